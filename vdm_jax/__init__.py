@@ -1,0 +1,10 @@
+"""Video diffusion in JAX and Flax: pixel-space cascades, attention variants, sharding.
+
+Shapes are named the same way everywhere: `B` batch, `T` frames, `H W` height and width, `C` channels,
+`N = H*W` tokens per frame, `S = T*N` tokens, `K` heads, `D` head dimension, `L` text tokens. Videos are
+`B T H W C` float32 in [-1, 1] (uint8 on disk and on the way to the device). Noise levels are log-SNR,
+`log(alpha^2 / sigma^2)`. Time `t` runs from 0 (clean) to 1 (noise). Guidance weights are in the `1 + w` form,
+so 0 means off.
+"""
+
+__version__ = "0.1.0"
