@@ -1,0 +1,109 @@
+"""Drawing moving handwritten digits: which digits a split may use, where they go, and how they become pixels.
+
+The digits are the 1,797 real 8x8 scans of scikit-learn (optical recognition of handwritten digits; E.
+Alpaydin and C. Kaynak, UCI repository, 1998). Lengths are in pixels of the frame and scale with its side: a
+digit is 20 px wide in a frame of 64. Time runs over the clip, so a clip of any frame count holds the same
+motion: `tau` is 0 in the first frame and 1 in the last.
+"""
+
+import functools
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+SPLITS = ("train", "validation", "test")
+MOTIONS = ("left", "right", "up", "down", "still", "bounce")
+# RGB, chosen far apart in direction, since blur and dimming change a colour's length but not its direction.
+COLOURS = {
+    "red": (230, 50, 40),
+    "green": (50, 200, 70),
+    "blue": (60, 90, 240),
+    "yellow": (240, 220, 50),
+    "cyan": (60, 220, 230),
+    "magenta": (220, 70, 220),
+    "white": (240, 240, 240),
+    "orange": (250, 140, 30),
+}
+
+DIGIT_SIDE = 20 / 64  # side of a digit's square, in frame sides
+STRAIGHT_TRAVEL = (18 / 64, 39 / 64)  # path length of left, right, up and down over the clip, in frame sides
+# Longer than the room even along a diagonal (0.75 of 44 px per axis), so a bounce always meets a wall.
+BOUNCE_TRAVEL = (67.5 / 64, 97.5 / 64)
+
+_DIRECTION = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}  # (y, x)
+_INSTANCES = {"train": (0, 1200), "validation": (1200, 1400), "test": (1400, 1797)}  # of the shuffled scans
+
+
+@functools.cache
+def digit_scans(split: str) -> tuple[Float[np.ndarray, "n 8 8"], np.ndarray]:
+    """The scans that `split` may draw, in [0, 1], and their classes. No scan belongs to two splits."""
+    from sklearn.datasets import load_digits
+
+    scans = load_digits()
+    # Fixed: the division into splits is a property of the data set, not of a run's seed.
+    chosen = np.random.default_rng(0).permutation(len(scans.images))[slice(*_INSTANCES[split])]
+    return (scans.images[chosen] / 16).astype(np.float32), scans.target[chosen]
+
+
+def digit_side(size: int) -> int:
+    """Side of a digit's square in pixels, in a frame of `size` pixels."""
+    return round(DIGIT_SIDE * size)
+
+
+def upsample(scans: Float[np.ndarray, "n 8 8"], side: int) -> Float[np.ndarray, "n side side"]:
+    """Bilinear to `side` pixels, then a steeper edge: the scans are soft, strokes should be nearly solid."""
+    position = np.clip((np.arange(side) + 0.5) * 8 / side - 0.5, 0, 7)
+    weights = np.maximum(0, 1 - np.abs(position[:, None] - np.arange(8))).astype(np.float32)  # [side, 8]
+    return np.clip((weights @ scans @ weights.T - 0.25) / 0.4, 0, 1)
+
+
+@functools.cache
+def digit_stamps(split: str, side: int) -> tuple[Float[np.ndarray, "_ side side"], ...]:
+    """Opacity of every digit of the split at `side` pixels, one array for each class 0 to 9."""
+    scans, classes = digit_scans(split)
+    stamps = upsample(scans, side)
+    return tuple(stamps[classes == digit] for digit in range(10))
+
+
+def draw_track(
+    rng: np.random.Generator, motion: str, frames: int, size: int
+) -> Float[np.ndarray, "frames 2"]:
+    """Top-left corner (y, x) of the digit's square in each frame, in pixels. The square never leaves the
+    frame.
+
+    A straight motion starts where its whole path fits, so it never contradicts its caption at a wall.
+    """
+    room = size - digit_side(size)
+    tau = np.linspace(0, 1, frames)[:, None]
+    start = rng.uniform(0, room, 2)
+    if motion == "still":
+        return np.broadcast_to(start, (frames, 2))
+    if motion == "bounce":
+        angle = rng.uniform(0, 2 * np.pi)
+        path = np.array([np.sin(angle), np.cos(angle)]) * rng.uniform(*BOUNCE_TRAVEL) * size
+        return room - np.abs((start + tau * path) % (2 * room) - room)  # reflected at 0 and at `room`
+    path = np.array(_DIRECTION[motion]) * rng.uniform(*STRAIGHT_TRAVEL) * size
+    free = room - np.abs(path)  # what is left of the room along each axis
+    start = start / room * free + np.maximum(0, -path)
+    return start + tau * path
+
+
+def paint(
+    video: UInt8[np.ndarray, "T H W 3"],
+    stamp: Float[np.ndarray, "side side"],
+    track: Float[np.ndarray, "T 2"],
+    colour: tuple[int, int, int],
+) -> None:
+    """Lay `stamp` in `colour` over what `video` holds, in place, at the sub-pixel positions of `track`."""
+    frames, size = video.shape[:2]
+    side = len(stamp) + 1  # a shift by a fraction of a pixel spreads the stamp over one more
+    corner = np.minimum(track.astype(int), size - side)
+    fraction = (track - corner).astype(np.float32)[:, :, None, None]
+    padded = np.pad(stamp, 1)
+    rows = padded[1:] + fraction[:, 0] * (padded[:-1] - padded[1:])  # [T, side, side + 1]
+    opacity = rows[:, :, 1:] + fraction[:, 1] * (rows[:, :, :-1] - rows[:, :, 1:])
+    windows = np.lib.stride_tricks.sliding_window_view(video, (side, side), axis=(1, 2), writeable=True)
+    place = (np.arange(frames), corner[:, 0], corner[:, 1])
+    under = windows[place]  # [T, 3, side, side]
+    over = np.array(colour, np.float32)[:, None, None]
+    windows[place] = (under + opacity[:, None] * (over - under) + 0.5).astype(np.uint8)

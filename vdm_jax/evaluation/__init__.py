@@ -1,0 +1,1 @@
+"""Scores of generated video: each says what it measures, with which detector, and comes with its controls."""
