@@ -1,0 +1,186 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vdm_jax.diffusion import guidance
+from vdm_jax.diffusion.arrays import expand
+from vdm_jax.diffusion.predictions import convert
+from vdm_jax.diffusion.process import Process
+from vdm_jax.diffusion.samplers import DDIM, Heun
+from vdm_jax.diffusion.sampling import sample, sampling_levels
+from vdm_jax.diffusion.schedules import CosineSchedule
+from vdm_jax.errors import UserError
+
+LOGSNR = jnp.array([-4.0, -1.0, 0.0, 0.5, 2.0, 4.0])
+
+
+def constant(value):
+    return lambda z, logsnr: jnp.full_like(z, value)
+
+
+def scaled(factor):
+    return lambda z, logsnr: factor * z * expand(jax.nn.sigmoid(logsnr), z)
+
+
+def test_classifier_free_is_the_1_plus_w_form_in_x_eps_and_v(videos):
+    z, w = videos[0], 2.5
+    conditional, unconditional = scaled(0.7)(z, LOGSNR), scaled(0.2)(z, LOGSNR)
+    guided = guidance.classifier_free(scaled(0.7), scaled(0.2), w)(z, LOGSNR)
+    np.testing.assert_allclose(guided, (1 + w) * conditional - w * unconditional, rtol=1e-5, atol=1e-6)
+    alpha_sigma = CosineSchedule().alpha_sigma(LOGSNR)
+    c, u, g = (convert("x", x, z, *alpha_sigma) for x in (conditional, unconditional, guided))
+    for name in ("eps", "v", "flow", "score"):
+        np.testing.assert_allclose(g[name], (1 + w) * c[name] - w * u[name], rtol=1e-3, atol=1e-3)
+
+
+def test_weight_zero_is_the_conditional_model_and_evaluates_no_other(videos):
+    def unused(z, logsnr):
+        return jnp.full_like(z, jnp.nan)
+
+    guided = guidance.classifier_free(scaled(0.7), unused, 0.0)(videos[0], LOGSNR)
+    np.testing.assert_array_equal(guided, scaled(0.7)(videos[0], LOGSNR))
+
+
+def test_guided_sampling_of_gaussians_matches_its_closed_form(gaussian):
+    # With equal covariances, extrapolating between posterior means is extrapolating between the data means:
+    # conditional mean m and unconditional mean 0 give, guided, the Gaussian of mean (1 + w) m.
+    process, w = Process(), 2.0
+    unconditional = dataclasses.replace(gaussian, mean=0 * gaussian.mean)
+    extrapolated = dataclasses.replace(gaussian, mean=(1 + w) * gaussian.mean)
+    guided = guidance.classifier_free(gaussian.denoiser(process), unconditional.denoiser(process), w)
+    z = jax.random.normal(jax.random.key(0), (8, 2, 1, 1, 2))
+    keys = jax.random.split(jax.random.key(0), 8)
+    x = jax.jit(lambda keys: sample(Heun(), guided, keys, z.shape, process, 64, initial=z))(keys)
+    exact = extrapolated.flow(z, *process.schedule.alpha_sigma(process.schedule.logsnr(1.0)))
+    np.testing.assert_allclose(x, exact, atol=5e-3)
+
+
+def test_weights_per_frame_per_sample_and_both(videos):
+    z = videos[0]
+
+    def run(w):
+        return guidance.classifier_free(constant(1.0), constant(0.0), w)(z, LOGSNR)[..., 0, 0, 0] - 1
+
+    np.testing.assert_allclose(run(jnp.array([1.0, 3.0])), [[1, 3]] * 6)
+    np.testing.assert_allclose(run(np.arange(6.0)[:, None]), np.repeat(np.arange(6.0)[:, None], 2, 1))
+    np.testing.assert_allclose(run(np.arange(12.0).reshape(6, 2)), np.arange(12.0).reshape(6, 2))
+    np.testing.assert_allclose(
+        run(lambda logsnr: 2 * logsnr), np.repeat(2 * LOGSNR[:, None], 2, 1), rtol=1e-6
+    )
+
+
+def test_n_term_adds_each_difference_from_the_base(videos):
+    terms = [(constant(3.0), 0.5), (constant(-1.0), jnp.array([0.0, 2.0]))]
+    guided = guidance.n_term(constant(1.0), terms)(videos[0], LOGSNR)
+    np.testing.assert_allclose(guided[:, 0], 1 + 0.5 * 2)
+    np.testing.assert_allclose(guided[:, 1], 1 + 0.5 * 2 - 2 * 2)
+
+
+def test_two_conditions_by_differences(videos):
+    both, image, none = 5.0, 2.0, 1.0
+    estimates = guidance.separate(constant(both), constant(image), constant(none))
+    guided = guidance.combine(estimates, [(0, 1, 6.5), (1, 2, 0.5)])(videos[0], LOGSNR)
+    np.testing.assert_allclose(guided, none + 1.5 * (image - none) + 7.5 * (both - image))
+
+
+def test_batched_makes_one_call_and_equals_separate_ones(videos):
+    z, calls = videos[0], []
+
+    def denoise_with(z, logsnr, conditioning):
+        calls.append(z.shape[0])
+        return (
+            expand(conditioning["a"], z) * z
+            + expand(logsnr, z)
+            + conditioning["video"].mean((1, 2, 3, 4), keepdims=True)
+        )
+
+    conditionings = [{"a": jnp.arange(6.0) * n, "video": z + n, "absent": None} for n in range(3)]
+    estimates = guidance.batched(denoise_with, conditionings)(z, LOGSNR)
+    assert calls == [18] and len(estimates) == 3
+    for estimate, conditioning in zip(estimates, conditionings, strict=True):
+        np.testing.assert_allclose(estimate, denoise_with(z, LOGSNR, conditioning), rtol=1e-5, atol=1e-5)
+
+
+def test_rescale_restores_the_standard_deviation_of_each_sample(videos):
+    z = videos[0]
+
+    def guide(rescale):
+        return guidance.classifier_free(scaled(0.7), scaled(-0.4), 3.0, rescale=rescale)(z, LOGSNR)
+
+    axes = (1, 2, 3, 4)
+    full, half, none = guide(1.0), guide(0.5), guide(0.0)
+    np.testing.assert_allclose(full.std(axes), scaled(0.7)(z, LOGSNR).std(axes), rtol=1e-5)
+    np.testing.assert_allclose(half, (full + none) / 2, rtol=1e-5, atol=1e-6)
+
+
+def test_oscillating_weight_follows_the_steps_of_the_sampler():
+    levels = sampling_levels(DDIM(), CosineSchedule(), 8)
+    weight = guidance.oscillating(15.0, 1.0, levels, constant_steps=3)
+    np.testing.assert_array_equal(weight(levels), [15, 15, 15, 1, 15, 1, 15, 1])
+    seen = sample(
+        DDIM(),
+        guidance.classifier_free(constant(1.0), constant(0.0), weight),
+        jax.random.split(jax.random.key(0), 2),
+        (2, 1, 1, 1, 1),
+        Process(),
+        8,
+        trajectory=True,
+    )[1]
+    np.testing.assert_allclose(seen[:, 0, 0, 0, 0, 0], 1 + weight(levels), rtol=1e-5)
+
+
+def test_weight_within_an_interval():
+    np.testing.assert_array_equal(guidance.within(3.0, -1.0, 2.0)(LOGSNR), [0, 3, 3, 3, 3, 0])
+
+
+def test_static_threshold(videos):
+    z = 3 * videos[0]
+    np.testing.assert_array_equal(guidance.static_threshold(lambda z, _: z)(z, LOGSNR), np.clip(z, -1, 1))
+
+
+@pytest.mark.parametrize("per", ["clip", "frame"])
+def test_dynamic_threshold(per):
+    x = np.random.default_rng(0).normal(size=(2, 3, 4, 4, 1)).astype(np.float32)
+    x[1] *= 0.1  # entirely inside [-1, 1]
+    x[0, 2] *= 5
+    result = guidance.dynamic_threshold(lambda z, _: z, percentile=90.0, per=per)(jnp.asarray(x), LOGSNR[:2])
+    np.testing.assert_allclose(result[1], x[1], rtol=1e-6)
+    for frame in range(3):
+        s = np.percentile(np.abs(x[0] if per == "clip" else x[0, frame]), 90)
+        np.testing.assert_allclose(result[0, frame], np.clip(x[0, frame], -s, s) / s, rtol=1e-4)
+    assert np.abs(result).max() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (
+            lambda: guidance.classifier_free(constant(1), constant(0), 1.0, rescale=2.0),
+            "rescale=2.0; permitted",
+        ),
+        (lambda: guidance.oscillating(15, 1, LOGSNR, -1), "constant_steps=-1"),
+        (lambda: guidance.within(1.0, 2.0, 1.0), "logsnr_min=2.0 with logsnr_max=1.0"),
+        (lambda: guidance.dynamic_threshold(constant(1), percentile=0), "percentile=0; permitted"),
+        (
+            lambda: guidance.dynamic_threshold(constant(1), per="pixel"),
+            "per='pixel'; permitted: 'clip', 'frame'",
+        ),
+        (
+            lambda: guidance.batched(constant, [{"a": jnp.ones(2)}, {"a": None}]),
+            "unequal structure or shapes",
+        ),
+        (lambda: guidance.batched(constant, []), "0 conditionings"),
+        (
+            lambda: guidance.classifier_free(constant(1), constant(0), jnp.ones(3))(
+                jnp.zeros((3, 2, 1, 1, 1)), 0
+            ),
+            r"shape \(3,\) for 3 videos of 2 frames; permitted: a number, .2. per frame",
+        ),
+    ],
+)
+def test_errors(make, message):
+    with pytest.raises(UserError, match=message):
+        make()

@@ -1,0 +1,77 @@
+"""What a stage sees: its target video and conditioning made from clips, in training and in sampling. Pure functions."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, UInt8
+
+from vdm_jax.cascade.stage import LowResolution, Stage, VideoSpec
+from vdm_jax.conditioning.conditioning import Conditioning
+from vdm_jax.conditioning.vocabulary import PADDING
+from vdm_jax.errors import UserError
+from vdm_jax.video.arrays import resize, subsample_frames, to_float, upsample_frames
+
+
+def target_video(clip: UInt8[Array, "b t h w 3"], video: VideoSpec) -> Float[Array, "b t h w 3"]:
+    """The clip at the size a stage makes: every k-th frame, pixels averaged over areas."""
+    return resize(subsample_frames(to_float(clip), video.frames), video.height, video.width, "area")
+
+
+def degrade(x: Float[Array, "b t h w 3"], source: LowResolution) -> Float[Array, "b t2 h2 w2 3"]:
+    """The low-resolution video that the stage before would have made of `x`."""
+    return resize(subsample_frames(x, source.frames), source.height, source.width, "area")
+
+
+def enlarge(low: Float[Array, "b t h w 3"], source: LowResolution, video: VideoSpec) -> Float[Array, "b t2 h2 w2 3"]:
+    """A low-resolution video at the frames and pixels of the stage's own video."""
+    return resize(upsample_frames(low, video.frames, source.fill), video.height, video.width, source.resize)
+
+
+def text_conditioning(tokens: Int[Array, "b g l"]) -> Conditioning:
+    """Conditioning on word ids; padding is masked."""
+    return Conditioning(tokens=tokens, text_mask=tokens != PADDING)
+
+
+def with_low_resolution(
+    conditioning: Conditioning, low: Float[Array, "b t h w 3"], stage: Stage, keys: Array, logsnr: Float[Array, "b"]
+) -> Conditioning:
+    """Add the enlarged low-resolution video with noise of level `logsnr`, drawn per sample from `keys` `[B]`
+    (noise-conditioning augmentation: Ho et al. 2021, arXiv 2106.15282)."""
+    large = enlarge(low, stage.source, stage.video)
+    noisy = stage.source.augmentation.augment(large, keys, logsnr)
+    return conditioning.replace(low_resolution=noisy, augmentation=logsnr)
+
+
+def training_inputs(
+    stage: Stage, batch: dict[str, Array], key: Array
+) -> tuple[Float[Array, "b t h w 3"], Conditioning, int]:
+    """Target video, conditioning and number of appended images for one batch of the data pipeline.
+
+    `batch` has `video` uint8 `[B,T,H,W,3]` and, where the network reads text, `tokens` `[B,L]` or `embeddings`
+    `[B,L,C]` with `text_mask`; for joint training also `images` `[B,n,H,W,3]` and `image_tokens` `[B,n,L]`.
+    """
+    x = target_video(batch["video"], stage.video)
+    conditioning = Conditioning()
+    tokens = batch["tokens"][:, None] if "tokens" in batch else None
+    images = batch["images"].shape[1] if "images" in batch else 0
+    if images:
+        pictures = resize(to_float(batch["images"]), stage.video.height, stage.video.width, "area")
+        x = jnp.concatenate([x, pictures], axis=1)
+        if tokens is not None:
+            tokens = jnp.concatenate([tokens, batch["image_tokens"]], axis=1)
+    if stage.network.text is not None:
+        if tokens is not None:
+            conditioning = text_conditioning(tokens)
+        elif "embeddings" in batch:
+            conditioning = Conditioning(embeddings=batch["embeddings"][:, None], text_mask=batch["text_mask"][:, None])
+        else:
+            raise UserError(f"stage {stage.name!r} reads text, but the batch has neither tokens nor embeddings")
+    if "fps" in stage.network.scalars:
+        conditioning = conditioning.replace(scalars={"fps": jnp.full(len(x), stage.video.fps)})
+    if stage.source is not None:
+        level_key, noise_key = jax.random.split(key)
+        logsnr = stage.source.augmentation.draw_logsnr(level_key, len(x))
+        keys = jax.random.split(noise_key, len(x))
+        conditioning = with_low_resolution(conditioning, degrade(x, stage.source), stage, keys, logsnr)
+    return x, conditioning, images

@@ -1,0 +1,133 @@
+"""Run directories: where an experiment's config and its stages' results live, and loading them back.
+
+    runs/NAME/config.json                     the resolved experiment
+    runs/NAME/STAGE/checkpoints/              training states
+    runs/NAME/STAGE/metrics.jsonl, events*    scalars (JSON lines, TensorBoard)
+    runs/NAME/STAGE/samples/                  sample sheets made in training
+    runs/NAME/STAGE/params.safetensors        instead of checkpoints, in an exported run: weights only
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import vdm_jax
+from vdm_jax.cascade.generator import Generator
+from vdm_jax.cascade.stage import Experiment
+from vdm_jax.configuration import from_json, to_data, to_json
+from vdm_jax.errors import UserError
+from vdm_jax.interop.safetensors import load_params, save_params
+from vdm_jax.video.writing import atomic_path
+
+CONFIG, WEIGHTS = "config.json", "params.safetensors"
+
+# Fields that may differ when a run is taken up again: they say how long and how to report, not what is learnt.
+RESUMABLE = ("steps", "log_every", "checkpoint_every", "keep", "sample_every", "validate_every", "workers")
+
+
+def checkpoints_path(run: Path, stage: str) -> Path:
+    """Where a stage's checkpoints are."""
+    return run / stage / "checkpoints"
+
+
+def open_run(run: Path, experiment: Experiment) -> Experiment:
+    """Make a run directory, or take up the one that is there.
+
+    Returns the experiment to train. Raises `UserError` when the directory belongs to another config or to something
+    else, naming the first field that differs.
+    """
+    path = run / CONFIG
+    if path.exists():
+        stored = read_config(run)
+        for field, old, new in differences(to_data(stored), to_data(experiment)):
+            if field.split(".")[-1] not in RESUMABLE or ".training." not in field:
+                raise UserError(f"run directory {run} belongs to another config: {field} is {old!r} there and {new!r} "
+                                "now; permitted: the same config, or another directory (--run)")
+    elif run.exists() and any(run.iterdir()):
+        raise UserError(f"{run} is not empty and not a run (no {CONFIG}); permitted: a new or empty directory (--run)")
+    run.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        temporary.write_text(to_json(experiment))
+    return experiment
+
+
+def read_config(run: Path) -> Experiment:
+    """The experiment of a run. Raises `UserError` when there is none or it is damaged."""
+    path = run / CONFIG
+    if not path.exists():
+        raise UserError(f"{run} is not a run: {path} does not exist; permitted: a directory made by 'vdm-jax train'")
+    return from_json(Experiment, path.read_text(), str(path))
+
+
+def differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Fields `(name, old, new)` in which two configs differ, as plain data."""
+    if isinstance(old, dict) and isinstance(new, dict) and old.get("kind") == new.get("kind"):
+        for key in {**old, **new}:
+            yield from differences(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for i, (a, b) in enumerate(zip(old, new, strict=True)):
+            name = a["name"] if isinstance(a, dict) and "name" in a else i
+            yield from differences(a, b, f"{where}.{name}")
+    elif old != new:
+        yield where, old, new
+
+
+def find_run(name: str | os.PathLike) -> Path:
+    """The directory of a run, given as a path, as a name under `runs/`, or as the name of weights shipped with the
+    package. Raises `UserError` listing what there is."""
+    shipped = Path(vdm_jax.__file__).parent / "weights"
+    for path in (Path(name), Path("runs") / name, shipped / name):
+        if (path / CONFIG).exists():
+            return path
+    known = [str(p.parent) for p in sorted(Path("runs").glob(f"*/{CONFIG}"))]
+    known += [f"{p.parent.name} (shipped)" for p in sorted(shipped.glob(f"*/{CONFIG}"))]
+    raise UserError(f"run {str(name)!r} was not found; permitted: a run directory, or one of: "
+                    f"{', '.join(known) or 'none yet (train one first)'}")
+
+
+def load_stage(run: Path, stage: str) -> Any | None:
+    """The averaged (EMA) parameters of a trained stage, or None when it has not been trained."""
+    from vdm_jax.training.checkpoints import Checkpoints
+
+    weights = run / stage / WEIGHTS
+    if weights.exists():
+        return load_params(weights)[0]
+    checkpoints = Checkpoints(checkpoints_path(run, stage))
+    if checkpoints.latest() is None:
+        return None
+    return checkpoints.restore_subtree("ema")[0]
+
+
+def load(run: str | os.PathLike, devices: list[jax.Device] | None = None) -> Generator:
+    """A generator from a run directory, a name under `runs/`, or shipped weights.
+
+    >>> generate = vdm_jax.load("runs/captioned_digits")
+    >>> generate(["a red three moving left"], seed=0).save("three.mp4")
+
+    Raises `UserError` when there is no such run, no stage of it is trained, or a checkpoint is damaged.
+    """
+    path = find_run(run)
+    experiment = read_config(path)
+    params = {stage.name: load_stage(path, stage.name) for stage in experiment.stages}
+    params = {name: tree for name, tree in params.items() if tree is not None}
+    if not params:
+        raise UserError(f"run {path} has no trained stage yet; permitted: a run with at least one checkpoint")
+    return Generator(experiment, params, devices)
+
+
+def export(generator: Generator, folder: Path, dtype: str | None = None) -> None:
+    """Write a generator as a folder of config and safetensors, which `load` reads like a run.
+
+    `dtype` stores floating-point weights in another type ('float16', 'bfloat16').
+    """
+    for name, params in generator.params.items():
+        target = folder / name / WEIGHTS
+        target.parent.mkdir(parents=True, exist_ok=True)
+        save_params(target, jax.device_get(params), {"stage": name, "experiment": generator.experiment.name}, dtype=dtype)
+    with atomic_path(folder / CONFIG) as temporary:
+        temporary.write_text(to_json(generator.experiment))

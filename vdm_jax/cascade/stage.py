@@ -1,0 +1,192 @@
+"""Stages, cascades and experiments as data.
+
+A stage says which video it makes, from which degraded video, with which network, process and sampler. Base, temporal
+super-resolution and spatial super-resolution are the same type with other values. Stages train independently and
+sample in sequence.
+"""
+
+import dataclasses
+from typing import Literal
+
+from vdm_jax.data.captioned_digits import CaptionedDigits
+from vdm_jax.data.array_record import PreparedClips
+from vdm_jax.data.image_folder import ImageFolder
+from vdm_jax.data.tfds_video import TFDSVideo
+from vdm_jax.data.video_folder import VideoFolder
+from vdm_jax.diffusion.augmentation import NoiseAugmentation
+from vdm_jax.diffusion.process import Process
+from vdm_jax.diffusion.samplers import DDIM, Sampler
+from vdm_jax.errors import UserError
+from vdm_jax.networks.config import UNet
+from vdm_jax.parallel.mesh import MeshSpec
+from vdm_jax.video.arrays import ResizeMethod, UpsampleMode
+
+DataSet = CaptionedDigits | VideoFolder | ImageFolder | PreparedClips | TFDSVideo
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StaticThreshold:
+    """Estimates are clipped to [-1, 1]."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DynamicThreshold:
+    """Estimates are clipped to a percentile of their magnitude and rescaled (Imagen, arXiv 2205.11487)."""
+
+    percentile: float = 99.5
+    per: Literal["clip", "frame"] = "clip"  # one limit per clip or per frame
+
+
+Threshold = StaticThreshold | DynamicThreshold
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VideoSpec:
+    """The size of a video."""
+
+    frames: int
+    height: int  # pixels
+    width: int  # pixels
+    fps: float = 8.0  # frames per second at which it is meant to be shown
+
+    def __post_init__(self):
+        for name in ("frames", "height", "width", "fps"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"VideoSpec.{name}={getattr(self, name)} is not valid; permitted: > 0")
+
+    def __str__(self) -> str:
+        return f"{self.frames}x{self.height}x{self.width}"
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """`(T, H, W, C)` of one RGB clip."""
+        return self.frames, self.height, self.width, 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LowResolution:
+    """The degraded video a super-resolution stage starts from, and how it is brought back to full size."""
+
+    frames: int
+    height: int  # pixels
+    width: int  # pixels
+    fill: UpsampleMode = "repeat"  # frames in between: repeated, blank or blended
+    resize: ResizeMethod = "bilinear"  # pixels in between
+    augmentation: NoiseAugmentation = NoiseAugmentation()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a stage is trained."""
+
+    steps: int = 10_000
+    batch_size: int = 16  # clips per step, over all devices
+    learning_rate: float = 2e-4  # peak, of AdamW
+    warmup_steps: int = 200
+    decay: bool = False  # cosine decay of the learning rate to a tenth
+    weight_decay: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.99
+    clip_norm: float = 1.0  # global gradient norm
+    ema_decay: float = 0.999  # reached after about ten times its horizon; earlier steps average less
+    accumulation: int = 1  # micro-batches per step
+    text_dropout: float = 0.1  # share of captions replaced by the null caption
+    images_per_clip: int = 0  # independent images appended to each clip (joint training)
+    image_data: DataSet | None = None  # where they come from; None: frames of other clips
+    log_every: int = 25  # steps
+    checkpoint_every: int = 1000  # steps
+    keep: int = 2  # checkpoints
+    sample_every: int = 1000  # steps between sample sheets; 0: only at the end
+    validate_every: int = 1000  # steps between validation losses; 0: never
+    flips: bool = False  # mirror half of the clips; only for data whose captions do not say left or right
+    workers: int = 0  # processes that read data; 0: threads
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep"):
+            if getattr(self, name) < 1:
+                raise UserError(f"Training.{name}={getattr(self, name)} is not valid; permitted: >= 1")
+        if self.batch_size % self.accumulation:
+            raise UserError(f"Training.accumulation={self.accumulation} does not divide batch_size={self.batch_size}")
+        for name in ("ema_decay", "text_dropout", "b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"Training.{name}={getattr(self, name)} is not valid; permitted: 0 <= {name} < 1")
+        if self.learning_rate <= 0:
+            raise UserError(f"Training.learning_rate={self.learning_rate} is not valid; permitted: > 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a stage is sampled unless the user says otherwise."""
+
+    sampler: Sampler = DDIM()
+    steps: int = 50
+    guidance: float = 0.0  # w of (1 + w) conditional - w unconditional
+    threshold: Threshold | None = StaticThreshold()
+    batch_size: int = 16  # clips at a time, over all devices
+
+    def __post_init__(self):
+        if self.steps < 1 or self.batch_size < 1:
+            raise UserError(f"Sampling.steps={self.steps}, batch_size={self.batch_size}; permitted: >= 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One diffusion model of a cascade."""
+
+    name: str
+    video: VideoSpec  # what it makes
+    source: LowResolution | None = None  # what it makes it from; None: from noise
+    network: UNet
+    process: Process
+    training: Training = Training()
+    sampling: Sampling = Sampling()
+
+    def __post_init__(self):
+        video, source = self.video, self.source
+        if source is not None:
+            for name in ("frames", "height", "width"):
+                whole, part = getattr(video, name), getattr(source, name)
+                if part < 1 or whole % part:
+                    raise UserError(f"Stage {self.name!r}: source.{name}={part} does not divide video.{name}={whole}; "
+                                    f"permitted: divisors of {whole}")
+        if self.network.low_resolution != (source is not None):
+            raise UserError(f"Stage {self.name!r}: network.low_resolution={self.network.low_resolution} but source is "
+                            f"{'given' if source else 'None'}; permitted: low_resolution exactly with a source")
+        for name, multiple in zip(("height", "width"), self.network.reduction, strict=True):
+            if getattr(video, name) % multiple:
+                raise UserError(f"Stage {self.name!r}: video.{name}={getattr(video, name)} is not a multiple of the "
+                                f"network's reduction {multiple}; permitted: {multiple}, {2 * multiple}, ...")
+        if self.training.images_per_clip and source is not None:
+            raise UserError(f"Stage {self.name!r}: training.images_per_clip={self.training.images_per_clip}; "
+                            "permitted: 0 for a stage with a source (joint training is for base stages)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A cascade, the data it learns from, and where it runs."""
+
+    name: str
+    stages: tuple[Stage, ...]
+    data: DataSet
+    seed: int = 0
+    mesh: MeshSpec = MeshSpec()
+
+    def __post_init__(self):
+        names = [stage.name for stage in self.stages]
+        if not names or len(set(names)) != len(names):
+            raise UserError(f"Experiment.stages={names} is not valid; permitted: at least one, with different names")
+        for before, stage in zip(self.stages, self.stages[1:], strict=False):
+            need = stage.source
+            if need is None or (need.frames, need.height, need.width) != before.video.shape[:3]:
+                size = f"{need.frames}x{need.height}x{need.width}" if need else "nothing"
+                raise UserError(f"Stage {stage.name!r} starts from {size}, but stage {before.name!r} before it makes "
+                                f"{before.video}; permitted: a source of {before.video}")
+        if self.stages[0].source is not None and len(self.stages) > 1:
+            raise UserError(f"Stage {names[0]!r} has a source but nothing before it; permitted: source=None")
+
+    def stage(self, name: str) -> Stage:
+        """The stage of that name. Raises `UserError` listing the names."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise UserError(f"stage {name!r} is unknown; permitted: {', '.join(s.name for s in self.stages)}")

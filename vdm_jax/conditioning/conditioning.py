@@ -1,0 +1,41 @@
+"""The `Conditioning` pytree: everything a denoiser may be told besides the noisy video. Absent parts cost nothing."""
+
+from __future__ import annotations
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+@flax.struct.dataclass
+class Conditioning:
+    """Optional inputs of a network, each with the batch as its first axis.
+
+    Text comes in groups: group 0 is the clip's caption, further groups are the captions of independent images that
+    are appended to the clip for joint training.
+    """
+
+    tokens: Int[Array, "b g l"] | None = None  # word ids
+    embeddings: Float[Array, "b g l c"] | None = None  # instead of ids: embeddings made beforehand
+    text_mask: Bool[Array, "b g l"] | None = None  # True at real tokens; a row without any is the null caption
+    low_resolution: Float[Array, "b t h w c"] | None = None  # already at the size of the video, in [-1, 1]
+    augmentation: Float[Array, "b"] | None = None  # log-SNR of the noise added to low_resolution
+    observed: Float[Array, "b t h w c"] | None = None  # known frames, zero elsewhere
+    observed_mask: Float[Array, "b t h w 1"] | None = None  # 1 where observed
+    scalars: dict[str, Float[Array, "b"]] = flax.struct.field(default_factory=dict)  # e.g. fps
+
+    def without_text(self, where: Bool[Array, "b"] | None = None) -> Conditioning:
+        """The same with the null caption, for all samples or for those where `where` is True."""
+        if self.text_mask is None:
+            return self
+        drop = jnp.ones(len(self.text_mask), bool) if where is None else where
+        return self.replace(text_mask=self.text_mask & ~drop[:, None, None])
+
+
+def drop_text(key: Array, conditioning: Conditioning, probability: float) -> Conditioning:
+    """Replace each sample's captions by the null caption with `probability`, for classifier-free guidance
+    (Ho & Salimans 2022, arXiv 2207.12598)."""
+    if conditioning.text_mask is None or probability == 0:
+        return conditioning
+    return conditioning.without_text(jax.random.bernoulli(key, probability, (len(conditioning.text_mask),)))

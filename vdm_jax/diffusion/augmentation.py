@@ -1,0 +1,91 @@
+"""Corruption of a low-resolution conditioning video, so that super-resolution forgives its flaws."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from vdm_jax.diffusion.arrays import Level, Video, expand, noise_from_keys
+from vdm_jax.diffusion.levels import UniformTime
+from vdm_jax.diffusion.schedules import CosineSchedule
+from vdm_jax.errors import UserError
+
+# A sampler draws from streams 0, 1, 2, ... of a sample's key; here the same key gives other noise.
+_NOISE_STREAM, _BLUR_STREAM = 2**31 - 1, 2**31 - 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoiseAugmentation:
+    """Variance-preserving Gaussian noise at a level the network is told.
+
+    Ho et al. 2021, arXiv 2106.15282, section 4. Training draws the level at random; sampling corrupts the
+    input once, at a fixed level, and keeps it for all steps. Levels are drawn uniformly in log-SNR between
+    the bounds of `training_logsnr`, or, where that is None, uniformly in the time of `schedule` (Saharia et
+    al. 2022, arXiv 2205.11487, section 2.4).
+    """
+
+    training_logsnr: tuple[float, float] | None = None  # lowest and highest log-SNR; None: uniform in time
+    sampling_logsnr: float = math.log(3.0)  # log-SNR at sampling; Imagen Video (arXiv 2210.02303): SNR 3 or 5
+    schedule: CosineSchedule = CosineSchedule()  # time to log-SNR, where training_logsnr is None
+
+    def __post_init__(self):
+        if self.training_logsnr is not None and not self.training_logsnr[0] <= self.training_logsnr[1]:
+            raise UserError(
+                f"NoiseAugmentation.training_logsnr={self.training_logsnr}; "
+                "permitted: (lowest, highest) or None"
+            )
+
+    def draw_logsnr(self, key: Key[Array, ""], batch: int) -> Float[Array, " B"]:
+        """Training levels of a batch."""
+        if self.training_logsnr is None:
+            return UniformTime().draw(key, batch, self.schedule)
+        low, high = self.training_logsnr
+        return jax.random.uniform(key, (batch,), minval=low, maxval=high)
+
+    def augment(self, x: Video, keys: Key[Array, " B"], logsnr: Level) -> Video:
+        """`alpha x + sigma eps` at `logsnr` [B]; the noise of sample b comes from keys[b] alone."""
+        alpha, sigma = self.schedule.alpha_sigma(logsnr)
+        return expand(alpha, x) * x + expand(sigma, x) * noise_from_keys(keys, _NOISE_STREAM, x.shape)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlurAugmentation:
+    """3x3 Gaussian blur of some of the training videos, never at sampling.
+
+    Ho et al. 2021, arXiv 2106.15282, section 4. All frames of a video are blurred alike.
+    """
+
+    probability: float = 0.5  # fraction of training videos that are blurred
+    sigma: tuple[float, float] = (0.4, 0.6)  # range of the Gaussian's standard deviation, pixels
+
+    def __post_init__(self):
+        if not 0 <= self.probability <= 1:
+            raise UserError(f"BlurAugmentation.probability={self.probability}; permitted: 0 to 1")
+        if not 0 < self.sigma[0] <= self.sigma[1]:
+            raise UserError(
+                f"BlurAugmentation.sigma={self.sigma}; permitted: (lowest, highest), both above 0"
+            )
+
+    def augment(self, x: Float[Array, "B T H W C"], keys: Key[Array, " B"]) -> Float[Array, "B T H W C"]:
+        """x, blurred or not; what happens to sample b depends on keys[b] alone."""
+        low, high = self.sigma
+        draws = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, _BLUR_STREAM), (2,)))(keys)
+        blurred = gaussian_blur(x, low + (high - low) * draws[:, 0])
+        return jnp.where(expand(draws[:, 1] < self.probability, x), blurred, x)
+
+
+def gaussian_blur(x: Float[Array, "B T H W C"], sigma: Float[Array, " B"]) -> Float[Array, "B T H W C"]:
+    """3x3 blur of every frame, standard deviation `sigma` pixels, border pixels repeated outwards."""
+    side = jnp.exp(-0.5 / sigma**2)
+    centre, side = expand(1 / (1 + 2 * side), x), expand(side / (1 + 2 * side), x)
+    for axis in (2, 3):
+        size = x.shape[axis]
+        padded = jnp.pad(x, [(1, 1) if a == axis else (0, 0) for a in range(x.ndim)], mode="edge")
+        before, after = (jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i in (0, 2))
+        x = centre * x + side * (before + after)
+    return x
+
+
+Augmentation = NoiseAugmentation | BlurAugmentation

@@ -1,0 +1,78 @@
+"""Where a sampler evaluates the denoiser: a decreasing-noise list of log-SNR levels, one per step.
+
+The last step returns the estimate made at the last level. Grids over time and log-SNR divide their range into
+`steps` equal parts and evaluate at the noisy end of each; the Karras grid also evaluates at the very lowest
+noise.
+"""
+
+import dataclasses
+import math
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vdm_jax.diffusion.schedules import EDMSchedule, Schedule
+from vdm_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TimeGrid:
+    """Equal steps in the schedule's time: `start, start (1 - 1/steps), ...`; time 0 is not evaluated."""
+
+    def levels(self, schedule: Schedule, steps: int, start: float) -> Float[Array, " steps"]:
+        """Log-SNR of each evaluation, from time `start` on."""
+        return schedule.logsnr(start * (1 - jnp.arange(steps) / steps))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogSNRGrid:
+    """Equal steps in log-SNR (Lu et al. 2022, arXiv 2206.00927); the highest is not evaluated."""
+
+    def levels(self, schedule: Schedule, steps: int, start: float) -> Float[Array, " steps"]:
+        """Log-SNR of each evaluation, from time `start` on."""
+        first = schedule.logsnr(start)
+        return first + (schedule.logsnr_range[1] - first) * jnp.arange(steps) / steps
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KarrasGrid:
+    """Equal steps in `(sigma / alpha)^(1/rho)`, both ends evaluated.
+
+    Karras et al. 2022, arXiv 2206.00364, eq. 5. The limits default to the schedule's own. Schedules with a
+    log-SNR down to -20 reach a sigma/alpha of e^10; limits such as 0.002 and 80 spend the steps better.
+    """
+
+    rho: float = 7.0  # how strongly steps crowd at low noise; 1 is linear in sigma
+    sigma_min: float | None = None  # lowest sigma / alpha; None: that of time 0
+    sigma_max: float | None = None  # highest sigma / alpha when sampling from time 1; None: that of time 1
+
+    def __post_init__(self):
+        if self.rho <= 0:
+            raise UserError(f"KarrasGrid.rho={self.rho}; permitted: above 0")
+
+    def levels(self, schedule: Schedule, steps: int, start: float) -> Float[Array, " steps"]:
+        """Log-SNR of each evaluation, from time `start` on.
+
+        Raises `UserError` for limits beyond the schedule's range, at which no network was trained.
+        """
+        sigmas = [math.exp(-logsnr / 2) for logsnr in schedule.logsnr_range]
+        lowest = sigmas[1] if self.sigma_min is None else self.sigma_min
+        highest = sigmas[0] if self.sigma_max is None else self.sigma_max
+        if not sigmas[1] <= lowest * (1 + 1e-6) < highest <= sigmas[0] * (1 + 1e-6):
+            raise UserError(
+                f"KarrasGrid(sigma_min={self.sigma_min}, sigma_max={self.sigma_max}) with "
+                f"{type(schedule).__name__}; permitted: "
+                f"{sigmas[1]:g} <= sigma_min < sigma_max <= {sigmas[0]:g}"
+            )
+        first = math.log(highest) if start == 1 else -schedule.logsnr(start) / 2
+        high, low = jnp.exp(first / self.rho), lowest ** (1 / self.rho)
+        ramp = jnp.linspace(1.0, 0.0, steps) if steps > 1 else jnp.ones(1)
+        return -2 * self.rho * jnp.log(low + ramp * (high - low))
+
+
+Grid = TimeGrid | LogSNRGrid | KarrasGrid
+
+
+def default_grid(schedule: Schedule) -> Grid:
+    """The grid a schedule was published with: its Karras ramp for EDM, uniform time for all others."""
+    return KarrasGrid(rho=schedule.rho) if isinstance(schedule, EDMSchedule) else TimeGrid()

@@ -1,0 +1,165 @@
+"""Functions from denoisers to denoisers: guidance by several estimates, and thresholding.
+
+Guidance weights are in the `1 + w` form: 0 is off, and classifier-free guidance is `x_c + w (x_c - x_u)` (Ho
+et al. 2022, arXiv 2204.03458). Combining estimates of x or of eps with weights that sum to one is the
+same thing, since both are affine in each other at a given z, so x is used throughout.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vdm_jax.diffusion.arrays import Denoiser, Level, Video, expand
+from vdm_jax.errors import UserError
+
+# A number; an array that broadcasts to [B, T], so [T] is per frame and [B, 1] per sample; or a function of
+# the log-SNR [B] that returns a weight per sample [B].
+Weight = float | Float[Array, "..."] | Callable[[Level], Level]
+Estimates = Callable[[Video, Level], tuple[Video, ...]]  # several estimates of the same clean video
+
+
+def classifier_free(
+    conditional: Denoiser, unconditional: Denoiser, weight: Weight, *, rescale: float = 0.0
+) -> Denoiser:
+    """`x_c + w (x_c - x_u)`, each denoiser evaluated separately; see `combine` for one stacked call."""
+    return combine(separate(conditional, unconditional), [(0, 1, weight)], rescale=rescale)
+
+
+def n_term(base: Denoiser, terms: Sequence[tuple[Denoiser, Weight]]) -> Denoiser:
+    """`x_base + sum_k w_k (x_k - x_base)`: pulls towards terms of positive weight, away from negative ones.
+
+    Composition of conditions (Liu et al. 2022, arXiv 2206.01714).
+    """
+    denoisers, weights = [denoise for denoise, _ in terms], [weight for _, weight in terms]
+    return combine(separate(base, *denoisers), [(k + 1, 0, weight) for k, weight in enumerate(weights)])
+
+
+def separate(*denoisers: Denoiser) -> Estimates:
+    """The estimates of several denoisers, evaluated one after the other."""
+    return lambda z, logsnr: tuple(denoise(z, logsnr) for denoise in denoisers)
+
+
+def batched(denoise_with: Callable[[Video, Level, Any], Video], conditionings: Sequence[Any]) -> Estimates:
+    """The estimates for N conditionings by one call of `denoise_with(z, logsnr, conditioning)`.
+
+    The call sees a batch of B * N. Conditionings are pytrees of one structure, leading dimension B. The N
+    copies of a sample are adjacent in the stacked batch, so where the batch is sharded they stay on the
+    sample's device. Raises `UserError` when structures or shapes differ.
+    """
+    described = [jax.tree.map(jnp.shape, conditioning) for conditioning in conditionings]
+    if not described or any(other != described[0] for other in described):
+        raise UserError(
+            f"batched() was given {len(described)} conditionings of unequal structure or shapes; "
+            "permitted: one or more with the same parts, absent ones replaced by their null values"
+        )
+    count = len(conditionings)
+
+    def interleave(*leaves: Array) -> Array:
+        return jnp.stack(leaves, axis=1).reshape(-1, *leaves[0].shape[1:])
+
+    def estimates(z: Video, logsnr: Level) -> tuple[Video, ...]:
+        stacked = jax.tree.map(interleave, *conditionings)
+        x_hat = denoise_with(interleave(*[z] * count), interleave(*[logsnr] * count), stacked)
+        x_hat = x_hat.reshape(-1, count, *x_hat.shape[1:])
+        return tuple(x_hat[:, n] for n in range(count))
+
+    return estimates
+
+
+def combine(
+    estimates: Estimates, terms: Sequence[tuple[int, int, Weight]], *, rescale: float = 0.0
+) -> Denoiser:
+    """`x_0 + sum w (x_i - x_j)` over terms (i, j, w), a form that covers all guidance by estimates.
+
+    Classifier-free guidance is [(0, 1, w)] on estimates (conditional, unconditional). Two conditions, text
+    and image, on estimates (both, image, none) are [(0, 1, w_text), (1, 2, w_image)] (Brooks et al. 2023,
+    arXiv 2211.09800, eq. 3). `rescale` in [0, 1] pulls the standard deviation of each sample back to that of
+    x_0 (Lin et al. 2023, arXiv 2305.08891, section 3.4), against over-exposure at large weights.
+    """
+    if not 0 <= rescale <= 1:
+        raise UserError(f"rescale={rescale}; permitted: 0 to 1")
+    # Left out rather than multiplied by 0, so that the compiler drops an estimate that nothing else uses.
+    active = [term for term in terms if not (isinstance(term[2], int | float) and term[2] == 0)]
+
+    def denoise(z: Video, logsnr: Level) -> Video:
+        x = estimates(z, logsnr)
+        guided = x[0] + sum(_weights(weight, z, logsnr) * (x[i] - x[j]) for i, j, weight in active)
+        if not rescale:
+            return guided
+        axes = tuple(range(1, z.ndim))
+        ratio = x[0].std(axes, keepdims=True) / jnp.maximum(guided.std(axes, keepdims=True), 1e-8)
+        return guided * (1 - rescale + rescale * ratio)
+
+    return denoise
+
+
+def _weights(weight: Weight, z: Video, logsnr: Level) -> Array:
+    """The weight with dimensions that broadcast against z."""
+    if callable(weight):
+        return expand(weight(logsnr), z)
+    weight = jnp.asarray(weight)
+    batch, frames = z.shape[:2]
+    shape = (1,) * (2 - weight.ndim) + weight.shape
+    if len(shape) > 2 or shape[0] not in (1, batch) or shape[1] not in (1, frames):
+        raise UserError(
+            f"guidance weight of shape {weight.shape} for {batch} videos of {frames} frames; permitted: "
+            f"a number, [{frames}] per frame, [{batch}, 1] per sample, [{batch}, {frames}] for both"
+        )
+    return expand(weight.reshape(shape), z)
+
+
+def oscillating(
+    high: float, low: float, levels: Float[Array, " steps"], constant_steps: int
+) -> Callable[[Level], Level]:
+    """Weight `high` for the first `constant_steps` steps, then `low, high, low, ...`.
+
+    Oscillating guidance of Imagen Video (Ho et al. 2022, arXiv 2210.02303). `levels` are those of the sampler
+    (`sampling.sampling_levels`); a log-SNR belongs to the step whose level is nearest.
+    """
+    if constant_steps < 0:
+        raise UserError(f"constant_steps={constant_steps}; permitted: 0 or more")
+
+    def weight(logsnr: Level) -> Level:
+        step = jnp.argmin(jnp.abs(logsnr[..., None] - levels), axis=-1)
+        return jnp.where((step >= constant_steps) & ((step - constant_steps) % 2 == 0), low, high)
+
+    return weight
+
+
+def within(weight: float, logsnr_min: float, logsnr_max: float) -> Callable[[Level], Level]:
+    """`weight` from logsnr_min to logsnr_max and 0 beyond (Kynkaanniemi et al. 2024, arXiv 2404.07724)."""
+    if not logsnr_min < logsnr_max:
+        raise UserError(
+            f"logsnr_min={logsnr_min} with logsnr_max={logsnr_max}; permitted: logsnr_min < logsnr_max"
+        )
+    return lambda logsnr: jnp.where((logsnr >= logsnr_min) & (logsnr <= logsnr_max), weight, 0.0)
+
+
+def static_threshold(denoise: Denoiser) -> Denoiser:
+    """Clips each estimate to [-1, 1] (Saharia et al. 2022, arXiv 2205.11487, section 2.3)."""
+    return lambda z, logsnr: jnp.clip(denoise(z, logsnr), -1, 1)
+
+
+def dynamic_threshold(
+    denoise: Denoiser, percentile: float = 99.5, per: Literal["clip", "frame"] = "clip"
+) -> Denoiser:
+    """Clips to [-s, s] and divides by s, the given percentile of |x_hat| but at least 1.
+
+    Saharia et al. 2022, arXiv 2205.11487, section 2.3. percentile is in (0, 100]. One s per clip keeps
+    brightness constant over frames, one per frame follows each.
+    """
+    if not 0 < percentile <= 100:
+        raise UserError(f"percentile={percentile}; permitted: above 0 and up to 100")
+    if per not in ("clip", "frame"):
+        raise UserError(f"per={per!r}; permitted: 'clip', 'frame'")
+
+    def thresholded(z: Video, logsnr: Level) -> Video:
+        x_hat = denoise(z, logsnr)
+        axes = tuple(range(1 if per == "clip" else 2, x_hat.ndim))
+        limit = jnp.maximum(jnp.percentile(jnp.abs(x_hat), percentile, axis=axes, keepdims=True), 1.0)
+        return jnp.clip(x_hat, -limit, limit) / limit
+
+    return thresholded

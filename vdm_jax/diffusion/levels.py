@@ -1,0 +1,82 @@
+"""How noise levels are drawn in training: each config draws one log-SNR per example.
+
+With `stratified`, one uniform number u is drawn and example b uses quantile `(u + b/B) mod 1`, so that a
+batch covers all levels evenly and the loss varies less (Kingma et al. 2021, arXiv 2107.00630, appendix I.1).
+Each example's level still has the intended distribution, so the expected loss is unchanged.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from vdm_jax.diffusion.schedules import Schedule
+from vdm_jax.errors import UserError
+
+
+def _quantiles(key: Key[Array, ""], batch: int, stratified: bool) -> Float[Array, " B"]:
+    if stratified:
+        return (jax.random.uniform(key) + jnp.arange(batch) / batch) % 1.0
+    return jax.random.uniform(key, (batch,))
+
+
+def _normals(key: Key[Array, ""], batch: int, stratified: bool) -> Float[Array, " B"]:
+    # The quantile 0 that uniform draws include would be minus infinity.
+    edge = 2.0**-24
+    return jax.scipy.special.ndtri(jnp.clip(_quantiles(key, batch, stratified), edge, 1 - edge))
+
+
+def _check_std(config) -> None:
+    if config.std <= 0:
+        raise UserError(f"{type(config).__name__}.std={config.std}; permitted: above 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UniformTime:
+    """Time uniform in [0, 1]."""
+
+    stratified: bool = True  # spread the times of one batch evenly
+
+    def draw(self, key: Key[Array, ""], batch: int, schedule: Schedule) -> Float[Array, " B"]:
+        """One log-SNR per example."""
+        return schedule.logsnr(_quantiles(key, batch, self.stratified))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogNormalSigma:
+    """`log(sigma / alpha)` normal (Karras et al. 2022, arXiv 2206.00364, table 1).
+
+    The tails are not cut at the ends of the schedule.
+    """
+
+    mean: float = -1.2  # P_mean, of the natural logarithm
+    std: float = 1.2  # P_std
+    stratified: bool = True  # spread the levels of one batch evenly over the quantiles
+
+    def __post_init__(self):
+        _check_std(self)
+
+    def draw(self, key: Key[Array, ""], batch: int, schedule: Schedule) -> Float[Array, " B"]:
+        """One log-SNR per example."""
+        return -2 * (self.mean + self.std * _normals(key, batch, self.stratified))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogitNormalTime:
+    """`logit(t)` normal, favouring mid-path (Esser et al. 2024, arXiv 2403.03206, section 3.1)."""
+
+    mean: float = 0.0  # of logit t; above 0 is more noise
+    std: float = 1.0  # of logit t
+    stratified: bool = True  # spread the times of one batch evenly over the quantiles
+
+    def __post_init__(self):
+        _check_std(self)
+
+    def draw(self, key: Key[Array, ""], batch: int, schedule: Schedule) -> Float[Array, " B"]:
+        """One log-SNR per example."""
+        time = jax.nn.sigmoid(self.mean + self.std * _normals(key, batch, self.stratified))
+        return schedule.logsnr(time)
+
+
+LevelSampling = UniformTime | LogNormalSigma | LogitNormalTime

@@ -1,0 +1,119 @@
+"""The diffusion process of a stage: schedule, prediction, weighting and training levels in one config."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from vdm_jax.diffusion import predictions
+from vdm_jax.diffusion.arrays import Denoiser, Level, Network, Video, expand
+from vdm_jax.diffusion.levels import LevelSampling, UniformTime
+from vdm_jax.diffusion.predictions import PREDICTIONS, Prediction
+from vdm_jax.diffusion.schedules import CosineSchedule, Schedule
+from vdm_jax.diffusion.weightings import UniformWeighting, Weighting
+from vdm_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Process:
+    """What is added to a video, what the network predicts of it, and how the error counts.
+
+    Raises `UserError` for a prediction that its schedule does not define: 'v' needs a variance-preserving
+    schedule, 'edm' the variance-exploding one, and 'eps' leaves x undetermined at zero terminal SNR.
+    """
+
+    schedule: Schedule = CosineSchedule()  # time to log-SNR, and the family of (alpha, sigma)
+    prediction: Prediction = "v"  # what the network's output means
+    weighting: Weighting = UniformWeighting()  # weight of the loss by log-SNR
+    level_sampling: LevelSampling = UniformTime()  # distribution of training levels
+    sigma_data: float = 0.5  # standard deviation of the data, for prediction 'edm' only
+
+    def __post_init__(self):
+        if self.prediction not in PREDICTIONS:
+            raise UserError(f"Process.prediction={self.prediction!r}; permitted: {', '.join(PREDICTIONS)}")
+        if self.sigma_data <= 0:
+            raise UserError(f"Process.sigma_data={self.sigma_data}; permitted: above 0")
+        family, name = self.schedule.family.name, type(self.schedule).__name__
+        permitted = [kind for kind in PREDICTIONS if {"v": "vp", "edm": "ve"}.get(kind, family) == family]
+        if getattr(self.schedule, "zero_terminal_snr", False):
+            permitted.remove("eps")
+            name += "(zero_terminal_snr=True)"
+        if self.prediction not in permitted:
+            raise UserError(
+                f"Process.prediction={self.prediction!r} is not defined with schedule {name} of family "
+                f"{family!r}; permitted: {', '.join(permitted)}"
+            )
+
+    def diffuse(self, x: Video, noise: Video, logsnr: Level) -> Video:
+        """`z = alpha x + sigma noise`; logsnr is [B] or [B, T]."""
+        alpha, sigma = self.schedule.alpha_sigma(logsnr)
+        return expand(alpha, x) * x + expand(sigma, x) * noise
+
+    def predictions(self, raw: Video, z: Video, logsnr: Level) -> dict[str, Array]:
+        """Everything the network's output `raw` at `z` implies: x, eps, v, flow, score, edm; float32."""
+        alpha, sigma = self.schedule.alpha_sigma(logsnr)
+        return predictions.convert(self.prediction, raw.astype(jnp.float32), z, alpha, sigma, self.sigma_data)
+
+    def network_input(self, z: Video, logsnr: Level) -> Video:
+        """z as the network sees it: of unit variance for 'edm', z itself otherwise."""
+        scale = predictions.input_scale(self.prediction, *self.schedule.alpha_sigma(logsnr), self.sigma_data)
+        return expand(scale, z) * z
+
+    def denoiser(self, network: Network) -> Denoiser:
+        """The denoiser `(z, logsnr) -> x_hat` of a network with its parameters and conditioning bound."""
+
+        def denoise(z: Video, logsnr: Level) -> Video:
+            raw = network(self.network_input(z, logsnr), logsnr)
+            return self.predictions(raw, z, logsnr)["x"]
+
+        return denoise
+
+    def loss(
+        self,
+        network: Network,
+        x: Video,
+        key: Key[Array, ""],
+        *,
+        mask: Float[Array, "..."] | None = None,
+        logsnr: Level | None = None,
+        noise: Video | None = None,
+    ) -> tuple[Float[Array, " B"], dict[str, Float[Array, " B"]]]:
+        """Weighted squared error of one denoising step per example, [B], and an aux dict of [B] arrays.
+
+        x is [B, T, H, W, C] in [-1, 1]. `mask`, broadcastable to x (such as [B, T, 1, 1, 1]), restricts the
+        mean to where it is 1; an example with an empty mask has loss 0. `logsnr` [B] and `noise` (like x)
+        replace what would be drawn. aux: 'logsnr', 'prediction_mse' (unweighted, in the network's own
+        prediction), 'x_mse' (the same error, seen in x) and 'weight' (loss = weight * x_mse).
+        """
+        level_key, noise_key = jax.random.split(key)
+        x = x.astype(jnp.float32)
+        if logsnr is None:
+            logsnr = self.level_sampling.draw(level_key, x.shape[0], self.schedule)
+        if noise is None:
+            noise = jax.random.normal(noise_key, x.shape)
+        alpha, sigma = self.schedule.alpha_sigma(logsnr)
+        z = self.diffuse(x, noise, logsnr)
+        raw = network(self.network_input(z, logsnr), logsnr).astype(jnp.float32)
+        target = predictions.predictions_of(x, noise, alpha, sigma, self.sigma_data)[self.prediction]
+        mse = _masked_mean(jnp.square(raw - target), mask)
+        # The error is taken where the network makes it and only then rescaled: going through x_hat would
+        # subtract almost equal numbers at one end of the schedule.
+        own = predictions.log_precision(self.prediction, logsnr, self.sigma_data)
+        log_weight = self.weighting.log_weight(logsnr, own)
+        aux = {
+            "logsnr": logsnr,
+            "prediction_mse": mse,
+            "x_mse": mse * jnp.exp(-own),
+            "weight": jnp.exp(log_weight),
+        }
+        return mse * jnp.exp(log_weight - own), aux
+
+
+def _masked_mean(value: Video, mask: Float[Array, "..."] | None) -> Float[Array, " B"]:
+    """Mean over all but the first dimension of where `mask` is 1; 0 where it is empty."""
+    axes = tuple(range(1, value.ndim))
+    if mask is None:
+        return value.mean(axes)
+    mask = jnp.broadcast_to(mask, value.shape).astype(value.dtype)
+    return (value * mask).sum(axes) / jnp.maximum(mask.sum(axes), 1)

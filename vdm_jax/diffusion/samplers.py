@@ -1,0 +1,192 @@
+"""Samplers: each config holds one step from a noise level to the next lower one.
+
+A step is a pure function of the denoiser's estimates; `sampling.py` scans it over a grid of levels and
+replaces the last result by the last estimate, so no step here deals with the end. With `h = lambda_s -
+lambda_t > 0` from level t to the less noisy s, all formulas are written in h, alpha and sigma and hold for
+every family.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from vdm_jax.diffusion import predictions
+from vdm_jax.diffusion.arrays import Video
+from vdm_jax.diffusion.families import Family
+from vdm_jax.diffusion.grids import Grid
+from vdm_jax.errors import UserError
+
+Scalar = Float[Array, ""]
+Estimate = Callable[[Video, Scalar], Video]  # denoiser with hooks applied, at one log-SNR for the whole batch
+Outcome = tuple[Video, Video, Any]  # next z, the estimate made at this step's level, memory for the next step
+
+
+class Step(NamedTuple):
+    """One step as the scan sees it; log-SNRs are scalars."""
+
+    index: Int[Array, ""]  # 0 for the first step
+    previous: Scalar  # log-SNR of the step before; on the first step a made-up lower one
+    level: Scalar  # log-SNR of z
+    next: Scalar  # log-SNR to reach; on the last step a made-up higher one
+    last: Bool[Array, ""]  # the result of this step is discarded for its estimate
+    count: int  # number of steps
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _OnGrid:
+    """What all samplers share."""
+
+    grid: Grid | None = None  # levels; None: uniform time, or the Karras ramp of an EDM schedule
+
+    def memory(self, z: Video) -> Any:
+        """What the first step is told of the step before it; nothing, except in multistep samplers."""
+        return None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ancestral(_OnGrid):
+    """Draws from q(z_s | z_t, x_hat) (Ho et al. 2022, arXiv 2204.03458, section 2).
+
+    The variance is interpolated in the log domain between the posterior's (gamma 0) and the forward
+    transition's (gamma 1): `((1-e^-h) sigma_s^2)^(1-gamma) ((1-e^-h) sigma_t^2)^gamma`.
+    """
+
+    gamma: float = 0.0  # 0 is the smallest variance, 1 the largest
+
+    def __post_init__(self):
+        if not 0 <= self.gamma <= 1:
+            raise UserError(f"Ancestral.gamma={self.gamma}; permitted: 0 to 1")
+
+    def step(
+        self, estimate: Estimate, z: Video, memory: None, step: Step, family: Family, noise: Video
+    ) -> Outcome:
+        """z at the next level, given z at this one."""
+        x_hat = estimate(z, step.level)
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = map(family.alpha_sigma, (step.level, step.next))
+        kept, replaced = jnp.exp(step.level - step.next), -jnp.expm1(step.level - step.next)
+        mean = kept * (alpha_s / alpha_t) * z + replaced * alpha_s * x_hat
+        std = jnp.sqrt(replaced) * sigma_s ** (1 - self.gamma) * sigma_t**self.gamma
+        return mean + std * noise, x_hat, None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DDIM(_OnGrid):
+    """`z_s = alpha_s x_hat + sqrt(sigma_s^2 - var) eps_hat + sqrt(var) noise`.
+
+    var = eta^2 (1 - e^-h) sigma_s^2 (Song et al. 2021, arXiv 2010.02502, eq. 12 and 16). eta 0 is
+    deterministic, eta 1 equals `Ancestral(gamma=0)`.
+    """
+
+    eta: float = 0.0  # fraction of the posterior's standard deviation that is drawn anew
+
+    def __post_init__(self):
+        if not 0 <= self.eta <= 1:
+            raise UserError(f"DDIM.eta={self.eta}; permitted: 0 to 1")
+
+    def step(
+        self, estimate: Estimate, z: Video, memory: None, step: Step, family: Family, noise: Video
+    ) -> Outcome:
+        """z at the next level, given z at this one."""
+        x_hat = estimate(z, step.level)
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = map(family.alpha_sigma, (step.level, step.next))
+        drawn = -(self.eta**2) * jnp.expm1(step.level - step.next)  # fraction of sigma_s^2
+        ratio = sigma_s * jnp.sqrt(1 - drawn) / sigma_t
+        z = ratio * z + (alpha_s - ratio * alpha_t) * x_hat
+        return (z + sigma_s * jnp.sqrt(drawn) * noise if self.eta else z), x_hat, None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DPMSolver(_OnGrid):
+    """DPM-Solver++ (2M): second order, multistep (Lu et al. 2022, arXiv 2211.01095, algorithm 2).
+
+    One evaluation a step: x_hat is extrapolated linearly in log-SNR from the step before. The first step has
+    none and the last returns its estimate, so both are first order.
+    """
+
+    def memory(self, z: Video) -> Video:
+        """The estimate of the step before; any value on the first step."""
+        return jnp.zeros_like(z)
+
+    def step(
+        self, estimate: Estimate, z: Video, memory: Video, step: Step, family: Family, noise: Video
+    ) -> Outcome:
+        """z at the next level, given z at this one."""
+        x_hat = estimate(z, step.level)
+        (_, sigma_t), (alpha_s, sigma_s) = map(family.alpha_sigma, (step.level, step.next))
+        h = step.next - step.level
+        slope = jnp.where(step.index == 0, 0.0, h / (step.level - step.previous) / 2)
+        middle = x_hat + slope * (x_hat - memory)
+        z = (sigma_s / sigma_t) * z - alpha_s * jnp.expm1(-h / 2) * middle
+        return z, x_hat, x_hat
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Heun(_OnGrid):
+    """Heun's second-order method, with churn (Karras et al. 2022, arXiv 2206.00364, algorithms 1 and 2).
+
+    Two evaluations a step, one on the last. It integrates the velocity of the schedule's family along the
+    family's own coordinate (`families.py`): for EDM that is the published dz/dsigma, for variance-preserving
+    schedules v over the angle, for flows the flow velocity over time, all of which stay bounded at both ends
+    of the schedule. Churn acts on sigma / alpha, which is the published sigma for every family.
+    """
+
+    churn: float = 0.0  # S_churn: noise added per step is at most sigma * (1 + churn / steps)
+    churn_min: float = 0.0  # S_tmin: lowest sigma / alpha at which noise is added
+    churn_max: float | None = None  # S_tmax: highest sigma / alpha at which noise is added; None: no limit
+    churn_noise: float = 1.0  # S_noise: standard deviation of the added noise, relative to the exact one
+
+    def __post_init__(self):
+        if self.churn < 0 or self.churn_noise <= 0:
+            raise UserError(
+                f"Heun(churn={self.churn}, churn_noise={self.churn_noise}); "
+                "permitted: churn 0 or above, churn_noise above 0"
+            )
+        if self.churn_min < 0 or (self.churn_max is not None and self.churn_max < self.churn_min):
+            raise UserError(
+                f"Heun.churn_min={self.churn_min} with churn_max={self.churn_max}; "
+                "permitted: 0 <= churn_min <= churn_max"
+            )
+
+    def step(
+        self, estimate: Estimate, z: Video, memory: None, step: Step, family: Family, noise: Video
+    ) -> Outcome:
+        """z at the next level, given z at this one."""
+        level = step.level
+        if self.churn:
+            z, level = self._add_noise(z, step, family, noise)
+        x_hat = estimate(z, level)
+        velocity = _velocity(x_hat, z, level, family)
+        distance = family.coordinate(step.next) - family.coordinate(level)
+
+        def correct() -> Video:
+            predicted = z + distance * velocity
+            end_velocity = _velocity(estimate(predicted, step.next), predicted, step.next, family)
+            return z + distance * (velocity + end_velocity) / 2
+
+        # The last result is discarded, and so is the evaluation it would cost.
+        return jax.lax.cond(step.last, lambda: z, correct), x_hat, None
+
+    def _add_noise(self, z: Video, step: Step, family: Family, noise: Video) -> tuple[Video, Scalar]:
+        """z carried to a slightly noisier level by the forward process, and that level."""
+        sigma = jnp.exp(-step.level / 2)
+        inside = (sigma >= self.churn_min) & (
+            sigma <= (math.inf if self.churn_max is None else self.churn_max)
+        )
+        growth = jnp.where(inside, min(self.churn / step.count, math.sqrt(2) - 1), 0.0)
+        level = step.level - 2 * jnp.log1p(growth)
+        alpha_t, _ = family.alpha_sigma(step.level)
+        alpha_up, sigma_up = family.alpha_sigma(level)
+        added = sigma_up * jnp.sqrt(-jnp.expm1(level - step.level))
+        return (alpha_up / alpha_t) * z + self.churn_noise * added * noise, level
+
+
+def _velocity(x_hat: Video, z: Video, level: Scalar, family: Family) -> Video:
+    return predictions.convert("x", x_hat, z, *family.alpha_sigma(level))[family.velocity]
+
+
+Sampler = Ancestral | DDIM | DPMSolver | Heun

@@ -1,0 +1,125 @@
+"""From noise to video: one `lax.scan` over the levels of a grid, whatever the sampler."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from vdm_jax.diffusion.arrays import Denoiser, Hook, Video, noise_from_keys
+from vdm_jax.diffusion.grids import default_grid
+from vdm_jax.diffusion.process import Process
+from vdm_jax.diffusion.samplers import Sampler, Step
+from vdm_jax.diffusion.schedules import Schedule
+from vdm_jax.errors import UserError
+
+
+def sampling_levels(
+    sampler: Sampler, schedule: Schedule, steps: int, start: float = 1.0
+) -> Float[Array, " steps"]:
+    """The log-SNRs at which the sampler's steps begin, increasing; at the last the result is estimated.
+
+    `start` is the time of the first level, in (0, 1]. They are constants, under `jit` too. Raises `UserError`
+    for fewer than one step, or a grid whose end is noisier than its start.
+    """
+    if steps < 1:
+        raise UserError(f"steps={steps}; permitted: 1 or more")
+    if not 0 < start <= 1:
+        raise UserError(f"start={start}; permitted: a time above 0 and up to 1")
+    grid = sampler.grid or default_grid(schedule)
+    with jax.ensure_compile_time_eval():
+        levels = grid.levels(schedule, steps, start)
+        increasing = bool(jnp.all(jnp.diff(levels) > 0))
+    if not increasing:
+        raise UserError(
+            f"grid {grid} with start={start} and steps={steps} does not go from noisy to clean; "
+            "permitted: a later start, or a lower end of the grid"
+        )
+    return levels
+
+
+def sample(
+    sampler: Sampler,
+    denoise: Denoiser,
+    keys: Key[Array, " B"],
+    shape: tuple[int, ...],
+    process: Process,
+    steps: int,
+    *,
+    hook: Hook | None = None,
+    initial: Video | None = None,
+    start: float = 1.0,
+    trajectory: bool = False,
+) -> Video | tuple[Video, Float[Array, "steps B *rest"]]:
+    """Videos of `shape` (B, T, H, W, C) from noise; jittable with sampler, process, shape and steps static.
+
+    Args:
+      sampler: which step to take and on which grid of levels.
+      denoise: `(z, logsnr [B]) -> x_hat`, guidance and thresholding included.
+      keys: one typed threefry key per video. Video b depends on keys[b] and on nothing else in the batch.
+      process: its schedule gives levels and family; the denoiser already knows the rest.
+      steps: evaluations of the denoiser; `Heun` makes 2 * steps - 1.
+      hook: `hook(x_hat, z, logsnr, index) -> x_hat` sees, and may replace, every estimate. logsnr is [B];
+        index is the step, which Heun's two evaluations share.
+      initial: z at time `start`, instead of noise: sampling from a diffused video (SDEdit, Meng et al. 2021).
+      start: time of the first level, in (0, 1].
+      trajectory: also return the estimate of every step, [steps, B, T, H, W, C].
+
+    Raises `UserError` for keys that do not match the shape, and for `start` below 1 without `initial`.
+    """
+    _check(keys, shape, initial, start)
+    schedule, family, batch = process.schedule, process.schedule.family, shape[0]
+    levels = sampling_levels(sampler, schedule, steps, start)
+
+    def body(carry, step: Step):
+        z, memory = carry
+        step = step._replace(count=steps)
+
+        def estimate(z, level):
+            logsnr = jnp.full((batch,), level)
+            x_hat = denoise(z, logsnr)
+            return x_hat if hook is None else hook(x_hat, z, logsnr, step.index)
+
+        # Stream 0 is the initial noise. Samplers without noise leave this unused, and the compiler drops it.
+        noise = noise_from_keys(keys, step.index + 1, shape)
+        z, x_hat, memory = sampler.step(estimate, z, memory, step, family, noise)
+        return (jnp.where(step.last, x_hat, z), memory), (x_hat if trajectory else None)
+
+    if initial is None:
+        # A variance-preserving z of unit-variance data has unit variance whatever alpha is left at time 1.
+        scale = 1.0 if family.name == "vp" else family.alpha_sigma(levels[0])[1]
+        initial = scale * noise_from_keys(keys, 0, shape)
+    initial = initial.astype(jnp.float32)
+    carry = (initial, sampler.memory(initial))
+    (x, _), estimates = jax.lax.scan(body, carry, _steps(levels))
+    return (x, estimates) if trajectory else x
+
+
+def _steps(levels: Float[Array, " steps"]) -> Step:
+    """The steps between consecutive levels, stacked; the neighbours missing at both ends are made up."""
+    index = jnp.arange(levels.shape[0])
+    return Step(
+        index=index,
+        previous=jnp.concatenate([levels[:1] - 1, levels[:-1]]),
+        level=levels,
+        next=jnp.concatenate([levels[1:], levels[-1:] + 1]),
+        last=index == levels.shape[0] - 1,
+        count=None,
+    )
+
+
+def _check(keys: Key[Array, " B"], shape: tuple[int, ...], initial: Video | None, start: float) -> None:
+    if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) or keys.shape != shape[:1]:
+        raise UserError(
+            f"keys have shape {keys.shape} and type {keys.dtype}; "
+            f"permitted: one jax.random.key per video, [{shape[0]}]"
+        )
+    if str(jax.random.key_impl(keys)) != "threefry2x32":
+        raise UserError(
+            f"keys use the generator {jax.random.key_impl(keys)}, which mixes keys within a batch; "
+            "permitted: threefry2x32"
+        )
+    if initial is None and start != 1:
+        raise UserError(
+            f"start={start} without initial; permitted: 1, or any time with the z of that time as initial"
+        )
+    if initial is not None and initial.shape != tuple(shape):
+        raise UserError(f"initial has shape {initial.shape}; permitted: {tuple(shape)}")

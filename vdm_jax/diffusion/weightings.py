@@ -1,0 +1,118 @@
+"""Loss weightings: each is the log of a weight on the squared error in x, as a function of the log-SNR.
+
+They say nothing about how often a level is drawn; that is `levels.py`. Weights are kept as logarithms because
+they span e^20 over a schedule and only their ratio to the prediction's own weight is ever used.
+"""
+
+import dataclasses
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from vdm_jax.diffusion.arrays import Level
+from vdm_jax.diffusion.predictions import PREDICTIONS, log_precision
+from vdm_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UniformWeighting:
+    """Plain mean squared error in whatever the network predicts.
+
+    For a v model that is SNR + 1 on the x error, for an edm model the weighting of Karras et al. 2022.
+    """
+
+    def log_weight(self, logsnr: Level, own: Level) -> Level:
+        """Log-weight on the x error; `own` is that of the plain error of the network's own prediction."""
+        return own
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpaceWeighting:
+    """Plain mean squared error in a named space, whatever the network predicts.
+
+    Weight on the x error: x 1; eps SNR; v SNR + 1 (Salimans & Ho 2022, arXiv 2202.00512, section 4); flow
+    (1 + sqrt SNR)^2; edm SNR + 1 / sigma_data^2 (Karras et al. 2022, arXiv 2206.00364, table 1).
+    """
+
+    space: Literal[
+        "x", "eps", "v", "flow", "edm"
+    ]  # the space in which the error counts equally at all levels
+    sigma_data: float = 0.5  # standard deviation of the data, for 'edm' only
+
+    def __post_init__(self):
+        if self.space not in PREDICTIONS:
+            raise UserError(f"SpaceWeighting.space={self.space!r}; permitted: {', '.join(PREDICTIONS)}")
+        if self.sigma_data <= 0:
+            raise UserError(f"SpaceWeighting.sigma_data={self.sigma_data}; permitted: above 0")
+
+    def log_weight(self, logsnr: Level, own: Level) -> Level:
+        """Log-weight on the x error; `own` is that of the plain error of the network's own prediction."""
+        return log_precision(self.space, logsnr, self.sigma_data)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TruncatedSNRWeighting:
+    """max(SNR, 1): the larger of the x and eps errors (Salimans & Ho 2022, arXiv 2202.00512, section 4)."""
+
+    def log_weight(self, logsnr: Level, own: Level) -> Level:
+        """Log-weight on the x error; `own` is that of the plain error of the network's own prediction."""
+        return jnp.maximum(logsnr, 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MinSNRWeighting:
+    """min(SNR, gamma) (Hang et al. 2023, arXiv 2303.09556)."""
+
+    gamma: float = 5.0  # the SNR above which the x error counts equally
+
+    def __post_init__(self):
+        if self.gamma <= 0:
+            raise UserError(f"MinSNRWeighting.gamma={self.gamma}; permitted: above 0")
+
+    def log_weight(self, logsnr: Level, own: Level) -> Level:
+        """Log-weight on the x error; `own` is that of the plain error of the network's own prediction."""
+        return jnp.minimum(logsnr, math.log(self.gamma))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SigmoidWeighting:
+    """SNR * sigmoid(bias - logsnr), that is sigmoid(bias - logsnr) on the eps error.
+
+    Kingma & Gao 2023 (arXiv 2303.00848); the density with which levels are drawn is not divided out.
+    """
+
+    bias: float = 0.0  # the log-SNR at which the weight on the eps error is one half
+
+    def log_weight(self, logsnr: Level, own: Level) -> Level:
+        """Log-weight on the x error; `own` is that of the plain error of the network's own prediction."""
+        return logsnr + jax.nn.log_sigmoid(self.bias - logsnr)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class P2Weighting:
+    """SNR / (k + SNR)^gamma: 1 / (k + SNR)^gamma on the eps error (Choi et al. 2022, arXiv 2204.00227)."""
+
+    k: float = 1.0  # keeps the weight finite at low SNR
+    gamma: float = 1.0  # how strongly clean levels are discounted; 0 is the plain eps error
+
+    def __post_init__(self):
+        if self.k <= 0 or self.gamma < 0:
+            raise UserError(
+                f"P2Weighting(k={self.k}, gamma={self.gamma}); permitted: k above 0, gamma 0 or above"
+            )
+
+    def log_weight(self, logsnr: Level, own: Level) -> Level:
+        """Log-weight on the x error; `own` is that of the plain error of the network's own prediction."""
+        return logsnr - self.gamma * jnp.logaddexp(logsnr, math.log(self.k))
+
+
+Weighting = (
+    UniformWeighting
+    | SpaceWeighting
+    | TruncatedSNRWeighting
+    | MinSNRWeighting
+    | SigmoidWeighting
+    | P2Weighting
+)

@@ -1,0 +1,1 @@
+"""Weights in and out: parameter trees as safetensors files."""

@@ -1,0 +1,1 @@
+"""Networks: linen modules and the frozen configs that describe them."""

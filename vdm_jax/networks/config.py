@@ -1,0 +1,168 @@
+"""Configs of the space-time U-Net: each level declares its blocks and mixers. Data only; nothing is built here."""
+
+import dataclasses
+from typing import Literal
+
+from vdm_jax.attention.capability import require
+from vdm_jax.attention.patterns import AttentionPattern, Spatial
+from vdm_jax.errors import UserError
+
+# ---------------------------------------------------------------------------------------------- mixers
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SelfAttention:
+    """Residual self-attention; with a temporal or full pattern it starts as the identity."""
+
+    pattern: AttentionPattern = Spatial()
+    head_dim: int = 32  # channels per head; heads = channels / head_dim
+    position: Literal["rotary", "relative", "none"] = "rotary"
+    kernel: str = "xla"
+    context: str = "none"
+
+    def __post_init__(self):
+        _positive(self, "head_dim")
+        require(self.pattern, self.kernel, self.context)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CrossAttention:
+    """Residual attention of every video token to the text tokens."""
+
+    head_dim: int = 32  # channels per head
+
+    def __post_init__(self):
+        _positive(self, "head_dim")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TemporalConvolution:
+    """Residual convolution over frames (k x 1 x 1); starts as the identity."""
+
+    kernel: int = 3  # frames
+
+    def __post_init__(self):
+        if self.kernel < 1 or self.kernel % 2 == 0:
+            raise UserError(f"TemporalConvolution.kernel={self.kernel} is not valid; permitted: 1, 3, 5, ...")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FeedForward:
+    """Residual two-layer perceptron per token."""
+
+    expansion: int = 4  # hidden width / channels
+
+    def __post_init__(self):
+        _positive(self, "expansion")
+
+
+Mixer = SelfAttention | CrossAttention | TemporalConvolution | FeedForward
+
+# ---------------------------------------------------------------------------------------------- text inputs
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WordEncoder:
+    """Small word-level transformer encoder, trained with the network."""
+
+    words: tuple[str, ...] = ()  # vocabulary; empty: taken from the data set when the run is made
+    length: int = 24  # tokens; longer captions are cut, with a warning
+    width: int = 64
+    layers: int = 2
+    head_dim: int = 16
+
+    def __post_init__(self):
+        _positive(self, "length", "width", "head_dim")
+        _divides(self, "width", "head_dim")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EmbeddedText:
+    """Text that arrives as embeddings computed beforehand by any encoder."""
+
+    width: int = 768  # channels per token
+
+    def __post_init__(self):
+        _positive(self, "width")
+
+
+TextInput = WordEncoder | EmbeddedText
+
+# ---------------------------------------------------------------------------------------------- the U-Net
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Level:
+    """One resolution of the U-Net: `blocks` residual blocks, each followed by the mixers in order."""
+
+    channels: int
+    blocks: int = 2
+    mixers: tuple[Mixer, ...] = ()
+    dropout: float = 0.0  # probability, inside the residual blocks
+    stride: tuple[int, int] = (2, 2)  # spatial reduction (height, width) on the way to the next level
+
+    def __post_init__(self):
+        _positive(self, "channels", "blocks")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"Level.dropout={self.dropout} is not valid; permitted: 0 <= dropout < 1")
+        for mixer in self.mixers:
+            if isinstance(mixer, SelfAttention | CrossAttention) and self.channels % mixer.head_dim:
+                raise UserError(f"{type(mixer).__name__}.head_dim={mixer.head_dim} does not divide "
+                                f"Level.channels={self.channels}; permitted: a divisor of {self.channels}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UNet:
+    """A space-time U-Net. Published systems are values of this."""
+
+    levels: tuple[Level, ...]
+    middle: tuple[Mixer, ...] = ()  # between the two middle residual blocks
+    out_channels: int = 3
+    embedding_channels: int = 128  # width of the conditioning vector
+    embedding_layers: int = 2  # of the perceptron that makes it
+    modulation: Literal["film", "add"] = "film"  # how the vector enters a residual block
+    level_encoding: Literal["inv_cos", "linear", "edm"] = "inv_cos"  # log-SNR -> scalar before the sinusoids
+    patch: int = 1  # space-to-depth factor at the input, undone at the output
+    stem_kernel: int = 3  # spatial size of the first convolution, pixels (after patching)
+    resample: Literal["conv", "pool"] = "conv"  # strided conv / nearest + conv, or mean pool / nearest
+    skip_scale: float = 1.0  # factor on the long skip; 2**-0.5 in efficient U-Nets
+    norm_over: Literal["frame", "clip"] = "frame"  # statistics of group norm: per frame or over the clip
+    groups: int = 8  # of group norm, at most
+    text: TextInput | None = None
+    low_resolution: bool = False  # takes a low-resolution video and its augmentation level
+    observed: bool = False  # takes known frames and their mask (RGB + 1 extra input channels)
+    scalars: tuple[str, ...] = ()  # names of further scalar inputs, e.g. "fps"
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters stay float32
+    remat: bool = False  # recompute blocks in the backward pass to save memory
+
+    def __post_init__(self):
+        _positive(self, "out_channels", "embedding_channels", "embedding_layers", "patch", "stem_kernel", "groups")
+        if not self.levels:
+            raise UserError("UNet.levels=() is not valid; permitted: at least one Level")
+        mixers = [m for level in self.levels for m in level.mixers] + list(self.middle)
+        if self.text is None and any(isinstance(m, CrossAttention) for m in mixers):
+            raise UserError("UNet.text=None but a level has CrossAttention; permitted: WordEncoder or EmbeddedText")
+        for mixer in self.middle:
+            if isinstance(mixer, SelfAttention | CrossAttention) and self.levels[-1].channels % mixer.head_dim:
+                raise UserError(f"UNet.middle head_dim={mixer.head_dim} does not divide the last level's "
+                                f"channels={self.levels[-1].channels}")
+
+    @property
+    def reduction(self) -> tuple[int, int]:
+        """What height and width must be multiples of, pixels."""
+        height = width = self.patch
+        for level in self.levels[:-1]:
+            height, width = height * level.stride[0], width * level.stride[1]
+        return height, width
+
+
+def _positive(config: object, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise UserError(f"{type(config).__name__}.{name}={getattr(config, name)} is not valid; permitted: >= 1")
+
+
+def _divides(config: object, whole: str, part: str) -> None:
+    if getattr(config, whole) % getattr(config, part):
+        raise UserError(f"{type(config).__name__}.{part}={getattr(config, part)} does not divide "
+                        f"{whole}={getattr(config, whole)}")

@@ -1,0 +1,142 @@
+"""Layers with canonical 3-D kernels, executed in the folded forms that compilers like.
+
+A 1 x k x k kernel runs as a 2-D convolution with time folded into the batch, a k x 1 x 1 kernel as a 1-D convolution
+with space folded into the batch, a full kernel as one 2-D convolution over time-concatenated channels. The parameters
+keep the canonical shape `(kt, kh, kw, Cin, Cout)` whatever the execution, so weights mean the same everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jax import lax
+from jaxtyping import Array, Float
+
+Initializer = Callable[..., Array]
+fan_in = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+zeros = nn.initializers.zeros_init()
+
+
+def convolve(
+    x: Float[Array, "b t h w c"], kernel: Float[Array, "kt kh kw c o"], strides: tuple[int, int] = (1, 1)
+) -> Float[Array, "b t h2 w2 o"]:
+    """'Same' convolution over space and time with a canonical kernel; spatial strides only."""
+    kt, kh, kw, _, _ = kernel.shape
+    batch, height, width = x.shape[0], x.shape[2], x.shape[3]
+    if kt > 1 and kh == kw == 1 and strides == (1, 1):
+        y = lax.conv_general_dilated(
+            rearrange(x, "b t h w c -> (b h w) t c"), kernel[:, 0, 0], (1,), [((kt - 1) // 2, kt // 2)],
+            dimension_numbers=("NWC", "WIO", "NWC"))
+        return rearrange(y, "(b h w) t c -> b t h w c", b=batch, h=height, w=width)
+    if kt > 1:  # neighbouring frames become channels
+        pad = jnp.pad(x, ((0, 0), ((kt - 1) // 2, kt // 2), (0, 0), (0, 0), (0, 0)))
+        x = jnp.concatenate([pad[:, i : i + x.shape[1]] for i in range(kt)], axis=-1)
+        kernel = rearrange(kernel, "kt kh kw c o -> 1 kh kw (kt c) o")
+    y = lax.conv_general_dilated(
+        rearrange(x, "b t h w c -> (b t) h w c"), kernel[0], strides,
+        [((kh - 1) // 2, kh // 2), ((kw - 1) // 2, kw // 2)], dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return rearrange(y, "(b t) h w c -> b t h w c", b=batch)
+
+
+class Convolution(nn.Module):
+    """Convolution with a canonical kernel `(kt, kh, kw)` and 'same' padding."""
+
+    features: int
+    kernel: tuple[int, int, int] = (1, 3, 3)  # frames, rows, columns
+    strides: tuple[int, int] = (1, 1)  # rows, columns
+    kernel_init: Initializer = fan_in
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 o"]:
+        kernel = self.param("kernel", self.kernel_init, (*self.kernel, x.shape[-1], self.features))
+        bias = self.param("bias", zeros, (self.features,))
+        return convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.strides) + bias.astype(self.dtype)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation with statistics per frame or per clip, in float32 (Wu & He 2018, 1803.08494).
+
+    `modulation` is an optional `(scale, shift)` pair `[B, 1|T, 1, 1, C]` applied as `y * (1 + scale) + shift`. All
+    affine parts are folded into one multiply-add per element, so that the layer reads the activation twice.
+    """
+
+    groups: int = 8  # at most; lowered to the largest divisor of the channels
+    over: str = "frame"
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b t h w c"], modulation: tuple[Array, Array] | None = None
+    ) -> Float[Array, "b t h w c"]:
+        channels = x.shape[-1]
+        groups = next(g for g in range(min(self.groups, channels), 0, -1) if channels % g == 0)
+        scale = self.param("scale", nn.initializers.ones_init(), (channels,))
+        bias = self.param("bias", zeros, (channels,))
+        axes = (2, 3) if self.over == "frame" else (1, 2, 3)
+        x32 = x.astype(jnp.float32)
+
+        def grouped(a: Array) -> Array:  # mean over the group, spread back to its channels
+            mean = a.reshape(*a.shape[:-1], groups, channels // groups).mean(-1, keepdims=True)
+            return jnp.broadcast_to(mean, (*mean.shape[:-1], channels // groups)).reshape(a.shape)
+
+        mean = grouped(x32.mean(axes, keepdims=True))
+        variance = grouped(jnp.square(x32).mean(axes, keepdims=True)) - jnp.square(mean)
+        gain = lax.rsqrt(jnp.maximum(variance, 0.0) + self.epsilon) * scale
+        offset = bias - mean * gain
+        if modulation is not None:
+            gain, offset = gain * (1 + modulation[0]), offset * (1 + modulation[0]) + modulation[1]
+        return (x32 * gain + offset).astype(x.dtype)
+
+
+class Dense(nn.Module):
+    """Affine map of the last axis."""
+
+    features: int
+    use_bias: bool = True
+    kernel_init: Initializer = fan_in
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... o"]:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        return y + self.param("bias", zeros, (self.features,)).astype(self.dtype) if self.use_bias else y
+
+
+def sinusoids(x: Float[Array, "..."], channels: int, max_period: float = 10_000.0) -> Float[Array, "... c"]:
+    """Sines and cosines of `x` at geometrically spaced periods from 2 pi to 2 pi `max_period`."""
+    half = channels // 2
+    frequency = jnp.exp(-jnp.log(max_period) * jnp.arange(half) / max(half - 1, 1))
+    angle = x[..., None].astype(jnp.float32) * frequency
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+def space_to_depth(x: Float[Array, "b t h w c"], patch: int) -> Float[Array, "b t h2 w2 c2"]:
+    """Fold patches of `patch x patch` pixels into channels."""
+    return rearrange(x, "b t (h p) (w q) c -> b t h w (p q c)", p=patch, q=patch)
+
+
+def depth_to_space(x: Float[Array, "b t h w c"], patch: int) -> Float[Array, "b t h2 w2 c2"]:
+    """Inverse of `space_to_depth`."""
+    return rearrange(x, "b t h w (p q c) -> b t (h p) (w q) c", p=patch, q=patch)
+
+
+def mean_pool(x: Float[Array, "b t h w c"], stride: tuple[int, int]) -> Float[Array, "b t h2 w2 c"]:
+    """Mean over blocks of `stride` pixels."""
+    return rearrange(x, "b t (h p) (w q) c -> b t h p w q c", p=stride[0], q=stride[1]).mean((3, 5))
+
+
+def nearest(x: Float[Array, "b t h w c"], stride: tuple[int, int]) -> Float[Array, "b t h2 w2 c"]:
+    """Repeat each pixel `stride` times in height and width."""
+    batch, frames, height, width, channels = x.shape
+    shape = (batch, frames, height, stride[0], width, stride[1], channels)
+    y = jnp.broadcast_to(x[:, :, :, None, :, None], shape)
+    return y.reshape(batch, frames, height * stride[0], width * stride[1], channels)
+
+
+silu = jax.nn.silu

@@ -1,0 +1,254 @@
+"""The space-time U-Net: one module for base, temporal and spatial super-resolution, and image networks."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from vdm_jax.attention.patterns import independent_frames_mask
+from vdm_jax.conditioning.conditioning import Conditioning
+from vdm_jax.errors import UserError
+from vdm_jax.networks import config as cfg
+from vdm_jax.networks.layers import (
+    Convolution,
+    Dense,
+    GroupNorm,
+    depth_to_space,
+    mean_pool,
+    nearest,
+    silu,
+    sinusoids,
+    space_to_depth,
+    zeros,
+)
+from vdm_jax.networks.mixers import (
+    CrossAttentionLayer,
+    FeedForwardLayer,
+    SelfAttentionLayer,
+    TemporalConvolutionLayer,
+)
+from vdm_jax.networks.text import TextConditioner
+
+
+def encode_level(logsnr: Float[Array, "..."], encoding: str) -> Float[Array, "..."]:
+    """Noise level as a number of order 1000, ready for sinusoids.
+
+    `inv_cos` maps log-SNR to the time of the cosine schedule, arctan(exp(-lambda/2)) / (pi/2) (Salimans & Ho 2022,
+    2202.00512); `linear` maps [-20, 20] to [1, 0]; `edm` is ln(sigma)/4 of Karras et al. 2022 (2206.00364).
+    """
+    if encoding == "inv_cos":
+        return 1000 * jnp.arctan(jnp.exp(-0.5 * jnp.clip(logsnr, -20.0, 20.0))) / (0.5 * jnp.pi)
+    if encoding == "linear":
+        return 1000 * (20 - jnp.clip(logsnr, -20.0, 20.0)) / 40
+    return 1000 * -logsnr / 8
+
+
+class ResidualBlock(nn.Module):
+    """Two factorised 1x3x3 convolutions with the conditioning vector between them; starts as the identity."""
+
+    config: cfg.UNet
+    channels: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x: Array, vector: Float[Array, "b g c"], train: bool) -> Array:
+        spec, dtype = self.config, jnp.dtype(self.config.dtype)
+        norm = {"groups": spec.groups, "over": spec.norm_over}
+        h = silu(GroupNorm(**norm, name="norm_in")(x))
+        h = Convolution(self.channels, dtype=dtype, name="conv_in")(h)
+        film = spec.modulation == "film"
+        change = Dense(self.channels * (2 if film else 1), name="modulation")(silu(vector))[:, :, None, None]
+        if film:
+            h = GroupNorm(**norm, name="norm_out")(h, modulation=tuple(jnp.split(change, 2, axis=-1)))
+        else:
+            h = GroupNorm(**norm, name="norm_out")(h + change.astype(h.dtype))
+        h = silu(h)
+        if self.dropout:
+            h = nn.Dropout(self.dropout, deterministic=not train)(h)
+        h = Convolution(self.channels, kernel_init=zeros, dtype=dtype, name="conv_out")(h)
+        if x.shape[-1] != self.channels:
+            x = Convolution(self.channels, (1, 1, 1), dtype=dtype, name="shortcut")(x)
+        return x + h
+
+
+class Block(nn.Module):
+    """A residual block and the level's mixers after it."""
+
+    config: cfg.UNet
+    channels: int
+    mixers: tuple[cfg.Mixer, ...]
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: Array, vector: Array, text: tuple[Array, Array] | None, train: bool, images: int) -> Array:
+        x = ResidualBlock(self.config, self.channels, self.dropout, name="residual")(x, vector, train)
+        return Mixers(self.config, self.mixers, name="mixers")(x, text, images)
+
+
+class Mixers(nn.Module):
+    """The mixers of a level, in order."""
+
+    config: cfg.UNet
+    mixers: tuple[cfg.Mixer, ...]
+
+    @nn.compact
+    def __call__(self, x: Array, text: tuple[Array, Array] | None, images: int) -> Array:
+        common = (self.config.groups, self.config.norm_over, jnp.dtype(self.config.dtype))
+        frame_mask = independent_frames_mask(x.shape[1] - images, images) if images else None
+        for i, mixer in enumerate(self.mixers):
+            if isinstance(mixer, cfg.SelfAttention):
+                name = f"{type(mixer.pattern).__name__.lower()}_attention_{i}"
+                x = SelfAttentionLayer(mixer, *common, name=name)(x, frame_mask)
+            elif isinstance(mixer, cfg.CrossAttention):
+                x = CrossAttentionLayer(mixer, *common, name=f"cross_attention_{i}")(x, *text)
+            elif isinstance(mixer, cfg.TemporalConvolution):
+                x = TemporalConvolutionLayer(mixer, *common, name=f"temporal_convolution_{i}")(x, images)
+            else:
+                x = FeedForwardLayer(mixer, *common, name=f"feed_forward_{i}")(x)
+        return x
+
+
+class SpaceTimeUNet(nn.Module):
+    """U-Net over `[B, T, H, W, C]`. Call it with the noisy video, its log-SNR `[B]` and the conditioning.
+
+    `images` says how many frames at the end are independent images (joint training): they share the spatial layers,
+    and no temporal layer lets them see the clip or each other.
+    """
+
+    config: cfg.UNet
+
+    @nn.compact
+    def __call__(
+        self, z: Float[Array, "b t h w c"], logsnr: Float[Array, "b"], conditioning: Conditioning | None = None,
+        *, train: bool = False, images: int = 0,
+    ) -> Float[Array, "b t h w o"]:
+        spec, dtype = self.config, jnp.dtype(self.config.dtype)
+        conditioning = Conditioning() if conditioning is None else conditioning
+        check_inputs(spec, z, conditioning)
+        vector, text = Embedding(spec, name="embedding")(z.shape[1], logsnr, conditioning, images)
+        x = space_to_depth(stack_inputs(spec, z, conditioning), spec.patch).astype(dtype)
+        kernel = (1, spec.stem_kernel, spec.stem_kernel)
+        x = Convolution(spec.levels[0].channels, kernel, dtype=dtype, name="stem")(x)
+        block = nn.remat(Block, static_argnums=(4, 5)) if spec.remat else Block
+        skips = [x]
+        for i, level in enumerate(spec.levels):  # down
+            for j in range(level.blocks):
+                x = block(spec, level.channels, level.mixers, level.dropout, name=f"down_{i}_{j}")(
+                    x, vector, text, train, images)
+                skips.append(x)
+            if i + 1 < len(spec.levels):
+                x = Downsample(spec, level.stride, name=f"downsample_{i}")(x)
+                skips.append(x)
+        last = spec.levels[-1]
+        x = block(spec, last.channels, spec.middle, last.dropout, name="middle_in")(x, vector, text, train, images)
+        x = block(spec, last.channels, (), last.dropout, name="middle_out")(x, vector, text, train, images)
+        for i, level in reversed(list(enumerate(spec.levels))):  # up
+            for j in range(level.blocks + 1):
+                x = jnp.concatenate([x, skips.pop() * spec.skip_scale], axis=-1)
+                x = block(spec, level.channels, level.mixers, level.dropout, name=f"up_{i}_{j}")(
+                    x, vector, text, train, images)
+            if i:
+                x = Upsample(spec, spec.levels[i - 1].stride, name=f"upsample_{i}")(x)
+        x = silu(GroupNorm(spec.groups, spec.norm_over, name="norm")(x))
+        out = Convolution(spec.out_channels * spec.patch**2, kernel_init=zeros, name="out")(x.astype(jnp.float32))
+        return depth_to_space(out, spec.patch)
+
+
+class Embedding(nn.Module):
+    """The conditioning vector `[B, 1 or T, C]` from noise level, pooled text, augmentation level and scalars."""
+
+    config: cfg.UNet
+
+    @nn.compact
+    def __call__(
+        self, frames: int, logsnr: Array, conditioning: Conditioning, images: int
+    ) -> tuple[Array, tuple[Array, Array] | None]:
+        spec = self.config
+        width = spec.embedding_channels
+
+        def scalar(name: str, value: Array) -> Array:
+            return Dense(width, name=name)(sinusoids(value, max(width // 2, 16)))
+
+        level = encode_level(logsnr, spec.level_encoding)
+        vector = scalar("level", level if level.ndim == 2 else level[:, None])  # [B, 1 or T, C]
+        if spec.low_resolution:
+            vector = vector + scalar("augmentation", encode_level(conditioning.augmentation, "inv_cos"))[:, None]
+        for name in spec.scalars:
+            vector = vector + scalar(name, conditioning.scalars[name])[:, None]
+        text = None
+        if spec.text is not None:
+            tokens, mask, pooled = TextConditioner(spec.text, width, jnp.dtype(spec.dtype), name="text")(conditioning)
+            if images or pooled.shape[1] > 1:  # the clip's caption for its frames, then one per image
+                repeats = np.array([frames - images] + [1] * images)
+                tokens, mask, pooled = (jnp.repeat(a, repeats, axis=1, total_repeat_length=frames)
+                                        for a in (tokens, mask, pooled))
+            vector, text = vector + pooled, (tokens, mask)
+        for i in range(spec.embedding_layers - 1):
+            vector = Dense(width, name=f"hidden_{i}")(silu(vector))
+        return vector, text
+
+
+class Downsample(nn.Module):
+    """Spatial reduction by `stride`: strided convolution or mean pool."""
+
+    config: cfg.UNet
+    stride: tuple[int, int]
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        if self.config.resample == "pool":
+            return mean_pool(x, self.stride)
+        dtype = jnp.dtype(self.config.dtype)
+        return Convolution(x.shape[-1], strides=self.stride, dtype=dtype, name="conv")(x)
+
+
+class Upsample(nn.Module):
+    """Spatial growth by `stride`: nearest neighbour, with a convolution after it unless pooling was chosen."""
+
+    config: cfg.UNet
+    stride: tuple[int, int]
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = nearest(x, self.stride)
+        if self.config.resample == "pool":
+            return x
+        return Convolution(x.shape[-1], dtype=jnp.dtype(self.config.dtype), name="conv")(x)
+
+
+def stack_inputs(spec: cfg.UNet, z: Array, conditioning: Conditioning) -> Array:
+    """Noisy video, low-resolution video, observed frames and their mask along the channels."""
+    parts = [z]
+    if spec.low_resolution:
+        parts.append(conditioning.low_resolution)
+    if spec.observed:
+        parts += [conditioning.observed, conditioning.observed_mask]
+    return jnp.concatenate(parts, axis=-1)
+
+
+def check_inputs(spec: cfg.UNet, z: Array, conditioning: Conditioning) -> None:
+    """Raise `UserError` when sizes do not divide or a part the network needs is absent (at trace time)."""
+    for name, size, multiple in zip(("height", "width"), z.shape[2:4], spec.reduction, strict=True):
+        if size % multiple:
+            raise UserError(f"video {name}={size} is not a multiple of the U-Net's reduction {multiple}; "
+                            f"permitted: {multiple}, {2 * multiple}, {3 * multiple}, ...")
+    needed = {"low_resolution": spec.low_resolution, "augmentation": spec.low_resolution,
+              "observed": spec.observed, "observed_mask": spec.observed, "text_mask": spec.text is not None,
+              "tokens": isinstance(spec.text, cfg.WordEncoder), "embeddings": isinstance(spec.text, cfg.EmbeddedText)}
+    for name, is_needed in needed.items():
+        if is_needed and getattr(conditioning, name) is None:
+            raise UserError(f"Conditioning.{name} is None, but the network was configured to take it")
+    for name in spec.scalars:
+        if name not in conditioning.scalars:
+            raise UserError(f"Conditioning.scalars has no {name!r}; given: {', '.join(conditioning.scalars) or 'none'}")
+
+
+def count_parameters(network: cfg.UNet, shape: tuple[int, ...], conditioning: Conditioning | None = None) -> int:
+    """Number of parameters, without allocating any; `shape` is one batch of video `(B, T, H, W, C)`."""
+    z = jax.ShapeDtypeStruct(shape, jnp.float32)
+    level = jax.ShapeDtypeStruct(shape[:1], jnp.float32)
+    variables = jax.eval_shape(SpaceTimeUNet(network).init, jax.random.key(0), z, level, conditioning)
+    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))

@@ -1,0 +1,205 @@
+"""The training loop of one stage: data in, checkpoints, metrics and sample sheets out. All effects are here."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from vdm_jax.cascade.run import checkpoints_path
+from vdm_jax.cascade.stage import Experiment, Stage
+from vdm_jax.conditioning.vocabulary import Vocabulary
+from vdm_jax.configuration import digest
+from vdm_jax.data.opening import open_source
+from vdm_jax.data.pipeline import FlipAugmentation, Pipeline
+from vdm_jax.errors import UserError
+from vdm_jax.networks.config import WordEncoder
+from vdm_jax.parallel.arrays import global_batch
+from vdm_jax.parallel.mesh import make_mesh
+from vdm_jax.parallel.rules import batch_parts
+from vdm_jax.training.checkpoints import Checkpoints
+from vdm_jax.training.metrics import MetricWriter, Throughput
+from vdm_jax.training.report import Report
+from vdm_jax.training.sheets import SampleSheets
+from vdm_jax.training.state import TrainState, abstract_state, create_state
+from vdm_jax.training.step import compile_train_step, compile_validation
+
+log = logging.getLogger(__name__)
+
+# What the device reads; captions and labels stay on the host.
+DEVICE_FIELDS = ("video", "tokens", "embeddings", "text_mask", "images", "image_tokens")
+MAX_SKIPPED = 20  # steps in a row without a finite gradient before a run gives up
+
+
+class Interrupted(Exception):
+    """The user or the cluster asked the run to stop; everything is saved."""
+
+
+@dataclasses.dataclass
+class Trainer:
+    """One stage of an experiment being trained in a run directory.
+
+    Args:
+      experiment: resolved config.
+      stage: which of its stages.
+      run: the run directory.
+      report: where progress is shown.
+      data_dir: where prepared data sets live.
+    """
+
+    experiment: Experiment
+    stage: Stage
+    run: Path
+    report: Report
+    data_dir: Path | None = None
+
+    def train(self) -> None:
+        """Train to the configured number of steps, resuming from the last checkpoint if there is one.
+
+        Raises `UserError` for bad data or checkpoints, `Interrupted` after a clean early stop.
+        """
+        spec = self.stage.training
+        mesh = make_mesh(self.experiment.mesh)
+        if spec.batch_size // spec.accumulation % batch_parts(mesh):
+            raise UserError(f"training.batch_size={spec.batch_size} with accumulation={spec.accumulation} does not divide "
+                            f"over {batch_parts(mesh)} devices; permitted: multiples of "
+                            f"{batch_parts(mesh) * spec.accumulation}")
+        folder = self.run / self.stage.name
+        with Checkpoints(checkpoints_path(self.run, self.stage.name), keep=spec.keep) as checkpoints:
+            state, start = self._state(checkpoints, mesh)
+            if start >= spec.steps:
+                self.report.note(f"stage {self.stage.name}: already trained to step {start}")
+                return
+            pipeline = self._pipeline("train")
+            with MetricWriter(folder, first_step=start + 1) as writer, stop_requests() as stop:
+                self._loop(state, start, mesh, pipeline, checkpoints, writer, stop)
+
+    def _state(self, checkpoints: Checkpoints, mesh: Mesh) -> tuple[TrainState, int]:
+        if checkpoints.latest() is None:
+            self.report.note(f"stage {self.stage.name}: initialising the network")
+            return create_state(self.stage, self.experiment.seed, mesh), 0
+        state, meta = checkpoints.restore(abstract_state(self.stage, mesh))
+        self.report.note(f"stage {self.stage.name}: resuming at step {meta['step']}")
+        return state, meta["step"]
+
+    def _pipeline(self, split: str) -> Pipeline:
+        """The data of a split; position is the step, so nothing about it needs saving."""
+        spec, text = self.stage.training, self.stage.network.text
+        source = open_source(self.experiment.data, split, self.data_dir)
+        for name, reason in getattr(source, "skipped", {}).items():
+            log.warning("skipped %s: %s", name, reason)
+        tokenize = Vocabulary(text.words, text.length).encode if isinstance(text, WordEncoder) else None
+        images = None
+        if spec.image_data is not None:
+            images = open_source(spec.image_data, split, self.data_dir)
+        return Pipeline(source, batch_size=spec.batch_size, seed=self.experiment.seed, tokenize=tokenize,
+                        augment=FlipAugmentation() if spec.flips and split == "train" else None,
+                        images_per_clip=spec.images_per_clip, images_source=images,
+                        process_index=jax.process_index(), process_count=jax.process_count(), workers=spec.workers)
+
+    def _loop(self, state: TrainState, start: int, mesh: Mesh, pipeline: Pipeline, checkpoints: Checkpoints,
+              writer: MetricWriter, stop: StopRequests) -> None:
+        spec = self.stage.training
+        step_function = compile_train_step(self.stage, mesh)
+        validate = self._validation(mesh)
+        sheets = SampleSheets(self.experiment, self.stage, self.run / self.stage.name / "samples", mesh, self.data_dir)
+        throughput = Throughput(spec.batch_size, spec.steps)
+        pending: list[tuple[int, dict[str, Any]]] = []  # metrics still on the device
+        skipped_in_a_row = 0
+        with self.report.stage(self.stage.name, start, spec.steps) as progress, pipeline.iterate(start) as batches:
+            began = time.monotonic()
+            for step in range(start + 1, spec.steps + 1):
+                batch = next(batches)
+                state, metrics = step_function(state, device_batch(batch, mesh))
+                pending.append((step, metrics))
+                if step == start + 1:
+                    jax.block_until_ready(metrics)
+                    progress.note(f"first step compiled in {time.monotonic() - began:.0f} s")
+                throughput.update(step)
+                last = step == spec.steps
+                if step % spec.log_every == 0 or last:
+                    skipped_in_a_row = self._log(pending, throughput, writer, skipped_in_a_row)
+                    progress.update(step, pending[-1][1]["loss"], throughput.rates())
+                    pending.clear()
+                with throughput.pause():
+                    if validate and (step % spec.validate_every == 0 or last):
+                        loss = validate(state.ema)
+                        writer.write(step, {"validation_loss": loss})
+                        progress.note(f"step {step}: validation loss {loss:.4f}")
+                    if last or (spec.sample_every and step % spec.sample_every == 0):
+                        writer.image(step, "samples", sheets.write(state.ema, step))
+                    if last or stop.requested or step % spec.checkpoint_every == 0:
+                        self._save(checkpoints, step, state)
+                if stop.requested and not last:
+                    checkpoints.wait()
+                    raise Interrupted(f"stopped at step {step} of stage {self.stage.name!r}; everything is saved")
+
+    def _log(self, pending: list, throughput: Throughput, writer: MetricWriter, skipped_in_a_row: int) -> int:
+        """Fetch the window's metrics, write their mean, and count steps whose gradient was not finite."""
+        fetched = jax.device_get([metrics for _, metrics in pending])
+        for metrics in fetched:
+            skipped_in_a_row = skipped_in_a_row + 1 if metrics["skipped"] else 0
+            if skipped_in_a_row >= MAX_SKIPPED:
+                raise UserError(f"stage {self.stage.name!r}: loss or gradient was not finite for {MAX_SKIPPED} steps in a "
+                                "row; permitted: a lower training.learning_rate, or network.dtype='float32'")
+        step = pending[-1][0]
+        finite = [m for m in fetched if not m["skipped"]] or fetched
+        means = {name: float(np.mean([m[name] for m in finite])) for name in fetched[0]}
+        means["skipped"] = float(np.sum([m["skipped"] for m in fetched]))
+        pending[-1] = (step, means)
+        writer.write(step, {**means, **throughput.rates()})
+        return skipped_in_a_row
+
+    def _save(self, checkpoints: Checkpoints, step: int, state: TrainState) -> None:
+        checkpoints.save(step, state, {"stage": self.stage.name, "config": digest(self.experiment)})
+
+    def _validation(self, mesh: Mesh) -> Any:
+        """A function from parameters to the loss on a fixed validation batch with fixed noise, or None."""
+        spec = self.stage.training
+        if not spec.validate_every:
+            return None
+        pipeline = self._pipeline("validation")
+        batch = device_batch(pipeline.batch(0), mesh)
+        function = compile_validation(self.stage, mesh)
+        key = jax.random.key(self.experiment.seed)
+        return lambda params: float(function(params, batch, key))
+
+
+def device_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
+    """The parts of a batch that the device reads, on the mesh."""
+    return global_batch({name: np.asarray(batch[name]) for name in DEVICE_FIELDS if name in batch}, mesh)
+
+
+class StopRequests:
+    """Whether SIGINT or SIGTERM has arrived."""
+
+    requested = False
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[StopRequests]:
+    """Turn the first SIGINT or SIGTERM into a request to stop after the step; a second SIGINT interrupts at once."""
+    requests, previous = StopRequests(), {}
+
+    def handle(number: int, frame: Any) -> None:
+        requests.requested = True
+        log.warning("stopping after this step and saving (again to stop at once)")
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(ValueError):  # not the main thread
+            previous[number] = signal.signal(number, handle)
+    try:
+        yield requests
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

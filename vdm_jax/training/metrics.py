@@ -1,0 +1,218 @@
+"""What a run reports: scalars as JSON lines and TensorBoard events, images, and its speed.
+
+`metrics.jsonl` holds one object per write, `{"step": 100, "time": 1.7e9, "loss": 0.12}`, where `time` is in
+seconds since 1970. JSON has no NaN or infinity: such values are stored as the strings "nan", "inf", "-inf",
+and read back as floats.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from vdm_jax.errors import UserError
+
+FILENAME = "metrics.jsonl"
+_NOT_FINITE = ("nan", "inf", "-inf")
+
+
+class MetricWriter:
+    """Writes scalars to `metrics.jsonl` and TensorBoard, images to TensorBoard. Only process 0 writes.
+
+    Args:
+      directory: local directory, made if absent.
+      first_step: the first step this run will report. What an earlier run reported at or after it is removed,
+        so that a resumed run leaves no duplicates. None keeps everything.
+      tensorboard: also write event files (needs tensorboardX).
+
+    Raises:
+      UserError: `metrics.jsonl` exists and is something else.
+    """
+
+    def __init__(self, directory: str | os.PathLike, *, first_step: int | None = None,
+                 tensorboard: bool = True):
+        self._file = None
+        self._events = None
+        if jax.process_index() != 0:
+            return
+        directory = pathlib.Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / FILENAME
+        _prepare(path, first_step)
+        self._file = open(path, "a", encoding="utf-8")
+        if tensorboard:
+            import tensorboardX
+
+            self._events = tensorboardX.SummaryWriter(str(directory), purge_step=first_step)
+
+    def write(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Adds one record. Values are numbers or arrays of shape [], fetched in one transfer."""
+        if self._file is None:
+            return
+        for name in ("step", "time"):
+            if name in scalars:
+                raise ValueError(f"the metric name {name!r} is reserved")
+        fetched = jax.device_get(dict(scalars))  # comes back sorted by name; the caller's order is kept
+        values = {name: _scalar(name, fetched[name]) for name in scalars}
+        now = time.time()
+        numbers = {name: json_number(value) for name, value in values.items()}
+        record = {"step": int(step), "time": now, **numbers}
+        # One write of one whole line: a killed run leaves at most one torn line, the last.
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._file.flush()
+        if self._events is not None:
+            for name, value in values.items():
+                self._events.add_scalar(name, value, int(step), walltime=now)
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Adds an image, uint8 [H, W, 3], to TensorBoard."""
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+            found = f"{image.dtype}{list(image.shape)}"
+            raise ValueError(f"image {name!r} is {found}; permitted: uint8 [H, W, 3]")
+        if self._events is not None:
+            self._events.add_image(name, image, int(step), dataformats="HWC")
+
+    def flush(self) -> None:
+        """Hands everything written so far to the operating system."""
+        if self._file is not None:
+            self._file.flush()
+        if self._events is not None:
+            self._events.flush()
+
+    def close(self) -> None:
+        """Closes the files; later writes do nothing."""
+        self.flush()
+        for writer in (self._file, self._events):
+            if writer is not None:
+                writer.close()
+        self._file = self._events = None
+
+    def __enter__(self) -> MetricWriter:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+
+def read_records(path: str | os.PathLike) -> list[dict[str, float]]:
+    """Reads `metrics.jsonl` (or the directory that holds it) as a list of records in the order written.
+
+    A torn last line, left by a killed run, is skipped; any other line that is no record raises UserError.
+    """
+    path = pathlib.Path(path)
+    path = path / FILENAME if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    return [{name: value if name == "step" else float(value) for name, value in record.items()}
+            for record in _lines(path)]
+
+
+def read_metrics(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Reads `metrics.jsonl` as columns, each [records]: `step` int64, others float64, NaN where absent."""
+    records = read_records(path)
+    names = list(dict.fromkeys(name for record in records for name in record))
+    columns = {name: np.array([record.get(name, math.nan) for record in records]) for name in names}
+    return {name: column.astype(np.int64) if name == "step" else column for name, column in columns.items()}
+
+
+def json_number(value: float) -> float | str:
+    """The float, or its name ("nan", "inf", "-inf") where JSON has no number for it; `float()` inverts."""
+    value = float(value)
+    return value if math.isfinite(value) else str(value)
+
+
+class Throughput:
+    """Speed over a moving window of recent steps; compilation and pauses do not count.
+
+    Call `update` after every step (or every few). The clock starts with the first call, which leaves the
+    first step and its compilation out. Wrap evaluation and saving in `with throughput.pause():`.
+
+    Args:
+      clips_per_step: global batch size, clips.
+      total_steps: step at which the run ends.
+      window: number of `update` calls the speed is averaged over.
+      clock: seconds, monotonic.
+    """
+
+    def __init__(self, clips_per_step: int, total_steps: int, *, window: int = 50,
+                 clock: Callable[[], float] = time.monotonic):
+        if window < 1:
+            raise ValueError(f"window={window} is not permitted; permitted: 1, 2, ...")
+        self._clips_per_step = clips_per_step
+        self._total_steps = total_steps
+        self._clock = clock
+        self._marks: collections.deque[tuple[int, float]] = collections.deque(maxlen=window + 1)
+        self._paused = 0.0  # seconds, all pauses so far
+        self._depth = 0  # pauses may nest: a save inside an evaluation counts once
+
+    def update(self, step: int) -> None:
+        """Notes that `step` steps of the run are done."""
+        self._marks.append((int(step), self._clock() - self._paused))
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Time inside does not count."""
+        start = self._clock()
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            if self._depth == 0:
+                self._paused += self._clock() - start
+
+    def rates(self) -> dict[str, float]:
+        """`steps_per_second`, `clips_per_second`, `seconds_remaining`; empty until two updates were seen."""
+        if len(self._marks) < 2:
+            return {}
+        (first, start), (last, end) = self._marks[0], self._marks[-1]
+        if last <= first or end <= start:
+            return {}
+        speed = (last - first) / (end - start)
+        return {
+            "steps_per_second": speed,
+            "clips_per_second": speed * self._clips_per_step,
+            "seconds_remaining": max(self._total_steps - last, 0) / speed,
+        }
+
+
+def _scalar(name: str, value: Any) -> float:
+    if np.shape(value) != ():
+        raise ValueError(f"metric {name!r} has shape {list(np.shape(value))}; permitted: a scalar")
+    return float(value)
+
+
+def _lines(path: pathlib.Path) -> Iterator[dict]:
+    """The records of the file; a last line that is cut off is left out."""
+    # What follows the last newline is nothing, or a line torn by a kill.
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            record = None
+        if not (isinstance(record, dict) and isinstance(record.get("step"), int)
+                and all(isinstance(value, int | float) or value in _NOT_FINITE for value in record.values())):
+            raise UserError(f"{path} line {number} is not a metric record: {line[:60]!r}")
+        yield record
+
+
+def _prepare(path: pathlib.Path, first_step: int | None) -> None:
+    """Drops a torn last line and, on resume, every record at or after `first_step`."""
+    if not path.exists():
+        return
+    kept = [record for record in _lines(path) if first_step is None or record["step"] < first_step]
+    text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)  # the old file stays whole until the new one is

@@ -1,0 +1,77 @@
+"""Sample sheets during training: a few captions, the stage's own videos of them, as one picture and one film."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from vdm_jax.cascade.inputs import degrade, target_video, text_conditioning
+from vdm_jax.cascade.sampling import sample_keys, sample_stage
+from vdm_jax.cascade.stage import Experiment, Stage
+from vdm_jax.conditioning.conditioning import Conditioning
+from vdm_jax.conditioning.vocabulary import Vocabulary
+from vdm_jax.data.opening import open_source
+from vdm_jax.networks.config import EmbeddedText, WordEncoder
+from vdm_jax.parallel.rules import batch_parts
+from vdm_jax.video.arrays import to_uint8
+from vdm_jax.video.sheets import sheet, tile_videos
+from vdm_jax.video.writing import write_png, write_video
+
+COUNT = 4  # videos per sheet
+
+
+class SampleSheets:
+    """Samples of fixed validation captions with fixed noise, so that sheets of different steps compare.
+
+    A stage with a source starts from the degraded real clip, which is also shown.
+    """
+
+    def __init__(self, experiment: Experiment, stage: Stage, folder: Path, mesh: Mesh, data_dir: Path | None):
+        self._experiment, self._stage, self._folder, self._mesh = experiment, stage, folder, mesh
+        self._data_dir = data_dir
+
+    @functools.cached_property
+    def _count(self) -> int:
+        return -(-COUNT // batch_parts(self._mesh)) * batch_parts(self._mesh)
+
+    @functools.cached_property
+    def _inputs(self) -> tuple[tuple[str, ...], Conditioning, Any]:
+        source, stage = open_source(self._experiment.data, "validation", self._data_dir), self._stage
+        clips = [source[i % len(source)] for i in range(self._count)]
+        captions = tuple(clip["caption"] for clip in clips)
+        text, conditioning = stage.network.text, Conditioning()
+        if isinstance(text, WordEncoder):
+            tokens = np.stack([Vocabulary(text.words, text.length).encode(c) for c in captions])
+            conditioning = text_conditioning(jnp.asarray(tokens)[:, None])
+        elif isinstance(text, EmbeddedText):
+            embeddings = jnp.stack([jnp.asarray(clip["embeddings"]) for clip in clips])[:, None]
+            conditioning = Conditioning(embeddings=embeddings, text_mask=jnp.ones(embeddings.shape[:3], bool))
+        low = None
+        if stage.source is not None:
+            low = degrade(target_video(jnp.stack([jnp.asarray(c["video"]) for c in clips]), stage.video), stage.source)
+        return captions, conditioning, low
+
+    @functools.cached_property
+    def _sample(self) -> Any:
+        stage = self._stage
+        keys = sample_keys(self._experiment.seed, jnp.arange(self._count), 0)
+        return jax.jit(lambda params, text, low: sample_stage(stage, stage.sampling, params, keys, text, low))
+
+    def write(self, params: Any, step: int) -> np.ndarray:
+        """Write the sheet and film of a step; returns the picture, uint8 `[H, W, 3]`."""
+        captions, conditioning, low = self._inputs
+        with jax.set_mesh(self._mesh):
+            videos = self._sample(params, conditioning, low)
+        videos = np.asarray(to_uint8(jax.device_get(videos)))[:COUNT]
+        picture = sheet(videos, captions[:COUNT])
+        if jax.process_index() == 0:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_png(self._folder / f"step_{step:07d}.png", picture)
+            write_video(self._folder / f"step_{step:07d}.mp4", tile_videos(videos), self._stage.video.fps)
+        return picture

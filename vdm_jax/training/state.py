@@ -1,0 +1,96 @@
+"""The training state: everything that a resumed run needs, in one pytree."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Int, PRNGKeyArray
+
+from vdm_jax.cascade.stage import Stage, Training
+from vdm_jax.conditioning.conditioning import Conditioning
+from vdm_jax.networks.config import EmbeddedText, WordEncoder
+from vdm_jax.networks.unet import SpaceTimeUNet
+from vdm_jax.parallel.rules import parameter_shardings
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Step counter, parameters, optimizer state, their exponential moving average, and the key of the whole run."""
+
+    step: Int[Array, ""]
+    params: Any
+    opt_state: Any
+    ema: Any
+    key: PRNGKeyArray
+
+
+def learning_rate(spec: Training) -> optax.Schedule:
+    """Linear warm-up, then constant or cosine decay to a tenth."""
+    warmup = min(spec.warmup_steps, spec.steps)
+    if spec.decay:
+        return optax.warmup_cosine_decay_schedule(
+            0.0, spec.learning_rate, warmup, max(spec.steps, warmup + 1), 0.1 * spec.learning_rate)
+    return optax.linear_schedule(0.0, spec.learning_rate, max(warmup, 1))
+
+
+def make_optimizer(spec: Training) -> optax.GradientTransformation:
+    """AdamW with warm-up and clipping by global norm; biases and norms do not decay."""
+    return optax.chain(
+        optax.clip_by_global_norm(spec.clip_norm),
+        optax.adamw(learning_rate(spec), b1=spec.b1, b2=spec.b2, weight_decay=spec.weight_decay,
+                    mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)),
+    )
+
+
+def example_conditioning(stage: Stage, batch: int = 1) -> Conditioning:
+    """Zeros of the shapes that the stage's network takes."""
+    text, conditioning = stage.network.text, Conditioning()
+    if isinstance(text, WordEncoder):
+        tokens = jnp.zeros((batch, 1, text.length), jnp.int32)
+        conditioning = Conditioning(tokens=tokens, text_mask=tokens > 0)
+    elif isinstance(text, EmbeddedText):
+        conditioning = Conditioning(embeddings=jnp.zeros((batch, 1, 1, text.width)),
+                                    text_mask=jnp.zeros((batch, 1, 1), bool))
+    video = jnp.zeros((batch, *stage.video.shape))
+    level = jnp.zeros((batch,))
+    if stage.network.low_resolution:
+        conditioning = conditioning.replace(low_resolution=video, augmentation=level)
+    if stage.network.observed:
+        conditioning = conditioning.replace(observed=video, observed_mask=video[..., :1])
+    return conditioning.replace(scalars=dict.fromkeys(stage.network.scalars, level))
+
+
+def initial_params(stage: Stage, key: PRNGKeyArray) -> Any:
+    """Parameters of a stage's network."""
+    video, level = jnp.zeros((1, *stage.video.shape)), jnp.zeros((1,))
+    return SpaceTimeUNet(stage.network).init(key, video, level, example_conditioning(stage))["params"]
+
+
+def initial_state(stage: Stage, key: PRNGKeyArray) -> TrainState:
+    """A fresh state; the EMA starts at the parameters."""
+    init_key, run_key = jax.random.split(key)
+    params = initial_params(stage, init_key)
+    opt_state = make_optimizer(stage.training).init(params)
+    ema = jax.tree.map(jnp.array, params)  # a copy, since the state is donated
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=opt_state, ema=ema, key=run_key)
+
+
+def abstract_state(stage: Stage, mesh: Mesh) -> TrainState:
+    """Shapes, types and shardings of a state on a mesh, without allocating it."""
+    shapes = jax.eval_shape(lambda key: initial_state(stage, key), jax.random.key(0))
+    shardings = parameter_shardings(shapes, mesh).replace(
+        step=NamedSharding(mesh, P()), key=NamedSharding(mesh, P()))
+    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, shardings)
+
+
+def create_state(stage: Stage, seed: int, mesh: Mesh) -> TrainState:
+    """A fresh state, made sharded where it will live."""
+    shardings = jax.tree.map(lambda a: a.sharding, abstract_state(stage, mesh))
+    with jax.set_mesh(mesh):
+        return jax.jit(lambda key: initial_state(stage, key), out_shardings=shardings)(jax.random.key(seed))
