@@ -8,3 +8,10 @@ so 0 means off.
 """
 
 __version__ = "0.1.0"
+
+
+def load(run, devices=None):
+    """A generator from a run directory, a name under `runs/`, or shipped weights; see `vdm_jax.cascade.run.load`."""
+    from vdm_jax.cascade.run import load
+
+    return load(run, devices)

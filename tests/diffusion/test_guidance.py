@@ -65,8 +65,8 @@ def test_weights_per_frame_per_sample_and_both(videos):
         return guidance.classifier_free(constant(1.0), constant(0.0), w)(z, LOGSNR)[..., 0, 0, 0] - 1
 
     np.testing.assert_allclose(run(jnp.array([1.0, 3.0])), [[1, 3]] * 6)
-    np.testing.assert_allclose(run(np.arange(6.0)[:, None]), np.repeat(np.arange(6.0)[:, None], 2, 1))
-    np.testing.assert_allclose(run(np.arange(12.0).reshape(6, 2)), np.arange(12.0).reshape(6, 2))
+    np.testing.assert_allclose(run(jnp.arange(6.0)[:, None]), np.repeat(np.arange(6.0)[:, None], 2, 1))
+    np.testing.assert_allclose(run(jnp.arange(12.0).reshape(6, 2)), np.arange(12.0).reshape(6, 2))
     np.testing.assert_allclose(
         run(lambda logsnr: 2 * logsnr), np.repeat(2 * LOGSNR[:, None], 2, 1), rtol=1e-6
     )
@@ -161,9 +161,9 @@ def test_dynamic_threshold(per):
             lambda: guidance.classifier_free(constant(1), constant(0), 1.0, rescale=2.0),
             "rescale=2.0; permitted",
         ),
-        (lambda: guidance.oscillating(15, 1, LOGSNR, -1), "constant_steps=-1"),
+        (lambda: guidance.oscillating(15.0, 1.0, LOGSNR, -1), "constant_steps=-1"),
         (lambda: guidance.within(1.0, 2.0, 1.0), "logsnr_min=2.0 with logsnr_max=1.0"),
-        (lambda: guidance.dynamic_threshold(constant(1), percentile=0), "percentile=0; permitted"),
+        (lambda: guidance.dynamic_threshold(constant(1), percentile=0.0), "percentile=0.0; permitted"),
         (
             lambda: guidance.dynamic_threshold(constant(1), per="pixel"),
             "per='pixel'; permitted: 'clip', 'frame'",
@@ -175,7 +175,7 @@ def test_dynamic_threshold(per):
         (lambda: guidance.batched(constant, []), "0 conditionings"),
         (
             lambda: guidance.classifier_free(constant(1), constant(0), jnp.ones(3))(
-                jnp.zeros((3, 2, 1, 1, 1)), 0
+                jnp.zeros((3, 2, 1, 1, 1)), LOGSNR[:3]
             ),
             r"shape \(3,\) for 3 videos of 2 frames; permitted: a number, .2. per frame",
         ),

@@ -44,5 +44,5 @@ def test_independent_times_are_not_evenly_spaced():
 
 @pytest.mark.parametrize("cls", [LogNormalSigma, LogitNormalTime])
 def test_errors(cls):
-    with pytest.raises(UserError, match=f"{cls.__name__}.std=0; permitted: above 0"):
-        cls(std=0)
+    with pytest.raises(UserError, match=f"{cls.__name__}.std=0.0; permitted: above 0"):
+        cls(std=0.0)

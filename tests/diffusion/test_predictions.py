@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ def test_each_prediction_implies_all_others(kind, family, videos):
 
 
 def test_definitions(videos):
-    x, eps = (np.asarray(array) for array in videos)
+    x, eps = videos
     alpha, sigma = 0.8, 0.6
     truth = predictions.predictions_of(x, eps, jnp.full(6, alpha), jnp.full(6, sigma))
     np.testing.assert_allclose(truth["v"], 0.8 * eps - 0.6 * x, rtol=1e-5, atol=1e-6)
@@ -34,10 +35,10 @@ def test_definitions(videos):
 
 
 def test_edm_is_the_published_preconditioning(videos):
-    x, eps = (np.asarray(array) for array in videos)
+    x, eps = videos
     sigma, data = 1.7, 0.5
     z = x + sigma * eps
-    network = np.random.default_rng(1).normal(size=x.shape).astype(np.float32)
+    network = jax.random.normal(jax.random.key(1), x.shape)
     c_skip, c_out = data**2 / (sigma**2 + data**2), sigma * data / np.sqrt(sigma**2 + data**2)
     implied = predictions.convert("edm", network, z, jnp.ones(6), jnp.full(6, sigma), data)
     np.testing.assert_allclose(implied["x"], c_skip * z + c_out * network, rtol=1e-5, atol=1e-6)

@@ -292,10 +292,10 @@ def test_levels_are_constants_under_jit():
     "make, message",
     [
         (lambda: Ancestral(gamma=1.5), "Ancestral.gamma=1.5; permitted: 0 to 1"),
-        (lambda: DDIM(eta=-1), "DDIM.eta=-1; permitted: 0 to 1"),
-        (lambda: Heun(churn=-1), "churn=-1"),
+        (lambda: DDIM(eta=-1.0), "DDIM.eta=-1.0; permitted: 0 to 1"),
+        (lambda: Heun(churn=-1.0), "churn=-1"),
         (lambda: Heun(churn_min=2.0, churn_max=1.0), "churn_min=2.0 with churn_max=1.0"),
-        (lambda: KarrasGrid(rho=0), "KarrasGrid.rho=0"),
+        (lambda: KarrasGrid(rho=0.0), "KarrasGrid.rho=0"),
         (lambda: sampling_levels(DDIM(), CosineSchedule(), 0), "steps=0; permitted: 1 or more"),
         (lambda: sampling_levels(DDIM(), CosineSchedule(), 2, start=0.0), "start=0.0; permitted"),
         (

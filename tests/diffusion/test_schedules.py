@@ -21,7 +21,7 @@ from vdm_jax.errors import UserError
 SCHEDULES = [
     CosineSchedule(),
     CosineSchedule(shift=resolution_shift(256)),
-    CosineSchedule(logsnr_min=-15, logsnr_max=12, shift=3.0),
+    CosineSchedule(logsnr_min=-15.0, logsnr_max=12.0, shift=3.0),
     InterpolatedCosineSchedule(low_shift=resolution_shift(128, 32), high_shift=resolution_shift(128, 256)),
     LinearBetaSchedule(),
     ScaledLinearBetaSchedule(zero_terminal_snr=True),
@@ -167,17 +167,17 @@ def test_config_types_resolve():
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: CosineSchedule(logsnr_min=3, logsnr_max=3), "CosineSchedule.logsnr_min=3 .*permitted"),
+        (lambda: CosineSchedule(logsnr_min=3.0, logsnr_max=3.0), "CosineSchedule.logsnr_min=3.0 .*permitted"),
         (
-            lambda: InterpolatedCosineSchedule(low_shift=1, high_shift=0),
-            "low_shift=1 .*low_shift <= high_shift",
+            lambda: InterpolatedCosineSchedule(low_shift=1.0, high_shift=0.0),
+            "low_shift=1.0 .*low_shift <= high_shift",
         ),
         (lambda: LinearBetaSchedule(steps=1), "LinearBetaSchedule.steps=1; permitted: 2 or more"),
         (lambda: ScaledLinearBetaSchedule(beta_end=1.5), "beta_end=1.5; permitted"),
         (lambda: LinearBetaSchedule(beta_end=0.5).table(), "beta_end=0.5 with steps=1000 .*permitted"),
-        (lambda: EDMSchedule(sigma_min=2, sigma_max=1), "EDMSchedule.sigma_min=2"),
-        (lambda: EDMSchedule(rho=0), "EDMSchedule.rho=0"),
-        (lambda: FlowSchedule(shift=0), "FlowSchedule.shift=0"),
+        (lambda: EDMSchedule(sigma_min=2.0, sigma_max=1.0), "EDMSchedule.sigma_min=2"),
+        (lambda: EDMSchedule(rho=0.0), "EDMSchedule.rho=0"),
+        (lambda: FlowSchedule(shift=0.0), "FlowSchedule.shift=0"),
         (lambda: resolution_shift(0), "size=0"),
     ],
 )

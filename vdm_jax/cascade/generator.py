@@ -20,6 +20,7 @@ from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.conditioning.vocabulary import Vocabulary
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import EmbeddedText, WordEncoder
+from vdm_jax.parallel.compiling import compiler_options
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.rules import batch_parts, batch_sharding, parameter_shardings
 from vdm_jax.video.arrays import to_uint8
@@ -147,7 +148,8 @@ class Generator:
 
             batch = batch_sharding(self.mesh)
             params = jax.tree.map(lambda x: x.sharding, self.params[stage.name])
-            self._compiled[key] = jax.jit(function, in_shardings=(params, batch, batch, batch), out_shardings=batch)
+            self._compiled[key] = jax.jit(function, in_shardings=(params, batch, batch, batch), out_shardings=batch,
+                                          compiler_options=compiler_options(self.mesh))
 
         def call(*arguments: Any) -> Any:
             with jax.set_mesh(self.mesh):

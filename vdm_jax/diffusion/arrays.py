@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Int, Key
+from jaxtyping import Array, ArrayLike, Float, Int, Key, Shaped
 
 # `T H W C` in practice, but nothing in this room minds other trailing dimensions.
 Video = Float[Array, "B *rest"]
@@ -14,7 +14,7 @@ Denoiser = Callable[[Video, Level], Video]  # (noisy video z, log-SNR) -> estima
 Hook = Callable[[Video, Video, Level, Int[Array, ""]], Video]  # (x_hat, z, log-SNR, step index) -> x_hat
 
 
-def expand(level: Level, like: Video) -> Array:
+def expand(level: Shaped[ArrayLike, "*leading"], like: Video) -> Array:
     """`level` with unit dimensions appended, to broadcast against the leading dimensions of `like`."""
     level = jnp.asarray(level)
     return level.reshape(level.shape + (1,) * (like.ndim - level.ndim))

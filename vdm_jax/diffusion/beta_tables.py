@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float, Real
 
 from vdm_jax.diffusion.arrays import Level
 from vdm_jax.diffusion.families import VP, Family, FamilyMember
@@ -53,7 +53,7 @@ class BetaTable(FamilyMember):
         """Log-SNR of each integer timestep, float64, strictly decreasing."""
         return _logsnr_table(self)
 
-    def logsnr_at(self, timestep: Float[Array, "*any"]) -> Level:
+    def logsnr_at(self, timestep: Real[ArrayLike, "*any"]) -> Level:
         """Log-SNR of a timestep in [0, steps - 1]; exact at integers, interpolated between."""
         return jnp.interp(
             jnp.asarray(timestep, jnp.float32), jnp.arange(self.steps), jnp.asarray(self.table())

@@ -98,11 +98,12 @@ class Level:
     channels: int
     blocks: int = 2
     mixers: tuple[Mixer, ...] = ()
+    kernel: int = 3  # spatial size of the residual blocks' convolutions; 1 leaves space to the mixers
     dropout: float = 0.0  # probability, inside the residual blocks
     stride: tuple[int, int] = (2, 2)  # spatial reduction (height, width) on the way to the next level
 
     def __post_init__(self):
-        _positive(self, "channels", "blocks")
+        _positive(self, "channels", "blocks", "kernel")
         if not 0 <= self.dropout < 1:
             raise UserError(f"Level.dropout={self.dropout} is not valid; permitted: 0 <= dropout < 1")
         for mixer in self.mixers:
@@ -124,6 +125,7 @@ class UNet:
     level_encoding: Literal["inv_cos", "linear", "edm"] = "inv_cos"  # log-SNR -> scalar before the sinusoids
     patch: int = 1  # space-to-depth factor at the input, undone at the output
     stem_kernel: int = 3  # spatial size of the first convolution, pixels (after patching)
+    positions: bool = False  # add an embedding of frame, row and column after the first convolution
     resample: Literal["conv", "pool"] = "conv"  # strided conv / nearest + conv, or mean pool / nearest
     skip_scale: float = 1.0  # factor on the long skip; 2**-0.5 in efficient U-Nets
     norm_over: Literal["frame", "clip"] = "frame"  # statistics of group norm: per frame or over the clip

@@ -27,6 +27,8 @@ def convolve(
     """'Same' convolution over space and time with a canonical kernel; spatial strides only."""
     kt, kh, kw, _, _ = kernel.shape
     batch, height, width = x.shape[0], x.shape[2], x.shape[3]
+    if kt == kh == kw == 1 and strides == (1, 1):
+        return x @ kernel[0, 0, 0]
     if kt > 1 and kh == kw == 1 and strides == (1, 1):
         y = lax.conv_general_dilated(
             rearrange(x, "b t h w c -> (b h w) t c"), kernel[:, 0, 0], (1,), [((kt - 1) // 2, kt // 2)],
@@ -106,6 +108,15 @@ class Dense(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         y = x.astype(self.dtype) @ kernel.astype(self.dtype)
         return y + self.param("bias", zeros, (self.features,)).astype(self.dtype) if self.use_bias else y
+
+
+def add_residual(x: Float[Array, "..."], change: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`x + change` as a value of its own, which later layers read rather than recompute.
+
+    XLA on CPU otherwise fuses the whole chain of residual additions, forward and backward, into every layer that
+    reads the stream: work that grows with the square of the depth.
+    """
+    return lax.optimization_barrier(x + change)
 
 
 def sinusoids(x: Float[Array, "..."], channels: int, max_period: float = 10_000.0) -> Float[Array, "... c"]:

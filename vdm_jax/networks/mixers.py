@@ -11,7 +11,7 @@ from vdm_jax.attention import Spatial, Temporal, attend
 from vdm_jax.attention.kernels import xla
 from vdm_jax.attention.positions import relative_index, rotary
 from vdm_jax.networks import config as cfg
-from vdm_jax.networks.layers import Convolution, Dense, GroupNorm, fan_in, silu, zeros
+from vdm_jax.networks.layers import Convolution, Dense, GroupNorm, add_residual, fan_in, silu, zeros
 
 
 class SelfAttentionLayer(nn.Module):
@@ -38,7 +38,7 @@ class SelfAttentionLayer(nn.Module):
         tokens = (batch, frames, height * width, heads, spec.head_dim)
         out = attend(*(a.reshape(tokens) for a in (q, k, v)), pattern=spec.pattern, kernel=spec.kernel,
                      context=spec.context, bias=bias, frame_mask=frame_mask)
-        return x + Dense(channels, kernel_init=zeros, dtype=self.dtype, name="out")(out.reshape(x.shape))
+        return add_residual(x, Dense(channels, kernel_init=zeros, dtype=self.dtype, name="out")(out.reshape(x.shape)))
 
 
 class RelativeBias(nn.Module):
@@ -82,7 +82,7 @@ class CrossAttentionLayer(nn.Module):
         q = q.reshape(batch, sets, *shape)  # [B, sets, tokens, K, D]
         k, v = (a.reshape(batch, sets, *shape) for a in jnp.split(kv, 2, axis=-1))
         out = xla(q, k, v, mask=mask[:, :, None, None, :])
-        return x + Dense(channels, kernel_init=zeros, dtype=self.dtype, name="out")(out.reshape(x.shape))
+        return add_residual(x, Dense(channels, kernel_init=zeros, dtype=self.dtype, name="out")(out.reshape(x.shape)))
 
 
 class TemporalConvolutionLayer(nn.Module):
@@ -98,7 +98,7 @@ class TemporalConvolutionLayer(nn.Module):
         h = silu(GroupNorm(self.groups, self.norm_over, name="norm")(x))
         clip = h[:, : x.shape[1] - images]
         h = Convolution(x.shape[-1], (self.config.kernel, 1, 1), kernel_init=zeros, dtype=self.dtype, name="conv")(clip)
-        return x + (jnp.pad(h, ((0, 0), (0, images), (0, 0), (0, 0), (0, 0))) if images else h)
+        return add_residual(x, jnp.pad(h, ((0, 0), (0, images), (0, 0), (0, 0), (0, 0))) if images else h)
 
 
 class FeedForwardLayer(nn.Module):
@@ -114,4 +114,4 @@ class FeedForwardLayer(nn.Module):
         channels = x.shape[-1]
         h = GroupNorm(self.groups, self.norm_over, name="norm")(x)
         h = silu(Dense(self.config.expansion * channels, kernel_init=fan_in, dtype=self.dtype, name="in")(h))
-        return x + Dense(channels, kernel_init=zeros, dtype=self.dtype, name="out")(h)
+        return add_residual(x, Dense(channels, kernel_init=zeros, dtype=self.dtype, name="out")(h))

@@ -16,6 +16,7 @@ from vdm_jax.networks.layers import (
     Convolution,
     Dense,
     GroupNorm,
+    add_residual,
     depth_to_space,
     mean_pool,
     nearest,
@@ -47,18 +48,20 @@ def encode_level(logsnr: Float[Array, "..."], encoding: str) -> Float[Array, "..
 
 
 class ResidualBlock(nn.Module):
-    """Two factorised 1x3x3 convolutions with the conditioning vector between them; starts as the identity."""
+    """Two factorised convolutions (1x3x3) with the conditioning vector between them; starts as the identity."""
 
     config: cfg.UNet
     channels: int
+    kernel: int
     dropout: float
 
     @nn.compact
     def __call__(self, x: Array, vector: Float[Array, "b g c"], train: bool) -> Array:
         spec, dtype = self.config, jnp.dtype(self.config.dtype)
         norm = {"groups": spec.groups, "over": spec.norm_over}
+        kernel = (1, self.kernel, self.kernel)
         h = silu(GroupNorm(**norm, name="norm_in")(x))
-        h = Convolution(self.channels, dtype=dtype, name="conv_in")(h)
+        h = Convolution(self.channels, kernel, dtype=dtype, name="conv_in")(h)
         film = spec.modulation == "film"
         change = Dense(self.channels * (2 if film else 1), name="modulation")(silu(vector))[:, :, None, None]
         if film:
@@ -68,23 +71,23 @@ class ResidualBlock(nn.Module):
         h = silu(h)
         if self.dropout:
             h = nn.Dropout(self.dropout, deterministic=not train)(h)
-        h = Convolution(self.channels, kernel_init=zeros, dtype=dtype, name="conv_out")(h)
+        h = Convolution(self.channels, kernel, kernel_init=zeros, dtype=dtype, name="conv_out")(h)
         if x.shape[-1] != self.channels:
             x = Convolution(self.channels, (1, 1, 1), dtype=dtype, name="shortcut")(x)
-        return x + h
+        return add_residual(x, h)
 
 
 class Block(nn.Module):
     """A residual block and the level's mixers after it."""
 
     config: cfg.UNet
-    channels: int
+    level: cfg.Level
     mixers: tuple[cfg.Mixer, ...]
-    dropout: float = 0.0
 
     @nn.compact
     def __call__(self, x: Array, vector: Array, text: tuple[Array, Array] | None, train: bool, images: int) -> Array:
-        x = ResidualBlock(self.config, self.channels, self.dropout, name="residual")(x, vector, train)
+        level = self.level
+        x = ResidualBlock(self.config, level.channels, level.kernel, level.dropout, name="residual")(x, vector, train)
         return Mixers(self.config, self.mixers, name="mixers")(x, text, images)
 
 
@@ -132,23 +135,25 @@ class SpaceTimeUNet(nn.Module):
         x = space_to_depth(stack_inputs(spec, z, conditioning), spec.patch).astype(dtype)
         kernel = (1, spec.stem_kernel, spec.stem_kernel)
         x = Convolution(spec.levels[0].channels, kernel, dtype=dtype, name="stem")(x)
+        if spec.positions:
+            x = PositionEmbedding(name="positions")(x, images)
         block = nn.remat(Block, static_argnums=(4, 5)) if spec.remat else Block
         skips = [x]
         for i, level in enumerate(spec.levels):  # down
             for j in range(level.blocks):
-                x = block(spec, level.channels, level.mixers, level.dropout, name=f"down_{i}_{j}")(
+                x = block(spec, level, level.mixers, name=f"down_{i}_{j}")(
                     x, vector, text, train, images)
                 skips.append(x)
             if i + 1 < len(spec.levels):
                 x = Downsample(spec, level.stride, name=f"downsample_{i}")(x)
                 skips.append(x)
         last = spec.levels[-1]
-        x = block(spec, last.channels, spec.middle, last.dropout, name="middle_in")(x, vector, text, train, images)
-        x = block(spec, last.channels, (), last.dropout, name="middle_out")(x, vector, text, train, images)
+        x = block(spec, last, spec.middle, name="middle_in")(x, vector, text, train, images)
+        x = block(spec, last, (), name="middle_out")(x, vector, text, train, images)
         for i, level in reversed(list(enumerate(spec.levels))):  # up
             for j in range(level.blocks + 1):
                 x = jnp.concatenate([x, skips.pop() * spec.skip_scale], axis=-1)
-                x = block(spec, level.channels, level.mixers, level.dropout, name=f"up_{i}_{j}")(
+                x = block(spec, level, level.mixers, name=f"up_{i}_{j}")(
                     x, vector, text, train, images)
             if i:
                 x = Upsample(spec, spec.levels[i - 1].stride, name=f"upsample_{i}")(x)
@@ -189,6 +194,24 @@ class Embedding(nn.Module):
         for i in range(spec.embedding_layers - 1):
             vector = Dense(width, name=f"hidden_{i}")(silu(vector))
         return vector, text
+
+
+class PositionEmbedding(nn.Module):
+    """Adds a learned projection of sinusoids of frame, row and column; an appended image counts as frame 0."""
+
+    channels: int = 32  # sinusoids per axis
+    max_period: float = 100.0  # positions
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t h w c"], images: int) -> Array:
+        frames, height, width, channels = x.shape[1:]
+        frame = np.concatenate([np.arange(frames - images), np.zeros(images, int)])
+        for axis, (name, index) in enumerate((("frame", frame), ("row", np.arange(height)), ("column", np.arange(width)))):
+            code = sinusoids(jnp.asarray(index), self.channels, self.max_period)
+            shape = [1] * 5
+            shape[axis + 1], shape[-1] = len(index), channels
+            x = x + Dense(channels, use_bias=False, name=name)(code).reshape(shape).astype(x.dtype)
+        return x
 
 
 class Downsample(nn.Module):

@@ -18,6 +18,7 @@ from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.conditioning.vocabulary import Vocabulary
 from vdm_jax.data.opening import open_source
 from vdm_jax.networks.config import EmbeddedText, WordEncoder
+from vdm_jax.parallel.compiling import compiler_options
 from vdm_jax.parallel.rules import batch_parts
 from vdm_jax.video.arrays import to_uint8
 from vdm_jax.video.sheets import sheet, tile_videos
@@ -61,7 +62,8 @@ class SampleSheets:
     def _sample(self) -> Any:
         stage = self._stage
         keys = sample_keys(self._experiment.seed, jnp.arange(self._count), 0)
-        return jax.jit(lambda params, text, low: sample_stage(stage, stage.sampling, params, keys, text, low))
+        return jax.jit(lambda params, text, low: sample_stage(stage, stage.sampling, params, keys, text, low),
+                       compiler_options=compiler_options(self._mesh))
 
     def write(self, params: Any, step: int) -> np.ndarray:
         """Write the sheet and film of a step; returns the picture, uint8 `[H, W, 3]`."""

@@ -16,6 +16,7 @@ from vdm_jax.cascade.inputs import training_inputs
 from vdm_jax.cascade.stage import Stage
 from vdm_jax.conditioning.conditioning import drop_text
 from vdm_jax.networks.unet import SpaceTimeUNet
+from vdm_jax.parallel.compiling import compiler_options
 from vdm_jax.parallel.rules import batch_sharding, shard
 from vdm_jax.training.state import TrainState, abstract_state, learning_rate, make_optimizer
 
@@ -96,7 +97,7 @@ def compile_train_step(stage: Stage, mesh: Mesh) -> Callable[[TrainState, Batch]
     unroll = mesh.devices.flat[0].platform == "cpu"
     step = jax.jit(lambda state, batch: train_step(stage, state, batch, unroll=unroll), donate_argnums=0,
                    in_shardings=(shardings, batch_sharding(mesh)),
-                   out_shardings=(shardings, NamedSharding(mesh, P())))
+                   out_shardings=(shardings, NamedSharding(mesh, P())), compiler_options=compiler_options(mesh))
     return _under(mesh, step)
 
 
@@ -105,7 +106,8 @@ def compile_validation(stage: Stage, mesh: Mesh) -> Callable[[Any, Batch, PRNGKe
     params = jax.tree.map(lambda a: a.sharding, abstract_state(stage, mesh).params)
     whole = NamedSharding(mesh, P())
     loss = jax.jit(lambda p, batch, key: stage_loss(stage, p, batch, key, train=False)[0],
-                   in_shardings=(params, batch_sharding(mesh), whole), out_shardings=whole)
+                   in_shardings=(params, batch_sharding(mesh), whole), out_shardings=whole,
+                   compiler_options=compiler_options(mesh))
     return _under(mesh, loss)
 
 

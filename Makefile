@@ -1,0 +1,53 @@
+# make demo: train the embedded cascade and generate a captioned video.   make test: pass the tests.
+# Both make a virtual environment first; a second run is quick. PYTHON=python3.12 make test uses another Python.
+
+PYTHON ?= python3.11
+VERSION := $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])')
+VENV ?= .venv-$(VERSION)
+BIN := $(VENV)/bin
+REQUIREMENTS := requirements/$(VERSION).txt
+READY := $(VENV)/ready
+RUN := runs/captioned_digits
+
+export JAX_PLATFORMS ?=
+
+.PHONY: demo test test-full lint baselines clean
+
+$(READY): $(REQUIREMENTS) setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement $(REQUIREMENTS)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $(READY)
+
+$(REQUIREMENTS):
+	@echo "no pinned requirements for $(PYTHON) ($(REQUIREMENTS)); supported: $$(cd requirements && ls py*.txt | tr '\n' ' ')" && exit 2
+
+demo: $(READY)
+	$(BIN)/vdm-jax prepare captioned_digits
+	$(BIN)/vdm-jax train captioned_digits
+	$(BIN)/vdm-jax sample captioned_digits \
+	    "a red 3 moving left" "a green seven bouncing" "a blue 0 rising" "a yellow one standing still" --count 2 \
+	    --out $(RUN)/demo.mp4 $(RUN)/demo.gif $(RUN)/demo.png
+	$(BIN)/vdm-jax evaluate captioned_digits
+	@echo
+	@echo "Look at  $(RUN)/demo.mp4, demo.gif (videos) and demo.png (frames with captions),"
+	@echo "         $(RUN)/*/samples/ (sheets made in training), $(RUN)/evaluation.md (scores)."
+	@echo "Try      $(BIN)/vdm-jax sample captioned_digits \"a cyan 5 moving right\" --out five.gif"
+
+test: $(READY)
+	$(BIN)/python -m pytest tests -q
+
+test-full: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/peers.txt
+	$(BIN)/python -m pytest tests -q --full
+
+lint: $(READY)
+	$(BIN)/ruff check .
+
+baselines: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/peers.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement requirements/peers-no-deps.txt
+	$(BIN)/python experiments/baselines/unet_speed.py
+
+clean:
+	rm -rf .venv-* *.egg-info .pytest_cache .ruff_cache

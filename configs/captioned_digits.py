@@ -1,0 +1,73 @@
+"""The demo: a three-stage cascade on captioned moving digits, small enough for a 2-core CPU.
+
+Citation: stage layout of Imagen Video (Ho et al. 2022, arXiv 2210.02303) in miniature: base, temporal and spatial
+          super-resolution, each trained on degraded real clips with noise-conditioning augmentation.
+Hardware: any CPU with two cores and 8 GB.
+Expected: see the table in README.md, remade by `make demo`.
+Run:      vdm-jax train captioned_digits
+"""
+
+from vdm_jax.attention.patterns import Full, Temporal
+from vdm_jax.cascade.stage import Experiment, LowResolution, Sampling, Stage, Training, VideoSpec
+from vdm_jax.data.captioned_digits import CaptionedDigits
+from vdm_jax.diffusion.augmentation import NoiseAugmentation
+from vdm_jax.diffusion.process import Process
+from vdm_jax.diffusion.samplers import DDIM
+from vdm_jax.diffusion.schedules import CosineSchedule
+from vdm_jax.networks.config import (
+    CrossAttention,
+    Level,
+    SelfAttention,
+    TemporalConvolution,
+    UNet,
+    WordEncoder,
+)
+
+# Small networks on large patches predict the clean video: noise has no low-dimensional structure to squeeze through.
+# Where a digit is and where it goes is decided at high noise, so the schedule is shifted there.
+PROCESS = Process(schedule=CosineSchedule(shift=-2.0), prediction="x")
+
+
+def base() -> Stage:
+    """8 frames of 32x32 from a caption: few tokens (4x4 patches of 8x8 pixels), full spatio-temporal attention."""
+    mixers = (SelfAttention(pattern=Full()), CrossAttention())
+    network = UNet(
+        levels=(Level(channels=128, blocks=2, kernel=1, mixers=mixers),), middle=mixers, patch=8, positions=True,
+        text=WordEncoder(length=16, width=64, layers=1))
+    return Stage(
+        name="base", video=VideoSpec(frames=8, height=32, width=32, fps=4), network=network, process=PROCESS,
+        training=Training(steps=1600, batch_size=16, learning_rate=2e-3, warmup_steps=100, decay=True, ema_decay=0.99,
+                          checkpoint_every=400, sample_every=0, validate_every=400),
+        sampling=Sampling(sampler=DDIM(), steps=32, guidance=2.0, batch_size=32))
+
+
+def temporal() -> Stage:
+    """16 frames from 8."""
+    network = UNet(
+        levels=(Level(channels=48, blocks=1, mixers=(TemporalConvolution(), SelfAttention(
+            pattern=Temporal(), head_dim=16))),), patch=4, low_resolution=True)
+    return Stage(
+        name="temporal", video=VideoSpec(frames=16, height=32, width=32, fps=8), network=network, process=PROCESS,
+        source=LowResolution(frames=8, height=32, width=32,
+                             augmentation=NoiseAugmentation(training_logsnr=(0.0, 8.0), sampling_logsnr=4.0)),
+        training=Training(steps=500, batch_size=8, learning_rate=2e-3, warmup_steps=50, decay=True, ema_decay=0.99,
+                          checkpoint_every=250, sample_every=0, validate_every=0),
+        sampling=Sampling(sampler=DDIM(), steps=8, batch_size=32))
+
+
+def spatial() -> Stage:
+    """64x64 pixels from 32x32."""
+    network = UNet(levels=(Level(channels=64, blocks=1, mixers=(TemporalConvolution(),)),), patch=8, low_resolution=True)
+    return Stage(
+        name="spatial", video=VideoSpec(frames=16, height=64, width=64, fps=8), network=network, process=PROCESS,
+        source=LowResolution(frames=16, height=32, width=32,
+                             augmentation=NoiseAugmentation(training_logsnr=(0.0, 8.0), sampling_logsnr=4.0)),
+        training=Training(steps=500, batch_size=8, learning_rate=2e-3, warmup_steps=50, decay=True, ema_decay=0.99,
+                          checkpoint_every=250, sample_every=0, validate_every=0),
+        sampling=Sampling(sampler=DDIM(), steps=8, batch_size=32))
+
+
+def get_config() -> Experiment:
+    """The three stages on 20,000 clips with one digit in most and two in some."""
+    data = CaptionedDigits(train_clips=20_000, single_object_fraction=0.7)
+    return Experiment(name="captioned_digits", stages=(base(), temporal(), spatial()), data=data)

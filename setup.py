@@ -1,0 +1,52 @@
+"""Package, console command and extras. Pinned versions of everything, per Python, are in requirements/."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "vdm_jax/__init__.py").read_text())[1]
+
+setup(
+    name="vdm_jax",
+    version=VERSION,
+    description="Video diffusion in JAX and Flax: pixel-space cascades, attention variants, sharding",
+    long_description=(HERE / "README.md").read_text() if (HERE / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    # The configs live at the top level of a checkout and are installed as a package of their own.
+    packages=[*find_packages(include=["vdm_jax", "vdm_jax.*"]), "vdm_jax_configs"],
+    package_dir={"vdm_jax_configs": "configs"},
+    package_data={"vdm_jax": ["weights/*/*.json", "weights/*/*/*.safetensors"], "vdm_jax_configs": ["**/*.py"]},
+    entry_points={"console_scripts": ["vdm-jax = vdm_jax.commands.main:main"]},
+    install_requires=[
+        "jax>=0.10",
+        "flax>=0.12.8",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.12,<0.13",
+        "einops>=0.8",
+        "jaxtyping>=0.3",
+        "numpy>=2.0",
+        "tyro>=1.0",
+        "rich>=13",
+        "safetensors>=0.5",
+        # Data. TFDS is read without TensorFlow; importlib_resources is a dependency that it does not declare.
+        "tensorflow-datasets>=4.9.9",
+        "importlib_resources",
+        "grain>=0.2.15",
+        "av>=14",
+        "pillow>=10",
+        "scikit-learn>=1.4",
+        # TensorBoard event files without TensorFlow.
+        "tensorboardX>=2.6",
+    ],
+    extras_require={
+        "dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.9"],
+        "cuda": ["jax[cuda12]>=0.10"],
+        "tpu": ["jax[tpu]>=0.10"],
+        # Downloads and prepares official TFDS video sets; the only part that needs TensorFlow.
+        "prepare-official-sets": ["tensorflow-cpu", "imageio-ffmpeg", "h5py"],
+    },
+)

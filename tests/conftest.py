@@ -1,0 +1,32 @@
+"""Shared set-up of all tests: 8 virtual CPU devices, a compilation cache on disk, and the --full switch."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import jax  # noqa: E402  (after the environment)
+
+jax.config.update("jax_num_cpu_devices", 8)
+cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(Path.home() / ".cache" / "vdm_jax" / "compiled_tests")
+jax.config.update("jax_compilation_cache_dir", cache)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true", help="also run slow tests and comparisons with other libraries")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "full: slow, or needs a peer library; runs with --full (make test-full)")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--full"):
+        return
+    for item in items:
+        if "full" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="runs with --full (make test-full)"))

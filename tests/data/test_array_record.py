@@ -1,0 +1,137 @@
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from vdm_jax.data.array_record import PreparedClips, PreparedClipsSource, prepare_clips
+from vdm_jax.errors import UserError
+
+
+class Clips:
+    """Smooth clips with odd sizes."""
+
+    skipped = {"lost.mp4": "was unreadable"}
+
+    def __init__(self, count=7, label=True):
+        self.count, self.label = count, label
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        y, x = np.mgrid[:23, :31]
+        frames = [np.stack([127 + 100 * np.sin(x / 8 + t / 3 + index), 127 + 100 * np.cos(y / 8), 0 * x + 20 * t], -1)
+                  for t in range(4)]
+        clip = {"video": np.stack(frames).astype(np.uint8), "caption": f"clip № {index}", "fps": 12.5}
+        return clip | ({"label": np.int64(index)} if self.label else {})
+
+
+@pytest.mark.parametrize(("format", "worst"), [("raw", 0), ("jpeg", 20), ("mp4", 20)])
+def test_what_is_read_is_what_was_written(tmp_path, format, worst):
+    seen = []
+    folder = prepare_clips(Clips(), tmp_path / "set", "validation", format, lambda done, total: seen.append((done, total)))
+    assert folder == tmp_path / "set" / "validation" and seen == [(n, 7) for n in range(1, 8)]
+    source = PreparedClipsSource(PreparedClips(path=str(tmp_path / "set")), "validation")
+    assert len(source) == 7
+    for copy in (source, pickle.loads(pickle.dumps(source))):
+        for index in (6, 0, 3):
+            clip, original = copy[index], Clips()[index]
+            assert clip["video"].shape == original["video"].shape and clip["video"].dtype == np.uint8
+            assert np.abs(clip["video"].astype(int) - original["video"]).max() <= worst
+            assert {k: v for k, v in clip.items() if k != "video"} == {k: v for k, v in original.items() if k != "video"}
+    assert list(source.captions()) == [f"clip № {n}" for n in range(7)]
+    expected = {"clips": 7, "frames": 4, "height": 23, "width": 31, "fps": 12.5, "format": format,
+                "skipped": {"lost.mp4": "was unreadable"}}
+    assert expected.items() <= source.metadata.items()
+    clip["video"][:] = 0  # the caller's own copy
+    with pytest.raises(IndexError):
+        source[7]
+
+
+def test_formats_differ_in_size(tmp_path):
+    sizes = {f: (prepare_clips(Clips(100), tmp_path / f, format=f) / "clips.array_record").stat().st_size
+             for f in ("raw", "mp4")}
+    assert sizes["mp4"] < sizes["raw"]
+
+
+class Stops(Clips):
+    def __getitem__(self, index):
+        if index == 4:
+            raise KeyboardInterrupt
+        return super().__getitem__(index)
+
+
+def test_an_interrupted_preparation_leaves_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        prepare_clips(Stops(), tmp_path / "set")
+    assert not list((tmp_path / "set").iterdir())
+    (tmp_path / "set" / ".train.partial").mkdir()  # what a killed one leaves is cleared away
+    (tmp_path / "set" / ".train.partial" / "clips.array_record").write_bytes(b"half")
+    prepare_clips(Clips(), tmp_path / "set")
+    assert len(PreparedClipsSource(PreparedClips(path=str(tmp_path / "set")))) == 7
+    assert [p.name for p in (tmp_path / "set").iterdir()] == ["train"]
+
+
+class Uneven(Clips):
+    def __getitem__(self, index):
+        clip = super().__getitem__(index)
+        return clip | {"video": clip["video"][: 4 - index]}
+
+
+class Embedded(Clips):
+    def __getitem__(self, index):
+        return super().__getitem__(index) | {"embeddings": np.zeros(3)}
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        (Clips(), {"format": "zip"}, "format='zip'; permitted: raw, jpeg, mp4"),
+        (Clips(0), {}, "the source has no clips"),
+        (Uneven(), {}, r"clip 1 is uint8 \[3, 23, 31, 3\]; permitted: uint8 \[4, 23, 31, 3\]"),
+        (Embedded(), {}, "clip 0 has 'embeddings' of type ndarray"),
+    ],
+)
+def test_what_cannot_be_prepared(tmp_path, source, options, message):
+    with pytest.raises(UserError, match=message):
+        prepare_clips(source, tmp_path / "set", **options)
+    assert not (tmp_path / "set" / "train").exists()
+
+
+def test_existing_sets_are_not_overwritten(tmp_path):
+    prepare_clips(Clips(2), tmp_path)
+    with pytest.raises(UserError, match="train exists; permitted: a new folder"):
+        prepare_clips(Clips(3), tmp_path)
+    assert len(PreparedClipsSource(PreparedClips(path=str(tmp_path)))) == 2
+
+
+def open_set(path, split="train"):
+    return PreparedClipsSource(PreparedClips(path=str(path)), split)
+
+
+def test_missing_truncated_and_foreign_sets(tmp_path):
+    with pytest.raises(UserError, match=r"holds no prepared clips \(metadata.json is missing\).*it has none"):
+        open_set(tmp_path)
+    folder = prepare_clips(Clips(3), tmp_path)
+    with pytest.raises(UserError, match=r"permitted: a split of .* \(train\)"):
+        open_set(tmp_path, "test")
+    records = folder / "clips.array_record"
+    whole = records.read_bytes()
+    records.write_bytes(whole[:-10])
+    with pytest.raises(UserError, match=f"has {len(whole) - 10} bytes instead of {len(whole)}"):
+        open_set(tmp_path)
+    records.unlink()
+    with pytest.raises(UserError, match="has 0 bytes instead of"):
+        open_set(tmp_path)
+    records.write_bytes(b"\x55" * len(whole))
+    with pytest.raises(UserError, match="clips.array_record: clip 1 is unreadable"):
+        open_set(tmp_path)[1]
+    metadata = folder / "metadata.json"
+    text = metadata.read_text()
+    metadata.write_text(json.dumps(json.loads(text) | {"version": 99}))
+    with pytest.raises(UserError, match="layout version 99; permitted: 1"):
+        open_set(tmp_path)
+    metadata.write_text(text[:20])
+    with pytest.raises(UserError, match="metadata.json is damaged"):
+        open_set(tmp_path)

@@ -1,0 +1,1 @@
+"""Commands of the `vdm-jax` program, one thin file each."""

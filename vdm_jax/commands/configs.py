@@ -1,0 +1,63 @@
+"""Finding configs: by name in `configs/`, or by path to a Python file of the user's own."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from pathlib import Path
+
+import vdm_jax
+from vdm_jax.cascade.stage import Experiment
+from vdm_jax.errors import UserError
+
+
+def config_folder() -> Path:
+    """The folder of shipped configs: beside the package in a checkout, installed with it otherwise."""
+    beside = Path(vdm_jax.__file__).parent.parent / "configs"
+    if beside.is_dir():
+        return beside
+    spec = importlib.util.find_spec("vdm_jax_configs")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("the shipped configs are not installed; permitted: a path to a config file")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def config_names() -> dict[str, Path]:
+    """Shipped configs by name ('captioned_digits', 'vdm/ucf101')."""
+    folder = config_folder()
+    paths = (p for p in sorted(folder.rglob("*.py")) if not p.name.startswith("_"))
+    return {p.relative_to(folder).with_suffix("").as_posix(): p for p in paths}
+
+
+def load_config(name: str) -> Experiment:
+    """The experiment of a config, given by name or as a path ending in .py.
+
+    Raises `UserError` listing the names when there is none of that name, or when the file has no `get_config`.
+    """
+    if name.endswith(".py"):
+        path = Path(name)
+        if not path.is_file():
+            raise UserError(f"config file {name!r} does not exist; permitted: a Python file with get_config(), or one of "
+                            f"{', '.join(config_names())}")
+    else:
+        names = config_names()
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise UserError(f"config {name!r} is unknown{hint}; permitted: {', '.join(names)}, or a path to a .py file")
+        path = names[name]
+    module = load_module(path)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"config file {path} has no get_config(); permitted: a file with get_config() -> Experiment")
+    experiment = module.get_config()
+    if not isinstance(experiment, Experiment):
+        raise UserError(f"get_config() in {path} returned {type(experiment).__name__}; permitted: Experiment")
+    return experiment
+
+
+def load_module(path: Path):
+    """The Python module of a config file; configs of one folder may import `vdm_jax` and nothing of each other."""
+    spec = importlib.util.spec_from_file_location(f"vdm_jax_config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,65 @@
+"""`vdm-jax evaluate`: score a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import rich.console
+import tyro
+
+from vdm_jax.cascade.run import find_run
+from vdm_jax.commands.arguments import parse
+from vdm_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Generate videos of held-back test captions and score what they show: number of digits, colour, digit, motion, and
+    the whole caption.
+
+    Writes evaluation.json, evaluation.md and a sheet of the first videos (evaluation.png). The generated score stands
+    beside its ceiling (the same scorer on real clips) and its floor (real clips with wrong captions).
+
+    Example:
+      vdm-jax evaluate captioned_digits --count 256
+    """
+
+    run: tyro.conf.Positional[str]  # run directory or name
+    count: int = 96  # test captions, one video each
+    seed: int = 0
+    steps: int | None = None  # sampler steps of every stage; each stage's own by default
+    guidance: float | None = None  # guidance weight of the first stage; its own by default
+    out: Path | None = None  # folder for the results; the run directory by default
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Entry of the command."""
+    options = parse(Evaluate, arguments, "vdm-jax evaluate")
+    if options.count < 2:
+        raise UserError(f"--count={options.count} is not valid; permitted: >= 2")
+    run = find_run(options.run)
+    out = options.out or run
+    if not out.is_dir():
+        raise UserError(f"--out={out} is not a folder; permitted: an existing folder")
+    import vdm_jax
+    from vdm_jax.commands.progress import sampling_progress
+    from vdm_jax.evaluation.digits import evaluate_digits
+    from vdm_jax.video.sheets import sheet
+    from vdm_jax.video.writing import atomic_path, write_png
+
+    console = rich.console.Console(stderr=True, highlight=False)
+    generator = vdm_jax.load(run)
+    with sampling_progress() as progress:
+        result = evaluate_digits(generator, count=options.count, seed=options.seed, steps=options.steps,
+                                 guidance=options.guidance, progress=progress, note=console.print)
+    for name, text in (("evaluation.json", json.dumps(result.to_dict(), indent=1) + "\n"),
+                       ("evaluation.md", result.table())):
+        with atomic_path(out / name) as temporary:
+            temporary.write_text(text)
+    write_png(out / "evaluation.png", sheet(result.videos[:8], result.captions[:8]))
+    print(result.table())
+    print(out / "evaluation.json")
+    return 0

@@ -1,0 +1,40 @@
+"""`vdm-jax export`: weights of a run as safetensors."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from vdm_jax.commands.arguments import parse
+from vdm_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Write the averaged weights of a run's trained stages, with their config, as a folder that samples like a run.
+
+    Example:
+      vdm-jax export captioned_digits weights/my_digits --dtype float16
+    """
+
+    run: tyro.conf.Positional[str]  # run directory or name
+    out: tyro.conf.Positional[Path]  # folder to make
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"  # type of the stored weights
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Entry of the command."""
+    options = parse(Export, arguments, "vdm-jax export")
+    if options.out.exists() and any(options.out.iterdir()):
+        raise UserError(f"out={options.out} is not empty; permitted: a new or empty folder")
+    import vdm_jax
+    from vdm_jax.cascade.run import export
+
+    export(vdm_jax.load(options.run), options.out, None if options.dtype == "float32" else options.dtype)
+    for path in sorted(options.out.rglob("*.safetensors")):
+        print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+    return 0

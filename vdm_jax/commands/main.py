@@ -1,0 +1,80 @@
+"""The `vdm-jax` program: finds the command, sets up JAX and logging, turns user errors into one line and exit code 2."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import vdm_jax
+from vdm_jax.errors import UserError
+
+# Command -> what it does, in the order in which people meet them.
+COMMANDS = {
+    "list": "show configs, trained runs and shipped weights",
+    "prepare": "prepare a data set: captioned digits, or a folder of videos into one fast file",
+    "train": "train the stages of a config into a run directory, resuming where it stopped",
+    "sample": "generate videos of captions from a run",
+    "evaluate": "score a run's videos beside the ceiling of real clips and the floor of wrong captions",
+    "export": "write a run's weights as a folder of safetensors that samples like a run",
+}
+USAGE_ERROR, INTERRUPTED = 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code (0 done, 2 bad input, 130 interrupted with everything saved)."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0 if arguments else USAGE_ERROR
+    if arguments[0] in ("-V", "--version"):
+        print(vdm_jax.__version__)
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    logging.basicConfig(format="vdm-jax: %(message)s", level=logging.WARNING)
+    try:
+        if name not in COMMANDS:
+            raise UserError(f"command {name!r} is unknown; permitted: {', '.join(COMMANDS)}")
+        set_up_compilation_cache()
+        command = importlib.import_module(f"vdm_jax.commands.{name}_command")
+        return command.main(rest) or 0
+    except UserError as error:
+        print(f"vdm-jax: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return USAGE_ERROR
+    except KeyboardInterrupt as stop:
+        print(f"vdm-jax: {str(stop) or 'interrupted'}", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output went away, as in `vdm-jax list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def overview() -> str:
+    """Help of the program as a whole."""
+    lines = [f"  {name:<10}{text}" for name, text in COMMANDS.items()]
+    return "\n".join([
+        "usage: vdm-jax COMMAND ...", "", "Video diffusion cascades in JAX: train, sample, evaluate.", "",
+        *lines, "", "A first session:", "",
+        "  vdm-jax train captioned_digits                        # trains three stages into runs/captioned_digits",
+        '  vdm-jax sample captioned_digits "a red 3 moving left" --out three.gif',
+        "  vdm-jax evaluate captioned_digits", "",
+        "'vdm-jax COMMAND --help' explains a command."])
+
+
+def set_up_compilation_cache() -> None:
+    """Keep compiled programs on disk, so that the second run of anything starts at once.
+
+    `$JAX_COMPILATION_CACHE_DIR` chooses another place.
+    """
+    import jax
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "vdm_jax" / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""`vdm-jax prepare`: bring data into a form that trains fast."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import rich.console
+import rich.progress
+import tyro
+
+from vdm_jax.cascade.stage import Experiment
+from vdm_jax.commands.arguments import parse
+from vdm_jax.commands.configs import config_names, load_config
+from vdm_jax.data.array_record import prepare_clips
+from vdm_jax.data.captioned_digits import CaptionedDigits
+from vdm_jax.data.captioned_digits_tfds import prepare_captioned_digits
+from vdm_jax.data.opening import SPLITS, default_data_dir, open_source
+from vdm_jax.data.video_folder import VideoFolder
+from vdm_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepare:
+    """Prepare a data set once, so that training reads it fast.
+
+    SOURCE is the name of a config, whose embedded data set is made, or a folder of videos, which is cut into clips,
+    resized and written to array_record files under --out (one folder per split). A captions CSV has the columns 'file'
+    and 'caption'. Train on the result with the data set PreparedClips(path=...).
+
+    Examples:
+      vdm-jax prepare captioned_digits
+      vdm-jax prepare ~/videos --out data/mine --frames 16 --size 64 64 --captions ~/videos/captions.csv --format mp4
+    """
+
+    source: tyro.conf.Positional[str]  # name of a config, or a folder of videos
+    out: Path | None = None  # for a folder of videos: where the clips go (a new folder)
+    frames: int = 16  # frames per clip
+    size: tuple[int, int] = (64, 64)  # height and width, pixels
+    frame_stride: int = 1  # take every n-th frame
+    captions: str | None = None  # CSV with columns file, caption
+    format: Literal["raw", "jpeg", "mp4"] = "jpeg"  # raw reads fastest, mp4 is smallest
+    data_dir: Path | None = None  # for configs: where prepared data lives; ~/.cache/vdm_jax/data by default
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Entry of the command."""
+    options = parse(Prepare, arguments, "vdm-jax prepare")
+    console = rich.console.Console(stderr=True, highlight=False)
+    if options.source in config_names():
+        prepare_config(load_config(options.source), options, console)
+    elif Path(options.source).is_dir():
+        prepare_folder(options, console)
+    else:
+        raise UserError(f"source={options.source!r} is neither a config nor a folder; permitted: a folder of videos, or "
+                        f"one of {', '.join(config_names())}")
+    return 0
+
+
+def prepare_config(experiment: Experiment, options: Prepare, console: rich.console.Console) -> None:
+    """Prepare the data set of a config."""
+    data_dir = options.data_dir or default_data_dir()
+    if isinstance(experiment.data, CaptionedDigits):
+        with console.status("drawing captioned digits ..."):
+            path = prepare_captioned_digits(experiment.data, data_dir)
+        print(path)
+        return
+    source = open_source(experiment.data, "train", data_dir)
+    print(f"nothing to prepare: {type(experiment.data).__name__} is read as it is ({len(source)} training clips)")
+
+
+def prepare_folder(options: Prepare, console: rich.console.Console) -> None:
+    """Cut a folder of videos into clips and write them, split by split."""
+    if options.out is None:
+        raise UserError("--out=None is not valid for a folder of videos; permitted: a new folder for the clips")
+    height, width = options.size
+    spec = VideoFolder(path=options.source, captions=options.captions, frames=options.frames, height=height, width=width,
+                       frame_stride=options.frame_stride)
+    with rich.progress.Progress(console=console, disable=not console.is_terminal) as bar:
+        for split in SPLITS:
+            source = open_source(spec, split)
+            task = bar.add_task(f"writing {split}", total=len(source))
+            path = prepare_clips(source, options.out / split, format=options.format,
+                                 progress=lambda done, total, task=task: bar.update(task, completed=done))
+            print(f"{path}: {len(source)} clips")
+            if skipped := getattr(source, "skipped", None):
+                print(f"  {len(skipped)} files skipped: " + "; ".join(f"{n} ({r})" for n, r in list(skipped.items())[:5]))

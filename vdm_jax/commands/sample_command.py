@@ -1,0 +1,68 @@
+"""`vdm-jax sample`: generate videos of captions from a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+
+from vdm_jax.commands.arguments import parse
+from vdm_jax.errors import UserError
+from vdm_jax.video.writing import SUFFIXES
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Generate videos of captions.
+
+    RUN is a run directory, a name under runs/, or shipped weights. The same seed gives the same videos, whatever else
+    is generated beside them. The suffix of --out decides what is written: .mp4 or .gif shows all videos side by side,
+    .png is a sheet with one row of frames per video.
+
+    Examples:
+      vdm-jax sample captioned_digits "a red 3 moving left" --out three.gif
+      vdm-jax sample runs/captioned_digits "a blue 7 bouncing" "a green one rising" --count 4 --seed 7 --out grid.mp4
+    """
+
+    run: tyro.conf.Positional[str]  # run directory or name
+    captions: tyro.conf.Positional[tuple[str, ...]]  # one or more, each in quotes
+    seed: int = 0
+    count: int = 1  # videos per caption
+    steps: int | None = None  # sampler steps of every stage; each stage's own by default
+    guidance: float | None = None  # weight w of (1 + w) conditional - w unconditional, first stage; 0 is off
+    last: str | None = None  # stop after this stage, e.g. base
+    out: tuple[Path, ...] = (Path("sample.mp4"),)  # one or more files: .mp4, .gif or .png
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Entry of the command."""
+    options = parse(Sample, arguments, "vdm-jax sample")
+    check(options)
+    import vdm_jax
+    from vdm_jax.commands.progress import sampling_progress
+
+    generator = vdm_jax.load(options.run)
+    captions = [caption for caption in options.captions for _ in range(options.count)]
+    with sampling_progress() as progress:
+        result = generator(captions, seed=options.seed, steps=options.steps, guidance=options.guidance,
+                           last=options.last, progress=progress)
+    for path in options.out:
+        print(result.save(path))
+    return 0
+
+
+def check(options: Sample) -> None:
+    """Refuse bad options before anything is loaded. Raises `UserError`."""
+    if not options.captions:
+        raise UserError("captions are missing; permitted: one or more, each in quotes")
+    if options.count < 1:
+        raise UserError(f"--count={options.count} is not valid; permitted: >= 1")
+    if options.steps is not None and options.steps < 1:
+        raise UserError(f"--steps={options.steps} is not valid; permitted: >= 1")
+    for path in options.out:
+        if path.suffix not in SUFFIXES:
+            raise UserError(f"--out={path} has suffix {path.suffix!r}; permitted: {', '.join(SUFFIXES)}")
+        if not path.parent.is_dir():
+            raise UserError(f"--out={path}: the folder {path.parent} does not exist; permitted: a file in an existing folder")

@@ -1,0 +1,108 @@
+"""`vdm-jax train`: train the stages of a config into a run directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from vdm_jax.cascade.run import find_run, open_run, read_config
+from vdm_jax.cascade.stage import Experiment
+from vdm_jax.commands.arguments import override, parse_with_rest
+from vdm_jax.commands.configs import load_config
+from vdm_jax.data.opening import caption_words, open_source
+from vdm_jax.networks.config import WordEncoder
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Train the stages of a config, one after the other, into a run directory.
+
+    CONFIG is a name from 'vdm-jax list' or a path to a Python file with get_config(). Any value of the config can be
+    overridden with a typed flag: --base.training.steps 2000, --data.seed 1, --mesh.fsdp 2. An interrupted run resumes
+    when the same command is given again; stages that are finished are left alone.
+
+    Examples:
+      vdm-jax train captioned_digits
+      vdm-jax train captioned_digits --stage base --base.training.batch-size 32 --run runs/wide
+      vdm-jax train captioned_digits --help      # also lists every value that can be overridden
+    """
+
+    config: tyro.conf.Positional[str]  # name or path of the config
+    run: Path | None = None  # run directory; runs/NAME by default
+    stage: tuple[str, ...] = ()  # train only these stages; all by default
+    data_dir: Path | None = None  # where prepared data sets live; ~/.cache/vdm_jax/data by default
+    quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False  # no progress, warnings only
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Entry of the command."""
+    program = "vdm-jax train"
+    wants_help = any(a in ("-h", "--help") for a in arguments)
+    plain = [a for a in arguments if a not in ("-h", "--help")]
+    if wants_help:
+        show_help(plain, program)
+    options, rest = parse_with_rest(Train, arguments, program)
+    experiment = override(load_config(options.config), rest, f"{program} {options.config}")
+    stages = [experiment.stage(name) for name in options.stage] or list(experiment.stages)  # names checked early
+    run = options.run or Path("runs") / experiment.name
+    train(experiment, [stage.name for stage in stages], run, options.data_dir, quiet=options.quiet)
+    return 0
+
+
+def train(experiment: Experiment, stages: Sequence[str], run: Path, data_dir: Path | None, *, quiet: bool) -> None:
+    """Train the named stages into `run`, with progress on the terminal."""
+    import rich.console
+
+    from vdm_jax.training.loop import Interrupted, Trainer
+    from vdm_jax.training.report import Report
+
+    console = rich.console.Console(stderr=True, highlight=False, quiet=quiet)
+    report = Report(console)
+    experiment = open_run(run, resolve(experiment, run, data_dir))
+    try:
+        for name in stages:
+            Trainer(experiment, experiment.stage(name), run, report, data_dir).train()
+    except Interrupted as stop:
+        raise KeyboardInterrupt(f"{stop}; the same command resumes") from None
+    report.note(f"run directory: {run}")
+    if not quiet:
+        logging.getLogger("vdm_jax").debug("trained %s", stages)
+
+
+def resolve(experiment: Experiment, run: Path, data_dir: Path | None) -> Experiment:
+    """Fill in what depends on the data: the vocabulary of word encoders that name no words.
+
+    A run that exists keeps the words it was made with.
+    """
+    if not any(isinstance(s.network.text, WordEncoder) and not s.network.text.words for s in experiment.stages):
+        return experiment
+    if (run / "config.json").exists():
+        texts = [s.network.text for s in read_config(find_run(run)).stages if isinstance(s.network.text, WordEncoder)]
+        words = texts[0].words if texts else ()
+    else:
+        words = caption_words(experiment.data, open_source(experiment.data, "train", data_dir))
+
+    def with_words(stage):
+        text = stage.network.text
+        if not isinstance(text, WordEncoder) or text.words:
+            return stage
+        network = dataclasses.replace(stage.network, text=dataclasses.replace(text, words=words))
+        return dataclasses.replace(stage, network=network)
+
+    return dataclasses.replace(experiment, stages=tuple(with_words(s) for s in experiment.stages))
+
+
+def show_help(plain: Sequence[str], program: str) -> None:
+    """Help of the command and, when a config is named, of everything in it that can be overridden."""
+    if plain and not plain[0].startswith("-"):
+        experiment = load_config(plain[0])
+        try:
+            override(experiment, ["--help"], f"{program} {plain[0]}")
+        except SystemExit:
+            print()
+    parse_with_rest(Train, ["--help"], program)

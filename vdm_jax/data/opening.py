@@ -1,0 +1,58 @@
+"""From a data set's config to a random-access source, whatever kind it is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from vdm_jax.data.array_record import PreparedClips, PreparedClipsSource
+from vdm_jax.data.captioned_digits import CaptionedDigits
+from vdm_jax.data.image_folder import ImageFolder, ImageFolderSource
+from vdm_jax.data.source import RandomAccessSource
+from vdm_jax.data.tfds_video import TFDSVideo, TFDSVideoSource
+from vdm_jax.data.video_folder import VideoFolder, VideoFolderSource
+from vdm_jax.errors import UserError
+
+SPLITS = ("train", "validation", "test")
+
+
+def default_data_dir() -> Path:
+    """Where prepared data sets live: `$VDM_JAX_DATA`, or `~/.cache/vdm_jax/data`."""
+    return Path(os.environ.get("VDM_JAX_DATA") or Path.home() / ".cache" / "vdm_jax" / "data")
+
+
+def open_source(spec: Any, split: str, data_dir: Path | None = None) -> RandomAccessSource:
+    """The clips of one split. Captioned digits are prepared first where they are not there yet.
+
+    Raises `UserError` for an unknown split, for data that is missing, unreadable or empty.
+    """
+    if split not in SPLITS:
+        raise UserError(f"split={split!r} is not valid; permitted: {', '.join(SPLITS)}")
+    match spec:
+        case CaptionedDigits():
+            from vdm_jax.data.captioned_digits_tfds import PreparedDigitsSource, prepare_captioned_digits
+
+            data_dir = data_dir or default_data_dir()
+            prepare_captioned_digits(spec, data_dir)
+            return PreparedDigitsSource(spec, data_dir, split)
+        case VideoFolder():
+            return VideoFolderSource(spec, split)
+        case ImageFolder():
+            return ImageFolderSource(spec, split)
+        case PreparedClips():
+            return PreparedClipsSource(spec, split)
+        case TFDSVideo():
+            return TFDSVideoSource(spec, split)
+    raise UserError(f"data set of kind {type(spec).__name__} is unknown")
+
+
+def caption_words(spec: Any, source: RandomAccessSource) -> tuple[str, ...]:
+    """The vocabulary of a data set: the closed one it declares, or the words of its captions."""
+    from vdm_jax.conditioning.vocabulary import build_words
+
+    if isinstance(spec, CaptionedDigits):
+        from vdm_jax.data.captioned_digits import caption_words as digit_words
+
+        return digit_words()
+    return build_words(source.captions())

@@ -1,0 +1,95 @@
+"""Scoring a cascade trained on captioned digits: generated clips beside the ceiling and the floor of real ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+import vdm_jax
+from vdm_jax.cascade.generator import Generator, Progress
+from vdm_jax.data.captioned_digits import CaptionedDigits, CaptionedDigitsSource, prompts
+from vdm_jax.errors import UserError
+from vdm_jax.evaluation.scorer import DigitScorer
+
+ROWS = ("generated", "real clips (ceiling)", "wrong captions (floor)")
+COLUMNS = ("count", "colour", "digit", "motion", "whole")
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Scores and everything needed to read them."""
+
+    scores: dict[str, dict[str, float]]  # row -> attribute -> share right
+    protocol: dict[str, Any]  # what was done, on what, with which versions
+    videos: np.ndarray  # generated, uint8 [B, T, H, W, 3]
+    captions: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Scores and protocol as JSON data."""
+        return {"scores": self.scores, "protocol": self.protocol}
+
+    def table(self) -> str:
+        """Markdown tables: all captions, and those of one digit."""
+        lines = []
+        for group, title in (("", "all captions"), ("single/", "captions of one digit")):
+            lines += [f"| {title} | {' | '.join(COLUMNS)} |", "|---|" + "---:|" * len(COLUMNS)]
+            for row in ROWS:
+                values = (self.scores[row].get(group + column, float("nan")) for column in COLUMNS)
+                lines.append(f"| {row} | {' | '.join(f'{value:.2f}' for value in values)} |")
+            lines.append("")
+        shown = ", ".join(f"{name} {value}" for name, value in self.protocol.items())
+        return "\n".join([*lines, shown, ""])
+
+
+def evaluate_digits(
+    generator: Generator, *, count: int, seed: int, steps: int | None = None, guidance: float | None = None,
+    progress: Progress | None = None, note: Callable[[str], None] = lambda text: None,
+) -> Evaluation:
+    """Generate videos of the first `count` test captions and score them.
+
+    The ceiling is the same scorer on the real test clips of the same captions, brought to the frames and pixels that
+    the cascade makes; the floor is those clips against the captions of their neighbours.
+
+    Raises `UserError` when the run was not trained on captioned digits.
+    """
+    spec = generator.experiment.data
+    if not isinstance(spec, CaptionedDigits):
+        raise UserError(f"a run on {type(spec).__name__} has no scorer; permitted: runs on CaptionedDigits")
+    captions = tuple(prompts(spec, "test", count))
+    result = generator(captions, seed=seed, steps=steps, guidance=guidance, progress=progress)
+    note("scoring")
+    scorer = DigitScorer()
+    real = real_clips(spec, count, result.videos.shape)
+    shifted = captions[1:] + captions[:1]
+    scores = dict(zip(ROWS, (
+        scorer.score(result.videos, captions).summary(),
+        scorer.score(real, captions).summary(),
+        scorer.score(real, shifted).summary(),
+    ), strict=True))
+    first = generator.experiment.stages[0].sampling
+    protocol = {
+        "experiment": generator.experiment.name, "split": "test", "clips": count, "seed": seed,
+        "steps": steps or "/".join(str(s.sampling.steps) for s in generator.experiment.stages),
+        "guidance": first.guidance if guidance is None else guidance,
+        "size": "x".join(map(str, result.videos.shape[1:4])),
+        "device": jax.devices()[0].device_kind, "vdm_jax": vdm_jax.__version__, "jax": jax.__version__,
+        "python": platform.python_version(),
+    }
+    return Evaluation(scores, protocol, result.videos, captions)
+
+
+def real_clips(spec: CaptionedDigits, count: int, shape: tuple[int, ...]) -> np.ndarray:
+    """The first `count` test clips at the frames and pixels of `shape` (B, T, H, W, 3), uint8."""
+    from vdm_jax.video.arrays import resize, subsample_frames, to_float, to_uint8
+
+    source = CaptionedDigitsSource(spec, "test")
+    clips = np.stack([source[i]["video"] for i in range(count)])
+    if clips.shape[1:] == shape[1:]:
+        return clips
+    small = resize(subsample_frames(to_float(jax.numpy.asarray(clips)), shape[1]), shape[2], shape[3], "area")
+    return np.asarray(to_uint8(small))
