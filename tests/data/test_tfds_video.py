@@ -65,7 +65,8 @@ class Flickers(tfds.core.GeneratorBasedBuilder):
             "kind": tfds.features.ClassLabel(names=["SlowFade", "quick_fade"]),
             "text": tfds.features.Text(),
         }
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True)
+        features = tfds.features.FeaturesDict(features)
+        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
     def _split_generators(self, dl_manager):
         return {"train": self._generate_examples()}
@@ -80,7 +81,7 @@ class Flickers(tfds.core.GeneratorBasedBuilder):
 def data_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tfds")
     tfds.display_progress_bar(False)
-    # Preparing a Video feature asks TensorFlow for the name of its number type; reading one, the subject here, does not.
+    # Preparing a Video feature asks TensorFlow for the name of its number type; reading one does not.
     with mock.patch.object(tfds.features.Video, "dtype", np.uint8):
         Flickers(data_dir=folder).download_and_prepare(file_format="array_record")
     return str(folder)
@@ -88,7 +89,8 @@ def data_dir(tmp_path_factory):
 
 def flickers(data_dir, **fields):
     keys = {"frames_key": "clip/pictures", "splits": ("train[:75%]", "train[75%:]", "train[75%:]")}
-    return TFDSVideo(**{"name": "flickers", "data_dir": data_dir, "frames": 3, "height": 8, "width": 8, **keys, **fields})
+    sizes = {"frames": 3, "height": 8, "width": 8}
+    return TFDSVideo(**{"name": "flickers", "data_dir": data_dir, **sizes, **keys, **fields})
 
 
 def test_prepared_records_are_read_by_feature_and_split(data_dir):

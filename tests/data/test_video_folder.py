@@ -17,7 +17,8 @@ ALL_TRAIN = (1.0, 0.0, 0.0)
 
 def numbered_video(frames, base=0, size=32):
     """Frame n is grey of level base + 4 n."""
-    return np.broadcast_to((base + 4 * np.arange(frames))[:, None, None, None], (frames, size, size, 3)).astype(np.uint8)
+    levels = (base + 4 * np.arange(frames)).astype(np.uint8)
+    return np.broadcast_to(levels[:, None, None, None], (frames, size, size, 3))
 
 
 def numbers(clip, base=0):
@@ -42,7 +43,8 @@ def folder(tmp_path):
 
 
 def spec_of(folder, **fields):
-    return VideoFolder(**{"path": str(folder), "frames": 5, "height": 16, "width": 16, "fractions": ALL_TRAIN, **fields})
+    sizes = {"frames": 5, "height": 16, "width": 16}
+    return VideoFolder(**{"path": str(folder), "fractions": ALL_TRAIN, **sizes, **fields})
 
 
 def test_clips_are_consecutive_windows_of_every_readable_file(folder, caplog):
@@ -67,9 +69,10 @@ def test_clips_are_consecutive_windows_of_every_readable_file(folder, caplog):
 
 def test_stride_and_rate(folder):
     strided = VideoFolderSource(spec_of(folder, frame_stride=2))
-    assert [numbers(strided[i]) for i in range(len(strided))] == [[0, 2, 4, 6, 8], [10, 12, 14, 16, 18], [0, 2, 4, 6, 8]]
+    assert [numbers(clip) for clip in strided] == [[0, 2, 4, 6, 8], [10, 12, 14, 16, 18], [0, 2, 4, 6, 8]]
     assert strided[0]["fps"] == pytest.approx(5)
-    for fps, expected in [(5.0, [0, 2, 4, 6, 8]), (10.0, [0, 1, 2, 3, 4]), (20.0, [0, 0, 1, 1, 2]), (4.0, [0, 2, 5, 7, 10])]:
+    rates = [(5.0, [0, 2, 4, 6, 8]), (10.0, [0, 1, 2, 3, 4]), (20.0, [0, 0, 1, 1, 2]), (4.0, [0, 2, 5, 7, 10])]
+    for fps, expected in rates:
         source = VideoFolderSource(spec_of(folder, fps=fps))
         assert numbers(source[0]) == expected and source[0]["fps"] == fps
     assert len(VideoFolderSource(spec_of(folder, fps=4.0))) == 1  # 21 frames at 10 fps last 2.1 s
@@ -84,10 +87,9 @@ def test_random_starts_reach_everything_and_stay_inside(folder):
             found = numbers(clip)
             assert found == list(range(found[0], found[0] + 5))
             starts[found[0]] += 1
-        assert set(starts) <= {15, 16} and starts[15] > 0
+        assert set(starts) == {15, 16}
         first = {numbers(source.clip(0, np.random.default_rng(t)))[0] for t in range(60)}
         assert first == {0, 1, 2, 3, 4}
-    assert starts[16] >= 0
     again = [source.clip(1, np.random.default_rng(7))["video"] for _ in range(2)]
     np.testing.assert_array_equal(*again)
 

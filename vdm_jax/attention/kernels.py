@@ -14,8 +14,8 @@ def xla(
     k: Float[Array, "*b s k d"],
     v: Float[Array, "*b s k d"],
     *,
-    bias: Float[Array, "..."] | None = None,
-    mask: Bool[Array, "..."] | None = None,
+    bias: Float[Array, ...] | None = None,
+    mask: Bool[Array, ...] | None = None,
 ) -> Float[Array, "*b q k d"]:
     """Dense attention, the reference for every other kernel.
 

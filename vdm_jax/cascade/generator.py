@@ -97,11 +97,15 @@ class Generator:
         if absent:
             raise UserError(f"stage {absent[0]!r} has no trained weights; permitted: train it, or stop after one of "
                             f"{', '.join(self.params) or 'none'}")
+        if stages[0].source is not None:
+            raise UserError(f"stage {stages[0].name!r} starts from {stages[0].source.frames} frames that no stage makes; "
+                            "permitted: a cascade whose first stage has source=None")
         indices = first_index + np.arange(len(captions))
         outputs: dict[str, np.ndarray] = {}
         low = None
         for place, stage in enumerate(stages):
             sampling = with_overrides(stage.sampling, steps=steps, guidance=guidance if place == 0 else None)
+            dataclasses.replace(stage, sampling=sampling)  # raises where the stage cannot do it
             text = self._text(stage, captions, embeddings)
             low = self._run(stage, place, sampling, seed, indices, text, low, progress)
             outputs[stage.name] = np.asarray(to_uint8(low))
@@ -116,9 +120,10 @@ class Generator:
         if isinstance(text, WordEncoder):
             return text_conditioning(jnp.asarray(self.vocabulary(stage).encode_prompts(captions))[:, None])
         if isinstance(text, EmbeddedText):
-            if embeddings is None or embeddings.shape[-1] != text.width:
-                shape = None if embeddings is None else embeddings.shape
-                raise UserError(f"embeddings={shape} given for stage {stage.name!r}; permitted: [B, L, {text.width}]")
+            shape = np.shape(embeddings)
+            if len(shape) != 3 or (shape[0], shape[2]) != (len(captions), text.width):
+                raise UserError(f"embeddings of shape {list(shape)} given for stage {stage.name!r}; permitted: "
+                                f"[{len(captions)}, L, {text.width}]")
             mask = jnp.ones((len(captions), 1, embeddings.shape[1]), bool)
             return Conditioning(embeddings=jnp.asarray(embeddings)[:, None], text_mask=mask)
         return Conditioning()

@@ -34,7 +34,7 @@ def text_conditioning(tokens: Int[Array, "b g l"]) -> Conditioning:
 
 
 def with_low_resolution(
-    conditioning: Conditioning, low: Float[Array, "b t h w 3"], stage: Stage, keys: Array, logsnr: Float[Array, "b"]
+    conditioning: Conditioning, low: Float[Array, "b t h w 3"], stage: Stage, keys: Array, logsnr: Float[Array, b]
 ) -> Conditioning:
     """Add the enlarged low-resolution video with noise of level `logsnr`, drawn per sample from `keys` `[B]`
     (noise-conditioning augmentation: Ho et al. 2021, arXiv 2106.15282)."""

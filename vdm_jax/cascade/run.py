@@ -45,7 +45,8 @@ def open_run(run: Path, experiment: Experiment) -> Experiment:
     if path.exists():
         stored = read_config(run)
         for field, old, new in differences(to_data(stored), to_data(experiment)):
-            if field.split(".")[-1] not in RESUMABLE or ".training." not in field:
+            resumable = ".training." in field and field.split(".")[-1] in RESUMABLE
+            if not resumable and not field.startswith("mesh."):  # any number of devices may go on
                 raise UserError(f"run directory {run} belongs to another config: {field} is {old!r} there and {new!r} "
                                 "now; permitted: the same config, or another directory (--run)")
     elif run.exists() and any(run.iterdir()):

@@ -18,7 +18,7 @@ from vdm_jax.diffusion.sampling import sample
 from vdm_jax.networks.unet import SpaceTimeUNet
 
 
-def sample_keys(seed: int, indices: Int[Array, "b"], stage: int) -> PRNGKeyArray:
+def sample_keys(seed: int, indices: Int[Array, b], stage: int) -> PRNGKeyArray:
     """One key per video from the seed, the video's index and the stage's place in the cascade: a video does not
     depend on what else is in its batch."""
     def fold(index: Array) -> Array:

@@ -8,8 +8,8 @@ sample in sequence.
 import dataclasses
 from typing import Literal
 
-from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.data.array_record import PreparedClips
+from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.data.image_folder import ImageFolder
 from vdm_jax.data.tfds_video import TFDSVideo
 from vdm_jax.data.video_folder import VideoFolder
@@ -99,6 +99,7 @@ class Training:
     sample_every: int = 1000  # steps between sample sheets; 0: only at the end
     validate_every: int = 1000  # steps between validation losses; 0: never
     flips: bool = False  # mirror half of the clips; only for data whose captions do not say left or right
+    random_starts: bool = False  # clips of long videos begin at a random frame; data sets of fixed clips cannot
     workers: int = 0  # processes that read data; 0: threads
 
     def __post_init__(self):
@@ -159,6 +160,13 @@ class Stage:
         if self.training.images_per_clip and source is not None:
             raise UserError(f"Stage {self.name!r}: training.images_per_clip={self.training.images_per_clip}; "
                             "permitted: 0 for a stage with a source (joint training is for base stages)")
+        if self.training.images_per_clip and self.network.norm_over == "clip":
+            raise UserError(f"Stage {self.name!r}: training.images_per_clip={self.training.images_per_clip} with "
+                            "network.norm_over='clip', whose statistics mix the images with the clip; permitted: "
+                            "norm_over='frame'")
+        if self.sampling.guidance and self.network.text is None:
+            raise UserError(f"Stage {self.name!r}: sampling.guidance={self.sampling.guidance} but network.text=None; "
+                            "permitted: 0 for a network without text")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -78,12 +78,21 @@ def prepare_folder(options: Prepare, console: rich.console.Console) -> None:
     height, width = options.size
     spec = VideoFolder(path=options.source, captions=options.captions, frames=options.frames, height=height, width=width,
                        frame_stride=options.frame_stride)
+    if options.out.exists():
+        raise UserError(f"--out={options.out} exists already; permitted: a new folder")
     with rich.progress.Progress(console=console, disable=not console.is_terminal) as bar:
         for split in SPLITS:
-            source = open_source(spec, split)
+            try:
+                source = open_source(spec, split)
+            except UserError as error:
+                if split == "train":
+                    raise
+                console.print(f"no {split} split: {error}", markup=False)  # a folder with very few files
+                continue
             task = bar.add_task(f"writing {split}", total=len(source))
-            path = prepare_clips(source, options.out / split, format=options.format,
-                                 progress=lambda done, total, task=task: bar.update(task, completed=done))
+            path = prepare_clips(source, options.out, split, options.format,
+                                 lambda done, total, task=task: bar.update(task, completed=done))
             print(f"{path}: {len(source)} clips")
-            if skipped := getattr(source, "skipped", None):
-                print(f"  {len(skipped)} files skipped: " + "; ".join(f"{n} ({r})" for n, r in list(skipped.items())[:5]))
+            if source.skipped:
+                print(f"  {len(source.skipped)} files skipped: "
+                      + "; ".join(f"{name} ({reason})" for name, reason in list(source.skipped.items())[:5]))

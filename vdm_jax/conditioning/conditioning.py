@@ -20,12 +20,12 @@ class Conditioning:
     embeddings: Float[Array, "b g l c"] | None = None  # instead of ids: embeddings made beforehand
     text_mask: Bool[Array, "b g l"] | None = None  # True at real tokens; a row without any is the null caption
     low_resolution: Float[Array, "b t h w c"] | None = None  # already at the size of the video, in [-1, 1]
-    augmentation: Float[Array, "b"] | None = None  # log-SNR of the noise added to low_resolution
+    augmentation: Float[Array, b] | None = None  # log-SNR of the noise added to low_resolution
     observed: Float[Array, "b t h w c"] | None = None  # known frames, zero elsewhere
     observed_mask: Float[Array, "b t h w 1"] | None = None  # 1 where observed
-    scalars: dict[str, Float[Array, "b"]] = flax.struct.field(default_factory=dict)  # e.g. fps
+    scalars: dict[str, Float[Array, b]] = flax.struct.field(default_factory=dict)  # e.g. fps
 
-    def without_text(self, where: Bool[Array, "b"] | None = None) -> Conditioning:
+    def without_text(self, where: Bool[Array, b] | None = None) -> Conditioning:
         """The same with the null caption, for all samples or for those where `where` is True."""
         if self.text_mask is None:
             return self

@@ -34,7 +34,7 @@ from vdm_jax.networks.mixers import (
 from vdm_jax.networks.text import TextConditioner
 
 
-def encode_level(logsnr: Float[Array, "..."], encoding: str) -> Float[Array, "..."]:
+def encode_level(logsnr: Float[Array, ...], encoding: str) -> Float[Array, ...]:
     """Noise level as a number of order 1000, ready for sinusoids.
 
     `inv_cos` maps log-SNR to the time of the cosine schedule, arctan(exp(-lambda/2)) / (pi/2) (Salimans & Ho 2022,
@@ -125,12 +125,12 @@ class SpaceTimeUNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, z: Float[Array, "b t h w c"], logsnr: Float[Array, "b"], conditioning: Conditioning | None = None,
+        self, z: Float[Array, "b t h w c"], logsnr: Float[Array, b], conditioning: Conditioning | None = None,
         *, train: bool = False, images: int = 0,
     ) -> Float[Array, "b t h w o"]:
         spec, dtype = self.config, jnp.dtype(self.config.dtype)
         conditioning = Conditioning() if conditioning is None else conditioning
-        check_inputs(spec, z, conditioning)
+        check_inputs(spec, z, conditioning, images)
         vector, text = Embedding(spec, name="embedding")(z.shape[1], logsnr, conditioning, images)
         x = space_to_depth(stack_inputs(spec, z, conditioning), spec.patch).astype(dtype)
         kernel = (1, spec.stem_kernel, spec.stem_kernel)
@@ -186,7 +186,7 @@ class Embedding(nn.Module):
         text = None
         if spec.text is not None:
             tokens, mask, pooled = TextConditioner(spec.text, width, jnp.dtype(spec.dtype), name="text")(conditioning)
-            if images or pooled.shape[1] > 1:  # the clip's caption for its frames, then one per image
+            if images:  # the clip's caption for its frames, then one per image
                 repeats = np.array([frames - images] + [1] * images)
                 tokens, mask, pooled = (jnp.repeat(a, repeats, axis=1, total_repeat_length=frames)
                                         for a in (tokens, mask, pooled))
@@ -252,8 +252,9 @@ def stack_inputs(spec: cfg.UNet, z: Array, conditioning: Conditioning) -> Array:
     return jnp.concatenate(parts, axis=-1)
 
 
-def check_inputs(spec: cfg.UNet, z: Array, conditioning: Conditioning) -> None:
-    """Raise `UserError` when sizes do not divide or a part the network needs is absent (at trace time)."""
+def check_inputs(spec: cfg.UNet, z: Array, conditioning: Conditioning, images: int = 0) -> None:
+    """Raise `UserError` when sizes do not divide, a part the network needs is absent, or appended images would see the
+    clip (at trace time)."""
     for name, size, multiple in zip(("height", "width"), z.shape[2:4], spec.reduction, strict=True):
         if size % multiple:
             raise UserError(f"video {name}={size} is not a multiple of the U-Net's reduction {multiple}; "
@@ -267,6 +268,12 @@ def check_inputs(spec: cfg.UNet, z: Array, conditioning: Conditioning) -> None:
     for name in spec.scalars:
         if name not in conditioning.scalars:
             raise UserError(f"Conditioning.scalars has no {name!r}; given: {', '.join(conditioning.scalars) or 'none'}")
+    if spec.text is not None and conditioning.text_mask.shape[1] != 1 + images:
+        raise UserError(f"Conditioning has {conditioning.text_mask.shape[1]} captions per clip; permitted: {1 + images}, "
+                        "one for the clip and one for each appended image")
+    if images and spec.norm_over == "clip":
+        raise UserError(f"images={images} with UNet.norm_over='clip', whose statistics mix the images with the clip; "
+                        "permitted: norm_over='frame'")
 
 
 def count_parameters(network: cfg.UNet, shape: tuple[int, ...], conditioning: Conditioning | None = None) -> int:

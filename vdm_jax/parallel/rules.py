@@ -98,9 +98,9 @@ def batch_parts(mesh: Mesh) -> int:
     return _parts(AXIS_RULES["batch"], mesh)
 
 
-def _parts(names: tuple[str, ...] | None, mesh: Mesh) -> int:
+def _parts(names: tuple[str, ...] | str | None, mesh: Mesh) -> int:
     parts = 1
-    for name in names or ():
+    for name in (names,) if isinstance(names, str) else names or ():  # PartitionSpec unwraps tuples of one
         parts *= mesh.shape[name]
     return parts
 

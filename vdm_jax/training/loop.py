@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import logging
 import signal
 import time
@@ -21,6 +22,7 @@ from vdm_jax.conditioning.vocabulary import Vocabulary
 from vdm_jax.configuration import digest
 from vdm_jax.data.opening import open_source
 from vdm_jax.data.pipeline import FlipAugmentation, Pipeline
+from vdm_jax.data.source import RandomAccessSource
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import WordEncoder
 from vdm_jax.parallel.arrays import global_batch
@@ -32,6 +34,7 @@ from vdm_jax.training.report import Report
 from vdm_jax.training.sheets import SampleSheets
 from vdm_jax.training.state import TrainState, abstract_state, create_state
 from vdm_jax.training.step import compile_train_step, compile_validation
+from vdm_jax.video.writing import atomic_path
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +64,7 @@ class Trainer:
     run: Path
     report: Report
     data_dir: Path | None = None
+    sources: dict[str, RandomAccessSource] = dataclasses.field(default_factory=dict)  # by split, once opened
 
     def train(self) -> None:
         """Train to the configured number of steps, resuming from the last checkpoint if there is one.
@@ -79,9 +83,10 @@ class Trainer:
             if start >= spec.steps:
                 self.report.note(f"stage {self.stage.name}: already trained to step {start}")
                 return
-            pipeline = self._pipeline("train")
+            pipeline = self._pipeline("train", batch_parts(mesh))
             with MetricWriter(folder, first_step=start + 1) as writer, stop_requests() as stop:
-                self._loop(state, start, mesh, pipeline, checkpoints, writer, stop)
+                state = self._loop(state, start, mesh, pipeline, checkpoints, writer, stop)
+        self._summarise(folder, state)
 
     def _state(self, checkpoints: Checkpoints, mesh: Mesh) -> tuple[TrainState, int]:
         if checkpoints.latest() is None:
@@ -91,23 +96,25 @@ class Trainer:
         self.report.note(f"stage {self.stage.name}: resuming at step {meta['step']}")
         return state, meta["step"]
 
-    def _pipeline(self, split: str) -> Pipeline:
+    def _pipeline(self, split: str, parts: int) -> Pipeline:
         """The data of a split; position is the step, so nothing about it needs saving."""
         spec, text = self.stage.training, self.stage.network.text
         source = open_source(self.experiment.data, split, self.data_dir)
-        for name, reason in getattr(source, "skipped", {}).items():
-            log.warning("skipped %s: %s", name, reason)
         tokenize = Vocabulary(text.words, text.length).encode if isinstance(text, WordEncoder) else None
         images = None
         if spec.image_data is not None:
             images = open_source(spec.image_data, split, self.data_dir)
-        return Pipeline(source, batch_size=spec.batch_size, seed=self.experiment.seed, tokenize=tokenize,
+        self.sources[split] = source
+        size = spec.batch_size
+        if split == "validation":  # a small split is validated on as many clips as it has
+            size = min(size, len(source)) // parts * parts
+        return Pipeline(source, batch_size=size, seed=self.experiment.seed, tokenize=tokenize,
                         augment=FlipAugmentation() if spec.flips and split == "train" else None,
-                        images_per_clip=spec.images_per_clip, images_source=images,
+                        random_starts=spec.random_starts and split == "train", images_per_clip=spec.images_per_clip, images_source=images,
                         process_index=jax.process_index(), process_count=jax.process_count(), workers=spec.workers)
 
     def _loop(self, state: TrainState, start: int, mesh: Mesh, pipeline: Pipeline, checkpoints: Checkpoints,
-              writer: MetricWriter, stop: StopRequests) -> None:
+              writer: MetricWriter, stop: StopRequests) -> TrainState:
         spec = self.stage.training
         step_function = compile_train_step(self.stage, mesh)
         validate = self._validation(mesh)
@@ -124,28 +131,30 @@ class Trainer:
                 if step == start + 1:
                     jax.block_until_ready(metrics)
                     progress.note(f"first step compiled in {time.monotonic() - began:.0f} s")
-                throughput.update(step)
+                    throughput.update(step)
                 last = step == spec.steps
                 if step % spec.log_every == 0 or last:
                     skipped_in_a_row = self._log(pending, throughput, writer, skipped_in_a_row)
                     progress.update(step, pending[-1][1]["loss"], throughput.rates())
                     pending.clear()
                 with throughput.pause():
+                    if last or stop.requested or step % spec.checkpoint_every == 0:
+                        self._save(checkpoints, step, state)
                     if validate and (step % spec.validate_every == 0 or last):
                         loss = validate(state.ema)
                         writer.write(step, {"validation_loss": loss})
                         progress.note(f"step {step}: validation loss {loss:.4f}")
                     if last or (spec.sample_every and step % spec.sample_every == 0):
                         writer.image(step, "samples", sheets.write(state.ema, step))
-                    if last or stop.requested or step % spec.checkpoint_every == 0:
-                        self._save(checkpoints, step, state)
                 if stop.requested and not last:
                     checkpoints.wait()
                     raise Interrupted(f"stopped at step {step} of stage {self.stage.name!r}; everything is saved")
+        return state
 
     def _log(self, pending: list, throughput: Throughput, writer: MetricWriter, skipped_in_a_row: int) -> int:
         """Fetch the window's metrics, write their mean, and count steps whose gradient was not finite."""
         fetched = jax.device_get([metrics for _, metrics in pending])
+        throughput.update(pending[-1][0])  # here, where the device has really finished
         for metrics in fetched:
             skipped_in_a_row = skipped_in_a_row + 1 if metrics["skipped"] else 0
             if skipped_in_a_row >= MAX_SKIPPED:
@@ -159,6 +168,19 @@ class Trainer:
         writer.write(step, {**means, **throughput.rates()})
         return skipped_in_a_row
 
+    def _summarise(self, folder: Path, state: TrainState) -> None:
+        """Write and show what the run came to: size of the network, clips, files that had to be skipped."""
+        skipped = dict(getattr(self.sources["train"], "skipped", {}))
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        summary = {"stage": self.stage.name, "steps": self.stage.training.steps, "parameters": parameters,
+                   "training_clips": len(self.sources["train"]), "skipped_files": skipped}
+        if jax.process_index() == 0:
+            with atomic_path(folder / "summary.json") as temporary:
+                temporary.write_text(json.dumps(summary, indent=1) + "\n")
+        note = f"; {len(skipped)} files skipped (see summary.json)" if skipped else ""
+        self.report.note(f"stage {self.stage.name}: {parameters / 1e6:.2f} M parameters, "
+                         f"{len(self.sources['train'])} training clips{note}")
+
     def _save(self, checkpoints: Checkpoints, step: int, state: TrainState) -> None:
         checkpoints.save(step, state, {"stage": self.stage.name, "config": digest(self.experiment)})
 
@@ -167,7 +189,7 @@ class Trainer:
         spec = self.stage.training
         if not spec.validate_every:
             return None
-        pipeline = self._pipeline("validation")
+        pipeline = self._pipeline("validation", batch_parts(mesh))
         batch = device_batch(pipeline.batch(0), mesh)
         function = compile_validation(self.stage, mesh)
         key = jax.random.key(self.experiment.seed)

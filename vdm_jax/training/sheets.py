@@ -35,15 +35,11 @@ class SampleSheets:
 
     def __init__(self, experiment: Experiment, stage: Stage, folder: Path, mesh: Mesh, data_dir: Path | None):
         self._experiment, self._stage, self._folder, self._mesh = experiment, stage, folder, mesh
-        self._data_dir = data_dir
+        self._count = -(-COUNT // batch_parts(mesh)) * batch_parts(mesh)
+        self._inputs = self._read(data_dir)  # now, so that data without a validation split fails before training
 
-    @functools.cached_property
-    def _count(self) -> int:
-        return -(-COUNT // batch_parts(self._mesh)) * batch_parts(self._mesh)
-
-    @functools.cached_property
-    def _inputs(self) -> tuple[tuple[str, ...], Conditioning, Any]:
-        source, stage = open_source(self._experiment.data, "validation", self._data_dir), self._stage
+    def _read(self, data_dir: Path | None) -> tuple[tuple[str, ...], Conditioning, Any]:
+        source, stage = open_source(self._experiment.data, "validation", data_dir), self._stage
         clips = [source[i % len(source)] for i in range(self._count)]
         captions = tuple(clip["caption"] for clip in clips)
         text, conditioning = stage.network.text, Conditioning()

@@ -31,7 +31,7 @@ class TrainState:
 
 
 def learning_rate(spec: Training) -> optax.Schedule:
-    """Linear warm-up, then constant or cosine decay to a tenth."""
+    """Learning rate of step 1, 2, ...: linear warm-up, then constant or cosine decay to a tenth."""
     warmup = min(spec.warmup_steps, spec.steps)
     if spec.decay:
         return optax.warmup_cosine_decay_schedule(
@@ -43,7 +43,7 @@ def make_optimizer(spec: Training) -> optax.GradientTransformation:
     """AdamW with warm-up and clipping by global norm; biases and norms do not decay."""
     return optax.chain(
         optax.clip_by_global_norm(spec.clip_norm),
-        optax.adamw(learning_rate(spec), b1=spec.b1, b2=spec.b2, weight_decay=spec.weight_decay,
+        optax.adamw(lambda count: learning_rate(spec)(count + 1), b1=spec.b1, b2=spec.b2, weight_decay=spec.weight_decay,
                     mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)),
     )
 

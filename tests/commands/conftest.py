@@ -1,0 +1,54 @@
+"""A trained tiny run, shared by the tests of the commands."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from vdm_jax.commands.main import main
+
+TINY = str(Path(__file__).parent / "tiny.py")
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(autouse=True)
+def surroundings(tmp_path, data_dir, monkeypatch):
+    """Every test runs in a folder of its own, and prepared data goes to a folder of the session."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VDM_JAX_DATA", str(data_dir))
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "set by tests/conftest.py")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, data_dir):
+    """The tiny run, trained through the command."""
+    run = tmp_path_factory.mktemp("runs") / "tiny"
+    assert main(["train", TINY, "--run", str(run), "--data-dir", str(data_dir)]) == 0
+    return run
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of the trained run that a test may damage."""
+    copy = tmp_path / "tiny"
+    shutil.copytree(trained, copy)
+    return copy
+
+
+@pytest.fixture
+def fails(capfd):
+    """Runs a command that must fail as a user error; returns its one line."""
+
+    def check(*arguments):
+        capfd.readouterr()
+        code = main([str(a) for a in arguments])
+        lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("vdm-jax: error:")]
+        assert code == 2
+        assert len(lines) == 1
+        return lines[0]
+
+    return check

@@ -1,0 +1,126 @@
+import numpy as np
+import pytest
+
+import vdm_jax
+from vdm_jax.commands.main import main
+from vdm_jax.video.reading import VideoReader
+
+
+def test_sample_writes_every_kind_of_file(trained, tmp_path, capfd):
+    arguments = ["sample", str(trained), "a red 3 moving left", "a blue 7 bouncing", "--count", "2", "--out", "a.mp4", "a.gif",
+                 "a.png"]
+    assert main(arguments) == 0
+    assert capfd.readouterr().out.split() == ["a.mp4", "a.gif", "a.png"]
+    with VideoReader(tmp_path / "a.mp4") as video:
+        assert len(video) == 4
+    assert (tmp_path / "a.gif").read_bytes()[:3] == b"GIF"
+    assert (tmp_path / "a.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_python_api_gives_the_same_video_for_the_same_seed(trained):
+    generate = vdm_jax.load(trained)
+    first = generate(["a red 3 moving left", "a green one rising"], seed=5)
+    assert first.videos.shape == (2, 4, 16, 16, 3)
+    assert first.videos.dtype == np.uint8
+    again = vdm_jax.load(trained)(["a green one rising"], seed=5, first_index=1)
+    np.testing.assert_allclose(again.videos[0].astype(int), first.videos[1].astype(int), atol=1)
+    other = generate(["a red 3 moving left"], seed=6)
+    assert (other.videos[0] != first.videos[0]).any()
+
+
+def test_unknown_words_are_named_and_do_not_stop_sampling(trained, caplog):
+    vdm_jax.load(trained)(["a purple dinosaur moving left"], last="base")
+    assert "purple, dinosaur" in caplog.text and "moving" in caplog.text
+
+
+def test_last_stops_early(trained):
+    result = vdm_jax.load(trained)("a red 3 moving left", last="base")
+    assert list(result.stages) == ["base"]
+    assert result.videos.shape == (1, 4, 8, 8, 3)
+
+
+def test_evaluate_writes_json_and_table(run, capfd):
+    import json
+
+    assert main(["evaluate", str(run), "--count", "4"]) == 0
+    table = capfd.readouterr().out
+    result = json.loads((run / "evaluation.json").read_text())
+    assert set(result["scores"]) == {"generated", "real clips (ceiling)", "wrong captions (floor)"}
+    assert result["scores"]["wrong captions (floor)"]["whole"] <= 0.25
+    assert result["protocol"]["clips"] == 4 and result["protocol"]["jax"]
+    assert "| generated |" in table and (run / "evaluation.png").exists()
+
+
+def test_export_samples_like_the_run(trained, tmp_path):
+    assert main(["export", str(trained), "out"]) == 0
+    captions = ["a red 3 moving left"]
+    ours, theirs = vdm_jax.load("out")(captions).videos, vdm_jax.load(trained)(captions).videos
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_list_shows_configs_and_runs(trained, capfd):
+    assert main(["list", "--runs", str(trained.parent)]) == 0
+    text = capfd.readouterr().out
+    assert "captioned_digits" in text and "base (4/4)" in text
+
+
+def test_overview_and_version(capsys):
+    assert main(["--help"]) == 0
+    assert "vdm-jax sample captioned_digits" in capsys.readouterr().out
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == vdm_jax.__version__
+
+
+class TestErrors:
+    def test_unknown_command(self, fails):
+        assert "command 'trian' is unknown; permitted: list, prepare, train" in fails("trian")
+
+    def test_unknown_run(self, fails):
+        assert "run 'nowhere' was not found" in fails("sample", "nowhere", "a red 3")
+
+    def test_no_caption(self, fails, trained):
+        assert "captions are missing" in fails("sample", trained)
+
+    @pytest.mark.parametrize(("flag", "value"), [("--count", "0"), ("--steps", "0"), ("--out", "a.avi"),
+                                                 ("--out", "no/such/folder/a.mp4"), ("--last", "top")])
+    def test_bad_option(self, fails, trained, tmp_path, flag, value):
+        line = fails("sample", trained, "a red 3", flag, value)
+        assert value in line and "permitted" in line
+        assert list(tmp_path.iterdir()) == []
+
+    def test_run_without_a_trained_stage(self, fails, run):
+        import shutil
+
+        shutil.rmtree(run / "spatial")
+        assert "stage 'spatial' has no trained weights" in fails("sample", run, "a red 3")
+        shutil.rmtree(run / "base")
+        assert "no trained stage" in fails("sample", run, "a red 3")
+
+    def test_checkpoint_of_another_config(self, fails, run):
+        text = (run / "config.json").read_text()
+        (run / "config.json").write_text(text.replace('"embedding_channels": 16', '"embedding_channels": 32'))
+        line = fails("sample", run, "a red 3")
+        assert "base" in line and "embedding" in line
+
+    def test_damaged_config(self, fails, run):
+        (run / "config.json").write_text("{")
+        assert "config.json is not JSON" in fails("sample", run, "a red 3")
+
+    def test_config_with_a_foreign_field(self, fails, run):
+        text = (run / "config.json").read_text()
+        (run / "config.json").write_text(text.replace('"seed": 0', '"sead": 0', 1))
+        assert "sead is not a field" in fails("sample", run, "a red 3")
+
+    def test_prepare_of_nothing(self, fails):
+        assert "neither a config nor a folder" in fails("prepare", "nothing")
+
+    def test_prepare_of_an_empty_folder(self, fails, tmp_path):
+        (tmp_path / "empty").mkdir()
+        assert "empty" in fails("prepare", "empty", "--out", "clips")
+        assert not (tmp_path / "clips").exists()
+
+    def test_prepare_of_unreadable_videos(self, fails, tmp_path):
+        (tmp_path / "bad").mkdir()
+        (tmp_path / "bad" / "a.mp4").write_bytes(b"not a video")
+        line = fails("prepare", "bad", "--out", "clips")
+        assert "bad" in line

@@ -1,0 +1,107 @@
+import json
+
+import pytest
+
+from tests.commands.conftest import TINY
+from vdm_jax.cascade.run import read_config
+from vdm_jax.commands.main import main
+from vdm_jax.training.checkpoints import Checkpoints
+from vdm_jax.training.metrics import read_records
+
+
+def test_a_run_holds_config_checkpoints_metrics_and_sheets(trained):
+    experiment = read_config(trained)
+    assert [stage.name for stage in experiment.stages] == ["base", "spatial"]
+    assert "red" in experiment.stages[0].network.text.words  # filled in from the data set
+    for stage in ("base", "spatial"):
+        assert Checkpoints(trained / stage / "checkpoints").latest() == 4
+        records = read_records(trained / stage)
+        assert [r["step"] for r in records if "loss" in r] == [1, 2, 3, 4]
+        assert any("validation_loss" in r for r in records)
+        assert (trained / stage / "samples" / "step_0000004.png").stat().st_size > 0
+        assert (trained / stage / "samples" / "step_0000004.mp4").stat().st_size > 0
+
+
+def test_training_again_leaves_a_finished_run_alone(run):
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    assert main(["train", TINY, "--run", str(run)]) == 0
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+
+
+def test_more_steps_go_on_from_the_last_checkpoint(run):
+    assert main(["train", TINY, "--run", str(run), "--stage", "base", "--base.training.steps", "6"]) == 0
+    assert [r["step"] for r in read_records(run / "base") if "loss" in r] == [1, 2, 3, 4, 5, 6]
+    assert Checkpoints(run / "spatial" / "checkpoints").latest() == 4
+
+
+def test_overrides_are_typed_and_reach_the_run(tmp_path, capfd):
+    arguments = ["train", TINY, "--stage", "base", "--base.training.steps", "1", "--base.network.embedding-channels", "32",
+                 "--seed", "3", "--run", "here"]
+    assert main(arguments) == 0
+    stored = json.loads((tmp_path / "here" / "config.json").read_text())
+    assert stored["seed"] == 3
+    assert stored["stages"][0]["network"]["embedding_channels"] == 32
+    assert not (tmp_path / "here" / "spatial").exists()
+
+
+def test_help_teaches(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", TINY, "--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    for part in ("--base.training.learning-rate", "peak, of AdamW", "--mesh.fsdp", "Examples:", "resumes"):
+        assert part in text
+
+
+class TestErrors:
+    def test_unknown_config(self, fails):
+        assert "config 'captioned_digit' is unknown (did you mean 'captioned_digits'?)" in fails("train", "captioned_digit")
+
+    def test_missing_config_file(self, fails):
+        assert "'absent.py' does not exist" in fails("train", "absent.py")
+
+    def test_unknown_override(self, fails):
+        line = fails("train", TINY, "--base.training.stepz", "3")
+        assert "--base.training.stepz" in line and "--base.training.steps" in line
+
+    def test_override_of_a_wrong_type(self, fails):
+        line = fails("train", TINY, "--base.training.steps", "many")
+        assert "--base.training.steps" in line and "many" in line
+
+    def test_override_that_breaks_a_rule(self, fails):
+        line = fails("train", TINY, "--base.video.height", "10")
+        assert "height=10" in line and "permitted" in line
+
+    def test_unknown_stage(self, fails):
+        line = fails("train", TINY, "--stage", "bass")
+        assert "stage 'bass' is unknown; permitted: base, spatial" in line
+
+    def test_batch_that_does_not_divide_over_devices(self, fails):
+        line = fails("train", TINY, "--base.training.batch-size", "6")
+        assert "batch_size=6" in line and "multiples of 8" in line
+
+    def test_batch_larger_than_the_data_set(self, fails, tmp_path):
+        line = fails("train", TINY, "--base.training.batch-size", "64")
+        assert "batch_size=64" in line and "1 to 16" in line
+
+    def test_run_directory_of_another_config(self, fails, run):
+        before = (run / "config.json").read_bytes()
+        line = fails("train", TINY, "--run", run, "--base.training.learning-rate", "0.1")
+        assert "base.training.learning_rate" in line and "0.1" in line and "--run" in line
+        assert (run / "config.json").read_bytes() == before
+
+    def test_directory_that_is_no_run(self, fails, tmp_path):
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "thesis.tex").write_text("x")
+        assert "not a run" in fails("train", TINY, "--run", "mine")
+
+    def test_truncated_checkpoint(self, fails, run):
+        files = [p for p in (run / "base" / "checkpoints" / "4").rglob("*") if p.is_file() and p.stat().st_size > 200]
+        largest = max(files, key=lambda p: p.stat().st_size)
+        largest.write_bytes(largest.read_bytes()[:100])
+        line = fails("train", TINY, "--run", run, "--base.training.steps", "6")
+        assert "checkpoints" in line and largest.name in line
+
+    def test_nothing_is_written_when_the_command_is_wrong(self, fails, tmp_path):
+        fails("train", TINY, "--run", "new", "--stage", "bass")
+        assert list(tmp_path.iterdir()) == []

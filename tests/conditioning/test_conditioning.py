@@ -1,0 +1,57 @@
+"""The conditioning pytree: absent parts cost nothing; dropping text touches the text mask and nothing else."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vdm_jax.conditioning.conditioning import Conditioning, drop_text
+
+
+@pytest.fixture
+def conditioning():
+    tokens = jnp.arange(24).reshape(4, 2, 3) % 5
+    return Conditioning(tokens=tokens, text_mask=tokens > 0, low_resolution=jnp.ones((4, 2, 2, 2, 3)),
+                        augmentation=jnp.arange(4.0), scalars={"fps": jnp.arange(4.0)})
+
+
+def test_absent_parts_are_no_leaves():
+    assert jax.tree.leaves(Conditioning()) == []
+    assert len(jax.tree.leaves(Conditioning(scalars={"fps": jnp.ones(2)}))) == 1
+
+
+def test_scalars_are_not_shared_between_instances():
+    assert Conditioning().scalars is not Conditioning().scalars
+
+
+def test_without_text_empties_the_mask_of_all_groups_and_keeps_the_rest(conditioning):
+    null = conditioning.without_text()
+    assert not null.text_mask.any()
+    assert null.replace(text_mask=None) == conditioning.replace(text_mask=None)  # the same arrays
+
+
+def test_without_text_where(conditioning):
+    null = conditioning.without_text(jnp.array([True, False, False, True]))
+    np.testing.assert_array_equal(null.text_mask[1:3], conditioning.text_mask[1:3])
+    assert not null.text_mask[jnp.array([0, 3])].any()
+
+
+def test_nothing_to_drop():
+    empty = Conditioning(augmentation=jnp.zeros(2))
+    assert empty.without_text() is empty
+    assert drop_text(jax.random.key(0), empty, 0.5) is empty
+
+
+def test_drop_text_drops_whole_samples_with_the_probability():
+    mask = jnp.ones((2000, 2, 3), bool)
+    kept = drop_text(jax.random.key(1), Conditioning(text_mask=mask), 0.3).text_mask
+    per_sample = np.asarray(kept).reshape(2000, -1)
+    assert (per_sample.all(1) | ~per_sample.any(1)).all()  # whole samples, all groups alike
+    assert abs(per_sample.all(1).mean() - 0.7) < 4 * np.sqrt(0.3 * 0.7 / 2000)
+
+
+def test_drop_text_with_probability_zero_and_almost_one(conditioning):
+    assert drop_text(jax.random.key(0), conditioning, 0.0) is conditioning
+    assert not drop_text(jax.random.key(0), conditioning, 1.0).text_mask.any()

@@ -1,0 +1,99 @@
+"""Any folder of images as clips of one frame: for image models, and for joint training on images and videos."""
+
+import dataclasses
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from vdm_jax.data.folder import (
+    SkippedFiles,
+    check_fractions,
+    files_of_split,
+    in_range,
+    list_files,
+    read_captions,
+)
+from vdm_jax.data.source import require_at_least
+from vdm_jax.errors import UserError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
+
+_THREADS = 8  # for looking at the headers
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageFolder:
+    """Images anywhere below a folder."""
+
+    path: str  # the folder; it is only read
+    captions: str | None = None  # CSV file with the columns file (relative to the folder) and caption
+    height: int = 64  # pixels; images are cut centrally to the aspect ratio, then resized
+    width: int = 64  # pixels
+    fractions: tuple[float, float, float] = (0.9, 0.05, 0.05)  # of the files: train, validation, test
+
+    def __post_init__(self):
+        require_at_least(self, height=1, width=1)
+        check_fractions("ImageFolder", self.fractions)
+
+
+class ImageFolderSource:
+    """Random access to the images of one split, each a clip with T = 1.
+
+    Files that are no images are left out, logged once and listed with the reason in `skipped`.
+
+    Raises:
+      UserError: the folder is missing or holds no readable image, or the caption table is wrong.
+    """
+
+    def __init__(self, spec: ImageFolder, split: str = "train"):
+        self.spec, self.split = spec, split
+        self.skipped = SkippedFiles()
+        self._folder = Path(spec.path).expanduser()
+        every = list_files("ImageFolder", spec.path, SUFFIXES)
+        captions = read_captions("ImageFolder", spec.captions, every)
+        names = files_of_split("ImageFolder", every, split, spec.fractions)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            problems = list(pool.map(lambda name: _problem(self._folder / name), names))
+        for name, problem in zip(names, problems, strict=True):
+            if problem:
+                self.skipped.add(name, problem)
+        self._files = [name for name in names if name not in self.skipped]
+        if not self._files:
+            raise UserError(f"ImageFolder.path={spec.path!r}: none of {len(names)} files of split {split!r} is "
+                            f"readable; the first, {names[0]}: {self.skipped[names[0]]}")
+        self._captions = [captions[name] for name in self._files]
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.skipped.first_readable(in_range(index, len(self)), self._files, self._read)
+
+    def captions(self) -> Iterator[str]:
+        """The caption of every image, without reading it."""
+        yield from self._captions
+
+    def _read(self, number: int) -> dict[str, Any]:
+        from PIL import Image
+
+        from vdm_jax.video.fitting import fit_image
+
+        path = self._folder / self._files[number]
+        try:
+            with Image.open(path) as image:
+                picture = fit_image(image, self.spec.height, self.spec.width)
+        except (OSError, ValueError, SyntaxError) as error:
+            raise UserError(f"not a readable image ({error})") from error
+        return {"video": picture[None], "caption": self._captions[number]}
+
+
+def _problem(path: Path) -> str | None:
+    """Why a file is no image by its header, or None."""
+    from PIL import Image
+
+    try:
+        with Image.open(path):
+            return None
+    except (OSError, ValueError, SyntaxError) as error:
+        return f"not a readable image ({type(error).__name__})"

@@ -1,0 +1,253 @@
+"""Batches of clips for training, by grain: random access, exact resume, the same on any number of hosts and workers.
+
+Everything in global batch `step` is a function of (seed, step) and of the source. Row r of it has the *position*
+`step * batch_size + r`; the order of the clips is reshuffled every epoch, and every random draw for a row is seeded
+with its position. So the step is all there is to know about where training stands: nothing about the data is saved.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from vdm_jax.data.source import RandomAccessSource, random_frame, require_at_least
+from vdm_jax.errors import UserError
+
+Clip = dict[str, Any]
+
+# Streams of random numbers of one position.
+_START, _AUGMENT, _IMAGES = range(3)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FlipAugmentation:
+    """Mirrors clips left to right, but never one whose caption contains a word that would then be wrong.
+
+    Writing and digits in the picture are mirrored like the rest: not for data that is about them.
+    """
+
+    probability: float = 0.5  # of mirroring a clip that may be mirrored
+    # Beginnings of words, in lower case, that forbid it.
+    words: tuple[str, ...] = ("left", "right", "clockwise", "counterclockwise", "anticlockwise", "east", "west")
+
+    def __post_init__(self):
+        if not 0 <= self.probability <= 1:
+            raise UserError(f"FlipAugmentation.probability={self.probability!r}; permitted: 0 to 1")
+
+    def __call__(self, clip: Clip, rng: np.random.Generator) -> Clip:
+        drawn = rng.random() < self.probability
+        said = re.findall(r"[^\W_]+", clip["caption"].lower())
+        if not drawn or any(word.startswith(self.words) for word in said):
+            return clip
+        return clip | {"video": clip["video"][:, :, ::-1]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+    """Shuffled batches of a source, as dicts of numpy arrays with this process's rows of the global batch.
+
+    A batch has `video` uint8 [B, T, H, W, 3] and `caption` str [B]; `tokens` int32 [B, L] if `tokenize` is given; and
+    stacked whatever else the clips have (`label` int32 [B], `fps` float32 [B], embeddings ...). With `images_per_clip`
+    = n also `images` uint8 [B, n, H, W, 3], `image_captions` str [B, n] and `image_tokens` int32 [B, n, L]: stills that
+    are trained on beside the clips (joint training: Ho et al. 2022, arXiv 2204.03458, section 3.1).
+
+    Raises:
+      UserError: sizes that do not fit together, an image source of another size, `random_starts` where the source
+        has none.
+    """
+
+    source: RandomAccessSource
+    _: dataclasses.KW_ONLY
+    batch_size: int  # clips of the global batch, over all processes
+    seed: int  # of the order and of all augmentation
+    tokenize: Callable[[str], Int[np.ndarray, " L"]] | None = None  # caption to ids
+    augment: Callable[[Clip, np.random.Generator], Clip] | None = None  # such as FlipAugmentation
+    random_starts: bool = False  # clips begin at random, where the source can do that
+    images_per_clip: int = 0  # independent stills per clip
+    images_source: RandomAccessSource | None = None  # of the stills; None: random frames of other clips
+    process_index: int = 0
+    process_count: int = 1
+    workers: int = 0  # processes that read; 0: threads of this one
+    threads: int = 4  # that read, in each process
+    prefetch: int = 2  # batches read ahead, in each process
+
+    def __post_init__(self):
+        require_at_least(self, batch_size=1, images_per_clip=0, process_count=1, process_index=0, workers=0, threads=1,
+                         prefetch=1)
+        clips = len(self.source)
+        if self.batch_size > clips:
+            raise UserError(f"batch_size={self.batch_size} is larger than the data set; permitted: 1 to {clips}")
+        if self.batch_size % self.process_count:
+            raise UserError(f"batch_size={self.batch_size} does not divide over {self.process_count} processes; "
+                            f"permitted: multiples of {self.process_count}")
+        if self.process_index >= self.process_count:
+            raise UserError(f"process_index={self.process_index}; permitted: 0 to {self.process_count - 1}")
+        if self.random_starts and not hasattr(self.source, "clip"):
+            raise UserError(f"random_starts=True with {type(self.source).__name__}; permitted: a source with "
+                            "clip(i, rng)")
+        self._check_images()
+
+    def _check_images(self) -> None:
+        if not self.images_per_clip:
+            return
+        if self.images_source is None:
+            if len(self.source) < 2:
+                raise UserError("images_per_clip needs other clips to take frames from, and there is one clip; "
+                                "permitted: more clips, or an images_source")
+            return
+        clip, image = (source[0]["video"].shape for source in (self.source, self.images_source))
+        if image[1:] != clip[1:]:
+            raise UserError(f"images_source has pictures of {image[1]}x{image[2]}; permitted: {clip[1]}x{clip[2]} like "
+                            "the clips")
+
+    @property
+    def rows(self) -> int:
+        """Rows of the batch that are this process's."""
+        return self.batch_size // self.process_count
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """The batch of a step, from 0 on."""
+        first = _checked_step(step) * self.batch_size + self.process_index * self.rows
+        return _collate([self._example(first + row) for row in range(self.rows)])
+
+    def iterate(self, start_step: int = 0) -> "BatchIterator":
+        """The batches from `start_step` on, without end, read ahead. Close it, or use it in a `with` statement."""
+        import grain
+
+        examples = self._examples(_checked_step(start_step))
+        if not self.workers:
+            # Threads share the work of one batch, which is there sooner than if each made one of its own.
+            ahead = max(self.prefetch * self.rows, self.threads)
+            options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=ahead)
+            batches = examples.to_iter_dataset(options).batch(self.rows, batch_fn=_collate)
+        else:
+            from absl import flags
+
+            if not flags.FLAGS.is_parsed():  # grain's processes read absl flags, which this program does not use
+                flags.FLAGS.mark_as_parsed()
+            ahead = max(self.prefetch, self.threads)  # a thread makes a whole batch here
+            options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=ahead)
+            batches = examples.batch(self.rows, batch_fn=_collate).to_iter_dataset(options)
+            processes = grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=self.prefetch)
+            batches = batches.mp_prefetch(processes)
+        return BatchIterator(iter(batches))
+
+    # --- one example ------------------------------------------------------------------------------------------------
+
+    def _examples(self, start_step: int):
+        """Endless grain data set of this process's rows, from `start_step` on."""
+        import grain
+
+        def example(number: int, row: int) -> Clip:
+            step = start_step + number // self.rows
+            return self._example(step * self.batch_size + self.process_index * self.rows + row)
+
+        return grain.MapDataset.range(self.rows).repeat().map_with_index(example)
+
+    def _example(self, position: int) -> Clip:
+        """The example at a position of the endless global stream."""
+        index = self._order[position]
+        if self.random_starts:
+            clip = self.source.clip(index, self._rng(position, _START))
+        else:
+            clip = self.source[index]
+        if self.augment is not None:
+            clip = self.augment(clip, self._rng(position, _AUGMENT))
+        if self.tokenize is not None:
+            clip = clip | {"tokens": np.asarray(self.tokenize(clip["caption"]), np.int32)}
+        return clip | self._images(position, index) if self.images_per_clip else clip
+
+    def _images(self, position: int, index: int) -> Clip:
+        """The stills that go with clip `index`: frames of other clips, or the next images in their own order."""
+        count, rng = self.images_per_clip, self._rng(position, _IMAGES)
+        if self.images_source is None:
+            drawn = rng.integers(len(self.source) - 1, size=count)
+            stills = [random_frame(self.source, int(i + (i >= index)), rng) for i in drawn]
+        else:
+            places = [self._image_order[position * count + k] for k in range(count)]
+            stills = [random_frame(self.images_source, i, rng) for i in places]
+        if self.augment is not None:
+            stills = [self.augment(still, rng) for still in stills]
+        captions = [still["caption"] for still in stills]
+        images = {"images": np.concatenate([still["video"] for still in stills]), "image_captions": np.array(captions)}
+        if self.tokenize is not None:
+            images["image_tokens"] = np.stack([np.asarray(self.tokenize(caption), np.int32) for caption in captions])
+        return images
+
+    def _rng(self, position: int, stream: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, position, stream])
+
+    @functools.cached_property
+    def _order(self):
+        """Position to number of the clip."""
+        return _shuffled(len(self.source), self.seed)
+
+    @functools.cached_property
+    def _image_order(self):
+        """The same for the stills of `images_source`."""
+        return _shuffled(len(self.images_source), self.seed + 1)
+
+
+class BatchIterator:
+    """Batches one after the other; holds threads or processes until it is closed."""
+
+    def __init__(self, batches):
+        self._batches = batches  # None once closed
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if self._batches is None:
+            raise ValueError("the iterator of batches is closed")
+        # Copied, because arrays from worker processes lie in memory that is taken away with the worker.
+        return {name: np.array(values) for name, values in next(self._batches).items()}
+
+    def __enter__(self) -> "BatchIterator":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the threads or processes. The iterator gives no more batches. May be called again."""
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
+
+
+def _shuffled(count: int, seed: int):
+    """An endless sequence of the numbers below `count`: a new permutation every epoch. Random access."""
+    import grain
+
+    return grain.MapDataset.range(count).seed(seed).shuffle().repeat()
+
+
+def _checked_step(step: int) -> int:
+    if step < 0:
+        raise UserError(f"step={step}; permitted: 0 or more")
+    return int(step)
+
+
+def _collate(clips: list[Clip]) -> dict[str, np.ndarray]:
+    """Stacks what clips hold: numbers as int32 and float32, text as numpy strings."""
+    first = clips[0]
+    for clip in clips:
+        if clip.keys() != first.keys() or clip["video"].shape != first["video"].shape:
+            raise UserError(f"clips differ: {_describe(clip)} beside {_describe(first)}; permitted: the same keys and "
+                            "shape")
+    batch = {name: np.stack([np.asarray(clip[name]) for clip in clips]) for name in first}
+    return {name: _narrow(values) for name, values in batch.items()}
+
+
+def _narrow(values: np.ndarray) -> np.ndarray:
+    narrower = {np.dtype(np.int64): np.int32, np.dtype(np.float64): np.float32}
+    return values.astype(narrower.get(values.dtype, values.dtype))
+
+
+def _describe(clip: Clip) -> str:
+    return f"{', '.join(clip)} with video {list(clip['video'].shape)}"

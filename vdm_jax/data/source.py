@@ -1,0 +1,43 @@
+"""What a source of training clips is. The pipeline, preparation and evaluation know no more of a data set than this."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from vdm_jax.errors import UserError
+
+
+@runtime_checkable
+class RandomAccessSource(Protocol):
+    """Clips by number. Every source is deterministic in the number, safe to read from several threads, and picklable.
+
+    A clip is a dict with `video` uint8 [T, H, W, 3] (an image set has T = 1), `caption` str ('' when there is none)
+    and, where the set has them, `fps` float and `label` int; further arrays, such as text `embeddings`, are batched
+    as they are. All clips of a source have the same keys and shapes.
+
+    Two optional methods are used where a source has them: `clip(i, rng)`, clip `i` with its start moved at random,
+    and `frame(i, rng)`, one random frame of it as a clip with T = 1, without reading the others.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+def random_frame(source: RandomAccessSource, index: int, rng: np.random.Generator) -> dict[str, Any]:
+    """One frame of clip `index`, drawn by `rng`, as a clip with `video` uint8 [1, H, W, 3]."""
+    if hasattr(source, "frame"):
+        return source.frame(index, rng)
+    clip = source[index]
+    number = int(rng.integers(len(clip["video"])))
+    return clip | {"video": clip["video"][number : number + 1]}
+
+
+def require_at_least(spec: Any, **least: int) -> None:
+    """Checks integer fields of a config against their smallest permitted value; raises `UserError`."""
+    for name, smallest in least.items():
+        value = getattr(spec, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
+            raise UserError(f"{type(spec).__name__}.{name}={value!r}; permitted: integers from {smallest}")

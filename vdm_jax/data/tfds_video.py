@@ -1,0 +1,237 @@
+"""Video sets of TensorFlow Datasets, already prepared on disk as ArrayRecord, read without TensorFlow.
+
+TFDS names the frames differently in every set, and has splits for few of them; `KNOWN_SETS` says where the things
+are. Another set is read by giving `frames_key`. Preparing an official set needs TensorFlow and a download and is not
+done here.
+Every item is decoded whole to cut one clip from it: for training at length, prepare the clips once more with
+`array_record.prepare_clips`.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+import re
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import numpy as np
+
+from vdm_jax.data.folder import SPLITS, in_range
+from vdm_jax.data.source import require_at_least
+from vdm_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class KnownSet:
+    """Where a set keeps what, with `/` between the levels of nested features, and what serves as each split."""
+
+    frames: str
+    splits: tuple[str, str, str]  # train, validation, test, as TFDS writes them
+    caption: str | None = None
+    label: str | None = None
+
+
+_OWN_TEST = ("train[:95%]", "train[95%:]", "test")
+_OWN_VALIDATION = ("train[:95%]", "train[95%:]", "validation")
+
+
+def _parts_of(split: str) -> tuple[str, str, str]:
+    return (f"{split}[:90%]", f"{split}[90%:95%]", f"{split}[95%:]")
+
+
+KNOWN_SETS = {
+    "ucf101": KnownSet("video", _OWN_TEST, label="label"),
+    "bair_robot_pushing_small": KnownSet("image_main", _OWN_TEST),
+    "moving_mnist": KnownSet("image_sequence", _parts_of("test")),
+    "robonet": KnownSet("video", _parts_of("train")),
+    "starcraft_video": KnownSet("rgb_screen", ("train", "validation", "test")),
+    "davis": KnownSet("video/frames", _OWN_VALIDATION),
+    "webvid": KnownSet("video", _OWN_VALIDATION, caption="caption"),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TFDSVideo:
+    """One clip per item of a prepared TFDS video set."""
+
+    name: str  # as TFDS has it: name, name/config or name/config:version
+    data_dir: str | None = None  # the TFDS data folder; None: TFDS's own default (~/tensorflow_datasets)
+    frames: int = 16  # frames of a clip
+    height: int = 64  # pixels; frames are cut centrally to the aspect ratio, then resized
+    width: int = 64  # pixels
+    frame_stride: int = 1  # every how many-th frame of the item is taken
+    fps: float | None = None  # frames per second that a clip claims, after the stride; None: unknown
+    short_items: Literal["error", "repeat"] = "error"  # items with too few frames: refuse, or hold the last frame
+    splits: tuple[str, str, str] | None = None  # TFDS splits for train, validation, test; None: as KNOWN_SETS says
+    frames_key: str | None = None  # feature that holds the frames, `/` between levels; None: as KNOWN_SETS says
+    caption_key: str | None = None  # feature with the text; None: as KNOWN_SETS says
+    label_key: str | None = None  # class label, whose name is the caption if there is no text; None: likewise
+
+    def __post_init__(self):
+        require_at_least(self, frames=1, height=1, width=1, frame_stride=1)
+        if self.fps is not None and not 0 < self.fps < float("inf"):
+            raise UserError(f"TFDSVideo.fps={self.fps!r}; permitted: a rate above 0, or None")
+        if self.frames_key is None and self.name.split("/")[0].split(":")[0] not in KNOWN_SETS:
+            raise UserError(f"TFDSVideo.name={self.name!r} without frames_key; permitted: {', '.join(KNOWN_SETS)}, or "
+                            "another set with frames_key")
+
+    def fields(self) -> KnownSet:
+        """Where the things are: what the config gives, else what is known of the set."""
+        known = KNOWN_SETS.get(self.name.split("/")[0].split(":")[0], KnownSet("", ("train", "validation", "test")))
+        return KnownSet(
+            frames=self.frames_key or known.frames,
+            splits=self.splits or known.splits,
+            caption=self.caption_key or known.caption,
+            label=self.label_key or known.label,
+        )
+
+
+class TFDSVideoSource:
+    """Random access to one split. A clip is the beginning of an item; `clip` and `frame` begin at random.
+
+    Clips have `caption` (the text, or the name of the class in words) and, where the set has classes, `label`.
+
+    Raises:
+      UserError: the set is not prepared as ArrayRecord (names the folder looked in and how to prepare it), a split or
+        feature does not exist, an item is too short.
+    """
+
+    def __init__(self, spec: TFDSVideo, split: str = "train"):
+        if split not in SPLITS:
+            raise UserError(f"split={split!r}; permitted: {', '.join(SPLITS)}")
+        self.spec, self.split, self._fields = spec, split, spec.fields()
+        self._length = len(self._items)
+        if not self._length:
+            raise UserError(f"TFDSVideo.name={spec.name!r}: split {self._tfds_split!r} is empty")
+        first = self._items[0]
+        for key in (self._fields.frames, self._fields.caption, self._fields.label):
+            if key is not None:
+                self._feature(first, key)
+        self._classes = self._class_names() if self._fields.label else None
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._clip(index, self.spec.frames, lambda room: 0)
+
+    def clip(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """A clip that begins anywhere in item `index`."""
+        return self._clip(index, self.spec.frames, lambda room: int(rng.integers(room + 1)))
+
+    def frame(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """One random frame of item `index` as a clip with T = 1."""
+        return self._clip(index, 1, lambda room: int(rng.integers(room + 1)))
+
+    def captions(self) -> Iterator[str]:
+        """The captions there are: the names of the classes, once each, or the text of every item (reads them all)."""
+        if self._fields.caption is None:
+            yield from self._classes or ()
+            return
+        for index in range(len(self)):
+            yield self._caption(self._items[index])
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in vars(self).items() if name not in ("_items", "_builder")}
+
+    # --- TFDS -------------------------------------------------------------------------------------------------------
+
+    @property
+    def _tfds_split(self) -> str:
+        return self._fields.splits[SPLITS.index(self.split)]
+
+    @functools.cached_property
+    def _builder(self):
+        tfds = _import_tfds()
+        try:
+            return tfds.builder(self.spec.name, data_dir=self.spec.data_dir)
+        except ValueError as error:  # TFDS goes on to list everything it has
+            reason = next(line for line in str(error).splitlines() if line.strip())
+            where = f"TFDSVideo.name={self.spec.name!r} with data_dir={self.spec.data_dir!r}"
+            raise UserError(f"{where}: {reason}") from error
+
+    @functools.cached_property
+    def _items(self):
+        builder = self._builder
+        try:
+            return builder.as_data_source(split=self._tfds_split)
+        except (NotImplementedError, AssertionError, FileNotFoundError) as error:
+            call = f"tfds.builder({self.spec.name!r}, data_dir=...).download_and_prepare(file_format='array_record')"
+            raise UserError(f"TFDSVideo.name={self.spec.name!r}: {builder.data_dir} holds no set prepared as "
+                            "array_record; permitted: prepare it with `pip install vdm_jax[prepare-official-sets]` and "
+                            f"{call}") from error
+        except ValueError as error:
+            there = ", ".join(builder.info.splits) or "unknown"
+            raise UserError(f"TFDSVideo.name={self.spec.name!r}: split {self._tfds_split!r} cannot be read; permitted: "
+                            f"parts of {there}; set TFDSVideo.splits") from error
+
+    def _class_names(self) -> tuple[str, ...]:
+        feature = self._builder.info.features
+        for level in self._fields.label.split("/"):
+            feature = feature[level]
+        if getattr(feature, "names", None) is None:
+            raise UserError(f"TFDSVideo.label_key={self._fields.label!r} of {self.spec.name!r} is no class label; "
+                            "permitted: a ClassLabel feature with names")
+        return tuple(in_words(name) for name in feature.names)
+
+    def _feature(self, item: Any, key: str) -> Any:
+        """What an item holds under a key whose levels are separated by `/`."""
+        for level in key.split("/"):
+            if not isinstance(item, dict) or level not in item:
+                found = ", ".join(item) if isinstance(item, dict) else "no further level"
+                raise UserError(f"TFDSVideo.name={self.spec.name!r}: no feature {level!r} of {key!r}; "
+                                f"permitted: {found}")
+            item = item[level]
+        return item
+
+    # --- clips ------------------------------------------------------------------------------------------------------
+
+    def _clip(self, index: int, frames: int, begin) -> dict[str, Any]:
+        from vdm_jax.video.fitting import fit_frame
+
+        spec, number = self.spec, in_range(index, len(self))
+        item = self._items[number]
+        stored = self._feature(item, self._fields.frames)
+        span = (frames - 1) * spec.frame_stride + 1
+        if len(stored) < span and spec.short_items == "error" or not len(stored):
+            raise UserError(f"TFDSVideo.name={spec.name!r}: item {number} of split {self._tfds_split!r} has "
+                            f"{len(stored)} frames, a clip needs {span}; permitted: fewer frames, or "
+                            "short_items='repeat'")
+        start = begin(max(len(stored) - span, 0))
+        numbers = np.minimum(start + np.arange(frames) * spec.frame_stride, len(stored) - 1)
+        video = np.stack([fit_frame(stored[n], spec.height, spec.width) for n in numbers])
+        clip = {"video": video, "caption": self._caption(item)}
+        if self._fields.label:
+            clip["label"] = int(self._feature(item, self._fields.label))
+        if spec.fps is not None:
+            clip["fps"] = float(spec.fps)
+        return clip
+
+    def _caption(self, item: Any) -> str:
+        if self._fields.caption:
+            text = self._feature(item, self._fields.caption)
+            return text.decode() if isinstance(text, bytes) else str(text)
+        return self._classes[int(self._feature(item, self._fields.label))] if self._fields.label else ""
+
+
+def in_words(name: str) -> str:
+    """A class name as lower-case words: `ApplyEyeMakeup` and `apply_eye_makeup` are 'apply eye makeup'."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|_+", " ", name).lower()
+
+
+@functools.cache
+def _import_tfds():
+    """TFDS with its video sets registered, able to read the Video feature where TensorFlow is absent.
+
+    The constructor of that feature asks TensorFlow for nothing but the names of two number types.
+    """
+    import tensorflow_datasets as tfds
+    import tensorflow_datasets.core.features.video_feature as video_feature
+    import tensorflow_datasets.video  # noqa: F401  (registers the builders)
+
+    if importlib.util.find_spec("tensorflow") is None:
+        video_feature.tf = SimpleNamespace(
+            dtypes=SimpleNamespace(as_dtype=lambda kind: np.dtype(kind).type), uint8=np.uint8, uint16=np.uint16
+        )
+    return tfds

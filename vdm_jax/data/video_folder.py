@@ -1,0 +1,162 @@
+"""Any folder of videos as clips: frame-exact windows, decoded when asked for.
+
+Seeking and decoding the original files every epoch is ten times and more slower than reading prepared records
+(`array_record`), which is the thing to do before a long run. For a first look, or a set that changes, nothing need be
+prepared.
+"""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vdm_jax.data.folder import (
+    SkippedFiles,
+    check_fractions,
+    files_of_split,
+    in_range,
+    list_files,
+    read_captions,
+)
+from vdm_jax.data.source import require_at_least
+from vdm_jax.errors import UserError
+
+SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".3gp",
+            ".ts")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VideoFolder:
+    """Videos anywhere below a folder, cut into clips that do not overlap."""
+
+    path: str  # the folder; it is only read
+    captions: str | None = None  # CSV file with the columns file (relative to the folder) and caption
+    frames: int = 16  # frames of a clip
+    height: int = 64  # pixels; frames are cut centrally to the aspect ratio, then resized
+    width: int = 64  # pixels
+    frame_stride: int = 1  # every how many-th frame of the file is taken; 1 where `fps` is given
+    fps: float | None = None  # frames per second to sample at, by timestamps; None: the file's own, by the stride
+    fractions: tuple[float, float, float] = (0.9, 0.05, 0.05)  # of the files: train, validation, test
+    cache: str | None = None  # folder for frame indexes; None: ~/.cache/vdm_jax/video_index
+
+    def __post_init__(self):
+        require_at_least(self, frames=1, height=1, width=1, frame_stride=1)
+        check_fractions("VideoFolder", self.fractions)
+        if self.fps is not None and not 0 < self.fps < float("inf"):
+            raise UserError(f"VideoFolder.fps={self.fps!r}; permitted: a rate above 0, or None")
+        if self.fps is not None and self.frame_stride != 1:
+            raise UserError(f"VideoFolder.frame_stride={self.frame_stride} with fps={self.fps}; permitted: one of them")
+
+
+class VideoFolderSource:
+    """Random access to the clips of one split; splits share no file.
+
+    Files that do not open, or are shorter than a clip, are left out, logged once and listed with the reason in
+    `skipped`. Without `clip`'s random start, clip i of a file begins where clip i - 1 ended.
+
+    Raises:
+      UserError: the folder is missing or holds no readable video that is long enough, or the caption table is wrong.
+    """
+
+    def __init__(self, spec: VideoFolder, split: str = "train"):
+        from vdm_jax.video.index_cache import default_cache_folder, index_files
+
+        self.spec, self.split = spec, split
+        self.skipped = SkippedFiles()
+        self._folder = Path(spec.path).expanduser()
+        every = list_files("VideoFolder", spec.path, SUFFIXES)
+        captions = read_captions("VideoFolder", spec.captions, every)
+        names = files_of_split("VideoFolder", every, split, spec.fractions)
+        cache = Path(spec.cache).expanduser() if spec.cache else default_cache_folder()
+        digest = hashlib.sha256(str(self._folder.absolute()).encode()).hexdigest()[:16]
+        indexes = index_files([self._folder / name for name in names], cache / f"{digest}-{split}.json")
+        self._files, self._timelines = [], []
+        for name, index in zip(names, indexes, strict=True):
+            if isinstance(index, str):
+                self.skipped.add(name, index)
+                continue
+            timeline = _Timeline(index, spec)
+            if not timeline.clips:
+                self.skipped.add(name, f"too short for a clip: {len(index)} frames, {index.duration:.2f} s")
+                continue
+            self._files.append(name)
+            self._timelines.append(timeline)
+        if not self._files:
+            name, reason = next(iter(self.skipped.items()))
+            raise UserError(f"VideoFolder.path={spec.path!r}: none of {len(names)} files of split {split!r} gives a "
+                            f"clip of {spec.frames} frames; the first, {name}: {reason}")
+        self._captions = [captions[name] for name in self._files]
+        self._ends = np.cumsum([timeline.clips for timeline in self._timelines])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._read(index, lambda timeline, window: timeline.frames(window, 0.0))
+
+    def clip(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """Clip `index` begun at random between its own start and the next clip's, as far as the file goes."""
+        shift = rng.random()
+        return self._read(index, lambda timeline, window: timeline.frames(window, shift))
+
+    def frame(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """One random frame of clip `index` as a clip with T = 1; only that frame is decoded."""
+        number = int(rng.integers(self.spec.frames))
+        return self._read(index, lambda timeline, window: timeline.frames(window, 0.0)[number : number + 1])
+
+    def captions(self) -> Iterator[str]:
+        """The caption of every clip, without decoding."""
+        for caption, timeline in zip(self._captions, self._timelines, strict=True):
+            for _ in range(timeline.clips):
+                yield caption
+
+    def _read(self, index: int, frames) -> dict[str, Any]:
+        """The frames that `frames(timeline, window)` names, of the file and window that clip `index` stands for."""
+        index = in_range(index, len(self))
+        file = int(np.searchsorted(self._ends, index, side="right"))
+        window = index - int(self._ends[file]) + self._timelines[file].clips
+
+        def read(number: int) -> dict[str, Any]:
+            timeline = self._timelines[number]
+            numbers = frames(timeline, window if number == file else 0)
+            video = timeline.decode(self._folder / self._files[number], numbers, self.spec.height, self.spec.width)
+            return {"video": video, "caption": self._captions[number], "fps": timeline.fps}
+
+        return self.skipped.first_readable(file, self._files, read)
+
+
+class _Timeline:
+    """Which frames of one file the clips take."""
+
+    def __init__(self, index, spec: VideoFolder):
+        self._index, self._length, self._stride, self._rate = index, spec.frames, spec.frame_stride, spec.fps
+        if spec.fps is None:
+            self.fps = index.fps / spec.frame_stride
+            self._step = spec.frames * spec.frame_stride  # between clips, in frames of the file
+            self._last = len(index) - ((spec.frames - 1) * spec.frame_stride + 1)  # where the last clip may begin
+        else:
+            self.fps = float(spec.fps)
+            self._step = spec.frames  # in frames at the rate asked for
+            self._last = int(index.duration * spec.fps + 1e-6) - spec.frames
+
+    @functools.cached_property
+    def clips(self) -> int:
+        """Number of clips that fit."""
+        return 0 if self._last < 0 else 1 + self._last // self._step
+
+    def frames(self, clip: int, shift: float) -> np.ndarray:
+        """Frame numbers of a clip whose start is moved by a share, in [0, 1), of the room there is."""
+        start = clip * self._step
+        start += int(shift * min(self._step, self._last - start + 1))
+        numbers = start + np.arange(self._length) * self._stride
+        return numbers if self._rate is None else self._index.at(numbers / self._rate)
+
+    def decode(self, path: Path, numbers: np.ndarray, height: int, width: int) -> np.ndarray:
+        from vdm_jax.video.reading import VideoReader
+
+        with VideoReader(path, self._index) as reader:
+            return reader.frames(numbers, height, width)

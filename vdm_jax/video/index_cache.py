@@ -1,0 +1,82 @@
+"""Indexing many video files once: the results are kept in one JSON file, outside the folder of videos."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from vdm_jax.errors import UserError
+from vdm_jax.video.frame_index import FrameIndex
+from vdm_jax.video.reading import VideoReader
+from vdm_jax.video.writing import atomic_path
+
+log = logging.getLogger(__name__)
+
+_FORMAT = 1  # to be raised whenever an index of the same file would come out differently
+_THREADS = 4
+
+
+def index_files(paths: Sequence[Path], cache: Path) -> list[FrameIndex | str]:
+    """The frame index of each file, or one line saying why it is unreadable.
+
+    What `cache` knows of a file with the same path, size and modification time is not read again. A cache that cannot
+    be read is made anew; one that cannot be written costs time at the next start and is logged.
+    """
+    known = _load(cache)
+    stamps = [_stamp(path) for path in paths]
+    keys = [str(path.absolute()) for path in paths]
+    fresh = {key: path for key, path, stamp in zip(keys, paths, stamps, strict=True)
+             if known.get(key, {}).get("stamp") != stamp}
+    if fresh:
+        with ThreadPoolExecutor(_THREADS) as pool:
+            entries = list(pool.map(_index_entry, fresh.values()))
+        stamp_of = dict(zip(keys, stamps, strict=True))
+        known |= {key: {"stamp": stamp_of[key], **entry} for key, entry in zip(fresh, entries, strict=True)}
+        _save(cache, {key: known[key] for key in keys})
+    return [known[key]["error"] if "error" in known[key] else FrameIndex.from_json(known[key]["index"]) for key in keys]
+
+
+def _index_entry(path: Path) -> dict:
+    try:
+        with VideoReader(path) as reader:
+            return {"index": reader.index.to_json()}
+    except UserError as error:
+        return {"error": str(error).removeprefix(f"{path}: ")}
+
+
+def _stamp(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _load(cache: Path) -> dict[str, dict]:
+    try:
+        data = json.loads(cache.read_text())
+        if data["format"] != _FORMAT:
+            return {}
+        for entry in data["files"].values():
+            if "error" not in entry:
+                FrameIndex.from_json(entry["index"])
+        return data["files"]
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        log.warning("video index %s is unreadable (%s) and is made anew", cache, error)
+        return {}
+
+
+def _save(cache: Path, files: dict[str, dict]) -> None:
+    try:
+        with atomic_path(cache) as temporary:
+            temporary.write_text(json.dumps({"format": _FORMAT, "files": files}))
+    except OSError as error:
+        log.warning("video index %s cannot be written (%s); it will be made again at the next start", cache, error)
+
+
+def default_cache_folder() -> Path:
+    """Where indexes are kept: `$XDG_CACHE_HOME/vdm_jax/video_index`, by default below `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vdm_jax" / "video_index"

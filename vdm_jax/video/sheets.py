@@ -1,0 +1,102 @@
+"""Pictures for people: contact sheets with captions, and grids of videos."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+
+from vdm_jax.errors import UserError
+
+_LEAST_PIXELS = 64  # smaller frames are enlarged, for people to see anything
+_GAP = 2  # pixels between frames
+_BACKGROUND = 255
+_FONT_PIXELS = 12
+_LINE_PIXELS = 16
+
+
+def sheet(
+    videos: UInt8[np.ndarray, "B T H W 3"], captions: Sequence[str] | None = None
+) -> UInt8[np.ndarray, "height width 3"]:
+    """A contact sheet: a row per video, a column per frame, the caption above its row.
+
+    Frames under 64 pixels are enlarged by a whole factor, without smoothing. Long captions are wrapped.
+
+    Raises:
+      UserError: videos that are not uint8 [B, T, H, W, 3], or another number of captions than of videos.
+    """
+    videos = _enlarged(_checked("sheet", videos))
+    if captions is not None and len(captions) != len(videos):
+        raise UserError(f"sheet: {len(captions)} captions for {len(videos)} videos; permitted: one for each")
+    rows = [_grid(video, columns=len(video)) for video in videos]
+    if captions is not None:
+        strips = [_text(caption, rows[0].shape[1]) for caption in captions]
+        rows = [np.concatenate(pair) for pair in zip(strips, rows, strict=True)]
+    gap = np.full((_GAP, rows[0].shape[1], 3), _BACKGROUND, np.uint8)
+    return np.concatenate([part for row in rows for part in (row, gap)][:-1])
+
+
+def tile_frames(video: UInt8[np.ndarray, "T H W 3"]) -> UInt8[np.ndarray, "height width 3"]:
+    """The frames of one video in a near-square grid, read like text."""
+    video = _enlarged(_checked("tile_frames", np.asarray(video)[None]))[0]
+    return _grid(video, columns=math.ceil(math.sqrt(len(video))))
+
+
+def tile_videos(
+    videos: UInt8[np.ndarray, "B T H W 3"], columns: int | None = None
+) -> UInt8[np.ndarray, "T height width 3"]:
+    """Several videos as one, side by side in `columns` columns (default: near square).
+
+    Raises:
+      UserError: videos that are not uint8 [B, T, H, W, 3], or fewer than one column.
+    """
+    videos = _checked("tile_videos", videos)
+    columns = math.ceil(math.sqrt(len(videos))) if columns is None else columns
+    if columns < 1:
+        raise UserError(f"tile_videos: columns={columns}; permitted: 1 or more")
+    return np.stack([_grid(frames, columns) for frames in videos.swapaxes(0, 1)])
+
+
+def _grid(images: np.ndarray, columns: int) -> np.ndarray:
+    """[N, H, W, 3] to one picture, `_GAP` pixels between neighbours; unused places stay blank."""
+    count, height, width, _ = images.shape
+    rows = math.ceil(count / columns)
+    shape = (rows * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP, 3)
+    picture = np.full(shape, _BACKGROUND, np.uint8)
+    for number, image in enumerate(images):
+        top, left = (number // columns) * (height + _GAP), (number % columns) * (width + _GAP)
+        picture[top : top + height, left : left + width] = image
+    return picture
+
+
+def _enlarged(videos: np.ndarray) -> np.ndarray:
+    factor = math.ceil(_LEAST_PIXELS / min(videos.shape[2:4]))
+    return videos.repeat(factor, axis=2).repeat(factor, axis=3) if factor > 1 else videos
+
+
+def _text(caption: str, width: int) -> np.ndarray:
+    """The caption in black on a strip of the given width, on as many lines as it needs."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(size=_FONT_PIXELS)
+    lines = [""]
+    for word in caption.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    strip = Image.new("RGB", (width, _LINE_PIXELS * len(lines)), (_BACKGROUND,) * 3)
+    draw = ImageDraw.Draw(strip)
+    for number, line in enumerate(lines):
+        draw.text((0, number * _LINE_PIXELS), line, fill=(0, 0, 0), font=font)
+    return np.asarray(strip)
+
+
+def _checked(name: str, videos: np.ndarray) -> np.ndarray:
+    videos = np.asarray(videos)
+    if videos.dtype != np.uint8 or videos.ndim != 5 or videos.shape[-1] != 3 or 0 in videos.shape:
+        raise UserError(f"{name}: {videos.dtype} {list(videos.shape)}; permitted: uint8 [B, T, H, W, 3], none empty")
+    return videos

@@ -1,0 +1,170 @@
+"""Writing videos and pictures. Every file appears whole or not at all: it is written beside its place, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from jaxtyping import UInt8
+
+from vdm_jax.errors import UserError
+
+SUFFIXES = (".mp4", ".gif", ".png")
+
+
+def write_video(
+    path: str | os.PathLike,
+    video: UInt8[np.ndarray, "T H W 3"],
+    fps: float = 8.0,
+    *,
+    crf: int = 18,
+    lossless: bool = False,
+) -> Path:
+    """Writes a video in the format its suffix names; returns the path. Missing folders are made.
+
+    .mp4: H.264 that every player shows (yuv420p; odd sizes are padded by repeating the last row or column), or with
+    `lossless` the exact RGB values (libx264rgb, for which fewer players exist). .gif: one palette made for the whole
+    video, endless loop. .png: a contact sheet of the frames in a near-square grid.
+
+    Args:
+      fps: frames per second.
+      crf: mp4 quality, 0 (best) to 51; 18 cannot be told from the original by eye.
+
+    Raises:
+      UserError: an unknown suffix, an array that is not uint8 [T, H, W, 3], a rate or quality out of range,
+        `lossless` with a suffix other than .mp4 (a .png is always lossless).
+    """
+    path = Path(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"write_video: suffix {path.suffix!r} of {path.name}; permitted: {', '.join(SUFFIXES)}")
+    if lossless and path.suffix.lower() == ".gif":
+        raise UserError(f"write_video: lossless=True with {path.name}; permitted: .mp4, .png")
+    video = _checked(video, fps, crf)
+    if path.suffix.lower() == ".png":
+        from vdm_jax.video.sheets import tile_frames
+
+        return write_png(path, tile_frames(video))
+    with atomic_path(path) as temporary:
+        if path.suffix.lower() == ".gif":
+            _encode_gif(temporary, video, fps)
+        else:
+            encode_mp4(temporary, video, fps, crf=crf, lossless=lossless)
+    return path
+
+
+def write_png(path: str | os.PathLike, image: UInt8[np.ndarray, "H W 3"]) -> Path:
+    """Writes one RGB image as PNG; returns the path. Raises `UserError` on another suffix or array."""
+    from PIL import Image
+
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise UserError(f"write_png: suffix {path.suffix!r} of {path.name}; permitted: .png")
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+        raise UserError(f"write_png: {image.dtype} {list(image.shape)}; permitted: uint8 [H, W, 3]")
+    with atomic_path(path) as temporary:
+        Image.fromarray(image).save(temporary, format="PNG")
+    return path
+
+
+def encode_mp4(
+    file: Path | BinaryIO, video: UInt8[np.ndarray, "T H W 3"], fps: float, *, crf: int = 18, lossless: bool = False
+) -> None:
+    """Writes mp4 to a path or a seekable binary file; see `write_video`. The padding of odd sizes stays in the file."""
+    import av
+
+    codec, pixels = ("libx264rgb", "rgb24") if lossless else ("libx264", "yuv420p")
+    options = {"qp": "0"} if lossless else {"crf": str(crf)}
+    video = video if lossless else _padded_to_even(video)
+    rate = _rate(fps)
+    # The table of contents goes to the front, for the web; FFmpeg reopens the file by name to do that.
+    layout = {"movflags": "+faststart"} if isinstance(file, Path) else {}
+    with av.open(file, "w", format="mp4", options=layout) as container:
+        stream = container.add_stream(codec, rate=rate, options=options)
+        stream.height, stream.width = video.shape[1:3]
+        stream.pix_fmt = pixels
+        stream.codec_context.time_base = 1 / rate
+        if not lossless:  # say which matrix was used, or players guess another one for large pictures
+            stream.codec_context.colorspace = av.video.reformatter.Colorspace.SMPTE170M
+        for number, frame in enumerate(video):
+            container.mux(stream.encode(_frame(frame, number, rate)))
+        container.mux(stream.encode())
+
+
+def _encode_gif(path: Path, video: np.ndarray, fps: float) -> None:
+    """GIF by one palette for all frames: split -> palettegen -> paletteuse, far better than the codec's fixed one."""
+    import av
+
+    rate = _rate(fps)
+    height, width = video.shape[1:3]
+    graph = av.filter.Graph()
+    source = graph.add_buffer(width=width, height=height, format=av.VideoFormat("rgb24"), time_base=1 / rate)
+    split, palette = graph.add("split"), graph.add("palettegen", "stats_mode=full")
+    paint, sink = graph.add("paletteuse", "dither=sierra2_4a"), graph.add("buffersink")
+    source.link_to(split)
+    split.link_to(palette, 0, 0)
+    split.link_to(paint, 1, 0)
+    palette.link_to(paint, 0, 1)
+    paint.link_to(sink)
+    graph.configure()
+    with av.open(path, "w", format="gif") as container:
+        stream = container.add_stream("gif", rate=rate)
+        stream.height, stream.width, stream.pix_fmt = height, width, "pal8"
+        stream.codec_context.time_base = 1 / rate
+        for number, frame in enumerate(video):
+            graph.push(_frame(frame, number, rate))
+        graph.push(None)
+        for number in range(len(video)):
+            painted = graph.pull()
+            painted.pts, painted.time_base = number, 1 / rate
+            container.mux(stream.encode(painted))
+        container.mux(stream.encode())
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """Gives a temporary path beside `path`, made `path` at the end and removed if the body fails."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _frame(pixels: np.ndarray, number: int, rate: Fraction):
+    """A frame stamped with its time: without a stamp an encoder may give every frame time 0."""
+    import av
+
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+    frame.pts, frame.time_base = number, 1 / rate
+    return frame
+
+
+def _padded_to_even(video: np.ndarray) -> np.ndarray:
+    """Chroma at half resolution needs even sizes."""
+    height, width = video.shape[1:3]
+    return np.pad(video, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+
+
+def _rate(fps: float) -> Fraction:
+    return Fraction(fps).limit_denominator(1001)
+
+
+def _checked(video: np.ndarray, fps: float, crf: int) -> np.ndarray:
+    video = np.asarray(video)
+    if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or 0 in video.shape:
+        hint = " (see vdm_jax.video.arrays.to_uint8)" if np.issubdtype(video.dtype, np.floating) else ""
+        raise UserError(f"write_video: {video.dtype} {list(video.shape)}; permitted: uint8 [T, H, W, 3]{hint}")
+    if not 0.01 <= fps <= 1000:
+        raise UserError(f"write_video: fps={fps}; permitted: 0.01 to 1000 frames per second")
+    if not 0 <= crf <= 51:
+        raise UserError(f"write_video: crf={crf}; permitted: 0 to 51")
+    return video
