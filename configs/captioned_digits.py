@@ -16,6 +16,7 @@ from vdm_jax.diffusion.samplers import DDIM
 from vdm_jax.diffusion.schedules import CosineSchedule
 from vdm_jax.networks.config import (
     CrossAttention,
+    FeedForward,
     Level,
     SelfAttention,
     TemporalConvolution,
@@ -30,9 +31,10 @@ PROCESS = Process(schedule=CosineSchedule(shift=-2.0), prediction="x")
 
 def base() -> Stage:
     """8 frames of 32x32 from a caption: few tokens (4x4 patches of 8x8 pixels), full spatio-temporal attention."""
-    mixers = (SelfAttention(pattern=Full()), CrossAttention())
+    full, text = SelfAttention(pattern=Full()), CrossAttention()
     network = UNet(
-        levels=(Level(channels=128, blocks=2, kernel=1, mixers=mixers),), middle=mixers, patch=8, positions=True,
+        levels=(Level(channels=128, blocks=1, kernel=1, mixers=(full,)),),
+        middle=(full, text, FeedForward(expansion=2)) * 2, patch=8, stem_kernel=1, out_kernel=1, positions=True,
         text=WordEncoder(length=16, width=64, layers=1))
     return Stage(
         name="base", video=VideoSpec(frames=8, height=32, width=32, fps=4), network=network, process=PROCESS,
@@ -57,7 +59,8 @@ def temporal() -> Stage:
 
 def spatial() -> Stage:
     """64x64 pixels from 32x32."""
-    network = UNet(levels=(Level(channels=64, blocks=1, mixers=(TemporalConvolution(),)),), patch=8, low_resolution=True)
+    level = Level(channels=64, blocks=1, mixers=(TemporalConvolution(),))
+    network = UNet(levels=(level,), patch=8, low_resolution=True)
     return Stage(
         name="spatial", video=VideoSpec(frames=16, height=64, width=64, fps=8), network=network, process=PROCESS,
         source=LowResolution(frames=16, height=32, width=32,

@@ -27,6 +27,8 @@ def to_data(value: Any) -> Any:
         return {"kind": type(value).__name__, **fields}
     if isinstance(value, tuple | list):
         return [to_data(v) for v in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)  # 8.0 and 8 are equal configs, and so are their texts
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise UserError(f"config value {value!r} of type {type(value).__name__} is not data; permitted: dataclass, "

@@ -7,8 +7,8 @@ from vdm_jax.video.reading import VideoReader
 
 
 def test_sample_writes_every_kind_of_file(trained, tmp_path, capfd):
-    arguments = ["sample", str(trained), "a red 3 moving left", "a blue 7 bouncing", "--count", "2", "--out", "a.mp4", "a.gif",
-                 "a.png"]
+    arguments = ["sample", str(trained), "a red 3 moving left", "a blue 7 bouncing", "--count", "2",
+                 "--out", "a.mp4", "a.gif", "a.png"]
     assert main(arguments) == 0
     assert capfd.readouterr().out.split() == ["a.mp4", "a.gif", "a.png"]
     with VideoReader(tmp_path / "a.mp4") as video:

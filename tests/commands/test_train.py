@@ -35,8 +35,8 @@ def test_more_steps_go_on_from_the_last_checkpoint(run):
 
 
 def test_overrides_are_typed_and_reach_the_run(tmp_path, capfd):
-    arguments = ["train", TINY, "--stage", "base", "--base.training.steps", "1", "--base.network.embedding-channels", "32",
-                 "--seed", "3", "--run", "here"]
+    arguments = ["train", TINY, "--stage", "base", "--base.training.steps", "1",
+                 "--base.network.embedding-channels", "32", "--seed", "3", "--run", "here"]
     assert main(arguments) == 0
     stored = json.loads((tmp_path / "here" / "config.json").read_text())
     assert stored["seed"] == 3
@@ -55,7 +55,8 @@ def test_help_teaches(capsys):
 
 class TestErrors:
     def test_unknown_config(self, fails):
-        assert "config 'captioned_digit' is unknown (did you mean 'captioned_digits'?)" in fails("train", "captioned_digit")
+        line = fails("train", "captioned_digit")
+        assert "config 'captioned_digit' is unknown (did you mean 'captioned_digits'?)" in line
 
     def test_missing_config_file(self, fails):
         assert "'absent.py' does not exist" in fails("train", "absent.py")

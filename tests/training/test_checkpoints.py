@@ -25,9 +25,6 @@ from jax.sharding import PartitionSpec as P
 from vdm_jax.errors import UserError
 from vdm_jax.training.checkpoints import Checkpoints
 
-with contextlib.suppress(RuntimeError):  # raised when jax already runs, with the devices of conftest.py
-    jax.config.update("jax_num_cpu_devices", 8)
-
 ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -296,6 +293,8 @@ DAMAGES = {
     "meta altered": (lambda root, big: flip(root / "meta/metadata"), "meta/metadata has changed"),
     "manifest gone": (lambda root, big: (root / "manifest.json").unlink(), "manifest.json is missing"),
     "manifest cut": (lambda root, big: os.truncate(root / "manifest.json", 60), "manifest.json is not read"),
+    "manifest of a later version": (lambda root, big: replace(root / "manifest.json", "checkpoint/1", "checkpoint/2"),
+                                    "manifest.json has format 'vdm_jax.checkpoint/2'; permitted"),
 }
 
 
@@ -303,6 +302,10 @@ def flip(path):
     data = bytearray(path.read_bytes())
     data[-3] ^= 1
     path.write_bytes(bytes(data))
+
+
+def replace(path, old, new):
+    path.write_text(path.read_text().replace(old, new))
 
 
 @pytest.mark.parametrize("name", DAMAGES)
@@ -424,14 +427,14 @@ def test_no_space_for_the_manifest(tmp_path, monkeypatch):
     """The last file written fails: the step must not appear, although all its arrays are on disk."""
     import vdm_jax.training.checkpoints as module
 
-    def full(path):
+    def full(*_):
         raise OSError(28, "No space left on device")
 
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, make_state(1), {})
         checkpoints.wait()
         with monkeypatch.context() as patch:
-            patch.setattr(module, "_sha256", full)
+            patch.setattr(module, "write_manifest", full)
             checkpoints.save(2, make_state(2), {})
             with pytest.raises(UserError, match="2 was not saved.*no space left.*usable steps: 1"):
                 checkpoints.wait()
@@ -463,7 +466,7 @@ def test_killed_save_is_not_a_checkpoint(tmp_path):
         checkpoints = module.Checkpoints(sys.argv[1])
         checkpoints.save(1, {"w": jnp.arange(8.0)}, {})
         checkpoints.wait()
-        module._sha256 = lambda path: os.kill(os.getpid(), signal.SIGKILL)
+        module.write_manifest = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         checkpoints.save(2, {"w": jnp.zeros(8)}, {})
         checkpoints.wait()
     """, tmp_path)

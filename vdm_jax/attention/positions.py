@@ -19,7 +19,8 @@ def rotary_axis_dims(head_dim: int, axes: int) -> tuple[int, ...]:
     """
     share = head_dim // (2 * axes) * 2
     if share == 0:
-        raise UserError(f"head_dim={head_dim} is too small for rotary positions over {axes} axes; permitted: >= {2 * axes}")
+        raise UserError(f"head_dim={head_dim} is too small for rotary positions over {axes} axes; "
+                        f"permitted: >= {2 * axes}")
     return (share,) * axes
 
 

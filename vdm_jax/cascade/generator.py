@@ -64,7 +64,8 @@ class Generator:
     def __init__(self, experiment: Experiment, params: Mapping[str, Any], devices: Sequence[jax.Device] | None = None):
         self.experiment = experiment
         self.mesh = make_mesh(experiment.mesh, devices)
-        self.params = {name: jax.device_put(tree, parameter_shardings(tree, self.mesh)) for name, tree in params.items()}
+        self.params = {name: jax.device_put(tree, parameter_shardings(tree, self.mesh))
+                       for name, tree in params.items()}
         self._compiled: dict[tuple[str, Sampling], Callable] = {}
 
     def __call__(
@@ -98,8 +99,8 @@ class Generator:
             raise UserError(f"stage {absent[0]!r} has no trained weights; permitted: train it, or stop after one of "
                             f"{', '.join(self.params) or 'none'}")
         if stages[0].source is not None:
-            raise UserError(f"stage {stages[0].name!r} starts from {stages[0].source.frames} frames that no stage makes; "
-                            "permitted: a cascade whose first stage has source=None")
+            raise UserError(f"stage {stages[0].name!r} starts from {stages[0].source.frames} frames that no stage "
+                            "makes; permitted: a cascade whose first stage has source=None")
         indices = first_index + np.arange(len(captions))
         outputs: dict[str, np.ndarray] = {}
         low = None

@@ -129,6 +129,7 @@ def export(generator: Generator, folder: Path, dtype: str | None = None) -> None
     for name, params in generator.params.items():
         target = folder / name / WEIGHTS
         target.parent.mkdir(parents=True, exist_ok=True)
-        save_params(target, jax.device_get(params), {"stage": name, "experiment": generator.experiment.name}, dtype=dtype)
+        metadata = {"stage": name, "experiment": generator.experiment.name}
+        save_params(target, jax.device_get(params), metadata, dtype=dtype)
     with atomic_path(folder / CONFIG) as temporary:
         temporary.write_text(to_json(generator.experiment))

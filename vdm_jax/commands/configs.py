@@ -37,8 +37,8 @@ def load_config(name: str) -> Experiment:
     if name.endswith(".py"):
         path = Path(name)
         if not path.is_file():
-            raise UserError(f"config file {name!r} does not exist; permitted: a Python file with get_config(), or one of "
-                            f"{', '.join(config_names())}")
+            raise UserError(f"config file {name!r} does not exist; permitted: a Python file with get_config(), "
+                            f"or one of {', '.join(config_names())}")
     else:
         names = config_names()
         if name not in names:

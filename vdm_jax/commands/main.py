@@ -1,4 +1,4 @@
-"""The `vdm-jax` program: finds the command, sets up JAX and logging, turns user errors into one line and exit code 2."""
+"""The `vdm-jax` program: finds the command, sets up JAX and logging, turns user errors into a line and exit code 2."""
 
 from __future__ import annotations
 

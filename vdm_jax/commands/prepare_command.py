@@ -54,8 +54,8 @@ def main(arguments: Sequence[str]) -> int:
     elif Path(options.source).is_dir():
         prepare_folder(options, console)
     else:
-        raise UserError(f"source={options.source!r} is neither a config nor a folder; permitted: a folder of videos, or "
-                        f"one of {', '.join(config_names())}")
+        raise UserError(f"source={options.source!r} is neither a config nor a folder; permitted: a folder of videos, "
+                        f"or one of {', '.join(config_names())}")
     return 0
 
 
@@ -76,8 +76,8 @@ def prepare_folder(options: Prepare, console: rich.console.Console) -> None:
     if options.out is None:
         raise UserError("--out=None is not valid for a folder of videos; permitted: a new folder for the clips")
     height, width = options.size
-    spec = VideoFolder(path=options.source, captions=options.captions, frames=options.frames, height=height, width=width,
-                       frame_stride=options.frame_stride)
+    spec = VideoFolder(path=options.source, captions=options.captions, frames=options.frames,
+                       height=height, width=width, frame_stride=options.frame_stride)
     if options.out.exists():
         raise UserError(f"--out={options.out} exists already; permitted: a new folder")
     with rich.progress.Progress(console=console, disable=not console.is_terminal) as bar:

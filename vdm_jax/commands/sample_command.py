@@ -65,4 +65,5 @@ def check(options: Sample) -> None:
         if path.suffix not in SUFFIXES:
             raise UserError(f"--out={path} has suffix {path.suffix!r}; permitted: {', '.join(SUFFIXES)}")
         if not path.parent.is_dir():
-            raise UserError(f"--out={path}: the folder {path.parent} does not exist; permitted: a file in an existing folder")
+            raise UserError(f"--out={path}: the folder {path.parent} does not exist; "
+                            "permitted: a file in an existing folder")

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax.errors import UserError
+from vdm_jax.interop.signatures import mismatch, signatures
 
 Params = Mapping[str, Any]  # nested dict whose leaves are arrays
 
@@ -68,7 +69,9 @@ def load_params(path: str | os.PathLike, like: Params | None = None) -> tuple[di
     arrays, metadata = _read(path)
     if like is not None:
         wanted = flatten(like)
-        _check_match(path, arrays, wanted)
+        arrays = {name: _converted(array, wanted.get(name)) for name, array in arrays.items()}
+        if listed := mismatch(signatures(arrays), signatures(wanted)):
+            raise UserError(f"{path} does not match the parameters asked for: {listed}")
         arrays = {name: _placed(arrays[name], leaf) for name, leaf in wanted.items()}
     return _unflatten(path, arrays), metadata
 
@@ -170,30 +173,13 @@ def _read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         raise UserError(f"{path} is not a complete safetensors file: {error}") from error
 
 
-def _check_match(path: pathlib.Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    def castable(a, b):
-        return a == b or (jnp.issubdtype(a, jnp.floating) and jnp.issubdtype(b, jnp.floating))
-
-    def describe(array):
-        return f"{array.dtype}{list(array.shape)}"
-
-    misfits = [
-        f"{name} ({describe(found[name])} instead of {describe(leaf)})" for name, leaf in wanted.items()
-        if name in found and (found[name].shape != leaf.shape or not castable(found[name].dtype, leaf.dtype))]
-    problems = {
-        "missing": sorted(set(wanted) - set(found)),
-        "unexpected": sorted(set(found) - set(wanted)),
-        "misshapen": misfits,
-    }
-    problems = {kind: names for kind, names in problems.items() if names}
-    if problems:
-        listed = "; ".join(f"{len(names)} {kind}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
-                           for kind, names in problems.items())
-        raise UserError(f"{path} does not match the parameters asked for: {listed}")
+def _converted(array: np.ndarray, leaf: Any) -> np.ndarray:
+    """Floating-point numbers in the dtype asked for, if that is one of them too; all else as it is."""
+    floating = leaf is not None and all(jnp.issubdtype(x.dtype, jnp.floating) for x in (array, leaf))
+    return array.astype(leaf.dtype, copy=False) if floating else array
 
 
 def _placed(array: np.ndarray, leaf: Any) -> np.ndarray | jax.Array:
-    array = array.astype(leaf.dtype, copy=False)
     sharding = getattr(leaf, "sharding", None)
     if sharding is None:
         return array

@@ -124,7 +124,8 @@ class UNet:
     modulation: Literal["film", "add"] = "film"  # how the vector enters a residual block
     level_encoding: Literal["inv_cos", "linear", "edm"] = "inv_cos"  # log-SNR -> scalar before the sinusoids
     patch: int = 1  # space-to-depth factor at the input, undone at the output
-    stem_kernel: int = 3  # spatial size of the first convolution, pixels (after patching)
+    stem_kernel: int = 3  # spatial size of the first convolution, in patches
+    out_kernel: int = 3  # spatial size of the last convolution, in patches
     positions: bool = False  # add an embedding of frame, row and column after the first convolution
     resample: Literal["conv", "pool"] = "conv"  # strided conv / nearest + conv, or mean pool / nearest
     skip_scale: float = 1.0  # factor on the long skip; 2**-0.5 in efficient U-Nets
@@ -138,7 +139,8 @@ class UNet:
     remat: bool = False  # recompute blocks in the backward pass to save memory
 
     def __post_init__(self):
-        _positive(self, "out_channels", "embedding_channels", "embedding_layers", "patch", "stem_kernel", "groups")
+        _positive(self, "out_channels", "embedding_channels", "embedding_layers", "patch", "stem_kernel",
+                  "out_kernel", "groups")
         if not self.levels:
             raise UserError("UNet.levels=() is not valid; permitted: at least one Level")
         mixers = [m for level in self.levels for m in level.mixers] + list(self.middle)

@@ -72,7 +72,9 @@ class CrossAttentionLayer(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"], text: Float[Array, "b g l e"], mask: Bool[Array, "b g l"]) -> Array:
+    def __call__(
+        self, x: Float[Array, "b t h w c"], text: Float[Array, "b g l e"], mask: Bool[Array, "b g l"],
+    ) -> Array:
         batch, frames, height, width, channels = x.shape
         sets = text.shape[1]  # 1: one caption per clip; T: one per frame
         shape = (-1, channels // self.config.head_dim, self.config.head_dim)

@@ -158,8 +158,9 @@ class SpaceTimeUNet(nn.Module):
             if i:
                 x = Upsample(spec, spec.levels[i - 1].stride, name=f"upsample_{i}")(x)
         x = silu(GroupNorm(spec.groups, spec.norm_over, name="norm")(x))
-        out = Convolution(spec.out_channels * spec.patch**2, kernel_init=zeros, name="out")(x.astype(jnp.float32))
-        return depth_to_space(out, spec.patch)
+        kernel = (1, spec.out_kernel, spec.out_kernel)
+        convolution = Convolution(spec.out_channels * spec.patch**2, kernel, kernel_init=zeros, name="out")
+        return depth_to_space(convolution(x.astype(jnp.float32)), spec.patch)
 
 
 class Embedding(nn.Module):
@@ -206,7 +207,8 @@ class PositionEmbedding(nn.Module):
     def __call__(self, x: Float[Array, "b t h w c"], images: int) -> Array:
         frames, height, width, channels = x.shape[1:]
         frame = np.concatenate([np.arange(frames - images), np.zeros(images, int)])
-        for axis, (name, index) in enumerate((("frame", frame), ("row", np.arange(height)), ("column", np.arange(width)))):
+        indices = {"frame": frame, "row": np.arange(height), "column": np.arange(width)}
+        for axis, (name, index) in enumerate(indices.items()):
             code = sinusoids(jnp.asarray(index), self.channels, self.max_period)
             shape = [1] * 5
             shape[axis + 1], shape[-1] = len(index), channels
@@ -269,8 +271,8 @@ def check_inputs(spec: cfg.UNet, z: Array, conditioning: Conditioning, images: i
         if name not in conditioning.scalars:
             raise UserError(f"Conditioning.scalars has no {name!r}; given: {', '.join(conditioning.scalars) or 'none'}")
     if spec.text is not None and conditioning.text_mask.shape[1] != 1 + images:
-        raise UserError(f"Conditioning has {conditioning.text_mask.shape[1]} captions per clip; permitted: {1 + images}, "
-                        "one for the clip and one for each appended image")
+        raise UserError(f"Conditioning has {conditioning.text_mask.shape[1]} captions per clip; "
+                        f"permitted: {1 + images}, one for the clip and one for each appended image")
     if images and spec.norm_over == "clip":
         raise UserError(f"images={images} with UNet.norm_over='clip', whose statistics mix the images with the clip; "
                         "permitted: norm_over='frame'")

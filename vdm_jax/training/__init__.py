@@ -1,1 +1,1 @@
-"""Training: state, step, loop, checkpoints and metrics. Effects (files, devices, signals) live here, not in the step."""
+"""Training: state, step, loop, checkpoints, metrics. Effects (files, devices, signals) live here, not in the step."""

@@ -4,12 +4,10 @@ A checkpoint directory holds one directory per step, named by its number:
 
     20/state/          arrays (orbax, OCDBT); each process writes its own shards
     20/meta/           JSON: what the caller gave, plus step, metrics, library versions, mesh, processes
-    20/manifest.json   JSON: size of every file, SHA-256 of those under 1 MiB, dtype and shape of every array
+    20/manifest.json   JSON: the files and arrays that there must be (manifest.py)
 
 A save goes to `20.orbax-checkpoint-tmp` and is renamed when complete, so a killed save is never listed. The
-manifest is written last, by process 0, just before that rename. Restoring compares the files with it, because
-a rename does not force data to disk: after a power cut, an interrupted copy or a deleted file, orbax alone
-would find the step and fail later without saying why. A flipped bit in a large file is not detected.
+manifest is written last, by process 0, just before that rename, and compared with the files before reading.
 """
 
 from __future__ import annotations
@@ -17,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import hashlib
 import json
 import logging
 import math
@@ -34,13 +31,11 @@ from jax.experimental import multihost_utils
 
 import vdm_jax
 from vdm_jax.errors import UserError
+from vdm_jax.interop.signatures import abstract_dict, mismatch, signatures
+from vdm_jax.training.manifest import MANIFEST, examine, write_manifest
 from vdm_jax.training.metrics import json_number
 
-_FORMAT = "vdm_jax.checkpoint/1"
-_MANIFEST = "manifest.json"
 _TEMPORARY = ".orbax-checkpoint-tmp"  # orbax's suffix of a step that is not complete
-_UNSEALED = ("_CHECKPOINT_METADATA", "commit_success.txt")  # orbax rewrites them after the manifest
-_HASHED_BYTES = 1 << 20
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # full disk, quota, limit of file size
 
 
@@ -96,9 +91,8 @@ class Checkpoints:
         self.wait()
         step, metrics = int(step), {name: float(value) for name, value in (metrics or {}).items()}
         full_meta = _full_meta(step, state, meta, metrics)
-        arrays = {path: _signature(leaf) for path, leaf in _named_leaves(state).items()}
         self._make_room(step, force)
-        self._saving = step, arrays
+        self._saving = step, signatures(state)
         self._scores[step] = metrics.get(self._best, math.nan)
         with self._failures():
             if self._writer is None:
@@ -201,9 +195,8 @@ class Checkpoints:
             fields = sorted({path.split("/")[0] for path in arrays})
             raise UserError(f"checkpoint {self.directory / str(step)} has no {name!r}; "
                             f"permitted: {', '.join(fields)}")
-        item = _nested(stored) if abstract is None else {name: abstract}
+        item = _placed(abstract_dict(stored) if abstract is None else {name: abstract})
         self._check_match(step, stored, item)
-        item = _placed(item)
         arguments = ocp.checkpoint_utils.construct_restore_args(item)
         partial = ocp.args.PyTreeRestore(item, restore_args=arguments, partial_restore=True)
         return self._read(step, partial)[name], self.meta(step)
@@ -242,11 +235,7 @@ class Checkpoints:
         root = self.directory / f"{step}{_TEMPORARY}"
         if not root.exists():  # object stores have no rename: orbax writes in place and adds a marker
             root = self.directory / str(step)
-        files = dict(_files(root))
-        sizes = {name: path.stat().length for name, path in files.items()}
-        hashes = {name: _sha256(path) for name, path in files.items() if sizes[name] < _HASHED_BYTES}
-        manifest = {"format": _FORMAT, "step": step, "sizes": sizes, "sha256": hashes, "arrays": arrays}
-        (root / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+        write_manifest(root, step, arrays)
 
     @contextlib.contextmanager
     def _failures(self) -> Iterator[None]:
@@ -290,22 +279,20 @@ class Checkpoints:
         if step not in steps:
             raise UserError(f"there is no checkpoint {step} in {self.directory}; "
                             f"permitted: {', '.join(map(str, steps))}")
-        manifest, damage = _examine(self.directory / str(step))
+        manifest, damage = examine(self.directory / str(step))
         if damage is not None:
-            raise UserError(f"checkpoint {self.directory / str(step)} is damaged: {damage}; "
-                            f"{self._earlier(step)}")
+            raise UserError(f"checkpoint {self.directory / str(step)} is damaged: {damage}; {self._earlier(step)}")
         return step, manifest
 
     def _earlier(self, step: int) -> str:
         intact = [str(other) for other in self.steps()
-                  if other < step and _examine(self.directory / str(other))[1] is None]
+                  if other < step and examine(self.directory / str(other))[1] is None]
         return f"intact earlier steps: {', '.join(intact)}" if intact else "there is no intact earlier step"
 
     def _read(self, step: int, arguments: Any) -> Any:
         # A new reader each time: one that restored with StandardRestore refuses PyTreeRestore.
         with self._unreadable(step), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-            arguments = ocp.args.Composite(state=arguments)
-            return reader.restore(self.directory / str(step), args=arguments)["state"]
+            return reader.restore(self.directory / str(step), args=ocp.args.Composite(state=arguments))["state"]
 
     @contextlib.contextmanager
     def _unreadable(self, step: int) -> Iterator[None]:
@@ -320,16 +307,7 @@ class Checkpoints:
                             f"{self._earlier(step)}") from error
 
     def _check_match(self, step: int, stored: Mapping[str, str], asked: Any) -> None:
-        wanted = {path: _signature(leaf) for path, leaf in _named_leaves(asked).items()}
-        problems = {
-            "missing": sorted(set(wanted) - set(stored)),
-            "unexpected": sorted(set(stored) - set(wanted)),
-            "different": [f"{path} ({stored[path]} instead of {text})"
-                          for path, text in sorted(wanted.items()) if stored.get(path, text) != text],
-        }
-        listed = "; ".join(f"{len(paths)} {kind}: {', '.join(paths[:3])}{', ...' if len(paths) > 3 else ''}"
-                           for kind, paths in problems.items() if paths)
-        if listed:
+        if listed := mismatch(stored, signatures(asked)):
             raise UserError(f"checkpoint {self.directory / str(step)} is of another model: {listed}")
 
 
@@ -365,69 +343,12 @@ def _refuse_foreign(directory: epath.Path) -> None:
     steps = [name for name in names if name.isdigit()]
     # A step that lost some of its parts is damaged, not foreign: `restore` says so.
     foreign = [name for name in steps
-               if not any((directory / name / part).exists() for part in (_MANIFEST, "meta"))]
+               if not any((directory / name / part).exists() for part in (MANIFEST, "meta"))]
     if not steps:
         foreign = [name for name in names if not name.endswith(_TEMPORARY)]
     if foreign:
         raise UserError(f"{directory} is not a directory of vdm_jax checkpoints: it holds {foreign[0]!r}; "
                         "use another or an empty directory")
-
-
-def _examine(root: epath.Path) -> tuple[dict, str | None]:
-    """The manifest of a step, and what is wrong with its files or None."""
-    try:
-        manifest = json.loads((root / _MANIFEST).read_text())
-        sizes, hashes, _ = manifest["sizes"], manifest["sha256"], manifest["arrays"]
-    except FileNotFoundError:
-        return {}, f"{_MANIFEST} is missing"
-    except (ValueError, KeyError, TypeError):
-        return {}, f"{_MANIFEST} is not readable"
-    if manifest["format"] != _FORMAT:
-        return {}, f"{_MANIFEST} has format {manifest['format']!r}; permitted: {_FORMAT!r}"
-    for name, size in sizes.items():
-        path = root / name
-        if not path.exists():
-            return manifest, f"{name} is missing"
-        if (found := path.stat().length) != size:
-            return manifest, f"{name} has {found} bytes instead of {size}"
-        if name in hashes and _sha256(path) != hashes[name]:
-            return manifest, f"{name} has changed since it was written"
-    return manifest, None
-
-
-def _files(root: epath.Path, prefix: str = "") -> Iterator[tuple[str, epath.Path]]:
-    """Name relative to `root` and path of every file that the manifest lists."""
-    for path in sorted(root.iterdir()):
-        if path.is_dir():
-            yield from _files(path, f"{prefix}{path.name}/")
-        elif path.name not in _UNSEALED:
-            yield f"{prefix}{path.name}", path
-
-
-def _sha256(path: epath.Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _named_leaves(tree: Any) -> dict[str, Any]:
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _signature(leaf: Any) -> str:
-    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
-
-
-def _nested(arrays: Mapping[str, str]) -> dict:
-    """Names and signatures as a nested dict of abstract arrays."""
-    tree: dict = {}
-    for path, signature in arrays.items():
-        *parents, last = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        dtype, shape = signature.rstrip("]").split("[")
-        node[last] = jax.ShapeDtypeStruct([int(n) for n in shape.split(",") if n], jax.numpy.dtype(dtype))
-    return tree
 
 
 def _placed(tree: Any) -> Any:

@@ -74,8 +74,8 @@ class Trainer:
         spec = self.stage.training
         mesh = make_mesh(self.experiment.mesh)
         if spec.batch_size // spec.accumulation % batch_parts(mesh):
-            raise UserError(f"training.batch_size={spec.batch_size} with accumulation={spec.accumulation} does not divide "
-                            f"over {batch_parts(mesh)} devices; permitted: multiples of "
+            raise UserError(f"training.batch_size={spec.batch_size} with accumulation={spec.accumulation} does not "
+                            f"divide over {batch_parts(mesh)} devices; permitted: multiples of "
                             f"{batch_parts(mesh) * spec.accumulation}")
         folder = self.run / self.stage.name
         with Checkpoints(checkpoints_path(self.run, self.stage.name), keep=spec.keep) as checkpoints:
@@ -110,7 +110,8 @@ class Trainer:
             size = min(size, len(source)) // parts * parts
         return Pipeline(source, batch_size=size, seed=self.experiment.seed, tokenize=tokenize,
                         augment=FlipAugmentation() if spec.flips and split == "train" else None,
-                        random_starts=spec.random_starts and split == "train", images_per_clip=spec.images_per_clip, images_source=images,
+                        random_starts=spec.random_starts and split == "train",
+                        images_per_clip=spec.images_per_clip, images_source=images,
                         process_index=jax.process_index(), process_count=jax.process_count(), workers=spec.workers)
 
     def _loop(self, state: TrainState, start: int, mesh: Mesh, pipeline: Pipeline, checkpoints: Checkpoints,
@@ -158,8 +159,8 @@ class Trainer:
         for metrics in fetched:
             skipped_in_a_row = skipped_in_a_row + 1 if metrics["skipped"] else 0
             if skipped_in_a_row >= MAX_SKIPPED:
-                raise UserError(f"stage {self.stage.name!r}: loss or gradient was not finite for {MAX_SKIPPED} steps in a "
-                                "row; permitted: a lower training.learning_rate, or network.dtype='float32'")
+                raise UserError(f"stage {self.stage.name!r}: loss or gradient was not finite for {MAX_SKIPPED} steps "
+                                "in a row; permitted: a lower training.learning_rate, or network.dtype='float32'")
         step = pending[-1][0]
         finite = [m for m in fetched if not m["skipped"]] or fetched
         means = {name: float(np.mean([m[name] for m in finite])) for name in fetched[0]}

@@ -43,8 +43,8 @@ def make_optimizer(spec: Training) -> optax.GradientTransformation:
     """AdamW with warm-up and clipping by global norm; biases and norms do not decay."""
     return optax.chain(
         optax.clip_by_global_norm(spec.clip_norm),
-        optax.adamw(lambda count: learning_rate(spec)(count + 1), b1=spec.b1, b2=spec.b2, weight_decay=spec.weight_decay,
-                    mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)),
+        optax.adamw(lambda count: learning_rate(spec)(count + 1), b1=spec.b1, b2=spec.b2,
+                    weight_decay=spec.weight_decay, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)),
     )
 
 

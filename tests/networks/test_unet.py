@@ -1,0 +1,415 @@
+"""The space-time U-Net: what sees what, what it starts as, and that each field of its config does what it says."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vdm_jax.attention.patterns import Full, Spatial, Temporal
+from vdm_jax.conditioning.conditioning import Conditioning
+from vdm_jax.diffusion.schedules import CosineSchedule
+from vdm_jax.errors import UserError
+from vdm_jax.networks.config import (
+    CrossAttention,
+    EmbeddedText,
+    FeedForward,
+    Level,
+    SelfAttention,
+    TemporalConvolution,
+    UNet,
+    WordEncoder,
+)
+from vdm_jax.networks.layers import convolve, depth_to_space, mean_pool, nearest, space_to_depth
+from vdm_jax.networks.unet import Downsample, PositionEmbedding, SpaceTimeUNet, Upsample, count_parameters, encode_level
+
+LENGTH = 5  # tokens of a caption
+TEXT = WordEncoder(words=tuple("abcdef"), length=LENGTH, width=16, layers=1, head_dim=8)
+ATTENTION = tuple(SelfAttention(pattern=p, head_dim=8, position=q) for p, q in
+                  ((Spatial(), "rotary"), (Temporal(), "relative"), (Full(), "rotary")))
+# Every mixer, pattern and kind of position once, on two levels.
+EVERYTHING = UNet(
+    levels=(Level(channels=8, blocks=1, mixers=(TemporalConvolution(), *ATTENTION[:2], CrossAttention(head_dim=8))),
+            Level(channels=16, blocks=1, mixers=(ATTENTION[2], FeedForward(expansion=2), TemporalConvolution(kernel=5)))),
+    middle=(SelfAttention(pattern=Temporal(), head_dim=8), SelfAttention(pattern=Full(), head_dim=8, position="relative"),
+            SelfAttention(pattern=Spatial(), head_dim=8, position="none")),
+    embedding_channels=32, groups=4, text=TEXT)
+PLAIN = UNet(levels=(Level(channels=8, blocks=1),), embedding_channels=16, groups=4)
+TEMPORAL_NAMES = r"(temporal|full)_attention_\d+|temporal_convolution_\d+"
+BATCH, FRAMES, IMAGES, SIZE = 2, 3, 2, 8
+
+
+def applied(spec, params, **options):
+    """The network as one compiled function of (video, log-SNR, conditioning)."""
+    return jax.jit(lambda z, level, conditioning=None: SpaceTimeUNet(spec).apply(
+        {"params": params}, z, level, conditioning, **options))
+
+
+def captions(groups, seed=0, batch=BATCH):
+    tokens = jnp.asarray(np.random.default_rng(seed).integers(2, 8, (batch, groups, LENGTH)))
+    return Conditioning(tokens=tokens, text_mask=tokens > 0)
+
+
+def assert_changed(before, after, frames, atol=1e-5):
+    """Exactly the given frames differ."""
+    difference = np.abs(np.asarray(before) - np.asarray(after)).max((0, 2, 3, 4))
+    changed = difference > 1e-3
+    assert changed.tolist() == [t in frames for t in range(len(changed))], difference
+    np.testing.assert_array_less(difference[~changed], atol)
+
+
+# ---------------------------------------------------------------------------------------------- joint training
+
+
+@pytest.fixture(scope="module")
+def joint(filled, normal):
+    """The network with every mixer, all parameters random, on a clip with two images; and its inputs."""
+    spec = dataclasses.replace(EVERYTHING, positions=True)
+    z, level = normal(0, BATCH, FRAMES + IMAGES, SIZE, SIZE, 3), jnp.array([0.5, -1.0])
+    conditioning = captions(1 + IMAGES)
+    params = filled(SpaceTimeUNet(spec), z, level, conditioning, images=IMAGES)
+    return spec, params, applied(spec, params, images=IMAGES), (z, level, conditioning)
+
+
+@pytest.mark.parametrize("frame", range(FRAMES + IMAGES))
+def test_clip_and_appended_images_do_not_see_each_other(joint, frame, normal):
+    """A frame of the clip is seen by the whole clip and by no image; an image by itself alone."""
+    _, _, network, (z, level, conditioning) = joint
+    before = network(z, level, conditioning)
+    after = network(z.at[:, frame].set(normal(9, SIZE, SIZE, 3)), level, conditioning)
+    assert_changed(before, after, range(FRAMES) if frame < FRAMES else [frame])
+
+
+@pytest.mark.parametrize("group", range(1 + IMAGES))
+def test_clip_and_appended_images_have_captions_of_their_own(joint, group):
+    _, _, network, (z, level, conditioning) = joint
+    other = conditioning.replace(tokens=conditioning.tokens.at[:, group].set(captions(1, seed=5).tokens[:, 0]))
+    after = network(z, level, other)
+    assert_changed(network(z, level, conditioning), after, range(FRAMES) if group == 0 else [FRAMES + group - 1])
+
+
+def test_a_clip_with_images_is_the_clip_without(joint):
+    spec, params, network, (z, level, conditioning) = joint
+    alone = applied(spec, params)(z[:, :FRAMES], level, jax.tree.map(lambda x: x[:, :1], conditioning))
+    np.testing.assert_allclose(network(z, level, conditioning)[:, :FRAMES], alone, atol=2e-5)
+
+
+def test_samples_of_a_batch_are_independent(joint, normal):
+    _, _, network, (z, level, conditioning) = joint
+    after = network(z.at[1].set(normal(9, *z.shape[1:])), level.at[1].set(3.0), conditioning.without_text(
+        jnp.array([False, True])))
+    before = network(z, level, conditioning)
+    np.testing.assert_allclose(after[0], before[0], atol=1e-5)
+    assert np.abs(after[1] - before[1]).max() > 0.1
+
+
+# ---------------------------------------------------------------------------------------------- initialisation
+
+
+@pytest.fixture(scope="module")
+def fresh(normal):
+    """Initial parameters of the network with every mixer."""
+    z = normal(0, BATCH, FRAMES, SIZE, SIZE, 3)
+    init = jax.jit(lambda key: SpaceTimeUNet(EVERYTHING).init(key, z, jnp.zeros(BATCH), captions(1))["params"])
+    return init(jax.random.key(0, impl="rbg"))  # compiles in a fraction of the time
+
+
+def with_fresh_temporal_layers(params, fresh):
+    """`params` with the temporal layers as they are initialised."""
+    flat, initial = (flax.traverse_util.flatten_dict(p) for p in (params, fresh))
+    return flax.traverse_util.unflatten_dict({
+        path: initial[path] if any(re.fullmatch(TEMPORAL_NAMES, part) for part in path) else leaf
+        for path, leaf in flat.items()})
+
+
+def test_temporal_layers_start_as_the_identity(fresh, filled, normal):
+    """An image network with all its parameters random, inflated: each frame comes out as if it were alone."""
+    z, level, conditioning = normal(1, BATCH, FRAMES, SIZE, SIZE, 3), jnp.array([0.5, -1.0]), captions(1)
+    random = filled(SpaceTimeUNet(EVERYTHING), z, level, conditioning)
+    inflated = with_fresh_temporal_layers(random, fresh)
+    network = jax.jit(lambda params, z: SpaceTimeUNet(EVERYTHING).apply({"params": params}, z, level, conditioning))
+    together = network(inflated, z)
+    assert np.std(together) > 0.3  # the other layers are at work
+    for t in range(FRAMES):
+        np.testing.assert_allclose(together[:, t : t + 1], network(inflated, z[:, t : t + 1]), atol=2e-5)
+    # And the temporal layers are there: with random ones, frames see each other.
+    assert_changed(network(random, z), network(random, z.at[:, 1].add(1.0)), range(FRAMES))
+    np.testing.assert_array_equal(network(fresh, z), jnp.zeros_like(z))  # the whole network starts at zero
+
+
+# ---------------------------------------------------------------------------------------------- precision, memory
+
+
+def test_bfloat16_is_close_to_float32(filled, normal):
+    z, level, conditioning = normal(1, BATCH, FRAMES, SIZE, SIZE, 3), jnp.array([0.5, -1.0]), captions(1)
+    params = filled(SpaceTimeUNet(EVERYTHING), z, level, conditioning)
+    low = dataclasses.replace(EVERYTHING, dtype="bfloat16")
+    kept = jax.eval_shape(lambda: SpaceTimeUNet(low).init(jax.random.key(0), z, level, conditioning))["params"]
+    assert {leaf.dtype for leaf in jax.tree.leaves(kept)} == {jnp.dtype("float32")}
+    exact, rough = (applied(spec, params)(z, level, conditioning) for spec in (EVERYTHING, low))
+    assert rough.dtype == jnp.float32
+    error = np.sqrt(np.mean((rough - exact) ** 2) / np.mean(exact**2))
+    assert 1e-4 < error < 0.05, error  # really another precision, and not another function
+
+
+def test_remat_changes_neither_parameters_nor_gradients(filled, normal):
+    """With dropout, so that the recomputation must draw the same mask again."""
+    spec = dataclasses.replace(PLAIN, levels=(Level(channels=8, blocks=1, dropout=0.3, mixers=(TemporalConvolution(),)),))
+    z, level = normal(0, 1, 2, 4, 4, 3), jnp.array([0.5])
+    params = filled(SpaceTimeUNet(spec), z, level)
+
+    def gradient(spec):
+        def loss(params):
+            out = SpaceTimeUNet(spec).apply({"params": params}, z, level, train=True, rngs={"dropout": jax.random.key(1)})
+            return (out**2).mean()
+
+        return jax.jit(jax.grad(loss))(params)
+
+    kept, recomputed = gradient(spec), gradient(dataclasses.replace(spec, remat=True))
+    assert min(np.abs(g).max() for g in jax.tree.leaves(kept)) > 0
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), kept, recomputed)
+
+
+def test_dropout_is_for_training_only(filled, normal):
+    spec = dataclasses.replace(PLAIN, levels=(Level(channels=8, blocks=1, dropout=0.5),))
+    z, level = normal(0, 1, 2, 4, 4, 3), jnp.zeros(1)
+    params = filled(SpaceTimeUNet(spec), z, level)
+    network = jax.jit(lambda key, train: SpaceTimeUNet(spec).apply(
+        {"params": params}, z, level, train=train, rngs={"dropout": key}), static_argnums=1)
+    outs = [network(jax.random.key(seed), True) for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(outs[0], outs[1])
+    assert np.abs(outs[0] - outs[2]).max() > 0.01
+    np.testing.assert_allclose(network(jax.random.key(0), False), applied(PLAIN, params)(z, level), atol=3e-5)
+
+
+# ---------------------------------------------------------------------------------------------- fields of the config
+
+
+def test_patch_is_space_to_depth_around_the_network(filled, normal):
+    z, level = normal(0, 1, 2, 8, 8, 3), jnp.zeros(1)
+    patched, inner = dataclasses.replace(PLAIN, patch=2), dataclasses.replace(PLAIN, out_channels=12)
+    params = filled(SpaceTimeUNet(patched), z, level)
+    expected = depth_to_space(applied(inner, params)(space_to_depth(z, 2), level), 2)
+    np.testing.assert_allclose(applied(patched, params)(z, level), expected, atol=1e-5)
+
+
+def test_skip_scale_multiplies_the_long_skips(filled, normal):
+    """Group norm undoes a factor on whole groups, so only the shortcut's rows of the skip feel it."""
+    spec = dataclasses.replace(PLAIN, skip_scale=0.25)
+    z, level = 3 * normal(0, 1, 2, 8, 8, 3), jnp.zeros(1)
+    params = filled(SpaceTimeUNet(spec), z, level)
+    flat = flax.traverse_util.flatten_dict(params, sep="/")
+    up = [name for name in flat if re.fullmatch(r"up_0_\d/residual/shortcut/kernel", name)]
+    assert len(up) == 2
+    scaled = flax.traverse_util.unflatten_dict(
+        {k: v.at[:, :, :, 8:].multiply(0.25) if k in up else v for k, v in flat.items()}, sep="/")
+    out = applied(spec, params)(z, level)
+    np.testing.assert_allclose(out, applied(PLAIN, scaled)(z, level), atol=2e-3)
+    assert np.abs(out - applied(PLAIN, params)(z, level)).max() > 0.05
+
+
+def test_positions_tell_frames_apart(filled, normal):
+    """Without positions and temporal layers, exchanging frames exchanges outputs; with positions it does not."""
+    z, level = normal(0, 1, 3, 4, 4, 3), jnp.zeros(1)
+    for positions in (False, True):
+        spec = dataclasses.replace(PLAIN, positions=positions)
+        network = applied(spec, filled(SpaceTimeUNet(spec), z, level))
+        difference = np.abs(network(z, level)[:, ::-1] - network(z[:, ::-1], level)).max((0, 2, 3, 4))
+        assert (difference[[0, 2]] > 0.01).all() if positions else (difference < 1e-5).all()
+
+
+def test_position_embedding_is_a_sum_over_axes_and_images_stand_at_frame_0(filled):
+    x = jnp.zeros((1, 5, 4, 3, 6))
+    module = PositionEmbedding()
+    params = filled(module, x, 2)
+    code = np.asarray(module.apply({"params": params}, x, 2))[0]
+    base = code[0, 0, 0]
+    expected = code[:, :1, :1] + code[:1, :, :1] + code[:1, :1, :] - 2 * base
+    np.testing.assert_allclose(code, expected, atol=1e-5)
+    np.testing.assert_allclose(code[3:], code[[0, 0]], atol=1e-6)
+    for axis in range(3):
+        steps = np.abs(np.diff(code[:3], axis=axis)).max(-1)
+        assert steps.min() > 1e-2  # neighbours differ along every axis
+
+
+def test_resampling(filled, normal):
+    x = normal(0, 1, 2, 8, 6, 4)
+    pool, conv = dataclasses.replace(PLAIN, resample="pool"), PLAIN
+    np.testing.assert_allclose(Downsample(pool, (2, 3)).apply({}, x), mean_pool(x, (2, 3)), atol=1e-6)
+    np.testing.assert_array_equal(Upsample(pool, (2, 3)).apply({}, x), nearest(x, (2, 3)))
+    for layer, before, strides in ((Downsample(conv, (2, 3)), x, (2, 3)), (Upsample(conv, (2, 3)), nearest(x, (2, 3)), (1, 1))):
+        params = filled(layer, x)
+        expected = convolve(before, params["conv"]["kernel"], strides) + params["conv"]["bias"]
+        np.testing.assert_allclose(layer.apply({"params": params}, x), expected, atol=1e-5)
+
+
+def test_levels_shrink_by_their_strides():
+    spec = dataclasses.replace(
+        PLAIN, levels=(Level(channels=8, blocks=1, stride=(1, 2)), Level(channels=8, blocks=1, stride=(2, 2)),
+                       Level(channels=8, blocks=1)), patch=2)
+    assert spec.reduction == (4, 8)
+    z = jnp.zeros((1, 1, 8, 16, 3))
+    _, seen = jax.eval_shape(lambda: SpaceTimeUNet(spec).init_with_output(
+        jax.random.key(0), z, jnp.zeros(1), capture_intermediates=True, mutable=True))
+    shapes = {k: seen["intermediates"][k]["__call__"][0].shape for k in ("stem", "middle_in", "down_1_0", "up_1_0")}
+    assert shapes["stem"] == (1, 1, 4, 8, 8) and shapes["middle_in"] == (1, 1, 2, 2, 8)
+    assert shapes["down_1_0"] == shapes["up_1_0"] == (1, 1, 4, 4, 8)
+
+
+@pytest.mark.parametrize("over", ["frame", "clip"])
+def test_norm_over(over, filled, normal):
+    """Statistics per clip let frames see each other, statistics per frame do not."""
+    spec = dataclasses.replace(PLAIN, norm_over=over)
+    z, level = normal(0, 1, 3, 4, 4, 3), jnp.zeros(1)
+    network = applied(spec, filled(SpaceTimeUNet(spec), z, level))
+    assert_changed(network(z, level), network(z.at[:, 1].multiply(4.0), level), range(3) if over == "clip" else [1])
+
+
+def test_a_log_snr_per_frame(filled, normal):
+    z, params = normal(0, 2, 3, 4, 4, 3), None
+    params = filled(SpaceTimeUNet(PLAIN), z, jnp.zeros(2))
+    network, level = applied(PLAIN, params), jnp.array([0.5, -1.0])
+    spread = jnp.broadcast_to(level[:, None], (2, 3))
+    same = network(z, spread)
+    np.testing.assert_allclose(same, network(z, level), atol=1e-5)
+    assert_changed(same, network(z, spread.at[:, 2].add(2.0)), [2])
+
+
+def test_level_encodings():
+    t = jnp.linspace(0.01, 0.99, 21)
+    np.testing.assert_allclose(encode_level(CosineSchedule().logsnr(t), "inv_cos"), 1000 * t, atol=0.1)
+    np.testing.assert_allclose(encode_level(jnp.array([-30.0, -20, 0, 10, 30]), "linear"), [1000, 1000, 500, 250, 0])
+    sigma = jnp.array([0.002, 1.0, 80.0])
+    np.testing.assert_allclose(encode_level(-2 * jnp.log(sigma), "edm"), 1000 * jnp.log(sigma) / 4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("modulation", ["film", "add"])
+def test_the_noise_level_reaches_the_output(modulation, filled, normal):
+    spec = dataclasses.replace(PLAIN, modulation=modulation, level_encoding="edm")
+    z = normal(0, 1, 1, 4, 4, 3)
+    params = filled(SpaceTimeUNet(spec), z, jnp.zeros(1))
+    assert params["down_0_0"]["residual"]["modulation"]["kernel"].shape == (16, 16 if modulation == "film" else 8)
+    network = applied(spec, params)
+    assert np.abs(network(z, jnp.zeros(1)) - network(z, jnp.ones(1))).max() > 0.05
+
+
+@pytest.fixture(scope="module")
+def guided(normal):
+    """A network that takes every kind of input, and those inputs."""
+    spec = dataclasses.replace(PLAIN, low_resolution=True, observed=True, scalars=("fps", "motion"),
+                               text=EmbeddedText(width=6))
+    known = jnp.zeros((2, 2, 4, 4, 1)).at[:, 0].set(1.0)
+    conditioning = Conditioning(
+        embeddings=normal(1, 2, 1, 3, 6), text_mask=jnp.ones((2, 1, 3), bool), low_resolution=normal(2, 2, 2, 4, 4, 3),
+        augmentation=jnp.zeros(2), observed=known * normal(3, 2, 2, 4, 4, 3), observed_mask=known,
+        scalars={"fps": jnp.full(2, 8.0), "motion": jnp.ones(2)})
+    return spec, normal(0, 2, 2, 4, 4, 3), jnp.zeros(2), conditioning
+
+
+def test_every_input_reaches_the_output_of_its_own_sample(guided, filled, normal):
+    spec, z, level, conditioning = guided
+    params = filled(SpaceTimeUNet(spec), z, level, conditioning)
+    assert params["stem"]["kernel"].shape == (1, 3, 3, 3 + 3 + 3 + 1, 8)
+    network = applied(spec, params)
+    before = network(z, level, conditioning)
+    leaves, structure = jax.tree.flatten(conditioning)
+    assert len(leaves) == 8
+    for i, leaf in enumerate(leaves):
+        change = ~leaf[0] if leaf.dtype == bool else leaf[0] + 2 + normal(9, *leaf.shape[1:])
+        after = network(z, level, structure.unflatten([*leaves[:i], leaf.at[0].set(change), *leaves[i + 1 :]]))
+        assert np.abs(after[0] - before[0]).max() > 5e-3, i
+        np.testing.assert_allclose(after[1], before[1], atol=1e-5)
+
+
+def test_null_caption_hides_the_words(filled, normal):
+    z, level = normal(0, BATCH, 1, 4, 4, 3), jnp.zeros(BATCH)
+    spec = dataclasses.replace(PLAIN, levels=(Level(channels=8, blocks=1, mixers=(CrossAttention(head_dim=4),)),), text=TEXT)
+    network = applied(spec, filled(SpaceTimeUNet(spec), z, level, captions(1)))
+    one, other = captions(1, seed=1), captions(1, seed=2)
+    assert np.abs(network(z, level, one) - network(z, level, other)).max() > 0.01
+    null = network(z, level, one.without_text())
+    np.testing.assert_array_equal(null, network(z, level, other.without_text()))
+    assert np.abs(null - network(z, level, one)).max() > 0.01
+
+
+# ---------------------------------------------------------------------------------------------- sizes, errors
+
+
+def test_parameter_count_of_a_small_network_by_hand():
+    c, e = 8, 16
+    block = (2 * c + 9 * c * c + c) + (e * 2 * c + 2 * c) + (2 * c + 9 * c * c + c)  # norm, conv; film; norm, conv
+    wide = (4 * c + 18 * c * c + c) + (e * 2 * c + 2 * c) + (2 * c + 9 * c * c + c) + (2 * c * c + c)  # with shortcut
+    vector = (16 * e + e) + (e * e + e)
+    stem, head = 9 * 3 * c + c, 2 * c + 9 * c * 3 + 3
+    assert count_parameters(PLAIN, (1, 2, 8, 8, 3)) == stem + vector + 3 * block + 2 * wide + head
+
+
+def test_parameter_counts_stay():
+    """Golden numbers: a change of them is a change of what every stored weight means."""
+    assert count_parameters(EVERYTHING, (1, FRAMES, SIZE, SIZE, 3), captions(1, batch=1)) == 66_108
+    # The layout of Video Diffusion Models (arXiv 2204.03458): 4 levels, spatial and temporal attention at each.
+    mixers = (SelfAttention(pattern=Spatial()), SelfAttention(pattern=Temporal(), position="relative"))
+    large = UNet(levels=tuple(Level(channels=64 * m, blocks=2, mixers=mixers) for m in (1, 2, 4, 8)), middle=mixers)
+    assert count_parameters(large, (1, 10, 32, 32, 3)) == 71_532_073
+
+
+def trace(spec, z_shape, conditioning=None, **options):
+    z = jnp.zeros(z_shape)
+    jax.eval_shape(lambda: SpaceTimeUNet(spec).init(jax.random.key(0), z, jnp.zeros(z_shape[0]), conditioning, **options))
+
+
+@pytest.mark.parametrize("part", ["low_resolution", "augmentation", "observed", "observed_mask", "text_mask", "embeddings"])
+def test_a_missing_input_is_named(guided, part):
+    spec, z, _, conditioning = guided
+    with pytest.raises(UserError) as error:
+        trace(spec, z.shape, conditioning.replace(**{part: None}))
+    assert str(error.value) == f"Conditioning.{part} is None, but the network was configured to take it"
+
+
+@pytest.mark.parametrize(("spec", "conditioning", "options", "message"), [
+    (dataclasses.replace(PLAIN, patch=4), None, {"z_shape": (1, 1, 6, 8, 3)},
+     "video height=6 is not a multiple of the U-Net's reduction 4; permitted: 4, 8, 12, ..."),
+    (dataclasses.replace(PLAIN, levels=(Level(channels=8, stride=(1, 3)), Level(channels=8))), None,
+     {"z_shape": (1, 1, 6, 8, 3)}, "video width=8 is not a multiple of the U-Net's reduction 3; permitted: 3, 6, 9, ..."),
+    (dataclasses.replace(PLAIN, scalars=("fps",)), Conditioning(scalars={"speed": jnp.ones(1)}), {},
+     "Conditioning.scalars has no 'fps'; given: speed"),
+    (dataclasses.replace(PLAIN, scalars=("fps",)), None, {}, "Conditioning.scalars has no 'fps'; given: none"),
+    (dataclasses.replace(PLAIN, text=TEXT), captions(2, batch=1), {},
+     "Conditioning has 2 captions per clip; permitted: 1, one for the clip and one for each appended image"),
+    (dataclasses.replace(PLAIN, text=TEXT), captions(1, batch=1), {"images": 1},
+     "Conditioning has 1 captions per clip; permitted: 2, one for the clip and one for each appended image"),
+    (dataclasses.replace(PLAIN, norm_over="clip"), None, {"images": 1},
+     "images=1 with UNet.norm_over='clip', whose statistics mix the images with the clip; permitted: norm_over='frame'"),
+])
+def test_inputs_that_do_not_fit(spec, conditioning, options, message):
+    options = {"z_shape": (1, 2, 4, 4, 3), **options}
+    with pytest.raises(UserError) as error:
+        trace(spec, conditioning=conditioning, **options)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda: SelfAttention(head_dim=0), "SelfAttention.head_dim=0 is not valid; permitted: >= 1"),
+    (lambda: CrossAttention(head_dim=-4), "CrossAttention.head_dim=-4 is not valid; permitted: >= 1"),
+    (lambda: TemporalConvolution(kernel=4), "TemporalConvolution.kernel=4 is not valid; permitted: 1, 3, 5, ..."),
+    (lambda: FeedForward(expansion=0), "FeedForward.expansion=0 is not valid; permitted: >= 1"),
+    (lambda: Level(channels=8, dropout=1.0), "Level.dropout=1.0 is not valid; permitted: 0 <= dropout < 1"),
+    (lambda: Level(channels=0), "Level.channels=0 is not valid; permitted: >= 1"),
+    (lambda: Level(channels=48, mixers=(CrossAttention(head_dim=32),)),
+     "CrossAttention.head_dim=32 does not divide Level.channels=48; permitted: a divisor of 48"),
+    (lambda: UNet(levels=()), "UNet.levels=() is not valid; permitted: at least one Level"),
+    (lambda: dataclasses.replace(PLAIN, patch=0), "UNet.patch=0 is not valid; permitted: >= 1"),
+    (lambda: dataclasses.replace(PLAIN, middle=(CrossAttention(head_dim=4),)),
+     "UNet.text=None but a level has CrossAttention; permitted: WordEncoder or EmbeddedText"),
+    (lambda: dataclasses.replace(PLAIN, middle=(SelfAttention(head_dim=3),)),
+     "UNet.middle head_dim=3 does not divide the last level's channels=8"),
+])
+def test_configs_that_cannot_be(make, message):
+    with pytest.raises(UserError) as error:
+        make()
+    assert str(error.value) == message

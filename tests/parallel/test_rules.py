@@ -1,0 +1,148 @@
+"""Where arrays live: the table of a small network's parameters as text, and the refusals of `shard`."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vdm_jax.attention.patterns import Temporal
+from vdm_jax.cascade.stage import Stage, VideoSpec
+from vdm_jax.diffusion.process import Process
+from vdm_jax.errors import UserError
+from vdm_jax.networks.config import CrossAttention, Level, SelfAttention, UNet, WordEncoder
+from vdm_jax.parallel.arrays import global_batch
+from vdm_jax.parallel.mesh import MeshSpec, make_mesh
+from vdm_jax.parallel.rules import batch_parts, batch_sharding, parameter_shardings, shard, spec
+from vdm_jax.training.state import abstract_state
+
+NETWORK = UNet(
+    levels=(Level(channels=12, blocks=1, mixers=(SelfAttention(pattern=Temporal(), head_dim=4), CrossAttention(head_dim=4))),),
+    embedding_channels=16, text=WordEncoder(words=("red", "blue"), length=4, width=16, layers=1, head_dim=8))
+STAGE = Stage(name="base", video=VideoSpec(frames=2, height=8, width=8), network=NETWORK, process=Process())
+
+# Parameters on data=2 x fsdp=2 x tensor=2: shape and what it is split over. Those not listed are whole.
+GOLDEN = """\
+down_0_0/mixers/cross_attention_1/key_value/kernel       16x24          fsdp tensor
+down_0_0/mixers/cross_attention_1/out/kernel             12x12          fsdp tensor
+down_0_0/mixers/cross_attention_1/query/kernel           12x12          fsdp tensor
+down_0_0/mixers/temporal_attention_0/out/kernel          12x12          fsdp tensor
+down_0_0/mixers/temporal_attention_0/qkv/kernel          12x36          fsdp tensor
+down_0_0/residual/conv_in/kernel                         1x3x3x12x12    - - - fsdp tensor
+down_0_0/residual/conv_out/kernel                        1x3x3x12x12    - - - fsdp tensor
+down_0_0/residual/modulation/kernel                      16x24          fsdp tensor
+embedding/hidden_0/kernel                                16x16          fsdp tensor
+embedding/level/kernel                                   16x16          fsdp tensor
+embedding/text/encoder/contract_0/kernel                 64x16          fsdp tensor
+embedding/text/encoder/expand_0/kernel                   16x64          fsdp tensor
+embedding/text/encoder/out_0/kernel                      16x16          fsdp tensor
+embedding/text/encoder/qkv_0/kernel                      16x48          fsdp tensor
+embedding/text/encoder/words                             4x16           - tensor
+embedding/text/pool/kernel                               16x16          fsdp tensor
+middle_in/residual/conv_in/kernel                        1x3x3x12x12    - - - fsdp tensor
+middle_in/residual/conv_out/kernel                       1x3x3x12x12    - - - fsdp tensor
+middle_in/residual/modulation/kernel                     16x24          fsdp tensor
+middle_out/residual/conv_in/kernel                       1x3x3x12x12    - - - fsdp tensor
+middle_out/residual/conv_out/kernel                      1x3x3x12x12    - - - fsdp tensor
+middle_out/residual/modulation/kernel                    16x24          fsdp tensor
+out/kernel                                               1x3x3x12x3     - - - fsdp -
+stem/kernel                                              1x3x3x3x12     - - - - tensor
+"""
+
+
+def table(tree, shardings) -> list[str]:
+    """A line per leaf: path, shape, mesh axis of each dimension."""
+    lines = []
+    for (path, leaf), sharding in zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(shardings), strict=True):
+        name = "/".join(getattr(k, "key", getattr(k, "name", str(getattr(k, "idx", k)))) for k in path)
+        axes = [axis or "-" for axis in sharding.spec] + ["-"] * (leaf.ndim - len(sharding.spec))
+        lines.append(f"{name:56} {'x'.join(map(str, leaf.shape)):14} {' '.join(axes)}".rstrip())
+    return lines
+
+
+@pytest.fixture(scope="module")
+def state():
+    return abstract_state(STAGE, make_mesh(MeshSpec(data=2, fsdp=2, tensor=2)))
+
+
+def test_parameters_are_where_the_golden_table_says(state):
+    lines = table(state.params, jax.tree.map(lambda a: a.sharding, state.params))
+    split = [line for line in lines if "fsdp" in line or "tensor" in line]
+    ups = [line for line in split if line.startswith("up_")]  # like the way down, with a shortcut
+    assert "\n".join(line for line in split if line not in ups) + "\n" == GOLDEN
+    assert sorted({line.split("/")[-2] for line in ups}) == [
+        "conv_in", "conv_out", "key_value", "modulation", "out", "qkv", "query", "shortcut"]
+    whole = {line.split()[0].split("/")[-1] for line in lines if line not in split}
+    assert whole == {"bias", "scale", "null", "places"}
+
+
+def test_averages_and_moments_live_where_their_parameters_do(state):
+    def specs(tree):
+        return jax.tree.map(lambda a: a.sharding.spec, tree)
+
+    adam = next(part for part in jax.tree.leaves(state.opt_state, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(part, "mu"))
+    assert specs(state.ema) == specs(adam.mu) == specs(adam.nu) == specs(state.params)
+    for leaf in (state.step, state.key, adam.count):
+        assert leaf.sharding.is_fully_replicated
+
+
+def test_a_dimension_that_does_not_divide_stays_whole():
+    mesh = make_mesh(MeshSpec(data=1, fsdp=4, tensor=2))
+    tree = {"a": {"kernel": jnp.zeros((6, 7))}, "b": {"kernel": jnp.zeros((8, 7))}, "c": {"kernel": jnp.zeros((6, 8))}}
+    specs = jax.tree.map(lambda s: s.spec, parameter_shardings(tree, mesh))
+    assert [specs[name]["kernel"] for name in "abc"] == [P(None, None), P("fsdp", None), P(None, "tensor")]
+
+
+def test_axes_of_size_one_are_left_out():
+    assert spec(("batch", None, "in", "out"), make_mesh(MeshSpec())) == P("data", None, None, None)
+    assert spec(("batch", "frames"), make_mesh(MeshSpec(data=2, fsdp=2, context=2))) == P(("data", "fsdp"), "context")
+    assert spec(("batch", "channels"), make_mesh(MeshSpec(), jax.devices()[:1])) == P(None, None)
+
+
+@pytest.mark.parametrize(("sizes", "parts"), [({}, 8), ({"fsdp": 4}, 8), ({"tensor": 2}, 4), ({"data": 1, "context": 8}, 1)])
+def test_a_batch_is_split_over_data_and_fsdp(sizes, parts):
+    mesh = make_mesh(MeshSpec(**sizes))
+    assert batch_parts(mesh) == parts
+    batch = global_batch({"video": np.arange(16.0).reshape(8, 2)}, mesh)
+    assert batch["video"].sharding == batch_sharding(mesh)
+    np.testing.assert_array_equal(batch["video"], np.arange(16.0).reshape(8, 2))
+    assert batch["video"].addressable_shards[0].data.shape == (8 // parts, 2)
+
+
+def test_shard_places_an_array_on_the_mesh_in_context():
+    mesh = make_mesh(MeshSpec(data=2, fsdp=2, context=2))
+    with jax.set_mesh(mesh):
+        y = jax.jit(lambda x: shard(2 * x, "batch", "frames", None))(jnp.ones((4, 2, 3)))
+    assert y.sharding.is_equivalent_to(NamedSharding(mesh, P(("data", "fsdp"), "context", None)), 3)
+    np.testing.assert_array_equal(y, 2 * np.ones((4, 2, 3)))
+
+
+def test_shard_without_a_mesh_leaves_the_array_and_still_checks_names():
+    x = jnp.ones((3, 5))
+    assert shard(x, "batch", None) is x
+    with pytest.raises(UserError, match=r"^logical axis 'bach' is unknown; permitted: batch, frames, .*, None$"):
+        shard(x, "bach", None)
+    with pytest.raises(UserError, match=r"^shard: 1 axes \('batch',\) for an array of shape \(3, 5\); permitted: 2 axes$"):
+        shard(x, "batch")
+
+
+@pytest.mark.parametrize(("sizes", "axes", "message"), [
+    ({}, ("bach", None), "logical axis 'bach' is unknown; permitted: batch"),
+    ({}, ("batch", None), r"axis 'batch' of size 6 does not divide over 8 devices of mesh axes .*data.*; "
+                          "permitted: multiples of 8"),
+    ({"fsdp": 4}, ("batch", None), r"axis 'batch' of size 6 does not divide over 8 devices of mesh axes "
+                                   r"\('data', 'fsdp'\); permitted: multiples of 8"),
+    ({"data": 1, "fsdp": 2, "context": 4}, ("batch", "frames"), "axis 'frames' of size 6 does not divide over 4 devices"),
+    ({}, ("batch",), r"shard: 1 axes \('batch',\) for an array of shape \(6, 6\)"),
+])
+def test_shard_refuses(sizes, axes, message):
+    with jax.set_mesh(make_mesh(MeshSpec(**sizes))), pytest.raises(UserError, match=message):
+        jax.jit(lambda x: shard(x, *axes))(jnp.ones((6, 6)))
+
+
+def test_unknown_logical_axis_of_a_spec():
+    with pytest.raises(UserError, match="logical axis 'time' is unknown; permitted: batch, frames, height, width"):
+        spec(("time",), make_mesh(MeshSpec()))
