@@ -16,7 +16,6 @@ from vdm_jax.diffusion.samplers import DDIM
 from vdm_jax.diffusion.schedules import CosineSchedule
 from vdm_jax.networks.config import (
     CrossAttention,
-    FeedForward,
     Level,
     SelfAttention,
     TemporalConvolution,
@@ -26,15 +25,16 @@ from vdm_jax.networks.config import (
 
 # Small networks on large patches predict the clean video: noise has no low-dimensional structure to squeeze through.
 # Where a digit is and where it goes is decided at high noise, so the schedule is shifted there.
-PROCESS = Process(schedule=CosineSchedule(shift=-2.0), prediction="x")
+PROCESS = Process(schedule=CosineSchedule(shift=-3.0), prediction="x")
 
 
 def base() -> Stage:
     """8 frames of 32x32 from a caption: few tokens (4x4 patches of 8x8 pixels), full spatio-temporal attention."""
     full, text = SelfAttention(pattern=Full()), CrossAttention()
     network = UNet(
-        levels=(Level(channels=128, blocks=1, kernel=1, mixers=(full,)),),
-        middle=(full, text, FeedForward(expansion=2)) * 2, patch=8, stem_kernel=1, out_kernel=1, positions=True,
+        levels=(Level(channels=128, blocks=1, kernel=1, mixers=(full, text)),),
+        middle=(full, text, full, text), patch=8, stem_kernel=1, positions=True, frame_vector=True,
+        stem_gain=True, embedding_layers=3,
         text=WordEncoder(length=16, width=64, layers=1))
     return Stage(
         name="base", video=VideoSpec(frames=8, height=32, width=32, fps=4), network=network, process=PROCESS,
@@ -72,5 +72,5 @@ def spatial() -> Stage:
 
 def get_config() -> Experiment:
     """The three stages on 20,000 clips with one digit in most and two in some."""
-    data = CaptionedDigits(train_clips=20_000, single_object_fraction=0.7)
+    data = CaptionedDigits(train_clips=20_000, single_object_fraction=0.85)
     return Experiment(name="captioned_digits", stages=(base(), temporal(), spatial()), data=data)

@@ -92,7 +92,8 @@ def example(kind: type):
 def test_the_walk_finds_the_unions():
     found = {(field, member.__name__) for field, member in UNION_MEMBERS}
     for expected in (("Experiment.data", "CaptionedDigits"), ("Experiment.data", "VideoFolder"),
-                     ("Sampling.sampler", "DDIM"), ("Sampling.threshold", "DynamicThreshold"), ("UNet.text", "EmbeddedText"),
+                     ("Sampling.sampler", "DDIM"), ("Sampling.threshold", "DynamicThreshold"),
+                     ("UNet.text", "EmbeddedText"),
                      ("Level.mixers", "TemporalConvolution"), ("SelfAttention.pattern", "Temporal"),
                      ("Process.schedule", "CosineSchedule"), ("Training.image_data", "ImageFolder")):
         assert expected in found
@@ -117,7 +118,8 @@ def test_members_of_a_union_have_different_names():
 
 
 @pytest.mark.parametrize("data", [
-    VideoFolder(path="a"), ImageFolder(path="b"), PreparedClips(path="c"), TFDSVideo(name="ucf101"), CaptionedDigits(seed=3)
+    VideoFolder(path="a"), ImageFolder(path="b"), PreparedClips(path="c"), TFDSVideo(name="ucf101"),
+    CaptionedDigits(seed=3)
 ], ids=lambda d: type(d).__name__)
 def test_an_experiment_on_every_kind_of_data_comes_back(data):
     experiment = dataclasses.replace(small_experiment(), data=data, seed=2**60 + 1)
@@ -200,8 +202,8 @@ def test_digest_is_the_same_in_another_process():
     ({"inner": {"kind": "Other", "rate": "fast"}}, "config.inner.rate='fast' is not valid; permitted: float"),
     ({"text_or_number": None}, "config.text_or_number=None is not valid; permitted: str | float"),
     ({"kind": "Inner"}, "config.kind='Inner' is not valid; permitted: Outer"),
-    ({"scal": 1.0}, "config.scal is not a field of Outer (did you mean 'scale'?); permitted: count, scale, on, mode, pair, "
-                    "names, inner, text_or_number"),
+    ({"scal": 1.0}, "config.scal is not a field of Outer (did you mean 'scale'?); permitted: count, scale, on, mode, "
+                    "pair, names, inner, text_or_number"),
     ({"zzz": 1.0}, "config.zzz is not a field of Outer; permitted: count, scale, on, mode, pair, names, inner, "
                    "text_or_number"),
 ])

@@ -35,8 +35,10 @@ ATTENTION = tuple(SelfAttention(pattern=p, head_dim=8, position=q) for p, q in
 # Every mixer, pattern and kind of position once, on two levels.
 EVERYTHING = UNet(
     levels=(Level(channels=8, blocks=1, mixers=(TemporalConvolution(), *ATTENTION[:2], CrossAttention(head_dim=8))),
-            Level(channels=16, blocks=1, mixers=(ATTENTION[2], FeedForward(expansion=2), TemporalConvolution(kernel=5)))),
-    middle=(SelfAttention(pattern=Temporal(), head_dim=8), SelfAttention(pattern=Full(), head_dim=8, position="relative"),
+            Level(channels=16, blocks=1, mixers=(
+                ATTENTION[2], FeedForward(expansion=2), TemporalConvolution(kernel=5)))),
+    middle=(SelfAttention(pattern=Temporal(), head_dim=8),
+            SelfAttention(pattern=Full(), head_dim=8, position="relative"),
             SelfAttention(pattern=Spatial(), head_dim=8, position="none")),
     embedding_channels=32, groups=4, text=TEXT)
 PLAIN = UNet(levels=(Level(channels=8, blocks=1),), embedding_channels=16, groups=4)
@@ -69,7 +71,7 @@ def assert_changed(before, after, frames, atol=1e-5):
 @pytest.fixture(scope="module")
 def joint(filled, normal):
     """The network with every mixer, all parameters random, on a clip with two images; and its inputs."""
-    spec = dataclasses.replace(EVERYTHING, positions=True)
+    spec = dataclasses.replace(EVERYTHING, positions=True, frame_vector=True)
     z, level = normal(0, BATCH, FRAMES + IMAGES, SIZE, SIZE, 3), jnp.array([0.5, -1.0])
     conditioning = captions(1 + IMAGES)
     params = filled(SpaceTimeUNet(spec), z, level, conditioning, images=IMAGES)
@@ -159,13 +161,15 @@ def test_bfloat16_is_close_to_float32(filled, normal):
 
 def test_remat_changes_neither_parameters_nor_gradients(filled, normal):
     """With dropout, so that the recomputation must draw the same mask again."""
-    spec = dataclasses.replace(PLAIN, levels=(Level(channels=8, blocks=1, dropout=0.3, mixers=(TemporalConvolution(),)),))
+    level = Level(channels=8, blocks=1, dropout=0.3, mixers=(TemporalConvolution(),))
+    spec = dataclasses.replace(PLAIN, levels=(level,))
     z, level = normal(0, 1, 2, 4, 4, 3), jnp.array([0.5])
     params = filled(SpaceTimeUNet(spec), z, level)
 
     def gradient(spec):
         def loss(params):
-            out = SpaceTimeUNet(spec).apply({"params": params}, z, level, train=True, rngs={"dropout": jax.random.key(1)})
+            rngs = {"dropout": jax.random.key(1)}
+            out = SpaceTimeUNet(spec).apply({"params": params}, z, level, train=True, rngs=rngs)
             return (out**2).mean()
 
         return jax.jit(jax.grad(loss))(params)
@@ -213,14 +217,32 @@ def test_skip_scale_multiplies_the_long_skips(filled, normal):
     assert np.abs(out - applied(PLAIN, params)(z, level)).max() > 0.05
 
 
-def test_positions_tell_frames_apart(filled, normal):
-    """Without positions and temporal layers, exchanging frames exchanges outputs; with positions it does not."""
+@pytest.mark.parametrize("option", [None, "positions", "frame_vector"])
+def test_frames_are_told_apart_where_asked(option, filled, normal):
+    """Without temporal layers, exchanging frames exchanges outputs, unless the network is told which is which."""
     z, level = normal(0, 1, 3, 4, 4, 3), jnp.zeros(1)
-    for positions in (False, True):
-        spec = dataclasses.replace(PLAIN, positions=positions)
-        network = applied(spec, filled(SpaceTimeUNet(spec), z, level))
-        difference = np.abs(network(z, level)[:, ::-1] - network(z[:, ::-1], level)).max((0, 2, 3, 4))
-        assert (difference[[0, 2]] > 0.01).all() if positions else (difference < 1e-5).all()
+    spec = PLAIN if option is None else dataclasses.replace(PLAIN, **{option: True})
+    network = applied(spec, filled(SpaceTimeUNet(spec), z, level))
+    difference = np.abs(network(z, level)[:, ::-1] - network(z[:, ::-1], level)).max((0, 2, 3, 4))
+    assert (difference < 1e-5).all() if option is None else (difference[[0, 2]] > 0.01).all()
+
+
+def test_appended_images_have_the_vector_of_frame_0(filled, normal):
+    """The frame vector of an image is that of a clip's first frame: alone it comes out the same."""
+    spec = dataclasses.replace(PLAIN, frame_vector=True, positions=True)
+    z, level = normal(0, 1, 4, 4, 4, 3), jnp.zeros(1)
+    params = filled(SpaceTimeUNet(spec), z, level)
+    together, alone = applied(spec, params, images=2), applied(spec, params)
+    for image in (2, 3):
+        np.testing.assert_allclose(together(z, level)[:, [image]], alone(z[:, [image]], level), atol=2e-5)
+
+
+def test_kernel_sizes_at_both_ends():
+    spec = dataclasses.replace(PLAIN, stem_kernel=5, out_kernel=1, patch=2)
+    z = jnp.zeros((1, 2, 4, 4, 3))
+    variables = jax.eval_shape(lambda: SpaceTimeUNet(spec).init(jax.random.key(0), z, jnp.zeros(1)))
+    assert variables["params"]["stem"]["kernel"].shape == (1, 5, 5, 12, 8)
+    assert variables["params"]["out"]["kernel"].shape == (1, 1, 1, 8, 12)
 
 
 def test_position_embedding_is_a_sum_over_axes_and_images_stand_at_frame_0(filled):
@@ -242,7 +264,8 @@ def test_resampling(filled, normal):
     pool, conv = dataclasses.replace(PLAIN, resample="pool"), PLAIN
     np.testing.assert_allclose(Downsample(pool, (2, 3)).apply({}, x), mean_pool(x, (2, 3)), atol=1e-6)
     np.testing.assert_array_equal(Upsample(pool, (2, 3)).apply({}, x), nearest(x, (2, 3)))
-    for layer, before, strides in ((Downsample(conv, (2, 3)), x, (2, 3)), (Upsample(conv, (2, 3)), nearest(x, (2, 3)), (1, 1))):
+    down, up = Downsample(conv, (2, 3)), Upsample(conv, (2, 3))
+    for layer, before, strides in ((down, x, (2, 3)), (up, nearest(x, (2, 3)), (1, 1))):
         params = filled(layer, x)
         expected = convolve(before, params["conv"]["kernel"], strides) + params["conv"]["bias"]
         np.testing.assert_allclose(layer.apply({"params": params}, x), expected, atol=1e-5)
@@ -328,7 +351,8 @@ def test_every_input_reaches_the_output_of_its_own_sample(guided, filled, normal
 
 def test_null_caption_hides_the_words(filled, normal):
     z, level = normal(0, BATCH, 1, 4, 4, 3), jnp.zeros(BATCH)
-    spec = dataclasses.replace(PLAIN, levels=(Level(channels=8, blocks=1, mixers=(CrossAttention(head_dim=4),)),), text=TEXT)
+    cross = Level(channels=8, blocks=1, mixers=(CrossAttention(head_dim=4),))
+    spec = dataclasses.replace(PLAIN, levels=(cross,), text=TEXT)
     network = applied(spec, filled(SpaceTimeUNet(spec), z, level, captions(1)))
     one, other = captions(1, seed=1), captions(1, seed=2)
     assert np.abs(network(z, level, one) - network(z, level, other)).max() > 0.01
@@ -359,11 +383,12 @@ def test_parameter_counts_stay():
 
 
 def trace(spec, z_shape, conditioning=None, **options):
-    z = jnp.zeros(z_shape)
-    jax.eval_shape(lambda: SpaceTimeUNet(spec).init(jax.random.key(0), z, jnp.zeros(z_shape[0]), conditioning, **options))
+    key, z, level = jax.random.key(0), jnp.zeros(z_shape), jnp.zeros(z_shape[0])
+    jax.eval_shape(lambda: SpaceTimeUNet(spec).init(key, z, level, conditioning, **options))
 
 
-@pytest.mark.parametrize("part", ["low_resolution", "augmentation", "observed", "observed_mask", "text_mask", "embeddings"])
+@pytest.mark.parametrize("part", [
+    "low_resolution", "augmentation", "observed", "observed_mask", "text_mask", "embeddings"])
 def test_a_missing_input_is_named(guided, part):
     spec, z, _, conditioning = guided
     with pytest.raises(UserError) as error:
@@ -375,7 +400,8 @@ def test_a_missing_input_is_named(guided, part):
     (dataclasses.replace(PLAIN, patch=4), None, {"z_shape": (1, 1, 6, 8, 3)},
      "video height=6 is not a multiple of the U-Net's reduction 4; permitted: 4, 8, 12, ..."),
     (dataclasses.replace(PLAIN, levels=(Level(channels=8, stride=(1, 3)), Level(channels=8))), None,
-     {"z_shape": (1, 1, 6, 8, 3)}, "video width=8 is not a multiple of the U-Net's reduction 3; permitted: 3, 6, 9, ..."),
+     {"z_shape": (1, 1, 6, 8, 3)},
+     "video width=8 is not a multiple of the U-Net's reduction 3; permitted: 3, 6, 9, ..."),
     (dataclasses.replace(PLAIN, scalars=("fps",)), Conditioning(scalars={"speed": jnp.ones(1)}), {},
      "Conditioning.scalars has no 'fps'; given: speed"),
     (dataclasses.replace(PLAIN, scalars=("fps",)), None, {}, "Conditioning.scalars has no 'fps'; given: none"),
@@ -384,7 +410,8 @@ def test_a_missing_input_is_named(guided, part):
     (dataclasses.replace(PLAIN, text=TEXT), captions(1, batch=1), {"images": 1},
      "Conditioning has 1 captions per clip; permitted: 2, one for the clip and one for each appended image"),
     (dataclasses.replace(PLAIN, norm_over="clip"), None, {"images": 1},
-     "images=1 with UNet.norm_over='clip', whose statistics mix the images with the clip; permitted: norm_over='frame'"),
+     "images=1 with UNet.norm_over='clip', whose statistics mix the images with the clip; permitted: "
+     "norm_over='frame'"),
 ])
 def test_inputs_that_do_not_fit(spec, conditioning, options, message):
     options = {"z_shape": (1, 2, 4, 4, 3), **options}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -19,8 +20,9 @@ from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.parallel.rules import batch_parts, batch_sharding, parameter_shardings, shard, spec
 from vdm_jax.training.state import abstract_state
 
+MIXERS = (SelfAttention(pattern=Temporal(), head_dim=4), CrossAttention(head_dim=4))
 NETWORK = UNet(
-    levels=(Level(channels=12, blocks=1, mixers=(SelfAttention(pattern=Temporal(), head_dim=4), CrossAttention(head_dim=4))),),
+    levels=(Level(channels=12, blocks=1, mixers=MIXERS),),
     embedding_channels=16, text=WordEncoder(words=("red", "blue"), length=4, width=16, layers=1, head_dim=8))
 STAGE = Stage(name="base", video=VideoSpec(frames=2, height=8, width=8), network=NETWORK, process=Process())
 
@@ -56,7 +58,8 @@ stem/kernel                                              1x3x3x3x12     - - - - 
 def table(tree, shardings) -> list[str]:
     """A line per leaf: path, shape, mesh axis of each dimension."""
     lines = []
-    for (path, leaf), sharding in zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(shardings), strict=True):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True):
         name = "/".join(getattr(k, "key", getattr(k, "name", str(getattr(k, "idx", k)))) for k in path)
         axes = [axis or "-" for axis in sharding.spec] + ["-"] * (leaf.ndim - len(sharding.spec))
         lines.append(f"{name:56} {'x'.join(map(str, leaf.shape)):14} {' '.join(axes)}".rstrip())
@@ -83,9 +86,11 @@ def test_averages_and_moments_live_where_their_parameters_do(state):
     def specs(tree):
         return jax.tree.map(lambda a: a.sharding.spec, tree)
 
-    adam = next(part for part in jax.tree.leaves(state.opt_state, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(part, "mu"))
-    assert specs(state.ema) == specs(adam.mu) == specs(adam.nu) == specs(state.params)
-    for leaf in (state.step, state.key, adam.count):
+    moments = [optax.tree.get(state.opt_state, name) for name in ("mu", "nu")]
+    assert specs(state.ema) == specs(moments[0]) == specs(moments[1]) == specs(state.params)
+    counts = [count for _, count in optax.tree.get_all_with_path(state.opt_state, "count")]
+    assert counts
+    for leaf in (state.step, state.key, *counts):
         assert leaf.sharding.is_fully_replicated
 
 
@@ -102,7 +107,8 @@ def test_axes_of_size_one_are_left_out():
     assert spec(("batch", "channels"), make_mesh(MeshSpec(), jax.devices()[:1])) == P(None, None)
 
 
-@pytest.mark.parametrize(("sizes", "parts"), [({}, 8), ({"fsdp": 4}, 8), ({"tensor": 2}, 4), ({"data": 1, "context": 8}, 1)])
+@pytest.mark.parametrize(("sizes", "parts"), [
+    ({}, 8), ({"fsdp": 4}, 8), ({"tensor": 2}, 4), ({"data": 1, "context": 8}, 1)])
 def test_a_batch_is_split_over_data_and_fsdp(sizes, parts):
     mesh = make_mesh(MeshSpec(**sizes))
     assert batch_parts(mesh) == parts
@@ -125,7 +131,7 @@ def test_shard_without_a_mesh_leaves_the_array_and_still_checks_names():
     assert shard(x, "batch", None) is x
     with pytest.raises(UserError, match=r"^logical axis 'bach' is unknown; permitted: batch, frames, .*, None$"):
         shard(x, "bach", None)
-    with pytest.raises(UserError, match=r"^shard: 1 axes \('batch',\) for an array of shape \(3, 5\); permitted: 2 axes$"):
+    with pytest.raises(UserError, match=r"^shard: 1 axes \('batch',\) for an array of shape \(3, 5\); permitted: 2"):
         shard(x, "batch")
 
 
@@ -135,7 +141,8 @@ def test_shard_without_a_mesh_leaves_the_array_and_still_checks_names():
                           "permitted: multiples of 8"),
     ({"fsdp": 4}, ("batch", None), r"axis 'batch' of size 6 does not divide over 8 devices of mesh axes "
                                    r"\('data', 'fsdp'\); permitted: multiples of 8"),
-    ({"data": 1, "fsdp": 2, "context": 4}, ("batch", "frames"), "axis 'frames' of size 6 does not divide over 4 devices"),
+    ({"data": 1, "fsdp": 2, "context": 4}, ("batch", "frames"),
+     "axis 'frames' of size 6 does not divide over 4 devices"),
     ({}, ("batch",), r"shard: 1 axes \('batch',\) for an array of shape \(6, 6\)"),
 ])
 def test_shard_refuses(sizes, axes, message):

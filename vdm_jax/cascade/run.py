@@ -49,6 +49,8 @@ def open_run(run: Path, experiment: Experiment) -> Experiment:
             if not resumable and not field.startswith("mesh."):  # any number of devices may go on
                 raise UserError(f"run directory {run} belongs to another config: {field} is {old!r} there and {new!r} "
                                 "now; permitted: the same config, or another directory (--run)")
+    elif run.is_file():
+        raise UserError(f"{run} is a file; permitted: a new or empty directory (--run)")
     elif run.exists() and any(run.iterdir()):
         raise UserError(f"{run} is not empty and not a run (no {CONFIG}); permitted: a new or empty directory (--run)")
     run.mkdir(parents=True, exist_ok=True)

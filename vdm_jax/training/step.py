@@ -74,7 +74,7 @@ def train_step(
     """Gradient, clipping, AdamW, EMA. A step whose loss or gradient is not finite changes nothing but the counter."""
     key = jax.random.fold_in(state.key, state.step)
     loss, aux, grads = gradients(stage, state.params, batch, key, unroll=unroll)
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     updates, opt_state = make_optimizer(stage.training).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

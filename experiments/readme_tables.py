@@ -1,0 +1,64 @@
+"""Put the recorded results into README.md, between their markers, so that no number there is typed by hand.
+
+Run:  python experiments/readme_tables.py          (after `make demo` and `make baselines` have written their records)
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+COLUMNS = ("count", "colour", "digit", "motion", "whole")
+
+
+def demo_table(record: dict) -> str:
+    """Scores of the demo, all captions and those of one digit, with the protocol under them."""
+    lines = []
+    for group, title in (("", "all captions"), ("single/", "captions of one digit")):
+        lines += [f"| {title} | " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * len(COLUMNS)]
+        for row, scores in record["scores"].items():
+            lines.append(f"| {row} | " + " | ".join(f"{scores[group + name]:.2f}" for name in COLUMNS) + " |")
+        lines.append("")
+    protocol = ", ".join(f"{name} {value}" for name, value in record["protocol"].items())
+    machine = f"{record['machine']}, {record['cores']} cores"
+    lines.append(f"Share of clips or digits right, judged by a rule-based scorer; recorded in `experiments/demo/evaluation.json` "
+                 f"on {record['date']} ({machine}). The whole demo, set-up included, took {record['minutes']:.1f} minutes there. "
+                 f"Protocol: {protocol}.")
+    return "\n".join(lines)
+
+
+def insert(text: str, name: str, body: str) -> str:
+    """`text` with what stands between the markers of `name` replaced."""
+    pattern = re.compile(f"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
+    if not pattern.search(text):
+        raise ValueError(f"README.md has no markers for {name!r}")
+    return pattern.sub(lambda match: match[1] + body + "\n" + match[2], text)
+
+
+def tables() -> dict[str, str]:
+    """Marker name -> Markdown, for every record that exists."""
+    found = {}
+    demo = ROOT / "experiments/demo/evaluation.json"
+    if demo.exists():
+        found["demo"] = demo_table(json.loads(demo.read_text()))
+    speed = ROOT / "experiments/baselines/README.md"
+    if speed.exists():
+        table = re.search(r"<!-- summary:begin -->\n(.*?)<!-- summary:end -->", speed.read_text(), re.DOTALL)
+        if table:
+            found["speed"] = table[1].rstrip() + "\n\nMore in `experiments/baselines/`."
+    return found
+
+
+def main() -> None:
+    """Rewrite README.md."""
+    path = ROOT / "README.md"
+    text = path.read_text()
+    for name, body in tables().items():
+        text = insert(text, name, body)
+    path.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
