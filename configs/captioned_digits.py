@@ -33,14 +33,13 @@ def base() -> Stage:
     full, text = SelfAttention(pattern=Full()), CrossAttention()
     network = UNet(
         levels=(Level(channels=128, blocks=1, kernel=1, mixers=(full, text)),),
-        middle=(full, text, full, text), patch=8, stem_kernel=1, positions=True, frame_vector=True,
-        stem_gain=True, embedding_layers=3,
+        middle=(full, text, full, text), patch=8, stem_kernel=1, positions=True,
         text=WordEncoder(length=16, width=64, layers=1))
     return Stage(
         name="base", video=VideoSpec(frames=8, height=32, width=32, fps=4), network=network, process=PROCESS,
-        training=Training(steps=1600, batch_size=16, learning_rate=2e-3, warmup_steps=100, decay=True, ema_decay=0.99,
-                          checkpoint_every=400, sample_every=0, validate_every=400),
-        sampling=Sampling(sampler=DDIM(), steps=32, guidance=2.0, batch_size=32))
+        training=Training(steps=3400, batch_size=8, learning_rate=1.5e-3, warmup_steps=100, decay=True, ema_decay=0.99,
+                          log_every=50, checkpoint_every=1000, sample_every=0, validate_every=0),
+        sampling=Sampling(sampler=DDIM(), steps=32, guidance=1.0, batch_size=32))
 
 
 def temporal() -> Stage:
@@ -52,8 +51,8 @@ def temporal() -> Stage:
         name="temporal", video=VideoSpec(frames=16, height=32, width=32, fps=8), network=network, process=PROCESS,
         source=LowResolution(frames=8, height=32, width=32,
                              augmentation=NoiseAugmentation(training_logsnr=(0.0, 8.0), sampling_logsnr=4.0)),
-        training=Training(steps=500, batch_size=8, learning_rate=2e-3, warmup_steps=50, decay=True, ema_decay=0.99,
-                          checkpoint_every=250, sample_every=0, validate_every=0),
+        training=Training(steps=400, batch_size=8, learning_rate=2e-3, warmup_steps=50, decay=True, ema_decay=0.99,
+                          log_every=50, checkpoint_every=400, sample_every=0, validate_every=0),
         sampling=Sampling(sampler=DDIM(), steps=8, batch_size=32))
 
 
@@ -65,12 +64,12 @@ def spatial() -> Stage:
         name="spatial", video=VideoSpec(frames=16, height=64, width=64, fps=8), network=network, process=PROCESS,
         source=LowResolution(frames=16, height=32, width=32,
                              augmentation=NoiseAugmentation(training_logsnr=(0.0, 8.0), sampling_logsnr=4.0)),
-        training=Training(steps=500, batch_size=8, learning_rate=2e-3, warmup_steps=50, decay=True, ema_decay=0.99,
-                          checkpoint_every=250, sample_every=0, validate_every=0),
+        training=Training(steps=400, batch_size=8, learning_rate=2e-3, warmup_steps=50, decay=True, ema_decay=0.99,
+                          log_every=50, checkpoint_every=400, sample_every=0, validate_every=0),
         sampling=Sampling(sampler=DDIM(), steps=8, batch_size=32))
 
 
 def get_config() -> Experiment:
-    """The three stages on 20,000 clips with one digit in most and two in some."""
-    data = CaptionedDigits(train_clips=20_000, single_object_fraction=0.85)
+    """The three stages on 10,000 clips with one digit in most and two in some."""
+    data = CaptionedDigits(train_clips=10_000, single_object_fraction=0.85)
     return Experiment(name="captioned_digits", stages=(base(), temporal(), spatial()), data=data)

@@ -23,8 +23,8 @@ AUGMENTATION = NoiseAugmentation(training_logsnr=(0.0, 8.0), sampling_logsnr=4.0
 
 def training(steps: int, batch_size: int) -> Training:
     """What the stages share."""
-    return Training(steps=steps, batch_size=batch_size, learning_rate=5e-4, warmup_steps=500, decay=True, ema_decay=0.999,
-                    checkpoint_every=2000, sample_every=5000, validate_every=2000)
+    return Training(steps=steps, batch_size=batch_size, learning_rate=5e-4, warmup_steps=500, decay=True,
+                    ema_decay=0.999, checkpoint_every=2000, sample_every=5000, validate_every=2000)
 
 
 def base() -> Stage:

@@ -30,7 +30,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder) / "vdm_jax"
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
-        environment = {**os.environ, "VDM_JAX_DATA": f"{folder}/data", "JAX_COMPILATION_CACHE_DIR": f"{folder}/compiled"}
+        environment = {**os.environ, "VDM_JAX_DATA": f"{folder}/data",
+                       "JAX_COMPILATION_CACHE_DIR": f"{folder}/compiled"}
         start = time.monotonic()
         subprocess.run(["make", "demo"], cwd=clone, env=environment, check=True)
         minutes = (time.monotonic() - start) / 60

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 import os
 import signal
@@ -39,7 +40,7 @@ def experiment_of(**training) -> Experiment:
     network = UNet(levels=(Level(channels=32, blocks=1, kernel=1, mixers=mixers),), patch=4, embedding_channels=16,
                    text=WordEncoder(words=caption_words(), length=8, width=16, layers=1))
     settings = dict(steps=STEPS, batch_size=16, learning_rate=5e-3, warmup_steps=5, ema_decay=0.9, log_every=1,
-                    checkpoint_every=10, sample_every=20, validate_every=10)
+                    checkpoint_every=15, sample_every=20, validate_every=15)
     stage = Stage(name="base", video=VideoSpec(frames=4, height=16, width=16), network=network,
                   process=Process(prediction="x"), training=Training(**{**settings, **training}),
                   sampling=Sampling(steps=2))
@@ -88,11 +89,15 @@ def train(data_dir):
     return train
 
 
-def final_state(run, experiment=None):
+@functools.cache
+def abstract():
+    experiment = experiment_of()
+    return abstract_state(experiment.stages[0], make_mesh(experiment.mesh))
+
+
+def final_state(run):
     """The last checkpoint, as numpy arrays by path."""
-    experiment = experiment or experiment_of()
-    abstract = abstract_state(experiment.stages[0], make_mesh(experiment.mesh))
-    state, meta = Checkpoints(checkpoints_path(run, "base")).restore(abstract)
+    state, meta = Checkpoints(checkpoints_path(run, "base")).restore(abstract())
 
     def fetch(leaf):
         return np.asarray(jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf)
@@ -130,8 +135,8 @@ def test_the_loss_goes_down(uninterrupted):
     assert len(loss) == STEPS
     assert np.mean(loss[-8:]) < 0.6 * np.mean(loss[:5])
     validation = [(r["step"], r["validation_loss"]) for r in records if "validation_loss" in r]
-    assert [step for step, _ in validation] == [10, 20, 30]
-    assert validation[2][1] < 0.8 * validation[0][1]
+    assert [step for step, _ in validation] == [15, 30]
+    assert validation[1][1] < 0.9 * validation[0][1]
 
 
 def test_what_a_run_leaves_behind(uninterrupted):
@@ -140,7 +145,7 @@ def test_what_a_run_leaves_behind(uninterrupted):
     assert sorted(p.name for p in (folder / "samples").iterdir()) == [
         "step_0000020.mp4", "step_0000020.png", "step_0000030.mp4", "step_0000030.png"]
     assert all(p.stat().st_size > 100 for p in (folder / "samples").iterdir())
-    assert Checkpoints(checkpoints_path(run, "base")).steps() == [20, 30]  # the newest two
+    assert Checkpoints(checkpoints_path(run, "base")).steps() == [15, 30]
     assert list(folder.glob("events.out.tfevents.*"))
     records = [r for r in read_records(folder) if "loss" in r]
     assert [r["step"] for r in records] == list(range(1, STEPS + 1))
@@ -152,7 +157,7 @@ def test_what_a_run_leaves_behind(uninterrupted):
 def test_what_a_person_sees(uninterrupted):
     _, text = uninterrupted
     for part in ("stage base: initialising the network", "first step compiled in", "step 30/30, loss 0.", "clips/s",
-                 "step 10: validation loss 0."):
+                 "step 15: validation loss 0."):
         assert part in text
 
 
@@ -178,26 +183,17 @@ def test_a_stopped_run_resumes_to_the_same_bits(uninterrupted, train, tmp_path):
 
 
 def test_a_crashed_run_resumes_from_its_last_checkpoint_to_the_same_bits(uninterrupted, train, tmp_path):
-    """The steps after the checkpoint are done again, and logged once."""
+    """The steps after the checkpoint are done again, and logged once; and more steps may be asked for than before."""
 
     def crash(step):
         if step == 17:
             raise RuntimeError("the power went")
 
     with pytest.raises(RuntimeError, match="the power went"):
-        train(tmp_path / "run", at=crash)
-    assert read_records(tmp_path / "run" / "base")[-1]["step"] == 17 and final_state(tmp_path / "run")[0] == 10
-    assert "stage base: resuming at step 10" in train(tmp_path / "run")
+        train(tmp_path / "run", experiment_of(steps=24), at=crash)
+    assert read_records(tmp_path / "run" / "base")[-1]["step"] == 17 and final_state(tmp_path / "run")[0] == 15
+    assert "stage base: resuming at step 15" in train(tmp_path / "run")
     assert_same_run(tmp_path / "run", uninterrupted[0])
-
-
-def test_a_shorter_run_goes_on_to_the_same_bits(uninterrupted, train, tmp_path):
-    """12 steps were asked for, then 30."""
-    train(tmp_path / "run", experiment_of(steps=12))
-    assert final_state(tmp_path / "run")[0] == 12
-    train(tmp_path / "run", experiment_of())
-    (_, state), (_, expected) = final_state(tmp_path / "run"), final_state(uninterrupted[0])
-    assert all(value.tobytes() == expected[name].tobytes() for name, value in state.items())
 
 
 def test_another_config_cannot_resume(uninterrupted, train):
@@ -243,8 +239,8 @@ def test_a_run_that_is_never_finite_gives_up(fake_steps, train, tmp_path, log_ev
     with pytest.raises(UserError) as error:
         train(tmp_path / "run", experiment_of(log_every=log_every, **QUIET))
     assert str(error.value) == (
-        "stage 'base': loss or gradient was not finite for 3 steps in a row; permitted: a lower training.learning_rate, "
-        "or network.dtype='float32'")
+        "stage 'base': loss or gradient was not finite for 3 steps in a row; permitted: a lower "
+        "training.learning_rate, or network.dtype='float32'")
     assert Checkpoints(checkpoints_path(tmp_path / "run", "base")).steps() == []
 
 

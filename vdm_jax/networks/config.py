@@ -127,8 +127,6 @@ class UNet:
     stem_kernel: int = 3  # spatial size of the first convolution, in patches
     out_kernel: int = 3  # spatial size of the last convolution, in patches
     positions: bool = False  # add an embedding of frame, row and column after the first convolution
-    frame_vector: bool = False  # the conditioning vector also knows the frame, so that text and time meet before the noise
-    stem_gain: bool = False  # the conditioning vector scales the first features, so that pure noise can be ignored
     resample: Literal["conv", "pool"] = "conv"  # strided conv / nearest + conv, or mean pool / nearest
     skip_scale: float = 1.0  # factor on the long skip; 2**-0.5 in efficient U-Nets
     norm_over: Literal["frame", "clip"] = "frame"  # statistics of group norm: per frame or over the clip

@@ -135,8 +135,6 @@ class SpaceTimeUNet(nn.Module):
         x = space_to_depth(stack_inputs(spec, z, conditioning), spec.patch).astype(dtype)
         kernel = (1, spec.stem_kernel, spec.stem_kernel)
         x = Convolution(spec.levels[0].channels, kernel, dtype=dtype, name="stem")(x)
-        if spec.stem_gain:
-            x = x * (1 + Dense(x.shape[-1], name="stem_gain")(silu(vector))[:, :, None, None]).astype(x.dtype)
         if spec.positions:
             x = PositionEmbedding(name="positions")(x, images)
         block = nn.remat(Block, static_argnums=(4, 5)) if spec.remat else Block
@@ -194,9 +192,6 @@ class Embedding(nn.Module):
                 tokens, mask, pooled = (jnp.repeat(a, repeats, axis=1, total_repeat_length=frames)
                                         for a in (tokens, mask, pooled))
             vector, text = vector + pooled, (tokens, mask)
-        if spec.frame_vector:
-            frame = np.concatenate([np.arange(frames - images), np.zeros(images, int)])
-            vector = vector + Dense(width, name="frame")(sinusoids(jnp.asarray(frame), width // 2, max_period=100.0))
         for i in range(spec.embedding_layers - 1):
             vector = Dense(width, name=f"hidden_{i}")(silu(vector))
         return vector, text

@@ -1,0 +1,40 @@
+"""Configs of networks: what cannot be is refused when it is written down, and the reduction follows from the levels."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from vdm_jax.errors import UserError
+from vdm_jax.networks.config import CrossAttention, FeedForward, Level, SelfAttention, TemporalConvolution, UNet
+
+PLAIN = UNet(levels=(Level(channels=8, blocks=1),), embedding_channels=16, groups=4)
+
+
+def test_the_reduction_is_the_patch_and_all_strides_but_the_last():
+    levels = tuple(Level(channels=8, stride=stride) for stride in ((1, 2), (2, 2), (5, 5)))
+    assert UNet(levels=levels, patch=3).reduction == (6, 12)
+    assert PLAIN.reduction == (1, 1)
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda: SelfAttention(head_dim=0), "SelfAttention.head_dim=0 is not valid; permitted: >= 1"),
+    (lambda: CrossAttention(head_dim=-4), "CrossAttention.head_dim=-4 is not valid; permitted: >= 1"),
+    (lambda: TemporalConvolution(kernel=4), "TemporalConvolution.kernel=4 is not valid; permitted: 1, 3, 5, ..."),
+    (lambda: FeedForward(expansion=0), "FeedForward.expansion=0 is not valid; permitted: >= 1"),
+    (lambda: Level(channels=8, dropout=1.0), "Level.dropout=1.0 is not valid; permitted: 0 <= dropout < 1"),
+    (lambda: Level(channels=0), "Level.channels=0 is not valid; permitted: >= 1"),
+    (lambda: Level(channels=48, mixers=(CrossAttention(head_dim=32),)),
+     "CrossAttention.head_dim=32 does not divide Level.channels=48; permitted: a divisor of 48"),
+    (lambda: UNet(levels=()), "UNet.levels=() is not valid; permitted: at least one Level"),
+    (lambda: dataclasses.replace(PLAIN, patch=0), "UNet.patch=0 is not valid; permitted: >= 1"),
+    (lambda: dataclasses.replace(PLAIN, middle=(CrossAttention(head_dim=4),)),
+     "UNet.text=None but a level has CrossAttention; permitted: WordEncoder or EmbeddedText"),
+    (lambda: dataclasses.replace(PLAIN, middle=(SelfAttention(head_dim=3),)),
+     "UNet.middle head_dim=3 does not divide the last level's channels=8"),
+])
+def test_configs_that_cannot_be(make, message):
+    with pytest.raises(UserError) as error:
+        make()
+    assert str(error.value) == message
