@@ -24,8 +24,8 @@ def demo_table(record: dict) -> str:
     protocol = ", ".join(f"{name} {value}" for name, value in record["protocol"].items())
     machine = f"{record['machine']}, {record['cores']} cores"
     lines.append("Share of clips or digits right, judged by a rule-based scorer; recorded in "
-                 f"`experiments/demo/evaluation.json` on {record['date']} ({machine}). The whole demo, set-up included, "
-                 f"took {record['minutes']:.1f} minutes there. Protocol: {protocol}.")
+                 f"`experiments/demo/evaluation.json` on {record['date']} ({machine}). The whole demo, set-up "
+                 f"included, took {record['minutes']:.1f} minutes there. Protocol: {protocol}.")
     return "\n".join(lines)
 
 

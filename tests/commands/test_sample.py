@@ -121,6 +121,8 @@ class TestErrors:
 
     def test_prepare_of_unreadable_videos(self, fails, tmp_path):
         (tmp_path / "bad").mkdir()
-        (tmp_path / "bad" / "a.mp4").write_bytes(b"not a video")
+        for name in "abcdefgh":
+            (tmp_path / "bad" / f"{name}.mp4").write_bytes(b"not a video")
         line = fails("prepare", "bad", "--out", "clips")
-        assert "bad" in line
+        assert "bad" in line and ".mp4" in line
+        assert not (tmp_path / "clips").exists()

@@ -3,10 +3,10 @@ import json
 import pytest
 
 from tests.commands.conftest import TINY
-from vdm_jax.cascade.run import read_config
 from vdm_jax.commands.main import main
 from vdm_jax.training.checkpoints import Checkpoints
 from vdm_jax.training.metrics import read_records
+from vdm_jax.training.runs import read_config
 
 
 def test_a_run_holds_config_checkpoints_metrics_and_sheets(trained):

@@ -16,7 +16,6 @@ import pytest
 import rich.console
 
 from vdm_jax.attention.patterns import Full
-from vdm_jax.cascade.run import checkpoints_path, open_run
 from vdm_jax.cascade.stage import Experiment, Sampling, Stage, Training, VideoSpec
 from vdm_jax.data.captioned_digits import CaptionedDigits, caption_words
 from vdm_jax.diffusion.process import Process
@@ -28,6 +27,7 @@ from vdm_jax.training.checkpoints import Checkpoints
 from vdm_jax.training.loop import Interrupted, Trainer
 from vdm_jax.training.metrics import read_records
 from vdm_jax.training.report import Report
+from vdm_jax.training.runs import checkpoints_path, open_run
 from vdm_jax.training.state import abstract_state
 
 STEPS = 30

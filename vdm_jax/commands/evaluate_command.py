@@ -10,9 +10,9 @@ from pathlib import Path
 import rich.console
 import tyro
 
-from vdm_jax.cascade.run import find_run
 from vdm_jax.commands.arguments import parse
 from vdm_jax.errors import UserError
+from vdm_jax.training.runs import find_run
 
 
 @dataclasses.dataclass(frozen=True)

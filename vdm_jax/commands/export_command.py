@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.out.exists() and any(options.out.iterdir()):
         raise UserError(f"out={options.out} is not empty; permitted: a new or empty folder")
     import vdm_jax
-    from vdm_jax.cascade.run import export
+    from vdm_jax.training.runs import export
 
     export(vdm_jax.load(options.run), options.out, None if options.dtype == "float32" else options.dtype)
     for path in sorted(options.out.rglob("*.safetensors")):

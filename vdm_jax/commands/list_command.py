@@ -11,11 +11,11 @@ import rich.console
 import rich.table
 
 import vdm_jax
-from vdm_jax.cascade.run import CONFIG, WEIGHTS, checkpoints_path, read_config
 from vdm_jax.cascade.stage import Experiment
 from vdm_jax.commands.arguments import parse
 from vdm_jax.commands.configs import config_names, load_config
 from vdm_jax.training.checkpoints import Checkpoints
+from vdm_jax.training.runs import CONFIG, WEIGHTS, checkpoints_path, read_config
 
 
 @dataclasses.dataclass(frozen=True)

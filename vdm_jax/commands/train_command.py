@@ -10,12 +10,12 @@ from typing import Annotated
 
 import tyro
 
-from vdm_jax.cascade.run import find_run, open_run, read_config
 from vdm_jax.cascade.stage import Experiment
 from vdm_jax.commands.arguments import override, parse_with_rest
 from vdm_jax.commands.configs import load_config
 from vdm_jax.data.opening import caption_words, open_source
 from vdm_jax.networks.config import WordEncoder
+from vdm_jax.training.runs import find_run, open_run, read_config
 
 
 @dataclasses.dataclass(frozen=True)

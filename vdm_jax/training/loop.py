@@ -16,7 +16,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vdm_jax.cascade.run import checkpoints_path
 from vdm_jax.cascade.stage import Experiment, Stage
 from vdm_jax.conditioning.vocabulary import Vocabulary
 from vdm_jax.configuration import digest
@@ -31,6 +30,7 @@ from vdm_jax.parallel.rules import batch_parts
 from vdm_jax.training.checkpoints import Checkpoints
 from vdm_jax.training.metrics import MetricWriter, Throughput
 from vdm_jax.training.report import Report
+from vdm_jax.training.runs import checkpoints_path
 from vdm_jax.training.sheets import SampleSheets
 from vdm_jax.training.state import TrainState, abstract_state, create_state
 from vdm_jax.training.step import compile_train_step, compile_validation

@@ -13,10 +13,19 @@ import pytest
 
 import vdm_jax
 from vdm_jax.cascade.generator import Generator
-from vdm_jax.cascade.run import checkpoints_path, differences, export, find_run, load, load_stage, open_run, read_config
 from vdm_jax.configuration import to_data
 from vdm_jax.errors import UserError
 from vdm_jax.training.checkpoints import Checkpoints
+from vdm_jax.training.runs import (
+    checkpoints_path,
+    differences,
+    export,
+    find_run,
+    load,
+    load_stage,
+    open_run,
+    read_config,
+)
 from vdm_jax.training.state import TrainState
 
 
@@ -160,8 +169,8 @@ def test_stages_load_as_their_averages(experiment, params, tmp_path):
                        key=jax.random.key(0))
     with Checkpoints(checkpoints_path(tmp_path, "base")) as checkpoints:
         checkpoints.save(4, state, {})
-    assert_trees_equal(load_stage(tmp_path, "base"), ema)
-    assert load_stage(tmp_path, "large") is None
+    assert_trees_equal(load_stage(tmp_path, experiment.stages[0]), ema)
+    assert load_stage(tmp_path, experiment.stages[1]) is None
     generator = load(tmp_path, jax.devices()[:1])
     assert list(generator.params) == ["base"] and generator.experiment == experiment
     assert_trees_equal(generator.params["base"], ema)

@@ -18,10 +18,12 @@ import jax
 
 import vdm_jax
 from vdm_jax.cascade.generator import Generator
-from vdm_jax.cascade.stage import Experiment
+from vdm_jax.cascade.stage import Experiment, Stage
 from vdm_jax.configuration import from_json, to_data, to_json
 from vdm_jax.errors import UserError
 from vdm_jax.interop.safetensors import load_params, save_params
+from vdm_jax.training.checkpoints import Checkpoints
+from vdm_jax.training.state import initial_params
 from vdm_jax.video.writing import atomic_path
 
 CONFIG, WEIGHTS = "config.json", "params.safetensors"
@@ -93,17 +95,19 @@ def find_run(name: str | os.PathLike) -> Path:
                     f"{', '.join(known) or 'none yet (train one first)'}")
 
 
-def load_stage(run: Path, stage: str) -> Any | None:
-    """The averaged (EMA) parameters of a trained stage, or None when it has not been trained."""
-    from vdm_jax.training.checkpoints import Checkpoints
+def load_stage(run: Path, stage: Stage) -> Any | None:
+    """The averaged (EMA) parameters of a trained stage, or None when it has not been trained.
 
-    weights = run / stage / WEIGHTS
+    Raises `UserError` naming the first parameter that does not fit the stage's network, or what is damaged.
+    """
+    expected = jax.eval_shape(lambda key: initial_params(stage, key), jax.random.key(0))
+    weights = run / stage.name / WEIGHTS
     if weights.exists():
-        return load_params(weights)[0]
-    checkpoints = Checkpoints(checkpoints_path(run, stage))
+        return load_params(weights, expected)[0]
+    checkpoints = Checkpoints(checkpoints_path(run, stage.name))
     if checkpoints.latest() is None:
         return None
-    return checkpoints.restore_subtree("ema")[0]
+    return checkpoints.restore_subtree("ema", expected)[0]
 
 
 def load(run: str | os.PathLike, devices: list[jax.Device] | None = None) -> Generator:
@@ -116,7 +120,7 @@ def load(run: str | os.PathLike, devices: list[jax.Device] | None = None) -> Gen
     """
     path = find_run(run)
     experiment = read_config(path)
-    params = {stage.name: load_stage(path, stage.name) for stage in experiment.stages}
+    params = {stage.name: load_stage(path, stage) for stage in experiment.stages}
     params = {name: tree for name, tree in params.items() if tree is not None}
     if not params:
         raise UserError(f"run {path} has no trained stage yet; permitted: a run with at least one checkpoint")
