@@ -26,6 +26,8 @@ def demo_table(record: dict) -> str:
     lines.append("Share of clips or digits right, judged by a rule-based scorer; recorded in "
                  f"`experiments/demo/evaluation.json` on {record['date']} ({machine}). The whole demo, set-up "
                  f"included, took {record['minutes']:.1f} minutes there. Protocol: {protocol}.")
+    if record.get("note"):
+        lines.append(f"Note: {record['note']}.")
     return "\n".join(lines)
 
 

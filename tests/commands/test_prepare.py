@@ -36,12 +36,11 @@ def folder(tmp_path):
     return videos
 
 
-def test_folder_of_videos_is_prepared_trained_on_and_sampled(folder, tmp_path, capfd, caplog):
+def test_folder_of_videos_is_prepared_trained_on_and_sampled(folder, tmp_path, capfd):
     assert main(["prepare", str(folder), "--out", "clips", "--frames", "4", "--size", "16", "16",
                  "--captions", "captions.csv", "--format", "raw"]) == 0
     printed = capfd.readouterr()
     assert "broken.mp4" in printed.out + printed.err  # counted with the split it belongs to
-    assert caplog.text.count("broken.mp4") == 1  # warned of once
     source = open_source(PreparedClips(path="clips"), "train")
     assert source[0]["video"].shape == (4, 16, 16, 3) and "noise number" in source[0]["caption"]
 
