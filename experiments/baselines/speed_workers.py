@@ -1,0 +1,174 @@
+"""One library in one process: builds a network, then times one repetition whenever it is asked to.
+
+Started by `unet_speed.py`. Requests and answers are lines of JSON on standard input and output:
+    (start)      -> {"ready": {parameters, gflop_forward, compile_seconds, ...}}
+    "time"       -> {"wall": s, "cpu": s, "others": s}
+    "finish"     -> {"peak_mib": MiB}
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+import types
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from typing import Any
+
+import numpy as np
+from measuring import forget_peak, peak_mib, timed
+
+LEARNING_RATE = 1e-4
+FRAMES, CHANNELS = 10, 3
+
+Work = Callable[[], Any]
+
+
+def random_video(batch: int, size: int, seed: int) -> np.ndarray:
+    """Gaussian noise [B, T, H, W, C]."""
+    return np.random.default_rng(seed).standard_normal((batch, FRAMES, size, size, CHANNELS), np.float32)
+
+
+def build_ours(mode: str, size: int, batch: int) -> tuple[Work, dict[str, Any]]:
+    """Our U-Net under jit: one train step (state donated), or one forward pass."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+    from speed_networks import abstract_inputs, forward_operations, our_network
+
+    from vdm_jax.networks.unet import SpaceTimeUNet
+    from vdm_jax.parallel.compiling import compiler_options
+    from vdm_jax.parallel.mesh import MeshSpec, make_mesh
+
+    network = SpaceTimeUNet(our_network())
+    abstract, _, _ = abstract_inputs(batch, size)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda a: jnp.asarray(0.02 * rng.standard_normal(a.shape, np.float32)), abstract)
+    z, target = (jnp.asarray(random_video(batch, size, seed)) for seed in (1, 2))
+    logsnr = jnp.zeros(batch)
+    options = compiler_options(make_mesh(MeshSpec()))
+    optimizer = optax.adam(LEARNING_RATE)
+
+    def train_step(state: Any, z: Any, logsnr: Any, target: Any) -> tuple[Any, Any]:
+        params, moments = state
+        loss, grads = jax.value_and_grad(
+            lambda p: jnp.mean(jnp.square(network.apply({"params": p}, z, logsnr) - target)))(params)
+        updates, moments = optimizer.update(grads, moments, params)
+        return (optax.apply_updates(params, updates), moments), loss
+
+    start = time.perf_counter()
+    if mode == "train":
+        state = (params, optimizer.init(params))
+        step = jax.jit(train_step, donate_argnums=0, compiler_options=options)
+        compiled = step.lower(state, z, logsnr, target).compile()
+        held = {"state": state}
+
+        def work() -> None:
+            held["state"], loss = compiled(held["state"], z, logsnr, target)
+            jax.block_until_ready((held["state"], loss))
+    else:
+        forward = jax.jit(lambda p, z, logsnr: network.apply({"params": p}, z, logsnr), compiler_options=options)
+        compiled = forward.lower(params, z, logsnr).compile()
+
+        def work() -> None:
+            compiled(params, z, logsnr).block_until_ready()
+
+    return work, {
+        "compile_seconds": round(time.perf_counter() - start, 1),
+        "parameters": sum(a.size for a in jax.tree.leaves(abstract)),
+        "gflop_forward": round(forward_operations(batch, size) / 1e9, 2),
+    }
+
+
+def build_theirs(mode: str, size: int, batch: int, threads: int, compiled: bool) -> tuple[Work, dict[str, Any]]:
+    """Unet3D of video-diffusion-pytorch: one train step, or one forward pass without gradients."""
+    stand_in_for_torchvision()
+    import torch
+    from speed_networks import THEIRS
+    from torch.utils.flop_counter import FlopCounterMode
+    from video_diffusion_pytorch import Unet3D
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    network = Unet3D(**THEIRS)
+    x, target = (torch.from_numpy(random_video(batch, size, seed)).permute(0, 4, 1, 2, 3).contiguous()
+                 for seed in (1, 2))
+    level = torch.zeros(batch)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(x, level)
+    about = {"compile_seconds": 0.0, "parameters": sum(p.numel() for p in network.parameters()),
+             "gflop_forward": round(counter.get_total_flops() / 1e9, 2)}
+    called = torch.compile(network) if compiled else network
+    optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
+
+    def train() -> None:
+        optimizer.zero_grad()
+        loss = (called(x, level) - target).square().mean()
+        loss.backward()
+        optimizer.step()
+
+    def forward() -> None:
+        with torch.no_grad():
+            called(x, level)
+
+    work = train if mode == "train" else forward
+    if compiled:
+        start = time.perf_counter()
+        work()
+        about["compile_seconds"] = round(time.perf_counter() - start, 1)
+    return work, about
+
+
+def stand_in_for_torchvision() -> None:
+    """Register empty torchvision modules: the package imports it for reading and writing gifs, never for the network.
+
+    The torchvision on the package index is built for CUDA and does not load beside a CPU build of torch.
+    """
+
+    class Empty(types.ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return lambda *args, **kwargs: None
+
+    names = ("torchvision", "torchvision.transforms", "torchvision.utils")
+    for name in names:
+        sys.modules[name] = Empty(name)
+        sys.modules[name].__spec__ = ModuleSpec(name, None)
+    sys.modules["torchvision"].transforms = sys.modules["torchvision.transforms"]
+    sys.modules["torchvision"].utils = sys.modules["torchvision.utils"]
+
+
+def main() -> None:
+    """Build, warm up, then answer requests. Whatever else is printed goes to standard error."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--library", choices=("vdm_jax", "torch"), required=True)
+    parser.add_argument("--mode", choices=("train", "forward"), required=True)
+    parser.add_argument("--size", type=int, required=True, help="height and width, pixels")
+    parser.add_argument("--batch", type=int, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--compiled", action="store_true", help="torch.compile (torch only)")
+    args = parser.parse_args()
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    if hasattr(os, "sched_setaffinity"):  # XLA takes as many threads as it may use cores
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
+    if args.library == "vdm_jax":
+        work, about = build_ours(args.mode, args.size, args.batch)
+    else:
+        work, about = build_theirs(args.mode, args.size, args.batch, args.threads, args.compiled)
+    forget_peak()
+    work()  # warm-up
+    print(json.dumps({"ready": about}), file=answers)
+    for line in sys.stdin:
+        if line.strip() == "finish":
+            print(json.dumps({"peak_mib": peak_mib()}), file=answers)
+            return
+        print(json.dumps(timed(work)), file=answers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""Train step and sampling step of our U-Net against Unet3D of video-diffusion-pytorch, on the CPU of this machine.
+
+Both have the same parameter count and do the same work: zero the gradients, forward, mean squared error, backward and
+Adam for a train step; one forward pass for a sampling step; float32, 10 frames. Each library runs in a process of its
+own, which stays alive and is asked for one repetition at a time, so that the two alternate within one run.
+
+Run:   python experiments/baselines/unet_speed.py              measure what is not recorded yet, then write README.md
+       python experiments/baselines/unet_speed.py --quick      smoke run: smallest case, few repetitions, nothing kept
+       python experiments/baselines/unet_speed.py --report     write README.md from the records
+Needs: pip install --requirement requirements/peers.txt
+       pip install --no-deps --requirement requirements/peers-no-deps.txt
+An interrupted run goes on where it stopped. The machine should be idle: repetitions during which other processes took
+more than a tenth of it are repeated, a few times, and what remains is marked in the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from measuring import RESULTS, device, load, save, summary, versions
+
+HERE = Path(__file__).parent
+RECORD = RESULTS / "unet_speed.json"
+SPOILED = 0.1  # share of the machine others may take in a repetition
+
+# Keeps glibc from returning large activations to the system after every step, to be faulted in again by the next.
+TUNED = {"MALLOC_TRIM_THRESHOLD_": "8589934592", "MALLOC_MMAP_THRESHOLD_": "8589934592",
+         "MALLOC_TOP_PAD_": "268435456"}
+# Contender -> library, allocator settings, torch.compile.
+CONTENDERS: dict[str, tuple[str, dict[str, str], bool]] = {
+    "vdm_jax": ("vdm_jax", {}, False),
+    "vdm_jax_tuned": ("vdm_jax", TUNED, False),
+    "torch": ("torch", {}, False),
+    "torch_tuned": ("torch", TUNED, False),
+    "torch_compiled": ("torch", TUNED, True),
+}
+DEFAULT = ("vdm_jax", "torch", "torch_tuned")
+PROTOCOL = {
+    "work": "train: zero gradients, forward, mean squared error, backward, Adam; forward: one denoiser call",
+    "input": "10 RGB frames, float32, random",
+    "processes": "one per library and case, alternating repetition by repetition, after one warm-up each",
+    "statistic": "median of wall seconds, range beside it",
+    "memory": "peak resident memory during the steps, libraries and weights included, compilation not",
+    "tuned": "glibc allocator keeps freed memory: " + " ".join(f"{k}={v}" for k, v in TUNED.items()),
+}
+
+
+class Worker:
+    """A process that holds one library's network for one case."""
+
+    def __init__(self, contender: str, mode: str, size: int, batch: int, threads: int):
+        library, allocator, compiled = CONTENDERS[contender]
+        command = [sys.executable, str(HERE / "speed_workers.py"), "--library", library, "--mode", mode,
+                   "--size", str(size), "--batch", str(batch), "--threads", str(threads)]
+        environment = {**os.environ, **allocator, "JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false",
+                       "OMP_NUM_THREADS": str(threads), "TF_CPP_MIN_LOG_LEVEL": "2"}
+        self._log = tempfile.TemporaryFile("w+")
+        self._process = subprocess.Popen(command + ["--compiled"] * compiled, env=environment, text=True, bufsize=1,
+                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log)
+        self.contender = contender
+        self.about = self._read()["ready"]
+
+    def time(self) -> dict[str, float]:
+        """One repetition."""
+        return self._ask("time")
+
+    def finish(self) -> dict[str, float]:
+        """Peak memory; the process ends."""
+        answer = self._ask("finish")
+        self.stop()
+        return answer
+
+    def stop(self) -> None:
+        """End the process, whatever it is doing."""
+        self._process.kill()
+        self._process.wait()
+        self._log.close()
+
+    def _ask(self, request: str) -> dict[str, float]:
+        self._process.stdin.write(request + "\n")
+        return self._read()
+
+    def _read(self) -> dict[str, Any]:
+        line = self._process.stdout.readline()
+        if not line:
+            self._log.seek(0)
+            tail = " ".join(self._log.read().split()[-60:])
+            self.stop()
+            raise RuntimeError(f"worker {self.contender} stopped: {tail}")
+        return json.loads(line)
+
+
+def measure(contenders: tuple[str, ...], mode: str, size: int, batch: int, args: argparse.Namespace) -> dict[str, Any]:
+    """One case: all contenders, alternating, until each has its repetitions or the time is up."""
+    workers: list[Worker] = []
+    kept: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
+    spare = args.repetitions  # further rounds that may replace spoiled repetitions
+    try:
+        for name in contenders:
+            say(f"{mode} {size}x{size} batch {batch}: starting {name}")
+            workers.append(Worker(name, mode, size, batch, args.threads))
+        start, rounds = time.monotonic(), 0
+        while rounds < args.repetitions + spare:
+            for worker in workers:
+                time.sleep(0.2)  # threads of the one before go to sleep
+                kept[worker.contender].append(worker.time())
+            rounds += 1
+            clean = {name: [r for r in kept[name] if not spoiled(r)] for name in contenders}
+            enough = min(len(c) for c in clean.values())
+            say(f"{mode} {size}x{size} batch {batch}: round {rounds}, "
+                + ", ".join(f"{name} {kept[name][-1]['wall']:.2f} s" for name in contenders))
+            late = time.monotonic() - start > args.seconds_per_case and rounds >= 3
+            if enough >= args.repetitions or (late and enough >= 3) or (late and rounds >= 2 * 3):
+                break
+        found = {}
+        for worker in workers:
+            name = worker.contender
+            used = clean[name] if len(clean[name]) >= min(3, args.repetitions) else kept[name]
+            found[name] = {**summary(used), **worker.about, **worker.finish(),
+                           "contended": any(spoiled(r) for r in used)}
+        return {"mode": mode, "size": size, "batch": batch, "contenders": found}
+    finally:
+        for worker in workers:
+            worker.stop()
+
+
+def spoiled(repetition: dict[str, float]) -> bool:
+    """Whether others took too much of the machine."""
+    return repetition["others"] > SPOILED * (os.cpu_count() or 1) * repetition["wall"]
+
+
+def say(text: str) -> None:
+    """Progress on the terminal."""
+    print(f"[{datetime.datetime.now():%H:%M:%S}] {text}", flush=True)
+
+
+def run(args: argparse.Namespace, path: Path) -> dict[str, Any]:
+    """Measure the cases that the record lacks; every finished case is written at once."""
+    packages = ("jax", "flax", "optax", "torch", "video-diffusion-pytorch")
+    about = {"protocol": PROTOCOL, "device": device(args.threads), "versions": versions(*packages),
+             "repetitions": args.repetitions}
+    record = None if args.fresh else load(path)
+    if record and any(record[key] != about[key] for key in ("device", "versions", "protocol")):
+        fail(f"{path} was measured on another machine, with other versions or another protocol; permitted: --fresh to "
+             "measure everything again")
+    record = record or {**about, "rows": {}}
+    cases = [(mode, size, batch) for size in args.sizes for batch in args.batches for mode in ("train", "forward")]
+    for i, (mode, size, batch) in enumerate(cases):
+        key = f"{mode}-{size}-{batch}"
+        # torch.compile is measured for the sampling step only: compiling the backward pass takes many minutes.
+        contenders = tuple(c for c in args.contenders if mode == "forward" or c != "torch_compiled")
+        if set(contenders) <= set(record["rows"].get(key, {}).get("contenders", {})):
+            say(f"case {i + 1}/{len(cases)} {key}: recorded already")
+            continue
+        say(f"case {i + 1}/{len(cases)} {key}")
+        record["rows"][key] = measure(contenders, mode, size, batch, args)
+        record["date"] = datetime.date.today().isoformat()
+        save(path, record)
+    return record
+
+
+def fail(message: str) -> None:
+    """One line on standard error, exit code 2."""
+    print(f"unet_speed: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="smoke run of 32x32, batch 1; the record is not touched")
+    parser.add_argument("--report", action="store_true", help="only write README.md from the records")
+    parser.add_argument("--fresh", action="store_true", help="measure everything again")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[32, 64], help="height and width, pixels")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 2], help="clips per step")
+    parser.add_argument("--repetitions", type=int, default=7, help="clean repetitions wanted per case and contender")
+    parser.add_argument("--seconds-per-case", type=float, default=40.0,
+                        help="after this long, 3 clean repetitions are enough")
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="threads of each library")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(DEFAULT),
+                        help="torch_compiled (sampling step only) adds about a minute per case")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure and report."""
+    args = arguments()
+    from speed_report import write_report
+
+    if not args.report:
+        for name in ("torch", "video_diffusion_pytorch"):
+            if importlib.util.find_spec(name) is None:
+                fail(f"{name} is not installed; permitted: make baselines, or see --help")
+        if args.quick:
+            args.sizes, args.batches, args.repetitions, args.seconds_per_case = [32], [1], 2, 0.0
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / RECORD.name
+                run(args, path)
+                print(path.read_text())
+            return
+        run(args, RECORD)
+    write_report()
+    say(f"wrote {HERE / 'README.md'}")
+
+
+if __name__ == "__main__":
+    main()
