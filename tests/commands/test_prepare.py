@@ -20,12 +20,12 @@ def get_config():
 
 @pytest.fixture
 def folder(tmp_path):
-    """Twelve short videos of three colours, their captions, and one file that is no video."""
+    """Short videos of three colours, their captions, and one file that is no video."""
     rng = np.random.default_rng(0)
     videos = tmp_path / "videos"
     videos.mkdir()
     rows = ["file,caption"]
-    for i in range(12):
+    for i in range(48):
         name = ("red", "green", "blue")[i % 3]
         video = rng.integers(0, 60, (8, 24, 32, 3)).astype(np.uint8)
         video[..., i % 3] += 150
