@@ -152,8 +152,8 @@ def write_report(folder: Path = RESULTS, readme: Path = README) -> None:
     if speed:
         first = next(iter(speed["rows"].values()))["contenders"]
         parts += ["<!-- summary:begin -->\n" + summary_table(speed) + "\n<!-- summary:end -->\n",
-                  "\"At its best\" is the fastest of the torch columns below; ours runs with the default allocator. A ratio above 1 "
-                  "means that ours is faster.\n",
+                  "\"At its best\" is the fastest of the torch columns below; ours runs with the default allocator. A "
+                  "ratio above 1 means that ours is faster.\n",
                   "## All contenders\n\n" + full_table(speed) + "\n",
                   "## Protocol\n\n" + protocol_list(speed) + "\n",
                   NETWORKS.format(ours=first["vdm_jax"], theirs=first["torch"])]

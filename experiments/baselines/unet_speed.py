@@ -62,8 +62,9 @@ class Worker:
         library, allocator, compiled = CONTENDERS[contender]
         command = [sys.executable, str(HERE / "speed_workers.py"), "--library", library, "--mode", mode,
                    "--size", str(size), "--batch", str(batch), "--threads", str(threads)]
-        environment = {**os.environ, **allocator, "JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false",
-                       "OMP_NUM_THREADS": str(threads), "TF_CPP_MIN_LOG_LEVEL": "2"}
+        path = os.pathsep.join(filter(None, (str(HERE.parent.parent), os.environ.get("PYTHONPATH"))))
+        environment = {**os.environ, **allocator, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads),
+                       "JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false", "TF_CPP_MIN_LOG_LEVEL": "2"}
         self._log = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(command + ["--compiled"] * compiled, env=environment, text=True, bufsize=1,
                                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log)
