@@ -33,7 +33,8 @@ def base() -> Stage:
     full = (SelfAttention(pattern=Full()), CrossAttention())
     network = UNet(
         levels=(Level(channels=96, blocks=1, mixers=factorised), Level(channels=192, blocks=3, mixers=full)),
-        middle=full, patch=2, positions=True, embedding_channels=384, text=WordEncoder(length=16, width=96, layers=2))
+        middle=full, patch=2, position_period=25.0, embedding_channels=384,
+        text=WordEncoder(length=16, width=96, layers=2))
     return Stage(
         name="base", video=VideoSpec(frames=8, height=32, width=32, fps=4), network=network, process=PROCESS,
         training=training(30_000, 64), sampling=Sampling(sampler=DDIM(), steps=50, guidance=2.0, batch_size=64))

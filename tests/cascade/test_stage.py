@@ -70,6 +70,9 @@ def test_a_cascade_that_fits():
     (lambda: dataclasses.replace(TEMPORAL, network=UNET),
      "Stage 'temporal': network.low_resolution=False but source is given; permitted: low_resolution exactly with a "
      "source"),
+    (lambda: dataclasses.replace(TEMPORAL, network=dataclasses.replace(TEMPORAL.network, residual=True)),
+     "Stage 'temporal': process.prediction='v' with network.residual=True, whose output is a video; permitted: "
+     "prediction='x'"),
     (lambda: make_stage(size=(4, 16, 20), network=dataclasses.replace(UNET, patch=8)),
      "Stage 'base': video.width=20 is not a multiple of the network's reduction 8; permitted: 8, 16, ..."),
     (lambda: make_stage(source=(4, 16, 16), training=Training(images_per_clip=2)),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+import dataclasses
+
 import pytest
 
 from vdm_jax.errors import UserError
@@ -27,6 +29,10 @@ def test_the_reduction_is_the_patch_and_all_strides_but_the_last():
     (lambda: Level(channels=0), "Level.channels=0 is not valid; permitted: >= 1"),
     (lambda: Level(channels=48, mixers=(CrossAttention(head_dim=32),)),
      "CrossAttention.head_dim=32 does not divide Level.channels=48; permitted: a divisor of 48"),
+    (lambda: dataclasses.replace(PLAIN, position_period=-1.0),
+     "UNet.position_period=-1.0 is not valid; permitted: >= 0"),
+    (lambda: dataclasses.replace(PLAIN, residual=True),
+     "UNet.residual=True with low_resolution=False, out_channels=3; permitted: low_resolution=True, out_channels=3"),
     (lambda: UNet(levels=()), "UNet.levels=() is not valid; permitted: at least one Level"),
     (lambda: dataclasses.replace(PLAIN, patch=0), "UNet.patch=0 is not valid; permitted: >= 1"),
     (lambda: dataclasses.replace(PLAIN, middle=(CrossAttention(head_dim=4),)),

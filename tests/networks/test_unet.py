@@ -25,7 +25,7 @@ from vdm_jax.networks.config import (
     WordEncoder,
 )
 from vdm_jax.networks.layers import depth_to_space, space_to_depth
-from vdm_jax.networks.unet import SpaceTimeUNet, count_parameters
+from vdm_jax.networks.unet import PositionEmbedding, SpaceTimeUNet, count_parameters
 
 LENGTH = 5  # tokens of a caption
 TEXT = WordEncoder(words=tuple("abcdef"), length=LENGTH, width=16, layers=1, head_dim=8)
@@ -70,7 +70,7 @@ def assert_changed(before, after, frames, atol=1e-5):
 @pytest.fixture(scope="module")
 def joint(filled, normal):
     """The network with every mixer, all parameters random, on a clip with two images; and its inputs."""
-    spec = dataclasses.replace(EVERYTHING, positions=True)
+    spec = dataclasses.replace(EVERYTHING, position_period=25.0)
     z, level = normal(0, BATCH, FRAMES + IMAGES, SIZE, SIZE, 3), jnp.array([0.5, -1.0])
     conditioning = captions(1 + IMAGES)
     params = filled(SpaceTimeUNet(spec), z, level, conditioning, images=IMAGES)
@@ -216,14 +216,14 @@ def test_skip_scale_multiplies_the_long_skips(filled, normal):
     assert np.abs(out - applied(PLAIN, params)(z, level)).max() > 0.05
 
 
-@pytest.mark.parametrize("positions", [False, True])
-def test_frames_are_told_apart_where_asked(positions, filled, normal):
+@pytest.mark.parametrize("period", [0.0, 25.0])
+def test_frames_are_told_apart_where_asked(period, filled, normal):
     """Without temporal layers, exchanging frames exchanges outputs, unless the network is told which is which."""
     z, level = normal(0, 1, 3, 4, 4, 3), jnp.zeros(1)
-    spec = dataclasses.replace(PLAIN, positions=positions)
+    spec = dataclasses.replace(PLAIN, position_period=period)
     network = applied(spec, filled(SpaceTimeUNet(spec), z, level))
     difference = np.abs(network(z, level)[:, ::-1] - network(z[:, ::-1], level)).max((0, 2, 3, 4))
-    assert (difference[[0, 2]] > 0.01).all() if positions else (difference < 1e-5).all()
+    assert (difference[[0, 2]] > 0.01).all() if period else (difference < 1e-5).all()
 
 
 def test_kernel_sizes_at_both_ends():
@@ -302,6 +302,23 @@ def test_every_input_reaches_the_output_of_its_own_sample(guided, filled, normal
         after = network(z, level, structure.unflatten([*leaves[:i], leaf.at[0].set(change), *leaves[i + 1 :]]))
         assert np.abs(after[0] - before[0]).max() > 5e-3, i
         np.testing.assert_allclose(after[1], before[1], atol=1e-5)
+
+
+def test_a_residual_network_changes_the_low_resolution_video(guided, filled):
+    spec, z, level, conditioning = guided
+    params = filled(SpaceTimeUNet(spec), z, level, conditioning)
+    whole = applied(dataclasses.replace(spec, residual=True), params)(z, level, conditioning)
+    change = applied(spec, params)(z, level, conditioning)
+    np.testing.assert_allclose(whole - conditioning.low_resolution, change, atol=1e-5)
+
+
+def test_positions_outweigh_a_noisy_stem_and_differ_everywhere(normal):
+    """Noise alone must not hide where and when a token is: the reason for the size of the code."""
+    embedding = PositionEmbedding(period=25.0)
+    x = jnp.zeros((1, 8, 4, 4, 64))
+    code = np.asarray(embedding.apply(embedding.init(jax.random.key(0), x, 0), x, 0)).reshape(-1, 64)
+    apart = np.square(code[:, None] - code[None]).mean(-1)
+    assert apart[~np.eye(len(code), dtype=bool)].min() > 1.0
 
 
 def test_null_caption_hides_the_words(filled, normal):

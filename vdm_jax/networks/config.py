@@ -126,13 +126,14 @@ class UNet:
     patch: int = 1  # space-to-depth factor at the input, undone at the output
     stem_kernel: int = 3  # spatial size of the first convolution, in patches
     out_kernel: int = 3  # spatial size of the last convolution, in patches
-    positions: bool = False  # add an embedding of frame, row and column after the first convolution
+    position_period: float = 0.0  # longest period of an added embedding of frame, row and column; 0: no embedding
     resample: Literal["conv", "pool"] = "conv"  # strided conv / nearest + conv, or mean pool / nearest
     skip_scale: float = 1.0  # factor on the long skip; 2**-0.5 in efficient U-Nets
     norm_over: Literal["frame", "clip"] = "frame"  # statistics of group norm: per frame or over the clip
     groups: int = 8  # of group norm, at most
     text: TextInput | None = None
     low_resolution: bool = False  # takes a low-resolution video and its augmentation level
+    residual: bool = False  # the output is a change to the low-resolution video (prediction "x" only)
     observed: bool = False  # takes known frames and their mask (RGB + 1 extra input channels)
     scalars: tuple[str, ...] = ()  # names of further scalar inputs, e.g. "fps"
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters stay float32
@@ -141,6 +142,11 @@ class UNet:
     def __post_init__(self):
         _positive(self, "out_channels", "embedding_channels", "embedding_layers", "patch", "stem_kernel",
                   "out_kernel", "groups")
+        if self.position_period < 0:
+            raise UserError(f"UNet.position_period={self.position_period} is not valid; permitted: >= 0")
+        if self.residual and not (self.low_resolution and self.out_channels == 3):
+            raise UserError(f"UNet.residual=True with low_resolution={self.low_resolution}, "
+                            f"out_channels={self.out_channels}; permitted: low_resolution=True, out_channels=3")
         if not self.levels:
             raise UserError("UNet.levels=() is not valid; permitted: at least one Level")
         mixers = [m for level in self.levels for m in level.mixers] + list(self.middle)

@@ -135,8 +135,8 @@ class SpaceTimeUNet(nn.Module):
         x = space_to_depth(stack_inputs(spec, z, conditioning), spec.patch).astype(dtype)
         kernel = (1, spec.stem_kernel, spec.stem_kernel)
         x = Convolution(spec.levels[0].channels, kernel, dtype=dtype, name="stem")(x)
-        if spec.positions:
-            x = PositionEmbedding(name="positions")(x, images)
+        if spec.position_period:
+            x = PositionEmbedding(spec.position_period, name="positions")(x, images)
         block = nn.remat(Block, static_argnums=(4, 5)) if spec.remat else Block
         skips = [x]
         for i, level in enumerate(spec.levels):  # down
@@ -160,7 +160,8 @@ class SpaceTimeUNet(nn.Module):
         x = silu(GroupNorm(spec.groups, spec.norm_over, name="norm")(x))
         kernel = (1, spec.out_kernel, spec.out_kernel)
         convolution = Convolution(spec.out_channels * spec.patch**2, kernel, kernel_init=zeros, name="out")
-        return depth_to_space(convolution(x.astype(jnp.float32)), spec.patch)
+        change = depth_to_space(convolution(x.astype(jnp.float32)), spec.patch)
+        return change + conditioning.low_resolution if spec.residual else change
 
 
 class Embedding(nn.Module):
@@ -198,10 +199,15 @@ class Embedding(nn.Module):
 
 
 class PositionEmbedding(nn.Module):
-    """Adds a learned projection of sinusoids of frame, row and column; an appended image counts as frame 0."""
+    """Adds a learned projection of sinusoids of frame, row and column; an appended image counts as frame 0.
 
+    Its initial size exceeds that of the stem's output, which at high noise is noise alone: a code as weak as that is
+    drowned, and the network takes ten times longer to learn where and when things are (`experiments/demo/`).
+    """
+
+    period: float  # positions; the longest
     channels: int = 32  # sinusoids per axis
-    max_period: float = 100.0  # positions
+    gain: float = 4.0  # standard deviation of each axis' code, roughly
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"], images: int) -> Array:
@@ -209,10 +215,11 @@ class PositionEmbedding(nn.Module):
         frame = np.concatenate([np.arange(frames - images), np.zeros(images, int)])
         indices = {"frame": frame, "row": np.arange(height), "column": np.arange(width)}
         for axis, (name, index) in enumerate(indices.items()):
-            code = sinusoids(jnp.asarray(index), self.channels, self.max_period)
+            code = sinusoids(jnp.asarray(index), self.channels, self.period / (2 * np.pi))
             shape = [1] * 5
             shape[axis + 1], shape[-1] = len(index), channels
-            x = x + Dense(channels, use_bias=False, name=name)(code).reshape(shape).astype(x.dtype)
+            code = self.gain * Dense(channels, use_bias=False, name=name)(code)
+            x = x + code.reshape(shape).astype(x.dtype)
         return x
 
 
