@@ -37,7 +37,7 @@ def with_low_resolution(
     conditioning: Conditioning, low: Float[Array, "b t h w 3"], stage: Stage, keys: Array, logsnr: Float[Array, b]
 ) -> Conditioning:
     """Add the enlarged low-resolution video with noise of level `logsnr`, drawn per sample from `keys` `[B]`
-    (noise-conditioning augmentation: Ho et al. 2021, arXiv 2106.15282)."""
+    (noise-conditioning augmentation: Ho et al. 2021, arXiv 2106.15282, section 3.3)."""
     large = enlarge(low, stage.source, stage.video)
     noisy = stage.source.augmentation.augment(large, keys, logsnr)
     return conditioning.replace(low_resolution=noisy, augmentation=logsnr)

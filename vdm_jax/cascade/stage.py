@@ -31,7 +31,8 @@ class StaticThreshold:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DynamicThreshold:
-    """Estimates are clipped to a percentile of their magnitude and rescaled (Imagen, arXiv 2205.11487)."""
+    """Estimates are clipped to a percentile of their magnitude and rescaled (Saharia et al. 2022, arXiv 2205.11487,
+    section 2.3)."""
 
     percentile: float = 99.5
     per: Literal["clip", "frame"] = "clip"  # one limit per clip or per frame

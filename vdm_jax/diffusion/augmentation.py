@@ -20,14 +20,14 @@ _NOISE_STREAM, _BLUR_STREAM = 2**31 - 1, 2**31 - 2
 class NoiseAugmentation:
     """Variance-preserving Gaussian noise at a level the network is told.
 
-    Ho et al. 2021, arXiv 2106.15282, section 4. Training draws the level at random; sampling corrupts the
-    input once, at a fixed level, and keeps it for all steps. Levels are drawn uniformly in log-SNR between
-    the bounds of `training_logsnr`, or, where that is None, uniformly in the time of `schedule` (Saharia et
-    al. 2022, arXiv 2205.11487, section 2.4).
+    Ho et al. 2021, arXiv 2106.15282, section 3.3 (non-truncated), with the noise of Saharia et al. 2022, arXiv
+    2205.11487, section 2.4. Training draws the level at random; sampling corrupts the input once, at a fixed
+    level, and keeps it for all steps. Levels are drawn uniformly in log-SNR between the bounds of
+    `training_logsnr`, or, where that is None, uniformly in the time of `schedule`.
     """
 
     training_logsnr: tuple[float, float] | None = None  # lowest and highest log-SNR; None: uniform in time
-    sampling_logsnr: float = math.log(3.0)  # log-SNR at sampling; Imagen Video (arXiv 2210.02303): SNR 3 or 5
+    sampling_logsnr: float = math.log(3.0)  # log-SNR at sampling; SNR 3 or 5 in Ho et al. 2022, arXiv 2210.02303
     schedule: CosineSchedule = CosineSchedule()  # time to log-SNR, where training_logsnr is None
 
     def __post_init__(self):
@@ -54,7 +54,7 @@ class NoiseAugmentation:
 class BlurAugmentation:
     """3x3 Gaussian blur of some of the training videos, never at sampling.
 
-    Ho et al. 2021, arXiv 2106.15282, section 4. All frames of a video are blurred alike.
+    Ho et al. 2021, arXiv 2106.15282, section 3.1. All frames of a video are blurred alike.
     """
 
     probability: float = 0.5  # fraction of training videos that are blurred

@@ -24,7 +24,7 @@ ZERO_SNR = -20.0  # the log-SNR that stands for an SNR of zero at the last times
 class BetaTable(FamilyMember):
     """What the beta schedules share; use one of its two subclasses.
 
-    `zero_terminal_snr` rescales sqrt(alpha^2) linearly so that the last entry is zero and the first is
+    `zero_terminal_snr` shifts and scales the alphas so that the last entry is zero and the first is
     unchanged (Lin et al. 2023, arXiv 2305.08891, algorithm 1). The log-SNR of that last entry, minus
     infinity, is replaced by -20. An eps prediction says nothing about x there, so `Process` refuses the pair.
     """
@@ -90,7 +90,10 @@ class LinearBetaSchedule(BetaTable):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScaledLinearBetaSchedule(BetaTable):
-    """Square roots of beta equally spaced, as in latent diffusion (Rombach et al. 2022, arXiv 2112.10752)."""
+    """Square roots of beta equally spaced, as in the code of latent diffusion (Rombach et al. 2022, arXiv 2112.10752).
+
+    The default range is that of Stable Diffusion.
+    """
 
     beta_start: float = 0.00085  # noise variance added at the first timestep
     beta_end: float = 0.012  # noise variance added at the last timestep

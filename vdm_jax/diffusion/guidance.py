@@ -1,8 +1,9 @@
 """Functions from denoisers to denoisers: guidance by several estimates, and thresholding.
 
-Guidance weights are in the `1 + w` form: 0 is off, and classifier-free guidance is `x_c + w (x_c - x_u)` (Ho
-et al. 2022, arXiv 2204.03458). Combining estimates of x or of eps with weights that sum to one is the
-same thing, since both are affine in each other at a given z, so x is used throughout.
+Guidance weights are in the `1 + w` form: 0 is off, and classifier-free guidance is `x_c + w (x_c - x_u)` (Ho &
+Salimans 2022, arXiv 2207.12598; for video Ho et al. 2022, arXiv 2204.03458, section 2). Combining estimates of x
+or of eps with weights that sum to one is the same thing, since both are affine in each other at a given z, so x
+is used throughout.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +32,8 @@ def classifier_free(
 def n_term(base: Denoiser, terms: Sequence[tuple[Denoiser, Weight]]) -> Denoiser:
     """`x_base + sum_k w_k (x_k - x_base)`: pulls towards terms of positive weight, away from negative ones.
 
-    Composition of conditions (Liu et al. 2022, arXiv 2206.01714).
+    Composition of conditions (Liu et al. 2022, arXiv 2206.01714), there with the unconditional estimate as base;
+    for one term that is `classifier_free` with weight w_1 - 1.
     """
     denoisers, weights = [denoise for denoise, _ in terms], [weight for _, weight in terms]
     return combine(separate(base, *denoisers), [(k + 1, 0, weight) for k, weight in enumerate(weights)])
@@ -76,8 +78,9 @@ def combine(
 
     Classifier-free guidance is [(0, 1, w)] on estimates (conditional, unconditional). Two conditions, text
     and image, on estimates (both, image, none) are [(0, 1, w_text), (1, 2, w_image)] (Brooks et al. 2023,
-    arXiv 2211.09800, eq. 3). `rescale` in [0, 1] pulls the standard deviation of each sample back to that of
-    x_0 (Lin et al. 2023, arXiv 2305.08891, section 3.4), against over-exposure at large weights.
+    arXiv 2211.09800, eq. 3, whose scales are 1 + w). `rescale` in [0, 1] pulls the standard deviation of each
+    sample back to that of x_0, against over-exposure at large weights (Lin et al. 2023, arXiv 2305.08891,
+    section 3.4, who rescale the network's output; here it is the estimate of x).
     """
     if not 0 <= rescale <= 1:
         raise UserError(f"rescale={rescale}; permitted: 0 to 1")

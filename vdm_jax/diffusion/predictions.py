@@ -2,13 +2,17 @@
 
 With `z = alpha x + sigma eps` and `rho = sigma / alpha`:
 
-    x      the clean video eps    the noise v      alpha eps - sigma x
-    Salimans & Ho 2022, arXiv 2202.00512 flow   eps - x                                                Liu et
-    al. 2022, arXiv 2209.03003 score  -eps / sigma, the gradient of log q(z | x)             Song et al. 2021,
-    arXiv 2011.13456 edm    F with  x = c_skip z/alpha + c_out F                   Karras et al. 2022, arXiv
-    2206.00364, table 1
-           c_skip = sd^2 / (rho^2 + sd^2),  c_out = rho sd / sqrt(rho^2 + sd^2),  c_in = 1 / sqrt(rho^2 +
-           sd^2)
+    x      the clean video
+    eps    the noise
+    v      alpha eps - sigma x
+    flow   eps - x
+    score  -eps / sigma, the gradient of log q(z | x)
+    edm    F with x = c_skip z / alpha + c_out F, and c_in z / alpha as the network's input, where
+           c_skip = sd^2 / (rho^2 + sd^2), c_out = rho sd / sqrt(rho^2 + sd^2), c_in = 1 / sqrt(rho^2 + sd^2)
+
+Sources: v, Salimans & Ho 2022, arXiv 2202.00512, section 4; flow, Liu et al. 2022, arXiv 2209.03003, with the
+sign of Esser et al. 2024, arXiv 2403.03206; score, Song et al. 2021, arXiv 2011.13456; edm, Karras et al. 2022,
+arXiv 2206.00364, table 1. sd is the standard deviation of the data.
 
 The formulas hold for any positive alpha and sigma, not only where `alpha^2 + sigma^2 = 1`.
 """

@@ -50,7 +50,7 @@ class _OnGrid:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ancestral(_OnGrid):
-    """Draws from q(z_s | z_t, x_hat) (Ho et al. 2022, arXiv 2204.03458, section 2).
+    """Draws from q(z_s | z_t, x_hat) (Ho et al. 2022, arXiv 2204.03458, eq. 3 and 4).
 
     The variance is interpolated in the log domain between the posterior's (gamma 0) and the forward
     transition's (gamma 1): `((1-e^-h) sigma_s^2)^(1-gamma) ((1-e^-h) sigma_t^2)^gamma`.
@@ -135,7 +135,7 @@ class Heun(_OnGrid):
     of the schedule. Churn acts on sigma / alpha, which is the published sigma for every family.
     """
 
-    churn: float = 0.0  # S_churn: noise added per step is at most sigma * (1 + churn / steps)
+    churn: float = 0.0  # S_churn: a step first multiplies sigma / alpha by 1 + churn / steps, at most by sqrt(2)
     churn_min: float = 0.0  # S_tmin: lowest sigma / alpha at which noise is added
     churn_max: float | None = None  # S_tmax: highest sigma / alpha at which noise is added; None: no limit
     churn_noise: float = 1.0  # S_noise: standard deviation of the added noise, relative to the exact one

@@ -59,7 +59,8 @@ def sample(
       steps: evaluations of the denoiser; `Heun` makes 2 * steps - 1.
       hook: `hook(x_hat, z, logsnr, index) -> x_hat` sees, and may replace, every estimate. logsnr is [B];
         index is the step, which Heun's two evaluations share.
-      initial: z at time `start`, instead of noise: sampling from a diffused video (SDEdit, Meng et al. 2021).
+      initial: z at time `start`, instead of noise: sampling from a diffused video (SDEdit: Meng et al.
+        2021, arXiv 2108.01073).
       start: time of the first level, in (0, 1].
       trajectory: also return the estimate of every step, [steps, B, T, H, W, C].
 

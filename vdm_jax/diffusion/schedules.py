@@ -80,8 +80,9 @@ def _invert_decreasing(function: Callable[[Level], Level], value: Level) -> Leve
 class CosineSchedule(_RangedSchedule):
     """`logsnr(t) = -2 log tan(a t + b) + shift` with a and b such that it runs exactly over the stated range.
 
-    The plain cosine schedule `-2 log tan(pi t / 2)`, its range limited by interpolating the angle (Salimans &
-    Ho 2022, arXiv 2202.00512), moved by `shift` (simple diffusion, arXiv 2301.11093; see `resolution_shift`).
+    The plain cosine schedule `-2 log tan(pi t / 2)` (Salimans & Ho 2022, arXiv 2202.00512, section 4), its range
+    limited by interpolating the angle as in their code, moved by `shift` (Hoogeboom et al. 2023, arXiv 2301.11093,
+    section 3.1; see `resolution_shift`).
     The shift moves the middle; the two ends stay at logsnr_max and logsnr_min.
     """
 
@@ -113,7 +114,9 @@ class InterpolatedCosineSchedule(_RangedSchedule):
     """`t * cosine(t, low_shift) + (1 - t) * cosine(t, high_shift)`: the noisy end uses the lower shift.
 
     Simple diffusion (Hoogeboom et al. 2023, arXiv 2301.11093, section 3.1): a shift chosen for the image size
-    destroys detail too early, so the shift is eased in along time. Its inverse is found by bisection.
+    destroys detail too early, so the shift is eased in along time. The paper's formula is also quoted with the two
+    weights exchanged; in the order used here, also that of public code, generation starts at the lower shift. The
+    inverse is found by bisection.
     """
 
     low_shift: float = 0.0  # log-SNR shift towards t = 1, such as resolution_shift(size, 32)
@@ -188,11 +191,11 @@ class EDMSchedule(FamilyMember):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FlowSchedule(_RangedSchedule):
-    """Rectified flow (Liu et al. 2022, arXiv 2209.03003): `alpha = 1 - t'`, `sigma = t'`, straight paths.
+    """Rectified flow: `alpha = 1 - t'`, `sigma = t'`, straight paths.
 
-    `t' = s t / (1 + (s - 1) t)` with `s = shift` (Esser et al. 2024, arXiv 2403.03206, eq. 23), which is a
-    log-SNR lower by `2 log s`. t' itself stops short of 0 and 1, by 4.5e-5 with the default range, where the
-    log-SNR would be infinite.
+    Liu et al. 2022, arXiv 2209.03003, with time running from data to noise. `t' = s t / (1 + (s - 1) t)` with
+    `s = shift` (Esser et al. 2024, arXiv 2403.03206, eq. 23), which is a log-SNR lower by `2 log s`. t' itself
+    stops short of 0 and 1, by 4.5e-5 with the default range, where the log-SNR would be infinite.
     """
 
     shift: float = 1.0  # s above; larger is more noise

@@ -20,7 +20,8 @@ from vdm_jax.errors import UserError
 class UniformWeighting:
     """Plain mean squared error in whatever the network predicts.
 
-    For a v model that is SNR + 1 on the x error, for an edm model the weighting of Karras et al. 2022.
+    For a v model that is SNR + 1 on the x error, for an edm model the weighting of Karras et al. 2022 (see
+    `SpaceWeighting`).
     """
 
     def log_weight(self, logsnr: Level, own: Level) -> Level:
@@ -32,8 +33,9 @@ class UniformWeighting:
 class SpaceWeighting:
     """Plain mean squared error in a named space, whatever the network predicts.
 
-    Weight on the x error: x 1; eps SNR; v SNR + 1 (Salimans & Ho 2022, arXiv 2202.00512, section 4); flow
-    (1 + sqrt SNR)^2; edm SNR + 1 / sigma_data^2 (Karras et al. 2022, arXiv 2206.00364, table 1).
+    Weight on the x error: x 1; eps SNR; v, of the variance-preserving path, SNR + 1 (Salimans & Ho 2022, arXiv
+    2202.00512, section 4); flow (1 + sqrt SNR)^2; edm SNR + 1 / sigma_data^2 (Karras et al. 2022, arXiv
+    2206.00364, table 1).
     """
 
     space: Literal[

@@ -61,7 +61,7 @@ class Convolution(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation with statistics per frame or per clip, in float32 (Wu & He 2018, 1803.08494).
+    """Group normalisation with statistics per frame or per clip, in float32 (Wu & He 2018, arXiv 1803.08494).
 
     `modulation` is an optional `(scale, shift)` pair `[B, 1|T, 1, 1, C]` applied as `y * (1 + scale) + shift`. All
     affine parts are folded into one multiply-add per element, so that the layer reads the activation twice.

@@ -42,8 +42,8 @@ class SelfAttentionLayer(nn.Module):
 
 
 class RelativeBias(nn.Module):
-    """Learned bias per head and clipped offset, summed over the axes a pattern spans (Shaw et al. 2018, 1803.02155,
-    in the scalar form of Raffel et al. 2020, 1910.10683)."""
+    """Learned bias per head and clipped offset, summed over the axes a pattern spans (Shaw et al. 2018,
+    arXiv 1803.02155, in the scalar form of Raffel et al. 2020, arXiv 1910.10683)."""
 
     heads: int
     max_distance: int = 16  # positions; further offsets share one entry

@@ -35,10 +35,11 @@ from vdm_jax.networks.text import TextConditioner
 
 
 def encode_level(logsnr: Float[Array, ...], encoding: str) -> Float[Array, ...]:
-    """Noise level as a number of order 1000, ready for sinusoids.
+    """Noise level as a number of order 1000, ready for sinusoids: 1000 times one of the following.
 
-    `inv_cos` maps log-SNR to the time of the cosine schedule, arctan(exp(-lambda/2)) / (pi/2) (Salimans & Ho 2022,
-    2202.00512); `linear` maps [-20, 20] to [1, 0]; `edm` is ln(sigma)/4 of Karras et al. 2022 (2206.00364).
+    `inv_cos` is the time at which the cosine schedule has log-SNR lambda, arctan(exp(-lambda/2)) / (pi/2), as in the
+    code of Salimans & Ho 2022, arXiv 2202.00512; `linear` maps [-20, 20] to [1, 0]; `edm` is ln(sigma / alpha) / 4
+    (Karras et al. 2022, arXiv 2206.00364, table 1).
     """
     if encoding == "inv_cos":
         return 1000 * jnp.arctan(jnp.exp(-0.5 * jnp.clip(logsnr, -20.0, 20.0))) / (0.5 * jnp.pi)
