@@ -25,21 +25,21 @@ from vdm_jax.networks.config import (
 
 # Small networks on large patches predict the clean video: noise has no low-dimensional structure to squeeze through.
 # Where a digit is and where it goes is decided at high noise, so the schedule is shifted there.
-PROCESS = Process(schedule=CosineSchedule(shift=-2.0), prediction="x")
+PROCESS = Process(schedule=CosineSchedule(shift=-3.0), prediction="x")
 
 
 def base() -> Stage:
-    """8 frames of 16x16 from a caption: few tokens (4x4 patches of 4x4 pixels), full spatio-temporal attention."""
+    """8 frames of 32x32 from a caption: few tokens (4x4 patches of 8x8 pixels), full spatio-temporal attention."""
     full, text = SelfAttention(pattern=Full()), CrossAttention()
     network = UNet(
         levels=(Level(channels=128, blocks=1, kernel=1, mixers=(full, text)),),
-        middle=(full, text, full, text), patch=4, stem_kernel=1, position_period=25.0,
+        middle=(full, text, full, text), patch=8, stem_kernel=1, position_period=25.0,
         text=WordEncoder(length=16, width=64, layers=1))
     return Stage(
-        name="base", video=VideoSpec(frames=8, height=16, width=16, fps=4), network=network, process=PROCESS,
-        training=Training(steps=3400, batch_size=8, learning_rate=1.5e-3, warmup_steps=100, decay=True, ema_decay=0.99,
+        name="base", video=VideoSpec(frames=8, height=32, width=32, fps=4), network=network, process=PROCESS,
+        training=Training(steps=5000, batch_size=8, learning_rate=1.5e-3, warmup_steps=100, decay=True, ema_decay=0.99,
                           log_every=50, checkpoint_every=1000, sample_every=0, validate_every=0),
-        sampling=Sampling(sampler=DDIM(), steps=32, guidance=1.0, batch_size=32))
+        sampling=Sampling(sampler=DDIM(eta=1.0), steps=64, guidance=1.0, batch_size=32))
 
 
 # Super-resolution starts from a video that says nearly everything: an unshifted process, and a change to that video.
@@ -50,22 +50,23 @@ AUGMENTATION = NoiseAugmentation(training_logsnr=(2.0, 8.0), sampling_logsnr=5.0
 def temporal() -> Stage:
     """16 frames from 8."""
     mixers = (TemporalConvolution(), SelfAttention(pattern=Temporal(), head_dim=16))
-    network = UNet(levels=(Level(channels=48, blocks=1, mixers=mixers),), patch=2, low_resolution=True, residual=True)
+    network = UNet(levels=(Level(channels=48, blocks=1, mixers=mixers),), patch=4, low_resolution=True, residual=True)
     return Stage(
-        name="temporal", video=VideoSpec(frames=16, height=16, width=16, fps=8), network=network, process=DETAIL,
-        source=LowResolution(frames=8, height=16, width=16, augmentation=AUGMENTATION),
+        name="temporal", video=VideoSpec(frames=16, height=32, width=32, fps=8), network=network, process=DETAIL,
+        source=LowResolution(frames=8, height=32, width=32, augmentation=AUGMENTATION),
         training=Training(steps=400, batch_size=8, learning_rate=2e-3, warmup_steps=50, decay=True, ema_decay=0.99,
                           log_every=50, checkpoint_every=400, sample_every=0, validate_every=0),
         sampling=Sampling(sampler=DDIM(), steps=8, batch_size=32))
 
 
 def spatial() -> Stage:
-    """64x64 pixels from 16x16."""
+    """64x64 pixels from 32x32."""
     level = Level(channels=48, blocks=1, kernel=1, mixers=(TemporalConvolution(),))
-    network = UNet(levels=(level,), patch=4, low_resolution=True, residual=True)
+    network = UNet(levels=(level,), patch=4, low_resolution=True, residual=True,
+                   text=WordEncoder(length=16, width=64, layers=1))
     return Stage(
         name="spatial", video=VideoSpec(frames=16, height=64, width=64, fps=8), network=network, process=DETAIL,
-        source=LowResolution(frames=16, height=16, width=16, augmentation=AUGMENTATION),
+        source=LowResolution(frames=16, height=32, width=32, augmentation=AUGMENTATION),
         training=Training(steps=400, batch_size=8, learning_rate=2e-3, warmup_steps=50, decay=True, ema_decay=0.99,
                           log_every=50, checkpoint_every=400, sample_every=0, validate_every=0),
         sampling=Sampling(sampler=DDIM(), steps=8, batch_size=32))
