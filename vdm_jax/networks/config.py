@@ -17,7 +17,7 @@ class SelfAttention:
     pattern: AttentionPattern = Spatial()
     head_dim: int = 32  # channels per head; heads = channels / head_dim
     position: Literal["rotary", "relative", "none"] = "rotary"
-    kernel: str = "xla"
+    kernel: str = "auto"  # or a name of the capability table
     context: str = "none"
 
     def __post_init__(self):

@@ -7,11 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from vdm_jax.attention import Spatial, Temporal, attend
-from vdm_jax.attention.kernels import xla
+from vdm_jax.attention import attend
+from vdm_jax.attention.kernels.xla import Keys, dense
 from vdm_jax.attention.positions import relative_index, rotary
 from vdm_jax.networks import config as cfg
 from vdm_jax.networks.layers import Convolution, Dense, GroupNorm, add_residual, fan_in, silu, zeros
+
+# Axes that one sequence of a layout spans.
+LAYOUT_AXES = {"frames": "hw", "positions": "t", "all": "thw"}
 
 
 class SelfAttentionLayer(nn.Module):
@@ -31,13 +34,12 @@ class SelfAttentionLayer(nn.Module):
         q, k, v = jnp.split(qkv.reshape(batch, frames, height, width, 3 * heads, spec.head_dim), 3, axis=-2)
         bias = None
         if spec.position == "rotary":
-            axes = {"frames": "hw", "positions": "t", "all": "thw"}[spec.pattern.layout]
+            axes = LAYOUT_AXES[spec.pattern.layout]
             q, k = rotary(q, axes=axes), rotary(k, axes=axes)
         elif spec.position == "relative":
             bias = RelativeBias(heads, name="position")(spec.pattern, (frames, height, width))
-        tokens = (batch, frames, height * width, heads, spec.head_dim)
-        out = attend(*(a.reshape(tokens) for a in (q, k, v)), pattern=spec.pattern, kernel=spec.kernel,
-                     context=spec.context, bias=bias, frame_mask=frame_mask)
+        out = attend(q, k, v, pattern=spec.pattern, kernel=spec.kernel, context=spec.context, bias=bias,
+                     frame_mask=frame_mask)
         return add_residual(x, Dense(channels, kernel_init=zeros, dtype=self.dtype, name="out")(out.reshape(x.shape)))
 
 
@@ -50,7 +52,7 @@ class RelativeBias(nn.Module):
 
     @nn.compact
     def __call__(self, pattern: object, lengths: tuple[int, int, int]) -> Float[Array, "k q s"]:
-        axes = {Spatial: "hw", Temporal: "t"}.get(type(pattern), "thw")
+        axes = LAYOUT_AXES[pattern.layout]
         sizes = [lengths["thw".index(a)] for a in axes]
         total = jnp.zeros((self.heads, *sizes, *sizes))
         for place, (axis, size) in enumerate(zip(axes, sizes, strict=True)):
@@ -83,7 +85,7 @@ class CrossAttentionLayer(nn.Module):
         kv = Dense(2 * channels, use_bias=False, dtype=self.dtype, name="key_value")(text)
         q = q.reshape(batch, sets, *shape)  # [B, sets, tokens, K, D]
         k, v = (a.reshape(batch, sets, *shape) for a in jnp.split(kv, 2, axis=-1))
-        out = xla(q, k, v, mask=mask[:, :, None, None, :])
+        out = dense(q, Keys(k, v, mask[:, :, None, None, :]))
         return add_residual(x, Dense(channels, kernel_init=zeros, dtype=self.dtype, name="out")(out.reshape(x.shape)))
 
 
