@@ -101,9 +101,9 @@ def test_auto_logs_each_choice_once(caplog):
     _choose.cache_clear()
     with caplog.at_level(logging.INFO, logger="vdm_jax.attention.capability"):
         for _ in range(3):
-            resolve(request(SparseCausal(), (8, 2, 2)), "auto", "none")
+            resolve(request(SparseCausal(), (8, 4, 4)), "auto", "none")
     assert [r.getMessage() for r in caplog.records] == [
-        "attention auto: gather for SparseCausal(first=True, previous=True, own=False) on cpu, 8x2x2 tokens, "
+        "attention auto: gather for SparseCausal(first=True, previous=True, own=False) on cpu, 8x4x4 tokens, "
         "8 heads of 64, float32"]
 
 
