@@ -93,7 +93,10 @@ def test_auto_on_a_cpu_is_dense_until_it_does_not_pay():
         assert resolve(request(pattern, (2, 4, 4)), "auto", "none") == "xla"  # what the small shipped configs get
     assert resolve(request(SparseCausal()), "auto", "none") == "gather"
     assert resolve(request(Temporal(), (16, 64, 64)), "auto", "none") == "xla"
-    assert resolve(request(Full(), (16, 64, 64)), "auto", "none") == "chunked"
+    assert resolve(request(Full(), (1, 16, 16)), "auto", "none") == "xla"
+    assert resolve(request(Full(), (8, 8, 8)), "auto", "none") == "chunked"
+    assert resolve(request(Full(), (8, 8, 8), platform="gpu"), "auto", "none") == "xla"
+    assert resolve(request(Full(), (16, 64, 64), platform="gpu"), "auto", "none") == "chunked"
     assert resolve(request(LocalWindow(), (64, 64, 64)), "auto", "none") == "chunked"
 
 
