@@ -53,8 +53,7 @@ def attend(
     view = View(inner, shape, _mask_bytes(frame_mask, shape[0]))
     request = Request(pattern=pattern, shape=shape, batch=q.shape[0], heads=q.shape[4], head_dim=q.shape[5],
                       dtype=q.dtype.name, platform=target_platform(platform), bias=bias is not None,
-                      frame_mask=view.frame_mask is not None, frame_valid=frame_valid is not None,
-                      external=external is not None)
+                      frame_mask=view.mask_kind, frame_valid=frame_valid is not None, external=external is not None)
     function = KERNELS[resolve(request, kernel, context)]
     out = function(q, k, v, view, bias=bias, frame_valid=frame_valid, external=external, own=own)
     something = _sees_something(view, frame_valid, external, own)

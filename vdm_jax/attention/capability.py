@@ -34,7 +34,7 @@ class Entry:
     patterns: frozenset[str]  # names; for External those of the inner pattern
     platforms: tuple[str, ...] = PLATFORMS
     bias: bool = True
-    frame_mask: bool = True
+    frame_masks: tuple[str, ...] = ("independent images", "any")
     frame_valid: bool = True
     external: bool = True
     dtypes: tuple[str, ...] | None = None  # None: any float
@@ -43,9 +43,11 @@ class Entry:
 
     def refusal(self, request: Request) -> str | None:
         """Why this entry cannot serve the request, or None."""
-        for name in ("bias", "frame_mask", "frame_valid", "external"):
+        for name in ("bias", "frame_valid", "external"):
             if getattr(request, name) and not getattr(self, name):
                 return f"takes no {name}"
+        if request.frame_mask is not None and request.frame_mask not in self.frame_masks:
+            return f"takes no frame_mask{''.join(f' but that of {m}' for m in self.frame_masks)}"
         if request.platform not in self.platforms:
             return f"runs on {', '.join(self.platforms)}, not on {request.platform}"
         if self.dtypes is not None and request.dtype not in self.dtypes:
@@ -69,7 +71,7 @@ class Request:
     dtype: str
     platform: str
     bias: bool = False
-    frame_mask: bool = False
+    frame_mask: str | None = None  # "independent images" (`independent_frames_mask`) or "any"
     frame_valid: bool = False
     external: bool = False
 
@@ -90,6 +92,12 @@ CAPABILITIES: dict[tuple[str, str], Entry] = {
     ("xla", "none"): Entry(ALL),
     ("chunked", "none"): Entry(ALL),
     ("gather", "none"): Entry(TOKEN_PATTERNS - {"Full"} | {"TemporalCausal"}, bounded=True),
+    # cuDNN itself permits head_dim up to 256 from Hopper on; 128 is what every generation takes.
+    ("cudnn", "none"): Entry(ALL - {"LocalWindow"}, platforms=("gpu",), bias=False, frame_masks=(), frame_valid=False,
+                             external=False, dtypes=("bfloat16", "float16"), head_dim=(8, 128)),
+    ("splash", "none"): Entry(TOKEN_PATTERNS | {"Spatial"}, platforms=("tpu",), bias=False,
+                              frame_masks=("independent images",), external=False, dtypes=("bfloat16", "float32"),
+                              head_dim=(8, 256)),
 }
 
 

@@ -12,11 +12,25 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar, Literal, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax.errors import UserError
 
 Shape = tuple[int, int, int]  # frames, height, width of the video, in tokens
+
+
+def split(number, run: int):
+    """Quotient and remainder of numbers >= 0.
+
+    For jax arrays by `lax.div`, which truncates: floor division would handle signs, which costs operations in a kernel
+    and asks the TPU compiler for a device that is not there when lowering elsewhere.
+    """
+    if isinstance(number, jax.Array):
+        quotient = jax.lax.div(number, jnp.asarray(run, number.dtype))
+        return quotient, number - quotient * run
+    return number // run, number % run
 
 
 class KeyFrames(NamedTuple):
@@ -50,11 +64,10 @@ class Pattern:
     def sees(self, query, key, shape: Shape):
         """Whether token `query` sees token `key`: elementwise bool for numpy and jax integer arrays alike.
 
-        Made of comparisons, `//` and `%` only, so that a TPU kernel can evaluate it from token numbers.
+        Made of comparisons and integer arithmetic only, so that a TPU kernel can evaluate it from token numbers.
         """
-        tokens = shape[1] * shape[2]
-        frames = self.frame_visible(query // tokens, key // tokens)
-        return frames & self.position_visible(query % tokens, key % tokens, shape[1:])
+        (query_frame, query), (key_frame, key) = (split(x, shape[1] * shape[2]) for x in (query, key))
+        return self.frame_visible(query_frame, key_frame) & self.position_visible(query, key, shape[1:])
 
     def visible(self, shape: Shape) -> np.ndarray:
         """Dense mask `[S, S]`, True where the query (row) sees the key (column): the oracle of the tests."""
@@ -214,8 +227,9 @@ class LocalWindow(Pattern):
         return (query - key <= reach) & (key - query <= reach)
 
     def position_visible(self, query, key, size):
-        width, down, across = size[1], self.height // 2, self.width // 2
-        rows, columns = query // width - key // width, query % width - key % width
+        down, across = self.height // 2, self.width // 2
+        (query_row, query_column), (key_row, key_column) = (split(x, size[1]) for x in (query, key))
+        rows, columns = query_row - key_row, query_column - key_column
         return (rows <= down) & (-rows <= down) & (columns <= across) & (-columns <= across)
 
     def covers_frame(self, size):

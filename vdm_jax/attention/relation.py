@@ -15,7 +15,7 @@ import numpy as np
 from einops import rearrange, repeat
 from jaxtyping import Array, Bool, Float
 
-from vdm_jax.attention.patterns import Full, KeyFrames, Pattern, Shape, independent_frames_mask
+from vdm_jax.attention.patterns import Full, KeyFrames, Pattern, Shape, independent_frames_mask, split
 
 # einops pattern of each layout: tokens of the video to sequences.
 LAYOUTS = {
@@ -68,16 +68,16 @@ class Relation:
 
     def sees(self, query, key):
         """Elementwise: whether query number `query` sees key number `key`; keys past the end are never seen."""
-        query_frame, key_frame = query // self.run[0], key // self.run[1]
+        (query_frame, query), (key_frame, key) = split(query, self.run[0]), split(key, self.run[1])
         if self.rule is not None:
             visible = self.rule(query_frame, key_frame) & (key_frame < self.frames[1])
         else:
             inside = [jnp.minimum(f, n - 1) for f, n in zip((query_frame, key_frame), self.frames, strict=True)]
             visible = jnp.asarray(self.frame_table)[tuple(inside)] & (key_frame < self.frames[1])
         if self.tokens < self.run[1]:
-            visible = visible & (key % self.run[1] < self.tokens)
+            visible = visible & (key < self.tokens)
         if self.within is not None:
-            visible = visible & self.within.position_visible(query % self.run[0], key % self.run[1], self.size)
+            visible = visible & self.within.position_visible(query, key, self.size)
         return visible
 
     def mask(self) -> Bool[Array, "q s"] | None:
@@ -186,6 +186,13 @@ class View:
         frames = self.shape[0]
         alone = [n for n in range(frames + 1) if np.array_equal(self.mask, independent_frames_mask(frames - n, n))]
         return alone[0] if alone else None
+
+    @property
+    def mask_kind(self) -> str | None:
+        """Kind of the frame mask as the capability table names it."""
+        if self.frame_mask is None:
+            return None
+        return "any" if self.images is None else "independent images"
 
     def key_frames(self) -> KeyFrames:
         """For each frame the frames it sees."""

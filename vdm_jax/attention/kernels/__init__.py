@@ -5,8 +5,18 @@ a bias `[*, K, Q, S]` in the view's layout, validity of frames `[B, T]`, an outs
 listed in `capability.py` and refused there.
 """
 
-from vdm_jax.attention.kernels import chunked, gather, xla
+from collections.abc import Callable
 
-KERNELS = {"xla": xla.attention, "chunked": chunked.attention, "gather": gather.attention}
+from vdm_jax.attention.kernels import chunked, cudnn, gather, xla
+
+
+def _splash(*arguments, **options):
+    from vdm_jax.attention.kernels import splash  # Pallas is imported where it is used
+
+    return splash.attention(*arguments, **options)
+
+
+KERNELS: dict[str, Callable] = {"xla": xla.attention, "chunked": chunked.attention, "gather": gather.attention,
+                                "cudnn": cudnn.attention, "splash": _splash}
 
 __all__ = ["KERNELS"]
