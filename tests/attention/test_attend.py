@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from tests.attention.oracle import PATTERNS, assert_same, bank, name, reference, visible
 from vdm_jax.attention import (
@@ -28,6 +30,7 @@ from vdm_jax.attention.capability import CAPABILITIES, entries_for
 from vdm_jax.attention.kernels import chunked
 from vdm_jax.attention.patterns import independent_frames_mask
 from vdm_jax.errors import UserError
+from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 
 BATCH, SHAPE, HEADS, DIM = 2, (5, 3, 2), 2, 6
 TOKENS = int(np.prod(SHAPE))
@@ -207,3 +210,23 @@ def test_what_cannot_be_attended_is_an_error(options, message):
         options = options | {"external": bank(np.random.default_rng(0), BATCH, groups, 4, HEADS, DIM)}
     with pytest.raises(UserError, match=message):
         attend(**inputs(), **({"pattern": Full()} | options))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_on_a_mesh_nothing_changes(kernel):
+    """Batch over data and fsdp, heads over tensor, inside jit: the same values and gradients as on one device."""
+    pattern, mesh = SparseCausal(), make_mesh(MeshSpec(data=2, fsdp=2, tensor=2))
+    arrays = inputs(batch=4)
+    valid = jnp.asarray(np.random.default_rng(0).random((4, SHAPE[0])) < 0.8)
+
+    def gradients(q, k, v):
+        return jax.grad(lambda *a: (attend(*a, pattern=pattern, kernel=kernel, frame_valid=valid) ** 2).sum(),
+                        (0, 1, 2))(q, k, v)
+
+    expected = jax.jit(gradients)(**arrays)
+    sharding = NamedSharding(mesh, P(("data", "fsdp"), None, None, None, "tensor", None))
+    with jax.set_mesh(mesh):
+        found = jax.jit(gradients)(**jax.device_put(arrays, sharding))
+    for a, b in zip(found, expected, strict=True):
+        assert a.sharding.is_equivalent_to(sharding, a.ndim)
+        np.testing.assert_allclose(a, b, atol=2e-5)

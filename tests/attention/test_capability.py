@@ -79,10 +79,10 @@ def test_a_config_with_an_unsupported_pair_cannot_be_made():
     ("cudnn", {"platform": "gpu", "dtype": "bfloat16", "bias": True}, "takes no bias"),
     ("splash", {}, "runs on tpu, not on cpu"),
     ("splash", {"platform": "tpu", "external": True}, "takes no external"),
+    ("splash", {"platform": "tpu", "pattern": Causal(), "shape": (128, 64, 128)},
+     "takes sequences of Causal(window=None) up to 450000 tokens, not 1048576; permitted here: 'chunked', 'xla'"),
 ])
 def test_limits_of_a_kernel_are_named_with_what_fits(kernel, wrong, message):
-    if kernel not in KERNELS:
-        pytest.skip(f"{kernel} is not in this build")
     with pytest.raises(UserError) as error:
         resolve(request(**wrong), kernel, "none")
     assert message in str(error.value)
@@ -98,6 +98,22 @@ def test_auto_on_a_cpu_is_dense_until_it_does_not_pay():
     assert resolve(request(Full(), (8, 8, 8), platform="gpu"), "auto", "none") == "xla"
     assert resolve(request(Full(), (16, 64, 64), platform="gpu"), "auto", "none") == "chunked"
     assert resolve(request(LocalWindow(), (64, 64, 64)), "auto", "none") == "chunked"
+
+
+def test_auto_on_a_tpu_and_on_a_gpu():
+    tpu = {"platform": "tpu", "dtype": "bfloat16"}
+    for pattern in (Full(), Causal(), SparseCausal(), LocalWindow()):
+        assert resolve(request(pattern, (16, 32, 32), **tpu), "auto", "none") == "splash"
+    assert resolve(request(Full(), (128, 64, 128), **tpu), "auto", "none") == "splash"
+    assert resolve(request(Causal(), (128, 64, 128), **tpu), "auto", "none") == "chunked"
+    assert resolve(request(Full(), (16, 32, 32), bias=True, **tpu), "auto", "none") == "chunked"
+    assert resolve(request(Spatial(), (16, 16, 16), **tpu), "auto", "none") == "xla"  # short sequences
+    assert resolve(request(Temporal(), (16, 32, 32), **tpu), "auto", "none") == "xla"
+    gpu = {"platform": "gpu", "dtype": "bfloat16"}
+    for pattern in (Full(), Spatial(), SparseCausal()):
+        assert resolve(request(pattern, (16, 32, 32), **gpu), "auto", "none") == "cudnn"
+    assert resolve(request(LocalWindow(), (16, 16, 16), **gpu), "auto", "none") == "gather"
+    assert resolve(request(Full(), (16, 32, 32), platform="gpu"), "auto", "none") == "chunked"  # float32
 
 
 def test_auto_logs_each_choice_once(caplog):

@@ -125,6 +125,8 @@ def test_tokens_are_padded_to_blocks_where_it_costs_little():
     assert splash.layout_of_blocks(View(Full(), (4, 10, 12))) == (128, 128)
     assert splash.layout_of_blocks(View(Full(), (4, 8, 8))) == (128, 64)  # frames share blocks
     assert splash.layout_of_blocks(View(Full(), (128, 8, 8))) == (512, 64)
+    assert splash.layout_of_blocks(View(Causal(), (80, 64, 64))) == (1024, 4096)  # few enough blocks for their map
+    assert splash.layout_of_blocks(View(Causal(), (240, 32, 39))) == (1024, 32 * 39)
 
 
 @pytest.mark.parametrize("pattern", [*TOKEN_PATTERNS, Spatial()], ids=name)

@@ -12,7 +12,7 @@ import logging
 
 import jax
 
-from vdm_jax.attention.patterns import Pattern, Shape
+from vdm_jax.attention.patterns import Full, Pattern, Shape, Spatial, Temporal
 from vdm_jax.errors import UserError
 
 PLATFORMS = ("cpu", "gpu", "tpu")
@@ -40,6 +40,7 @@ class Entry:
     dtypes: tuple[str, ...] | None = None  # None: any float
     head_dim: tuple[int, int] | None = None  # (multiple of, at most)
     bounded: bool = False  # only patterns whose frames do not grow with the clip
+    most_rows: int | None = None  # longest sequence, unless every token of it sees every other
 
     def refusal(self, request: Request) -> str | None:
         """Why this entry cannot serve the request, or None."""
@@ -56,6 +57,8 @@ class Entry:
             multiple, most = self.head_dim
             if request.head_dim % multiple or request.head_dim > most:
                 return f"takes head_dim that is a multiple of {multiple} and <= {most}, not {request.head_dim}"
+        if self.most_rows is not None and request.rows > self.most_rows and not request.unmasked:
+            return f"takes sequences of {_name(request.pattern)} up to {self.most_rows} tokens, not {request.rows}"
         return None
 
 
@@ -82,6 +85,11 @@ class Request:
         return {"frames": height * width, "positions": frames, "all": frames * height * width}[self.pattern.layout]
 
     @property
+    def unmasked(self) -> bool:
+        """Whether every token of a sequence sees every other."""
+        return isinstance(self.pattern, Full | Spatial | Temporal) and self.frame_mask is None
+
+    @property
     def logits_bytes(self) -> int:
         """Size of the float32 logits of dense attention."""
         frames, height, width = self.shape
@@ -97,7 +105,7 @@ CAPABILITIES: dict[tuple[str, str], Entry] = {
                              external=False, dtypes=("bfloat16", "float16"), head_dim=(8, 128)),
     ("splash", "none"): Entry(TOKEN_PATTERNS | {"Spatial"}, platforms=("tpu",), bias=False,
                               frame_masks=("independent images",), external=False, dtypes=("bfloat16", "float32"),
-                              head_dim=(8, 256)),
+                              head_dim=(8, 256), most_rows=450_000),
 }
 
 

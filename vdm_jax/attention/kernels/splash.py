@@ -5,9 +5,9 @@ no mask is ever stored. Its own constructor finds the map by evaluating the whol
 tokens; the map of a `Relation` is closed form and takes milliseconds, so the kernel is put together here from its
 parts. Tokens of a frame are padded to whole blocks where that costs little, so that no block holds two frames.
 
-The block map sits in scalar memory, which bounds the number of blocks: beyond some hundred thousand tokens patterns
-other than full attention need larger blocks or a context that splits the queries. Forward-only gradients (jvp) and
-second derivatives are not available.
+The block map sits in scalar memory of 1 MiB, which bounds the number of blocks: long sequences take larger ones, and
+the capability table says where they end for patterns that have a map (full attention has none). Forward-mode gradients
+and second derivatives are not available.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from vdm_jax.parallel.rules import spec
 INTERPRET = False  # the tests run the kernel without a TPU
 LANES = 128  # blocks of keys are whole multiples of this
 BLOCKS = (512, 256, LANES)  # rows of queries and of keys per block, the best first
+LARGE_BLOCK = 1024  # the largest whose operands fit vector memory
+MOST_BLOCKS = 512  # per side of a block map of 3 bytes per block, in 1 MiB of scalar memory
 PADDING = 1.125  # most that padding the tokens of a frame to whole blocks may cost
 
 
@@ -58,13 +60,15 @@ def attention(q, k, v, view: View, *, bias=None, frame_valid=None, external: Ban
 
 def layout_of_blocks(view: View) -> tuple[int, int]:
     """Rows per block, and rows that each frame takes with its padding."""
-    tokens = view.tokens
-    for block in BLOCKS:
+    tokens, frames = view.tokens, 1 if view.pattern.layout == "frames" else view.shape[0]
+    large = tokens * frames * PADDING > MOST_BLOCKS * BLOCKS[0]
+    for block in (LARGE_BLOCK,) if large else BLOCKS:
         padded = math.ceil(tokens / block) * block
         if padded <= PADDING * tokens:
             return block, padded
-    rows = tokens * (1 if view.pattern.layout == "frames" else view.shape[0])
-    return (BLOCKS[0] if rows >= 8 * BLOCKS[0] else LANES), tokens
+    if large:
+        return LARGE_BLOCK, tokens
+    return (BLOCKS[0] if tokens * frames >= 8 * BLOCKS[0] else LANES), tokens
 
 
 @dataclasses.dataclass(frozen=True)
