@@ -1,98 +1,247 @@
-"""`attend` against dense softmax attention over all tokens in numpy, for everything the capability table permits."""
+"""`attend` against dense softmax attention over all tokens, for everything the capability table permits on a CPU."""
 
 from __future__ import annotations
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from vdm_jax.attention import Full, Spatial, Temporal, attend
-from vdm_jax.attention.capability import CAPABILITIES
+from tests.attention.oracle import PATTERNS, assert_same, bank, name, reference, visible
+from vdm_jax.attention import (
+    Bank,
+    Causal,
+    External,
+    Full,
+    LocalWindow,
+    SparseCausal,
+    Spatial,
+    Temporal,
+    TemporalCausal,
+    attend,
+)
+from vdm_jax.attention.capability import CAPABILITIES, entries_for
+from vdm_jax.attention.kernels import chunked
 from vdm_jax.attention.patterns import independent_frames_mask
 from vdm_jax.errors import UserError
+from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 
-PATTERNS = {"Spatial": Spatial(), "Temporal": Temporal(), "Full": Full()}
-COMBINATIONS = [(name, kernel, context) for (kernel, context), names in sorted(CAPABILITIES.items())
-                for name in sorted(names)]
-BATCH, FRAMES, TOKENS, HEADS, DIM = 2, 4, 5, 3, 6
-
-
-@pytest.fixture(scope="module")
-def qkv():
-    """Queries, keys, values and a cotangent, [B, T, N, K, D]; scores of order 3, so that weights are uneven."""
-    return 1.5 * np.random.default_rng(0).normal(size=(4, BATCH, FRAMES, TOKENS, HEADS, DIM)).astype(np.float32)
+BATCH, SHAPE, HEADS, DIM = 2, (5, 3, 2), 2, 6
+TOKENS = int(np.prod(SHAPE))
+BOX = LocalWindow(frames=3, height=3, width=1)
+KERNELS = sorted(k for (k, c), entry in CAPABILITIES.items() if c == "none" and "cpu" in entry.platforms)
 
 
-def dense(q, k, v, visible, bias=None):
-    """Softmax attention over all S tokens with a boolean mask [S, S] and a bias [K, S, S]: the definition."""
-    flat = (BATCH, FRAMES * TOKENS, HEADS, DIM)
-    q, k, v = (a.reshape(flat) for a in (q, k, v))
-    scores = jnp.einsum("bqkd,bskd->bkqs", q, k) / jnp.sqrt(DIM)
-    scores = scores if bias is None else scores + bias
-    weights = jnp.where(visible, jnp.exp(scores - scores.max(-1, keepdims=True)), 0)
-    weights = weights / weights.sum(-1, keepdims=True)
-    return jnp.einsum("bkqs,bskd->bqkd", weights, v).reshape(BATCH, FRAMES, TOKENS, HEADS, DIM)
+def pairs(*patterns):
+    """Parametrisation over kernels and those of the patterns that they list."""
+    found = [(p, k) for k in KERNELS for p in patterns if (k, "none") in entries_for(p)]
+    return pytest.mark.parametrize(("pattern", "kernel"), found, ids=[f"{k}-{name(p)}" for p, k in found])
 
 
-def assert_same(function, reference, qkv):
-    """Equal values and equal gradients with respect to q, k and v for a random cotangent."""
-    *inputs, cotangent = (jnp.asarray(a) for a in qkv)
-    with jax.default_matmul_precision("highest"):
-        out, pull = jax.vjp(function, *inputs)
-        expected, pull_expected = jax.vjp(reference, *inputs)
-        np.testing.assert_allclose(out, expected, atol=2e-6)
-        for name, a, b in zip("qkv", pull(cotangent), pull_expected(cotangent), strict=True):
-            assert np.abs(b).max() > 0.1  # a gradient of zeros would prove nothing
-            np.testing.assert_allclose(a, b, atol=2e-5, err_msg=f"gradient of {name}")
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Blocks of 8 rows, so that thirty tokens are several blocks."""
+    monkeypatch.setattr(chunked, "BLOCK", 8)
 
 
-@pytest.mark.parametrize(("name", "kernel", "context"), COMBINATIONS)
-def test_equals_dense_attention(name, kernel, context, qkv):
-    pattern = PATTERNS[name]
-    visible = pattern.visible(FRAMES, TOKENS)
-    assert_same(lambda *a: attend(*a, pattern=pattern, kernel=kernel, context=context),
-                lambda *a: dense(*a, visible), qkv)
+def inputs(seed=0, shape=SHAPE, batch=BATCH, heads=HEADS, dim=DIM):
+    """Queries, keys, values; scores of order 3, so that weights are uneven."""
+    rng = np.random.default_rng(seed)
+    return {key: jnp.asarray(1.5 * rng.normal(size=(batch, *shape, heads, dim)), jnp.float32) for key in "qkv"}
 
 
-@pytest.mark.parametrize(("name", "kernel", "context"), COMBINATIONS)
-def test_frame_mask_equals_dense_attention(name, kernel, context, qkv):
-    pattern = PATTERNS[name]
-    frame_mask = independent_frames_mask(FRAMES - 2, 2)
-    visible = pattern.visible(FRAMES, TOKENS) & np.kron(frame_mask, np.ones((TOKENS, TOKENS), bool))
-    assert_same(lambda *a: attend(*a, pattern=pattern, kernel=kernel, context=context, frame_mask=frame_mask),
-                lambda *a: dense(*a, visible), qkv)
+def valid_frames():
+    """Validity of frames: the second sample lacks its first and its last two."""
+    valid = np.ones((BATCH, SHAPE[0]), bool)
+    valid[1, [0, 3, 4]] = False
+    return valid
 
 
-@pytest.mark.parametrize("name", sorted(PATTERNS))
-def test_bias_is_in_the_layout_of_the_pattern(name, qkv):
-    """A bias [K, queries, keys] of the pattern's layout, written out over all tokens for the reference."""
-    pattern, rng = PATTERNS[name], np.random.default_rng(1)
-    frame, position = np.divmod(np.arange(FRAMES * TOKENS), TOKENS)
-    place = {"frames": position, "positions": frame, "all": np.arange(FRAMES * TOKENS)}[pattern.layout]
-    bias = rng.normal(size=(HEADS, place.max() + 1, place.max() + 1)).astype(np.float32)
-    everywhere = bias[:, place[:, None], place[None, :]]
-    assert_same(lambda *a: attend(*a, pattern=pattern, bias=jnp.asarray(bias)),
-                lambda *a: dense(*a, pattern.visible(FRAMES, TOKENS), everywhere), qkv)
+def key_mask(valid):
+    """Validity of frames as a mask over keys [B, 1, 1, S]."""
+    return np.repeat(valid, TOKENS // SHAPE[0], axis=1)[:, None, None, :]
 
 
-def test_low_precision_keeps_its_dtype_and_is_close(qkv):
-    q, k, v = (jnp.asarray(a, jnp.bfloat16) for a in qkv[:3])
-    out = attend(q, k, v, pattern=Full())
+@pairs(*PATTERNS)
+def test_equals_dense_attention(pattern, kernel):
+    assert_same(lambda **a: attend(**a, pattern=pattern, kernel=kernel), inputs(), visible(pattern, SHAPE))
+
+
+@pairs(Spatial(), Temporal(), Full(), TemporalCausal(window=3), SparseCausal(), BOX)
+def test_masks_and_bias_together(pattern, kernel):
+    """Two appended images, missing frames and a bias at once; gradient of the bias too."""
+    frame_mask, valid = independent_frames_mask(3, 2), valid_frames()
+    rows = {"frames": SHAPE[1] * SHAPE[2], "positions": SHAPE[0], "all": TOKENS}[pattern.layout]
+    bias = jnp.asarray(np.random.default_rng(1).normal(size=(HEADS, rows, rows)), jnp.float32)
+    assert_same(
+        lambda **a: attend(**a, pattern=pattern, kernel=kernel, frame_mask=frame_mask, frame_valid=jnp.asarray(valid)),
+        inputs() | {"bias": bias}, visible(pattern, SHAPE, frame_mask) & key_mask(valid), layout=pattern.layout)
+
+
+@pairs(Spatial(), Temporal(), TemporalCausal(window=3), SparseCausal())
+@pytest.mark.parametrize("groups", [1, SHAPE[0]], ids=["clip", "per-frame"])
+def test_external_tokens(pattern, kernel, groups):
+    """Appended, with hidden tokens and missing frames; instead of the own tokens, all of them visible."""
+    valid, outside = valid_frames(), bank(np.random.default_rng(2), BATCH, groups, 3, HEADS, DIM)
+    mask = visible(pattern, SHAPE) & key_mask(valid)
+    everything = inputs() | {"bank_k": outside.k, "bank_v": outside.v}
+
+    def ours(mode, hidden, **options):
+        return lambda q, k, v, bank_k, bank_v: attend(
+            q, k, v, pattern=External(inner=pattern, mode=mode), kernel=kernel, external=Bank(bank_k, bank_v, hidden),
+            **options)
+
+    assert_same(ours("append", outside.mask, frame_valid=jnp.asarray(valid)), everything, mask, bank_mask=outside.mask)
+    if pattern == SparseCausal():  # the own tokens are not looked at, so that one pattern per kernel does
+        assert_same(ours("replace", None), everything, np.zeros_like(mask))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_hidden_outside_tokens_alone(kernel):
+    """Nothing but outside tokens, some of them hidden, all of them for one sample: zeros there."""
+    outside = bank(np.random.default_rng(2), BATCH, 1, 3, HEADS, DIM)
+    pattern = External(inner=SparseCausal(), mode="replace")
+    assert_same(lambda q, k, v, bank_k, bank_v: attend(q, k, v, pattern=pattern, kernel=kernel,
+                                                       external=Bank(bank_k, bank_v, outside.mask)),
+                inputs() | {"bank_k": outside.k, "bank_v": outside.v}, np.zeros((TOKENS, TOKENS), bool),
+                bank_mask=outside.mask)
+
+
+@pairs(Temporal(), TemporalCausal(window=3), SparseCausal())
+def test_bias_per_sequence(pattern, kernel):
+    """One bias per sequence of the layout, as relative key vectors need."""
+    n = TOKENS // SHAPE[0]
+    rows = SHAPE[0] if pattern.layout == "positions" else TOKENS
+    bias = np.random.default_rng(3).normal(size=(BATCH * TOKENS // rows, HEADS, rows, rows)).astype(np.float32)
+    spread = bias
+    if pattern.layout == "positions":  # [B, N, K, T, T] to [B, K, T, N, T, N], zero between different positions
+        spread = np.einsum("bnkts,nm->bktnsm", bias.reshape(BATCH, n, HEADS, rows, rows), np.eye(n))
+        spread = spread.reshape(BATCH, HEADS, TOKENS, TOKENS).astype(np.float32)
+    mask = visible(pattern, SHAPE)
+    q, k, v = inputs().values()
+
+    def out_and_gradient(function, bias):
+        def loss(b):
+            out = function(b)
+            return (out**3).sum(), out
+        (_, out), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(jnp.asarray(bias))
+        return out, gradient
+
+    out, ours = out_and_gradient(lambda b: attend(q, k, v, pattern=pattern, kernel=kernel, bias=b), bias)
+    expected, theirs = out_and_gradient(lambda b: reference(q, k, v, mask, b), spread)
+    if pattern.layout == "positions":
+        theirs = np.einsum("bktnsn->bnkts", theirs.reshape(BATCH, HEADS, rows, n, rows, n)).reshape(bias.shape)
+    np.testing.assert_allclose(ours, theirs, atol=2e-4)
+    np.testing.assert_allclose(out, expected, atol=3e-6)
+
+
+@pairs(Spatial(), Temporal(), Full(), SparseCausal())
+def test_bfloat16_stays_close(pattern, kernel):
+    """Within 0.08 for values of order 3: bfloat16 has 8 bits, and the result is a mean of such values."""
+    low = [a.astype(jnp.bfloat16) for a in inputs().values()]
+
+    def out_and_gradients(function, arguments):
+        out, pull = jax.vjp(function, *arguments)
+        return out, pull(jnp.ones_like(out))
+
+    out, found = jax.jit(functools.partial(out_and_gradients, functools.partial(attend, pattern=pattern,
+                                                                                kernel=kernel)))(low)
+    mask = visible(pattern, SHAPE)
+    expected, wanted = jax.jit(functools.partial(out_and_gradients, lambda *a: reference(*a, mask)))(
+        [a.astype(jnp.float32) for a in low])
     assert out.dtype == jnp.bfloat16
-    expected = dense(*(a.astype(jnp.float32) for a in (q, k, v)), Full().visible(FRAMES, TOKENS))
-    np.testing.assert_allclose(out.astype(jnp.float32), expected, atol=0.06)
+    np.testing.assert_allclose(out.astype(jnp.float32), expected, atol=0.08)
+    for a, b in zip(found, wanted, strict=True):
+        assert a.dtype == jnp.bfloat16
+        np.testing.assert_allclose(a.astype(jnp.float32), b, atol=0.03 * max(1.0, np.abs(b).max()))
 
 
-def test_large_scores_and_fully_masked_rows_stay_finite():
-    q = k = jnp.full((1, 2, 3, 1, 4), 1e3)
-    v = jnp.arange(24.0).reshape(1, 2, 3, 1, 4)
-    out, pull = jax.vjp(lambda *a: attend(*a, pattern=Full(), frame_mask=np.zeros((2, 2), bool)), q, k, v)
-    assert np.isfinite(out).all() and all(np.isfinite(g).all() for g in pull(jnp.ones_like(out)))
-    np.testing.assert_allclose(attend(q, k, v, pattern=Full())[0, 0, 0, 0], v.mean((0, 1, 2, 3)), rtol=1e-5)
+@settings(max_examples=8, deadline=None)
+@given(st.data())
+def test_drawn_shapes_and_patterns(data):
+    shape = tuple(data.draw(st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4))))
+    pattern = data.draw(st.sampled_from(PATTERNS))
+    kernel = data.draw(st.sampled_from([k for k in KERNELS if (k, "none") in entries_for(pattern)]))
+    images = data.draw(st.integers(0, shape[0] - 1))
+    frame_mask = independent_frames_mask(shape[0] - images, images) if images else None
+    assert_same(lambda **a: attend(**a, pattern=pattern, kernel=kernel, frame_mask=frame_mask),
+                inputs(1, shape, 1, 1, 2), visible(pattern, shape, frame_mask))
 
 
-def test_unsupported_combination_is_an_error(qkv):
-    q, k, v = (jnp.asarray(a) for a in qkv[:3])
-    with pytest.raises(UserError, match=r"kernel='flash'.*permitted: kernel='xla' with context='none'"):
-        attend(q, k, v, pattern=Full(), kernel="flash")
+@pairs(Causal(), SparseCausal(), Temporal())
+def test_a_frame_mask_without_formula(pattern, kernel):
+    """Any mask between frames, here frames of different parity."""
+    frame_mask = np.add.outer(np.arange(5), np.arange(5)) % 2 == 0
+    assert_same(lambda **a: attend(**a, pattern=pattern, kernel=kernel, frame_mask=frame_mask), inputs(),
+                visible(pattern, SHAPE, frame_mask))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_tokens_that_see_nothing_get_zeros_and_large_scores_stay_finite(kernel):
+    pattern = SparseCausal(own=True)
+    q = k = jnp.full((1, 2, 3, 1, 1, 4), 1e3)
+    v = jnp.arange(24.0).reshape(1, 2, 3, 1, 1, 4)
+    for options in ({"frame_mask": np.zeros((2, 2), bool)}, {"frame_valid": jnp.zeros((1, 2), bool)}):
+        function = jax.jit(functools.partial(attend, pattern=pattern, kernel=kernel, **options))
+        out, pull = jax.vjp(function, q, k, v)
+        assert not out.any() and not any(g.any() for g in pull(jnp.ones_like(out)))
+    out = attend(q, k, v, pattern=pattern, kernel=kernel)
+    np.testing.assert_allclose(out[0, 1, 0, 0, 0], v.mean((0, 1, 2, 3, 4)), rtol=1e-5)
+
+
+def test_an_appended_image_and_the_clip_do_not_touch_each_other():
+    q, k, v = inputs().values()
+    frame_mask = independent_frames_mask(4, 1)
+    for pattern in (Full(), Temporal(), SparseCausal()):
+        @jax.jit
+        def out(v, pattern=pattern):
+            return attend(q, k, v, pattern=pattern, frame_mask=frame_mask)
+
+        changed = out(v.at[:, 4].add(1.0)) - out(v)
+        assert not changed[:, :4].any() and changed[:, 4].any()
+        assert not (out(v.at[:, :4].add(1.0)) - out(v))[:, 4].any()
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"kernel": "flash"}, r"kernel='flash'.*permitted: .*kernel='xla' with context='none'"),
+    ({"kernel": "gather"}, r"kernel='gather', context='none' is not supported with pattern Full; permitted: "),
+    ({"frame_mask": np.ones((2, 2), bool)}, r"frame_mask of shape \(2, 2\) for 5 frames; permitted: \(5, 5\)"),
+    ({"external": "bank"}, r"permitted: an External pattern together with a Bank, or neither"),
+    ({"pattern": External(inner=Full())}, r"external=None; permitted: an External pattern together with a Bank"),
+    ({"pattern": External(inner=Full()), "external": "wrong"}, r"external keys of shape \(2, 3, 4, 2, 6\); "
+                                                               r"permitted: \[2, 1 or 5, tokens, 2, 6\]"),
+    ({"pattern": External(mode="replace"), "external": "bank", "bias": jnp.zeros((2, 6, 6))}, "permitted: bias=None"),
+    ({"platform": "npu"}, "platform='npu' is unknown; permitted: cpu, gpu, tpu"),
+])
+def test_what_cannot_be_attended_is_an_error(options, message):
+    groups = {"bank": 1, "wrong": 3}.get(options.get("external"))
+    if groups:
+        options = options | {"external": bank(np.random.default_rng(0), BATCH, groups, 4, HEADS, DIM)}
+    with pytest.raises(UserError, match=message):
+        attend(**inputs(), **({"pattern": Full()} | options))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_on_a_mesh_nothing_changes(kernel):
+    """Batch over data and fsdp, heads over tensor, inside jit: the same values and gradients as on one device."""
+    pattern, mesh = SparseCausal(), make_mesh(MeshSpec(data=2, fsdp=2, tensor=2))
+    arrays = inputs(batch=4)
+    valid = jnp.asarray(np.random.default_rng(0).random((4, SHAPE[0])) < 0.8)
+
+    def gradients(q, k, v):
+        return jax.grad(lambda *a: (attend(*a, pattern=pattern, kernel=kernel, frame_valid=valid) ** 2).sum(),
+                        (0, 1, 2))(q, k, v)
+
+    expected = jax.jit(gradients)(**arrays)
+    sharding = NamedSharding(mesh, P(("data", "fsdp"), None, None, None, "tensor", None))
+    with jax.set_mesh(mesh):
+        found = jax.jit(gradients)(**jax.device_put(arrays, sharding))
+    for a, b in zip(found, expected, strict=True):
+        assert a.sharding.is_equivalent_to(sharding, a.ndim)
+        np.testing.assert_allclose(a, b, atol=2e-5)

@@ -1,39 +1,66 @@
-"""The capability table: what is in it runs, what is not is an error that lists what is."""
+"""The capability table: what is in it runs, what is not is an error that lists what is; what `auto` chooses."""
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 
+import jax
+import numpy as np
 import pytest
 
-from vdm_jax.attention.capability import CAPABILITIES, require
+from vdm_jax.attention import (
+    Causal,
+    External,
+    Full,
+    LocalWindow,
+    SparseCausal,
+    Spatial,
+    Temporal,
+    TemporalCausal,
+)
+from vdm_jax.attention.capability import ALL, CAPABILITIES, Request, _choose, require, resolve, target_platform
 from vdm_jax.attention.kernels import KERNELS
-from vdm_jax.attention.patterns import Full, Spatial, Temporal
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import SelfAttention
 
+BY_NAME = {type(p).__name__: p for p in (Spatial(), Temporal(), Full(), Causal(window=2), TemporalCausal(window=2),
+                                         SparseCausal(), LocalWindow())}
+FULL = Full()
+
+
+def request(pattern=FULL, shape=(16, 8, 8), batch=1, heads=8, head_dim=64, dtype="float32", platform="cpu", **more):
+    return Request(pattern=pattern, shape=shape, batch=batch, heads=heads, head_dim=head_dim, dtype=dtype,
+                   platform=platform, **more)
+
 
 def test_every_entry_names_a_kernel_and_passes():
-    by_name = {type(p).__name__: p for p in (Spatial(), Temporal(), Full())}
-    assert CAPABILITIES
-    for (kernel, context), names in CAPABILITIES.items():
-        assert kernel in KERNELS
-        for name in names:
-            require(by_name[name], kernel, context)
+    assert set(BY_NAME) == ALL
+    for (kernel, context), entry in CAPABILITIES.items():
+        assert kernel in KERNELS and entry.patterns <= ALL
+        for name in entry.patterns:
+            require(BY_NAME[name], kernel, context)
+            require(External(inner=BY_NAME[name]), kernel, context)
 
 
-@pytest.mark.parametrize(("kernel", "context"), [("splash", "none"), ("xla", "ring"), ("splash", "ring")])
+@pytest.mark.parametrize(("kernel", "context"), [("flash", "none"), ("xla", "telepathy"), ("auto", "telepathy")])
 def test_an_unsupported_pair_is_named_with_what_is_permitted(kernel, context):
     with pytest.raises(UserError) as error:
         require(Temporal(), kernel, context)
-    assert str(error.value) == (
-        f"attention kernel={kernel!r}, context={context!r} is not supported with pattern Temporal; "
-        "permitted: kernel='xla' with context='none'")
+    assert str(error.value).startswith(
+        f"attention kernel={kernel!r}, context={context!r} is not supported with pattern Temporal; permitted: ")
+    assert "kernel='chunked' with context='none'; " in str(error.value)
+
+
+def test_a_kernel_for_few_frames_refuses_patterns_that_see_all():
+    require(Causal(window=3), "gather", "none")
+    with pytest.raises(UserError, match=r"'gather', .* pattern Causal\(window=None\); permitted: kernel='chunked'"):
+        require(Causal(), "gather", "none")
 
 
 def test_a_pattern_in_no_entry_is_named():
     @dataclasses.dataclass(frozen=True)
-    class Spiral:
+    class Spiral(Full):
         pass
 
     with pytest.raises(UserError, match="not supported with pattern Spiral; permitted: nothing yet"):
@@ -41,5 +68,73 @@ def test_a_pattern_in_no_entry_is_named():
 
 
 def test_a_config_with_an_unsupported_pair_cannot_be_made():
-    with pytest.raises(UserError, match="context='ring' is not supported with pattern Full"):
-        SelfAttention(pattern=Full(), context="ring")
+    with pytest.raises(UserError, match="context='telepathy' is not supported with pattern Full"):
+        SelfAttention(pattern=Full(), context="telepathy")
+
+
+@pytest.mark.parametrize(("kernel", "wrong", "message"), [
+    ("cudnn", {}, "kernel='cudnn' with context='none' runs on gpu, not on cpu; permitted here: 'chunked', 'xla'"),
+    ("cudnn", {"platform": "gpu"}, "takes bfloat16, float16, not float32; permitted here: 'chunked', 'xla'"),
+    ("cudnn", {"platform": "gpu", "dtype": "bfloat16", "head_dim": 60}, "multiple of 8 and <= 128, not 60"),
+    ("cudnn", {"platform": "gpu", "dtype": "bfloat16", "bias": True}, "takes no bias"),
+    ("splash", {}, "runs on tpu, not on cpu"),
+    ("splash", {"platform": "tpu", "external": True}, "takes no external"),
+    ("splash", {"platform": "tpu", "pattern": Causal(), "shape": (128, 64, 128)},
+     "takes sequences of Causal(window=None) up to 450000 tokens, not 1048576; permitted here: 'chunked', 'xla'"),
+])
+def test_limits_of_a_kernel_are_named_with_what_fits(kernel, wrong, message):
+    with pytest.raises(UserError) as error:
+        resolve(request(**wrong), kernel, "none")
+    assert message in str(error.value)
+
+
+def test_auto_on_a_cpu_is_dense_until_it_does_not_pay():
+    for pattern in BY_NAME.values():
+        assert resolve(request(pattern, (2, 4, 4)), "auto", "none") == "xla"  # what the small shipped configs get
+    assert resolve(request(Full(), (8, 4, 4), batch=64), "auto", "none") == "xla"
+    assert resolve(request(SparseCausal()), "auto", "none") == "gather"
+    assert resolve(request(Temporal(), (16, 64, 64)), "auto", "none") == "xla"
+    assert resolve(request(Full(), (1, 16, 16)), "auto", "none") == "xla"
+    assert resolve(request(Full(), (8, 8, 8)), "auto", "none") == "chunked"
+    assert resolve(request(Full(), (8, 8, 8), platform="gpu"), "auto", "none") == "xla"
+    assert resolve(request(Full(), (16, 64, 64), platform="gpu"), "auto", "none") == "chunked"
+    assert resolve(request(LocalWindow(), (64, 64, 64)), "auto", "none") == "chunked"
+
+
+def test_auto_on_a_tpu_and_on_a_gpu():
+    tpu = {"platform": "tpu", "dtype": "bfloat16"}
+    for pattern in (Full(), Causal(), SparseCausal(), LocalWindow()):
+        assert resolve(request(pattern, (16, 32, 32), **tpu), "auto", "none") == "splash"
+    assert resolve(request(Full(), (128, 64, 128), **tpu), "auto", "none") == "splash"
+    assert resolve(request(Causal(), (128, 64, 128), **tpu), "auto", "none") == "chunked"
+    assert resolve(request(Full(), (16, 32, 32), bias=True, **tpu), "auto", "none") == "chunked"
+    assert resolve(request(Spatial(), (16, 16, 16), **tpu), "auto", "none") == "xla"  # short sequences
+    assert resolve(request(Temporal(), (16, 32, 32), **tpu), "auto", "none") == "xla"
+    gpu = {"platform": "gpu", "dtype": "bfloat16"}
+    for pattern in (Full(), Spatial(), SparseCausal()):
+        assert resolve(request(pattern, (16, 32, 32), **gpu), "auto", "none") == "cudnn"
+    assert resolve(request(LocalWindow(), (16, 16, 16), **gpu), "auto", "none") == "gather"
+    assert resolve(request(Full(), (16, 32, 32), platform="gpu"), "auto", "none") == "chunked"  # float32
+
+
+def test_auto_logs_each_choice_once(caplog):
+    _choose.cache_clear()
+    with caplog.at_level(logging.INFO, logger="vdm_jax.attention.capability"):
+        for _ in range(3):
+            resolve(request(SparseCausal(), (8, 4, 4)), "auto", "none")
+    assert [r.getMessage() for r in caplog.records] == [
+        "attention auto: gather for SparseCausal(first=True, previous=True, own=False) on cpu, 8x4x4 tokens, "
+        "8 heads of 64, float32"]
+
+
+def test_the_mesh_in_context_says_the_platform():
+    assert target_platform() == jax.default_backend() == "cpu"
+    assert target_platform("tpu") == "tpu" and target_platform("cuda") == "gpu"
+    device = dataclasses.make_dataclass("Device", ["platform"])("tpu")
+    mesh = dataclasses.make_dataclass("Mesh", ["abstract_device"])(device)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax.sharding, "get_abstract_mesh", lambda: mesh)
+        assert target_platform() == "tpu" and target_platform("cpu") == "cpu"
+    real = jax.sharding.Mesh(np.array(jax.devices()), "x", axis_types=(jax.sharding.AxisType.Auto,))
+    with jax.set_mesh(real):
+        assert target_platform() == "cpu"

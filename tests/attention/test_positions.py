@@ -6,7 +6,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm_jax.attention.positions import relative_index, rotary, rotary_axis_dims
+from vdm_jax.attention.positions import (
+    LAYOUT_AXES,
+    bucket_index,
+    relative_index,
+    relative_key_bias,
+    rotary,
+    rotary_axis_dims,
+    sinusoidal,
+    sum_of_axes,
+)
 from vdm_jax.errors import UserError
 
 T, H, W = 4, 3, 5
@@ -73,3 +82,56 @@ def test_axis_dims():
 
 def test_relative_index_is_the_clipped_offset_from_query_to_key():
     np.testing.assert_array_equal(relative_index(4, 2), [[2, 3, 4, 4], [1, 2, 3, 4], [0, 1, 2, 3], [0, 0, 1, 2]])
+
+
+def test_buckets_count_single_steps_first_and_then_powers():
+    """8 buckets up to distance 16, by hand: 0 and 1 alone, 2 to 5 together (2 * 8^(1/2) = 5.7), 6 and more."""
+    index = bucket_index(20, 8, 16)
+    np.testing.assert_array_equal(index[19, ::-1][:20], [0, 1, 2, 2, 2, 2] + [3] * 14)  # keys before the query
+    np.testing.assert_array_equal(index[0, 1:7], [5, 6, 6, 6, 6, 7])  # keys after it
+    for row in range(20):  # a function of the offset
+        np.testing.assert_array_equal(np.diagonal(index, row - 10), index[max(10 - row, 0), max(row - 10, 0)])
+    large = bucket_index(300, 32, 128)
+    assert large.min() == 0 and large.max() == 31 and (np.diff(large[0, 1:]) >= 0).all()
+    assert (large[0, 91:] == 31).all() and large[0, 90] == 30  # 8 * 16^(7/8) = 90.5
+
+
+def test_sum_of_axes_adds_the_bias_of_every_axis():
+    rng = np.random.default_rng(0)
+    biases = {a: jnp.asarray(rng.normal(size=(2, n, n)), jnp.float32) for a, n in (("t", T), ("h", H), ("w", W))}
+    total = np.asarray(sum_of_axes(biases, (T, H, W))).reshape(2, T, H, W, T, H, W)
+    for q, k in (((0, 0, 0), (3, 2, 4)), ((2, 1, 3), (1, 2, 0))):
+        expected = sum(b[:, q[i], k[i]] for i, b in enumerate(biases.values()))
+        np.testing.assert_allclose(total[(slice(None), *q, *k)], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("layout", sorted(LAYOUT_AXES))
+def test_relative_keys_are_what_adding_vectors_to_the_keys_gives(layout):
+    """q . (k + r) = q . k + bias: the bias against the sum of vectors of the offsets, pair by pair."""
+    rng = np.random.default_rng(1)
+    q = rng.normal(size=(2, T, H, W, 3, 8)).astype(np.float32)
+    vectors = {a: rng.normal(size=(5, 8)).astype(np.float32) for a in LAYOUT_AXES[layout]}
+    bias = np.asarray(relative_key_bias(jnp.asarray(q), {a: jnp.asarray(x) for a, x in vectors.items()}, layout))
+    rows = {"frames": H * W, "positions": T, "all": T * H * W}[layout]
+    assert bias.shape == (2 * T * H * W // rows, 3, rows, rows)
+    for a, b in (((0, 1, 2), (3, 0, 1)), ((2, 2, 0), (1, 1, 4))):
+        places = [tuple(x if ax in LAYOUT_AXES[layout] else 1 for x, ax in zip(p, "thw", strict=True)) for p in (a, b)]
+        (t, h, w), (t2, h2, w2) = places
+        offsets = zip("thw", *places, strict=True)
+        r = sum(vectors[ax][np.clip(k - i, -2, 2) + 2] for ax, i, k in offsets if ax in vectors)
+        sequence, query, key = {"frames": (T + t, h * W + w, h2 * W + w2),
+                                "positions": (H * W + h * W + w, t, t2),
+                                "all": (1, (t * H + h) * W + w, (t2 * H + h2) * W + w2)}[layout]
+        np.testing.assert_allclose(bias[sequence, :, query, key], q[1, t, h, w] @ r / np.sqrt(8), rtol=2e-5, atol=1e-6)
+
+
+def test_sinusoids_by_hand():
+    code = sinusoidal((range(3),), 4, base=100.0)
+    np.testing.assert_allclose(code[2], [np.sin(2), np.sin(0.2), np.cos(2), np.cos(0.2)], rtol=1e-6)
+    grid = sinusoidal((range(T), range(H)), 11)
+    assert grid.shape == (T, H, 11) and not grid[..., 8:].any()
+    np.testing.assert_array_equal(grid[:, 0, :4], grid[:, 2, :4])
+    np.testing.assert_array_equal(grid[0, :, 4:8], grid[3, :, 4:8])
+    np.testing.assert_array_equal(sinusoidal((np.zeros(2, int),), 4)[1], [0, 0, 1, 1])
+    with pytest.raises(UserError, match="head_dim=5 is too small|channels"):
+        sinusoidal((range(2),) * 3, 5)

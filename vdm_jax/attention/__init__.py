@@ -4,6 +4,18 @@ The three are separate choices joined by one capability table (`capability.py`);
 """
 
 from vdm_jax.attention.attend import attend
-from vdm_jax.attention.patterns import AttentionPattern, Full, Spatial, Temporal
+from vdm_jax.attention.patterns import (
+    AttentionPattern,
+    Causal,
+    External,
+    Full,
+    LocalWindow,
+    SparseCausal,
+    Spatial,
+    Temporal,
+    TemporalCausal,
+)
+from vdm_jax.attention.relation import Bank
 
-__all__ = ["AttentionPattern", "Full", "Spatial", "Temporal", "attend"]
+__all__ = ["AttentionPattern", "Bank", "Causal", "External", "Full", "LocalWindow", "SparseCausal", "Spatial",
+           "Temporal", "TemporalCausal", "attend"]

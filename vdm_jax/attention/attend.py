@@ -3,50 +3,99 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-from einops import rearrange
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from vdm_jax.attention.capability import require
+from vdm_jax.attention.capability import Request, resolve, target_platform
 from vdm_jax.attention.kernels import KERNELS
-from vdm_jax.attention.patterns import AttentionPattern
-
-# Layout of the tokens [B, T, N, K, D] in which a pattern is computed: einops pattern, and its inverse.
-LAYOUTS = {
-    "frames": "b t n k d -> (b t) n k d",
-    "positions": "b t n k d -> (b n) t k d",
-    "all": "b t n k d -> b (t n) k d",
-}
+from vdm_jax.attention.patterns import AttentionPattern, External
+from vdm_jax.attention.relation import Bank, View
+from vdm_jax.errors import UserError
 
 
 def attend(
-    q: Float[Array, "b t n k d"],
-    k: Float[Array, "b t n k d"],
-    v: Float[Array, "b t n k d"],
+    q: Float[Array, "b t h w k d"],
+    k: Float[Array, "b t h w k d"],
+    v: Float[Array, "b t h w k d"],
     *,
     pattern: AttentionPattern,
-    kernel: str = "xla",
+    kernel: str = "auto",
     context: str = "none",
-    bias: Float[Array, "k q s"] | None = None,
-    frame_mask: Bool[Array, "t t"] | None = None,
-) -> Float[Array, "b t n k d"]:
+    bias: Float[Array, "*c k q s"] | None = None,
+    frame_mask: Bool[np.ndarray, "t t"] | None = None,
+    frame_valid: Bool[Array, "b t"] | None = None,
+    external: Bank | None = None,
+    platform: str | None = None,
+) -> Float[Array, "b t h w k d"]:
     """Self-attention among the tokens of a video.
+
+    A token that sees nothing at all gets zeros (and gives no gradient).
 
     Args:
       q, k, v: queries, keys and values per token; q and k already carry their positions.
       pattern: who sees whom.
-      kernel, context: how and where; checked against the capability table (`UserError` otherwise).
-      bias: added to the logits, `[K, queries, keys]` in the pattern's own layout.
-      frame_mask: which frame may see which, on top of the pattern (appended independent images).
+      kernel, context: how and where; checked against the capability table. `auto` chooses for `platform`.
+      bias: added to the logits among the own tokens: `[K, queries, keys]` of the sequences of the pattern's layout
+        (frames, positions or the clip), or `[B*, K, queries, keys]` with one per sequence.
+      frame_mask: which frame may see which, the same for all samples, on top of the pattern (appended independent
+        images, see `independent_frames_mask`). A frame left alone by both sees itself.
+      frame_valid: which frames of each sample exist; tokens of the others are not seen.
+      external: outside keys and values `[B, G, M, K, D]` for `External` patterns. G = 1: seen by all frames; G = T:
+        group t is seen by frame t.
+      platform: cpu, gpu or tpu; None: that of the mesh in context, else the default backend.
+
+    Raises `UserError` for what the capability table does not list and for shapes that do not fit.
     """
-    require(pattern, kernel, context)
-    _, frames, tokens, _, _ = q.shape
-    layout = LAYOUTS[pattern.layout]
-    mask = None
-    if frame_mask is not None and pattern.layout != "frames":  # inside one frame there is nothing to mask
-        mask = jnp.asarray(frame_mask)
-        if pattern.layout == "all":
-            mask = jnp.repeat(jnp.repeat(mask, tokens, axis=0), tokens, axis=1)
-    q, k, v = (rearrange(x, layout) for x in (q, k, v))
-    out = KERNELS[kernel](q, k, v, bias=bias, mask=mask)
-    inverse = " -> ".join(reversed(layout.split(" -> ")))
-    return rearrange(out, inverse, t=frames, n=tokens)
+    own = not (isinstance(pattern, External) and pattern.mode == "replace")
+    _check_external(pattern, external, q.shape, own, bias)
+    inner = pattern.inner if isinstance(pattern, External) else pattern
+    shape = q.shape[1:4]
+    view = View(inner, shape, _mask_bytes(frame_mask, shape[0]))
+    request = Request(pattern=pattern, shape=shape, batch=q.shape[0], heads=q.shape[4], head_dim=q.shape[5],
+                      dtype=q.dtype.name, platform=target_platform(platform), bias=bias is not None,
+                      frame_mask=view.mask_kind, frame_valid=frame_valid is not None, external=external is not None)
+    function = KERNELS[resolve(request, kernel, context)]
+    out = function(q, k, v, view, bias=bias, frame_valid=frame_valid, external=external, own=own)
+    something = _sees_something(view, frame_valid, external, own)
+    return out if something is None else jnp.where(something[..., None, None, None, None], out, 0)
+
+
+def _sees_something(
+    view: View, frame_valid: Bool[Array, "b t"] | None, external: Bank | None, own: bool,
+) -> Bool[Array, "b t"] | None:
+    """Which frames see any token at all; None when all do. Positions never take everything away from a frame."""
+    if external is not None and external.mask is None:
+        return None
+    table = view.frame_table & own
+    if frame_valid is None and table.any(axis=1).all():
+        return None
+    valid = jnp.ones((1, view.shape[0]), bool) if frame_valid is None else frame_valid
+    something = (table & valid[:, None, :]).any(axis=2)
+    return something if external is None else something | external.mask.any(axis=2)
+
+
+def _mask_bytes(frame_mask: np.ndarray | None, frames: int) -> bytes | None:
+    """The frame mask as a value; a mask that hides nothing is none."""
+    if frame_mask is None:
+        return None
+    frame_mask = np.asarray(frame_mask, bool)
+    if frame_mask.shape != (frames, frames):
+        raise UserError(f"attend: frame_mask of shape {frame_mask.shape} for {frames} frames; "
+                        f"permitted: ({frames}, {frames})")
+    return None if frame_mask.all() else frame_mask.tobytes()
+
+
+def _check_external(pattern, external: Bank | None, shape: tuple[int, ...], own: bool, bias) -> None:
+    if isinstance(pattern, External) != (external is not None):
+        raise UserError(f"attend: pattern {pattern} with external={'None' if external is None else 'a Bank'}; "
+                        "permitted: an External pattern together with a Bank, or neither")
+    if external is not None:
+        batch, frames, _, _, heads, dim = shape
+        found, groups = external.k.shape, {1, frames}
+        if len(found) != 5 or found[0] != batch or found[1] not in groups or found[3:] != (heads, dim):
+            permitted = " or ".join(map(str, sorted(groups)))
+            raise UserError(f"attend: external keys of shape {found}; permitted: [{batch}, {permitted}, tokens, "
+                            f"{heads}, {dim}]")
+        if bias is not None and not own:
+            raise UserError("attend: a bias is among the own tokens, which External(mode='replace') does not see; "
+                            "permitted: bias=None")

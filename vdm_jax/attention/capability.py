@@ -1,25 +1,200 @@
-"""The capability table: which pattern runs on which kernel in which context.
+"""The capability table: which pattern runs on which kernel in which context, and with what beside it.
 
-What is not in the table is an error that lists what is; nothing ever falls back to something else.
+What is not in the table is an error that lists what is; nothing ever falls back to something else. `kernel="auto"` is
+a value the user picks: it chooses from the table by platform, shape and pattern, and logs its choice once.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import logging
+
+import jax
+
+from vdm_jax.attention.patterns import Full, Pattern, Shape, Spatial, Temporal
 from vdm_jax.errors import UserError
 
-# (kernel, context) -> names of the patterns that work there.
-CAPABILITIES: dict[tuple[str, str], frozenset[str]] = {
-    ("xla", "none"): frozenset({"Spatial", "Temporal", "Full"}),
+PLATFORMS = ("cpu", "gpu", "tpu")
+TOKEN_PATTERNS = frozenset({"Full", "Causal", "SparseCausal", "LocalWindow"})
+ALL = TOKEN_PATTERNS | {"Spatial", "Temporal", "TemporalCausal"}
+
+# From where on `auto` computes in blocks. On a CPU blocks that stay in the cache are 2-3 times faster than dense from
+# 512 rows on; elsewhere dense is fused and the memory of the logits decides.
+CHUNKED_ROWS_CPU = 512
+DENSE_BYTES = 2**30
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """What one kernel in one context can do."""
+
+    patterns: frozenset[str]  # names; for External those of the inner pattern
+    platforms: tuple[str, ...] = PLATFORMS
+    bias: bool = True
+    frame_masks: tuple[str, ...] = ("independent images", "any")
+    frame_valid: bool = True
+    external: bool = True
+    dtypes: tuple[str, ...] | None = None  # None: any float
+    head_dim: tuple[int, int] | None = None  # (multiple of, at most)
+    bounded: bool = False  # only patterns whose frames do not grow with the clip
+    most_rows: int | None = None  # longest sequence, unless every token of it sees every other
+
+    def refusal(self, request: Request) -> str | None:
+        """Why this entry cannot serve the request, or None."""
+        for name in ("bias", "frame_valid", "external"):
+            if getattr(request, name) and not getattr(self, name):
+                return f"takes no {name}"
+        if request.frame_mask is not None and request.frame_mask not in self.frame_masks:
+            return f"takes no frame_mask{''.join(f' but that of {m}' for m in self.frame_masks)}"
+        if request.platform not in self.platforms:
+            return f"runs on {', '.join(self.platforms)}, not on {request.platform}"
+        if self.dtypes is not None and request.dtype not in self.dtypes:
+            return f"takes {', '.join(self.dtypes)}, not {request.dtype}"
+        if self.head_dim is not None:
+            multiple, most = self.head_dim
+            if request.head_dim % multiple or request.head_dim > most:
+                return f"takes head_dim that is a multiple of {multiple} and <= {most}, not {request.head_dim}"
+        if self.most_rows is not None and request.rows > self.most_rows and not request.unmasked:
+            return f"takes sequences of {_name(request.pattern)} up to {self.most_rows} tokens, not {request.rows}"
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One call of `attend`, as far as it decides about the kernel."""
+
+    pattern: Pattern
+    shape: Shape  # frames, height, width in tokens
+    batch: int
+    heads: int
+    head_dim: int
+    dtype: str
+    platform: str
+    bias: bool = False
+    frame_mask: str | None = None  # "independent images" (`independent_frames_mask`) or "any"
+    frame_valid: bool = False
+    external: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Length of one sequence in the pattern's layout."""
+        frames, height, width = self.shape
+        return {"frames": height * width, "positions": frames, "all": frames * height * width}[self.pattern.layout]
+
+    @property
+    def unmasked(self) -> bool:
+        """Whether every token of a sequence sees every other."""
+        return isinstance(self.pattern, Full | Spatial | Temporal) and self.frame_mask is None
+
+    @property
+    def logits_bytes(self) -> int:
+        """Size of the float32 logits of dense attention."""
+        frames, height, width = self.shape
+        return 4 * self.batch * self.heads * frames * height * width * self.rows
+
+
+CAPABILITIES: dict[tuple[str, str], Entry] = {
+    ("xla", "none"): Entry(ALL),
+    ("chunked", "none"): Entry(ALL),
+    ("gather", "none"): Entry(TOKEN_PATTERNS - {"Full"} | {"TemporalCausal"}, bounded=True),
+    # cuDNN itself permits head_dim up to 256 from Hopper on; 128 is what every generation takes.
+    ("cudnn", "none"): Entry(ALL - {"LocalWindow"}, platforms=("gpu",), bias=False, frame_masks=(), frame_valid=False,
+                             external=False, dtypes=("bfloat16", "float16"), head_dim=(8, 128)),
+    ("splash", "none"): Entry(TOKEN_PATTERNS | {"Spatial"}, platforms=("tpu",), bias=False,
+                              frame_masks=("independent images",), external=False, dtypes=("bfloat16", "float32"),
+                              head_dim=(8, 256), most_rows=450_000),
 }
 
 
-def require(pattern: object, kernel: str, context: str) -> None:
-    """Raise `UserError` unless `pattern` can run on `kernel` in `context`."""
-    name = type(pattern).__name__
-    if name in CAPABILITIES.get((kernel, context), ()):
+def require(pattern: Pattern, kernel: str, context: str, *, bias: bool = False, external: bool = False) -> None:
+    """Raise `UserError` unless `pattern` can run on `kernel` in `context` at all (on some platform).
+
+    `bias` and `external` say that logits get a bias and that there are outside tokens.
+    """
+    name = _name(pattern) + (" and a bias" if bias else "") + (" and external tokens" if external else "")
+    serving = {key: entry for key, entry in entries_for(pattern).items()
+               if entry.bias >= bias and entry.external >= external}
+    if (kernel, context) in serving or kernel == "auto" and any(c == context for _, c in serving):
         return
-    permitted = sorted(f"kernel={k!r} with context={c!r}" for (k, c), names in CAPABILITIES.items() if name in names)
+    permitted = "; ".join(f"kernel={k!r} with context={c!r}" for k, c in sorted(serving))
     raise UserError(
         f"attention kernel={kernel!r}, context={context!r} is not supported with pattern {name}; "
-        f"permitted: {'; '.join(permitted) or 'nothing yet'}"
+        f"permitted: {permitted or 'nothing yet'}"
     )
+
+
+def entries_for(pattern: Pattern) -> dict[tuple[str, str], Entry]:
+    """The rows of the table that list the pattern."""
+    name = _name(pattern).split("(")[0]
+    return {key: entry for key, entry in CAPABILITIES.items()
+            if name in entry.patterns and (pattern.bounded_frames() or not entry.bounded)}
+
+
+def resolve(request: Request, kernel: str, context: str) -> str:
+    """The kernel that serves the request. Raises `UserError` naming what is permitted when `kernel` cannot."""
+    require(request.pattern, kernel, context)
+    if kernel == "auto":
+        return _choose(request, context)
+    refusal = CAPABILITIES[kernel, context].refusal(request)
+    if refusal is None:
+        return kernel
+    fitting = sorted(k for (k, c), e in entries_for(request.pattern).items() if c == context and not e.refusal(request))
+    raise UserError(f"attention kernel={kernel!r} with context={context!r} {refusal}; "
+                    f"permitted here: {', '.join(map(repr, fitting)) or 'nothing'}")
+
+
+@functools.lru_cache(maxsize=1024)
+def _choose(request: Request, context: str) -> str:
+    """The kernel for `auto`: cached, so that each choice is logged once."""
+    fitting = {k for (k, c), e in entries_for(request.pattern).items() if c == context and not e.refusal(request)}
+    kernel = next((k for k in _preference(request) if k in fitting), None)
+    if kernel is None:
+        names = ", ".join(sorted(k for k, c in CAPABILITIES if c == context))
+        raise UserError(f"attention kernel='auto' with context={context!r} finds nothing for {request}; "
+                        f"permitted: what {names} take")
+    log.info("attention auto: %s for %s on %s, %s tokens, %d heads of %d, %s", kernel, request.pattern,
+             request.platform, "x".join(map(str, request.shape)), request.heads, request.head_dim, request.dtype)
+    return kernel
+
+
+def _preference(request: Request) -> list[str]:
+    """Kernels from the best down; those that do not fit are skipped by the caller."""
+    seen = request.pattern.key_frames(request.shape[0]).index.shape[1]
+    # A short sequence is done before its frames are gathered.
+    sparse = request.pattern.bounded_frames() and 2 * seen <= request.shape[0] and request.rows >= 64
+    share = seen / request.shape[0] if sparse else 1.0
+    order = []
+    if request.rows >= 1024:
+        order += {"tpu": ["splash"], "gpu": ["cudnn"]}.get(request.platform, [])
+    if request.logits_bytes * share > DENSE_BYTES:
+        order += ["chunked"]
+    order += ["gather"] if sparse else []
+    if request.platform == "cpu" and request.rows >= CHUNKED_ROWS_CPU:
+        order += ["chunked"]
+    return [*order, "xla", "chunked"]
+
+
+def target_platform(platform: str | None = None) -> str:
+    """Platform to compile for: the one given, else that of the mesh in context, else the default backend.
+
+    The mesh comes first because a program compiled ahead of time for a TPU topology is traced where the default
+    backend is a CPU.
+    """
+    if platform is None:
+        device = jax.sharding.get_abstract_mesh().abstract_device
+        platform = jax.default_backend() if device is None else device.platform
+    platform = {"cuda": "gpu", "rocm": "gpu"}.get(platform, platform)
+    if platform not in PLATFORMS:
+        raise UserError(f"attention platform={platform!r} is unknown; permitted: {', '.join(PLATFORMS)}")
+    return platform
+
+
+def _name(pattern: Pattern) -> str:
+    inner = getattr(pattern, "inner", pattern)
+    name = type(inner).__name__
+    if getattr(inner, "window", 0) is None:
+        return f"{name}(window=None)"
+    return name

@@ -1,71 +1,309 @@
 """Attention patterns: which token sees which, as one value-hashed object each.
 
-Tokens of a video are laid out `[T, N]`: frame first, position inside the frame second; flattened they are
-numbered `frame * N + position`. A pattern says two things: the *layout* in which it is computed, and the mask
-inside that layout. Spatial and temporal attention are pure layouts (a reshape, never a mask): masking them out of
-full attention would do the work of full attention.
+Tokens of a video `[T, H, W]` are numbered `frame * N + row * W + column` with `N = H * W`. Every pattern is the
+product of a relation between frames and a relation between positions inside a frame; masks, gathered frames, block
+maps and pair counts all follow from these two. A pattern also names the *layout* in which it is computed: `frames`
+(each frame is a sequence of its own), `positions` (each position is) or `all` (the clip is one sequence). Spatial and
+temporal attention are layouts, never masks: masking them out of full attention would do the work of full attention.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar, Literal, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+from vdm_jax.errors import UserError
+
+Shape = tuple[int, int, int]  # frames, height, width of the video, in tokens
+
+
+def split(number, run: int):
+    """Quotient and remainder of numbers >= 0.
+
+    For jax arrays by `lax.div`, which truncates: floor division would handle signs, which costs operations in a kernel
+    and asks the TPU compiler for a device that is not there when lowering elsewhere.
+    """
+    if isinstance(number, jax.Array):
+        quotient = jax.lax.div(number, jnp.asarray(run, number.dtype))
+        return quotient, number - quotient * run
+    return number // run, number % run
+
+
+class KeyFrames(NamedTuple):
+    """The frames each query frame sees, packed to the front: `index` int `[T, M]`, `valid` bool `[T, M]`."""
+
+    index: np.ndarray
+    valid: np.ndarray
+
+
+class Pattern:
+    """What all patterns share; a pattern overrides the layout and one or both relations."""
+
+    layout: ClassVar[str] = "all"
+
+    def frame_visible(self, query, key):
+        """Whether frame `query` sees frame `key`: elementwise bool of two broadcastable integer arrays."""
+        return (query == query) & (key == key)
+
+    def position_visible(self, query, key, size: tuple[int, int]):
+        """Whether position `query` (row * W + column) sees position `key` in a frame of `size` (H, W)."""
+        return (query == query) & (key == key)
+
+    def covers_frame(self, size: tuple[int, int]) -> bool:
+        """Whether every position of a frame of `size` sees every other, so that no mask inside a frame is needed."""
+        return True
+
+    def bounded_frames(self) -> bool:
+        """Whether a query frame sees a number of frames that does not grow with the clip."""
+        return False
+
+    def sees(self, query, key, shape: Shape):
+        """Whether token `query` sees token `key`: elementwise bool for numpy and jax integer arrays alike.
+
+        Made of comparisons and integer arithmetic only, so that a TPU kernel can evaluate it from token numbers.
+        """
+        (query_frame, query), (key_frame, key) = (split(x, shape[1] * shape[2]) for x in (query, key))
+        return self.frame_visible(query_frame, key_frame) & self.position_visible(query, key, shape[1:])
+
+    def visible(self, shape: Shape) -> np.ndarray:
+        """Dense mask `[S, S]`, True where the query (row) sees the key (column): the oracle of the tests."""
+        tokens = np.arange(int(np.prod(shape)))
+        return self.sees(tokens[:, None], tokens[None, :], shape)
+
+    def frame_table(self, frames: int, frame_mask: np.ndarray | None = None) -> np.ndarray:
+        """Which frame sees which, bool `[T, T]`, with an extra `frame_mask` `[T, T]` taken into account.
+
+        A frame that pattern and mask together leave without any other sees itself where the mask permits it: an
+        appended independent image is a clip of one frame (under sparse-causal attention it would see nothing).
+        """
+        index = np.arange(frames)
+        table = self.frame_visible(index[:, None], index[None, :])
+        if frame_mask is not None:
+            table = table & frame_mask
+            alone = ~table.any(axis=1) & np.diagonal(frame_mask)
+            table = table | np.diag(alone)
+        return table
+
+    def key_frames(self, frames: int, frame_mask: np.ndarray | None = None) -> KeyFrames:
+        """For each query frame the frames it sees, for kernels that gather them."""
+        table = self.frame_table(frames, frame_mask)
+        most = max(int(table.sum(axis=1).max()), 1)
+        order = np.argsort(~table, axis=1, kind="stable")[:, :most]  # visible ones first, in order of time
+        valid = np.take_along_axis(table, order, axis=1)
+        return KeyFrames(np.where(valid, order, order[:, :1]).astype(np.int32), valid)
+
+    def position_pairs(self, size: tuple[int, int]) -> int:
+        """Number of visible (query, key) pairs of positions between two frames that see each other."""
+        return (size[0] * size[1]) ** 2
+
+    def pairs(self, shape: Shape, frame_mask: np.ndarray | None = None) -> int:
+        """Number of visible (query, key) pairs of tokens, without building the mask over tokens."""
+        return int(self.frame_table(shape[0], frame_mask).sum()) * self.position_pairs(shape[1:])
+
+
+class _SamePosition(Pattern):
+    """A token sees its own position only, in whatever frames it sees."""
+
+    layout = "positions"
+
+    def position_visible(self, query, key, size):
+        return query == key
+
+    def covers_frame(self, size):
+        return size == (1, 1)
+
+    def position_pairs(self, size):
+        return size[0] * size[1]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Spatial:
+class Spatial(Pattern):
     """Each token sees all tokens of its own frame (frames are batch)."""
 
     layout = "frames"
 
-    def visible(self, frames: int, tokens: int) -> np.ndarray:
-        """Dense mask `[S, S]`, True where query (row) sees key (column): the oracle of the tests."""
-        frame = np.arange(frames * tokens) // tokens
-        return frame[:, None] == frame[None, :]
+    def frame_visible(self, query, key):
+        return query == key
 
-    def pairs(self, frames: int, tokens: int) -> int:
-        """Number of visible (query, key) pairs."""
-        return frames * tokens**2
+    def bounded_frames(self):
+        return True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Temporal:
+class Temporal(_SamePosition):
     """Each token sees the same position in all frames (positions are batch)."""
 
-    layout = "positions"
 
-    def visible(self, frames: int, tokens: int) -> np.ndarray:
-        """Dense mask `[S, S]`, True where query (row) sees key (column)."""
-        position = np.arange(frames * tokens) % tokens
-        return position[:, None] == position[None, :]
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Full(Pattern):
+    """Full spatio-temporal attention: every token sees every token of every frame."""
 
-    def pairs(self, frames: int, tokens: int) -> int:
-        """Number of visible (query, key) pairs."""
-        return tokens * frames**2
+
+def _past(query, key, window: int | None):
+    past = key <= query
+    return past if window is None else past & (query - key < window)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Full:
-    """Full spatio-temporal attention: every token sees every token of every frame."""
+class Causal(Pattern):
+    """Each token sees all tokens of its own and of earlier frames."""
 
-    layout = "all"
+    window: int | None = None  # frames seen, the own one included; None: all earlier ones
 
-    def visible(self, frames: int, tokens: int) -> np.ndarray:
-        """Dense mask `[S, S]`, True everywhere."""
-        return np.ones((frames * tokens,) * 2, bool)
+    def __post_init__(self):
+        _check_window(self)
 
-    def pairs(self, frames: int, tokens: int) -> int:
-        """Number of visible (query, key) pairs."""
-        return (frames * tokens) ** 2
+    def frame_visible(self, query, key):
+        return _past(query, key, self.window)
 
-
-AttentionPattern = Spatial | Temporal | Full
+    def bounded_frames(self):
+        return self.window is not None
 
 
-def attention_flops(pattern: AttentionPattern, frames: int, tokens: int, heads: int, head_dim: int) -> int:
-    """Exact multiply-add FLOPs (2 per multiply-add) of one clip's forward pass: scores and weighted sum."""
-    return 4 * pattern.pairs(frames, tokens) * heads * head_dim
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TemporalCausal(_SamePosition):
+    """Each token sees the same position in its own and earlier frames: the directed attention of MagicVideo (Zhou et
+    al. 2022, 2211.11018); with `window=16` the causal mask of Make-Your-Video (Xing et al. 2023, 2306.00943)."""
+
+    window: int | None = None  # frames seen, the own one included; None: all earlier ones
+
+    def __post_init__(self):
+        _check_window(self)
+
+    def frame_visible(self, query, key):
+        return _past(query, key, self.window)
+
+    def bounded_frames(self):
+        return self.window is not None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SparseCausal(Pattern):
+    """Each token sees all tokens of the first, the previous and its own frame, or of some of these.
+
+    {first, previous} is Tune-A-Video (Wu et al. 2022, 2212.11565), {first} is Text2Video-Zero (Khachatryan et al.
+    2023, 2303.13439). Each frame counts once even when first and previous coincide. The first frame sees itself.
+    """
+
+    first: bool = True
+    previous: bool = True
+    own: bool = False
+
+    def __post_init__(self):
+        if not (self.first or self.previous or self.own):
+            raise UserError("SparseCausal with first=False, previous=False, own=False sees nothing; "
+                            "permitted: at least one of them True")
+
+    def frame_visible(self, query, key):
+        visible = (query == key) & (query == 0)
+        for wanted, frames in ((self.first, key == 0), (self.previous, key == query - 1), (self.own, key == query)):
+            if wanted:
+                visible = visible | frames & (query == query)
+        return visible
+
+    def bounded_frames(self):
+        return True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LocalWindow(Pattern):
+    """Each token sees a box of tokens centred on it, cut off at the borders of the video."""
+
+    frames: int = 3  # extent of the box, odd
+    height: int = 7  # tokens, odd
+    width: int = 7  # tokens, odd
+
+    def __post_init__(self):
+        for name in ("frames", "height", "width"):
+            if getattr(self, name) < 1 or getattr(self, name) % 2 == 0:
+                raise UserError(f"LocalWindow.{name}={getattr(self, name)} is not valid; permitted: 1, 3, 5, ...")
+
+    def frame_visible(self, query, key):
+        reach = self.frames // 2
+        return (query - key <= reach) & (key - query <= reach)
+
+    def position_visible(self, query, key, size):
+        down, across = self.height // 2, self.width // 2
+        (query_row, query_column), (key_row, key_column) = (split(x, size[1]) for x in (query, key))
+        rows, columns = query_row - key_row, query_column - key_column
+        return (rows <= down) & (-rows <= down) & (columns <= across) & (-columns <= across)
+
+    def covers_frame(self, size):
+        return self.height // 2 >= size[0] - 1 and self.width // 2 >= size[1] - 1
+
+    def bounded_frames(self):
+        return True
+
+    def position_pairs(self, size):
+        return _window_pairs(size[0], self.height // 2) * _window_pairs(size[1], self.width // 2)
+
+
+OwnPattern = Spatial | Temporal | Full | Causal | TemporalCausal | SparseCausal | LocalWindow
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class External(Pattern):
+    """Keys and values from outside the video, seen by all its tokens beside (or instead of) what `inner` shows them.
+
+    The bank is given to `attend` as `external`: reference features (ReferenceNet), key frames (ControlVideo, Rerender)
+    or text tokens (Imagen appends them to self-attention).
+    """
+
+    inner: OwnPattern = Spatial()
+    mode: Literal["append", "replace"] = "append"  # beside the own tokens, or instead of them
+
+    def __post_init__(self):
+        if self.mode not in ("append", "replace"):
+            raise UserError(f"External.mode={self.mode!r} is not valid; permitted: 'append', 'replace'")
+
+    @property
+    def layout(self) -> str:
+        """Layout of the inner pattern."""
+        return self.inner.layout
+
+    def frame_visible(self, query, key):
+        visible = self.inner.frame_visible(query, key)
+        return visible if self.mode == "append" else visible & False
+
+    def position_visible(self, query, key, size):
+        return self.inner.position_visible(query, key, size)
+
+    def covers_frame(self, size):
+        return self.inner.covers_frame(size)
+
+    def bounded_frames(self):
+        return self.inner.bounded_frames()
+
+    def position_pairs(self, size):
+        return self.inner.position_pairs(size)
+
+    def pairs(self, shape, frame_mask=None):
+        return self.inner.pairs(shape, frame_mask) if self.mode == "append" else 0
+
+
+AttentionPattern = Spatial | Temporal | Full | Causal | TemporalCausal | SparseCausal | LocalWindow | External
+
+
+def attention_flops(
+    pattern: AttentionPattern,
+    shape: Shape,
+    *,
+    heads: int,
+    head_dim: int,
+    external: int = 0,
+    frame_mask: np.ndarray | None = None,
+) -> int:
+    """Exact FLOPs (2 per multiply-add) of one clip's forward pass: scores and weighted sum of what the mask shows.
+
+    `external` is the number of outside tokens that each video token sees. A backward pass from saved softmax
+    statistics does 2.5 times as much (five products of this size against two).
+    """
+    pairs = pattern.pairs(shape, frame_mask) + int(np.prod(shape)) * external
+    return 4 * pairs * heads * head_dim
 
 
 def independent_frames_mask(frames: int, images: int) -> np.ndarray:
@@ -76,3 +314,14 @@ def independent_frames_mask(frames: int, images: int) -> np.ndarray:
     index = np.arange(frames + images)
     clip = index < frames
     return (clip[:, None] & clip[None, :]) | (index[:, None] == index[None, :])
+
+
+def _window_pairs(length: int, reach: int) -> int:
+    """Pairs of `length` places at most `reach` apart."""
+    reach = min(reach, length - 1)
+    return length * (2 * reach + 1) - reach * (reach + 1)
+
+
+def _check_window(pattern) -> None:
+    if pattern.window is not None and pattern.window < 1:
+        raise UserError(f"{type(pattern).__name__}.window={pattern.window} is not valid; permitted: None or >= 1")

@@ -1,15 +1,22 @@
-"""Positions inside attention: rotary embedding over (t, h, w) and learned relative bias.
+"""Positions inside attention: what is added to tokens, what turns queries and keys, what is added to logits.
 
-Rotary changes q and k and therefore works with every kernel; a bias needs a kernel that takes one.
+Additive codes and rotary change the tokens or q and k and therefore work with every kernel; a bias (T5 buckets, clipped
+offsets, relative key vectors) needs a kernel that takes one. The learned tables are in `networks/positions.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from vdm_jax.errors import UserError
+
+# Axes that one sequence of a layout spans.
+LAYOUT_AXES = {"frames": "hw", "positions": "t", "all": "thw"}
 
 
 def rotary_axis_dims(head_dim: int, axes: int) -> tuple[int, ...]:
@@ -49,3 +56,82 @@ def relative_index(length: int, max_distance: int) -> Int[np.ndarray, "q s"]:
     """Index into a table of `2 * max_distance + 1` clipped offsets (key minus query) for one axis."""
     offset = np.arange(length)[None, :] - np.arange(length)[:, None]
     return np.clip(offset, -max_distance, max_distance) + max_distance
+
+
+def bucket_index(length: int, buckets: int, max_distance: int) -> Int[np.ndarray, "q s"]:
+    """Index into a table of `buckets` offsets that grow coarser with distance (Raffel et al. 2020, 1910.10683).
+
+    Half of the buckets are for keys after the query. Of each half the first half counts single steps, the rest is
+    spaced evenly in the logarithm of the distance up to `max_distance`, beyond which all share the last bucket.
+    """
+    offset = np.arange(length)[None, :] - np.arange(length)[:, None]
+    half, distance = buckets // 2, np.abs(offset)
+    near = half // 2
+    ratio = np.log(np.maximum(distance, near) / near) / np.log(max_distance / near)
+    far = np.minimum(near + (ratio * (half - near)).astype(int), half - 1)
+    return np.where(distance < near, distance, far) + half * (offset > 0)
+
+
+def sum_of_axes(biases: dict[str, Float[Array, "k q s"]], lengths: tuple[int, ...]) -> Float[Array, "k qs ss"]:
+    """Bias `[K, Q, S]` over sequences that span some axes, from one bias per axis.
+
+    `biases` maps each axis to its `[K, length, length]`, in the order of the axes, `lengths` their lengths.
+    """
+    axes, total = len(lengths), 0
+    for place, bias in enumerate(biases.values()):
+        shape = [1] * (1 + 2 * axes)
+        shape[0], shape[1 + place], shape[1 + place + axes] = bias.shape
+        total = total + bias.reshape(shape)
+    count = int(np.prod(lengths))
+    heads = next(iter(biases.values())).shape[0]
+    return jnp.broadcast_to(total, (heads, *lengths, *lengths)).reshape(heads, count, count)
+
+
+# Arrangement of scores [B, K, T, H, W, s] along one axis into [sequences of the layout, K, queries..., s].
+_SCORES = {"frames": "b k t h w s -> (b t) k h w s", "positions": "b k t h w s -> (b h w) k t s",
+           "all": "b k t h w s -> b k t h w s"}
+
+
+def relative_key_bias(
+    q: Float[Array, "b t h w k d"], vectors: dict[str, Float[Array, "s d"]], layout: str
+) -> Float[Array, "c k q s"]:
+    """Bias per sequence from relative key vectors: `q_i . r(j - i) / sqrt(D)`, summed over the axes of the layout.
+
+    This is the key form of Shaw et al. 2018 (1803.02155), in which a learned vector of the clipped offset is added to
+    the key; the value form is not here. `vectors` maps each axis to its table of `2 * max_distance + 1` vectors.
+    """
+    axes = LAYOUT_AXES[layout]
+    lengths = [q.shape[1 + "thw".index(a)] for a in axes]
+    total = 0
+    for place, axis in enumerate(axes):
+        table = vectors[axis]
+        index = relative_index(lengths[place], table.shape[0] // 2)
+        scores = jnp.einsum(f"bthwkd,{axis}sd->bkthws", q * q.shape[-1] ** -0.5, table[index].astype(q.dtype),
+                            preferred_element_type=jnp.float32)
+        scores = rearrange(scores, _SCORES[layout])
+        keys = [1] * len(axes)
+        keys[place] = lengths[place]
+        total = total + scores.reshape(*scores.shape[:-1], *keys)
+    count = int(np.prod(lengths))
+    total = jnp.broadcast_to(total, (*total.shape[: 2 + len(axes)], *lengths))
+    return total.reshape(*total.shape[:2], count, count)
+
+
+def sinusoidal(places: tuple[Sequence[int], ...], channels: int, base: float = 10_000.0) -> Float[np.ndarray, ...]:
+    """Sines and cosines of positions on a grid, `[*lengths, channels]` (Vaswani et al. 2017, 1706.03762, section 3.5).
+
+    `places` holds the position numbers along each axis. Each axis has an even share of the channels; what is left
+    over is zero. Raises `UserError` when an axis has less than one pair.
+    """
+    shares = rotary_axis_dims(channels, len(places))
+    lengths = tuple(len(p) for p in places)
+    code = np.zeros((*lengths, channels), np.float32)
+    start = 0
+    for axis, (numbers, share) in enumerate(zip(places, shares, strict=True)):
+        angle = np.asarray(numbers)[:, None] * base ** (-np.arange(0, share, 2) / share)
+        part = np.concatenate([np.sin(angle), np.cos(angle)], axis=-1)
+        shape = [1] * len(lengths) + [share]
+        shape[axis] = lengths[axis]
+        code[..., start : start + share] = part.reshape(shape)
+        start += share
+    return code

@@ -1,10 +1,10 @@
 """Configs of the space-time U-Net: each level declares its blocks and mixers. Data only; nothing is built here."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args, get_type_hints
 
 from vdm_jax.attention.capability import require
-from vdm_jax.attention.patterns import AttentionPattern, Spatial
+from vdm_jax.attention.patterns import AttentionPattern, External, Spatial
 from vdm_jax.errors import UserError
 
 # ---------------------------------------------------------------------------------------------- mixers
@@ -12,17 +12,26 @@ from vdm_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SelfAttention:
-    """Residual self-attention; with a temporal or full pattern it starts as the identity."""
+    """Residual self-attention; it starts as the identity.
+
+    Positions: `rotary` turns queries and keys; `relative` (a scalar per clipped offset), `t5` (per bucket of offsets)
+    and `shaw` (a key vector per clipped offset) are biases; `sinusoidal` and `learned` (a table as long as each axis)
+    are added to the input. All are over the axes of the pattern's sequences. An `External` pattern takes the text.
+    """
 
     pattern: AttentionPattern = Spatial()
     head_dim: int = 32  # channels per head; heads = channels / head_dim
-    position: Literal["rotary", "relative", "none"] = "rotary"
-    kernel: str = "xla"
+    position: Literal["rotary", "relative", "t5", "shaw", "sinusoidal", "learned", "none"] = "rotary"
+    qk_norm: bool = False  # RMS norm of queries and keys per head, with learned scales
+    kernel: str = "auto"  # or a name of the capability table
     context: str = "none"
 
     def __post_init__(self):
         _positive(self, "head_dim")
-        require(self.pattern, self.kernel, self.context)
+        if self.position not in (permitted := get_args(get_type_hints(SelfAttention)["position"])):
+            raise UserError(f"SelfAttention.position={self.position!r} is not valid; permitted: {', '.join(permitted)}")
+        require(self.pattern, self.kernel, self.context, bias=self.position in ("relative", "t5", "shaw"),
+                external=isinstance(self.pattern, External))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,6 +161,8 @@ class UNet:
         mixers = [m for level in self.levels for m in level.mixers] + list(self.middle)
         if self.text is None and any(isinstance(m, CrossAttention) for m in mixers):
             raise UserError("UNet.text=None but a level has CrossAttention; permitted: WordEncoder or EmbeddedText")
+        if self.text is None and any(isinstance(getattr(m, "pattern", None), External) for m in mixers):
+            raise UserError("UNet.text=None but a mixer has an External pattern; permitted: WordEncoder, EmbeddedText")
         for mixer in self.middle:
             if isinstance(mixer, SelfAttention | CrossAttention) and self.levels[-1].channels % mixer.head_dim:
                 raise UserError(f"UNet.middle head_dim={mixer.head_dim} does not divide the last level's "

@@ -7,15 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from vdm_jax.attention import Spatial, Temporal, attend
-from vdm_jax.attention.kernels import xla
-from vdm_jax.attention.positions import relative_index, rotary
+from vdm_jax.attention import Bank, External, attend
+from vdm_jax.attention.kernels.xla import Keys, dense
+from vdm_jax.attention.positions import LAYOUT_AXES, rotary
 from vdm_jax.networks import config as cfg
 from vdm_jax.networks.layers import Convolution, Dense, GroupNorm, add_residual, fan_in, silu, zeros
+from vdm_jax.networks.positions import AddedPositions, HeadNorm, RelativeBias, RelativeKeys
 
 
 class SelfAttentionLayer(nn.Module):
-    """Pre-norm self-attention with a pattern; the zero output projection makes it start as the identity."""
+    """Pre-norm self-attention with a pattern; the zero output projection makes it start as the identity.
+
+    With an `External` pattern the outside tokens are the text, projected to keys and values of their own, as Imagen
+    appends it to its self-attention (Saharia et al. 2022, 2205.11487).
+    """
 
     config: cfg.SelfAttention
     groups: int
@@ -23,44 +28,40 @@ class SelfAttentionLayer(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"], frame_mask: Bool[np.ndarray, "t t"] | None) -> Array:
-        spec, (batch, frames, height, width, channels) = self.config, x.shape
-        heads = channels // spec.head_dim
+    def __call__(
+        self, x: Float[Array, "b t h w c"], frame_mask: Bool[np.ndarray, "t t"] | None,
+        text: tuple[Float[Array, "b g l e"], Bool[Array, "b g l"]] | None = None,
+    ) -> Array:
+        spec, shape, channels = self.config, x.shape[:4], x.shape[-1]
+        layout, heads = spec.pattern.layout, channels // spec.head_dim
         h = GroupNorm(self.groups, self.norm_over, name="norm")(x)
+        if spec.position in ("sinusoidal", "learned"):
+            h = h + AddedPositions(spec.position, layout, name="position")(h, frame_mask)
         qkv = Dense(3 * channels, use_bias=False, dtype=self.dtype, name="qkv")(h)
-        q, k, v = jnp.split(qkv.reshape(batch, frames, height, width, 3 * heads, spec.head_dim), 3, axis=-2)
-        bias = None
+        q, k, v = jnp.split(qkv.reshape(*shape, 3 * heads, spec.head_dim), 3, axis=-2)
+        if spec.qk_norm:
+            q, k = HeadNorm(name="query_norm")(q), HeadNorm(name="key_norm")(k)
+        bias, external = None, None
+        if isinstance(spec.pattern, External):
+            external = self._bank(*text, heads)
         if spec.position == "rotary":
-            axes = {"frames": "hw", "positions": "t", "all": "thw"}[spec.pattern.layout]
-            q, k = rotary(q, axes=axes), rotary(k, axes=axes)
-        elif spec.position == "relative":
-            bias = RelativeBias(heads, name="position")(spec.pattern, (frames, height, width))
-        tokens = (batch, frames, height * width, heads, spec.head_dim)
-        out = attend(*(a.reshape(tokens) for a in (q, k, v)), pattern=spec.pattern, kernel=spec.kernel,
-                     context=spec.context, bias=bias, frame_mask=frame_mask)
+            q, k = rotary(q, axes=LAYOUT_AXES[layout]), rotary(k, axes=LAYOUT_AXES[layout])
+        elif spec.position in ("relative", "t5"):
+            bias = RelativeBias(heads, spec.position, name="position")(layout, shape[1:])
+        elif spec.position == "shaw":
+            bias = RelativeKeys(name="position")(q, layout)
+        out = attend(q, k, v, pattern=spec.pattern, kernel=spec.kernel, context=spec.context, bias=bias,
+                     frame_mask=frame_mask, external=external)
         return add_residual(x, Dense(channels, kernel_init=zeros, dtype=self.dtype, name="out")(out.reshape(x.shape)))
 
-
-class RelativeBias(nn.Module):
-    """Learned bias per head and clipped offset, summed over the axes a pattern spans (Shaw et al. 2018,
-    arXiv 1803.02155, in the scalar form of Raffel et al. 2020, arXiv 1910.10683)."""
-
-    heads: int
-    max_distance: int = 16  # positions; further offsets share one entry
-
-    @nn.compact
-    def __call__(self, pattern: object, lengths: tuple[int, int, int]) -> Float[Array, "k q s"]:
-        axes = {Spatial: "hw", Temporal: "t"}.get(type(pattern), "thw")
-        sizes = [lengths["thw".index(a)] for a in axes]
-        total = jnp.zeros((self.heads, *sizes, *sizes))
-        for place, (axis, size) in enumerate(zip(axes, sizes, strict=True)):
-            table = self.param(f"table_{axis}", zeros, (2 * self.max_distance + 1, self.heads))
-            bias = table[relative_index(size, self.max_distance)]  # [size, size, heads]
-            shape = [1] * (1 + 2 * len(axes))
-            shape[0], shape[1 + place], shape[1 + place + len(axes)] = self.heads, size, size
-            total = total + jnp.moveaxis(bias, -1, 0).reshape(shape)
-        count = int(np.prod(sizes))
-        return total.reshape(self.heads, count, count)
+    def _bank(self, text: Float[Array, "b g l e"], mask: Bool[Array, "b g l"], heads: int) -> Bank:
+        size = heads * self.config.head_dim
+        text = nn.LayerNorm(use_bias=False, dtype=self.dtype, name="external_norm")(text)
+        kv = Dense(2 * size, use_bias=False, dtype=self.dtype, name="external")(text)
+        k, v = jnp.split(kv.reshape(*text.shape[:3], 2 * heads, self.config.head_dim), 2, axis=-2)
+        if self.config.qk_norm:
+            k = HeadNorm(name="external_key_norm")(k)
+        return Bank(k, v, mask)
 
 
 class CrossAttentionLayer(nn.Module):
@@ -83,7 +84,7 @@ class CrossAttentionLayer(nn.Module):
         kv = Dense(2 * channels, use_bias=False, dtype=self.dtype, name="key_value")(text)
         q = q.reshape(batch, sets, *shape)  # [B, sets, tokens, K, D]
         k, v = (a.reshape(batch, sets, *shape) for a in jnp.split(kv, 2, axis=-1))
-        out = xla(q, k, v, mask=mask[:, :, None, None, :])
+        out = dense(q, Keys(k, v, mask[:, :, None, None, :]))
         return add_residual(x, Dense(channels, kernel_init=zeros, dtype=self.dtype, name="out")(out.reshape(x.shape)))
 
 

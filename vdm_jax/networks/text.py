@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vdm_jax.attention.kernels import xla
+from vdm_jax.attention.kernels.xla import Keys, dense
 from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.conditioning.vocabulary import FIRST_WORD
 from vdm_jax.networks import config as cfg
@@ -30,7 +30,7 @@ class WordEncoderNetwork(nn.Module):
             h = nn.LayerNorm(name=f"norm_{i}a")(x)
             qkv = Dense(3 * spec.width, use_bias=False, dtype=self.dtype, name=f"qkv_{i}")(h)
             q, k, v = (a.reshape(*x.shape[:2], -1, spec.head_dim) for a in jnp.split(qkv, 3, axis=-1))
-            h = xla(q, k, v, mask=mask[:, None, None, :]).reshape(x.shape)
+            h = dense(q, Keys(k, v, mask[:, None, None, :])).reshape(x.shape)
             x = x + Dense(spec.width, dtype=self.dtype, name=f"out_{i}")(h)
             h = nn.LayerNorm(name=f"norm_{i}b")(x)
             h = silu(Dense(4 * spec.width, dtype=self.dtype, name=f"expand_{i}")(h))

@@ -104,8 +104,9 @@ class Mixers(nn.Module):
         frame_mask = independent_frames_mask(x.shape[1] - images, images) if images else None
         for i, mixer in enumerate(self.mixers):
             if isinstance(mixer, cfg.SelfAttention):
-                name = f"{type(mixer.pattern).__name__.lower()}_attention_{i}"
-                x = SelfAttentionLayer(mixer, *common, name=name)(x, frame_mask)
+                inner = getattr(mixer.pattern, "inner", mixer.pattern)
+                name = f"{type(inner).__name__.lower()}_attention_{i}"
+                x = SelfAttentionLayer(mixer, *common, name=name)(x, frame_mask, text)
             elif isinstance(mixer, cfg.CrossAttention):
                 x = CrossAttentionLayer(mixer, *common, name=f"cross_attention_{i}")(x, *text)
             elif isinstance(mixer, cfg.TemporalConvolution):

@@ -1,0 +1,97 @@
+"""Dense attention over the few frames that a frame sees: work and memory grow linearly with the clip."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jaxtyping import Array, Bool, Float
+
+from vdm_jax.attention.kernels.xla import Keys, dense
+from vdm_jax.attention.patterns import KeyFrames
+from vdm_jax.attention.relation import Bank, View
+
+
+def attention(q, k, v, view: View, *, bias=None, frame_valid=None, external: Bank | None = None, own: bool = True):
+    """Attention of every frame over its gathered key frames; see `vdm_jax.attention.kernels` for the arguments.
+
+    Each frame is a batch entry `[B, T, P, n, K, D]`: P = 1 and n = N for patterns over all tokens, P = N and n = 1 for
+    patterns over one position.
+    """
+    split = "b t (p n) k d -> b t p n k d"
+    places = view.tokens if view.pattern.layout == "positions" else 1
+    q, k, v = (rearrange(a.reshape(*a.shape[:2], -1, *a.shape[4:]), split, p=places) for a in (q, k, v))
+    sets = []
+    if own:
+        frames = view.key_frames()
+        mask = _mask(view, frames, frame_valid)
+        sets.append(Keys(gather_frames(k, frames), gather_frames(v, frames), mask, _gather_bias(bias, view, frames)))
+    if external is not None:  # group of the frame, seen by all its places
+        valid = None if external.mask is None else external.mask[:, :, None, None, None, :]
+        sets.append(Keys(external.k[:, :, None], external.v[:, :, None], valid))
+    out = dense(q, *sets)
+    return out.reshape(*out.shape[:2], *view.shape[1:], *out.shape[4:])
+
+
+def gather_frames(x: Float[Array, "b t p n k d"], frames: KeyFrames) -> Float[Array, "b t p s k d"]:
+    """The tokens of the key frames of every frame, one after the other (s = M * n).
+
+    Slots that hold runs of consecutive frames (the previous frame, the first one) become slices, not gathers: their
+    gradients are then pads instead of scatters.
+    """
+    slots = [jnp.concatenate([_run(x, *run) for run in _runs(column)], axis=1) for column in frames.index.T]
+    return rearrange(jnp.stack(slots, axis=3), "b t p m n k d -> b t p (m n) k d")
+
+
+def _runs(column: np.ndarray) -> list[tuple[int, int, int]]:
+    """A column of frame numbers as runs (start, length, step), step 0 or 1."""
+    runs: list[list[int]] = []
+    for frame in column.tolist():
+        if runs:
+            start, length, step = runs[-1]
+            if length == 1 and frame - start in (0, 1):
+                runs[-1] = [start, 2, frame - start]
+                continue
+            if frame == start + length * step and length > 1:
+                runs[-1][1] += 1
+                continue
+        runs.append([frame, 1, 1])
+    return [tuple(run) for run in runs]
+
+
+def _run(x: Array, start: int, length: int, step: int) -> Array:
+    if step:
+        return x[:, start : start + length]
+    return jnp.broadcast_to(x[:, start : start + 1], (x.shape[0], length, *x.shape[2:]))
+
+
+def _mask(view: View, frames: KeyFrames, frame_valid: Bool[Array, "b t"] | None) -> Bool[Array, ...] | None:
+    """Mask that broadcasts against logits `[B, T, P, K, n, M * n]`."""
+    positions = view.pattern.layout == "positions"
+    tokens = 1 if positions else view.tokens
+    within = None
+    if not positions and not view.pattern.covers_frame(view.shape[1:]):
+        ids = np.arange(tokens)
+        within = view.pattern.position_visible(ids[:, None], ids[None, :], view.shape[1:])
+    if within is None and frame_valid is None and frames.valid.all():
+        return None
+    valid = jnp.asarray(frames.valid)[None] if frame_valid is None else frame_valid[:, frames.index] & frames.valid
+    valid = jnp.broadcast_to(valid[..., None], (*valid.shape, tokens))  # [B or 1, T, M, n]
+    mask = valid.reshape(*valid.shape[:2], 1, 1, 1, -1)
+    if within is not None:
+        mask = mask & jnp.tile(jnp.asarray(within), (1, frames.index.shape[1]))
+    return mask
+
+
+def _gather_bias(bias: Float[Array, "*c k q s"] | None, view: View, frames: KeyFrames) -> Float[Array, ...] | None:
+    """Bias of every frame to its key frames, `[B or 1, T, P or 1, K, n, M * n]`."""
+    if bias is None:
+        return None
+    count, places = view.shape[0], view.tokens if view.pattern.layout == "positions" else 1
+    bias = bias if bias.ndim == 4 else bias[None]
+    split = "c k (t n) (s m) -> c k t n s m"
+    bias = rearrange(bias, split, t=count, s=count)
+    rows = [bias[:, :, i, :, index] for i, index in enumerate(frames.index)]  # each [M, c, k, n, m]
+    out = rearrange(jnp.stack(rows, axis=0), "t s c k n m -> c t k n (s m)")
+    places = places if out.shape[0] > 1 else 1
+    return rearrange(out, "(b p) t k n s -> b t p k n s", p=places)

@@ -1,0 +1,162 @@
+"""The Pallas splash kernel of JAX on TPU, with masks computed from token numbers and block maps in closed form.
+
+Splash visits only the blocks named in its block map and evaluates the mask inside them from row and column numbers, so
+no mask is ever stored. Its own constructor finds the map by evaluating the whole mask on the host, up to 20 s at 74k
+tokens; the map of a `Relation` is closed form and takes milliseconds, so the kernel is put together here from its
+parts. Tokens of a frame are padded to whole blocks where that costs little, so that no block holds two frames.
+
+The block map sits in scalar memory of 1 MiB, which bounds the number of blocks: long sequences take larger ones, and
+the capability table says where they end for patterns that have a map (full attention has none). Forward-mode gradients
+and second derivatives are not available.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float
+
+from vdm_jax.attention.relation import EMPTY, FULL, Bank, Relation, View
+from vdm_jax.errors import UserError
+from vdm_jax.parallel.rules import spec
+
+INTERPRET = False  # the tests run the kernel without a TPU
+LANES = 128  # blocks of keys are whole multiples of this
+BLOCKS = (512, 256, LANES)  # rows of queries and of keys per block, the best first
+LARGE_BLOCK = 1024  # the largest whose operands fit vector memory
+MOST_BLOCKS = 512  # per side of a block map of 3 bytes per block, in 1 MiB of scalar memory
+PADDING = 1.125  # most that padding the tokens of a frame to whole blocks may cost
+
+
+def attention(q, k, v, view: View, *, bias=None, frame_valid=None, external: Bank | None = None, own: bool = True):
+    """Attention of patterns over tokens; see `vdm_jax.attention.kernels` for the arguments."""
+    del bias, external, own  # the table lets none through
+    block, run = layout_of_blocks(view)
+    relation = view.relation(run)
+    valid = view.key_valid(frame_valid)
+    frames = relation.frames[0]
+
+    def pad(x, fill=0.0):  # [B*, S, ...] to [B*, padded S, ...], first inside frames, then at the end
+        x = x.reshape(x.shape[0], frames, view.tokens, *x.shape[2:])
+        tail = ((0, 0),) * (x.ndim - 3)
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, run - view.tokens), *tail), constant_values=fill)
+        x = x.reshape(x.shape[0], frames * run, *x.shape[3:])
+        return jnp.pad(x, ((0, 0), (0, -x.shape[1] % block), *tail), constant_values=fill)
+
+    q, k, v = (pad(view.rows(a)) for a in (q * q.shape[-1] ** -0.5, k, v))
+    out = _sharded(q, k, v, None if valid is None else pad(valid, False), relation, block)
+    out = out[:, : frames * run].reshape(out.shape[0], frames, run, *out.shape[2:])[:, :, : view.tokens]
+    return view.video(out.reshape(out.shape[0], -1, *out.shape[3:]))
+
+
+def layout_of_blocks(view: View) -> tuple[int, int]:
+    """Rows per block, and rows that each frame takes with its padding."""
+    tokens, frames = view.tokens, 1 if view.pattern.layout == "frames" else view.shape[0]
+    large = tokens * frames * PADDING > MOST_BLOCKS * BLOCKS[0]
+    for block in (LARGE_BLOCK,) if large else BLOCKS:
+        padded = math.ceil(tokens / block) * block
+        if padded <= PADDING * tokens:
+            return block, padded
+    if large:
+        return LARGE_BLOCK, tokens
+    return (BLOCKS[0] if tokens * frames >= 8 * BLOCKS[0] else LANES), tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sees:
+    """The mask as a function of row and column numbers, compared by value, as splash's compilation cache needs."""
+
+    relation: Relation
+
+    def __call__(self, query, key):
+        return self.relation.sees(query, key)
+
+
+@functools.lru_cache(maxsize=128)
+def make_kernel(relation: Relation, block: int, interpret: bool) -> splash.SplashAttentionKernel:
+    """The splash kernel of a relation whose sequences are padded at the end to whole blocks.
+
+    Takes scaled queries, keys and values `[K, S, D]` of one sequence.
+    """
+    lengths = [math.ceil(n / block) * block for n in relation.lengths]
+    sizes = splash.BlockSizes(block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block,
+                              block_kv_dq=block)
+    blocks = relation.blocks(block, block)
+    if (blocks == FULL).all():
+        forward = backward = MaskInfo(None, None, None, None, None)
+        function = None
+    else:
+        rows = np.arange(lengths[0], dtype=np.int32)
+        forward, backward = _mask_info(blocks, rows, queries_inner=False), _mask_info(blocks, rows, queries_inner=True)
+        function = _Sees(relation)
+    return splash.SplashAttentionKernel(
+        forward, forward, backward, block_sizes=sizes, is_mqa=False, save_residuals=False,
+        mask_value=splash.DEFAULT_MASK_VALUE, attn_logits_soft_cap=None, residual_checkpoint_name=None,
+        mask_function=function, interpret=interpret)
+
+
+def _mask_info(blocks: np.ndarray, rows: np.ndarray, *, queries_inner: bool) -> MaskInfo:
+    """Block map in the form splash reads: for every outer block the inner blocks to visit, one after the other.
+
+    `queries_inner`: the pass for keys and values, which walks the query blocks of each key block; its lists are filled
+    up in front, the others behind, always with a block that is visited anyway and so is not fetched again.
+    """
+    chosen = (blocks.T if queries_inner else blocks) != EMPTY
+    counts = chosen.sum(axis=1)
+    most = max(int(counts.max()), 1)
+    order = np.argsort(~chosen, axis=1, kind="stable")[:, :most]
+    place = np.arange(most)[None, :]
+    if queries_inner:
+        place = place - (most - counts)[:, None]
+    visited = (place >= 0) & (place < counts[:, None])
+    inner = np.take_along_axis(order, np.clip(place, 0, np.maximum(counts - 1, 0)[:, None]), axis=1)
+    state = np.take_along_axis(blocks.T if queries_inner else blocks, inner, axis=1) * visited
+    inner, state = (a.T if queries_inner else a for a in (inner, state))
+    return MaskInfo(data_next=_small(inner)[None], mask_next=None, block_mask=_small(state)[None],
+                    partial_mask_blocks=None, q_sequence=rows)
+
+
+def _small(x: np.ndarray) -> np.ndarray:
+    """The smallest integer type that holds `x`: scalar memory is scarce."""
+    return x.astype(next(t for t in (np.int8, np.int16, np.int32) if x.max(initial=0) <= np.iinfo(t).max))
+
+
+def _sharded(
+    q: Float[Array, "c s k d"], k: Array, v: Array, valid: Bool[Array, "c s"] | None, relation: Relation, block: int,
+) -> Float[Array, "c s k d"]:
+    """Splash on every device's own sequences and heads: the compiler cannot split a Pallas kernel by itself."""
+    mesh = jax.sharding.get_abstract_mesh()
+    run = functools.partial(_run, relation, block)
+    if mesh.empty or mesh.size == 1 or any(t == AxisType.Manual for t in mesh.axis_types):
+        return run(q, k, v, valid)
+    batch, heads = spec(("batch", "out"), mesh)  # heads are split as the output features that they are
+    for name, size, axes in (("sequences", q.shape[0], batch), ("heads", q.shape[2], heads)):
+        parts = math.prod(mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes or ()))
+        if size % parts:
+            raise UserError(f"attention kernel='splash' cannot split {size} {name} over {parts} devices of mesh axes "
+                            f"{axes}; permitted: multiples of {parts}")
+    rows = P(batch, None, heads, None)
+    specs = (rows, rows, rows, None if valid is None else P(batch, None))
+    return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)(q, k, v, valid)
+
+
+def _run(relation: Relation, block: int, q, k, v, valid):
+    kernel = make_kernel(relation, block, INTERPRET)
+
+    def one(q, k, v, valid):
+        segments = None
+        if valid is not None:  # queries are segment 1, keys of frames that do not exist segment 0
+            segments = splash.SegmentIds(jnp.ones(q.shape[0], jnp.int32), valid.astype(jnp.int32))
+        out = kernel(*(jnp.swapaxes(a, 0, 1) for a in (q, k, v)), segment_ids=segments)
+        return jnp.swapaxes(out, 0, 1)
+
+    return jax.vmap(one, in_axes=(0, 0, 0, None if valid is None else 0))(q, k, v, valid)

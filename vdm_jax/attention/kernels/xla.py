@@ -1,0 +1,66 @@
+"""Dense attention: the whole matrix of logits at once. The reference for every other kernel."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from vdm_jax.attention.relation import Bank, View
+
+MASKED = -1e30  # finite, so that a fully masked row gives an average instead of NaN; `attend` turns it into zeros
+
+
+class Keys(NamedTuple):
+    """A set of keys and values with its mask and bias, both broadcast against logits `[*b, K, Q, S]`."""
+
+    k: Float[Array, "*b s k d"]
+    v: Float[Array, "*b s k d"]
+    mask: Bool[Array, ...] | None = None
+    bias: Float[Array, ...] | None = None
+
+
+def dense(q: Float[Array, "*b q k d"], *sets: Keys) -> Float[Array, "*b q k d"]:
+    """Softmax attention over the union of sets of keys; logits and softmax are float32.
+
+    Leading dimensions of a set broadcast against those of `q`.
+    """
+    scale = q.shape[-1] ** -0.5
+    logits = []
+    for keys in sets:
+        part = jnp.einsum("...qkd,...skd->...kqs", q * scale, keys.k, preferred_element_type=jnp.float32)
+        if keys.bias is not None:
+            part = part + keys.bias
+        if keys.mask is not None:
+            part = jnp.where(keys.mask, part, MASKED)
+        logits.append(part)
+    weights = jax.nn.softmax(jnp.concatenate(logits, axis=-1) if len(logits) > 1 else logits[0], axis=-1)
+    weights = weights.astype(sets[0].v.dtype)
+    total, start = None, 0
+    for keys in sets:
+        part = weights[..., start : start + keys.k.shape[-3]]
+        out = jnp.einsum("...kqs,...skd->...qkd", part, keys.v)
+        total, start = out if total is None else total + out, start + keys.k.shape[-3]
+    return total
+
+
+def attention(q, k, v, view: View, *, bias=None, frame_valid=None, external: Bank | None = None, own: bool = True):
+    """Dense attention for any pattern; see `vdm_jax.attention.kernels` for the arguments."""
+    sets = []
+    if own:
+        mask, valid = view.relation().mask(), view.key_valid(frame_valid)
+        sets.append(Keys(view.rows(k), view.rows(v), both(mask, valid), bias))
+    if external is not None:
+        keys, values, valid, relation = view.bank_rows(external)
+        sets.append(Keys(keys, values, both(relation.mask(), valid)))
+    return view.video(dense(view.rows(q), *sets))
+
+
+def both(mask: Bool[Array, "q s"] | None, valid: Bool[Array, "b s"] | None) -> Bool[Array, ...] | None:
+    """A static mask and the validity of keys as one mask that broadcasts against logits `[B, K, Q, S]`."""
+    if valid is None:
+        return mask
+    valid = valid[:, None, None, :]
+    return valid if mask is None else mask & valid

@@ -1,0 +1,253 @@
+"""What a kernel is told about a pattern: the video seen as sequences, and which rows of queries see which of keys.
+
+A `View` turns a pattern, a video shape and a frame mask into sequences `[B*, S, K, D]`; a `Relation` is the static,
+value-hashed visibility between two such sequences, with the block map that kernels skip work by.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange, repeat
+from jaxtyping import Array, Bool, Float
+
+from vdm_jax.attention.patterns import Full, KeyFrames, Pattern, Shape, independent_frames_mask, split
+
+# einops pattern of each layout: tokens of the video to sequences.
+LAYOUTS = {
+    "frames": "b t h w k d -> (b t) (h w) k d",
+    "positions": "b t h w k d -> (b h w) t k d",
+    "all": "b t h w k d -> b (t h w) k d",
+}
+EMPTY, PARTIAL, FULL = 0, 1, 2  # what a block of a mask holds
+
+
+class Bank(NamedTuple):
+    """Outside keys and values in groups: one group for the clip (`g` = 1) or one per frame (`g` = T)."""
+
+    k: Float[Array, "b g m k d"]
+    v: Float[Array, "b g m k d"]
+    mask: Bool[Array, "b g m"] | None = None  # True: the token may be seen
+
+
+@dataclasses.dataclass(frozen=True)
+class Relation:
+    """Which of `frames[0] * run[0]` queries see which of `frames[1] * run[1]` keys, numbered frame by frame.
+
+    `tokens` of the `run[1]` keys of a frame exist, the rest is padding. `table` holds the frame relation as bytes;
+    `rule` is the same as a formula (see `FrameRule`) where there is one. `within` is a pattern that restricts
+    positions inside frames of `size` (H, W), or None.
+    """
+
+    frames: tuple[int, int]
+    run: tuple[int, int]
+    tokens: int
+    table: bytes
+    rule: FrameRule | None = None
+    within: Pattern | None = None
+    size: tuple[int, int] = (1, 1)
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Number of queries and keys."""
+        return self.frames[0] * self.run[0], self.frames[1] * self.run[1]
+
+    @property
+    def frame_table(self) -> np.ndarray:
+        """Bool `[query frames, key frames]`."""
+        return np.frombuffer(self.table, bool).reshape(self.frames)
+
+    @property
+    def everything(self) -> bool:
+        """Whether every query sees every key."""
+        return self.within is None and self.tokens == self.run[1] and bool(self.frame_table.all())
+
+    def sees(self, query, key):
+        """Elementwise: whether query number `query` sees key number `key`; keys past the end are never seen."""
+        (query_frame, query), (key_frame, key) = split(query, self.run[0]), split(key, self.run[1])
+        if self.rule is not None:
+            visible = self.rule(query_frame, key_frame) & (key_frame < self.frames[1])
+        else:
+            inside = [jnp.minimum(f, n - 1) for f, n in zip((query_frame, key_frame), self.frames, strict=True)]
+            visible = jnp.asarray(self.frame_table)[tuple(inside)] & (key_frame < self.frames[1])
+        if self.tokens < self.run[1]:
+            visible = visible & (key < self.tokens)
+        if self.within is not None:
+            visible = visible & self.within.position_visible(query, key, self.size)
+        return visible
+
+    def mask(self) -> Bool[Array, "q s"] | None:
+        """The dense mask, built where it is used from the frame table; None when everything is visible."""
+        if self.everything:
+            return None
+        (q_frames, k_frames), (q_run, k_run) = self.frames, self.run
+        mask = jnp.asarray(self.frame_table)[:, None, :, None]
+        place = np.arange(k_run) < self.tokens
+        mask = mask & jnp.asarray(place)
+        if self.within is not None:
+            tokens = np.arange(q_run)[:, None], np.arange(k_run)[None, :]
+            mask = mask & jnp.asarray(self.within.position_visible(*tokens, self.size))[None, :, None, :]
+        return jnp.broadcast_to(mask, (q_frames, q_run, k_frames, k_run)).reshape(self.lengths)
+
+    @functools.lru_cache(maxsize=256)  # noqa: B019  (relations are small values; block maps are worth keeping)
+    def blocks(self, block_q: int, block_k: int) -> np.ndarray:
+        """EMPTY, PARTIAL or FULL per block, int8 `[query blocks, key blocks]`, in closed form.
+
+        Blocks past the end count as padding. PARTIAL is an upper bound: a block that positions alone would empty or
+        fill may be called partial, never the other way round.
+        """
+        q_first, q_last = _spans(self.lengths[0], block_q)
+        k_first, k_last = _spans(self.lengths[1], block_k)
+        q_frame, k_frame = (q_first // self.run[0], q_last // self.run[0]), (k_first // self.run[1],
+                                                                          k_last // self.run[1])
+        seen = np.zeros((self.frames[0] + 1, self.frames[1] + 1), np.int64)
+        seen[1:, 1:] = self.frame_table.cumsum(0).cumsum(1)  # pairs of frames in every rectangle from the origin
+        (a, b), (c, d) = q_frame, k_frame
+        count = (seen[np.ix_(b + 1, d + 1)] - seen[np.ix_(a, d + 1)] - seen[np.ix_(b + 1, c)] + seen[np.ix_(a, c)])
+        area = (b - a + 1)[:, None] * (d - c + 1)[None, :]
+        keys = self._keys_before(k_last + 1) - self._keys_before(k_first)
+        some, all_ = (count > 0) & (keys > 0)[None, :], (count == area) & (keys == block_k)[None, :]
+        if self.within is not None:
+            some, all_ = some & self._rows_meet(q_first, q_last, k_first, k_last), np.zeros_like(all_)
+        return np.where(all_, FULL, np.where(some, PARTIAL, EMPTY)).astype(np.int8)
+
+    def _keys_before(self, key: np.ndarray) -> np.ndarray:
+        """Number of existing keys with a smaller number."""
+        frame, place = np.divmod(key, self.run[1])
+        return frame * self.tokens + np.minimum(place, self.tokens)
+
+    def _rows_meet(self, q_first, q_last, k_first, k_last) -> np.ndarray:
+        """Whether some row of the query block is near enough to some row of the key block."""
+        height, width = self.size
+        reach = getattr(self.within, "height", 2 * height + 1) // 2
+
+        def rows(first, last, run):
+            one = first // run == last // run  # a block that spans frames holds rows of all heights
+            top = np.where(one, first % run // width, 0)
+            return top, np.where(one, last % run // width, height - 1)
+
+        (q_top, q_end), (k_top, k_end) = rows(q_first, q_last, self.run[0]), rows(k_first, k_last, self.run[1])
+        return (q_top[:, None] <= k_end + reach) & (k_top <= q_end[:, None] + reach)
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameRule:
+    """Frame visibility as a formula of frame numbers: that of `pattern`, or equality when it is None.
+
+    Frames from `clip` on are independent images that see only themselves.
+    """
+
+    pattern: Pattern | None
+    clip: int | None = None
+
+    def __call__(self, query, key):
+        """Elementwise bool."""
+        same = query == key
+        if self.pattern is None:
+            return same
+        visible = self.pattern.frame_visible(query, key)
+        if self.clip is None:
+            return visible
+        return (query < self.clip) & (key < self.clip) & visible | same & (query >= self.clip)
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """A pattern on a video of one shape, with a frame mask (`bytes` of bool `[T, T]`) or without."""
+
+    pattern: Pattern
+    shape: Shape
+    frame_mask: bytes | None = None
+
+    @property
+    def mask(self) -> np.ndarray | None:
+        """The frame mask as an array."""
+        return None if self.frame_mask is None else np.frombuffer(self.frame_mask, bool).reshape((self.shape[0],) * 2)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens per frame."""
+        return self.shape[1] * self.shape[2]
+
+    @property
+    def frame_table(self) -> np.ndarray:
+        """Which frame sees which, bool `[T, T]`."""
+        return self.pattern.frame_table(self.shape[0], self.mask)
+
+    @property
+    def images(self) -> int | None:
+        """Number of appended independent images if the frame mask is that of joint training, 0 without a mask."""
+        if self.mask is None:
+            return 0
+        frames = self.shape[0]
+        alone = [n for n in range(frames + 1) if np.array_equal(self.mask, independent_frames_mask(frames - n, n))]
+        return alone[0] if alone else None
+
+    @property
+    def mask_kind(self) -> str | None:
+        """Kind of the frame mask as the capability table names it."""
+        if self.frame_mask is None:
+            return None
+        return "any" if self.images is None else "independent images"
+
+    def key_frames(self) -> KeyFrames:
+        """For each frame the frames it sees."""
+        return self.pattern.key_frames(self.shape[0], self.mask)
+
+    def rows(self, x: Float[Array, "b t h w k d"]) -> Float[Array, "c s k d"]:
+        """The sequences of the pattern's layout."""
+        return rearrange(x, LAYOUTS[self.pattern.layout])
+
+    def video(self, x: Float[Array, "c s k d"]) -> Float[Array, "b t h w k d"]:
+        """Back from sequences to the video."""
+        frames, height, width = self.shape
+        inverse = " -> ".join(reversed(LAYOUTS[self.pattern.layout].split(" -> ")))
+        return rearrange(x, inverse, t=frames, h=height, w=width)
+
+    def key_valid(self, frame_valid: Bool[Array, "b t"] | None) -> Bool[Array, "c s"] | None:
+        """Validity of every key of the sequences."""
+        how = {"frames": "b t -> (b t) n", "positions": "b t -> (b n) t", "all": "b t -> b (t n)"}
+        return None if frame_valid is None else repeat(frame_valid, how[self.pattern.layout], n=self.tokens)
+
+    def relation(self, run: int | None = None) -> Relation:
+        """Visibility among the rows of a sequence; `run` > N leaves room for padding after each frame's tokens."""
+        layout, frames = self.pattern.layout, self.shape[0]
+        if layout == "positions":
+            return Relation((frames, frames), (1, 1), 1, self.frame_table.tobytes(), self._rule())
+        run = self.tokens if run is None else run
+        within = None if self.pattern.covers_frame(self.shape[1:]) else self.pattern
+        if layout == "frames":
+            return Relation((1, 1), (run, run), self.tokens, b"\1", FrameRule(None), within, self.shape[1:])
+        table = self.frame_table.tobytes()
+        return Relation((frames, frames), (run, run), self.tokens, table, self._rule(), within, self.shape[1:])
+
+    def _rule(self) -> FrameRule | None:
+        if self.frame_mask is None:
+            return FrameRule(self.pattern)
+        return None if self.images is None else FrameRule(self.pattern, self.shape[0] - self.images)
+
+    def bank_rows(self, bank: Bank) -> tuple[Array, Array, Array | None, Relation]:
+        """Outside keys, values `[B*, E, K, D]` and mask `[B*, E]` of the sequences, and who sees them."""
+        frames, layout = self.shape[0], self.pattern.layout
+        groups, count = bank.k.shape[1:3]
+        if layout == "frames":
+            how, sizes, relation = "b g m ... -> (b g r) m ...", {"r": frames // groups}, (1, 1, self.tokens)
+        else:
+            copies = self.tokens if layout == "positions" else 1
+            how, sizes = "b g m ... -> (b r) (g m) ...", {"r": copies}
+            relation = (frames, groups, 1 if layout == "positions" else self.tokens)
+        q_frames, k_frames, run = relation
+        table = np.eye(frames, dtype=bool) if k_frames > 1 else np.ones((q_frames, 1), bool)
+        rule = FrameRule(None) if k_frames > 1 else FrameRule(Full())
+        rows = [None if a is None else repeat(a, how, **sizes) for a in bank]
+        return *rows, Relation((q_frames, k_frames), (run, count), count, table.tobytes(), rule)
+
+
+def _spans(length: int, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """First and last row of every block."""
+    first = np.arange(0, length, block)
+    return first, np.minimum(first + block, length) - 1
