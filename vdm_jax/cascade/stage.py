@@ -155,8 +155,8 @@ class Stage:
             raise UserError(f"Stage {self.name!r}: network.low_resolution={self.network.low_resolution} but source is "
                             f"{'given' if source else 'None'}; permitted: low_resolution exactly with a source")
         if self.network.residual and self.process.prediction != "x":
-            raise UserError(f"Stage {self.name!r}: process.prediction={self.process.prediction!r} with network.residual="
-                            "True, whose output is a video; permitted: prediction='x'")
+            raise UserError(f"Stage {self.name!r}: process.prediction={self.process.prediction!r} with "
+                            "network.residual=True, whose output is a video; permitted: prediction='x'")
         for name, multiple in zip(("height", "width"), self.network.reduction, strict=True):
             if getattr(video, name) % multiple:
                 raise UserError(f"Stage {self.name!r}: video.{name}={getattr(video, name)} is not a multiple of the "
