@@ -32,14 +32,14 @@ def base() -> Stage:
     """8 frames of 32x32 from a caption: few tokens (4x4 patches of 8x8 pixels), full spatio-temporal attention."""
     full, text = SelfAttention(pattern=Full()), CrossAttention()
     network = UNet(
-        levels=(Level(channels=128, blocks=1, kernel=1, mixers=(full, text)),),
-        middle=(full, text, full, text), patch=8, stem_kernel=1, position_period=25.0,
+        levels=(Level(channels=128, blocks=1, mixers=(full, text)),),
+        middle=(full, text, full, text), patch=8, position_period=25.0,
         text=WordEncoder(length=16, width=64, layers=1))
     return Stage(
         name="base", video=VideoSpec(frames=8, height=32, width=32, fps=4), network=network, process=PROCESS,
-        training=Training(steps=5000, batch_size=8, learning_rate=1.5e-3, warmup_steps=100, decay=True, ema_decay=0.99,
+        training=Training(steps=2500, batch_size=8, learning_rate=1.5e-3, warmup_steps=100, decay=True, ema_decay=0.99,
                           log_every=50, checkpoint_every=1000, sample_every=0, validate_every=0),
-        sampling=Sampling(sampler=DDIM(eta=1.0), steps=64, guidance=1.0, batch_size=32))
+        sampling=Sampling(sampler=DDIM(eta=1.0), steps=48, guidance=1.0, batch_size=32))
 
 
 # Super-resolution starts from a video that says nearly everything: an unshifted process, and a change to that video.
@@ -54,8 +54,8 @@ def temporal() -> Stage:
     return Stage(
         name="temporal", video=VideoSpec(frames=16, height=32, width=32, fps=8), network=network, process=DETAIL,
         source=LowResolution(frames=8, height=32, width=32, augmentation=AUGMENTATION),
-        training=Training(steps=400, batch_size=8, learning_rate=2e-3, warmup_steps=50, decay=True, ema_decay=0.99,
-                          log_every=50, checkpoint_every=400, sample_every=0, validate_every=0),
+        training=Training(steps=250, batch_size=8, learning_rate=2e-3, warmup_steps=50, decay=True, ema_decay=0.99,
+                          log_every=50, checkpoint_every=250, sample_every=0, validate_every=0),
         sampling=Sampling(sampler=DDIM(), steps=8, batch_size=32))
 
 
@@ -67,8 +67,8 @@ def spatial() -> Stage:
     return Stage(
         name="spatial", video=VideoSpec(frames=16, height=64, width=64, fps=8), network=network, process=DETAIL,
         source=LowResolution(frames=16, height=32, width=32, augmentation=AUGMENTATION),
-        training=Training(steps=400, batch_size=8, learning_rate=2e-3, warmup_steps=50, decay=True, ema_decay=0.99,
-                          log_every=50, checkpoint_every=400, sample_every=0, validate_every=0),
+        training=Training(steps=180, batch_size=8, learning_rate=2e-3, warmup_steps=50, decay=True, ema_decay=0.99,
+                          log_every=50, checkpoint_every=180, sample_every=0, validate_every=0),
         sampling=Sampling(sampler=DDIM(), steps=8, batch_size=32))
 
 
