@@ -107,6 +107,10 @@ CAPABILITIES: dict[tuple[str, str], Entry] = {
                               frame_masks=("independent images",), external=False, dtypes=("bfloat16", "float32"),
                               head_dim=(8, 256), most_rows=450_000),
 }
+# Spatial attention never leaves a frame, and frames are never split: it has nothing to exchange.
+CAPABILITIES |= {
+    **{(kernel, "all_gather"): Entry(ALL - {"Spatial"}) for kernel in ("xla", "chunked")},
+}
 
 
 def require(pattern: Pattern, kernel: str, context: str, *, bias: bool = False, external: bool = False) -> None:
