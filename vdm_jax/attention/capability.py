@@ -110,6 +110,15 @@ CAPABILITIES: dict[tuple[str, str], Entry] = {
 # Spatial attention never leaves a frame, and frames are never split: it has nothing to exchange.
 CAPABILITIES |= {
     **{(kernel, "all_gather"): Entry(ALL - {"Spatial"}) for kernel in ("xla", "chunked")},
+    **{(kernel, "halo"): Entry(ALL - {"Full", "Temporal"}, bias=False, bounded=True)
+       for kernel in ("xla", "chunked", "gather")},
+    **{(kernel, "halo"): dataclasses.replace(CAPABILITIES[kernel, "none"], patterns=frozenset({"Spatial"}))
+       for kernel in ("cudnn", "splash")},
+    # These two bring whole sequences to each device, so that a kernel can do what it can without a context.
+    **{(kernel, "ulysses"): dataclasses.replace(entry, patterns=entry.patterns - {"Spatial"})
+       for (kernel, _), entry in CAPABILITIES.items()},
+    **{(kernel, "relayout"): dataclasses.replace(entry, patterns=entry.patterns & {"Temporal", "TemporalCausal"})
+       for (kernel, _), entry in CAPABILITIES.items() if kernel != "splash"},
 }
 
 

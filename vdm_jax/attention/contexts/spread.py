@@ -9,10 +9,12 @@ exchange and `attend` computes with the local kernel alone, so that a config run
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
@@ -64,6 +66,7 @@ class Context:
     run: Callable[..., Array]
     bias: Literal["rows", "heads", "sequences"] | None = None  # how a bias is split over the context axis
     bank: Literal["frames", "heads", "whole"] = "frames"  # how outside tokens are
+    check: Callable[[Call, int], None] | None = None  # refuses what cannot be split, from the heads of a device
 
 
 def context_size() -> int:
@@ -85,19 +88,25 @@ def spread(
 ) -> Float[Array, "b t h w k d"]:
     """Run a context on the mesh in context. Raises `UserError` when the frames do not divide over its devices.
 
-    Batch and heads that the mesh does not divide are kept whole: every device then computes all of them.
+    Raises `UserError` too for heads that the context cannot divide. Batch and heads that the mesh does not divide are kept whole: every device then computes all of them.
     """
     frames = call.view.shape[0]
     if frames % call.devices:
         raise UserError(f"attention context={call.context!r} cannot split {frames} frames over mesh axis "
                         f"{AXIS}={call.devices}; permitted: multiples of {call.devices}")
+    mesh = jax.sharding.get_abstract_mesh()
     batch, heads = _axes("batch", q.shape[0]), _axes("out", q.shape[4])
+    if context.check is not None:
+        context.check(call, q.shape[4] // math.prod(mesh.shape[axis] for axis in heads))
     tokens = P(batch, AXIS, None, None, heads, None)
     arrays, specs = {"q": q, "k": k, "v": v}, dict.fromkeys("qkv", tokens)
     if frame_valid is not None:
         arrays["frame_valid"], specs["frame_valid"] = frame_valid, P(batch, None)
     if bias is not None:
         arrays["bias"] = _sequences_in_front(bias, call.view, q.shape[0])
+        if context.bias == "sequences" and arrays["bias"].shape[1] > 1:
+            padding = -call.view.tokens % call.devices
+            arrays["bias"] = jnp.pad(arrays["bias"], ((0, 0), (0, padding), *((0, 0),) * 3))
         specs["bias"] = _bias_spec(context.bias, arrays["bias"].shape, batch, heads)
     if external is not None:
         groups = AXIS if context.bank == "frames" and external.k.shape[1] > 1 else None
@@ -111,7 +120,6 @@ def spread(
             arrays = arrays | {"bias": arrays["bias"].reshape(-1, *arrays["bias"].shape[2:])}
         return context.run(call, **arrays)
 
-    mesh = jax.sharding.get_abstract_mesh()
     return jax.shard_map(device, mesh=mesh, in_specs=(specs,), out_specs=tokens, check_vma=False)(arrays)
 
 
