@@ -110,6 +110,8 @@ CAPABILITIES: dict[tuple[str, str], Entry] = {
 # Spatial attention never leaves a frame, and frames are never split: it has nothing to exchange.
 CAPABILITIES |= {
     **{(kernel, "all_gather"): Entry(ALL - {"Spatial"}) for kernel in ("xla", "chunked")},
+    **{(kernel, context): Entry(ALL - {"Spatial"}, bias=False)
+       for kernel in ("xla", "chunked") for context in ("ring", "zigzag_ring", "ulysses_ring")},
     **{(kernel, "halo"): Entry(ALL - {"Full", "Temporal"}, bias=False, bounded=True)
        for kernel in ("xla", "chunked", "gather")},
     **{(kernel, "halo"): dataclasses.replace(CAPABILITIES[kernel, "none"], patterns=frozenset({"Spatial"}))

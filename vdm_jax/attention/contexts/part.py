@@ -76,23 +76,35 @@ class Part(Relation):
         return count[np.ix_(b, d)] - count[np.ix_(a, d)] - count[np.ix_(b, c)] + count[np.ix_(a, c)] > 0
 
 
-def make_part(view: View, frames: tuple[int, int], pairs: list[tuple[np.ndarray, np.ndarray]] | None = None) -> Part:
+def make_part(view: View, frames: tuple[int, int], pairs: list[tuple[np.ndarray, np.ndarray]] | None = None) -> Relation:
     """The part of `view` (a whole clip) among `frames` (of queries, of keys).
 
-    `pairs`: numbers of query and key frames of every device, from which follows what may be needed; None: anything.
+    `pairs`: numbers of query and key frames of every device, from which follows what may be needed; None: any frames.
+    Where everything is visible in any case the result is a plain relation, else a `Part`.
     """
-    table, needed = view.frame_table, np.ones(frames, bool)
+    table, needed, whole = view.frame_table, np.ones(frames, bool), view.relation()
     if pairs is not None:
         needed = np.any([table[np.ix_(q, np.maximum(k, 0))] & (k >= 0) for q, k in pairs], axis=0)
-    whole = view.relation()
+    if whole.everything and (pairs is None or all((k >= 0).all() for _, k in pairs)):
+        return dataclasses.replace(whole, frames=frames, table=needed.tobytes())
     return Part(frames, whole.run, whole.tokens, needed.tobytes(), whole.rule, whole.within, whole.size,
                 table.tobytes(), view.shape[0])
+
+
+def asked(part: Relation, ids: Ids) -> Ids | None:
+    """The frame numbers if the part asks for them."""
+    return ids if isinstance(part, Part) else None
+
+
+def dense_mask(part: Relation, ids: Ids) -> Bool[Array, "q s"] | None:
+    """The mask of a part; None when everything is visible."""
+    return part.mask(ids) if isinstance(part, Part) else part.mask()
 
 
 def attend_part(
     kernel: str,
     view: View,
-    part: Part,
+    part: Relation,
     ids: Ids,
     q: Float[Array, "b f h w k d"],
     k: Float[Array, "b g h w k d"],
@@ -110,12 +122,12 @@ def attend_part(
     rows, keys, values, valid = view.rows(q), view.rows(k), view.rows(v), view.key_valid(key_valid)
     outside = None if external is None else view.bank_rows(external)
     if kernel == "chunked":
-        parts = [blockwise(rows, keys, values, part, bias=bias, key_valid=valid, ids=ids)]
+        parts = [blockwise(rows, keys, values, part, bias=bias, key_valid=valid, ids=asked(part, ids))]
         if outside is not None:
             keys, values, valid, relation = outside
             parts.append(blockwise(rows, keys, values, relation, key_valid=valid))
         return view.video(merge(*parts).astype(v.dtype))
-    sets = [Keys(keys, values, both(part.mask(ids), valid), bias)]
+    sets = [Keys(keys, values, both(dense_mask(part, ids), valid), bias)]
     if outside is not None:
         keys, values, valid, relation = outside
         sets.append(Keys(keys, values, both(relation.mask(), valid)))

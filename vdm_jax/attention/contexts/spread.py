@@ -126,10 +126,10 @@ def spread(
 def _axes(name: str, size: int) -> tuple[str, ...]:
     """Mesh axes over which a dimension is split: those of its logical axis, or none if they do not divide it."""
     mesh, parts = jax.sharding.get_abstract_mesh(), 1
-    axes = tuple(axis for axis in AXIS_RULES[name] or () if mesh.shape.get(axis, 1) > 1)
+    axes = tuple(axis for axis in AXIS_RULES[name] or () if axis in mesh.shape)
     for axis in axes:
         parts *= mesh.shape[axis]
-    return axes if size % parts == 0 else ()
+    return axes if size % parts == 0 else ()  # axes of size 1 stay: gradients are summed over those left out
 
 
 def _sequences_in_front(bias: Array, view: View, batch: int) -> Float[Array, "b p k q s"]:
