@@ -156,14 +156,16 @@ class _Plan:
             numbers, counts = self.key_blocks(kind)
             if numbers.shape[1] == 0:
                 continue
-            row = jnp.asarray(numbers)[i]
-            same = bool((counts == counts[0]).all())
+            masked, same = kind == PARTIAL, bool((counts == counts[0]).all())
             count = int(counts[0]) if same else jnp.asarray(counts)[i]
-
-            def step(n, carry, kind=kind, row=row):
-                visit = functools.partial(body, kind == PARTIAL, row[n])
-                return visit(carry) if live is None else lax.cond(live[i, row[n]], visit, lambda carry: carry, carry)
-
+            visit = functools.partial(body, masked)
+            if live is not None:
+                visit = functools.partial(_if_live, live[i], visit)
+            if (numbers == np.arange(numbers.shape[1])).all():  # in order from the first on: no list is needed
+                step = visit
+            else:
+                step = functools.partial(lambda visit, row, n, carry: visit(row[n], carry), visit,
+                                         jnp.asarray(numbers)[i])
             carry = lax.fori_loop(0, count, step, carry)
         return carry
 
@@ -180,6 +182,11 @@ class _Plan:
         if key_valid is not None:
             s = jnp.where(key_valid[j][:, None, None, :], s, MASKED)
         return s
+
+
+def _if_live(live: Bool[Array, "m"], visit, j, carry):
+    """`visit(j, carry)` where key block `j` is live."""
+    return lax.cond(live[j], visit, lambda _, carry: carry, j, carry)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
