@@ -76,7 +76,9 @@ class Part(Relation):
         return count[np.ix_(b, d)] - count[np.ix_(a, d)] - count[np.ix_(b, c)] + count[np.ix_(a, c)] > 0
 
 
-def make_part(view: View, frames: tuple[int, int], pairs: list[tuple[np.ndarray, np.ndarray]] | None = None) -> Relation:
+def make_part(
+    view: View, frames: tuple[int, int], pairs: list[tuple[np.ndarray, np.ndarray]] | None = None,
+) -> Relation:
     """The part of `view` (a whole clip) among `frames` (of queries, of keys).
 
     `pairs`: numbers of query and key frames of every device, from which follows what may be needed; None: any frames.

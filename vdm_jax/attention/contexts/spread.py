@@ -47,7 +47,7 @@ class Call:
         """The view of a device's own frames, for layouts only: its relation is not that of the clip."""
         return View(self.view.pattern, (self.frames, *self.view.shape[1:]))
 
-    def ids(self, device: Any) -> Int[Array, "f"]:
+    def ids(self, device: Any) -> Int[Array, ...]:
         """Numbers in the clip of a device's frames; numpy or jax."""
         return device * self.frames + np.arange(self.frames)
 
@@ -86,9 +86,10 @@ def spread(
     frame_valid: Bool[Array, "b t"] | None = None,
     external: Bank | None = None,
 ) -> Float[Array, "b t h w k d"]:
-    """Run a context on the mesh in context. Raises `UserError` when the frames do not divide over its devices.
+    """Run a context on the mesh in context.
 
-    Raises `UserError` too for heads that the context cannot divide. Batch and heads that the mesh does not divide are kept whole: every device then computes all of them.
+    Raises `UserError` when frames, or heads that the context splits, do not divide. Batch and heads that the other
+    axes do not divide are kept whole: every device then computes all of them.
     """
     frames = call.view.shape[0]
     if frames % call.devices:
