@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from vdm_jax.attention.capability import Request, resolve, target_platform
+from vdm_jax.attention.contexts import CONTEXTS, Call, context_size, spread
 from vdm_jax.attention.kernels import KERNELS
 from vdm_jax.attention.patterns import AttentionPattern, External
 from vdm_jax.attention.relation import Bank, View
@@ -34,7 +35,9 @@ def attend(
     Args:
       q, k, v: queries, keys and values per token; q and k already carry their positions.
       pattern: who sees whom.
-      kernel, context: how and where; checked against the capability table. `auto` chooses for `platform`.
+      kernel, context: how and where; checked against the capability table. `auto` chooses for `platform`. A context
+        spreads the frames over the mesh axis `context`; without a mesh, or where that axis has one device, the kernel
+        computes alone and the result is the same.
       bias: added to the logits among the own tokens: `[K, queries, keys]` of the sequences of the pattern's layout
         (frames, positions or the clip), or `[B*, K, queries, keys]` with one per sequence.
       frame_mask: which frame may see which, the same for all samples, on top of the pattern (appended independent
@@ -54,8 +57,12 @@ def attend(
     request = Request(pattern=pattern, shape=shape, batch=q.shape[0], heads=q.shape[4], head_dim=q.shape[5],
                       dtype=q.dtype.name, platform=target_platform(platform), bias=bias is not None,
                       frame_mask=view.mask_kind, frame_valid=frame_valid is not None, external=external is not None)
-    function = KERNELS[resolve(request, kernel, context)]
-    out = function(q, k, v, view, bias=bias, frame_valid=frame_valid, external=external, own=own)
+    kernel, devices = resolve(request, kernel, context), context_size()
+    more = {"bias": bias, "frame_valid": frame_valid, "external": external}
+    if context == "none" or devices == 1:
+        out = KERNELS[kernel](q, k, v, view, **more, own=own)
+    else:
+        out = spread(CONTEXTS[context], Call(context, kernel, view, devices, own), q, k, v, **more)
     something = _sees_something(view, frame_valid, external, own)
     return out if something is None else jnp.where(something[..., None, None, None, None], out, 0)
 

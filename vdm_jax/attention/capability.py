@@ -107,6 +107,21 @@ CAPABILITIES: dict[tuple[str, str], Entry] = {
                               frame_masks=("independent images",), external=False, dtypes=("bfloat16", "float32"),
                               head_dim=(8, 256), most_rows=450_000),
 }
+# Spatial attention never leaves a frame, and frames are never split: it has nothing to exchange.
+CAPABILITIES |= {
+    **{(kernel, "all_gather"): Entry(ALL - {"Spatial"}) for kernel in ("xla", "chunked")},
+    **{(kernel, context): Entry(ALL - {"Spatial"}, bias=False)
+       for kernel in ("xla", "chunked") for context in ("ring", "zigzag_ring", "ulysses_ring")},
+    **{(kernel, "halo"): Entry(ALL - {"Full", "Temporal"}, bias=False, bounded=True)
+       for kernel in ("xla", "chunked", "gather")},
+    **{(kernel, "halo"): dataclasses.replace(CAPABILITIES[kernel, "none"], patterns=frozenset({"Spatial"}))
+       for kernel in ("cudnn", "splash")},
+    # These two bring whole sequences to each device, so that a kernel can do what it can without a context.
+    **{(kernel, "ulysses"): dataclasses.replace(entry, patterns=entry.patterns - {"Spatial"})
+       for (kernel, _), entry in CAPABILITIES.items()},
+    **{(kernel, "relayout"): dataclasses.replace(entry, patterns=entry.patterns & {"Temporal", "TemporalCausal"})
+       for (kernel, _), entry in CAPABILITIES.items() if kernel != "splash"},
+}
 
 
 def require(pattern: Pattern, kernel: str, context: str, *, bias: bool = False, external: bool = False) -> None:

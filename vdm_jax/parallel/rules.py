@@ -70,6 +70,24 @@ def shard(x: Array, *axes: str | None) -> Array:
     return jax.lax.with_sharding_constraint(x, partition)
 
 
+def spread_frames(x: Array) -> Array:
+    """Split the frames (axis 1) of `[B, T, ...]` over the mesh in context and leave the other axes to the compiler.
+
+    Without a mesh, or where one device holds all frames, nothing is constrained. Raises `UserError` when the frames do
+    not divide.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(axis for axis in AXIS_RULES["frames"] or () if mesh.shape.get(axis, 1) > 1)
+    if not axes:
+        return x
+    parts = _parts(axes, mesh)
+    if x.shape[1] % parts:
+        raise UserError(f"a video of {x.shape[1]} frames does not divide over {parts} devices of mesh axes {axes}; "
+                        f"permitted: multiples of {parts} frames")
+    free = P.UNCONSTRAINED
+    return jax.lax.with_sharding_constraint(x, P(free, axes, *(free,) * (x.ndim - 2)))
+
+
 def parameter_shardings(params: Any, mesh: Mesh) -> Any:
     """NamedSharding of every leaf of a parameter-like tree (parameters, EMA, optimizer moments).
 

@@ -1,0 +1,121 @@
+"""Halo exchange: every device gets just the frames its own frames see, the first one and those around them.
+
+For patterns that see few frames the bytes per device do not grow with the clip: frames before and after come from the
+neighbours by collective permutes, the first frame by a sum in which only its owner takes part. Spatial attention
+exchanges nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from vdm_jax.attention.contexts.part import Ids, Part, attend_part, make_part
+from vdm_jax.attention.contexts.spread import AXIS, Call
+from vdm_jax.attention.kernels.gather import gather_frames
+from vdm_jax.attention.kernels.xla import Keys, dense
+from vdm_jax.attention.patterns import KeyFrames
+from vdm_jax.attention.relation import Bank, View
+
+
+def attention(call: Call, q, k, v, *, bias=None, frame_valid=None, external: Bank | None = None):
+    """Attention of a device's frames `[B, f, H, W, K, D]` over the frames they see."""
+    del bias  # the table lets none through
+    device = lax.axis_index(AXIS)
+    if not call.own or call.view.pattern.layout == "frames":
+        mine = None if frame_valid is None else lax.dynamic_slice_in_dim(frame_valid, device * call.frames, call.frames,
+                                                                         axis=1)
+        return call.alone(q, k, v, frame_valid=mine, external=external)
+    halo = find_halo(call)
+    k, v = halo.collect(k), halo.collect(v)
+    pairs = [(call.ids(d), halo.ids(d, np)) for d in range(call.devices)]
+    part = make_part(call.view, (call.frames, len(pairs[0][1])), pairs)
+    ids = call.ids(device), halo.ids(device, jnp)
+    valid = None if frame_valid is None else frame_valid[:, jnp.maximum(ids[1], 0)]
+    function = _gathered if call.kernel == "gather" else functools.partial(attend_part, call.kernel)
+    return function(call.local, part, ids, q, k, v, key_valid=valid, external=external)
+
+
+@dataclasses.dataclass(frozen=True)
+class Halo:
+    """What a device holds, in this order: the first frame of the clip, frames before its own, its own, frames after."""
+
+    first: bool
+    before: int
+    after: int
+    frames: int  # own ones
+    devices: int
+
+    def ids(self, device, xp) -> Array:
+        """Numbers in the clip of the frames a device holds, -1 for what is not there or there twice."""
+        number = device * self.frames + np.arange(-self.before, self.frames + self.after)
+        inside = (number >= int(self.first)) & (number < self.frames * self.devices)
+        number = xp.where(inside, number, -1)
+        return xp.concatenate([xp.zeros(1, number.dtype), number]) if self.first else number
+
+    def collect(self, x: Float[Array, "b f h w k d"]) -> Float[Array, "b g h w k d"]:
+        """A device's frames with their halo; places without a frame hold zeros."""
+        before = [self._from_device(x, -hop, count) for hop, count in self._hops(self.before)]
+        after = [self._from_device(x, hop, count) for hop, count in self._hops(self.after)]
+        first = []
+        if self.first:
+            owner = lax.axis_index(AXIS) == 0
+            first = [lax.psum(jnp.where(owner, x[:, :1], 0), AXIS)]
+        return jnp.concatenate([*first, *reversed(before), x, *after], axis=1)
+
+    def _hops(self, reach: int) -> list[tuple[int, int]]:
+        """How many frames to get from the devices 1, 2, ... away."""
+        hops = range(1, -(-reach // self.frames) + 1)
+        return [(hop, min(self.frames, reach - (hop - 1) * self.frames)) for hop in hops]
+
+    def _from_device(self, x: Array, hop: int, count: int) -> Array:
+        """The nearest `count` frames of the device `hop` further on."""
+        sources = [(d + hop, d) for d in range(self.devices) if 0 <= d + hop < self.devices]
+        return lax.ppermute(x[:, -count:] if hop < 0 else x[:, :count], AXIS, sources)
+
+
+def find_halo(call: Call) -> Halo:
+    """The smallest halo with everything that some frame sees."""
+    query, key = np.nonzero(call.view.frame_table)
+    start = query // call.frames * call.frames
+    behind, ahead = start - key, key - (start + call.frames - 1)
+    before = int(behind[key > 0].max(initial=0))
+    return Halo(first=bool((behind[key == 0] > before).any()), before=max(before, 0),
+                after=int(ahead.max(initial=0)), frames=call.frames, devices=call.devices)
+
+
+def _gathered(
+    view: View, part: Part, ids: Ids, q, k, v, *, key_valid: Bool[Array, "b g"] | None, external: Bank | None,
+) -> Float[Array, "b f h w k d"]:
+    """Dense attention of every frame over those of the held frames that it may see.
+
+    Which places these are is the same on all devices; which of them hold a frame is not.
+    """
+    positions = view.pattern.layout == "positions"
+    places, tokens = (view.tokens, 1) if positions else (1, view.tokens)
+    q, k, v = (rearrange(a, "b t h w k d -> b t (h w) k d") for a in (q, k, v))
+    q, k, v = (rearrange(a, "b t (p n) k d -> b t p n k d", p=places) for a in (q, k, v))
+    table = part.frame_table
+    most = max(int(table.sum(axis=1).max()), 1)
+    index = np.argsort(~table, axis=1, kind="stable")[:, :most]
+    seen = jnp.take_along_axis(part.seen(ids), jnp.asarray(index), axis=1)[None]
+    if key_valid is not None:
+        seen = seen & key_valid[:, index]
+    mask = jnp.repeat(seen, tokens, axis=2)[:, :, None, None, None, :]  # against [B, f, P, K, n, M * n]
+    if part.within is not None:
+        place = np.arange(tokens)
+        within = part.within.position_visible(place[:, None], place[None, :], part.size)
+        mask = mask & jnp.tile(jnp.asarray(within), (1, most))
+    frames = KeyFrames(index, None)
+    sets = [Keys(gather_frames(k, frames), gather_frames(v, frames), mask)]
+    if external is not None:
+        valid = None if external.mask is None else external.mask[:, :, None, None, None, :]
+        sets.append(Keys(external.k[:, :, None], external.v[:, :, None], valid))
+    out = dense(q, *sets)
+    return out.reshape(*out.shape[:2], *view.shape[1:], *out.shape[4:])

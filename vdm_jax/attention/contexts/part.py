@@ -1,0 +1,136 @@
+"""The part of a pattern that one device computes: its own query frames against the key frames it holds.
+
+All devices run one program, so which frames a device has is known only when the program runs: visibility is looked up
+by the numbers of the frames in the clip.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from vdm_jax.attention.kernels.chunked import blockwise, merge
+from vdm_jax.attention.kernels.xla import Keys, both, dense
+from vdm_jax.attention.patterns import split
+from vdm_jax.attention.relation import PARTIAL, Bank, Relation, View
+
+Ids = tuple[Int[Array, "f"], Int[Array, "g"]]  # of query and key frames; a key frame < 0 is not there
+
+
+@dataclasses.dataclass(frozen=True)
+class Part(Relation):
+    """A relation between frames whose numbers come at run time.
+
+    `table` is what any device may need, an upper bound by which work is planned; `clip` is the frame relation of the
+    `total` frames of the clip, `rule` the same as a formula where there is one.
+    """
+
+    clip: bytes = b""
+    total: int = 0
+
+    def frames_see(self, query, key):
+        """Elementwise: whether frame `query` of the clip sees frame `key`; both integer arrays."""
+        if self.rule is not None:
+            return self.rule(query, key) & (key >= 0)
+        table = jnp.asarray(np.frombuffer(self.clip, bool).reshape(self.total, self.total))
+        return table[query, jnp.maximum(key, 0)] & (key >= 0)
+
+    def seen(self, ids: Ids) -> Bool[Array, "f g"]:
+        """Which query frame sees which key frame."""
+        return self.frames_see(ids[0][:, None], ids[1][None, :])
+
+    def sees(self, query, key, ids: Ids):
+        """Elementwise: whether query number `query` sees key number `key`; keys past the end are never seen."""
+        (query_frame, query), (key_frame, key) = split(query, self.run[0]), split(key, self.run[1])
+        inside = [jnp.minimum(f, n - 1) for f, n in zip((query_frame, key_frame), self.frames, strict=True)]
+        visible = self.frames_see(ids[0][inside[0]], ids[1][inside[1]]) & (key_frame < self.frames[1])
+        if self.within is not None:
+            visible = visible & self.within.position_visible(query, key, self.size)
+        return visible
+
+    def mask(self, ids: Ids) -> Bool[Array, "q s"]:
+        """The dense mask."""
+        (q_frames, k_frames), (q_run, k_run) = self.frames, self.run
+        mask = self.seen(ids)[:, None, :, None]
+        if self.within is not None:
+            tokens = np.arange(q_run)[:, None], np.arange(k_run)[None, :]
+            mask = mask & jnp.asarray(self.within.position_visible(*tokens, self.size))[None, :, None, :]
+        return jnp.broadcast_to(mask, (q_frames, q_run, k_frames, k_run)).reshape(self.lengths)
+
+    def blocks(self, block_q: int, block_k: int) -> np.ndarray:
+        """Blocks that some device may need; none is known to be full for all."""
+        return np.minimum(super().blocks(block_q, block_k), PARTIAL)
+
+    def live(self, block_q: int, block_k: int, ids: Ids) -> Bool[Array, "n m"]:
+        """Which blocks hold frames that see each other."""
+        count = jnp.cumsum(jnp.cumsum(self.seen(ids).astype(jnp.int32), axis=0), axis=1)
+        count = jnp.pad(count, ((1, 0), (1, 0)))  # visible pairs in every rectangle from the origin
+        spans = []
+        for length, block, run in zip(self.lengths, (block_q, block_k), self.run, strict=True):
+            first = np.arange(0, length, block)
+            spans += [first // run, np.minimum(first + block - 1, length - 1) // run + 1]
+        a, b, c, d = spans
+        return count[np.ix_(b, d)] - count[np.ix_(a, d)] - count[np.ix_(b, c)] + count[np.ix_(a, c)] > 0
+
+
+def make_part(
+    view: View, frames: tuple[int, int], pairs: list[tuple[np.ndarray, np.ndarray]] | None = None,
+) -> Relation:
+    """The part of `view` (a whole clip) among `frames` (of queries, of keys).
+
+    `pairs`: numbers of query and key frames of every device, from which follows what may be needed; None: any frames.
+    Where everything is visible in any case the result is a plain relation, else a `Part`.
+    """
+    table, needed, whole = view.frame_table, np.ones(frames, bool), view.relation()
+    if pairs is not None:
+        needed = np.any([table[np.ix_(q, np.maximum(k, 0))] & (k >= 0) for q, k in pairs], axis=0)
+    if whole.everything and (pairs is None or all((k >= 0).all() for _, k in pairs)):
+        return dataclasses.replace(whole, frames=frames, table=needed.tobytes())
+    return Part(frames, whole.run, whole.tokens, needed.tobytes(), whole.rule, whole.within, whole.size,
+                table.tobytes(), view.shape[0])
+
+
+def asked(part: Relation, ids: Ids) -> Ids | None:
+    """The frame numbers if the part asks for them."""
+    return ids if isinstance(part, Part) else None
+
+
+def dense_mask(part: Relation, ids: Ids) -> Bool[Array, "q s"] | None:
+    """The mask of a part; None when everything is visible."""
+    return part.mask(ids) if isinstance(part, Part) else part.mask()
+
+
+def attend_part(
+    kernel: str,
+    view: View,
+    part: Relation,
+    ids: Ids,
+    q: Float[Array, "b f h w k d"],
+    k: Float[Array, "b g h w k d"],
+    v: Float[Array, "b g h w k d"],
+    *,
+    bias: Float[Array, "*c k q s"] | None = None,
+    key_valid: Bool[Array, "b g"] | None = None,
+    external: Bank | None = None,
+) -> Float[Array, "b f h w k d"]:
+    """Attention of a device's frames over the frames it holds, by kernel `xla` or `chunked`.
+
+    `view` is that of the device's own frames and serves for layouts only; `external` has one group or one per own
+    frame.
+    """
+    rows, keys, values, valid = view.rows(q), view.rows(k), view.rows(v), view.key_valid(key_valid)
+    outside = None if external is None else view.bank_rows(external)
+    if kernel == "chunked":
+        parts = [blockwise(rows, keys, values, part, bias=bias, key_valid=valid, ids=asked(part, ids))]
+        if outside is not None:
+            keys, values, valid, relation = outside
+            parts.append(blockwise(rows, keys, values, relation, key_valid=valid))
+        return view.video(merge(*parts).astype(v.dtype))
+    sets = [Keys(keys, values, both(dense_mask(part, ids), valid), bias)]
+    if outside is not None:
+        keys, values, valid, relation = outside
+        sets.append(Keys(keys, values, both(relation.mask(), valid)))
+    return view.video(dense(rows, *sets))
