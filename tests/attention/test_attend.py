@@ -84,7 +84,7 @@ def test_masks_and_bias_together(pattern, kernel):
         inputs() | {"bias": bias}, visible(pattern, SHAPE, frame_mask) & key_mask(valid), layout=pattern.layout)
 
 
-@pairs(Spatial(), Temporal(), SparseCausal(), BOX)
+@pairs(Spatial(), Temporal(), TemporalCausal(window=3), SparseCausal())
 @pytest.mark.parametrize("groups", [1, SHAPE[0]], ids=["clip", "per-frame"])
 def test_external_tokens(pattern, kernel, groups):
     """Appended, with hidden tokens and missing frames; instead of the own tokens, all of them visible."""
@@ -98,7 +98,8 @@ def test_external_tokens(pattern, kernel, groups):
             **options)
 
     assert_same(ours("append", outside.mask, frame_valid=jnp.asarray(valid)), everything, mask, bank_mask=outside.mask)
-    assert_same(ours("replace", None), everything, np.zeros_like(mask))
+    if pattern == SparseCausal():  # the own tokens are not looked at, so that one pattern per kernel does
+        assert_same(ours("replace", None), everything, np.zeros_like(mask))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -124,26 +125,39 @@ def test_bias_per_sequence(pattern, kernel):
         spread = spread.reshape(BATCH, HEADS, TOKENS, TOKENS).astype(np.float32)
     mask = visible(pattern, SHAPE)
     q, k, v = inputs().values()
-    ours = jax.grad(lambda b: (attend(q, k, v, pattern=pattern, kernel=kernel, bias=b) ** 3).sum())(jnp.asarray(bias))
-    theirs = jax.grad(lambda b: (reference(q, k, v, mask, b) ** 3).sum())(jnp.asarray(spread))
+
+    def out_and_gradient(function, bias):
+        def loss(b):
+            out = function(b)
+            return (out**3).sum(), out
+        (_, out), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(jnp.asarray(bias))
+        return out, gradient
+
+    out, ours = out_and_gradient(lambda b: attend(q, k, v, pattern=pattern, kernel=kernel, bias=b), bias)
+    expected, theirs = out_and_gradient(lambda b: reference(q, k, v, mask, b), spread)
     if pattern.layout == "positions":
         theirs = np.einsum("bktnsn->bnkts", theirs.reshape(BATCH, HEADS, rows, n, rows, n)).reshape(bias.shape)
     np.testing.assert_allclose(ours, theirs, atol=2e-4)
-    np.testing.assert_allclose(attend(q, k, v, pattern=pattern, kernel=kernel, bias=jnp.asarray(bias)),
-                               reference(q, k, v, mask, spread), atol=3e-6)
+    np.testing.assert_allclose(out, expected, atol=3e-6)
 
 
 @pairs(Spatial(), Temporal(), Full(), SparseCausal())
 def test_bfloat16_stays_close(pattern, kernel):
     """Within 0.08 for values of order 3: bfloat16 has 8 bits, and the result is a mean of such values."""
-    q, k, v = (a.astype(jnp.bfloat16) for a in inputs().values())
-    out, pull = jax.vjp(lambda *a: attend(*a, pattern=pattern, kernel=kernel), q, k, v)
-    full = [a.astype(jnp.float32) for a in (q, k, v)]
-    expected, pull_expected = jax.vjp(lambda *a: reference(*a, visible(pattern, SHAPE)), *full)
+    low = [a.astype(jnp.bfloat16) for a in inputs().values()]
+
+    def out_and_gradients(function, arguments):
+        out, pull = jax.vjp(function, *arguments)
+        return out, pull(jnp.ones_like(out))
+
+    out, found = jax.jit(functools.partial(out_and_gradients, functools.partial(attend, pattern=pattern,
+                                                                                kernel=kernel)))(low)
+    mask = visible(pattern, SHAPE)
+    expected, wanted = jax.jit(functools.partial(out_and_gradients, lambda *a: reference(*a, mask)))(
+        [a.astype(jnp.float32) for a in low])
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(out.astype(jnp.float32), expected, atol=0.08)
-    cotangent = jnp.ones_like(out)
-    for a, b in zip(pull(cotangent), pull_expected(cotangent.astype(jnp.float32)), strict=True):
+    for a, b in zip(found, wanted, strict=True):
         assert a.dtype == jnp.bfloat16
         np.testing.assert_allclose(a.astype(jnp.float32), b, atol=0.03 * max(1.0, np.abs(b).max()))
 
@@ -174,7 +188,8 @@ def test_tokens_that_see_nothing_get_zeros_and_large_scores_stay_finite(kernel):
     q = k = jnp.full((1, 2, 3, 1, 1, 4), 1e3)
     v = jnp.arange(24.0).reshape(1, 2, 3, 1, 1, 4)
     for options in ({"frame_mask": np.zeros((2, 2), bool)}, {"frame_valid": jnp.zeros((1, 2), bool)}):
-        out, pull = jax.vjp(functools.partial(attend, pattern=pattern, kernel=kernel, **options), q, k, v)
+        function = jax.jit(functools.partial(attend, pattern=pattern, kernel=kernel, **options))
+        out, pull = jax.vjp(function, q, k, v)
         assert not out.any() and not any(g.any() for g in pull(jnp.ones_like(out)))
     out = attend(q, k, v, pattern=pattern, kernel=kernel)
     np.testing.assert_allclose(out[0, 1, 0, 0, 0], v.mean((0, 1, 2, 3, 4)), rtol=1e-5)

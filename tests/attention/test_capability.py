@@ -91,6 +91,7 @@ def test_limits_of_a_kernel_are_named_with_what_fits(kernel, wrong, message):
 def test_auto_on_a_cpu_is_dense_until_it_does_not_pay():
     for pattern in BY_NAME.values():
         assert resolve(request(pattern, (2, 4, 4)), "auto", "none") == "xla"  # what the small shipped configs get
+    assert resolve(request(Full(), (8, 4, 4), batch=64), "auto", "none") == "xla"
     assert resolve(request(SparseCausal()), "auto", "none") == "gather"
     assert resolve(request(Temporal(), (16, 64, 64)), "auto", "none") == "xla"
     assert resolve(request(Full(), (1, 16, 16)), "auto", "none") == "xla"

@@ -104,10 +104,13 @@ class _Plan:
             numbers, counts = self.key_blocks(kind)
             if numbers.shape[1] == 0:
                 continue
-            row = jnp.asarray(numbers)[i]
-            same = bool((counts == counts[0]).all())
+            masked, same = kind == PARTIAL, bool((counts == counts[0]).all())
             count = int(counts[0]) if same else jnp.asarray(counts)[i]
-            step = functools.partial(lambda kind, row, n, carry: body(kind == PARTIAL, row[n], carry), kind, row)
+            if (numbers == np.arange(numbers.shape[1])).all():  # in order from the first on: no list is needed
+                step = functools.partial(body, masked)
+            else:
+                row = jnp.asarray(numbers)[i]
+                step = functools.partial(lambda masked, row, n, carry: body(masked, row[n], carry), masked, row)
             carry = lax.fori_loop(0, count, step, carry)
         return carry
 
