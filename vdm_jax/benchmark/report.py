@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from vdm_jax.benchmark.topology import describe_collectives
+from vdm_jax.benchmark.collectives import describe
 
 Row = dict[str, Any]
 MIB = 2**20
@@ -55,7 +55,7 @@ def compiled_table(rows: Iterable[Row]) -> str:
         mesh = " ".join(f"{axis}={size}" for axis, size in row["mesh"].items()) or "one chip"
         memory = row["memory"]
         lines.append(f"| {_names(row)} | {_size(row)} | {mesh} | {_mib(memory.get('peak', memory['total']))} | "
-                     f"{_mib(memory['temporaries'])} | {describe_collectives(row['collectives'])} | "
+                     f"{_mib(memory['temporaries'])} | {describe(row['collectives'])} | "
                      f"{row['compile_seconds']:.1f} |")
     return "\n".join(lines)
 

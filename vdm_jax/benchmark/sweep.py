@@ -12,6 +12,7 @@ import jax
 
 from vdm_jax.benchmark import machine, topology
 from vdm_jax.benchmark.cases import FLOP_FACTOR, Case
+from vdm_jax.benchmark.collectives import collectives
 from vdm_jax.benchmark.program import Unfit, build, mesh_of, no_compilation_cache
 from vdm_jax.benchmark.record import open_record, save
 from vdm_jax.benchmark.timing import run
@@ -37,8 +38,8 @@ RUN_PROTOCOL = {
 COMPILE_PROTOCOL = {
     "work": "compiled ahead of time for the topology, nothing was run; forward+backward as in a measured benchmark",
     "flops": _FLOPS, "memory": _MEMORY + "; peak is the compiler's own figure",
-    "collectives": "per device and call: number, and bytes of the larger of operand and result, loops multiplied by "
-                   "their trip count where the compiler knows it",
+    "collectives": "per device and call: number, and bytes of the larger of operand and result, what is in a "
+                   "loop as often as it runs",
 }
 
 
@@ -95,7 +96,7 @@ def compile_ahead(cases: Sequence[Case], path: Path, name: str, *, mesh: MeshSpe
         axes = {axis: size for axis, size in program.mesh.shape.items() if size > 1}
         return {"status": "compiled", "kernel": program.kernel, "devices": program.mesh.size, "mesh": axes,
                 "compile_seconds": round(program.compile_seconds, 3), "flops": case.flops,
-                "memory": program.memory(), "collectives": topology.collectives(program.compiled.as_text())}
+                "memory": program.memory(), "collectives": collectives(program.compiled.as_text())}
 
     return _go_through(cases, path, record, one, progress, 0.0)
 
