@@ -33,8 +33,9 @@ Computation = dict[str, Instruction]
 def collectives(hlo: str) -> dict[str, dict[str, int]]:
     """Collectives in the text of a compiled program: kind -> `count` and `bytes`, per device and call.
 
-    Bytes are those of the larger of operand and result. What is inside a loop counts as often as the loop runs; a loop
-    whose length cannot be read counts once, and its kinds have a third entry, `unknown_loops`, that says how many.
+    Bytes are those of the operands or of the results, whichever are more. What is inside a loop counts as often as the
+    loop runs; a loop whose length cannot be read counts once, and its kinds have a third entry, `unknown_loops`, that
+    says how many.
     """
     computations, entry = _computations(hlo)
     found: dict[str, Counter] = defaultdict(Counter)
@@ -109,9 +110,17 @@ def _trips(loop: Instruction, condition: Computation) -> int | None:
 
 
 def _bytes(instruction: Instruction, computation: Computation) -> int:
-    """Bytes of the largest array among the results and of the operands."""
-    types = [instruction.result, *(computation[name].result for name in instruction.operands if name in computation)]
-    return max((_size(*array) for text in types for array in _ARRAY.findall(text)), default=0)
+    """Bytes of the operands or of the results, whichever are more; several arrays may travel in one collective."""
+    operands = sum(_total(computation[name].result) for name in instruction.operands if name in computation)
+    results = _total(instruction.result)
+    if instruction.operation.endswith("-start"):  # gives its operands on, beside its results
+        results -= operands
+    return max(operands, results)
+
+
+def _total(text: str) -> int:
+    """Bytes of all arrays of a type; scalars are synchronisation flags and do not count."""
+    return sum(_size(*array) for array in _ARRAY.findall(text) if array[1])
 
 
 def _size(dtype: str, sides: str) -> int:

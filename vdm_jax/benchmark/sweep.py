@@ -38,7 +38,7 @@ RUN_PROTOCOL = {
 COMPILE_PROTOCOL = {
     "work": "compiled ahead of time for the topology, nothing was run; forward+backward as in a measured benchmark",
     "flops": _FLOPS, "memory": _MEMORY + "; peak is the compiler's own figure",
-    "collectives": "per device and call: number, and bytes of the larger of operand and result, what is in a "
+    "collectives": "per device and call: number, and bytes of operands or results, whichever are more; what is in a "
                    "loop as often as it runs",
 }
 
