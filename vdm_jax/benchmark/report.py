@@ -42,8 +42,10 @@ def measured_table(rows: Iterable[Row]) -> str:
         lines.append(f"| {_names(row)} | {_size(row)} | {times} | {_mib(row['memory']['total'])} | "
                      f"{row['flops_per_second'] / 1e9:,.1f} | {row['matmul_fraction']:.2f} | "
                      f"{row['compile_seconds']:.1f} |")
-    lines += ["", "† other processes took more than a tenth of the machine"] if any("†" in x for x in lines) else []
-    lines += ["", "‡ one call, longer than the time budget of a case"] if any("‡" in x for x in lines) else []
+    notes = {"†": "other processes took more than a tenth of the machine",
+             "‡": "one call, since it took several times the budget of a case"}
+    for mark, text in notes.items():
+        lines += ["", f"{mark} {text}"] if any(mark in line for line in lines) else []
     return "\n".join(lines)
 
 

@@ -15,7 +15,7 @@ from vdm_jax.benchmark.cases import FLOP_FACTOR, Case
 from vdm_jax.benchmark.collectives import collectives
 from vdm_jax.benchmark.program import Unfit, build, mesh_of, no_compilation_cache
 from vdm_jax.benchmark.record import open_record, save
-from vdm_jax.benchmark.timing import run
+from vdm_jax.benchmark.timing import LEAST, LONG, run
 from vdm_jax.parallel.mesh import MeshSpec
 
 Progress = Callable[[int, int, str, float | None], None]  # cases done, cases in all, what is next, seconds left
@@ -30,8 +30,8 @@ _MEMORY = "arguments + outputs + temporaries of the compiled program, per device
 RUN_PROTOCOL = {
     "inputs": "standard normal queries, keys, values [B, T, H, W, K, D] and, for backward, a normal cotangent",
     "work": "forward: the output; forward+backward: the output and the gradients of queries, keys and values",
-    "statistic": "median of wall seconds per call after one warm-up call; a warm-up longer than the budget is the "
-                 "one repetition",
+    "statistic": "median of wall seconds per call after one warm-up call; a warm-up that takes "
+                 "several times the budget is the one repetition",
     "flops": _FLOPS, "memory": _MEMORY + "; process_peak is the resident peak of the whole process",
     "matmul": "fastest product of two square matrices of the dtype at default precision",
 }
@@ -136,4 +136,4 @@ def expected_seconds(case: Case, rows: dict[str, dict[str, Any]], budget: float)
     same = [row for row in done if row["case"]["kernel"] == case.kernel] or done
     rate = statistics.median(row["flops_per_second"] for row in same) if same else UNMEASURED_RATE
     call = case.flops / rate
-    return statistics.mean(compiles) + call + (max(budget, 3 * call) if call <= budget else 0.0)
+    return statistics.mean(compiles) + call + (max(budget, LEAST * call) if call <= LONG * budget else 0.0)
