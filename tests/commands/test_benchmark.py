@@ -10,8 +10,8 @@ from vdm_jax.benchmark import sweep
 from vdm_jax.commands.main import main
 
 COMMAND = ["benchmark", "attention", "--patterns", "full", "sparse-causal", "--kernels", "xla", "gather",
-           "--frames", "2", "3", "--sides", "3", "--heads", "2", "--head-dims", "8", "--modes", "forward", "--seconds", "0.02",
-           "--matmul-size", "64", "--no-plots", "--out", "out"]
+           "--frames", "2", "3", "--sides", "3", "--heads", "2", "--head-dims", "8", "--modes", "forward",
+           "--seconds", "0.02", "--matmul-size", "64", "--no-plots", "--out", "out"]
 
 
 def test_a_tiny_sweep_is_measured_reported_and_resumed(tmp_path, capfd, monkeypatch):
