@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from vdm_jax.attention.capability import CAPABILITIES
 from vdm_jax.benchmark.cases import Case, Sweep
 
 PATTERNS = ("spatial", "temporal", "full", "causal", "sparse-causal", "SparseCausal(own=True)", "local-window")
@@ -22,6 +23,11 @@ class Preset:
         """All cases once, in order: the long ones stand last, so that an interruption costs least."""
         return list(dict.fromkeys(case for sweep in self.sweeps for case in sweep.cases()))
 
+
+# 1,048,576 tokens in every context that the capability table has.
+POD = Sweep(patterns=("full", "causal", "sparse-causal"), kernels=("auto", "chunked"),
+            contexts=tuple(dict.fromkeys(context for _, context in CAPABILITIES)), frames=(256,), sides=(64,),
+            heads=(16,), head_dims=(128,), dtypes=("bfloat16",), modes=("forward+backward",))
 
 PRESETS = {
     "cpu": Preset(
@@ -46,11 +52,9 @@ PRESETS = {
             Sweep(patterns=("full", "causal", "sparse-causal"), kernels=("xla", "chunked", "gather", "cudnn"),
                   frames=(16,), sides=(16, 32), heads=(16,), dtypes=("bfloat16",)),
         )),
-    "v5p": Preset(
-        about="64 chips of TPU v5p (the slice v5p:4x4x4, sold as v5p-128), compiled ahead of time, bfloat16.",
-        topology="v5p:4x4x4",
-        sweeps=(
-            Sweep(patterns=PATTERNS, frames=(64,), sides=(32, 64), heads=(16,), head_dims=(128,),
-                  dtypes=("bfloat16",)),
-        )),
+    # The same cases on 16 and on 64 chips: what falls with the number of chips, and what does not.
+    "v5p_16": Preset(about="16 chips of TPU v5p (sold as v5p-32), compiled ahead of time.", topology="v5p:2x2x4",
+                     sweeps=(POD,)),
+    "v5p_64": Preset(about="64 chips of TPU v5p (sold as v5p-128), compiled ahead of time.", topology="v5p:4x4x4",
+                     sweeps=(POD,)),
 }

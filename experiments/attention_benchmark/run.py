@@ -2,7 +2,7 @@
 
 Run:   python -m experiments.attention_benchmark.run --preset cpu        in the root of the repository
        python -m experiments.attention_benchmark.run --report            only rewrite README.md from the records
-Needs: pip install 'vdm_jax[plots]'; for the preset v5p also 'vdm_jax[tpu]' (no TPU)
+Needs: pip install 'vdm_jax[plots]'; for the presets v5p_* also 'vdm_jax[tpu]' (no TPU)
 The machine should be idle. An interrupted run goes on where it stopped.
 """
 

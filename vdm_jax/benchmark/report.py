@@ -56,7 +56,7 @@ def compiled_table(rows: Iterable[Row]) -> str:
     for row in rows:
         mesh = " ".join(f"{axis}={size}" for axis, size in row["mesh"].items()) or "one chip"
         memory = row["memory"]
-        lines.append(f"| {_names(row)} | {_size(row)} | {mesh} | {_mib(memory.get('peak', memory['total']))} | "
+        lines.append(f"| {_names(row)} | {_size(row)} | {mesh} | {_mib(max(memory['total'], memory.get('peak', 0)))} | "
                      f"{_mib(memory['temporaries'])} | {describe(row['collectives'])} | "
                      f"{row['compile_seconds']:.1f} |")
     return "\n".join(lines)
@@ -66,7 +66,8 @@ def left_out_table(rows: Iterable[Row]) -> str:
     """Rows of cases that were not measured, with the reason; sizes with the same reason stand together."""
     sizes: dict[tuple[str, str], list[str]] = {}
     for row in rows:
-        reason = "failed: " * (row["status"] == "failed") + row["reason"].replace("|", "/")
+        reason = row["reason"].split("; permitted")[0].replace("|", "/")  # what is permitted stands in the record
+        reason = "failed: " * (row["status"] == "failed") + reason
         sizes.setdefault((_names(row), reason), []).append(_size(row))
     lines = ["| not measured | kernel | context | frames x tokens | why |", "|---|---|---|---|---|"]
     return "\n".join([*lines, *(f"| {names} | {', '.join(found)} | {why} |" for (names, why), found in sizes.items())])

@@ -37,7 +37,7 @@ RUN_PROTOCOL = {
 }
 COMPILE_PROTOCOL = {
     "work": "compiled ahead of time for the topology, nothing was run; forward+backward as in a measured benchmark",
-    "flops": _FLOPS, "memory": _MEMORY + "; peak is the compiler's own figure",
+    "flops": _FLOPS, "memory": _MEMORY + ", or the compiler's own figure of the peak where that is larger",
     "collectives": "per device and call: number, and bytes of operands or results, whichever are more; what is in a "
                    "loop as often as it runs",
 }
