@@ -8,7 +8,7 @@ from vdm_jax.attention import Causal, Full, LocalWindow, SparseCausal, Spatial, 
 from vdm_jax.benchmark.cases import Case, Sweep, label, parse_pattern
 from vdm_jax.errors import UserError
 
-TEXTS = {"full": Full(), "sparse-causal": SparseCausal(), "SparseCausal(own=True)": SparseCausal(own=True),
+TEXTS = {"Full": Full(), "sparse-causal": SparseCausal(), "SparseCausal(own=True)": SparseCausal(own=True),
          "Causal(window=4)": Causal(window=4), "temporal_causal": TemporalCausal(),
          " LocalWindow( frames=1, width=3 ) ": LocalWindow(frames=1, width=3)}
 
