@@ -31,12 +31,12 @@ POD = Sweep(patterns=("full", "causal", "sparse-causal"), kernels=("auto", "chun
 
 PRESETS = {
     "cpu": Preset(
-        about="A CPU with two cores, float32, 8 heads of 64: about fifteen minutes, most of it the last case.",
+        about="A CPU with two cores, float32, 8 heads of 64: about fifteen minutes, half of it the last case.",
         sweeps=(
             # Kernels against each other at 4,096 tokens.
             Sweep(patterns=("full", "causal", "sparse-causal"), kernels=("xla", "chunked", "gather"), frames=(16,)),
-            Sweep(patterns=PATTERNS, frames=(8, 16, 32), sides=(16,)),  # growth against frames
-            Sweep(patterns=PATTERNS, frames=(8,), sides=(8, 12, 16, 24)),  # growth against resolution
+            Sweep(patterns=PATTERNS[:5], frames=(8, 16, 32), sides=(16,)),  # growth against frames
+            Sweep(patterns=PATTERNS[:5], frames=(8,), sides=(8, 12, 16, 24)),  # growth against resolution
             # 65,536 tokens: dense logits do not fit, blocks do.
             Sweep(patterns=("full",), kernels=("xla", "chunked"), frames=(16,), sides=(64,),
                   modes=("forward+backward",)),
