@@ -31,7 +31,7 @@ POD = Sweep(patterns=("full", "causal", "sparse-causal"), kernels=("auto", "chun
 
 PRESETS = {
     "cpu": Preset(
-        about="A CPU with two cores, float32, 8 heads of 64: about fifteen minutes, half of it the last case.",
+        about="A CPU with two cores, float32, 8 heads of 64: 16 to 25 minutes (reckoned), 6 to 10 for the last case.",
         sweeps=(
             # Kernels against each other at 4,096 tokens.
             Sweep(patterns=("full", "causal", "sparse-causal"), kernels=("xla", "chunked", "gather"), frames=(16,)),
