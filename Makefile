@@ -11,7 +11,7 @@ RUN := runs/captioned_digits
 
 export JAX_PLATFORMS ?=
 
-.PHONY: demo test test-full lint baselines clean
+.PHONY: demo test test-full lint baselines benchmark clean
 
 $(READY): $(REQUIREMENTS) setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +41,7 @@ test: $(READY)
 
 test-full: $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/peers.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/plots.txt
 	$(BIN)/python -m pytest tests -q --full
 
 lint: $(READY)
@@ -50,6 +51,11 @@ baselines: $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/peers.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement requirements/peers-no-deps.txt
 	$(BIN)/python experiments/baselines/unet_speed.py
+
+benchmark: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/plots.txt
+	$(BIN)/python -m experiments.attention_benchmark.run --preset cpu
+	$(BIN)/python -m experiments.attention_benchmark.which_pattern --preset cpu
 
 clean:
 	rm -rf .venv-* *.egg-info .pytest_cache .ruff_cache

@@ -45,7 +45,9 @@ setup(
     extras_require={
         "dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.9"],
         "cuda": ["jax[cuda12]>=0.10"],
+        # On a machine without a TPU too: its compiler reports memory and collectives of TPU slices.
         "tpu": ["jax[tpu]>=0.10"],
+        "plots": ["matplotlib>=3.9"],
         # Downloads and prepares official TFDS video sets; the only part that needs TensorFlow.
         "prepare-official-sets": ["tensorflow-cpu", "imageio-ffmpeg", "h5py"],
     },

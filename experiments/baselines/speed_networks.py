@@ -47,20 +47,21 @@ def forward_operations(batch: int, size: int) -> int:
     params, video, logsnr = abstract_inputs(batch, size)
     network = SpaceTimeUNet(our_network())
     closed = jax.make_jaxpr(lambda p, z, level: network.apply({"params": p}, z, level))(params, video, logsnr)
-    return sum(_operations(equation) for equation in _equations(closed.jaxpr))
+    return sum(operations(equation) for equation in equations(closed.jaxpr))
 
 
-def _equations(jaxpr: Any) -> Iterator[Any]:
+def equations(jaxpr: Any) -> Iterator[Any]:
     """Equations of a jaxpr and of those inside it (the network has no loops)."""
     for equation in jaxpr.eqns:
         yield equation
         for parameter in equation.params.values():
             inner = getattr(parameter, "jaxpr", parameter)
             if hasattr(inner, "eqns"):
-                yield from _equations(inner)
+                yield from equations(inner)
 
 
-def _operations(equation: Any) -> int:
+def operations(equation: Any) -> int:
+    """Floating-point operations of a convolution or matrix product, 2 per multiply-add; 0 for anything else."""
     out = equation.outvars[0].aval
     if equation.primitive.name == "conv_general_dilated":
         return 2 * out.size * int(np.prod(equation.invars[1].aval.shape[:-1]))  # kernels are (..., Cin, Cout)

@@ -64,7 +64,7 @@ class TestNetworks:
             y = jax.lax.conv_general_dilated(x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
             return jax.jit(lambda y: y @ matrix)(y)
 
-        counted = sum(map(speed_networks._operations, speed_networks._equations(
+        counted = sum(map(speed_networks.operations, speed_networks.equations(
             jax.make_jaxpr(function)(x, kernel, matrix).jaxpr)))
         assert counted == 2 * (2 * 4 * 4 * 5) * (3 * 3 * 3) + 2 * (2 * 4 * 4 * 7) * 5
 

@@ -1,14 +1,17 @@
-"""A progress bar for sampling through the stages."""
+"""Progress bars: sampling through the stages, going through the cases of a benchmark."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import rich.console
 import rich.progress
 
 from vdm_jax.cascade.generator import Progress
+from vdm_jax.training.report import duration
+
+SweepProgress = Callable[[int, int, str, float | None], None]
 
 
 @contextlib.contextmanager
@@ -25,5 +28,23 @@ def sampling_progress() -> Iterator[Progress]:
             if stage not in tasks:
                 tasks[stage] = bar.add_task(f"sampling {stage}", total=total)
             bar.update(tasks[stage], completed=done)
+
+        yield show
+
+
+@contextlib.contextmanager
+def sweep_progress() -> Iterator[SweepProgress]:
+    """A function `(done, total, next case, seconds left)` that shows one bar; in a log file a line per case."""
+    console = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
+    columns = (rich.progress.BarColumn(bar_width=24), rich.progress.MofNCompleteColumn(),
+               rich.progress.TextColumn("cases, {task.fields[left]}"), rich.progress.TextColumn("{task.description}"))
+    with rich.progress.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("measuring the matmul peak", total=None, left="")
+
+        def show(done: int, total: int, text: str, seconds: float | None) -> None:
+            left = "" if seconds is None else f"about {duration(seconds)} left"
+            bar.update(task, completed=done, total=total, description=text, left=left)
+            if not console.is_terminal and done < total:
+                console.print(f"case {min(done + 1, total)}/{total}, {left}: {text}", markup=False)
 
         yield show

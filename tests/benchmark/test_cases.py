@@ -1,0 +1,88 @@
+"""Cases and sweeps: patterns as text, names, FLOPs, errors."""
+
+import json
+
+import pytest
+
+from vdm_jax.attention import Causal, Full, LocalWindow, SparseCausal, Spatial, TemporalCausal
+from vdm_jax.benchmark.cases import Case, Sweep, label, parse_pattern
+from vdm_jax.errors import UserError
+
+TEXTS = {"Full": Full(), "sparse-causal": SparseCausal(), "SparseCausal(own=True)": SparseCausal(own=True),
+         "Causal(window=4)": Causal(window=4), "temporal_causal": TemporalCausal(),
+         " LocalWindow( frames=1, width=3 ) ": LocalWindow(frames=1, width=3)}
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_patterns_are_read_and_written(text):
+    pattern = parse_pattern(text)
+    assert pattern == TEXTS[text]
+    assert parse_pattern(label(pattern)) == pattern
+
+
+def test_label_holds_only_what_differs_from_the_defaults():
+    assert label(Causal()) == "Causal"
+    assert label(SparseCausal(first=False, own=True)) == "SparseCausal(first=False, own=True)"
+
+
+ERRORS = {"fully": "permitted: Spatial, Temporal, Full", "External": "permitted: Spatial",
+          "Causal(4)": "cannot be read; permitted", "Causal(window=f())": "cannot be read; permitted",
+          "Causal(windw=4)": "did you mean 'window'", "Causal(window='a')": "window='a' is not valid",
+          "Causal(window=0)": "permitted: None or >= 1", "SparseCausal(first=False, previous=False)": "sees nothing",
+          "Causal(window=4": "permitted"}
+
+
+@pytest.mark.parametrize("text", ERRORS)
+def test_errors_name_what_is_permitted(text):
+    with pytest.raises(UserError) as error:
+        parse_pattern(text)
+    assert ERRORS[text] in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_flops_count_what_the_mask_shows():
+    sizes = dict(frames=3, height=2, width=2, heads=5, head_dim=7, batch=2)
+    full, causal = (Case(pattern=p, **sizes).flops for p in (Full(), Causal()))
+    assert full == 4 * 2 * 5 * 7 * 12**2
+    assert causal == full * 6 / 9  # six of the nine pairs of frames
+    assert Case(pattern=Full(), mode="forward+backward", **sizes).flops == 3.5 * full
+
+
+def test_least_memory_is_arrays_and_dense_logits():
+    case = Case(pattern=SparseCausal(), frames=8, height=4, width=4, heads=2, head_dim=16, dtype="bfloat16")
+    array, logits = 2 * 128 * 32, 4 * 2 * 128**2
+    assert case.least_bytes("chunked", "cpu") == 4 * array
+    assert case.least_bytes("xla", "cpu") == 4 * array + logits
+    assert case.least_bytes("gather", "cpu") == 4 * array + logits * 2 // 8
+    both = Case(**{**vars(case), "mode": "forward+backward"})
+    assert both.least_bytes("xla", "cpu") == 8 * array + 2 * logits
+
+
+def test_a_case_survives_as_data():
+    case = Case(pattern=SparseCausal(own=True), kernel="gather", frames=4, mode="forward+backward")
+    assert Case.from_data(json.loads(json.dumps(case.to_data()))) == case
+
+
+def test_a_sweep_is_the_product_of_its_axes_with_different_keys():
+    sweep = Sweep(patterns=("full", "causal", "Causal(window=2)"), kernels=("xla", "auto"), frames=(2, 4), sides=(2, 3),
+                  heads=(1, 2), head_dims=(8, 16), dtypes=("float32", "bfloat16"))
+    cases = sweep.cases()
+    assert len(cases) == 3 * 2 * 2 * 2 * 2 * 2 * 2 * 2
+    assert len({case.key for case in cases}) == len(cases)
+    assert {type(case.pattern) for case in cases} == {Full, Causal}
+    assert Sweep().cases()[0].pattern == Spatial()
+
+
+@pytest.mark.parametrize(("values", "message"), [
+    ({"kernels": ("flash",)}, "kernels='flash' is unknown; permitted: auto"),
+    ({"contexts": ("rings",)}, "contexts='rings' is unknown; permitted: "),
+    ({"dtypes": ("float64",)}, "permitted: bfloat16, float16, float32"),
+    ({"modes": ("backward",)}, "permitted: forward, forward+backward"),
+    ({"sides": (0,)}, "sides=0 is not valid; permitted: >= 1"),
+    ({"batch": 0}, "batch=0 is not valid"),
+    ({"frames": ()}, "frames is empty; permitted: at least one value"),
+])
+def test_a_sweep_refuses_what_no_case_can_have(values, message):
+    with pytest.raises(UserError, match=None) as error:
+        Sweep(**values)
+    assert message in str(error.value)

@@ -1,0 +1,98 @@
+"""Collectives read from compiled programs of known communication."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vdm_jax.benchmark.collectives import collectives, describe
+
+N, ROWS, COLUMNS = 8, 4, 16
+PART = 4 * ROWS * COLUMNS  # bytes of a device's part
+
+
+def compiled_text(function):
+    mesh = Mesh(np.array(jax.devices()[:N]), ("x",))
+    x = jax.ShapeDtypeStruct((N * ROWS, COLUMNS), jnp.float32, sharding=NamedSharding(mesh, P("x")))
+    call = jax.shard_map(function, mesh=mesh, in_specs=P("x"), out_specs=P("x"), check_vma=False)
+    return jax.jit(call).lower(x).compile().as_text()
+
+
+def ring(x):
+    def step(carry, _):
+        k, total = carry
+        k = lax.ppermute(k, "x", [(i, (i + 1) % N) for i in range(N)])
+        return (k, total + jnp.tanh(k)), None
+
+    return lax.scan(step, (x, x), None, length=N)[0][1]
+
+
+CASES = {
+    "all-gather": (lambda x: jnp.tanh(lax.all_gather(x, "x", tiled=True))[:ROWS], 1, N * PART),
+    "all-reduce": (lambda x: lax.psum(x, "x"), 1, PART),
+    "reduce-scatter": (lambda x: lax.psum_scatter(jnp.tile(x, (N, 1)), "x", tiled=True), 1, N * PART),
+    "all-to-all": (lambda x: lax.all_to_all(x, "x", 1, 1, tiled=True), 1, PART),
+    "collective-permute": (ring, N, N * PART),
+}
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_number_and_bytes(kind):
+    function, count, size = CASES[kind]
+    assert collectives(compiled_text(function)) == {kind: {"count": count, "bytes": size}}
+
+
+def test_a_program_without_any():
+    assert collectives(compiled_text(jnp.tanh)) == {}
+    assert describe({}) == "none"
+
+
+# As the TPU compiler writes it: loops without a stated length, asynchronous pairs, layouts with brackets.
+TPU = """
+%body.1 (p: (s32[], bf16[256,512])) -> (s32[], bf16[256,512]) {
+  %p = (s32[]{:T(128)}, bf16[256,512]{1,0:T(8,128)(2,1)}) parameter(0)
+  %k = bf16[256,512]{1,0:T(8,128)(2,1)} get-tuple-element(%p), index=1
+  %collective-permute-start = (bf16[256,512]{1,0:T(8,128)(2,1)}, bf16[256,512]{1,0:T(8,128)(2,1)}, u32[]{:S(2)}, \
+u32[]{:S(2)}) collective-permute-start(%k), channel_id=1, source_target_pairs={{0,1},{1,0}}
+  %done = bf16[256,512]{1,0:T(8,128)(2,1)} collective-permute-done(%collective-permute-start)
+}
+
+%condition.1 (q: (s32[], bf16[256,512])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(4)
+  %q = (s32[]{:T(128)}, bf16[256,512]{1,0:T(8,128)(2,1)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%q), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%i, %limit), direction=LT
+}
+
+%all-reduce-scatter.1 (r: f32[64,8]) -> f32[32,8] {
+  %r = f32[64,8]{1,0} parameter(0)
+  %all-reduce.9 = f32[64,8]{1,0} all-reduce(%r), to_apply=%add
+}
+
+ENTRY %main (a: f32[64,8]) -> f32[32,8] {
+  %a = f32[64,8]{1,0:T(8,128)} parameter(0)
+  %t = (s32[], bf16[256,512]{1,0:T(8,128)(2,1)}) tuple(%zero, %b)
+  %while.1 = (s32[]{:T(128)}, bf16[256,512]{1,0:T(8,128)(2,1)}) while(%t), condition=%condition.1, body=%body.1
+  %both = (f32[8]{0}, f32[64,8]{1,0}) all-reduce(%c, %a), replica_groups={{0,1}}, to_apply=%add
+  ROOT %fusion.1 = f32[32,8]{1,0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""
+
+
+def test_as_the_tpu_compiler_writes_it():
+    found = collectives(TPU)
+    assert found == {"all-reduce": {"count": 1, "bytes": 4 * (8 + 64 * 8)},
+                     "collective-permute": {"count": 4, "bytes": 4 * 2 * 256 * 512},
+                     "reduce-scatter": {"count": 1, "bytes": 4 * 64 * 8}}
+    assert describe(found).startswith("1 all-reduce 0.0 MiB, 4 collective-permute 1.0 MiB")
+
+
+def test_a_loop_of_unknown_length_is_said():
+    found = collectives(TPU.replace("direction=LT", "direction=NE"))
+    assert found["collective-permute"] == {"count": 1, "bytes": 2 * 256 * 512, "unknown_loops": 1}
+    assert "more in loops of unknown length" in describe(found)

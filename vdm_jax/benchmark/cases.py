@@ -1,0 +1,173 @@
+"""What is measured: one case is one attention call, a sweep is the product of its axes."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import itertools
+import re
+from typing import Any, get_args
+
+import jax.numpy as jnp
+
+from vdm_jax.attention.capability import CAPABILITIES, Request
+from vdm_jax.attention.patterns import OwnPattern, attention_flops
+from vdm_jax.configuration import from_data, to_data
+from vdm_jax.errors import UserError
+
+MODES = ("forward", "forward+backward")
+DTYPES = ("float32", "bfloat16", "float16")
+PATTERNS: dict[str, type] = {pattern.__name__: pattern for pattern in get_args(OwnPattern)}
+
+# FLOPs of forward and backward against those of the forward pass: the backward pass of attention that keeps no logits
+# has five products of the size of the forward pass's two.
+FLOP_FACTOR = {"forward": 1.0, "forward+backward": 3.5}
+
+
+def parse_pattern(text: str) -> OwnPattern:
+    """The pattern written as `full`, `sparse-causal` or `SparseCausal(own=True)`.
+
+    Raises `UserError` naming the known patterns, or the option that is off.
+    """
+    match = re.fullmatch(r"\s*([A-Za-z_-]+)\s*(\(.*\))?\s*", text)
+    names = {name.lower(): name for name in PATTERNS}
+    name = names.get(re.sub("[-_]", "", match[1]).lower()) if match else None
+    if name is None:
+        raise UserError(f"pattern {text!r} is unknown; permitted: {', '.join(PATTERNS)}, with options as in "
+                        "SparseCausal(own=True)")
+    return from_data(PATTERNS[name], {"kind": name, **_options(text, match[2])}, f"pattern {text!r}")
+
+
+def _options(text: str, arguments: str | None) -> dict[str, Any]:
+    """Literal keyword arguments of a call."""
+    try:
+        call = ast.parse(f"f{arguments or '()'}", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args:
+            raise ValueError("positional")
+        return {keyword.arg or "**": ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (SyntaxError, ValueError):
+        raise UserError(f"pattern {text!r} cannot be read; permitted: options as in SparseCausal(own=True)") from None
+
+
+def label(pattern: OwnPattern) -> str:
+    """The pattern with the options that are not its defaults; `parse_pattern` reads it back."""
+    changed = [f"{field.name}={getattr(pattern, field.name)!r}" for field in dataclasses.fields(pattern)
+               if getattr(pattern, field.name) != field.default]
+    return type(pattern).__name__ + (f"({', '.join(changed)})" if changed else "")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """One attention call on random inputs `[B, T, H, W, K, D]`."""
+
+    pattern: OwnPattern
+    kernel: str = "auto"
+    context: str = "none"
+    frames: int = 16
+    height: int = 16  # tokens
+    width: int = 16  # tokens
+    heads: int = 8
+    head_dim: int = 64
+    batch: int = 1  # clips
+    dtype: str = "float32"
+    mode: str = "forward"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """`(T, H, W)` in tokens."""
+        return self.frames, self.height, self.width
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a clip."""
+        return self.frames * self.height * self.width
+
+    @property
+    def array_shape(self) -> tuple[int, ...]:
+        """`(B, T, H, W, K, D)`."""
+        return self.batch, *self.shape, self.heads, self.head_dim
+
+    @property
+    def flops(self) -> float:
+        """Mask-aware FLOPs of the call (2 per multiply-add): forward as the mask has it, backward 2.5 times as many."""
+        one = attention_flops(self.pattern, self.shape, heads=self.heads, head_dim=self.head_dim)
+        return FLOP_FACTOR[self.mode] * self.batch * one
+
+    @property
+    def key(self) -> str:
+        """Name of the case in a record: every field is in it."""
+        size = "x".join(map(str, self.shape))
+        return (f"{label(self.pattern)} {self.kernel} {self.context} {size} {self.heads}x{self.head_dim} "
+                f"b{self.batch} {self.dtype} {self.mode}")
+
+    def request(self, platform: str) -> Request:
+        """The call as the capability table sees it."""
+        return Request(pattern=self.pattern, shape=self.shape, batch=self.batch, heads=self.heads,
+                       head_dim=self.head_dim, dtype=self.dtype, platform=platform)
+
+    def least_bytes(self, kernel: str, platform: str) -> int:
+        """Memory that the call needs at least: inputs, outputs, and the float32 logits where a kernel keeps them.
+
+        Known before anything is compiled; the backward pass of a dense kernel holds weights and their gradient.
+        """
+        array = jnp.dtype(self.dtype).itemsize * self.batch * self.tokens * self.heads * self.head_dim
+        request, passes = self.request(platform), 1 if self.mode == "forward" else 2
+        arrays = 4 * array * passes
+        if kernel == "gather":
+            seen = self.pattern.key_frames(self.frames).index.shape[1]
+            return arrays + passes * request.logits_bytes * seen // self.frames
+        return arrays + (passes * request.logits_bytes if kernel == "xla" else 0)
+
+    def to_data(self) -> dict[str, Any]:
+        """The case as JSON data, with the pattern as its label."""
+        return {**{k: v for k, v in to_data(self).items() if k != "kind"}, "pattern": label(self.pattern)}
+
+    @classmethod
+    def from_data(cls, data: dict[str, Any]) -> Case:
+        """The case of a record."""
+        return cls(**{**data, "pattern": parse_pattern(data["pattern"])})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """The product of patterns, kernels, contexts and sizes.
+
+    Raises `UserError` for values that no case can have. Combinations that the capability table does not list are no
+    error: their rows say why they were not measured.
+    """
+
+    patterns: tuple[str, ...] = ("spatial", "temporal", "full", "causal", "sparse-causal")
+    kernels: tuple[str, ...] = ("auto",)
+    contexts: tuple[str, ...] = ("none",)
+    frames: tuple[int, ...] = (16,)
+    sides: tuple[int, ...] = (16,)  # tokens per side of a square frame
+    heads: tuple[int, ...] = (8,)
+    head_dims: tuple[int, ...] = (64,)
+    batch: int = 1
+    dtypes: tuple[str, ...] = ("float32",)
+    modes: tuple[str, ...] = MODES
+
+    def __post_init__(self):
+        for name in ("frames", "sides", "heads", "head_dims"):
+            for value in getattr(self, name):
+                if value < 1:
+                    raise UserError(f"benchmark {name}={value} is not valid; permitted: >= 1")
+        if self.batch < 1:
+            raise UserError(f"benchmark batch={self.batch} is not valid; permitted: >= 1")
+        known = {"kernels": {"auto", *(k for k, _ in CAPABILITIES)}, "contexts": {c for _, c in CAPABILITIES},
+                 "dtypes": set(DTYPES), "modes": set(MODES)}
+        for name, permitted in known.items():
+            for value in getattr(self, name):
+                if value not in permitted:
+                    raise UserError(f"benchmark {name}={value!r} is unknown; permitted: {', '.join(sorted(permitted))}")
+        for name in ("patterns", "frames", "sides", "heads", "head_dims", *known):
+            if not getattr(self, name):
+                raise UserError(f"benchmark {name} is empty; permitted: at least one value")
+
+    def cases(self) -> list[Case]:
+        """All cases: the sizes inside, so that a growing series is measured in one go."""
+        axes = itertools.product(self.modes, self.dtypes, self.heads, self.head_dims, self.contexts,
+                                 map(parse_pattern, self.patterns), self.kernels, self.frames, self.sides)
+        return [Case(pattern=pattern, kernel=kernel, context=context, frames=frames, height=side, width=side,
+                     heads=heads, head_dim=dim, batch=self.batch, dtype=dtype, mode=mode)
+                for mode, dtype, heads, dim, context, pattern, kernel, frames, side in axes]
