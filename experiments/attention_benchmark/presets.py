@@ -24,9 +24,10 @@ class Preset:
         return list(dict.fromkeys(case for sweep in self.sweeps for case in sweep.cases()))
 
 
-# 1,048,576 tokens in every context that the capability table has.
-POD = Sweep(patterns=("full", "causal", "sparse-causal"), kernels=("auto", "chunked"),
-            contexts=tuple(dict.fromkeys(context for _, context in CAPABILITIES)), frames=(256,), sides=(64,),
+# 1,048,576 tokens in every context that the capability table has, but zigzag_ring: at 64 chips its program takes more
+# than three minutes to compile.
+POD = Sweep(patterns=("full", "causal", "sparse-causal"), kernels=("chunked",),
+            contexts=tuple(dict.fromkeys(c for _, c in CAPABILITIES if c != "zigzag_ring")), frames=(256,), sides=(64,),
             heads=(16,), head_dims=(128,), dtypes=("bfloat16",), modes=("forward+backward",))
 
 PRESETS = {
