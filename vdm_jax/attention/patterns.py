@@ -143,42 +143,33 @@ class Full(Pattern):
     """Full spatio-temporal attention: every token sees every token of every frame."""
 
 
-def _past(query, key, window: int | None):
-    past = key <= query
-    return past if window is None else past & (query - key < window)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _PastFrames(Pattern):
+    """A token sees its own frame and earlier ones, all or a window of them."""
+
+    window: int | None = None  # frames seen, the own one included; None: all earlier ones
+
+    def __post_init__(self):
+        if self.window is not None and self.window < 1:
+            raise UserError(f"{type(self).__name__}.window={self.window} is not valid; permitted: None or >= 1")
+
+    def frame_visible(self, query, key):
+        past = key <= query
+        return past if self.window is None else past & (query - key < self.window)
+
+    def bounded_frames(self):
+        return self.window is not None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Causal(Pattern):
+class Causal(_PastFrames):
     """Each token sees all tokens of its own and of earlier frames."""
 
-    window: int | None = None  # frames seen, the own one included; None: all earlier ones
-
-    def __post_init__(self):
-        _check_window(self)
-
-    def frame_visible(self, query, key):
-        return _past(query, key, self.window)
-
-    def bounded_frames(self):
-        return self.window is not None
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TemporalCausal(_SamePosition):
+class TemporalCausal(_SamePosition, _PastFrames):
     """Each token sees the same position in its own and earlier frames: the directed attention of MagicVideo (Zhou et
     al. 2022, 2211.11018); with `window=16` the causal mask of Make-Your-Video (Xing et al. 2023, 2306.00943)."""
-
-    window: int | None = None  # frames seen, the own one included; None: all earlier ones
-
-    def __post_init__(self):
-        _check_window(self)
-
-    def frame_visible(self, query, key):
-        return _past(query, key, self.window)
-
-    def bounded_frames(self):
-        return self.window is not None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -320,8 +311,3 @@ def _window_pairs(length: int, reach: int) -> int:
     """Pairs of `length` places at most `reach` apart."""
     reach = min(reach, length - 1)
     return length * (2 * reach + 1) - reach * (reach + 1)
-
-
-def _check_window(pattern) -> None:
-    if pattern.window is not None and pattern.window < 1:
-        raise UserError(f"{type(pattern).__name__}.window={pattern.window} is not valid; permitted: None or >= 1")
