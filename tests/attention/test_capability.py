@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 
-import jax
-import numpy as np
 import pytest
 
 from vdm_jax.attention import (
@@ -19,7 +17,7 @@ from vdm_jax.attention import (
     Temporal,
     TemporalCausal,
 )
-from vdm_jax.attention.capability import ALL, CAPABILITIES, Request, _choose, require, resolve, target_platform
+from vdm_jax.attention.capability import ALL, CAPABILITIES, Request, _choose, require, resolve
 from vdm_jax.attention.kernels import KERNELS
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import SelfAttention
@@ -125,16 +123,3 @@ def test_auto_logs_each_choice_once(caplog):
     assert [r.getMessage() for r in caplog.records] == [
         "attention auto: gather for SparseCausal(first=True, previous=True, own=False) on cpu, 8x4x4 tokens, "
         "8 heads of 64, float32"]
-
-
-def test_the_mesh_in_context_says_the_platform():
-    assert target_platform() == jax.default_backend() == "cpu"
-    assert target_platform("tpu") == "tpu" and target_platform("cuda") == "gpu"
-    device = dataclasses.make_dataclass("Device", ["platform"])("tpu")
-    mesh = dataclasses.make_dataclass("Mesh", ["abstract_device"])(device)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax.sharding, "get_abstract_mesh", lambda: mesh)
-        assert target_platform() == "tpu" and target_platform("cpu") == "cpu"
-    real = jax.sharding.Mesh(np.array(jax.devices()), "x", axis_types=(jax.sharding.AxisType.Auto,))
-    with jax.set_mesh(real):
-        assert target_platform() == "cpu"

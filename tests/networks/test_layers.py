@@ -19,6 +19,7 @@ from vdm_jax.networks.layers import (
     sinusoids,
     space_to_depth,
 )
+from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 
 ONE, TWO = (1, 1), (2, 2)  # strides
 CONVOLUTIONS = (  # kernel, strides
@@ -64,6 +65,48 @@ def test_convolve_equals_a_3d_convolution(size, strides, normal):
 def test_convolve_of_fewer_frames_than_its_kernel(size, frames, normal):
     x, kernel = normal(0, 1, frames, 4, 4, 2), normal(1, *size, 2, 3)
     np.testing.assert_allclose(convolve(x, kernel), convolution_3d(x, kernel, (1, 1)), atol=3e-5)
+
+
+@pytest.mark.parametrize("size", [(1, 3, 3), (1, 2, 5), (3, 3, 3)], ids=str)
+def test_kernel_gradient_in_pieces_of_rows(size, normal, monkeypatch):
+    x, kernel = normal(0, 2, 3, 7, 6, 3), normal(1, *size, 3, 4)  # 36 positions a row: pieces of 2, the last of 1
+    expected, expected_grads = values_and_gradients(lambda *a: convolution_3d(*a, ONE), x, kernel)
+    monkeypatch.setattr("vdm_jax.networks.layers.PIECE", 80)
+    program = str(jax.make_jaxpr(jax.grad(lambda k: convolve(x, k).sum()))(kernel))
+    assert program.count("conv_general_dilated[") == 1 + 4
+    out, grads = values_and_gradients(convolve, x, kernel)
+    np.testing.assert_allclose(out, expected, atol=3e-5)
+    for name, a, b in zip(("input", "kernel"), grads, expected_grads, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4, err_msg=f"gradient of {name}")
+
+
+def test_kernel_gradient_in_pieces_has_tangents_batches_and_meshes(normal, monkeypatch):
+    x, kernel = normal(0, 2, 3, 7, 6, 3), normal(1, 1, 3, 3, 3, 4)
+
+    def products(function):  # second derivatives, forward over reverse, over a batch of directions
+        def along(direction):
+            gradient = jax.grad(lambda k: jnp.sum(function(x, k) ** 3))
+            return jax.jvp(gradient, (kernel,), (direction,))[1]
+
+        return jax.vmap(along)(jnp.stack([normal(2, *kernel.shape), normal(3, *kernel.shape)]))
+
+    with jax.default_matmul_precision("highest"):
+        expected = products(lambda x, k: convolution_3d(x, k, ONE))
+        monkeypatch.setattr("vdm_jax.networks.layers.PIECE", 80)
+        np.testing.assert_allclose(products(convolve), expected, rtol=2e-4, atol=1e-3 * float(jnp.abs(expected).max()))
+
+
+@pytest.mark.parametrize(("mesh", "pieces"), [(MeshSpec(data=2, fsdp=4), 1), (MeshSpec(data=2, tensor=4), 3),
+                                              (MeshSpec(data=2, context=4), 1)])
+def test_pieces_are_measured_per_device(mesh, pieces, normal, monkeypatch):
+    x, kernel = normal(0, 8, 3, 12, 6, 3), normal(1, 1, 3, 3, 3, 4)  # 144 positions a row, of all devices
+    monkeypatch.setattr("vdm_jax.networks.layers.PIECE", 300)
+    with jax.set_mesh(make_mesh(mesh)):
+        gradient = jax.grad(lambda k: jnp.sum(convolve(x, k) ** 2))
+        assert str(jax.make_jaxpr(gradient)(kernel)).count("conv_general_dilated[") == 1 + pieces
+        found = jax.jit(gradient, in_shardings=None)(kernel)
+    expected = jax.grad(lambda k: jnp.sum(convolution_3d(x, k, ONE) ** 2))(kernel)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_convolution_keeps_the_canonical_kernel_and_adds_its_bias(filled, normal):

@@ -6,12 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from vdm_jax.attention.capability import Request, resolve, target_platform
+from vdm_jax.attention.capability import Request, resolve
 from vdm_jax.attention.contexts import CONTEXTS, Call, context_size, spread
 from vdm_jax.attention.kernels import KERNELS
 from vdm_jax.attention.patterns import AttentionPattern, External
 from vdm_jax.attention.relation import Bank, View
 from vdm_jax.errors import UserError
+from vdm_jax.parallel.compiling import target_platform
 
 
 def attend(

@@ -10,12 +10,10 @@ import dataclasses
 import functools
 import logging
 
-import jax
-
 from vdm_jax.attention.patterns import Full, Pattern, Shape, Spatial, Temporal
 from vdm_jax.errors import UserError
+from vdm_jax.parallel.compiling import PLATFORMS
 
-PLATFORMS = ("cpu", "gpu", "tpu")
 TOKEN_PATTERNS = frozenset({"Full", "Causal", "SparseCausal", "LocalWindow"})
 ALL = TOKEN_PATTERNS | {"Spatial", "Temporal", "TemporalCausal"}
 
@@ -190,21 +188,6 @@ def _preference(request: Request) -> list[str]:
     if request.platform == "cpu" and request.rows >= CHUNKED_ROWS_CPU:
         order += ["chunked"]
     return [*order, "xla", "chunked"]
-
-
-def target_platform(platform: str | None = None) -> str:
-    """Platform to compile for: the one given, else that of the mesh in context, else the default backend.
-
-    The mesh comes first because a program compiled ahead of time for a TPU topology is traced where the default
-    backend is a CPU.
-    """
-    if platform is None:
-        device = jax.sharding.get_abstract_mesh().abstract_device
-        platform = jax.default_backend() if device is None else device.platform
-    platform = {"cuda": "gpu", "rocm": "gpu"}.get(platform, platform)
-    if platform not in PLATFORMS:
-        raise UserError(f"attention platform={platform!r} is unknown; permitted: {', '.join(PLATFORMS)}")
-    return platform
 
 
 def _name(pattern: Pattern) -> str:

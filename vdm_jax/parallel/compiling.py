@@ -1,8 +1,28 @@
-"""Compiler options per platform, chosen from the mesh and never from the default backend."""
+"""The platform to compile for and its compiler options; the mesh decides before the default backend does."""
 
 from __future__ import annotations
 
+import jax
 from jax.sharding import Mesh
+
+from vdm_jax.errors import UserError
+
+PLATFORMS = ("cpu", "gpu", "tpu")
+
+
+def target_platform(platform: str | None = None) -> str:
+    """Platform to compile for: the one given, else that of the mesh in context, else the default backend.
+
+    The mesh comes first because a program compiled ahead of time for a TPU topology is traced where the default
+    backend is a CPU. Raises `UserError` on an unknown platform.
+    """
+    if platform is None:
+        device = jax.sharding.get_abstract_mesh().abstract_device
+        platform = jax.default_backend() if device is None else device.platform
+    platform = {"cuda": "gpu", "rocm": "gpu"}.get(platform, platform)
+    if platform not in PLATFORMS:
+        raise UserError(f"platform={platform!r} is unknown; permitted: {', '.join(PLATFORMS)}")
+    return platform
 
 
 def compiler_options(mesh: Mesh) -> dict[str, str]:
