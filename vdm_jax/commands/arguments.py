@@ -66,8 +66,31 @@ def _one_line() -> Any:
 
 
 def plain(message: str) -> str:
-    """A boxed, coloured, wrapped message as one line of text."""
+    """A boxed, coloured, wrapped message as one line of text, without the box's title, which the text repeats.
+
+    What is permitted comes last: `FLAG: reason; permitted: FLAG TYPE help`.
+    """
     message = re.sub(r"\x1b\[[0-9;]*m", "", message)
-    lines = [re.sub(r"[│╭╮╰╯─┌┐└┘]+", " ", line).strip() for line in message.splitlines()]
-    lines = [line for line in lines if line and not line.startswith(("For full helptext", "Argument helptext"))]
-    return " ".join(" ".join(lines).split())
+    lines = [line for line in message.splitlines() if not line.startswith(("╭", "┌", "╰", "└", "+-"))]
+    lines = [line.strip("│| ").rstrip() for line in lines]
+    sections: list[list[str]] = [[]]
+    for line in filter(None, lines):
+        if set(line) <= set("─-"):
+            sections.append([])
+        else:
+            sections[-1].append(line)
+    return "; ".join(text for text in map(_section, sections) if text)
+
+
+def _section(lines: list[str]) -> str:
+    """One part of tyro's message in our words; nothing for the pointer to the help."""
+    if not lines or lines[0].startswith("For full helptext"):
+        return ""
+    if lines[0] == "Argument helptext:":
+        return "permitted: " + " ".join(lines[1:])
+    if lines[0] == "Perhaps you meant:":
+        flags = [line for line in lines[1:] if line.startswith("-")]
+        return f"did you mean {', '.join(flags)}?"
+    text = " ".join(" ".join(lines).split()).removeprefix("Error parsing ")
+    choice = re.fullmatch(r"invalid choice (.*) for argument '(.*)'\. Expected one of \((.*?),?\)\.", text)
+    return "{1}={0} is not valid; permitted: {2}".format(*choice.groups()) if choice else text
