@@ -8,7 +8,7 @@ import io
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -16,6 +16,8 @@ from vdm_jax.cascade.stage import Experiment
 from vdm_jax.errors import UserError
 
 T = TypeVar("T")
+VALIDATION_SPLIT = Annotated[Literal["validation", "train"], tyro.conf.arg(
+    help="clips of validation losses and sample sheets; train: for data so small that its validation split has none")]
 CONFIG = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
 
 
@@ -34,19 +36,21 @@ def parse_with_rest(kind: type[T], arguments: Sequence[str], program: str) -> tu
 
 
 def override(experiment: Experiment, arguments: Sequence[str], program: str) -> Experiment:
-    """The experiment with typed overrides: `--STAGE.FIELD value`, `--data.FIELD value`, `--mesh.FIELD value`.
+    """The experiment with typed overrides: `--STAGE.FIELD value`, `--data.FIELD value`, `--mesh.FIELD value`,
+    `--seed`, `--validation-split`.
 
     Raises `UserError` naming the flag, its value and what is permitted, or the rule that the new values break.
     """
     fields = [(stage.name, type(stage), stage) for stage in experiment.stages]
     fields += [(name, type(getattr(experiment, name)), getattr(experiment, name)) for name in ("data", "seed", "mesh")]
+    fields.append(("validation_split", VALIDATION_SPLIT, experiment.validation_split))
     kind = dataclasses.make_dataclass(
         "Overrides", [(name, hint, dataclasses.field(default=value)) for name, hint, value in fields], frozen=True)
     kind.__doc__ = f"Values of the config {experiment.name!r} that can be overridden."
     values = parse(kind, arguments, program)
     return dataclasses.replace(
         experiment, stages=tuple(getattr(values, stage.name) for stage in experiment.stages),
-        data=values.data, seed=values.seed, mesh=values.mesh)
+        data=values.data, seed=values.seed, mesh=values.mesh, validation_split=values.validation_split)
 
 
 @contextlib.contextmanager
