@@ -95,7 +95,7 @@ def test_text_joins_self_attention(filled, normal):
 def test_a_network_with_text_in_self_attention_needs_text():
     mixers = (SelfAttention(pattern=External(inner=Spatial()), head_dim=8),)
     levels = (Level(channels=16, blocks=1, mixers=mixers),)
-    with pytest.raises(UserError, match="UNet.text=None but a mixer has an External pattern"):
+    with pytest.raises(UserError, match="UNet.text=None but a mixer has an External pattern with bank='text'"):
         UNet(levels=levels)
     with_text = UNet(levels=levels, text=EmbeddedText(width=6), groups=4, embedding_channels=16)
     conditioning = Conditioning(embeddings=jnp.zeros((1, 1, 3, 6)), text_mask=jnp.ones((1, 1, 3), bool))

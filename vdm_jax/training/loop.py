@@ -39,7 +39,7 @@ from vdm_jax.video.writing import atomic_path
 log = logging.getLogger(__name__)
 
 # What the device reads; captions and labels stay on the host.
-DEVICE_FIELDS = ("video", "tokens", "embeddings", "text_mask", "images", "image_tokens")
+DEVICE_FIELDS = ("video", "tokens", "embeddings", "text_mask", "images", "image_tokens", "frame_valid")
 MAX_SKIPPED = 20  # steps in a row without a finite gradient before a run gives up
 
 
@@ -109,8 +109,8 @@ class Trainer:
         if split == "validation":  # a small split is validated on as many clips as it has
             size = min(size, len(source)) // parts * parts
             if not size:
-                raise UserError(f"the validation split has {len(source)} clips for {parts} devices; permitted: at least "
-                                f"{parts}{WITHOUT_VALIDATION}")
+                raise UserError(f"the validation split has {len(source)} clips for {parts} devices; permitted: at "
+                                f"least {parts}{WITHOUT_VALIDATION}")
         return Pipeline(source, batch_size=size, seed=self.experiment.seed, tokenize=tokenize,
                         augment=FlipAugmentation() if spec.flips and split == "train" else None,
                         random_starts=spec.random_starts and split == "train",
@@ -207,7 +207,8 @@ class Trainer:
 
 def device_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     """The parts of a batch that the device reads, on the mesh."""
-    return global_batch({name: np.asarray(batch[name]) for name in DEVICE_FIELDS if name in batch}, mesh)
+    return global_batch({name: np.asarray(batch[name]) for name in batch
+                         if name in DEVICE_FIELDS or name.startswith("reference_")}, mesh)
 
 
 class StopRequests:

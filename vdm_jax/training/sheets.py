@@ -28,7 +28,8 @@ COUNT = 4  # videos per sheet
 
 
 class SampleSheets:
-    """Samples of fixed validation captions (see `Experiment.validation_split`) with fixed noise, so that sheets of different steps compare.
+    """Samples of fixed validation captions (see `Experiment.validation_split`) with fixed noise, so that sheets of
+    different steps compare.
 
     A stage with a source starts from the degraded real clip, which is also shown.
     """
@@ -50,6 +51,9 @@ class SampleSheets:
         elif isinstance(text, EmbeddedText):
             embeddings = jnp.stack([jnp.asarray(clip["embeddings"]) for clip in clips])[:, None]
             conditioning = Conditioning(embeddings=embeddings, text_mask=jnp.ones(embeddings.shape[:3], bool))
+        references = {name: jnp.stack([jnp.asarray(clip[f"reference_{name}"]) for clip in clips])
+                      for name in (r.name for r in stage.network.references) if f"reference_{name}" in clips[0]}
+        conditioning = conditioning.replace(references=references)
         low = None
         if stage.source is not None:
             low = degrade(target_video(jnp.stack([jnp.asarray(c["video"]) for c in clips]), stage.video), stage.source)
