@@ -44,7 +44,7 @@ def test_padded_frames_do_not_count_in_the_loss(batch):
     np.testing.assert_allclose(aux["x_mse"], (np.square(x[0, :3]).mean() + np.square(x[1]).mean()) / 2, rtol=1e-5)
 
 
-@pytest.mark.parametrize("fill", ["repeat", "blend"])
+@pytest.mark.parametrize("fill", ["repeat", "linear"])
 def test_a_low_resolution_video_does_not_depend_on_the_padding(batch, fill):
     stage = dataclasses.replace(STAGE, source=LowResolution(frames=2, height=2, width=2, fill=fill),
                                 network=dataclasses.replace(NETWORK, low_resolution=True))
