@@ -15,14 +15,16 @@ class SelfAttention:
     """Residual self-attention; it starts as the identity.
 
     Positions: `rotary` turns queries and keys; `relative` (a scalar per clipped offset), `t5` (per bucket of offsets)
-    and `shaw` (a key vector per clipped offset) are biases; `sinusoidal` and `learned` (a table as long as each axis)
+    and `shaw` (a key vector per clipped offset) are biases; `shaw_key_value` has vectors for keys and values, which
+    kernel `xla` alone takes; `sinusoidal` and `learned` (a table as long as each axis)
     are added to the input. All are over the axes of the pattern's sequences. An `External` pattern takes the
     outside tokens that `bank` names.
     """
 
     pattern: AttentionPattern = Spatial()
     head_dim: int = 32  # channels per head; heads = channels / head_dim
-    position: Literal["rotary", "relative", "t5", "shaw", "sinusoidal", "learned", "none"] = "rotary"
+    position: Literal["rotary", "relative", "t5", "shaw", "shaw_key_value", "sinusoidal", "learned",
+                      "none"] = "rotary"
     qk_norm: bool = False  # RMS norm of queries and keys per head, with learned scales
     kernel: str = "auto"  # or a name of the capability table
     context: str = "none"
@@ -32,8 +34,9 @@ class SelfAttention:
         _positive(self, "head_dim")
         if self.position not in (permitted := get_args(get_type_hints(SelfAttention)["position"])):
             raise UserError(f"SelfAttention.position={self.position!r} is not valid; permitted: {', '.join(permitted)}")
-        require(self.pattern, self.kernel, self.context, bias=self.position in ("relative", "t5", "shaw"),
-                external=isinstance(self.pattern, External))
+        require(self.pattern, self.kernel, self.context, external=isinstance(self.pattern, External),
+                bias=self.position in ("relative", "t5", "shaw", "shaw_key_value"),
+                offset_values=self.position == "shaw_key_value")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

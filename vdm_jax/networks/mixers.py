@@ -13,7 +13,7 @@ from vdm_jax.attention.kernels.xla import Keys, dense
 from vdm_jax.attention.positions import LAYOUT_AXES, rotary
 from vdm_jax.networks import config as cfg
 from vdm_jax.networks.layers import Convolution, Dense, GroupNorm, add_residual, fan_in, silu, zeros
-from vdm_jax.networks.positions import AddedPositions, HeadNorm, RelativeBias, RelativeKeys
+from vdm_jax.networks.positions import AddedPositions, HeadNorm, RelativeBias, RelativeKeys, RelativeValues
 
 
 @flax.struct.dataclass
@@ -52,17 +52,20 @@ class SelfAttentionLayer(nn.Module):
         q, k, v = jnp.split(qkv.reshape(*shape, 3 * heads, spec.head_dim), 3, axis=-2)
         if spec.qk_norm:
             q, k = HeadNorm(name="query_norm")(q), HeadNorm(name="key_norm")(k)
-        bias, external = None, None
+        bias, external, offset_values = None, None, None
         if isinstance(spec.pattern, External):
             external = self._bank(*bank, heads)
         if spec.position == "rotary":
             q, k = rotary(q, axes=LAYOUT_AXES[layout]), rotary(k, axes=LAYOUT_AXES[layout])
         elif spec.position in ("relative", "t5"):
             bias = RelativeBias(heads, spec.position, name="position")(layout, shape[1:])
-        elif spec.position == "shaw":
+        elif spec.position in ("shaw", "shaw_key_value"):
             bias = RelativeKeys(name="position")(q, layout)
+            if spec.position == "shaw_key_value":
+                offset_values = RelativeValues(spec.head_dim, name="value_position")(layout)
         out = attend(q, k, v, pattern=spec.pattern, kernel=spec.kernel, context=spec.context, bias=bias,
-                     frame_mask=frame_mask, frame_valid=None if layout == "frames" else frame_valid, external=external)
+                     frame_mask=frame_mask, frame_valid=None if layout == "frames" else frame_valid, external=external,
+                     offset_values=offset_values)
         return add_residual(x, Dense(channels, kernel_init=zeros, dtype=self.dtype, name="out")(out.reshape(x.shape)))
 
     def _bank(self, tokens: Float[Array, "b g l e"], mask: Bool[Array, "b g l"] | None, heads: int) -> Bank:
