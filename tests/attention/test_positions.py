@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vdm_jax.attention import Bank, Causal, External, Spatial, Temporal, TemporalCausal, attend
 from vdm_jax.attention.positions import (
     LAYOUT_AXES,
     bucket_index,
@@ -123,6 +125,43 @@ def test_relative_keys_are_what_adding_vectors_to_the_keys_gives(layout):
                                 "positions": (H * W + h * W + w, t, t2),
                                 "all": (1, (t * H + h) * W + w, (t2 * H + h2) * W + w2)}[layout]
         np.testing.assert_allclose(bias[sequence, :, query, key], q[1, t, h, w] @ r / np.sqrt(8), rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", sorted(LAYOUT_AXES))
+def test_relative_values_are_what_adding_vectors_to_the_values_gives(layout):
+    """The whole of attention by hand, with a value per pair of tokens; gradients too."""
+    pattern = {"frames": Spatial(), "positions": Temporal(), "all": Causal()}[layout]
+    rng = np.random.default_rng(2)
+    q, k, v, cotangent = (jnp.asarray(rng.normal(size=(2, T, H, W, 3, 8)), jnp.float32) for _ in range(4))
+    vectors = {a: jnp.asarray(rng.normal(size=(5, 8)), jnp.float32) for a in LAYOUT_AXES[layout]}
+    place = np.stack(np.unravel_index(np.arange(T * H * W), (T, H, W)))
+    offset = np.clip(place[:, None, :] - place[:, :, None], -2, 2) + 2  # [axis, query, key]
+
+    def by_hand(q, k, v, vectors):
+        q, k, v = (a.reshape(2, -1, 3, 8) for a in (q, k, v))
+        logits = jnp.einsum("bqkd,bskd->bkqs", q, k) / np.sqrt(8)
+        weights = jax.nn.softmax(jnp.where(pattern.visible((T, H, W)), logits, -jnp.inf), axis=-1)
+        vector = sum(table[offset["thw".index(a)]] for a, table in vectors.items())
+        out = jnp.einsum("bkqs,bskd->bqkd", weights, v) + jnp.einsum("bkqs,qsd->bqkd", weights, vector)
+        return out.reshape(2, T, H, W, 3, 8)
+
+    def ours(q, k, v, vectors):
+        return attend(q, k, v, pattern=pattern, offset_values=vectors)
+
+    (out, pull), (expected, expected_pull) = (jax.vjp(f, q, k, v, vectors) for f in (ours, by_hand))
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), pull(cotangent), expected_pull(cotangent))
+
+
+@pytest.mark.parametrize("kernel", ["chunked", "gather"])
+def test_kernels_that_hold_no_weights_refuse_relative_values(kernel):
+    x = jnp.zeros((1, T, H, W, 1, 8))
+    vectors = {"t": jnp.zeros((5, 8))}
+    with pytest.raises(UserError, match=f"kernel='{kernel}' .* takes no offset_values; permitted here: 'xla'"):
+        attend(x, x, x, pattern=TemporalCausal(window=2), kernel=kernel, offset_values=vectors)
+    bank = Bank(jnp.zeros((1, 1, 2, 1, 8)), jnp.zeros((1, 1, 2, 1, 8)))
+    with pytest.raises(UserError, match="offset_values is among the own tokens"):
+        attend(x, x, x, pattern=External(inner=Temporal(), mode="replace"), offset_values=vectors, external=bank)
 
 
 def test_sinusoids_by_hand():

@@ -75,9 +75,26 @@ def test_errors_are_one_line(arguments, message, fails, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_missing_extras_are_told_before_anything_is_measured(fails, monkeypatch):
+def test_without_matplotlib_everything_but_the_plots_is_made(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    said_before = []
+
+    def run(program, seconds):
+        said_before.append(capfd.readouterr().err)
+        return {"seconds": {"median": 1.0, "low": 1.0, "high": 1.0, "repetitions": 3, "others_share": 0.0}}
+
+    monkeypatch.setattr(sweep, "run", run)
+    command = [a for a in COMMAND if a != "--no-plots"] + ["--patterns", "full", "--kernels", "xla", "--frames", "2"]
+    assert main(command) == 0
+    assert "pip install 'vdm_jax[plots]', or --no-plots" in said_before[0]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["attention.json", "attention.md"]
+    assert "out/attention.md" in capfd.readouterr().out
+    assert main(["benchmark", "attention", "--report", "--out", "out"]) == 0
+    assert "no plots" in capfd.readouterr().err
+
+
+def test_a_missing_tpu_extra_is_told_before_anything_is_compiled(fails, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     start = time.monotonic()
-    assert "pip install 'vdm_jax[plots]', or --no-plots" in fails("benchmark", "attention")
     assert "pip install 'vdm_jax[tpu]'" in fails("benchmark", "attention", "--no-plots", "--topology", "v5p-64")
     assert time.monotonic() - start < 5

@@ -178,6 +178,7 @@ def test_small_folders_still_have_every_split():
     names = ["a", "b", "c"]
     splits = [files_of_split("X", names, s, (0.98, 0.01, 0.01)) for s in ("train", "validation", "test")]
     assert sorted(sum(splits, [])) == names and all(len(s) == 1 for s in splits)
+    assert all(files_of_split("X", [name], "train", (0.5, 0.3, 0.2)) == [name] for name in "abcdef")
     with pytest.raises(UserError, match="split 'validation' gets none of 3 files"):
         files_of_split("X", names, "validation", ALL_TRAIN)
     with pytest.raises(UserError, match="split='dev'; permitted: train, validation, test"):

@@ -17,7 +17,7 @@ from vdm_jax.networks.positions import HeadNorm, frame_numbers
 from vdm_jax.networks.unet import count_parameters
 
 SHAPE = (2, 4, 3, 2, 16)
-KINDS = ("rotary", "relative", "t5", "shaw", "sinusoidal", "learned")
+KINDS = ("rotary", "relative", "t5", "shaw", "shaw_key_value", "sinusoidal", "learned")
 
 
 def layer(**options):
@@ -95,7 +95,7 @@ def test_text_joins_self_attention(filled, normal):
 def test_a_network_with_text_in_self_attention_needs_text():
     mixers = (SelfAttention(pattern=External(inner=Spatial()), head_dim=8),)
     levels = (Level(channels=16, blocks=1, mixers=mixers),)
-    with pytest.raises(UserError, match="UNet.text=None but a mixer has an External pattern"):
+    with pytest.raises(UserError, match="UNet.text=None but a mixer has an External pattern with bank='text'"):
         UNet(levels=levels)
     with_text = UNet(levels=levels, text=EmbeddedText(width=6), groups=4, embedding_channels=16)
     conditioning = Conditioning(embeddings=jnp.zeros((1, 1, 3, 6)), text_mask=jnp.ones((1, 1, 3), bool))
@@ -105,6 +105,28 @@ def test_a_network_with_text_in_self_attention_needs_text():
 def test_bad_values_of_self_attention():
     with pytest.raises(UserError, match="SelfAttention.position='alibi' is not valid; permitted: rotary, relative, t5"):
         SelfAttention(position="alibi")
+
+
+def test_value_vectors_of_the_offset_join_what_is_attended(filled, normal):
+    """With all weights at one key, which is the token itself, the vector of offset 0 is added to its value."""
+    x = normal(6, *SHAPE)
+    module = layer(pattern=Temporal(), position="shaw_key_value")
+    mask = independent_frames_mask(0, 4)  # every frame sees itself alone
+    params = filled(module, x, mask)
+    assert params["value_position"]["vectors_t"].shape == (33, 8)
+    without = {**params, "value_position": {"vectors_t": jnp.zeros((33, 8))}}
+    change = applied(module, params, mask)(x) - applied(module, without, mask)(x)
+    expected = jnp.tile(params["value_position"]["vectors_t"][16], 2) @ params["out"]["kernel"]
+    np.testing.assert_allclose(change, jnp.broadcast_to(expected, change.shape), atol=2e-6)
+
+
+def test_value_vectors_need_a_kernel_that_holds_the_weights():
+    with pytest.raises(UserError, match="pattern Full and a bias and relative value vectors; "
+                                        "permitted: kernel='xla' with context='none'$"):
+        SelfAttention(pattern=Full(), position="shaw_key_value", kernel="chunked")
+    with pytest.raises(UserError, match="context='ulysses' is not supported with pattern Full and a bias and relative"):
+        SelfAttention(pattern=Full(), position="shaw_key_value", context="ulysses")
+    assert SelfAttention(pattern=Full(), position="shaw_key_value").kernel == "auto"
 
 
 def test_frame_numbers():

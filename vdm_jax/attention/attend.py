@@ -27,6 +27,7 @@ def attend(
     frame_mask: Bool[np.ndarray, "t t"] | None = None,
     frame_valid: Bool[Array, "b t"] | None = None,
     external: Bank | None = None,
+    offset_values: dict[str, Float[Array, "s d"]] | None = None,
     platform: str | None = None,
 ) -> Float[Array, "b t h w k d"]:
     """Self-attention among the tokens of a video.
@@ -46,20 +47,25 @@ def attend(
       frame_valid: which frames of each sample exist; tokens of the others are not seen.
       external: outside keys and values `[B, G, M, K, D]` for `External` patterns. G = 1: seen by all frames; G = T:
         group t is seen by frame t.
+      offset_values: vectors added to the own values by clipped offset, one table per axis of the pattern's layout (see
+        `positions.relative_values`).
       platform: cpu, gpu or tpu; None: that of the mesh in context, else the default backend.
 
     Raises `UserError` for what the capability table does not list and for shapes that do not fit.
     """
     own = not (isinstance(pattern, External) and pattern.mode == "replace")
-    _check_external(pattern, external, q.shape, own, bias)
+    _check_external(pattern, external, q.shape, own, bias, offset_values)
     inner = pattern.inner if isinstance(pattern, External) else pattern
     shape = q.shape[1:4]
     view = View(inner, shape, _mask_bytes(frame_mask, shape[0]))
     request = Request(pattern=pattern, shape=shape, batch=q.shape[0], heads=q.shape[4], head_dim=q.shape[5],
                       dtype=q.dtype.name, platform=target_platform(platform), bias=bias is not None,
-                      frame_mask=view.mask_kind, frame_valid=frame_valid is not None, external=external is not None)
+                      frame_mask=view.mask_kind, frame_valid=frame_valid is not None, external=external is not None,
+                      offset_values=offset_values is not None)
     kernel, devices = resolve(request, kernel, context), context_size()
     more = {"bias": bias, "frame_valid": frame_valid, "external": external}
+    if offset_values is not None:  # the table lets it through to kernels alone
+        more["offset_values"] = offset_values
     if context == "none" or devices == 1:
         out = KERNELS[kernel](q, k, v, view, **more, own=own)
     else:
@@ -93,7 +99,7 @@ def _mask_bytes(frame_mask: np.ndarray | None, frames: int) -> bytes | None:
     return None if frame_mask.all() else frame_mask.tobytes()
 
 
-def _check_external(pattern, external: Bank | None, shape: tuple[int, ...], own: bool, bias) -> None:
+def _check_external(pattern, external: Bank | None, shape: tuple[int, ...], own: bool, bias, offset_values) -> None:
     if isinstance(pattern, External) != (external is not None):
         raise UserError(f"attend: pattern {pattern} with external={'None' if external is None else 'a Bank'}; "
                         "permitted: an External pattern together with a Bank, or neither")
@@ -104,6 +110,7 @@ def _check_external(pattern, external: Bank | None, shape: tuple[int, ...], own:
             permitted = " or ".join(map(str, sorted(groups)))
             raise UserError(f"attend: external keys of shape {found}; permitted: [{batch}, {permitted}, tokens, "
                             f"{heads}, {dim}]")
-        if bias is not None and not own:
-            raise UserError("attend: a bias is among the own tokens, which External(mode='replace') does not see; "
-                            "permitted: bias=None")
+        for name, value in (("bias", bias), ("offset_values", offset_values)):
+            if value is not None and not own:
+                raise UserError(f"attend: {name} is among the own tokens, which External(mode='replace') does not see; "
+                                f"permitted: {name}=None")

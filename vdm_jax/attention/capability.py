@@ -35,6 +35,7 @@ class Entry:
     frame_masks: tuple[str, ...] = ("independent images", "any")
     frame_valid: bool = True
     external: bool = True
+    offset_values: bool = False
     dtypes: tuple[str, ...] | None = None  # None: any float
     head_dim: tuple[int, int] | None = None  # (multiple of, at most)
     bounded: bool = False  # only patterns whose frames do not grow with the clip
@@ -42,7 +43,7 @@ class Entry:
 
     def refusal(self, request: Request) -> str | None:
         """Why this entry cannot serve the request, or None."""
-        for name in ("bias", "frame_valid", "external"):
+        for name in ("bias", "frame_valid", "external", "offset_values"):
             if getattr(request, name) and not getattr(self, name):
                 return f"takes no {name}"
         if request.frame_mask is not None and request.frame_mask not in self.frame_masks:
@@ -75,6 +76,7 @@ class Request:
     frame_mask: str | None = None  # "independent images" (`independent_frames_mask`) or "any"
     frame_valid: bool = False
     external: bool = False
+    offset_values: bool = False
 
     @property
     def rows(self) -> int:
@@ -95,7 +97,7 @@ class Request:
 
 
 CAPABILITIES: dict[tuple[str, str], Entry] = {
-    ("xla", "none"): Entry(ALL),
+    ("xla", "none"): Entry(ALL, offset_values=True),
     ("chunked", "none"): Entry(ALL),
     ("gather", "none"): Entry(TOKEN_PATTERNS - {"Full"} | {"TemporalCausal"}, bounded=True),
     # cuDNN itself permits head_dim up to 256 from Hopper on; 128 is what every generation takes.
@@ -115,21 +117,27 @@ CAPABILITIES |= {
     **{(kernel, "halo"): dataclasses.replace(CAPABILITIES[kernel, "none"], patterns=frozenset({"Spatial"}))
        for kernel in ("cudnn", "splash")},
     # These two bring whole sequences to each device, so that a kernel can do what it can without a context.
-    **{(kernel, "ulysses"): dataclasses.replace(entry, patterns=entry.patterns - {"Spatial"})
+    **{(kernel, "ulysses"): dataclasses.replace(entry, patterns=entry.patterns - {"Spatial"}, offset_values=False)
        for (kernel, _), entry in CAPABILITIES.items()},
-    **{(kernel, "relayout"): dataclasses.replace(entry, patterns=entry.patterns & {"Temporal", "TemporalCausal"})
+    **{(kernel, "relayout"): dataclasses.replace(entry, patterns=entry.patterns & {"Temporal", "TemporalCausal"},
+                                                    offset_values=False)
        for (kernel, _), entry in CAPABILITIES.items() if kernel != "splash"},
 }
 
 
-def require(pattern: Pattern, kernel: str, context: str, *, bias: bool = False, external: bool = False) -> None:
+def require(
+    pattern: Pattern, kernel: str, context: str, *, bias: bool = False, external: bool = False,
+    offset_values: bool = False,
+) -> None:
     """Raise `UserError` unless `pattern` can run on `kernel` in `context` at all (on some platform).
 
-    `bias` and `external` say that logits get a bias and that there are outside tokens.
+    `bias` says that logits get a bias, `external` that there are outside tokens, `offset_values` that values get
+    vectors of their offset.
     """
     name = _name(pattern) + (" and a bias" if bias else "") + (" and external tokens" if external else "")
+    name += " and relative value vectors" if offset_values else ""
     serving = {key: entry for key, entry in entries_for(pattern).items()
-               if entry.bias >= bias and entry.external >= external}
+               if entry.bias >= bias and entry.external >= external and entry.offset_values >= offset_values}
     if (kernel, context) in serving or kernel == "auto" and any(c == context for _, c in serving):
         return
     permitted = "; ".join(f"kernel={k!r} with context={c!r}" for k, c in sorted(serving))

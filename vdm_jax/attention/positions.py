@@ -1,7 +1,8 @@
 """Positions inside attention: what is added to tokens, what turns queries and keys, what is added to logits.
 
 Additive codes and rotary change the tokens or q and k and therefore work with every kernel; a bias (T5 buckets, clipped
-offsets, relative key vectors) needs a kernel that takes one. The learned tables are in `networks/positions.py`.
+offsets, relative key vectors) needs a kernel that takes one, relative value vectors one that holds all weights. The
+learned tables are in `networks/positions.py`.
 """
 
 from __future__ import annotations
@@ -98,7 +99,8 @@ def relative_key_bias(
     """Bias per sequence from relative key vectors: `q_i . r(j - i) / sqrt(D)`, summed over the axes of the layout.
 
     This is the key form of Shaw et al. 2018 (1803.02155), in which a learned vector of the clipped offset is added to
-    the key; the value form is not here. `vectors` maps each axis to its table of `2 * max_distance + 1` vectors.
+    the key; the value form is `relative_values`. `vectors` maps each axis to its table of `2 * max_distance + 1`
+    vectors.
     """
     axes = LAYOUT_AXES[layout]
     lengths = [q.shape[1 + "thw".index(a)] for a in axes]
@@ -115,6 +117,26 @@ def relative_key_bias(
     count = int(np.prod(lengths))
     total = jnp.broadcast_to(total, (*total.shape[: 2 + len(axes)], *lengths))
     return total.reshape(*total.shape[:2], count, count)
+
+
+def relative_values(
+    weights: Float[Array, "c k q s"], vectors: dict[str, Float[Array, "s d"]], layout: str, shape: tuple[int, int, int]
+) -> Float[Array, "c q k d"]:
+    """What relative value vectors add to the output: `sum_j weight_ij r(j - i)`, summed over the axes of the layout.
+
+    The value form of Shaw et al. 2018 (1803.02155), in which a learned vector of the clipped offset is added to the
+    value. `weights` are those of sequences of the layout in a video of `shape` (T, H, W); `vectors` as for the keys.
+    Weights are first summed over the other axes, so that no vector per pair of tokens is ever held.
+    """
+    axes = LAYOUT_AXES[layout]
+    lengths = [shape["thw".index(axis)] for axis in axes]
+    weights = weights.reshape(*weights.shape[:2], *lengths, *lengths)
+    total = 0
+    for axis, length in zip(axes, lengths, strict=True):
+        table = vectors[axis]
+        pairs = table[relative_index(length, table.shape[0] // 2)].astype(weights.dtype)  # [length, length, D]
+        total = total + jnp.einsum(f"ck{axes}{axes.upper()},{axis}{axis.upper()}d->c{axes}kd", weights, pairs)
+    return total.reshape(total.shape[0], -1, *total.shape[-2:])
 
 
 def sinusoidal(places: tuple[Sequence[int], ...], channels: int, base: float = 10_000.0) -> Float[np.ndarray, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from vdm_jax.cascade.stage import LowResolution, Stage, VideoSpec
 from vdm_jax.conditioning.conditioning import Conditioning
@@ -16,6 +16,15 @@ from vdm_jax.video.arrays import resize, subsample_frames, to_float, upsample_fr
 def target_video(clip: UInt8[Array, "b t h w 3"], video: VideoSpec) -> Float[Array, "b t h w 3"]:
     """The clip at the size a stage makes: every k-th frame, pixels averaged over areas."""
     return resize(subsample_frames(to_float(clip), video.frames), video.height, video.width, "area")
+
+
+def hold_valid(x: Float[Array, "b t h w 3"], valid: Bool[Array, "b t"]) -> Float[Array, "b t h w 3"]:
+    """The video with each padded frame replaced by the last existing one before it (the first one after it at the
+    start), so that nothing made from the video, a low-resolution version say, depends on the padding."""
+    frames = jnp.arange(valid.shape[1])
+    first = jnp.argmax(valid, axis=1)
+    last = jax.lax.cummax(jnp.where(valid, frames, first[:, None]), axis=1)
+    return jnp.take_along_axis(x, last[:, :, None, None, None], axis=1)
 
 
 def degrade(x: Float[Array, "b t h w 3"], source: LowResolution) -> Float[Array, "b t2 h2 w2 3"]:
@@ -49,15 +58,21 @@ def training_inputs(
     """Target video, conditioning and number of appended images for one batch of the data pipeline.
 
     `batch` has `video` uint8 `[B,T,H,W,3]` and, where the network reads text, `tokens` `[B,L]` or `embeddings`
-    `[B,L,C]` with `text_mask`; for joint training also `images` `[B,n,H,W,3]` and `image_tokens` `[B,n,L]`.
+    `[B,L,C]` with `text_mask`; for joint training also `images` `[B,n,H,W,3]` and `image_tokens` `[B,n,L]`; where clips
+    are padded `frame_valid` bool `[B,T]`; and `reference_NAME` `[B,G,M,C]` for each reference the network takes.
     """
     x = target_video(batch["video"], stage.video)
+    valid = None
+    if "frame_valid" in batch:
+        valid = batch["frame_valid"][:, :: batch["video"].shape[1] // stage.video.frames]
+        x = hold_valid(x, valid)
     conditioning = Conditioning()
     tokens = batch["tokens"][:, None] if "tokens" in batch else None
     images = batch["images"].shape[1] if "images" in batch else 0
     if images:
         pictures = resize(to_float(batch["images"]), stage.video.height, stage.video.width, "area")
         x = jnp.concatenate([x, pictures], axis=1)
+        valid = None if valid is None else jnp.pad(valid, ((0, 0), (0, images)), constant_values=True)
         if tokens is not None:
             tokens = jnp.concatenate([tokens, batch["image_tokens"]], axis=1)
     if stage.network.text is not None:
@@ -67,6 +82,9 @@ def training_inputs(
             conditioning = Conditioning(embeddings=batch["embeddings"][:, None], text_mask=batch["text_mask"][:, None])
         else:
             raise UserError(f"stage {stage.name!r} reads text, but the batch has neither tokens nor embeddings")
+    references = {name: batch[f"reference_{name}"] for name in (r.name for r in stage.network.references)
+                  if f"reference_{name}" in batch}  # the network names what is missing
+    conditioning = conditioning.replace(frame_valid=valid, references=references)
     if "fps" in stage.network.scalars:
         conditioning = conditioning.replace(scalars={"fps": jnp.full(len(x), stage.video.fps)})
     if stage.source is not None:

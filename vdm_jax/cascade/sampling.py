@@ -58,11 +58,14 @@ def sample_stage(
       stage, sampling: static; `sampling` replaces the stage's own defaults.
       params: of the stage's network.
       keys: `[B]`, one per video.
-      text: conditioning with the captions, or empty for a stage that reads none.
+      text: conditioning with the captions, which a stage that reads none leaves alone; also frame validity and
+        reference features.
       low: the video of the stage before, for a stage with a source.
     """
     batch = keys.shape[0]
-    conditioning = text if stage.network.text is not None else Conditioning()
+    conditioning = text
+    if stage.network.text is None:
+        conditioning = text.replace(tokens=None, embeddings=None, text_mask=None)
     if "fps" in stage.network.scalars:
         conditioning = conditioning.replace(scalars={"fps": jnp.full((batch,), stage.video.fps)})
     if stage.source is not None:

@@ -182,8 +182,14 @@ class Experiment:
     data: DataSet
     seed: int = 0
     mesh: MeshSpec = MeshSpec()
+    # Clips of validation losses and sample sheets; 'train' for data so small that its validation split has none. Files
+    # that the validation split would hold back stay unused unless the data set's fractions give it no share.
+    validation_split: Literal["validation", "train"] = "validation"
 
     def __post_init__(self):
+        if self.validation_split not in ("validation", "train"):
+            raise UserError(f"Experiment.validation_split={self.validation_split!r} is not valid; permitted: "
+                            "'validation', 'train'")
         names = [stage.name for stage in self.stages]
         if not names or len(set(names)) != len(names):
             raise UserError(f"Experiment.stages={names} is not valid; permitted: at least one, with different names")

@@ -8,7 +8,7 @@ import io
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -16,6 +16,8 @@ from vdm_jax.cascade.stage import Experiment
 from vdm_jax.errors import UserError
 
 T = TypeVar("T")
+VALIDATION_SPLIT = Annotated[Literal["validation", "train"], tyro.conf.arg(
+    help="clips of validation losses and sample sheets; train: for data so small that its validation split has none")]
 CONFIG = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
 
 
@@ -34,19 +36,21 @@ def parse_with_rest(kind: type[T], arguments: Sequence[str], program: str) -> tu
 
 
 def override(experiment: Experiment, arguments: Sequence[str], program: str) -> Experiment:
-    """The experiment with typed overrides: `--STAGE.FIELD value`, `--data.FIELD value`, `--mesh.FIELD value`.
+    """The experiment with typed overrides: `--STAGE.FIELD value`, `--data.FIELD value`, `--mesh.FIELD value`,
+    `--seed`, `--validation-split`.
 
     Raises `UserError` naming the flag, its value and what is permitted, or the rule that the new values break.
     """
     fields = [(stage.name, type(stage), stage) for stage in experiment.stages]
     fields += [(name, type(getattr(experiment, name)), getattr(experiment, name)) for name in ("data", "seed", "mesh")]
+    fields.append(("validation_split", VALIDATION_SPLIT, experiment.validation_split))
     kind = dataclasses.make_dataclass(
         "Overrides", [(name, hint, dataclasses.field(default=value)) for name, hint, value in fields], frozen=True)
     kind.__doc__ = f"Values of the config {experiment.name!r} that can be overridden."
     values = parse(kind, arguments, program)
     return dataclasses.replace(
         experiment, stages=tuple(getattr(values, stage.name) for stage in experiment.stages),
-        data=values.data, seed=values.seed, mesh=values.mesh)
+        data=values.data, seed=values.seed, mesh=values.mesh, validation_split=values.validation_split)
 
 
 @contextlib.contextmanager
@@ -66,8 +70,31 @@ def _one_line() -> Any:
 
 
 def plain(message: str) -> str:
-    """A boxed, coloured, wrapped message as one line of text."""
+    """A boxed, coloured, wrapped message as one line of text, without the box's title, which the text repeats.
+
+    What is permitted comes last: `FLAG: reason; permitted: FLAG TYPE help`.
+    """
     message = re.sub(r"\x1b\[[0-9;]*m", "", message)
-    lines = [re.sub(r"[│╭╮╰╯─┌┐└┘]+", " ", line).strip() for line in message.splitlines()]
-    lines = [line for line in lines if line and not line.startswith(("For full helptext", "Argument helptext"))]
-    return " ".join(" ".join(lines).split())
+    lines = [line for line in message.splitlines() if not line.startswith(("╭", "┌", "╰", "└", "+-"))]
+    lines = [line.strip("│| ").rstrip() for line in lines]
+    sections: list[list[str]] = [[]]
+    for line in filter(None, lines):
+        if set(line) <= set("─-"):
+            sections.append([])
+        else:
+            sections[-1].append(line)
+    return "; ".join(text for text in map(_section, sections) if text)
+
+
+def _section(lines: list[str]) -> str:
+    """One part of tyro's message in our words; nothing for the pointer to the help."""
+    if not lines or lines[0].startswith("For full helptext"):
+        return ""
+    if lines[0] == "Argument helptext:":
+        return "permitted: " + " ".join(lines[1:])
+    if lines[0] == "Perhaps you meant:":
+        flags = [line for line in lines[1:] if line.startswith("-")]
+        return f"did you mean {', '.join(flags)}?"
+    text = " ".join(" ".join(lines).split()).removeprefix("Error parsing ")
+    choice = re.fullmatch(r"invalid choice (.*) for argument '(.*)'\. Expected one of \((.*?),?\)\.", text)
+    return "{1}={0} is not valid; permitted: {2}".format(*choice.groups()) if choice else text

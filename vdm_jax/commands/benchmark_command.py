@@ -50,7 +50,7 @@ class Benchmark:
     topology: str | None = None  # compile for this TPU slice instead: v5p-64 (a product's name) or v5p:2x4x4
     matmul_size: int | None = None  # rows of the matrices of the measured peak; 2048 on CPU, 8192 elsewhere
     out: Path = Path("benchmarks/attention")  # folder of the results
-    plots: bool = True  # draw pictures (needs the extra [plots])
+    plots: bool = True  # draw pictures (needs the extra [plots]; without it a line says so and the rest is done)
     fresh: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False  # measure again what is recorded
     report: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False  # only write table and plots from the record
 
@@ -60,13 +60,14 @@ def main(arguments: Sequence[str]) -> int:
     options = parse(Benchmark, arguments, "vdm-jax benchmark")
     path = options.out / "attention.json"
     _check(options)
+    plots = options.plots and _can_draw()
     if options.report:
         from vdm_jax.benchmark.record import load
 
         record = load(path)
     else:
         record = _record(options, path)
-    written = write_results(record, options.out, plots=options.plots)
+    written = write_results(record, options.out, plots=plots)
     print((options.out / "attention.md").read_text())
     for name in (path, *written):
         print(name)
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def write_results(record: dict[str, Any], folder: Path, *, plots: bool) -> list[Path]:
-    """Table and pictures beside the record; returns the files."""
+    """Table and, if wanted, pictures beside the record; returns the files."""
     from vdm_jax.benchmark.report import markdown
     from vdm_jax.video.writing import atomic_path
 
@@ -90,6 +91,20 @@ def write_results(record: dict[str, Any], folder: Path, *, plots: bool) -> list[
 
         written += draw(record, folder)
     return written
+
+
+def _can_draw() -> bool:
+    """Whether matplotlib is there; if not, say before measuring what will be missing and how to get it."""
+    from vdm_jax.benchmark.plots import require_matplotlib
+
+    try:
+        require_matplotlib()
+    except UserError as error:
+        console = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
+        console.print(f"no plots this time, table and JSON only: {error}; --report draws them later from the record",
+                      markup=False)
+        return False
+    return True
 
 
 def _record(options: Benchmark, path: Path) -> dict[str, Any]:
@@ -113,10 +128,6 @@ def _record(options: Benchmark, path: Path) -> dict[str, Any]:
 
 def _check(options: Benchmark) -> None:
     """Refuse what would only show after measuring."""
-    if options.plots:
-        from vdm_jax.benchmark.plots import require_matplotlib
-
-        require_matplotlib()
     if options.seconds <= 0:
         raise UserError(f"--seconds={options.seconds} is not valid; permitted: > 0")
     for name in ("memory_gib", "matmul_size"):

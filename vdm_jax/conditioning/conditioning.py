@@ -23,6 +23,11 @@ class Conditioning:
     augmentation: Float[Array, b] | None = None  # log-SNR of the noise added to low_resolution
     observed: Float[Array, "b t h w c"] | None = None  # known frames, zero elsewhere
     observed_mask: Float[Array, "b t h w 1"] | None = None  # 1 where observed
+    # True where a frame exists; a padded one is seen by none and has no loss. Absent: all exist.
+    frame_valid: Bool[Array, "b t"] | None = None
+    # Features of outside tokens for `External` attention, by name: one group for the clip (g = 1) or one per frame.
+    references: dict[str, Float[Array, "b g m c"]] = flax.struct.field(default_factory=dict)
+    reference_masks: dict[str, Bool[Array, "b g m"]] = flax.struct.field(default_factory=dict)  # True: may be seen
     scalars: dict[str, Float[Array, b]] = flax.struct.field(default_factory=dict)  # e.g. fps
 
     def without_text(self, where: Bool[Array, b] | None = None) -> Conditioning:

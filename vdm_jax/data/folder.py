@@ -43,7 +43,8 @@ def check_fractions(kind: str, fractions: Sequence[float]) -> None:
 def files_of_split(kind: str, names: Sequence[str], split: str, fractions: Sequence[float]) -> list[str]:
     """The names that belong to a split, decided for each by a hash of the name, so that files added later move none.
 
-    In a small folder a split can come out empty; one that has a share then takes the nearest file of the largest split.
+    In a small folder a split can come out empty; one that has a share then takes the nearest file of the largest split,
+    training even the only file.
 
     Raises `UserError` for an unknown split, and for one that stays empty.
     """
@@ -59,7 +60,7 @@ def files_of_split(kind: str, names: Sequence[str], split: str, fractions: Seque
         members[SPLITS[share]].append(name)
     for empty, fraction in zip(SPLITS, fractions, strict=True):
         donor = max(members.values(), key=len)
-        if fraction > 0 and not members[empty] and len(donor) > 1:
+        if fraction > 0 and not members[empty] and len(donor) > (0 if empty == "train" else 1):
             members[empty].append(donor.pop())
     if not members[split]:
         raise UserError(f"{kind}: split {split!r} gets none of {len(names)} files with fractions={tuple(fractions)}; "

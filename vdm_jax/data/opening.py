@@ -15,6 +15,7 @@ from vdm_jax.data.video_folder import VideoFolder, VideoFolderSource
 from vdm_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
+WITHOUT_VALIDATION = "; or validate on training clips: validation_split='train' (--validation-split train)"
 
 
 def default_data_dir() -> Path:
@@ -45,6 +46,19 @@ def open_source(spec: Any, split: str, data_dir: Path | None = None) -> RandomAc
         case TFDSVideo():
             return TFDSVideoSource(spec, split)
     raise UserError(f"data set of kind {type(spec).__name__} is unknown")
+
+
+def open_validation(spec: Any, split: str, data_dir: Path | None = None) -> RandomAccessSource:
+    """The clips to validate on: those of `split`, the value of `Experiment.validation_split`.
+
+    Raises `UserError` like `open_source`, which for the validation split also names the way to do without one.
+    """
+    try:
+        return open_source(spec, split, data_dir)
+    except UserError as error:
+        if split == "train":
+            raise
+        raise UserError(f"{error}{WITHOUT_VALIDATION}") from error
 
 
 def caption_words(spec: Any, source: RandomAccessSource) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from vdm_jax.diffusion.arrays import Level, Video, expand
+from vdm_jax.errors import UserError
 
 Prediction = Literal["x", "eps", "v", "flow", "edm"]  # what a network may be trained to predict
 PREDICTIONS: tuple[str, ...] = ("x", "eps", "v", "flow", "edm")
@@ -55,7 +56,7 @@ def clean_and_noise(
 
     Each pair is written so that neither member is obtained by subtracting almost equal numbers where that can
     be avoided: v, flow and edm stay well conditioned at both ends of the schedule; x loses precision in eps
-    as sigma goes to 0, eps and score in x as alpha goes to 0.
+    as sigma goes to 0, eps and score in x as alpha goes to 0. Raises `UserError` for an unknown kind.
     """
     alpha, sigma = expand(alpha, z), expand(sigma, z)
     if kind == "x":
@@ -75,7 +76,7 @@ def clean_and_noise(
         norm = jnp.sqrt(rho**2 + sigma_data**2)
         x = sigma_data * (sigma_data * scaled / norm + rho * value) / norm
         return x, (rho * scaled / norm - sigma_data * value) / norm
-    raise ValueError(f"unknown prediction {kind!r}; permitted: {', '.join(PREDICTIONS)}, score")
+    raise UserError(f"prediction={kind!r} is unknown; permitted: {', '.join(PREDICTIONS)}, score")
 
 
 def convert(
@@ -97,7 +98,8 @@ def log_precision(kind: str, logsnr: Level, sigma_data: float = 0.5) -> Level:
     """Log of the ratio of the squared error in a prediction to that in x, at the same z.
 
     This is the weight on the x error that a plain squared error in that prediction amounts to: 1 for x, SNR
-    for eps, SNR + 1 for v (variance preserving), (1 + sqrt SNR)^2 for flow, SNR + 1/sd^2 for edm.
+    for eps, SNR + 1 for v (variance preserving), (1 + sqrt SNR)^2 for flow, SNR + 1/sd^2 for edm. Raises `UserError`
+    for an unknown kind.
     """
     if kind == "x":
         return jnp.zeros_like(logsnr)
@@ -109,4 +111,4 @@ def log_precision(kind: str, logsnr: Level, sigma_data: float = 0.5) -> Level:
         return 2 * jax.nn.softplus(logsnr / 2)
     if kind == "edm":
         return jnp.logaddexp(logsnr, -2 * jnp.log(sigma_data))
-    raise ValueError(f"unknown prediction {kind!r}; permitted: {', '.join(PREDICTIONS)}")
+    raise UserError(f"prediction={kind!r} is unknown; permitted: {', '.join(PREDICTIONS)}")

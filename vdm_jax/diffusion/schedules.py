@@ -129,7 +129,7 @@ class InterpolatedCosineSchedule(_RangedSchedule):
         if self.low_shift > self.high_shift:
             raise UserError(
                 f"InterpolatedCosineSchedule.low_shift={self.low_shift} is above "
-                f"high_shift={self.high_shift}, which is not monotone in time; "
+                f"high_shift={self.high_shift}: their combination need not be monotone in time; "
                 "permitted: low_shift <= high_shift"
             )
 

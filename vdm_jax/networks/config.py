@@ -15,23 +15,28 @@ class SelfAttention:
     """Residual self-attention; it starts as the identity.
 
     Positions: `rotary` turns queries and keys; `relative` (a scalar per clipped offset), `t5` (per bucket of offsets)
-    and `shaw` (a key vector per clipped offset) are biases; `sinusoidal` and `learned` (a table as long as each axis)
-    are added to the input. All are over the axes of the pattern's sequences. An `External` pattern takes the text.
+    and `shaw` (a key vector per clipped offset) are biases; `shaw_key_value` has vectors for keys and values, which
+    kernel `xla` alone takes; `sinusoidal` and `learned` (a table as long as each axis)
+    are added to the input. All are over the axes of the pattern's sequences. An `External` pattern takes the
+    outside tokens that `bank` names.
     """
 
     pattern: AttentionPattern = Spatial()
     head_dim: int = 32  # channels per head; heads = channels / head_dim
-    position: Literal["rotary", "relative", "t5", "shaw", "sinusoidal", "learned", "none"] = "rotary"
+    position: Literal["rotary", "relative", "t5", "shaw", "shaw_key_value", "sinusoidal", "learned",
+                      "none"] = "rotary"
     qk_norm: bool = False  # RMS norm of queries and keys per head, with learned scales
     kernel: str = "auto"  # or a name of the capability table
     context: str = "none"
+    bank: str = "text"  # outside tokens of an External pattern: the text, or the name of one of UNet.references
 
     def __post_init__(self):
         _positive(self, "head_dim")
         if self.position not in (permitted := get_args(get_type_hints(SelfAttention)["position"])):
             raise UserError(f"SelfAttention.position={self.position!r} is not valid; permitted: {', '.join(permitted)}")
-        require(self.pattern, self.kernel, self.context, bias=self.position in ("relative", "t5", "shaw"),
-                external=isinstance(self.pattern, External))
+        require(self.pattern, self.kernel, self.context, external=isinstance(self.pattern, External),
+                bias=self.position in ("relative", "t5", "shaw", "shaw_key_value"),
+                offset_values=self.position == "shaw_key_value")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,6 +102,20 @@ class EmbeddedText:
 
 TextInput = WordEncoder | EmbeddedText
 
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reference:
+    """Features made outside the network (of a reference picture, of key frames) that attention layers may see."""
+
+    name: str  # key in `Conditioning.references`
+    width: int  # channels per token
+
+    def __post_init__(self):
+        _positive(self, "width")
+        if self.name == "text":
+            raise UserError("Reference.name='text' is not valid; permitted: any other name")
+
+
 # ---------------------------------------------------------------------------------------------- the U-Net
 
 
@@ -145,6 +164,7 @@ class UNet:
     residual: bool = False  # the output is a change to the low-resolution video (prediction "x" only)
     observed: bool = False  # takes known frames and their mask (RGB + 1 extra input channels)
     scalars: tuple[str, ...] = ()  # names of further scalar inputs, e.g. "fps"
+    references: tuple[Reference, ...] = ()  # outside features that attention layers name as their bank
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters stay float32
     remat: bool = False  # recompute blocks in the backward pass to save memory
 
@@ -161,8 +181,15 @@ class UNet:
         mixers = [m for level in self.levels for m in level.mixers] + list(self.middle)
         if self.text is None and any(isinstance(m, CrossAttention) for m in mixers):
             raise UserError("UNet.text=None but a level has CrossAttention; permitted: WordEncoder or EmbeddedText")
-        if self.text is None and any(isinstance(getattr(m, "pattern", None), External) for m in mixers):
-            raise UserError("UNet.text=None but a mixer has an External pattern; permitted: WordEncoder, EmbeddedText")
+        names = [reference.name for reference in self.references]
+        if len(set(names)) < len(names):
+            raise UserError(f"UNet.references={names} is not valid; permitted: different names")
+        for bank in (m.bank for m in mixers if isinstance(getattr(m, "pattern", None), External)):
+            if bank == "text" and self.text is None:
+                raise UserError("UNet.text=None but a mixer has an External pattern with bank='text'; permitted: "
+                                "text=WordEncoder or EmbeddedText, or a bank of UNet.references")
+            if bank not in ("text", *names):
+                raise UserError(f"SelfAttention.bank={bank!r} is not valid; permitted: {', '.join(['text', *names])}")
         for mixer in self.middle:
             if isinstance(mixer, SelfAttention | CrossAttention) and self.levels[-1].channels % mixer.head_dim:
                 raise UserError(f"UNet.middle head_dim={mixer.head_dim} does not divide the last level's "

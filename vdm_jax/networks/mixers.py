@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import flax.linen as nn
+import flax.struct
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
@@ -12,14 +13,23 @@ from vdm_jax.attention.kernels.xla import Keys, dense
 from vdm_jax.attention.positions import LAYOUT_AXES, rotary
 from vdm_jax.networks import config as cfg
 from vdm_jax.networks.layers import Convolution, Dense, GroupNorm, add_residual, fan_in, silu, zeros
-from vdm_jax.networks.positions import AddedPositions, HeadNorm, RelativeBias, RelativeKeys
+from vdm_jax.networks.positions import AddedPositions, HeadNorm, RelativeBias, RelativeKeys, RelativeValues
+
+
+@flax.struct.dataclass
+class Beside:
+    """What mixers may see beside the video."""
+
+    banks: dict[str, tuple[Float[Array, "b g l e"], Bool[Array, "b g l"] | None]]  # tokens and mask: text, references
+    frame_valid: Bool[Array, "b t"] | None  # frames that exist; None: all
 
 
 class SelfAttentionLayer(nn.Module):
     """Pre-norm self-attention with a pattern; the zero output projection makes it start as the identity.
 
-    With an `External` pattern the outside tokens are the text, projected to keys and values of their own, as Imagen
-    appends it to its self-attention (Saharia et al. 2022, 2205.11487).
+    With an `External` pattern outside tokens, the text or reference features, are projected to keys and values of their
+    own, as Imagen appends text to its self-attention (Saharia et al. 2022, 2205.11487). Frames of a sample that do not
+    exist (`frame_valid`) are not seen; a layer within frames needs no telling.
     """
 
     config: cfg.SelfAttention
@@ -30,7 +40,8 @@ class SelfAttentionLayer(nn.Module):
     @nn.compact
     def __call__(
         self, x: Float[Array, "b t h w c"], frame_mask: Bool[np.ndarray, "t t"] | None,
-        text: tuple[Float[Array, "b g l e"], Bool[Array, "b g l"]] | None = None,
+        bank: tuple[Float[Array, "b g l e"], Bool[Array, "b g l"] | None] | None = None,
+        frame_valid: Bool[Array, "b t"] | None = None,
     ) -> Array:
         spec, shape, channels = self.config, x.shape[:4], x.shape[-1]
         layout, heads = spec.pattern.layout, channels // spec.head_dim
@@ -41,24 +52,27 @@ class SelfAttentionLayer(nn.Module):
         q, k, v = jnp.split(qkv.reshape(*shape, 3 * heads, spec.head_dim), 3, axis=-2)
         if spec.qk_norm:
             q, k = HeadNorm(name="query_norm")(q), HeadNorm(name="key_norm")(k)
-        bias, external = None, None
+        bias, external, offset_values = None, None, None
         if isinstance(spec.pattern, External):
-            external = self._bank(*text, heads)
+            external = self._bank(*bank, heads)
         if spec.position == "rotary":
             q, k = rotary(q, axes=LAYOUT_AXES[layout]), rotary(k, axes=LAYOUT_AXES[layout])
         elif spec.position in ("relative", "t5"):
             bias = RelativeBias(heads, spec.position, name="position")(layout, shape[1:])
-        elif spec.position == "shaw":
+        elif spec.position in ("shaw", "shaw_key_value"):
             bias = RelativeKeys(name="position")(q, layout)
+            if spec.position == "shaw_key_value":
+                offset_values = RelativeValues(spec.head_dim, name="value_position")(layout)
         out = attend(q, k, v, pattern=spec.pattern, kernel=spec.kernel, context=spec.context, bias=bias,
-                     frame_mask=frame_mask, external=external)
+                     frame_mask=frame_mask, frame_valid=None if layout == "frames" else frame_valid, external=external,
+                     offset_values=offset_values)
         return add_residual(x, Dense(channels, kernel_init=zeros, dtype=self.dtype, name="out")(out.reshape(x.shape)))
 
-    def _bank(self, text: Float[Array, "b g l e"], mask: Bool[Array, "b g l"], heads: int) -> Bank:
+    def _bank(self, tokens: Float[Array, "b g l e"], mask: Bool[Array, "b g l"] | None, heads: int) -> Bank:
         size = heads * self.config.head_dim
-        text = nn.LayerNorm(use_bias=False, dtype=self.dtype, name="external_norm")(text)
-        kv = Dense(2 * size, use_bias=False, dtype=self.dtype, name="external")(text)
-        k, v = jnp.split(kv.reshape(*text.shape[:3], 2 * heads, self.config.head_dim), 2, axis=-2)
+        tokens = nn.LayerNorm(use_bias=False, dtype=self.dtype, name="external_norm")(tokens)
+        kv = Dense(2 * size, use_bias=False, dtype=self.dtype, name="external")(tokens)
+        k, v = jnp.split(kv.reshape(*tokens.shape[:3], 2 * heads, self.config.head_dim), 2, axis=-2)
         if self.config.qk_norm:
             k = HeadNorm(name="external_key_norm")(k)
         return Bank(k, v, mask)
@@ -89,7 +103,8 @@ class CrossAttentionLayer(nn.Module):
 
 
 class TemporalConvolutionLayer(nn.Module):
-    """Norm, SiLU and a zero-initialised convolution over frames; appended independent images pass it by."""
+    """Norm, SiLU and a zero-initialised convolution over frames; appended independent images pass it by, and a frame
+    that does not exist counts as the padding beyond the clip's ends."""
 
     config: cfg.TemporalConvolution
     groups: int
@@ -97,8 +112,12 @@ class TemporalConvolutionLayer(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"], images: int) -> Array:
+    def __call__(
+        self, x: Float[Array, "b t h w c"], images: int, frame_valid: Bool[Array, "b t"] | None = None
+    ) -> Array:
         h = silu(GroupNorm(self.groups, self.norm_over, name="norm")(x))
+        if frame_valid is not None:
+            h = jnp.where(frame_valid[:, :, None, None, None], h, 0)
         clip = h[:, : x.shape[1] - images]
         h = Convolution(x.shape[-1], (self.config.kernel, 1, 1), kernel_init=zeros, dtype=self.dtype, name="conv")(clip)
         return add_residual(x, jnp.pad(h, ((0, 0), (0, images), (0, 0), (0, 0), (0, 0))) if images else h)

@@ -54,6 +54,19 @@ class RelativeKeys(nn.Module):
         return relative_key_bias(q, vectors, layout)
 
 
+class RelativeValues(nn.Module):
+    """Learned value vectors of clipped offsets, shared by the heads (Shaw et al. 2018, 1803.02155), one table per axis
+    of the layout."""
+
+    head_dim: int
+    max_distance: int = 16  # positions; further offsets share one vector
+
+    @nn.compact
+    def __call__(self, layout: str) -> dict[str, Float[Array, "s d"]]:
+        shape = (2 * self.max_distance + 1, self.head_dim)
+        return {a: self.param(f"vectors_{a}", nn.initializers.normal(0.02), shape) for a in LAYOUT_AXES[layout]}
+
+
 class AddedPositions(nn.Module):
     """A code of the place in the layout's sequences to add to its tokens: `sinusoidal`, or `learned` with one vector
     per place along each axis. An appended independent image counts as frame 0."""

@@ -26,6 +26,7 @@ from vdm_jax.networks.layers import (
     zeros,
 )
 from vdm_jax.networks.mixers import (
+    Beside,
     CrossAttentionLayer,
     FeedForwardLayer,
     SelfAttentionLayer,
@@ -87,10 +88,10 @@ class Block(nn.Module):
     mixers: tuple[cfg.Mixer, ...]
 
     @nn.compact
-    def __call__(self, x: Array, vector: Array, text: tuple[Array, Array] | None, train: bool, images: int) -> Array:
+    def __call__(self, x: Array, vector: Array, beside: Beside, train: bool, images: int) -> Array:
         level = self.level
         x = ResidualBlock(self.config, level.channels, level.kernel, level.dropout, name="residual")(x, vector, train)
-        return spread_frames(Mixers(self.config, self.mixers, name="mixers")(x, text, images))
+        return spread_frames(Mixers(self.config, self.mixers, name="mixers")(x, beside, images))
 
 
 class Mixers(nn.Module):
@@ -100,18 +101,20 @@ class Mixers(nn.Module):
     mixers: tuple[cfg.Mixer, ...]
 
     @nn.compact
-    def __call__(self, x: Array, text: tuple[Array, Array] | None, images: int) -> Array:
+    def __call__(self, x: Array, beside: Beside, images: int) -> Array:
         common = (self.config.groups, self.config.norm_over, jnp.dtype(self.config.dtype))
         frame_mask = independent_frames_mask(x.shape[1] - images, images) if images else None
         for i, mixer in enumerate(self.mixers):
             if isinstance(mixer, cfg.SelfAttention):
                 inner = getattr(mixer.pattern, "inner", mixer.pattern)
                 name = f"{type(inner).__name__.lower()}_attention_{i}"
-                x = SelfAttentionLayer(mixer, *common, name=name)(x, frame_mask, text)
+                x = SelfAttentionLayer(mixer, *common, name=name)(
+                    x, frame_mask, beside.banks.get(mixer.bank), beside.frame_valid)
             elif isinstance(mixer, cfg.CrossAttention):
-                x = CrossAttentionLayer(mixer, *common, name=f"cross_attention_{i}")(x, *text)
+                x = CrossAttentionLayer(mixer, *common, name=f"cross_attention_{i}")(x, *beside.banks["text"])
             elif isinstance(mixer, cfg.TemporalConvolution):
-                x = TemporalConvolutionLayer(mixer, *common, name=f"temporal_convolution_{i}")(x, images)
+                x = TemporalConvolutionLayer(mixer, *common, name=f"temporal_convolution_{i}")(
+                    x, images, beside.frame_valid)
             else:
                 x = FeedForwardLayer(mixer, *common, name=f"feed_forward_{i}")(x)
         return x
@@ -134,7 +137,7 @@ class SpaceTimeUNet(nn.Module):
         spec, dtype = self.config, jnp.dtype(self.config.dtype)
         conditioning = Conditioning() if conditioning is None else conditioning
         check_inputs(spec, z, conditioning, images)
-        vector, text = Embedding(spec, name="embedding")(z.shape[1], logsnr, conditioning, images)
+        vector, beside = Embedding(spec, name="embedding")(z.shape[1], logsnr, conditioning, images)
         x = space_to_depth(stack_inputs(spec, z, conditioning), spec.patch).astype(dtype)
         kernel = (1, spec.stem_kernel, spec.stem_kernel)
         x = Convolution(spec.levels[0].channels, kernel, dtype=dtype, name="stem")(x)
@@ -146,19 +149,19 @@ class SpaceTimeUNet(nn.Module):
         for i, level in enumerate(spec.levels):  # down
             for j in range(level.blocks):
                 x = block(spec, level, level.mixers, name=f"down_{i}_{j}")(
-                    x, vector, text, train, images)
+                    x, vector, beside, train, images)
                 skips.append(x)
             if i + 1 < len(spec.levels):
                 x = Downsample(spec, level.stride, name=f"downsample_{i}")(x)
                 skips.append(x)
         last = spec.levels[-1]
-        x = block(spec, last, spec.middle, name="middle_in")(x, vector, text, train, images)
-        x = block(spec, last, (), name="middle_out")(x, vector, text, train, images)
+        x = block(spec, last, spec.middle, name="middle_in")(x, vector, beside, train, images)
+        x = block(spec, last, (), name="middle_out")(x, vector, beside, train, images)
         for i, level in reversed(list(enumerate(spec.levels))):  # up
             for j in range(level.blocks + 1):
                 x = jnp.concatenate([x, skips.pop() * spec.skip_scale], axis=-1)
                 x = block(spec, level, level.mixers, name=f"up_{i}_{j}")(
-                    x, vector, text, train, images)
+                    x, vector, beside, train, images)
             if i:
                 x = Upsample(spec, spec.levels[i - 1].stride, name=f"upsample_{i}")(x)
         x = silu(GroupNorm(spec.groups, spec.norm_over, name="norm")(x))
@@ -169,14 +172,15 @@ class SpaceTimeUNet(nn.Module):
 
 
 class Embedding(nn.Module):
-    """The conditioning vector `[B, 1 or T, C]` from noise level, pooled text, augmentation level and scalars."""
+    """The conditioning vector `[B, 1 or T, C]` from noise level, pooled text, augmentation level and scalars; and what
+    mixers see beside the video."""
 
     config: cfg.UNet
 
     @nn.compact
     def __call__(
         self, frames: int, logsnr: Array, conditioning: Conditioning, images: int
-    ) -> tuple[Array, tuple[Array, Array] | None]:
+    ) -> tuple[Array, Beside]:
         spec = self.config
         width = spec.embedding_channels
 
@@ -189,17 +193,18 @@ class Embedding(nn.Module):
             vector = vector + scalar("augmentation", encode_level(conditioning.augmentation, "inv_cos"))[:, None]
         for name in spec.scalars:
             vector = vector + scalar(name, conditioning.scalars[name])[:, None]
-        text = None
+        banks = {name: (conditioning.references[name], conditioning.reference_masks.get(name))
+                 for name in (reference.name for reference in spec.references)}
         if spec.text is not None:
             tokens, mask, pooled = TextConditioner(spec.text, width, jnp.dtype(spec.dtype), name="text")(conditioning)
             if images:  # the clip's caption for its frames, then one per image
                 repeats = np.array([frames - images] + [1] * images)
                 tokens, mask, pooled = (jnp.repeat(a, repeats, axis=1, total_repeat_length=frames)
                                         for a in (tokens, mask, pooled))
-            vector, text = vector + pooled, (tokens, mask)
+            vector, banks["text"] = vector + pooled, (tokens, mask)
         for i in range(spec.embedding_layers - 1):
             vector = Dense(width, name=f"hidden_{i}")(silu(vector))
-        return vector, text
+        return vector, Beside(banks, conditioning.frame_valid)
 
 
 class PositionEmbedding(nn.Module):
@@ -284,9 +289,37 @@ def check_inputs(spec: cfg.UNet, z: Array, conditioning: Conditioning, images: i
     if spec.text is not None and conditioning.text_mask.shape[1] != 1 + images:
         raise UserError(f"Conditioning has {conditioning.text_mask.shape[1]} captions per clip; "
                         f"permitted: {1 + images}, one for the clip and one for each appended image")
+    check_references(spec, z, conditioning, images)
+    valid = conditioning.frame_valid
+    if valid is not None and valid.shape != z.shape[:2]:
+        raise UserError(f"Conditioning.frame_valid has shape {valid.shape}; permitted: {z.shape[:2]}, batch and frames")
+    if valid is not None and spec.norm_over == "clip":
+        raise UserError("Conditioning.frame_valid with UNet.norm_over='clip', whose statistics mix padded frames with "
+                        "the clip; permitted: norm_over='frame'")
     if images and spec.norm_over == "clip":
         raise UserError(f"images={images} with UNet.norm_over='clip', whose statistics mix the images with the clip; "
                         "permitted: norm_over='frame'")
+
+
+def check_references(spec: cfg.UNet, z: Array, conditioning: Conditioning, images: int) -> None:
+    """Raise `UserError` when reference features or masks are absent, unknown or of shapes that do not fit."""
+    (batch, frames), widths = z.shape[:2], {reference.name: reference.width for reference in spec.references}
+    for name in (*conditioning.references, *conditioning.reference_masks):
+        if name not in widths:
+            raise UserError(f"Conditioning.references has {name!r}, which the network does not take; permitted: "
+                            f"{', '.join(widths) or 'none'}")
+    # One group for all would let appended images see what belongs to the clip.
+    groups = [frames] if images else sorted({1, frames})
+    for name, width in widths.items():
+        if name not in conditioning.references:
+            raise UserError(f"Conditioning.references has no {name!r}; given: "
+                            f"{', '.join(conditioning.references) or 'none'}")
+        shape, mask = conditioning.references[name].shape, conditioning.reference_masks.get(name)
+        if len(shape) != 4 or shape[0] != batch or shape[1] not in groups or shape[3] != width:
+            raise UserError(f"Conditioning.references[{name!r}] has shape {shape}; permitted: [{batch}, "
+                            f"{' or '.join(map(str, groups))}, tokens, {width}]")
+        if mask is not None and mask.shape != shape[:3]:
+            raise UserError(f"Conditioning.reference_masks[{name!r}] has shape {mask.shape}; permitted: {shape[:3]}")
 
 
 def count_parameters(network: cfg.UNet, shape: tuple[int, ...], conditioning: Conditioning | None = None) -> int:

@@ -16,10 +16,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vdm_jax.cascade.stage import Experiment, Stage
+from vdm_jax.cascade.stage import DataSet, Experiment, Stage
 from vdm_jax.conditioning.vocabulary import Vocabulary
 from vdm_jax.configuration import digest
-from vdm_jax.data.opening import open_source
+from vdm_jax.data.opening import WITHOUT_VALIDATION, open_source, open_validation
 from vdm_jax.data.pipeline import FlipAugmentation, Pipeline
 from vdm_jax.data.source import RandomAccessSource
 from vdm_jax.errors import UserError
@@ -39,7 +39,7 @@ from vdm_jax.video.writing import atomic_path
 log = logging.getLogger(__name__)
 
 # What the device reads; captions and labels stay on the host.
-DEVICE_FIELDS = ("video", "tokens", "embeddings", "text_mask", "images", "image_tokens")
+DEVICE_FIELDS = ("video", "tokens", "embeddings", "text_mask", "images", "image_tokens", "frame_valid")
 MAX_SKIPPED = 20  # steps in a row without a finite gradient before a run gives up
 
 
@@ -99,20 +99,28 @@ class Trainer:
     def _pipeline(self, split: str, parts: int) -> Pipeline:
         """The data of a split; position is the step, so nothing about it needs saving."""
         spec, text = self.stage.training, self.stage.network.text
-        source = open_source(self.experiment.data, split, self.data_dir)
+        source = self._source(self.experiment.data, split)
         tokenize = Vocabulary(text.words, text.length).encode if isinstance(text, WordEncoder) else None
         images = None
         if spec.image_data is not None:
-            images = open_source(spec.image_data, split, self.data_dir)
+            images = self._source(spec.image_data, split)
         self.sources[split] = source
         size = spec.batch_size
         if split == "validation":  # a small split is validated on as many clips as it has
             size = min(size, len(source)) // parts * parts
+            if not size:
+                raise UserError(f"the validation split has {len(source)} clips for {parts} devices; permitted: at "
+                                f"least {parts}{WITHOUT_VALIDATION}")
         return Pipeline(source, batch_size=size, seed=self.experiment.seed, tokenize=tokenize,
                         augment=FlipAugmentation() if spec.flips and split == "train" else None,
                         random_starts=spec.random_starts and split == "train",
                         images_per_clip=spec.images_per_clip, images_source=images,
                         process_index=jax.process_index(), process_count=jax.process_count(), workers=spec.workers)
+
+    def _source(self, data: DataSet, split: str) -> RandomAccessSource:
+        if split == "validation":
+            return open_validation(data, self.experiment.validation_split, self.data_dir)
+        return open_source(data, split, self.data_dir)
 
     def _loop(self, state: TrainState, start: int, mesh: Mesh, pipeline: Pipeline, checkpoints: Checkpoints,
               writer: MetricWriter, stop: StopRequests) -> TrainState:
@@ -199,7 +207,8 @@ class Trainer:
 
 def device_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     """The parts of a batch that the device reads, on the mesh."""
-    return global_batch({name: np.asarray(batch[name]) for name in DEVICE_FIELDS if name in batch}, mesh)
+    return global_batch({name: np.asarray(batch[name]) for name in batch
+                         if name in DEVICE_FIELDS or name.startswith("reference_")}, mesh)
 
 
 class StopRequests:

@@ -61,7 +61,7 @@ class MetricWriter:
             return
         for name in ("step", "time"):
             if name in scalars:
-                raise ValueError(f"the metric name {name!r} is reserved")
+                raise UserError(f"metric {name!r} is filled in by the writer; permitted: names except step, time")
         fetched = jax.device_get(dict(scalars))  # comes back sorted by name; the caller's order is kept
         values = {name: _scalar(name, fetched[name]) for name in scalars}
         now = time.time()
@@ -78,7 +78,7 @@ class MetricWriter:
         """Adds an image, uint8 [H, W, 3], to TensorBoard."""
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
             found = f"{image.dtype}{list(image.shape)}"
-            raise ValueError(f"image {name!r} is {found}; permitted: uint8 [H, W, 3]")
+            raise UserError(f"image {name!r} is {found}; permitted: uint8 [H, W, 3]")
         if self._events is not None:
             self._events.add_image(name, image, int(step), dataformats="HWC")
 
@@ -147,7 +147,7 @@ class Throughput:
     def __init__(self, clips_per_step: int, total_steps: int, *, window: int = 50,
                  clock: Callable[[], float] = time.monotonic):
         if window < 1:
-            raise ValueError(f"window={window} is not permitted; permitted: 1, 2, ...")
+            raise UserError(f"Throughput.window={window} is not valid; permitted: 1, 2, ...")
         self._clips_per_step = clips_per_step
         self._total_steps = total_steps
         self._clock = clock
@@ -188,7 +188,7 @@ class Throughput:
 
 def _scalar(name: str, value: Any) -> float:
     if np.shape(value) != ():
-        raise ValueError(f"metric {name!r} has shape {list(np.shape(value))}; permitted: a scalar")
+        raise UserError(f"metric {name!r} has shape {list(np.shape(value))}; permitted: a scalar")
     return float(value)
 
 

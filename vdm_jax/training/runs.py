@@ -48,7 +48,8 @@ def open_run(run: Path, experiment: Experiment) -> Experiment:
         stored = read_config(run)
         for field, old, new in differences(to_data(stored), to_data(experiment)):
             resumable = ".training." in field and field.split(".")[-1] in RESUMABLE
-            if not resumable and not field.startswith("mesh."):  # any number of devices may go on
+            free = field.startswith("mesh.") or field == "validation_split"  # any number of devices may go on
+            if not (resumable or free):
                 raise UserError(f"run directory {run} belongs to another config: {field} is {old!r} there and {new!r} "
                                 "now; permitted: the same config, or another directory (--run)")
     elif run.is_file():

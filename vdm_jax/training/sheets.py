@@ -16,7 +16,7 @@ from vdm_jax.cascade.sampling import sample_keys, sample_stage
 from vdm_jax.cascade.stage import Experiment, Stage
 from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.conditioning.vocabulary import Vocabulary
-from vdm_jax.data.opening import open_source
+from vdm_jax.data.opening import open_validation
 from vdm_jax.networks.config import EmbeddedText, WordEncoder
 from vdm_jax.parallel.compiling import compiler_options
 from vdm_jax.parallel.rules import batch_parts
@@ -28,7 +28,8 @@ COUNT = 4  # videos per sheet
 
 
 class SampleSheets:
-    """Samples of fixed validation captions with fixed noise, so that sheets of different steps compare.
+    """Samples of fixed validation captions (see `Experiment.validation_split`) with fixed noise, so that sheets of
+    different steps compare.
 
     A stage with a source starts from the degraded real clip, which is also shown.
     """
@@ -39,7 +40,8 @@ class SampleSheets:
         self._inputs = self._read(data_dir)  # now, so that data without a validation split fails before training
 
     def _read(self, data_dir: Path | None) -> tuple[tuple[str, ...], Conditioning, Any]:
-        source, stage = open_source(self._experiment.data, "validation", data_dir), self._stage
+        experiment, stage = self._experiment, self._stage
+        source = open_validation(experiment.data, experiment.validation_split, data_dir)
         clips = [source[i % len(source)] for i in range(self._count)]
         captions = tuple(clip["caption"] for clip in clips)
         text, conditioning = stage.network.text, Conditioning()
@@ -49,6 +51,9 @@ class SampleSheets:
         elif isinstance(text, EmbeddedText):
             embeddings = jnp.stack([jnp.asarray(clip["embeddings"]) for clip in clips])[:, None]
             conditioning = Conditioning(embeddings=embeddings, text_mask=jnp.ones(embeddings.shape[:3], bool))
+        references = {name: jnp.stack([jnp.asarray(clip[f"reference_{name}"]) for clip in clips])
+                      for name in (r.name for r in stage.network.references) if f"reference_{name}" in clips[0]}
+        conditioning = conditioning.replace(references=references)
         low = None
         if stage.source is not None:
             low = degrade(target_video(jnp.stack([jnp.asarray(c["video"]) for c in clips]), stage.video), stage.source)

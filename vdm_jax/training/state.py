@@ -63,7 +63,8 @@ def example_conditioning(stage: Stage, batch: int = 1) -> Conditioning:
         conditioning = conditioning.replace(low_resolution=video, augmentation=level)
     if stage.network.observed:
         conditioning = conditioning.replace(observed=video, observed_mask=video[..., :1])
-    return conditioning.replace(scalars=dict.fromkeys(stage.network.scalars, level))
+    references = {r.name: jnp.zeros((batch, 1, 1, r.width)) for r in stage.network.references}
+    return conditioning.replace(references=references, scalars=dict.fromkeys(stage.network.scalars, level))
 
 
 def initial_params(stage: Stage, key: PRNGKeyArray) -> Any:

@@ -38,7 +38,9 @@ def stage_loss(
         return module.apply({"params": params}, z, logsnr, conditioning, train=train, images=images,
                             rngs={"dropout": dropout_key})
 
-    losses, aux = stage.process.loss(network, x, loss_key)
+    valid = conditioning.frame_valid
+    mask = None if valid is None else valid[:, :, None, None, None]
+    losses, aux = stage.process.loss(network, x, loss_key, mask=mask)
     return losses.mean(), {"x_mse": aux["x_mse"].mean()}
 
 

@@ -5,6 +5,7 @@ The whole table is compared in `make test-full`, a choice of it always.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -28,8 +29,10 @@ from vdm_jax.attention import (
     attend,
 )
 from vdm_jax.attention.capability import CAPABILITIES, entries_for
+from vdm_jax.attention.contexts.ring import Ring
 from vdm_jax.attention.kernels import chunked
 from vdm_jax.attention.patterns import independent_frames_mask
+from vdm_jax.attention.relation import View
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 
 BATCH, SHAPE, HEADS, DIM = 2, (8, 3, 2), 4, 4
@@ -56,7 +59,8 @@ ALWAYS = {
 }
 MASKED = [("all_gather", "xla", Temporal()), ("all_gather", "chunked", SparseCausal()),
           ("halo", "gather", SparseCausal()), ("halo", "chunked", BOX), ("ulysses", "xla", Causal()),
-          ("ring", "xla", Causal()), ("zigzag_ring", "xla", Causal()), ("ulysses_ring", "xla", SparseCausal()),
+          ("ring", "xla", Causal()), ("ring", "chunked", SparseCausal()),
+          ("zigzag_ring", "xla", Causal()), ("ulysses_ring", "xla", SparseCausal()),
           ("relayout", "xla", Temporal())]
 cases = pytest.mark.parametrize(("context", "kernel", "pattern"), MASKED, ids=[f"{c}-{k}-{name(p)}"
                                                                                for c, k, p in MASKED])
@@ -114,6 +118,30 @@ def test_masks_and_bias_together(context, kernel, pattern):
         lambda **a: attend(**a, pattern=pattern, kernel=kernel, context=context, frame_mask=frame_mask,
                            frame_valid=jnp.asarray(valid)),
         arrays, visible(pattern, SHAPE, frame_mask) & key_mask(valid), layout=pattern.layout)
+
+
+@pytest.mark.parametrize(("pattern", "frames", "zigzag", "before", "after"), [
+    (SparseCausal(), 8, False, [0, 1, 2, 3], [0, 1]),
+    (SparseCausal(previous=False), 8, False, [0, 1, 2, 3], []),
+    (SparseCausal(own=True), 16, True, [0, 1, 2, 3], [0, 1, 3]),
+    (SparseCausal(own=True), 8, True, [0, 1, 2, 3], [0, 1, 2, 3]),  # would save two frames and cost as many
+    (SparseCausal(first=False), 8, False, [0, 1], [0, 1]),
+    (Causal(), 8, False, [0, 1, 2, 3], [0, 1, 2, 3]),
+])
+def test_a_first_frame_seen_by_all_does_not_go_round(pattern, frames, zigzag, before, after):
+    ring = Ring("xla", View(pattern, (frames, 3, 2)), 4, 1, zigzag)
+    assert ring.distances() == before
+    chosen = ring.with_first_apart()
+    assert chosen.distances() == after and chosen.apart == (before != after)
+    assert not dataclasses.replace(ring, stride=2).with_first_apart().apart
+
+
+def test_a_first_frame_apart_is_joined_under_zigzag():
+    shape, valid = (16, 2, 1), np.ones((BATCH, 16), bool)
+    valid[1, [0, 5]] = False
+    assert_close(lambda **a: attend(**a, pattern=SparseCausal(), kernel="xla", context="zigzag_ring",
+                                    frame_valid=jnp.asarray(valid)),
+                 inputs(shape=shape), visible(SparseCausal(), shape) & np.repeat(valid, 2, axis=1)[:, None, None, :])
 
 
 @pytest.mark.parametrize(("context", "kernel"), [("all_gather", "chunked"), ("halo", "gather"), ("zigzag_ring", "xla"),

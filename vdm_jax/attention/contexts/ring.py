@@ -3,7 +3,8 @@
 The scheme of Liu et al. 2023 (2310.01889): partial results are merged by their logsumexp, and the backward pass sends
 keys and values round once more together with their gradients, recomputing the weights from the saved logsumexp. What a
 pattern rules out is skipped: a distance that no device needs is passed over for all, a shard that one device does not
-see costs that device nothing.
+see costs that device nothing. A first frame that far devices see (sparse-causal attention) does not take its shard all
+the way round: it is handed to all at once and joined like outside tokens.
 
 Under a causal pattern the device with the last frames has the most work and the others wait. `zigzag` splits the clip
 into 2 n runs of frames and gives device i the runs i and 2 n - 1 - i, so that all have the same work at every step;
@@ -59,6 +60,12 @@ class Ring:
     members: int
     stride: int
     zigzag: bool
+    apart: bool = False  # the first frame of the clip is no key here: all devices have it already
+
+    @property
+    def table(self) -> np.ndarray:
+        """Which frame of the clip sees which on the way round, bool `[T, T]`."""
+        return self.view.frame_table & ~(self.apart & (np.arange(self.view.shape[0]) == 0))
 
     @property
     def local(self) -> View:
@@ -69,7 +76,8 @@ class Ring:
     @property
     def relation(self) -> Relation:
         """What a run of queries may see of a run of keys."""
-        return make_part(self.view, (self.local.shape[0],) * 2)
+        part = make_part(self.view, (self.local.shape[0],) * 2)
+        return dataclasses.replace(part, rule=None, clip=self.table.tobytes()) if self.apart else part
 
     def member(self) -> Array:
         """The member that this device is."""
@@ -97,10 +105,18 @@ class Ring:
     def distances(self) -> list[int]:
         """How far keys must travel so that every query meets what it sees; distances that no member needs are left
         out."""
-        table = self.view.frame_table
+        table = self.table
         ids = [np.concatenate(self.ids(m)) for m in range(self.members)]
         return [d for d in range(self.members)
                 if any(table[np.ix_(ids[m], ids[(m - d) % self.members])].any() for m in range(self.members))]
+
+    def with_first_apart(self) -> Ring:
+        """The ring with the first frame apart where that saves more frames on the way than handing it out costs."""
+        other = dataclasses.replace(self, apart=True)
+        saved = len(self.distances()) - len(other.distances() or [0])
+        frames = self.view.shape[0] // self.members  # of a device; a sum over all devices moves about two
+        # Under Ulysses the devices of the axis hold different heads, which a sum over the axis would mix.
+        return other if self.stride == 1 and saved * frames > 2 else self
 
     def visit(self, step: Callable[[Any, Any, Any], tuple[Any, Any]], result: Any, moving: Any) -> tuple[Any, Any]:
         """`step(member, result, moving)` for the keys of every member in turn; `moving` comes home in the end.
@@ -132,22 +148,37 @@ def around(
     external: Bank | None,
 ) -> Float[Array, "b f h w k d"]:
     """Attention of a member's frames over all frames, and over outside tokens."""
+    ring = ring.with_first_apart()
     exchange = _to_zigzag if ring.zigzag else lambda ring, x: (x,)
     parts = [tuple(ring.local.rows(run) for run in exchange(ring, x)) for x in (q, k, v)]
     outs, lses = _around(ring, *parts, frame_valid)
     runs = [ring.local.video(out) for out in outs]
     out = _from_zigzag(ring, runs) if ring.zigzag else runs[0]
-    if external is None:
+    if external is None and not ring.apart:
         return out.astype(v.dtype)
-    # Queries may have been exchanged, outside tokens not: they are joined where the queries came from.
+    # Queries may have been exchanged, the first frame and outside tokens not: these join where the queries came from.
     device = View(ring.view.pattern, q.shape[1:4])
     lse = [jnp.swapaxes(a, 1, 2)[..., None] for a in lses]
     runs = [ring.local.video(a) for a in lse]
     lse = device.rows(_from_zigzag(ring, runs) if ring.zigzag else runs[0])
-    keys, values, valid, relation = device.bank_rows(external)
-    own = device.rows(out), jnp.swapaxes(lse[..., 0], 1, 2)
-    outside = blockwise(device.rows(q), keys, values, relation, key_valid=valid)
-    return device.video(merge(own, outside)).astype(v.dtype)
+    sets = [(device.rows(out), jnp.swapaxes(lse[..., 0], 1, 2))]
+    if ring.apart:
+        sets.append(_over_first_frame(ring, device, q, k, v, frame_valid))
+    if external is not None:
+        keys, values, valid, relation = device.bank_rows(external)
+        sets.append(blockwise(device.rows(q), keys, values, relation, key_valid=valid))
+    return device.video(merge(*sets)).astype(v.dtype)
+
+
+def _over_first_frame(ring: Ring, device: View, q, k, v, frame_valid) -> tuple[Array, Array]:
+    """Output and logsumexp of a device's frames, in order, over the first frame of the clip."""
+    member, frames = ring.member(), device.shape[0]
+    key, value = (device.rows(lax.psum(jnp.where(member == 0, a[:, :1], 0), AXIS)) for a in (k, v))
+    seen = ring.view.frame_table & (np.arange(ring.view.shape[0]) == 0)
+    part = dataclasses.replace(make_part(ring.view, (frames, 1)), rule=None, clip=seen.tobytes())
+    ids = member * frames + np.arange(frames), jnp.zeros(1, jnp.int32)
+    valid = None if frame_valid is None else device.key_valid(frame_valid[:, :1])
+    return blockwise(device.rows(q), key, value, part, key_valid=valid, ids=ids)
 
 
 # ------------------------------------------------------------------------------------------------ round the ring

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from vdm_jax.attention.positions import relative_values
 from vdm_jax.attention.relation import Bank, View
 
 MASKED = -1e30  # finite, so that a fully masked row gives an average instead of NaN; `attend` turns it into zeros
@@ -20,6 +23,7 @@ class Keys(NamedTuple):
     v: Float[Array, "*b s k d"]
     mask: Bool[Array, ...] | None = None
     bias: Float[Array, ...] | None = None
+    added: Callable[[Array], Array] | None = None  # from the weights `[*b, K, Q, S]`: added to the output
 
 
 def dense(q: Float[Array, "*b q k d"], *sets: Keys) -> Float[Array, "*b q k d"]:
@@ -42,16 +46,23 @@ def dense(q: Float[Array, "*b q k d"], *sets: Keys) -> Float[Array, "*b q k d"]:
     for keys in sets:
         part = weights[..., start : start + keys.k.shape[-3]]
         out = jnp.einsum("...kqs,...skd->...qkd", part, keys.v)
+        out = out if keys.added is None else out + keys.added(part)
         total, start = out if total is None else total + out, start + keys.k.shape[-3]
     return total
 
 
-def attention(q, k, v, view: View, *, bias=None, frame_valid=None, external: Bank | None = None, own: bool = True):
-    """Dense attention for any pattern; see `vdm_jax.attention.kernels` for the arguments."""
+def attention(q, k, v, view: View, *, bias=None, frame_valid=None, external: Bank | None = None, own: bool = True,
+              offset_values: dict[str, Array] | None = None):
+    """Dense attention for any pattern, alone in taking relative value vectors; see `vdm_jax.attention.kernels` for the
+    arguments."""
     sets = []
     if own:
         mask, valid = view.relation().mask(), view.key_valid(frame_valid)
-        sets.append(Keys(view.rows(k), view.rows(v), both(mask, valid), bias))
+        added = None
+        if offset_values is not None:
+            added = functools.partial(relative_values, vectors=offset_values, layout=view.pattern.layout,
+                                      shape=view.shape)
+        sets.append(Keys(view.rows(k), view.rows(v), both(mask, valid), bias, added))
     if external is not None:
         keys, values, valid, relation = view.bank_rows(external)
         sets.append(Keys(keys, values, both(relation.mask(), valid)))
