@@ -10,13 +10,14 @@ from typing import Any
 
 import jax
 
-from vdm_jax.benchmark import machine, topology
+from vdm_jax.benchmark import machine
 from vdm_jax.benchmark.cases import FLOP_FACTOR, Case
-from vdm_jax.benchmark.collectives import collectives
 from vdm_jax.benchmark.program import Unfit, build, mesh_of, no_compilation_cache
 from vdm_jax.benchmark.record import open_record, save
 from vdm_jax.benchmark.timing import LEAST, LONG, run
+from vdm_jax.parallel.collectives import collectives
 from vdm_jax.parallel.mesh import MeshSpec
+from vdm_jax.planning import topology
 
 Progress = Callable[[int, int, str, float | None], None]  # cases done, cases in all, what is next, seconds left
 
