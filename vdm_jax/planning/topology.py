@@ -28,6 +28,7 @@ class Generation:
 GENERATIONS = {"v4": Generation(3, 2, 4096), "v5e": Generation(2, 1, 256), "v5p": Generation(3, 2, 8960),
                "v6e": Generation(2, 1, 256), "tpu7x": Generation(3, 2, 9216)}
 ENVIRONMENT = {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
+               "TPU_ACCELERATOR_TYPE": "v5litepod-16",  # any that exists: without one libtpu complains
                "TPU_LOG_DIR": "disabled", "TPU_MIN_LOG_LEVEL": "4", "TPU_STDERR_LOG_LEVEL": "4"}
 CUBE = 4  # chips per side of the blocks that larger three-dimensional slices are made of
 
