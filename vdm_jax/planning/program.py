@@ -156,15 +156,15 @@ def _work(plan: Plan, params: Any, mesh: Mesh) -> Any:
 
 def _read(plan: Plan, compiled: Any, mesh: Mesh, work: Any) -> dict[str, Any]:
     """What a compiled program says of itself."""
-    rows = traffic(listed(compiled.as_text()), dict(mesh.shape))
+    rows, platform = traffic(listed(compiled.as_text()), dict(mesh.shape)), mesh.devices.flat[0].platform
     cost = compiled.cost_analysis() or {}
     loops = plan.stage.sampling.steps if plan.what == "sample" else plan.stage.training.accumulation
-    if plan.what == "train" and mesh.devices.flat[0].platform == "cpu":
+    if plan.what == "train" and platform == "cpu":
         loops = 1  # micro-batches are unrolled there
     accessed = loops * float(cost.get("bytes accessed", 0.0))
     far = far_axes(mesh)
-    found = {"status": "compiled", "memory": memory(compiled), "collectives": rows, "bytes_accessed": accessed,
-             "axes_between_slices": list(far), "roofline": None}
+    found = {"status": "compiled", "memory": memory(compiled, platform), "collectives": rows,
+             "bytes_accessed": accessed, "axes_between_slices": list(far), "roofline": None}
     if (chip := chip_of(mesh.devices.flat[0])) is not None:
         near, across = split_sent(rows, far)
         found["roofline"] = roofline(
@@ -173,16 +173,20 @@ def _read(plan: Plan, compiled: Any, mesh: Mesh, work: Any) -> dict[str, Any]:
     return {**found, **({"warnings": [warning]} if warning else {})}
 
 
-def memory(compiled: Any) -> dict[str, int]:
-    """Bytes per device as the compiler reports them. `needed` is its peak where it states one that is larger than
-    arguments, outputs that are not arguments, and temporaries together; some compilers count less as the peak."""
+def memory(compiled: Any, platform: str) -> dict[str, int]:
+    """Bytes per device as the compiler reports them.
+
+    `needed` is what decides whether the program fits: on TPU the compiler's peak, which holds arguments and is what the
+    compiler itself compares with the chip; elsewhere arguments, new outputs and temporaries together, since the peak
+    that those compilers state leaves temporaries out.
+    """
     stats = compiled.memory_analysis()
     fields = {"arguments": "argument", "outputs": "output", "aliased": "alias", "temporaries": "temp",
               "code": "generated_code"}
     found = {name: int(getattr(stats, f"{field}_size_in_bytes")) for name, field in fields.items()}
     found["peak"] = int(getattr(stats, "peak_memory_in_bytes", 0))
     together = found["arguments"] + found["outputs"] - found["aliased"] + found["temporaries"]
-    return {**found, "needed": max(found["peak"], together)}
+    return {**found, "needed": found["peak"] if platform == "tpu" and found["peak"] else max(found["peak"], together)}
 
 
 def far_axes(mesh: Mesh) -> tuple[str, ...]:
