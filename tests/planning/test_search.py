@@ -9,8 +9,12 @@ from vdm_jax.errors import UserError
 from vdm_jax.parallel.mesh import MeshSpec
 from vdm_jax.planning import cache
 from vdm_jax.planning.cache import Reports
+from vdm_jax.planning.flops import remat_choices
 from vdm_jax.planning.program import Plan
-from vdm_jax.planning.search import default_meshes, remat_choices, search
+from vdm_jax.planning.search import default_meshes, search
+
+
+KEEP, AGAIN = remat_choices()[0], "full" if "full" in remat_choices() else True
 
 
 @pytest.fixture
@@ -31,8 +35,8 @@ def compiled(monkeypatch):
         return {"status": "compiled", "what": "train", "stage": "base", "batch": plan.batch, "batch_parts": fsdp * data,
                 "accumulation": 1, "remat": remat, "frames": 4, "devices": 8, "chip": None,
                 "mesh": {"data": data, "fsdp": fsdp, "tensor": 1, "context": 1}, "state": {"parameters": 80 // fsdp},
-                "memory": {"needed": 80 // fsdp + each * (40 if remat else 100)},
-                "roofline": {"step_seconds": plan.batch / (7 if remat else 10)}}
+                "memory": {"needed": 80 // fsdp + each * (40 if remat == AGAIN else 100)},
+                "roofline": {"step_seconds": plan.batch / (7 if remat == AGAIN else 10)}}
 
     monkeypatch.setattr(cache, "compile_plan", formula)
     return done
@@ -40,23 +44,23 @@ def compiled(monkeypatch):
 
 def test_the_largest_batch_of_every_setting(plan, compiled, tmp_path):
     meshes = [MeshSpec(data=8, fsdp=1), MeshSpec(data=2, fsdp=4)]
-    rows = search(plan, Reports(tmp_path), jax.devices(), 520, meshes=meshes)
+    rows = search(plan, Reports(tmp_path), jax.devices(), 520, meshes=meshes, remats=(KEEP, AGAIN))
     sizes = {(row.mesh.fsdp, row.remat): row.report["batch"] for row in rows}
-    assert sizes == {(1, False): 32, (4, False): 40, (1, True): 88, (4, True): 96}  # (520 - 80 / fsdp) / 100 or 40
-    assert (rows[0].remat, rows[0].clips_per_second) == (False, 10)  # the most clips per second, then the largest batch
+    assert sizes == {(1, KEEP): 32, (4, KEEP): 40, (1, AGAIN): 88, (4, AGAIN): 96}  # (520 - 80 / fsdp) / 100 or 40
+    assert (rows[0].remat, rows[0].clips_per_second) == (KEEP, 10)  # the most clips per second, then the largest batch
     assert rows[0].mesh.fsdp == 4
     before = len(compiled)
-    search(plan, Reports(tmp_path), jax.devices(), 520, meshes=meshes)
+    search(plan, Reports(tmp_path), jax.devices(), 520, meshes=meshes, remats=(KEEP, AGAIN))
     assert len(compiled) == before  # every report was kept
 
 
 def test_one_batch_that_is_given(plan, compiled, tmp_path):
     told = []
-    rows = search(plan, Reports(tmp_path), jax.devices(), 200, meshes=[MeshSpec(data=8)], batch=16,
+    rows = search(plan, Reports(tmp_path), jax.devices(), 200, meshes=[MeshSpec(data=8)], batch=16, remats=(KEEP, AGAIN),
                   tell=lambda text, report: told.append((text, report and report["verdict"])))
-    assert [(row.remat, row.plan and row.plan.batch) for row in rows] == [(True, 16), (False, None)]
+    assert [(row.remat, row.plan and row.plan.batch) for row in rows] == [(AGAIN, 16), (KEEP, None)]
     assert rows[1].reason == "needs 0.00 of 0.00 GiB at batch 16"
-    assert ("mesh data=8, remat False, batch 16", "does not fit") in told
+    assert (f"mesh data=8, remat {KEEP}, batch 16", "does not fit") in told
 
 
 def test_what_cannot_be_split_is_a_row(plan, compiled, tmp_path):
@@ -68,7 +72,7 @@ def test_what_cannot_be_split_is_a_row(plan, compiled, tmp_path):
 
 def test_choices(plan):
     assert [(m.data, m.fsdp) for m in default_meshes(8)] == [(8, 1), (4, 2), (2, 4), (1, 8)]
-    assert not remat_choices("sample") and len(remat_choices("train")) >= 2
+    assert len(remat_choices()) >= 2 and remat_choices()[0] == plan.stage.network.remat
 
 
 def test_reports_are_found_by_what_decides_about_the_program(plan, compiled, tmp_path):
@@ -76,7 +80,7 @@ def test_reports_are_found_by_what_decides_about_the_program(plan, compiled, tmp
     fixed = dataclasses.replace(plan, mesh=MeshSpec(data=8))
     first = reports.get(fixed)
     assert Reports(tmp_path).get(dataclasses.replace(fixed)) == first and len(compiled) == 1
-    for other in (fixed.with_batch(16), fixed.with_remat(True), dataclasses.replace(fixed, effort="full"),
+    for other in (fixed.with_batch(16), fixed.with_remat(AGAIN), dataclasses.replace(fixed, effort="full"),
                   dataclasses.replace(fixed, flags=(("xla_a", "true"),)), dataclasses.replace(fixed, what="sample")):
         assert reports.path(other) != reports.path(fixed)
     products = [dataclasses.replace(fixed, topology=name) for name in ("v5p-128", "v5p:4x4x4", "2xv5p-128")]

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from vdm_jax.planning.chips import CHIPS, GIB, chip_of
-from vdm_jax.planning.flops import recomputes
+from vdm_jax.planning.flops import recomputes, remat_choices
 
 STATE_SHARE = 0.5  # of the memory: what training keeps between steps should take no more, the rest is for activations
 
@@ -91,8 +91,9 @@ def _smaller_batch(report: Mapping[str, Any]) -> list[str]:
 def _recompute(report: Mapping[str, Any]) -> list[str]:
     if report["what"] == "sample" or recomputes(report["remat"]):
         return []
+    most = "full" if "full" in remat_choices() else remat_choices()[-1]
     return [f"recompute blocks in the backward pass instead of keeping them, for about a third more computing: "
-            f"--{report['stage']}.network.remat"]
+            f"--{report['stage']}.network.remat{'' if most is True else f' {most}'}"]
 
 
 def _split_clip(report: Mapping[str, Any]) -> list[str]:

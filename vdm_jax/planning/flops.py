@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import typing
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from vdm_jax.attention.counting import AttentionCall, counted
 from vdm_jax.cascade.inputs import training_inputs
 from vdm_jax.cascade.stage import Sampling, Stage
 from vdm_jax.diffusion.samplers import Heun
+from vdm_jax.networks.config import UNet
 from vdm_jax.networks.unet import SpaceTimeUNet
 
 # Backward over forward: matrix products and convolutions give two gradients. Attention recomputes its scores: five
@@ -85,6 +87,12 @@ def recomputes(remat: Any) -> bool:
     """Whether a remat setting recomputes: a flag, or a policy's name. A policy that keeps a part counts as keeping
     nothing, an upper bound."""
     return remat not in (False, None, "none", "nothing", "off")
+
+
+def remat_choices() -> tuple[Any, ...]:
+    """Settings of rematerialisation in the order of the config's type, without recomputation first."""
+    hint = typing.get_type_hints(UNet)["remat"]
+    return (False, True) if hint is bool else typing.get_args(hint)
 
 
 def network_forward(stage: Stage, batch: dict[str, Any], params: Any, mesh: Mesh) -> Forward:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import typing
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 
 from vdm_jax.errors import UserError
-from vdm_jax.networks.config import UNet
 from vdm_jax.parallel.mesh import MeshSpec
 from vdm_jax.parallel.rules import batch_parts
 from vdm_jax.planning.advice import judge
 from vdm_jax.planning.cache import Reports
+from vdm_jax.planning.flops import remat_choices
 from vdm_jax.planning.program import Plan, plan_mesh
 
 Tell = Callable[[str, dict[str, Any] | None], None]  # what is compiled next, or what came of it
@@ -35,15 +34,6 @@ class Found:
         """Bound from above of all devices together; None without a roofline."""
         rate = (self.report or {}).get("roofline")
         return self.report["batch"] / rate["step_seconds"] if rate else None
-
-
-def remat_choices(what: str) -> tuple[Any, ...]:
-    """Settings of rematerialisation in the order of the config's type, without recomputation first; for sampling, which
-    keeps nothing, only what the config says (an empty tuple)."""
-    if what == "sample":
-        return ()
-    hint = typing.get_type_hints(UNet)["remat"]
-    return (False, True) if hint is bool else typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
 
 
 def default_meshes(devices: int) -> list[MeshSpec]:
@@ -79,9 +69,11 @@ def search(
     """
     if capacity is None:
         raise UserError("--search does not know the memory of these devices; permitted: --memory-gib, per device")
+    # Sampling keeps nothing for a backward pass, so there is nothing to choose.
+    settings = (plan.stage.network.remat,) if plan.what == "sample" else tuple(remats) or remat_choices()
     rows = []
     for mesh in meshes or default_meshes(len(devices)):
-        for remat in remats or remat_choices(plan.what) or (plan.stage.network.remat,):
+        for remat in settings:
             trial = dataclasses.replace(plan.with_remat(remat), mesh=mesh)
             try:
                 rows.append(_largest(trial, reports, devices, capacity, batch, most, tell))
@@ -89,7 +81,7 @@ def search(
                 rows.append(Found(mesh, remat, None, None, str(error)))
                 tell(str(error), None)
                 break
-    order = {remat: i for i, remat in enumerate(remats or remat_choices(plan.what))}
+    order = {remat: i for i, remat in enumerate(settings)}
 
     def badness(row: Found) -> tuple:
         size = row.report["batch"] if row.report else 0
