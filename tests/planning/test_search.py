@@ -13,7 +13,6 @@ from vdm_jax.planning.flops import remat_choices
 from vdm_jax.planning.program import Plan
 from vdm_jax.planning.search import default_meshes, search
 
-
 KEEP, AGAIN = remat_choices()[0], "full" if "full" in remat_choices() else True
 
 
@@ -56,8 +55,8 @@ def test_the_largest_batch_of_every_setting(plan, compiled, tmp_path):
 
 def test_one_batch_that_is_given(plan, compiled, tmp_path):
     told = []
-    rows = search(plan, Reports(tmp_path), jax.devices(), 200, meshes=[MeshSpec(data=8)], batch=16, remats=(KEEP, AGAIN),
-                  tell=lambda text, report: told.append((text, report and report["verdict"])))
+    rows = search(plan, Reports(tmp_path), jax.devices(), 200, meshes=[MeshSpec(data=8)], batch=16,
+                  remats=(KEEP, AGAIN), tell=lambda text, report: told.append((text, report and report["verdict"])))
     assert [(row.remat, row.plan and row.plan.batch) for row in rows] == [(AGAIN, 16), (KEEP, None)]
     assert rows[1].reason == "needs 0.00 of 0.00 GiB at batch 16"
     assert (f"mesh data=8, remat {KEEP}, batch 16", "does not fit") in told

@@ -33,6 +33,11 @@ class Instruction(NamedTuple):
     result: str  # text of its type
     text: str
 
+    @property
+    def called(self) -> list[str]:
+        """Names of the computations it calls."""
+        return _CALLED.findall(self.text)
+
 
 Computation = dict[str, Instruction]
 
@@ -52,7 +57,7 @@ def listed(hlo: str) -> list[Collective]:
 
     Devices are numbered as the program numbers its partitions: in the order of `mesh.devices.flat`.
     """
-    computations, entry = _computations(hlo)
+    computations, entry = parse(hlo)
 
     def visit(name: str, times: int, unknown: int) -> Iterator[Collective]:
         computation = computations.get(name, {})
@@ -65,7 +70,7 @@ def listed(hlo: str) -> list[Collective]:
                 trips = _trips(instruction, computations.get(loop[1], {}))
                 yield from visit(loop[2], times * (trips or 1), unknown + (trips is None))
             else:
-                for called in _CALLED.findall(instruction.text):
+                for called in instruction.called:
                     yield from visit(called, times, unknown)
 
     return list(visit(entry, 1, 0)) if entry is not None else []
@@ -112,7 +117,7 @@ def describe(found: dict[str, dict[str, int]]) -> str:
     return ", ".join(parts) or "none"
 
 
-def _computations(hlo: str) -> tuple[dict[str, Computation], str | None]:
+def parse(hlo: str) -> tuple[dict[str, Computation], str | None]:
     """Instructions by computation and name, and the name of the entry."""
     found: dict[str, Computation] = {}
     current, entry = None, None
@@ -147,7 +152,7 @@ def _groups_of(instruction: Instruction, computations: dict[str, Computation]) -
     """Groups of a collective; those of a fused one stand in the computation that it calls."""
     text = instruction.text
     if "replica_groups=" not in text and "source_target_pairs=" not in text:
-        for called in _CALLED.findall(text):
+        for called in instruction.called:
             inner = (i.text for i in computations.get(called, {}).values() if "replica_groups=" in i.text)
             text = next(inner, text)
     return read_groups(text)
@@ -212,14 +217,14 @@ def _trips(loop: Instruction, condition: Computation) -> int | None:
 
 def _bytes(instruction: Instruction, computation: Computation) -> int:
     """Bytes of the operands or of the results, whichever are more; several arrays may travel in one collective."""
-    operands = sum(_total(computation[name].result) for name in instruction.operands if name in computation)
-    results = _total(instruction.result)
+    operands = sum(total_bytes(computation[name].result) for name in instruction.operands if name in computation)
+    results = total_bytes(instruction.result)
     if instruction.operation.endswith("-start"):  # gives its operands on, beside its results
         results -= operands
     return max(operands, results)
 
 
-def _total(text: str) -> int:
+def total_bytes(text: str) -> int:
     """Bytes of all arrays of a type; scalars are synchronisation flags and do not count."""
     return sum(_size(*array) for array in _ARRAY.findall(text) if array[1])
 
