@@ -11,9 +11,10 @@ import pytest
 from vdm_jax.attention import Causal, Full
 from vdm_jax.benchmark import sweep, timing
 from vdm_jax.benchmark.cases import Case, Sweep
-from vdm_jax.benchmark.program import build, mesh_of, no_compilation_cache
+from vdm_jax.benchmark.program import build, mesh_of
 from vdm_jax.benchmark.record import load, save
 from vdm_jax.errors import UserError
+from vdm_jax.parallel.compiling import no_compilation_cache
 from vdm_jax.parallel.mesh import MeshSpec
 
 TINY = dict(frames=(2,), sides=(4,), heads=(2,), head_dims=(8,))

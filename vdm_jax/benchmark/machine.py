@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import statistics
@@ -13,10 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-import vdm_jax
+from vdm_jax.versions import versions as versions  # part of what a record says of its machine
 
 MATRIX = {"cpu": 2048, "gpu": 8192, "tpu": 8192}  # rows and columns of the matrices of the peak
-PACKAGES = ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin")
 GIB = 2**30
 
 
@@ -30,17 +28,6 @@ def describe(device: jax.Device, count: int) -> dict[str, Any]:
     found: dict[str, Any] = {"platform": platform_of(device), "kind": device.device_kind, "count": count}
     if found["platform"] == "cpu":
         found |= {"kind": _processor(), "cores": os.cpu_count(), "memory_gib": round(_physical_bytes() / GIB, 1)}
-    return found
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python, of this package and of the parts of JAX that are installed."""
-    found = {"python": platform.python_version(), "vdm_jax": vdm_jax.__version__}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding
 
 from vdm_jax.attention import attend
@@ -150,17 +148,3 @@ def _sharding(case: Case, mesh: Mesh) -> NamedSharding:
         if size % parts:
             raise UserError(f"{name}={size} does not divide over {parts} devices; permitted: multiples of {parts}")
     return NamedSharding(mesh, partition)
-
-
-@contextlib.contextmanager
-def no_compilation_cache() -> Iterator[None]:
-    """Compile everything anew, so that compile seconds are real; a program for another platform cannot be read back
-    from the cache anyway."""
-    before = jax.config.jax_enable_compilation_cache
-    jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()  # it remembers that it was in use
-    try:
-        yield
-    finally:
-        jax.config.update("jax_enable_compilation_cache", before)
-        compilation_cache.reset_cache()

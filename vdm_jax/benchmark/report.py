@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from vdm_jax.benchmark.collectives import describe
+from vdm_jax.parallel.collectives import describe
 
 Row = dict[str, Any]
 MIB = 2**20

@@ -10,13 +10,16 @@ from typing import Any
 
 import jax
 
-from vdm_jax.benchmark import machine, topology
+from vdm_jax.benchmark import machine
 from vdm_jax.benchmark.cases import FLOP_FACTOR, Case
-from vdm_jax.benchmark.collectives import collectives
-from vdm_jax.benchmark.program import Unfit, build, mesh_of, no_compilation_cache
+from vdm_jax.benchmark.program import Unfit, build, mesh_of
 from vdm_jax.benchmark.record import open_record, save
 from vdm_jax.benchmark.timing import LEAST, LONG, run
+from vdm_jax.parallel.collectives import collectives
+from vdm_jax.parallel.compiling import no_compilation_cache
 from vdm_jax.parallel.mesh import MeshSpec
+from vdm_jax.planning import topology
+from vdm_jax.versions import versions
 
 Progress = Callable[[int, int, str, float | None], None]  # cases done, cases in all, what is next, seconds left
 
@@ -61,7 +64,7 @@ def measure(cases: Sequence[Case], path: Path, *, seconds: float = 3.0, mesh: Me
     devices = jax.devices()
     limit = machine.memory_limit(devices[0]) if limit is None else limit
     about = {"benchmark": "attention", "device": machine.describe(devices[0], len(devices)),
-             "versions": machine.versions(), "protocol": {**RUN_PROTOCOL, "seconds_per_case": seconds}, "matmul": {}}
+             "versions": versions(), "protocol": {**RUN_PROTOCOL, "seconds_per_case": seconds}, "matmul": {}}
     record = open_record(path, about, fresh=fresh)
 
     def one(case: Case) -> dict[str, Any]:
@@ -86,7 +89,7 @@ def compile_ahead(cases: Sequence[Case], path: Path, name: str, *, mesh: MeshSpe
     Rows say memory per chip and the collectives. Raises `UserError` when the name is unknown or libtpu is missing.
     """
     devices = topology.devices(name)
-    about = {"benchmark": "attention", "versions": machine.versions(), "protocol": COMPILE_PROTOCOL,
+    about = {"benchmark": "attention", "versions": versions(), "protocol": COMPILE_PROTOCOL,
              "device": {"platform": "tpu", "kind": devices[0].device_kind, "count": len(devices),
                         "topology": topology.full_name(name)}}
     record = open_record(path, about, fresh=fresh)

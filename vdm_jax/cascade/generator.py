@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 
 from vdm_jax.cascade.inputs import text_conditioning
@@ -50,6 +51,18 @@ class Generated:
         if Path(path).suffix == ".png":
             return write_png(path, sheet(self.videos, self.captions))
         return write_video(path, tile_videos(self.videos), fps)
+
+
+def jit_sampling(stage: Stage, sampling: Sampling, mesh: Mesh, shardings: Any) -> jax.stages.Wrapped:
+    """Sampling `(params, keys, text, low) -> videos` of a stage jitted for a mesh, to be called or lowered with the
+    mesh in context; `shardings` are those of the parameters."""
+
+    def function(params: Any, keys: Any, text: Conditioning, low: Any) -> Any:
+        return sample_stage(stage, sampling, params, keys, text, low)
+
+    batch = batch_sharding(mesh)
+    return jax.jit(function, in_shardings=(shardings, batch, batch, batch), out_shardings=batch,
+                   compiler_options=compiler_options(mesh))
 
 
 class Generator:
@@ -149,13 +162,8 @@ class Generator:
     def _compile(self, stage: Stage, sampling: Sampling) -> Callable:
         key = (stage.name, sampling)
         if key not in self._compiled:
-            def function(params: Any, keys: Any, text: Conditioning, low: Any) -> Any:
-                return sample_stage(stage, sampling, params, keys, text, low)
-
-            batch = batch_sharding(self.mesh)
-            params = jax.tree.map(lambda x: x.sharding, self.params[stage.name])
-            self._compiled[key] = jax.jit(function, in_shardings=(params, batch, batch, batch), out_shardings=batch,
-                                          compiler_options=compiler_options(self.mesh))
+            shardings = jax.tree.map(lambda x: x.sharding, self.params[stage.name])
+            self._compiled[key] = jit_sampling(stage, sampling, self.mesh, shardings)
 
         def call(*arguments: Any) -> Any:
             with jax.set_mesh(self.mesh):

@@ -14,6 +14,7 @@ from vdm_jax.cascade.stage import Experiment
 from vdm_jax.commands.arguments import override, parse_with_rest
 from vdm_jax.commands.configs import load_config
 from vdm_jax.data.opening import caption_words, open_source
+from vdm_jax.errors import UserError
 from vdm_jax.networks.config import WordEncoder
 from vdm_jax.training.runs import find_run, open_run, read_config
 
@@ -37,6 +38,7 @@ class Train:
     stage: tuple[str, ...] = ()  # train only these stages; all by default
     data_dir: Path | None = None  # where prepared data sets live; ~/.cache/vdm_jax/data by default
     quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False  # no progress, warnings only
+    xla_flags: str | None = None  # on a TPU: v5e, v5p, v6e, tpu7x (sets with sources), or a file of --flag=value lines
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -47,20 +49,30 @@ def main(arguments: Sequence[str]) -> int:
     if wants_help:
         show_help(plain, program)
     options, rest = parse_with_rest(Train, arguments, program)
+    if options.xla_flags is not None:
+        from vdm_jax.planning.flags import apply_flags, read_flags
+
+        apply_flags(read_flags(options.xla_flags))  # before anything looks for devices
     experiment = override(load_config(options.config), rest, f"{program} {options.config}")
     stages = [experiment.stage(name) for name in options.stage] or list(experiment.stages)  # names checked early
     run = options.run or Path("runs") / experiment.name
-    train(experiment, [stage.name for stage in stages], run, options.data_dir, quiet=options.quiet)
+    train(experiment, [stage.name for stage in stages], run, options.data_dir, quiet=options.quiet,
+          xla_flags=options.xla_flags)
     return 0
 
 
-def train(experiment: Experiment, stages: Sequence[str], run: Path, data_dir: Path | None, *, quiet: bool) -> None:
-    """Train the named stages into `run`, with progress on the terminal."""
+def train(experiment: Experiment, stages: Sequence[str], run: Path, data_dir: Path | None, *, quiet: bool,
+          xla_flags: str | None = None) -> None:
+    """Train the named stages into `run`, with progress on the terminal. `xla_flags` names flags that were applied."""
+    import jax
     import rich.console
 
     from vdm_jax.training.loop import Interrupted, Trainer
     from vdm_jax.training.report import Report
 
+    if xla_flags is not None and jax.default_backend() != "tpu":
+        raise UserError(f"--xla-flags={xla_flags} is for TPUs and this machine computes on {jax.default_backend()}; "
+                        "permitted: no --xla-flags")
     console = rich.console.Console(stderr=True, highlight=False, quiet=quiet)
     report = Report(console)
     experiment = open_run(run, resolve(experiment, run, data_dir))

@@ -93,14 +93,19 @@ def train_step(
     return state, metrics
 
 
-def compile_train_step(stage: Stage, mesh: Mesh) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-    """The step jitted for a mesh; the state is donated."""
+def jit_train_step(stage: Stage, mesh: Mesh) -> jax.stages.Wrapped:
+    """The step `(state, batch) -> (state, metrics)` jitted for a mesh, to be called or lowered with the mesh in
+    context; the state is donated."""
     shardings = jax.tree.map(lambda a: a.sharding, abstract_state(stage, mesh))
     unroll = mesh.devices.flat[0].platform == "cpu"
-    step = jax.jit(lambda state, batch: train_step(stage, state, batch, unroll=unroll), donate_argnums=0,
+    return jax.jit(lambda state, batch: train_step(stage, state, batch, unroll=unroll), donate_argnums=0,
                    in_shardings=(shardings, batch_sharding(mesh)),
                    out_shardings=(shardings, NamedSharding(mesh, P())), compiler_options=compiler_options(mesh))
-    return _under(mesh, step)
+
+
+def compile_train_step(stage: Stage, mesh: Mesh) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
+    """`jit_train_step` called with the mesh in context."""
+    return _under(mesh, jit_train_step(stage, mesh))
 
 
 def compile_validation(stage: Stage, mesh: Mesh) -> Callable[[Any, Batch, PRNGKeyArray], Array]:

@@ -10,7 +10,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vdm_jax.benchmark.collectives import collectives, describe
+from vdm_jax.parallel.collectives import axes_of, collectives, describe, listed, read_groups
 
 N, ROWS, COLUMNS = 8, 4, 16
 PART = 4 * ROWS * COLUMNS  # bytes of a device's part
@@ -96,3 +96,46 @@ def test_a_loop_of_unknown_length_is_said():
     found = collectives(TPU.replace("direction=LT", "direction=NE"))
     assert found["collective-permute"] == {"count": 1, "bytes": 2 * 256 * 512, "unknown_loops": 1}
     assert "more in loops of unknown length" in describe(found)
+
+
+MESH = {"data": 2, "fsdp": 2, "tensor": 1, "context": 2}
+
+
+@pytest.mark.parametrize(("text", "axes"), [
+    ("replica_groups={{0,4},{1,5},{2,6},{3,7}}", ("data",)),
+    ("replica_groups={{0,1},{2,3},{4,5},{6,7}}", ("context",)),
+    ("replica_groups={}", ("data", "fsdp", "context")),
+    ("source_target_pairs={{0,2},{2,0},{1,3},{3,1}}", ("fsdp",)),
+    ("replica_groups=[4,2]<=[8]", ("context",)),
+    ("replica_groups=[4,2]<=[2,4]T(1,0)", ("data",)),
+    ("replica_groups=[2,4]<=[8], use_global_device_ids=true", ("fsdp", "context")),
+    ("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0'}", ("data",)),
+    ("replica_groups=mesh['axis_0'=4,'axis_1'=2], device_ids=([2,4]T(1,0)) {'axis_1'}, x", ("data",)),
+    ("replica_groups=mesh['axis_0'=8] {'axis_0':(2)2}, x", ("fsdp",)),
+    ("replica_groups=mesh['axis_0'=8] {'axis_0':(1)2,'axis_0':(4)2}", ("data", "context")),
+    ("replica_groups=[2,8]<=[16]", None),  # devices that the mesh has not
+    ("replica_groups=something_new", None),
+])
+def test_groups_in_every_form_are_mesh_axes(text, axes):
+    assert axes_of(read_groups(text), MESH) == axes
+
+
+def test_the_axis_that_a_compiled_collective_crosses():
+    mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("a", "b"))
+    x = jax.ShapeDtypeStruct((8, 16), jnp.float32, sharding=NamedSharding(mesh, P(("a", "b"))))
+
+    def both(x):
+        return lax.psum(x, "a") + lax.all_gather(x, "b", tiled=True)[:1]
+
+    call = jax.shard_map(both, mesh=mesh, in_specs=P(("a", "b")), out_specs=P(("a", "b")), check_vma=False)
+    found = {one.kind: one for one in listed(jax.jit(call).lower(x).compile().as_text())}
+    assert axes_of(found["all-reduce"].groups, dict(mesh.shape)) == ("a",)
+    assert axes_of(found["all-gather"].groups, dict(mesh.shape)) == ("b",)
+
+
+def test_a_fused_reduce_scatter_has_the_groups_of_its_computation():
+    text = TPU.replace("all-reduce(%r), to_apply", "all-reduce(%r), replica_groups={{0,1}}, to_apply")
+    scatter = next(one for one in listed(text) if one.kind == "reduce-scatter")
+    assert axes_of(scatter.groups, {"data": 1, "fsdp": 2}) == ("fsdp",)
+    permute = next(one for one in listed(text) if one.kind == "collective-permute")
+    assert (permute.times, permute.groups) == (4, ((0, 1), (1, 0)))

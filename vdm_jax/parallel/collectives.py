@@ -1,0 +1,236 @@
+"""Collectives of a compiled program, read from its text: which, how often, how many bytes, and among which devices."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+KINDS = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
+
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
+_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$")
+_OPERATION = re.compile(r"[\s)}]([a-z][\w\-]*)\(([^)]*)\)")  # its name and operands, after the type of the result
+_ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
+_CALLED = re.compile(r"\b(?:calls|to_apply|\w+_computations?)=\{?%?([\w.\-]+)")
+_LOOP = re.compile(r"condition=%?([\w.\-]+), body=%?([\w.\-]+)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_LIMIT = re.compile(r"s32\[\]\S* constant\((\d+)\)")
+_LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}")
+_COUNTED = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?"
+                    r" \{([^}]*)\}")
+
+
+class Instruction(NamedTuple):
+    """One line of a computation."""
+
+    operation: str
+    operands: tuple[str, ...]
+    result: str  # text of its type
+    text: str
+
+    @property
+    def called(self) -> list[str]:
+        """Names of the computations it calls."""
+        return _CALLED.findall(self.text)
+
+
+Computation = dict[str, Instruction]
+
+
+class Collective(NamedTuple):
+    """One collective of a program."""
+
+    kind: str  # of `KINDS`
+    bytes: int  # of its operands or of its results, whichever are more, per device and time
+    times: int  # how often a call of the program runs it
+    unknown_loops: int  # of the loops around it, how many have a length that cannot be read (and count once)
+    groups: tuple[tuple[int, ...], ...] | None  # devices that exchange, or pairs; () is all together, None unreadable
+
+
+def listed(hlo: str) -> list[Collective]:
+    """The collectives in the text of a compiled program, those in loops once, with the number of times they run.
+
+    Devices are numbered as the program numbers its partitions: in the order of `mesh.devices.flat`.
+    """
+    computations, entry = parse(hlo)
+
+    def visit(name: str, times: int, unknown: int) -> Iterator[Collective]:
+        computation = computations.get(name, {})
+        for instruction in computation.values():
+            kind = _kind(instruction)
+            if kind is not None:
+                yield Collective(kind, _bytes(instruction, computation), times, unknown,
+                                 _groups_of(instruction, computations))
+            elif instruction.operation == "while" and (loop := _LOOP.search(instruction.text)):
+                trips = _trips(instruction, computations.get(loop[1], {}))
+                yield from visit(loop[2], times * (trips or 1), unknown + (trips is None))
+            else:
+                for called in instruction.called:
+                    yield from visit(called, times, unknown)
+
+    return list(visit(entry, 1, 0)) if entry is not None else []
+
+
+def collectives(hlo: str) -> dict[str, dict[str, int]]:
+    """Collectives in the text of a compiled program: kind -> `count` and `bytes`, per device and call.
+
+    Bytes are those of the operands or of the results, whichever are more. What is inside a loop counts as often as the
+    loop runs; a loop whose length cannot be read counts once, and its kinds have a third entry, `unknown_loops`, that
+    says how many.
+    """
+    found: dict[str, Counter] = defaultdict(Counter)
+    for one in listed(hlo):
+        found[one.kind].update(count=one.times, bytes=one.times * one.bytes)
+        if one.unknown_loops:
+            found[one.kind]["unknown_loops"] += 1
+    return {kind: dict(found[kind]) for kind in sorted(found)}
+
+
+def axes_of(groups: tuple[tuple[int, ...], ...] | None, shape: Mapping[str, int]) -> tuple[str, ...] | None:
+    """The mesh axes (longer than 1) along which the devices of a group differ; `shape` is the mesh's.
+
+    None for groups that cannot be read. A permutation crosses an axis if any of its pairs does.
+    """
+    sizes = tuple(shape.values())
+    if groups is None or any(d >= np.prod(sizes) for group in groups for d in group):
+        return None
+    if not groups:
+        return tuple(axis for axis, size in shape.items() if size > 1)
+    crossed = np.zeros(len(sizes), bool)
+    for group in groups:
+        places = np.array(np.unravel_index(np.array(group), sizes))
+        crossed |= (places != places[:, :1]).any(axis=1)
+    return tuple(axis for axis, cross in zip(shape, crossed, strict=True) if cross)
+
+
+def describe(found: dict[str, dict[str, int]]) -> str:
+    """`2 all-gather 128.0 MiB, ...`, or `none`."""
+    parts = []
+    for kind, numbers in found.items():
+        more = ", more in loops of unknown length" if "unknown_loops" in numbers else ""
+        parts.append(f"{numbers['count']} {kind} {numbers['bytes'] / 2**20:,.1f} MiB{more}")
+    return ", ".join(parts) or "none"
+
+
+def parse(hlo: str) -> tuple[dict[str, Computation], str | None]:
+    """Instructions by computation and name, and the name of the entry."""
+    found: dict[str, Computation] = {}
+    current, entry = None, None
+    for line in hlo.splitlines():
+        if header := _HEADER.match(line):
+            current = found.setdefault(header[2], {})
+            entry = header[2] if header[1] else entry
+        elif line.startswith("}"):
+            current = None
+        elif current is not None and (parsed := _INSTRUCTION.match(line)):
+            text = re.sub(r"\{[^{}]*\([^{}]*\}", "", parsed[2])  # layouts have brackets of their own
+            operation = _OPERATION.search(text)
+            if operation:
+                operands = tuple(re.findall(r"%([\w.\-]+)", operation[2]))
+                current[parsed[1]] = Instruction(operation[1], operands, text[: operation.start()], parsed[2])
+    return found, entry
+
+
+def _kind(instruction: Instruction) -> str | None:
+    """Kind of collective that an instruction is; of an asynchronous one its start counts, not its end."""
+    name = instruction.operation.removesuffix("-start")
+    if name in KINDS:
+        return name
+    if name == "fusion" and "calls=%all-reduce-scatter" in instruction.text:  # how the TPU compiler writes some of them
+        return "reduce-scatter"
+    if 'custom_call_target="AsyncCollectiveStart"' in instruction.text:
+        return next((kind for kind in KINDS if kind in instruction.text), "all-gather")
+    return None
+
+
+def _groups_of(instruction: Instruction, computations: dict[str, Computation]) -> tuple[tuple[int, ...], ...] | None:
+    """Groups of a collective; those of a fused one stand in the computation that it calls."""
+    text = instruction.text
+    if "replica_groups=" not in text and "source_target_pairs=" not in text:
+        for called in instruction.called:
+            inner = (i.text for i in computations.get(called, {}).values() if "replica_groups=" in i.text)
+            text = next(inner, text)
+    return read_groups(text)
+
+
+def read_groups(text: str) -> tuple[tuple[int, ...], ...] | None:
+    """Groups of devices in any of the forms in which XLA writes them: listed, as a reshaped count, or as axes of a
+    mesh of its own. None when there is no form that is known; () when all devices are one group."""
+    if re.search(r"replica_groups=\{\}", text):
+        return ()
+    if found := _LISTED.search(text):
+        return tuple(tuple(map(int, group.split(","))) for group in re.findall(r"\{([\d, ]+)\}", found[1]))
+    if found := _COUNTED.search(text):
+        return _rows(_counted(found[2], found[3]).reshape(_sides(found[1])))
+    if not (found := _NAMED.search(text)):
+        return None
+    axes = dict(re.findall(r"'([^']+)'=(\d+)", found[1]))
+    sizes, parts = [int(size) for size in axes.values()], []  # parts: the axes, cut where only a part of one is named
+    for axis, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", found[4]):
+        parts.append((list(axes).index(axis), int(before or 1), int(size or axes[axis])))
+    ids = _counted(found[2] or ",".join(axes.values()), found[3]).reshape(sizes)
+    return _rows(_along(ids, parts))
+
+
+def _along(ids: np.ndarray, parts: list[tuple[int, int, int]]) -> np.ndarray:
+    """`[groups, members]`: devices that differ only in the parts `(axis, size before, size)` of their place."""
+    shape, chosen = [], []
+    for axis, size in enumerate(ids.shape):
+        cuts = sorted((before, length) for a, before, length in parts if a == axis)
+        rest = 1
+        for before, length in cuts:
+            shape += [before // rest, length]
+            chosen.append(len(shape) - 1)
+            rest = before * length
+        shape.append(size // rest)
+    others = [i for i in range(len(shape)) if i not in chosen]
+    members = int(np.prod([shape[i] for i in chosen]))
+    return ids.reshape(shape).transpose(*others, *chosen).reshape(-1, members)
+
+
+def _counted(sides: str, order: str | None) -> np.ndarray:
+    ids = np.arange(np.prod(_sides(sides))).reshape(_sides(sides))
+    return ids.transpose(_sides(order)) if order else ids
+
+
+def _sides(text: str) -> list[int]:
+    return [int(n) for n in text.split(",")]
+
+
+def _rows(groups: np.ndarray) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(row) for row in groups.tolist())
+
+
+def _trips(loop: Instruction, condition: Computation) -> int | None:
+    """How often a loop runs: as the compiler says, else the one limit that its counter, from 0, is compared with."""
+    if known := _TRIPS.search(loop.text):
+        return int(known[1])
+    limits = [limit[1] for i in condition.values() if (limit := _LIMIT.match(i.text))]
+    below = any(i.operation == "compare" and "direction=LT" in i.text for i in condition.values())
+    return int(limits[0]) if len(limits) == 1 and below else None
+
+
+def _bytes(instruction: Instruction, computation: Computation) -> int:
+    """Bytes of the operands or of the results, whichever are more; several arrays may travel in one collective."""
+    operands = sum(total_bytes(computation[name].result) for name in instruction.operands if name in computation)
+    results = total_bytes(instruction.result)
+    if instruction.operation.endswith("-start"):  # gives its operands on, beside its results
+        results -= operands
+    return max(operands, results)
+
+
+def total_bytes(text: str) -> int:
+    """Bytes of all arrays of a type; scalars are synchronisation flags and do not count."""
+    return sum(_size(*array) for array in _ARRAY.findall(text) if array[1])
+
+
+def _size(dtype: str, sides: str) -> int:
+    count = 1
+    for side in filter(None, sides.split(",")):
+        count *= int(side)
+    return count * (8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])) // 8

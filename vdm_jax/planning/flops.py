@@ -1,0 +1,165 @@
+"""FLOPs of a stage, counted from its traced network: 2 per multiply-add of matrix products, convolutions and attention.
+
+Products and convolutions are read from the jaxpr, with loops as often as they run; attention is counted from what its
+pattern shows, whatever kernel computes it (`attention/counting.py`). Additions, norms and activations are left out, as
+is usual for model FLOPs: they cost memory traffic, not matrix units.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from typing import Any
+
+import jax
+from jax.extend import core
+from jax.sharding import Mesh
+
+from vdm_jax.attention.counting import AttentionCall, counted
+from vdm_jax.cascade.inputs import training_inputs
+from vdm_jax.cascade.stage import Sampling, Stage
+from vdm_jax.diffusion.samplers import Heun
+from vdm_jax.networks.config import UNet
+from vdm_jax.networks.unet import SpaceTimeUNet
+
+# Backward over forward: matrix products and convolutions give two gradients. Attention recomputes its scores: five
+# products against two (Dao 2023, 2307.08691), where the kernel has not kept them.
+BACKWARD, ATTENTION_BACKWARD = 2.0, 2.5
+METHOD = ("2 per multiply-add of matrix products, convolutions (from the traced network, loops as often as they run) "
+          "and attention (visible pairs of the pattern, whatever the kernel); model: forward, three times forward for "
+          "training; computed: with recomputation, and with the pairs that a dense kernel computes and masks")
+
+
+@dataclasses.dataclass(frozen=True)
+class Forward:
+    """FLOPs of one evaluation of the network for a whole batch, on all devices."""
+
+    dense: int
+    convolution: int
+    attention: int  # visible pairs
+    attention_computed: int  # pairs that the kernels compute
+    attention_recomputed: int  # of those, in kernels that recompute their scores in the backward pass
+
+    @property
+    def model(self) -> int:
+        """What the definition of the network asks for."""
+        return self.dense + self.convolution + self.attention
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """FLOPs of one call of a program, on all devices."""
+
+    forward: Forward  # one evaluation
+    evaluations: int  # of the network
+    model: float  # utilisation is measured against this
+    computed: float  # what the devices do
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain data for a report."""
+        return {"method": METHOD, "model": self.model, "computed": self.computed, "evaluations": self.evaluations,
+                "forward": dataclasses.asdict(self.forward)}
+
+
+def training_work(stage: Stage, batch: dict[str, Any], params: Any, mesh: Mesh) -> Work:
+    """Work of one train step on a global `batch` (shapes)."""
+    forward = network_forward(stage, batch, params, mesh)
+    products = forward.dense + forward.convolution
+    again = 1 if recomputes(stage.network.remat) else 0
+    computed = (1 + again) * (products + forward.attention_computed) + BACKWARD * (
+        products + forward.attention_computed - forward.attention_recomputed
+    ) + ATTENTION_BACKWARD * forward.attention_recomputed
+    return Work(forward, 1, 3 * forward.model, computed)
+
+
+def sampling_work(stage: Stage, sampling: Sampling, batch: dict[str, Any], params: Any, mesh: Mesh) -> Work:
+    """Work of sampling a whole batch: every evaluation of the network, both halves of guidance."""
+    if sampling.guidance and stage.network.text is not None:  # both halves in one batch
+        batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2 * x.shape[0], *x.shape[1:]), x.dtype), batch)
+    forward = network_forward(stage, batch, params, mesh)
+    evaluations = 2 * sampling.steps - 1 if isinstance(sampling.sampler, Heun) else sampling.steps
+    computed = forward.dense + forward.convolution + forward.attention_computed
+    return Work(forward, evaluations, evaluations * forward.model, evaluations * computed)
+
+
+def recomputes(remat: Any) -> bool:
+    """Whether a remat setting recomputes: a flag, or a policy's name. A policy that keeps a part counts as keeping
+    nothing, an upper bound."""
+    return remat not in (False, None, "none", "nothing", "off")
+
+
+def remat_choices() -> tuple[Any, ...]:
+    """Settings of rematerialisation in the order of the config's type, without recomputation first."""
+    hint = typing.get_type_hints(UNet)["remat"]
+    return (False, True) if hint is bool else typing.get_args(hint)
+
+
+def network_forward(stage: Stage, batch: dict[str, Any], params: Any, mesh: Mesh) -> Forward:
+    """One evaluation of the network for a batch of the data pipeline (shapes), traced for the devices of a mesh."""
+    images = batch["images"].shape[1] if "images" in batch else 0
+    x, conditioning = jax.eval_shape(lambda b, key: training_inputs(stage, b, key)[:2], batch, jax.random.key(0))
+    level = jax.ShapeDtypeStruct(x.shape[:1], "float32")
+    module = SpaceTimeUNet(stage.network)
+
+    def network(params: Any, z: Any, logsnr: Any, conditioning: Any) -> Any:
+        return module.apply({"params": params}, z, logsnr, conditioning, images=images)
+
+    with jax.set_mesh(mesh), counted() as calls:
+        traced = jax.make_jaxpr(network)(params, x, level, conditioning)
+    dense, convolution = count(traced.jaxpr)
+    return Forward(dense, convolution, *_attention(calls))
+
+
+def _attention(calls: list[AttentionCall]) -> tuple[int, int, int]:
+    recomputed = sum(call.computed for call in calls if call.kernel != "xla")
+    return sum(call.flops for call in calls), sum(call.computed for call in calls), recomputed
+
+
+def count(jaxpr: core.Jaxpr) -> tuple[int, int]:
+    """FLOPs `(matrix products, convolutions)` of a jaxpr. A scan counts as often as it runs, a branch as its costliest
+    one, a loop of unknown length once, and what runs on every device of a `shard_map` on each of them."""
+    dense = convolution = 0
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        if name == "dot_general":
+            dense += _dot(equation)
+        elif name == "conv_general_dilated":
+            convolution += _convolution(equation)
+        else:
+            inner = [count(j) for value in equation.params.values() for j in _jaxprs(value)]
+            if name == "cond":
+                inner = [max(inner, key=sum)] if inner else []
+            times = {"scan": equation.params.get("length", 1), "shard_map": _parts(equation)}.get(name, 1)
+            dense += times * sum(d for d, _ in inner)
+            convolution += times * sum(c for _, c in inner)
+    return dense, convolution
+
+
+def _dot(equation: Any) -> int:
+    left, right = (v.aval.shape for v in equation.invars)
+    (contracted, _), (batch, _) = equation.params["dimension_numbers"]
+    summed = math.prod(left[i] for i in contracted)
+    shared = math.prod(left[i] for i in batch)
+    return 2 * math.prod(left) * math.prod(right) // (summed * shared) if summed and shared else 0
+
+
+def _convolution(equation: Any) -> int:
+    kernel, out = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
+    outputs = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+    return 2 * math.prod(out) * math.prod(kernel) // outputs // equation.params["batch_group_count"]
+
+
+def _parts(equation: Any) -> int:
+    if equation.primitive.name != "shard_map":
+        return 1
+    mesh, manual = equation.params["mesh"], equation.params.get("manual_axes")
+    return math.prod(size for axis, size in mesh.shape.items() if manual is None or axis in manual)
+
+
+def _jaxprs(value: Any) -> list[core.Jaxpr]:
+    if isinstance(value, core.ClosedJaxpr):
+        return [value.jaxpr]
+    if isinstance(value, core.Jaxpr):
+        return [value]
+    return [j for item in value for j in _jaxprs(item)] if isinstance(value, tuple | list) else []

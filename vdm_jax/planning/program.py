@@ -1,0 +1,216 @@
+"""A stage's real program, train step or sampler, compiled ahead of time and read: the contents of a report."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import time
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh
+
+from vdm_jax.cascade.generator import jit_sampling
+from vdm_jax.cascade.stage import DataSet, Stage
+from vdm_jax.errors import UserError
+from vdm_jax.parallel.collectives import listed
+from vdm_jax.parallel.compiling import no_compilation_cache
+from vdm_jax.parallel.mesh import AXES, MeshSpec, make_mesh
+from vdm_jax.parallel.rules import batch_parts
+from vdm_jax.planning.chips import chip_of
+from vdm_jax.planning.flops import sampling_work, training_work
+from vdm_jax.planning.inputs import device_bytes, sampling_inputs, training_batch
+from vdm_jax.planning.roofline import Load, roofline, split_sent
+from vdm_jax.planning.traffic import too_fine, traffic
+from vdm_jax.training.state import abstract_state
+from vdm_jax.training.step import jit_train_step
+
+# Compiler options per effort. Little effort takes a fifth to a half of the time of full effort for U-Nets, gives the
+# same FLOPs and about the same memory, and a slower program, which nobody runs.
+EFFORTS: dict[str, dict[str, Any]] = {"fast": {"exec_time_optimization_effort": -1.0}, "full": {}}
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is compiled: everything that decides about the program, as data."""
+
+    experiment: str  # name
+    stage: Stage
+    data: DataSet
+    mesh: MeshSpec
+    what: Literal["train", "sample"] = "train"
+    topology: str | None = None  # name of TPU slices; None: the devices at hand
+    effort: Literal["fast", "full"] = "fast"
+    flags: tuple[tuple[str, str], ...] = ()  # XLA flags: name without dashes, value
+    text_tokens: int = 128  # of texts that arrive as embeddings
+
+    @property
+    def batch(self) -> int:
+        """Clips per call, over all devices."""
+        return self.stage.training.batch_size if self.what == "train" else self.stage.sampling.batch_size
+
+    def with_batch(self, size: int) -> Plan:
+        """The same with another global batch."""
+        part = "training" if self.what == "train" else "sampling"
+        changed = dataclasses.replace(getattr(self.stage, part), batch_size=size)
+        return dataclasses.replace(self, stage=dataclasses.replace(self.stage, **{part: changed}))
+
+    def with_remat(self, remat: Any) -> Plan:
+        """The same with another setting of rematerialisation."""
+        network = dataclasses.replace(self.stage.network, remat=remat)
+        return dataclasses.replace(self, stage=dataclasses.replace(self.stage, network=network))
+
+
+def plan_mesh(spec: MeshSpec, devices: Sequence[jax.Device]) -> Mesh:
+    """The mesh of a plan. Over several slices that the spec does not place itself, the slices split the data axis, so
+    that only gradients cross the network between them. Raises `UserError` when the data axis does not divide."""
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1 or any(getattr(spec, field.name) != 1 for field in dataclasses.fields(spec)
+                          if field.name.startswith("dcn_")):
+        return make_mesh(spec, devices)
+    known = math.prod(size for size in spec.sizes if size != -1)
+    sizes = [len(devices) // known if size == -1 else size for size in spec.sizes]
+    if math.prod(sizes) != len(devices) or sizes[0] % slices:
+        shown = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+        raise UserError(f"MeshSpec {shown} does not fit {slices} slices of {len(devices) // slices} devices; "
+                        f"permitted: sizes that multiply to {len(devices)}, with data a multiple of {slices}")
+    inside, across = [sizes[0] // slices, *sizes[1:]], [slices] + [1] * (len(sizes) - 1)
+    grid = mesh_utils.create_hybrid_device_mesh(inside, across, list(devices), allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def compile_plan(plan: Plan, devices: Sequence[jax.Device]) -> dict[str, Any]:
+    """Compile a plan for devices that need not be there, and describe the program as plain data.
+
+    Nothing is allocated. `status` is "compiled", or "out of memory" when the compiler itself refuses, with what it
+    needs where it says so. Raises `UserError` for a mesh, batch or network that does not divide.
+    """
+    mesh = plan_mesh(plan.mesh, devices)
+    parts = batch_parts(mesh) * (plan.stage.training.accumulation if plan.what == "train" else 1)
+    if plan.batch % parts:
+        raise UserError(f"batch {plan.batch} does not divide over {batch_parts(mesh)} devices"
+                        f"{' and the micro-batches' if parts > batch_parts(mesh) else ''}; permitted: multiples of "
+                        f"{parts}")
+    state = abstract_state(plan.stage, mesh)
+    batch, notes = training_batch(plan.stage, plan.data, plan.batch, plan.text_tokens, mesh)
+    report = {**_about(plan, mesh), **_sizes(plan, state), "notes": notes, "warnings": []}
+    start = time.perf_counter()
+    if plan.what == "train":
+        program, inputs = jit_train_step(plan.stage, mesh), (state, batch)
+    else:
+        shardings = jax.tree.map(lambda a: a.sharding, state.params)
+        program = jit_sampling(plan.stage, plan.stage.sampling, mesh, shardings)
+        inputs = (state.params, *sampling_inputs(plan.stage, plan.batch, plan.text_tokens, mesh))
+    with jax.set_mesh(mesh):  # where nothing may run: the devices are not there
+        lowered = program.lower(*inputs)
+    report["trace_seconds"] = round(time.perf_counter() - start, 2)
+    work = _work(plan, state.params, mesh)
+    report["flops"] = {**work.to_data(), "model_per_device": work.model / mesh.size,
+                       "computed_per_device": work.computed / mesh.size}
+    start = time.perf_counter()
+    try:
+        with no_compilation_cache():  # it cannot read back programs of other platforms
+            compiled = lowered.compile({**EFFORTS[plan.effort], **dict(plan.flags)})
+    except jax.errors.JaxRuntimeError as error:
+        report |= refused(error, plan.flags)
+    else:
+        report |= _read(plan, compiled, mesh, work)
+    report["compile_seconds"] = round(time.perf_counter() - start, 2)
+    return report
+
+
+def _about(plan: Plan, mesh: Mesh) -> dict[str, Any]:
+    device, chip = mesh.devices.flat[0], chip_of(mesh.devices.flat[0])
+    per_chip = chip.devices if chip else 1
+    return {"experiment": plan.experiment, "stage": plan.stage.name, "what": plan.what, "batch": plan.batch,
+            "accumulation": plan.stage.training.accumulation, "remat": plan.stage.network.remat,
+            "frames": plan.stage.video.frames, "dtype": plan.stage.network.dtype, "mesh": dict(mesh.shape),
+            "batch_parts": batch_parts(mesh), "topology": plan.topology, "platform": device.platform,
+            "kind": device.device_kind, "chip": chip.name if chip else None, "devices": mesh.size,
+            "chips": mesh.size // per_chip, "devices_per_chip": per_chip, "effort": plan.effort,
+            "flags": dict(plan.flags)}
+
+
+def _sizes(plan: Plan, state: Any) -> dict[str, Any]:
+    """Parameters, and bytes per device of what training keeps between steps; sampling keeps the parameters alone."""
+    parts = {"parameters": state.params}
+    if plan.what == "train":
+        parts |= {"optimizer": state.opt_state, "ema": state.ema}
+    return {"parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+            "state": {name: device_bytes(tree) for name, tree in parts.items()}}
+
+
+def _work(plan: Plan, params: Any, mesh: Mesh) -> Any:
+    if plan.what == "train":
+        batch, _ = training_batch(plan.stage, plan.data, plan.batch, plan.text_tokens)
+        return training_work(plan.stage, batch, params, mesh)
+    alone = dataclasses.replace(plan.stage, training=dataclasses.replace(plan.stage.training, images_per_clip=0))
+    batch, _ = training_batch(alone, plan.data, plan.batch, plan.text_tokens)
+    return sampling_work(alone, plan.stage.sampling, batch, params, mesh)
+
+
+def _read(plan: Plan, compiled: Any, mesh: Mesh, work: Any) -> dict[str, Any]:
+    """What a compiled program says of itself."""
+    rows, platform = traffic(listed(compiled.as_text()), dict(mesh.shape)), mesh.devices.flat[0].platform
+    cost = compiled.cost_analysis() or {}
+    loops = plan.stage.sampling.steps if plan.what == "sample" else plan.stage.training.accumulation
+    if plan.what == "train" and platform == "cpu":
+        loops = 1  # micro-batches are unrolled there
+    accessed = loops * float(cost.get("bytes accessed", 0.0))
+    far = far_axes(mesh)
+    found = {"status": "compiled", "memory": memory(compiled, platform), "collectives": rows,
+             "bytes_accessed": accessed, "axes_between_slices": list(far), "roofline": None}
+    if (chip := chip_of(mesh.devices.flat[0])) is not None:
+        near, across = split_sent(rows, far)
+        found["roofline"] = roofline(
+            Load(work.model / mesh.size, work.computed / mesh.size, accessed, near, across), chip)
+    warning = too_fine(rows, mesh.shape) if plan.what == "train" else None
+    return {**found, **({"warnings": [warning]} if warning else {})}
+
+
+def memory(compiled: Any, platform: str) -> dict[str, int]:
+    """Bytes per device as the compiler reports them.
+
+    `needed` is what decides whether the program fits: on TPU the compiler's peak, which holds arguments and is what the
+    compiler itself compares with the chip; elsewhere arguments, new outputs and temporaries together, since the peak
+    that those compilers state leaves temporaries out.
+    """
+    stats = compiled.memory_analysis()
+    fields = {"arguments": "argument", "outputs": "output", "aliased": "alias", "temporaries": "temp",
+              "code": "generated_code"}
+    found = {name: int(getattr(stats, f"{field}_size_in_bytes")) for name, field in fields.items()}
+    found["peak"] = int(getattr(stats, "peak_memory_in_bytes", 0))
+    together = found["arguments"] + found["outputs"] - found["aliased"] + found["temporaries"]
+    return {**found, "needed": found["peak"] if platform == "tpu" and found["peak"] else max(found["peak"], together)}
+
+
+def far_axes(mesh: Mesh) -> tuple[str, ...]:
+    """Mesh axes along which devices are in different slices."""
+    slices = np.vectorize(lambda device: getattr(device, "slice_index", 0) or 0)(mesh.devices)
+    return tuple(axis for i, axis in enumerate(mesh.axis_names)
+                 if (slices != np.take(slices, [0], axis=i)).any())
+
+
+def refused(error: Exception, flags: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
+    """What a report says when the compiler runs out of memory. Raises `UserError` for a flag that it does not know, and
+    any other error as it is."""
+    text = " ".join(str(error).split())
+    if "No such compile option" in text:
+        named = [name for name, _ in flags if name in text] or [name for name, _ in flags]
+        raise UserError(f"XLA flag {named[0] if named else text[:80]!r} is unknown to this compiler; permitted: flags "
+                        "of its platform and version") from None
+    if "RESOURCE_EXHAUSTED" not in text and "Ran out of memory" not in text:
+        raise error
+    vector = re.search(r"vmem", text, re.IGNORECASE) and not re.search(r"hbm", text, re.IGNORECASE)
+    found: dict[str, Any] = {"status": "out of vector memory" if vector else "out of memory", "reason": text[:400],
+                             "collectives": [], "roofline": None}
+    sizes = [float(number) * UNITS[unit] for number, unit in re.findall(r"\b(\d+(?:\.\d+)?)([KMGT])\b", text)]
+    if not vector and len(sizes) >= 2:
+        found["memory"] = {"needed": int(sizes[0])}
+        found["compiler_limit"] = int(sizes[1])
+    return found

@@ -1,0 +1,127 @@
+"""A report as a person reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import rich.console
+import rich.table
+
+from vdm_jax.planning.chips import GIB
+from vdm_jax.planning.search import Found
+
+
+def show(report: Mapping[str, Any], console: rich.console.Console) -> None:
+    """Print a judged report: what it is of, numbers, collectives, and what to do about it."""
+    table = rich.table.Table(title=headline(report), show_header=False, title_justify="left")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for name, value in lines(report):
+        table.add_row(name, value)
+    console.print(table)
+    if report["collectives"]:
+        console.print(_collectives(report))
+    for note in (*report["warnings"], *report["notes"]):
+        console.print(f"note: {note}", markup=False)
+    if report["verdict"] == "does not fit":
+        console.print("\nIt does not fit. What would help, the cheapest first:", markup=False)
+        for line in report["advice"]:
+            console.print(f"  - {line}", markup=False)
+
+
+def headline(report: Mapping[str, Any]) -> str:
+    """`captioned_digits, stage base: train step of 8 clips on 8 v5e chips`."""
+    where = report["topology"] or "the devices at hand"
+    what = "train step" if report["what"] == "train" else "sampling"
+    count = report["chips"]
+    return (f"{report['experiment']}, stage {report['stage']}: {what} of {report['batch']} clips on {count} "
+            f"{report['chip'] or report['kind']} chip{'s' * (count != 1)} ({where})")
+
+
+def lines(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Rows of the table: name and value."""
+    each = "device" if report["devices_per_chip"] > 1 else "chip"
+    mesh = ", ".join(f"{axis}={size}" for axis, size in report["mesh"].items() if size > 1)
+    yield "mesh", f"{mesh or 'one device'}; remat {report['remat']}, micro-batches {report['accumulation']}"
+    yield "parameters", f"{report['parameters']:,}"
+    state = " + ".join(f"{name} {amount(size)}" for name, size in report["state"].items())
+    yield f"state per {each}", f"{amount(sum(report['state'].values()))} = {state}"
+    yield f"memory per {each}", _memory(report)
+    flops = report["flops"]
+    forward = [flops["forward"][part] for part in ("attention", "dense", "convolution")]
+    share = forward[0] / max(sum(forward), 1)
+    yield "FLOPs", (f"{si(flops['model'])} model ({share:.0%} attention), {si(flops['computed'])} computed; per {each} "
+                    f"{si(flops['model_per_device'])} and {si(flops['computed_per_device'])}")
+    if found := report["roofline"]:
+        terms = ", ".join(f"{name} {time(seconds)}" for name, seconds in found["seconds"].items())
+        yield "roofline", terms + (f" ({found['left_out']})" if "left_out" in found else "")
+        call = "step" if report["what"] == "train" else "call"
+        yield f"{call}, at best", (f"{time(found['step_seconds'])}, limited by {found['limited_by']}; "
+                                   f"{time(found['no_overlap_seconds'])} without any overlap")
+        yield "MFU, at most", f"{found['mfu']:.1%}"
+    elif report["status"] == "compiled":
+        yield "roofline", f"none: no published figures for {report['kind']}"
+    yield "compiled", (f"in {report['compile_seconds']:.0f} s at effort {report['effort']}, traced in "
+                       f"{report['trace_seconds']:.0f} s, {report['date']}, jax {report['versions']['jax']}")
+
+
+def _memory(report: Mapping[str, Any]) -> str:
+    memory, capacity = report.get("memory"), report["capacity"]
+    limit = f" of {amount(capacity)}" if capacity else ""
+    if report["status"] != "compiled":
+        return f"[red]{report['status']}[/red]" + (f": needs {amount(memory['needed'])}{limit}" if memory else "")
+    colour = {"fits": "green", "does not fit": "red"}.get(report["verdict"], "yellow")
+    parts = ", ".join(f"{name} {amount(memory[name])}" for name in ("arguments", "outputs", "temporaries"))
+    return (f"[{colour}]{amount(memory['needed'])}{limit}, {report['verdict']}[/{colour}] ({parts}; "
+            f"{amount(memory['aliased'])} of the outputs take the place of arguments)")
+
+
+def _collectives(report: Mapping[str, Any]) -> rich.table.Table:
+    table = rich.table.Table("collective", "mesh axes", title="Collectives per device and call", title_justify="left")
+    for name in ("number", "bytes", "sent at least"):
+        table.add_column(name, justify="right")
+    for row in report["collectives"]:
+        more = " and more in loops of unknown length" if "unknown_loops" in row else ""
+        table.add_row(row["kind"], row["axes"] + more, str(row["count"]), amount(row["bytes"]), amount(row["sent"]))
+    return table
+
+
+def show_search(rows: Sequence[Found], console: rich.console.Console) -> None:
+    """Print the outcome of a search, the best first."""
+    table = rich.table.Table("mesh", "remat", title="What fits, the best first", title_justify="left")
+    for name in ("largest batch", "memory", "clips/s at most", "MFU at most"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        mesh = ", ".join(f"{axis}={size}" for axis, size in vars(row.mesh).items() if size != 1) or "one device"
+        if row.report is None:
+            table.add_row(mesh, str(row.remat), "none", row.reason, "", "")
+            continue
+        rate = row.report["roofline"]
+        table.add_row(mesh, str(row.remat), str(row.report["batch"]), amount(row.report["memory"]["needed"]),
+                      f"{row.clips_per_second:,.1f}" if rate else "", f"{rate['mfu']:.1%}" if rate else "")
+    console.print(table)
+
+
+def amount(size: float) -> str:
+    """Bytes in the unit that suits them."""
+    for unit, factor in (("GiB", GIB), ("MiB", 2**20), ("KiB", 2**10)):
+        if size >= factor:
+            return f"{size / factor:.2f} {unit}"
+    return f"{size:.0f} B"
+
+
+def si(count: float) -> str:
+    """A count with a decimal prefix: 12.3 T."""
+    for unit, factor in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6)):
+        if count >= factor:
+            return f"{count / factor:.3g} {unit}"
+    return f"{count:.0f}"
+
+
+def time(seconds: float) -> str:
+    """Seconds in the unit that suits them."""
+    for unit, factor in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= factor:
+            return f"{seconds / factor:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} us"
