@@ -62,7 +62,8 @@ def speed_up(row: dict[str, Any]) -> float:
 
 def summary_table(record: dict[str, Any]) -> str:
     """The table that the main README shows too."""
-    lines = ["| | size | batch | ours at its best, s | torch at its best, s | ratio |", "|---|---:|---:|---:|---:|---:|"]
+    lines = ["| | size | batch | ours at its best, s | torch at its best, s | ratio |",
+             "|---|---:|---:|---:|---:|---:|"]
     for row in record["rows"].values():
         ours, theirs = best(row, "vdm_jax"), best(row, "torch")
         lines.append(f"| {MODES[row['mode']]} | {row['size']} | {row['batch']} | {ours:.2f} | {theirs:.2f} | "

@@ -1,4 +1,4 @@
-"""The platform to compile for and its compiler options, the mesh deciding before the default backend; compiling anew."""
+"""The platform to compile for and its options, the mesh deciding before the default backend; compiling anew."""
 
 from __future__ import annotations
 
