@@ -46,6 +46,7 @@ class Train:
     coordinator: str | None = None  # HOST:PORT at which process 0 listens, the same in every process
     processes: int | None = None  # how many there are; 1: on its own, whatever the environment says
     process_id: int | None = None  # number of this one, from 0
+    heartbeat: int = 100  # seconds of silence after which a process is taken for dead and the others end
     quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False  # no progress, warnings only
 
 
@@ -60,7 +61,8 @@ def main(arguments: Sequence[str]) -> int:
     experiment = override(load_config(options.config), rest, f"{program} {options.config}")
     stages = [experiment.stage(name) for name in options.stage] or list(experiment.stages)  # names checked early
     run = options.run or Path("runs") / experiment.name
-    started = start_processes(options.coordinator, options.processes, options.process_id)
+    started = start_processes(options.coordinator, options.processes, options.process_id,
+                              heartbeat=options.heartbeat)
     train(experiment, [stage.name for stage in stages], run, options.data_dir, quiet=options.quiet,
           damaged=options.damaged, started=started)
     return 0

@@ -23,6 +23,7 @@ from vdm_jax.errors import UserError
 T = TypeVar("T")
 
 TIMEOUT = 300  # seconds in which all processes must have started
+HEARTBEAT = 100  # seconds of silence after which a process is taken for dead; JAX's own value
 _SHUTDOWN = 120  # seconds a process that ends waits for the others to end
 _MESSAGE_BYTES = 4096  # of an error that is told to the other processes
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
@@ -30,7 +31,7 @@ _FLAGS = "--coordinator HOST:PORT --processes N --process-id I"
 
 
 def start_processes(coordinator: str | None = None, processes: int | None = None, process_id: int | None = None, *,
-                    timeout: int = TIMEOUT) -> str:
+                    timeout: int = TIMEOUT, heartbeat: int = HEARTBEAT) -> str:
     """Join this process to the others, if there are any. Call it once, before anything looks for a device.
 
     Args:
@@ -40,6 +41,7 @@ def start_processes(coordinator: str | None = None, processes: int | None = None
         of a TPU slice, SLURM, Open MPI or Kubernetes decides, and without one the process is on its own.
       timeout: seconds in which all processes must have started. JAX ends a process with a message and signal 6 when
         the others do not come in time.
+      heartbeat: seconds of silence after which a process is taken for dead; JAX then ends all others likewise.
 
     Returns:
       What was started, in words.
@@ -48,6 +50,8 @@ def start_processes(coordinator: str | None = None, processes: int | None = None
       UserError: flags that do not fit together, a port in use, a coordinator that does not answer, a cluster whose
         launcher does not say enough.
     """
+    if heartbeat < 1:
+        raise UserError(f"--heartbeat={heartbeat} is not valid; permitted: >= 1")
     if (coordinator, processes, process_id) == (None, None, None):
         method = detect_cluster(os.environ, on_tpu_vm())
         if method is None:
@@ -64,7 +68,8 @@ def start_processes(coordinator: str | None = None, processes: int | None = None
                      "cluster_detection_method": "deactivate"}
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
-        jax.distributed.initialize(**arguments, initialization_timeout=timeout, shutdown_timeout_seconds=_SHUTDOWN)
+        jax.distributed.initialize(**arguments, initialization_timeout=timeout, heartbeat_timeout_seconds=heartbeat,
+                                   shutdown_timeout_seconds=_SHUTDOWN)
         count = jax.process_count()
     except (RuntimeError, ValueError, OSError, KeyError) as error:
         reason = " ".join(str(error).split())[:500]
