@@ -10,8 +10,8 @@ so 0 means off.
 __version__ = "0.1.0"
 
 
-def load(run, devices=None):
+def load(run, devices=None, damaged="refuse"):
     """A generator from a run directory, a name under `runs/`, or shipped weights; see `vdm_jax.training.runs.load`."""
     from vdm_jax.training.runs import load
 
-    return load(run, devices)
+    return load(run, devices, damaged)

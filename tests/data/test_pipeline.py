@@ -90,13 +90,23 @@ def test_worker_processes_change_nothing():
             assert equal(next(batches), batch)
 
 
+def test_a_process_may_read_any_rows():
+    """Devices of a host need not hold rows that follow each other, and hosts may hold the same rows."""
+    whole, part = make(**full_options()).batch(6), make(**full_options(), rows=(0, 3))
+    assert equal(part.batch(6), {name: values[[0, 3]] for name, values in whole.items()})
+    with part.iterate(5) as batches:
+        next(batches)
+        assert equal(next(batches), part.batch(6))
+
+
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_together_have_the_batch_of_one(processes):
     whole = make(**full_options())
-    parts = [make(**full_options(), process_index=i, process_count=processes) for i in range(processes)]
+    count = 4 // processes
+    parts = [make(**full_options(), rows=tuple(range(i * count, (i + 1) * count))) for i in range(processes)]
     for step in (0, 6):
         shares = [part.batch(step) for part in parts]
-        assert all(len(share["video"]) == 4 // processes for share in shares)
+        assert all(len(share["video"]) == count for share in shares)
         joined = {name: np.concatenate([share[name] for share in shares]) for name in shares[0]}
         assert equal(joined, whole.batch(step))
     with parts[1].iterate(6) as batches:
@@ -203,8 +213,9 @@ def test_errors_of_the_source_arrive(source, message, workers):
     [
         ({"batch_size": 11}, "batch_size=11 is larger than the data set; permitted: 1 to 10"),
         ({"batch_size": 0}, "Pipeline.batch_size=0; permitted"),
-        ({"process_count": 3}, "batch_size=4 does not divide over 3 processes; permitted: multiples of 3"),
-        ({"process_index": 2, "process_count": 2}, "process_index=2; permitted: 0 to 1"),
+        ({"rows": (2, 4)}, r"rows=\(2, 4\); permitted: one or more of 0 to 3, ascending"),
+        ({"rows": (2, 1)}, r"rows=\(2, 1\); permitted"),
+        ({"rows": ()}, r"rows=\(\); permitted"),
         ({"random_starts": True}, r"random_starts=True with Clips; permitted: a source with clip\(i, rng\)"),
         ({"images_per_clip": 1, "source": Clips(1), "batch_size": 1}, "images_per_clip needs other clips"),
         ({"images_per_clip": 1, "images_source": Clips(size=8)}, "pictures of 8x8; permitted: 4x4"),

@@ -318,7 +318,7 @@ def test_damaged_checkpoint_names_reason_and_earlier_steps(tmp_path, name):
     with pytest.raises(UserError, match=reason) as caught:
         checkpoints.restore(abstract(make_state()))
     message = str(caught.value)
-    assert f"{tmp_path}/30 is damaged" in message and message.endswith("intact earlier steps: 20")
+    assert f"{tmp_path}/30 is damaged" in message and message.endswith("the intact earlier steps: 20")
     assert "\n" not in message
     assert_same(checkpoints.restore(abstract(make_state()), step=20)[0], make_state(20))
     checkpoints.discard_after(20)  # the way on

@@ -12,6 +12,7 @@ import tyro
 
 from vdm_jax.commands.arguments import parse
 from vdm_jax.errors import UserError
+from vdm_jax.training.manifest import Damaged
 from vdm_jax.training.runs import find_run
 
 
@@ -32,6 +33,7 @@ class Evaluate:
     seed: int = 0
     steps: int | None = None  # sampler steps of every stage; each stage's own by default
     guidance: float | None = None  # guidance weight of the first stage; its own by default
+    damaged: Damaged = "refuse"  # a damaged newest checkpoint: refuse, or skip it and use the newest intact one
     out: Path | None = None  # folder for the results; the run directory by default
 
 
@@ -51,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
     from vdm_jax.video.writing import atomic_path, write_png
 
     console = rich.console.Console(stderr=True, highlight=False)
-    generator = vdm_jax.load(run)
+    generator = vdm_jax.load(run, damaged=options.damaged)
     with sampling_progress() as progress:
         result = evaluate_digits(generator, count=options.count, seed=options.seed, steps=options.steps,
                                  guidance=options.guidance, progress=progress, note=console.print)

@@ -11,6 +11,7 @@ import tyro
 
 from vdm_jax.commands.arguments import parse
 from vdm_jax.errors import UserError
+from vdm_jax.training.manifest import Damaged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Export:
     run: tyro.conf.Positional[str]  # run directory or name
     out: tyro.conf.Positional[Path]  # folder to make
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"  # type of the stored weights
+    damaged: Damaged = "refuse"  # a damaged newest checkpoint: refuse, or skip it and use the newest intact one
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -34,7 +36,8 @@ def main(arguments: Sequence[str]) -> int:
     import vdm_jax
     from vdm_jax.training.runs import export
 
-    export(vdm_jax.load(options.run), options.out, None if options.dtype == "float32" else options.dtype)
+    generator = vdm_jax.load(options.run, damaged=options.damaged)
+    export(generator, options.out, None if options.dtype == "float32" else options.dtype)
     for path in sorted(options.out.rglob("*.safetensors")):
         print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
     return 0

@@ -44,14 +44,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = importlib.import_module(f"vdm_jax.commands.{name}_command")
         return command.main(rest) or 0
     except UserError as error:
-        print(f"vdm-jax: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"vdm-jax: error: {process_prefix()}{' '.join(str(error).split())}", file=sys.stderr)
         return USAGE_ERROR
     except KeyboardInterrupt as stop:
-        print(f"vdm-jax: {str(stop) or 'interrupted'}", file=sys.stderr)
+        print(f"vdm-jax: {process_prefix()}{str(stop) or 'interrupted'}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output went away, as in `vdm-jax list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def process_prefix() -> str:
+    """Which process is speaking, where there are several."""
+    jax = sys.modules.get("jax")
+    if jax is None or not jax.distributed.is_initialized() or jax.process_count() == 1:
+        return ""
+    return f"process {jax.process_index()}: "
 
 
 def overview() -> str:

@@ -10,6 +10,7 @@ import tyro
 
 from vdm_jax.commands.arguments import parse
 from vdm_jax.errors import UserError
+from vdm_jax.training.manifest import Damaged
 from vdm_jax.video.writing import SUFFIXES
 
 
@@ -33,6 +34,7 @@ class Sample:
     steps: int | None = None  # sampler steps of every stage; each stage's own by default
     guidance: float | None = None  # weight w of (1 + w) conditional - w unconditional, first stage; 0 is off
     last: str | None = None  # stop after this stage, e.g. base
+    damaged: Damaged = "refuse"  # a damaged newest checkpoint: refuse, or skip it and use the newest intact one
     out: tuple[Path, ...] = (Path("sample.mp4"),)  # one or more files: .mp4, .gif or .png
 
 
@@ -43,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
     import vdm_jax
     from vdm_jax.commands.progress import sampling_progress
 
-    generator = vdm_jax.load(options.run)
+    generator = vdm_jax.load(options.run, damaged=options.damaged)
     captions = [caption for caption in options.captions for _ in range(options.count)]
     with sampling_progress() as progress:
         result = generator(captions, seed=options.seed, steps=options.steps, guidance=options.guidance,

@@ -16,7 +16,9 @@ from vdm_jax.commands.configs import load_config
 from vdm_jax.data.opening import caption_words, open_source
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import WordEncoder
-from vdm_jax.training.runs import find_run, open_run, read_config
+from vdm_jax.parallel.processes import first, start_processes, together
+from vdm_jax.training.manifest import Damaged
+from vdm_jax.training.runs import await_run, find_run, open_run, read_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +28,10 @@ class Train:
     CONFIG is a name from 'vdm-jax list' or a path to a Python file with get_config(). Any value of the config can be
     overridden with a typed flag: --base.training.steps 2000, --data.seed 1, --mesh.fsdp 2. An interrupted run resumes
     when the same command is given again; stages that are finished are left alone.
+
+    Several hosts train together when the same command is started on each: a TPU slice, SLURM, Open MPI and Kubernetes
+    are recognised, elsewhere --coordinator, --processes and --process-id say it. The run directory must be shared.
+    SIGTERM or Ctrl-C in any process saves in all of them and ends with exit code 130; the same command resumes.
 
     Examples:
       vdm-jax train captioned_digits
@@ -37,6 +43,11 @@ class Train:
     run: Path | None = None  # run directory; runs/NAME by default
     stage: tuple[str, ...] = ()  # train only these stages; all by default
     data_dir: Path | None = None  # where prepared data sets live; ~/.cache/vdm_jax/data by default
+    damaged: Damaged = "refuse"  # a damaged newest checkpoint: refuse, or set it aside and go on from an intact one
+    coordinator: str | None = None  # HOST:PORT at which process 0 listens, the same in every process
+    processes: int | None = None  # how many there are; 1: on its own, whatever the environment says
+    process_id: int | None = None  # number of this one, from 0
+    heartbeat: int = 100  # seconds of silence after which a process is taken for dead and the others end
     quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False  # no progress, warnings only
     xla_flags: str | None = None  # on a TPU: v5e, v5p, v6e, tpu7x (sets with sources), or a file of --flag=value lines
 
@@ -56,14 +67,19 @@ def main(arguments: Sequence[str]) -> int:
     experiment = override(load_config(options.config), rest, f"{program} {options.config}")
     stages = [experiment.stage(name) for name in options.stage] or list(experiment.stages)  # names checked early
     run = options.run or Path("runs") / experiment.name
+    started = start_processes(options.coordinator, options.processes, options.process_id,
+                              heartbeat=options.heartbeat)
     train(experiment, [stage.name for stage in stages], run, options.data_dir, quiet=options.quiet,
-          xla_flags=options.xla_flags)
+          damaged=options.damaged, started=started, xla_flags=options.xla_flags)
     return 0
 
 
 def train(experiment: Experiment, stages: Sequence[str], run: Path, data_dir: Path | None, *, quiet: bool,
-          xla_flags: str | None = None) -> None:
-    """Train the named stages into `run`, with progress on the terminal. `xla_flags` names flags that were applied."""
+          damaged: Damaged = "refuse", started: str | None = None, xla_flags: str | None = None) -> None:
+    """Train the named stages into `run`, with progress on the terminal of process 0.
+
+    `xla_flags` names flags that were applied.
+    """
     import jax
     import rich.console
 
@@ -73,12 +89,18 @@ def train(experiment: Experiment, stages: Sequence[str], run: Path, data_dir: Pa
     if xla_flags is not None and jax.default_backend() != "tpu":
         raise UserError(f"--xla-flags={xla_flags} is for TPUs and this machine computes on {jax.default_backend()}; "
                         "permitted: no --xla-flags")
-    console = rich.console.Console(stderr=True, highlight=False, quiet=quiet)
+    console = rich.console.Console(stderr=True, highlight=False, quiet=quiet or jax.process_index() != 0)
+    if jax.process_index() != 0:
+        logging.getLogger().setLevel(logging.ERROR)
     report = Report(console)
-    experiment = open_run(run, resolve(experiment, run, data_dir))
+    if jax.process_count() > 1:
+        report.note(started)
+    experiment = together(lambda: resolve(experiment, run, data_dir))
+    first(lambda: open_run(run, experiment))
+    together(lambda: await_run(run, experiment))
     try:
         for name in stages:
-            Trainer(experiment, experiment.stage(name), run, report, data_dir).train()
+            Trainer(experiment, experiment.stage(name), run, report, data_dir, damaged=damaged).train()
     except Interrupted as stop:
         raise KeyboardInterrupt(f"{stop}; the same command resumes") from None
     report.note(f"run directory: {run}")

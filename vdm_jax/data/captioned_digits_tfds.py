@@ -11,6 +11,7 @@ apart from `vdm_jax.data.captioned_digits`.
 
 import contextlib
 import dataclasses
+import fcntl
 import functools
 import hashlib
 import io
@@ -95,16 +96,20 @@ def prepared_path(spec: CaptionedDigits, data_dir: str | os.PathLike) -> pathlib
 def prepare_captioned_digits(spec: CaptionedDigits, data_dir: str | os.PathLike) -> pathlib.Path:
     """Write the three splits of `spec` below `data_dir`, unless they are there, and return their directory.
 
-    The directory appears complete or not at all; a preparation that was killed is started anew.
+    The directory appears complete or not at all; a preparation that was killed is started anew. Processes that ask for
+    the same one wait for the first.
     """
     path = prepared_path(spec, data_dir)
-    if not path.exists():
+    if path.exists():
+        return path
+    with _one_at_a_time(path.parent), _quiet():
+        if path.exists():
+            return path
         config = builder_config(spec)
         known = CaptionedDigitsBuilder.builder_configs.get(config.name)  # TFDS refuses an equal one
-        with _quiet():
-            builder = CaptionedDigitsBuilder(config=known or config, data_dir=path.parents[2])
-            download = tfds.download.DownloadConfig(try_download_gcs=False)
-            builder.download_and_prepare(download_config=download, file_format="array_record")
+        builder = CaptionedDigitsBuilder(config=known or config, data_dir=path.parents[2])
+        download = tfds.download.DownloadConfig(try_download_gcs=False)
+        builder.download_and_prepare(download_config=download, file_format="array_record")
     return path
 
 
@@ -156,6 +161,15 @@ class PreparedDigitsSource:
         if not 0 <= index < len(self):
             raise IndexError(f"clip {index} of {len(self)}")
         return self._records[index]
+
+
+@contextlib.contextmanager
+def _one_at_a_time(folder: pathlib.Path):
+    """A lock on `folder` between processes of this machine; it goes with the process that holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".preparing", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextlib.contextmanager

@@ -62,30 +62,25 @@ class Pipeline:
 
     source: RandomAccessSource
     _: dataclasses.KW_ONLY
-    batch_size: int  # clips of the global batch, over all processes
+    batch_size: int  # clips of the global batch
     seed: int  # of the order and of all augmentation
     tokenize: Callable[[str], Int[np.ndarray, " L"]] | None = None  # caption to ids
     augment: Callable[[Clip, np.random.Generator], Clip] | None = None  # such as FlipAugmentation
     random_starts: bool = False  # clips begin at random, where the source can do that
     images_per_clip: int = 0  # independent stills per clip
     images_source: RandomAccessSource | None = None  # of the stills; None: random frames of other clips
-    process_index: int = 0
-    process_count: int = 1
+    rows: tuple[int, ...] | None = None  # of the global batch that this process reads, ascending; None: all
     workers: int = 0  # processes that read; 0: threads of this one
     threads: int = 4  # that read, in each process
     prefetch: int = 2  # batches read ahead, in each process
 
     def __post_init__(self):
-        require_at_least(self, batch_size=1, images_per_clip=0, process_count=1, process_index=0, workers=0, threads=1,
-                         prefetch=1)
+        require_at_least(self, batch_size=1, images_per_clip=0, workers=0, threads=1, prefetch=1)
         clips = len(self.source)
         if self.batch_size > clips:
             raise UserError(f"batch_size={self.batch_size} is larger than the data set; permitted: 1 to {clips}")
-        if self.batch_size % self.process_count:
-            raise UserError(f"batch_size={self.batch_size} does not divide over {self.process_count} processes; "
-                            f"permitted: multiples of {self.process_count}")
-        if self.process_index >= self.process_count:
-            raise UserError(f"process_index={self.process_index}; permitted: 0 to {self.process_count - 1}")
+        if list(self._rows) != sorted({row for row in self._rows if 0 <= row < self.batch_size}) or not self._rows:
+            raise UserError(f"rows={self.rows}; permitted: one or more of 0 to {self.batch_size - 1}, ascending")
         if self.random_starts and not hasattr(self.source, "clip"):
             raise UserError(f"random_starts=True with {type(self.source).__name__}; permitted: a source with "
                             "clip(i, rng)")
@@ -104,26 +99,25 @@ class Pipeline:
             raise UserError(f"images_source has pictures of {image[1]}x{image[2]}; permitted: {clip[1]}x{clip[2]} like "
                             "the clips")
 
-    @property
-    def rows(self) -> int:
-        """Rows of the batch that are this process's."""
-        return self.batch_size // self.process_count
+    @functools.cached_property
+    def _rows(self) -> tuple[int, ...]:
+        return tuple(range(self.batch_size)) if self.rows is None else self.rows
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """The batch of a step, from 0 on."""
-        first = _checked_step(step) * self.batch_size + self.process_index * self.rows
-        return _collate([self._example(first + row) for row in range(self.rows)])
+        first = _checked_step(step) * self.batch_size
+        return _collate([self._example(first + row) for row in self._rows])
 
     def iterate(self, start_step: int = 0) -> "BatchIterator":
         """The batches from `start_step` on, without end, read ahead. Close it, or use it in a `with` statement."""
         import grain
 
-        examples = self._examples(_checked_step(start_step))
+        examples, rows = self._examples(_checked_step(start_step)), len(self._rows)
         if not self.workers:
             # Threads share the work of one batch, which is there sooner than if each made one of its own.
-            ahead = max(self.prefetch * self.rows, self.threads)
+            ahead = max(self.prefetch * rows, self.threads)
             options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=ahead)
-            batches = examples.to_iter_dataset(options).batch(self.rows, batch_fn=_collate)
+            batches = examples.to_iter_dataset(options).batch(rows, batch_fn=_collate)
         else:
             from absl import flags
 
@@ -131,7 +125,7 @@ class Pipeline:
                 flags.FLAGS.mark_as_parsed()
             ahead = max(self.prefetch, self.threads)  # a thread makes a whole batch here
             options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=ahead)
-            batches = examples.batch(self.rows, batch_fn=_collate).to_iter_dataset(options)
+            batches = examples.batch(rows, batch_fn=_collate).to_iter_dataset(options)
             processes = grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=self.prefetch)
             batches = batches.mp_prefetch(processes)
         return BatchIterator(iter(batches))
@@ -142,11 +136,13 @@ class Pipeline:
         """Endless grain data set of this process's rows, from `start_step` on."""
         import grain
 
-        def example(number: int, row: int) -> Clip:
-            step = start_step + number // self.rows
-            return self._example(step * self.batch_size + self.process_index * self.rows + row)
+        rows = self._rows
 
-        return grain.MapDataset.range(self.rows).repeat().map_with_index(example)
+        def example(number: int, place: int) -> Clip:
+            step = start_step + number // len(rows)
+            return self._example(step * self.batch_size + rows[place])
+
+        return grain.MapDataset.range(len(rows)).repeat().map_with_index(example)
 
     def _example(self, position: int) -> Clip:
         """The example at a position of the endless global stream."""

@@ -13,14 +13,11 @@ manifest is written last, by process 0, just before that rename, and compared wi
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import errno
 import json
 import logging
 import math
 import os
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import flax
@@ -32,11 +29,13 @@ from jax.experimental import multihost_utils
 import vdm_jax
 from vdm_jax.errors import UserError
 from vdm_jax.interop.signatures import abstract_dict, mismatch, signatures
+from vdm_jax.training.failures import write_failure
 from vdm_jax.training.manifest import MANIFEST, examine, write_manifest
 from vdm_jax.training.metrics import json_number
+from vdm_jax.training.retention import Retention, best_step
 
 _TEMPORARY = ".orbax-checkpoint-tmp"  # orbax's suffix of a step that is not complete
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # full disk, quota, limit of file size
+_ASIDE = ".damaged"  # suffix of a step that was set aside
 
 
 class Checkpoints:
@@ -132,7 +131,41 @@ class Checkpoints:
         self.wait()
         self._delete([other for other in self.steps() if other > step])
 
+    def set_damaged_aside(self) -> dict[int, str]:
+        """Renames the damaged checkpoints that are newer than the newest intact one to `STEP.damaged`, out of the way.
+
+        Nothing is renamed where no checkpoint is intact: going on from nothing is not going on.
+
+        Returns:
+          What is wrong with each of them, by step.
+        """
+        self.close()
+        damages = self.newest_damages() if self.newest_intact() is not None else {}
+        _synchronise(f"examined {self.directory}")
+        if jax.process_index() == 0:
+            for step in damages:
+                target = self.directory / f"{step}{_ASIDE}"
+                target.rmtree(missing_ok=True)
+                (self.directory / str(step)).rename(target)
+        _synchronise(f"set aside {sorted(damages)}")
+        return damages
+
     # Looking
+
+    def newest_damages(self) -> dict[int, str]:
+        """What is wrong with the checkpoints that are newer than the newest intact one, by step, newest first."""
+        damages = {}
+        for step in reversed(self.steps()):
+            damage = examine(self.directory / str(step))[1]
+            if damage is None:
+                break
+            damages[step] = damage
+        return damages
+
+    def newest_intact(self) -> int | None:
+        """The newest step whose files are as they were written, or None."""
+        damaged = self.newest_damages()
+        return max((step for step in self.steps() if step not in damaged), default=None)
 
     def steps(self) -> list[int]:
         """Complete checkpoints, oldest first; a save under way is not among them until `wait` returned."""
@@ -149,7 +182,7 @@ class Checkpoints:
         """The step with the best metric (the newest of equals), or None; a NaN is never best."""
         if self._best is None:
             raise ValueError("best() needs Checkpoints(best='name of a metric')")
-        return _best(self.steps(), self._score, self._mode)
+        return best_step(self.steps(), self._score, self._mode)
 
     def meta(self, step: int | None = None) -> dict[str, Any]:
         """What `save` stored beside the state: the caller's entries, and those of `_full_meta`."""
@@ -204,8 +237,8 @@ class Checkpoints:
     # Inside
 
     def _open_writer(self) -> ocp.CheckpointManager:
-        retention = _Retention(self._keep, self._score if self._best else None, self._mode)
-        return ocp.CheckpointManager(self.directory, options=ocp.CheckpointManagerOptions(
+        retention = Retention(self._keep, self._score if self._best else None, self._mode)
+        return _Manager(self.directory, options=ocp.CheckpointManagerOptions(
             cleanup_tmp_directories=True, preservation_policy=retention,
             async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal)))
 
@@ -224,8 +257,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             for step in steps:
                 (self.directory / str(step)).rmtree()
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"delete checkpoints {steps}")
+        _synchronise(f"deleted {steps}")
         for step in steps:
             self._scores.pop(step, None)
 
@@ -245,7 +277,7 @@ class Checkpoints:
         except Exception as error:
             step = self._saving[0]
             self._abandon(step)
-            reason = _write_failure(error)
+            reason = write_failure(error)
             if reason is None:
                 raise
             steps = ", ".join(map(str, self.steps()))
@@ -287,7 +319,9 @@ class Checkpoints:
     def _earlier(self, step: int) -> str:
         intact = [str(other) for other in self.steps()
                   if other < step and examine(self.directory / str(other))[1] is None]
-        return f"intact earlier steps: {', '.join(intact)}" if intact else "there is no intact earlier step"
+        if not intact:
+            return "there is no intact earlier step"
+        return f"permitted: --damaged skip, to use the newest of the intact earlier steps: {', '.join(intact)}"
 
     def _read(self, step: int, arguments: Any) -> Any:
         # A new reader each time: one that restored with StandardRestore refuses PyTreeRestore.
@@ -311,26 +345,11 @@ class Checkpoints:
             raise UserError(f"checkpoint {self.directory / str(step)} is of another model: {listed}")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Retention:
-    """Which steps stay, in the form orbax asks for."""
+class _Manager(ocp.CheckpointManager):
+    """Leaves the question when to stop to `stopping.py`: two that ask would disturb each other's count of steps."""
 
-    keep: int | None
-    score: Callable[[int], float] | None
-    mode: str
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        steps = [checkpoint.step for checkpoint in checkpoints]
-        kept = set(steps if self.keep is None else sorted(steps)[-self.keep:])
-        if self.score is not None:
-            kept.add(_best(steps, self.score, self.mode))
-        return [step in kept for step in steps]
-
-
-def _best(steps: Sequence[int], score: Callable[[int], float], mode: str) -> int | None:
-    sign = 1 if mode == "max" else -1
-    ranked = [(sign * score(step), step) for step in steps if not math.isnan(score(step))]
-    return max(ranked)[1] if ranked else None
+    def reached_preemption(self, step: int) -> bool:
+        return False
 
 
 def _refuse_foreign(directory: epath.Path) -> None:
@@ -349,6 +368,12 @@ def _refuse_foreign(directory: epath.Path) -> None:
     if foreign:
         raise UserError(f"{directory} is not a directory of vdm_jax checkpoints: it holds {foreign[0]!r}; "
                         "use another or an empty directory")
+
+
+def _synchronise(name: str) -> None:
+    """Waits until every process is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def _placed(tree: Any) -> Any:
@@ -373,19 +398,6 @@ def _full_meta(step: int, state: Any, meta: Mapping[str, Any], metrics: Mapping[
         raise ValueError(f"meta[{taken[0]!r}] is filled in by save; permitted: names except {list(added)}")
     json.dumps(dict(meta))  # a TypeError here and now, not in the background
     return {**meta, **added}
-
-
-def _write_failure(error: BaseException | None) -> str | None:
-    """Why writing failed, in words for the user; None if it was not the disk."""
-    while error is not None:
-        # tensorstore raises ValueErrors that carry the system's error number in their text.
-        number = getattr(error, "errno", None)
-        if match := re.search(r"os_error_code='(\d+)'", str(error)):
-            number = int(match[1])
-        if number is not None:
-            return f"no space left ({os.strerror(number)})" if number in _NO_SPACE else os.strerror(number)
-        error = error.__cause__ or error.__context__
-    return None
 
 
 class _Quiet(logging.Filter):

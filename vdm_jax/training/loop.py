@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import logging
-import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +21,20 @@ from vdm_jax.data.pipeline import FlipAugmentation, Pipeline
 from vdm_jax.data.source import RandomAccessSource
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import WordEncoder
-from vdm_jax.parallel.arrays import global_batch
+from vdm_jax.parallel.arrays import global_batch, process_rows
 from vdm_jax.parallel.mesh import make_mesh
+from vdm_jax.parallel.processes import together
 from vdm_jax.parallel.rules import batch_parts
 from vdm_jax.training.checkpoints import Checkpoints
+from vdm_jax.training.manifest import Damaged
 from vdm_jax.training.metrics import MetricWriter, Throughput
 from vdm_jax.training.report import Report
 from vdm_jax.training.runs import checkpoints_path
 from vdm_jax.training.sheets import SampleSheets
 from vdm_jax.training.state import TrainState, abstract_state, create_state
 from vdm_jax.training.step import compile_train_step, compile_validation
+from vdm_jax.training.stopping import StopRequests, stop_requests
 from vdm_jax.video.writing import atomic_path
-
-log = logging.getLogger(__name__)
 
 # What the device reads; captions and labels stay on the host.
 DEVICE_FIELDS = ("video", "tokens", "embeddings", "text_mask", "images", "image_tokens", "frame_valid")
@@ -49,7 +47,7 @@ class Interrupted(Exception):
 
 @dataclasses.dataclass
 class Trainer:
-    """One stage of an experiment being trained in a run directory.
+    """One stage of an experiment being trained in a run directory, by one process or several alike.
 
     Args:
       experiment: resolved config.
@@ -57,6 +55,8 @@ class Trainer:
       run: the run directory.
       report: where progress is shown.
       data_dir: where prepared data sets live.
+      devices: to train on; all devices of all processes by default.
+      damaged: what to do when the newest checkpoint is damaged: refuse, or set it aside and use the one before.
     """
 
     experiment: Experiment
@@ -64,6 +64,8 @@ class Trainer:
     run: Path
     report: Report
     data_dir: Path | None = None
+    devices: Sequence[jax.Device] | None = None
+    damaged: Damaged = "refuse"
     sources: dict[str, RandomAccessSource] = dataclasses.field(default_factory=dict)  # by split, once opened
 
     def train(self) -> None:
@@ -72,7 +74,7 @@ class Trainer:
         Raises `UserError` for bad data or checkpoints, `Interrupted` after a clean early stop.
         """
         spec = self.stage.training
-        mesh = make_mesh(self.experiment.mesh)
+        mesh = make_mesh(self.experiment.mesh, self.devices)
         if spec.batch_size // spec.accumulation % batch_parts(mesh):
             raise UserError(f"training.batch_size={spec.batch_size} with accumulation={spec.accumulation} does not "
                             f"divide over {batch_parts(mesh)} devices; permitted: multiples of "
@@ -83,20 +85,25 @@ class Trainer:
             if start >= spec.steps:
                 self.report.note(f"stage {self.stage.name}: already trained to step {start}")
                 return
-            pipeline = self._pipeline("train", batch_parts(mesh))
+            pipeline = together(lambda: self._pipeline("train", mesh))
             with MetricWriter(folder, first_step=start + 1) as writer, stop_requests() as stop:
                 state = self._loop(state, start, mesh, pipeline, checkpoints, writer, stop)
         self._summarise(folder, state)
+        if stop.requested and jax.process_count() == 1:  # during the last step; with others it shows in the next stage
+            raise Interrupted(f"stopped at the end of stage {self.stage.name!r}; everything is saved")
 
     def _state(self, checkpoints: Checkpoints, mesh: Mesh) -> tuple[TrainState, int]:
+        if self.damaged == "skip":
+            for step, reason in checkpoints.set_damaged_aside().items():
+                self.report.note(f"stage {self.stage.name}: checkpoint {step} is damaged and set aside: {reason}")
         if checkpoints.latest() is None:
             self.report.note(f"stage {self.stage.name}: initialising the network")
             return create_state(self.stage, self.experiment.seed, mesh), 0
-        state, meta = checkpoints.restore(abstract_state(self.stage, mesh))
+        state, meta = together(lambda: checkpoints.restore(abstract_state(self.stage, mesh)))
         self.report.note(f"stage {self.stage.name}: resuming at step {meta['step']}")
         return state, meta["step"]
 
-    def _pipeline(self, split: str, parts: int) -> Pipeline:
+    def _pipeline(self, split: str, mesh: Mesh) -> Pipeline:
         """The data of a split; position is the step, so nothing about it needs saving."""
         spec, text = self.stage.training, self.stage.network.text
         source = self._source(self.experiment.data, split)
@@ -107,6 +114,7 @@ class Trainer:
         self.sources[split] = source
         size = spec.batch_size
         if split == "validation":  # a small split is validated on as many clips as it has
+            parts = batch_parts(mesh)
             size = min(size, len(source)) // parts * parts
             if not size:
                 raise UserError(f"the validation split has {len(source)} clips for {parts} devices; permitted: at "
@@ -115,7 +123,7 @@ class Trainer:
                         augment=FlipAugmentation() if spec.flips and split == "train" else None,
                         random_starts=spec.random_starts and split == "train",
                         images_per_clip=spec.images_per_clip, images_source=images,
-                        process_index=jax.process_index(), process_count=jax.process_count(), workers=spec.workers)
+                        rows=tuple(process_rows(size, mesh).tolist()), workers=spec.workers)
 
     def _source(self, data: DataSet, split: str) -> RandomAccessSource:
         if split == "validation":
@@ -135,19 +143,19 @@ class Trainer:
             began = time.monotonic()
             for step in range(start + 1, spec.steps + 1):
                 batch = next(batches)
-                state, metrics = step_function(state, device_batch(batch, mesh))
+                state, metrics = step_function(state, device_batch(batch, mesh, spec.batch_size))
                 pending.append((step, metrics))
                 if step == start + 1:
                     jax.block_until_ready(metrics)
                     progress.note(f"first step compiled in {time.monotonic() - began:.0f} s")
                     throughput.update(step)
-                last = step == spec.steps
+                last, stopping = step == spec.steps, stop.agreed()
                 if step % spec.log_every == 0 or last:
                     skipped_in_a_row = self._log(pending, throughput, writer, skipped_in_a_row)
                     progress.update(step, pending[-1][1]["loss"], throughput.rates())
                     pending.clear()
                 with throughput.pause():
-                    if last or stop.requested or step % spec.checkpoint_every == 0:
+                    if last or stopping or step % spec.checkpoint_every == 0:
                         self._save(checkpoints, step, state)
                     if validate and (step % spec.validate_every == 0 or last):
                         loss = validate(state.ema)
@@ -155,7 +163,7 @@ class Trainer:
                         progress.note(f"step {step}: validation loss {loss:.4f}")
                     if last or (spec.sample_every and step % spec.sample_every == 0):
                         writer.image(step, "samples", sheets.write(state.ema, step))
-                if stop.requested and not last:
+                if stopping and not last:
                     checkpoints.wait()
                     raise Interrupted(f"stopped at step {step} of stage {self.stage.name!r}; everything is saved")
         return state
@@ -198,40 +206,14 @@ class Trainer:
         spec = self.stage.training
         if not spec.validate_every:
             return None
-        pipeline = self._pipeline("validation", batch_parts(mesh))
-        batch = device_batch(pipeline.batch(0), mesh)
+        pipeline = together(lambda: self._pipeline("validation", mesh))
+        batch = device_batch(pipeline.batch(0), mesh, pipeline.batch_size)
         function = compile_validation(self.stage, mesh)
         key = jax.random.key(self.experiment.seed)
         return lambda params: float(function(params, batch, key))
 
 
-def device_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
-    """The parts of a batch that the device reads, on the mesh."""
+def device_batch(batch: dict[str, Any], mesh: Mesh, size: int | None = None) -> dict[str, jax.Array]:
+    """The parts of a batch that the device reads, on the mesh; `size` as in `global_batch`."""
     return global_batch({name: np.asarray(batch[name]) for name in batch
-                         if name in DEVICE_FIELDS or name.startswith("reference_")}, mesh)
-
-
-class StopRequests:
-    """Whether SIGINT or SIGTERM has arrived."""
-
-    requested = False
-
-
-@contextlib.contextmanager
-def stop_requests() -> Iterator[StopRequests]:
-    """Turn the first SIGINT or SIGTERM into a request to stop after the step; a second SIGINT interrupts at once."""
-    requests, previous = StopRequests(), {}
-
-    def handle(number: int, frame: Any) -> None:
-        requests.requested = True
-        log.warning("stopping after this step and saving (again to stop at once)")
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(ValueError):  # not the main thread
-            previous[number] = signal.signal(number, handle)
-    try:
-        yield requests
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+                         if name in DEVICE_FIELDS or name.startswith("reference_")}, mesh, size)

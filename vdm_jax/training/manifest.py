@@ -10,8 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from typing import Literal
 
 from etils import epath
+
+Damaged = Literal["refuse", "skip"]  # the newest checkpoint when it is damaged: refused, or the one before is used
 
 MANIFEST = "manifest.json"
 

@@ -9,7 +9,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,11 @@ from vdm_jax.configuration import from_json, to_data, to_json
 from vdm_jax.errors import UserError
 from vdm_jax.interop.safetensors import load_params, save_params
 from vdm_jax.training.checkpoints import Checkpoints
+from vdm_jax.training.manifest import Damaged
 from vdm_jax.training.state import initial_params
 from vdm_jax.video.writing import atomic_path
+
+log = logging.getLogger(__name__)
 
 CONFIG, WEIGHTS = "config.json", "params.safetensors"
 
@@ -62,6 +67,23 @@ def open_run(run: Path, experiment: Experiment) -> Experiment:
     return experiment
 
 
+def await_run(run: Path, experiment: Experiment, seconds: float = 60) -> None:
+    """Check that this process sees the run that process 0 has opened, and that it has the same config.
+
+    Raises `UserError` when the directory is not shared, or this process was started with other values. `seconds` is how
+    long a shared file system may take to show a new file.
+    """
+    deadline = time.monotonic() + seconds
+    while not (run / CONFIG).exists():
+        if time.monotonic() > deadline:
+            raise UserError(f"run directory {run} is not visible to every process; permitted: a directory that all "
+                            "hosts share, by its absolute path (--run)")
+        time.sleep(0.5)
+    for field, theirs, ours in differences(to_data(read_config(run)), to_data(experiment)):
+        raise UserError(f"{field} is {theirs!r} in process 0 and {ours!r} here; permitted: the same command in every "
+                        "process")
+
+
 def read_config(run: Path) -> Experiment:
     """The experiment of a run. Raises `UserError` when there is none or it is damaged."""
     path = run / CONFIG
@@ -96,8 +118,10 @@ def find_run(name: str | os.PathLike) -> Path:
                     f"{', '.join(known) or 'none yet (train one first)'}")
 
 
-def load_stage(run: Path, stage: Stage) -> Any | None:
+def load_stage(run: Path, stage: Stage, damaged: Damaged = "refuse") -> Any | None:
     """The averaged (EMA) parameters of a trained stage, or None when it has not been trained.
+
+    `damaged="skip"` uses the newest intact checkpoint instead of a damaged newer one, and says so.
 
     Raises `UserError` naming the first parameter that does not fit the stage's network, or what is damaged.
     """
@@ -108,11 +132,17 @@ def load_stage(run: Path, stage: Stage) -> Any | None:
     checkpoints = Checkpoints(checkpoints_path(run, stage.name))
     if checkpoints.latest() is None:
         return None
-    return checkpoints.restore_subtree("ema", expected)[0]
+    step = checkpoints.newest_intact() if damaged == "skip" else None
+    if step not in (None, checkpoints.latest()):
+        log.warning("stage %s: checkpoint %d is used, because newer ones are damaged (%s)", stage.name, step,
+                    ", ".join(f"{number}: {reason}" for number, reason in checkpoints.newest_damages().items()))
+    return checkpoints.restore_subtree("ema", expected, step)[0]
 
 
-def load(run: str | os.PathLike, devices: list[jax.Device] | None = None) -> Generator:
+def load(run: str | os.PathLike, devices: list[jax.Device] | None = None, damaged: Damaged = "refuse") -> Generator:
     """A generator from a run directory, a name under `runs/`, or shipped weights.
+
+    `damaged="skip"` uses the newest intact checkpoint of a stage where a newer one is damaged.
 
     >>> generate = vdm_jax.load("runs/captioned_digits")
     >>> generate(["a red three moving left"], seed=0).save("three.mp4")
@@ -121,7 +151,7 @@ def load(run: str | os.PathLike, devices: list[jax.Device] | None = None) -> Gen
     """
     path = find_run(run)
     experiment = read_config(path)
-    params = {stage.name: load_stage(path, stage) for stage in experiment.stages}
+    params = {stage.name: load_stage(path, stage, damaged) for stage in experiment.stages}
     params = {name: tree for name, tree in params.items() if tree is not None}
     if not params:
         raise UserError(f"run {path} has no trained stage yet; permitted: a run with at least one checkpoint")

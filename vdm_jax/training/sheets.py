@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from vdm_jax.cascade.inputs import degrade, target_video, text_conditioning
 from vdm_jax.cascade.sampling import sample_keys, sample_stage
@@ -57,17 +58,18 @@ class SampleSheets:
         low = None
         if stage.source is not None:
             low = degrade(target_video(jnp.stack([jnp.asarray(c["video"]) for c in clips]), stage.video), stage.source)
-        return captions, conditioning, low
+        # As numpy: every process passes the same values to a program over the devices of all.
+        return captions, *jax.tree.map(np.asarray, (conditioning, low))
 
     @functools.cached_property
     def _sample(self) -> Any:
         stage = self._stage
         keys = sample_keys(self._experiment.seed, jnp.arange(self._count), 0)
         return jax.jit(lambda params, text, low: sample_stage(stage, stage.sampling, params, keys, text, low),
-                       compiler_options=compiler_options(self._mesh))
+                       out_shardings=NamedSharding(self._mesh, P()), compiler_options=compiler_options(self._mesh))
 
     def write(self, params: Any, step: int) -> np.ndarray:
-        """Write the sheet and film of a step; returns the picture, uint8 `[H, W, 3]`."""
+        """Write the sheet and film of a step (process 0 does); returns the picture, uint8 `[H, W, 3]`."""
         captions, conditioning, low = self._inputs
         with jax.set_mesh(self._mesh):
             videos = self._sample(params, conditioning, low)
