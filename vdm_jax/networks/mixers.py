@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,29 @@ from vdm_jax.attention.positions import LAYOUT_AXES, rotary
 from vdm_jax.networks import config as cfg
 from vdm_jax.networks.layers import Convolution, Dense, GroupNorm, add_residual, fan_in, silu, zeros
 from vdm_jax.networks.positions import AddedPositions, HeadNorm, RelativeBias, RelativeKeys
+from vdm_jax.parallel.rules import spread
+
+
+class HeadProjection(nn.Module):
+    """Several projections to heads by one kernel `(C, parts K D)`, each split by heads over the mesh.
+
+    The kernel is split before the product: after it, devices would hold parts of queries next to parts of keys and
+    would have to exchange tokens, of which there are more.
+    """
+
+    parts: int
+    heads: int
+    head_dim: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... c"]) -> tuple[Float[Array, "... k d"], ...]:
+        shape = (self.parts, self.heads, self.head_dim)
+        kernel = self.param("kernel", fan_in, (x.shape[-1], math.prod(shape)))
+        kernel = spread(kernel.astype(self.dtype).reshape(-1, *shape), "heads", 2, must=False)
+        y = jnp.einsum("...c,cpkd->...pkd", x.astype(self.dtype), kernel)
+        y = spread(y, "heads", y.ndim - 2, must=False)
+        return tuple(y[..., i, :, :] for i in range(self.parts))
 
 
 class SelfAttentionLayer(nn.Module):
@@ -32,13 +57,12 @@ class SelfAttentionLayer(nn.Module):
         self, x: Float[Array, "b t h w c"], frame_mask: Bool[np.ndarray, "t t"] | None,
         text: tuple[Float[Array, "b g l e"], Bool[Array, "b g l"]] | None = None,
     ) -> Array:
-        spec, shape, channels = self.config, x.shape[:4], x.shape[-1]
+        spec, channels = self.config, x.shape[-1]
         layout, heads = spec.pattern.layout, channels // spec.head_dim
         h = GroupNorm(self.groups, self.norm_over, name="norm")(x)
         if spec.position in ("sinusoidal", "learned"):
             h = h + AddedPositions(spec.position, layout, name="position")(h, frame_mask)
-        qkv = Dense(3 * channels, use_bias=False, dtype=self.dtype, name="qkv")(h)
-        q, k, v = jnp.split(qkv.reshape(*shape, 3 * heads, spec.head_dim), 3, axis=-2)
+        q, k, v = HeadProjection(3, heads, spec.head_dim, self.dtype, name="qkv")(h)
         if spec.qk_norm:
             q, k = HeadNorm(name="query_norm")(q), HeadNorm(name="key_norm")(k)
         bias, external = None, None
@@ -47,7 +71,7 @@ class SelfAttentionLayer(nn.Module):
         if spec.position == "rotary":
             q, k = rotary(q, axes=LAYOUT_AXES[layout]), rotary(k, axes=LAYOUT_AXES[layout])
         elif spec.position in ("relative", "t5"):
-            bias = RelativeBias(heads, spec.position, name="position")(layout, shape[1:])
+            bias = RelativeBias(heads, spec.position, name="position")(layout, x.shape[1:4])
         elif spec.position == "shaw":
             bias = RelativeKeys(name="position")(q, layout)
         out = attend(q, k, v, pattern=spec.pattern, kernel=spec.kernel, context=spec.context, bias=bias,
@@ -55,10 +79,8 @@ class SelfAttentionLayer(nn.Module):
         return add_residual(x, Dense(channels, kernel_init=zeros, dtype=self.dtype, name="out")(out.reshape(x.shape)))
 
     def _bank(self, text: Float[Array, "b g l e"], mask: Bool[Array, "b g l"], heads: int) -> Bank:
-        size = heads * self.config.head_dim
         text = nn.LayerNorm(use_bias=False, dtype=self.dtype, name="external_norm")(text)
-        kv = Dense(2 * size, use_bias=False, dtype=self.dtype, name="external")(text)
-        k, v = jnp.split(kv.reshape(*text.shape[:3], 2 * heads, self.config.head_dim), 2, axis=-2)
+        k, v = HeadProjection(2, heads, self.config.head_dim, self.dtype, name="external")(text)
         if self.config.qk_norm:
             k = HeadNorm(name="external_key_norm")(k)
         return Bank(k, v, mask)
@@ -76,14 +98,13 @@ class CrossAttentionLayer(nn.Module):
     def __call__(
         self, x: Float[Array, "b t h w c"], text: Float[Array, "b g l e"], mask: Bool[Array, "b g l"],
     ) -> Array:
-        batch, frames, height, width, channels = x.shape
+        batch, channels = x.shape[0], x.shape[-1]
         sets = text.shape[1]  # 1: one caption per clip; T: one per frame
-        shape = (-1, channels // self.config.head_dim, self.config.head_dim)
+        heads = (channels // self.config.head_dim, self.config.head_dim)
         h = GroupNorm(self.groups, self.norm_over, name="norm")(x)
-        q = Dense(channels, use_bias=False, dtype=self.dtype, name="query")(h)
-        kv = Dense(2 * channels, use_bias=False, dtype=self.dtype, name="key_value")(text)
-        q = q.reshape(batch, sets, *shape)  # [B, sets, tokens, K, D]
-        k, v = (a.reshape(batch, sets, *shape) for a in jnp.split(kv, 2, axis=-1))
+        (q,) = HeadProjection(1, *heads, self.dtype, name="query")(h)
+        k, v = HeadProjection(2, *heads, self.dtype, name="key_value")(text)
+        q = q.reshape(batch, sets, -1, *heads)  # [B, sets, tokens, K, D]
         out = dense(q, Keys(k, v, mask[:, :, None, None, :]))
         return add_residual(x, Dense(channels, kernel_init=zeros, dtype=self.dtype, name="out")(out.reshape(x.shape)))
 

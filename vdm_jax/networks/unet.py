@@ -32,7 +32,7 @@ from vdm_jax.networks.mixers import (
     TemporalConvolutionLayer,
 )
 from vdm_jax.networks.text import TextConditioner
-from vdm_jax.parallel.rules import spread_frames
+from vdm_jax.parallel.rules import spread
 
 
 def encode_level(logsnr: Float[Array, ...], encoding: str) -> Float[Array, ...]:
@@ -90,7 +90,7 @@ class Block(nn.Module):
     def __call__(self, x: Array, vector: Array, text: tuple[Array, Array] | None, train: bool, images: int) -> Array:
         level = self.level
         x = ResidualBlock(self.config, level.channels, level.kernel, level.dropout, name="residual")(x, vector, train)
-        return spread_frames(Mixers(self.config, self.mixers, name="mixers")(x, text, images))
+        return spread(Mixers(self.config, self.mixers, name="mixers")(x, text, images), "frames", 1)
 
 
 class Mixers(nn.Module):
@@ -138,7 +138,7 @@ class SpaceTimeUNet(nn.Module):
         x = space_to_depth(stack_inputs(spec, z, conditioning), spec.patch).astype(dtype)
         kernel = (1, spec.stem_kernel, spec.stem_kernel)
         x = Convolution(spec.levels[0].channels, kernel, dtype=dtype, name="stem")(x)
-        x = spread_frames(x)
+        x = spread(x, "frames", 1)
         if spec.position_period:
             x = PositionEmbedding(spec.position_period, name="positions")(x, images)
         block = nn.remat(Block, static_argnums=(4, 5)) if spec.remat else Block

@@ -96,7 +96,7 @@ def spread(
         raise UserError(f"attention context={call.context!r} cannot split {frames} frames over mesh axis "
                         f"{AXIS}={call.devices}; permitted: multiples of {call.devices}")
     mesh = jax.sharding.get_abstract_mesh()
-    batch, heads = _axes("batch", q.shape[0]), _axes("out", q.shape[4])
+    batch, heads = _axes("batch", q.shape[0]), _axes("heads", q.shape[4])
     if context.check is not None:
         context.check(call, q.shape[4] // math.prod(mesh.shape[axis] for axis in heads))
     tokens = P(batch, AXIS, None, None, heads, None)
