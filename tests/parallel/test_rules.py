@@ -199,12 +199,12 @@ def test_spread_splits_one_dimension_and_leaves_the_others():
     mesh = make_mesh(MeshSpec(data=2, tensor=2, context=2))
     x = jnp.arange(4 * 6 * 8.0).reshape(4, 6, 8)
     with jax.set_mesh(mesh):
-        y = jax.jit(lambda x: spread(spread(x, "frames", 1), "heads", 2))(x)
-        whole = jax.jit(lambda x: spread(x, "heads", 2, must=False))(x[..., :7])
+        y = jax.jit(lambda x: spread(spread(x, "frames"), "heads", dim=2))(x)
+        whole = jax.jit(lambda x: spread(x, "heads", dim=2, must=False))(x[..., :7])
         with pytest.raises(UserError, match=r"^a video of 7 frames does not divide over 2 devices of mesh axes "
-                                            r"\('context',\); permitted: multiples of 2 frames"):
-            jax.jit(lambda x: spread(x, "frames", 2))(x[..., :7])
+                                            r"\('context',\); permitted: multiples of 2"):
+            jax.jit(lambda x: spread(x, "frames", dim=2))(x[..., :7])
     assert y.sharding.spec[1] == "context" and y.sharding.spec[2] == "tensor"
     assert whole.shape == (4, 6, 7)
     np.testing.assert_array_equal(y, x)
-    assert spread(x, "frames", 1) is x  # no mesh
+    assert spread(x, "frames") is x  # no mesh

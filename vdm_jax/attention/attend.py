@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from vdm_jax.attention.capability import Request, resolve, target_platform
-from vdm_jax.attention.contexts import CONTEXTS, Call, context_size, spread
+from vdm_jax.attention.contexts import CONTEXTS, Call, context_size, local, spread
 from vdm_jax.attention.kernels import KERNELS
 from vdm_jax.attention.patterns import AttentionPattern, External
 from vdm_jax.attention.relation import Bank, View
@@ -27,6 +27,7 @@ def attend(
     frame_valid: Bool[Array, "b t"] | None = None,
     external: Bank | None = None,
     platform: str | None = None,
+    split: str = "frames",
 ) -> Float[Array, "b t h w k d"]:
     """Self-attention among the tokens of a video.
 
@@ -45,6 +46,8 @@ def attend(
       frame_valid: which frames of each sample exist; tokens of the others are not seen.
       external: outside keys and values `[B, G, M, K, D]` for `External` patterns. G = 1: seen by all frames; G = T:
         group t is seen by frame t.
+      split: what of the video is split over the mesh axis `context`, `frames` or `height`. A context brings frames
+        together first; without one, sequences that lie within a device stay there, and the compiler gathers the others.
       platform: cpu, gpu or tpu; None: that of the mesh in context, else the default backend.
 
     Raises `UserError` for what the capability table does not list and for shapes that do not fit.
@@ -59,7 +62,10 @@ def attend(
                       frame_mask=view.mask_kind, frame_valid=frame_valid is not None, external=external is not None)
     kernel, devices = resolve(request, kernel, context), context_size()
     more = {"bias": bias, "frame_valid": frame_valid, "external": external}
-    if context == "none" or devices == 1:
+    dim = local.local_dimension(view, split, devices) if context == "none" and external is None else None
+    if dim is not None:
+        out = local.attention(kernel, view, dim, devices, q, k, v, bias=bias, frame_valid=frame_valid)
+    elif context == "none" or devices == 1:
         out = KERNELS[kernel](q, k, v, view, **more, own=own)
     else:
         out = spread(CONTEXTS[context], Call(context, kernel, view, devices, own), q, k, v, **more)

@@ -34,9 +34,9 @@ class HeadProjection(nn.Module):
     def __call__(self, x: Float[Array, "... c"]) -> tuple[Float[Array, "... k d"], ...]:
         shape = (self.parts, self.heads, self.head_dim)
         kernel = self.param("kernel", fan_in, (x.shape[-1], math.prod(shape)))
-        kernel = spread(kernel.astype(self.dtype).reshape(-1, *shape), "heads", 2, must=False)
+        kernel = spread(kernel.astype(self.dtype).reshape(-1, *shape), "heads", dim=2, must=False)
         y = jnp.einsum("...c,cpkd->...pkd", x.astype(self.dtype), kernel)
-        y = spread(y, "heads", y.ndim - 2, must=False)
+        y = spread(y, "heads", dim=-2, must=False)
         return tuple(y[..., i, :, :] for i in range(self.parts))
 
 
@@ -51,6 +51,7 @@ class SelfAttentionLayer(nn.Module):
     groups: int
     norm_over: str
     dtype: jnp.dtype
+    spread: str = "frames"
 
     @nn.compact
     def __call__(
@@ -75,7 +76,7 @@ class SelfAttentionLayer(nn.Module):
         elif spec.position == "shaw":
             bias = RelativeKeys(name="position")(q, layout)
         out = attend(q, k, v, pattern=spec.pattern, kernel=spec.kernel, context=spec.context, bias=bias,
-                     frame_mask=frame_mask, external=external)
+                     frame_mask=frame_mask, external=external, split=self.spread)
         return add_residual(x, Dense(channels, kernel_init=zeros, dtype=self.dtype, name="out")(out.reshape(x.shape)))
 
     def _bank(self, text: Float[Array, "b g l e"], mask: Bool[Array, "b g l"], heads: int) -> Bank:
@@ -93,6 +94,7 @@ class CrossAttentionLayer(nn.Module):
     groups: int
     norm_over: str
     dtype: jnp.dtype
+    spread: str = "frames"
 
     @nn.compact
     def __call__(
@@ -100,11 +102,12 @@ class CrossAttentionLayer(nn.Module):
     ) -> Array:
         batch, channels = x.shape[0], x.shape[-1]
         sets = text.shape[1]  # 1: one caption per clip; T: one per frame
+        groups = x.shape[1] if self.spread == "height" else sets  # rows that are split cannot be folded behind frames
         heads = (channels // self.config.head_dim, self.config.head_dim)
         h = GroupNorm(self.groups, self.norm_over, name="norm")(x)
         (q,) = HeadProjection(1, *heads, self.dtype, name="query")(h)
         k, v = HeadProjection(2, *heads, self.dtype, name="key_value")(text)
-        q = q.reshape(batch, sets, -1, *heads)  # [B, sets, tokens, K, D]
+        q = q.reshape(batch, groups, -1, *heads)  # [B, sets or T, tokens, K, D]
         out = dense(q, Keys(k, v, mask[:, :, None, None, :]))
         return add_residual(x, Dense(channels, kernel_init=zeros, dtype=self.dtype, name="out")(out.reshape(x.shape)))
 
@@ -116,12 +119,14 @@ class TemporalConvolutionLayer(nn.Module):
     groups: int
     norm_over: str
     dtype: jnp.dtype
+    spread: str = "frames"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"], images: int) -> Array:
         h = silu(GroupNorm(self.groups, self.norm_over, name="norm")(x))
         clip = h[:, : x.shape[1] - images]
-        h = Convolution(x.shape[-1], (self.config.kernel, 1, 1), kernel_init=zeros, dtype=self.dtype, name="conv")(clip)
+        kernel = (self.config.kernel, 1, 1)
+        h = Convolution(x.shape[-1], kernel, kernel_init=zeros, dtype=self.dtype, spread=self.spread, name="conv")(clip)
         return add_residual(x, jnp.pad(h, ((0, 0), (0, images), (0, 0), (0, 0), (0, 0))) if images else h)
 
 
@@ -132,6 +137,7 @@ class FeedForwardLayer(nn.Module):
     groups: int
     norm_over: str
     dtype: jnp.dtype
+    spread: str = "frames"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"]) -> Array:

@@ -31,6 +31,8 @@ AXIS_RULES: dict[str, tuple[str, ...] | None] = {
     "vocabulary": None,
 }
 
+VIDEO = {"frames": 1, "height": 2}  # dimensions of a video
+
 # Path of a parameter -> logical axes of its last dimensions (the ones before are not split). Pairs of layers split
 # their hidden features over `tensor`, so that only the second one's output is summed over devices (Shoeybi et al. 2019,
 # arXiv 1909.08053, section 3).
@@ -71,20 +73,23 @@ def shard(x: Array, *axes: str | None) -> Array:
     return jax.lax.with_sharding_constraint(x, partition)
 
 
-def spread(x: Array, axis: str, dim: int, *, must: bool = True) -> Array:
+def spread(x: Array, axis: str, *, dim: int | None = None, must: bool = True) -> Array:
     """Split one dimension of `x` over the mesh in context and leave the others to the compiler.
+
+    `dim` is that of a video `[B, T, H, W, ...]` where it is not given.
 
     Without a mesh, or where one device has the whole axis, nothing is constrained. Raises `UserError` when the size
     does not divide; with `must=False` it is then kept whole.
     """
     mesh = jax.sharding.get_abstract_mesh()
     names = tuple(name for name in _mesh_axes(axis) if mesh.shape.get(name, 1) > 1)
-    parts = _parts(names, mesh)
+    dim, parts = VIDEO[axis] if dim is None else dim, _parts(names, mesh)
     if parts == 1 or (x.shape[dim] % parts and not must):
         return x
     if x.shape[dim] % parts:
-        raise UserError(f"a video of {x.shape[dim]} {axis} does not divide over {parts} devices of mesh axes {names}; "
-                        f"permitted: multiples of {parts} {axis}")
+        what = "rows (at a level of the network)" if axis == "height" else axis
+        raise UserError(f"a video of {x.shape[dim]} {what} does not divide over {parts} devices of mesh axes {names}; "
+                        f"permitted: multiples of {parts}")
     free = [P.UNCONSTRAINED] * x.ndim
     free[dim] = names
     return jax.lax.with_sharding_constraint(x, P(*free))
