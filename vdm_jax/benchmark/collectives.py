@@ -26,6 +26,11 @@ class Instruction(NamedTuple):
     result: str  # text of its type
     text: str
 
+    @property
+    def called(self) -> list[str]:
+        """Names of the computations it calls."""
+        return _CALLED.findall(self.text)
+
 
 Computation = dict[str, Instruction]
 
@@ -37,7 +42,7 @@ def collectives(hlo: str) -> dict[str, dict[str, int]]:
     loop runs; a loop whose length cannot be read counts once, and its kinds have a third entry, `unknown_loops`, that
     says how many.
     """
-    computations, entry = _computations(hlo)
+    computations, entry = parse(hlo)
     found: dict[str, Counter] = defaultdict(Counter)
 
     def visit(name: str, times: int, unknown: int) -> None:
@@ -52,7 +57,7 @@ def collectives(hlo: str) -> dict[str, dict[str, int]]:
                 trips = _trips(instruction, computations.get(loop[1], {}))
                 visit(loop[2], times * (trips or 1), unknown + (trips is None))
             else:
-                for called in _CALLED.findall(instruction.text):
+                for called in instruction.called:
                     visit(called, times, unknown)
 
     if entry is not None:
@@ -69,7 +74,7 @@ def describe(found: dict[str, dict[str, int]]) -> str:
     return ", ".join(parts) or "none"
 
 
-def _computations(hlo: str) -> tuple[dict[str, Computation], str | None]:
+def parse(hlo: str) -> tuple[dict[str, Computation], str | None]:
     """Instructions by computation and name, and the name of the entry."""
     found: dict[str, Computation] = {}
     current, entry = None, None
@@ -111,14 +116,14 @@ def _trips(loop: Instruction, condition: Computation) -> int | None:
 
 def _bytes(instruction: Instruction, computation: Computation) -> int:
     """Bytes of the operands or of the results, whichever are more; several arrays may travel in one collective."""
-    operands = sum(_total(computation[name].result) for name in instruction.operands if name in computation)
-    results = _total(instruction.result)
+    operands = sum(total_bytes(computation[name].result) for name in instruction.operands if name in computation)
+    results = total_bytes(instruction.result)
     if instruction.operation.endswith("-start"):  # gives its operands on, beside its results
         results -= operands
     return max(operands, results)
 
 
-def _total(text: str) -> int:
+def total_bytes(text: str) -> int:
     """Bytes of all arrays of a type; scalars are synchronisation flags and do not count."""
     return sum(_size(*array) for array in _ARRAY.findall(text) if array[1])
 

@@ -146,12 +146,13 @@ class UNet:
     scalars: tuple[str, ...] = ()  # names of further scalar inputs, e.g. "fps"
     spread: Literal["frames", "height"] = "frames"  # what of a video is split over the mesh axis `context`
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters stay float32
-    remat: bool = False  # recompute blocks in the backward pass to save memory
+    remat: Literal["none", "dots", "full", "offload"] = "none"  # what the backward pass recomputes; networks/remat.py
 
     def __post_init__(self):
         _positive(self, "out_channels", "embedding_channels", "embedding_layers", "patch", "stem_kernel",
                   "out_kernel", "groups")
         _choice(self, UNet, "spread")
+        _choice(self, UNet, "remat")
         if self.position_period < 0:
             raise UserError(f"UNet.position_period={self.position_period} is not valid; permitted: >= 0")
         if self.residual and not (self.low_resolution and self.out_channels == 3):

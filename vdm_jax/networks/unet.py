@@ -31,6 +31,7 @@ from vdm_jax.networks.mixers import (
     SelfAttentionLayer,
     TemporalConvolutionLayer,
 )
+from vdm_jax.networks.remat import name_input, rematerialised
 from vdm_jax.networks.text import TextConditioner
 from vdm_jax.parallel.rules import spread
 
@@ -90,6 +91,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Array, vector: Array, text: tuple[Array, Array] | None, train: bool, images: int) -> Array:
         level = self.level
+        x = name_input(x, self.config.remat)
         x = ResidualBlock(self.config, level.channels, level.kernel, level.dropout, name="residual")(x, vector, train)
         return spread(Mixers(self.config, self.mixers, name="mixers")(x, text, images), self.config.spread)
 
@@ -142,7 +144,7 @@ class SpaceTimeUNet(nn.Module):
         x = spread(x, spec.spread)
         if spec.position_period:
             x = PositionEmbedding(spec.position_period, name="positions")(x, images)
-        block = nn.remat(Block, static_argnums=(4, 5)) if spec.remat else Block
+        block = rematerialised(Block, spec.remat, static_argnums=(4, 5))
         skips = [x]
         for i, level in enumerate(spec.levels):  # down
             for j in range(level.blocks):
