@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,10 +17,10 @@ from vdm_jax.attention.patterns import Temporal
 from vdm_jax.cascade.stage import Stage, VideoSpec
 from vdm_jax.diffusion.process import Process
 from vdm_jax.errors import UserError
-from vdm_jax.networks.config import CrossAttention, Level, SelfAttention, UNet, WordEncoder
+from vdm_jax.networks.config import CrossAttention, EmbeddedText, Level, SelfAttention, UNet, WordEncoder
 from vdm_jax.parallel.arrays import global_batch
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
-from vdm_jax.parallel.rules import batch_parts, batch_sharding, parameter_shardings, shard, spec
+from vdm_jax.parallel.rules import batch_parts, batch_sharding, parameter_partition, shard, spec, spread
 from vdm_jax.training.state import abstract_state
 
 MIXERS = (SelfAttention(pattern=Temporal(), head_dim=4), CrossAttention(head_dim=4))
@@ -29,29 +32,29 @@ STAGE = Stage(name="base", video=VideoSpec(frames=2, height=8, width=8), network
 # Parameters on data=2 x fsdp=2 x tensor=2: shape and what it is split over. Those not listed are whole.
 GOLDEN = """\
 down_0_0/mixers/cross_attention_1/key_value/kernel       16x24          fsdp tensor
-down_0_0/mixers/cross_attention_1/out/kernel             12x12          fsdp tensor
+down_0_0/mixers/cross_attention_1/out/kernel             12x12          tensor fsdp
 down_0_0/mixers/cross_attention_1/query/kernel           12x12          fsdp tensor
-down_0_0/mixers/temporal_attention_0/out/kernel          12x12          fsdp tensor
+down_0_0/mixers/temporal_attention_0/out/kernel          12x12          tensor fsdp
 down_0_0/mixers/temporal_attention_0/qkv/kernel          12x36          fsdp tensor
 down_0_0/residual/conv_in/kernel                         1x3x3x12x12    - - - fsdp tensor
-down_0_0/residual/conv_out/kernel                        1x3x3x12x12    - - - fsdp tensor
+down_0_0/residual/conv_out/kernel                        1x3x3x12x12    - - - tensor fsdp
 down_0_0/residual/modulation/kernel                      16x24          fsdp tensor
 embedding/hidden_0/kernel                                16x16          fsdp tensor
 embedding/level/kernel                                   16x16          fsdp tensor
-embedding/text/encoder/contract_0/kernel                 64x16          fsdp tensor
+embedding/text/encoder/contract_0/kernel                 64x16          tensor fsdp
 embedding/text/encoder/expand_0/kernel                   16x64          fsdp tensor
-embedding/text/encoder/out_0/kernel                      16x16          fsdp tensor
+embedding/text/encoder/out_0/kernel                      16x16          tensor fsdp
 embedding/text/encoder/qkv_0/kernel                      16x48          fsdp tensor
-embedding/text/encoder/words                             4x16           - tensor
+embedding/text/encoder/words                             4x16           - fsdp
 embedding/text/pool/kernel                               16x16          fsdp tensor
 middle_in/residual/conv_in/kernel                        1x3x3x12x12    - - - fsdp tensor
-middle_in/residual/conv_out/kernel                       1x3x3x12x12    - - - fsdp tensor
+middle_in/residual/conv_out/kernel                       1x3x3x12x12    - - - tensor fsdp
 middle_in/residual/modulation/kernel                     16x24          fsdp tensor
 middle_out/residual/conv_in/kernel                       1x3x3x12x12    - - - fsdp tensor
-middle_out/residual/conv_out/kernel                      1x3x3x12x12    - - - fsdp tensor
+middle_out/residual/conv_out/kernel                      1x3x3x12x12    - - - tensor fsdp
 middle_out/residual/modulation/kernel                    16x24          fsdp tensor
-out/kernel                                               1x3x3x12x3     - - - fsdp -
-stem/kernel                                              1x3x3x3x12     - - - - tensor
+out/kernel                                               1x3x3x12x3     - - - tensor+fsdp -
+stem/kernel                                              1x3x3x3x12     - - - - tensor+fsdp
 """
 
 
@@ -61,7 +64,7 @@ def table(tree, shardings) -> list[str]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True):
         name = "/".join(getattr(k, "key", getattr(k, "name", str(getattr(k, "idx", k)))) for k in path)
-        axes = [axis or "-" for axis in sharding.spec] + ["-"] * (leaf.ndim - len(sharding.spec))
+        axes = ["+".join((axis,) if isinstance(axis, str) else axis or "-") for axis in sharding.spec]
         lines.append(f"{name:56} {'x'.join(map(str, leaf.shape)):14} {' '.join(axes)}".rstrip())
     return lines
 
@@ -94,15 +97,52 @@ def test_averages_and_moments_live_where_their_parameters_do(state):
         assert leaf.sharding.is_fully_replicated
 
 
-def test_a_dimension_that_does_not_divide_stays_whole():
+@pytest.mark.parametrize(("name", "shape", "expected"), [
+    ("a/kernel", (8, 6), P("fsdp", "tensor")),
+    ("a/kernel", (6, 8), P(None, ("tensor", "fsdp"))),
+    ("a/kernel", (8, 7), P(("tensor", "fsdp"), None)),
+    ("a/kernel", (6, 12), P("tensor", "fsdp")),  # they change places
+    ("a/kernel", (16, 16), P("fsdp", "tensor")),
+    ("a/out_0/kernel", (16, 16), P("fsdp", "tensor")),
+    ("encoder/out_0/kernel", (16, 16), P("tensor", "fsdp")),
+    ("a/kernel", (1, 3, 4, 6, 7), P(None, None, "fsdp", "tensor", None)),
+    ("a/kernel", (7, 6), P(None, "tensor")),
+    ("a/kernel", (7, 5), P(None, None)),
+    ("a/bias", (8,), P(None)),
+])
+def test_a_dimension_that_does_not_divide_lets_another_be_split(name, shape, expected):
     mesh = make_mesh(MeshSpec(data=1, fsdp=4, tensor=2))
-    tree = {"a": {"kernel": jnp.zeros((6, 7))}, "b": {"kernel": jnp.zeros((8, 7))}, "c": {"kernel": jnp.zeros((6, 8))}}
-    specs = jax.tree.map(lambda s: s.spec, parameter_shardings(tree, mesh))
-    assert [specs[name]["kernel"] for name in "abc"] == [P(None, None), P("fsdp", None), P(None, "tensor")]
+    assert parameter_partition(f"/{name}", shape, mesh) == expected
+
+
+def test_weights_are_split_over_the_context_axis_too():
+    mesh = make_mesh(MeshSpec(data=1, fsdp=2, context=4))
+    cases = {(16, 3): P(("fsdp", "context"), None),
+             (3, 16): P(None, ("fsdp", "context")), (2, 12): P("fsdp", "context")}
+    assert {shape: parameter_partition("/a/kernel", shape, mesh) for shape in cases} == cases
+
+
+@pytest.mark.parametrize(("sizes", "unit"), [
+    ({"fsdp": 8}, 8), ({"fsdp": 4, "tensor": 2}, 4), ({"fsdp": 2, "tensor": 2, "context": 2}, 4), ({"context": 8}, 8),
+    ({"tensor": 8}, 8), ({"fsdp": 2, "context": 4}, 4)])
+def test_each_device_holds_its_share_of_a_large_network(sizes, unit):
+    """Parameters, average and moments within 5 % of total / devices, with widths that not every axis divides."""
+    text = EmbeddedText(width=1024)
+    mixers = (SelfAttention(), SelfAttention(pattern=Temporal()), CrossAttention())
+    mixers = tuple(dataclasses.replace(mixer, head_dim=3 * unit) for mixer in mixers)
+    levels = (Level(channels=33 * unit), Level(channels=99 * unit, mixers=mixers), Level(channels=271 * unit))
+    network = UNet(levels=levels,
+                   embedding_channels=512, text=text)
+    stage = Stage(name="base", video=VideoSpec(frames=2, height=8, width=8), network=network, process=Process())
+    state = abstract_state(stage, make_mesh(MeshSpec(data=1, **sizes)))
+    leaves = [a for a in jax.tree.leaves(state) if a is not state.key]
+    total = sum(math.prod(a.shape) for a in leaves)
+    held = sum(math.prod(a.sharding.shard_shape(a.shape)) for a in leaves)
+    assert total > 1e8 and total / 8 <= held < 1.05 * total / 8
 
 
 def test_axes_of_size_one_are_left_out():
-    assert spec(("batch", None, "in", "out"), make_mesh(MeshSpec())) == P("data", None, None, None)
+    assert spec(("batch", None, "embed", "mlp"), make_mesh(MeshSpec())) == P("data", None, None, None)
     assert spec(("batch", "frames"), make_mesh(MeshSpec(data=2, fsdp=2, context=2))) == P(("data", "fsdp"), "context")
     assert spec(("batch", "channels"), make_mesh(MeshSpec(), jax.devices()[:1])) == P(None, None)
 
@@ -153,3 +193,18 @@ def test_shard_refuses(sizes, axes, message):
 def test_unknown_logical_axis_of_a_spec():
     with pytest.raises(UserError, match="logical axis 'time' is unknown; permitted: batch, frames, height, width"):
         spec(("time",), make_mesh(MeshSpec()))
+
+
+def test_spread_splits_one_dimension_and_leaves_the_others():
+    mesh = make_mesh(MeshSpec(data=2, tensor=2, context=2))
+    x = jnp.arange(4 * 6 * 8.0).reshape(4, 6, 8)
+    with jax.set_mesh(mesh):
+        y = jax.jit(lambda x: spread(spread(x, "frames"), "heads", dim=2))(x)
+        whole = jax.jit(lambda x: spread(x, "heads", dim=2, must=False))(x[..., :7])
+        with pytest.raises(UserError, match=r"^a video of 7 frames does not divide over 2 devices of mesh axes "
+                                            r"\('context',\); permitted: multiples of 2"):
+            jax.jit(lambda x: spread(x, "frames", dim=2))(x[..., :7])
+    assert y.sharding.spec[1] == "context" and y.sharding.spec[2] == "tensor"
+    assert whole.shape == (4, 6, 7)
+    np.testing.assert_array_equal(y, x)
+    assert spread(x, "frames") is x  # no mesh

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 from vdm_jax.attention import counting
 from vdm_jax.attention.capability import Request, resolve
-from vdm_jax.attention.contexts import CONTEXTS, Call, context_size, spread
+from vdm_jax.attention.contexts import CONTEXTS, Call, context_size, local, spread
 from vdm_jax.attention.kernels import KERNELS
 from vdm_jax.attention.patterns import AttentionPattern, External
 from vdm_jax.attention.relation import Bank, View
@@ -30,6 +30,7 @@ def attend(
     external: Bank | None = None,
     offset_values: dict[str, Float[Array, "s d"]] | None = None,
     platform: str | None = None,
+    split: str = "frames",
 ) -> Float[Array, "b t h w k d"]:
     """Self-attention among the tokens of a video.
 
@@ -50,6 +51,8 @@ def attend(
         group t is seen by frame t.
       offset_values: vectors added to the own values by clipped offset, one table per axis of the pattern's layout (see
         `positions.relative_values`).
+      split: what of the video is split over the mesh axis `context`, `frames` or `height`. A context brings frames
+        together first; without one, sequences that lie within a device stay there, and the compiler gathers the others.
       platform: cpu, gpu or tpu; None: that of the mesh in context, else the default backend.
 
     Raises `UserError` for what the capability table does not list and for shapes that do not fit.
@@ -72,7 +75,11 @@ def attend(
     more = {"bias": bias, "frame_valid": frame_valid, "external": external}
     if offset_values is not None:  # the table lets it through to kernels alone
         more["offset_values"] = offset_values
-    if context == "none" or devices == 1:
+    own_tokens = context == "none" and external is None and offset_values is None
+    dim = local.local_dimension(view, split, devices) if own_tokens else None
+    if dim is not None:
+        out = local.attention(kernel, view, dim, devices, q, k, v, bias=bias, frame_valid=frame_valid)
+    elif context == "none" or devices == 1:
         out = KERNELS[kernel](q, k, v, view, **more, own=own)
     else:
         out = spread(CONTEXTS[context], Call(context, kernel, view, devices, own), q, k, v, **more)

@@ -21,7 +21,7 @@ from vdm_jax.parallel.compiling import compiler_options
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.parallel.rules import spec
 
-LOGICAL_AXES = ("batch", "frames", None, None, "out", None)  # of [B, T, H, W, K, D]; heads are output features
+LOGICAL_AXES = ("batch", "frames", None, None, "heads", None)  # of [B, T, H, W, K, D]
 
 
 class Unfit(Exception):

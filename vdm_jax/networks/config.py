@@ -32,8 +32,7 @@ class SelfAttention:
 
     def __post_init__(self):
         _positive(self, "head_dim")
-        if self.position not in (permitted := get_args(get_type_hints(SelfAttention)["position"])):
-            raise UserError(f"SelfAttention.position={self.position!r} is not valid; permitted: {', '.join(permitted)}")
+        _choice(self, SelfAttention, "position")
         require(self.pattern, self.kernel, self.context, external=isinstance(self.pattern, External),
                 bias=self.position in ("relative", "t5", "shaw", "shaw_key_value"),
                 offset_values=self.position == "shaw_key_value")
@@ -165,12 +164,15 @@ class UNet:
     observed: bool = False  # takes known frames and their mask (RGB + 1 extra input channels)
     scalars: tuple[str, ...] = ()  # names of further scalar inputs, e.g. "fps"
     references: tuple[Reference, ...] = ()  # outside features that attention layers name as their bank
+    spread: Literal["frames", "height"] = "frames"  # what of a video is split over the mesh axis `context`
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters stay float32
-    remat: bool = False  # recompute blocks in the backward pass to save memory
+    remat: Literal["none", "dots", "full", "offload"] = "none"  # what the backward pass recomputes; networks/remat.py
 
     def __post_init__(self):
         _positive(self, "out_channels", "embedding_channels", "embedding_layers", "patch", "stem_kernel",
                   "out_kernel", "groups")
+        _choice(self, UNet, "spread")
+        _choice(self, UNet, "remat")
         if self.position_period < 0:
             raise UserError(f"UNet.position_period={self.position_period} is not valid; permitted: >= 0")
         if self.residual and not (self.low_resolution and self.out_channels == 3):
@@ -208,6 +210,13 @@ def _positive(config: object, *names: str) -> None:
     for name in names:
         if getattr(config, name) < 1:
             raise UserError(f"{type(config).__name__}.{name}={getattr(config, name)} is not valid; permitted: >= 1")
+
+
+def _choice(config: object, kind: type, name: str) -> None:
+    permitted = get_args(get_type_hints(kind)[name])
+    if getattr(config, name) not in permitted:
+        raise UserError(f"{kind.__name__}.{name}={getattr(config, name)!r} is not valid; permitted: "
+                        f"{', '.join(permitted)}")
 
 
 def _divides(config: object, whole: str, part: str) -> None:

@@ -18,6 +18,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
+from vdm_jax.networks.spreading import spread_convolve
 from vdm_jax.parallel.compiling import target_platform
 from vdm_jax.parallel.rules import batch_parts
 
@@ -108,12 +109,15 @@ class Convolution(nn.Module):
     strides: tuple[int, int] = (1, 1)  # rows, columns
     kernel_init: Initializer = fan_in
     dtype: jnp.dtype = jnp.float32
+    spread: str = "frames"  # what of the video the mesh splits, if it does
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 o"]:
         kernel = self.param("kernel", self.kernel_init, (*self.kernel, x.shape[-1], self.features))
         bias = self.param("bias", zeros, (self.features,))
-        return convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.strides) + bias.astype(self.dtype)
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        y = spread_convolve(convolve, x, kernel, self.strides, self.spread)
+        return y + bias.astype(self.dtype)
 
 
 class GroupNorm(nn.Module):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import flax.linen as nn
 import flax.struct
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from vdm_jax.attention.positions import LAYOUT_AXES, rotary
 from vdm_jax.networks import config as cfg
 from vdm_jax.networks.layers import Convolution, Dense, GroupNorm, add_residual, fan_in, silu, zeros
 from vdm_jax.networks.positions import AddedPositions, HeadNorm, RelativeBias, RelativeKeys, RelativeValues
+from vdm_jax.parallel.rules import spread
 
 
 @flax.struct.dataclass
@@ -22,6 +25,28 @@ class Beside:
 
     banks: dict[str, tuple[Float[Array, "b g l e"], Bool[Array, "b g l"] | None]]  # tokens and mask: text, references
     frame_valid: Bool[Array, "b t"] | None  # frames that exist; None: all
+
+
+class HeadProjection(nn.Module):
+    """Several projections to heads by one kernel `(C, parts K D)`, each split by heads over the mesh.
+
+    The kernel is split before the product: after it, devices would hold parts of queries next to parts of keys and
+    would have to exchange tokens, of which there are more.
+    """
+
+    parts: int
+    heads: int
+    head_dim: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... c"]) -> tuple[Float[Array, "... k d"], ...]:
+        shape = (self.parts, self.heads, self.head_dim)
+        kernel = self.param("kernel", fan_in, (x.shape[-1], math.prod(shape)))
+        kernel = spread(kernel.astype(self.dtype).reshape(-1, *shape), "heads", dim=2, must=False)
+        y = jnp.einsum("...c,cpkd->...pkd", x.astype(self.dtype), kernel)
+        y = spread(y, "heads", dim=-2, must=False)
+        return tuple(y[..., i, :, :] for i in range(self.parts))
 
 
 class SelfAttentionLayer(nn.Module):
@@ -36,6 +61,7 @@ class SelfAttentionLayer(nn.Module):
     groups: int
     norm_over: str
     dtype: jnp.dtype
+    spread: str = "frames"
 
     @nn.compact
     def __call__(
@@ -43,13 +69,12 @@ class SelfAttentionLayer(nn.Module):
         bank: tuple[Float[Array, "b g l e"], Bool[Array, "b g l"] | None] | None = None,
         frame_valid: Bool[Array, "b t"] | None = None,
     ) -> Array:
-        spec, shape, channels = self.config, x.shape[:4], x.shape[-1]
+        spec, channels = self.config, x.shape[-1]
         layout, heads = spec.pattern.layout, channels // spec.head_dim
         h = GroupNorm(self.groups, self.norm_over, name="norm")(x)
         if spec.position in ("sinusoidal", "learned"):
             h = h + AddedPositions(spec.position, layout, name="position")(h, frame_mask)
-        qkv = Dense(3 * channels, use_bias=False, dtype=self.dtype, name="qkv")(h)
-        q, k, v = jnp.split(qkv.reshape(*shape, 3 * heads, spec.head_dim), 3, axis=-2)
+        q, k, v = HeadProjection(3, heads, spec.head_dim, self.dtype, name="qkv")(h)
         if spec.qk_norm:
             q, k = HeadNorm(name="query_norm")(q), HeadNorm(name="key_norm")(k)
         bias, external, offset_values = None, None, None
@@ -58,21 +83,19 @@ class SelfAttentionLayer(nn.Module):
         if spec.position == "rotary":
             q, k = rotary(q, axes=LAYOUT_AXES[layout]), rotary(k, axes=LAYOUT_AXES[layout])
         elif spec.position in ("relative", "t5"):
-            bias = RelativeBias(heads, spec.position, name="position")(layout, shape[1:])
+            bias = RelativeBias(heads, spec.position, name="position")(layout, x.shape[1:4])
         elif spec.position in ("shaw", "shaw_key_value"):
             bias = RelativeKeys(name="position")(q, layout)
             if spec.position == "shaw_key_value":
                 offset_values = RelativeValues(spec.head_dim, name="value_position")(layout)
         out = attend(q, k, v, pattern=spec.pattern, kernel=spec.kernel, context=spec.context, bias=bias,
                      frame_mask=frame_mask, frame_valid=None if layout == "frames" else frame_valid, external=external,
-                     offset_values=offset_values)
+                     offset_values=offset_values, split=self.spread)
         return add_residual(x, Dense(channels, kernel_init=zeros, dtype=self.dtype, name="out")(out.reshape(x.shape)))
 
     def _bank(self, tokens: Float[Array, "b g l e"], mask: Bool[Array, "b g l"] | None, heads: int) -> Bank:
-        size = heads * self.config.head_dim
         tokens = nn.LayerNorm(use_bias=False, dtype=self.dtype, name="external_norm")(tokens)
-        kv = Dense(2 * size, use_bias=False, dtype=self.dtype, name="external")(tokens)
-        k, v = jnp.split(kv.reshape(*tokens.shape[:3], 2 * heads, self.config.head_dim), 2, axis=-2)
+        k, v = HeadProjection(2, heads, self.config.head_dim, self.dtype, name="external")(tokens)
         if self.config.qk_norm:
             k = HeadNorm(name="external_key_norm")(k)
         return Bank(k, v, mask)
@@ -85,19 +108,20 @@ class CrossAttentionLayer(nn.Module):
     groups: int
     norm_over: str
     dtype: jnp.dtype
+    spread: str = "frames"
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "b t h w c"], text: Float[Array, "b g l e"], mask: Bool[Array, "b g l"],
     ) -> Array:
-        batch, frames, height, width, channels = x.shape
+        batch, channels = x.shape[0], x.shape[-1]
         sets = text.shape[1]  # 1: one caption per clip; T: one per frame
-        shape = (-1, channels // self.config.head_dim, self.config.head_dim)
+        groups = x.shape[1] if self.spread == "height" else sets  # rows that are split cannot be folded behind frames
+        heads = (channels // self.config.head_dim, self.config.head_dim)
         h = GroupNorm(self.groups, self.norm_over, name="norm")(x)
-        q = Dense(channels, use_bias=False, dtype=self.dtype, name="query")(h)
-        kv = Dense(2 * channels, use_bias=False, dtype=self.dtype, name="key_value")(text)
-        q = q.reshape(batch, sets, *shape)  # [B, sets, tokens, K, D]
-        k, v = (a.reshape(batch, sets, *shape) for a in jnp.split(kv, 2, axis=-1))
+        (q,) = HeadProjection(1, *heads, self.dtype, name="query")(h)
+        k, v = HeadProjection(2, *heads, self.dtype, name="key_value")(text)
+        q = q.reshape(batch, groups, -1, *heads)  # [B, sets or T, tokens, K, D]
         out = dense(q, Keys(k, v, mask[:, :, None, None, :]))
         return add_residual(x, Dense(channels, kernel_init=zeros, dtype=self.dtype, name="out")(out.reshape(x.shape)))
 
@@ -110,6 +134,7 @@ class TemporalConvolutionLayer(nn.Module):
     groups: int
     norm_over: str
     dtype: jnp.dtype
+    spread: str = "frames"
 
     @nn.compact
     def __call__(
@@ -119,7 +144,8 @@ class TemporalConvolutionLayer(nn.Module):
         if frame_valid is not None:
             h = jnp.where(frame_valid[:, :, None, None, None], h, 0)
         clip = h[:, : x.shape[1] - images]
-        h = Convolution(x.shape[-1], (self.config.kernel, 1, 1), kernel_init=zeros, dtype=self.dtype, name="conv")(clip)
+        kernel = (self.config.kernel, 1, 1)
+        h = Convolution(x.shape[-1], kernel, kernel_init=zeros, dtype=self.dtype, spread=self.spread, name="conv")(clip)
         return add_residual(x, jnp.pad(h, ((0, 0), (0, images), (0, 0), (0, 0), (0, 0))) if images else h)
 
 
@@ -130,6 +156,7 @@ class FeedForwardLayer(nn.Module):
     groups: int
     norm_over: str
     dtype: jnp.dtype
+    spread: str = "frames"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"]) -> Array:

@@ -32,8 +32,9 @@ from vdm_jax.networks.mixers import (
     SelfAttentionLayer,
     TemporalConvolutionLayer,
 )
+from vdm_jax.networks.remat import name_input, rematerialised
 from vdm_jax.networks.text import TextConditioner
-from vdm_jax.parallel.rules import spread_frames
+from vdm_jax.parallel.rules import spread
 
 
 def encode_level(logsnr: Float[Array, ...], encoding: str) -> Float[Array, ...]:
@@ -60,11 +61,12 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, vector: Float[Array, "b g c"], train: bool) -> Array:
-        spec, dtype = self.config, jnp.dtype(self.config.dtype)
+        spec = self.config
+        options = {"dtype": jnp.dtype(spec.dtype), "spread": spec.spread}
         norm = {"groups": spec.groups, "over": spec.norm_over}
         kernel = (1, self.kernel, self.kernel)
         h = silu(GroupNorm(**norm, name="norm_in")(x))
-        h = Convolution(self.channels, kernel, dtype=dtype, name="conv_in")(h)
+        h = Convolution(self.channels, kernel, name="conv_in", **options)(h)
         film = spec.modulation == "film"
         change = Dense(self.channels * (2 if film else 1), name="modulation")(silu(vector))[:, :, None, None]
         if film:
@@ -74,9 +76,9 @@ class ResidualBlock(nn.Module):
         h = silu(h)
         if self.dropout:
             h = nn.Dropout(self.dropout, deterministic=not train)(h)
-        h = Convolution(self.channels, kernel, kernel_init=zeros, dtype=dtype, name="conv_out")(h)
+        h = Convolution(self.channels, kernel, kernel_init=zeros, name="conv_out", **options)(h)
         if x.shape[-1] != self.channels:
-            x = Convolution(self.channels, (1, 1, 1), dtype=dtype, name="shortcut")(x)
+            x = Convolution(self.channels, (1, 1, 1), name="shortcut", **options)(x)
         return add_residual(x, h)
 
 
@@ -90,8 +92,9 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Array, vector: Array, beside: Beside, train: bool, images: int) -> Array:
         level = self.level
+        x = name_input(x, self.config.remat)
         x = ResidualBlock(self.config, level.channels, level.kernel, level.dropout, name="residual")(x, vector, train)
-        return spread_frames(Mixers(self.config, self.mixers, name="mixers")(x, beside, images))
+        return spread(Mixers(self.config, self.mixers, name="mixers")(x, beside, images), self.config.spread)
 
 
 class Mixers(nn.Module):
@@ -102,7 +105,7 @@ class Mixers(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, beside: Beside, images: int) -> Array:
-        common = (self.config.groups, self.config.norm_over, jnp.dtype(self.config.dtype))
+        common = (self.config.groups, self.config.norm_over, jnp.dtype(self.config.dtype), self.config.spread)
         frame_mask = independent_frames_mask(x.shape[1] - images, images) if images else None
         for i, mixer in enumerate(self.mixers):
             if isinstance(mixer, cfg.SelfAttention):
@@ -140,11 +143,11 @@ class SpaceTimeUNet(nn.Module):
         vector, beside = Embedding(spec, name="embedding")(z.shape[1], logsnr, conditioning, images)
         x = space_to_depth(stack_inputs(spec, z, conditioning), spec.patch).astype(dtype)
         kernel = (1, spec.stem_kernel, spec.stem_kernel)
-        x = Convolution(spec.levels[0].channels, kernel, dtype=dtype, name="stem")(x)
-        x = spread_frames(x)
+        x = Convolution(spec.levels[0].channels, kernel, dtype=dtype, spread=spec.spread, name="stem")(x)
+        x = spread(x, spec.spread)
         if spec.position_period:
             x = PositionEmbedding(spec.position_period, name="positions")(x, images)
-        block = nn.remat(Block, static_argnums=(4, 5)) if spec.remat else Block
+        block = rematerialised(Block, spec.remat, static_argnums=(4, 5))
         skips = [x]
         for i, level in enumerate(spec.levels):  # down
             for j in range(level.blocks):
@@ -152,7 +155,7 @@ class SpaceTimeUNet(nn.Module):
                     x, vector, beside, train, images)
                 skips.append(x)
             if i + 1 < len(spec.levels):
-                x = Downsample(spec, level.stride, name=f"downsample_{i}")(x)
+                x = spread(Downsample(spec, level.stride, name=f"downsample_{i}")(x), spec.spread)
                 skips.append(x)
         last = spec.levels[-1]
         x = block(spec, last, spec.middle, name="middle_in")(x, vector, beside, train, images)
@@ -166,7 +169,8 @@ class SpaceTimeUNet(nn.Module):
                 x = Upsample(spec, spec.levels[i - 1].stride, name=f"upsample_{i}")(x)
         x = silu(GroupNorm(spec.groups, spec.norm_over, name="norm")(x))
         kernel = (1, spec.out_kernel, spec.out_kernel)
-        convolution = Convolution(spec.out_channels * spec.patch**2, kernel, kernel_init=zeros, name="out")
+        features = spec.out_channels * spec.patch**2
+        convolution = Convolution(features, kernel, kernel_init=zeros, spread=spec.spread, name="out")
         change = depth_to_space(convolution(x.astype(jnp.float32)), spec.patch)
         return change + conditioning.low_resolution if spec.residual else change
 
@@ -242,8 +246,8 @@ class Downsample(nn.Module):
     def __call__(self, x: Array) -> Array:
         if self.config.resample == "pool":
             return mean_pool(x, self.stride)
-        dtype = jnp.dtype(self.config.dtype)
-        return Convolution(x.shape[-1], strides=self.stride, dtype=dtype, name="conv")(x)
+        options = {"dtype": jnp.dtype(self.config.dtype), "spread": self.config.spread}
+        return Convolution(x.shape[-1], strides=self.stride, name="conv", **options)(x)
 
 
 class Upsample(nn.Module):
@@ -257,7 +261,8 @@ class Upsample(nn.Module):
         x = nearest(x, self.stride)
         if self.config.resample == "pool":
             return x
-        return Convolution(x.shape[-1], dtype=jnp.dtype(self.config.dtype), name="conv")(x)
+        options = {"dtype": jnp.dtype(self.config.dtype), "spread": self.config.spread}
+        return Convolution(x.shape[-1], name="conv", **options)(x)
 
 
 def stack_inputs(spec: cfg.UNet, z: Array, conditioning: Conditioning) -> Array:

@@ -6,6 +6,8 @@ The whole policy is the two tables below. Parameters are sharded by name and sha
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 from typing import Any
 
@@ -19,32 +21,34 @@ from vdm_jax.errors import UserError
 # Logical axis -> mesh axes. None: never split.
 AXIS_RULES: dict[str, tuple[str, ...] | None] = {
     "batch": ("data", "fsdp"),  # samples
-    "frames": ("context",),
-    "height": None,
+    "frames": ("context",),  # of a network whose videos are spread by frames
+    "height": ("context",),  # of a network whose videos are spread by rows
     "width": None,
     "channels": None,
-    "in": ("fsdp",),  # input features of a kernel
-    "out": ("tensor",),  # output features of a kernel
+    "heads": ("tensor",),  # attention heads
+    "embed": ("fsdp", "context"),  # the side of a kernel that faces the residual stream: stored split, used whole
+    "mlp": ("tensor",),  # the hidden side of a pair of layers: stored split, used split
     "vocabulary": None,
 }
 
-# Path of a parameter -> logical axes of its last dimensions (the ones before are not split).
+VIDEO = {"frames": 1, "height": 2}  # dimensions of a video
+
+# Path of a parameter -> logical axes of its last dimensions (the ones before are not split). Pairs of layers split
+# their hidden features over `tensor`, so that only the second one's output is summed over devices (Shoeybi et al. 2019,
+# arXiv 1909.08053, section 3).
 PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r".*/kernel", ("in", "out")),  # convolutions (kt, kh, kw, in, out) and dense (in, out)
-    (r".*/encoder/words", ("vocabulary", "out")),
+    (r".*/(qkv|query|key_value|external)(_\d+)?/kernel", ("embed", "heads")),
+    (r".*(_attention_\d+/out|/encoder/out_\d+)/kernel", ("heads", "embed")),
+    (r".*(/residual/conv_out|/feed_forward_\d+/out|/encoder/contract_\d+)/kernel", ("mlp", "embed")),
+    (r".*/kernel", ("embed", "mlp")),  # convolutions (kt, kh, kw, in, out) and dense (in, out)
+    (r".*/encoder/words", ("vocabulary", "embed")),
     (r".*", ()),  # biases, norms, tables: replicated
 )
 
 
 def spec(axes: tuple[str | None, ...], mesh: Mesh) -> P:
     """PartitionSpec of logical axes on a mesh. Raises `UserError` on an unknown logical axis."""
-    entries = []
-    for axis in axes:
-        if axis is not None and axis not in AXIS_RULES:
-            raise UserError(f"logical axis {axis!r} is unknown; permitted: {', '.join(AXIS_RULES)}, None")
-        names = tuple(n for n in (AXIS_RULES[axis] or ()) if mesh.shape[n] > 1) if axis else ()
-        entries.append(names if names else None)
-    return P(*entries)
+    return P(*(_split_axes(axis, mesh) or None for axis in axes))
 
 
 def shard(x: Array, *axes: str | None) -> Array:
@@ -58,8 +62,7 @@ def shard(x: Array, *axes: str | None) -> Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         for axis in axes:
-            if axis is not None and axis not in AXIS_RULES:
-                raise UserError(f"logical axis {axis!r} is unknown; permitted: {', '.join(AXIS_RULES)}, None")
+            _mesh_axes(axis)
         return x
     partition = spec(axes, mesh)
     for axis, size, names in zip(axes, x.shape, partition, strict=True):
@@ -70,40 +73,72 @@ def shard(x: Array, *axes: str | None) -> Array:
     return jax.lax.with_sharding_constraint(x, partition)
 
 
-def spread_frames(x: Array) -> Array:
-    """Split the frames (axis 1) of `[B, T, ...]` over the mesh in context and leave the other axes to the compiler.
+def spread(x: Array, axis: str, *, dim: int | None = None, must: bool = True) -> Array:
+    """Split one dimension of `x` over the mesh in context and leave the others to the compiler.
 
-    Without a mesh, or where one device holds all frames, nothing is constrained. Raises `UserError` when the frames do
-    not divide.
+    `dim` is that of a video `[B, T, H, W, ...]` where it is not given.
+
+    Without a mesh, or where one device has the whole axis, nothing is constrained. Raises `UserError` when the size
+    does not divide; with `must=False` it is then kept whole.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(axis for axis in AXIS_RULES["frames"] or () if mesh.shape.get(axis, 1) > 1)
-    if not axes:
+    names = tuple(name for name in _mesh_axes(axis) if mesh.shape.get(name, 1) > 1)
+    dim, parts = VIDEO[axis] if dim is None else dim, _parts(names, mesh)
+    if parts == 1 or (x.shape[dim] % parts and not must):
         return x
-    parts = _parts(axes, mesh)
-    if x.shape[1] % parts:
-        raise UserError(f"a video of {x.shape[1]} frames does not divide over {parts} devices of mesh axes {axes}; "
-                        f"permitted: multiples of {parts} frames")
-    free = P.UNCONSTRAINED
-    return jax.lax.with_sharding_constraint(x, P(free, axes, *(free,) * (x.ndim - 2)))
+    if x.shape[dim] % parts:
+        what = "rows (at a level of the network)" if axis == "height" else axis
+        raise UserError(f"a video of {x.shape[dim]} {what} does not divide over {parts} devices of mesh axes {names}; "
+                        f"permitted: multiples of {parts}")
+    free = [P.UNCONSTRAINED] * x.ndim
+    free[dim] = names
+    return jax.lax.with_sharding_constraint(x, P(*free))
+
+
+def parameter_axes(name: str, ndim: int) -> tuple[str | None, ...]:
+    """Logical axis of every dimension of the parameter at a path like `/down_0_0/residual/conv_in/kernel`."""
+    axes = next(axes for pattern, axes in PARAMETER_AXES if re.fullmatch(pattern, name))
+    axes = axes[max(len(axes) - ndim, 0) :]
+    return (None,) * (ndim - len(axes)) + axes
+
+
+def parameter_partition(name: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+    """How a parameter is split.
+
+    Where the mesh does not divide the dimension that the rules name, another dimension of the same parameter is split,
+    the largest first, and one dimension may be split over several mesh axes. Only what divides nowhere stays whole, so
+    that a device holds its share of a large network whatever the widths of its layers.
+    """
+    axes = parameter_axes(name, len(shape))
+    wanted = {name: dim for dim, axis in enumerate(axes) for name in _split_axes(axis, mesh)}
+    wanted = dict(sorted(wanted.items(), key=lambda item: item[0] != "tensor"))  # gathering the rest leaves its blocks
+    largest = sorted(range(len(shape)), key=lambda dim: -shape[dim])
+    choices = [[dim, *(d for d in largest if d != dim), None] for dim in wanted.values()]  # best first; None: not split
+
+    def split(places: tuple[int | None, ...]) -> list[tuple[str, ...]]:
+        return [tuple(n for n, d in zip(wanted, places, strict=True) if d == dim) for dim in range(len(shape))]
+
+    def merit(places: tuple[int | None, ...]) -> tuple[int, int]:
+        parts = [_parts(names, mesh) for names in split(places)]
+        fits = all(size % n == 0 for size, n in zip(shape, parts, strict=True))
+        ranks = sum(choice.index(place) for choice, place in zip(choices, places, strict=True))
+        return (math.prod(parts), -ranks) if fits else (0, 0)
+
+    return P(*(names or None for names in split(max(itertools.product(*choices), key=merit))))
 
 
 def parameter_shardings(params: Any, mesh: Mesh) -> Any:
-    """NamedSharding of every leaf of a parameter-like tree (parameters, EMA, optimizer moments).
-
-    A dimension that the mesh does not divide stays whole: small layers are replicated, which costs little.
-    """
+    """NamedSharding of every leaf of a parameter-like tree (parameters, EMA, optimizer moments)."""
 
     def place(path: tuple, leaf: Any) -> NamedSharding:
-        name = "/" + "/".join(_key_name(k) for k in path)
-        axes = next(axes for pattern, axes in PARAMETER_AXES if re.fullmatch(pattern, name))
-        axes = axes[max(len(axes) - leaf.ndim, 0) :]
-        axes = (None,) * (leaf.ndim - len(axes)) + axes
-        entries = [names if size % _parts(names, mesh) == 0 else None
-                   for size, names in zip(leaf.shape, spec(axes, mesh), strict=True)]
-        return NamedSharding(mesh, P(*entries))
+        return NamedSharding(mesh, parameter_partition(path_name(path), leaf.shape, mesh))
 
     return jax.tree_util.tree_map_with_path(place, params)
+
+
+def path_name(path: tuple) -> str:
+    """A key path as text, `/down_0_0/residual/conv_in/kernel`."""
+    return "/" + "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -123,5 +158,13 @@ def _parts(names: tuple[str, ...] | str | None, mesh: Mesh) -> int:
     return parts
 
 
-def _key_name(key: Any) -> str:
-    return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
+def _mesh_axes(axis: str | None) -> tuple[str, ...]:
+    """Mesh axes of a logical axis. Raises `UserError` on an unknown one."""
+    if axis is not None and axis not in AXIS_RULES:
+        raise UserError(f"logical axis {axis!r} is unknown; permitted: {', '.join(AXIS_RULES)}, None")
+    return (AXIS_RULES[axis] or ()) if axis else ()
+
+
+def _split_axes(axis: str | None, mesh: Mesh) -> tuple[str, ...]:
+    """Those mesh axes of a logical axis that have several devices."""
+    return tuple(name for name in _mesh_axes(axis) if mesh.shape[name] > 1)

@@ -5,7 +5,7 @@ One file per context; `spread.py` is what they share, `part.py` what one device 
 
 import functools
 
-from vdm_jax.attention.contexts import all_gather, halo, relayout, ring, ulysses, ulysses_ring
+from vdm_jax.attention.contexts import all_gather, halo, local, relayout, ring, ulysses, ulysses_ring
 from vdm_jax.attention.contexts.spread import Call, Context, context_size, spread
 
 CONTEXTS: dict[str, Context] = {
@@ -18,4 +18,4 @@ CONTEXTS: dict[str, Context] = {
     "relayout": Context(relayout.attention, bias="sequences", bank="whole"),
 }
 
-__all__ = ["CONTEXTS", "Call", "Context", "context_size", "spread"]
+__all__ = ["CONTEXTS", "Call", "Context", "context_size", "local", "spread"]

@@ -96,7 +96,7 @@ def spread(
         raise UserError(f"attention context={call.context!r} cannot split {frames} frames over mesh axis "
                         f"{AXIS}={call.devices}; permitted: multiples of {call.devices}")
     mesh = jax.sharding.get_abstract_mesh()
-    batch, heads = _axes("batch", q.shape[0]), _axes("out", q.shape[4])
+    batch, heads = axes_of("batch", q.shape[0]), axes_of("heads", q.shape[4])
     if context.check is not None:
         context.check(call, q.shape[4] // math.prod(mesh.shape[axis] for axis in heads))
     tokens = P(batch, AXIS, None, None, heads, None)
@@ -124,7 +124,7 @@ def spread(
     return jax.shard_map(device, mesh=mesh, in_specs=(specs,), out_specs=tokens, check_vma=False)(arrays)
 
 
-def _axes(name: str, size: int) -> tuple[str, ...]:
+def axes_of(name: str, size: int) -> tuple[str, ...]:
     """Mesh axes over which a dimension is split: those of its logical axis, or none if they do not divide it."""
     mesh, parts = jax.sharding.get_abstract_mesh(), 1
     axes = tuple(axis for axis in AXIS_RULES[name] or () if axis in mesh.shape)

@@ -138,7 +138,7 @@ def _sharded(
     run = functools.partial(_run, relation, block)
     if mesh.empty or mesh.size == 1 or any(t == AxisType.Manual for t in mesh.axis_types):
         return run(q, k, v, valid)
-    batch, heads = spec(("batch", "out"), mesh)  # heads are split as the output features that they are
+    batch, heads = spec(("batch", "heads"), mesh)
     for name, size, axes in (("sequences", q.shape[0], batch), ("heads", q.shape[2], heads)):
         parts = math.prod(mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes or ()))
         if size % parts:

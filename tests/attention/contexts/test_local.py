@@ -1,0 +1,50 @@
+"""Attention whose sequences lie within devices: same numbers as on one device, and nothing is exchanged."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vdm_jax.attention import Spatial, Temporal, attend
+from vdm_jax.attention.patterns import independent_frames_mask
+from vdm_jax.parallel.collectives import collectives
+from vdm_jax.parallel.mesh import MeshSpec, make_mesh
+
+SPLITS = {"frames": (Spatial(), P("data", "context", None, None, "tensor")),
+          "height": (Temporal(), P("data", None, "context", None, "tensor"))}
+
+
+@pytest.mark.parametrize(("extra", "kernel"), [
+    (None, "chunked"), ("bias", "xla"), ("bias per sequence", "xla"), ("frame_mask", "xla"), ("frame_valid", "xla")])
+@pytest.mark.parametrize("split", list(SPLITS))
+def test_local_sequences_give_the_same_and_exchange_nothing(split, extra, kernel):
+    pattern, spec = SPLITS[split]
+    rng = np.random.default_rng(0)
+
+    def normal(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    q, k, v = normal(3, 4, 4, 4, 2, 2, 8)  # B=4 T=4 H=4 W=2 K=2 D=8
+    length, sequences = (8, 16) if split == "frames" else (4, 32)
+    more = {None: {}, "bias": {"bias": normal(2, length, length)},
+            "bias per sequence": {"bias": normal(sequences, 2, length, length)},
+            "frame_mask": {"frame_mask": independent_frames_mask(3, 1)},
+            "frame_valid": {"frame_valid": jnp.asarray([[True, True, True, False]] * 2 + [[True] * 4] * 2)}}[extra]
+    mesh = make_mesh(MeshSpec(data=2, tensor=2, context=2))
+
+    def loss(q, k, v):
+        return jnp.sin(attend(q, k, v, pattern=pattern, kernel=kernel, split=split, **more)).sum()
+
+    expected = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(q, k, v)
+    with jax.set_mesh(mesh):
+        sharding = NamedSharding(mesh, spec)
+        step = jax.jit(jax.grad(loss, argnums=(0, 1, 2)), in_shardings=sharding, out_shardings=sharding)
+        step = step.lower(q, k, v).compile()
+    assert collectives(step.as_text()) == {}
+    got = step(*(jax.device_put(a, sharding) for a in (q, k, v)))
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)

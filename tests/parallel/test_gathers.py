@@ -1,0 +1,76 @@
+"""Gathers that the compiler wrote as sums are found; ordinary sums and gathers are not taken for them."""
+
+from __future__ import annotations
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vdm_jax.parallel.gathers import check_gathers, summed_gathers
+from vdm_jax.parallel.mesh import MeshSpec, make_mesh
+
+PLAIN = """\
+ENTRY %main (p: f32[6,8]) -> f32[48,8] {
+  %p = f32[6,8]{1,0} parameter(0)
+  %id = u32[] partition-id()
+  %zero = f32[] constant(0)
+  %first = s32[] constant(0)
+  %zeros = f32[48,8]{1,0} broadcast(%zero), dimensions={}
+  %offset = s32[] convert(%id)
+  %placed = f32[48,8]{1,0} dynamic-update-slice(%zeros, %p, %INDEX, %first)
+  %same = f32[48,8]{1,0} copy(%placed)
+  ROOT %sum = f32[48,8]{1,0} all-reduce(%same), replica_groups={{0,1}}, to_apply=%add
+}
+"""
+FUSED = """\
+%fused (a: f32[6,8], b: s32[]) -> f32[48,8] {
+  %a = f32[6,8]{1,0} parameter(0)
+  %b = s32[] parameter(1)
+  %zero = f32[] constant(0)
+  %first = s32[] constant(0)
+  %zeros = f32[48,8]{1,0} broadcast(%zero), dimensions={}
+  ROOT %placed = f32[48,8]{1,0} dynamic-update-slice(%zeros, %a, %b, %first)
+}
+
+ENTRY %main (p: f32[6,8], i: s32[]) -> f32[48,8] {
+  %p = f32[6,8]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %fusion.1 = f32[48,8]{1,0} fusion(%p, %i), kind=kLoop, calls=%fused
+  %start = f32[48,8]{1,0} all-reduce-start(%fusion.1), to_apply=%add
+  ROOT %sum = f32[48,8]{1,0} all-reduce-done(%start)
+}
+"""
+MESH = {"data": 1, "fsdp": 8}
+
+
+@pytest.mark.parametrize(("text", "name"), [(PLAIN.replace("INDEX", "offset"), "sum"), (FUSED, "start")])
+def test_a_shard_summed_into_zeros_is_a_gather(text, name, caplog):
+    assert summed_gathers(text) == {name: 48 * 8 * 4}
+    with caplog.at_level(logging.WARNING):
+        lines = check_gathers(text, make_mesh(MeshSpec(**MESH)))
+    assert lines == [r.getMessage() for r in caplog.records] == [
+        "parameters are split over fsdp=8, but the program has no all-gather",
+        "1 all-gathers of arrays split over fsdp=8 were compiled as all-reduces, 0.0 MiB in all: shards are too small; "
+        "put fewer devices on that axis and more on data"]
+    assert check_gathers(text, make_mesh(MeshSpec())) == []  # no parameter is split
+
+
+@pytest.mark.parametrize("text", [
+    PLAIN.replace("INDEX", "first"),  # every device writes to the same place
+    PLAIN.replace("INDEX", "offset").replace("(%zeros, %p", "(%same, %p"),  # not into zeros
+    PLAIN.replace("INDEX", "offset").replace("all-reduce(%same)", "all-reduce(%zeros)"),
+])
+def test_other_sums_are_not(text):
+    assert summed_gathers(text) == {}
+
+
+def test_a_real_program_that_gathers_its_weights():
+    mesh = make_mesh(MeshSpec(**MESH))
+    weights, rows = NamedSharding(mesh, P("fsdp", None)), NamedSharding(mesh, P("fsdp", None))
+    function = jax.jit(lambda w, x: jnp.sin(x @ w), in_shardings=(weights, rows), out_shardings=rows)
+    text = function.lower(jnp.zeros((64, 32)), jnp.zeros((4096, 64))).compile().as_text()
+    assert "all-gather" in text and check_gathers(text, mesh) == []
