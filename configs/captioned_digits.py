@@ -30,14 +30,14 @@ PROCESS = Process(schedule=CosineSchedule(shift=-3.0), prediction="x")
 
 def base() -> Stage:
     """8 frames of 32x32 from a caption: few tokens (4x4 patches of 8x8 pixels), full spatio-temporal attention."""
-    full, text = SelfAttention(pattern=Full(), qk_norm=True), CrossAttention()
+    full, text = SelfAttention(pattern=Full()), CrossAttention()
     network = UNet(
         levels=(Level(channels=128, blocks=1, mixers=(full, text)),),
         middle=(full, text, full, text), patch=8, position_period=25.0,
         text=WordEncoder(length=16, width=64, layers=1))
     return Stage(
         name="base", video=VideoSpec(frames=8, height=32, width=32, fps=4), network=network, process=PROCESS,
-        training=Training(steps=2900, batch_size=8, learning_rate=2.5e-3, warmup_steps=100, decay=True, ema_decay=0.99,
+        training=Training(steps=2600, batch_size=8, learning_rate=1.5e-3, warmup_steps=100, decay=True, ema_decay=0.99,
                           log_every=50, checkpoint_every=1000, sample_every=0, validate_every=0),
         sampling=Sampling(sampler=DDIM(eta=1.0), steps=48, guidance=1.0, batch_size=32))
 

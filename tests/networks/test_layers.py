@@ -72,8 +72,10 @@ def test_kernel_gradient_in_pieces_of_rows(size, normal, monkeypatch):
     x, kernel = normal(0, 2, 3, 7, 6, 3), normal(1, *size, 3, 4)  # 36 positions a row: pieces of 2, the last of 1
     expected, expected_grads = values_and_gradients(lambda *a: convolution_3d(*a, ONE), x, kernel)
     monkeypatch.setattr("vdm_jax.networks.layers.PIECE", 80)
-    program = str(jax.make_jaxpr(jax.grad(lambda k: convolve(x, k).sum()))(kernel))
-    assert program.count("conv_general_dilated[") == 1 + 4
+    gradient = jax.grad(lambda k: convolve(x, k).sum())
+    assert str(jax.make_jaxpr(gradient)(kernel)).count("conv_general_dilated[") == 1 + 1  # a small frame stays whole
+    monkeypatch.setattr("vdm_jax.networks.layers.WINDOW", 42)
+    assert str(jax.make_jaxpr(gradient)(kernel)).count("conv_general_dilated[") == 1 + 4
     out, grads = values_and_gradients(convolve, x, kernel)
     np.testing.assert_allclose(out, expected, atol=3e-5)
     for name, a, b in zip(("input", "kernel"), grads, expected_grads, strict=True):
@@ -93,6 +95,7 @@ def test_kernel_gradient_in_pieces_has_tangents_batches_and_meshes(normal, monke
     with jax.default_matmul_precision("highest"):
         expected = products(lambda x, k: convolution_3d(x, k, ONE))
         monkeypatch.setattr("vdm_jax.networks.layers.PIECE", 80)
+        monkeypatch.setattr("vdm_jax.networks.layers.WINDOW", 42)
         np.testing.assert_allclose(products(convolve), expected, rtol=2e-4, atol=1e-3 * float(jnp.abs(expected).max()))
 
 
@@ -101,6 +104,7 @@ def test_kernel_gradient_in_pieces_has_tangents_batches_and_meshes(normal, monke
 def test_pieces_are_measured_per_device(mesh, pieces, normal, monkeypatch):
     x, kernel = normal(0, 8, 3, 12, 6, 3), normal(1, 1, 3, 3, 3, 4)  # 144 positions a row, of all devices
     monkeypatch.setattr("vdm_jax.networks.layers.PIECE", 300)
+    monkeypatch.setattr("vdm_jax.networks.layers.WINDOW", 72)
     with jax.set_mesh(make_mesh(mesh)):
         gradient = jax.grad(lambda k: jnp.sum(convolve(x, k) ** 2))
         assert str(jax.make_jaxpr(gradient)(kernel)).count("conv_general_dilated[") == 1 + pieces

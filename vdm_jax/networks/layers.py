@@ -26,6 +26,7 @@ Initializer = Callable[..., Array]
 fan_in = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 zeros = nn.initializers.zeros_init()
 PIECE = 3072  # positions whose share of a kernel's gradient is computed at a time on CPU
+WINDOW = 256  # positions of a frame from which on that pays
 
 
 def convolve(
@@ -92,10 +93,11 @@ def _convolve_in_pieces(x: Array, kernel: Array, strides: tuple[int, int]) -> Ar
 
 
 def _rows_per_piece(shape: tuple[int, int, int, int]) -> int:
-    """Rows of a piece of about `PIECE` positions per device on CPU; elsewhere, and where rows may be spread, all."""
+    """Rows of a piece of about `PIECE` positions per device on CPU; all rows elsewhere, where rows may be spread, and of
+    small frames, whose windows are small."""
     frames, height, width, _ = shape
     mesh = jax.sharding.get_abstract_mesh()
-    if target_platform() != "cpu" or mesh.shape.get("context", 1) > 1:
+    if target_platform() != "cpu" or mesh.shape.get("context", 1) > 1 or height * width < WINDOW:
         return height
     parts = 1 if mesh.empty else batch_parts(mesh)
     return max(PIECE * parts // (frames * width), 2)
