@@ -54,7 +54,8 @@ def check_outputs(work, processes):
     assert f"{processes} processes (by flags), 4 devices" in work.text(0)
     assert "step 4/4" in work.text(0) and "run directory" in work.text(0)
     for index in range(1, processes):
-        assert work.text(index) == ""
+        lines = work.text(index).splitlines()
+        assert [line for line in lines if "peer ranks" not in line] == []  # what the collectives' library says at times
 
 
 def test_two_processes_are_one(tmp_path, data, alone):

@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -489,6 +490,20 @@ def test_a_killed_first_save_does_not_make_the_directory_foreign(tmp_path):
         assert checkpoints.steps() == []
         checkpoints.save(2, make_state(2), {})
     assert os.listdir(tmp_path) == ["2"]  # what the killed save left is gone
+
+
+def test_a_killed_deletion_of_an_old_step_does_not_matter(tmp_path):
+    """What is left of it may be anything, and goes with the next save."""
+    save_steps(tmp_path, 1, 2)
+    for part in ("manifest.json", "_CHECKPOINT_METADATA"):
+        (tmp_path / "1" / part).unlink()
+    shutil.rmtree(tmp_path / "1/meta")
+    with Checkpoints(tmp_path, keep=2, best="loss") as checkpoints:
+        assert checkpoints.newest_damages() == {} and checkpoints.newest_intact() == 2
+        assert_same(checkpoints.restore(abstract(make_state()))[0], make_state(2))
+        for step in (3, 4):
+            checkpoints.save(step, make_state(step), {}, {"loss": step})
+    assert Checkpoints(tmp_path).steps() == [3, 4]
 
 
 def test_two_processes_save_and_one_restores(tmp_path):

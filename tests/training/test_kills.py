@@ -49,7 +49,7 @@ def losses(run):
 def kill(work, checkpoints, moment):
     """SIGKILL after `moment` seconds, or as soon as a save is under way where it is None; returns the steps then."""
     if moment is None:
-        for _ in job.seconds(60, pause=0.001):
+        for _ in job.seconds(job.PATIENCE, pause=0.001):
             if any(checkpoints.directory.glob(UNFINISHED)):
                 break
     else:
@@ -71,11 +71,11 @@ def killed_again_and_again(folder, data, moments):
             work.until_step(run / "base", reached + 1 + EVERY)
             steps = kill(work, checkpoints, moment)
             assert (f"resuming at step {reached}" if reached else "initialising") in work.text()
-        after = checkpoints.steps()
-        assert after and after[-1] >= max(steps, default=0)  # what was finished is still there
+        last = checkpoints.latest() or 0
+        assert last >= max(steps, default=0)  # what was finished is still there
         assert checkpoints.newest_damages() == {}
         # A save goes on beside the training, up to the next one.
-        assert read_records(run / "base")[-1]["step"] - after[-1] <= 2 * EVERY
+        assert read_records(run / "base")[-1]["step"] - last <= 2 * EVERY
         cut_off += any(checkpoints.directory.glob(UNFINISHED))
     return run, cut_off
 

@@ -59,7 +59,7 @@ def test_eight_four_two_one_and_eight_devices_again(tmp_path, data):
     train_here(whole, data, steps=2 * len(LEGS), mesh=LEGS[0][1], devices=8, **QUIET)
     ours, theirs = losses(run), losses(whole)
     assert list(ours) == list(theirs) == list(range(1, 2 * len(LEGS) + 1))
-    np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-5)
+    np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-4)
 
 
 @pytest.fixture(scope="module")

@@ -60,30 +60,35 @@ def convolve_frames(
     cache take as long as the forward pass, the whole 2.4 to 2.7 times as long at 32x32 and 64x64
     (`experiments/baselines/`). The rule is a tangent, so forward mode and higher derivatives work too.
     """
-    kh, kw = kernel.shape[:2]
-    return lax.conv_general_dilated(x, kernel, strides, [((kh - 1) // 2, kh // 2), ((kw - 1) // 2, kw // 2)],
-                                    dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return _whole(x, kernel, strides)
 
 
 def _tangent(strides: tuple[int, int], primals: tuple[Array, Array], tangents: tuple) -> tuple[Array, Array]:
+    """Plain convolutions, which the policies of rematerialisation know."""
     (x, kernel), (dx, dkernel) = primals, tangents
-    y, dy = convolve_frames(x, kernel, strides), 0
+    y, dy = _whole(x, kernel, strides), 0
     if not isinstance(dx, SymbolicZero):
-        dy += convolve_frames(dx, kernel, strides)
+        dy += _whole(dx, kernel, strides)
     if not isinstance(dkernel, SymbolicZero):
-        dy += _convolve_in_pieces(x, dkernel, strides)
+        dy += _in_pieces(x, dkernel, strides)
     return y, dy
 
 
 convolve_frames.defjvp(_tangent, symbolic_zeros=True)
 
 
-def _convolve_in_pieces(x: Array, kernel: Array, strides: tuple[int, int]) -> Array:
+def _whole(x: Array, kernel: Array, strides: tuple[int, int]) -> Array:
+    kh, kw = kernel.shape[:2]
+    return lax.conv_general_dilated(x, kernel, strides, [((kh - 1) // 2, kh // 2), ((kw - 1) // 2, kw // 2)],
+                                    dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _in_pieces(x: Array, kernel: Array, strides: tuple[int, int]) -> Array:
     """The same values, written so that the transpose with respect to the kernel adds up pieces of rows."""
     kh, height = kernel.shape[0], x.shape[1]
     rows = _rows_per_piece(x.shape)
     if strides != (1, 1) or rows >= height:
-        return convolve_frames(x, kernel, strides)
+        return _whole(x, kernel, strides)
     x = jnp.pad(x, ((0, 0), ((kh - 1) // 2, kh // 2), (0, 0), (0, 0)))
     sides = (0, 0), ((kernel.shape[1] - 1) // 2, kernel.shape[1] // 2)
     return jnp.concatenate([

@@ -360,9 +360,12 @@ def _refuse_foreign(directory: epath.Path) -> None:
         raise UserError(f"{directory} is not a directory")
     names = sorted(path.name for path in directory.iterdir() if not path.name.startswith("."))
     steps = [name for name in names if name.isdigit()]
-    # A step that lost some of its parts is damaged, not foreign: `restore` says so.
+    # A step that lost some of its parts is damaged, not foreign: `restore` says so. A kill while an old step is deleted
+    # may even leave nothing that shows whose it is; then there is a newer one that does.
     foreign = [name for name in steps
                if not any((directory / name / part).exists() for part in (MANIFEST, "meta"))]
+    if len(foreign) < len(steps):
+        foreign = []
     if not steps:
         foreign = [name for name in names if not name.endswith(_TEMPORARY)]
     if foreign:

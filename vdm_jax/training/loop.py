@@ -135,7 +135,8 @@ class Trainer:
         spec = self.stage.training
         step_function = compile_train_step(self.stage, mesh)
         validate = self._validation(mesh)
-        sheets = SampleSheets(self.experiment, self.stage, self.run / self.stage.name / "samples", mesh, self.data_dir)
+        folder = self.run / self.stage.name / "samples"
+        sheets = together(lambda: SampleSheets(self.experiment, self.stage, folder, mesh, self.data_dir))
         throughput = Throughput(spec.batch_size, spec.steps)
         pending: list[tuple[int, dict[str, Any]]] = []  # metrics still on the device
         skipped_in_a_row = 0
@@ -149,11 +150,12 @@ class Trainer:
                     jax.block_until_ready(metrics)
                     progress.note(f"first step compiled in {time.monotonic() - began:.0f} s")
                     throughput.update(step)
-                last, stopping = step == spec.steps, stop.agreed()
+                last = step == spec.steps
                 if step % spec.log_every == 0 or last:
                     skipped_in_a_row = self._log(pending, throughput, writer, skipped_in_a_row)
                     progress.update(step, pending[-1][1]["loss"], throughput.rates())
                     pending.clear()
+                stopping = stop.agreed()
                 with throughput.pause():
                     if last or stopping or step % spec.checkpoint_every == 0:
                         self._save(checkpoints, step, state)
