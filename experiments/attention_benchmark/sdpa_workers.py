@@ -58,7 +58,8 @@ class Ours:
 
         from vdm_jax.attention import Full
         from vdm_jax.benchmark.cases import Case
-        from vdm_jax.benchmark.program import build, no_compilation_cache
+        from vdm_jax.benchmark.program import build
+        from vdm_jax.parallel.compiling import no_compilation_cache
         from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 
         case = Case(pattern=Full(), frames=case["frames"], height=case["side"], width=case["side"],
