@@ -98,8 +98,8 @@ def _in_pieces(x: Array, kernel: Array, strides: tuple[int, int]) -> Array:
 
 
 def _rows_per_piece(shape: tuple[int, int, int, int]) -> int:
-    """Rows of a piece of about `PIECE` positions per device on CPU; all rows elsewhere, where a device may have a part of
-    them, and of small frames, whose windows are small."""
+    """Rows of a piece of about `PIECE` positions per device on CPU; all rows elsewhere, where a device may hold a part
+    of them, and of small frames, whose windows are small."""
     frames, height, width, _ = shape
     mesh = jax.sharding.get_abstract_mesh()
     if target_platform() != "cpu" or mesh.shape.get("context", 1) > 1 or height * width < WINDOW:
