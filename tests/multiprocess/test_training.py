@@ -88,7 +88,7 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step(tmp_path, data, 
     run = tmp_path / "run"
     flags = ("--base.training.steps", "100000", "--base.training.checkpoint-every", "100000", *MESH)
     with job.train(tmp_path / "out", run, data, *flags, processes=2, devices=2) as work:
-        work.until_step(run / "base", 3)
+        work.until_step(3)
         work.processes[1].send_signal(number)
         assert work.wait() == [130, 130], work.text(0) + work.text(1)
         step = Checkpoints(checkpoints_path(run, "base")).latest()
@@ -108,7 +108,7 @@ def test_a_process_that_dies_ends_the_other_and_the_run_goes_on(tmp_path, data, 
     flags = ("--base.training.checkpoint-every", "2", "--base.training.validate-every", "0", *MESH)
     with job.train(tmp_path / "out", run, data, "--base.training.steps", "100000", *flags, processes=2,
                    devices=2) as work:
-        work.until_step(run / "base", 5)
+        work.until_step(5)
         work.processes[1].kill()
         assert work.wait()[0] not in (0, None), work.text()
     checkpoints = Checkpoints(checkpoints_path(run, "base"))

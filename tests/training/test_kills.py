@@ -68,7 +68,7 @@ def killed_again_and_again(folder, data, moments):
     for number, moment in enumerate(moments):
         reached = checkpoints.latest() or 0
         with start(folder / f"out{number}", run, data, 100_000) as work:
-            work.until_step(run / "base", reached + 1 + EVERY)
+            work.until_step(reached + 1 + 2 * EVERY)  # so that a save of this process is finished
             steps = kill(work, checkpoints, moment)
             assert (f"resuming at step {reached}" if reached else "initialising") in work.text()
         last = checkpoints.latest() or 0
