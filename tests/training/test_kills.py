@@ -97,6 +97,7 @@ def data(tmp_path_factory):
     return tmp_path_factory.mktemp("data")
 
 
+@pytest.mark.full
 def test_three_kills_leave_no_trace(tmp_path, data):
     check(tmp_path, data, [None, 0.3, None], cut_off_at_least=1)
 

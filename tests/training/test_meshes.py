@@ -47,6 +47,7 @@ def losses(run):
     return {record["step"]: record["loss"] for record in read_records(run / "base") if "loss" in record}
 
 
+@pytest.mark.full
 def test_eight_four_two_one_and_eight_devices_again(tmp_path, data):
     run, whole = tmp_path / "run", tmp_path / "whole"
     one = make_mesh(MeshSpec(), jax.devices()[:1])
