@@ -227,6 +227,45 @@ def test_levels_shrink_by_their_strides():
     assert shapes["down_1_0"] == shapes["up_1_0"] == (1, 1, 4, 4, 8)
 
 
+EFFICIENT = dataclasses.replace(
+    PLAIN, levels=(Level(channels=8, blocks=1), Level(channels=16, blocks=2, stride=(1, 2))), resample_order="before",
+    skip_scale=2**-0.5)
+
+
+def test_an_efficient_network_has_no_block_at_full_resolution():
+    assert EFFICIENT.reduction == (2, 4)
+    z = jnp.zeros((1, 1, 8, 8, 3))
+    out, seen = jax.eval_shape(lambda: SpaceTimeUNet(EFFICIENT).init_with_output(
+        jax.random.key(0), z, jnp.zeros(1), capture_intermediates=True, mutable=True))
+    shapes = {k: v["__call__"][0].shape[2:] for k, v in seen["intermediates"].items()
+              if k not in ("__call__", "embedding", "norm", "out")}
+    assert out.shape == z.shape
+    assert shapes == {
+        "stem": (8, 8, 8), "downsample_0": (4, 4, 8), "down_0_0": (4, 4, 8),
+        "downsample_1": (4, 2, 16), "down_1_0": (4, 2, 16), "down_1_1": (4, 2, 16),
+        "up_1_0": (4, 2, 16), "up_1_1": (4, 2, 16), "upsample_1": (4, 4, 8), "up_0_0": (4, 4, 8),
+        "upsample_0": (8, 8, 8)}
+
+
+def test_an_efficient_network_has_one_long_skip_per_level(filled, normal):
+    """With the lower level's way back closed, the upper one still carries the input, by its skip alone."""
+    z, level = normal(0, 1, 2, 8, 8, 3), jnp.zeros(1)
+    params = filled(SpaceTimeUNet(EFFICIENT), z, level)
+    network = jax.jit(lambda params, z: SpaceTimeUNet(EFFICIENT).apply({"params": params}, z, level))
+
+    def closed(params, name):
+        return {**params, name: jax.tree.map(jnp.zeros_like, params[name])}
+
+    without_lower = closed(params, "upsample_1")
+    assert np.abs(network(without_lower, z) - network(without_lower, z + normal(1, 1, 2, 8, 8, 3))).max() > 0.01
+    skip = np.asarray(params["up_0_0"]["residual"]["shortcut"]["kernel"])
+    assert skip.shape == (1, 1, 1, 16, 8)  # 8 channels from below, 8 of the skip
+    without_both = closed(without_lower, "downsample_0")
+    np.testing.assert_array_equal(network(without_both, z), network(without_both, 2 * z))
+    with pytest.raises(UserError, match="UNet.middle is not empty with resample_order='before'"):
+        dataclasses.replace(EFFICIENT, middle=(SelfAttention(pattern=Spatial(), head_dim=8),))
+
+
 @pytest.mark.parametrize("over", ["frame", "clip"])
 def test_norm_over(over, filled, normal):
     """Statistics per clip let frames see each other, statistics per frame do not."""

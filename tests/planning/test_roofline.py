@@ -7,7 +7,7 @@ import pytest
 from vdm_jax.parallel.collectives import Collective
 from vdm_jax.planning.chips import CHIPS
 from vdm_jax.planning.roofline import Load, roofline, split_sent
-from vdm_jax.planning.traffic import too_fine, traffic
+from vdm_jax.planning.traffic import traffic
 
 MESH = {"data": 2, "fsdp": 4, "tensor": 1, "context": 1}
 FSDP = tuple(tuple(range(4 * i, 4 * i + 4)) for i in range(2))
@@ -24,13 +24,6 @@ def test_traffic_by_kind_and_axis():
         {"kind": "all-reduce", "axes": "none", "count": 1, "bytes": 80, "sent": 0},
         {"kind": "all-reduce", "axes": "data+fsdp", "count": 1, "bytes": 16, "sent": 28},
         {"kind": "all-to-all", "axes": "unknown", "count": 1, "bytes": 8, "sent": 7}]
-
-
-def test_no_all_gather_along_fsdp_is_a_warning():
-    rows = traffic([Collective("all-reduce", 800, 1, 0, FSDP)], MESH)
-    assert "fsdp=4, but nothing is gathered" in too_fine(rows, MESH)
-    assert too_fine(rows, MESH | {"fsdp": 1}) is None
-    assert too_fine(traffic([Collective("all-gather", 800, 1, 0, FSDP)], MESH), MESH) is None
 
 
 CHIP = dataclasses.replace(CHIPS["v5p"], flops=100.0, hbm_bandwidth=10.0, links=4.0, network=1.0)

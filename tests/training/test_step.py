@@ -132,6 +132,18 @@ def test_the_state_stays_where_it_lives(name, compiled, state, batch):
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before.params))  # donated
 
 
+def test_gathers_that_the_compiler_spoilt_are_warned_of_once(monkeypatch, caplog, state, batch):
+    seen = []
+    monkeypatch.setattr("vdm_jax.training.step.check_gathers",
+                        lambda text, mesh: seen.append((text, mesh)) or ["shards are too small"])
+    mesh = mesh_of("both")
+    step = compile_train_step(STAGE, mesh)
+    after, _ = step(placed(state, mesh), global_batch(batch, mesh))
+    step(after, global_batch(batch, mesh))
+    assert caplog.messages == ["shards are too small"]
+    assert [m for _, m in seen] == [mesh] and "all-gather" in seen[0][0]
+
+
 # ---------------------------------------------------------------------------------------------- what a step does
 
 

@@ -127,7 +127,7 @@ class Level:
     mixers: tuple[Mixer, ...] = ()
     kernel: int = 3  # spatial size of the residual blocks' convolutions; 1 leaves space to the mixers
     dropout: float = 0.0  # probability, inside the residual blocks
-    stride: tuple[int, int] = (2, 2)  # spatial reduction (height, width) on the way to the next level
+    stride: tuple[int, int] = (2, 2)  # spatial reduction (height, width) to the next level; see UNet.resample_order
 
     def __post_init__(self):
         _positive(self, "channels", "blocks", "kernel")
@@ -155,6 +155,8 @@ class UNet:
     out_kernel: int = 3  # spatial size of the last convolution, in patches
     position_period: float = 0.0  # longest period of an added embedding of frame, row and column; 0: no embedding
     resample: Literal["conv", "pool"] = "conv"  # strided conv / nearest + conv, or mean pool / nearest
+    # "before": a level is reduced by its own stride before its blocks, and grows back after them (Efficient U-Net)
+    resample_order: Literal["after", "before"] = "after"
     skip_scale: float = 1.0  # factor on the long skip; 2**-0.5 in efficient U-Nets
     norm_over: Literal["frame", "clip"] = "frame"  # statistics of group norm: per frame or over the clip
     groups: int = 8  # of group norm, at most
@@ -172,6 +174,10 @@ class UNet:
         _positive(self, "out_channels", "embedding_channels", "embedding_layers", "patch", "stem_kernel",
                   "out_kernel", "groups")
         _choice(self, UNet, "spread")
+        _choice(self, UNet, "resample_order")
+        if self.resample_order == "before" and self.middle:
+            raise UserError("UNet.middle is not empty with resample_order='before', which has no middle; permitted: "
+                            "middle=()")
         _choice(self, UNet, "remat")
         if self.position_period < 0:
             raise UserError(f"UNet.position_period={self.position_period} is not valid; permitted: >= 0")
@@ -201,7 +207,7 @@ class UNet:
     def reduction(self) -> tuple[int, int]:
         """What height and width must be multiples of, pixels."""
         height = width = self.patch
-        for level in self.levels[:-1]:
+        for level in self.levels[:-1] if self.resample_order == "after" else self.levels:
             height, width = height * level.stride[0], width * level.stride[1]
         return height, width
 

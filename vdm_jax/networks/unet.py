@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -148,31 +150,63 @@ class SpaceTimeUNet(nn.Module):
         if spec.position_period:
             x = PositionEmbedding(spec.position_period, name="positions")(x, images)
         block = rematerialised(Block, spec.remat, static_argnums=(4, 5))
-        skips = [x]
-        for i, level in enumerate(spec.levels):  # down
-            for j in range(level.blocks):
-                x = block(spec, level, level.mixers, name=f"down_{i}_{j}")(
-                    x, vector, beside, train, images)
-                skips.append(x)
-            if i + 1 < len(spec.levels):
-                x = spread(Downsample(spec, level.stride, name=f"downsample_{i}")(x), spec.spread)
-                skips.append(x)
-        last = spec.levels[-1]
-        x = block(spec, last, spec.middle, name="middle_in")(x, vector, beside, train, images)
-        x = block(spec, last, (), name="middle_out")(x, vector, beside, train, images)
-        for i, level in reversed(list(enumerate(spec.levels))):  # up
-            for j in range(level.blocks + 1):
-                x = jnp.concatenate([x, skips.pop() * spec.skip_scale], axis=-1)
-                x = block(spec, level, level.mixers, name=f"up_{i}_{j}")(
-                    x, vector, beside, train, images)
-            if i:
-                x = Upsample(spec, spec.levels[i - 1].stride, name=f"upsample_{i}")(x)
+
+        def run(x: Array, level: cfg.Level, mixers: tuple[cfg.Mixer, ...], name: str) -> Array:
+            return block(spec, level, mixers, name=name)(x, vector, beside, train, images)
+
+        x = (down_and_up if spec.resample_order == "after" else efficient_down_and_up)(spec, run, x)
         x = silu(GroupNorm(spec.groups, spec.norm_over, name="norm")(x))
         kernel = (1, spec.out_kernel, spec.out_kernel)
         features = spec.out_channels * spec.patch**2
         convolution = Convolution(features, kernel, kernel_init=zeros, spread=spec.spread, name="out")
         change = depth_to_space(convolution(x.astype(jnp.float32)), spec.patch)
         return change + conditioning.low_resolution if spec.residual else change
+
+
+Run = Callable[[Array, cfg.Level, tuple[cfg.Mixer, ...], str], Array]  # a block of that name
+
+
+def down_and_up(spec: cfg.UNet, run: Run, x: Array) -> Array:
+    """The levels in the usual order: blocks, then the reduction; every block and reduction has a long skip."""
+    skips = [x]
+    for i, level in enumerate(spec.levels):
+        for j in range(level.blocks):
+            x = run(x, level, level.mixers, f"down_{i}_{j}")
+            skips.append(x)
+        if i + 1 < len(spec.levels):
+            x = spread(Downsample(spec, level.stride, x.shape[-1], name=f"downsample_{i}")(x), spec.spread)
+            skips.append(x)
+    x = run(x, spec.levels[-1], spec.middle, "middle_in")
+    x = run(x, spec.levels[-1], (), "middle_out")
+    for i, level in reversed(list(enumerate(spec.levels))):
+        for j in range(level.blocks + 1):
+            x = jnp.concatenate([x, skips.pop() * spec.skip_scale], axis=-1)
+            x = run(x, level, level.mixers, f"up_{i}_{j}")
+        if i:
+            x = Upsample(spec, spec.levels[i - 1].stride, x.shape[-1], name=f"upsample_{i}")(x)
+    return x
+
+
+def efficient_down_and_up(spec: cfg.UNet, run: Run, x: Array) -> Array:
+    """The levels of the Efficient U-Net (Saharia et al. 2022, arXiv 2205.11487, figures A.27 to A.30): the reduction
+    comes before a level's blocks and the growth after them, so that no block runs at the input's resolution; one long
+    skip per level.
+
+    The lowest level goes on without a skip, which would be its own output twice.
+    """
+    skips, channels = [], [x.shape[-1], *(level.channels for level in spec.levels)]
+    for i, level in enumerate(spec.levels):
+        x = spread(Downsample(spec, level.stride, level.channels, name=f"downsample_{i}")(x), spec.spread)
+        for j in range(level.blocks):
+            x = run(x, level, level.mixers, f"down_{i}_{j}")
+        skips.append(x)
+    for i, level in reversed(list(enumerate(spec.levels))):
+        if i + 1 < len(spec.levels):
+            x = jnp.concatenate([x, skips[i] * spec.skip_scale], axis=-1)
+        for j in range(level.blocks):
+            x = run(x, level, level.mixers, f"up_{i}_{j}")
+        x = spread(Upsample(spec, level.stride, channels[i], name=f"upsample_{i}")(x), spec.spread)
+    return x
 
 
 class Embedding(nn.Module):
@@ -237,24 +271,27 @@ class PositionEmbedding(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Spatial reduction by `stride`: strided convolution or mean pool."""
+    """Spatial reduction by `stride`: strided convolution to `channels`, or mean pool, which keeps them."""
 
     config: cfg.UNet
     stride: tuple[int, int]
+    channels: int
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         if self.config.resample == "pool":
             return mean_pool(x, self.stride)
         options = {"dtype": jnp.dtype(self.config.dtype), "spread": self.config.spread}
-        return Convolution(x.shape[-1], strides=self.stride, name="conv", **options)(x)
+        return Convolution(self.channels, strides=self.stride, name="conv", **options)(x)
 
 
 class Upsample(nn.Module):
-    """Spatial growth by `stride`: nearest neighbour, with a convolution after it unless pooling was chosen."""
+    """Spatial growth by `stride`: nearest neighbour, with a convolution to `channels` after it unless pooling was
+    chosen."""
 
     config: cfg.UNet
     stride: tuple[int, int]
+    channels: int
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -262,7 +299,7 @@ class Upsample(nn.Module):
         if self.config.resample == "pool":
             return x
         options = {"dtype": jnp.dtype(self.config.dtype), "spread": self.config.spread}
-        return Convolution(x.shape[-1], name="conv", **options)(x)
+        return Convolution(self.channels, name="conv", **options)(x)
 
 
 def stack_inputs(spec: cfg.UNet, z: Array, conditioning: Conditioning) -> Array:

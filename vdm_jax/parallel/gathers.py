@@ -6,14 +6,11 @@ That sends about twice the bytes, and happens where shards are very small (seen 
 
 from __future__ import annotations
 
-import logging
-
 from jax.sharding import Mesh
 
 from vdm_jax.parallel.collectives import Computation, collectives, parse, total_bytes
 from vdm_jax.parallel.rules import AXIS_RULES
 
-logger = logging.getLogger(__name__)
 _SAME = ("bitcast", "copy", "convert", "reshape", "transpose")  # change nothing that matters here
 
 
@@ -30,7 +27,7 @@ def summed_gathers(hlo: str) -> dict[str, int]:
 
 
 def check_gathers(hlo: str, mesh: Mesh) -> list[str]:
-    """What is wrong with the gathers of a training step on a mesh, one line each; also logged as warnings.
+    """What is wrong with the gathers of a training step on a mesh, one line each.
 
     Empty when parameters are not split, or when all is well.
     """
@@ -45,8 +42,6 @@ def check_gathers(hlo: str, mesh: Mesh) -> list[str]:
         size = f"{sum(summed.values()) / 2**20:,.1f} MiB"
         lines.append(f"{len(summed)} all-gathers of arrays split over {shown} were compiled as all-reduces, {size} "
                      "in all: shards are too small; put fewer devices on that axis and more on data")
-    for line in lines:
-        logger.warning(line)
     return lines
 
 

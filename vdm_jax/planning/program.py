@@ -19,13 +19,14 @@ from vdm_jax.cascade.stage import DataSet, Stage
 from vdm_jax.errors import UserError
 from vdm_jax.parallel.collectives import listed
 from vdm_jax.parallel.compiling import no_compilation_cache
+from vdm_jax.parallel.gathers import check_gathers
 from vdm_jax.parallel.mesh import AXES, MeshSpec, make_mesh
 from vdm_jax.parallel.rules import batch_parts
 from vdm_jax.planning.chips import chip_of
 from vdm_jax.planning.flops import sampling_work, training_work
 from vdm_jax.planning.inputs import device_bytes, sampling_inputs, training_batch
 from vdm_jax.planning.roofline import Load, roofline, split_sent
-from vdm_jax.planning.traffic import too_fine, traffic
+from vdm_jax.planning.traffic import traffic
 from vdm_jax.training.state import abstract_state
 from vdm_jax.training.step import jit_train_step
 
@@ -156,7 +157,8 @@ def _work(plan: Plan, params: Any, mesh: Mesh) -> Any:
 
 def _read(plan: Plan, compiled: Any, mesh: Mesh, work: Any) -> dict[str, Any]:
     """What a compiled program says of itself."""
-    rows, platform = traffic(listed(compiled.as_text()), dict(mesh.shape)), mesh.devices.flat[0].platform
+    text, platform = compiled.as_text(), mesh.devices.flat[0].platform
+    rows = traffic(listed(text), dict(mesh.shape))
     cost = compiled.cost_analysis() or {}
     loops = plan.stage.sampling.steps if plan.what == "sample" else plan.stage.training.accumulation
     if plan.what == "train" and platform == "cpu":
@@ -169,8 +171,7 @@ def _read(plan: Plan, compiled: Any, mesh: Mesh, work: Any) -> dict[str, Any]:
         near, across = split_sent(rows, far)
         found["roofline"] = roofline(
             Load(work.model / mesh.size, work.computed / mesh.size, accessed, near, across), chip)
-    warning = too_fine(rows, mesh.shape) if plan.what == "train" else None
-    return {**found, **({"warnings": [warning]} if warning else {})}
+    return {**found, "warnings": check_gathers(text, mesh) if plan.what == "train" else []}
 
 
 def memory(compiled: Any, platform: str) -> dict[str, int]:

@@ -39,14 +39,3 @@ def traffic(found: Sequence[Collective], shape: Mapping[str, int]) -> list[dict[
         if one.unknown_loops:
             row["unknown_loops"] = row.get("unknown_loops", 0) + 1
     return sorted(rows.values(), key=lambda row: (-row["bytes"], row["kind"], row["axes"]))
-
-
-def too_fine(rows: Sequence[Mapping[str, Any]], shape: Mapping[str, int]) -> str | None:
-    """A warning when parameters are split over `fsdp` but nothing is gathered along it: with very thin shards the
-    compiler turns all-gathers into all-reduces, which send twice as much. None when all is well."""
-    if shape.get("fsdp", 1) == 1:
-        return None
-    if any(row["kind"] == "all-gather" and "fsdp" in row["axes"].split("+") for row in rows):
-        return None
-    return (f"fsdp={shape['fsdp']}, but nothing is gathered along it: the shards are too thin or nothing divides; "
-            "a smaller --mesh.fsdp with a larger --mesh.data sends less")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -17,9 +18,11 @@ from vdm_jax.cascade.stage import Stage
 from vdm_jax.conditioning.conditioning import drop_text
 from vdm_jax.networks.unet import SpaceTimeUNet
 from vdm_jax.parallel.compiling import compiler_options
+from vdm_jax.parallel.gathers import check_gathers
 from vdm_jax.parallel.rules import batch_sharding, shard
 from vdm_jax.training.state import TrainState, abstract_state, learning_rate, make_optimizer
 
+logger = logging.getLogger(__name__)
 Batch = dict[str, Array]
 
 
@@ -104,8 +107,21 @@ def jit_train_step(stage: Stage, mesh: Mesh) -> jax.stages.Wrapped:
 
 
 def compile_train_step(stage: Stage, mesh: Mesh) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-    """`jit_train_step` called with the mesh in context."""
-    return _under(mesh, jit_train_step(stage, mesh))
+    """`jit_train_step` called with the mesh in context, for batches of one shape; the first call compiles it, and warns
+    where the compiler does not gather split parameters as it should."""
+    program = jit_train_step(stage, mesh)
+
+    compiled = None
+
+    def call(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        nonlocal compiled
+        if compiled is None:
+            compiled = program.lower(state, batch).compile()
+            for line in check_gathers(compiled.as_text(), mesh):
+                logger.warning(line)
+        return compiled(state, batch)
+
+    return _under(mesh, call)
 
 
 def compile_validation(stage: Stage, mesh: Mesh) -> Callable[[Any, Batch, PRNGKeyArray], Array]:

@@ -1,0 +1,33 @@
+"""Parameter counts of the shipped configs of published systems, without allocation, against the published ones."""
+
+from __future__ import annotations
+
+import jax
+import pytest
+
+from vdm_jax.commands.configs import load_config
+from vdm_jax.training.state import initial_params
+
+# Config and stage -> what is published, and how close ours has to be. Where widths are ours, 3 %.
+PUBLISHED = {
+    # Ho et al. 2022, arXiv 2210.02303, section 2.1 and figure 6.
+    ("imagen_video/cascade", "base"): (5.6e9, 0.03), ("imagen_video/cascade", "temporal_32"): (1.7e9, 0.03),
+    ("imagen_video/cascade", "spatial_80"): (1.4e9, 0.03), ("imagen_video/cascade", "spatial_320"): (1.2e9, 0.03),
+    ("imagen_video/cascade", "temporal_64"): (780e6, 0.03), ("imagen_video/cascade", "temporal_128"): (630e6, 0.03),
+    ("imagen_video/cascade", "spatial_1280"): (340e6, 0.03),
+}
+
+
+@pytest.mark.parametrize(("config", "stage"), PUBLISHED)
+def test_a_published_stage_has_its_published_size(config, stage):
+    shapes = jax.eval_shape(lambda key: initial_params(load_config(config).stage(stage), key), jax.random.key(0))
+    count, (published, tolerance) = sum(leaf.size for leaf in jax.tree.leaves(shapes)), PUBLISHED[config, stage]
+    assert abs(count / published - 1) <= tolerance, f"{count:,} parameters, {published:,.0f} published"
+
+
+def test_the_cascade_of_imagen_video_is_the_published_one():
+    """Frames, height, width and frames per second of the paper's figure 6."""
+    videos = [stage.video for stage in load_config("imagen_video/cascade").stages]
+    sizes = [(v.frames, v.height, v.width, v.fps) for v in videos]
+    assert sizes == [(16, 24, 40, 3), (32, 24, 40, 6), (32, 48, 80, 6), (32, 192, 320, 6), (64, 192, 320, 12),
+                     (128, 192, 320, 24), (128, 768, 1280, 24)]
