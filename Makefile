@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 REQUIREMENTS := requirements/$(VERSION).txt
 READY := $(VENV)/ready
 RUN := runs/captioned_digits
+# Tests compile more than they compute, which leaves half of a core idle: one process per core.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadgroup
 
 export JAX_PLATFORMS ?=
 
@@ -37,12 +39,12 @@ demo: $(READY)
 	@echo "Try      $(BIN)/vdm-jax sample captioned_digits \"a cyan 5 moving right\" --out five.gif"
 
 test: $(READY)
-	$(BIN)/python -m pytest tests -q
+	$(BIN)/python -m pytest tests -q $(PARALLEL)
 
 test-full: $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/peers.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/plots.txt
-	$(BIN)/python -m pytest tests -q --full
+	$(BIN)/python -m pytest tests -q --full $(PARALLEL)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -44,7 +44,7 @@ setup(
         "tensorboardX>=2.6",
     ],
     extras_require={
-        "dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.9"],
+        "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "ruff>=0.9"],
         "cuda": ["jax[cuda12]>=0.10"],
         # On a machine without a TPU too: its compiler reports memory and collectives of TPU slices.
         "tpu": ["jax[tpu]>=0.10"],

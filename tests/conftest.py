@@ -25,6 +25,10 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:  # what shares costly fixtures stays in one process: a file, or all commands
+            folder, *rest = item.path.relative_to(Path(__file__).parent).parts
+            item.add_marker(pytest.mark.xdist_group(folder if folder == "commands" else "/".join([folder, *rest])))
     if config.getoption("--full"):
         return
     for item in items:

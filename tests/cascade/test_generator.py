@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 
 from vdm_jax.cascade import generator as generator_module
-from vdm_jax.cascade.generator import Generated, Generator
+from vdm_jax.cascade.generator import Generated, Generator, jit_sampling
 from vdm_jax.cascade.stage import Sampling
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import EmbeddedText
+from vdm_jax.parallel.mesh import MeshSpec, make_mesh
+from vdm_jax.parallel.rules import parameter_shardings
+from vdm_jax.planning.inputs import sampling_inputs
 from vdm_jax.video.arrays import to_uint8
 
 CAPTIONS = ("a red three moving left", "a blue two", "a red two moving", "three blue", "a")
@@ -61,6 +64,31 @@ def test_a_video_does_not_depend_on_the_batch_size(five, experiment, params):
 def test_a_video_does_not_depend_on_the_number_of_devices(five, experiment, params):
     """Eight devices, the batch filled up with repeats."""
     assert_same_videos(Generator(experiment, params)(CAPTIONS, seed=3), five, slice(None))
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_the_estimates_of_a_video_may_live_on_two_halves_of_the_devices(devices, five, experiment, params):
+    """Also fewer videos than devices; stages without guidance are as ever."""
+    halves = Generator(experiment, params, jax.devices()[:devices])
+    assert_same_videos(halves(CAPTIONS[: devices // 2], seed=3, split_guidance=True), five, slice(devices // 2))
+
+
+def test_split_guidance_halves_the_work_of_a_device(experiment, params):
+    stage, flops = experiment.stages[0], {}
+    for devices, split in ((1, False), (2, True)):
+        mesh = make_mesh(MeshSpec(), jax.devices()[:devices])
+        sampling = dataclasses.replace(stage.sampling, split_guidance=split)
+        shardings = parameter_shardings(params["base"], mesh)
+        shaped = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params["base"],
+                              shardings)
+        split_stage = dataclasses.replace(stage, sampling=sampling)
+        with jax.set_mesh(mesh):
+            program = jit_sampling(stage, sampling, mesh, shardings).lower(
+                shaped, *sampling_inputs(split_stage, 1, 0, mesh)).compile()
+        flops[devices] = program.cost_analysis()["flops"]
+    assert 0.45 < flops[2] / flops[1] < 0.65
+    with pytest.raises(UserError, match="split_guidance=True with 3 devices along data x fsdp; permitted: an even"):
+        Generator(experiment, params, jax.devices()[:3])(CAPTIONS[:1], split_guidance=True)
 
 
 def test_a_video_does_not_depend_on_how_parameters_are_split(five, experiment, params):

@@ -53,7 +53,8 @@ def test_sampling_is_described(capfd, wide):
 
 
 def test_a_search_shows_what_it_compiles_and_what_fits(capfd, wide):
-    assert main([*COMMAND, "--search", "--meshes", "data=8", "data=5", "--most", "8", "--out", "search.json"]) == 0
+    assert main([*COMMAND, "--what", "sample", "--search", "--meshes", "data=8", "data=5", "--most", "8", "--out",
+                 "search.json"]) == 0
     printed = capfd.readouterr()
     assert f"mesh data=8, remat {remat_choices()[0]}, batch 8: fits" in printed.err
     assert "What fits, the best first" in printed.out and "does not fit 8 devices" in printed.out

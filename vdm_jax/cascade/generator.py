@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 
 from vdm_jax.cascade.inputs import text_conditioning
-from vdm_jax.cascade.sampling import sample_keys, sample_stage, with_overrides
+from vdm_jax.cascade.sampling import sample_keys, sample_stage, sampling_parts, sampling_sharding, with_overrides
 from vdm_jax.cascade.stage import Experiment, Sampling, Stage
 from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.conditioning.vocabulary import Vocabulary
@@ -23,7 +23,7 @@ from vdm_jax.errors import UserError
 from vdm_jax.networks.config import EmbeddedText, WordEncoder
 from vdm_jax.parallel.compiling import compiler_options
 from vdm_jax.parallel.mesh import make_mesh
-from vdm_jax.parallel.rules import batch_parts, batch_sharding, parameter_shardings
+from vdm_jax.parallel.rules import parameter_shardings
 from vdm_jax.video.arrays import to_uint8
 
 Progress = Callable[[str, int, int], None]  # stage name, videos done, videos in all
@@ -60,7 +60,7 @@ def jit_sampling(stage: Stage, sampling: Sampling, mesh: Mesh, shardings: Any) -
     def function(params: Any, keys: Any, text: Conditioning, low: Any) -> Any:
         return sample_stage(stage, sampling, params, keys, text, low)
 
-    batch = batch_sharding(mesh)
+    batch = sampling_sharding(stage, sampling, mesh)
     return jax.jit(function, in_shardings=(shardings, batch, batch, batch), out_shardings=batch,
                    compiler_options=compiler_options(mesh))
 
@@ -83,8 +83,8 @@ class Generator:
 
     def __call__(
         self, captions: Sequence[str] | str, *, seed: int = 0, first_index: int = 0, steps: int | None = None,
-        guidance: float | None = None, last: str | None = None, progress: Progress | None = None,
-        embeddings: Float[np.ndarray, "b l c"] | None = None,
+        guidance: float | None = None, split_guidance: bool | None = None, last: str | None = None,
+        progress: Progress | None = None, embeddings: Float[np.ndarray, "b l c"] | None = None,
     ) -> Generated:
         """Generate one video per caption.
 
@@ -94,6 +94,7 @@ class Generator:
           first_index: index of the first video, to go on with a series.
           steps: sampler steps, for all stages; each stage's own by default.
           guidance: weight w in (1 + w) form for the first stage; its own by default.
+          split_guidance: the two estimates of a guided video on two halves of the devices; each stage's own by default.
           last: name of the stage to stop after.
           progress: called with (stage, videos done, videos in all).
           embeddings: `[B, L, C]`, for stages that read text embeddings instead of words.
@@ -118,7 +119,8 @@ class Generator:
         outputs: dict[str, np.ndarray] = {}
         low = None
         for place, stage in enumerate(stages):
-            sampling = with_overrides(stage.sampling, steps=steps, guidance=guidance if place == 0 else None)
+            sampling = with_overrides(stage.sampling, steps=steps, guidance=guidance if place == 0 else None,
+                                      split_guidance=split_guidance)
             dataclasses.replace(stage, sampling=sampling)  # raises where the stage cannot do it
             text = self._text(stage, captions, embeddings)
             low = self._run(stage, place, sampling, seed, indices, text, low, progress)
@@ -145,7 +147,7 @@ class Generator:
     def _run(self, stage: Stage, place: int, sampling: Sampling, seed: int, indices: np.ndarray, text: Conditioning,
              low: np.ndarray | None, progress: Progress | None) -> np.ndarray:
         """All videos of one stage, in batches of one size; the last batch is filled up with repeats."""
-        total, parts = len(indices), batch_parts(self.mesh)
+        total, parts = len(indices), sampling_parts(stage, sampling, self.mesh)
         size = min(sampling.batch_size, total)
         size = -(-size // parts) * parts  # up to a multiple of the devices
         function = self._compile(stage, sampling)

@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from vdm_jax.cascade.inputs import with_low_resolution
@@ -15,7 +17,9 @@ from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.diffusion.arrays import Denoiser
 from vdm_jax.diffusion.guidance import batched, combine, dynamic_threshold, static_threshold
 from vdm_jax.diffusion.sampling import sample
+from vdm_jax.errors import UserError
 from vdm_jax.networks.unet import SpaceTimeUNet
+from vdm_jax.parallel.rules import batch_parts, batch_sharding, spread
 
 
 def sample_keys(seed: int, indices: Int[Array, b], stage: int) -> PRNGKeyArray:
@@ -27,15 +31,45 @@ def sample_keys(seed: int, indices: Int[Array, b], stage: int) -> PRNGKeyArray:
     return jax.vmap(fold)(indices)
 
 
+def is_guided(stage: Stage, sampling: Sampling) -> bool:
+    """Whether every step needs an estimate without the caption too."""
+    return bool(sampling.guidance) and stage.network.text is not None
+
+
+def sampling_parts(stage: Stage, sampling: Sampling, mesh: Mesh) -> int:
+    """What the number of videos sampled at a time must be a multiple of. Raises `UserError` when guidance is to be
+    split over an odd number of devices."""
+    parts = batch_parts(mesh)
+    if not (sampling.split_guidance and is_guided(stage, sampling)) or parts == 1:
+        return parts
+    if parts % 2:
+        raise UserError(f"Sampling.split_guidance=True with {parts} devices along data x fsdp; permitted: an even "
+                        "number")
+    return parts // 2
+
+
+def sampling_sharding(stage: Stage, sampling: Sampling, mesh: Mesh) -> NamedSharding:
+    """Where keys, captions and videos of a batch live. With split guidance every device has them all, since a video
+    belongs to two devices; what costs is the network, whose batch is split."""
+    split = sampling.split_guidance and is_guided(stage, sampling)
+    return NamedSharding(mesh, P()) if split else batch_sharding(mesh)
+
+
 def stage_denoiser(stage: Stage, params: Any, conditioning: Conditioning, sampling: Sampling) -> Denoiser:
-    """`(z, logsnr) -> x_hat` with classifier-free guidance (both halves in one batch) and thresholding."""
+    """`(z, logsnr) -> x_hat` with classifier-free guidance (both halves in one batch, which devices share) and
+    thresholding."""
     module = SpaceTimeUNet(stage.network)
 
     def denoise_with(z: Array, logsnr: Array, condition: Conditioning) -> Array:
         return stage.process.denoiser(lambda x, level: module.apply({"params": params}, x, level, condition))(z, logsnr)
 
-    if sampling.guidance and stage.network.text is not None:
-        both = batched(denoise_with, [conditioning, conditioning.without_text()])
+    if is_guided(stage, sampling):
+        def denoise_halves(*stacked: Any) -> Array:  # a sample's estimates are neighbours in the batch
+            if sampling.split_guidance:
+                stacked = jax.tree.map(lambda x: spread(x, "batch", dim=0), stacked)
+            return denoise_with(*stacked)
+
+        both = batched(denoise_halves, [conditioning, conditioning.without_text()])
         denoise = combine(both, [(0, 1, sampling.guidance)])
     else:
         def denoise(z: Array, logsnr: Array) -> Array:
@@ -76,7 +110,6 @@ def sample_stage(
     return jnp.clip(sample(sampling.sampler, denoise, keys, shape, stage.process, sampling.steps), -1, 1)
 
 
-def with_overrides(sampling: Sampling, *, steps: int | None = None, guidance: float | None = None) -> Sampling:
-    """The stage's sampling with what the user changed."""
-    changes = {name: value for name, value in (("steps", steps), ("guidance", guidance)) if value is not None}
-    return dataclasses.replace(sampling, **changes)
+def with_overrides(sampling: Sampling, **changes: Any) -> Sampling:
+    """The stage's sampling with what the user changed; None changes nothing."""
+    return dataclasses.replace(sampling, **{name: value for name, value in changes.items() if value is not None})

@@ -123,6 +123,8 @@ class Sampling:
     sampler: Sampler = DDIM()
     steps: int = 50
     guidance: float = 0.0  # w of (1 + w) conditional - w unconditional
+    # The two estimates of a guided video on two halves of the devices: half the videos at a time, each in half the time
+    split_guidance: bool = False
     threshold: Threshold | None = StaticThreshold()
     batch_size: int = 16  # clips at a time, over all devices
 

@@ -33,6 +33,7 @@ class Sample:
     count: int = 1  # videos per caption
     steps: int | None = None  # sampler steps of every stage; each stage's own by default
     guidance: float | None = None  # weight w of (1 + w) conditional - w unconditional, first stage; 0 is off
+    split_guidance: bool | None = None  # a video's two estimates on two halves of the devices; the config's by default
     last: str | None = None  # stop after this stage, e.g. base
     damaged: Damaged = "refuse"  # a damaged newest checkpoint: refuse, or skip it and use the newest intact one
     out: tuple[Path, ...] = (Path("sample.mp4"),)  # one or more files: .mp4, .gif or .png
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     captions = [caption for caption in options.captions for _ in range(options.count)]
     with sampling_progress() as progress:
         result = generator(captions, seed=options.seed, steps=options.steps, guidance=options.guidance,
-                           last=options.last, progress=progress)
+                           split_guidance=options.split_guidance, last=options.last, progress=progress)
     for path in options.out:
         print(result.save(path))
     return 0

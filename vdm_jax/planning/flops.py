@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from vdm_jax.attention.counting import AttentionCall, counted
 from vdm_jax.cascade.inputs import training_inputs
+from vdm_jax.cascade.sampling import is_guided
 from vdm_jax.cascade.stage import Sampling, Stage
 from vdm_jax.diffusion.samplers import Heun
 from vdm_jax.networks.config import UNet
@@ -75,7 +76,7 @@ def training_work(stage: Stage, batch: dict[str, Any], params: Any, mesh: Mesh) 
 
 def sampling_work(stage: Stage, sampling: Sampling, batch: dict[str, Any], params: Any, mesh: Mesh) -> Work:
     """Work of sampling a whole batch: every evaluation of the network, both halves of guidance."""
-    if sampling.guidance and stage.network.text is not None:  # both halves in one batch
+    if is_guided(stage, sampling):  # both halves in one batch
         batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2 * x.shape[0], *x.shape[1:]), x.dtype), batch)
     forward = network_forward(stage, batch, params, mesh)
     evaluations = 2 * sampling.steps - 1 if isinstance(sampling.sampler, Heun) else sampling.steps

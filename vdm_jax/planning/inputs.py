@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
+from vdm_jax.cascade.sampling import sampling_sharding
 from vdm_jax.cascade.stage import DataSet, Stage
 from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.data.array_record import METADATA, PreparedClips
@@ -63,7 +64,7 @@ def training_batch(
 
 def sampling_inputs(stage: Stage, size: int, text_tokens: int, mesh: Mesh) -> tuple[Any, Conditioning, Any]:
     """Keys `[B]`, text, and the low-resolution video `[B, T, H, W, 3]` (or None) of one batch, as shapes on a mesh."""
-    sharding, text, conditioning = batch_sharding(mesh), stage.network.text, Conditioning()
+    sharding, text, conditioning = sampling_sharding(stage, stage.sampling, mesh), stage.network.text, Conditioning()
 
     def shape(*sides: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((size, *sides), dtype, sharding=sharding)

@@ -15,6 +15,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from vdm_jax.cascade.generator import jit_sampling
+from vdm_jax.cascade.sampling import sampling_parts
 from vdm_jax.cascade.stage import DataSet, Stage
 from vdm_jax.errors import UserError
 from vdm_jax.parallel.collectives import listed
@@ -85,6 +86,13 @@ def plan_mesh(spec: MeshSpec, devices: Sequence[jax.Device]) -> Mesh:
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def unit_of_batches(plan: Plan, mesh: Mesh) -> int:
+    """What a plan's batch must be a multiple of."""
+    if plan.what == "sample":
+        return sampling_parts(plan.stage, plan.stage.sampling, mesh)
+    return batch_parts(mesh) * plan.stage.training.accumulation
+
+
 def compile_plan(plan: Plan, devices: Sequence[jax.Device]) -> dict[str, Any]:
     """Compile a plan for devices that need not be there, and describe the program as plain data.
 
@@ -92,7 +100,7 @@ def compile_plan(plan: Plan, devices: Sequence[jax.Device]) -> dict[str, Any]:
     needs where it says so. Raises `UserError` for a mesh, batch or network that does not divide.
     """
     mesh = plan_mesh(plan.mesh, devices)
-    parts = batch_parts(mesh) * (plan.stage.training.accumulation if plan.what == "train" else 1)
+    parts = unit_of_batches(plan, mesh)
     if plan.batch % parts:
         raise UserError(f"batch {plan.batch} does not divide over {batch_parts(mesh)} devices"
                         f"{' and the micro-batches' if parts > batch_parts(mesh) else ''}; permitted: multiples of "

@@ -10,11 +10,10 @@ import jax
 
 from vdm_jax.errors import UserError
 from vdm_jax.parallel.mesh import MeshSpec
-from vdm_jax.parallel.rules import batch_parts
 from vdm_jax.planning.advice import judge
 from vdm_jax.planning.cache import Reports
 from vdm_jax.planning.flops import remat_choices
-from vdm_jax.planning.program import Plan, plan_mesh
+from vdm_jax.planning.program import Plan, plan_mesh, unit_of_batches
 
 Tell = Callable[[str, dict[str, Any] | None], None]  # what is compiled next, or what came of it
 
@@ -93,8 +92,7 @@ def search(
 def _largest(plan: Plan, reports: Reports, devices: Sequence[jax.Device], capacity: int, batch: int | None, most: int,
              tell: Tell) -> Found:
     """Doubling from one clip per device until it no longer fits, then halving the gap."""
-    unit = batch_parts(plan_mesh(plan.mesh, devices)) * (
-        plan.stage.training.accumulation if plan.what == "train" else 1)
+    unit = unit_of_batches(plan, plan_mesh(plan.mesh, devices))
     best: tuple[Plan, dict[str, Any]] | None = None
 
     def fits(size: int) -> bool:

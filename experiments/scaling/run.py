@@ -1,0 +1,101 @@
+"""Compile the cases of this folder ahead of time and write what the compiler says into results/ and README.md.
+
+Run:   python -m experiments.scaling.run                       everything; hours on two cores, goes on where it stopped
+       python -m experiments.scaling.run --only 'full.*v5p'    cases whose name matches
+       python -m experiments.scaling.run --minutes 60          stops beginning new ones after an hour
+       python -m experiments.scaling.run --report              only rewrite README.md and the plots
+Needs: pip install 'vdm_jax[tpu]' 'vdm_jax[plots]' (no TPU)
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.scaling.cases import Case, cases
+from experiments.scaling.report import write_report
+from vdm_jax.benchmark.plots import require_matplotlib
+from vdm_jax.benchmark.record import open_record, save
+from vdm_jax.commands.progress import sweep_progress
+from vdm_jax.errors import UserError
+from vdm_jax.planning.advice import capacity_of, judge
+from vdm_jax.planning.cache import devices_of
+from vdm_jax.planning.program import compile_plan
+from vdm_jax.planning.roofline import METHOD
+from vdm_jax.versions import versions
+
+HERE = Path(__file__).parent
+RECORD = HERE / "results" / "compiled.json"
+KEPT = ("status", "verdict", "capacity", "parameters", "state", "memory", "flops", "roofline", "collectives", "mesh",
+        "devices", "chips", "compile_seconds", "trace_seconds", "warnings", "advice", "reason", "remat", "dtype")
+
+
+def protocol() -> dict[str, str]:
+    """How the numbers came about; rows of one record share it."""
+    return {"work": "compiled ahead of time by libtpu at little effort; nothing was run", "roofline": METHOD,
+            "text": "128 tokens per caption", "state": "parameters, AdamW moments and average in float32: 16 bytes per "
+            "parameter in training, 4 in sampling"}
+
+
+def compiled(case: Case) -> dict[str, Any]:
+    """The report of a case, without what the case itself says; a `UserError` is a row that says why."""
+    plan = case.plan()
+    try:
+        devices = devices_of(plan)
+        report = judge(compile_plan(plan, devices), capacity_of(devices[0]))
+    except UserError as error:
+        return {"status": "refused", "reason": str(error)}
+    return {name: report[name] for name in KEPT if name in report}
+
+
+def record(chosen: Sequence[Case], path: Path = RECORD, *, minutes: float | None = None, fresh: bool = False,
+           compile_case: Callable[[Case], dict[str, Any]] = compiled) -> dict[str, Any]:
+    """Compile what the record lacks, saving after every case."""
+    about = {"device": {"kind": "none: ahead of time"}, "versions": versions(), "protocol": protocol()}
+    found, began = open_record(path, about, fresh=fresh), time.monotonic()
+    missing = {case.name: case for case in chosen if case.name not in found["rows"]}
+    with sweep_progress() as progress:
+        for done, (name, case) in enumerate(missing.items()):
+            spent = time.monotonic() - began
+            if minutes is not None and spent > 60 * minutes:
+                break
+            progress(done, len(missing), name, spent / done * (len(missing) - done) if done else None)
+            found["rows"][name] = compile_case(case)
+            save(path, found)
+    return found
+
+
+def main() -> int:
+    """Compile and report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="regular expression; cases whose name it finds")
+    parser.add_argument("--minutes", type=float, help="begin no new case after so many")
+    parser.add_argument("--report", action="store_true", help="only write README.md and plots from the record")
+    parser.add_argument("--fresh", action="store_true", help="compile again what is recorded")
+    args = parser.parse_args()
+    try:
+        require_matplotlib()
+        if not args.report:
+            chosen = [case for case in cases() if re.search(args.only, case.name)]
+            if not chosen:
+                raise UserError(f"--only {args.only!r} matches no case; permitted: a part of "
+                                f"{cases()[0].name!r} and the like")
+            record(chosen, minutes=args.minutes, fresh=args.fresh)
+        write_report(RECORD, HERE / "README.md")
+    except UserError as error:
+        print(f"scaling: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("scaling: stopped; the same command goes on", file=sys.stderr)
+        return 130
+    print(HERE / "README.md")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
