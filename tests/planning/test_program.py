@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from vdm_jax.cascade.generator import jit_sampling
 from vdm_jax.cascade.stage import LowResolution
 from vdm_jax.commands.compile_command import with_known_words
 from vdm_jax.commands.configs import load_config
@@ -54,6 +55,16 @@ def test_a_stage_with_a_source_is_sampled_from_its_low_resolution_video(tiny):
     stage = dataclasses.replace(stage, network=network, source=LowResolution(frames=2, height=8, width=8))
     keys, text, low = sampling_inputs(stage, 8, 128, make_mesh(MeshSpec(), jax.devices()))
     assert keys.shape == (8,) and low.shape == (8, 2, 8, 8, 3) and text.tokens.shape == (8, 1, 12)
+
+
+def test_nothing_is_evaluated_while_a_sampler_is_traced(tiny, monkeypatch):
+    """For devices that are not there nothing can be."""
+    stage, mesh = tiny.stages[0], make_mesh(MeshSpec(), jax.devices())
+    state = abstract_state(stage, mesh)
+    program = jit_sampling(stage, stage.sampling, mesh, jax.tree.map(lambda a: a.sharding, state.params))
+    monkeypatch.delattr(jax, "ensure_compile_time_eval")
+    with jax.set_mesh(mesh):
+        program.lower(state.params, *sampling_inputs(stage, 8, 128, mesh))
 
 
 def in_slices(count):
@@ -115,6 +126,12 @@ class TestTPU:
         kinds = {(row["kind"], row["axes"]) for row in report["collectives"]}
         assert {("all-gather", "fsdp"), ("reduce-scatter", "fsdp"), ("all-reduce", "data")} <= kinds
         assert report["warnings"] == [] and 0 < report["roofline"]["mfu"] < 1
+
+    def test_the_demos_sampler_on_v5e(self):
+        plan, devices = demo("v5e-4", MeshSpec(data=4), what="sample")
+        report = judge(compile_plan(plan, devices), int(15.75 * GIB))
+        assert (report["verdict"], report["what"], report["warnings"]) == ("fits", "sample", [])
+        assert report["flops"]["evaluations"] == plan.stage.sampling.steps and report["roofline"]["mfu"] < 1
 
     def test_what_does_not_fit_is_a_report(self):
         plan, devices = demo("v5e-4", MeshSpec(data=4))

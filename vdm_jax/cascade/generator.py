@@ -19,6 +19,7 @@ from vdm_jax.cascade.sampling import sample_keys, sample_stage, sampling_parts, 
 from vdm_jax.cascade.stage import Experiment, Sampling, Stage
 from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.conditioning.vocabulary import Vocabulary
+from vdm_jax.diffusion.sampling import sampling_levels
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import EmbeddedText, WordEncoder
 from vdm_jax.parallel.compiling import compiler_options
@@ -56,9 +57,10 @@ class Generated:
 def jit_sampling(stage: Stage, sampling: Sampling, mesh: Mesh, shardings: Any) -> jax.stages.Wrapped:
     """Sampling `(params, keys, text, low) -> videos` of a stage jitted for a mesh, to be called or lowered with the
     mesh in context; `shardings` are those of the parameters."""
+    levels = np.asarray(sampling_levels(sampling.sampler, stage.process.schedule, sampling.steps))
 
     def function(params: Any, keys: Any, text: Conditioning, low: Any) -> Any:
-        return sample_stage(stage, sampling, params, keys, text, low)
+        return sample_stage(stage, sampling, params, keys, text, low, levels=levels)
 
     batch = sampling_sharding(stage, sampling, mesh)
     return jax.jit(function, in_shardings=(shardings, batch, batch, batch), out_shardings=batch,

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PRNGKeyArray
@@ -84,7 +85,7 @@ def stage_denoiser(stage: Stage, params: Any, conditioning: Conditioning, sampli
 
 def sample_stage(
     stage: Stage, sampling: Sampling, params: Any, keys: PRNGKeyArray, text: Conditioning,
-    low: Float[Array, "b t h w 3"] | None = None,
+    low: Float[Array, "b t h w 3"] | None = None, *, levels: Float[np.ndarray, " steps"] | None = None,
 ) -> Float[Array, "b t h w 3"]:
     """Videos of one stage, in [-1, 1].
 
@@ -95,6 +96,7 @@ def sample_stage(
       text: conditioning with the captions, which a stage that reads none leaves alone; also frame validity and
         reference features.
       low: the video of the stage before, for a stage with a source.
+      levels: of the sampler's steps, where they cannot be evaluated here; see `diffusion.sampling.sample`.
     """
     batch = keys.shape[0]
     conditioning = text
@@ -107,7 +109,8 @@ def sample_stage(
         conditioning = with_low_resolution(conditioning, low, stage, keys, level)
     denoise = stage_denoiser(stage, params, conditioning, sampling)
     shape = (batch, *stage.video.shape)
-    return jnp.clip(sample(sampling.sampler, denoise, keys, shape, stage.process, sampling.steps), -1, 1)
+    x = sample(sampling.sampler, denoise, keys, shape, stage.process, sampling.steps, levels=levels)
+    return jnp.clip(x, -1, 1)
 
 
 def with_overrides(sampling: Sampling, **changes: Any) -> Sampling:

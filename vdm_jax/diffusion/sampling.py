@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key
 
 from vdm_jax.diffusion.arrays import Denoiser, Hook, Video, noise_from_keys
@@ -48,6 +49,7 @@ def sample(
     initial: Video | None = None,
     start: float = 1.0,
     trajectory: bool = False,
+    levels: Float[np.ndarray, " steps"] | None = None,
 ) -> Video | tuple[Video, Float[Array, "steps B *rest"]]:
     """Videos of `shape` (B, T, H, W, C) from noise; jittable with sampler, process, shape and steps static.
 
@@ -63,12 +65,14 @@ def sample(
         2021, arXiv 2108.01073).
       start: time of the first level, in (0, 1].
       trajectory: also return the estimate of every step, [steps, B, T, H, W, C].
+      levels: `sampling_levels` of the other arguments, where nothing can be evaluated while tracing: under a mesh of
+        devices that are not there.
 
     Raises `UserError` for keys that do not match the shape, and for `start` below 1 without `initial`.
     """
     _check(keys, shape, initial, start)
     schedule, family, batch = process.schedule, process.schedule.family, shape[0]
-    levels = sampling_levels(sampler, schedule, steps, start)
+    levels = sampling_levels(sampler, schedule, steps, start) if levels is None else jnp.asarray(levels)
 
     def body(carry, step: Step):
         z, memory = carry
