@@ -37,7 +37,7 @@ def base() -> Stage:
         text=WordEncoder(length=16, width=64, layers=1))
     return Stage(
         name="base", video=VideoSpec(frames=8, height=32, width=32, fps=4), network=network, process=PROCESS,
-        training=Training(steps=3000, batch_size=8, learning_rate=1.5e-3, warmup_steps=100, decay=True, ema_decay=0.99,
+        training=Training(steps=2600, batch_size=8, learning_rate=1.5e-3, warmup_steps=100, decay=True, ema_decay=0.99,
                           log_every=50, checkpoint_every=1000, sample_every=0, validate_every=0),
         sampling=Sampling(sampler=DDIM(eta=1.0), steps=48, guidance=1.0, batch_size=32))
 
@@ -75,5 +75,5 @@ def spatial() -> Stage:
 
 def get_config() -> Experiment:
     """The three stages on 10,000 clips with one digit in most and two in some."""
-    data = CaptionedDigits(train_clips=10_000, single_object_fraction=0.9)
+    data = CaptionedDigits(train_clips=10_000, single_object_fraction=0.85)
     return Experiment(name="captioned_digits", stages=(base(), temporal(), spatial()), data=data)

@@ -14,7 +14,16 @@ Run:      vdm-jax compile imagen_video/cascade --stage base --topology v5p-512 -
 import math
 
 from vdm_jax.attention.patterns import Spatial, Temporal
-from vdm_jax.cascade.stage import DynamicThreshold, Experiment, LowResolution, Sampling, Stage, Training, VideoSpec
+from vdm_jax.cascade.stage import (
+    DynamicThreshold,
+    Experiment,
+    LowResolution,
+    Oscillation,
+    Sampling,
+    Stage,
+    Training,
+    VideoSpec,
+)
 from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.diffusion.augmentation import NoiseAugmentation
 from vdm_jax.diffusion.process import Process
@@ -33,10 +42,14 @@ AUGMENTATION = NoiseAugmentation(sampling_logsnr=math.log(3.0))
 TRAINING = Training(steps=1_000_000, batch_size=256, learning_rate=1e-4, warmup_steps=10_000, ema_decay=0.9999)
 
 
-def sampling(steps: int, guidance: float, batch_size: int = 16) -> Sampling:
-    """Ancestral sampling with dynamic clipping; whether its limit is per clip or per frame is not published."""
-    return Sampling(sampler=Ancestral(), steps=steps, guidance=guidance, threshold=DynamicThreshold(per="clip"),
-                    batch_size=batch_size)
+def sampling(steps: int, high: bool) -> Sampling:
+    """Ancestral sampling with dynamic clipping; guidance oscillates between 15 and 1 in the base and the first two
+    super-resolution stages (a constant 6 is what the paper compares it with). Not published: gamma, whether the
+    clipping's limit is per clip or per frame, how many first steps do not oscillate (a tenth here, as in an open
+    re-use), and the weight of the other stages."""
+    return Sampling(
+        sampler=Ancestral(), steps=steps, threshold=DynamicThreshold(per="clip"), guidance=15.0 if high else 6.0,
+        oscillation=Oscillation(low=1.0, constant_steps=steps // 10) if high else None)
 
 
 def usual(channels: int, blocks: tuple[int, int, int], mixers: tuple, low_resolution: bool = True) -> UNet:
@@ -61,16 +74,16 @@ def base() -> Stage:
     return Stage(
         name="base", video=VideoSpec(frames=16, height=24, width=40, fps=3),
         network=usual(1024, (2, 2, 2), (SPATIAL, TEMPORAL, CROSS), low_resolution=False), process=PROCESS,
-        training=TRAINING, sampling=sampling(256, 6.0))
+        training=TRAINING, sampling=sampling(256, high=True))
 
 
-def upsampled(name: str, video: VideoSpec, source: VideoSpec, network: UNet, batch_size: int = 16) -> Stage:
+def upsampled(name: str, video: VideoSpec, source: VideoSpec, network: UNet) -> Stage:
     """A super-resolution stage. Frames in between are repeated; the paper also names blank ones."""
     return Stage(
         name=name, video=video, network=network, process=PROCESS, training=TRAINING,
         source=LowResolution(frames=source.frames, height=source.height, width=source.width,
                              augmentation=AUGMENTATION),
-        sampling=sampling(128, 6.0, batch_size))
+        sampling=sampling(128, high=name in ("temporal_32", "spatial_80")))
 
 
 def get_config() -> Experiment:

@@ -11,7 +11,7 @@ import pytest
 
 from vdm_jax.cascade.inputs import text_conditioning, with_low_resolution
 from vdm_jax.cascade.sampling import sample_keys, sample_stage, stage_denoiser, with_overrides
-from vdm_jax.cascade.stage import DynamicThreshold, Sampling, StaticThreshold
+from vdm_jax.cascade.stage import DynamicThreshold, Oscillation, Sampling, StaticThreshold
 from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.diffusion.sampling import sample
 from vdm_jax.errors import UserError
@@ -40,6 +40,9 @@ def test_overrides_change_what_is_given():
         with_overrides(sampling, steps=0)
 
 
+LEVELS = np.array([-6.0, -3.0, -1.0, 2.0])  # of a sampler; the estimates below are made at the third
+
+
 @pytest.fixture(scope="module")
 def estimates(experiment, params):
     """A noisy input, its estimates with the caption and with the null caption (before any threshold), and a function
@@ -56,7 +59,7 @@ def estimates(experiment, params):
 
     def composed(**sampling):
         spec = dataclasses.replace(stage.sampling, **sampling)
-        return jax.jit(lambda z: stage_denoiser(stage, params["base"], text, spec)(z, level))(z)
+        return jax.jit(lambda z: stage_denoiser(stage, params["base"], text, spec, LEVELS)(z, level))(z)
 
     return estimate(text), estimate(text.without_text()), composed
 
@@ -66,6 +69,17 @@ def test_guidance_is_away_from_the_null_caption(estimates):
     assert np.abs(conditional - null).max() > 0.1
     np.testing.assert_allclose(composed(guidance=0.0, threshold=None), conditional, atol=1e-5)
     np.testing.assert_allclose(composed(guidance=2.0, threshold=None), 3 * conditional - 2 * null, atol=1e-4)
+
+
+def test_guidance_oscillates_from_step_to_step(estimates):
+    """High, then low at every second step; the level of the estimate belongs to step 2 of `LEVELS`."""
+    conditional, null, composed = estimates
+    for constant_steps, weight in ((0, 0.5), (1, 2.0), (2, 0.5), (3, 2.0)):
+        swing = Oscillation(low=0.5, constant_steps=constant_steps)
+        out = composed(guidance=2.0, oscillation=swing, threshold=None)
+        np.testing.assert_allclose(out, (1 + weight) * conditional - weight * null, atol=1e-4)
+    with pytest.raises(UserError, match="Oscillation.constant_steps=-1 is not valid; permitted: >= 0"):
+        Oscillation(constant_steps=-1)
 
 
 def test_thresholds_see_the_guided_estimate(estimates):

@@ -9,7 +9,7 @@ from vdm_jax.diffusion.arrays import noise_from_keys
 from vdm_jax.diffusion.families import FLOW, VE, VP
 from vdm_jax.diffusion.grids import KarrasGrid, LogSNRGrid, TimeGrid
 from vdm_jax.diffusion.process import Process
-from vdm_jax.diffusion.samplers import DDIM, Ancestral, DPMSolver, Heun, Step
+from vdm_jax.diffusion.samplers import DDIM, Ancestral, AncestralLangevin, DPMSolver, Heun, Step
 from vdm_jax.diffusion.sampling import sample, sampling_levels
 from vdm_jax.diffusion.schedules import CosineSchedule, EDMSchedule, FlowSchedule, LinearBetaSchedule
 from vdm_jax.errors import UserError
@@ -91,6 +91,21 @@ def test_ddim_step(family, videos):
 
 
 @FAMILIES
+def test_langevin_step_follows_the_ancestral_one(family, videos):
+    """At the level reached, with the estimate made there; the estimate here is the same for all z."""
+    x, z = videos
+    noise, correction, delta, following = 0.3 * jnp.ones_like(z), jnp.ones_like(z), 0.2, 0.7
+    reached = one_step(Ancestral(gamma=0.3), family, z, x, noise, -1.0, following)
+    sampler = AncestralLangevin(gamma=0.3, delta=delta)
+    step = Step(jnp.array(0), jnp.array(-2.0), jnp.array(-1.0), jnp.array(following), jnp.array(False), 10)
+    got = sampler.step(lambda *_: x, z, None, step, family, noise, correction)[0]
+    alpha, sigma = family.alpha_sigma(jnp.array(following))
+    score = (alpha * x - reached) / sigma**2
+    np.testing.assert_allclose(got, reached + delta / 2 * sigma**2 * score + delta**0.5 * sigma, rtol=1e-4, atol=1e-5)
+    assert sampler.evaluations(10) == 19 and sampler.noises == 2
+
+
+@FAMILIES
 def test_churn_keeps_the_marginal_and_stays_in_its_interval(family):
     step = Step(jnp.array(0), jnp.array(-2.0), jnp.array(-1.0), jnp.array(0.0), jnp.array(False), 10)
     z, noise = jnp.ones((1, *SHAPE)), jnp.ones((1, *SHAPE))
@@ -148,6 +163,7 @@ def test_every_grid_leads_to_the_data(grid, process, gaussian):
     "sampler, process",
     [
         (Ancestral(), VARIANCE_PRESERVING),
+        (AncestralLangevin(delta=0.02), VARIANCE_PRESERVING),  # larger steps leave a larger variance
         (DDIM(eta=0.5), VARIANCE_PRESERVING),
         (DPMSolver(), TABLE),
         (Heun(churn=20.0, churn_max=50.0), EXPLODING),
@@ -202,6 +218,7 @@ def test_families_agree_where_a_sampler_is_invariant_to_scaling(gaussian):
         (DDIM(), VARIANCE_PRESERVING),
         (DDIM(eta=0.7), STRAIGHT),
         (DPMSolver(), EXPLODING),
+        (AncestralLangevin(), VARIANCE_PRESERVING),
         (Heun(churn=5.0), VARIANCE_PRESERVING),
         (Heun(churn=5.0), EXPLODING),
     ],
@@ -226,7 +243,7 @@ def test_fewest_steps(sampler, gaussian):
 
 
 @pytest.mark.parametrize(
-    "sampler, evaluations", [(DDIM(), 4), (DPMSolver(), 4), (Ancestral(), 4), (Heun(), 7)]
+    "sampler, evaluations", [(DDIM(), 4), (DPMSolver(), 4), (Ancestral(), 4), (Heun(), 7), (AncestralLangevin(), 7)]
 )
 def test_hook_sees_and_replaces_every_estimate(sampler, evaluations, gaussian):
     seen = []

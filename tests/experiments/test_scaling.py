@@ -42,7 +42,7 @@ def test_a_case_is_compiled_for_what_it_says(monkeypatch):
     assert found["mesh"] == {"data": 2, "fsdp": 2, "tensor": 1, "context": 2} and found["collectives"]
     memory, kept, *rest = report.scaling_cells(found)
     assert memory.endswith(f"of {found['capacity'] / 2**30:.1f}") and rest == [""] * 4  # a CPU has no roofline
-    assert 1 <= float(kept.split("(")[1].rstrip(")")) < 1.2  # the state is split evenly over fsdp and context
+    assert 1 <= float(kept.split("(")[1].rstrip(")")) < 1.5  # split over fsdp and context; many vectors in so small a network
     refused = run.compiled(Case(**{**vars(TINY), "batch": 3}))
     assert refused["status"] == "refused" and "batch 3 does not divide over 4 devices" in refused["reason"]
 
@@ -69,7 +69,7 @@ def test_an_interrupted_run_goes_on(tmp_path):
 def test_the_page_shows_what_is_recorded_and_names_what_is_not(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(Path(run.HERE / "README.md").read_text())
-    weak = [case for case in cases() if case.study == "weak"]
+    weak = [case for case in cases() if (case.study, case.config) == ("weak", "imagen_video/cascade")]
     large = {**ROW, "verdict": "does not fit", "memory": {"needed": 2**36}}
     rows = {weak[0].name: ROW, weak[1].name: large}
     path = tmp_path / "results" / "compiled.json"

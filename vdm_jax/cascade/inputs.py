@@ -58,8 +58,9 @@ def training_inputs(
     """Target video, conditioning and number of appended images for one batch of the data pipeline.
 
     `batch` has `video` uint8 `[B,T,H,W,3]` and, where the network reads text, `tokens` `[B,L]` or `embeddings`
-    `[B,L,C]` with `text_mask`; for joint training also `images` `[B,n,H,W,3]` and `image_tokens` `[B,n,L]`; where clips
-    are padded `frame_valid` bool `[B,T]`; and `reference_NAME` `[B,G,M,C]` for each reference the network takes.
+    `[B,L,C]` with `text_mask`; for joint training also `images` `[B,n,H,W,3]` and `image_tokens` `[B,n,L]` (or
+    `image_embeddings` `[B,n,L,C]` with `image_text_mask`); where clips are padded `frame_valid` bool `[B,T]`; and
+    `reference_NAME` `[B,G,M,C]` for each reference the network takes.
     """
     x = target_video(batch["video"], stage.video)
     valid = None
@@ -79,7 +80,11 @@ def training_inputs(
         if tokens is not None:
             conditioning = text_conditioning(tokens)
         elif "embeddings" in batch:
-            conditioning = Conditioning(embeddings=batch["embeddings"][:, None], text_mask=batch["text_mask"][:, None])
+            embeddings, mask = batch["embeddings"][:, None], batch["text_mask"][:, None]
+            if images:
+                embeddings = jnp.concatenate([embeddings, batch["image_embeddings"]], axis=1)
+                mask = jnp.concatenate([mask, batch["image_text_mask"]], axis=1)
+            conditioning = Conditioning(embeddings=embeddings, text_mask=mask)
         else:
             raise UserError(f"stage {stage.name!r} reads text, but the batch has neither tokens nor embeddings")
     references = {name: batch[f"reference_{name}"] for name in (r.name for r in stage.network.references)

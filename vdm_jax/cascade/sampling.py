@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
 from vdm_jax.cascade.inputs import with_low_resolution
 from vdm_jax.cascade.stage import DynamicThreshold, Sampling, Stage, StaticThreshold
 from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.diffusion.arrays import Denoiser
-from vdm_jax.diffusion.guidance import batched, combine, dynamic_threshold, static_threshold
-from vdm_jax.diffusion.sampling import sample
+from vdm_jax.diffusion.guidance import batched, combine, dynamic_threshold, oscillating, static_threshold
+from vdm_jax.diffusion.sampling import sample, sampling_levels
 from vdm_jax.errors import UserError
 from vdm_jax.networks.unet import SpaceTimeUNet
 from vdm_jax.parallel.rules import batch_parts, batch_sharding, spread
@@ -56,9 +56,11 @@ def sampling_sharding(stage: Stage, sampling: Sampling, mesh: Mesh) -> NamedShar
     return NamedSharding(mesh, P()) if split else batch_sharding(mesh)
 
 
-def stage_denoiser(stage: Stage, params: Any, conditioning: Conditioning, sampling: Sampling) -> Denoiser:
+def stage_denoiser(
+    stage: Stage, params: Any, conditioning: Conditioning, sampling: Sampling, levels: Float[ArrayLike, " steps"]
+) -> Denoiser:
     """`(z, logsnr) -> x_hat` with classifier-free guidance (both halves in one batch, which devices share) and
-    thresholding."""
+    thresholding; `levels` are those of the sampler's steps."""
     module = SpaceTimeUNet(stage.network)
 
     def denoise_with(z: Array, logsnr: Array, condition: Conditioning) -> Array:
@@ -71,7 +73,10 @@ def stage_denoiser(stage: Stage, params: Any, conditioning: Conditioning, sampli
             return denoise_with(*stacked)
 
         both = batched(denoise_halves, [conditioning, conditioning.without_text()])
-        denoise = combine(both, [(0, 1, sampling.guidance)])
+        weight, swing = sampling.guidance, sampling.oscillation
+        if swing is not None:
+            weight = oscillating(weight, swing.low, jnp.asarray(levels), swing.constant_steps)
+        denoise = combine(both, [(0, 1, weight)])
     else:
         def denoise(z: Array, logsnr: Array) -> Array:
             return denoise_with(z, logsnr, conditioning)
@@ -107,7 +112,9 @@ def sample_stage(
     if stage.source is not None:
         level = jnp.full((batch,), stage.source.augmentation.sampling_logsnr)
         conditioning = with_low_resolution(conditioning, low, stage, keys, level)
-    denoise = stage_denoiser(stage, params, conditioning, sampling)
+    if levels is None:
+        levels = sampling_levels(sampling.sampler, stage.process.schedule, sampling.steps)
+    denoise = stage_denoiser(stage, params, conditioning, sampling, levels)
     shape = (batch, *stage.video.shape)
     x = sample(sampling.sampler, denoise, keys, shape, stage.process, sampling.steps, levels=levels)
     return jnp.clip(x, -1, 1)

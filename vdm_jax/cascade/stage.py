@@ -117,12 +117,25 @@ class Training:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Oscillation:
+    """Guidance that goes down and up again from step to step (Ho et al. 2022, arXiv 2210.02303, section 2.6)."""
+
+    low: float = 1.0  # weight of every second step; the others have `Sampling.guidance`
+    constant_steps: int = 0  # first steps without oscillation; how many is not published
+
+    def __post_init__(self):
+        if self.constant_steps < 0:
+            raise UserError(f"Oscillation.constant_steps={self.constant_steps} is not valid; permitted: >= 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How a stage is sampled unless the user says otherwise."""
 
     sampler: Sampler = DDIM()
     steps: int = 50
     guidance: float = 0.0  # w of (1 + w) conditional - w unconditional
+    oscillation: Oscillation | None = None  # of the guidance; None: the same weight at every step
     # The two estimates of a guided video on two halves of the devices: half the videos at a time, each in half the time
     split_guidance: bool = False
     threshold: Threshold | None = StaticThreshold()

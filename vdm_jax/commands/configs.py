@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import sys
+import types
 from pathlib import Path
 
 import vdm_jax
@@ -56,8 +58,18 @@ def load_config(name: str) -> Experiment:
 
 
 def load_module(path: Path):
-    """The Python module of a config file; configs of one folder may import `vdm_jax` and nothing of each other."""
+    """The Python module of a config file, executed anew. It may import `vdm_jax`; shipped configs may also import
+    private files of their folder (`from vdm_jax_configs.vdm import _network`)."""
+    _make_importable(config_folder())
     spec = importlib.util.spec_from_file_location(f"vdm_jax_config_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def _make_importable(folder: Path) -> None:
+    """Let `vdm_jax_configs` mean the folder of shipped configs, also in a checkout that is not installed."""
+    if "vdm_jax_configs" not in sys.modules:
+        package = types.ModuleType("vdm_jax_configs")
+        package.__path__ = [str(folder)]
+        sys.modules["vdm_jax_configs"] = package

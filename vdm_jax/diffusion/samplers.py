@@ -9,7 +9,7 @@ every family.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,12 @@ class _OnGrid:
 
     grid: Grid | None = None  # levels; None: uniform time, or the Karras ramp of an EDM schedule
 
+    noises: ClassVar[int] = 1  # independent noises that a step is given
+
+    def evaluations(self, steps: int) -> int:
+        """How often the denoiser is called in all."""
+        return steps
+
     def memory(self, z: Video) -> Any:
         """What the first step is told of the step before it; nothing, except in multistep samplers."""
         return None
@@ -72,6 +78,43 @@ class Ancestral(_OnGrid):
         mean = kept * (alpha_s / alpha_t) * z + replaced * alpha_s * x_hat
         std = jnp.sqrt(replaced) * sigma_s ** (1 - self.gamma) * sigma_t**self.gamma
         return mean + std * noise, x_hat, None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AncestralLangevin(Ancestral):
+    """`Ancestral`, and after each step one of Langevin dynamics at the level reached: `z - delta / 2 sigma eps_hat +
+    sqrt(delta) sigma noise`.
+
+    The predictor-corrector of Ho et al. 2022, arXiv 2204.03458, appendix B; two evaluations a step, one on the last.
+    """
+
+    delta: float = 0.1  # size of the Langevin step
+
+    noises: ClassVar[int] = 2
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.delta <= 0:
+            raise UserError(f"AncestralLangevin.delta={self.delta}; permitted: above 0")
+
+    def evaluations(self, steps: int) -> int:
+        """How often the denoiser is called in all."""
+        return 2 * steps - 1
+
+    def step(
+        self, estimate: Estimate, z: Video, memory: None, step: Step, family: Family, noise: Video,
+        correction: Video,
+    ) -> Outcome:
+        """z at the next level, given z at this one."""
+        z, x_hat, _ = super().step(estimate, z, memory, step, family, noise)
+        alpha, sigma = family.alpha_sigma(step.next)
+
+        def correct() -> Video:
+            eps = (z - alpha * estimate(z, step.next)) / sigma
+            return z - self.delta / 2 * sigma * eps + math.sqrt(self.delta) * sigma * correction
+
+        # The last result is discarded, and so is the evaluation it would cost.
+        return jax.lax.cond(step.last, lambda: z, correct), x_hat, None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,6 +183,10 @@ class Heun(_OnGrid):
     churn_max: float | None = None  # S_tmax: highest sigma / alpha at which noise is added; None: no limit
     churn_noise: float = 1.0  # S_noise: standard deviation of the added noise, relative to the exact one
 
+    def evaluations(self, steps: int) -> int:
+        """How often the denoiser is called in all."""
+        return 2 * steps - 1
+
     def __post_init__(self):
         if self.churn < 0 or self.churn_noise <= 0:
             raise UserError(
@@ -189,4 +236,4 @@ def _velocity(x_hat: Video, z: Video, level: Scalar, family: Family) -> Video:
     return predictions.convert("x", x_hat, z, *family.alpha_sigma(level))[family.velocity]
 
 
-Sampler = Ancestral | DDIM | DPMSolver | Heun
+Sampler = Ancestral | AncestralLangevin | DDIM | DPMSolver | Heun

@@ -58,9 +58,9 @@ def sample(
       denoise: `(z, logsnr [B]) -> x_hat`, guidance and thresholding included.
       keys: one typed threefry key per video. Video b depends on keys[b] and on nothing else in the batch.
       process: its schedule gives levels and family; the denoiser already knows the rest.
-      steps: evaluations of the denoiser; `Heun` makes 2 * steps - 1.
+      steps: evaluations of the denoiser; `Heun` and `AncestralLangevin` make 2 * steps - 1.
       hook: `hook(x_hat, z, logsnr, index) -> x_hat` sees, and may replace, every estimate. logsnr is [B];
-        index is the step, which Heun's two evaluations share.
+        index is the step, which the two evaluations of a step share.
       initial: z at time `start`, instead of noise: sampling from a diffused video (SDEdit: Meng et al.
         2021, arXiv 2108.01073).
       start: time of the first level, in (0, 1].
@@ -84,8 +84,8 @@ def sample(
             return x_hat if hook is None else hook(x_hat, z, logsnr, step.index)
 
         # Stream 0 is the initial noise. Samplers without noise leave this unused, and the compiler drops it.
-        noise = noise_from_keys(keys, step.index + 1, shape)
-        z, x_hat, memory = sampler.step(estimate, z, memory, step, family, noise)
+        noises = [noise_from_keys(keys, step.index + 1 + n * steps, shape) for n in range(sampler.noises)]
+        z, x_hat, memory = sampler.step(estimate, z, memory, step, family, *noises)
         return (jnp.where(step.last, x_hat, z), memory), (x_hat if trajectory else None)
 
     if initial is None:

@@ -20,7 +20,6 @@ from vdm_jax.attention.counting import AttentionCall, counted
 from vdm_jax.cascade.inputs import training_inputs
 from vdm_jax.cascade.sampling import is_guided
 from vdm_jax.cascade.stage import Sampling, Stage
-from vdm_jax.diffusion.samplers import Heun
 from vdm_jax.networks.config import UNet
 from vdm_jax.networks.unet import SpaceTimeUNet
 
@@ -79,7 +78,7 @@ def sampling_work(stage: Stage, sampling: Sampling, batch: dict[str, Any], param
     if is_guided(stage, sampling):  # both halves in one batch
         batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2 * x.shape[0], *x.shape[1:]), x.dtype), batch)
     forward = network_forward(stage, batch, params, mesh)
-    evaluations = 2 * sampling.steps - 1 if isinstance(sampling.sampler, Heun) else sampling.steps
+    evaluations = sampling.sampler.evaluations(sampling.steps)
     computed = forward.dense + forward.convolution + forward.attention_computed
     return Work(forward, evaluations, evaluations * forward.model, evaluations * computed)
 

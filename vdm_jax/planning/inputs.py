@@ -57,6 +57,9 @@ def training_batch(
         shapes["images"] = (images, height, width, 3), jnp.uint8
         if isinstance(text, WordEncoder):
             shapes["image_tokens"] = (images, text.length), jnp.int32
+        elif isinstance(text, EmbeddedText):
+            shapes["image_embeddings"] = (images, text_tokens, text.width), jnp.float32
+            shapes["image_text_mask"] = (images, text_tokens), jnp.bool_
     sharding = batch_sharding(mesh) if mesh is not None else None
     return {name: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=sharding)
             for name, (shape, dtype) in shapes.items()}, notes

@@ -1,0 +1,30 @@
+"""VDM text to video, the large model of 9 frames of 128x128.
+
+Citation: Ho et al. 2022, arXiv 2204.03458, section 4.3. Hyperparameters are those of appendix A; what the paper leaves
+          open is marked in _network.py. The number of parameters is not published.
+Hardware: 128 TPU v4 chips, 800,000 steps of 128 clips.
+Expected: none published alone: it enlarges and extends what text_large_64 makes (section 3.1). Not trained by us.
+Run:      vdm-jax compile vdm/text_large_128 --topology v4-256     (training needs BERT-large embeddings)
+"""
+
+from vdm_jax.cascade.stage import Experiment, Sampling, Stage, StaticThreshold, Training, VideoSpec
+from vdm_jax.data.array_record import PreparedClips
+from vdm_jax.diffusion.process import Process
+from vdm_jax.diffusion.samplers import Ancestral
+from vdm_jax.diffusion.schedules import CosineSchedule
+from vdm_jax.networks.config import EmbeddedText
+from vdm_jax_configs.vdm._network import network
+
+
+def get_config() -> Experiment:
+    """Texts arrive as BERT-large embeddings. Frame skip 1."""
+    stage = Stage(
+        name="base", video=VideoSpec(frames=9, height=128, width=128, fps=8),
+        network=network(128, (1, 2, 4, 8, 16), size=128, head_dim=128, dropout=0.0, text=EmbeddedText(width=1024)),
+        process=Process(schedule=CosineSchedule(), prediction="eps"),
+        training=Training(steps=800_000, batch_size=128, learning_rate=2e-4, b1=0.9, b2=0.99, ema_decay=0.9999,
+                          images_per_clip=7),
+        sampling=Sampling(sampler=Ancestral(gamma=0.3), steps=256, guidance=1.0,
+                          threshold=StaticThreshold()))
+    return Experiment(name="vdm_text_large_128", stages=(stage,), data=PreparedClips(
+        path="data/clips_with_bert_large"))
