@@ -15,6 +15,11 @@ PUBLISHED = {
     ("imagen_video/cascade", "spatial_80"): (1.4e9, 0.03), ("imagen_video/cascade", "spatial_320"): (1.2e9, 0.03),
     ("imagen_video/cascade", "temporal_64"): (780e6, 0.03), ("imagen_video/cascade", "temporal_128"): (630e6, 0.03),
     ("imagen_video/cascade", "spatial_1280"): (340e6, 0.03),
+    # Ho et al. 2022, arXiv 2204.03458 gives no counts. These follow from its appendix A, with the vector added and
+    # strided convolutions between levels, without tables of relative positions and pooling of text.
+    ("vdm/ucf101", "base"): (1.144e9, 0.005), ("vdm/kinetics600", "base"): (1.142e9, 0.005),
+    ("vdm/bair", "base"): (138e6, 0.005), ("vdm/text_small", "base"): (295e6, 0.005),
+    ("vdm/text_large_64", "base"): (1.144e9, 0.005), ("vdm/text_large_128", "base"): (1.147e9, 0.005),
 }
 
 
