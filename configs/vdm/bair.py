@@ -7,7 +7,7 @@ Expected: FVD 66.92 for 1 -> 15 frames with reconstruction guidance of weight 50
 Run:      vdm-jax train vdm/bair     (prepare bair_robot_pushing_small with TFDS as array_record first)
 """
 
-from vdm_jax.cascade.stage import Experiment, Sampling, Stage, StaticThreshold, Training, VideoSpec
+from vdm_jax.cascade.stage import Completion, Experiment, Sampling, Stage, StaticThreshold, Training, VideoSpec
 from vdm_jax.data.tfds_video import TFDSVideo
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import AncestralLangevin
@@ -24,6 +24,6 @@ def get_config() -> Experiment:
         training=Training(steps=660_000, batch_size=128, learning_rate=2e-4, weight_decay=0.01, b1=0.9, b2=0.999,
                           ema_decay=0.999, images_per_clip=8, flips=True),
         sampling=Sampling(sampler=AncestralLangevin(gamma=0.0, delta=0.1), steps=256,
-                          threshold=StaticThreshold()))
+                          threshold=StaticThreshold(), completion=Completion(weight=50.0)))
     return Experiment(name="vdm_bair", stages=(stage,), data=TFDSVideo(
         name="bair_robot_pushing_small", frames=16, height=64, width=64))

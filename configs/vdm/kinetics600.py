@@ -7,7 +7,7 @@ Expected: FVD 16.2 +- .34, IS 15.64 for 5 -> 11 frames, guidance of weight 9 (ta
 Run:      vdm-jax train vdm/kinetics600     (videos in data/kinetics600/; not in TFDS)
 """
 
-from vdm_jax.cascade.stage import Experiment, Sampling, Stage, StaticThreshold, Training, VideoSpec
+from vdm_jax.cascade.stage import Completion, Experiment, Sampling, Stage, StaticThreshold, Training, VideoSpec
 from vdm_jax.data.video_folder import VideoFolder
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import AncestralLangevin
@@ -24,6 +24,6 @@ def get_config() -> Experiment:
         training=Training(steps=220_000, batch_size=256, learning_rate=2e-4, b1=0.9, b2=0.99, ema_decay=0.9999,
                           images_per_clip=8),
         sampling=Sampling(sampler=AncestralLangevin(gamma=0.0, delta=0.1), steps=128,
-                          threshold=StaticThreshold()))
+                          threshold=StaticThreshold(), completion=Completion(weight=9.0)))
     return Experiment(name="vdm_kinetics600", stages=(stage,), data=VideoFolder(
         path="data/kinetics600", frames=16, height=64, width=64))

@@ -32,9 +32,9 @@ def test_position_embedding_is_a_sum_over_axes_and_images_stand_at_frame_0(fille
 def test_resampling(filled, normal):
     x = normal(0, 1, 2, 8, 6, 4)
     pool, conv = dataclasses.replace(PLAIN, resample="pool"), PLAIN
-    np.testing.assert_allclose(Downsample(pool, (2, 3)).apply({}, x), mean_pool(x, (2, 3)), atol=1e-6)
-    np.testing.assert_array_equal(Upsample(pool, (2, 3)).apply({}, x), nearest(x, (2, 3)))
-    down, up = Downsample(conv, (2, 3)), Upsample(conv, (2, 3))
+    np.testing.assert_allclose(Downsample(pool, (2, 3), 4).apply({}, x), mean_pool(x, (2, 3)), atol=1e-6)
+    np.testing.assert_array_equal(Upsample(pool, (2, 3), 4).apply({}, x), nearest(x, (2, 3)))
+    down, up = Downsample(conv, (2, 3), 4), Upsample(conv, (2, 3), 4)
     for layer, before, strides in ((down, x, (2, 3)), (up, nearest(x, (2, 3)), (1, 1))):
         params = filled(layer, x)
         expected = convolve(before, params["conv"]["kernel"], strides) + params["conv"]["bias"]

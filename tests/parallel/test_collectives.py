@@ -92,6 +92,23 @@ def test_as_the_tpu_compiler_writes_it():
     assert describe(found).startswith("1 all-reduce 0.0 MiB, 4 collective-permute 1.0 MiB")
 
 
+def test_a_kernel_whose_metadata_breaks_lines_does_not_end_the_program():
+    text = """\
+ENTRY %main (p: f32[8,4]) -> f32[64,4] {
+  %p = f32[8,4]{1,0} parameter(0)
+  %kernel = f32[8,4]{1,0} custom-call(%p), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{}"
+}}, metadata={op_name="splash"}, backend_config={"flag_configs":[]}
+  ROOT %all = f32[64,4]{1,0} all-gather(%kernel), replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+}, execution_thread="main"
+
+%other (p: f32[8,4]) -> f32[8,4] {
+  ROOT %p = f32[8,4]{1,0} parameter(0)
+}
+"""
+    assert collectives(text) == {"all-gather": {"count": 1, "bytes": 64 * 4 * 4}}
+
+
 def test_a_loop_of_unknown_length_is_said():
     found = collectives(TPU.replace("direction=LT", "direction=NE"))
     assert found["collective-permute"] == {"count": 1, "bytes": 2 * 256 * 512, "unknown_loops": 1}

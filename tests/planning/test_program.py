@@ -53,7 +53,7 @@ def test_a_stage_with_a_source_is_sampled_from_its_low_resolution_video(tiny):
     stage = tiny.stages[0]
     network = dataclasses.replace(stage.network, low_resolution=True)
     stage = dataclasses.replace(stage, network=network, source=LowResolution(frames=2, height=8, width=8))
-    keys, text, low = sampling_inputs(stage, 8, 128, make_mesh(MeshSpec(), jax.devices()))
+    keys, text, low, _ = sampling_inputs(stage, 8, 128, make_mesh(MeshSpec(), jax.devices()))
     assert keys.shape == (8,) and low.shape == (8, 2, 8, 8, 3) and text.tokens.shape == (8, 1, 12)
 
 

@@ -12,11 +12,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, PRNGKeyArray, UInt8
 
 from vdm_jax.cascade.inputs import text_conditioning
-from vdm_jax.cascade.sampling import sample_keys, sample_stage, sampling_parts, sampling_sharding, with_overrides
-from vdm_jax.cascade.stage import Experiment, Sampling, Stage
+from vdm_jax.cascade.sampling import (
+    Known,
+    sample_keys,
+    sample_stage,
+    sampling_parts,
+    sampling_sharding,
+    with_overrides,
+)
+from vdm_jax.cascade.stage import Completion, Experiment, Sampling, Stage
 from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.conditioning.vocabulary import Vocabulary
 from vdm_jax.diffusion.sampling import sampling_levels
@@ -25,7 +32,7 @@ from vdm_jax.networks.config import EmbeddedText, WordEncoder
 from vdm_jax.parallel.compiling import compiler_options
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.rules import parameter_shardings
-from vdm_jax.video.arrays import to_uint8
+from vdm_jax.video.arrays import to_float, to_uint8
 
 Progress = Callable[[str, int, int], None]  # stage name, videos done, videos in all
 
@@ -55,16 +62,36 @@ class Generated:
 
 
 def jit_sampling(stage: Stage, sampling: Sampling, mesh: Mesh, shardings: Any) -> jax.stages.Wrapped:
-    """Sampling `(params, keys, text, low) -> videos` of a stage jitted for a mesh, to be called or lowered with the
-    mesh in context; `shardings` are those of the parameters."""
+    """Sampling `(params, keys, text, low, known) -> videos` of a stage jitted for a mesh, to be called or lowered with
+    the mesh in context; `shardings` are those of the parameters, `low` and `known` may be None."""
     levels = np.asarray(sampling_levels(sampling.sampler, stage.process.schedule, sampling.steps))
 
-    def function(params: Any, keys: Any, text: Conditioning, low: Any) -> Any:
-        return sample_stage(stage, sampling, params, keys, text, low, levels=levels)
+    def function(params: Any, keys: Any, text: Conditioning, low: Any, known: Known | None) -> Any:
+        return sample_stage(stage, sampling, params, keys, text, low, levels=levels, known=known)
 
     batch = sampling_sharding(stage, sampling, mesh)
-    return jax.jit(function, in_shardings=(shardings, batch, batch, batch), out_shardings=batch,
+    return jax.jit(function, in_shardings=(shardings, batch, batch, batch, batch), out_shardings=batch,
                    compiler_options=compiler_options(mesh))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Jobs:
+    """The videos asked for in one call."""
+
+    seed: int
+    indices: np.ndarray  # one per video
+    progress: Progress | None
+    block: int = 0  # of an extended video
+
+    def keys(self, rows: np.ndarray, place: int) -> PRNGKeyArray:
+        """Keys of some of the videos for the stage at a place of the cascade."""
+        keys = sample_keys(self.seed, jnp.asarray(self.indices[rows]), place)
+        return jax.vmap(lambda key: jax.random.fold_in(key, self.block))(keys) if self.block else keys
+
+    def tell(self, stage: str, done: int, total: int) -> None:
+        """Report progress to whoever asked for it."""
+        if self.progress is not None:
+            self.progress(f"{stage}, block {self.block + 1}" if self.block else stage, done, total)
 
 
 class Generator:
@@ -117,7 +144,7 @@ class Generator:
         if stages[0].source is not None:
             raise UserError(f"stage {stages[0].name!r} starts from {stages[0].source.frames} frames that no stage "
                             "makes; permitted: a cascade whose first stage has source=None")
-        indices = first_index + np.arange(len(captions))
+        jobs = _Jobs(seed, first_index + np.arange(len(captions)), progress)
         outputs: dict[str, np.ndarray] = {}
         low = None
         for place, stage in enumerate(stages):
@@ -125,9 +152,50 @@ class Generator:
                                       split_guidance=split_guidance)
             dataclasses.replace(stage, sampling=sampling)  # raises where the stage cannot do it
             text = self._text(stage, captions, embeddings)
-            low = self._run(stage, place, sampling, seed, indices, text, low, progress)
+            low = self._run(stage, place, sampling, jobs, text, low)
             outputs[stage.name] = np.asarray(to_uint8(low))
         return Generated(captions, outputs, {stage.name: stage.video.fps for stage in stages})
+
+    def extend(
+        self, captions: Sequence[str] | str, *, frames: int, overlap: int | None = None,
+        completion: Completion | None = None, seed: int = 0, first_index: int = 0, steps: int | None = None,
+        guidance: float | None = None, progress: Progress | None = None,
+        embeddings: Float[np.ndarray, "b l c"] | None = None,
+    ) -> Generated:
+        """Generate longer videos of the first stage, block by block: each block after the first is sampled with its
+        first frames known, which are the last of the block before (Ho et al. 2022, arXiv 2204.03458, section 3.1).
+
+        Args:
+          frames: of the videos; the last block is cut.
+          overlap: frames that a block knows; half of the stage's frames by default.
+          completion: how blocks take over what they know; the stage's own by default.
+          captions, seed, first_index, steps, guidance, progress, embeddings: as in a call.
+
+        Raises `UserError` as a call does, for an overlap that leaves nothing to sample, and for fewer frames than the
+        stage makes.
+        """
+        captions = (captions,) if isinstance(captions, str) else tuple(captions)
+        stage = self.experiment.stages[0]
+        size, overlap = stage.video.frames, stage.video.frames // 2 if overlap is None else overlap
+        if not 0 < overlap < size:
+            raise UserError(f"overlap={overlap} is not valid; permitted: 1 to {size - 1}, for blocks of {size} frames")
+        if frames < size:
+            raise UserError(f"frames={frames} is not valid; permitted: >= {size}, what stage {stage.name!r} makes at "
+                            "once")
+        first = self(captions, seed=seed, first_index=first_index, steps=steps, guidance=guidance, progress=progress,
+                     embeddings=embeddings, last=stage.name)
+        sampling = with_overrides(stage.sampling, steps=steps, guidance=guidance, completion=completion)
+        jobs = _Jobs(seed, first_index + np.arange(len(captions)), progress)
+        text = self._text(stage, captions, embeddings)
+        video = np.asarray(to_float(first.videos))
+        mask = np.zeros((len(captions), size, 1, 1, 1), np.float32)
+        mask[:, :overlap] = 1
+        while video.shape[1] < frames:
+            jobs = dataclasses.replace(jobs, block=jobs.block + 1)
+            known = np.pad(video[:, -overlap:], ((0, 0), (0, size - overlap), (0, 0), (0, 0), (0, 0)))
+            block = self._run(stage, 0, sampling, jobs, text, None, Known(known, mask))
+            video = np.concatenate([video, block[:, overlap:]], axis=1)
+        return Generated(captions, {stage.name: np.asarray(to_uint8(video[:, :frames]))}, {stage.name: stage.video.fps})
 
     def vocabulary(self, stage: Stage) -> Vocabulary:
         """The words a stage's encoder knows."""
@@ -146,21 +214,20 @@ class Generator:
             return Conditioning(embeddings=jnp.asarray(embeddings)[:, None], text_mask=mask)
         return Conditioning()
 
-    def _run(self, stage: Stage, place: int, sampling: Sampling, seed: int, indices: np.ndarray, text: Conditioning,
-             low: np.ndarray | None, progress: Progress | None) -> np.ndarray:
+    def _run(self, stage: Stage, place: int, sampling: Sampling, jobs: _Jobs, text: Conditioning,
+             low: np.ndarray | None, known: Known | None = None) -> np.ndarray:
         """All videos of one stage, in batches of one size; the last batch is filled up with repeats."""
-        total, parts = len(indices), sampling_parts(stage, sampling, self.mesh)
+        total, parts = len(jobs.indices), sampling_parts(stage, sampling, self.mesh)
         size = min(sampling.batch_size, total)
         size = -(-size // parts) * parts  # up to a multiple of the devices
         function = self._compile(stage, sampling)
         done = []
         for start in range(0, total, size):
             rows = np.minimum(np.arange(start, start + size), total - 1)
-            keys = sample_keys(seed, jnp.asarray(indices[rows]), place)
-            batch = jax.tree.map(lambda x, rows=rows: x[rows], (text, low))
+            keys = jobs.keys(rows, place)
+            batch = jax.tree.map(lambda x, rows=rows: x[rows], (text, low, known))
             done.append(np.asarray(function(self.params[stage.name], keys, *batch)))
-            if progress is not None:
-                progress(stage.name, min(start + size, total), total)
+            jobs.tell(stage.name, min(start + size, total), total)
         return np.concatenate(done)[:total]
 
     def _compile(self, stage: Stage, sampling: Sampling) -> Callable:

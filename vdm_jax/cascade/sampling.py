@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from vdm_jax.cascade.inputs import with_low_resolution
 from vdm_jax.cascade.stage import DynamicThreshold, Sampling, Stage, StaticThreshold
 from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.diffusion.arrays import Denoiser
+from vdm_jax.diffusion.conditional import known_error, reconstruction_guided, replaced
 from vdm_jax.diffusion.guidance import batched, combine, dynamic_threshold, oscillating, static_threshold
 from vdm_jax.diffusion.sampling import sample, sampling_levels
 from vdm_jax.errors import UserError
@@ -56,11 +57,19 @@ def sampling_sharding(stage: Stage, sampling: Sampling, mesh: Mesh) -> NamedShar
     return NamedSharding(mesh, P()) if split else batch_sharding(mesh)
 
 
+class Known(NamedTuple):
+    """A part of a video that is given."""
+
+    video: Float[Array, "b t h w 3"]  # in [-1, 1]; of no matter where it is not known
+    mask: Float[Array, "b t h w 1"]  # 1 where it is known, broadcastable to the video
+
+
 def stage_denoiser(
-    stage: Stage, params: Any, conditioning: Conditioning, sampling: Sampling, levels: Float[ArrayLike, " steps"]
+    stage: Stage, params: Any, conditioning: Conditioning, sampling: Sampling, levels: Float[ArrayLike, " steps"],
+    known: Known | None = None,
 ) -> Denoiser:
     """`(z, logsnr) -> x_hat` with classifier-free guidance (both halves in one batch, which devices share) and
-    thresholding; `levels` are those of the sampler's steps."""
+    thresholding, for videos of which a part may be known; `levels` are those of the sampler's steps."""
     module = SpaceTimeUNet(stage.network)
 
     def denoise_with(z: Array, logsnr: Array, condition: Conditioning) -> Array:
@@ -80,17 +89,21 @@ def stage_denoiser(
     else:
         def denoise(z: Array, logsnr: Array) -> Array:
             return denoise_with(z, logsnr, conditioning)
+    if known is not None and sampling.completion.method == "reconstruction":  # before thresholds, which stop gradients
+        denoise = reconstruction_guided(denoise, [known_error(*known)], sampling.completion.weight,
+                                        stage.process.schedule.family)
     match sampling.threshold:
         case StaticThreshold():
-            return static_threshold(denoise)
+            denoise = static_threshold(denoise)
         case DynamicThreshold(percentile=percentile, per=per):
-            return dynamic_threshold(denoise, percentile, per)
-    return denoise
+            denoise = dynamic_threshold(denoise, percentile, per)
+    return denoise if known is None else replaced(denoise, *known)
 
 
 def sample_stage(
     stage: Stage, sampling: Sampling, params: Any, keys: PRNGKeyArray, text: Conditioning,
     low: Float[Array, "b t h w 3"] | None = None, *, levels: Float[np.ndarray, " steps"] | None = None,
+    known: Known | None = None,
 ) -> Float[Array, "b t h w 3"]:
     """Videos of one stage, in [-1, 1].
 
@@ -101,6 +114,7 @@ def sample_stage(
       text: conditioning with the captions, which a stage that reads none leaves alone; also frame validity and
         reference features.
       low: the video of the stage before, for a stage with a source.
+      known: a part of the videos that is given, and comes out as it is.
       levels: of the sampler's steps, where they cannot be evaluated here; see `diffusion.sampling.sample`.
     """
     batch = keys.shape[0]
@@ -114,7 +128,7 @@ def sample_stage(
         conditioning = with_low_resolution(conditioning, low, stage, keys, level)
     if levels is None:
         levels = sampling_levels(sampling.sampler, stage.process.schedule, sampling.steps)
-    denoise = stage_denoiser(stage, params, conditioning, sampling, levels)
+    denoise = stage_denoiser(stage, params, conditioning, sampling, levels, known)
     shape = (batch, *stage.video.shape)
     x = sample(sampling.sampler, denoise, keys, shape, stage.process, sampling.steps, levels=levels)
     return jnp.clip(x, -1, 1)

@@ -129,6 +129,21 @@ class Oscillation:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Completion:
+    """How a video is sampled of which a part is known (`diffusion/conditional.py`)."""
+
+    method: Literal["reconstruction", "replacement"] = "reconstruction"
+    weight: float = 1.0  # w_r of reconstruction guidance; 50 and 9 published for single data sets
+
+    def __post_init__(self):
+        if self.method not in ("reconstruction", "replacement"):
+            raise UserError(f"Completion.method={self.method!r} is not valid; permitted: 'reconstruction', "
+                            "'replacement'")
+        if self.weight < 0:
+            raise UserError(f"Completion.weight={self.weight} is not valid; permitted: >= 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How a stage is sampled unless the user says otherwise."""
 
@@ -139,6 +154,7 @@ class Sampling:
     # The two estimates of a guided video on two halves of the devices: half the videos at a time, each in half the time
     split_guidance: bool = False
     threshold: Threshold | None = StaticThreshold()
+    completion: Completion = Completion()  # of videos of which a part is known
     batch_size: int = 16  # clips at a time, over all devices
 
     def __post_init__(self):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import tyro
 
@@ -25,6 +26,7 @@ class Sample:
     Examples:
       vdm-jax sample captioned_digits "a red 3 moving left" --out three.gif
       vdm-jax sample runs/captioned_digits "a blue 7 bouncing" "a green one rising" --count 4 --seed 7 --out grid.mp4
+      vdm-jax sample captioned_digits "a red 3 bouncing" --last base --frames 32 --out long.gif
     """
 
     run: tyro.conf.Positional[str]  # run directory or name
@@ -35,6 +37,9 @@ class Sample:
     guidance: float | None = None  # weight w of (1 + w) conditional - w unconditional, first stage; 0 is off
     split_guidance: bool | None = None  # a video's two estimates on two halves of the devices; the config's by default
     last: str | None = None  # stop after this stage, e.g. base
+    frames: int | None = None  # a longer video, extended block by block; needs --last with the first stage
+    overlap: int | None = None  # with --frames: frames that a block takes over from the one before; half by default
+    method: Literal["reconstruction", "replacement"] | None = None  # with --frames: how; the config's by default
     damaged: Damaged = "refuse"  # a damaged newest checkpoint: refuse, or skip it and use the newest intact one
     out: tuple[Path, ...] = (Path("sample.mp4"),)  # one or more files: .mp4, .gif or .png
 
@@ -48,12 +53,28 @@ def main(arguments: Sequence[str]) -> int:
 
     generator = vdm_jax.load(options.run, damaged=options.damaged)
     captions = [caption for caption in options.captions for _ in range(options.count)]
+    common = {"seed": options.seed, "steps": options.steps, "guidance": options.guidance}
     with sampling_progress() as progress:
-        result = generator(captions, seed=options.seed, steps=options.steps, guidance=options.guidance,
-                           split_guidance=options.split_guidance, last=options.last, progress=progress)
+        if options.frames is None:
+            result = generator(captions, **common, split_guidance=options.split_guidance, last=options.last,
+                               progress=progress)
+        else:
+            result = extended(generator, captions, options, progress=progress, **common)
     for path in options.out:
         print(result.save(path))
     return 0
+
+
+def extended(generator: Any, captions: Sequence[str], options: Sample, **common: Any) -> Any:
+    """Longer videos of the first stage. Raises `UserError` when further stages were not left out."""
+    first, *others = generator.experiment.stages
+    if others and options.last != first.name:
+        raise UserError(f"--frames={options.frames} with --last={options.last}: only the first stage can be extended; "
+                        f"permitted: --last {first.name}")
+    completion = first.sampling.completion
+    if options.method is not None:
+        completion = dataclasses.replace(completion, method=options.method)
+    return generator.extend(captions, frames=options.frames, overlap=options.overlap, completion=completion, **common)
 
 
 def check(options: Sample) -> None:
@@ -64,6 +85,9 @@ def check(options: Sample) -> None:
         raise UserError(f"--count={options.count} is not valid; permitted: >= 1")
     if options.steps is not None and options.steps < 1:
         raise UserError(f"--steps={options.steps} is not valid; permitted: >= 1")
+    for name in ("overlap", "method"):
+        if options.frames is None and getattr(options, name) is not None:
+            raise UserError(f"--{name}={getattr(options, name)} is for --frames; permitted: --frames N with it")
     for path in options.out:
         if path.suffix not in SUFFIXES:
             raise UserError(f"--out={path} has suffix {path.suffix!r}; permitted: {', '.join(SUFFIXES)}")

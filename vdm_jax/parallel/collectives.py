@@ -12,6 +12,7 @@ import numpy as np
 KINDS = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
+_END = re.compile(r"\}(, .*)?")  # not the second line of a kernel's metadata, which is `}}, ...`
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _OPERATION = re.compile(r"[\s)}]([a-z][\w\-]*)\(([^)]*)\)")  # its name and operands, after the type of the result
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
@@ -125,7 +126,7 @@ def parse(hlo: str) -> tuple[dict[str, Computation], str | None]:
         if header := _HEADER.match(line):
             current = found.setdefault(header[2], {})
             entry = header[2] if header[1] else entry
-        elif line.startswith("}"):
+        elif _END.fullmatch(line):
             current = None
         elif current is not None and (parsed := _INSTRUCTION.match(line)):
             text = re.sub(r"\{[^{}]*\([^{}]*\}", "", parsed[2])  # layouts have brackets of their own

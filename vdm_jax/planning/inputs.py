@@ -65,8 +65,9 @@ def training_batch(
             for name, (shape, dtype) in shapes.items()}, notes
 
 
-def sampling_inputs(stage: Stage, size: int, text_tokens: int, mesh: Mesh) -> tuple[Any, Conditioning, Any]:
-    """Keys `[B]`, text, and the low-resolution video `[B, T, H, W, 3]` (or None) of one batch, as shapes on a mesh."""
+def sampling_inputs(stage: Stage, size: int, text_tokens: int, mesh: Mesh) -> tuple[Any, Conditioning, Any, None]:
+    """Keys `[B]`, text, the low-resolution video `[B, T, H, W, 3]` (or None), and nothing known of one batch, as shapes
+    on a mesh."""
     sharding, text, conditioning = sampling_sharding(stage, stage.sampling, mesh), stage.network.text, Conditioning()
 
     def shape(*sides: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
@@ -80,7 +81,7 @@ def sampling_inputs(stage: Stage, size: int, text_tokens: int, mesh: Mesh) -> tu
                                     text_mask=shape(1, text_tokens, dtype=jnp.bool_))
     low = shape(stage.source.frames, stage.source.height, stage.source.width, 3) if stage.source else None
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), size))
-    return jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=sharding), conditioning, low
+    return jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=sharding), conditioning, low, None
 
 
 def device_bytes(tree: Any) -> int:

@@ -1,0 +1,85 @@
+"""Videos of which a part is known, and longer videos block by block."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.cascade.conftest import base_stage
+from vdm_jax.cascade.generator import Generator
+from vdm_jax.cascade.inputs import text_conditioning
+from vdm_jax.cascade.sampling import Known, sample_keys, sample_stage
+from vdm_jax.cascade.stage import Completion, Experiment, VideoSpec
+from vdm_jax.data.captioned_digits import CaptionedDigits
+from vdm_jax.errors import UserError
+
+CAPTIONS = ("a red three moving left", "a blue two")
+
+
+@pytest.fixture(scope="module")
+def stage():
+    """The base with four frames."""
+    base = base_stage()
+    return dataclasses.replace(base, video=VideoSpec(frames=4, height=8, width=8, fps=4))
+
+
+@pytest.fixture(scope="module")
+def longer(stage, params):
+    return Generator(Experiment(name="one", stages=(stage,), data=CaptionedDigits(size=16, frames=4)), params)
+
+
+def completed(stage, params, known, mask, **completion):
+    sampling = dataclasses.replace(stage.sampling, completion=Completion(**completion))
+    keys = sample_keys(0, jnp.arange(2), 0)
+    text = text_conditioning(jnp.array([[[1, 2, 3, 0, 0, 0]], [[4, 5, 0, 0, 0, 0]]]))
+    run = jax.jit(lambda known: sample_stage(stage, sampling, params["base"], keys, text, known=known))
+    return np.asarray(run(None if known is None else Known(known, mask)))
+
+
+def test_what_is_known_comes_out_and_changes_the_rest(stage, params):
+    known = jnp.asarray(np.random.default_rng(0).uniform(-0.8, 0.8, (2, 4, 8, 8, 3)), jnp.float32)
+    mask = jnp.zeros((2, 4, 1, 1, 1)).at[:, :2].set(1.0)
+    free = completed(stage, params, None, None)
+    outs = {name: completed(stage, params, known, mask, method=method, weight=weight) for name, method, weight in (
+        ("replaced", "replacement", 1.0), ("zero", "reconstruction", 0.0), ("guided", "reconstruction", 2.0))}
+    for out in outs.values():
+        np.testing.assert_allclose(out[:, :2], known[:, :2], atol=1e-5)
+        assert np.abs(out[:, 2:] - free[:, 2:]).max() > 0.02
+    np.testing.assert_allclose(outs["zero"], outs["replaced"], atol=1e-4)
+    assert np.abs(outs["guided"][:, 2:] - outs["replaced"][:, 2:]).max() > 0.02
+    other = completed(stage, params, known.at[:, 2:].set(0.5), mask, method="reconstruction", weight=2.0)
+    np.testing.assert_allclose(other, outs["guided"], atol=1e-5)  # what is not known does not matter
+
+
+def test_blocks_follow_each_other(longer):
+    video = longer.extend(CAPTIONS, frames=9, overlap=1, seed=3)
+    assert video.videos.shape == (2, 9, 8, 8, 3) and list(video.stages) == ["base"]
+    np.testing.assert_array_equal(video.videos[:, :4], longer(CAPTIONS, seed=3).videos)
+    shorter = longer.extend(CAPTIONS, frames=7, overlap=1, seed=3)
+    np.testing.assert_array_equal(shorter.videos, video.videos[:, :7])
+    assert np.abs(video.videos[:, 4:7].astype(int) - video.videos[:, 1:4]).max() > 5  # blocks have noise of their own
+    alone = longer.extend(CAPTIONS[1], frames=9, overlap=1, seed=3, first_index=1)
+    assert np.abs(alone.videos[0].astype(int) - video.videos[1]).max() <= 1
+
+
+def test_a_block_knows_the_end_of_the_one_before(longer):
+    one, other = (longer.extend(CAPTIONS, frames=6, overlap=2, seed=3, completion=Completion(method=method))
+                  for method in ("reconstruction", "replacement"))
+    np.testing.assert_array_equal(one.videos[:, :4], other.videos[:, :4])
+    assert (one.videos[:, 4:] != other.videos[:, 4:]).any()
+
+
+def test_bad_arguments(longer):
+    for options, message in (
+            ({"frames": 9, "overlap": 4}, "overlap=4 is not valid; permitted: 1 to 3, for blocks of 4 frames"),
+            ({"frames": 3}, "frames=3 is not valid; permitted: >= 4, what stage 'base' makes at once")):
+        with pytest.raises(UserError, match=message):
+            longer.extend(CAPTIONS, **options)
+    with pytest.raises(UserError, match="Completion.method='copy' is not valid; permitted: 'reconstruction'"):
+        Completion(method="copy")
+    with pytest.raises(UserError, match="Completion.weight=-1 is not valid; permitted: >= 0"):
+        Completion(weight=-1)
