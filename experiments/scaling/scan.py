@@ -29,7 +29,7 @@ from vdm_jax.networks.config import Level, TemporalConvolution, UNet
 from vdm_jax.networks.mixers import Beside
 from vdm_jax.networks.remat import rematerialised
 from vdm_jax.networks.unet import Block
-from vdm_jax.parallel.compiling import compiler_options, no_compilation_cache
+from vdm_jax.parallel.compiling import compiler_options, no_compilation_cache, optimization_level
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.planning import topology
 from vdm_jax.planning.program import EFFORTS, memory
@@ -95,8 +95,8 @@ def compiled(scanned: bool, remat: str, mesh: Mesh) -> tuple[jax.stages.Compiled
     with jax.set_mesh(mesh):
         lowered = jax.jit(jax.grad(loss)).lower(params, *inputs)
     start = time.perf_counter()
-    with no_compilation_cache():
-        program = lowered.compile(EFFORTS["fast"] if platform == "tpu" else compiler_options(mesh))
+    with no_compilation_cache(), optimization_level(EFFORTS["fast" if platform == "tpu" else "full"]):
+        program = lowered.compile(compiler_options(mesh))
     return program, time.perf_counter() - start, (params, *inputs)
 
 

@@ -53,3 +53,14 @@ def no_compilation_cache() -> Iterator[None]:
     finally:
         jax.config.update("jax_enable_compilation_cache", before)
         compilation_cache.reset_cache()
+
+
+@contextlib.contextmanager
+def optimization_level(level: str) -> Iterator[None]:
+    """Compile with another effort: O0 to O3, or UNKNOWN for the compiler's default. Compilers for TPUs heed it."""
+    before = jax.config.jax_optimization_level
+    jax.config.update("jax_optimization_level", level)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_optimization_level", before)

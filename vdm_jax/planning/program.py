@@ -19,7 +19,7 @@ from vdm_jax.cascade.sampling import sampling_parts
 from vdm_jax.cascade.stage import DataSet, Stage
 from vdm_jax.errors import UserError
 from vdm_jax.parallel.collectives import listed
-from vdm_jax.parallel.compiling import no_compilation_cache
+from vdm_jax.parallel.compiling import no_compilation_cache, optimization_level
 from vdm_jax.parallel.gathers import check_gathers
 from vdm_jax.parallel.mesh import AXES, MeshSpec, make_mesh
 from vdm_jax.parallel.rules import batch_parts
@@ -31,9 +31,9 @@ from vdm_jax.planning.traffic import traffic
 from vdm_jax.training.state import abstract_state
 from vdm_jax.training.step import jit_train_step
 
-# Compiler options per effort. Little effort takes a fifth to a half of the time of full effort for U-Nets, gives the
-# same FLOPs and about the same memory, and a slower program, which nobody runs.
-EFFORTS: dict[str, dict[str, Any]] = {"fast": {"exec_time_optimization_effort": -1.0}, "full": {}}
+# XLA's optimization level per effort; UNKNOWN is its default. Little effort takes a fifth to a half of the time of full
+# effort for U-Nets, gives the same FLOPs and about the same memory, and a slower program, which nobody runs.
+EFFORTS = {"fast": "O0", "full": "UNKNOWN"}
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -123,8 +123,9 @@ def compile_plan(plan: Plan, devices: Sequence[jax.Device]) -> dict[str, Any]:
                        "computed_per_device": work.computed / mesh.size}
     start = time.perf_counter()
     try:
-        with no_compilation_cache():  # it cannot read back programs of other platforms
-            compiled = lowered.compile({**EFFORTS[plan.effort], **dict(plan.flags)})
+        # The cache of compiled programs cannot read back those of other platforms.
+        with no_compilation_cache(), optimization_level(EFFORTS[plan.effort]):
+            compiled = lowered.compile(dict(plan.flags))
     except jax.errors.JaxRuntimeError as error:
         report |= refused(error, plan.flags)
     else:
