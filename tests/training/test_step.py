@@ -109,7 +109,8 @@ def changed(a, b):
 # ---------------------------------------------------------------------------------------------- meshes
 
 
-@pytest.mark.parametrize("name", ["data", "fsdp", "both"])
+# Loss and gradients on every kind of mesh are compared in `tests/parallel/test_equality.py`.
+@pytest.mark.parametrize("name", [*(pytest.param(name, marks=pytest.mark.full) for name in ("data", "fsdp")), "both"])
 def test_a_sharded_step_is_the_step_of_one_device(name, stepped, state, first):
     after, metrics = stepped(name, state)
     assert_close(metrics, first[1], rtol=1e-5)
