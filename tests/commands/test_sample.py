@@ -17,6 +17,18 @@ def test_sample_writes_every_kind_of_file(trained, tmp_path, capfd):
     assert (tmp_path / "a.png").read_bytes()[1:4] == b"PNG"
 
 
+def test_a_longer_video_of_the_first_stage(trained, tmp_path, fails):
+    arguments = ["sample", str(trained), "a red 3 moving left"]
+    longer = [*arguments, "--last", "base", "--frames", "9", "--overlap", "1"]
+    assert main([*longer, "--method", "replacement", "--out", "long.mp4"]) == 0
+    with VideoReader(tmp_path / "long.mp4") as video:
+        assert len(video) == 9
+    assert "--frames=9 with --last=None: only the first stage can be extended; permitted: --last base" in fails(
+        *arguments, "--frames", "9")
+    assert "--overlap=2 is for --frames" in fails(*arguments, "--overlap", "2")
+    assert "overlap=4 is not valid; permitted: 1 to 3" in fails(*longer[:-1], "4")
+
+
 def test_python_api_gives_the_same_video_for_the_same_seed(trained):
     generate = vdm_jax.load(trained)
     first = generate(["a red 3 moving left", "a green one rising"], seed=5)
