@@ -8,8 +8,9 @@ BIN := $(VENV)/bin
 REQUIREMENTS := requirements/$(VERSION).txt
 READY := $(VENV)/ready
 RUN := runs/captioned_digits
-# Tests compile more than they compute, which leaves half of a core idle: one process per core.
-PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadgroup
+# Tests compile more than they compute, which leaves half of a core idle: two processes where there
+# are two cores, each with up to 6 GB.
+PARALLEL := --numprocesses auto --maxprocesses 2 --dist loadgroup
 
 export JAX_PLATFORMS ?=
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.readme_tables import insert
 from experiments.scaling.cases import BASES, Case, cases
+from vdm_jax.benchmark.plots import picture
 from vdm_jax.benchmark.record import load
 from vdm_jax.video.writing import atomic_path
 
@@ -146,28 +146,6 @@ def draw(study: str, rows: dict[str, Row], path: Path) -> Path | None:
     panels = {"seconds per step, at least": lambda row: row["roofline"]["step_seconds"],
               "GiB per chip": lambda row: row["memory"]["needed"] / GIB,
               "MFU, at most": lambda row: row["roofline"]["mfu"]}
-    _picture(series, panels, f"{TITLES[study]}, from the compiler and published peaks", path)
+    title = f"{TITLES[study]}, from the compiler and published peaks"
+    picture(series, panels, "chips", title, path, linear=("MFU, at most",))
     return path
-
-
-def _picture(series: dict[str, Sequence[tuple[int, Row]]], panels: dict[str, Any], title: str, path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(panels))
-    for axis, (label, quantity) in zip(axes, panels.items(), strict=True):
-        for i, (name, points) in enumerate(series.items()):
-            axis.plot([x for x, _ in points], [quantity(row) for _, row in points], label=name, marker="osv^D*"[i % 6])
-        ticks = sorted({x for points in series.values() for x, _ in points})
-        axis.set(xscale="log", yscale="linear" if "MFU" in label else "log", xlabel="chips", ylabel=label)
-        axis.set_xticks(ticks, [str(x) for x in ticks])
-        axis.minorticks_off()
-        axis.grid(alpha=0.3)
-    figure.suptitle(title)
-    handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize="small")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)

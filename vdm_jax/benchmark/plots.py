@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from vdm_jax.errors import UserError
 from vdm_jax.video.writing import atomic_path
 
 Row = dict[str, Any]
+Series = Mapping[str, Sequence[tuple[int, Row]]]  # name -> (x, row), sorted
+Panels = Mapping[str, Callable[[Row], float]]  # label -> quantity
 
 QUANTITIES: dict[str, tuple[str, Callable[[Row], float]]] = {
     "time": ("seconds per call", lambda row: row["seconds"]["median"]),
@@ -38,7 +40,7 @@ def draw(record: dict[str, Any], folder: Path) -> list[Path]:
             found = series([row for row in rows if row["case"]["mode"] == mode], axis)
             if found:
                 path = folder / f"{mode.replace('+', '_')}_{axis}.png"
-                _picture(found, axis, f"{mode}, {record['device']['kind']}", path)
+                picture(found, dict(QUANTITIES.values()), AXES[axis], f"{mode}, {record['device']['kind']}", path)
                 written.append(path)
     return written
 
@@ -61,24 +63,27 @@ def series(rows: list[Row], axis: str) -> dict[str, list[tuple[int, Row]]]:
     return {name: sorted(points, key=lambda p: p[0]) for name, points in groups.items() if len(points) > 1}
 
 
-def _picture(found: dict[str, list[tuple[int, Row]]], axis: str, title: str, path: Path) -> None:
+def picture(found: Series, panels: Panels, xlabel: str, title: str, path: Path, linear: Collection[str] = ()) -> None:
+    """Draw every quantity of every series against x, side by side on logarithmic axes, those named `linear` on linear
+    ones."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(15, 4.5 + 0.16 * len(found)), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(QUANTITIES))
-    for panel, (label, quantity) in zip(panels, QUANTITIES.values(), strict=True):
+    axes = figure.subplots(1, len(panels))
+    for panel, (label, quantity) in zip(axes, panels.items(), strict=True):
         for i, (name, points) in enumerate(found.items()):
             panel.plot([x for x, _ in points], [quantity(row) for _, row in points], label=name,
                        marker="osv^D"[i // 10 % 5])
         ticks = sorted({x for points in found.values() for x, _ in points})
-        panel.set(xscale="log", yscale="log", xlabel=AXES[axis], ylabel=label)
+        panel.set(xscale="log", yscale="linear" if label in linear else "log", xlabel=xlabel, ylabel=label)
         panel.set_xticks(ticks, [str(x) for x in ticks])
         panel.minorticks_off()
         panel.grid(alpha=0.3)
     figure.suptitle(title)
-    handles, names = panels[0].get_legend_handles_labels()
+    handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize="small")
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)

@@ -26,12 +26,17 @@ def summed_gathers(hlo: str) -> dict[str, int]:
     return found
 
 
+def split_axes(mesh: Mesh) -> list[str]:
+    """Mesh axes over which parameters are stored split and used whole."""
+    return [axis for axis in AXIS_RULES["embed"] if mesh.shape[axis] > 1]
+
+
 def check_gathers(hlo: str, mesh: Mesh) -> list[str]:
     """What is wrong with the gathers of a training step on a mesh, one line each.
 
     Empty when parameters are not split, or when all is well.
     """
-    axes = [axis for axis in AXIS_RULES["embed"] if mesh.shape[axis] > 1]
+    axes = split_axes(mesh)
     if not axes:
         return []
     shown = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in axes)

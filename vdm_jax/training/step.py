@@ -18,7 +18,7 @@ from vdm_jax.cascade.stage import Stage
 from vdm_jax.conditioning.conditioning import drop_text
 from vdm_jax.networks.unet import SpaceTimeUNet
 from vdm_jax.parallel.compiling import compiler_options
-from vdm_jax.parallel.gathers import check_gathers
+from vdm_jax.parallel.gathers import check_gathers, split_axes
 from vdm_jax.parallel.rules import batch_sharding, shard
 from vdm_jax.training.state import TrainState, abstract_state, learning_rate, make_optimizer
 
@@ -117,7 +117,7 @@ def compile_train_step(stage: Stage, mesh: Mesh) -> Callable[[TrainState, Batch]
         nonlocal compiled
         if compiled is None:
             compiled = program.lower(state, batch).compile()
-            for line in check_gathers(compiled.as_text(), mesh):
+            for line in check_gathers(compiled.as_text(), mesh) if split_axes(mesh) else ():  # the text is long
                 logger.warning(line)
         return compiled(state, batch)
 
