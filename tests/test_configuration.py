@@ -76,7 +76,9 @@ UNION_MEMBERS = sorted(
 
 # What cannot be left out.
 REQUIRED = {"Level": {"channels": 8}, "VideoFolder": {"path": "videos"}, "ImageFolder": {"path": "images"},
-            "PreparedClips": {"path": "clips"}, "TFDSVideo": {"name": "ucf101"}, "SpaceWeighting": {"space": "eps"}}
+            "UCF101": {"path": "ucf"}, "BAIRRobotPushing": {"path": "bair"}, "Kinetics600": {"path": "k600"},
+            "MovingMNIST": {"path": "mnist"}, "PreparedClips": {"path": "clips"}, "TFDSVideo": {"name": "ucf101"},
+            "SpaceWeighting": {"space": "eps"}}
 
 
 def example(kind: type):

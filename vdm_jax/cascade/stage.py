@@ -11,6 +11,7 @@ from typing import Literal
 from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.data.image_folder import ImageFolder
+from vdm_jax.data.published import PublishedVideo
 from vdm_jax.data.tfds_video import TFDSVideo
 from vdm_jax.data.video_folder import VideoFolder
 from vdm_jax.diffusion.augmentation import NoiseAugmentation
@@ -21,7 +22,7 @@ from vdm_jax.networks.config import UNet
 from vdm_jax.parallel.mesh import MeshSpec
 from vdm_jax.video.arrays import ResizeMethod, UpsampleMode
 
-DataSet = CaptionedDigits | VideoFolder | ImageFolder | PreparedClips | TFDSVideo
+DataSet = CaptionedDigits | VideoFolder | ImageFolder | PreparedClips | TFDSVideo | PublishedVideo
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import Any
 from vdm_jax.data.array_record import PreparedClips, PreparedClipsSource
 from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.data.image_folder import ImageFolder, ImageFolderSource
+from vdm_jax.data.published import UCF101, BAIRRobotPushing, Kinetics600, MovingMNIST, open_published
 from vdm_jax.data.source import RandomAccessSource
 from vdm_jax.data.tfds_video import TFDSVideo, TFDSVideoSource
 from vdm_jax.data.video_folder import VideoFolder, VideoFolderSource
@@ -45,6 +46,8 @@ def open_source(spec: Any, split: str, data_dir: Path | None = None) -> RandomAc
             return PreparedClipsSource(spec, split)
         case TFDSVideo():
             return TFDSVideoSource(spec, split)
+        case UCF101() | BAIRRobotPushing() | Kinetics600() | MovingMNIST():
+            return open_published(spec, split)
     raise UserError(f"data set of kind {type(spec).__name__} is unknown")
 
 
