@@ -9,6 +9,7 @@ Run:      vdm-jax compile vdm/text_large_64 --topology v4-256     (training need
 
 from vdm_jax.cascade.stage import Experiment, Sampling, Stage, StaticThreshold, Training, VideoSpec
 from vdm_jax.data.array_record import PreparedClips
+from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import Ancestral
 from vdm_jax.diffusion.schedules import CosineSchedule
@@ -17,7 +18,8 @@ from vdm_jax_configs.vdm._network import network
 
 
 def get_config() -> Experiment:
-    """Texts arrive as BERT-large embeddings. Trained at frame skips 1 and 4, which is a matter of the clips."""
+    """Texts arrive as BERT-large embeddings; how many tokens were kept is not published, here 64.
+    Trained at frame skips 1 and 4, which is a matter of the clips."""
     stage = Stage(
         name="base", video=VideoSpec(frames=16, height=64, width=64, fps=8),
         network=network(256, (1, 2, 4, 8), size=64, dropout=0.0, text=EmbeddedText(width=1024)),
@@ -26,5 +28,5 @@ def get_config() -> Experiment:
                           images_per_clip=8),
         sampling=Sampling(sampler=Ancestral(gamma=0.3), steps=256, guidance=1.0,
                           threshold=StaticThreshold()))
-    return Experiment(name="vdm_text_large_64", stages=(stage,), data=PreparedClips(
-        path="data/clips_with_bert_large"))
+    return Experiment(name="vdm_text_large_64", stages=(stage,), data=WithEmbeddings(
+        data=PreparedClips(path="data/clips"), path="data/bert_large", length=64))

@@ -9,6 +9,7 @@ Run:      vdm-jax compile vdm/text_small --topology v4-128     (training needs B
 
 from vdm_jax.cascade.stage import Experiment, Sampling, Stage, StaticThreshold, Training, VideoSpec
 from vdm_jax.data.array_record import PreparedClips
+from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import Ancestral
 from vdm_jax.diffusion.schedules import CosineSchedule
@@ -17,7 +18,8 @@ from vdm_jax_configs.vdm._network import network
 
 
 def get_config() -> Experiment:
-    """Texts arrive as BERT-large embeddings. 0, 4 and 8 images per video were compared; here 8."""
+    """Texts arrive as BERT-large embeddings; how many tokens were kept is not published, here 64.
+    0, 4 and 8 images per video were compared; here 8."""
     stage = Stage(
         name="base", video=VideoSpec(frames=16, height=64, width=64, fps=8),
         network=network(128, (1, 2, 4, 8), size=64, dropout=0.0, text=EmbeddedText(width=1024)),
@@ -26,5 +28,5 @@ def get_config() -> Experiment:
                           images_per_clip=8),
         sampling=Sampling(sampler=Ancestral(gamma=0.3), steps=256,
                           threshold=StaticThreshold()))
-    return Experiment(name="vdm_text_small", stages=(stage,), data=PreparedClips(
-        path="data/clips_with_bert_large"))
+    return Experiment(name="vdm_text_small", stages=(stage,), data=WithEmbeddings(
+        data=PreparedClips(path="data/clips"), path="data/bert_large", length=64))

@@ -8,6 +8,7 @@ from typing import Any
 
 from vdm_jax.data.array_record import PreparedClips, PreparedClipsSource
 from vdm_jax.data.captioned_digits import CaptionedDigits
+from vdm_jax.data.embeddings import WithEmbeddings, WithEmbeddingsSource
 from vdm_jax.data.image_folder import ImageFolder, ImageFolderSource
 from vdm_jax.data.published import UCF101, BAIRRobotPushing, Kinetics600, MovingMNIST, open_published
 from vdm_jax.data.source import RandomAccessSource
@@ -48,6 +49,8 @@ def open_source(spec: Any, split: str, data_dir: Path | None = None) -> RandomAc
             return TFDSVideoSource(spec, split)
         case UCF101() | BAIRRobotPushing() | Kinetics600() | MovingMNIST():
             return open_published(spec, split)
+        case WithEmbeddings():
+            return WithEmbeddingsSource(spec, open_source(spec.data, split, data_dir))
     raise UserError(f"data set of kind {type(spec).__name__} is unknown")
 
 
