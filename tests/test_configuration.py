@@ -78,7 +78,8 @@ UNION_MEMBERS = sorted(
 
 # What cannot be left out.
 REQUIRED = {"Level": {"channels": 8}, "VideoFolder": {"path": "videos"}, "ImageFolder": {"path": "images"},
-            "UCF101": {"path": "ucf"}, "BAIRRobotPushing": {"path": "bair"}, "Kinetics600": {"path": "k600"},
+            "ImageShards": {"path": "shards"}, "UCF101": {"path": "ucf"}, "BAIRRobotPushing": {"path": "bair"},
+            "Kinetics600": {"path": "k600"},
             "MovingMNIST": {"path": "mnist"}, "PreparedClips": {"path": "clips"}, "TFDSVideo": {"name": "ucf101"},
             "SpaceWeighting": {"space": "eps"}, "WithEmbeddings": {"data": VideoFolder(path="videos"), "path": "texts"}}
 

@@ -119,7 +119,9 @@ def resolve(experiment: Experiment, run: Path, data_dir: Path | None) -> Experim
         texts = [s.network.text for s in read_config(find_run(run)).stages if isinstance(s.network.text, WordEncoder)]
         words = texts[0].words if texts else ()
     else:
-        words = caption_words(experiment.data, open_source(experiment.data, "train", data_dir))
+        images = dict.fromkeys(stage.training.image_data for stage in experiment.stages)
+        words = caption_words(experiment.data, open_source(experiment.data, "train", data_dir),
+                              [open_source(data, "train", data_dir) for data in images if data is not None])
 
     def with_words(stage):
         text = stage.network.text

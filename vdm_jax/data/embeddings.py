@@ -1,7 +1,9 @@
 """Text embeddings made beforehand by any encoder, kept by caption and joined to the clips of any data set.
 
-    write_embeddings("data/bert", captions, (encode(caption) for caption in captions))   # plain numpy
-    WithEmbeddings(data=VideoFolder(path="videos", captions="captions.csv"), path="data/bert", length=64)
+    data = VideoFolder(path="videos", captions="captions.csv")
+    captions = sorted({caption for split in SPLITS for caption in open_source(data, split).captions()})
+    write_embeddings("data/bert", captions, (encode(caption) for caption in captions))  # arrays [tokens, width]
+    WithEmbeddings(data=data, path="data/bert", length=64)  # what the config says
 
 A set of embeddings is a folder, which appears whole, by renaming, or not at all:
 
@@ -32,6 +34,7 @@ from jaxtyping import Bool, Float, Float16, UInt64
 from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.data.image_folder import ImageFolder
+from vdm_jax.data.image_shards import ImageShards
 from vdm_jax.data.published import PublishedVideo
 from vdm_jax.data.source import RandomAccessSource, random_frame, require_at_least
 from vdm_jax.data.tfds_video import TFDSVideo
@@ -42,7 +45,7 @@ ROWS, KEYS, PLACES, METADATA = "rows.float16", "keys.npy", "places.npy", "metada
 
 _VERSION = 1  # of the layout above
 
-Clips = CaptionedDigits | VideoFolder | ImageFolder | PreparedClips | TFDSVideo | PublishedVideo
+Clips = CaptionedDigits | VideoFolder | ImageFolder | ImageShards | PreparedClips | TFDSVideo | PublishedVideo
 
 log = logging.getLogger(__name__)
 

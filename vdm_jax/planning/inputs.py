@@ -17,6 +17,7 @@ from vdm_jax.data.array_record import METADATA, PreparedClips
 from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.data.image_folder import ImageFolder
+from vdm_jax.data.image_shards import ImageShards
 from vdm_jax.networks.config import EmbeddedText, WordEncoder
 from vdm_jax.parallel.rules import batch_sharding
 
@@ -27,7 +28,7 @@ def clip_shape(data: DataSet, stage: Stage) -> tuple[tuple[int, int, int], str |
         data = data.data
     if isinstance(data, CaptionedDigits):
         return (data.frames, data.size, data.size), None
-    if isinstance(data, ImageFolder):
+    if isinstance(data, ImageFolder | ImageShards):
         return (1, data.height, data.width), None
     if not isinstance(data, PreparedClips):
         return (data.frames, data.height, data.width), None
