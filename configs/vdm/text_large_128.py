@@ -4,7 +4,8 @@ Citation: Ho et al. 2022, arXiv 2204.03458, section 4.3. Hyperparameters are tho
           open is marked in _network.py. The number of parameters is not published.
 Hardware: 128 TPU v4 chips, 800,000 steps of 128 clips.
 Expected: none published alone: it enlarges and extends what text_large_64 makes (section 3.1). Not trained by us.
-Run:      vdm-jax compile vdm/text_large_128 --topology v4-256     (training needs BERT-large embeddings)
+Run:      vdm-jax compile vdm/text_large_128 --topology v4-256     (training: clips made by vdm-jax prepare in
+          data/clips, their captions as BERT-large embeddings made by write_embeddings in data/bert_large)
 """
 
 from vdm_jax.cascade.stage import Experiment, Sampling, Stage, StaticThreshold, Training, VideoSpec

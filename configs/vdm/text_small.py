@@ -4,7 +4,8 @@ Citation: Ho et al. 2022, arXiv 2204.03458, section 4.3. Hyperparameters are tho
           open is marked in _network.py. The number of parameters is not published.
 Hardware: 64 TPU v4 chips, 200,000 steps of 128 clips.
 Expected: FVD 57.84 (train) with 8 images per video (table 4), on 10 M videos that are not public. Not trained by us.
-Run:      vdm-jax compile vdm/text_small --topology v4-128     (training needs BERT-large embeddings)
+Run:      vdm-jax compile vdm/text_small --topology v4-128     (training: clips made by vdm-jax prepare in
+          data/clips, their captions as BERT-large embeddings made by write_embeddings in data/bert_large)
 """
 
 from vdm_jax.cascade.stage import Experiment, Sampling, Stage, StaticThreshold, Training, VideoSpec

@@ -63,5 +63,6 @@ def test_what_does_not_fit_is_named_before_anything_is_trained(data, fails, tmp_
     assert "stage 'base' has EmbeddedText.width=8, and the embeddings of the data set have width 6" in line
     write_embeddings("few", CAPTIONS[1:], [np.ones((2, 6))] * 2)
     line = fails("train", "embedded.py", "--run", "other", "--data.path", "few")
+    assert not (tmp_path / "other").exists()  # with the right path the same directory will do
     assert "few has no embeddings of 1 of 1 captions, such as 'a red noise'" in line
     assert not list(tmp_path.glob("*/base/checkpoints/*"))

@@ -45,7 +45,7 @@ def spec_of(shards, **fields):
 
 def test_pairs_are_read_in_place(shards, caplog):
     source = open_source(spec_of(shards), "train")
-    expected = [(10, "a dark one"), (20, "ein grünes"), (30, "third"), (50, ""), (50, "")]  # the broken one gives the next
+    expected = [(10, "a dark one"), (20, "ein grünes"), (30, "third"), (50, ""), (50, "")]  # the fourth is broken
     with caplog.at_level(logging.WARNING):
         for copy in (source, pickle.loads(pickle.dumps(source))):
             assert [(int(clip["video"].mean()), clip["caption"]) for clip in copy] == expected

@@ -96,6 +96,7 @@ def train(experiment: Experiment, stages: Sequence[str], run: Path, data_dir: Pa
     if jax.process_count() > 1:
         report.note(started)
     experiment = together(lambda: resolve(experiment, run, data_dir))
+    together(lambda: check_data(experiment, run, data_dir))
     first(lambda: open_run(run, experiment))
     together(lambda: await_run(run, experiment))
     try:
@@ -106,6 +107,13 @@ def train(experiment: Experiment, stages: Sequence[str], run: Path, data_dir: Pa
     report.note(f"run directory: {run}")
     if not quiet:
         logging.getLogger("vdm_jax").debug("trained %s", stages)
+
+
+def check_data(experiment: Experiment, run: Path, data_dir: Path | None) -> None:
+    """Open the data of a run that is not there yet, so that what is missing is said before a directory belongs to this
+    config, which says where the data lies."""
+    if not (run / "config.json").exists():
+        open_source(experiment.data, "train", data_dir)
 
 
 def resolve(experiment: Experiment, run: Path, data_dir: Path | None) -> Experiment:
