@@ -11,6 +11,7 @@ import pytest
 from vdm_jax.configuration import from_json, to_json
 from vdm_jax.data.moving_mnist import moving_digits, read_idx
 from vdm_jax.data.opening import open_source
+from vdm_jax.data.pipeline import Pipeline
 from vdm_jax.data.published import UCF101, BAIRRobotPushing, Kinetics600, MovingMNIST
 from vdm_jax.data.tfds_video import _import_tfds
 from vdm_jax.data.tfrecord import record_places
@@ -35,12 +36,15 @@ def levels(clip):
 
 
 def same_twice(source):
-    """The source, after checking that a worker's copy of it gives the same clips."""
+    """The source, after checking that a worker's copy of it gives the same clips, and that they can be batched."""
     copy = pickle.loads(pickle.dumps(source))
     for index in range(len(source)):
         np.testing.assert_array_equal(source[index]["video"], copy[index]["video"])
     moved = [s.clip(0, np.random.default_rng(5))["video"] for s in (source, copy)]
     np.testing.assert_array_equal(*moved)
+    batches = [Pipeline(s, batch_size=1, seed=0, random_starts=True, images_per_clip=int(len(s) > 1)).batch(3)
+               for s in (source, copy)]
+    np.testing.assert_array_equal(batches[0]["video"], batches[1]["video"])
     assert source.frame(0, np.random.default_rng(1))["video"].shape == (1, *source[0]["video"].shape[1:])
     return source
 

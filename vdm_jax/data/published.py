@@ -245,7 +245,7 @@ def _ucf101_files(spec: UCF101, parts: tuple[str, ...]) -> dict[str, dict[str, A
 def _lines(spec: UCF101, path: Path, columns: int) -> list[list[str]]:
     """The words of each line of a list. Raises `UserError` where there is no such file or a line is too short."""
     try:
-        lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
+        lines = [line.split() for line in path.read_text(errors="replace").splitlines() if line.strip()]
     except OSError as error:
         raise spec.missing(f"{path.relative_to(spec.folder)} is missing") from error
     for number, line in enumerate(lines, 1):
@@ -299,7 +299,7 @@ def _annotations(spec: Kinetics600, part: str) -> dict[str, str]:
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         raise spec.missing(f"annotations/{part}.csv is missing (labels='none' does without captions)")
-    with open(path, newline="", encoding="utf-8-sig") as file:
+    with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
         table = csv.DictReader(file)
         if "youtube_id" not in (table.fieldnames or ()):
             raise UserError(f"{path}: columns {', '.join(table.fieldnames or ()) or 'none'}; permitted: youtube_id and "
