@@ -81,9 +81,10 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
 
 
 def _varint(message: memoryview, place: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
+    value = 0
+    for shift in range(0, 70, 7):  # seven bits a byte, at most ten bytes
         byte = message[place]
-        value, shift, place = value | (byte & 127) << shift, shift + 7, place + 1
+        value, place = value | (byte & 127) << shift, place + 1
         if byte < 128:
             return value, place
+    raise ValueError("a number of more than ten bytes")
