@@ -69,7 +69,14 @@ def prepare_config(experiment: Experiment, options: Prepare, console: rich.conso
             path = prepare_captioned_digits(experiment.data, data_dir)
         print(path)
         return
-    counts = {split: len(open_source(experiment.data, split, data_dir)) for split in SPLITS}
+    counts = {}
+    for split in SPLITS:
+        try:
+            counts[split] = len(open_source(experiment.data, split, data_dir))
+        except UserError as error:
+            if split == "train":
+                raise
+            console.print(f"no {split} split: {error}", markup=False)
     print(f"nothing to prepare: {type(experiment.data).__name__} is read as it is (clips: "
           f"{', '.join(f'{split} {count}' for split, count in counts.items())})")
 
