@@ -87,7 +87,8 @@ def test_the_report_replaces_what_stands_between_the_markers(tmp_path):
     for _ in range(2):  # a second time changes nothing
         run.write_report(results, readme)
         text = readme.read_text()
-        assert text.count("| wanted | recorded |") == 1 and "![forward frames](results/cpu/forward_frames.png)" in text
+        part = text.split("<!-- cpu:begin -->")[1].split("<!-- cpu:end -->")[0]
+        assert part.count("| wanted | recorded |") == 1 and "![forward frames](results/cpu/forward_frames.png)" in part
     assert text.count("Not recorded yet.") == README.read_text().count("Not recorded yet.") - ("Not recorded yet." in
            README.read_text().split("<!-- cpu:begin -->")[1].split("<!-- cpu:end -->")[0])
 
