@@ -25,6 +25,7 @@ from vdm_jax.cascade.stage import (
     VideoSpec,
 )
 from vdm_jax.data.array_record import PreparedClips
+from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.diffusion.augmentation import NoiseAugmentation
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import Ancestral
@@ -33,6 +34,8 @@ from vdm_jax.networks.config import CrossAttention, EmbeddedText, Level, SelfAtt
 
 HEADS = 64  # channels per head
 TEXT = EmbeddedText(width=4096)  # T5-XXL, in all stages
+# How many tokens are kept is not published: 128 here.
+DATA = WithEmbeddings(data=PreparedClips(path="data/clips"), path="data/t5_xxl", length=128)
 SPATIAL = SelfAttention(pattern=Spatial(), head_dim=HEADS)
 TEMPORAL = SelfAttention(pattern=Temporal(), head_dim=HEADS, context="relayout")  # where clips are split over devices
 CROSS, CONVOLUTION = CrossAttention(head_dim=HEADS), TemporalConvolution()
@@ -104,4 +107,4 @@ def get_config() -> Experiment:
     for name, video in videos.items():
         stages.append(upsampled(name, video, before, networks[name]))
         before = video
-    return Experiment(name="imagen_video", stages=tuple(stages), data=PreparedClips(path="data/clips_with_t5_xxl"))
+    return Experiment(name="imagen_video", stages=tuple(stages), data=DATA)

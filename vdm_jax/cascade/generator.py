@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, PRNGKeyArray, UInt8
+from jaxtyping import Bool, Float, PRNGKeyArray, UInt8
 
 from vdm_jax.cascade.inputs import text_conditioning
 from vdm_jax.cascade.sampling import (
@@ -114,6 +114,7 @@ class Generator:
         self, captions: Sequence[str] | str, *, seed: int = 0, first_index: int = 0, steps: int | None = None,
         guidance: float | None = None, split_guidance: bool | None = None, last: str | None = None,
         progress: Progress | None = None, embeddings: Float[np.ndarray, "b l c"] | None = None,
+        text_mask: Bool[np.ndarray, "b l"] | None = None,
     ) -> Generated:
         """Generate one video per caption.
 
@@ -127,6 +128,7 @@ class Generator:
           last: name of the stage to stop after.
           progress: called with (stage, videos done, videos in all).
           embeddings: `[B, L, C]`, for stages that read text embeddings instead of words.
+          text_mask: `[B, L]`, True at real tokens of `embeddings`; all by default.
 
         Raises:
           UserError: no captions, an unknown stage, a stage that is not trained, missing embeddings.
@@ -151,7 +153,7 @@ class Generator:
             sampling = with_overrides(stage.sampling, steps=steps, guidance=guidance if place == 0 else None,
                                       split_guidance=split_guidance)
             dataclasses.replace(stage, sampling=sampling)  # raises where the stage cannot do it
-            text = self._text(stage, captions, embeddings)
+            text = self._text(stage, captions, embeddings, text_mask)
             low = self._run(stage, place, sampling, jobs, text, low)
             outputs[stage.name] = np.asarray(to_uint8(low))
         return Generated(captions, outputs, {stage.name: stage.video.fps for stage in stages})
@@ -160,7 +162,7 @@ class Generator:
         self, captions: Sequence[str] | str, *, frames: int, overlap: int | None = None,
         completion: Completion | None = None, seed: int = 0, first_index: int = 0, steps: int | None = None,
         guidance: float | None = None, progress: Progress | None = None,
-        embeddings: Float[np.ndarray, "b l c"] | None = None,
+        embeddings: Float[np.ndarray, "b l c"] | None = None, text_mask: Bool[np.ndarray, "b l"] | None = None,
     ) -> Generated:
         """Generate longer videos of the first stage, block by block: each block after the first is sampled with its
         first frames known, which are the last of the block before (Ho et al. 2022, arXiv 2204.03458, section 3.1).
@@ -169,7 +171,7 @@ class Generator:
           frames: of the videos; the last block is cut.
           overlap: frames that a block knows; half of the stage's frames by default.
           completion: how blocks take over what they know; the stage's own by default.
-          captions, seed, first_index, steps, guidance, progress, embeddings: as in a call.
+          captions, seed, first_index, steps, guidance, progress, embeddings, text_mask: as in a call.
 
         Raises `UserError` as a call does, for an overlap that leaves nothing to sample, and for fewer frames than the
         stage makes.
@@ -183,10 +185,10 @@ class Generator:
             raise UserError(f"frames={frames} is not valid; permitted: >= {size}, what stage {stage.name!r} makes at "
                             "once")
         first = self(captions, seed=seed, first_index=first_index, steps=steps, guidance=guidance, progress=progress,
-                     embeddings=embeddings, last=stage.name)
+                     embeddings=embeddings, text_mask=text_mask, last=stage.name)
         sampling = with_overrides(stage.sampling, steps=steps, guidance=guidance, completion=completion)
         jobs = _Jobs(seed, first_index + np.arange(len(captions)), progress)
-        text = self._text(stage, captions, embeddings)
+        text = self._text(stage, captions, embeddings, text_mask)
         video = np.asarray(to_float(first.videos))
         mask = np.zeros((len(captions), size, 1, 1, 1), np.float32)
         mask[:, :overlap] = 1
@@ -201,7 +203,8 @@ class Generator:
         """The words a stage's encoder knows."""
         return Vocabulary(stage.network.text.words, stage.network.text.length)
 
-    def _text(self, stage: Stage, captions: Sequence[str], embeddings: np.ndarray | None) -> Conditioning:
+    def _text(self, stage: Stage, captions: Sequence[str], embeddings: np.ndarray | None,
+              text_mask: np.ndarray | None) -> Conditioning:
         text = stage.network.text
         if isinstance(text, WordEncoder):
             return text_conditioning(jnp.asarray(self.vocabulary(stage).encode_prompts(captions))[:, None])
@@ -210,8 +213,12 @@ class Generator:
             if len(shape) != 3 or (shape[0], shape[2]) != (len(captions), text.width):
                 raise UserError(f"embeddings of shape {list(shape)} given for stage {stage.name!r}; permitted: "
                                 f"[{len(captions)}, L, {text.width}]")
-            mask = jnp.ones((len(captions), 1, embeddings.shape[1]), bool)
-            return Conditioning(embeddings=jnp.asarray(embeddings)[:, None], text_mask=mask)
+            mask = np.ones(shape[:2], bool) if text_mask is None else np.asarray(text_mask, bool)
+            if mask.shape != shape[:2]:
+                raise UserError(f"text_mask of shape {list(mask.shape)} given for stage {stage.name!r}; permitted: "
+                                f"{list(shape[:2])}")
+            return Conditioning(embeddings=jnp.asarray(embeddings, jnp.float32)[:, None],
+                                text_mask=jnp.asarray(mask)[:, None])
         return Conditioning()
 
     def _run(self, stage: Stage, place: int, sampling: Sampling, jobs: _Jobs, text: Conditioning,

@@ -84,7 +84,7 @@ def training_inputs(
             if images:
                 embeddings = jnp.concatenate([embeddings, batch["image_embeddings"]], axis=1)
                 mask = jnp.concatenate([mask, batch["image_text_mask"]], axis=1)
-            conditioning = Conditioning(embeddings=embeddings, text_mask=mask)
+            conditioning = Conditioning(embeddings=embeddings.astype(jnp.float32), text_mask=mask)
         else:
             raise UserError(f"stage {stage.name!r} reads text, but the batch has neither tokens nor embeddings")
     references = {name: batch[f"reference_{name}"] for name in (r.name for r in stage.network.references)

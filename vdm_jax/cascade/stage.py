@@ -8,11 +8,7 @@ sample in sequence.
 import dataclasses
 from typing import Literal
 
-from vdm_jax.data.array_record import PreparedClips
-from vdm_jax.data.captioned_digits import CaptionedDigits
-from vdm_jax.data.image_folder import ImageFolder
-from vdm_jax.data.tfds_video import TFDSVideo
-from vdm_jax.data.video_folder import VideoFolder
+from vdm_jax.data.embeddings import Clips, WithEmbeddings
 from vdm_jax.diffusion.augmentation import NoiseAugmentation
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import DDIM, Sampler
@@ -21,7 +17,7 @@ from vdm_jax.networks.config import UNet
 from vdm_jax.parallel.mesh import MeshSpec
 from vdm_jax.video.arrays import ResizeMethod, UpsampleMode
 
-DataSet = CaptionedDigits | VideoFolder | ImageFolder | PreparedClips | TFDSVideo
+DataSet = Clips | WithEmbeddings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -40,6 +40,7 @@ class Sample:
     frames: int | None = None  # a longer video, extended block by block; needs --last with the first stage
     overlap: int | None = None  # with --frames: frames that a block takes over from the one before; half by default
     method: Literal["reconstruction", "replacement"] | None = None  # with --frames: how; the config's by default
+    embeddings: Path | None = None  # for runs that read text embeddings: a folder made by write_embeddings
     damaged: Damaged = "refuse"  # a damaged newest checkpoint: refuse, or skip it and use the newest intact one
     out: tuple[Path, ...] = (Path("sample.mp4"),)  # one or more files: .mp4, .gif or .png
 
@@ -53,7 +54,8 @@ def main(arguments: Sequence[str]) -> int:
 
     generator = vdm_jax.load(options.run, damaged=options.damaged)
     captions = [caption for caption in options.captions for _ in range(options.count)]
-    common = {"seed": options.seed, "steps": options.steps, "guidance": options.guidance}
+    common = {"seed": options.seed, "steps": options.steps, "guidance": options.guidance,
+              **text_embeddings(generator, captions, options)}
     with sampling_progress() as progress:
         if options.frames is None:
             result = generator(captions, **common, split_guidance=options.split_guidance, last=options.last,
@@ -63,6 +65,24 @@ def main(arguments: Sequence[str]) -> int:
     for path in options.out:
         print(result.save(path))
     return 0
+
+
+def text_embeddings(generator: Any, captions: Sequence[str], options: Sample) -> dict[str, Any]:
+    """Embeddings and mask of the captions, for a run that reads them. Raises `UserError` where they are needed and not
+    given, given and not needed, or lack a caption."""
+    from vdm_jax.data.embeddings import TextEmbeddings
+    from vdm_jax.networks.config import EmbeddedText
+
+    reads = [stage.name for stage in generator.experiment.stages if isinstance(stage.network.text, EmbeddedText)]
+    if options.embeddings is None:
+        if reads:
+            raise UserError(f"--embeddings is missing: stage {reads[0]!r} reads texts as embeddings; permitted: a "
+                            "folder made by vdm_jax.data.embeddings.write_embeddings with these captions")
+        return {}
+    if not reads:
+        raise UserError(f"--embeddings={options.embeddings}: no stage of the run reads embeddings; permitted: none")
+    vectors, mask = TextEmbeddings(options.embeddings).batch(captions)
+    return {"embeddings": vectors, "text_mask": mask}
 
 
 def extended(generator: Any, captions: Sequence[str], options: Sample, **common: Any) -> Any:

@@ -15,16 +15,20 @@ from vdm_jax.cascade.stage import DataSet, Stage
 from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.data.array_record import METADATA, PreparedClips
 from vdm_jax.data.captioned_digits import CaptionedDigits
+from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.data.image_folder import ImageFolder
+from vdm_jax.data.image_shards import ImageShards
 from vdm_jax.networks.config import EmbeddedText, WordEncoder
 from vdm_jax.parallel.rules import batch_sharding
 
 
 def clip_shape(data: DataSet, stage: Stage) -> tuple[tuple[int, int, int], str | None]:
     """`(T, H, W)` of the clips of a data set, and a note where they had to be assumed."""
+    if isinstance(data, WithEmbeddings):
+        data = data.data
     if isinstance(data, CaptionedDigits):
         return (data.frames, data.size, data.size), None
-    if isinstance(data, ImageFolder):
+    if isinstance(data, ImageFolder | ImageShards):
         return (1, data.height, data.width), None
     if not isinstance(data, PreparedClips):
         return (data.frames, data.height, data.width), None

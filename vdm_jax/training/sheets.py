@@ -50,8 +50,9 @@ class SampleSheets:
             tokens = np.stack([Vocabulary(text.words, text.length).encode(c) for c in captions])
             conditioning = text_conditioning(jnp.asarray(tokens)[:, None])
         elif isinstance(text, EmbeddedText):
-            embeddings = jnp.stack([jnp.asarray(clip["embeddings"]) for clip in clips])[:, None]
-            conditioning = Conditioning(embeddings=embeddings, text_mask=jnp.ones(embeddings.shape[:3], bool))
+            embeddings = np.stack([clip["embeddings"] for clip in clips])[:, None]
+            mask = np.stack([clip["text_mask"] for clip in clips])[:, None]
+            conditioning = Conditioning(embeddings=embeddings.astype(np.float32), text_mask=mask)
         references = {name: jnp.stack([jnp.asarray(clip[f"reference_{name}"]) for clip in clips])
                       for name in (r.name for r in stage.network.references) if f"reference_{name}" in clips[0]}
         conditioning = conditioning.replace(references=references)
