@@ -188,13 +188,18 @@ class Stage:
         if self.network.residual and self.process.prediction != "x":
             raise UserError(f"Stage {self.name!r}: process.prediction={self.process.prediction!r} with "
                             "network.residual=True, whose output is a video; permitted: prediction='x'")
-        for name, multiple in zip(("height", "width"), self.network.reduction, strict=True):
+        multiples = (self.network.frame_reduction, *self.network.reduction)
+        for name, multiple in zip(("frames", "height", "width"), multiples, strict=True):
             if getattr(video, name) % multiple:
                 raise UserError(f"Stage {self.name!r}: video.{name}={getattr(video, name)} is not a multiple of the "
                                 f"network's reduction {multiple}; permitted: {multiple}, {2 * multiple}, ...")
         if self.training.images_per_clip and source is not None:
             raise UserError(f"Stage {self.name!r}: training.images_per_clip={self.training.images_per_clip}; "
                             "permitted: 0 for a stage with a source (joint training is for base stages)")
+        if self.training.images_per_clip and self.network.frame_reduction > 1:
+            raise UserError(f"Stage {self.name!r}: training.images_per_clip={self.training.images_per_clip} with "
+                            "Level.temporal_stride > 1, which mixes the images with the clip; permitted: 0, or "
+                            "temporal_stride=1 at all levels")
         if self.training.images_per_clip and self.network.norm_over == "clip":
             raise UserError(f"Stage {self.name!r}: training.images_per_clip={self.training.images_per_clip} with "
                             "network.norm_over='clip', whose statistics mix the images with the clip; permitted: "
