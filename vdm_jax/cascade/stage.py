@@ -6,6 +6,7 @@ sample in sequence.
 """
 
 import dataclasses
+import re
 from typing import Literal
 
 from vdm_jax.data.array_record import PreparedClips
@@ -102,6 +103,9 @@ class Training:
     flips: bool = False  # mirror half of the clips; only for data whose captions do not say left or right
     random_starts: bool = False  # clips of long videos begin at a random frame; data sets of fixed clips cannot
     workers: int = 0  # processes that read data; 0: threads
+    # Regular expressions found in the paths of the parameters that are trained, such as "inflation|temporal"; the rest
+    # stays as it is. (): all are trained
+    trainable: tuple[str, ...] = ()
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep"):
@@ -112,6 +116,12 @@ class Training:
         for name in ("ema_decay", "text_dropout", "b1", "b2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"Training.{name}={getattr(self, name)} is not valid; permitted: 0 <= {name} < 1")
+        for pattern in self.trainable:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UserError(f"Training.trainable has {pattern!r}, which is no regular expression ({error}); "
+                                "permitted: those of Python") from None
         if self.learning_rate <= 0:
             raise UserError(f"Training.learning_rate={self.learning_rate} is not valid; permitted: > 0")
 

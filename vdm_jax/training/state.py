@@ -17,11 +17,13 @@ from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.networks.config import EmbeddedText, WordEncoder
 from vdm_jax.networks.unet import SpaceTimeUNet
 from vdm_jax.parallel.rules import parameter_shardings
+from vdm_jax.training.trainable import split
 
 
 @flax.struct.dataclass
 class TrainState:
-    """Step counter, parameters, optimizer state, their exponential moving average, and the key of the whole run."""
+    """Step counter, parameters, optimizer state (of those that are trained), the parameters' exponential moving
+    average, and the key of the whole run."""
 
     step: Int[Array, ""]
     params: Any
@@ -77,7 +79,7 @@ def initial_state(stage: Stage, key: PRNGKeyArray) -> TrainState:
     """A fresh state; the EMA starts at the parameters."""
     init_key, run_key = jax.random.split(key)
     params = initial_params(stage, init_key)
-    opt_state = make_optimizer(stage.training).init(params)
+    opt_state = make_optimizer(stage.training).init(split(params, stage.training.trainable)[0])
     ema = jax.tree.map(jnp.array, params)  # a copy, since the state is donated
     return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=opt_state, ema=ema, key=run_key)
 
