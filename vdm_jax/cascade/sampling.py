@@ -19,6 +19,7 @@ from vdm_jax.diffusion.arrays import Denoiser
 from vdm_jax.diffusion.conditional import known_error, reconstruction_guided, replaced
 from vdm_jax.diffusion.guidance import batched, combine, dynamic_threshold, oscillating, static_threshold
 from vdm_jax.diffusion.sampling import sample, sampling_levels
+from vdm_jax.diffusion.windows import windowed
 from vdm_jax.errors import UserError
 from vdm_jax.networks.unet import SpaceTimeUNet
 from vdm_jax.parallel.rules import batch_parts, batch_sharding, spread
@@ -75,6 +76,10 @@ def stage_denoiser(
     def denoise_with(z: Array, logsnr: Array, condition: Conditioning) -> Array:
         return stage.process.denoiser(lambda x, level: module.apply({"params": params}, x, level, condition))(z, logsnr)
 
+    if (windows := sampling.windows) is not None:
+        frames = stage.video.frames
+        denoise_with = windowed(denoise_with, lambda whole, start, length: whole.window(start, length, frames),
+                                frames=frames, length=windows.frames, overlap=windows.overlap, at_once=windows.at_once)
     if is_guided(stage, sampling):
         def denoise_halves(*stacked: Any) -> Array:  # a sample's estimates are neighbours in the batch
             if sampling.split_guidance:

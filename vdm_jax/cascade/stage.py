@@ -82,6 +82,7 @@ class Training:
     """How a stage is trained."""
 
     steps: int = 10_000
+    frames: int | None = None  # of the parts of clips that are trained on; None: whole clips
     batch_size: int = 16  # clips per step, over all devices
     learning_rate: float = 2e-4  # peak, of AdamW
     warmup_steps: int = 200
@@ -154,6 +155,20 @@ class Completion:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Windows:
+    """Windows along time that overlap, by which a video is denoised (`diffusion/windows.py`)."""
+
+    frames: int  # of a window
+    overlap: int = 2  # frames that neighbours share at the least; 2 in Lumiere (Bar-Tal et al. 2024, arXiv 2401.12945)
+    at_once: int = 1  # windows denoised together; memory grows with it
+
+    def __post_init__(self):
+        if not 0 <= self.overlap < self.frames or self.at_once < 1:
+            raise UserError(f"Windows(frames={self.frames}, overlap={self.overlap}, at_once={self.at_once}) is not "
+                            "valid; permitted: 0 <= overlap < frames, at_once >= 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How a stage is sampled unless the user says otherwise."""
 
@@ -165,6 +180,7 @@ class Sampling:
     split_guidance: bool = False
     threshold: Threshold | None = StaticThreshold()
     completion: Completion = Completion()  # of videos of which a part is known
+    windows: Windows | None = None  # None: the network sees the whole video
     batch_size: int = 16  # clips at a time, over all devices
 
     def __post_init__(self):
@@ -198,8 +214,8 @@ class Stage:
         if self.network.residual and self.process.prediction != "x":
             raise UserError(f"Stage {self.name!r}: process.prediction={self.process.prediction!r} with "
                             "network.residual=True, whose output is a video; permitted: prediction='x'")
-        multiples = (self.network.frame_reduction, *self.network.reduction)
-        for name, multiple in zip(("frames", "height", "width"), multiples, strict=True):
+        self._check_frames()
+        for name, multiple in zip(("height", "width"), self.network.reduction, strict=True):
             if getattr(video, name) % multiple:
                 raise UserError(f"Stage {self.name!r}: video.{name}={getattr(video, name)} is not a multiple of the "
                                 f"network's reduction {multiple}; permitted: {multiple}, {2 * multiple}, ...")
@@ -217,6 +233,38 @@ class Stage:
         if self.sampling.guidance and self.network.text is None:
             raise UserError(f"Stage {self.name!r}: sampling.guidance={self.sampling.guidance} but network.text=None; "
                             "permitted: 0 for a network without text")
+
+    def _check_frames(self) -> None:
+        """Raise `UserError` where the network cannot see as many frames as it is trained on or sampled with."""
+        video, windows, part = self.video.frames, self.sampling.windows, self.training.frames
+        if part is not None and not 0 < part <= video:
+            raise UserError(f"Stage {self.name!r}: training.frames={part} is not valid; permitted: 1 to video.frames="
+                            f"{video}, or None")
+        if windows is not None and windows.frames > video:
+            raise UserError(f"Stage {self.name!r}: sampling.windows.frames={windows.frames} is not valid; permitted: "
+                            f"up to video.frames={video}")
+        if self.source is not None and self.source.frames != video and not (part is windows is None):
+            raise UserError(f"Stage {self.name!r}: source.frames={self.source.frames} of {video} with training.frames "
+                            "or sampling.windows, which would start between frames of the source; permitted: "
+                            f"source.frames={video}")
+        seen = {"training.frames": part or video, "sampling.windows.frames": windows.frames if windows else video}
+        multiple = self.network.frame_reduction
+        for name, frames in seen.items():
+            if frames % multiple:
+                name = "video.frames" if frames == video else name
+                raise UserError(f"Stage {self.name!r}: {name}={frames} is not a multiple of the network's reduction "
+                                f"{multiple}; permitted: {multiple}, {2 * multiple}, ...")
+
+    def trained(self) -> "Stage":
+        """The stage as it is trained: one that makes parts of `training.frames` frames."""
+        frames = self.training.frames
+        if frames is None:
+            return self
+        return dataclasses.replace(
+            self, video=dataclasses.replace(self.video, frames=frames),
+            source=self.source and dataclasses.replace(self.source, frames=frames),
+            training=dataclasses.replace(self.training, frames=None),
+            sampling=dataclasses.replace(self.sampling, windows=None))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

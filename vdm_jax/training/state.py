@@ -51,7 +51,8 @@ def make_optimizer(spec: Training) -> optax.GradientTransformation:
 
 
 def example_conditioning(stage: Stage, batch: int = 1) -> Conditioning:
-    """Zeros of the shapes that the stage's network takes."""
+    """Zeros of the shapes that the stage's network takes in training."""
+    stage = stage.trained()
     text, conditioning = stage.network.text, Conditioning()
     if isinstance(text, WordEncoder):
         tokens = jnp.zeros((batch, 1, text.length), jnp.int32)
@@ -71,7 +72,7 @@ def example_conditioning(stage: Stage, batch: int = 1) -> Conditioning:
 
 def initial_params(stage: Stage, key: PRNGKeyArray) -> Any:
     """Parameters of a stage's network."""
-    video, level = jnp.zeros((1, *stage.video.shape)), jnp.zeros((1,))
+    video, level = jnp.zeros((1, *stage.trained().video.shape)), jnp.zeros((1,))
     return SpaceTimeUNet(stage.network).init(key, video, level, example_conditioning(stage))["params"]
 
 
