@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from vdm_jax.attention.patterns import independent_frames_mask
 from vdm_jax.conditioning.conditioning import Conditioning
@@ -53,6 +54,12 @@ def encode_level(logsnr: Float[Array, ...], encoding: str) -> Float[Array, ...]:
     return 1000 * -logsnr / 8
 
 
+def convolution_options(spec: cfg.UNet) -> dict[str, Any]:
+    """Of the convolutions inside the network."""
+    return {"dtype": jnp.dtype(spec.dtype), "spread": spec.spread, "temporal": spec.temporal_kernel,
+            "causal": spec.temporal_causal}
+
+
 class ResidualBlock(nn.Module):
     """Two factorised convolutions (1x3x3) with the conditioning vector between them; starts as the identity."""
 
@@ -62,13 +69,16 @@ class ResidualBlock(nn.Module):
     dropout: float
 
     @nn.compact
-    def __call__(self, x: Array, vector: Float[Array, "b g c"], train: bool) -> Array:
+    def __call__(
+        self, x: Array, vector: Float[Array, "b g c"], train: bool, images: int = 0,
+        frame_valid: Bool[Array, "b t"] | None = None,
+    ) -> Array:
         spec = self.config
-        options = {"dtype": jnp.dtype(spec.dtype), "spread": spec.spread}
+        options = convolution_options(spec)
         norm = {"groups": spec.groups, "over": spec.norm_over}
         kernel = (1, self.kernel, self.kernel)
         h = silu(GroupNorm(**norm, name="norm_in")(x))
-        h = Convolution(self.channels, kernel, name="conv_in", **options)(h)
+        h = Convolution(self.channels, kernel, name="conv_in", **options)(h, images, frame_valid)
         film = spec.modulation == "film"
         change = Dense(self.channels * (2 if film else 1), name="modulation")(silu(vector))[:, :, None, None]
         if film:
@@ -78,9 +88,9 @@ class ResidualBlock(nn.Module):
         h = silu(h)
         if self.dropout:
             h = nn.Dropout(self.dropout, deterministic=not train)(h)
-        h = Convolution(self.channels, kernel, kernel_init=zeros, name="conv_out", **options)(h)
+        h = Convolution(self.channels, kernel, kernel_init=zeros, name="conv_out", **options)(h, images, frame_valid)
         if x.shape[-1] != self.channels:
-            x = Convolution(self.channels, (1, 1, 1), name="shortcut", **options)(x)
+            x = Convolution(self.channels, (1, 1, 1), name="shortcut", **{**options, "temporal": 1})(x)
         return add_residual(x, h)
 
 
@@ -95,7 +105,8 @@ class Block(nn.Module):
     def __call__(self, x: Array, vector: Array, beside: Beside, train: bool, images: int) -> Array:
         level = self.level
         x = name_input(x, self.config.remat)
-        x = ResidualBlock(self.config, level.channels, level.kernel, level.dropout, name="residual")(x, vector, train)
+        x = ResidualBlock(self.config, level.channels, level.kernel, level.dropout, name="residual")(
+            x, vector, train, images, beside.frame_valid)
         return spread(Mixers(self.config, self.mixers, name="mixers")(x, beside, images), self.config.spread)
 
 
@@ -139,13 +150,13 @@ class SpaceTimeUNet(nn.Module):
         self, z: Float[Array, "b t h w c"], logsnr: Float[Array, b], conditioning: Conditioning | None = None,
         *, train: bool = False, images: int = 0,
     ) -> Float[Array, "b t h w o"]:
-        spec, dtype = self.config, jnp.dtype(self.config.dtype)
+        spec, options = self.config, convolution_options(self.config)
         conditioning = Conditioning() if conditioning is None else conditioning
         check_inputs(spec, z, conditioning, images)
         vector, beside = Embedding(spec, name="embedding")(z.shape[1], logsnr, conditioning, images)
-        x = space_to_depth(stack_inputs(spec, z, conditioning), spec.patch).astype(dtype)
+        x = space_to_depth(stack_inputs(spec, z, conditioning), spec.patch).astype(options["dtype"])
         kernel = (1, spec.stem_kernel, spec.stem_kernel)
-        x = Convolution(spec.levels[0].channels, kernel, dtype=dtype, spread=spec.spread, name="stem")(x)
+        x = Convolution(spec.levels[0].channels, kernel, name="stem", **options)(x, images, beside.frame_valid)
         x = spread(x, spec.spread)
         if spec.position_period:
             x = PositionEmbedding(spec.position_period, name="positions")(x, images)
@@ -154,19 +165,24 @@ class SpaceTimeUNet(nn.Module):
         def run(x: Array, level: cfg.Level, mixers: tuple[cfg.Mixer, ...], name: str) -> Array:
             return block(spec, level, mixers, name=name)(x, vector, beside, train, images)
 
-        x = (down_and_up if spec.resample_order == "after" else efficient_down_and_up)(spec, run, x)
+        def resample(layer: type[nn.Module], x: Array, stride: tuple[int, int], channels: int, name: str) -> Array:
+            return layer(spec, stride, channels, name=name)(x, images, beside.frame_valid)
+
+        x = (down_and_up if spec.resample_order == "after" else efficient_down_and_up)(spec, run, resample, x)
         x = silu(GroupNorm(spec.groups, spec.norm_over, name="norm")(x))
         kernel = (1, spec.out_kernel, spec.out_kernel)
         features = spec.out_channels * spec.patch**2
-        convolution = Convolution(features, kernel, kernel_init=zeros, spread=spec.spread, name="out")
-        change = depth_to_space(convolution(x.astype(jnp.float32)), spec.patch)
+        options["dtype"] = jnp.dtype("float32")
+        convolution = Convolution(features, kernel, kernel_init=zeros, name="out", **options)
+        change = depth_to_space(convolution(x.astype(jnp.float32), images, beside.frame_valid), spec.patch)
         return change + conditioning.low_resolution if spec.residual else change
 
 
 Run = Callable[[Array, cfg.Level, tuple[cfg.Mixer, ...], str], Array]  # a block of that name
+Resample = Callable[[type[nn.Module], Array, tuple[int, int], int, str], Array]  # stride, channels and name
 
 
-def down_and_up(spec: cfg.UNet, run: Run, x: Array) -> Array:
+def down_and_up(spec: cfg.UNet, run: Run, resample: Resample, x: Array) -> Array:
     """The levels in the usual order: blocks, then the reduction; every block and reduction has a long skip."""
     skips = [x]
     for i, level in enumerate(spec.levels):
@@ -174,7 +190,7 @@ def down_and_up(spec: cfg.UNet, run: Run, x: Array) -> Array:
             x = run(x, level, level.mixers, f"down_{i}_{j}")
             skips.append(x)
         if i + 1 < len(spec.levels):
-            x = spread(Downsample(spec, level.stride, x.shape[-1], name=f"downsample_{i}")(x), spec.spread)
+            x = spread(resample(Downsample, x, level.stride, x.shape[-1], f"downsample_{i}"), spec.spread)
             skips.append(x)
     x = run(x, spec.levels[-1], spec.middle, "middle_in")
     x = run(x, spec.levels[-1], (), "middle_out")
@@ -183,11 +199,11 @@ def down_and_up(spec: cfg.UNet, run: Run, x: Array) -> Array:
             x = jnp.concatenate([x, skips.pop() * spec.skip_scale], axis=-1)
             x = run(x, level, level.mixers, f"up_{i}_{j}")
         if i:
-            x = Upsample(spec, spec.levels[i - 1].stride, x.shape[-1], name=f"upsample_{i}")(x)
+            x = resample(Upsample, x, spec.levels[i - 1].stride, x.shape[-1], f"upsample_{i}")
     return x
 
 
-def efficient_down_and_up(spec: cfg.UNet, run: Run, x: Array) -> Array:
+def efficient_down_and_up(spec: cfg.UNet, run: Run, resample: Resample, x: Array) -> Array:
     """The levels of the Efficient U-Net (Saharia et al. 2022, arXiv 2205.11487, figures A.27 to A.30): the reduction
     comes before a level's blocks and the growth after them, so that no block runs at the input's resolution; one long
     skip per level.
@@ -196,7 +212,7 @@ def efficient_down_and_up(spec: cfg.UNet, run: Run, x: Array) -> Array:
     """
     skips, channels = [], [x.shape[-1], *(level.channels for level in spec.levels)]
     for i, level in enumerate(spec.levels):
-        x = spread(Downsample(spec, level.stride, level.channels, name=f"downsample_{i}")(x), spec.spread)
+        x = spread(resample(Downsample, x, level.stride, level.channels, f"downsample_{i}"), spec.spread)
         for j in range(level.blocks):
             x = run(x, level, level.mixers, f"down_{i}_{j}")
         skips.append(x)
@@ -205,7 +221,7 @@ def efficient_down_and_up(spec: cfg.UNet, run: Run, x: Array) -> Array:
             x = jnp.concatenate([x, skips[i] * spec.skip_scale], axis=-1)
         for j in range(level.blocks):
             x = run(x, level, level.mixers, f"up_{i}_{j}")
-        x = spread(Upsample(spec, level.stride, channels[i], name=f"upsample_{i}")(x), spec.spread)
+        x = spread(resample(Upsample, x, level.stride, channels[i], f"upsample_{i}"), spec.spread)
     return x
 
 
@@ -278,11 +294,11 @@ class Downsample(nn.Module):
     channels: int
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, images: int = 0, frame_valid: Bool[Array, "b t"] | None = None) -> Array:
         if self.config.resample == "pool":
             return mean_pool(x, self.stride)
-        options = {"dtype": jnp.dtype(self.config.dtype), "spread": self.config.spread}
-        return Convolution(self.channels, strides=self.stride, name="conv", **options)(x)
+        convolution = Convolution(self.channels, strides=self.stride, name="conv", **convolution_options(self.config))
+        return convolution(x, images, frame_valid)
 
 
 class Upsample(nn.Module):
@@ -294,12 +310,12 @@ class Upsample(nn.Module):
     channels: int
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, images: int = 0, frame_valid: Bool[Array, "b t"] | None = None) -> Array:
         x = nearest(x, self.stride)
         if self.config.resample == "pool":
             return x
-        options = {"dtype": jnp.dtype(self.config.dtype), "spread": self.config.spread}
-        return Convolution(self.channels, name="conv", **options)(x)
+        convolution = Convolution(self.channels, name="conv", **convolution_options(self.config))
+        return convolution(x, images, frame_valid)
 
 
 def stack_inputs(spec: cfg.UNet, z: Array, conditioning: Conditioning) -> Array:
