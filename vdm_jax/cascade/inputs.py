@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from vdm_jax.cascade.observations import draw_known, with_observed
 from vdm_jax.cascade.stage import LowResolution, Stage, VideoSpec
 from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.conditioning.vocabulary import PADDING
 from vdm_jax.errors import UserError
 from vdm_jax.video.arrays import resize, subsample_frames, to_float, upsample_frames
 
-_PART_STREAM = 2**31 - 5  # of a batch's key, which is otherwise split
+_OBSERVATION_STREAM, _PART_STREAM = 2**31 - 3, 2**31 - 5  # of a batch's key, which is otherwise split
 
 
 def target_video(clip: UInt8[Array, "b t h w 3"], video: VideoSpec) -> Float[Array, "b t h w 3"]:
@@ -88,10 +89,13 @@ def training_inputs(
     """
     stage, batch = part_of_clips(stage, batch, key)
     x = target_video(batch["video"], stage.video)
-    valid = None
+    valid = known = None
     if "frame_valid" in batch:
         valid = batch["frame_valid"][:, :: batch["video"].shape[1] // stage.video.frames]
         x = hold_valid(x, valid)
+    if stage.network.observed:
+        keys = jax.random.split(jax.random.fold_in(key, _OBSERVATION_STREAM), len(x))
+        known = draw_known(stage.training.observations, x, keys, valid)
     conditioning = Conditioning()
     tokens = batch["tokens"][:, None] if "tokens" in batch else None
     images = batch["images"].shape[1] if "images" in batch else 0
@@ -115,6 +119,8 @@ def training_inputs(
     references = {name: batch[f"reference_{name}"] for name in (r.name for r in stage.network.references)
                   if f"reference_{name}" in batch}  # the network names what is missing
     conditioning = conditioning.replace(frame_valid=valid, references=references)
+    if known is not None:
+        conditioning = with_observed(conditioning, known.video.shape, known, images)
     if "fps" in stage.network.scalars:
         conditioning = conditioning.replace(scalars={"fps": jnp.full(len(x), stage.video.fps)})
     if stage.source is not None:

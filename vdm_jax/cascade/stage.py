@@ -9,6 +9,7 @@ import dataclasses
 import re
 from typing import Literal
 
+from vdm_jax.cascade.observations import Observation
 from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.data.image_folder import ImageFolder
@@ -101,6 +102,7 @@ class Training:
     keep: int = 2  # checkpoints
     sample_every: int = 1000  # steps between sample sheets; 0: only at the end
     validate_every: int = 1000  # steps between validation losses; 0: never
+    observations: tuple[Observation, ...] = ()  # what may be known of a clip (UNet.observed); each draws one
     flips: bool = False  # mirror half of the clips; only for data whose captions do not say left or right
     random_starts: bool = False  # clips of long videos begin at a random frame; data sets of fixed clips cannot
     workers: int = 0  # processes that read data; 0: threads
@@ -141,15 +143,18 @@ class Oscillation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Completion:
-    """How a video is sampled of which a part is known (`diffusion/conditional.py`)."""
+    """How a video is sampled of which a part is known: by the network, which is told (`observations.py`), or by methods
+    for networks that are not (`diffusion/conditional.py`). What is known comes out as it is."""
 
-    method: Literal["reconstruction", "replacement"] = "reconstruction"
+    # None: the network, where it takes what is known (UNet.observed), else reconstruction guidance. A network that
+    # takes it is told with the other methods too.
+    method: Literal["network", "reconstruction", "replacement"] | None = None
     weight: float = 1.0  # w_r of reconstruction guidance; 50 and 9 published for single data sets
 
     def __post_init__(self):
-        if self.method not in ("reconstruction", "replacement"):
-            raise UserError(f"Completion.method={self.method!r} is not valid; permitted: 'reconstruction', "
-                            "'replacement'")
+        if self.method not in (None, "network", "reconstruction", "replacement"):
+            raise UserError(f"Completion.method={self.method!r} is not valid; permitted: 'network', 'reconstruction', "
+                            "'replacement', None")
         if self.weight < 0:
             raise UserError(f"Completion.weight={self.weight} is not valid; permitted: >= 0")
 
@@ -230,6 +235,13 @@ class Stage:
             raise UserError(f"Stage {self.name!r}: training.images_per_clip={self.training.images_per_clip} with "
                             "network.norm_over='clip', whose statistics mix the images with the clip; permitted: "
                             "norm_over='frame'")
+        if self.network.observed != bool(self.training.observations):
+            raise UserError(f"Stage {self.name!r}: network.observed={self.network.observed} with "
+                            f"{len(self.training.observations)} training.observations; permitted: observations exactly "
+                            "for a network that takes what is known")
+        if self.sampling.completion.method == "network" and not self.network.observed:
+            raise UserError(f"Stage {self.name!r}: sampling.completion.method='network' with network.observed=False; "
+                            "permitted: 'reconstruction', 'replacement', None")
         if self.sampling.guidance and self.network.text is None:
             raise UserError(f"Stage {self.name!r}: sampling.guidance={self.sampling.guidance} but network.text=None; "
                             "permitted: 0 for a network without text")

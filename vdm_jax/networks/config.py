@@ -81,6 +81,7 @@ class TemporalConvolution:
     """Residual convolution over frames (k x 1 x 1); starts as the identity."""
 
     kernel: int = 3  # frames
+    causal: bool = False  # no frame sees later ones
 
     def __post_init__(self):
         _odd(self, "kernel")
@@ -215,6 +216,10 @@ class UNet:
     patch: int = 1  # space-to-depth factor at the input, undone at the output
     stem_kernel: int = 3  # spatial size of the first convolution, in patches
     out_kernel: int = 3  # spatial size of the last convolution, in patches
+    # Frames of a convolution over frames after every spatial one, which starts as the identity (pseudo-3D convolution:
+    # Make-A-Video, Singer et al. 2022, arXiv 2209.14792, section 3.2.1); 1: none
+    temporal_kernel: int = 1
+    temporal_causal: bool = False  # in these convolutions no frame sees later ones
     position_period: float = 0.0  # longest period of an added embedding of frame, row and column; 0: no embedding
     resample: Literal["conv", "pool"] = "conv"  # strided conv / nearest + conv, or mean pool / nearest
     temporal_stride_kernel: int = 3  # frames; of the convolutions beside temporal strides (the size is not published)
@@ -235,8 +240,10 @@ class UNet:
 
     def __post_init__(self):
         _positive(self, "out_channels", "embedding_channels", "embedding_layers", "patch", "stem_kernel",
-                  "out_kernel", "groups")
+                  "out_kernel", "groups", "temporal_kernel")
         _choice(self, UNet, "spread")
+        if self.temporal_kernel % 2 == 0:
+            raise UserError(f"UNet.temporal_kernel={self.temporal_kernel} is not valid; permitted: 1, 3, 5, ...")
         _choice(self, UNet, "resample_order")
         if self.resample_order == "before" and self.middle:
             raise UserError("UNet.middle is not empty with resample_order='before', which has no middle; permitted: "

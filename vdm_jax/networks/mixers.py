@@ -156,7 +156,8 @@ class TemporalConvolutionLayer(nn.Module):
             h = jnp.where(frame_valid[:, :, None, None, None], h, 0)
         clip = h[:, : x.shape[1] - images]
         kernel = (self.config.kernel, 1, 1)
-        h = Convolution(x.shape[-1], kernel, kernel_init=zeros, dtype=self.dtype, spread=self.spread, name="conv")(clip)
+        h = Convolution(x.shape[-1], kernel, kernel_init=zeros, dtype=self.dtype, spread=self.spread,
+                        causal=self.config.causal, name="conv")(clip)
         return add_residual(x, jnp.pad(h, ((0, 0), (0, images), (0, 0), (0, 0), (0, 0))) if images else h)
 
 

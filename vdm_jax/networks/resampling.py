@@ -8,12 +8,20 @@ temporal convolutions start as the identity, so that a fresh one takes every k-t
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from vdm_jax.networks import config as cfg
-from vdm_jax.networks.layers import Convolution, mean_pool, nearest
+from vdm_jax.networks.layers import Convolution, identity, mean_pool, nearest
+
+
+def convolution_options(spec: cfg.UNet) -> dict[str, Any]:
+    """Of the convolutions inside the network."""
+    return {"dtype": jnp.dtype(spec.dtype), "spread": spec.spread, "temporal": spec.temporal_kernel,
+            "causal": spec.temporal_causal}
 
 
 class Downsample(nn.Module):
@@ -24,11 +32,11 @@ class Downsample(nn.Module):
     channels: int
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, images: int = 0, frame_valid: Bool[Array, "b t"] | None = None) -> Array:
         if self.config.resample == "pool":
             return mean_pool(x, self.stride)
-        options = {"dtype": jnp.dtype(self.config.dtype), "spread": self.config.spread}
-        return Convolution(self.channels, strides=self.stride, name="conv", **options)(x)
+        convolution = Convolution(self.channels, strides=self.stride, name="conv", **convolution_options(self.config))
+        return convolution(x, images, frame_valid)
 
 
 class Upsample(nn.Module):
@@ -40,12 +48,12 @@ class Upsample(nn.Module):
     channels: int
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, images: int = 0, frame_valid: Bool[Array, "b t"] | None = None) -> Array:
         x = nearest(x, self.stride)
         if self.config.resample == "pool":
             return x
-        options = {"dtype": jnp.dtype(self.config.dtype), "spread": self.config.spread}
-        return Convolution(self.channels, name="conv", **options)(x)
+        convolution = Convolution(self.channels, name="conv", **convolution_options(self.config))
+        return convolution(x, images, frame_valid)
 
 
 class TemporalDownsample(nn.Module):
@@ -75,26 +83,23 @@ class TemporalUpsample(nn.Module):
         return convolve_existing(self.config, jnp.repeat(x, self.stride, axis=1), frame_valid)
 
 
-def identity(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
-    """Initial kernel `(kt, 1, 1, C, C)`, kt odd, of a convolution that leaves every frame as it is."""
-    return jnp.zeros(shape, dtype).at[shape[0] // 2, 0, 0].set(jnp.eye(*shape[-2:], dtype=dtype))
-
-
 def convolve_existing(spec: cfg.UNet, x: Float[Array, "b t h w c"], frame_valid: Bool[Array, "b t"] | None) -> Array:
     """Convolution `conv` over frames that starts as the identity; a frame that does not exist counts as the padding
     beyond the clip."""
     if frame_valid is not None:
         x = jnp.where(frame_valid[:, :, None, None, None], x, 0)
+    options = {**convolution_options(spec), "temporal": 1}
     kernel = (spec.temporal_stride_kernel, 1, 1)
-    return Convolution(x.shape[-1], kernel, kernel_init=identity, dtype=jnp.dtype(spec.dtype), spread=spec.spread,
-                       name="conv")(x)
+    return Convolution(x.shape[-1], kernel, kernel_init=identity(spec.temporal_causal), name="conv", **options)(x)
 
 
-def reduced(spec: cfg.UNet, i: int, channels: int, x: Array, frame_valid: Bool[Array, "b t"] | None) -> Array:
+def reduced(
+    spec: cfg.UNet, i: int, channels: int, x: Array, images: int, frame_valid: Bool[Array, "b t"] | None
+) -> Array:
     """`x` by the strides of level `i`, of space and then of time; to be called inside the network. `frame_valid` is
-    that of the whole clip."""
+    that of the whole clip, and there are no appended images with strides of time."""
     level = spec.levels[i]
-    x = Downsample(spec, level.stride, channels, name=f"downsample_{i}")(x)
+    x = Downsample(spec, level.stride, channels, name=f"downsample_{i}")(x, images, existing(frame_valid, x.shape[1]))
     if level.temporal_stride > 1:
         valid = existing(frame_valid, x.shape[1])
         x = TemporalDownsample(spec, level.temporal_stride, name=f"temporal_downsample_{i}")(x, valid)
@@ -102,10 +107,11 @@ def reduced(spec: cfg.UNet, i: int, channels: int, x: Array, frame_valid: Bool[A
 
 
 def grown(
-    spec: cfg.UNet, i: int, level: cfg.Level, channels: int, x: Array, frame_valid: Bool[Array, "b t"] | None
+    spec: cfg.UNet, i: int, level: cfg.Level, channels: int, x: Array, images: int,
+    frame_valid: Bool[Array, "b t"] | None,
 ) -> Array:
     """The way back of `reduced`: `x` of level `i` by the strides of `level`, under the names of `i`."""
-    x = Upsample(spec, level.stride, channels, name=f"upsample_{i}")(x)
+    x = Upsample(spec, level.stride, channels, name=f"upsample_{i}")(x, images, existing(frame_valid, x.shape[1]))
     if level.temporal_stride > 1:
         valid = existing(frame_valid, x.shape[1] * level.temporal_stride)
         x = TemporalUpsample(spec, level.temporal_stride, name=f"temporal_upsample_{i}")(x, valid)
