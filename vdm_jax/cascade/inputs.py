@@ -6,11 +6,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from vdm_jax.cascade.observations import draw_known, with_observed
 from vdm_jax.cascade.stage import LowResolution, Stage, VideoSpec
 from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.conditioning.vocabulary import PADDING
 from vdm_jax.errors import UserError
 from vdm_jax.video.arrays import resize, subsample_frames, to_float, upsample_frames
+
+_OBSERVATION_STREAM, _PART_STREAM = 2**31 - 3, 2**31 - 5  # of a batch's key, which is otherwise split
 
 
 def target_video(clip: UInt8[Array, "b t h w 3"], video: VideoSpec) -> Float[Array, "b t h w 3"]:
@@ -52,6 +55,28 @@ def with_low_resolution(
     return conditioning.replace(low_resolution=noisy, augmentation=logsnr)
 
 
+def part_of_clips(stage: Stage, batch: dict[str, Array], key: Array) -> tuple[Stage, dict[str, Array]]:
+    """The stage as it is trained, and the batch with that part of every clip, from a random frame on. Raises
+    `UserError` for clips whose frames are no multiple of those that the stage makes."""
+    part, whole = stage.training.frames, stage.video.frames
+    if part is None:
+        return stage, batch
+    count, length = batch["video"].shape[:2]
+    if length % whole:
+        raise UserError(f"clips of {length} frames for stage {stage.name!r} of {whole}; permitted: {whole}, "
+                        f"{2 * whole}, ...")
+    stride = length // whole  # frames of the clip for one of the stage
+    first = jax.random.randint(jax.random.fold_in(key, _PART_STREAM), (count,), 0, whole - part + 1)
+
+    def cut(x: Array, stride: int) -> Array:
+        frames = stride * first[:, None] + jnp.arange(stride * part)
+        return jnp.take_along_axis(x, frames.reshape(*frames.shape, *[1] * (x.ndim - 2)), axis=1)
+
+    cuts = {name: cut(batch[name], stride) for name in ("video", "frame_valid") if name in batch}
+    cuts |= {name: cut(x, 1) for name, x in batch.items() if name.startswith("reference_") and x.shape[1] == whole}
+    return stage.trained(), {**batch, **cuts}
+
+
 def training_inputs(
     stage: Stage, batch: dict[str, Array], key: Array
 ) -> tuple[Float[Array, "b t h w 3"], Conditioning, int]:
@@ -62,11 +87,15 @@ def training_inputs(
     `image_embeddings` `[B,n,L,C]` with `image_text_mask`); where clips are padded `frame_valid` bool `[B,T]`; and
     `reference_NAME` `[B,G,M,C]` for each reference the network takes.
     """
+    stage, batch = part_of_clips(stage, batch, key)
     x = target_video(batch["video"], stage.video)
-    valid = None
+    valid = known = None
     if "frame_valid" in batch:
         valid = batch["frame_valid"][:, :: batch["video"].shape[1] // stage.video.frames]
         x = hold_valid(x, valid)
+    if stage.network.observed:
+        keys = jax.random.split(jax.random.fold_in(key, _OBSERVATION_STREAM), len(x))
+        known = draw_known(stage.training.observations, x, keys, valid)
     conditioning = Conditioning()
     tokens = batch["tokens"][:, None] if "tokens" in batch else None
     images = batch["images"].shape[1] if "images" in batch else 0
@@ -90,6 +119,8 @@ def training_inputs(
     references = {name: batch[f"reference_{name}"] for name in (r.name for r in stage.network.references)
                   if f"reference_{name}" in batch}  # the network names what is missing
     conditioning = conditioning.replace(frame_valid=valid, references=references)
+    if known is not None:
+        conditioning = with_observed(conditioning, known.video.shape, known, images)
     if "fps" in stage.network.scalars:
         conditioning = conditioning.replace(scalars={"fps": jnp.full(len(x), stage.video.fps)})
     if stage.source is not None:

@@ -107,6 +107,8 @@ def compile_plan(plan: Plan, devices: Sequence[jax.Device]) -> dict[str, Any]:
                         f"{parts}")
     state = abstract_state(plan.stage, mesh)
     batch, notes = training_batch(plan.stage, plan.data, plan.batch, plan.text_tokens, mesh)
+    if plan.what == "train" and plan.stage.training.trainable:
+        notes.append("FLOPs are counted as if all parameters were trained: an upper bound")
     report = {**_about(plan, mesh), **_sizes(plan, state), "notes": notes, "warnings": []}
     start = time.perf_counter()
     if plan.what == "train":
