@@ -211,6 +211,18 @@ class UNet:
             height, width = height * level.stride[0], width * level.stride[1]
         return height, width
 
+    @property
+    def absolute_position(self) -> str | None:
+        """The field by which the network knows rows and columns of a frame by their number, if there is one."""
+        if self.position_period:
+            return f"network.position_period={self.position_period:g}"
+        mixers = [m for level in self.levels for m in level.mixers] + list(self.middle)
+        for mixer in mixers:
+            if (isinstance(mixer, SelfAttention) and mixer.position in ("sinusoidal", "learned")
+                    and mixer.pattern.layout != "positions"):
+                return f"SelfAttention.position={mixer.position!r} within frames"
+        return None
+
 
 def _positive(config: object, *names: str) -> None:
     for name in names:
