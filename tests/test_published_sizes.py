@@ -69,8 +69,8 @@ def table() -> str:
     for (config, name), (published, _) in PUBLISHED.items():
         stage = load_config(config).stage(name)
         difference = counted(config, name) / published - 1
-        about = "computed" if config in COMPUTED else "published"
-        lines.append(f"| `{config}` | {name} | {stage.video} | {shown_count(stage)} | {published / 1e9:.3g} B, {about} | "
+        wanted = f"{published / 1e9:.3g} B, {'computed' if config in COMPUTED else 'published'}"
+        lines.append(f"| `{config}` | {name} | {stage.video} | {shown_count(stage)} | {wanted} | "
                      f"{100 * difference:+.1f} % |")
     return "\n".join(lines)
 

@@ -6,6 +6,7 @@ sample in sequence.
 """
 
 import dataclasses
+import math
 import re
 from typing import Literal
 
@@ -91,6 +92,9 @@ class Training:
     ema_decay: float = 0.999  # reached after about ten times its horizon; earlier steps average less
     accumulation: int = 1  # micro-batches per step
     text_dropout: float = 0.1  # share of captions replaced by the null caption
+    # Height and width, pixels, of the random window of its video that a stage with a source is trained on; it samples
+    # whole videos all the same. None: whole videos
+    crop: tuple[int, int] | None = None
     images_per_clip: int = 0  # independent images appended to each clip (joint training)
     image_data: DataSet | None = None  # where they come from; None: frames of other clips
     log_every: int = 25  # steps
@@ -220,6 +224,8 @@ class Stage:
             if getattr(video, name) % multiple:
                 raise UserError(f"Stage {self.name!r}: video.{name}={getattr(video, name)} is not a multiple of the "
                                 f"network's reduction {multiple}; permitted: {multiple}, {2 * multiple}, ...")
+        if self.training.crop is not None:
+            _check_crop(self)
         if self.training.images_per_clip and source is not None:
             raise UserError(f"Stage {self.name!r}: training.images_per_clip={self.training.images_per_clip}; "
                             "permitted: 0 for a stage with a source (joint training is for base stages)")
@@ -273,6 +279,25 @@ class Stage:
             source=self.source and dataclasses.replace(self.source, frames=frames),
             training=dataclasses.replace(self.training, frames=None),
             sampling=dataclasses.replace(self.sampling, windows=None))
+
+
+def _check_crop(stage: Stage) -> None:
+    """Raise `UserError` where a stage cannot learn from windows what it samples on whole videos."""
+    crop, video, source, place = stage.training.crop, stage.video, stage.source, stage.network.absolute_position
+    where = f"Stage {stage.name!r}: training.crop={crop}"
+    if source is None:
+        raise UserError(f"{where} without a source, whose video would say what is in the window; permitted: None")
+    if stage.network.observed:
+        raise UserError(f"{where} with network.observed=True, which sees whole frames; permitted: one of them")
+    if place is not None:
+        raise UserError(f"{where} with {place}, which tells the network where in the window it is and not where in the "
+                        "video; permitted: positions relative to each other, or none")
+    for name, size, reduction in zip(("height", "width"), crop, stage.network.reduction, strict=True):
+        whole, factor = getattr(video, name), getattr(video, name) // getattr(source, name)
+        multiple = math.lcm(reduction, factor)
+        if size < 1 or size % multiple or size > whole:
+            raise UserError(f"{where}: {name} {size}; permitted: multiples of {multiple} (the network's reduction "
+                            f"{reduction}, the scale {factor}) up to {whole}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

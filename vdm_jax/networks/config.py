@@ -291,5 +291,18 @@ class UNet:
         return math.prod(level.temporal_stride for level in self._reducing)
 
     @property
+    def absolute_position(self) -> str | None:
+        """The field by which the network knows rows and columns of a frame by their number, if there is one."""
+        if self.position_period:
+            return f"network.position_period={self.position_period:g}"
+        mixers = [m for level in self.levels for m in level.mixers] + list(self.middle)
+        for mixer in mixers:
+            if (isinstance(mixer, SelfAttention) and mixer.position in ("sinusoidal", "learned")
+                    and mixer.pattern.layout != "positions"):
+                return f"SelfAttention.position={mixer.position!r} within frames"
+        return None
+
+
+    @property
     def _reducing(self) -> tuple[Level, ...]:
         return self.levels[:-1] if self.resample_order == "after" else self.levels
