@@ -1,13 +1,22 @@
-"""Parameter counts of the shipped configs of published systems, without allocation, against the published ones."""
+"""Parameter counts of the shipped configs of published systems, without allocation, against the published ones.
+
+`python -m tests.test_published_sizes` writes the table of README.md anew.
+"""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
+from experiments.readme_tables import insert
 from tests.parallel.test_table import golden_file
-from vdm_jax.commands.configs import load_config
+from vdm_jax.commands.configs import config_names, load_config
+from vdm_jax.commands.list_command import shown_count
+from vdm_jax.commands.sizes import parameter_count
+
+README = Path(__file__).parent.parent / "README.md"
 
 # Config and stage -> what is published, and how close ours has to be. Where widths are ours, 3 %.
 PUBLISHED = {
@@ -22,6 +31,9 @@ PUBLISHED = {
     ("vdm/bair", "base"): (138e6, 0.005), ("vdm/text_small", "base"): (295e6, 0.005),
     ("vdm/text_large_64", "base"): (1.144e9, 0.005), ("vdm/text_large_128", "base"): (1.147e9, 0.005),
 }
+
+# No count is published; it follows from what is.
+COMPUTED = {config for config, _ in PUBLISHED if config.startswith("vdm/")}
 
 
 def counted(config: str, stage: str) -> int:
@@ -42,3 +54,31 @@ def test_the_cascade_of_imagen_video_is_the_published_one():
     sizes = [(v.frames, v.height, v.width, v.fps) for v in videos]
     assert sizes == [(16, 24, 40, 3), (32, 24, 40, 6), (32, 48, 80, 6), (32, 192, 320, 6), (64, 192, 320, 12),
                      (128, 192, 320, 24), (128, 768, 1280, 24)]
+
+
+@pytest.mark.parametrize("config", config_names())
+def test_the_shipped_counts_are_those_of_the_golden_tables(config):
+    """`vdm-jax list` shows them without building a network."""
+    for stage in load_config(config).stages:
+        assert parameter_count(stage) == counted(config, stage.name)
+
+
+def table() -> str:
+    """Ours beside what is published, for README.md."""
+    lines = ["| config | stage | video | parameters | published | difference |", "|---|---|---|---:|---:|---:|"]
+    for (config, name), (published, _) in PUBLISHED.items():
+        stage = load_config(config).stage(name)
+        difference = counted(config, name) / published - 1
+        wanted = f"{published / 1e9:.3g} B, {'computed' if config in COMPUTED else 'published'}"
+        lines.append(f"| `{config}` | {name} | {stage.video} | {shown_count(stage)} | {wanted} | "
+                     f"{100 * difference:+.1f} % |")
+    return "\n".join(lines)
+
+
+def test_the_readme_has_the_table():
+    text = README.read_text()
+    assert insert(text, "sizes", table()) == text, "write it anew: python -m tests.test_published_sizes"
+
+
+if __name__ == "__main__":
+    README.write_text(insert(README.read_text(), "sizes", table()))

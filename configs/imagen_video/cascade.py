@@ -11,6 +11,7 @@ Expected: CLIP score 25.19, CLIP R-precision 92.12 at 192x320 with guidance 6 (t
 Run:      vdm-jax compile imagen_video/cascade --stage base --topology v5p-512 --mesh.fsdp 64
 """
 
+import dataclasses
 import math
 
 from vdm_jax.attention.patterns import Spatial, Temporal
@@ -81,9 +82,11 @@ def base() -> Stage:
 
 
 def upsampled(name: str, video: VideoSpec, source: VideoSpec, network: UNet) -> Stage:
-    """A super-resolution stage. Frames in between are repeated; the paper also names blank ones."""
+    """A super-resolution stage. Frames in between are repeated; the paper also names blank ones. The last one learns
+    from windows, whose size is not published: that of Imagen."""
     return Stage(
-        name=name, video=video, network=network, process=PROCESS, training=TRAINING,
+        name=name, video=video, network=network, process=PROCESS,
+        training=dataclasses.replace(TRAINING, crop=(256, 256)) if name == "spatial_1280" else TRAINING,
         source=LowResolution(frames=source.frames, height=source.height, width=source.width,
                              augmentation=AUGMENTATION),
         sampling=sampling(128, high=name in ("temporal_32", "spatial_80")))

@@ -4,7 +4,7 @@ Citation: none; the question is ours. The base is that of configs/imagen_video/c
           2210.02303), whose notes on what is published hold here too. At its three resolutions a clip has 15,360, 3,840
           and 960 tokens, and every token sees all.
 Hardware: a pod slice; recorded in experiments/scaling/.
-Expected: not trained by anyone we know of.
+Expected: nothing published. Not trained by us.
 Run:      vdm-jax compile imagen_video/full_attention --topology v5p-512 --mesh.fsdp 64
 """
 

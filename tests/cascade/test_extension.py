@@ -12,7 +12,8 @@ import pytest
 from tests.cascade.conftest import base_stage
 from vdm_jax.cascade.generator import Generator
 from vdm_jax.cascade.inputs import text_conditioning
-from vdm_jax.cascade.sampling import Known, sample_keys, sample_stage
+from vdm_jax.cascade.observations import Known
+from vdm_jax.cascade.sampling import sample_keys, sample_stage
 from vdm_jax.cascade.stage import Completion, Experiment, VideoSpec
 from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.errors import UserError
@@ -79,7 +80,7 @@ def test_bad_arguments(longer):
             ({"frames": 3}, "frames=3 is not valid; permitted: >= 4, what stage 'base' makes at once")):
         with pytest.raises(UserError, match=message):
             longer.extend(CAPTIONS, **options)
-    with pytest.raises(UserError, match="Completion.method='copy' is not valid; permitted: 'reconstruction'"):
+    with pytest.raises(UserError, match="Completion.method='copy' is not valid; permitted: 'network', 'recon"):
         Completion(method="copy")
     with pytest.raises(UserError, match="Completion.weight=-1 is not valid; permitted: >= 0"):
         Completion(weight=-1)

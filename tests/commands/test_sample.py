@@ -29,6 +29,21 @@ def test_a_longer_video_of_the_first_stage(trained, tmp_path, fails):
     assert "overlap=4 is not valid; permitted: 1 to 3" in fails(*longer[:-1], "4")
 
 
+def test_a_picture_becomes_the_first_frame(trained, tmp_path, fails):
+    from PIL import Image
+
+    Image.new("RGB", (20, 10), (250, 10, 10)).save(tmp_path / "red.png")
+    arguments = ["sample", str(trained), "a red 3 moving left", "a blue 7 bouncing", "--last", "base"]
+    assert main([*arguments, "--method", "replacement", "--frames", "4", "--image", "red.png", "--out", "a.gif"]) == 0
+    with VideoReader(tmp_path / "a.gif") as video:
+        first = video.frames([0])[0]
+    assert (np.abs(first.astype(int) - (250, 10, 10)).max(-1) < 12).mean() > 0.7  # but for borders, of both captions
+    assert "--image has 3 pictures for 2 captions" in fails(*arguments, "--image", "red.png", "red.png", "red.png")
+    assert "--image=none.png is not a file" in fails(*arguments, "--image", "none.png")
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    assert "--image=bad.png is not a readable picture" in fails(*arguments, "--image", "bad.png")
+
+
 def test_python_api_gives_the_same_video_for_the_same_seed(trained):
     generate = vdm_jax.load(trained)
     first = generate(["a red 3 moving left", "a green one rising"], seed=5)
@@ -74,6 +89,8 @@ def test_list_shows_configs_and_runs(trained, capfd):
     assert main(["list", "--runs", str(trained.parent)]) == 0
     text = capfd.readouterr().out
     assert "captioned_digits" in text and "base (4/4)" in text
+    assert {"Imagen", "Video:", "5.45", "B", "38.40", "M", "R-precision"} - set(text.split()) == {"38.40"}
+    assert text.count("trained by us") >= 6  # a column of its own; what we have trained says so
 
 
 def test_overview_and_version(capsys):

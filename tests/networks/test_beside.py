@@ -22,7 +22,7 @@ MIXERS = (TemporalConvolution(kernel=5), *(
     SelfAttention(pattern=pattern, head_dim=8, position=position) for pattern, position in
     ((Temporal(), "relative"), (Full(), "rotary"), (Spatial(), "none"), (SparseCausal(), "none"))))
 SPEC = UNet(levels=(Level(channels=8, blocks=1, mixers=MIXERS),), middle=MIXERS[1:3], embedding_channels=16, groups=4,
-            position_period=25.0)
+            position_period=25.0, temporal_kernel=3)
 REFERENCED = UNet(
     levels=(Level(channels=8, blocks=1, mixers=(
         SelfAttention(pattern=External(inner=Spatial()), head_dim=8, bank="picture"), MIXERS[1])),),

@@ -67,6 +67,14 @@ def test_convolve_of_fewer_frames_than_its_kernel(size, frames, normal):
     np.testing.assert_allclose(convolve(x, kernel), convolution_3d(x, kernel, (1, 1)), atol=3e-5)
 
 
+@pytest.mark.parametrize("size", [(3, 1, 1), (3, 3, 3)], ids=str)
+def test_a_causal_convolution_sees_no_later_frames(size, normal):
+    """It is the other one of a clip that comes a frame later."""
+    x, kernel = normal(0, 1, 5, 4, 4, 2), normal(1, *size, 2, 3)
+    later = jnp.pad(x, ((0, 0), (1, 0), (0, 0), (0, 0), (0, 0)))
+    np.testing.assert_allclose(convolve(x, kernel, causal=True), convolve(later, kernel)[:, :-1], atol=3e-5)
+
+
 def gradient_convolutions(x, kernel):
     """How many convolutions the gradient with respect to the kernel takes, beside the forward pass."""
     program = jax.make_jaxpr(jax.grad(lambda k: jnp.sum(convolve(x, k) ** 2)))(kernel)

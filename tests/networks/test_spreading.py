@@ -35,6 +35,15 @@ def gradient(kernel, strides, axis):
         return step.lower(jax.ShapeDtypeStruct((4, 8, 16, 4, 3), jnp.float32), kernel).compile()
 
 
+def test_a_spread_causal_convolution(normal):
+    x, kernel = normal(0, 4, 8, 16, 4, 3), normal(1, 3, 1, 1, 3, 5)
+    function = functools.partial(spread_convolve, convolve, strides=(1, 1), axis="frames", causal=True)
+    mesh = make_mesh(MeshSpec(**SIZES))
+    with jax.set_mesh(mesh):
+        got = jax.jit(function, in_shardings=(NamedSharding(mesh, SPECS["frames"]), None))(x, kernel)
+    np.testing.assert_allclose(got, convolve(x, kernel, causal=True), atol=1e-5)
+
+
 @pytest.mark.parametrize("axis", ["frames", "height"])
 @pytest.mark.parametrize(("size", "strides", "permutes"), [
     ((1, 3, 3), (1, 1), {"height": 4}),

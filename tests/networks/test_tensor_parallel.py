@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from vdm_jax.attention.patterns import Spatial
 from vdm_jax.networks import config as cfg
+from vdm_jax.networks.inflation_blocks import ConvolutionInflationLayer
 from vdm_jax.networks.mixers import CrossAttentionLayer, FeedForwardLayer, SelfAttentionLayer
 from vdm_jax.networks.unet import ResidualBlock
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
@@ -27,6 +28,8 @@ LAYERS = {
         cfg.SelfAttention(pattern=Spatial(), head_dim=8, kernel="xla"), *COMMON), (None,)),
     "mixers/cross_attention_0": (CrossAttentionLayer(cfg.CrossAttention(head_dim=8), *COMMON), TEXT),
     "mixers/feed_forward_0": (FeedForwardLayer(cfg.FeedForward(expansion=2), *COMMON), ()),
+    "mixers/convolution_inflation_0": (
+        ConvolutionInflationLayer(cfg.ConvolutionInflation(), *COMMON), (0,)),
     "residual": (ResidualBlock(UNET, 16, 3, 0.0), (jnp.ones((4, 1, 8)), False)),
 }
 

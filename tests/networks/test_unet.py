@@ -70,7 +70,7 @@ def assert_changed(before, after, frames, atol=1e-5):
 @pytest.fixture(scope="module")
 def joint(filled, normal):
     """The network with every mixer, all parameters random, on a clip with two images; and its inputs."""
-    spec = dataclasses.replace(EVERYTHING, position_period=25.0)
+    spec = dataclasses.replace(EVERYTHING, position_period=25.0, temporal_kernel=3)
     z, level = normal(0, BATCH, FRAMES + IMAGES, SIZE, SIZE, 3), jnp.array([0.5, -1.0])
     conditioning = captions(1 + IMAGES)
     params = filled(SpaceTimeUNet(spec), z, level, conditioning, images=IMAGES)

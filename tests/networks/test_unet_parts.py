@@ -10,7 +10,8 @@ import numpy as np
 from vdm_jax.diffusion.schedules import CosineSchedule
 from vdm_jax.networks.config import Level, UNet
 from vdm_jax.networks.layers import convolve, mean_pool, nearest
-from vdm_jax.networks.unet import Downsample, PositionEmbedding, Upsample, encode_level
+from vdm_jax.networks.resampling import Downsample, Upsample
+from vdm_jax.networks.unet import PositionEmbedding, encode_level
 
 PLAIN = UNet(levels=(Level(channels=8, blocks=1),), embedding_channels=16, groups=4)
 

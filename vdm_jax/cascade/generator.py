@@ -15,8 +15,8 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float, PRNGKeyArray, UInt8
 
 from vdm_jax.cascade.inputs import text_conditioning
+from vdm_jax.cascade.observations import Known
 from vdm_jax.cascade.sampling import (
-    Known,
     sample_keys,
     sample_stage,
     sampling_parts,
@@ -94,6 +94,20 @@ class _Jobs:
             self.progress(f"{stage}, block {self.block + 1}" if self.block else stage, done, total)
 
 
+def _checked_known(known: Known | None, stage: Stage, count: int) -> Known | None:
+    """What is known of `count` videos of a stage, with a mask for each. Raises `UserError` for other sizes."""
+    if known is None:
+        return None
+    video, mask = (np.asarray(part, np.float32) for part in known)
+    shape = (count, *stage.video.shape)
+    fits = mask.ndim == 5 and all(m in (1, n) for m, n in zip(mask.shape, (*shape[:-1], 1), strict=True))
+    if video.shape != shape or not fits:
+        raise UserError(f"known video of shape {list(video.shape)} with mask {list(mask.shape)} for stage "
+                        f"{stage.name!r}; permitted: {list(shape)}, and a mask that broadcasts to "
+                        f"{[*shape[:-1], 1]}")
+    return Known(video, np.broadcast_to(mask, (count, *mask.shape[1:])))
+
+
 class Generator:
     """A trained cascade, ready to be called with captions.
 
@@ -114,7 +128,7 @@ class Generator:
         self, captions: Sequence[str] | str, *, seed: int = 0, first_index: int = 0, steps: int | None = None,
         guidance: float | None = None, split_guidance: bool | None = None, last: str | None = None,
         progress: Progress | None = None, embeddings: Float[np.ndarray, "b l c"] | None = None,
-        text_mask: Bool[np.ndarray, "b l"] | None = None,
+        text_mask: Bool[np.ndarray, "b l"] | None = None, known: Known | None = None,
     ) -> Generated:
         """Generate one video per caption.
 
@@ -129,9 +143,12 @@ class Generator:
           progress: called with (stage, videos done, videos in all).
           embeddings: `[B, L, C]`, for stages that read text embeddings instead of words.
           text_mask: `[B, L]`, True at real tokens of `embeddings`; all by default.
+          known: a part of the first stage's videos that is given; `observations.first_frame_known` for their first
+            frames. How it is taken over is the stage's `sampling.completion`.
 
         Raises:
-          UserError: no captions, an unknown stage, a stage that is not trained, missing embeddings.
+          UserError: no captions, an unknown stage, a stage that is not trained, missing embeddings, something known of
+            another size.
         """
         captions = (captions,) if isinstance(captions, str) else tuple(captions)
         if not captions:
@@ -154,7 +171,8 @@ class Generator:
                                       split_guidance=split_guidance)
             dataclasses.replace(stage, sampling=sampling)  # raises where the stage cannot do it
             text = self._text(stage, captions, embeddings, text_mask)
-            low = self._run(stage, place, sampling, jobs, text, low)
+            given = _checked_known(known, stage, len(captions)) if place == 0 else None
+            low = self._run(stage, place, sampling, jobs, text, low, given)
             outputs[stage.name] = np.asarray(to_uint8(low))
         return Generated(captions, outputs, {stage.name: stage.video.fps for stage in stages})
 
@@ -163,6 +181,7 @@ class Generator:
         completion: Completion | None = None, seed: int = 0, first_index: int = 0, steps: int | None = None,
         guidance: float | None = None, progress: Progress | None = None,
         embeddings: Float[np.ndarray, "b l c"] | None = None, text_mask: Bool[np.ndarray, "b l"] | None = None,
+        known: Known | None = None,
     ) -> Generated:
         """Generate longer videos of the first stage, block by block: each block after the first is sampled with its
         first frames known, which are the last of the block before (Ho et al. 2022, arXiv 2204.03458, section 3.1).
@@ -172,6 +191,7 @@ class Generator:
           overlap: frames that a block knows; half of the stage's frames by default.
           completion: how blocks take over what they know; the stage's own by default.
           captions, seed, first_index, steps, guidance, progress, embeddings, text_mask: as in a call.
+          known: of the first block, as in a call.
 
         Raises `UserError` as a call does, for an overlap that leaves nothing to sample, and for fewer frames than the
         stage makes.
@@ -184,9 +204,10 @@ class Generator:
         if frames < size:
             raise UserError(f"frames={frames} is not valid; permitted: >= {size}, what stage {stage.name!r} makes at "
                             "once")
-        first = self(captions, seed=seed, first_index=first_index, steps=steps, guidance=guidance, progress=progress,
-                     embeddings=embeddings, text_mask=text_mask, last=stage.name)
         sampling = with_overrides(stage.sampling, steps=steps, guidance=guidance, completion=completion)
+        dataclasses.replace(stage, sampling=sampling)  # raises where the stage cannot do it
+        first = self(captions, seed=seed, first_index=first_index, steps=steps, guidance=guidance, progress=progress,
+                     embeddings=embeddings, text_mask=text_mask, last=stage.name, known=known)
         jobs = _Jobs(seed, first_index + np.arange(len(captions)), progress)
         text = self._text(stage, captions, embeddings, text_mask)
         video = np.asarray(to_float(first.videos))

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from vdm_jax.cascade.observations import draw_known, with_observed
 from vdm_jax.cascade.stage import LowResolution, Stage, VideoSpec
 from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.conditioning.vocabulary import PADDING
 from vdm_jax.errors import UserError
+from vdm_jax.video.arrays import crop as crop_frames
 from vdm_jax.video.arrays import resize, subsample_frames, to_float, upsample_frames
+
+_OBSERVATION_STREAM, _PART_STREAM = 2**31 - 3, 2**31 - 5  # of a batch's key, which is otherwise split
+# Samplers draw from streams 0, 1, 2, ... of a sample's key and augmentations from the last ones.
+_CROP_STREAM = 2**31 - 3
 
 
 def target_video(clip: UInt8[Array, "b t h w 3"], video: VideoSpec) -> Float[Array, "b t h w 3"]:
@@ -37,19 +45,82 @@ def enlarge(low: Float[Array, "b t h w 3"], source: LowResolution, video: VideoS
     return resize(upsample_frames(low, video.frames, source.fill), video.height, video.width, source.resize)
 
 
+def draw_corners(keys: Array, stage: Stage) -> Int[Array, "b 2"]:
+    """First row and column of each sample's training window, in low-resolution pixels, uniform over all places."""
+    source, crop = stage.source, stage.training.crop
+    room = jnp.array([getattr(source, side) - size // _scale(stage, side) + 1
+                      for side, size in zip(("height", "width"), crop, strict=True)])
+    return jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, _CROP_STREAM), (2,), 0, room))(keys)
+
+
+def target_window(
+    x: Float[Array, "b t h w 3"], corners: Int[Array, "b 2"], stage: Stage
+) -> Float[Array, "b t h2 w2 3"]:
+    """The windows of the stage's own videos that begin at the given low-resolution pixels."""
+    scales = jnp.array([_scale(stage, "height"), _scale(stage, "width")])
+    return _windows(x, corners * scales, stage.training.crop)
+
+
+def enlarge_window(
+    low: Float[Array, "b t h w 3"], corners: Int[Array, "b 2"], stage: Stage
+) -> Float[Array, "b t2 h2 w2 3"]:
+    """`enlarge` followed by `target_window`, without enlarging whole frames.
+
+    A window of low-resolution pixels is enlarged with one more pixel on each side, the last one that interpolation
+    reaches, so that it equals the same window of an enlarged frame up to its edges.
+    """
+    scales, crop, margin = (_scale(stage, "height"), _scale(stage, "width")), stage.training.crop, 1
+    low = jnp.pad(low, ((0, 0), (0, 0), (margin, margin), (margin, margin), (0, 0)), mode="edge")
+    sizes = [size // scale + 2 * margin for size, scale in zip(crop, scales, strict=True)]
+    low = upsample_frames(_windows(low, corners, sizes), stage.video.frames, stage.source.fill)
+    large = resize(low, sizes[0] * scales[0], sizes[1] * scales[1], stage.source.resize)
+    return crop_frames(large, margin * scales[0], margin * scales[1], *crop)
+
+
+def _scale(stage: Stage, side: str) -> int:
+    return getattr(stage.video, side) // getattr(stage.source, side)
+
+
+def _windows(x: Array, corners: Int[Array, "b 2"], sizes: Sequence[int]) -> Array:
+    return jax.vmap(lambda video, corner: crop_frames(video, corner[0], corner[1], *sizes))(x, corners)
+
+
 def text_conditioning(tokens: Int[Array, "b g l"]) -> Conditioning:
     """Conditioning on word ids; padding is masked."""
     return Conditioning(tokens=tokens, text_mask=tokens != PADDING)
 
 
 def with_low_resolution(
-    conditioning: Conditioning, low: Float[Array, "b t h w 3"], stage: Stage, keys: Array, logsnr: Float[Array, b]
+    conditioning: Conditioning, low: Float[Array, "b t h w 3"], stage: Stage, keys: Array, logsnr: Float[Array, b],
+    corners: Int[Array, "b 2"] | None = None,
 ) -> Conditioning:
     """Add the enlarged low-resolution video with noise of level `logsnr`, drawn per sample from `keys` `[B]`
-    (noise-conditioning augmentation: Ho et al. 2021, arXiv 2106.15282, section 3.3)."""
-    large = enlarge(low, stage.source, stage.video)
+    (noise-conditioning augmentation: Ho et al. 2021, arXiv 2106.15282, section 3.3); with `corners`, its windows."""
+    large = enlarge(low, stage.source, stage.video) if corners is None else enlarge_window(low, corners, stage)
     noisy = stage.source.augmentation.augment(large, keys, logsnr)
     return conditioning.replace(low_resolution=noisy, augmentation=logsnr)
+
+
+def part_of_clips(stage: Stage, batch: dict[str, Array], key: Array) -> tuple[Stage, dict[str, Array]]:
+    """The stage as it is trained, and the batch with that part of every clip, from a random frame on. Raises
+    `UserError` for clips whose frames are no multiple of those that the stage makes."""
+    part, whole = stage.training.frames, stage.video.frames
+    if part is None:
+        return stage, batch
+    count, length = batch["video"].shape[:2]
+    if length % whole:
+        raise UserError(f"clips of {length} frames for stage {stage.name!r} of {whole}; permitted: {whole}, "
+                        f"{2 * whole}, ...")
+    stride = length // whole  # frames of the clip for one of the stage
+    first = jax.random.randint(jax.random.fold_in(key, _PART_STREAM), (count,), 0, whole - part + 1)
+
+    def cut(x: Array, stride: int) -> Array:
+        frames = stride * first[:, None] + jnp.arange(stride * part)
+        return jnp.take_along_axis(x, frames.reshape(*frames.shape, *[1] * (x.ndim - 2)), axis=1)
+
+    cuts = {name: cut(batch[name], stride) for name in ("video", "frame_valid") if name in batch}
+    cuts |= {name: cut(x, 1) for name, x in batch.items() if name.startswith("reference_") and x.shape[1] == whole}
+    return stage.trained(), {**batch, **cuts}
 
 
 def training_inputs(
@@ -60,13 +131,18 @@ def training_inputs(
     `batch` has `video` uint8 `[B,T,H,W,3]` and, where the network reads text, `tokens` `[B,L]` or `embeddings`
     `[B,L,C]` with `text_mask`; for joint training also `images` `[B,n,H,W,3]` and `image_tokens` `[B,n,L]` (or
     `image_embeddings` `[B,n,L,C]` with `image_text_mask`); where clips are padded `frame_valid` bool `[B,T]`; and
-    `reference_NAME` `[B,G,M,C]` for each reference the network takes.
+    `reference_NAME` `[B,G,M,C]` for each reference the network takes. With `training.crop`, target and low-resolution
+    video are windows, drawn per sample from the key; both are made from whole frames.
     """
+    stage, batch = part_of_clips(stage, batch, key)
     x = target_video(batch["video"], stage.video)
-    valid = None
+    valid = known = None
     if "frame_valid" in batch:
         valid = batch["frame_valid"][:, :: batch["video"].shape[1] // stage.video.frames]
         x = hold_valid(x, valid)
+    if stage.network.observed:
+        keys = jax.random.split(jax.random.fold_in(key, _OBSERVATION_STREAM), len(x))
+        known = draw_known(stage.training.observations, x, keys, valid)
     conditioning = Conditioning()
     tokens = batch["tokens"][:, None] if "tokens" in batch else None
     images = batch["images"].shape[1] if "images" in batch else 0
@@ -90,11 +166,16 @@ def training_inputs(
     references = {name: batch[f"reference_{name}"] for name in (r.name for r in stage.network.references)
                   if f"reference_{name}" in batch}  # the network names what is missing
     conditioning = conditioning.replace(frame_valid=valid, references=references)
+    if known is not None:
+        conditioning = with_observed(conditioning, known.video.shape, known, images)
     if "fps" in stage.network.scalars:
         conditioning = conditioning.replace(scalars={"fps": jnp.full(len(x), stage.video.fps)})
     if stage.source is not None:
         level_key, noise_key = jax.random.split(key)
         logsnr = stage.source.augmentation.draw_logsnr(level_key, len(x))
-        keys = jax.random.split(noise_key, len(x))
-        conditioning = with_low_resolution(conditioning, degrade(x, stage.source), stage, keys, logsnr)
+        keys, corners, low = jax.random.split(noise_key, len(x)), None, degrade(x, stage.source)
+        if stage.training.crop is not None:
+            corners = draw_corners(keys, stage)
+            x = target_window(x, corners, stage)
+        conditioning = with_low_resolution(conditioning, low, stage, keys, logsnr, corners)
     return x, conditioning, images

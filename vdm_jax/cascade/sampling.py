@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,14 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
 from vdm_jax.cascade.inputs import with_low_resolution
+from vdm_jax.cascade.observations import Known, with_observed
 from vdm_jax.cascade.stage import DynamicThreshold, Sampling, Stage, StaticThreshold
 from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.diffusion.arrays import Denoiser
 from vdm_jax.diffusion.conditional import known_error, reconstruction_guided, replaced
 from vdm_jax.diffusion.guidance import batched, combine, dynamic_threshold, oscillating, static_threshold
 from vdm_jax.diffusion.sampling import sample, sampling_levels
+from vdm_jax.diffusion.windows import windowed
 from vdm_jax.errors import UserError
 from vdm_jax.networks.unet import SpaceTimeUNet
 from vdm_jax.parallel.rules import batch_parts, batch_sharding, spread
@@ -57,11 +59,9 @@ def sampling_sharding(stage: Stage, sampling: Sampling, mesh: Mesh) -> NamedShar
     return NamedSharding(mesh, P()) if split else batch_sharding(mesh)
 
 
-class Known(NamedTuple):
-    """A part of a video that is given."""
-
-    video: Float[Array, "b t h w 3"]  # in [-1, 1]; of no matter where it is not known
-    mask: Float[Array, "b t h w 1"]  # 1 where it is known, broadcastable to the video
+def completion_method(stage: Stage, sampling: Sampling) -> str:
+    """How a stage takes over what is known."""
+    return sampling.completion.method or ("network" if stage.network.observed else "reconstruction")
 
 
 def stage_denoiser(
@@ -75,6 +75,10 @@ def stage_denoiser(
     def denoise_with(z: Array, logsnr: Array, condition: Conditioning) -> Array:
         return stage.process.denoiser(lambda x, level: module.apply({"params": params}, x, level, condition))(z, logsnr)
 
+    if (windows := sampling.windows) is not None:
+        frames = stage.video.frames
+        denoise_with = windowed(denoise_with, lambda whole, start, length: whole.window(start, length, frames),
+                                frames=frames, length=windows.frames, overlap=windows.overlap, at_once=windows.at_once)
     if is_guided(stage, sampling):
         def denoise_halves(*stacked: Any) -> Array:  # a sample's estimates are neighbours in the batch
             if sampling.split_guidance:
@@ -89,7 +93,8 @@ def stage_denoiser(
     else:
         def denoise(z: Array, logsnr: Array) -> Array:
             return denoise_with(z, logsnr, conditioning)
-    if known is not None and sampling.completion.method == "reconstruction":  # before thresholds, which stop gradients
+    # Before thresholds, which stop gradients.
+    if known is not None and completion_method(stage, sampling) == "reconstruction":
         denoise = reconstruction_guided(denoise, [known_error(*known)], sampling.completion.weight,
                                         stage.process.schedule.family)
     match sampling.threshold:
@@ -126,10 +131,12 @@ def sample_stage(
     if stage.source is not None:
         level = jnp.full((batch,), stage.source.augmentation.sampling_logsnr)
         conditioning = with_low_resolution(conditioning, low, stage, keys, level)
+    shape = (batch, *stage.video.shape)
+    if stage.network.observed:
+        conditioning = with_observed(conditioning, shape, known)
     if levels is None:
         levels = sampling_levels(sampling.sampler, stage.process.schedule, sampling.steps)
     denoise = stage_denoiser(stage, params, conditioning, sampling, levels, known)
-    shape = (batch, *stage.video.shape)
     x = sample(sampling.sampler, denoise, keys, shape, stage.process, sampling.steps, levels=levels)
     return jnp.clip(x, -1, 1)
 

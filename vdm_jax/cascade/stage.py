@@ -6,8 +6,11 @@ sample in sequence.
 """
 
 import dataclasses
+import math
+import re
 from typing import Literal
 
+from vdm_jax.cascade.observations import Observation
 from vdm_jax.data.embeddings import Clips, WithEmbeddings
 from vdm_jax.diffusion.augmentation import NoiseAugmentation
 from vdm_jax.diffusion.process import Process
@@ -77,6 +80,7 @@ class Training:
     """How a stage is trained."""
 
     steps: int = 10_000
+    frames: int | None = None  # of the parts of clips that are trained on; None: whole clips
     batch_size: int = 16  # clips per step, over all devices
     learning_rate: float = 2e-4  # peak, of AdamW
     warmup_steps: int = 200
@@ -88,6 +92,9 @@ class Training:
     ema_decay: float = 0.999  # reached after about ten times its horizon; earlier steps average less
     accumulation: int = 1  # micro-batches per step
     text_dropout: float = 0.1  # share of captions replaced by the null caption
+    # Height and width, pixels, of the random window of its video that a stage with a source is trained on; it samples
+    # whole videos all the same. None: whole videos
+    crop: tuple[int, int] | None = None
     images_per_clip: int = 0  # independent images appended to each clip (joint training)
     image_data: DataSet | None = None  # where they come from; None: frames of other clips
     log_every: int = 25  # steps
@@ -95,9 +102,13 @@ class Training:
     keep: int = 2  # checkpoints
     sample_every: int = 1000  # steps between sample sheets; 0: only at the end
     validate_every: int = 1000  # steps between validation losses; 0: never
+    observations: tuple[Observation, ...] = ()  # what may be known of a clip (UNet.observed); each draws one
     flips: bool = False  # mirror half of the clips; only for data whose captions do not say left or right
     random_starts: bool = False  # clips of long videos begin at a random frame; data sets of fixed clips cannot
     workers: int = 0  # processes that read data; 0: threads
+    # Regular expressions found in the paths of the parameters that are trained, such as "inflation|temporal"; the rest
+    # stays as it is. (): all are trained
+    trainable: tuple[str, ...] = ()
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep"):
@@ -108,6 +119,12 @@ class Training:
         for name in ("ema_decay", "text_dropout", "b1", "b2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"Training.{name}={getattr(self, name)} is not valid; permitted: 0 <= {name} < 1")
+        for pattern in self.trainable:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UserError(f"Training.trainable has {pattern!r}, which is no regular expression ({error}); "
+                                "permitted: those of Python") from None
         if self.learning_rate <= 0:
             raise UserError(f"Training.learning_rate={self.learning_rate} is not valid; permitted: > 0")
 
@@ -126,17 +143,34 @@ class Oscillation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Completion:
-    """How a video is sampled of which a part is known (`diffusion/conditional.py`)."""
+    """How a video is sampled of which a part is known: by the network, which is told (`observations.py`), or by methods
+    for networks that are not (`diffusion/conditional.py`). What is known comes out as it is."""
 
-    method: Literal["reconstruction", "replacement"] = "reconstruction"
+    # None: the network, where it takes what is known (UNet.observed), else reconstruction guidance. A network that
+    # takes it is told with the other methods too.
+    method: Literal["network", "reconstruction", "replacement"] | None = None
     weight: float = 1.0  # w_r of reconstruction guidance; 50 and 9 published for single data sets
 
     def __post_init__(self):
-        if self.method not in ("reconstruction", "replacement"):
-            raise UserError(f"Completion.method={self.method!r} is not valid; permitted: 'reconstruction', "
-                            "'replacement'")
+        if self.method not in (None, "network", "reconstruction", "replacement"):
+            raise UserError(f"Completion.method={self.method!r} is not valid; permitted: 'network', 'reconstruction', "
+                            "'replacement', None")
         if self.weight < 0:
             raise UserError(f"Completion.weight={self.weight} is not valid; permitted: >= 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Windows:
+    """Windows along time that overlap, by which a video is denoised (`diffusion/windows.py`)."""
+
+    frames: int  # of a window
+    overlap: int = 2  # frames that neighbours share at the least; 2 in Lumiere (Bar-Tal et al. 2024, arXiv 2401.12945)
+    at_once: int = 1  # windows denoised together; memory grows with it
+
+    def __post_init__(self):
+        if not 0 <= self.overlap < self.frames or self.at_once < 1:
+            raise UserError(f"Windows(frames={self.frames}, overlap={self.overlap}, at_once={self.at_once}) is not "
+                            "valid; permitted: 0 <= overlap < frames, at_once >= 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -151,6 +185,7 @@ class Sampling:
     split_guidance: bool = False
     threshold: Threshold | None = StaticThreshold()
     completion: Completion = Completion()  # of videos of which a part is known
+    windows: Windows | None = None  # None: the network sees the whole video
     batch_size: int = 16  # clips at a time, over all devices
 
     def __post_init__(self):
@@ -184,20 +219,85 @@ class Stage:
         if self.network.residual and self.process.prediction != "x":
             raise UserError(f"Stage {self.name!r}: process.prediction={self.process.prediction!r} with "
                             "network.residual=True, whose output is a video; permitted: prediction='x'")
+        self._check_frames()
         for name, multiple in zip(("height", "width"), self.network.reduction, strict=True):
             if getattr(video, name) % multiple:
                 raise UserError(f"Stage {self.name!r}: video.{name}={getattr(video, name)} is not a multiple of the "
                                 f"network's reduction {multiple}; permitted: {multiple}, {2 * multiple}, ...")
+        if self.training.crop is not None:
+            _check_crop(self)
         if self.training.images_per_clip and source is not None:
             raise UserError(f"Stage {self.name!r}: training.images_per_clip={self.training.images_per_clip}; "
                             "permitted: 0 for a stage with a source (joint training is for base stages)")
+        if self.training.images_per_clip and self.network.frame_reduction > 1:
+            raise UserError(f"Stage {self.name!r}: training.images_per_clip={self.training.images_per_clip} with "
+                            "Level.temporal_stride > 1, which mixes the images with the clip; permitted: 0, or "
+                            "temporal_stride=1 at all levels")
         if self.training.images_per_clip and self.network.norm_over == "clip":
             raise UserError(f"Stage {self.name!r}: training.images_per_clip={self.training.images_per_clip} with "
                             "network.norm_over='clip', whose statistics mix the images with the clip; permitted: "
                             "norm_over='frame'")
+        if self.network.observed != bool(self.training.observations):
+            raise UserError(f"Stage {self.name!r}: network.observed={self.network.observed} with "
+                            f"{len(self.training.observations)} training.observations; permitted: observations exactly "
+                            "for a network that takes what is known")
+        if self.sampling.completion.method == "network" and not self.network.observed:
+            raise UserError(f"Stage {self.name!r}: sampling.completion.method='network' with network.observed=False; "
+                            "permitted: 'reconstruction', 'replacement', None")
         if self.sampling.guidance and self.network.text is None:
             raise UserError(f"Stage {self.name!r}: sampling.guidance={self.sampling.guidance} but network.text=None; "
                             "permitted: 0 for a network without text")
+
+    def _check_frames(self) -> None:
+        """Raise `UserError` where the network cannot see as many frames as it is trained on or sampled with."""
+        video, windows, part = self.video.frames, self.sampling.windows, self.training.frames
+        if part is not None and not 0 < part <= video:
+            raise UserError(f"Stage {self.name!r}: training.frames={part} is not valid; permitted: 1 to video.frames="
+                            f"{video}, or None")
+        if windows is not None and windows.frames > video:
+            raise UserError(f"Stage {self.name!r}: sampling.windows.frames={windows.frames} is not valid; permitted: "
+                            f"up to video.frames={video}")
+        if self.source is not None and self.source.frames != video and not (part is windows is None):
+            raise UserError(f"Stage {self.name!r}: source.frames={self.source.frames} of {video} with training.frames "
+                            "or sampling.windows, which would start between frames of the source; permitted: "
+                            f"source.frames={video}")
+        seen = {"training.frames": part or video, "sampling.windows.frames": windows.frames if windows else video}
+        multiple = self.network.frame_reduction
+        for name, frames in seen.items():
+            if frames % multiple:
+                name = "video.frames" if frames == video else name
+                raise UserError(f"Stage {self.name!r}: {name}={frames} is not a multiple of the network's reduction "
+                                f"{multiple}; permitted: {multiple}, {2 * multiple}, ...")
+
+    def trained(self) -> "Stage":
+        """The stage as it is trained: one that makes parts of `training.frames` frames."""
+        frames = self.training.frames
+        if frames is None:
+            return self
+        return dataclasses.replace(
+            self, video=dataclasses.replace(self.video, frames=frames),
+            source=self.source and dataclasses.replace(self.source, frames=frames),
+            training=dataclasses.replace(self.training, frames=None),
+            sampling=dataclasses.replace(self.sampling, windows=None))
+
+
+def _check_crop(stage: Stage) -> None:
+    """Raise `UserError` where a stage cannot learn from windows what it samples on whole videos."""
+    crop, video, source, place = stage.training.crop, stage.video, stage.source, stage.network.absolute_position
+    where = f"Stage {stage.name!r}: training.crop={crop}"
+    if source is None:
+        raise UserError(f"{where} without a source, whose video would say what is in the window; permitted: None")
+    if stage.network.observed:
+        raise UserError(f"{where} with network.observed=True, which sees whole frames; permitted: one of them")
+    if place is not None:
+        raise UserError(f"{where} with {place}, which tells the network where in the window it is and not where in the "
+                        "video; permitted: positions relative to each other, or none")
+    for name, size, reduction in zip(("height", "width"), crop, stage.network.reduction, strict=True):
+        whole, factor = getattr(video, name), getattr(video, name) // getattr(source, name)
+        multiple = math.lcm(reduction, factor)
+        if size < 1 or size % multiple or size > whole:
+            raise UserError(f"{where}: {name} {size}; permitted: multiples of {multiple} (the network's reduction "
+                            f"{reduction}, the scale {factor}) up to {whole}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,7 @@ class Sample:
       vdm-jax sample captioned_digits "a red 3 moving left" --out three.gif
       vdm-jax sample runs/captioned_digits "a blue 7 bouncing" "a green one rising" --count 4 --seed 7 --out grid.mp4
       vdm-jax sample captioned_digits "a red 3 bouncing" --last base --frames 32 --out long.gif
+      vdm-jax sample captioned_digits "a red 3 bouncing" --image three.png --out animated.gif
     """
 
     run: tyro.conf.Positional[str]  # run directory or name
@@ -37,9 +38,11 @@ class Sample:
     guidance: float | None = None  # weight w of (1 + w) conditional - w unconditional, first stage; 0 is off
     split_guidance: bool | None = None  # a video's two estimates on two halves of the devices; the config's by default
     last: str | None = None  # stop after this stage, e.g. base
+    image: tuple[Path, ...] = ()  # pictures that become the first frames: one for all captions, or one for each
     frames: int | None = None  # a longer video, extended block by block; needs --last with the first stage
     overlap: int | None = None  # with --frames: frames that a block takes over from the one before; half by default
-    method: Literal["reconstruction", "replacement"] | None = None  # with --frames: how; the config's by default
+    # With --frames: how it takes them over; the config's way by default
+    method: Literal["network", "reconstruction", "replacement"] | None = None
     embeddings: Path | None = None  # for runs that read text embeddings: a folder made by write_embeddings
     damaged: Damaged = "refuse"  # a damaged newest checkpoint: refuse, or skip it and use the newest intact one
     out: tuple[Path, ...] = (Path("sample.mp4"),)  # one or more files: .mp4, .gif or .png
@@ -55,6 +58,7 @@ def main(arguments: Sequence[str]) -> int:
     generator = vdm_jax.load(options.run, damaged=options.damaged)
     captions = [caption for caption in options.captions for _ in range(options.count)]
     common = {"seed": options.seed, "steps": options.steps, "guidance": options.guidance,
+              "known": pictured(options, generator.experiment.stages[0].video),
               **text_embeddings(generator, captions, options)}
     with sampling_progress() as progress:
         if options.frames is None:
@@ -85,6 +89,30 @@ def text_embeddings(generator: Any, captions: Sequence[str], options: Sample) ->
     return {"embeddings": vectors, "text_mask": mask}
 
 
+def pictured(options: Sample, video: Any) -> Any:
+    """The pictures of --image as the known first frames of the first stage's videos, or None. Raises `UserError` for a
+    file that is no picture."""
+    if not options.image:
+        return None
+    import numpy as np
+    from PIL import Image
+
+    from vdm_jax.cascade.observations import first_frame_known
+    from vdm_jax.video.arrays import to_float
+    from vdm_jax.video.fitting import fit_image
+
+    pictures = []
+    for path in options.image:
+        try:
+            with Image.open(path) as image:
+                pictures.append(fit_image(image, video.height, video.width))
+        except (OSError, ValueError, SyntaxError) as error:
+            raise UserError(f"--image={path} is not a readable picture ({error})") from error
+    of_captions = pictures * len(options.captions) if len(pictures) == 1 else pictures
+    repeated = np.repeat(np.stack(of_captions), options.count, axis=0)
+    return first_frame_known(to_float(repeated), video.frames)
+
+
 def extended(generator: Any, captions: Sequence[str], options: Sample, **common: Any) -> Any:
     """Longer videos of the first stage. Raises `UserError` when further stages were not left out."""
     first, *others = generator.experiment.stages
@@ -105,6 +133,12 @@ def check(options: Sample) -> None:
         raise UserError(f"--count={options.count} is not valid; permitted: >= 1")
     if options.steps is not None and options.steps < 1:
         raise UserError(f"--steps={options.steps} is not valid; permitted: >= 1")
+    if len(options.image) not in (0, 1, len(options.captions)):
+        raise UserError(f"--image has {len(options.image)} pictures for {len(options.captions)} captions; permitted: "
+                        "one, or one for each caption")
+    for path in options.image:
+        if not path.is_file():
+            raise UserError(f"--image={path} is not a file; permitted: a picture")
     for name in ("overlap", "method"):
         if options.frames is None and getattr(options, name) is not None:
             raise UserError(f"--{name}={getattr(options, name)} is for --frames; permitted: --frames N with it")

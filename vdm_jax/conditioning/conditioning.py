@@ -37,6 +37,20 @@ class Conditioning:
         drop = jnp.ones(len(self.text_mask), bool) if where is None else where
         return self.replace(text_mask=self.text_mask & ~drop[:, None, None])
 
+    def window(self, start: Int[Array, ""], length: int, frames: int) -> Conditioning:
+        """The same for `length` frames from `start` on, which may be traced, of a video of `frames`: what belongs to
+        single frames is cut, the rest stays."""
+        def cut(a: Array | None) -> Array | None:
+            if a is None or a.shape[1] != frames:
+                return a
+            return jax.lax.dynamic_slice_in_dim(a, start, length, axis=1)
+
+        names = ("tokens", "embeddings", "text_mask", "low_resolution", "observed", "observed_mask", "frame_valid")
+        return self.replace(
+            **{name: cut(getattr(self, name)) for name in names},
+            references={name: cut(a) for name, a in self.references.items()},
+            reference_masks={name: cut(a) for name, a in self.reference_masks.items()})
+
 
 def drop_text(key: Array, conditioning: Conditioning, probability: float) -> Conditioning:
     """Replace each sample's captions by the null caption with `probability`, for classifier-free guidance

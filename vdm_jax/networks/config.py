@@ -1,11 +1,39 @@
 """Configs of the space-time U-Net: each level declares its blocks and mixers. Data only; nothing is built here."""
 
 import dataclasses
+import math
 from typing import Literal, get_args, get_type_hints
 
 from vdm_jax.attention.capability import require
-from vdm_jax.attention.patterns import AttentionPattern, External, Spatial
+from vdm_jax.attention.patterns import AttentionPattern, External, Spatial, Temporal
 from vdm_jax.errors import UserError
+
+
+def _positive(config: object, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise UserError(f"{type(config).__name__}.{name}={getattr(config, name)} is not valid; permitted: >= 1")
+
+
+def _odd(config: object, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1 or getattr(config, name) % 2 == 0:
+            raise UserError(f"{type(config).__name__}.{name}={getattr(config, name)} is not valid; permitted: 1, 3, "
+                            "5, ...")
+
+
+def _choice(config: object, kind: type, name: str) -> None:
+    permitted = get_args(get_type_hints(kind)[name])
+    if getattr(config, name) not in permitted:
+        raise UserError(f"{kind.__name__}.{name}={getattr(config, name)!r} is not valid; permitted: "
+                        f"{', '.join(permitted)}")
+
+
+def _divides(config: object, whole: str, part: str) -> None:
+    if getattr(config, whole) % getattr(config, part):
+        raise UserError(f"{type(config).__name__}.{part}={getattr(config, part)} does not divide "
+                        f"{whole}={getattr(config, whole)}")
+
 
 # ---------------------------------------------------------------------------------------------- mixers
 
@@ -53,10 +81,10 @@ class TemporalConvolution:
     """Residual convolution over frames (k x 1 x 1); starts as the identity."""
 
     kernel: int = 3  # frames
+    causal: bool = False  # no frame sees later ones
 
     def __post_init__(self):
-        if self.kernel < 1 or self.kernel % 2 == 0:
-            raise UserError(f"TemporalConvolution.kernel={self.kernel} is not valid; permitted: 1, 3, 5, ...")
+        _odd(self, "kernel")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,7 +97,41 @@ class FeedForward:
         _positive(self, "expansion")
 
 
-Mixer = SelfAttention | CrossAttention | TemporalConvolution | FeedForward
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConvolutionInflation:
+    """Residual (2+1)-D convolution, within frames and then over frames, and a projection that starts at zero: the
+    convolution-based inflation block of Lumiere (Bar-Tal et al. 2024, arXiv 2401.12945). Sizes are not published."""
+
+    kernel: int = 3  # pixels
+    temporal_kernel: int = 3  # frames
+
+    def __post_init__(self):
+        _odd(self, "kernel", "temporal_kernel")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttentionInflation:
+    """Residual stack of attention layers over frames and a projection that starts at zero: the attention-based
+    inflation block of Lumiere, at its lowest level. The number of layers is not published."""
+
+    attention: SelfAttention = SelfAttention(pattern=Temporal())
+    layers: int = 2
+
+    def __post_init__(self):
+        _positive(self, "layers")
+        pattern = self.attention.pattern
+        if pattern.layout != "positions" or isinstance(pattern, External):
+            raise UserError(f"AttentionInflation.attention.pattern={pattern} is not valid; permitted: patterns of one "
+                            "position over frames, Temporal or TemporalCausal")
+
+    @property
+    def head_dim(self) -> int:
+        """Channels per head."""
+        return self.attention.head_dim
+
+
+Mixer = (SelfAttention | CrossAttention | TemporalConvolution | FeedForward | ConvolutionInflation
+         | AttentionInflation)
 
 # ---------------------------------------------------------------------------------------------- text inputs
 
@@ -128,13 +190,14 @@ class Level:
     kernel: int = 3  # spatial size of the residual blocks' convolutions; 1 leaves space to the mixers
     dropout: float = 0.0  # probability, inside the residual blocks
     stride: tuple[int, int] = (2, 2)  # spatial reduction (height, width) to the next level; see UNet.resample_order
+    temporal_stride: int = 1  # reduction of frames, beside the spatial one
 
     def __post_init__(self):
-        _positive(self, "channels", "blocks", "kernel")
+        _positive(self, "channels", "blocks", "kernel", "temporal_stride")
         if not 0 <= self.dropout < 1:
             raise UserError(f"Level.dropout={self.dropout} is not valid; permitted: 0 <= dropout < 1")
         for mixer in self.mixers:
-            if isinstance(mixer, SelfAttention | CrossAttention) and self.channels % mixer.head_dim:
+            if self.channels % getattr(mixer, "head_dim", 1):
                 raise UserError(f"{type(mixer).__name__}.head_dim={mixer.head_dim} does not divide "
                                 f"Level.channels={self.channels}; permitted: a divisor of {self.channels}")
 
@@ -153,8 +216,13 @@ class UNet:
     patch: int = 1  # space-to-depth factor at the input, undone at the output
     stem_kernel: int = 3  # spatial size of the first convolution, in patches
     out_kernel: int = 3  # spatial size of the last convolution, in patches
+    # Frames of a convolution over frames after every spatial one, which starts as the identity (pseudo-3D convolution:
+    # Make-A-Video, Singer et al. 2022, arXiv 2209.14792, section 3.2.1); 1: none
+    temporal_kernel: int = 1
+    temporal_causal: bool = False  # in these convolutions no frame sees later ones
     position_period: float = 0.0  # longest period of an added embedding of frame, row and column; 0: no embedding
     resample: Literal["conv", "pool"] = "conv"  # strided conv / nearest + conv, or mean pool / nearest
+    temporal_stride_kernel: int = 3  # frames; of the convolutions beside temporal strides (the size is not published)
     # "before": a level is reduced by its own stride before its blocks, and grows back after them (Efficient U-Net)
     resample_order: Literal["after", "before"] = "after"
     skip_scale: float = 1.0  # factor on the long skip; 2**-0.5 in efficient U-Nets
@@ -172,13 +240,19 @@ class UNet:
 
     def __post_init__(self):
         _positive(self, "out_channels", "embedding_channels", "embedding_layers", "patch", "stem_kernel",
-                  "out_kernel", "groups")
+                  "out_kernel", "groups", "temporal_kernel")
         _choice(self, UNet, "spread")
+        if self.temporal_kernel % 2 == 0:
+            raise UserError(f"UNet.temporal_kernel={self.temporal_kernel} is not valid; permitted: 1, 3, 5, ...")
         _choice(self, UNet, "resample_order")
         if self.resample_order == "before" and self.middle:
             raise UserError("UNet.middle is not empty with resample_order='before', which has no middle; permitted: "
                             "middle=()")
         _choice(self, UNet, "remat")
+        _odd(self, "temporal_stride_kernel")
+        if self.levels and self.resample_order == "after" and self.levels[-1].temporal_stride > 1:
+            raise UserError(f"Level.temporal_stride={self.levels[-1].temporal_stride} of the last level, after which "
+                            "resample_order='after' reduces nothing; permitted: 1 there")
         if self.position_period < 0:
             raise UserError(f"UNet.position_period={self.position_period} is not valid; permitted: >= 0")
         if self.residual and not (self.low_resolution and self.out_channels == 3):
@@ -199,7 +273,7 @@ class UNet:
             if bank not in ("text", *names):
                 raise UserError(f"SelfAttention.bank={bank!r} is not valid; permitted: {', '.join(['text', *names])}")
         for mixer in self.middle:
-            if isinstance(mixer, SelfAttention | CrossAttention) and self.levels[-1].channels % mixer.head_dim:
+            if self.levels[-1].channels % getattr(mixer, "head_dim", 1):
                 raise UserError(f"UNet.middle head_dim={mixer.head_dim} does not divide the last level's "
                                 f"channels={self.levels[-1].channels}")
 
@@ -207,25 +281,28 @@ class UNet:
     def reduction(self) -> tuple[int, int]:
         """What height and width must be multiples of, pixels."""
         height = width = self.patch
-        for level in self.levels[:-1] if self.resample_order == "after" else self.levels:
+        for level in self._reducing:
             height, width = height * level.stride[0], width * level.stride[1]
         return height, width
 
+    @property
+    def frame_reduction(self) -> int:
+        """What the number of frames must be a multiple of."""
+        return math.prod(level.temporal_stride for level in self._reducing)
 
-def _positive(config: object, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) < 1:
-            raise UserError(f"{type(config).__name__}.{name}={getattr(config, name)} is not valid; permitted: >= 1")
+    @property
+    def absolute_position(self) -> str | None:
+        """The field by which the network knows rows and columns of a frame by their number, if there is one."""
+        if self.position_period:
+            return f"network.position_period={self.position_period:g}"
+        mixers = [m for level in self.levels for m in level.mixers] + list(self.middle)
+        for mixer in mixers:
+            if (isinstance(mixer, SelfAttention) and mixer.position in ("sinusoidal", "learned")
+                    and mixer.pattern.layout != "positions"):
+                return f"SelfAttention.position={mixer.position!r} within frames"
+        return None
 
 
-def _choice(config: object, kind: type, name: str) -> None:
-    permitted = get_args(get_type_hints(kind)[name])
-    if getattr(config, name) not in permitted:
-        raise UserError(f"{kind.__name__}.{name}={getattr(config, name)!r} is not valid; permitted: "
-                        f"{', '.join(permitted)}")
-
-
-def _divides(config: object, whole: str, part: str) -> None:
-    if getattr(config, whole) % getattr(config, part):
-        raise UserError(f"{type(config).__name__}.{part}={getattr(config, part)} does not divide "
-                        f"{whole}={getattr(config, whole)}")
+    @property
+    def _reducing(self) -> tuple[Level, ...]:
+        return self.levels[:-1] if self.resample_order == "after" else self.levels

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from vdm_jax.networks.spreading import spread_convolve
 from vdm_jax.parallel.compiling import target_platform
@@ -30,20 +30,23 @@ WINDOW = 256  # positions of a frame from which on that pays
 
 
 def convolve(
-    x: Float[Array, "b t h w c"], kernel: Float[Array, "kt kh kw c o"], strides: tuple[int, int] = (1, 1)
+    x: Float[Array, "b t h w c"], kernel: Float[Array, "kt kh kw c o"], strides: tuple[int, int] = (1, 1),
+    causal: bool = False,
 ) -> Float[Array, "b t h2 w2 o"]:
-    """'Same' convolution over space and time with a canonical kernel; spatial strides only."""
+    """'Same' convolution over space and time with a canonical kernel; spatial strides only. A causal one sees no later
+    frames: the last tap is then the frame itself."""
     kt, kh, kw, _, _ = kernel.shape
+    around = (kt - 1, 0) if causal else ((kt - 1) // 2, kt // 2)  # frames of padding
     batch, height, width = x.shape[0], x.shape[2], x.shape[3]
     if kt == kh == kw == 1 and strides == (1, 1):
         return x @ kernel[0, 0, 0]
     if kt > 1 and kh == kw == 1 and strides == (1, 1):
         y = lax.conv_general_dilated(
-            rearrange(x, "b t h w c -> (b h w) t c"), kernel[:, 0, 0], (1,), [((kt - 1) // 2, kt // 2)],
+            rearrange(x, "b t h w c -> (b h w) t c"), kernel[:, 0, 0], (1,), [around],
             dimension_numbers=("NWC", "WIO", "NWC"))
         return rearrange(y, "(b h w) t c -> b t h w c", b=batch, h=height, w=width)
     if kt > 1:  # neighbouring frames become channels
-        pad = jnp.pad(x, ((0, 0), ((kt - 1) // 2, kt // 2), (0, 0), (0, 0), (0, 0)))
+        pad = jnp.pad(x, ((0, 0), around, (0, 0), (0, 0), (0, 0)))
         x = jnp.concatenate([pad[:, i : i + x.shape[1]] for i in range(kt)], axis=-1)
         kernel = rearrange(kernel, "kt kh kw c o -> 1 kh kw (kt c) o")
     y = convolve_frames(rearrange(x, "b t h w c -> (b t) h w c"), kernel[0], strides)
@@ -108,8 +111,26 @@ def _rows_per_piece(shape: tuple[int, int, int, int]) -> int:
     return max(PIECE * parts // (frames * width), 2)
 
 
+def identity(causal: bool) -> Initializer:
+    """Initial value of a `(kt, 1, 1, C, C)` kernel that leaves every frame as it is.
+
+    Of a causal convolution that is the last tap: with the centre one it would delay by `(kt - 1) / 2` frames.
+    """
+
+    def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+        tap = shape[0] - 1 if causal else (shape[0] - 1) // 2
+        return jnp.zeros(shape, dtype).at[tap, 0, 0].set(jnp.eye(*shape[-2:], dtype=dtype))
+
+    return init
+
+
 class Convolution(nn.Module):
-    """Convolution with a canonical kernel `(kt, kh, kw)` and 'same' padding."""
+    """Convolution with a canonical kernel `(kt, kh, kw)` and 'same' padding.
+
+    With `temporal` above 1 it is a pseudo-3D convolution (Make-A-Video: Singer et al. 2022, arXiv 2209.14792, section
+    3.2.1): a convolution over that many frames follows, which starts as the identity. The last `images` frames are
+    independent and pass it by; frames that do not exist (`frame_valid`) are as the padding beyond the clip's ends.
+    """
 
     features: int
     kernel: tuple[int, int, int] = (1, 3, 3)  # frames, rows, columns
@@ -117,14 +138,26 @@ class Convolution(nn.Module):
     kernel_init: Initializer = fan_in
     dtype: jnp.dtype = jnp.float32
     spread: str = "frames"  # what of the video the mesh splits, if it does
+    causal: bool = False  # over frames
+    temporal: int = 1  # frames of the convolution that follows
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 o"]:
+    def __call__(
+        self, x: Float[Array, "b t h w c"], images: int = 0, frame_valid: Bool[Array, "b t"] | None = None
+    ) -> Float[Array, "b t h2 w2 o"]:
         kernel = self.param("kernel", self.kernel_init, (*self.kernel, x.shape[-1], self.features))
         bias = self.param("bias", zeros, (self.features,))
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        y = spread_convolve(convolve, x, kernel, self.strides, self.spread)
-        return y + bias.astype(self.dtype)
+        y = spread_convolve(convolve, x, kernel, self.strides, self.spread, self.causal)
+        y = y + bias.astype(self.dtype)
+        if self.temporal == 1:
+            return y
+        clip, stills = y[:, : y.shape[1] - images], y[:, y.shape[1] - images :]
+        if frame_valid is not None:
+            clip = jnp.where(frame_valid[:, : clip.shape[1], None, None, None], clip, 0)
+        clip = Convolution(self.features, (self.temporal, 1, 1), kernel_init=identity(self.causal), dtype=self.dtype,
+                           spread=self.spread, causal=self.causal, name="temporal")(clip)
+        return jnp.concatenate([clip, stills], axis=1) if images else clip
 
 
 class GroupNorm(nn.Module):

@@ -14,8 +14,9 @@ from vdm_jax.attention import Bank, External, attend
 from vdm_jax.attention.kernels.xla import Keys, dense
 from vdm_jax.attention.positions import LAYOUT_AXES, rotary
 from vdm_jax.networks import config as cfg
-from vdm_jax.networks.layers import Convolution, Dense, GroupNorm, add_residual, fan_in, silu, zeros
+from vdm_jax.networks.layers import Convolution, Dense, GroupNorm, Initializer, add_residual, fan_in, silu, zeros
 from vdm_jax.networks.positions import AddedPositions, HeadNorm, RelativeBias, RelativeKeys, RelativeValues
+from vdm_jax.networks.resampling import every, existing
 from vdm_jax.parallel.rules import spread
 
 
@@ -25,6 +26,14 @@ class Beside:
 
     banks: dict[str, tuple[Float[Array, "b g l e"], Bool[Array, "b g l"] | None]]  # tokens and mask: text, references
     frame_valid: Bool[Array, "b t"] | None  # frames that exist; None: all
+
+    def every(self, stride: int) -> Beside:
+        """The same for a level that has one frame for `stride` of the clip."""
+        if stride == 1:
+            return self
+        banks = {name: (every(tokens, stride), every(mask, stride)) for name, (tokens, mask) in self.banks.items()}
+        valid = self.frame_valid
+        return Beside(banks, None if valid is None else existing(valid, valid.shape[1] // stride))
 
 
 class HeadProjection(nn.Module):
@@ -62,6 +71,7 @@ class SelfAttentionLayer(nn.Module):
     norm_over: str
     dtype: jnp.dtype
     spread: str = "frames"
+    out_init: Initializer = zeros  # of the output projection
 
     @nn.compact
     def __call__(
@@ -91,7 +101,8 @@ class SelfAttentionLayer(nn.Module):
         out = attend(q, k, v, pattern=spec.pattern, kernel=spec.kernel, context=spec.context, bias=bias,
                      frame_mask=frame_mask, frame_valid=None if layout == "frames" else frame_valid, external=external,
                      offset_values=offset_values, split=self.spread)
-        return add_residual(x, Dense(channels, kernel_init=zeros, dtype=self.dtype, name="out")(out.reshape(x.shape)))
+        out = Dense(channels, kernel_init=self.out_init, dtype=self.dtype, name="out")(out.reshape(x.shape))
+        return add_residual(x, out)
 
     def _bank(self, tokens: Float[Array, "b g l e"], mask: Bool[Array, "b g l"] | None, heads: int) -> Bank:
         tokens = nn.LayerNorm(use_bias=False, dtype=self.dtype, name="external_norm")(tokens)
@@ -145,7 +156,8 @@ class TemporalConvolutionLayer(nn.Module):
             h = jnp.where(frame_valid[:, :, None, None, None], h, 0)
         clip = h[:, : x.shape[1] - images]
         kernel = (self.config.kernel, 1, 1)
-        h = Convolution(x.shape[-1], kernel, kernel_init=zeros, dtype=self.dtype, spread=self.spread, name="conv")(clip)
+        h = Convolution(x.shape[-1], kernel, kernel_init=zeros, dtype=self.dtype, spread=self.spread,
+                        causal=self.config.causal, name="conv")(clip)
         return add_residual(x, jnp.pad(h, ((0, 0), (0, images), (0, 0), (0, 0), (0, 0))) if images else h)
 
 

@@ -22,11 +22,11 @@ from vdm_jax.parallel.rules import AXIS_RULES, VIDEO
 
 def spread_convolve(
     convolve: Callable[..., Array], x: Float[Array, "b t h w c"], kernel: Float[Array, "kt kh kw c o"],
-    strides: tuple[int, int], axis: str,
+    strides: tuple[int, int], axis: str, causal: bool = False,
 ) -> Float[Array, "b t h2 w2 o"]:
-    """`convolve(x, kernel, strides)` on the mesh in context, where the `frames` or the `height` of the video are split.
+    """`convolve(x, kernel, strides, causal)` on the mesh in context, where a video's `frames` or `height` are split.
 
-    `convolve` is a convolution with 'same' padding; strides are spatial.
+    `convolve` is a convolution with 'same' padding; strides are spatial, and a causal one sees no later frames.
 
     Without a mesh, or where one device has the whole axis, or the axis does not divide, it is left to the compiler.
     Raises `UserError` when a device has fewer frames or rows than the kernel reaches to, or its rows do not divide by
@@ -37,10 +37,12 @@ def spread_convolve(
     devices, dim = mesh.shape.get(name, 1), VIDEO[axis]
     pointwise = kernel.shape[:3] == (1, 1, 1) and strides == (1, 1)
     if devices == 1 or pointwise or x.shape[dim] % devices:
-        return convolve(x, kernel, strides)
+        return convolve(x, kernel, strides, causal)
     own, size, stride = x.shape[dim] // devices, kernel.shape[dim - 1], strides[0] if axis == "height" else 1
     before = stride * math.ceil((size - 1) // 2 / stride)  # whole strides, so that outputs stay where they are
     after = max(size // 2 - stride + 1, 0)
+    if causal and axis == "frames":
+        before, after = size - 1, 0
     if own % stride or max(before, after) > own:
         least = max(before, after, stride)
         raise UserError(f"{axis} of {x.shape[dim]} over {devices} devices of mesh axis {name!r} leaves {own} to each, "
@@ -55,7 +57,7 @@ def spread_convolve(
         if after:
             first = lax.slice_in_dim(x, 0, after, axis=dim)
             parts.append(lax.ppermute(first, name, [(d + 1, d) for d in range(devices - 1)]))
-        y = convolve(jnp.concatenate(parts, axis=dim), kernel, strides)
+        y = convolve(jnp.concatenate(parts, axis=dim), kernel, strides, causal)
         return lax.slice_in_dim(y, before // stride, (before + own) // stride, axis=dim)
 
     rows = tuple(n for n in AXIS_RULES["batch"] if n in mesh.shape)

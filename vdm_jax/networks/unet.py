@@ -8,20 +8,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from vdm_jax.attention.patterns import independent_frames_mask
 from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.errors import UserError
 from vdm_jax.networks import config as cfg
+from vdm_jax.networks.inflation_blocks import AttentionInflationLayer, ConvolutionInflationLayer
 from vdm_jax.networks.layers import (
     Convolution,
     Dense,
     GroupNorm,
     add_residual,
     depth_to_space,
-    mean_pool,
-    nearest,
     silu,
     sinusoids,
     space_to_depth,
@@ -35,6 +34,7 @@ from vdm_jax.networks.mixers import (
     TemporalConvolutionLayer,
 )
 from vdm_jax.networks.remat import name_input, rematerialised
+from vdm_jax.networks.resampling import convolution_options, every, grown, reduced
 from vdm_jax.networks.text import TextConditioner
 from vdm_jax.parallel.rules import spread
 
@@ -62,13 +62,16 @@ class ResidualBlock(nn.Module):
     dropout: float
 
     @nn.compact
-    def __call__(self, x: Array, vector: Float[Array, "b g c"], train: bool) -> Array:
+    def __call__(
+        self, x: Array, vector: Float[Array, "b g c"], train: bool, images: int = 0,
+        frame_valid: Bool[Array, "b t"] | None = None,
+    ) -> Array:
         spec = self.config
-        options = {"dtype": jnp.dtype(spec.dtype), "spread": spec.spread}
+        options = convolution_options(spec)
         norm = {"groups": spec.groups, "over": spec.norm_over}
         kernel = (1, self.kernel, self.kernel)
         h = silu(GroupNorm(**norm, name="norm_in")(x))
-        h = Convolution(self.channels, kernel, name="conv_in", **options)(h)
+        h = Convolution(self.channels, kernel, name="conv_in", **options)(h, images, frame_valid)
         film = spec.modulation == "film"
         change = Dense(self.channels * (2 if film else 1), name="modulation")(silu(vector))[:, :, None, None]
         if film:
@@ -78,9 +81,9 @@ class ResidualBlock(nn.Module):
         h = silu(h)
         if self.dropout:
             h = nn.Dropout(self.dropout, deterministic=not train)(h)
-        h = Convolution(self.channels, kernel, kernel_init=zeros, name="conv_out", **options)(h)
+        h = Convolution(self.channels, kernel, kernel_init=zeros, name="conv_out", **options)(h, images, frame_valid)
         if x.shape[-1] != self.channels:
-            x = Convolution(self.channels, (1, 1, 1), name="shortcut", **options)(x)
+            x = Convolution(self.channels, (1, 1, 1), name="shortcut", **{**options, "temporal": 1})(x)
         return add_residual(x, h)
 
 
@@ -95,7 +98,8 @@ class Block(nn.Module):
     def __call__(self, x: Array, vector: Array, beside: Beside, train: bool, images: int) -> Array:
         level = self.level
         x = name_input(x, self.config.remat)
-        x = ResidualBlock(self.config, level.channels, level.kernel, level.dropout, name="residual")(x, vector, train)
+        x = ResidualBlock(self.config, level.channels, level.kernel, level.dropout, name="residual")(
+            x, vector, train, images, beside.frame_valid)
         return spread(Mixers(self.config, self.mixers, name="mixers")(x, beside, images), self.config.spread)
 
 
@@ -120,6 +124,12 @@ class Mixers(nn.Module):
             elif isinstance(mixer, cfg.TemporalConvolution):
                 x = TemporalConvolutionLayer(mixer, *common, name=f"temporal_convolution_{i}")(
                     x, images, beside.frame_valid)
+            elif isinstance(mixer, cfg.ConvolutionInflation):
+                x = ConvolutionInflationLayer(mixer, *common, name=f"convolution_inflation_{i}")(
+                    x, images, beside.frame_valid)
+            elif isinstance(mixer, cfg.AttentionInflation):
+                x = AttentionInflationLayer(mixer, *common, name=f"attention_inflation_{i}")(
+                    x, frame_mask, beside.frame_valid)
             else:
                 x = FeedForwardLayer(mixer, *common, name=f"feed_forward_{i}")(x)
         return x
@@ -139,34 +149,37 @@ class SpaceTimeUNet(nn.Module):
         self, z: Float[Array, "b t h w c"], logsnr: Float[Array, b], conditioning: Conditioning | None = None,
         *, train: bool = False, images: int = 0,
     ) -> Float[Array, "b t h w o"]:
-        spec, dtype = self.config, jnp.dtype(self.config.dtype)
+        spec, options = self.config, convolution_options(self.config)
         conditioning = Conditioning() if conditioning is None else conditioning
         check_inputs(spec, z, conditioning, images)
         vector, beside = Embedding(spec, name="embedding")(z.shape[1], logsnr, conditioning, images)
-        x = space_to_depth(stack_inputs(spec, z, conditioning), spec.patch).astype(dtype)
+        x = space_to_depth(stack_inputs(spec, z, conditioning), spec.patch).astype(options["dtype"])
         kernel = (1, spec.stem_kernel, spec.stem_kernel)
-        x = Convolution(spec.levels[0].channels, kernel, dtype=dtype, spread=spec.spread, name="stem")(x)
+        x = Convolution(spec.levels[0].channels, kernel, name="stem", **options)(x, images, beside.frame_valid)
         x = spread(x, spec.spread)
         if spec.position_period:
             x = PositionEmbedding(spec.position_period, name="positions")(x, images)
         block = rematerialised(Block, spec.remat, static_argnums=(4, 5))
 
         def run(x: Array, level: cfg.Level, mixers: tuple[cfg.Mixer, ...], name: str) -> Array:
-            return block(spec, level, mixers, name=name)(x, vector, beside, train, images)
+            stride = z.shape[1] // x.shape[1]  # of time, down to this level
+            return block(spec, level, mixers, name=name)(x, every(vector, stride), beside.every(stride), train, images)
 
-        x = (down_and_up if spec.resample_order == "after" else efficient_down_and_up)(spec, run, x)
+        down_up = down_and_up if spec.resample_order == "after" else efficient_down_and_up
+        x = down_up(spec, run, x, images, conditioning.frame_valid)
         x = silu(GroupNorm(spec.groups, spec.norm_over, name="norm")(x))
         kernel = (1, spec.out_kernel, spec.out_kernel)
         features = spec.out_channels * spec.patch**2
-        convolution = Convolution(features, kernel, kernel_init=zeros, spread=spec.spread, name="out")
-        change = depth_to_space(convolution(x.astype(jnp.float32)), spec.patch)
+        options["dtype"] = jnp.dtype("float32")
+        convolution = Convolution(features, kernel, kernel_init=zeros, name="out", **options)
+        change = depth_to_space(convolution(x.astype(jnp.float32), images, beside.frame_valid), spec.patch)
         return change + conditioning.low_resolution if spec.residual else change
 
 
 Run = Callable[[Array, cfg.Level, tuple[cfg.Mixer, ...], str], Array]  # a block of that name
 
 
-def down_and_up(spec: cfg.UNet, run: Run, x: Array) -> Array:
+def down_and_up(spec: cfg.UNet, run: Run, x: Array, images: int, frame_valid: Array | None) -> Array:
     """The levels in the usual order: blocks, then the reduction; every block and reduction has a long skip."""
     skips = [x]
     for i, level in enumerate(spec.levels):
@@ -174,7 +187,7 @@ def down_and_up(spec: cfg.UNet, run: Run, x: Array) -> Array:
             x = run(x, level, level.mixers, f"down_{i}_{j}")
             skips.append(x)
         if i + 1 < len(spec.levels):
-            x = spread(Downsample(spec, level.stride, x.shape[-1], name=f"downsample_{i}")(x), spec.spread)
+            x = spread(reduced(spec, i, x.shape[-1], x, images, frame_valid), spec.spread)
             skips.append(x)
     x = run(x, spec.levels[-1], spec.middle, "middle_in")
     x = run(x, spec.levels[-1], (), "middle_out")
@@ -183,11 +196,11 @@ def down_and_up(spec: cfg.UNet, run: Run, x: Array) -> Array:
             x = jnp.concatenate([x, skips.pop() * spec.skip_scale], axis=-1)
             x = run(x, level, level.mixers, f"up_{i}_{j}")
         if i:
-            x = Upsample(spec, spec.levels[i - 1].stride, x.shape[-1], name=f"upsample_{i}")(x)
+            x = grown(spec, i, spec.levels[i - 1], x.shape[-1], x, images, frame_valid)
     return x
 
 
-def efficient_down_and_up(spec: cfg.UNet, run: Run, x: Array) -> Array:
+def efficient_down_and_up(spec: cfg.UNet, run: Run, x: Array, images: int, frame_valid: Array | None) -> Array:
     """The levels of the Efficient U-Net (Saharia et al. 2022, arXiv 2205.11487, figures A.27 to A.30): the reduction
     comes before a level's blocks and the growth after them, so that no block runs at the input's resolution; one long
     skip per level.
@@ -196,7 +209,7 @@ def efficient_down_and_up(spec: cfg.UNet, run: Run, x: Array) -> Array:
     """
     skips, channels = [], [x.shape[-1], *(level.channels for level in spec.levels)]
     for i, level in enumerate(spec.levels):
-        x = spread(Downsample(spec, level.stride, level.channels, name=f"downsample_{i}")(x), spec.spread)
+        x = spread(reduced(spec, i, level.channels, x, images, frame_valid), spec.spread)
         for j in range(level.blocks):
             x = run(x, level, level.mixers, f"down_{i}_{j}")
         skips.append(x)
@@ -205,7 +218,7 @@ def efficient_down_and_up(spec: cfg.UNet, run: Run, x: Array) -> Array:
             x = jnp.concatenate([x, skips[i] * spec.skip_scale], axis=-1)
         for j in range(level.blocks):
             x = run(x, level, level.mixers, f"up_{i}_{j}")
-        x = spread(Upsample(spec, level.stride, channels[i], name=f"upsample_{i}")(x), spec.spread)
+        x = spread(grown(spec, i, level, channels[i], x, images, frame_valid), spec.spread)
     return x
 
 
@@ -270,38 +283,6 @@ class PositionEmbedding(nn.Module):
         return x
 
 
-class Downsample(nn.Module):
-    """Spatial reduction by `stride`: strided convolution to `channels`, or mean pool, which keeps them."""
-
-    config: cfg.UNet
-    stride: tuple[int, int]
-    channels: int
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        if self.config.resample == "pool":
-            return mean_pool(x, self.stride)
-        options = {"dtype": jnp.dtype(self.config.dtype), "spread": self.config.spread}
-        return Convolution(self.channels, strides=self.stride, name="conv", **options)(x)
-
-
-class Upsample(nn.Module):
-    """Spatial growth by `stride`: nearest neighbour, with a convolution to `channels` after it unless pooling was
-    chosen."""
-
-    config: cfg.UNet
-    stride: tuple[int, int]
-    channels: int
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        x = nearest(x, self.stride)
-        if self.config.resample == "pool":
-            return x
-        options = {"dtype": jnp.dtype(self.config.dtype), "spread": self.config.spread}
-        return Convolution(self.channels, name="conv", **options)(x)
-
-
 def stack_inputs(spec: cfg.UNet, z: Array, conditioning: Conditioning) -> Array:
     """Noisy video, low-resolution video, observed frames and their mask along the channels."""
     parts = [z]
@@ -315,7 +296,8 @@ def stack_inputs(spec: cfg.UNet, z: Array, conditioning: Conditioning) -> Array:
 def check_inputs(spec: cfg.UNet, z: Array, conditioning: Conditioning, images: int = 0) -> None:
     """Raise `UserError` when sizes do not divide, a part the network needs is absent, or appended images would see the
     clip (at trace time)."""
-    for name, size, multiple in zip(("height", "width"), z.shape[2:4], spec.reduction, strict=True):
+    multiples = (spec.frame_reduction, *spec.reduction)
+    for name, size, multiple in zip(("frames", "height", "width"), z.shape[1:4], multiples, strict=True):
         if size % multiple:
             raise UserError(f"video {name}={size} is not a multiple of the U-Net's reduction {multiple}; "
                             f"permitted: {multiple}, {2 * multiple}, {3 * multiple}, ...")
@@ -338,6 +320,9 @@ def check_inputs(spec: cfg.UNet, z: Array, conditioning: Conditioning, images: i
     if valid is not None and spec.norm_over == "clip":
         raise UserError("Conditioning.frame_valid with UNet.norm_over='clip', whose statistics mix padded frames with "
                         "the clip; permitted: norm_over='frame'")
+    if images and spec.frame_reduction > 1:
+        raise UserError(f"images={images} with Level.temporal_stride > 1, which mixes images with the clip; permitted: "
+                        "images=0, or temporal_stride=1 at all levels")
     if images and spec.norm_over == "clip":
         raise UserError(f"images={images} with UNet.norm_over='clip', whose statistics mix the images with the clip; "
                         "permitted: norm_over='frame'")

@@ -20,6 +20,7 @@ from vdm_jax.attention.counting import AttentionCall, counted
 from vdm_jax.cascade.inputs import training_inputs
 from vdm_jax.cascade.sampling import is_guided
 from vdm_jax.cascade.stage import Sampling, Stage
+from vdm_jax.diffusion.windows import window_starts
 from vdm_jax.networks.config import UNet
 from vdm_jax.networks.unet import SpaceTimeUNet
 
@@ -74,11 +75,15 @@ def training_work(stage: Stage, batch: dict[str, Any], params: Any, mesh: Mesh) 
 
 
 def sampling_work(stage: Stage, sampling: Sampling, batch: dict[str, Any], params: Any, mesh: Mesh) -> Work:
-    """Work of sampling a whole batch: every evaluation of the network, both halves of guidance."""
+    """Work of sampling a whole batch: every evaluation of the network, both halves of guidance, every window."""
     if is_guided(stage, sampling):  # both halves in one batch
         batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2 * x.shape[0], *x.shape[1:]), x.dtype), batch)
-    forward = network_forward(stage, batch, params, mesh)
-    evaluations = sampling.sampler.evaluations(sampling.steps)
+    evaluations, frames = sampling.sampler.evaluations(sampling.steps), None
+    if (windows := sampling.windows) is not None:
+        evaluations *= len(window_starts(stage.video.frames, windows.frames, windows.overlap))
+        frames = windows.frames
+    seen = dataclasses.replace(stage, training=dataclasses.replace(stage.training, frames=frames))
+    forward = network_forward(seen, batch, params, mesh)
     computed = forward.dense + forward.convolution + forward.attention_computed
     return Work(forward, evaluations, evaluations * forward.model, evaluations * computed)
 

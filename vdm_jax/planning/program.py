@@ -107,6 +107,8 @@ def compile_plan(plan: Plan, devices: Sequence[jax.Device]) -> dict[str, Any]:
                         f"{parts}")
     state = abstract_state(plan.stage, mesh)
     batch, notes = training_batch(plan.stage, plan.data, plan.batch, plan.text_tokens, mesh)
+    if plan.what == "train" and plan.stage.training.trainable:
+        notes.append("FLOPs are counted as if all parameters were trained: an upper bound")
     report = {**_about(plan, mesh), **_sizes(plan, state), "notes": notes, "warnings": []}
     start = time.perf_counter()
     if plan.what == "train":
@@ -159,7 +161,9 @@ def _work(plan: Plan, params: Any, mesh: Mesh) -> Any:
     if plan.what == "train":
         batch, _ = training_batch(plan.stage, plan.data, plan.batch, plan.text_tokens)
         return training_work(plan.stage, batch, params, mesh)
-    alone = dataclasses.replace(plan.stage, training=dataclasses.replace(plan.stage.training, images_per_clip=0))
+    # Samples are whole videos on their own.
+    training = dataclasses.replace(plan.stage.training, images_per_clip=0, crop=None)
+    alone = dataclasses.replace(plan.stage, training=training)
     batch, _ = training_batch(alone, plan.data, plan.batch, plan.text_tokens)
     return sampling_work(alone, plan.stage.sampling, batch, params, mesh)
 

@@ -17,11 +17,13 @@ from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.networks.config import EmbeddedText, WordEncoder
 from vdm_jax.networks.unet import SpaceTimeUNet
 from vdm_jax.parallel.rules import parameter_shardings
+from vdm_jax.training.trainable import split
 
 
 @flax.struct.dataclass
 class TrainState:
-    """Step counter, parameters, optimizer state, their exponential moving average, and the key of the whole run."""
+    """Step counter, parameters, optimizer state (of those that are trained), the parameters' exponential moving
+    average, and the key of the whole run."""
 
     step: Int[Array, ""]
     params: Any
@@ -49,7 +51,8 @@ def make_optimizer(spec: Training) -> optax.GradientTransformation:
 
 
 def example_conditioning(stage: Stage, batch: int = 1) -> Conditioning:
-    """Zeros of the shapes that the stage's network takes."""
+    """Zeros of the shapes that the stage's network takes in training."""
+    stage = stage.trained()
     text, conditioning = stage.network.text, Conditioning()
     if isinstance(text, WordEncoder):
         tokens = jnp.zeros((batch, 1, text.length), jnp.int32)
@@ -69,7 +72,7 @@ def example_conditioning(stage: Stage, batch: int = 1) -> Conditioning:
 
 def initial_params(stage: Stage, key: PRNGKeyArray) -> Any:
     """Parameters of a stage's network."""
-    video, level = jnp.zeros((1, *stage.video.shape)), jnp.zeros((1,))
+    video, level = jnp.zeros((1, *stage.trained().video.shape)), jnp.zeros((1,))
     return SpaceTimeUNet(stage.network).init(key, video, level, example_conditioning(stage))["params"]
 
 
@@ -77,7 +80,7 @@ def initial_state(stage: Stage, key: PRNGKeyArray) -> TrainState:
     """A fresh state; the EMA starts at the parameters."""
     init_key, run_key = jax.random.split(key)
     params = initial_params(stage, init_key)
-    opt_state = make_optimizer(stage.training).init(params)
+    opt_state = make_optimizer(stage.training).init(split(params, stage.training.trainable)[0])
     ema = jax.tree.map(jnp.array, params)  # a copy, since the state is donated
     return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=opt_state, ema=ema, key=run_key)
 

@@ -21,6 +21,7 @@ from vdm_jax.parallel.compiling import compiler_options
 from vdm_jax.parallel.gathers import check_gathers, split_axes
 from vdm_jax.parallel.rules import batch_sharding, shard
 from vdm_jax.training.state import TrainState, abstract_state, learning_rate, make_optimizer
+from vdm_jax.training.trainable import merged, split
 
 logger = logging.getLogger(__name__)
 Batch = dict[str, Array]
@@ -50,12 +51,14 @@ def stage_loss(
 def gradients(
     stage: Stage, params: Any, batch: Batch, key: PRNGKeyArray, *, unroll: bool
 ) -> tuple[Array, dict[str, Array], Any]:
-    """Loss, scalars and gradients of a batch, accumulated over the micro-batches the stage asks for.
+    """Loss, scalars and gradients of a batch (with respect to what is trained), accumulated over the micro-batches the
+    stage asks for.
 
     Micro-batches take every n-th row, so that each keeps its rows spread over the devices. `unroll` is for CPU, where
     XLA runs gradients of convolutions inside a loop 13-40 times slower.
     """
-    grad = jax.value_and_grad(lambda p, b, k: stage_loss(stage, p, b, k), has_aux=True)
+    params, frozen = split(params, stage.training.trainable)
+    grad = jax.value_and_grad(lambda p, b, k: stage_loss(stage, merged(p, frozen), b, k), has_aux=True)
     parts = stage.training.accumulation
     if parts == 1:
         (loss, aux), grads = grad(params, batch, key)
@@ -76,13 +79,15 @@ def gradients(
 def train_step(
     stage: Stage, state: TrainState, batch: Batch, *, unroll: bool = True
 ) -> tuple[TrainState, dict[str, Array]]:
-    """Gradient, clipping, AdamW, EMA. A step whose loss or gradient is not finite changes nothing but the counter."""
+    """Gradient, clipping, AdamW of what is trained, EMA. A step whose loss or gradient is not finite changes nothing
+    but the counter."""
     key = jax.random.fold_in(state.key, state.step)
     loss, aux, grads = gradients(stage, state.params, batch, key, unroll=unroll)
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-    updates, opt_state = make_optimizer(stage.training).update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    trained, frozen = split(state.params, stage.training.trainable)
+    updates, opt_state = make_optimizer(stage.training).update(grads, state.opt_state, trained)
+    params = merged(optax.apply_updates(trained, updates), frozen)
     decay = jnp.minimum(stage.training.ema_decay, (1.0 + state.step) / (10.0 + state.step))
     ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), state.ema, params)
 

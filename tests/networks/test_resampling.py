@@ -1,0 +1,163 @@
+"""Temporal strides: what a fresh network is, frames that do not exist, what belongs to single frames, and meshes."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vdm_jax.attention.patterns import External, Spatial, Temporal
+from vdm_jax.cascade.stage import Stage, Training, VideoSpec
+from vdm_jax.conditioning.conditioning import Conditioning
+from vdm_jax.diffusion.process import Process
+from vdm_jax.errors import UserError
+from vdm_jax.networks.config import Level, Reference, SelfAttention, TemporalConvolution, UNet
+from vdm_jax.networks.mixers import Beside
+from vdm_jax.networks.resampling import TemporalDownsample, TemporalUpsample
+from vdm_jax.networks.unet import SpaceTimeUNet
+from vdm_jax.parallel.mesh import MeshSpec, make_mesh
+
+ATTENTION = SelfAttention(pattern=Spatial(), head_dim=8, position="none")
+TEMPORAL = SelfAttention(pattern=Temporal(), head_dim=8, position="none")
+# 3 x 2 frames become one; the same in both orders of the levels.
+USUAL = UNet(levels=(Level(channels=8, blocks=1, temporal_stride=3), Level(channels=8, blocks=1, temporal_stride=2),
+                     Level(channels=16, blocks=1, mixers=(ATTENTION, TEMPORAL))),
+             middle=(ATTENTION, TEMPORAL), embedding_channels=16, groups=4)
+EFFICIENT = dataclasses.replace(USUAL, levels=(*USUAL.levels[:1], dataclasses.replace(
+    USUAL.levels[2], temporal_stride=2)), middle=(), resample_order="before")
+ORDERS = {"after": USUAL, "before": EFFICIENT}
+FRAMES, SIZE = 12, 4
+
+
+def image_network(spec):
+    """The network without anything temporal."""
+    return dataclasses.replace(spec, middle=spec.middle[:1], levels=tuple(
+        dataclasses.replace(level, temporal_stride=1, mixers=level.mixers[:1]) for level in spec.levels))
+
+
+def inflated(image, video):
+    """Fresh parameters of a video network with those of the image network in their places."""
+    flat, fresh = (flax.traverse_util.flatten_dict(p, sep="/") for p in (image, video))
+    assert set(flat) < set(fresh)
+    added = set(fresh) - set(flat)
+    assert all(re.search(r"temporal_(down|up)sample_\d+/|temporal_attention", name) for name in added)
+    return flax.traverse_util.unflatten_dict({**fresh, **flat}, sep="/")
+
+
+@pytest.mark.parametrize("order", list(ORDERS))
+def test_every_nth_frame_of_a_fresh_network_is_the_image_networks(order, filled, normal):
+    """With noise levels of single frames, so that their vectors have to be at the right rate too."""
+    spec = ORDERS[order]
+    assert spec.frame_reduction == 6
+    z, level = normal(0, 1, FRAMES, SIZE, SIZE, 3), normal(1, 1, FRAMES)
+    image = filled(SpaceTimeUNet(image_network(spec)), z[:, :1], level[:, 0])
+    fresh = jax.jit(lambda key: SpaceTimeUNet(spec).init(key, z, level)["params"])(jax.random.key(0, impl="rbg"))
+    out = jax.jit(lambda p: SpaceTimeUNet(spec).apply({"params": p}, z, level))(inflated(image, fresh))
+    frames = jax.jit(lambda z, level: SpaceTimeUNet(image_network(spec)).apply({"params": image}, z, level))
+    expected = frames(z[:, ::6], level[:, ::6])
+    np.testing.assert_allclose(out[:, ::6], expected, atol=2e-5)
+    assert np.std(expected) > 0.1
+    between = frames(z[:, 1::6], level[:, 1::6])
+    assert np.abs(out[:, 1::6] - between).max() > 1e-2  # its lower levels are those of frame 0
+
+
+def test_fresh_resamplers_drop_and_repeat_frames(normal):
+    x = normal(0, 2, 6, 2, 2, 8)
+    down, up = TemporalDownsample(USUAL, 3), TemporalUpsample(USUAL, 3)
+    less, params = down.init_with_output(jax.random.key(0), x, None)
+    assert params["params"]["conv"]["kernel"].shape == (3, 1, 1, 8, 8)
+    np.testing.assert_array_equal(less, x[:, ::3])
+    np.testing.assert_array_equal(up.init_with_output(jax.random.key(0), less, None)[0], np.repeat(less, 3, axis=1))
+
+
+@pytest.mark.parametrize("order", list(ORDERS))
+@pytest.mark.parametrize("before", [0, 6])
+def test_a_padded_clip_is_the_clip(order, before, filled, normal):
+    """Outputs of existing frames, and gradients of a loss on them; padding after or around the clip."""
+    spec, level = ORDERS[order], jnp.array([0.5])
+    z, clip = normal(0, 1, before + 12, SIZE, SIZE, 3), slice(before, before + 6)
+    valid = (jnp.arange(before + 12) // 6 == before // 6)[None]
+    params = filled(SpaceTimeUNet(spec), z, level)
+
+    def loss(z, conditioning, frames):
+        out = SpaceTimeUNet(spec).apply({"params": params}, z, level, conditioning)[:, frames[0] : frames[1]]
+        return jnp.square(out).sum(), out
+
+    run = jax.jit(jax.grad(loss, has_aux=True), static_argnums=2)
+    expected_gradient, expected = run(z[:, clip], None, (0, 6))
+    gradient, out = run(z, Conditioning(frame_valid=valid), (clip.start, clip.stop))
+    np.testing.assert_allclose(out, expected, atol=3e-5)
+    np.testing.assert_allclose(gradient[:, clip], expected_gradient, atol=2e-4)
+    np.testing.assert_array_equal(np.delete(gradient, np.r_[clip], axis=1), 0)
+    assert np.abs(run(z, None, (clip.start, clip.stop))[1] - expected).max() > 1e-3
+
+
+def test_a_frame_of_a_level_exists_if_one_does_that_it_stands_for(normal):
+    tokens, one = normal(0, 1, 6, 2, 4), normal(1, 1, 1, 2, 4)
+    valid = jnp.asarray([[True, True, True, True, False, False]])
+    beside = Beside({"text": (tokens, jnp.ones((1, 6, 2), bool)), "picture": (one, None)}, valid)
+    less = beside.every(3)
+    np.testing.assert_array_equal(less.frame_valid, [[True, True]])
+    np.testing.assert_array_equal(beside.every(2).frame_valid, [[True, True, False]])
+    np.testing.assert_array_equal(less.banks["text"][0], tokens[:, ::3])
+    assert less.banks["text"][1].shape == (1, 2, 2) and less.banks["picture"] == (one, None)
+
+
+def test_references_of_single_frames(filled, normal):
+    """A lower level takes those of the frames that it keeps."""
+    mixer = dataclasses.replace(ATTENTION, pattern=External(inner=Spatial()), bank="picture")
+    spec = UNet(levels=(Level(channels=8, blocks=1, temporal_stride=2), Level(channels=8, blocks=1, mixers=(mixer,))),
+                embedding_channels=16, groups=4, references=(Reference(name="picture", width=6),))
+    z, level, pictures = normal(0, 1, 4, SIZE, SIZE, 3), jnp.zeros(1), normal(1, 1, 4, 3, 6)
+    params = filled(SpaceTimeUNet(spec), z, level, Conditioning(references={"picture": pictures}))
+    run = jax.jit(lambda p: SpaceTimeUNet(spec).apply({"params": params}, z, level, Conditioning(
+        references={"picture": p})))
+    before = run(pictures)
+    np.testing.assert_array_equal(run(pictures.at[:, 1::2].set(normal(2, 1, 2, 3, 6))), before)
+    changed = np.abs(run(pictures.at[:, 0].set(normal(2, 1, 3, 6))) - before).max((0, 2, 3, 4))
+    assert (changed[:2] > 1e-3).all()
+
+
+@pytest.mark.parametrize("spread", ["frames", "height"])
+def test_a_spread_clip_is_the_clip(spread, filled, normal):
+    spec = UNet(levels=(Level(channels=8, blocks=1, temporal_stride=2, mixers=(TemporalConvolution(),)),
+                        Level(channels=8, blocks=1)), embedding_channels=16, groups=4, spread=spread)
+    z, level = normal(0, 2, 8, 8, 4, 3), jnp.array([0.5, -1.0])
+    params = filled(SpaceTimeUNet(spec), z, level)
+
+    def run(params, z):
+        return SpaceTimeUNet(spec).apply({"params": params}, z, level)
+
+    expected = jax.jit(run)(params, z)
+    with jax.set_mesh(make_mesh(MeshSpec(data=2, context=4))):
+        np.testing.assert_allclose(jax.jit(run)(params, z), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda: dataclasses.replace(USUAL, temporal_stride_kernel=2),
+     "UNet.temporal_stride_kernel=2 is not valid; permitted: 1, 3, 5"),
+    (lambda: Level(channels=8, temporal_stride=0), "Level.temporal_stride=0 is not valid; permitted: >= 1"),
+    (lambda: UNet(levels=(Level(channels=8, temporal_stride=2),)), "Level.temporal_stride=2 of the last level"),
+    (lambda: trace(USUAL, 8), "video frames=8 is not a multiple of the U-Net's reduction 6; permitted: 6, 12, 18"),
+    (lambda: trace(USUAL, 12, images=6), "images=6 with Level.temporal_stride > 1, which mixes images with the clip"),
+    (lambda: stage(frames=8), "video.frames=8 is not a multiple of the network's reduction 6"),
+    (lambda: stage(training=Training(images_per_clip=2)), "training.images_per_clip=2 with Level.temporal_stride > 1"),
+])
+def test_what_cannot_be(make, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        make()
+
+
+def trace(spec, frames, **options):
+    inputs = jnp.zeros((1, frames, SIZE, SIZE, 3)), jnp.zeros(1)
+    jax.eval_shape(lambda: SpaceTimeUNet(spec).init(jax.random.key(0), *inputs, **options))
+
+
+def stage(frames=12, **options):
+    return Stage(name="base", video=VideoSpec(frames=frames, height=SIZE, width=SIZE), network=USUAL, process=Process(),
+                 **options)

@@ -1,0 +1,86 @@
+"""Denoising long videos window by window: temporal MultiDiffusion.
+
+Bar-Tal et al. 2023, arXiv 2302.08113, for the spatial super-resolution of Lumiere (Bar-Tal et al. 2024, arXiv
+2401.12945): a network for short clips denoises a long one by windows that overlap in time. At every step
+the estimate is `argmin_x sum_i || x|_i - D(z|_i) ||^2` over the windows i, which is their average where they overlap,
+and no border of a window is one of the video.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from vdm_jax.diffusion.arrays import Level, Video
+from vdm_jax.errors import UserError
+
+ConditionalDenoiser = Callable[[Video, Level, Any], Video]  # (z, log-SNR, conditioning) -> x_hat
+Cut = Callable[[Any, Int[Array, ""], int], Any]  # (conditioning, first frame, frames) -> conditioning of a window
+
+
+def window_starts(frames: int, length: int, overlap: int) -> tuple[int, ...]:
+    """First frames of windows of `length` that cover `frames`, each sharing `overlap` frames with the one before; the
+    last one is aligned to the end and may share more. Raises `UserError` for windows that do not fit or do not go on.
+    """
+    if not 0 < length <= frames:
+        raise UserError(f"windows of {length} frames for a video of {frames}; permitted: 1 to {frames}")
+    if not 0 <= overlap < length:
+        raise UserError(f"windows of {length} frames with an overlap of {overlap}; permitted: 0 to {length - 1}")
+    count = 1 + math.ceil((frames - length) / (length - overlap))
+    return tuple(min(i * (length - overlap), frames - length) for i in range(count))
+
+
+def windowed(
+    denoise: ConditionalDenoiser, cut: Cut, *, frames: int, length: int, overlap: int = 2, at_once: int = 1
+) -> ConditionalDenoiser:
+    """A denoiser of videos of `frames` frames from one of windows of `length` frames.
+
+    Args:
+      denoise: called with z `[B at_once, length, ...]`; a video's windows are neighbours in the batch, so that a device
+        keeps them.
+      cut: gives the part of a conditioning that belongs to a window; the first frame is traced.
+      overlap: frames that neighbouring windows share at the least; 2 in Lumiere.
+      at_once: windows denoised in one call; the others follow in a loop, so memory grows with this number alone.
+
+    Raises `UserError` as `window_starts` does, and for `at_once` below 1.
+    """
+    starts = window_starts(frames, length, overlap)
+    if at_once < 1:
+        raise UserError(f"at_once={at_once}; permitted: 1 or more")
+    at_once = min(at_once, len(starts))
+    missing = -len(starts) % at_once  # the last call is filled up with repeats that do not count
+    counted = np.array([1.0] * len(starts) + [0.0] * missing, np.float32)
+    chunks = np.array([*starts, *starts[-1:] * missing], np.int32).reshape(-1, at_once), counted.reshape(-1, at_once)
+    windows = np.zeros(frames, np.float32)  # that a frame is in
+    for start in starts:
+        windows[start : start + length] += 1
+
+    def denoise_whole(z: Video, logsnr: Level, conditioning: Any) -> Video:
+        logsnr = jnp.asarray(logsnr)
+
+        def window(start: Int[Array, ""]) -> tuple[Video, Level, Any]:
+            level = logsnr if logsnr.ndim == 1 else cut_frames(logsnr, start, length)
+            return cut_frames(z, start, length), level, cut(conditioning, start, length)
+
+        def step(total: Video, chunk: tuple[Int[Array, " n"], Float[Array, " n"]]) -> tuple[Video, None]:
+            inputs = [window(chunk[0][i]) for i in range(at_once)]
+            x = denoise(*jax.tree.map(lambda *a: jnp.stack(a, 1).reshape(-1, *a[0].shape[1:]), *inputs))
+            x = x.reshape(-1, at_once, *x.shape[1:])
+            for i in range(at_once):
+                so_far = cut_frames(total, chunk[0][i], length)
+                total = jax.lax.dynamic_update_slice_in_dim(total, so_far + chunk[1][i] * x[:, i], chunk[0][i], 1)
+            return total, None
+
+        total, _ = jax.lax.scan(step, jnp.zeros(z.shape, jnp.float32), jax.tree.map(jnp.asarray, chunks))
+        return total / windows.reshape(-1, *[1] * (z.ndim - 2))
+
+    return denoise_whole
+
+
+def cut_frames(x: Float[Array, "b t *rest"], start: Int[Array, ""], length: int) -> Float[Array, "b l *rest"]:
+    """`length` frames from `start` on, which may be traced."""
+    return jax.lax.dynamic_slice_in_dim(x, start, length, axis=1)

@@ -1,0 +1,152 @@
+"""Inflation: a video network that begins as a trained image network.
+
+What both networks have is copied; convolutions over frames begin as the identity and further mixers with a zero output
+projection, so that at first every frame of a video gets exactly what the image network gives it (Make-A-Video: Singer
+et al. 2022, arXiv 2209.14792, section 3.2); where levels shrink clips in time, every N-th frame does (Lumiere: Bar-Tal
+et al. 2024, arXiv 2401.12945). Inputs that only the video network takes (known frames, a frame rate, a low-resolution
+video) begin with zero weights; how Make-A-Video begins them is not published. The same makes a network for
+interpolation from one that takes no known frames.
+
+Of a network with `position_period` the frames begin with codes of their own, and differ by these alone.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vdm_jax.errors import UserError
+from vdm_jax.networks.config import UNet
+from vdm_jax.parallel.rules import path_name
+
+# Fields that decide what a network computes from tensors of the same shapes.
+SAME = ("patch", "out_channels", "modulation", "level_encoding", "resample", "resample_order", "skip_scale", "groups",
+        "residual", "position_period")
+STEM = "/stem/kernel"
+_OVER_TIME = r"/temporal/|^/temporal_(down|up)sample_\d+/"  # beside the spatial layers
+_MIXER = re.compile(r"(.*/mixers)/(\w+)_(\d+)(/.*)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Inflation:
+    """What each tensor of a network begins as, by path."""
+
+    copied: dict[str, str]  # as that tensor of the other network
+    silent: tuple[str, ...]  # zero: projections of inputs that the other network does not take
+    fresh: tuple[str, ...]  # as initialised: layers that begin as the identity
+    stem: tuple[int, ...] | None  # places of the other network's channels in its first kernel; None: the same channels
+    patch: int
+
+    def __str__(self) -> str:
+        wider = f"; {len(self.stem)} input channels are joined by new ones that begin at zero" if self.stem else ""
+        return (f"{len(self.copied)} tensors copied, {len(self.fresh)} of layers that begin as the identity, "
+                f"{len(self.silent)} of new inputs that begin at zero{wider}")
+
+    def apply(self, params: Any, source: Any) -> Any:
+        """Initial parameters `params` with what `source`, those of the other network, decides. Jittable."""
+        given = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(source)}
+
+        def begin(path: tuple, leaf: Array) -> Array:
+            name = path_name(path)
+            if name in self.silent:
+                return jnp.zeros_like(leaf)
+            if name not in self.copied:
+                return leaf
+            value = given[self.copied[name]].astype(leaf.dtype)
+            return self._widened(value, leaf.shape) if name == STEM and self.stem else value
+
+        return jax.tree_util.tree_map_with_path(begin, params)
+
+    def _widened(
+        self, kernel: Float[Array, "1 k k pc o"], shape: tuple[int, ...]
+    ) -> Float[Array, "1 k k pc2 o"]:
+        """The first kernel with zeros at new input channels, which lie between the pixels of a patch."""
+        pixels = self.patch**2
+        wide = jnp.zeros((*shape[:3], pixels, shape[3] // pixels, shape[4]), kernel.dtype)
+        narrow = kernel.reshape(*shape[:3], pixels, -1, shape[4])
+        return wide.at[:, :, :, :, jnp.array(self.stem)].set(narrow).reshape(shape)
+
+
+def plan_inflation(network: UNet, shapes: Any, source: UNet, source_shapes: Any) -> Inflation:
+    """How `network` begins as `source`, from their configs and their parameters (or shapes of these).
+
+    Raises `UserError` naming every tensor that `source` lacks, that has no place in `network`, or whose shape differs,
+    and a field that makes the two compute different things.
+    """
+    for name in SAME:
+        if getattr(network, name) != getattr(source, name):
+            raise UserError(f"UNet.{name}={getattr(network, name)!r} of a network that is to begin as one with "
+                            f"{getattr(source, name)!r}; permitted: the same")
+    stem = _stem_places(network, source)
+    ours, theirs = ({_canonical(name, tree): (name, leaf.shape) for name, leaf in tree.items()}
+                    for tree in (_by_path(shapes), _by_path(source_shapes)))
+    mixers = {_mixer(name) for name in theirs}
+    copied, silent, fresh, wrong = {}, [], [], []
+    for key, (name, shape) in ours.items():
+        if key in theirs:
+            expected = theirs[key][1]
+            if name == STEM and stem is not None:
+                expected = (*expected[:3], shape[3], expected[4])
+            if shape != expected:
+                wrong.append(f"{name} {list(shape)} from {list(theirs[key][1])}")
+            copied[name] = theirs[key][0]
+        elif re.search(_OVER_TIME, name) or (_mixer(key) and _mixer(key) not in mixers):
+            fresh.append(name)
+        elif name.split("/")[1:3] in [["embedding", new] for new in _new_scalars(network, source)]:
+            silent.append(name)
+        else:
+            wrong.append(f"{name} from nothing")
+    wrong += [f"nothing from {name}" for key, (name, _) in theirs.items() if key not in ours]
+    if wrong:
+        raise UserError(f"the network cannot begin as the other one: {'; '.join(wrong)}; permitted: networks that "
+                        "differ by layers over frames, mixers, scalars, and low-resolution or observed inputs")
+    return Inflation(copied, tuple(silent), tuple(fresh), stem, network.patch)
+
+
+def _by_path(tree: Any) -> dict[str, Any]:
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _canonical(name: str, tree: dict[str, Any]) -> str:
+    """A path in which mixers of a kind are counted by themselves, whatever stands between them."""
+    match = _MIXER.fullmatch(name)
+    if match is None:
+        return name
+    block, kind, number, rest = match.groups()
+    found = collections.defaultdict(set)
+    for other in filter(None, map(_MIXER.fullmatch, tree)):
+        found[other[1], other[2]].add(int(other[3]))
+    return f"{block}/{kind}_{sorted(found[block, kind]).index(int(number))}{rest}"
+
+
+def _mixer(name: str) -> str | None:
+    """The mixer that a tensor belongs to."""
+    match = _MIXER.fullmatch(name)
+    return f"{match[1]}/{match[2]}_{match[3]}" if match else None
+
+
+def _new_scalars(network: UNet, source: UNet) -> list[str]:
+    """Scalar inputs of the first network alone."""
+    given = [name for name in network.scalars if name not in source.scalars]
+    return given + (["augmentation"] if network.low_resolution and not source.low_resolution else [])
+
+
+def _stem_places(network: UNet, source: UNet) -> tuple[int, ...] | None:
+    """Where the source's input channels stand among the network's, in the order of `unet.stack_inputs`; None where both
+    take the same. Raises `UserError` for an input that the network no longer takes."""
+    ours, theirs = ((("video", 3, True), ("low_resolution", 3, spec.low_resolution), ("observed", 4, spec.observed))
+                    for spec in (network, source))
+    places, start = [], 0
+    for (name, channels, taken), (_, _, before) in zip(ours, theirs, strict=True):
+        if before and not taken:
+            raise UserError(f"UNet.{name}=False of a network that is to begin as one with {name}=True; permitted: True")
+        if before:
+            places += range(start, start + channels)
+        start += channels if taken else 0
+    return tuple(places) if len(places) < start else None
