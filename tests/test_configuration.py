@@ -81,7 +81,8 @@ REQUIRED = {"Level": {"channels": 8}, "VideoFolder": {"path": "videos"}, "ImageF
             "ImageShards": {"path": "shards"}, "UCF101": {"path": "ucf"}, "BAIRRobotPushing": {"path": "bair"},
             "Kinetics600": {"path": "k600"},
             "MovingMNIST": {"path": "mnist"}, "PreparedClips": {"path": "clips"}, "TFDSVideo": {"name": "ucf101"},
-            "SpaceWeighting": {"space": "eps"}, "WithEmbeddings": {"data": VideoFolder(path="videos"), "path": "texts"}}
+            "FramesKnown": {"first": 1}, "SpaceWeighting": {"space": "eps"},
+            "WithEmbeddings": {"data": VideoFolder(path="videos"), "path": "texts"}}
 
 
 def example(kind: type):
