@@ -1,8 +1,12 @@
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import vdm_jax
+from vdm_jax.cascade.generator import Generator
 from vdm_jax.commands.main import main
+from vdm_jax.training.runs import export, stylised
 from vdm_jax.video.reading import VideoReader
 
 
@@ -42,6 +46,25 @@ def test_a_picture_becomes_the_first_frame(trained, tmp_path, fails):
     assert "--image=none.png is not a file" in fails(*arguments, "--image", "none.png")
     (tmp_path / "bad.png").write_bytes(b"no picture")
     assert "--image=bad.png is not a readable picture" in fails(*arguments, "--image", "bad.png")
+
+
+def test_a_style_is_the_weights_of_an_image_run(trained, tmp_path, fails):
+    """Any run of the same layout will do: here the run itself with all weights 0, and the run itself."""
+    generator = vdm_jax.load(trained)
+    silent = {name: jax.tree.map(jnp.zeros_like, tree) for name, tree in generator.params.items()}
+    export(Generator(generator.experiment, silent), tmp_path / "silent")
+    mixed = stylised(generator, tmp_path / "silent", 0.25).params
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 0.75 * b, rtol=1e-6), mixed["base"],
+                 generator.params["base"])
+    jax.tree.map(np.testing.assert_array_equal, mixed["spatial"], generator.params["spatial"])
+    arguments = ["sample", str(trained), "a red 3 moving left", "--last", "base"]
+    assert main([*arguments, "--style", str(trained), "--out", "same.gif"]) == 0
+    assert main([*arguments, "--style", "silent", "--style-weight", "1", "--out", "other.gif"]) == 0
+    assert (tmp_path / "same.gif").read_bytes() != (tmp_path / "other.gif").read_bytes()
+    assert "--style-weight=2.0 is not valid; permitted: 0 to 1" in fails(
+        *arguments, "--style", "silent", "--style-weight", "2")
+    assert "--style-weight=0.5 is not valid" in fails(*arguments, "--style-weight", "0.5")
+    assert "run 'nowhere' was not found" in fails(*arguments, "--style", "nowhere")
 
 
 def test_python_api_gives_the_same_video_for_the_same_seed(trained):

@@ -44,6 +44,8 @@ class Sample:
     # With --frames: how it takes them over; the config's way by default
     method: Literal["network", "reconstruction", "replacement"] | None = None
     embeddings: Path | None = None  # for runs that read text embeddings: a folder made by write_embeddings
+    style: str | None = None  # run of an image network whose style the first stage takes on
+    style_weight: float | None = None  # with --style: share of its weights, 0 to 1; 0.7 by default
     damaged: Damaged = "refuse"  # a damaged newest checkpoint: refuse, or skip it and use the newest intact one
     out: tuple[Path, ...] = (Path("sample.mp4"),)  # one or more files: .mp4, .gif or .png
 
@@ -56,6 +58,11 @@ def main(arguments: Sequence[str]) -> int:
     from vdm_jax.commands.progress import sampling_progress
 
     generator = vdm_jax.load(options.run, damaged=options.damaged)
+    if options.style is not None:
+        from vdm_jax.training.runs import stylised
+
+        weight = 0.7 if options.style_weight is None else options.style_weight
+        generator = stylised(generator, options.style, weight, damaged=options.damaged)
     captions = [caption for caption in options.captions for _ in range(options.count)]
     common = {"seed": options.seed, "steps": options.steps, "guidance": options.guidance,
               "known": pictured(options, generator.experiment.stages[0].video),
@@ -139,6 +146,8 @@ def check(options: Sample) -> None:
     for path in options.image:
         if not path.is_file():
             raise UserError(f"--image={path} is not a file; permitted: a picture")
+    if options.style_weight is not None and not (options.style is not None and 0 <= options.style_weight <= 1):
+        raise UserError(f"--style-weight={options.style_weight} is not valid; permitted: 0 to 1, with --style RUN")
     for name in ("overlap", "method"):
         if options.frames is None and getattr(options, name) is not None:
             raise UserError(f"--{name}={getattr(options, name)} is for --frames; permitted: --frames N with it")

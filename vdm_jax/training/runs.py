@@ -24,6 +24,7 @@ from vdm_jax.cascade.stage import Experiment, Stage
 from vdm_jax.configuration import from_json, to_data, to_json
 from vdm_jax.errors import UserError
 from vdm_jax.interop.safetensors import load_params, save_params
+from vdm_jax.networks.styles import interpolated
 from vdm_jax.training.checkpoints import Checkpoints
 from vdm_jax.training.manifest import Damaged
 from vdm_jax.training.state import initial_params
@@ -156,6 +157,24 @@ def load(run: str | os.PathLike, devices: list[jax.Device] | None = None, damage
     if not params:
         raise UserError(f"run {path} has no trained stage yet; permitted: a run with at least one checkpoint")
     return Generator(experiment, params, devices)
+
+
+def stylised(generator: Generator, run: str | os.PathLike, weight: float, damaged: Damaged = "refuse") -> Generator:
+    """The generator with the image layers of its first stage moved towards those of an image run
+    (`networks/styles.py`): its stage of the same name, or else its first.
+
+    Raises `UserError` when there is no such run, it is not trained, or its layers do not fit.
+    """
+    path, first = find_run(run), generator.experiment.stages[0]
+    stages = read_config(path).stages
+    stage = next((s for s in stages if s.name == first.name), stages[0])
+    style = load_stage(path, stage, damaged)
+    if style is None or first.name not in generator.params:
+        raise UserError(f"stage {stage.name!r} of {f'run {path}' if style is None else 'the run'} is not trained; "
+                        "permitted: a trained image run for a trained first stage")
+    ours, theirs = jax.device_get((generator.params[first.name], style))  # which may be on different devices
+    mixed = interpolated(ours, theirs, weight, first.network, stage.network)
+    return Generator(generator.experiment, {**generator.params, first.name: mixed}, list(generator.mesh.devices.flat))
 
 
 def export(generator: Generator, folder: Path, dtype: str | None = None) -> None:
