@@ -12,6 +12,7 @@ from typing import Literal
 
 from vdm_jax.cascade.observations import Observation
 from vdm_jax.data.embeddings import Clips, WithEmbeddings
+from vdm_jax.data.frame_rates import FrameRates
 from vdm_jax.diffusion.augmentation import NoiseAugmentation
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import DDIM, Sampler
@@ -76,11 +77,31 @@ class LowResolution:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class KeyFrames:
+    """The video a stage fills in frames between: its frames 0, every, 2 every, ..., which the network takes as known
+    (Make-A-Video: Singer et al. 2022, arXiv 2209.14792, section 3.3)."""
+
+    frames: int  # of the video it starts from; the stage's own has (frames - 1) every + 1
+    every: int = 5  # frames from one to the next
+
+    def __post_init__(self):
+        if self.frames < 2 or self.every < 2:
+            raise UserError(f"KeyFrames(frames={self.frames}, every={self.every}) is not valid; permitted: >= 2")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Start:
+    """A trained stage as which the network of another one begins (`networks/inflation.py`)."""
+
+    stage: str  # its name
+    run: str | None = None  # directory or name of its run; None: the run that is being trained
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
     """How a stage is trained."""
 
     steps: int = 10_000
-    frames: int | None = None  # of the parts of clips that are trained on; None: whole clips
     batch_size: int = 16  # clips per step, over all devices
     learning_rate: float = 2e-4  # peak, of AdamW
     warmup_steps: int = 200
@@ -102,7 +123,11 @@ class Training:
     keep: int = 2  # checkpoints
     sample_every: int = 1000  # steps between sample sheets; 0: only at the end
     validate_every: int = 1000  # steps between validation losses; 0: never
+    start: Start | None = None  # weights to begin with, rather than random ones
     observations: tuple[Observation, ...] = ()  # what may be known of a clip (UNet.observed); each draws one
+    frame_rates: FrameRates | None = None  # at which clips are read, told the network as scalar "fps"; None: their own
+    frames: int | None = None  # of the parts of clips that are trained on, begun at random; None: whole clips
+    key_frames: bool = False  # of longer clips frames from the first to the last, not every (T / frames)-th
     flips: bool = False  # mirror half of the clips; only for data whose captions do not say left or right
     random_starts: bool = False  # clips of long videos begin at a random frame; data sets of fixed clips cannot
     workers: int = 0  # processes that read data; 0: threads
@@ -187,6 +212,9 @@ class Sampling:
     completion: Completion = Completion()  # of videos of which a part is known
     windows: Windows | None = None  # None: the network sees the whole video
     batch_size: int = 16  # clips at a time, over all devices
+    # All frames of a video get the same noise, at the start and at every step. A network without layers over frames
+    # then makes details that stay where they are (Make-A-Video: Singer et al. 2022, arXiv 2209.14792, section 3.2)
+    shared_noise: bool = False
 
     def __post_init__(self):
         if self.steps < 1 or self.batch_size < 1:
@@ -199,7 +227,7 @@ class Stage:
 
     name: str
     video: VideoSpec  # what it makes
-    source: LowResolution | None = None  # what it makes it from; None: from noise
+    source: LowResolution | KeyFrames | None = None  # what it makes it from; None: from noise
     network: UNet
     process: Process
     training: Training = Training()
@@ -207,15 +235,22 @@ class Stage:
 
     def __post_init__(self):
         video, source = self.video, self.source
-        if source is not None:
+        upsampling = isinstance(source, LowResolution)
+        if isinstance(source, KeyFrames) and video.frames != (source.frames - 1) * source.every + 1:
+            raise UserError(f"Stage {self.name!r}: video.frames={video.frames} with {source}; permitted: "
+                            f"{(source.frames - 1) * source.every + 1}")
+        if isinstance(source, KeyFrames) and not self.network.observed:
+            raise UserError(f"Stage {self.name!r}: network.observed=False with {source}; permitted: True")
+        if upsampling:
             for name in ("frames", "height", "width"):
                 whole, part = getattr(video, name), getattr(source, name)
                 if part < 1 or whole % part:
                     raise UserError(f"Stage {self.name!r}: source.{name}={part} does not divide video.{name}={whole}; "
                                     f"permitted: divisors of {whole}")
-        if self.network.low_resolution != (source is not None):
+        if self.network.low_resolution != upsampling:
+            found = type(source).__name__ if isinstance(source, KeyFrames) else "given" if source else "None"
             raise UserError(f"Stage {self.name!r}: network.low_resolution={self.network.low_resolution} but source is "
-                            f"{'given' if source else 'None'}; permitted: low_resolution exactly with a source")
+                            f"{found}; permitted: low_resolution exactly with a source")
         if self.network.residual and self.process.prediction != "x":
             raise UserError(f"Stage {self.name!r}: process.prediction={self.process.prediction!r} with "
                             "network.residual=True, whose output is a video; permitted: prediction='x'")
@@ -226,6 +261,9 @@ class Stage:
                                 f"network's reduction {multiple}; permitted: {multiple}, {2 * multiple}, ...")
         if self.training.crop is not None:
             _check_crop(self)
+        if self.training.frame_rates is not None and "fps" not in self.network.scalars:
+            raise UserError(f"Stage {self.name!r}: training.frame_rates with network.scalars={self.network.scalars}; "
+                            "permitted: scalars with 'fps'")
         if self.training.images_per_clip and source is not None:
             raise UserError(f"Stage {self.name!r}: training.images_per_clip={self.training.images_per_clip}; "
                             "permitted: 0 for a stage with a source (joint training is for base stages)")
@@ -248,12 +286,20 @@ class Stage:
             raise UserError(f"Stage {self.name!r}: sampling.guidance={self.sampling.guidance} but network.text=None; "
                             "permitted: 0 for a network without text")
 
+    @property
+    def source_shape(self) -> tuple[int, int, int] | None:
+        """Frames, height and width of the video it starts from, if it starts from one."""
+        source = self.source
+        if isinstance(source, KeyFrames):
+            return source.frames, self.video.height, self.video.width
+        return None if source is None else (source.frames, source.height, source.width)
+
     def _check_frames(self) -> None:
         """Raise `UserError` where the network cannot see as many frames as it is trained on or sampled with."""
         video, windows, part = self.video.frames, self.sampling.windows, self.training.frames
-        if part is not None and not 0 < part <= video:
-            raise UserError(f"Stage {self.name!r}: training.frames={part} is not valid; permitted: 1 to video.frames="
-                            f"{video}, or None")
+        if part is not None and (not 0 < part <= video or self.training.frame_rates is not None):
+            raise UserError(f"Stage {self.name!r}: training.frames={part} with frame_rates={self.training.frame_rates} "
+                            f"is not valid; permitted: 1 to video.frames={video} without frame rates, or None")
         if windows is not None and windows.frames > video:
             raise UserError(f"Stage {self.name!r}: sampling.windows.frames={windows.frames} is not valid; permitted: "
                             f"up to video.frames={video}")
@@ -277,7 +323,7 @@ class Stage:
         return dataclasses.replace(
             self, video=dataclasses.replace(self.video, frames=frames),
             source=self.source and dataclasses.replace(self.source, frames=frames),
-            training=dataclasses.replace(self.training, frames=None),
+            training=dataclasses.replace(self.training, frames=None, key_frames=False),
             sampling=dataclasses.replace(self.sampling, windows=None))
 
 
@@ -321,11 +367,17 @@ class Experiment:
         if not names or len(set(names)) != len(names):
             raise UserError(f"Experiment.stages={names} is not valid; permitted: at least one, with different names")
         for before, stage in zip(self.stages, self.stages[1:], strict=False):
-            need = stage.source
-            if need is None or (need.frames, need.height, need.width) != before.video.shape[:3]:
-                size = f"{need.frames}x{need.height}x{need.width}" if need else "nothing"
+            need = stage.source_shape
+            if need != before.video.shape[:3]:
+                size = "x".join(map(str, need)) if need else "nothing"
                 raise UserError(f"Stage {stage.name!r} starts from {size}, but stage {before.name!r} before it makes "
                                 f"{before.video}; permitted: a source of {before.video}")
+        for place, stage in enumerate(self.stages):
+            start = stage.training.start
+            if start is not None and start.run is None and start.stage not in names[:place]:
+                raise UserError(f"Stage {stage.name!r}: training.start.stage={start.stage!r} with run=None; "
+                                f"permitted: a stage before it ({', '.join(names[:place]) or 'there is none'}), or "
+                                "another run")
         if self.stages[0].source is not None and len(self.stages) > 1:
             raise UserError(f"Stage {names[0]!r} has a source but nothing before it; permitted: source=None")
 
