@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ from vdm_jax.cascade.sampling import (
 from vdm_jax.cascade.stage import Completion, Experiment, Sampling, Stage
 from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.conditioning.vocabulary import Vocabulary
+from vdm_jax.diffusion.augmentation import TruncatedAugmentation
 from vdm_jax.diffusion.sampling import sampling_levels
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import EmbeddedText, WordEncoder
@@ -42,7 +44,8 @@ class Generated:
     """Generated videos and what they were made from."""
 
     captions: tuple[str, ...]
-    stages: dict[str, UInt8[np.ndarray, "b t h w 3"]]  # by stage name, in order
+    # By stage name, in order. Of a stage that stops early for the next one (`TruncatedAugmentation`), the noisy videos
+    stages: dict[str, UInt8[np.ndarray, "b t h w 3"]]
     fps: dict[str, float]  # frames per second, by stage name
 
     @property
@@ -61,13 +64,35 @@ class Generated:
         return write_video(path, tile_videos(self.videos), fps)
 
 
-def jit_sampling(stage: Stage, sampling: Sampling, mesh: Mesh, shardings: Any) -> jax.stages.Wrapped:
+class Handover(NamedTuple):
+    """Where a stage is cut off from its neighbours (`TruncatedAugmentation`)."""
+
+    stop: float | None = None  # log-SNR at which it stops, for the next one
+    truncated: bool = False  # the one before has stopped
+
+
+WHOLE = Handover()
+
+
+def handover(stages: Sequence[Stage], place: int) -> Handover:
+    """What a stage of a cascade that is sampled as a whole takes over and hands over."""
+    def cut(stage: Stage) -> bool:
+        return stage.source is not None and isinstance(stage.source.augmentation, TruncatedAugmentation)
+
+    after = stages[place + 1] if place + 1 < len(stages) else None
+    stop = after.source.augmentation.sampling_logsnr if after is not None and cut(after) else None
+    return Handover(stop, cut(stages[place]))
+
+
+def jit_sampling(
+    stage: Stage, sampling: Sampling, mesh: Mesh, shardings: Any, ends: Handover = WHOLE
+) -> jax.stages.Wrapped:
     """Sampling `(params, keys, text, low, known) -> videos` of a stage jitted for a mesh, to be called or lowered with
     the mesh in context; `shardings` are those of the parameters, `low` and `known` may be None."""
     levels = np.asarray(sampling_levels(sampling.sampler, stage.process.schedule, sampling.steps))
 
     def function(params: Any, keys: Any, text: Conditioning, low: Any, known: Known | None) -> Any:
-        return sample_stage(stage, sampling, params, keys, text, low, levels=levels, known=known)
+        return sample_stage(stage, sampling, params, keys, text, low, levels=levels, known=known, **ends._asdict())
 
     batch = sampling_sharding(stage, sampling, mesh)
     return jax.jit(function, in_shardings=(shardings, batch, batch, batch, batch), out_shardings=batch,
@@ -108,12 +133,13 @@ class Generator:
         self.mesh = make_mesh(experiment.mesh, devices)
         self.params = {name: jax.device_put(tree, parameter_shardings(tree, self.mesh))
                        for name, tree in params.items()}
-        self._compiled: dict[tuple[str, Sampling], Callable] = {}
+        self._compiled: dict[tuple[Stage, Sampling, Handover], Callable] = {}
 
     def __call__(
         self, captions: Sequence[str] | str, *, seed: int = 0, first_index: int = 0, steps: int | None = None,
         guidance: float | None = None, split_guidance: bool | None = None, last: str | None = None,
         progress: Progress | None = None, embeddings: Float[np.ndarray, "b l c"] | None = None,
+        labels: Sequence[int] | None = None,
     ) -> Generated:
         """Generate one video per caption.
 
@@ -127,9 +153,10 @@ class Generator:
           last: name of the stage to stop after.
           progress: called with (stage, videos done, videos in all).
           embeddings: `[B, L, C]`, for stages that read text embeddings instead of words.
+          labels: `[B]`, for stages that take a class; -1 is none.
 
         Raises:
-          UserError: no captions, an unknown stage, a stage that is not trained, missing embeddings.
+          UserError: no captions, an unknown stage, a stage that is not trained, missing embeddings or labels.
         """
         captions = (captions,) if isinstance(captions, str) else tuple(captions)
         if not captions:
@@ -151,8 +178,8 @@ class Generator:
             sampling = with_overrides(stage.sampling, steps=steps, guidance=guidance if place == 0 else None,
                                       split_guidance=split_guidance)
             dataclasses.replace(stage, sampling=sampling)  # raises where the stage cannot do it
-            text = self._text(stage, captions, embeddings)
-            low = self._run(stage, place, sampling, jobs, text, low)
+            text = self._prompts(stage, captions, embeddings, labels)
+            low = self._run(stage, place, sampling, jobs, text, low, None, handover(stages, place))
             outputs[stage.name] = np.asarray(to_uint8(low))
         return Generated(captions, outputs, {stage.name: stage.video.fps for stage in stages})
 
@@ -160,7 +187,7 @@ class Generator:
         self, captions: Sequence[str] | str, *, frames: int, overlap: int | None = None,
         completion: Completion | None = None, seed: int = 0, first_index: int = 0, steps: int | None = None,
         guidance: float | None = None, progress: Progress | None = None,
-        embeddings: Float[np.ndarray, "b l c"] | None = None,
+        embeddings: Float[np.ndarray, "b l c"] | None = None, labels: Sequence[int] | None = None,
     ) -> Generated:
         """Generate longer videos of the first stage, block by block: each block after the first is sampled with its
         first frames known, which are the last of the block before (Ho et al. 2022, arXiv 2204.03458, section 3.1).
@@ -169,7 +196,7 @@ class Generator:
           frames: of the videos; the last block is cut.
           overlap: frames that a block knows; half of the stage's frames by default.
           completion: how blocks take over what they know; the stage's own by default.
-          captions, seed, first_index, steps, guidance, progress, embeddings: as in a call.
+          captions, seed, first_index, steps, guidance, progress, embeddings, labels: as in a call.
 
         Raises `UserError` as a call does, for an overlap that leaves nothing to sample, and for fewer frames than the
         stage makes.
@@ -183,10 +210,10 @@ class Generator:
             raise UserError(f"frames={frames} is not valid; permitted: >= {size}, what stage {stage.name!r} makes at "
                             "once")
         first = self(captions, seed=seed, first_index=first_index, steps=steps, guidance=guidance, progress=progress,
-                     embeddings=embeddings, last=stage.name)
+                     embeddings=embeddings, labels=labels, last=stage.name)
         sampling = with_overrides(stage.sampling, steps=steps, guidance=guidance, completion=completion)
         jobs = _Jobs(seed, first_index + np.arange(len(captions)), progress)
-        text = self._text(stage, captions, embeddings)
+        text = self._prompts(stage, captions, embeddings, labels)
         video = np.asarray(to_float(first.videos))
         mask = np.zeros((len(captions), size, 1, 1, 1), np.float32)
         mask[:, :overlap] = 1
@@ -197,9 +224,37 @@ class Generator:
             video = np.concatenate([video, block[:, overlap:]], axis=1)
         return Generated(captions, {stage.name: np.asarray(to_uint8(video[:, :frames]))}, {stage.name: stage.video.fps})
 
+    def with_augmentation_level(self, logsnr: float) -> Generator:
+        """The same cascade, with the low-resolution inputs of all its stages augmented at another level, which is
+        searched after training (Ho et al. 2021, arXiv 2106.15282, section 3.3). Raises `UserError` when no stage's
+        augmentation has a level."""
+        def at_level(stage: Stage) -> Stage:
+            if stage.source is None or not stage.source.augmentation.while_sampling:
+                return stage
+            augmentation = dataclasses.replace(stage.source.augmentation, sampling_logsnr=logsnr)
+            return dataclasses.replace(stage, source=dataclasses.replace(stage.source, augmentation=augmentation))
+
+        stages = tuple(at_level(stage) for stage in self.experiment.stages)
+        if all(stage.source is None or not stage.source.augmentation.while_sampling for stage in stages):
+            raise UserError(f"experiment {self.experiment.name!r} has no stage with a level of augmentation; "
+                            "permitted: a cascade with NoiseAugmentation or TruncatedAugmentation")
+        other = copy.copy(self)  # parameters and what is compiled are shared
+        other.experiment = dataclasses.replace(self.experiment, stages=stages)
+        return other
+
     def vocabulary(self, stage: Stage) -> Vocabulary:
         """The words a stage's encoder knows."""
         return Vocabulary(stage.network.text.words, stage.network.text.length)
+
+    def _prompts(self, stage: Stage, captions: Sequence[str], embeddings: np.ndarray | None,
+                 labels: Sequence[int] | None) -> Conditioning:
+        conditioning, classes = self._text(stage, captions, embeddings), stage.network.classes
+        if not classes:
+            return conditioning
+        if labels is None or len(labels) != len(captions) or not all(-1 <= label < classes for label in labels):
+            raise UserError(f"labels={labels} given for stage {stage.name!r}; permitted: {len(captions)} numbers from "
+                            f"-1 (no class) to {classes - 1}")
+        return conditioning.replace(labels=jnp.asarray(labels, jnp.int32))
 
     def _text(self, stage: Stage, captions: Sequence[str], embeddings: np.ndarray | None) -> Conditioning:
         text = stage.network.text
@@ -215,12 +270,12 @@ class Generator:
         return Conditioning()
 
     def _run(self, stage: Stage, place: int, sampling: Sampling, jobs: _Jobs, text: Conditioning,
-             low: np.ndarray | None, known: Known | None = None) -> np.ndarray:
+             low: np.ndarray | None, known: Known | None = None, ends: Handover = WHOLE) -> np.ndarray:
         """All videos of one stage, in batches of one size; the last batch is filled up with repeats."""
         total, parts = len(jobs.indices), sampling_parts(stage, sampling, self.mesh)
         size = min(sampling.batch_size, total)
         size = -(-size // parts) * parts  # up to a multiple of the devices
-        function = self._compile(stage, sampling)
+        function = self._compile(stage, sampling, ends)
         done = []
         for start in range(0, total, size):
             rows = np.minimum(np.arange(start, start + size), total - 1)
@@ -230,11 +285,11 @@ class Generator:
             jobs.tell(stage.name, min(start + size, total), total)
         return np.concatenate(done)[:total]
 
-    def _compile(self, stage: Stage, sampling: Sampling) -> Callable:
-        key = (stage.name, sampling)
+    def _compile(self, stage: Stage, sampling: Sampling, ends: Handover) -> Callable:
+        key = (stage, sampling, ends)
         if key not in self._compiled:
             shardings = jax.tree.map(lambda x: x.sharding, self.params[stage.name])
-            self._compiled[key] = jit_sampling(stage, sampling, self.mesh, shardings)
+            self._compiled[key] = jit_sampling(stage, sampling, self.mesh, shardings, ends)
 
         def call(*arguments: Any) -> Any:
             with jax.set_mesh(self.mesh):

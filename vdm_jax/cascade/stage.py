@@ -14,7 +14,7 @@ from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.data.image_folder import ImageFolder
 from vdm_jax.data.tfds_video import TFDSVideo
 from vdm_jax.data.video_folder import VideoFolder
-from vdm_jax.diffusion.augmentation import NoiseAugmentation
+from vdm_jax.diffusion.augmentation import Augmentation, NoiseAugmentation, TruncatedAugmentation
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import DDIM, Sampler
 from vdm_jax.errors import UserError
@@ -74,7 +74,7 @@ class LowResolution:
     width: int  # pixels
     fill: UpsampleMode = "repeat"  # frames in between: repeated, blank or blended
     resize: ResizeMethod = "bilinear"  # pixels in between
-    augmentation: NoiseAugmentation = NoiseAugmentation()
+    augmentation: Augmentation = NoiseAugmentation()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,16 +83,17 @@ class Training:
 
     steps: int = 10_000
     batch_size: int = 16  # clips per step, over all devices
-    learning_rate: float = 2e-4  # peak, of AdamW
+    optimizer: Literal["adamw", "adafactor"] = "adamw"  # the second without weight decay
+    learning_rate: float = 2e-4  # peak
     warmup_steps: int = 200
     decay: bool = False  # cosine decay of the learning rate to a tenth
     weight_decay: float = 0.0
-    b1: float = 0.9
+    b1: float = 0.9  # of AdamW, like b2
     b2: float = 0.99
     clip_norm: float = 1.0  # global gradient norm
     ema_decay: float = 0.999  # reached after about ten times its horizon; earlier steps average less
     accumulation: int = 1  # micro-batches per step
-    text_dropout: float = 0.1  # share of captions replaced by the null caption
+    text_dropout: float = 0.1  # share of captions (and class labels) replaced by the null caption (and class)
     # Height and width, pixels, of the random window of its video that a stage with a source is trained on; it samples
     # whole videos all the same. None: whole videos
     crop: tuple[int, int] | None = None
@@ -116,6 +117,10 @@ class Training:
         for name in ("ema_decay", "text_dropout", "b1", "b2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"Training.{name}={getattr(self, name)} is not valid; permitted: 0 <= {name} < 1")
+        if self.optimizer not in ("adamw", "adafactor"):
+            raise UserError(f"Training.optimizer={self.optimizer!r} is not valid; permitted: 'adamw', 'adafactor'")
+        if self.optimizer == "adafactor" and self.weight_decay:
+            raise UserError(f"Training.weight_decay={self.weight_decay} with optimizer='adafactor'; permitted: 0")
         if self.learning_rate <= 0:
             raise UserError(f"Training.learning_rate={self.learning_rate} is not valid; permitted: > 0")
 
@@ -205,9 +210,13 @@ class Stage:
             raise UserError(f"Stage {self.name!r}: training.images_per_clip={self.training.images_per_clip} with "
                             "network.norm_over='clip', whose statistics mix the images with the clip; permitted: "
                             "norm_over='frame'")
-        if self.sampling.guidance and self.network.text is None:
+        if self.training.images_per_clip and self.network.classes:
+            raise UserError(f"Stage {self.name!r}: training.images_per_clip={self.training.images_per_clip} with "
+                            f"network.classes={self.network.classes}, one class for the clip and all images; "
+                            "permitted: 0")
+        if self.sampling.guidance and not self.network.prompted:
             raise UserError(f"Stage {self.name!r}: sampling.guidance={self.sampling.guidance} but network.text=None; "
-                            "permitted: 0 for a network without text")
+                            "permitted: 0 for a network without text or classes")
 
 
 def _check_crop(stage: Stage) -> None:
@@ -253,6 +262,10 @@ class Experiment:
                 size = f"{need.frames}x{need.height}x{need.width}" if need else "nothing"
                 raise UserError(f"Stage {stage.name!r} starts from {size}, but stage {before.name!r} before it makes "
                                 f"{before.video}; permitted: a source of {before.video}")
+            family = before.process.schedule.family.name
+            if isinstance(need.augmentation, TruncatedAugmentation) and family != "vp":
+                raise UserError(f"Stage {stage.name!r}: TruncatedAugmentation, whose noise is variance-preserving, "
+                                f"after stage {before.name!r} with a schedule of family {family!r}; permitted: 'vp'")
         if self.stages[0].source is not None and len(self.stages) > 1:
             raise UserError(f"Stage {names[0]!r} has a source but nothing before it; permitted: source=None")
 

@@ -35,6 +35,7 @@ class Sample:
     count: int = 1  # videos per caption
     steps: int | None = None  # sampler steps of every stage; each stage's own by default
     guidance: float | None = None  # weight w of (1 + w) conditional - w unconditional, first stage; 0 is off
+    labels: tuple[int, ...] = ()  # class numbers, one per caption, for stages that take a class; -1 is none
     split_guidance: bool | None = None  # a video's two estimates on two halves of the devices; the config's by default
     last: str | None = None  # stop after this stage, e.g. base
     frames: int | None = None  # a longer video, extended block by block; needs --last with the first stage
@@ -53,7 +54,8 @@ def main(arguments: Sequence[str]) -> int:
 
     generator = vdm_jax.load(options.run, damaged=options.damaged)
     captions = [caption for caption in options.captions for _ in range(options.count)]
-    common = {"seed": options.seed, "steps": options.steps, "guidance": options.guidance}
+    labels = [label for label in options.labels for _ in range(options.count)] or None
+    common = {"seed": options.seed, "steps": options.steps, "guidance": options.guidance, "labels": labels}
     with sampling_progress() as progress:
         if options.frames is None:
             result = generator(captions, **common, split_guidance=options.split_guidance, last=options.last,

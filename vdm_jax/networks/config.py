@@ -83,9 +83,11 @@ class WordEncoder:
     width: int = 64
     layers: int = 2
     head_dim: int = 16
+    pooling: Literal["mean", "attention"] = "mean"  # of tokens into the conditioning vector
 
     def __post_init__(self):
         _positive(self, "length", "width", "head_dim")
+        _choice(self, WordEncoder, "pooling")
         _divides(self, "width", "head_dim")
 
 
@@ -94,9 +96,14 @@ class EmbeddedText:
     """Text that arrives as embeddings computed beforehand by any encoder."""
 
     width: int = 768  # channels per token
+    project: int = 0  # channels per token after a learned linear map; 0: tokens stay as they come
+    pooling: Literal["mean", "attention"] = "mean"  # of tokens into the conditioning vector
 
     def __post_init__(self):
         _positive(self, "width")
+        if self.project < 0:
+            raise UserError(f"EmbeddedText.project={self.project} is not valid; permitted: >= 0")
+        _choice(self, EmbeddedText, "pooling")
 
 
 TextInput = WordEncoder | EmbeddedText
@@ -120,17 +127,20 @@ class Reference:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Level:
-    """One resolution of the U-Net: `blocks` residual blocks, each followed by the mixers in order."""
+    """One resolution of the U-Net: `blocks` residual blocks, each followed by the mixers in order; with
+    `mixers_after="last"` only the last one on the way down and the last one on the way up."""
 
     channels: int
     blocks: int = 2
     mixers: tuple[Mixer, ...] = ()
+    mixers_after: Literal["each", "last"] = "each"  # of the residual blocks
     kernel: int = 3  # spatial size of the residual blocks' convolutions; 1 leaves space to the mixers
     dropout: float = 0.0  # probability, inside the residual blocks
     stride: tuple[int, int] = (2, 2)  # spatial reduction (height, width) to the next level; see UNet.resample_order
 
     def __post_init__(self):
         _positive(self, "channels", "blocks", "kernel")
+        _choice(self, Level, "mixers_after")
         if not 0 <= self.dropout < 1:
             raise UserError(f"Level.dropout={self.dropout} is not valid; permitted: 0 <= dropout < 1")
         for mixer in self.mixers:
@@ -154,13 +164,17 @@ class UNet:
     stem_kernel: int = 3  # spatial size of the first convolution, in patches
     out_kernel: int = 3  # spatial size of the last convolution, in patches
     position_period: float = 0.0  # longest period of an added embedding of frame, row and column; 0: no embedding
-    resample: Literal["conv", "pool"] = "conv"  # strided conv / nearest + conv, or mean pool / nearest
+    # Strided conv / nearest + conv; mean pool / nearest; or those two inside a residual block of their own
+    resample: Literal["conv", "pool", "biggan"] = "conv"
     # "before": a level is reduced by its own stride before its blocks, and grows back after them (Efficient U-Net)
     resample_order: Literal["after", "before"] = "after"
     skip_scale: float = 1.0  # factor on the long skip; 2**-0.5 in efficient U-Nets
+    residual_scale: float = 1.0  # factor on the shortcut of residual blocks; the other reading of 2**-0.5
+    shortcut: Literal["match", "always"] = "match"  # a 1x1 convolution there where channels change, or in every block
     norm_over: Literal["frame", "clip"] = "frame"  # statistics of group norm: per frame or over the clip
     groups: int = 8  # of group norm, at most
     text: TextInput | None = None
+    classes: int = 0  # of a class label, which enters the conditioning vector; 0: takes none
     low_resolution: bool = False  # takes a low-resolution video and its augmentation level
     residual: bool = False  # the output is a change to the low-resolution video (prediction "x" only)
     observed: bool = False  # takes known frames and their mask (RGB + 1 extra input channels)
@@ -178,6 +192,13 @@ class UNet:
         if self.resample_order == "before" and self.middle:
             raise UserError("UNet.middle is not empty with resample_order='before', which has no middle; permitted: "
                             "middle=()")
+        _choice(self, UNet, "resample")
+        _choice(self, UNet, "shortcut")
+        if self.resample == "biggan" and self.resample_order == "before":
+            raise UserError("UNet.resample='biggan' with resample_order='before', under which no block runs at the "
+                            "resolution of the input; permitted: 'conv', 'pool'")
+        if self.classes < 0:
+            raise UserError(f"UNet.classes={self.classes} is not valid; permitted: >= 0")
         _choice(self, UNet, "remat")
         if self.position_period < 0:
             raise UserError(f"UNet.position_period={self.position_period} is not valid; permitted: >= 0")
@@ -210,6 +231,11 @@ class UNet:
         for level in self.levels[:-1] if self.resample_order == "after" else self.levels:
             height, width = height * level.stride[0], width * level.stride[1]
         return height, width
+
+    @property
+    def prompted(self) -> bool:
+        """Whether the network takes what classifier-free guidance can take away: text or a class."""
+        return self.text is not None or self.classes > 0
 
     @property
     def absolute_position(self) -> str | None:

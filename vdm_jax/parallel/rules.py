@@ -38,10 +38,10 @@ VIDEO = {"frames": 1, "height": 2}  # dimensions of a video
 # arXiv 1909.08053, section 3).
 PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r".*/(qkv|query|key_value|external)(_\d+)?/kernel", ("embed", "heads")),
-    (r".*(_attention_\d+/out|/encoder/out_\d+)/kernel", ("heads", "embed")),
+    (r".*(_attention(_\d+)?/out|/encoder/out_\d+)/kernel", ("heads", "embed")),
     (r".*(/residual/conv_out|/feed_forward_\d+/out|/encoder/contract_\d+)/kernel", ("mlp", "embed")),
     (r".*/kernel", ("embed", "mlp")),  # convolutions (kt, kh, kw, in, out) and dense (in, out)
-    (r".*/encoder/words", ("vocabulary", "embed")),
+    (r".*/(encoder/words|label/classes)", ("vocabulary", "embed")),
     (r".*", ()),  # biases, norms, tables: replicated
 )
 

@@ -36,8 +36,8 @@ from vdm_jax.training.step import compile_train_step, compile_validation
 from vdm_jax.training.stopping import StopRequests, stop_requests
 from vdm_jax.video.writing import atomic_path
 
-# What the device reads; captions and labels stay on the host.
-DEVICE_FIELDS = ("video", "tokens", "embeddings", "text_mask", "images", "image_tokens", "frame_valid")
+# What the device reads; captions stay on the host.
+DEVICE_FIELDS = ("video", "tokens", "embeddings", "text_mask", "label", "images", "image_tokens", "frame_valid")
 MAX_SKIPPED = 20  # steps in a row without a finite gradient before a run gives up
 
 

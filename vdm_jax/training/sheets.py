@@ -52,6 +52,8 @@ class SampleSheets:
         elif isinstance(text, EmbeddedText):
             embeddings = jnp.stack([jnp.asarray(clip["embeddings"]) for clip in clips])[:, None]
             conditioning = Conditioning(embeddings=embeddings, text_mask=jnp.ones(embeddings.shape[:3], bool))
+        if stage.network.classes:
+            conditioning = conditioning.replace(labels=jnp.asarray([clip["label"] for clip in clips]))
         references = {name: jnp.stack([jnp.asarray(clip[f"reference_{name}"]) for clip in clips])
                       for name in (r.name for r in stage.network.references) if f"reference_{name}" in clips[0]}
         conditioning = conditioning.replace(references=references)
