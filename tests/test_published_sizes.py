@@ -21,6 +21,16 @@ PUBLISHED = {
     ("vdm/ucf101", "base"): (1.144e9, 0.005), ("vdm/kinetics600", "base"): (1.142e9, 0.005),
     ("vdm/bair", "base"): (138e6, 0.005), ("vdm/text_small", "base"): (295e6, 0.005),
     ("vdm/text_large_64", "base"): (1.144e9, 0.005), ("vdm/text_large_128", "base"): (1.147e9, 0.005),
+    # Saharia et al. 2022, arXiv 2205.11487, appendix F: 2 B in the text, 2.27 B by the printed layers. The
+    # printed layers of the other two have 0.46 to 0.50 B, where the text says 600 M and 400 M; with a fifth level there
+    # are 605 M.
+    ("imagen/cascade", "base"): (2.27e9, 0.005), ("imagen/cascade", "sr_256"): (0.48e9, 0.04),
+    ("imagen/cascade", "sr_1024"): (0.48e9, 0.04), ("imagen/sr_256_600m", "sr_256"): (605e6, 0.015),
+    # The authors' code of Salimans & Ho 2022, arXiv 2202.00512, whose noise level has half as many sinusoids.
+    ("progressive_distillation/imagenet_64", "base"): (295.9e6, 0.0005),
+    # Ho et al. 2021, arXiv 2106.15282 gives no counts. These follow from its appendix B.
+    ("cdm/imagenet_128", "base_32"): (826e6, 0.002), ("cdm/imagenet_128", "sr_64"): (750e6, 0.002),
+    ("cdm/imagenet_128", "sr_128"): (575e6, 0.002), ("cdm/imagenet_256", "sr_256"): (634e6, 0.002),
 }
 
 
