@@ -52,3 +52,19 @@ def test_the_cascade_of_imagen_video_is_the_published_one():
     sizes = [(v.frames, v.height, v.width, v.fps) for v in videos]
     assert sizes == [(16, 24, 40, 3), (32, 24, 40, 6), (32, 48, 80, 6), (32, 192, 320, 6), (64, 192, 320, 12),
                      (128, 192, 320, 24), (128, 768, 1280, 24)]
+
+
+def test_the_cascade_of_imagen_is_the_published_one():
+    """Sizes, optimisers, schedules, guidance (the paper's weight less 1) and the windows of the last stage."""
+    base, middle, last = load_config("imagen/cascade").stages
+    assert [(s.video.frames, s.video.height, s.video.width) for s in (base, middle, last)] == [
+        (1, 64, 64), (1, 256, 256), (1, 1024, 1024)]
+    assert [round(s.sampling.guidance, 9) for s in (base, middle, last)] == [0.35, 7, 7]
+    assert [s.training.optimizer for s in (base, middle, last)] == ["adafactor", "adamw", "adamw"]
+    assert [type(s.process.schedule).__name__ for s in (base, middle, last)] == [
+        "CosineSchedule", "CosineSchedule", "LinearBetaSchedule"]
+    assert last.training.crop == (256, 256) and {s.training.crop for s in (base, middle)} == {None}
+    for stage in (middle, last):  # aug_level is a time
+        augmentation = stage.source.augmentation
+        time = float(augmentation.schedule.time(augmentation.sampling_logsnr))
+        assert 0.1 <= time <= 0.3 and augmentation.training_logsnr is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import jax.numpy as jnp
 import pytest
 
 from vdm_jax.cascade.generator import Generator
@@ -25,7 +26,7 @@ def stage(name, size, source=None):
 def generator():
     """A cascade that is never sampled."""
     experiment = Experiment(name="tiny", stages=(stage("base", 4), stage("large", 8, 4)), data=CaptionedDigits())
-    return Generator(experiment, {"base": {}, "large": {"kernel": 2.0}})
+    return Generator(experiment, {"base": {}, "large": {"kernel": jnp.full((), 2.0)}})
 
 
 class Scorer:

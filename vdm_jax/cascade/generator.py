@@ -226,7 +226,7 @@ class Generator:
 
     def with_augmentation_level(self, logsnr: float) -> Generator:
         """The same cascade, with the low-resolution inputs of all its stages augmented at another level, which is
-        searched after training (Ho et al. 2021, arXiv 2106.15282, section 3.3). Raises `UserError` when no stage's
+        searched after training (Ho et al. 2021, arXiv 2106.15282). Raises `UserError` when no stage's
         augmentation has a level."""
         def at_level(stage: Stage) -> Stage:
             if stage.source is None or not stage.source.augmentation.while_sampling:

@@ -1,7 +1,7 @@
 """The level of conditioning augmentation, searched after training: one trained cascade, one score per level.
 
 Stages learn all levels at once, and which one suits the flaws of the stage before is only seen in what the whole
-cascade makes (Ho et al. 2021, arXiv 2106.15282, section 4.2: quality has its best at a level in between).
+cascade makes (Ho et al. 2021, arXiv 2106.15282: quality has its best at a level in between).
 """
 
 from __future__ import annotations

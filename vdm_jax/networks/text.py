@@ -77,8 +77,8 @@ class TextConditioner(nn.Module):
 class AttentionPooling(nn.Module):
     """One vector of many tokens, as what their mean sees of them, in heads of 64 channels at most.
 
-    Imagen pools its text by attention, with layer norm on the embeddings (Saharia et al. 2022, arXiv 2205.11487,
-    sections 2.2 and 4.6); where the query comes from and the width are not published.
+    Imagen pools its text by attention, with layer norm on the embeddings (Saharia et al. 2022, arXiv
+    2205.11487); where the query comes from and the width are not published.
     """
 
     features: int
