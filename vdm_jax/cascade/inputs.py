@@ -111,14 +111,19 @@ def text_conditioning(tokens: Int[Array, "b g l"]) -> Conditioning:
 
 def with_low_resolution(
     conditioning: Conditioning, low: Float[Array, "b t h w 3"], stage: Stage, keys: Array, logsnr: Float[Array, b],
-    corners: Int[Array, "b 2"] | None = None, shared_noise: bool = False,
+    *, corners: Int[Array, "b 2"] | None = None, corrupt: bool = True, shared_noise: bool = False,
 ) -> Conditioning:
-    """Add the enlarged low-resolution video with noise of level `logsnr`, drawn per sample from `keys` `[B]`
-    (noise-conditioning augmentation: Ho et al. 2021, arXiv 2106.15282, section 3.3), the same noise for all frames
-    where it is shared; with `corners`, its windows."""
+    """Add the enlarged low-resolution video, augmented per sample from `keys` `[B]` at level `logsnr` (Ho et al. 2021,
+    arXiv 2106.15282, section 3), with the same noise for all frames where it is shared; with `corners`, its windows.
+    `corrupt=False` adds it as it is."""
+    augmentation = stage.source.augmentation
+
+    def augmented(x: Array, at: str) -> Array:
+        return augmentation.augment(x, keys, logsnr, shared_noise) if corrupt and augmentation.at == at else x
+
+    low = augmented(low, "low")
     large = enlarge(low, stage.source, stage.video) if corners is None else enlarge_window(low, corners, stage)
-    noisy = stage.source.augmentation.augment(large, keys, logsnr, shared_noise)
-    return conditioning.replace(low_resolution=noisy, augmentation=logsnr)
+    return conditioning.replace(low_resolution=augmented(large, "enlarged"), augmentation=logsnr)
 
 
 def part_of_clips(stage: Stage, batch: dict[str, Array], key: Array) -> tuple[Stage, dict[str, Array]]:
@@ -145,11 +150,11 @@ def training_inputs(
     """Target video, conditioning and number of appended images for one batch of the data pipeline.
 
     `batch` has `video` uint8 `[B,T,H,W,3]` and, where the network reads text, `tokens` `[B,L]` or `embeddings`
-    `[B,L,C]` with `text_mask`; for joint training also `images` `[B,n,H,W,3]` and `image_tokens` `[B,n,L]` (or
-    `image_embeddings` `[B,n,L,C]` with `image_text_mask`); where clips are padded `frame_valid` bool `[B,T]`; and
-    `reference_NAME` `[B,G,M,C]` for each reference the network takes; where frame rates are drawn `frame_rate` `[B]`.
-    With `training.crop`, target and low-resolution video are windows, drawn per sample from the key; both are made from
-    whole frames.
+    `[B,L,C]` with `text_mask`; where it takes a class `label` int `[B]`; for joint training also `images`
+    `[B,n,H,W,3]` and `image_tokens` `[B,n,L]` (or `image_embeddings` `[B,n,L,C]` with `image_text_mask`); where clips
+    are padded `frame_valid` bool `[B,T]`; `reference_NAME` `[B,G,M,C]` for each reference the network takes; where
+    frame rates are drawn `frame_rate` `[B]`. With `training.crop`, target and low-resolution video are windows, drawn
+    per sample from the key; both are made from whole frames.
     """
     stage, batch = part_of_clips(stage, batch, key)
     x = target_video(batch["video"], stage.video, stage.training.key_frames)
@@ -180,6 +185,10 @@ def training_inputs(
             conditioning = Conditioning(embeddings=embeddings.astype(jnp.float32), text_mask=mask)
         else:
             raise UserError(f"stage {stage.name!r} reads text, but the batch has neither tokens nor embeddings")
+    if stage.network.classes:
+        if "label" not in batch:
+            raise UserError(f"stage {stage.name!r} takes a class, but the batch has no label")
+        conditioning = conditioning.replace(labels=batch["label"])
     references = {name: batch[f"reference_{name}"] for name in (r.name for r in stage.network.references)
                   if f"reference_{name}" in batch}  # the network names what is missing
     conditioning = conditioning.replace(frame_valid=valid, references=references)
@@ -195,5 +204,5 @@ def training_inputs(
         if stage.training.crop is not None:
             corners = draw_corners(keys, stage)
             x = target_window(x, corners, stage)
-        conditioning = with_low_resolution(conditioning, low, stage, keys, logsnr, corners)
+        conditioning = with_low_resolution(conditioning, low, stage, keys, logsnr, corners=corners)
     return x, conditioning, images

@@ -36,8 +36,8 @@ def sample_keys(seed: int, indices: Int[Array, b], stage: int) -> PRNGKeyArray:
 
 
 def is_guided(stage: Stage, sampling: Sampling) -> bool:
-    """Whether every step needs an estimate without the caption too."""
-    return bool(sampling.guidance) and stage.network.text is not None
+    """Whether every step needs an estimate without the caption (or the class) too."""
+    return bool(sampling.guidance) and stage.network.prompted
 
 
 def sampling_parts(stage: Stage, sampling: Sampling, mesh: Mesh) -> int:
@@ -108,7 +108,7 @@ def stage_denoiser(
 def sample_stage(
     stage: Stage, sampling: Sampling, params: Any, keys: PRNGKeyArray, text: Conditioning,
     low: Float[Array, "b t h w 3"] | None = None, *, levels: Float[np.ndarray, " steps"] | None = None,
-    known: Known | None = None,
+    known: Known | None = None, stop: float | None = None, truncated: bool = False,
 ) -> Float[Array, "b t h w 3"]:
     """Videos of one stage, in [-1, 1].
 
@@ -121,18 +121,25 @@ def sample_stage(
       low: the video of the stage before, for a stage with a source.
       known: a part of the videos that is given, and comes out as it is.
       levels: of the sampler's steps, where they cannot be evaluated here; see `diffusion.sampling.sample`.
+      stop: log-SNR at which to stop; the noisy videos there, of any range, are returned.
+      truncated: `low` is what the stage before has where it stopped, and is not augmented.
     """
     batch = keys.shape[0]
     conditioning = text
     if stage.network.text is None:
         conditioning = text.replace(tokens=None, embeddings=None, text_mask=None)
+    if not stage.network.classes:
+        conditioning = conditioning.replace(labels=None)
     if "fps" in stage.network.scalars and "fps" not in text.scalars:
         conditioning = conditioning.replace(scalars={"fps": jnp.full((batch,), stage.video.fps)})
     if isinstance(stage.source, KeyFrames) and low is not None:
         known = key_frames_known(low, stage.source.every)
     if isinstance(stage.source, LowResolution):
-        level = jnp.full((batch,), stage.source.augmentation.sampling_logsnr)
-        conditioning = with_low_resolution(conditioning, low, stage, keys, level, sampling.shared_noise)
+        augmentation = stage.source.augmentation
+        level = jnp.full((batch,), augmentation.sampling_logsnr)
+        conditioning = with_low_resolution(
+            conditioning, low, stage, keys, level, corrupt=augmentation.while_sampling and not truncated,
+            shared_noise=sampling.shared_noise)
     shape = (batch, *stage.video.shape)
     if stage.network.observed:
         conditioning = with_observed(conditioning, shape, known)
@@ -140,8 +147,8 @@ def sample_stage(
         levels = sampling_levels(sampling.sampler, stage.process.schedule, sampling.steps)
     denoise = stage_denoiser(stage, params, conditioning, sampling, levels, known)
     x = sample(sampling.sampler, denoise, keys, shape, stage.process, sampling.steps, levels=levels,
-               shared_noise=sampling.shared_noise)
-    return jnp.clip(x, -1, 1)
+               shared_noise=sampling.shared_noise, stop=stop)
+    return jnp.clip(x, -1, 1) if stop is None else x
 
 
 def with_overrides(sampling: Sampling, **changes: Any) -> Sampling:

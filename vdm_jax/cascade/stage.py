@@ -13,7 +13,7 @@ from typing import Literal
 from vdm_jax.cascade.observations import Observation
 from vdm_jax.data.embeddings import Clips, WithEmbeddings
 from vdm_jax.data.frame_rates import FrameRates
-from vdm_jax.diffusion.augmentation import NoiseAugmentation
+from vdm_jax.diffusion.augmentation import Augmentation, NoiseAugmentation, TruncatedAugmentation
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import DDIM, Sampler
 from vdm_jax.errors import UserError
@@ -73,7 +73,7 @@ class LowResolution:
     width: int  # pixels
     fill: UpsampleMode = "repeat"  # frames in between: repeated, blank or blended
     resize: ResizeMethod = "bilinear"  # pixels in between
-    augmentation: NoiseAugmentation = NoiseAugmentation()
+    augmentation: Augmentation = NoiseAugmentation()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,16 +103,17 @@ class Training:
 
     steps: int = 10_000
     batch_size: int = 16  # clips per step, over all devices
-    learning_rate: float = 2e-4  # peak, of AdamW
+    optimizer: Literal["adamw", "adafactor"] = "adamw"  # the second without weight decay
+    learning_rate: float = 2e-4  # peak
     warmup_steps: int = 200
     decay: bool = False  # cosine decay of the learning rate to a tenth
     weight_decay: float = 0.0
-    b1: float = 0.9
+    b1: float = 0.9  # of AdamW, like b2
     b2: float = 0.99
     clip_norm: float = 1.0  # global gradient norm
     ema_decay: float = 0.999  # reached after about ten times its horizon; earlier steps average less
     accumulation: int = 1  # micro-batches per step
-    text_dropout: float = 0.1  # share of captions replaced by the null caption
+    text_dropout: float = 0.1  # share of captions (and class labels) replaced by the null caption (and class)
     # Height and width, pixels, of the random window of its video that a stage with a source is trained on; it samples
     # whole videos all the same. None: whole videos
     crop: tuple[int, int] | None = None
@@ -150,6 +151,10 @@ class Training:
             except re.error as error:
                 raise UserError(f"Training.trainable has {pattern!r}, which is no regular expression ({error}); "
                                 "permitted: those of Python") from None
+        if self.optimizer not in ("adamw", "adafactor"):
+            raise UserError(f"Training.optimizer={self.optimizer!r} is not valid; permitted: 'adamw', 'adafactor'")
+        if self.optimizer == "adafactor" and self.weight_decay:
+            raise UserError(f"Training.weight_decay={self.weight_decay} with optimizer='adafactor'; permitted: 0")
         if self.learning_rate <= 0:
             raise UserError(f"Training.learning_rate={self.learning_rate} is not valid; permitted: > 0")
 
@@ -275,6 +280,10 @@ class Stage:
             raise UserError(f"Stage {self.name!r}: training.images_per_clip={self.training.images_per_clip} with "
                             "network.norm_over='clip', whose statistics mix the images with the clip; permitted: "
                             "norm_over='frame'")
+        if self.training.images_per_clip and self.network.classes:
+            raise UserError(f"Stage {self.name!r}: training.images_per_clip={self.training.images_per_clip} with "
+                            f"network.classes={self.network.classes}, one class for the clip and all images; "
+                            "permitted: 0")
         if self.network.observed != bool(self.training.observations):
             raise UserError(f"Stage {self.name!r}: network.observed={self.network.observed} with "
                             f"{len(self.training.observations)} training.observations; permitted: observations exactly "
@@ -282,9 +291,9 @@ class Stage:
         if self.sampling.completion.method == "network" and not self.network.observed:
             raise UserError(f"Stage {self.name!r}: sampling.completion.method='network' with network.observed=False; "
                             "permitted: 'reconstruction', 'replacement', None")
-        if self.sampling.guidance and self.network.text is None:
+        if self.sampling.guidance and not self.network.prompted:
             raise UserError(f"Stage {self.name!r}: sampling.guidance={self.sampling.guidance} but network.text=None; "
-                            "permitted: 0 for a network without text")
+                            "permitted: 0 for a network without text or classes")
 
     @property
     def source_shape(self) -> tuple[int, int, int] | None:
@@ -325,6 +334,11 @@ class Stage:
             source=self.source and dataclasses.replace(self.source, frames=frames),
             training=dataclasses.replace(self.training, frames=None, key_frames=False),
             sampling=dataclasses.replace(self.sampling, windows=None))
+
+
+def augmentation_of(stage: Stage) -> Augmentation | None:
+    """How the low-resolution video of a stage is corrupted, if it starts from one."""
+    return stage.source.augmentation if isinstance(stage.source, LowResolution) else None
 
 
 def _check_crop(stage: Stage) -> None:
@@ -372,6 +386,10 @@ class Experiment:
                 size = "x".join(map(str, need)) if need else "nothing"
                 raise UserError(f"Stage {stage.name!r} starts from {size}, but stage {before.name!r} before it makes "
                                 f"{before.video}; permitted: a source of {before.video}")
+            family = before.process.schedule.family.name
+            if isinstance(augmentation_of(stage), TruncatedAugmentation) and family != "vp":
+                raise UserError(f"Stage {stage.name!r}: TruncatedAugmentation, whose noise is variance-preserving, "
+                                f"after stage {before.name!r} with a schedule of family {family!r}; permitted: 'vp'")
         for place, stage in enumerate(self.stages):
             start = stage.training.start
             if start is not None and start.run is None and start.stage not in names[:place]:

@@ -36,6 +36,7 @@ class Sample:
     count: int = 1  # videos per caption
     steps: int | None = None  # sampler steps of every stage; each stage's own by default
     guidance: float | None = None  # weight w of (1 + w) conditional - w unconditional, first stage; 0 is off
+    labels: tuple[int, ...] = ()  # class numbers, one per caption, for stages that take a class; -1 is none
     split_guidance: bool | None = None  # a video's two estimates on two halves of the devices; the config's by default
     fps: float | None = None  # frames per second that the first stage is told, where it takes them
     first: str | None = None  # begin with this stage, one that fills in frames and takes --image instead
@@ -66,7 +67,8 @@ def main(arguments: Sequence[str]) -> int:
         weight = 0.7 if options.style_weight is None else options.style_weight
         generator = stylised(generator, options.style, weight, damaged=options.damaged)
     captions = [caption for caption in options.captions for _ in range(options.count)]
-    common = {"seed": options.seed, "steps": options.steps, "guidance": options.guidance,
+    labels = [label for label in options.labels for _ in range(options.count)] or None
+    common = {"seed": options.seed, "steps": options.steps, "guidance": options.guidance, "labels": labels,
               "known": pictured(options, generator.experiment), "fps": options.fps,
               **text_embeddings(generator, captions, options)}
     with sampling_progress() as progress:

@@ -51,6 +51,7 @@ def sample(
     trajectory: bool = False,
     levels: Float[np.ndarray, " steps"] | None = None,
     shared_noise: bool = False,
+    stop: float | None = None,
 ) -> Video | tuple[Video, Float[Array, "steps B *rest"]]:
     """Videos of `shape` (B, T, H, W, C) from noise; jittable with sampler, process, shape and steps static.
 
@@ -69,12 +70,16 @@ def sample(
       levels: `sampling_levels` of the other arguments, where nothing can be evaluated while tracing: under a mesh of
         devices that are not there.
       shared_noise: all frames of a video get the same noise, at the start and in every step.
+      stop: a log-SNR at which to stop: the result is then z there and no estimate of the clean video. Of the grid's
+        steps those from noisier levels are made, the last one to `stop` itself.
 
-    Raises `UserError` for keys that do not match the shape, and for `start` below 1 without `initial`.
+    Raises `UserError` for keys that do not match the shape, for `start` below 1 without `initial`, and for a `stop`
+    that is noisier than the first level.
     """
     _check(keys, shape, initial, start)
     schedule, family, batch = process.schedule, process.schedule.family, shape[0]
-    levels = sampling_levels(sampler, schedule, steps, start) if levels is None else jnp.asarray(levels)
+    levels = sampling_levels(sampler, schedule, steps, start) if levels is None else levels
+    grid_steps = _steps(jnp.asarray(levels)) if stop is None else _steps_to(np.asarray(levels), stop)
 
     def body(carry, step: Step):
         z, memory = carry
@@ -93,11 +98,11 @@ def sample(
 
     if initial is None:
         # A variance-preserving z of unit-variance data has unit variance whatever alpha is left at time 1.
-        scale = 1.0 if family.name == "vp" else family.alpha_sigma(levels[0])[1]
+        scale = 1.0 if family.name == "vp" else family.alpha_sigma(grid_steps.level[0])[1]
         initial = scale * noise_from_keys(keys, 0, shape, shared_noise)
     initial = initial.astype(jnp.float32)
     carry = (initial, sampler.memory(initial))
-    (x, _), estimates = jax.lax.scan(body, carry, _steps(levels))
+    (x, _), estimates = jax.lax.scan(body, carry, grid_steps)
     return (x, estimates) if trajectory else x
 
 
@@ -112,6 +117,16 @@ def _steps(levels: Float[Array, " steps"]) -> Step:
         last=index == levels.shape[0] - 1,
         count=None,
     )
+
+
+def _steps_to(levels: Float[np.ndarray, " steps"], stop: float) -> Step:
+    """The steps between consecutive levels below `stop`, and one from the last of them to it."""
+    noisier = levels[levels < stop]
+    if not len(noisier):
+        raise UserError(f"stop={stop:g} is noisier than where sampling begins; permitted: log-SNRs above "
+                        f"{float(levels[0]):g}")
+    steps = _steps(jnp.asarray(noisier))
+    return steps._replace(next=steps.next.at[-1].set(stop), last=jnp.zeros(len(noisier), bool))
 
 
 def _check(keys: Key[Array, " B"], shape: tuple[int, ...], initial: Video | None, start: float) -> None:

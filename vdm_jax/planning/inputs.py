@@ -59,6 +59,8 @@ def training_batch(
         shapes["embeddings"] = (text_tokens, text.width), jnp.float32
         shapes["text_mask"] = (text_tokens,), jnp.bool_
         notes.append(f"texts are assumed to have {text_tokens} tokens (--text-tokens)")
+    if stage.network.classes:
+        shapes["label"] = (), jnp.int32
     if images:
         shapes["images"] = (images, height, width, 3), jnp.uint8
         if isinstance(text, WordEncoder):
@@ -85,6 +87,8 @@ def sampling_inputs(stage: Stage, size: int, text_tokens: int, mesh: Mesh) -> tu
     elif isinstance(text, EmbeddedText):
         conditioning = Conditioning(embeddings=shape(1, text_tokens, text.width),
                                     text_mask=shape(1, text_tokens, dtype=jnp.bool_))
+    if stage.network.classes:
+        conditioning = conditioning.replace(labels=shape(dtype=jnp.int32))
     low = shape(*stage.source_shape, 3) if stage.source else None
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), size))
     return jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=sharding), conditioning, low, None

@@ -38,8 +38,8 @@ from vdm_jax.training.step import compile_train_step, compile_validation
 from vdm_jax.training.stopping import StopRequests, stop_requests
 from vdm_jax.video.writing import atomic_path
 
-# What the device reads; captions and labels stay on the host.
-DEVICE_FIELDS = ("video", "tokens", "embeddings", "text_mask", "images", "image_tokens", "image_embeddings",
+# What the device reads; captions stay on the host.
+DEVICE_FIELDS = ("video", "tokens", "embeddings", "text_mask", "label", "images", "image_tokens", "image_embeddings",
                  "image_text_mask", "frame_valid", "frame_rate")
 MAX_SKIPPED = 20  # steps in a row without a finite gradient before a run gives up
 

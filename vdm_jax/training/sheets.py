@@ -53,6 +53,8 @@ class SampleSheets:
             embeddings = np.stack([clip["embeddings"] for clip in clips])[:, None]
             mask = np.stack([clip["text_mask"] for clip in clips])[:, None]
             conditioning = Conditioning(embeddings=embeddings.astype(np.float32), text_mask=mask)
+        if stage.network.classes:
+            conditioning = conditioning.replace(labels=jnp.asarray([clip["label"] for clip in clips]))
         references = {name: jnp.stack([jnp.asarray(clip[f"reference_{name}"]) for clip in clips])
                       for name in (r.name for r in stage.network.references) if f"reference_{name}" in clips[0]}
         conditioning = conditioning.replace(references=references)

@@ -43,12 +43,17 @@ def learning_rate(spec: Training) -> optax.Schedule:
 
 
 def make_optimizer(spec: Training) -> optax.GradientTransformation:
-    """AdamW with warm-up and clipping by global norm; biases and norms do not decay."""
-    return optax.chain(
-        optax.clip_by_global_norm(spec.clip_norm),
-        optax.adamw(lambda count: learning_rate(spec)(count + 1), b1=spec.b1, b2=spec.b2,
-                    weight_decay=spec.weight_decay, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)),
-    )
+    """AdamW or Adafactor (Shazeer & Stern 2018, arXiv 1804.04235, optax's defaults) with warm-up and clipping by global
+    norm; biases and norms do not decay."""
+    def rate(count: Array) -> Array:
+        return learning_rate(spec)(count + 1)
+
+    if spec.optimizer == "adafactor":
+        rule = optax.adafactor(rate)
+    else:
+        rule = optax.adamw(rate, b1=spec.b1, b2=spec.b2, weight_decay=spec.weight_decay,
+                           mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params))
+    return optax.chain(optax.clip_by_global_norm(spec.clip_norm), rule)
 
 
 def example_conditioning(stage: Stage, batch: int = 1) -> Conditioning:
@@ -63,6 +68,8 @@ def example_conditioning(stage: Stage, batch: int = 1) -> Conditioning:
                                     text_mask=jnp.zeros((batch, 1, 1), bool))
     video = jnp.zeros((batch, *stage.video.shape))
     level = jnp.zeros((batch,))
+    if stage.network.classes:
+        conditioning = conditioning.replace(labels=jnp.zeros((batch,), jnp.int32))
     if stage.network.low_resolution:
         conditioning = conditioning.replace(low_resolution=video, augmentation=level)
     if stage.network.observed:
