@@ -22,6 +22,7 @@ from vdm_jax.diffusion.process import Process
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import CrossAttention, Level, SelfAttention, UNet, WordEncoder
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
+from vdm_jax.parallel.rules import batch_sharding
 from vdm_jax.planning.flops import network_forward, sampling_work
 from vdm_jax.planning.inputs import training_batch
 from vdm_jax.training.state import abstract_state, initial_params
@@ -52,6 +53,10 @@ def test_windows_are_denoised_with_what_belongs_to_them():
         total[:, part] += estimate(short, whole.replace(low_resolution=low[:, part]), z[:, part])
         count[part] += 1
     np.testing.assert_allclose(estimate(STAGE, whole, z), total / count, atol=1e-5)
+    mesh = make_mesh(MeshSpec(data=2), jax.devices()[:2])
+    with jax.set_mesh(mesh):  # a video and its windows on each device
+        spread = jax.device_put((whole, z), batch_sharding(mesh))
+        np.testing.assert_allclose(estimate(STAGE, *spread), total / count, atol=1e-5)
 
 
 def test_a_part_of_a_conditioning_has_what_belongs_to_its_frames():
