@@ -15,7 +15,8 @@ import vdm_jax
 from vdm_jax.cascade.observations import first_frame_known
 from vdm_jax.cascade.sampling import sample_stage
 from vdm_jax.cascade.stage import Experiment, Start
-from vdm_jax.commands.configs import config_folder, load_module
+from vdm_jax.commands.arguments import override
+from vdm_jax.commands.configs import config_folder, load_config, load_module
 from vdm_jax.commands.train_command import train
 from vdm_jax.data.captioned_digits import CaptionedDigits, CaptionedDigitsSource, caption_words
 from vdm_jax.errors import UserError
@@ -24,6 +25,7 @@ from vdm_jax.networks.unet import SpaceTimeUNet
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.planning.flops import training_work
 from vdm_jax.planning.inputs import sampling_inputs, training_batch
+from vdm_jax.training.runs import open_run
 from vdm_jax.training.starting import starting_weights
 from vdm_jax.training.state import example_conditioning, initial_state
 from vdm_jax.training.step import train_step
@@ -89,12 +91,18 @@ def test_the_decoder_begins_as_the_image_network_and_learns():
     assert np.mean(further[-5:]) < np.mean(further[:5])
 
 
-def test_a_stage_begins_as_one_of_its_own_run_or_of_another():
-    decoder, *_ = stages = video_stages(tiny(), "none")
+def test_a_stage_begins_as_a_trained_one_of_its_own_run_or_of_another(tmp_path):
+    decoder, *_ = stages = video_stages(tiny(), str(tmp_path))
     with pytest.raises(UserError, match="'interpolation': training.start.stage='decoder' with run=None; permitted: a "):
         Experiment(name="x", stages=stages[1:2], data=DATA)
-    with pytest.raises(UserError, match="run 'none' was not found"):
-        starting_weights(decoder, None)
+    with pytest.raises(UserError, match="run '.*' was not found"):
+        starting_weights(decoder, tmp_path)
+    open_run(tmp_path, images())
+    with pytest.raises(UserError, match="stage 'image' of .*, which is not trained; permitted: train that first"):
+        starting_weights(decoder, tmp_path)
+    other = dataclasses.replace(decoder, process=dataclasses.replace(decoder.process, prediction="eps"))
+    with pytest.raises(UserError, match="prediction='eps', but it is to begin as stage 'image' of .* predicts 'v'"):
+        starting_weights(other, tmp_path)
 
 
 def test_programs_of_key_frames_and_drawn_rates_can_be_planned():
@@ -112,6 +120,12 @@ def test_programs_of_key_frames_and_drawn_rates_can_be_planned():
     assert out.shape == (8, 10, 8, 8, 3)
 
 
+def test_where_a_stage_begins_can_be_overridden():
+    changed = override(load_config("make_a_video/cascade"), ["--decoder.training.start.run", "elsewhere"], "train")
+    assert changed.stage("decoder").training.start == Start(stage="image", run="elsewhere")
+    assert changed.stage("interpolation").training.start == Start(stage="decoder")  # of the same run
+
+
 @pytest.mark.full
 def test_all_stages_train_and_sample_and_come_back(tmp_path, monkeypatch):
     monkeypatch.setenv("VDM_JAX_DATA", str(tmp_path / "data"))
@@ -120,14 +134,6 @@ def test_all_stages_train_and_sample_and_come_back(tmp_path, monkeypatch):
     def make(experiment, folder):
         train(experiment, [stage.name for stage in experiment.stages], folder, None, quiet=True)
 
-    with pytest.raises(UserError, match="stage 'image' of .*, which is not trained; permitted: train that first"):
-        first = dataclasses.replace(images(), stages=images().stages[1:2])
-        make(first, tmp_path / "part")
-        stage = dataclasses.replace(cascade("none").stages[0], training=dataclasses.replace(
-            cascade("none").stages[0].training, start=Start(stage="image", run=str(tmp_path / "images"))))
-        (tmp_path / "images").mkdir()
-        (tmp_path / "images" / "config.json").write_text(vdm_jax.configuration.to_json(images()))
-        starting_weights(stage, run)
     make(images(), tmp_path / "images")
     make(cascade(str(tmp_path / "images")), run)
     stored = json.loads((run / "config.json").read_text())
