@@ -144,6 +144,22 @@ def part_of_clips(stage: Stage, batch: dict[str, Array], key: Array) -> tuple[St
     return stage.trained(), {**batch, **cuts}
 
 
+def _texts(stage: Stage, batch: dict[str, Array]) -> Conditioning:
+    """Captions of clips and of appended images, as words or embeddings. Raises `UserError` when there are none."""
+    images = "images" in batch
+
+    def joined(of_clips: str, of_images: str) -> Array:
+        clips = batch[of_clips][:, None]
+        return jnp.concatenate([clips, batch[of_images]], axis=1) if images else clips
+
+    if "tokens" in batch:
+        return text_conditioning(joined("tokens", "image_tokens"))
+    if "embeddings" in batch:
+        return Conditioning(embeddings=joined("embeddings", "image_embeddings").astype(jnp.float32),
+                            text_mask=joined("text_mask", "image_text_mask"))
+    raise UserError(f"stage {stage.name!r} reads text, but the batch has neither tokens nor embeddings")
+
+
 def training_inputs(
     stage: Stage, batch: dict[str, Array], key: Array
 ) -> tuple[Float[Array, "b t h w 3"], Conditioning, int]:
@@ -165,26 +181,12 @@ def training_inputs(
     if stage.network.observed:
         keys = jax.random.split(jax.random.fold_in(key, _OBSERVATION_STREAM), len(x))
         known = draw_known(stage.training.observations, x, keys, valid)
-    conditioning = Conditioning()
-    tokens = batch["tokens"][:, None] if "tokens" in batch else None
     images = batch["images"].shape[1] if "images" in batch else 0
     if images:
         pictures = resize(to_float(batch["images"]), stage.video.height, stage.video.width, "area")
         x = jnp.concatenate([x, pictures], axis=1)
         valid = None if valid is None else jnp.pad(valid, ((0, 0), (0, images)), constant_values=True)
-        if tokens is not None:
-            tokens = jnp.concatenate([tokens, batch["image_tokens"]], axis=1)
-    if stage.network.text is not None:
-        if tokens is not None:
-            conditioning = text_conditioning(tokens)
-        elif "embeddings" in batch:
-            embeddings, mask = batch["embeddings"][:, None], batch["text_mask"][:, None]
-            if images:
-                embeddings = jnp.concatenate([embeddings, batch["image_embeddings"]], axis=1)
-                mask = jnp.concatenate([mask, batch["image_text_mask"]], axis=1)
-            conditioning = Conditioning(embeddings=embeddings.astype(jnp.float32), text_mask=mask)
-        else:
-            raise UserError(f"stage {stage.name!r} reads text, but the batch has neither tokens nor embeddings")
+    conditioning = Conditioning() if stage.network.text is None else _texts(stage, batch)
     if stage.network.classes:
         if "label" not in batch:
             raise UserError(f"stage {stage.name!r} takes a class, but the batch has no label")
