@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from vdm_jax.cascade import generator as generator_module
-from vdm_jax.cascade.generator import Generator, handover
+from vdm_jax.cascade.generator import Generator
 from vdm_jax.cascade.inputs import degrade, enlarge, target_video, text_conditioning, training_inputs
+from vdm_jax.cascade.programs import handover
 from vdm_jax.cascade.sampling import sample_keys, sample_stage
 from vdm_jax.configuration import from_json, to_json
 from vdm_jax.diffusion.augmentation import BlurAugmentation, NoiseAugmentation, TruncatedAugmentation

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from vdm_jax.cascade import generator as generator_module
-from vdm_jax.cascade.generator import Generated, Generator, jit_sampling
+from vdm_jax.cascade.generator import Generated, Generator
+from vdm_jax.cascade.programs import jit_sampling
 from vdm_jax.cascade.stage import Sampling
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import EmbeddedText

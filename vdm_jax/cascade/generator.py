@@ -7,30 +7,21 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Bool, Float, PRNGKeyArray, UInt8
 
 from vdm_jax.cascade.observations import Known
+from vdm_jax.cascade.programs import WHOLE, Handover, goes_by_steps, handover, jit_sampling, stepwise_sampling
 from vdm_jax.cascade.prompts import Prompts
-from vdm_jax.cascade.sampling import (
-    sample_keys,
-    sample_stage,
-    sampling_parts,
-    sampling_sharding,
-    with_overrides,
-)
+from vdm_jax.cascade.sampling import sample_keys, sampling_parts, with_overrides
 from vdm_jax.cascade.stage import Completion, Experiment, KeyFrames, Sampling, Stage, augmentation_of
 from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.conditioning.vocabulary import Vocabulary
-from vdm_jax.diffusion.augmentation import TruncatedAugmentation
-from vdm_jax.diffusion.sampling import sampling_levels
 from vdm_jax.errors import UserError
-from vdm_jax.parallel.compiling import compiler_options
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.rules import parameter_shardings
 from vdm_jax.video.arrays import to_float, to_uint8
@@ -61,41 +52,6 @@ class Generated:
         if Path(path).suffix == ".png":
             return write_png(path, sheet(self.videos, self.captions))
         return write_video(path, tile_videos(self.videos), fps)
-
-
-class Handover(NamedTuple):
-    """Where a stage is cut off from its neighbours (`TruncatedAugmentation`)."""
-
-    stop: float | None = None  # log-SNR at which it stops, for the next one
-    truncated: bool = False  # the one before has stopped
-
-
-WHOLE = Handover()
-
-
-def handover(stages: Sequence[Stage], place: int) -> Handover:
-    """What a stage of a cascade that is sampled as a whole takes over and hands over."""
-    def cut(stage: Stage) -> bool:
-        return isinstance(augmentation_of(stage), TruncatedAugmentation)
-
-    after = stages[place + 1] if place + 1 < len(stages) else None
-    stop = after.source.augmentation.sampling_logsnr if after is not None and cut(after) else None
-    return Handover(stop, cut(stages[place]))
-
-
-def jit_sampling(
-    stage: Stage, sampling: Sampling, mesh: Mesh, shardings: Any, ends: Handover = WHOLE
-) -> jax.stages.Wrapped:
-    """Sampling `(params, keys, text, low, known) -> videos` of a stage jitted for a mesh, to be called or lowered with
-    the mesh in context; `shardings` are those of the parameters, `low` and `known` may be None."""
-    levels = np.asarray(sampling_levels(sampling.sampler, stage.process.schedule, sampling.steps))
-
-    def function(params: Any, keys: Any, text: Conditioning, low: Any, known: Known | None) -> Any:
-        return sample_stage(stage, sampling, params, keys, text, low, levels=levels, known=known, **ends._asdict())
-
-    batch = sampling_sharding(stage, sampling, mesh)
-    return jax.jit(function, in_shardings=(shardings, batch, batch, batch, batch), out_shardings=batch,
-                   compiler_options=compiler_options(mesh))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,7 +254,7 @@ class Generator:
         total, parts = len(jobs.indices), sampling_parts(stage, sampling, self.mesh)
         size = min(sampling.batch_size, total)
         size = -(-size // parts) * parts  # up to a multiple of the devices
-        function = self._compile(stage, sampling, ends)
+        function = self._compile(stage, sampling, ends, goes_by_steps(stage, sampling, self.mesh, known))
         done = []
         for start in range(0, total, size):
             rows = np.minimum(np.arange(start, start + size), total - 1)
@@ -308,11 +264,12 @@ class Generator:
             jobs.tell(stage.name, min(start + size, total), total)
         return np.concatenate(done)[:total]
 
-    def _compile(self, stage: Stage, sampling: Sampling, ends: Handover) -> Callable:
-        key = (stage, sampling, ends)
+    def _compile(self, stage: Stage, sampling: Sampling, ends: Handover, by_steps: bool) -> Callable:
+        key = (stage, sampling, ends, by_steps)
         if key not in self._compiled:
             shardings = jax.tree.map(lambda x: x.sharding, self.params[stage.name])
-            self._compiled[key] = jit_sampling(stage, sampling, self.mesh, shardings, ends)
+            make = stepwise_sampling if by_steps else jit_sampling
+            self._compiled[key] = make(stage, sampling, self.mesh, shardings, ends)
 
         def call(*arguments: Any) -> Any:
             with jax.set_mesh(self.mesh):

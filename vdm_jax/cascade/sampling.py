@@ -105,6 +105,30 @@ def stage_denoiser(
     return denoise if known is None else replaced(denoise, *known)
 
 
+def stage_conditioning(
+    stage: Stage, sampling: Sampling, keys: PRNGKeyArray, text: Conditioning, low: Float[Array, "b t h w 3"] | None,
+    known: Known | None, *, corrupt: bool = True,
+) -> tuple[Conditioning, Known | None]:
+    """All that a stage is told, and what it knows of its videos; `corrupt=False` leaves `low` as it is."""
+    batch, conditioning = keys.shape[0], text
+    if stage.network.text is None:
+        conditioning = text.replace(tokens=None, embeddings=None, text_mask=None)
+    if not stage.network.classes:
+        conditioning = conditioning.replace(labels=None)
+    if "fps" in stage.network.scalars and "fps" not in text.scalars:
+        conditioning = conditioning.replace(scalars={"fps": jnp.full((batch,), stage.video.fps)})
+    if isinstance(stage.source, KeyFrames) and low is not None:
+        known = key_frames_known(low, stage.source.every)
+    if isinstance(stage.source, LowResolution):
+        augmentation = stage.source.augmentation
+        level = jnp.full((batch,), augmentation.sampling_logsnr)
+        conditioning = with_low_resolution(conditioning, low, stage, keys, level, shared_noise=sampling.shared_noise,
+                                           corrupt=corrupt and augmentation.while_sampling)
+    if stage.network.observed:
+        conditioning = with_observed(conditioning, (batch, *stage.video.shape), known)
+    return conditioning, known
+
+
 def sample_stage(
     stage: Stage, sampling: Sampling, params: Any, keys: PRNGKeyArray, text: Conditioning,
     low: Float[Array, "b t h w 3"] | None = None, *, levels: Float[np.ndarray, " steps"] | None = None,
@@ -124,28 +148,11 @@ def sample_stage(
       stop: log-SNR at which to stop; the noisy videos there, of any range, are returned.
       truncated: `low` is what the stage before has where it stopped, and is not augmented.
     """
-    batch = keys.shape[0]
-    conditioning = text
-    if stage.network.text is None:
-        conditioning = text.replace(tokens=None, embeddings=None, text_mask=None)
-    if not stage.network.classes:
-        conditioning = conditioning.replace(labels=None)
-    if "fps" in stage.network.scalars and "fps" not in text.scalars:
-        conditioning = conditioning.replace(scalars={"fps": jnp.full((batch,), stage.video.fps)})
-    if isinstance(stage.source, KeyFrames) and low is not None:
-        known = key_frames_known(low, stage.source.every)
-    if isinstance(stage.source, LowResolution):
-        augmentation = stage.source.augmentation
-        level = jnp.full((batch,), augmentation.sampling_logsnr)
-        conditioning = with_low_resolution(
-            conditioning, low, stage, keys, level, corrupt=augmentation.while_sampling and not truncated,
-            shared_noise=sampling.shared_noise)
-    shape = (batch, *stage.video.shape)
-    if stage.network.observed:
-        conditioning = with_observed(conditioning, shape, known)
+    conditioning, known = stage_conditioning(stage, sampling, keys, text, low, known, corrupt=not truncated)
     if levels is None:
         levels = sampling_levels(sampling.sampler, stage.process.schedule, sampling.steps)
     denoise = stage_denoiser(stage, params, conditioning, sampling, levels, known)
+    shape = (keys.shape[0], *stage.video.shape)
     x = sample(sampling.sampler, denoise, keys, shape, stage.process, sampling.steps, levels=levels,
                shared_noise=sampling.shared_noise, stop=stop)
     return jnp.clip(x, -1, 1) if stop is None else x

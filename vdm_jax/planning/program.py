@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
-from vdm_jax.cascade.generator import jit_sampling
+from vdm_jax.cascade.programs import jit_sampling
 from vdm_jax.cascade.sampling import sampling_parts
 from vdm_jax.cascade.stage import DataSet, Stage
 from vdm_jax.errors import UserError
