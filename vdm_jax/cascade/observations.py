@@ -1,9 +1,9 @@
 """What is known of a video, and how a network is told of it.
 
 A network with `UNet.observed` takes the known frames or pixels, zero elsewhere, and a mask as four more input channels
-(Make-A-Video: Singer et al. 2022, arXiv 2209.14792, section 3.3; Lumiere: Bar-Tal et al. 2024, arXiv 2401.12945,
-section 4). One network then animates a picture, goes on with a clip, fills in frames or pixels, or makes a video from
-nothing, as far as its training showed it such cases: each training clip draws one of the stage's observations.
+(Make-A-Video: Singer et al. 2022, arXiv 2209.14792, section 3.3; Lumiere: Bar-Tal et al. 2024, arXiv 2401.12945).
+One network then animates a picture, goes on with a clip, fills in frames or pixels, or makes a video from nothing, as
+far as its training showed it such cases: each training clip draws one of the stage's observations.
 """
 
 from __future__ import annotations

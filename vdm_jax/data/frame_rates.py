@@ -13,7 +13,7 @@ from vdm_jax.errors import UserError
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FrameRates:
     """Rates drawn for each clip by a beta distribution that moves from high ones, where little moves between frames, to
-    low ones (Make-A-Video: Singer et al. 2022, arXiv 2209.14792, section 3.2).
+    low ones (Make-A-Video: Singer et al. 2022, arXiv 2209.14792, section 3.4).
 
     The range and the direction are published; parameters of the distribution and how they move are not.
     """
