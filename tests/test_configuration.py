@@ -76,7 +76,8 @@ UNION_MEMBERS = sorted(
 
 # What cannot be left out.
 REQUIRED = {"Level": {"channels": 8}, "VideoFolder": {"path": "videos"}, "ImageFolder": {"path": "images"},
-            "PreparedClips": {"path": "clips"}, "TFDSVideo": {"name": "ucf101"}, "SpaceWeighting": {"space": "eps"}}
+            "PreparedClips": {"path": "clips"}, "TFDSVideo": {"name": "ucf101"}, "SpaceWeighting": {"space": "eps"},
+            "FramesKnown": {"first": 1}}
 
 
 def example(kind: type):

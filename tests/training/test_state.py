@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from vdm_jax.attention.patterns import Temporal
+from vdm_jax.cascade.observations import NothingKnown
 from vdm_jax.cascade.stage import LowResolution, Stage, Training, VideoSpec
 from vdm_jax.diffusion.process import Process
 from vdm_jax.networks.config import CrossAttention, EmbeddedText, Level, SelfAttention, UNet, WordEncoder
@@ -96,7 +97,8 @@ def test_example_conditioning_is_all_a_network_takes(text, source):
     mixers = () if text is None else (CrossAttention(head_dim=8),)
     network = UNet(levels=(Level(channels=8, blocks=1, mixers=mixers),), text=text, low_resolution=source is not None,
                    observed=True, scalars=("fps", "motion"))
-    stage = dataclasses.replace(STAGE, network=network, source=source)
+    stage = dataclasses.replace(STAGE, network=network, source=source, training=Training(
+        observations=(NothingKnown(),)))
     example = example_conditioning(stage, batch=3)
     assert {leaf.shape[0] for leaf in jax.tree.leaves(example)} == {3}
     z = jnp.zeros((3, *stage.video.shape))

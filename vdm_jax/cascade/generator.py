@@ -23,7 +23,7 @@ from vdm_jax.cascade.sampling import (
     sampling_sharding,
     with_overrides,
 )
-from vdm_jax.cascade.stage import Completion, Experiment, Sampling, Stage
+from vdm_jax.cascade.stage import Completion, Experiment, KeyFrames, Sampling, Stage
 from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.conditioning.vocabulary import Vocabulary
 from vdm_jax.diffusion.sampling import sampling_levels
@@ -94,6 +94,16 @@ class _Jobs:
             self.progress(f"{stage}, block {self.block + 1}" if self.block else stage, done, total)
 
 
+def _frame_rates(stages: Sequence[Stage], fps: float | None) -> dict[str, float]:
+    """Frames per second by stage, in proportion to `fps` of the first one where it is given. Raises `UserError` for a
+    rate that no stage is told."""
+    if fps is not None and (not fps > 0 or not any("fps" in stage.network.scalars for stage in stages)):
+        raise UserError(f"fps={fps} is not valid; permitted: a rate above 0, for stages whose network takes the scalar "
+                        "'fps'")
+    factor = 1.0 if fps is None else fps / stages[0].video.fps
+    return {stage.name: stage.video.fps * factor for stage in stages}
+
+
 def _checked_known(known: Known | None, stage: Stage, count: int) -> Known | None:
     """What is known of `count` videos of a stage, with a mask for each. Raises `UserError` for other sizes."""
     if known is None:
@@ -128,7 +138,7 @@ class Generator:
         self, captions: Sequence[str] | str, *, seed: int = 0, first_index: int = 0, steps: int | None = None,
         guidance: float | None = None, split_guidance: bool | None = None, last: str | None = None,
         progress: Progress | None = None, embeddings: Float[np.ndarray, "b l c"] | None = None,
-        known: Known | None = None,
+        known: Known | None = None, fps: float | None = None, first: str | None = None,
     ) -> Generated:
         """Generate one video per caption.
 
@@ -144,6 +154,9 @@ class Generator:
           embeddings: `[B, L, C]`, for stages that read text embeddings instead of words.
           known: a part of the first stage's videos that is given; `observations.first_frame_known` for their first
             frames. How it is taken over is the stage's `sampling.completion`.
+          fps: frames per second that the first stage is told, where it takes them (scalar "fps"); others in proportion.
+          first: name of the stage to begin with: the cascade's first, or one that fills in frames and now goes by
+            `known` instead (animates a picture, goes on with a clip).
 
         Raises:
           UserError: no captions, an unknown stage, a stage that is not trained, missing embeddings, something known of
@@ -152,34 +165,35 @@ class Generator:
         captions = (captions,) if isinstance(captions, str) else tuple(captions)
         if not captions:
             raise UserError("captions=[] is not valid; permitted: at least one caption")
-        stages = self.experiment.stages
-        if last is not None:
-            stages = stages[: stages.index(self.experiment.stage(last)) + 1]
+        stages = self._stages(first, last)
+        rates = _frame_rates(stages, fps)
         absent = [stage.name for stage in stages if stage.name not in self.params]
         if absent:
             raise UserError(f"stage {absent[0]!r} has no trained weights; permitted: train it, or stop after one of "
                             f"{', '.join(self.params) or 'none'}")
-        if stages[0].source is not None:
+        if stages[0].source is not None and not (isinstance(stages[0].source, KeyFrames) and known is not None):
             raise UserError(f"stage {stages[0].name!r} starts from {stages[0].source.frames} frames that no stage "
-                            "makes; permitted: a cascade whose first stage has source=None")
+                            "makes; permitted: a cascade whose first stage has source=None, or known parts of a stage "
+                            "that fills in frames")
         jobs = _Jobs(seed, first_index + np.arange(len(captions)), progress)
         outputs: dict[str, np.ndarray] = {}
         low = None
-        for place, stage in enumerate(stages):
-            sampling = with_overrides(stage.sampling, steps=steps, guidance=guidance if place == 0 else None,
+        for stage in stages:
+            at_first, place = stage is stages[0], self.experiment.stages.index(stage)
+            sampling = with_overrides(stage.sampling, steps=steps, guidance=guidance if at_first else None,
                                       split_guidance=split_guidance)
             dataclasses.replace(stage, sampling=sampling)  # raises where the stage cannot do it
-            text = self._text(stage, captions, embeddings)
-            given = _checked_known(known, stage, len(captions)) if place == 0 else None
+            text = self._text(stage, captions, embeddings, None if fps is None else rates[stage.name])
+            given = _checked_known(known, stage, len(captions)) if at_first else None
             low = self._run(stage, place, sampling, jobs, text, low, given)
             outputs[stage.name] = np.asarray(to_uint8(low))
-        return Generated(captions, outputs, {stage.name: stage.video.fps for stage in stages})
+        return Generated(captions, outputs, rates)
 
     def extend(
         self, captions: Sequence[str] | str, *, frames: int, overlap: int | None = None,
         completion: Completion | None = None, seed: int = 0, first_index: int = 0, steps: int | None = None,
         guidance: float | None = None, progress: Progress | None = None,
-        embeddings: Float[np.ndarray, "b l c"] | None = None, known: Known | None = None,
+        embeddings: Float[np.ndarray, "b l c"] | None = None, known: Known | None = None, fps: float | None = None,
     ) -> Generated:
         """Generate longer videos of the first stage, block by block: each block after the first is sampled with its
         first frames known, which are the last of the block before (Ho et al. 2022, arXiv 2204.03458, section 3.1).
@@ -188,7 +202,7 @@ class Generator:
           frames: of the videos; the last block is cut.
           overlap: frames that a block knows; half of the stage's frames by default.
           completion: how blocks take over what they know; the stage's own by default.
-          captions, seed, first_index, steps, guidance, progress, embeddings: as in a call.
+          captions, seed, first_index, steps, guidance, progress, embeddings, fps: as in a call.
           known: of the first block, as in a call.
 
         Raises `UserError` as a call does, for an overlap that leaves nothing to sample, and for fewer frames than the
@@ -205,9 +219,9 @@ class Generator:
         sampling = with_overrides(stage.sampling, steps=steps, guidance=guidance, completion=completion)
         dataclasses.replace(stage, sampling=sampling)  # raises where the stage cannot do it
         first = self(captions, seed=seed, first_index=first_index, steps=steps, guidance=guidance, progress=progress,
-                     embeddings=embeddings, last=stage.name, known=known)
+                     embeddings=embeddings, last=stage.name, known=known, fps=fps)
         jobs = _Jobs(seed, first_index + np.arange(len(captions)), progress)
-        text = self._text(stage, captions, embeddings)
+        text = self._text(stage, captions, embeddings, fps)
         video = np.asarray(to_float(first.videos))
         mask = np.zeros((len(captions), size, 1, 1, 1), np.float32)
         mask[:, :overlap] = 1
@@ -216,13 +230,31 @@ class Generator:
             known = np.pad(video[:, -overlap:], ((0, 0), (0, size - overlap), (0, 0), (0, 0), (0, 0)))
             block = self._run(stage, 0, sampling, jobs, text, None, Known(known, mask))
             video = np.concatenate([video, block[:, overlap:]], axis=1)
-        return Generated(captions, {stage.name: np.asarray(to_uint8(video[:, :frames]))}, {stage.name: stage.video.fps})
+        return Generated(captions, {stage.name: np.asarray(to_uint8(video[:, :frames]))}, first.fps)
 
     def vocabulary(self, stage: Stage) -> Vocabulary:
         """The words a stage's encoder knows."""
         return Vocabulary(stage.network.text.words, stage.network.text.length)
 
-    def _text(self, stage: Stage, captions: Sequence[str], embeddings: np.ndarray | None) -> Conditioning:
+    def _stages(self, first: str | None, last: str | None) -> tuple[Stage, ...]:
+        """The stages from one to another. Raises `UserError` for unknown names and for none."""
+        stages = self.experiment.stages
+        start = 0 if first is None else stages.index(self.experiment.stage(first))
+        end = len(stages) if last is None else stages.index(self.experiment.stage(last)) + 1
+        if start >= end:
+            raise UserError(f"first={first!r} comes after last={last!r}; permitted: "
+                            f"{', '.join(stage.name for stage in stages[:end])}")
+        return stages[start:end]
+
+    def _text(self, stage: Stage, captions: Sequence[str], embeddings: np.ndarray | None,
+              fps: float | None = None) -> Conditioning:
+        """Captions of a stage, and the frame rate it is told where it is not its own."""
+        conditioning = self._captions(stage, captions, embeddings)
+        if fps is None or "fps" not in stage.network.scalars:
+            return conditioning
+        return conditioning.replace(scalars={"fps": jnp.full(len(captions), fps, jnp.float32)})
+
+    def _captions(self, stage: Stage, captions: Sequence[str], embeddings: np.ndarray | None) -> Conditioning:
         text = stage.network.text
         if isinstance(text, WordEncoder):
             return text_conditioning(jnp.asarray(self.vocabulary(stage).encode_prompts(captions))[:, None])

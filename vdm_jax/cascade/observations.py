@@ -157,6 +157,15 @@ def with_observed(
     return conditioning.replace(observed=observed, observed_mask=mask)
 
 
+def key_frames_known(video: Float[Array, "b t h w 3"], every: int) -> Known:
+    """Videos of which frames 0, every, 2 every, ... are given; the last given one is the last of all."""
+    batch, given, height, width, _ = video.shape
+    frames = (given - 1) * every + 1
+    mask = (jnp.arange(frames) % every == 0).astype(jnp.float32)[None, :, None, None, None]
+    whole = jnp.zeros((batch, frames, height, width, 3), video.dtype).at[:, ::every].set(video)
+    return Known(whole, jnp.broadcast_to(mask, (batch, frames, 1, 1, 1)))
+
+
 def first_frame_known(pictures: Float[Array, "b h w 3"], frames: int) -> Known:
     """Videos of which the first frame is given, as pictures of the videos' size in [-1, 1]."""
     mask = (jnp.arange(frames) == 0).astype(jnp.float32)[None, :, None, None, None]

@@ -13,8 +13,8 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
 from vdm_jax.cascade.inputs import with_low_resolution
-from vdm_jax.cascade.observations import Known, with_observed
-from vdm_jax.cascade.stage import DynamicThreshold, Sampling, Stage, StaticThreshold
+from vdm_jax.cascade.observations import Known, key_frames_known, with_observed
+from vdm_jax.cascade.stage import DynamicThreshold, KeyFrames, LowResolution, Sampling, Stage, StaticThreshold
 from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.diffusion.arrays import Denoiser
 from vdm_jax.diffusion.conditional import known_error, reconstruction_guided, replaced
@@ -116,8 +116,8 @@ def sample_stage(
       stage, sampling: static; `sampling` replaces the stage's own defaults.
       params: of the stage's network.
       keys: `[B]`, one per video.
-      text: conditioning with the captions, which a stage that reads none leaves alone; also frame validity and
-        reference features.
+      text: conditioning with the captions, which a stage that reads none leaves alone; also frame validity,
+        reference features, and scalar "fps" where it is not the stage's own.
       low: the video of the stage before, for a stage with a source.
       known: a part of the videos that is given, and comes out as it is.
       levels: of the sampler's steps, where they cannot be evaluated here; see `diffusion.sampling.sample`.
@@ -126,18 +126,21 @@ def sample_stage(
     conditioning = text
     if stage.network.text is None:
         conditioning = text.replace(tokens=None, embeddings=None, text_mask=None)
-    if "fps" in stage.network.scalars:
+    if "fps" in stage.network.scalars and "fps" not in text.scalars:
         conditioning = conditioning.replace(scalars={"fps": jnp.full((batch,), stage.video.fps)})
-    if stage.source is not None:
+    if isinstance(stage.source, KeyFrames) and low is not None:
+        known = key_frames_known(low, stage.source.every)
+    if isinstance(stage.source, LowResolution):
         level = jnp.full((batch,), stage.source.augmentation.sampling_logsnr)
-        conditioning = with_low_resolution(conditioning, low, stage, keys, level)
+        conditioning = with_low_resolution(conditioning, low, stage, keys, level, sampling.shared_noise)
     shape = (batch, *stage.video.shape)
     if stage.network.observed:
         conditioning = with_observed(conditioning, shape, known)
     if levels is None:
         levels = sampling_levels(sampling.sampler, stage.process.schedule, sampling.steps)
     denoise = stage_denoiser(stage, params, conditioning, sampling, levels, known)
-    x = sample(sampling.sampler, denoise, keys, shape, stage.process, sampling.steps, levels=levels)
+    x = sample(sampling.sampler, denoise, keys, shape, stage.process, sampling.steps, levels=levels,
+               shared_noise=sampling.shared_noise)
     return jnp.clip(x, -1, 1)
 
 

@@ -12,6 +12,7 @@ from typing import Literal
 from vdm_jax.cascade.observations import Observation
 from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.data.captioned_digits import CaptionedDigits
+from vdm_jax.data.frame_rates import FrameRates
 from vdm_jax.data.image_folder import ImageFolder
 from vdm_jax.data.tfds_video import TFDSVideo
 from vdm_jax.data.video_folder import VideoFolder
@@ -79,11 +80,31 @@ class LowResolution:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class KeyFrames:
+    """The video a stage fills in frames between: its frames 0, every, 2 every, ..., which the network takes as known
+    (Make-A-Video: Singer et al. 2022, arXiv 2209.14792, section 3.3)."""
+
+    frames: int  # of the video it starts from; the stage's own has (frames - 1) every + 1
+    every: int = 5  # frames from one to the next
+
+    def __post_init__(self):
+        if self.frames < 2 or self.every < 2:
+            raise UserError(f"KeyFrames(frames={self.frames}, every={self.every}) is not valid; permitted: >= 2")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Start:
+    """A trained stage as which the network of another one begins (`networks/inflation.py`)."""
+
+    stage: str  # its name
+    run: str | None = None  # directory or name of its run; None: the run that is being trained
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
     """How a stage is trained."""
 
     steps: int = 10_000
-    frames: int | None = None  # of the parts of clips that are trained on; None: whole clips
     batch_size: int = 16  # clips per step, over all devices
     learning_rate: float = 2e-4  # peak, of AdamW
     warmup_steps: int = 200
@@ -102,7 +123,11 @@ class Training:
     keep: int = 2  # checkpoints
     sample_every: int = 1000  # steps between sample sheets; 0: only at the end
     validate_every: int = 1000  # steps between validation losses; 0: never
+    start: Start | None = None  # weights to begin with, rather than random ones
     observations: tuple[Observation, ...] = ()  # what may be known of a clip (UNet.observed); each draws one
+    frame_rates: FrameRates | None = None  # at which clips are read, told the network as scalar "fps"; None: their own
+    frames: int | None = None  # of a training clip, begun at random in longer ones; None: as many as are sampled
+    key_frames: bool = False  # of longer clips frames from the first to the last, not every (T / frames)-th
     flips: bool = False  # mirror half of the clips; only for data whose captions do not say left or right
     random_starts: bool = False  # clips of long videos begin at a random frame; data sets of fixed clips cannot
     workers: int = 0  # processes that read data; 0: threads
@@ -125,6 +150,8 @@ class Training:
             except re.error as error:
                 raise UserError(f"Training.trainable has {pattern!r}, which is no regular expression ({error}); "
                                 "permitted: those of Python") from None
+        if self.frames is not None and self.frames < 1:
+            raise UserError(f"Training.frames={self.frames} is not valid; permitted: >= 1, or None")
         if self.learning_rate <= 0:
             raise UserError(f"Training.learning_rate={self.learning_rate} is not valid; permitted: > 0")
 
@@ -187,6 +214,9 @@ class Sampling:
     completion: Completion = Completion()  # of videos of which a part is known
     windows: Windows | None = None  # None: the network sees the whole video
     batch_size: int = 16  # clips at a time, over all devices
+    # All frames of a video get the same noise, at the start and at every step. A network without layers over frames
+    # then makes details that stay where they are (Make-A-Video: Singer et al. 2022, arXiv 2209.14792, section 3.2)
+    shared_noise: bool = False
 
     def __post_init__(self):
         if self.steps < 1 or self.batch_size < 1:
@@ -199,7 +229,7 @@ class Stage:
 
     name: str
     video: VideoSpec  # what it makes
-    source: LowResolution | None = None  # what it makes it from; None: from noise
+    source: LowResolution | KeyFrames | None = None  # what it makes it from; None: from noise
     network: UNet
     process: Process
     training: Training = Training()
@@ -207,23 +237,31 @@ class Stage:
 
     def __post_init__(self):
         video, source = self.video, self.source
-        if source is not None:
+        upsampling = isinstance(source, LowResolution)
+        if isinstance(source, KeyFrames) and video.frames != (source.frames - 1) * source.every + 1:
+            raise UserError(f"Stage {self.name!r}: video.frames={video.frames} with {source}; permitted: "
+                            f"{(source.frames - 1) * source.every + 1}")
+        if isinstance(source, KeyFrames) and not self.network.observed:
+            raise UserError(f"Stage {self.name!r}: network.observed=False with {source}; permitted: True")
+        if upsampling:
             for name in ("frames", "height", "width"):
                 whole, part = getattr(video, name), getattr(source, name)
                 if part < 1 or whole % part:
                     raise UserError(f"Stage {self.name!r}: source.{name}={part} does not divide video.{name}={whole}; "
                                     f"permitted: divisors of {whole}")
-        if self.network.low_resolution != (source is not None):
+        if self.network.low_resolution != upsampling:
+            found = type(source).__name__ if isinstance(source, KeyFrames) else "given" if source else "None"
             raise UserError(f"Stage {self.name!r}: network.low_resolution={self.network.low_resolution} but source is "
-                            f"{'given' if source else 'None'}; permitted: low_resolution exactly with a source")
+                            f"{found}; permitted: low_resolution exactly with a source")
         if self.network.residual and self.process.prediction != "x":
             raise UserError(f"Stage {self.name!r}: process.prediction={self.process.prediction!r} with "
                             "network.residual=True, whose output is a video; permitted: prediction='x'")
-        self._check_frames()
         for name, multiple in zip(("height", "width"), self.network.reduction, strict=True):
             if getattr(video, name) % multiple:
                 raise UserError(f"Stage {self.name!r}: video.{name}={getattr(video, name)} is not a multiple of the "
                                 f"network's reduction {multiple}; permitted: {multiple}, {2 * multiple}, ...")
+        self._check_training()
+        self._check_frames()
         if self.training.images_per_clip and source is not None:
             raise UserError(f"Stage {self.name!r}: training.images_per_clip={self.training.images_per_clip}; "
                             "permitted: 0 for a stage with a source (joint training is for base stages)")
@@ -249,15 +287,12 @@ class Stage:
     def _check_frames(self) -> None:
         """Raise `UserError` where the network cannot see as many frames as it is trained on or sampled with."""
         video, windows, part = self.video.frames, self.sampling.windows, self.training.frames
-        if part is not None and not 0 < part <= video:
-            raise UserError(f"Stage {self.name!r}: training.frames={part} is not valid; permitted: 1 to video.frames="
-                            f"{video}, or None")
         if windows is not None and windows.frames > video:
             raise UserError(f"Stage {self.name!r}: sampling.windows.frames={windows.frames} is not valid; permitted: "
                             f"up to video.frames={video}")
-        if self.source is not None and self.source.frames != video and not (part is windows is None):
-            raise UserError(f"Stage {self.name!r}: source.frames={self.source.frames} of {video} with training.frames "
-                            "or sampling.windows, which would start between frames of the source; permitted: "
+        if windows is not None and self.source is not None and self.source.frames != video:
+            raise UserError(f"Stage {self.name!r}: source.frames={self.source.frames} of {video} with "
+                            "sampling.windows, which would start between frames of the source; permitted: "
                             f"source.frames={video}")
         seen = {"training.frames": part or video, "sampling.windows.frames": windows.frames if windows else video}
         multiple = self.network.frame_reduction
@@ -267,16 +302,28 @@ class Stage:
                 raise UserError(f"Stage {self.name!r}: {name}={frames} is not a multiple of the network's reduction "
                                 f"{multiple}; permitted: {multiple}, {2 * multiple}, ...")
 
-    def trained(self) -> "Stage":
-        """The stage as it is trained: one that makes parts of `training.frames` frames."""
-        frames = self.training.frames
-        if frames is None:
-            return self
-        return dataclasses.replace(
-            self, video=dataclasses.replace(self.video, frames=frames),
-            source=self.source and dataclasses.replace(self.source, frames=frames),
-            training=dataclasses.replace(self.training, frames=None),
-            sampling=dataclasses.replace(self.sampling, windows=None))
+    def _check_training(self) -> None:
+        """What clips a stage can be trained on."""
+        spec, video, source = self.training, self.video, self.source
+        if spec.frame_rates is not None and "fps" not in self.network.scalars:
+            raise UserError(f"Stage {self.name!r}: training.frame_rates with network.scalars={self.network.scalars}; "
+                            "permitted: scalars with 'fps'")
+        if spec.frames is None:
+            return
+        if spec.frame_rates is not None or spec.frames > video.frames:
+            raise UserError(f"Stage {self.name!r}: training.frames={spec.frames} with video.frames={video.frames} and "
+                            f"frame_rates={spec.frame_rates}; permitted: 1 to {video.frames}, with frame_rates=None")
+        if source is not None and (isinstance(source, KeyFrames) or source.frames != video.frames):
+            raise UserError(f"Stage {self.name!r}: training.frames={spec.frames} with {source}; permitted: a source of "
+                            f"{video.frames} frames like the video")
+
+    @property
+    def source_shape(self) -> tuple[int, int, int] | None:
+        """Frames, height and width of the video it starts from, if it starts from one."""
+        source = self.source
+        if isinstance(source, KeyFrames):
+            return source.frames, self.video.height, self.video.width
+        return None if source is None else (source.frames, source.height, source.width)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -300,11 +347,17 @@ class Experiment:
         if not names or len(set(names)) != len(names):
             raise UserError(f"Experiment.stages={names} is not valid; permitted: at least one, with different names")
         for before, stage in zip(self.stages, self.stages[1:], strict=False):
-            need = stage.source
-            if need is None or (need.frames, need.height, need.width) != before.video.shape[:3]:
-                size = f"{need.frames}x{need.height}x{need.width}" if need else "nothing"
+            need = stage.source_shape
+            if need != before.video.shape[:3]:
+                size = "x".join(map(str, need)) if need else "nothing"
                 raise UserError(f"Stage {stage.name!r} starts from {size}, but stage {before.name!r} before it makes "
                                 f"{before.video}; permitted: a source of {before.video}")
+        for place, stage in enumerate(self.stages):
+            start = stage.training.start
+            if start is not None and start.run is None and start.stage not in names[:place]:
+                raise UserError(f"Stage {stage.name!r}: training.start.stage={start.stage!r} with run=None; "
+                                f"permitted: a stage before it ({', '.join(names[:place]) or 'there is none'}), or "
+                                "another run")
         if self.stages[0].source is not None and len(self.stages) > 1:
             raise UserError(f"Stage {names[0]!r} has a source but nothing before it; permitted: source=None")
 

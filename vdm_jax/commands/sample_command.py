@@ -37,6 +37,8 @@ class Sample:
     steps: int | None = None  # sampler steps of every stage; each stage's own by default
     guidance: float | None = None  # weight w of (1 + w) conditional - w unconditional, first stage; 0 is off
     split_guidance: bool | None = None  # a video's two estimates on two halves of the devices; the config's by default
+    fps: float | None = None  # frames per second that the first stage is told, where it takes them
+    first: str | None = None  # begin with this stage, one that fills in frames and takes --image instead
     last: str | None = None  # stop after this stage, e.g. base
     image: tuple[Path, ...] = ()  # pictures that become the first frames: one for all captions, or one for each
     frames: int | None = None  # a longer video, extended block by block; needs --last with the first stage
@@ -64,11 +66,11 @@ def main(arguments: Sequence[str]) -> int:
         generator = stylised(generator, options.style, weight, damaged=options.damaged)
     captions = [caption for caption in options.captions for _ in range(options.count)]
     common = {"seed": options.seed, "steps": options.steps, "guidance": options.guidance,
-              "known": pictured(options, generator.experiment.stages[0].video)}
+              "known": pictured(options, generator.experiment), "fps": options.fps}
     with sampling_progress() as progress:
         if options.frames is None:
-            result = generator(captions, **common, split_guidance=options.split_guidance, last=options.last,
-                               progress=progress)
+            result = generator(captions, **common, split_guidance=options.split_guidance, first=options.first,
+                               last=options.last, progress=progress)
         else:
             result = extended(generator, captions, options, progress=progress, **common)
     for path in options.out:
@@ -76,11 +78,12 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def pictured(options: Sample, video: Any) -> Any:
+def pictured(options: Sample, experiment: Any) -> Any:
     """The pictures of --image as the known first frames of the first stage's videos, or None. Raises `UserError` for a
     file that is no picture."""
     if not options.image:
         return None
+    video = (experiment.stage(options.first) if options.first else experiment.stages[0]).video
     import numpy as np
     from PIL import Image
 
@@ -128,6 +131,10 @@ def check(options: Sample) -> None:
             raise UserError(f"--image={path} is not a file; permitted: a picture")
     if options.style_weight is not None and not (options.style is not None and 0 <= options.style_weight <= 1):
         raise UserError(f"--style-weight={options.style_weight} is not valid; permitted: 0 to 1, with --style RUN")
+    if options.fps is not None and not options.fps > 0:
+        raise UserError(f"--fps={options.fps} is not valid; permitted: > 0")
+    if options.first is not None and options.frames is not None:
+        raise UserError(f"--first={options.first} with --frames={options.frames}; permitted: one of them")
     for name in ("overlap", "method"):
         if options.frames is None and getattr(options, name) is not None:
             raise UserError(f"--{name}={getattr(options, name)} is for --frames; permitted: --frames N with it")

@@ -23,6 +23,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from vdm_jax.data.folder import in_range
+from vdm_jax.data.frame_rates import clip_by_stride
 from vdm_jax.data.source import RandomAccessSource
 from vdm_jax.errors import UserError
 
@@ -176,6 +177,10 @@ class PreparedClipsSource:
         index = in_range(index, len(self))
         header, parts = self._parts(index)
         return {"video": self._decode(parts, index), **header["clip"]}
+
+    def clip_at(self, index: int, rng: np.random.Generator, fps: float, frames: int) -> dict[str, Any]:
+        """`frames` frames from anywhere in clip `index`, by the stride that comes nearest to the rate `fps`."""
+        return clip_by_stride(f"PreparedClips.path={self.spec.path!r}", self[index], fps, frames, rng)
 
     def captions(self) -> Iterator[str]:
         """The caption of every clip, without reading the clips."""

@@ -26,6 +26,7 @@ import tensorflow_datasets as tfds
 
 from vdm_jax.data.captioned_digits import CaptionedDigits, DigitObject, generate_clip
 from vdm_jax.data.digit_drawing import COLOURS, MOTIONS, SPLITS
+from vdm_jax.data.frame_rates import clip_by_stride
 from vdm_jax.errors import UserError
 
 
@@ -145,6 +146,10 @@ class PreparedDigitsSource:
     def __getitem__(self, index: int) -> dict:
         record = self._record(index)
         return {"video": record["video"], "caption": record["caption"].decode(), "fps": float(self.spec.fps)}
+
+    def clip_at(self, index: int, rng: np.random.Generator, fps: float, frames: int) -> dict:
+        """`frames` frames from anywhere in clip `index`, by the stride that comes nearest to the rate `fps`."""
+        return clip_by_stride("CaptionedDigits", self[index], fps, frames, rng)
 
     def objects(self, index: int) -> tuple[DigitObject, ...]:
         """What clip `index` shows."""

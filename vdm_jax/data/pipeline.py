@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from vdm_jax.data.frame_rates import FrameRates
 from vdm_jax.data.source import RandomAccessSource, random_frame, require_at_least
 from vdm_jax.errors import UserError
 
 Clip = dict[str, Any]
 
 # Streams of random numbers of one position.
-_START, _AUGMENT, _IMAGES = range(3)
+_START, _AUGMENT, _IMAGES, _RATE = range(4)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,11 +54,12 @@ class Pipeline:
     A batch has `video` uint8 [B, T, H, W, 3] and `caption` str [B]; `tokens` int32 [B, L] if `tokenize` is given; and
     stacked whatever else the clips have (`label` int32 [B], `fps` float32 [B], embeddings ...). With `images_per_clip`
     = n also `images` uint8 [B, n, H, W, 3], `image_captions` str [B, n] and `image_tokens` int32 [B, n, L]: stills that
-    are trained on beside the clips (joint training: Ho et al. 2022, arXiv 2204.03458, section 3.1).
+    are trained on beside the clips (joint training: Ho et al. 2022, arXiv 2204.03458, section 3.1). With `frame_rates`
+    clips have `frames` frames, at a rate drawn for each, and `frame_rate` float32 [B] beside them.
 
     Raises:
-      UserError: sizes that do not fit together, an image source of another size, `random_starts` where the source
-        has none.
+      UserError: sizes that do not fit together, an image source of another size, `random_starts` or `frame_rates` where
+        the source cannot.
     """
 
     source: RandomAccessSource
@@ -67,6 +69,8 @@ class Pipeline:
     tokenize: Callable[[str], Int[np.ndarray, " L"]] | None = None  # caption to ids
     augment: Callable[[Clip, np.random.Generator], Clip] | None = None  # such as FlipAugmentation
     random_starts: bool = False  # clips begin at random, where the source can do that
+    frame_rates: FrameRates | None = None  # at which clips are read, where the source can do that; None: its own
+    frames: int = 1  # of a clip with a drawn rate
     images_per_clip: int = 0  # independent stills per clip
     images_source: RandomAccessSource | None = None  # of the stills; None: random frames of other clips
     rows: tuple[int, ...] | None = None  # of the global batch that this process reads, ascending; None: all
@@ -84,6 +88,10 @@ class Pipeline:
         if self.random_starts and not hasattr(self.source, "clip"):
             raise UserError(f"random_starts=True with {type(self.source).__name__}; permitted: a source with "
                             "clip(i, rng)")
+        if self.frame_rates is not None and not hasattr(self.source, "clip_at"):
+            raise UserError(f"frame_rates with {type(self.source).__name__}, whose clips have a fixed rate; permitted: "
+                            "a source that reads at any rate (a folder of videos, prepared clips or a TFDS set that "
+                            "say theirs, captioned digits)")
         self._check_images()
 
     def _check_images(self) -> None:
@@ -147,7 +155,11 @@ class Pipeline:
     def _example(self, position: int) -> Clip:
         """The example at a position of the endless global stream."""
         index = self._order[position]
-        if self.random_starts:
+        if self.frame_rates is not None:
+            rate = self.frame_rates.draw(position // self.batch_size, self._rng(position, _RATE))
+            clip = self.source.clip_at(index, self._rng(position, _START), rate, self.frames)
+            clip = clip | {"frame_rate": clip["fps"]}
+        elif self.random_starts:
             clip = self.source.clip(index, self._rng(position, _START))
         else:
             clip = self.source[index]

@@ -17,8 +17,9 @@ class RandomAccessSource(Protocol):
     and, where the set has them, `fps` float and `label` int; further arrays, such as text `embeddings`, are batched
     as they are. All clips of a source have the same keys and shapes.
 
-    Two optional methods are used where a source has them: `clip(i, rng)`, clip `i` with its start moved at random,
-    and `frame(i, rng)`, one random frame of it as a clip with T = 1, without reading the others.
+    Optional methods are used where a source has them: `clip(i, rng)`, clip `i` with its start moved at random;
+    `frame(i, rng)`, one random frame of it as a clip with T = 1, without reading the others; and `clip_at(i, rng, fps,
+    frames)`, so many frames at the rate `fps`, or the nearest one there is, which the clip's `fps` says.
     """
 
     def __len__(self) -> int: ...

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vdm_jax.data.folder import SPLITS, in_range
+from vdm_jax.data.frame_rates import stride_for
 from vdm_jax.data.source import require_at_least
 from vdm_jax.errors import UserError
 
@@ -124,6 +125,10 @@ class TFDSVideoSource:
         """One random frame of item `index` as a clip with T = 1."""
         return self._clip(index, 1, lambda room: int(rng.integers(room + 1)))
 
+    def clip_at(self, index: int, rng: np.random.Generator, fps: float, frames: int) -> dict[str, Any]:
+        """`frames` frames from anywhere in item `index`, by the stride that comes nearest to the rate `fps`."""
+        return self._clip(index, frames, lambda room: int(rng.integers(room + 1)), fps)
+
     def captions(self) -> Iterator[str]:
         """The captions there are: the names of the classes, once each, or the text of every item (reads them all)."""
         if self._fields.caption is None:
@@ -187,25 +192,32 @@ class TFDSVideoSource:
 
     # --- clips ------------------------------------------------------------------------------------------------------
 
-    def _clip(self, index: int, frames: int, begin) -> dict[str, Any]:
+    def _clip(self, index: int, frames: int, begin, rate: float | None = None) -> dict[str, Any]:
         from vdm_jax.video.fitting import fit_frame
 
         spec, number = self.spec, in_range(index, len(self))
         item = self._items[number]
         stored = self._feature(item, self._fields.frames)
-        span = (frames - 1) * spec.frame_stride + 1
+        stride, fps = spec.frame_stride, spec.fps
+        if rate is not None:
+            if fps is None:
+                raise UserError(f"TFDSVideo.fps=None of {spec.name!r}, which is to be read at other rates; permitted: "
+                                "the rate of its clips")
+            stride = stride_for(f"TFDSVideo.name={spec.name!r}, item {number}", fps * stride, rate, frames, len(stored))
+            fps = fps * spec.frame_stride / stride
+        span = (frames - 1) * stride + 1
         if len(stored) < span and spec.short_items == "error" or not len(stored):
             raise UserError(f"TFDSVideo.name={spec.name!r}: item {number} of split {self._tfds_split!r} has "
                             f"{len(stored)} frames, a clip needs {span}; permitted: fewer frames, or "
                             "short_items='repeat'")
         start = begin(max(len(stored) - span, 0))
-        numbers = np.minimum(start + np.arange(frames) * spec.frame_stride, len(stored) - 1)
+        numbers = np.minimum(start + np.arange(frames) * stride, len(stored) - 1)
         video = np.stack([fit_frame(stored[n], spec.height, spec.width) for n in numbers])
         clip = {"video": video, "caption": self._caption(item)}
         if self._fields.label:
             clip["label"] = int(self._feature(item, self._fields.label))
-        if spec.fps is not None:
-            clip["fps"] = float(spec.fps)
+        if fps is not None:
+            clip["fps"] = float(fps)
         return clip
 
     def _caption(self, item: Any) -> str:

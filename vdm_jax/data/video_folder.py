@@ -108,6 +108,20 @@ class VideoFolderSource:
         number = int(rng.integers(self.spec.frames))
         return self._read(index, lambda timeline, window: timeline.frames(window, 0.0)[number : number + 1])
 
+    def clip_at(self, index: int, rng: np.random.Generator, fps: float, frames: int) -> dict[str, Any]:
+        """`frames` frames at the rate `fps` from anywhere in the file of clip `index`. A file that is too short for it
+        is read at the lowest rate at which it is not; the clip's `fps` says which."""
+        shift = rng.random()
+
+        def read(number: int) -> dict[str, Any]:
+            timeline = self._timelines[number]
+            numbers, rate = timeline.at(fps, frames, shift)
+            video = timeline.decode(self._folder / self._files[number], numbers, self.spec.height, self.spec.width)
+            return {"video": video, "caption": self._captions[number], "fps": rate}
+
+        file = int(np.searchsorted(self._ends, in_range(index, len(self)), side="right"))
+        return self.skipped.first_readable(file, self._files, read)
+
     def captions(self) -> Iterator[str]:
         """The caption of every clip, without decoding."""
         for caption, timeline in zip(self._captions, self._timelines, strict=True):
@@ -154,6 +168,12 @@ class _Timeline:
         start += int(shift * min(self._step, self._last - start + 1))
         numbers = start + np.arange(self._length) * self._stride
         return numbers if self._rate is None else self._index.at(numbers / self._rate)
+
+    def at(self, fps: float, frames: int, shift: float) -> tuple[np.ndarray, float]:
+        """Frame numbers of a clip at a rate, begun at a share of the room there is, and the rate."""
+        duration = self._index.duration
+        rate = max(fps, frames / duration)
+        return self._index.at(shift * max(duration - frames / rate, 0.0) + np.arange(frames) / rate), float(rate)
 
     def decode(self, path: Path, numbers: np.ndarray, height: int, width: int) -> np.ndarray:
         from vdm_jax.video.reading import VideoReader

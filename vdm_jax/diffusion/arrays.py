@@ -20,10 +20,15 @@ def expand(level: Shaped[ArrayLike, "*leading"], like: Video) -> Array:
     return level.reshape(level.shape + (1,) * (like.ndim - level.ndim))
 
 
-def noise_from_keys(keys: Key[Array, " B"], stream: int | Int[Array, ""], shape: tuple[int, ...]) -> Video:
+def noise_from_keys(
+    keys: Key[Array, " B"], stream: int | Int[Array, ""], shape: tuple[int, ...], shared: bool = False
+) -> Video:
     """Standard normal noise of `shape`, row `b` drawn from `fold_in(keys[b], stream)` alone.
 
     The row is therefore the same whatever the batch size and whichever device holds it. This holds for
-    threefry keys, the default of `jax.random.key`; the rbg generators mix keys under `vmap`.
+    threefry keys, the default of `jax.random.key`; the rbg generators mix keys under `vmap`. Noise that is `shared` is
+    the same for all frames, the dimension after the batch.
     """
+    if shared:
+        return jnp.broadcast_to(noise_from_keys(keys, stream, (shape[0], 1, *shape[2:])), shape)
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, stream), shape[1:]))(keys)

@@ -44,10 +44,11 @@ class NoiseAugmentation:
         low, high = self.training_logsnr
         return jax.random.uniform(key, (batch,), minval=low, maxval=high)
 
-    def augment(self, x: Video, keys: Key[Array, " B"], logsnr: Level) -> Video:
-        """`alpha x + sigma eps` at `logsnr` [B]; the noise of sample b comes from keys[b] alone."""
+    def augment(self, x: Video, keys: Key[Array, " B"], logsnr: Level, shared: bool = False) -> Video:
+        """`alpha x + sigma eps` at `logsnr` [B]; the noise of sample b comes from keys[b] alone, and is the same for
+        all of its frames where it is `shared`."""
         alpha, sigma = self.schedule.alpha_sigma(logsnr)
-        return expand(alpha, x) * x + expand(sigma, x) * noise_from_keys(keys, _NOISE_STREAM, x.shape)
+        return expand(alpha, x) * x + expand(sigma, x) * noise_from_keys(keys, _NOISE_STREAM, x.shape, shared)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -50,6 +50,7 @@ def sample(
     start: float = 1.0,
     trajectory: bool = False,
     levels: Float[np.ndarray, " steps"] | None = None,
+    shared_noise: bool = False,
 ) -> Video | tuple[Video, Float[Array, "steps B *rest"]]:
     """Videos of `shape` (B, T, H, W, C) from noise; jittable with sampler, process, shape and steps static.
 
@@ -67,6 +68,7 @@ def sample(
       trajectory: also return the estimate of every step, [steps, B, T, H, W, C].
       levels: `sampling_levels` of the other arguments, where nothing can be evaluated while tracing: under a mesh of
         devices that are not there.
+      shared_noise: all frames of a video get the same noise, at the start and in every step.
 
     Raises `UserError` for keys that do not match the shape, and for `start` below 1 without `initial`.
     """
@@ -84,14 +86,15 @@ def sample(
             return x_hat if hook is None else hook(x_hat, z, logsnr, step.index)
 
         # Stream 0 is the initial noise. Samplers without noise leave this unused, and the compiler drops it.
-        noises = [noise_from_keys(keys, step.index + 1 + n * steps, shape) for n in range(sampler.noises)]
+        noises = [noise_from_keys(keys, step.index + 1 + n * steps, shape, shared_noise)
+                  for n in range(sampler.noises)]
         z, x_hat, memory = sampler.step(estimate, z, memory, step, family, *noises)
         return (jnp.where(step.last, x_hat, z), memory), (x_hat if trajectory else None)
 
     if initial is None:
         # A variance-preserving z of unit-variance data has unit variance whatever alpha is left at time 1.
         scale = 1.0 if family.name == "vp" else family.alpha_sigma(levels[0])[1]
-        initial = scale * noise_from_keys(keys, 0, shape)
+        initial = scale * noise_from_keys(keys, 0, shape, shared_noise)
     initial = initial.astype(jnp.float32)
     carry = (initial, sampler.memory(initial))
     (x, _), estimates = jax.lax.scan(body, carry, _steps(levels))

@@ -45,6 +45,8 @@ def training_batch(
     (frames, height, width), note = clip_shape(data, stage)
     notes, text, images = [note] if note else [], stage.network.text, stage.training.images_per_clip
     shapes: dict[str, tuple[tuple[int, ...], Any]] = {"video": ((frames, height, width, 3), jnp.uint8)}
+    if stage.training.frame_rates is not None:
+        shapes |= {"video": ((stage.video.frames, height, width, 3), jnp.uint8), "frame_rate": ((), jnp.float32)}
     if isinstance(text, WordEncoder):
         shapes["tokens"] = (text.length,), jnp.int32
         if not text.words:
@@ -79,7 +81,7 @@ def sampling_inputs(stage: Stage, size: int, text_tokens: int, mesh: Mesh) -> tu
     elif isinstance(text, EmbeddedText):
         conditioning = Conditioning(embeddings=shape(1, text_tokens, text.width),
                                     text_mask=shape(1, text_tokens, dtype=jnp.bool_))
-    low = shape(stage.source.frames, stage.source.height, stage.source.width, 3) if stage.source else None
+    low = shape(*stage.source_shape, 3) if stage.source else None
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), size))
     return jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=sharding), conditioning, low, None
 

@@ -31,13 +31,15 @@ from vdm_jax.training.metrics import MetricWriter, Throughput
 from vdm_jax.training.report import Report
 from vdm_jax.training.runs import checkpoints_path
 from vdm_jax.training.sheets import SampleSheets
+from vdm_jax.training.starting import starting_weights
 from vdm_jax.training.state import TrainState, abstract_state, create_state
 from vdm_jax.training.step import compile_train_step, compile_validation
 from vdm_jax.training.stopping import StopRequests, stop_requests
 from vdm_jax.video.writing import atomic_path
 
 # What the device reads; captions and labels stay on the host.
-DEVICE_FIELDS = ("video", "tokens", "embeddings", "text_mask", "images", "image_tokens", "frame_valid")
+DEVICE_FIELDS = ("video", "tokens", "embeddings", "text_mask", "images", "image_tokens", "frame_valid",
+                 "frame_rate")
 MAX_SKIPPED = 20  # steps in a row without a finite gradient before a run gives up
 
 
@@ -98,7 +100,11 @@ class Trainer:
                 self.report.note(f"stage {self.stage.name}: checkpoint {step} is damaged and set aside: {reason}")
         if checkpoints.latest() is None:
             self.report.note(f"stage {self.stage.name}: initialising the network")
-            return create_state(self.stage, self.experiment.seed, mesh), 0
+            if self.stage.training.start is None:
+                return create_state(self.stage, self.experiment.seed, mesh), 0
+            inflation, source = together(lambda: starting_weights(self.stage, self.run, self.damaged))
+            self.report.note(f"stage {self.stage.name}: begins as {self.stage.training.start}: {inflation}")
+            return create_state(self.stage, self.experiment.seed, mesh, inflation, source), 0
         state, meta = together(lambda: checkpoints.restore(abstract_state(self.stage, mesh)))
         self.report.note(f"stage {self.stage.name}: resuming at step {meta['step']}")
         return state, meta["step"]
@@ -119,9 +125,13 @@ class Trainer:
             if not size:
                 raise UserError(f"the validation split has {len(source)} clips for {parts} devices; permitted: at "
                                 f"least {parts}{WITHOUT_VALIDATION}")
+        rates = spec.frame_rates
+        if rates is not None and split == "validation":  # at the rate the stage is meant for, whatever training is at
+            rates = dataclasses.replace(rates, lowest=self.stage.video.fps, highest=self.stage.video.fps)
         return Pipeline(source, batch_size=size, seed=self.experiment.seed, tokenize=tokenize,
                         augment=FlipAugmentation() if spec.flips and split == "train" else None,
                         random_starts=spec.random_starts and split == "train",
+                        frame_rates=rates, frames=self.stage.video.frames,
                         images_per_clip=spec.images_per_clip, images_source=images,
                         rows=tuple(process_rows(size, mesh).tolist()), workers=spec.workers)
 

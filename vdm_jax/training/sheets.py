@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vdm_jax.cascade.inputs import degrade, target_video, text_conditioning
+from vdm_jax.cascade.inputs import as_trained, degrade, target_video, text_conditioning
 from vdm_jax.cascade.sampling import sample_keys, sample_stage
 from vdm_jax.cascade.stage import Experiment, Stage
 from vdm_jax.conditioning.conditioning import Conditioning
@@ -36,7 +36,7 @@ class SampleSheets:
     """
 
     def __init__(self, experiment: Experiment, stage: Stage, folder: Path, mesh: Mesh, data_dir: Path | None):
-        self._experiment, self._stage, self._folder, self._mesh = experiment, stage, folder, mesh
+        self._experiment, self._stage, self._folder, self._mesh = experiment, as_trained(stage), folder, mesh
         self._count = -(-COUNT // batch_parts(mesh)) * batch_parts(mesh)
         self._inputs = self._read(data_dir)  # now, so that data without a validation split fails before training
 
@@ -57,7 +57,8 @@ class SampleSheets:
         conditioning = conditioning.replace(references=references)
         low = None
         if stage.source is not None:
-            low = degrade(target_video(jnp.stack([jnp.asarray(c["video"]) for c in clips]), stage.video), stage.source)
+            stacked = jnp.stack([jnp.asarray(clip["video"]) for clip in clips])
+            low = degrade(target_video(stacked, stage.video, stage.training.key_frames), stage.source)
         # As numpy: every process passes the same values to a program over the devices of all.
         return captions, *jax.tree.map(np.asarray, (conditioning, low))
 

@@ -12,9 +12,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int, PRNGKeyArray
 
+from vdm_jax.cascade.inputs import as_trained
 from vdm_jax.cascade.stage import Stage, Training
 from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.networks.config import EmbeddedText, WordEncoder
+from vdm_jax.networks.inflation import Inflation
 from vdm_jax.networks.unet import SpaceTimeUNet
 from vdm_jax.parallel.rules import parameter_shardings
 from vdm_jax.training.trainable import split
@@ -52,7 +54,7 @@ def make_optimizer(spec: Training) -> optax.GradientTransformation:
 
 def example_conditioning(stage: Stage, batch: int = 1) -> Conditioning:
     """Zeros of the shapes that the stage's network takes in training."""
-    stage = stage.trained()
+    stage = as_trained(stage)
     text, conditioning = stage.network.text, Conditioning()
     if isinstance(text, WordEncoder):
         tokens = jnp.zeros((batch, 1, text.length), jnp.int32)
@@ -72,14 +74,19 @@ def example_conditioning(stage: Stage, batch: int = 1) -> Conditioning:
 
 def initial_params(stage: Stage, key: PRNGKeyArray) -> Any:
     """Parameters of a stage's network."""
-    video, level = jnp.zeros((1, *stage.trained().video.shape)), jnp.zeros((1,))
+    video, level = jnp.zeros((1, *as_trained(stage).video.shape)), jnp.zeros((1,))
     return SpaceTimeUNet(stage.network).init(key, video, level, example_conditioning(stage))["params"]
 
 
-def initial_state(stage: Stage, key: PRNGKeyArray) -> TrainState:
-    """A fresh state; the EMA starts at the parameters."""
+def initial_state(
+    stage: Stage, key: PRNGKeyArray, inflation: Inflation | None = None, source: Any = None
+) -> TrainState:
+    """A fresh state, inflated from the parameters `source` of another network where that is asked for; the EMA starts
+    at the parameters."""
     init_key, run_key = jax.random.split(key)
     params = initial_params(stage, init_key)
+    if inflation is not None:
+        params = inflation.apply(params, source)
     opt_state = make_optimizer(stage.training).init(split(params, stage.training.trainable)[0])
     ema = jax.tree.map(jnp.array, params)  # a copy, since the state is donated
     return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=opt_state, ema=ema, key=run_key)
@@ -93,8 +100,12 @@ def abstract_state(stage: Stage, mesh: Mesh) -> TrainState:
     return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, shardings)
 
 
-def create_state(stage: Stage, seed: int, mesh: Mesh) -> TrainState:
-    """A fresh state, made sharded where it will live."""
+def create_state(
+    stage: Stage, seed: int, mesh: Mesh, inflation: Inflation | None = None, source: Any = None
+) -> TrainState:
+    """A fresh state, made sharded where it will live; `source` are arrays of the host."""
     shardings = jax.tree.map(lambda a: a.sharding, abstract_state(stage, mesh))
+    source = jax.tree.map(jax.device_put, source, parameter_shardings(source, mesh))
     with jax.set_mesh(mesh):
-        return jax.jit(lambda key: initial_state(stage, key), out_shardings=shardings)(jax.random.key(seed))
+        make = jax.jit(lambda key, source: initial_state(stage, key, inflation, source), out_shardings=shardings)
+        return make(jax.random.key(seed), source)

@@ -1,0 +1,70 @@
+"""Frame rates at which clips are read in training: a distribution that moves while training goes on."""
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import numpy as np
+
+from vdm_jax.data.source import require_at_least
+from vdm_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FrameRates:
+    """Rates drawn for each clip by a beta distribution that moves from high ones, where little moves between frames, to
+    low ones (Make-A-Video: Singer et al. 2022, arXiv 2209.14792, section 3.2).
+
+    The range and the direction are published; parameters of the distribution and how they move are not.
+    """
+
+    lowest: float = 1.0  # frames per second
+    highest: float = 30.0  # frames per second
+    first: tuple[float, float] = (4.0, 1.0)  # (a, b) of the beta distribution over the range, at the first step
+    last: tuple[float, float] = (1.0, 4.0)  # the same after `steps` steps
+    steps: int = 100_000  # training steps over which it moves; then it stays
+    course: Literal["linear", "cosine"] = "linear"  # of a and b
+
+    def __post_init__(self):
+        require_at_least(self, steps=1)
+        if not 0 < self.lowest <= self.highest < math.inf:
+            raise UserError(f"FrameRates(lowest={self.lowest}, highest={self.highest}); permitted: 0 < lowest <= "
+                            "highest")
+        if min(*self.first, *self.last) <= 0:
+            raise UserError(f"FrameRates(first={self.first}, last={self.last}); permitted: numbers above 0")
+        if self.course not in ("linear", "cosine"):
+            raise UserError(f"FrameRates.course={self.course!r}; permitted: 'linear', 'cosine'")
+
+    def shape(self, step: int) -> tuple[float, float]:
+        """(a, b) of the beta distribution at a step, from 0 on."""
+        share = min(step / self.steps, 1.0)
+        share = (1 - math.cos(math.pi * share)) / 2 if self.course == "cosine" else share
+        return tuple((1 - share) * a + share * b for a, b in zip(self.first, self.last, strict=True))
+
+    def draw(self, step: int, rng: np.random.Generator) -> float:
+        """The rate of one clip at a step, frames per second."""
+        return self.lowest + (self.highest - self.lowest) * float(rng.beta(*self.shape(step)))
+
+
+def clip_by_stride(
+    name: str, clip: dict[str, Any], fps: float, frames: int, rng: np.random.Generator
+) -> dict[str, Any]:
+    """`frames` frames from anywhere in a clip of fixed rate, by the stride that comes nearest to the rate `fps`.
+
+    Raises `UserError` for a clip that is too short or does not say its rate.
+    """
+    if "fps" not in clip:
+        raise UserError(f"{name}: clips that do not say their rate are to be read at other ones; permitted: clips with "
+                        "fps")
+    stride = stride_for(name, clip["fps"], fps, frames, len(clip["video"]))
+    span = (frames - 1) * stride + 1
+    start = int(rng.integers(len(clip["video"]) - span + 1))
+    return clip | {"video": clip["video"][start : start + span : stride], "fps": clip["fps"] / stride}
+
+
+def stride_for(name: str, own: float, fps: float, frames: int, available: int) -> int:
+    """Every how many-th of `available` frames at the rate `own` a clip of `frames` frames takes, to come as near to the
+    rate `fps` as they allow. Raises `UserError` when there are fewer frames."""
+    if available < frames:
+        raise UserError(f"{name}: {available} frames for a clip of {frames}; permitted: at most {available}")
+    return max(1, min(round(own / fps), (available - 1) // max(frames - 1, 1)))
