@@ -20,7 +20,7 @@ setup(
     packages=[*find_packages(include=["vdm_jax", "vdm_jax.*"]), "vdm_jax_configs"],
     package_dir={"vdm_jax_configs": "configs"},
     package_data={"vdm_jax": ["weights/*/*.json", "weights/*/*/*.safetensors", "planning/flags/*.txt"],
-                  "vdm_jax_configs": ["**/*.py"]},
+                  "vdm_jax_configs": ["**/*.py", "*.json"]},
     entry_points={"console_scripts": ["vdm-jax = vdm_jax.commands.main:main"]},
     install_requires=[
         "jax>=0.10",

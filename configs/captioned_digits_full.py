@@ -3,7 +3,7 @@
 Citation: stage layout of Imagen Video (Ho et al. 2022, arXiv 2210.02303) in miniature, as configs/captioned_digits.py;
           factorised space-time attention of VDM (Ho et al. 2022, arXiv 2204.03458), section 3.
 Hardware: one GPU, or a CPU with patience.
-Expected: aims at a whole-caption score of 0.8 and 30 minutes on one GPU; neither has been measured.
+Expected: aims at a whole-caption score of 0.8 and 30 minutes on one GPU; neither has been measured. Not trained by us.
 Run:      vdm-jax train captioned_digits_full
 """
 

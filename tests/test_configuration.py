@@ -17,7 +17,9 @@ from vdm_jax.commands.configs import config_names, load_config
 from vdm_jax.configuration import digest, from_data, from_json, to_data, to_json
 from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.data.captioned_digits import CaptionedDigits
+from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.data.image_folder import ImageFolder
+from vdm_jax.data.published import UCF101
 from vdm_jax.data.tfds_video import TFDSVideo
 from vdm_jax.data.video_folder import VideoFolder
 from vdm_jax.diffusion.process import Process
@@ -76,8 +78,11 @@ UNION_MEMBERS = sorted(
 
 # What cannot be left out.
 REQUIRED = {"Level": {"channels": 8}, "VideoFolder": {"path": "videos"}, "ImageFolder": {"path": "images"},
-            "PreparedClips": {"path": "clips"}, "TFDSVideo": {"name": "ucf101"}, "SpaceWeighting": {"space": "eps"},
-            "FramesKnown": {"first": 1}}
+            "ImageShards": {"path": "shards"}, "UCF101": {"path": "ucf"}, "BAIRRobotPushing": {"path": "bair"},
+            "Kinetics600": {"path": "k600"},
+            "MovingMNIST": {"path": "mnist"}, "PreparedClips": {"path": "clips"}, "TFDSVideo": {"name": "ucf101"},
+            "FramesKnown": {"first": 1}, "SpaceWeighting": {"space": "eps"},
+            "WithEmbeddings": {"data": VideoFolder(path="videos"), "path": "texts"}}
 
 
 def example(kind: type):
@@ -120,7 +125,7 @@ def test_members_of_a_union_have_different_names():
 
 @pytest.mark.parametrize("data", [
     VideoFolder(path="a"), ImageFolder(path="b"), PreparedClips(path="c"), TFDSVideo(name="ucf101"),
-    CaptionedDigits(seed=3)
+    CaptionedDigits(seed=3), UCF101(path="d", division=2), WithEmbeddings(data=ImageFolder(path="e"), path="f")
 ], ids=lambda d: type(d).__name__)
 def test_an_experiment_on_every_kind_of_data_comes_back(data):
     experiment = dataclasses.replace(small_experiment(), data=data, seed=2**60 + 1)

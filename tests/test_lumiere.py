@@ -12,7 +12,6 @@ import rich.console
 from flax.traverse_util import flatten_dict
 
 import vdm_jax
-from vdm_jax.cascade.inputs import as_trained
 from vdm_jax.commands.configs import config_folder, load_module
 from vdm_jax.commands.main import main
 from vdm_jax.networks.inflation import plan_inflation
@@ -39,7 +38,7 @@ def into(image, video, stages):
 def test_every_nth_frame_is_the_image_networks(place):
     image, video = (experiment.stages[place] for experiment in (TINY.images(), TINY.videos()))
     assert video.network.frame_reduction == 2
-    video, rng = as_trained(video), np.random.default_rng(0)
+    video, rng = video.trained(), np.random.default_rng(0)
     z = jnp.asarray(rng.normal(size=(1, *video.video.shape)), jnp.float32)
     level, conditioning = jnp.zeros(1), example_conditioning(video)
     shapes = jax.eval_shape(lambda: initial_params(image, jax.random.key(0)))

@@ -1,13 +1,22 @@
-"""Parameter counts of the shipped configs of published systems, without allocation, against the published ones."""
+"""Parameter counts of the shipped configs of published systems, without allocation, against the published ones.
+
+`python -m tests.test_published_sizes` writes the table of README.md anew.
+"""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
+from experiments.readme_tables import insert
 from tests.parallel.test_table import golden_file
-from vdm_jax.commands.configs import load_config
+from vdm_jax.commands.configs import config_names, load_config
+from vdm_jax.commands.list_command import shown_count
+from vdm_jax.commands.sizes import parameter_count
+
+README = Path(__file__).parent.parent / "README.md"
 
 # Config and stage -> what is published, and how close ours has to be. Where widths are ours, 3 %.
 PUBLISHED = {
@@ -21,7 +30,20 @@ PUBLISHED = {
     ("vdm/ucf101", "base"): (1.144e9, 0.005), ("vdm/kinetics600", "base"): (1.142e9, 0.005),
     ("vdm/bair", "base"): (138e6, 0.005), ("vdm/text_small", "base"): (295e6, 0.005),
     ("vdm/text_large_64", "base"): (1.144e9, 0.005), ("vdm/text_large_128", "base"): (1.147e9, 0.005),
+    # Saharia et al. 2022, arXiv 2205.11487, appendix F: 2 B in the text, 2.27 B by the printed layers. The
+    # printed layers of the other two have 0.46 to 0.50 B, where the text says 600 M and 400 M; with a fifth level there
+    # are 605 M.
+    ("imagen/cascade", "base"): (2.27e9, 0.005), ("imagen/cascade", "sr_256"): (0.48e9, 0.04),
+    ("imagen/cascade", "sr_1024"): (0.48e9, 0.04), ("imagen/sr_256_600m", "sr_256"): (605e6, 0.015),
+    # The authors' code of Salimans & Ho 2022, arXiv 2202.00512, whose noise level has half as many sinusoids.
+    ("progressive_distillation/imagenet_64", "base"): (295.9e6, 0.0005),
+    # Ho et al. 2021, arXiv 2106.15282 gives no counts. These follow from its appendix B.
+    ("cdm/imagenet_128", "base_32"): (826e6, 0.002), ("cdm/imagenet_128", "sr_64"): (750e6, 0.002),
+    ("cdm/imagenet_128", "sr_128"): (575e6, 0.002), ("cdm/imagenet_256", "sr_256"): (634e6, 0.002),
 }
+
+# No count is published; it follows from what is.
+COMPUTED = {config for config, _ in PUBLISHED if config.startswith("vdm/")}
 
 
 def counted(config: str, stage: str) -> int:
@@ -42,3 +64,47 @@ def test_the_cascade_of_imagen_video_is_the_published_one():
     sizes = [(v.frames, v.height, v.width, v.fps) for v in videos]
     assert sizes == [(16, 24, 40, 3), (32, 24, 40, 6), (32, 48, 80, 6), (32, 192, 320, 6), (64, 192, 320, 12),
                      (128, 192, 320, 24), (128, 768, 1280, 24)]
+
+
+def test_the_cascade_of_imagen_is_the_published_one():
+    """Sizes, optimisers, schedules, guidance (the paper's weight less 1) and the windows of the last stage."""
+    base, middle, last = load_config("imagen/cascade").stages
+    assert [(s.video.frames, s.video.height, s.video.width) for s in (base, middle, last)] == [
+        (1, 64, 64), (1, 256, 256), (1, 1024, 1024)]
+    assert [round(s.sampling.guidance, 9) for s in (base, middle, last)] == [0.35, 7, 7]
+    assert [s.training.optimizer for s in (base, middle, last)] == ["adafactor", "adamw", "adamw"]
+    assert [type(s.process.schedule).__name__ for s in (base, middle, last)] == [
+        "CosineSchedule", "CosineSchedule", "LinearBetaSchedule"]
+    assert last.training.crop == (256, 256) and {s.training.crop for s in (base, middle)} == {None}
+    for stage in (middle, last):  # aug_level is a time
+        augmentation = stage.source.augmentation
+        time = float(augmentation.schedule.time(augmentation.sampling_logsnr))
+        assert 0.1 <= time <= 0.3 and augmentation.training_logsnr is None
+
+
+@pytest.mark.parametrize("config", config_names())
+def test_the_shipped_counts_are_those_of_the_golden_tables(config):
+    """`vdm-jax list` shows them without building a network."""
+    for stage in load_config(config).stages:
+        assert parameter_count(stage) == counted(config, stage.name)
+
+
+def table() -> str:
+    """Ours beside what is published, for README.md."""
+    lines = ["| config | stage | video | parameters | published | difference |", "|---|---|---|---:|---:|---:|"]
+    for (config, name), (published, _) in PUBLISHED.items():
+        stage = load_config(config).stage(name)
+        difference = counted(config, name) / published - 1
+        wanted = f"{published / 1e9:.3g} B, {'computed' if config in COMPUTED else 'published'}"
+        lines.append(f"| `{config}` | {name} | {stage.video} | {shown_count(stage)} | {wanted} | "
+                     f"{100 * difference:+.1f} % |")
+    return "\n".join(lines)
+
+
+def test_the_readme_has_the_table():
+    text = README.read_text()
+    assert insert(text, "sizes", table()) == text, "write it anew: python -m tests.test_published_sizes"
+
+
+if __name__ == "__main__":
+    README.write_text(insert(README.read_text(), "sizes", table()))

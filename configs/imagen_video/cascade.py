@@ -11,6 +11,7 @@ Expected: CLIP score 25.19, CLIP R-precision 92.12 at 192x320 with guidance 6 (t
 Run:      vdm-jax compile imagen_video/cascade --stage base --topology v5p-512 --mesh.fsdp 64
 """
 
+import dataclasses
 import math
 
 from vdm_jax.attention.patterns import Spatial, Temporal
@@ -25,6 +26,7 @@ from vdm_jax.cascade.stage import (
     VideoSpec,
 )
 from vdm_jax.data.array_record import PreparedClips
+from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.diffusion.augmentation import NoiseAugmentation
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import Ancestral
@@ -33,6 +35,8 @@ from vdm_jax.networks.config import CrossAttention, EmbeddedText, Level, SelfAtt
 
 HEADS = 64  # channels per head
 TEXT = EmbeddedText(width=4096)  # T5-XXL, in all stages
+# How many tokens are kept is not published: 128 here.
+DATA = WithEmbeddings(data=PreparedClips(path="data/clips"), path="data/t5_xxl", length=128)
 SPATIAL = SelfAttention(pattern=Spatial(), head_dim=HEADS)
 TEMPORAL = SelfAttention(pattern=Temporal(), head_dim=HEADS, context="relayout")  # where clips are split over devices
 CROSS, CONVOLUTION = CrossAttention(head_dim=HEADS), TemporalConvolution()
@@ -78,9 +82,11 @@ def base() -> Stage:
 
 
 def upsampled(name: str, video: VideoSpec, source: VideoSpec, network: UNet) -> Stage:
-    """A super-resolution stage. Frames in between are repeated; the paper also names blank ones."""
+    """A super-resolution stage. Frames in between are repeated; the paper also names blank ones. The last one learns
+    from windows, whose size is not published: that of Imagen."""
     return Stage(
-        name=name, video=video, network=network, process=PROCESS, training=TRAINING,
+        name=name, video=video, network=network, process=PROCESS,
+        training=dataclasses.replace(TRAINING, crop=(256, 256)) if name == "spatial_1280" else TRAINING,
         source=LowResolution(frames=source.frames, height=source.height, width=source.width,
                              augmentation=AUGMENTATION),
         sampling=sampling(128, high=name in ("temporal_32", "spatial_80")))
@@ -104,4 +110,4 @@ def get_config() -> Experiment:
     for name, video in videos.items():
         stages.append(upsampled(name, video, before, networks[name]))
         before = video
-    return Experiment(name="imagen_video", stages=tuple(stages), data=PreparedClips(path="data/clips_with_t5_xxl"))
+    return Experiment(name="imagen_video", stages=tuple(stages), data=DATA)

@@ -4,13 +4,14 @@ Citation: none; the question is ours. The base is that of configs/imagen_video/c
           2210.02303), whose notes on what is published hold here too. At its three resolutions a clip has 15,360, 3,840
           and 960 tokens, and every token sees all.
 Hardware: a pod slice; recorded in experiments/scaling/.
-Expected: not trained by anyone we know of.
+Expected: nothing published. Not trained by us.
 Run:      vdm-jax compile imagen_video/full_attention --topology v5p-512 --mesh.fsdp 64
 """
 
 from vdm_jax.attention.patterns import Full
 from vdm_jax.cascade.stage import DynamicThreshold, Experiment, Sampling, Stage, Training, VideoSpec
 from vdm_jax.data.array_record import PreparedClips
+from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import Ancestral
 from vdm_jax.diffusion.schedules import CosineSchedule
@@ -30,4 +31,4 @@ def get_config() -> Experiment:
         training=Training(steps=1_000_000, batch_size=256, learning_rate=1e-4, warmup_steps=10_000, ema_decay=0.9999),
         sampling=Sampling(sampler=Ancestral(), steps=256, guidance=6.0, threshold=DynamicThreshold(per="clip")))
     return Experiment(name="imagen_video_full_attention", stages=(stage,),
-                      data=PreparedClips(path="data/clips_with_t5_xxl"))
+                      data=WithEmbeddings(data=PreparedClips(path="data/clips"), path="data/t5_xxl", length=128))

@@ -4,11 +4,13 @@ Citation: Ho et al. 2022, arXiv 2204.03458, section 4.3. Hyperparameters are tho
           open is marked in _network.py. The number of parameters is not published.
 Hardware: 64 TPU v4 chips, 200,000 steps of 128 clips.
 Expected: FVD 57.84 (train) with 8 images per video (table 4), on 10 M videos that are not public. Not trained by us.
-Run:      vdm-jax compile vdm/text_small --topology v4-128     (training needs BERT-large embeddings)
+Run:      vdm-jax compile vdm/text_small --topology v4-128     (training: clips made by vdm-jax prepare in
+          data/clips, their captions as BERT-large embeddings made by write_embeddings in data/bert_large)
 """
 
 from vdm_jax.cascade.stage import Experiment, Sampling, Stage, StaticThreshold, Training, VideoSpec
 from vdm_jax.data.array_record import PreparedClips
+from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import Ancestral
 from vdm_jax.diffusion.schedules import CosineSchedule
@@ -17,7 +19,8 @@ from vdm_jax_configs.vdm._network import network
 
 
 def get_config() -> Experiment:
-    """Texts arrive as BERT-large embeddings. 0, 4 and 8 images per video were compared; here 8."""
+    """Texts arrive as BERT-large embeddings; how many tokens were kept is not published, here 64.
+    0, 4 and 8 images per video were compared; here 8."""
     stage = Stage(
         name="base", video=VideoSpec(frames=16, height=64, width=64, fps=8),
         network=network(128, (1, 2, 4, 8), size=64, dropout=0.0, text=EmbeddedText(width=1024)),
@@ -26,5 +29,5 @@ def get_config() -> Experiment:
                           images_per_clip=8),
         sampling=Sampling(sampler=Ancestral(gamma=0.3), steps=256,
                           threshold=StaticThreshold()))
-    return Experiment(name="vdm_text_small", stages=(stage,), data=PreparedClips(
-        path="data/clips_with_bert_large"))
+    return Experiment(name="vdm_text_small", stages=(stage,), data=WithEmbeddings(
+        data=PreparedClips(path="data/clips"), path="data/bert_large", length=64))

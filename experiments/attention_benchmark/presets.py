@@ -53,7 +53,10 @@ PRESETS = {
             Sweep(patterns=("full", "causal", "sparse-causal"), kernels=("xla", "chunked", "gather", "cudnn"),
                   frames=(16,), sides=(16, 32), heads=(16,), dtypes=("bfloat16",)),
         )),
-    # The same cases on 16 and on 64 chips: what falls with the number of chips, and what does not.
+    # The same cases on 4, 16 and 64 chips: what falls with the number of chips, and what does not. Ulysses splits 16
+    # heads over at most 16.
+    "v5p_4": Preset(about="4 chips of TPU v5p (sold as v5p-8), compiled ahead of time.", topology="v5p:2x2x1",
+                    sweeps=(POD,)),
     "v5p_16": Preset(about="16 chips of TPU v5p (sold as v5p-32), compiled ahead of time.", topology="v5p:2x2x4",
                      sweeps=(POD,)),
     "v5p_64": Preset(about="64 chips of TPU v5p (sold as v5p-128), compiled ahead of time.", topology="v5p:4x4x4",

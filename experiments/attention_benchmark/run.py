@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from experiments.attention_benchmark.presets import PRESETS
-from experiments.attention_benchmark.targets import table
+from experiments.attention_benchmark.targets import pod_rows, pod_targets, table, targets
 from experiments.readme_tables import insert
 from vdm_jax.benchmark.plots import draw, require_matplotlib
 from vdm_jax.benchmark.record import load
@@ -46,11 +46,13 @@ def write_report(results: Path = RESULTS, readme: Path = HERE / "README.md") -> 
         if not path.exists():
             continue
         found = load(path)
-        parts = [table(found["rows"]), ""] if name == "cpu" else []
+        parts = [table(found["rows"], targets()), ""] if name == "cpu" else []
         parts += [f"![{picture.stem.replace('_', ' ')}]({picture.relative_to(readme.parent).as_posix()})\n"
                   for picture in sorted((results / name).glob("*.png"))]
         text = insert(text, name, "\n".join([*parts, markdown(found)]).rstrip())
-    readme.write_text(text)
+    slices = {name: results / f"{name}.json" for name, preset in PRESETS.items() if preset.topology}
+    rows = {load(path)["device"]["count"]: load(path)["rows"] for path in slices.values() if path.exists()}
+    readme.write_text(insert(text, "pod", table(pod_rows(rows), pod_targets())) if rows else text)
 
 
 def main() -> int:

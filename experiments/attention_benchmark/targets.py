@@ -89,10 +89,59 @@ def targets() -> list[Target]:
     return found
 
 
-def table(rows: Rows) -> str:
+def pod_targets() -> list[Target]:
+    """The numbers of the presets for slices of v5p, over their rows under `pod_rows`' keys."""
+    found = [Target("full attention by ring, 1,048,576 tokens, 16 heads of 128, forward+backward, 64 chips: memory per "
+                    "chip, GiB", f"<= {V5P_GIB}", lambda rows: _of(rows, 64, "full", "ring", total, 1 / GIB),
+                    lambda x: x <= V5P_GIB)]
+    for context, few, many in (("ring", 4, 16), ("ring", 16, 64), ("ulysses", 4, 16)):  # 16 heads: no Ulysses over 64
+        found.append(Target(
+            f"full attention by {context}, {many} chips / {few} chips: temporary memory per chip, times {many // few}",
+            "<= 1.3", _quotient("full", context, few, many, temporary, many / few), lambda x: x <= 1.3))
+    found.append(Target("sparse-causal attention by halo, 64 chips / 4 chips: bytes moved per chip", "<= 1.05",
+                        _quotient("sparse-causal", "halo", 4, 64, sent, 1.0), lambda x: x <= 1.05))
+    return found
+
+
+V5P_GIB = 95.7  # of a chip, as the compiler counts
+
+
+def pod_rows(records: dict[int, Rows]) -> Rows:
+    """Rows of records of several slices, by number of chips, under keys that begin with that number."""
+    return {f"{chips} {key}": found for chips, rows in records.items() for key, found in rows.items()}
+
+
+def temporary(found: dict[str, Any]) -> float:
+    """Bytes of temporaries of the compiled program, per device."""
+    return found["memory"]["temporaries"]
+
+
+def sent(found: dict[str, Any]) -> float:
+    """Bytes that a device sends or receives in a call."""
+    return sum(kind["bytes"] for kind in found["collectives"].values())
+
+
+def _of(rows: Rows, chips: int, pattern: str, context: str, of: Callable[[dict[str, Any]], float], factor: float,
+        ) -> float | None:
+    case = Case(pattern=parse_pattern(pattern), kernel="chunked", context=context, frames=256, height=64, width=64,
+                heads=16, head_dim=128, dtype="bfloat16", mode=BOTH)
+    found = rows.get(f"{chips} {case.key}")
+    return of(found) * factor if found and found["status"] == "compiled" else None
+
+
+def _quotient(pattern: str, context: str, few: int, many: int, of: Callable[[dict[str, Any]], float], factor: float,
+              ) -> Callable[[Rows], float | None]:
+    def value(rows: Rows) -> float | None:
+        over, under = (_of(rows, chips, pattern, context, of, 1.0) for chips in (many, few))
+        return None if over is None or under is None else over / under * factor
+
+    return value
+
+
+def table(rows: Rows, wanted: list[Target]) -> str:
     """Markdown: every number, what was wanted and what was recorded."""
     lines = ["| | wanted | recorded | |", "|---|---:|---:|---|"]
-    for target in targets():
+    for target in wanted:
         value = target.value(rows)
         shown, verdict = "not recorded", ""
         if value is not None:

@@ -65,7 +65,9 @@ def record(chosen: Sequence[Case], path: Path = RECORD, *, minutes: float | None
             if minutes is not None and spent > 60 * minutes:
                 break
             progress(done, len(missing), name, spent / done * (len(missing) - done) if done else None)
-            found["rows"][name] = compile_case(case)
+            row = compile_case(case)
+            found = open_record(path, about, fresh=fresh and not done)  # with what others have added meanwhile
+            found["rows"][name] = row
             save(path, found)
     return found
 

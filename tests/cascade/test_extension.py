@@ -8,15 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from tests.cascade.conftest import base_stage
 from vdm_jax.cascade.generator import Generator
 from vdm_jax.cascade.inputs import text_conditioning
 from vdm_jax.cascade.observations import Known
+from vdm_jax.cascade.programs import goes_by_steps, jit_sampling, stepwise_sampling
 from vdm_jax.cascade.sampling import sample_keys, sample_stage
 from vdm_jax.cascade.stage import Completion, Experiment, VideoSpec
 from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.errors import UserError
+from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 
 CAPTIONS = ("a red three moving left", "a blue two")
 
@@ -84,3 +88,17 @@ def test_bad_arguments(longer):
         Completion(method="copy")
     with pytest.raises(UserError, match="Completion.weight=-1 is not valid; permitted: >= 0"):
         Completion(weight=-1)
+
+
+def test_a_step_at_a_time_makes_the_same_videos(stage, params):
+    """What the generator does on a CPU, where gradients through a network inside a loop are slow."""
+    mesh = make_mesh(MeshSpec(), jax.devices()[:1])
+    known = Known(jnp.full((2, 4, 8, 8, 3), 0.5), jnp.zeros((2, 4, 1, 1, 1)).at[:, :2].set(1.0))
+    text = text_conditioning(jnp.array([[[1, 2, 3, 0, 0, 0]], [[4, 5, 0, 0, 0, 0]]]))
+    shardings = jax.tree.map(lambda x: NamedSharding(mesh, P()), params["base"])
+    assert goes_by_steps(stage, stage.sampling, mesh, known) and not goes_by_steps(stage, stage.sampling, mesh, None)
+    with jax.set_mesh(mesh):
+        whole, by_steps = (np.asarray(make(stage, stage.sampling, mesh, shardings)(
+            params["base"], sample_keys(0, jnp.arange(2), 0), text, None, known))
+            for make in (jit_sampling, stepwise_sampling))
+    np.testing.assert_allclose(by_steps, whole, atol=1e-4)

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from vdm_jax.cascade import generator as generator_module
-from vdm_jax.cascade.generator import Generated, Generator, jit_sampling
+from vdm_jax.cascade.generator import Generated, Generator
+from vdm_jax.cascade.programs import jit_sampling
+from vdm_jax.cascade.prompts import Prompts
 from vdm_jax.cascade.stage import Sampling
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import EmbeddedText
@@ -196,3 +198,15 @@ def test_embeddings_of_another_shape_are_refused(experiment, params, embeddings)
     embedded = dataclasses.replace(experiment, stages=(stage, experiment.stages[1]))
     with pytest.raises(UserError, match=r"embeddings of shape \[.*\] given for stage 'base'; permitted: \[1, L, 7\]"):
         Generator(embedded, params, jax.devices()[:1])("a", embeddings=embeddings)
+
+
+def test_the_mask_of_embeddings_is_passed_on_or_refused(experiment, params):
+    base = experiment.stage("base")
+    stage = dataclasses.replace(base, network=dataclasses.replace(base.network, text=EmbeddedText(width=7)))
+    generator = Generator(dataclasses.replace(experiment, stages=(stage,)), params, jax.devices()[:1])
+    embeddings, mask = np.zeros((2, 3, 7), np.float16), np.array([[True, True, False], [False] * 3])
+    text = Prompts(("a", ""), embeddings, mask).conditioning(stage)
+    np.testing.assert_array_equal(text.text_mask[:, 0], mask)
+    assert text.embeddings.dtype == np.float32 and Prompts(("a", "b"), embeddings).conditioning(stage).text_mask.all()
+    with pytest.raises(UserError, match=r"text_mask of shape \[2, 4\] given for stage 'base'; permitted: \[2, 3\]"):
+        generator(("a", "b"), embeddings=embeddings, text_mask=np.ones((2, 4), bool))

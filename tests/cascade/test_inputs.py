@@ -153,6 +153,18 @@ def test_embeddings_instead_of_words(experiment, clips):
     assert conditioning.embeddings.shape == (3, 1, 5, 7) and conditioning.text_mask.shape == (3, 1, 5)
 
 
+def test_images_bring_their_embeddings_as_further_groups(experiment, clips):
+    stage = experiment.stage("base")
+    stage = dataclasses.replace(stage, network=dataclasses.replace(stage.network, text=EmbeddedText(width=7)))
+    batch = {"video": clips[0], "images": clips[0][:, :2], "embeddings": jnp.zeros((3, 5, 7), jnp.float16),
+             "text_mask": jnp.zeros((3, 5), bool), "image_embeddings": jnp.ones((3, 2, 5, 7), jnp.float16),
+             "image_text_mask": jnp.ones((3, 2, 5), bool)}
+    _, conditioning, images = training_inputs(stage, batch, jax.random.key(0))
+    assert images == 2 and conditioning.embeddings.dtype == jnp.float32
+    np.testing.assert_array_equal(conditioning.embeddings[:, :, 0, 0], [[0, 1, 1]] * 3)
+    np.testing.assert_array_equal(conditioning.text_mask.any(-1), [[False, True, True]] * 3)
+
+
 def test_a_batch_without_text_is_an_error(experiment, clips):
     with pytest.raises(UserError, match="stage 'base' reads text, but the batch has neither tokens nor embeddings"):
         training_inputs(experiment.stage("base"), {"video": clips[0]}, jax.random.key(0))

@@ -57,6 +57,12 @@ def test_a_cascade_that_fits():
     (lambda: Training(batch_size=6, accumulation=4), "Training.accumulation=4 does not divide batch_size=6"),
     (lambda: Training(ema_decay=1.0), "Training.ema_decay=1.0 is not valid; permitted: 0 <= ema_decay < 1"),
     (lambda: Training(text_dropout=-0.1), "Training.text_dropout=-0.1 is not valid; permitted: 0 <= text_dropout < 1"),
+    (lambda: Training(optimizer="sgd"), "Training.optimizer='sgd' is not valid; permitted: 'adamw', 'adafactor'"),
+    (lambda: Training(optimizer="adafactor", weight_decay=0.1),
+     "Training.weight_decay=0.1 with optimizer='adafactor'; permitted: 0"),
+    (lambda: make_stage(network=dataclasses.replace(UNET, classes=3), training=Training(images_per_clip=2)),
+     "Stage 'base': training.images_per_clip=2 with network.classes=3, one class for the clip and all images; "
+     "permitted: 0"),
     (lambda: Training(learning_rate=0.0), "Training.learning_rate=0.0 is not valid; permitted: > 0"),
     (lambda: Sampling(steps=0), "Sampling.steps=0, batch_size=16; permitted: >= 1"),
     (lambda: make_stage(size=(8, 16, 16), source=(3, 16, 16)),
@@ -82,7 +88,8 @@ def test_a_cascade_that_fits():
      "Stage 'base': training.images_per_clip=2 with network.norm_over='clip', whose statistics mix the images with the "
      "clip; permitted: norm_over='frame'"),
     (lambda: make_stage(sampling=Sampling(guidance=2.0)),
-     "Stage 'base': sampling.guidance=2.0 but network.text=None; permitted: 0 for a network without text"),
+     "Stage 'base': sampling.guidance=2.0 but network.text=None; permitted: 0 for a network without text "
+     "or classes"),
     (lambda: make_experiment(), "Experiment.stages=[] is not valid; permitted: at least one, with different names"),
     (lambda: make_experiment(BASE, dataclasses.replace(TEMPORAL, name="base")),
      "Experiment.stages=['base', 'base'] is not valid; permitted: at least one, with different names"),

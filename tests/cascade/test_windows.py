@@ -12,7 +12,7 @@ import pytest
 
 from tests.cascade.conftest import random_params
 from vdm_jax.attention.patterns import Temporal
-from vdm_jax.cascade.inputs import as_trained, target_video, text_conditioning, training_inputs
+from vdm_jax.cascade.inputs import target_video, text_conditioning, training_inputs
 from vdm_jax.cascade.sampling import stage_denoiser
 from vdm_jax.cascade.stage import LowResolution, Sampling, Stage, Training, VideoSpec, Windows
 from vdm_jax.conditioning.conditioning import Conditioning
@@ -38,7 +38,7 @@ STAGE = Stage(
 
 def test_windows_are_denoised_with_what_belongs_to_them():
     """The estimate is the mean, frame by frame, of those of the stage for short videos given the window's part."""
-    params, rng = random_params(as_trained(STAGE), 0), np.random.default_rng(0)
+    params, rng = random_params(STAGE.trained(), 0), np.random.default_rng(0)
     z, low = (jnp.asarray(rng.normal(size=(2, 6, 8, 8, 3)), jnp.float32) for _ in range(2))
     text = text_conditioning(jnp.array([[[2, 3, 0, 0]], [[4, 2, 2, 0]]]))
     whole, level = text.replace(low_resolution=low, augmentation=jnp.ones(2)), jnp.full(2, -1.0)
@@ -46,7 +46,7 @@ def test_windows_are_denoised_with_what_belongs_to_them():
     def estimate(stage, conditioning, z):
         return jax.jit(lambda z, c: stage_denoiser(stage, params, c, stage.sampling, [-1.0])(z, level))(z, conditioning)
 
-    short = as_trained(STAGE)
+    short = STAGE.trained()
     assert short.video.frames == short.source.frames == 3 and short.sampling.windows is None
     total, count = np.zeros(z.shape), np.zeros((6, 1, 1, 1))
     for part in (slice(0, 3), slice(2, 5), slice(3, 6)):
@@ -74,14 +74,17 @@ def test_a_part_of_a_conditioning_has_what_belongs_to_its_frames():
 
 def test_training_sees_parts_of_clips_from_random_frames():
     rng = np.random.default_rng(0)
-    batch = {"video": rng.integers(0, 256, (16, 12, 8, 8, 3)).astype(np.uint8), "tokens": np.ones((16, 4), np.int32)}
+    batch = {"video": rng.integers(0, 256, (16, 12, 8, 8, 3)).astype(np.uint8), "tokens": np.ones((16, 4), np.int32),
+             "frame_valid": np.ones((16, 12), bool)}
     x, conditioning, _ = training_inputs(STAGE, batch, jax.random.key(0))
     whole = np.asarray(target_video(batch["video"], STAGE.video))
     starts = []
     for video, full in zip(np.asarray(x), whole, strict=True):
         starts += [s for s in range(4) if np.allclose(video, full[s : s + 3], atol=1e-5)]
     assert len(starts) == 16 and set(starts) == {0, 1, 2, 3}
-    assert conditioning.low_resolution.shape == (16, 3, 8, 8, 3)
+    assert conditioning.low_resolution.shape == (16, 3, 8, 8, 3) and conditioning.frame_valid.shape == (16, 3)
+    with pytest.raises(UserError, match="clips of 8 frames for a stage of 6; permitted: clips of 6, 12"):
+        training_inputs(STAGE, {**batch, "video": batch["video"][:, :8]}, jax.random.key(0))
 
 
 def test_a_network_may_see_fewer_frames_than_a_video_has():
@@ -102,17 +105,17 @@ def test_windows_are_counted_in_the_work_of_sampling():
     params = abstract_state(STAGE, mesh).params
     unguided = dataclasses.replace(STAGE.sampling, guidance=0.0, steps=5)
     work = sampling_work(STAGE, unguided, batch, params, mesh)
-    short = network_forward(as_trained(STAGE), {**batch, "video": jax.ShapeDtypeStruct((8, 3, 16, 16, 3), np.uint8)},
+    short = network_forward(STAGE.trained(), {**batch, "video": jax.ShapeDtypeStruct((8, 3, 16, 16, 3), np.uint8)},
                             params, mesh)
     assert work.evaluations == 5 * 3 and work.model == 15 * short.model
 
 
 @pytest.mark.parametrize(("make", "message"), [
     (lambda: Windows(frames=2), "Windows(frames=2, overlap=2, at_once=1) is not valid; permitted: 0 <= overlap <"),
-    (lambda: changed(training=Training(frames=7)), "training.frames=7 with video.frames=6"),
+    (lambda: changed(training=Training(frames=7)),
+     "training.frames=7 with frame_rates=None is not valid; permitted: 1 to video.frames=6"),
     (lambda: changed(sampling=Sampling(windows=Windows(frames=7))), "sampling.windows.frames=7 is not valid"),
-    (lambda: changed(source=LowResolution(frames=3, height=4, width=4), training=Training()),
-     "source.frames=3 of 6 with sampling.windows"),
+    (lambda: changed(source=LowResolution(frames=3, height=4, width=4)), "source.frames=3 of 6 with training.frames"),
     (lambda: changed(network=dataclasses.replace(STAGE.network, levels=(
         Level(channels=8, temporal_stride=2), Level(channels=8)))),
      "training.frames=3 is not a multiple of the network's reduction 2; permitted: 2, 4, ..."),

@@ -1,13 +1,16 @@
 """`vdm-jax compile` end to end on virtual CPU devices."""
 
+import dataclasses
 import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 
-from vdm_jax.commands.compile_command import parse_mesh
+from vdm_jax.commands.compile_command import Compile, _plan, parse_mesh
+from vdm_jax.commands.configs import load_config
 from vdm_jax.commands.main import main
+from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.parallel.mesh import MeshSpec
 from vdm_jax.planning.flops import remat_choices
 
@@ -87,3 +90,10 @@ def test_a_missing_compiler_names_the_extra(fails, monkeypatch):
 def test_meshes_are_written_as_axes():
     assert parse_mesh("data=8, fsdp=2") == MeshSpec(data=8, fsdp=2)
     assert parse_mesh("fsdp=-1") == MeshSpec(data=1, fsdp=-1)
+
+
+def test_texts_are_as_long_as_the_data_says():
+    config = load_config("vdm/text_small")
+    assert [_plan(Compile(config="x", text_tokens=n), config).text_tokens for n in (None, 7)] == [64, 7]
+    other = dataclasses.replace(config, data=PreparedClips(path="clips"))
+    assert _plan(Compile(config="x"), other).text_tokens == 128

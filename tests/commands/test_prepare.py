@@ -4,7 +4,7 @@ import pytest
 from vdm_jax.commands.main import main
 from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.data.opening import open_source
-from vdm_jax.video.writing import write_video
+from vdm_jax.video.writing import write_png, write_video
 
 CONFIG = """
 import dataclasses
@@ -56,3 +56,13 @@ def test_preparing_into_an_existing_folder_is_refused(folder, tmp_path, fails):
     (tmp_path / "clips").mkdir()
     assert "exists already" in fails("prepare", folder, "--out", "clips")
     assert list((tmp_path / "clips").iterdir()) == []
+
+
+def test_the_data_of_a_config_is_counted_or_asked_for(tmp_path, fails, capfd):
+    assert "Fetch bair_robot_pushing_dataset_v0.tar (32 GB) from http://" in fails("prepare", "vdm/bair")
+    for video in ("train/0", "train/1", "test/0"):
+        for number in range(16):
+            write_png(tmp_path / "data" / "bair" / video / f"{number}.png", np.zeros((8, 8, 3), np.uint8))
+    assert main(["prepare", "vdm/bair"]) == 0
+    expected = "nothing to prepare: BAIRRobotPushing is read as it is (clips: train 2, validation 1, test 1)"
+    assert expected in capfd.readouterr().out

@@ -101,6 +101,18 @@ def test_evaluate_writes_json_and_table(run, capfd):
     assert "| generated |" in table and (run / "evaluation.png").exists()
 
 
+def test_evaluate_searches_the_augmentation_level(run, capfd):
+    import json
+
+    assert main(["evaluate", str(run), "--count", "2", "--augmentation-levels", "3", "-1"]) == 0
+    output = capfd.readouterr()
+    record = json.loads((run / "augmentation_levels.json").read_text())
+    assert [row["logsnr"] for row in record["levels"]] == [-1, 3] and set(record["levels"][0]["scores"]) >= {"whole"}
+    assert "best: --augmentation-levels " in output.out and (run / "augmentation_levels.png").exists()
+    assert main(["evaluate", str(run), "--count", "3", "--augmentation-levels", "3"]) == 2
+    assert "is the record of other weights or another protocol" in capfd.readouterr().err
+
+
 def test_export_samples_like_the_run(trained, tmp_path):
     assert main(["export", str(trained), "out"]) == 0
     captions = ["a red 3 moving left"]
@@ -112,6 +124,8 @@ def test_list_shows_configs_and_runs(trained, capfd):
     assert main(["list", "--runs", str(trained.parent)]) == 0
     text = capfd.readouterr().out
     assert "captioned_digits" in text and "base (4/4)" in text
+    assert {"Imagen", "Video:", "5.45", "B", "38.40", "M", "R-precision"} - set(text.split()) == {"38.40"}
+    assert text.count("trained by us") >= 6  # a column of its own; what we have trained says so
 
 
 def test_overview_and_version(capsys):

@@ -53,6 +53,16 @@ def test_captions_and_pickling(folder, tmp_path):
     assert [clip["caption"] for clip in source] == list(source.captions()) == ["", "", "dark blue", ""]
 
 
+def test_captions_beside_the_images(folder, caplog):
+    (folder / "c" / "alpha.txt").write_text("dark blue\n")
+    with caplog.at_level(logging.WARNING):
+        source = ImageFolderSource(spec_of(folder, caption_suffix=".txt"))
+    assert list(source.captions()) == ["", "", "dark blue", ""] and source[2]["caption"] == "dark blue"
+    assert "4 files have no caption (the first is a_wide.png)" in caplog.text
+    with pytest.raises(UserError, match="caption_suffix='.txt' with captions='x.csv'; permitted: one of them"):
+        spec_of(folder, caption_suffix=".txt", captions="x.csv")
+
+
 def test_damage_behind_a_good_header_gives_the_next_image(folder, caplog):
     path = folder / "a_wide.png"
     data = path.read_bytes()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vdm_jax.diffusion.arrays import noise_from_keys
-from vdm_jax.diffusion.augmentation import BlurAugmentation, NoiseAugmentation, gaussian_blur
+from vdm_jax.diffusion.augmentation import BlurAugmentation, NoiseAugmentation, TruncatedAugmentation, gaussian_blur
 from vdm_jax.diffusion.schedules import CosineSchedule
 from vdm_jax.errors import UserError
 
@@ -64,6 +64,8 @@ def test_blur_acts_on_its_share_of_the_videos():
     "make, message",
     [
         (lambda: NoiseAugmentation(training_logsnr=(2.0, 1.0)), r"training_logsnr=\(2.0, 1.0\); permitted"),
+        (lambda: TruncatedAugmentation(training_logsnr=(2.0, 1.0)), r"TruncatedAugmentation.training_logsnr=\(2.0"),
+        (lambda: NoiseAugmentation(at="full"), "NoiseAugmentation.at='full'; permitted: 'enlarged', 'low'"),
         (lambda: BlurAugmentation(probability=2.0), "probability=2.0; permitted: 0 to 1"),
         (lambda: BlurAugmentation(sigma=(0.0, 1.0)), r"sigma=\(0.0, 1.0\); permitted"),
     ],

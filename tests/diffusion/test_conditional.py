@@ -102,3 +102,20 @@ def test_bad_arguments():
         reconstruction_guided(lambda z, _: z, [lambda x: x.sum()], -1.0, FAMILY)
     with pytest.raises(UserError, match="with 0 errors; permitted"):
         reconstruction_guided(lambda z, _: z, [], 1.0, FAMILY)
+
+
+def test_guidance_of_weight_one_is_the_exact_conditional_only_as_noise_goes():
+    """The variance it assumes of what is known, sigma^2 / alpha^2, is exact in that limit."""
+    denoise = CORRELATED.denoiser(PROCESS)
+    z = jnp.asarray(np.random.default_rng(0).normal(size=(1, *SHAPE)), jnp.float32)
+    known, mask = jnp.ones((1, *SHAPE)), jnp.asarray([1.0, 1.0, 0.0, 0.0]).reshape(1, *SHAPE)
+    guided = reconstruction_guided(denoise, [known_error(known, mask)], 1.0, FAMILY)
+    gaps = []
+    for level in (0.0, 3.0, 6.0):
+        logsnr = jnp.full((1,), level)
+        x = np.asarray(denoise(z, logsnr)).reshape(4)
+        covariance = np.linalg.inv(np.linalg.inv(CORRELATED.covariance) + np.exp(level) * np.eye(4))  # of x given z
+        change = covariance[2:, :2] @ np.linalg.solve(covariance[:2, :2], 1 - x[:2])
+        gap = np.asarray(guided(z, logsnr)).reshape(4)[2:] - x[2:] - change
+        gaps.append(np.linalg.norm(gap) / np.linalg.norm(change))
+    assert gaps[0] > 0.3 and gaps[1] < 0.5 * gaps[0] and gaps[2] < 0.1

@@ -166,3 +166,37 @@ def test_errors(fields, message):
     with pytest.raises(UserError, match=message) as error:
         Process(**fields)
     assert "\n" not in str(error.value)
+
+
+def test_multiscale_loss_adds_errors_of_block_means():
+    """1/s of the mean squared error pooled to s pixels of the shorter side; a padded frame does not count."""
+    rng = np.random.default_rng(0)
+    x, noise = (jnp.asarray(rng.normal(size=(2, 3, 8, 16, 3)), jnp.float32) for _ in range(2))
+    logsnr, mask = jnp.array([-1.0, 2.0]), jnp.array([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])[:, :, None, None, None]
+    process = Process(prediction="eps", multiscale=4)
+    loss, aux = process.loss(lambda z, _: 0.5 * z, x, jax.random.key(0), logsnr=logsnr, noise=noise, mask=mask)
+    plain, _ = Process(prediction="eps").loss(
+        lambda z, _: 0.5 * z, x, jax.random.key(0), logsnr=logsnr, noise=noise, mask=mask)
+    error = np.asarray(0.5 * process.diffuse(x, noise, logsnr) - noise, float)
+    expected = np.zeros(2)
+    for side in (8, 4):
+        k = 8 // side
+        pooled = error.reshape(2, 3, 8 // k, k, 16 // k, k, 3).mean((3, 5))
+        expected += [np.square(pooled[0]).mean() / side, np.square(pooled[1, :1]).mean() / side]
+    np.testing.assert_allclose(loss, expected, rtol=1e-4)
+    np.testing.assert_allclose(aux["prediction_mse"], plain, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("height", "mask", "message"), [
+    (2, None, "Process.multiscale=3 for frames of 2x8; permitted: up to 2"),
+    (7, None, "Process.multiscale=3: frames of 7x8 cannot be halved; permitted: even sizes down to it"),
+    (8, (1, 1, 8, 1, 1), "Process.multiscale=3 with a mask of shape (1, 1, 8, 1, 1); permitted: the same within a "
+                         "frame"),
+])
+def test_multiscale_loss_refuses_what_it_cannot_pool(height, mask, message):
+    x = jnp.zeros((1, 1, height, 8, 3))
+    with pytest.raises(UserError) as error:
+        Process(multiscale=3).loss(half, x, jax.random.key(0), mask=None if mask is None else jnp.ones(mask))
+    assert str(error.value) == message
+    with pytest.raises(UserError, match="Process.multiscale=-1; permitted: 0"):
+        Process(multiscale=-1)

@@ -147,6 +147,16 @@ def test_order_of_convergence_to_the_exact_flow(sampler, process, order, error, 
     assert fine < error
 
 
+@pytest.mark.parametrize("stop", [-3.0, 0.7])
+def test_stopping_early_leaves_the_z_of_that_level(stop, gaussian):
+    """What the flow makes of it is what it makes of the beginning."""
+    z, exact = starts(VARIANCE_PRESERVING), gaussian.flow(starts(VARIANCE_PRESERVING), *amplitudes(VARIANCE_PRESERVING))
+    reached = run(Heun(), gaussian, VARIANCE_PRESERVING, 96, split(0, 16), initial=z, stop=stop)
+    np.testing.assert_allclose(gaussian.flow(reached, *amplitudes(VARIANCE_PRESERVING, stop)), exact, atol=0.002)
+    with pytest.raises(UserError, match="stop=-30 is noisier than where sampling begins; permitted: log-SNRs above"):
+        run(Heun(), gaussian, VARIANCE_PRESERVING, 96, split(0, 16), stop=-30.0)
+
+
 @pytest.mark.parametrize("process", [VARIANCE_PRESERVING, EXPLODING, STRAIGHT], ids=lambda p: p.prediction)
 @pytest.mark.parametrize(
     "grid", [LogSNRGrid(), KarrasGrid(), KarrasGrid(rho=5.0, sigma_min=0.01, sigma_max=40.0)]

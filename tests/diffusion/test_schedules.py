@@ -184,3 +184,20 @@ def test_config_types_resolve():
 def test_errors(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+def test_interpolated_schedule_of_simple_diffusion():
+    """Its formula with shifts for a picture of 128 pixels towards 32 and 256; a shifted schedule is the cosine of moved
+    limits plus the shift, which clamps it to its range."""
+    low, high = resolution_shift(128, 32), resolution_shift(128, 256)
+    schedule = InterpolatedCosineSchedule(low_shift=low, high_shift=high, logsnr_min=-15.0, logsnr_max=15.0)
+
+    def clamped(t, shift):
+        first, last = (np.arctan(np.exp(-0.5 * (end - shift))) for end in (15.0, -15.0))
+        return -2 * np.log(np.tan(first + t * (last - first))) + shift
+
+    t = np.linspace(0, 1, 11)
+    np.testing.assert_allclose(schedule.logsnr(t), t * clamped(t, low) + (1 - t) * clamped(t, high), atol=2e-4)
+    np.testing.assert_allclose(schedule.logsnr(np.array([0.0, 1.0])), [15, -15], atol=1e-4)
+    alpha, sigma = schedule.alpha_sigma(schedule.logsnr(t))
+    np.testing.assert_allclose(alpha**2 + sigma**2, 1, rtol=1e-6)

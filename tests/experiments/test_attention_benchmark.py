@@ -48,10 +48,10 @@ class TestPresets:
 
 class TestTargets:
     def test_nothing_recorded(self):
-        assert targets.table({}).count("not recorded") == len(targets.targets())
+        assert targets.table({}, targets.targets()).count("not recorded") == len(targets.targets())
 
     def test_met_and_missed(self):
-        lines = targets.table(filled(xla=8.0, gather=1.5, chunked=10.0)["rows"]).splitlines()
+        lines = targets.table(filled(xla=8.0, gather=1.5, chunked=10.0)["rows"], targets.targets()).splitlines()
         chosen = {key: next(line for line in lines if key in line) for key in ("chunked / dense", "dense with a mask")}
         assert chosen["chunked / dense"].endswith("| <= 1.2 | 1.25 | missed |")
         assert chosen["dense with a mask"].endswith("| >= 4 | 5.33 | met |")
@@ -59,7 +59,17 @@ class TestTargets:
     def test_dense_that_does_not_fit(self):
         case = Case(pattern=Full(), kernel="xla", frames=16, height=64, width=64, mode="forward+backward")
         rows = record(skipped(case, "does not fit: needs at least 257.0 GiB"))["rows"]
-        assert "| 1 | 1.00 | met |" in targets.table(rows)
+        assert "| 1 | 1.00 | met |" in targets.table(rows, targets.targets())
+
+    def test_memory_that_falls_with_the_chips_and_memory_that_does_not(self):
+        def rows(temporaries: float) -> dict:
+            case = next(c for c in PRESETS["v5p_4"].cases() if c.pattern == Full() and c.context == "ring")
+            found = {"status": "compiled", "memory": {"temporaries": temporaries, "total": 2**30}, "collectives": {}}
+            return {case.key: found}
+
+        lines = targets.table(targets.pod_rows({4: rows(8.0), 16: rows(2.0), 64: rows(1.0)}), targets.pod_targets())
+        assert "times 4 | <= 1.3 | 1.00 | met |" in lines and "times 4 | <= 1.3 | 2.00 | missed |" in lines
+        assert "| <= 95.7 | 1.00 | met |" in lines and lines.count("not recorded") == 2
 
     def test_the_dense_row_is_left_out_on_a_machine_of_24_gib(self):
         case = Case(pattern=Full(), kernel="xla", frames=16, height=64, width=64, mode="forward+backward")
@@ -77,7 +87,8 @@ def test_the_report_replaces_what_stands_between_the_markers(tmp_path):
     for _ in range(2):  # a second time changes nothing
         run.write_report(results, readme)
         text = readme.read_text()
-        assert text.count("| wanted | recorded |") == 1 and "![forward frames](results/cpu/forward_frames.png)" in text
+        part = text.split("<!-- cpu:begin -->")[1].split("<!-- cpu:end -->")[0]
+        assert part.count("| wanted | recorded |") == 1 and "![forward frames](results/cpu/forward_frames.png)" in part
     assert text.count("Not recorded yet.") == README.read_text().count("Not recorded yet.") - ("Not recorded yet." in
            README.read_text().split("<!-- cpu:begin -->")[1].split("<!-- cpu:end -->")[0])
 

@@ -99,6 +99,7 @@ def test_what_does_not_fit_is_named(image, normal):
     refused(deeper, "/down_0_1/residual/conv_in/kernel from nothing")
     fewer = dataclasses.replace(IMAGE, middle=())
     refused(fewer, "nothing from /middle_in/mixers/spatial_attention_0/norm/bias")
+    refused(dataclasses.replace(IMAGE, text=EmbeddedText(width=7)), "they would read different words or embeddings")
     refused(dataclasses.replace(IMAGE, modulation="add"), "UNet.modulation='add' of a network that is to begin as one")
     video = VIDEOS["not causal"]
     refused(IMAGE, "UNet.observed=False of a network that is to begin as one with observed=True", video,

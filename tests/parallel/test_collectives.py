@@ -156,3 +156,23 @@ def test_a_fused_reduce_scatter_has_the_groups_of_its_computation():
     assert axes_of(scatter.groups, {"data": 1, "fsdp": 2}) == ("fsdp",)
     permute = next(one for one in listed(text) if one.kind == "collective-permute")
     assert (permute.times, permute.groups) == (4, ((0, 1), (1, 0)))
+
+
+def test_an_asynchronous_gather_of_the_tpu_compiler_counts_once():
+    """Its start is a fusion that holds the collective and a call that marks it."""
+    text = """HloModule m
+
+%fused (p: bf16[16,128]) -> (bf16[16,128], bf16[64,128]) {
+  %p = bf16[16,128]{1,0} parameter(0)
+  %all-gather.1 = bf16[64,128]{1,0} all-gather(%p), channel_id=1, replica_groups=mesh['axis_0'=4] {'axis_0'}, dimensions={0}
+  ROOT %custom-call.4 = (bf16[16,128]{1,0}, bf16[64,128]{1,0}) custom-call(%all-gather.1), custom_call_target="AsyncCollectiveStart"
+}
+
+ENTRY %main (x: bf16[16,128]) -> bf16[64,128] {
+  %x = bf16[16,128]{1,0} parameter(0)
+  %async-collective-start = (bf16[16,128]{1,0}, bf16[64,128]{1,0}) fusion(%x), kind=kCustom, calls=%fused
+  ROOT %get = bf16[64,128]{1,0} get-tuple-element(%async-collective-start), index=1
+}
+"""  # noqa: E501
+    (one,) = listed(text)
+    assert (one.kind, one.bytes, one.groups) == ("all-gather", 64 * 128 * 2, ((0, 1, 2, 3),))

@@ -1,6 +1,7 @@
 """The sharding of every shipped config against the tables in `golden/`.
 
-After a change that is meant, `python -m tests.parallel.test_table` writes them anew (on 8 devices).
+After a change that is meant, `python -m tests.parallel.test_table` writes them anew (on 8 devices), and
+the counts in `configs/sizes.json`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from vdm_jax.commands.configs import config_names, load_config
+from vdm_jax.commands.sizes import write_sizes
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.parallel.table import sharding_table
 from vdm_jax.training.state import initial_params
@@ -62,3 +64,4 @@ if __name__ == "__main__":
     GOLDEN.mkdir(exist_ok=True)
     for config in config_names():
         golden_file(config).write_text(tables(config))
+    write_sizes()

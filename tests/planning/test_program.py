@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from vdm_jax.cascade.generator import jit_sampling
+from vdm_jax.cascade.programs import jit_sampling
 from vdm_jax.cascade.stage import LowResolution
 from vdm_jax.commands.compile_command import with_known_words
 from vdm_jax.commands.configs import load_config

@@ -91,6 +91,26 @@ def test_gradients_are_clipped_by_their_global_norm():
         np.testing.assert_allclose(optax.tree.norm(first_moment), 0.1 * expected, rtol=1e-5)
 
 
+def test_adafactor_keeps_sums_over_rows_and_columns_and_is_split_like_the_rest():
+    """Of a large kernel two vectors instead of a second moment; a step goes against the gradient, at the rate of its
+    step times the size of the parameter."""
+    spec = Training(optimizer="adafactor", steps=100, warmup_steps=0, learning_rate=0.1)
+    params = {"kernel": jnp.full((128, 256), 2.0), "bias": jnp.ones(4)}
+    optimizer = make_optimizer(spec)
+    state = optimizer.init(params)
+    held = sum(leaf.size for leaf in jax.tree.leaves(state))
+    assert 128 + 256 <= held < 500
+    grads = {"kernel": jnp.full((128, 256), 1e-3), "bias": -jnp.full(4, 1e-3)}
+    updates, _ = optimizer.update(grads, state, params)
+    np.testing.assert_allclose(updates["kernel"], -0.1 * 2.0, rtol=1e-3)
+    np.testing.assert_allclose(updates["bias"], 0.1, rtol=1e-3)
+    network = UNet(levels=(Level(channels=128, blocks=1),), embedding_channels=128)
+    stage = dataclasses.replace(STAGE, network=network, training=spec)
+    whole = abstract_state(stage, make_mesh(MeshSpec(data=1, fsdp=4, tensor=2)))
+    factored = [leaf for leaf in jax.tree.leaves(whole.opt_state) if leaf.ndim > 1]
+    assert factored and all(leaf.sharding.shard_shape(leaf.shape) != leaf.shape for leaf in factored)
+
+
 @pytest.mark.parametrize("text", [None, WordEncoder(words=("a",), length=4, width=16), EmbeddedText(width=5)], ids=str)
 @pytest.mark.parametrize("source", [None, LowResolution(frames=2, height=2, width=2)], ids=["base", "from a source"])
 def test_example_conditioning_is_all_a_network_takes(text, source):

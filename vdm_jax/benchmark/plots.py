@@ -11,7 +11,7 @@ from vdm_jax.errors import UserError
 from vdm_jax.video.writing import atomic_path
 
 Row = dict[str, Any]
-Series = Mapping[str, Sequence[tuple[int, Row]]]  # name -> (x, row), sorted
+Series = Mapping[str, Sequence[tuple[float, Row]]]  # name -> (x, row), sorted
 Panels = Mapping[str, Callable[[Row], float]]  # label -> quantity
 
 QUANTITIES: dict[str, tuple[str, Callable[[Row], float]]] = {
@@ -71,14 +71,14 @@ def picture(found: Series, panels: Panels, xlabel: str, title: str, path: Path, 
 
     figure = Figure(figsize=(15, 4.5 + 0.16 * len(found)), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(panels))
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for panel, (label, quantity) in zip(axes, panels.items(), strict=True):
         for i, (name, points) in enumerate(found.items()):
             panel.plot([x for x, _ in points], [quantity(row) for _, row in points], label=name,
                        marker="osv^D"[i // 10 % 5])
         ticks = sorted({x for points in found.values() for x, _ in points})
         panel.set(xscale="log", yscale="linear" if label in linear else "log", xlabel=xlabel, ylabel=label)
-        panel.set_xticks(ticks, [str(x) for x in ticks])
+        panel.set_xticks(ticks, [f"{x:.3g}" if isinstance(x, float) else str(x) for x in ticks])
         panel.minorticks_off()
         panel.grid(alpha=0.3)
     figure.suptitle(title)

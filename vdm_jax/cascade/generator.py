@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -11,25 +12,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
-from jaxtyping import Float, PRNGKeyArray, UInt8
+from jaxtyping import Bool, Float, PRNGKeyArray, UInt8
 
-from vdm_jax.cascade.inputs import text_conditioning
 from vdm_jax.cascade.observations import Known
-from vdm_jax.cascade.sampling import (
-    sample_keys,
-    sample_stage,
-    sampling_parts,
-    sampling_sharding,
-    with_overrides,
-)
-from vdm_jax.cascade.stage import Completion, Experiment, KeyFrames, Sampling, Stage
+from vdm_jax.cascade.programs import WHOLE, Handover, goes_by_steps, handover, jit_sampling, stepwise_sampling
+from vdm_jax.cascade.prompts import Prompts
+from vdm_jax.cascade.sampling import sample_keys, sampling_parts, with_overrides
+from vdm_jax.cascade.stage import Completion, Experiment, KeyFrames, Sampling, Stage, augmentation_of
 from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.conditioning.vocabulary import Vocabulary
-from vdm_jax.diffusion.sampling import sampling_levels
 from vdm_jax.errors import UserError
-from vdm_jax.networks.config import EmbeddedText, WordEncoder
-from vdm_jax.parallel.compiling import compiler_options
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.rules import parameter_shardings
 from vdm_jax.video.arrays import to_float, to_uint8
@@ -42,7 +34,8 @@ class Generated:
     """Generated videos and what they were made from."""
 
     captions: tuple[str, ...]
-    stages: dict[str, UInt8[np.ndarray, "b t h w 3"]]  # by stage name, in order
+    # By stage name, in order. Of a stage that stops early for the next one (`TruncatedAugmentation`), the noisy videos
+    stages: dict[str, UInt8[np.ndarray, "b t h w 3"]]
     fps: dict[str, float]  # frames per second, by stage name
 
     @property
@@ -59,19 +52,6 @@ class Generated:
         if Path(path).suffix == ".png":
             return write_png(path, sheet(self.videos, self.captions))
         return write_video(path, tile_videos(self.videos), fps)
-
-
-def jit_sampling(stage: Stage, sampling: Sampling, mesh: Mesh, shardings: Any) -> jax.stages.Wrapped:
-    """Sampling `(params, keys, text, low, known) -> videos` of a stage jitted for a mesh, to be called or lowered with
-    the mesh in context; `shardings` are those of the parameters, `low` and `known` may be None."""
-    levels = np.asarray(sampling_levels(sampling.sampler, stage.process.schedule, sampling.steps))
-
-    def function(params: Any, keys: Any, text: Conditioning, low: Any, known: Known | None) -> Any:
-        return sample_stage(stage, sampling, params, keys, text, low, levels=levels, known=known)
-
-    batch = sampling_sharding(stage, sampling, mesh)
-    return jax.jit(function, in_shardings=(shardings, batch, batch, batch, batch), out_shardings=batch,
-                   compiler_options=compiler_options(mesh))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,12 +112,13 @@ class Generator:
         self.mesh = make_mesh(experiment.mesh, devices)
         self.params = {name: jax.device_put(tree, parameter_shardings(tree, self.mesh))
                        for name, tree in params.items()}
-        self._compiled: dict[tuple[str, Sampling], Callable] = {}
+        self._compiled: dict[tuple[Stage, Sampling, Handover], Callable] = {}
 
     def __call__(
         self, captions: Sequence[str] | str, *, seed: int = 0, first_index: int = 0, steps: int | None = None,
         guidance: float | None = None, split_guidance: bool | None = None, last: str | None = None,
         progress: Progress | None = None, embeddings: Float[np.ndarray, "b l c"] | None = None,
+        text_mask: Bool[np.ndarray, "b l"] | None = None, labels: Sequence[int] | None = None,
         known: Known | None = None, fps: float | None = None, first: str | None = None,
     ) -> Generated:
         """Generate one video per caption.
@@ -152,6 +133,8 @@ class Generator:
           last: name of the stage to stop after.
           progress: called with (stage, videos done, videos in all).
           embeddings: `[B, L, C]`, for stages that read text embeddings instead of words.
+          text_mask: `[B, L]`, True at real tokens of `embeddings`; all by default.
+          labels: `[B]`, for stages that take a class; -1 is none.
           known: a part of the first stage's videos that is given; `observations.first_frame_known` for their first
             frames. How it is taken over is the stage's `sampling.completion`.
           fps: frames per second that the first stage is told, where it takes them (scalar "fps"); others in proportion.
@@ -159,12 +142,11 @@ class Generator:
             `known` instead (animates a picture, goes on with a clip).
 
         Raises:
-          UserError: no captions, an unknown stage, a stage that is not trained, missing embeddings, something known of
-            another size.
+          UserError: no captions, an unknown stage, a stage that is not trained, missing embeddings or labels, something
+            known of another size.
         """
         captions = (captions,) if isinstance(captions, str) else tuple(captions)
-        if not captions:
-            raise UserError("captions=[] is not valid; permitted: at least one caption")
+        prompts = Prompts(captions, embeddings, text_mask, labels)
         stages = self._stages(first, last)
         rates = _frame_rates(stages, fps)
         absent = [stage.name for stage in stages if stage.name not in self.params]
@@ -183,9 +165,9 @@ class Generator:
             sampling = with_overrides(stage.sampling, steps=steps, guidance=guidance if at_first else None,
                                       split_guidance=split_guidance)
             dataclasses.replace(stage, sampling=sampling)  # raises where the stage cannot do it
-            text = self._text(stage, captions, embeddings, None if fps is None else rates[stage.name])
+            text = prompts.conditioning(stage, None if fps is None else rates[stage.name])
             given = _checked_known(known, stage, len(captions)) if at_first else None
-            low = self._run(stage, place, sampling, jobs, text, low, given)
+            low = self._run(stage, place, sampling, jobs, text, low, given, handover(stages, stages.index(stage)))
             outputs[stage.name] = np.asarray(to_uint8(low))
         return Generated(captions, outputs, rates)
 
@@ -193,7 +175,8 @@ class Generator:
         self, captions: Sequence[str] | str, *, frames: int, overlap: int | None = None,
         completion: Completion | None = None, seed: int = 0, first_index: int = 0, steps: int | None = None,
         guidance: float | None = None, progress: Progress | None = None,
-        embeddings: Float[np.ndarray, "b l c"] | None = None, known: Known | None = None, fps: float | None = None,
+        embeddings: Float[np.ndarray, "b l c"] | None = None, text_mask: Bool[np.ndarray, "b l"] | None = None,
+        labels: Sequence[int] | None = None, known: Known | None = None, fps: float | None = None,
     ) -> Generated:
         """Generate longer videos of the first stage, block by block: each block after the first is sampled with its
         first frames known, which are the last of the block before (Ho et al. 2022, arXiv 2204.03458, section 3.1).
@@ -202,7 +185,7 @@ class Generator:
           frames: of the videos; the last block is cut.
           overlap: frames that a block knows; half of the stage's frames by default.
           completion: how blocks take over what they know; the stage's own by default.
-          captions, seed, first_index, steps, guidance, progress, embeddings, fps: as in a call.
+          captions, seed, first_index, steps, guidance, progress, embeddings, text_mask, labels, fps: as in a call.
           known: of the first block, as in a call.
 
         Raises `UserError` as a call does, for an overlap that leaves nothing to sample, and for fewer frames than the
@@ -219,9 +202,9 @@ class Generator:
         sampling = with_overrides(stage.sampling, steps=steps, guidance=guidance, completion=completion)
         dataclasses.replace(stage, sampling=sampling)  # raises where the stage cannot do it
         first = self(captions, seed=seed, first_index=first_index, steps=steps, guidance=guidance, progress=progress,
-                     embeddings=embeddings, last=stage.name, known=known, fps=fps)
+                     embeddings=embeddings, text_mask=text_mask, labels=labels, last=stage.name, known=known, fps=fps)
         jobs = _Jobs(seed, first_index + np.arange(len(captions)), progress)
-        text = self._text(stage, captions, embeddings, fps)
+        text = Prompts(captions, embeddings, text_mask, labels).conditioning(stage, fps)
         video = np.asarray(to_float(first.videos))
         mask = np.zeros((len(captions), size, 1, 1, 1), np.float32)
         mask[:, :overlap] = 1
@@ -231,6 +214,25 @@ class Generator:
             block = self._run(stage, 0, sampling, jobs, text, None, Known(known, mask))
             video = np.concatenate([video, block[:, overlap:]], axis=1)
         return Generated(captions, {stage.name: np.asarray(to_uint8(video[:, :frames]))}, first.fps)
+
+    def with_augmentation_level(self, logsnr: float) -> Generator:
+        """The same cascade, with the low-resolution inputs of all its stages augmented at another level, which is
+        searched after training (Ho et al. 2021, arXiv 2106.15282). Raises `UserError` when no stage's
+        augmentation has a level."""
+        def at_level(stage: Stage) -> Stage:
+            augmentation = augmentation_of(stage)
+            if augmentation is None or not augmentation.while_sampling:
+                return stage
+            augmentation = dataclasses.replace(augmentation, sampling_logsnr=logsnr)
+            return dataclasses.replace(stage, source=dataclasses.replace(stage.source, augmentation=augmentation))
+
+        stages = tuple(at_level(stage) for stage in self.experiment.stages)
+        if not any((found := augmentation_of(stage)) and found.while_sampling for stage in stages):
+            raise UserError(f"experiment {self.experiment.name!r} has no stage with a level of augmentation; "
+                            "permitted: a cascade with NoiseAugmentation or TruncatedAugmentation")
+        other = copy.copy(self)  # parameters and what is compiled are shared
+        other.experiment = dataclasses.replace(self.experiment, stages=stages)
+        return other
 
     def vocabulary(self, stage: Stage) -> Vocabulary:
         """The words a stage's encoder knows."""
@@ -246,34 +248,13 @@ class Generator:
                             f"{', '.join(stage.name for stage in stages[:end])}")
         return stages[start:end]
 
-    def _text(self, stage: Stage, captions: Sequence[str], embeddings: np.ndarray | None,
-              fps: float | None = None) -> Conditioning:
-        """Captions of a stage, and the frame rate it is told where it is not its own."""
-        conditioning = self._captions(stage, captions, embeddings)
-        if fps is None or "fps" not in stage.network.scalars:
-            return conditioning
-        return conditioning.replace(scalars={"fps": jnp.full(len(captions), fps, jnp.float32)})
-
-    def _captions(self, stage: Stage, captions: Sequence[str], embeddings: np.ndarray | None) -> Conditioning:
-        text = stage.network.text
-        if isinstance(text, WordEncoder):
-            return text_conditioning(jnp.asarray(self.vocabulary(stage).encode_prompts(captions))[:, None])
-        if isinstance(text, EmbeddedText):
-            shape = np.shape(embeddings)
-            if len(shape) != 3 or (shape[0], shape[2]) != (len(captions), text.width):
-                raise UserError(f"embeddings of shape {list(shape)} given for stage {stage.name!r}; permitted: "
-                                f"[{len(captions)}, L, {text.width}]")
-            mask = jnp.ones((len(captions), 1, embeddings.shape[1]), bool)
-            return Conditioning(embeddings=jnp.asarray(embeddings)[:, None], text_mask=mask)
-        return Conditioning()
-
     def _run(self, stage: Stage, place: int, sampling: Sampling, jobs: _Jobs, text: Conditioning,
-             low: np.ndarray | None, known: Known | None = None) -> np.ndarray:
+             low: np.ndarray | None, known: Known | None = None, ends: Handover = WHOLE) -> np.ndarray:
         """All videos of one stage, in batches of one size; the last batch is filled up with repeats."""
         total, parts = len(jobs.indices), sampling_parts(stage, sampling, self.mesh)
         size = min(sampling.batch_size, total)
         size = -(-size // parts) * parts  # up to a multiple of the devices
-        function = self._compile(stage, sampling)
+        function = self._compile(stage, sampling, ends, goes_by_steps(stage, sampling, self.mesh, known))
         done = []
         for start in range(0, total, size):
             rows = np.minimum(np.arange(start, start + size), total - 1)
@@ -283,11 +264,12 @@ class Generator:
             jobs.tell(stage.name, min(start + size, total), total)
         return np.concatenate(done)[:total]
 
-    def _compile(self, stage: Stage, sampling: Sampling) -> Callable:
-        key = (stage.name, sampling)
+    def _compile(self, stage: Stage, sampling: Sampling, ends: Handover, by_steps: bool) -> Callable:
+        key = (stage, sampling, ends, by_steps)
         if key not in self._compiled:
             shardings = jax.tree.map(lambda x: x.sharding, self.params[stage.name])
-            self._compiled[key] = jit_sampling(stage, sampling, self.mesh, shardings)
+            make = stepwise_sampling if by_steps else jit_sampling
+            self._compiled[key] = make(stage, sampling, self.mesh, shardings, ends)
 
         def call(*arguments: Any) -> Any:
             with jax.set_mesh(self.mesh):

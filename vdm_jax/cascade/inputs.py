@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, Shaped, UInt8
+from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
 
 from vdm_jax.cascade.observations import draw_known, with_observed
 from vdm_jax.cascade.stage import KeyFrames, LowResolution, Stage, VideoSpec
 from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.conditioning.vocabulary import PADDING
 from vdm_jax.errors import UserError
+from vdm_jax.video.arrays import crop as crop_frames
 from vdm_jax.video.arrays import resize, subsample_frames, to_float, upsample_frames
 
-_OBSERVATION_STREAM, _FRAMES_STREAM = 2**31 - 3, 2**31 - 4  # of a batch's key, which is otherwise split
+_OBSERVATION_STREAM, _PART_STREAM = 2**31 - 3, 2**31 - 5  # of a batch's key, which is otherwise split
+# Samplers draw from streams 0, 1, 2, ... of a sample's key and augmentations from the last ones.
+_CROP_STREAM = 2**31 - 3
 
 
 def target_video(
@@ -25,42 +28,19 @@ def target_video(
     return resize(to_float(take_frames(clip, video.frames, key_frames)), video.height, video.width, "area")
 
 
-def take_frames(
-    clip: Shaped[Array, "b t h w c"], frames: int, key_frames: bool = False
-) -> Shaped[Array, "b n h w c"]:
+def take_frames(clip: Shaped[Array, "b t *rest"], frames: int, key_frames: bool = False) -> Shaped[Array, "b n *rest"]:
     """Frames 0, k, 2 k, ... of clips, k = T / frames; of `key_frames`, which go from the first frame to the
     last, k = (T - 1) / (frames - 1). Raises `UserError` where k is no whole number."""
     total = clip.shape[1]
     if not key_frames:
-        return subsample_frames(clip, frames)
+        if total % frames:
+            raise UserError(f"clips of {total} frames for a stage of {frames}; permitted: clips of {frames}, "
+                            f"{2 * frames}, {3 * frames}, ... frames")
+        return clip[:, :: total // frames]
     if frames < 2 or (total - 1) % (frames - 1):
         raise UserError(f"training.key_frames=True: {frames} frames of clips of {total}; permitted: clips of {frames}, "
                         f"{2 * frames - 1}, {3 * frames - 2}, ... frames")
     return clip[:, :: (total - 1) // (frames - 1)]
-
-
-def draw_frames(
-    clip: UInt8[Array, "b t h w 3"], stage: Stage, key: Key[Array, ""]
-) -> UInt8[Array, "b n h w 3"]:
-    """`Training.frames` neighbouring frames of each clip, begun at random; clips that have just these as they are."""
-    frames = stage.training.frames
-    if clip.shape[1] == frames:
-        return clip
-    clip = take_frames(clip, stage.video.frames, stage.training.key_frames)
-    starts = jax.random.randint(key, (len(clip),), 0, clip.shape[1] - frames + 1)
-    return jax.vmap(lambda x, start: jax.lax.dynamic_slice_in_dim(x, start, frames))(clip, starts)
-
-
-def as_trained(stage: Stage) -> Stage:
-    """The stage with the number of frames it is trained on (`Training.frames`)."""
-    frames, source = stage.training.frames, stage.source
-    if frames is None:
-        return stage
-    return dataclasses.replace(
-        stage, video=dataclasses.replace(stage.video, frames=frames),
-        source=None if source is None else dataclasses.replace(source, frames=frames),
-        training=dataclasses.replace(stage.training, frames=None, key_frames=False),
-        sampling=dataclasses.replace(stage.sampling, windows=None))
 
 
 def hold_valid(x: Float[Array, "b t h w 3"], valid: Bool[Array, "b t"]) -> Float[Array, "b t h w 3"]:
@@ -84,6 +64,46 @@ def enlarge(low: Float[Array, "b t h w 3"], source: LowResolution, video: VideoS
     return resize(upsample_frames(low, video.frames, source.fill), video.height, video.width, source.resize)
 
 
+def draw_corners(keys: Array, stage: Stage) -> Int[Array, "b 2"]:
+    """First row and column of each sample's training window, in low-resolution pixels, uniform over all places."""
+    source, crop = stage.source, stage.training.crop
+    room = jnp.array([getattr(source, side) - size // _scale(stage, side) + 1
+                      for side, size in zip(("height", "width"), crop, strict=True)])
+    return jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, _CROP_STREAM), (2,), 0, room))(keys)
+
+
+def target_window(
+    x: Float[Array, "b t h w 3"], corners: Int[Array, "b 2"], stage: Stage
+) -> Float[Array, "b t h2 w2 3"]:
+    """The windows of the stage's own videos that begin at the given low-resolution pixels."""
+    scales = jnp.array([_scale(stage, "height"), _scale(stage, "width")])
+    return _windows(x, corners * scales, stage.training.crop)
+
+
+def enlarge_window(
+    low: Float[Array, "b t h w 3"], corners: Int[Array, "b 2"], stage: Stage
+) -> Float[Array, "b t2 h2 w2 3"]:
+    """`enlarge` followed by `target_window`, without enlarging whole frames.
+
+    A window of low-resolution pixels is enlarged with one more pixel on each side, the last one that interpolation
+    reaches, so that it equals the same window of an enlarged frame up to its edges.
+    """
+    scales, crop, margin = (_scale(stage, "height"), _scale(stage, "width")), stage.training.crop, 1
+    low = jnp.pad(low, ((0, 0), (0, 0), (margin, margin), (margin, margin), (0, 0)), mode="edge")
+    sizes = [size // scale + 2 * margin for size, scale in zip(crop, scales, strict=True)]
+    low = upsample_frames(_windows(low, corners, sizes), stage.video.frames, stage.source.fill)
+    large = resize(low, sizes[0] * scales[0], sizes[1] * scales[1], stage.source.resize)
+    return crop_frames(large, margin * scales[0], margin * scales[1], *crop)
+
+
+def _scale(stage: Stage, side: str) -> int:
+    return getattr(stage.video, side) // getattr(stage.source, side)
+
+
+def _windows(x: Array, corners: Int[Array, "b 2"], sizes: Sequence[int]) -> Array:
+    return jax.vmap(lambda video, corner: crop_frames(video, corner[0], corner[1], *sizes))(x, corners)
+
+
 def text_conditioning(tokens: Int[Array, "b g l"]) -> Conditioning:
     """Conditioning on word ids; padding is masked."""
     return Conditioning(tokens=tokens, text_mask=tokens != PADDING)
@@ -91,14 +111,53 @@ def text_conditioning(tokens: Int[Array, "b g l"]) -> Conditioning:
 
 def with_low_resolution(
     conditioning: Conditioning, low: Float[Array, "b t h w 3"], stage: Stage, keys: Array, logsnr: Float[Array, b],
-    shared_noise: bool = False,
+    *, corners: Int[Array, "b 2"] | None = None, corrupt: bool = True, shared_noise: bool = False,
 ) -> Conditioning:
-    """Add the enlarged low-resolution video with noise of level `logsnr`, drawn per sample from `keys` `[B]`
-    (noise-conditioning augmentation: Ho et al. 2021, arXiv 2106.15282, section 3.3); the same noise for all frames
-    where it is shared."""
-    large = enlarge(low, stage.source, stage.video)
-    noisy = stage.source.augmentation.augment(large, keys, logsnr, shared_noise)
-    return conditioning.replace(low_resolution=noisy, augmentation=logsnr)
+    """Add the enlarged low-resolution video, augmented per sample from `keys` `[B]` at level `logsnr` (Ho et al. 2021,
+    arXiv 2106.15282, section 3), with the same noise for all frames where it is shared; with `corners`, its windows.
+    `corrupt=False` adds it as it is."""
+    augmentation = stage.source.augmentation
+
+    def augmented(x: Array, at: str) -> Array:
+        return augmentation.augment(x, keys, logsnr, shared_noise) if corrupt and augmentation.at == at else x
+
+    low = augmented(low, "low")
+    large = enlarge(low, stage.source, stage.video) if corners is None else enlarge_window(low, corners, stage)
+    return conditioning.replace(low_resolution=augmented(large, "enlarged"), augmentation=logsnr)
+
+
+def part_of_clips(stage: Stage, batch: dict[str, Array], key: Array) -> tuple[Stage, dict[str, Array]]:
+    """The stage as it is trained, and the batch with that part of every clip, from a random frame on; clips that have
+    just as many frames as they are."""
+    part, whole = stage.training.frames, stage.video.frames
+    if part is None or batch["video"].shape[1] == part:
+        return stage.trained(), batch
+    first = jax.random.randint(jax.random.fold_in(key, _PART_STREAM), (len(batch["video"]),), 0, whole - part + 1)
+    frames = first[:, None] + jnp.arange(part)
+
+    def cut(x: Array) -> Array:
+        return jnp.take_along_axis(x, frames.reshape(*frames.shape, *[1] * (x.ndim - 2)), axis=1)
+
+    cuts = {name: cut(take_frames(batch[name], whole, stage.training.key_frames))
+            for name in ("video", "frame_valid") if name in batch}
+    cuts |= {name: cut(x) for name, x in batch.items() if name.startswith("reference_") and x.shape[1] == whole}
+    return stage.trained(), {**batch, **cuts}
+
+
+def _texts(stage: Stage, batch: dict[str, Array]) -> Conditioning:
+    """Captions of clips and of appended images, as words or embeddings. Raises `UserError` when there are none."""
+    images = "images" in batch
+
+    def joined(of_clips: str, of_images: str) -> Array:
+        clips = batch[of_clips][:, None]
+        return jnp.concatenate([clips, batch[of_images]], axis=1) if images else clips
+
+    if "tokens" in batch:
+        return text_conditioning(joined("tokens", "image_tokens"))
+    if "embeddings" in batch:
+        return Conditioning(embeddings=joined("embeddings", "image_embeddings").astype(jnp.float32),
+                            text_mask=joined("text_mask", "image_text_mask"))
+    raise UserError(f"stage {stage.name!r} reads text, but the batch has neither tokens nor embeddings")
 
 
 def training_inputs(
@@ -107,45 +166,31 @@ def training_inputs(
     """Target video, conditioning and number of appended images for one batch of the data pipeline.
 
     `batch` has `video` uint8 `[B,T,H,W,3]` and, where the network reads text, `tokens` `[B,L]` or `embeddings`
-    `[B,L,C]` with `text_mask`; for joint training also `images` `[B,n,H,W,3]` and `image_tokens` `[B,n,L]` (or
-    `image_embeddings` `[B,n,L,C]` with `image_text_mask`); where clips are padded `frame_valid` bool `[B,T]`; and
-    `reference_NAME` `[B,G,M,C]` for each reference the network takes; where frame rates are drawn `frame_rate` `[B]`.
+    `[B,L,C]` with `text_mask`; where it takes a class `label` int `[B]`; for joint training also `images`
+    `[B,n,H,W,3]` and `image_tokens` `[B,n,L]` (or `image_embeddings` `[B,n,L,C]` with `image_text_mask`); where clips
+    are padded `frame_valid` bool `[B,T]`; `reference_NAME` `[B,G,M,C]` for each reference the network takes; where
+    frame rates are drawn `frame_rate` `[B]`. With `training.crop`, target and low-resolution video are windows, drawn
+    per sample from the key; both are made from whole frames.
     """
-    clip, valid, known = batch["video"], None, None
-    if stage.training.frames is not None:
-        if "frame_valid" in batch:
-            raise UserError(f"stage {stage.name!r}: training.frames={stage.training.frames} with padded clips; "
-                            "permitted: clips without frame_valid")
-        clip = draw_frames(clip, stage, jax.random.fold_in(key, _FRAMES_STREAM))
-        stage = as_trained(stage)
-    x = target_video(clip, stage.video, stage.training.key_frames)
+    stage, batch = part_of_clips(stage, batch, key)
+    x = target_video(batch["video"], stage.video, stage.training.key_frames)
+    valid = known = None
     if "frame_valid" in batch:
-        valid = take_frames(batch["frame_valid"][:, :, None, None, None], stage.video.frames,
-                            stage.training.key_frames)[:, :, 0, 0, 0]
+        valid = take_frames(batch["frame_valid"], stage.video.frames, stage.training.key_frames)
         x = hold_valid(x, valid)
     if stage.network.observed:
         keys = jax.random.split(jax.random.fold_in(key, _OBSERVATION_STREAM), len(x))
         known = draw_known(stage.training.observations, x, keys, valid)
-    conditioning = Conditioning()
-    tokens = batch["tokens"][:, None] if "tokens" in batch else None
     images = batch["images"].shape[1] if "images" in batch else 0
     if images:
         pictures = resize(to_float(batch["images"]), stage.video.height, stage.video.width, "area")
         x = jnp.concatenate([x, pictures], axis=1)
         valid = None if valid is None else jnp.pad(valid, ((0, 0), (0, images)), constant_values=True)
-        if tokens is not None:
-            tokens = jnp.concatenate([tokens, batch["image_tokens"]], axis=1)
-    if stage.network.text is not None:
-        if tokens is not None:
-            conditioning = text_conditioning(tokens)
-        elif "embeddings" in batch:
-            embeddings, mask = batch["embeddings"][:, None], batch["text_mask"][:, None]
-            if images:
-                embeddings = jnp.concatenate([embeddings, batch["image_embeddings"]], axis=1)
-                mask = jnp.concatenate([mask, batch["image_text_mask"]], axis=1)
-            conditioning = Conditioning(embeddings=embeddings, text_mask=mask)
-        else:
-            raise UserError(f"stage {stage.name!r} reads text, but the batch has neither tokens nor embeddings")
+    conditioning = Conditioning() if stage.network.text is None else _texts(stage, batch)
+    if stage.network.classes:
+        if "label" not in batch:
+            raise UserError(f"stage {stage.name!r} takes a class, but the batch has no label")
+        conditioning = conditioning.replace(labels=batch["label"])
     references = {name: batch[f"reference_{name}"] for name in (r.name for r in stage.network.references)
                   if f"reference_{name}" in batch}  # the network names what is missing
     conditioning = conditioning.replace(frame_valid=valid, references=references)
@@ -157,6 +202,9 @@ def training_inputs(
     if isinstance(stage.source, LowResolution):
         level_key, noise_key = jax.random.split(key)
         logsnr = stage.source.augmentation.draw_logsnr(level_key, len(x))
-        keys = jax.random.split(noise_key, len(x))
-        conditioning = with_low_resolution(conditioning, degrade(x, stage.source), stage, keys, logsnr)
+        keys, corners, low = jax.random.split(noise_key, len(x)), None, degrade(x, stage.source)
+        if stage.training.crop is not None:
+            corners = draw_corners(keys, stage)
+            x = target_window(x, corners, stage)
+        conditioning = with_low_resolution(conditioning, low, stage, keys, logsnr, corners=corners)
     return x, conditioning, images

@@ -36,8 +36,8 @@ def sample_keys(seed: int, indices: Int[Array, b], stage: int) -> PRNGKeyArray:
 
 
 def is_guided(stage: Stage, sampling: Sampling) -> bool:
-    """Whether every step needs an estimate without the caption too."""
-    return bool(sampling.guidance) and stage.network.text is not None
+    """Whether every step needs an estimate without the caption (or the class) too."""
+    return bool(sampling.guidance) and stage.network.prompted
 
 
 def sampling_parts(stage: Stage, sampling: Sampling, mesh: Mesh) -> int:
@@ -105,10 +105,34 @@ def stage_denoiser(
     return denoise if known is None else replaced(denoise, *known)
 
 
+def stage_conditioning(
+    stage: Stage, sampling: Sampling, keys: PRNGKeyArray, text: Conditioning, low: Float[Array, "b t h w 3"] | None,
+    known: Known | None, *, corrupt: bool = True,
+) -> tuple[Conditioning, Known | None]:
+    """All that a stage is told, and what it knows of its videos; `corrupt=False` leaves `low` as it is."""
+    batch, conditioning = keys.shape[0], text
+    if stage.network.text is None:
+        conditioning = text.replace(tokens=None, embeddings=None, text_mask=None)
+    if not stage.network.classes:
+        conditioning = conditioning.replace(labels=None)
+    if "fps" in stage.network.scalars and "fps" not in text.scalars:
+        conditioning = conditioning.replace(scalars={"fps": jnp.full((batch,), stage.video.fps)})
+    if isinstance(stage.source, KeyFrames) and low is not None:
+        known = key_frames_known(low, stage.source.every)
+    if isinstance(stage.source, LowResolution):
+        augmentation = stage.source.augmentation
+        level = jnp.full((batch,), augmentation.sampling_logsnr)
+        conditioning = with_low_resolution(conditioning, low, stage, keys, level, shared_noise=sampling.shared_noise,
+                                           corrupt=corrupt and augmentation.while_sampling)
+    if stage.network.observed:
+        conditioning = with_observed(conditioning, (batch, *stage.video.shape), known)
+    return conditioning, known
+
+
 def sample_stage(
     stage: Stage, sampling: Sampling, params: Any, keys: PRNGKeyArray, text: Conditioning,
     low: Float[Array, "b t h w 3"] | None = None, *, levels: Float[np.ndarray, " steps"] | None = None,
-    known: Known | None = None,
+    known: Known | None = None, stop: float | None = None, truncated: bool = False,
 ) -> Float[Array, "b t h w 3"]:
     """Videos of one stage, in [-1, 1].
 
@@ -121,27 +145,17 @@ def sample_stage(
       low: the video of the stage before, for a stage with a source.
       known: a part of the videos that is given, and comes out as it is.
       levels: of the sampler's steps, where they cannot be evaluated here; see `diffusion.sampling.sample`.
+      stop: log-SNR at which to stop; the noisy videos there, of any range, are returned.
+      truncated: `low` is what the stage before has where it stopped, and is not augmented.
     """
-    batch = keys.shape[0]
-    conditioning = text
-    if stage.network.text is None:
-        conditioning = text.replace(tokens=None, embeddings=None, text_mask=None)
-    if "fps" in stage.network.scalars and "fps" not in text.scalars:
-        conditioning = conditioning.replace(scalars={"fps": jnp.full((batch,), stage.video.fps)})
-    if isinstance(stage.source, KeyFrames) and low is not None:
-        known = key_frames_known(low, stage.source.every)
-    if isinstance(stage.source, LowResolution):
-        level = jnp.full((batch,), stage.source.augmentation.sampling_logsnr)
-        conditioning = with_low_resolution(conditioning, low, stage, keys, level, sampling.shared_noise)
-    shape = (batch, *stage.video.shape)
-    if stage.network.observed:
-        conditioning = with_observed(conditioning, shape, known)
+    conditioning, known = stage_conditioning(stage, sampling, keys, text, low, known, corrupt=not truncated)
     if levels is None:
         levels = sampling_levels(sampling.sampler, stage.process.schedule, sampling.steps)
     denoise = stage_denoiser(stage, params, conditioning, sampling, levels, known)
+    shape = (keys.shape[0], *stage.video.shape)
     x = sample(sampling.sampler, denoise, keys, shape, stage.process, sampling.steps, levels=levels,
-               shared_noise=sampling.shared_noise)
-    return jnp.clip(x, -1, 1)
+               shared_noise=sampling.shared_noise, stop=stop)
+    return jnp.clip(x, -1, 1) if stop is None else x
 
 
 def with_overrides(sampling: Sampling, **changes: Any) -> Sampling:

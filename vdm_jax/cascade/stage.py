@@ -6,17 +6,14 @@ sample in sequence.
 """
 
 import dataclasses
+import math
 import re
 from typing import Literal
 
 from vdm_jax.cascade.observations import Observation
-from vdm_jax.data.array_record import PreparedClips
-from vdm_jax.data.captioned_digits import CaptionedDigits
+from vdm_jax.data.embeddings import Clips, WithEmbeddings
 from vdm_jax.data.frame_rates import FrameRates
-from vdm_jax.data.image_folder import ImageFolder
-from vdm_jax.data.tfds_video import TFDSVideo
-from vdm_jax.data.video_folder import VideoFolder
-from vdm_jax.diffusion.augmentation import NoiseAugmentation
+from vdm_jax.diffusion.augmentation import Augmentation, NoiseAugmentation, TruncatedAugmentation
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import DDIM, Sampler
 from vdm_jax.errors import UserError
@@ -24,7 +21,7 @@ from vdm_jax.networks.config import UNet
 from vdm_jax.parallel.mesh import MeshSpec
 from vdm_jax.video.arrays import ResizeMethod, UpsampleMode
 
-DataSet = CaptionedDigits | VideoFolder | ImageFolder | PreparedClips | TFDSVideo
+DataSet = Clips | WithEmbeddings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,7 +73,7 @@ class LowResolution:
     width: int  # pixels
     fill: UpsampleMode = "repeat"  # frames in between: repeated, blank or blended
     resize: ResizeMethod = "bilinear"  # pixels in between
-    augmentation: NoiseAugmentation = NoiseAugmentation()
+    augmentation: Augmentation = NoiseAugmentation()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,16 +103,20 @@ class Training:
 
     steps: int = 10_000
     batch_size: int = 16  # clips per step, over all devices
-    learning_rate: float = 2e-4  # peak, of AdamW
+    optimizer: Literal["adamw", "adafactor"] = "adamw"  # the second without weight decay
+    learning_rate: float = 2e-4  # peak
     warmup_steps: int = 200
     decay: bool = False  # cosine decay of the learning rate to a tenth
     weight_decay: float = 0.0
-    b1: float = 0.9
+    b1: float = 0.9  # of AdamW, like b2
     b2: float = 0.99
     clip_norm: float = 1.0  # global gradient norm
     ema_decay: float = 0.999  # reached after about ten times its horizon; earlier steps average less
     accumulation: int = 1  # micro-batches per step
-    text_dropout: float = 0.1  # share of captions replaced by the null caption
+    text_dropout: float = 0.1  # share of captions (and class labels) replaced by the null caption (and class)
+    # Height and width, pixels, of the random window of its video that a stage with a source is trained on; it samples
+    # whole videos all the same. None: whole videos
+    crop: tuple[int, int] | None = None
     images_per_clip: int = 0  # independent images appended to each clip (joint training)
     image_data: DataSet | None = None  # where they come from; None: frames of other clips
     log_every: int = 25  # steps
@@ -126,7 +127,7 @@ class Training:
     start: Start | None = None  # weights to begin with, rather than random ones
     observations: tuple[Observation, ...] = ()  # what may be known of a clip (UNet.observed); each draws one
     frame_rates: FrameRates | None = None  # at which clips are read, told the network as scalar "fps"; None: their own
-    frames: int | None = None  # of a training clip, begun at random in longer ones; None: as many as are sampled
+    frames: int | None = None  # of the parts of clips that are trained on, begun at random; None: whole clips
     key_frames: bool = False  # of longer clips frames from the first to the last, not every (T / frames)-th
     flips: bool = False  # mirror half of the clips; only for data whose captions do not say left or right
     random_starts: bool = False  # clips of long videos begin at a random frame; data sets of fixed clips cannot
@@ -150,8 +151,10 @@ class Training:
             except re.error as error:
                 raise UserError(f"Training.trainable has {pattern!r}, which is no regular expression ({error}); "
                                 "permitted: those of Python") from None
-        if self.frames is not None and self.frames < 1:
-            raise UserError(f"Training.frames={self.frames} is not valid; permitted: >= 1, or None")
+        if self.optimizer not in ("adamw", "adafactor"):
+            raise UserError(f"Training.optimizer={self.optimizer!r} is not valid; permitted: 'adamw', 'adafactor'")
+        if self.optimizer == "adafactor" and self.weight_decay:
+            raise UserError(f"Training.weight_decay={self.weight_decay} with optimizer='adafactor'; permitted: 0")
         if self.learning_rate <= 0:
             raise UserError(f"Training.learning_rate={self.learning_rate} is not valid; permitted: > 0")
 
@@ -256,12 +259,16 @@ class Stage:
         if self.network.residual and self.process.prediction != "x":
             raise UserError(f"Stage {self.name!r}: process.prediction={self.process.prediction!r} with "
                             "network.residual=True, whose output is a video; permitted: prediction='x'")
+        self._check_frames()
         for name, multiple in zip(("height", "width"), self.network.reduction, strict=True):
             if getattr(video, name) % multiple:
                 raise UserError(f"Stage {self.name!r}: video.{name}={getattr(video, name)} is not a multiple of the "
                                 f"network's reduction {multiple}; permitted: {multiple}, {2 * multiple}, ...")
-        self._check_training()
-        self._check_frames()
+        if self.training.crop is not None:
+            _check_crop(self)
+        if self.training.frame_rates is not None and "fps" not in self.network.scalars:
+            raise UserError(f"Stage {self.name!r}: training.frame_rates with network.scalars={self.network.scalars}; "
+                            "permitted: scalars with 'fps'")
         if self.training.images_per_clip and source is not None:
             raise UserError(f"Stage {self.name!r}: training.images_per_clip={self.training.images_per_clip}; "
                             "permitted: 0 for a stage with a source (joint training is for base stages)")
@@ -273,6 +280,10 @@ class Stage:
             raise UserError(f"Stage {self.name!r}: training.images_per_clip={self.training.images_per_clip} with "
                             "network.norm_over='clip', whose statistics mix the images with the clip; permitted: "
                             "norm_over='frame'")
+        if self.training.images_per_clip and self.network.classes:
+            raise UserError(f"Stage {self.name!r}: training.images_per_clip={self.training.images_per_clip} with "
+                            f"network.classes={self.network.classes}, one class for the clip and all images; "
+                            "permitted: 0")
         if self.network.observed != bool(self.training.observations):
             raise UserError(f"Stage {self.name!r}: network.observed={self.network.observed} with "
                             f"{len(self.training.observations)} training.observations; permitted: observations exactly "
@@ -280,19 +291,30 @@ class Stage:
         if self.sampling.completion.method == "network" and not self.network.observed:
             raise UserError(f"Stage {self.name!r}: sampling.completion.method='network' with network.observed=False; "
                             "permitted: 'reconstruction', 'replacement', None")
-        if self.sampling.guidance and self.network.text is None:
+        if self.sampling.guidance and not self.network.prompted:
             raise UserError(f"Stage {self.name!r}: sampling.guidance={self.sampling.guidance} but network.text=None; "
-                            "permitted: 0 for a network without text")
+                            "permitted: 0 for a network without text or classes")
+
+    @property
+    def source_shape(self) -> tuple[int, int, int] | None:
+        """Frames, height and width of the video it starts from, if it starts from one."""
+        source = self.source
+        if isinstance(source, KeyFrames):
+            return source.frames, self.video.height, self.video.width
+        return None if source is None else (source.frames, source.height, source.width)
 
     def _check_frames(self) -> None:
         """Raise `UserError` where the network cannot see as many frames as it is trained on or sampled with."""
         video, windows, part = self.video.frames, self.sampling.windows, self.training.frames
+        if part is not None and (not 0 < part <= video or self.training.frame_rates is not None):
+            raise UserError(f"Stage {self.name!r}: training.frames={part} with frame_rates={self.training.frame_rates} "
+                            f"is not valid; permitted: 1 to video.frames={video} without frame rates, or None")
         if windows is not None and windows.frames > video:
             raise UserError(f"Stage {self.name!r}: sampling.windows.frames={windows.frames} is not valid; permitted: "
                             f"up to video.frames={video}")
-        if windows is not None and self.source is not None and self.source.frames != video:
-            raise UserError(f"Stage {self.name!r}: source.frames={self.source.frames} of {video} with "
-                            "sampling.windows, which would start between frames of the source; permitted: "
+        if self.source is not None and self.source.frames != video and not (part is windows is None):
+            raise UserError(f"Stage {self.name!r}: source.frames={self.source.frames} of {video} with training.frames "
+                            "or sampling.windows, which would start between frames of the source; permitted: "
                             f"source.frames={video}")
         seen = {"training.frames": part or video, "sampling.windows.frames": windows.frames if windows else video}
         multiple = self.network.frame_reduction
@@ -302,28 +324,40 @@ class Stage:
                 raise UserError(f"Stage {self.name!r}: {name}={frames} is not a multiple of the network's reduction "
                                 f"{multiple}; permitted: {multiple}, {2 * multiple}, ...")
 
-    def _check_training(self) -> None:
-        """What clips a stage can be trained on."""
-        spec, video, source = self.training, self.video, self.source
-        if spec.frame_rates is not None and "fps" not in self.network.scalars:
-            raise UserError(f"Stage {self.name!r}: training.frame_rates with network.scalars={self.network.scalars}; "
-                            "permitted: scalars with 'fps'")
-        if spec.frames is None:
-            return
-        if spec.frame_rates is not None or spec.frames > video.frames:
-            raise UserError(f"Stage {self.name!r}: training.frames={spec.frames} with video.frames={video.frames} and "
-                            f"frame_rates={spec.frame_rates}; permitted: 1 to {video.frames}, with frame_rates=None")
-        if source is not None and (isinstance(source, KeyFrames) or source.frames != video.frames):
-            raise UserError(f"Stage {self.name!r}: training.frames={spec.frames} with {source}; permitted: a source of "
-                            f"{video.frames} frames like the video")
+    def trained(self) -> "Stage":
+        """The stage as it is trained: one that makes parts of `training.frames` frames."""
+        frames = self.training.frames
+        if frames is None:
+            return self
+        return dataclasses.replace(
+            self, video=dataclasses.replace(self.video, frames=frames),
+            source=self.source and dataclasses.replace(self.source, frames=frames),
+            training=dataclasses.replace(self.training, frames=None, key_frames=False),
+            sampling=dataclasses.replace(self.sampling, windows=None))
 
-    @property
-    def source_shape(self) -> tuple[int, int, int] | None:
-        """Frames, height and width of the video it starts from, if it starts from one."""
-        source = self.source
-        if isinstance(source, KeyFrames):
-            return source.frames, self.video.height, self.video.width
-        return None if source is None else (source.frames, source.height, source.width)
+
+def augmentation_of(stage: Stage) -> Augmentation | None:
+    """How the low-resolution video of a stage is corrupted, if it starts from one."""
+    return stage.source.augmentation if isinstance(stage.source, LowResolution) else None
+
+
+def _check_crop(stage: Stage) -> None:
+    """Raise `UserError` where a stage cannot learn from windows what it samples on whole videos."""
+    crop, video, source, place = stage.training.crop, stage.video, stage.source, stage.network.absolute_position
+    where = f"Stage {stage.name!r}: training.crop={crop}"
+    if source is None:
+        raise UserError(f"{where} without a source, whose video would say what is in the window; permitted: None")
+    if stage.network.observed:
+        raise UserError(f"{where} with network.observed=True, which sees whole frames; permitted: one of them")
+    if place is not None:
+        raise UserError(f"{where} with {place}, which tells the network where in the window it is and not where in the "
+                        "video; permitted: positions relative to each other, or none")
+    for name, size, reduction in zip(("height", "width"), crop, stage.network.reduction, strict=True):
+        whole, factor = getattr(video, name), getattr(video, name) // getattr(source, name)
+        multiple = math.lcm(reduction, factor)
+        if size < 1 or size % multiple or size > whole:
+            raise UserError(f"{where}: {name} {size}; permitted: multiples of {multiple} (the network's reduction "
+                            f"{reduction}, the scale {factor}) up to {whole}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -352,6 +386,10 @@ class Experiment:
                 size = "x".join(map(str, need)) if need else "nothing"
                 raise UserError(f"Stage {stage.name!r} starts from {size}, but stage {before.name!r} before it makes "
                                 f"{before.video}; permitted: a source of {before.video}")
+            family = before.process.schedule.family.name
+            if isinstance(augmentation_of(stage), TruncatedAugmentation) and family != "vp":
+                raise UserError(f"Stage {stage.name!r}: TruncatedAugmentation, whose noise is variance-preserving, "
+                                f"after stage {before.name!r} with a schedule of family {family!r}; permitted: 'vp'")
         for place, stage in enumerate(self.stages):
             start = stage.training.start
             if start is not None and start.run is None and start.stage not in names[:place]:

@@ -16,6 +16,7 @@ from vdm_jax.cascade.stage import Experiment
 from vdm_jax.commands.arguments import override, parse_with_rest
 from vdm_jax.commands.configs import load_config
 from vdm_jax.data.captioned_digits import CaptionedDigits
+from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import WordEncoder
 from vdm_jax.parallel.mesh import MeshSpec
@@ -54,7 +55,7 @@ class Compile:
     meshes: tuple[str, ...] = ()  # of --search, such as data=8,fsdp=2; data x fsdp in all proportions by default
     most: int = 4096  # clips per step above which --search does not look
     memory_gib: float | None = None  # per device, instead of what the chip has
-    text_tokens: int = 128  # tokens of texts that arrive as embeddings
+    text_tokens: int | None = None  # of texts that arrive as embeddings; what the data says by default, or 128
     xla_flags: str | None = None  # v5e, v5p, v6e, tpu7x (sets with sources), or a file of --flag=value lines
     again: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False  # compile even where a report is kept
     cache: Path | None = None  # folder of reports; $VDM_JAX_PLANS or ~/.cache/vdm_jax/plans by default
@@ -126,8 +127,11 @@ def _plan(options: Compile, experiment: Experiment) -> Any:
     from vdm_jax.planning.program import Plan
 
     stage = experiment.stage(options.stage) if options.stage else experiment.stages[0]
+    tokens = options.text_tokens
+    if tokens is None:
+        tokens = experiment.data.length if isinstance(experiment.data, WithEmbeddings) else Plan.text_tokens
     plan = Plan(experiment=experiment.name, stage=stage, data=experiment.data, mesh=experiment.mesh, what=options.what,
-                topology=options.topology, effort=options.effort, text_tokens=options.text_tokens,
+                topology=options.topology, effort=options.effort, text_tokens=tokens,
                 flags=read_flags(options.xla_flags) if options.xla_flags else ())
     return plan if options.batch is None else plan.with_batch(options.batch)
 

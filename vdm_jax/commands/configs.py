@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import difflib
 import importlib.util
+import re
 import sys
 import types
 from pathlib import Path
@@ -29,6 +32,34 @@ def config_names() -> dict[str, Path]:
     folder = config_folder()
     paths = (p for p in sorted(folder.rglob("*.py")) if not p.name.startswith("_"))
     return {p.relative_to(folder).with_suffix("").as_posix(): p for p in paths}
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What the docstring of a config says: a first line, then paragraphs that begin with `Word:`."""
+
+    title: str
+    sections: dict[str, str]  # Citation, Hardware, Expected, Run; each on one line
+
+    @property
+    def published(self) -> str:
+        """The published result to compare with."""
+        return self.sections.get("Expected", "").replace(NOT_TRAINED, "").strip()
+
+    @property
+    def status(self) -> str:
+        """Whether we have trained it."""
+        return "not trained by us" if NOT_TRAINED in self.sections.get("Expected", "") else "trained"
+
+
+NOT_TRAINED = "Not trained by us."  # in a config's header, under Expected
+
+
+def read_header(path: Path) -> Header:
+    """The header of a config file, which is not executed."""
+    title, _, rest = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")
+    parts = re.split(r"^(\w+): +", rest.strip(), flags=re.MULTILINE)[1:]
+    return Header(title, {name: " ".join(text.split()) for name, text in zip(parts[::2], parts[1::2], strict=True)})
 
 
 def load_config(name: str) -> Experiment:

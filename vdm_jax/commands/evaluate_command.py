@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import rich.console
 import tyro
@@ -24,8 +26,12 @@ class Evaluate:
     Writes evaluation.json, evaluation.md and a sheet of the first videos (evaluation.png). The generated score stands
     beside its ceiling (the same scorer on real clips) and its floor (real clips with wrong captions).
 
-    Example:
+    With --augmentation-levels the noise on low-resolution inputs is searched instead: every level is scored and kept in
+    augmentation_levels.json (run it again to add levels) and augmentation_levels.png.
+
+    Examples:
       vdm-jax evaluate captioned_digits --count 256
+      vdm-jax evaluate captioned_digits --augmentation-levels 0 1.1 2.2 4
     """
 
     run: tyro.conf.Positional[str]  # run directory or name
@@ -34,6 +40,7 @@ class Evaluate:
     steps: int | None = None  # sampler steps of every stage; each stage's own by default
     guidance: float | None = None  # guidance weight of the first stage; its own by default
     damaged: Damaged = "refuse"  # a damaged newest checkpoint: refuse, or skip it and use the newest intact one
+    augmentation_levels: tuple[float, ...] = ()  # log-SNRs to try, of the noise on all stages' low-resolution inputs
     out: Path | None = None  # folder for the results; the run directory by default
 
 
@@ -47,13 +54,18 @@ def main(arguments: Sequence[str]) -> int:
     if not out.is_dir():
         raise UserError(f"--out={out} is not a folder; permitted: an existing folder")
     import vdm_jax
+    from vdm_jax.benchmark.plots import require_matplotlib
     from vdm_jax.commands.progress import sampling_progress
     from vdm_jax.evaluation.digits import evaluate_digits
     from vdm_jax.video.sheets import sheet
     from vdm_jax.video.writing import atomic_path, write_png
 
     console = rich.console.Console(stderr=True, highlight=False)
+    if options.augmentation_levels:
+        require_matplotlib()
     generator = vdm_jax.load(run, damaged=options.damaged)
+    if options.augmentation_levels:
+        return search(generator, options, out, console)
     with sampling_progress() as progress:
         result = evaluate_digits(generator, count=options.count, seed=options.seed, steps=options.steps,
                                  guidance=options.guidance, progress=progress, note=console.print)
@@ -64,4 +76,27 @@ def main(arguments: Sequence[str]) -> int:
     write_png(out / "evaluation.png", sheet(result.videos[:8], result.captions[:8]))
     print(result.table())
     print(out / "evaluation.json")
+    return 0
+
+
+def search(generator: Any, options: Evaluate, out: Path, console: rich.console.Console) -> int:
+    """Score the run at several levels of augmentation."""
+    from vdm_jax.benchmark.plots import picture
+    from vdm_jax.commands.progress import sampling_progress
+    from vdm_jax.evaluation.digits import evaluate_digits
+    from vdm_jax.evaluation.levels import best_level, search_levels
+
+    settings = {"count": options.count, "seed": options.seed, "steps": options.steps, "guidance": options.guidance}
+    with sampling_progress() as progress:
+        record = search_levels(
+            generator, options.augmentation_levels,
+            lambda at_level: evaluate_digits(at_level, **settings, progress=progress).scores["generated"],
+            out / "augmentation_levels.json", protocol=settings, note=console.print)
+    names = list(record["levels"][0]["scores"])
+    points = {name: [(math.exp(row["logsnr"]), {"score": row["scores"][name]}) for row in record["levels"]]
+              for name in names if "/" not in name}
+    picture(points, {"share right": lambda row: row["score"]}, "SNR of the low-resolution input",
+            generator.experiment.name, out / "augmentation_levels.png", linear={"share right"})
+    print(f"best: --augmentation-levels {best_level(record, 'whole'):g}")
+    print(out / "augmentation_levels.json")
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,16 +10,18 @@ import rich.console
 import rich.table
 
 import vdm_jax
-from vdm_jax.cascade.stage import Experiment
+from vdm_jax.cascade.stage import Stage
 from vdm_jax.commands.arguments import parse
-from vdm_jax.commands.configs import config_names, load_config
+from vdm_jax.commands.configs import config_names, load_config, read_header
+from vdm_jax.commands.sizes import parameter_count
 from vdm_jax.training.checkpoints import Checkpoints
 from vdm_jax.training.runs import CONFIG, WEIGHTS, checkpoints_path, read_config
 
 
 @dataclasses.dataclass(frozen=True)
 class List:
-    """Show the configs that can be trained, the runs under a folder, and the weights shipped with the package."""
+    """Show the configs (stages with their videos, frames x height x width, and parameters; the published result to
+    compare with; whether we have trained it), the runs under a folder, and the weights shipped with the package."""
 
     runs: Path = Path("runs")  # folder whose runs are shown
 
@@ -29,9 +30,12 @@ def main(arguments: Sequence[str]) -> int:
     """Entry of the command."""
     options = parse(List, arguments, "vdm-jax list")
     console = rich.console.Console(highlight=False)
-    table = rich.table.Table("config", "stages (frames x height x width)", "about", title="configs", box=None)
+    table = rich.table.Table("config", "system", "stages", "parameters", "published result", "status", box=None,
+                             title="configs", padding=(0, 1, 1, 0))
     for name, path in config_names().items():
-        table.add_row(name, stages(load_config(name)), first_line(path))
+        header, stages = read_header(path), load_config(name).stages
+        table.add_row(name, header.title, "\n".join(f"{stage.name} {stage.video}" for stage in stages),
+                      "\n".join(shown_count(stage) for stage in stages), header.published, header.status)
     console.print(table)
     table = rich.table.Table("run", "stages (trained steps)", title="\nruns and weights", box=None)
     shipped = Path(vdm_jax.__file__).parent / "weights"
@@ -42,9 +46,11 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def stages(experiment: Experiment) -> str:
-    """The stages of an experiment and the videos they make, on one line."""
-    return " > ".join(f"{stage.name} {stage.video}" for stage in experiment.stages)
+def shown_count(stage: Stage) -> str:
+    """Parameters of a stage with three digits: 1.24 B, 340 M."""
+    count = parameter_count(stage)
+    unit, divisor = ("B", 1e9) if count >= 1e9 else ("M", 1e6)
+    return f"{count / divisor:#.3g} {unit}".replace(". ", " ")
 
 
 def trained(run: Path) -> str:
@@ -57,8 +63,3 @@ def trained(run: Path) -> str:
         step = Checkpoints(checkpoints_path(run, stage.name)).latest()
         parts.append(f"{stage.name} ({'not yet' if step is None else f'{step}/{stage.training.steps}'})")
     return " > ".join(parts)
-
-
-def first_line(path: Path) -> str:
-    """First line of a config's docstring."""
-    return (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0]

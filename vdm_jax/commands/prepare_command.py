@@ -26,12 +26,14 @@ from vdm_jax.errors import UserError
 class Prepare:
     """Prepare a data set once, so that training reads it fast.
 
-    SOURCE is the name of a config, whose embedded data set is made, or a folder of videos, which is cut into clips,
-    resized and written to array_record files under --out (one folder per split). A captions CSV has the columns 'file'
-    and 'caption'. Train on the result with the data set PreparedClips(path=...).
+    SOURCE is the name of a config or a folder of videos. An embedded data set is made; any other of a config
+    is looked for and its clips are counted, or an error says what to fetch and where to put it. A folder of videos is
+    cut into clips, resized and written to array_record files under --out (one folder per split); a captions CSV has the
+    columns 'file' and 'caption'. Train on the result with the data set PreparedClips(path=...).
 
     Examples:
       vdm-jax prepare captioned_digits
+      vdm-jax prepare vdm/ucf101
       vdm-jax prepare ~/videos --out data/mine --frames 16 --size 64 64 --captions ~/videos/captions.csv --format mp4
     """
 
@@ -67,8 +69,16 @@ def prepare_config(experiment: Experiment, options: Prepare, console: rich.conso
             path = prepare_captioned_digits(experiment.data, data_dir)
         print(path)
         return
-    source = open_source(experiment.data, "train", data_dir)
-    print(f"nothing to prepare: {type(experiment.data).__name__} is read as it is ({len(source)} training clips)")
+    counts = {}
+    for split in SPLITS:
+        try:
+            counts[split] = len(open_source(experiment.data, split, data_dir))
+        except UserError as error:
+            if split == "train":
+                raise
+            console.print(f"no {split} split: {error}", markup=False)
+    print(f"nothing to prepare: {type(experiment.data).__name__} is read as it is (clips: "
+          f"{', '.join(f'{split} {count}' for split, count in counts.items())})")
 
 
 def prepare_folder(options: Prepare, console: rich.console.Console) -> None:

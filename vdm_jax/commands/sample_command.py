@@ -36,6 +36,7 @@ class Sample:
     count: int = 1  # videos per caption
     steps: int | None = None  # sampler steps of every stage; each stage's own by default
     guidance: float | None = None  # weight w of (1 + w) conditional - w unconditional, first stage; 0 is off
+    labels: tuple[int, ...] = ()  # class numbers, one per caption, for stages that take a class; -1 is none
     split_guidance: bool | None = None  # a video's two estimates on two halves of the devices; the config's by default
     fps: float | None = None  # frames per second that the first stage is told, where it takes them
     first: str | None = None  # begin with this stage, one that fills in frames and takes --image instead
@@ -45,6 +46,7 @@ class Sample:
     overlap: int | None = None  # with --frames: frames that a block takes over from the one before; half by default
     # With --frames: how it takes them over; the config's way by default
     method: Literal["network", "reconstruction", "replacement"] | None = None
+    embeddings: Path | None = None  # for runs that read text embeddings: a folder made by write_embeddings
     style: str | None = None  # run of an image network whose style the first stage takes on
     style_weight: float | None = None  # with --style: share of its weights, 0 to 1; 0.7 by default
     damaged: Damaged = "refuse"  # a damaged newest checkpoint: refuse, or skip it and use the newest intact one
@@ -65,8 +67,10 @@ def main(arguments: Sequence[str]) -> int:
         weight = 0.7 if options.style_weight is None else options.style_weight
         generator = stylised(generator, options.style, weight, damaged=options.damaged)
     captions = [caption for caption in options.captions for _ in range(options.count)]
-    common = {"seed": options.seed, "steps": options.steps, "guidance": options.guidance,
-              "known": pictured(options, generator.experiment), "fps": options.fps}
+    labels = [label for label in options.labels for _ in range(options.count)] or None
+    common = {"seed": options.seed, "steps": options.steps, "guidance": options.guidance, "labels": labels,
+              "known": pictured(options, generator.experiment), "fps": options.fps,
+              **text_embeddings(generator, captions, options)}
     with sampling_progress() as progress:
         if options.frames is None:
             result = generator(captions, **common, split_guidance=options.split_guidance, first=options.first,
@@ -76,6 +80,24 @@ def main(arguments: Sequence[str]) -> int:
     for path in options.out:
         print(result.save(path))
     return 0
+
+
+def text_embeddings(generator: Any, captions: Sequence[str], options: Sample) -> dict[str, Any]:
+    """Embeddings and mask of the captions, for a run that reads them. Raises `UserError` where they are needed and not
+    given, given and not needed, or lack a caption."""
+    from vdm_jax.data.embeddings import TextEmbeddings
+    from vdm_jax.networks.config import EmbeddedText
+
+    reads = [stage.name for stage in generator.experiment.stages if isinstance(stage.network.text, EmbeddedText)]
+    if options.embeddings is None:
+        if reads:
+            raise UserError(f"--embeddings is missing: stage {reads[0]!r} reads texts as embeddings; permitted: a "
+                            "folder made by vdm_jax.data.embeddings.write_embeddings with these captions")
+        return {}
+    if not reads:
+        raise UserError(f"--embeddings={options.embeddings}: no stage of the run reads embeddings; permitted: none")
+    vectors, mask = TextEmbeddings(options.embeddings).batch(captions)
+    return {"embeddings": vectors, "text_mask": mask}
 
 
 def pictured(options: Sample, experiment: Any) -> Any:

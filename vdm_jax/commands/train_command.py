@@ -96,6 +96,7 @@ def train(experiment: Experiment, stages: Sequence[str], run: Path, data_dir: Pa
     if jax.process_count() > 1:
         report.note(started)
     experiment = together(lambda: resolve(experiment, run, data_dir))
+    together(lambda: check_data(experiment, run, data_dir))
     first(lambda: open_run(run, experiment))
     together(lambda: await_run(run, experiment))
     try:
@@ -106,6 +107,13 @@ def train(experiment: Experiment, stages: Sequence[str], run: Path, data_dir: Pa
     report.note(f"run directory: {run}")
     if not quiet:
         logging.getLogger("vdm_jax").debug("trained %s", stages)
+
+
+def check_data(experiment: Experiment, run: Path, data_dir: Path | None) -> None:
+    """Open the data of a run that is not there yet, so that what is missing is said before a directory belongs to this
+    config, which says where the data lies."""
+    if not (run / "config.json").exists():
+        open_source(experiment.data, "train", data_dir)
 
 
 def resolve(experiment: Experiment, run: Path, data_dir: Path | None) -> Experiment:
@@ -119,7 +127,9 @@ def resolve(experiment: Experiment, run: Path, data_dir: Path | None) -> Experim
         texts = [s.network.text for s in read_config(find_run(run)).stages if isinstance(s.network.text, WordEncoder)]
         words = texts[0].words if texts else ()
     else:
-        words = caption_words(experiment.data, open_source(experiment.data, "train", data_dir))
+        images = dict.fromkeys(stage.training.image_data for stage in experiment.stages)
+        words = caption_words(experiment.data, open_source(experiment.data, "train", data_dir),
+                              [open_source(data, "train", data_dir) for data in images if data is not None])
 
     def with_words(stage):
         text = stage.network.text

@@ -19,6 +19,7 @@ class Conditioning:
     tokens: Int[Array, "b g l"] | None = None  # word ids
     embeddings: Float[Array, "b g l c"] | None = None  # instead of ids: embeddings made beforehand
     text_mask: Bool[Array, "b g l"] | None = None  # True at real tokens; a row without any is the null caption
+    labels: Int[Array, b] | None = None  # class numbers; -1 is the null class
     low_resolution: Float[Array, "b t h w c"] | None = None  # already at the size of the video, in [-1, 1]
     augmentation: Float[Array, b] | None = None  # log-SNR of the noise added to low_resolution
     observed: Float[Array, "b t h w c"] | None = None  # known frames, zero elsewhere
@@ -31,11 +32,15 @@ class Conditioning:
     scalars: dict[str, Float[Array, b]] = flax.struct.field(default_factory=dict)  # e.g. fps
 
     def without_text(self, where: Bool[Array, b] | None = None) -> Conditioning:
-        """The same with the null caption, for all samples or for those where `where` is True."""
-        if self.text_mask is None:
+        """The same with the null caption and the null class, for all samples or for those where `where` is True."""
+        text_mask, labels = self.text_mask, self.labels
+        if text_mask is None and labels is None:
             return self
-        drop = jnp.ones(len(self.text_mask), bool) if where is None else where
-        return self.replace(text_mask=self.text_mask & ~drop[:, None, None])
+        if text_mask is not None:
+            text_mask = text_mask & (False if where is None else ~where[:, None, None])
+        if labels is not None:
+            labels = jnp.where(True if where is None else where, -1, labels)
+        return self.replace(text_mask=text_mask, labels=labels)
 
     def window(self, start: Int[Array, ""], length: int, frames: int) -> Conditioning:
         """The same for `length` frames from `start` on, which may be traced, of a video of `frames`: what belongs to
@@ -53,8 +58,9 @@ class Conditioning:
 
 
 def drop_text(key: Array, conditioning: Conditioning, probability: float) -> Conditioning:
-    """Replace each sample's captions by the null caption with `probability`, for classifier-free guidance
+    """Replace each sample's captions and class by the null ones with `probability`, for classifier-free guidance
     (Ho & Salimans 2022, arXiv 2207.12598)."""
-    if conditioning.text_mask is None or probability == 0:
+    given = conditioning.labels if conditioning.text_mask is None else conditioning.text_mask
+    if given is None or probability == 0:
         return conditioning
-    return conditioning.without_text(jax.random.bernoulli(key, probability, (len(conditioning.text_mask),)))
+    return conditioning.without_text(jax.random.bernoulli(key, probability, (len(given),)))

@@ -99,6 +99,19 @@ def read_captions(kind: str, path: str | None, names: Collection[str]) -> dict[s
     return {name: captions.get(name, "") for name in names}
 
 
+def read_caption_files(path: str, names: Collection[str], suffix: str) -> dict[str, str]:
+    """Captions by file name from text files of the same name with another suffix; '' where there is none, which is
+    logged once."""
+    folder = Path(path).expanduser()
+    captions = {}
+    for name in names:
+        file = (folder / name).with_suffix(suffix)
+        if file.is_file():
+            captions[name] = file.read_text(encoding="utf-8-sig", errors="replace").strip()
+    _note_mismatch(path, "files have no caption", sorted(set(names) - set(captions)))
+    return {name: captions.get(name, "") for name in names}
+
+
 def _note_mismatch(path: str, what: str, names: Sequence[str]) -> None:
     if names:
         log.warning("%s: %d %s (the first is %s)", path, len(names), what, names[0])

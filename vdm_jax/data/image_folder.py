@@ -4,7 +4,10 @@ import dataclasses
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+import numpy as np
+from jaxtyping import UInt8
 
 from vdm_jax.data.folder import (
     SkippedFiles,
@@ -12,6 +15,7 @@ from vdm_jax.data.folder import (
     files_of_split,
     in_range,
     list_files,
+    read_caption_files,
     read_captions,
 )
 from vdm_jax.data.source import require_at_least
@@ -28,6 +32,7 @@ class ImageFolder:
 
     path: str  # the folder; it is only read
     captions: str | None = None  # CSV file with the columns file (relative to the folder) and caption
+    caption_suffix: str | None = None  # instead: of text files beside the images, a.txt beside a.jpg for '.txt'
     height: int = 64  # pixels; images are cut centrally to the aspect ratio, then resized
     width: int = 64  # pixels
     fractions: tuple[float, float, float] = (0.9, 0.05, 0.05)  # of the files: train, validation, test
@@ -35,6 +40,9 @@ class ImageFolder:
     def __post_init__(self):
         require_at_least(self, height=1, width=1)
         check_fractions("ImageFolder", self.fractions)
+        if self.captions is not None and self.caption_suffix is not None:
+            raise UserError(f"ImageFolder.caption_suffix={self.caption_suffix!r} with captions={self.captions!r}; "
+                            "permitted: one of them")
 
 
 class ImageFolderSource:
@@ -51,7 +59,10 @@ class ImageFolderSource:
         self.skipped = SkippedFiles()
         self._folder = Path(spec.path).expanduser()
         every = list_files("ImageFolder", spec.path, SUFFIXES)
-        captions = read_captions("ImageFolder", spec.captions, every)
+        if spec.caption_suffix is None:
+            captions = read_captions("ImageFolder", spec.captions, every)
+        else:
+            captions = read_caption_files(spec.path, every, spec.caption_suffix)
         names = files_of_split("ImageFolder", every, split, spec.fractions)
         with ThreadPoolExecutor(_THREADS) as pool:
             problems = list(pool.map(lambda name: _problem(self._folder / name), names))
@@ -75,17 +86,21 @@ class ImageFolderSource:
         yield from self._captions
 
     def _read(self, number: int) -> dict[str, Any]:
-        from PIL import Image
-
-        from vdm_jax.video.fitting import fit_image
-
-        path = self._folder / self._files[number]
-        try:
-            with Image.open(path) as image:
-                picture = fit_image(image, self.spec.height, self.spec.width)
-        except (OSError, ValueError, SyntaxError) as error:
-            raise UserError(f"not a readable image ({error})") from error
+        picture = fitted(self._folder / self._files[number], self.spec.height, self.spec.width)
         return {"video": picture[None], "caption": self._captions[number]}
+
+
+def fitted(file: Path | BinaryIO, height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:
+    """An image file cut centrally and resized. Raises `UserError` for one that cannot be read."""
+    from PIL import Image
+
+    from vdm_jax.video.fitting import fit_image
+
+    try:
+        with Image.open(file) as image:
+            return fit_image(image, height, width)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError(f"not a readable image ({error})") from error
 
 
 def _problem(path: Path) -> str | None:

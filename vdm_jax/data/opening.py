@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vdm_jax.data.array_record import PreparedClips, PreparedClipsSource
 from vdm_jax.data.captioned_digits import CaptionedDigits
+from vdm_jax.data.embeddings import WithEmbeddings, WithEmbeddingsSource
 from vdm_jax.data.image_folder import ImageFolder, ImageFolderSource
+from vdm_jax.data.image_shards import ImageShards, ImageShardsSource
+from vdm_jax.data.published import UCF101, BAIRRobotPushing, Kinetics600, MovingMNIST, open_published
 from vdm_jax.data.source import RandomAccessSource
 from vdm_jax.data.tfds_video import TFDSVideo, TFDSVideoSource
 from vdm_jax.data.video_folder import VideoFolder, VideoFolderSource
@@ -41,10 +46,16 @@ def open_source(spec: Any, split: str, data_dir: Path | None = None) -> RandomAc
             return VideoFolderSource(spec, split)
         case ImageFolder():
             return ImageFolderSource(spec, split)
+        case ImageShards():
+            return ImageShardsSource(spec, split)
         case PreparedClips():
             return PreparedClipsSource(spec, split)
         case TFDSVideo():
             return TFDSVideoSource(spec, split)
+        case UCF101() | BAIRRobotPushing() | Kinetics600() | MovingMNIST():
+            return open_published(spec, split)
+        case WithEmbeddings():
+            return WithEmbeddingsSource(spec, open_source(spec.data, split, data_dir))
     raise UserError(f"data set of kind {type(spec).__name__} is unknown")
 
 
@@ -61,12 +72,14 @@ def open_validation(spec: Any, split: str, data_dir: Path | None = None) -> Rand
         raise UserError(f"{error}{WITHOUT_VALIDATION}") from error
 
 
-def caption_words(spec: Any, source: RandomAccessSource) -> tuple[str, ...]:
-    """The vocabulary of a data set: the closed one it declares, or the words of its captions."""
+def caption_words(spec: Any, source: RandomAccessSource, images: Sequence[RandomAccessSource] = ()) -> tuple[str, ...]:
+    """The vocabulary of a data set: the closed one it declares, or the words of its captions, and of the captions of
+    the images that are trained on beside it."""
     from vdm_jax.conditioning.vocabulary import build_words
 
+    captions = itertools.chain(*(source.captions() for source in images))
     if isinstance(spec, CaptionedDigits):
         from vdm_jax.data.captioned_digits import caption_words as digit_words
 
-        return digit_words()
-    return build_words(source.captions())
+        return build_words(itertools.chain(digit_words(), captions)) if images else digit_words()
+    return build_words(itertools.chain(source.captions(), captions))

@@ -53,9 +53,11 @@ class Pipeline:
 
     A batch has `video` uint8 [B, T, H, W, 3] and `caption` str [B]; `tokens` int32 [B, L] if `tokenize` is given; and
     stacked whatever else the clips have (`label` int32 [B], `fps` float32 [B], embeddings ...). With `images_per_clip`
-    = n also `images` uint8 [B, n, H, W, 3], `image_captions` str [B, n] and `image_tokens` int32 [B, n, L]: stills that
-    are trained on beside the clips (joint training: Ho et al. 2022, arXiv 2204.03458, section 3.1). With `frame_rates`
-    clips have `frames` frames, at a rate drawn for each, and `frame_rate` float32 [B] beside them.
+    = n also `images` uint8 [B, n, H, W, 3], `image_captions` str [B, n] and `image_tokens` int32 [B, n, L], or where
+    clips bring `embeddings` [B, L, C] with `text_mask` the same of the stills, `image_embeddings` [B, n, L, C] with
+    `image_text_mask`: stills that are trained on beside the clips (joint training: Ho et al. 2022, arXiv 2204.03458,
+    section 3.1). With `frame_rates` clips have `frames` frames, at a rate drawn for each, and `frame_rate` float32 [B]
+    beside them.
 
     Raises:
       UserError: sizes that do not fit together, an image source of another size, `random_starts` or `frame_rates` where
@@ -102,10 +104,15 @@ class Pipeline:
                 raise UserError("images_per_clip needs other clips to take frames from, and there is one clip; "
                                 "permitted: more clips, or an images_source")
             return
-        clip, image = (source[0]["video"].shape for source in (self.source, self.images_source))
-        if image[1:] != clip[1:]:
-            raise UserError(f"images_source has pictures of {image[1]}x{image[2]}; permitted: {clip[1]}x{clip[2]} like "
-                            "the clips")
+        clip, image = self.source[0], self.images_source[0]
+        (_, height, width, _), (_, *size, _) = clip["video"].shape, image["video"].shape
+        if size != [height, width]:
+            raise UserError(f"images_source has pictures of {size[0]}x{size[1]}; permitted: {height}x{width} like the "
+                            "clips")
+        shapes = [np.shape(item.get("embeddings")) for item in (clip, image)]
+        if shapes[0] != shapes[1]:
+            raise UserError(f"images_source has embeddings {list(shapes[1])}; permitted: {list(shapes[0])} like the "
+                            "clips (WithEmbeddings around both, with the same length)")
 
     @functools.cached_property
     def _rows(self) -> tuple[int, ...]:
@@ -184,6 +191,9 @@ class Pipeline:
         images = {"images": np.concatenate([still["video"] for still in stills]), "image_captions": np.array(captions)}
         if self.tokenize is not None:
             images["image_tokens"] = np.stack([np.asarray(self.tokenize(caption), np.int32) for caption in captions])
+        if "embeddings" in stills[0]:
+            images["image_embeddings"] = np.stack([still["embeddings"] for still in stills])
+            images["image_text_mask"] = np.stack([still["text_mask"] for still in stills])
         return images
 
     def _rng(self, position: int, stream: int) -> np.random.Generator:

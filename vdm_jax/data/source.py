@@ -14,8 +14,8 @@ class RandomAccessSource(Protocol):
     """Clips by number. Every source is deterministic in the number, safe to read from several threads, and picklable.
 
     A clip is a dict with `video` uint8 [T, H, W, 3] (an image set has T = 1), `caption` str ('' when there is none)
-    and, where the set has them, `fps` float and `label` int; further arrays, such as text `embeddings`, are batched
-    as they are. All clips of a source have the same keys and shapes.
+    and, where the set has them, `fps` float and `label` int; further arrays, such as text `embeddings` [L, C] with
+    `text_mask` [L], are batched as they are. All clips of a source have the same keys and shapes.
 
     Optional methods are used where a source has them: `clip(i, rng)`, clip `i` with its start moved at random;
     `frame(i, rng)`, one random frame of it as a clip with T = 1, without reading the others; and `clip_at(i, rng, fps,

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import importlib.util
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -148,28 +148,11 @@ class TFDSVideoSource:
 
     @functools.cached_property
     def _builder(self):
-        tfds = _import_tfds()
-        try:
-            return tfds.builder(self.spec.name, data_dir=self.spec.data_dir)
-        except ValueError as error:  # TFDS goes on to list everything it has
-            reason = next(line for line in str(error).splitlines() if line.strip())
-            where = f"TFDSVideo.name={self.spec.name!r} with data_dir={self.spec.data_dir!r}"
-            raise UserError(f"{where}: {reason}") from error
+        return _find_builder(self.spec.name, self.spec.data_dir)
 
     @functools.cached_property
     def _items(self):
-        builder = self._builder
-        try:
-            return builder.as_data_source(split=self._tfds_split)
-        except (NotImplementedError, AssertionError, FileNotFoundError) as error:
-            call = f"tfds.builder({self.spec.name!r}, data_dir=...).download_and_prepare(file_format='array_record')"
-            raise UserError(f"TFDSVideo.name={self.spec.name!r}: {builder.data_dir} holds no set prepared as "
-                            "array_record; permitted: prepare it with `pip install vdm_jax[prepare-official-sets]` and "
-                            f"{call}") from error
-        except ValueError as error:
-            there = ", ".join(builder.info.splits) or "unknown"
-            raise UserError(f"TFDSVideo.name={self.spec.name!r}: split {self._tfds_split!r} cannot be read; permitted: "
-                            f"parts of {there}; set TFDSVideo.splits") from error
+        return _open_items(self._builder, self.spec.name, self._tfds_split)
 
     def _class_names(self) -> tuple[str, ...]:
         feature = self._builder.info.features
@@ -227,6 +210,33 @@ class TFDSVideoSource:
         return self._classes[int(self._feature(item, self._fields.label))] if self._fields.label else ""
 
 
+def open_tfds_items(name: str, data_dir: str | None, split: str) -> Sequence[dict[str, Any]]:
+    """The items of one split of any prepared set, as TFDS gives them. Raises `UserError` as `TFDSVideoSource` does."""
+    return _open_items(_find_builder(name, data_dir), name, split)
+
+
+def _find_builder(name: str, data_dir: str | None) -> Any:
+    try:
+        return _import_tfds().builder(name, data_dir=data_dir)
+    except ValueError as error:  # TFDS goes on to list everything it has
+        reason = next(line for line in str(error).splitlines() if line.strip())
+        raise UserError(f"TFDSVideo.name={name!r} with data_dir={data_dir!r}: {reason}") from error
+
+
+def _open_items(builder: Any, name: str, split: str) -> Sequence[dict[str, Any]]:
+    try:
+        return builder.as_data_source(split=split)
+    except (NotImplementedError, AssertionError, FileNotFoundError) as error:
+        call = f"tfds.builder({name!r}, data_dir=...).download_and_prepare(file_format='array_record')"
+        raise UserError(f"TFDSVideo.name={name!r}: {builder.data_dir} holds no set prepared as array_record; "
+                        "permitted: prepare it with `pip install vdm_jax[prepare-official-sets]` and "
+                        f"{call}") from error
+    except ValueError as error:
+        there = ", ".join(builder.info.splits) or "unknown"
+        raise UserError(f"TFDSVideo.name={name!r}: split {split!r} cannot be read; permitted: parts of {there}; set "
+                        "TFDSVideo.splits") from error
+
+
 def in_words(name: str) -> str:
     """A class name as lower-case words: `ApplyEyeMakeup` and `apply_eye_makeup` are 'apply eye makeup'."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|_+", " ", name).lower()
@@ -240,6 +250,7 @@ def _import_tfds():
     """
     import tensorflow_datasets as tfds
     import tensorflow_datasets.core.features.video_feature as video_feature
+    import tensorflow_datasets.image_classification.mnist  # noqa: F401  (registers the digits of Moving MNIST)
     import tensorflow_datasets.video  # noqa: F401  (registers the builders)
 
     if importlib.util.find_spec("tensorflow") is None:

@@ -8,9 +8,9 @@ prepared.
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -31,7 +31,7 @@ SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".m
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoFolder:
-    """Videos anywhere below a folder, cut into clips that do not overlap."""
+    """Videos anywhere below a folder, cut into clips that do not overlap, or one clip of each."""
 
     path: str  # the folder; it is only read
     captions: str | None = None  # CSV file with the columns file (relative to the folder) and caption
@@ -40,12 +40,15 @@ class VideoFolder:
     width: int = 64  # pixels
     frame_stride: int = 1  # every how many-th frame of the file is taken; 1 where `fps` is given
     fps: float | None = None  # frames per second to sample at, by timestamps; None: the file's own, by the stride
+    clips: Literal["consecutive", "one"] = "consecutive"  # of a file: all that fit, or one that may begin anywhere
     fractions: tuple[float, float, float] = (0.9, 0.05, 0.05)  # of the files: train, validation, test
     cache: str | None = None  # folder for frame indexes; None: ~/.cache/vdm_jax/video_index
 
     def __post_init__(self):
         require_at_least(self, frames=1, height=1, width=1, frame_stride=1)
         check_fractions("VideoFolder", self.fractions)
+        if self.clips not in ("consecutive", "one"):
+            raise UserError(f"VideoFolder.clips={self.clips!r}; permitted: 'consecutive', 'one'")
         if self.fps is not None and not 0 < self.fps < float("inf"):
             raise UserError(f"VideoFolder.fps={self.fps!r}; permitted: a rate above 0, or None")
         if self.fps is not None and self.frame_stride != 1:
@@ -58,19 +61,27 @@ class VideoFolderSource:
     Files that do not open, or are shorter than a clip, are left out, logged once and listed with the reason in
     `skipped`. Without `clip`'s random start, clip i of a file begins where clip i - 1 ended.
 
+    Args:
+      files: what the clips of each file hold besides video and fps, by name, for sets that come with their own lists.
+        None: all videos of the folder, split by fractions, with captions from the table.
+
     Raises:
       UserError: the folder is missing or holds no readable video that is long enough, or the caption table is wrong.
     """
 
-    def __init__(self, spec: VideoFolder, split: str = "train"):
+    def __init__(
+        self, spec: VideoFolder, split: str = "train", files: Mapping[str, Mapping[str, Any]] | None = None
+    ):
         from vdm_jax.video.index_cache import default_cache_folder, index_files
 
         self.spec, self.split = spec, split
         self.skipped = SkippedFiles()
         self._folder = Path(spec.path).expanduser()
-        every = list_files("VideoFolder", spec.path, SUFFIXES)
-        captions = read_captions("VideoFolder", spec.captions, every)
-        names = files_of_split("VideoFolder", every, split, spec.fractions)
+        if files is None:
+            every = list_files("VideoFolder", spec.path, SUFFIXES)
+            captions = read_captions("VideoFolder", spec.captions, every)
+            files = {n: {"caption": captions[n]} for n in files_of_split("VideoFolder", every, split, spec.fractions)}
+        names = list(files)
         cache = Path(spec.cache).expanduser() if spec.cache else default_cache_folder()
         digest = hashlib.sha256(str(self._folder.absolute()).encode()).hexdigest()[:16]
         indexes = index_files([self._folder / name for name in names], cache / f"{digest}-{split}.json")
@@ -89,7 +100,7 @@ class VideoFolderSource:
             name, reason = next(iter(self.skipped.items()))
             raise UserError(f"VideoFolder.path={spec.path!r}: none of {len(names)} files of split {split!r} gives a "
                             f"clip of {spec.frames} frames; the first, {name}: {reason}")
-        self._captions = [captions[name] for name in self._files]
+        self._facts = [dict(files[name]) for name in self._files]
         self._ends = np.cumsum([timeline.clips for timeline in self._timelines])
 
     def __len__(self) -> int:
@@ -106,7 +117,8 @@ class VideoFolderSource:
     def frame(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """One random frame of clip `index` as a clip with T = 1; only that frame is decoded."""
         number = int(rng.integers(self.spec.frames))
-        return self._read(index, lambda timeline, window: timeline.frames(window, 0.0)[number : number + 1])
+        shift = rng.random() if self.spec.clips == "one" else 0.0  # one clip stands for the whole file
+        return self._read(index, lambda timeline, window: timeline.frames(window, shift)[number : number + 1])
 
     def clip_at(self, index: int, rng: np.random.Generator, fps: float, frames: int) -> dict[str, Any]:
         """`frames` frames at the rate `fps` from anywhere in the file of clip `index`. A file that is too short for it
@@ -124,9 +136,9 @@ class VideoFolderSource:
 
     def captions(self) -> Iterator[str]:
         """The caption of every clip, without decoding."""
-        for caption, timeline in zip(self._captions, self._timelines, strict=True):
+        for facts, timeline in zip(self._facts, self._timelines, strict=True):
             for _ in range(timeline.clips):
-                yield caption
+                yield facts["caption"]
 
     def _read(self, index: int, frames) -> dict[str, Any]:
         """The frames that `frames(timeline, window)` names, of the file and window that clip `index` stands for."""
@@ -138,7 +150,7 @@ class VideoFolderSource:
             timeline = self._timelines[number]
             numbers = frames(timeline, window if number == file else 0)
             video = timeline.decode(self._folder / self._files[number], numbers, self.spec.height, self.spec.width)
-            return {"video": video, "caption": self._captions[number], "fps": timeline.fps}
+            return {"video": video, **self._facts[number], "fps": timeline.fps}
 
         return self.skipped.first_readable(file, self._files, read)
 
@@ -156,6 +168,8 @@ class _Timeline:
             self.fps = float(spec.fps)
             self._step = spec.frames  # in frames at the rate asked for
             self._last = int(index.duration * spec.fps + 1e-6) - spec.frames
+        if spec.clips == "one":
+            self._step = self._last + 1  # a random start may be anywhere
 
     @functools.cached_property
     def clips(self) -> int:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -14,17 +15,16 @@ from vdm_jax.errors import UserError
 
 # A sampler draws from streams 0, 1, 2, ... of a sample's key; here the same key gives other noise.
 _NOISE_STREAM, _BLUR_STREAM = 2**31 - 1, 2**31 - 2
+Place = Literal["enlarged", "low"]  # which video is corrupted: the one brought to full size, or the one before that
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NoiseAugmentation:
-    """Variance-preserving Gaussian noise at a level the network is told.
+class _Noise:
+    """Variance-preserving Gaussian noise at a level the network is told: drawn in training, uniformly in log-SNR
+    between the bounds of `training_logsnr` or, where that is None, uniformly in the time of `schedule`; fixed in
+    sampling, where an input is corrupted once and kept for all steps."""
 
-    Ho et al. 2021, arXiv 2106.15282, section 3.3 (non-truncated), with the noise of Saharia et al. 2022, arXiv
-    2205.11487, section 2.4. Training draws the level at random; sampling corrupts the input once, at a fixed
-    level, and keeps it for all steps. Levels are drawn uniformly in log-SNR between the bounds of
-    `training_logsnr`, or, where that is None, uniformly in the time of `schedule`.
-    """
+    while_sampling: ClassVar[bool] = True
 
     training_logsnr: tuple[float, float] | None = None  # lowest and highest log-SNR; None: uniform in time
     sampling_logsnr: float = math.log(3.0)  # log-SNR at sampling; SNR 3 or 5 in Ho et al. 2022, arXiv 2210.02303
@@ -33,7 +33,7 @@ class NoiseAugmentation:
     def __post_init__(self):
         if self.training_logsnr is not None and not self.training_logsnr[0] <= self.training_logsnr[1]:
             raise UserError(
-                f"NoiseAugmentation.training_logsnr={self.training_logsnr}; "
+                f"{type(self).__name__}.training_logsnr={self.training_logsnr}; "
                 "permitted: (lowest, highest) or None"
             )
 
@@ -52,14 +52,42 @@ class NoiseAugmentation:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class NoiseAugmentation(_Noise):
+    """Noise on the finished low-resolution video (non-truncated: Ho et al. 2021, arXiv 2106.15282, section 3.3; Saharia
+    et al. 2022, arXiv 2205.11487, section 2.4)."""
+
+    # "low" is q(z_s | z_0) of the stage before, as in the first paper; which one Imagen means is not published
+    at: Place = "enlarged"
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_place(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TruncatedAugmentation(_Noise):
+    """The stage before stops at level s and hands over its z_s, which is then not finished (Ho et al. 2021, arXiv
+    2106.15282, section 3.2). Training is that of `NoiseAugmentation(at="low")`; a finished video, such as a real one,
+    is taken to z_s by noise. s is `sampling_logsnr`.
+    """
+
+    at: ClassVar[Place] = "low"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class BlurAugmentation:
     """3x3 Gaussian blur of some of the training videos, never at sampling.
 
-    Ho et al. 2021, arXiv 2106.15282, section 3.1. All frames of a video are blurred alike.
+    Ho et al. 2021, arXiv 2106.15282, section 3.1. All frames of a video are blurred alike. The network, which takes a
+    level from every augmentation, is told the clean one.
     """
+
+    while_sampling: ClassVar[bool] = False
+    sampling_logsnr: ClassVar[float] = 20.0  # the clean end of the usual schedules
 
     probability: float = 0.5  # fraction of training videos that are blurred
     sigma: tuple[float, float] = (0.4, 0.6)  # range of the Gaussian's standard deviation, pixels
+    at: Place = "low"  # not published; an enlarged video is smoother than this kernel already
 
     def __post_init__(self):
         if not 0 <= self.probability <= 1:
@@ -68,9 +96,17 @@ class BlurAugmentation:
             raise UserError(
                 f"BlurAugmentation.sigma={self.sigma}; permitted: (lowest, highest), both above 0"
             )
+        _check_place(self)
 
-    def augment(self, x: Float[Array, "B T H W C"], keys: Key[Array, " B"]) -> Float[Array, "B T H W C"]:
-        """x, blurred or not; what happens to sample b depends on keys[b] alone."""
+    def draw_logsnr(self, key: Key[Array, ""], batch: int) -> Float[Array, " B"]:
+        """The level that the network is told in training: always the same."""
+        return jnp.full((batch,), self.sampling_logsnr)
+
+    def augment(
+        self, x: Float[Array, "B T H W C"], keys: Key[Array, " B"], logsnr: Level | None = None, shared: bool = True
+    ) -> Float[Array, "B T H W C"]:
+        """x, blurred or not; what happens to sample b depends on keys[b] alone, and not on the level. Its frames always
+        share it."""
         low, high = self.sigma
         draws = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, _BLUR_STREAM), (2,)))(keys)
         blurred = gaussian_blur(x, low + (high - low) * draws[:, 0])
@@ -89,4 +125,9 @@ def gaussian_blur(x: Float[Array, "B T H W C"], sigma: Float[Array, " B"]) -> Fl
     return x
 
 
-Augmentation = NoiseAugmentation | BlurAugmentation
+def _check_place(config: NoiseAugmentation | BlurAugmentation) -> None:
+    if config.at not in get_args(Place):
+        raise UserError(f"{type(config).__name__}.at={config.at!r}; permitted: {', '.join(map(repr, get_args(Place)))}")
+
+
+Augmentation = NoiseAugmentation | TruncatedAugmentation | BlurAugmentation

@@ -50,8 +50,8 @@ def reconstruction_guided(denoise: Denoiser, errors: Sequence[Error], weight: fl
         to help, with 50 and 9 published for single data sets.
       family: that of the schedule, for alpha.
 
-    On a CPU the gradient of a convolution inside the samplers' loop is many times slower than outside. Raises
-    `UserError` for a negative weight and for no errors.
+    On a CPU the gradient of a convolution inside the samplers' loop is many times slower than outside
+    (`cascade.programs.stepwise_sampling`). Raises `UserError` for a negative weight and for no errors.
     """
     if weight < 0 or not errors:
         raise UserError(f"reconstruction_guided(weight={weight}) with {len(errors)} errors; permitted: weight >= 0 and "

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vdm_jax.diffusion.arrays import Denoiser, Level, Video, expand
+from vdm_jax.diffusion.percentile import percentile_of_magnitudes
 from vdm_jax.errors import UserError
 
 # A number; an array that broadcasts to [B, T], so [T] is per frame and [B, 1] per sample; or a function of
@@ -162,7 +163,7 @@ def dynamic_threshold(
     def thresholded(z: Video, logsnr: Level) -> Video:
         x_hat = denoise(z, logsnr)
         axes = tuple(range(1 if per == "clip" else 2, x_hat.ndim))
-        limit = jnp.maximum(jnp.percentile(jnp.abs(x_hat), percentile, axis=axes, keepdims=True), 1.0)
+        limit = jnp.maximum(percentile_of_magnitudes(x_hat, percentile, axes), 1.0)
         return jnp.clip(x_hat, -limit, limit) / limit
 
     return thresholded

@@ -28,12 +28,17 @@ class Process:
     weighting: Weighting = UniformWeighting()  # weight of the loss by log-SNR
     level_sampling: LevelSampling = UniformTime()  # distribution of training levels
     sigma_data: float = 0.5  # standard deviation of the data, for prediction 'edm' only
+    # Smallest resolution of a multiscale loss, pixels of the shorter side (32 published): the sum of the errors pooled
+    # to s = d, d/2, d/4, ... pixels, each weighted by 1 / s (Hoogeboom et al. 2023, arXiv 2301.11093). 0: plain
+    multiscale: int = 0
 
     def __post_init__(self):
         if self.prediction not in PREDICTIONS:
             raise UserError(f"Process.prediction={self.prediction!r}; permitted: {', '.join(PREDICTIONS)}")
         if self.sigma_data <= 0:
             raise UserError(f"Process.sigma_data={self.sigma_data}; permitted: above 0")
+        if self.multiscale < 0:
+            raise UserError(f"Process.multiscale={self.multiscale}; permitted: 0 (off) or above")
         family, name = self.schedule.family.name, type(self.schedule).__name__
         permitted = [kind for kind in PREDICTIONS if {"v": "vp", "edm": "ve"}.get(kind, family) == family]
         if getattr(self.schedule, "zero_terminal_snr", False):
@@ -84,7 +89,10 @@ class Process:
         x is [B, T, H, W, C] in [-1, 1]. `mask`, broadcastable to x (such as [B, T, 1, 1, 1]), restricts the
         mean to where it is 1; an example with an empty mask has loss 0. `logsnr` [B] and `noise` (like x)
         replace what would be drawn. aux: 'logsnr', 'prediction_mse' (unweighted, in the network's own
-        prediction), 'x_mse' (the same error, seen in x) and 'weight' (loss = weight * x_mse).
+        prediction), 'x_mse' (the same error, seen in x) and 'weight' (loss = weight * x_mse, unless `multiscale` counts
+        the error at several resolutions).
+
+        Raises `UserError` for a video that `multiscale` cannot halve, and for a mask beside it that differs in a frame.
         """
         level_key, noise_key = jax.random.split(key)
         x = x.astype(jnp.float32)
@@ -96,7 +104,10 @@ class Process:
         z = self.diffuse(x, noise, logsnr)
         raw = network(self.network_input(z, logsnr), logsnr).astype(jnp.float32)
         target = predictions.predictions_of(x, noise, alpha, sigma, self.sigma_data)[self.prediction]
-        mse = _masked_mean(jnp.square(raw - target), mask)
+        error = raw - target
+        mse = _masked_mean(jnp.square(error), mask)
+        # Errors in x, eps and v differ by a factor per level, so that pooling them is the same thing.
+        counted = multiscale_error(error, self.multiscale, mask) if self.multiscale else mse
         # The error is taken where the network makes it and only then rescaled: going through x_hat would
         # subtract almost equal numbers at one end of the schedule.
         own = predictions.log_precision(self.prediction, logsnr, self.sigma_data)
@@ -107,7 +118,31 @@ class Process:
             "x_mse": mse * jnp.exp(-own),
             "weight": jnp.exp(log_weight),
         }
-        return mse * jnp.exp(log_weight - own), aux
+        return counted * jnp.exp(log_weight - own), aux
+
+
+def multiscale_error(
+    error: Float[Array, "B T H W C"], smallest: int, mask: Float[Array, "..."] | None = None
+) -> Float[Array, " B"]:
+    """`sum_s 1/s mean |D_s[error]|^2` over s = d, d/2, ... down to `smallest` pixels of the shorter side, where D_s is
+    the mean over blocks (Hoogeboom et al. 2023, arXiv 2301.11093). Raises `UserError` as `Process.loss` says."""
+    side = min(error.shape[2:4])
+    if side < smallest:
+        raise UserError(f"Process.multiscale={smallest} for frames of {error.shape[2]}x{error.shape[3]}; permitted: up "
+                        f"to {side}")
+    if mask is not None and any(size > 1 for size in mask.shape[2:4]):
+        raise UserError(f"Process.multiscale={smallest} with a mask of shape {mask.shape}; permitted: the same within "
+                        "a frame")
+    total = _masked_mean(jnp.square(error), mask) / side
+    while side // 2 >= smallest:
+        height, width = error.shape[2:4]
+        if height % 2 or width % 2:
+            raise UserError(f"Process.multiscale={smallest}: frames of {height}x{width} cannot be halved; permitted: "
+                            "even sizes down to it")
+        halves = error.reshape(*error.shape[:2], height // 2, 2, width // 2, 2, -1)
+        error, side = halves.mean((3, 5)), side // 2
+        total = total + _masked_mean(jnp.square(error), mask) / side
+    return total
 
 
 def _masked_mean(value: Video, mask: Float[Array, "..."] | None) -> Float[Array, " B"]:

@@ -1,9 +1,11 @@
 """From noise to video: one `lax.scan` over the levels of a grid, whatever the sampler."""
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, ArrayLike, Float, Key
 
 from vdm_jax.diffusion.arrays import Denoiser, Hook, Video, noise_from_keys
 from vdm_jax.diffusion.grids import default_grid
@@ -51,6 +53,7 @@ def sample(
     trajectory: bool = False,
     levels: Float[np.ndarray, " steps"] | None = None,
     shared_noise: bool = False,
+    stop: float | None = None,
 ) -> Video | tuple[Video, Float[Array, "steps B *rest"]]:
     """Videos of `shape` (B, T, H, W, C) from noise; jittable with sampler, process, shape and steps static.
 
@@ -69,36 +72,69 @@ def sample(
       levels: `sampling_levels` of the other arguments, where nothing can be evaluated while tracing: under a mesh of
         devices that are not there.
       shared_noise: all frames of a video get the same noise, at the start and in every step.
+      stop: a log-SNR at which to stop: the result is then z there and no estimate of the clean video. Of the grid's
+        steps those from noisier levels are made, the last one to `stop` itself.
 
-    Raises `UserError` for keys that do not match the shape, and for `start` below 1 without `initial`.
+    Raises `UserError` for keys that do not match the shape, for `start` below 1 without `initial`, and for a `stop`
+    that is noisier than the first level.
     """
     _check(keys, shape, initial, start)
-    schedule, family, batch = process.schedule, process.schedule.family, shape[0]
-    levels = sampling_levels(sampler, schedule, steps, start) if levels is None else jnp.asarray(levels)
+    levels = sampling_levels(sampler, process.schedule, steps, start) if levels is None else levels
+    walk = Walk(sampler, process, shape, steps, hook, shared_noise)
+    grid_steps = steps_between(levels, stop)
+    carry = walk.begin(keys, grid_steps.level[0], initial)
 
-    def body(carry, step: Step):
+    def body(carry: Carry, step: Step) -> tuple[Carry, Video | None]:
+        carry, x_hat = walk.advance(denoise, keys, carry, step)
+        return carry, (x_hat if trajectory else None)
+
+    (x, _), estimates = jax.lax.scan(body, carry, grid_steps)
+    return (x, estimates) if trajectory else x
+
+
+Carry = tuple[Video, Any]  # z, and what the sampler remembers
+
+
+class Walk(NamedTuple):
+    """The steps of `sample`, for those who go them one by one."""
+
+    sampler: Sampler
+    process: Process
+    shape: tuple[int, ...]  # of the videos, (B, T, H, W, C)
+    count: int  # of steps
+    hook: Hook | None = None
+    shared_noise: bool = False
+
+    def begin(self, keys: Key[Array, " B"], level: Float[Array, ""], initial: Video | None = None) -> Carry:
+        """z at the first level: given, or noise."""
+        if initial is None:
+            family = self.process.schedule.family
+            # A variance-preserving z of unit-variance data has unit variance whatever alpha is left at time 1.
+            scale = 1.0 if family.name == "vp" else family.alpha_sigma(level)[1]
+            initial = scale * noise_from_keys(keys, 0, self.shape, self.shared_noise)
+        initial = initial.astype(jnp.float32)
+        return initial, self.sampler.memory(initial)
+
+    def advance(self, denoise: Denoiser, keys: Key[Array, " B"], carry: Carry, step: Step) -> tuple[Carry, Video]:
+        """z at the step's next level, or after the last step the estimate there; and the estimate of this step."""
         z, memory = carry
-        step = step._replace(count=steps)
+        step = step._replace(count=self.count)
 
-        def estimate(z, level):
-            logsnr = jnp.full((batch,), level)
+        def estimate(z: Video, level: Float[Array, ""]) -> Video:
+            logsnr = jnp.full((self.shape[0],), level)
             x_hat = denoise(z, logsnr)
-            return x_hat if hook is None else hook(x_hat, z, logsnr, step.index)
+            return x_hat if self.hook is None else self.hook(x_hat, z, logsnr, step.index)
 
         # Stream 0 is the initial noise. Samplers without noise leave this unused, and the compiler drops it.
-        noises = [noise_from_keys(keys, step.index + 1 + n * steps, shape, shared_noise)
-                  for n in range(sampler.noises)]
-        z, x_hat, memory = sampler.step(estimate, z, memory, step, family, *noises)
-        return (jnp.where(step.last, x_hat, z), memory), (x_hat if trajectory else None)
+        noises = [noise_from_keys(keys, step.index + 1 + n * self.count, self.shape, self.shared_noise)
+                  for n in range(self.sampler.noises)]
+        z, x_hat, memory = self.sampler.step(estimate, z, memory, step, self.process.schedule.family, *noises)
+        return (jnp.where(step.last, x_hat, z), memory), x_hat
 
-    if initial is None:
-        # A variance-preserving z of unit-variance data has unit variance whatever alpha is left at time 1.
-        scale = 1.0 if family.name == "vp" else family.alpha_sigma(levels[0])[1]
-        initial = scale * noise_from_keys(keys, 0, shape, shared_noise)
-    initial = initial.astype(jnp.float32)
-    carry = (initial, sampler.memory(initial))
-    (x, _), estimates = jax.lax.scan(body, carry, _steps(levels))
-    return (x, estimates) if trajectory else x
+
+def steps_between(levels: Float[ArrayLike, " steps"], stop: float | None = None) -> Step:
+    """The steps from level to level, stacked; those to `stop`, where that is given."""
+    return _steps(jnp.asarray(levels)) if stop is None else _steps_to(np.asarray(levels), stop)
 
 
 def _steps(levels: Float[Array, " steps"]) -> Step:
@@ -112,6 +148,16 @@ def _steps(levels: Float[Array, " steps"]) -> Step:
         last=index == levels.shape[0] - 1,
         count=None,
     )
+
+
+def _steps_to(levels: Float[np.ndarray, " steps"], stop: float) -> Step:
+    """The steps between consecutive levels below `stop`, and one from the last of them to it."""
+    noisier = levels[levels < stop]
+    if not len(noisier):
+        raise UserError(f"stop={stop:g} is noisier than where sampling begins; permitted: log-SNRs above "
+                        f"{float(levels[0]):g}")
+    steps = _steps(jnp.asarray(noisier))
+    return steps._replace(next=steps.next.at[-1].set(stop), last=jnp.zeros(len(noisier), bool))
 
 
 def _check(keys: Key[Array, " B"], shape: tuple[int, ...], initial: Video | None, start: float) -> None:

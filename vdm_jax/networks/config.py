@@ -145,9 +145,11 @@ class WordEncoder:
     width: int = 64
     layers: int = 2
     head_dim: int = 16
+    pooling: Literal["mean", "attention"] = "mean"  # of tokens into the conditioning vector
 
     def __post_init__(self):
         _positive(self, "length", "width", "head_dim")
+        _choice(self, WordEncoder, "pooling")
         _divides(self, "width", "head_dim")
 
 
@@ -156,9 +158,14 @@ class EmbeddedText:
     """Text that arrives as embeddings computed beforehand by any encoder."""
 
     width: int = 768  # channels per token
+    project: int = 0  # channels per token after a learned linear map; 0: tokens stay as they come
+    pooling: Literal["mean", "attention"] = "mean"  # of tokens into the conditioning vector
 
     def __post_init__(self):
         _positive(self, "width")
+        if self.project < 0:
+            raise UserError(f"EmbeddedText.project={self.project} is not valid; permitted: >= 0")
+        _choice(self, EmbeddedText, "pooling")
 
 
 TextInput = WordEncoder | EmbeddedText
@@ -182,11 +189,13 @@ class Reference:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Level:
-    """One resolution of the U-Net: `blocks` residual blocks, each followed by the mixers in order."""
+    """One resolution of the U-Net: `blocks` residual blocks, each followed by the mixers in order; with
+    `mixers_after="last"` only the last one on the way down and the last one on the way up."""
 
     channels: int
     blocks: int = 2
     mixers: tuple[Mixer, ...] = ()
+    mixers_after: Literal["each", "last"] = "each"  # of the residual blocks
     kernel: int = 3  # spatial size of the residual blocks' convolutions; 1 leaves space to the mixers
     dropout: float = 0.0  # probability, inside the residual blocks
     stride: tuple[int, int] = (2, 2)  # spatial reduction (height, width) to the next level; see UNet.resample_order
@@ -194,6 +203,7 @@ class Level:
 
     def __post_init__(self):
         _positive(self, "channels", "blocks", "kernel", "temporal_stride")
+        _choice(self, Level, "mixers_after")
         if not 0 <= self.dropout < 1:
             raise UserError(f"Level.dropout={self.dropout} is not valid; permitted: 0 <= dropout < 1")
         for mixer in self.mixers:
@@ -221,14 +231,18 @@ class UNet:
     temporal_kernel: int = 1
     temporal_causal: bool = False  # in these convolutions no frame sees later ones
     position_period: float = 0.0  # longest period of an added embedding of frame, row and column; 0: no embedding
-    resample: Literal["conv", "pool"] = "conv"  # strided conv / nearest + conv, or mean pool / nearest
+    # Strided conv / nearest + conv; mean pool / nearest; or those two inside a residual block of their own
+    resample: Literal["conv", "pool", "biggan"] = "conv"
     temporal_stride_kernel: int = 3  # frames; of the convolutions beside temporal strides (the size is not published)
     # "before": a level is reduced by its own stride before its blocks, and grows back after them (Efficient U-Net)
     resample_order: Literal["after", "before"] = "after"
     skip_scale: float = 1.0  # factor on the long skip; 2**-0.5 in efficient U-Nets
+    residual_scale: float = 1.0  # factor on the shortcut of residual blocks; the other reading of 2**-0.5
+    shortcut: Literal["match", "always"] = "match"  # a 1x1 convolution there where channels change, or in every block
     norm_over: Literal["frame", "clip"] = "frame"  # statistics of group norm: per frame or over the clip
     groups: int = 8  # of group norm, at most
     text: TextInput | None = None
+    classes: int = 0  # of a class label, which enters the conditioning vector; 0: takes none
     low_resolution: bool = False  # takes a low-resolution video and its augmentation level
     residual: bool = False  # the output is a change to the low-resolution video (prediction "x" only)
     observed: bool = False  # takes known frames and their mask (RGB + 1 extra input channels)
@@ -248,6 +262,13 @@ class UNet:
         if self.resample_order == "before" and self.middle:
             raise UserError("UNet.middle is not empty with resample_order='before', which has no middle; permitted: "
                             "middle=()")
+        _choice(self, UNet, "resample")
+        _choice(self, UNet, "shortcut")
+        if self.resample == "biggan" and self.resample_order == "before":
+            raise UserError("UNet.resample='biggan' with resample_order='before', under which no block runs at the "
+                            "resolution of the input; permitted: 'conv', 'pool'")
+        if self.classes < 0:
+            raise UserError(f"UNet.classes={self.classes} is not valid; permitted: >= 0")
         _choice(self, UNet, "remat")
         _odd(self, "temporal_stride_kernel")
         if self.levels and self.resample_order == "after" and self.levels[-1].temporal_stride > 1:
@@ -289,6 +310,24 @@ class UNet:
     def frame_reduction(self) -> int:
         """What the number of frames must be a multiple of."""
         return math.prod(level.temporal_stride for level in self._reducing)
+
+    @property
+    def prompted(self) -> bool:
+        """Whether the network takes what classifier-free guidance can take away: text or a class."""
+        return self.text is not None or self.classes > 0
+
+    @property
+    def absolute_position(self) -> str | None:
+        """The field by which the network knows rows and columns of a frame by their number, if there is one."""
+        if self.position_period:
+            return f"network.position_period={self.position_period:g}"
+        mixers = [m for level in self.levels for m in level.mixers] + list(self.middle)
+        for mixer in mixers:
+            if (isinstance(mixer, SelfAttention) and mixer.position in ("sinusoidal", "learned")
+                    and mixer.pattern.layout != "positions"):
+                return f"SelfAttention.position={mixer.position!r} within frames"
+        return None
+
 
     @property
     def _reducing(self) -> tuple[Level, ...]:

@@ -83,6 +83,9 @@ def plan_inflation(network: UNet, shapes: Any, source: UNet, source_shapes: Any)
         if getattr(network, name) != getattr(source, name):
             raise UserError(f"UNet.{name}={getattr(network, name)!r} of a network that is to begin as one with "
                             f"{getattr(source, name)!r}; permitted: the same")
+    if network.text != source.text:
+        raise UserError("UNet.text of a network that is to begin as another one is not that one's: they would read "
+                        "different words or embeddings; permitted: the same")
     stem = _stem_places(network, source)
     ours, theirs = ({_canonical(name, tree): (name, leaf.shape) for name, leaf in tree.items()}
                     for tree in (_by_path(shapes), _by_path(source_shapes)))

@@ -8,6 +8,8 @@ temporal convolutions start as the identity, so that a fresh one takes every k-t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -16,6 +18,8 @@ from jaxtyping import Array, Bool, Float
 
 from vdm_jax.networks import config as cfg
 from vdm_jax.networks.layers import Convolution, identity, mean_pool, nearest
+
+Run = Callable[..., Array]  # a block of that name: (x, level, mixers, name, change of resolution or nothing)
 
 
 def convolution_options(spec: cfg.UNet) -> dict[str, Any]:
@@ -94,12 +98,15 @@ def convolve_existing(spec: cfg.UNet, x: Float[Array, "b t h w c"], frame_valid:
 
 
 def reduced(
-    spec: cfg.UNet, i: int, channels: int, x: Array, images: int, frame_valid: Bool[Array, "b t"] | None
+    spec: cfg.UNet, run: Run, i: int, channels: int, x: Array, images: int, frame_valid: Bool[Array, "b t"] | None
 ) -> Array:
     """`x` by the strides of level `i`, of space and then of time; to be called inside the network. `frame_valid` is
     that of the whole clip, and there are no appended images with strides of time."""
-    level = spec.levels[i]
-    x = Downsample(spec, level.stride, channels, name=f"downsample_{i}")(x, images, existing(frame_valid, x.shape[1]))
+    level, name = spec.levels[i], f"downsample_{i}"
+    if spec.resample == "biggan":
+        x = run(x, level, (), name, partial(mean_pool, stride=level.stride))
+    else:
+        x = Downsample(spec, level.stride, channels, name=name)(x, images, existing(frame_valid, x.shape[1]))
     if level.temporal_stride > 1:
         valid = existing(frame_valid, x.shape[1])
         x = TemporalDownsample(spec, level.temporal_stride, name=f"temporal_downsample_{i}")(x, valid)
@@ -107,11 +114,15 @@ def reduced(
 
 
 def grown(
-    spec: cfg.UNet, i: int, level: cfg.Level, channels: int, x: Array, images: int,
+    spec: cfg.UNet, run: Run, i: int, level: cfg.Level, channels: int, x: Array, images: int,
     frame_valid: Bool[Array, "b t"] | None,
 ) -> Array:
     """The way back of `reduced`: `x` of level `i` by the strides of `level`, under the names of `i`."""
-    x = Upsample(spec, level.stride, channels, name=f"upsample_{i}")(x, images, existing(frame_valid, x.shape[1]))
+    name = f"upsample_{i}"
+    if spec.resample == "biggan":
+        x = run(x, spec.levels[i], (), name, partial(nearest, stride=level.stride))
+    else:
+        x = Upsample(spec, level.stride, channels, name=name)(x, images, existing(frame_valid, x.shape[1]))
     if level.temporal_stride > 1:
         valid = existing(frame_valid, x.shape[1] * level.temporal_stride)
         x = TemporalUpsample(spec, level.temporal_stride, name=f"temporal_upsample_{i}")(x, valid)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -11,6 +13,7 @@ from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.conditioning.vocabulary import FIRST_WORD
 from vdm_jax.networks import config as cfg
 from vdm_jax.networks.layers import Dense, silu
+from vdm_jax.networks.mixers import HeadProjection
 
 
 class WordEncoderNetwork(nn.Module):
@@ -56,11 +59,39 @@ class TextConditioner(nn.Module):
             x = encoder(conditioning.tokens.reshape(rows), mask.reshape(rows)).reshape(batch, groups, length, -1)
         else:
             x = nn.LayerNorm(name="norm")(conditioning.embeddings)
+            if self.config.project:
+                x = Dense(self.config.project, dtype=self.dtype, name="project")(x)
         null = self.param("null", nn.initializers.normal(1.0), (1, x.shape[-1]))
         present = mask.any(-1)
         x = jnp.where(present[..., None, None], x, null.astype(x.dtype))
         mask = mask | ~present[..., None]
         weight = mask[..., None].astype(x.dtype)
         mean = (x * weight).sum(2) / weight.sum(2)
-        pooled = Dense(self.pooled_channels, dtype=self.dtype, name="pool")(nn.LayerNorm(name="pool_norm")(mean))
+        if self.config.pooling == "attention":
+            pooled = AttentionPooling(self.pooled_channels, self.dtype, name="pool_attention")(x, mask, mean)
+        else:
+            pooled = Dense(self.pooled_channels, dtype=self.dtype, name="pool")(nn.LayerNorm(name="pool_norm")(mean))
         return x, mask, pooled
+
+
+class AttentionPooling(nn.Module):
+    """One vector of many tokens, as what their mean sees of them, in heads of 64 channels at most.
+
+    Imagen pools its text by attention, with layer norm on the embeddings (Saharia et al. 2022, arXiv
+    2205.11487); where the query comes from and the width are not published.
+    """
+
+    features: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, tokens: Float[Array, "b g l c"], mask: Bool[Array, "b g l"], mean: Float[Array, "b g c"]
+    ) -> Float[Array, "b g o"]:
+        head_dim = math.gcd(self.features, 64)
+        heads = (self.features // head_dim, head_dim)
+        norm = nn.LayerNorm(name="norm")
+        (query,) = HeadProjection(1, *heads, self.dtype, name="query")(norm(mean))
+        k, v = HeadProjection(2, *heads, self.dtype, name="key_value")(norm(tokens))
+        out = dense(query[:, :, None], Keys(k, v, mask[:, :, None, None, :]))
+        return Dense(self.features, dtype=self.dtype, name="out")(out.reshape(*mean.shape[:-1], self.features))

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from vdm_jax.attention.patterns import independent_frames_mask
 from vdm_jax.conditioning.conditioning import Conditioning
@@ -60,6 +60,7 @@ class ResidualBlock(nn.Module):
     channels: int
     kernel: int
     dropout: float
+    resized: Callable[[Array], Array] | None = None  # a change of resolution, of the stream and of the change to it
 
     @nn.compact
     def __call__(
@@ -71,6 +72,8 @@ class ResidualBlock(nn.Module):
         norm = {"groups": spec.groups, "over": spec.norm_over}
         kernel = (1, self.kernel, self.kernel)
         h = silu(GroupNorm(**norm, name="norm_in")(x))
+        if self.resized is not None:
+            x, h = self.resized(x), self.resized(h)
         h = Convolution(self.channels, kernel, name="conv_in", **options)(h, images, frame_valid)
         film = spec.modulation == "film"
         change = Dense(self.channels * (2 if film else 1), name="modulation")(silu(vector))[:, :, None, None]
@@ -82,9 +85,9 @@ class ResidualBlock(nn.Module):
         if self.dropout:
             h = nn.Dropout(self.dropout, deterministic=not train)(h)
         h = Convolution(self.channels, kernel, kernel_init=zeros, name="conv_out", **options)(h, images, frame_valid)
-        if x.shape[-1] != self.channels:
+        if x.shape[-1] != self.channels or spec.shortcut == "always":
             x = Convolution(self.channels, (1, 1, 1), name="shortcut", **{**options, "temporal": 1})(x)
-        return add_residual(x, h)
+        return add_residual(x if spec.residual_scale == 1 else x * spec.residual_scale, h)
 
 
 class Block(nn.Module):
@@ -93,12 +96,13 @@ class Block(nn.Module):
     config: cfg.UNet
     level: cfg.Level
     mixers: tuple[cfg.Mixer, ...]
+    resized: Callable[[Array], Array] | None = None
 
     @nn.compact
     def __call__(self, x: Array, vector: Array, beside: Beside, train: bool, images: int) -> Array:
         level = self.level
         x = name_input(x, self.config.remat)
-        x = ResidualBlock(self.config, level.channels, level.kernel, level.dropout, name="residual")(
+        x = ResidualBlock(self.config, level.channels, level.kernel, level.dropout, self.resized, name="residual")(
             x, vector, train, images, beside.frame_valid)
         return spread(Mixers(self.config, self.mixers, name="mixers")(x, beside, images), self.config.spread)
 
@@ -161,9 +165,11 @@ class SpaceTimeUNet(nn.Module):
             x = PositionEmbedding(spec.position_period, name="positions")(x, images)
         block = rematerialised(Block, spec.remat, static_argnums=(4, 5))
 
-        def run(x: Array, level: cfg.Level, mixers: tuple[cfg.Mixer, ...], name: str) -> Array:
+        def run(x: Array, level: cfg.Level, mixers: tuple[cfg.Mixer, ...], name: str,
+                resized: Callable[[Array], Array] | None = None) -> Array:
             stride = z.shape[1] // x.shape[1]  # of time, down to this level
-            return block(spec, level, mixers, name=name)(x, every(vector, stride), beside.every(stride), train, images)
+            return block(spec, level, mixers, resized, name=name)(
+                x, every(vector, stride), beside.every(stride), train, images)
 
         down_up = down_and_up if spec.resample_order == "after" else efficient_down_and_up
         x = down_up(spec, run, x, images, conditioning.frame_valid)
@@ -176,28 +182,30 @@ class SpaceTimeUNet(nn.Module):
         return change + conditioning.low_resolution if spec.residual else change
 
 
-Run = Callable[[Array, cfg.Level, tuple[cfg.Mixer, ...], str], Array]  # a block of that name
-
-
 def down_and_up(spec: cfg.UNet, run: Run, x: Array, images: int, frame_valid: Array | None) -> Array:
     """The levels in the usual order: blocks, then the reduction; every block and reduction has a long skip."""
     skips = [x]
     for i, level in enumerate(spec.levels):
         for j in range(level.blocks):
-            x = run(x, level, level.mixers, f"down_{i}_{j}")
+            x = run(x, level, mixers_at(level, j, level.blocks), f"down_{i}_{j}")
             skips.append(x)
         if i + 1 < len(spec.levels):
-            x = spread(reduced(spec, i, x.shape[-1], x, images, frame_valid), spec.spread)
+            x = spread(reduced(spec, run, i, x.shape[-1], x, images, frame_valid), spec.spread)
             skips.append(x)
     x = run(x, spec.levels[-1], spec.middle, "middle_in")
     x = run(x, spec.levels[-1], (), "middle_out")
     for i, level in reversed(list(enumerate(spec.levels))):
         for j in range(level.blocks + 1):
             x = jnp.concatenate([x, skips.pop() * spec.skip_scale], axis=-1)
-            x = run(x, level, level.mixers, f"up_{i}_{j}")
+            x = run(x, level, mixers_at(level, j, level.blocks + 1), f"up_{i}_{j}")
         if i:
-            x = grown(spec, i, spec.levels[i - 1], x.shape[-1], x, images, frame_valid)
+            x = grown(spec, run, i, spec.levels[i - 1], x.shape[-1], x, images, frame_valid)
     return x
+
+
+def mixers_at(level: cfg.Level, number: int, blocks: int) -> tuple[cfg.Mixer, ...]:
+    """The mixers after a residual block of a level, the number-th of so many on the way down or up."""
+    return level.mixers if level.mixers_after == "each" or number + 1 == blocks else ()
 
 
 def efficient_down_and_up(spec: cfg.UNet, run: Run, x: Array, images: int, frame_valid: Array | None) -> Array:
@@ -209,16 +217,16 @@ def efficient_down_and_up(spec: cfg.UNet, run: Run, x: Array, images: int, frame
     """
     skips, channels = [], [x.shape[-1], *(level.channels for level in spec.levels)]
     for i, level in enumerate(spec.levels):
-        x = spread(reduced(spec, i, level.channels, x, images, frame_valid), spec.spread)
+        x = spread(reduced(spec, run, i, level.channels, x, images, frame_valid), spec.spread)
         for j in range(level.blocks):
-            x = run(x, level, level.mixers, f"down_{i}_{j}")
+            x = run(x, level, mixers_at(level, j, level.blocks), f"down_{i}_{j}")
         skips.append(x)
     for i, level in reversed(list(enumerate(spec.levels))):
         if i + 1 < len(spec.levels):
             x = jnp.concatenate([x, skips[i] * spec.skip_scale], axis=-1)
         for j in range(level.blocks):
-            x = run(x, level, level.mixers, f"up_{i}_{j}")
-        x = spread(grown(spec, i, level, channels[i], x, images, frame_valid), spec.spread)
+            x = run(x, level, mixers_at(level, j, level.blocks), f"up_{i}_{j}")
+        x = spread(grown(spec, run, i, level, channels[i], x, images, frame_valid), spec.spread)
     return x
 
 
@@ -244,6 +252,8 @@ class Embedding(nn.Module):
             vector = vector + scalar("augmentation", encode_level(conditioning.augmentation, "inv_cos"))[:, None]
         for name in spec.scalars:
             vector = vector + scalar(name, conditioning.scalars[name])[:, None]
+        if spec.classes:
+            vector = vector + ClassEmbedding(spec.classes, width, name="label")(conditioning.labels)[:, None]
         banks = {name: (conditioning.references[name], conditioning.reference_masks.get(name))
                  for name in (reference.name for reference in spec.references)}
         if spec.text is not None:
@@ -256,6 +266,18 @@ class Embedding(nn.Module):
         for i in range(spec.embedding_layers - 1):
             vector = Dense(width, name=f"hidden_{i}")(silu(vector))
         return vector, Beside(banks, conditioning.frame_valid)
+
+
+class ClassEmbedding(nn.Module):
+    """A learned vector per class; zeros for the null class, -1."""
+
+    classes: int
+    features: int
+
+    @nn.compact
+    def __call__(self, labels: Int[Array, b]) -> Float[Array, "b c"]:
+        table = self.param("classes", nn.initializers.normal(1.0), (self.classes, self.features))
+        return jax.nn.one_hot(labels, self.classes) @ table  # a product, since the table may be split over devices
 
 
 class PositionEmbedding(nn.Module):
@@ -301,7 +323,7 @@ def check_inputs(spec: cfg.UNet, z: Array, conditioning: Conditioning, images: i
         if size % multiple:
             raise UserError(f"video {name}={size} is not a multiple of the U-Net's reduction {multiple}; "
                             f"permitted: {multiple}, {2 * multiple}, {3 * multiple}, ...")
-    needed = {"low_resolution": spec.low_resolution, "augmentation": spec.low_resolution,
+    needed = {"low_resolution": spec.low_resolution, "augmentation": spec.low_resolution, "labels": spec.classes > 0,
               "observed": spec.observed, "observed_mask": spec.observed, "text_mask": spec.text is not None,
               "tokens": isinstance(spec.text, cfg.WordEncoder), "embeddings": isinstance(spec.text, cfg.EmbeddedText)}
     for name, is_needed in needed.items():

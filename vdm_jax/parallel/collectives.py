@@ -144,9 +144,7 @@ def _kind(instruction: Instruction) -> str | None:
         return name
     if name == "fusion" and "calls=%all-reduce-scatter" in instruction.text:  # how the TPU compiler writes some of them
         return "reduce-scatter"
-    if 'custom_call_target="AsyncCollectiveStart"' in instruction.text:
-        return next((kind for kind in KINDS if kind in instruction.text), "all-gather")
-    return None
+    return None  # also AsyncCollectiveStart, whose collective stands before it in the same computation
 
 
 def _groups_of(instruction: Instruction, computations: dict[str, Computation]) -> tuple[tuple[int, ...], ...] | None:

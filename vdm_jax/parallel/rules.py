@@ -38,13 +38,13 @@ VIDEO = {"frames": 1, "height": 2}  # dimensions of a video
 # arXiv 1909.08053, section 3).
 PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r".*/(qkv|query|key_value|external)(_\d+)?/kernel", ("embed", "heads")),
-    (r".*(_attention_\d+/out|/encoder/out_\d+)/kernel", ("heads", "embed")),
+    (r".*(_attention(_\d+)?/out|/encoder/out_\d+)/kernel", ("heads", "embed")),
     # Between the convolutions of an inflation block channels are split, and its projection is small: it is used whole.
     (r".*/convolution_inflation_\d+/temporal/kernel", ("mlp", "embed")),
     (r".*_inflation_\d+/out/kernel", ("embed", None)),
     (r".*(/residual/conv_out|/feed_forward_\d+/out|/encoder/contract_\d+)/kernel", ("mlp", "embed")),
     (r".*/kernel", ("embed", "mlp")),  # convolutions (kt, kh, kw, in, out) and dense (in, out)
-    (r".*/encoder/words", ("vocabulary", "embed")),
+    (r".*/(encoder/words|label/classes)", ("vocabulary", "embed")),
     (r".*", ()),  # biases, norms, tables: replicated
 )
 

@@ -15,16 +15,20 @@ from vdm_jax.cascade.stage import DataSet, Stage
 from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.data.array_record import METADATA, PreparedClips
 from vdm_jax.data.captioned_digits import CaptionedDigits
+from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.data.image_folder import ImageFolder
+from vdm_jax.data.image_shards import ImageShards
 from vdm_jax.networks.config import EmbeddedText, WordEncoder
 from vdm_jax.parallel.rules import batch_sharding
 
 
 def clip_shape(data: DataSet, stage: Stage) -> tuple[tuple[int, int, int], str | None]:
     """`(T, H, W)` of the clips of a data set, and a note where they had to be assumed."""
+    if isinstance(data, WithEmbeddings):
+        data = data.data
     if isinstance(data, CaptionedDigits):
         return (data.frames, data.size, data.size), None
-    if isinstance(data, ImageFolder):
+    if isinstance(data, ImageFolder | ImageShards):
         return (1, data.height, data.width), None
     if not isinstance(data, PreparedClips):
         return (data.frames, data.height, data.width), None
@@ -55,6 +59,8 @@ def training_batch(
         shapes["embeddings"] = (text_tokens, text.width), jnp.float32
         shapes["text_mask"] = (text_tokens,), jnp.bool_
         notes.append(f"texts are assumed to have {text_tokens} tokens (--text-tokens)")
+    if stage.network.classes:
+        shapes["label"] = (), jnp.int32
     if images:
         shapes["images"] = (images, height, width, 3), jnp.uint8
         if isinstance(text, WordEncoder):
@@ -81,6 +87,8 @@ def sampling_inputs(stage: Stage, size: int, text_tokens: int, mesh: Mesh) -> tu
     elif isinstance(text, EmbeddedText):
         conditioning = Conditioning(embeddings=shape(1, text_tokens, text.width),
                                     text_mask=shape(1, text_tokens, dtype=jnp.bool_))
+    if stage.network.classes:
+        conditioning = conditioning.replace(labels=shape(dtype=jnp.int32))
     low = shape(*stage.source_shape, 3) if stage.source else None
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), size))
     return jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=sharding), conditioning, low, None

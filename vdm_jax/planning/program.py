@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
-from vdm_jax.cascade.generator import jit_sampling
+from vdm_jax.cascade.programs import jit_sampling
 from vdm_jax.cascade.sampling import sampling_parts
 from vdm_jax.cascade.stage import DataSet, Stage
 from vdm_jax.errors import UserError
@@ -161,7 +161,9 @@ def _work(plan: Plan, params: Any, mesh: Mesh) -> Any:
     if plan.what == "train":
         batch, _ = training_batch(plan.stage, plan.data, plan.batch, plan.text_tokens)
         return training_work(plan.stage, batch, params, mesh)
-    alone = dataclasses.replace(plan.stage, training=dataclasses.replace(plan.stage.training, images_per_clip=0))
+    # Samples are whole videos on their own.
+    training = dataclasses.replace(plan.stage.training, images_per_clip=0, crop=None)
+    alone = dataclasses.replace(plan.stage, training=training)
     batch, _ = training_batch(alone, plan.data, plan.batch, plan.text_tokens)
     return sampling_work(alone, plan.stage.sampling, batch, params, mesh)
 

@@ -16,11 +16,12 @@ from jax.sharding import Mesh
 from vdm_jax.cascade.stage import DataSet, Experiment, Stage
 from vdm_jax.conditioning.vocabulary import Vocabulary
 from vdm_jax.configuration import digest
+from vdm_jax.data.embeddings import check_embeddings
 from vdm_jax.data.opening import WITHOUT_VALIDATION, open_source, open_validation
 from vdm_jax.data.pipeline import FlipAugmentation, Pipeline
 from vdm_jax.data.source import RandomAccessSource
 from vdm_jax.errors import UserError
-from vdm_jax.networks.config import WordEncoder
+from vdm_jax.networks.config import EmbeddedText, WordEncoder
 from vdm_jax.parallel.arrays import global_batch, process_rows
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.processes import together
@@ -37,9 +38,9 @@ from vdm_jax.training.step import compile_train_step, compile_validation
 from vdm_jax.training.stopping import StopRequests, stop_requests
 from vdm_jax.video.writing import atomic_path
 
-# What the device reads; captions and labels stay on the host.
-DEVICE_FIELDS = ("video", "tokens", "embeddings", "text_mask", "images", "image_tokens", "frame_valid",
-                 "frame_rate")
+# What the device reads; captions stay on the host.
+DEVICE_FIELDS = ("video", "tokens", "embeddings", "text_mask", "label", "images", "image_tokens", "image_embeddings",
+                 "image_text_mask", "frame_valid", "frame_rate")
 MAX_SKIPPED = 20  # steps in a row without a finite gradient before a run gives up
 
 
@@ -83,11 +84,14 @@ class Trainer:
                             f"{batch_parts(mesh) * spec.accumulation}")
         folder = self.run / self.stage.name
         with Checkpoints(checkpoints_path(self.run, self.stage.name), keep=spec.keep) as checkpoints:
+            pipeline = None
+            if checkpoints.latest() is None:  # before a network is initialised, which can take minutes
+                pipeline = together(lambda: self._pipeline("train", mesh))
             state, start = self._state(checkpoints, mesh)
             if start >= spec.steps:
                 self.report.note(f"stage {self.stage.name}: already trained to step {start}")
                 return
-            pipeline = together(lambda: self._pipeline("train", mesh))
+            pipeline = pipeline or together(lambda: self._pipeline("train", mesh))
             with MetricWriter(folder, first_step=start + 1) as writer, stop_requests() as stop:
                 state = self._loop(state, start, mesh, pipeline, checkpoints, writer, stop)
         self._summarise(folder, state)
@@ -117,6 +121,9 @@ class Trainer:
         images = None
         if spec.image_data is not None:
             images = self._source(spec.image_data, split)
+        if isinstance(text, EmbeddedText):
+            for origin in (source, images) if images is not None else (source,):
+                check_embeddings(origin, text.width, self.stage.name)
         self.sources[split] = source
         size = spec.batch_size
         if split == "validation":  # a small split is validated on as many clips as it has

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vdm_jax.cascade.inputs import as_trained, degrade, target_video, text_conditioning
+from vdm_jax.cascade.inputs import degrade, target_video, text_conditioning
 from vdm_jax.cascade.sampling import sample_keys, sample_stage
 from vdm_jax.cascade.stage import Experiment, Stage
 from vdm_jax.conditioning.conditioning import Conditioning
@@ -36,7 +36,7 @@ class SampleSheets:
     """
 
     def __init__(self, experiment: Experiment, stage: Stage, folder: Path, mesh: Mesh, data_dir: Path | None):
-        self._experiment, self._stage, self._folder, self._mesh = experiment, as_trained(stage), folder, mesh
+        self._experiment, self._stage, self._folder, self._mesh = experiment, stage.trained(), folder, mesh
         self._count = -(-COUNT // batch_parts(mesh)) * batch_parts(mesh)
         self._inputs = self._read(data_dir)  # now, so that data without a validation split fails before training
 
@@ -50,8 +50,11 @@ class SampleSheets:
             tokens = np.stack([Vocabulary(text.words, text.length).encode(c) for c in captions])
             conditioning = text_conditioning(jnp.asarray(tokens)[:, None])
         elif isinstance(text, EmbeddedText):
-            embeddings = jnp.stack([jnp.asarray(clip["embeddings"]) for clip in clips])[:, None]
-            conditioning = Conditioning(embeddings=embeddings, text_mask=jnp.ones(embeddings.shape[:3], bool))
+            embeddings = np.stack([clip["embeddings"] for clip in clips])[:, None]
+            mask = np.stack([clip["text_mask"] for clip in clips])[:, None]
+            conditioning = Conditioning(embeddings=embeddings.astype(np.float32), text_mask=mask)
+        if stage.network.classes:
+            conditioning = conditioning.replace(labels=jnp.asarray([clip["label"] for clip in clips]))
         references = {name: jnp.stack([jnp.asarray(clip[f"reference_{name}"]) for clip in clips])
                       for name in (r.name for r in stage.network.references) if f"reference_{name}" in clips[0]}
         conditioning = conditioning.replace(references=references)

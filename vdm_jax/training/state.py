@@ -12,7 +12,6 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from vdm_jax.cascade.inputs import as_trained
 from vdm_jax.cascade.stage import Stage, Training
 from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.networks.config import EmbeddedText, WordEncoder
@@ -44,17 +43,22 @@ def learning_rate(spec: Training) -> optax.Schedule:
 
 
 def make_optimizer(spec: Training) -> optax.GradientTransformation:
-    """AdamW with warm-up and clipping by global norm; biases and norms do not decay."""
-    return optax.chain(
-        optax.clip_by_global_norm(spec.clip_norm),
-        optax.adamw(lambda count: learning_rate(spec)(count + 1), b1=spec.b1, b2=spec.b2,
-                    weight_decay=spec.weight_decay, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)),
-    )
+    """AdamW or Adafactor (Shazeer & Stern 2018, arXiv 1804.04235, optax's defaults) with warm-up and clipping by global
+    norm; biases and norms do not decay."""
+    def rate(count: Array) -> Array:
+        return learning_rate(spec)(count + 1)
+
+    if spec.optimizer == "adafactor":
+        rule = optax.adafactor(rate)
+    else:
+        rule = optax.adamw(rate, b1=spec.b1, b2=spec.b2, weight_decay=spec.weight_decay,
+                           mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params))
+    return optax.chain(optax.clip_by_global_norm(spec.clip_norm), rule)
 
 
 def example_conditioning(stage: Stage, batch: int = 1) -> Conditioning:
     """Zeros of the shapes that the stage's network takes in training."""
-    stage = as_trained(stage)
+    stage = stage.trained()
     text, conditioning = stage.network.text, Conditioning()
     if isinstance(text, WordEncoder):
         tokens = jnp.zeros((batch, 1, text.length), jnp.int32)
@@ -64,6 +68,8 @@ def example_conditioning(stage: Stage, batch: int = 1) -> Conditioning:
                                     text_mask=jnp.zeros((batch, 1, 1), bool))
     video = jnp.zeros((batch, *stage.video.shape))
     level = jnp.zeros((batch,))
+    if stage.network.classes:
+        conditioning = conditioning.replace(labels=jnp.zeros((batch,), jnp.int32))
     if stage.network.low_resolution:
         conditioning = conditioning.replace(low_resolution=video, augmentation=level)
     if stage.network.observed:
@@ -74,7 +80,7 @@ def example_conditioning(stage: Stage, batch: int = 1) -> Conditioning:
 
 def initial_params(stage: Stage, key: PRNGKeyArray) -> Any:
     """Parameters of a stage's network."""
-    video, level = jnp.zeros((1, *as_trained(stage).video.shape)), jnp.zeros((1,))
+    video, level = jnp.zeros((1, *stage.trained().video.shape)), jnp.zeros((1,))
     return SpaceTimeUNet(stage.network).init(key, video, level, example_conditioning(stage))["params"]
 
 

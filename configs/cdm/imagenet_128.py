@@ -1,0 +1,19 @@
+"""Cascaded Diffusion Models on ImageNet: class to 32x32, 64x64 and 128x128 pixels; an image is a video of one frame.
+
+Citation: Ho et al. 2021, arXiv 2106.15282, section 4 and appendix B; what is open to us is marked in _stages.py. The
+          first two models learn their variance in the paper, and do not here. Counts are not published.
+Hardware: not published in our sources.
+Expected: FID 3.52 against training images, 3.76 against validation images (50k samples, no guidance). Not
+          trained by us.
+Run:      vdm-jax train cdm/imagenet_128 --stage sr_128
+"""
+
+from vdm_jax.cascade.stage import Experiment
+from vdm_jax.data.array_record import PreparedClips
+from vdm_jax_configs.cdm._stages import base_32, sr_64, sr_128
+
+
+def get_config() -> Experiment:
+    """The three stages, on images with labels."""
+    return Experiment(name="cdm_imagenet_128", stages=(base_32(), sr_64(), sr_128()),
+                      data=PreparedClips(path="data/imagenet_128"))

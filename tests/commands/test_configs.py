@@ -1,0 +1,23 @@
+"""Headers of shipped configs."""
+
+from __future__ import annotations
+
+import pytest
+
+from vdm_jax.commands.configs import config_names, read_header
+
+
+@pytest.mark.parametrize("path", config_names().values(), ids=config_names())
+def test_every_header_says_what_a_reader_needs(path):
+    header = read_header(path)
+    assert header.title and list(header.sections) == ["Citation", "Hardware", "Expected", "Run"]
+    assert header.sections["Run"].startswith("vdm-jax ") and header.status in ("trained", "not trained by us")
+    assert len(header.published) > 10
+
+
+def test_a_header_in_parts(tmp_path):
+    path = tmp_path / "one.py"
+    path.write_text('"""A title.\n\nCitation: some: one\n          else.\nExpected: FVD 1. Not trained by us.\n"""\n')
+    header = read_header(path)
+    assert header.sections == {"Citation": "some: one else.", "Expected": "FVD 1. Not trained by us."}
+    assert (header.title, header.published, header.status) == ("A title.", "FVD 1.", "not trained by us")

@@ -1,0 +1,68 @@
+"""What is asked of a cascade, as the conditioning that each of its stages takes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float
+
+from vdm_jax.cascade.inputs import text_conditioning
+from vdm_jax.cascade.stage import Stage
+from vdm_jax.conditioning.conditioning import Conditioning
+from vdm_jax.conditioning.vocabulary import Vocabulary
+from vdm_jax.errors import UserError
+from vdm_jax.networks.config import EmbeddedText, WordEncoder
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """Captions of a batch, and what some networks take beside or instead of them."""
+
+    captions: tuple[str, ...]
+    embeddings: Float[np.ndarray, "b l c"] | None = None  # of the captions, for stages that read those
+    text_mask: Bool[np.ndarray, "b l"] | None = None  # True at real tokens of `embeddings`; None: all are
+    labels: Sequence[int] | None = None  # `[B]`, for stages that take a class; -1 is none
+
+    def __post_init__(self):
+        if not self.captions:
+            raise UserError("captions=[] is not valid; permitted: at least one caption")
+
+    def conditioning(self, stage: Stage, fps: float | None = None) -> Conditioning:
+        """What a stage is told. Raises `UserError` for embeddings or labels that it needs and that are missing or of
+        another shape.
+
+        Args:
+          stage: of the cascade.
+          fps: frames per second that it is told, where it takes them; None: its own.
+        """
+        found, classes = self._text(stage), stage.network.classes
+        if classes:
+            labels, count = self.labels, len(self.captions)
+            if labels is None or len(labels) != count or not all(-1 <= label < classes for label in labels):
+                raise UserError(f"labels={labels} given for stage {stage.name!r}; permitted: {count} numbers from -1 "
+                                f"(no class) to {classes - 1}")
+            found = found.replace(labels=jnp.asarray(labels, jnp.int32))
+        if fps is not None and "fps" in stage.network.scalars:
+            found = found.replace(scalars={"fps": jnp.full(len(self.captions), fps, jnp.float32)})
+        return found
+
+    def _text(self, stage: Stage) -> Conditioning:
+        text = stage.network.text
+        if isinstance(text, WordEncoder):
+            words = Vocabulary(text.words, text.length).encode_prompts(self.captions)
+            return text_conditioning(jnp.asarray(words)[:, None])
+        if not isinstance(text, EmbeddedText):
+            return Conditioning()
+        shape = np.shape(self.embeddings)
+        if len(shape) != 3 or (shape[0], shape[2]) != (len(self.captions), text.width):
+            raise UserError(f"embeddings of shape {list(shape)} given for stage {stage.name!r}; permitted: "
+                            f"[{len(self.captions)}, L, {text.width}]")
+        mask = np.ones(shape[:2], bool) if self.text_mask is None else np.asarray(self.text_mask, bool)
+        if mask.shape != shape[:2]:
+            raise UserError(f"text_mask of shape {list(mask.shape)} given for stage {stage.name!r}; permitted: "
+                            f"{list(shape[:2])}")
+        return Conditioning(embeddings=jnp.asarray(self.embeddings, jnp.float32)[:, None],
+                            text_mask=jnp.asarray(mask)[:, None])

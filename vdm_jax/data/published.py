@@ -1,0 +1,307 @@
+"""The video sets that papers report on, from the files their authors distribute or from TFDS, with the official splits.
+
+Nothing is downloaded here: an error says what is missing, where it is published, and how the folder has to look.
+Every set gives one clip per video: its beginning, or with `Training.random_starts` any part of it. Captions are the
+names of the classes in words.
+
+How the papers cut frames to squares, and where in a video their clips begin, is not published; frames are cut centrally
+to the aspect ratio and then averaged down, as for every other set.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from vdm_jax.data.folder import SPLITS, list_files
+from vdm_jax.data.source import RandomAccessSource, require_at_least
+from vdm_jax.data.tfds_video import TFDSVideo, TFDSVideoSource, in_words
+from vdm_jax.data.video_folder import SUFFIXES, VideoFolder, VideoFolderSource
+from vdm_jax.errors import UserError
+
+Via = Literal["folder", "tfds"]
+Splits = tuple[str, str, str]
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Download:
+    """What a user fetches, and how the folder looks afterwards."""
+
+    what: str
+    page: str
+    layout: tuple[str, ...]  # paths below the folder
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Published:
+    """What all of these sets have. `splits` names the official parts (several joined by +) that serve for training,
+    validation and test."""
+
+    DOWNLOAD: ClassVar[Download]
+    PARTS: ClassVar[tuple[str, ...]]  # the official ones
+
+    path: str  # the folder; with via="tfds" the TFDS data folder
+    frames: int = 16  # frames of a clip
+    height: int = 64  # pixels
+    width: int = 64  # pixels
+    frame_stride: int = 1  # every how many-th frame of a video is taken
+
+    def __post_init__(self):
+        require_at_least(self, frames=1, height=1, width=1, frame_stride=1)
+        kind = type(self).__name__
+        if len(self.splits) != 3 or any(part not in self.PARTS for split in self.splits for part in split.split("+")):
+            raise UserError(f"{kind}.splits={self.splits!r}; permitted: for train, validation and test one or more of "
+                            f"{', '.join(self.PARTS)}, joined by +")
+        if getattr(self, "via", "folder") not in ("folder", "tfds"):
+            raise UserError(f"{kind}.via={self.via!r}; permitted: 'folder', 'tfds'")
+
+    @property
+    def folder(self) -> Path:
+        """The folder with the user's home filled in."""
+        return Path(self.path).expanduser()
+
+    def parts(self, split: str) -> tuple[str, ...]:
+        """The official parts of a split. Raises `UserError` for an unknown split."""
+        if split not in SPLITS:
+            raise UserError(f"split={split!r}; permitted: {', '.join(SPLITS)}")
+        return tuple(self.splits[SPLITS.index(split)].split("+"))
+
+    def missing(self, what: str) -> UserError:
+        """The error for data that is not there: what to fetch, from where, and where to put it."""
+        there = self.DOWNLOAD
+        layout = ", ".join(f"{self.path}/{name}" for name in there.layout)
+        return UserError(
+            f"{type(self).__name__}.path={self.path!r}: {what}; permitted: a folder with {layout}. Fetch {there.what} "
+            f"from {there.page}, put them there unpacked, and give the same command again; a set that lies elsewhere: "
+            "--data.path FOLDER")
+
+    def tfds(self, name: str, **fields: Any) -> TFDSVideo:
+        """The same set as TFDS has it."""
+        return TFDSVideo(name=name, data_dir=str(self.folder), frames=self.frames, height=self.height,
+                         width=self.width, frame_stride=self.frame_stride, splits=self.splits, **fields)
+
+    def videos(self) -> VideoFolder:
+        """How its video files are cut into clips."""
+        return VideoFolder(path=self.path, frames=self.frames, height=self.height, width=self.width,
+                           frame_stride=self.frame_stride, clips="one")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UCF101(_Published):
+    """UCF101 (Soomro et al. 2012, arXiv 1212.0402): 13,320 videos of 101 actions, 320x240 at 25 frames per second.
+
+    Three official divisions into train and test; none has a validation part. Video Diffusion Models (arXiv 2204.03458)
+    trains on all videos: splits=("train+test", "test", "test").
+    """
+
+    DOWNLOAD = Download("UCF101.rar and UCF101TrainTestSplits-RecognitionTask.zip (7 GB)",
+                        "https://www.crcv.ucf.edu/data/UCF101.php",
+                        ("UCF-101/ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi", "ucfTrainTestlist/classInd.txt",
+                         "ucfTrainTestlist/trainlist01.txt", "ucfTrainTestlist/testlist01.txt"))
+    PARTS = ("train", "test")
+
+    via: Via = "folder"
+    division: int = 1  # official division into train and test: 1, 2 or 3
+    splits: Splits = ("train", "test", "test")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.division not in (1, 2, 3):
+            raise UserError(f"UCF101.division={self.division!r}; permitted: 1, 2, 3")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BAIRRobotPushing(_Published):
+    """BAIR robot pushing, small (Ebert et al. 2017, arXiv 1710.05268): videos of 30 frames of 64x64, 43,264 for
+    training and 256 for test, where papers predict 15 frames from 1.
+
+    Read as distributed, or from folders of pictures, one folder per video with its frames as 0.png, 1.png, ...
+    """
+
+    DOWNLOAD = Download("bair_robot_pushing_dataset_v0.tar (32 GB)",
+                        "http://rail.eecs.berkeley.edu/datasets/bair_robot_pushing_dataset_v0.tar",
+                        ("softmotion30_44k/train/*.tfrecords", "softmotion30_44k/test/*.tfrecords (or pictures: "
+                         "train/VIDEO/0.png ... and test/VIDEO/0.png ...)"))
+    PARTS = ("train", "test")
+
+    via: Via = "folder"
+    camera: Literal["image_main", "image_aux1"] = "image_main"  # which of the two; papers do not say
+    splits: Splits = ("train", "test", "test")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.camera not in ("image_main", "image_aux1"):
+            raise UserError(f"BAIRRobotPushing.camera={self.camera!r}; permitted: 'image_main', 'image_aux1'")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kinetics600(_Published):
+    """Kinetics-600 (Carreira et al. 2018, arXiv 1808.01340): videos of about 10 s of 600 actions, where papers predict
+    11 frames from 5, reporting on the test part. Videos have vanished since: copies differ in what they hold."""
+
+    DOWNLOAD = Download("k600_downloader.sh and k600_extractor.sh (779 GB of videos; run both)",
+                        "https://github.com/cvdfoundation/kinetics-dataset",
+                        ("train/*.mp4", "val/*.mp4", "test/*.mp4", "annotations/train.csv (or train.txt)",
+                         "annotations/val.csv", "annotations/test.csv"))
+    PARTS = ("train", "val", "test")
+
+    # Captions from the annotations by YouTube id, from the folders that videos lie in (train/archery/...), or none.
+    labels: Literal["annotations", "folders", "none"] = "annotations"
+    splits: Splits = ("train", "val", "test")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.labels not in ("annotations", "folders", "none"):
+            raise UserError(f"Kinetics600.labels={self.labels!r}; permitted: 'annotations', 'folders', 'none'")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MovingMNIST(_Published):
+    """Moving MNIST (Srivastava et al. 2015, arXiv 1502.04681): 20 frames of 64x64 with two digits that bounce.
+
+    The authors publish the 10,000 test videos; training videos are generated from the digits of MNIST's training part
+    by the procedure that TFDS gives for it (`moving_mnist.py`), whose speeds need not be those of the test videos.
+    """
+
+    DOWNLOAD = Download("mnist_test_seq.npy (819 MB) and the digits' train-images-idx3-ubyte.gz (10 MB)",
+                        "http://www.cs.toronto.edu/~nitish/unsupervised_video/ and "
+                        "https://storage.googleapis.com/cvdf-datasets/mnist/",
+                        ("mnist_test_seq.npy", "train-images-idx3-ubyte.gz"))
+    PARTS = ("train", "test")
+
+    frames: int = 20
+    via: Via = "folder"
+    # How many are generated before they repeat; with Training.random_starts none does. The authors generate endlessly.
+    train_videos: int = 10_000
+    splits: Splits = ("train", "test", "test")
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_at_least(self, train_videos=1)
+        if any(split not in self.PARTS for split in self.splits):
+            raise UserError(f"MovingMNIST.splits={self.splits!r}; permitted: {', '.join(self.PARTS)} for each")
+
+
+PublishedVideo = UCF101 | BAIRRobotPushing | Kinetics600 | MovingMNIST
+
+
+def open_published(spec: PublishedVideo, split: str) -> RandomAccessSource:
+    """The clips of one split. Raises `UserError` saying what to fetch where files are missing."""
+    parts = spec.parts(split)
+    match spec:
+        case UCF101(via="tfds"):  # its default configuration would squash frames to squares
+            return TFDSVideoSource(spec.tfds(f"ucf101/ucf101_{spec.division}"), split)
+        case UCF101():
+            return VideoFolderSource(spec.videos(), split, _ucf101_files(spec, parts))
+        case BAIRRobotPushing(via="tfds"):
+            return TFDSVideoSource(spec.tfds("bair_robot_pushing_small", frames_key=spec.camera), split)
+        case BAIRRobotPushing():
+            from vdm_jax.data.robot_pushing import open_robot_pushing
+
+            return open_robot_pushing(spec, split)
+        case Kinetics600():
+            return VideoFolderSource(spec.videos(), split, _kinetics_files(spec, parts))
+        case MovingMNIST():
+            from vdm_jax.data.moving_mnist import open_moving_mnist
+
+            return open_moving_mnist(spec, split)
+
+
+# --- UCF101 ---------------------------------------------------------------------------------------------------------
+
+
+def _ucf101_files(spec: UCF101, parts: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """Caption and label of every listed video, by name.
+
+    Files are found by their name alone in lower case: copies differ in the folders around them and in one capital.
+    """
+    lists = spec.folder / "ucfTrainTestlist"
+    classes = [line[1] for line in _lines(spec, lists / "classInd.txt", columns=2)]
+    there = {Path(name).name.lower(): name for name in _videos(spec)}
+    number = {name.lower(): i for i, name in enumerate(classes)}
+    files, absent = {}, []
+    for part in parts:
+        path = lists / f"{part}list{spec.division:02d}.txt"
+        for line in _lines(spec, path, columns=1):
+            folder, _, name = line[0].rpartition("/")
+            if folder.lower() not in number:
+                raise UserError(f"{path}: {line[0]!r} is of no class of classInd.txt; permitted: CLASS/VIDEO.avi")
+            label = number[folder.lower()]
+            if name.lower() in there:
+                files[there[name.lower()]] = {"caption": in_words(classes[label]), "label": label}
+            else:
+                absent.append(name)
+    if absent:
+        raise spec.missing(f"{len(absent)} of {len(absent) + len(files)} listed videos are missing (the first is "
+                           f"{absent[0]})")
+    return files
+
+
+def _lines(spec: UCF101, path: Path, columns: int) -> list[list[str]]:
+    """The words of each line of a list. Raises `UserError` where there is no such file or a line is too short."""
+    try:
+        lines = [line.split() for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    except OSError as error:
+        raise spec.missing(f"{path.relative_to(spec.folder)} is missing") from error
+    for number, line in enumerate(lines, 1):
+        if len(line) < columns:
+            raise UserError(f"{path} line {number}: {' '.join(line)!r}; permitted: {columns} words")
+    return lines
+
+
+def _videos(spec: _Published, below: str = "") -> list[str]:
+    """Names of all videos below a folder of the set, relative to the set."""
+    try:
+        names = list_files(type(spec).__name__, str(spec.folder / below), SUFFIXES)
+    except UserError as error:
+        raise spec.missing(f"no videos in {spec.path}/{below}".rstrip("/")) from error
+    return [f"{below}/{name}" if below else name for name in names]
+
+
+# --- Kinetics-600 ---------------------------------------------------------------------------------------------------
+
+
+def _kinetics_files(spec: Kinetics600, parts: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """Captions of the videos of some parts, by name."""
+    files: dict[str, dict[str, Any]] = {}
+    for part in parts:
+        names = _videos(spec, part)
+        if spec.labels == "annotations":
+            labels = _annotations(spec, part)
+            files |= {name: {"caption": labels.get(Path(name).name[:11], "")} for name in names}
+        elif spec.labels == "folders":
+            files |= {name: {"caption": _class_folder(spec, name)} for name in names}
+        else:
+            files |= {name: {"caption": ""} for name in names}
+    unlabelled = sum(not facts["caption"] for facts in files.values())
+    if unlabelled and spec.labels == "annotations":
+        log.warning("%s: %d of %d videos are not in the annotations and have no caption", spec.path, unlabelled,
+                    len(files))
+    return files
+
+
+def _class_folder(spec: Kinetics600, name: str) -> str:
+    folder = Path(name).parent
+    if len(folder.parts) < 2:
+        raise UserError(f"Kinetics600.labels='folders', but {spec.path}/{name} lies in no folder of a class; "
+                        "permitted: labels='annotations' or 'none', or videos in PART/CLASS/")
+    return in_words(folder.name)
+
+
+def _annotations(spec: Kinetics600, part: str) -> dict[str, str]:
+    """Labels by YouTube id; none where the part's are held out."""
+    paths = [spec.folder / "annotations" / f"{part}{suffix}" for suffix in (".csv", ".txt")]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        raise spec.missing(f"annotations/{part}.csv is missing (labels='none' does without captions)")
+    with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
+        table = csv.DictReader(file)
+        if "youtube_id" not in (table.fieldnames or ()):
+            raise UserError(f"{path}: columns {', '.join(table.fieldnames or ()) or 'none'}; permitted: youtube_id and "
+                            "label among them")
+        return {row["youtube_id"]: (row.get("label") or "").strip() for row in table}
