@@ -1,7 +1,7 @@
 """Lumiere in miniature on captioned digits: the same code path and kinds of blocks, for tests and for trying it out."""
 
 from vdm_jax.attention.patterns import Spatial
-from vdm_jax.cascade.stage import Experiment, LowResolution, Sampling, Stage, Training, VideoSpec, Windows
+from vdm_jax.cascade.stage import Experiment, LowResolution, Sampling, Stage, Start, Training, VideoSpec, Windows
 from vdm_jax.data.captioned_digits import CaptionedDigits, caption_words
 from vdm_jax.diffusion.process import Process
 from vdm_jax.networks.config import CrossAttention, Level, SelfAttention, UNet, WordEncoder
@@ -33,15 +33,19 @@ def training(steps: int, **options) -> Training:
                     checkpoint_every=steps, sample_every=0, validate_every=0, **options)
 
 
-def stages(frames: int, networks: tuple[UNet, UNet], steps: int, windows: bool, **options) -> tuple[Stage, Stage]:
-    """Base and super-resolution."""
+def stages(
+    frames: int, networks: tuple[UNet, UNet], steps: int, windows: bool, run: str | None = None, **options
+) -> tuple[Stage, Stage]:
+    """Base and super-resolution, which begin as those of the run if one is given."""
+    start = {name: Start(stage=name, run=run) if run else None for name in ("base", "spatial")}
     base = Stage(
         name="base", video=VideoSpec(frames=frames, height=8, width=8, fps=8), network=networks[0], process=PROCESS,
-        training=training(steps, **options), sampling=Sampling(steps=2, guidance=1.0, batch_size=8))
+        training=training(steps, start=start["base"], **options),
+        sampling=Sampling(steps=2, guidance=1.0, batch_size=8))
     spatial = Stage(
         name="spatial", video=VideoSpec(frames=frames, height=16, width=16, fps=8), process=PROCESS,
         source=LowResolution(frames=frames, height=8, width=8), network=networks[1],
-        training=training(steps, frames=4 if windows else None, **options),
+        training=training(steps, frames=4 if windows else None, start=start["spatial"], **options),
         sampling=Sampling(steps=2, windows=Windows(frames=4, overlap=2) if windows else None, batch_size=8))
     return base, spatial
 
@@ -52,7 +56,7 @@ def images(steps: int = 40) -> Experiment:
     return Experiment(name="tiny_lumiere_images", stages=stages(1, networks, steps, False), data=DATA)
 
 
-def videos(steps: int = 20) -> Experiment:
-    """The video networks, of which only what is added is trained."""
+def videos(steps: int = 20, run: str | None = None) -> Experiment:
+    """The video networks, which begin as those of a run of `images`, and of which only what is added is trained."""
     networks = inflated(image_base(), (2, 1), HEADS), inflated(image_super_resolution(), (1, 2), HEADS)
-    return Experiment(name="tiny_lumiere", stages=stages(8, networks, steps, True, trainable=ADDED), data=DATA)
+    return Experiment(name="tiny_lumiere", stages=stages(8, networks, steps, True, run, trainable=ADDED), data=DATA)

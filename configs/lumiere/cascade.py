@@ -7,7 +7,7 @@ Citation: Bar-Tal et al. 2024, arXiv 2401.12945. Frames, sizes, rate, the two st
           ours.
 Hardware: a pod slice; not published. vdm-jax compile answers what each stage needs.
 Expected: UCF101 zero-shot FVD 332.49, IS 37.54 (the paper's table; 30 M captioned videos of its own). Not trained by
-          us. It takes texts as T5-XXL embeddings, which a data set has to bring, and an image network's weights.
+          us. It takes texts as T5-XXL embeddings, which a data set has to bring, and the run of lumiere/images.
 Run:      vdm-jax compile lumiere/cascade --stage base --topology v5p-512 --mesh.fsdp 64 --mesh.context 2
 """
 
@@ -18,6 +18,7 @@ from vdm_jax.cascade.stage import (
     LowResolution,
     Sampling,
     Stage,
+    Start,
     Training,
     VideoSpec,
     Windows,
@@ -33,6 +34,7 @@ HEADS = 64  # channels per head
 TEXT = EmbeddedText(width=4096)  # T5-XXL
 MIXERS = (SelfAttention(pattern=Spatial(), head_dim=HEADS), CrossAttention(head_dim=HEADS))
 PROCESS = Process(schedule=CosineSchedule(), prediction="v")
+IMAGES = "lumiere_images"  # run of configs/lumiere/images.py
 CLIPS = PreparedClips(path="data/clips_with_t5_xxl")
 
 
@@ -57,7 +59,7 @@ def base() -> Stage:
         name="base", video=VideoSpec(frames=80, height=128, width=128, fps=16),
         network=inflated(image_base(), (2, 2, 2, 1), HEADS), process=PROCESS,
         training=Training(steps=500_000, batch_size=128, learning_rate=1e-4, warmup_steps=10_000, ema_decay=0.9999,
-                          trainable=ADDED),
+                          start=Start(stage="base", run=IMAGES), trainable=ADDED),
         sampling=Sampling(sampler=DDIM(eta=1.0), steps=256, guidance=8.0, threshold=DynamicThreshold(per="clip"),
                           batch_size=8))
 
@@ -70,7 +72,7 @@ def super_resolution() -> Stage:
         source=LowResolution(frames=80, height=128, width=128),
         network=inflated(image_super_resolution(), (1, 2, 2, 2), HEADS), process=PROCESS,
         training=Training(steps=500_000, frames=16, batch_size=128, learning_rate=1e-4, warmup_steps=10_000,
-                          ema_decay=0.9999, trainable=ADDED),
+                          ema_decay=0.9999, start=Start(stage="spatial", run=IMAGES), trainable=ADDED),
         sampling=Sampling(sampler=DDIM(eta=1.0), steps=128, guidance=4.0, threshold=DynamicThreshold(per="clip"),
                           windows=Windows(frames=16, overlap=2), batch_size=8))
 

@@ -11,7 +11,7 @@ Run:      vdm-jax compile lumiere/conditioned --topology v5p-512 --mesh.fsdp 64 
 import dataclasses
 
 from vdm_jax.cascade.observations import BoxKnown, FramesKnown, StillKnown
-from vdm_jax.cascade.stage import Experiment, Stage
+from vdm_jax.cascade.stage import Experiment, Stage, Start
 from vdm_jax_configs.lumiere.cascade import CLIPS, base
 
 TASKS = (
@@ -25,7 +25,8 @@ def conditioned(stage: Stage) -> Stage:
     """A base that takes what is known, all of it trained."""
     return dataclasses.replace(
         stage, network=dataclasses.replace(stage.network, observed=True),
-        training=dataclasses.replace(stage.training, observations=TASKS, trainable=()))
+        training=dataclasses.replace(stage.training, observations=TASKS, trainable=(),
+                                     start=Start(stage="base", run="lumiere")))
 
 
 def get_config() -> Experiment:

@@ -83,7 +83,7 @@ def test_training_sees_parts_of_clips_from_random_frames():
         starts += [s for s in range(4) if np.allclose(video, full[s : s + 3], atol=1e-5)]
     assert len(starts) == 16 and set(starts) == {0, 1, 2, 3}
     assert conditioning.low_resolution.shape == (16, 3, 8, 8, 3) and conditioning.frame_valid.shape == (16, 3)
-    with pytest.raises(UserError, match="clips of 8 frames for stage 'large' of 6; permitted: 6, 12"):
+    with pytest.raises(UserError, match="clips of 8 frames for a stage of 6; permitted: clips of 6, 12"):
         training_inputs(STAGE, {**batch, "video": batch["video"][:, :8]}, jax.random.key(0))
 
 
@@ -112,7 +112,8 @@ def test_windows_are_counted_in_the_work_of_sampling():
 
 @pytest.mark.parametrize(("make", "message"), [
     (lambda: Windows(frames=2), "Windows(frames=2, overlap=2, at_once=1) is not valid; permitted: 0 <= overlap <"),
-    (lambda: changed(training=Training(frames=7)), "training.frames=7 is not valid; permitted: 1 to video.frames=6"),
+    (lambda: changed(training=Training(frames=7)),
+     "training.frames=7 with frame_rates=None is not valid; permitted: 1 to video.frames=6"),
     (lambda: changed(sampling=Sampling(windows=Windows(frames=7))), "sampling.windows.frames=7 is not valid"),
     (lambda: changed(source=LowResolution(frames=3, height=4, width=4)), "source.frames=3 of 6 with training.frames"),
     (lambda: changed(network=dataclasses.replace(STAGE.network, levels=(

@@ -82,7 +82,7 @@ def sampling_work(stage: Stage, sampling: Sampling, batch: dict[str, Any], param
     if (windows := sampling.windows) is not None:
         evaluations *= len(window_starts(stage.video.frames, windows.frames, windows.overlap))
         frames = windows.frames
-    seen = dataclasses.replace(stage, training=dataclasses.replace(stage.training, frames=frames))
+    seen = dataclasses.replace(stage, training=dataclasses.replace(stage.training, frames=frames, frame_rates=None))
     forward = network_forward(seen, batch, params, mesh)
     computed = forward.dense + forward.convolution + forward.attention_computed
     return Work(forward, evaluations, evaluations * forward.model, evaluations * computed)
