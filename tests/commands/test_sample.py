@@ -145,7 +145,7 @@ class TestErrors:
     def test_no_caption(self, fails, trained):
         assert "captions are missing" in fails("sample", trained)
 
-    @pytest.mark.parametrize(("flag", "value"), [("--count", "0"), ("--steps", "0"), ("--out", "a.avi"),
+    @pytest.mark.parametrize(("flag", "value"), [("--count", "0"), ("--steps", "0"), ("--fps", "0"), ("--out", "a.avi"),
                                                  ("--out", "no/such/folder/a.mp4"), ("--last", "top")])
     def test_bad_option(self, fails, trained, tmp_path, flag, value):
         line = fails("sample", trained, "a red 3", flag, value)

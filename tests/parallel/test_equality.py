@@ -60,7 +60,7 @@ def networks() -> tuple[UNet, UNet]:
         mixers = (TemporalConvolution(), *attention, CrossAttention(head_dim=8), FeedForward(expansion=2))
         levels = Level(channels=8, blocks=1), Level(channels=16, blocks=1)
         return UNet(levels=levels, middle=mixers, patch=2, groups=4, embedding_channels=16, position_period=8.0,
-                    text=TEXT, spread=spread)
+                    temporal_kernel=3, text=TEXT, spread=spread)
 
     return network("frames", ("none", "relayout", "halo")), network("height", ("none", "none", "all_gather"))
 
