@@ -1,4 +1,4 @@
-"""Train four kinds of cascade on captioned digits under one budget of FLOPs, score what they generate, and extend videos.
+"""Train four kinds of cascade on captioned digits under one budget of FLOPs, score what they make, and extend videos.
 
 Run:   python -m experiments.cascade_baseline.run --preset cpu       in the root of the repository; half an hour
        python -m experiments.cascade_baseline.run --report           only tables and plot from the record

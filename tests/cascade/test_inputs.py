@@ -171,5 +171,5 @@ def test_a_batch_without_text_is_an_error(experiment, clips):
 
 
 def test_clips_that_do_not_divide_are_an_error(experiment, clips):
-    with pytest.raises(UserError, match="frames=2 does not divide 7 frames; permitted: 1, 7"):
+    with pytest.raises(UserError, match="clips of 7 frames for a stage of 2; permitted: clips of 2, 4, 6"):
         training_inputs(experiment.stage("base"), {"video": clips[0][:, :7]}, jax.random.key(0))
