@@ -45,8 +45,8 @@ class Preset:
     systems: tuple[str, ...] = tuple(SYSTEMS)
 
 
-PRESETS = {"cpu": Preset(budget=15e12, scored_clips=96, extended_clips=24),
-           "gpu": Preset(budget=3e15, scored_clips=256, extended_clips=64)}
+PRESETS = {"cpu": Preset(budget=12e12, scored_clips=96, extended_clips=24),
+           "gpu": Preset(budget=2e15, scored_clips=256, extended_clips=64)}
 
 
 def measure(preset: Preset, name: str, work: Path, results: Path, *, quiet: bool = False) -> dict[str, Any]:

@@ -146,13 +146,14 @@ def lumiere(work: Path) -> list[Part]:
     images = Part("lumiere_images", Experiment(name="lumiere_style_images", data=DATA, stages=(
         stage("base", 1, 32, small), stage("spatial", 1, 64, large, from_low(1, 32)))), {"base": 0.4, "spatial": 0.05})
 
-    def begun(of: str) -> dict:
-        return {"start": Start(stage=of, run=str(work / images.name)), "trainable": ADDED}
+    def begun(of: str, added: tuple[str, ...] = ADDED) -> dict:
+        return {"start": Start(stage=of, run=str(work / images.name)), "trainable": added}
 
     windows = dataclasses.replace(ENLARGING, windows=Windows(frames=8, overlap=2))
     stages = (
         stage("base", 16, 32, inflated(small, (2, 1), 32), **begun("base")),
-        stage("spatial", 16, 64, inflated(large, (1,), 16), from_low(16, 32), windows, part=8, **begun("spatial")))
+        stage("spatial", 16, 64, inflated(large, (1,), 16), from_low(16, 32), windows, part=8,
+              **begun("spatial", ADDED[1:])))  # it keeps all frames
     return [images, Part("lumiere", Experiment(name="lumiere_style", stages=stages, data=DATA),
                          {"base": 0.45, "spatial": 0.1})]
 
