@@ -8,7 +8,8 @@ Run:      vdm-jax train captioned_digits
 """
 
 from vdm_jax.attention.patterns import Full, Temporal
-from vdm_jax.cascade.stage import Experiment, LowResolution, Sampling, Stage, Training, VideoSpec
+from vdm_jax.cascade.options import Sampling, Training
+from vdm_jax.cascade.stage import Experiment, LowResolution, Stage, VideoSpec
 from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.diffusion.augmentation import NoiseAugmentation
 from vdm_jax.diffusion.process import Process

@@ -4,7 +4,8 @@ import math
 from collections.abc import Collection, Sequence
 
 from vdm_jax.attention.patterns import Spatial
-from vdm_jax.cascade.stage import LowResolution, Sampling, Stage, Training, VideoSpec
+from vdm_jax.cascade.options import Sampling, Training
+from vdm_jax.cascade.stage import LowResolution, Stage, VideoSpec
 from vdm_jax.diffusion.augmentation import Augmentation, BlurAugmentation, NoiseAugmentation
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import Ancestral

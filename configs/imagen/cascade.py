@@ -12,7 +12,8 @@ Run:      vdm-jax train imagen/cascade --stage base
 
 import math
 
-from vdm_jax.cascade.stage import DynamicThreshold, Experiment, LowResolution, Sampling, Stage, Training, VideoSpec
+from vdm_jax.cascade.options import DynamicThreshold, Sampling, Training
+from vdm_jax.cascade.stage import Experiment, LowResolution, Stage, VideoSpec
 from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.diffusion.augmentation import NoiseAugmentation
 from vdm_jax.diffusion.process import Process

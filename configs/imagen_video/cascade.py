@@ -15,16 +15,8 @@ import dataclasses
 import math
 
 from vdm_jax.attention.patterns import Spatial, Temporal
-from vdm_jax.cascade.stage import (
-    DynamicThreshold,
-    Experiment,
-    LowResolution,
-    Oscillation,
-    Sampling,
-    Stage,
-    Training,
-    VideoSpec,
-)
+from vdm_jax.cascade.options import DynamicThreshold, Oscillation, Sampling, Training
+from vdm_jax.cascade.stage import Experiment, LowResolution, Stage, VideoSpec
 from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.diffusion.augmentation import NoiseAugmentation

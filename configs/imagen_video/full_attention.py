@@ -9,7 +9,8 @@ Run:      vdm-jax compile imagen_video/full_attention --topology v5p-512 --mesh.
 """
 
 from vdm_jax.attention.patterns import Full
-from vdm_jax.cascade.stage import DynamicThreshold, Experiment, Sampling, Stage, Training, VideoSpec
+from vdm_jax.cascade.options import DynamicThreshold, Sampling, Training
+from vdm_jax.cascade.stage import Experiment, Stage, VideoSpec
 from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.diffusion.process import Process

@@ -12,17 +12,8 @@ Run:      vdm-jax compile lumiere/cascade --stage base --topology v5p-512 --mesh
 """
 
 from vdm_jax.attention.patterns import Spatial
-from vdm_jax.cascade.stage import (
-    DynamicThreshold,
-    Experiment,
-    LowResolution,
-    Sampling,
-    Stage,
-    Start,
-    Training,
-    VideoSpec,
-    Windows,
-)
+from vdm_jax.cascade.options import DynamicThreshold, Sampling, Start, Training, Windows
+from vdm_jax.cascade.stage import Experiment, LowResolution, Stage, VideoSpec
 from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import DDIM

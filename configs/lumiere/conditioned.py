@@ -11,7 +11,8 @@ Run:      vdm-jax compile lumiere/conditioned --topology v5p-512 --mesh.fsdp 64 
 import dataclasses
 
 from vdm_jax.cascade.observations import BoxKnown, FramesKnown, StillKnown
-from vdm_jax.cascade.stage import Experiment, Stage, Start
+from vdm_jax.cascade.options import Start
+from vdm_jax.cascade.stage import Experiment, Stage
 from vdm_jax_configs.lumiere.cascade import CLIPS, base
 
 TASKS = (

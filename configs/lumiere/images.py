@@ -9,7 +9,8 @@ Expected: nothing published for this size. Not trained by us. Fine-tuned on a fe
 Run:      vdm-jax train lumiere/images --run runs/lumiere_images
 """
 
-from vdm_jax.cascade.stage import DynamicThreshold, Experiment, LowResolution, Sampling, Stage, Training, VideoSpec
+from vdm_jax.cascade.options import DynamicThreshold, Sampling, Training
+from vdm_jax.cascade.stage import Experiment, LowResolution, Stage, VideoSpec
 from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.diffusion.samplers import DDIM
 from vdm_jax.networks.config import UNet

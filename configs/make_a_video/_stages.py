@@ -11,16 +11,8 @@ import dataclasses
 
 from vdm_jax.attention.patterns import Spatial, Temporal
 from vdm_jax.cascade.observations import FramesKnown
-from vdm_jax.cascade.stage import (
-    DynamicThreshold,
-    KeyFrames,
-    LowResolution,
-    Sampling,
-    Stage,
-    Start,
-    Training,
-    VideoSpec,
-)
+from vdm_jax.cascade.options import DynamicThreshold, Sampling, Start, Training
+from vdm_jax.cascade.stage import KeyFrames, LowResolution, Stage, VideoSpec
 from vdm_jax.data.frame_rates import FrameRates
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import DDIM

@@ -8,7 +8,8 @@ Run:      vdm-jax train vdm/ucf101     (data/ucf101/UCF-101/*/*.avi and data/ucf
           https://www.crcv.ucf.edu/data/UCF101.php; prepared by TFDS: --data.via tfds --data.path ~/tensorflow_datasets)
 """
 
-from vdm_jax.cascade.stage import Experiment, Sampling, Stage, StaticThreshold, Training, VideoSpec
+from vdm_jax.cascade.options import Sampling, StaticThreshold, Training
+from vdm_jax.cascade.stage import Experiment, Stage, VideoSpec
 from vdm_jax.data.published import UCF101
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import Ancestral

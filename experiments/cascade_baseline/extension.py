@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vdm_jax.cascade.generator import Generator
-from vdm_jax.cascade.stage import Completion
+from vdm_jax.cascade.options import Completion
 from vdm_jax.data.captioned_digits import prompts
 from vdm_jax.evaluation.scorer import DigitScorer
 from vdm_jax.video.sheets import sheet

@@ -12,17 +12,8 @@ from pathlib import Path
 
 from vdm_jax.attention.patterns import Spatial, Temporal
 from vdm_jax.cascade.observations import FramesKnown
-from vdm_jax.cascade.stage import (
-    Experiment,
-    KeyFrames,
-    LowResolution,
-    Sampling,
-    Stage,
-    Start,
-    Training,
-    VideoSpec,
-    Windows,
-)
+from vdm_jax.cascade.options import Sampling, Start, Training, Windows
+from vdm_jax.cascade.stage import Experiment, KeyFrames, LowResolution, Stage, VideoSpec
 from vdm_jax.commands.configs import load_config
 from vdm_jax.data.captioned_digits import CaptionedDigits, caption_words
 from vdm_jax.diffusion.augmentation import NoiseAugmentation

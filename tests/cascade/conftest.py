@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from vdm_jax.attention.patterns import Full, Temporal
-from vdm_jax.cascade.stage import Experiment, LowResolution, Sampling, Stage, VideoSpec
+from vdm_jax.cascade.options import Sampling
+from vdm_jax.cascade.stage import Experiment, LowResolution, Stage, VideoSpec
 from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.diffusion.augmentation import NoiseAugmentation
 from vdm_jax.diffusion.process import Process

@@ -12,8 +12,9 @@ import pytest
 from tests.cascade.conftest import random_params
 from vdm_jax.cascade.generator import Generator
 from vdm_jax.cascade.inputs import training_inputs
+from vdm_jax.cascade.options import Sampling
 from vdm_jax.cascade.sampling import is_guided
-from vdm_jax.cascade.stage import Experiment, Sampling, Stage, VideoSpec
+from vdm_jax.cascade.stage import Experiment, Stage, VideoSpec
 from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.diffusion.process import Process
 from vdm_jax.errors import UserError

@@ -11,7 +11,8 @@ import pytest
 
 from vdm_jax.attention.patterns import Spatial, Temporal
 from vdm_jax.cascade.inputs import degrade, draw_corners, enlarge, target_video, training_inputs
-from vdm_jax.cascade.stage import LowResolution, Stage, Training, VideoSpec
+from vdm_jax.cascade.options import Training
+from vdm_jax.cascade.stage import LowResolution, Stage, VideoSpec
 from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.diffusion.augmentation import NoiseAugmentation
 from vdm_jax.diffusion.process import Process

@@ -15,9 +15,10 @@ from tests.cascade.conftest import base_stage
 from vdm_jax.cascade.generator import Generator
 from vdm_jax.cascade.inputs import text_conditioning
 from vdm_jax.cascade.observations import Known
+from vdm_jax.cascade.options import Completion
 from vdm_jax.cascade.programs import goes_by_steps, jit_sampling, stepwise_sampling
 from vdm_jax.cascade.sampling import sample_keys, sample_stage
-from vdm_jax.cascade.stage import Completion, Experiment, VideoSpec
+from vdm_jax.cascade.stage import Experiment, VideoSpec
 from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.errors import UserError
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh

@@ -10,9 +10,9 @@ import pytest
 
 from vdm_jax.cascade import generator as generator_module
 from vdm_jax.cascade.generator import Generated, Generator
+from vdm_jax.cascade.options import Sampling
 from vdm_jax.cascade.programs import jit_sampling
 from vdm_jax.cascade.prompts import Prompts
-from vdm_jax.cascade.stage import Sampling
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import EmbeddedText
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh

@@ -14,7 +14,8 @@ from vdm_jax.attention.patterns import Temporal
 from vdm_jax.cascade.generator import Generator
 from vdm_jax.cascade.inputs import training_inputs
 from vdm_jax.cascade.observations import FramesKnown, first_frame_known
-from vdm_jax.cascade.stage import Experiment, KeyFrames, LowResolution, Sampling, Stage, Training, VideoSpec
+from vdm_jax.cascade.options import Sampling, Training
+from vdm_jax.cascade.stage import Experiment, KeyFrames, LowResolution, Stage, VideoSpec
 from vdm_jax.configuration import from_json, to_json
 from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.data.frame_rates import FrameRates

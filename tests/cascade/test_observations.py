@@ -21,8 +21,9 @@ from vdm_jax.cascade.observations import (
     draw_known,
     first_frame_known,
 )
+from vdm_jax.cascade.options import Completion, Training
 from vdm_jax.cascade.sampling import completion_method
-from vdm_jax.cascade.stage import Completion, Experiment, Stage, Training, VideoSpec
+from vdm_jax.cascade.stage import Experiment, Stage, VideoSpec
 from vdm_jax.configuration import from_json, to_json
 from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.errors import UserError

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from vdm_jax.cascade.inputs import text_conditioning, with_low_resolution
+from vdm_jax.cascade.options import DynamicThreshold, Oscillation, Sampling, StaticThreshold
 from vdm_jax.cascade.sampling import sample_keys, sample_stage, stage_denoiser, with_overrides
-from vdm_jax.cascade.stage import DynamicThreshold, Oscillation, Sampling, StaticThreshold
 from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.diffusion.sampling import sample
 from vdm_jax.errors import UserError

@@ -6,7 +6,8 @@ import dataclasses
 
 import pytest
 
-from vdm_jax.cascade.stage import Experiment, LowResolution, Sampling, Stage, Training, VideoSpec
+from vdm_jax.cascade.options import Sampling, Training
+from vdm_jax.cascade.stage import Experiment, LowResolution, Stage, VideoSpec
 from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.diffusion.process import Process
 from vdm_jax.errors import UserError

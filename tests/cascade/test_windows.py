@@ -13,8 +13,9 @@ import pytest
 from tests.cascade.conftest import random_params
 from vdm_jax.attention.patterns import Temporal
 from vdm_jax.cascade.inputs import target_video, text_conditioning, training_inputs
+from vdm_jax.cascade.options import Sampling, Training, Windows
 from vdm_jax.cascade.sampling import stage_denoiser
-from vdm_jax.cascade.stage import LowResolution, Sampling, Stage, Training, VideoSpec, Windows
+from vdm_jax.cascade.stage import LowResolution, Stage, VideoSpec
 from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.configuration import from_json, to_json
 from vdm_jax.data.captioned_digits import CaptionedDigits

@@ -1,7 +1,8 @@
 """Imagen's cascade at a size that is trained in seconds: the same networks, augmentation and windows, words for T5."""
 
 from vdm_jax.attention.patterns import External, Spatial
-from vdm_jax.cascade.stage import DynamicThreshold, Experiment, LowResolution, Sampling, Stage, Training, VideoSpec
+from vdm_jax.cascade.options import DynamicThreshold, Sampling, Training
+from vdm_jax.cascade.stage import Experiment, LowResolution, Stage, VideoSpec
 from vdm_jax.data.captioned_digits import CaptionedDigits, caption_words
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import Ancestral

@@ -1,7 +1,8 @@
 """A two-stage cascade so small that training it is a matter of seconds; a config like any other."""
 
 from vdm_jax.attention.patterns import Temporal
-from vdm_jax.cascade.stage import Experiment, LowResolution, Sampling, Stage, Training, VideoSpec
+from vdm_jax.cascade.options import Sampling, Training
+from vdm_jax.cascade.stage import Experiment, LowResolution, Stage, VideoSpec
 from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.diffusion.process import Process
 from vdm_jax.networks.config import CrossAttention, Level, SelfAttention, UNet, WordEncoder

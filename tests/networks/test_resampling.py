@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from vdm_jax.attention.patterns import External, Spatial, Temporal
-from vdm_jax.cascade.stage import Stage, Training, VideoSpec
+from vdm_jax.cascade.options import Training
+from vdm_jax.cascade.stage import Stage, VideoSpec
 from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.diffusion.process import Process
 from vdm_jax.errors import UserError

@@ -19,7 +19,8 @@ import pytest
 from vdm_jax.attention.patterns import Full, SparseCausal, Spatial, Temporal
 from vdm_jax.cascade import generator as generator_module
 from vdm_jax.cascade.generator import Generator
-from vdm_jax.cascade.stage import Experiment, LowResolution, Sampling, Stage, VideoSpec
+from vdm_jax.cascade.options import Sampling
+from vdm_jax.cascade.stage import Experiment, LowResolution, Stage, VideoSpec
 from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import DDIM, Ancestral

@@ -12,7 +12,8 @@ from jax.sharding import PartitionSpec as P
 
 from vdm_jax.attention import Bank, Causal, External, Full, SparseCausal, Spatial, Temporal, attend
 from vdm_jax.attention.counting import counted
-from vdm_jax.cascade.stage import Sampling, Stage, VideoSpec
+from vdm_jax.cascade.options import Sampling
+from vdm_jax.cascade.stage import Stage, VideoSpec
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import Heun
 from vdm_jax.networks.config import Level, SelfAttention, UNet

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from vdm_jax.cascade.stage import Experiment, LowResolution, Stage, Training, VideoSpec
+from vdm_jax.cascade.options import Training
+from vdm_jax.cascade.stage import Experiment, LowResolution, Stage, VideoSpec
 from vdm_jax.commands.configs import load_config
 from vdm_jax.data.captioned_digits import CaptionedDigits, caption_words
 from vdm_jax.networks.config import Mixer, UNet, WordEncoder

@@ -16,7 +16,8 @@ import pytest
 import rich.console
 
 from vdm_jax.attention.patterns import Full
-from vdm_jax.cascade.stage import Experiment, Sampling, Stage, Training, VideoSpec
+from vdm_jax.cascade.options import Sampling, Training
+from vdm_jax.cascade.stage import Experiment, Stage, VideoSpec
 from vdm_jax.data.captioned_digits import CaptionedDigits, caption_words
 from vdm_jax.diffusion.process import Process
 from vdm_jax.errors import UserError

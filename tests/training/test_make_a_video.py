@@ -13,8 +13,9 @@ import pytest
 
 import vdm_jax
 from vdm_jax.cascade.observations import first_frame_known
+from vdm_jax.cascade.options import Start
 from vdm_jax.cascade.sampling import sample_stage
-from vdm_jax.cascade.stage import Experiment, Start
+from vdm_jax.cascade.stage import Experiment
 from vdm_jax.commands.arguments import override
 from vdm_jax.commands.configs import config_folder, load_config, load_module
 from vdm_jax.commands.train_command import train

@@ -12,7 +12,8 @@ import pytest
 
 from vdm_jax.attention.patterns import Temporal
 from vdm_jax.cascade.observations import NothingKnown
-from vdm_jax.cascade.stage import LowResolution, Stage, Training, VideoSpec
+from vdm_jax.cascade.options import Training
+from vdm_jax.cascade.stage import LowResolution, Stage, VideoSpec
 from vdm_jax.diffusion.process import Process
 from vdm_jax.networks.config import CrossAttention, EmbeddedText, Level, SelfAttention, UNet, WordEncoder
 from vdm_jax.networks.unet import SpaceTimeUNet

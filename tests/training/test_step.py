@@ -10,7 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from vdm_jax.cascade.stage import LowResolution, Stage, Training, VideoSpec
+from vdm_jax.cascade.options import Training
+from vdm_jax.cascade.stage import LowResolution, Stage, VideoSpec
 from vdm_jax.diffusion.process import Process
 from vdm_jax.networks.config import CrossAttention, Level, TemporalConvolution, UNet, WordEncoder
 from vdm_jax.networks.unet import SpaceTimeUNet

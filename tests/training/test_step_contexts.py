@@ -9,7 +9,8 @@ import pytest
 
 from tests.training.test_step import assert_close, to_host
 from vdm_jax.attention import Causal, Full, SparseCausal, Temporal
-from vdm_jax.cascade.stage import Stage, Training, VideoSpec
+from vdm_jax.cascade.options import Training
+from vdm_jax.cascade.stage import Stage, VideoSpec
 from vdm_jax.diffusion.process import Process
 from vdm_jax.networks.config import Level, SelfAttention, TemporalConvolution, UNet
 from vdm_jax.parallel.arrays import global_batch

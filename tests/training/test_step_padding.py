@@ -11,7 +11,8 @@ import pytest
 
 from vdm_jax.attention.patterns import External, Spatial, Temporal
 from vdm_jax.cascade.inputs import hold_valid, training_inputs
-from vdm_jax.cascade.stage import LowResolution, Stage, Training, VideoSpec
+from vdm_jax.cascade.options import Training
+from vdm_jax.cascade.stage import LowResolution, Stage, VideoSpec
 from vdm_jax.diffusion.process import Process
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import Level, Reference, SelfAttention, UNet

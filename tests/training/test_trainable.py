@@ -11,7 +11,8 @@ import numpy as np
 import optax
 import pytest
 
-from vdm_jax.cascade.stage import Stage, Training, VideoSpec
+from vdm_jax.cascade.options import Training
+from vdm_jax.cascade.stage import Stage, VideoSpec
 from vdm_jax.diffusion.process import Process
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import Level, TemporalConvolution, UNet

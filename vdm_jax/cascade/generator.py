@@ -15,10 +15,11 @@ import numpy as np
 from jaxtyping import Bool, Float, PRNGKeyArray, UInt8
 
 from vdm_jax.cascade.observations import Known
+from vdm_jax.cascade.options import Completion, Sampling
 from vdm_jax.cascade.programs import WHOLE, Handover, goes_by_steps, handover, jit_sampling, stepwise_sampling
 from vdm_jax.cascade.prompts import Prompts
 from vdm_jax.cascade.sampling import sample_keys, sampling_parts, with_overrides
-from vdm_jax.cascade.stage import Completion, Experiment, KeyFrames, Sampling, Stage, augmentation_of
+from vdm_jax.cascade.stage import Experiment, KeyFrames, Stage, augmentation_of
 from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.conditioning.vocabulary import Vocabulary
 from vdm_jax.errors import UserError

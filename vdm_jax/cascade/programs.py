@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vdm_jax.cascade.observations import Known
+from vdm_jax.cascade.options import Sampling
 from vdm_jax.cascade.sampling import (
     completion_method,
     sample_stage,
@@ -18,7 +19,7 @@ from vdm_jax.cascade.sampling import (
     stage_conditioning,
     stage_denoiser,
 )
-from vdm_jax.cascade.stage import Sampling, Stage, augmentation_of
+from vdm_jax.cascade.stage import Stage, augmentation_of
 from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.diffusion.augmentation import TruncatedAugmentation
 from vdm_jax.diffusion.sampling import Walk, sampling_levels, steps_between

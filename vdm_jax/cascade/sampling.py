@@ -14,7 +14,8 @@ from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
 from vdm_jax.cascade.inputs import with_low_resolution
 from vdm_jax.cascade.observations import Known, key_frames_known, with_observed
-from vdm_jax.cascade.stage import DynamicThreshold, KeyFrames, LowResolution, Sampling, Stage, StaticThreshold
+from vdm_jax.cascade.options import DynamicThreshold, Sampling, StaticThreshold
+from vdm_jax.cascade.stage import KeyFrames, LowResolution, Stage
 from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.diffusion.arrays import Denoiser
 from vdm_jax.diffusion.conditional import known_error, reconstruction_guided, replaced

@@ -7,38 +7,15 @@ sample in sequence.
 
 import dataclasses
 import math
-import re
 from typing import Literal
 
-from vdm_jax.cascade.observations import Observation
-from vdm_jax.data.embeddings import Clips, WithEmbeddings
-from vdm_jax.data.frame_rates import FrameRates
+from vdm_jax.cascade.options import DataSet, Sampling, Training
 from vdm_jax.diffusion.augmentation import Augmentation, NoiseAugmentation, TruncatedAugmentation
 from vdm_jax.diffusion.process import Process
-from vdm_jax.diffusion.samplers import DDIM, Sampler
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import UNet
 from vdm_jax.parallel.mesh import MeshSpec
 from vdm_jax.video.arrays import ResizeMethod, UpsampleMode
-
-DataSet = Clips | WithEmbeddings
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StaticThreshold:
-    """Estimates are clipped to [-1, 1]."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DynamicThreshold:
-    """Estimates are clipped to a percentile of their magnitude and rescaled (Saharia et al. 2022, arXiv 2205.11487,
-    section 2.3)."""
-
-    percentile: float = 99.5
-    per: Literal["clip", "frame"] = "clip"  # one limit per clip or per frame
-
-
-Threshold = StaticThreshold | DynamicThreshold
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,143 +64,6 @@ class KeyFrames:
     def __post_init__(self):
         if self.frames < 2 or self.every < 2:
             raise UserError(f"KeyFrames(frames={self.frames}, every={self.every}) is not valid; permitted: >= 2")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Start:
-    """A trained stage as which the network of another one begins (`networks/inflation.py`)."""
-
-    stage: str  # its name
-    run: str | None = None  # directory or name of its run; None: the run that is being trained
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Training:
-    """How a stage is trained."""
-
-    steps: int = 10_000
-    batch_size: int = 16  # clips per step, over all devices
-    optimizer: Literal["adamw", "adafactor"] = "adamw"  # the second without weight decay
-    learning_rate: float = 2e-4  # peak
-    warmup_steps: int = 200
-    decay: bool = False  # cosine decay of the learning rate to a tenth
-    weight_decay: float = 0.0
-    b1: float = 0.9  # of AdamW, like b2
-    b2: float = 0.99
-    clip_norm: float = 1.0  # global gradient norm
-    ema_decay: float = 0.999  # reached after about ten times its horizon; earlier steps average less
-    accumulation: int = 1  # micro-batches per step
-    text_dropout: float = 0.1  # share of captions (and class labels) replaced by the null caption (and class)
-    # Height and width, pixels, of the random window of its video that a stage with a source is trained on; it samples
-    # whole videos all the same. None: whole videos
-    crop: tuple[int, int] | None = None
-    images_per_clip: int = 0  # independent images appended to each clip (joint training)
-    image_data: DataSet | None = None  # where they come from; None: frames of other clips
-    log_every: int = 25  # steps
-    checkpoint_every: int = 1000  # steps
-    keep: int = 2  # checkpoints
-    sample_every: int = 1000  # steps between sample sheets; 0: only at the end
-    validate_every: int = 1000  # steps between validation losses; 0: never
-    start: Start | None = None  # weights to begin with, rather than random ones
-    observations: tuple[Observation, ...] = ()  # what may be known of a clip (UNet.observed); each draws one
-    frame_rates: FrameRates | None = None  # at which clips are read, told the network as scalar "fps"; None: their own
-    frames: int | None = None  # of the parts of clips that are trained on, begun at random; None: whole clips
-    key_frames: bool = False  # of longer clips frames from the first to the last, not every (T / frames)-th
-    flips: bool = False  # mirror half of the clips; only for data whose captions do not say left or right
-    random_starts: bool = False  # clips of long videos begin at a random frame; data sets of fixed clips cannot
-    workers: int = 0  # processes that read data; 0: threads
-    # Regular expressions found in the paths of the parameters that are trained, such as "inflation|temporal"; the rest
-    # stays as it is. (): all are trained
-    trainable: tuple[str, ...] = ()
-
-    def __post_init__(self):
-        for name in ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep"):
-            if getattr(self, name) < 1:
-                raise UserError(f"Training.{name}={getattr(self, name)} is not valid; permitted: >= 1")
-        if self.batch_size % self.accumulation:
-            raise UserError(f"Training.accumulation={self.accumulation} does not divide batch_size={self.batch_size}")
-        for name in ("ema_decay", "text_dropout", "b1", "b2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"Training.{name}={getattr(self, name)} is not valid; permitted: 0 <= {name} < 1")
-        for pattern in self.trainable:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise UserError(f"Training.trainable has {pattern!r}, which is no regular expression ({error}); "
-                                "permitted: those of Python") from None
-        if self.optimizer not in ("adamw", "adafactor"):
-            raise UserError(f"Training.optimizer={self.optimizer!r} is not valid; permitted: 'adamw', 'adafactor'")
-        if self.optimizer == "adafactor" and self.weight_decay:
-            raise UserError(f"Training.weight_decay={self.weight_decay} with optimizer='adafactor'; permitted: 0")
-        if self.learning_rate <= 0:
-            raise UserError(f"Training.learning_rate={self.learning_rate} is not valid; permitted: > 0")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Oscillation:
-    """Guidance that goes down and up again from step to step (Ho et al. 2022, arXiv 2210.02303, section 2.6)."""
-
-    low: float = 1.0  # weight of every second step; the others have `Sampling.guidance`
-    constant_steps: int = 0  # first steps without oscillation; how many is not published
-
-    def __post_init__(self):
-        if self.constant_steps < 0:
-            raise UserError(f"Oscillation.constant_steps={self.constant_steps} is not valid; permitted: >= 0")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Completion:
-    """How a video is sampled of which a part is known: by the network, which is told (`observations.py`), or by methods
-    for networks that are not (`diffusion/conditional.py`). What is known comes out as it is."""
-
-    # None: the network, where it takes what is known (UNet.observed), else reconstruction guidance. A network that
-    # takes it is told with the other methods too.
-    method: Literal["network", "reconstruction", "replacement"] | None = None
-    weight: float = 1.0  # w_r of reconstruction guidance; 50 and 9 published for single data sets
-
-    def __post_init__(self):
-        if self.method not in (None, "network", "reconstruction", "replacement"):
-            raise UserError(f"Completion.method={self.method!r} is not valid; permitted: 'network', 'reconstruction', "
-                            "'replacement', None")
-        if self.weight < 0:
-            raise UserError(f"Completion.weight={self.weight} is not valid; permitted: >= 0")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Windows:
-    """Windows along time that overlap, by which a video is denoised (`diffusion/windows.py`)."""
-
-    frames: int  # of a window
-    overlap: int = 2  # frames that neighbours share at the least; 2 in Lumiere (Bar-Tal et al. 2024, arXiv 2401.12945)
-    at_once: int = 1  # windows denoised together; memory grows with it
-
-    def __post_init__(self):
-        if not 0 <= self.overlap < self.frames or self.at_once < 1:
-            raise UserError(f"Windows(frames={self.frames}, overlap={self.overlap}, at_once={self.at_once}) is not "
-                            "valid; permitted: 0 <= overlap < frames, at_once >= 1")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How a stage is sampled unless the user says otherwise."""
-
-    sampler: Sampler = DDIM()
-    steps: int = 50
-    guidance: float = 0.0  # w of (1 + w) conditional - w unconditional
-    oscillation: Oscillation | None = None  # of the guidance; None: the same weight at every step
-    # The two estimates of a guided video on two halves of the devices: half the videos at a time, each in half the time
-    split_guidance: bool = False
-    threshold: Threshold | None = StaticThreshold()
-    completion: Completion = Completion()  # of videos of which a part is known
-    windows: Windows | None = None  # None: the network sees the whole video
-    batch_size: int = 16  # clips at a time, over all devices
-    # All frames of a video get the same noise, at the start and at every step. A network without layers over frames
-    # then makes details that stay where they are (Make-A-Video: Singer et al. 2022, arXiv 2209.14792, section 3.2)
-    shared_noise: bool = False
-
-    def __post_init__(self):
-        if self.steps < 1 or self.batch_size < 1:
-            raise UserError(f"Sampling.steps={self.steps}, batch_size={self.batch_size}; permitted: >= 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

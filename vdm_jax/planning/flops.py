@@ -18,8 +18,9 @@ from jax.sharding import Mesh
 
 from vdm_jax.attention.counting import AttentionCall, counted
 from vdm_jax.cascade.inputs import training_inputs
+from vdm_jax.cascade.options import Sampling
 from vdm_jax.cascade.sampling import is_guided
-from vdm_jax.cascade.stage import Sampling, Stage
+from vdm_jax.cascade.stage import Stage
 from vdm_jax.diffusion.windows import window_starts
 from vdm_jax.networks.config import UNet
 from vdm_jax.networks.unet import SpaceTimeUNet

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
+from vdm_jax.cascade.options import DataSet
 from vdm_jax.cascade.sampling import sampling_sharding
-from vdm_jax.cascade.stage import DataSet, Stage
+from vdm_jax.cascade.stage import Stage
 from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.data.array_record import METADATA, PreparedClips
 from vdm_jax.data.captioned_digits import CaptionedDigits

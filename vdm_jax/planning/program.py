@@ -14,9 +14,10 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
+from vdm_jax.cascade.options import DataSet
 from vdm_jax.cascade.programs import jit_sampling
 from vdm_jax.cascade.sampling import sampling_parts
-from vdm_jax.cascade.stage import DataSet, Stage
+from vdm_jax.cascade.stage import Stage
 from vdm_jax.errors import UserError
 from vdm_jax.parallel.collectives import listed
 from vdm_jax.parallel.compiling import no_compilation_cache, optimization_level

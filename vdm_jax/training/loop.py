@@ -13,7 +13,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vdm_jax.cascade.stage import DataSet, Experiment, Stage
+from vdm_jax.cascade.options import DataSet
+from vdm_jax.cascade.stage import Experiment, Stage
 from vdm_jax.conditioning.vocabulary import Vocabulary
 from vdm_jax.configuration import digest
 from vdm_jax.data.embeddings import check_embeddings

@@ -12,7 +12,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from vdm_jax.cascade.stage import Stage, Training
+from vdm_jax.cascade.options import Training
+from vdm_jax.cascade.stage import Stage
 from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.networks.config import EmbeddedText, WordEncoder
 from vdm_jax.networks.inflation import Inflation
