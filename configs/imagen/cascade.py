@@ -15,6 +15,7 @@ import math
 from vdm_jax.cascade.options import DynamicThreshold, Sampling, Training
 from vdm_jax.cascade.stage import Experiment, LowResolution, Stage, VideoSpec
 from vdm_jax.data.array_record import PreparedClips
+from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.diffusion.augmentation import NoiseAugmentation
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import Ancestral
@@ -60,4 +61,5 @@ def get_config() -> Experiment:
                  training=training(optimizer="adafactor"), sampling=sampling(1.35))
     stages = (base, enlarged("sr_256", 256, _network.sr_256(), cosine),
               enlarged("sr_1024", 1024, _network.sr_1024(), linear, crop=(256, 256)))
-    return Experiment(name="imagen", stages=stages, data=PreparedClips(path="data/images_with_t5_xxl"))
+    return Experiment(name="imagen", stages=stages, data=WithEmbeddings(
+        data=PreparedClips(path="data/images"), path="data/t5_xxl", length=128))

@@ -10,6 +10,7 @@ Run:      vdm-jax train imagen/sr_256_600m
 
 from vdm_jax.cascade.stage import Experiment
 from vdm_jax.data.array_record import PreparedClips
+from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.schedules import CosineSchedule
 from vdm_jax_configs.imagen._network import sr_256_five_blocks
@@ -19,4 +20,5 @@ from vdm_jax_configs.imagen.cascade import enlarged
 def get_config() -> Experiment:
     """The stage alone, from real low-resolution images."""
     stage = enlarged("sr_256", 256, sr_256_five_blocks(), Process(schedule=CosineSchedule(), prediction="eps"))
-    return Experiment(name="imagen_sr_256_600m", stages=(stage,), data=PreparedClips(path="data/images_with_t5_xxl"))
+    return Experiment(name="imagen_sr_256_600m", stages=(stage,), data=WithEmbeddings(
+        data=PreparedClips(path="data/images"), path="data/t5_xxl", length=128))

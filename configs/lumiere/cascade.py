@@ -15,6 +15,7 @@ from vdm_jax.attention.patterns import Spatial
 from vdm_jax.cascade.options import DynamicThreshold, Sampling, Start, Training, Windows
 from vdm_jax.cascade.stage import Experiment, LowResolution, Stage, VideoSpec
 from vdm_jax.data.array_record import PreparedClips
+from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import DDIM
 from vdm_jax.diffusion.schedules import CosineSchedule
@@ -26,7 +27,7 @@ TEXT = EmbeddedText(width=4096)  # T5-XXL
 MIXERS = (SelfAttention(pattern=Spatial(), head_dim=HEADS), CrossAttention(head_dim=HEADS))
 PROCESS = Process(schedule=CosineSchedule(), prediction="v")
 IMAGES = "lumiere_images"  # run of configs/lumiere/images.py
-CLIPS = PreparedClips(path="data/clips_with_t5_xxl")
+CLIPS = WithEmbeddings(data=PreparedClips(path="data/clips"), path="data/t5_xxl", length=128)
 
 
 def image_base() -> UNet:

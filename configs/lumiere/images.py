@@ -12,6 +12,7 @@ Run:      vdm-jax train lumiere/images --run runs/lumiere_images
 from vdm_jax.cascade.options import DynamicThreshold, Sampling, Training
 from vdm_jax.cascade.stage import Experiment, LowResolution, Stage, VideoSpec
 from vdm_jax.data.array_record import PreparedClips
+from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.diffusion.samplers import DDIM
 from vdm_jax.networks.config import UNet
 from vdm_jax_configs.lumiere.cascade import PROCESS, image_base, image_super_resolution
@@ -31,4 +32,5 @@ def get_config() -> Experiment:
     low = LowResolution(frames=1, height=128, width=128)
     stages = (image_stage("base", 128, image_base(), None, 8.0),
               image_stage("spatial", 1024, image_super_resolution(), low, 4.0))
-    return Experiment(name="lumiere_images", stages=stages, data=PreparedClips(path="data/images_with_t5_xxl"))
+    return Experiment(name="lumiere_images", stages=stages, data=WithEmbeddings(
+        data=PreparedClips(path="data/images"), path="data/t5_xxl", length=128))

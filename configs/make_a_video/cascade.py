@@ -13,6 +13,7 @@ Run:      vdm-jax train make_a_video/cascade     (after make_a_video/images, int
 
 from vdm_jax.cascade.stage import Experiment
 from vdm_jax.data.array_record import PreparedClips
+from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax_configs.make_a_video._stages import Sizes, video_stages
 
 
@@ -20,4 +21,4 @@ def get_config() -> Experiment:
     """The four stages on clips of 451 frames at 30 fps with CLIP embeddings: 15 seconds, of which 16 frames at 1 fps
     and 76 at 5 fps are the longest clips that training reads."""
     return Experiment(name="make_a_video", stages=video_stages(Sizes(), "runs/make_a_video_images"),
-                      data=PreparedClips(path="data/clips_with_clip"))
+                      data=WithEmbeddings(data=PreparedClips(path="data/clips"), path="data/clip", length=77))

@@ -11,10 +11,11 @@ Run:      vdm-jax train make_a_video/images --run runs/make_a_video_images
 
 from vdm_jax.cascade.stage import Experiment
 from vdm_jax.data.array_record import PreparedClips
+from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax_configs.make_a_video._stages import Sizes, image_stages
 
 
 def get_config() -> Experiment:
     """Three stages on pictures with CLIP embeddings, prepared as clips of one frame."""
     return Experiment(name="make_a_video_images", stages=image_stages(Sizes()),
-                      data=PreparedClips(path="data/images_with_clip"))
+                      data=WithEmbeddings(data=PreparedClips(path="data/images"), path="data/clip", length=77))
