@@ -199,9 +199,10 @@ class PreparedClipsSource:
         path = self._folder / name
         if not path.is_file():
             there = sorted(p.parent.name for p in self._folder.parent.glob(f"*/{METADATA}"))
-            raise UserError(f"{self._folder} holds no prepared clips ({name} is missing); permitted: a split of "
-                            f"{self._folder.parent} ({', '.join(there) or 'it has none'}), made by vdm-jax prepare SOURCE "
-                            f"--out {self._folder.parent}")
+            raise UserError(
+                f"{self._folder} holds no prepared clips ({name} is missing); permitted: a split of "
+                f"{self._folder.parent} ({', '.join(there) or 'it has none'}), made by vdm-jax prepare SOURCE --out "
+                f"{self._folder.parent}")
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
