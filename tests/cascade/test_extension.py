@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from tests.cascade.conftest import base_stage
 from vdm_jax.cascade.generator import Generator
 from vdm_jax.cascade.inputs import text_conditioning
-from vdm_jax.cascade.observations import Known
+from vdm_jax.cascade.observations import Known, low_resolution_known
 from vdm_jax.cascade.options import Completion
 from vdm_jax.cascade.programs import goes_by_steps, jit_sampling, stepwise_sampling
 from vdm_jax.cascade.sampling import sample_keys, sample_stage
@@ -103,3 +103,38 @@ def test_a_step_at_a_time_makes_the_same_videos(stage, params):
             params["base"], sample_keys(0, jnp.arange(2), 0), text, None, known))
             for make in (jit_sampling, stepwise_sampling))
     np.testing.assert_allclose(by_steps, whole, atol=1e-4)
+
+
+def test_a_low_resolution_video_is_enlarged_and_extended_at_once(longer):
+    """Frames 0, 2, 4, ... of nine, at half the pixels. That guidance by it makes videos that look like it is shown on
+    Gaussians, whose denoiser is known (`tests/diffusion/test_conditional.py`)."""
+    low = np.random.default_rng(0).uniform(-0.6, 0.6, (2, 5, 4, 4, 3)).astype(np.float32)
+    completion = Completion(method="reconstruction", weight=2.0)
+
+    def extended(low):
+        return longer.extend(CAPTIONS, frames=9, overlap=2, seed=3, completion=completion, low=low, every=2).videos
+
+    plain, guided, short = extended(None), extended(low), extended(low[:, :2])
+    assert guided.shape == (2, 9, 8, 8, 3) and np.abs(guided[:, :4].astype(int) - plain[:, :4]).max() > 5
+    np.testing.assert_array_equal(short[:, :4], guided[:, :4])  # what is known of later frames does not matter yet
+    assert np.abs(short[:, 6:].astype(int) - guided[:, 6:]).max() > 5
+    with pytest.raises(UserError, match="low-resolution video of height 3 for height 8; permitted: divisors of 8"):
+        extended(low[:, :, :3])
+    replacing = dataclasses.replace(longer.experiment.stages[0].sampling, completion=Completion(method="replacement"))
+    stage = dataclasses.replace(longer.experiment.stages[0], sampling=replacing)
+    other = Generator(dataclasses.replace(longer.experiment, stages=(stage,)), longer.params, jax.devices()[:1])
+    with pytest.raises(UserError, match="a low-resolution video is known .* permitted: 'reconstruction'"):
+        other.extend(CAPTIONS, frames=9, low=low, every=2)
+
+
+def test_errors_of_what_is_known():
+    """Sums of squares: of known pixels, and of known frames with pixels averaged; others do not count."""
+    rng = np.random.default_rng(0)
+    x, video = rng.normal(size=(2, 2, 4, 8, 8, 3)).astype(np.float32)
+    low, mask = rng.normal(size=(2, 2, 4, 4, 3)).astype(np.float32), np.zeros((2, 4, 1, 1, 1), np.float32)
+    mask[:, :1] = 1
+    known = low_resolution_known(low, 2, (4, 8, 8, 3), start=1, known=Known(video, mask))
+    pixels, averages = (np.asarray(error(jnp.asarray(x))) for error in known.errors())
+    np.testing.assert_allclose(pixels, np.square(x - video)[:, 0].sum((1, 2, 3)), rtol=1e-5)
+    small = x.reshape(2, 4, 4, 2, 4, 2, 3).mean((3, 5))
+    np.testing.assert_allclose(averages, np.square(small[:, 1] - low[:, 1]).sum((1, 2, 3)), rtol=1e-5)  # frame 2 of all

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, PRNGKeyArray, UInt8
 
-from vdm_jax.cascade.observations import Known
+from vdm_jax.cascade.observations import Known, low_resolution_known
 from vdm_jax.cascade.options import Completion, Sampling
 from vdm_jax.cascade.programs import WHOLE, Handover, goes_by_steps, handover, jit_sampling, stepwise_sampling
 from vdm_jax.cascade.prompts import Prompts
-from vdm_jax.cascade.sampling import sample_keys, sampling_parts, with_overrides
+from vdm_jax.cascade.sampling import completion_method, sample_keys, sampling_parts, with_overrides
 from vdm_jax.cascade.stage import Experiment, KeyFrames, Stage, augmentation_of
 from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.conditioning.vocabulary import Vocabulary
@@ -86,17 +86,21 @@ def _frame_rates(stages: Sequence[Stage], fps: float | None) -> dict[str, float]
 
 
 def _checked_known(known: Known | None, stage: Stage, count: int) -> Known | None:
-    """What is known of `count` videos of a stage, with a mask for each. Raises `UserError` for other sizes."""
+    """What is known of `count` videos of a stage, with a mask for each. Raises `UserError` for other sizes, and for a
+    low-resolution video where guidance does not go by it."""
     if known is None:
         return None
-    video, mask = (np.asarray(part, np.float32) for part in known)
+    if known.low is not None and completion_method(stage, stage.sampling) != "reconstruction":
+        raise UserError(f"a low-resolution video is known for stage {stage.name!r} with completion.method="
+                        f"{completion_method(stage, stage.sampling)!r}; permitted: 'reconstruction'")
+    video, mask = (np.asarray(part, np.float32) for part in known[:2])
     shape = (count, *stage.video.shape)
     fits = mask.ndim == 5 and all(m in (1, n) for m, n in zip(mask.shape, (*shape[:-1], 1), strict=True))
     if video.shape != shape or not fits:
         raise UserError(f"known video of shape {list(video.shape)} with mask {list(mask.shape)} for stage "
                         f"{stage.name!r}; permitted: {list(shape)}, and a mask that broadcasts to "
                         f"{[*shape[:-1], 1]}")
-    return Known(video, np.broadcast_to(mask, (count, *mask.shape[1:])))
+    return known._replace(video=video, mask=np.broadcast_to(mask, (count, *mask.shape[1:])))
 
 
 class Generator:
@@ -178,6 +182,7 @@ class Generator:
         guidance: float | None = None, progress: Progress | None = None,
         embeddings: Float[np.ndarray, "b l c"] | None = None, text_mask: Bool[np.ndarray, "b l"] | None = None,
         labels: Sequence[int] | None = None, known: Known | None = None, fps: float | None = None,
+        low: Float[np.ndarray, "b n h2 w2 3"] | None = None, every: int = 1,
     ) -> Generated:
         """Generate longer videos of the first stage, block by block: each block after the first is sampled with its
         first frames known, which are the last of the block before (Ho et al. 2022, arXiv 2204.03458, section 3.1).
@@ -188,6 +193,9 @@ class Generator:
           completion: how blocks take over what they know; the stage's own by default.
           captions, seed, first_index, steps, guidance, progress, embeddings, text_mask, labels, fps: as in a call.
           known: of the first block, as in a call.
+          low: `[B, N, H2, W2, 3]` in [-1, 1], the whole videos with fewer pixels, for reconstruction guidance: they are
+            enlarged and extended at once.
+          every: of how many frames of the videos `low` has one.
 
         Raises `UserError` as a call does, for an overlap that leaves nothing to sample, and for fewer frames than the
         stage makes.
@@ -201,7 +209,10 @@ class Generator:
             raise UserError(f"frames={frames} is not valid; permitted: >= {size}, what stage {stage.name!r} makes at "
                             "once")
         sampling = with_overrides(stage.sampling, steps=steps, guidance=guidance, completion=completion)
-        dataclasses.replace(stage, sampling=sampling)  # raises where the stage cannot do it
+        stage = dataclasses.replace(stage, sampling=sampling)  # raises where the stage cannot do it
+        if low is not None:
+            known = low_resolution_known(low, every, stage.video.shape, known=known)
+        _checked_known(known, stage, len(captions))
         first = self(captions, seed=seed, first_index=first_index, steps=steps, guidance=guidance, progress=progress,
                      embeddings=embeddings, text_mask=text_mask, labels=labels, last=stage.name, known=known, fps=fps)
         jobs = _Jobs(seed, first_index + np.arange(len(captions)), progress)
@@ -211,8 +222,10 @@ class Generator:
         mask[:, :overlap] = 1
         while video.shape[1] < frames:
             jobs = dataclasses.replace(jobs, block=jobs.block + 1)
-            known = np.pad(video[:, -overlap:], ((0, 0), (0, size - overlap), (0, 0), (0, 0), (0, 0)))
-            block = self._run(stage, 0, sampling, jobs, text, None, Known(known, mask))
+            known = Known(np.pad(video[:, -overlap:], ((0, 0), (0, size - overlap), (0, 0), (0, 0), (0, 0))), mask)
+            if low is not None:
+                known = low_resolution_known(low, every, stage.video.shape, video.shape[1] - overlap, known)
+            block = self._run(stage, 0, sampling, jobs, text, None, known)
             video = np.concatenate([video, block[:, overlap:]], axis=1)
         return Generated(captions, {stage.name: np.asarray(to_uint8(video[:, :frames]))}, first.fps)
 

@@ -13,10 +13,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Key
 
 from vdm_jax.conditioning.conditioning import Conditioning
+from vdm_jax.diffusion.conditional import Error, known_error, low_resolution_error
 from vdm_jax.errors import UserError
+from vdm_jax.video.arrays import resize
 
 
 class Known(NamedTuple):
@@ -24,6 +27,18 @@ class Known(NamedTuple):
 
     video: Float[Array, "b t h w 3"]  # in [-1, 1]; of no matter where it is not known
     mask: Float[Array, "b t h w 1"]  # 1 where it is known, broadcastable to the video
+    # For reconstruction guidance also: frames with pixels averaged to some size, and which of them (1) are known so
+    low: Float[Array, "b t h2 w2 3"] | None = None
+    low_mask: Float[Array, "b t 1 1 1"] | None = None
+
+    def errors(self) -> list[Error]:
+        """Squared errors of an estimate where something is known."""
+        found = [known_error(self.video, self.mask)]
+        if self.low is not None:
+            height, width = self.low.shape[2:4]
+            found.append(low_resolution_error(
+                self.low_mask * self.low, lambda x: self.low_mask * resize(x, height, width, "area")))
+        return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -171,3 +186,25 @@ def first_frame_known(pictures: Float[Array, "b h w 3"], frames: int) -> Known:
     mask = (jnp.arange(frames) == 0).astype(jnp.float32)[None, :, None, None, None]
     video = jnp.broadcast_to(pictures[:, None], (len(pictures), frames, *pictures.shape[1:]))
     return Known(video, jnp.broadcast_to(mask, (len(pictures), frames, 1, 1, 1)))
+
+
+def low_resolution_known(
+    low: Float[ArrayLike, "b n h2 w2 3"], every: int, shape: tuple[int, int, int, int], start: int = 0,
+    known: Known | None = None,
+) -> Known:
+    """What a low-resolution video in [-1, 1], whose frames are every so many frames of a larger one, says of the part
+    of that one that begins at frame `start` and has `shape` (T, H, W, 3); added to what is known of it besides. Ho et
+    al. 2022, arXiv 2204.03458, section 3.1. Raises `UserError` for pixels that do not divide the video's."""
+    low = np.asarray(low, np.float32)
+    for name, size, part in zip(("height", "width"), shape[1:3], low.shape[2:4], strict=True):
+        if size % part:
+            raise UserError(f"low-resolution video of {name} {part} for {name} {size}; permitted: divisors of {size}")
+    if every < 1:
+        raise UserError(f"every={every} is not valid; permitted: >= 1")
+    numbers = start + np.arange(shape[0])
+    there = (numbers % every == 0) & (numbers // every < low.shape[1])
+    frames = low[:, np.minimum(numbers // every, low.shape[1] - 1)]
+    mask = np.broadcast_to(there.astype(np.float32)[None, :, None, None, None], (len(low), shape[0], 1, 1, 1))
+    if known is None:
+        known = Known(np.zeros((len(low), *shape), np.float32), np.zeros((len(low), 1, 1, 1, 1), np.float32))
+    return known._replace(low=frames, low_mask=mask)

@@ -18,7 +18,7 @@ from vdm_jax.cascade.options import DynamicThreshold, Sampling, StaticThreshold
 from vdm_jax.cascade.stage import KeyFrames, LowResolution, Stage
 from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.diffusion.arrays import Denoiser
-from vdm_jax.diffusion.conditional import known_error, reconstruction_guided, replaced
+from vdm_jax.diffusion.conditional import reconstruction_guided, replaced
 from vdm_jax.diffusion.guidance import batched, combine, dynamic_threshold, oscillating, static_threshold
 from vdm_jax.diffusion.sampling import sample, sampling_levels
 from vdm_jax.diffusion.windows import windowed
@@ -96,14 +96,14 @@ def stage_denoiser(
             return denoise_with(z, logsnr, conditioning)
     # Before thresholds, which stop gradients.
     if known is not None and completion_method(stage, sampling) == "reconstruction":
-        denoise = reconstruction_guided(denoise, [known_error(*known)], sampling.completion.weight,
+        denoise = reconstruction_guided(denoise, known.errors(), sampling.completion.weight,
                                         stage.process.schedule.family)
     match sampling.threshold:
         case StaticThreshold():
             denoise = static_threshold(denoise)
         case DynamicThreshold(percentile=percentile, per=per):
             denoise = dynamic_threshold(denoise, percentile, per)
-    return denoise if known is None else replaced(denoise, *known)
+    return denoise if known is None else replaced(denoise, known.video, known.mask)
 
 
 def stage_conditioning(
