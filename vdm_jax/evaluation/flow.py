@@ -80,8 +80,8 @@ def _warp_error(video: np.ndarray, guide: np.ndarray) -> float:
 def _checked(videos: np.ndarray) -> None:
     fits = videos.dtype == np.uint8 and videos.ndim == 5 and videos.shape[-1] == 3 and len(videos)
     if not fits or videos.shape[1] < 2 or min(videos.shape[2:4]) < LEAST_SIDE:
-        raise UserError(f"optical flow of {videos.dtype} {list(videos.shape)}; permitted: uint8 [N, T, H, W, 3], T from "
-                        f"2 frames, H and W from {LEAST_SIDE} pixels")
+        raise UserError(f"optical flow of {videos.dtype} {list(videos.shape)}; permitted: uint8 [N, T, H, W, 3], T "
+                        f"from 2 frames, H and W from {LEAST_SIDE} pixels")
 
 
 def require_opencv() -> None:
