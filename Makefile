@@ -40,9 +40,11 @@ demo: $(READY)
 	@echo "Try      $(BIN)/vdm-jax sample captioned_digits \"a cyan 5 moving right\" --out five.gif"
 
 test: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/metrics.txt
 	$(BIN)/python -m pytest tests -q $(PARALLEL)
 
 test-full: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/metrics.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/peers.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/plots.txt
 	$(BIN)/python -m pytest tests -q --full $(PARALLEL)

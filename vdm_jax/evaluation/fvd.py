@@ -1,0 +1,202 @@
+"""Frechet video distance: distances of I3D features of real and generated clips, by named protocols.
+
+FVD hears pixel noise loudly and broken motion hardly at all: never report it alone. Its value depends on how many clips
+there are, so scores of different counts are never compared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
+from typing import get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from vdm_jax.errors import UserError
+from vdm_jax.evaluation.detectors import i3d, weights
+from vdm_jax.evaluation.frechet import Moments, bootstrap, checked, frechet_distance, kernel_distance
+from vdm_jax.evaluation.fvd_protocols import FVDProtocol, Resize
+from vdm_jax.evaluation.scores import Score
+from vdm_jax.interop.safetensors import load_params, save_params
+
+METRICS = ("fvd", "kvd")
+
+
+# --- features -------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FeatureSet:
+    """Features of clips and what they came from. Kept whole, not as moments: intervals and KVD need the clips."""
+
+    features: Float[np.ndarray, "n d"]
+    data: str  # which clips
+    split: str
+    frames: int  # that the detector saw
+    stride: int  # source frames between two of them
+    size: str  # height x width before resizing, pixels
+    resize: Resize
+    detector: str = weights.I3D.name
+    detector_sha256: str = weights.I3D.sha256
+
+    def __post_init__(self):
+        checked(self.features)
+
+    def save(self, path: Path) -> None:
+        """Write it to a .safetensors file; statistics of real clips are worth keeping."""
+        about = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[1:]}  # but the features
+        save_params(path, {"features": np.asarray(self.features, np.float32)}, {"features": json.dumps(about)})
+
+    @classmethod
+    def load(cls, path: Path) -> FeatureSet:
+        """Read what `save` wrote. Raises `UserError` for other files."""
+        arrays, metadata = load_params(path)
+        try:
+            return cls(features=arrays["features"], **json.loads(metadata["features"]))
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise UserError(f"{path} is not a file of features ({error}); permitted: one written by FeatureSet.save"
+                            ) from error
+
+
+def i3d_features(
+    clips: Iterable[UInt8[np.ndarray, "t h w 3"]], resize: Resize, *, batch_size: int = 8,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Float[np.ndarray, "n 400"]:
+    """Logits of I3D averaged over time, clip by clip. The last batch is filled up, and no clip is dropped.
+
+    Raises `UserError` for clips that are not uint8, of different shapes or of fewer than 9 frames, and without weights.
+    """
+    params, done, batch = i3d.parameters(), [], []
+
+    def run() -> None:
+        filled = np.stack([*batch, *batch[-1:] * (batch_size - len(batch))])
+        done.append(np.asarray(_logits(params, filled, resize))[: len(batch)])
+        batch.clear()
+        progress(sum(map(len, done)))
+
+    shape = None
+    for clip in clips:
+        clip = np.asarray(clip)
+        shape = shape or clip.shape
+        if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[3] != 3 or len(clip) < i3d.LEAST_FRAMES:
+            raise UserError(f"a clip of {clip.dtype} {list(clip.shape)}; permitted: uint8 [T, H, W, 3], T from "
+                            f"{i3d.LEAST_FRAMES} frames, which is what I3D can see")
+        if clip.shape != shape:
+            raise UserError(f"clips of shapes {list(shape)} and {list(clip.shape)}; permitted: one shape")
+        batch.append(clip)
+        if len(batch) == batch_size:
+            run()
+    if batch:
+        run()
+    if not done:
+        raise UserError("no clips to take features of; permitted: one or more")
+    return np.concatenate(done)
+
+
+@cache
+def _compiled(resize: Resize) -> Callable[..., Array]:
+    return jax.jit(lambda params, clips: i3d.I3D().apply({"params": params}, prepared(clips, resize)))
+
+
+def _logits(params: dict, clips: UInt8[np.ndarray, "b t h w 3"], resize: Resize) -> Float[Array, "b 400"]:
+    return _compiled(resize)(params, clips)
+
+
+def prepared(clips: UInt8[Array, "b t h w 3"], resize: Resize) -> Float[Array, "b t 224 224 3"]:
+    """What I3D sees: clips resized, then brought from [0, 255] to [-1, 1]."""
+    rows, columns = (_interpolation(size, i3d.SIDE, resize) for size in clips.shape[2:4])
+    large = jnp.einsum("yh,bthwc,xw->btyxc", rows, jnp.asarray(clips, jnp.float32), columns,
+                       precision=jax.lax.Precision.HIGHEST)
+    return large / 127.5 - 1
+
+
+def _interpolation(before: int, after: int, resize: Resize) -> Float[np.ndarray, "after before"]:
+    """The matrix of linear interpolation between the two nearest pixels along one axis."""
+    if resize not in get_args(Resize):
+        raise UserError(f"resize={resize!r} is not valid; permitted: {', '.join(get_args(Resize))}")
+    half = 0.5 if resize == "bilinear_half_pixel" else 0.0
+    place = np.maximum((np.arange(after) + half) * before / after - half, 0)
+    left = np.minimum(place.astype(int), before - 1)
+    right, share = np.minimum(left + 1, before - 1), place - left
+    matrix = np.zeros((after, before), np.float32)
+    np.add.at(matrix, (np.arange(after), left), 1 - share)
+    np.add.at(matrix, (np.arange(after), right), share)
+    return matrix
+
+
+# --- scores ---------------------------------------------------------------------------------------------------------
+
+
+def fvd(
+    real: FeatureSet, generated: FeatureSet, protocol: FVDProtocol, *, resamples: int = 100, seed: int = 0,
+) -> Score:
+    """The Frechet video distance under a protocol, with a bootstrap interval (none with resamples=0).
+
+    Raises `UserError` for features that were made differently or with another filter than the protocol's.
+    """
+    def distance(one: np.ndarray, other: np.ndarray) -> float:
+        return frechet_distance(Moments.of(one), Moments.of(other), protocol.divisor)
+
+    return _score("fvd", distance, real, generated, protocol, resamples, seed)
+
+
+def kvd(
+    real: FeatureSet, generated: FeatureSet, protocol: FVDProtocol, *, resamples: int = 100, seed: int = 0,
+) -> Score:
+    """The kernel video distance on the same features; otherwise like `fvd`."""
+    return _score("kvd", kernel_distance, real, generated, protocol, resamples, seed)
+
+
+def block_fvd(
+    real: list[FeatureSet], generated: list[FeatureSet], protocol: FVDProtocol, *, resamples: int = 0, seed: int = 0,
+) -> Score:
+    """B-FVD-k of long videos (Yin et al. 2023, NUWA-XL, arXiv 2303.12346): FVD averaged over blocks of k frames.
+
+    Each list has a set per block, its clips in the same order of videos; `blocks` cuts videos. Each block is compared
+    with the same block of the real videos, or, where `real` has one set, with that one. The paper does not say which.
+    """
+    if len(real) not in (1, len(generated)) or not generated:
+        raise UserError(f"{len(real)} real and {len(generated)} generated blocks; permitted: as many real ones, or one")
+    pairs = list(zip(real * (len(generated) // len(real)), generated, strict=True))
+    scores = [fvd(*pair, protocol, resamples=resamples, seed=seed) for pair in pairs]
+    reference = "one set" if len(real) == 1 else "same block"
+    conditions = scores[0].conditions | {"blocks": len(pairs), "reference": reference}
+    return dataclasses.replace(
+        scores[0], metric=f"b-fvd-{generated[0].frames}", value=float(np.mean([score.value for score in scores])),
+        interval=None, conditions=conditions, details={"blocks": [score.to_dict() for score in scores]})
+
+
+def blocks(videos: UInt8[np.ndarray, "n t h w 3"], frames: int) -> list[UInt8[np.ndarray, "n k h w 3"]]:
+    """Long videos in blocks of `frames`; a last block that is not full is left out. Raises `UserError` for videos that
+    are shorter than a block."""
+    if not 0 < frames <= videos.shape[1]:
+        raise UserError(f"blocks of {frames} frames of videos of {videos.shape[1]}; permitted: 1 to {videos.shape[1]}")
+    return [videos[:, i : i + frames] for i in range(0, videos.shape[1] - frames + 1, frames)]
+
+
+def _score(metric: str, distance: Callable[[np.ndarray, np.ndarray], float], real: FeatureSet, generated: FeatureSet,
+           protocol: FVDProtocol, resamples: int, seed: int) -> Score:
+    for name in ("detector", "detector_sha256", "resize", "frames"):
+        a, b = getattr(real, name), getattr(generated, name)
+        if a != b:
+            raise UserError(f"{metric}: {name} of real and generated features is {a!r} and {b!r}; permitted: the same")
+    if real.resize != protocol.resize:
+        raise UserError(f"{metric}: features were resized by {real.resize!r}; permitted under protocol "
+                        f"{protocol.name!r}: {protocol.resize!r}")
+    made = {"frames": real.frames, "stride": real.stride, "real_clips": len(real.features),
+            "generated_clips": len(generated.features), "split": real.split}
+    sides = real.features, generated.features
+    interval = bootstrap(distance, *sides, resamples=resamples, seed=seed) if resamples else None
+    return Score(
+        metric=metric, value=distance(*sides), better="lower", protocol=protocol.name,
+        conditions={**made, "generated_stride": generated.stride, "real_data": real.data, "real_size": real.size,
+                    "size": generated.size, "resize": protocol.resize, "covariance": protocol.divisor,
+                    "layer": "logits averaged over time", "clips": protocol.clips, "source": protocol.source},
+        deviations=protocol.deviations(**made), detector=real.detector, detector_sha256=real.detector_sha256,
+        interval=interval, details={"generated_data": generated.data})

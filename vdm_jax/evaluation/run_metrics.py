@@ -1,0 +1,296 @@
+"""Metrics of a run: videos generated beside real clips, measured part by part, every part kept.
+
+Sampling is what costs, so videos and what was measured of them are written as they come, into a folder named after all
+that decides about the videos (weights, config, seed, steps, data). The same call again goes on where it stopped, with
+more videos or other metrics too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import UInt8
+
+from vdm_jax.cascade.generator import Generator
+from vdm_jax.cascade.observations import Known
+from vdm_jax.configuration import digest, to_data
+from vdm_jax.data.source import RandomAccessSource
+from vdm_jax.errors import UserError
+from vdm_jax.evaluation import flow, frames
+from vdm_jax.evaluation.detectors import weights
+from vdm_jax.evaluation.detectors.weights import DetectorFile
+from vdm_jax.evaluation.fvd import FeatureSet, fvd, i3d_features, kvd
+from vdm_jax.evaluation.fvd_protocols import find_protocol
+from vdm_jax.evaluation.scores import Score, table
+from vdm_jax.video.arrays import resize, subsample_frames, to_float, to_uint8
+from vdm_jax.video.writing import atomic_path
+
+Metric = Literal["fvd", "kvd", "psnr", "ssim", "lpips", "lpips_vgg16", "frame_consistency", "motion", "warp_error"]
+Split = Literal["train", "validation", "test"]
+Videos = UInt8[np.ndarray, "n t h w 3"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measure:
+    """A number per video."""
+
+    values: Callable[..., np.ndarray]  # of videos, and of the real ones where it is paired
+    better: str = "lower"
+    paired: bool = False  # compares a video with the clip it should be
+    detector: DetectorFile | None = None
+    conditions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+MEASURES = {
+    "psnr": Measure(values=frames.psnr, better="higher", paired=True, conditions={"range": 255}),
+    "ssim": Measure(values=frames.ssim, better="higher", paired=True, conditions={"window": "gaussian"}),
+    "lpips": Measure(values=frames.lpips, paired=True, detector=weights.ALEXNET),
+    "lpips_vgg16": Measure(values=partial(frames.lpips, backbone="vgg16"), paired=True, detector=weights.VGG16),
+    "frame_consistency": Measure(values=lambda videos: frames.consistency(frames.alexnet_embeddings(videos)),
+                                 better="higher", detector=weights.ALEXNET,
+                                 conditions={"pairs": "consecutive", "embeddings": "AlexNet, not CLIP"}),
+    "motion": Measure(values=flow.motion, better="as real", conditions={"flow": "DIS", "unit": "pixels a frame"}),
+    "warp_error": Measure(values=flow.warp_error, conditions={"flow": "DIS", "range": "[0, 1]"}),
+}
+DISTANCES = {"fvd": fvd, "kvd": kvd}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MetricSettings:
+    """What to measure, on what."""
+
+    metrics: tuple[Metric, ...]
+    count: int = 96  # real clips, counted from the split's first
+    samples_per_clip: int = 1  # videos generated for each of them
+    split: Split = "test"
+    seed: int = 0
+    steps: int | None = None  # sampler steps of every stage; each stage's own by default
+    guidance: float | None = None  # of the first stage; its own by default
+    given_frames: int = 0  # of the real clip that a video begins with; paired metrics are of the frames after them
+    protocol: str = "original"  # of fvd and kvd
+    resamples: int = 100  # of their 95 % interval
+    part: int = 32  # videos that are generated and measured at a time
+
+    def __post_init__(self):
+        for name, least in {"count": 2, "samples_per_clip": 1, "given_frames": 0, "resamples": 0, "part": 1}.items():
+            if getattr(self, name) < least:
+                raise UserError(f"{name}={getattr(self, name)} is not valid; permitted: >= {least}")
+        unknown = [name for name in self.metrics if name not in get_args(Metric)]
+        if unknown or not self.metrics:
+            raise UserError(f"metrics={unknown or '()'} is not valid; permitted: {', '.join(get_args(Metric))}")
+        find_protocol(self.protocol)
+        paired = [name for name in self.metrics if name in MEASURES and MEASURES[name].paired]
+        if paired and not self.given_frames:
+            raise UserError(f"{paired[0]} compares a video with the clip that it continues, and given_frames=0 gives "
+                            "it nothing to continue; permitted: given_frames >= 1, or metrics without a counterpart")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunMetrics:
+    """Scores of a run, and of the real clips by the measures that need no counterpart."""
+
+    scores: tuple[Score, ...]
+    real: tuple[Score, ...]
+    settings: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON data."""
+        return {"scores": [score.to_dict() for score in self.scores], "real": [score.to_dict() for score in self.real],
+                "settings": dict(self.settings)}
+
+    def table(self) -> str:
+        """Markdown."""
+        parts = ["Generated videos", "", table(self.scores)]
+        return "\n".join([*parts, "Real clips", "", table(self.real)] if self.real else parts)
+
+
+def evaluate_run(
+    generator: Generator, source: RandomAccessSource, settings: MetricSettings, folder: Path, *,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> RunMetrics:
+    """Generate a video for each of the first `count` clips of `source` and measure them.
+
+    Args:
+      generator: the trained cascade; its last stage's videos are measured.
+      source: the clips of `settings.split` of its data set.
+      folder: where parts are kept; a subfolder per set of videos.
+      progress: called with (what, videos done, videos in all).
+
+    Raises `UserError` for fewer clips than asked for, clips that do not fit the cascade, and missing detectors.
+    """
+    _require_available(settings)
+    if len(source) < settings.count:
+        raise UserError(f"count={settings.count} for {len(source)} clips of split {settings.split!r}; permitted: up to "
+                        f"{len(source)}")
+    clips = Clips(generator, source, settings)
+    with atomic_path(folder / clips.name / "about.json") as temporary:
+        temporary.write_text(json.dumps(clips.about, indent=1) + "\n")
+    alone = [name for name in settings.metrics if name not in MEASURES or not MEASURES[name].paired]
+    made = _measured("generated", settings.metrics, clips, folder / clips.name, progress)
+    real = _measured("real", alone, clips, folder / clips.name, progress)
+    scores = [_distance(name, clips, real, made) if name in DISTANCES else
+              _mean(name, made[name], clips) for name in settings.metrics]
+    beside = [_mean(name, real[name], clips) for name in alone if name in MEASURES]
+    return RunMetrics(scores=tuple(scores), real=tuple(beside), settings=dataclasses.asdict(settings) | clips.about)
+
+
+class Clips:
+    """The videos of an evaluation by number: real ones, and those generated for them. `about` is all that decides about
+    them, as JSON data, and `name` a short name of that."""
+
+    def __init__(self, generator: Generator, source: RandomAccessSource, settings: MetricSettings):
+        self.generator, self.source, self.settings = generator, source, settings
+        first, last = generator.experiment.stages[0].video, generator.experiment.stages[-1].video
+        self.first, self.shape = first, (last.frames, last.height, last.width)
+        if settings.given_frames >= first.frames:
+            raise UserError(f"given_frames={settings.given_frames} of the {first.frames} frames of stage "
+                            f"{generator.experiment.stages[0].name!r}; permitted: fewer")
+        self.about = self._about()
+        self.name = hashlib.sha256(json.dumps(self.about, sort_keys=True).encode()).hexdigest()[:12]
+
+    def real(self, numbers: Sequence[int]) -> Videos:
+        """Real clips at the frames and pixels of the last stage."""
+        return self._fitted(numbers, *self.shape)
+
+    def generated(self, numbers: Sequence[int]) -> Videos:
+        """The videos of these numbers; video `i` is for clip `i % count`."""
+        settings, items = self.settings, [self.source[i % self.settings.count] for i in numbers]
+        given = {name: np.stack([item[name] for item in items]) for name in ("embeddings", "text_mask")
+                 if name in items[0]}
+        if "label" in items[0]:
+            given["labels"] = [int(item["label"]) for item in items]
+        if settings.given_frames:
+            clips = self._fitted([i % settings.count for i in numbers], self.first.frames, self.first.height,
+                                 self.first.width)
+            mask = np.zeros((len(clips), self.first.frames, 1, 1, 1), np.float32)
+            mask[:, : settings.given_frames] = 1
+            given["known"] = Known(to_float(clips), mask)
+        return self.generator([item["caption"] for item in items], seed=settings.seed, first_index=numbers[0],
+                              steps=settings.steps, guidance=settings.guidance, **given).videos
+
+    def counterparts(self, numbers: Sequence[int]) -> Videos:
+        """The real clip that each of the videos should be."""
+        return self.real([i % self.settings.count for i in numbers])
+
+    def unknown(self, videos: Videos) -> Videos:
+        """The frames that were not given: at the rate of the last stage, those after the last given one."""
+        rate = self.shape[0] // self.first.frames
+        start = (self.settings.given_frames - 1) * rate + 1 if self.settings.given_frames else 0
+        return videos[:, start:]
+
+    @property
+    def stride(self) -> int:
+        """Source frames between two frames of a clip."""
+        data = self.generator.experiment.data
+        own = getattr(getattr(data, "data", data), "frame_stride", 1)
+        return own * (len(self.source[0]["video"]) // self.shape[0])
+
+    @property
+    def data(self) -> str:
+        """A short name of the data set and its config."""
+        data = self.generator.experiment.data
+        return f"{type(data).__name__} {digest(data)}"
+
+    def _about(self) -> dict[str, Any]:
+        settings, experiment = self.settings, self.generator.experiment
+        norms = {name: f"{float(optax.tree.norm(params)):.8g}" for name, params in self.generator.params.items()}
+        return {"experiment": experiment.name, "data": to_data(experiment.data), "split": settings.split,
+                "stages": digest(experiment.stages), "weights": norms, "seed": settings.seed, "steps": settings.steps,
+                "guidance": settings.guidance, "given_frames": settings.given_frames,
+                # A video's clip follows from the count, unless each clip has one video.
+                "clips": settings.count if settings.samples_per_clip > 1 else "one a video"}
+
+    def _fitted(self, numbers: Sequence[int], count: int, height: int, width: int) -> Videos:
+        clips = np.stack([self.source[i]["video"] for i in numbers])
+        if clips.shape[1:4] == (count, height, width):
+            return clips
+        small = resize(subsample_frames(to_float(jnp.asarray(clips)), count), height, width, "area")
+        return np.asarray(to_uint8(small))
+
+
+def _measured(side: Literal["real", "generated"], names: Sequence[str], clips: Clips, folder: Path,
+              progress: Callable[[str, int, int], None]) -> dict[str, np.ndarray]:
+    """What metrics need of all videos of a side, a row per video, from parts that are kept."""
+    settings, found = clips.settings, {}
+    total = settings.count * (settings.samples_per_clip if side == "generated" else 1)
+    wanted = {_features(settings) if name in DISTANCES else name for name in names}
+    for start in range(0, total if wanted else 0, settings.part):
+        numbers = range(start, min(start + settings.part, total))
+        file = f"{numbers[0]:06d}-{numbers[-1]:06d}.npz"
+
+        @cache
+        def videos(numbers: range = numbers, file: str = file) -> Videos:  # real clips are at hand, the others are kept
+            made = clips.real if side == "real" else clips.generated
+            return made(numbers) if side == "real" else _kept(folder / "videos" / file, lambda: made(numbers))
+
+        for name in sorted(wanted):
+            detector = weights.I3D if name == _features(settings) else MEASURES[name].detector
+            place = f"{name}-{detector.sha256[:8]}" if detector else name
+            make = partial(_values, name, videos, clips, numbers)
+            found.setdefault(name, []).append(_kept(folder / side / place / file, make))
+        progress(f"{side} videos", numbers[-1] + 1, total)
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def _features(settings: MetricSettings) -> str:
+    return f"i3d_{find_protocol(settings.protocol).resize}"
+
+
+def _values(name: str, videos: Callable[[], Videos], clips: Clips, numbers: Sequence[int]) -> np.ndarray:
+    if name == _features(clips.settings):
+        return i3d_features(videos(), find_protocol(clips.settings.protocol).resize)
+    if MEASURES[name].paired:
+        return MEASURES[name].values(*(clips.unknown(x) for x in (videos(), clips.counterparts(numbers))))
+    return MEASURES[name].values(videos())
+
+
+def _kept(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """The array in a file, made and written where it is not there."""
+    if not path.exists():
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(file, values=make())
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return file["values"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is damaged ({error}); permitted: delete it, and it is made again") from error
+
+
+def _distance(name: str, clips: Clips, real: Mapping[str, np.ndarray], made: Mapping[str, np.ndarray]) -> Score:
+    settings, protocol, key = clips.settings, find_protocol(clips.settings.protocol), _features(clips.settings)
+    shared = {"split": settings.split, "frames": clips.shape[0], "stride": clips.stride, "resize": protocol.resize,
+              "size": "{1}x{2}".format(*clips.shape)}
+    sides = (FeatureSet(features=real[key], data=clips.data, **shared),
+             FeatureSet(features=made[key], data=clips.name, **shared))
+    score = DISTANCES[name](*sides, protocol, resamples=settings.resamples, seed=settings.seed)
+    return dataclasses.replace(score, conditions={**score.conditions, "given_frames": settings.given_frames})
+
+
+def _mean(name: str, values: np.ndarray, clips: Clips) -> Score:
+    measure, settings = MEASURES[name], clips.settings
+    seen = clips.unknown(np.zeros((1, clips.shape[0]))).shape[1] if measure.paired else clips.shape[0]
+    conditions = {**measure.conditions, "frames": seen, "size": "{1}x{2}".format(*clips.shape),
+                  "stride": clips.stride, "split": settings.split, "given_frames": settings.given_frames,
+                  "data": clips.data}
+    return frames.mean_score(name, values, measure.better, conditions, measure.detector)
+
+
+def _require_available(settings: MetricSettings) -> None:
+    """Finds missing detectors before anything is generated."""
+    if any(name in DISTANCES for name in settings.metrics):
+        weights.find(weights.I3D)
+    for name in settings.metrics:
+        if name in MEASURES and (file := MEASURES[name].detector):
+            weights.find(file)
+        if name in ("motion", "warp_error"):
+            flow.require_opencv()

@@ -1,0 +1,81 @@
+"""A score and what it was made with. Scores of one metric are comparable when they were made alike, and only then."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vdm_jax.errors import UserError
+from vdm_jax.evaluation.frechet import Interval
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Score:
+    """One number and everything needed to read it."""
+
+    metric: str
+    value: float
+    better: str  # "lower" or "higher"
+    conditions: Mapping[str, Any]  # JSON data; all of it must be equal where scores are compared
+    protocol: str = ""  # a named one, where there are several
+    deviations: tuple[str, ...] = ()  # from the protocol
+    detector: str = ""  # of trained metrics: name and SHA-256 of the weights
+    detector_sha256: str = ""
+    interval: Interval | None = None
+    details: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # JSON data that explains the number
+
+    @property
+    def label(self) -> str:
+        """Metric and protocol; a score that is off its protocol says so here."""
+        name = f"{self.metric} ({self.protocol})" if self.protocol else self.metric
+        return f"{name}, OFF PROTOCOL" if self.deviations else name
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON data."""
+        return {"label": self.label, **dataclasses.asdict(self), "deviations": list(self.deviations)}
+
+    def __str__(self) -> str:
+        interval = f" [{self.interval.low:.4g}, {self.interval.high:.4g}]" if self.interval else ""
+        return f"{self.label}: {self.value:.4g}{interval}"
+
+
+def require_comparable(one: Score, other: Score) -> None:
+    """Raises `UserError` naming the first thing in which two scores were made differently."""
+    for name in ("metric", "protocol", "detector", "detector_sha256"):
+        a, b = getattr(one, name), getattr(other, name)
+        if a != b:
+            raise _not_comparable(one, other, name, a, b)
+    for name in {**one.conditions, **other.conditions}:
+        a, b = one.conditions.get(name), other.conditions.get(name)
+        if a != b:
+            raise _not_comparable(one, other, name, a, b)
+
+
+def _not_comparable(one: Score, other: Score, name: str, a: Any, b: Any) -> UserError:
+    return UserError(f"{one.label} and {other.label} cannot be compared: {name} is {a!r} and {b!r}; permitted: scores "
+                     "made alike")
+
+
+def best(scores: Sequence[Score]) -> Score:
+    """The best of comparable scores. Raises `UserError` where they are not, and for none."""
+    if not scores:
+        raise UserError("no scores to compare; permitted: one or more")
+    for other in scores[1:]:
+        require_comparable(scores[0], other)
+    return (min if scores[0].better == "lower" else max)(scores, key=lambda score: score.value)
+
+
+def table(scores: Sequence[Score]) -> str:
+    """Markdown: a row per score, then the conditions and deviations of each."""
+    lines = ["| metric | score | 95 % interval | better |", "|---|---:|---|---|"]
+    for score in scores:
+        interval = f"{score.interval.low:.4g} to {score.interval.high:.4g}" if score.interval else "-"
+        lines.append(f"| {score.label} | {score.value:.4g} | {interval} | {score.better} |")
+    lines.append("")
+    for score in scores:
+        detector = [f"detector {score.detector} (SHA-256 {score.detector_sha256})"] if score.detector else []
+        lines.append(f"- {score.label}: " + ", ".join(
+            [*(f"{name} {value}" for name, value in score.conditions.items()), *detector]))
+        lines += [f"  - off protocol: {text}" for text in score.deviations]
+    return "\n".join([*lines, ""])
