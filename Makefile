@@ -46,6 +46,7 @@ test: $(READY)
 test-full: $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/metrics.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/peers.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/parity.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/plots.txt
 	$(BIN)/python -m pytest tests -q --full $(PARALLEL)
 

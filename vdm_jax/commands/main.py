@@ -21,6 +21,7 @@ COMMANDS = {
     "evaluate": "score a run's videos beside the ceiling of real clips and the floor of wrong captions",
     "compile": "say what a stage needs on given chips: memory, FLOPs, communication, step time at best",
     "benchmark": "measure attention patterns and kernels, or compile them ahead of time for a TPU slice",
+    "convert": "bring open weights here from a folder of diffusers or transformers, or back into one",
     "export": "write a run's weights as a folder of safetensors that samples like a run",
 }
 USAGE_ERROR, INTERRUPTED = 2, 130

@@ -7,11 +7,13 @@ noise.
 
 import dataclasses
 import math
+from typing import Literal
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Int
 
-from vdm_jax.diffusion.schedules import EDMSchedule, Schedule
+from vdm_jax.diffusion.schedules import BetaTable, EDMSchedule, Schedule
 from vdm_jax.errors import UserError
 
 
@@ -70,7 +72,57 @@ class KarrasGrid:
         return -2 * self.rho * jnp.log(low + ramp * (high - low))
 
 
-Grid = TimeGrid | LogSNRGrid | KarrasGrid
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TimestepGrid:
+    """Whole timesteps of a table of betas, as samplers of released latent models choose them.
+
+    Of T timesteps and n steps (Lin et al. 2023, arXiv 2305.08891, table 2): `leading` takes multiples of `T // n`, from
+    0 on; `trailing` every `T / n`-th from the last one down; `linspace` n equally spaced ones with both ends. `offset`
+    is added to `leading`. `distilled` takes n of the last timesteps of `original` equal parts, on which a latent
+    consistency model was trained (Luo et al. 2023, arXiv 2310.04378). Sampling from an earlier `start` takes that share
+    of T, and of the original parts.
+
+    Where the released model ends on the alpha of timestep 0 and not on its estimate, `sample` is told so by
+    `stop=schedule.table()[0]`.
+    """
+
+    spacing: Literal["leading", "trailing", "linspace", "distilled"] = "leading"
+    offset: int = 0  # timesteps added to `leading`; 1 for Stable Diffusion
+    original: int = 50  # parts of `distilled`
+
+    def __post_init__(self):
+        if self.spacing not in ("leading", "trailing", "linspace", "distilled"):
+            raise UserError(f"TimestepGrid.spacing={self.spacing!r}; permitted: leading, trailing, linspace, distilled")
+        if self.offset < 0 or (self.offset and self.spacing != "leading"):
+            raise UserError(f"TimestepGrid.offset={self.offset} with spacing={self.spacing!r}; permitted: 0, or above "
+                            "with 'leading'")
+
+    def timesteps(self, total: int, steps: int, start: float) -> Int[np.ndarray, " steps"]:
+        """The timesteps in [0, total - 1], decreasing. Raises `UserError` for more steps than there are."""
+        count = int(total * start + 1e-9)
+        parts = int(self.original * start + 1e-9) if self.spacing == "distilled" else count
+        if steps > parts or parts > total:
+            raise UserError(f"steps={steps} on {self} of {total} timesteps from start={start}; permitted: up to "
+                            f"{min(parts, total)}")
+        if self.spacing == "leading":
+            numbers = np.arange(steps)[::-1] * (count // steps) + self.offset
+        elif self.spacing == "trailing":
+            numbers = np.round(count - np.arange(steps) * (count / steps)) - 1
+        elif self.spacing == "linspace":
+            numbers = np.linspace(0, count - 1, steps).round()[::-1]
+        else:
+            numbers = np.arange(parts, 0, -1)[np.arange(steps) * parts // steps] * (total // self.original) - 1
+        return np.minimum(numbers, total - 1).astype(int)
+
+    def levels(self, schedule: Schedule, steps: int, start: float) -> Float[Array, " steps"]:
+        """Log-SNR of each evaluation. Raises `UserError` for a schedule without timesteps."""
+        if not isinstance(schedule, BetaTable):
+            raise UserError(f"TimestepGrid with {type(schedule).__name__}; permitted: LinearBetaSchedule, "
+                            "ScaledLinearBetaSchedule")
+        return jnp.asarray(schedule.table()[self.timesteps(schedule.steps, steps, start)], jnp.float32)
+
+
+Grid = TimeGrid | LogSNRGrid | KarrasGrid | TimestepGrid
 
 
 def default_grid(schedule: Schedule) -> Grid:

@@ -122,7 +122,9 @@ class DDIM(_OnGrid):
     """`z_s = alpha_s x_hat + sqrt(sigma_s^2 - var) eps_hat + sqrt(var) noise`.
 
     var = eta^2 (1 - e^-h) sigma_s^2 (Song et al. 2021, arXiv 2010.02502, eq. 12 and 16). eta 0 is
-    deterministic, eta 1 equals `Ancestral(gamma=0)`.
+    deterministic, eta 1 equals `Ancestral(gamma=0)`. eta 0 is also Euler's method for z / alpha over sigma / alpha,
+    whatever the family, and eta 1 its ancestral form: the samplers that others call Euler and Euler ancestral are this
+    one, usually on a `KarrasGrid`.
     """
 
     eta: float = 0.0  # fraction of the posterior's standard deviation that is drawn anew
@@ -232,8 +234,70 @@ class Heun(_OnGrid):
         return (alpha_up / alpha_t) * z + self.churn_noise * added * noise, level
 
 
+# Weights of the noise estimates of this step and the ones before it, by the number of steps before: Adams-Bashforth.
+_ADAMS_BASHFORTH = ((1, 0, 0, 0), (3 / 2, -1 / 2, 0, 0), (23 / 12, -16 / 12, 5 / 12, 0),
+                    (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PNDM(_OnGrid):
+    """Linear multistep method in DDIM's steps (Liu et al. 2022, arXiv 2202.09778, eq. 9 and 12).
+
+    eps_hat is extrapolated from up to four steps, for steps of equal length in the schedule's timesteps. There are no
+    Runge-Kutta steps to begin with: as in the code of latent diffusion ("PLMS"), the first step averages eps_hat at its
+    two ends, which costs one more evaluation, and the order grows from step to step.
+    """
+
+    def evaluations(self, steps: int) -> int:
+        """How often the denoiser is called in all."""
+        return steps + 1 if steps > 1 else 1
+
+    def memory(self, z: Video) -> Float[Array, "3 *video"]:
+        """eps_hat of the three steps before, the last first; any values where there is none."""
+        return jnp.zeros((3, *z.shape), z.dtype)
+
+    def step(
+        self, estimate: Estimate, z: Video, memory: Array, step: Step, family: Family, noise: Video
+    ) -> Outcome:
+        """z at the next level, given z at this one."""
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = map(family.alpha_sigma, (step.level, step.next))
+        x_hat = estimate(z, step.level)
+        eps = (z - alpha_t * x_hat) / sigma_t
+
+        def moved(eps: Video) -> Video:
+            return alpha_s * (z - sigma_t * eps) / alpha_t + sigma_s * eps
+
+        def averaged() -> Video:
+            end = moved(eps)
+            return (eps + (end - alpha_s * estimate(end, step.next)) / sigma_s) / 2
+
+        def extrapolated() -> Video:
+            weights = jnp.asarray(_ADAMS_BASHFORTH)[jnp.minimum(step.index, 3)]
+            return weights[0] * eps + jnp.tensordot(weights[1:], memory, 1)
+
+        slope = jax.lax.cond((step.index == 0) & ~step.last, averaged, extrapolated)
+        return moved(slope), x_hat, jnp.concatenate([eps[None], memory[:2]])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Consistency(_OnGrid):
+    """`z_s = alpha_s x_hat + sigma_s noise`: each step's estimate, with all noise drawn anew.
+
+    Multistep sampling of consistency models (Song et al. 2023, arXiv 2303.01469, algorithm 1), latent ones among them
+    (Luo et al. 2023, arXiv 2310.04378), whose estimate `consistency.py` makes of a network's.
+    """
+
+    def step(
+        self, estimate: Estimate, z: Video, memory: None, step: Step, family: Family, noise: Video
+    ) -> Outcome:
+        """z at the next level, given z at this one."""
+        x_hat = estimate(z, step.level)
+        alpha_s, sigma_s = family.alpha_sigma(step.next)
+        return alpha_s * x_hat + sigma_s * noise, x_hat, None
+
+
 def _velocity(x_hat: Video, z: Video, level: Scalar, family: Family) -> Video:
     return predictions.convert("x", x_hat, z, *family.alpha_sigma(level))[family.velocity]
 
 
-Sampler = Ancestral | AncestralLangevin | DDIM | DPMSolver | Heun
+Sampler = Ancestral | AncestralLangevin | DDIM | DPMSolver | Heun | PNDM | Consistency

@@ -42,9 +42,9 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     # Between the convolutions of an inflation block channels are split, and its projection is small: it is used whole.
     (r".*/convolution_inflation_\d+/temporal/kernel", ("mlp", "embed")),
     (r".*_inflation_\d+/out/kernel", ("embed", None)),
-    (r".*(/residual/conv_out|/feed_forward_\d+/out|/encoder/contract_\d+)/kernel", ("mlp", "embed")),
+    (r".*(residual/conv_out|feed_forward(_\d+)?/out|/encoder/contract_\d+)/kernel", ("mlp", "embed")),
     (r".*/kernel", ("embed", "mlp")),  # convolutions (kt, kh, kw, in, out) and dense (in, out)
-    (r".*/(encoder/words|label/classes)", ("vocabulary", "embed")),
+    (r".*/(words|label/classes)", ("vocabulary", "embed")),
     (r".*", ()),  # biases, norms, tables: replicated
 )
 

@@ -1,0 +1,41 @@
+"""`vdm-jax convert`: open weights into our layout and back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+
+from vdm_jax.commands.arguments import parse
+
+
+@dataclasses.dataclass(frozen=True)
+class Convert:
+    """Rewrite a model's folder in the layout of diffusers or transformers as one file of ours, or such a file as a
+    folder. Both hold the same numbers.
+
+    Example:
+      vdm-jax convert stable-video-diffusion/vae weights/svd_vae.safetensors
+      vdm-jax convert weights/svd_vae.safetensors my_model/vae
+    """
+
+    source: tyro.conf.Positional[Path]  # folder with config.json and .safetensors files, or a file this command wrote
+    out: tyro.conf.Positional[Path]  # .safetensors file to write, or folder to make
+    variant: str | None = None  # part of the folder's file names, such as fp16
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Entry of the command."""
+    options = parse(Convert, arguments, "vdm-jax convert")
+    from vdm_jax.interop.pretrained import import_folder, load_imported, save_pretrained
+
+    if options.source.suffix == ".safetensors":
+        model = load_imported(options.source)
+        save_pretrained(options.out, model)
+        config = model.config
+    else:
+        config = import_folder(options.source, options.out, options.variant)
+    print(f"{options.out}: {type(config).__name__}")
+    return 0

@@ -1,0 +1,181 @@
+"""How tensors of PyTorch models are called and laid out, seen from ours.
+
+A table has a line per kind of layer: a pattern of our module's path and what stands for it there. The names of the
+tensors within a layer and their layouts are the same for all models:
+
+    ours      theirs     layout
+    kernel    weight     dense (in, out): (out, in)
+                         convolution (kt, kh, kw, in, out): (out, in, kt, kh, kw), without kt where it is 1
+    scale     weight     the same
+    bias      bias       the same
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from vdm_jax.errors import UserError
+
+LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+RESIDUAL = {"norm_in": "norm1", "conv_in": "conv1", "norm_out": "norm2", "conv_out": "conv2",
+            "shortcut": "conv_shortcut"}
+HEADS = {"query": "q", "key": "k", "value": "v"}
+
+Lines = tuple[tuple[str, str], ...]  # pattern of ours, template of theirs
+
+
+@dataclasses.dataclass(frozen=True)
+class Names:
+    """The table of one model."""
+
+    modules: Lines  # path of a module -> name of theirs
+    tensors: Lines = ()  # path of a parameter that belongs to no such module -> full name of theirs
+    aliases: Lines = ()  # older or shorter names in files: pattern at the beginning, replacement
+    dropped: str = r"(?!)"  # pattern of tensors in files that are no parameters of the model
+    # Tensors stored twice: the second name is dropped where the first is there, and stands for it where it is not.
+    twice: Lines = ()
+
+
+def their_name(path: str, names: Names) -> str:
+    """Name of the tensor for our parameter `a/b/kernel`. Raises `UserError` for a path that the table does not know."""
+    for pattern, template in names.tensors:
+        if match := re.fullmatch(pattern, path):
+            return match.expand(template)
+    module, _, leaf = path.rpartition("/")
+    for pattern, template in names.modules:
+        if leaf in LEAVES and (match := re.fullmatch(pattern, module)):
+            return f"{match.expand(template)}.{LEAVES[leaf]}"
+    raise UserError(f"parameter {path!r} has no name in the other layout; permitted: parameters of the model's config")
+
+
+def their_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of the tensor for our parameter."""
+    return tuple(shape[axis] for axis in _axes(path, shape))
+
+
+def to_theirs(path: str, array: np.ndarray) -> np.ndarray:
+    """Our parameter in the other layout, a view."""
+    axes = _axes(path, array.shape)
+    return (array[0] if len(axes) < array.ndim else array).transpose([a - array.ndim + len(axes) for a in axes])
+
+
+def to_ours(path: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Their tensor as our parameter of `shape`, a view."""
+    axes = _axes(path, shape)
+    return tensor.transpose(np.argsort(np.array(axes, int))).reshape(shape)
+
+
+def _axes(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Which of our axes theirs are, in their order; an axis of one frame that a 2-D convolution lacks is not listed."""
+    if path.rpartition("/")[2] != "kernel":
+        return tuple(range(len(shape)))
+    if len(shape) == 2:
+        return (1, 0)
+    return (4, 3, 0, 1, 2) if shape[0] > 1 else (4, 3, 1, 2)
+
+
+def canonical(found: Iterable[str], names: Names) -> dict[str, str]:
+    """Canonical name -> name in the file, of those that are parameters.
+
+    Raises `UserError` where two tensors of the file have the same canonical name.
+    """
+    found, result = set(found), {}
+    for name in sorted(found):
+        if re.fullmatch(names.dropped, name):
+            continue
+        full = name
+        for pattern, replacement in names.aliases:
+            full = re.sub(f"^{pattern}", replacement, full)
+        for first, second in names.twice:
+            if name == second:
+                full = first
+        if full in result:
+            if (full, name) in names.twice:
+                continue
+            if (full, result[full]) not in names.twice:
+                raise UserError(f"tensors {result[full]!r} and {name!r} are both {full!r}; permitted: one of the two")
+        result[full] = name
+    return result
+
+
+def _prefixed(ours: str, theirs: str, within: Mapping[str, str]) -> Lines:
+    """Lines for the modules inside one."""
+    return tuple((f"{ours}/{a}", f"{theirs}.{b}") for a, b in within.items())
+
+
+def _clip_layers(root: str) -> Lines:
+    layer, attention = rf"{root}.encoder.layers.\1", {**HEADS, "out": "out"}
+    return (
+        *((rf"layer_(\d+)/self_attention/{a}", rf"{layer}.self_attn.{b}_proj") for a, b in attention.items()),
+        *_prefixed(r"layer_(\d+)", layer, {"norm_attention": "layer_norm1", "norm_feed_forward": "layer_norm2",
+                                           "feed_forward/expand": "mlp.fc1", "feed_forward/out": "mlp.fc2"}))
+
+
+# Newer versions of transformers leave out the prefix in models that consist of one encoder.
+CLIP_TEXT = Names(
+    modules=(*_clip_layers("text_model"), ("norm", "text_model.final_layer_norm"), ("project", "text_projection")),
+    tensors=(("words", "text_model.embeddings.token_embedding.weight"),
+             ("places", "text_model.embeddings.position_embedding.weight")),
+    aliases=((r"(?=(embeddings|encoder|final_layer_norm)\.)", "text_model."),),
+    dropped=r"(text_model\.)?embeddings\.position_ids")
+
+CLIP_VISION = Names(
+    modules=(*_clip_layers("vision_model"), ("patches", "vision_model.embeddings.patch_embedding"),
+             ("norm_in", "vision_model.pre_layrnorm"), ("norm", "vision_model.post_layernorm"),
+             ("project", "visual_projection")),
+    tensors=(("summary", "vision_model.embeddings.class_embedding"),
+             ("places", "vision_model.embeddings.position_embedding.weight")),
+    aliases=((r"(?=(embeddings|encoder|pre_layrnorm|post_layernorm)\.)", "vision_model."),),
+    dropped=r"(vision_model\.)?embeddings\.position_ids")
+
+
+def t5_names(gated: bool) -> Names:
+    """Of the encoder of T5; files of the whole model have a decoder too."""
+    attention, feed_forward = r"encoder.block.\1.layer.0", r"encoder.block.\1.layer.1"
+    within = {"gate": "wi_0", "expand": "wi_1", "out": "wo"} if gated else {"expand": "wi", "out": "wo"}
+    return Names(
+        modules=(*_prefixed(r"layer_(\d+)_self_attention", f"{attention}.SelfAttention", {**HEADS, "out": "o"}),
+                 *_prefixed(r"layer_(\d+)_feed_forward", f"{feed_forward}.DenseReluDense", within),
+                 (r"layer_(\d+)_norm_attention", f"{attention}.layer_norm"),
+                 (r"layer_(\d+)_norm_feed_forward", f"{feed_forward}.layer_norm"),
+                 ("norm", "encoder.final_layer_norm")),
+        tensors=(("words", "shared.weight"),
+                 ("offsets", "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight")),
+        dropped=r"decoder\..*|lm_head\..*", twice=(("shared.weight", "encoder.embed_tokens.weight"),))
+
+
+def autoencoder_names(temporal: bool) -> Names:
+    """Of the KL autoencoders, with a decoder for images or for video."""
+
+    def block(ours: str, theirs: str, over_time: bool) -> Lines:
+        if not over_time:
+            return _prefixed(f"{ours}/residual", theirs, RESIDUAL)
+        return (*_prefixed(f"{ours}/residual", f"{theirs}.spatial_res_block", RESIDUAL),
+                *_prefixed(f"{ours}/temporal_residual", f"{theirs}.temporal_res_block", RESIDUAL))
+
+    def half(side: str, way: str, over_time: bool) -> Lines:
+        attention = {"norm": "group_norm", "query": "to_q", "key": "to_k", "value": "to_v", "out": "to_out.0"}
+        return (
+            (f"{side}/stem", f"{side}.conv_in"), (f"{side}/norm", f"{side}.conv_norm_out"),
+            (f"{side}/out", f"{side}.conv_out"),
+            *block(rf"{side}/{way}_(\d+)_(\d+)", rf"{side}.{way}_blocks.\1.resnets.\2", over_time),
+            *block(f"{side}/middle/in", f"{side}.mid_block.resnets.0", over_time),
+            *block(f"{side}/middle/out", f"{side}.mid_block.resnets.1", over_time),
+            *_prefixed(f"{side}/middle/frame_attention", f"{side}.mid_block.attentions.0", attention))
+
+    older = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+    return Names(
+        modules=(*half("encoder", "down", False), *half("decoder", "up", temporal),
+                 (r"encoder/downsample_(\d+)", r"encoder.down_blocks.\1.downsamplers.0.conv"),
+                 (r"decoder/upsample_(\d+)/conv", r"decoder.up_blocks.\1.upsamplers.0.conv"),
+                 ("decoder/out_temporal", "decoder.time_conv_out"),
+                 ("quant", "quant_conv"), ("post_quant", "post_quant_conv")),
+        tensors=((r"decoder/up_(\d+)_(\d+)/mix/factor", r"decoder.up_blocks.\1.resnets.\2.time_mixer.mix_factor"),
+                 ("decoder/middle/in/mix/factor", "decoder.mid_block.resnets.0.time_mixer.mix_factor"),
+                 ("decoder/middle/out/mix/factor", "decoder.mid_block.resnets.1.time_mixer.mix_factor")),
+        aliases=tuple((rf"(encoder|decoder)\.mid_block\.attentions\.0\.{a}\.", rf"\1.mid_block.attentions.0.{b}.")
+                      for a, b in older.items()))

@@ -1,0 +1,110 @@
+"""Blocks of the KL autoencoders: residual blocks over space and over time, attention within frames, resampling."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from vdm_jax.attention import Spatial, attend
+from vdm_jax.networks.layers import Convolution, Dense, GroupNorm, fan_in, nearest, silu, zeros
+
+TEMPORAL_EPSILON = 1e-5  # of the norms of temporal residual blocks, whatever that of the spatial ones
+
+
+class ResidualBlock(nn.Module):
+    """Norm, SiLU, convolution, twice; a 1x1 convolution on the way past where the channels change."""
+
+    features: int
+    kernel: tuple[int, int, int] = (1, 3, 3)  # frames, rows, columns
+    over: Literal["frame", "clip"] = "frame"  # statistics of the norms
+    groups: int = 32
+    epsilon: float = 1e-6
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w o"]:
+        h = x
+        for place in ("in", "out"):
+            h = silu(GroupNorm(self.groups, self.over, self.epsilon, name=f"norm_{place}")(h))
+            h = Convolution(self.features, self.kernel, dtype=self.dtype, name=f"conv_{place}")(h)
+        if x.shape[-1] != self.features:
+            x = Convolution(self.features, (1, 1, 1), dtype=self.dtype, name="shortcut")(x)
+        return x + h
+
+
+class Mix(nn.Module):
+    """`(1 - a) spatial + a temporal` with one learned `a = sigmoid(factor)`, 1/2 at the start."""
+
+    @nn.compact
+    def __call__(self, spatial: Float[Array, ...], temporal: Float[Array, ...]) -> Float[Array, ...]:
+        share = jax.nn.sigmoid(self.param("factor", zeros, (1,))).astype(spatial.dtype)
+        return spatial + share * (temporal - spatial)
+
+
+class Block(nn.Module):
+    """A residual block within frames and, in a temporal decoder, one over frames of its output, mixed with it.
+
+    The temporal block of Stable Video Diffusion's decoder (Blattmann et al. 2023, arXiv 2311.15127) has convolutions
+    over three frames and norms over the clip. The learned share is that of the *temporal* path, while in the diffusion
+    network of the same model it is that of the spatial one.
+    """
+
+    features: int
+    temporal: bool
+    options: dict[str, Any]  # groups, dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w o"]:
+        x = ResidualBlock(self.features, **self.options, name="residual")(x)
+        if not self.temporal:
+            return x
+        over_frames = ResidualBlock(self.features, (3, 1, 1), "clip", epsilon=TEMPORAL_EPSILON, **self.options,
+                                    name="temporal_residual")
+        return Mix(name="mix")(x, over_frames(x))
+
+
+class FrameAttention(nn.Module):
+    """Single-head attention among the positions of a frame, with a norm before and a residual connection."""
+
+    groups: int
+    kernel: str  # of attention
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+        h = GroupNorm(self.groups, epsilon=1e-6, name="norm")(x)
+        q, k, v = (Dense(x.shape[-1], dtype=self.dtype, name=name)(h)[..., None, :]
+                   for name in ("query", "key", "value"))
+        h = attend(q, k, v, pattern=Spatial(), kernel=self.kernel)[..., 0, :]
+        return x + Dense(x.shape[-1], dtype=self.dtype, name="out")(h)
+
+
+class Halve(nn.Module):
+    """Convolution with stride 2 that is padded at the bottom and the right only."""
+
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 c"]:
+        channels = x.shape[-1]
+        kernel = self.param("kernel", fan_in, (1, 3, 3, channels, channels)).astype(self.dtype)
+        bias = self.param("bias", zeros, (channels,)).astype(self.dtype)
+        frames = x.astype(self.dtype).reshape(-1, *x.shape[2:])
+        y = lax.conv_general_dilated(frames, kernel[0], (2, 2), ((0, 1), (0, 1)),
+                                     dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return (y + bias).reshape(*x.shape[:2], *y.shape[1:])
+
+
+class Double(nn.Module):
+    """Every pixel twice in height and width, then a convolution."""
+
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 c"]:
+        return Convolution(x.shape[-1], dtype=self.dtype, name="conv")(nearest(x, (2, 2)))

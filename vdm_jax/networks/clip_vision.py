@@ -1,0 +1,101 @@
+"""The image encoder of CLIP, a vision transformer (Radford et al. 2021, arXiv 2103.00020).
+
+Stable Video Diffusion (Blattmann et al. 2023, arXiv 2311.15127) sees its first frame as the projected summary of
+OpenCLIP's ViT-H/14: one token.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from vdm_jax.errors import UserError
+from vdm_jax.networks.clip_layers import Activation, CLIPLayer, check_encoder
+from vdm_jax.networks.layers import Dense, fan_in, space_to_depth
+
+# Mean and standard deviation of red, green and blue, of pixels in [0, 1], that the released models were trained with.
+PIXEL_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+PIXEL_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CLIPVision:
+    """Sizes of a CLIP image encoder; the defaults are those of ViT-L/14."""
+
+    size: int = 224  # pixels of a side
+    patch: int = 14  # pixels of a patch's side
+    channels: int = 3  # of the image
+    width: int = 1024  # channels
+    layers: int = 24
+    heads: int = 16
+    hidden: int = 4096  # channels inside the feed-forward layers
+    activation: Activation = "quick_gelu"
+    epsilon: float = 1e-5  # of the norms
+    project: int = 768  # channels of the projected summary; 0: no projection
+    dtype: str = "float32"  # of the activations
+
+    def __post_init__(self):
+        check_encoder("CLIPVision", self.width, self.heads, self.layers, self.activation)
+        if self.patch < 1 or self.size % self.patch:
+            raise UserError(f"CLIPVision.size={self.size} with patch={self.patch}; permitted: multiples of the patch")
+
+
+CLIP_VISION_L = CLIPVision()
+CLIP_VISION_H = CLIPVision(width=1280, layers=32, hidden=5120, activation="gelu", project=1024)
+
+
+class ImageFeatures(NamedTuple):
+    """What an image encoder gives."""
+
+    tokens: Float[Array, "b l c"]  # of the last layer, the summary's place first, before the final norm
+    pooled: Float[Array, "b c"]  # the summary, after the final norm, projected where asked for
+
+
+class Patches(nn.Module):
+    """Affine map of each patch, with the canonical kernel of the convolution that it is."""
+
+    features: int
+    patch: int  # pixels of a side
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b l o"]:
+        shape = (1, self.patch, self.patch, images.shape[-1], self.features)
+        kernel = self.param("kernel", fan_in, shape).reshape(-1, self.features)
+        patches = space_to_depth(images[:, None], self.patch)  # [B, 1, H', W', patch * patch * C]
+        return patches.reshape(len(images), -1, len(kernel)).astype(self.dtype) @ kernel.astype(self.dtype)
+
+
+class CLIPVisionEncoder(nn.Module):
+    """Images `[B, H, W, C]`, normalised by `clip_pixels`, to features. Raises `UserError` for another size."""
+
+    config: CLIPVision
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b h w c"]) -> ImageFeatures:
+        spec, dtype = self.config, jnp.dtype(self.config.dtype)
+        if images.shape[1:] != (spec.size, spec.size, spec.channels):
+            raise UserError(f"images of shape {images.shape}; permitted: [B, {spec.size}, {spec.size}, "
+                            f"{spec.channels}]")
+        x = Patches(spec.width, spec.patch, dtype, name="patches")(images)
+        summary = self.param("summary", nn.initializers.normal(0.02), (spec.width,))
+        places = self.param("places", nn.initializers.normal(0.02), (x.shape[1] + 1, spec.width))
+        summary = jnp.broadcast_to(summary.astype(dtype), (len(x), 1, spec.width))
+        x = jnp.concatenate([summary, x], axis=1) + places.astype(dtype)
+        x = nn.LayerNorm(spec.epsilon, dtype=dtype, name="norm_in")(x)
+        for i in range(spec.layers):
+            x = CLIPLayer(spec.heads, spec.hidden, spec.activation, spec.epsilon, dtype, name=f"layer_{i}")(x)
+        pooled = nn.LayerNorm(spec.epsilon, dtype=dtype, name="norm")(x[:, 0])
+        if spec.project:
+            pooled = Dense(spec.project, use_bias=False, dtype=dtype, name="project")(pooled)
+        return ImageFeatures(x, pooled)
+
+
+def clip_pixels(images: Float[Array, "*b h w 3"]) -> Float[Array, "*b h w 3"]:
+    """Images in [-1, 1] as CLIP sees them: in [0, 1], less the mean, over the standard deviation."""
+    return ((images + 1) / 2 - PIXEL_MEAN) / PIXEL_STD

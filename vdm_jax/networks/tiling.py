@@ -1,0 +1,112 @@
+"""Encoding and decoding of clips too large for memory: some frames at a time, and each frame in tiles.
+
+Both take any function from video to video that changes height and width by a constant factor. Pieces are computed one
+after the other (under `jit` too), so that activations are those of one piece.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from fractions import Fraction
+from itertools import product
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from vdm_jax.errors import UserError
+
+Function = Callable[[Float[Array, "b t h w c"]], Float[Array, "b t h2 w2 o"]]
+
+
+def in_chunks(function: Function, video: Float[Array, "b t h w c"], frames: int) -> Float[Array, "b t h2 w2 o"]:
+    """`function` of `frames` frames at a time; the last piece may be shorter.
+
+    The same as the function of the whole for one that works frame by frame. One with layers over frames sees the ends
+    of a piece as the ends of a clip, as the released decoders do when they decode in pieces.
+    """
+    if frames < 1:
+        raise UserError(f"frames={frames} at a time; permitted: 1 or more")
+    whole, rest = divmod(video.shape[1], frames)
+    parts = []
+    if whole:
+        pieces = video[:, : whole * frames].reshape(len(video), whole, frames, *video.shape[2:])
+        y = jnp.moveaxis(lax.map(function, jnp.moveaxis(pieces, 1, 0)), 0, 1)
+        parts.append(y.reshape(len(video), whole * frames, *y.shape[3:]))
+    if rest:
+        parts.append(function(video[:, whole * frames :]))
+    return jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
+
+
+def in_tiles(
+    function: Function, video: Float[Array, "b t h w c"], tile: tuple[int, int], overlap: int
+) -> Float[Array, "b t h2 w2 o"]:
+    """`function` of tiles of each frame, blended linearly where they overlap.
+
+    Args:
+      function: which changes height and width by the same factor, a whole number or one over one.
+      tile: rows and columns of a tile, as of `video`; a frame that is smaller is one tile.
+      overlap: rows and columns that neighbouring tiles share at least, as of `video`.
+
+    A function that shrinks must have tiles and overlaps in multiples of what it makes one of. Attention and norms see
+    the tile, so that the result is close to that of the whole and not equal to it. Raises `UserError` for sizes that do
+    not fit.
+    """
+    tile = tuple(min(size, side) for size, side in zip(tile, video.shape[2:4], strict=True))
+    if overlap < 0 or any(size <= overlap < side for size, side in zip(tile, video.shape[2:4], strict=True)):
+        raise UserError(f"overlap={overlap} of tiles of {tile[0]}x{tile[1]}; permitted: 0 or more and less than a tile")
+    piece = jax.eval_shape(function, jax.ShapeDtypeStruct((*video.shape[:2], *tile, video.shape[4]), video.dtype))
+    factor = Fraction(piece.shape[2], tile[0])
+    sizes = (*video.shape[2:4], *tile, overlap)
+    if 1 not in (factor.numerator, factor.denominator) or any((size * factor).denominator > 1 for size in sizes):
+        raise UserError(f"tiles of {tile[0]}x{tile[1]} with overlap={overlap} of frames of {video.shape[2]}x"
+                        f"{video.shape[3]} change by {factor}; permitted: multiples of {factor.denominator}")
+    rows, columns = (_starts(side, size, overlap, factor.denominator)
+                     for side, size in zip(video.shape[2:4], tile, strict=True))
+    out_shape = [int(side * factor) for side in video.shape[2:4]]
+    weights = [_weights(starts, side, size, overlap, factor) for starts, side, size in
+               zip((rows, columns), video.shape[2:4], tile, strict=True)]
+    places = jnp.asarray(list(product(range(len(rows)), range(len(columns))))).T  # numbers of row and column
+
+    def add(out: Array, place: tuple[Array, Array]) -> tuple[Array, None]:
+        row, column = jnp.asarray(rows)[place[0]], jnp.asarray(columns)[place[1]]
+        part = lax.dynamic_slice(video, (0, 0, row, column, 0), (*video.shape[:2], *tile, video.shape[4]))
+        weight = jnp.asarray(weights[0])[place[0]][:, None] * jnp.asarray(weights[1])[place[1]]
+        y = function(part) * weight[..., None].astype(piece.dtype)
+        corner = (0, 0, *(start * factor.numerator // factor.denominator for start in (row, column)), 0)
+        there = lax.dynamic_slice(out, corner, y.shape)
+        return lax.dynamic_update_slice(out, there + y, corner), None
+
+    out = jnp.zeros((*piece.shape[:2], *out_shape, piece.shape[4]), piece.dtype)
+    return lax.scan(add, out, tuple(places))[0]
+
+
+def _starts(side: int, size: int, overlap: int, multiple: int) -> Int[np.ndarray, " n"]:
+    """Where tiles begin, evenly, so that the last ends with the side; in multiples of `multiple`."""
+    count = 1 if side == size else math.ceil((side - overlap) / (size - overlap))
+    return np.array([round(Fraction(i * (side - size), max(count - 1, 1) * multiple)) * multiple
+                     for i in range(count)])
+
+
+def _weights(
+    starts: Int[np.ndarray, " n"], side: int, size: int, overlap: int, factor: Fraction
+) -> Float[np.ndarray, "n s"]:
+    """Share of every tile in each of its rows (or columns) of the output; shares of a row add up to 1.
+
+    A share grows linearly over the overlap from each edge of the tile that is not one of the frame.
+    """
+    place = np.arange(int(size * factor)) + 0.5
+    ramp = max(float(overlap * factor), 1.0)
+    shares = np.zeros((len(starts), int(side * factor)))
+    for i, start in enumerate(starts):
+        first, last = start == 0, start + size == side
+        up = np.ones_like(place) if first else np.minimum(place / ramp, 1)
+        down = np.ones_like(place) if last else np.minimum((len(place) - place) / ramp, 1)
+        begin = int(start * factor)
+        shares[i, begin : begin + len(place)] = up * down
+    shares /= shares.sum(0)
+    return np.stack([row[int(start * factor) :][: len(place)] for row, start in zip(shares, starts, strict=True)]
+                    ).astype(np.float32)
