@@ -3,9 +3,9 @@
 Citation: Ho et al. 2022, arXiv 2204.03458, section 4.3. Hyperparameters are those of appendix A; what the paper leaves
           open is marked in _network.py. The number of parameters is not published.
 Hardware: 128 TPU v4 chips, 800,000 steps of 128 clips.
-Expected: none published alone: it enlarges and extends what text_large_64 makes, 16 frames with 3 left out between them,
-          to 64 frames of 128x128 by reconstruction guidance (section 3.1): Generator.extend(frames=64, overlap=1,
-          low=..., every=4). Not trained by us.
+Expected: none published alone: it enlarges and extends what text_large_64 makes, 16 frames with 3 left out between
+          them, to 64 frames of 128x128 by reconstruction guidance (section 3.1): Generator.extend(frames=64,
+          overlap=1, low=..., every=4). Not trained by us.
 Run:      vdm-jax compile vdm/text_large_128 --topology v4-256     (training: clips made by vdm-jax prepare in
           data/clips, their captions as BERT-large embeddings made by write_embeddings in data/bert_large)
 """
