@@ -26,7 +26,8 @@ def test_bad_requests_are_one_line(run, fails):
     assert "permitted: given_frames >= 1" in fails("evaluate", run, "--metrics", "psnr")
     assert "permitted: one of them" in fails("evaluate", run, "--metrics", "fvd", "--augmentation-levels", "1")
     line = fails("evaluate", run, "--metrics", "fvd", "--count", "2")
-    assert f"T from {i3d.LEAST_FRAMES} frames" in line or "pip install 'vdm_jax[metrics]'" in line
+    seen = f"fvd of videos of 4 frames; permitted: from {i3d.LEAST_FRAMES}"
+    assert seen in line or "pip install 'vdm_jax[metrics]'" in line
 
 
 @pytest.mark.full

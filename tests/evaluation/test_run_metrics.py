@@ -57,6 +57,7 @@ def features(monkeypatch):
     """Three numbers in the place of I3D's features, and its weights as if they were here."""
     monkeypatch.setattr(run_metrics, "i3d_features", lambda clips, resize: np.asarray(clips, float).mean((1, 2, 3)))
     monkeypatch.setattr(weights, "find", lambda file: None)
+    monkeypatch.setattr(run_metrics.i3d, "LEAST_FRAMES", 4)
 
 
 def test_paired_metrics_are_of_the_frames_that_were_not_given(source, tmp_path):
@@ -115,6 +116,16 @@ def test_a_damaged_part_is_named(source, tmp_path):
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(UserError, match="000000-000004.npz is damaged .*; permitted: delete it, and it is made again"):
         evaluate_run(Cascade(), source, settings, tmp_path)
+
+
+def test_videos_that_a_metric_cannot_see_are_not_generated(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "find", lambda file: None)
+    cascade = Cascade()
+    with pytest.raises(UserError, match="fvd of videos of 4 frames; permitted: from 9, which is what I3D can see"):
+        evaluate_run(cascade, source, MetricSettings(metrics=("fvd",), count=2), tmp_path)
+    with pytest.raises(UserError, match="lpips of videos of 30x64 pixels; permitted: from 31 a side"):
+        run_metrics._require_visible(("ssim", "lpips"), (4, 30, 64))
+    assert cascade.asked == []
 
 
 @pytest.mark.parametrize(("changes", "message"), [

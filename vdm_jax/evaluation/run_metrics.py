@@ -27,7 +27,8 @@ from vdm_jax.configuration import digest, to_data
 from vdm_jax.data.source import RandomAccessSource
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation import flow, frames
-from vdm_jax.evaluation.detectors import weights
+from vdm_jax.evaluation.detectors import i3d, weights
+from vdm_jax.evaluation.detectors.lpips import LEAST_SIDE
 from vdm_jax.evaluation.detectors.weights import DetectorFile
 from vdm_jax.evaluation.fvd import FeatureSet, fvd, i3d_features, kvd
 from vdm_jax.evaluation.fvd_protocols import find_protocol
@@ -47,20 +48,25 @@ class Measure:
     values: Callable[..., np.ndarray]  # of videos, and of the real ones where it is paired
     better: str = "lower"
     paired: bool = False  # compares a video with the clip it should be
+    least_side: int = 1  # pixels of the smallest frame it can see
     detector: DetectorFile | None = None
     conditions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 MEASURES = {
     "psnr": Measure(values=frames.psnr, better="higher", paired=True, conditions={"range": 255}),
-    "ssim": Measure(values=frames.ssim, better="higher", paired=True, conditions={"window": "gaussian"}),
-    "lpips": Measure(values=frames.lpips, paired=True, detector=weights.ALEXNET),
-    "lpips_vgg16": Measure(values=partial(frames.lpips, backbone="vgg16"), paired=True, detector=weights.VGG16),
+    "ssim": Measure(values=frames.ssim, better="higher", paired=True, least_side=11,
+                    conditions={"window": "gaussian"}),
+    "lpips": Measure(values=frames.lpips, paired=True, least_side=LEAST_SIDE["alexnet"], detector=weights.ALEXNET),
+    "lpips_vgg16": Measure(values=partial(frames.lpips, backbone="vgg16"), paired=True,
+                           least_side=LEAST_SIDE["vgg16"], detector=weights.VGG16),
     "frame_consistency": Measure(values=lambda videos: frames.consistency(frames.alexnet_embeddings(videos)),
-                                 better="higher", detector=weights.ALEXNET,
+                                 better="higher", least_side=LEAST_SIDE["alexnet"], detector=weights.ALEXNET,
                                  conditions={"pairs": "consecutive", "embeddings": "AlexNet, not CLIP"}),
-    "motion": Measure(values=flow.motion, better="as real", conditions={"flow": "DIS", "unit": "pixels a frame"}),
-    "warp_error": Measure(values=flow.warp_error, conditions={"flow": "DIS", "range": "[0, 1]"}),
+    "motion": Measure(values=flow.motion, better="as real", least_side=flow.LEAST_SIDE,
+                      conditions={"flow": "DIS", "unit": "pixels a frame"}),
+    "warp_error": Measure(values=flow.warp_error, least_side=flow.LEAST_SIDE,
+                          conditions={"flow": "DIS", "range": "[0, 1]"}),
 }
 DISTANCES = {"fvd": fvd, "kvd": kvd}
 
@@ -133,6 +139,7 @@ def evaluate_run(
         raise UserError(f"count={settings.count} for {len(source)} clips of split {settings.split!r}; permitted: up to "
                         f"{len(source)}")
     clips = Clips(generator, source, settings)
+    _require_visible(settings.metrics, clips.shape)
     with atomic_path(folder / clips.name / "about.json") as temporary:
         temporary.write_text(json.dumps(clips.about, indent=1) + "\n")
     alone = [name for name in settings.metrics if name not in MEASURES or not MEASURES[name].paired]
@@ -294,3 +301,14 @@ def _require_available(settings: MetricSettings) -> None:
             weights.find(file)
         if name in ("motion", "warp_error"):
             flow.require_opencv()
+
+
+def _require_visible(names: Sequence[str], shape: tuple[int, int, int]) -> None:
+    """Raises `UserError` for videos (frames, height, width) that a metric cannot see, before any is generated."""
+    for name in names:
+        if name in DISTANCES and shape[0] < i3d.LEAST_FRAMES:
+            raise UserError(f"{name} of videos of {shape[0]} frames; permitted: from {i3d.LEAST_FRAMES}, which is what "
+                            "I3D can see")
+        if name in MEASURES and min(shape[1:]) < MEASURES[name].least_side:
+            raise UserError(f"{name} of videos of {shape[1]}x{shape[2]} pixels; permitted: from "
+                            f"{MEASURES[name].least_side} a side")

@@ -35,6 +35,15 @@ class Score:
         """All of it as JSON data."""
         return {"label": self.label, **dataclasses.asdict(self), "deviations": list(self.deviations)}
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Score:
+        """The score that `to_dict` gave, also through JSON."""
+        fields = {name: value for name, value in data.items() if name != "label"}
+        fields |= {"value": float(fields["value"]), "deviations": tuple(fields["deviations"])}
+        if fields["interval"] is not None:
+            fields["interval"] = Interval(**fields["interval"])
+        return cls(**fields)
+
     def __str__(self) -> str:
         interval = f" [{self.interval.low:.4g}, {self.interval.high:.4g}]" if self.interval else ""
         return f"{self.label}: {self.value:.4g}{interval}"
