@@ -113,6 +113,8 @@ def test_scores_made_differently_are_not_compared():
             require_comparable(near, other)
     with pytest.raises(UserError, match="no scores to compare"):
         best([])
+    with pytest.raises(UserError, match="fvd is better 'as real'; permitted: metrics that are better lower or higher"):
+        best([dataclasses.replace(near, better="as real")])
 
 
 def test_features_made_differently_give_no_score():
