@@ -97,8 +97,24 @@ def test_distances_carry_their_protocol(source, tmp_path, features):
     assert kernel["label"] == "kvd (fvd2048_16f), OFF PROTOCOL"
     assert set(score["deviations"]) == {
         "frames 4 instead of 16", "stride 2 instead of 1", "real clips 6 instead of 2048",
-        "generated clips 6 instead of 2048", "split test instead of train"}
+        "generated clips 6 instead of 2048", "split test instead of train",
+        "start as the data set gives it instead of random"}
     assert found["settings"]["seed"] == 0 and found["settings"]["weights"] == {"base": "1.7320508"}
+
+
+def test_clips_start_at_random_where_the_protocol_wants_it_and_the_data_can(source, tmp_path, features):
+    class Movable(CaptionedDigitsSource):
+        def clip(self, index, rng):
+            return self[int(rng.integers(len(self)))]
+
+    settings = MetricSettings(metrics=("fvd",), count=6, protocol="fvd2048_16f", resamples=0)
+    (fixed,), (random,) = (evaluate_run(Cascade(), kind(DATA, "test"), settings, tmp_path).scores
+                           for kind in (CaptionedDigitsSource, Movable))
+    assert random.conditions["start"] == "random" and not any("start" in text for text in random.deviations)
+    assert random.value != fixed.value
+    as_given = dataclasses.replace(settings, protocol="original")
+    (score,) = evaluate_run(Cascade(), Movable(DATA, "test"), as_given, tmp_path).scores
+    assert score.conditions["start"] == "as the data set gives it" and score.label == "fvd (original)"
 
 
 def test_unpaired_metrics_stand_beside_those_of_real_clips(source, tmp_path):

@@ -162,6 +162,8 @@ class Clips:
         if settings.given_frames >= first.frames:
             raise UserError(f"given_frames={settings.given_frames} of the {first.frames} frames of stage "
                             f"{generator.experiment.stages[0].name!r}; permitted: fewer")
+        random = find_protocol(settings.protocol).start == "random" and hasattr(source, "clip")
+        self.start = "random" if random else "as the data set gives it"
         self.about = self._about()
         self.name = hashlib.sha256(json.dumps(self.about, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -171,7 +173,7 @@ class Clips:
 
     def generated(self, numbers: Sequence[int]) -> Videos:
         """The videos of these numbers; video `i` is for clip `i % count`."""
-        settings, items = self.settings, [self.source[i % self.settings.count] for i in numbers]
+        settings, items = self.settings, [self._clip(i % self.settings.count) for i in numbers]
         given = {name: np.stack([item[name] for item in items]) for name in ("embeddings", "text_mask")
                  if name in items[0]}
         if "label" in items[0]:
@@ -214,11 +216,17 @@ class Clips:
         return {"experiment": experiment.name, "data": to_data(experiment.data), "split": settings.split,
                 "stages": digest(experiment.stages), "weights": norms, "seed": settings.seed, "steps": settings.steps,
                 "guidance": settings.guidance, "given_frames": settings.given_frames,
+                "start": self.start,
                 # A video's clip follows from the count, unless each clip has one video.
                 "clips": settings.count if settings.samples_per_clip > 1 else "one a video"}
 
+    def _clip(self, number: int) -> dict[str, Any]:
+        if self.start == "random":
+            return self.source.clip(number, np.random.default_rng([self.settings.seed, number]))
+        return self.source[number]
+
     def _fitted(self, numbers: Sequence[int], count: int, height: int, width: int) -> Videos:
-        clips = np.stack([self.source[i]["video"] for i in numbers])
+        clips = np.stack([self._clip(i)["video"] for i in numbers])
         if clips.shape[1:4] == (count, height, width):
             return clips
         small = resize(subsample_frames(to_float(jnp.asarray(clips)), count), height, width, "area")
@@ -276,7 +284,7 @@ def _kept(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
 def _distance(name: str, clips: Clips, real: Mapping[str, np.ndarray], made: Mapping[str, np.ndarray]) -> Score:
     settings, protocol, key = clips.settings, find_protocol(clips.settings.protocol), _features(clips.settings)
     shared = {"split": settings.split, "frames": clips.shape[0], "stride": clips.stride, "resize": protocol.resize,
-              "size": "{1}x{2}".format(*clips.shape)}
+              "size": "{1}x{2}".format(*clips.shape), "start": clips.start}
     sides = (FeatureSet(features=real[key], data=clips.data, **shared),
              FeatureSet(features=made[key], data=clips.name, **shared))
     score = DISTANCES[name](*sides, protocol, resamples=settings.resamples, seed=settings.seed)
