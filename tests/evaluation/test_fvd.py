@@ -24,6 +24,9 @@ def feature_set(features, **changes):
     return FeatureSet(features=features, **made | changes)
 
 
+STYLEGAN_V = {"resize": "bilinear_half_pixel", "split": "train", "start": "random"}
+
+
 def drawn(count, size=6, seed=0, shift=0.0, **changes):
     return feature_set(np.random.default_rng(seed).standard_normal((count, size)) + shift, **changes)
 
@@ -82,7 +85,7 @@ def test_protocols_have_their_published_values():
 
 
 def test_a_score_off_its_protocol_says_so_wherever_it_is_shown():
-    real, made = (drawn(40, seed=seed, resize="bilinear_half_pixel", split="train") for seed in (0, 1))
+    real, made = (drawn(40, seed=seed, **STYLEGAN_V) for seed in (0, 1))
     score = fvd(real, made, PROTOCOLS["fvd2048_16f"], resamples=5)
     assert score.label == "fvd (fvd2048_16f), OFF PROTOCOL" and score.label in str(score)
     assert score.deviations == ("real clips 40 instead of 2048", "generated clips 40 instead of 2048")
@@ -90,7 +93,7 @@ def test_a_score_off_its_protocol_says_so_wherever_it_is_shown():
     for part in ("OFF PROTOCOL", "generated clips 40 instead of 2048", "resize bilinear_half_pixel", "split train",
                  "stride 1", "frames 16", weights.I3D.sha256, "covariance n"):
         assert part in text
-    whole = [drawn(2048, seed=seed, resize="bilinear_half_pixel", split="train") for seed in (0, 1)]
+    whole = [drawn(2048, seed=seed, **STYLEGAN_V) for seed in (0, 1)]
     assert fvd(*whole, PROTOCOLS["fvd2048_16f"], resamples=0).label == "fvd (fvd2048_16f)"
     assert score.to_dict()["interval"]["low"] < score.value < score.to_dict()["interval"]["high"]
 
@@ -104,6 +107,7 @@ def test_scores_made_differently_are_not_compared():
         "generated_clips": fvd(real, drawn(31, seed=1), ORIGINAL, resamples=0),
         "real_data": fvd(drawn(50, data="other"), drawn(30, seed=1), ORIGINAL, resamples=0),
         "split": fvd(drawn(50, split="train"), drawn(30, seed=1), ORIGINAL, resamples=0),
+        "start": fvd(drawn(50, start="random"), drawn(30, seed=1), ORIGINAL, resamples=0),
         "stride": fvd(drawn(50, stride=2), drawn(30, seed=1), ORIGINAL, resamples=0),
         "protocol": fvd(real, drawn(30, seed=1), PROTOCOLS["vdm_bair"], resamples=0),
         "detector_sha256": dataclasses.replace(near, detector_sha256="0"),
@@ -113,6 +117,8 @@ def test_scores_made_differently_are_not_compared():
             require_comparable(near, other)
     with pytest.raises(UserError, match="no scores to compare"):
         best([])
+    with pytest.raises(UserError, match="fvd is better 'as real'; permitted: metrics that are better lower or higher"):
+        best([dataclasses.replace(near, better="as real")])
 
 
 def test_features_made_differently_give_no_score():

@@ -86,7 +86,24 @@ def test_what_was_made_is_kept_and_a_second_call_goes_on(source, tmp_path, featu
     assert cascade.asked[4:] == [(6, 3)]
     # Other videos are kept elsewhere.
     evaluate_run(cascade, source, dataclasses.replace(settings, seed=1), tmp_path)
-    assert len(cascade.asked) == 8 and len(list(tmp_path.iterdir())) == 2
+    assert len(cascade.asked) == 8 and len(list(tmp_path.iterdir())) == 3
+
+
+def test_runs_on_the_same_data_share_what_was_measured_of_it(source, tmp_path, features, monkeypatch):
+    settings = MetricSettings(metrics=("fvd",), count=6, resamples=0)
+    evaluate_run(Cascade(), source, settings, tmp_path / "one", real_folder=tmp_path / "real")
+    measured = []
+    monkeypatch.setattr(run_metrics, "i3d_features",
+                        lambda clips, resize: measured.append(len(clips)) or np.asarray(clips, float).mean((1, 2, 3)))
+    evaluate_run(Cascade(), source, settings, tmp_path / "two", real_folder=tmp_path / "real")
+    assert measured == [6] and len(list((tmp_path / "real").iterdir())) == 1  # the generated ones alone
+    class Changed(CaptionedDigitsSource):  # the same config, other files
+        def __getitem__(self, index):
+            item = super().__getitem__(index)
+            return item | {"video": 255 - item["video"]}
+
+    evaluate_run(Cascade(), Changed(DATA, "test"), settings, tmp_path / "two", real_folder=tmp_path / "real")
+    assert measured == [6, 6, 6] and len(list((tmp_path / "real").iterdir())) == 2
 
 
 def test_distances_carry_their_protocol(source, tmp_path, features):
@@ -97,8 +114,24 @@ def test_distances_carry_their_protocol(source, tmp_path, features):
     assert kernel["label"] == "kvd (fvd2048_16f), OFF PROTOCOL"
     assert set(score["deviations"]) == {
         "frames 4 instead of 16", "stride 2 instead of 1", "real clips 6 instead of 2048",
-        "generated clips 6 instead of 2048", "split test instead of train"}
+        "generated clips 6 instead of 2048", "split test instead of train",
+        "start as the data set gives it instead of random"}
     assert found["settings"]["seed"] == 0 and found["settings"]["weights"] == {"base": "1.7320508"}
+
+
+def test_clips_start_at_random_where_the_protocol_wants_it_and_the_data_can(source, tmp_path, features):
+    class Movable(CaptionedDigitsSource):
+        def clip(self, index, rng):
+            return self[int(rng.integers(len(self)))]
+
+    settings = MetricSettings(metrics=("fvd",), count=6, protocol="fvd2048_16f", resamples=0)
+    (fixed,), (random,) = (evaluate_run(Cascade(), kind(DATA, "test"), settings, tmp_path).scores
+                           for kind in (CaptionedDigitsSource, Movable))
+    assert random.conditions["start"] == "random" and not any("start" in text for text in random.deviations)
+    assert random.value != fixed.value
+    as_given = dataclasses.replace(settings, protocol="original")
+    (score,) = evaluate_run(Cascade(), Movable(DATA, "test"), as_given, tmp_path).scores
+    assert score.conditions["start"] == "as the data set gives it" and score.label == "fvd (original)"
 
 
 def test_unpaired_metrics_stand_beside_those_of_real_clips(source, tmp_path):
@@ -112,7 +145,7 @@ def test_unpaired_metrics_stand_beside_those_of_real_clips(source, tmp_path):
 def test_a_damaged_part_is_named(source, tmp_path):
     settings = MetricSettings(metrics=("psnr",), count=5, given_frames=2)
     evaluate_run(Cascade(), source, settings, tmp_path)
-    (path,) = tmp_path.glob("*/generated/psnr/*.npz")
+    (path,) = tmp_path.glob("*/psnr/*.npz")
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(UserError, match="000000-000004.npz is damaged .*; permitted: delete it, and it is made again"):
         evaluate_run(Cascade(), source, settings, tmp_path)
@@ -149,3 +182,11 @@ def test_a_missing_detector_is_told_before_anything_is_generated(source, tmp_pat
     with pytest.raises(UserError, match="detector i3d_kinetics400 is not here: file.ckpt"):
         evaluate_run(cascade, source, MetricSettings(metrics=("fvd",), count=2), tmp_path)
     assert cascade.asked == []
+
+
+def test_a_folder_that_cannot_be_written_is_named(source, tmp_path):
+    (tmp_path / "file").write_text("")
+    settings = MetricSettings(metrics=("psnr",), count=2, given_frames=2)
+    with pytest.raises(UserError, match=r"000000-000001.npz cannot be written .*\(--out, --data-dir\)"):
+        run_metrics._kept(tmp_path / "file" / "psnr" / "000000-000001.npz", lambda: np.ones(2))
+    assert evaluate_run(Cascade(), source, settings, tmp_path).scores

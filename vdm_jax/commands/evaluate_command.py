@@ -109,13 +109,14 @@ def metric_settings(options: Evaluate) -> MetricSettings:
 def measure(generator: Any, settings: MetricSettings, data_dir: Path | None, out: Path) -> int:
     """Measure the run's videos."""
     from vdm_jax.commands.progress import counting_progress
-    from vdm_jax.data.opening import open_source
+    from vdm_jax.data.opening import default_data_dir, open_source
     from vdm_jax.evaluation.run_metrics import evaluate_run
     from vdm_jax.video.writing import atomic_path
 
     source = open_source(generator.experiment.data, settings.split, data_dir)
     with counting_progress() as progress:
-        result = evaluate_run(generator, source, settings, out / "metrics", progress=progress)
+        result = evaluate_run(generator, source, settings, out / "metrics", progress=progress,
+                              real_folder=(data_dir or default_data_dir()) / "metrics")
     for name, text in (("metrics.json", json.dumps(json_ready(result.to_dict()), indent=1, allow_nan=False) + "\n"),
                        ("metrics.md", result.table())):
         with atomic_path(out / name) as temporary:

@@ -42,6 +42,7 @@ class FeatureSet:
     stride: int  # source frames between two of them
     size: str  # height x width before resizing, pixels
     resize: Resize
+    start: str = "as the data set gives it"  # of a clip in its video; or "random"
     detector: str = weights.I3D.name
     detector_sha256: str = weights.I3D.sha256
 
@@ -190,13 +191,13 @@ def _score(metric: str, distance: Callable[[np.ndarray, np.ndarray], float], rea
         raise UserError(f"{metric}: features were resized by {real.resize!r}; permitted under protocol "
                         f"{protocol.name!r}: {protocol.resize!r}")
     made = {"frames": real.frames, "stride": real.stride, "real_clips": len(real.features),
-            "generated_clips": len(generated.features), "split": real.split}
+            "generated_clips": len(generated.features), "split": real.split, "start": real.start}
     sides = real.features, generated.features
     interval = bootstrap(distance, *sides, resamples=resamples, seed=seed) if resamples else None
     return Score(
         metric=metric, value=distance(*sides), better="lower", protocol=protocol.name,
         conditions={**made, "generated_stride": generated.stride, "real_data": real.data, "real_size": real.size,
                     "size": generated.size, "resize": protocol.resize, "covariance": protocol.divisor,
-                    "layer": "logits averaged over time", "clips": protocol.clips, "source": protocol.source},
+                    "layer": "logits averaged over time", "source": protocol.source},
         deviations=protocol.deviations(**made), detector=real.detector, detector_sha256=real.detector_sha256,
-        interval=interval, details={"generated_data": generated.data})
+        interval=interval, details={"generated_data": generated.data, "protocol_note": protocol.note})

@@ -29,13 +29,14 @@ class FVDProtocol:
     real_clips: int | None = None
     generated_clips: int | None = None
     split: str | None = None  # of the real clips
-    clips: str = "one a video"  # how clips are taken
+    start: str | None = None  # of a real clip in its video
+    note: str = ""  # what else there is to know
 
-    def deviations(self, *, frames: int, stride: int, real_clips: int, generated_clips: int,
-                   split: str) -> tuple[str, ...]:
+    def deviations(self, *, frames: int, stride: int, real_clips: int, generated_clips: int, split: str,
+                   start: str) -> tuple[str, ...]:
         """Where values differ from what the protocol fixes."""
         found = {"frames": frames, "stride": stride, "real_clips": real_clips, "generated_clips": generated_clips,
-                 "split": split}
+                 "split": split, "start": start}
         return tuple(f"{name.replace('_', ' ')} {value} instead of {getattr(self, name)}"
                      for name, value in found.items() if getattr(self, name) not in (None, value))
 
@@ -46,7 +47,7 @@ _ORIGINAL = FVDProtocol(name="original", resize="bilinear_tf1", divisor="n-1",
 # universome/stylegan-v, src/metrics: whole training set read without flips; I3D as TorchScript, which resizes inside.
 _STYLEGAN_V = FVDProtocol(name="fvd2048_16f", resize="bilinear_half_pixel", divisor="n", frames=16, stride=1,
                           real_clips=2048, generated_clips=2048, split="train",
-                          clips="one random clip a video; videos that are too short are left out",
+                          start="random", note="one clip a video; videos that are too short are left out",
                           source="Skorokhodov et al. 2022, arXiv 2112.14683, and its published code")
 
 PROTOCOLS = {protocol.name: protocol for protocol in (
@@ -57,17 +58,17 @@ PROTOCOLS = {protocol.name: protocol for protocol in (
     # Ho et al. give 100 x 256 samples against the 256 evaluation clips. They do not say whether the given frame counts;
     # 16 frames with it are our choice, as are resizing and covariance, which follow the original code.
     dataclasses.replace(_ORIGINAL, name="vdm_bair", frames=16, stride=1, real_clips=256, generated_clips=25_600,
-                        split="test", clips="100 completions of each evaluation clip's first frame",
+                        split="test", note="100 completions of each evaluation clip's first frame",
                         source="Ho et al. 2022, arXiv 2204.03458, table 2"),
     # 5 given and 11 new frames. Videos without replacement, and the same clips for the model and as the reference.
     dataclasses.replace(_ORIGINAL, name="vdm_kinetics600", frames=16, stride=1, real_clips=50_000,
                         generated_clips=50_000, split="test",
-                        clips="test videos without replacement; completions of the very clips they are compared with",
+                        note="test videos without replacement; completions of the very clips they are compared with",
                         source="Ho et al. 2022, arXiv 2204.03458, table 3"),
     # The older way, under which the same model has 16.9 instead of 16.2.
     dataclasses.replace(_ORIGINAL, name="vdm_kinetics600_with_replacement", frames=16, stride=1, real_clips=50_000,
                         generated_clips=50_000, split="test",
-                        clips="test videos with replacement; completions of other clips than the reference",
+                        note="test videos with replacement; completions of other clips than the reference",
                         source="Ho et al. 2022, arXiv 2204.03458, table 3"),
 )}
 

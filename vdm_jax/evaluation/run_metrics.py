@@ -122,7 +122,7 @@ class RunMetrics:
 
 def evaluate_run(
     generator: Generator, source: RandomAccessSource, settings: MetricSettings, folder: Path, *,
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    real_folder: Path | None = None, progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> RunMetrics:
     """Generate a video for each of the first `count` clips of `source` and measure them.
 
@@ -130,6 +130,7 @@ def evaluate_run(
       generator: the trained cascade; its last stage's videos are measured.
       source: the clips of `settings.split` of its data set.
       folder: where parts are kept; a subfolder per set of videos.
+      real_folder: the same for what was measured of real clips, which runs on the same data share; `folder` by default.
       progress: called with (what, videos done, videos in all).
 
     Raises `UserError` for fewer clips than asked for, clips that do not fit the cascade, and missing detectors.
@@ -144,7 +145,7 @@ def evaluate_run(
         temporary.write_text(json.dumps(clips.about, indent=1) + "\n")
     alone = [name for name in settings.metrics if name not in MEASURES or not MEASURES[name].paired]
     made = _measured("generated", settings.metrics, clips, folder / clips.name, progress)
-    real = _measured("real", alone, clips, folder / clips.name, progress)
+    real = _measured("real", alone, clips, (real_folder or folder) / f"real-{clips.real_name}", progress)
     scores = [_distance(name, clips, real, made) if name in DISTANCES else
               _mean(name, made[name], clips) for name in settings.metrics]
     beside = [_mean(name, real[name], clips) for name in alone if name in MEASURES]
@@ -153,7 +154,7 @@ def evaluate_run(
 
 class Clips:
     """The videos of an evaluation by number: real ones, and those generated for them. `about` is all that decides about
-    them, as JSON data, and `name` a short name of that."""
+    them, as JSON data, and `name` a short name of that; `real_name` is one of what decides about the real ones."""
 
     def __init__(self, generator: Generator, source: RandomAccessSource, settings: MetricSettings):
         self.generator, self.source, self.settings = generator, source, settings
@@ -162,8 +163,11 @@ class Clips:
         if settings.given_frames >= first.frames:
             raise UserError(f"given_frames={settings.given_frames} of the {first.frames} frames of stage "
                             f"{generator.experiment.stages[0].name!r}; permitted: fewer")
-        self.about = self._about()
-        self.name = hashlib.sha256(json.dumps(self.about, sort_keys=True).encode()).hexdigest()[:12]
+        random = find_protocol(settings.protocol).start == "random" and hasattr(source, "clip")
+        self.start = "random" if random else "as the data set gives it"
+        real = self._about_real()
+        self.about = real | self._about_generated()
+        self.real_name, self.name = _short_name(real | {"size": self.shape}), _short_name(self.about)
 
     def real(self, numbers: Sequence[int]) -> Videos:
         """Real clips at the frames and pixels of the last stage."""
@@ -171,7 +175,7 @@ class Clips:
 
     def generated(self, numbers: Sequence[int]) -> Videos:
         """The videos of these numbers; video `i` is for clip `i % count`."""
-        settings, items = self.settings, [self.source[i % self.settings.count] for i in numbers]
+        settings, items = self.settings, [self._clip(i % self.settings.count) for i in numbers]
         given = {name: np.stack([item[name] for item in items]) for name in ("embeddings", "text_mask")
                  if name in items[0]}
         if "label" in items[0]:
@@ -208,17 +212,30 @@ class Clips:
         data = self.generator.experiment.data
         return f"{type(data).__name__} {digest(data)}"
 
-    def _about(self) -> dict[str, Any]:
+    def _about_real(self) -> dict[str, Any]:
+        # The config of a data set may name a folder whose files have changed since.
+        clip = self.source[0]
+        fingerprint = hashlib.sha256(np.ascontiguousarray(clip["video"]).tobytes() + clip["caption"].encode())
+        start = f"random, seed {self.settings.seed}" if self.start == "random" else self.start
+        return {"data": to_data(self.generator.experiment.data), "split": self.settings.split, "start": start,
+                "source_clips": len(self.source), "first_clip": fingerprint.hexdigest()[:16]}
+
+    def _about_generated(self) -> dict[str, Any]:
         settings, experiment = self.settings, self.generator.experiment
         norms = {name: f"{float(optax.tree.norm(params)):.8g}" for name, params in self.generator.params.items()}
-        return {"experiment": experiment.name, "data": to_data(experiment.data), "split": settings.split,
-                "stages": digest(experiment.stages), "weights": norms, "seed": settings.seed, "steps": settings.steps,
-                "guidance": settings.guidance, "given_frames": settings.given_frames,
+        return {"experiment": experiment.name, "stages": digest(experiment.stages), "weights": norms,
+                "seed": settings.seed, "steps": settings.steps, "guidance": settings.guidance,
+                "given_frames": settings.given_frames,
                 # A video's clip follows from the count, unless each clip has one video.
                 "clips": settings.count if settings.samples_per_clip > 1 else "one a video"}
 
+    def _clip(self, number: int) -> dict[str, Any]:
+        if self.start == "random":
+            return self.source.clip(number, np.random.default_rng([self.settings.seed, number]))
+        return self.source[number]
+
     def _fitted(self, numbers: Sequence[int], count: int, height: int, width: int) -> Videos:
-        clips = np.stack([self.source[i]["video"] for i in numbers])
+        clips = np.stack([self._clip(i)["video"] for i in numbers])
         if clips.shape[1:4] == (count, height, width):
             return clips
         small = resize(subsample_frames(to_float(jnp.asarray(clips)), count), height, width, "area")
@@ -244,9 +261,13 @@ def _measured(side: Literal["real", "generated"], names: Sequence[str], clips: C
             detector = weights.I3D if name == _features(settings) else MEASURES[name].detector
             place = f"{name}-{detector.sha256[:8]}" if detector else name
             make = partial(_values, name, videos, clips, numbers)
-            found.setdefault(name, []).append(_kept(folder / side / place / file, make))
+            found.setdefault(name, []).append(_kept(folder / place / file, make))
         progress(f"{side} videos", numbers[-1] + 1, total)
     return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def _short_name(about: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _features(settings: MetricSettings) -> str:
@@ -264,8 +285,13 @@ def _values(name: str, videos: Callable[[], Videos], clips: Clips, numbers: Sequ
 def _kept(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
     """The array in a file, made and written where it is not there."""
     if not path.exists():
-        with atomic_path(path) as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(file, values=make())
+        values = make()
+        try:
+            with atomic_path(path) as temporary, open(temporary, "wb") as file:
+                np.savez_compressed(file, values=values)
+        except OSError as error:
+            raise UserError(f"{path} cannot be written ({error}); permitted: a folder that can (--out, --data-dir)"
+                            ) from error
     try:
         with np.load(path, allow_pickle=False) as file:
             return file["values"]
@@ -276,7 +302,7 @@ def _kept(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
 def _distance(name: str, clips: Clips, real: Mapping[str, np.ndarray], made: Mapping[str, np.ndarray]) -> Score:
     settings, protocol, key = clips.settings, find_protocol(clips.settings.protocol), _features(clips.settings)
     shared = {"split": settings.split, "frames": clips.shape[0], "stride": clips.stride, "resize": protocol.resize,
-              "size": "{1}x{2}".format(*clips.shape)}
+              "size": "{1}x{2}".format(*clips.shape), "start": clips.start}
     sides = (FeatureSet(features=real[key], data=clips.data, **shared),
              FeatureSet(features=made[key], data=clips.name, **shared))
     score = DISTANCES[name](*sides, protocol, resamples=settings.resamples, seed=settings.seed)

@@ -16,7 +16,7 @@ class Score:
 
     metric: str
     value: float
-    better: str  # "lower" or "higher"
+    better: str  # "lower", "higher", or in words where neither is
     conditions: Mapping[str, Any]  # JSON data; all of it must be equal where scores are compared
     protocol: str = ""  # a named one, where there are several
     deviations: tuple[str, ...] = ()  # from the protocol
@@ -67,12 +67,17 @@ def _not_comparable(one: Score, other: Score, name: str, a: Any, b: Any) -> User
 
 
 def best(scores: Sequence[Score]) -> Score:
-    """The best of comparable scores. Raises `UserError` where they are not, and for none."""
+    """The best of comparable scores. Raises `UserError` where they are not, for none, and for a metric without a
+    direction."""
     if not scores:
         raise UserError("no scores to compare; permitted: one or more")
     for other in scores[1:]:
         require_comparable(scores[0], other)
-    return (min if scores[0].better == "lower" else max)(scores, key=lambda score: score.value)
+    choose = {"lower": min, "higher": max}.get(scores[0].better)
+    if choose is None:
+        raise UserError(f"{scores[0].metric} is better {scores[0].better!r}; permitted: metrics that are better lower "
+                        "or higher")
+    return choose(scores, key=lambda score: score.value)
 
 
 def table(scores: Sequence[Score]) -> str:
