@@ -11,9 +11,11 @@ import numpy as np
 import safetensors.numpy
 
 from vdm_jax.interop import model_kinds
+from vdm_jax.interop.unet_fields import VIDEO_EPSILONS
 from vdm_jax.networks.autoencoder import Autoencoder
 from vdm_jax.networks.clip_text import CLIPText
 from vdm_jax.networks.clip_vision import CLIPVision
+from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.networks.t5_encoder import T5Encoder
 
 SMALL = {
@@ -24,6 +26,11 @@ SMALL = {
     "vision": CLIPVision(size=8, patch=4, width=8, layers=1, heads=2, hidden=16, project=6),
     "t5": T5Encoder(vocabulary=20, width=8, layers=2, heads=2, head_dim=6, hidden=16),
     "t5_without_gate": T5Encoder(vocabulary=20, width=8, layers=1, heads=2, hidden=16, gated=False, activation="relu"),
+    "unet": LatentUNet(widths=(4, 8), blocks=1, attention=(True, False), heads=(1, 2), only_context=(True, False),
+                       context_channels=6, groups=2, classes=5),
+    "video_unet": LatentUNet(in_channels=8, widths=(32, 64), blocks=1, attention=(True, False), heads=(2, 4),
+                             only_context=(False, False), context_channels=6, convolve_tokens=False, scalars=3,
+                             scalar_channels=8, temporal=True, epsilons=VIDEO_EPSILONS),
 }
 
 

@@ -138,6 +138,47 @@ def test_autoencoders(name, more, torch, tmp_path):
     assert again.config.scaling_factor == model.config.scaling_factor
 
 
+UNET = {"block_out_channels": (32, 64), "layers_per_block": 1, "cross_attention_dim": 24, "sample_size": 8}
+IMAGE_UNET = {**UNET, "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "attention_head_dim": (2, 4),
+              "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}
+VIDEO_UNET = {**UNET, "in_channels": 8, "addition_time_embed_dim": 16, "projection_class_embeddings_input_dim": 48,
+              "down_block_types": ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+              "up_block_types": ("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+              "num_attention_heads": (2, 4)}
+
+
+@pytest.mark.parametrize("more", [
+    {"attention_head_dim": 8}, {"use_linear_projection": True, "in_channels": 5},
+    {"use_linear_projection": True, "in_channels": 7, "num_class_embeds": 10, "only_cross_attention": (True, False)},
+], ids=["sd1", "sd2_depth", "upscaler"])
+def test_image_unets(more, torch, tmp_path):
+    model = peer(torch, "diffusers", "UNet2DConditionModel", {**IMAGE_UNET, **more})
+    loaded, _ = brought(model, tmp_path / "in")
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 1, 8, 12, loaded.config.in_channels)).astype(np.float32)
+    context, level = rng.normal(size=(2, 1, 5, 24)).astype(np.float32), np.array([981.0, 3.0], np.float32)
+    classes = np.array([0, 7]) if loaded.config.classes else None
+    theirs = model(torch.from_numpy(frames(x)), torch.from_numpy(level), torch.from_numpy(context[:, 0]),
+                   class_labels=None if classes is None else torch.from_numpy(classes)).sample
+    ours = jax.jit(lambda x: loaded.module.apply({"params": loaded.params}, x, level, context, classes=classes))(x)
+    close(frames(np.asarray(ours)), theirs)
+    check_way_back(torch, model, loaded, tmp_path / "out")
+
+
+def test_video_unet(torch, tmp_path):
+    model = peer(torch, "diffusers", "UNetSpatioTemporalConditionModel", VIDEO_UNET)
+    loaded, _ = brought(model, tmp_path / "in")
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 3, 8, 12, 8)).astype(np.float32)
+    context, scalars = rng.normal(size=(2, 1, 2, 24)).astype(np.float32), np.array([[6, 127, 0.02]] * 2, np.float32)
+    theirs = model(torch.from_numpy(x.transpose(0, 1, 4, 2, 3).copy()), torch.tensor(1.637),
+                   torch.from_numpy(context[:, 0]), torch.from_numpy(scalars)).sample
+    level = np.full(2, 1.637, np.float32)
+    ours = jax.jit(lambda x: loaded.module.apply({"params": loaded.params}, x, level, context, scalars=scalars))(x)
+    close(np.asarray(ours).transpose(0, 1, 4, 2, 3), theirs)
+    check_way_back(torch, model, loaded, tmp_path / "out")
+
+
 def test_weights_in_half_precision_and_several_files(torch, tmp_path):
     model = peer(torch, "transformers", "CLIPTextModel", TEXT, "CLIPTextConfig").to(torch.bfloat16)
     model.save_pretrained(tmp_path / "in", max_shard_size="20KB")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import pickle
@@ -19,7 +20,7 @@ from vdm_jax.commands.main import main
 from vdm_jax.errors import UserError
 from vdm_jax.interop import model_kinds, pretrained
 from vdm_jax.interop.pretrained import load_imported, load_pretrained, save_pretrained
-from vdm_jax.networks import autoencoder, clip_text, clip_vision, t5_encoder
+from vdm_jax.networks import autoencoder, clip_text, clip_vision, latent_unet, t5_encoder
 from vdm_jax.networks.clip_text import CLIPText
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 
@@ -36,6 +37,22 @@ def test_tensors_of_the_released_models(name, config, parameters):
     expected = recorded(name)
     assert model_kinds.inventory(config) == expected
     assert sum(map(math.prod, expected.values())) == parameters
+
+
+# Number of tensors and SHA-256 of the sorted lines "name<tab>shape" of the U-Nets, whose lists are long.
+UNETS = {
+    "sd1": (latent_unet.LATENT_UNET_SD1, 686, "af6e32dd049bb54e579f1a52cb4ed5ab"),
+    "sd2": (latent_unet.LATENT_UNET_SD2, 686, "9d4b5eb0a4a9dd7516d2d1ff16899bb4"),
+    "svd": (latent_unet.LATENT_UNET_SVD, 1428, "fc687257f1e6d3891057969a8caff8b7"),
+}
+
+
+@pytest.mark.parametrize("name", UNETS)
+def test_tensors_of_the_released_unets(name):
+    config, count, digest = UNETS[name]
+    lines = sorted(f"{tensor}\t{shape}" for tensor, shape in model_kinds.inventory(config).items())
+    assert len(lines) == count
+    assert hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32] == digest
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -195,6 +212,21 @@ def test_the_wrong_model_is_named(tmp_path):
 ])
 def test_settings_that_we_do_not_have(fields, message, tmp_path):
     folder = write(tmp_path / "m", SMALL["vae"], {}, fields=fields)
+    with pytest.raises(UserError, match=message):
+        load_pretrained(folder)
+
+
+@pytest.mark.parametrize("name, fields, message", [
+    ("unet", {"attention_head_dim": [1, 2, 3]}, "attention_head_dim=.1, 2, 3.; permitted: one for all levels or 2"),
+    ("unet", {"down_block_types": ["SimpleCrossAttnDownBlock2D", "DownBlock2D"]}, "down_block_types"),
+    ("unet", {"up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"]}, "up_block_types"),
+    ("unet", {"only_cross_attention": True}, "only_cross_attention in the middle"),
+    ("unet", {"addition_embed_type": "text_time"}, "addition_embed_type='text_time'"),
+    ("video_unet", {"transformer_layers_per_block": 2}, "transformer_layers_per_block=2"),
+    ("video_unet", {"projection_class_embeddings_input_dim": 25}, "no multiple of addition_time_embed_dim=8"),
+])
+def test_unets_that_we_do_not_have(name, fields, message, tmp_path):
+    folder = write(tmp_path / "m", SMALL[name], {}, fields=fields)
     with pytest.raises(UserError, match=message):
         load_pretrained(folder)
 

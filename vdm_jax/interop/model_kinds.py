@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -13,38 +13,16 @@ import jax.numpy as jnp
 
 from vdm_jax.errors import UserError
 from vdm_jax.interop import tensor_names
+from vdm_jax.interop.fields import Fields
 from vdm_jax.interop.safetensors import flatten
+from vdm_jax.interop.unet_fields import read_unet, read_video_unet, unet_names, write_unet, write_video_unet
 from vdm_jax.networks.autoencoder import Autoencoder, AutoencoderKL
 from vdm_jax.networks.clip_text import CLIPText, CLIPTextEncoder
 from vdm_jax.networks.clip_vision import CLIPVision, CLIPVisionEncoder
+from vdm_jax.networks.latent_unet import LatentUNet, LatentUNetNetwork
 from vdm_jax.networks.t5_encoder import T5Encoder, T5TextEncoder
 
-Config = Autoencoder | CLIPText | CLIPVision | T5Encoder
-
-
-class Fields:
-    """A model's `config.json`, read field by field; what it asks for and we do not have raises `UserError`."""
-
-    def __init__(self, data: Mapping[str, Any], where: str):
-        self.data, self.where = data, where
-
-    def get(self, name: str, default: Any) -> Any:
-        """A field, or what the model's class takes where it is missing; lists become tuples."""
-        value = self.data.get(name)
-        value = default if value is None else value
-        if value is None:
-            raise UserError(f"{self.where}: field {name!r} is missing")
-        value = tuple(value) if isinstance(value, list) else value
-        kinds = (int, float) if isinstance(default, float) else type(default)
-        if default is not None and not isinstance(value, kinds):
-            raise UserError(f"{self.where}: {name}={value!r}; permitted: a {type(default).__name__}")
-        return value
-
-    def require(self, **values: Any) -> None:
-        """Fields that may be missing and must otherwise have this value."""
-        for name, value in values.items():
-            if self.data.get(name, value) != value:
-                raise UserError(f"{self.where}: {name}={self.data[name]!r} is not supported; permitted: {value!r}")
+Config = Autoencoder | CLIPText | CLIPVision | LatentUNet | T5Encoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,13 +41,15 @@ class Kind:
 def module(config: Config) -> nn.Module:
     """The network of a config."""
     return {Autoencoder: AutoencoderKL, CLIPText: CLIPTextEncoder, CLIPVision: CLIPVisionEncoder,
-            T5Encoder: T5TextEncoder}[type(config)](config)
+            LatentUNet: LatentUNetNetwork, T5Encoder: T5TextEncoder}[type(config)](config)
 
 
 def names(config: Config) -> tensor_names.Names:
     """How the tensors of a config are called elsewhere."""
     if isinstance(config, Autoencoder):
         return tensor_names.autoencoder_names(config.decoder == "temporal")
+    if isinstance(config, LatentUNet):
+        return unet_names(config.temporal)
     if isinstance(config, T5Encoder):
         return tensor_names.t5_names(config.gated)
     return tensor_names.CLIP_TEXT if isinstance(config, CLIPText) else tensor_names.CLIP_VISION
@@ -78,14 +58,20 @@ def names(config: Config) -> tensor_names.Names:
 @functools.lru_cache(maxsize=32)
 def shapes(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
     """Path -> shape of every parameter, without computing anything."""
+    more: dict[str, Any] = {}
     if isinstance(config, Autoencoder):
-        example = jnp.zeros((1, 1, config.factor, config.factor, config.channels))
+        example = (jnp.zeros((1, 1, config.factor, config.factor, config.channels)),)
     elif isinstance(config, CLIPVision):
-        example = jnp.zeros((1, config.size, config.size, config.channels))
+        example = (jnp.zeros((1, config.size, config.size, config.channels)),)
+    elif isinstance(config, LatentUNet):
+        side = 2 ** (len(config.widths) - 1)
+        example = (jnp.zeros((1, 1, side, side, config.in_channels)), jnp.zeros(1),
+                   jnp.zeros((1, 1, 1, config.context_channels)))
+        more = {"scalars": jnp.zeros((1, config.scalars)) if config.scalars else None,
+                "classes": jnp.zeros(1, int) if config.classes else None}
     else:
-        example = jnp.zeros((1, 2), int)
-    tree = jax.eval_shape(lambda: module(config).init(jax.random.key(0), example))["params"]
-    return flatten(tree)
+        example = (jnp.zeros((1, 2), int),)
+    return flatten(jax.eval_shape(lambda: module(config).init(jax.random.key(0), *example, **more))["params"])
 
 
 def inventory(config: Config) -> dict[str, tuple[int, ...]]:
@@ -190,6 +176,9 @@ KINDS = (
          lambda c: c.decoder == "frames"),
     Kind("AutoencoderKLTemporalDecoder", Autoencoder, _DIFFUSERS, lambda f: _read_autoencoder(f, True),
          _write_autoencoder, lambda c: c.decoder == "temporal"),
+    Kind("UNet2DConditionModel", LatentUNet, _DIFFUSERS, read_unet, write_unet, lambda c: not c.temporal),
+    Kind("UNetSpatioTemporalConditionModel", LatentUNet, _DIFFUSERS, read_video_unet, write_video_unet,
+         lambda c: c.temporal),
     Kind("CLIPTextModel", CLIPText, _TRANSFORMERS, lambda f: _read_text(f, False), _write_text,
          lambda c: not c.project),
     Kind("CLIPTextModelWithProjection", CLIPText, _TRANSFORMERS, lambda f: _read_text(f, True), _write_text,

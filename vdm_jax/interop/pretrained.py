@@ -23,7 +23,8 @@ from jax.sharding import Mesh, NamedSharding
 from vdm_jax.configuration import from_json, to_json
 from vdm_jax.errors import UserError
 from vdm_jax.interop import model_kinds, tensor_names
-from vdm_jax.interop.model_kinds import Config, Fields, Kind
+from vdm_jax.interop.fields import Fields
+from vdm_jax.interop.model_kinds import Config, Kind
 from vdm_jax.interop.safetensors import flatten, load_params
 from vdm_jax.interop.signatures import mismatch
 from vdm_jax.interop.tensor_files import (

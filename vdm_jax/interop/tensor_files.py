@@ -60,17 +60,34 @@ def open_file(path: str | os.PathLike) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
-        file = safetensors.safe_open(path, framework="numpy")
-        parts = {name: file.get_slice(name) for name in file.keys()}
-    except (OSError, safetensors.SafetensorError) as error:
+        with safetensors.safe_open(path, framework="numpy"):  # checks the header and the length of the file
+            pass
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise UserError(f"{path} is not a complete safetensors file: {error}") from error
-    tensors = {}
-    for name, part in parts.items():
-        if part.get_dtype() not in DTYPES:
-            raise UserError(f"{path}: tensor {name!r} has type {part.get_dtype()}; permitted: {', '.join(DTYPES)}")
-        tensors[name] = Tensor(tuple(part.get_shape()), DTYPES[part.get_dtype()],
-                               lambda name=name: file.get_tensor(name))
-    return tensors
+    header.pop("__metadata__", None)
+    return {name: _tensor(path, name, entry, 8 + length) for name, entry in header.items()}
+
+
+def _tensor(path: pathlib.Path, name: str, entry: Mapping[str, Any], data: int) -> Tensor:
+    """A tensor of a file whose numbers begin at byte `data`.
+
+    It is read and not mapped into memory: pages of the file would stay there beside what they are turned into.
+    """
+    if entry["dtype"] not in DTYPES:
+        raise UserError(f"{path}: tensor {name!r} has type {entry['dtype']}; permitted: {', '.join(DTYPES)}")
+    shape, dtype, (start, end) = tuple(entry["shape"]), DTYPES[entry["dtype"]], entry["data_offsets"]
+
+    def read() -> np.ndarray:
+        numbers = np.fromfile(path, np.uint8, end - start, offset=data + start)
+        if numbers.nbytes != end - start:
+            raise UserError(f"{path} ends within tensor {name!r}; permitted: the whole file, unchanged while it is "
+                            "read")
+        return numbers.view(dtype).reshape(shape)
+
+    return Tensor(shape, dtype, read)
 
 
 def _files(folder: pathlib.Path, variant: str | None) -> list[pathlib.Path]:

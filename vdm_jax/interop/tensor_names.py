@@ -22,7 +22,7 @@ from vdm_jax.errors import UserError
 
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 RESIDUAL = {"norm_in": "norm1", "conv_in": "conv1", "norm_out": "norm2", "conv_out": "conv2",
-            "shortcut": "conv_shortcut"}
+            "shortcut": "conv_shortcut", "embedding": "time_emb_proj"}
 HEADS = {"query": "q", "key": "k", "value": "v"}
 
 Lines = tuple[tuple[str, str], ...]  # pattern of ours, template of theirs
@@ -102,7 +102,7 @@ def canonical(found: Iterable[str], names: Names) -> dict[str, str]:
     return result
 
 
-def _prefixed(ours: str, theirs: str, within: Mapping[str, str]) -> Lines:
+def prefixed(ours: str, theirs: str, within: Mapping[str, str]) -> Lines:
     """Lines for the modules inside one."""
     return tuple((f"{ours}/{a}", f"{theirs}.{b}") for a, b in within.items())
 
@@ -111,7 +111,7 @@ def _clip_layers(root: str) -> Lines:
     layer, attention = rf"{root}.encoder.layers.\1", {**HEADS, "out": "out"}
     return (
         *((rf"layer_(\d+)/self_attention/{a}", rf"{layer}.self_attn.{b}_proj") for a, b in attention.items()),
-        *_prefixed(r"layer_(\d+)", layer, {"norm_attention": "layer_norm1", "norm_feed_forward": "layer_norm2",
+        *prefixed(r"layer_(\d+)", layer, {"norm_attention": "layer_norm1", "norm_feed_forward": "layer_norm2",
                                            "feed_forward/expand": "mlp.fc1", "feed_forward/out": "mlp.fc2"}))
 
 
@@ -138,8 +138,8 @@ def t5_names(gated: bool) -> Names:
     attention, feed_forward = r"encoder.block.\1.layer.0", r"encoder.block.\1.layer.1"
     within = {"gate": "wi_0", "expand": "wi_1", "out": "wo"} if gated else {"expand": "wi", "out": "wo"}
     return Names(
-        modules=(*_prefixed(r"layer_(\d+)_self_attention", f"{attention}.SelfAttention", {**HEADS, "out": "o"}),
-                 *_prefixed(r"layer_(\d+)_feed_forward", f"{feed_forward}.DenseReluDense", within),
+        modules=(*prefixed(r"layer_(\d+)_self_attention", f"{attention}.SelfAttention", {**HEADS, "out": "o"}),
+                 *prefixed(r"layer_(\d+)_feed_forward", f"{feed_forward}.DenseReluDense", within),
                  (r"layer_(\d+)_norm_attention", f"{attention}.layer_norm"),
                  (r"layer_(\d+)_norm_feed_forward", f"{feed_forward}.layer_norm"),
                  ("norm", "encoder.final_layer_norm")),
@@ -148,24 +148,26 @@ def t5_names(gated: bool) -> Names:
         dropped=r"decoder\..*|lm_head\..*", twice=(("shared.weight", "encoder.embed_tokens.weight"),))
 
 
+def residual_lines(ours: str, theirs: str, over_time: bool) -> Lines:
+    """Of a residual block, alone or with one over frames beside it."""
+    if not over_time:
+        return prefixed(f"{ours}/residual", theirs, RESIDUAL)
+    return (*prefixed(f"{ours}/residual", f"{theirs}.spatial_res_block", RESIDUAL),
+            *prefixed(f"{ours}/temporal_residual", f"{theirs}.temporal_res_block", RESIDUAL))
+
+
 def autoencoder_names(temporal: bool) -> Names:
     """Of the KL autoencoders, with a decoder for images or for video."""
-
-    def block(ours: str, theirs: str, over_time: bool) -> Lines:
-        if not over_time:
-            return _prefixed(f"{ours}/residual", theirs, RESIDUAL)
-        return (*_prefixed(f"{ours}/residual", f"{theirs}.spatial_res_block", RESIDUAL),
-                *_prefixed(f"{ours}/temporal_residual", f"{theirs}.temporal_res_block", RESIDUAL))
 
     def half(side: str, way: str, over_time: bool) -> Lines:
         attention = {"norm": "group_norm", "query": "to_q", "key": "to_k", "value": "to_v", "out": "to_out.0"}
         return (
             (f"{side}/stem", f"{side}.conv_in"), (f"{side}/norm", f"{side}.conv_norm_out"),
             (f"{side}/out", f"{side}.conv_out"),
-            *block(rf"{side}/{way}_(\d+)_(\d+)", rf"{side}.{way}_blocks.\1.resnets.\2", over_time),
-            *block(f"{side}/middle/in", f"{side}.mid_block.resnets.0", over_time),
-            *block(f"{side}/middle/out", f"{side}.mid_block.resnets.1", over_time),
-            *_prefixed(f"{side}/middle/frame_attention", f"{side}.mid_block.attentions.0", attention))
+            *residual_lines(rf"{side}/{way}_(\d+)_(\d+)", rf"{side}.{way}_blocks.\1.resnets.\2", over_time),
+            *residual_lines(f"{side}/middle/in", f"{side}.mid_block.resnets.0", over_time),
+            *residual_lines(f"{side}/middle/out", f"{side}.mid_block.resnets.1", over_time),
+            *prefixed(f"{side}/middle/frame_attention", f"{side}.mid_block.attentions.0", attention))
 
     older = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
     return Names(

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from vdm_jax.attention import Spatial, attend
 from vdm_jax.networks.layers import Convolution, Dense, GroupNorm, fan_in, nearest, silu, zeros
@@ -17,7 +17,10 @@ TEMPORAL_EPSILON = 1e-5  # of the norms of temporal residual blocks, whatever th
 
 
 class ResidualBlock(nn.Module):
-    """Norm, SiLU, convolution, twice; a 1x1 convolution on the way past where the channels change."""
+    """Norm, SiLU, convolution, twice; a 1x1 convolution on the way past where the channels change.
+
+    Where an embedding of the noise level is given, an affine map of it is added between the convolutions.
+    """
 
     features: int
     kernel: tuple[int, int, int] = (1, 3, 3)  # frames, rows, columns
@@ -27,22 +30,37 @@ class ResidualBlock(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w o"]:
+    def __call__(
+        self, x: Float[Array, "b t h w c"], embedding: Float[Array, "b e"] | None = None
+    ) -> Float[Array, "b t h w o"]:
         h = x
         for place in ("in", "out"):
             h = silu(GroupNorm(self.groups, self.over, self.epsilon, name=f"norm_{place}")(h))
             h = Convolution(self.features, self.kernel, dtype=self.dtype, name=f"conv_{place}")(h)
+            if place == "in" and embedding is not None:
+                shift = Dense(self.features, dtype=self.dtype, name="embedding")(silu(embedding))
+                h = h + shift[:, None, None, None]
         if x.shape[-1] != self.features:
             x = Convolution(self.features, (1, 1, 1), dtype=self.dtype, name="shortcut")(x)
         return x + h
 
 
 class Mix(nn.Module):
-    """`(1 - a) spatial + a temporal` with one learned `a = sigmoid(factor)`, 1/2 at the start."""
+    """Weighted mean of the outputs of a spatial and a temporal layer, by one learned `sigmoid(factor)`."""
+
+    share_of: Literal["temporal", "spatial"] = "temporal"  # whose weight that is
+    start: float = 0.0  # of the factor
 
     @nn.compact
-    def __call__(self, spatial: Float[Array, ...], temporal: Float[Array, ...]) -> Float[Array, ...]:
-        share = jax.nn.sigmoid(self.param("factor", zeros, (1,))).astype(spatial.dtype)
+    def __call__(
+        self, spatial: Float[Array, "b t h w c"], temporal: Float[Array, "b t h w c"],
+        images: Bool[Array, "b t"] | None = None,
+    ) -> Float[Array, "b t h w c"]:
+        """Frames that are independent images (`images`) keep the spatial output."""
+        factor = self.param("factor", nn.initializers.constant(self.start), (1,))
+        share = jax.nn.sigmoid(factor if self.share_of == "temporal" else -factor).astype(spatial.dtype)
+        if images is not None:
+            share = jnp.where(images[:, :, None, None, None], 0, share)
         return spatial + share * (temporal - spatial)
 
 
