@@ -30,14 +30,19 @@ def total(module, *inputs):
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
+def slow(config, parameters):
+    """In the full tests; most are in those of weights too, tensor by tensor."""
+    return pytest.param(config, parameters, marks=pytest.mark.full)
+
+
 @pytest.mark.parametrize("config, parameters", [
-    (clip_text.CLIP_TEXT_L, 123_060_480),  # of the text encoder in folders of Stable Diffusion 1.x
+    slow(clip_text.CLIP_TEXT_L, 123_060_480),  # of the text encoder in folders of Stable Diffusion 1.x
     (clip_text.CLIP_TEXT_H_23, 340_387_840),  # in those of 2.x
-    (dataclasses.replace(clip_text.CLIP_TEXT_H, project=1024), 354_032_640),  # whole: 354 M with Video LDM
-    (clip_vision.CLIP_VISION_H, 632_076_800),  # the image encoder of Stable Video Diffusion
-    (clip_vision.CLIP_VISION_L, 303_966_208),
-    (t5_encoder.T5_SMALL, 35_332_800), (t5_encoder.T5_BASE, 109_628_544), (t5_encoder.T5_LARGE, 341_231_104),
-    (t5_encoder.T5_XL, 1_223_527_424), (t5_encoder.T5_XXL, 4_762_310_656),
+    slow(dataclasses.replace(clip_text.CLIP_TEXT_H, project=1024), 354_032_640),  # whole: 354 M with Video LDM
+    slow(clip_vision.CLIP_VISION_H, 632_076_800),  # the image encoder of Stable Video Diffusion
+    slow(clip_vision.CLIP_VISION_L, 303_966_208),
+    (t5_encoder.T5_SMALL, 35_332_800), (t5_encoder.T5_BASE, 109_628_544), slow(t5_encoder.T5_LARGE, 341_231_104),
+    slow(t5_encoder.T5_XL, 1_223_527_424), slow(t5_encoder.T5_XXL, 4_762_310_656),
 ], ids=["text_l", "text_h_23", "text_h", "vision_h", "vision_l", "t5_small", "t5_base", "t5_large", "t5_xl", "t5_xxl"])
 def test_published_sizes(config, parameters):
     kind = {clip_text.CLIPText: clip_text.CLIPTextEncoder, clip_vision.CLIPVision: clip_vision.CLIPVisionEncoder,

@@ -34,6 +34,7 @@ def test_published_sizes(config, parameters):
     assert sum(leaf.size for leaf in model_kinds.shapes(config).values()) == parameters
 
 
+@pytest.mark.full  # every tensor of it is in the tests of weights
 def test_published_size_of_the_video_network():
     shapes = model_kinds.shapes(lu.LATENT_UNET_SVD)
     temporal = sum(leaf.size for path, leaf in shapes.items()

@@ -1,1 +1,1 @@
-"""Weights in and out: parameter trees as safetensors files, and how two trees differ."""
+"""Weights in and out: parameter trees as safetensors files, folders of diffusers and transformers, differences."""
