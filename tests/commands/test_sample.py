@@ -104,6 +104,7 @@ def test_evaluate_writes_json_and_table(run, capfd):
 def test_evaluate_searches_the_augmentation_level(run, capfd):
     import json
 
+    pytest.importorskip("matplotlib", reason="the plot of levels needs the extra [plots]")
     assert main(["evaluate", str(run), "--count", "2", "--augmentation-levels", "3", "-1"]) == 0
     output = capfd.readouterr()
     record = json.loads((run / "augmentation_levels.json").read_text())
@@ -120,7 +121,8 @@ def test_export_samples_like_the_run(trained, tmp_path):
     np.testing.assert_array_equal(ours, theirs)
 
 
-def test_list_shows_configs_and_runs(trained, capfd):
+def test_list_shows_configs_and_runs(trained, capfd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "240")
     assert main(["list", "--runs", str(trained.parent)]) == 0
     text = capfd.readouterr().out
     assert "captioned_digits" in text and "base (4/4)" in text

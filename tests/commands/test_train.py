@@ -49,7 +49,7 @@ def test_help_teaches(capsys):
         main(["train", TINY, "--help"])
     text = capsys.readouterr().out
     assert stop.value.code == 0
-    for part in ("--base.training.learning-rate", "peak, of AdamW", "--mesh.fsdp", "Examples:", "resumes"):
+    for part in ("--base.training.learning-rate", "peak, of the optimizer", "--mesh.fsdp", "Examples:", "resumes"):
         assert part in text
 
 

@@ -45,7 +45,7 @@ class Training:
     steps: int = 10_000
     batch_size: int = 16  # clips per step, over all devices
     optimizer: Literal["adamw", "adafactor"] = "adamw"  # the second without weight decay
-    learning_rate: float = 2e-4  # peak
+    learning_rate: float = 2e-4  # peak, of the optimizer
     warmup_steps: int = 200
     decay: bool = False  # cosine decay of the learning rate to a tenth
     weight_decay: float = 0.0

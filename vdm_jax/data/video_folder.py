@@ -129,7 +129,7 @@ class VideoFolderSource:
             timeline = self._timelines[number]
             numbers, rate = timeline.at(fps, frames, shift)
             video = timeline.decode(self._folder / self._files[number], numbers, self.spec.height, self.spec.width)
-            return {"video": video, "caption": self._captions[number], "fps": rate}
+            return {"video": video, **self._facts[number], "fps": rate}
 
         file = int(np.searchsorted(self._ends, in_range(index, len(self)), side="right"))
         return self.skipped.first_readable(file, self._files, read)
