@@ -128,6 +128,10 @@ def test_list_shows_configs_and_runs(trained, capfd, monkeypatch):
     assert "captioned_digits" in text and "base (4/4)" in text
     assert {"Imagen", "Video:", "5.45", "B", "38.40", "M", "R-precision"} - set(text.split()) == {"38.40"}
     assert text.count("trained by us") >= 6  # a column of its own; what we have trained says so
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["list", "--runs", str(trained.parent)]) == 0
+    text = capfd.readouterr().out
+    assert "imagen_video/cascade  (not trained by us)" in text and "\n  spatial_1280 128x768x1280       339 M\n" in text
 
 
 def test_overview_and_version(capsys):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import rich.console
@@ -16,6 +16,8 @@ from vdm_jax.commands.configs import config_names, load_config, read_header
 from vdm_jax.commands.sizes import parameter_count
 from vdm_jax.training.checkpoints import Checkpoints
 from vdm_jax.training.runs import CONFIG, WEIGHTS, checkpoints_path, read_config
+
+WIDE = 150  # columns of a terminal from which on the configs are shown as a table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,13 +32,8 @@ def main(arguments: Sequence[str]) -> int:
     """Entry of the command."""
     options = parse(List, arguments, "vdm-jax list")
     console = rich.console.Console(highlight=False)
-    table = rich.table.Table("config", "system", "stages", "parameters", "published result", "status", box=None,
-                             title="configs", padding=(0, 1, 1, 0))
-    for name, path in config_names().items():
-        header, stages = read_header(path), load_config(name).stages
-        table.add_row(name, header.title, "\n".join(f"{stage.name} {stage.video}" for stage in stages),
-                      "\n".join(shown_count(stage) for stage in stages), header.published, header.status)
-    console.print(table)
+    for line in listing(WIDE <= console.width):
+        console.print(line)
     table = rich.table.Table("run", "stages (trained steps)", title="\nruns and weights", box=None)
     shipped = Path(vdm_jax.__file__).parent / "weights"
     for folder in (options.runs, shipped):
@@ -44,6 +41,25 @@ def main(arguments: Sequence[str]) -> int:
             table.add_row(path.parent.name if folder == shipped else str(path.parent), trained(path.parent))
     console.print(table if table.row_count else "\nno runs yet: 'vdm-jax train captioned_digits' makes one")
     return 0
+
+
+def listing(wide: bool) -> Iterator[rich.console.RenderableType]:
+    """The configs as one table, or where that would break its words as a paragraph for each."""
+    table = rich.table.Table("config", "system", "stages", "parameters", "published result", "status", box=None,
+                             title="configs", padding=(0, 1, 1, 0))
+    for column in (0, 2, 3):
+        table.columns[column].no_wrap = True
+    for name, path in config_names().items():
+        header, stages = read_header(path), load_config(name).stages
+        videos, counts = [f"{stage.name} {stage.video}" for stage in stages], [shown_count(stage) for stage in stages]
+        if wide:
+            table.add_row(name, header.title, "\n".join(videos), "\n".join(counts), header.published, header.status)
+            continue
+        yield f"{name}  ({header.status})\n  {header.title}"
+        yield from (f"  {video:32}{count}" for video, count in zip(videos, counts, strict=True))
+        yield f"  published: {header.published}\n"
+    if wide:
+        yield table
 
 
 def shown_count(stage: Stage) -> str:
