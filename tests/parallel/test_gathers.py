@@ -55,6 +55,12 @@ def test_a_shard_summed_into_zeros_is_a_gather(text, name):
     assert check_gathers(text, make_mesh(MeshSpec())) == []  # no parameter is split
 
 
+def test_a_little_that_is_summed_is_not_worth_a_line():
+    large = "%big = f32[48,800]{1,0} all-gather(%p), replica_groups={{0,1}}, dimensions={0}\n  %same ="
+    text = PLAIN.replace("INDEX", "offset").replace("%same =", large, 1)
+    assert summed_gathers(text) and check_gathers(text, make_mesh(MeshSpec(**MESH))) == []
+
+
 @pytest.mark.parametrize("text", [
     PLAIN.replace("INDEX", "first"),  # every device writes to the same place
     PLAIN.replace("INDEX", "offset").replace("(%zeros, %p", "(%same, %p"),  # not into zeros
