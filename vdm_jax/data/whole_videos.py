@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ from vdm_jax.data.folder import in_range
 from vdm_jax.errors import UserError
 
 
-class WholeVideos:
+class WholeVideos(abc.ABC):
     """One clip per video: its beginning, or by `clip` and `frame` from anywhere in it. Without captions.
 
     `spec` has `frames`, `height`, `width` and `frame_stride`. A subclass gives `__len__` and `video(index)`.
@@ -21,12 +22,12 @@ class WholeVideos:
     def __init__(self, spec: Any, split: str):
         self.spec, self.split = spec, split
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
 
+    @abc.abstractmethod
     def video(self, index: int) -> UInt8[np.ndarray, "T H W C"]:
         """The whole video `index`, grey (C = 1) or RGB."""
-        raise NotImplementedError
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self._clip(index, self.spec.frames, lambda room: 0)
