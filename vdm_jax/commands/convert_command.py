@@ -14,14 +14,17 @@ from vdm_jax.commands.arguments import parse
 @dataclasses.dataclass(frozen=True)
 class Convert:
     """Rewrite a model's folder in the layout of diffusers or transformers as one file of ours, or such a file as a
-    folder. Both hold the same numbers.
+    folder. Both hold the same numbers. An original checkpoint of Stable Diffusion or Stable Video Diffusion, one file
+    of all parts, becomes a folder with a folder for each.
 
-    Example:
+    Examples:
       vdm-jax convert stable-video-diffusion/vae weights/svd_vae.safetensors
       vdm-jax convert weights/svd_vae.safetensors my_model/vae
+      vdm-jax convert v1-5-pruned.safetensors stable-diffusion     # makes unet/, vae/ and text_encoder/ in it
     """
 
-    source: tyro.conf.Positional[Path]  # folder with config.json and .safetensors files, or a file this command wrote
+    # Folder with config.json and .safetensors files, a file this command wrote, or an original checkpoint
+    source: tyro.conf.Positional[Path]
     out: tyro.conf.Positional[Path]  # .safetensors file to write, or folder to make
     variant: str | None = None  # part of the folder's file names, such as fp16
 
@@ -30,7 +33,13 @@ def main(arguments: Sequence[str]) -> int:
     """Entry of the command."""
     options = parse(Convert, arguments, "vdm-jax convert")
     from vdm_jax.interop.pretrained import import_folder, load_imported, save_pretrained
+    from vdm_jax.interop.single_file import split_single_file
+    from vdm_jax.interop.tensor_files import file_metadata
 
+    if options.source.is_file() and "config" not in file_metadata(options.source):
+        for part, config in split_single_file(options.source, options.out).items():
+            print(f"{options.out / part}: {type(config).__name__}")
+        return 0
     if options.source.suffix == ".safetensors":
         model = load_imported(options.source)
         save_pretrained(options.out, model)

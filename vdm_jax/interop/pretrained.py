@@ -104,9 +104,16 @@ def open_pretrained(
     Raises `UserError` as `load_pretrained` does.
     """
     _, config, fields = describe(folder, wanted)
-    tensors = open_folder(folder, variant)
+    return config, adopt(config, open_folder(folder, variant), f"{folder} does not match its config.json"), fields
+
+
+def adopt(config: Config, tensors: Mapping[str, Tensor], otherwise: str) -> dict[str, Tensor]:
+    """Our parameters by path, in our layout and not read yet, of tensors in the other one.
+
+    Raises `UserError` that begins with `otherwise` and names what is missing, unexpected or misshapen.
+    """
     if text := report(config, tensors).text:
-        raise UserError(f"{folder} does not match its config.json: {text}")
+        raise UserError(f"{otherwise}: {text}")
     table = model_kinds.names(config)
     stored = tensor_names.canonical(tensors, table)
     params = {}
@@ -114,7 +121,7 @@ def open_pretrained(
         tensor = tensors[stored[tensor_names.their_name(path, table)]]
         params[path] = Tensor(leaf.shape, tensor.dtype, lambda path=path, tensor=tensor, shape=leaf.shape:
                               tensor_names.to_ours(path, tensor.read(), shape))
-    return config, params, fields
+    return params
 
 
 def load_pretrained(
@@ -137,12 +144,17 @@ def load_pretrained(
         tensors that are missing, unexpected or of another shape, by name; pickles; damaged files.
     """
     config, tensors, fields = open_pretrained(folder, wanted, variant)
+    return Pretrained(config, placed(tensors, dtype, mesh), fields)
+
+
+def placed(tensors: Mapping[str, Tensor], dtype: str | None, mesh: Mesh | None) -> dict[str, Any]:
+    """The tree of parameters, read and put on devices one by one."""
     params = {}
     for path, tensor in tensors.items():
         array = tensor.read()
         array = array if dtype is None else array.astype(jnp.dtype(dtype))
         params[path] = _place(f"/{path}", array, mesh)
-    return Pretrained(config, traverse_util.unflatten_dict(params, sep="/"), fields)
+    return traverse_util.unflatten_dict(params, sep="/")
 
 
 def _place(name: str, array: np.ndarray, mesh: Mesh | None) -> jax.Array:
@@ -158,15 +170,23 @@ def save_pretrained(folder: str | os.PathLike, model: Pretrained, *, shard_bytes
     Raises:
       UserError: parameters that do not match the config, by name; a folder that has tensors already; no space left.
     """
-    config = model.config
+    tensors = lazy(_checked(model.config, model.params, "parameters").items())
+    export(folder, model.config, tensors, model.fields, shard_bytes)
+
+
+def export(
+    folder: str | os.PathLike, config: Config, params: Mapping[str, Tensor], fields: Mapping[str, Any],
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes our parameters by path, tensor by tensor, as `save_pretrained` does."""
     kind, table, tensors = model_kinds.kind_of(config), model_kinds.names(config), {}
-    for path, tensor in lazy(_checked(config, model.params, "parameters").items()).items():
+    for path, tensor in params.items():
         tensors[tensor_names.their_name(path, table)] = Tensor(
             tensor_names.their_shape(path, tensor.shape), tensor.dtype,
             lambda path=path, tensor=tensor: tensor_names.to_theirs(path, tensor.read()))
     write_folder(folder, kind.stem, tensors, shard_bytes)
     own = {"_class_name": kind.name} if kind.stem.startswith("diffusion") else {"architectures": [kind.name]}
-    text = json.dumps({**model.fields, **kind.write(config), **own}, indent=2, sort_keys=True)
+    text = json.dumps({**fields, **kind.write(config), **own}, indent=2, sort_keys=True)
     (pathlib.Path(folder) / "config.json").write_text(text + "\n", encoding="utf-8")
 
 
