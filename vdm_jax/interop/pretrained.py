@@ -186,7 +186,10 @@ def export(
             lambda path=path, tensor=tensor: tensor_names.to_theirs(path, tensor.read()))
     write_folder(folder, kind.stem, tensors, shard_bytes)
     own = {"_class_name": kind.name} if kind.stem.startswith("diffusion") else {"architectures": [kind.name]}
-    text = json.dumps({**fields, **kind.write(config), **own}, indent=2, sort_keys=True)
+    written = kind.write(config)
+    # What a file said stays as it said it, also where we would put it otherwise, unless the model is another one now.
+    changed = not fields or kind.write(kind.read(Fields(fields, "config.json"))) != written
+    text = json.dumps({**fields, **(written if changed else {}), **own}, indent=2, sort_keys=True)
     (pathlib.Path(folder) / "config.json").write_text(text + "\n", encoding="utf-8")
 
 

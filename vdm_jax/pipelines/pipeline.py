@@ -79,10 +79,10 @@ class LatentPipeline:
         walk = Walk(method.sampler, method.process, shape, steps)
         carry = walk.begin(keys, trajectory.steps.level[0], trajectory.start * noise)
         keys, given = self.place((keys, given), shape[0])
-        carry = (self.place(carry[0], shape[0]), carry[1])
         with jax.set_mesh(self.mesh):
             for i in range(steps):
                 one = jax.tree.map(lambda x, i=i: x[i], trajectory.steps)
+                carry = self.place(carry, shape[0])  # a result that lives elsewhere would be compiled for anew
                 carry = step(unet.params, keys, given, trajectory.told, carry, one)
                 if progress is not None:
                     jax.block_until_ready(carry[0])
