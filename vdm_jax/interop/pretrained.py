@@ -191,6 +191,13 @@ def import_folder(folder: str | os.PathLike, out: str | os.PathLike, variant: st
     return config
 
 
+def save_imported(path: str | os.PathLike, model: Pretrained) -> None:
+    """Writes a model as the file that `import_folder` makes of its folder. Raises `UserError` where it cannot, and for
+    parameters that do not match the config."""
+    metadata = {"config": to_json(model.config), "fields": json.dumps(model.fields)}
+    write_file(path, lazy(_checked(model.config, model.params, "parameters").items()), metadata)
+
+
 def load_imported(path: str | os.PathLike) -> Pretrained:
     """What `import_folder` wrote. Raises `UserError` for another file."""
     params, metadata = load_params(path)

@@ -27,6 +27,7 @@ from vdm_jax.parallel.arrays import global_batch, process_rows
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.processes import together
 from vdm_jax.parallel.rules import batch_parts
+from vdm_jax.training.autoencoders import load_autoencoder
 from vdm_jax.training.checkpoints import Checkpoints
 from vdm_jax.training.manifest import Damaged
 from vdm_jax.training.metrics import MetricWriter, Throughput
@@ -71,6 +72,7 @@ class Trainer:
     devices: Sequence[jax.Device] | None = None
     damaged: Damaged = "refuse"
     sources: dict[str, RandomAccessSource] = dataclasses.field(default_factory=dict)  # by split, once opened
+    autoencoder: tuple[Any, ...] = ()  # weights of a latent stage's, once read
 
     def train(self) -> None:
         """Train to the configured number of steps, resuming from the last checkpoint if there is one.
@@ -93,6 +95,7 @@ class Trainer:
                 self.report.note(f"stage {self.stage.name}: already trained to step {start}")
                 return
             pipeline = pipeline or together(lambda: self._pipeline("train", mesh))
+            self.autoencoder = together(lambda: load_autoencoder(self.stage, self.run))
             with MetricWriter(folder, first_step=start + 1) as writer, stop_requests() as stop:
                 state = self._loop(state, start, mesh, pipeline, checkpoints, writer, stop)
         self._summarise(folder, state)
@@ -151,10 +154,11 @@ class Trainer:
     def _loop(self, state: TrainState, start: int, mesh: Mesh, pipeline: Pipeline, checkpoints: Checkpoints,
               writer: MetricWriter, stop: StopRequests) -> TrainState:
         spec = self.stage.training
-        step_function = compile_train_step(self.stage, mesh)
+        step_function = compile_train_step(self.stage, mesh, self.autoencoder)
         validate = self._validation(mesh)
         folder = self.run / self.stage.name / "samples"
-        sheets = together(lambda: SampleSheets(self.experiment, self.stage, folder, mesh, self.data_dir))
+        sheets = together(lambda: SampleSheets(self.experiment, self.stage, folder, mesh, self.data_dir,
+                                               self.autoencoder))
         throughput = Throughput(spec.batch_size, spec.steps)
         pending: list[tuple[int, dict[str, Any]]] = []  # metrics still on the device
         skipped_in_a_row = 0
@@ -228,7 +232,7 @@ class Trainer:
             return None
         pipeline = together(lambda: self._pipeline("validation", mesh))
         batch = device_batch(pipeline.batch(0), mesh, pipeline.batch_size)
-        function = compile_validation(self.stage, mesh)
+        function = compile_validation(self.stage, mesh, self.autoencoder)
         key = jax.random.key(self.experiment.seed)
         return lambda params: float(function(params, batch, key))
 

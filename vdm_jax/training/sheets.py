@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vdm_jax.cascade.inputs import degrade, target_video, text_conditioning
+from vdm_jax.cascade.latent import weight_shardings
 from vdm_jax.cascade.sampling import sample_keys, sample_stage
 from vdm_jax.cascade.stage import Experiment, Stage
 from vdm_jax.conditioning.conditioning import Conditioning
@@ -32,10 +33,13 @@ class SampleSheets:
     """Samples of fixed validation captions (see `Experiment.validation_split`) with fixed noise, so that sheets of
     different steps compare.
 
-    A stage with a source starts from the degraded real clip, which is also shown.
+    A stage with a source starts from the degraded real clip, which is also shown. `autoencoder` are the weights of a
+    latent stage's.
     """
 
-    def __init__(self, experiment: Experiment, stage: Stage, folder: Path, mesh: Mesh, data_dir: Path | None):
+    def __init__(self, experiment: Experiment, stage: Stage, folder: Path, mesh: Mesh, data_dir: Path | None,
+                 autoencoder: tuple[Any, ...] = ()):
+        self._autoencoder = jax.device_put(autoencoder, weight_shardings(stage.latent, mesh))
         self._experiment, self._stage, self._folder, self._mesh = experiment, stage.trained(), folder, mesh
         self._count = -(-COUNT // batch_parts(mesh)) * batch_parts(mesh)
         self._inputs = self._read(data_dir)  # now, so that data without a validation split fails before training
@@ -69,14 +73,15 @@ class SampleSheets:
     def _sample(self) -> Any:
         stage = self._stage
         keys = sample_keys(self._experiment.seed, jnp.arange(self._count), 0)
-        return jax.jit(lambda params, text, low: sample_stage(stage, stage.sampling, params, keys, text, low),
+        return jax.jit(lambda params, text, low, *autoencoder: sample_stage(stage, stage.sampling, params, keys, text,
+                                                                           low, *autoencoder),
                        out_shardings=NamedSharding(self._mesh, P()), compiler_options=compiler_options(self._mesh))
 
     def write(self, params: Any, step: int) -> np.ndarray:
         """Write the sheet and film of a step (process 0 does); returns the picture, uint8 `[H, W, 3]`."""
         captions, conditioning, low = self._inputs
         with jax.set_mesh(self._mesh):
-            videos = self._sample(params, conditioning, low)
+            videos = self._sample(params, conditioning, low, *self._autoencoder)
         videos = np.asarray(to_uint8(jax.device_get(videos)))[:COUNT]
         picture = sheet(videos, captions[:COUNT])
         if jax.process_index() == 0:
