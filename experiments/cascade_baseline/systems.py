@@ -40,8 +40,8 @@ DETAIL = Process(schedule=CosineSchedule(shift=-1.0), prediction="x")
 AUGMENTATION = NoiseAugmentation(training_logsnr=(2.0, 9.0), sampling_logsnr=7.5)
 DATA = CaptionedDigits(train_clips=10_000, single_object_fraction=0.85)
 TEXT = WordEncoder(words=caption_words(), length=16, width=64, layers=1)
-# What a caption decides at high noise is a product of words and places, as in the demo; frames are told apart by attention
-# alone, so that an image network becomes a video network exactly.
+# What a caption decides at high noise is a product of words and places, as in the demo; frames are told apart by
+# attention alone, so that an image network becomes a video network exactly.
 PLACES = {"position_period": 25.0, "position_axes": ("row", "column")}
 GENERATING = Sampling(sampler=DDIM(eta=1.0), steps=32, guidance=1.0, batch_size=32)
 ENLARGING = Sampling(sampler=DDIM(), steps=8, batch_size=32)
