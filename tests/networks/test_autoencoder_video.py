@@ -54,8 +54,8 @@ def begun_as(params, image):
 
 
 def test_a_new_t_klvae_is_the_image_autoencoder_frame_by_frame(filled, normal):
-    """Exactly: its convolutions over time begin as the identity, its attention over time adds nothing. Not compiled as a
-    whole, which would sum the same numbers in another order."""
+    """Exactly: its convolutions over time begin as the identity, its attention over time adds nothing. Not compiled as
+    a whole, which would sum the same numbers in another order."""
     video, z = normal(0, 2, 3, 4, 6, 3), normal(1, 2, 3, 2, 3, 2)
     image, module = ae.AutoencoderKL(IMAGE), ae.AutoencoderKL(T_KL)
     weights = filled(image, video)
