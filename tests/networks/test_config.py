@@ -31,6 +31,8 @@ def test_the_reduction_is_the_patch_and_all_strides_but_the_last():
      "CrossAttention.head_dim=32 does not divide Level.channels=48; permitted: a divisor of 48"),
     (lambda: dataclasses.replace(PLAIN, position_period=-1.0),
      "UNet.position_period=-1.0 is not valid; permitted: >= 0"),
+    (lambda: dataclasses.replace(PLAIN, position_axes=("column", "row")),
+     "UNet.position_axes=('column', 'row') is not valid; permitted: some of ('frame', 'row', 'column'), in this order"),
     (lambda: dataclasses.replace(PLAIN, residual=True),
      "UNet.residual=True with low_resolution=False; permitted: low_resolution=True"),
     (lambda: UNet(levels=()), "UNet.levels=() is not valid; permitted: at least one Level"),

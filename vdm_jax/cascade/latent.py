@@ -36,8 +36,10 @@ class Latent:
     encode: Literal["sample", "mode"] = "sample"  # of the moments of training clips; what is known is the mode
     # How a low-resolution video enters: enlarged and encoded, or its pixels at the size of the latents
     low_resolution: Literal["latents", "pixels"] = "latents"
-    encode_frames: int | None = None  # encoded at a time; None: all. See networks/tiling.py, also for the next ones
-    decode_frames: int | None = None  # decoded at a time; decoders with layers over frames see each piece as a clip
+    # See networks/tiling.py for these
+    encode_frames: int | None = None  # encoded at a time; None: all
+    decode_frames: int | None = None  # of latents, decoded at a time; None: all
+    seen_frames: int = 0  # of latents on either side that a piece sees besides, with layers over frames
     tile: tuple[int, int] | None = None  # height and width of tiles, pixels; None: whole frames
     overlap: int = 0  # of tiles, pixels
 
@@ -49,6 +51,8 @@ class Latent:
         for name in ("encode_frames", "decode_frames"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"Latent.{name}={getattr(self, name)} is not valid; permitted: >= 1, or None")
+        if self.seen_frames < 0:
+            raise UserError(f"Latent.seen_frames={self.seen_frames} is not valid; permitted: >= 0")
         factor, sizes = self.autoencoder.factor, (*(self.tile or ()), self.overlap)
         fits = self.overlap >= 0 and (self.overlap < min(self.tile) if self.tile else not self.overlap)
         if not fits or any(size % factor for size in sizes):
@@ -69,7 +73,7 @@ class Latent:
     @property
     def frame_factor(self) -> int:
         """Frames per frame of latents."""
-        return getattr(self.autoencoder, "frame_factor", 1)
+        return self.autoencoder.time_factor
 
 
 def abstract_weights(latent: Latent | None, mesh: Mesh | None = None) -> tuple[Any, ...]:
@@ -105,7 +109,8 @@ def encode(
     def moments(piece: Array) -> Array:
         return jnp.concatenate(module.apply({"params": weights}, piece, method="encode"), axis=-1)
 
-    found = Moments(*jnp.split(_in_pieces(moments, video, latent, latent.encode_frames, 1), 2, axis=-1))
+    pieces = _in_pieces(moments, video, latent, latent.encode_frames, latent.seen_frames * latent.frame_factor, 1)
+    found = Moments(*jnp.split(pieces, 2, axis=-1))
     drawn = key is not None and latent.encode == "sample"
     z = found.sample(jax.random.normal(key, found.mean.shape)) if drawn else found.mean
     return latent.autoencoder.normalise(z) if scaled else z
@@ -118,12 +123,14 @@ def decode(latent: Latent, weights: Any, z: Float[Array, "b t h w c"]) -> Float[
     def video(piece: Array) -> Array:
         return module.apply({"params": weights}, piece, method="decode")
 
-    x = _in_pieces(video, latent.autoencoder.denormalise(z), latent, latent.decode_frames, latent.autoencoder.factor)
+    x = _in_pieces(video, latent.autoencoder.denormalise(z), latent, latent.decode_frames, latent.seen_frames,
+                   latent.autoencoder.factor)
     return jnp.clip(x, -1, 1)
 
 
-def _in_pieces(function: Function, x: Array, latent: Latent, frames: int | None, factor: int) -> Array:
-    """The function of all of `x`, or of some frames and tiles at a time; `factor` is pixels of a side per entry."""
+def _in_pieces(function: Function, x: Array, latent: Latent, frames: int | None, seen: int, factor: int) -> Array:
+    """The function of all of `x`, or of some frames (which see `seen` more) and tiles at a time; `factor` is pixels of
+    a side per entry."""
     whole = function
     if latent.tile is not None:
         tile = tuple(side // factor for side in latent.tile)
@@ -131,7 +138,7 @@ def _in_pieces(function: Function, x: Array, latent: Latent, frames: int | None,
         def whole(piece: Array) -> Array:
             return in_tiles(function, piece, tile, latent.overlap // factor)
 
-    return whole(x) if frames is None or frames >= x.shape[1] else in_chunks(whole, x, frames)
+    return whole(x) if frames is None or frames >= x.shape[1] else in_chunks(whole, x, frames, seen)
 
 
 def encode_known(latent: Latent, weights: Any, known: Known) -> Known:

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable
-from functools import cache
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.detectors import i3d, weights
+from vdm_jax.evaluation.extraction import Extractor
 from vdm_jax.evaluation.frechet import Moments, bootstrap, checked, frechet_distance, kernel_distance
-from vdm_jax.evaluation.fvd_protocols import FVDProtocol, Resize
+from vdm_jax.evaluation.fvd_protocols import FVDProtocol
+from vdm_jax.evaluation.resizing import Resize, resized
 from vdm_jax.evaluation.scores import Score
 from vdm_jax.interop.safetensors import load_params, save_params
 
@@ -67,68 +67,40 @@ class FeatureSet:
 
 def i3d_features(
     clips: Iterable[UInt8[np.ndarray, "t h w 3"]], resize: Resize, *, batch_size: int = 8,
-    progress: Callable[[int], None] = lambda done: None,
+    devices: Sequence[jax.Device] | None = None, progress: Callable[[int], None] = lambda done: None,
 ) -> Float[np.ndarray, "n 400"]:
     """Logits of I3D averaged over time, clip by clip. The last batch is filled up, and no clip is dropped.
 
-    Raises `UserError` for clips that are not uint8, of different shapes or of fewer than 9 frames, and without weights.
+    Args:
+      clips: all of one shape, from 9 frames.
+      resize: how they become 224x224.
+      batch_size: clips at a time on each device.
+      devices: all accelerators of this process, or one CPU, by default.
+      progress: called with the number of clips done.
+
+    Raises:
+      UserError: clips that are not uint8, of different shapes or of fewer than 9 frames; no weights.
     """
-    params, done, batch = i3d.parameters(), [], []
-
-    def run() -> None:
-        filled = np.stack([*batch, *batch[-1:] * (batch_size - len(batch))])
-        done.append(np.asarray(_logits(params, filled, resize))[: len(batch)])
-        batch.clear()
-        progress(sum(map(len, done)))
-
-    shape = None
-    for clip in clips:
-        clip = np.asarray(clip)
-        shape = shape or clip.shape
-        if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[3] != 3 or len(clip) < i3d.LEAST_FRAMES:
-            raise UserError(f"a clip of {clip.dtype} {list(clip.shape)}; permitted: uint8 [T, H, W, 3], T from "
-                            f"{i3d.LEAST_FRAMES} frames, which is what I3D can see")
-        if clip.shape != shape:
-            raise UserError(f"clips of shapes {list(shape)} and {list(clip.shape)}; permitted: one shape")
-        batch.append(clip)
-        if len(batch) == batch_size:
-            run()
-    if batch:
-        run()
-    if not done:
-        raise UserError("no clips to take features of; permitted: one or more")
-    return np.concatenate(done)
+    extractor = _extractor(resize, batch_size, devices and tuple(devices))
+    return extractor((_checked(np.asarray(clip)) for clip in clips), progress)
 
 
-@cache
-def _compiled(resize: Resize) -> Callable[..., Array]:
-    return jax.jit(lambda params, clips: i3d.I3D().apply({"params": params}, prepared(clips, resize)))
+def _checked(clip: np.ndarray) -> UInt8[np.ndarray, "t h w 3"]:
+    if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[3] != 3 or len(clip) < i3d.LEAST_FRAMES:
+        raise UserError(f"a clip of {clip.dtype} {list(clip.shape)}; permitted: uint8 [T, H, W, 3], T from "
+                        f"{i3d.LEAST_FRAMES} frames, which is what I3D can see")
+    return clip
 
 
-def _logits(params: dict, clips: UInt8[np.ndarray, "b t h w 3"], resize: Resize) -> Float[Array, "b 400"]:
-    return _compiled(resize)(params, clips)
+@lru_cache(maxsize=2)
+def _extractor(resize: Resize, batch_size: int, devices: tuple[jax.Device, ...] | None) -> Extractor:
+    return Extractor(lambda params, clips: i3d.I3D().apply({"params": params}, prepared(clips, resize)),
+                     i3d.parameters(), batch_size, devices)
 
 
 def prepared(clips: UInt8[Array, "b t h w 3"], resize: Resize) -> Float[Array, "b t 224 224 3"]:
     """What I3D sees: clips resized, then brought from [0, 255] to [-1, 1]."""
-    rows, columns = (_interpolation(size, i3d.SIDE, resize) for size in clips.shape[2:4])
-    large = jnp.einsum("yh,bthwc,xw->btyxc", rows, jnp.asarray(clips, jnp.float32), columns,
-                       precision=jax.lax.Precision.HIGHEST)
-    return large / 127.5 - 1
-
-
-def _interpolation(before: int, after: int, resize: Resize) -> Float[np.ndarray, "after before"]:
-    """The matrix of linear interpolation between the two nearest pixels along one axis."""
-    if resize not in get_args(Resize):
-        raise UserError(f"resize={resize!r} is not valid; permitted: {', '.join(get_args(Resize))}")
-    half = 0.5 if resize == "bilinear_half_pixel" else 0.0
-    place = np.maximum((np.arange(after) + half) * before / after - half, 0)
-    left = np.minimum(place.astype(int), before - 1)
-    right, share = np.minimum(left + 1, before - 1), place - left
-    matrix = np.zeros((after, before), np.float32)
-    np.add.at(matrix, (np.arange(after), left), 1 - share)
-    np.add.at(matrix, (np.arange(after), right), share)
-    return matrix
+    return resized(clips, i3d.SIDE, resize) / 127.5 - 1
 
 
 # --- scores ---------------------------------------------------------------------------------------------------------

@@ -6,14 +6,10 @@ What is fixed by none of them is left to the caller and recorded; what a source 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.frechet import Divisor
-
-# Both interpolate linearly between the two nearest pixels and none averages when it shrinks. `tf1` takes pixel i of n
-# from i * N / n (`tf.image.resize_bilinear` of TensorFlow 1), `half_pixel` from (i + 1/2) * N / n - 1/2 (PyTorch).
-Resize = Literal["bilinear_tf1", "bilinear_half_pixel"]
+from vdm_jax.evaluation.resizing import Resize
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -230,7 +230,9 @@ class UNet:
     # Make-A-Video, Singer et al. 2022, arXiv 2209.14792, section 3.2.1); 1: none
     temporal_kernel: int = 1
     temporal_causal: bool = False  # in these convolutions no frame sees later ones
-    position_period: float = 0.0  # longest period of an added embedding of frame, row and column; 0: no embedding
+    position_period: float = 0.0  # longest period of an added embedding of the place of a patch; 0: no embedding
+    # What of the place is embedded; without "frame" an image network can become a video network exactly (inflation.py)
+    position_axes: tuple[Literal["frame", "row", "column"], ...] = ("frame", "row", "column")
     # Strided conv / nearest + conv; mean pool / nearest; or those two inside a residual block of their own
     resample: Literal["conv", "pool", "biggan"] = "conv"
     temporal_stride_kernel: int = 3  # frames; of the convolutions beside temporal strides (the size is not published)
@@ -278,6 +280,10 @@ class UNet:
             raise UserError(f"UNet.position_period={self.position_period} is not valid; permitted: >= 0")
         if self.residual and not self.low_resolution:
             raise UserError("UNet.residual=True with low_resolution=False; permitted: low_resolution=True")
+        axes = get_args(get_args(get_type_hints(UNet)["position_axes"])[0])
+        if not self.position_axes or self.position_axes != tuple(a for a in axes if a in self.position_axes):
+            raise UserError(f"UNet.position_axes={self.position_axes} is not valid; permitted: some of {axes}, in this "
+                            "order")
         if not self.levels:
             raise UserError("UNet.levels=() is not valid; permitted: at least one Level")
         mixers = [m for level in self.levels for m in level.mixers] + list(self.middle)
@@ -318,7 +324,7 @@ class UNet:
     @property
     def absolute_position(self) -> str | None:
         """The field by which the network knows rows and columns of a frame by their number, if there is one."""
-        if self.position_period:
+        if self.position_period and self.position_axes != ("frame",):
             return f"network.position_period={self.position_period:g}"
         mixers = [m for level in self.levels for m in level.mixers] + list(self.middle)
         for mixer in mixers:

@@ -7,7 +7,8 @@ et al. 2024, arXiv 2401.12945). Inputs that only the video network takes (known 
 video) begin with zero weights; how Make-A-Video begins them is not published. The same makes a network for
 interpolation from one that takes no known frames.
 
-Of a network with `position_period` the frames begin with codes of their own, and differ by these alone.
+Of a network with `position_period` the frames begin with codes of their own, and differ by these alone; without "frame"
+among its `position_axes` they do not differ.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from vdm_jax.parallel.rules import path_name
 
 # Fields that decide what a network computes from tensors of the same shapes.
 SAME = ("patch", "out_channels", "modulation", "level_encoding", "resample", "resample_order", "skip_scale", "groups",
-        "residual", "position_period")
+        "residual", "position_period", "position_axes")
 STEM = "/stem/kernel"
 _OVER_TIME = r"/temporal/|^/temporal_(down|up)sample_\d+/"  # beside the spatial layers
 _MIXER = re.compile(r"(.*/mixers)/(\w+)_(\d+)(/.*)")

@@ -25,8 +25,8 @@ def resolved(experiment: Experiment) -> Experiment:
     Raises `UserError` for weights that are missing, of another hash or of other sizes than the config says.
     """
     return dataclasses.replace(experiment, stages=tuple(
-        stage if stage.latent is None else dataclasses.replace(stage, latent=_pinned(stage)) for stage in
-        experiment.stages))
+        stage if stage.latent is None else dataclasses.replace(stage, latent=_pinned(stage))
+        for stage in experiment.stages))
 
 
 def load_autoencoder(stage: Stage, run: Path | None = None) -> tuple[Any, ...]:
