@@ -119,10 +119,14 @@ class Halve(nn.Module):
 
 
 class Double(nn.Module):
-    """Every pixel twice in height and width, then a convolution."""
+    """Every pixel twice in height and width, cut to `shape`, then a convolution."""
 
     dtype: jnp.dtype
+    shape: tuple[int, int] | None = None  # rows and columns; None: all
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 c"]:
-        return Convolution(x.shape[-1], dtype=self.dtype, name="conv")(nearest(x, (2, 2)))
+        x = nearest(x, (2, 2))
+        if self.shape is not None:
+            x = x[:, :, : self.shape[0], : self.shape[1]]
+        return Convolution(x.shape[-1], dtype=self.dtype, name="conv")(x)
