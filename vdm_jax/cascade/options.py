@@ -39,6 +39,23 @@ class Start:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Scores of what a stage makes while it is trained, of few videos of validation clips: to see where a run goes.
+    They fall or rise with the number of clips, so only those of one setting compare, and none is for a paper."""
+
+    every: int = 0  # steps, and at the end; 0: never
+    clips: int = 16  # videos, one for each of the first validation clips
+    # Of `evaluation/in_training.py`: digits (what captions of captioned digits ask for), motion, frame_lpips, fvd, ...;
+    # with fvd or kvd come motion and frame_lpips, psnr, ssim and lpips are for stages with a source. (): digits, where
+    # the data has them, and motion
+    metrics: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if self.every < 0 or self.clips < 2:
+            raise UserError(f"Evaluation.every={self.every}, clips={self.clips}; permitted: every >= 0, clips >= 2")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
     """How a stage is trained."""
 
@@ -65,6 +82,7 @@ class Training:
     keep: int = 2  # checkpoints
     sample_every: int = 1000  # steps between sample sheets; 0: only at the end
     validate_every: int = 1000  # steps between validation losses; 0: never
+    evaluation: Evaluation = Evaluation()  # scores of the stage's own videos
     start: Start | None = None  # weights to begin with, rather than random ones
     observations: tuple[Observation, ...] = ()  # what may be known of a clip (UNet.observed); each draws one
     frame_rates: FrameRates | None = None  # at which clips are read, told the network as scalar "fps"; None: their own

@@ -16,7 +16,7 @@ from vdm_jax.commands.arguments import parse
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.run_metrics import Metric, MetricSettings, Split
 from vdm_jax.training.manifest import Damaged
-from vdm_jax.training.metrics import json_number
+from vdm_jax.training.metrics import json_ready
 from vdm_jax.training.runs import find_run
 
 
@@ -124,15 +124,6 @@ def measure(generator: Any, settings: MetricSettings, data_dir: Path | None, out
     print(result.table())
     print(out / "metrics.json")
     return 0
-
-
-def json_ready(data: Any) -> Any:
-    """JSON data with the names of numbers that JSON does not have: a PSNR can be infinite."""
-    if isinstance(data, dict):
-        return {name: json_ready(value) for name, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [json_ready(value) for value in data]
-    return json_number(data) if isinstance(data, float) else data
 
 
 def search(generator: Any, options: Evaluate, out: Path, console: rich.console.Console) -> int:

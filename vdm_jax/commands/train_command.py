@@ -83,6 +83,7 @@ def train(experiment: Experiment, stages: Sequence[str], run: Path, data_dir: Pa
     import jax
     import rich.console
 
+    from vdm_jax.evaluation.in_training import StageEvaluation
     from vdm_jax.training.loop import Interrupted, Trainer
     from vdm_jax.training.report import Report
 
@@ -96,17 +97,28 @@ def train(experiment: Experiment, stages: Sequence[str], run: Path, data_dir: Pa
     if jax.process_count() > 1:
         report.note(started)
     experiment = together(lambda: resolve(experiment, run, data_dir))
+    together(lambda: check_evaluation(experiment, stages))
     together(lambda: check_data(experiment, run, data_dir))
     first(lambda: open_run(run, experiment))
     together(lambda: await_run(run, experiment))
     try:
         for name in stages:
-            Trainer(experiment, experiment.stage(name), run, report, data_dir, damaged=damaged).train()
+            Trainer(experiment, experiment.stage(name), run, report, data_dir, damaged=damaged,
+                    evaluation=StageEvaluation).train()
     except Interrupted as stop:
         raise KeyboardInterrupt(f"{stop}; the same command resumes") from None
     report.note(f"run directory: {run}")
     if not quiet:
         logging.getLogger("vdm_jax").debug("trained %s", stages)
+
+
+def check_evaluation(experiment: Experiment, stages: Sequence[str]) -> None:
+    """Look for what the evaluations of all stages need, so that none is missed after days of training."""
+    from vdm_jax.evaluation.in_training import metrics_of
+
+    for name in stages:
+        if experiment.stage(name).training.evaluation.every:
+            metrics_of(experiment, experiment.stage(name))
 
 
 def check_data(experiment: Experiment, run: Path, data_dir: Path | None) -> None:

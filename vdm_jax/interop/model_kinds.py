@@ -60,7 +60,7 @@ def shapes(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
     """Path -> shape of every parameter, without computing anything."""
     more: dict[str, Any] = {}
     if isinstance(config, Autoencoder):
-        example = (jnp.zeros((1, 1, config.factor, config.factor, config.channels)),)
+        example = (jnp.zeros((1, config.time_factor, config.factor, config.factor, config.channels)),)
     elif isinstance(config, CLIPVision):
         example = (jnp.zeros((1, config.size, config.size, config.channels)),)
     elif isinstance(config, LatentUNet):
@@ -173,7 +173,7 @@ def _write_t5(config: T5Encoder) -> dict[str, Any]:
 _DIFFUSERS, _TRANSFORMERS = "diffusion_pytorch_model", "model"
 KINDS = (
     Kind("AutoencoderKL", Autoencoder, _DIFFUSERS, lambda f: _read_autoencoder(f, False), _write_autoencoder,
-         lambda c: c.decoder == "frames"),
+         lambda c: c.decoder == "frames" and not c.ours_alone),
     Kind("AutoencoderKLTemporalDecoder", Autoencoder, _DIFFUSERS, lambda f: _read_autoencoder(f, True),
          _write_autoencoder, lambda c: c.decoder == "temporal"),
     Kind("UNet2DConditionModel", LatentUNet, _DIFFUSERS, read_unet, write_unet, lambda c: not c.temporal),
@@ -192,8 +192,12 @@ KINDS = (
 
 
 def kind_of(config: Config) -> Kind:
-    """The class elsewhere that a config of ours is."""
-    return next(kind for kind in KINDS if isinstance(config, kind.config) and kind.accepts(config))
+    """The class elsewhere that a config of ours is. Raises `UserError` for one that none is."""
+    for kind in KINDS:
+        if isinstance(config, kind.config) and kind.accepts(config):
+            return kind
+    raise UserError(f"{type(config).__name__} with layers that the other libraries do not have (temporal_kernel, "
+                    "temporal_attention, layout='clip'); permitted: a file in our own layout (.safetensors)")
 
 
 def kind_named(name: str, where: str, wanted: type | None = None) -> Kind:

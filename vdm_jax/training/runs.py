@@ -4,6 +4,7 @@
     runs/NAME/STAGE/checkpoints/              training states
     runs/NAME/STAGE/metrics.jsonl, events*    scalars (JSON lines, TensorBoard)
     runs/NAME/STAGE/samples/                  sample sheets made in training
+    runs/NAME/STAGE/evaluation/               scores by step: training_STEP.json, and checkpoint_STEP.json of 'evaluate'
     runs/NAME/STAGE/params.safetensors        instead of checkpoints, in an exported run: weights only
 """
 
@@ -53,7 +54,7 @@ def open_run(run: Path, experiment: Experiment) -> Experiment:
     if path.exists():
         stored = read_config(run)
         for field, old, new in differences(to_data(stored), to_data(experiment)):
-            resumable = ".training." in field and field.split(".")[-1] in RESUMABLE
+            resumable = (".training." in field and field.split(".")[-1] in RESUMABLE) or ".training.evaluation" in field
             free = field.startswith("mesh.") or field == "validation_split"  # any number of devices may go on
             if not (resumable or free):
                 raise UserError(f"run directory {run} belongs to another config: {field} is {old!r} there and {new!r} "
@@ -119,10 +120,11 @@ def find_run(name: str | os.PathLike) -> Path:
                     f"{', '.join(known) or 'none yet (train one first)'}")
 
 
-def load_stage(run: Path, stage: Stage, damaged: Damaged = "refuse") -> Any | None:
+def load_stage(run: Path, stage: Stage, damaged: Damaged = "refuse", step: int | None = None) -> Any | None:
     """The averaged (EMA) parameters of a trained stage, or None when it has not been trained.
 
-    `damaged="skip"` uses the newest intact checkpoint instead of a damaged newer one, and says so.
+    `damaged="skip"` uses the newest intact checkpoint instead of a damaged newer one, and says so. `step` names another
+    checkpoint than the newest.
 
     Raises `UserError` naming the first parameter that does not fit the stage's network, or what is damaged.
     """
@@ -133,6 +135,8 @@ def load_stage(run: Path, stage: Stage, damaged: Damaged = "refuse") -> Any | No
     checkpoints = Checkpoints(checkpoints_path(run, stage.name))
     if checkpoints.latest() is None:
         return None
+    if step is not None:
+        return checkpoints.restore_subtree("ema", expected, step)[0]
     step = checkpoints.newest_intact() if damaged == "skip" else None
     if step not in (None, checkpoints.latest()):
         log.warning("stage %s: checkpoint %d is used, because newer ones are damaged (%s)", stage.name, step,
