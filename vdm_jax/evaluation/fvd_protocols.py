@@ -6,6 +6,7 @@ What is fixed by none of them is left to the caller and recorded; what a source 
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.frechet import Divisor
@@ -18,7 +19,7 @@ class FVDProtocol:
 
     name: str
     source: str
-    resize: Resize
+    resize: Resize | Literal["bilinear_corners"]
     divisor: Divisor  # of the covariances
     frames: int | None = None  # that the detector sees
     stride: int | None = None  # source frames between two of them
