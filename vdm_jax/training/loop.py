@@ -41,8 +41,8 @@ from vdm_jax.training.stopping import StopRequests, stop_requests
 from vdm_jax.video.writing import atomic_path
 
 # What the device reads; captions stay on the host.
-DEVICE_FIELDS = ("video", "tokens", "embeddings", "text_mask", "label", "images", "image_tokens", "image_embeddings",
-                 "image_text_mask", "frame_valid", "frame_rate")
+DEVICE_FIELDS = ("video", "tokens", "embeddings", "text_mask", "null_embeddings", "null_mask", "label", "images",
+                 "image_tokens", "image_embeddings", "image_text_mask", "frame_valid", "frame_rate")
 MAX_SKIPPED = 20  # steps in a row without a finite gradient before a run gives up
 # From (averaged parameters, step, function told the videos done) to scalars, in process 0; made from (experiment,
 # stage, its folder, mesh, data_dir, weights of its autoencoder). The room of evaluation lies below this one, so
