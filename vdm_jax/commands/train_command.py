@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from vdm_jax.cascade.stage import Experiment
+from vdm_jax.cascade.autoencoding import AnyExperiment, AutoencoderExperiment
 from vdm_jax.commands.arguments import override, parse_with_rest
 from vdm_jax.commands.configs import load_config
 from vdm_jax.data.opening import caption_words, open_source
@@ -18,7 +18,8 @@ from vdm_jax.errors import UserError
 from vdm_jax.networks.config import WordEncoder
 from vdm_jax.parallel.processes import first, start_processes, together
 from vdm_jax.training.manifest import Damaged
-from vdm_jax.training.runs import await_run, find_run, open_run, read_config
+from vdm_jax.training.report import Report
+from vdm_jax.training.runs import await_run, find_run, open_run, read_cascade
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,9 @@ class Train:
     Several hosts train together when the same command is started on each: a TPU slice, SLURM, Open MPI and Kubernetes
     are recognised, elsewhere --coordinator, --processes and --process-id say it. The run directory must be shared.
     SIGTERM or Ctrl-C in any process saves in all of them and ends with exit code 130; the same command resumes.
+
+    A config of an autoencoder ends with RUN/STAGE/autoencoder.safetensors, which latent stages take, and
+    RUN/STAGE/reconstruction.json (PSNR, SSIM and, where its weights are, LPIPS on validation clips).
 
     Examples:
       vdm-jax train captioned_digits
@@ -74,7 +78,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def train(experiment: Experiment, stages: Sequence[str], run: Path, data_dir: Path | None, *, quiet: bool,
+def train(experiment: AnyExperiment, stages: Sequence[str], run: Path, data_dir: Path | None, *, quiet: bool,
           damaged: Damaged = "refuse", started: str | None = None, xla_flags: str | None = None) -> None:
     """Train the named stages into `run`, with progress on the terminal of process 0.
 
@@ -83,8 +87,8 @@ def train(experiment: Experiment, stages: Sequence[str], run: Path, data_dir: Pa
     import jax
     import rich.console
 
+    from vdm_jax.training.autoencoder_loop import AutoencoderTrainer
     from vdm_jax.training.loop import Interrupted, Trainer
-    from vdm_jax.training.report import Report
 
     if xla_flags is not None and jax.default_backend() != "tpu":
         raise UserError(f"--xla-flags={xla_flags} is for TPUs and this machine computes on {jax.default_backend()}; "
@@ -99,9 +103,13 @@ def train(experiment: Experiment, stages: Sequence[str], run: Path, data_dir: Pa
     together(lambda: check_data(experiment, run, data_dir))
     first(lambda: open_run(run, experiment))
     together(lambda: await_run(run, experiment))
+    autoencoding = isinstance(experiment, AutoencoderExperiment)
+    trainer = AutoencoderTrainer if autoencoding else Trainer
     try:
         for name in stages:
-            Trainer(experiment, experiment.stage(name), run, report, data_dir, damaged=damaged).train()
+            trainer(experiment, experiment.stage(name), run, report, data_dir, damaged=damaged).train()
+            if autoencoding:
+                finish(experiment, name, run, data_dir, report)
     except Interrupted as stop:
         raise KeyboardInterrupt(f"{stop}; the same command resumes") from None
     report.note(f"run directory: {run}")
@@ -109,22 +117,35 @@ def train(experiment: Experiment, stages: Sequence[str], run: Path, data_dir: Pa
         logging.getLogger("vdm_jax").debug("trained %s", stages)
 
 
-def check_data(experiment: Experiment, run: Path, data_dir: Path | None) -> None:
+def finish(experiment: AutoencoderExperiment, name: str, run: Path, data_dir: Path | None, report: Report) -> None:
+    """Measure a trained autoencoder and write the file that latent stages take."""
+    from vdm_jax.evaluation.reconstruction import finish_autoencoder
+    from vdm_jax.training.runs import AUTOENCODER
+
+    found = finish_autoencoder(run, experiment, experiment.stage(name), data_dir)
+    scores = ", ".join(f"{score} {value:.4g}" for score, value in found.scores.items())
+    report.note(f"stage {name}: {scores} on {found.clips} clips; latents have scale {found.scale:.5g} and shift "
+                f"{found.shift:.5g}; {run / name / AUTOENCODER}")
+
+
+def check_data(experiment: AnyExperiment, run: Path, data_dir: Path | None) -> None:
     """Open the data of a run that is not there yet, so that what is missing is said before a directory belongs to this
     config, which says where the data lies."""
     if not (run / "config.json").exists():
         open_source(experiment.data, "train", data_dir)
 
 
-def resolve(experiment: Experiment, run: Path, data_dir: Path | None) -> Experiment:
+def resolve(experiment: AnyExperiment, run: Path, data_dir: Path | None) -> AnyExperiment:
     """Fill in what depends on the data: the vocabulary of word encoders that name no words.
 
     A run that exists keeps the words it was made with.
     """
+    if isinstance(experiment, AutoencoderExperiment):
+        return experiment
     if not any(isinstance(s.network.text, WordEncoder) and not s.network.text.words for s in experiment.stages):
         return experiment
     if (run / "config.json").exists():
-        texts = [s.network.text for s in read_config(find_run(run)).stages if isinstance(s.network.text, WordEncoder)]
+        texts = [s.network.text for s in read_cascade(find_run(run)).stages if isinstance(s.network.text, WordEncoder)]
         words = texts[0].words if texts else ()
     else:
         images = dict.fromkeys(stage.training.image_data for stage in experiment.stages)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vdm_jax.cascade.stage import Experiment
+from vdm_jax.cascade.autoencoding import AnyExperiment
 from vdm_jax.configuration import to_data, to_json
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.curves import COLOURS, chart
@@ -45,7 +45,7 @@ class RunRecord:
 
     name: str
     folder: Path
-    experiment: Experiment
+    experiment: AnyExperiment
     curves: Mapping[str, Mapping[str, Any]]  # stage -> columns of its metrics
     samples: Mapping[str, tuple[Path, ...]]  # stage -> newest sheet and film
     pictures: tuple[Path, ...]  # made of the whole cascade
