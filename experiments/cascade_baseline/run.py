@@ -2,7 +2,7 @@
 
 Run:   python -m experiments.cascade_baseline.run --preset cpu       in the root of the repository; an hour or two
        python -m experiments.cascade_baseline.run --report           only tables and plot from the record
-Needs: pip install 'vdm_jax[plots]'
+Needs: pip install 'vdm_jax[plots,metrics]'
 An interrupted run goes on where it stopped: finished systems are recorded, others have checkpoints in
 runs/cascade_baseline/.
 """

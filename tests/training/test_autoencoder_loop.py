@@ -19,9 +19,10 @@ from vdm_jax.evaluation.detectors import weights
 from vdm_jax.interop.pretrained import load_imported, save_pretrained
 from vdm_jax.networks.autoencoder import Autoencoder, AutoencoderKL
 from vdm_jax.training import autoencoder_step
+from vdm_jax.training.autoencoders import FILE
 from vdm_jax.training.checkpoints import Checkpoints
 from vdm_jax.training.metrics import read_records
-from vdm_jax.training.runs import AUTOENCODER, checkpoints_path, load, load_stage, read_config
+from vdm_jax.training.runs import checkpoints_path, load, load_stage, read_config
 from vdm_jax.training.starting import starting_autoencoder
 from vdm_jax.training.state import initial_params
 
@@ -72,7 +73,7 @@ def test_reconstruction_gets_better_and_is_recorded(run):
 
 def test_the_file_holds_averaged_weights_and_normalises_latents(run, data_dir):
     """What diffusion sees has mean 0 and variance 1 over the training clips."""
-    model = load_imported(run / "autoencoder" / AUTOENCODER)
+    model = load_imported(run / "autoencoder" / FILE)
     config = dataclasses.replace(model.config, scale=NETWORK.scale, shift=NETWORK.shift)
     assert config == NETWORK and model.config.scale != NETWORK.scale and model.config.shift != 0
     ours = load_stage(run, get_config().stages[0])
@@ -105,7 +106,7 @@ def test_commands_know_autoencoders(run, data_dir, tmp_path, capsys):
     evaluate_command.main([str(run), "--data-dir", str(data_dir)])
     assert "| psnr |" in capsys.readouterr().out
     export_command.main([str(run), str(tmp_path / "out"), "--data-dir", str(data_dir), "--dtype", "float16"])
-    model = load_imported(tmp_path / "out" / "autoencoder" / AUTOENCODER)
+    model = load_imported(tmp_path / "out" / "autoencoder" / FILE)
     assert {leaf.dtype for leaf in jax.tree.leaves(model.params)} == {np.dtype(np.float16)}
     with pytest.raises(UserError, match=r"trains an autoencoder.*autoencoder\.safetensors"):
         load(run)
@@ -115,7 +116,7 @@ def test_commands_know_autoencoders(run, data_dir, tmp_path, capsys):
 
 def test_a_t_klvae_begins_as_a_file_says(run):
     """As the image autoencoder of the file, with layers over time of its own; what does not fit is named."""
-    path = str(run / "autoencoder" / AUTOENCODER)
+    path = str(run / "autoencoder" / FILE)
     network = dataclasses.replace(NETWORK, temporal_kernel=3)
     video = stage(network, start=path)
     inflation, source = starting_autoencoder(video)

@@ -7,7 +7,7 @@ import json
 
 import jax
 
-from vdm_jax.cascade.autoencoding import AnyStage
+from vdm_jax.cascade.autoencoding import AnyStage, AutoencoderStage
 from vdm_jax.commands.configs import config_folder, config_names, load_config
 from vdm_jax.configuration import digest
 from vdm_jax.training.state import initial_params
@@ -37,7 +37,9 @@ def write_sizes() -> None:
 
 
 def _key(stage: AnyStage) -> str:
-    return digest((stage.network, stage.video))
+    if isinstance(stage, AutoencoderStage) or stage.latent is None:
+        return digest((stage.network, stage.video))
+    return digest((stage.network, stage.video, stage.latent.autoencoder, stage.latent.low_resolution))
 
 
 @functools.cache

@@ -29,9 +29,10 @@ from vdm_jax.interop.pretrained import Pretrained, save_imported
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.rules import batch_parts
 from vdm_jax.training.autoencoder_step import compile_reconstruction
+from vdm_jax.training.autoencoders import FILE
 from vdm_jax.training.manifest import Damaged
 from vdm_jax.training.metrics import json_number
-from vdm_jax.training.runs import AUTOENCODER, load_stage
+from vdm_jax.training.runs import load_stage
 from vdm_jax.video.arrays import to_uint8
 from vdm_jax.video.writing import atomic_path
 
@@ -82,7 +83,7 @@ def finish_autoencoder(
     if jax.process_index() == 0:
         folder = out or run / stage.name
         record = json.dumps(found.to_dict(), indent=1)
-        save_imported(folder / AUTOENCODER, Pretrained(config, params), {
+        save_imported(folder / FILE, Pretrained(config, params), {
             "experiment": experiment.name, "stage": stage.name, "reconstruction": record}, dtype=dtype)
         with atomic_path(folder / RECORD) as temporary:
             temporary.write_text(record + "\n")

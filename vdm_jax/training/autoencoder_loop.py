@@ -19,6 +19,7 @@ from vdm_jax.parallel.processes import together
 from vdm_jax.parallel.rules import batch_parts
 from vdm_jax.training.autoencoder_step import compile_autoencoder_step, compile_reconstruction, perceptual_parameters
 from vdm_jax.training.loop import Sheets, Trainer
+from vdm_jax.training.metrics import MetricWriter
 from vdm_jax.training.sheets import COUNT
 from vdm_jax.training.starting import starting_autoencoder
 from vdm_jax.training.state import TrainState
@@ -36,11 +37,18 @@ class AutoencoderTrainer(Trainer):
 
     experiment: AutoencoderExperiment
     stage: AutoencoderStage
+    perceptual: Any = None  # parameters of LPIPS, once read
 
     def train(self) -> None:
         """Train as `Trainer.train` does; first of all the weights of LPIPS are looked for."""
         together(lambda: perceptual_parameters(self.stage))
         super().train()
+
+    def _read_frozen(self) -> None:
+        self.perceptual = perceptual_parameters(self.stage)
+
+    def _evaluation(self, mesh: Mesh, writer: MetricWriter) -> None:
+        return None  # its reconstructions are validated, and measured once it is trained
 
     def _starting_weights(self) -> tuple[Inflation, Any]:
         return starting_autoencoder(self.stage)
@@ -49,11 +57,11 @@ class AutoencoderTrainer(Trainer):
         return {}
 
     def _step(self, mesh: Mesh) -> Callable[[int, TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
-        function = compile_autoencoder_step(self.stage, mesh, perceptual_parameters(self.stage))
+        function = compile_autoencoder_step(self.stage, mesh, self.perceptual)
         return lambda step, state, batch: function(step, state, batch["video"])
 
     def _losses(self, mesh: Mesh) -> Callable[[Any, Batch], dict[str, float]]:
-        reconstruct = compile_reconstruction(self.stage, mesh, perceptual_parameters(self.stage))
+        reconstruct = compile_reconstruction(self.stage, mesh, self.perceptual)
 
         def losses(params: Any, batch: Batch) -> dict[str, float]:
             found = reconstruct(params, batch["video"])
@@ -65,7 +73,7 @@ class AutoencoderTrainer(Trainer):
         source = open_validation(self.experiment.data, self.experiment.validation_split, self.data_dir)
         count = -(-COUNT // batch_parts(mesh)) * batch_parts(mesh)
         clips = np.stack([source[i % len(source)]["video"] for i in range(count)])
-        reconstruct = compile_reconstruction(self.stage, mesh, perceptual_parameters(self.stage))
+        reconstruct = compile_reconstruction(self.stage, mesh, self.perceptual)
         return ReconstructionSheets(reconstruct, clips, folder, self.stage.video.fps)
 
 
