@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from vdm_jax.cascade.stage import Experiment
+from vdm_jax.cascade.autoencoding import AnyExperiment
 from vdm_jax.configuration import to_data, to_json
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.checkpoints import FOLDER, read_metrics, read_record
@@ -52,7 +52,7 @@ class RunRecord:
 
     name: str
     folder: Path
-    experiment: Experiment
+    experiment: AnyExperiment
     curves: Mapping[str, Mapping[str, Any]]  # stage -> columns of its metrics
     samples: Mapping[str, Mapping[int, tuple[Path, ...]]]  # stage -> step -> sheet and film
     pictures: tuple[Path, ...]  # made of the whole cascade
