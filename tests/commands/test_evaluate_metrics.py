@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from tests.commands.conftest import TINY
 from vdm_jax.commands.main import main
 from vdm_jax.evaluation.detectors import i3d
 
@@ -36,6 +37,16 @@ def test_every_checkpoint_is_evaluated_once_and_shown(run, capfd):
     assert main(["report", str(run)]) == 0
     page = (run / "report.html").read_text()
     assert "Scores of checkpoints" in page and "Stage base, scores of checkpoints" in page
+    assert "Scores while training" in page and "digits/whole" in page  # the run of these tests was evaluated as it went
+    of_step = json.loads((run / "base" / "evaluation" / "training_0000002.json").read_text())
+    assert [score["conditions"]["videos"] for score in of_step["scores"]] == [10] * 5 and len(of_step["real"]) == 5
+
+
+def test_an_evaluation_that_training_cannot_do_is_refused_before_there_is_a_run(tmp_path, fails):
+    asks = ("--base.training.evaluation.every", "1", "--base.training.evaluation.metrics")
+    for metric, message in (("fid", "permitted: digits, fvd"), ("motion", "permitted: from 32 a side")):
+        assert message in fails("train", TINY, "--run", tmp_path / "new", "--stage", "base", *asks, metric)
+    assert not (tmp_path / "new").exists()
 
 
 def test_bad_requests_are_one_line(run, fails):
