@@ -46,7 +46,7 @@ def evaluate(monkeypatch, tmp_path):
     """A function that evaluates a stage which makes the given videos of real clips."""
 
     class Samples:
-        def __init__(self, experiment, stage, count, mesh, data_dir):
+        def __init__(self, experiment, stage, count, mesh, data_dir, autoencoder):
             drawn = [generate_clip(experiment.data, "train", i) for i in range(count)]
             self.real, self.captions = np.stack([clip.video for clip in drawn]), [clip.caption for clip in drawn]
             self.count, self.source_frames = count, experiment.data.frames

@@ -255,7 +255,7 @@ def test_some_skipped_steps_are_counted_and_left_out_of_the_mean(fake_steps, tra
 
 def evaluated(scores):
     """What makes an evaluation, of which `scores` says what it finds at a step."""
-    return lambda experiment, stage, folder, mesh, data_dir: lambda params, step, progress: scores(step)
+    return lambda experiment, stage, folder, mesh, data_dir, autoencoder: lambda params, step, progress: scores(step)
 
 
 def evaluations(run):
