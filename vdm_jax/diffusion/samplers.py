@@ -9,7 +9,7 @@ every family.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vdm_jax.diffusion import predictions
 from vdm_jax.diffusion.arrays import Video
-from vdm_jax.diffusion.families import Family
+from vdm_jax.diffusion.families import VE, Family
 from vdm_jax.diffusion.grids import Grid
 from vdm_jax.errors import UserError
 
@@ -178,8 +178,12 @@ class Heun(_OnGrid):
     family's own coordinate (`families.py`): for EDM that is the published dz/dsigma, for variance-preserving
     schedules v over the angle, for flows the flow velocity over time, all of which stay bounded at both ends
     of the schedule. Churn acts on sigma / alpha, which is the published sigma for every family.
+
+    `along="sigma"` integrates the published dz/dsigma of `z / alpha` over `sigma / alpha` whatever the family, as
+    others sample models of variance-preserving schedules on Karras sigmas.
     """
 
+    along: Literal["family", "sigma"] = "family"  # the curve whose velocity is integrated
     churn: float = 0.0  # S_churn: a step first multiplies sigma / alpha by 1 + churn / steps, at most by sqrt(2)
     churn_min: float = 0.0  # S_tmin: lowest sigma / alpha at which noise is added
     churn_max: float | None = None  # S_tmax: highest sigma / alpha at which noise is added; None: no limit
@@ -200,11 +204,23 @@ class Heun(_OnGrid):
                 f"Heun.churn_min={self.churn_min} with churn_max={self.churn_max}; "
                 "permitted: 0 <= churn_min <= churn_max"
             )
+        if self.along not in ("family", "sigma"):
+            raise UserError(f"Heun.along={self.along!r}; permitted: 'family', 'sigma'")
 
     def step(
         self, estimate: Estimate, z: Video, memory: None, step: Step, family: Family, noise: Video
     ) -> Outcome:
         """z at the next level, given z at this one."""
+        if self.along == "sigma" and family is not VE:
+            def alpha(level: Scalar) -> Scalar:
+                return family.alpha_sigma(level)[0]
+
+            z, x_hat, _ = self._step(lambda x, level: estimate(alpha(level) * x, level), z / alpha(step.level), step,
+                                     VE, noise)
+            return alpha(step.next) * z, x_hat, None
+        return self._step(estimate, z, step, family, noise)
+
+    def _step(self, estimate: Estimate, z: Video, step: Step, family: Family, noise: Video) -> Outcome:
         level = step.level
         if self.churn:
             z, level = self._add_noise(z, step, family, noise)
@@ -246,14 +262,23 @@ class PNDM(_OnGrid):
     eps_hat is extrapolated from up to four steps, for steps of equal length in the schedule's timesteps. There are no
     Runge-Kutta steps to begin with: as in the code of latent diffusion ("PLMS"), the first step averages eps_hat at its
     two ends, which costs one more evaluation, and the order grows from step to step.
+
+    `extrapolate="v"` extrapolates v instead, which is another direction from z at each step: what diffusers does with
+    networks that predict it.
     """
+
+    extrapolate: Literal["eps", "v"] = "eps"
+
+    def __post_init__(self):
+        if self.extrapolate not in ("eps", "v"):
+            raise UserError(f"PNDM.extrapolate={self.extrapolate!r}; permitted: 'eps', 'v'")
 
     def evaluations(self, steps: int) -> int:
         """How often the denoiser is called in all."""
         return steps + 1 if steps > 1 else 1
 
     def memory(self, z: Video) -> Float[Array, "3 *video"]:
-        """eps_hat of the three steps before, the last first; any values where there is none."""
+        """eps_hat (or v_hat) of the three steps before, the last first; any values where there is none."""
         return jnp.zeros((3, *z.shape), z.dtype)
 
     def step(
@@ -262,21 +287,26 @@ class PNDM(_OnGrid):
         """z at the next level, given z at this one."""
         (alpha_t, sigma_t), (alpha_s, sigma_s) = map(family.alpha_sigma, (step.level, step.next))
         x_hat = estimate(z, step.level)
-        eps = (z - alpha_t * x_hat) / sigma_t
+        told = self._direction(x_hat, z, alpha_t, sigma_t)
 
-        def moved(eps: Video) -> Video:
-            return alpha_s * (z - sigma_t * eps) / alpha_t + sigma_s * eps
+        def moved(direction: Video) -> Video:
+            x, eps = predictions.clean_and_noise(self.extrapolate, direction, z, alpha_t, sigma_t)
+            return alpha_s * x + sigma_s * eps
 
         def averaged() -> Video:
-            end = moved(eps)
-            return (eps + (end - alpha_s * estimate(end, step.next)) / sigma_s) / 2
+            end = moved(told)
+            return (told + self._direction(estimate(end, step.next), end, alpha_s, sigma_s)) / 2
 
         def extrapolated() -> Video:
             weights = jnp.asarray(_ADAMS_BASHFORTH)[jnp.minimum(step.index, 3)]
-            return weights[0] * eps + jnp.tensordot(weights[1:], memory, 1)
+            return weights[0] * told + jnp.tensordot(weights[1:], memory, 1)
 
         slope = jax.lax.cond((step.index == 0) & ~step.last, averaged, extrapolated)
-        return moved(slope), x_hat, jnp.concatenate([eps[None], memory[:2]])
+        return moved(slope), x_hat, jnp.concatenate([told[None], memory[:2]])
+
+    def _direction(self, x_hat: Video, z: Video, alpha: Scalar, sigma: Scalar) -> Video:
+        """What is extrapolated, of an estimate at z."""
+        return predictions.convert("x", x_hat, z, alpha, sigma)[self.extrapolate]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -72,7 +72,7 @@ def shapes(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
     """Path -> shape of every parameter, without computing anything."""
     more: dict[str, Any] = {}
     if isinstance(config, Autoencoder):
-        example = (jnp.zeros((1, 1, config.factor, config.factor, config.channels)),)
+        example = (jnp.zeros((1, config.time_factor, config.factor, config.factor, config.channels)),)
     elif isinstance(config, CLIPVision):
         example = (jnp.zeros((1, config.size, config.size, config.channels)),)
     elif isinstance(config, LatentUNet):
@@ -214,7 +214,7 @@ def _write_t5(config: T5Encoder) -> dict[str, Any]:
 _DIFFUSERS, _TRANSFORMERS = "diffusion_pytorch_model", "model"
 KINDS = (
     Kind("AutoencoderKL", Autoencoder, _DIFFUSERS, lambda f: _read_autoencoder(f, False), _write_autoencoder,
-         lambda c: c.decoder == "frames"),
+         lambda c: c.decoder == "frames" and not c.ours_alone),
     Kind("AutoencoderKLTemporalDecoder", Autoencoder, _DIFFUSERS, lambda f: _read_autoencoder(f, True),
          _write_autoencoder, lambda c: c.decoder == "temporal"),
     Kind("UNet2DConditionModel", LatentUNet, _DIFFUSERS, image.read_image_unet, image.image_fields,
@@ -240,11 +240,12 @@ KINDS = (
 
 
 def kind_of(config: Config) -> Kind:
-    """The class elsewhere that a config of ours is. Raises `UserError` where there is none."""
+    """The class elsewhere that a config of ours is. Raises `UserError` for one that none is."""
     for kind in KINDS:
         if isinstance(config, kind.config) and kind.accepts(config):
             return kind
-    raise UserError(f"no class elsewhere has the layers of {config}; permitted: {', '.join(k.name for k in KINDS)}")
+    raise UserError(f"{type(config).__name__} with layers that the other libraries do not have (temporal_kernel, "
+                    "temporal_attention, layout='clip', offsets); permitted: a file in our own layout (.safetensors)")
 
 
 def kind_named(name: str, where: str, wanted: type | None = None) -> Kind:

@@ -25,7 +25,7 @@ from vdm_jax.errors import UserError
 from vdm_jax.interop import model_kinds, tensor_names
 from vdm_jax.interop.fields import Fields
 from vdm_jax.interop.model_kinds import Config, Kind
-from vdm_jax.interop.safetensors import flatten, load_params
+from vdm_jax.interop.safetensors import flatten, load_params, save_params
 from vdm_jax.interop.signatures import mismatch
 from vdm_jax.interop.tensor_files import (
     SHARD_BYTES,
@@ -203,10 +203,24 @@ def import_folder(folder: str | os.PathLike, out: str | os.PathLike, variant: st
 
 
 def load_imported(path: str | os.PathLike) -> Pretrained:
-    """What `import_folder` wrote. Raises `UserError` for another file."""
+    """What `import_folder` or `save_imported` wrote. Raises `UserError` for another file."""
     params, metadata = load_params(path)
     if "config" not in metadata:
-        raise UserError(f"{path} does not say what it holds; permitted: files that `vdm-jax convert` wrote")
+        raise UserError(f"{path} does not say what it holds; permitted: files that `vdm-jax convert` wrote, or the "
+                        "training of an autoencoder")
     config = from_json(Config, metadata["config"], str(path))
     _checked(config, params, f"parameters of {path}")
     return Pretrained(config, params, json.loads(metadata.get("fields", "{}")))
+
+
+def save_imported(
+    path: str | os.PathLike, model: Pretrained, metadata: Mapping[str, str] | None = None, *, dtype: str | None = None
+) -> None:
+    """Writes a model as one file in our layout, which `load_imported` reads; `metadata` is text beside its config.
+
+    `dtype` as in `save_params`. Raises `UserError` for parameters that do not match the config, by name, and as
+    `save_params` does.
+    """
+    _checked(model.config, model.params, "parameters")
+    text = {**(metadata or {}), "config": to_json(model.config), "fields": json.dumps(model.fields)}
+    save_params(path, model.params, text, dtype=dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,13 @@ from vdm_jax.errors import UserError
 from vdm_jax.networks.config import EmbeddedText, WordEncoder
 from vdm_jax.parallel.arrays import global_batch, process_rows
 from vdm_jax.parallel.mesh import make_mesh
-from vdm_jax.parallel.processes import together
+from vdm_jax.parallel.processes import first_says, together
 from vdm_jax.parallel.rules import batch_parts
+from vdm_jax.training.autoencoders import load_autoencoder
 from vdm_jax.training.checkpoints import Checkpoints
 from vdm_jax.training.manifest import Damaged
-from vdm_jax.training.metrics import MetricWriter, Throughput
-from vdm_jax.training.report import Report
+from vdm_jax.training.metrics import EVALUATION, MetricWriter, Throughput, read_records
+from vdm_jax.training.report import Report, StageProgress, duration
 from vdm_jax.training.runs import checkpoints_path
 from vdm_jax.training.sheets import SampleSheets
 from vdm_jax.training.starting import starting_weights
@@ -43,6 +44,11 @@ from vdm_jax.video.writing import atomic_path
 DEVICE_FIELDS = ("video", "tokens", "embeddings", "text_mask", "label", "images", "image_tokens", "image_embeddings",
                  "image_text_mask", "frame_valid", "frame_rate")
 MAX_SKIPPED = 20  # steps in a row without a finite gradient before a run gives up
+# From (averaged parameters, step, function told the videos done) to scalars, in process 0; made from (experiment,
+# stage, its folder, mesh, data_dir, weights of its autoencoder). The room of evaluation lies below this one, so
+# commands hand it in.
+Evaluate = Callable[[Any, int, Callable[[int], None]], dict[str, float]]
+MakeEvaluate = Callable[[Experiment, Stage, Path, Mesh, Path | None, tuple[Any, ...]], Evaluate]
 
 
 class Interrupted(Exception):
@@ -61,6 +67,7 @@ class Trainer:
       data_dir: where prepared data sets live.
       devices: to train on; all devices of all processes by default.
       damaged: what to do when the newest checkpoint is damaged: refuse, or set it aside and use the one before.
+      evaluation: what evaluates the stage where its training asks for it (`evaluation.in_training.StageEvaluation`).
     """
 
     experiment: Experiment
@@ -70,7 +77,9 @@ class Trainer:
     data_dir: Path | None = None
     devices: Sequence[jax.Device] | None = None
     damaged: Damaged = "refuse"
+    evaluation: MakeEvaluate | None = None
     sources: dict[str, RandomAccessSource] = dataclasses.field(default_factory=dict)  # by split, once opened
+    autoencoder: tuple[Any, ...] = ()  # weights of a latent stage's, once read
 
     def train(self) -> None:
         """Train to the configured number of steps, resuming from the last checkpoint if there is one.
@@ -93,6 +102,7 @@ class Trainer:
                 self.report.note(f"stage {self.stage.name}: already trained to step {start}")
                 return
             pipeline = pipeline or together(lambda: self._pipeline("train", mesh))
+            self.autoencoder = together(lambda: load_autoencoder(self.stage, self.run))
             with MetricWriter(folder, first_step=start + 1) as writer, stop_requests() as stop:
                 state = self._loop(state, start, mesh, pipeline, checkpoints, writer, stop)
         self._summarise(folder, state)
@@ -151,15 +161,19 @@ class Trainer:
     def _loop(self, state: TrainState, start: int, mesh: Mesh, pipeline: Pipeline, checkpoints: Checkpoints,
               writer: MetricWriter, stop: StopRequests) -> TrainState:
         spec = self.stage.training
-        step_function = compile_train_step(self.stage, mesh)
+        step_function = compile_train_step(self.stage, mesh, self.autoencoder)
         validate = self._validation(mesh)
         folder = self.run / self.stage.name / "samples"
-        sheets = together(lambda: SampleSheets(self.experiment, self.stage, folder, mesh, self.data_dir))
+        sheets = together(lambda: SampleSheets(self.experiment, self.stage, folder, mesh, self.data_dir,
+                                               self.autoencoder))
+        evaluate = self._evaluation(mesh, writer)
         throughput = Throughput(spec.batch_size, spec.steps)
         pending: list[tuple[int, dict[str, Any]]] = []  # metrics still on the device
         skipped_in_a_row = 0
         with self.report.stage(self.stage.name, start, spec.steps) as progress, pipeline.iterate(start) as batches:
             began = time.monotonic()
+            if evaluate and start and start % spec.evaluation.every == 0 and self._unevaluated(start):
+                evaluate(state.ema, start, progress)  # it was stopped before it came to this
             for step in range(start + 1, spec.steps + 1):
                 batch = next(batches)
                 state, metrics = step_function(state, device_batch(batch, mesh, spec.batch_size))
@@ -183,6 +197,8 @@ class Trainer:
                         progress.note(f"step {step}: validation loss {loss:.4f}")
                     if last or (spec.sample_every and step % spec.sample_every == 0):
                         writer.image(step, "samples", sheets.write(state.ema, step))
+                    if evaluate and (step % spec.evaluation.every == 0 or last):
+                        evaluate(state.ema, step, progress)
                 if stopping and not last:
                     checkpoints.wait()
                     raise Interrupted(f"stopped at step {step} of stage {self.stage.name!r}; everything is saved")
@@ -228,9 +244,46 @@ class Trainer:
             return None
         pipeline = together(lambda: self._pipeline("validation", mesh))
         batch = device_batch(pipeline.batch(0), mesh, pipeline.batch_size)
-        function = compile_validation(self.stage, mesh)
+        function = compile_validation(self.stage, mesh, self.autoencoder)
         key = jax.random.key(self.experiment.seed)
         return lambda params: float(function(params, batch, key))
+
+    def _evaluation(self, mesh: Mesh, writer: MetricWriter) -> Callable[[Any, int, StageProgress], None] | None:
+        """What scores the averaged parameters at a step, writes the scores and shows them, or None."""
+        if not self.stage.training.evaluation.every:
+            return None
+        score = together(lambda: self.evaluation(self.experiment, self.stage, self.run / self.stage.name, mesh,
+                                                 self.data_dir, self.autoencoder))
+        total = self.stage.training.evaluation.clips
+
+        def evaluate(params: Any, step: int, progress: StageProgress) -> None:
+            began = time.monotonic()
+            try:
+                scores = score(params, step, lambda done: progress.doing(f"evaluating {done}/{total}"))
+            except UserError as error:  # a score is not worth a run
+                progress.note(f"step {step}: no evaluation: {error}")
+                return
+            writer.write(step, scores)
+            progress.note(f"step {step}: {total} videos in {duration(time.monotonic() - began)}: {_shown(scores)}")
+
+        return evaluate
+
+    def _unevaluated(self, step: int) -> bool:
+        """Whether process 0 finds no evaluation of a step among the metrics; all processes get the same answer."""
+        folder = self.run / self.stage.name
+        return first_says(lambda: not any(record["step"] == step and any(name.startswith(EVALUATION) for name in record)
+                                          for record in read_records(folder)))
+
+
+def _shown(scores: dict[str, float]) -> str:
+    """Scores as a line, each beside that of the real clips, where there is one."""
+    parts = []
+    for name, value in scores.items():
+        if not name.startswith(f"{EVALUATION}real/"):
+            short = name.removeprefix(EVALUATION)
+            real = scores.get(f"{EVALUATION}real/{short}")
+            parts.append(f"{short} {value:.3g}" + ("" if real is None else f" (real {real:.3g})"))
+    return ", ".join(parts)
 
 
 def device_batch(batch: dict[str, Any], mesh: Mesh, size: int | None = None) -> dict[str, jax.Array]:

@@ -1,0 +1,197 @@
+"""Schedulers of released models: which levels they take, what they refuse, and, in full, every step of diffusers'."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vdm_jax.diffusion.arrays import noise_from_keys
+from vdm_jax.diffusion.consistency import consistent
+from vdm_jax.diffusion.sampling import Walk
+from vdm_jax.diffusion.schedules import ScaledLinearBetaSchedule
+from vdm_jax.errors import UserError
+from vdm_jax.pipelines.schedulers import OPTIONS, Scheduler, read_scheduler
+
+STABLE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+# The file of Stable Video Diffusion, with options of the class that it was made from.
+VIDEO = {**STABLE, "clip_sample": False, "interpolation_type": "linear", "num_train_timesteps": 1000,
+         "prediction_type": "v_prediction", "set_alpha_to_one": False, "sigma_max": 700.0, "sigma_min": 0.002,
+         "skip_prk_steps": True, "steps_offset": 1, "timestep_spacing": "leading", "timestep_type": "continuous",
+         "trained_betas": None, "use_karras_sigmas": True}
+SHAPE = (2, 1, 2, 2, 1)
+
+
+def test_the_levels_of_stable_video_diffusion():
+    trajectory = Scheduler("EulerDiscreteScheduler", VIDEO).trajectory(5)
+    sigmas = (700 ** (1 / 7) + np.linspace(0, 1, 5) * (0.002 ** (1 / 7) - 700 ** (1 / 7))) ** 7
+    np.testing.assert_allclose(trajectory.steps.level, -2 * np.log(sigmas), rtol=1e-6)
+    np.testing.assert_allclose(trajectory.told.numbers, np.log(sigmas) / 4, rtol=1e-6)
+    assert trajectory.start == 1 and trajectory.steps.last.tolist() == [False] * 4 + [True]
+
+
+def test_where_a_scheduler_ends_and_how_it_begins():
+    table = ScaledLinearBetaSchedule().table()
+    options = {**STABLE, "steps_offset": 1, "clip_sample": False, "set_alpha_to_one": False}
+    found = Scheduler("DDIMScheduler", options).trajectory(4)
+    np.testing.assert_allclose(found.steps.next, table[[501, 251, 1, 0]], rtol=1e-6)
+    assert not found.steps.last.any()  # the last step goes to timestep 0
+    found = Scheduler("DDIMScheduler", {**options, "set_alpha_to_one": True}).trajectory(4)
+    assert found.steps.last.tolist() == [False, False, False, True]
+    trailing = Scheduler("EulerDiscreteScheduler", {**STABLE, "timestep_spacing": "trailing"}).trajectory(4)
+    np.testing.assert_allclose(trailing.start, np.sqrt(1 / (1 + np.exp(table[-1]))), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name, options, steps, message", [
+    ("UniPCMultistepScheduler", {}, 4, "scheduler 'UniPCMultistepScheduler' is not supported; permitted: DDIM"),
+    ("DDIMScheduler", {"clip_sample": False, "twist": 1}, 4, "option 'twist' of DDIMScheduler is unknown"),
+    ("DDIMScheduler", {}, 4, "clip_sample=True is not supported; permitted: False"),
+    ("EulerDiscreteScheduler", {"use_beta_sigmas": True}, 4, "use_beta_sigmas=True"),
+    ("EulerDiscreteScheduler", {"beta_schedule": "squaredcos_cap_v2"}, 4, "permitted: 'linear', 'scaled_linear'"),
+    ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, 4, "permitted: 'dpmsolver\\+\\+'"),
+    ("DPMSolverMultistepScheduler", {"rescale_betas_zero_snr": True}, 4, "prediction='eps' is not defined"),
+    ("PNDMScheduler", {}, 4, "skip_prk_steps=False"),
+    ("PNDMScheduler", {"skip_prk_steps": True, "timestep_spacing": "linspace"}, 4, "not steps of equal length"),
+    ("LCMScheduler", {}, 51, "permitted: up to 50"),
+    ("EulerDiscreteScheduler", {}, 0, "num_inference_steps=0"),
+    ("EDMEulerScheduler", {"prediction_type": "v_prediction"}, 3, "permitted: 'epsilon'"),
+])
+def test_refusals(name, options, steps, message):
+    with pytest.raises(UserError, match=message):
+        Scheduler(name, options).trajectory(steps)
+
+
+def test_the_file_is_named(tmp_path):
+    (tmp_path / "scheduler_config.json").write_text(json.dumps({"_class_name": "DDIMScheduler", "clip_sample": True}))
+    with pytest.raises(UserError, match="scheduler_config.json: DDIMScheduler: clip_sample=True"):
+        read_scheduler(tmp_path)
+
+
+def ours(trajectory, network, z, keys=None):
+    """z after every step, and the result."""
+    method = trajectory.method
+    keys = jax.random.split(jax.random.key(0), len(z)) if keys is None else keys
+
+    def denoise(z, logsnr):
+        return method.process.denoiser(lambda z, logsnr: network(z, trajectory.told(logsnr)))(z, logsnr)
+
+    denoise = denoise if method.consistency is None else consistent(denoise, method.process.schedule,
+                                                                    scaling=method.consistency)
+
+    @jax.jit
+    def run(z):
+        walk = Walk(method.sampler, method.process, z.shape, len(trajectory.steps.index))
+        carry = walk.begin(keys, trajectory.steps.level[0], trajectory.start * z)
+        return jax.lax.scan(lambda carry, step: (new := walk.advance(denoise, keys, carry, step)[0], new[0]), carry,
+                            jax.tree.map(jnp.asarray, trajectory.steps._replace(count=None)))[1]
+
+    return np.asarray(run(z.astype(np.float32)))
+
+
+class Double:
+    """A module of theirs whose float32 is float64, for a reference without rounding."""
+
+    def __init__(self, module):
+        self.module = module
+
+    def __getattr__(self, name):
+        return getattr(self.module, "float64" if name == "float32" else name)
+
+
+def theirs(monkeypatch, name, options, steps, network, z, keys):
+    """(x after every step, sigma / alpha there); what the network is told is checked."""
+    diffusers, torch = pytest.importorskip("diffusers"), pytest.importorskip("torch")
+    made = getattr(diffusers, name)
+    module = __import__(made.__module__, fromlist=["x"])
+    monkeypatch.setattr(module, "torch", Double(torch))
+    monkeypatch.setattr(module, "np", Double(np), raising=False)
+    known = {k: v for k, v in options.items() if k in OPTIONS[name]}
+    scheduler = made(**known)
+    scheduler.set_timesteps(steps)
+    x, found, told = torch.from_numpy(z) * scheduler.init_noise_sigma, [], []
+    noises = iter(range(1, steps + 1))
+    if name == "LCMScheduler":
+        def draw(shape, **_):
+            return torch.from_numpy(np.array(noise_from_keys(keys, next(noises), shape), np.float64))
+
+        monkeypatch.setattr(module, "randn_tensor", draw)
+    for timestep in scheduler.timesteps:
+        told.append(float(timestep))
+        raw = torch.from_numpy(network(scheduler.scale_model_input(x, timestep).numpy(), float(timestep), np))
+        output = scheduler.step(raw, timestep, x)
+        x = output.prev_sample
+        found.append(x.numpy())
+    return found, told, scheduler
+
+
+def network(z, told, xp=jnp):
+    """Something that depends on both and is no noise predictor in particular."""
+    return 0.7 * xp.tanh(z) + 0.1 * z + 0.05 * xp.sin(told / 97.0 if xp is np else (told / 97.0)[:, None, None, None,
+                                                                                           None])
+
+
+EULER, DPM = "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"
+DDIM = {"clip_sample": False}
+# Class, options, steps.
+PEERS = {
+    "ddim leading": ("DDIMScheduler", {**DDIM, "steps_offset": 1, "set_alpha_to_one": False}, 7),
+    "ddim to one": ("DDIMScheduler", DDIM, 8),
+    "ddim trailing": ("DDIMScheduler", {**DDIM, "timestep_spacing": "trailing"}, 7),
+    "ddim linspace": ("DDIMScheduler", {**DDIM, "timestep_spacing": "linspace"}, 6),
+    "ddim linear betas": ("DDIMScheduler", {**DDIM, "beta_schedule": "linear"}, 6),
+    "ddim zero snr": ("DDIMScheduler", {**DDIM, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}, 8),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True, "steps_offset": 1}, 9),
+    "pndm trailing": ("PNDMScheduler", {"skip_prk_steps": True, "timestep_spacing": "trailing"}, 8),
+    "pndm to one": ("PNDMScheduler", {"skip_prk_steps": True, "set_alpha_to_one": True}, 8),
+    "dpm linspace": (DPM, {}, 8),
+    "dpm leading": (DPM, {"timestep_spacing": "leading", "steps_offset": 1}, 20),
+    "dpm trailing": (DPM, {"timestep_spacing": "trailing", "euler_at_final": True}, 8),
+    "dpm karras": (DPM, {"use_karras_sigmas": True}, 9),
+    "dpm zero snr": (DPM, {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}, 8),
+    "euler linspace": (EULER, {}, 8),
+    "euler leading": (EULER, {"timestep_spacing": "leading", "steps_offset": 1}, 7),
+    "euler trailing": (EULER, {"timestep_spacing": "trailing"}, 7),
+    "euler karras": (EULER, {"use_karras_sigmas": True, "sigma_min": 0.05, "sigma_max": 12.0}, 7),
+    "euler karras of its own range": (EULER, {"use_karras_sigmas": True, "timestep_spacing": "leading"}, 7),
+    "euler zero snr": (EULER, {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}, 8),
+    "video": (EULER, VIDEO, 9),
+    "heun": ("HeunDiscreteScheduler", {}, 7),
+    "heun leading": ("HeunDiscreteScheduler", {"timestep_spacing": "leading", "steps_offset": 1}, 7),
+    "heun karras": ("HeunDiscreteScheduler", {"use_karras_sigmas": True}, 7),
+    "lcm": ("LCMScheduler", {}, 4),
+    "lcm of twenty": ("LCMScheduler", {"original_inference_steps": 20}, 3),
+    "edm": ("EDMEulerScheduler", {}, 8),
+}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("case", PEERS)
+def test_steps_of_diffusers(case, prediction, monkeypatch):
+    """Every step, against theirs in double precision: 1e-5 of the largest z."""
+    name, options, steps = PEERS[case]
+    options = ({} if name == "EDMEulerScheduler" else STABLE) | options
+    if prediction not in options.get("prediction_type", prediction) or prediction == "epsilon" and "zero snr" in case:
+        pytest.skip("the prediction is not defined there")
+    if name == "EDMEulerScheduler" and prediction != "epsilon":
+        pytest.skip("there is one kind of EDM prediction here")
+    scheduler = Scheduler(name, {**options, "prediction_type": prediction})
+    z = np.random.default_rng(0).normal(size=SHAPE)
+    keys = jax.random.split(jax.random.key(0), len(z))
+    trajectory = scheduler.trajectory(steps)
+    found = ours(trajectory, network, z, keys)
+    wanted, told, peer = theirs(monkeypatch, name, {**options, "prediction_type": prediction}, steps, network, z, keys)
+    if name == "HeunDiscreteScheduler":
+        wanted, told = [*wanted[1:-1:2], wanted[-1]], [*told[:1], *told[1::2]]  # after both halves of a step
+    elif name == "PNDMScheduler":
+        wanted, told = wanted[1:], [*told[:1], *told[2:]]
+    np.testing.assert_allclose(trajectory.told.numbers, told, rtol=1e-5, atol=1e-5)
+    assert len(found) == len(wanted)
+    for i, (a, b) in enumerate(zip(found, wanted, strict=True)):
+        if hasattr(peer, "sigmas") and name not in (DPM, "EDMEulerScheduler") and not trajectory.steps.last[i]:
+            b = b / np.sqrt(1 + np.exp(-trajectory.steps.next[i]))  # theirs is z / alpha
+        scale = np.abs(b).max()
+        np.testing.assert_allclose(a, b, atol=1e-5 * scale, rtol=1e-5, err_msg=f"step {i}")

@@ -1,0 +1,210 @@
+"""Texts as the tokens that released text encoders read, by the files of a model's `tokenizer/` folder.
+
+CLIP (Radford et al. 2021, arXiv 2103.00020) reads byte pairs of lower-case words between a start and an end token, T5
+(Raffel et al. 2020, arXiv 1910.10683) pieces of a unigram model before an end token. The packages `tokenizers` and
+`sentencepiece` do it; they come with the extra `[pretrained]`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from vdm_jax.errors import UserError
+
+log = logging.getLogger(__name__)
+
+CLASSES = {"CLIPTokenizer": "clip", "CLIPTokenizerFast": "clip", "T5Tokenizer": "t5", "T5TokenizerFast": "t5"}
+# Contractions, runs of letters, single digits, runs of anything else (the pattern of CLIP's byte pairs).
+CLIP_WORDS = (r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
+LONGEST = 10**6  # files say 10^30 where there is no limit
+
+
+class Tokens(NamedTuple):
+    """Texts as token ids, all of one length."""
+
+    ids: Int[np.ndarray, "B L"]
+    mask: Bool[np.ndarray, "B L"]  # False at padding
+
+
+class Pieces(NamedTuple):
+    """A text as token ids, without those that frame it."""
+
+    ids: list[int]
+    rest: Callable[[int], str]  # what the text says from one of them on
+
+
+class Tokenizer:
+    """Texts to tokens of a fixed length, cut and padded as the model was trained.
+
+    Args:
+      split: a text to its pieces.
+      start, end: ids around a text; None: no such token.
+      padding: id after it.
+      length: tokens of a text at most, those around it included.
+    """
+
+    def __init__(self, split: Callable[[str], Pieces], *, start: int | None, end: int | None, padding: int, length: int):
+        self.split, self.padding, self.length = split, padding, length
+        self.start, self.end = ([] if token is None else [token] for token in (start, end))
+        self.room = length - len(self.start) - len(self.end)
+        if self.room < 1:
+            raise UserError(f"length={length} of a tokenizer; permitted: {length - self.room + 1} or more")
+
+    def __call__(self, texts: Sequence[str] | str) -> Tokens:
+        """Token ids and mask. A text that is too long is cut before the end token, with a warning that says what."""
+        texts = (texts,) if isinstance(texts, str) else texts
+        ids = np.full((len(texts), self.length), self.padding, np.int32)
+        mask = np.zeros(ids.shape, bool)
+        for row, text in enumerate(texts):
+            pieces = self.split(text)
+            if len(pieces.ids) > self.room:
+                log.warning("a text has %d tokens where %d fit; cut off: %r", len(pieces.ids), self.room,
+                            pieces.rest(self.room))
+            whole = [*self.start, *pieces.ids[: self.room], *self.end]
+            ids[row, : len(whole)], mask[row, : len(whole)] = whole, True
+        return Tokens(ids, mask)
+
+
+def open_tokenizer(folder: str | os.PathLike, length: int | None = None) -> Tokenizer:
+    """The tokenizer of a folder: `tokenizer.json`, or `vocab.json` with `merges.txt` (CLIP), or `spiece.model` (T5).
+
+    Args:
+      folder: as diffusers and transformers write it.
+      length: tokens of a text at most; that of `tokenizer_config.json` by default.
+
+    Raises:
+      UserError: a package is missing, a file is missing or damaged, a tokenizer that is neither CLIP's nor T5's, or no
+        length where the folder has none.
+    """
+    folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; permitted: the tokenizer/ folder of a model")
+    config, special = _json(folder / "tokenizer_config.json"), _json(folder / "special_tokens_map.json")
+    kind = _kind(folder, config)
+    if length is None:
+        length = config.get("model_max_length")
+        if not isinstance(length, int) or length > LONGEST:
+            raise UserError(f"{folder}: tokenizer_config.json has model_max_length={length}; permitted: a length, or "
+                            "length=... given here")
+    defaults = {"clip": ("<|startoftext|>", "<|endoftext|>", "<|endoftext|>"), "t5": (None, "</s>", "<pad>")}[kind]
+    names = [_token(name, config, special, default)
+             for name, default in zip(("bos_token", "eos_token", "pad_token"), defaults, strict=True)]
+    names[0] = names[0] if kind == "clip" else None
+    if kind == "t5" and not (folder / "tokenizer.json").is_file():
+        return _sentencepiece(folder, names, length)
+    backend = _backend(folder, kind, [name for name in names if name])
+    ids = [None if name is None else backend.token_to_id(name) for name in names]
+    for name, number in zip(names, ids, strict=True):
+        if name is not None and number is None:
+            raise UserError(f"{folder}: token {name!r} is not in the vocabulary; permitted: the files of one model")
+
+    def split(text: str) -> Pieces:
+        found = backend.encode(text, add_special_tokens=False)
+        return Pieces(found.ids, lambda place: text[found.offsets[place][0] :])
+
+    return Tokenizer(split, start=ids[0], end=ids[1], padding=ids[2], length=length)
+
+
+def _kind(folder: pathlib.Path, config: dict[str, Any]) -> str:
+    """Whose tokenizer a folder holds."""
+    name = config.get("tokenizer_class")
+    if name in CLASSES:
+        return CLASSES[name]
+    if name is not None:
+        raise UserError(f"{folder} holds a {name}; permitted: {', '.join(CLASSES)}")
+    for file, kind in (("merges.txt", "clip"), ("spiece.model", "t5")):
+        if (folder / file).is_file():
+            return kind
+    raise UserError(f"{folder} does not say which tokenizer it holds; permitted: tokenizer_config.json with one of "
+                    f"{', '.join(CLASSES)}")
+
+
+def _token(name: str, config: dict[str, Any], special: dict[str, Any], default: str | None) -> str | None:
+    """A special token's text, which files give bare or as an object."""
+    value = config.get(name) or special.get(name) or default
+    return value.get("content", default) if isinstance(value, dict) else value
+
+
+def _backend(folder: pathlib.Path, kind: str, special: list[str]) -> Any:
+    """A tokenizer of the package `tokenizers`, without padding or truncation of its own."""
+    tokenizers = _package("tokenizers", folder)
+    try:
+        if (folder / "tokenizer.json").is_file():
+            backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+            backend.no_padding()
+            backend.no_truncation()
+        else:
+            backend = _byte_pairs(tokenizers, folder)
+        # They stand for themselves where a text has them; what is in the vocabulary keeps its id.
+        backend.add_special_tokens([token for token in special if backend.token_to_id(token) is not None])
+    except UserError:
+        raise
+    except Exception as error:  # the package raises no class of its own
+        raise UserError(f"{folder} holds no tokenizer that was read: {error}") from error
+    return backend
+
+
+def _byte_pairs(tokenizers: Any, folder: pathlib.Path) -> Any:
+    for file in ("vocab.json", "merges.txt"):
+        if not (folder / file).is_file():
+            raise UserError(f"{folder} has no {file}; permitted: tokenizer.json, or vocab.json with merges.txt")
+    vocabulary, merges = tokenizers.models.BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    unknown = "<|endoftext|>" if "<|endoftext|>" in vocabulary else None
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(
+        vocab=vocabulary, merges=merges, continuing_subword_prefix="", end_of_word_suffix="</w>", fuse_unk=False,
+        unk_token=unknown))
+    normal, before = tokenizers.normalizers, tokenizers.pre_tokenizers
+    backend.normalizer = normal.Sequence([normal.NFC(), normal.Replace(tokenizers.Regex(r"\s+"), " "),
+                                          normal.Lowercase()])
+    backend.pre_tokenizer = before.Sequence([
+        before.Split(tokenizers.Regex(CLIP_WORDS), behavior="removed", invert=True),
+        before.ByteLevel(add_prefix_space=False)])
+    return backend
+
+
+def _sentencepiece(folder: pathlib.Path, names: list[str | None], length: int) -> Tokenizer:
+    """T5's tokenizer by the file that it was trained as."""
+    package, path = _package("sentencepiece", folder), folder / "spiece.model"
+    if not path.is_file():
+        raise UserError(f"{folder} has no spiece.model; permitted: tokenizer.json or spiece.model")
+    try:
+        model = package.SentencePieceProcessor(model_file=str(path))
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{path} was not read: {error}") from error
+
+    def split(text: str) -> Pieces:
+        ids = model.encode(text)
+        return Pieces(ids, lambda place: model.decode(ids[place:]))
+
+    _, end, padding = (None if name is None else model.piece_to_id(name) for name in names)
+    return Tokenizer(split, start=None, end=end, padding=padding, length=length)
+
+
+def _package(name: str, folder: pathlib.Path) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise UserError(f"{folder} is read by the package {name}, which is not installed; permitted: pip install "
+                        "'vdm_jax[pretrained]'") from None
+
+
+def _json(path: pathlib.Path) -> dict[str, Any]:
+    """An object of a file; empty where there is no file."""
+    if not path.is_file():
+        return {}
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path} holds a {type(data).__name__}; permitted: an object")
+    return data
