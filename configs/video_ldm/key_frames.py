@@ -1,8 +1,8 @@
 """Video LDM, text to video: key frames at 1.875 frames per second, 320x512.
 
 Citation: Blattmann et al. 2023, arXiv 2304.08818, section 4.2. Layers over frames between those of Stable Diffusion
-          2.x, which stay as they are. What is not published is marked in _stage.py. 8 key frames, since their gaps, filled
-          twice with 3 frames, give the 113 frames of the videos shown.
+          2.x, which stay as they are. What is not published is marked in _stage.py. 8 key frames, since their gaps,
+          filled twice with 3 frames, give the 113 frames of the videos shown.
 Hardware: not published for this model.
 Expected: with all stages, FVD 550.61 and IS 33.45 on UCF-101, zero-shot. Not trained by us.
 Run:      vdm-jax train video_ldm/key_frames     (weights/sd_vae.safetensors and weights/sd2_unet.safetensors by
