@@ -52,6 +52,12 @@ class Conditioning:
             image = jnp.where(True if where is None else where[:, None, None, None, None], 0, image)
         return self.replace(text_mask=text_mask, labels=labels, image=image, embeddings=embeddings)
 
+    def without_known(self) -> Conditioning:
+        """The same with nothing known of the video."""
+        known = {name: None if (a := getattr(self, name)) is None else jnp.zeros_like(a)
+                 for name in ("observed", "observed_mask")}
+        return self.replace(**known)
+
     def window(self, start: Int[Array, ""], length: int, frames: int) -> Conditioning:
         """The same for `length` frames from `start` on, which may be traced, of a video of `frames`: what belongs to
         single frames is cut, the rest stays."""
