@@ -15,10 +15,12 @@ from vdm_jax.networks.config import AttentionInflation, ConvolutionInflation, Le
 ADDED = (r"/temporal_(down|up)sample_\d+/", r"_inflation_\d+/")
 
 
-def inflated(image: UNet, strides: Sequence[int], head_dim: int) -> UNet:
-    """The video network of an image network: `strides` of time by level, and a block after each of its blocks."""
+def inflated(image: UNet, strides: Sequence[int], head_dim: int, **attention: str) -> UNet:
+    """The video network of an image network: `strides` of time by level, and a block after each of its blocks;
+    `attention` are further fields of the attention over frames."""
     context = "relayout" if image.spread == "frames" else "none"  # where clips are split over devices
-    lowest = AttentionInflation(attention=SelfAttention(pattern=Temporal(), head_dim=head_dim, context=context))
+    lowest = AttentionInflation(attention=SelfAttention(pattern=Temporal(), head_dim=head_dim, context=context,
+                                                           **attention))
     added = [ConvolutionInflation()] * (len(image.levels) - 1) + [lowest]
     levels = tuple(with_time(level, stride, block) for level, stride, block in
                    zip(image.levels, strides, added, strict=True))

@@ -1,8 +1,8 @@
 """Train four kinds of cascade on captioned digits under one budget of FLOPs, score what they make, and extend videos.
 
-Run:   python -m experiments.cascade_baseline.run --preset cpu       in the root of the repository; half an hour
+Run:   python -m experiments.cascade_baseline.run --preset cpu       in the root of the repository; an hour or two
        python -m experiments.cascade_baseline.run --report           only tables and plot from the record
-Needs: pip install 'vdm_jax[plots]'
+Needs: pip install 'vdm_jax[plots,metrics]'
 An interrupted run goes on where it stopped: finished systems are recorded, others have checkpoints in
 runs/cascade_baseline/.
 """
@@ -45,7 +45,7 @@ class Preset:
     systems: tuple[str, ...] = tuple(SYSTEMS)
 
 
-PRESETS = {"cpu": Preset(budget=12e12, scored_clips=96, extended_clips=24),
+PRESETS = {"cpu": Preset(budget=48e12, scored_clips=96, extended_clips=16),
            "gpu": Preset(budget=2e15, scored_clips=256, extended_clips=64)}
 
 

@@ -32,7 +32,7 @@ from vdm_jax.networks.config import (
 from vdm_jax.planning.flops import training_work
 from vdm_jax.planning.inputs import training_batch
 
-SPATIAL, TEMPORAL = SelfAttention(pattern=Spatial()), SelfAttention(pattern=Temporal())
+SPATIAL, TEMPORAL = SelfAttention(pattern=Spatial()), SelfAttention(pattern=Temporal(), position="sinusoidal")
 RELATIVE = SelfAttention(pattern=Temporal(), position="shaw")
 CROSS, CONVOLUTION = CrossAttention(), TemporalConvolution()
 BASE = Process(schedule=CosineSchedule(shift=-3.0), prediction="x")
@@ -40,6 +40,9 @@ DETAIL = Process(schedule=CosineSchedule(shift=-1.0), prediction="x")
 AUGMENTATION = NoiseAugmentation(training_logsnr=(2.0, 9.0), sampling_logsnr=7.5)
 DATA = CaptionedDigits(train_clips=10_000, single_object_fraction=0.85)
 TEXT = WordEncoder(words=caption_words(), length=16, width=64, layers=1)
+# What a caption decides at high noise is a product of words and places, as in the demo; frames are told apart by
+# attention alone, so that an image network becomes a video network exactly.
+PLACES = {"position_period": 25.0, "position_axes": ("row", "column")}
 GENERATING = Sampling(sampler=DDIM(eta=1.0), steps=32, guidance=1.0, batch_size=32)
 ENLARGING = Sampling(sampler=DDIM(), steps=8, batch_size=32)
 
@@ -63,7 +66,7 @@ def network(patch: int, mixers: tuple[Mixer, ...], **more) -> UNet:
     """One level on large patches, with text."""
     read = (*mixers, CROSS)
     return UNet(levels=(Level(channels=128, blocks=1, mixers=read),), middle=(*read, *read), patch=patch, text=TEXT,
-                **more)
+                **PLACES, **more)
 
 
 def stage(name: str, frames: int, pixels: int, unet: UNet, source: LowResolution | KeyFrames | None = None,
@@ -132,7 +135,7 @@ def lumiere(work: Path) -> list[Part]:
     from vdm_jax_configs.lumiere._network import ADDED, inflated
 
     levels = (Level(channels=64, blocks=1), Level(channels=128, blocks=1, mixers=(SPATIAL, CROSS)))
-    small = UNet(levels=levels, middle=(SPATIAL, CROSS), patch=4, text=TEXT)
+    small = UNet(levels=levels, middle=(SPATIAL, CROSS), patch=4, text=TEXT, **PLACES)
     large = detail(())
     images = Part("lumiere_images", Experiment(name="lumiere_style_images", data=DATA, stages=(
         stage("base", 1, 32, small), stage("spatial", 1, 64, large, from_low(1, 32)))), {"base": 0.4, "spatial": 0.05})
@@ -142,7 +145,7 @@ def lumiere(work: Path) -> list[Part]:
 
     windows = dataclasses.replace(ENLARGING, windows=Windows(frames=8, overlap=2))
     stages = (
-        stage("base", 16, 32, inflated(small, (2, 1), 32), **begun("base")),
+        stage("base", 16, 32, inflated(small, (2, 1), 32, position="sinusoidal"), **begun("base")),
         stage("spatial", 16, 64, inflated(large, (1,), 16), from_low(16, 32), windows, part=8,
               **begun("spatial", ADDED[1:])))  # it keeps all frames
     return [images, Part("lumiere", Experiment(name="lumiere_style", stages=stages, data=DATA),

@@ -14,6 +14,7 @@ from vdm_jax.evaluation import fvd as video_distance
 from vdm_jax.evaluation.detectors import weights
 from vdm_jax.evaluation.fvd import FeatureSet, block_fvd, blocks, fvd, i3d_features, kvd
 from vdm_jax.evaluation.fvd_protocols import PROTOCOLS, find_protocol
+from vdm_jax.evaluation.resizing import interpolation
 from vdm_jax.evaluation.scores import best, require_comparable, table
 
 ORIGINAL = PROTOCOLS["original"]
@@ -56,10 +57,10 @@ def test_the_score_is_that_of_scipy_on_the_same_features():
 
 
 def test_resizing_is_that_of_the_two_published_codes():
-    tf1, half = (video_distance._interpolation(2, 4, name) for name in ("bilinear_tf1", "bilinear_half_pixel"))
+    tf1, half = (interpolation(2, 4, name) for name in ("bilinear_tf1", "bilinear_half_pixel"))
     np.testing.assert_allclose(tf1, [[1, 0], [0.5, 0.5], [0, 1], [0, 1]])
     np.testing.assert_allclose(half, [[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]])
-    np.testing.assert_allclose(video_distance._interpolation(8, 4, "bilinear_tf1") @ np.arange(8), [0, 2, 4, 6])
+    np.testing.assert_allclose(interpolation(8, 4, "bilinear_tf1") @ np.arange(8), [0, 2, 4, 6])
     clips = np.random.default_rng(0).integers(0, 256, (1, 2, 48, 300, 3), np.uint8)
     expected = jax.image.resize(jnp.asarray(clips, jnp.float32), (1, 2, 224, 224, 3), "linear", antialias=False)
     np.testing.assert_allclose(video_distance.prepared(clips, "bilinear_half_pixel"), expected / 127.5 - 1, atol=1e-4)
@@ -169,6 +170,7 @@ def test_block_fvd_is_the_mean_over_blocks():
 ])
 def test_clips_that_i3d_cannot_see_are_refused(clips, message, monkeypatch):
     monkeypatch.setattr(video_distance.i3d, "parameters", dict)
+    video_distance._extractor.cache_clear()
     with pytest.raises(UserError, match=message):
         i3d_features(clips, "bilinear_tf1")
 

@@ -156,8 +156,8 @@ def test_videos_that_a_metric_cannot_see_are_not_generated(source, tmp_path, mon
     cascade = Cascade()
     with pytest.raises(UserError, match="fvd of videos of 4 frames; permitted: from 9, which is what I3D can see"):
         evaluate_run(cascade, source, MetricSettings(metrics=("fvd",), count=2), tmp_path)
-    with pytest.raises(UserError, match="lpips of videos of 30x64 pixels; permitted: from 31 a side"):
-        run_metrics._require_visible(("ssim", "lpips"), (4, 30, 64))
+    with pytest.raises(UserError, match="lpips of 4 frames of 30x64 pixels; permitted: from 31 a side"):
+        run_metrics.require_visible(("ssim", "lpips"), (4, 30, 64))
     assert cascade.asked == []
 
 

@@ -25,7 +25,7 @@ def network(*, low_resolution=False, causal=None, inner=(), **more) -> UNet:
     video = {} if causal is None else {"temporal_kernel": 3, "temporal_causal": causal}
     return UNet(levels=(Level(channels=8, blocks=1), Level(channels=16, blocks=1, mixers=(SPATIAL, *inner, CROSS))),
                 middle=(*inner, SPATIAL), patch=2, embedding_channels=16, groups=4, text=EmbeddedText(width=6),
-                low_resolution=low_resolution, **video, **more)
+                low_resolution=low_resolution, position_period=8.0, position_axes=("row", "column"), **video, **more)
 
 
 IMAGE = network(low_resolution=True)

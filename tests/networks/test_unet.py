@@ -196,14 +196,19 @@ def test_skip_scale_multiplies_the_long_skips(filled, normal):
     assert np.abs(out - applied(PLAIN, params)(z, level)).max() > 0.05
 
 
-@pytest.mark.parametrize("period", [0.0, 25.0])
-def test_frames_are_told_apart_where_asked(period, filled, normal):
-    """Without temporal layers, exchanging frames exchanges outputs, unless the network is told which is which."""
-    z, level = normal(0, 1, 3, 4, 4, 3), jnp.zeros(1)
-    spec = dataclasses.replace(PLAIN, position_period=period)
+@pytest.mark.parametrize(("period", "axes"), [(0.0, ("frame", "row", "column")), (25.0, ("frame", "row", "column")),
+                                              (25.0, ("row", "column"))])
+def test_places_are_told_apart_where_asked(period, axes, filled, normal):
+    """Without temporal layers, exchanging frames exchanges outputs, unless the network is told which is which; a video
+    of one colour comes out in one colour within the border, unless it is told which row is which."""
+    z, level = normal(0, 1, 3, 8, 8, 3), jnp.zeros(1)
+    spec = dataclasses.replace(PLAIN, position_period=period, position_axes=axes, stem_kernel=1, out_kernel=1,
+                               levels=(Level(channels=8, blocks=1, kernel=1),))
     network = applied(spec, filled(SpaceTimeUNet(spec), z, level))
-    difference = np.abs(network(z, level)[:, ::-1] - network(z[:, ::-1], level)).max((0, 2, 3, 4))
-    assert (difference[[0, 2]] > 0.01).all() if period else (difference < 1e-5).all()
+    frames = np.abs(network(z, level)[:, ::-1] - network(z[:, ::-1], level)).max((0, 2, 3, 4))
+    assert (frames[[0, 2]] > 0.01).all() if period and "frame" in axes else (frames < 1e-5).all()
+    rows = np.ptp(network(jnp.ones_like(z), level), axis=2).max()
+    assert rows > 0.01 if period else rows < 1e-4
 
 
 def test_kernel_sizes_at_both_ends():

@@ -39,6 +39,7 @@ class Sample:
     labels: tuple[int, ...] = ()  # class numbers, one per caption, for stages that take a class; -1 is none
     split_guidance: bool | None = None  # a video's two estimates on two halves of the devices; the config's by default
     fps: float | None = None  # frames per second that the first stage is told, where it takes them
+    motion: float | None = None  # how much moves (a bucket), for stages that are told; their own by default
     first: str | None = None  # begin with this stage, one that fills in frames and takes --image instead
     last: str | None = None  # stop after this stage, e.g. base
     image: tuple[Path, ...] = ()  # pictures that become the first frames: one for all captions, or one for each
@@ -74,7 +75,7 @@ def main(arguments: Sequence[str]) -> int:
     with sampling_progress() as progress:
         if options.frames is None:
             result = generator(captions, **common, split_guidance=options.split_guidance, first=options.first,
-                               last=options.last, progress=progress)
+                               last=options.last, motion=options.motion, progress=progress)
         else:
             result = extended(generator, captions, options, progress=progress, **common)
     for path in options.out:
@@ -85,7 +86,7 @@ def main(arguments: Sequence[str]) -> int:
 def text_embeddings(generator: Any, captions: Sequence[str], options: Sample) -> dict[str, Any]:
     """Embeddings and mask of the captions, for a run that reads them. Raises `UserError` where they are needed and not
     given, given and not needed, or lack a caption."""
-    from vdm_jax.data.embeddings import TextEmbeddings
+    from vdm_jax.data.embeddings import TextEmbeddings, WithEmbeddings
     from vdm_jax.networks.config import EmbeddedText
 
     reads = [stage.name for stage in generator.experiment.stages if isinstance(stage.network.text, EmbeddedText)]
@@ -96,8 +97,12 @@ def text_embeddings(generator: Any, captions: Sequence[str], options: Sample) ->
         return {}
     if not reads:
         raise UserError(f"--embeddings={options.embeddings}: no stage of the run reads embeddings; permitted: none")
-    vectors, mask = TextEmbeddings(options.embeddings).batch(captions)
-    return {"embeddings": vectors, "text_mask": mask}
+    data, texts = generator.experiment.data, TextEmbeddings(options.embeddings)
+    vectors, mask = texts.batch(captions)
+    found = {"embeddings": vectors, "text_mask": mask}
+    if isinstance(data, WithEmbeddings) and data.empty == "encoded":
+        found["null_embeddings"], found["null_mask"] = texts.empty(vectors.shape[1])
+    return found
 
 
 def pictured(options: Sample, experiment: Any) -> Any:
@@ -155,6 +160,8 @@ def check(options: Sample) -> None:
         raise UserError(f"--style-weight={options.style_weight} is not valid; permitted: 0 to 1, with --style RUN")
     if options.fps is not None and not options.fps > 0:
         raise UserError(f"--fps={options.fps} is not valid; permitted: > 0")
+    if options.motion is not None and options.frames is not None:
+        raise UserError(f"--motion={options.motion} with --frames={options.frames}; permitted: one of them")
     if options.first is not None and options.frames is not None:
         raise UserError(f"--first={options.first} with --frames={options.frames}; permitted: one of them")
     for name in ("overlap", "method"):

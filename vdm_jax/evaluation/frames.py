@@ -83,6 +83,14 @@ def lpips(videos: Videos, real: Videos, backbone: distance.Backbone = "alexnet",
     return np.concatenate(found)[: len(frames[0])].reshape(videos.shape[:2]).mean(1).astype(np.float64)
 
 
+def frame_lpips(videos: Videos, backbone: distance.Backbone = "alexnet", *, batch_size: int = 64) -> Values:
+    """LPIPS of consecutive frames of a video, averaged: how much it changes as people see it. Frozen videos have 0,
+    shuffled ones far more than real ones; neither is heard by FVD. Raises `UserError` as `lpips`, and for one frame."""
+    if (frames := _checked("frame_lpips", videos).shape[1]) < 2:
+        raise UserError(f"frame_lpips of videos of {frames} frame; permitted: 2 or more")
+    return lpips(videos[:, 1:], videos[:, :-1], backbone, batch_size=batch_size)
+
+
 @cache
 def _lpips(backbone: distance.Backbone) -> Callable[..., Any]:
     return jax.jit(lambda params, a, b: distance.distance(params, to_float(a), to_float(b), backbone))

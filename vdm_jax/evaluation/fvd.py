@@ -8,21 +8,31 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable
-from functools import cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import get_args
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.detectors import i3d, weights
-from vdm_jax.evaluation.frechet import Moments, bootstrap, checked, frechet_distance, kernel_distance
-from vdm_jax.evaluation.fvd_protocols import FVDProtocol, Resize
+from vdm_jax.evaluation.extraction import Extractor
+from vdm_jax.evaluation.frechet import (
+    Interval,
+    Moments,
+    bootstrap,
+    checked,
+    frechet_distance,
+    frechet_interval,
+    kernel_distance,
+)
+from vdm_jax.evaluation.fvd_protocols import FVDProtocol
+from vdm_jax.evaluation.resizing import Resize, resized
 from vdm_jax.evaluation.scores import Score
+from vdm_jax.evaluation.statistics import Statistics
 from vdm_jax.interop.safetensors import load_params, save_params
 
 METRICS = ("fvd", "kvd")
@@ -33,33 +43,76 @@ METRICS = ("fvd", "kvd")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FeatureSet:
-    """Features of clips and what they came from. Kept whole, not as moments: intervals and KVD need the clips."""
+    """Features of clips and what they came from: of all clips, or of a draw of them beside the moments of all.
+    Intervals and kernel distances need features; the Frechet distance needs moments alone."""
 
-    features: Float[np.ndarray, "n d"]
+    features: Float[np.ndarray, "n d"] | Float[np.ndarray, "n v d"]  # a vector a clip, or one of each of its frames
     data: str  # which clips
     split: str
     frames: int  # that the detector saw
     stride: int  # source frames between two of them
     size: str  # height x width before resizing, pixels
-    resize: Resize
+    resize: str
     start: str = "as the data set gives it"  # of a clip in its video; or "random"
     detector: str = weights.I3D.name
     detector_sha256: str = weights.I3D.sha256
+    layer: str = "logits averaged over time"  # of the detector
+    clips: int = 0  # all of them; 0: those of `features`
+    moments: Moments | None = None  # of all vectors; None: `features` are all
 
     def __post_init__(self):
-        checked(self.features)
+        checked(np.reshape(self.features, (-1, np.shape(self.features)[-1])))
+
+    @property
+    def count(self) -> int:
+        """Number of clips."""
+        return self.clips or len(self.features)
+
+    @property
+    def vectors(self) -> Float[np.ndarray, "m d"]:
+        """The features that are here, one vector a row."""
+        return self.features.reshape(-1, self.features.shape[-1])
+
+    @property
+    def all_moments(self) -> Moments:
+        """Moments of the features of all clips."""
+        return self.moments or Moments.of(self.vectors)
+
+    @classmethod
+    def of(cls, statistics: Statistics, **about: Any) -> FeatureSet:
+        """From statistics of the clips."""
+        return cls(features=statistics.kept, clips=statistics.videos, moments=statistics.moments, **about)
+
+    def about(self) -> dict[str, Any]:
+        """All but the numbers, as JSON data."""
+        names = [field.name for field in dataclasses.fields(self)]
+        return {name: getattr(self, name) for name in names if name not in ("features", "moments")}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The numbers by name."""
+        made = {"features": np.asarray(self.features, np.float32)}
+        if self.moments:
+            count, mean, scatter = np.asarray(self.moments.count), self.moments.mean, self.moments.scatter
+            made |= {"count": count, "mean": mean, "scatter": scatter}
+        return made
+
+    @classmethod
+    def build(cls, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> FeatureSet:
+        """From what `arrays` and `about` gave. Raises KeyError and TypeError for something else."""
+        there = "count" in arrays
+        moments = Moments(int(arrays["count"]), arrays["mean"], arrays["scatter"]) if there else None
+        return cls(features=arrays["features"], moments=moments, **about)
 
     def save(self, path: Path) -> None:
         """Write it to a .safetensors file; statistics of real clips are worth keeping."""
-        about = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[1:]}  # but the features
-        save_params(path, {"features": np.asarray(self.features, np.float32)}, {"features": json.dumps(about)})
+        save_params(path, self.arrays(), {"features": json.dumps(self.about())})
 
     @classmethod
     def load(cls, path: Path) -> FeatureSet:
         """Read what `save` wrote. Raises `UserError` for other files."""
         arrays, metadata = load_params(path)
         try:
-            return cls(features=arrays["features"], **json.loads(metadata["features"]))
+            return cls.build(arrays, json.loads(metadata["features"]))
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise UserError(f"{path} is not a file of features ({error}); permitted: one written by FeatureSet.save"
                             ) from error
@@ -67,68 +120,40 @@ class FeatureSet:
 
 def i3d_features(
     clips: Iterable[UInt8[np.ndarray, "t h w 3"]], resize: Resize, *, batch_size: int = 8,
-    progress: Callable[[int], None] = lambda done: None,
+    devices: Sequence[jax.Device] | None = None, progress: Callable[[int], None] = lambda done: None,
 ) -> Float[np.ndarray, "n 400"]:
     """Logits of I3D averaged over time, clip by clip. The last batch is filled up, and no clip is dropped.
 
-    Raises `UserError` for clips that are not uint8, of different shapes or of fewer than 9 frames, and without weights.
+    Args:
+      clips: all of one shape, from 9 frames.
+      resize: how they become 224x224.
+      batch_size: clips at a time on each device.
+      devices: all accelerators of this process, or one CPU, by default.
+      progress: called with the number of clips done.
+
+    Raises:
+      UserError: clips that are not uint8, of different shapes or of fewer than 9 frames; no weights.
     """
-    params, done, batch = i3d.parameters(), [], []
-
-    def run() -> None:
-        filled = np.stack([*batch, *batch[-1:] * (batch_size - len(batch))])
-        done.append(np.asarray(_logits(params, filled, resize))[: len(batch)])
-        batch.clear()
-        progress(sum(map(len, done)))
-
-    shape = None
-    for clip in clips:
-        clip = np.asarray(clip)
-        shape = shape or clip.shape
-        if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[3] != 3 or len(clip) < i3d.LEAST_FRAMES:
-            raise UserError(f"a clip of {clip.dtype} {list(clip.shape)}; permitted: uint8 [T, H, W, 3], T from "
-                            f"{i3d.LEAST_FRAMES} frames, which is what I3D can see")
-        if clip.shape != shape:
-            raise UserError(f"clips of shapes {list(shape)} and {list(clip.shape)}; permitted: one shape")
-        batch.append(clip)
-        if len(batch) == batch_size:
-            run()
-    if batch:
-        run()
-    if not done:
-        raise UserError("no clips to take features of; permitted: one or more")
-    return np.concatenate(done)
+    extractor = _extractor(resize, batch_size, devices and tuple(devices))
+    return extractor((_checked(np.asarray(clip)) for clip in clips), progress)
 
 
-@cache
-def _compiled(resize: Resize) -> Callable[..., Array]:
-    return jax.jit(lambda params, clips: i3d.I3D().apply({"params": params}, prepared(clips, resize)))
+def _checked(clip: np.ndarray) -> UInt8[np.ndarray, "t h w 3"]:
+    if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[3] != 3 or len(clip) < i3d.LEAST_FRAMES:
+        raise UserError(f"a clip of {clip.dtype} {list(clip.shape)}; permitted: uint8 [T, H, W, 3], T from "
+                        f"{i3d.LEAST_FRAMES} frames, which is what I3D can see")
+    return clip
 
 
-def _logits(params: dict, clips: UInt8[np.ndarray, "b t h w 3"], resize: Resize) -> Float[Array, "b 400"]:
-    return _compiled(resize)(params, clips)
+@lru_cache(maxsize=2)
+def _extractor(resize: Resize, batch_size: int, devices: tuple[jax.Device, ...] | None) -> Extractor:
+    return Extractor(lambda params, clips: i3d.I3D().apply({"params": params}, prepared(clips, resize)),
+                     i3d.parameters(), batch_size, devices)
 
 
 def prepared(clips: UInt8[Array, "b t h w 3"], resize: Resize) -> Float[Array, "b t 224 224 3"]:
     """What I3D sees: clips resized, then brought from [0, 255] to [-1, 1]."""
-    rows, columns = (_interpolation(size, i3d.SIDE, resize) for size in clips.shape[2:4])
-    large = jnp.einsum("yh,bthwc,xw->btyxc", rows, jnp.asarray(clips, jnp.float32), columns,
-                       precision=jax.lax.Precision.HIGHEST)
-    return large / 127.5 - 1
-
-
-def _interpolation(before: int, after: int, resize: Resize) -> Float[np.ndarray, "after before"]:
-    """The matrix of linear interpolation between the two nearest pixels along one axis."""
-    if resize not in get_args(Resize):
-        raise UserError(f"resize={resize!r} is not valid; permitted: {', '.join(get_args(Resize))}")
-    half = 0.5 if resize == "bilinear_half_pixel" else 0.0
-    place = np.maximum((np.arange(after) + half) * before / after - half, 0)
-    left = np.minimum(place.astype(int), before - 1)
-    right, share = np.minimum(left + 1, before - 1), place - left
-    matrix = np.zeros((after, before), np.float32)
-    np.add.at(matrix, (np.arange(after), left), 1 - share)
-    np.add.at(matrix, (np.arange(after), right), share)
-    return matrix
+    return resized(clips, i3d.SIDE, resize) / 127.5 - 1
 
 
 # --- scores ---------------------------------------------------------------------------------------------------------
@@ -136,22 +161,36 @@ def _interpolation(before: int, after: int, resize: Resize) -> Float[np.ndarray,
 
 def fvd(
     real: FeatureSet, generated: FeatureSet, protocol: FVDProtocol, *, resamples: int = 100, seed: int = 0,
+    metric: str = "fvd",
 ) -> Score:
-    """The Frechet video distance under a protocol, with a bootstrap interval (none with resamples=0).
+    """The Frechet video distance under a protocol, with a bootstrap interval (none with resamples=0). With features of
+    other detectors it is another `metric`.
 
     Raises `UserError` for features that were made differently or with another filter than the protocol's.
     """
-    def distance(one: np.ndarray, other: np.ndarray) -> float:
-        return frechet_distance(Moments.of(one), Moments.of(other), protocol.divisor)
-
-    return _score("fvd", distance, real, generated, protocol, resamples, seed)
+    _require_alike(metric, real, generated, protocol)
+    value = frechet_distance(real.all_moments, generated.all_moments, protocol.divisor)
+    interval = None
+    if resamples:
+        sides = [side.features if side.features.ndim == 3 else side.features[:, None] for side in (real, generated)]
+        interval = frechet_interval(*sides, value, protocol.divisor, videos=(real.count, generated.count),
+                                    resamples=resamples, seed=seed)
+    return _score(metric, value, interval, real, generated, protocol)
 
 
 def kvd(
     real: FeatureSet, generated: FeatureSet, protocol: FVDProtocol, *, resamples: int = 100, seed: int = 0,
 ) -> Score:
-    """The kernel video distance on the same features; otherwise like `fvd`."""
-    return _score("kvd", kernel_distance, real, generated, protocol, resamples, seed)
+    """The kernel video distance on the same features; otherwise like `fvd`. Of clips whose features are not all here it
+    is that of the draw, and says so."""
+    _require_alike("kvd", real, generated, protocol)
+    sides = real.vectors, generated.vectors
+    value = kernel_distance(*sides)
+    interval = bootstrap(kernel_distance, *sides, resamples=resamples, seed=seed) if resamples else None
+    score = _score("kvd", value, interval, real, generated, protocol)
+    drawn = {name: f"{len(side.features)} of {side.count}" for name, side in
+             (("real_drawn", real), ("generated_drawn", generated)) if len(side.features) < side.count}
+    return dataclasses.replace(score, conditions={**score.conditions, **drawn})
 
 
 def block_fvd(
@@ -181,23 +220,24 @@ def blocks(videos: UInt8[np.ndarray, "n t h w 3"], frames: int) -> list[UInt8[np
     return [videos[:, i : i + frames] for i in range(0, videos.shape[1] - frames + 1, frames)]
 
 
-def _score(metric: str, distance: Callable[[np.ndarray, np.ndarray], float], real: FeatureSet, generated: FeatureSet,
-           protocol: FVDProtocol, resamples: int, seed: int) -> Score:
-    for name in ("detector", "detector_sha256", "resize", "frames"):
+def _require_alike(metric: str, real: FeatureSet, generated: FeatureSet, protocol: FVDProtocol) -> None:
+    for name in ("detector", "detector_sha256", "layer", "resize", "frames"):
         a, b = getattr(real, name), getattr(generated, name)
         if a != b:
             raise UserError(f"{metric}: {name} of real and generated features is {a!r} and {b!r}; permitted: the same")
     if real.resize != protocol.resize:
         raise UserError(f"{metric}: features were resized by {real.resize!r}; permitted under protocol "
                         f"{protocol.name!r}: {protocol.resize!r}")
-    made = {"frames": real.frames, "stride": real.stride, "real_clips": len(real.features),
-            "generated_clips": len(generated.features), "split": real.split, "start": real.start}
-    sides = real.features, generated.features
-    interval = bootstrap(distance, *sides, resamples=resamples, seed=seed) if resamples else None
+
+
+def _score(metric: str, value: float, interval: Interval | None, real: FeatureSet, generated: FeatureSet,
+           protocol: FVDProtocol) -> Score:
+    made = {"frames": real.frames, "stride": real.stride, "real_clips": real.count,
+            "generated_clips": generated.count, "split": real.split, "start": real.start}
     return Score(
-        metric=metric, value=distance(*sides), better="lower", protocol=protocol.name,
+        metric=metric, value=value, better="lower", protocol=protocol.name,
         conditions={**made, "generated_stride": generated.stride, "real_data": real.data, "real_size": real.size,
                     "size": generated.size, "resize": protocol.resize, "covariance": protocol.divisor,
-                    "layer": "logits averaged over time", "source": protocol.source},
+                    "layer": real.layer, "source": protocol.source},
         deviations=protocol.deviations(**made), detector=real.detector, detector_sha256=real.detector_sha256,
         interval=interval, details={"generated_data": generated.data, "protocol_note": protocol.note})

@@ -10,10 +10,7 @@ from typing import Literal
 
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.frechet import Divisor
-
-# Both interpolate linearly between the two nearest pixels and none averages when it shrinks. `tf1` takes pixel i of n
-# from i * N / n (`tf.image.resize_bilinear` of TensorFlow 1), `half_pixel` from (i + 1/2) * N / n - 1/2 (PyTorch).
-Resize = Literal["bilinear_tf1", "bilinear_half_pixel"]
+from vdm_jax.evaluation.resizing import Resize
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,7 +19,7 @@ class FVDProtocol:
 
     name: str
     source: str
-    resize: Resize
+    resize: Resize | Literal["bilinear_corners"]
     divisor: Divisor  # of the covariances
     frames: int | None = None  # that the detector sees
     stride: int | None = None  # source frames between two of them

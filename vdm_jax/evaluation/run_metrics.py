@@ -36,7 +36,8 @@ from vdm_jax.evaluation.scores import Score, table
 from vdm_jax.video.arrays import resize, subsample_frames, to_float, to_uint8
 from vdm_jax.video.writing import atomic_path
 
-Metric = Literal["fvd", "kvd", "psnr", "ssim", "lpips", "lpips_vgg16", "frame_consistency", "motion", "warp_error"]
+Metric = Literal["fvd", "kvd", "psnr", "ssim", "lpips", "lpips_vgg16", "frame_lpips", "frame_consistency", "motion",
+                 "warp_error"]
 Split = Literal["train", "validation", "test"]
 Videos = UInt8[np.ndarray, "n t h w 3"]
 
@@ -49,8 +50,13 @@ class Measure:
     better: str = "lower"
     paired: bool = False  # compares a video with the clip it should be
     least_side: int = 1  # pixels of the smallest frame it can see
+    least_frames: int = 1
     detector: DetectorFile | None = None
     conditions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def sees(self, shape: tuple[int, int, int]) -> bool:
+        """Whether videos (frames, height, width) are large enough."""
+        return shape[0] >= self.least_frames and min(shape[1:]) >= self.least_side
 
 
 MEASURES = {
@@ -60,15 +66,28 @@ MEASURES = {
     "lpips": Measure(values=frames.lpips, paired=True, least_side=LEAST_SIDE["alexnet"], detector=weights.ALEXNET),
     "lpips_vgg16": Measure(values=partial(frames.lpips, backbone="vgg16"), paired=True,
                            least_side=LEAST_SIDE["vgg16"], detector=weights.VGG16),
+    "frame_lpips": Measure(values=frames.frame_lpips, better="as real", least_side=LEAST_SIDE["alexnet"],
+                           least_frames=2, detector=weights.ALEXNET,
+                           conditions={"pairs": "consecutive frames of the video"}),
     "frame_consistency": Measure(values=lambda videos: frames.consistency(frames.alexnet_embeddings(videos)),
-                                 better="higher", least_side=LEAST_SIDE["alexnet"], detector=weights.ALEXNET,
+                                 better="higher", least_side=LEAST_SIDE["alexnet"], least_frames=2,
+                                 detector=weights.ALEXNET,
                                  conditions={"pairs": "consecutive", "embeddings": "AlexNet, not CLIP"}),
-    "motion": Measure(values=flow.motion, better="as real", least_side=flow.LEAST_SIDE,
+    "motion": Measure(values=flow.motion, better="as real", least_side=flow.LEAST_SIDE, least_frames=2,
                       conditions={"flow": "DIS", "unit": "pixels a frame"}),
-    "warp_error": Measure(values=flow.warp_error, least_side=flow.LEAST_SIDE,
+    "warp_error": Measure(values=flow.warp_error, least_side=flow.LEAST_SIDE, least_frames=2,
                           conditions={"flow": "DIS", "range": "[0, 1]"}),
 }
 DISTANCES = {"fvd": fvd, "kvd": kvd}
+COMPANIONS = ("motion", "frame_lpips")  # always beside those, which hardly notice frozen and shuffled frames
+
+
+def accompanied(metrics: Sequence[str], shape: tuple[int, int, int]) -> tuple[str, ...]:
+    """The metrics, and with a Frechet or kernel distance the measures that hear what it does not, where videos (frames,
+    height, width) are large enough for them."""
+    if not any(name in DISTANCES for name in metrics):
+        return tuple(metrics)
+    return (*metrics, *(name for name in COMPANIONS if name not in metrics and MEASURES[name].sees(shape)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,12 +154,12 @@ def evaluate_run(
 
     Raises `UserError` for fewer clips than asked for, clips that do not fit the cascade, and missing detectors.
     """
-    _require_available(settings)
+    require_available(settings.metrics)
     if len(source) < settings.count:
         raise UserError(f"count={settings.count} for {len(source)} clips of split {settings.split!r}; permitted: up to "
                         f"{len(source)}")
     clips = Clips(generator, source, settings)
-    _require_visible(settings.metrics, clips.shape)
+    require_visible(settings.metrics, clips.shape)
     with atomic_path(folder / clips.name / "about.json") as temporary:
         temporary.write_text(json.dumps(clips.about, indent=1) + "\n")
     alone = [name for name in settings.metrics if name not in MEASURES or not MEASURES[name].paired]
@@ -178,6 +197,7 @@ class Clips:
         settings, items = self.settings, [self._clip(i % self.settings.count) for i in numbers]
         given = {name: np.stack([item[name] for item in items]) for name in ("embeddings", "text_mask")
                  if name in items[0]}
+        given |= {name: items[0][name] for name in ("null_embeddings", "null_mask") if name in items[0]}
         if "label" in items[0]:
             given["labels"] = [int(item["label"]) for item in items]
         if settings.given_frames:
@@ -318,23 +338,25 @@ def _mean(name: str, values: np.ndarray, clips: Clips) -> Score:
     return frames.mean_score(name, values, measure.better, conditions, measure.detector)
 
 
-def _require_available(settings: MetricSettings) -> None:
-    """Finds missing detectors before anything is generated."""
-    if any(name in DISTANCES for name in settings.metrics):
+def require_available(names: Sequence[str]) -> None:
+    """Raises `UserError` for detectors and packages that metrics need and that are missing, before anything is
+    generated."""
+    if any(name in DISTANCES for name in names):
         weights.find(weights.I3D)
-    for name in settings.metrics:
+    for name in names:
         if name in MEASURES and (file := MEASURES[name].detector):
             weights.find(file)
         if name in ("motion", "warp_error"):
             flow.require_opencv()
 
 
-def _require_visible(names: Sequence[str], shape: tuple[int, int, int]) -> None:
+def require_visible(names: Sequence[str], shape: tuple[int, int, int]) -> None:
     """Raises `UserError` for videos (frames, height, width) that a metric cannot see, before any is generated."""
     for name in names:
         if name in DISTANCES and shape[0] < i3d.LEAST_FRAMES:
             raise UserError(f"{name} of videos of {shape[0]} frames; permitted: from {i3d.LEAST_FRAMES}, which is what "
                             "I3D can see")
-        if name in MEASURES and min(shape[1:]) < MEASURES[name].least_side:
-            raise UserError(f"{name} of videos of {shape[1]}x{shape[2]} pixels; permitted: from "
-                            f"{MEASURES[name].least_side} a side")
+        if name in MEASURES and not MEASURES[name].sees(shape):
+            least = MEASURES[name]
+            raise UserError(f"{name} of {shape[0]} frames of {shape[1]}x{shape[2]} pixels; permitted: from "
+                            f"{least.least_side} a side, {least.least_frames} frames")

@@ -25,7 +25,7 @@ from vdm_jax.errors import UserError
 from vdm_jax.interop import model_kinds, tensor_names
 from vdm_jax.interop.fields import Fields
 from vdm_jax.interop.model_kinds import Config, Kind
-from vdm_jax.interop.safetensors import flatten, load_params
+from vdm_jax.interop.safetensors import flatten, load_params, save_params
 from vdm_jax.interop.signatures import mismatch
 from vdm_jax.interop.tensor_files import (
     SHARD_BYTES,
@@ -88,7 +88,7 @@ def describe(
 def report(config: Config, tensors: Mapping[str, Tensor]) -> Report:
     """How tensors of a folder differ from those of a config."""
     found = tensor_names.canonical(tensors, model_kinds.names(config))
-    wanted = {name: str(list(shape)) for name, shape in model_kinds.inventory(config).items()}
+    wanted = {name: str(list(shape)) for name, shape in model_kinds.parameters(config).items()}
     there = {name: str(list(tensors[stored].shape)) for name, stored in found.items()}
     different = (f"{name} ({there[name]} instead of {shape})" for name, shape in sorted(wanted.items())
                  if there.get(name, shape) != shape)
@@ -104,16 +104,18 @@ def open_pretrained(
     Raises `UserError` as `load_pretrained` does.
     """
     _, config, fields = describe(folder, wanted)
-    return config, adopt(config, open_folder(folder, variant), f"{folder} does not match its config.json"), fields
+    tensors = open_folder(folder, variant)
+    return config, parameters_of(config, tensors, f"{folder} does not match its config.json"), fields
 
 
-def adopt(config: Config, tensors: Mapping[str, Tensor], otherwise: str) -> dict[str, Tensor]:
-    """Our parameters by path, in our layout and not read yet, of tensors in the other one.
+def parameters_of(config: Config, tensors: Mapping[str, Tensor], failure: str) -> dict[str, Tensor]:
+    """Our parameters by path among tensors in the other layout, not read yet.
 
-    Raises `UserError` that begins with `otherwise` and names what is missing, unexpected or misshapen.
+    Raises `UserError`, which begins with `failure`, for tensors that are missing, unexpected or misshapen.
     """
     if text := report(config, tensors).text:
-        raise UserError(f"{otherwise}: {text}")
+        raise UserError(f"{failure}: {text}")
+    model_kinds.check_constants(config, tensors, failure)
     table = model_kinds.names(config)
     stored = tensor_names.canonical(tensors, table)
     params = {}
@@ -144,11 +146,11 @@ def load_pretrained(
         tensors that are missing, unexpected or of another shape, by name; pickles; damaged files.
     """
     config, tensors, fields = open_pretrained(folder, wanted, variant)
-    return Pretrained(config, placed(tensors, dtype, mesh), fields)
+    return Pretrained(config, loaded(tensors, dtype, mesh), fields)
 
 
-def placed(tensors: Mapping[str, Tensor], dtype: str | None, mesh: Mesh | None) -> dict[str, Any]:
-    """The tree of parameters, read and put on devices one by one."""
+def loaded(tensors: Mapping[str, Tensor], dtype: str | None = None, mesh: Mesh | None = None) -> dict[str, Any]:
+    """Our parameters of `parameters_of` as nested dicts of arrays; `dtype` and `mesh` as in `load_pretrained`."""
     params = {}
     for path, tensor in tensors.items():
         array = tensor.read()
@@ -184,7 +186,9 @@ def export(
         tensors[tensor_names.their_name(path, table)] = Tensor(
             tensor_names.their_shape(path, tensor.shape), tensor.dtype,
             lambda path=path, tensor=tensor: tensor_names.to_theirs(path, tensor.read()))
-    write_folder(folder, kind.stem, tensors, shard_bytes)
+    dtype = next(iter(tensors.values())).dtype
+    constants = {name: value.astype(dtype) for name, value in model_kinds.constants(config).items()}
+    write_folder(folder, kind.stem, tensors | lazy(constants.items()), shard_bytes)
     own = {"_class_name": kind.name} if kind.stem.startswith("diffusion") else {"architectures": [kind.name]}
     written = kind.write(config)
     # What a file said stays as it said it, also where we would put it otherwise, unless the model is another one now.
@@ -215,10 +219,24 @@ def import_folder(folder: str | os.PathLike, out: str | os.PathLike, variant: st
 
 
 def load_imported(path: str | os.PathLike) -> Pretrained:
-    """What `import_folder` wrote. Raises `UserError` for another file."""
+    """What `import_folder` or `save_imported` wrote. Raises `UserError` for another file."""
     params, metadata = load_params(path)
     if "config" not in metadata:
-        raise UserError(f"{path} does not say what it holds; permitted: files that `vdm-jax convert` wrote")
+        raise UserError(f"{path} does not say what it holds; permitted: files that `vdm-jax convert` wrote, or the "
+                        "training of an autoencoder")
     config = from_json(Config, metadata["config"], str(path))
     _checked(config, params, f"parameters of {path}")
     return Pretrained(config, params, json.loads(metadata.get("fields", "{}")))
+
+
+def save_imported(
+    path: str | os.PathLike, model: Pretrained, metadata: Mapping[str, str] | None = None, *, dtype: str | None = None
+) -> None:
+    """Writes a model as one file in our layout, which `load_imported` reads; `metadata` is text beside its config.
+
+    `dtype` as in `save_params`. Raises `UserError` for parameters that do not match the config, by name, and as
+    `save_params` does.
+    """
+    _checked(model.config, model.params, "parameters")
+    text = {**(metadata or {}), "config": to_json(model.config), "fields": json.dumps(model.fields)}
+    save_params(path, model.params, text, dtype=dtype)

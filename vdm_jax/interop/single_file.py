@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from vdm_jax.errors import UserError
 from vdm_jax.interop import model_kinds
 from vdm_jax.interop.model_kinds import Config
-from vdm_jax.interop.pretrained import Pretrained, adopt, export, placed
+from vdm_jax.interop.pretrained import Pretrained, export, loaded, parameters_of
 from vdm_jax.interop.tensor_files import Tensor, open_file
 from vdm_jax.interop.unet_fields import VIDEO_EPSILONS
 from vdm_jax.networks.autoencoder import Autoencoder
@@ -79,7 +79,7 @@ def load_single_file(
     parts = open_single_file(path)
     if part not in parts:
         raise UserError(f"part={part!r} of {path}; permitted: {', '.join(parts)}")
-    return Pretrained(parts[part].config, placed(_adopted(path, part, parts[part]), dtype, mesh))
+    return Pretrained(parts[part].config, loaded(_parameters(path, part, parts[part]), dtype, mesh))
 
 
 def split_single_file(path: str | os.PathLike, out: str | os.PathLike) -> dict[str, Config]:
@@ -89,14 +89,14 @@ def split_single_file(path: str | os.PathLike, out: str | os.PathLike) -> dict[s
     Raises `UserError` as `load_single_file` does, and for folders that have tensors already.
     """
     parts = open_single_file(path)
-    adopted = {name: _adopted(path, name, part) for name, part in parts.items()}  # all, before anything is written
+    adopted = {name: _parameters(path, name, part) for name, part in parts.items()}  # all, before anything is written
     for name, part in parts.items():
         export(pathlib.Path(out) / name, part.config, adopted[name], {})
     return {name: part.config for name, part in parts.items()}
 
 
-def _adopted(path: str | os.PathLike, name: str, part: Part) -> dict[str, Tensor]:
-    return adopt(part.config, part.tensors, f"{path}: tensors of its {name} are not those of the model")
+def _parameters(path: str | os.PathLike, name: str, part: Part) -> dict[str, Tensor]:
+    return parameters_of(part.config, part.tensors, f"{path}: tensors of its {name} are not those of the model")
 
 
 def system(tensors: Tensors, where: str) -> str:
@@ -105,8 +105,8 @@ def system(tensors: Tensors, where: str) -> str:
         if any(tensor.startswith(prefix) for tensor in tensors):
             raise UserError(f"{where} holds {name}; permitted: {PERMITTED}")
     if any("motion_modules." in tensor for tensor in tensors):
-        raise UserError(f"{where} holds motion modules of AnimateDiff, which belong between the layers of a U-Net; "
-                        f"permitted: {PERMITTED}")
+        raise UserError(f"{where} holds motion modules of AnimateDiff (motion_files.load_motion_file reads them); "
+                        f"permitted here: {PERMITTED}")
     beginnings = {"Stable Diffusion 1.x": TEXT_1, "Stable Diffusion 2.x": TEXT_2, "Stable Video Diffusion": IMAGE}
     for name, prefix in beginnings.items():
         if all(any(tensor.startswith(start) for tensor in tensors) for start in (prefix, UNET, VAE)):

@@ -218,7 +218,7 @@ class UNet:
 
     levels: tuple[Level, ...]
     middle: tuple[Mixer, ...] = ()  # between the two middle residual blocks
-    out_channels: int = 3
+    out_channels: int = 3  # of the video or its latents, which it takes and predicts
     embedding_channels: int = 128  # width of the conditioning vector
     embedding_layers: int = 2  # of the perceptron that makes it
     modulation: Literal["film", "add"] = "film"  # how the vector enters a residual block
@@ -230,7 +230,9 @@ class UNet:
     # Make-A-Video, Singer et al. 2022, arXiv 2209.14792, section 3.2.1); 1: none
     temporal_kernel: int = 1
     temporal_causal: bool = False  # in these convolutions no frame sees later ones
-    position_period: float = 0.0  # longest period of an added embedding of frame, row and column; 0: no embedding
+    position_period: float = 0.0  # longest period of an added embedding of the place of a patch; 0: no embedding
+    # What of the place is embedded; without "frame" an image network can become a video network exactly (inflation.py)
+    position_axes: tuple[Literal["frame", "row", "column"], ...] = ("frame", "row", "column")
     # Strided conv / nearest + conv; mean pool / nearest; or those two inside a residual block of their own
     resample: Literal["conv", "pool", "biggan"] = "conv"
     temporal_stride_kernel: int = 3  # frames; of the convolutions beside temporal strides (the size is not published)
@@ -245,7 +247,7 @@ class UNet:
     classes: int = 0  # of a class label, which enters the conditioning vector; 0: takes none
     low_resolution: bool = False  # takes a low-resolution video and its augmentation level
     residual: bool = False  # the output is a change to the low-resolution video (prediction "x" only)
-    observed: bool = False  # takes known frames and their mask (RGB + 1 extra input channels)
+    observed: bool = False  # takes known frames and their mask (out_channels + 1 extra input channels)
     scalars: tuple[str, ...] = ()  # names of further scalar inputs, e.g. "fps"
     references: tuple[Reference, ...] = ()  # outside features that attention layers name as their bank
     spread: Literal["frames", "height"] = "frames"  # what of a video is split over the mesh axis `context`
@@ -276,9 +278,12 @@ class UNet:
                             "resample_order='after' reduces nothing; permitted: 1 there")
         if self.position_period < 0:
             raise UserError(f"UNet.position_period={self.position_period} is not valid; permitted: >= 0")
-        if self.residual and not (self.low_resolution and self.out_channels == 3):
-            raise UserError(f"UNet.residual=True with low_resolution={self.low_resolution}, "
-                            f"out_channels={self.out_channels}; permitted: low_resolution=True, out_channels=3")
+        if self.residual and not self.low_resolution:
+            raise UserError("UNet.residual=True with low_resolution=False; permitted: low_resolution=True")
+        axes = get_args(get_args(get_type_hints(UNet)["position_axes"])[0])
+        if not self.position_axes or self.position_axes != tuple(a for a in axes if a in self.position_axes):
+            raise UserError(f"UNet.position_axes={self.position_axes} is not valid; permitted: some of {axes}, in this "
+                            "order")
         if not self.levels:
             raise UserError("UNet.levels=() is not valid; permitted: at least one Level")
         mixers = [m for level in self.levels for m in level.mixers] + list(self.middle)
@@ -319,7 +324,7 @@ class UNet:
     @property
     def absolute_position(self) -> str | None:
         """The field by which the network knows rows and columns of a frame by their number, if there is one."""
-        if self.position_period:
+        if self.position_period and self.position_axes != ("frame",):
             return f"network.position_period={self.position_period:g}"
         mixers = [m for level in self.levels for m in level.mixers] + list(self.middle)
         for mixer in mixers:

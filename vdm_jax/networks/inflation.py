@@ -7,7 +7,8 @@ et al. 2024, arXiv 2401.12945). Inputs that only the video network takes (known 
 video) begin with zero weights; how Make-A-Video begins them is not published. The same makes a network for
 interpolation from one that takes no known frames.
 
-Of a network with `position_period` the frames begin with codes of their own, and differ by these alone.
+Of a network with `position_period` the frames begin with codes of their own, and differ by these alone; without "frame"
+among its `position_axes` they do not differ.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from vdm_jax.parallel.rules import path_name
 
 # Fields that decide what a network computes from tensors of the same shapes.
 SAME = ("patch", "out_channels", "modulation", "level_encoding", "resample", "resample_order", "skip_scale", "groups",
-        "residual", "position_period")
+        "residual", "position_period", "position_axes")
 STEM = "/stem/kernel"
 _OVER_TIME = r"/temporal/|^/temporal_(down|up)sample_\d+/"  # beside the spatial layers
 _MIXER = re.compile(r"(.*/mixers)/(\w+)_(\d+)(/.*)")
@@ -143,8 +144,9 @@ def _new_scalars(network: UNet, source: UNet) -> list[str]:
 def _stem_places(network: UNet, source: UNet) -> tuple[int, ...] | None:
     """Where the source's input channels stand among the network's, in the order of `unet.stack_inputs`; None where both
     take the same. Raises `UserError` for an input that the network no longer takes."""
-    ours, theirs = ((("video", 3, True), ("low_resolution", 3, spec.low_resolution), ("observed", 4, spec.observed))
-                    for spec in (network, source))
+    size = network.out_channels  # of the video, or of its latents
+    ours, theirs = ((("video", size, True), ("low_resolution", size, spec.low_resolution),
+                     ("observed", size + 1, spec.observed)) for spec in (network, source))
     places, start = [], 0
     for (name, channels, taken), (_, _, before) in zip(ours, theirs, strict=True):
         if before and not taken:

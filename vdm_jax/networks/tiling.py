@@ -1,7 +1,7 @@
 """Encoding and decoding of clips too large for memory: some frames at a time, and each frame in tiles.
 
-Both take any function from video to video that changes height and width by a constant factor. Pieces are computed one
-after the other (under `jit` too), so that activations are those of one piece.
+Both take any function from video to video that changes sizes by constant factors, and go inside each other. Pieces are
+computed one after the other (under `jit` too), so that activations are those of one piece.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from fractions import Fraction
 from itertools import product
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,23 +23,50 @@ from vdm_jax.errors import UserError
 Function = Callable[[Float[Array, "b t h w c"]], Float[Array, "b t h2 w2 o"]]
 
 
-def in_chunks(function: Function, video: Float[Array, "b t h w c"], frames: int) -> Float[Array, "b t h2 w2 o"]:
+def in_chunks(
+    function: Function, video: Float[Array, "b t h w c"], frames: int, overlap: int = 0
+) -> Float[Array, "b t2 h2 w2 o"]:
     """`function` of `frames` frames at a time; the last piece may be shorter.
 
-    The same as the function of the whole for one that works frame by frame. One with layers over frames sees the ends
-    of a piece as the ends of a clip, as the released decoders do when they decode in pieces.
+    Args:
+      function: which may change the number of frames, by a whole number or one over one.
+      frames: of a piece, as of `video`.
+      overlap: frames on either side that a piece sees besides, where the clip has them. What becomes of them is thrown
+        away, so that the result is that of the whole where no output depends on frames farther off.
+
+    The same as the function of the whole also for one that works frame by frame. Otherwise what reaches farther
+    (attention over frames, norms over the clip) sees the ends of what a piece sees as the ends of a clip, as the
+    released decoders do when they decode in pieces. Raises `UserError` for sizes that do not fit.
     """
-    if frames < 1:
-        raise UserError(f"frames={frames} at a time; permitted: 1 or more")
-    whole, rest = divmod(video.shape[1], frames)
-    parts = []
+    length = video.shape[1]
+    if frames < 1 or overlap < 0:
+        raise UserError(f"frames={frames} at a time with overlap={overlap}; permitted: 1 or more, 0 or more")
+    window = min(frames + 2 * overlap, length)
+    piece = jax.eval_shape(function, jax.ShapeDtypeStruct((len(video), window, *video.shape[2:]), video.dtype))
+    factor = Fraction(piece.shape[1], window)
+    if 1 not in (factor.numerator, factor.denominator) or any(
+            (size * factor).denominator > 1 for size in (length, frames, overlap)):
+        raise UserError(f"frames={frames} at a time with overlap={overlap} of clips of {length}, whose number changes "
+                        f"by {factor}; permitted: multiples of {factor.denominator}")
+
+    def changed(count: Any) -> Any:
+        return count * factor.numerator // factor.denominator
+
+    def add(out: Array, number: Array) -> tuple[Array, None]:
+        start = jnp.clip(number * frames - overlap, 0, length - window)
+        part = function(lax.dynamic_slice_in_dim(video, start, window, axis=1))
+        part = lax.dynamic_slice_in_dim(part, changed(number * frames - start), changed(frames), axis=1)
+        return lax.dynamic_update_slice_in_dim(out, part, changed(number * frames), axis=1), None
+
+    whole, rest = divmod(length, frames)
+    out = jnp.zeros((len(video), changed(length), *piece.shape[2:]), piece.dtype)
     if whole:
-        pieces = video[:, : whole * frames].reshape(len(video), whole, frames, *video.shape[2:])
-        y = jnp.moveaxis(lax.map(function, jnp.moveaxis(pieces, 1, 0)), 0, 1)
-        parts.append(y.reshape(len(video), whole * frames, *y.shape[3:]))
+        out, _ = lax.scan(add, out, jnp.arange(whole))
     if rest:
-        parts.append(function(video[:, whole * frames :]))
-    return jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
+        start = max(length - rest - overlap, 0)
+        part = function(video[:, start:])[:, changed(length - rest - start) :]
+        out = lax.dynamic_update_slice_in_dim(out, part, changed(length - rest), axis=1)
+    return out
 
 
 def in_tiles(

@@ -162,7 +162,7 @@ class SpaceTimeUNet(nn.Module):
         x = Convolution(spec.levels[0].channels, kernel, name="stem", **options)(x, images, beside.frame_valid)
         x = spread(x, spec.spread)
         if spec.position_period:
-            x = PositionEmbedding(spec.position_period, name="positions")(x, images)
+            x = PositionEmbedding(spec.position_period, spec.position_axes, name="positions")(x, images)
         block = rematerialised(Block, spec.remat, static_argnums=(4, 5))
 
         def run(x: Array, level: cfg.Level, mixers: tuple[cfg.Mixer, ...], name: str,
@@ -281,13 +281,14 @@ class ClassEmbedding(nn.Module):
 
 
 class PositionEmbedding(nn.Module):
-    """Adds a learned projection of sinusoids of frame, row and column; an appended image counts as frame 0.
+    """Adds learned projections of sinusoids of frame, row and column; an appended image counts as frame 0.
 
     Its initial size exceeds that of the stem's output, which at high noise is noise alone: a code as weak as that is
     drowned, and the network takes ten times longer to learn where and when things are (`experiments/demo/`).
     """
 
     period: float  # positions; the longest
+    axes: tuple[str, ...] = ("frame", "row", "column")
     channels: int = 32  # sinusoids per axis
     gain: float = 4.0  # standard deviation of each axis' code, roughly
 
@@ -297,6 +298,8 @@ class PositionEmbedding(nn.Module):
         frame = np.concatenate([np.arange(frames - images), np.zeros(images, int)])
         indices = {"frame": frame, "row": np.arange(height), "column": np.arange(width)}
         for axis, (name, index) in enumerate(indices.items()):
+            if name not in self.axes:
+                continue
             code = sinusoids(jnp.asarray(index), self.channels, self.period / (2 * np.pi))
             shape = [1] * 5
             shape[axis + 1], shape[-1] = len(index), channels

@@ -139,6 +139,15 @@ def first(action: Callable[[], T]) -> T | None:
     return together(lambda: action() if jax.process_index() == 0 else None)
 
 
+def first_says(question: Callable[[], bool]) -> bool:
+    """The answer of process 0, in all of them; the others do not look."""
+    if jax.process_count() == 1:
+        return question()
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(first(question) or 0)))
+
+
 def together(action: Callable[[], T]) -> T:
     """Run `action` in every process, wait for all, and return its result.
 

@@ -119,9 +119,9 @@ def check_count(count: int) -> int:
 
 def check_unet(folder: Folder, unet: LatentUNet, latent_channels: int, context_channels: int) -> None:
     """Raises `UserError` where a U-Net does not fit the other parts: inpainting, depth, another text encoder."""
-    if unet.in_channels != latent_channels or unet.classes or unet.temporal:
+    if unet.in_channels != latent_channels or unet.classes or unet.video:
         raise UserError(f"{folder.path / 'unet'}: in_channels={unet.in_channels}, classes={unet.classes}, "
-                        f"temporal={unet.temporal}; permitted in {folder.kind}: {latent_channels}, 0, False")
+                        f"layers over frames: {unet.video}; permitted in {folder.kind}: {latent_channels}, 0, False")
     if unet.context_channels != context_channels:
         raise UserError(f"{folder.path / 'unet'}: cross_attention_dim={unet.context_channels}; permitted: "
                         f"{context_channels}, the width of its text encoder")

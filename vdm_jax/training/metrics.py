@@ -23,6 +23,7 @@ import numpy as np
 from vdm_jax.errors import UserError
 
 FILENAME = "metrics.jsonl"
+EVALUATION = "evaluation/"  # what the names of scores begin with, and those of real clips with "evaluation/real/"
 _NOT_FINITE = ("nan", "inf", "-inf")
 
 
@@ -129,6 +130,15 @@ def json_number(value: float) -> float | str:
     """The float, or its name ("nan", "inf", "-inf") where JSON has no number for it; `float()` inverts."""
     value = float(value)
     return value if math.isfinite(value) else str(value)
+
+
+def json_ready(data: Any) -> Any:
+    """JSON data in which floats that JSON does not have stand as their names: a PSNR can be infinite."""
+    if isinstance(data, Mapping):
+        return {name: json_ready(value) for name, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [json_ready(value) for value in data]
+    return json_number(data) if isinstance(data, float) else data
 
 
 class Throughput:

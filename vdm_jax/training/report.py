@@ -43,6 +43,10 @@ class StageProgress:
         """One line of text above the bar."""
         self._report.note(f"stage {self._name}: {text}")
 
+    def doing(self, text: str) -> None:
+        """Show in the bar what happens between two steps; the next step replaces it."""
+        self._bar.update(self._task, speed=text, remaining="")
+
     def update(self, step: int, loss: float, rates: Mapping[str, float]) -> None:
         """Show a finished step."""
         speed = f"{rates['clips_per_second']:.1f} clips/s" if rates else ""

@@ -4,27 +4,34 @@
     runs/NAME/STAGE/checkpoints/              training states
     runs/NAME/STAGE/metrics.jsonl, events*    scalars (JSON lines, TensorBoard)
     runs/NAME/STAGE/samples/                  sample sheets made in training
+    runs/NAME/STAGE/evaluation/               scores by step: training_STEP.json, and checkpoint_STEP.json of 'evaluate'
     runs/NAME/STAGE/params.safetensors        instead of checkpoints, in an exported run: weights only
+    runs/NAME/STAGE/autoencoder.safetensors   of an autoencoder, once trained: weights, config, measured scale and shift
+    runs/NAME/STAGE/reconstruction.json       of an autoencoder: how well it reconstructs validation clips
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
 import vdm_jax
+from vdm_jax.cascade.autoencoding import AnyExperiment, AnyStage
 from vdm_jax.cascade.generator import Generator
-from vdm_jax.cascade.stage import Experiment, Stage
+from vdm_jax.cascade.stage import Experiment
 from vdm_jax.configuration import from_json, to_data, to_json
 from vdm_jax.errors import UserError
 from vdm_jax.interop.safetensors import load_params, save_params
+from vdm_jax.networks.config import UNet
 from vdm_jax.networks.styles import interpolated
+from vdm_jax.training.autoencoders import FILE, load_autoencoder, save_autoencoder
 from vdm_jax.training.checkpoints import Checkpoints
 from vdm_jax.training.manifest import Damaged
 from vdm_jax.training.state import initial_params
@@ -35,7 +42,8 @@ log = logging.getLogger(__name__)
 CONFIG, WEIGHTS = "config.json", "params.safetensors"
 
 # Fields that may differ when a run is taken up again: they say how long and how to report, not what is learnt.
-RESUMABLE = ("steps", "log_every", "checkpoint_every", "keep", "sample_every", "validate_every", "workers")
+RESUMABLE = ("steps", "log_every", "checkpoint_every", "keep", "sample_every", "validate_every", "workers",
+             "measured_clips")
 
 
 def checkpoints_path(run: Path, stage: str) -> Path:
@@ -43,7 +51,7 @@ def checkpoints_path(run: Path, stage: str) -> Path:
     return run / stage / "checkpoints"
 
 
-def open_run(run: Path, experiment: Experiment) -> Experiment:
+def open_run(run: Path, experiment: AnyExperiment) -> AnyExperiment:
     """Make a run directory, or take up the one that is there.
 
     Returns the experiment to train. Raises `UserError` when the directory belongs to another config or to something
@@ -53,8 +61,9 @@ def open_run(run: Path, experiment: Experiment) -> Experiment:
     if path.exists():
         stored = read_config(run)
         for field, old, new in differences(to_data(stored), to_data(experiment)):
-            resumable = ".training." in field and field.split(".")[-1] in RESUMABLE
+            resumable = (".training." in field and field.split(".")[-1] in RESUMABLE) or ".training.evaluation" in field
             free = field.startswith("mesh.") or field == "validation_split"  # any number of devices may go on
+            free = free or field.endswith(".latent.weights")  # the hash says whether they are the same
             if not (resumable or free):
                 raise UserError(f"run directory {run} belongs to another config: {field} is {old!r} there and {new!r} "
                                 "now; permitted: the same config, or another directory (--run)")
@@ -68,7 +77,7 @@ def open_run(run: Path, experiment: Experiment) -> Experiment:
     return experiment
 
 
-def await_run(run: Path, experiment: Experiment, seconds: float = 60) -> None:
+def await_run(run: Path, experiment: AnyExperiment, seconds: float = 60) -> None:
     """Check that this process sees the run that process 0 has opened, and that it has the same config.
 
     Raises `UserError` when the directory is not shared, or this process was started with other values. `seconds` is how
@@ -85,12 +94,22 @@ def await_run(run: Path, experiment: Experiment, seconds: float = 60) -> None:
                         "process")
 
 
-def read_config(run: Path) -> Experiment:
+def read_config(run: Path) -> AnyExperiment:
     """The experiment of a run. Raises `UserError` when there is none or it is damaged."""
     path = run / CONFIG
     if not path.exists():
         raise UserError(f"{run} is not a run: {path} does not exist; permitted: a directory made by 'vdm-jax train'")
-    return from_json(Experiment, path.read_text(), str(path))
+    return from_json(AnyExperiment, path.read_text(), str(path))
+
+
+def read_cascade(run: Path) -> Experiment:
+    """The experiment of a run of diffusion stages. Raises `UserError` as `read_config`, and for other runs."""
+    experiment = read_config(run)
+    if not isinstance(experiment, Experiment):
+        files = ", ".join(str(run / stage.name / FILE) for stage in experiment.stages)
+        raise UserError(f"run {run} trains an autoencoder, which makes no videos by itself; permitted: a run of "
+                        f"diffusion stages (they take the autoencoder as a file: {files})")
+    return experiment
 
 
 def differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -119,10 +138,11 @@ def find_run(name: str | os.PathLike) -> Path:
                     f"{', '.join(known) or 'none yet (train one first)'}")
 
 
-def load_stage(run: Path, stage: Stage, damaged: Damaged = "refuse") -> Any | None:
+def load_stage(run: Path, stage: AnyStage, damaged: Damaged = "refuse", step: int | None = None) -> Any | None:
     """The averaged (EMA) parameters of a trained stage, or None when it has not been trained.
 
-    `damaged="skip"` uses the newest intact checkpoint instead of a damaged newer one, and says so.
+    `damaged="skip"` uses the newest intact checkpoint instead of a damaged newer one, and says so. `step` names another
+    checkpoint than the newest.
 
     Raises `UserError` naming the first parameter that does not fit the stage's network, or what is damaged.
     """
@@ -133,11 +153,24 @@ def load_stage(run: Path, stage: Stage, damaged: Damaged = "refuse") -> Any | No
     checkpoints = Checkpoints(checkpoints_path(run, stage.name))
     if checkpoints.latest() is None:
         return None
+    if step is not None:
+        return checkpoints.restore_subtree("ema", expected, step)[0]
     step = checkpoints.newest_intact() if damaged == "skip" else None
     if step not in (None, checkpoints.latest()):
         log.warning("stage %s: checkpoint %d is used, because newer ones are damaged (%s)", stage.name, step,
                     ", ".join(f"{number}: {reason}" for number, reason in checkpoints.newest_damages().items()))
     return checkpoints.restore_subtree("ema", expected, step)[0]
+
+
+def load_autoencoders(experiment: Experiment, run: Path, names: Collection[str]) -> dict[str, Any]:
+    """Weights of the autoencoders of those named stages that work in latents; what is the same is there once. Raises
+    `UserError` for files that are missing or not the ones the run was made with."""
+    found: dict[str, Any] = {}  # by hash
+    stages = [stage for stage in experiment.stages if stage.latent is not None and stage.name in names]
+    for stage in stages:
+        if stage.latent.sha256 not in found:
+            found[stage.latent.sha256], = load_autoencoder(stage, run)
+    return {stage.name: found[stage.latent.sha256] for stage in stages}
 
 
 def load(run: str | os.PathLike, devices: list[jax.Device] | None = None, damaged: Damaged = "refuse") -> Generator:
@@ -151,12 +184,12 @@ def load(run: str | os.PathLike, devices: list[jax.Device] | None = None, damage
     Raises `UserError` when there is no such run, no stage of it is trained, or a checkpoint is damaged.
     """
     path = find_run(run)
-    experiment = read_config(path)
+    experiment = read_cascade(path)
     params = {stage.name: load_stage(path, stage, damaged) for stage in experiment.stages}
     params = {name: tree for name, tree in params.items() if tree is not None}
     if not params:
         raise UserError(f"run {path} has no trained stage yet; permitted: a run with at least one checkpoint")
-    return Generator(experiment, params, devices)
+    return Generator(experiment, params, devices, load_autoencoders(experiment, path, params))
 
 
 def stylised(generator: Generator, run: str | os.PathLike, weight: float, damaged: Damaged = "refuse") -> Generator:
@@ -166,26 +199,39 @@ def stylised(generator: Generator, run: str | os.PathLike, weight: float, damage
     Raises `UserError` when there is no such run, it is not trained, or its layers do not fit.
     """
     path, first = find_run(run), generator.experiment.stages[0]
-    stages = read_config(path).stages
+    stages = read_cascade(path).stages
     stage = next((s for s in stages if s.name == first.name), stages[0])
     style = load_stage(path, stage, damaged)
     if style is None or first.name not in generator.params:
         raise UserError(f"stage {stage.name!r} of {f'run {path}' if style is None else 'the run'} is not trained; "
                         "permitted: a trained image run for a trained first stage")
+    if not (isinstance(first.network, UNet) and isinstance(stage.network, UNet)):
+        raise UserError(f"a style of stage {stage.name!r} for stage {first.name!r}, whose networks are not both a "
+                        "UNet; permitted: two UNets")
     ours, theirs = jax.device_get((generator.params[first.name], style))  # which may be on different devices
     mixed = interpolated(ours, theirs, weight, first.network, stage.network)
-    return Generator(generator.experiment, {**generator.params, first.name: mixed}, list(generator.mesh.devices.flat))
+    return Generator(generator.experiment, {**generator.params, first.name: mixed}, list(generator.mesh.devices.flat),
+                     generator.autoencoders)
 
 
 def export(generator: Generator, folder: Path, dtype: str | None = None) -> None:
     """Write a generator as a folder of config and safetensors, which `load` reads like a run.
 
-    `dtype` stores floating-point weights in another type ('float16', 'bfloat16').
+    `dtype` stores floating-point weights in another type ('float16', 'bfloat16'); those of autoencoders stay as they
+    are.
     """
     for name, params in generator.params.items():
         target = folder / name / WEIGHTS
         target.parent.mkdir(parents=True, exist_ok=True)
         metadata = {"stage": name, "experiment": generator.experiment.name}
         save_params(target, jax.device_get(params), metadata, dtype=dtype)
+
+    def exported(stage: Stage) -> Stage:
+        if stage.name not in generator.autoencoders:
+            return stage
+        weights = jax.device_get(generator.autoencoders[stage.name])
+        return dataclasses.replace(stage, latent=save_autoencoder(folder, stage, weights))
+
+    experiment = dataclasses.replace(generator.experiment, stages=tuple(map(exported, generator.experiment.stages)))
     with atomic_path(folder / CONFIG) as temporary:
-        temporary.write_text(to_json(generator.experiment))
+        temporary.write_text(to_json(experiment))

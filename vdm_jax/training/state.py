@@ -12,12 +12,15 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int, PRNGKeyArray
 
+from vdm_jax.cascade.autoencoding import AnyStage, AutoencoderStage, AutoencoderTraining
 from vdm_jax.cascade.options import Training
-from vdm_jax.cascade.stage import Stage
+from vdm_jax.cascade.stage import FirstFrame, Stage
 from vdm_jax.conditioning.conditioning import Conditioning
+from vdm_jax.networks.autoencoder import AutoencoderKL
 from vdm_jax.networks.config import EmbeddedText, WordEncoder
+from vdm_jax.networks.discriminator import PatchDiscriminator
 from vdm_jax.networks.inflation import Inflation
-from vdm_jax.networks.unet import SpaceTimeUNet
+from vdm_jax.networks.latent_network import network_module
 from vdm_jax.parallel.rules import parameter_shardings
 from vdm_jax.training.trainable import split
 
@@ -25,7 +28,11 @@ from vdm_jax.training.trainable import split
 @flax.struct.dataclass
 class TrainState:
     """Step counter, parameters, optimizer state (of those that are trained), the parameters' exponential moving
-    average, and the key of the whole run."""
+    average, and the key of the whole run.
+
+    Of an autoencoder, `params` are `autoencoder`, `logvar` (of its errors) and `discriminators` by number, with two
+    optimizer states; the average is of the autoencoder alone.
+    """
 
     step: Int[Array, ""]
     params: Any
@@ -34,7 +41,7 @@ class TrainState:
     key: PRNGKeyArray
 
 
-def learning_rate(spec: Training) -> optax.Schedule:
+def learning_rate(spec: Training | AutoencoderTraining) -> optax.Schedule:
     """Learning rate of step 1, 2, ...: linear warm-up, then constant or cosine decay to a tenth."""
     warmup = min(spec.warmup_steps, spec.steps)
     if spec.decay:
@@ -43,9 +50,9 @@ def learning_rate(spec: Training) -> optax.Schedule:
     return optax.linear_schedule(0.0, spec.learning_rate, max(warmup, 1))
 
 
-def make_optimizer(spec: Training) -> optax.GradientTransformation:
+def make_optimizer(spec: Training | AutoencoderTraining) -> optax.GradientTransformation:
     """AdamW or Adafactor (Shazeer & Stern 2018, arXiv 1804.04235, optax's defaults) with warm-up and clipping by global
-    norm; biases and norms do not decay."""
+    norm, where that is asked for; biases and norms do not decay."""
     def rate(count: Array) -> Array:
         return learning_rate(spec)(count + 1)
 
@@ -54,7 +61,7 @@ def make_optimizer(spec: Training) -> optax.GradientTransformation:
     else:
         rule = optax.adamw(rate, b1=spec.b1, b2=spec.b2, weight_decay=spec.weight_decay,
                            mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params))
-    return optax.chain(optax.clip_by_global_norm(spec.clip_norm), rule)
+    return rule if spec.clip_norm is None else optax.chain(optax.clip_by_global_norm(spec.clip_norm), rule)
 
 
 def example_conditioning(stage: Stage, batch: int = 1) -> Conditioning:
@@ -67,26 +74,34 @@ def example_conditioning(stage: Stage, batch: int = 1) -> Conditioning:
     elif isinstance(text, EmbeddedText):
         conditioning = Conditioning(embeddings=jnp.zeros((batch, 1, 1, text.width)),
                                     text_mask=jnp.zeros((batch, 1, 1), bool))
-    video = jnp.zeros((batch, *stage.video.shape))
+    video = jnp.zeros((batch, *stage.shape))
     level = jnp.zeros((batch,))
     if stage.network.classes:
         conditioning = conditioning.replace(labels=jnp.zeros((batch,), jnp.int32))
     if stage.network.low_resolution:
-        conditioning = conditioning.replace(low_resolution=video, augmentation=level)
+        pixels = stage.latent is not None and stage.latent.low_resolution == "pixels"
+        low = jnp.zeros((*video.shape[:-1], 3)) if pixels else video
+        conditioning = conditioning.replace(low_resolution=low, augmentation=level)
+    if isinstance(stage.source, FirstFrame):
+        conditioning = conditioning.replace(image=video[:, :1])
     if stage.network.observed:
         conditioning = conditioning.replace(observed=video, observed_mask=video[..., :1])
     references = {r.name: jnp.zeros((batch, 1, 1, r.width)) for r in stage.network.references}
-    return conditioning.replace(references=references, scalars=dict.fromkeys(stage.network.scalars, level))
+    known = ("known_step",) if getattr(stage.network, "known_steps", 0) else ()
+    return conditioning.replace(references=references, scalars=dict.fromkeys((*stage.network.scalars, *known), level))
 
 
-def initial_params(stage: Stage, key: PRNGKeyArray) -> Any:
+def initial_params(stage: AnyStage, key: PRNGKeyArray) -> Any:
     """Parameters of a stage's network."""
-    video, level = jnp.zeros((1, *stage.trained().video.shape)), jnp.zeros((1,))
-    return SpaceTimeUNet(stage.network).init(key, video, level, example_conditioning(stage))["params"]
+    if isinstance(stage, AutoencoderStage):
+        spec = stage.network
+        return AutoencoderKL(spec).init(key, jnp.zeros((1, spec.time_factor, spec.factor, spec.factor, 3)))["params"]
+    video, level = jnp.zeros((1, *stage.trained().shape)), jnp.zeros((1,))
+    return network_module(stage.network).init(key, video, level, example_conditioning(stage))["params"]
 
 
 def initial_state(
-    stage: Stage, key: PRNGKeyArray, inflation: Inflation | None = None, source: Any = None
+    stage: AnyStage, key: PRNGKeyArray, inflation: Inflation | None = None, source: Any = None
 ) -> TrainState:
     """A fresh state, inflated from the parameters `source` of another network where that is asked for; the EMA starts
     at the parameters."""
@@ -94,12 +109,36 @@ def initial_state(
     params = initial_params(stage, init_key)
     if inflation is not None:
         params = inflation.apply(params, source)
+    if isinstance(stage, AutoencoderStage):
+        return _autoencoder_state(stage, params, init_key, run_key)
     opt_state = make_optimizer(stage.training).init(split(params, stage.training.trainable)[0])
     ema = jax.tree.map(jnp.array, params)  # a copy, since the state is donated
     return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=opt_state, ema=ema, key=run_key)
 
 
-def abstract_state(stage: Stage, mesh: Mesh) -> TrainState:
+def _autoencoder_state(
+    stage: AutoencoderStage, params: Any, init_key: PRNGKeyArray, run_key: PRNGKeyArray
+) -> TrainState:
+    """The state of an autoencoder with fresh discriminators."""
+    spec = stage.training
+    discriminators = {
+        str(i): PatchDiscriminator(d).init(jax.random.fold_in(init_key, i), jnp.zeros((1, 1, 16, 16, 3)))["params"]
+        for i, d in enumerate(spec.loss.discriminators)}
+    everything = {"autoencoder": params, "logvar": jnp.float32(spec.loss.logvar), "discriminators": discriminators}
+    optimizer = make_optimizer(spec)
+    opt_state = {"autoencoder": optimizer.init(trained_part(stage, everything)),
+                 "discriminators": optimizer.init(discriminators)}
+    return TrainState(step=jnp.zeros((), jnp.int32), params=everything, opt_state=opt_state,
+                      ema=jax.tree.map(jnp.array, params), key=run_key)
+
+
+def trained_part(stage: AutoencoderStage, params: Any) -> Any:
+    """What of an autoencoder's `TrainState.params` the first optimizer trains."""
+    trained = {"autoencoder": split(params["autoencoder"], stage.training.trainable)[0]}
+    return {**trained, "logvar": params["logvar"]} if stage.training.loss.learned_logvar else trained
+
+
+def abstract_state(stage: AnyStage, mesh: Mesh) -> TrainState:
     """Shapes, types and shardings of a state on a mesh, without allocating it."""
     shapes = jax.eval_shape(lambda key: initial_state(stage, key), jax.random.key(0))
     shardings = parameter_shardings(shapes, mesh).replace(
@@ -108,7 +147,7 @@ def abstract_state(stage: Stage, mesh: Mesh) -> TrainState:
 
 
 def create_state(
-    stage: Stage, seed: int, mesh: Mesh, inflation: Inflation | None = None, source: Any = None
+    stage: AnyStage, seed: int, mesh: Mesh, inflation: Inflation | None = None, source: Any = None
 ) -> TrainState:
     """A fresh state, made sharded where it will live; `source` are arrays of the host."""
     shardings = jax.tree.map(lambda a: a.sharding, abstract_state(stage, mesh))

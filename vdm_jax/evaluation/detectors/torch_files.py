@@ -1,0 +1,154 @@
+"""Arrays from PyTorch's files without PyTorch: pickles, of which only what describes tensors is understood.
+
+A file is a zip archive (`data.pkl` beside a file per storage; a TorchScript archive has modules in the pickle and code
+beside it, which is not looked at) or, as PyTorch wrote before version 1.6, a row of pickles followed by the storages.
+The pickles name functions to call. The few names that describe tensors stand for functions of ours, which only note
+what was asked for; all others are refused.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from vdm_jax.errors import UserError
+
+_MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of the older files
+_DTYPES = {"FloatStorage": np.dtype("f4"), "DoubleStorage": np.dtype("f8"), "HalfStorage": np.dtype("f2"),
+           "BFloat16Storage": np.dtype(ml_dtypes.bfloat16), "LongStorage": np.dtype("i8"),
+           "IntStorage": np.dtype("i4"), "ShortStorage": np.dtype("i2"), "CharStorage": np.dtype("i1"),
+           "ByteStorage": np.dtype("u1"), "BoolStorage": np.dtype("?")}
+
+
+class _Storage(NamedTuple):
+    """Numbers that are elsewhere in the file."""
+
+    key: str
+    dtype: np.dtype
+    size: int
+
+
+class _Tensor(NamedTuple):
+    """A view of a storage."""
+
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]  # elements
+
+
+class _Module:
+    """An object of a TorchScript archive: its attributes by name."""
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def read_torch(data: bytes, where: str) -> dict[str, np.ndarray]:
+    """The tensors of a file by names joined with '.'; everything else in it is left out.
+
+    Raises `UserError` for a file that is damaged, or asks for anything but tensors.
+    """
+    try:
+        tree, storages = (_read_zip if data[:2] == b"PK" else _read_older)(data)
+        found: dict[str, np.ndarray] = {}
+        _flatten(tree, "", found, storages)
+    except UserError as error:
+        raise UserError(f"{where} {error}") from None
+    except Exception as error:  # a damaged pickle can fail in any way
+        raise UserError(f"{where} cannot be read: {error}; permitted: a whole file of tensors that PyTorch wrote"
+                        ) from error
+    return found
+
+
+def _read_zip(data: bytes) -> tuple[Any, Callable[[_Storage], bytes]]:
+    archive = zipfile.ZipFile(io.BytesIO(data))
+    (place,) = (name for name in archive.namelist() if name.split("/")[1:] == ["data.pkl"])
+    root = place.removesuffix("data.pkl")
+    return _Reader(io.BytesIO(archive.read(place))).load(), lambda storage: archive.read(f"{root}data/{storage.key}")
+
+
+def _read_older(data: bytes) -> tuple[Any, Callable[[_Storage], bytes]]:
+    file = io.BytesIO(data)
+    if _Reader(file).load() != _MAGIC:
+        raise UserError("is no file of PyTorch; permitted: a whole file of tensors that PyTorch wrote")
+    for _ in ("version", "about the machine"):
+        _Reader(file).load()
+    reader = _Reader(file)
+    tree = reader.load()
+    places = {}
+    for key in _Reader(file).load():
+        size = int.from_bytes(file.read(8), "little")
+        places[key] = file.read(size * reader.storages[key].dtype.itemsize)
+    return tree, lambda storage: places[storage.key]
+
+
+def _flatten(tree: Any, name: str, found: dict[str, np.ndarray], storages: Callable[[_Storage], bytes]) -> None:
+    if isinstance(tree, _Module):
+        tree = tree.state
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            _flatten(value, f"{name}.{key}" if name else str(key), found, storages)
+    elif isinstance(tree, _Tensor):
+        found[name] = _array(tree, storages)
+
+
+def _array(tensor: _Tensor, storages: Callable[[_Storage], bytes]) -> np.ndarray:
+    storage, offset, shape, strides = tensor
+    numbers = np.frombuffer(storages(storage), storage.dtype)
+    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    if min((offset, *shape, *strides)) < 0 or (0 not in shape and last >= len(numbers)):
+        raise UserError(f"has a tensor of shape {list(shape)} beyond its {len(numbers)} numbers; permitted: whole "
+                        "files")
+    steps = [stride * storage.dtype.itemsize for stride in strides]
+    return np.lib.stride_tricks.as_strided(numbers[offset:], shape, steps, writeable=False).copy()
+
+
+def _tensor(storage: _Storage, offset: int, shape: tuple, strides: tuple, *rest: Any) -> _Tensor:
+    if not isinstance(storage, _Storage):
+        raise UserError("has a tensor without a storage; permitted: tensors")
+    return _Tensor(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
+
+
+def _first(value: Any, *rest: Any) -> Any:
+    """Stands for what wraps a value: a parameter around its tensor, a typed list of TorchScript."""
+    return value
+
+
+_NAMES = {("collections", "OrderedDict"): OrderedDict,
+          ("torch._utils", "_rebuild_tensor_v2"): _tensor, ("torch._utils", "_rebuild_tensor"): _tensor,
+          ("torch._utils", "_rebuild_parameter"): _first,
+          **{("torch.jit._pickle", name): _first for name in
+             ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist", "restore_type_tag")}}
+
+
+class _Reader(pickle.Unpickler):
+    """Reads pickles of tensors."""
+
+    def __init__(self, file: io.BytesIO):
+        super().__init__(file, encoding="latin1")
+        self.storages: dict[str, _Storage] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and name in _DTYPES:
+            return name
+        if module.split(".")[0] == "__torch__":
+            # A class for each, so that nothing a pickle sets on one is seen by another.
+            return type("_Module", (_Module,), {})
+        try:
+            return _NAMES[module, name]
+        except KeyError:
+            raise UserError(f"asks for {module}.{name}; permitted: tensors") from None
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        kind, name, key, _, size, *_ = pid
+        if kind != "storage" or name not in _DTYPES:
+            raise UserError(f"refers to a {kind} of {name}; permitted: storages of numbers")
+        return self.storages.setdefault(key, _Storage(str(key), _DTYPES[name], int(size)))

@@ -1,0 +1,114 @@
+"""What a stage makes while it is trained: videos of fixed validation clips' captions with fixed noise."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import UInt8
+
+from vdm_jax.cascade.inputs import degrade, target_video, text_conditioning
+from vdm_jax.cascade.latent import weight_shardings
+from vdm_jax.cascade.sampling import sample_keys, sample_stage
+from vdm_jax.cascade.stage import Experiment, Stage
+from vdm_jax.conditioning.conditioning import Conditioning
+from vdm_jax.conditioning.vocabulary import Vocabulary
+from vdm_jax.data.opening import open_validation
+from vdm_jax.networks.config import EmbeddedText, WordEncoder
+from vdm_jax.parallel.compiling import compiler_options
+from vdm_jax.parallel.rules import batch_parts
+from vdm_jax.video.arrays import to_uint8
+
+
+class StageSamples:
+    """Samples of the first validation clips (see `Experiment.validation_split`), again from the start where there are
+    fewer, so that those of different steps compare. A stage with a source starts from the degraded real clip.
+
+    Every process makes one and makes the same calls; each gets all the videos. `autoencoder` are the weights of a
+    latent stage's.
+    """
+
+    def __init__(self, experiment: Experiment, stage: Stage, count: int, mesh: Mesh, data_dir: Path | None,
+                 autoencoder: tuple[Any, ...] = ()):
+        self.stage, self.count = stage.trained(), count
+        self._autoencoder = jax.device_put(autoencoder, weight_shardings(stage.latent, mesh))
+        self._experiment, self._mesh = experiment, mesh
+        # Now, so that data without a validation split, or without labels, fails before training.
+        self._clips = self._read(data_dir)
+        self.captions: tuple[str, ...] = tuple(clip["caption"] for clip in self._clips)
+        self._inputs = self._prepared()
+
+    def _read(self, data_dir: Path | None) -> list[dict[str, Any]]:
+        source = open_validation(self._experiment.data, self._experiment.validation_split, data_dir)
+        return [source[i % len(source)] for i in range(self.count)]
+
+    @functools.cached_property
+    def real(self) -> UInt8[np.ndarray, "n t h w 3"]:
+        """The clips at the frames and pixels of the stage."""
+        return np.asarray(to_uint8(self._target()))
+
+    @property
+    def source_frames(self) -> int:
+        """Frames of a clip of the data set."""
+        return len(self._clips[0]["video"])
+
+    def videos(self, params: Any, progress: Callable[[int], None] = lambda done: None,
+               ) -> UInt8[np.ndarray, "n t h w 3"]:
+        """What the stage makes of them with these parameters, on the mesh."""
+        done: list[np.ndarray] = []
+        for start in range(0, self.count, self._size):
+            rows = np.minimum(np.arange(start, start + self._size), self.count - 1)  # the last batch is filled up
+            keys = sample_keys(self._experiment.seed, jnp.asarray(rows), 0)
+            inputs = jax.tree.map(lambda x, rows=rows: x[rows], self._inputs)
+            with jax.set_mesh(self._mesh):
+                made = self._sample(params, keys, *inputs, *self._autoencoder)
+            done.append(np.asarray(to_uint8(jax.device_get(made))))
+            progress(min(start + self._size, self.count))
+        return np.concatenate(done)[: self.count]
+
+    @property
+    def _size(self) -> int:
+        """Videos at a time: a multiple of the devices."""
+        parts = batch_parts(self._mesh)
+        return -(-min(self.count, self.stage.sampling.batch_size) // parts) * parts
+
+    @functools.cached_property
+    def _sample(self) -> Callable[..., jax.Array]:
+        stage = self.stage
+        return jax.jit(
+            lambda params, keys, text, low, *autoencoder: sample_stage(stage, stage.sampling, params, keys, text, low,
+                                                                       *autoencoder),
+            out_shardings=NamedSharding(self._mesh, P()), compiler_options=compiler_options(self._mesh))
+
+    def _prepared(self) -> tuple[Conditioning, np.ndarray | None]:
+        stage, clips = self.stage, self._clips
+        text, conditioning = stage.network.text, Conditioning()
+        if isinstance(text, WordEncoder):
+            tokens = np.stack([Vocabulary(text.words, text.length).encode(c) for c in self.captions])
+            conditioning = text_conditioning(jnp.asarray(tokens)[:, None])
+        elif isinstance(text, EmbeddedText):
+            embeddings = np.stack([clip["embeddings"] for clip in clips])[:, None]
+            mask = np.stack([clip["text_mask"] for clip in clips])[:, None]
+            conditioning = Conditioning(embeddings=embeddings.astype(np.float32), text_mask=mask)
+            if "null_embeddings" in clips[0]:
+                null = {name: np.stack([clip[name] for clip in clips]) for name in ("null_embeddings", "null_mask")}
+                conditioning = conditioning.replace(**null)
+        if stage.network.classes:
+            conditioning = conditioning.replace(labels=jnp.asarray([clip["label"] for clip in clips]))
+        references = {name: jnp.stack([jnp.asarray(clip[f"reference_{name}"]) for clip in clips])
+                      for name in (r.name for r in stage.network.references) if f"reference_{name}" in clips[0]}
+        conditioning = conditioning.replace(references=references)
+        low = None if stage.source is None else degrade(self._target(), stage.source)
+        # As numpy: every process passes the same values to a program over the devices of all.
+        return jax.tree.map(np.asarray, (conditioning, low))
+
+    def _target(self) -> jax.Array:
+        stacked = jnp.stack([jnp.asarray(clip["video"]) for clip in self._clips])
+        return target_video(stacked, self.stage.video, self.stage.training.key_frames)
