@@ -203,8 +203,11 @@ def _texts(stage: Stage, batch: dict[str, Array]) -> Conditioning:
     if "tokens" in batch:
         return text_conditioning(joined("tokens", "image_tokens"))
     if "embeddings" in batch:
-        return Conditioning(embeddings=joined("embeddings", "image_embeddings").astype(jnp.float32),
-                            text_mask=joined("text_mask", "image_text_mask"))
+        found = Conditioning(embeddings=joined("embeddings", "image_embeddings").astype(jnp.float32),
+                             text_mask=joined("text_mask", "image_text_mask"))
+        if "null_embeddings" not in batch:
+            return found
+        return found.replace(null_embeddings=batch["null_embeddings"].astype(jnp.float32), null_mask=batch["null_mask"])
     raise UserError(f"stage {stage.name!r} reads text, but the batch has neither tokens nor embeddings")
 
 
@@ -214,11 +217,12 @@ def training_inputs(
     """Target video or its latents, conditioning and number of appended images for one batch of the data pipeline.
 
     `batch` has `video` uint8 `[B,T,H,W,3]` and, where the network reads text, `tokens` `[B,L]` or `embeddings`
-    `[B,L,C]` with `text_mask`; where it takes a class `label` int `[B]`; for joint training also `images`
-    `[B,n,H,W,3]` and `image_tokens` `[B,n,L]` (or `image_embeddings` `[B,n,L,C]` with `image_text_mask`); where clips
-    are padded `frame_valid` bool `[B,T]`; `reference_NAME` `[B,G,M,C]` for each reference the network takes; where
-    frame rates are drawn `frame_rate` `[B]`. With `training.crop`, target and low-resolution video are windows, drawn
-    per sample from the key; both are made from whole frames. `autoencoder` are the weights of a latent stage's.
+    `[B,L,C]` with `text_mask` (and `null_embeddings` with `null_mask`); where it takes a class `label` int `[B]`; for
+    joint training also `images` `[B,n,H,W,3]` and `image_tokens` `[B,n,L]` (or `image_embeddings` `[B,n,L,C]` with
+    `image_text_mask`); where clips are padded `frame_valid` bool `[B,T]`; `reference_NAME` `[B,G,M,C]` for each
+    reference the network takes; where frame rates are drawn `frame_rate` `[B]`. With `training.crop`, target and
+    low-resolution video are windows, drawn per sample from the key; both are made from whole frames. `autoencoder` are
+    the weights of a latent stage's.
     """
     stage, batch = part_of_clips(stage, batch, key)
     x = target_video(batch["video"], stage.video, stage.training.key_frames)
