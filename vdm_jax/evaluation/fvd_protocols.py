@@ -29,11 +29,8 @@ class FVDProtocol:
     start: str | None = None  # of a real clip in its video
     note: str = ""  # what else there is to know
 
-    def deviations(self, *, frames: int, stride: int, real_clips: int, generated_clips: int, split: str,
-                   start: str) -> tuple[str, ...]:
-        """Where values differ from what the protocol fixes."""
-        found = {"frames": frames, "stride": stride, "real_clips": real_clips, "generated_clips": generated_clips,
-                 "split": split, "start": start}
+    def deviations(self, **found: int | str) -> tuple[str, ...]:
+        """Where values of the fields above differ from what the protocol fixes."""
         return tuple(f"{name.replace('_', ' ')} {value} instead of {getattr(self, name)}"
                      for name, value in found.items() if getattr(self, name) not in (None, value))
 
