@@ -224,7 +224,7 @@ def _measured(side: Literal["real", "generated"], names: Sequence[str], clips: C
     and what was gathered of features, by kind."""
     settings, found = clips.settings, {}
     total = settings.count * (settings.samples_per_clip if side == "generated" else 1)
-    gathered = _gathering(names, settings, total)
+    gathered = gathering(names, settings, total)
     plain = sorted(name for name in names if name in MEASURES)
     number, shares = parse_share(settings.share)
     starts = range(0, total if names else 0, settings.part)[number::shares]
@@ -250,7 +250,7 @@ def _measured(side: Literal["real", "generated"], names: Sequence[str], clips: C
     return gathered | {name: np.concatenate(parts) for name, parts in found.items()}
 
 
-def _gathering(names: Sequence[str], settings: MetricSettings, total: int) -> dict[str, Gathered]:
+def gathering(names: Sequence[str], settings: Any, total: int) -> dict[str, Gathered]:
     """What will be gathered, by kind of features."""
     metrics: dict[str, list[str]] = {}
     kinds = {}
