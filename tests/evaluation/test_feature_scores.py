@@ -19,6 +19,8 @@ from vdm_jax.evaluation import features as features_of
 from vdm_jax.evaluation import run_metrics
 from vdm_jax.evaluation.detectors import c3d, clip, i3d, inception, weights
 from vdm_jax.evaluation.frechet import Moments, frechet_distance
+from vdm_jax.evaluation.fvd import FeatureSet, fvd
+from vdm_jax.evaluation.fvd_protocols import PROTOCOLS
 from vdm_jax.evaluation.inception_score import ClassTotals, softmax, split_of
 from vdm_jax.evaluation.run_metrics import MetricSettings, RunMetrics, evaluate_run, parse_share
 from vdm_jax.evaluation.scores import require_comparable
@@ -265,3 +267,68 @@ def test_c3d_sees_sixteen_frames(networks):
     with pytest.raises(UserError, match="is_c3d of videos of 8 frames; permitted: 16, which is what C3D sees"):
         run_metrics.require_visible(("is_c3d",), (8, 32, 32), settings)
     assert dataclasses.replace(settings, c3d_protocol="vdm_ucf").c3d_protocol == "vdm_ucf"
+
+
+@pytest.mark.parametrize("name", sorted(PROTOCOLS))
+def test_every_protocol_labels_what_departs_from_it(name):
+    """Sets that keep to a protocol have its name; each thing that departs is listed, and scores are not compared."""
+    protocol = PROTOCOLS[name]
+    fixed = {"frames": protocol.frames or 16, "stride": protocol.stride or 1, "split": protocol.split or "test",
+             "start": protocol.start or "as the data set gives it", "draw": protocol.draw or "without replacement"}
+    moments = Moments.of(np.random.default_rng(0).standard_normal((9, 4)))
+
+    def made(clips, **changes):
+        about = {"data": "x", "size": "64x64", "resize": protocol.resize, "given_frames": protocol.given_frames or 0}
+        return FeatureSet(features=np.ones((2, 4)), clips=clips, moments=moments, **(fixed | about | changes))
+
+    real, generated = protocol.real_clips or 9, protocol.generated_clips or 9
+    on = fvd(made(real), made(generated), protocol, resamples=0)
+    assert on.label == f"fvd ({name})" and on.deviations == () and on.conditions["given_frames"] is not None
+    for field, other in {"frames": 9, "stride": 3, "split": "validation", "start": "middle", "draw": "by hand",
+                         "given_frames": 7}.items():
+        changes = {field: other}
+        off = fvd(made(real, **changes), made(generated, **changes), protocol, resamples=0)
+        expected = (f"{field.replace('_', ' ')} {other} instead of {getattr(protocol, field)}",)
+        assert off.deviations == (() if getattr(protocol, field) is None else expected)
+        assert ("OFF PROTOCOL" in off.label) == (getattr(protocol, field) is not None)
+        with pytest.raises(UserError, match=f"cannot be compared: {field} is"):
+            require_comparable(on, off)
+    few = fvd(made(8), made(7), protocol, resamples=0)
+    assert len(few.deviations) == (protocol.real_clips is not None) + (protocol.generated_clips is not None)
+
+
+def test_kinetics_with_and_without_replacement_draw_their_clips(source, networks):
+    class Watched(CaptionedDigitsSource):
+        asked = []
+
+        def __getitem__(self, index):
+            self.asked.append(index)
+            return super().__getitem__(index)
+
+    found = {}
+    for name in ("vdm_kinetics600", "vdm_kinetics600_with_replacement"):
+        clips = run_metrics.Clips(Cascade(), Watched(DATA, "test"), MetricSettings(
+            metrics=("fvd",), count=12, protocol=name, given_frames=5))
+        clips.source.asked.clear()
+        real = clips.real(range(12))
+        of_real = list(clips.source.asked)
+        clips.source.asked.clear()
+        paired = clips.counterparts(range(12))
+        found[name] = of_real, list(clips.source.asked), np.array_equal(real, paired)
+    assert found["vdm_kinetics600"] == (list(range(12)), list(range(12)), True)
+    real, given, same = found["vdm_kinetics600_with_replacement"]
+    assert len(set(real)) < 12 and real != given and not same
+    scores = [evaluate(source, networks, "fvd", protocol=name, given_frames=5).scores[0] for name in found]
+    assert [score.conditions["draw"] for score in scores] == ["without replacement", "with replacement"]
+    assert all(set(score.deviations) == {"real clips 12 instead of 50000", "generated clips 12 instead of 50000"}
+               for score in scores)
+    with pytest.raises(UserError, match="count=13 for 12 clips"):
+        evaluate(source, networks, "fvd", protocol="vdm_kinetics600", count=13)
+    assert evaluate(source, networks, "fvd", protocol="vdm_kinetics600_with_replacement", count=13).scores
+
+
+def test_bair_has_many_completions_of_each_clip(source, networks):
+    found = evaluate(source, networks, "fvd", protocol="vdm_bair", given_frames=1, count=3, samples_per_clip=4)
+    score = found.scores[0]
+    assert (score.conditions["real_clips"], score.conditions["generated_clips"]) == (3, 12)
+    assert score.deviations == ("real clips 3 instead of 256", "generated clips 12 instead of 25600")

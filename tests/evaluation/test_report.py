@@ -116,7 +116,7 @@ def test_a_run_with_nothing_but_a_config_has_a_page(make_run, tmp_path):
 
 
 def test_large_files_are_named_and_left_out(make_run, monkeypatch):
-    monkeypatch.setattr("vdm_jax.evaluation.report.LARGEST", 10)
+    monkeypatch.setattr("vdm_jax.evaluation.report_html.LARGEST", 10)
     folder = make_run("one")
     found = Page(page([read_run(folder, "one")]))
     assert "step_0000020.mp4 is left out" in found.text and found.sources == []
@@ -124,9 +124,12 @@ def test_large_files_are_named_and_left_out(make_run, monkeypatch):
 
 def test_curves_leave_out_what_is_not_finite():
     drawn = chart("loss", {"a": ([1, 2, 3], [1.0, np.nan, 3.0]), "b": ([1], [2.0])}, {"a": "#000", "b": "#111"})
-    assert drawn.count("<polyline") == 1 and drawn.count("<circle") == 1 and "nan" not in drawn and "(log)" not in drawn
+    assert drawn.count("<polyline") == 1 and drawn.count("<circle") == 3 and "nan" not in drawn and "(log)" not in drawn
     assert "(log)" in chart("x", {"a": ([1, 2], [0.1, 9.0])}, {"a": "#000"})
     assert chart("x", {"a": ([1], [np.inf])}, {"a": "#000"}) == ""
+    aimed = chart("x", {"a": ([1, 2], [5.0, 6.0])}, {"a": "#000"}, {"a": ([2], [9.0])})  # dashed, all along the axis
+    dashed = re.search(r'points="62.0,26.0 448.0,26.0" fill="none" stroke="#000"[^/]*stroke-dasharray', aimed)
+    assert dashed and "a, real clips" in aimed and aimed.count("<circle") == 2
     constant = chart("x", {"a": ([1, 2], [5.0, 5.0])}, {"a": "#000"})
     assert "nan" not in constant and constant.count("<polyline") == 1
 

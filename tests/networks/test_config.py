@@ -34,7 +34,7 @@ def test_the_reduction_is_the_patch_and_all_strides_but_the_last():
     (lambda: dataclasses.replace(PLAIN, position_axes=("column", "row")),
      "UNet.position_axes=('column', 'row') is not valid; permitted: some of ('frame', 'row', 'column'), in this order"),
     (lambda: dataclasses.replace(PLAIN, residual=True),
-     "UNet.residual=True with low_resolution=False, out_channels=3; permitted: low_resolution=True, out_channels=3"),
+     "UNet.residual=True with low_resolution=False; permitted: low_resolution=True"),
     (lambda: UNet(levels=()), "UNet.levels=() is not valid; permitted: at least one Level"),
     (lambda: dataclasses.replace(PLAIN, patch=0), "UNet.patch=0 is not valid; permitted: >= 1"),
     (lambda: dataclasses.replace(PLAIN, middle=(CrossAttention(head_dim=4),)),

@@ -19,7 +19,7 @@ from vdm_jax.cascade.options import Completion, Sampling
 from vdm_jax.cascade.programs import WHOLE, Handover, goes_by_steps, handover, jit_sampling, stepwise_sampling
 from vdm_jax.cascade.prompts import Prompts
 from vdm_jax.cascade.sampling import completion_method, sample_keys, sampling_parts, with_overrides
-from vdm_jax.cascade.stage import Experiment, KeyFrames, Stage, augmentation_of
+from vdm_jax.cascade.stage import Experiment, FirstFrame, KeyFrames, Stage, augmentation_of
 from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.conditioning.vocabulary import Vocabulary
 from vdm_jax.errors import UserError
@@ -103,6 +103,15 @@ def _checked_known(known: Known | None, stage: Stage, count: int) -> Known | Non
     return known._replace(video=video, mask=np.broadcast_to(mask, (count, *mask.shape[1:])))
 
 
+def _picture(known: Known, stage: Stage) -> Float[np.ndarray, "b 1 h w 3"]:
+    """The known first frames of videos that begin with them. Raises `UserError` where more or less is known."""
+    mask = np.broadcast_to(known.mask, (*known.video.shape[:-1], 1))
+    if not mask[:, 0].all() or mask[:, 1:].any():
+        raise UserError(f"stage {stage.name!r} begins with a picture, and something else is known of its videos; "
+                        "permitted: their first frames, such as observations.first_frame_known makes")
+    return known.video[:, :1]
+
+
 class Generator:
     """A trained cascade, ready to be called with captions.
 
@@ -110,13 +119,26 @@ class Generator:
       experiment: the resolved config (vocabularies filled in).
       params: parameters per stage name.
       devices: to spread the batch over; all devices by default.
+      autoencoders: weights per name of a stage that works in latents; stages may share them.
     """
 
-    def __init__(self, experiment: Experiment, params: Mapping[str, Any], devices: Sequence[jax.Device] | None = None):
+    def __init__(
+        self, experiment: Experiment, params: Mapping[str, Any], devices: Sequence[jax.Device] | None = None,
+        autoencoders: Mapping[str, Any] | None = None,
+    ):
         self.experiment = experiment
         self.mesh = make_mesh(experiment.mesh, devices)
-        self.params = {name: jax.device_put(tree, parameter_shardings(tree, self.mesh))
-                       for name, tree in params.items()}
+
+        def placed(trees: Mapping[str, Any]) -> dict[str, Any]:
+            kept = {id(tree): jax.device_put(tree, parameter_shardings(tree, self.mesh)) for tree in trees.values()}
+            return {name: kept[id(tree)] for name, tree in trees.items()}  # what stages share is there once
+
+        self.params, self.autoencoders = placed(params), placed(autoencoders or {})
+        lacking = [stage.name for stage in experiment.stages
+                   if stage.latent is not None and stage.name in params and stage.name not in self.autoencoders]
+        if lacking:
+            raise UserError(f"stage {lacking[0]!r} works in latents and its autoencoder has no weights; permitted: "
+                            "autoencoders={name: weights}, or vdm_jax.load")
         self._compiled: dict[tuple[Stage, Sampling, Handover], Callable] = {}
 
     def __call__(
@@ -125,6 +147,7 @@ class Generator:
         progress: Progress | None = None, embeddings: Float[np.ndarray, "b l c"] | None = None,
         text_mask: Bool[np.ndarray, "b l"] | None = None, labels: Sequence[int] | None = None,
         known: Known | None = None, fps: float | None = None, first: str | None = None,
+        motion: float | None = None,
     ) -> Generated:
         """Generate one video per caption.
 
@@ -143,8 +166,9 @@ class Generator:
           known: a part of the first stage's videos that is given; `observations.first_frame_known` for their first
             frames. How it is taken over is the stage's `sampling.completion`.
           fps: frames per second that the first stage is told, where it takes them (scalar "fps"); others in proportion.
-          first: name of the stage to begin with: the cascade's first, or one that fills in frames and now goes by
-            `known` instead (animates a picture, goes on with a clip).
+          first: name of the stage to begin with: the cascade's first, or one that fills in frames or begins with a
+            picture and now goes by `known` instead (animates a picture, goes on with a clip).
+          motion: how much moves, for stages that are told (scalar "motion"); their own by default.
 
         Raises:
           UserError: no captions, an unknown stage, a stage that is not trained, missing embeddings or labels, something
@@ -154,14 +178,18 @@ class Generator:
         prompts = Prompts(captions, embeddings, text_mask, labels)
         stages = self._stages(first, last)
         rates = _frame_rates(stages, fps)
+        if motion is not None and not any("motion" in stage.network.scalars for stage in stages):
+            raise UserError(f"motion={motion} is given and no stage is told; permitted: None, or stages whose network "
+                            "takes the scalar 'motion'")
         absent = [stage.name for stage in stages if stage.name not in self.params]
         if absent:
             raise UserError(f"stage {absent[0]!r} has no trained weights; permitted: train it, or stop after one of "
                             f"{', '.join(self.params) or 'none'}")
-        if stages[0].source is not None and not (isinstance(stages[0].source, KeyFrames) and known is not None):
+        takes_known = isinstance(stages[0].source, KeyFrames | FirstFrame) and known is not None
+        if stages[0].source is not None and not takes_known:
             raise UserError(f"stage {stages[0].name!r} starts from {stages[0].source.frames} frames that no stage "
                             "makes; permitted: a cascade whose first stage has source=None, or known parts of a stage "
-                            "that fills in frames")
+                            "that fills in frames or begins with a picture")
         jobs = _Jobs(seed, first_index + np.arange(len(captions)), progress)
         outputs: dict[str, np.ndarray] = {}
         low = None
@@ -170,8 +198,10 @@ class Generator:
             sampling = with_overrides(stage.sampling, steps=steps, guidance=guidance if at_first else None,
                                       split_guidance=split_guidance)
             dataclasses.replace(stage, sampling=sampling)  # raises where the stage cannot do it
-            text = prompts.conditioning(stage, None if fps is None else rates[stage.name])
+            text = prompts.conditioning(stage, None if fps is None else rates[stage.name], motion)
             given = _checked_known(known, stage, len(captions)) if at_first else None
+            if given is not None and isinstance(stage.source, FirstFrame):
+                low, given = _picture(given, stage), None
             low = self._run(stage, place, sampling, jobs, text, low, given, handover(stages, stages.index(stage)))
             outputs[stage.name] = np.asarray(to_uint8(low))
         return Generated(captions, outputs, rates)
@@ -202,6 +232,9 @@ class Generator:
         """
         captions = (captions,) if isinstance(captions, str) else tuple(captions)
         stage = self.experiment.stages[0]
+        if isinstance(stage.source, FirstFrame):
+            raise UserError(f"stage {stage.name!r} begins with a picture and cannot be extended; permitted: a stage "
+                            "that takes known frames")
         size, overlap = stage.video.frames, stage.video.frames // 2 if overlap is None else overlap
         if not 0 < overlap < size:
             raise UserError(f"overlap={overlap} is not valid; permitted: 1 to {size - 1}, for blocks of {size} frames")
@@ -269,12 +302,13 @@ class Generator:
         size = min(sampling.batch_size, total)
         size = -(-size // parts) * parts  # up to a multiple of the devices
         function = self._compile(stage, sampling, ends, goes_by_steps(stage, sampling, self.mesh, known))
+        autoencoder = () if stage.latent is None else (self.autoencoders[stage.name],)
         done = []
         for start in range(0, total, size):
             rows = np.minimum(np.arange(start, start + size), total - 1)
             keys = jobs.keys(rows, place)
             batch = jax.tree.map(lambda x, rows=rows: x[rows], (text, low, known))
-            done.append(np.asarray(function(self.params[stage.name], keys, *batch)))
+            done.append(np.asarray(function(self.params[stage.name], keys, *batch, *autoencoder)))
             jobs.tell(stage.name, min(start + size, total), total)
         return np.concatenate(done)[:total]
 

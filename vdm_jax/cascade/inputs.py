@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
 
+from vdm_jax.cascade.latent import encode
 from vdm_jax.cascade.observations import draw_known, with_observed
-from vdm_jax.cascade.stage import KeyFrames, LowResolution, Stage, VideoSpec
+from vdm_jax.cascade.stage import FirstFrame, KeyFrames, LowResolution, Source, Stage, VideoSpec
 from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.conditioning.vocabulary import PADDING
+from vdm_jax.diffusion.arrays import noise_from_keys
 from vdm_jax.errors import UserError
+from vdm_jax.networks.latent_network import LatentNetwork
 from vdm_jax.video.arrays import crop as crop_frames
 from vdm_jax.video.arrays import resize, subsample_frames, to_float, upsample_frames
 
-_OBSERVATION_STREAM, _PART_STREAM = 2**31 - 3, 2**31 - 5  # of a batch's key, which is otherwise split
+# Of a batch's key, which is otherwise split.
+_OBSERVATION_STREAM, _PART_STREAM, _ENCODING_STREAM, _PICTURE_STREAM = (2**31 - n for n in (3, 5, 6, 7))
 # Samplers draw from streams 0, 1, 2, ... of a sample's key and augmentations from the last ones.
-_CROP_STREAM = 2**31 - 3
+_CROP_STREAM, _PICTURE_NOISE_STREAM = 2**31 - 3, 2**31 - 4
 
 
 def target_video(
@@ -52,16 +58,26 @@ def hold_valid(x: Float[Array, "b t h w 3"], valid: Bool[Array, "b t"]) -> Float
     return jnp.take_along_axis(x, last[:, :, None, None, None], axis=1)
 
 
-def degrade(x: Float[Array, "b t h w 3"], source: LowResolution | KeyFrames) -> Float[Array, "b t2 h2 w2 3"]:
+def degrade(x: Float[Array, "b t h w 3"], source: Source) -> Float[Array, "b t2 h2 w2 3"]:
     """The video that the stage before would have made of `x`."""
+    if isinstance(source, FirstFrame):
+        return x[:, :1]
     if isinstance(source, KeyFrames):
         return x[:, :: source.every]
     return resize(subsample_frames(x, source.frames), source.height, source.width, "area")
 
 
 def enlarge(low: Float[Array, "b t h w 3"], source: LowResolution, video: VideoSpec) -> Float[Array, "b t2 h2 w2 3"]:
-    """A low-resolution video at the frames and pixels of the stage's own video."""
+    """A low-resolution video at the frames and pixels of another one, which is as large or larger."""
     return resize(upsample_frames(low, video.frames, source.fill), video.height, video.width, source.resize)
+
+
+def low_grid(stage: Stage) -> VideoSpec:
+    """The size to which a stage enlarges its low-resolution video: that of its own, or of its latents."""
+    if stage.latent is None or stage.latent.low_resolution == "latents":
+        return stage.video
+    frames, height, width, _ = stage.shape
+    return dataclasses.replace(stage.video, frames=frames, height=height, width=width)
 
 
 def draw_corners(keys: Array, stage: Stage) -> Int[Array, "b 2"]:
@@ -88,12 +104,14 @@ def enlarge_window(
     A window of low-resolution pixels is enlarged with one more pixel on each side, the last one that interpolation
     reaches, so that it equals the same window of an enlarged frame up to its edges.
     """
-    scales, crop, margin = (_scale(stage, "height"), _scale(stage, "width")), stage.training.crop, 1
+    grid, source, margin = low_grid(stage), stage.source, 1
+    scales = grid.height // source.height, grid.width // source.width
+    inner = [size // _scale(stage, side) for side, size in zip(("height", "width"), stage.training.crop, strict=True)]
     low = jnp.pad(low, ((0, 0), (0, 0), (margin, margin), (margin, margin), (0, 0)), mode="edge")
-    sizes = [size // scale + 2 * margin for size, scale in zip(crop, scales, strict=True)]
-    low = upsample_frames(_windows(low, corners, sizes), stage.video.frames, stage.source.fill)
-    large = resize(low, sizes[0] * scales[0], sizes[1] * scales[1], stage.source.resize)
-    return crop_frames(large, margin * scales[0], margin * scales[1], *crop)
+    sizes = [size + 2 * margin for size in inner]
+    low = upsample_frames(_windows(low, corners, sizes), grid.frames, source.fill)
+    large = resize(low, sizes[0] * scales[0], sizes[1] * scales[1], source.resize)
+    return crop_frames(large, margin * scales[0], margin * scales[1], inner[0] * scales[0], inner[1] * scales[1])
 
 
 def _scale(stage: Stage, side: str) -> int:
@@ -112,18 +130,32 @@ def text_conditioning(tokens: Int[Array, "b g l"]) -> Conditioning:
 def with_low_resolution(
     conditioning: Conditioning, low: Float[Array, "b t h w 3"], stage: Stage, keys: Array, logsnr: Float[Array, b],
     *, corners: Int[Array, "b 2"] | None = None, corrupt: bool = True, shared_noise: bool = False,
+    autoencoder: Any = None,
 ) -> Conditioning:
-    """Add the enlarged low-resolution video, augmented per sample from `keys` `[B]` at level `logsnr` (Ho et al. 2021,
-    arXiv 2106.15282, section 3), with the same noise for all frames where it is shared; with `corners`, its windows.
-    `corrupt=False` adds it as it is."""
+    """Add the enlarged low-resolution video, or its latents, augmented per sample from `keys` `[B]` at level `logsnr`
+    (Ho et al. 2021, arXiv 2106.15282, section 3), with the same noise for all frames where it is shared; with
+    `corners`, its windows. `corrupt=False` adds it as it is."""
     augmentation = stage.source.augmentation
 
     def augmented(x: Array, at: str) -> Array:
         return augmentation.augment(x, keys, logsnr, shared_noise) if corrupt and augmentation.at == at else x
 
     low = augmented(low, "low")
-    large = enlarge(low, stage.source, stage.video) if corners is None else enlarge_window(low, corners, stage)
+    large = enlarge(low, stage.source, low_grid(stage)) if corners is None else enlarge_window(low, corners, stage)
+    if stage.latent is not None and stage.latent.low_resolution == "latents":
+        large = encode(stage.latent, autoencoder, large)
     return conditioning.replace(low_resolution=augmented(large, "enlarged"), augmentation=logsnr)
+
+
+def with_first_frame(
+    conditioning: Conditioning, picture: Float[Array, "b 1 h w 3"], stage: Stage, keys: Array, noise: Float[Array, b],
+    autoencoder: Any,
+) -> Conditioning:
+    """Add the latents of the picture that videos begin with and of noise on it, of standard deviation `noise`, drawn
+    from the `keys` `[B]` of the samples."""
+    drawn = noise_from_keys(keys, _PICTURE_NOISE_STREAM, picture.shape)
+    image = encode(stage.latent, autoencoder, picture + noise[:, None, None, None, None] * drawn, scaled=False)
+    return conditioning.replace(image=image, scalars={**conditioning.scalars, "noise": noise})
 
 
 def part_of_clips(stage: Stage, batch: dict[str, Array], key: Array) -> tuple[Stage, dict[str, Array]]:
@@ -161,31 +193,57 @@ def _texts(stage: Stage, batch: dict[str, Array]) -> Conditioning:
 
 
 def training_inputs(
-    stage: Stage, batch: dict[str, Array], key: Array
-) -> tuple[Float[Array, "b t h w 3"], Conditioning, int]:
-    """Target video, conditioning and number of appended images for one batch of the data pipeline.
+    stage: Stage, batch: dict[str, Array], key: Array, autoencoder: Any = None
+) -> tuple[Float[Array, "b t h w c"], Conditioning, int]:
+    """Target video or its latents, conditioning and number of appended images for one batch of the data pipeline.
 
     `batch` has `video` uint8 `[B,T,H,W,3]` and, where the network reads text, `tokens` `[B,L]` or `embeddings`
     `[B,L,C]` with `text_mask`; where it takes a class `label` int `[B]`; for joint training also `images`
     `[B,n,H,W,3]` and `image_tokens` `[B,n,L]` (or `image_embeddings` `[B,n,L,C]` with `image_text_mask`); where clips
     are padded `frame_valid` bool `[B,T]`; `reference_NAME` `[B,G,M,C]` for each reference the network takes; where
     frame rates are drawn `frame_rate` `[B]`. With `training.crop`, target and low-resolution video are windows, drawn
-    per sample from the key; both are made from whole frames.
+    per sample from the key; both are made from whole frames. `autoencoder` are the weights of a latent stage's.
     """
     stage, batch = part_of_clips(stage, batch, key)
     x = target_video(batch["video"], stage.video, stage.training.key_frames)
-    valid = known = None
+    valid = None
     if "frame_valid" in batch:
         valid = take_frames(batch["frame_valid"], stage.video.frames, stage.training.key_frames)
         x = hold_valid(x, valid)
-    if stage.network.observed:
-        keys = jax.random.split(jax.random.fold_in(key, _OBSERVATION_STREAM), len(x))
-        known = draw_known(stage.training.observations, x, keys, valid)
+    low = None if stage.source is None else degrade(x, stage.source)
+    conditioning, corners = _told(stage, batch, len(x)), None
+    level_key, noise_key = jax.random.split(key)
+    keys = jax.random.split(noise_key, len(x))
+    if stage.training.crop is not None:
+        corners = draw_corners(keys, stage)
+        x = target_window(x, corners, stage)
     images = batch["images"].shape[1] if "images" in batch else 0
     if images:
         pictures = resize(to_float(batch["images"]), stage.video.height, stage.video.width, "area")
         x = jnp.concatenate([x, pictures], axis=1)
-        valid = None if valid is None else jnp.pad(valid, ((0, 0), (0, images)), constant_values=True)
+    if stage.latent is not None:
+        x = _encoded(stage, autoencoder, x, valid, key)
+    if stage.network.observed:
+        clips = x[:, : x.shape[1] - images]
+        draws = jax.random.split(jax.random.fold_in(key, _OBSERVATION_STREAM), len(x))
+        known = draw_known(stage.training.observations, clips, draws, valid)
+        conditioning = with_observed(conditioning, clips.shape, known, images)
+    if images and valid is not None:
+        valid = jnp.pad(valid, ((0, 0), (0, images)), constant_values=True)
+    conditioning = conditioning.replace(frame_valid=valid)
+    if isinstance(stage.source, LowResolution):
+        logsnr = stage.source.augmentation.draw_logsnr(level_key, len(x))
+        conditioning = with_low_resolution(conditioning, low, stage, keys, logsnr, corners=corners,
+                                           autoencoder=autoencoder)
+    if isinstance(stage.source, FirstFrame):
+        mean, std = stage.source.log_noise
+        drawn = jax.random.normal(jax.random.fold_in(key, _PICTURE_STREAM), (len(x),))
+        conditioning = with_first_frame(conditioning, low, stage, keys, jnp.exp(mean + std * drawn), autoencoder)
+    return x, conditioning, images
+
+
+def _told(stage: Stage, batch: dict[str, Array], count: int) -> Conditioning:
+    """Text, class, references and scalars of the clips of a batch."""
     conditioning = Conditioning() if stage.network.text is None else _texts(stage, batch)
     if stage.network.classes:
         if "label" not in batch:
@@ -193,18 +251,26 @@ def training_inputs(
         conditioning = conditioning.replace(labels=batch["label"])
     references = {name: batch[f"reference_{name}"] for name in (r.name for r in stage.network.references)
                   if f"reference_{name}" in batch}  # the network names what is missing
-    conditioning = conditioning.replace(frame_valid=valid, references=references)
-    if known is not None:
-        conditioning = with_observed(conditioning, known.video.shape, known, images)
-    if "fps" in stage.network.scalars:
-        rate = batch["frame_rate"] if stage.training.frame_rates is not None else jnp.full(len(x), stage.video.fps)
-        conditioning = conditioning.replace(scalars={"fps": rate})
-    if isinstance(stage.source, LowResolution):
-        level_key, noise_key = jax.random.split(key)
-        logsnr = stage.source.augmentation.draw_logsnr(level_key, len(x))
-        keys, corners, low = jax.random.split(noise_key, len(x)), None, degrade(x, stage.source)
-        if stage.training.crop is not None:
-            corners = draw_corners(keys, stage)
-            x = target_window(x, corners, stage)
-        conditioning = with_low_resolution(conditioning, low, stage, keys, logsnr, corners=corners)
-    return x, conditioning, images
+    scalars = constant_scalars(stage, count)
+    if stage.training.frame_rates is not None:
+        scalars["fps"] = batch["frame_rate"]
+    return conditioning.replace(references=references, scalars=scalars)
+
+
+def constant_scalars(stage: Stage, count: int) -> dict[str, Float[Array, b]]:
+    """Scalars that a stage is told of `count` videos where nothing else is said of them: its frames per second, and how
+    much moves."""
+    values = {"fps": stage.video.fps}
+    if isinstance(stage.network, LatentNetwork):
+        values["motion"] = stage.network.motion
+    return {name: jnp.full((count,), values[name]) for name in stage.network.scalars if name in values}
+
+
+def _encoded(
+    stage: Stage, autoencoder: Any, x: Float[Array, "b t h w 3"], valid: Bool[Array, "b t"] | None, key: Array
+) -> Float[Array, "b t2 h2 w2 c"]:
+    """Latents of training videos. Raises `UserError` for padded clips where latents have several frames each."""
+    if valid is not None and stage.latent.frame_factor > 1:
+        raise UserError(f"stage {stage.name!r}: clips with padded frames for latents of {stage.latent.frame_factor} "
+                        "frames each; permitted: clips of one length")
+    return encode(stage.latent, autoencoder, x, jax.random.fold_in(key, _ENCODING_STREAM))

@@ -39,6 +39,13 @@ class Start:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class StartFile:
+    """Weights of an open latent U-Net, as which or in place of whose image layers a `LatentNetwork` begins."""
+
+    path: str  # .safetensors file that `vdm-jax convert` wrote
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """Scores of what a stage makes while it is trained, of few videos of validation clips: to see where a run goes.
     They fall or rise with the number of clips, so only those of one setting compare, and none is for a paper."""
@@ -83,7 +90,7 @@ class Training:
     sample_every: int = 1000  # steps between sample sheets; 0: only at the end
     validate_every: int = 1000  # steps between validation losses; 0: never
     evaluation: Evaluation = Evaluation()  # scores of the stage's own videos
-    start: Start | None = None  # weights to begin with, rather than random ones
+    start: Start | StartFile | None = None  # weights to begin with, rather than random ones
     observations: tuple[Observation, ...] = ()  # what may be known of a clip (UNet.observed); each draws one
     frame_rates: FrameRates | None = None  # at which clips are read, told the network as scalar "fps"; None: their own
     frames: int | None = None  # of the parts of clips that are trained on, begun at random; None: whole clips
@@ -169,6 +176,9 @@ class Sampling:
     sampler: Sampler = DDIM()
     steps: int = 50
     guidance: float = 0.0  # w of (1 + w) conditional - w unconditional
+    # w of the last frame, where it changes linearly from that of the first (Stable Video Diffusion, arXiv 2311.15127);
+    # None: all frames have the same
+    last_frame_guidance: float | None = None
     oscillation: Oscillation | None = None  # of the guidance; None: the same weight at every step
     # The two estimates of a guided video on two halves of the devices: half the videos at a time, each in half the time
     split_guidance: bool = False
@@ -183,3 +193,14 @@ class Sampling:
     def __post_init__(self):
         if self.steps < 1 or self.batch_size < 1:
             raise UserError(f"Sampling.steps={self.steps}, batch_size={self.batch_size}; permitted: >= 1")
+        if self.last_frame_guidance is not None and (self.oscillation or self.windows):
+            raise UserError(f"Sampling.last_frame_guidance={self.last_frame_guidance} with oscillation or windows; "
+                            "permitted: None")
+        if self.last_frame_guidance is not None and self.last_frame_guidance < 0:
+            raise UserError(f"Sampling.last_frame_guidance={self.last_frame_guidance} is not valid; permitted: >= 0, "
+                            "or None")
+
+    @property
+    def guided(self) -> bool:
+        """Whether there is guidance at all."""
+        return bool(self.guidance or self.last_frame_guidance)

@@ -6,14 +6,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from vdm_jax.cascade.latent import weight_shardings
 from vdm_jax.cascade.observations import Known
 from vdm_jax.cascade.options import Sampling
 from vdm_jax.cascade.sampling import (
     completion_method,
+    finished,
     sample_stage,
     sampling_sharding,
     stage_conditioning,
@@ -50,15 +51,17 @@ def jit_sampling(
     stage: Stage, sampling: Sampling, mesh: Mesh, shardings: Any, ends: Handover = WHOLE
 ) -> jax.stages.Wrapped:
     """Sampling `(params, keys, text, low, known) -> videos` of a stage jitted for a mesh, to be called or lowered with
-    the mesh in context; `shardings` are those of the parameters, `low` and `known` may be None."""
+    the mesh in context; `shardings` are those of the parameters, `low` and `known` may be None. The weights of a latent
+    stage's autoencoder are one more argument."""
     levels = _levels(stage, sampling)
 
-    def function(params: Any, keys: Any, text: Conditioning, low: Any, known: Known | None) -> Any:
-        return sample_stage(stage, sampling, params, keys, text, low, levels=levels, known=known, **ends._asdict())
+    def function(params: Any, keys: Any, text: Conditioning, low: Any, known: Known | None, *autoencoder: Any) -> Any:
+        return sample_stage(stage, sampling, params, keys, text, low, *autoencoder, levels=levels, known=known,
+                            **ends._asdict())
 
     batch = sampling_sharding(stage, sampling, mesh)
-    return jax.jit(function, in_shardings=(shardings, batch, batch, batch, batch), out_shardings=batch,
-                   compiler_options=compiler_options(mesh))
+    placed = (shardings, batch, batch, batch, batch, *weight_shardings(stage.latent, mesh))
+    return jax.jit(function, in_shardings=placed, out_shardings=batch, compiler_options=compiler_options(mesh))
 
 
 def goes_by_steps(stage: Stage, sampling: Sampling, mesh: Mesh, known: Known | None) -> bool:
@@ -74,26 +77,31 @@ def stepwise_sampling(
     """`jit_sampling` with a program for one step, which is called for each; the same videos."""
     levels, batch = _levels(stage, sampling), sampling_sharding(stage, sampling, mesh)
     steps, options = steps_between(levels, ends.stop), compiler_options(mesh)
+    weights = weight_shardings(stage.latent, mesh)
 
     def walk(keys: Any) -> Walk:
-        return Walk(sampling.sampler, stage.process, (keys.shape[0], *stage.video.shape), sampling.steps,
+        return Walk(sampling.sampler, stage.process, (keys.shape[0], *stage.shape), sampling.steps,
                     shared_noise=sampling.shared_noise)
 
-    def advance(params: Any, keys: Any, text: Conditioning, low: Any, known: Known | None, carry: Any,
-                step: Any) -> Any:
-        conditioning, known = stage_conditioning(stage, sampling, keys, text, low, known, corrupt=not ends.truncated)
+    def advance(params: Any, keys: Any, text: Conditioning, low: Any, known: Known | None, carry: Any, step: Any,
+                *autoencoder: Any) -> Any:
+        conditioning, known = stage_conditioning(stage, sampling, keys, text, low, known, *autoencoder,
+                                                 corrupt=not ends.truncated)
         denoise = stage_denoiser(stage, params, conditioning, sampling, levels, known)
         return walk(keys).advance(denoise, keys, carry, step)[0]
 
     begin = jax.jit(lambda keys: walk(keys).begin(keys, steps.level[0]), in_shardings=batch, out_shardings=batch)
-    one = jax.jit(advance, in_shardings=(shardings, batch, batch, batch, batch, batch, None), out_shardings=batch,
-                  donate_argnums=5, compiler_options=options)
+    one = jax.jit(advance, in_shardings=(shardings, batch, batch, batch, batch, batch, None, *weights),
+                  out_shardings=batch, donate_argnums=5, compiler_options=options)
+    end = jax.jit(lambda x, low, known, *autoencoder: finished(stage, x, low, known, *autoencoder),
+                  in_shardings=(batch, batch, batch, *weights), out_shardings=batch, compiler_options=options)
 
-    def function(params: Any, keys: Any, *given: Any) -> jax.Array:
+    def function(params: Any, keys: Any, text: Any, low: Any, known: Any, *autoencoder: Any) -> jax.Array:
         carry = begin(keys)
         for i in range(len(steps.index)):
-            carry = one(params, keys, *given, carry, jax.tree.map(lambda x, i=i: x[i], steps))
-        return jnp.clip(carry[0], -1, 1) if ends.stop is None else carry[0]
+            step = jax.tree.map(lambda x, i=i: x[i], steps)
+            carry = one(params, keys, text, low, known, carry, step, *autoencoder)
+        return end(carry[0], low, known, *autoencoder) if ends.stop is None else carry[0]
 
     return function
 

@@ -30,13 +30,14 @@ class Prompts:
         if not self.captions:
             raise UserError("captions=[] is not valid; permitted: at least one caption")
 
-    def conditioning(self, stage: Stage, fps: float | None = None) -> Conditioning:
+    def conditioning(self, stage: Stage, fps: float | None = None, motion: float | None = None) -> Conditioning:
         """What a stage is told. Raises `UserError` for embeddings or labels that it needs and that are missing or of
         another shape.
 
         Args:
           stage: of the cascade.
           fps: frames per second that it is told, where it takes them; None: its own.
+          motion: how much moves, likewise.
         """
         found, classes = self._text(stage), stage.network.classes
         if classes:
@@ -45,9 +46,10 @@ class Prompts:
                 raise UserError(f"labels={labels} given for stage {stage.name!r}; permitted: {count} numbers from -1 "
                                 f"(no class) to {classes - 1}")
             found = found.replace(labels=jnp.asarray(labels, jnp.int32))
-        if fps is not None and "fps" in stage.network.scalars:
-            found = found.replace(scalars={"fps": jnp.full(len(self.captions), fps, jnp.float32)})
-        return found
+        said = {name: value for name, value in (("fps", fps), ("motion", motion))
+                if value is not None and name in stage.network.scalars}
+        return found.replace(scalars={name: jnp.full(len(self.captions), value, jnp.float32)
+                                      for name, value in said.items()})
 
     def _text(self, stage: Stage) -> Conditioning:
         text = stage.network.text

@@ -12,10 +12,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
-from vdm_jax.cascade.inputs import with_low_resolution
+from vdm_jax.cascade.inputs import constant_scalars, with_first_frame, with_low_resolution
+from vdm_jax.cascade.latent import decode, encode_known
 from vdm_jax.cascade.observations import Known, key_frames_known, with_observed
 from vdm_jax.cascade.options import DynamicThreshold, Sampling, StaticThreshold
-from vdm_jax.cascade.stage import KeyFrames, LowResolution, Stage
+from vdm_jax.cascade.stage import FirstFrame, KeyFrames, LowResolution, Stage
 from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.diffusion.arrays import Denoiser
 from vdm_jax.diffusion.conditional import reconstruction_guided, replaced
@@ -23,7 +24,7 @@ from vdm_jax.diffusion.guidance import batched, combine, dynamic_threshold, osci
 from vdm_jax.diffusion.sampling import sample, sampling_levels
 from vdm_jax.diffusion.windows import windowed
 from vdm_jax.errors import UserError
-from vdm_jax.networks.unet import SpaceTimeUNet
+from vdm_jax.networks.latent_network import network_module
 from vdm_jax.parallel.rules import batch_parts, batch_sharding, spread
 
 
@@ -38,7 +39,7 @@ def sample_keys(seed: int, indices: Int[Array, b], stage: int) -> PRNGKeyArray:
 
 def is_guided(stage: Stage, sampling: Sampling) -> bool:
     """Whether every step needs an estimate without the caption (or the class) too."""
-    return bool(sampling.guidance) and stage.network.prompted
+    return sampling.guided and stage.network.prompted
 
 
 def sampling_parts(stage: Stage, sampling: Sampling, mesh: Mesh) -> int:
@@ -71,13 +72,13 @@ def stage_denoiser(
 ) -> Denoiser:
     """`(z, logsnr) -> x_hat` with classifier-free guidance (both halves in one batch, which devices share) and
     thresholding, for videos of which a part may be known; `levels` are those of the sampler's steps."""
-    module = SpaceTimeUNet(stage.network)
+    module = network_module(stage.network)
 
     def denoise_with(z: Array, logsnr: Array, condition: Conditioning) -> Array:
         return stage.process.denoiser(lambda x, level: module.apply({"params": params}, x, level, condition))(z, logsnr)
 
     if (windows := sampling.windows) is not None:
-        frames = stage.video.frames
+        frames = stage.shape[0]
         denoise_with = windowed(denoise_with, lambda whole, start, length: whole.window(start, length, frames),
                                 frames=frames, length=windows.frames, overlap=windows.overlap, at_once=windows.at_once)
     if is_guided(stage, sampling):
@@ -90,6 +91,8 @@ def stage_denoiser(
         weight, swing = sampling.guidance, sampling.oscillation
         if swing is not None:
             weight = oscillating(weight, swing.low, jnp.asarray(levels), swing.constant_steps)
+        if sampling.last_frame_guidance is not None:
+            weight = jnp.linspace(weight, sampling.last_frame_guidance, stage.shape[0])
         denoise = combine(both, [(0, 1, weight)])
     else:
         def denoise(z: Array, logsnr: Array) -> Array:
@@ -106,34 +109,58 @@ def stage_denoiser(
     return denoise if known is None else replaced(denoise, known.video, known.mask)
 
 
+def known_pixels(stage: Stage, low: Float[Array, "b t h w 3"] | None, known: Known | None) -> Known | None:
+    """What is known of a stage's videos: the frames it fills in between, or what is given."""
+    if isinstance(stage.source, KeyFrames) and low is not None:
+        return key_frames_known(low, stage.source.every)
+    return known
+
+
 def stage_conditioning(
     stage: Stage, sampling: Sampling, keys: PRNGKeyArray, text: Conditioning, low: Float[Array, "b t h w 3"] | None,
-    known: Known | None, *, corrupt: bool = True,
+    known: Known | None, autoencoder: Any = None, *, corrupt: bool = True,
 ) -> tuple[Conditioning, Known | None]:
-    """All that a stage is told, and what it knows of its videos; `corrupt=False` leaves `low` as it is."""
+    """All that a stage is told, and what it knows of its videos or their latents; `corrupt=False` leaves `low` as it
+    is."""
     batch, conditioning = keys.shape[0], text
     if stage.network.text is None:
         conditioning = text.replace(tokens=None, embeddings=None, text_mask=None)
     if not stage.network.classes:
         conditioning = conditioning.replace(labels=None)
-    if "fps" in stage.network.scalars and "fps" not in text.scalars:
-        conditioning = conditioning.replace(scalars={"fps": jnp.full((batch,), stage.video.fps)})
-    if isinstance(stage.source, KeyFrames) and low is not None:
-        known = key_frames_known(low, stage.source.every)
+    conditioning = conditioning.replace(scalars={**constant_scalars(stage, batch), **text.scalars})
+    known = known_pixels(stage, low, known)
+    if stage.latent is not None and known is not None:
+        known = encode_known(stage.latent, autoencoder, known)
     if isinstance(stage.source, LowResolution):
         augmentation = stage.source.augmentation
         level = jnp.full((batch,), augmentation.sampling_logsnr)
         conditioning = with_low_resolution(conditioning, low, stage, keys, level, shared_noise=sampling.shared_noise,
-                                           corrupt=corrupt and augmentation.while_sampling)
+                                           corrupt=corrupt and augmentation.while_sampling, autoencoder=autoencoder)
+    if isinstance(stage.source, FirstFrame):
+        noise = jnp.full((batch,), stage.source.noise)
+        conditioning = with_first_frame(conditioning, low, stage, keys, noise, autoencoder)
     if stage.network.observed:
-        conditioning = with_observed(conditioning, (batch, *stage.video.shape), known)
+        conditioning = with_observed(conditioning, (batch, *stage.shape), known)
     return conditioning, known
+
+
+def finished(
+    stage: Stage, x: Float[Array, "b t h w c"], low: Float[Array, "b t h w 3"] | None, known: Known | None,
+    autoencoder: Any = None,
+) -> Float[Array, "b t h w 3"]:
+    """Videos in [-1, 1] of what a sampler ends with, pixels or latents. Latents do not give back the pixels that are
+    known, which are therefore set."""
+    if stage.latent is None:
+        return jnp.clip(x, -1, 1)
+    x, known = decode(stage.latent, autoencoder, x), known_pixels(stage, low, known)
+    return x if known is None else jnp.where(known.mask > 0, known.video, x)
 
 
 def sample_stage(
     stage: Stage, sampling: Sampling, params: Any, keys: PRNGKeyArray, text: Conditioning,
-    low: Float[Array, "b t h w 3"] | None = None, *, levels: Float[np.ndarray, " steps"] | None = None,
-    known: Known | None = None, stop: float | None = None, truncated: bool = False,
+    low: Float[Array, "b t h w 3"] | None = None, autoencoder: Any = None, *,
+    levels: Float[np.ndarray, " steps"] | None = None, known: Known | None = None, stop: float | None = None,
+    truncated: bool = False,
 ) -> Float[Array, "b t h w 3"]:
     """Videos of one stage, in [-1, 1].
 
@@ -144,19 +171,21 @@ def sample_stage(
       text: conditioning with the captions, which a stage that reads none leaves alone; also frame validity,
         reference features, and scalar "fps" where it is not the stage's own.
       low: the video of the stage before, for a stage with a source.
+      autoencoder: weights, for a stage that works in latents.
       known: a part of the videos that is given, and comes out as it is.
       levels: of the sampler's steps, where they cannot be evaluated here; see `diffusion.sampling.sample`.
       stop: log-SNR at which to stop; the noisy videos there, of any range, are returned.
       truncated: `low` is what the stage before has where it stopped, and is not augmented.
     """
-    conditioning, known = stage_conditioning(stage, sampling, keys, text, low, known, corrupt=not truncated)
+    conditioning, inside = stage_conditioning(stage, sampling, keys, text, low, known, autoencoder,
+                                              corrupt=not truncated)
     if levels is None:
         levels = sampling_levels(sampling.sampler, stage.process.schedule, sampling.steps)
-    denoise = stage_denoiser(stage, params, conditioning, sampling, levels, known)
-    shape = (keys.shape[0], *stage.video.shape)
+    denoise = stage_denoiser(stage, params, conditioning, sampling, levels, inside)
+    shape = (keys.shape[0], *stage.shape)
     x = sample(sampling.sampler, denoise, keys, shape, stage.process, sampling.steps, levels=levels,
                shared_noise=sampling.shared_noise, stop=stop)
-    return jnp.clip(x, -1, 1) if stop is None else x
+    return finished(stage, x, low, known, autoencoder) if stop is None else x
 
 
 def with_overrides(sampling: Sampling, **changes: Any) -> Sampling:

@@ -1,19 +1,20 @@
 """Stages, cascades and experiments as data.
 
-A stage says which video it makes, from which degraded video, with which network, process and sampler. Base, temporal
-super-resolution and spatial super-resolution are the same type with other values. Stages train independently and
-sample in sequence.
+A stage says which video it makes, from which degraded video, with which network, process and sampler, in pixels or in
+the latents of an autoencoder. Base, temporal super-resolution and spatial super-resolution are the same type with other
+values. Stages train independently and sample in sequence.
 """
 
 import dataclasses
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
-from vdm_jax.cascade.options import DataSet, Sampling, Training
+from vdm_jax.cascade.latent import Latent
+from vdm_jax.cascade.options import DataSet, Sampling, Start, StartFile, Training
 from vdm_jax.diffusion.augmentation import Augmentation, NoiseAugmentation, TruncatedAugmentation
 from vdm_jax.diffusion.process import Process
 from vdm_jax.errors import UserError
-from vdm_jax.networks.config import UNet
+from vdm_jax.networks.latent_network import LatentNetwork, Network
 from vdm_jax.parallel.mesh import MeshSpec
 from vdm_jax.video.arrays import ResizeMethod, UpsampleMode
 
@@ -67,13 +68,34 @@ class KeyFrames:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class FirstFrame:
+    """The picture a video begins with, whose latents the network sees beside every frame (Blattmann et al. 2023, arXiv
+    2311.15127, appendix D): noise is added to its pixels, then the mode of its moments is taken, not scaled."""
+
+    frames: ClassVar[int] = 1
+
+    # Mean and standard deviation of the natural logarithm of the noise's standard deviation in training
+    log_noise: tuple[float, float] = (-3.0, 0.5)
+    noise: float = 0.02  # standard deviation of the noise in sampling
+
+    def __post_init__(self):
+        if self.log_noise[1] < 0 or self.noise < 0:
+            raise UserError(f"FirstFrame(log_noise={self.log_noise}, noise={self.noise}) is not valid; permitted: a "
+                            "standard deviation >= 0, noise >= 0")
+
+
+Source = LowResolution | KeyFrames | FirstFrame
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
     """One diffusion model of a cascade."""
 
     name: str
-    video: VideoSpec  # what it makes
-    source: LowResolution | KeyFrames | None = None  # what it makes it from; None: from noise
-    network: UNet
+    video: VideoSpec  # what it makes, pixels
+    source: Source | None = None  # what it makes it from; None: from noise
+    latent: Latent | None = None  # the autoencoder in whose latents it works; None: it works on pixels
+    network: Network
     process: Process
     training: Training = Training()
     sampling: Sampling = Sampling()
@@ -93,14 +115,17 @@ class Stage:
                     raise UserError(f"Stage {self.name!r}: source.{name}={part} does not divide video.{name}={whole}; "
                                     f"permitted: divisors of {whole}")
         if self.network.low_resolution != upsampling:
-            found = type(source).__name__ if isinstance(source, KeyFrames) else "given" if source else "None"
+            found = "given" if upsampling else type(source).__name__ if source else "None"
             raise UserError(f"Stage {self.name!r}: network.low_resolution={self.network.low_resolution} but source is "
                             f"{found}; permitted: low_resolution exactly with a source")
         if self.network.residual and self.process.prediction != "x":
             raise UserError(f"Stage {self.name!r}: process.prediction={self.process.prediction!r} with "
                             "network.residual=True, whose output is a video; permitted: prediction='x'")
+        check_space(self)
         self._check_frames()
-        for name, multiple in zip(("height", "width"), self.network.reduction, strict=True):
+        factor = 1 if self.latent is None else self.latent.autoencoder.factor
+        for name, reduction in zip(("height", "width"), self.network.reduction, strict=True):
+            multiple = factor * reduction
             if getattr(video, name) % multiple:
                 raise UserError(f"Stage {self.name!r}: video.{name}={getattr(video, name)} is not a multiple of the "
                                 f"network's reduction {multiple}; permitted: {multiple}, {2 * multiple}, ...")
@@ -131,15 +156,22 @@ class Stage:
         if self.sampling.completion.method == "network" and not self.network.observed:
             raise UserError(f"Stage {self.name!r}: sampling.completion.method='network' with network.observed=False; "
                             "permitted: 'reconstruction', 'replacement', None")
-        if self.sampling.guidance and not self.network.prompted:
+        if self.sampling.guided and not self.network.prompted:
             raise UserError(f"Stage {self.name!r}: sampling.guidance={self.sampling.guidance} but network.text=None; "
                             "permitted: 0 for a network without text or classes")
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """`(T, H, W, C)` of what the network denoises: one clip, or its latents."""
+        if self.latent is None:
+            return self.video.shape
+        return self.latent.shape(*self.video.shape[:3])
 
     @property
     def source_shape(self) -> tuple[int, int, int] | None:
         """Frames, height and width of the video it starts from, if it starts from one."""
         source = self.source
-        if isinstance(source, KeyFrames):
+        if isinstance(source, KeyFrames | FirstFrame):
             return source.frames, self.video.height, self.video.width
         return None if source is None else (source.frames, source.height, source.width)
 
@@ -152,12 +184,13 @@ class Stage:
         if windows is not None and windows.frames > video:
             raise UserError(f"Stage {self.name!r}: sampling.windows.frames={windows.frames} is not valid; permitted: "
                             f"up to video.frames={video}")
-        if self.source is not None and self.source.frames != video and not (part is windows is None):
+        between = self.source is not None and not isinstance(self.source, FirstFrame)
+        if between and self.source.frames != video and not (part is windows is None):
             raise UserError(f"Stage {self.name!r}: source.frames={self.source.frames} of {video} with training.frames "
                             "or sampling.windows, which would start between frames of the source; permitted: "
                             f"source.frames={video}")
         seen = {"training.frames": part or video, "sampling.windows.frames": windows.frames if windows else video}
-        multiple = self.network.frame_reduction
+        multiple = self.network.frame_reduction * (self.latent.frame_factor if self.latent else 1)
         for name, frames in seen.items():
             if frames % multiple:
                 name = "video.frames" if frames == video else name
@@ -166,12 +199,13 @@ class Stage:
 
     def trained(self) -> "Stage":
         """The stage as it is trained: one that makes parts of `training.frames` frames."""
-        frames = self.training.frames
+        frames, source = self.training.frames, self.source
         if frames is None:
             return self
+        if source is not None and not isinstance(source, FirstFrame):
+            source = dataclasses.replace(source, frames=frames)
         return dataclasses.replace(
-            self, video=dataclasses.replace(self.video, frames=frames),
-            source=self.source and dataclasses.replace(self.source, frames=frames),
+            self, video=dataclasses.replace(self.video, frames=frames), source=source,
             training=dataclasses.replace(self.training, frames=None, key_frames=False),
             sampling=dataclasses.replace(self.sampling, windows=None))
 
@@ -181,20 +215,75 @@ def augmentation_of(stage: Stage) -> Augmentation | None:
     return stage.source.augmentation if isinstance(stage.source, LowResolution) else None
 
 
+def check_space(stage: Stage) -> None:
+    """Raise `UserError` where pixels or latents, the network and what it is asked for do not go together."""
+    latent, network, where = stage.latent, stage.network, f"Stage {stage.name!r}"
+    channels = 3 if latent is None else latent.autoencoder.latent_channels
+    if network.out_channels != channels:
+        raise UserError(f"{where}: network.out_channels={network.out_channels} for "
+                        f"{'pixels' if latent is None else 'latents'} of {channels} channels; permitted: {channels}")
+    first = isinstance(stage.source, FirstFrame)
+    if first != getattr(network, "first_frame", False) or (first and latent is None):
+        raise UserError(f"{where}: source={stage.source} with {type(network).__name__}.first_frame="
+                        f"{getattr(network, 'first_frame', False)} and latent={'given' if latent else None}; "
+                        "permitted: FirstFrame exactly with a LatentNetwork that takes it, in latents")
+    if isinstance(network, LatentNetwork):
+        low = (3 if latent is None or latent.low_resolution == "pixels" else channels) * network.low_resolution
+        wanted = channels + low + channels * network.first_frame
+        if network.unet.in_channels != wanted:
+            raise UserError(f"{where}: network.unet.in_channels={network.unet.in_channels}; permitted: {wanted}, for "
+                            "the noisy latents and what is joined to them")
+    if isinstance(stage.training.start, StartFile) and not isinstance(network, LatentNetwork):
+        raise UserError(f"{where}: training.start={stage.training.start} with a UNet; permitted: a LatentNetwork, "
+                        "whose tensors such files have")
+    if latent is not None:
+        _check_latent(stage, latent, where)
+
+
+def _check_latent(stage: Stage, latent: Latent, where: str) -> None:
+    """Raise `UserError` for what cannot be done in latents."""
+    try:
+        grid = latent.shape(*stage.video.shape[:3])
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    if latent.autoencoder.channels != 3:
+        raise UserError(f"{where}: latent.autoencoder.channels={latent.autoencoder.channels}; permitted: 3, RGB")
+    if stage.sampling.threshold is not None:
+        raise UserError(f"{where}: sampling.threshold={stage.sampling.threshold} in latents, whose range is not "
+                        "[-1, 1]; permitted: None")
+    source, factor = stage.source, latent.frame_factor
+    if isinstance(source, LowResolution) and latent.low_resolution == "pixels":
+        if stage.network.residual:
+            raise UserError(f"{where}: network.residual=True with latent.low_resolution='pixels', to which no change "
+                            "of latents can be added; permitted: 'latents'")
+        for name, size in zip(("frames", "height", "width"), grid, strict=False):
+            if size % getattr(source, name):
+                raise UserError(f"{where}: source.{name}={getattr(source, name)} with latent.low_resolution='pixels' "
+                                f"and latents of {name} {size}; permitted: divisors of {size}, or 'latents'")
+    if isinstance(augmentation_of(stage), TruncatedAugmentation):
+        raise UserError(f"{where}: TruncatedAugmentation in latents, which hands over noisy pixels; permitted: "
+                        "NoiseAugmentation, BlurAugmentation")
+    if factor > 1 and (isinstance(source, KeyFrames) or stage.training.images_per_clip or stage.sampling.windows):
+        raise UserError(f"{where}: KeyFrames, training.images_per_clip or sampling.windows with latents of {factor} "
+                        "frames each; permitted: an autoencoder that works frame by frame")
+
+
 def _check_crop(stage: Stage) -> None:
     """Raise `UserError` where a stage cannot learn from windows what it samples on whole videos."""
     crop, video, source, place = stage.training.crop, stage.video, stage.source, stage.network.absolute_position
     where = f"Stage {stage.name!r}: training.crop={crop}"
     if source is None:
         raise UserError(f"{where} without a source, whose video would say what is in the window; permitted: None")
-    if stage.network.observed:
-        raise UserError(f"{where} with network.observed=True, which sees whole frames; permitted: one of them")
+    if stage.network.observed or isinstance(source, FirstFrame):
+        raise UserError(f"{where} with network.observed=True or FirstFrame, which see whole frames; permitted: one of "
+                        "them")
     if place is not None:
         raise UserError(f"{where} with {place}, which tells the network where in the window it is and not where in the "
                         "video; permitted: positions relative to each other, or none")
+    encoded = 1 if stage.latent is None else stage.latent.autoencoder.factor
     for name, size, reduction in zip(("height", "width"), crop, stage.network.reduction, strict=True):
         whole, factor = getattr(video, name), getattr(video, name) // getattr(source, name)
-        multiple = math.lcm(reduction, factor)
+        multiple = math.lcm(reduction * encoded, factor)
         if size < 1 or size % multiple or size > whole:
             raise UserError(f"{where}: {name} {size}; permitted: multiples of {multiple} (the network's reduction "
                             f"{reduction}, the scale {factor}) up to {whole}")
@@ -227,12 +316,16 @@ class Experiment:
                 raise UserError(f"Stage {stage.name!r} starts from {size}, but stage {before.name!r} before it makes "
                                 f"{before.video}; permitted: a source of {before.video}")
             family = before.process.schedule.family.name
-            if isinstance(augmentation_of(stage), TruncatedAugmentation) and family != "vp":
+            cut = isinstance(augmentation_of(stage), TruncatedAugmentation)
+            if cut and before.latent is not None:
+                raise UserError(f"Stage {stage.name!r}: TruncatedAugmentation after stage {before.name!r}, whose noise "
+                                "is in latents; permitted: NoiseAugmentation, BlurAugmentation")
+            if cut and family != "vp":
                 raise UserError(f"Stage {stage.name!r}: TruncatedAugmentation, whose noise is variance-preserving, "
                                 f"after stage {before.name!r} with a schedule of family {family!r}; permitted: 'vp'")
         for place, stage in enumerate(self.stages):
             start = stage.training.start
-            if start is not None and start.run is None and start.stage not in names[:place]:
+            if isinstance(start, Start) and start.run is None and start.stage not in names[:place]:
                 raise UserError(f"Stage {stage.name!r}: training.start.stage={start.stage!r} with run=None; "
                                 f"permitted: a stage before it ({', '.join(names[:place]) or 'there is none'}), or "
                                 "another run")

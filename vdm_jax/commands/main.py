@@ -16,6 +16,7 @@ from vdm_jax.errors import UserError
 COMMANDS = {
     "list": "show configs, trained runs and shipped weights",
     "prepare": "prepare a data set: captioned digits, or a folder of videos into one fast file",
+    "embed": "encode captions once with a released text encoder, for networks that read embeddings",
     "train": "train the stages of a config into a run directory, resuming where it stopped",
     "sample": "generate videos of captions from a run",
     "evaluate": "score a run's videos beside the ceiling of real clips and the floor of wrong captions",

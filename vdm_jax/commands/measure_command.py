@@ -41,6 +41,7 @@ class Measure:
     split: str = "not stated"  # that the real videos are of; recorded, and held against the protocol
     stride: int = 1  # source frames between two frames of a file; recorded
     start: str = "not stated"  # of the real videos in their sources, such as random; recorded
+    draw: str = "not stated"  # of the real videos from the split, such as 'with replacement'; recorded
     given_frames: int = 0  # at the beginning of each file, which psnr, ssim and lpips leave out
     resamples: int = 100  # of the intervals of distances and Inception scores; 0: none
     seed: int = 0  # of them

@@ -39,6 +39,7 @@ class Sample:
     labels: tuple[int, ...] = ()  # class numbers, one per caption, for stages that take a class; -1 is none
     split_guidance: bool | None = None  # a video's two estimates on two halves of the devices; the config's by default
     fps: float | None = None  # frames per second that the first stage is told, where it takes them
+    motion: float | None = None  # how much moves (a bucket), for stages that are told; their own by default
     first: str | None = None  # begin with this stage, one that fills in frames and takes --image instead
     last: str | None = None  # stop after this stage, e.g. base
     image: tuple[Path, ...] = ()  # pictures that become the first frames: one for all captions, or one for each
@@ -74,7 +75,7 @@ def main(arguments: Sequence[str]) -> int:
     with sampling_progress() as progress:
         if options.frames is None:
             result = generator(captions, **common, split_guidance=options.split_guidance, first=options.first,
-                               last=options.last, progress=progress)
+                               last=options.last, motion=options.motion, progress=progress)
         else:
             result = extended(generator, captions, options, progress=progress, **common)
     for path in options.out:
@@ -155,6 +156,8 @@ def check(options: Sample) -> None:
         raise UserError(f"--style-weight={options.style_weight} is not valid; permitted: 0 to 1, with --style RUN")
     if options.fps is not None and not options.fps > 0:
         raise UserError(f"--fps={options.fps} is not valid; permitted: > 0")
+    if options.motion is not None and options.frames is not None:
+        raise UserError(f"--motion={options.motion} with --frames={options.frames}; permitted: one of them")
     if options.first is not None and options.frames is not None:
         raise UserError(f"--first={options.first} with --frames={options.frames}; permitted: one of them")
     for name in ("overlap", "method"):

@@ -37,7 +37,9 @@ def write_sizes() -> None:
 
 
 def _key(stage: Stage) -> str:
-    return digest((stage.network, stage.video))
+    if stage.latent is None:
+        return digest((stage.network, stage.video))
+    return digest((stage.network, stage.video, stage.latent.autoencoder, stage.latent.low_resolution))
 
 
 @functools.cache

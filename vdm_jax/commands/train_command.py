@@ -17,6 +17,7 @@ from vdm_jax.data.opening import caption_words, open_source
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import WordEncoder
 from vdm_jax.parallel.processes import first, start_processes, together
+from vdm_jax.training.autoencoders import resolved
 from vdm_jax.training.manifest import Damaged
 from vdm_jax.training.runs import await_run, find_run, open_run, read_config
 
@@ -129,14 +130,17 @@ def check_data(experiment: Experiment, run: Path, data_dir: Path | None) -> None
 
 
 def resolve(experiment: Experiment, run: Path, data_dir: Path | None) -> Experiment:
-    """Fill in what depends on the data: the vocabulary of word encoders that name no words.
+    """Fill in what depends on data and files: the vocabulary of word encoders that name no words, and what the weights
+    of autoencoders decide.
 
-    A run that exists keeps the words it was made with.
+    A run that exists keeps the words and the hashes it was made with.
     """
+    stored = read_config(find_run(run)) if (run / "config.json").exists() else None
+    experiment = resolved(with_hashes(experiment, stored) if stored else experiment)
     if not any(isinstance(s.network.text, WordEncoder) and not s.network.text.words for s in experiment.stages):
         return experiment
-    if (run / "config.json").exists():
-        texts = [s.network.text for s in read_config(find_run(run)).stages if isinstance(s.network.text, WordEncoder)]
+    if stored is not None:
+        texts = [s.network.text for s in stored.stages if isinstance(s.network.text, WordEncoder)]
         words = texts[0].words if texts else ()
     else:
         images = dict.fromkeys(stage.training.image_data for stage in experiment.stages)
@@ -151,6 +155,18 @@ def resolve(experiment: Experiment, run: Path, data_dir: Path | None) -> Experim
         return dataclasses.replace(stage, network=network)
 
     return dataclasses.replace(experiment, stages=tuple(with_words(s) for s in experiment.stages))
+
+
+def with_hashes(experiment: Experiment, stored: Experiment) -> Experiment:
+    """The experiment with the hashes of autoencoders that its run was made with, where it names none itself."""
+    known = {stage.name: stage.latent.sha256 for stage in stored.stages if stage.latent is not None}
+
+    def with_hash(stage):
+        if stage.latent is None or stage.latent.sha256 or stage.name not in known:
+            return stage
+        return dataclasses.replace(stage, latent=dataclasses.replace(stage.latent, sha256=known[stage.name]))
+
+    return dataclasses.replace(experiment, stages=tuple(with_hash(stage) for stage in experiment.stages))
 
 
 def show_help(plain: Sequence[str], program: str) -> None:

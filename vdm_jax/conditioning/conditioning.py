@@ -24,6 +24,7 @@ class Conditioning:
     augmentation: Float[Array, b] | None = None  # log-SNR of the noise added to low_resolution
     observed: Float[Array, "b t h w c"] | None = None  # known frames, zero elsewhere
     observed_mask: Float[Array, "b t h w 1"] | None = None  # 1 where observed
+    image: Float[Array, "b 1 h w c"] | None = None  # latents of the picture that a video begins with; zeros: none
     # True where a frame exists; a padded one is seen by none and has no loss. Absent: all exist.
     frame_valid: Bool[Array, "b t"] | None = None
     # Features of outside tokens for `External` attention, by name: one group for the clip (g = 1) or one per frame.
@@ -32,15 +33,16 @@ class Conditioning:
     scalars: dict[str, Float[Array, b]] = flax.struct.field(default_factory=dict)  # e.g. fps
 
     def without_text(self, where: Bool[Array, b] | None = None) -> Conditioning:
-        """The same with the null caption and the null class, for all samples or for those where `where` is True."""
-        text_mask, labels = self.text_mask, self.labels
-        if text_mask is None and labels is None:
-            return self
+        """The same with the null caption, the null class and no picture, for all samples or for those where `where` is
+        True."""
+        text_mask, labels, image = self.text_mask, self.labels, self.image
         if text_mask is not None:
             text_mask = text_mask & (False if where is None else ~where[:, None, None])
         if labels is not None:
             labels = jnp.where(True if where is None else where, -1, labels)
-        return self.replace(text_mask=text_mask, labels=labels)
+        if image is not None:
+            image = jnp.where(True if where is None else where[:, None, None, None, None], 0, image)
+        return self.replace(text_mask=text_mask, labels=labels, image=image)
 
     def window(self, start: Int[Array, ""], length: int, frames: int) -> Conditioning:
         """The same for `length` frames from `start` on, which may be traced, of a video of `frames`: what belongs to
@@ -58,9 +60,9 @@ class Conditioning:
 
 
 def drop_text(key: Array, conditioning: Conditioning, probability: float) -> Conditioning:
-    """Replace each sample's captions and class by the null ones with `probability`, for classifier-free guidance
-    (Ho & Salimans 2022, arXiv 2207.12598)."""
-    given = conditioning.labels if conditioning.text_mask is None else conditioning.text_mask
-    if given is None or probability == 0:
+    """Replace each sample's captions and class by the null ones, and its picture by none, with `probability`, for
+    classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598)."""
+    given = [part for part in (conditioning.text_mask, conditioning.labels, conditioning.image) if part is not None]
+    if not given or probability == 0:
         return conditioning
-    return conditioning.without_text(jax.random.bernoulli(key, probability, (len(given),)))
+    return conditioning.without_text(jax.random.bernoulli(key, probability, (len(given[0]),)))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from vdm_jax.diffusion.schedules import Schedule
+from vdm_jax.diffusion.schedules import BetaTable, Schedule
 from vdm_jax.errors import UserError
 
 
@@ -41,6 +41,21 @@ class UniformTime:
     def draw(self, key: Key[Array, ""], batch: int, schedule: Schedule) -> Float[Array, " B"]:
         """One log-SNR per example."""
         return schedule.logsnr(_quantiles(key, batch, self.stratified))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UniformTimestep:
+    """Uniform over the whole timesteps of a table of betas (Ho et al. 2020, arXiv 2006.11239)."""
+
+    stratified: bool = True  # spread the timesteps of one batch evenly
+
+    def draw(self, key: Key[Array, ""], batch: int, schedule: Schedule) -> Float[Array, " B"]:
+        """One log-SNR per example. Raises `UserError` for a schedule without timesteps."""
+        if not isinstance(schedule, BetaTable):
+            raise UserError(f"UniformTimestep with {type(schedule).__name__}; permitted: LinearBetaSchedule, "
+                            "ScaledLinearBetaSchedule")
+        number = jnp.floor(_quantiles(key, batch, self.stratified) * schedule.steps)
+        return schedule.logsnr_at(jnp.minimum(number, schedule.steps - 1))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,4 +94,4 @@ class LogitNormalTime:
         return schedule.logsnr(time)
 
 
-LevelSampling = UniformTime | LogNormalSigma | LogitNormalTime
+LevelSampling = UniformTime | UniformTimestep | LogNormalSigma | LogitNormalTime

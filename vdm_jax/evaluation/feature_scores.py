@@ -202,8 +202,7 @@ def distance_score(name: str, settings: Any, real: Sequence[FeatureSet], made: S
     else:
         score = fvd(real[0], made[0], protocol, metric=name, **how)
     extra = {"vectors": f"{metric.place} frame{'' if metric.place == 'first' else 's'}"} if name[:3] == "fid" else {}
-    given = getattr(settings, "given_frames", 0)
-    return dataclasses.replace(score, conditions={**score.conditions, **extra, "given_frames": given})
+    return dataclasses.replace(score, conditions={**score.conditions, **extra})
 
 
 def class_score(name: str, gathered: Gathered, about: Mapping[str, Any]) -> Score:

@@ -85,12 +85,15 @@ class StageEvaluation:
       folder: of the stage; scores are written to `evaluation/training_STEP.json` in it.
       mesh: that the stage is trained on.
       data_dir: where prepared data sets live.
+      autoencoder: weights of a latent stage's.
     """
 
-    def __init__(self, experiment: Experiment, stage: Stage, folder: Path, mesh: Mesh, data_dir: Path | None):
+    def __init__(self, experiment: Experiment, stage: Stage, folder: Path, mesh: Mesh, data_dir: Path | None,
+                 autoencoder: tuple[Any, ...] = ()):
         self.metrics = metrics_of(experiment, stage)
         self._experiment, self._stage, self._folder = experiment, stage.trained(), folder / FOLDER
-        self._samples = StageSamples(experiment, stage, stage.training.evaluation.clips, mesh, data_dir)
+        self._samples = StageSamples(experiment, stage, stage.training.evaluation.clips, mesh, data_dir,
+                                     autoencoder)
 
     def __call__(self, params: Any, step: int, progress: Callable[[int], None] = lambda done: None) -> dict[str, float]:
         """Sample with these parameters and score; the scalars for the metrics stream, in process 0 (none elsewhere).

@@ -60,8 +60,9 @@ class Reference:
             raise UserError(f"{self.path} has no statistics for {name}: it holds {', '.join(self.found)}; permitted: "
                             "metrics that it was written for, or another file")
         kind, protocol = metric.kind(settings), metric.protocol(settings)
-        wanted = {**about, "resize": kind.resize, "layer": kind.layer}
-        wanted |= {"detector_sha256": weights.found(kind.file).sha256}
+        # Real clips do not depend on how much of them generated videos are given.
+        wanted = {field: value for field, value in about.items() if field != "given_frames"} | {
+            "resize": kind.resize, "layer": kind.layer, "detector_sha256": weights.found(kind.file).sha256}
         if kind.file is weights.I3D and kind.frames:
             wanted["frames"] = kind.frames
         there = {field: getattr(self.found[key][0], field) for field in wanted}

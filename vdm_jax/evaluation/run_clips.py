@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vdm_jax.evaluation.run_metrics import MetricSettings
 
 Videos = UInt8[np.ndarray, "n t h w 3"]
+Side = Literal["real", "generated"]
 
 
 class Clips:
@@ -39,24 +40,27 @@ class Clips:
                             f"{generator.experiment.stages[0].name!r}; permitted: fewer")
         random = find_protocol(settings.protocol).start == "random" and hasattr(source, "clip")
         self.start = "random" if random else "as the data set gives it"
+        self.draw = find_protocol(settings.protocol).draw or "without replacement"
+        # Where a protocol draws with replacement, reference and given clips are two draws.
+        self._of_real, self._of_generated = (self._drawn(side) for side in (0, 1))
         real = self._about_real()
         self.about = real | self._about_generated()
         self.real_name, self.name = _short_name(real | {"size": self.shape}), _short_name(self.about)
 
     def real(self, numbers: Sequence[int]) -> Videos:
         """Real clips at the frames and pixels of the last stage."""
-        return self._fitted(numbers, *self.shape)
+        return self._fitted(self._of_real[list(numbers)], *self.shape)
 
     def generated(self, numbers: Sequence[int]) -> Videos:
         """The videos of these numbers; video `i` is for clip `i % count`."""
-        settings, items = self.settings, [self._clip(i % self.settings.count) for i in numbers]
+        settings, of = self.settings, self._given(numbers)
+        items = [self._clip(i) for i in of]
         given = {name: np.stack([item[name] for item in items]) for name in ("embeddings", "text_mask")
                  if name in items[0]}
         if "label" in items[0]:
             given["labels"] = [int(item["label"]) for item in items]
         if settings.given_frames:
-            clips = self._fitted([i % settings.count for i in numbers], self.first.frames, self.first.height,
-                                 self.first.width)
+            clips = self._fitted(of, self.first.frames, self.first.height, self.first.width)
             mask = np.zeros((len(clips), self.first.frames, 1, 1, 1), np.float32)
             mask[:, : settings.given_frames] = 1
             given["known"] = Known(to_float(clips), mask)
@@ -65,11 +69,12 @@ class Clips:
 
     def counterparts(self, numbers: Sequence[int]) -> Videos:
         """The real clip that each of the videos should be."""
-        return self.real([i % self.settings.count for i in numbers])
+        return self._fitted(self._given(numbers), *self.shape)
 
-    def captions(self, numbers: Sequence[int]) -> list[str]:
-        """What each of the videos should show."""
-        return [self._clip(i % self.settings.count)["caption"] for i in numbers]
+    def captions(self, side: Side, numbers: Sequence[int]) -> list[str]:
+        """What each of the videos of a side shows or should show."""
+        of = self._of_real[list(numbers)] if side == "real" else self._given(numbers)
+        return [self._clip(int(i))["caption"] for i in of]
 
     def unknown(self, videos: Videos) -> Videos:
         """The frames that were not given: at the rate of the last stage, those after the last given one."""
@@ -95,7 +100,9 @@ class Clips:
         clip = self.source[0]
         fingerprint = hashlib.sha256(np.ascontiguousarray(clip["video"]).tobytes() + clip["caption"].encode())
         start = f"random, seed {self.settings.seed}" if self.start == "random" else self.start
-        return {"data": to_data(self.generator.experiment.data), "split": self.settings.split, "start": start,
+        draw = {} if self.draw == "without replacement" else {"draw": f"{self.draw}, seed {self.settings.seed}",
+                                                              "count": self.settings.count}
+        return {"data": to_data(self.generator.experiment.data), "split": self.settings.split, "start": start, **draw,
                 "source_clips": len(self.source), "first_clip": fingerprint.hexdigest()[:16]}
 
     def _about_generated(self) -> dict[str, Any]:
@@ -107,13 +114,24 @@ class Clips:
                 # A video's clip follows from the count, unless each clip has one video.
                 "clips": settings.count if settings.samples_per_clip > 1 else "one a video"}
 
+    def _drawn(self, side: int) -> np.ndarray:
+        """Clips of the split that the numbers of a side stand for."""
+        count = self.settings.count
+        if self.draw == "without replacement":
+            return np.arange(count)
+        return np.random.default_rng([self.settings.seed, 2, side]).integers(len(self.source), size=count)
+
+    def _given(self, numbers: Sequence[int]) -> list[int]:
+        """The clips that generated videos of these numbers are for."""
+        return [int(self._of_generated[i % self.settings.count]) for i in numbers]
+
     def _clip(self, number: int) -> dict[str, Any]:
         if self.start == "random":
             return self.source.clip(number, np.random.default_rng([self.settings.seed, number]))
         return self.source[number]
 
     def _fitted(self, numbers: Sequence[int], count: int, height: int, width: int) -> Videos:
-        clips = np.stack([self._clip(i)["video"] for i in numbers])
+        clips = np.stack([self._clip(i)["video"] for i in map(int, numbers)])
         if clips.shape[1:4] == (count, height, width):
             return clips
         small = resize(subsample_frames(to_float(jnp.asarray(clips)), count), height, width, "area")

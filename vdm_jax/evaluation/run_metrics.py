@@ -42,7 +42,7 @@ from vdm_jax.evaluation.fvd import FeatureSet, fvd, kvd
 from vdm_jax.evaluation.fvd_protocols import find_protocol
 from vdm_jax.evaluation.image_protocols import find_c3d_protocol, find_image_protocol
 from vdm_jax.evaluation.reference import Reference
-from vdm_jax.evaluation.run_clips import Clips
+from vdm_jax.evaluation.run_clips import Clips, Side
 from vdm_jax.evaluation.scores import Score, table
 from vdm_jax.video.writing import atomic_path
 
@@ -181,7 +181,7 @@ def evaluate_run(
     Raises `UserError` for fewer clips than asked for, clips that do not fit the cascade, and missing detectors.
     """
     require_available(settings.metrics, settings)
-    if len(source) < settings.count:
+    if len(source) < settings.count and find_protocol(settings.protocol).draw != "with replacement":
         raise UserError(f"count={settings.count} for {len(source)} clips of split {settings.split!r}; permitted: up to "
                         f"{len(source)}")
     clips = Clips(generator, source, settings)
@@ -218,7 +218,7 @@ def parse_share(text: str) -> tuple[int, int]:
     return number - 1, shares
 
 
-def _measured(side: Literal["real", "generated"], names: Sequence[str], clips: Clips, folder: Path,
+def _measured(side: Side, names: Sequence[str], clips: Clips, folder: Path,
               progress: Callable[[str, int, int], None]) -> dict[str, Any]:
     """What metrics need of all videos of a side, from parts that are kept: a number per video of measures, by metric,
     and what was gathered of features, by kind."""
@@ -245,7 +245,7 @@ def _measured(side: Literal["real", "generated"], names: Sequence[str], clips: C
         for one in gathered.values():
             place = f"{one.kind.name}-{weights.found(one.kind.file).sha256[:8]}"
             features = _kept(folder / place / file, lambda one=one, videos=videos: one.kind.make(videos()))
-            one.take(features, numbers, partial(clips.captions, numbers))
+            one.take(features, numbers, partial(clips.captions, side, numbers))
         progress(f"{side} videos", numbers[-1] + 1, total)
     return gathered | {name: np.concatenate(parts) for name, parts in found.items()}
 
@@ -288,7 +288,8 @@ def _kept(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
 def _about(clips: Clips, data: str) -> dict[str, Any]:
     """How the videos of a side were made."""
     return {"data": data, "split": clips.settings.split, "frames": clips.shape[0], "stride": clips.stride,
-            "size": "{1}x{2}".format(*clips.shape), "start": clips.start}
+            "size": "{1}x{2}".format(*clips.shape), "start": clips.start, "draw": clips.draw,
+            "given_frames": clips.settings.given_frames}
 
 
 def _real_sets(name: str, clips: Clips, real: Mapping[str, Any], reference: Reference, about: Mapping[str, Any],

@@ -55,6 +55,7 @@ class FileSettings:
     split: str = "not stated"  # of the real videos
     stride: int = 1  # source frames between two of a file
     start: str = "not stated"  # of the real videos in their sources; or "random"
+    draw: str = "not stated"  # of the real videos from the split; or "with replacement", "without replacement"
     resamples: int = 100  # of the 95 % intervals of distances and Inception scores
     seed: int = 0  # of them
     given_frames: int = 0  # at the beginning of a file, which paired metrics leave out
@@ -138,7 +139,8 @@ class _Files:
     def about(self) -> dict[str, Any]:
         listed = hashlib.sha256("\n".join(self.names).encode()).hexdigest()[:16]
         return {"data": f"{len(self.names)} files {listed}", "split": self.settings.split, "frames": self.shape[0],
-                "stride": self.settings.stride, "size": "{1}x{2}".format(*self.shape), "start": self.settings.start}
+                "stride": self.settings.stride, "size": "{1}x{2}".format(*self.shape), "start": self.settings.start,
+                "draw": self.settings.draw, "given_frames": self.settings.given_frames}
 
     def measured(self, names: Sequence[str], real: _Files | None, progress: Callable[[str, int, int], None],
                  what: str) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def describe(
 def report(config: Config, tensors: Mapping[str, Tensor]) -> Report:
     """How tensors of a folder differ from those of a config."""
     found = tensor_names.canonical(tensors, model_kinds.names(config))
-    wanted = {name: str(list(shape)) for name, shape in model_kinds.inventory(config).items()}
+    wanted = {name: str(list(shape)) for name, shape in model_kinds.parameters(config).items()}
     there = {name: str(list(tensors[stored].shape)) for name, stored in found.items()}
     different = (f"{name} ({there[name]} instead of {shape})" for name, shape in sorted(wanted.items())
                  if there.get(name, shape) != shape)
@@ -105,8 +105,17 @@ def open_pretrained(
     """
     _, config, fields = describe(folder, wanted)
     tensors = open_folder(folder, variant)
+    return config, parameters_of(config, tensors, f"{folder} does not match its config.json"), fields
+
+
+def parameters_of(config: Config, tensors: Mapping[str, Tensor], failure: str) -> dict[str, Tensor]:
+    """Our parameters by path among tensors in the other layout, not read yet.
+
+    Raises `UserError`, which begins with `failure`, for tensors that are missing, unexpected or misshapen.
+    """
     if text := report(config, tensors).text:
-        raise UserError(f"{folder} does not match its config.json: {text}")
+        raise UserError(f"{failure}: {text}")
+    model_kinds.check_constants(config, tensors, failure)
     table = model_kinds.names(config)
     stored = tensor_names.canonical(tensors, table)
     params = {}
@@ -114,7 +123,7 @@ def open_pretrained(
         tensor = tensors[stored[tensor_names.their_name(path, table)]]
         params[path] = Tensor(leaf.shape, tensor.dtype, lambda path=path, tensor=tensor, shape=leaf.shape:
                               tensor_names.to_ours(path, tensor.read(), shape))
-    return config, params, fields
+    return params
 
 
 def load_pretrained(
@@ -164,7 +173,9 @@ def save_pretrained(folder: str | os.PathLike, model: Pretrained, *, shard_bytes
         tensors[tensor_names.their_name(path, table)] = Tensor(
             tensor_names.their_shape(path, tensor.shape), tensor.dtype,
             lambda path=path, tensor=tensor: tensor_names.to_theirs(path, tensor.read()))
-    write_folder(folder, kind.stem, tensors, shard_bytes)
+    dtype = next(iter(tensors.values())).dtype
+    constants = {name: value.astype(dtype) for name, value in model_kinds.constants(config).items()}
+    write_folder(folder, kind.stem, tensors | lazy(constants.items()), shard_bytes)
     own = {"_class_name": kind.name} if kind.stem.startswith("diffusion") else {"architectures": [kind.name]}
     text = json.dumps({**model.fields, **kind.write(config), **own}, indent=2, sort_keys=True)
     (pathlib.Path(folder) / "config.json").write_text(text + "\n", encoding="utf-8")

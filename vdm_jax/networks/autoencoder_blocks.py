@@ -130,12 +130,15 @@ class Halve(nn.Module):
 
 
 class Double(nn.Module):
-    """Every pixel twice in height and width, then a convolution."""
+    """Every pixel twice in height and width, cut to `shape`, then a convolution."""
 
     dtype: jnp.dtype
     temporal: int = 1  # frames of the convolution that follows that one
+    shape: tuple[int, int] | None = None  # rows and columns; None: all
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 c"]:
-        convolution = Convolution(x.shape[-1], dtype=self.dtype, temporal=self.temporal, name="conv")
-        return convolution(nearest(x, (2, 2)))
+        x = nearest(x, (2, 2))
+        if self.shape is not None:
+            x = x[:, :, : self.shape[0], : self.shape[1]]
+        return Convolution(x.shape[-1], dtype=self.dtype, temporal=self.temporal, name="conv")(x)

@@ -218,7 +218,7 @@ class UNet:
 
     levels: tuple[Level, ...]
     middle: tuple[Mixer, ...] = ()  # between the two middle residual blocks
-    out_channels: int = 3
+    out_channels: int = 3  # of the video or its latents, which it takes and predicts
     embedding_channels: int = 128  # width of the conditioning vector
     embedding_layers: int = 2  # of the perceptron that makes it
     modulation: Literal["film", "add"] = "film"  # how the vector enters a residual block
@@ -247,7 +247,7 @@ class UNet:
     classes: int = 0  # of a class label, which enters the conditioning vector; 0: takes none
     low_resolution: bool = False  # takes a low-resolution video and its augmentation level
     residual: bool = False  # the output is a change to the low-resolution video (prediction "x" only)
-    observed: bool = False  # takes known frames and their mask (RGB + 1 extra input channels)
+    observed: bool = False  # takes known frames and their mask (out_channels + 1 extra input channels)
     scalars: tuple[str, ...] = ()  # names of further scalar inputs, e.g. "fps"
     references: tuple[Reference, ...] = ()  # outside features that attention layers name as their bank
     spread: Literal["frames", "height"] = "frames"  # what of a video is split over the mesh axis `context`
@@ -278,13 +278,12 @@ class UNet:
                             "resample_order='after' reduces nothing; permitted: 1 there")
         if self.position_period < 0:
             raise UserError(f"UNet.position_period={self.position_period} is not valid; permitted: >= 0")
+        if self.residual and not self.low_resolution:
+            raise UserError("UNet.residual=True with low_resolution=False; permitted: low_resolution=True")
         axes = get_args(get_args(get_type_hints(UNet)["position_axes"])[0])
         if not self.position_axes or self.position_axes != tuple(a for a in axes if a in self.position_axes):
             raise UserError(f"UNet.position_axes={self.position_axes} is not valid; permitted: some of {axes}, in this "
                             "order")
-        if self.residual and not (self.low_resolution and self.out_channels == 3):
-            raise UserError(f"UNet.residual=True with low_resolution={self.low_resolution}, "
-                            f"out_channels={self.out_channels}; permitted: low_resolution=True, out_channels=3")
         if not self.levels:
             raise UserError("UNet.levels=() is not valid; permitted: at least one Level")
         mixers = [m for level in self.levels for m in level.mixers] + list(self.middle)

@@ -144,8 +144,9 @@ def _new_scalars(network: UNet, source: UNet) -> list[str]:
 def _stem_places(network: UNet, source: UNet) -> tuple[int, ...] | None:
     """Where the source's input channels stand among the network's, in the order of `unet.stack_inputs`; None where both
     take the same. Raises `UserError` for an input that the network no longer takes."""
-    ours, theirs = ((("video", 3, True), ("low_resolution", 3, spec.low_resolution), ("observed", 4, spec.observed))
-                    for spec in (network, source))
+    size = network.out_channels  # of the video, or of its latents
+    ours, theirs = ((("video", size, True), ("low_resolution", size, spec.low_resolution),
+                     ("observed", size + 1, spec.observed)) for spec in (network, source))
     places, start = [], 0
     for (name, channels, taken), (_, _, before) in zip(ours, theirs, strict=True):
         if before and not taken:

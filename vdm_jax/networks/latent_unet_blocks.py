@@ -30,6 +30,13 @@ class Given(NamedTuple):
     images: Bool[Array, "b t"] | None  # frames that are independent images
 
 
+class Control(NamedTuple):
+    """What a network beside the U-Net adds to its features."""
+
+    skips: tuple[Float[Array, "b t h w c"], ...]  # in the order of the way down, the first convolution's included
+    middle: Float[Array, "b t h w c"]
+
+
 class Sizes(NamedTuple):
     """What all blocks of a network share."""
 
@@ -38,6 +45,7 @@ class Sizes(NamedTuple):
     convolve_tokens: bool
     kernel: str  # of attention
     dtype: jnp.dtype
+    context: str = "none"  # of attention: how it is spread over devices
 
 
 def level_code(x: Float[Array, "*b"], channels: int) -> Float[Array, "*b c"]:
@@ -84,7 +92,7 @@ class TokenAttention(nn.Module):
         seen = x if self.pattern is not None else context
         q, k, v = project(x, "query"), project(seen, "key"), project(seen, "value")
         if self.pattern is not None:
-            y = attend(q, k, v, pattern=self.pattern, kernel=self.sizes.kernel)
+            y = attend(q, k, v, pattern=self.pattern, kernel=self.sizes.kernel, context=self.sizes.context)
         else:
             batch, frames, height, width = x.shape[:4]
             y = dense(q.reshape(batch, frames, height * width, *q.shape[4:]), Keys(k, v))

@@ -18,12 +18,13 @@ from jax.sharding import Mesh
 
 from vdm_jax.attention.counting import AttentionCall, counted
 from vdm_jax.cascade.inputs import training_inputs
+from vdm_jax.cascade.latent import abstract_weights
 from vdm_jax.cascade.options import Sampling
 from vdm_jax.cascade.sampling import is_guided
 from vdm_jax.cascade.stage import Stage
 from vdm_jax.diffusion.windows import window_starts
 from vdm_jax.networks.config import UNet
-from vdm_jax.networks.unet import SpaceTimeUNet
+from vdm_jax.networks.latent_network import network_module
 
 # Backward over forward: matrix products and convolutions give two gradients. Attention recomputes its scores: five
 # products against two (Dao 2023, 2307.08691), where the kernel has not kept them.
@@ -81,7 +82,7 @@ def sampling_work(stage: Stage, sampling: Sampling, batch: dict[str, Any], param
         batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2 * x.shape[0], *x.shape[1:]), x.dtype), batch)
     evaluations, frames = sampling.sampler.evaluations(sampling.steps), None
     if (windows := sampling.windows) is not None:
-        evaluations *= len(window_starts(stage.video.frames, windows.frames, windows.overlap))
+        evaluations *= len(window_starts(stage.shape[0], windows.frames, windows.overlap))
         frames = windows.frames
     seen = dataclasses.replace(stage, training=dataclasses.replace(stage.training, frames=frames, frame_rates=None))
     forward = network_forward(seen, batch, params, mesh)
@@ -104,9 +105,10 @@ def remat_choices() -> tuple[Any, ...]:
 def network_forward(stage: Stage, batch: dict[str, Any], params: Any, mesh: Mesh) -> Forward:
     """One evaluation of the network for a batch of the data pipeline (shapes), traced for the devices of a mesh."""
     images = batch["images"].shape[1] if "images" in batch else 0
-    x, conditioning = jax.eval_shape(lambda b, key: training_inputs(stage, b, key)[:2], batch, jax.random.key(0))
+    x, conditioning = jax.eval_shape(lambda b, key, *autoencoder: training_inputs(stage, b, key, *autoencoder)[:2],
+                                     batch, jax.random.key(0), *abstract_weights(stage.latent))
     level = jax.ShapeDtypeStruct(x.shape[:1], "float32")
-    module = SpaceTimeUNet(stage.network)
+    module = network_module(stage.network)
 
     def network(params: Any, z: Any, logsnr: Any, conditioning: Any) -> Any:
         return module.apply({"params": params}, z, logsnr, conditioning, images=images)

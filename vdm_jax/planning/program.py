@@ -14,6 +14,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
+from vdm_jax.cascade.latent import abstract_weights
 from vdm_jax.cascade.options import DataSet
 from vdm_jax.cascade.programs import jit_sampling
 from vdm_jax.cascade.sampling import sampling_parts
@@ -111,13 +112,14 @@ def compile_plan(plan: Plan, devices: Sequence[jax.Device]) -> dict[str, Any]:
     if plan.what == "train" and plan.stage.training.trainable:
         notes.append("FLOPs are counted as if all parameters were trained: an upper bound")
     report = {**_about(plan, mesh), **_sizes(plan, state), "notes": notes, "warnings": []}
-    start = time.perf_counter()
+    start, autoencoder = time.perf_counter(), abstract_weights(plan.stage.latent, mesh)
     if plan.what == "train":
-        program, inputs = jit_train_step(plan.stage, mesh), (state, batch)
+        program, inputs = jit_train_step(plan.stage, mesh), (state, batch, *autoencoder)
     else:
         shardings = jax.tree.map(lambda a: a.sharding, state.params)
         program = jit_sampling(plan.stage, plan.stage.sampling, mesh, shardings)
-        inputs = (state.params, *sampling_inputs(plan.stage, plan.batch, plan.text_tokens, mesh))
+        inputs = (state.params, *sampling_inputs(plan.stage, plan.batch, plan.text_tokens, mesh),
+                  *autoencoder)
     with jax.set_mesh(mesh):  # where nothing may run: the devices are not there
         lowered = program.lower(*inputs)
     report["trace_seconds"] = round(time.perf_counter() - start, 2)

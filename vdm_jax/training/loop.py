@@ -27,6 +27,7 @@ from vdm_jax.parallel.arrays import global_batch, process_rows
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.processes import first_says, together
 from vdm_jax.parallel.rules import batch_parts
+from vdm_jax.training.autoencoders import load_autoencoder
 from vdm_jax.training.checkpoints import Checkpoints
 from vdm_jax.training.manifest import Damaged
 from vdm_jax.training.metrics import EVALUATION, MetricWriter, Throughput, read_records
@@ -44,9 +45,10 @@ DEVICE_FIELDS = ("video", "tokens", "embeddings", "text_mask", "label", "images"
                  "image_text_mask", "frame_valid", "frame_rate")
 MAX_SKIPPED = 20  # steps in a row without a finite gradient before a run gives up
 # From (averaged parameters, step, function told the videos done) to scalars, in process 0; made from (experiment,
-# stage, its folder, mesh, data_dir). The room of evaluation lies below this one, so commands hand it in.
+# stage, its folder, mesh, data_dir, weights of its autoencoder). The room of evaluation lies below this one, so
+# commands hand it in.
 Evaluate = Callable[[Any, int, Callable[[int], None]], dict[str, float]]
-MakeEvaluate = Callable[[Experiment, Stage, Path, Mesh, Path | None], Evaluate]
+MakeEvaluate = Callable[[Experiment, Stage, Path, Mesh, Path | None, tuple[Any, ...]], Evaluate]
 
 
 class Interrupted(Exception):
@@ -77,6 +79,7 @@ class Trainer:
     damaged: Damaged = "refuse"
     evaluation: MakeEvaluate | None = None
     sources: dict[str, RandomAccessSource] = dataclasses.field(default_factory=dict)  # by split, once opened
+    autoencoder: tuple[Any, ...] = ()  # weights of a latent stage's, once read
 
     def train(self) -> None:
         """Train to the configured number of steps, resuming from the last checkpoint if there is one.
@@ -99,6 +102,7 @@ class Trainer:
                 self.report.note(f"stage {self.stage.name}: already trained to step {start}")
                 return
             pipeline = pipeline or together(lambda: self._pipeline("train", mesh))
+            self.autoencoder = together(lambda: load_autoencoder(self.stage, self.run))
             with MetricWriter(folder, first_step=start + 1) as writer, stop_requests() as stop:
                 state = self._loop(state, start, mesh, pipeline, checkpoints, writer, stop)
         self._summarise(folder, state)
@@ -157,10 +161,11 @@ class Trainer:
     def _loop(self, state: TrainState, start: int, mesh: Mesh, pipeline: Pipeline, checkpoints: Checkpoints,
               writer: MetricWriter, stop: StopRequests) -> TrainState:
         spec = self.stage.training
-        step_function = compile_train_step(self.stage, mesh)
+        step_function = compile_train_step(self.stage, mesh, self.autoencoder)
         validate = self._validation(mesh)
         folder = self.run / self.stage.name / "samples"
-        sheets = together(lambda: SampleSheets(self.experiment, self.stage, folder, mesh, self.data_dir))
+        sheets = together(lambda: SampleSheets(self.experiment, self.stage, folder, mesh, self.data_dir,
+                                               self.autoencoder))
         evaluate = self._evaluation(mesh, writer)
         throughput = Throughput(spec.batch_size, spec.steps)
         pending: list[tuple[int, dict[str, Any]]] = []  # metrics still on the device
@@ -239,7 +244,7 @@ class Trainer:
             return None
         pipeline = together(lambda: self._pipeline("validation", mesh))
         batch = device_batch(pipeline.batch(0), mesh, pipeline.batch_size)
-        function = compile_validation(self.stage, mesh)
+        function = compile_validation(self.stage, mesh, self.autoencoder)
         key = jax.random.key(self.experiment.seed)
         return lambda params: float(function(params, batch, key))
 
@@ -248,7 +253,7 @@ class Trainer:
         if not self.stage.training.evaluation.every:
             return None
         score = together(lambda: self.evaluation(self.experiment, self.stage, self.run / self.stage.name, mesh,
-                                                 self.data_dir))
+                                                 self.data_dir, self.autoencoder))
         total = self.stage.training.evaluation.clips
 
         def evaluate(params: Any, step: int, progress: StageProgress) -> None:

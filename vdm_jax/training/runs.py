@@ -10,10 +10,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ from vdm_jax.cascade.stage import Experiment, Stage
 from vdm_jax.configuration import from_json, to_data, to_json
 from vdm_jax.errors import UserError
 from vdm_jax.interop.safetensors import load_params, save_params
+from vdm_jax.networks.config import UNet
 from vdm_jax.networks.styles import interpolated
+from vdm_jax.training.autoencoders import load_autoencoder, save_autoencoder
 from vdm_jax.training.checkpoints import Checkpoints
 from vdm_jax.training.manifest import Damaged
 from vdm_jax.training.state import initial_params
@@ -56,6 +59,7 @@ def open_run(run: Path, experiment: Experiment) -> Experiment:
         for field, old, new in differences(to_data(stored), to_data(experiment)):
             resumable = (".training." in field and field.split(".")[-1] in RESUMABLE) or ".training.evaluation" in field
             free = field.startswith("mesh.") or field == "validation_split"  # any number of devices may go on
+            free = free or field.endswith(".latent.weights")  # the hash says whether they are the same
             if not (resumable or free):
                 raise UserError(f"run directory {run} belongs to another config: {field} is {old!r} there and {new!r} "
                                 "now; permitted: the same config, or another directory (--run)")
@@ -144,6 +148,17 @@ def load_stage(run: Path, stage: Stage, damaged: Damaged = "refuse", step: int |
     return checkpoints.restore_subtree("ema", expected, step)[0]
 
 
+def load_autoencoders(experiment: Experiment, run: Path, names: Collection[str]) -> dict[str, Any]:
+    """Weights of the autoencoders of those named stages that work in latents; what is the same is there once. Raises
+    `UserError` for files that are missing or not the ones the run was made with."""
+    found: dict[str, Any] = {}  # by hash
+    stages = [stage for stage in experiment.stages if stage.latent is not None and stage.name in names]
+    for stage in stages:
+        if stage.latent.sha256 not in found:
+            found[stage.latent.sha256], = load_autoencoder(stage, run)
+    return {stage.name: found[stage.latent.sha256] for stage in stages}
+
+
 def load(run: str | os.PathLike, devices: list[jax.Device] | None = None, damaged: Damaged = "refuse") -> Generator:
     """A generator from a run directory, a name under `runs/`, or shipped weights.
 
@@ -160,7 +175,7 @@ def load(run: str | os.PathLike, devices: list[jax.Device] | None = None, damage
     params = {name: tree for name, tree in params.items() if tree is not None}
     if not params:
         raise UserError(f"run {path} has no trained stage yet; permitted: a run with at least one checkpoint")
-    return Generator(experiment, params, devices)
+    return Generator(experiment, params, devices, load_autoencoders(experiment, path, params))
 
 
 def stylised(generator: Generator, run: str | os.PathLike, weight: float, damaged: Damaged = "refuse") -> Generator:
@@ -176,20 +191,33 @@ def stylised(generator: Generator, run: str | os.PathLike, weight: float, damage
     if style is None or first.name not in generator.params:
         raise UserError(f"stage {stage.name!r} of {f'run {path}' if style is None else 'the run'} is not trained; "
                         "permitted: a trained image run for a trained first stage")
+    if not (isinstance(first.network, UNet) and isinstance(stage.network, UNet)):
+        raise UserError(f"a style of stage {stage.name!r} for stage {first.name!r}, whose networks are not both a "
+                        "UNet; permitted: two UNets")
     ours, theirs = jax.device_get((generator.params[first.name], style))  # which may be on different devices
     mixed = interpolated(ours, theirs, weight, first.network, stage.network)
-    return Generator(generator.experiment, {**generator.params, first.name: mixed}, list(generator.mesh.devices.flat))
+    return Generator(generator.experiment, {**generator.params, first.name: mixed}, list(generator.mesh.devices.flat),
+                     generator.autoencoders)
 
 
 def export(generator: Generator, folder: Path, dtype: str | None = None) -> None:
     """Write a generator as a folder of config and safetensors, which `load` reads like a run.
 
-    `dtype` stores floating-point weights in another type ('float16', 'bfloat16').
+    `dtype` stores floating-point weights in another type ('float16', 'bfloat16'); those of autoencoders stay as they
+    are.
     """
     for name, params in generator.params.items():
         target = folder / name / WEIGHTS
         target.parent.mkdir(parents=True, exist_ok=True)
         metadata = {"stage": name, "experiment": generator.experiment.name}
         save_params(target, jax.device_get(params), metadata, dtype=dtype)
+
+    def exported(stage: Stage) -> Stage:
+        if stage.name not in generator.autoencoders:
+            return stage
+        weights = jax.device_get(generator.autoencoders[stage.name])
+        return dataclasses.replace(stage, latent=save_autoencoder(folder, stage, weights))
+
+    experiment = dataclasses.replace(generator.experiment, stages=tuple(map(exported, generator.experiment.stages)))
     with atomic_path(folder / CONFIG) as temporary:
-        temporary.write_text(to_json(generator.experiment))
+        temporary.write_text(to_json(experiment))

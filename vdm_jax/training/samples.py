@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import UInt8
 
 from vdm_jax.cascade.inputs import degrade, target_video, text_conditioning
+from vdm_jax.cascade.latent import weight_shardings
 from vdm_jax.cascade.sampling import sample_keys, sample_stage
 from vdm_jax.cascade.stage import Experiment, Stage
 from vdm_jax.conditioning.conditioning import Conditioning
@@ -30,11 +31,14 @@ class StageSamples:
     """Samples of the first validation clips (see `Experiment.validation_split`), again from the start where there are
     fewer, so that those of different steps compare. A stage with a source starts from the degraded real clip.
 
-    Every process makes one and makes the same calls; each gets all the videos.
+    Every process makes one and makes the same calls; each gets all the videos. `autoencoder` are the weights of a
+    latent stage's.
     """
 
-    def __init__(self, experiment: Experiment, stage: Stage, count: int, mesh: Mesh, data_dir: Path | None):
+    def __init__(self, experiment: Experiment, stage: Stage, count: int, mesh: Mesh, data_dir: Path | None,
+                 autoencoder: tuple[Any, ...] = ()):
         self.stage, self.count = stage.trained(), count
+        self._autoencoder = jax.device_put(autoencoder, weight_shardings(stage.latent, mesh))
         self._experiment, self._mesh = experiment, mesh
         # Now, so that data without a validation split, or without labels, fails before training.
         self._clips = self._read(data_dir)
@@ -64,7 +68,7 @@ class StageSamples:
             keys = sample_keys(self._experiment.seed, jnp.asarray(rows), 0)
             inputs = jax.tree.map(lambda x, rows=rows: x[rows], self._inputs)
             with jax.set_mesh(self._mesh):
-                made = self._sample(params, keys, *inputs)
+                made = self._sample(params, keys, *inputs, *self._autoencoder)
             done.append(np.asarray(to_uint8(jax.device_get(made))))
             progress(min(start + self._size, self.count))
         return np.concatenate(done)[: self.count]
@@ -79,7 +83,8 @@ class StageSamples:
     def _sample(self) -> Callable[..., jax.Array]:
         stage = self.stage
         return jax.jit(
-            lambda params, keys, text, low: sample_stage(stage, stage.sampling, params, keys, text, low),
+            lambda params, keys, text, low, *autoencoder: sample_stage(stage, stage.sampling, params, keys, text, low,
+                                                                       *autoencoder),
             out_shardings=NamedSharding(self._mesh, P()), compiler_options=compiler_options(self._mesh))
 
     def _prepared(self) -> tuple[Conditioning, np.ndarray | None]:

@@ -20,9 +20,10 @@ COUNT = 4  # videos per sheet
 class SampleSheets:
     """Samples of fixed captions with fixed noise, so that sheets of different steps compare."""
 
-    def __init__(self, experiment: Experiment, stage: Stage, folder: Path, mesh: Mesh, data_dir: Path | None):
+    def __init__(self, experiment: Experiment, stage: Stage, folder: Path, mesh: Mesh, data_dir: Path | None,
+                 autoencoder: tuple[Any, ...] = ()):
         self._folder, self._fps = folder, stage.video.fps
-        self._samples = StageSamples(experiment, stage, COUNT, mesh, data_dir)
+        self._samples = StageSamples(experiment, stage, COUNT, mesh, data_dir, autoencoder)
 
     def write(self, params: Any, step: int) -> np.ndarray:
         """Write the sheet and film of a step (process 0 does); returns the picture, uint8 `[H, W, 3]`."""

@@ -1,4 +1,4 @@
-"""Weights of a trained stage with which the training of another begins."""
+"""Weights of a trained stage, or of an open model, with which the training of a stage begins."""
 
 from __future__ import annotations
 
@@ -7,21 +7,34 @@ from typing import Any
 
 import jax
 
+from vdm_jax.cascade.options import StartFile
 from vdm_jax.cascade.stage import Stage
 from vdm_jax.errors import UserError
+from vdm_jax.interop.pretrained import load_imported
+from vdm_jax.networks.config import UNet
 from vdm_jax.networks.inflation import Inflation, plan_inflation
+from vdm_jax.networks.latent_inflation import plan_latent_inflation
+from vdm_jax.networks.latent_network import LatentNetwork, Network
+from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.training.manifest import Damaged
 from vdm_jax.training.runs import find_run, load_stage, read_config
 from vdm_jax.training.state import initial_params
 
 
 def starting_weights(stage: Stage, run: Path, damaged: Damaged = "refuse") -> tuple[Inflation, Any]:
-    """How a stage of `run` begins as the one that `Training.start` names, and the averaged parameters of that one, on
-    the host.
+    """How a stage of `run` begins as the one, or as the file, that `Training.start` names, and the (averaged)
+    parameters of that one, on the host.
 
     Raises `UserError` when it is not there or not trained, predicts something else, or its network does not fit.
     """
     start = stage.training.start
+    shapes = jax.eval_shape(lambda key: initial_params(stage, key), jax.random.key(0))
+    if isinstance(start, StartFile):
+        model = load_imported(start.path)
+        if not isinstance(model.config, LatentUNet):
+            raise UserError(f"Stage {stage.name!r}: training.start.path={start.path!r} holds a "
+                            f"{type(model.config).__name__}; permitted: a LatentUNet")
+        return plan_latent_inflation(stage.network.unet, shapes, model.config, model.params), model.params
     folder = run if start.run is None else find_run(start.run)
     source = read_config(folder).stage(start.stage)
     if source.process.prediction != stage.process.prediction:
@@ -32,5 +45,17 @@ def starting_weights(stage: Stage, run: Path, damaged: Damaged = "refuse") -> tu
     if params is None:
         raise UserError(f"Stage {stage.name!r} is to begin as stage {source.name!r} of {folder}, which is not trained; "
                         "permitted: train that first")
-    shapes = jax.eval_shape(lambda key: initial_params(stage, key), jax.random.key(0))
-    return plan_inflation(stage.network, shapes, source.network, params), jax.device_get(params)
+    return planned(stage.network, shapes, source.network, params), jax.device_get(params)
+
+
+def planned(network: Network, shapes: Any, source: Network, source_shapes: Any) -> Inflation:
+    """How one network begins as another of its kind. Raises `UserError` for two kinds, and as their plans do."""
+    if isinstance(network, UNet) and isinstance(source, UNet):
+        return plan_inflation(network, shapes, source, source_shapes)
+    if not (isinstance(network, LatentNetwork) and isinstance(source, LatentNetwork)):
+        raise UserError(f"a {type(network).__name__} that is to begin as a {type(source).__name__}; permitted: two of "
+                        "a kind")
+    if network.text != source.text:
+        raise UserError(f"LatentNetwork.text={network.text} of a network that is to begin as one with {source.text}; "
+                        "permitted: the same")
+    return plan_latent_inflation(network.unet, shapes, source.unet, source_shapes)

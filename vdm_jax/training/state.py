@@ -14,13 +14,13 @@ from jaxtyping import Array, Int, PRNGKeyArray
 
 from vdm_jax.cascade.autoencoding import AnyStage, AutoencoderStage, AutoencoderTraining
 from vdm_jax.cascade.options import Training
-from vdm_jax.cascade.stage import Stage
+from vdm_jax.cascade.stage import FirstFrame, Stage
 from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.networks.autoencoder import AutoencoderKL
 from vdm_jax.networks.config import EmbeddedText, WordEncoder
 from vdm_jax.networks.discriminator import PatchDiscriminator
 from vdm_jax.networks.inflation import Inflation
-from vdm_jax.networks.unet import SpaceTimeUNet
+from vdm_jax.networks.latent_network import network_module
 from vdm_jax.parallel.rules import parameter_shardings
 from vdm_jax.training.trainable import split
 
@@ -74,12 +74,16 @@ def example_conditioning(stage: Stage, batch: int = 1) -> Conditioning:
     elif isinstance(text, EmbeddedText):
         conditioning = Conditioning(embeddings=jnp.zeros((batch, 1, 1, text.width)),
                                     text_mask=jnp.zeros((batch, 1, 1), bool))
-    video = jnp.zeros((batch, *stage.video.shape))
+    video = jnp.zeros((batch, *stage.shape))
     level = jnp.zeros((batch,))
     if stage.network.classes:
         conditioning = conditioning.replace(labels=jnp.zeros((batch,), jnp.int32))
     if stage.network.low_resolution:
-        conditioning = conditioning.replace(low_resolution=video, augmentation=level)
+        pixels = stage.latent is not None and stage.latent.low_resolution == "pixels"
+        low = jnp.zeros((*video.shape[:-1], 3)) if pixels else video
+        conditioning = conditioning.replace(low_resolution=low, augmentation=level)
+    if isinstance(stage.source, FirstFrame):
+        conditioning = conditioning.replace(image=video[:, :1])
     if stage.network.observed:
         conditioning = conditioning.replace(observed=video, observed_mask=video[..., :1])
     references = {r.name: jnp.zeros((batch, 1, 1, r.width)) for r in stage.network.references}
@@ -91,8 +95,8 @@ def initial_params(stage: AnyStage, key: PRNGKeyArray) -> Any:
     if isinstance(stage, AutoencoderStage):
         spec = stage.network
         return AutoencoderKL(spec).init(key, jnp.zeros((1, spec.time_factor, spec.factor, spec.factor, 3)))["params"]
-    video, level = jnp.zeros((1, *stage.trained().video.shape)), jnp.zeros((1,))
-    return SpaceTimeUNet(stage.network).init(key, video, level, example_conditioning(stage))["params"]
+    video, level = jnp.zeros((1, *stage.trained().shape)), jnp.zeros((1,))
+    return network_module(stage.network).init(key, video, level, example_conditioning(stage))["params"]
 
 
 def initial_state(

@@ -14,9 +14,10 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PRNGKeyArray
 
 from vdm_jax.cascade.inputs import training_inputs
+from vdm_jax.cascade.latent import weight_shardings
 from vdm_jax.cascade.stage import Stage
 from vdm_jax.conditioning.conditioning import drop_text
-from vdm_jax.networks.unet import SpaceTimeUNet
+from vdm_jax.networks.latent_network import network_module
 from vdm_jax.parallel.compiling import compiler_options
 from vdm_jax.parallel.gathers import check_gathers, split_axes
 from vdm_jax.parallel.rules import batch_sharding, shard
@@ -28,15 +29,16 @@ Batch = dict[str, Array]
 
 
 def stage_loss(
-    stage: Stage, params: Any, batch: Batch, key: PRNGKeyArray, *, train: bool = True
+    stage: Stage, params: Any, batch: Batch, key: PRNGKeyArray, autoencoder: Any = None, *, train: bool = True
 ) -> tuple[Array, dict[str, Array]]:
-    """Mean loss of a batch, and scalars to log. The key decides noise levels, noise, augmentation and dropout."""
+    """Mean loss of a batch, and scalars to log. The key decides noise levels, noise, augmentation and dropout;
+    `autoencoder` are the weights of a latent stage's, which are not trained."""
     input_key, text_key, loss_key, dropout_key = jax.random.split(key, 4)
     batch = {name: shard(x, "batch", *[None] * (x.ndim - 1)) for name, x in batch.items()}
-    x, conditioning, images = training_inputs(stage, batch, input_key)
+    x, conditioning, images = training_inputs(stage, batch, input_key, autoencoder)
     if train:
         conditioning = drop_text(text_key, conditioning, stage.training.text_dropout)
-    module = SpaceTimeUNet(stage.network)
+    module = network_module(stage.network)
 
     def network(z: Array, logsnr: Array) -> Array:
         return module.apply({"params": params}, z, logsnr, conditioning, train=train, images=images,
@@ -49,7 +51,7 @@ def stage_loss(
 
 
 def gradients(
-    stage: Stage, params: Any, batch: Batch, key: PRNGKeyArray, *, unroll: bool
+    stage: Stage, params: Any, batch: Batch, key: PRNGKeyArray, autoencoder: Any = None, *, unroll: bool
 ) -> tuple[Array, dict[str, Array], Any]:
     """Loss, scalars and gradients of a batch (with respect to what is trained), accumulated over the micro-batches the
     stage asks for.
@@ -58,7 +60,7 @@ def gradients(
     XLA runs gradients of convolutions inside a loop 13-40 times slower.
     """
     params, frozen = split(params, stage.training.trainable)
-    grad = jax.value_and_grad(lambda p, b, k: stage_loss(stage, merged(p, frozen), b, k), has_aux=True)
+    grad = jax.value_and_grad(lambda p, b, k: stage_loss(stage, merged(p, frozen), b, k, autoencoder), has_aux=True)
     parts = stage.training.accumulation
     if parts == 1:
         (loss, aux), grads = grad(params, batch, key)
@@ -77,12 +79,12 @@ def gradients(
 
 
 def train_step(
-    stage: Stage, state: TrainState, batch: Batch, *, unroll: bool = True
+    stage: Stage, state: TrainState, batch: Batch, autoencoder: Any = None, *, unroll: bool = True
 ) -> tuple[TrainState, dict[str, Array]]:
     """Gradient, clipping, AdamW of what is trained, EMA. A step whose loss or gradient is not finite changes nothing
     but the counter."""
     key = jax.random.fold_in(state.key, state.step)
-    loss, aux, grads = gradients(stage, state.params, batch, key, unroll=unroll)
+    loss, aux, grads = gradients(stage, state.params, batch, key, autoencoder, unroll=unroll)
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     trained, frozen = split(state.params, stage.training.trainable)
@@ -103,40 +105,48 @@ def train_step(
 
 def jit_train_step(stage: Stage, mesh: Mesh) -> jax.stages.Wrapped:
     """The step `(state, batch) -> (state, metrics)` jitted for a mesh, to be called or lowered with the mesh in
-    context; the state is donated."""
+    context; the state is donated. The weights of a latent stage's autoencoder are one more argument."""
     shardings = jax.tree.map(lambda a: a.sharding, abstract_state(stage, mesh))
     unroll = mesh.devices.flat[0].platform == "cpu"
-    return jax.jit(lambda state, batch: train_step(stage, state, batch, unroll=unroll), donate_argnums=0,
-                   in_shardings=(shardings, batch_sharding(mesh)),
+    return jax.jit(lambda *arguments: train_step(stage, *arguments, unroll=unroll), donate_argnums=0,
+                   in_shardings=(shardings, batch_sharding(mesh), *weight_shardings(stage.latent, mesh)),
                    out_shardings=(shardings, NamedSharding(mesh, P())), compiler_options=compiler_options(mesh))
 
 
-def compile_train_step(stage: Stage, mesh: Mesh) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
+def compile_train_step(
+    stage: Stage, mesh: Mesh, autoencoder: tuple[Any, ...] = ()
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """`jit_train_step` called with the mesh in context, for batches of one shape; the first call compiles it, and warns
-    where the compiler does not gather split parameters as it should."""
+    where the compiler does not gather split parameters as it should. `autoencoder` are the weights of a latent stage's
+    (`autoencoders.load_autoencoder`), which are placed here."""
     program = jit_train_step(stage, mesh)
-
+    autoencoder = jax.device_put(autoencoder, weight_shardings(stage.latent, mesh))
     compiled = None
 
     def call(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         nonlocal compiled
         if compiled is None:
-            compiled = program.lower(state, batch).compile()
+            compiled = program.lower(state, batch, *autoencoder).compile()
             for line in check_gathers(compiled.as_text(), mesh) if split_axes(mesh) else ():  # the text is long
                 logger.warning(line)
-        return compiled(state, batch)
+        return compiled(state, batch, *autoencoder)
 
     return _under(mesh, call)
 
 
-def compile_validation(stage: Stage, mesh: Mesh) -> Callable[[Any, Batch, PRNGKeyArray], Array]:
-    """Loss of given parameters on a batch, with the given key and without dropout, jitted for a mesh."""
+def compile_validation(
+    stage: Stage, mesh: Mesh, autoencoder: tuple[Any, ...] = ()
+) -> Callable[[Any, Batch, PRNGKeyArray], Array]:
+    """Loss of given parameters on a batch, with the given key and without dropout, jitted for a mesh; `autoencoder` as
+    in `compile_train_step`."""
     params = jax.tree.map(lambda a: a.sharding, abstract_state(stage, mesh).params)
     whole = NamedSharding(mesh, P())
-    loss = jax.jit(lambda p, batch, key: stage_loss(stage, p, batch, key, train=False)[0],
-                   in_shardings=(params, batch_sharding(mesh), whole), out_shardings=whole,
+    weights = weight_shardings(stage.latent, mesh)
+    loss = jax.jit(lambda p, batch, key, *autoencoder: stage_loss(stage, p, batch, key, *autoencoder, train=False)[0],
+                   in_shardings=(params, batch_sharding(mesh), whole, *weights), out_shardings=whole,
                    compiler_options=compiler_options(mesh))
-    return _under(mesh, loss)
+    autoencoder = jax.device_put(autoencoder, weights)
+    return _under(mesh, lambda *arguments: loss(*arguments, *autoencoder))
 
 
 def _under(mesh: Mesh, function: Callable) -> Callable:

@@ -1,0 +1,183 @@
+"""The open latent U-Nets as networks of stages: what they take, made of log-SNR and `Conditioning`.
+
+Parameters are those of the U-Net by the same names, so that weights of `vdm-jax convert` are weights of a stage.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vdm_jax.conditioning.conditioning import Conditioning
+from vdm_jax.diffusion.beta_tables import LinearBetaSchedule, ScaledLinearBetaSchedule
+from vdm_jax.errors import UserError
+from vdm_jax.networks.config import EmbeddedText, UNet
+from vdm_jax.networks.latent_unet import LatentUNet, LatentUNetNetwork
+from vdm_jax.networks.unet import SpaceTimeUNet
+
+SCALARS = ("fps", "motion", "noise")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LatentNetwork:
+    """An open latent U-Net as the network of a stage."""
+
+    unet: LatentUNet
+    # The table whose timesteps tell it the noise level; None: ln(sigma / alpha) / 4, as in Stable Video Diffusion
+    timesteps: LinearBetaSchedule | ScaledLinearBetaSchedule | None = ScaledLinearBetaSchedule()
+    # Tokens it attends to, as embeddings made beforehand, of text or of a picture. Hidden tokens, and all of the null
+    # caption, are zeros: it takes no mask. None: one token of zeros
+    text: EmbeddedText | None = None
+    # In the order in which they enter: "fps" (it is told one less), "motion" (the bucket of how much moves) and "noise"
+    # (standard deviation of that on the first frame), as in Stable Video Diffusion (2311.15127)
+    scalars: tuple[str, ...] = ()
+    motion: float = 127.0  # bucket of clips of which nothing else is said; how motion maps to buckets is not published
+    first_frame: bool = False  # takes the latents of the first frame, repeated over all, as further channels
+    low_resolution: bool = False  # takes a low-resolution video as further channels
+    # Table whose timestep, a class of the U-Net, says how noisy that video is; None: it is not told
+    low_resolution_steps: LinearBetaSchedule | ScaledLinearBetaSchedule | None = None
+
+    def __post_init__(self):
+        text, unet = self.text, self.unet
+        if text is not None and (text.width != unet.context_channels or text.project):
+            raise UserError(f"LatentNetwork.text={text} for a U-Net of context_channels={unet.context_channels}; "
+                            "permitted: that width, and project=0")
+        if any(name not in SCALARS for name in self.scalars) or len(set(self.scalars)) != unet.scalars:
+            raise UserError(f"LatentNetwork.scalars={self.scalars} for a U-Net of {unet.scalars}; permitted: as many "
+                            f"of {', '.join(SCALARS)}")
+        if "noise" in self.scalars and not self.first_frame:
+            raise UserError("LatentNetwork.scalars has 'noise', that on the first frame, with first_frame=False; "
+                            "permitted: first_frame=True")
+        classes = 0 if self.low_resolution_steps is None else self.low_resolution_steps.steps
+        if unet.classes != classes or (classes and not self.low_resolution):
+            raise UserError(f"LatentNetwork.low_resolution_steps={self.low_resolution_steps} with low_resolution="
+                            f"{self.low_resolution} for a U-Net of {unet.classes} classes; permitted: a table of as "
+                            "many steps for a network that takes a low-resolution video")
+
+    @property
+    def out_channels(self) -> int:
+        """Of the latents, which it takes and predicts."""
+        return self.unet.out_channels
+
+    @property
+    def reduction(self) -> tuple[int, int]:
+        """What height and width of the latents must be multiples of."""
+        return (2 ** (len(self.unet.widths) - 1),) * 2
+
+    @property
+    def prompted(self) -> bool:
+        """Whether it takes what classifier-free guidance can take away: tokens or the first frame."""
+        return self.text is not None or self.first_frame
+
+    @property
+    def dtype(self) -> str:
+        """Of the computation; parameters stay float32."""
+        return self.unet.dtype
+
+    # What `UNet` has and these networks have not.
+    frame_reduction = 1
+    classes = 0
+    observed = residual = False
+    references = ()
+    norm_over = "frame"  # independent images are computed apart from the clip, whatever its norms see
+    absolute_position = None
+    remat = "none"
+
+
+Network = UNet | LatentNetwork
+
+
+def network_module(network: Network) -> nn.Module:
+    """The network of a stage, called as `(z, logsnr, conditioning, train=, images=)`."""
+    return SpaceTimeUNet(network) if isinstance(network, UNet) else LatentNetworkModule(network)
+
+
+def image_unet(unet: LatentUNet) -> LatentUNet:
+    """The image network that a video network is without its layers over frames."""
+    return dataclasses.replace(unet, temporal=False)
+
+
+class LatentNetworkModule(nn.Module):
+    """Noisy latents `[B, T, H, W, C]` and their log-SNR `[B]` to a prediction.
+
+    `images` says how many frames at the end are independent images (joint training): they go through the network
+    without its layers over frames, and the clip's own frames through all of it.
+    """
+
+    config: LatentNetwork
+
+    def setup(self):
+        self.unet = LatentUNetNetwork(self.config.unet)
+        nn.share_scope(self, self.unet)
+
+    def __call__(
+        self, z: Float[Array, "b t h w c"], logsnr: Float[Array, " b"], conditioning: Conditioning | None = None,
+        *, train: bool = False, images: int = 0,
+    ) -> Float[Array, "b t h w o"]:
+        """Raises `UserError` for conditioning that is missing, and padded frames, which the network cannot hide."""
+        spec = self.config
+        conditioning = Conditioning() if conditioning is None else conditioning
+        check_inputs(spec, z, logsnr, conditioning)
+        x, context = _stacked(spec, z, conditioning), _context(spec, len(z), conditioning)
+        level = -logsnr / 8 if spec.timesteps is None else spec.timesteps.timestep(logsnr)
+        told = {"scalars": _scalars(spec, conditioning), "classes": _classes(spec, conditioning)}
+        clip = x.shape[1] - images
+        y = self.unet(x[:, :clip], level, context[:, :1] if images else context, **told)
+        if not images:
+            return y
+        alone = LatentUNetNetwork(image_unet(spec.unet), parent=None).apply(
+            {"params": self.variables["params"]}, x[:, clip:], level,
+            context[:, 1:] if spec.text is not None else context, **told)
+        return jnp.concatenate([y, alone], axis=1)
+
+
+def check_inputs(
+    spec: LatentNetwork, z: Float[Array, "b t h w c"], logsnr: Float[Array, ...], conditioning: Conditioning
+) -> None:
+    """Raise `UserError` for a part that the network needs and that is absent, and for what it cannot take."""
+    needed = {"embeddings": spec.text is not None, "text_mask": spec.text is not None, "image": spec.first_frame,
+              "low_resolution": spec.low_resolution, "augmentation": spec.low_resolution_steps is not None}
+    for name, is_needed in needed.items():
+        if is_needed and getattr(conditioning, name) is None:
+            raise UserError(f"the network needs Conditioning.{name}, which is absent")
+    absent = [name for name in spec.scalars if name not in conditioning.scalars]
+    if absent:
+        raise UserError(f"the network needs Conditioning.scalars[{absent[0]!r}]; given: "
+                        f"{', '.join(conditioning.scalars) or 'none'}")
+    if conditioning.frame_valid is not None:
+        raise UserError("clips with padded frames for a LatentNetwork, whose layers over frames would see them; "
+                        "permitted: clips of one length, or a UNet")
+    if logsnr.ndim != 1 or conditioning.references:
+        raise UserError(f"a LatentNetwork with noise levels of shape {logsnr.shape} and references "
+                        f"{list(conditioning.references)}; permitted: one level per clip, no references")
+
+
+def _stacked(spec: LatentNetwork, z: Array, conditioning: Conditioning) -> Array:
+    """Noisy latents, the low-resolution video and the first frame along the channels."""
+    parts = [z]
+    if spec.low_resolution:
+        parts.append(conditioning.low_resolution)
+    if spec.first_frame:
+        parts.append(jnp.broadcast_to(conditioning.image, (*z.shape[:4], conditioning.image.shape[-1])))
+    return jnp.concatenate(parts, axis=-1)
+
+
+def _context(spec: LatentNetwork, batch: int, conditioning: Conditioning) -> Float[Array, "b g l e"]:
+    if spec.text is None:
+        return jnp.zeros((batch, 1, 1, spec.unet.context_channels))
+    return jnp.where(conditioning.text_mask[..., None], conditioning.embeddings, 0)
+
+
+def _scalars(spec: LatentNetwork, conditioning: Conditioning) -> Float[Array, "b n"] | None:
+    if not spec.scalars:
+        return None
+    return jnp.stack([conditioning.scalars[name] - (name == "fps") for name in spec.scalars], axis=-1)
+
+
+def _classes(spec: LatentNetwork, conditioning: Conditioning) -> Array | None:
+    if spec.low_resolution_steps is None:
+        return None
+    return jnp.round(spec.low_resolution_steps.timestep(conditioning.augmentation)).astype(jnp.int32)
