@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from tests.parity import peer
 from vdm_jax.conditioning.clip_tokenizer import BytePairs, _words, read_clip_tokenizer
 from vdm_jax.errors import UserError
 
@@ -56,11 +57,9 @@ def test_files_of_merges(tmp_path):
 
 @pytest.mark.full
 def test_transformers_agrees(tmp_path):
-    from tests.evaluation.detectors.torchvision_models import torchvision
+    transformers = peer("transformers")
     from vdm_jax.evaluation.detectors import clip
 
-    torchvision()  # before transformers, which looks for it
-    transformers = pytest.importorskip("transformers", reason="compares with transformers (requirements/parity.txt)")
     try:
         path = clip.merges_file("ViT-B-32")
     except UserError as error:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tests.parity import peer
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation import onsets
 from vdm_jax.evaluation.av_align import av_align, local_maxima, matched, motion_peaks
@@ -74,7 +75,7 @@ def test_what_moves_with_the_sound_scores_one_and_beside_it_nothing():
 @pytest.mark.full
 @pytest.mark.parametrize("seed", range(4))
 def test_librosa_agrees(seed):
-    librosa = pytest.importorskip("librosa", reason="compares with librosa (requirements/parity-no-deps.txt)")
+    librosa = peer("librosa")
     rng = np.random.default_rng(seed)
     sound = clicks(np.sort(rng.uniform(0, 2, 7)), 2.3, seed) + 0.02 * rng.standard_normal(int(2.3 * 22050)).astype("f")
     theirs = librosa.onset.onset_strength(y=sound, sr=22050)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.evaluation.detectors.torchvision_models import torchvision
+from tests.parity import peer
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.detectors import clip, weights
 from vdm_jax.interop import model_kinds
@@ -122,8 +122,7 @@ def test_pixels_are_those_of_pillow():
 
 @pytest.mark.full
 def test_transformers_agrees(small, tensors):
-    torch, _ = torchvision()  # before transformers, which looks for torchvision
-    transformers = pytest.importorskip("transformers", reason="compares with transformers (requirements/parity.txt)")
+    torch, transformers = peer("torch"), peer("transformers")
     shared = {"num_hidden_layers": 2, "num_attention_heads": 1, "hidden_size": 64, "intermediate_size": 256}
     config = transformers.CLIPConfig(
         text_config={**shared, "vocab_size": 600, "max_position_embeddings": 16, "eos_token_id": 2},
@@ -147,8 +146,7 @@ def test_transformers_agrees(small, tensors):
 
 @pytest.mark.full
 def test_openais_archive_agrees(monkeypatch, tmp_path):
-    torch, _ = torchvision()
-    original = pytest.importorskip("clip.model", reason="compares with CLIP (requirements/parity-no-deps.txt)")
+    torch, original = peer("torch"), peer("clip.model")
     torch.manual_seed(0)
     model = original.CLIP(32, 32, 2, 64, 16, 16, 600, 64, 1, 2).eval()
     frames = np.random.default_rng(0).standard_normal((3, 32, 32, 3)).astype(np.float32)
@@ -172,6 +170,7 @@ def test_openais_archive_agrees(monkeypatch, tmp_path):
 @pytest.mark.full
 def test_the_published_list_of_merges_is_read(monkeypatch):
     monkeypatch.delenv(weights.FOLDER_VARIABLE, raising=False)
+    peer("torch")  # from here on the package that carries it is found
     try:
         path = clip.merges_file("ViT-B-32")
     except UserError as error:
