@@ -79,8 +79,6 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"--count={options.count} is not valid; permitted: >= 2")
     if options.metrics and options.augmentation_levels:
         raise UserError("--metrics and --augmentation-levels are given; permitted: one of them")
-    steps = checkpoint_steps(options)
-    settings = metric_settings(options) if options.metrics else None
     run = find_run(options.run)
     out = options.out or run
     if not out.is_dir():
@@ -88,6 +86,8 @@ def main(arguments: Sequence[str]) -> int:
     experiment = read_config(run)
     if isinstance(experiment, AutoencoderExperiment):
         return reconstruct(run, experiment, options, out)
+    steps = checkpoint_steps(options)
+    settings = metric_settings(options) if options.metrics else None
     import vdm_jax
     from vdm_jax.benchmark.plots import require_matplotlib
     from vdm_jax.commands.progress import sampling_progress
@@ -122,9 +122,9 @@ def reconstruct(run: Path, experiment: AutoencoderExperiment, options: Evaluate,
     """Measure a run of autoencoders."""
     from vdm_jax.evaluation.reconstruction import RECORD, finish_autoencoder
 
-    if options.metrics or options.augmentation_levels:
-        raise UserError(f"--metrics or --augmentation-levels with run {run} of autoencoders; permitted: neither, its "
-                        "reconstructions are measured")
+    if options.metrics or options.augmentation_levels or options.checkpoints or options.stage:
+        raise UserError(f"--metrics, --augmentation-levels, --checkpoints or --stage with run {run} of autoencoders; "
+                        "permitted: none of them, since its reconstructions are measured")
     for stage in experiment.stages:
         folder = out / stage.name
         found = finish_autoencoder(run, experiment, stage, options.data_dir, out=folder, damaged=options.damaged)

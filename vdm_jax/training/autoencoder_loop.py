@@ -38,6 +38,7 @@ class AutoencoderTrainer(Trainer):
     experiment: AutoencoderExperiment
     stage: AutoencoderStage
     perceptual: Any = None  # parameters of LPIPS, once read
+    program: Reconstruct | None = None  # that makes reconstructions, once asked for
 
     def train(self) -> None:
         """Train as `Trainer.train` does; first of all the weights of LPIPS are looked for."""
@@ -60,8 +61,14 @@ class AutoencoderTrainer(Trainer):
         function = compile_autoencoder_step(self.stage, mesh, self.perceptual)
         return lambda step, state, batch: function(step, state, batch["video"])
 
+    def _reconstruct(self, mesh: Mesh) -> Reconstruct:
+        """One program for validation and sheets."""
+        if self.program is None:
+            self.program = compile_reconstruction(self.stage, mesh, self.perceptual)
+        return self.program
+
     def _losses(self, mesh: Mesh) -> Callable[[Any, Batch], dict[str, float]]:
-        reconstruct = compile_reconstruction(self.stage, mesh, self.perceptual)
+        reconstruct = self._reconstruct(mesh)
 
         def losses(params: Any, batch: Batch) -> dict[str, float]:
             found = reconstruct(params, batch["video"])
@@ -73,8 +80,7 @@ class AutoencoderTrainer(Trainer):
         source = open_validation(self.experiment.data, self.experiment.validation_split, self.data_dir)
         count = -(-COUNT // batch_parts(mesh)) * batch_parts(mesh)
         clips = np.stack([source[i % len(source)]["video"] for i in range(count)])
-        reconstruct = compile_reconstruction(self.stage, mesh, self.perceptual)
-        return ReconstructionSheets(reconstruct, clips, folder, self.stage.video.fps)
+        return ReconstructionSheets(self._reconstruct(mesh), clips, folder, self.stage.video.fps)
 
 
 @dataclasses.dataclass
