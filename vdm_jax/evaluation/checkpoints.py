@@ -22,7 +22,7 @@ from vdm_jax.evaluation.scores import Score
 from vdm_jax.training.checkpoints import Checkpoints
 from vdm_jax.training.manifest import MANIFEST, Damaged
 from vdm_jax.training.metrics import json_ready
-from vdm_jax.training.runs import checkpoints_path, load_stage, read_cascade
+from vdm_jax.training.runs import checkpoints_path, load_autoencoders, load_stage, read_cascade
 from vdm_jax.video.writing import atomic_path
 
 FOLDER = "evaluation"  # of records, in that of their stage
@@ -78,7 +78,8 @@ def generator_at(run: Path, experiment: Experiment, kept: Kept, damaged: Damaged
     shorter = dataclasses.replace(experiment, stages=experiment.stages[: place + 1])
     params = {stage.name: load_stage(run, stage, damaged, kept.step if stage.name == kept.stage else None)
               for stage in shorter.stages}
-    return Generator(shorter, {name: tree for name, tree in params.items() if tree is not None})
+    trained = {name: tree for name, tree in params.items() if tree is not None}
+    return Generator(shorter, trained, autoencoders=load_autoencoders(shorter, run, trained))
 
 
 def evaluate_checkpoints(

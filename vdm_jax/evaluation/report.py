@@ -18,13 +18,15 @@ from vdm_jax.configuration import to_data, to_json
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.checkpoints import FOLDER, read_metrics, read_record
 from vdm_jax.evaluation.curves import COLOURS, chart
+from vdm_jax.evaluation.reconstruction import RECORD
 from vdm_jax.evaluation.report_html import TYPES, embedded, folded, key, short, table
-from vdm_jax.evaluation.report_scores import digits_table, score_tables, step_tables
+from vdm_jax.evaluation.report_scores import digits_table, reconstruction_table, score_tables, step_tables
 from vdm_jax.evaluation.run_metrics import RunMetrics
 from vdm_jax.training.metrics import EVALUATION, FILENAME
 from vdm_jax.training.metrics import read_metrics as read_columns
 from vdm_jax.training.runs import differences, read_config
 
+_LEFT_OUT = ("step", "time", "seconds_remaining")  # of the curves
 MOST_SHEETS = 12  # steps of a stage whose sheets and films are in the page, the newest among them
 _REAL = f"{EVALUATION}real/"
 _POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
@@ -60,6 +62,7 @@ class RunRecord:
     training: ByStep  # scores taken while the stage was trained
     checkpoints: ByStep  # scores of kept checkpoints, taken afterwards
     digits: Mapping[str, Mapping[str, float]]  # rows of evaluation.json
+    reconstructions: Mapping[str, Mapping[str, Any]]  # of autoencoders, by stage
 
 
 def read_run(folder: Path, name: str) -> RunRecord:
@@ -74,7 +77,8 @@ def read_run(folder: Path, name: str) -> RunRecord:
         metrics=read_metrics(read_record(folder / "metrics.json"), folder / "metrics.json"),
         training={stage: _by_step(folder / stage / FOLDER, "training") for stage in stages},
         checkpoints={stage: _by_step(folder / stage / FOLDER, "checkpoint") for stage in stages},
-        digits=read_record(folder / "evaluation.json").get("scores", {}))
+        digits=read_record(folder / "evaluation.json").get("scores", {}),
+        reconstructions={stage: read_record(folder / stage / RECORD) for stage in stages})
 
 
 def page(runs: Sequence[RunRecord]) -> str:
@@ -88,7 +92,8 @@ def page(runs: Sequence[RunRecord]) -> str:
         _overview(runs, colours), _curves(runs, colours), score_tables({run.name: run.metrics for run in runs}),
         step_tables("Scores of checkpoints", {run.name: run.checkpoints for run in runs}),
         step_tables("Scores while training", {run.name: run.training for run in runs}),
-        digits_table({run.name: run.digits for run in runs}), _samples(runs), _configs(runs)]
+        digits_table({run.name: run.digits for run in runs}),
+        reconstruction_table({run.name: run.reconstructions for run in runs}), _samples(runs), _configs(runs)]
     return "\n".join([
         "<!doctype html>", '<html lang="en"><head><meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
@@ -112,7 +117,7 @@ def _curves(runs: Sequence[RunRecord], colours: Mapping[str, str]) -> str:
     parts = []
     for stage in dict.fromkeys(stage.name for run in runs for stage in run.experiment.stages):
         columns = {run.name: run.curves[stage] for run in runs if stage in run.curves}
-        names = dict.fromkeys(name for found in columns.values() for name in found if name not in ("step", "time"))
+        names = dict.fromkeys(name for found in columns.values() for name in found if name not in _LEFT_OUT)
         lines = {name: {run: (found["step"], found[name]) for run, found in columns.items() if name in found}
                  for name in sorted(names, key=lambda name: ("loss" not in name, name))}
         plain = [chart(name, of_runs, colours) for name, of_runs in lines.items() if not name.startswith(EVALUATION)]

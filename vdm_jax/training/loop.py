@@ -42,8 +42,8 @@ from vdm_jax.training.stopping import StopRequests, stop_requests
 from vdm_jax.video.writing import atomic_path
 
 # What the device reads; captions stay on the host.
-DEVICE_FIELDS = ("video", "tokens", "embeddings", "text_mask", "label", "images", "image_tokens", "image_embeddings",
-                 "image_text_mask", "frame_valid", "frame_rate")
+DEVICE_FIELDS = ("video", "tokens", "embeddings", "text_mask", "null_embeddings", "null_mask", "label", "images",
+                 "image_tokens", "image_embeddings", "image_text_mask", "frame_valid", "frame_rate")
 MAX_SKIPPED = 20  # steps in a row without a finite gradient before a run gives up
 # From (averaged parameters, step, function told the videos done) to scalars, in process 0; made from (experiment,
 # stage, its folder, mesh, data_dir, weights of its autoencoder). The room of evaluation lies below this one, so
@@ -100,6 +100,9 @@ class Trainer:
             raise UserError(f"training.batch_size={spec.batch_size} with accumulation={spec.accumulation} does not "
                             f"divide over {batch_parts(mesh)} devices; permitted: multiples of "
                             f"{batch_parts(mesh) * spec.accumulation}")
+        if spec.evaluation.every and self.evaluation is None:
+            raise UserError(f"Stage {self.stage.name!r}: training.evaluation.every={spec.evaluation.every} with "
+                            "Trainer.evaluation=None; permitted: StageEvaluation, or every=0")
         folder = self.run / self.stage.name
         with Checkpoints(checkpoints_path(self.run, self.stage.name), keep=spec.keep) as checkpoints:
             pipeline = None
