@@ -19,7 +19,6 @@ from vdm_jax.parallel.processes import together
 from vdm_jax.parallel.rules import batch_parts
 from vdm_jax.training.autoencoder_step import compile_autoencoder_step, compile_reconstruction, perceptual_parameters
 from vdm_jax.training.loop import Sheets, Trainer
-from vdm_jax.training.metrics import MetricWriter
 from vdm_jax.training.sheets import COUNT
 from vdm_jax.training.starting import starting_autoencoder
 from vdm_jax.training.state import TrainState
@@ -47,9 +46,6 @@ class AutoencoderTrainer(Trainer):
 
     def _read_frozen(self) -> None:
         self.perceptual = perceptual_parameters(self.stage)
-
-    def _evaluation(self, mesh: Mesh, writer: MetricWriter) -> None:
-        return None  # its reconstructions are validated, and measured once it is trained
 
     def _starting_weights(self) -> tuple[Inflation, Any]:
         return starting_autoencoder(self.stage)
