@@ -52,7 +52,7 @@ class AutoencoderTraining:
     """How an autoencoder is trained. Fields that a diffusion stage has too mean the same (`options.Training`)."""
 
     accumulation: ClassVar[int] = 1
-    evaluation: ClassVar[Evaluation] = Evaluation()  # it makes no videos; it is validated, and measured once it is trained
+    evaluation: ClassVar[Evaluation] = Evaluation()  # of videos it would make: never
 
     loss: AutoencoderLoss = AutoencoderLoss()
     steps: int = 10_000
