@@ -6,6 +6,7 @@ import json
 
 from tests.conditioning.test_tokenizers import write_clip
 from tests.interop.folders import tensors_of, write
+from vdm_jax.interop.model_kinds import kind_of
 from vdm_jax.interop.unet_fields import VIDEO_EPSILONS
 from vdm_jax.networks.autoencoder import Autoencoder
 from vdm_jax.networks.clip_text import CLIPText
@@ -25,7 +26,7 @@ def write_pipeline(folder, kind, parts, scheduler, fields):
     for seed, (name, config) in enumerate(parts.items()):
         tensors = {key: 0.2 * tensor for key, tensor in tensors_of(config, seed=seed).items()}
         write(folder / name, config, tensors, fields=fields.get(name))
-        index[name] = [library.get(name, "diffusers"), type(config).__name__]
+        index[name] = [library.get(name, "diffusers"), kind_of(config).name]
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
     if "text_encoder" in parts:

@@ -172,7 +172,7 @@ def test_folders_that_are_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="has no image_encoder/, which StableVideoDiffusionPipeline needs"):
         vdm_jax.from_pretrained(folder)
     edit(folder / "model_index.json", _class_name="FluxPipeline")
-    with pytest.raises(UserError, match="is a FluxPipeline; permitted: StableDiffusionPipeline, StableVideoDiffusion"):
+    with pytest.raises(UserError, match="is a FluxPipeline; permitted: AnimateDiffPipeline, StableDiffusionPipeline"):
         vdm_jax.from_pretrained(folder)
     edit(folder / "model_index.json", _class_name="StableVideoDiffusionPipeline",
          image_encoder=["transformers", "CLIPVisionModelWithProjection"])
