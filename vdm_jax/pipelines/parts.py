@@ -105,7 +105,7 @@ def open_folder(
 def save_folder(path: str | os.PathLike, source: Folder, models: dict[str, Pretrained]) -> None:
     """Writes a pipeline as a folder that diffusers loads; what has no weights is copied from where it came from.
 
-    Raises `UserError` for a folder that has a pipeline already.
+    Raises `UserError` for a folder that has a pipeline already, or cannot be written.
     """
     path = pathlib.Path(path)
     if (path / INDEX).exists():
@@ -114,9 +114,12 @@ def save_folder(path: str | os.PathLike, source: Folder, models: dict[str, Pretr
     for part, model in models.items():
         save_pretrained(path / part, model)
         index[part] = [(index.get(part) or [None])[0] or "diffusers", kind_of(model.config).name]
-    for part in COPIED:
-        if source.holds(part):
-            shutil.copytree(source.path / part, path / part, dirs_exist_ok=True)
     kept = {name: [None, None] if isinstance(value, list) and name not in (*models, *COPIED) else value
             for name, value in index.items()}
-    (path / INDEX).write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+    try:
+        for part in COPIED:
+            if source.holds(part) and (source.path / part).is_dir():
+                shutil.copytree(source.path / part, path / part, dirs_exist_ok=True)
+        (path / INDEX).write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} was not written: {error}") from error
