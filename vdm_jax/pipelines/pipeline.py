@@ -94,14 +94,13 @@ class LatentPipeline:
     def decode(
         self, latents: Float[Array, "b t h w c"], frames_at_once: int | None = None
     ) -> Float[Array, "b t h2 w2 3"]:
-        """Videos in [-1, 1], not clipped, of latents as diffusion sees them; so many frames at a time.
+        """Videos in [-1, 1], not clipped, of latents as diffusion sees them; so many frames at a time, or all.
 
-        A decoder with layers over frames gives slightly other frames at the borders of pieces. Raises `UserError` for
-        fewer than one frame.
+        A decoder with layers over frames gives slightly other frames at the borders of pieces. Raises `UserError` as
+        `check_chunk` does.
         """
-        size = latents.shape[1] if frames_at_once is None else frames_at_once
-        if size < 1:
-            raise UserError(f"decode_chunk_size={size}; permitted: 1 or more")
+        check_chunk(frames_at_once)
+        size = min(frames_at_once or latents.shape[1], latents.shape[1])
 
         def decode(params: Any, latents: Array) -> Array:
             vae = self.models["vae"]
@@ -109,7 +108,7 @@ class LatentPipeline:
             def function(part: Array) -> Array:
                 return vae.module.apply({"params": params}, part, method="decode")
 
-            return in_chunks(function, vae.config.denormalise(latents), min(size, latents.shape[1]))
+            return in_chunks(function, vae.config.denormalise(latents), size)
 
         return self.run(("decode", size), decode, self.models["vae"].params, self.place(latents, len(latents)))
 
@@ -136,3 +135,9 @@ class LatentPipeline:
 
     def _options(self) -> dict[str, Any]:
         return {"compiler_options": compiler_options(self.mesh)}
+
+
+def check_chunk(frames: int | None) -> None:
+    """Raises `UserError` for fewer than one frame at a time: before anything is computed, not when it is decoded."""
+    if frames is not None and frames < 1:
+        raise UserError(f"decode_chunk_size={frames}; permitted: 1 or more")

@@ -15,6 +15,7 @@ from vdm_jax.networks.autoencoder import Autoencoder
 from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.networks.motion_adapter import MotionAdapter
 from vdm_jax.pipelines.parts import Folder
+from vdm_jax.pipelines.pipeline import check_chunk
 from vdm_jax.pipelines.texts import FromText, check_unet
 from vdm_jax.video.arrays import to_uint8
 
@@ -60,6 +61,7 @@ class TextToVideo(FromText):
 
         Raises `UserError` for sizes that the model cannot take and for numbers of texts that do not fit.
         """
+        check_chunk(decode_chunk_size)
         scale = self.guidance_scale if guidance_scale is None else guidance_scale
         prompts, found = self.sample(prompt, negative_prompt, num_per_prompt, (num_frames, height, width),
                                      num_inference_steps, scale, seed, latents, progress)
