@@ -15,7 +15,8 @@ import tyro
 from vdm_jax.cascade.autoencoding import AutoencoderExperiment
 from vdm_jax.commands.arguments import parse
 from vdm_jax.errors import UserError
-from vdm_jax.evaluation.run_metrics import Metric, MetricSettings, RunMetrics, Split, accompanied, evaluate_run
+from vdm_jax.evaluation.detectors.clip import ModelName
+from vdm_jax.evaluation.run_metrics import MetricSettings, RunMetric, RunMetrics, Split, accompanied, evaluate_run
 from vdm_jax.training.manifest import Damaged
 from vdm_jax.training.metrics import json_ready
 from vdm_jax.training.runs import find_run, read_config
@@ -59,12 +60,18 @@ class Evaluate:
     steps: int | None = None  # sampler steps of every stage; each stage's own by default
     guidance: float | None = None  # guidance weight of the first stage; its own by default
     damaged: Damaged = "refuse"  # a damaged newest checkpoint: refuse, or skip it and use the newest intact one
-    metrics: tuple[Metric, ...] = ()  # what to measure instead
-    protocol: str = "original"  # of fvd and kvd: original, fvd2048_16f, fvd2048_128f, vdm_bair, ...
+    metrics: tuple[RunMetric, ...] = ()  # what to measure instead
+    protocol: str = "original"  # of fvd, kvd and b_fvd: original, fvd2048_16f, fvd2048_128f, vdm_bair, ...
+    fid_protocol: str = "fid_tensorflow"  # of fid* and is*: fid_tensorflow, fid_pytorch, fid50k_full, vdm_text, ...
+    c3d_protocol: str = "isv2048_ucf"  # of fvd_c3d and is_c3d: isv2048_ucf, tganv2_ucf, vdm_ucf
+    block_frames: int = 16  # of a block of b_fvd
+    clip: ModelName = "ViT-L-14"  # of prompt_consistency and clip_frame_consistency*; clipsim has its own
     split: Split = "test"  # of the data set, with --metrics
     given_frames: int = 0  # of the clip that a video begins with, with --metrics
     samples_per_clip: int = 1  # videos for each clip, with --metrics
-    resamples: int = 100  # of the intervals of fvd and kvd; 0: none
+    resamples: int = 100  # of the intervals of distances and Inception scores; 0: none
+    reference_statistics: str | None = None  # file of statistics of the real clips: written once, then read instead
+    share: str = ""  # i/n, with --metrics: make only this share of the parts, on one of n machines; no scores
     checkpoints: tuple[str, ...] = ()  # all, or steps: evaluate these checkpoints instead of the newest weights
     stage: tuple[str, ...] = ()  # whose checkpoints; every stage's by default
     data_dir: Path | None = None  # prepared data sets; $VDM_JAX_DATA or ~/.cache/vdm_jax/data by default
@@ -79,6 +86,8 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"--count={options.count} is not valid; permitted: >= 2")
     if options.metrics and options.augmentation_levels:
         raise UserError("--metrics and --augmentation-levels are given; permitted: one of them")
+    if options.share and (options.checkpoints or not options.metrics):
+        raise UserError(f"--share={options.share} without --metrics, or with --checkpoints; permitted: --metrics alone")
     steps = checkpoint_steps(options)
     settings = metric_settings(options) if options.metrics else None
     run = find_run(options.run)
@@ -167,6 +176,9 @@ def measure(generator: Any, settings: MetricSettings, data_dir: Path | None, out
 
     with counting_progress() as show:
         result = measured(generator, settings, data_dir, out, show)
+    if settings.share:
+        print(f"share {settings.share} is in {out / 'metrics'}; the same command without --share scores all of them")
+        return 0
     for name, text in (("metrics.json", json.dumps(json_ready(result.to_dict()), indent=1, allow_nan=False) + "\n"),
                        ("metrics.md", result.table())):
         with atomic_path(out / name) as temporary:

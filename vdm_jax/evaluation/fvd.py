@@ -54,6 +54,8 @@ class FeatureSet:
     size: str  # height x width before resizing, pixels
     resize: str
     start: str = "as the data set gives it"  # of a clip in its video; or "random"
+    draw: str = "without replacement"  # of the clips from the split
+    given_frames: int = 0  # of a real clip that a generated one begins with
     detector: str = weights.I3D.name
     detector_sha256: str = weights.I3D.sha256
     layer: str = "logits averaged over time"  # of the detector
@@ -233,7 +235,8 @@ def _require_alike(metric: str, real: FeatureSet, generated: FeatureSet, protoco
 def _score(metric: str, value: float, interval: Interval | None, real: FeatureSet, generated: FeatureSet,
            protocol: FVDProtocol) -> Score:
     made = {"frames": real.frames, "stride": real.stride, "real_clips": real.count,
-            "generated_clips": generated.count, "split": real.split, "start": real.start}
+            "generated_clips": generated.count, "split": real.split, "start": real.start,
+            "draw": real.draw, "given_frames": generated.given_frames}
     return Score(
         metric=metric, value=value, better="lower", protocol=protocol.name,
         conditions={**made, "generated_stride": generated.stride, "real_data": real.data, "real_size": real.size,
