@@ -166,6 +166,7 @@ def test_parts_are_those_of_the_folders(checkpoint, tmp_path):
         assert all(jax.tree.leaves(jax.tree.map(np.array_equal, found.params, wanted)))
 
 
+@pytest.mark.parametrize("checkpoint", ["video"], indirect=True)
 def test_the_command_makes_folders(checkpoint, tmp_path, capsys):
     parts, tensors, path = checkpoint
     assert main(["convert", str(path), str(tmp_path / "out")]) == 0

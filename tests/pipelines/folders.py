@@ -6,11 +6,14 @@ import json
 
 from tests.conditioning.test_tokenizers import write_clip
 from tests.interop.folders import tensors_of, write
+from vdm_jax.interop.model_kinds import kind_of
 from vdm_jax.interop.unet_fields import VIDEO_EPSILONS
 from vdm_jax.networks.autoencoder import Autoencoder
 from vdm_jax.networks.clip_text import CLIPText
 from vdm_jax.networks.clip_vision import CLIPVision
+from vdm_jax.networks.latent_frames import Motion
 from vdm_jax.networks.latent_unet import LatentUNet
+from vdm_jax.networks.motion_adapter import MotionAdapter
 
 STABLE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 VIDEO = {**STABLE, "_class_name": "EulerDiscreteScheduler", "prediction_type": "v_prediction", "sigma_max": 700.0,
@@ -25,7 +28,7 @@ def write_pipeline(folder, kind, parts, scheduler, fields):
     for seed, (name, config) in enumerate(parts.items()):
         tensors = {key: 0.2 * tensor for key, tensor in tensors_of(config, seed=seed).items()}
         write(folder / name, config, tensors, fields=fields.get(name))
-        index[name] = [library.get(name, "diffusers"), type(config).__name__]
+        index[name] = [library.get(name, "diffusers"), kind_of(config).name]
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
     if "text_encoder" in parts:
@@ -54,3 +57,14 @@ def write_videos(folder):
     parts = {"unet": unet, "vae": Autoencoder(widths=(32, 32), blocks=1, decoder="temporal", post_quant=False),
              "image_encoder": CLIPVision(size=8, patch=4, width=8, layers=1, heads=2, hidden=16, project=6)}
     return write_pipeline(folder, "StableVideoDiffusionPipeline", parts, VIDEO, {"unet": {"num_frames": 3}})
+
+
+def write_motion(folder):
+    """Like AnimateDiff, with an image network and motion modules in folders of their own."""
+    write_pictures(folder)
+    adapter = MotionAdapter(widths=(8, 8), blocks=1, motion=Motion(heads=2, groups=2, frames=4))
+    write(folder / "motion_adapter", adapter, tensors_of(adapter))
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {"_class_name": "AnimateDiffPipeline", "motion_adapter": ["diffusers", "MotionAdapter"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder

@@ -48,22 +48,51 @@ def shaken(torch, model):
     return model.eval()
 
 
-def text_to_image(torch, libraries, folder, name, options, *, prediction="epsilon", pad="<|endoftext|>", **unet):
-    """A pipeline like Stable Diffusion, saved."""
+def text_parts(torch, libraries, folder, pad="<|endoftext|>"):
+    """What begins and ends a pipeline with a text."""
     diffusers, transformers = libraries
     vocabulary = write_clip(folder / "tokenizer", pad=pad, length=16)
     text = transformers.CLIPTextModel(transformers.CLIPTextConfig(
         vocab_size=len(vocabulary), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         max_position_embeddings=16, bos_token_id=len(vocabulary) - 2, eos_token_id=len(vocabulary) - 1))
-    pipeline = diffusers.StableDiffusionPipeline(
-        vae=shaken(torch, diffusers.AutoencoderKL(**VAE, up_block_types=("UpDecoderBlock2D",) * 2)),
-        text_encoder=shaken(torch, text), tokenizer=transformers.CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-        unet=shaken(torch, diffusers.UNet2DConditionModel(**IMAGE_UNET, **unet)),
-        scheduler=getattr(diffusers, name)(**STABLE, **options, prediction_type=prediction),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    return {"vae": shaken(torch, diffusers.AutoencoderKL(**VAE, up_block_types=("UpDecoderBlock2D",) * 2)),
+            "text_encoder": shaken(torch, text),
+            "tokenizer": transformers.CLIPTokenizer.from_pretrained(folder / "tokenizer")}
+
+
+def saved(pipeline, folder):
     pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(folder / "in")
     return pipeline
+
+
+def text_to_image(torch, libraries, folder, name, options, *, prediction="epsilon", pad="<|endoftext|>", **unet):
+    """A pipeline like Stable Diffusion, saved."""
+    diffusers, _ = libraries
+    return saved(diffusers.StableDiffusionPipeline(
+        **text_parts(torch, libraries, folder, pad),
+        unet=shaken(torch, diffusers.UNet2DConditionModel(**IMAGE_UNET, **unet)),
+        scheduler=getattr(diffusers, name)(**STABLE, **options, prediction_type=prediction),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False), folder)
+
+
+def text_to_video(torch, libraries, folder, kind):
+    """A pipeline like ModelScope's or AnimateDiff's, saved."""
+    diffusers, _ = libraries
+    parts = text_parts(torch, libraries, folder)
+    if kind == "modelscope":
+        unet = shaken(torch, diffusers.UNet3DConditionModel(**{
+            **UNET, "down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"), "attention_head_dim": 8,
+            "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D")}))
+        scheduler = diffusers.DDIMScheduler(**STABLE, clip_sample=False, steps_offset=1, set_alpha_to_one=False)
+        return saved(diffusers.TextToVideoSDPipeline(**parts, unet=unet, scheduler=scheduler), folder)
+    adapter = shaken(torch, diffusers.MotionAdapter(
+        block_out_channels=(32, 64), motion_layers_per_block=1, motion_num_attention_heads=2,
+        motion_max_seq_length=8))
+    scheduler = diffusers.EulerDiscreteScheduler(**{**STABLE, "beta_schedule": "linear"}, timestep_spacing="linspace")
+    return saved(diffusers.AnimateDiffPipeline(
+        **parts, unet=shaken(torch, diffusers.UNet2DConditionModel(**IMAGE_UNET, attention_head_dim=4)),
+        motion_adapter=adapter, scheduler=scheduler), folder)
 
 
 def video_of(torch, pictures):
@@ -123,6 +152,24 @@ def test_the_folder_of_pictures_goes_there_and_back(torch, libraries, tmp_path):
             assert torch.equal(found[name], tensor), name
 
 
+@pytest.mark.parametrize("kind", ["modelscope", "animatediff"])
+def test_text_to_video(kind, torch, libraries, tmp_path):
+    theirs = text_to_video(torch, libraries, tmp_path, kind)
+    ours = vdm_jax.from_pretrained(tmp_path / "in")
+    noise = np.random.default_rng(0).normal(size=(1, 3, 8, 12, 4)).astype(np.float32)
+    common = {"negative_prompt": "red", "height": 16, "width": 24, "num_frames": 3, "num_inference_steps": 4,
+              "guidance_scale": 5.0}
+    wanted = theirs("a red three", **common, output_type="np",
+                    latents=torch.from_numpy(noise.transpose(0, 4, 1, 2, 3).copy())).frames
+    found = ours("a red three", **common, latents=noise)
+    assert np.abs(found.videos - 255 * np.asarray(wanted, np.float64)).max() <= 1
+    ours.save_pretrained(tmp_path / "out")
+    check_folders(tmp_path / "in", tmp_path / "out")
+    again = type(theirs).from_pretrained(tmp_path / "out")
+    for name, tensor in theirs.unet.state_dict().items():
+        torch.testing.assert_close(again.unet.state_dict()[name], tensor, atol=1e-5 * name.endswith(".pe"), rtol=0)
+
+
 @pytest.fixture(scope="module")
 def video(torch, libraries, tmp_path_factory):
     """A pipeline like Stable Video Diffusion, and its folder."""
@@ -149,7 +196,7 @@ def picture(height, width, seed=0):
     return Image.fromarray(rows).resize((width, height), Image.Resampling.BICUBIC)
 
 
-@pytest.mark.parametrize("frames, chunk, guidance, count", [(3, None, 3.0, 2), (4, 2, 1.0, 1), (1, None, 2.0, 1)])
+@pytest.mark.parametrize("frames, chunk, guidance, count", [(3, None, 3.0, 2), (4, 2, 1.0, 1), (1, None, 1.0, 1)])
 def test_image_to_video(frames, chunk, guidance, count, torch, video, monkeypatch):
     theirs, folder = video
     ours = vdm_jax.from_pretrained(folder / "in")

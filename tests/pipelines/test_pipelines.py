@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 
 import vdm_jax
-from tests.pipelines.folders import write_pictures, write_videos
+from tests.pipelines.folders import write_motion, write_pictures, write_videos
 from vdm_jax.commands.main import main
 from vdm_jax.errors import UserError
 from vdm_jax.parallel.mesh import MeshSpec
@@ -120,17 +121,26 @@ def test_a_video_of_a_picture(animate, picture, tmp_path):
     assert steps == [("denoising", 1, 2), ("denoising", 2, 2)]
 
 
+def test_motion_modules_join_the_image_network(pictures, tmp_path):
+    folder = write_motion(tmp_path / "motion")
+    loaded = vdm_jax.from_pretrained(folder)
+    assert loaded.models["unet"].config.motion.frames == 4 and "down_0_0_motion" in loaded.models["unet"].params
+    loaded.save_pretrained(tmp_path / "out")
+    index = json.loads((tmp_path / "out" / "model_index.json").read_text())
+    assert index["unet"] == ["diffusers", "UNetMotionModel"]
+    again = vdm_jax.from_pretrained(tmp_path / "out")  # where they are one network
+    same = jax.tree.map(np.array_equal, again.models["unet"].params, loaded.models["unet"].params)
+    assert all(jax.tree.leaves(same))
+    name = "diffusion_pytorch_model.safetensors"
+    wanted, found = (safetensors.numpy.load_file(path / "motion_adapter" / name) for path in (folder, tmp_path / "out"))
+    assert all(np.array_equal(found[key], tensor) for key, tensor in wanted.items() if not key.endswith(".pe"))
+
+
 def test_weights_in_half_precision(videos, picture):
     found = vdm_jax.from_pretrained(videos, dtype="float16")
-    dtypes = {name: {leaf.dtype.name for leaf in _leaves(model.params)} for name, model in found.models.items()}
+    dtypes = {name: {leaf.dtype.name for leaf in jax.tree.leaves(model.params)} for name, model in found.models.items()}
     assert dtypes == {"unet": {"float16"}, "vae": {"float32"}, "image_encoder": {"float16"}}
     assert found.models["unet"].config.dtype == "float16" and found.models["vae"].config.dtype == "float32"
-
-
-def _leaves(tree):
-    import jax
-
-    return jax.tree.leaves(tree)
 
 
 def test_a_picture_for_the_encoder_keeps_its_mean_and_its_corners():
@@ -172,7 +182,7 @@ def test_folders_that_are_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="has no image_encoder/, which StableVideoDiffusionPipeline needs"):
         vdm_jax.from_pretrained(folder)
     edit(folder / "model_index.json", _class_name="FluxPipeline")
-    with pytest.raises(UserError, match="is a FluxPipeline; permitted: StableDiffusionPipeline, StableVideoDiffusion"):
+    with pytest.raises(UserError, match="is a FluxPipeline; permitted: AnimateDiffPipeline, StableDiffusionPipeline"):
         vdm_jax.from_pretrained(folder)
     edit(folder / "model_index.json", _class_name="StableVideoDiffusionPipeline",
          image_encoder=["transformers", "CLIPVisionModelWithProjection"])

@@ -17,8 +17,8 @@ from vdm_jax.video.writing import SUFFIXES
 
 @dataclasses.dataclass(frozen=True)
 class Generate:
-    """Generate with released weights: pictures of texts (Stable Diffusion 1.x and 2.x), or videos that begin with a
-    picture (Stable Video Diffusion).
+    """Generate with released weights: pictures of texts (Stable Diffusion 1.x and 2.x), videos of texts (ModelScope,
+    AnimateDiff), or videos that begin with a picture (Stable Video Diffusion).
 
     FOLDER is local, in the layout of diffusers (with model_index.json and .safetensors files); nothing is downloaded.
     The scheduler is that of the folder. What is not given is what the model's authors used. The same seed gives the
@@ -28,25 +28,26 @@ class Generate:
     Examples:
       vdm-jax generate stable-diffusion-v1-5 --prompt "a watercolour of a lighthouse" --out lighthouse.png
       vdm-jax generate stable-diffusion-2-1 --prompt "a fox" "an owl" --negative-prompt blurry --num-per-prompt 2
+      vdm-jax generate animatediff --prompt "waves at a cliff" --num-frames 16 --out waves.gif
       vdm-jax generate stable-video-diffusion-img2vid --image rocket.png --dtype bfloat16 --decode-chunk-size 4
       vdm-jax generate stable-video-diffusion-img2vid --image boat.jpg --motion-bucket-id 60 --fps 10 --out boat.gif
     """
 
     folder: tyro.conf.Positional[Path]  # of a pipeline
     prompt: tuple[str, ...] = ()  # one or more texts, each in quotes
-    negative_prompt: tuple[str, ...] = ()  # what pictures should not show: one text, or one for each prompt
+    negative_prompt: tuple[str, ...] = ()  # what they should not show: one text, or one for each prompt
     image: tuple[Path, ...] = ()  # one or more pictures that videos begin with, in the aspect of the video
     height: int | None = None  # pixels; that of the training by default
     width: int | None = None  # pixels; that of the training by default
     num_frames: int | None = None  # of a video; the model's by default
-    num_inference_steps: int | None = None  # of the scheduler; 50 for pictures and 25 for videos by default
-    guidance_scale: float | None = None  # pictures: s in uncond + s (cond - uncond), 7.5 by default; 1 is off
-    min_guidance_scale: float | None = None  # videos: of the first frame, 1 by default
-    max_guidance_scale: float | None = None  # videos: of the last frame, 3 by default, linear between; 1 is off
-    num_per_prompt: int | None = None  # pictures of each prompt
-    fps: int | None = None  # videos: frames per second, which the model is told too; 7 by default
-    motion_bucket_id: int | None = None  # videos: how much moves, 1 to 255; 127 by default
-    noise_aug_strength: float | None = None  # videos: noise on the picture, 0.02 by default; more lets videos leave it
+    num_inference_steps: int | None = None  # of the scheduler; 50 with a text and 25 with a picture by default
+    guidance_scale: float | None = None  # text: s in uncond + s (cond - uncond), 7.5 or 9 by default; 1 is off
+    min_guidance_scale: float | None = None  # picture: of the first frame, 1 by default
+    max_guidance_scale: float | None = None  # picture: of the last frame, 3 by default, linear between; 1 is off
+    num_per_prompt: int | None = None  # text: how many of each prompt
+    fps: int | None = None  # frames per second, 7 or 8 by default; with a picture the model is told too
+    motion_bucket_id: int | None = None  # picture: how much moves, 1 to 255; 127 by default
+    noise_aug_strength: float | None = None  # picture: noise on it, 0.02 by default; more lets the video leave it
     decode_chunk_size: int | None = None  # frames decoded at a time; all by default, fewer take less memory
     seed: int = 0
     dtype: Literal["float32", "bfloat16", "float16"] | None = None  # of weights and activations; as stored by default

@@ -192,8 +192,9 @@ def export(
     own = {"_class_name": kind.name} if kind.stem.startswith("diffusion") else {"architectures": [kind.name]}
     written = kind.write(config)
     # What a file said stays as it said it, also where we would put it otherwise, unless the model is another one now.
-    changed = not fields or kind.write(kind.read(Fields(fields, "config.json"))) != written
-    text = json.dumps({**fields, **(written if changed else {}), **own}, indent=2, sort_keys=True)
+    same_class = kind.name in (fields.get("_class_name"), *(fields.get("architectures") or ()))
+    same = same_class and kind.write(kind.read(Fields(fields, "config.json"))) == written
+    text = json.dumps({**fields, **({} if same else written), **own}, indent=2, sort_keys=True)
     (pathlib.Path(folder) / "config.json").write_text(text + "\n", encoding="utf-8")
 
 

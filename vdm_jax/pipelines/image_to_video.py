@@ -19,7 +19,7 @@ from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.pipelines.denoising import Given, Guided
 from vdm_jax.pipelines.parts import Folder
 from vdm_jax.pipelines.pictures import Picture, for_encoder, open_pictures, resized
-from vdm_jax.pipelines.pipeline import LatentPipeline
+from vdm_jax.pipelines.pipeline import LatentPipeline, check_chunk
 from vdm_jax.video.arrays import to_uint8
 
 SCALARS = 3  # frames per second less one, motion bucket, noise on the picture
@@ -67,6 +67,7 @@ class ImageToVideo(LatentPipeline):
 
         Raises `UserError` for what is no picture and for sizes that the model cannot take.
         """
+        check_chunk(decode_chunk_size)
         images = open_pictures(image)
         frames = num_frames or self.models["unet"].fields.get("num_frames") or 14
         if not images or noise_aug_strength < 0 or fps < 1:

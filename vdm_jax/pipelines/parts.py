@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from vdm_jax.conditioning.tokenizers import Tokenizer, open_tokenizer
 from vdm_jax.errors import UserError
+from vdm_jax.interop.model_kinds import kind_of
 from vdm_jax.interop.pretrained import Pretrained, load_pretrained, save_pretrained
 from vdm_jax.interop.tensor_files import read_json
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
@@ -104,16 +105,21 @@ def open_folder(
 def save_folder(path: str | os.PathLike, source: Folder, models: dict[str, Pretrained]) -> None:
     """Writes a pipeline as a folder that diffusers loads; what has no weights is copied from where it came from.
 
-    Raises `UserError` for a folder that has a pipeline already.
+    Raises `UserError` for a folder that has a pipeline already, or cannot be written.
     """
     path = pathlib.Path(path)
     if (path / INDEX).exists():
         raise UserError(f"{path} has {INDEX} already; permitted: a new or empty folder")
+    index = dict(source.index)
     for part, model in models.items():
         save_pretrained(path / part, model)
-    for part in COPIED:
-        if source.holds(part):
-            shutil.copytree(source.path / part, path / part, dirs_exist_ok=True)
+        index[part] = [(index.get(part) or [None])[0] or "diffusers", kind_of(model.config).name]
     kept = {name: [None, None] if isinstance(value, list) and name not in (*models, *COPIED) else value
-            for name, value in source.index.items()}
-    (path / INDEX).write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+            for name, value in index.items()}
+    try:
+        for part in COPIED:
+            if source.holds(part) and (source.path / part).is_dir():
+                shutil.copytree(source.path / part, path / part, dirs_exist_ok=True)
+        (path / INDEX).write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} was not written: {error}") from error

@@ -42,7 +42,11 @@ class LatentPipeline:
 
         Raises `UserError` for a folder that has a pipeline already.
         """
-        save_folder(path, self.folder, self.models)
+        save_folder(path, self.folder, self.saved())
+
+    def saved(self) -> dict[str, Pretrained]:
+        """Networks of the folder that `save_pretrained` writes."""
+        return self.models
 
     @property
     def factor(self) -> int:
@@ -51,14 +55,12 @@ class LatentPipeline:
 
     def latent_shape(self, count: int, frames: int, height: int, width: int) -> tuple[int, ...]:
         """Shape of the latents of so many videos. Raises `UserError` for sizes that the networks cannot take."""
-        unet, vae = self.models["unet"].config, self.models["vae"].config
-        multiple = self.factor * 2 ** (len(unet.widths) - 1)
         for name, size in (("height", height), ("width", width)):
-            if size < multiple or size % multiple:
-                raise UserError(f"{name}={size}; permitted: multiples of {multiple} for this model")
+            if size < self.factor or size % self.factor:
+                raise UserError(f"{name}={size}; permitted: multiples of {self.factor} for this model")
         if frames < 1:
             raise UserError(f"num_frames={frames}; permitted: 1 or more")
-        return count, frames, height // self.factor, width // self.factor, vae.latent_channels
+        return count, frames, height // self.factor, width // self.factor, self.models["vae"].config.latent_channels
 
     def keys(self, seed: int, count: int, stream: int = 0) -> Key[Array, " B"]:
         """A key per video, which does not depend on the others."""
@@ -92,14 +94,13 @@ class LatentPipeline:
     def decode(
         self, latents: Float[Array, "b t h w c"], frames_at_once: int | None = None
     ) -> Float[Array, "b t h2 w2 3"]:
-        """Videos in [-1, 1], not clipped, of latents as diffusion sees them; so many frames at a time.
+        """Videos in [-1, 1], not clipped, of latents as diffusion sees them; so many frames at a time, or all.
 
-        A decoder with layers over frames gives slightly other frames at the borders of pieces. Raises `UserError` for
-        fewer than one frame.
+        A decoder with layers over frames gives slightly other frames at the borders of pieces. Raises `UserError` as
+        `check_chunk` does.
         """
-        size = latents.shape[1] if frames_at_once is None else frames_at_once
-        if size < 1:
-            raise UserError(f"decode_chunk_size={size}; permitted: 1 or more")
+        check_chunk(frames_at_once)
+        size = min(frames_at_once or latents.shape[1], latents.shape[1])
 
         def decode(params: Any, latents: Array) -> Array:
             vae = self.models["vae"]
@@ -107,7 +108,7 @@ class LatentPipeline:
             def function(part: Array) -> Array:
                 return vae.module.apply({"params": params}, part, method="decode")
 
-            return in_chunks(function, vae.config.denormalise(latents), min(size, latents.shape[1]))
+            return in_chunks(function, vae.config.denormalise(latents), size)
 
         return self.run(("decode", size), decode, self.models["vae"].params, self.place(latents, len(latents)))
 
@@ -136,13 +137,7 @@ class LatentPipeline:
         return {"compiler_options": compiler_options(self.mesh)}
 
 
-def prompts_of(prompt: Any, count: int | None = None, name: str = "prompt") -> tuple[str, ...]:
-    """One text or several as a tuple; one is repeated `count` times. Raises `UserError` for another number."""
-    texts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
-    if not texts or not all(isinstance(text, str) for text in texts):
-        raise UserError(f"{name}={prompt!r}; permitted: a text or several")
-    if count is not None and len(texts) == 1:
-        texts = texts * count
-    if count is not None and len(texts) != count:
-        raise UserError(f"{name} has {len(texts)} texts for {count} videos; permitted: one, or one for each")
-    return texts
+def check_chunk(frames: int | None) -> None:
+    """Raises `UserError` for fewer than one frame at a time: before anything is computed, not when it is decoded."""
+    if frames is not None and frames < 1:
+        raise UserError(f"decode_chunk_size={frames}; permitted: 1 or more")
