@@ -6,7 +6,7 @@ from typing import Any
 from vdm_jax.cascade.latent import Latent
 from vdm_jax.cascade.options import Sampling, Training
 from vdm_jax.cascade.stage import Experiment, Stage, VideoSpec
-from vdm_jax.data.array_record import PreparedClips
+from vdm_jax.data.video_folder import VideoFolder
 from vdm_jax.diffusion.grids import TimestepGrid
 from vdm_jax.diffusion.levels import UniformTimestep
 from vdm_jax.diffusion.process import Process
@@ -38,4 +38,5 @@ def experiment(
                           ema_decay=0.9999, observations=observations, random_starts=True),
         sampling=Sampling(sampler=DDIM(grid=TimestepGrid(spacing="leading", offset=1)), steps=50, threshold=None,
                           **(sampling or {})))
-    return Experiment(name=name, stages=(stage,), data=PreparedClips(path="data/sky"))
+    return Experiment(name=name, stages=(stage,), data=VideoFolder(
+        path="data/sky", frames=frames, height=256, width=256, clips="one"))
