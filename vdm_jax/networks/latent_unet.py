@@ -93,6 +93,8 @@ class LatentUNet:
         if not self.temporal and (self.mix_frames or self.known_channels):
             raise UserError(f"LatentUNet: mix_frames={self.mix_frames}, known_channels={self.known_channels} with "
                             "temporal=False; permitted: 0")
+        if self.norm_over not in ("frame", "clip"):
+            raise UserError(f"LatentUNet.norm_over={self.norm_over!r} is not valid; permitted: 'frame', 'clip'")
         if not self.context_channels and not self.offsets:
             raise UserError("LatentUNet: context_channels=0 with offsets=0; permitted: offsets above 0 there")
 
