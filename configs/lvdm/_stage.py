@@ -25,13 +25,12 @@ def experiment(
 ) -> Experiment:
     """Clips of 256x256 in latents of 4 frames x 8 x 8 pixels, as the authors' configs of the Sky data have them.
 
-    Not published, and ours: steps, batch over all devices, decay of the averaged weights, fps. The authors' loss is the
-    absolute error, ours the square.
+    Not published, and ours: steps, batch over all devices, decay of the averaged weights, fps.
     """
     network = LatentNetwork(unet=unet, timesteps=BETAS, **(known or {}))
     stage = Stage(
         name="base", video=VideoSpec(frames=frames, height=256, width=256, fps=8), network=network,
-        process=Process(schedule=BETAS, prediction="eps", level_sampling=UniformTimestep()),
+        process=Process(schedule=BETAS, prediction="eps", level_sampling=UniformTimestep(), error="absolute"),
         latent=Latent(autoencoder=dataclasses.replace(AUTOENCODER_LVDM, **LVDM_LATENTS["sky"]),
                       weights="runs/lvdm_autoencoder"),
         training=Training(steps=200_000, batch_size=64, learning_rate=learning_rate, text_dropout=0.0,

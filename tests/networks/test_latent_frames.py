@@ -58,6 +58,16 @@ def test_a_layer_begins_as_the_identity_and_then_lets_frames_see_each_other(name
     np.testing.assert_array_equal(stills[0], y[0])
 
 
+def test_dropout_is_of_training_alone(filled, normal):
+    module, x = dataclasses.replace(LAYERS["convolutions"], dropout=0.5), normal(0, 1, 3, 2, 2, 4)
+    params = {"params": filled(module, x)}
+    run = jax.jit(lambda key: module.apply(params, x, train=True, rngs={"dropout": key}))
+    first, second = run(jax.random.key(0)), run(jax.random.key(1))
+    assert np.abs(first - second).max() > 1e-3
+    without = jax.jit(lambda: module.apply(params, x))()  # asks for no key
+    np.testing.assert_array_equal(without, jax.jit(lambda: LAYERS["convolutions"].apply(params, x))())
+
+
 def test_a_motion_module_knows_the_order_of_frames(filled, normal):
     x = normal(0, 1, 3, 2, 2, 4)
     params = filled(LAYERS["transformer"], x)
