@@ -27,7 +27,8 @@ LAYERS = {"convolutions": FrameConvolutions(SIZES), "transformer": FrameTransfor
 
 
 @pytest.mark.parametrize("config, parameters", [
-    (ma.MOTION_ADAPTER_V1, 417_137_600), (ma.MOTION_ADAPTER_V2, 453_209_280),
+    (ma.MOTION_ADAPTER_V1, 417_137_600),
+    pytest.param(ma.MOTION_ADAPTER_V2, 453_209_280, marks=pytest.mark.full),  # in the tests of weights too
     pytest.param(ma.MOTION_ADAPTER_V3, 417_137_600, marks=pytest.mark.full),
     pytest.param(lu.LATENT_UNET_ANIMATEDIFF_V1, 1_276_658_564, marks=pytest.mark.full),
     pytest.param(lu.LATENT_UNET_ANIMATEDIFF_V2, 1_312_730_244, marks=pytest.mark.full),
@@ -55,6 +56,16 @@ def test_a_layer_begins_as_the_identity_and_then_lets_frames_see_each_other(name
     stills = run(x, none.at[1].set(True))
     np.testing.assert_array_equal(stills[1], x[1])
     np.testing.assert_array_equal(stills[0], y[0])
+
+
+def test_dropout_is_of_training_alone(filled, normal):
+    module, x = dataclasses.replace(LAYERS["convolutions"], dropout=0.5), normal(0, 1, 3, 2, 2, 4)
+    params = {"params": filled(module, x)}
+    run = jax.jit(lambda key: module.apply(params, x, train=True, rngs={"dropout": key}))
+    first, second = run(jax.random.key(0)), run(jax.random.key(1))
+    assert np.abs(first - second).max() > 1e-3
+    without = jax.jit(lambda: module.apply(params, x))()  # asks for no key
+    np.testing.assert_array_equal(without, jax.jit(lambda: LAYERS["convolutions"].apply(params, x))())
 
 
 def test_a_motion_module_knows_the_order_of_frames(filled, normal):

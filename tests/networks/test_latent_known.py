@@ -127,6 +127,14 @@ Z = jnp.zeros((2, 3, 2, 2, 4))
 KNOWN = Conditioning(observed=Z, observed_mask=Z[..., :1], scalars={"known_step": jnp.zeros(2)})
 
 
+def test_noise_that_the_network_is_not_told():
+    """Where classes are frame rates, known frames may be noised all the same."""
+    rates = dataclasses.replace(VIDEO_LDM, classes=2)
+    spec = network(kind="layers", unet=rates, rate=1, known_steps=10, known_step=0)
+    np.testing.assert_array_equal(ln._classes(spec, Conditioning(), 2), [1, 1])
+    ln.check_inputs(spec, Z, jnp.zeros(2), KNOWN.replace(scalars={}))
+
+
 @pytest.mark.parametrize("kind", ["layers", "in_place"])
 def test_networks_take_their_inputs(kind):
     """Shapes alone: latents, what is known, and parameters by the U-Net's names."""

@@ -37,15 +37,12 @@ def golden_file(name: str) -> Path:
     return GOLDEN / f"{name.replace('/', '.')}.txt"
 
 
-def slow_last(names):
-    """Configs of open latent models have some 1,500 tensors each, which takes seconds to trace: all but one of these
-    are for --full."""
-    open_models = ("animatediff", "lvdm", "modelscope", "stable_diffusion", "svd", "video_ldm")
-    return [pytest.param(name, marks=pytest.mark.full)
-            if name.startswith(open_models) and name != "lvdm/sky" else name for name in names]
+# Open latent models have some 1,500 tensors each, which takes seconds to trace.
+SLOW = ("animatediff", "lvdm", "modelscope", "stable_diffusion", "svd", "video_ldm")
 
 
-@pytest.mark.parametrize("name", slow_last(config_names()))
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.full) if name.startswith(SLOW) else name
+                                  for name in config_names()])
 def test_parameters_of_shipped_configs_live_where_the_golden_table_says(name):
     assert golden_file(name).is_file(), f"no table of {name}; write it with python -m tests.parallel.test_table"
     assert tables(name) == golden_file(name).read_text()

@@ -31,6 +31,7 @@ class Given(NamedTuple):
     images: Bool[Array, "b t"] | None  # frames that are independent images
     # Known frames and their mask: by level, and in a block those of its level
     known: tuple[Float[Array, "b t h w k"], ...] | Float[Array, "b t h w k"] | None = None
+    train: bool = False  # with dropout
 
 
 class Control(NamedTuple):
