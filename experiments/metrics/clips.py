@@ -85,8 +85,8 @@ BLUR = (1.0, 2.0, 4.0)  # pixels
 NOTHING = "none (other clips of the films)"
 DISTORTIONS: dict[str, Callable[[Clips], Clips]] = {
     NOTHING: lambda clips: clips,
-    **{f"noise {deviation:g}": lambda clips, deviation=deviation: noisy(clips, deviation) for deviation in NOISE},
-    **{f"blur {sigma:g}": lambda clips, sigma=sigma: blurred(clips, sigma) for sigma in BLUR},
     "first frame frozen": frozen,
     "frames shuffled": shuffled,
+    **{f"noise {deviation:g}": lambda clips, deviation=deviation: noisy(clips, deviation) for deviation in NOISE},
+    **{f"blur {sigma:g}": lambda clips, sigma=sigma: blurred(clips, sigma) for sigma in BLUR},
 }

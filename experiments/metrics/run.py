@@ -41,7 +41,7 @@ class Run:
     work: Path = Path("runs/metrics_experiment")  # where features are kept
     out: Path = FOLDER / "results" / "cpu.json"
     count: int = 192  # clips, half of them the reference
-    distorted: int = 48  # of the other half, that are distorted
+    distorted: int = 32  # of the other half, that are distorted
     fresh: bool = False  # forget the record
 
 

@@ -41,13 +41,14 @@ def test_the_command_writes_what_the_encoder_gives(folder, tmp_path, capsys):
     assert main(["embed", *arguments]) == 0
     assert "5 captions, CLIPText of width 8, 8 tokens" in capsys.readouterr().out
     found = TextEmbeddings(tmp_path / "set")
-    assert len(found) == 5 and found.longest == 8 and not (tmp_path / "set.parts").exists()
+    assert len(found) == 6 and found.longest == 8 and not (tmp_path / "set.parts").exists()
     model, encoder = load_pretrained(folder / "text_encoder"), CaptionEncoder(folder)
     for caption in CAPTIONS:  # with padding, which these models were trained to see
         expected = model.module.apply({"params": model.params}, encoder.tokenizer(caption).ids).tokens[0]
         vectors, mask = found.look_up(caption, 8)
         assert mask.all()
         np.testing.assert_allclose(vectors, expected, atol=2e-3 * np.abs(expected).max())
+    np.testing.assert_allclose(found.empty(8)[0], encoder([""])[0], atol=2e-3)
     assert main(["embed", *arguments]) == 2 and "exists; permitted: a new folder" in capsys.readouterr().err
 
 

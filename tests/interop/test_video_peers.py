@@ -19,7 +19,9 @@ MOTION = {**UNET, "down_block_types": ("CrossAttnDownBlockMotion", "DownBlockMot
           "motion_max_seq_length": 8}
 ADAPTER = {"block_out_channels": (32, 64), "motion_layers_per_block": 1, "motion_num_attention_heads": 2,
            "motion_max_seq_length": 8}
-REAL = {"block_out_channels": (32, 32, 64, 64), "layers_per_block": 2}  # as the released models
+# As many levels and blocks as the released models. Their deepest frames have one pixel here: groups of two channels
+# would then be near +1 and -1 whatever they hold.
+REAL = {"block_out_channels": (32, 32, 64, 64), "layers_per_block": 2, "norm_num_groups": 8}
 LEVELS = np.array([981.0, 3.0], np.float32)
 SHAPES = [(3, 8, 12), (1, 8, 8), (2, 7, 10)]  # frames, rows, columns: several and one, and sides that do not halve
 

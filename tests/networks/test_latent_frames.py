@@ -41,11 +41,12 @@ def test_published_sizes(config, parameters):
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layer_begins_as_the_identity_and_then_lets_frames_see_each_other(name, filled, normal):
     module, x = LAYERS[name], normal(0, 2, 3, 2, 2, 4)
-    start = module.init(jax.random.key(0), x)
-    np.testing.assert_array_equal(module.apply(start, x), x)
-    params = filled(module, x)
-    run = jax.jit(lambda x, images: module.apply({"params": params}, x, images))
-    none = jnp.zeros((2, 3), bool)
+    params, none = filled(module, x), jnp.zeros((2, 3), bool)
+    last = "conv_3" if name == "convolutions" else "out"
+    apply = jax.jit(lambda params, x, images: module.apply({"params": params}, x, images))
+    run = lambda x, images: apply(params, x, images)
+    start = jax.jit(module.init)(jax.random.key(0), x)["params"][last]
+    np.testing.assert_array_equal(apply({**params, last: start}, x, none), x)
     y = run(x, none)
     changed = np.abs(run(x.at[0, 0].add(normal(1, 2, 2, 4)), none) - y).max((2, 3, 4))
     assert (changed[0] > 1e-4).all()
@@ -57,11 +58,11 @@ def test_a_layer_begins_as_the_identity_and_then_lets_frames_see_each_other(name
 
 def test_a_motion_module_knows_the_order_of_frames(filled, normal):
     x = normal(0, 1, 3, 2, 2, 4)
+    params = filled(LAYERS["transformer"], x)
     for code in (True, False):
-        module = dataclasses.replace(LAYERS["transformer"], code=code)
-        params = filled(module, x)
-        turned = module.apply({"params": params}, x[:, ::-1])[:, ::-1]
-        assert (np.abs(turned - module.apply({"params": params}, x)).max() > 1e-3) == code
+        run = jax.jit(dataclasses.replace(LAYERS["transformer"], code=code).apply)
+        turned = run({"params": params}, x[:, ::-1])[:, ::-1]
+        assert (np.abs(turned - run({"params": params}, x)).max() > 1e-3) == code
 
 
 def test_the_code_of_a_frame_has_sines_in_even_channels():
@@ -83,15 +84,27 @@ def test_modules_join_a_network_of_their_sizes_and_come_out_again():
         ma.part(IMAGE, {})
 
 
-def test_a_control_net_begins_with_zeros_and_is_checked(normal):
-    config = ControlNet(unet=IMAGE, hint_widths=(2, 4))
-    x, level, context, hint = normal(0, 1, 2, 3, 4, 4), jnp.zeros(1), normal(1, 1, 1, 2, 6), normal(2, 1, 2, 6, 8, 3)
-    module = ControlNetNetwork(config)
-    control = jax.jit(lambda: module.init_with_output(jax.random.key(0), x, level, context, hint)[0])()
-    assert [skip.shape[2:] for skip in control.skips] == [(3, 4, 4), (3, 4, 4), (2, 2, 4), (2, 2, 8)]
+CONTROL = ControlNetNetwork(ControlNet(unet=IMAGE, hint_widths=(2, 4)))
+
+
+@pytest.fixture(scope="module")
+def seen(normal):
+    return normal(0, 1, 2, 3, 4, 4), jnp.zeros(1), normal(1, 1, 1, 2, 6), normal(2, 1, 2, 6, 8, 3)
+
+
+@pytest.mark.full
+def test_a_control_net_begins_with_zeros(seen):
+    control = jax.jit(lambda: CONTROL.init_with_output(jax.random.key(0), *seen)[0])()
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(control))
+
+
+def test_a_control_net_is_that_of_a_network_and_of_maps_of_one_size(seen):
+    x, level, context, hint = seen
+    control, _ = jax.eval_shape(lambda: CONTROL.init_with_output(jax.random.key(0), *seen))
+    assert [skip.shape[2:] for skip in control.skips] == [(3, 4, 4), (3, 4, 4), (2, 2, 4), (2, 2, 8)]
+    control = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), control)
     with pytest.raises(UserError, match=r"permitted: \(1, 2, 6, 8, 3\)"):
-        module.init(jax.random.key(0), x, level, context, hint[:, :1])
+        CONTROL.init(jax.random.key(0), x, level, context, hint[:, :1])
     with pytest.raises(UserError, match="control of shapes"):
         jax.eval_shape(lambda: lu.LatentUNetNetwork(IMAGE).init(
             jax.random.key(0), x, level, context, control=Control(control.skips[1:], control.middle)))

@@ -14,11 +14,12 @@ from vdm_jax.commands.arguments import parse
 @dataclasses.dataclass(frozen=True)
 class Convert:
     """Rewrite a model's folder in the layout of diffusers or transformers as one file of ours, or such a file as a
-    folder. Both hold the same numbers.
+    folder. Both hold the same numbers. A file of AnimateDiff's motion modules becomes either.
 
     Example:
       vdm-jax convert stable-video-diffusion/vae weights/svd_vae.safetensors
       vdm-jax convert weights/svd_vae.safetensors my_model/vae
+      vdm-jax convert v3_sd15_mm.safetensors motion_adapter
     """
 
     source: tyro.conf.Positional[Path]  # folder with config.json and .safetensors files, or a file this command wrote
@@ -29,11 +30,14 @@ class Convert:
 def main(arguments: Sequence[str]) -> int:
     """Entry of the command."""
     options = parse(Convert, arguments, "vdm-jax convert")
-    from vdm_jax.interop.pretrained import import_folder, load_imported, save_pretrained
+    from vdm_jax.interop.motion_files import is_motion_file, load_motion_file
+    from vdm_jax.interop.pretrained import import_folder, load_imported, save_imported, save_pretrained
 
     if options.source.suffix == ".safetensors":
-        model = load_imported(options.source)
-        save_pretrained(options.out, model)
+        load = load_motion_file if is_motion_file(options.source) else load_imported
+        model = load(options.source)
+        save = save_imported if options.out.suffix == ".safetensors" else save_pretrained
+        save(options.out, model)
         config = model.config
     else:
         config = import_folder(options.source, options.out, options.variant)

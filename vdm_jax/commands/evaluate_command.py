@@ -12,13 +12,14 @@ from typing import Any
 import rich.console
 import tyro
 
+from vdm_jax.cascade.autoencoding import AutoencoderExperiment
 from vdm_jax.commands.arguments import parse
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.detectors.clip import ModelName
 from vdm_jax.evaluation.run_metrics import MetricSettings, RunMetric, RunMetrics, Split, accompanied, evaluate_run
 from vdm_jax.training.manifest import Damaged
 from vdm_jax.training.metrics import json_ready
-from vdm_jax.training.runs import find_run
+from vdm_jax.training.runs import find_run, read_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,9 @@ class Evaluate:
 
     With --augmentation-levels the noise on low-resolution inputs is searched instead: every level is scored and kept in
     augmentation_levels.json (run it again to add levels) and augmentation_levels.png.
+
+    Of a run of autoencoders validation clips are reconstructed and compared (psnr, ssim and, where its weights are,
+    lpips), and scale and shift of the latents measured, into STAGE/reconstruction.json, with autoencoder.safetensors.
 
     Examples:
       vdm-jax evaluate captioned_digits --count 256
@@ -90,6 +94,9 @@ def main(arguments: Sequence[str]) -> int:
     out = options.out or run
     if not out.is_dir():
         raise UserError(f"--out={out} is not a folder; permitted: an existing folder")
+    experiment = read_config(run)
+    if isinstance(experiment, AutoencoderExperiment):
+        return reconstruct(run, experiment, options, out)
     import vdm_jax
     from vdm_jax.benchmark.plots import require_matplotlib
     from vdm_jax.commands.progress import sampling_progress
@@ -117,6 +124,20 @@ def main(arguments: Sequence[str]) -> int:
     write_png(out / "evaluation.png", sheet(result.videos[:8], result.captions[:8]))
     print(result.table())
     print(out / "evaluation.json")
+    return 0
+
+
+def reconstruct(run: Path, experiment: AutoencoderExperiment, options: Evaluate, out: Path) -> int:
+    """Measure a run of autoencoders."""
+    from vdm_jax.evaluation.reconstruction import RECORD, finish_autoencoder
+
+    if options.metrics or options.augmentation_levels:
+        raise UserError(f"--metrics or --augmentation-levels with run {run} of autoencoders; permitted: neither, its "
+                        "reconstructions are measured")
+    for stage in experiment.stages:
+        folder = out / stage.name
+        found = finish_autoencoder(run, experiment, stage, options.data_dir, out=folder, damaged=options.damaged)
+        print(f"{found.table()}{folder / RECORD}")
     return 0
 
 

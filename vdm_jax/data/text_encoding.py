@@ -106,7 +106,7 @@ def embed_captions(
             write_embeddings(path, texts, _in_batches(encoder, texts, batch_size, begin, progress))
         sets.append((path, texts))
         progress(begin + len(texts))
-    write_embeddings(out, captions, _read(sets), encoder.about)
+    write_embeddings(out, captions, _read(sets), encoder.about, encoder([""])[0])
     shutil.rmtree(parts)
     return out
 

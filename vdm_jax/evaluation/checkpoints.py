@@ -22,7 +22,7 @@ from vdm_jax.evaluation.scores import Score
 from vdm_jax.training.checkpoints import Checkpoints
 from vdm_jax.training.manifest import MANIFEST, Damaged
 from vdm_jax.training.metrics import json_ready
-from vdm_jax.training.runs import checkpoints_path, load_stage, read_config
+from vdm_jax.training.runs import checkpoints_path, load_autoencoders, load_stage, read_cascade
 from vdm_jax.video.writing import atomic_path
 
 FOLDER = "evaluation"  # of records, in that of their stage
@@ -51,7 +51,7 @@ def kept_checkpoints(run: Path, stages: Sequence[str] = (), steps: Sequence[int]
     Raises `UserError` for unknown stages, steps that no stage has, a run without checkpoints, and damaged ones, which
     `damaged="skip"` leaves out with a note.
     """
-    experiment, found, there = read_config(run), [], {}
+    experiment, found, there = read_cascade(run), [], {}
     for name in stages or [stage.name for stage in experiment.stages]:
         checkpoints = Checkpoints(checkpoints_path(run, experiment.stage(name).name))
         there[name] = checkpoints.steps()
@@ -78,7 +78,8 @@ def generator_at(run: Path, experiment: Experiment, kept: Kept, damaged: Damaged
     shorter = dataclasses.replace(experiment, stages=experiment.stages[: place + 1])
     params = {stage.name: load_stage(run, stage, damaged, kept.step if stage.name == kept.stage else None)
               for stage in shorter.stages}
-    return Generator(shorter, {name: tree for name, tree in params.items() if tree is not None})
+    trained = {name: tree for name, tree in params.items() if tree is not None}
+    return Generator(shorter, trained, autoencoders=load_autoencoders(shorter, run, trained))
 
 
 def evaluate_checkpoints(
@@ -93,7 +94,7 @@ def evaluate_checkpoints(
       measure: the scores of a cascade.
       asked: all that decides about `measure`, as JSON data. A record made by the same is read instead of made again.
     """
-    experiment, results = read_config(run), {}
+    experiment, results = read_cascade(run), {}
     for one in kept:
         manifest = checkpoints_path(run, one.stage) / str(one.step) / MANIFEST
         wanted = json.loads(json.dumps({**asked, "checkpoint": hashlib.sha256(manifest.read_bytes()).hexdigest()}))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from vdm_jax.cascade.stage import Experiment
+from vdm_jax.cascade.autoencoding import AnyExperiment
 from vdm_jax.configuration import to_data, to_json
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.checkpoints import FOLDER, read_metrics, read_record
@@ -25,6 +25,7 @@ from vdm_jax.training.metrics import EVALUATION, FILENAME
 from vdm_jax.training.metrics import read_metrics as read_columns
 from vdm_jax.training.runs import differences, read_config
 
+_LEFT_OUT = ("step", "time", "seconds_remaining")  # of the curves
 MOST_SHEETS = 12  # steps of a stage whose sheets and films are in the page, the newest among them
 _REAL = f"{EVALUATION}real/"
 _POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
@@ -52,7 +53,7 @@ class RunRecord:
 
     name: str
     folder: Path
-    experiment: Experiment
+    experiment: AnyExperiment
     curves: Mapping[str, Mapping[str, Any]]  # stage -> columns of its metrics
     samples: Mapping[str, Mapping[int, tuple[Path, ...]]]  # stage -> step -> sheet and film
     pictures: tuple[Path, ...]  # made of the whole cascade
@@ -112,7 +113,7 @@ def _curves(runs: Sequence[RunRecord], colours: Mapping[str, str]) -> str:
     parts = []
     for stage in dict.fromkeys(stage.name for run in runs for stage in run.experiment.stages):
         columns = {run.name: run.curves[stage] for run in runs if stage in run.curves}
-        names = dict.fromkeys(name for found in columns.values() for name in found if name not in ("step", "time"))
+        names = dict.fromkeys(name for found in columns.values() for name in found if name not in _LEFT_OUT)
         lines = {name: {run: (found["step"], found[name]) for run, found in columns.items() if name in found}
                  for name in sorted(names, key=lambda name: ("loss" not in name, name))}
         plain = [chart(name, of_runs, colours) for name, of_runs in lines.items() if not name.startswith(EVALUATION)]

@@ -57,6 +57,7 @@ class Clips:
         items = [self._clip(i) for i in of]
         given = {name: np.stack([item[name] for item in items]) for name in ("embeddings", "text_mask")
                  if name in items[0]}
+        given |= {name: items[0][name] for name in ("null_embeddings", "null_mask") if name in items[0]}
         if "label" in items[0]:
             given["labels"] = [int(item["label"]) for item in items]
         if settings.given_frames:

@@ -90,11 +90,12 @@ def shapes(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
 
 def _example(config: LatentUNet) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Inputs of a U-Net."""
-    side = 2 ** (len(config.widths) - 1)
-    inputs = (jnp.zeros((1, 1, side, side, config.in_channels)), jnp.zeros(1),
-              jnp.zeros((1, 1, 1, config.context_channels)))
+    side, frames = 2 ** (len(config.widths) - 1), config.mix_frames or 1
+    inputs = (jnp.zeros((1, frames, side, side, config.in_channels)), jnp.zeros(1),
+              jnp.zeros((1, 1, 1, config.context_channels)) if config.context_channels else None)
+    known = jnp.zeros((1, frames, side, side, config.known_channels)) if config.known_channels else None
     return inputs, {"scalars": jnp.zeros((1, config.scalars)) if config.scalars else None,
-                    "classes": jnp.zeros(1, int) if config.classes else None}
+                    "classes": jnp.zeros(1, int) if config.classes else None, "known": known}
 
 
 def parameters(config: Config) -> dict[str, tuple[int, ...]]:
@@ -217,7 +218,7 @@ KINDS = (
     Kind("AutoencoderKLTemporalDecoder", Autoencoder, _DIFFUSERS, lambda f: _read_autoencoder(f, True),
          _write_autoencoder, lambda c: c.decoder == "temporal"),
     Kind("UNet2DConditionModel", LatentUNet, _DIFFUSERS, image.read_image_unet, image.image_fields,
-         lambda c: not (c.temporal or c.stack or c.motion)),
+         lambda c: not c.video),
     Kind("UNetSpatioTemporalConditionModel", LatentUNet, _DIFFUSERS, image.read_video_unet, image.write_video_unet,
          lambda c: c.temporal),
     Kind("UNet3DConditionModel", LatentUNet, _DIFFUSERS, video.read_stack_unet, video.write_stack_unet,
@@ -244,7 +245,7 @@ def kind_of(config: Config) -> Kind:
         if isinstance(config, kind.config) and kind.accepts(config):
             return kind
     raise UserError(f"{type(config).__name__} with layers that the other libraries do not have (temporal_kernel, "
-                    "temporal_attention, layout='clip'); permitted: a file in our own layout (.safetensors)")
+                    "temporal_attention, layout='clip', offsets); permitted: a file in our own layout (.safetensors)")
 
 
 def kind_named(name: str, where: str, wanted: type | None = None) -> Kind:

@@ -146,12 +146,17 @@ def load_pretrained(
         tensors that are missing, unexpected or of another shape, by name; pickles; damaged files.
     """
     config, tensors, fields = open_pretrained(folder, wanted, variant)
+    return Pretrained(config, loaded(tensors, dtype, mesh), fields)
+
+
+def loaded(tensors: Mapping[str, Tensor], dtype: str | None = None, mesh: Mesh | None = None) -> dict[str, Any]:
+    """Our parameters of `parameters_of` as nested dicts of arrays; `dtype` and `mesh` as in `load_pretrained`."""
     params = {}
     for path, tensor in tensors.items():
         array = tensor.read()
         array = array if dtype is None else array.astype(jnp.dtype(dtype))
         params[path] = _place(f"/{path}", array, mesh)
-    return Pretrained(config, traverse_util.unflatten_dict(params, sep="/"), fields)
+    return traverse_util.unflatten_dict(params, sep="/")
 
 
 def _place(name: str, array: np.ndarray, mesh: Mesh | None) -> jax.Array:

@@ -127,7 +127,10 @@ def image_fields(config: LatentUNet) -> dict[str, Any]:
 
 
 def shared_fields(config: LatentUNet, attending: str, plain: str) -> dict[str, Any]:
-    """Fields that all classes of U-Nets have."""
+    """Fields that all classes of U-Nets have. Raises `UserError` for what none has."""
+    own = {name: getattr(config, name) for name in ("norm_over", "film", "mix_frames", "known_channels")}
+    if own != {"norm_over": "frame", "film": False, "mix_frames": 0, "known_channels": 0}:
+        raise UserError(f"LatentUNet with {own} is in no class elsewhere; permitted: 'frame', False, 0, 0")
     kinds = [attending if attention else plain for attention in config.attention]
     return {
         "in_channels": config.in_channels, "out_channels": config.out_channels,

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float
 
 from vdm_jax.attention import Temporal
 from vdm_jax.errors import UserError
-from vdm_jax.networks.latent_unet_blocks import TOKEN_EPSILON, GatedFeedForward, Sizes, TokenAttention
+from vdm_jax.networks.latent_unet_blocks import TOKEN_EPSILON, GatedFeedForward, Sizes, TokenAttention, beside
 from vdm_jax.networks.layers import Convolution, Dense, GroupNorm, fan_in, silu, zeros
 
 
@@ -54,13 +54,6 @@ def frame_code(frames: int, channels: int) -> Float[np.ndarray, "t c"]:
     """Sines (even channels) and cosines (odd ones) of the number of each frame."""
     angle = np.arange(frames)[:, None] * np.exp(np.arange(0, channels, 2) * (-math.log(10_000) / channels))
     return np.stack([np.sin(angle), np.cos(angle)], axis=-1).reshape(frames, -1)[:, :channels].astype(np.float32)
-
-
-def beside(
-    x: Float[Array, "b t h w c"], change: Float[Array, "b t h w c"], images: Bool[Array, "b t"] | None
-) -> Float[Array, "b t h w c"]:
-    """`x + change`, and `x` alone in frames that are independent images."""
-    return x + (change if images is None else jnp.where(images[:, :, None, None, None], 0, change))
 
 
 class FrameConvolutions(nn.Module):

@@ -21,9 +21,11 @@ from vdm_jax.parallel.rules import path_name
 # Fields that decide what a network computes from tensors of the same shapes. Epsilons of norms are not among them: the
 # authors' code of Stable Video Diffusion and diffusers have different ones for the same weights.
 SAME = ("heads", "only_context", "convolve_tokens", "groups", "classes")
-_OVER_FRAMES = r"/temporal_residual/|/time/|/mix/|/places_(in|out)/"
+_OVER_FRAMES = (r"/temporal_residual/|/time/|/mix/|/places_(in|out)/|/\w+_(frames|motion)/|/known(_\d+)?/"
+                r"|/(norm_)?time_attention_\d+/")
 # The last layers of these: what they add is zero at first.
-_LAST = r"/temporal_residual/conv_out/|/time/\w+/out/|/places_out/"
+_LAST = (r"/temporal_residual/conv_out/|/time/\w+/out/|/places_out/|/\w+_frames/conv_3/|/\w+_motion/out/|/known/"
+         r"|/time_attention_\d+/out/")
 _NUMBERS = "/scalars_out/"
 
 

@@ -7,6 +7,7 @@ network without its temporal layers is the image network (Blattmann et al. 2023,
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -24,7 +25,15 @@ from vdm_jax.networks.latent_frames import (
     Stack,
     motion_module,
 )
-from vdm_jax.networks.latent_unet_blocks import Control, Given, LatentBlock, Sizes, TokenTransformer, level_code
+from vdm_jax.networks.latent_unet_blocks import (
+    Control,
+    FactorisedAttention,
+    Given,
+    LatentBlock,
+    Sizes,
+    TokenTransformer,
+    level_code,
+)
 from vdm_jax.networks.layers import Convolution, Dense, GroupNorm, silu
 
 
@@ -39,7 +48,7 @@ class LatentUNet:
     attention: tuple[bool, ...] = (True, True, True, False)  # whether a transformer follows each block
     heads: tuple[int, ...] = (8, 8, 8, 8)
     only_context: tuple[bool, ...] = (False, False, False, False)  # no attention among tokens
-    context_channels: int = 768  # of the text or image tokens
+    context_channels: int = 768  # of the text or image tokens; 0: takes none (with `offsets` only)
     convolve_tokens: bool = True  # maps around transformers stored as convolutions (1.x) and not as matrices (2.x)
     classes: int = 0  # of a table added to the embedding: noise levels of the low-resolution input
     scalars: int = 0  # numbers added to the embedding: frames per second, motion, noise of the image
@@ -47,12 +56,23 @@ class LatentUNet:
     temporal: bool = False  # layers over frames mixed with those within, by learned shares
     stack: Stack | None = None  # layers over frames after those within
     motion: Motion | None = None  # motion modules after each block
+    # Furthest offset that attention over frames after each attention within frames tells apart (LVDM); 0: none
+    offsets: int = 0
+    mix_frames: int = 0  # that have a learned share each, with `temporal`; 0: all frames have the same
+    known_channels: int = 0  # of known frames and their mask, which layers over frames are told, with `temporal`
+    norm_over: Literal["frame", "clip"] = "frame"  # statistics of the norms
+    film: bool = False  # the embedding scales and shifts norms in residual blocks, and is not added
     groups: int = 32  # of the norms
     # Of the norms in residual blocks: on the way down with and without attention, in the middle, on the way up.
     epsilons: tuple[float, float, float, float] = (1e-5, 1e-5, 1e-5, 1e-5)
     attention_kernel: str = "auto"  # see `vdm_jax.attention`
     attention_context: str = "none"
     dtype: str = "float32"  # of the activations
+
+    @property
+    def video(self) -> bool:
+        """Whether there are layers over frames."""
+        return bool(self.temporal or self.stack or self.motion or self.offsets)
 
     def __post_init__(self):
         levels = len(self.widths)
@@ -67,9 +87,14 @@ class LatentUNet:
             if self.motion and (width % self.motion.heads or width % self.motion.groups):
                 raise UserError(f"LatentUNet.widths={self.widths} with {self.motion}; permitted: multiples of its "
                                 "heads and groups")
-        if self.temporal + (self.stack is not None) + (self.motion is not None) > 1:
-            raise UserError(f"LatentUNet: temporal={self.temporal}, stack={self.stack}, motion={self.motion}; "
-                            "permitted: one kind of layers over frames")
+        if self.temporal + (self.stack is not None) + (self.motion is not None) + (self.offsets > 0) > 1:
+            raise UserError(f"LatentUNet: temporal={self.temporal}, stack={self.stack}, motion={self.motion}, "
+                            f"offsets={self.offsets}; permitted: one kind of layers over frames")
+        if not self.temporal and (self.mix_frames or self.known_channels):
+            raise UserError(f"LatentUNet: mix_frames={self.mix_frames}, known_channels={self.known_channels} with "
+                            "temporal=False; permitted: 0")
+        if not self.context_channels and not self.offsets:
+            raise UserError("LatentUNet: context_channels=0 with offsets=0; permitted: offsets above 0 there")
 
 
 LATENT_UNET_SD1 = LatentUNet()
@@ -83,6 +108,22 @@ LATENT_UNET_UPSCALER = LatentUNet(
 LATENT_UNET_SVD = dataclasses.replace(LATENT_UNET_SD2, in_channels=8, scalars=3, temporal=True,
                                       epsilons=(1e-6, 1e-5, 1e-5, 1e-6))
 LATENT_UNET_MODELSCOPE = dataclasses.replace(LATENT_UNET_SD2, stack=Stack())
+# Video LDM (Blattmann et al. 2023, arXiv 2304.08818): the layers over frames of its published sizes (656M; 649M on 1.x)
+# are those of Stable Video Diffusion. Its prediction and interpolation networks see known frames; that of
+# interpolation, of 1,509M, has the sizes of 1.x. A class tells it which of the two rates to make.
+LATENT_UNET_VIDEO_LDM = dataclasses.replace(LATENT_UNET_SD2, temporal=True)
+LATENT_UNET_VIDEO_LDM_SD1 = dataclasses.replace(LATENT_UNET_SD1, temporal=True)
+LATENT_UNET_VIDEO_LDM_PREDICTION = dataclasses.replace(LATENT_UNET_VIDEO_LDM, known_channels=5)
+LATENT_UNET_VIDEO_LDM_INTERPOLATION = dataclasses.replace(LATENT_UNET_VIDEO_LDM_SD1, known_channels=5, classes=2)
+LATENT_UNET_VIDEO_LDM_UPSCALER = dataclasses.replace(LATENT_UNET_UPSCALER, temporal=True)
+# LVDM (He et al. 2022, arXiv 2211.13221). The input of prediction and interpolation has a mask; the class is the
+# timestep to which the known latents are noised.
+LATENT_UNET_LVDM = LatentUNet(
+    widths=(256, 512, 768, 1024), blocks=3, attention=(False, True, True, True), heads=(4, 4, 4, 4),
+    context_channels=0, offsets=4, norm_over="clip", film=True)
+LATENT_UNET_LVDM_PREDICTION = dataclasses.replace(LATENT_UNET_LVDM, in_channels=5, classes=251)
+LATENT_UNET_LVDM_INTERPOLATION = dataclasses.replace(LATENT_UNET_LVDM_PREDICTION, offsets=5)
+LATENT_UNET_LVDM_TEXT = dataclasses.replace(LATENT_UNET_SD1, offsets=16, norm_over="clip")
 LATENT_UNET_ANIMATEDIFF_V1, LATENT_UNET_ANIMATEDIFF_V2, LATENT_UNET_ANIMATEDIFF_V3 = (
     dataclasses.replace(LATENT_UNET_SD1, motion=motion) for motion in (MOTION_V1, MOTION_V2, MOTION_V3))
 
@@ -97,17 +138,20 @@ class LatentUNetNetwork(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t h w c"], level: Float[Array, " b"], context: Float[Array, "b g l e"],
+        self, x: Float[Array, "b t h w c"], level: Float[Array, " b"], context: Float[Array, "b g l e"] | None = None,
         *, scalars: Float[Array, "b n"] | None = None, classes: Int[Array, " b"] | None = None,
         images: Bool[Array, "b t"] | None = None, control: Control | None = None,
+        known: Float[Array, "b t h w k"] | None = None,
     ) -> Float[Array, "b t h w o"]:
         """`level` is the timestep, or ln(sigma) / 4 in Stable Video Diffusion; the context has one group of tokens for
         the clip or one per frame. Frames that are independent images pass the layers over frames by. `control` is what
-        a ControlNet made of the same latents.
+        a ControlNet made of the same latents; `known` has known latents, zero elsewhere, and their mask.
         """
         spec, dtype = self.config, jnp.dtype(self.config.dtype)
-        check(spec, x, context, scalars, classes)
-        given = Given(embed(self, spec, level, scalars, classes), context.astype(dtype), images)
+        check(spec, x, context, scalars, classes, known)
+        context = None if context is None else context.astype(dtype)
+        levels = None if known is None else known_by_level(spec, known)
+        given = Given(embed(self, spec, level, scalars, classes), context, images, levels)
         x = Convolution(spec.widths[0], dtype=dtype, name="stem")(x)
         if spec.stack:
             head_dim = spec.widths[0] // spec.heads[0]
@@ -123,7 +167,7 @@ class LatentUNetNetwork(nn.Module):
                 x = _block(spec, x, given, f"up_{k}_{j}", i, spec.epsilons[3])
             if i:  # a side that was odd is one pixel shorter than twice
                 x = Double(dtype, name=f"upsample_{k}", shape=skips[-1].shape[2:4])(x)
-        x = silu(GroupNorm(spec.groups, epsilon=1e-5, name="norm")(x))
+        x = silu(GroupNorm(spec.groups, spec.norm_over, 1e-5, name="norm")(x))
         return Convolution(spec.out_channels, dtype=dtype, name="out")(x)
 
 
@@ -131,26 +175,30 @@ class LatentUNetNetwork(nn.Module):
 
 
 def check(
-    spec: LatentUNet, x: Array, context: Array, scalars: Array | None, classes: Array | None
+    spec: LatentUNet, x: Array, context: Array | None, scalars: Array | None, classes: Array | None,
+    known: Array | None = None,
 ) -> None:
     """Raises `UserError` for inputs of a shape that the network does not take."""
     if x.shape[-1] != spec.in_channels:
         raise UserError(f"latents of shape {x.shape}; permitted: {spec.in_channels} channels")
     if spec.motion and x.shape[1] > spec.motion.frames:
         raise UserError(f"latents of {x.shape[1]} frames; permitted: at most Motion.frames={spec.motion.frames}")
-    if context.ndim != 4 or context.shape[1] not in (1, x.shape[1]) or context.shape[3] != spec.context_channels:
-        raise UserError(f"context of shape {context.shape} for {x.shape[1]} frames; permitted: [B, 1 or frames, "
-                        f"tokens, {spec.context_channels}]")
-    wanted = (None if not spec.scalars else (len(x), spec.scalars), None if not spec.classes else (len(x),))
-    found = tuple(None if a is None else a.shape for a in (scalars, classes))
+    given = (0, 0, 0, 0) if context is None else context.shape
+    if len(given) != 4 or (given[1] not in (1, x.shape[1]) and spec.context_channels) or (
+            given[3] != spec.context_channels):
+        shapes = f"[B, 1 or frames, tokens, {spec.context_channels}]" if spec.context_channels else "none"
+        raise UserError(f"context of shape {given} for {x.shape[1]} frames; permitted: {shapes}")
+    wanted = (None if not spec.scalars else (len(x), spec.scalars), None if not spec.classes else (len(x),),
+              None if not spec.known_channels else (*x.shape[:4], spec.known_channels))
+    found = tuple(None if a is None else a.shape for a in (scalars, classes, known))
     if found != wanted:
-        raise UserError(f"scalars and classes of shape {found}; permitted: {wanted}")
+        raise UserError(f"scalars and classes and known frames of shape {found}; permitted: {wanted}")
 
 
 def sizes_of(spec: LatentUNet) -> Sizes:
     """What all blocks share."""
     return Sizes(spec.groups, spec.temporal, spec.convolve_tokens, spec.attention_kernel, jnp.dtype(spec.dtype),
-                 spec.attention_context)
+                 spec.attention_context, spec.norm_over, spec.film, spec.mix_frames, spec.offsets)
 
 
 def embed(
@@ -174,6 +222,15 @@ def embed(
     return embedding
 
 
+def known_by_level(spec: LatentUNet, known: Float[Array, "b t h w k"]) -> tuple[Array, ...]:
+    """Known frames and their mask at the resolution of each level, by learned convolutions."""
+    levels, dtype = [known.astype(spec.dtype)], jnp.dtype(spec.dtype)
+    for i in range(len(spec.widths) - 1):
+        halve = Convolution(spec.known_channels, strides=(2, 2), dtype=dtype, name=f"known_{i}")
+        levels.append(halve(levels[-1]))
+    return tuple(levels)
+
+
 def way_down(
     spec: LatentUNet, x: Float[Array, "b t h w c"], given: Given
 ) -> tuple[Float[Array, "b t h2 w2 c2"], list[Array]]:
@@ -192,9 +249,9 @@ def way_down(
 
 def middle(spec: LatentUNet, x: Float[Array, "b t h w c"], given: Given) -> Float[Array, "b t h w c"]:
     """Two residual blocks at the coarsest level, with a transformer between them."""
-    sizes, epsilon = sizes_of(spec), spec.epsilons[2]
+    epsilon = spec.epsilons[2]
     x = _residual(spec, x, given, "middle_in", -1, epsilon)
-    x = TokenTransformer(spec.heads[-1], sizes, name="middle_transformer")(x, given)
+    x = _transformer(spec, x, given, "middle_transformer", -1, False)
     if spec.stack or (spec.motion and spec.motion.middle):
         x = _motion(spec, x, given, "middle_motion", -1)
     return _residual(spec, x, given, "middle_out", -1, epsilon)
@@ -206,14 +263,25 @@ def _block(
     """A residual block of level `i` and the transformers after it."""
     x = _residual(spec, x, given, name, i, epsilon)
     if spec.attention[i]:
-        x = TokenTransformer(spec.heads[i], sizes_of(spec), spec.only_context[i], name=f"{name}_transformer")(x, given)
+        x = _transformer(spec, x, given, f"{name}_transformer", i, spec.only_context[i])
     if spec.motion or (spec.stack and spec.attention[i]):
         x = _motion(spec, x, given, f"{name}_motion", i)
     return x
 
 
+def _at(given: Given, i: int) -> Given:
+    """What the blocks of a level see."""
+    return given if given.known is None else given._replace(known=given.known[i])
+
+
+def _transformer(spec: LatentUNet, x: Array, given: Given, name: str, i: int, only_context: bool) -> Array:
+    if not spec.context_channels:
+        return FactorisedAttention(spec.heads[i], sizes_of(spec), name=name)(x, given)
+    return TokenTransformer(spec.heads[i], sizes_of(spec), only_context, name=name)(x, _at(given, i))
+
+
 def _residual(spec: LatentUNet, x: Array, given: Given, name: str, i: int, epsilon: float) -> Array:
-    x = LatentBlock(spec.widths[i], sizes_of(spec), epsilon, name=name)(x, given)
+    x = LatentBlock(spec.widths[i], sizes_of(spec), epsilon, name=name)(x, _at(given, i))
     return FrameConvolutions(sizes_of(spec), name=f"{name}_frames")(x, given.images) if spec.stack else x
 
 
