@@ -167,6 +167,7 @@ def test_block_distance(source, networks):
     each = [direct(means(real[:, i]), means(made[:, i])) for i in range(3)]
     assert score.metric == "b-fvd-5" and score.value == pytest.approx(np.mean(each), rel=1e-6)
     assert score.conditions["frames"] == 5 and len(score.details["blocks"]) == 3
+    assert score.interval.low < score.value < score.interval.high and score.interval.resamples == 4
     for frames, message in ((3, "b_fvd of videos of 16 frames in blocks of 3; permitted: from 4"), (17, "of 17; perm")):
         with pytest.raises(UserError, match=message):
             evaluate(source, networks, "b_fvd", block_frames=frames)

@@ -36,9 +36,9 @@ class Evaluate:
     frame_lpips, which hear the broken motion that they do not; psnr, ssim and lpips compare videos with the clips whose
     first --given-frames frames they continue. Needs pip install 'vdm_jax[metrics]'.
 
-    fid, is, fvd_c3d, clipsim and their like need weights that no package carries: the error names file, hash and where it
-    is published. With --reference-statistics the real side of distances is written to a file once and read from then on.
-    With --share machines that share a folder each make a part of the videos. docs/metrics.md explains all of it.
+    fid, is, fvd_c3d, clipsim and their like need weights that no package carries: the error names file, hash and where
+    it is published. With --reference-statistics the real side of distances is written to a file once and then read.
+    With --share machines with a common folder each make a part of the videos. docs/metrics.md explains all of it.
 
     With --checkpoints every kept checkpoint (all), or those of some steps, is evaluated instead of the newest weights,
     by the digits or by --metrics: the checkpoints of each stage (or --stage) in the cascade that ends with it. Records

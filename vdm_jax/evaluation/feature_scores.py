@@ -196,9 +196,7 @@ def distance_score(name: str, settings: Any, real: Sequence[FeatureSet], made: S
     if metric.score == "kernel":
         score = kvd(real[0], made[0], protocol, **how)
     elif metric.place == "each":
-        score = block_fvd(list(real), list(made), protocol)
-        if name != "b_fvd":
-            score = dataclasses.replace(score, metric=name)
+        score = block_fvd(list(real), list(made), protocol, metric="" if name == "b_fvd" else name, **how)
     else:
         score = fvd(real[0], made[0], protocol, metric=name, **how)
     extra = {"vectors": f"{metric.place} frame{'' if metric.place == 'first' else 's'}"} if name[:3] == "fid" else {}
