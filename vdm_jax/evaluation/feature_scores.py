@@ -120,6 +120,9 @@ def require_sight(name: str, settings: Any, shape: tuple[int, int, int], videos:
         raise UserError(f"{name} of videos of {length} frames; permitted: {c3d.FRAMES}, which is what C3D sees")
     if name.startswith("clip_frame") and length < 2:
         raise UserError(f"{name} of videos of {length} frames; permitted: from 2")
+    if metric.score == "frechet" and not getattr(metric.protocol(settings), "distance", True):
+        raise UserError(f"{name} under protocol {metric.protocol(settings).name!r}, which is of a score alone; "
+                        "permitted: a protocol with a distance")
     if metric.score == "classes" and videos < (splits := _splits(metric, settings)):
         raise UserError(f"{name} of {videos} videos in {splits} splits; permitted: a video or more in each")
 
