@@ -41,10 +41,12 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/metrics.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/pretrained.txt
 	$(BIN)/python -m pytest tests -q $(PARALLEL)
 
 test-full: $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/metrics.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/pretrained.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/peers.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/parity.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/parity \

@@ -102,6 +102,14 @@ def test_large_files_are_named_and_left_out(make_run, monkeypatch):
     assert "step_0000020.mp4 is left out" in found.text and found.sources == []
 
 
+def test_what_autoencoders_give_back_is_shown(make_run):
+    folder = make_run("one")
+    record = {"scores": {"psnr": 31.25, "ssim": "nan"}, "clips": 12, "scale": 0.182, "shift": 0.5}
+    (folder / "base" / "reconstruction.json").write_text(json.dumps(record))
+    found = Page(page([read_run(folder, "one")]))
+    assert "What autoencoders give back" in found.text and "onebase1231.25nan0.1820.5" in found.text
+
+
 def test_curves_leave_out_what_is_not_finite():
     drawn = chart("loss", {"a": ([1, 2, 3], [1.0, np.nan, 3.0]), "b": ([1], [2.0])}, {"a": "#000", "b": "#111"})
     assert drawn.count("<polyline") == 1 and drawn.count("<circle") == 3 and "nan" not in drawn and "(log)" not in drawn

@@ -26,7 +26,7 @@ def test_distortions_do_what_they_say():
 
 def test_films_that_are_missing_are_named(tmp_path):
     with pytest.raises(UserError, match="bbb.mp4 does not exist; permitted: a folder with bbb.mp4, bikes.mp4"):
-        clips.real_clips(tmp_path, 2)
+        clips.RealClips(tmp_path)
 
 
 def test_fewer_clips_have_more_bias():

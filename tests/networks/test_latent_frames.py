@@ -16,6 +16,7 @@ from vdm_jax.networks import motion_adapter as ma
 from vdm_jax.networks.control_net import ControlNet, ControlNetNetwork
 from vdm_jax.networks.latent_frames import FrameConvolutions, FrameTransformer, Motion, Stack, frame_code
 from vdm_jax.networks.latent_unet_blocks import Control, Sizes
+from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.parallel.rules import parameter_axes
 
 SIZES = Sizes(2, False, False, "xla", jnp.float32)
@@ -63,6 +64,18 @@ def test_a_motion_module_knows_the_order_of_frames(filled, normal):
         run = jax.jit(dataclasses.replace(LAYERS["transformer"], code=code).apply)
         turned = run({"params": params}, x[:, ::-1])[:, ::-1]
         assert (np.abs(turned - run({"params": params}, x)).max() > 1e-3) == code
+
+
+def test_attention_over_frames_is_spread_by_a_context(filled, normal):
+    x = normal(0, 1, 4, 2, 2, 4)
+    params = filled(LAYERS["transformer"], x)
+    expected = jax.jit(LAYERS["transformer"].apply)({"params": params}, x)
+    spread = dataclasses.replace(LAYERS["transformer"], sizes=SIZES._replace(context="relayout"))
+    with jax.set_mesh(make_mesh(MeshSpec(data=4, context=2))):
+        found = jax.jit(spread.apply)({"params": params}, x)
+        text = jax.jit(spread.apply).lower({"params": params}, x).as_text()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert "all_to_all" in text
 
 
 def test_the_code_of_a_frame_has_sines_in_even_channels():

@@ -93,8 +93,6 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError("--metrics and --augmentation-levels are given; permitted: one of them")
     if options.share and (options.checkpoints or not options.metrics):
         raise UserError(f"--share={options.share} without --metrics, or with --checkpoints; permitted: --metrics alone")
-    steps = checkpoint_steps(options)
-    settings = metric_settings(options) if options.metrics else None
     run = find_run(options.run)
     out = options.out or run
     if not out.is_dir():
@@ -102,6 +100,8 @@ def main(arguments: Sequence[str]) -> int:
     experiment = read_config(run)
     if isinstance(experiment, AutoencoderExperiment):
         return reconstruct(run, experiment, options, out)
+    steps = checkpoint_steps(options)
+    settings = metric_settings(options) if options.metrics else None
     import vdm_jax
     from vdm_jax.benchmark.plots import require_matplotlib
     from vdm_jax.commands.progress import sampling_progress
@@ -136,9 +136,9 @@ def reconstruct(run: Path, experiment: AutoencoderExperiment, options: Evaluate,
     """Measure a run of autoencoders."""
     from vdm_jax.evaluation.reconstruction import RECORD, finish_autoencoder
 
-    if options.metrics or options.augmentation_levels:
-        raise UserError(f"--metrics or --augmentation-levels with run {run} of autoencoders; permitted: neither, its "
-                        "reconstructions are measured")
+    if options.metrics or options.augmentation_levels or options.checkpoints or options.stage:
+        raise UserError(f"--metrics, --augmentation-levels, --checkpoints or --stage with run {run} of autoencoders; "
+                        "permitted: none of them, since its reconstructions are measured")
     for stage in experiment.stages:
         folder = out / stage.name
         found = finish_autoencoder(run, experiment, stage, options.data_dir, out=folder, damaged=options.damaged)

@@ -18,8 +18,9 @@ from vdm_jax.configuration import to_data, to_json
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.checkpoints import FOLDER, read_metrics, read_record
 from vdm_jax.evaluation.curves import COLOURS, chart
+from vdm_jax.evaluation.reconstruction import RECORD
 from vdm_jax.evaluation.report_html import TYPES, embedded, folded, key, short, table
-from vdm_jax.evaluation.report_scores import digits_table, score_tables, step_tables
+from vdm_jax.evaluation.report_scores import digits_table, reconstruction_table, score_tables, step_tables
 from vdm_jax.evaluation.run_metrics import RunMetrics
 from vdm_jax.training.metrics import EVALUATION, FILENAME
 from vdm_jax.training.metrics import read_metrics as read_columns
@@ -61,6 +62,7 @@ class RunRecord:
     training: ByStep  # scores taken while the stage was trained
     checkpoints: ByStep  # scores of kept checkpoints, taken afterwards
     digits: Mapping[str, Mapping[str, float]]  # rows of evaluation.json
+    reconstructions: Mapping[str, Mapping[str, Any]]  # of autoencoders, by stage
 
 
 def read_run(folder: Path, name: str) -> RunRecord:
@@ -75,7 +77,8 @@ def read_run(folder: Path, name: str) -> RunRecord:
         metrics=read_metrics(read_record(folder / "metrics.json"), folder / "metrics.json"),
         training={stage: _by_step(folder / stage / FOLDER, "training") for stage in stages},
         checkpoints={stage: _by_step(folder / stage / FOLDER, "checkpoint") for stage in stages},
-        digits=read_record(folder / "evaluation.json").get("scores", {}))
+        digits=read_record(folder / "evaluation.json").get("scores", {}),
+        reconstructions={stage: read_record(folder / stage / RECORD) for stage in stages})
 
 
 def page(runs: Sequence[RunRecord]) -> str:
@@ -89,7 +92,8 @@ def page(runs: Sequence[RunRecord]) -> str:
         _overview(runs, colours), _curves(runs, colours), score_tables({run.name: run.metrics for run in runs}),
         step_tables("Scores of checkpoints", {run.name: run.checkpoints for run in runs}),
         step_tables("Scores while training", {run.name: run.training for run in runs}),
-        digits_table({run.name: run.digits for run in runs}), _samples(runs), _configs(runs)]
+        digits_table({run.name: run.digits for run in runs}),
+        reconstruction_table({run.name: run.reconstructions for run in runs}), _samples(runs), _configs(runs)]
     return "\n".join([
         "<!doctype html>", '<html lang="en"><head><meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.report_html import folded, table
@@ -57,6 +58,17 @@ def digits_table(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
             shown = (f"{values.get(name, float('nan')):.2f}" for name in COLUMNS)
             rows.append([html.escape(run), html.escape(row), *shown])
     return "<h2>What captions ask for</h2>" + table(("run", "videos", *COLUMNS), rows) if rows else ""
+
+
+def reconstruction_table(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """What trained autoencoders give back, by run and stage: rows of `reconstruction.json`."""
+    records = [(run, stage, record) for run, stages in found.items() for stage, record in stages.items() if record]
+    names = list(dict.fromkeys(name for _, _, record in records for name in record["scores"]))
+    rows = [[html.escape(run), html.escape(stage), str(record["clips"]),
+             *(f"{float(record['scores'][name]):.4g}" if name in record["scores"] else "-" for name in names),
+             f"{record['scale']:.4g}", f"{record['shift']:.4g}"] for run, stage, record in records]
+    header = ("run", "stage", "clips", *map(html.escape, names), "latent scale", "latent shift")
+    return "<h2>What autoencoders give back</h2>" + table(header, rows) if rows else ""
 
 
 def _values(scores: Sequence[Score], labels: Sequence[str]) -> list[str]:

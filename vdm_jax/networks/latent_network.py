@@ -130,9 +130,10 @@ def network_module(network: Network) -> nn.Module:
 
 
 def image_unet(unet: LatentUNet) -> LatentUNet:
-    """The image network that a video network is without its layers over frames. Raises `UserError` where it has no
-    other attention."""
-    return dataclasses.replace(unet, temporal=False, stack=None, motion=None, offsets=0, mix_frames=0, known_channels=0)
+    """The image network that a video network is without its layers over frames, norms per frame. Raises `UserError`
+    where it has no other attention."""
+    return dataclasses.replace(unet, temporal=False, stack=None, motion=None, offsets=0, mix_frames=0, known_channels=0,
+                               norm_over="frame")
 
 
 class LatentNetworkModule(nn.Module):

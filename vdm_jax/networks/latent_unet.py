@@ -66,7 +66,7 @@ class LatentUNet:
     # Of the norms in residual blocks: on the way down with and without attention, in the middle, on the way up.
     epsilons: tuple[float, float, float, float] = (1e-5, 1e-5, 1e-5, 1e-5)
     attention_kernel: str = "auto"  # see `vdm_jax.attention`
-    attention_context: str = "none"
+    attention_context: str = "none"  # of attention over frames; attention within frames has nothing to exchange
     dtype: str = "float32"  # of the activations
 
     @property

@@ -100,6 +100,9 @@ class Trainer:
             raise UserError(f"training.batch_size={spec.batch_size} with accumulation={spec.accumulation} does not "
                             f"divide over {batch_parts(mesh)} devices; permitted: multiples of "
                             f"{batch_parts(mesh) * spec.accumulation}")
+        if spec.evaluation.every and self.evaluation is None:
+            raise UserError(f"Stage {self.stage.name!r}: training.evaluation.every={spec.evaluation.every} with "
+                            "Trainer.evaluation=None; permitted: StageEvaluation, or every=0")
         folder = self.run / self.stage.name
         with Checkpoints(checkpoints_path(self.run, self.stage.name), keep=spec.keep) as checkpoints:
             pipeline = None
