@@ -116,7 +116,7 @@ def test_frame_distances(source, networks):
 
 
 def test_inception_scores(source, networks):
-    found = evaluate(source, networks, "is", "is_first", "is_i3d", "is_c3d", "fvd_c3d", split="test")
+    found = evaluate(source, networks, "is", "is_first", "is_i3d", "is_c3d", "fvd_c3d", c3d_protocol="vdm_ucf")
     score = {one.metric: one for one in found.scores}
     _, made = sides(source)
     frames = means(made.reshape(-1, 32, 32, 3)).reshape(COUNT, 16, 3)
@@ -132,9 +132,9 @@ def test_inception_scores(source, networks):
     assert score["is_i3d"].details["deviation of splits"] == pytest.approx(by_i3d.std(), rel=1e-4)
     by_c3d = expected(means(made) @ FC["kernel"] + FC["bias"], 1)
     assert score["is_c3d"].value == pytest.approx(by_c3d.mean(), rel=1e-6)
-    assert score["is_c3d"].label == "is_c3d (isv2048_ucf), OFF PROTOCOL" and score["is_i3d"].label == "is_i3d"
+    assert score["is_c3d"].label == "is_c3d (vdm_ucf), OFF PROTOCOL" and score["is_i3d"].label == "is_i3d"
     assert score["is_c3d"].interval.low < score["is_c3d"].value < score["is_c3d"].interval.high
-    assert score["fvd_c3d"].label == "fvd_c3d (isv2048_ucf), OFF PROTOCOL"
+    assert score["fvd_c3d"].label == "fvd_c3d (vdm_ucf), OFF PROTOCOL"
     assert [one.metric for one in found.real] == ["is", "is_first", "is_i3d", "is_c3d"]  # of real clips beside
     with pytest.raises(UserError, match="is of 9 videos in 10 splits; permitted: a video or more in each"):
         evaluate(source, networks, "is", count=9)
@@ -167,6 +167,7 @@ def test_block_distance(source, networks):
     each = [direct(means(real[:, i]), means(made[:, i])) for i in range(3)]
     assert score.metric == "b-fvd-5" and score.value == pytest.approx(np.mean(each), rel=1e-6)
     assert score.conditions["frames"] == 5 and len(score.details["blocks"]) == 3
+    assert score.interval.low < score.value < score.interval.high and score.interval.resamples == 4
     for frames, message in ((3, "b_fvd of videos of 16 frames in blocks of 3; permitted: from 4"), (17, "of 17; perm")):
         with pytest.raises(UserError, match=message):
             evaluate(source, networks, "b_fvd", block_frames=frames)
@@ -248,7 +249,7 @@ def test_a_missing_detector_is_told_before_anything_is_generated(source, tmp_pat
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"fid_protocol": "mine"}, "fid_protocol='mine' is unknown; permitted: fid_tensorflow, fid_pytorch, fid50k_full"),
-    ({"c3d_protocol": "mine"}, "c3d_protocol='mine' is unknown; permitted: isv2048_ucf, tganv2_ucf, vdm_ucf"),
+    ({"c3d_protocol": "mine"}, "c3d_protocol='mine' is unknown; permitted: tganv2_ucf, isv2048_ucf, vdm_ucf"),
     ({"clip": "RN50"}, "clip='RN50' is unknown"), ({"block_frames": 0}, "block_frames=0 is not valid"),
 ])
 def test_bad_settings_are_refused(changes, message):
@@ -266,7 +267,9 @@ def test_c3d_sees_sixteen_frames(networks):
     settings = MetricSettings(metrics=("is_c3d",), count=12)
     with pytest.raises(UserError, match="is_c3d of videos of 8 frames; permitted: 16, which is what C3D sees"):
         run_metrics.require_visible(("is_c3d",), (8, 32, 32), settings)
-    assert dataclasses.replace(settings, c3d_protocol="vdm_ucf").c3d_protocol == "vdm_ucf"
+    settings = dataclasses.replace(settings, c3d_protocol="isv2048_ucf")
+    with pytest.raises(UserError, match="fvd_c3d under protocol 'isv2048_ucf', which is of a score alone"):
+        run_metrics.require_visible(("fvd_c3d",), (16, 32, 32), settings)
 
 
 @pytest.mark.parametrize("name", sorted(PROTOCOLS))

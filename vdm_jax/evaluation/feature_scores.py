@@ -120,6 +120,9 @@ def require_sight(name: str, settings: Any, shape: tuple[int, int, int], videos:
         raise UserError(f"{name} of videos of {length} frames; permitted: {c3d.FRAMES}, which is what C3D sees")
     if name.startswith("clip_frame") and length < 2:
         raise UserError(f"{name} of videos of {length} frames; permitted: from 2")
+    if metric.score == "frechet" and not getattr(metric.protocol(settings), "distance", True):
+        raise UserError(f"{name} under protocol {metric.protocol(settings).name!r}, which is of a score alone; "
+                        "permitted: a protocol with a distance")
     if metric.score == "classes" and videos < (splits := _splits(metric, settings)):
         raise UserError(f"{name} of {videos} videos in {splits} splits; permitted: a video or more in each")
 
@@ -196,9 +199,7 @@ def distance_score(name: str, settings: Any, real: Sequence[FeatureSet], made: S
     if metric.score == "kernel":
         score = kvd(real[0], made[0], protocol, **how)
     elif metric.place == "each":
-        score = block_fvd(list(real), list(made), protocol)
-        if name != "b_fvd":
-            score = dataclasses.replace(score, metric=name)
+        score = block_fvd(list(real), list(made), protocol, metric="" if name == "b_fvd" else name, **how)
     else:
         score = fvd(real[0], made[0], protocol, metric=name, **how)
     extra = {"vectors": f"{metric.place} frame{'' if metric.place == 'first' else 's'}"} if name[:3] == "fid" else {}

@@ -120,7 +120,7 @@ class MetricSettings:
     given_frames: int = 0  # of the real clip that a video begins with; paired metrics are of the frames after them
     protocol: str = "original"  # of fvd, kvd and b_fvd
     fid_protocol: str = "fid_tensorflow"  # of fid* and is*
-    c3d_protocol: str = "isv2048_ucf"  # of fvd_c3d and is_c3d
+    c3d_protocol: str = "tganv2_ucf"  # of fvd_c3d and is_c3d
     block_frames: int = 16  # of a block of b_fvd
     clip: clip.ModelName = "ViT-L-14"  # of prompt_consistency and clip_frame_consistency*; clipsim has its own
     resamples: int = 100  # of the 95 % intervals of distances and Inception scores

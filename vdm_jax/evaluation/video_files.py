@@ -49,7 +49,7 @@ class FileSettings:
     metrics: tuple[FileMetric, ...]
     protocol: str = "original"  # of fvd, kvd and b_fvd
     fid_protocol: str = "fid_tensorflow"  # of fid* and is*
-    c3d_protocol: str = "isv2048_ucf"  # of fvd_c3d and is_c3d
+    c3d_protocol: str = "tganv2_ucf"  # of fvd_c3d and is_c3d
     block_frames: int = 16  # of a block of b_fvd
     clip: clip.ModelName = "ViT-L-14"  # of prompt_consistency and clip_frame_consistency*
     split: str = "not stated"  # of the real videos
