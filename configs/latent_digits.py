@@ -17,7 +17,6 @@ from vdm_jax.diffusion.augmentation import NoiseAugmentation
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import DDIM
 from vdm_jax.diffusion.schedules import CosineSchedule
-from vdm_jax.networks.autoencoder import Autoencoder
 from vdm_jax.networks.config import (
     CrossAttention,
     Level,
@@ -26,21 +25,20 @@ from vdm_jax.networks.config import (
     UNet,
     WordEncoder,
 )
-
-# Latents of 16x16x4; those of `autoencoder/digits`, whose run also says their scale and shift.
-AUTOENCODER = Autoencoder(widths=(16, 32, 48), blocks=1, groups=8, middle_attention=False)
+from vdm_jax_configs.autoencoder.digits import NETWORK
 
 
 def base() -> Stage:
-    """8 frames of 64x64 from a caption: 4x4 patches of latents per frame, full spatio-temporal attention. Where a digit
-    is and where it goes is decided at high noise, so the schedule is shifted there, as in `captioned_digits`."""
+    """8 frames of 64x64 from a caption: latents of 16x16x4 by `autoencoder/digits`, whose run says their scale and
+    shift, in 4x4 patches per frame with full spatio-temporal attention. Where a digit is and where it goes is decided
+    at high noise, so the schedule is shifted there, as in `captioned_digits`."""
     full, text = SelfAttention(pattern=Full()), CrossAttention()
     network = UNet(
         levels=(Level(channels=128, blocks=1, mixers=(full, text)),), middle=(full, text, full, text), patch=4,
         out_channels=4, position_period=25.0, text=WordEncoder(length=16, width=64, layers=1))
     return Stage(
         name="base", video=VideoSpec(frames=8, height=64, width=64, fps=4),
-        latent=Latent(autoencoder=AUTOENCODER, weights="runs/autoencoder_digits"), network=network,
+        latent=Latent(autoencoder=NETWORK, weights="runs/autoencoder_digits"), network=network,
         process=Process(schedule=CosineSchedule(shift=-2.0), prediction="x"),
         training=Training(steps=2600, batch_size=8, learning_rate=1.5e-3, warmup_steps=100, decay=True, ema_decay=0.99,
                           log_every=50, checkpoint_every=1000, sample_every=0, validate_every=0),

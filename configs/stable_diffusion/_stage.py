@@ -35,4 +35,4 @@ def experiment(
         sampling=Sampling(sampler=PNDM(grid=TimestepGrid(spacing="leading", offset=1)), steps=50, guidance=6.5,
                           threshold=None))
     return Experiment(name=name, stages=(stage,), data=WithEmbeddings(
-        data=PreparedClips(path="data/images"), path=embeddings, length=77))
+        data=PreparedClips(path="data/images"), path=embeddings, length=77, empty="encoded"))

@@ -25,30 +25,39 @@ FILES = {  # and where they are from
 }
 
 
-def real_clips(folder: Path, count: int) -> tuple[Clips, dict[str, Any]]:
-    """`count` clips without cuts and titles, drawn from all over the films in a fixed order; and what they are."""
-    missing = [name for name in FILES if not (folder / name).is_file()]
-    if missing:
-        raise UserError(f"{folder / missing[0]} does not exist; permitted: a folder with {', '.join(FILES)}")
-    source = VideoFolderSource(VideoFolder(path=str(folder), frames=FRAMES, height=SIDE, width=SIDE,
-                                           fractions=(1.0, 0.0, 0.0), cache=str(folder / "index")), "train")
-    places = np.random.default_rng(0).permutation(len(source))
-    kept: list[np.ndarray] = []
-    for place in places:
-        clip = source[int(place)]["video"]
-        change = np.abs(np.diff(clip.astype(np.float32), axis=0)).mean((1, 2, 3))
-        if change.max() < CUT and change.mean() > STILL:
-            kept.append(clip)
-        if len(kept) == count:
-            break
-    else:
-        raise UserError(f"--count={count}: the films have {len(kept)} clips without a cut; permitted: up to that")
-    hashes = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES}
-    about = {"films": {name: {"from": origin, "sha256": hashes[name]} for name, origin in FILES.items()},
-             "clips": count, "frames": FRAMES, "stride": 1, "size": f"{SIDE}x{SIDE}",
-             "left out": f"clips with a cut (a mean change of {CUT:g} of 255 or more between two frames) and titles "
-                         f"(of {STILL:g} or less)"}
-    return np.stack(kept), about
+class RealClips:
+    """Clips without cuts and titles from all over the films, in a fixed order, decoded when asked for.
+
+    Raises `UserError` for a folder without the films, and where they have fewer clips than asked for.
+    """
+
+    def __init__(self, folder: Path):
+        missing = [name for name in FILES if not (folder / name).is_file()]
+        if missing:
+            raise UserError(f"{folder / missing[0]} does not exist; permitted: a folder with {', '.join(FILES)}")
+        self._source = VideoFolderSource(VideoFolder(
+            path=str(folder), frames=FRAMES, height=SIDE, width=SIDE, fractions=(1.0, 0.0, 0.0),
+            cache=str(folder / "index")), "train")
+        self._places = iter(np.random.default_rng(0).permutation(len(self._source)))
+        self._kept: list[np.ndarray] = []
+        hashes = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES}
+        self.about: dict[str, Any] = {
+            "films": {name: {"from": origin, "sha256": hashes[name]} for name, origin in FILES.items()},
+            "frames": FRAMES, "stride": 1, "size": f"{SIDE}x{SIDE}",
+            "left out": f"clips with a cut (a mean change of {CUT:g} of 255 or more between two frames) and titles "
+                        f"(of {STILL:g} or less)"}
+
+    def __getitem__(self, part: slice) -> Clips:
+        while len(self._kept) < part.stop:
+            place = next(self._places, None)
+            if place is None:
+                raise UserError(f"clip {part.stop} of films that have {len(self._kept)} without a cut; permitted: up "
+                                "to that")
+            clip = self._source[int(place)]["video"]
+            change = np.abs(np.diff(clip.astype(np.float32), axis=0)).mean((1, 2, 3))
+            if change.max() < CUT and change.mean() > STILL:
+                self._kept.append(clip)
+        return np.stack(self._kept[part])
 
 
 def noisy(clips: Clips, deviation: float) -> Clips:
@@ -85,8 +94,8 @@ BLUR = (1.0, 2.0, 4.0)  # pixels
 NOTHING = "none (other clips of the films)"
 DISTORTIONS: dict[str, Callable[[Clips], Clips]] = {
     NOTHING: lambda clips: clips,
-    **{f"noise {deviation:g}": lambda clips, deviation=deviation: noisy(clips, deviation) for deviation in NOISE},
-    **{f"blur {sigma:g}": lambda clips, sigma=sigma: blurred(clips, sigma) for sigma in BLUR},
     "first frame frozen": frozen,
     "frames shuffled": shuffled,
+    **{f"noise {deviation:g}": lambda clips, deviation=deviation: noisy(clips, deviation) for deviation in NOISE},
+    **{f"blur {sigma:g}": lambda clips, sigma=sigma: blurred(clips, sigma) for sigma in BLUR},
 }

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import tyro
 
-from experiments.metrics.clips import DISTORTIONS, NOTHING, Clips, real_clips
+from experiments.metrics.clips import DISTORTIONS, NOTHING, Clips, RealClips
 from vdm_jax.benchmark.machine import describe, versions
 from vdm_jax.benchmark.record import open_record, save
 from vdm_jax.evaluation.detectors import weights
@@ -30,7 +30,7 @@ from vdm_jax.video.writing import atomic_path
 FOLDER = Path(__file__).parent
 BESIDE = ("motion", "frame_lpips", "warp_error", "frame_consistency")  # measured of every set
 SIZES = (8, 16, 32, 48, 64, 96, 128, 256)  # clips a side
-DRAWS = 10  # of the clips of a size
+DRAWS = 5  # of the clips of a size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,35 +40,34 @@ class Run:
     clips: Path  # folder with the films
     work: Path = Path("runs/metrics_experiment")  # where features are kept
     out: Path = FOLDER / "results" / "cpu.json"
-    count: int = 192  # clips, half of them the reference
-    distorted: int = 48  # of the other half, that are distorted
+    count: int = 192  # clips, the second half of them the reference
+    distorted: int = 16  # of the first half, that are distorted
     fresh: bool = False  # forget the record
 
 
 def main() -> None:
     """Entry of the script."""
     options = tyro.cli(Run)
-    clips, about = real_clips(options.clips, options.count)
-    half = options.count // 2
-    reference, others = clips[:half], clips[half:]
+    clips, half, few = RealClips(options.clips), options.count // 2, options.distorted
     protocol = find_protocol("original")
     record = open_record(options.out, fresh=options.fresh, about={
         "device": describe(jax.devices()[0], 1), "versions": versions(),
-        "protocol": {"clips": about, "reference clips": half, "distorted clips": options.distorted,
+        "protocol": {"clips": clips.about | {"clips": options.count}, "reference clips": half, "distorted clips": few,
                      "fvd": f"{protocol.name}: {protocol.source}; {protocol.resize}, covariance {protocol.divisor}",
                      "detectors": {file.name: file.sha256 for file in (weights.I3D, weights.ALEXNET)}}})
     options.work.mkdir(parents=True, exist_ok=True)
-    base = features("reference", reference, options.work)
-    rest = features("others", others, options.work)
-    record["sample_count"] = sample_counts(np.concatenate([base, rest]))
-    save(options.out, record)
+    pool = features("real", lambda part: clips[part], options.count, options.work)
     for name, distort in DISTORTIONS.items():
         if name not in record["rows"]:
-            found, clean = distort(others[: options.distorted]), rest[: options.distorted]
-            seen = clean if name == NOTHING else features(name, found, options.work)
-            record["rows"][name] = row(found, seen, base, clean)
+            found = distort(clips[0:few])
+            seen = pool[:few] if name == NOTHING else features(name, lambda part, all=found: all[part], few,
+                                                               options.work)
+            record["rows"][name] = row(found, seen, pool[half:], pool[:few])
             save(options.out, record)
         print(name, record["rows"][name], flush=True)
+    if "sample_count" not in record:
+        record["sample_count"] = sample_counts(pool)
+        save(options.out, record)
 
 
 def row(found: Clips, seen: np.ndarray, reference: np.ndarray, clean: np.ndarray) -> dict[str, Any]:
@@ -102,16 +101,17 @@ def sample_counts(pool: np.ndarray) -> dict[str, Any]:
     return found
 
 
-def features(name: str, clips: Clips, work: Path) -> np.ndarray:
-    """I3D features, 16 clips at a time, each part kept."""
+def features(name: str, clips: Callable[[slice], Clips], count: int, work: Path) -> np.ndarray:
+    """I3D features of the first `count` clips, 16 clips at a time, each part kept."""
     parts = []
-    for start in range(0, len(clips), 16):
-        path = work / f"{name.replace(' ', '_')}-{start:04d}.npy"
+    for start in range(0, count, 16):
+        stop = min(start + 16, count)
+        path = work / f"{name.replace(' ', '_')}-{start:04d}-{stop:04d}.npy"
         if not path.exists():
-            part = i3d_features(clips[start : start + 16], find_protocol("original").resize)
+            part = i3d_features(clips(slice(start, stop)), find_protocol("original").resize)
             with atomic_path(path) as temporary, open(temporary, "wb") as file:
                 np.save(file, part)
-            print(f"features: {name}, {min(start + 16, len(clips))} of {len(clips)}", flush=True)
+            print(f"features: {name}, {stop} of {count}", flush=True)
         parts.append(np.load(path, allow_pickle=False))
     return np.concatenate(parts)
 

@@ -13,6 +13,7 @@ from vdm_jax.cascade.generator import Generated, Generator
 from vdm_jax.cascade.options import Sampling
 from vdm_jax.cascade.programs import jit_sampling
 from vdm_jax.cascade.prompts import Prompts
+from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import EmbeddedText
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
@@ -210,3 +211,18 @@ def test_the_mask_of_embeddings_is_passed_on_or_refused(experiment, params):
     assert text.embeddings.dtype == np.float32 and Prompts(("a", "b"), embeddings).conditioning(stage).text_mask.all()
     with pytest.raises(UserError, match=r"text_mask of shape \[2, 4\] given for stage 'base'; permitted: \[2, 3\]"):
         generator(("a", "b"), embeddings=embeddings, text_mask=np.ones((2, 4), bool))
+
+
+def test_guidance_away_from_the_encoded_empty_text(experiment, params):
+    base = experiment.stage("base")
+    stage = dataclasses.replace(base, network=dataclasses.replace(base.network, text=EmbeddedText(width=7)))
+    embeddings, null = np.zeros((2, 3, 7), np.float16), np.ones((3, 7), np.float16)
+    given = Prompts(("a", "b"), embeddings, None, null, np.array([True, False, False])).conditioning(stage)
+    told = given.without_text()
+    assert told.embeddings.shape == (2, 1, 3, 7) and (told.embeddings == 1).all() and told.text_mask.sum() == 2
+    with pytest.raises(UserError, match=r"null_embeddings of shape \[2, 7\] given for stage 'base'; permitted: \["):
+        Prompts(("a", "b"), embeddings, None, null[:2]).conditioning(stage)
+    data = WithEmbeddings(data=experiment.data, path="texts", empty="encoded")
+    generator = Generator(dataclasses.replace(experiment, stages=(stage,), data=data), params, jax.devices()[:1])
+    with pytest.raises(UserError, match="null_embeddings=None for stages that were trained with those of the empty"):
+        generator(("a", "b"), embeddings=embeddings)

@@ -27,7 +27,8 @@ def surroundings(tmp_path, data_dir, monkeypatch):
 def trained(tmp_path_factory, data_dir):
     """The tiny run, trained through the command."""
     run = tmp_path_factory.mktemp("runs") / "tiny"
-    assert main(["train", TINY, "--run", str(run), "--data-dir", str(data_dir)]) == 0
+    assert main(["train", TINY, "--run", str(run), "--data-dir", str(data_dir),
+                 "--base.training.evaluation.every", "2", "--base.training.evaluation.clips", "10"]) == 0
     return run
 
 

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from tests.commands.conftest import TINY
 from vdm_jax.commands.main import main
 from vdm_jax.evaluation.detectors import i3d
 
@@ -18,11 +19,52 @@ def test_metrics_are_written_and_shown(run, capfd):
     assert record["scores"][0]["conditions"]["frames"] == 3 and record["settings"]["given_frames"] == 1
     assert "| ssim |" in shown and "| ssim |" in (run / "metrics.md").read_text()
     assert len(list((run / "metrics").glob("*/videos/*.npz"))) == 1
+    # Two shares of the parts, then the scores of all; the one part is there already.
+    shared = [*command, "--share"]
+    (run / "metrics.json").unlink()
+    assert main([*shared, "2/2"]) == 0
+    assert "without --share scores all of them" in capfd.readouterr().out and not (run / "metrics.json").exists()
+    assert main(command) == 0 and json.loads((run / "metrics.json").read_text())["scores"] == record["scores"]
+
+
+def test_every_checkpoint_is_evaluated_once_and_shown(run, capfd):
+    command = ["evaluate", str(run), "--checkpoints", "all", "--stage", "base", "--count", "4", "--steps", "1"]
+    assert main(command) == 0
+    shown = capfd.readouterr().out
+    assert "| base, step | digits/whole |" in shown and "| 2 |" in shown and "| real clips |" in shown
+    files = [run / "base" / "evaluation" / f"checkpoint_{step:07d}.json" for step in (2, 4)]
+    before = [(path.stat().st_mtime_ns, json.loads(path.read_text())) for path in files]
+    assert before[0][1]["scores"][0]["conditions"]["clips"] == 4
+    files[1].unlink()  # stopped between the two
+    assert main(command) == 0
+    assert "base 2: already measured" in capfd.readouterr().err
+    assert [(path.stat().st_mtime_ns, json.loads(path.read_text()))[i] for i, path in enumerate(files)] == [
+        before[0][0], before[1][1]]
+    assert main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert "Scores of checkpoints" in page and "Stage base, scores of checkpoints" in page
+    assert "Scores while training" in page and "digits/whole" in page  # the run of these tests was evaluated as it went
+    of_step = json.loads((run / "base" / "evaluation" / "training_0000002.json").read_text())
+    assert [score["conditions"]["videos"] for score in of_step["scores"]] == [10] * 5 and len(of_step["real"]) == 5
+
+
+def test_an_evaluation_that_training_cannot_do_is_refused_before_there_is_a_run(tmp_path, fails):
+    asks = ("--base.training.evaluation.every", "1", "--base.training.evaluation.metrics")
+    for metric, message in (("fid", "permitted: digits, fvd"), ("motion", "permitted: from 32 a side")):
+        assert message in fails("train", TINY, "--run", tmp_path / "new", "--stage", "base", *asks, metric)
+    assert not (tmp_path / "new").exists()
 
 
 def test_bad_requests_are_one_line(run, fails):
     assert "permitted: given_frames >= 1" in fails("evaluate", run, "--metrics", "psnr")
     assert "permitted: one of them" in fails("evaluate", run, "--metrics", "fvd", "--augmentation-levels", "1")
+    assert "permitted: --stage with --checkpoints" in fails("evaluate", run, "--stage", "base")
+    assert "--checkpoints newest is not valid; permitted: all, or steps" in fails(
+        "evaluate", run, "--checkpoints", "newest")
+    assert "has not step 3; permitted: base: 2, 4; spatial: 2, 4" in fails("evaluate", run, "--checkpoints", "2", "3")
+    assert "permitted: --metrics alone" in fails("evaluate", run, "--share", "1/2")
+    assert "permitted: i/n" in fails("evaluate", run, "--metrics", "motion", "--share", "2/1")
+    assert "permitted: fid_tensorflow" in fails("evaluate", run, "--metrics", "fid", "--fid-protocol", "mine")
     line = fails("evaluate", run, "--metrics", "fvd", "--count", "2")
     seen = f"fvd of videos of 4 frames; permitted: from {i3d.LEAST_FRAMES}"
     assert seen in line or "pip install 'vdm_jax[metrics]'" in line
@@ -54,4 +96,7 @@ def test_fvd_of_a_run(tmp_path, data_dir):
     assert main(command) == 0
     record = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert record["scores"][0]["label"] == "fvd (original)" and record["scores"][0]["value"] > 100
-    assert record["scores"][0]["interval"] and len(record["real"]) == 3
+    assert record["scores"][0]["interval"] and len(record["real"]) == 4
+    assert [score["metric"] for score in record["scores"]][-1] == "frame_lpips"  # which nobody asked for
+    assert main(["report", str(tmp_path / "run")]) == 0
+    assert "hardly notices" not in (tmp_path / "run" / "report.html").read_text()

@@ -38,6 +38,16 @@ def test_without_text_where(conditioning):
     assert not null.text_mask[jnp.array([0, 3])].any()
 
 
+def test_the_null_caption_may_be_an_encoded_one():
+    given = Conditioning(
+        embeddings=jnp.ones((2, 3, 4, 5)), text_mask=jnp.ones((2, 3, 4), bool),
+        null_embeddings=jnp.full((2, 4, 5), 7.0), null_mask=jnp.tile(jnp.arange(4) < 1, (2, 1)))
+    some = given.without_text(jnp.array([True, False]))
+    np.testing.assert_array_equal(some.embeddings, np.stack([np.full((3, 4, 5), 7), np.ones((3, 4, 5))]))
+    np.testing.assert_array_equal(some.text_mask.sum((1, 2)), [3, 12])
+    assert (given.without_text().embeddings == 7).all() and given.without_text().text_mask.sum() == 6
+
+
 def test_nothing_to_drop():
     empty = Conditioning(augmentation=jnp.zeros(2))
     assert empty.without_text() is empty

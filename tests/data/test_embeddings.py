@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import logging
 import pickle
@@ -170,3 +171,20 @@ def test_the_width_is_checked_against_the_network(texts):
         check_embeddings(source, 8, "base")
     with pytest.raises(UserError, match="data set has none; permitted: WithEmbeddings"):
         check_embeddings(Clips(), 8, "base")
+
+
+def test_the_empty_text_may_be_encoded(texts, tmp_path):
+    spec = WithEmbeddings(data=ImageFolder(path="x", height=8, width=8), path=str(texts), length=4, empty="encoded")
+    with pytest.raises(UserError, match="does not say what its encoder makes of the empty text; permitted: a set"):
+        WithEmbeddingsSource(spec, Clips())
+    captions, empty = [*TEXTS, ""], np.full((2, 3), 70.0)
+    path = write_embeddings(tmp_path / "with_empty", captions, [vectors(c or "grün") for c in captions], empty=empty)
+    source = WithEmbeddingsSource(dataclasses.replace(spec, path=str(path)), Clips())
+    clips = [source[i] for i in range(4)]
+    for clip in clips:
+        assert (clip["null_embeddings"][:2] == 70).all() and clip["null_mask"].tolist() == [True, True, False, False]
+    assert (clips[3]["embeddings"][:2] == 70).all() and clips[3]["text_mask"].sum() == 2
+    assert clips[0]["text_mask"].sum() == TEXTS["a red one"] and not (clips[0]["embeddings"] == 70).any()
+    assert TextEmbeddings(path).look_up("", 4)[1].sum() == 0  # who does not ask for it reads none
+    with pytest.raises(UserError, match="WithEmbeddings.empty='some' is not valid; permitted: 'none', 'encoded'"):
+        dataclasses.replace(spec, empty="some")

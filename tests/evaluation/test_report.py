@@ -2,81 +2,29 @@
 
 import base64
 import dataclasses
+import functools
 import json
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
-from vdm_jax.cascade.stage import Experiment, Stage, VideoSpec
+from tests.evaluation import pages
+from tests.evaluation.pages import Page, score, write_metrics
 from vdm_jax.commands.main import main
-from vdm_jax.configuration import to_json
-from vdm_jax.data.captioned_digits import CaptionedDigits
-from vdm_jax.diffusion.process import Process
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.curves import chart
 from vdm_jax.evaluation.report import page, read_run
+from vdm_jax.evaluation.run_metrics import COMPANIONS
 from vdm_jax.evaluation.scores import Score
-from vdm_jax.networks.config import Level, UNet
-from vdm_jax.video.writing import write_png, write_video
-
-VOID = {"meta", "img", "br"}
-
-
-class Page(HTMLParser):
-    """Reads a page: its text, its elements and what they refer to; fails on tags that do not match."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.tags, self.sources, self.text = [], [], [], ""
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.sources += [value for name, value in attributes if name in ("src", "href", "poster", "xlink:href")]
-        assert not any(name.startswith("on") for name, _ in attributes)
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-
-
-def score(value, **conditions):
-    return Score(metric="fvd", value=value, better="lower", protocol="original", detector="i3d", detector_sha256="abc",
-                 conditions={"real_clips": 8} | conditions, deviations=("frames 9 instead of 16",))
+from vdm_jax.video.reading import VideoReader
+from vdm_jax.video.writing import write_png
 
 
 @pytest.fixture
 def make_run(tmp_path):
-    """A function that makes a run directory of one stage with everything that a report shows."""
-
-    def make(name, seed=0, value=100.0, **conditions):
-        folder = tmp_path / name
-        stage = Stage(name="base", video=VideoSpec(frames=4, height=8, width=8), process=Process(),
-                      network=UNet(levels=(Level(channels=4),)))
-        experiment = Experiment(name="tiny <b>", stages=(stage,), data=CaptionedDigits(), seed=seed)
-        (folder / "base" / "samples").mkdir(parents=True)
-        (folder / "config.json").write_text(to_json(experiment))
-        lines = [{"step": step, "time": 1.0, "loss": 100.0 / step} for step in range(1, 900)]
-        lines.append({"step": 900, "time": 2.0, "validation_loss": 0.5, "loss": "nan"})
-        (folder / "base" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        video = np.zeros((4, 16, 16, 3), np.uint8)
-        for step in (5, 20):
-            write_png(folder / "base" / "samples" / f"step_{step:07d}.png", video[0] + step)
-        write_video(folder / "base" / "samples" / "step_0000020.mp4", video, 8)
-        record = {"scores": [score(value, **conditions).to_dict()], "real": [], "settings": {}}
-        (folder / "metrics.json").write_text(json.dumps(record))
-        digits = {"generated": {"count": 0.5, "whole": 0.25}}
-        (folder / "evaluation.json").write_text(json.dumps({"scores": digits, "protocol": {}}))
-        return folder
-
-    return make
+    """A function that makes a run directory with everything that a report shows."""
+    return functools.partial(pages.make_run, tmp_path)
 
 
 def test_one_file_holds_everything_and_refers_to_nothing(make_run, capsys):
@@ -97,7 +45,39 @@ def test_one_file_holds_everything_and_refers_to_nothing(make_run, capsys):
     for part in ("fvd (original), OFF PROTOCOL", "100", "80", "off protocol: frames 9 instead of 16", "SHA-256 abc",
                  "900", "seed", "validation_loss", "0.25", '"kind": "Experiment"'):
         assert part in found.text
-    assert "not comparable" not in found.text and found.tags.count("svg") == 2
+    assert "not comparable" not in found.text and found.tags.count("svg") == 4  # losses, psnr by step and checkpoint
+    for part in ("Scores of checkpoints", "Scores while training", "kind: checkpoint", "hardly notices frozen"):
+        assert part in found.text
+    assert text.index("step_0000020.png") < text.index("step_0000005.png")  # the newest first, others folded away
+
+
+def test_videos_inside_the_page_decode(make_run, tmp_path):
+    text = page([read_run(make_run("one"), "one")])
+    films = re.findall(r'<video [^>]*src="data:video/mp4;base64,([^"]*)"></video>', text)
+    assert len(films) == 2
+    for film, least in zip(films, (20, 5), strict=True):
+        (tmp_path / "film.mp4").write_bytes(base64.b64decode(film, validate=True))
+        with VideoReader(tmp_path / "film.mp4") as reader:
+            frames = reader.frames(range(4))
+        assert frames.shape[0] == 4 and abs(float(frames[3, 8, 8].mean()) - 150 - least) < 12
+
+
+def test_of_many_steps_some_are_shown(make_run):
+    folder = make_run("one")
+    for step in range(100, 120):
+        write_png(folder / "base" / "samples" / f"step_{step:07d}.png", np.zeros((4, 4, 3), np.uint8))
+    text = page([read_run(folder, "one")])
+    assert text.count("data:image/png") == 12 and "10 steps in between are left out" in text
+    assert "step_0000119.png" in text and "step_0000005.png" in text
+
+
+def test_a_distance_beside_what_it_does_not_hear_is_not_warned_of(make_run):
+    folder = make_run("one")
+    beside = [dataclasses.replace(score(1.0), metric=name, protocol="") for name in COMPANIONS]
+    write_metrics(folder / "metrics.json", score(3.0), beside[0])
+    assert "frame_lpips, which do, are missing" in page([read_run(folder, "one")])
+    write_metrics(folder / "metrics.json", score(3.0), *beside)
+    assert "hardly notices" not in page([read_run(folder, "one")])
 
 
 def test_scores_made_differently_are_marked(make_run):
@@ -116,17 +96,28 @@ def test_a_run_with_nothing_but_a_config_has_a_page(make_run, tmp_path):
 
 
 def test_large_files_are_named_and_left_out(make_run, monkeypatch):
-    monkeypatch.setattr("vdm_jax.evaluation.report.LARGEST", 10)
+    monkeypatch.setattr("vdm_jax.evaluation.report_html.LARGEST", 10)
     folder = make_run("one")
     found = Page(page([read_run(folder, "one")]))
     assert "step_0000020.mp4 is left out" in found.text and found.sources == []
 
 
+def test_what_autoencoders_give_back_is_shown(make_run):
+    folder = make_run("one")
+    record = {"scores": {"psnr": 31.25, "ssim": "nan"}, "clips": 12, "scale": 0.182, "shift": 0.5}
+    (folder / "base" / "reconstruction.json").write_text(json.dumps(record))
+    found = Page(page([read_run(folder, "one")]))
+    assert "What autoencoders give back" in found.text and "onebase1231.25nan0.1820.5" in found.text
+
+
 def test_curves_leave_out_what_is_not_finite():
     drawn = chart("loss", {"a": ([1, 2, 3], [1.0, np.nan, 3.0]), "b": ([1], [2.0])}, {"a": "#000", "b": "#111"})
-    assert drawn.count("<polyline") == 1 and drawn.count("<circle") == 1 and "nan" not in drawn and "(log)" not in drawn
+    assert drawn.count("<polyline") == 1 and drawn.count("<circle") == 3 and "nan" not in drawn and "(log)" not in drawn
     assert "(log)" in chart("x", {"a": ([1, 2], [0.1, 9.0])}, {"a": "#000"})
     assert chart("x", {"a": ([1], [np.inf])}, {"a": "#000"}) == ""
+    aimed = chart("x", {"a": ([1, 2], [5.0, 6.0])}, {"a": "#000"}, {"a": ([2], [9.0])})  # dashed, all along the axis
+    dashed = re.search(r'points="62.0,26.0 448.0,26.0" fill="none" stroke="#000"[^/]*stroke-dasharray', aimed)
+    assert dashed and "a, real clips" in aimed and aimed.count("<circle") == 2
     constant = chart("x", {"a": ([1, 2], [5.0, 5.0])}, {"a": "#000"})
     assert "nan" not in constant and constant.count("<polyline") == 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -15,9 +16,15 @@ from vdm_jax.interop.unet_fields import VIDEO_EPSILONS
 from vdm_jax.networks.autoencoder import Autoencoder
 from vdm_jax.networks.clip_text import CLIPText
 from vdm_jax.networks.clip_vision import CLIPVision
+from vdm_jax.networks.control_net import ControlNet
+from vdm_jax.networks.latent_frames import Motion, Stack
 from vdm_jax.networks.latent_unet import LatentUNet
+from vdm_jax.networks.motion_adapter import MotionAdapter
 from vdm_jax.networks.t5_encoder import T5Encoder
 
+IMAGE_UNET = LatentUNet(widths=(4, 8), blocks=1, attention=(True, False), heads=(1, 2), only_context=(False, False),
+                        context_channels=6, groups=2)
+MOTION = Motion(heads=2, frames=5, groups=2)
 SMALL = {
     "vae": Autoencoder(widths=(4, 8), blocks=1, groups=2, latent_channels=2),
     "video_vae": Autoencoder(widths=(32, 64), blocks=1, decoder="temporal", post_quant=False),
@@ -28,6 +35,10 @@ SMALL = {
     "t5_without_gate": T5Encoder(vocabulary=20, width=8, layers=1, heads=2, hidden=16, gated=False, activation="relu"),
     "unet": LatentUNet(widths=(4, 8), blocks=1, attention=(True, False), heads=(1, 2), only_context=(True, False),
                        context_channels=6, groups=2, classes=5),
+    "stack_unet": dataclasses.replace(IMAGE_UNET, convolve_tokens=False, stack=Stack()),
+    "motion_unet": dataclasses.replace(IMAGE_UNET, motion=MOTION),
+    "motion_adapter": MotionAdapter(widths=(4, 8), blocks=1, motion=dataclasses.replace(MOTION, middle=False)),
+    "control_net": ControlNet(unet=IMAGE_UNET, hint_widths=(2, 4)),
     "video_unet": LatentUNet(in_channels=8, widths=(32, 64), blocks=1, attention=(True, False), heads=(2, 4),
                              only_context=(False, False), context_channels=6, convolve_tokens=False, scalars=3,
                              scalar_channels=8, temporal=True, epsilons=VIDEO_EPSILONS),
@@ -48,7 +59,8 @@ def recorded(name: str) -> dict[str, tuple[int, ...]]:
 def tensors_of(config, dtype="float32", seed=0) -> dict[str, np.ndarray]:
     """Random tensors in the other layout."""
     rng = np.random.default_rng(seed)
-    return {name: rng.normal(size=shape).astype(dtype) for name, shape in model_kinds.inventory(config).items()}
+    tensors = {name: rng.normal(size=shape) for name, shape in model_kinds.parameters(config).items()}
+    return {name: value.astype(dtype) for name, value in {**tensors, **model_kinds.constants(config)}.items()}
 
 
 def write(folder: Path, config, tensors, *, shards=1, variant="", fields=None) -> Path:

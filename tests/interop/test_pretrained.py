@@ -20,7 +20,7 @@ from vdm_jax.commands.main import main
 from vdm_jax.errors import UserError
 from vdm_jax.interop import model_kinds, pretrained
 from vdm_jax.interop.pretrained import load_imported, load_pretrained, save_pretrained
-from vdm_jax.networks import autoencoder, clip_text, clip_vision, latent_unet, t5_encoder
+from vdm_jax.networks import autoencoder, clip_text, clip_vision, control_net, latent_unet, motion_adapter, t5_encoder
 from vdm_jax.networks.clip_text import CLIPText
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 
@@ -44,10 +44,14 @@ UNETS = {
     "sd1": (latent_unet.LATENT_UNET_SD1, 686, "af6e32dd049bb54e579f1a52cb4ed5ab"),
     "sd2": (latent_unet.LATENT_UNET_SD2, 686, "9d4b5eb0a4a9dd7516d2d1ff16899bb4"),
     "svd": (latent_unet.LATENT_UNET_SVD, 1428, "fc687257f1e6d3891057969a8caff8b7"),
+    "modelscope": (latent_unet.LATENT_UNET_MODELSCOPE, 1480, "96489e9168dcdacf71a2ebd2b2ad7109"),
+    "animatediff_v2": (motion_adapter.MOTION_ADAPTER_V2, 567, "9de2f5efd6ccb9bd6beec9b1f2f23f41"),
+    "control_net": (control_net.CONTROL_NET_SD1, 340, "efc17bc123f3f5e29d87b4939e5720f8"),
 }
 
 
-@pytest.mark.parametrize("name", UNETS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.full) if name == "modelscope" else name
+                                  for name in UNETS])
 def test_tensors_of_the_released_unets(name):
     config, count, digest = UNETS[name]
     lines = sorted(f"{tensor}\t{shape}" for tensor, shape in model_kinds.inventory(config).items())

@@ -15,12 +15,13 @@ from vdm_jax.training.metrics import read_records
 from vdm_jax.training.runs import checkpoints_path, load_stage, read_config
 
 MESH = ("--mesh.data", "1", "--mesh.fsdp", "4")  # every parameter, and every batch, over the devices of all processes
+EVALUATED = ("--base.training.evaluation.every", "4", "--base.training.evaluation.clips", "4")
 NAMES = ("step", "loss", "gradient_norm", "learning_rate", "validation_loss")
 
 
 def logged(run):
     """Numbers of every record."""
-    records = read_records(run / "base")
+    records = [record for record in read_records(run / "base") if {"loss", "validation_loss"} & set(record)]
     return [[record[name] for name in NAMES if name in record] for record in records]
 
 
@@ -59,11 +60,15 @@ def check_outputs(work, processes):
 
 
 def test_two_processes_are_one(tmp_path, data, alone):
-    with job.train(tmp_path / "out", tmp_path / "run", data, *MESH, processes=2, devices=2) as work:
+    """Scores of what they made included."""
+    with job.train(tmp_path / "out", tmp_path / "run", data, *MESH, *EVALUATED, processes=2, devices=2) as work:
         assert work.wait() == [0, 0], work.text(0) + work.text(1)
         check_outputs(work, 2)
     check_same(tmp_path / "run", alone)
     stage = tmp_path / "run" / "base"
+    (scored,) = [record for record in read_records(stage) if "evaluation/digits/whole" in record]
+    assert scored["step"] == 4 and scored["evaluation/real/digits/count"] > 0.5
+    assert (stage / "evaluation" / "training_0000004.json").exists() and "4 videos in" in work.text(0)
     assert len(list(stage.glob("events*"))) == 1 and (stage / "samples" / "step_0000004.png").exists()
     checkpoints = Checkpoints(checkpoints_path(tmp_path / "run", "base"))
     assert checkpoints.steps() == [2, 4]

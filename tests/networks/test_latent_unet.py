@@ -139,8 +139,8 @@ def test_gates_are_exact_gelu(filled):
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"x": (2, 3, 4, 4, 5)}, "permitted: 4 channels"), ({"x": (2, 3, 3, 4, 4)}, "multiples of 2"),
-    ({"context": (2, 2, 1, 6)}, "permitted: .B, 1 or frames, tokens, 6"), ({"scalars": None}, "scalars and classes"),
+    ({"x": (2, 3, 4, 4, 5)}, "permitted: 4 channels"), ({"scalars": None}, "scalars and classes"),
+    ({"context": (2, 2, 1, 6)}, "permitted: .B, 1 or frames, tokens, 6"),
     ({"classes": (2,)}, "scalars and classes"),
 ])
 def test_refused_inputs(change, message):

@@ -16,7 +16,7 @@ import pytest
 import rich.console
 
 from vdm_jax.attention.patterns import Full
-from vdm_jax.cascade.options import Sampling, Training
+from vdm_jax.cascade.options import Evaluation, Sampling, Training
 from vdm_jax.cascade.stage import Experiment, Stage, VideoSpec
 from vdm_jax.data.captioned_digits import CaptionedDigits, caption_words
 from vdm_jax.diffusion.process import Process
@@ -81,10 +81,10 @@ def data_dir(tmp_path_factory):
 def train(data_dir):
     """Train into a run directory as the command does; returns what was reported."""
 
-    def train(run, experiment=None, at=lambda step: None):
+    def train(run, experiment=None, at=lambda step: None, evaluation=None):
         experiment = open_run(run, experiment or experiment_of())
         report = Recorder(at)
-        Trainer(experiment, experiment.stages[0], run, report, data_dir).train()
+        Trainer(experiment, experiment.stages[0], run, report, data_dir, evaluation=evaluation).train()
         return report.text
 
     return train
@@ -251,6 +251,45 @@ def test_some_skipped_steps_are_counted_and_left_out_of_the_mean(fake_steps, tra
     train(tmp_path / "run", experiment_of(steps=8, log_every=4, **QUIET))
     records = read_records(tmp_path / "run" / "base")
     assert [(r["step"], r["loss"], r["skipped"]) for r in records] == [(4, 3.5, 2), (8, 6.0, 3)]
+
+
+def evaluated(scores):
+    """What makes an evaluation, of which `scores` says what it finds at a step."""
+    return lambda experiment, stage, folder, mesh, data_dir, autoencoder: lambda params, step, progress: scores(step)
+
+
+def evaluations(run):
+    return [(r["step"], r["evaluation/x"]) for r in read_records(run / "base") if "evaluation/x" in r]
+
+
+def test_a_run_is_evaluated_and_goes_on_where_it_was_stopped(fake_steps, train, tmp_path, monkeypatch):
+    """What cannot be scored is told and costs no run; an evaluation that a stop has cost is made up for."""
+    fake_steps(set())
+    monkeypatch.setattr(loop.SampleSheets, "write", lambda self, params, step: np.zeros((4, 4, 3), np.uint8))
+    settings = {**QUIET, "checkpoint_every": 4}
+
+    def scores(step):
+        if step == 4 and not stopped:
+            stopped.append(step)
+            raise RuntimeError("the power went")
+        if step == 8:
+            raise UserError("no room on the disk")
+        return {"evaluation/x": step / 2, "evaluation/real/x": 5.0}
+
+    stopped = []
+    with pytest.raises(RuntimeError, match="the power went"):
+        train(tmp_path / "run", experiment_of(steps=9, evaluation=Evaluation(every=2), **settings),
+              evaluation=evaluated(scores))
+    assert evaluations(tmp_path / "run") == [(2, 1.0)]
+    text = train(tmp_path / "run", experiment_of(steps=9, evaluation=Evaluation(every=4, metrics=("x",)), **settings),
+                 evaluation=evaluated(scores))  # how to evaluate may change
+    assert "resuming at step 4" in text and evaluations(tmp_path / "run") == [(2, 1.0), (4, 2.0), (9, 4.5)]
+    assert "step 8: no evaluation: no room on the disk" in text and "x 4.5 (real 5)" in text
+
+
+def test_an_evaluation_that_nobody_makes_is_refused(train, tmp_path):
+    with pytest.raises(UserError, match="training.evaluation.every=2 with Trainer.evaluation=None"):
+        train(tmp_path / "run", experiment_of(evaluation=Evaluation(every=2)))
 
 
 @pytest.mark.parametrize(("training", "message"), [

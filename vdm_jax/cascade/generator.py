@@ -22,6 +22,7 @@ from vdm_jax.cascade.sampling import completion_method, sample_keys, sampling_pa
 from vdm_jax.cascade.stage import Experiment, FirstFrame, KeyFrames, Stage, augmentation_of
 from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.conditioning.vocabulary import Vocabulary
+from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.errors import UserError
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.rules import parameter_shardings
@@ -145,7 +146,8 @@ class Generator:
         self, captions: Sequence[str] | str, *, seed: int = 0, first_index: int = 0, steps: int | None = None,
         guidance: float | None = None, split_guidance: bool | None = None, last: str | None = None,
         progress: Progress | None = None, embeddings: Float[np.ndarray, "b l c"] | None = None,
-        text_mask: Bool[np.ndarray, "b l"] | None = None, labels: Sequence[int] | None = None,
+        text_mask: Bool[np.ndarray, "b l"] | None = None, null_embeddings: Float[np.ndarray, "l c"] | None = None,
+        null_mask: Bool[np.ndarray, " l"] | None = None, labels: Sequence[int] | None = None,
         known: Known | None = None, fps: float | None = None, first: str | None = None,
         motion: float | None = None,
     ) -> Generated:
@@ -162,6 +164,8 @@ class Generator:
           progress: called with (stage, videos done, videos in all).
           embeddings: `[B, L, C]`, for stages that read text embeddings instead of words.
           text_mask: `[B, L]`, True at real tokens of `embeddings`; all by default.
+          null_embeddings, null_mask: `[L, C]` and `[L]`, what the encoder makes of the empty text, for guidance of
+            stages that were trained with it (`WithEmbeddings.empty`).
           labels: `[B]`, for stages that take a class; -1 is none.
           known: a part of the first stage's videos that is given; `observations.first_frame_known` for their first
             frames. How it is taken over is the stage's `sampling.completion`.
@@ -175,7 +179,12 @@ class Generator:
             known of another size.
         """
         captions = (captions,) if isinstance(captions, str) else tuple(captions)
-        prompts = Prompts(captions, embeddings, text_mask, labels)
+        data = self.experiment.data
+        if isinstance(data, WithEmbeddings) and data.empty == "encoded" and (embeddings is None) != (
+                null_embeddings is None):
+            raise UserError("null_embeddings=None for stages that were trained with those of the empty text; "
+                            "permitted: beside embeddings, TextEmbeddings(...).empty(length)")
+        prompts = Prompts(captions, embeddings, text_mask, null_embeddings, null_mask, labels)
         stages = self._stages(first, last)
         rates = _frame_rates(stages, fps)
         if motion is not None and not any("motion" in stage.network.scalars for stage in stages):
@@ -211,6 +220,7 @@ class Generator:
         completion: Completion | None = None, seed: int = 0, first_index: int = 0, steps: int | None = None,
         guidance: float | None = None, progress: Progress | None = None,
         embeddings: Float[np.ndarray, "b l c"] | None = None, text_mask: Bool[np.ndarray, "b l"] | None = None,
+        null_embeddings: Float[np.ndarray, "l c"] | None = None, null_mask: Bool[np.ndarray, " l"] | None = None,
         labels: Sequence[int] | None = None, known: Known | None = None, fps: float | None = None,
         low: Float[np.ndarray, "b n h2 w2 3"] | None = None, every: int = 1,
     ) -> Generated:
@@ -221,7 +231,8 @@ class Generator:
           frames: of the videos; the last block is cut.
           overlap: frames that a block knows; half of the stage's frames by default.
           completion: how blocks take over what they know; the stage's own by default.
-          captions, seed, first_index, steps, guidance, progress, embeddings, text_mask, labels, fps: as in a call.
+          captions, seed, first_index, steps, guidance, progress, embeddings, text_mask, null_embeddings, null_mask,
+            labels, fps: as in a call.
           known: of the first block, as in a call.
           low: `[B, N, H2, W2, 3]` in [-1, 1], the whole videos with fewer pixels, for reconstruction guidance: they are
             enlarged and extended at once.
@@ -247,9 +258,10 @@ class Generator:
             known = low_resolution_known(low, every, stage.video.shape, known=known)
         _checked_known(known, stage, len(captions))
         first = self(captions, seed=seed, first_index=first_index, steps=steps, guidance=guidance, progress=progress,
-                     embeddings=embeddings, text_mask=text_mask, labels=labels, last=stage.name, known=known, fps=fps)
+                     embeddings=embeddings, text_mask=text_mask, null_embeddings=null_embeddings, null_mask=null_mask,
+                     labels=labels, last=stage.name, known=known, fps=fps)
         jobs = _Jobs(seed, first_index + np.arange(len(captions)), progress)
-        text = Prompts(captions, embeddings, text_mask, labels).conditioning(stage, fps)
+        text = Prompts(captions, embeddings, text_mask, null_embeddings, null_mask, labels).conditioning(stage, fps)
         video = np.asarray(to_float(first.videos))
         mask = np.zeros((len(captions), size, 1, 1, 1), np.float32)
         mask[:, :overlap] = 1

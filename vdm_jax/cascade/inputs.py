@@ -22,9 +22,10 @@ from vdm_jax.video.arrays import crop as crop_frames
 from vdm_jax.video.arrays import resize, subsample_frames, to_float, upsample_frames
 
 # Of a batch's key, which is otherwise split.
-_OBSERVATION_STREAM, _PART_STREAM, _ENCODING_STREAM, _PICTURE_STREAM = (2**31 - n for n in (3, 5, 6, 7))
+_OBSERVATION_STREAM, _PART_STREAM, _ENCODING_STREAM, _PICTURE_STREAM, _KNOWN_STREAM = (
+    2**31 - n for n in (3, 5, 6, 7, 9))
 # Samplers draw from streams 0, 1, 2, ... of a sample's key and augmentations from the last ones.
-_CROP_STREAM, _PICTURE_NOISE_STREAM = 2**31 - 3, 2**31 - 4
+_CROP_STREAM, _PICTURE_NOISE_STREAM, _KNOWN_NOISE_STREAM = 2**31 - 3, 2**31 - 4, 2**31 - 8
 
 
 def target_video(
@@ -158,6 +159,21 @@ def with_first_frame(
     return conditioning.replace(image=image, scalars={**conditioning.scalars, "noise": noise})
 
 
+def with_noisy_known(
+    conditioning: Conditioning, stage: Stage, keys: Array, step: Float[Array, b]
+) -> Conditioning:
+    """For a network that takes noisy known latents: these at a timestep of its table, with noise from the `keys` `[B]`
+    of the samples, and the timestep, which it is told (He et al. 2022, arXiv 2211.13221, section 3.3); else the
+    same."""
+    if not getattr(stage.network, "known_steps", 0):
+        return conditioning
+    x, mask, schedule = conditioning.observed, conditioning.observed_mask, stage.network.timesteps
+    alpha, sigma = (a[:, None, None, None, None] for a in schedule.alpha_sigma(schedule.logsnr_at(step)))
+    noisy = alpha * x + sigma * noise_from_keys(keys, _KNOWN_NOISE_STREAM, x.shape)
+    return conditioning.replace(observed=jnp.where(mask > 0, noisy, 0),
+                                scalars={**conditioning.scalars, "known_step": step})
+
+
 def part_of_clips(stage: Stage, batch: dict[str, Array], key: Array) -> tuple[Stage, dict[str, Array]]:
     """The stage as it is trained, and the batch with that part of every clip, from a random frame on; clips that have
     just as many frames as they are."""
@@ -187,8 +203,11 @@ def _texts(stage: Stage, batch: dict[str, Array]) -> Conditioning:
     if "tokens" in batch:
         return text_conditioning(joined("tokens", "image_tokens"))
     if "embeddings" in batch:
-        return Conditioning(embeddings=joined("embeddings", "image_embeddings").astype(jnp.float32),
-                            text_mask=joined("text_mask", "image_text_mask"))
+        found = Conditioning(embeddings=joined("embeddings", "image_embeddings").astype(jnp.float32),
+                             text_mask=joined("text_mask", "image_text_mask"))
+        if "null_embeddings" not in batch:
+            return found
+        return found.replace(null_embeddings=batch["null_embeddings"].astype(jnp.float32), null_mask=batch["null_mask"])
     raise UserError(f"stage {stage.name!r} reads text, but the batch has neither tokens nor embeddings")
 
 
@@ -198,11 +217,12 @@ def training_inputs(
     """Target video or its latents, conditioning and number of appended images for one batch of the data pipeline.
 
     `batch` has `video` uint8 `[B,T,H,W,3]` and, where the network reads text, `tokens` `[B,L]` or `embeddings`
-    `[B,L,C]` with `text_mask`; where it takes a class `label` int `[B]`; for joint training also `images`
-    `[B,n,H,W,3]` and `image_tokens` `[B,n,L]` (or `image_embeddings` `[B,n,L,C]` with `image_text_mask`); where clips
-    are padded `frame_valid` bool `[B,T]`; `reference_NAME` `[B,G,M,C]` for each reference the network takes; where
-    frame rates are drawn `frame_rate` `[B]`. With `training.crop`, target and low-resolution video are windows, drawn
-    per sample from the key; both are made from whole frames. `autoencoder` are the weights of a latent stage's.
+    `[B,L,C]` with `text_mask` (and `null_embeddings` with `null_mask`); where it takes a class `label` int `[B]`; for
+    joint training also `images` `[B,n,H,W,3]` and `image_tokens` `[B,n,L]` (or `image_embeddings` `[B,n,L,C]` with
+    `image_text_mask`); where clips are padded `frame_valid` bool `[B,T]`; `reference_NAME` `[B,G,M,C]` for each
+    reference the network takes; where frame rates are drawn `frame_rate` `[B]`. With `training.crop`, target and
+    low-resolution video are windows, drawn per sample from the key; both are made from whole frames. `autoencoder` are
+    the weights of a latent stage's.
     """
     stage, batch = part_of_clips(stage, batch, key)
     x = target_video(batch["video"], stage.video, stage.training.key_frames)
@@ -228,6 +248,9 @@ def training_inputs(
         draws = jax.random.split(jax.random.fold_in(key, _OBSERVATION_STREAM), len(x))
         known = draw_known(stage.training.observations, clips, draws, valid)
         conditioning = with_observed(conditioning, clips.shape, known, images)
+        if steps := getattr(stage.network, "known_steps", 0):
+            step = jax.random.randint(jax.random.fold_in(key, _KNOWN_STREAM), (len(x),), 0, steps)
+            conditioning = with_noisy_known(conditioning, stage, keys, step.astype(jnp.float32))
     if images and valid is not None:
         valid = jnp.pad(valid, ((0, 0), (0, images)), constant_values=True)
     conditioning = conditioning.replace(frame_valid=valid)

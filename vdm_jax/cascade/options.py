@@ -176,6 +176,9 @@ class Sampling:
     sampler: Sampler = DDIM()
     steps: int = 50
     guidance: float = 0.0  # w of (1 + w) conditional - w unconditional
+    # What the unconditional estimate lacks: captions, class and picture, or what is known of the video (context
+    # guidance: Blattmann et al. 2023, arXiv 2304.08818, section 3.2; He et al. 2022, arXiv 2211.13221)
+    guided_by: Literal["prompt", "known"] = "prompt"
     # w of the last frame, where it changes linearly from that of the first (Stable Video Diffusion, arXiv 2311.15127);
     # None: all frames have the same
     last_frame_guidance: float | None = None

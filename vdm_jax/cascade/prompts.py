@@ -24,6 +24,8 @@ class Prompts:
     captions: tuple[str, ...]
     embeddings: Float[np.ndarray, "b l c"] | None = None  # of the captions, for stages that read those
     text_mask: Bool[np.ndarray, "b l"] | None = None  # True at real tokens of `embeddings`; None: all are
+    null_embeddings: Float[np.ndarray, "l c"] | None = None  # of the empty text, where stages were trained with it
+    null_mask: Bool[np.ndarray, " l"] | None = None
     labels: Sequence[int] | None = None  # `[B]`, for stages that take a class; -1 is none
 
     def __post_init__(self):
@@ -66,5 +68,14 @@ class Prompts:
         if mask.shape != shape[:2]:
             raise UserError(f"text_mask of shape {list(mask.shape)} given for stage {stage.name!r}; permitted: "
                             f"{list(shape[:2])}")
-        return Conditioning(embeddings=jnp.asarray(self.embeddings, jnp.float32)[:, None],
-                            text_mask=jnp.asarray(mask)[:, None])
+        found = Conditioning(embeddings=jnp.asarray(self.embeddings, jnp.float32)[:, None],
+                             text_mask=jnp.asarray(mask)[:, None])
+        if self.null_embeddings is None:
+            return found
+        null = np.shape(self.null_embeddings)
+        if null != shape[1:]:
+            raise UserError(f"null_embeddings of shape {list(null)} given for stage {stage.name!r}; permitted: "
+                            f"{list(shape[1:])}, as long as the captions'")
+        told = np.ones(null[:1], bool) if self.null_mask is None else np.asarray(self.null_mask, bool)
+        every = {"null_embeddings": np.asarray(self.null_embeddings, np.float32), "null_mask": told}
+        return found.replace(**{name: jnp.repeat(jnp.asarray(a)[None], shape[0], 0) for name, a in every.items()})

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
-from vdm_jax.cascade.inputs import constant_scalars, with_first_frame, with_low_resolution
+from vdm_jax.cascade.inputs import constant_scalars, with_first_frame, with_low_resolution, with_noisy_known
 from vdm_jax.cascade.latent import decode, encode_known
 from vdm_jax.cascade.observations import Known, key_frames_known, with_observed
 from vdm_jax.cascade.options import DynamicThreshold, Sampling, StaticThreshold
@@ -39,7 +39,7 @@ def sample_keys(seed: int, indices: Int[Array, b], stage: int) -> PRNGKeyArray:
 
 def is_guided(stage: Stage, sampling: Sampling) -> bool:
     """Whether every step needs an estimate without the caption (or the class) too."""
-    return sampling.guided and stage.network.prompted
+    return sampling.guided and (stage.network.observed if sampling.guided_by == "known" else stage.network.prompted)
 
 
 def sampling_parts(stage: Stage, sampling: Sampling, mesh: Mesh) -> int:
@@ -87,7 +87,9 @@ def stage_denoiser(
                 stacked = jax.tree.map(lambda x: spread(x, "batch", dim=0), stacked)
             return denoise_with(*stacked)
 
-        both = batched(denoise_halves, [conditioning, conditioning.without_text()])
+        by_known = sampling.guided_by == "known"
+        lacking = conditioning.without_known() if by_known else conditioning.without_text()
+        both = batched(denoise_halves, [conditioning, lacking])
         weight, swing = sampling.guidance, sampling.oscillation
         if swing is not None:
             weight = oscillating(weight, swing.low, jnp.asarray(levels), swing.constant_steps)
@@ -141,6 +143,8 @@ def stage_conditioning(
         conditioning = with_first_frame(conditioning, low, stage, keys, noise, autoencoder)
     if stage.network.observed:
         conditioning = with_observed(conditioning, (batch, *stage.shape), known)
+        step = jnp.full((batch,), getattr(stage.network, "known_step", 0), jnp.float32)
+        conditioning = with_noisy_known(conditioning, stage, keys, step)
     return conditioning, known
 
 

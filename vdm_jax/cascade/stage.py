@@ -156,9 +156,12 @@ class Stage:
         if self.sampling.completion.method == "network" and not self.network.observed:
             raise UserError(f"Stage {self.name!r}: sampling.completion.method='network' with network.observed=False; "
                             "permitted: 'reconstruction', 'replacement', None")
-        if self.sampling.guided and not self.network.prompted:
-            raise UserError(f"Stage {self.name!r}: sampling.guidance={self.sampling.guidance} but network.text=None; "
-                            "permitted: 0 for a network without text or classes")
+        if self.sampling.guided and not (
+                self.network.observed if self.sampling.guided_by == "known" else self.network.prompted):
+            raise UserError(f"Stage {self.name!r}: sampling.guidance={self.sampling.guidance} by "
+                            f"{self.sampling.guided_by!r} but network.text=None, network.observed="
+                            f"{self.network.observed}; permitted: 0 for a network without text or classes, 'known' for "
+                            "one that takes what is known")
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -229,7 +232,7 @@ def check_space(stage: Stage) -> None:
                         "permitted: FirstFrame exactly with a LatentNetwork that takes it, in latents")
     if isinstance(network, LatentNetwork):
         low = (3 if latent is None or latent.low_resolution == "pixels" else channels) * network.low_resolution
-        wanted = channels + low + channels * network.first_frame
+        wanted = channels + low + channels * network.first_frame + (network.known == "in_place")
         if network.unet.in_channels != wanted:
             raise UserError(f"{where}: network.unet.in_channels={network.unet.in_channels}; permitted: {wanted}, for "
                             "the noisy latents and what is joined to them")

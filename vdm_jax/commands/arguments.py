@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from vdm_jax.cascade.stage import Experiment
+from vdm_jax.cascade.autoencoding import AnyExperiment
 from vdm_jax.errors import UserError
 
 T = TypeVar("T")
@@ -35,7 +35,7 @@ def parse_with_rest(kind: type[T], arguments: Sequence[str], program: str) -> tu
         return tyro.cli(kind, args=list(arguments), prog=program, description=kind.__doc__, return_unknown_args=True)
 
 
-def override(experiment: Experiment, arguments: Sequence[str], program: str) -> Experiment:
+def override(experiment: AnyExperiment, arguments: Sequence[str], program: str) -> AnyExperiment:
     """The experiment with typed overrides: `--STAGE.FIELD value`, `--data.FIELD value`, `--mesh.FIELD value`,
     `--seed`, `--validation-split`.
 

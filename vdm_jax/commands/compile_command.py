@@ -14,7 +14,7 @@ import tyro
 
 from vdm_jax.cascade.stage import Experiment
 from vdm_jax.commands.arguments import override, parse_with_rest
-from vdm_jax.commands.configs import load_config
+from vdm_jax.commands.configs import load_cascade
 from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.errors import UserError
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
         parse_with_rest(Compile, ["--help"], program)
     options, rest = parse_with_rest(Compile, arguments, program)
     _check(options)
-    experiment = with_known_words(override(load_config(options.config), rest, f"{program} {options.config}"))
+    experiment = with_known_words(override(load_cascade(options.config), rest, f"{program} {options.config}"))
     from vdm_jax.planning.advice import capacity_of
     from vdm_jax.planning.cache import Reports, default_folder, devices_of
 

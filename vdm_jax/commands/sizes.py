@@ -7,7 +7,7 @@ import json
 
 import jax
 
-from vdm_jax.cascade.stage import Stage
+from vdm_jax.cascade.autoencoding import AnyStage, AutoencoderStage
 from vdm_jax.commands.configs import config_folder, config_names, load_config
 from vdm_jax.configuration import digest
 from vdm_jax.training.state import initial_params
@@ -16,12 +16,12 @@ from vdm_jax.video.writing import atomic_path
 SIZES = "sizes.json"  # beside the shipped configs, whose networks take a minute to count
 
 
-def parameter_count(stage: Stage) -> int:
+def parameter_count(stage: AnyStage) -> int:
     """Parameters of a stage's network: looked up for shipped configs, else counted."""
     return _known().get(_key(stage)) or counted(stage)
 
 
-def counted(stage: Stage) -> int:
+def counted(stage: AnyStage) -> int:
     """Parameters of a stage's network by `jax.eval_shape`; seconds for a large one."""
     shapes = jax.eval_shape(lambda key: initial_params(stage, key), jax.random.key(0))
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
@@ -36,8 +36,8 @@ def write_sizes() -> None:
     _known.cache_clear()
 
 
-def _key(stage: Stage) -> str:
-    if stage.latent is None:
+def _key(stage: AnyStage) -> str:
+    if isinstance(stage, AutoencoderStage) or stage.latent is None:
         return digest((stage.network, stage.video))
     return digest((stage.network, stage.video, stage.latent.autoencoder, stage.latent.low_resolution))
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from vdm_jax.cascade.stage import Experiment
+from vdm_jax.cascade.autoencoding import AnyExperiment, AutoencoderExperiment
 from vdm_jax.commands.arguments import override, parse_with_rest
 from vdm_jax.commands.configs import load_config
 from vdm_jax.data.opening import caption_words, open_source
@@ -19,7 +19,8 @@ from vdm_jax.networks.config import WordEncoder
 from vdm_jax.parallel.processes import first, start_processes, together
 from vdm_jax.training.autoencoders import resolved
 from vdm_jax.training.manifest import Damaged
-from vdm_jax.training.runs import await_run, find_run, open_run, read_config
+from vdm_jax.training.report import Report
+from vdm_jax.training.runs import await_run, find_run, open_run, read_cascade
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,9 @@ class Train:
     Several hosts train together when the same command is started on each: a TPU slice, SLURM, Open MPI and Kubernetes
     are recognised, elsewhere --coordinator, --processes and --process-id say it. The run directory must be shared.
     SIGTERM or Ctrl-C in any process saves in all of them and ends with exit code 130; the same command resumes.
+
+    A config of an autoencoder ends with RUN/STAGE/autoencoder.safetensors, which latent stages take, and
+    RUN/STAGE/reconstruction.json (PSNR, SSIM and, where its weights are, LPIPS on validation clips).
 
     Examples:
       vdm-jax train captioned_digits
@@ -75,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def train(experiment: Experiment, stages: Sequence[str], run: Path, data_dir: Path | None, *, quiet: bool,
+def train(experiment: AnyExperiment, stages: Sequence[str], run: Path, data_dir: Path | None, *, quiet: bool,
           damaged: Damaged = "refuse", started: str | None = None, xla_flags: str | None = None) -> None:
     """Train the named stages into `run`, with progress on the terminal of process 0.
 
@@ -85,8 +89,8 @@ def train(experiment: Experiment, stages: Sequence[str], run: Path, data_dir: Pa
     import rich.console
 
     from vdm_jax.evaluation.in_training import StageEvaluation
+    from vdm_jax.training.autoencoder_loop import AutoencoderTrainer
     from vdm_jax.training.loop import Interrupted, Trainer
-    from vdm_jax.training.report import Report
 
     if xla_flags is not None and jax.default_backend() != "tpu":
         raise UserError(f"--xla-flags={xla_flags} is for TPUs and this machine computes on {jax.default_backend()}; "
@@ -104,8 +108,12 @@ def train(experiment: Experiment, stages: Sequence[str], run: Path, data_dir: Pa
     together(lambda: await_run(run, experiment))
     try:
         for name in stages:
-            Trainer(experiment, experiment.stage(name), run, report, data_dir, damaged=damaged,
-                    evaluation=StageEvaluation).train()
+            stage = experiment.stage(name)
+            if isinstance(experiment, AutoencoderExperiment):
+                AutoencoderTrainer(experiment, stage, run, report, data_dir, damaged=damaged).train()
+                finish(experiment, name, run, data_dir, report)
+            else:
+                Trainer(experiment, stage, run, report, data_dir, damaged=damaged, evaluation=StageEvaluation).train()
     except Interrupted as stop:
         raise KeyboardInterrupt(f"{stop}; the same command resumes") from None
     report.note(f"run directory: {run}")
@@ -113,7 +121,18 @@ def train(experiment: Experiment, stages: Sequence[str], run: Path, data_dir: Pa
         logging.getLogger("vdm_jax").debug("trained %s", stages)
 
 
-def check_evaluation(experiment: Experiment, stages: Sequence[str]) -> None:
+def finish(experiment: AutoencoderExperiment, name: str, run: Path, data_dir: Path | None, report: Report) -> None:
+    """Measure a trained autoencoder and write the file that latent stages take."""
+    from vdm_jax.evaluation.reconstruction import finish_autoencoder
+    from vdm_jax.training.autoencoders import FILE
+
+    found = finish_autoencoder(run, experiment, experiment.stage(name), data_dir)
+    scores = ", ".join(f"{score} {value:.4g}" for score, value in found.scores.items())
+    report.note(f"stage {name}: {scores} on {found.clips} clips; latents have scale {found.scale:.5g} and shift "
+                f"{found.shift:.5g}; {run / name / FILE}")
+
+
+def check_evaluation(experiment: AnyExperiment, stages: Sequence[str]) -> None:
     """Look for what the evaluations of all stages need, so that none is missed after days of training."""
     from vdm_jax.evaluation.in_training import metrics_of
 
@@ -122,20 +141,22 @@ def check_evaluation(experiment: Experiment, stages: Sequence[str]) -> None:
             metrics_of(experiment, experiment.stage(name))
 
 
-def check_data(experiment: Experiment, run: Path, data_dir: Path | None) -> None:
+def check_data(experiment: AnyExperiment, run: Path, data_dir: Path | None) -> None:
     """Open the data of a run that is not there yet, so that what is missing is said before a directory belongs to this
     config, which says where the data lies."""
     if not (run / "config.json").exists():
         open_source(experiment.data, "train", data_dir)
 
 
-def resolve(experiment: Experiment, run: Path, data_dir: Path | None) -> Experiment:
+def resolve(experiment: AnyExperiment, run: Path, data_dir: Path | None) -> AnyExperiment:
     """Fill in what depends on data and files: the vocabulary of word encoders that name no words, and what the weights
     of autoencoders decide.
 
     A run that exists keeps the words and the hashes it was made with.
     """
-    stored = read_config(find_run(run)) if (run / "config.json").exists() else None
+    if isinstance(experiment, AutoencoderExperiment):
+        return experiment
+    stored = read_cascade(find_run(run)) if (run / "config.json").exists() else None
     experiment = resolved(with_hashes(experiment, stored) if stored else experiment)
     if not any(isinstance(s.network.text, WordEncoder) and not s.network.text.words for s in experiment.stages):
         return experiment

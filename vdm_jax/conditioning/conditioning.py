@@ -19,6 +19,8 @@ class Conditioning:
     tokens: Int[Array, "b g l"] | None = None  # word ids
     embeddings: Float[Array, "b g l c"] | None = None  # instead of ids: embeddings made beforehand
     text_mask: Bool[Array, "b g l"] | None = None  # True at real tokens; a row without any is the null caption
+    null_embeddings: Float[Array, "b l c"] | None = None  # the null caption, where it is not a row without any
+    null_mask: Bool[Array, "b l"] | None = None  # True at real tokens of that
     labels: Int[Array, b] | None = None  # class numbers; -1 is the null class
     low_resolution: Float[Array, "b t h w c"] | None = None  # already at the size of the video, in [-1, 1]
     augmentation: Float[Array, b] | None = None  # log-SNR of the noise added to low_resolution
@@ -35,14 +37,26 @@ class Conditioning:
     def without_text(self, where: Bool[Array, b] | None = None) -> Conditioning:
         """The same with the null caption, the null class and no picture, for all samples or for those where `where` is
         True."""
-        text_mask, labels, image = self.text_mask, self.labels, self.image
-        if text_mask is not None:
+        text_mask, labels, image, embeddings = self.text_mask, self.labels, self.image, self.embeddings
+        if text_mask is labels is image is None:
+            return self
+        if self.null_embeddings is not None:
+            gone = True if where is None else where[:, None, None]
+            embeddings = jnp.where(jnp.expand_dims(gone, -1), self.null_embeddings[:, None], embeddings)
+            text_mask = jnp.where(gone, self.null_mask[:, None], text_mask)
+        elif text_mask is not None:
             text_mask = text_mask & (False if where is None else ~where[:, None, None])
         if labels is not None:
             labels = jnp.where(True if where is None else where, -1, labels)
         if image is not None:
             image = jnp.where(True if where is None else where[:, None, None, None, None], 0, image)
-        return self.replace(text_mask=text_mask, labels=labels, image=image)
+        return self.replace(text_mask=text_mask, labels=labels, image=image, embeddings=embeddings)
+
+    def without_known(self) -> Conditioning:
+        """The same with nothing known of the video."""
+        known = {name: None if (a := getattr(self, name)) is None else jnp.zeros_like(a)
+                 for name in ("observed", "observed_mask")}
+        return self.replace(**known)
 
     def window(self, start: Int[Array, ""], length: int, frames: int) -> Conditioning:
         """The same for `length` frames from `start` on, which may be traced, of a video of `frames`: what belongs to

@@ -52,7 +52,9 @@ class Tokenizer:
       length: tokens of a text at most, those around it included.
     """
 
-    def __init__(self, split: Callable[[str], Pieces], *, start: int | None, end: int | None, padding: int, length: int):
+    def __init__(
+        self, split: Callable[[str], Pieces], *, start: int | None, end: int | None, padding: int, length: int
+    ):
         self.split, self.padding, self.length = split, padding, length
         self.start, self.end = ([] if token is None else [token] for token in (start, end))
         self.room = length - len(self.start) - len(self.end)

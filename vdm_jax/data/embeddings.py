@@ -12,8 +12,9 @@ A set of embeddings is a folder, which appears whole, by renaming, or not at all
     places.npy       int64 [texts, 2]: first row and number of rows (tokens) of each
     metadata.json    version, width, rows, texts, longest, about
 
-Files are mapped into memory, so a set may be larger than it and is opened at once. The empty caption is never kept: it
-stands for no text, for which a network learns a vector of its own.
+Files are mapped into memory, so a set may be larger than it and is opened at once. The empty caption stands for no
+text, for which a network learns a vector of its own; or, where it was trained with what the encoder makes of the empty
+text (Stable Diffusion and its kin), for that: `empty` of a set, and `WithEmbeddings(empty="encoded")` to read it.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Float16, UInt64
@@ -54,7 +56,8 @@ log = logging.getLogger(__name__)
 
 
 def write_embeddings(
-    path: str | Path, captions: Iterable[str], arrays: Iterable[Float[np.ndarray, "L C"]], about: str = ""
+    path: str | Path, captions: Iterable[str], arrays: Iterable[Float[np.ndarray, "L C"]], about: str = "",
+    empty: Float[np.ndarray, "L C"] | None = None,
 ) -> Path:
     """Writes the embeddings of some captions as a set; returns its folder.
 
@@ -63,6 +66,7 @@ def write_embeddings(
       captions: each with an array at the same place of `arrays`. Repeated and empty ones are passed over.
       arrays: `[L, C]`, one vector per token, stored as float16; L as it comes, C always the same.
       about: which encoder made them, for whoever finds the set.
+      empty: what that encoder makes of the empty text; None: not known.
 
     Raises:
       UserError: the folder exists; there are more captions than arrays, or the other way round; an array is of another
@@ -76,21 +80,24 @@ def write_embeddings(
     shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
     partial.mkdir()
     try:
-        _write(partial, captions, arrays, about)
+        _write(partial, captions, arrays, about, empty)
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target
 
 
-def _write(folder: Path, captions: Iterable[str], arrays: Iterable[np.ndarray], about: str) -> None:
+def _write(
+    folder: Path, captions: Iterable[str], arrays: Iterable[np.ndarray], about: str, empty: np.ndarray | None
+) -> None:
     places: dict[int, tuple[int, int]] = {}
     width, rows = None, 0
     with open(folder / ROWS, "wb") as file:
         try:
-            for caption, array in zip(captions, arrays, strict=True):
+            of_texts = ((caption, array) for caption, array in zip(captions, arrays, strict=True) if caption)
+            for caption, array in itertools.chain(of_texts, [] if empty is None else [("", empty)]):
                 key = _key(caption)
-                if not caption or key in places:
+                if key in places:
                     continue
                 vectors = _checked(caption, array, width)
                 file.write(vectors.tobytes())
@@ -164,14 +171,25 @@ class TextEmbeddings:
     def look_up(self, caption: str, length: int) -> tuple[Float16[np.ndarray, "L C"], Bool[np.ndarray, " L"]]:
         """Vectors of a caption, cut or padded with zeros to `length` tokens, and which of them are real: none of the
         empty caption. Raises `UserError` for a caption that the set does not have."""
+        if not caption:
+            return np.zeros((length, self.width), np.float16), np.zeros(length, bool)
+        return self._cut(caption, length)
+
+    def empty(self, length: int) -> tuple[Float16[np.ndarray, "L C"], Bool[np.ndarray, " L"]]:
+        """What the encoder makes of the empty text, likewise. Raises `UserError` for a set that does not know it."""
+        if (self._find(np.array([_key("")], np.uint64)) < 0).any():
+            raise UserError(f"{self.path} does not say what its encoder makes of the empty text; permitted: a set "
+                            "written by `vdm-jax embed`, or with empty=... of write_embeddings")
+        return self._cut("", length)
+
+    def _cut(self, text: str, length: int) -> tuple[np.ndarray, np.ndarray]:
         vectors, mask = np.zeros((length, self.width), np.float16), np.zeros(length, bool)
-        if caption:
-            place = self._find(np.array([_key(caption)], np.uint64))[0]
-            if place < 0:
-                raise self._lacks([caption])
-            start, count = self._table[1][place]
-            count = min(int(count), length)
-            vectors[:count], mask[:count] = self._rows[start : start + count], True
+        place = self._find(np.array([_key(text)], np.uint64))[0]
+        if place < 0:
+            raise self._lacks([text])
+        start, count = self._table[1][place]
+        count = min(int(count), length)
+        vectors[:count], mask[:count] = self._rows[start : start + count], True
         return vectors, mask
 
     def batch(
@@ -220,13 +238,19 @@ class WithEmbeddings:
     data: Clips
     path: str  # folder made by write_embeddings, with all captions of the data
     length: int = 64  # tokens; shorter texts are padded, longer ones cut, with a warning
+    # What a missing or dropped caption is: no vectors, for networks that learn what stands for none; or what the
+    # encoder makes of the empty text, with which networks of the Stable Diffusion family were trained
+    empty: Literal["none", "encoded"] = "none"
 
     def __post_init__(self):
         require_at_least(self, length=1)
+        if self.empty not in ("none", "encoded"):
+            raise UserError(f"WithEmbeddings.empty={self.empty!r} is not valid; permitted: 'none', 'encoded'")
 
 
 class WithEmbeddingsSource:
-    """The clips of a source with `embeddings` float16 [L, C] and `text_mask` bool [L] of their captions.
+    """The clips of a source with `embeddings` float16 [L, C] and `text_mask` bool [L] of their captions, and, where the
+    empty text is encoded, `null_embeddings` and `null_mask` of it.
 
     Raises:
       UserError: the set of embeddings is missing or damaged, or lacks a caption of the source.
@@ -235,6 +259,7 @@ class WithEmbeddingsSource:
     def __init__(self, spec: WithEmbeddings, source: RandomAccessSource):
         self.spec, self.source, self.texts = spec, source, TextEmbeddings(spec.path)
         self.texts.check(source.captions())
+        self._empty = self.texts.empty(spec.length) if spec.empty == "encoded" else None
         if self.texts.longest > spec.length:
             log.warning("%s has texts of up to %d tokens; only the first %d are read (WithEmbeddings.length)",
                         spec.path, self.texts.longest, spec.length)
@@ -265,8 +290,10 @@ class WithEmbeddingsSource:
         return getattr(self.source, "skipped", {})
 
     def _joined(self, clip: dict[str, Any]) -> dict[str, Any]:
-        embeddings, mask = self.texts.look_up(clip["caption"], self.spec.length)
-        return clip | {"embeddings": embeddings, "text_mask": mask}
+        caption, empty = clip["caption"], self._empty
+        found = self.texts.look_up(caption, self.spec.length) if caption or empty is None else empty
+        null = {} if empty is None else {"null_embeddings": empty[0], "null_mask": empty[1]}
+        return clip | {"embeddings": found[0], "text_mask": found[1]} | null
 
 
 def check_embeddings(source: RandomAccessSource, width: int, stage: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
@@ -12,16 +13,21 @@ COLOURS = ("#1f6fb4", "#d1495b", "#2e8b57", "#8a5fbf", "#c77d18", "#3aa6a6", "#7
 _WIDTH, _HEIGHT = 460, 250  # of the picture, pixels
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 12, 26, 34  # margins, pixels
 _POINTS = 300  # most points of a line; more are averaged in groups
+_WHOLE, _DASHED = 'stroke-width="1.6"', 'stroke-width="1.2" stroke-dasharray="5 4"'
+_MARKED = 40  # most points that are marked
 
 
-def chart(title: str, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], colours: Mapping[str, str]) -> str:
-    """One picture: a line of (x, y) for each name. Values that are not finite are left out; the y axis is logarithmic
-    where all values are above 0 and span more than a factor of 20."""
-    points = {name: _thinned(np.asarray(x, float), np.asarray(y, float)) for name, (x, y) in lines.items()}
-    points = {name: (x, y) for name, (x, y) in points.items() if len(x)}
+Lines = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # by name: x and y
+
+
+def chart(title: str, lines: Lines, colours: Mapping[str, str], dashed: Lines = MappingProxyType({})) -> str:
+    """One picture: a line of (x, y) for each name, with its points where they are few, and dashed ones of the same
+    names, for what the lines should come to. Values that are not finite are left out; the y axis is logarithmic where
+    all values are above 0 and span more than a factor of 20."""
+    points, aims = _kept(lines), _kept(dashed)
     if not points:
         return ""
-    xs, ys = (np.concatenate([pair[i] for pair in points.values()]) for i in (0, 1))
+    xs, ys = (np.concatenate([pair[i] for pair in (*points.values(), *aims.values())]) for i in (0, 1))
     logarithmic = ys.min() > 0 and ys.max() > 20 * ys.min()
     scale = np.log10 if logarithmic else np.asarray
     across, up = _axis(xs.min(), xs.max(), _LEFT, _WIDTH - _RIGHT), _axis(
@@ -34,12 +40,31 @@ def chart(title: str, lines: Mapping[str, tuple[Sequence[float], Sequence[float]
                      f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{shown:.3g}</text>')
     for value in _ticks(float(xs.min()), float(xs.max())):
         parts.append(f'<text x="{across(value):.1f}" y="{_HEIGHT - 12}" text-anchor="middle">{value:g}</text>')
-    for name, (x, y) in points.items():
-        places = " ".join(f"{across(a):.1f},{up(b):.1f}" for a, b in zip(x, scale(y), strict=True))
-        mark = f'<circle cx="{across(x[0]):.1f}" cy="{up(scale(y[0])):.1f}" r="3" fill="{colours[name]}"/>'
-        line = f'<polyline points="{places}" fill="none" stroke="{colours[name]}" stroke-width="1.6"/>'
-        parts.append(f"<g><title>{html.escape(name)}</title>{line if len(x) > 1 else mark}</g>")
+
+    def places(x: np.ndarray, y: np.ndarray) -> list[str]:
+        return [f"{across(a):.1f},{up(b):.1f}" for a, b in zip(x, scale(y), strict=True)]
+
+    for name, (x, y) in aims.items():
+        level = (np.array([xs.min(), xs.max()]), y[[0, 0]]) if len(x) == 1 else (x, y)
+        parts.append(_line(f"{name}, real clips", places(*level), colours[name], _DASHED))
+    parts += [_line(name, places(*pair), colours[name], _WHOLE) for name, pair in points.items()]
     return "".join([*parts, "</svg>"])
+
+
+def _line(title: str, places: Sequence[str], colour: str, style: str) -> str:
+    """Points "x,y", joined; whole lines of few points have them marked."""
+    marks = ""
+    if style == _WHOLE and len(places) <= _MARKED:
+        pairs = (place.split(",") for place in places)
+        marks = "".join(f'<circle cx="{x}" cy="{y}" r="2.6" fill="{colour}"/>' for x, y in pairs)
+    line = f'<polyline points="{" ".join(places)}" fill="none" stroke="{colour}" {style}/>' if len(places) > 1 else ""
+    return f"<g><title>{html.escape(title)}</title>{line}{marks}</g>"
+
+
+def _kept(lines: Lines) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The lines that have finite points, thinned."""
+    found = {name: _thinned(np.asarray(x, float), np.asarray(y, float)) for name, (x, y) in lines.items()}
+    return {name: (x, y) for name, (x, y) in found.items() if len(x)}
 
 
 def _axis(low: float, high: float, start: float, end: float):

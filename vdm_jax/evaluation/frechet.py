@@ -8,11 +8,11 @@ precision shows in the matrix square root.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from vdm_jax.errors import UserError
 
@@ -36,6 +36,14 @@ class Moments:
         mean = features.mean(0)
         centred = features - mean
         return cls(len(features), mean, centred.T @ centred)
+
+    @classmethod
+    def weighted(cls, features: Float[np.ndarray, "n d"], counts: Int[np.ndarray, " n"]) -> Moments:
+        """The moments of features that stand there `counts` times each."""
+        features, total = checked(features), int(counts.sum())
+        mean = counts @ features / total
+        centred = features - mean
+        return cls(total, mean, (centred * counts[:, None]).T @ centred)
 
     def __add__(self, other: Moments) -> Moments:
         if self.mean.shape != other.mean.shape:
@@ -138,3 +146,31 @@ def bootstrap(
         values.append(distance(real[rows], generated[columns]))
     centre, spread = distance(real, generated), 1.96 * float(np.std(values, ddof=1))
     return Interval(low=centre - spread, high=centre + spread, level=0.95, resamples=resamples)
+
+
+def frechet_interval(
+    real: Sequence[Float[np.ndarray, "n v d"]], generated: Sequence[Float[np.ndarray, "m v d"]], value: float,
+    divisor: Divisor = "n-1", *, videos: tuple[int, int] | None = None, resamples: int = 100, seed: int = 0,
+) -> Interval:
+    """The same for `value`, the Frechet distance averaged over places in the videos (one, unless each block or frame is
+    compared for itself). Features are one array for each place; videos are what is resampled, at all places alike.
+
+    `videos` are the numbers of real and of generated ones where only a draw of them is at hand: as many are then
+    resampled from the draw, so that the interval is that of all.
+    """
+    if resamples < 2:
+        raise UserError(f"resamples={resamples} is not valid; permitted: 2 or more")
+    rng, sides, values = np.random.default_rng(seed), (real, generated), []
+    videos = (len(real[0]), len(generated[0])) if videos is None else videos
+    for _ in range(resamples):
+        counts = [np.bincount(rng.integers(len(side[0]), size=count), minlength=len(side[0]))
+                  for side, count in zip(sides, videos, strict=True)]
+        moments = ([_resampled(place, count) for place in side] for side, count in zip(sides, counts, strict=True))
+        values.append(np.mean([frechet_distance(*pair, divisor) for pair in zip(*moments, strict=True)]))
+    spread = 1.96 * float(np.std(values, ddof=1))
+    return Interval(low=value - spread, high=value + spread, level=0.95, resamples=resamples)
+
+
+def _resampled(features: Float[np.ndarray, "n v d"], counts: Int[np.ndarray, " n"]) -> Moments:
+    chosen = features[counts > 0]
+    return Moments.weighted(chosen.reshape(-1, chosen.shape[2]), counts[counts > 0].repeat(chosen.shape[1]))

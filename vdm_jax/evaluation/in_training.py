@@ -67,6 +67,8 @@ def metrics_of(experiment: Experiment, stage: Stage) -> tuple[str, ...]:
     if DIGITS in asked and not on_digits:
         raise UserError(f"{where} has 'digits' for {type(experiment.data).__name__}; permitted: it for CaptionedDigits "
                         "alone")
+    if DIGITS in asked and video.height != video.width:
+        raise UserError(f"{where} has 'digits' for videos of {video}; permitted: it for square ones")
     paired = [name for name in asked if name in MEASURES and MEASURES[name].paired]
     if paired and stage.source is None:
         raise UserError(f"{where} has {paired[0]!r}, which compares a video with the clip that it is made from; "

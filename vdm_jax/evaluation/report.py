@@ -4,24 +4,31 @@ opens from disk: pictures and videos are inside it, there are no scripts, and it
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import html
-import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vdm_jax.cascade.stage import Experiment
+import numpy as np
+
+from vdm_jax.cascade.autoencoding import AnyExperiment
 from vdm_jax.configuration import to_data, to_json
 from vdm_jax.errors import UserError
+from vdm_jax.evaluation.checkpoints import FOLDER, read_metrics, read_record
 from vdm_jax.evaluation.curves import COLOURS, chart
-from vdm_jax.evaluation.scores import Score, require_comparable
-from vdm_jax.training.metrics import FILENAME, read_metrics
+from vdm_jax.evaluation.reconstruction import RECORD
+from vdm_jax.evaluation.report_html import TYPES, embedded, folded, key, short, table
+from vdm_jax.evaluation.report_scores import digits_table, reconstruction_table, score_tables, step_tables
+from vdm_jax.evaluation.run_metrics import RunMetrics
+from vdm_jax.training.metrics import EVALUATION, FILENAME
+from vdm_jax.training.metrics import read_metrics as read_columns
 from vdm_jax.training.runs import differences, read_config
 
-LARGEST = 12 * 2**20  # bytes of a picture or video that is put into the page
-_TYPES = {".png": "image/png", ".gif": "image/gif", ".mp4": "video/mp4"}
+_LEFT_OUT = ("step", "time", "seconds_remaining")  # of the curves
+MOST_SHEETS = 12  # steps of a stage whose sheets and films are in the page, the newest among them
+_REAL = f"{EVALUATION}real/"
 _POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c2430; background: #fff; margin: 2rem auto; max-width: 1060px;
@@ -38,6 +45,8 @@ img, video { max-width: 100%; image-rendering: pixelated } pre { background: #f4
 .key { display: inline-block; width: .8em; height: .8em; margin-right: .4em } .note { color: #9a3412 }
 """
 
+ByStep = Mapping[str, Mapping[int, RunMetrics]]  # stage -> step -> scores
+
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
@@ -45,30 +54,31 @@ class RunRecord:
 
     name: str
     folder: Path
-    experiment: Experiment
+    experiment: AnyExperiment
     curves: Mapping[str, Mapping[str, Any]]  # stage -> columns of its metrics
-    samples: Mapping[str, tuple[Path, ...]]  # stage -> newest sheet and film
+    samples: Mapping[str, Mapping[int, tuple[Path, ...]]]  # stage -> step -> sheet and film
     pictures: tuple[Path, ...]  # made of the whole cascade
-    scores: tuple[Score, ...]  # of metrics.json
-    real: tuple[Score, ...]
+    metrics: RunMetrics  # of metrics.json
+    training: ByStep  # scores taken while the stage was trained
+    checkpoints: ByStep  # scores of kept checkpoints, taken afterwards
     digits: Mapping[str, Mapping[str, float]]  # rows of evaluation.json
+    reconstructions: Mapping[str, Mapping[str, Any]]  # of autoencoders, by stage
 
 
 def read_run(folder: Path, name: str) -> RunRecord:
     """What there is of a run; only its config has to be there. Raises `UserError` for files that are damaged."""
     experiment = read_config(folder)
     stages = [stage.name for stage in experiment.stages]
-    curves = {stage: read_metrics(folder / stage) for stage in stages if (folder / stage / FILENAME).is_file()}
-    samples = {stage: tuple(filter(None, (_newest(folder / stage / "samples", suffix) for suffix in (".png", ".mp4"))))
-               for stage in stages}
-    metrics, digits = (_json(folder / file) for file in ("metrics.json", "evaluation.json"))
-    pictures = tuple(path for path in sorted(folder.glob("*")) if path.suffix in _TYPES and not path.name[0] == ".")
-    try:
-        scores, real = (tuple(map(Score.from_dict, metrics.get(key, ()))) for key in ("scores", "real"))
-    except (TypeError, KeyError, ValueError) as error:
-        raise UserError(f"{folder / 'metrics.json'} is not a record of metrics ({error}); permitted: one written by "
-                        "'vdm-jax evaluate --metrics'") from error
-    return RunRecord(name, folder, experiment, curves, samples, pictures, scores, real, digits.get("scores", {}))
+    return RunRecord(
+        name, folder, experiment,
+        curves={stage: read_columns(folder / stage) for stage in stages if (folder / stage / FILENAME).is_file()},
+        samples={stage: _sheets(folder / stage / "samples") for stage in stages},
+        pictures=tuple(path for path in sorted(folder.glob("*")) if path.suffix in TYPES and path.name[0] != "."),
+        metrics=read_metrics(read_record(folder / "metrics.json"), folder / "metrics.json"),
+        training={stage: _by_step(folder / stage / FOLDER, "training") for stage in stages},
+        checkpoints={stage: _by_step(folder / stage / FOLDER, "checkpoint") for stage in stages},
+        digits=read_record(folder / "evaluation.json").get("scores", {}),
+        reconstructions={stage: read_record(folder / stage / RECORD) for stage in stages})
 
 
 def page(runs: Sequence[RunRecord]) -> str:
@@ -78,8 +88,12 @@ def page(runs: Sequence[RunRecord]) -> str:
         raise UserError(f"runs {names} for a report; permitted: one or more, with names of their own")
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
     title = html.escape("vdm_jax: " + ", ".join(names))
-    sections = [_overview(runs, colours), _curves(runs, colours), _scores(runs), _digits(runs), _samples(runs),
-                _configs(runs)]
+    sections = [
+        _overview(runs, colours), _curves(runs, colours), score_tables({run.name: run.metrics for run in runs}),
+        step_tables("Scores of checkpoints", {run.name: run.checkpoints for run in runs}),
+        step_tables("Scores while training", {run.name: run.training for run in runs}),
+        digits_table({run.name: run.digits for run in runs}),
+        reconstruction_table({run.name: run.reconstructions for run in runs}), _samples(runs), _configs(runs)]
     return "\n".join([
         "<!doctype html>", '<html lang="en"><head><meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
@@ -91,136 +105,94 @@ def page(runs: Sequence[RunRecord]) -> str:
 def _overview(runs: Sequence[RunRecord], colours: Mapping[str, str]) -> str:
     rows = []
     for run in runs:
-        key = f'<span class="key" style="background:{colours[run.name]}"></span>{html.escape(run.name)}'
         stages = "<br>".join(html.escape(f"{stage.name} {stage.video}") for stage in run.experiment.stages)
         steps = "<br>".join(str(int(run.curves[stage.name]["step"][-1])) if stage.name in run.curves
                             and len(run.curves[stage.name]["step"]) else "-" for stage in run.experiment.stages)
-        rows.append([key, html.escape(run.experiment.name), html.escape(type(run.experiment.data).__name__), stages,
-                     steps])
-    return "<h2>Runs</h2>" + _table(("run", "experiment", "data", "stages", "steps"), rows)
+        rows.append([key(run.name, colours[run.name]), html.escape(run.experiment.name),
+                     html.escape(type(run.experiment.data).__name__), stages, steps])
+    return "<h2>Runs</h2>" + table(("run", "experiment", "data", "stages", "steps"), rows)
 
 
 def _curves(runs: Sequence[RunRecord], colours: Mapping[str, str]) -> str:
     parts = []
-    for stage in dict.fromkeys(name for run in runs for name in run.curves):
+    for stage in dict.fromkeys(stage.name for run in runs for stage in run.experiment.stages):
         columns = {run.name: run.curves[stage] for run in runs if stage in run.curves}
-        names = dict.fromkeys(name for column in columns.values() for name in column if name not in ("step", "time"))
-        lines = {name: {run: (column["step"], column[name]) for run, column in columns.items() if name in column}
+        names = dict.fromkeys(name for found in columns.values() for name in found if name not in _LEFT_OUT)
+        lines = {name: {run: (found["step"], found[name]) for run, found in columns.items() if name in found}
                  for name in sorted(names, key=lambda name: ("loss" not in name, name))}
-        charts = [chart(name, of_runs, colours) for name, of_runs in lines.items()]
-        parts.append(f'<h3>Stage {html.escape(stage)}, by step</h3><div class="curves">{"".join(charts)}</div>')
+        plain = [chart(name, of_runs, colours) for name, of_runs in lines.items() if not name.startswith(EVALUATION)]
+        scored = [chart(name.removeprefix(EVALUATION), of_runs, colours,
+                        lines.get(name.replace(EVALUATION, _REAL, 1), {}))
+                  for name, of_runs in lines.items() if name.startswith(EVALUATION) and not name.startswith(_REAL)]
+        kept = _checkpoint_charts({run.name: run.checkpoints.get(stage, {}) for run in runs}, colours)
+        for title, charts in (("", plain), (", scores while training (real clips dashed)", scored),
+                              (", scores of checkpoints (real clips dashed)", kept)):
+            if any(charts):
+                parts.append(f'<h3>Stage {html.escape(stage)}{title}, by step</h3><div class="curves">'
+                             f"{''.join(charts)}</div>")
     return "<h2>Curves</h2>" + "".join(parts) if parts else ""
 
 
-def _scores(runs: Sequence[RunRecord]) -> str:
-    parts = []
-    for title, kind in (("Scores", "scores"), ("The same measures of real clips", "real")):
-        found = {run.name: {score.label: score for score in getattr(run, kind)} for run in runs}
-        labels = list(dict.fromkeys(label for scores in found.values() for label in scores))
-        if not labels:
-            continue
-        rows = [[html.escape(label), *_cells([found[run.name].get(label) for run in runs])] for label in labels]
-        parts.append(f"<h2>{title}</h2>" + _table(("metric", *(html.escape(run.name) for run in runs)), rows))
-        for run in runs:
-            details = "\n\n".join(_described(score) for score in found[run.name].values())
-            parts.append(f"<details><summary>How the scores of {html.escape(run.name)} were made</summary>"
-                         f"<pre>{html.escape(details)}</pre></details>" if details else "")
-    return "".join(parts)
+def _checkpoint_charts(found: Mapping[str, Mapping[int, RunMetrics]], colours: Mapping[str, str]) -> list[str]:
+    """A picture per metric: the scores of checkpoints by step."""
+    def lines(kind: str) -> dict[str, dict[str, tuple[list[int], list[float]]]]:
+        lists: dict[str, dict[str, tuple[list[int], list[float]]]] = {}
+        for run, steps in found.items():
+            for step in sorted(steps):
+                for score in getattr(steps[step], kind):
+                    places = lists.setdefault(score.label, {}).setdefault(run, ([], []))
+                    places[0].append(step)
+                    places[1].append(score.value)
+        return lists
 
-
-def _cells(scores: Sequence[Score | None]) -> list[str]:
-    """Values of one metric, and why one cannot stand beside the first."""
-    first, cells = next(score for score in scores if score is not None), []
-    for score in scores:
-        if score is None:
-            cells.append("-")
-            continue
-        interval = f"<br>{score.interval.low:.4g} to {score.interval.high:.4g}" if score.interval else ""
-        note = ""
-        try:
-            require_comparable(first, score)
-        except UserError as error:
-            reason = str(error).split("cannot be compared: ")[1].split("; permitted")[0]
-            note = f'<br><span class="note">not comparable: {html.escape(reason)}</span>'
-        cells.append(f"{score.value:.4g}{interval}{note}")
-    return cells
-
-
-def _described(score: Score) -> str:
-    lines = [str(score), *(f"  {name}: {value}" for name, value in score.conditions.items())]
-    lines += [f"  detector: {score.detector} (SHA-256 {score.detector_sha256})"] if score.detector else []
-    return "\n".join([*lines, *(f"  off protocol: {text}" for text in score.deviations)])
-
-
-def _digits(runs: Sequence[RunRecord]) -> str:
-    rows, columns = [], ("count", "colour", "digit", "motion", "whole")
-    for run in runs:
-        for row, values in run.digits.items():
-            shown = (f"{values.get(name, float('nan')):.2f}" for name in columns)
-            rows.append([html.escape(run.name), html.escape(row), *shown])
-    return "<h2>What captions ask for</h2>" + _table(("run", "videos", *columns), rows) if rows else ""
+    real = lines("real")
+    return [chart(label, of_runs, colours, real.get(label, {})) for label, of_runs in lines("scores").items()]
 
 
 def _samples(runs: Sequence[RunRecord]) -> str:
     parts = []
     for run in runs:
-        files = {f"stage {stage}": paths for stage, paths in run.samples.items() if paths}
-        files |= {"cascade": run.pictures} if run.pictures else {}
-        for where, paths in files.items():
-            parts.append(f"<h3>{html.escape(run.name)}, {html.escape(where)}</h3>")
-            parts += [_embedded(path) for path in paths]
+        for stage, steps in run.samples.items():
+            if steps:
+                parts.append(f"<h3>{html.escape(run.name)}, stage {html.escape(stage)}</h3>{_by_age(steps)}")
+        if run.pictures:
+            parts.append(f"<h3>{html.escape(run.name)}, cascade</h3>" + "".join(map(embedded, run.pictures)))
     return "<h2>Samples</h2>" + "".join(parts) if parts else ""
 
 
-def _embedded(path: Path) -> str:
-    """A picture or video inside the page, or its place on disk where it is too large."""
-    size = path.stat().st_size
-    if size > LARGEST:
-        return f'<p class="note">{html.escape(str(path))} is left out: {size / 2**20:.0f} MiB.</p>'
-    kind = _TYPES[path.suffix]
-    data = f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
-    name = html.escape(path.name)
-    element = (f'<video controls loop muted playsinline src="{data}"></video>' if kind.startswith("video") else
-               f'<img alt="{name}" src="{data}">')
-    return f"<figure>{element}<figcaption>{name}</figcaption></figure>"
+def _by_age(steps: Mapping[int, tuple[Path, ...]]) -> str:
+    """Sheets and films of the newest step, and of earlier ones under a line each."""
+    all_steps = sorted(steps)
+    places = np.unique(np.linspace(0, len(all_steps) - 1, min(MOST_SHEETS, len(all_steps))).round().astype(int))
+    newest, *earlier = [all_steps[place] for place in places][::-1]
+    parts = [f"<p>step {newest}</p>", *map(embedded, steps[newest])]
+    parts += [folded(f"step {step}", "".join(map(embedded, steps[step]))) for step in earlier]
+    if left := len(all_steps) - len(places):
+        parts.append(f'<p class="note">{left} steps in between are left out.</p>')
+    return "".join(parts)
 
 
 def _configs(runs: Sequence[RunRecord]) -> str:
     parts, first = [], runs[0]
     for run in runs[1:]:
         found = differences(to_data(first.experiment), to_data(run.experiment))
-        rows = [[html.escape(field), *(html.escape(_short(value)) for value in values)] for field, *values in found]
+        rows = [[html.escape(field), *(html.escape(short(value)) for value in values)] for field, *values in found]
         names = html.escape(first.name), html.escape(run.name)
-        parts.append(_table(("field", *names), rows) if rows else f"<p>{names[0]} and {names[1]} have one config.</p>")
-    for run in runs:
-        parts.append(f"<details><summary>{html.escape(run.name)}</summary><pre>{html.escape(to_json(run.experiment))}"
-                     "</pre></details>")
+        parts.append(table(("field", *names), rows) if rows else f"<p>{names[0]} and {names[1]} have one config.</p>")
+    parts += [folded(run.name, f"<pre>{html.escape(to_json(run.experiment))}</pre>") for run in runs]
     return "<h2>Configs</h2>" + "".join(parts)
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 120 else f"{text[:117]}..."
+def _sheets(folder: Path) -> dict[int, tuple[Path, ...]]:
+    """Sheet and film by step."""
+    found: dict[int, list[Path]] = {}
+    for path in sorted(folder.glob("step_*"), key=lambda path: (path.suffix != ".png", path.name)):
+        if path.suffix in TYPES and (step := re.fullmatch(r"step_(\d+)", path.stem)):
+            found.setdefault(int(step[1]), []).append(path)
+    return {step: tuple(paths) for step, paths in found.items()}
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of cells that are HTML already."""
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return (f'<div class="scroll"><table><thead><tr>{"".join(f"<th>{cell}</th>" for cell in header)}</tr></thead>'
-            f"<tbody>{body}</tbody></table></div>")
-
-
-def _newest(folder: Path, suffix: str) -> Path | None:
-    return max(folder.glob(f"step_*{suffix}"), key=lambda path: path.name, default=None)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON ({error}); permitted: delete it, and evaluate again") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds {type(found).__name__}; permitted: an object written by 'vdm-jax evaluate'")
-    return found
+def _by_step(folder: Path, kind: str) -> dict[int, RunMetrics]:
+    """The records `KIND_STEP.json` of a folder."""
+    found = {path: re.fullmatch(rf"{kind}_(\d+)", path.stem) for path in folder.glob(f"{kind}_*.json")}
+    return {int(step[1]): read_metrics(read_record(path), path) for path, step in found.items() if step}

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vdm_jax.errors import UserError
 from vdm_jax.interop import tensor_names
+from vdm_jax.interop import unet_fields as image
+from vdm_jax.interop import video_unet_fields as video
 from vdm_jax.interop.fields import Fields
 from vdm_jax.interop.safetensors import flatten
-from vdm_jax.interop.unet_fields import read_unet, read_video_unet, unet_names, write_unet, write_video_unet
+from vdm_jax.interop.tensor_files import Tensor
 from vdm_jax.networks.autoencoder import Autoencoder, AutoencoderKL
 from vdm_jax.networks.clip_text import CLIPText, CLIPTextEncoder
 from vdm_jax.networks.clip_vision import CLIPVision, CLIPVisionEncoder
+from vdm_jax.networks.control_net import ControlNet, ControlNetNetwork
 from vdm_jax.networks.latent_unet import LatentUNet, LatentUNetNetwork
+from vdm_jax.networks.motion_adapter import MotionAdapter, MotionAdapterNetwork
 from vdm_jax.networks.t5_encoder import T5Encoder, T5TextEncoder
 
-Config = Autoencoder | CLIPText | CLIPVision | LatentUNet | T5Encoder
+Config = Autoencoder | CLIPText | CLIPVision | ControlNet | LatentUNet | MotionAdapter | T5Encoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +46,8 @@ class Kind:
 def module(config: Config) -> nn.Module:
     """The network of a config."""
     return {Autoencoder: AutoencoderKL, CLIPText: CLIPTextEncoder, CLIPVision: CLIPVisionEncoder,
-            LatentUNet: LatentUNetNetwork, T5Encoder: T5TextEncoder}[type(config)](config)
+            ControlNet: ControlNetNetwork, LatentUNet: LatentUNetNetwork, MotionAdapter: MotionAdapterNetwork,
+            T5Encoder: T5TextEncoder}[type(config)](config)
 
 
 def names(config: Config) -> tensor_names.Names:
@@ -49,7 +55,13 @@ def names(config: Config) -> tensor_names.Names:
     if isinstance(config, Autoencoder):
         return tensor_names.autoencoder_names(config.decoder == "temporal")
     if isinstance(config, LatentUNet):
-        return unet_names(config.temporal)
+        if config.stack:
+            return video.stack_unet_names()
+        return video.motion_unet_names() if config.motion else image.unet_names(config.temporal)
+    if isinstance(config, MotionAdapter):
+        return video.motion_names()
+    if isinstance(config, ControlNet):
+        return video.control_names()
     if isinstance(config, T5Encoder):
         return tensor_names.t5_names(config.gated)
     return tensor_names.CLIP_TEXT if isinstance(config, CLIPText) else tensor_names.CLIP_VISION
@@ -64,21 +76,50 @@ def shapes(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
     elif isinstance(config, CLIPVision):
         example = (jnp.zeros((1, config.size, config.size, config.channels)),)
     elif isinstance(config, LatentUNet):
-        side = 2 ** (len(config.widths) - 1)
-        example = (jnp.zeros((1, 1, side, side, config.in_channels)), jnp.zeros(1),
-                   jnp.zeros((1, 1, 1, config.context_channels)))
-        more = {"scalars": jnp.zeros((1, config.scalars)) if config.scalars else None,
-                "classes": jnp.zeros(1, int) if config.classes else None}
+        example, more = _example(config)
+    elif isinstance(config, MotionAdapter):
+        example = ({name: jnp.zeros((1, 1, 1, 1, width)) for name, width in config.places.items()},)
+    elif isinstance(config, ControlNet):
+        example, more = _example(config.unet)
+        side = config.factor * example[0].shape[2]
+        example, more = (*example, jnp.zeros((1, 1, side, side, config.hint_channels))), {"classes": more["classes"]}
     else:
         example = (jnp.zeros((1, 2), int),)
     return flatten(jax.eval_shape(lambda: module(config).init(jax.random.key(0), *example, **more))["params"])
 
 
-def inventory(config: Config) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor of a config as it is stored elsewhere."""
+def _example(config: LatentUNet) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Inputs of a U-Net."""
+    side, frames = 2 ** (len(config.widths) - 1), config.mix_frames or 1
+    inputs = (jnp.zeros((1, frames, side, side, config.in_channels)), jnp.zeros(1),
+              jnp.zeros((1, 1, 1, config.context_channels)) if config.context_channels else None)
+    known = jnp.zeros((1, frames, side, side, config.known_channels)) if config.known_channels else None
+    return inputs, {"scalars": jnp.zeros((1, config.scalars)) if config.scalars else None,
+                    "classes": jnp.zeros(1, int) if config.classes else None, "known": known}
+
+
+def parameters(config: Config) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the tensor of every parameter of a config as it is stored elsewhere."""
     table = names(config)
     return {tensor_names.their_name(path, table): tensor_names.their_shape(path, leaf.shape)
             for path, leaf in shapes(config).items()}
+
+
+def constants(config: Config) -> dict[str, np.ndarray]:
+    """Name -> tensors that are stored elsewhere beside the parameters, and computed here."""
+    motion = getattr(config, "motion", None)
+    return video.frame_codes(motion, parameters(config)) if motion else {}
+
+
+def check_constants(config: Config, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raises `UserError` for a file that has other constants."""
+    if motion := getattr(config, "motion", None):
+        video.check_frame_codes(motion, tensors, where)
+
+
+def inventory(config: Config) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor of a config as it is stored elsewhere."""
+    return parameters(config) | {name: value.shape for name, value in constants(config).items()}
 
 
 def _read_autoencoder(fields: Fields, temporal: bool) -> Autoencoder:
@@ -176,9 +217,16 @@ KINDS = (
          lambda c: c.decoder == "frames" and not c.ours_alone),
     Kind("AutoencoderKLTemporalDecoder", Autoencoder, _DIFFUSERS, lambda f: _read_autoencoder(f, True),
          _write_autoencoder, lambda c: c.decoder == "temporal"),
-    Kind("UNet2DConditionModel", LatentUNet, _DIFFUSERS, read_unet, write_unet, lambda c: not c.temporal),
-    Kind("UNetSpatioTemporalConditionModel", LatentUNet, _DIFFUSERS, read_video_unet, write_video_unet,
+    Kind("UNet2DConditionModel", LatentUNet, _DIFFUSERS, image.read_image_unet, image.image_fields,
+         lambda c: not c.video),
+    Kind("UNetSpatioTemporalConditionModel", LatentUNet, _DIFFUSERS, image.read_video_unet, image.write_video_unet,
          lambda c: c.temporal),
+    Kind("UNet3DConditionModel", LatentUNet, _DIFFUSERS, video.read_stack_unet, video.write_stack_unet,
+         lambda c: c.stack is not None),
+    Kind("UNetMotionModel", LatentUNet, _DIFFUSERS, video.read_motion_unet, video.write_motion_unet,
+         lambda c: c.motion is not None),
+    Kind("MotionAdapter", MotionAdapter, _DIFFUSERS, video.read_adapter, video.write_adapter),
+    Kind("ControlNetModel", ControlNet, _DIFFUSERS, video.read_control, video.write_control),
     Kind("CLIPTextModel", CLIPText, _TRANSFORMERS, lambda f: _read_text(f, False), _write_text,
          lambda c: not c.project),
     Kind("CLIPTextModelWithProjection", CLIPText, _TRANSFORMERS, lambda f: _read_text(f, True), _write_text,
@@ -197,7 +245,7 @@ def kind_of(config: Config) -> Kind:
         if isinstance(config, kind.config) and kind.accepts(config):
             return kind
     raise UserError(f"{type(config).__name__} with layers that the other libraries do not have (temporal_kernel, "
-                    "temporal_attention, layout='clip'); permitted: a file in our own layout (.safetensors)")
+                    "temporal_attention, layout='clip', offsets); permitted: a file in our own layout (.safetensors)")
 
 
 def kind_named(name: str, where: str, wanted: type | None = None) -> Kind:

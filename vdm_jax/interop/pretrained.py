@@ -88,7 +88,7 @@ def describe(
 def report(config: Config, tensors: Mapping[str, Tensor]) -> Report:
     """How tensors of a folder differ from those of a config."""
     found = tensor_names.canonical(tensors, model_kinds.names(config))
-    wanted = {name: str(list(shape)) for name, shape in model_kinds.inventory(config).items()}
+    wanted = {name: str(list(shape)) for name, shape in model_kinds.parameters(config).items()}
     there = {name: str(list(tensors[stored].shape)) for name, stored in found.items()}
     different = (f"{name} ({there[name]} instead of {shape})" for name, shape in sorted(wanted.items())
                  if there.get(name, shape) != shape)
@@ -105,8 +105,17 @@ def open_pretrained(
     """
     _, config, fields = describe(folder, wanted)
     tensors = open_folder(folder, variant)
+    return config, parameters_of(config, tensors, f"{folder} does not match its config.json"), fields
+
+
+def parameters_of(config: Config, tensors: Mapping[str, Tensor], failure: str) -> dict[str, Tensor]:
+    """Our parameters by path among tensors in the other layout, not read yet.
+
+    Raises `UserError`, which begins with `failure`, for tensors that are missing, unexpected or misshapen.
+    """
     if text := report(config, tensors).text:
-        raise UserError(f"{folder} does not match its config.json: {text}")
+        raise UserError(f"{failure}: {text}")
+    model_kinds.check_constants(config, tensors, failure)
     table = model_kinds.names(config)
     stored = tensor_names.canonical(tensors, table)
     params = {}
@@ -114,7 +123,7 @@ def open_pretrained(
         tensor = tensors[stored[tensor_names.their_name(path, table)]]
         params[path] = Tensor(leaf.shape, tensor.dtype, lambda path=path, tensor=tensor, shape=leaf.shape:
                               tensor_names.to_ours(path, tensor.read(), shape))
-    return config, params, fields
+    return params
 
 
 def load_pretrained(
@@ -137,12 +146,17 @@ def load_pretrained(
         tensors that are missing, unexpected or of another shape, by name; pickles; damaged files.
     """
     config, tensors, fields = open_pretrained(folder, wanted, variant)
+    return Pretrained(config, loaded(tensors, dtype, mesh), fields)
+
+
+def loaded(tensors: Mapping[str, Tensor], dtype: str | None = None, mesh: Mesh | None = None) -> dict[str, Any]:
+    """Our parameters of `parameters_of` as nested dicts of arrays; `dtype` and `mesh` as in `load_pretrained`."""
     params = {}
     for path, tensor in tensors.items():
         array = tensor.read()
         array = array if dtype is None else array.astype(jnp.dtype(dtype))
         params[path] = _place(f"/{path}", array, mesh)
-    return Pretrained(config, traverse_util.unflatten_dict(params, sep="/"), fields)
+    return traverse_util.unflatten_dict(params, sep="/")
 
 
 def _place(name: str, array: np.ndarray, mesh: Mesh | None) -> jax.Array:
@@ -158,15 +172,29 @@ def save_pretrained(folder: str | os.PathLike, model: Pretrained, *, shard_bytes
     Raises:
       UserError: parameters that do not match the config, by name; a folder that has tensors already; no space left.
     """
-    config = model.config
+    tensors = lazy(_checked(model.config, model.params, "parameters").items())
+    export(folder, model.config, tensors, model.fields, shard_bytes)
+
+
+def export(
+    folder: str | os.PathLike, config: Config, params: Mapping[str, Tensor], fields: Mapping[str, Any],
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes our parameters by path, tensor by tensor, as `save_pretrained` does."""
     kind, table, tensors = model_kinds.kind_of(config), model_kinds.names(config), {}
-    for path, tensor in lazy(_checked(config, model.params, "parameters").items()).items():
+    for path, tensor in params.items():
         tensors[tensor_names.their_name(path, table)] = Tensor(
             tensor_names.their_shape(path, tensor.shape), tensor.dtype,
             lambda path=path, tensor=tensor: tensor_names.to_theirs(path, tensor.read()))
-    write_folder(folder, kind.stem, tensors, shard_bytes)
+    dtype = next(iter(tensors.values())).dtype
+    constants = {name: value.astype(dtype) for name, value in model_kinds.constants(config).items()}
+    write_folder(folder, kind.stem, tensors | lazy(constants.items()), shard_bytes)
     own = {"_class_name": kind.name} if kind.stem.startswith("diffusion") else {"architectures": [kind.name]}
-    text = json.dumps({**model.fields, **kind.write(config), **own}, indent=2, sort_keys=True)
+    written = kind.write(config)
+    # What a file said stays as it said it, also where we would put it otherwise, unless the model is another one now.
+    same_class = kind.name in (fields.get("_class_name"), *(fields.get("architectures") or ()))
+    same = same_class and kind.write(kind.read(Fields(fields, "config.json"))) == written
+    text = json.dumps({**fields, **({} if same else written), **own}, indent=2, sort_keys=True)
     (pathlib.Path(folder) / "config.json").write_text(text + "\n", encoding="utf-8")
 
 

@@ -12,6 +12,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from vdm_jax.attention import Spatial, Temporal, attend
+from vdm_jax.errors import UserError
 from vdm_jax.networks.layers import Convolution, Dense, GroupNorm, fan_in, identity, nearest, silu, zeros
 
 TEMPORAL_EPSILON = 1e-5  # of the norms of temporal residual blocks, whatever that of the spatial ones
@@ -20,7 +21,8 @@ TEMPORAL_EPSILON = 1e-5  # of the norms of temporal residual blocks, whatever th
 class ResidualBlock(nn.Module):
     """Norm, SiLU, convolution, twice; a 1x1 convolution on the way past where the channels change.
 
-    Where an embedding of the noise level is given, an affine map of it is added between the convolutions.
+    Where an embedding of the noise level is given, an affine map of it is added between the convolutions; with `film`
+    it scales and shifts the second norm instead.
     """
 
     features: int
@@ -30,29 +32,38 @@ class ResidualBlock(nn.Module):
     epsilon: float = 1e-6
     dtype: jnp.dtype = jnp.float32
     temporal: int = 1  # frames of a convolution after each of its own, which starts as the identity
+    film: bool = False  # how the embedding enters
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "b t h w c"], embedding: Float[Array, "b e"] | None = None
     ) -> Float[Array, "b t h w o"]:
-        h = x
+        h, modulation = x, None
         for place in ("in", "out"):
-            h = silu(GroupNorm(self.groups, self.over, self.epsilon, name=f"norm_{place}")(h))
+            h = silu(GroupNorm(self.groups, self.over, self.epsilon, name=f"norm_{place}")(h, modulation))
             h = Convolution(self.features, self.kernel, dtype=self.dtype, temporal=self.temporal,
                             name=f"conv_{place}")(h)
             if place == "in" and embedding is not None:
-                shift = Dense(self.features, dtype=self.dtype, name="embedding")(silu(embedding))
-                h = h + shift[:, None, None, None]
+                features = (1 + self.film) * self.features
+                vector = Dense(features, dtype=self.dtype, name="embedding")(silu(embedding))[:, None, None, None]
+                if self.film:
+                    modulation = tuple(jnp.split(vector, 2, axis=-1))
+                else:
+                    h = h + vector
         if x.shape[-1] != self.features:
             x = Convolution(self.features, (1, 1, 1), dtype=self.dtype, name="shortcut")(x)
         return x + h
 
 
 class Mix(nn.Module):
-    """Weighted mean of the outputs of a spatial and a temporal layer, by one learned `sigmoid(factor)`."""
+    """Weighted mean of the outputs of a spatial and a temporal layer, by a learned `sigmoid(factor)`.
+
+    Raises `UserError` for clips of another length where each frame has a factor of its own.
+    """
 
     share_of: Literal["temporal", "spatial"] = "temporal"  # whose weight that is
     start: float = 0.0  # of the factor
+    frames: int = 0  # that have a factor each; 0: all have one
 
     @nn.compact
     def __call__(
@@ -60,7 +71,12 @@ class Mix(nn.Module):
         images: Bool[Array, "b t"] | None = None,
     ) -> Float[Array, "b t h w c"]:
         """Frames that are independent images (`images`) keep the spatial output."""
-        factor = self.param("factor", nn.initializers.constant(self.start), (1,))
+        factor = self.param("factor", nn.initializers.constant(self.start), (self.frames or 1,))
+        if self.frames:
+            if self.frames != spatial.shape[1]:
+                raise UserError(f"clips of {spatial.shape[1]} frames; permitted: {self.frames}, each of which has a "
+                                "share of its own")
+            factor = factor[:, None, None, None]
         share = jax.nn.sigmoid(factor if self.share_of == "temporal" else -factor).astype(spatial.dtype)
         if images is not None:
             share = jnp.where(images[:, :, None, None, None], 0, share)
@@ -130,12 +146,15 @@ class Halve(nn.Module):
 
 
 class Double(nn.Module):
-    """Every pixel twice in height and width, then a convolution."""
+    """Every pixel twice in height and width, cut to `shape`, then a convolution."""
 
     dtype: jnp.dtype
     temporal: int = 1  # frames of the convolution that follows that one
+    shape: tuple[int, int] | None = None  # rows and columns; None: all
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 c"]:
-        convolution = Convolution(x.shape[-1], dtype=self.dtype, temporal=self.temporal, name="conv")
-        return convolution(nearest(x, (2, 2)))
+        x = nearest(x, (2, 2))
+        if self.shape is not None:
+            x = x[:, :, : self.shape[0], : self.shape[1]]
+        return Convolution(x.shape[-1], dtype=self.dtype, temporal=self.temporal, name="conv")(x)

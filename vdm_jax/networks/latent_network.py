@@ -6,10 +6,11 @@ Parameters are those of the U-Net by the same names, so that weights of `vdm-jax
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.diffusion.beta_tables import LinearBetaSchedule, ScaledLinearBetaSchedule
@@ -39,6 +40,14 @@ class LatentNetwork:
     low_resolution: bool = False  # takes a low-resolution video as further channels
     # Table whose timestep, a class of the U-Net, says how noisy that video is; None: it is not told
     low_resolution_steps: LinearBetaSchedule | ScaledLinearBetaSchedule | None = None
+    # Takes known latents and their mask: "layers" over frames are told them (Video LDM, 2304.08818, section 3.2), or
+    # they are "in_place" of the noisy ones, with the mask as a further channel (LVDM, 2211.13221, section 3.3)
+    known: Literal["none", "layers", "in_place"] = "none"
+    # Known latents are noised to a timestep, in training one below `known_steps`, in sampling `known_step`, which a
+    # class of the U-Net says (LVDM's conditional latent perturbation) unless it says the rate. 0: they stay as they are
+    known_steps: int = 0
+    known_step: int = 100
+    rate: int | None = None  # class of the U-Net that says which of several frame rates it makes; None: no such classes
 
     def __post_init__(self):
         text, unet = self.text, self.unet
@@ -51,11 +60,36 @@ class LatentNetwork:
         if "noise" in self.scalars and not self.first_frame:
             raise UserError("LatentNetwork.scalars has 'noise', that on the first frame, with first_frame=False; "
                             "permitted: first_frame=True")
+        self._check_known()
         classes = 0 if self.low_resolution_steps is None else self.low_resolution_steps.steps
-        if unet.classes != classes or (classes and not self.low_resolution):
+        own = bool(self.known_steps) or self.rate is not None
+        if not own and (unet.classes != classes or (classes and not self.low_resolution)):
             raise UserError(f"LatentNetwork.low_resolution_steps={self.low_resolution_steps} with low_resolution="
                             f"{self.low_resolution} for a U-Net of {unet.classes} classes; permitted: a table of as "
                             "many steps for a network that takes a low-resolution video")
+
+    def _check_known(self) -> None:
+        """Raise `UserError` where the U-Net does not take what is known as it is told."""
+        unet, told = self.unet, self.known == "layers"
+        if self.known not in ("none", "layers", "in_place") or unet.known_channels != told * (unet.out_channels + 1):
+            raise UserError(f"LatentNetwork.known={self.known!r} for a U-Net of known_channels={unet.known_channels}; "
+                            "permitted: 'layers' exactly for one of its latents' channels and 1, else 'none', "
+                            "'in_place'")
+        classes, steps = self.known_steps + 1, 0 if self.timesteps is None else self.timesteps.steps
+        if self.known_steps and not (self.known != "none" and self.low_resolution_steps is None
+                                     and (unet.classes == classes or self.rate is not None)
+                                     and 0 <= self.known_step <= self.known_steps < steps):
+            raise UserError(f"LatentNetwork: known_steps={self.known_steps}, known_step={self.known_step} with "
+                            f"known={self.known!r} for a U-Net of {unet.classes} classes; permitted: 0, or timesteps "
+                            f"of LatentNetwork.timesteps for one that takes what is known, of {classes} classes")
+        if self.rate is not None and (not 0 <= self.rate < unet.classes or self.low_resolution_steps is not None):
+            raise UserError(f"LatentNetwork.rate={self.rate} for a U-Net of {unet.classes} classes; permitted: one of "
+                            "these, without low_resolution_steps")
+
+    @property
+    def observed(self) -> bool:
+        """Whether it takes what is known of a video."""
+        return self.known != "none"
 
     @property
     def out_channels(self) -> int:
@@ -80,7 +114,7 @@ class LatentNetwork:
     # What `UNet` has and these networks have not.
     frame_reduction = 1
     classes = 0
-    observed = residual = False
+    residual = False
     references = ()
     norm_over = "frame"  # independent images are computed apart from the clip, whatever its norms see
     absolute_position = None
@@ -96,8 +130,10 @@ def network_module(network: Network) -> nn.Module:
 
 
 def image_unet(unet: LatentUNet) -> LatentUNet:
-    """The image network that a video network is without its layers over frames."""
-    return dataclasses.replace(unet, temporal=False)
+    """The image network that a video network is without its layers over frames, norms per frame. Raises `UserError`
+    where it has no other attention."""
+    return dataclasses.replace(unet, temporal=False, stack=None, motion=None, offsets=0, mix_frames=0, known_channels=0,
+                               norm_over="frame")
 
 
 class LatentNetworkModule(nn.Module):
@@ -121,11 +157,16 @@ class LatentNetworkModule(nn.Module):
         spec = self.config
         conditioning = Conditioning() if conditioning is None else conditioning
         check_inputs(spec, z, logsnr, conditioning)
-        x, context = _stacked(spec, z, conditioning), _context(spec, len(z), conditioning)
+        if images and not spec.unet.context_channels:
+            raise UserError(f"{images} independent images for a U-Net of context_channels=0, which has no attention of "
+                            "its own within them; permitted: 0")
+        known = _known(spec, conditioning)
+        x, context = _stacked(spec, z, conditioning, known), _context(spec, len(z), conditioning)
         level = -logsnr / 8 if spec.timesteps is None else spec.timesteps.timestep(logsnr)
-        told = {"scalars": _scalars(spec, conditioning), "classes": _classes(spec, conditioning)}
+        told = {"scalars": _scalars(spec, conditioning), "classes": _classes(spec, conditioning, len(z))}
         clip = x.shape[1] - images
-        y = self.unet(x[:, :clip], level, context[:, :1] if images else context, **told)
+        of_clip = known[:, :clip] if spec.known == "layers" else None
+        y = self.unet(x[:, :clip], level, context[:, :1] if images else context, known=of_clip, train=train, **told)
         if not images:
             return y
         alone = LatentUNetNetwork(image_unet(spec.unet), parent=None).apply(
@@ -139,11 +180,13 @@ def check_inputs(
 ) -> None:
     """Raise `UserError` for a part that the network needs and that is absent, and for what it cannot take."""
     needed = {"embeddings": spec.text is not None, "text_mask": spec.text is not None, "image": spec.first_frame,
-              "low_resolution": spec.low_resolution, "augmentation": spec.low_resolution_steps is not None}
+              "low_resolution": spec.low_resolution, "augmentation": spec.low_resolution_steps is not None,
+              "observed": spec.observed, "observed_mask": spec.observed}
     for name, is_needed in needed.items():
         if is_needed and getattr(conditioning, name) is None:
             raise UserError(f"the network needs Conditioning.{name}, which is absent")
-    absent = [name for name in spec.scalars if name not in conditioning.scalars]
+    wanted = (*spec.scalars, *(("known_step",) if spec.known_steps and spec.rate is None else ()))
+    absent = [name for name in wanted if name not in conditioning.scalars]
     if absent:
         raise UserError(f"the network needs Conditioning.scalars[{absent[0]!r}]; given: "
                         f"{', '.join(conditioning.scalars) or 'none'}")
@@ -155,9 +198,20 @@ def check_inputs(
                         f"{list(conditioning.references)}; permitted: one level per clip, no references")
 
 
-def _stacked(spec: LatentNetwork, z: Array, conditioning: Conditioning) -> Array:
-    """Noisy latents, the low-resolution video and the first frame along the channels."""
+def _known(spec: LatentNetwork, conditioning: Conditioning) -> Float[Array, "b t h w k"] | None:
+    """Known latents, zero elsewhere, and their mask along the channels."""
+    if not spec.observed:
+        return None
+    return jnp.concatenate([conditioning.observed, conditioning.observed_mask], axis=-1)
+
+
+def _stacked(spec: LatentNetwork, z: Array, conditioning: Conditioning, known: Array | None) -> Array:
+    """Noisy latents, or known ones in their place and the mask, the low-resolution video and the first frame along the
+    channels."""
     parts = [z]
+    if spec.known == "in_place":
+        mask = known[..., -1:]
+        parts = [jnp.where(mask > 0, known[..., :-1], z), mask]
     if spec.low_resolution:
         parts.append(conditioning.low_resolution)
     if spec.first_frame:
@@ -165,7 +219,9 @@ def _stacked(spec: LatentNetwork, z: Array, conditioning: Conditioning) -> Array
     return jnp.concatenate(parts, axis=-1)
 
 
-def _context(spec: LatentNetwork, batch: int, conditioning: Conditioning) -> Float[Array, "b g l e"]:
+def _context(spec: LatentNetwork, batch: int, conditioning: Conditioning) -> Float[Array, "b g l e"] | None:
+    if not spec.unet.context_channels:
+        return None
     if spec.text is None:
         return jnp.zeros((batch, 1, 1, spec.unet.context_channels))
     return jnp.where(conditioning.text_mask[..., None], conditioning.embeddings, 0)
@@ -177,7 +233,11 @@ def _scalars(spec: LatentNetwork, conditioning: Conditioning) -> Float[Array, "b
     return jnp.stack([conditioning.scalars[name] - (name == "fps") for name in spec.scalars], axis=-1)
 
 
-def _classes(spec: LatentNetwork, conditioning: Conditioning) -> Array | None:
+def _classes(spec: LatentNetwork, conditioning: Conditioning, batch: int) -> Int[Array, " b"] | None:
+    if spec.rate is not None:
+        return jnp.full((batch,), spec.rate, jnp.int32)
+    if spec.known_steps:
+        return jnp.round(conditioning.scalars["known_step"]).astype(jnp.int32)
     if spec.low_resolution_steps is None:
         return None
     return jnp.round(spec.low_resolution_steps.timestep(conditioning.augmentation)).astype(jnp.int32)

@@ -59,6 +59,8 @@ def training_batch(
     elif isinstance(text, EmbeddedText):
         shapes["embeddings"] = (text_tokens, text.width), jnp.float32
         shapes["text_mask"] = (text_tokens,), jnp.bool_
+        if isinstance(data, WithEmbeddings) and data.empty == "encoded":
+            shapes |= {"null_embeddings": shapes["embeddings"], "null_mask": shapes["text_mask"]}
         notes.append(f"texts are assumed to have {text_tokens} tokens (--text-tokens)")
     if stage.network.classes:
         shapes["label"] = (), jnp.int32

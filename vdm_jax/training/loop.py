@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -23,6 +23,7 @@ from vdm_jax.data.pipeline import FlipAugmentation, Pipeline
 from vdm_jax.data.source import RandomAccessSource
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import EmbeddedText, WordEncoder
+from vdm_jax.networks.inflation import Inflation
 from vdm_jax.parallel.arrays import global_batch, process_rows
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.processes import first_says, together
@@ -36,13 +37,13 @@ from vdm_jax.training.runs import checkpoints_path
 from vdm_jax.training.sheets import SampleSheets
 from vdm_jax.training.starting import starting_weights
 from vdm_jax.training.state import TrainState, abstract_state, create_state
-from vdm_jax.training.step import compile_train_step, compile_validation
+from vdm_jax.training.step import Batch, compile_train_step, compile_validation
 from vdm_jax.training.stopping import StopRequests, stop_requests
 from vdm_jax.video.writing import atomic_path
 
 # What the device reads; captions stay on the host.
-DEVICE_FIELDS = ("video", "tokens", "embeddings", "text_mask", "label", "images", "image_tokens", "image_embeddings",
-                 "image_text_mask", "frame_valid", "frame_rate")
+DEVICE_FIELDS = ("video", "tokens", "embeddings", "text_mask", "null_embeddings", "null_mask", "label", "images",
+                 "image_tokens", "image_embeddings", "image_text_mask", "frame_valid", "frame_rate")
 MAX_SKIPPED = 20  # steps in a row without a finite gradient before a run gives up
 # From (averaged parameters, step, function told the videos done) to scalars, in process 0; made from (experiment,
 # stage, its folder, mesh, data_dir, weights of its autoencoder). The room of evaluation lies below this one, so
@@ -53,6 +54,13 @@ MakeEvaluate = Callable[[Experiment, Stage, Path, Mesh, Path | None, tuple[Any, 
 
 class Interrupted(Exception):
     """The user or the cluster asked the run to stop; everything is saved."""
+
+
+class Sheets(Protocol):
+    """Pictures that show how far training has come."""
+
+    def write(self, params: Any, step: int) -> np.ndarray:
+        """Write those of a step; returns one, uint8 `[H, W, 3]`."""
 
 
 @dataclasses.dataclass
@@ -92,6 +100,9 @@ class Trainer:
             raise UserError(f"training.batch_size={spec.batch_size} with accumulation={spec.accumulation} does not "
                             f"divide over {batch_parts(mesh)} devices; permitted: multiples of "
                             f"{batch_parts(mesh) * spec.accumulation}")
+        if spec.evaluation.every and self.evaluation is None:
+            raise UserError(f"Stage {self.stage.name!r}: training.evaluation.every={spec.evaluation.every} with "
+                            "Trainer.evaluation=None; permitted: StageEvaluation, or every=0")
         folder = self.run / self.stage.name
         with Checkpoints(checkpoints_path(self.run, self.stage.name), keep=spec.keep) as checkpoints:
             pipeline = None
@@ -102,7 +113,7 @@ class Trainer:
                 self.report.note(f"stage {self.stage.name}: already trained to step {start}")
                 return
             pipeline = pipeline or together(lambda: self._pipeline("train", mesh))
-            self.autoencoder = together(lambda: load_autoencoder(self.stage, self.run))
+            together(self._read_frozen)
             with MetricWriter(folder, first_step=start + 1) as writer, stop_requests() as stop:
                 state = self._loop(state, start, mesh, pipeline, checkpoints, writer, stop)
         self._summarise(folder, state)
@@ -117,7 +128,7 @@ class Trainer:
             self.report.note(f"stage {self.stage.name}: initialising the network")
             if self.stage.training.start is None:
                 return create_state(self.stage, self.experiment.seed, mesh), 0
-            inflation, source = together(lambda: starting_weights(self.stage, self.run, self.damaged))
+            inflation, source = together(self._starting_weights)
             self.report.note(f"stage {self.stage.name}: begins as {self.stage.training.start}: {inflation}")
             return create_state(self.stage, self.experiment.seed, mesh, inflation, source), 0
         state, meta = together(lambda: checkpoints.restore(abstract_state(self.stage, mesh)))
@@ -126,15 +137,9 @@ class Trainer:
 
     def _pipeline(self, split: str, mesh: Mesh) -> Pipeline:
         """The data of a split; position is the step, so nothing about it needs saving."""
-        spec, text = self.stage.training, self.stage.network.text
+        spec = self.stage.training
         source = self._source(self.experiment.data, split)
-        tokenize = Vocabulary(text.words, text.length).encode if isinstance(text, WordEncoder) else None
-        images = None
-        if spec.image_data is not None:
-            images = self._source(spec.image_data, split)
-        if isinstance(text, EmbeddedText):
-            for origin in (source, images) if images is not None else (source,):
-                check_embeddings(origin, text.width, self.stage.name)
+        beside = self._read_beside(source, split)
         self.sources[split] = source
         size = spec.batch_size
         if split == "validation":  # a small split is validated on as many clips as it has
@@ -143,29 +148,62 @@ class Trainer:
             if not size:
                 raise UserError(f"the validation split has {len(source)} clips for {parts} devices; permitted: at "
                                 f"least {parts}{WITHOUT_VALIDATION}")
-        rates = spec.frame_rates
-        if rates is not None and split == "validation":  # at the rate the stage is meant for, whatever training is at
-            rates = dataclasses.replace(rates, lowest=self.stage.video.fps, highest=self.stage.video.fps)
-        return Pipeline(source, batch_size=size, seed=self.experiment.seed, tokenize=tokenize,
+        return Pipeline(source, batch_size=size, seed=self.experiment.seed,
                         augment=FlipAugmentation() if spec.flips and split == "train" else None,
                         random_starts=spec.random_starts and split == "train",
-                        frame_rates=rates, frames=self.stage.video.frames,
-                        images_per_clip=spec.images_per_clip, images_source=images,
-                        rows=tuple(process_rows(size, mesh).tolist()), workers=spec.workers)
+                        rows=tuple(process_rows(size, mesh).tolist()), workers=spec.workers, **beside)
 
     def _source(self, data: DataSet, split: str) -> RandomAccessSource:
         if split == "validation":
             return open_validation(data, self.experiment.validation_split, self.data_dir)
         return open_source(data, split, self.data_dir)
 
+    # What is trained. Another kind of stage has another trainer (`autoencoder_loop.py`), which says these anew.
+
+    def _read_frozen(self) -> None:
+        """Weights of networks that the stage uses and does not train."""
+        self.autoencoder = load_autoencoder(self.stage, self.run)
+
+    def _starting_weights(self) -> tuple[Inflation, Any]:
+        """How the network begins as another one, and the parameters of that one."""
+        return starting_weights(self.stage, self.run, self.damaged)
+
+    def _read_beside(self, source: RandomAccessSource, split: str) -> dict[str, Any]:
+        """Options of the pipeline for what is read beside the clips: text, images, frame rates."""
+        spec, text = self.stage.training, self.stage.network.text
+        images = None if spec.image_data is None else self._source(spec.image_data, split)
+        if isinstance(text, EmbeddedText):
+            for origin in (source, images) if images is not None else (source,):
+                check_embeddings(origin, text.width, self.stage.name)
+        rates = spec.frame_rates
+        if rates is not None and split == "validation":  # at the rate the stage is meant for, whatever training is at
+            rates = dataclasses.replace(rates, lowest=self.stage.video.fps, highest=self.stage.video.fps)
+        return {"tokenize": Vocabulary(text.words, text.length).encode if isinstance(text, WordEncoder) else None,
+                "frame_rates": rates, "frames": self.stage.video.frames, "images_per_clip": spec.images_per_clip,
+                "images_source": images}
+
+    def _step(self, mesh: Mesh) -> Callable[[int, TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
+        """The training step, a function of its number (from 1), state and batch."""
+        function = compile_train_step(self.stage, mesh, self.autoencoder)
+        return lambda step, state, batch: function(state, batch)
+
+    def _losses(self, mesh: Mesh) -> Callable[[Any, Batch], dict[str, float]]:
+        """A function from averaged parameters and a batch to `validation_loss`, and what else is validated."""
+        function = compile_validation(self.stage, mesh, self.autoencoder)
+        key = jax.random.key(self.experiment.seed)
+        return lambda params, batch: {"validation_loss": float(function(params, batch, key))}
+
+    def _sheets(self, folder: Path, mesh: Mesh) -> Sheets:
+        """What pictures are made of, from time to time."""
+        return SampleSheets(self.experiment, self.stage, folder, mesh, self.data_dir, self.autoencoder)
+
     def _loop(self, state: TrainState, start: int, mesh: Mesh, pipeline: Pipeline, checkpoints: Checkpoints,
               writer: MetricWriter, stop: StopRequests) -> TrainState:
         spec = self.stage.training
-        step_function = compile_train_step(self.stage, mesh, self.autoencoder)
+        step_function = self._step(mesh)
         validate = self._validation(mesh)
         folder = self.run / self.stage.name / "samples"
-        sheets = together(lambda: SampleSheets(self.experiment, self.stage, folder, mesh, self.data_dir,
-                                               self.autoencoder))
+        sheets = together(lambda: self._sheets(folder, mesh))
         evaluate = self._evaluation(mesh, writer)
         throughput = Throughput(spec.batch_size, spec.steps)
         pending: list[tuple[int, dict[str, Any]]] = []  # metrics still on the device
@@ -176,7 +214,7 @@ class Trainer:
                 evaluate(state.ema, start, progress)  # it was stopped before it came to this
             for step in range(start + 1, spec.steps + 1):
                 batch = next(batches)
-                state, metrics = step_function(state, device_batch(batch, mesh, spec.batch_size))
+                state, metrics = step_function(step, state, device_batch(batch, mesh, spec.batch_size))
                 pending.append((step, metrics))
                 if step == start + 1:
                     jax.block_until_ready(metrics)
@@ -192,9 +230,10 @@ class Trainer:
                     if last or stopping or step % spec.checkpoint_every == 0:
                         self._save(checkpoints, step, state)
                     if validate and (step % spec.validate_every == 0 or last):
-                        loss = validate(state.ema)
-                        writer.write(step, {"validation_loss": loss})
-                        progress.note(f"step {step}: validation loss {loss:.4f}")
+                        losses = validate(state.ema)
+                        writer.write(step, losses)
+                        progress.note(f"step {step}: " + ", ".join(
+                            f"{name.replace('_', ' ')} {value:.4f}" for name, value in losses.items()))
                     if last or (spec.sample_every and step % spec.sample_every == 0):
                         writer.image(step, "samples", sheets.write(state.ema, step))
                     if evaluate and (step % spec.evaluation.every == 0 or last):
@@ -224,7 +263,7 @@ class Trainer:
     def _summarise(self, folder: Path, state: TrainState) -> None:
         """Write and show what the run came to: size of the network, clips, files that had to be skipped."""
         skipped = dict(getattr(self.sources["train"], "skipped", {}))
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(state.ema))
         summary = {"stage": self.stage.name, "steps": self.stage.training.steps, "parameters": parameters,
                    "training_clips": len(self.sources["train"]), "skipped_files": skipped}
         if jax.process_index() == 0:
@@ -237,16 +276,14 @@ class Trainer:
     def _save(self, checkpoints: Checkpoints, step: int, state: TrainState) -> None:
         checkpoints.save(step, state, {"stage": self.stage.name, "config": digest(self.experiment)})
 
-    def _validation(self, mesh: Mesh) -> Any:
-        """A function from parameters to the loss on a fixed validation batch with fixed noise, or None."""
-        spec = self.stage.training
-        if not spec.validate_every:
+    def _validation(self, mesh: Mesh) -> Callable[[Any], dict[str, float]] | None:
+        """A function from parameters to losses on a fixed validation batch with fixed noise, or None."""
+        if not self.stage.training.validate_every:
             return None
         pipeline = together(lambda: self._pipeline("validation", mesh))
         batch = device_batch(pipeline.batch(0), mesh, pipeline.batch_size)
-        function = compile_validation(self.stage, mesh, self.autoencoder)
-        key = jax.random.key(self.experiment.seed)
-        return lambda params: float(function(params, batch, key))
+        losses = self._losses(mesh)
+        return lambda params: losses(params, batch)
 
     def _evaluation(self, mesh: Mesh, writer: MetricWriter) -> Callable[[Any, int, StageProgress], None] | None:
         """What scores the averaged parameters at a step, writes the scores and shows them, or None."""

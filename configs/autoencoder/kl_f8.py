@@ -1,0 +1,28 @@
+"""The KL autoencoder of Stable Diffusion: latents of 32x32x4 from images of 256x256, 83.7 M parameters.
+
+Citation: Rombach et al. 2022, arXiv 2112.10752, section 3.1 and appendix G; sizes and losses of its code
+          (configs/autoencoder/autoencoder_kl_32x32x4.yaml of CompVis/latent-diffusion).
+Hardware: not published for the autoencoder. The code's learning rate is 4.5e-6 per image of a step; it makes steps of
+          12 images per device twice accumulated.
+Expected: reconstruction FID 0.90, PSNR 24.19 on ImageNet validation, trained on OpenImages (the code's README). Not
+          trained by us.
+Run:      vdm-jax train autoencoder/kl_f8     (needs the extra [metrics]; images below data/openimages)
+"""
+
+from vdm_jax.cascade.autoencoding import AutoencoderExperiment, AutoencoderStage, AutoencoderTraining
+from vdm_jax.cascade.stage import VideoSpec
+from vdm_jax.data.image_folder import ImageFolder
+from vdm_jax.networks.autoencoder import AUTOENCODER_F8
+from vdm_jax_configs.autoencoder._losses import LATENT_DIFFUSION
+
+
+def get_config() -> AutoencoderExperiment:
+    """Images as clips of one frame. Steps and averaging are not published: here four times the steps without
+    discriminator, and an average over some thousand steps. Crops are central."""
+    images = 24  # of a step on one device
+    stage = AutoencoderStage(
+        name="autoencoder", video=VideoSpec(frames=1, height=256, width=256, fps=1), network=AUTOENCODER_F8,
+        training=AutoencoderTraining(loss=LATENT_DIFFUSION, steps=200_000, batch_size=images,
+                                     learning_rate=4.5e-6 * images, ema_decay=0.9999, flips=True))
+    return AutoencoderExperiment(name="kl_f8", stages=(stage,),
+                                 data=ImageFolder(path="data/openimages", height=256, width=256))

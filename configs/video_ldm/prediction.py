@@ -1,0 +1,27 @@
+"""Video LDM, prediction: a video that goes on, given its first frames or nothing.
+
+Citation: Blattmann et al. 2023, arXiv 2304.08818, section 3.2. Layers over frames are told the known latents and their
+          mask, halved by learned convolutions to the size of each level; here by a map in front of each that starts at
+          zero, as how they enter is not published. Training clips have 0, 1 or 2 known frames with equal probability;
+          guidance goes by what is known ("context guidance"), with a weight that is ours.
+Hardware: 256 A100 for 402,000 steps (as the paper is summarised).
+Expected: FVD 508.82 with context guidance, 534.17 without, in an ablation of smaller driving models. Not trained by us.
+Run:      vdm-jax train video_ldm/prediction     (as for video_ldm/key_frames)
+"""
+
+from vdm_jax.cascade.observations import FramesKnown, NothingKnown
+from vdm_jax.cascade.options import StartFile
+from vdm_jax.cascade.stage import Experiment, VideoSpec
+from vdm_jax.networks.latent_unet import LATENT_UNET_VIDEO_LDM_PREDICTION
+from vdm_jax_configs.video_ldm import _stage
+
+
+def get_config() -> Experiment:
+    """That of the key frames, told what is known."""
+    video = VideoSpec(frames=8, height=320, width=512, fps=1.875)
+    return _stage.experiment(
+        "video_ldm_prediction", LATENT_UNET_VIDEO_LDM_PREDICTION, "data/open_clip_h", video, 402_000,
+        network={"known": "layers"},
+        training={"trainable": _stage.OVER_FRAMES, "start": StartFile(path="weights/sd2_unet.safetensors"),
+                  "observations": (NothingKnown(), FramesKnown(first=1), FramesKnown(first=2))},
+        sampling={"guidance": 1.0, "guided_by": "known"})

@@ -1,0 +1,104 @@
+"""Captions encoded once by a released text encoder's folder."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from tests.conditioning.test_tokenizers import write_clip
+from tests.interop.folders import SMALL, tensors_of, write
+from vdm_jax.commands.main import main
+from vdm_jax.data import text_encoding
+from vdm_jax.data.embeddings import TextEmbeddings
+from vdm_jax.data.text_encoding import CaptionEncoder, embed_captions
+from vdm_jax.errors import UserError
+from vdm_jax.interop.pretrained import load_pretrained
+
+CAPTIONS = ["a red three", "moving", "red", "three moving", "a red three moving red three moving"]
+
+
+def write_model(folder, config):
+    return write(folder, config, tensors_of(config))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A pipeline's text encoder and tokenizer."""
+    pytest.importorskip("tokenizers", reason="tokenizers come with the extra [pretrained]")
+    words = write_clip(tmp_path / "model" / "tokenizer")
+    write_model(tmp_path / "model" / "text_encoder",
+                dataclasses.replace(SMALL["text"], vocabulary=len(words), end_token=len(words) - 1))
+    return tmp_path / "model"
+
+
+def test_the_command_writes_what_the_encoder_gives(folder, tmp_path, capsys):
+    (tmp_path / "captions.txt").write_text("\n".join([*CAPTIONS, "", " moving "]))
+    arguments = [str(tmp_path / "captions.txt"), "--encoder", str(folder), "--out", str(tmp_path / "set"),
+                 "--batch-size", "3", "--mesh.data", "4", "--mesh.fsdp", "2"]
+    assert main(["embed", *arguments]) == 0
+    assert "5 captions, CLIPText of width 8, 8 tokens" in capsys.readouterr().out
+    found = TextEmbeddings(tmp_path / "set")
+    assert len(found) == 6 and found.longest == 8 and not (tmp_path / "set.parts").exists()
+    model, encoder = load_pretrained(folder / "text_encoder"), CaptionEncoder(folder)
+    for caption in CAPTIONS:  # with padding, which these models were trained to see
+        expected = model.module.apply({"params": model.params}, encoder.tokenizer(caption).ids).tokens[0]
+        vectors, mask = found.look_up(caption, 8)
+        assert mask.all()
+        np.testing.assert_allclose(vectors, expected, atol=2e-3 * np.abs(expected).max())
+    np.testing.assert_allclose(found.empty(8)[0], encoder([""])[0], atol=2e-3)
+    assert main(["embed", *arguments]) == 2 and "exists; permitted: a new folder" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_goes_on(folder, tmp_path, monkeypatch):
+    encoder, encoded = CaptionEncoder(folder), []
+    run = CaptionEncoder._run
+
+    def failing(self, ids, mask):
+        encoded.append(len(ids))
+        if len(encoded) == 3:
+            raise KeyboardInterrupt
+        return run(self, ids, mask)
+
+    monkeypatch.setattr(CaptionEncoder, "_run", failing)
+    with pytest.raises(KeyboardInterrupt):
+        embed_captions(encoder, CAPTIONS, tmp_path / "set", batch_size=1, part=2)
+    assert not (tmp_path / "set").exists() and len(list((tmp_path / "set.parts").iterdir())) == 1
+    path = embed_captions(encoder, [*CAPTIONS, *CAPTIONS, ""], tmp_path / "set", batch_size=1, part=2)
+    assert len(encoded) == 6  # two before the failure were kept, three more were left
+    whole = embed_captions(encoder, CAPTIONS, tmp_path / "whole")
+    for name in ("rows.float16", "keys.npy", "places.npy"):
+        if name == "rows.float16":
+            rows = [np.fromfile(folder / name, "<f2").astype(np.float32) for folder in (path, whole)]
+            np.testing.assert_allclose(*rows, atol=2e-3)
+        else:
+            assert (path / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_what_is_no_text_encoder_is_refused(tmp_path):
+    write_model(tmp_path / "vae", SMALL["vae"])
+    with pytest.raises(UserError, match="holds a Autoencoder; permitted: a text encoder of CLIP or T5"):
+        CaptionEncoder(tmp_path / "vae")
+
+
+def test_padding_of_t5_is_not_kept(tmp_path, monkeypatch):
+    """Its encoder does not see padding, so a text gives the same vectors whatever length it is padded to."""
+    write_model(tmp_path / "t5", SMALL["t5"])
+
+    class Words:
+        def __init__(self, length):
+            self.length = length
+
+        def __call__(self, texts):
+            ids, mask = np.zeros((len(texts), self.length), np.int32), np.zeros((len(texts), self.length), bool)
+            for i, text in enumerate(texts):
+                numbers = [*map(ord, text.replace(" ", ""))][: self.length]
+                ids[i, : len(numbers)], mask[i, : len(numbers)] = np.array(numbers, int) % 20, True
+            return ids, mask
+
+    monkeypatch.setattr(text_encoding, "open_tokenizer", lambda folder, length: Words(length))
+    short, long = (CaptionEncoder(tmp_path / "t5", length=length)(["red", "three"]) for length in (5, 9))
+    assert [len(vectors) for vectors in short] == [3, 5]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), short, long)

@@ -1,0 +1,160 @@
+"""Layers over frames after those within, motion modules and ControlNets: what they begin as, see, refuse and share."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vdm_jax.errors import UserError
+from vdm_jax.interop import model_kinds
+from vdm_jax.networks import latent_unet as lu
+from vdm_jax.networks import motion_adapter as ma
+from vdm_jax.networks.control_net import ControlNet, ControlNetNetwork
+from vdm_jax.networks.latent_frames import FrameConvolutions, FrameTransformer, Motion, Stack, frame_code
+from vdm_jax.networks.latent_unet_blocks import Control, Sizes
+from vdm_jax.parallel.mesh import MeshSpec, make_mesh
+from vdm_jax.parallel.rules import parameter_axes
+
+SIZES = Sizes(2, False, False, "xla", jnp.float32)
+IMAGE = lu.LatentUNet(widths=(4, 8), blocks=1, attention=(True, False), heads=(2, 2), only_context=(False, False),
+                      context_channels=6, groups=2)
+MOTION = Motion(heads=2, frames=4, groups=2)
+LAYERS = {"convolutions": FrameConvolutions(SIZES), "transformer": FrameTransformer(2, 3, 2, SIZES, code=True)}
+
+
+@pytest.mark.parametrize("config, parameters", [
+    (ma.MOTION_ADAPTER_V1, 417_137_600),
+    pytest.param(ma.MOTION_ADAPTER_V2, 453_209_280, marks=pytest.mark.full),  # in the tests of weights too
+    pytest.param(ma.MOTION_ADAPTER_V3, 417_137_600, marks=pytest.mark.full),
+    pytest.param(lu.LATENT_UNET_ANIMATEDIFF_V1, 1_276_658_564, marks=pytest.mark.full),
+    pytest.param(lu.LATENT_UNET_ANIMATEDIFF_V2, 1_312_730_244, marks=pytest.mark.full),
+    pytest.param(lu.LATENT_UNET_ANIMATEDIFF_V3, 1_276_658_564, marks=pytest.mark.full),
+    pytest.param(lu.LATENT_UNET_MODELSCOPE, 865_910_724 + 266_891_520 + 272_850_880 + 5_580_736,
+                 marks=pytest.mark.full),
+])
+def test_published_sizes(config, parameters):
+    assert sum(leaf.size for leaf in model_kinds.shapes(config).values()) == parameters
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_begins_as_the_identity_and_then_lets_frames_see_each_other(name, filled, normal):
+    module, x = LAYERS[name], normal(0, 2, 3, 2, 2, 4)
+    params, none = filled(module, x), jnp.zeros((2, 3), bool)
+    last = "conv_3" if name == "convolutions" else "out"
+    apply = jax.jit(lambda params, x, images: module.apply({"params": params}, x, images))
+    run = lambda x, images: apply(params, x, images)
+    start = jax.jit(module.init)(jax.random.key(0), x)["params"][last]
+    np.testing.assert_array_equal(apply({**params, last: start}, x, none), x)
+    y = run(x, none)
+    changed = np.abs(run(x.at[0, 0].add(normal(1, 2, 2, 4)), none) - y).max((2, 3, 4))
+    assert (changed[0] > 1e-4).all()
+    np.testing.assert_allclose(changed[1], 0, atol=1e-6)
+    stills = run(x, none.at[1].set(True))
+    np.testing.assert_array_equal(stills[1], x[1])
+    np.testing.assert_array_equal(stills[0], y[0])
+
+
+def test_dropout_is_of_training_alone(filled, normal):
+    module, x = dataclasses.replace(LAYERS["convolutions"], dropout=0.5), normal(0, 1, 3, 2, 2, 4)
+    params = {"params": filled(module, x)}
+    run = jax.jit(lambda key: module.apply(params, x, train=True, rngs={"dropout": key}))
+    first, second = run(jax.random.key(0)), run(jax.random.key(1))
+    assert np.abs(first - second).max() > 1e-3
+    without = jax.jit(lambda: module.apply(params, x))()  # asks for no key
+    np.testing.assert_array_equal(without, jax.jit(lambda: LAYERS["convolutions"].apply(params, x))())
+
+
+def test_a_motion_module_knows_the_order_of_frames(filled, normal):
+    x = normal(0, 1, 3, 2, 2, 4)
+    params = filled(LAYERS["transformer"], x)
+    for code in (True, False):
+        run = jax.jit(dataclasses.replace(LAYERS["transformer"], code=code).apply)
+        turned = run({"params": params}, x[:, ::-1])[:, ::-1]
+        assert (np.abs(turned - run({"params": params}, x)).max() > 1e-3) == code
+
+
+def test_attention_over_frames_is_spread_by_a_context(filled, normal):
+    x = normal(0, 1, 4, 2, 2, 4)
+    params = filled(LAYERS["transformer"], x)
+    expected = jax.jit(LAYERS["transformer"].apply)({"params": params}, x)
+    spread = dataclasses.replace(LAYERS["transformer"], sizes=SIZES._replace(context="relayout"))
+    with jax.set_mesh(make_mesh(MeshSpec(data=4, context=2))):
+        found = jax.jit(spread.apply)({"params": params}, x)
+        text = jax.jit(spread.apply).lower({"params": params}, x).as_text()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert "all_to_all" in text
+
+
+def test_the_code_of_a_frame_has_sines_in_even_channels():
+    np.testing.assert_allclose(frame_code(3, 4)[2], [np.sin(2), np.cos(2), np.sin(0.02), np.cos(0.02)], atol=1e-6)
+
+
+def test_modules_join_a_network_of_their_sizes_and_come_out_again():
+    adapter = ma.MotionAdapter(widths=(4, 8), blocks=1, motion=MOTION)
+    shapes = {name: {"norm": 0} for name in adapter.places}
+    config, params = ma.join(IMAGE, {"stem": 1}, adapter, shapes)
+    assert config == dataclasses.replace(IMAGE, motion=MOTION) and params["stem"] == 1
+    assert ma.part(config, params) == (adapter, shapes)
+    assert model_kinds.shapes(config).keys() == model_kinds.shapes(IMAGE).keys() | model_kinds.shapes(adapter).keys()
+    with pytest.raises(UserError, match=r"blocks=1; permitted with this network: widths=\(4, 8\), blocks=2"):
+        ma.join(dataclasses.replace(IMAGE, blocks=2), {}, adapter, shapes)
+    with pytest.raises(UserError, match="layers over frames already"):
+        ma.join(config, params, adapter, shapes)
+    with pytest.raises(UserError, match="permitted: a network with motion modules"):
+        ma.part(IMAGE, {})
+
+
+CONTROL = ControlNetNetwork(ControlNet(unet=IMAGE, hint_widths=(2, 4)))
+
+
+@pytest.fixture(scope="module")
+def seen(normal):
+    return normal(0, 1, 2, 3, 4, 4), jnp.zeros(1), normal(1, 1, 1, 2, 6), normal(2, 1, 2, 6, 8, 3)
+
+
+@pytest.mark.full
+def test_a_control_net_begins_with_zeros(seen):
+    control = jax.jit(lambda: CONTROL.init_with_output(jax.random.key(0), *seen)[0])()
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(control))
+
+
+def test_a_control_net_is_that_of_a_network_and_of_maps_of_one_size(seen):
+    x, level, context, hint = seen
+    control, _ = jax.eval_shape(lambda: CONTROL.init_with_output(jax.random.key(0), *seen))
+    assert [skip.shape[2:] for skip in control.skips] == [(3, 4, 4), (3, 4, 4), (2, 2, 4), (2, 2, 8)]
+    control = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), control)
+    with pytest.raises(UserError, match=r"permitted: \(1, 2, 6, 8, 3\)"):
+        CONTROL.init(jax.random.key(0), x, level, context, hint[:, :1])
+    with pytest.raises(UserError, match="control of shapes"):
+        jax.eval_shape(lambda: lu.LatentUNetNetwork(IMAGE).init(
+            jax.random.key(0), x, level, context, control=Control(control.skips[1:], control.middle)))
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda: dataclasses.replace(IMAGE, motion=MOTION, stack=Stack()), "permitted: one kind of layers over frames"),
+    (lambda: dataclasses.replace(IMAGE, motion=dataclasses.replace(MOTION, heads=3)), "multiples of its heads"),
+    (lambda: Motion(frames=0), "permitted: positive"),
+    (lambda: ma.MotionAdapter(widths=(4, 9), motion=MOTION), "permitted: positive, multiples of heads and groups"),
+    (lambda: ControlNet(unet=dataclasses.replace(IMAGE, temporal=True)), "permitted: an image network"),
+    (lambda: ControlNet(hint_widths=()), "one or more widths"),
+    (lambda: jax.eval_shape(lambda: lu.LatentUNetNetwork(dataclasses.replace(IMAGE, motion=MOTION)).init(
+        jax.random.key(0), jnp.zeros((1, 5, 2, 2, 4)), jnp.zeros(1), jnp.zeros((1, 1, 1, 6)))),
+     "permitted: at most Motion.frames=4"),
+])
+def test_refused(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+def test_every_kernel_is_split():
+    """Layers of attention and feed-forward in pairs."""
+    assert parameter_axes("/down_0_0_motion/self_attention_1/out/kernel", 2) == ("heads", "embed")
+    assert parameter_axes("/down_0_0_motion/feed_forward/out/kernel", 2) == ("mlp", "embed")
+    for config in (dataclasses.replace(IMAGE, stack=Stack()), ControlNet(unet=IMAGE)):
+        for path, leaf in model_kinds.shapes(config).items():
+            if path.endswith("kernel"):
+                assert any(parameter_axes(f"/{path}", leaf.ndim)), path

@@ -1,0 +1,100 @@
+"""`vdm-jax embed`: the embeddings of captions by a released text encoder."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import rich.console
+import rich.progress
+import tyro
+
+from vdm_jax.commands.arguments import parse
+from vdm_jax.commands.configs import config_names, load_config
+from vdm_jax.data.embeddings import WithEmbeddings
+from vdm_jax.data.opening import SPLITS, default_data_dir, open_source
+from vdm_jax.errors import UserError
+from vdm_jax.parallel.mesh import MeshSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Embed:
+    """Encode captions once with a released text encoder, so that training and sampling do not carry it.
+
+    SOURCE is a text file with a caption per line, or the name of a config, whose data sets have the captions. The
+    result is a folder that WithEmbeddings(path=...) in a config and `vdm-jax sample --embeddings` read. An interrupted
+    run goes on where it stopped.
+
+    Examples:
+      vdm-jax embed captions.txt --encoder stable-diffusion-v1-5 --out data/clip
+      vdm-jax embed imagen/cascade --encoder t5-v1_1-xxl --length 128 --dtype bfloat16 --mesh.fsdp 8 --out data/t5
+    """
+
+    source: tyro.conf.Positional[str]  # text file with a caption per line, or name of a config
+    # Folder of a pipeline (text_encoder/ and tokenizer/), or of a text encoder with the files of its tokenizer
+    encoder: Path
+    out: Path | None = None  # a new folder; for configs, by default, the one that the config reads
+    length: int | None = None  # tokens of a text at most; longer ones are cut, with a warning. By default the model's
+    batch_size: int = 32  # captions at a time
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None  # of the encoder; by default as it is stored
+    data_dir: Path | None = None  # for configs: where prepared data lives; ~/.cache/vdm_jax/data by default
+    mesh: MeshSpec = MeshSpec()  # over which the encoder and the captions are split
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Entry of the command."""
+    options = parse(Embed, arguments, "vdm-jax embed")
+    if options.batch_size < 1:
+        raise UserError(f"--batch-size={options.batch_size} is not valid; permitted: >= 1")
+    captions, out = read_captions(options)
+    from vdm_jax.data.text_encoding import CaptionEncoder, embed_captions
+
+    encoder = CaptionEncoder(options.encoder, length=options.length, dtype=options.dtype, mesh=options.mesh)
+    console = rich.console.Console(stderr=True, highlight=False)
+    columns = (*rich.progress.Progress.get_default_columns(), rich.progress.MofNCompleteColumn())
+    with rich.progress.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("encoding captions", total=len(captions))
+        embed_captions(encoder, captions, out, batch_size=options.batch_size,
+                       progress=lambda done: bar.update(task, completed=done))
+    print(f"{out}: {len(captions)} captions, {encoder.about}")
+    return 0
+
+
+def read_captions(options: Embed) -> tuple[list[str], Path]:
+    """All captions, each once, and where their embeddings go."""
+    out, path = options.out, Path(options.source)
+    if options.source in config_names():
+        experiment = load_config(options.source)
+        data = [experiment.data, *(stage.training.image_data for stage in experiment.stages)]
+        if out is None and isinstance(experiment.data, WithEmbeddings):
+            out = Path(experiment.data.path)
+        clips = [one.data if isinstance(one, WithEmbeddings) else one for one in data if one is not None]
+        found = itertools.chain.from_iterable(_of_data(one, options.data_dir or default_data_dir()) for one in clips)
+    elif path.is_file():
+        found = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    else:
+        raise UserError(f"source={options.source!r} is neither a text file nor a config; permitted: a file with a "
+                        f"caption per line, or one of {', '.join(config_names())}")
+    if out is None:
+        raise UserError(f"--out=None is not valid for {options.source}, which does not say where its embeddings are; "
+                        "permitted: a new folder")
+    captions = sorted(set(found) - {""})
+    if not captions:
+        raise UserError(f"{options.source} has no captions; permitted: at least one that is not empty")
+    return captions, out
+
+
+def _of_data(data: object, data_dir: Path) -> Iterator[str]:
+    """Captions of all splits that there are."""
+    for split in SPLITS:
+        try:
+            source = open_source(data, split, data_dir)
+        except UserError:
+            if split == "train":
+                raise
+            continue  # a set without this split
+        given = getattr(source, "captions", None)
+        yield from given() if given else (source[i]["caption"] for i in range(len(source)))

@@ -1,0 +1,127 @@
+"""Captions to embeddings by a released text encoder, once and for all, so that training does not carry the encoder."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from vdm_jax.conditioning.tokenizers import open_tokenizer
+from vdm_jax.data.embeddings import TextEmbeddings, write_embeddings
+from vdm_jax.errors import UserError
+from vdm_jax.interop.pretrained import load_pretrained
+from vdm_jax.networks.clip_text import CLIPText
+from vdm_jax.networks.t5_encoder import T5Encoder
+from vdm_jax.parallel.mesh import MeshSpec, make_mesh
+from vdm_jax.parallel.rules import batch_parts, batch_sharding
+
+log = logging.getLogger(__name__)
+
+PART = 4096  # captions that are encoded before they are safe on disk
+
+
+class CaptionEncoder:
+    """The text encoder of a local folder, with its tokenizer, over all devices.
+
+    Args:
+      folder: a pipeline in the layout of diffusers (`text_encoder/` and `tokenizer/`), or a text encoder in that of
+        transformers, with the tokenizer's files beside it.
+      length: tokens of a text at most; None: those of the model (CLIP) or of its tokenizer's files (T5).
+      dtype: of weights and activations, such as "bfloat16"; None: as the weights are stored, computed in float32.
+      mesh: over which weights and texts are split; None: texts over all devices.
+
+    Raises:
+      UserError: what is there is not a text encoder of CLIP or T5 with its tokenizer.
+    """
+
+    def __init__(self, folder: str | Path, *, length: int | None = None, dtype: str | None = None,
+                 mesh: MeshSpec | None = None):
+        folder = Path(folder)
+        whole = (folder / "text_encoder").is_dir()
+        self.mesh = make_mesh(mesh or MeshSpec())
+        model = load_pretrained(folder / "text_encoder" if whole else folder, dtype=dtype, mesh=self.mesh)
+        if not isinstance(model.config, CLIPText | T5Encoder):
+            raise UserError(f"{folder} holds a {type(model.config).__name__}; permitted: a text encoder of CLIP or T5")
+        if dtype is not None:
+            model = dataclasses.replace(model, config=dataclasses.replace(model.config, dtype=dtype))
+        self.is_clip = isinstance(model.config, CLIPText)
+        self.tokenizer = open_tokenizer(folder / "tokenizer" if whole else folder,
+                                        length or (model.config.length if self.is_clip else None))
+        self.width, self.params = model.config.width, model.params
+        # The models of CLIP were trained, and are used, with padding in sight (unless their files say otherwise): it is
+        # part of what a network is told. T5's padding is hidden, and not kept.
+        self.masked = not self.is_clip or bool(model.fields.get("use_attention_mask"))
+        self.about = f"{type(model.config).__name__} of width {self.width}, {self.tokenizer.length} tokens"
+        self._encode = jax.jit(lambda params, ids, mask: getattr(
+            found := model.module.apply({"params": params}, ids, mask), "tokens", found))
+
+    def __call__(self, texts: Sequence[str], rows: int | None = None) -> list[Float[np.ndarray, "L C"]]:
+        """What networks attend to, text by text; `rows` fills the batch up, so that one program serves all batches."""
+        parts = batch_parts(self.mesh)
+        rows = -(-max(rows or 0, len(texts)) // parts) * parts
+        ids, mask = self.tokenizer([*texts, *[""] * (rows - len(texts))])
+        found = np.asarray(self._run(ids, mask if self.masked else None), np.float32)
+        return [vectors if self.is_clip else vectors[seen] for vectors, seen in zip(found, mask, strict=True)
+                ][: len(texts)]
+
+    def _run(self, ids: Int[np.ndarray, "b l"], mask: Bool[np.ndarray, "b l"] | None) -> Any:
+        with jax.set_mesh(self.mesh):
+            return self._encode(self.params, *jax.device_put((ids, mask), batch_sharding(self.mesh)))
+
+
+def embed_captions(
+    encoder: CaptionEncoder, captions: Sequence[str], out: str | Path, *, batch_size: int = 32, part: int = PART,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Path:
+    """A set of embeddings (`data/embeddings.py`) of all captions, in a new folder.
+
+    Parts are written to `OUT.parts` first: the same call after an interruption goes on behind the last of them, and a
+    call with other captions or another encoder begins anew.
+
+    Raises `UserError` where `out` exists or there is no caption that is not empty.
+    """
+    out = Path(out).expanduser()
+    if out.exists():
+        raise UserError(f"out={out} exists; permitted: a new folder, or delete this one first")
+    captions = sorted({caption for caption in captions if caption})
+    if not captions:
+        raise UserError("there are no captions that are not empty; permitted: at least one")
+    what = hashlib.sha256("\0".join([encoder.about, str(part), *captions]).encode()).hexdigest()[:16]
+    parts = out.with_name(f"{out.name}.parts")
+    for old in parts.iterdir() if parts.is_dir() else ():
+        if not old.name.startswith(what):
+            shutil.rmtree(old)
+    sets = []
+    for begin in range(0, len(captions), part):
+        texts, path = captions[begin : begin + part], parts / f"{what}_{begin:012}"
+        if not path.exists():
+            write_embeddings(path, texts, _in_batches(encoder, texts, batch_size, begin, progress))
+        sets.append((path, texts))
+        progress(begin + len(texts))
+    write_embeddings(out, captions, _read(sets), encoder.about, encoder([""])[0])
+    shutil.rmtree(parts)
+    return out
+
+
+def _in_batches(
+    encoder: CaptionEncoder, texts: Sequence[str], size: int, before: int, progress: Callable[[int], None]
+) -> Iterator[np.ndarray]:
+    for begin in range(0, len(texts), size):
+        yield from encoder(texts[begin : begin + size], size)
+        progress(before + min(begin + size, len(texts)))
+
+
+def _read(sets: list[tuple[Path, Sequence[str]]]) -> Iterator[np.ndarray]:
+    for path, texts in sets:
+        found = TextEmbeddings(path)
+        for text in texts:
+            vectors, mask = found.look_up(text, found.longest)
+            yield vectors[mask]

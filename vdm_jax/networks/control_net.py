@@ -1,0 +1,94 @@
+"""ControlNet (Zhang et al. 2023, arXiv 2302.05543): a copy of the first half of an image network that sees a map of
+what the frame should show, and adds to the features of the network it is a copy of.
+
+    control = ControlNetNetwork(config).apply({"params": params}, x, level, context, hint)
+    prediction = LatentUNetNetwork(unet).apply({"params": unet_params}, x, level, context, control=control)
+
+Several are added up: `jax.tree.map(jnp.add, first, second)`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from vdm_jax.errors import UserError
+from vdm_jax.networks.latent_unet import LATENT_UNET_SD1, LatentUNet, check, embed, middle, way_down
+from vdm_jax.networks.latent_unet_blocks import Control, Given
+from vdm_jax.networks.layers import Convolution, silu, zeros
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ControlNet:
+    """Sizes of a ControlNet; the defaults are those for Stable Diffusion 1.5."""
+
+    unet: LatentUNet = LATENT_UNET_SD1  # whose way down and middle it copies; its `out_channels` do not matter
+    hint_channels: int = 3
+    hint_widths: tuple[int, ...] = (16, 32, 96, 256)  # of the map, which is halved before each but the first
+
+    def __post_init__(self):
+        if self.unet.temporal or self.unet.stack or self.unet.motion or self.unet.scalars:
+            raise UserError("ControlNet.unet has layers over frames or scalars; permitted: an image network")
+        if not self.hint_widths or min(self.hint_channels, *self.hint_widths) < 1:
+            raise UserError(f"ControlNet: hint_channels={self.hint_channels}, hint_widths={self.hint_widths}; "
+                            "permitted: positive, one or more widths")
+
+    @property
+    def factor(self) -> int:
+        """Pixels of a side of the map per latent."""
+        return 2 ** (len(self.hint_widths) - 1)
+
+
+CONTROL_NET_SD1 = ControlNet()
+
+
+class ControlNetNetwork(nn.Module):
+    """Noisy latents `[B, T, H, W, C]` and maps in [0, 1] of each frame to what is added to the U-Net's features.
+
+    It starts with zeros. Raises `UserError` for maps of another size than `factor` times that of the latents.
+    """
+
+    config: ControlNet
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b t h w c"], level: Float[Array, " b"], context: Float[Array, "b g l e"],
+        hint: Float[Array, "b t h2 w2 d"], *, scale: float | Float[Array, " b"] = 1.0,
+        classes: Int[Array, " b"] | None = None,
+    ) -> Control:
+        """`scale` is a factor on everything that is added."""
+        spec, unet, dtype = self.config, self.config.unet, jnp.dtype(self.config.unet.dtype)
+        check(unet, x, context, None, classes)
+        wanted = (*x.shape[:2], spec.factor * x.shape[2], spec.factor * x.shape[3], spec.hint_channels)
+        if hint.shape != wanted:
+            raise UserError(f"map of shape {hint.shape}; permitted: {wanted}")
+        given = Given(embed(self, unet, level, None, classes), context.astype(dtype), None)
+        x = Convolution(unet.widths[0], dtype=dtype, name="stem")(x) + Hint(spec, unet.widths[0], name="hint")(hint)
+        x, skips = way_down(unet, x, given)
+        x = middle(unet, x, given)
+        scale = jnp.reshape(jnp.asarray(scale, dtype), (-1, 1, 1, 1, 1))
+
+        def added(features: Array, name: str) -> Array:
+            zero = Convolution(features.shape[-1], (1, 1, 1), kernel_init=zeros, dtype=dtype, name=name)
+            return scale * zero(features)
+
+        return Control(tuple(added(skip, f"control_{i}") for i, skip in enumerate(skips)), added(x, "control_middle"))
+
+
+class Hint(nn.Module):
+    """The map, convolved and halved to the size of the latents."""
+
+    config: ControlNet
+    features: int
+
+    @nn.compact
+    def __call__(self, hint: Float[Array, "b t h w d"]) -> Float[Array, "b t h2 w2 c"]:
+        widths, dtype = self.config.hint_widths, jnp.dtype(self.config.unet.dtype)
+        x = silu(Convolution(widths[0], dtype=dtype, name="in")(hint))
+        for i, (width, following) in enumerate(zip(widths, widths[1:], strict=False)):
+            x = silu(Convolution(width, dtype=dtype, name=f"conv_{2 * i}")(x))
+            x = silu(Convolution(following, strides=(2, 2), dtype=dtype, name=f"conv_{2 * i + 1}")(x))
+        return Convolution(self.features, kernel_init=zeros, dtype=dtype, name="out")(x)
