@@ -17,6 +17,7 @@ from vdm_jax.cascade.observations import FramesKnown, Known, NothingKnown
 from vdm_jax.cascade.options import Sampling, StartFile, Training
 from vdm_jax.cascade.sampling import finished
 from vdm_jax.cascade.stage import Experiment, FirstFrame, KeyFrames, LowResolution, Stage, VideoSpec
+from vdm_jax.commands.configs import load_config
 from vdm_jax.configuration import from_json, to_json
 from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.diffusion.augmentation import NoiseAugmentation, TruncatedAugmentation
@@ -155,6 +156,14 @@ def test_a_stage_that_stops_early_has_pixels():
                   network=UNet(levels=UNET.levels, low_resolution=True))
     with pytest.raises(UserError, match="TruncatedAugmentation after stage 'base', whose noise is in latents"):
         Experiment(name="x", stages=(make(), after), data=CaptionedDigits(size=32, frames=4))
+
+
+def test_the_demo_in_latents_takes_the_demo_autoencoder():
+    latent = load_config("latent_digits").stages[0].latent
+    autoencoders = load_config("autoencoder/digits")
+    spec = dataclasses.replace(autoencoders.stages[0].network, scale=latent.autoencoder.scale,
+                               shift=latent.autoencoder.shift)  # these are measured
+    assert latent.autoencoder == spec and latent.weights == f"runs/{autoencoders.name}"
 
 
 def test_a_stage_may_fill_in_frames():
