@@ -124,13 +124,11 @@ def draw(record: dict[str, Any], path: Path) -> None:
     sets |= {BESIDE[metric]: [rows[name][metric]["mean"] / plain[metric]["mean"] for name in names]
              for metric in ("motion", "frame_lpips")}
     for place, (label, values) in enumerate(sets.items()):
-        left.bar([i + (place - 1) * 0.27 for i in range(len(names))], [max(value, 0.02) for value in values], 0.25,
-                 label=label, bottom=0)
-    left.set_yscale("log")
+        left.bar([i + (place - 1) * 0.27 for i in range(len(names))], values, 0.25, label=label)
     left.axhline(1, color="#4a5462", linewidth=0.8)
     left.set_xticks(range(len(names)), names, rotation=30, ha="right")
     left.set_ylabel("times that of real clips")
-    left.legend()
+    left.legend(loc="upper right")
     counts = record["sample_count"]
     right.errorbar([int(size) for size in counts], [row["mean"] for row in counts.values()],
                    [row["deviation"] for row in counts.values()], marker="o")
