@@ -42,6 +42,12 @@ PUBLISHED = {
     ("cdm/imagenet_128", "sr_128"): (575e6, 0.002), ("cdm/imagenet_256", "sr_256"): (634e6, 0.002),
 }
 
+# Released weights have these numbers of parameters, which ours have to have exactly.
+EXACT = {
+    ("stable_diffusion/v1", "base"): 859_520_964, ("stable_diffusion/v2", "base"): 865_910_724,
+    ("svd/image_to_video_14", "base"): 1_524_623_082, ("svd/image_to_video_25", "base"): 1_524_623_082,
+}
+
 # No count is published; it follows from what is.
 COMPUTED = {config for config, _ in PUBLISHED if config.startswith("vdm/")}
 
@@ -56,6 +62,11 @@ def counted(config: str, stage: str) -> int:
 def test_a_published_stage_has_its_published_size(config, stage):
     count, (published, tolerance) = counted(config, stage), PUBLISHED[config, stage]
     assert abs(count / published - 1) <= tolerance, f"{count:,} parameters, {published:,.0f} published"
+
+
+@pytest.mark.parametrize(("config", "stage"), EXACT)
+def test_a_released_network_has_as_many_parameters_as_its_weights(config, stage):
+    assert counted(config, stage) == EXACT[config, stage]
 
 
 def test_the_cascade_of_imagen_video_is_the_published_one():

@@ -15,3 +15,10 @@ def load(run, devices=None, damaged="refuse"):
     from vdm_jax.training.runs import load
 
     return load(run, devices, damaged)
+
+
+def from_pretrained(folder, *, dtype=None, variant=None, mesh=None):
+    """A released latent model from its local folder, as a callable; see `vdm_jax.pipelines.loading.from_pretrained`."""
+    from vdm_jax.pipelines.loading import from_pretrained
+
+    return from_pretrained(folder, dtype=dtype, variant=variant, mesh=mesh)

@@ -13,6 +13,9 @@ from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.networks.autoencoder import Autoencoder
 from vdm_jax.networks.discriminator import Discriminator
 
+# Shrinks by 4, to 4 channels.
+NETWORK = Autoencoder(widths=(8, 16, 32), blocks=1, groups=4, middle_attention=False)
+
 
 def get_config() -> AutoencoderExperiment:
     """Frames are encoded one by one, so two of a clip are enough to learn from. The discriminator joins for the last
@@ -21,7 +24,7 @@ def get_config() -> AutoencoderExperiment:
                            discriminator_weight=0.1, discriminator_start=600)
     stage = AutoencoderStage(
         name="autoencoder", video=VideoSpec(frames=2, height=64, width=64, fps=8),
-        network=Autoencoder(widths=(8, 16, 32), blocks=1, groups=4, middle_attention=False),
+        network=NETWORK,
         training=AutoencoderTraining(
             loss=loss, steps=800, batch_size=4, learning_rate=2e-3, warmup_steps=50, decay=True, b1=0.9, b2=0.99,
             ema_decay=0.99, log_every=50, checkpoint_every=400, sample_every=0, validate_every=200, measured_clips=128))

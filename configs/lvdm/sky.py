@@ -4,10 +4,8 @@ Citation: He et al. 2022, arXiv 2211.13221; the authors' config lvdm_short/sky (
           is marked in _stage.py; relative positions are those of Shaw et al. 2018, of which the authors' code has a
           variant. UCF-101 and TaiChi differ by scale and shift of the latents (LVDM_LATENTS).
 Hardware: not published.
-Expected: FVD 95.2 +- 2.3, KVD 3.9 on Sky Timelapse, 2,048 samples x 10 runs (as quoted). Not trained by us.
-Run:      vdm-jax train lvdm/sky     (runs/lvdm_autoencoder, the run of a trained autoencoder of these sizes; clips of
-          Sky Timelapse made by vdm-jax prepare; scale and shift belong to the authors' autoencoder and are measured
-          anew for another one)
+Expected: FVD and KVD of 2,048 samples x 10 runs; the published values are not at hand. Not trained by us.
+Run:      vdm-jax train lvdm/sky     (after vdm-jax train autoencoder/lvdm; videos of Sky Timelapse below data/sky)
 """
 
 from vdm_jax.cascade.stage import Experiment

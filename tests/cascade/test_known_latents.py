@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.training.latents import random_params
 from vdm_jax.cascade import inputs, sampling
 from vdm_jax.cascade.latent import Latent
-from vdm_jax.cascade.observations import FramesKnown, NothingKnown
+from vdm_jax.cascade.observations import FramesKnown, NothingKnown, first_frame_known
 from vdm_jax.cascade.options import Sampling, Training
 from vdm_jax.cascade.stage import Stage, VideoSpec
 from vdm_jax.conditioning.conditioning import Conditioning
@@ -107,3 +108,30 @@ def test_guidance_takes_away_what_is_known(monkeypatch, conditioning, normal):
 def test_refused_stages(change, message):
     with pytest.raises(UserError, match=message):
         dataclasses.replace(STAGE, **change)
+
+
+LAYERS = dataclasses.replace(STAGE, network=LatentNetwork(
+    unet=dataclasses.replace(UNET, in_channels=4, context_channels=6, offsets=0, classes=0, temporal=True,
+                             known_channels=5), timesteps=BETAS, known="layers"))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("stage", [STAGE, LAYERS], ids=["in_place", "layers"])
+def test_a_stage_learns_and_goes_on_with_what_is_known(stage):
+    weights, params = random_params(stage.latent.autoencoder), random_params(stage.network.unet, seed=1)
+    rng = np.random.default_rng(0)
+    batch = {"video": rng.integers(0, 256, (4, 3, 8, 8, 3)).astype(np.uint8)}
+    loss = jax.jit(jax.value_and_grad(lambda params: step.stage_loss(
+        stage, params, batch, jax.random.key(0), weights)[0]))
+    value, gradients = loss(params)
+    told = gradients["known_0"] if stage is LAYERS else gradients["classes"]
+    assert np.isfinite(value) and all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
+    assert any(np.abs(g).max() > 0 for g in jax.tree.leaves(told))
+    keys = sampling.sample_keys(0, jnp.arange(2), 0)
+    make = jax.jit(lambda pictures: sampling.sample_stage(
+        stage, dataclasses.replace(stage.sampling, steps=2), params, keys, Conditioning(), None, weights,
+        known=first_frame_known(pictures, 3)))
+    pictures = rng.uniform(-1, 1, (2, 8, 8, 3)).astype(np.float32)
+    videos, others = make(pictures), make(-pictures)
+    np.testing.assert_allclose(videos[:, 0], pictures, atol=1e-6)
+    assert np.abs(videos - others)[:, 1:].max() > 1e-3

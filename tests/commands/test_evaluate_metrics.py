@@ -19,6 +19,12 @@ def test_metrics_are_written_and_shown(run, capfd):
     assert record["scores"][0]["conditions"]["frames"] == 3 and record["settings"]["given_frames"] == 1
     assert "| ssim |" in shown and "| ssim |" in (run / "metrics.md").read_text()
     assert len(list((run / "metrics").glob("*/videos/*.npz"))) == 1
+    # Two shares of the parts, then the scores of all; the one part is there already.
+    shared = [*command, "--share"]
+    (run / "metrics.json").unlink()
+    assert main([*shared, "2/2"]) == 0
+    assert "without --share scores all of them" in capfd.readouterr().out and not (run / "metrics.json").exists()
+    assert main(command) == 0 and json.loads((run / "metrics.json").read_text())["scores"] == record["scores"]
 
 
 def test_every_checkpoint_is_evaluated_once_and_shown(run, capfd):
@@ -56,6 +62,9 @@ def test_bad_requests_are_one_line(run, fails):
     assert "--checkpoints newest is not valid; permitted: all, or steps" in fails(
         "evaluate", run, "--checkpoints", "newest")
     assert "has not step 3; permitted: base: 2, 4; spatial: 2, 4" in fails("evaluate", run, "--checkpoints", "2", "3")
+    assert "permitted: --metrics alone" in fails("evaluate", run, "--share", "1/2")
+    assert "permitted: i/n" in fails("evaluate", run, "--metrics", "motion", "--share", "2/1")
+    assert "permitted: fid_tensorflow" in fails("evaluate", run, "--metrics", "fid", "--fid-protocol", "mine")
     line = fails("evaluate", run, "--metrics", "fvd", "--count", "2")
     seen = f"fvd of videos of 4 frames; permitted: from {i3d.LEAST_FRAMES}"
     assert seen in line or "pip install 'vdm_jax[metrics]'" in line

@@ -7,23 +7,22 @@ from vdm_jax.cascade.options import Sampling, Training
 from vdm_jax.cascade.stage import Experiment, LowResolution, Stage, VideoSpec
 from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.diffusion.process import Process
-from vdm_jax.networks.config import CrossAttention, Level, TemporalConvolution, UNet, WordEncoder
+from vdm_jax.networks.config import Level, UNet
 
 
-def training(steps):
+def training(steps, validate=0):
     return Training(steps=steps, batch_size=8, learning_rate=3e-3, warmup_steps=1, ema_decay=0.8, log_every=1,
-                    checkpoint_every=steps, sample_every=0, validate_every=steps)
+                    checkpoint_every=steps, sample_every=0, validate_every=validate)
 
 
 def get_config():
     video = VideoSpec(frames=2, height=8, width=8)
     base = Stage(
         name="base", video=video, latent=Latent(autoencoder=AUTOENCODER, weights="autoencoder.safetensors"),
-        network=UNet(levels=(Level(channels=16, blocks=1, kernel=1, mixers=(TemporalConvolution(), CrossAttention(
-            head_dim=8))),), patch=2, embedding_channels=16, groups=2, out_channels=4,
-            text=WordEncoder(length=12, width=8, layers=1, head_dim=4)),
-        process=Process(prediction="v"), training=training(40),
-        sampling=Sampling(steps=2, batch_size=8, guidance=1.0, threshold=None))
+        network=UNet(levels=(Level(channels=16, blocks=1, kernel=1),), patch=2, embedding_channels=16, groups=2,
+                     out_channels=4),
+        process=Process(prediction="v"), training=training(40, validate=40),
+        sampling=Sampling(steps=2, batch_size=8, threshold=None))
     large = Stage(
         name="large", video=VideoSpec(frames=2, height=16, width=16),
         source=LowResolution(frames=2, height=8, width=8),

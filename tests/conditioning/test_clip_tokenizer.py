@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from vdm_jax.conditioning.clip_tokenizer import CLIPTokenizer, _words
+from tests.parity import peer
+from vdm_jax.conditioning.clip_tokenizer import BytePairs, _words, read_clip_tokenizer
 from vdm_jax.errors import UserError
 
 TEXTS = ("a photo of a cat", "It's 23 dogs' houses; we're here!!!", "naïve café — 日本語 🙂🙂 ok", " many \t spaces\n",
@@ -15,7 +16,7 @@ TEXTS = ("a photo of a cat", "It's 23 dogs' houses; we're here!!!", "naïve caf�
 
 @pytest.fixture
 def tokenizer():
-    return CLIPTokenizer([("c", "a"), ("ca", "t</w>"), ("t", "h"), ("th", "e</w>")])
+    return BytePairs([("c", "a"), ("ca", "t</w>"), ("t", "h"), ("th", "e</w>")])
 
 
 def test_pairs_are_joined_in_the_order_of_the_merges(tokenizer):
@@ -26,10 +27,12 @@ def test_pairs_are_joined_in_the_order_of_the_merges(tokenizer):
     assert (tokenizer.start, tokenizer.end) == (516, 517)
 
 
-def test_texts_become_rows(tokenizer):
+def test_texts_become_rows(tmp_path, tokenizer, caplog):
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nc a\nca t</w>\nt h\nth e</w>\n")
     cat = tokenizer.ids["cat</w>"]
-    rows = tokenizer(["cat", "cat cat cat cat cat", ""], 5)
-    assert rows.tolist() == [[516, cat, 517, 517, 517], [516, cat, cat, cat, 517], [516, 517, 517, 517, 517]]
+    rows = read_clip_tokenizer(tmp_path / "merges.txt", 5)(["cat", "cat cat cat the é", ""])
+    assert rows.ids.tolist() == [[516, cat, 517, 517, 517], [516, cat, cat, cat, 517], [516, 517, 517, 517, 517]]
+    assert rows.mask.sum(1).tolist() == [3, 5, 2] and "cut off: 'the é'" in caplog.text
 
 
 def test_words_are_runs_of_one_kind():
@@ -41,29 +44,27 @@ def test_files_of_merges(tmp_path):
     (tmp_path / "merges.txt").write_text(text)
     with gzip.open(tmp_path / "merges.txt.gz", "wt") as file:
         file.write(text)
-    one, other = (CLIPTokenizer.read(tmp_path / name) for name in ("merges.txt", "merges.txt.gz"))
+    one, other = (BytePairs.read(tmp_path / name) for name in ("merges.txt", "merges.txt.gz"))
     assert one.encode("cat") == other.encode("cat") == [512 + 1]
     for content in ("", "head\na b c\n"):
         (tmp_path / "merges.txt").write_text(content)
         with pytest.raises(UserError, match="is not a list of pairs; permitted: the merges of CLIP"):
-            CLIPTokenizer.read(tmp_path / "merges.txt")
+            BytePairs.read(tmp_path / "merges.txt")
     (tmp_path / "merges.txt.gz").write_bytes(b"no archive")
     with pytest.raises(UserError, match="cannot be read: .*permitted: the merges of CLIP"):
-        CLIPTokenizer.read(tmp_path / "merges.txt.gz")
+        BytePairs.read(tmp_path / "merges.txt.gz")
 
 
 @pytest.mark.full
 def test_transformers_agrees(tmp_path):
-    from tests.evaluation.detectors.torchvision_models import torchvision
+    transformers = peer("transformers")
     from vdm_jax.evaluation.detectors import clip
 
-    torchvision()  # before transformers, which looks for it
-    transformers = pytest.importorskip("transformers", reason="compares with transformers (requirements/parity.txt)")
     try:
         path = clip.merges_file("ViT-B-32")
     except UserError as error:
         pytest.skip(str(error))
-    ours = CLIPTokenizer.read(path)
+    ours = BytePairs.read(path)
     lines = gzip.open(path, "rt", encoding="utf-8").read().split("\n")[1:48_895]
     (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(lines) + "\n")
     special = {"<|startoftext|>": ours.start, "<|endoftext|>": ours.end}

@@ -34,8 +34,8 @@ def write_clip(folder, *, pad="<|endoftext|>", length=8):
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in merges) + "\n")
     (folder / "tokenizer_config.json").write_text(json.dumps({
         "tokenizer_class": "CLIPTokenizer", "model_max_length": length, "pad_token": pad,
-        "bos_token": {"content": "<|startoftext|>", "__type": "AddedToken", "lstrip": False}, "eos_token": "<|endoftext|>",
-        "unk_token": "<|endoftext|>"}))
+        "bos_token": {"content": "<|startoftext|>", "__type": "AddedToken", "lstrip": False},
+        "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}))
     return vocabulary
 
 
@@ -90,8 +90,8 @@ def test_the_package_that_is_missing_is_named(tmp_path, monkeypatch):
     (lambda folder: (folder / "vocab.json").write_text('{"a": 0}'), "(not in the vocabulary|no tokenizer)"),
     (lambda folder: (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}'),
      "holds a BertTokenizer; permitted: CLIPTokenizer"),
-    (lambda folder: (folder / "tokenizer_config.json").write_text('{"model_max_length": 1000000000000000019884624838656}'
-                                                                  ), "model_max_length="),
+    (lambda folder: (folder / "tokenizer_config.json").write_text('{"model_max_length": 1000000000000000019884624}'),
+     "model_max_length="),
     (lambda folder: (folder / "tokenizer_config.json").write_text("[]"), "holds a list"),
 ])
 def test_refusals(change, message, package, tmp_path):
@@ -119,8 +119,8 @@ def test_clip_of_transformers(pad, as_json, tmp_path):
     np.testing.assert_array_equal(found.mask, wanted["attention_mask"] > 0)
 
 
-T5_PIECES = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0), ("\u2581red", -3.0), ("\u2581three", -3.0),
-             *((letter, -8.0) for letter in "abcdefghijklmnopqrstuvwxyz!")]
+T5_PIECES = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0), ("\u2581red", -3.0),
+             ("\u2581three", -3.0), *((letter, -8.0) for letter in "abcdefghijklmnopqrstuvwxyz!")]
 
 
 @pytest.mark.full

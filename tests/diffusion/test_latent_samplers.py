@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,10 +11,10 @@ import pytest
 
 from vdm_jax.diffusion.arrays import noise_from_keys
 from vdm_jax.diffusion.consistency import consistent
-from vdm_jax.diffusion.families import VP
+from vdm_jax.diffusion.families import VE, VP
 from vdm_jax.diffusion.grids import KarrasGrid, TimestepGrid
 from vdm_jax.diffusion.process import Process
-from vdm_jax.diffusion.samplers import DDIM, PNDM, Consistency, DPMSolver, Step
+from vdm_jax.diffusion.samplers import DDIM, PNDM, Consistency, DPMSolver, Heun, Step
 from vdm_jax.diffusion.sampling import sample, sampling_levels
 from vdm_jax.diffusion.schedules import CosineSchedule, ScaledLinearBetaSchedule
 from vdm_jax.errors import UserError
@@ -46,6 +48,8 @@ def test_a_later_start_takes_its_share_of_the_timesteps():
     (lambda: TimestepGrid(spacing="trailing", offset=1), "offset=1"),
     (lambda: sampling_levels(DDIM(grid=TimestepGrid()), CosineSchedule(), 4), "TimestepGrid with CosineSchedule"),
     (lambda: sampling_levels(DDIM(grid=TimestepGrid(spacing="distilled")), STABLE, 51), "permitted: up to 50"),
+    (lambda: PNDM(extrapolate="x"), "PNDM.extrapolate='x'; permitted: 'eps', 'v'"),
+    (lambda: Heun(along="time"), "Heun.along='time'; permitted: 'family', 'sigma'"),
     (lambda: consistent(lambda z, level: z, CosineSchedule()), "consistent with CosineSchedule"),
 ])
 def test_refusals(make, message):
@@ -94,6 +98,34 @@ def test_pndm_weighs_the_noise_of_four_steps():
         expected = alphas[i + 1] * (np.asarray(z) - sigmas[i] * slope) / alphas[i] + sigmas[i + 1] * slope
         z, _, memory = go(z, memory, jnp.asarray(i))
         np.testing.assert_allclose(z, expected, rtol=1e-5)
+
+
+def test_pndm_may_weigh_v_instead():
+    """The second step goes along (3 v_1 - v_0) / 2 from where it is."""
+    z, before = jnp.full((1, 1, 1, 1, 1), 0.7), jnp.full((3, 1, 1, 1, 1, 1), -0.4)
+    (alpha, sigma), (alpha_s, sigma_s) = VP.alpha_sigma(jnp.array(0.0)), VP.alpha_sigma(jnp.array(1.0))
+    step = Step(jnp.array(1), jnp.array(-1.0), jnp.array(0.0), jnp.array(1.0), jnp.array(False), 6)
+    found, _, memory = jax.jit(lambda z: PNDM(extrapolate="v").step(lambda z, level: alpha * z - sigma * 0.3, z, before,
+                                                                    step, VP, z))(z)
+    v = 1.5 * 0.3 - 0.5 * -0.4
+    np.testing.assert_allclose(memory[0], 0.3, rtol=1e-5)
+    np.testing.assert_allclose(found, alpha_s * (alpha * z - sigma * v) + sigma_s * (sigma * z + alpha * v), rtol=1e-5)
+
+
+def test_heun_along_sigma_is_heun_of_z_over_alpha():
+    """A step in the variance-preserving family is the published one, of z / alpha, in the exploding one."""
+    levels, z = jnp.array([-3.0, -1.0]), jnp.full((1, 1, 1, 1, 1), 0.7)
+    step = Step(jnp.array(0), levels[0] - 1, levels[0], levels[1], jnp.array(False), 4)
+    estimate = lambda x, level: jnp.tanh(x) * jax.nn.sigmoid(level)  # of z / alpha
+
+    @jax.jit
+    def both(z):
+        alpha = VP.alpha_sigma(levels)[0]
+        ours = Heun(along="sigma").step(lambda z, level: estimate(z / VP.alpha_sigma(level)[0], level), z, None, step,
+                                        VP, z)[0]
+        return ours / alpha[1], Heun().step(estimate, z / alpha[0], None, step, VE, z)[0]
+
+    np.testing.assert_allclose(*both(z), rtol=1e-5)
 
 
 def test_pndm_converges_faster_than_ddim(gaussian):
@@ -169,7 +201,7 @@ def test_steps_of_diffusers(name, prediction):
     diffusers, torch = pytest.importorskip("diffusers"), pytest.importorskip("torch")
     scheduler, options, steps, sampler, ours = PEERS[name]
     if prediction == "v" and name == "pndm":
-        pytest.skip("diffusers extrapolates v there and not the noise")
+        sampler = dataclasses.replace(sampler, extrapolate="v")
     theirs = getattr(diffusers, scheduler)(**BETAS, **options, prediction_type={
         "eps": "epsilon", "v": "v_prediction"}[prediction])
     theirs.set_timesteps(steps)

@@ -168,6 +168,17 @@ def test_errors(fields, message):
     assert "\n" not in str(error.value)
 
 
+def test_the_absolute_error_counts_where_that_is_asked_for():
+    x, noise = jnp.zeros((2, 1, 2, 2, 1)), jnp.arange(8.0).reshape(2, 1, 2, 2, 1)
+    mask, arguments = jnp.ones((2, 1, 2, 2, 1)).at[0, 0, 0].set(0), {"logsnr": jnp.zeros(2), "noise": noise}
+    process = Process(prediction="eps", error="absolute")
+    loss, aux = process.loss(lambda z, level: 0 * z, x, jax.random.key(0), mask=mask, **arguments)
+    np.testing.assert_allclose(loss, [2.5, 5.5], rtol=1e-6)
+    np.testing.assert_allclose(aux["prediction_mse"], [6.5, 31.5], rtol=1e-6)
+    with pytest.raises(UserError, match="error='absolute' with multiscale=4; permitted: 'squared', or"):
+        Process(error="absolute", multiscale=4)
+
+
 def test_multiscale_loss_adds_errors_of_block_means():
     """1/s of the mean squared error pooled to s pixels of the shorter side; a padded frame does not count."""
     rng = np.random.default_rng(0)

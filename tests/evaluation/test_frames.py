@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
+from tests.parity import peer
 from vdm_jax.data.captioned_digits import CaptionedDigits, generate_clip
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation import frames
@@ -53,7 +54,7 @@ def test_ssim_follows_scikit_image(clips, window):
 @pytest.mark.parametrize(("window", "options"), [
     ("uniform", {}), ("gaussian", {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False})])
 def test_scikit_image_itself_agrees(clips, window, options):
-    metrics = pytest.importorskip("skimage.metrics", reason="compares with scikit-image")
+    metrics = peer("skimage.metrics")
     real, noisy = (x[0, 0] for x in clips)
     theirs = metrics.structural_similarity(real, noisy, data_range=255, channel_axis=-1, **options)
     ours = frames.ssim(noisy[None, None], real[None, None], window)

@@ -11,8 +11,9 @@ from vdm_jax.cascade.stage import Experiment, Stage, VideoSpec
 from vdm_jax.data.captioned_digits import CaptionedDigits, CaptionedDigitsSource
 from vdm_jax.diffusion.process import Process
 from vdm_jax.errors import UserError
+from vdm_jax.evaluation import features as features_of
 from vdm_jax.evaluation import run_metrics
-from vdm_jax.evaluation.detectors import weights
+from vdm_jax.evaluation.detectors import i3d, weights
 from vdm_jax.evaluation.run_metrics import MetricSettings, evaluate_run
 from vdm_jax.networks.config import Level, UNet
 
@@ -55,9 +56,9 @@ def source():
 @pytest.fixture
 def features(monkeypatch):
     """Three numbers in the place of I3D's features, and its weights as if they were here."""
-    monkeypatch.setattr(run_metrics, "i3d_features", lambda clips, resize: np.asarray(clips, float).mean((1, 2, 3)))
+    monkeypatch.setattr(features_of, "i3d_features", lambda clips, resize: np.asarray(clips, float).mean((1, 2, 3)))
     monkeypatch.setattr(weights, "find", lambda file: None)
-    monkeypatch.setattr(run_metrics.i3d, "LEAST_FRAMES", 4)
+    monkeypatch.setattr(i3d, "LEAST_FRAMES", 4)
 
 
 def test_paired_metrics_are_of_the_frames_that_were_not_given(source, tmp_path):
@@ -93,7 +94,7 @@ def test_runs_on_the_same_data_share_what_was_measured_of_it(source, tmp_path, f
     settings = MetricSettings(metrics=("fvd",), count=6, resamples=0)
     evaluate_run(Cascade(), source, settings, tmp_path / "one", real_folder=tmp_path / "real")
     measured = []
-    monkeypatch.setattr(run_metrics, "i3d_features",
+    monkeypatch.setattr(features_of, "i3d_features",
                         lambda clips, resize: measured.append(len(clips)) or np.asarray(clips, float).mean((1, 2, 3)))
     evaluate_run(Cascade(), source, settings, tmp_path / "two", real_folder=tmp_path / "real")
     assert measured == [6] and len(list((tmp_path / "real").iterdir())) == 1  # the generated ones alone
@@ -163,7 +164,7 @@ def test_videos_that_a_metric_cannot_see_are_not_generated(source, tmp_path, mon
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"metrics": ("psnr",)}, "psnr compares a video with the clip that it continues, and given_frames=0"),
-    ({"metrics": ("fid",)}, r"metrics=\['fid'\] is not valid; permitted: fvd, kvd, psnr"),
+    ({"metrics": ("fib",)}, r"metrics=\['fib'\] is not valid; permitted: fvd, kvd, psnr"),
     ({"metrics": ()}, r"metrics=\(\) is not valid"),
     ({"count": 1}, "count=1 is not valid; permitted: >= 2"),
     ({"protocol": "mine"}, "protocol='mine' is unknown; permitted: original"),

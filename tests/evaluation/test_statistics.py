@@ -47,11 +47,14 @@ def test_memory_does_not_grow_with_the_number_of_videos():
 def test_a_draw_has_the_interval_of_all():
     real, made = drawn(4000, 4)[:, 0], drawn(4000, 4, seed=1)[:, 0] + 0.1
     value = frechet_distance(Moments.of(real), Moments.of(made))
-    whole = frechet_interval(real[:, None], made[:, None], value)
-    draw = frechet_interval(real[:400, None], made[:400, None], value, videos=(4000, 4000))
+    whole = frechet_interval([real[:, None]], [made[:, None]], value)
+    draw = frechet_interval([real[:400, None]], [made[:400, None]], value, videos=(4000, 4000))
     widths = [interval.high - interval.low for interval in (whole, draw)]
     assert widths[1] / widths[0] == pytest.approx(1, abs=0.35)
     assert whole.low < value < whole.high and whole.resamples == 100
+    # Places that say the same are no further evidence.
+    again = frechet_interval([real[:, None]] * 2, [made[:, None]] * 2, value)
+    assert again.low == pytest.approx(whole.low)
 
 
 def test_moments_of_repeated_vectors():

@@ -16,6 +16,7 @@ from vdm_jax.networks import motion_adapter as ma
 from vdm_jax.networks.control_net import ControlNet, ControlNetNetwork
 from vdm_jax.networks.latent_frames import FrameConvolutions, FrameTransformer, Motion, Stack, frame_code
 from vdm_jax.networks.latent_unet_blocks import Control, Sizes
+from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.parallel.rules import parameter_axes
 
 SIZES = Sizes(2, False, False, "xla", jnp.float32)
@@ -26,7 +27,8 @@ LAYERS = {"convolutions": FrameConvolutions(SIZES), "transformer": FrameTransfor
 
 
 @pytest.mark.parametrize("config, parameters", [
-    (ma.MOTION_ADAPTER_V1, 417_137_600), (ma.MOTION_ADAPTER_V2, 453_209_280),
+    (ma.MOTION_ADAPTER_V1, 417_137_600),
+    pytest.param(ma.MOTION_ADAPTER_V2, 453_209_280, marks=pytest.mark.full),  # in the tests of weights too
     pytest.param(ma.MOTION_ADAPTER_V3, 417_137_600, marks=pytest.mark.full),
     pytest.param(lu.LATENT_UNET_ANIMATEDIFF_V1, 1_276_658_564, marks=pytest.mark.full),
     pytest.param(lu.LATENT_UNET_ANIMATEDIFF_V2, 1_312_730_244, marks=pytest.mark.full),
@@ -56,6 +58,16 @@ def test_a_layer_begins_as_the_identity_and_then_lets_frames_see_each_other(name
     np.testing.assert_array_equal(stills[0], y[0])
 
 
+def test_dropout_is_of_training_alone(filled, normal):
+    module, x = dataclasses.replace(LAYERS["convolutions"], dropout=0.5), normal(0, 1, 3, 2, 2, 4)
+    params = {"params": filled(module, x)}
+    run = jax.jit(lambda key: module.apply(params, x, train=True, rngs={"dropout": key}))
+    first, second = run(jax.random.key(0)), run(jax.random.key(1))
+    assert np.abs(first - second).max() > 1e-3
+    without = jax.jit(lambda: module.apply(params, x))()  # asks for no key
+    np.testing.assert_array_equal(without, jax.jit(lambda: LAYERS["convolutions"].apply(params, x))())
+
+
 def test_a_motion_module_knows_the_order_of_frames(filled, normal):
     x = normal(0, 1, 3, 2, 2, 4)
     params = filled(LAYERS["transformer"], x)
@@ -63,6 +75,18 @@ def test_a_motion_module_knows_the_order_of_frames(filled, normal):
         run = jax.jit(dataclasses.replace(LAYERS["transformer"], code=code).apply)
         turned = run({"params": params}, x[:, ::-1])[:, ::-1]
         assert (np.abs(turned - run({"params": params}, x)).max() > 1e-3) == code
+
+
+def test_attention_over_frames_is_spread_by_a_context(filled, normal):
+    x = normal(0, 1, 4, 2, 2, 4)
+    params = filled(LAYERS["transformer"], x)
+    expected = jax.jit(LAYERS["transformer"].apply)({"params": params}, x)
+    spread = dataclasses.replace(LAYERS["transformer"], sizes=SIZES._replace(context="relayout"))
+    with jax.set_mesh(make_mesh(MeshSpec(data=4, context=2))):
+        found = jax.jit(spread.apply)({"params": params}, x)
+        text = jax.jit(spread.apply).lower({"params": params}, x).as_text()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert "all_to_all" in text
 
 
 def test_the_code_of_a_frame_has_sines_in_even_channels():

@@ -127,6 +127,14 @@ Z = jnp.zeros((2, 3, 2, 2, 4))
 KNOWN = Conditioning(observed=Z, observed_mask=Z[..., :1], scalars={"known_step": jnp.zeros(2)})
 
 
+def test_noise_that_the_network_is_not_told():
+    """Where classes are frame rates, known frames may be noised all the same."""
+    rates = dataclasses.replace(VIDEO_LDM, classes=2)
+    spec = network(kind="layers", unet=rates, rate=1, known_steps=10, known_step=0)
+    np.testing.assert_array_equal(ln._classes(spec, Conditioning(), 2), [1, 1])
+    ln.check_inputs(spec, Z, jnp.zeros(2), KNOWN.replace(scalars={}))
+
+
 @pytest.mark.parametrize("kind", ["layers", "in_place"])
 def test_networks_take_their_inputs(kind):
     """Shapes alone: latents, what is known, and parameters by the U-Net's names."""
@@ -164,10 +172,28 @@ def test_refused(make, message):
         make()
 
 
-@pytest.mark.parametrize("video", [
+VIDEOS = [
     dataclasses.replace(IMAGE, stack=lu.Stack()), dataclasses.replace(IMAGE, motion=lu.Motion(heads=2, groups=2)),
     VIDEO_LDM, dataclasses.replace(IMAGE, offsets=2),
-], ids=["stack", "motion", "known", "offsets"])
+]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("video", VIDEOS, ids=["stack", "motion", "known", "offsets"])
+def test_it_is_that_network_frame_by_frame(video, filled, normal):
+    x, level, context = normal(0, 2, 3, 4, 4, 4), jnp.array([3.0, 700.0]), normal(1, 2, 1, 3, 6)
+    known = {"known": normal(2, 2, 3, 4, 4, 5)} if video.known_channels else {}
+    module, image = lu.LatentUNetNetwork(video), lu.LatentUNetNetwork(IMAGE)
+    source = filled(image, x, level, context)
+    params = filled(module, x, level, context, **known)
+    fresh = plan_latent_inflation(video, params, IMAGE, source).apply(params, source)
+    expected = jax.jit(image.apply)({"params": source}, x, level, context)
+    run = jax.jit(lambda params: module.apply({"params": params}, x, level, context, **known))
+    np.testing.assert_allclose(run(fresh), expected, atol=1e-4)
+    assert np.abs(run(params) - expected).max() > 0.01
+
+
+@pytest.mark.parametrize("video", VIDEOS, ids=["stack", "motion", "known", "offsets"])
 def test_every_kind_begins_as_an_image_network(video):
     """The last layer of each branch over frames is silent, and all of the image network is there."""
     shapes = [traverse_util.unflatten_dict(model_kinds.shapes(config), sep="/") for config in (video, IMAGE)]

@@ -37,7 +37,12 @@ def golden_file(name: str) -> Path:
     return GOLDEN / f"{name.replace('/', '.')}.txt"
 
 
-@pytest.mark.parametrize("name", config_names())
+# Open latent models have some 1,500 tensors each, which takes seconds to trace.
+SLOW = ("animatediff", "lvdm", "modelscope", "stable_diffusion", "svd", "video_ldm")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.full) if name.startswith(SLOW) else name
+                                  for name in config_names()])
 def test_parameters_of_shipped_configs_live_where_the_golden_table_says(name):
     assert golden_file(name).is_file(), f"no table of {name}; write it with python -m tests.parallel.test_table"
     assert tables(name) == golden_file(name).read_text()

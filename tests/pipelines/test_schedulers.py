@@ -29,7 +29,7 @@ def test_the_levels_of_stable_video_diffusion():
     trajectory = Scheduler("EulerDiscreteScheduler", VIDEO).trajectory(5)
     sigmas = (700 ** (1 / 7) + np.linspace(0, 1, 5) * (0.002 ** (1 / 7) - 700 ** (1 / 7))) ** 7
     np.testing.assert_allclose(trajectory.steps.level, -2 * np.log(sigmas), rtol=1e-6)
-    np.testing.assert_allclose(trajectory.told.numbers, np.log(sigmas) / 4, rtol=1e-6)
+    np.testing.assert_allclose(trajectory.told.numbers[:5], np.log(sigmas) / 4, rtol=1e-6)
     assert trajectory.start == 1 and trajectory.steps.last.tolist() == [False] * 4 + [True]
 
 
@@ -188,7 +188,7 @@ def test_steps_of_diffusers(case, prediction, monkeypatch):
         wanted, told = [*wanted[1:-1:2], wanted[-1]], [*told[:1], *told[1::2]]  # after both halves of a step
     elif name == "PNDMScheduler":
         wanted, told = wanted[1:], [*told[:1], *told[2:]]
-    np.testing.assert_allclose(trajectory.told.numbers, told, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(trajectory.told.numbers[:steps], told, rtol=1e-5, atol=1e-5)
     assert len(found) == len(wanted)
     for i, (a, b) in enumerate(zip(found, wanted, strict=True)):
         if hasattr(peer, "sigmas") and name not in (DPM, "EDMEulerScheduler") and not trajectory.steps.last[i]:

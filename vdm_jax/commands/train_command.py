@@ -136,8 +136,6 @@ def check_evaluation(experiment: AnyExperiment, stages: Sequence[str]) -> None:
     """Look for what the evaluations of all stages need, so that none is missed after days of training."""
     from vdm_jax.evaluation.in_training import metrics_of
 
-    if isinstance(experiment, AutoencoderExperiment):
-        return
     for name in stages:
         if experiment.stage(name).training.evaluation.every:
             metrics_of(experiment, experiment.stage(name))

@@ -1,7 +1,8 @@
-"""The tokenizer of CLIP: byte-pair encoding of lower-case text (Radford et al. 2021, arXiv 2103.00020, section 2.4).
+"""CLIP's byte-pair encoding of lower-case text (Radford et al. 2021, arXiv 2103.00020, section 2.4) in Python, for what
+has the list of merges and nothing else. Whole `tokenizer/` folders are for `tokenizers.open_tokenizer`.
 
-Its only data is the list of merges, which is published twice: as `bpe_simple_vocab_16e6.txt.gz` beside the original
-code (and inside the package clip-anytorch), and as `merges.txt` in folders of transformers.
+The list is published twice: as `bpe_simple_vocab_16e6.txt.gz` beside the original code (and inside the package
+clip-anytorch), and as `merges.txt` in folders of transformers.
 """
 
 from __future__ import annotations
@@ -12,9 +13,7 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from jaxtyping import Int
-
+from vdm_jax.conditioning.tokenizers import Pieces, Tokenizer
 from vdm_jax.errors import UserError
 
 MERGES = 48_894  # that the published models use; the longer list has more
@@ -23,19 +22,26 @@ _CONTRACTIONS = ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")
 _END_OF_WORD = "</w>"
 
 
-class CLIPTokenizer:
-    """Texts to the token ids that CLIP was trained with."""
+def read_clip_tokenizer(path: Path, length: int = LENGTH) -> Tokenizer:
+    """The tokenizer of a list of merges, padded with the token that ends a text. Raises `UserError` for another file.
+    """
+    pairs = BytePairs.read(path)
+    return Tokenizer(pairs.split, start=pairs.start, end=pairs.end, padding=pairs.end, length=length)
+
+
+class BytePairs:
+    """Texts to the token ids that CLIP was trained with, by the merges in their order."""
 
     def __init__(self, merges: Sequence[tuple[str, str]]):
         symbols = list(_byte_symbols().values())
-        words = [*symbols, *(symbol + _END_OF_WORD for symbol in symbols), *map("".join, merges)]
-        self.ids = {word: number for number, word in enumerate(words)}
+        self.words = [*symbols, *(symbol + _END_OF_WORD for symbol in symbols), *map("".join, merges)]
+        self.ids = {word: number for number, word in enumerate(self.words)}
         self.ranks = {pair: rank for rank, pair in enumerate(merges)}
-        self.start, self.end = len(words), len(words) + 1
+        self.start, self.end = len(self.words), len(self.words) + 1
 
     @classmethod
-    def read(cls, path: Path) -> CLIPTokenizer:
-        """The tokenizer of a list of merges. Raises `UserError` for another file."""
+    def read(cls, path: Path) -> BytePairs:
+        """Those of a file. Raises `UserError` for another one."""
         try:
             text = (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8")
             with text as file:
@@ -52,14 +58,16 @@ class CLIPTokenizer:
         text = " ".join(unicodedata.normalize("NFC", text).lower().split())
         return [self.ids[part] for word in _words(text) for part in self._parts(word)]
 
-    def __call__(self, texts: Sequence[str], length: int = LENGTH) -> Int[np.ndarray, "b {length}"]:
-        """Ids of texts in rows, each begun and ended, and filled up with the id that ends one. A text that is too long
-        is cut off, as in the published code."""
-        rows = np.full((len(texts), length), self.end, np.int32)
-        for row, text in zip(rows, texts, strict=True):
-            ids = [self.start, *self.encode(text)[: length - 2], self.end]
-            row[: len(ids)] = ids
-        return rows
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; bytes that are no text become question marks."""
+        bytes_of = {symbol: byte for byte, symbol in _byte_symbols().items()}
+        words = "".join(self.words[number] for number in ids).split(_END_OF_WORD)
+        return " ".join(bytes(bytes_of[symbol] for symbol in word).decode(errors="replace") for word in words).strip()
+
+    def split(self, text: str) -> Pieces:
+        """For `Tokenizer`."""
+        ids = self.encode(text)
+        return Pieces(ids, lambda place: self.decode(ids[place:]))
 
     @functools.lru_cache(maxsize=100_000)  # noqa: B019  (a tokenizer lives as long as the program)
     def _parts(self, word: str) -> tuple[str, ...]:

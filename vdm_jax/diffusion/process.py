@@ -1,6 +1,7 @@
 """The diffusion process of a stage: schedule, prediction, weighting and training levels in one config."""
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,8 @@ class Process:
     # Smallest resolution of a multiscale loss, pixels of the shorter side (32 published): the sum of the errors pooled
     # to s = d, d/2, d/4, ... pixels, each weighted by 1 / s (Hoogeboom et al. 2023, arXiv 2301.11093). 0: plain
     multiscale: int = 0
+    # How the network's error counts; the absolute one has the weights that the squared one has
+    error: Literal["squared", "absolute"] = "squared"
 
     def __post_init__(self):
         if self.prediction not in PREDICTIONS:
@@ -39,6 +42,9 @@ class Process:
             raise UserError(f"Process.sigma_data={self.sigma_data}; permitted: above 0")
         if self.multiscale < 0:
             raise UserError(f"Process.multiscale={self.multiscale}; permitted: 0 (off) or above")
+        if self.error not in ("squared", "absolute") or (self.error == "absolute" and self.multiscale):
+            raise UserError(f"Process.error={self.error!r} with multiscale={self.multiscale}; permitted: 'squared', or "
+                            "'absolute' with multiscale=0")
         family, name = self.schedule.family.name, type(self.schedule).__name__
         permitted = [kind for kind in PREDICTIONS if {"v": "vp", "edm": "ve"}.get(kind, family) == family]
         if getattr(self.schedule, "zero_terminal_snr", False):
@@ -84,7 +90,7 @@ class Process:
         logsnr: Level | None = None,
         noise: Video | None = None,
     ) -> tuple[Float[Array, " B"], dict[str, Float[Array, " B"]]]:
-        """Weighted squared error of one denoising step per example, [B], and an aux dict of [B] arrays.
+        """Weighted squared (or absolute) error of one denoising step per example, [B], and an aux dict of [B] arrays.
 
         x is [B, T, H, W, C] in [-1, 1]. `mask`, broadcastable to x (such as [B, T, 1, 1, 1]), restricts the
         mean to where it is 1; an example with an empty mask has loss 0. `logsnr` [B] and `noise` (like x)
@@ -108,6 +114,7 @@ class Process:
         mse = _masked_mean(jnp.square(error), mask)
         # Errors in x, eps and v differ by a factor per level, so that pooling them is the same thing.
         counted = multiscale_error(error, self.multiscale, mask) if self.multiscale else mse
+        counted = _masked_mean(jnp.abs(error), mask) if self.error == "absolute" else counted
         # The error is taken where the network makes it and only then rescaled: going through x_hat would
         # subtract almost equal numbers at one end of the schedule.
         own = predictions.log_precision(self.prediction, logsnr, self.sigma_data)

@@ -25,6 +25,14 @@ def flow(one: UInt8[np.ndarray, "h w 3"], other: UInt8[np.ndarray, "h w 3"]) -> 
     return cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(*grey, None)
 
 
+def farneback(one: UInt8[np.ndarray, "h w 3"], other: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w 2"]:
+    """The same by polynomial expansion (Farneback 2003), with the settings of the published AV-Align."""
+    cv2 = _opencv()
+    grey = [cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY) for frame in (one, other)]
+    return cv2.calcOpticalFlowFarneback(*grey, None, pyr_scale=0.5, levels=3, winsize=15, iterations=3, poly_n=5,
+                                        poly_sigma=1.2, flags=0)
+
+
 def visible(forward: Float[np.ndarray, "h w 2"], backward: Float[np.ndarray, "h w 2"]) -> Bool[np.ndarray, "h w"]:
     """Where a pixel is found again: it stays within the frame, and forth and back leads to where it was, by the bound
     of Sundaram et al. 2010."""

@@ -111,6 +111,17 @@ def consistency(embeddings: Float[np.ndarray, "n t d"], pairs: Pairs = "consecut
     return ((unit.sum(1) ** 2).sum(-1) - (unit**2).sum((1, 2))) / (frames * (frames - 1))
 
 
+def similarity(embeddings: Float[np.ndarray, "n t d"], texts: Float[np.ndarray, "n d"]) -> Values:
+    """Mean cosine of the embeddings of a video's frames and that of its text (Wu et al. 2021, GODIVA, arXiv 2104.14806:
+    CLIPSIM, where both are CLIP's)."""
+    embeddings, texts = np.asarray(embeddings, np.float64), np.asarray(texts, np.float64)
+    if embeddings.ndim != 3 or texts.shape != embeddings.shape[::2]:
+        raise UserError(f"embeddings of shape {list(embeddings.shape)} and of texts {list(texts.shape)}; permitted: "
+                        "[N, T, D] and [N, D]")
+    unit, text = (x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12) for x in (embeddings, texts))
+    return np.einsum("ntd,nd->n", unit, text) / embeddings.shape[1]
+
+
 def alexnet_embeddings(videos: Videos, *, batch_size: int = 64) -> Float[np.ndarray, "n t 256"]:
     """What `consistency` can use without CLIP: the last features of LPIPS on AlexNet, averaged over positions."""
     params = distance.parameters("alexnet")["backbone"]

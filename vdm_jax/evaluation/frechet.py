@@ -8,7 +8,7 @@ precision shows in the matrix square root.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -149,10 +149,11 @@ def bootstrap(
 
 
 def frechet_interval(
-    real: Float[np.ndarray, "n v d"], generated: Float[np.ndarray, "m v d"], value: float, divisor: Divisor = "n-1", *,
-    videos: tuple[int, int] | None = None, resamples: int = 100, seed: int = 0,
+    real: Sequence[Float[np.ndarray, "n v d"]], generated: Sequence[Float[np.ndarray, "m v d"]], value: float,
+    divisor: Divisor = "n-1", *, videos: tuple[int, int] | None = None, resamples: int = 100, seed: int = 0,
 ) -> Interval:
-    """The same for the Frechet distance `value`, whose vectors may belong to videos, which are what is resampled.
+    """The same for `value`, the Frechet distance averaged over places in the videos (one, unless each block or frame is
+    compared for itself). Features are one array for each place; videos are what is resampled, at all places alike.
 
     `videos` are the numbers of real and of generated ones where only a draw of them is at hand: as many are then
     resampled from the draw, so that the interval is that of all.
@@ -160,14 +161,16 @@ def frechet_interval(
     if resamples < 2:
         raise UserError(f"resamples={resamples} is not valid; permitted: 2 or more")
     rng, sides, values = np.random.default_rng(seed), (real, generated), []
-    videos = (len(real), len(generated)) if videos is None else videos
+    videos = (len(real[0]), len(generated[0])) if videos is None else videos
     for _ in range(resamples):
-        moments = []
-        for side, count in zip(sides, videos, strict=True):
-            counts = np.bincount(rng.integers(len(side), size=count), minlength=len(side))
-            counts, chosen = counts[counts > 0], side[counts > 0]
-            flat = chosen.reshape(-1, chosen.shape[-1])
-            moments.append(Moments.weighted(flat, counts.repeat(len(flat) // len(chosen))))
-        values.append(frechet_distance(*moments, divisor))
+        counts = [np.bincount(rng.integers(len(side[0]), size=count), minlength=len(side[0]))
+                  for side, count in zip(sides, videos, strict=True)]
+        moments = ([_resampled(place, count) for place in side] for side, count in zip(sides, counts, strict=True))
+        values.append(np.mean([frechet_distance(*pair, divisor) for pair in zip(*moments, strict=True)]))
     spread = 1.96 * float(np.std(values, ddof=1))
     return Interval(low=value - spread, high=value + spread, level=0.95, resamples=resamples)
+
+
+def _resampled(features: Float[np.ndarray, "n v d"], counts: Int[np.ndarray, " n"]) -> Moments:
+    chosen = features[counts > 0]
+    return Moments.weighted(chosen.reshape(-1, chosen.shape[2]), counts[counts > 0].repeat(chosen.shape[1]))

@@ -54,6 +54,8 @@ class FeatureSet:
     size: str  # height x width before resizing, pixels
     resize: str
     start: str = "as the data set gives it"  # of a clip in its video; or "random"
+    draw: str = "without replacement"  # of the clips from the split
+    given_frames: int = 0  # of a real clip that a generated one begins with
     detector: str = weights.I3D.name
     detector_sha256: str = weights.I3D.sha256
     layer: str = "logits averaged over time"  # of the detector
@@ -170,11 +172,7 @@ def fvd(
     """
     _require_alike(metric, real, generated, protocol)
     value = frechet_distance(real.all_moments, generated.all_moments, protocol.divisor)
-    interval = None
-    if resamples:
-        sides = [side.features if side.features.ndim == 3 else side.features[:, None] for side in (real, generated)]
-        interval = frechet_interval(*sides, value, protocol.divisor, videos=(real.count, generated.count),
-                                    resamples=resamples, seed=seed)
+    interval = _interval([real], [generated], value, protocol, resamples, seed)
     return _score(metric, value, interval, real, generated, protocol)
 
 
@@ -195,21 +193,35 @@ def kvd(
 
 def block_fvd(
     real: list[FeatureSet], generated: list[FeatureSet], protocol: FVDProtocol, *, resamples: int = 0, seed: int = 0,
+    metric: str = "",
 ) -> Score:
     """B-FVD-k of long videos (Yin et al. 2023, NUWA-XL, arXiv 2303.12346): FVD averaged over blocks of k frames.
 
     Each list has a set per block, its clips in the same order of videos; `blocks` cuts videos. Each block is compared
     with the same block of the real videos, or, where `real` has one set, with that one. The paper does not say which.
+    The interval is from videos that are resampled with all their blocks. Another `metric` has other parts than blocks.
     """
     if len(real) not in (1, len(generated)) or not generated:
         raise UserError(f"{len(real)} real and {len(generated)} generated blocks; permitted: as many real ones, or one")
     pairs = list(zip(real * (len(generated) // len(real)), generated, strict=True))
-    scores = [fvd(*pair, protocol, resamples=resamples, seed=seed) for pair in pairs]
+    scores = [fvd(*pair, protocol, resamples=0) for pair in pairs]
+    value = float(np.mean([score.value for score in scores]))
     reference = "one set" if len(real) == 1 else "same block"
     conditions = scores[0].conditions | {"blocks": len(pairs), "reference": reference}
     return dataclasses.replace(
-        scores[0], metric=f"b-fvd-{generated[0].frames}", value=float(np.mean([score.value for score in scores])),
-        interval=None, conditions=conditions, details={"blocks": [score.to_dict() for score in scores]})
+        scores[0], metric=metric or f"b-fvd-{generated[0].frames}", value=value, conditions=conditions,
+        interval=_interval(*zip(*pairs, strict=True), value, protocol, resamples, seed),
+        details={"blocks": [score.to_dict() for score in scores]})
+
+
+def _interval(real: Sequence[FeatureSet], generated: Sequence[FeatureSet], value: float, protocol: FVDProtocol,
+              resamples: int, seed: int) -> Interval | None:
+    if not resamples:
+        return None
+    sides = ([one.features if one.features.ndim == 3 else one.features[:, None] for one in side]
+             for side in (real, generated))
+    return frechet_interval(*sides, value, protocol.divisor, videos=(real[0].count, generated[0].count),
+                            resamples=resamples, seed=seed)
 
 
 def blocks(videos: UInt8[np.ndarray, "n t h w 3"], frames: int) -> list[UInt8[np.ndarray, "n k h w 3"]]:
@@ -233,7 +245,8 @@ def _require_alike(metric: str, real: FeatureSet, generated: FeatureSet, protoco
 def _score(metric: str, value: float, interval: Interval | None, real: FeatureSet, generated: FeatureSet,
            protocol: FVDProtocol) -> Score:
     made = {"frames": real.frames, "stride": real.stride, "real_clips": real.count,
-            "generated_clips": generated.count, "split": real.split, "start": real.start}
+            "generated_clips": generated.count, "split": real.split, "start": real.start,
+            "draw": real.draw, "given_frames": generated.given_frames}
     return Score(
         metric=metric, value=value, better="lower", protocol=protocol.name,
         conditions={**made, "generated_stride": generated.stride, "real_data": real.data, "real_size": real.size,

@@ -12,6 +12,8 @@ from vdm_jax.errors import UserError
 from vdm_jax.evaluation.frechet import Divisor
 from vdm_jax.evaluation.resizing import Resize
 
+Draw = Literal["without replacement", "with replacement"]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FVDProtocol:
@@ -27,13 +29,12 @@ class FVDProtocol:
     generated_clips: int | None = None
     split: str | None = None  # of the real clips
     start: str | None = None  # of a real clip in its video
+    draw: Draw | None = None  # of the real clips from the split
+    given_frames: int | None = None  # of a real clip that a generated one begins with
     note: str = ""  # what else there is to know
 
-    def deviations(self, *, frames: int, stride: int, real_clips: int, generated_clips: int, split: str,
-                   start: str) -> tuple[str, ...]:
-        """Where values differ from what the protocol fixes."""
-        found = {"frames": frames, "stride": stride, "real_clips": real_clips, "generated_clips": generated_clips,
-                 "split": split, "start": start}
+    def deviations(self, **found: int | str) -> tuple[str, ...]:
+        """Where values of the fields above differ from what the protocol fixes."""
         return tuple(f"{name.replace('_', ' ')} {value} instead of {getattr(self, name)}"
                      for name, value in found.items() if getattr(self, name) not in (None, value))
 
@@ -55,17 +56,17 @@ PROTOCOLS = {protocol.name: protocol for protocol in (
     # Ho et al. give 100 x 256 samples against the 256 evaluation clips. They do not say whether the given frame counts;
     # 16 frames with it are our choice, as are resizing and covariance, which follow the original code.
     dataclasses.replace(_ORIGINAL, name="vdm_bair", frames=16, stride=1, real_clips=256, generated_clips=25_600,
-                        split="test", note="100 completions of each evaluation clip's first frame",
+                        split="test", given_frames=1, note="100 completions of each evaluation clip's first frame",
                         source="Ho et al. 2022, arXiv 2204.03458, table 2"),
     # 5 given and 11 new frames. Videos without replacement, and the same clips for the model and as the reference.
     dataclasses.replace(_ORIGINAL, name="vdm_kinetics600", frames=16, stride=1, real_clips=50_000,
-                        generated_clips=50_000, split="test",
-                        note="test videos without replacement; completions of the very clips they are compared with",
+                        generated_clips=50_000, split="test", given_frames=5, draw="without replacement",
+                        note="completions of the very clips that they are compared with",
                         source="Ho et al. 2022, arXiv 2204.03458, table 3"),
     # The older way, under which the same model has 16.9 instead of 16.2.
     dataclasses.replace(_ORIGINAL, name="vdm_kinetics600_with_replacement", frames=16, stride=1, real_clips=50_000,
-                        generated_clips=50_000, split="test",
-                        note="test videos with replacement; completions of other clips than the reference",
+                        generated_clips=50_000, split="test", given_frames=5, draw="with replacement",
+                        note="completions of other clips than the reference, drawn with another seed",
                         source="Ho et al. 2022, arXiv 2204.03458, table 3"),
 )}
 

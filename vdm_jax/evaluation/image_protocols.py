@@ -25,6 +25,7 @@ class ImageProtocol(FVDProtocol):
     variant: Variant = "fid"  # of Inception
     bias: bool = False  # whether the classes of the Inception score are those of logits with their bias
     splits: int = 10  # of the Inception score
+    distance: bool = True  # whether a Frechet distance is made so too
 
 
 _HEUSEL = ImageProtocol(
@@ -49,17 +50,18 @@ FID_PROTOCOLS = {protocol.name: protocol for protocol in (
                         source="none: no paper's protocol"),
 )}
 
-_UCF101 = ImageProtocol(
-    name="isv2048_ucf", resize="bilinear_corners", divisor="n-1", frames=16, generated_clips=2048, bias=True,
-    source="Skorokhodov et al. 2022, arXiv 2112.14683, and its published code")
+# Its code repeats 2048 samples 10 times, each with one split, and averages.
+_TGAN = ImageProtocol(
+    name="tganv2_ucf", resize="bilinear_corners", divisor="n-1", frames=16, generated_clips=2048, bias=True, splits=1,
+    note="the paper averages 10 repetitions",
+    source="Saito et al. 2020, arXiv 1811.09245, and its published code")
 
 C3D_PROTOCOLS = {protocol.name: protocol for protocol in (
-    _UCF101,
-    # Its code repeats 2048 samples 10 times, each with one split, and averages.
-    dataclasses.replace(_UCF101, name="tganv2_ucf", splits=1, note="the paper averages 10 repetitions",
-                        source="Saito et al. 2020, arXiv 1811.09245, and its published code"),
+    _TGAN,
+    dataclasses.replace(_TGAN, name="isv2048_ucf", splits=10, distance=False, note="an Inception score alone",
+                        source="Skorokhodov et al. 2022, arXiv 2112.14683, and its published code"),
     # All 13,320 videos are both training and reference. The number of splits is our choice.
-    dataclasses.replace(_UCF101, name="vdm_ucf", generated_clips=10_000, real_clips=13_320,
+    dataclasses.replace(_TGAN, name="vdm_ucf", splits=10, generated_clips=10_000, real_clips=13_320, note="",
                         source="Ho et al. 2022, arXiv 2204.03458, table 1"),
 )}
 

@@ -172,9 +172,17 @@ def save_pretrained(folder: str | os.PathLike, model: Pretrained, *, shard_bytes
     Raises:
       UserError: parameters that do not match the config, by name; a folder that has tensors already; no space left.
     """
-    config = model.config
+    tensors = lazy(_checked(model.config, model.params, "parameters").items())
+    export(folder, model.config, tensors, model.fields, shard_bytes)
+
+
+def export(
+    folder: str | os.PathLike, config: Config, params: Mapping[str, Tensor], fields: Mapping[str, Any],
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes our parameters by path, tensor by tensor, as `save_pretrained` does."""
     kind, table, tensors = model_kinds.kind_of(config), model_kinds.names(config), {}
-    for path, tensor in lazy(_checked(config, model.params, "parameters").items()).items():
+    for path, tensor in params.items():
         tensors[tensor_names.their_name(path, table)] = Tensor(
             tensor_names.their_shape(path, tensor.shape), tensor.dtype,
             lambda path=path, tensor=tensor: tensor_names.to_theirs(path, tensor.read()))
@@ -182,7 +190,11 @@ def save_pretrained(folder: str | os.PathLike, model: Pretrained, *, shard_bytes
     constants = {name: value.astype(dtype) for name, value in model_kinds.constants(config).items()}
     write_folder(folder, kind.stem, tensors | lazy(constants.items()), shard_bytes)
     own = {"_class_name": kind.name} if kind.stem.startswith("diffusion") else {"architectures": [kind.name]}
-    text = json.dumps({**model.fields, **kind.write(config), **own}, indent=2, sort_keys=True)
+    written = kind.write(config)
+    # What a file said stays as it said it, also where we would put it otherwise, unless the model is another one now.
+    same_class = kind.name in (fields.get("_class_name"), *(fields.get("architectures") or ()))
+    same = same_class and kind.write(kind.read(Fields(fields, "config.json"))) == written
+    text = json.dumps({**fields, **({} if same else written), **own}, indent=2, sort_keys=True)
     (pathlib.Path(folder) / "config.json").write_text(text + "\n", encoding="utf-8")
 
 

@@ -52,9 +52,20 @@ def open_folder(folder: str | os.PathLike, variant: str | None = None) -> dict[s
 
 def open_file(path: str | os.PathLike) -> dict[str, Tensor]:
     """Name -> tensor of one safetensors file. Raises `UserError` for another or a damaged file."""
+    header, data = _header(pathlib.Path(path))
+    return {name: _tensor(pathlib.Path(path), name, entry, data) for name, entry in header.items()
+            if name != "__metadata__"}
+
+
+def file_metadata(path: str | os.PathLike) -> dict[str, str]:
+    """The text that a safetensors file says of itself. Raises `UserError` as `open_file` does."""
+    return _header(pathlib.Path(path))[0].get("__metadata__") or {}
+
+
+def _header(path: pathlib.Path) -> tuple[dict[str, Any], int]:
+    """The header of a file, and the byte at which its numbers begin."""
     import safetensors
 
-    path = pathlib.Path(path)
     if path.suffix in PICKLES:
         raise _pickle(path)
     if not path.is_file():
@@ -64,11 +75,9 @@ def open_file(path: str | os.PathLike) -> dict[str, Tensor]:
             pass
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
+            return json.loads(file.read(length)), 8 + length
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise UserError(f"{path} is not a complete safetensors file: {error}") from error
-    header.pop("__metadata__", None)
-    return {name: _tensor(path, name, entry, 8 + length) for name, entry in header.items()}
 
 
 def _tensor(path: pathlib.Path, name: str, entry: Mapping[str, Any], data: int) -> Tensor:

@@ -27,7 +27,7 @@ class ControlNet:
 
     unet: LatentUNet = LATENT_UNET_SD1  # whose way down and middle it copies; its `out_channels` do not matter
     hint_channels: int = 3
-    hint_widths: tuple[int, ...] = (16, 32, 96, 256)  # of the network of the map, which is halved before each but one
+    hint_widths: tuple[int, ...] = (16, 32, 96, 256)  # of the map, which is halved before each but the first
 
     def __post_init__(self):
         if self.unet.temporal or self.unet.stack or self.unet.motion or self.unet.scalars:

@@ -28,6 +28,12 @@ class Stack:
     transformer, and such a transformer after the first convolution."""
 
     first_heads: int = 8  # of the transformer after the first convolution, as large as the first level's
+    dropout: float = 0.1  # probability, in training, before all but the first of the convolutions
+
+    def __post_init__(self):
+        if self.first_heads < 1 or not 0 <= self.dropout < 1:
+            raise UserError(f"Stack: first_heads={self.first_heads}, dropout={self.dropout}; permitted: positive, 0 <= "
+                            "dropout < 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,14 +66,16 @@ class FrameConvolutions(nn.Module):
     """Norm over the clip, SiLU and convolution over three frames, four times, beside a residual connection."""
 
     sizes: Sizes
+    dropout: float = 0.0
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t h w c"], images: Bool[Array, "b t"] | None = None
+        self, x: Float[Array, "b t h w c"], images: Bool[Array, "b t"] | None = None, train: bool = False
     ) -> Float[Array, "b t h w c"]:
         h = x
         for i in range(4):
             h = silu(GroupNorm(self.sizes.groups, "clip", 1e-5, name=f"norm_{i}")(h))
+            h = nn.Dropout(self.dropout, deterministic=not train)(h) if i else h
             h = Convolution(x.shape[-1], (3, 1, 1), kernel_init=zeros if i == 3 else fan_in, dtype=self.sizes.dtype,
                             name=f"conv_{i}")(h)
         return beside(x, h, images)

@@ -2,7 +2,8 @@
 
 What both have is copied. Each layer over frames ends in a projection that is set to zero here, so that what is mixed
 with its input is that input, whatever the share: how Stable Video Diffusion (Blattmann et al. 2023, arXiv 2311.15127)
-begins them is not published. New input channels (the latents of a picture) and numbers that only the video network is
+begins them is not published. Norms over the clip (`norm_over`) see all frames from the start: what begins with them is
+exact for a clip of one frame. New input channels (the latents of a picture) and numbers that only the video network is
 told begin with zero weights.
 """
 
@@ -20,7 +21,7 @@ from vdm_jax.parallel.rules import path_name
 
 # Fields that decide what a network computes from tensors of the same shapes. Epsilons of norms are not among them: the
 # authors' code of Stable Video Diffusion and diffusers have different ones for the same weights.
-SAME = ("heads", "only_context", "convolve_tokens", "groups", "classes")
+SAME = ("heads", "only_context", "convolve_tokens", "groups", "classes", "film")
 _OVER_FRAMES = (r"/temporal_residual/|/time/|/mix/|/places_(in|out)/|/\w+_(frames|motion)/|/known(_\d+)?/"
                 r"|/(norm_)?time_attention_\d+/")
 # The last layers of these: what they add is zero at first.

@@ -43,8 +43,8 @@ class LatentNetwork:
     # Takes known latents and their mask: "layers" over frames are told them (Video LDM, 2304.08818, section 3.2), or
     # they are "in_place" of the noisy ones, with the mask as a further channel (LVDM, 2211.13221, section 3.3)
     known: Literal["none", "layers", "in_place"] = "none"
-    # Known latents are noised to a timestep that a class of the U-Net says: in training one below `known_steps`, in
-    # sampling `known_step` (LVDM's conditional latent perturbation). 0: they stay as they are
+    # Known latents are noised to a timestep, in training one below `known_steps`, in sampling `known_step`, which a
+    # class of the U-Net says (LVDM's conditional latent perturbation) unless it says the rate. 0: they stay as they are
     known_steps: int = 0
     known_step: int = 100
     rate: int | None = None  # class of the U-Net that says which of several frame rates it makes; None: no such classes
@@ -76,8 +76,8 @@ class LatentNetwork:
                             "permitted: 'layers' exactly for one of its latents' channels and 1, else 'none', "
                             "'in_place'")
         classes, steps = self.known_steps + 1, 0 if self.timesteps is None else self.timesteps.steps
-        if self.known_steps and not (self.known != "none" and unet.classes == classes and self.rate is None
-                                     and self.low_resolution_steps is None
+        if self.known_steps and not (self.known != "none" and self.low_resolution_steps is None
+                                     and (unet.classes == classes or self.rate is not None)
                                      and 0 <= self.known_step <= self.known_steps < steps):
             raise UserError(f"LatentNetwork: known_steps={self.known_steps}, known_step={self.known_step} with "
                             f"known={self.known!r} for a U-Net of {unet.classes} classes; permitted: 0, or timesteps "
@@ -130,9 +130,10 @@ def network_module(network: Network) -> nn.Module:
 
 
 def image_unet(unet: LatentUNet) -> LatentUNet:
-    """The image network that a video network is without its layers over frames. Raises `UserError` where it has no
-    other attention."""
-    return dataclasses.replace(unet, temporal=False, stack=None, motion=None, offsets=0, mix_frames=0, known_channels=0)
+    """The image network that a video network is without its layers over frames, norms per frame. Raises `UserError`
+    where it has no other attention."""
+    return dataclasses.replace(unet, temporal=False, stack=None, motion=None, offsets=0, mix_frames=0, known_channels=0,
+                               norm_over="frame")
 
 
 class LatentNetworkModule(nn.Module):
@@ -156,13 +157,16 @@ class LatentNetworkModule(nn.Module):
         spec = self.config
         conditioning = Conditioning() if conditioning is None else conditioning
         check_inputs(spec, z, logsnr, conditioning)
+        if images and not spec.unet.context_channels:
+            raise UserError(f"{images} independent images for a U-Net of context_channels=0, which has no attention of "
+                            "its own within them; permitted: 0")
         known = _known(spec, conditioning)
         x, context = _stacked(spec, z, conditioning, known), _context(spec, len(z), conditioning)
         level = -logsnr / 8 if spec.timesteps is None else spec.timesteps.timestep(logsnr)
         told = {"scalars": _scalars(spec, conditioning), "classes": _classes(spec, conditioning, len(z))}
         clip = x.shape[1] - images
         of_clip = known[:, :clip] if spec.known == "layers" else None
-        y = self.unet(x[:, :clip], level, context[:, :1] if images else context, known=of_clip, **told)
+        y = self.unet(x[:, :clip], level, context[:, :1] if images else context, known=of_clip, train=train, **told)
         if not images:
             return y
         alone = LatentUNetNetwork(image_unet(spec.unet), parent=None).apply(
@@ -181,7 +185,7 @@ def check_inputs(
     for name, is_needed in needed.items():
         if is_needed and getattr(conditioning, name) is None:
             raise UserError(f"the network needs Conditioning.{name}, which is absent")
-    wanted = (*spec.scalars, *(("known_step",) if spec.known_steps else ()))
+    wanted = (*spec.scalars, *(("known_step",) if spec.known_steps and spec.rate is None else ()))
     absent = [name for name in wanted if name not in conditioning.scalars]
     if absent:
         raise UserError(f"the network needs Conditioning.scalars[{absent[0]!r}]; given: "
@@ -230,10 +234,10 @@ def _scalars(spec: LatentNetwork, conditioning: Conditioning) -> Float[Array, "b
 
 
 def _classes(spec: LatentNetwork, conditioning: Conditioning, batch: int) -> Int[Array, " b"] | None:
-    if spec.known_steps:
-        return jnp.round(conditioning.scalars["known_step"]).astype(jnp.int32)
     if spec.rate is not None:
         return jnp.full((batch,), spec.rate, jnp.int32)
+    if spec.known_steps:
+        return jnp.round(conditioning.scalars["known_step"]).astype(jnp.int32)
     if spec.low_resolution_steps is None:
         return None
     return jnp.round(spec.low_resolution_steps.timestep(conditioning.augmentation)).astype(jnp.int32)

@@ -66,7 +66,7 @@ class LatentUNet:
     # Of the norms in residual blocks: on the way down with and without attention, in the middle, on the way up.
     epsilons: tuple[float, float, float, float] = (1e-5, 1e-5, 1e-5, 1e-5)
     attention_kernel: str = "auto"  # see `vdm_jax.attention`
-    attention_context: str = "none"
+    attention_context: str = "none"  # of attention over frames; attention within frames has nothing to exchange
     dtype: str = "float32"  # of the activations
 
     @property
@@ -93,6 +93,8 @@ class LatentUNet:
         if not self.temporal and (self.mix_frames or self.known_channels):
             raise UserError(f"LatentUNet: mix_frames={self.mix_frames}, known_channels={self.known_channels} with "
                             "temporal=False; permitted: 0")
+        if self.norm_over not in ("frame", "clip"):
+            raise UserError(f"LatentUNet.norm_over={self.norm_over!r} is not valid; permitted: 'frame', 'clip'")
         if not self.context_channels and not self.offsets:
             raise UserError("LatentUNet: context_channels=0 with offsets=0; permitted: offsets above 0 there")
 
@@ -141,7 +143,7 @@ class LatentUNetNetwork(nn.Module):
         self, x: Float[Array, "b t h w c"], level: Float[Array, " b"], context: Float[Array, "b g l e"] | None = None,
         *, scalars: Float[Array, "b n"] | None = None, classes: Int[Array, " b"] | None = None,
         images: Bool[Array, "b t"] | None = None, control: Control | None = None,
-        known: Float[Array, "b t h w k"] | None = None,
+        known: Float[Array, "b t h w k"] | None = None, train: bool = False,
     ) -> Float[Array, "b t h w o"]:
         """`level` is the timestep, or ln(sigma) / 4 in Stable Video Diffusion; the context has one group of tokens for
         the clip or one per frame. Frames that are independent images pass the layers over frames by. `control` is what
@@ -151,7 +153,7 @@ class LatentUNetNetwork(nn.Module):
         check(spec, x, context, scalars, classes, known)
         context = None if context is None else context.astype(dtype)
         levels = None if known is None else known_by_level(spec, known)
-        given = Given(embed(self, spec, level, scalars, classes), context, images, levels)
+        given = Given(embed(self, spec, level, scalars, classes), context, images, levels, train)
         x = Convolution(spec.widths[0], dtype=dtype, name="stem")(x)
         if spec.stack:
             head_dim = spec.widths[0] // spec.heads[0]
@@ -282,7 +284,10 @@ def _transformer(spec: LatentUNet, x: Array, given: Given, name: str, i: int, on
 
 def _residual(spec: LatentUNet, x: Array, given: Given, name: str, i: int, epsilon: float) -> Array:
     x = LatentBlock(spec.widths[i], sizes_of(spec), epsilon, name=name)(x, _at(given, i))
-    return FrameConvolutions(sizes_of(spec), name=f"{name}_frames")(x, given.images) if spec.stack else x
+    if not spec.stack:
+        return x
+    convolutions = FrameConvolutions(sizes_of(spec), spec.stack.dropout, name=f"{name}_frames")
+    return convolutions(x, given.images, given.train)
 
 
 def _motion(spec: LatentUNet, x: Array, given: Given, name: str, i: int) -> Array:

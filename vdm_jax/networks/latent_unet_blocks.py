@@ -31,6 +31,7 @@ class Given(NamedTuple):
     images: Bool[Array, "b t"] | None  # frames that are independent images
     # Known frames and their mask: by level, and in a block those of its level
     known: tuple[Float[Array, "b t h w k"], ...] | Float[Array, "b t h w k"] | None = None
+    train: bool = False  # with dropout
 
 
 class Control(NamedTuple):
@@ -48,7 +49,7 @@ class Sizes(NamedTuple):
     convolve_tokens: bool
     kernel: str  # of attention
     dtype: jnp.dtype
-    context: str = "none"  # of attention: how it is spread over devices
+    context: str = "none"  # of attention over frames: how it is spread over devices
     norm_over: str = "frame"  # statistics of the norms
     film: bool = False  # how the embedding enters residual blocks
     mix_frames: int = 0  # that have a share of their own in mixes; 0: one for all
@@ -124,7 +125,8 @@ class TokenAttention(nn.Module):
         q, k, v = project(x, "query"), project(seen, "key"), project(seen, "value")
         if self.pattern is not None:
             relative = self._relative(q) if self.offsets else {}
-            y = attend(q, k, v, pattern=self.pattern, kernel=self.sizes.kernel, context=self.sizes.context, **relative)
+            context = self.sizes.context if self.pattern.layout == "positions" else "none"
+            y = attend(q, k, v, pattern=self.pattern, kernel=self.sizes.kernel, context=context, **relative)
         else:
             batch, frames, height, width = x.shape[:4]
             y = dense(q.reshape(batch, frames, height * width, *q.shape[4:]), Keys(k, v))

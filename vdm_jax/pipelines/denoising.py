@@ -21,6 +21,7 @@ from vdm_jax.diffusion.guidance import batched, combine
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import Sampler, Step
 from vdm_jax.diffusion.sampling import Carry, Walk
+from vdm_jax.parallel.rules import spread
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,8 +65,11 @@ def latent_denoiser(module: nn.Module, params: Any, process: Process, told: Told
     def denoise_with(z: Video, logsnr: Level, given: Given) -> Video:
         def network(z: Video, logsnr: Level) -> Video:
             x = z if given.beside is None else jnp.concatenate([z, given.beside.astype(z.dtype)], axis=-1)
-            more = {} if given.scalars is None else {"scalars": given.scalars}
-            return module.apply({"params": params}, x, told(logsnr), given.context, **more)
+            # With guidance twice as many as there are videos: the devices that share the batch may divide it now.
+            x, level, context, scalars = jax.tree.map(
+                lambda x: spread(x, "batch", dim=0, must=False), (x, told(logsnr), given.context, given.scalars))
+            return module.apply({"params": params}, x, level, context, **({} if scalars is None else {
+                "scalars": scalars}))
 
         return process.denoiser(network)(z, logsnr)
 

@@ -27,6 +27,7 @@ from vdm_jax.pipelines.denoising import Method, Told
 
 BETAS = {"linear": LinearBetaSchedule, "scaled_linear": ScaledLinearBetaSchedule}
 PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "v_prediction": "v", "sample": "x"}
+ROWS = 1024  # a table of what the network is told has a multiple of so many
 RHO = 7.0  # of the Karras sigmas; the classes have no option for it
 SMALLEST = np.log(2.0**-24) - np.log1p(-(2.0**-24))  # log-SNR that Euler and DPM-Solver put in the place of zero SNR
 CLEAN = 60.0  # log-SNR that stands for an alpha of one
@@ -151,8 +152,7 @@ class Scheduler:
         last[-1] = walk.estimate
         rows = Step(np.arange(steps), *(np.asarray(a, np.float32) for a in (previous, walk.levels, walk.following)),
                     last, np.full(steps, steps))
-        told = Told(np.asarray(walk.levels, np.float32), np.asarray(walk.told, np.float32))
-        return Trajectory(self.method, walk.start, rows, told)
+        return Trajectory(self.method, walk.start, rows, _told(walk))
 
     def table(self) -> Float[np.ndarray, " steps"]:
         """Log-SNR of every timestep."""
@@ -255,6 +255,13 @@ _WALKS: dict[str, Callable[[Scheduler, int], _Walk]] = {
     "DDIMScheduler": _between_timesteps, "PNDMScheduler": _between_timesteps, "EulerDiscreteScheduler": _between_sigmas,
     "HeunDiscreteScheduler": _between_sigmas, "DPMSolverMultistepScheduler": _dpm_solver, "LCMScheduler": _consistency,
     "EDMEulerScheduler": _edm}
+
+
+def _told(walk: _Walk) -> Told:
+    """The network's numbers, as many whatever the steps, so that a program does not depend on these."""
+    more = -len(walk.levels) % ROWS
+    levels = np.concatenate([walk.levels, walk.levels[-1] + 1 + np.arange(more)])
+    return Told(levels.astype(np.float32), np.pad(walk.told, (0, more), mode="edge").astype(np.float32))
 
 
 def _to_the_end(sigmas: Float[np.ndarray, " n"], told: np.ndarray, start: float) -> _Walk:

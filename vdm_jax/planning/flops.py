@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ from jax.sharding import Mesh
 
 from vdm_jax.attention.counting import AttentionCall, counted
 from vdm_jax.cascade.inputs import training_inputs
-from vdm_jax.cascade.latent import abstract_weights
+from vdm_jax.cascade.latent import abstract_weights, decode
 from vdm_jax.cascade.options import Sampling
 from vdm_jax.cascade.sampling import is_guided
 from vdm_jax.cascade.stage import Stage
@@ -58,11 +59,12 @@ class Work:
     evaluations: int  # of the network
     model: float  # utilisation is measured against this
     computed: float  # what the devices do
+    autoencoder: int = 0  # of these, by that of a latent stage: encoding in training, decoding in sampling
 
     def to_data(self) -> dict[str, Any]:
         """Plain data for a report."""
         return {"method": METHOD, "model": self.model, "computed": self.computed, "evaluations": self.evaluations,
-                "forward": dataclasses.asdict(self.forward)}
+                "autoencoder": self.autoencoder, "forward": dataclasses.asdict(self.forward)}
 
 
 def training_work(stage: Stage, batch: dict[str, Any], params: Any, mesh: Mesh) -> Work:
@@ -73,11 +75,20 @@ def training_work(stage: Stage, batch: dict[str, Any], params: Any, mesh: Mesh) 
     computed = (1 + again) * (products + forward.attention_computed) + BACKWARD * (
         products + forward.attention_computed - forward.attention_recomputed
     ) + ATTENTION_BACKWARD * forward.attention_recomputed
-    return Work(forward, 1, 3 * forward.model, computed)
+    coder = 0
+    if stage.latent is not None:
+        coder = _flops(lambda b, *weights: training_inputs(stage, b, jax.random.key(0), *weights)[0], mesh, batch,
+                       *abstract_weights(stage.latent))
+    return Work(forward, 1, 3 * forward.model + coder, computed + coder, coder)
 
 
 def sampling_work(stage: Stage, sampling: Sampling, batch: dict[str, Any], params: Any, mesh: Mesh) -> Work:
-    """Work of sampling a whole batch: every evaluation of the network, both halves of guidance, every window."""
+    """Work of sampling a whole batch: every evaluation of the network, both halves of guidance, every window; decoding
+    of latents."""
+    coder = 0
+    if stage.latent is not None:
+        z = jax.ShapeDtypeStruct((batch["video"].shape[0], *stage.shape), "float32")
+        coder = _flops(lambda z, weights: decode(stage.latent, weights, z), mesh, z, *abstract_weights(stage.latent))
     if is_guided(stage, sampling):  # both halves in one batch
         batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2 * x.shape[0], *x.shape[1:]), x.dtype), batch)
     evaluations, frames = sampling.sampler.evaluations(sampling.steps), None
@@ -87,7 +98,7 @@ def sampling_work(stage: Stage, sampling: Sampling, batch: dict[str, Any], param
     seen = dataclasses.replace(stage, training=dataclasses.replace(stage.training, frames=frames, frame_rates=None))
     forward = network_forward(seen, batch, params, mesh)
     computed = forward.dense + forward.convolution + forward.attention_computed
-    return Work(forward, evaluations, evaluations * forward.model, evaluations * computed)
+    return Work(forward, evaluations, evaluations * forward.model + coder, evaluations * computed + coder, coder)
 
 
 def recomputes(remat: Any) -> bool:
@@ -117,6 +128,13 @@ def network_forward(stage: Stage, batch: dict[str, Any], params: Any, mesh: Mesh
         traced = jax.make_jaxpr(network)(params, x, level, conditioning)
     dense, convolution = count(traced.jaxpr)
     return Forward(dense, convolution, *_attention(calls))
+
+
+def _flops(function: Callable[..., Any], mesh: Mesh, *inputs: Any) -> int:
+    """FLOPs of a function without gradients, with visible pairs of attention."""
+    with jax.set_mesh(mesh), counted() as calls:
+        traced = jax.make_jaxpr(function)(*inputs)
+    return sum(count(traced.jaxpr)) + sum(call.flops for call in calls)
 
 
 def _attention(calls: list[AttentionCall]) -> tuple[int, int, int]:

@@ -19,7 +19,6 @@ from vdm_jax.parallel.processes import together
 from vdm_jax.parallel.rules import batch_parts
 from vdm_jax.training.autoencoder_step import compile_autoencoder_step, compile_reconstruction, perceptual_parameters
 from vdm_jax.training.loop import Sheets, Trainer
-from vdm_jax.training.metrics import MetricWriter
 from vdm_jax.training.sheets import COUNT
 from vdm_jax.training.starting import starting_autoencoder
 from vdm_jax.training.state import TrainState
@@ -38,6 +37,7 @@ class AutoencoderTrainer(Trainer):
     experiment: AutoencoderExperiment
     stage: AutoencoderStage
     perceptual: Any = None  # parameters of LPIPS, once read
+    program: Reconstruct | None = None  # that makes reconstructions, once asked for
 
     def train(self) -> None:
         """Train as `Trainer.train` does; first of all the weights of LPIPS are looked for."""
@@ -46,9 +46,6 @@ class AutoencoderTrainer(Trainer):
 
     def _read_frozen(self) -> None:
         self.perceptual = perceptual_parameters(self.stage)
-
-    def _evaluation(self, mesh: Mesh, writer: MetricWriter) -> None:
-        return None  # its reconstructions are validated, and measured once it is trained
 
     def _starting_weights(self) -> tuple[Inflation, Any]:
         return starting_autoencoder(self.stage)
@@ -60,8 +57,14 @@ class AutoencoderTrainer(Trainer):
         function = compile_autoencoder_step(self.stage, mesh, self.perceptual)
         return lambda step, state, batch: function(step, state, batch["video"])
 
+    def _reconstruct(self, mesh: Mesh) -> Reconstruct:
+        """One program for validation and sheets."""
+        if self.program is None:
+            self.program = compile_reconstruction(self.stage, mesh, self.perceptual)
+        return self.program
+
     def _losses(self, mesh: Mesh) -> Callable[[Any, Batch], dict[str, float]]:
-        reconstruct = compile_reconstruction(self.stage, mesh, self.perceptual)
+        reconstruct = self._reconstruct(mesh)
 
         def losses(params: Any, batch: Batch) -> dict[str, float]:
             found = reconstruct(params, batch["video"])
@@ -73,8 +76,7 @@ class AutoencoderTrainer(Trainer):
         source = open_validation(self.experiment.data, self.experiment.validation_split, self.data_dir)
         count = -(-COUNT // batch_parts(mesh)) * batch_parts(mesh)
         clips = np.stack([source[i % len(source)]["video"] for i in range(count)])
-        reconstruct = compile_reconstruction(self.stage, mesh, self.perceptual)
-        return ReconstructionSheets(reconstruct, clips, folder, self.stage.video.fps)
+        return ReconstructionSheets(self._reconstruct(mesh), clips, folder, self.stage.video.fps)
 
 
 @dataclasses.dataclass

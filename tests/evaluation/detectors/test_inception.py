@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.evaluation.detectors.torchvision_models import inception_like, torchvision
+from tests.parity import peer
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.detectors import inception, weights
 
@@ -63,9 +63,11 @@ def test_weights_that_are_not_here_are_named(monkeypatch, tmp_path):
 @pytest.mark.full
 @pytest.mark.parametrize("variant", ["torchvision", "fid"])
 def test_torchvision_agrees(variant):
-    torch, models = torchvision()
+    models, torch = peer("torchvision.models"), peer("torch")
+    from tests.evaluation.detectors.torchvision_models import inception_like
+
     torch.manual_seed(0)
-    model = inception_like(variant)
+    model = inception_like(models, variant)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             if "running_mean" in name:

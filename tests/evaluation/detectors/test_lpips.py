@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.parity import peer
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.detectors import lpips, weights
 
@@ -79,3 +80,23 @@ def test_torch_agrees(trained, pictures, backbone):
         total = total + functional.conv2d((a - b) ** 2, head).mean((1, 2, 3))
     ours = lpips.distance(lpips.parameters(backbone), *pictures, backbone)
     np.testing.assert_allclose(ours, total.numpy(), rtol=1e-4)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("backbone", "theirs"), [("alexnet", "alex"), ("vgg16", "vgg")])
+def test_the_package_lpips_agrees(trained, pictures, backbone, theirs):
+    """Its heads and its distance, on our backbones, which it would download."""
+    torch, package = peer("torch"), peer("lpips")
+    arrays = weights.load(trained(lpips.FILES[backbone]))
+    model = package.LPIPS(net=theirs, pnet_rand=True, verbose=False).eval()
+    for number, layer in enumerate(m for m in model.net.modules() if isinstance(m, torch.nn.Conv2d)):
+        scope = {"alexnet": "AlexNet_0", "vgg16": "VGG16_0"}[backbone]
+        layer.weight.data = torch.tensor(arrays[f"{scope}/Conv_{number}/kernel"]).permute(3, 2, 0, 1)
+        layer.bias.data = torch.tensor(arrays[f"{scope}/Conv_{number}/bias"])
+    for number in range(5):
+        head = getattr(model, f"lin{number}").model[-1].weight.detach().numpy().reshape(-1)
+        np.testing.assert_array_equal(lpips.parameters(backbone)["heads"][number], head)
+    with torch.no_grad():
+        expected = model(*(torch.tensor(x).permute(0, 3, 1, 2) for x in pictures)).reshape(-1)
+    ours = lpips.distance(lpips.parameters(backbone), *pictures, backbone)
+    np.testing.assert_allclose(ours, expected.numpy(), rtol=1e-4)

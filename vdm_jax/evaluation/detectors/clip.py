@@ -19,7 +19,8 @@ from flax import traverse_util
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from vdm_jax.conditioning.clip_tokenizer import CLIPTokenizer
+from vdm_jax.conditioning.clip_tokenizer import read_clip_tokenizer
+from vdm_jax.conditioning.tokenizers import Tokenizer
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.detectors import weights
 from vdm_jax.evaluation.detectors.weights import DetectorFile
@@ -75,7 +76,7 @@ def image_embeddings(frames: UInt8[np.ndarray, "n h w 3"], name: ModelName, *, b
 
 def text_embeddings(texts: Sequence[str], name: ModelName, *, batch_size: int = 32) -> Float[np.ndarray, "n d"]:
     """Projected summaries of texts, of any length. Raises `UserError` without weights or the list of merges."""
-    return _texts(name, batch_size)(tokenizer(name)(texts, find_model(name).text.length))
+    return _texts(name, batch_size)(tokenizer(name)(texts).ids)
 
 
 def clip_pixels(frame: UInt8[np.ndarray, "h w 3"], size: int) -> Float[np.ndarray, "s s 3"]:
@@ -120,10 +121,10 @@ def parameters(name: ModelName) -> dict[str, Any]:
     return from_published(weights.load(model.file), model)
 
 
-def tokenizer(name: ModelName) -> CLIPTokenizer:
+def tokenizer(name: ModelName) -> Tokenizer:
     """The tokenizer: `merges.txt` of the model's folder in `$VDM_JAX_DETECTORS`, or the published list there or inside
     the package clip-anytorch. Raises `UserError` where neither is."""
-    return _tokenizer(merges_file(name))
+    return _tokenizer(merges_file(name), find_model(name).text.length)
 
 
 def merges_file(name: ModelName) -> Path:
@@ -134,8 +135,8 @@ def merges_file(name: ModelName) -> Path:
 
 
 @functools.cache
-def _tokenizer(path: Path) -> CLIPTokenizer:
-    return CLIPTokenizer.read(path)
+def _tokenizer(path: Path, length: int) -> Tokenizer:
+    return read_clip_tokenizer(path, length)
 
 
 def from_published(arrays: Mapping[str, np.ndarray], model: Model) -> dict[str, Any]:

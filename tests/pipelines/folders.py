@@ -1,0 +1,70 @@
+"""Folders of tiny pipelines with random weights, as diffusers writes them."""
+
+from __future__ import annotations
+
+import json
+
+from tests.conditioning.test_tokenizers import write_clip
+from tests.interop.folders import tensors_of, write
+from vdm_jax.interop.model_kinds import kind_of
+from vdm_jax.interop.unet_fields import VIDEO_EPSILONS
+from vdm_jax.networks.autoencoder import Autoencoder
+from vdm_jax.networks.clip_text import CLIPText
+from vdm_jax.networks.clip_vision import CLIPVision
+from vdm_jax.networks.latent_frames import Motion
+from vdm_jax.networks.latent_unet import LatentUNet
+from vdm_jax.networks.motion_adapter import MotionAdapter
+
+STABLE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+VIDEO = {**STABLE, "_class_name": "EulerDiscreteScheduler", "prediction_type": "v_prediction", "sigma_max": 700.0,
+         "sigma_min": 0.002, "timestep_spacing": "leading", "timestep_type": "continuous", "use_karras_sigmas": True}
+DDIM = {**STABLE, "_class_name": "DDIMScheduler", "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
+
+
+def write_pipeline(folder, kind, parts, scheduler, fields):
+    """A pipeline's folder; parts by name, with further fields of their `config.json`."""
+    library = {"text_encoder": "transformers", "image_encoder": "transformers"}
+    index = {"_class_name": kind, "scheduler": ["diffusers", scheduler["_class_name"]]}
+    for seed, (name, config) in enumerate(parts.items()):
+        tensors = {key: 0.2 * tensor for key, tensor in tensors_of(config, seed=seed).items()}
+        write(folder / name, config, tensors, fields=fields.get(name))
+        index[name] = [library.get(name, "diffusers"), kind_of(config).name]
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    if "text_encoder" in parts:
+        index["tokenizer"] = ["transformers", "CLIPTokenizer"]
+        index["safety_checker"] = [None, None]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+def write_pictures(folder, **scheduler):
+    """Like Stable Diffusion, for pictures of 16 x 16 pixels."""
+    vocabulary = write_clip(folder / "tokenizer", length=6)
+    unet = LatentUNet(widths=(8, 8), blocks=1, attention=(False, True), heads=(2, 2), only_context=(False, False),
+                      context_channels=8, groups=2)
+    parts = {"unet": unet, "vae": Autoencoder(widths=(4, 4), blocks=1, groups=2),
+             "text_encoder": CLIPText(vocabulary=len(vocabulary), length=6, width=8, layers=1, heads=2, hidden=16)}
+    return write_pipeline(folder, "StableDiffusionPipeline", parts, {**DDIM, **scheduler},
+                          {"unet": {"sample_size": 8}})
+
+
+def write_videos(folder):
+    """Like Stable Video Diffusion."""
+    unet = LatentUNet(in_channels=8, widths=(64,), blocks=1, attention=(True,), heads=(2,), only_context=(False,),
+                      context_channels=6, convolve_tokens=False, scalars=3, scalar_channels=8, temporal=True,
+                      epsilons=VIDEO_EPSILONS)
+    parts = {"unet": unet, "vae": Autoencoder(widths=(32, 32), blocks=1, decoder="temporal", post_quant=False),
+             "image_encoder": CLIPVision(size=8, patch=4, width=8, layers=1, heads=2, hidden=16, project=6)}
+    return write_pipeline(folder, "StableVideoDiffusionPipeline", parts, VIDEO, {"unet": {"num_frames": 3}})
+
+
+def write_motion(folder):
+    """Like AnimateDiff, with an image network and motion modules in folders of their own."""
+    write_pictures(folder)
+    adapter = MotionAdapter(widths=(8, 8), blocks=1, motion=Motion(heads=2, groups=2, frames=4))
+    write(folder / "motion_adapter", adapter, tensors_of(adapter))
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {"_class_name": "AnimateDiffPipeline", "motion_adapter": ["diffusers", "MotionAdapter"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder

@@ -1,0 +1,210 @@
+"""Pipelines of tiny models: what they are called with, what they give and refuse, on one device and on a mesh."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import vdm_jax
+from tests.pipelines.folders import write_motion, write_pictures, write_videos
+from vdm_jax.commands.main import main
+from vdm_jax.errors import UserError
+from vdm_jax.parallel.mesh import MeshSpec
+from vdm_jax.pipelines.pictures import for_encoder, open_pictures
+from vdm_jax.video.reading import VideoReader
+
+PROMPTS = ["a red three", "three moving"]
+QUICK = {"num_inference_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    pytest.importorskip("tokenizers", reason="tokenizers come with the extra [pretrained]")
+    return write_pictures(tmp_path_factory.mktemp("pipelines") / "pictures")
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    return write_videos(tmp_path_factory.mktemp("pipelines") / "videos")
+
+
+@pytest.fixture(scope="module")
+def draw(pictures):
+    return vdm_jax.from_pretrained(pictures)
+
+
+@pytest.fixture(scope="module")
+def animate(videos):
+    return vdm_jax.from_pretrained(videos)
+
+
+@pytest.fixture
+def picture():
+    return np.random.default_rng(0).integers(0, 256, (10, 14, 3)).astype(np.uint8)
+
+
+@pytest.fixture
+def fails(capfd):
+    """Runs the command, which must fail as a user error; returns its line."""
+    def check(*arguments):
+        capfd.readouterr()
+        assert main(["generate", *map(str, arguments)]) == 2
+        return capfd.readouterr().err
+    return check
+
+
+def test_a_picture_depends_on_its_seed_prompt_and_place(draw):
+    both = draw(PROMPTS, **QUICK, seed=1).videos
+    assert both.shape == (2, 1, 16, 16, 3) and both.dtype == np.uint8
+    assert (draw(PROMPTS, **QUICK, seed=2).videos != both).any((1, 2, 3, 4)).all()
+    other = draw(["a red three", "red red"], **QUICK, seed=1).videos
+    np.testing.assert_array_equal(other[0], both[0])
+    assert (other[1] != both[1]).any()
+    two = draw(PROMPTS[0], num_per_prompt=2, **QUICK, seed=1)
+    assert two.captions == ("a red three",) * 2 and (two.videos[0] != two.videos[1]).any()
+
+
+def test_guidance_goes_from_the_negative_prompt(draw):
+    plain = draw(PROMPTS, **QUICK, guidance_scale=1.0).videos
+    np.testing.assert_array_equal(draw(PROMPTS, negative_prompt="red", **QUICK, guidance_scale=1.0).videos, plain)
+    away = draw(PROMPTS, negative_prompt="moving moving", **QUICK, guidance_scale=9.0).videos
+    assert (away != plain).any() and (draw(PROMPTS, **QUICK, guidance_scale=9.0).videos != away).any()
+
+
+def test_one_program_serves_any_number_of_steps(draw):
+    draw(PROMPTS, **QUICK)
+    step = next(program for name, program in draw._programs.items() if name[0] == "step")
+    compiled = step._cache_size()
+    assert compiled <= 2  # with guidance, and without in another test
+    draw(PROMPTS, num_inference_steps=3, guidance_scale=2.0)
+    assert step._cache_size() == compiled
+
+
+def test_on_a_mesh(pictures, draw):
+    spread = vdm_jax.from_pretrained(pictures, mesh=MeshSpec(data=2, fsdp=1, tensor=4))
+    kernel = spread.models["unet"].params["down_0_0"]["residual"]["conv_in"]["kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape)[-1] == kernel.shape[-1] // 4
+    wanted, found = (p(PROMPTS, **QUICK).videos.astype(int) for p in (draw, spread))
+    assert np.abs(found - wanted).max() <= 1
+
+
+def test_a_folder_goes_there_and_back(draw, pictures, tmp_path):
+    draw.save_pretrained(tmp_path / "out")
+    for path in pictures.rglob("*.json"):
+        other = tmp_path / "out" / path.relative_to(pictures)
+        assert json.loads(other.read_text()) == json.loads(path.read_text()), path
+    for path in pictures.rglob("*.safetensors"):
+        wanted = safetensors.numpy.load_file(path)
+        found = safetensors.numpy.load_file(tmp_path / "out" / path.relative_to(pictures))
+        assert found.keys() == wanted.keys()
+        assert all(np.array_equal(found[name], tensor) for name, tensor in wanted.items())
+    with pytest.raises(UserError, match="has model_index.json already"):
+        draw.save_pretrained(tmp_path / "out")
+
+
+def test_a_video_of_a_picture(animate, picture, tmp_path):
+    size = {"height": 8, "width": 12}
+    found = animate(picture, **size, **QUICK, fps=5)
+    assert found.videos.shape == (1, 3, 8, 12, 3) and found.fps == {"video": 5.0}
+    with VideoReader(found.save(tmp_path / "a.mp4")) as video:
+        assert len(video) == 3
+    still = animate(picture, **size, **QUICK, fps=5, noise_aug_strength=0.5)
+    moving = animate(picture, **size, **QUICK, fps=5, motion_bucket_id=200)
+    assert (still.videos != found.videos).any() and (moving.videos != found.videos).any()
+    steps = []
+    chunked = animate(picture, **size, **QUICK, fps=5, decode_chunk_size=1, progress=lambda *s: steps.append(s))
+    assert (chunked.videos != found.videos).any()  # the decoder's layers over frames see less
+    assert steps == [("denoising", 1, 2), ("denoising", 2, 2)]
+
+
+def test_motion_modules_join_the_image_network(pictures, tmp_path):
+    folder = write_motion(tmp_path / "motion")
+    loaded = vdm_jax.from_pretrained(folder)
+    assert loaded.models["unet"].config.motion.frames == 4 and "down_0_0_motion" in loaded.models["unet"].params
+    loaded.save_pretrained(tmp_path / "out")
+    index = json.loads((tmp_path / "out" / "model_index.json").read_text())
+    assert index["unet"] == ["diffusers", "UNetMotionModel"]
+    again = vdm_jax.from_pretrained(tmp_path / "out")  # where they are one network
+    same = jax.tree.map(np.array_equal, again.models["unet"].params, loaded.models["unet"].params)
+    assert all(jax.tree.leaves(same))
+    name = "diffusion_pytorch_model.safetensors"
+    wanted, found = (safetensors.numpy.load_file(path / "motion_adapter" / name) for path in (folder, tmp_path / "out"))
+    assert all(np.array_equal(found[key], tensor) for key, tensor in wanted.items() if not key.endswith(".pe"))
+
+
+def test_weights_in_half_precision(videos, picture):
+    found = vdm_jax.from_pretrained(videos, dtype="float16")
+    dtypes = {name: {leaf.dtype.name for leaf in jax.tree.leaves(model.params)} for name, model in found.models.items()}
+    assert dtypes == {"unet": {"float16"}, "vae": {"float32"}, "image_encoder": {"float16"}}
+    assert found.models["unet"].config.dtype == "float16" and found.models["vae"].config.dtype == "float32"
+
+
+def test_a_picture_for_the_encoder_keeps_its_mean_and_its_corners():
+    grey = np.full((20, 30, 3), 64, np.uint8)
+    np.testing.assert_allclose(for_encoder(open_pictures(grey), 8, (0.0,) * 3, (1.0,) * 3), 64 / 255, atol=1e-6)
+    ramp = np.repeat(np.linspace(0, 255, 8)[None, :, None], 8, 0).repeat(3, -1).astype(np.uint8)
+    same = for_encoder(open_pictures(ramp), 8, (0.5,) * 3, (0.5,) * 3)  # nothing to blur or to move
+    np.testing.assert_allclose(same[0], ramp / 127.5 - 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("more, message", [
+    ({"height": 9}, "height=9; permitted: multiples of 2 "), ({"num_frames": -1}, "num_frames=-1"),
+    ({"decode_chunk_size": 0}, "decode_chunk_size=0"), ({"num_inference_steps": 0}, "num_inference_steps=0"),
+    ({"latents": np.zeros((1, 2))}, r"latents of shape \[1, 2\]; permitted: noise of shape \[1, 3, 4, 6, 4\]"),
+    ({"image": "none.png"}, "image=none.png is not a readable picture"), ({"image": 3}, "image is a int"),
+    ({"image": np.zeros((2, 2, 3))}, "image of type float64"), ({"fps": 0}, "fps=0"),
+])
+def test_what_videos_refuse(more, message, animate, picture):
+    with pytest.raises(UserError, match=message):
+        animate(**{"image": picture, "height": 8, "width": 12, **QUICK, **more})
+
+
+def edit(path, **values):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_folders_that_are_refused(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="has no model_index.json"):
+        vdm_jax.from_pretrained(tmp_path)
+    folder = write_videos(tmp_path / "videos")
+    with pytest.raises(UserError, match="dtype='int8'; permitted: float32"):
+        vdm_jax.from_pretrained(folder, dtype="int8")
+    with pytest.raises(UserError, match="variant='fp16': .* has no files of that variant"):
+        vdm_jax.from_pretrained(folder, variant="fp16")
+    edit(folder / "scheduler" / "scheduler_config.json", twist=3)
+    with pytest.raises(UserError, match="option 'twist' of EulerDiscreteScheduler is unknown"):
+        vdm_jax.from_pretrained(folder)
+    edit(folder / "model_index.json", _class_name="StableVideoDiffusionPipeline", image_encoder=[None, None])
+    with pytest.raises(UserError, match="has no image_encoder/, which StableVideoDiffusionPipeline needs"):
+        vdm_jax.from_pretrained(folder)
+    edit(folder / "model_index.json", _class_name="FluxPipeline")
+    with pytest.raises(UserError, match="is a FluxPipeline; permitted: AnimateDiffPipeline, StableDiffusionPipeline"):
+        vdm_jax.from_pretrained(folder)
+    edit(folder / "model_index.json", _class_name="StableVideoDiffusionPipeline",
+         image_encoder=["transformers", "CLIPVisionModelWithProjection"])
+    edit(folder / "unet" / "config.json", cross_attention_dim=7)
+    with pytest.raises(UserError, match="unet does not match its config.json"):
+        vdm_jax.from_pretrained(folder)
+
+
+def test_the_command_draws_and_animates(pictures, videos, picture, tmp_path, monkeypatch, capfd, fails):
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "set by tests/conftest.py")
+    Image.fromarray(picture).save("picture.png")
+    assert main(["generate", str(pictures), "--prompt", *PROMPTS, "--num-inference-steps", "2", "--seed", "1",
+                 "--out", "a.png", "a.gif"]) == 0
+    assert capfd.readouterr().out.split() == ["a.png", "a.gif"]
+    assert Image.open("a.png").size[1] < 40  # the pictures alone
+    assert main(["generate", str(videos), "--image", "picture.png", "--height", "8", "--width", "12",
+                 "--num-inference-steps", "2"]) == 0
+    assert capfd.readouterr().out.split() == ["generated.mp4"]
+    assert "--prompt is not for" in fails(videos, "--image", "picture.png", "--prompt", "a")
+    assert "--image is missing, which a StableVideoDiffusionPipeline begins with" in fails(videos)
+    assert "--image=none.png is not a file" in fails(videos, "--image", "none.png")
+    assert "--out=a.txt has suffix '.txt'" in fails(videos, "--image", "picture.png", "--out", "a.txt")

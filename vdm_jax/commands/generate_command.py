@@ -1,0 +1,113 @@
+"""`vdm-jax generate`: pictures and videos from the folder of a released model."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from vdm_jax.commands.arguments import parse
+from vdm_jax.errors import UserError
+from vdm_jax.video.writing import SUFFIXES
+
+
+@dataclasses.dataclass(frozen=True)
+class Generate:
+    """Generate with released weights: pictures of texts (Stable Diffusion 1.x and 2.x), videos of texts (ModelScope,
+    AnimateDiff), or videos that begin with a picture (Stable Video Diffusion).
+
+    FOLDER is local, in the layout of diffusers (with model_index.json and .safetensors files); nothing is downloaded.
+    The scheduler is that of the folder. What is not given is what the model's authors used. The same seed gives the
+    same result. The suffix of --out decides what is written: .mp4 or .gif plays, .png shows pictures, or the frames of
+    videos side by side.
+
+    Examples:
+      vdm-jax generate stable-diffusion-v1-5 --prompt "a watercolour of a lighthouse" --out lighthouse.png
+      vdm-jax generate stable-diffusion-2-1 --prompt "a fox" "an owl" --negative-prompt blurry --num-per-prompt 2
+      vdm-jax generate animatediff --prompt "waves at a cliff" --num-frames 16 --out waves.gif
+      vdm-jax generate stable-video-diffusion-img2vid --image rocket.png --dtype bfloat16 --decode-chunk-size 4
+      vdm-jax generate stable-video-diffusion-img2vid --image boat.jpg --motion-bucket-id 60 --fps 10 --out boat.gif
+    """
+
+    folder: tyro.conf.Positional[Path]  # of a pipeline
+    prompt: tuple[str, ...] = ()  # one or more texts, each in quotes
+    negative_prompt: tuple[str, ...] = ()  # what they should not show: one text, or one for each prompt
+    image: tuple[Path, ...] = ()  # one or more pictures that videos begin with, in the aspect of the video
+    height: int | None = None  # pixels; that of the training by default
+    width: int | None = None  # pixels; that of the training by default
+    num_frames: int | None = None  # of a video; the model's by default
+    num_inference_steps: int | None = None  # of the scheduler; 50 with a text and 25 with a picture by default
+    guidance_scale: float | None = None  # text: s in uncond + s (cond - uncond), 7.5 or 9 by default; 1 is off
+    min_guidance_scale: float | None = None  # picture: of the first frame, 1 by default
+    max_guidance_scale: float | None = None  # picture: of the last frame, 3 by default, linear between; 1 is off
+    num_per_prompt: int | None = None  # text: how many of each prompt
+    fps: int | None = None  # frames per second, 7 or 8 by default; with a picture the model is told too
+    motion_bucket_id: int | None = None  # picture: how much moves, 1 to 255; 127 by default
+    noise_aug_strength: float | None = None  # picture: noise on it, 0.02 by default; more lets the video leave it
+    decode_chunk_size: int | None = None  # frames decoded at a time; all by default, fewer take less memory
+    seed: int = 0
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None  # of weights and activations; as stored by default
+    variant: str | None = None  # part of the weights' file names, such as fp16
+    data: int = 1  # devices that share the pictures or videos
+    fsdp: int = 1  # devices that share the weights, and the pictures or videos
+    tensor: int = 1  # devices that share wide layers
+    out: tuple[Path, ...] = ()  # one or more files: .png, .mp4 or .gif; generated.png or generated.mp4 by default
+
+
+LOADING = ("folder", "dtype", "variant", "data", "fsdp", "tensor", "out")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Entry of the command."""
+    options = parse(Generate, arguments, "vdm-jax generate")
+    check(options)
+    import vdm_jax
+    from vdm_jax.commands.progress import counting_progress
+    from vdm_jax.parallel.mesh import MeshSpec
+
+    sizes = (options.data, options.fsdp, options.tensor)
+    mesh = None if sizes == (1, 1, 1) else MeshSpec(data=options.data, fsdp=options.fsdp, tensor=options.tensor)
+    pipeline = vdm_jax.from_pretrained(options.folder, dtype=options.dtype, variant=options.variant, mesh=mesh)
+    given = call_arguments(options, pipeline)
+    with counting_progress(unit="steps") as progress:
+        result = pipeline(**given, progress=progress)
+    default = "generated.png" if "image" in result.stages else "generated.mp4"
+    for path in options.out or (Path(default),):
+        print(result.save(path))
+    return 0
+
+
+def call_arguments(options: Generate, pipeline: Any) -> dict[str, Any]:
+    """What a pipeline is called with. Raises `UserError` for what it needs and was not given, or does not take."""
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)
+             if field.name not in LOADING}
+    given = {name: value for name, value in given.items() if value is not None and value != ()}
+    if len(given.get("negative_prompt", ())) == 1:
+        given["negative_prompt"] = given["negative_prompt"][0]
+    takes = inspect.signature(type(pipeline).__call__).parameters
+    permitted = [f"--{name.replace('_', '-')}" for name in takes if hasattr(options, name)]
+    for name in given:
+        if name not in takes:
+            raise UserError(f"--{name.replace('_', '-')} is not for {options.folder}, a {pipeline.folder.kind}; "
+                            f"permitted: {', '.join(permitted)}")
+    for name in ("prompt", "image"):
+        if name in takes and name not in given:
+            raise UserError(f"--{name} is missing, which a {pipeline.folder.kind} begins with; permitted: one or more")
+    return given
+
+
+def check(options: Generate) -> None:
+    """Refuse bad options before anything is loaded. Raises `UserError`."""
+    for path in options.image:
+        if not path.is_file():
+            raise UserError(f"--image={path} is not a file; permitted: a picture")
+    for path in options.out:
+        if path.suffix not in SUFFIXES:
+            raise UserError(f"--out={path} has suffix {path.suffix!r}; permitted: {', '.join(SUFFIXES)}")
+        if not path.parent.is_dir():
+            raise UserError(f"--out={path}: the folder {path.parent} does not exist; "
+                            "permitted: a file in an existing folder")

@@ -1,0 +1,71 @@
+"""`vdm-jax measure`: score video files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+
+from vdm_jax.commands.arguments import parse
+from vdm_jax.errors import UserError
+from vdm_jax.evaluation.detectors.clip import ModelName
+from vdm_jax.evaluation.video_files import FileMetric, FileSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """Score the video files of a folder, whoever made them. All files have one size and one length.
+
+    With --against the real videos of another folder: fvd, kvd, b_fvd, fvd_c3d and fid compare the folders, psnr, ssim
+    and lpips files of the same name. clipsim and prompt_consistency read captions from .txt files beside the videos,
+    av_align the sound in the files or .wav files beside them. Every score is printed with how it was made, and written
+    with --out.
+
+    Examples:
+      vdm-jax measure generated --against real --metrics fvd fid motion --split test
+      vdm-jax measure reconstructed --against originals --metrics psnr ssim lpips
+      vdm-jax measure with_sound --metrics av_align motion
+    """
+
+    folder: tyro.conf.Positional[Path]  # of video files
+    metrics: tuple[FileMetric, ...] = ()  # what to measure
+    against: Path | None = None  # folder of real videos
+    protocol: str = "original"  # of fvd, kvd and b_fvd: original, fvd2048_16f, fvd2048_128f, vdm_bair, ...
+    fid_protocol: str = "fid_tensorflow"  # of fid* and is*: fid_tensorflow, fid_pytorch, fid50k_full, vdm_text, ...
+    c3d_protocol: str = "tganv2_ucf"  # of fvd_c3d and is_c3d: tganv2_ucf, isv2048_ucf, vdm_ucf
+    block_frames: int = 16  # of a block of b_fvd
+    clip: ModelName = "ViT-L-14"  # of prompt_consistency and clip_frame_consistency*; clipsim has its own
+    split: str = "not stated"  # that the real videos are of; recorded, and held against the protocol
+    stride: int = 1  # source frames between two frames of a file; recorded
+    start: str = "not stated"  # of the real videos in their sources, such as random; recorded
+    draw: str = "not stated"  # of the real videos from the split, such as 'with replacement'; recorded
+    given_frames: int = 0  # at the beginning of each file, which psnr, ssim and lpips leave out
+    resamples: int = 100  # of the intervals of distances and Inception scores; 0: none
+    seed: int = 0  # of them
+    least_motion: float = 0.1  # of av_align's peaks, pixels a frame
+    out: Path | None = None  # .json for the scores
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Entry of the command."""
+    options = parse(Measure, arguments, "vdm-jax measure")
+    names = (field.name for field in dataclasses.fields(FileSettings))
+    settings = FileSettings(**{name: getattr(options, name) for name in names})
+    if options.out and (options.out.suffix != ".json" or not options.out.parent.is_dir()):
+        raise UserError(f"--out={options.out} is not valid; permitted: a file that ends in .json, in an existing "
+                        "folder")
+    from vdm_jax.commands.progress import counting_progress
+    from vdm_jax.evaluation.video_files import evaluate_files
+    from vdm_jax.training.metrics import json_ready
+    from vdm_jax.video.writing import atomic_path
+
+    with counting_progress() as progress:
+        result = evaluate_files(options.folder, settings, options.against, progress=progress)
+    if options.out:
+        with atomic_path(options.out) as temporary:
+            temporary.write_text(json.dumps(json_ready(result.to_dict()), indent=1, allow_nan=False) + "\n")
+    print(result.table())
+    return 0

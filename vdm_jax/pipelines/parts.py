@@ -1,0 +1,125 @@
+"""What a pipeline's folder holds: networks with weights, a scheduler, a tokenizer, and how pictures are prepared."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from vdm_jax.conditioning.tokenizers import Tokenizer, open_tokenizer
+from vdm_jax.errors import UserError
+from vdm_jax.interop.model_kinds import kind_of
+from vdm_jax.interop.pretrained import Pretrained, load_pretrained, save_pretrained
+from vdm_jax.interop.tensor_files import read_json
+from vdm_jax.parallel.mesh import MeshSpec, make_mesh
+from vdm_jax.pipelines.schedulers import Scheduler, read_scheduler
+
+INDEX = "model_index.json"
+DTYPES = ("float32", "bfloat16", "float16")
+COPIED = ("scheduler", "tokenizer", "feature_extractor")  # folders without weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """A local folder of a pipeline in the layout of diffusers, and how it is to be loaded."""
+
+    path: pathlib.Path
+    index: dict[str, Any]  # of `model_index.json`
+    mesh: Mesh
+    dtype: str | None = None  # of parameters and activations; None: as stored, computed in float32 unless bfloat16
+    variant: str | None = None  # part of the weights' file names, such as fp16
+
+    @property
+    def kind(self) -> str:
+        """Class of the pipeline."""
+        return str(self.index.get("_class_name"))
+
+    def holds(self, part: str) -> bool:
+        """Whether the pipeline has a part."""
+        entry = self.index.get(part)
+        return isinstance(entry, list) and entry[-1] is not None
+
+    def model(self, part: str, wanted: type) -> Pretrained:
+        """A network with weights, on the mesh. Raises `UserError` for one that is missing or of another kind."""
+        self._check(part)
+        dtype = self.dtype
+        if part == "vae" and dtype == "float16":
+            dtype = "float32"  # the released autoencoders overflow float16
+        found = load_pretrained(self.path / part, wanted, variant=self._variant(part), dtype=dtype, mesh=self.mesh)
+        stored = {leaf.dtype.name for leaf in jax.tree.leaves(found.params)}
+        activations = dtype or ("bfloat16" if stored == {"bfloat16"} else "float32")
+        return dataclasses.replace(found, config=dataclasses.replace(found.config, dtype=activations))
+
+    def scheduler(self) -> Scheduler:
+        """The scheduler, read. Raises `UserError` for what we do not have."""
+        self._check("scheduler")
+        return read_scheduler(self.path / "scheduler")
+
+    def tokenizer(self, length: int) -> Tokenizer:
+        """The tokenizer, for texts of so many tokens. Raises `UserError` as `open_tokenizer` does."""
+        self._check("tokenizer")
+        return open_tokenizer(self.path / "tokenizer", length)
+
+    def fields(self, file: str) -> dict[str, Any]:
+        """An object of a file of the folder; empty where there is none."""
+        return read_json(self.path / file) if (self.path / file).is_file() else {}
+
+    def _check(self, part: str) -> None:
+        if not self.holds(part) or not (self.path / part).is_dir():
+            raise UserError(f"{self.path} has no {part}/, which {self.kind} needs; permitted: the whole folder of a "
+                            "pipeline")
+
+    def _variant(self, part: str) -> str | None:
+        """The variant, for the parts that have one: pipelines mix them."""
+        if self.variant is None or not any((self.path / part).glob(f"*.{self.variant}.*")):
+            return None
+        return self.variant
+
+
+def open_folder(
+    path: str | os.PathLike, *, dtype: str | None = None, variant: str | None = None, mesh: MeshSpec | None = None,
+) -> Folder:
+    """A pipeline's folder; nothing is loaded yet.
+
+    Raises `UserError` where there is none, for an unknown dtype, and for a variant that no part has.
+    """
+    path = pathlib.Path(path)
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f"dtype={dtype!r}; permitted: {', '.join(DTYPES)}, or none for what is stored")
+    if not (path / INDEX).is_file():
+        raise UserError(f"{path} has no {INDEX}; permitted: the local folder of a pipeline in the layout of diffusers")
+    if variant is not None and not any(path.glob(f"*/*.{variant}.*")):
+        raise UserError(f"variant={variant!r}: {path} has no files of that variant; permitted: part of the names of "
+                        "its .safetensors files, such as fp16, or none")
+    # One device unless a mesh is asked for.
+    made = make_mesh(MeshSpec(), jax.devices()[:1]) if mesh is None else make_mesh(mesh)
+    return Folder(path, read_json(path / INDEX), made, dtype, variant)
+
+
+def save_folder(path: str | os.PathLike, source: Folder, models: dict[str, Pretrained]) -> None:
+    """Writes a pipeline as a folder that diffusers loads; what has no weights is copied from where it came from.
+
+    Raises `UserError` for a folder that has a pipeline already, or cannot be written.
+    """
+    path = pathlib.Path(path)
+    if (path / INDEX).exists():
+        raise UserError(f"{path} has {INDEX} already; permitted: a new or empty folder")
+    index = dict(source.index)
+    for part, model in models.items():
+        save_pretrained(path / part, model)
+        index[part] = [(index.get(part) or [None])[0] or "diffusers", kind_of(model.config).name]
+    kept = {name: [None, None] if isinstance(value, list) and name not in (*models, *COPIED) else value
+            for name, value in index.items()}
+    try:
+        for part in COPIED:
+            if source.holds(part) and (source.path / part).is_dir():
+                shutil.copytree(source.path / part, path / part, dirs_exist_ok=True)
+        (path / INDEX).write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} was not written: {error}") from error

@@ -1,0 +1,99 @@
+"""Pictures as released image encoders and autoencoders take them."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float
+
+from vdm_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Picture = Any  # a path, a Pillow image, or uint8 [H, W, 3]
+
+
+def open_pictures(pictures: Picture | Sequence[Picture]) -> list[Image.Image]:
+    """One picture or several as upright RGB images. Raises `UserError` for what is none."""
+    single = isinstance(pictures, str | os.PathLike | np.ndarray) or not isinstance(pictures, Sequence)
+    return [_opened(picture) for picture in ([pictures] if single else pictures)]
+
+
+def _opened(picture: Picture) -> Image.Image:
+    from PIL import Image, ImageOps
+
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
+            raise UserError(f"image of type {picture.dtype} and shape {list(picture.shape)}; permitted: uint8 "
+                            "[H, W, 3], a file, or a Pillow image")
+        return Image.fromarray(picture)
+    if isinstance(picture, Image.Image):
+        return picture.convert("RGB")
+    if not isinstance(picture, str | os.PathLike):
+        raise UserError(f"image is a {type(picture).__name__}; permitted: a file, a Pillow image, or uint8 [H, W, 3]")
+    try:
+        with Image.open(pathlib.Path(picture)) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError(f"image={picture} is not a readable picture ({error})") from error
+
+
+def resized(images: Sequence[Image.Image], height: int, width: int) -> Float[np.ndarray, "b h w 3"]:
+    """Pictures in [-1, 1] of one size, by Lanczos' filter, whatever their aspect ratio."""
+    from PIL import Image
+
+    pixels = [np.asarray(image.resize((width, height), Image.Resampling.LANCZOS)) for image in images]
+    return np.stack(pixels).astype(np.float32) / 127.5 - 1
+
+
+def for_encoder(
+    images: Sequence[Image.Image], size: int, mean: Sequence[float], std: Sequence[float]
+) -> Float[np.ndarray, "b size size 3"]:
+    """Pictures as the image encoder of Stable Video Diffusion sees them: blurred, sampled, less `mean`, over `std`.
+
+    The blur is a Gaussian whose width grows with the reduction; samples are bicubic, from corner to corner of the
+    picture (Blattmann et al. 2023, arXiv 2311.15127, and its released code). `mean` and `std` are those of pixels in
+    [0, 1].
+    """
+    found = []
+    for image in images:
+        pixels = np.asarray(image).astype(np.float64) / 255 * 2 - 1
+        rows, columns = (_sampling(side, size) @ _blur(side, size) for side in pixels.shape[:2])
+        found.append((np.einsum("yh,hwc,xw->yxc", rows, pixels, columns, optimize=True) + 1) / 2)
+    return ((np.stack(found) - np.asarray(mean)) / np.asarray(std)).astype(np.float32)
+
+
+def _blur(side: int, size: int) -> Float[np.ndarray, "side side"]:
+    """The Gaussian blur of a line of pixels as a matrix; beyond its ends the line is mirrored."""
+    sigma = max((side / size - 1) / 2, 0.001)
+    taps = int(max(4 * sigma, 3)) // 2 * 2 + 1
+    reach = taps // 2
+    if reach >= side:
+        raise UserError(f"image with a side of {side} pixels; permitted: {reach + 1} or more")
+    offsets = np.arange(taps) - reach
+    weights = np.exp(-(offsets**2) / (2 * sigma**2))
+    places = np.arange(side)[:, None] + offsets
+    places = np.where(places < 0, -places, places)
+    places = np.where(places >= side, 2 * (side - 1) - places, places)
+    matrix = np.zeros((side, side))
+    np.add.at(matrix, (np.arange(side)[:, None], places), weights / weights.sum())
+    return matrix
+
+
+def _sampling(side: int, size: int) -> Float[np.ndarray, "size side"]:
+    """Bicubic samples of a line of pixels, ends at ends, as a matrix (Keys 1981, with a = -0.75)."""
+    at = np.linspace(0, side - 1, size)
+    first = np.floor(at).astype(int)
+    matrix = np.zeros((size, side))
+    for tap in range(-1, 3):
+        far = np.abs(at - (first + tap))
+        near = (1.25 * far - 2.25) * far**2 + 1
+        beyond = -0.75 * (far**3 - 5 * far**2 + 8 * far - 4)
+        place = np.clip(first + tap, 0, side - 1)
+        np.add.at(matrix, (np.arange(size), place), np.where(far <= 1, near, np.where(far < 2, beyond, 0.0)))
+    return matrix

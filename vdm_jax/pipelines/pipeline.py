@@ -1,0 +1,143 @@
+"""What the pipelines of latent models share: noise, steps, decoding, and where it all lives."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Key
+
+from vdm_jax.cascade.generator import Progress
+from vdm_jax.cascade.sampling import sample_keys
+from vdm_jax.diffusion.arrays import noise_from_keys
+from vdm_jax.diffusion.sampling import Walk
+from vdm_jax.errors import UserError
+from vdm_jax.interop.pretrained import Pretrained
+from vdm_jax.networks.tiling import in_chunks
+from vdm_jax.parallel.compiling import compiler_options
+from vdm_jax.parallel.rules import batch_parts, batch_sharding
+from vdm_jax.pipelines.denoising import Guided, jit_step
+from vdm_jax.pipelines.parts import Folder, save_folder
+from vdm_jax.pipelines.schedulers import Scheduler
+
+
+class LatentPipeline:
+    """Networks of a released latent model on a mesh, and its scheduler.
+
+    Programs are compiled on first use, once per size; `scheduler` may be replaced by another one.
+    """
+
+    def __init__(self, folder: Folder, models: dict[str, Pretrained], scheduler: Scheduler):
+        self.folder, self.models, self.scheduler, self.mesh = folder, models, scheduler, folder.mesh
+        self._programs: dict[Any, Callable] = {}
+
+    def save_pretrained(self, path: str | os.PathLike) -> None:
+        """Writes the pipeline as a folder that diffusers loads: the same tensors where no dtype was asked for.
+
+        Raises `UserError` for a folder that has a pipeline already.
+        """
+        save_folder(path, self.folder, self.saved())
+
+    def saved(self) -> dict[str, Pretrained]:
+        """Networks of the folder that `save_pretrained` writes."""
+        return self.models
+
+    @property
+    def factor(self) -> int:
+        """Pixels of a side per latent."""
+        return self.models["vae"].config.factor
+
+    def latent_shape(self, count: int, frames: int, height: int, width: int) -> tuple[int, ...]:
+        """Shape of the latents of so many videos. Raises `UserError` for sizes that the networks cannot take."""
+        for name, size in (("height", height), ("width", width)):
+            if size < self.factor or size % self.factor:
+                raise UserError(f"{name}={size}; permitted: multiples of {self.factor} for this model")
+        if frames < 1:
+            raise UserError(f"num_frames={frames}; permitted: 1 or more")
+        return count, frames, height // self.factor, width // self.factor, self.models["vae"].config.latent_channels
+
+    def keys(self, seed: int, count: int, stream: int = 0) -> Key[Array, " B"]:
+        """A key per video, which does not depend on the others."""
+        return sample_keys(seed, jnp.arange(count), stream)
+
+    def denoise(
+        self, given: Guided, shape: tuple[int, ...], steps: int, seed: int,
+        latents: Float[np.ndarray, "b t h w c"] | None = None, progress: Progress | None = None,
+    ) -> Float[Array, "b t h w c"]:
+        """Latents as diffusion sees them, from noise that is drawn or given, step by step."""
+        trajectory = self.scheduler.trajectory(steps)
+        keys = self.keys(seed, shape[0])
+        if latents is not None and np.shape(latents) != shape:
+            raise UserError(f"latents of shape {list(np.shape(latents))}; permitted: noise of shape {list(shape)}")
+        noise = noise_from_keys(keys, 0, shape) if latents is None else jnp.asarray(latents, jnp.float32)
+        method, unet = trajectory.method, self.models["unet"]
+        step = self._program(("step", method), lambda: jit_step(unet.module, method, **self._options()))
+        walk = Walk(method.sampler, method.process, shape, steps)
+        carry = walk.begin(keys, trajectory.steps.level[0], trajectory.start * noise)
+        keys, given = self.place((keys, given), shape[0])
+        with jax.set_mesh(self.mesh):
+            for i in range(steps):
+                one = jax.tree.map(lambda x, i=i: x[i], trajectory.steps)
+                carry = self.place(carry, shape[0])  # a result that lives elsewhere would be compiled for anew
+                carry = step(unet.params, keys, given, trajectory.told, carry, one)
+                if progress is not None:
+                    jax.block_until_ready(carry[0])
+                    progress("denoising", i + 1, steps)
+        return carry[0]
+
+    def decode(
+        self, latents: Float[Array, "b t h w c"], frames_at_once: int | None = None
+    ) -> Float[Array, "b t h2 w2 3"]:
+        """Videos in [-1, 1], not clipped, of latents as diffusion sees them; so many frames at a time, or all.
+
+        A decoder with layers over frames gives slightly other frames at the borders of pieces. Raises `UserError` as
+        `check_chunk` does.
+        """
+        check_chunk(frames_at_once)
+        size = min(frames_at_once or latents.shape[1], latents.shape[1])
+
+        def decode(params: Any, latents: Array) -> Array:
+            vae = self.models["vae"]
+
+            def function(part: Array) -> Array:
+                return vae.module.apply({"params": params}, part, method="decode")
+
+            return in_chunks(function, vae.config.denormalise(latents), size)
+
+        return self.run(("decode", size), decode, self.models["vae"].params, self.place(latents, len(latents)))
+
+    def run(self, name: Any, function: Callable, *arguments: Any) -> Any:
+        """A function jitted under a name, with the mesh in context."""
+        with jax.set_mesh(self.mesh):
+            return self._program(name, lambda: jax.jit(function, **self._options()))(*arguments)
+
+    def place(self, tree: Any, count: int) -> Any:
+        """Arrays of `count` videos on the mesh: split by video where that divides, else everywhere. What has another
+        leading dimension is everywhere."""
+        split = count % batch_parts(self.mesh) == 0
+
+        def put(x: Any) -> Any:
+            rows = split and np.ndim(x) > 0 and x.shape[0] == count
+            return jax.device_put(x, batch_sharding(self.mesh) if rows else NamedSharding(self.mesh, P()))
+
+        return jax.tree.map(put, tree)
+
+    def _program(self, name: Any, make: Callable[[], Callable]) -> Callable:
+        if name not in self._programs:
+            self._programs[name] = make()
+        return self._programs[name]
+
+    def _options(self) -> dict[str, Any]:
+        return {"compiler_options": compiler_options(self.mesh)}
+
+
+def check_chunk(frames: int | None) -> None:
+    """Raises `UserError` for fewer than one frame at a time: before anything is computed, not when it is decoded."""
+    if frames is not None and frames < 1:
+        raise UserError(f"decode_chunk_size={frames}; permitted: 1 or more")

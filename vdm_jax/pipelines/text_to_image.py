@@ -1,0 +1,73 @@
+"""Stable Diffusion 1.x and 2.x: pictures of texts (Rombach et al. 2022, arXiv 2112.10752)."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from vdm_jax.cascade.generator import Generated, Progress
+from vdm_jax.networks.autoencoder import Autoencoder
+from vdm_jax.networks.latent_unet import LatentUNet
+from vdm_jax.pipelines.parts import Folder
+from vdm_jax.pipelines.texts import FromText, check_unet
+from vdm_jax.video.arrays import to_uint8
+
+log = logging.getLogger(__name__)
+
+
+class Pictures(Generated):
+    """Generated pictures, as videos of one frame."""
+
+    def save(self, path: str | os.PathLike) -> Path:
+        """Write the pictures to one .png, side by side; other suffixes as videos."""
+        from vdm_jax.video.sheets import tile_videos
+        from vdm_jax.video.writing import write_png
+
+        if Path(path).suffix != ".png":
+            return super().save(path)
+        return write_png(path, self.videos[0, 0] if len(self.videos) == 1 else tile_videos(self.videos)[0])
+
+
+class TextToImage(FromText):
+    """Pictures of texts.
+
+        pipeline = vdm_jax.from_pretrained("stable-diffusion-v1-5", dtype="bfloat16")
+        pipeline("a watercolour of a lighthouse", seed=3).save("lighthouse.png")
+    """
+
+    def __init__(self, folder: Folder):
+        unet, vae = folder.model("unet", LatentUNet), folder.model("vae", Autoencoder)
+        super().__init__(folder, {"unet": unet, "vae": vae})
+        check_unet(folder, unet.config, vae.config.latent_channels, self.text.width, video=False)
+        if folder.holds("safety_checker"):
+            log.warning("the safety_checker of %s is not run: pictures are not filtered", folder.path)
+
+    def __call__(
+        self, prompt: str | Sequence[str], *, negative_prompt: str | Sequence[str] = "", height: int | None = None,
+        width: int | None = None, num_inference_steps: int = 50, guidance_scale: float = 7.5, num_per_prompt: int = 1,
+        seed: int = 0, latents: Float[np.ndarray, "b t h w c"] | None = None, progress: Progress | None = None,
+    ) -> Pictures:
+        """Generate pictures, one per prompt or `num_per_prompt`.
+
+        Args:
+          prompt: what the pictures should show.
+          negative_prompt: what they should not show; one for all or one for each prompt.
+          height, width: pixels; those that the model was trained with by default.
+          num_inference_steps: of the scheduler.
+          guidance_scale: s in `uncond + s (cond - uncond)`; up to 1 is off and takes half the time.
+          num_per_prompt: pictures of each prompt.
+          seed: same seed, same place in the batch, same picture.
+          latents: `[B, 1, h, w, C]`, standard normal noise to begin with; drawn from the seed by default.
+          progress: called with ("denoising", steps done, steps).
+
+        Raises `UserError` for sizes that the model cannot take and for numbers of texts that do not fit.
+        """
+        prompts, found = self.sample(
+            prompt, negative_prompt, num_per_prompt, (1, height, width), num_inference_steps, guidance_scale, seed,
+            latents, progress)
+        return Pictures(prompts, {"image": np.asarray(to_uint8(self.decode(found)))}, {"image": 1.0})

@@ -1,0 +1,90 @@
+"""Videos of texts: ModelScope (Wang et al. 2023, arXiv 2308.06571) and AnimateDiff (Guo et al. 2023, arXiv 2307.04725).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from vdm_jax.cascade.generator import Generated, Progress
+from vdm_jax.interop.pretrained import Pretrained
+from vdm_jax.networks import motion_adapter
+from vdm_jax.networks.autoencoder import Autoencoder
+from vdm_jax.networks.latent_unet import LatentUNet
+from vdm_jax.networks.motion_adapter import MotionAdapter
+from vdm_jax.pipelines.parts import Folder
+from vdm_jax.pipelines.pipeline import check_chunk
+from vdm_jax.pipelines.texts import FromText, check_unet
+from vdm_jax.video.arrays import to_uint8
+
+
+class TextToVideo(FromText):
+    """Videos of texts, by a network with layers over frames.
+
+        pipeline = vdm_jax.from_pretrained("text-to-video-ms-1.7b", dtype="bfloat16")
+        pipeline("a panda eating bamboo", seed=3).save("panda.mp4")
+    """
+
+    guidance_scale = 9.0  # that the authors sample with
+
+    def __init__(self, folder: Folder, unet: Pretrained | None = None):
+        unet = folder.model("unet", LatentUNet) if unet is None else unet
+        vae = folder.model("vae", Autoencoder)
+        super().__init__(folder, {"unet": unet, "vae": vae})
+        check_unet(folder, unet.config, vae.config.latent_channels, self.text.width, video=True)
+
+    def __call__(
+        self, prompt: str | Sequence[str], *, negative_prompt: str | Sequence[str] = "", height: int | None = None,
+        width: int | None = None, num_frames: int = 16, num_inference_steps: int = 50,
+        guidance_scale: float | None = None, num_per_prompt: int = 1, fps: int = 8,
+        decode_chunk_size: int | None = None, seed: int = 0, latents: Float[np.ndarray, "b t h w c"] | None = None,
+        progress: Progress | None = None,
+    ) -> Generated:
+        """Generate videos, one per prompt or `num_per_prompt`.
+
+        Args:
+          prompt: what the videos should show.
+          negative_prompt: what they should not show; one for all or one for each prompt.
+          height, width: pixels; those that the model was trained with by default.
+          num_frames: of a video; motion modules take as many as they were trained for at most (24 or 32).
+          num_inference_steps: of the scheduler.
+          guidance_scale: s in `uncond + s (cond - uncond)`; up to 1 is off and takes half the time. By default 9 for
+            ModelScope and 7.5 for AnimateDiff.
+          num_per_prompt: videos of each prompt.
+          fps: frames per second of the file that is written; the network is not told.
+          decode_chunk_size: frames decoded at a time; all by default. The decoder works frame by frame.
+          seed: same seed, same place in the batch, same video.
+          latents: `[B, T, h, w, C]`, standard normal noise to begin with; drawn from the seed by default.
+          progress: called with ("denoising", steps done, steps).
+
+        Raises `UserError` for sizes that the model cannot take and for numbers of texts that do not fit.
+        """
+        check_chunk(decode_chunk_size)
+        scale = self.guidance_scale if guidance_scale is None else guidance_scale
+        prompts, found = self.sample(prompt, negative_prompt, num_per_prompt, (num_frames, height, width),
+                                     num_inference_steps, scale, seed, latents, progress)
+        video = np.asarray(to_uint8(self.decode(found, decode_chunk_size)))
+        return Generated(prompts, {"video": video}, {"video": float(fps)})
+
+
+class AnimateDiff(TextToVideo):
+    """Videos of texts, by an image network with motion modules between its layers."""
+
+    guidance_scale = 7.5
+
+    def __init__(self, folder: Folder):
+        unet = folder.model("unet", LatentUNet)
+        if unet.config.motion is None:  # the two are in folders of their own
+            adapter = folder.model("motion_adapter", MotionAdapter)
+            config, params = motion_adapter.join(unet.config, unet.params, adapter.config, adapter.params)
+            unet = Pretrained(config, params, {"sample_size": unet.fields.get("sample_size")})
+        super().__init__(folder, unet)
+
+    def saved(self) -> dict[str, Pretrained]:
+        """Both the network and, once more, its motion modules, as the folders of diffusers have them."""
+        unet = self.models["unet"]
+        config, params = motion_adapter.part(unet.config, unet.params)
+        fields = self.folder.fields("motion_adapter/config.json")
+        return {**self.models, "motion_adapter": Pretrained(config, params, fields)}
