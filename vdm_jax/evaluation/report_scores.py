@@ -8,7 +8,7 @@ from typing import Any
 
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.report_html import folded, table
-from vdm_jax.evaluation.run_metrics import COMPANIONS, DISTANCES, RunMetrics
+from vdm_jax.evaluation.run_metrics import ACCOMPANIED, COMPANIONS, RunMetrics
 from vdm_jax.evaluation.scores import Score, require_comparable
 
 _MOST_STEPS = 12  # rows of a run in a table of steps; the newest ones
@@ -98,9 +98,9 @@ def _alone(run: str, scores: Sequence[Score]) -> str:
     """A warning where a distance of features stands without the measures that hear broken motion."""
     names = {score.metric for score in scores}
     missing = [name for name in COMPANIONS if name not in names]
-    if not missing or not names & set(DISTANCES):
+    if not missing or not names & set(ACCOMPANIED):
         return ""
-    distance = ", ".join(sorted(names & set(DISTANCES)))
+    distance = ", ".join(sorted(names & set(ACCOMPANIED)))
     return (f'<p class="note">{html.escape(run)}: {distance} hardly notices frozen or shuffled frames, and '
             f"{' and '.join(missing)}, which do, are missing: --metrics {' '.join(missing)}.</p>")
 
