@@ -95,13 +95,14 @@ MEASURES = {
                           conditions={"flow": "DIS", "range": "[0, 1]"}),
 }
 DISTANCES = {"fvd": fvd, "kvd": kvd}
-COMPANIONS = ("motion", "frame_lpips")  # always beside those, which hardly notice frozen and shuffled frames
+COMPANIONS = ("motion", "frame_lpips")  # always beside these, which hardly notice frozen and shuffled frames
+ACCOMPANIED = (*DISTANCES, "b_fvd", "fvd_c3d")
 
 
 def accompanied(metrics: Sequence[str], shape: tuple[int, int, int]) -> tuple[str, ...]:
     """The metrics, and with a Frechet or kernel distance the measures that hear what it does not, where videos (frames,
     height, width) are large enough for them."""
-    if not any(name in DISTANCES or name in ("b_fvd", "fvd_c3d") for name in metrics):
+    if not any(name in ACCOMPANIED for name in metrics):
         return tuple(metrics)
     return (*metrics, *(name for name in COMPANIONS if name not in metrics and MEASURES[name].sees(shape)))
 
