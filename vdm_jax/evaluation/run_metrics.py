@@ -244,8 +244,7 @@ def _measured(side: Side, names: Sequence[str], clips: Clips, folder: Path,
             found.setdefault(name, []).append(
                 _kept(folder / place / file, partial(_values, name, videos, clips, numbers)))
         for one in gathered.values():
-            place = f"{one.kind.name}-{weights.found(one.kind.file).sha256[:8]}"
-            features = _kept(folder / place / file, lambda one=one, videos=videos: one.kind.make(videos()))
+            features = _kept(folder / one.kind.place / file, lambda one=one, videos=videos: one.kind.make(videos()))
             one.take(features, numbers, partial(clips.captions, side, numbers))
         progress(f"{side} videos", numbers[-1] + 1, total)
     return gathered | {name: np.concatenate(parts) for name, parts in found.items()}
