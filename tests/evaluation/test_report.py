@@ -85,6 +85,10 @@ def test_scores_made_differently_are_marked(make_run):
     found = Page(page([read_run(folder, folder.name) for folder in folders]))
     assert found.text.count("not comparable: real_clips is 8 and 9") == 1
     assert "one and three have one config." in found.text
+    other = Score(metric="psnr", value=9.0, better="higher", conditions={"videos": 5, "kind": "training"})
+    write_metrics(folders[2] / "base" / "evaluation" / "training_0000900.json", other)
+    found = Page(page([read_run(folder, folder.name) for folder in folders]))
+    assert found.text.count("psnr of three and of one are not comparable: videos is 4 and 5.") == 1
 
 
 def test_a_run_with_nothing_but_a_config_has_a_page(make_run, tmp_path):

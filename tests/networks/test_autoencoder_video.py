@@ -139,7 +139,7 @@ def test_pieces_of_a_function_that_changes_the_number_of_frames(normal):
         in_chunks(grow, x, 4, overlap=-1)
 
 
-@pytest.mark.parametrize("config", [CLIP, T_KL], ids=["clip", "t_kl"])
+@pytest.mark.parametrize("config", [CLIP, pytest.param(T_KL, marks=pytest.mark.full)], ids=["clip", "t_kl"])
 def test_decoding_in_pieces_does_not_hold_the_clip(config):
     """Twice the frames need the same temporary memory and twice the video."""
     module = ae.AutoencoderKL(config)

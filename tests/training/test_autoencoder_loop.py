@@ -13,14 +13,19 @@ import pytest
 from tests.training import tiny_autoencoder
 from tests.training.tiny_autoencoder import NETWORK, get_config, stage, without_discriminators
 from vdm_jax.cascade.autoencoding import AutoencoderExperiment
+from vdm_jax.cascade.latent import Latent
+from vdm_jax.cascade.options import Sampling
+from vdm_jax.cascade.stage import Experiment, Stage, VideoSpec
 from vdm_jax.commands import evaluate_command, export_command, train_command
+from vdm_jax.diffusion.process import Process
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.detectors import weights
 from vdm_jax.interop.pretrained import load_imported, save_pretrained
 from vdm_jax.networks.autoencoder import Autoencoder, AutoencoderKL
+from vdm_jax.networks.config import Level, UNet
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.training import autoencoder_step
-from vdm_jax.training.autoencoders import FILE
+from vdm_jax.training.autoencoders import FILE, load_autoencoder, resolved
 from vdm_jax.training.checkpoints import Checkpoints
 from vdm_jax.training.metrics import read_records
 from vdm_jax.training.runs import checkpoints_path, load, load_stage, read_config
@@ -91,6 +96,19 @@ def test_the_file_holds_averaged_weights_and_normalises_latents(run, data_dir):
     np.testing.assert_allclose(float(model.config.normalise(moments.mean).mean()), 0, atol=1e-4)
 
 
+def test_a_latent_stage_takes_the_run(run):
+    """With the measured scale and shift, whatever its config says of them."""
+    stage = Stage(name="base", video=VideoSpec(frames=2, height=16, width=16), process=Process(prediction="v"),
+                  latent=Latent(autoencoder=NETWORK, weights=str(run)), sampling=Sampling(threshold=None),
+                  network=UNet(levels=(Level(channels=8),), out_channels=NETWORK.latent_channels))
+    found = resolved(Experiment(name="latent", stages=(stage,), data=tiny_autoencoder.DATA)).stages[0]
+    model = load_imported(run / "autoencoder" / FILE)
+    assert found.latent.autoencoder == model.config and found.latent.sha256
+    (weights,) = load_autoencoder(found)
+    jax.tree.map(np.testing.assert_array_equal, weights, model.params)
+
+
+@pytest.mark.full
 def test_resuming_leaves_no_trace(run, train):
     """Stopped before the discriminator joins and taken up again, it ends in the same state to the bit."""
     train("parts", "--autoencoder.training.steps", "4")

@@ -133,7 +133,8 @@ def test_what_is_frozen_stays_and_what_is_learned_moves(state):
     jax.tree.map(np.testing.assert_array_equal, kept.ema, begun.ema)
 
 
-def test_several_discriminators_weigh_the_same(state):
+@pytest.mark.full
+def test_several_discriminators_weigh_the_same():
     two = dataclasses.replace(LOSS, discriminators=(LOSS.discriminators[0], Discriminator(frames=3, width=4, layers=1)))
     begun = jax.jit(lambda key: initial_state(stage(loss=two), key))(jax.random.key(0))
     x = target_video(jnp.asarray(clips(size=2)), STAGE.video)

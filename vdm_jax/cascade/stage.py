@@ -266,8 +266,9 @@ def _check_latent(stage: Stage, latent: Latent, where: str) -> None:
     if isinstance(augmentation_of(stage), TruncatedAugmentation):
         raise UserError(f"{where}: TruncatedAugmentation in latents, which hands over noisy pixels; permitted: "
                         "NoiseAugmentation, BlurAugmentation")
-    if factor > 1 and (isinstance(source, KeyFrames) or stage.training.images_per_clip or stage.sampling.windows):
-        raise UserError(f"{where}: KeyFrames, training.images_per_clip or sampling.windows with latents of {factor} "
+    single = isinstance(source, KeyFrames | FirstFrame) or stage.training.images_per_clip or stage.sampling.windows
+    if factor > 1 and single:
+        raise UserError(f"{where}: KeyFrames, FirstFrame, training.images_per_clip or sampling.windows with latents of {factor} "
                         "frames each; permitted: an autoencoder that works frame by frame")
 
 

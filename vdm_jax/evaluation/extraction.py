@@ -35,7 +35,8 @@ class Extractor:
             raise UserError(f"batch_size={batch_size} is not valid; permitted: >= 1")
         devices = detector_devices() if devices is None else tuple(devices)
         mesh = Mesh(np.array(devices), ("batch",))
-        self.rows = batch_size * len(devices)
+        self.rows, self._devices = batch_size * len(devices), len(devices)
+        self._compiled: set[int] = set()  # numbers of rows
         self._split = NamedSharding(mesh, PartitionSpec("batch"))
         self._params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
         self._apply = jax.jit(apply)
@@ -64,6 +65,10 @@ class Extractor:
         return jax.tree.map(lambda *parts: np.concatenate(parts), *done)
 
     def _run(self, batch: list[np.ndarray]) -> Any:
-        filled = np.stack([*batch, *batch[-1:] * (self.rows - len(batch))])
+        # A batch that is not full takes a program that is there already, or one for no more rows than it needs.
+        needed = -(-len(batch) // self._devices) * self._devices
+        rows = min((rows for rows in self._compiled if rows >= needed), default=needed)
+        self._compiled.add(rows)
+        filled = np.stack([*batch, *batch[-1:] * (rows - len(batch))])
         found = self._apply(self._params, jax.device_put(filled, self._split))
         return jax.tree.map(lambda part: np.asarray(part)[: len(batch)], found)

@@ -185,7 +185,7 @@ def placed(features: np.ndarray, place: Place) -> list[np.ndarray]:
 
 def sets_of(gathered: Gathered, place: Place, about: Mapping[str, Any]) -> list[FeatureSet]:
     """The statistics of a side as sets of features that say what they are of."""
-    kind, file = gathered.kind, weights.found(gathered.kind.file)
+    kind, file = gathered.kind, gathered.kind.detector()
     shared = {"resize": kind.resize, "layer": kind.layer, "detector": file.name, "detector_sha256": file.sha256}
     if kind.file is weights.I3D and kind.frames:
         shared["frames"] = kind.frames
@@ -215,7 +215,7 @@ def class_score(name: str, gathered: Gathered, about: Mapping[str, Any]) -> Scor
     if settings.resamples:
         interval = score_interval(kind.classes(statistics.kept), statistics.videos, len(scores), value,
                                   resamples=settings.resamples, seed=settings.seed)
-    file, place = weights.found(kind.file), metric.place if kind.frames == 1 else "video"
+    file, place = kind.detector(), metric.place if kind.frames == 1 else "video"
     made = {"frames": about["frames"], "stride": about["stride"], "generated_clips": statistics.videos}
     # A protocol of FVD lends an Inception score by I3D its pixels and nothing else.
     deviations = protocol.deviations(**made) if isinstance(protocol, ImageProtocol) else ()
@@ -234,4 +234,4 @@ def value_score(name: str, gathered: Gathered, about: Mapping[str, Any]) -> Scor
     shared = {field: about[field] for field in ("frames", "size", "stride", "split")}
     conditions = {**FEATURE_METRICS[name].conditions, **shared, "resize": kind.resize,
                   "given_frames": gathered.settings.given_frames}
-    return frames.mean_score(name, values, "higher", conditions, weights.found(kind.file))
+    return frames.mean_score(name, values, "higher", conditions, kind.detector())

@@ -45,6 +45,17 @@ class FeatureKind:
         """All files of weights."""
         return (self.file, weights.C3D_MEAN) if self.file is weights.C3D and not _one_file() else (self.file,)
 
+    @property
+    def place(self) -> str:
+        """A name of the kind with these weights, for a folder."""
+        return "-".join([self.name, *(weights.found(file).sha256[:8] for file in self.needs)])
+
+    def detector(self) -> DetectorFile:
+        """The detector as it is on this machine; a second file is part of its name. Raises `UserError` as `found`."""
+        first, *more = (weights.found(file) for file in self.needs)
+        named = " and ".join([first.name, *(f"{file.file} {file.sha256[:16]}" for file in more)])
+        return dataclasses.replace(first, name=named)
+
 
 def i3d_kind(resize: Resize, block: int = 0) -> FeatureKind:
     """I3D, of whole videos or of each block of so many frames."""

@@ -62,7 +62,8 @@ class Reference:
         kind, protocol = metric.kind(settings), metric.protocol(settings)
         # Real clips do not depend on how much of them generated videos are given.
         wanted = {field: value for field, value in about.items() if field != "given_frames"} | {
-            "resize": kind.resize, "layer": kind.layer, "detector_sha256": weights.found(kind.file).sha256}
+            "resize": kind.resize, "layer": kind.layer, "detector": kind.detector().name,
+            "detector_sha256": kind.detector().sha256}
         if kind.file is weights.I3D and kind.frames:
             wanted["frames"] = kind.frames
         there = {field: getattr(self.found[key][0], field) for field in wanted}

@@ -41,7 +41,8 @@ table { border-collapse: collapse; margin: .6rem 0 } th, td { padding: .25rem .7
 .curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: .8rem }
 svg { width: 100%; height: auto; background: #fafbfc; border: 1px solid #e4e8ee } svg text { font: 11px sans-serif;
       fill: #4a5462 } svg text.title { font-weight: 600; fill: #1c2430 } .grid { stroke: #e4e8ee }
-img, video { max-width: 100%; image-rendering: pixelated } pre { background: #f4f6f8; padding: .8rem; overflow-x: auto }
+img, video { max-width: 100%; image-rendering: pixelated }
+video { min-width: 18rem } pre { background: #f4f6f8; padding: .8rem; overflow-x: auto }
 .key { display: inline-block; width: .8em; height: .8em; margin-right: .4em } .note { color: #9a3412 }
 """
 

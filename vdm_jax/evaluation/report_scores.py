@@ -8,7 +8,7 @@ from typing import Any
 
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.report_html import folded, table
-from vdm_jax.evaluation.run_metrics import COMPANIONS, DISTANCES, RunMetrics
+from vdm_jax.evaluation.run_metrics import ACCOMPANIED, COMPANIONS, RunMetrics
 from vdm_jax.evaluation.scores import Score, require_comparable
 
 _MOST_STEPS = 12  # rows of a run in a table of steps; the newest ones
@@ -44,10 +44,33 @@ def step_tables(title: str, found: Mapping[str, Mapping[str, Mapping[int, RunMet
             if newest[run].real:
                 rows.append([html.escape(run), "real clips", *_values(newest[run].real, labels)])
         parts.append(f"<h3>Stage {html.escape(stage)}</h3>" + table(("run", "step", *map(html.escape, labels)), rows))
+        parts += _made_differently({run: metrics.scores for run, metrics in newest.items()})
         for run, metrics in newest.items():
             parts.append(_alone(run, metrics.scores))
             parts.append(_made(f"How those of {run} were made", metrics.scores))
     return f"<h2>{html.escape(title)}</h2>" + "".join(parts) if parts else ""
+
+
+def _made_differently(found: Mapping[str, Sequence[Score]]) -> list[str]:
+    """A line for each metric of a run that cannot stand beside that of the first run which has it."""
+    first: dict[str, tuple[str, Score]] = {}
+    lines = []
+    for run, scores in found.items():
+        for score in scores:
+            other, one = first.setdefault(score.label, (run, score))
+            if reason := _difference(one, score):
+                lines.append(f'<p class="note">{html.escape(score.label)} of {html.escape(run)} and of '
+                             f"{html.escape(other)} are not comparable: {html.escape(reason)}.</p>")
+    return lines
+
+
+def _difference(one: Score, other: Score) -> str:
+    """Why two scores cannot be compared; nothing where they can."""
+    try:
+        require_comparable(one, other)
+    except UserError as error:
+        return str(error).split("cannot be compared: ")[1].split("; permitted")[0]
+    return ""
 
 
 def digits_table(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
@@ -84,12 +107,8 @@ def _cells(scores: Sequence[Score | None]) -> list[str]:
             cells.append("-")
             continue
         interval = f"<br>{score.interval.low:.4g} to {score.interval.high:.4g}" if score.interval else ""
-        note = ""
-        try:
-            require_comparable(first, score)
-        except UserError as error:
-            reason = str(error).split("cannot be compared: ")[1].split("; permitted")[0]
-            note = f'<br><span class="note">not comparable: {html.escape(reason)}</span>'
+        reason = _difference(first, score)
+        note = f'<br><span class="note">not comparable: {html.escape(reason)}</span>' if reason else ""
         cells.append(f"{score.value:.4g}{interval}{note}")
     return cells
 
@@ -98,9 +117,9 @@ def _alone(run: str, scores: Sequence[Score]) -> str:
     """A warning where a distance of features stands without the measures that hear broken motion."""
     names = {score.metric for score in scores}
     missing = [name for name in COMPANIONS if name not in names]
-    if not missing or not names & set(DISTANCES):
+    if not missing or not names & set(ACCOMPANIED):
         return ""
-    distance = ", ".join(sorted(names & set(DISTANCES)))
+    distance = ", ".join(sorted(names & set(ACCOMPANIED)))
     return (f'<p class="note">{html.escape(run)}: {distance} hardly notices frozen or shuffled frames, and '
             f"{' and '.join(missing)}, which do, are missing: --metrics {' '.join(missing)}.</p>")
 

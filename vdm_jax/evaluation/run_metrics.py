@@ -95,13 +95,14 @@ MEASURES = {
                           conditions={"flow": "DIS", "range": "[0, 1]"}),
 }
 DISTANCES = {"fvd": fvd, "kvd": kvd}
-COMPANIONS = ("motion", "frame_lpips")  # always beside those, which hardly notice frozen and shuffled frames
+COMPANIONS = ("motion", "frame_lpips")  # always beside these, which hardly notice frozen and shuffled frames
+ACCOMPANIED = (*DISTANCES, "b_fvd", "fvd_c3d")
 
 
 def accompanied(metrics: Sequence[str], shape: tuple[int, int, int]) -> tuple[str, ...]:
     """The metrics, and with a Frechet or kernel distance the measures that hear what it does not, where videos (frames,
     height, width) are large enough for them."""
-    if not any(name in DISTANCES or name in ("b_fvd", "fvd_c3d") for name in metrics):
+    if not any(name in ACCOMPANIED for name in metrics):
         return tuple(metrics)
     return (*metrics, *(name for name in COMPANIONS if name not in metrics and MEASURES[name].sees(shape)))
 
@@ -243,8 +244,7 @@ def _measured(side: Side, names: Sequence[str], clips: Clips, folder: Path,
             found.setdefault(name, []).append(
                 _kept(folder / place / file, partial(_values, name, videos, clips, numbers)))
         for one in gathered.values():
-            place = f"{one.kind.name}-{weights.found(one.kind.file).sha256[:8]}"
-            features = _kept(folder / place / file, lambda one=one, videos=videos: one.kind.make(videos()))
+            features = _kept(folder / one.kind.place / file, lambda one=one, videos=videos: one.kind.make(videos()))
             one.take(features, numbers, partial(clips.captions, side, numbers))
         progress(f"{side} videos", numbers[-1] + 1, total)
     return gathered | {name: np.concatenate(parts) for name, parts in found.items()}
