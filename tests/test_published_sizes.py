@@ -40,12 +40,18 @@ PUBLISHED = {
     # Ho et al. 2021, arXiv 2106.15282 gives no counts. These follow from its appendix B.
     ("cdm/imagenet_128", "base_32"): (826e6, 0.002), ("cdm/imagenet_128", "sr_64"): (750e6, 0.002),
     ("cdm/imagenet_128", "sr_128"): (575e6, 0.002), ("cdm/imagenet_256", "sr_256"): (634e6, 0.002),
+    # Blattmann et al. 2023, arXiv 2304.08818, on Stable Diffusion 2 and 1 and on its upscaler.
+    ("video_ldm/key_frames", "base"): (1.521e9, 0.001), ("video_ldm/interpolation", "base"): (1.509e9, 0.001),
+    ("video_ldm/upscaler", "spatial"): (0.922e9, 0.013),
 }
 
-# Released weights have these numbers of parameters, which ours have to have exactly.
+# Numbers of parameters of released weights (of released configs for LVDM), which ours have to have exactly.
 EXACT = {
     ("stable_diffusion/v1", "base"): 859_520_964, ("stable_diffusion/v2", "base"): 865_910_724,
     ("svd/image_to_video_14", "base"): 1_524_623_082, ("svd/image_to_video_25", "base"): 1_524_623_082,
+    ("modelscope/text_to_video", "base"): 1_411_233_860, ("animatediff/v2", "base"): 1_312_730_244,
+    ("lvdm/sky", "base"): 548_904_580, ("lvdm/sky_prediction", "base"): 549_163_908,
+    ("lvdm/sky_interpolation", "base"): 549_181_060, ("lvdm/text", "base"): 958_924_964,
 }
 
 # No count is published; it follows from what is.
@@ -109,6 +115,10 @@ def table() -> str:
         wanted = f"{published / 1e9:.3g} B, {'computed' if config in COMPUTED else 'published'}"
         lines.append(f"| `{config}` | {name} | {stage.video} | {shown_count(stage)} | {wanted} | "
                      f"{100 * difference:+.1f} % |")
+    for config, name in EXACT:
+        stage = load_config(config).stage(name)
+        lines.append(f"| `{config}` | {name} | {stage.video} | {shown_count(stage)} | {EXACT[config, name]:,}, released | "
+                     "0 |")
     return "\n".join(lines)
 
 
