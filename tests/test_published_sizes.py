@@ -117,8 +117,8 @@ def table() -> str:
                      f"{100 * difference:+.1f} % |")
     for config, name in EXACT:
         stage = load_config(config).stage(name)
-        lines.append(f"| `{config}` | {name} | {stage.video} | {shown_count(stage)} | {EXACT[config, name]:,}, released | "
-                     "0 |")
+        lines.append(f"| `{config}` | {name} | {stage.video} | {shown_count(stage)} | {EXACT[config, name]:,}, "
+                     "released | 0 |")
     return "\n".join(lines)
 
 
