@@ -268,8 +268,8 @@ def _check_latent(stage: Stage, latent: Latent, where: str) -> None:
                         "NoiseAugmentation, BlurAugmentation")
     single = isinstance(source, KeyFrames | FirstFrame) or stage.training.images_per_clip or stage.sampling.windows
     if factor > 1 and single:
-        raise UserError(f"{where}: KeyFrames, FirstFrame, training.images_per_clip or sampling.windows with latents of {factor} "
-                        "frames each; permitted: an autoencoder that works frame by frame")
+        raise UserError(f"{where}: KeyFrames, FirstFrame, training.images_per_clip or sampling.windows with latents "
+                        f"of {factor} frames each; permitted: an autoencoder that works frame by frame")
 
 
 def _check_crop(stage: Stage) -> None:
