@@ -91,9 +91,9 @@ def speed_table(record: dict[str, Any]) -> str:
     return "\n".join([
         *lines, f"| vdm_jax is faster by | {rows['ratio, cpu']:.2f} | {rows['ratio, wall']:.2f} |", "",
         f"{device['kind']}, {device['cores']} cores; jax {record['versions']['jax']}, torch "
-        f"{record['versions']['torch']}; {record['protocol']['pairs']}; medians. The machine was shared with other "
-        "work, so CPU seconds and ratios count and wall rates are low. GPU: not measured. Logits differ by at most "
-        f"{rows['largest difference of logits']:.0e}. Recorded {record['date']}."])
+        f"{record['versions']['torch']}; pairs: {record['protocol']['pairs']}; medians. The machine was shared with "
+        "other work, so CPU seconds and ratios count and wall rates are low. GPU: not measured. Logits differ by at "
+        f"most {rows['largest difference of logits']:.0e}. Recorded {record['date']}."])
 
 
 def made(record: dict[str, Any]) -> str:
