@@ -3,10 +3,15 @@
 CLIP (Radford et al. 2021, arXiv 2103.00020) reads byte pairs of lower-case words between a start and an end token, T5
 (Raffel et al. 2020, arXiv 1910.10683) pieces of a unigram model before an end token. The packages `tokenizers` and
 `sentencepiece` do it; they come with the extra `[pretrained]`.
+
+CLIP's only data is the list of merges, which is published twice: as `merges.txt` in folders of transformers, and as
+`bpe_simple_vocab_16e6.txt.gz` beside the original code (and inside the package clip-anytorch), for which there is
+`clip_tokenizer`.
 """
 
 from __future__ import annotations
 
+import gzip
 import importlib
 import json
 import logging
@@ -26,6 +31,8 @@ CLASSES = {"CLIPTokenizer": "clip", "CLIPTokenizerFast": "clip", "T5Tokenizer": 
 # Contractions, runs of letters, single digits, runs of anything else (the pattern of CLIP's byte pairs).
 CLIP_WORDS = (r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
 LONGEST = 10**6  # files say 10^30 where there is no limit
+CLIP_MERGES = 48_894  # that the published models use; the original list has more
+CLIP_ENDS = ("<|startoftext|>", "<|endoftext|>")  # around a text
 
 
 class Tokens(NamedTuple):
@@ -97,7 +104,7 @@ def open_tokenizer(folder: str | os.PathLike, length: int | None = None) -> Toke
         if not isinstance(length, int) or length > LONGEST:
             raise UserError(f"{folder}: tokenizer_config.json has model_max_length={length}; permitted: a length, or "
                             "length=... given here")
-    defaults = {"clip": ("<|startoftext|>", "<|endoftext|>", "<|endoftext|>"), "t5": (None, "</s>", "<pad>")}[kind]
+    defaults = {"clip": (*CLIP_ENDS, CLIP_ENDS[1]), "t5": (None, "</s>", "<pad>")}[kind]
     names = [_token(name, config, special, default)
              for name, default in zip(("bos_token", "eos_token", "pad_token"), defaults, strict=True)]
     names[0] = names[0] if kind == "clip" else None
@@ -108,12 +115,44 @@ def open_tokenizer(folder: str | os.PathLike, length: int | None = None) -> Toke
     for name, number in zip(names, ids, strict=True):
         if name is not None and number is None:
             raise UserError(f"{folder}: token {name!r} is not in the vocabulary; permitted: the files of one model")
+    return _framed(backend, *ids, length)
 
+
+def clip_tokenizer(path: str | os.PathLike, length: int = 77) -> Tokenizer:
+    """CLIP's tokenizer by its list of merges alone, whose order gives the ids; padded with the token that ends a text.
+
+    Args:
+      path: `merges.txt`, or the original list, compressed by gzip.
+      length: tokens of a text at most, those around it included.
+
+    Raises:
+      UserError: the package `tokenizers` is missing; the file is missing, damaged or another one.
+    """
+    path = pathlib.Path(path)
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+            lines = file.read().split("\n")[1 : CLIP_MERGES + 1]  # the first line says what it is
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}; permitted: the merges of CLIP") from error
+    merges = [tuple(line.split()) for line in lines if line]
+    if any(len(pair) != 2 for pair in merges) or not merges:
+        raise UserError(f"{path} is not a list of pairs; permitted: the merges of CLIP")
+    # Every byte is a visible character: itself where it is one in Latin-1, else the next beyond the first 256.
+    visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    symbols = [*map(chr, visible), *(chr(256 + i) for i in range(256 - len(visible)))]
+    words = [*symbols, *(f"{symbol}</w>" for symbol in symbols), *map("".join, merges), *CLIP_ENDS]
+    backend = _byte_pairs(_package("tokenizers", path), {word: i for i, word in enumerate(words)}, merges)
+    start, end = map(backend.token_to_id, CLIP_ENDS)
+    return _framed(backend, start, end, end, length)
+
+
+def _framed(backend: Any, start: int | None, end: int, padding: int, length: int) -> Tokenizer:
+    """A tokenizer of the package `tokenizers` between the tokens around a text."""
     def split(text: str) -> Pieces:
         found = backend.encode(text, add_special_tokens=False)
         return Pieces(found.ids, lambda place: text[found.offsets[place][0] :])
 
-    return Tokenizer(split, start=ids[0], end=ids[1], padding=ids[2], length=length)
+    return Tokenizer(split, start=start, end=end, padding=padding, length=length)
 
 
 def _kind(folder: pathlib.Path, config: dict[str, Any]) -> str:
@@ -145,7 +184,7 @@ def _backend(folder: pathlib.Path, kind: str, special: list[str]) -> Any:
             backend.no_padding()
             backend.no_truncation()
         else:
-            backend = _byte_pairs(tokenizers, folder)
+            backend = _byte_pairs(tokenizers, *_vocabulary(tokenizers, folder))
         # They stand for themselves where a text has them; what is in the vocabulary keeps its id.
         backend.add_special_tokens([token for token in special if backend.token_to_id(token) is not None])
     except UserError:
@@ -155,11 +194,15 @@ def _backend(folder: pathlib.Path, kind: str, special: list[str]) -> Any:
     return backend
 
 
-def _byte_pairs(tokenizers: Any, folder: pathlib.Path) -> Any:
+def _vocabulary(tokenizers: Any, folder: pathlib.Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     for file in ("vocab.json", "merges.txt"):
         if not (folder / file).is_file():
             raise UserError(f"{folder} has no {file}; permitted: tokenizer.json, or vocab.json with merges.txt")
-    vocabulary, merges = tokenizers.models.BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    return tokenizers.models.BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+
+
+def _byte_pairs(tokenizers: Any, vocabulary: dict[str, int], merges: Sequence[tuple[str, str]]) -> Any:
+    """CLIP's byte pairs of lower-case words."""
     unknown = "<|endoftext|>" if "<|endoftext|>" in vocabulary else None
     backend = tokenizers.Tokenizer(tokenizers.models.BPE(
         vocab=vocabulary, merges=merges, continuing_subword_prefix="", end_of_word_suffix="</w>", fuse_unk=False,

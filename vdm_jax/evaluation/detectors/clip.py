@@ -19,8 +19,7 @@ from flax import traverse_util
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from vdm_jax.conditioning.clip_tokenizer import read_clip_tokenizer
-from vdm_jax.conditioning.tokenizers import Tokenizer
+from vdm_jax.conditioning.tokenizers import Tokenizer, clip_tokenizer
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.detectors import weights
 from vdm_jax.evaluation.detectors.weights import DetectorFile
@@ -136,7 +135,7 @@ def merges_file(name: ModelName) -> Path:
 
 @functools.cache
 def _tokenizer(path: Path, length: int) -> Tokenizer:
-    return read_clip_tokenizer(path, length)
+    return clip_tokenizer(path, length)
 
 
 def from_published(arrays: Mapping[str, np.ndarray], model: Model) -> dict[str, Any]:
