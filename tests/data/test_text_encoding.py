@@ -16,7 +16,18 @@ from vdm_jax.data.embeddings import TextEmbeddings
 from vdm_jax.data.text_encoding import CaptionEncoder, embed_captions
 from vdm_jax.errors import UserError
 from vdm_jax.interop.pretrained import load_pretrained
+from vdm_jax.video.writing import write_png
 
+CONFIG = """
+import dataclasses
+from tests.commands import tiny
+from vdm_jax.data.embeddings import WithEmbeddings
+from vdm_jax.data.image_folder import ImageFolder
+
+def get_config():
+    images = ImageFolder(path="images", captions="images.csv", height=8, width=8, fractions=(1.0, 0.0, 0.0))
+    return dataclasses.replace(tiny.get_config(), data=WithEmbeddings(data=images, path="texts"))
+"""
 CAPTIONS = ["a red three", "moving", "red", "three moving", "a red three moving red three moving"]
 
 
@@ -52,6 +63,18 @@ def test_the_command_writes_what_the_encoder_gives(folder, tmp_path, capsys):
     assert main(["embed", *arguments]) == 2 and "exists; permitted: a new folder" in capsys.readouterr().err
 
 
+def test_captions_of_a_config_go_where_it_reads_them(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for i in range(3):
+        write_png(tmp_path / "images" / f"{i}.png", np.zeros((8, 8, 3), np.uint8))
+    (tmp_path / "images.csv").write_text("file,caption\n0.png,red\n1.png,three\n2.png,red\n")
+    (tmp_path / "mine.py").write_text(CONFIG)
+    assert main(["embed", "mine.py", "--encoder", str(folder)]) == 0
+    found = TextEmbeddings(tmp_path / "texts")
+    found.check(["red", "three"])
+    assert len(found) == 3 and found.empty(8)[1].all()
+
+
 def test_an_interrupted_run_goes_on(folder, tmp_path, monkeypatch):
     encoder, encoded = CaptionEncoder(folder), []
     run = CaptionEncoder._run
@@ -67,7 +90,7 @@ def test_an_interrupted_run_goes_on(folder, tmp_path, monkeypatch):
         embed_captions(encoder, CAPTIONS, tmp_path / "set", batch_size=1, part=2)
     assert not (tmp_path / "set").exists() and len(list((tmp_path / "set.parts").iterdir())) == 1
     path = embed_captions(encoder, [*CAPTIONS, *CAPTIONS, ""], tmp_path / "set", batch_size=1, part=2)
-    assert len(encoded) == 6  # two before the failure were kept, three more were left
+    assert len(encoded) == 7  # two before the failure were kept; three more were left, and the empty text
     whole = embed_captions(encoder, CAPTIONS, tmp_path / "whole")
     for name in ("rows.float16", "keys.npy", "places.npy"):
         if name == "rows.float16":

@@ -24,16 +24,16 @@ from vdm_jax.parallel.mesh import MeshSpec
 class Embed:
     """Encode captions once with a released text encoder, so that training and sampling do not carry it.
 
-    SOURCE is a text file with a caption per line, or the name of a config, whose data sets have the captions. The
-    result is a folder that WithEmbeddings(path=...) in a config and `vdm-jax sample --embeddings` read. An interrupted
-    run goes on where it stopped.
+    SOURCE is a text file with a caption per line, or a config (its name or file), whose data sets have the captions.
+    The result is a folder that WithEmbeddings(path=...) in a config and `vdm-jax sample --embeddings` read. An
+    interrupted run goes on where it stopped.
 
     Examples:
       vdm-jax embed captions.txt --encoder stable-diffusion-v1-5 --out data/clip
       vdm-jax embed imagen/cascade --encoder t5-v1_1-xxl --length 128 --dtype bfloat16 --mesh.fsdp 8 --out data/t5
     """
 
-    source: tyro.conf.Positional[str]  # text file with a caption per line, or name of a config
+    source: tyro.conf.Positional[str]  # text file with a caption per line, or name or .py file of a config
     # Folder of a pipeline (text_encoder/ and tokenizer/), or of a text encoder with the files of its tokenizer
     encoder: Path
     out: Path | None = None  # a new folder; for configs, by default, the one that the config reads
@@ -66,9 +66,9 @@ def main(arguments: Sequence[str]) -> int:
 def read_captions(options: Embed) -> tuple[list[str], Path]:
     """All captions, each once, and where their embeddings go."""
     out, path = options.out, Path(options.source)
-    if options.source in config_names():
+    if options.source in config_names() or path.suffix == ".py":
         experiment = load_config(options.source)
-        data = [experiment.data, *(stage.training.image_data for stage in experiment.stages)]
+        data = [experiment.data, *(getattr(stage.training, "image_data", None) for stage in experiment.stages)]
         if out is None and isinstance(experiment.data, WithEmbeddings):
             out = Path(experiment.data.path)
         clips = [one.data if isinstance(one, WithEmbeddings) else one for one in data if one is not None]
