@@ -26,6 +26,7 @@ from vdm_jax.data.video_folder import VideoFolder
 from vdm_jax.diffusion.process import Process
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import Level, UNet
+from vdm_jax.networks.latent_unet import LatentUNet
 
 
 def small_experiment(**changes) -> Experiment:
@@ -78,7 +79,9 @@ UNION_MEMBERS = sorted(
     key=lambda item: (item[0], item[1].__name__))
 
 # What cannot be left out.
-REQUIRED = {"Level": {"channels": 8}, "VideoFolder": {"path": "videos"}, "ImageFolder": {"path": "images"},
+REQUIRED = {"Level": {"channels": 8}, "UNet": {"levels": (Level(channels=8),)},
+            "LatentNetwork": {"unet": LatentUNet()},
+            "VideoFolder": {"path": "videos"}, "ImageFolder": {"path": "images"},
             "ImageShards": {"path": "shards"}, "UCF101": {"path": "ucf"}, "BAIRRobotPushing": {"path": "bair"},
             "Kinetics600": {"path": "k600"},
             "MovingMNIST": {"path": "mnist"}, "PreparedClips": {"path": "clips"}, "TFDSVideo": {"name": "ucf101"},

@@ -187,7 +187,7 @@ def test_guidance_of_a_network_without_text_is_refused(experiment, params):
     network = dataclasses.replace(base.network, text=None, levels=(level,))
     silent = dataclasses.replace(experiment, stages=(
         dataclasses.replace(base, network=network, sampling=Sampling()), experiment.stages[1]))
-    with pytest.raises(UserError, match="Stage 'base': sampling.guidance=2.0 but network.text=None; permitted: 0"):
+    with pytest.raises(UserError, match="Stage 'base': sampling.guidance=2.0 by 'prompt' but network.text=None"):
         Generator(silent, params, jax.devices()[:1])("a", guidance=2.0)
 
 

@@ -89,8 +89,8 @@ def test_a_cascade_that_fits():
      "Stage 'base': training.images_per_clip=2 with network.norm_over='clip', whose statistics mix the images with the "
      "clip; permitted: norm_over='frame'"),
     (lambda: make_stage(sampling=Sampling(guidance=2.0)),
-     "Stage 'base': sampling.guidance=2.0 but network.text=None; permitted: 0 for a network without text "
-     "or classes"),
+     "Stage 'base': sampling.guidance=2.0 by 'prompt' but network.text=None, network.observed=False; permitted: 0 for "
+     "a network without text or classes, 'known' for one that takes what is known"),
     (lambda: make_experiment(), "Experiment.stages=[] is not valid; permitted: at least one, with different names"),
     (lambda: make_experiment(BASE, dataclasses.replace(TEMPORAL, name="base")),
      "Experiment.stages=['base', 'base'] is not valid; permitted: at least one, with different names"),

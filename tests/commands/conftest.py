@@ -9,6 +9,8 @@ from vdm_jax.commands.main import main
 
 TINY = str(Path(__file__).parent / "tiny.py")
 
+EVALUATED = ("--base.training.evaluation.every", "2", "--base.training.evaluation.clips", "10")
+
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
@@ -27,8 +29,7 @@ def surroundings(tmp_path, data_dir, monkeypatch):
 def trained(tmp_path_factory, data_dir):
     """The tiny run, trained through the command."""
     run = tmp_path_factory.mktemp("runs") / "tiny"
-    assert main(["train", TINY, "--run", str(run), "--data-dir", str(data_dir),
-                 "--base.training.evaluation.every", "2", "--base.training.evaluation.clips", "10"]) == 0
+    assert main(["train", TINY, "--run", str(run), "--data-dir", str(data_dir), *EVALUATED]) == 0
     return run
 
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from tests.commands.conftest import TINY
+from tests.commands.conftest import EVALUATED, TINY
 from vdm_jax.commands.main import main
 from vdm_jax.training.checkpoints import Checkpoints
 from vdm_jax.training.metrics import read_records
@@ -24,7 +24,7 @@ def test_a_run_holds_config_checkpoints_metrics_and_sheets(trained):
 
 def test_training_again_leaves_a_finished_run_alone(run):
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
-    assert main(["train", TINY, "--run", str(run)]) == 0
+    assert main(["train", TINY, "--run", str(run), *EVALUATED]) == 0
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
 

@@ -23,7 +23,7 @@ from vdm_jax.data.opening import WITHOUT_VALIDATION, open_source, open_validatio
 from vdm_jax.data.source import RandomAccessSource
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.detectors import weights
-from vdm_jax.evaluation.detectors.lpips import FILES
+from vdm_jax.evaluation.detectors.lpips import FILES, LEAST_SIDE
 from vdm_jax.evaluation.frames import lpips, psnr, ssim
 from vdm_jax.interop.pretrained import Pretrained, save_imported
 from vdm_jax.parallel.mesh import make_mesh
@@ -120,6 +120,8 @@ def measure(
 
 def _scores(made: np.ndarray, real: np.ndarray) -> tuple[dict[str, float], str]:
     scores = {"psnr": float(psnr(made, real).mean()), "ssim": float(ssim(made, real).mean())}
+    if min(made.shape[2:4]) < LEAST_SIDE["alexnet"]:
+        return scores, f"lpips is not measured: it sees pictures from {LEAST_SIDE['alexnet']} pixels a side"
     try:
         weights.find(FILES["alexnet"])
     except UserError as error:
