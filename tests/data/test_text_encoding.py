@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import jax
 import numpy as np
@@ -91,6 +92,11 @@ def test_an_interrupted_run_goes_on(folder, tmp_path, monkeypatch):
     assert not (tmp_path / "set").exists() and len(list((tmp_path / "set.parts").iterdir())) == 1
     path = embed_captions(encoder, [*CAPTIONS, *CAPTIONS, ""], tmp_path / "set", batch_size=1, part=2)
     assert len(encoded) == 7  # two before the failure were kept; three more were left, and the empty text
+    config = load_pretrained(folder / "text_encoder").config
+    write(tmp_path / "other" / "text_encoder", config, tensors_of(config, seed=1))
+    shutil.copytree(folder / "tokenizer", tmp_path / "other" / "tokenizer")
+    other = CaptionEncoder(tmp_path / "other")  # parts by another encoder of the same sizes would not be gone on with
+    assert other.about == encoder.about and other.fingerprint() != encoder.fingerprint()
     whole = embed_captions(encoder, CAPTIONS, tmp_path / "whole")
     for name in ("rows.float16", "keys.npy", "places.npy"):
         if name == "rows.float16":

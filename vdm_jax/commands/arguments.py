@@ -8,12 +8,14 @@ import io
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
 from vdm_jax.cascade.autoencoding import AnyExperiment
 from vdm_jax.errors import UserError
+from vdm_jax.video.writing import SUFFIXES
 
 T = TypeVar("T")
 VALIDATION_SPLIT = Annotated[Literal["validation", "train"], tyro.conf.arg(
@@ -51,6 +53,16 @@ def override(experiment: AnyExperiment, arguments: Sequence[str], program: str) 
     return dataclasses.replace(
         experiment, stages=tuple(getattr(values, stage.name) for stage in experiment.stages),
         data=values.data, seed=values.seed, mesh=values.mesh, validation_split=values.validation_split)
+
+
+def check_outputs(paths: Sequence[Path]) -> None:
+    """Refuse files of `--out` that could not be written once they are made. Raises `UserError`."""
+    for path in paths:
+        if path.suffix not in SUFFIXES:
+            raise UserError(f"--out={path} has suffix {path.suffix!r}; permitted: {', '.join(SUFFIXES)}")
+        if not path.parent.is_dir():
+            raise UserError(f"--out={path}: the folder {path.parent} does not exist; "
+                            "permitted: a file in an existing folder")
 
 
 @contextlib.contextmanager

@@ -50,6 +50,8 @@ def main(arguments: Sequence[str]) -> int:
     if options.batch_size < 1:
         raise UserError(f"--batch-size={options.batch_size} is not valid; permitted: >= 1")
     captions, out = read_captions(options)
+    if out.expanduser().exists():  # before the encoder is loaded
+        raise UserError(f"--out={out} exists; permitted: a new folder, or delete this one first")
     from vdm_jax.data.text_encoding import CaptionEncoder, embed_captions
 
     encoder = CaptionEncoder(options.encoder, length=options.length, dtype=options.dtype, mesh=options.mesh)

@@ -10,9 +10,8 @@ from typing import Any, Literal
 
 import tyro
 
-from vdm_jax.commands.arguments import parse
+from vdm_jax.commands.arguments import check_outputs, parse
 from vdm_jax.errors import UserError
-from vdm_jax.video.writing import SUFFIXES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,9 +104,4 @@ def check(options: Generate) -> None:
     for path in options.image:
         if not path.is_file():
             raise UserError(f"--image={path} is not a file; permitted: a picture")
-    for path in options.out:
-        if path.suffix not in SUFFIXES:
-            raise UserError(f"--out={path} has suffix {path.suffix!r}; permitted: {', '.join(SUFFIXES)}")
-        if not path.parent.is_dir():
-            raise UserError(f"--out={path}: the folder {path.parent} does not exist; "
-                            "permitted: a file in an existing folder")
+    check_outputs(options.out)

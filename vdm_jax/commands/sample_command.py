@@ -9,10 +9,9 @@ from typing import Any, Literal
 
 import tyro
 
-from vdm_jax.commands.arguments import parse
+from vdm_jax.commands.arguments import check_outputs, parse
 from vdm_jax.errors import UserError
 from vdm_jax.training.manifest import Damaged
-from vdm_jax.video.writing import SUFFIXES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,9 +166,4 @@ def check(options: Sample) -> None:
     for name in ("overlap", "method"):
         if options.frames is None and getattr(options, name) is not None:
             raise UserError(f"--{name}={getattr(options, name)} is for --frames; permitted: --frames N with it")
-    for path in options.out:
-        if path.suffix not in SUFFIXES:
-            raise UserError(f"--out={path} has suffix {path.suffix!r}; permitted: {', '.join(SUFFIXES)}")
-        if not path.parent.is_dir():
-            raise UserError(f"--out={path}: the folder {path.parent} does not exist; "
-                            "permitted: a file in an existing folder")
+    check_outputs(options.out)

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from vdm_jax.conditioning.tokenizers import open_tokenizer
 from vdm_jax.data.embeddings import TextEmbeddings, write_embeddings
 from vdm_jax.errors import UserError
-from vdm_jax.interop.pretrained import load_pretrained
+from vdm_jax.interop.pretrained import describe, load_pretrained
 from vdm_jax.networks.clip_text import CLIPText
 from vdm_jax.networks.t5_encoder import T5Encoder
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
@@ -46,16 +46,18 @@ class CaptionEncoder:
                  mesh: MeshSpec | None = None):
         folder = Path(folder)
         whole = (folder / "text_encoder").is_dir()
+        weights, words = (folder / "text_encoder", folder / "tokenizer") if whole else (folder, folder)
+        _, config, _ = describe(weights)
+        if not isinstance(config, CLIPText | T5Encoder):
+            raise UserError(f"{folder} holds a {type(config).__name__}; permitted: a text encoder of CLIP or T5")
+        self.is_clip = isinstance(config, CLIPText)
+        # Before the weights, which take long: what is missing here is known at once.
+        self.tokenizer = open_tokenizer(words, length or (config.length if self.is_clip else None))
         self.mesh = make_mesh(mesh or MeshSpec())
-        model = load_pretrained(folder / "text_encoder" if whole else folder, dtype=dtype, mesh=self.mesh)
-        if not isinstance(model.config, CLIPText | T5Encoder):
-            raise UserError(f"{folder} holds a {type(model.config).__name__}; permitted: a text encoder of CLIP or T5")
+        model = load_pretrained(weights, dtype=dtype, mesh=self.mesh)
         if dtype is not None:
             model = dataclasses.replace(model, config=dataclasses.replace(model.config, dtype=dtype))
-        self.is_clip = isinstance(model.config, CLIPText)
-        self.tokenizer = open_tokenizer(folder / "tokenizer" if whole else folder,
-                                        length or (model.config.length if self.is_clip else None))
-        self.width, self.params = model.config.width, model.params
+        self.width, self.params = config.width, model.params
         # The models of CLIP were trained, and are used, with padding in sight (unless their files say otherwise): it is
         # part of what a network is told. T5's padding is hidden, and not kept.
         self.masked = not self.is_clip or bool(model.fields.get("use_attention_mask"))
@@ -71,6 +73,14 @@ class CaptionEncoder:
         found = np.asarray(self._run(ids, mask if self.masked else None), np.float32)
         return [vectors if self.is_clip else vectors[seen] for vectors, seen in zip(found, mask, strict=True)
                 ][: len(texts)]
+
+    def fingerprint(self) -> bytes:
+        """What tells its weights from those of another encoder of the same sizes: all vectors among them."""
+        found = hashlib.sha256()
+        for leaf in jax.tree.leaves(self.params):
+            if leaf.ndim == 1:
+                found.update(np.asarray(leaf, np.float32).tobytes())
+        return found.digest()
 
     def _run(self, ids: Int[np.ndarray, "b l"], mask: Bool[np.ndarray, "b l"] | None) -> Any:
         with jax.set_mesh(self.mesh):
@@ -94,7 +104,8 @@ def embed_captions(
     captions = sorted({caption for caption in captions if caption})
     if not captions:
         raise UserError("there are no captions that are not empty; permitted: at least one")
-    what = hashlib.sha256("\0".join([encoder.about, str(part), *captions]).encode()).hexdigest()[:16]
+    asked = "\0".join([encoder.about, str(part), *captions]).encode()
+    what = hashlib.sha256(asked + encoder.fingerprint()).hexdigest()[:16]
     parts = out.with_name(f"{out.name}.parts")
     for old in parts.iterdir() if parts.is_dir() else ():
         if not old.name.startswith(what):

@@ -139,7 +139,8 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} was not read: {error}") from error
+        raise UserError(f"{path} was not read: {error}; permitted: the files of a model's local folder, in the layout "
+                        "of diffusers or transformers") from error
     if not isinstance(data, dict):
         raise UserError(f"{path} holds a {type(data).__name__}; permitted: an object")
     return data
