@@ -29,26 +29,34 @@ class Keys(NamedTuple):
 def dense(q: Float[Array, "*b q k d"], *sets: Keys) -> Float[Array, "*b q k d"]:
     """Softmax attention over the union of sets of keys; logits and softmax are float32.
 
-    Leading dimensions of a set broadcast against those of `q`.
+    Leading dimensions of a set broadcast against those of `q`. Heads stand in front of the tokens while it computes, and
+    outputs are divided by the sum of the weights, not the weights themselves: on a CPU this is several times faster for
+    many short sequences, since products then need no other layout and the weights are passed over once less.
     """
-    scale = q.shape[-1] ** -0.5
-    logits = []
+    q, logits = _heads_first(q * q.shape[-1] ** -0.5), []
     for keys in sets:
-        part = jnp.einsum("...qkd,...skd->...kqs", q * scale, keys.k, preferred_element_type=jnp.float32)
+        part = jnp.einsum("...kqd,...ksd->...kqs", q, _heads_first(keys.k), preferred_element_type=jnp.float32)
         if keys.bias is not None:
             part = part + keys.bias
         if keys.mask is not None:
             part = jnp.where(keys.mask, part, MASKED)
         logits.append(part)
-    weights = jax.nn.softmax(jnp.concatenate(logits, axis=-1) if len(logits) > 1 else logits[0], axis=-1)
-    weights = weights.astype(sets[0].v.dtype)
-    total, start = None, 0
+    logits = jnp.concatenate(logits, axis=-1) if len(logits) > 1 else logits[0]
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+    total, dtype = weights.sum(axis=-1, keepdims=True), sets[0].v.dtype
+    weights, out, start = weights.astype(dtype), 0.0, 0
     for keys in sets:
         part = weights[..., start : start + keys.k.shape[-3]]
-        out = jnp.einsum("...kqs,...skd->...qkd", part, keys.v)
-        out = out if keys.added is None else out + keys.added(part)
-        total, start = out if total is None else total + out, start + keys.k.shape[-3]
-    return total
+        out += jnp.einsum("...kqs,...ksd->...kqd", part, _heads_first(keys.v), preferred_element_type=jnp.float32)
+        if keys.added is not None:
+            out += _heads_first(keys.added(part))
+        start += keys.k.shape[-3]
+    return _heads_first(out / total).astype(dtype)
+
+
+def _heads_first(x: Float[Array, "*b s k d"]) -> Float[Array, "*b k s d"]:
+    """Tokens and heads exchanged; its own inverse."""
+    return jnp.swapaxes(x, -2, -3)
 
 
 def attention(q, k, v, view: View, *, bias=None, frame_valid=None, external: Bank | None = None, own: bool = True,
