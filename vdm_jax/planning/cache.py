@@ -20,7 +20,7 @@ from vdm_jax.planning.program import Plan, compile_plan
 from vdm_jax.versions import versions
 from vdm_jax.video.writing import atomic_path
 
-FORMAT = 1  # of a report; older ones are compiled again
+FORMAT = 2  # of a report; older ones are compiled again
 # Rooms whose code decides about the programs of a stage and about what is read from them.
 ROOMS = ("attention", "cascade", "conditioning", "diffusion", "networks", "parallel", "planning", "training", "video")
 # What depends on the name alone and not on the program.
