@@ -51,8 +51,8 @@ def test_recomputation_keeps_less(tiny):
     # By hand: three blocks of 8 channels and two whose inputs have the channels of a skip connection too, 4 frames of
     # 2 x 2 tokens each, 8 clips, float32.
     assert full == offload == 4 * 8 * 4 * 2 * 2 * (3 * 8 + 2 * 16)
-    # Logits and results of attention are products of activations: three blocks of self-attention (16 tokens, one head of
-    # 8 channels) and cross-attention (to 12 words), and the encoder of words (two heads of 4 channels).
+    # Logits and results of attention are products of activations: three blocks of self-attention (16 tokens, one
+    # head of 8 channels) and cross-attention (to 12 words), and the encoder of words (two heads of 4 channels).
     assert none - dots == 4 * 8 * (3 * (16 * 16 + 16 * 8 + 16 * 12 + 16 * 8) + 2 * (12 * 12 + 12 * 4))
     assert full < dots
     twice, _ = training_batch(stage, tiny.data, 16, 128)

@@ -144,7 +144,8 @@ def _about(plan: Plan, mesh: Mesh) -> dict[str, Any]:
     per_chip = chip.devices if chip else 1
     return {"experiment": plan.experiment, "stage": plan.stage.name, "what": plan.what, "batch": plan.batch,
             "accumulation": plan.stage.training.accumulation, "remat": plan.stage.network.remat,
-            "frames": plan.stage.video.frames, "steps": plan.stage.training.steps, "dtype": plan.stage.network.dtype, "mesh": dict(mesh.shape),
+            "frames": plan.stage.video.frames, "steps": plan.stage.training.steps,
+            "dtype": plan.stage.network.dtype, "mesh": dict(mesh.shape),
             "batch_parts": batch_parts(mesh), "topology": plan.topology, "platform": device.platform,
             "kind": device.device_kind, "chip": chip.name if chip else None, "devices": mesh.size,
             "chips": mesh.size // per_chip, "devices_per_chip": per_chip, "effort": plan.effort,

@@ -97,7 +97,8 @@ def _memory(report: Mapping[str, Any]) -> str:
 
 
 def _collectives(report: Mapping[str, Any]) -> rich.table.Table:
-    table = rich.table.Table("collective", "mesh axes", title="Collectives per device and call, as compiled", title_justify="left")
+    table = rich.table.Table("collective", "mesh axes", title="Collectives per device and call, as compiled",
+                             title_justify="left")
     for name in ("number", "bytes", "sent at least"):
         table.add_column(name, justify="right")
     for row in report["collectives"]:
@@ -116,7 +117,7 @@ def show_search(rows: Sequence[Found], console: rich.console.Console) -> None:
         if row.report is None:
             table.add_row(mesh, str(row.remat), "none", row.reason, "", "")
             continue
-        rate = row.report["roofline"]
+        rate = row.report.get("roofline")
         table.add_row(mesh, str(row.remat), str(row.report["batch"]), amount(row.report["memory"]["needed"]),
                       f"{row.clips_per_second:,.1f}" if rate else "", f"{rate['mfu']:.1%}" if rate else "")
     console.print(table)
