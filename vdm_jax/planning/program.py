@@ -22,7 +22,7 @@ from vdm_jax.cascade.stage import Stage
 from vdm_jax.errors import UserError
 from vdm_jax.parallel.collectives import listed
 from vdm_jax.parallel.compiling import no_compilation_cache, optimization_level
-from vdm_jax.parallel.gathers import check_gathers
+from vdm_jax.parallel.gathers import check_gathers, thin_shards
 from vdm_jax.parallel.mesh import AXES, MeshSpec, make_mesh
 from vdm_jax.parallel.rules import batch_parts
 from vdm_jax.planning.chips import chip_of
@@ -113,6 +113,8 @@ def compile_plan(plan: Plan, devices: Sequence[jax.Device]) -> dict[str, Any]:
     if plan.what == "train" and plan.stage.training.trainable:
         notes.append("FLOPs are counted as if all parameters were trained: an upper bound; the step time at best takes "
                      "the forward pass alone")
+    if plan.what == "train" and (thin := thin_shards(state.params, mesh)):
+        notes.append(thin)
     report = {**_about(plan, mesh), **_sizes(plan, state), "notes": notes, "warnings": []}
     start, autoencoder = time.perf_counter(), abstract_weights(plan.stage.latent, mesh)
     if plan.what == "train":

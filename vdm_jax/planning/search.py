@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 import jax
 
 from vdm_jax.errors import UserError
+from vdm_jax.parallel.gathers import thin_shards
 from vdm_jax.parallel.mesh import MeshSpec
 from vdm_jax.planning.advice import judge
 from vdm_jax.planning.cache import Reports
 from vdm_jax.planning.flops import remat_choices
 from vdm_jax.planning.program import Plan, plan_mesh, unit_of_batches
+from vdm_jax.training.state import abstract_state
 
 TRIES = 6  # programs compiled for one mesh and one setting of rematerialisation, at most
 
@@ -100,7 +102,8 @@ def search(
 
     Best is the most clips per second by the roofline; where the chip has no figures, the largest batch, then the
     setting that recomputes least. A mesh needs no setting that recomputes more once a lighter one fits with the batch
-    that is wanted, or when the heavier one cannot reach the rate of the lighter one at the peak of the chip.
+    that is wanted, or when the heavier one cannot reach the rate of the lighter one at the peak of the chip. Of the
+    default meshes, those with thin shards (`gathers.thin_shards`) are left out once another one fits.
 
     Args:
       plan: what is compiled; its mesh, batch and rematerialisation are replaced.
@@ -116,12 +119,17 @@ def search(
         raise UserError("--search does not know the memory of these devices; permitted: --memory-gib, per device")
     # Sampling keeps nothing for a backward pass, so there is nothing to choose.
     settings = (plan.stage.network.remat,) if plan.what == "sample" else tuple(remats) or remat_choices()
-    meshes = meshes or default_meshes(len(devices))
-    pace = Pace(len(meshes) * len(settings), 1 if batch is not None else TRIES, tell)
+    chosen = meshes or default_meshes(len(devices))
+    pace = Pace(len(chosen) * len(settings), 1 if batch is not None else TRIES, tell)
     limits = _Limits(plan.batch if batch is None else batch, batch, most, capacity)
     rows = []
-    for mesh in meshes:
-        rows += _one_mesh(plan, mesh, settings, reports, devices, limits, pace)
+    for mesh in chosen:
+        thin = _thin(plan, mesh, devices) if not meshes and any(row.plan for row in rows) else None
+        if thin is None:
+            rows += _one_mesh(plan, mesh, settings, reports, devices, limits, pace)
+        else:  # a mesh that nobody named, after one that fits
+            rows.append(Found(mesh, settings[0], None, None, f"not compiled: {thin}"))
+            pace.finish(len(settings))
     order = {remat: i for i, remat in enumerate(settings)}
 
     def badness(row: Found) -> tuple:
@@ -129,6 +137,12 @@ def search(
         return row.plan is None, -(row.clips_per_second or 0.0), -size, order.get(row.remat, 0)
 
     return sorted(rows, key=badness)
+
+
+def _thin(plan: Plan, mesh: MeshSpec, devices: Sequence[jax.Device]) -> str | None:
+    """Why the weights of a train step should not be split over a mesh, if they should not."""
+    grid = plan_mesh(mesh, devices)
+    return thin_shards(abstract_state(plan.stage, grid).params, grid) if plan.what == "train" else None
 
 
 class _Limits(NamedTuple):

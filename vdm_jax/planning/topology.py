@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import math
 import os
 import re
 
@@ -45,6 +46,11 @@ class Slices:
     def shape(self) -> str:
         """One slice as the compiler calls it, such as `v5p:4x4x4`."""
         return f"{self.generation}:{'x'.join(map(str, self.sides))}"
+
+    @property
+    def chips(self) -> int:
+        """Chips of one slice."""
+        return math.prod(self.sides)
 
     def __str__(self) -> str:
         return self.shape if self.count == 1 else f"{self.count}x{self.shape}"
