@@ -34,9 +34,10 @@ def header(name):
     return commands(text.split("Run:", 1)[1])
 
 
-RECOMMENDED = [(kind, *rest) for kind, *rest in (
-    *(command for name in config_names() for command in header(name)),
-    *commands("\n".join(re.findall(r"^vdm-jax .*", (ROOT / "README.md").read_text(), re.MULTILINE)))) if re.fullmatch(r"[a-z0-9_/]+", rest[0])]
+README = re.findall(r"^vdm-jax .*", (ROOT / "README.md").read_text(), re.MULTILINE)
+RECOMMENDED = [(kind, name, arguments) for kind, name, arguments in (
+    *(command for name in config_names() for command in header(name)), *commands("\n".join(README)))
+    if re.fullmatch(r"[a-z0-9_/]+", name)]
 
 
 def test_every_config_recommends_a_command():

@@ -115,7 +115,7 @@ def compile_plan(plan: Plan, devices: Sequence[jax.Device]) -> dict[str, Any]:
                      "the forward pass alone")
     if plan.what == "train" and (thin := thin_shards(state.params, mesh)):
         notes.append(thin)
-    report = {**_about(plan, mesh), **_sizes(plan, state), "notes": notes, "warnings": []}
+    report = {**about(plan, mesh), **state_sizes(plan, state), "notes": notes, "warnings": []}
     start, autoencoder = time.perf_counter(), abstract_weights(plan.stage.latent, mesh)
     if plan.what == "train":
         program, inputs = jit_train_step(plan.stage, mesh), (state, batch, *autoencoder)
@@ -141,7 +141,8 @@ def compile_plan(plan: Plan, devices: Sequence[jax.Device]) -> dict[str, Any]:
     return report
 
 
-def _about(plan: Plan, mesh: Mesh) -> dict[str, Any]:
+def about(plan: Plan, mesh: Mesh) -> dict[str, Any]:
+    """What a report is of: stage, batch, mesh, devices, chip, effort, flags."""
     device, chip = mesh.devices.flat[0], chip_of(mesh.devices.flat[0])
     per_chip = chip.devices if chip else 1
     return {"experiment": plan.experiment, "stage": plan.stage.name, "what": plan.what, "batch": plan.batch,
@@ -154,7 +155,7 @@ def _about(plan: Plan, mesh: Mesh) -> dict[str, Any]:
             "flags": dict(plan.flags)}
 
 
-def _sizes(plan: Plan, state: Any) -> dict[str, Any]:
+def state_sizes(plan: Plan, state: Any) -> dict[str, Any]:
     """Parameters, and bytes per device of what training keeps between steps; sampling keeps the parameters alone."""
     parts = {"parameters": state.params}
     if plan.what == "train":
