@@ -33,8 +33,8 @@ def test_a_state_that_does_not_fit_is_refused_from_shapes(tiny, monkeypatch):
     size = device_bytes((state.params, state.opt_state, state.ema, state.params))
     limited(monkeypatch, size - 1)
     with pytest.raises(UserError, match=r"stage 'base' of 8 clips on 8 devices needs 0\.00 GiB per device at least, "
-                                        r"and a device has 0\.00 GiB; permitted: parameters, optimizer and average take .* "
-                                        r"--mesh\.fsdp 2 --mesh\.data 4 .*; or --no-plan"):
+                                        r"and a device has 0\.00 GiB; permitted: parameters, optimizer and average "
+                                        r"take .* --mesh\.fsdp 2 --mesh\.data 4 .*; or --no-plan"):
         before.check_before(tiny, stage)
     # The estimate grows by what the backward pass keeps, where that may matter.
     limited(monkeypatch, size + 1000)

@@ -79,10 +79,14 @@ def whole_run(report: Mapping[str, Any]) -> str:
     `41.2 h of 100,000 steps, 659 chip-hours, 1,976 at 3 per chip-hour`. Evaluations, checkpoints and pauses come on
     top."""
     hours = report["steps"] * report["roofline"]["step_seconds"] / 3600
-    text = f"{hours:,.3g} h of {report['steps']:,} steps, {hours * report['chips']:,.3g} chip-hours"
+    text = f"{_number(hours)} h of {report['steps']:,} steps, {_number(hours * report['chips'])} chip-hours"
     if (price := report.get("price")) is not None:
         text += f", {hours * report['chips'] * price:,.2f} at {price:g} per chip-hour"
     return text
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _memory(report: Mapping[str, Any]) -> str:
