@@ -8,7 +8,7 @@ Citation: Ho et al. 2022, arXiv 2210.02303. Frames, sizes, rates, kinds of mixin
 Hardware: a pod slice; what each stage needs is answered by vdm-jax compile and recorded in experiments/scaling/.
 Expected: CLIP score 25.19, CLIP R-precision 92.12 at 192x320 with guidance 6 (the paper's table 1, internal data and
           prompts). Not trained by us. It takes texts as T5-XXL embeddings, which a data set has to bring.
-Run:      vdm-jax compile imagen_video/cascade --stage base --topology v5p-512 --mesh.fsdp 64
+Run:      vdm-jax compile imagen_video/cascade --stage base --topology v5p-512 --mesh.fsdp 16
 """
 
 import dataclasses

@@ -5,7 +5,7 @@ Citation: none; the question is ours. The base is that of configs/imagen_video/c
           and 960 tokens, and every token sees all.
 Hardware: a pod slice; recorded in experiments/scaling/.
 Expected: nothing published. Not trained by us.
-Run:      vdm-jax compile imagen_video/full_attention --topology v5p-512 --mesh.fsdp 64
+Run:      vdm-jax compile imagen_video/full_attention --topology v5p-512 --mesh.fsdp 16
 """
 
 from vdm_jax.attention.patterns import Full

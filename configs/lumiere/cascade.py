@@ -8,7 +8,7 @@ Citation: Bar-Tal et al. 2024, arXiv 2401.12945. Frames, sizes, rate, the two st
 Hardware: a pod slice; not published. vdm-jax compile answers what each stage needs.
 Expected: UCF101 zero-shot FVD 332.49, IS 37.54 (the paper's table; 30 M captioned videos of its own). Not trained by
           us. It takes texts as T5-XXL embeddings, which a data set has to bring, and the run of lumiere/images.
-Run:      vdm-jax compile lumiere/cascade --stage base --topology v5p-512 --mesh.fsdp 64 --mesh.context 2
+Run:      vdm-jax compile lumiere/cascade --stage base --topology v5p-512 --mesh.fsdp 4 --mesh.context 2
 """
 
 from vdm_jax.attention.patterns import Spatial

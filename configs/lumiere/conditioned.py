@@ -5,7 +5,7 @@ Citation: Bar-Tal et al. 2024, arXiv 2401.12945. The input is the noisy video, t
           and which weights is not published: equally often here, with boxes, and all weights.
 Hardware: as configs/lumiere/cascade.py, whose base this is.
 Expected: image to video is judged by a user study in the paper, without numbers. Not trained by us.
-Run:      vdm-jax compile lumiere/conditioned --topology v5p-512 --mesh.fsdp 64 --mesh.context 2
+Run:      vdm-jax compile lumiere/conditioned --topology v5p-512 --mesh.fsdp 4 --mesh.context 2
 """
 
 import dataclasses

@@ -49,7 +49,7 @@ PROTOCOL = {
     "work": "one Euler step with guidance (both estimates in one call) of 14 x 576 x 1024, compiled ahead of time by "
             "libtpu at little effort; nothing was run",
     "numbers": "parameters and activations bfloat16, noisy latents float32",
-    "memory": "bytes per chip; `needed` is the compiler's peak, arguments included",
+    "memory": "bytes per chip; `needed`: arguments, new outputs, temporaries at the compiler's peak, and code",
     "gpu": "seconds per step and peak memory on a GPU: not measured",
 }
 

@@ -31,13 +31,15 @@ from vdm_jax.versions import versions
 
 HERE = Path(__file__).parent
 RECORD = HERE / "results" / "compiled.json"
-KEPT = ("status", "verdict", "capacity", "parameters", "state", "memory", "flops", "roofline", "collectives", "mesh",
-        "devices", "chips", "compile_seconds", "trace_seconds", "warnings", "advice", "reason", "remat", "dtype")
+KEPT = ("status", "verdict", "capacity", "parameters", "state", "memory", "flops", "moved", "roofline", "as_compiled",
+        "collectives", "mesh", "devices", "chips", "compile_seconds", "trace_seconds", "warnings", "advice", "reason",
+        "remat", "dtype")
 
 
 def protocol() -> dict[str, str]:
     """How the numbers came about; rows of one record share it."""
     return {"work": "compiled ahead of time by libtpu at little effort; nothing was run", "roofline": METHOD,
+            "memory": "arguments, new outputs, temporaries at the compiler's peak, and code",
             "text": "128 tokens per caption", "state": "parameters, AdamW moments and average in float32: 16 bytes per "
             "parameter in training, 4 in sampling"}
 

@@ -60,6 +60,7 @@ def test_a_search_shows_what_it_compiles_and_what_fits(capfd, wide):
                  "search.json"]) == 0
     printed = capfd.readouterr()
     assert f"mesh data=8, remat {remat_choices()[0]}, batch 8: fits" in printed.err
+    assert "(1 of at most " in printed.err
     assert "What fits, the best first" in printed.out and "does not fit 8 devices" in printed.out
     rows = json.loads(Path("search.json").read_text())["rows"]
     assert rows[0]["report"]["batch"] == 8 and rows[-1]["report"] is None
@@ -71,6 +72,8 @@ def test_a_search_shows_what_it_compiles_and_what_fits(capfd, wide):
     (["--batch", "0"], "--batch=0 is not valid; permitted: >= 1"),
     (["--batch", "12"], "batch 12 does not divide over 8 devices; permitted: multiples of 8"),
     (["--memory-gib", "-1"], "--memory-gib=-1.0 is not valid"),
+    (["--memory-gib", "nan"], "--memory-gib=nan is not valid"),
+    (["--price", "-2"], "--price=-2.0 is not valid; permitted: > 0"),
     (["--meshes", "data=8"], "--meshes is for --search"),
     (["--search", "--meshes", "rows=8"], "'rows=8' is not valid; permitted: AXIS=SIZE"),
     (["--mesh.tensor", "3"], "MeshSpec"),

@@ -106,3 +106,23 @@ class TestErrors:
     def test_nothing_is_written_when_the_command_is_wrong(self, fails, tmp_path):
         fails("train", TINY, "--run", "new", "--stage", "bass")
         assert list(tmp_path.iterdir()) == []
+
+
+def test_what_does_not_fit_is_refused_before_its_first_step(tmp_path, fails, monkeypatch):
+    from vdm_jax.planning import before
+
+    command = ("train", TINY, "--stage", "base", "--run", "here")
+    monkeypatch.setattr(before, "capacity_of", lambda device: 1000)
+    assert "--no-plan" in fails(*command) and not (tmp_path / "here").exists()
+    seen = []
+    monkeypatch.setattr("vdm_jax.training.loop.Trainer.train", lambda self: seen.append(self.compile_step))
+    assert main([*command, "--no-plan"]) == 0 and seen == [None]
+
+
+def test_the_first_step_is_compiled_by_what_may_refuse_it(tmp_path, fails, monkeypatch):
+    from vdm_jax.planning import before
+
+    monkeypatch.setattr(before, "check_before", lambda experiment, stage: None)
+    monkeypatch.setattr(before, "capacity_of", lambda device: 1000)
+    line = fails("train", TINY, "--stage", "base", "--run", "here")
+    assert "by the compiler's account" in line and read_records(tmp_path / "here" / "base") == []

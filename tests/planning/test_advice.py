@@ -24,7 +24,7 @@ def test_activations_that_do_not_fit():
     assert found["verdict"] == "does not fit"
     text = "\n".join(found["advice"])
     assert "fsdp" not in text.split("\n")[0]  # the state is small enough
-    for flag in ("--base.training.accumulation 2", "--batch 32", "--base.network.remat",
+    for flag in ("--base.training.accumulation 2", "--base.training.batch-size 32", "--base.network.remat",
                  "--mesh.context 2 --mesh.data 2"):
         assert flag in text
     assert found["advice"][-1] == "more devices, or chips with more memory: v4, v5p, v6e, tpu7x"

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from vdm_jax.attention.patterns import External, Full
 from vdm_jax.cascade.programs import jit_sampling
 from vdm_jax.cascade.stage import LowResolution
 from vdm_jax.commands.compile_command import with_known_words
@@ -15,13 +16,13 @@ from vdm_jax.commands.configs import load_config
 from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.data.video_folder import VideoFolder
 from vdm_jax.errors import UserError
-from vdm_jax.networks.config import EmbeddedText
+from vdm_jax.networks.config import EmbeddedText, Reference, SelfAttention
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.planning import topology
 from vdm_jax.planning.advice import judge
 from vdm_jax.planning.chips import GIB
 from vdm_jax.planning.inputs import clip_shape, device_bytes, sampling_inputs, training_batch
-from vdm_jax.planning.program import Plan, compile_plan, far_axes, memory, plan_mesh
+from vdm_jax.planning.program import Plan, compile_plan, counted_from_shapes, far_axes, memory, plan_mesh
 from vdm_jax.training.state import abstract_state, create_state
 
 
@@ -99,7 +100,27 @@ def test_what_memory_is_needed_depends_on_what_the_peak_holds():
     stats = types.SimpleNamespace(argument_size_in_bytes=100, output_size_in_bytes=90, alias_size_in_bytes=80,
                                   temp_size_in_bytes=50, generated_code_size_in_bytes=7, peak_memory_in_bytes=120)
     compiled = types.SimpleNamespace(memory_analysis=lambda: stats)
-    assert memory(compiled, "tpu")["needed"] == 120 and memory(compiled, "cpu")["needed"] == 160
+    assert memory(compiled, "tpu")["needed"] == 120 + 7 and memory(compiled, "cpu")["needed"] == 160 + 7
+    for platform in ("tpu", "cpu"):
+        found = memory(compiled, platform)
+        assert found["needed"] == found["arguments"] + found["new_outputs"] + found["alive"] + found["code"]
+
+
+def test_a_network_with_references_is_planned(tiny):
+    stage = tiny.stages[0]
+    network, mixer = stage.network, SelfAttention(pattern=External(inner=Full()), head_dim=8, bank="ref")
+    levels = (dataclasses.replace(network.levels[0], mixers=(mixer,)),)
+    network = dataclasses.replace(network, levels=levels, references=(Reference(name="ref", width=6),))
+    plan = Plan(experiment="tiny", stage=dataclasses.replace(stage, network=network), data=tiny.data, mesh=MeshSpec(),
+                text_tokens=5)
+    batch, notes = training_batch(plan.stage, tiny.data, 8, 5)
+    assert batch["reference_ref"].shape == (8, 1, 5, 6) and "reference 'ref' is assumed to have 5 tokens" in notes[0]
+    mesh = make_mesh(MeshSpec(), jax.devices())
+    assert counted_from_shapes(plan, mesh)["flops"]["forward"]["attention"] == 3 * 8 * 4 * 16 * 8 * (16 + 5)
+    params = abstract_state(plan.stage, mesh).params
+    program = jit_sampling(plan.stage, plan.stage.sampling, mesh, jax.tree.map(lambda a: a.sharding, params))
+    with jax.set_mesh(mesh):
+        program.lower(params, *sampling_inputs(plan.stage, 8, 5, mesh))
 
 
 # ---------------------------------------------------------------------------------------------- with the TPU compiler

@@ -32,6 +32,21 @@ def test_other_names_are_refused(name):
         topology.full_name(name)
 
 
+@pytest.mark.parametrize(("name", "meant"), [("v5p128", "v5p-128"), ("V5E-16", "v5e-16"), ("v6-256", "v6e-256"),
+                                             ("v5p_4x4x4", "v5p:4x4x4"), ("2xv5p 128", "2xv5p-128"),
+                                             ("v5lite-16", "v5e-16"), ("v5p:4*4*4", "v5p:4x4x4")])
+def test_a_mistyped_name_is_suggested(name, meant):
+    with pytest.raises(UserError, match=rf"is unknown \(did you mean '{meant}'\?\); permitted"):
+        topology.parse(name)
+
+
+@pytest.mark.parametrize("name", ["v5e:32x32", "v5p:64x64x64", "v4:16x16x32", "v5p:999999x4x4", "v5p:" + "9" * 5000,
+                                  "9999999xv5p-8", "v5e-٤"])
+def test_slices_that_nobody_has_are_refused(name):
+    with pytest.raises(UserError, match="permitted: "):
+        topology.parse(name)
+
+
 def test_without_libtpu_the_error_names_the_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"--topology v5p-64 needs libtpu.*permitted: pip install 'vdm_jax\[tpu\]'"):

@@ -27,15 +27,16 @@ class Compile:
     """Compile the real train step or sampler of a stage, and say what it needs, without running or allocating anything.
 
     Prints parameters, memory per chip against what the chip has, FLOPs, collectives with the mesh axes that they cross,
-    and a roofline estimate of the step time, and writes the same as JSON. With --topology the program is compiled for
+    and the least that a step and the whole run take by a roofline (hours, chip-hours, and the cost at --price), and
+    writes the same as JSON. With --topology the program is compiled for
     TPU slices that are not there (needs the extra [tpu], and no TPU); without, for the devices at hand. Running out of
     memory is an answer like any other, with advice, and exit code 0. Reports are kept, so the same question is answered
     at once the second time.
 
     Names of TPU products count what their maker counts: v4, v5p and tpu7x TensorCores (v5p-128 has 64 chips), v5e and
     v6e chips. v5p:4x4x4 names the shape, 2xv5p-128 two slices. Convolutional networks take minutes at --effort full;
-    fast gives the same FLOPs, collectives of the same kinds and nearly the same memory. Any value of the config can be
-    overridden as in 'vdm-jax train': --mesh.fsdp 8, --base.network.remat.
+    fast gives the same FLOPs and roofline, collectives of the same kinds and nearly the same memory. Any value of the
+    config can be overridden as in 'vdm-jax train': --mesh.fsdp 8, --base.network.remat.
 
     Examples:
       vdm-jax compile captioned_digits                                       # the first stage, on what is there
@@ -54,7 +55,8 @@ class Compile:
     search: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False  # find the largest batch and cheapest mesh and remat
     meshes: tuple[str, ...] = ()  # of --search, such as data=8,fsdp=2; data x fsdp in all proportions by default
     most: int = 4096  # clips per step above which --search does not look
-    memory_gib: float | None = None  # per device, instead of what the chip has
+    memory_gib: float | None = None  # GiB per device, instead of what the chip has
+    price: float | None = None  # of a chip for an hour, in any currency: adds the cost of the whole run
     text_tokens: int | None = None  # of texts that arrive as embeddings; what the data says by default, or 128
     xla_flags: str | None = None  # v5e, v5p, v6e, tpu7x (sets with sources), or a file of --flag=value lines
     again: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False  # compile even where a report is kept
@@ -81,7 +83,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.search:
         found = _search(options, plan, reports, devices, capacity, console)
     else:
-        found = _one(plan, reports, capacity, console)
+        found = _one(plan, reports, capacity, options.price, console)
     if options.out is not None:
         from vdm_jax.video.writing import atomic_path
 
@@ -136,7 +138,13 @@ def _plan(options: Compile, experiment: Experiment) -> Any:
     return plan if options.batch is None else plan.with_batch(options.batch)
 
 
-def _one(plan: Any, reports: Any, capacity: int | None, console: rich.console.Console) -> dict[str, Any]:
+def priced(report: dict[str, Any], price: float | None) -> dict[str, Any]:
+    """A report with the price of a chip-hour, where there is one."""
+    return report if price is None else {**report, "price": price}
+
+
+def _one(plan: Any, reports: Any, capacity: int | None, price: float | None,
+         console: rich.console.Console) -> dict[str, Any]:
     """Compile one plan and print its report."""
     from vdm_jax.planning.advice import judge
     from vdm_jax.planning.report import show
@@ -144,7 +152,7 @@ def _one(plan: Any, reports: Any, capacity: int | None, console: rich.console.Co
     kept = reports.find(plan) is not None
     if not kept:
         rich.console.Console(stderr=True, highlight=False).print("compiling (seconds to minutes) ...")
-    report = judge(reports.get(plan), capacity)
+    report = priced(judge(reports.get(plan), capacity), price)
     show(report, console)
     console.print(f"{reports.path(plan)}{' (kept from before; --again compiles anew)' if kept else ''}", markup=False,
                   soft_wrap=True)
@@ -154,18 +162,14 @@ def _one(plan: Any, reports: Any, capacity: int | None, console: rich.console.Co
 def _search(options: Compile, plan: Any, reports: Any, devices: Sequence[Any], capacity: int | None,
             console: rich.console.Console) -> dict[str, Any]:
     """Search, say what is compiled, and print the best report under the table."""
-    from vdm_jax.planning.report import amount, show, show_search
+    from vdm_jax.commands.progress import search_progress
+    from vdm_jax.planning.report import show, show_search
     from vdm_jax.planning.search import search
 
-    progress = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
-
-    def tell(text: str, report: dict[str, Any] | None) -> None:
-        needed = report.get("memory", {}).get("needed") if report else None
-        outcome = f": {report['verdict']}{f', {amount(needed)}' if needed else ''}" if report else " ..."
-        progress.print(f"{text}{outcome}", markup=False)
-
-    rows = search(plan, reports, devices, capacity, meshes=[parse_mesh(text) for text in options.meshes],
-                  batch=options.batch, most=options.most, tell=tell)
+    with search_progress() as tell:
+        rows = search(plan, reports, devices, capacity, meshes=[parse_mesh(text) for text in options.meshes],
+                      batch=options.batch, most=options.most, tell=tell)
+    rows = [dataclasses.replace(row, report=row.report and priced(row.report, options.price)) for row in rows]
     show_search(rows, console)
     best = rows[0]
     if best.plan is not None:
@@ -183,8 +187,10 @@ def _check(options: Compile) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')}={value} is not valid; permitted: >= 1")
-    if options.memory_gib is not None and options.memory_gib <= 0:
-        raise UserError(f"--memory-gib={options.memory_gib} is not valid; permitted: > 0")
+    for name in ("memory_gib", "price"):
+        value = getattr(options, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise UserError(f"--{name.replace('_', '-')}={value} is not valid; permitted: > 0, and finite")
     if options.meshes and not options.search:
         raise UserError("--meshes is for --search; permitted: --mesh.fsdp 8 and the like for one mesh")
     for path in (options.cache, options.out.parent if options.out else None):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import rich.console
 import rich.progress
@@ -53,5 +54,29 @@ def sweep_progress() -> Iterator[SweepProgress]:
             bar.update(task, completed=done, total=total, description=text, left=left)
             if not console.is_terminal and done < total:
                 console.print(f"case {min(done + 1, total)}/{total}, {left}: {text}", markup=False)
+
+        yield show
+
+
+@contextlib.contextmanager
+def search_progress() -> Iterator[Callable[[Any], None]]:
+    """What `planning.search` tells, as lines, above a bar of the programs done of those there may be."""
+    from vdm_jax.planning.report import amount
+
+    console = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
+    columns = (rich.progress.BarColumn(bar_width=24), rich.progress.TextColumn("{task.description}"))
+    with rich.progress.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+
+        def show(told: Any) -> None:
+            left = "" if told.left is None else f", at most {duration(told.left)} left"
+            count = f"{told.done} of at most {told.most} programs{left}"
+            bar.update(task, completed=told.done, total=told.most, description=count)
+            needed = told.report.get("memory", {}).get("needed") if told.report else None
+            if told.report:
+                size = f", {amount(needed)} per device" if needed else ""
+                console.print(f"{told.text}: {told.report['verdict']}{size} ({count})", markup=False)
+            elif not console.is_terminal:
+                console.print(f"{told.text} ...", markup=False)
 
         yield show

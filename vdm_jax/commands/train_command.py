@@ -54,6 +54,7 @@ class Train:
     process_id: int | None = None  # number of this one, from 0
     heartbeat: int = 100  # seconds of silence after which a process is taken for dead and the others end
     quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False  # no progress, warnings only
+    plan: bool = True  # refuse a stage that does not fit into the devices' memory; --no-plan tries anyway
     xla_flags: str | None = None  # on a TPU: v5e, v5p, v6e, tpu7x (sets with sources), or a file of --flag=value lines
 
 
@@ -75,20 +76,23 @@ def main(arguments: Sequence[str]) -> int:
     started = start_processes(options.coordinator, options.processes, options.process_id,
                               heartbeat=options.heartbeat)
     train(experiment, [stage.name for stage in stages], run, options.data_dir, quiet=options.quiet,
-          damaged=options.damaged, started=started, xla_flags=options.xla_flags)
+          damaged=options.damaged, started=started, xla_flags=options.xla_flags, plan=options.plan)
     return 0
 
 
 def train(experiment: AnyExperiment, stages: Sequence[str], run: Path, data_dir: Path | None, *, quiet: bool,
-          damaged: Damaged = "refuse", started: str | None = None, xla_flags: str | None = None) -> None:
+          damaged: Damaged = "refuse", started: str | None = None, xla_flags: str | None = None,
+          plan: bool = True) -> None:
     """Train the named stages into `run`, with progress on the terminal of process 0.
 
-    `xla_flags` names flags that were applied.
+    `xla_flags` names flags that were applied. With `plan`, stages that do not fit into the devices' memory are refused
+    before their first step.
     """
     import jax
     import rich.console
 
     from vdm_jax.evaluation.in_training import StageEvaluation
+    from vdm_jax.planning.before import checked_compile
     from vdm_jax.training.autoencoder_loop import AutoencoderTrainer
     from vdm_jax.training.loop import Interrupted, Trainer
 
@@ -104,6 +108,8 @@ def train(experiment: AnyExperiment, stages: Sequence[str], run: Path, data_dir:
     experiment = together(lambda: resolve(experiment, run, data_dir))
     together(lambda: check_evaluation(experiment, stages))
     together(lambda: check_data(experiment, run, data_dir))
+    if plan:
+        together(lambda: check_memory(experiment, stages, run))
     first(lambda: open_run(run, experiment))
     together(lambda: await_run(run, experiment))
     try:
@@ -113,7 +119,8 @@ def train(experiment: AnyExperiment, stages: Sequence[str], run: Path, data_dir:
                 AutoencoderTrainer(experiment, stage, run, report, data_dir, damaged=damaged).train()
                 finish(experiment, name, run, data_dir, report)
             else:
-                Trainer(experiment, stage, run, report, data_dir, damaged=damaged, evaluation=StageEvaluation).train()
+                Trainer(experiment, stage, run, report, data_dir, damaged=damaged, evaluation=StageEvaluation,
+                        compile_step=checked_compile(experiment, stage) if plan else None).train()
     except Interrupted as stop:
         raise KeyboardInterrupt(f"{stop}; the same command resumes") from None
     report.note(f"run directory: {run}")
@@ -146,6 +153,15 @@ def check_data(experiment: AnyExperiment, run: Path, data_dir: Path | None) -> N
     config, which says where the data lies."""
     if not (run / "config.json").exists():
         open_source(experiment.data, "train", data_dir)
+
+
+def check_memory(experiment: AnyExperiment, stages: Sequence[str], run: Path) -> None:
+    """Ask whether the stages of a run that is not there yet fit, before its directory is made."""
+    from vdm_jax.planning.before import check_before
+
+    if not (run / "config.json").exists():
+        for name in stages:
+            check_before(experiment, experiment.stage(name))
 
 
 def resolve(experiment: AnyExperiment, run: Path, data_dir: Path | None) -> AnyExperiment:

@@ -21,7 +21,7 @@ from jaxtyping import Array
 BLOCK_INPUT = "block_input"
 
 
-def _dots(primitive: Any, *arguments: Any, **options: Any) -> Any:
+def keep_dots(primitive: Any, *arguments: Any, **options: Any) -> Any:
     """Keeps what is expensive to recompute and not as large as attention's logits (products with batch dimensions)."""
     if primitive is lax.conv_general_dilated_p:
         return True
@@ -33,7 +33,7 @@ def rematerialised(block: type[nn.Module], remat: str, static_argnums: tuple[int
     if remat == "none":
         return block
     policies = {
-        "dots": _dots,
+        "dots": keep_dots,
         "full": jax.checkpoint_policies.nothing_saveable,
         "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
             names_which_can_be_saved=[], names_which_can_be_offloaded=[BLOCK_INPUT], offload_src="device",

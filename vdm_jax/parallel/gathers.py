@@ -6,12 +6,18 @@ That sends about twice the bytes, and happens where shards are very small (seen 
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
+import jax
 from jax.sharding import Mesh
 
 from vdm_jax.parallel.collectives import Computation, collectives, parse, total_bytes
 from vdm_jax.parallel.rules import AXIS_RULES
 
 NEGLIGIBLE = 0.01  # share of all bytes that collectives move; a few small arrays are summed in many programs
+# Weights of published sizes were gathered in shards of 64 rows on 16 devices and summed in shards of 16 rows on 64.
+THIN, FEW_DEVICES = 32, 16
 _SAME = ("bitcast", "copy", "convert", "reshape", "transpose")  # change nothing that matters here
 
 
@@ -30,6 +36,27 @@ def summed_gathers(hlo: str) -> dict[str, int]:
 def split_axes(mesh: Mesh) -> list[str]:
     """Mesh axes over which parameters are stored split and used whole."""
     return [axis for axis in AXIS_RULES["embed"] if mesh.shape[axis] > 1]
+
+
+def thin_shards(params: Any, mesh: Mesh) -> str | None:
+    """What is wrong with how parameters (shapes with shardings) are split over a mesh, from shapes alone: more than
+    `FEW_DEVICES` devices share them, and more than a hundredth of them is in shards of fewer than `THIN` rows, which
+    compilers sum instead of gathering. None when nothing is."""
+    axes = split_axes(mesh)
+    devices = math.prod(mesh.shape[axis] for axis in axes)
+    if devices <= FEW_DEVICES:
+        return None
+    rows = {}
+    for leaf in jax.tree.leaves(params):
+        for side, part in zip(leaf.shape, leaf.sharding.shard_shape(leaf.shape), strict=True):
+            if part < min(side, THIN):
+                rows[part] = rows.get(part, 0) + leaf.size
+    if sum(rows.values()) <= NEGLIGIBLE * sum(leaf.size for leaf in jax.tree.leaves(params)):
+        return None
+    shown = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in axes)
+    return (f"weights split over {devices} devices ({shown}) have shards of {min(rows)} rows: compilers may sum shards "
+            f"of fewer than {THIN} rows instead of gathering them, which sends twice as much; fewer devices on fsdp "
+            "and more on data avoid it")
 
 
 def check_gathers(hlo: str, mesh: Mesh) -> list[str]:

@@ -85,7 +85,7 @@ def _smaller_batch(report: Mapping[str, Any]) -> list[str]:
     factor = next(n for n in range(2, each + 1) if each % n == 0)
     return [f"--{name}.training.accumulation {accumulation * factor}: the same batch in more micro-batches, "
             f"{each // factor} clips per device at a time",
-            f"or a smaller batch: --batch {parts * accumulation * (each // 2)}"]
+            f"or a smaller batch: --{name}.training.batch-size {parts * accumulation * (each // 2)}"]
 
 
 def _recompute(report: Mapping[str, Any]) -> list[str]:

@@ -16,15 +16,19 @@ import jax
 import vdm_jax
 from vdm_jax.configuration import to_data
 from vdm_jax.planning import topology
-from vdm_jax.planning.program import Plan, compile_plan
+from vdm_jax.planning.inputs import clip_shape
+from vdm_jax.planning.program import Plan, compile_plan, counted_from_shapes, plan_mesh
 from vdm_jax.versions import versions
 from vdm_jax.video.writing import atomic_path
 
-FORMAT = 1  # of a report; older ones are compiled again
+FORMAT = 2  # of a report; older ones are compiled again
 # Rooms whose code decides about the programs of a stage and about what is read from them.
-ROOMS = ("attention", "cascade", "conditioning", "diffusion", "networks", "parallel", "planning", "training", "video")
+ROOMS = ("attention", "cascade", "conditioning", "diffusion", "interop", "networks", "parallel", "planning", "training",
+         "video")
 # What depends on the name alone and not on the program.
 NAMES = ("experiment",)
+# Flags that the compiler reads besides those of the plan.
+ENVIRONMENT = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 
 
 def default_folder() -> Path:
@@ -42,15 +46,16 @@ def source_digest() -> str:
 
 
 def content_key(plan: Plan, devices: Sequence[jax.Device] | None = None) -> str:
-    """Key of a plan's report: config, devices, versions and code. Slices are told apart by name, so that a report can
-    be found without the compiler; devices at hand by kind and number."""
+    """Key of a plan's report: config, size of the clips on disk, devices, effort, flags, versions and code. Slices are
+    told apart by name, so that a report can be found without the compiler; devices at hand by kind and number."""
     data = {name: value for name, value in to_data(plan).items() if name not in NAMES}
     if plan.topology is not None:
         data["topology"] = topology.full_name(plan.topology)
     else:
         devices = jax.devices() if devices is None else devices
         data["topology"] = f"{len(devices)} {devices[0].device_kind}"
-    about = {"plan": data, "versions": versions(), "code": source_digest(), "format": FORMAT}
+    about = {"plan": data, "clips": clip_shape(plan.data, plan.stage), "versions": versions(), "code": source_digest(),
+             "format": FORMAT, "environment": {name: os.environ.get(name, "") for name in ENVIRONMENT}}
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:20]
 
 
@@ -73,15 +78,18 @@ class Reports:
         devices = self._devices(plan) if plan.topology is None else None
         return self.folder / f"{plan.experiment}-{plan.stage.name}-{plan.what}-{content_key(plan, devices)}.json"
 
+    def counted(self, plan: Plan) -> dict[str, Any]:
+        """What is counted from shapes alone (`counted_from_shapes`), kept as reports are."""
+        path = self.path(plan).with_suffix(".shapes.json")
+        if (found := _read(path)) is None:
+            found = counted_from_shapes(plan, plan_mesh(plan.mesh, self._devices(plan)))
+            _write(path, found)
+        return found
+
     def find(self, plan: Plan) -> dict[str, Any] | None:
         """The report of a plan that was compiled before, or None."""
         path = self.path(plan)
-        if not path.exists() or (self._again and path not in self._fresh):
-            return None
-        try:
-            return json.loads(path.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError):  # damaged: as good as none
-            return None
+        return None if self._again and path not in self._fresh else _read(path)
 
     def get(self, plan: Plan) -> dict[str, Any]:
         """The report of a plan, compiled where it is not there yet. Raises `UserError` as `compile_plan` does."""
@@ -90,10 +98,23 @@ class Reports:
         about = {"versions": versions(), "code": source_digest(), "date": datetime.date.today().isoformat()}
         report = {**compile_plan(plan, self._devices(plan)), **about}
         path = self.path(plan)
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(report, indent=1) + "\n")
+        _write(path, report)
         self._fresh.add(path)
         return report
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The object of a JSON file; None where there is none, and where it is damaged, which is as good as none."""
+    try:
+        found = json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _write(path: Path, found: dict[str, Any]) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def devices_of(plan: Plan) -> list[jax.Device]:

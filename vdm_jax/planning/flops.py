@@ -59,6 +59,7 @@ class Work:
     evaluations: int  # of the network
     model: float  # utilisation is measured against this
     computed: float  # what the devices do
+    least: float  # what they do in any case: less than computed where only a part is trained
     autoencoder: int = 0  # of these, by that of a latent stage: encoding in training, decoding in sampling
 
     def to_data(self) -> dict[str, Any]:
@@ -71,15 +72,16 @@ def training_work(stage: Stage, batch: dict[str, Any], params: Any, mesh: Mesh) 
     """Work of one train step on a global `batch` (shapes)."""
     forward = network_forward(stage, batch, params, mesh)
     products = forward.dense + forward.convolution
-    again = 1 if recomputes(stage.network.remat) else 0
-    computed = (1 + again) * (products + forward.attention_computed) + BACKWARD * (
+    again = {"none": (0, 0), "dots": (0, 1)}.get(stage.network.remat, (1, 1))  # products with weights, attention
+    computed = (1 + again[0]) * products + (1 + again[1]) * forward.attention_computed + BACKWARD * (
         products + forward.attention_computed - forward.attention_recomputed
     ) + ATTENTION_BACKWARD * forward.attention_recomputed
+    least = products + forward.attention_computed if stage.training.trainable else computed
     coder = 0
     if stage.latent is not None:
         coder = _flops(lambda b, *weights: training_inputs(stage, b, jax.random.key(0), *weights)[0], mesh, batch,
                        *abstract_weights(stage.latent))
-    return Work(forward, 1, 3 * forward.model + coder, computed + coder, coder)
+    return Work(forward, 1, 3 * forward.model + coder, computed + coder, least + coder, coder)
 
 
 def sampling_work(stage: Stage, sampling: Sampling, batch: dict[str, Any], params: Any, mesh: Mesh) -> Work:
@@ -98,12 +100,12 @@ def sampling_work(stage: Stage, sampling: Sampling, batch: dict[str, Any], param
     seen = dataclasses.replace(stage, training=dataclasses.replace(stage.training, frames=frames, frame_rates=None))
     forward = network_forward(seen, batch, params, mesh)
     computed = forward.dense + forward.convolution + forward.attention_computed
-    return Work(forward, evaluations, evaluations * forward.model + coder, evaluations * computed + coder, coder)
+    computed = evaluations * computed + coder
+    return Work(forward, evaluations, evaluations * forward.model + coder, computed, computed, coder)
 
 
 def recomputes(remat: Any) -> bool:
-    """Whether a remat setting recomputes: a flag, or a policy's name. A policy that keeps a part counts as keeping
-    nothing, an upper bound."""
+    """Whether a remat setting recomputes anything: a flag, or a policy's name."""
     return remat not in (False, None, "none", "nothing", "off")
 
 

@@ -45,7 +45,7 @@ def training_batch(
 ) -> tuple[dict[str, jax.ShapeDtypeStruct], list[str]]:
     """A global batch of the data pipeline as shapes, split over a mesh where one is given, and notes.
 
-    `text_tokens` is the length of texts that arrive as embeddings.
+    `text_tokens` is the length of texts that arrive as embeddings, and of references.
     """
     (frames, height, width), note = clip_shape(data, stage)
     notes, text, images = [note] if note else [], stage.network.text, stage.training.images_per_clip
@@ -64,6 +64,9 @@ def training_batch(
         notes.append(f"texts are assumed to have {text_tokens} tokens (--text-tokens)")
     if stage.network.classes:
         shapes["label"] = (), jnp.int32
+    for name, width in _references(stage).items():
+        shapes[f"reference_{name}"] = (1, text_tokens, width), jnp.float32
+        notes.append(f"reference {name!r} is assumed to have {text_tokens} tokens (--text-tokens), one group per clip")
     if images:
         shapes["images"] = (images, height, width, 3), jnp.uint8
         if isinstance(text, WordEncoder):
@@ -92,9 +95,16 @@ def sampling_inputs(stage: Stage, size: int, text_tokens: int, mesh: Mesh) -> tu
                                     text_mask=shape(1, text_tokens, dtype=jnp.bool_))
     if stage.network.classes:
         conditioning = conditioning.replace(labels=shape(dtype=jnp.int32))
+    references = {name: shape(1, text_tokens, width) for name, width in _references(stage).items()}
+    conditioning = conditioning.replace(references=references)
     low = shape(*stage.source_shape, 3) if stage.source else None
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), size))
     return jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=sharding), conditioning, low, None
+
+
+def _references(stage: Stage) -> dict[str, int]:
+    """Width of the tokens of each reference that the network takes, by name."""
+    return {reference.name: reference.width for reference in stage.network.references}
 
 
 def device_bytes(tree: Any) -> int:

@@ -22,15 +22,16 @@ from vdm_jax.cascade.stage import Stage
 from vdm_jax.errors import UserError
 from vdm_jax.parallel.collectives import listed
 from vdm_jax.parallel.compiling import no_compilation_cache, optimization_level
-from vdm_jax.parallel.gathers import check_gathers
+from vdm_jax.parallel.gathers import check_gathers, thin_shards
 from vdm_jax.parallel.mesh import AXES, MeshSpec, make_mesh
 from vdm_jax.parallel.rules import batch_parts
 from vdm_jax.planning.chips import chip_of
-from vdm_jax.planning.flops import sampling_work, training_work
+from vdm_jax.planning.flops import Work, sampling_work, training_work
 from vdm_jax.planning.inputs import device_bytes, sampling_inputs, training_batch
-from vdm_jax.planning.roofline import Load, roofline, split_sent
+from vdm_jax.planning.moved import Moved, sampling_bytes, training_bytes
+from vdm_jax.planning.roofline import Load, as_compiled, roofline, split_sent
 from vdm_jax.planning.traffic import traffic
-from vdm_jax.training.state import abstract_state
+from vdm_jax.training.state import TrainState, abstract_state
 from vdm_jax.training.step import jit_train_step
 
 # XLA's optimization level per effort; UNKNOWN is its default. Little effort takes a fifth to a half of the time of full
@@ -110,8 +111,11 @@ def compile_plan(plan: Plan, devices: Sequence[jax.Device]) -> dict[str, Any]:
     state = abstract_state(plan.stage, mesh)
     batch, notes = training_batch(plan.stage, plan.data, plan.batch, plan.text_tokens, mesh)
     if plan.what == "train" and plan.stage.training.trainable:
-        notes.append("FLOPs are counted as if all parameters were trained: an upper bound")
-    report = {**_about(plan, mesh), **_sizes(plan, state), "notes": notes, "warnings": []}
+        notes.append("FLOPs are counted as if all parameters were trained: an upper bound; the step time at best takes "
+                     "the forward pass alone")
+    if plan.what == "train" and (thin := thin_shards(state.params, mesh)):
+        notes.append(thin)
+    report = {**about(plan, mesh), **state_sizes(plan, state), "notes": notes, "warnings": []}
     start, autoencoder = time.perf_counter(), abstract_weights(plan.stage.latent, mesh)
     if plan.what == "train":
         program, inputs = jit_train_step(plan.stage, mesh), (state, batch, *autoencoder)
@@ -123,9 +127,7 @@ def compile_plan(plan: Plan, devices: Sequence[jax.Device]) -> dict[str, Any]:
     with jax.set_mesh(mesh):  # where nothing may run: the devices are not there
         lowered = program.lower(*inputs)
     report["trace_seconds"] = round(time.perf_counter() - start, 2)
-    work = _work(plan, state.params, mesh)
-    report["flops"] = {**work.to_data(), "model_per_device": work.model / mesh.size,
-                       "computed_per_device": work.computed / mesh.size}
+    report |= counted_from_shapes(plan, mesh, state)
     start = time.perf_counter()
     try:
         # The cache of compiled programs cannot read back those of other platforms.
@@ -134,24 +136,26 @@ def compile_plan(plan: Plan, devices: Sequence[jax.Device]) -> dict[str, Any]:
     except jax.errors.JaxRuntimeError as error:
         report |= refused(error, plan.flags)
     else:
-        report |= _read(plan, compiled, mesh, work)
+        report |= _read(plan, compiled, mesh, report["roofline"])
     report["compile_seconds"] = round(time.perf_counter() - start, 2)
     return report
 
 
-def _about(plan: Plan, mesh: Mesh) -> dict[str, Any]:
+def about(plan: Plan, mesh: Mesh) -> dict[str, Any]:
+    """What a report is of: stage, batch, mesh, devices, chip, effort, flags."""
     device, chip = mesh.devices.flat[0], chip_of(mesh.devices.flat[0])
     per_chip = chip.devices if chip else 1
     return {"experiment": plan.experiment, "stage": plan.stage.name, "what": plan.what, "batch": plan.batch,
             "accumulation": plan.stage.training.accumulation, "remat": plan.stage.network.remat,
-            "frames": plan.stage.video.frames, "dtype": plan.stage.network.dtype, "mesh": dict(mesh.shape),
+            "frames": plan.stage.video.frames, "steps": plan.stage.training.steps,
+            "dtype": plan.stage.network.dtype, "mesh": dict(mesh.shape),
             "batch_parts": batch_parts(mesh), "topology": plan.topology, "platform": device.platform,
             "kind": device.device_kind, "chip": chip.name if chip else None, "devices": mesh.size,
             "chips": mesh.size // per_chip, "devices_per_chip": per_chip, "effort": plan.effort,
             "flags": dict(plan.flags)}
 
 
-def _sizes(plan: Plan, state: Any) -> dict[str, Any]:
+def state_sizes(plan: Plan, state: Any) -> dict[str, Any]:
     """Parameters, and bytes per device of what training keeps between steps; sampling keeps the parameters alone."""
     parts = {"parameters": state.params}
     if plan.what == "train":
@@ -160,7 +164,21 @@ def _sizes(plan: Plan, state: Any) -> dict[str, Any]:
             "state": {name: device_bytes(tree) for name, tree in parts.items()}}
 
 
-def _work(plan: Plan, params: Any, mesh: Mesh) -> Any:
+def counted_from_shapes(plan: Plan, mesh: Mesh, state: TrainState | None = None) -> dict[str, Any]:
+    """`flops`, `moved` and `roofline` (None for devices without published figures) of a plan, without compiling
+    anything."""
+    state = abstract_state(plan.stage, mesh) if state is None else state
+    work, moved = _work(plan, state.params, mesh), _moved(plan, state, mesh)
+    flops = {**work.to_data(), "model_per_device": work.model / mesh.size,
+             "computed_per_device": work.computed / mesh.size}
+    chip, bound = chip_of(mesh.devices.flat[0]), None
+    if chip is not None:
+        bound = roofline(Load(work.model / mesh.size, work.least / mesh.size, moved.memory, moved.sent,
+                              moved.sent_far), chip)
+    return {"flops": flops, "moved": {**dataclasses.asdict(moved), "memory": moved.memory}, "roofline": bound}
+
+
+def _work(plan: Plan, params: Any, mesh: Mesh) -> Work:
     if plan.what == "train":
         batch, _ = training_batch(plan.stage, plan.data, plan.batch, plan.text_tokens)
         return training_work(plan.stage, batch, params, mesh)
@@ -171,39 +189,44 @@ def _work(plan: Plan, params: Any, mesh: Mesh) -> Any:
     return sampling_work(alone, plan.stage.sampling, batch, params, mesh)
 
 
-def _read(plan: Plan, compiled: Any, mesh: Mesh, work: Any) -> dict[str, Any]:
+def _moved(plan: Plan, state: TrainState, mesh: Mesh) -> Moved:
+    if plan.what == "train":
+        batch, _ = training_batch(plan.stage, plan.data, plan.batch, plan.text_tokens, mesh)
+        return training_bytes(plan.stage, state, batch, mesh, far_axes(mesh))
+    inputs = sampling_inputs(plan.stage, plan.batch, plan.text_tokens, mesh)
+    return sampling_bytes(plan.stage, plan.stage.sampling, state.params,
+                          (inputs, abstract_weights(plan.stage.latent, mesh)), plan.batch, mesh)
+
+
+def _read(plan: Plan, compiled: Any, mesh: Mesh, bound: dict[str, Any] | None) -> dict[str, Any]:
     """What a compiled program says of itself."""
-    text, platform = compiled.as_text(), mesh.devices.flat[0].platform
-    rows = traffic(listed(text), dict(mesh.shape))
-    cost = compiled.cost_analysis() or {}
-    loops = plan.stage.sampling.steps if plan.what == "sample" else plan.stage.training.accumulation
-    if plan.what == "train" and platform == "cpu":
-        loops = 1  # micro-batches are unrolled there
-    accessed = loops * float(cost.get("bytes accessed", 0.0))
-    far = far_axes(mesh)
-    found = {"status": "compiled", "memory": memory(compiled, platform), "collectives": rows,
-             "bytes_accessed": accessed, "axes_between_slices": list(far), "roofline": None}
-    if (chip := chip_of(mesh.devices.flat[0])) is not None:
-        near, across = split_sent(rows, far)
-        found["roofline"] = roofline(
-            Load(work.model / mesh.size, work.computed / mesh.size, accessed, near, across), chip)
+    text, device = compiled.as_text(), mesh.devices.flat[0]
+    rows, far = traffic(listed(text), dict(mesh.shape)), far_axes(mesh)
+    found = {"status": "compiled", "memory": memory(compiled, device.platform), "collectives": rows,
+             "axes_between_slices": list(far), "as_compiled": None}
+    if bound is not None:
+        found["as_compiled"] = as_compiled(bound, *split_sent(rows, far), chip_of(device))
     return {**found, "warnings": check_gathers(text, mesh) if plan.what == "train" else []}
 
 
 def memory(compiled: Any, platform: str) -> dict[str, int]:
     """Bytes per device as the compiler reports them.
 
-    `needed` is what decides whether the program fits: on TPU the compiler's peak, which holds arguments and is what the
-    compiler itself compares with the chip; elsewhere arguments, new outputs and temporaries together, since the peak
-    that those compilers state leaves temporaries out.
+    `needed` is what decides whether the program fits, and the sum of `arguments`, `new_outputs` (those that do not take
+    the place of arguments), `alive` (temporaries at the peak) and `code`. On TPU the peak is the compiler's, which
+    holds arguments; elsewhere all `temporaries` count, since the peak that those compilers state leaves them out.
     """
     stats = compiled.memory_analysis()
     fields = {"arguments": "argument", "outputs": "output", "aliased": "alias", "temporaries": "temp",
               "code": "generated_code"}
     found = {name: int(getattr(stats, f"{field}_size_in_bytes")) for name, field in fields.items()}
     found["peak"] = int(getattr(stats, "peak_memory_in_bytes", 0))
-    together = found["arguments"] + found["outputs"] - found["aliased"] + found["temporaries"]
-    return {**found, "needed": found["peak"] if platform == "tpu" and found["peak"] else max(found["peak"], together)}
+    found["new_outputs"] = found["outputs"] - found["aliased"]
+    alive = found["peak"] - found["arguments"] - found["new_outputs"]
+    if platform != "tpu" or not found["peak"]:
+        alive = max(alive, found["temporaries"])
+    found["alive"] = max(alive, 0)
+    return {**found, "needed": sum(found[name] for name in ("arguments", "new_outputs", "alive", "code"))}
 
 
 def far_axes(mesh: Mesh) -> tuple[str, ...]:
@@ -225,7 +248,7 @@ def refused(error: Exception, flags: Sequence[tuple[str, str]] = ()) -> dict[str
         raise error
     vector = re.search(r"vmem", text, re.IGNORECASE) and not re.search(r"hbm", text, re.IGNORECASE)
     found: dict[str, Any] = {"status": "out of vector memory" if vector else "out of memory", "reason": text[:400],
-                             "collectives": [], "roofline": None}
+                             "collectives": [], "as_compiled": None, "roofline": None}
     sizes = [float(number) * UNITS[unit] for number, unit in re.findall(r"\b(\d+(?:\.\d+)?)([KMGT])\b", text)]
     if not vector and len(sizes) >= 2:
         found["memory"] = {"needed": int(sizes[0])}

@@ -54,16 +54,39 @@ def lines(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "FLOPs", (f"{si(flops['model'])} model ({share:.0%} attention), {si(flops['computed'])} computed; per {each} "
                     f"{si(flops['model_per_device'])} and {si(flops['computed_per_device'])}")
     if found := report["roofline"]:
-        terms = ", ".join(f"{name} {time(seconds)}" for name, seconds in found["seconds"].items())
-        yield "roofline", terms + (f" ({found['left_out']})" if "left_out" in found else "")
+        yield "roofline", _terms(found) + ", each at least"
         call = "step" if report["what"] == "train" else "call"
-        yield f"{call}, at best", (f"{time(found['step_seconds'])}, limited by {found['limited_by']}; "
-                                   f"{time(found['no_overlap_seconds'])} without any overlap")
+        yield f"{call}, at least", f"{time(found['step_seconds'])}, limited by {found['limited_by']}"
+        if compiled := report.get("as_compiled"):
+            yield "links, as compiled", (f"{_terms(compiled)} at effort {report['effort']}; {call} with this traffic "
+                                         f"at least {time(compiled['step_seconds'])}")
+        if report["what"] == "train":
+            yield "whole run, at least", whole_run(report)
         yield "MFU, at most", f"{found['mfu']:.1%}"
     elif report["status"] == "compiled":
         yield "roofline", f"none: no published figures for {report['kind']}"
     yield "compiled", (f"in {report['compile_seconds']:.0f} s at effort {report['effort']}, traced in "
                        f"{report['trace_seconds']:.0f} s, {report['date']}, jax {report['versions']['jax']}")
+
+
+def _terms(found: Mapping[str, Any]) -> str:
+    terms = ", ".join(f"{name} {time(seconds)}" for name, seconds in found["seconds"].items())
+    return terms + (f" ({found['left_out']})" if "left_out" in found else "")
+
+
+def whole_run(report: Mapping[str, Any]) -> str:
+    """Hours of all steps at the bound, chip-hours, and what they cost where a price is known:
+    `41.2 h of 100,000 steps, 659 chip-hours, 1,976 at 3 per chip-hour`. Evaluations, checkpoints and pauses come on
+    top."""
+    hours = report["steps"] * report["roofline"]["step_seconds"] / 3600
+    text = f"{_number(hours)} h of {report['steps']:,} steps, {_number(hours * report['chips'])} chip-hours"
+    if (price := report.get("price")) is not None:
+        text += f", {hours * report['chips'] * price:,.2f} at {price:g} per chip-hour"
+    return text
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _memory(report: Mapping[str, Any]) -> str:
@@ -72,13 +95,14 @@ def _memory(report: Mapping[str, Any]) -> str:
     if report["status"] != "compiled":
         return f"[red]{report['status']}[/red]" + (f": needs {amount(memory['needed'])}{limit}" if memory else "")
     colour = {"fits": "green", "does not fit": "red"}.get(report["verdict"], "yellow")
-    parts = ", ".join(f"{name} {amount(memory[name])}" for name in ("arguments", "outputs", "temporaries"))
-    return (f"[{colour}]{amount(memory['needed'])}{limit}, {report['verdict']}[/{colour}] ({parts}; "
-            f"{amount(memory['aliased'])} of the outputs take the place of arguments)")
+    parts = " + ".join(f"{name} {amount(memory[key])}" for name, key in (
+        ("arguments", "arguments"), ("new outputs", "new_outputs"), ("temporaries", "alive"), ("code", "code")))
+    return f"[{colour}]{amount(memory['needed'])}{limit}, {report['verdict']}[/{colour}] = {parts}"
 
 
 def _collectives(report: Mapping[str, Any]) -> rich.table.Table:
-    table = rich.table.Table("collective", "mesh axes", title="Collectives per device and call", title_justify="left")
+    table = rich.table.Table("collective", "mesh axes", title="Collectives per device and call, as compiled",
+                             title_justify="left")
     for name in ("number", "bytes", "sent at least"):
         table.add_column(name, justify="right")
     for row in report["collectives"]:
@@ -90,14 +114,14 @@ def _collectives(report: Mapping[str, Any]) -> rich.table.Table:
 def show_search(rows: Sequence[Found], console: rich.console.Console) -> None:
     """Print the outcome of a search, the best first."""
     table = rich.table.Table("mesh", "remat", title="What fits, the best first", title_justify="left")
-    for name in ("largest batch", "memory", "clips/s at most", "MFU at most"):
+    for name in ("largest batch", "memory per device", "clips/s at most", "MFU at most"):
         table.add_column(name, justify="right")
     for row in rows:
         mesh = ", ".join(f"{axis}={size}" for axis, size in vars(row.mesh).items() if size != 1) or "one device"
         if row.report is None:
             table.add_row(mesh, str(row.remat), "none", row.reason, "", "")
             continue
-        rate = row.report["roofline"]
+        rate = row.report.get("roofline")
         table.add_row(mesh, str(row.remat), str(row.report["batch"]), amount(row.report["memory"]["needed"]),
                       f"{row.clips_per_second:,.1f}" if rate else "", f"{rate['mfu']:.1%}" if rate else "")
     console.print(table)

@@ -6,7 +6,9 @@ The compiler is libtpu, which comes with the extra `[tpu]` and needs no TPU.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib.util
+import math
 import os
 import re
 
@@ -46,6 +48,11 @@ class Slices:
         """One slice as the compiler calls it, such as `v5p:4x4x4`."""
         return f"{self.generation}:{'x'.join(map(str, self.sides))}"
 
+    @property
+    def chips(self) -> int:
+        """Chips of one slice."""
+        return math.prod(self.sides)
+
     def __str__(self) -> str:
         return self.shape if self.count == 1 else f"{self.count}x{self.shape}"
 
@@ -56,10 +63,11 @@ def parse(name: str) -> Slices:
     Names of v4, v5p and tpu7x products count TensorCores, two per chip; those of v5e and v6e count chips. Raises
     `UserError` for other names, and for numbers and shapes that are no slice.
     """
-    whole = re.fullmatch(r"(?:(\d+)x)?(v4|v5e|v5litepod|v5p|v6e|tpu7x)([-:])(\d+(?:x\d+){0,2})", name)
+    whole = re.fullmatch(r"(?:(\d{1,4})x)?(v4|v5e|v5litepod|v5p|v6e|tpu7x)([-:])(\d{1,6}(?:x\d{1,6}){0,2})", name,
+                         re.ASCII)
     if not whole:
-        raise UserError(f"topology {name!r} is unknown; permitted: products such as v5p-128, v5e-16, v6e-256, "
-                        "tpu7x-128, slices such as v5p:4x4x4, v5e:4x4, or several of them such as 2xv5p-128")
+        raise UserError(f"topology {name!r} is unknown{_suggested(name)}; permitted: products such as v5p-128, v5e-16, "
+                        "v6e-256, tpu7x-128, slices such as v5p:4x4x4, v5e:4x4, or several of them such as 2xv5p-128")
     generation, numbers = whole[2].replace("litepod", "e"), tuple(map(int, whole[4].split("x")))
     about, slices = GENERATIONS[generation], int(whole[1] or 1)
     if slices < 1:
@@ -69,7 +77,31 @@ def parse(name: str) -> Slices:
     if len(numbers) != about.dimensions or min(numbers) < 1:
         raise UserError(f"topology {name!r} has sides {'x'.join(map(str, numbers))}; permitted: {about.dimensions} "
                         f"sides for {generation}, such as {generation}:{'x'.join(['4'] * about.dimensions)}")
+    if math.prod(numbers) > about.most:
+        raise UserError(f"topology {name!r} has {math.prod(numbers)} chips per slice; permitted: up to {about.most} "
+                        f"for {generation}, or several slices, as in 2x{generation}-128")
     return Slices(generation, numbers, slices)
+
+
+def _suggested(name: str) -> str:
+    """A name like a mistyped one: another spelling of the generation, or of what stands between it and its size."""
+    plain = name.strip().lower().replace("*", "x")
+    found = re.fullmatch(r"(\d+x)?((?:tpu[- ])?[a-z]+\d[a-z]*)[-_: ]*(\d+(?:x\d+)*)", plain)
+    if not found:
+        return ""
+    known = {**{key: key for key in GENERATIONS}, "v5litepod": "v5e", "v5lite": "v5e", "v5-lite": "v5e", "v6": "v6e",
+             "v7x": "tpu7x"}
+    close = difflib.get_close_matches(re.sub("^tpu[- ]", "", found[2]), known, n=1)
+    if not close:
+        return ""
+    guess = f"{found[1] or ''}{known[close[0]]}{':' if 'x' in found[3] else '-'}{found[3]}"
+    if guess == name:
+        return ""
+    try:
+        parse(guess)
+    except UserError:
+        return ""
+    return f" (did you mean {guess!r}?)"
 
 
 def full_name(name: str) -> str:

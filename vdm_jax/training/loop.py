@@ -37,7 +37,7 @@ from vdm_jax.training.runs import checkpoints_path
 from vdm_jax.training.sheets import SampleSheets
 from vdm_jax.training.starting import starting_weights
 from vdm_jax.training.state import TrainState, abstract_state, create_state
-from vdm_jax.training.step import Batch, compile_train_step, compile_validation
+from vdm_jax.training.step import Batch, CompileStep, compile_train_step, compile_validation
 from vdm_jax.training.stopping import StopRequests, stop_requests
 from vdm_jax.video.writing import atomic_path
 
@@ -76,6 +76,7 @@ class Trainer:
       devices: to train on; all devices of all processes by default.
       damaged: what to do when the newest checkpoint is damaged: refuse, or set it aside and use the one before.
       evaluation: what evaluates the stage where its training asks for it (`evaluation.in_training.StageEvaluation`).
+      compile_step: what compiles the train step, and may refuse it (`planning.before.checked_compile`).
     """
 
     experiment: Experiment
@@ -86,6 +87,7 @@ class Trainer:
     devices: Sequence[jax.Device] | None = None
     damaged: Damaged = "refuse"
     evaluation: MakeEvaluate | None = None
+    compile_step: CompileStep | None = None
     sources: dict[str, RandomAccessSource] = dataclasses.field(default_factory=dict)  # by split, once opened
     autoencoder: tuple[Any, ...] = ()  # weights of a latent stage's, once read
 
@@ -184,7 +186,7 @@ class Trainer:
 
     def _step(self, mesh: Mesh) -> Callable[[int, TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
         """The training step, a function of its number (from 1), state and batch."""
-        function = compile_train_step(self.stage, mesh, self.autoencoder)
+        function = compile_train_step(self.stage, mesh, self.autoencoder, self.compile_step)
         return lambda step, state, batch: function(state, batch)
 
     def _losses(self, mesh: Mesh) -> Callable[[Any, Batch], dict[str, float]]:

@@ -26,6 +26,7 @@ from vdm_jax.training.trainable import merged, split
 
 logger = logging.getLogger(__name__)
 Batch = dict[str, Array]
+CompileStep = Callable[[Mesh, Callable[[], jax.stages.Compiled]], jax.stages.Compiled]
 
 
 def stage_loss(
@@ -116,11 +117,12 @@ def jit_train_step(stage: Stage, mesh: Mesh) -> jax.stages.Wrapped:
 
 
 def compile_train_step(
-    stage: Stage, mesh: Mesh, autoencoder: tuple[Any, ...] = ()
+    stage: Stage, mesh: Mesh, autoencoder: tuple[Any, ...] = (), compile_step: CompileStep | None = None
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """`jit_train_step` called with the mesh in context, for batches of one shape; the first call compiles it, and warns
     where the compiler does not gather split parameters as it should. `autoencoder` are the weights of a latent stage's
-    (`autoencoders.load_autoencoder`), which are placed here."""
+    (`autoencoders.load_autoencoder`), which are placed here. `compile_step` calls the compiler that it is given, and
+    may refuse what comes of it."""
     program = jit_train_step(stage, mesh)
     autoencoder = jax.device_put(autoencoder, weight_shardings(stage.latent, mesh))
     compiled = None
@@ -128,7 +130,8 @@ def compile_train_step(
     def call(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         nonlocal compiled
         if compiled is None:
-            compiled = program.lower(state, batch, *autoencoder).compile()
+            lowered = program.lower(state, batch, *autoencoder)
+            compiled = lowered.compile() if compile_step is None else compile_step(mesh, lowered.compile)
             for line in check_gathers(compiled.as_text(), mesh) if split_axes(mesh) else ():  # the text is long
                 logger.warning(line)
         return compiled(state, batch, *autoencoder)
