@@ -99,9 +99,9 @@ class Process:
 
         x is [B, T, H, W, C] in [-1, 1]. `mask`, broadcastable to x (such as [B, T, 1, 1, 1]), restricts the
         mean to where it is 1; an example with an empty mask has loss 0. `logsnr` [B] and `noise` (like x)
-        replace what would be drawn (`draw`); with both, `key` may be None. aux: 'logsnr', 'prediction_mse' (unweighted, in the network's own
-        prediction), 'x_mse' (the same error, seen in x) and 'weight' (loss = weight * x_mse, unless `multiscale` counts
-        the error at several resolutions).
+        replace what would be drawn (`draw`); with both, `key` may be None. aux: 'logsnr', 'prediction_mse'
+        (unweighted, in the network's own prediction), 'x_mse' (the same error, seen in x) and 'weight' (loss = weight *
+        x_mse, unless `multiscale` counts the error at several resolutions).
 
         Raises `UserError` for levels of another shape (of single frames, say: networks and weights take one level per
         example), for a video that `multiscale` cannot halve, and for a mask beside it that differs in a frame.
