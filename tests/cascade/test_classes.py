@@ -19,8 +19,9 @@ from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.diffusion.process import Process
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import Level, UNet
+from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.planning.inputs import sampling_inputs, training_batch
-from vdm_jax.training.loop import DEVICE_FIELDS
+from vdm_jax.training.loop import DEVICE_FIELDS, device_batch
 from vdm_jax.training.step import stage_loss
 
 STAGE = Stage(name="base", video=VideoSpec(frames=1, height=4, width=4), process=Process(prediction="x"),
@@ -73,3 +74,12 @@ def test_planning_knows_of_labels(generator):
     assert batch["label"].shape == (8,) and batch["label"].dtype == jnp.int32
     _, conditioning, _, _ = sampling_inputs(STAGE, 8, 1, generator.mesh)
     assert conditioning.labels.shape == (8,)
+
+
+def test_a_part_of_a_batch_that_nobody_reads_is_named():
+    mesh = make_mesh(MeshSpec(data=1), jax.devices()[:1])
+    batch = {"video": np.zeros((2, 1, 4, 4, 3), np.uint8), "caption": np.array(["", ""]), "fps": np.ones(2, np.float32),
+             "reference_pose": np.zeros((2, 1, 3, 4), np.float32)}
+    assert set(device_batch(batch, mesh)) == {"video", "reference_pose"}
+    with pytest.raises(UserError, match="clips have 'depth', which no stage reads; permitted: video, tokens"):
+        device_batch({**batch, "depth": np.zeros((2, 1, 4, 4, 1))}, mesh)

@@ -67,7 +67,7 @@ def test_noise_on_what_is_known_is_that_of_a_timestep_which_the_network_is_told(
 def test_training_draws_timesteps_and_learns_from_what_is_not_known(monkeypatch, normal):
     seen = {}
 
-    def loss(self, network, x, key, *, mask=None):
+    def loss(self, network, x, key, *, mask=None, logsnr=None, noise=None):
         seen["mask"] = mask
         return jnp.zeros(len(x)), {"x_mse": jnp.zeros(len(x))}
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.training.latents import AUTOENCODER, random_params
 from vdm_jax.cascade.inputs import low_grid, training_inputs
-from vdm_jax.cascade.latent import Latent, encode, encode_known
+from vdm_jax.cascade.latent import Latent, decode, encode, encode_known
 from vdm_jax.cascade.observations import FramesKnown, Known, NothingKnown
 from vdm_jax.cascade.options import Sampling, StartFile, Training
 from vdm_jax.cascade.sampling import finished
@@ -23,6 +23,7 @@ from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.diffusion.augmentation import NoiseAugmentation, TruncatedAugmentation
 from vdm_jax.diffusion.process import Process
 from vdm_jax.errors import UserError
+from vdm_jax.interop import model_kinds
 from vdm_jax.networks.autoencoder import Autoencoder
 from vdm_jax.networks.config import EmbeddedText, Level, UNet
 from vdm_jax.networks.latent_network import LatentNetwork
@@ -171,3 +172,17 @@ def test_a_stage_may_fill_in_frames():
     stage = make((5, 16, 24), source=KeyFrames(frames=2, every=4), network=network,
                  training=Training(observations=(FramesKnown(first=1),)))
     assert stage.source_shape == (2, 16, 24)
+
+
+def test_latents_are_scaled_and_shifted_as_published():
+    """z = (mean - shift) * scale, from the autoencoder's own moments: Rombach et al. 2022 scale by 0.18215."""
+    spec = dataclasses.replace(AUTOENCODER, scale=0.18215, shift=0.25)
+    latent, weights = Latent(autoencoder=spec), random_params(spec)
+    video = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (1, 2, 8, 8, 3)), jnp.float32)
+    mean = model_kinds.module(spec).apply({"params": weights}, video, method="encode").mean
+    np.testing.assert_allclose(encode(latent, weights, video), (mean - 0.25) * 0.18215, atol=1e-6)
+    np.testing.assert_allclose(encode(latent, weights, video, scaled=False), mean, atol=1e-6)
+    assert np.abs((mean - 0.25) * 0.18215 - mean).max() > 0.1
+    z = jnp.asarray(np.random.default_rng(1).normal(size=(1, 2, 4, 4, 4)), jnp.float32)
+    made = model_kinds.module(spec).apply({"params": weights}, z / 0.18215 + 0.25, method="decode")
+    np.testing.assert_allclose(decode(latent, weights, z), np.clip(made, -1, 1), atol=1e-4)

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from vdm_jax.cascade.observations import FramesKnown, NothingKnown
 from vdm_jax.cascade.options import Sampling, Training
 from vdm_jax.cascade.stage import Experiment, LowResolution, Stage, VideoSpec
 from vdm_jax.data.captioned_digits import CaptionedDigits
@@ -109,3 +110,19 @@ def test_what_does_not_fit_is_named(make, message):
 def test_guidance_is_for_networks_with_text():
     network = dataclasses.replace(UNET, text=WordEncoder(words=("red",)))
     assert make_stage(network=network, sampling=Sampling(guidance=2.0)).sampling.guidance == 2.0
+
+
+@pytest.mark.parametrize(("training", "sampling", "message"), [
+    ({"observations": (FramesKnown(first=1),)}, {"guided_by": "known"},
+     "sampling.guidance=2.0 by 'known' with training.observations=.*permitted: observations with NothingKnown"),
+    ({"observations": (FramesKnown(first=1),), "text_dropout": 0.0}, {},
+     "sampling.guidance=2.0 by 'prompt' with training.text_dropout=0,.*permitted: text_dropout above 0"),
+])
+def test_guidance_away_from_what_training_never_leaves_out(training, sampling, message):
+    network = UNet(levels=(Level(channels=8),), groups=4, embedding_channels=8, observed=True,
+                   text=WordEncoder(words=("a",), length=2, width=8, layers=1, head_dim=8))
+    with pytest.raises(UserError, match=message):
+        make_stage(network=network, training=Training(**training), sampling=Sampling(guidance=2.0, **sampling))
+    make_stage(network=network, training=Training(**training), sampling=Sampling(**sampling))
+    both = Training(observations=(FramesKnown(first=1), NothingKnown()))
+    make_stage(network=network, training=both, sampling=Sampling(guidance=2.0, **sampling))

@@ -65,3 +65,14 @@ def test_drop_text_drops_whole_samples_with_the_probability():
 def test_drop_text_with_probability_zero_and_almost_one(conditioning):
     assert drop_text(jax.random.key(0), conditioning, 0.0) is conditioning
     assert not drop_text(jax.random.key(0), conditioning, 1.0).text_mask.any()
+
+
+def test_the_null_condition_takes_the_class_too():
+    """Of a sample without text all of it is gone: tokens, class and picture; the other sample keeps all."""
+    given = Conditioning(text_mask=jnp.ones((2, 1, 3), bool), labels=jnp.array([4, 7]), image=jnp.ones((2, 1, 2, 2, 4)))
+    one = given.without_text(jnp.array([True, False]))
+    np.testing.assert_array_equal(one.labels, [-1, 7])
+    np.testing.assert_array_equal(one.text_mask[:, 0], [[False] * 3, [True] * 3])
+    np.testing.assert_array_equal(one.image[:, 0, 0, 0, 0], [0, 1])
+    np.testing.assert_array_equal(given.without_text().labels, [-1, -1])
+    np.testing.assert_array_equal(Conditioning(labels=jnp.array([4, 7])).without_text().labels, [-1, -1])

@@ -211,3 +211,19 @@ def test_multiscale_loss_refuses_what_it_cannot_pool(height, mask, message):
     assert str(error.value) == message
     with pytest.raises(UserError, match="Process.multiscale=-1; permitted: 0"):
         Process(multiscale=-1)
+
+
+@pytest.mark.parametrize("frames", [3, 2])  # also where there are as many frames as examples
+def test_one_level_per_example(frames):
+    x = jnp.zeros((2, frames, 4, 4, 3))
+    with pytest.raises(UserError, match=rf"logsnr of shape \[2, {frames}\] for a batch of 2; permitted: \[2\]"):
+        Process().loss(half, x, jax.random.key(0), logsnr=jnp.zeros((2, frames)))
+    with pytest.raises(UserError, match=r"noise of shape \[2, 1, 4, 4, 3\]"):
+        Process().loss(half, x, jax.random.key(0), noise=jnp.zeros((2, 1, 4, 4, 3)))
+
+
+def test_the_loss_is_that_of_its_draws():
+    x = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 3, 4, 4, 3)), jnp.float32)
+    logsnr, noise = Process().draw(jax.random.key(5), x.shape)
+    drawn, given = Process().loss(half, x, jax.random.key(5)), Process().loss(half, x, None, logsnr=logsnr, noise=noise)
+    jax.tree.map(np.testing.assert_array_equal, drawn, given)

@@ -69,7 +69,9 @@ def test_psnr_of_a_known_difference():
     grey[:, 0] += 51  # a fifth of the range: 20 log10(5) dB
     grey[:, 1] += 5
     assert frames.psnr(grey, black)[0] == pytest.approx((20 * np.log10(5) + 20 * np.log10(51)) / 2)
-    assert frames.psnr(black, black)[0] == np.inf
+    grey[:, 0] = black[:, 0]  # an equal frame counts as 100 dB, and so no more than any other
+    assert frames.psnr(grey, black)[0] == pytest.approx((100 + 20 * np.log10(51)) / 2)
+    assert frames.psnr(black, black)[0] == 100
 
 
 def test_lpips_of_videos_is_the_mean_over_frames(trained, clips):
@@ -131,7 +133,16 @@ def test_scores_of_videos_have_an_interval():
     score = frames.mean_score("lpips_alexnet", np.array([1.0, 2, 3, 4]), "lower", {"frames": 4}, weights.ALEXNET)
     assert score.value == 2.5 and score.interval.high - 2.5 == pytest.approx(1.96 * np.std([1, 2, 3, 4], ddof=1) / 2)
     assert score.conditions == {"videos": 4, "frames": 4} and score.detector_sha256 == weights.ALEXNET.sha256
-    assert frames.mean_score("psnr", np.array([np.inf, 1]), "higher", {}).interval is None
+    assert frames.mean_score("psnr", np.array([1.0]), "higher", {}).interval is None
+
+
+def test_videos_without_a_value_are_counted_and_never_make_the_score():
+    score = frames.mean_score("warp_error", np.array([np.nan, 1, 3]), "lower", {"kind": "made"})
+    assert score.value == 2 and score.conditions == {"videos": 3, "kind": "made", "videos_without_value": 1}
+    with pytest.raises(UserError, match="warp_error of 2 videos is not defined for 2 of them; permitted: finite"):
+        frames.mean_score("warp_error", np.full(2, np.nan), "lower", {})
+    with pytest.raises(UserError, match="psnr of 2 videos is infinite for 1 of them"):
+        frames.mean_score("psnr", np.array([np.inf, 1]), "higher", {})
 
 
 @pytest.mark.parametrize(("call", "message"), [

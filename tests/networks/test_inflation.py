@@ -104,3 +104,26 @@ def test_what_does_not_fit_is_named(image, normal):
     video = VIDEOS["not causal"]
     refused(IMAGE, "UNet.observed=False of a network that is to begin as one with observed=True", video,
             shapes(video, normal))
+
+
+def test_input_channels_of_the_other_network_keep_their_meaning(normal):
+    """A network that takes known frames becomes one that takes a low-resolution video too, whose channels come in
+    between: the first kernel is looked at channel by channel of every pixel of a patch."""
+    image, video = (network(low_resolution=low, observed=True) for low in (False, True))
+    names = ("embeddings", "text_mask", "observed", "observed_mask")
+    z, level, conditioning = inputs(normal)
+    trees = {}
+    for spec, more in ((image, ()), (video, ("low_resolution", "augmentation"))):
+        told = Conditioning(**{name: getattr(conditioning, name) for name in (*names, *more)})
+        trees[spec] = jax.eval_shape(
+            lambda s=spec, t=told: SpaceTimeUNet(s).init(jax.random.key(0), z, level, t))["params"]
+    plan = plan_inflation(video, trees[video], image, trees[image])
+    assert trees[video]["stem"]["kernel"].shape[3] == 4 * 10 and trees[image]["stem"]["kernel"].shape[3] == 4 * 7
+    source, params = (jax.tree.map(lambda a, value=value: np.full(a.shape, value, np.float32), trees[spec])
+                      for spec, value in ((image, 0), (video, 9)))
+    source["stem"]["kernel"][:] = np.arange(1, 29)[:, None]  # pixel by pixel: noisy video (3), known (3), mask (1)
+    kernel = np.asarray(plan.apply(params, source)["stem"]["kernel"])[0, 0, 0, :, 0].reshape(4, 10)
+    for pixel in range(4):
+        first = 7 * pixel + 1
+        expected = [first, first + 1, first + 2, 0, 0, 0, first + 3, first + 4, first + 5, first + 6]
+        np.testing.assert_array_equal(kernel[pixel], expected)

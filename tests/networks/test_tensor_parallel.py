@@ -14,12 +14,16 @@ from jax.sharding import PartitionSpec as P
 from vdm_jax.attention.patterns import Spatial
 from vdm_jax.networks import config as cfg
 from vdm_jax.networks.inflation_blocks import ConvolutionInflationLayer
+from vdm_jax.networks.latent_frames import FrameTransformer
+from vdm_jax.networks.latent_unet_blocks import GatedFeedForward, Given, Sizes, TokenAttention, TokenTransformer
 from vdm_jax.networks.mixers import CrossAttentionLayer, FeedForwardLayer, SelfAttentionLayer
 from vdm_jax.networks.unet import ResidualBlock
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
-from vdm_jax.parallel.rules import parameter_shardings
+from vdm_jax.parallel.rules import parameter_axes, parameter_shardings
 
 COMMON = (4, "frame", jnp.float32)
+SIZES = Sizes(4, True, False, "xla", jnp.float32)
+GIVEN = Given(jnp.ones((4, 8)), jnp.ones((4, 1, 3, 12)), None)
 X = (4, 2, 8, 8, 16)  # B T H W C; a device holds one clip, 8,192 bytes of each 16 channels
 TEXT = (jnp.ones((4, 1, 3, 12)), jnp.ones((4, 1, 3), bool))
 UNET = cfg.UNet(levels=(cfg.Level(channels=16),), groups=4, embedding_channels=8)
@@ -32,6 +36,43 @@ LAYERS = {
         ConvolutionInflationLayer(cfg.ConvolutionInflation(), *COMMON), (0,)),
     "residual": (ResidualBlock(UNET, 16, 3, 0.0), (jnp.ones((4, 1, 8)), False)),
 }
+
+# Layers of open latent networks on tensor=4, and how often tokens are summed: once for each attention and feed-forward.
+# Vectors, of noise levels and frame numbers, are summed besides.
+OPEN_LAYERS = {
+    "feed_forward_0": (GatedFeedForward(jnp.float32), (), 1),
+    "space_attention": (TokenAttention(4, SIZES, Spatial()), (), 1),
+    "down_0_0_transformer": (TokenTransformer(4, SIZES._replace(temporal=False)), (GIVEN,), 3),
+    "middle_transformer": (TokenTransformer(4, SIZES), (GIVEN,), 7),
+    "middle_motion": (FrameTransformer(4, 4, 4, SIZES), (), 3),
+}
+
+
+@pytest.mark.parametrize("name", list(OPEN_LAYERS))
+def test_open_layers_sum_tokens_once_per_pair(name, filled, normal):
+    layer, rest, pairs = OPEN_LAYERS[name]
+    x = normal(0, *X)
+    params = filled(layer, x, *rest)
+    mesh = make_mesh(MeshSpec(data=2, tensor=4))
+    shardings, rows = parameter_shardings({name: params}, mesh)[name], NamedSharding(mesh, P("data"))
+    with jax.set_mesh(mesh):
+        run = jax.jit(lambda p, x: layer.apply({"params": p}, x, *rest), in_shardings=(shardings, rows),
+                      out_shardings=rows).lower(params, x).compile()
+    got = run(jax.device_put(params, shardings), jax.device_put(x, rows))
+    np.testing.assert_allclose(got, layer.apply({"params": params}, x, *rest), atol=2e-5)
+    text, tokens = run.as_text(), 2 * X[1] * X[2] * X[3]  # of a device's two clips
+    sums = re.findall(r"= (.*?) all-reduce(?:-start)?\(", text)  # several arrays may be summed in one
+    shapes = [shape for one in sums for shape in re.findall(r"f32\[([\d,]+)\]", one)]
+    sizes = [np.prod([int(n) for n in shape.split(",")]) for shape in shapes]
+    assert sum(size >= tokens for size in sizes) == pairs
+    for kind in ("all-gather", "all-to-all", "collective-permute"):
+        assert max(_sizes(kind, text), default=0) < tokens * 8, kind  # kernels only
+
+
+def test_second_layers_split_what_comes_in():
+    for name in ("/level_out", "/scalars_out", "/middle_transformer/places_out",
+                 "/down_0_0/temporal_residual/conv_out", "/middle_transformer/time/feed_forward_0/out"):
+        assert parameter_axes(f"{name}/kernel", 2) == ("mlp", "embed"), name
 
 
 @pytest.mark.parametrize("name", list(LAYERS))

@@ -10,7 +10,7 @@ from vdm_jax.attention import counting
 from vdm_jax.attention.capability import Request, resolve
 from vdm_jax.attention.contexts import CONTEXTS, Call, context_size, local, spread
 from vdm_jax.attention.kernels import KERNELS
-from vdm_jax.attention.patterns import AttentionPattern, External
+from vdm_jax.attention.patterns import AttentionPattern, External, check_layout
 from vdm_jax.attention.relation import Bank, View
 from vdm_jax.errors import UserError
 from vdm_jax.parallel.compiling import target_platform
@@ -61,6 +61,7 @@ def attend(
     _check_external(pattern, external, q.shape, own, bias, offset_values)
     inner = pattern.inner if isinstance(pattern, External) else pattern
     shape = q.shape[1:4]
+    check_layout(inner, shape)
     view = View(inner, shape, _mask_bytes(frame_mask, shape[0]))
     request = Request(pattern=pattern, shape=shape, batch=q.shape[0], heads=q.shape[4], head_dim=q.shape[5],
                       dtype=q.dtype.name, platform=target_platform(platform), bias=bias is not None,

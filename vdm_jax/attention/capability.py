@@ -14,9 +14,6 @@ from vdm_jax.attention.patterns import Full, Pattern, Shape, Spatial, Temporal
 from vdm_jax.errors import UserError
 from vdm_jax.parallel.compiling import PLATFORMS
 
-TOKEN_PATTERNS = frozenset({"Full", "Causal", "SparseCausal", "LocalWindow"})
-ALL = TOKEN_PATTERNS | {"Spatial", "Temporal", "TemporalCausal"}
-
 # From where on `auto` computes in blocks. On a CPU blocks that stay in the cache are 2-3 times faster than dense from
 # 512 rows on; elsewhere dense is fused and the memory of the logits decides.
 CHUNKED_ROWS_CPU = 512
@@ -87,7 +84,7 @@ class Request:
     @property
     def unmasked(self) -> bool:
         """Whether every token of a sequence sees every other."""
-        return isinstance(self.pattern, Full | Spatial | Temporal) and self.frame_mask is None
+        return type(self.pattern) in (Full, Spatial, Temporal) and self.frame_mask is None
 
     @property
     def logits_bytes(self) -> int:
@@ -96,33 +93,42 @@ class Request:
         return 4 * self.batch * self.heads * frames * height * width * self.rows
 
 
+def _named(patterns: str) -> frozenset[str]:
+    """A row's patterns. Every row lists its own, so that a new pattern runs nowhere until someone has said where."""
+    return frozenset(patterns.split())
+
+
 CAPABILITIES: dict[tuple[str, str], Entry] = {
-    ("xla", "none"): Entry(ALL, offset_values=True),
-    ("chunked", "none"): Entry(ALL),
-    ("gather", "none"): Entry(TOKEN_PATTERNS - {"Full"} | {"TemporalCausal"}, bounded=True),
+    ("xla", "none"): Entry(_named("Spatial Temporal TemporalCausal Full Causal SparseCausal LocalWindow"),
+                           offset_values=True),
+    ("chunked", "none"): Entry(_named("Spatial Temporal TemporalCausal Full Causal SparseCausal LocalWindow")),
+    ("gather", "none"): Entry(_named("TemporalCausal Causal SparseCausal LocalWindow"), bounded=True),
     # cuDNN itself permits head_dim up to 256 from Hopper on; 128 is what every generation takes.
-    ("cudnn", "none"): Entry(ALL - {"LocalWindow"}, platforms=("gpu",), bias=False, frame_masks=(), frame_valid=False,
-                             external=False, dtypes=("bfloat16", "float16"), head_dim=(8, 128)),
-    ("splash", "none"): Entry(TOKEN_PATTERNS | {"Spatial"}, platforms=("tpu",), bias=False,
+    ("cudnn", "none"): Entry(_named("Spatial Temporal TemporalCausal Full Causal SparseCausal"), platforms=("gpu",),
+                             bias=False, frame_masks=(), frame_valid=False, external=False,
+                             dtypes=("bfloat16", "float16"), head_dim=(8, 128)),
+    ("splash", "none"): Entry(_named("Spatial Full Causal SparseCausal LocalWindow"), platforms=("tpu",), bias=False,
                               frame_masks=("independent images",), external=False, dtypes=("bfloat16", "float32"),
                               head_dim=(8, 256), most_rows=450_000),
 }
 # Spatial attention never leaves a frame, and frames are never split: it has nothing to exchange.
+_EXCHANGED = _named("Temporal TemporalCausal Full Causal SparseCausal LocalWindow")
 CAPABILITIES |= {
-    **{(kernel, "all_gather"): Entry(ALL - {"Spatial"}) for kernel in ("xla", "chunked")},
-    **{(kernel, context): Entry(ALL - {"Spatial"}, bias=False)
+    **{(kernel, "all_gather"): Entry(_EXCHANGED) for kernel in ("xla", "chunked")},
+    **{(kernel, context): Entry(_EXCHANGED, bias=False)
        for kernel in ("xla", "chunked") for context in ("ring", "zigzag_ring", "ulysses_ring")},
-    **{(kernel, "halo"): Entry(ALL - {"Full", "Temporal"}, bias=False, bounded=True)
-       for kernel in ("xla", "chunked", "gather")},
-    **{(kernel, "halo"): dataclasses.replace(CAPABILITIES[kernel, "none"], patterns=frozenset({"Spatial"}))
+    **{(kernel, "halo"): Entry(_named("Spatial TemporalCausal Causal SparseCausal LocalWindow"), bias=False,
+                               bounded=True) for kernel in ("xla", "chunked", "gather")},
+    **{(kernel, "halo"): dataclasses.replace(CAPABILITIES[kernel, "none"], patterns=_named("Spatial"))
        for kernel in ("cudnn", "splash")},
     # These two bring whole sequences to each device, so that a kernel can do what it can without a context.
-    **{(kernel, "ulysses"): dataclasses.replace(entry, patterns=entry.patterns - {"Spatial"}, offset_values=False)
+    **{(kernel, "ulysses"): dataclasses.replace(entry, patterns=entry.patterns & _EXCHANGED, offset_values=False)
        for (kernel, _), entry in CAPABILITIES.items()},
-    **{(kernel, "relayout"): dataclasses.replace(entry, patterns=entry.patterns & {"Temporal", "TemporalCausal"},
+    **{(kernel, "relayout"): dataclasses.replace(entry, patterns=entry.patterns & _named("Temporal TemporalCausal"),
                                                     offset_values=False)
        for (kernel, _), entry in CAPABILITIES.items() if kernel != "splash"},
 }
+ALL = frozenset().union(*(entry.patterns for entry in CAPABILITIES.values()))  # in some row
 
 
 def require(

@@ -10,6 +10,7 @@ temporal attention are layouts, never masks: masking them out of full attention 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import ClassVar, Literal, NamedTuple
 
 import jax
@@ -54,8 +55,13 @@ class Pattern:
         return (query == query) & (key == key)
 
     def covers_frame(self, size: tuple[int, int]) -> bool:
-        """Whether every position of a frame of `size` sees every other, so that no mask inside a frame is needed."""
-        return True
+        """Whether every position of a frame of `size` sees every other, so that no mask inside a frame is needed. False
+        may also say that a pattern does not know: then the mask is there, and full."""
+        return type(self).position_visible is Pattern.position_visible
+
+    def row_reach(self, size: tuple[int, int]) -> int:
+        """Most rows between two positions of which one may see the other, in a frame of `size`."""
+        return size[0]
 
     def bounded_frames(self) -> bool:
         """Whether a query frame sees a number of frames that does not grow with the clip."""
@@ -97,8 +103,9 @@ class Pattern:
         return KeyFrames(np.where(valid, order, order[:, :1]).astype(np.int32), valid)
 
     def position_pairs(self, size: tuple[int, int]) -> int:
-        """Number of visible (query, key) pairs of positions between two frames that see each other."""
-        return (size[0] * size[1]) ** 2
+        """Number of visible (query, key) pairs of positions between two frames that see each other: counted, unless all
+        of them are."""
+        return (size[0] * size[1]) ** 2 if self.covers_frame(size) else _counted_pairs(self, size)
 
     def pairs(self, shape: Shape, frame_mask: np.ndarray | None = None) -> int:
         """Number of visible (query, key) pairs of tokens, without building the mask over tokens."""
@@ -226,6 +233,9 @@ class LocalWindow(Pattern):
     def covers_frame(self, size):
         return self.height // 2 >= size[0] - 1 and self.width // 2 >= size[1] - 1
 
+    def row_reach(self, size):
+        return self.height // 2
+
     def bounded_frames(self):
         return True
 
@@ -266,6 +276,9 @@ class External(Pattern):
     def covers_frame(self, size):
         return self.inner.covers_frame(size)
 
+    def row_reach(self, size):
+        return self.inner.row_reach(size)
+
     def bounded_frames(self):
         return self.inner.bounded_frames()
 
@@ -305,6 +318,35 @@ def independent_frames_mask(frames: int, images: int) -> np.ndarray:
     index = np.arange(frames + images)
     clip = index < frames
     return (clip[:, None] & clip[None, :]) | (index[:, None] == index[None, :])
+
+
+@functools.lru_cache(maxsize=256)
+def check_layout(pattern: Pattern, shape: Shape) -> None:
+    """Raise `UserError` for a pattern that sees what its layout puts into other sequences, or nothing of its own: such
+    tokens would be left out without a word. Positions are looked at in a corner of the frame."""
+    frames, corner = np.arange(shape[0]), tuple(min(side, 4) for side in shape[1:])
+    positions = np.arange(corner[0] * corner[1])
+    if pattern.layout == "all":
+        return
+    if pattern.layout == "frames":
+        fits = np.array_equal(pattern.frame_visible(frames[:, None], frames[None, :]), np.eye(shape[0], dtype=bool))
+    elif pattern.layout == "positions":
+        seen = pattern.position_visible(positions[:, None], positions[None, :], corner)
+        fits = np.array_equal(seen, np.eye(len(positions), dtype=bool))
+    else:
+        raise UserError(f"attention pattern {pattern} has layout={pattern.layout!r}; permitted: 'frames', 'positions', "
+                        "'all'")
+    if not fits:
+        raise UserError(f"attention pattern {pattern} has layout={pattern.layout!r}, but sees other {pattern.layout}; "
+                        "permitted: layout='all'")
+
+
+@functools.lru_cache(maxsize=256)
+def _counted_pairs(pattern: Pattern, size: tuple[int, int]) -> int:
+    """`position_pairs` by looking at every pair, some rows of queries at a time."""
+    keys = np.arange(size[0] * size[1])
+    return sum(int(np.sum(pattern.position_visible(keys[start : start + 256, None], keys[None, :], size)))
+               for start in range(0, len(keys), 256))
 
 
 def _window_pairs(length: int, reach: int) -> int:

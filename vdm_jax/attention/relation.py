@@ -123,7 +123,7 @@ class Relation:
     def _rows_meet(self, q_first, q_last, k_first, k_last) -> np.ndarray:
         """Whether some row of the query block is near enough to some row of the key block."""
         height, width = self.size
-        reach = getattr(self.within, "height", 2 * height + 1) // 2
+        reach = self.within.row_reach(self.size)
 
         def rows(first, last, run):
             one = first // run == last // run  # a block that spans frames holds rows of all heights
@@ -226,9 +226,13 @@ class View:
         return Relation((frames, frames), (run, run), self.tokens, table, self._rule(), within, self.shape[1:])
 
     def _rule(self) -> FrameRule | None:
-        if self.frame_mask is None:
-            return FrameRule(self.pattern)
-        return None if self.images is None else FrameRule(self.pattern, self.shape[0] - self.images)
+        """The formula of the frame table, where there is one: a frame that pattern and mask leave alone is in none."""
+        if self.images is None:
+            return None
+        rule, frames = FrameRule(self.pattern, self.shape[0] - self.images if self.images else None), self.shape[0]
+        index = np.arange(frames)
+        same = np.array_equal(rule(index[:, None], index[None, :]), self.frame_table)
+        return rule if same else None
 
     def bank_rows(self, bank: Bank) -> tuple[Array, Array, Array | None, Relation]:
         """Outside keys, values `[B*, E, K, D]` and mask `[B*, E]` of the sequences, and who sees them."""

@@ -30,7 +30,7 @@ _CROP_STREAM, _PICTURE_NOISE_STREAM, _KNOWN_NOISE_STREAM = 2**31 - 3, 2**31 - 4,
 
 def target_video(
     clip: UInt8[Array, "b t h w 3"], video: VideoSpec, key_frames: bool = False
-) -> Float[Array, "b t h w 3"]:
+) -> Float[Array, "b t2 h2 w2 3"]:
     """The clip at the size a stage makes: some of its frames (`take_frames`), pixels averaged over areas."""
     return resize(to_float(take_frames(clip, video.frames, key_frames)), video.height, video.width, "area")
 

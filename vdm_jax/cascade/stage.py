@@ -10,6 +10,7 @@ import math
 from typing import ClassVar, Literal
 
 from vdm_jax.cascade.latent import Latent
+from vdm_jax.cascade.observations import NothingKnown
 from vdm_jax.cascade.options import DataSet, Sampling, Start, StartFile, Training
 from vdm_jax.diffusion.augmentation import Augmentation, NoiseAugmentation, TruncatedAugmentation
 from vdm_jax.diffusion.process import Process
@@ -162,6 +163,22 @@ class Stage:
                             f"{self.sampling.guided_by!r} but network.text=None, network.observed="
                             f"{self.network.observed}; permitted: 0 for a network without text or classes, 'known' for "
                             "one that takes what is known")
+        self._check_dropped()
+
+    def _check_dropped(self) -> None:
+        """Raise `UserError` for guidance away from an input that training never leaves out: the network has not seen
+        what the unconditional estimate is made from."""
+        sampling, training, where = self.sampling, self.training, f"Stage {self.name!r}: sampling.guidance"
+        if not sampling.guided:
+            return
+        weight = sampling.guidance or sampling.last_frame_guidance
+        if sampling.guided_by == "known" and not any(isinstance(o, NothingKnown) for o in training.observations):
+            raise UserError(f"{where}={weight} by 'known' with training.observations={training.observations}, which "
+                            "never show it a video of which nothing is known; permitted: observations with "
+                            "NothingKnown, or guidance=0")
+        if sampling.guided_by == "prompt" and not training.text_dropout:
+            raise UserError(f"{where}={weight} by 'prompt' with training.text_dropout=0, so that it never sees the "
+                            "null caption; permitted: text_dropout above 0, or guidance=0")
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

@@ -11,6 +11,7 @@ from typing import Annotated
 import tyro
 
 from vdm_jax.cascade.autoencoding import AnyExperiment, AutoencoderExperiment
+from vdm_jax.cascade.stage import Experiment
 from vdm_jax.commands.arguments import override, parse_with_rest
 from vdm_jax.commands.configs import load_config
 from vdm_jax.data.opening import caption_words, open_source

@@ -1,8 +1,10 @@
 """How noise levels are drawn in training: each config draws one log-SNR per example.
 
-With `stratified`, one uniform number u is drawn and example b uses quantile `(u + b/B) mod 1`, so that a
-batch covers all levels evenly and the loss varies less (Kingma et al. 2021, arXiv 2107.00630, appendix I.1).
-Each example's level still has the intended distribution, so the expected loss is unchanged.
+With `stratified`, one uniform number u is drawn and the batch uses the quantiles `(u + b/B) mod 1`, so that it
+covers all levels evenly and the loss varies less (Kingma et al. 2021, arXiv 2107.00630, appendix I.1). Which example
+has which of them is drawn too: in batch order, two levels of a batch (that of the noise and that of an augmentation)
+would differ by one number for all examples. Each example's level still has the intended distribution, so the expected
+loss is unchanged.
 """
 
 import dataclasses
@@ -17,7 +19,9 @@ from vdm_jax.errors import UserError
 
 def _quantiles(key: Key[Array, ""], batch: int, stratified: bool) -> Float[Array, " B"]:
     if stratified:
-        return (jax.random.uniform(key) + jnp.arange(batch) / batch) % 1.0
+        offset_key, order_key = jax.random.split(key)
+        places = jax.random.permutation(order_key, batch)
+        return (jax.random.uniform(offset_key) + places / batch) % 1.0
     return jax.random.uniform(key, (batch,))
 
 

@@ -57,7 +57,7 @@ class Process:
             )
 
     def diffuse(self, x: Video, noise: Video, logsnr: Level) -> Video:
-        """`z = alpha x + sigma noise`; logsnr is [B] or [B, T]."""
+        """`z = alpha x + sigma noise`; logsnr is [B], or [B, T] where frames differ."""
         alpha, sigma = self.schedule.alpha_sigma(logsnr)
         return expand(alpha, x) * x + expand(sigma, x) * noise
 
@@ -80,32 +80,43 @@ class Process:
 
         return denoise
 
+    def draw(self, key: Key[Array, ""], shape: tuple[int, ...]) -> tuple[Float[Array, " B"], Video]:
+        """Training levels of a batch of videos of `shape`, one log-SNR [B] per example, and its noise."""
+        level_key, noise_key = jax.random.split(key)
+        return self.level_sampling.draw(level_key, shape[0], self.schedule), jax.random.normal(noise_key, shape)
+
     def loss(
         self,
         network: Network,
         x: Video,
-        key: Key[Array, ""],
+        key: Key[Array, ""] | None,
         *,
         mask: Float[Array, "..."] | None = None,
-        logsnr: Level | None = None,
+        logsnr: Float[Array, " B"] | None = None,
         noise: Video | None = None,
     ) -> tuple[Float[Array, " B"], dict[str, Float[Array, " B"]]]:
         """Weighted squared (or absolute) error of one denoising step per example, [B], and an aux dict of [B] arrays.
 
         x is [B, T, H, W, C] in [-1, 1]. `mask`, broadcastable to x (such as [B, T, 1, 1, 1]), restricts the
         mean to where it is 1; an example with an empty mask has loss 0. `logsnr` [B] and `noise` (like x)
-        replace what would be drawn. aux: 'logsnr', 'prediction_mse' (unweighted, in the network's own
-        prediction), 'x_mse' (the same error, seen in x) and 'weight' (loss = weight * x_mse, unless `multiscale` counts
-        the error at several resolutions).
+        replace what would be drawn (`draw`); with both, `key` may be None. aux: 'logsnr', 'prediction_mse'
+        (unweighted, in the network's own prediction), 'x_mse' (the same error, seen in x) and 'weight' (loss = weight *
+        x_mse, unless `multiscale` counts the error at several resolutions).
 
-        Raises `UserError` for a video that `multiscale` cannot halve, and for a mask beside it that differs in a frame.
+        Raises `UserError` for levels of another shape (of single frames, say: networks and weights take one level per
+        example), for a video that `multiscale` cannot halve, and for a mask beside it that differs in a frame.
         """
-        level_key, noise_key = jax.random.split(key)
         x = x.astype(jnp.float32)
-        if logsnr is None:
-            logsnr = self.level_sampling.draw(level_key, x.shape[0], self.schedule)
-        if noise is None:
-            noise = jax.random.normal(noise_key, x.shape)
+        if logsnr is not None and jnp.shape(logsnr) != x.shape[:1]:
+            raise UserError(f"Process.loss: logsnr of shape {list(jnp.shape(logsnr))} for a batch of {x.shape[0]}; "
+                            f"permitted: [{x.shape[0]}], one level per example")
+        if noise is not None and jnp.shape(noise) != x.shape:
+            raise UserError(f"Process.loss: noise of shape {list(jnp.shape(noise))} for videos of {list(x.shape)}; "
+                            f"permitted: {list(x.shape)}")
+        if logsnr is None or noise is None:
+            drawn_logsnr, drawn_noise = self.draw(key, x.shape)
+            logsnr = drawn_logsnr if logsnr is None else logsnr
+            noise = drawn_noise if noise is None else noise
         alpha, sigma = self.schedule.alpha_sigma(logsnr)
         z = self.diffuse(x, noise, logsnr)
         raw = network(self.network_input(z, logsnr), logsnr).astype(jnp.float32)

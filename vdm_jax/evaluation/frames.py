@@ -25,15 +25,18 @@ Values = Float[np.ndarray, " n"]
 Window = Literal["gaussian", "uniform"]
 Pairs = Literal["consecutive", "all"]
 
+HIGHEST_PSNR = 100.0  # of a frame, dB
 _LEVELS = 255.0  # range of pixel values
 _SIGMA, _RADIUS, _SIDE = 1.5, 5, 7  # of the Gaussian window, cut off at 3.5 sigma, and side of the uniform one, pixels
 
 
 def psnr(videos: Videos, real: Videos) -> Values:
-    """Peak signal-to-noise ratio, dB, frame by frame and averaged over frames; infinite for equal frames."""
+    """Peak signal-to-noise ratio, dB, frame by frame and averaged over frames. Of a frame at most `HIGHEST_PSNR`, which
+    equal frames have: one of them would else decide over all others (the convention of the code of
+    `common_metrics_on_video_quality`, which video prediction is often measured with)."""
     videos, real = _pair("psnr", videos, real)
     with np.errstate(divide="ignore"):
-        return (10 * np.log10(_LEVELS**2 / ((videos - real) ** 2).mean((2, 3, 4)))).mean(1)
+        return np.minimum(10 * np.log10(_LEVELS**2 / ((videos - real) ** 2).mean((2, 3, 4))), HIGHEST_PSNR).mean(1)
 
 
 def ssim(videos: Videos, real: Videos, window: Window = "gaussian") -> Values:
@@ -151,13 +154,23 @@ def frame_moments(videos: Videos, features: Callable[[UInt8[np.ndarray, "k h w 3
 
 def mean_score(metric: str, values: Values, better: str, conditions: Mapping[str, Any],
                detector: DetectorFile | None = None) -> Score:
-    """The mean of a value per video, with a 95 % interval for other videos (none for a single video or an infinity)."""
+    """The mean of a value per video, with a 95 % interval for other videos (none for a single video). Videos that have
+    no value (NaN: no pixel is found again in the next frame, say) are left out and counted in the conditions.
+
+    Raises `UserError` where no video has a value, and for infinities."""
+    values, total = np.asarray(values, np.float64), len(values)
+    values = values[~np.isnan(values)]
+    if not len(values) or np.isinf(values).any():
+        raise UserError(f"{metric} of {total} videos is {'infinite' if len(values) else 'not defined'} for "
+                        f"{int(np.isinf(values).sum()) or total} of them; permitted: finite values for one or more")
+    if len(values) < total:
+        conditions = {**conditions, "videos_without_value": total - len(values)}
     mean, interval = float(np.mean(values)), None
-    if len(values) > 1 and np.isfinite(mean):
+    if len(values) > 1:
         margin = 1.96 * float(np.std(values, ddof=1)) / len(values) ** 0.5
         interval = Interval(low=mean - margin, high=mean + margin, level=0.95, resamples=0)
     named = {"detector": detector.name, "detector_sha256": detector.sha256} if detector else {}
-    return Score(metric=metric, value=mean, better=better, conditions={"videos": len(values), **conditions},
+    return Score(metric=metric, value=mean, better=better, conditions={"videos": total, **conditions},
                  interval=interval, **named)
 
 

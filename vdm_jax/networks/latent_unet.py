@@ -170,7 +170,8 @@ class LatentUNetNetwork(nn.Module):
             if i:  # a side that was odd is one pixel shorter than twice
                 x = Double(dtype, name=f"upsample_{k}", shape=skips[-1].shape[2:4])(x)
         x = silu(GroupNorm(spec.groups, spec.norm_over, 1e-5, name="norm")(x))
-        return Convolution(spec.out_channels, dtype=dtype, name="out")(x)
+        # The prediction is not rounded to bfloat16, as in `UNet`: samplers add many of them.
+        return Convolution(spec.out_channels, dtype=jnp.float32, name="out")(x.astype(jnp.float32))
 
 
 # ------------------------------------------------ parts, which make their layers in the network that calls them

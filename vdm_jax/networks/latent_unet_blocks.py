@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float
 from vdm_jax.attention import Spatial, Temporal, attend
 from vdm_jax.attention.kernels.xla import Keys, dense
 from vdm_jax.networks.autoencoder_blocks import Mix, ResidualBlock
-from vdm_jax.networks.layers import Convolution, Dense, GroupNorm, Initializer, fan_in, silu, zeros
+from vdm_jax.networks.layers import Convolution, Dense, GroupNorm, Initializer, PartedDense, fan_in, silu, zeros
 from vdm_jax.networks.positions import RelativeKeys, RelativeValues
 
 TOKEN_EPSILON = 1e-6  # of the norm before a transformer
@@ -145,7 +145,7 @@ class GatedFeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
-        value, gate = jnp.split(Dense(8 * x.shape[-1], dtype=self.dtype, name="expand")(x), 2, axis=-1)
+        value, gate = PartedDense(2, 4 * x.shape[-1], dtype=self.dtype, name="expand")(x)
         return Dense(x.shape[-1], dtype=self.dtype, name="out")(value * jax.nn.gelu(gate, approximate=False))
 
 

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float
 
 from vdm_jax.networks.spreading import spread_convolve
 from vdm_jax.parallel.compiling import target_platform
-from vdm_jax.parallel.rules import batch_parts
+from vdm_jax.parallel.rules import batch_parts, spread
 
 Initializer = Callable[..., Array]
 fan_in = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
@@ -208,6 +208,28 @@ class Dense(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         y = x.astype(self.dtype) @ kernel.astype(self.dtype)
         return y + self.param("bias", zeros, (self.features,)).astype(self.dtype) if self.use_bias else y
+
+
+class PartedDense(nn.Module):
+    """Several affine maps of the last axis by one kernel `(C, parts O)`, each split by features over the mesh.
+
+    The kernel is split before the product, as in `mixers.HeadProjection`: cutting the product apart would move tokens
+    between devices.
+    """
+
+    parts: int
+    features: int  # of each
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... c"]) -> tuple[Float[Array, "... o"], ...]:
+        total = self.parts * self.features
+        kernel = self.param("kernel", fan_in, (x.shape[-1], total)).astype(self.dtype)
+        bias = self.param("bias", zeros, (total,)).astype(self.dtype).reshape(self.parts, self.features)
+        kernel = spread(kernel.reshape(-1, self.parts, self.features), "mlp", dim=2, must=False)
+        y = jnp.einsum("...c,cpo->...po", x.astype(self.dtype), kernel) + bias
+        y = spread(y, "mlp", dim=-1, must=False)
+        return tuple(y[..., i, :] for i in range(self.parts))
 
 
 def add_residual(x: Float[Array, ...], change: Float[Array, ...]) -> Float[Array, ...]:

@@ -31,8 +31,7 @@ class WordEncoderNetwork(nn.Module):
         x = (table[tokens] + places).astype(self.dtype)
         for i in range(spec.layers):
             h = nn.LayerNorm(name=f"norm_{i}a")(x)
-            qkv = Dense(3 * spec.width, use_bias=False, dtype=self.dtype, name=f"qkv_{i}")(h)
-            q, k, v = (a.reshape(*x.shape[:2], -1, spec.head_dim) for a in jnp.split(qkv, 3, axis=-1))
+            q, k, v = HeadProjection(3, spec.width // spec.head_dim, spec.head_dim, self.dtype, name=f"qkv_{i}")(h)
             h = dense(q, Keys(k, v, mask[:, None, None, :])).reshape(x.shape)
             x = x + Dense(spec.width, dtype=self.dtype, name=f"out_{i}")(h)
             h = nn.LayerNorm(name=f"norm_{i}b")(x)

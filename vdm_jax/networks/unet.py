@@ -38,6 +38,8 @@ from vdm_jax.networks.resampling import convolution_options, every, grown, reduc
 from vdm_jax.networks.text import TextConditioner
 from vdm_jax.parallel.rules import spread
 
+Run = Callable[..., Array]  # a block of the network: `run(x, level, mixers, name, resized=None)`
+
 
 def encode_level(logsnr: Float[Array, ...], encoding: str) -> Float[Array, ...]:
     """Noise level as a number of order 1000, ready for sinusoids: 1000 times one of the following.

@@ -42,6 +42,10 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     # Between the convolutions of an inflation block channels are split, and its projection is small: it is used whole.
     (r".*/convolution_inflation_\d+/temporal/kernel", ("mlp", "embed")),
     (r".*_inflation_\d+/out/kernel", ("embed", None)),
+    # So are the maps into and out of an open transformer: split, they would leave the residual stream between them
+    # split by channels, and every norm would gather it.
+    (r".*_(transformer|motion)/(in|out)/kernel", ("embed", None)),
+    (r".*/(level|scalars|places)_out/kernel", ("mlp", "embed")),
     (r".*(residual/conv_out|feed_forward(_\d+)?/out|/encoder/contract_\d+)/kernel", ("mlp", "embed")),
     (r".*/kernel", ("embed", "mlp")),  # convolutions (kt, kh, kw, in, out) and dense (in, out)
     (r".*/(words|label/classes)", ("vocabulary", "embed")),

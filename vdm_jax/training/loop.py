@@ -41,7 +41,8 @@ from vdm_jax.training.step import Batch, CompileStep, compile_train_step, compil
 from vdm_jax.training.stopping import StopRequests, stop_requests
 from vdm_jax.video.writing import atomic_path
 
-# What the device reads; captions stay on the host.
+# What the device reads, and what stays on the host.
+HOST_FIELDS = ("caption", "image_captions", "fps")
 DEVICE_FIELDS = ("video", "tokens", "embeddings", "text_mask", "null_embeddings", "null_mask", "label", "images",
                  "image_tokens", "image_embeddings", "image_text_mask", "frame_valid", "frame_rate")
 MAX_SKIPPED = 20  # steps in a row without a finite gradient before a run gives up
@@ -326,6 +327,12 @@ def _shown(scores: dict[str, float]) -> str:
 
 
 def device_batch(batch: dict[str, Any], mesh: Mesh, size: int | None = None) -> dict[str, jax.Array]:
-    """The parts of a batch that the device reads, on the mesh; `size` as in `global_batch`."""
+    """The parts of a batch that the device reads, on the mesh; `size` as in `global_batch`. Raises `UserError` for a
+    part that nobody reads: it would be lost without a word."""
+    known = (*DEVICE_FIELDS, *HOST_FIELDS)
+    unread = [name for name in batch if name not in known and not name.startswith("reference_")]
+    if unread:
+        raise UserError(f"clips have {', '.join(map(repr, unread))}, which no stage reads; permitted: "
+                        f"{', '.join(known)}, reference_NAME")
     return global_batch({name: np.asarray(batch[name]) for name in batch
                          if name in DEVICE_FIELDS or name.startswith("reference_")}, mesh, size)

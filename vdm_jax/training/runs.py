@@ -25,7 +25,7 @@ import jax
 import vdm_jax
 from vdm_jax.cascade.autoencoding import AnyExperiment, AnyStage
 from vdm_jax.cascade.generator import Generator
-from vdm_jax.cascade.stage import Experiment
+from vdm_jax.cascade.stage import Experiment, Stage
 from vdm_jax.configuration import from_json, to_data, to_json
 from vdm_jax.errors import UserError
 from vdm_jax.interop.safetensors import load_params, save_params

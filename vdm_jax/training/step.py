@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from vdm_jax.cascade.inputs import training_inputs
 from vdm_jax.cascade.latent import weight_shardings
 from vdm_jax.cascade.stage import Stage
-from vdm_jax.conditioning.conditioning import drop_text
+from vdm_jax.conditioning.conditioning import Conditioning, drop_text
 from vdm_jax.networks.latent_network import network_module
 from vdm_jax.parallel.compiling import compiler_options
 from vdm_jax.parallel.gathers import check_gathers, split_axes
@@ -29,16 +29,37 @@ Batch = dict[str, Array]
 CompileStep = Callable[[Mesh, Callable[[], jax.stages.Compiled]], jax.stages.Compiled]
 
 
+class Drawn(NamedTuple):
+    """Everything about a batch that does not depend on the network, with all that a step draws except the network's
+    dropout."""
+
+    x: Float[Array, "b t h w c"]  # target videos or latents: windows, parts and samples of moments are drawn
+    conditioning: Conditioning  # augmentation level and noise, frame mask, noise of the first frame; text dropped
+    images: int  # appended to each clip
+    logsnr: Float[Array, " b"]  # training level of each example
+    noise: Float[Array, "b t h w c"]
+    dropout_key: PRNGKeyArray  # of the network's dropout layers
+
+
+def draw(
+    stage: Stage, batch: Batch, key: PRNGKeyArray, autoencoder: Any = None, *, train: bool = True
+) -> Drawn:
+    """The draws of one step, each from a key of its own: no two of them are correlated, within a batch or over
+    steps."""
+    input_key, text_key, loss_key, dropout_key = jax.random.split(key, 4)
+    x, conditioning, images = training_inputs(stage, batch, input_key, autoencoder)
+    if train:
+        conditioning = drop_text(text_key, conditioning, stage.training.text_dropout)
+    return Drawn(x, conditioning, images, *stage.process.draw(loss_key, x.shape), dropout_key)
+
+
 def stage_loss(
     stage: Stage, params: Any, batch: Batch, key: PRNGKeyArray, autoencoder: Any = None, *, train: bool = True
 ) -> tuple[Array, dict[str, Array]]:
     """Mean loss of a batch, and scalars to log. The key decides noise levels, noise, augmentation and dropout;
     `autoencoder` are the weights of a latent stage's, which are not trained."""
-    input_key, text_key, loss_key, dropout_key = jax.random.split(key, 4)
     batch = {name: shard(x, "batch", *[None] * (x.ndim - 1)) for name, x in batch.items()}
-    x, conditioning, images = training_inputs(stage, batch, input_key, autoencoder)
-    if train:
-        conditioning = drop_text(text_key, conditioning, stage.training.text_dropout)
+    x, conditioning, images, levels, noise, dropout_key = draw(stage, batch, key, autoencoder, train=train)
     module = network_module(stage.network)
 
     def network(z: Array, logsnr: Array) -> Array:
@@ -49,7 +70,7 @@ def stage_loss(
     mask = None if valid is None else valid[:, :, None, None, None]
     if getattr(stage.network, "known", "none") == "in_place":  # the network sees the rest without noise
         mask = (1 if mask is None else mask) * (1 - conditioning.observed_mask)
-    losses, aux = stage.process.loss(network, x, loss_key, mask=mask)
+    losses, aux = stage.process.loss(network, x, None, mask=mask, logsnr=levels, noise=noise)
     return losses.mean(), {"x_mse": aux["x_mse"].mean()}
 
 

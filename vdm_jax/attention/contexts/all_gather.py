@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from vdm_jax.attention.contexts.part import attend_part, make_part
+from vdm_jax.attention.contexts.part import attend_part, check_exchanged, make_part
 from vdm_jax.attention.contexts.spread import AXIS, Call
 from vdm_jax.attention.relation import Bank
 
@@ -18,6 +18,7 @@ def attention(call: Call, q, k, v, *, bias=None, frame_valid=None, external: Ban
     """Attention of a device's frames `[B, f, H, W, K, D]` over all frames; a bias has the device's own rows."""
     if not call.own:
         return call.alone(q, k, v, external=external)
+    check_exchanged(call.view, call.context)
     total = call.view.shape[0]
     k, v = (lax.all_gather(a, AXIS, axis=1, tiled=True) for a in (k, v))
     everything = np.arange(total)

@@ -16,6 +16,7 @@ from vdm_jax.attention.kernels.chunked import blockwise, merge
 from vdm_jax.attention.kernels.xla import Keys, both, dense
 from vdm_jax.attention.patterns import split
 from vdm_jax.attention.relation import PARTIAL, Bank, Relation, View
+from vdm_jax.errors import UserError
 
 Ids = tuple[Int[Array, "f"], Int[Array, "g"]]  # of query and key frames; a key frame < 0 is not there
 
@@ -103,6 +104,19 @@ def dense_mask(part: Relation, ids: Ids) -> Bool[Array, "q s"] | None:
     return part.mask(ids) if isinstance(part, Part) else part.mask()
 
 
+def check_kernel(kernel: str) -> None:
+    """Raise `UserError` for a kernel that does not compute parts of clips."""
+    if kernel not in ("xla", "chunked"):
+        raise UserError(f"attention kernel={kernel!r} does not compute part of a clip; permitted: 'xla', 'chunked'")
+
+
+def check_exchanged(view: View, context: str) -> None:
+    """Raise `UserError` for a pattern whose sequences are single frames, in a context that exchanges frames."""
+    if view.pattern.layout == "frames":
+        raise UserError(f"attention context={context!r} exchanges frames, which pattern {view.pattern} never leaves; "
+                        "permitted: 'none', 'halo'")
+
+
 def attend_part(
     kernel: str,
     view: View,
@@ -129,6 +143,7 @@ def attend_part(
             keys, values, valid, relation = outside
             parts.append(blockwise(rows, keys, values, relation, key_valid=valid))
         return view.video(merge(*parts).astype(v.dtype))
+    check_kernel(kernel)
     sets = [Keys(keys, values, both(dense_mask(part, ids), valid), bias)]
     if outside is not None:
         keys, values, valid, relation = outside

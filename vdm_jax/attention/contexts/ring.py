@@ -25,7 +25,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from vdm_jax.attention.contexts.part import asked, dense_mask, make_part
+from vdm_jax.attention.contexts.part import asked, check_exchanged, check_kernel, dense_mask, make_part
 from vdm_jax.attention.contexts.spread import AXIS, Call
 from vdm_jax.attention.kernels.chunked import blockwise, blockwise_gradients, merge
 from vdm_jax.attention.kernels.xla import MASKED
@@ -40,6 +40,8 @@ def attention(call: Call, q, k, v, *, bias=None, frame_valid=None, external: Ban
     del bias  # the table lets none through
     if not call.own:
         return call.alone(q, k, v, external=external)
+    check_exchanged(call.view, call.context)
+    check_kernel(call.kernel)
     return around(Ring(call.kernel, call.view, call.devices, 1, zigzag), q, k, v, frame_valid, external)
 
 

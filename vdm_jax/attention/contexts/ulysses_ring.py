@@ -10,6 +10,7 @@ import math
 
 from jax import lax
 
+from vdm_jax.attention.contexts.part import check_exchanged, check_kernel
 from vdm_jax.attention.contexts.ring import Ring, around
 from vdm_jax.attention.contexts.spread import AXIS, Call
 from vdm_jax.attention.relation import Bank
@@ -25,6 +26,8 @@ def attention(call: Call, q, k, v, *, bias=None, frame_valid=None, external: Ban
         external = _share(call, width, external)
     if not call.own:
         return call.alone(q, k, v, external=external)
+    check_exchanged(call.view, call.context)
+    check_kernel(call.kernel)
     q, k, v = (lax.all_to_all(a, AXIS, 4, 1, tiled=True, axis_index_groups=groups) for a in (q, k, v))
     out = around(Ring(call.kernel, call.view, len(groups), width, False), q, k, v, frame_valid, external)
     return lax.all_to_all(out, AXIS, 1, 4, tiled=True, axis_index_groups=groups)

@@ -2,33 +2,54 @@
 
 cuDNN masks by length and by causal windows over single rows only. So it computes full sequences (spatial, temporal,
 full), causal temporal attention, causal attention frame by frame, and patterns that see few frames, gathered: the keys
-of a frame are packed to the front and cut off by their number. bfloat16 and float16 only.
+of a frame are packed to the front and cut off by their number. bfloat16 and float16 only. Which of these a pattern is
+follows from what it shows, not from its name; one that is none of them is refused.
 """
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 
 from vdm_jax.attention.kernels.gather import gather_frames
-from vdm_jax.attention.patterns import Full, Spatial, TemporalCausal
 from vdm_jax.attention.relation import Bank, View
+from vdm_jax.errors import UserError
 
 IMPLEMENTATION = "cudnn"  # the tests of layouts and lengths put "xla" here
 
 
 def attention(q, k, v, view: View, *, bias=None, frame_valid=None, external: Bank | None = None, own: bool = True):
-    """Attention within the limits of the table; see `vdm_jax.attention.kernels` for the arguments."""
+    """Attention within the limits of the table; see `vdm_jax.attention.kernels` for the arguments. Raises `UserError`
+    for patterns that none of cuDNN's masks is."""
     del bias, frame_valid, external, own  # the table lets none through
-    if view.pattern.layout == "positions":
-        causal = isinstance(view.pattern, TemporalCausal)
-        window = (view.pattern.window - 1, 0) if causal and view.pattern.window else None
-        return view.video(_fused(view.rows(q), view.rows(k), view.rows(v), is_causal=causal, local_window_size=window))
-    if isinstance(view.pattern, Spatial | Full):
+    relation, table = view.relation(), view.frame_table
+    if relation.everything:
         return view.video(_fused(view.rows(q), view.rows(k), view.rows(v)))
-    if not view.pattern.bounded_frames():
-        return _causal(q, k, v, view)
+    if view.pattern.layout == "positions" and (window := _causal_window(table)):
+        last = None if window == len(table) else (window - 1, 0)
+        return view.video(_fused(view.rows(q), view.rows(k), view.rows(v), is_causal=True, local_window_size=last))
+    if view.pattern.layout == "all" and relation.within is None:
+        if _causal_window(table) == len(table):
+            return _causal(q, k, v, view)
+        if view.pattern.bounded_frames() and table.any(axis=1).all():
+            return _gathered(q, k, v, view)
+    raise UserError(f"attention kernel='cudnn' has no mask for pattern {view.pattern} on "
+                    f"{'x'.join(map(str, view.shape))} tokens; permitted: sequences without a mask, causal ones, whole "
+                    "frames of which each sees few")
+
+
+def _causal_window(table: np.ndarray) -> int:
+    """Of a causal relation between frames: how many each sees, itself included; 0 where it is no such relation."""
+    frames = np.arange(len(table))
+    window = int(table[-1].sum())
+    back = frames[:, None] - frames[None, :]
+    return window if np.array_equal(table, (back >= 0) & (back < window)) else 0
+
+
+def _gathered(q, k, v, view: View):
+    """The few frames that each sees, packed to the front."""
     frames = view.key_frames()
     merge = "b t p s k d -> (b t p) s k d"
     q, k, v = (rearrange(a, "b t h w k d -> b t 1 (h w) k d") for a in (q, k, v))

@@ -38,10 +38,15 @@ PADDING = 1.125  # most that padding the tokens of a frame to whole blocks may c
 
 
 def attention(q, k, v, view: View, *, bias=None, frame_valid=None, external: Bank | None = None, own: bool = True):
-    """Attention of patterns over tokens; see `vdm_jax.attention.kernels` for the arguments."""
+    """Attention of patterns over tokens; see `vdm_jax.attention.kernels` for the arguments. Raises `UserError` for
+    sequences along time and for relations between frames without a formula, which a TPU kernel cannot look up."""
     del bias, external, own  # the table lets none through
     block, run = layout_of_blocks(view)
     relation = view.relation(run)
+    if view.pattern.layout == "positions" or (relation.rule is None and not relation.everything):
+        raise UserError(f"attention kernel='splash' cannot compute pattern {view.pattern} with frame mask "
+                        f"{view.mask_kind}; permitted: patterns over the tokens of frames or of the clip, with a "
+                        "formula")
     valid = view.key_valid(frame_valid)
     frames = relation.frames[0]
 
