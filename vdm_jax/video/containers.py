@@ -96,7 +96,9 @@ def readable_errors() -> tuple[type[Exception], ...]:
     """What FFmpeg and PyAV raise for files that they do not read."""
     import av
 
-    return (av.FFmpegError, OSError, ValueError, EOFError, MemoryError, ArithmeticError, NotImplementedError)
+    # PyAV has no stream for one that turns up late (IndexError), and odd headers give it numbers it cannot divide by.
+    return (av.FFmpegError, OSError, ValueError, EOFError, MemoryError, ArithmeticError, NotImplementedError,
+            LookupError)
 
 
 def failure(message: str, error: Exception) -> UserError:

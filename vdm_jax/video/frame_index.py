@@ -23,6 +23,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from vdm_jax.errors import UserError
 from vdm_jax.video.containers import Media, bounded, readable_errors
 
 _TIMED_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
@@ -260,10 +261,15 @@ def _from_frames(media: Media) -> FrameIndex | None:
 
 
 def _nominal_rate(stream, frames: int, duration: int | None) -> Fraction:
-    """Frames per second where times do not say it: frames by the length of the stream, the frame's own duration, or
-    what the header says."""
+    """Frames per second where times do not say it: what the header says, unless the stream's length says otherwise.
+
+    A single frame's own duration comes first, and AVI headers may count twice the frames that there are.
+    """
     seconds = stream.duration and stream.time_base and stream.duration * stream.time_base
-    candidates = [duration and stream.time_base and 1 / (duration * stream.time_base)] if frames == 1 else []
-    candidates += [seconds and frames / seconds, stream.average_rate, stream.guessed_rate]
-    plausible = [Fraction(rate) for rate in candidates if rate and 0.01 <= rate <= 1000]
+    measured = frames / seconds if seconds else None
+    stated = next((Fraction(r) for r in (stream.average_rate, stream.guessed_rate) if r and 0.01 <= r <= 1000), None)
+    if stated and measured and not 0.67 < stated / measured < 1.5:
+        stated = None
+    own = 1 / (duration * stream.time_base) if frames == 1 and duration and stream.time_base else None
+    plausible = [Fraction(rate) for rate in (own, stated, measured) if rate and 0.01 <= rate <= 1000]
     return plausible[0].limit_denominator(1001) if plausible else Fraction(25)

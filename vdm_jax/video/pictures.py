@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 
 import numpy as np
 from jaxtyping import UInt8
@@ -10,16 +11,18 @@ from jaxtyping import UInt8
 _DISPLAY_MATRIX = "DISPLAYMATRIX"
 
 
+# Without these flags FFmpeg rounds down (white reads 253) and halves the width of the colour of what it scales.
+_SCALER = "flags=area+accurate_rnd+full_chroma_int+full_chroma_inp"
+
+
 class Painter:
     """Frames to RGB. One scaler is kept, because making one for each frame costs more than scaling it."""
 
     def __init__(self):
-        from av.video.reformatter import Interpolation, VideoReformatter
+        from av.video.reformatter import VideoReformatter
 
         self._reformatter = VideoReformatter()
-        # Without these flags FFmpeg rounds down (white reads 253) and halves the width of the colour of what it scales.
-        self._flags = (Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-                       | Interpolation.FULL_CHR_H_INP)
+        self._graph, self._graph_of = None, None
 
     def upright_size(self, frame) -> tuple[int, int]:
         """Height and width of the frame as players show it."""
@@ -37,9 +40,29 @@ class Painter:
         return rgb[top : top + height, left : left + width]
 
     def _rgb(self, frame, height: int, width: int) -> np.ndarray:
-        return self._reformatter.reformat(
-            frame, width=width, height=height, format="rgb24", interpolation=self._flags, threads=1
-        ).to_ndarray()
+        if (frame.height, frame.width) == (height, width):
+            return self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        described = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range, width, height)
+        if described != self._graph_of:
+            self._graph, self._graph_of = _scaler(frame, height, width), described
+        self._graph.push(frame)
+        return self._graph.pull().to_ndarray()
+
+
+def _scaler(frame, height: int, width: int):
+    import av
+
+    graph = av.filter.Graph()
+    source = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1, 25)
+    )
+    scale, rgb = graph.add("scale", f"{width}:{height}:{_SCALER}"), graph.add("format", "pix_fmts=rgb24")
+    sink = graph.add("buffersink")
+    source.link_to(scale)
+    scale.link_to(rgb)
+    rgb.link_to(sink)
+    graph.configure()
+    return graph
 
 
 def display_turn(frame) -> tuple[bool, Callable[[np.ndarray], np.ndarray]]:
