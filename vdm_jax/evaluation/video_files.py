@@ -36,6 +36,7 @@ from vdm_jax.evaluation.image_protocols import find_c3d_protocol, find_image_pro
 from vdm_jax.evaluation.onsets import RATE
 from vdm_jax.evaluation.run_metrics import MEASURES, RunMetric, RunMetrics, gathering, require_available
 from vdm_jax.evaluation.scores import Score
+from vdm_jax.video.containers import Media, display_name, readable_errors
 from vdm_jax.video.reading import VideoReader
 
 FileMetric = Literal[RunMetric, "av_align"]
@@ -181,14 +182,15 @@ def read_sound(path: Path) -> Float[np.ndarray, " n"]:
         if not place.is_file():
             continue
         try:
-            with av.open(str(place)) as container:
-                if not container.streams.audio:
+            with Media(place) as media:
+                if not media.container.streams.audio:
                     continue
                 resampler = av.AudioResampler(format="flt", layout="mono", rate=RATE)
-                parts = [part.to_ndarray() for frame in [*container.decode(audio=0), None]
+                parts = [part.to_ndarray() for frame in [*media.container.decode(audio=0), None]
                          for part in resampler.resample(frame)]
-        except av.FFmpegError as error:
-            raise UserError(f"the sound of {place} cannot be read: {error}; permitted: what FFmpeg reads") from error
+        except readable_errors() as error:
+            raise UserError(f"the sound of {display_name(place)} cannot be read: {error}; "
+                            "permitted: what FFmpeg reads") from error
         if parts:
             return np.concatenate(parts, axis=1)[0]
     raise UserError(f"{path} has no sound; permitted: a stream of sound in it, or a .wav file of its name beside it")

@@ -1,22 +1,23 @@
 """Frame-exact random access to video files, by PyAV alone.
 
 A frame is found by its presentation time: seek to a keyframe at or before it, decode forward, compare times. That is
-exact on variable frame rates, where arithmetic with a frame rate is not. One `VideoReformatter` is kept per reader,
-because making a scaler for each frame costs more than scaling it.
+exact on variable frame rates, where arithmetic with a frame rate is not. Files in which a seek cannot be shown to be
+exact are decoded from the start (see `frame_index`); the decoder stays open, so that reading forward is linear.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import UInt8
 
 from vdm_jax.errors import UserError
-from vdm_jax.video.frame_index import FrameIndex, build_index
+from vdm_jax.video.containers import Media, display_name, failure, readable_errors
+from vdm_jax.video.frame_index import FrameIndex, build_index, frames_from
+from vdm_jax.video.pictures import Painter
 
 # Decoding this many frames forward is cheaper than seeking to a keyframe that lies between.
 _DECODE_RATHER_THAN_SEEK = 8
@@ -38,12 +39,13 @@ class VideoReader:
     """
 
     def __init__(self, file: str | os.PathLike | BinaryIO, index: FrameIndex | None = None):
-        from av.video.reformatter import VideoReformatter
-
         self._file = file
-        self.name = str(file) if isinstance(file, str | os.PathLike) else "video bytes"
-        self._container = None
-        self._reformatter = VideoReformatter()
+        self.name = display_name(file)
+        self._media: Media | None = None
+        self._painter = Painter()
+        self._size: tuple[int, int] | None = None
+        self._running: Iterator | None = None
+        self._at, self._frame = -1, None
         try:
             self._open()
             self.index = index if index is not None else self._build_index()
@@ -59,9 +61,10 @@ class VideoReader:
 
     def close(self) -> None:
         """Closes the file; the reader must not be used afterwards."""
-        if self._container is not None:
-            self._container.close()
-            self._container = None
+        self._running, self._at, self._frame = None, -1, None
+        if self._media is not None:
+            self._media.close()
+            self._media = None
 
     def __len__(self) -> int:
         """Number of frames that decode, whatever the header says."""
@@ -83,7 +86,8 @@ class VideoReader:
         """The frames with these numbers, in this order (repeats allowed), as RGB.
 
         With `height` and `width` each frame is cut centrally to their aspect ratio and resized (area filter); without,
-        frames keep the size they have. Display rotation, as phones record it, is applied; pixels are taken as square.
+        frames have the size of the file's first, also where pictures change their size on the way. Display rotation
+        and mirroring, as phones record them, are applied; pixels are taken as square.
 
         Raises:
           UserError: an index outside the video, only one of height and width, or a frame that does not decode.
@@ -96,39 +100,31 @@ class VideoReader:
             raise UserError(f"{self.name}: frame {outside}; permitted: 0 to {len(self) - 1}")
         if (height is None) != (width is None):
             raise UserError(f"{self.name}: height={height}, width={width}; permitted: both sizes or neither")
+        if height is None:
+            height, width = self._first_size()
+        elif height < 1 or width < 1:
+            raise UserError(f"{self.name}: height={height}, width={width}; permitted: 1 pixel or more")
         unique, places = np.unique(wanted, return_inverse=True)
-        pictures = [self._to_rgb(frame, height, width) for frame in self._decode(unique.tolist())]
+        pictures = [self._paint(number, frame, height, width) for number, frame in self._decode(unique.tolist())]
         return np.stack(pictures)[places]
 
     # --- opening ----------------------------------------------------------------------------------------------------
 
-    def _open(self):
-        """(Re)opens the file at its start; returns the container."""
-        import av
-
+    def _open(self) -> Media:
+        """(Re)opens the file at its start."""
         self.close()
-        if isinstance(self._file, str | os.PathLike):
-            if not Path(self._file).is_file():
-                raise UserError(f"{self.name}: no such file")
-        else:
-            self._file.seek(0)
         try:
-            # Before release 19 PyAV refuses files whose tags are not UTF-8 unless told otherwise.
-            tags = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
-            self._container = av.open(self._file, "r", **tags)
-        except (av.FFmpegError, OSError) as error:
-            raise UserError(f"{self.name}: not a readable video ({_reason(error)})") from error
-        if not self._container.streams.video:
-            raise UserError(f"{self.name}: holds no video stream")
-        return self._container
+            self._media = Media(self._file)
+        except UserError as error:
+            raise type(error)(str(error).replace("not a readable media file", "not a readable video")) from error
+        self._media.video_stream()
+        return self._media
 
     def _build_index(self) -> FrameIndex:
-        import av
-
         try:
-            index = build_index(self._container, self._open)
-        except (av.FFmpegError, OSError) as error:
-            raise UserError(f"{self.name}: not a readable video ({_reason(error)})") from error
+            index = build_index(self._media, self._open)
+        except readable_errors() as error:
+            raise failure(f"{self.name}: not a readable video", error) from error
         if index is None:
             raise UserError(f"{self.name}: not a readable video (no frame decodes)")
         return index
@@ -136,20 +132,25 @@ class VideoReader:
     # --- decoding ---------------------------------------------------------------------------------------------------
 
     def _decode(self, numbers: list[int]) -> Iterator:
-        """Yields the frames with these increasing numbers, seeking where that saves decoding."""
-        import av
-
-        running, at = None, -1
+        """Yields (number, frame) for these increasing numbers, seeking where that saves decoding."""
         for number in numbers:
             try:
-                if running is None or self._keyframe_before(number) > at + _DECODE_RATHER_THAN_SEEK:
-                    running = self._decode_from(number)
-                at, frame = next((found for found in running if found[0] >= number), (-1, None))
-            except (av.FFmpegError, OSError) as error:
-                raise UserError(f"{self.name}: frame {number} does not decode ({_reason(error)})") from error
-            if at != number:
+                self._advance(number)
+            except readable_errors() as error:
+                self._running, self._at = None, -1
+                raise failure(f"{self.name}: frame {number} does not decode", error) from error
+            if self._at != number:
+                self._running = None
                 raise UserError(f"{self.name}: frame {number} does not decode")
-            yield frame
+            yield number, self._frame
+
+    def _advance(self, number: int) -> None:
+        if self._running is not None and self._at == number:
+            return
+        behind = self._running is None or number < self._at
+        if behind or self._keyframe_before(number) > self._at + _DECODE_RATHER_THAN_SEEK:
+            self._running = self._decode_from(number)
+        self._at, self._frame = next((found for found in self._running if found[0] >= number), (-1, None))
 
     def _keyframe_before(self, number: int) -> int:
         keyframes = self.index.keyframes
@@ -160,23 +161,16 @@ class VideoReader:
         keyframes = self.index.keyframes
         if self.index.timestamped:
             for key in keyframes[keyframes <= number][-1 : -_KEYFRAMES_TO_TRY - 1 : -1]:
-                frames = self._seek(int(self.index.pts[key]))
+                frames = self._numbered(frames_from(self._media, int(self.index.pts[key])))
                 first = next(frames, None)
                 if first is not None and first[0] <= number:
                     yield first
                     yield from frames
                     return
-        container = self._open()
-        yield from self._numbered(container.decode(video=0))
-
-    def _seek(self, pts: int) -> Iterator:
-        import av
-
-        try:
-            self._container.seek(pts, stream=self._container.streams.video[0])
-        except av.FFmpegError:  # a format that cannot seek: the caller starts over from the beginning
-            return iter(())
-        return self._numbered(self._container.decode(video=0))
+        running = self._running
+        media = self._open()
+        self._running = running
+        yield from self._numbered(media.container.decode(media.video_stream()))
 
     def _numbered(self, frames: Iterator) -> Iterator:
         """Yields (number, frame) for the frames the index knows."""
@@ -193,34 +187,15 @@ class VideoReader:
 
     # --- pictures ---------------------------------------------------------------------------------------------------
 
-    def _to_rgb(self, frame, height: int | None, width: int | None) -> np.ndarray:
-        """RGB pixels, upright, cut to the aspect ratio and resized when a size is given."""
-        from av.video.reformatter import Interpolation
+    def _first_size(self) -> tuple[int, int]:
+        """Height and width of the first frame, upright."""
+        if self._size is None:
+            (_, frame), = self._decode([0])
+            self._size = self._painter.upright_size(frame)
+        return self._size
 
-        quarter_turns = round(frame.rotation / 90) % 4
-        if height is None:
-            scaled = (frame.height, frame.width)
-        else:
-            lying = quarter_turns % 2 == 1
-            target = (width, height) if lying else (height, width)
-            scaled = _covering(frame.height, frame.width, *target)
-        # Scaling to cover the target and then cutting touches far fewer pixels than cutting first.
-        rgb = self._reformatter.reformat(
-            frame, width=scaled[1], height=scaled[0], format="rgb24", interpolation=Interpolation.AREA, threads=1
-        ).to_ndarray()
-        rgb = np.rot90(rgb, quarter_turns)
-        if height is None:
-            return rgb
-        top, left = (rgb.shape[0] - height) // 2, (rgb.shape[1] - width) // 2
-        return rgb[top : top + height, left : left + width]
-
-
-def _covering(height: int, width: int, target_height: int, target_width: int) -> tuple[int, int]:
-    """The smallest size of this aspect ratio (to a pixel) that covers the target."""
-    if height * target_width > target_height * width:  # taller than the target
-        return max(target_height, round(height * target_width / width)), target_width
-    return target_height, max(target_width, round(width * target_height / height))
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or type(error).__name__
+    def _paint(self, number: int, frame, height: int, width: int) -> np.ndarray:
+        try:
+            return self._painter.paint(frame, height, width)
+        except readable_errors() as error:
+            raise failure(f"{self.name}: frame {number} cannot be converted to RGB", error) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import uuid
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -13,8 +14,33 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vdm_jax.errors import UserError
+from vdm_jax.video.containers import display_name
 
 SUFFIXES = (".mp4", ".gif", ".png")
+# Pixels of a side that the encoders take: H.264 of x264, the 16-bit sizes of GIF, and what viewers open as PNG.
+MOST_PIXELS = {".mp4": 16384, ".gif": 65535, ".png": 65535}
+# GIF counts in hundredths of a second, 655 seconds at most.
+RATES = {".mp4": (0.01, 1000), ".gif": (0.01, 100), ".png": (0.01, 1000)}
+
+
+def check_output(path: str | os.PathLike, fps: float, size: tuple[int, int] | None = None) -> None:
+    """Raises `UserError` where the format that a path's suffix names cannot hold such a video; touches no file.
+
+    Meant for commands, before they sample; `write_video` asks again.
+
+    Args:
+      fps: frames per second.
+      size: height and width of a frame in pixels, where they are known.
+    """
+    suffix, name = Path(path).suffix.lower(), display_name(Path(path).name)
+    if suffix not in SUFFIXES:
+        raise UserError(f"write_video: suffix {suffix!r} of {name}; permitted: {', '.join(SUFFIXES)}")
+    least, most = RATES[suffix]
+    if not least <= fps <= most:
+        raise UserError(f"write_video: {name}: fps={fps}; permitted: {least} to {most} frames per second")
+    limit = MOST_PIXELS[suffix]
+    if size is not None and not (1 <= min(size) and max(size) <= limit):
+        raise UserError(f"write_video: {name}: {size[0]} x {size[1]} pixels; permitted: 1 to {limit} a side")
 
 
 def write_video(
@@ -40,11 +66,11 @@ def write_video(
         `lossless` with a suffix other than .mp4 (a .png is always lossless).
     """
     path = Path(path)
-    if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"write_video: suffix {path.suffix!r} of {path.name}; permitted: {', '.join(SUFFIXES)}")
+    check_output(path, fps)
     if lossless and path.suffix.lower() == ".gif":
         raise UserError(f"write_video: lossless=True with {path.name}; permitted: .mp4, .png")
-    video = _checked(video, fps, crf)
+    video = _checked(video, crf)
+    check_output(path, fps, video.shape[1:3])
     if path.suffix.lower() == ".png":
         from vdm_jax.video.sheets import tile_frames
 
@@ -83,8 +109,9 @@ def encode_mp4(
     video = video if lossless else _padded_to_even(video)
     rate = _rate(fps)
     # The table of contents goes to the front, for the web; FFmpeg reopens the file by name to do that.
-    layout = {"movflags": "+faststart"} if isinstance(file, Path) else {}
-    with av.open(file, "w", format="mp4", options=layout) as container:
+    with _destination(file) as place, av.open(
+        place, "w", format="mp4", options={"movflags": "+faststart"} if isinstance(place, str) else {}
+    ) as container:
         stream = container.add_stream(codec, rate=rate, options=options)
         stream.height, stream.width = video.shape[1:3]
         stream.pix_fmt = pixels
@@ -112,7 +139,7 @@ def _encode_gif(path: Path, video: np.ndarray, fps: float) -> None:
     palette.link_to(paint, 0, 1)
     paint.link_to(sink)
     graph.configure()
-    with av.open(path, "w", format="gif") as container:
+    with _destination(path) as place, av.open(place, "w", format="gif") as container:
         stream = container.add_stream("gif", rate=rate)
         stream.height, stream.width, stream.pix_fmt = height, width, "pal8"
         stream.codec_context.time_base = 1 / rate
@@ -131,12 +158,33 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Gives a temporary path beside `path`, made `path` at the end and removed if the body fails."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(f".{os.getpid()}.{uuid.uuid4().hex[:8]}.partial")  # short: names may be at their limit
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _destination(file: Path | BinaryIO) -> Iterator[str | BinaryIO]:
+    """What FFmpeg writes to: a name it takes for nothing but a file, or a binary file where its name is not UTF-8."""
+    if not isinstance(file, Path):
+        yield file
+        return
+    try:
+        name = os.fspath(file.absolute())
+        name.encode()
+    except UnicodeEncodeError:
+        with open(file, "wb") as opened:
+            yield _Nameless(opened)
+        return
+    yield f"file:{name}"
+
+
+class _Nameless:
+    def __init__(self, file: BinaryIO):
+        self.write, self.seek, self.tell = file.write, file.seek, file.tell
 
 
 def _frame(pixels: np.ndarray, number: int, rate: Fraction):
@@ -158,13 +206,11 @@ def _rate(fps: float) -> Fraction:
     return Fraction(fps).limit_denominator(1001)
 
 
-def _checked(video: np.ndarray, fps: float, crf: int) -> np.ndarray:
+def _checked(video: np.ndarray, crf: int) -> np.ndarray:
     video = np.asarray(video)
     if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or 0 in video.shape:
         hint = " (see vdm_jax.video.arrays.to_uint8)" if np.issubdtype(video.dtype, np.floating) else ""
         raise UserError(f"write_video: {video.dtype} {list(video.shape)}; permitted: uint8 [T, H, W, 3]{hint}")
-    if not 0.01 <= fps <= 1000:
-        raise UserError(f"write_video: fps={fps}; permitted: 0.01 to 1000 frames per second")
     if not 0 <= crf <= 51:
         raise UserError(f"write_video: crf={crf}; permitted: 0 to 51")
     return video

@@ -1,0 +1,211 @@
+"""Random access equals decoding from the start, over the encoders and containers that PyAV carries."""
+
+import os
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+
+from vdm_jax.video import containers
+from vdm_jax.video.reading import VideoReader
+
+FRAMES = 40
+# (codec, pixel format, containers); codecs that this build of FFmpeg lacks are passed over.
+CODECS = [
+    ("libx264", "yuv420p", ("mp4", "mkv", "ts", "avi", "h264", "flv")),
+    ("libx265", "yuv420p", ("mp4", "ts")),
+    ("mpeg4", "yuv420p", ("mp4", "avi", "ts", "m4v")),
+    ("mpeg2video", "yuv420p", ("mpg", "ts", "mkv")),
+    ("mpeg1video", "yuv420p", ("mpg", "mp4")),
+    ("libvpx", "yuv420p", ("webm",)),
+    ("libvpx-vp9", "yuv420p", ("webm", "mp4")),
+    ("mjpeg", "yuvj420p", ("avi", "mov")),
+    ("prores_ks", "yuv422p10le", ("mov",)),
+    ("ffv1", "yuv420p", ("mkv", "avi")),
+    ("qtrle", "rgb24", ("mov",)),
+    ("png", "pal8", ("mov", "mkv")),
+    ("rawvideo", "yuv420p", ("avi", "nut")),
+    ("msmpeg4v2", "yuv420p", ("avi",)),
+    ("wmv2", "yuv420p", ("asf",)),
+    ("flv", "yuv420p", ("flv",)),
+    ("zmbv", "bgr0", ("avi",)),
+    ("snow", "yuv420p", ("avi",)),
+]
+SUITE = [(codec, pixels, suffix) for codec, pixels, suffixes in CODECS for suffix in suffixes]
+OPTIONS = {"libx264": {"g": "9", "bf": "2", "x264-params": "open-gop=1", "preset": "ultrafast"},
+           "libx265": {"preset": "ultrafast", "x265-params": "keyint=9:log-level=none"},
+           "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8", "g": "9"},
+           "libvpx": {"auto-alt-ref": "1", "lag-in-frames": "10", "cpu-used": "5", "g": "9"},
+           "mpeg4": {"g": "9", "bf": "2"}, "mpeg2video": {"g": "9", "bf": "2"}, "mpeg1video": {"g": "9", "bf": "2"}}
+
+
+def encoded(path, numbered, codec, pixels, options, frames=FRAMES, size=(48, 64), form=None):
+    with av.open(str(path), "w", format=form) as container:
+        stream = container.add_stream(codec, rate=25, options=options)
+        stream.height, stream.width, stream.pix_fmt = *size, pixels
+        stream.codec_context.time_base = Fraction(1, 25)
+        for number in range(frames):
+            frame = av.VideoFrame.from_ndarray(numbered.frame(number, *size), format="rgb24").reformat(format=pixels)
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize(("codec", "pixels", "suffix"), SUITE)
+def test_random_access_equals_decoding_from_the_start(tmp_path, numbered, codec, pixels, suffix):
+    try:
+        path = encoded(tmp_path / f"a.{suffix}", numbered, codec, pixels, OPTIONS.get(codec, {"g": "9"}))
+    except (av.FFmpegError, ValueError) as error:
+        pytest.skip(f"this FFmpeg does not write it: {error}")
+    with av.open(str(path)) as container:
+        truth = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    with VideoReader(path) as reader:
+        assert len(reader) == len(truth) >= FRAMES - 1
+        wanted = np.random.default_rng(0).permutation(len(truth))[:16]
+        for number in wanted:
+            np.testing.assert_array_equal(reader.frames([number])[0], truth[number])
+        np.testing.assert_array_equal(reader.frames(wanted), np.stack([truth[number] for number in wanted]))
+
+
+def vops(data):
+    """The places of the pictures (VOP start codes) of an MPEG-4 packet."""
+    return [i for i in range(len(data) - 4) if data[i : i + 4] == b"\0\0\1\xb6"]
+
+
+def test_packed_bframes_are_read_frame_by_frame(tmp_path, numbered):
+    """DivX packs a P picture and the B picture shown before it in one packet; an empty picture takes the B's place."""
+    source = encoded(tmp_path / "a.mp4", numbered, "mpeg4", "yuv420p", {"g": "12", "bf": "1"}, form="mp4")
+    with av.open(str(source)) as container:
+        header = container.streams.video[0].codec_context.extradata
+        packets = [(bytes(p), p.is_keyframe) for p in container.demux(video=0) if p.size]
+    bidirectional = [data[vops(data)[0] + 4] >> 6 == 2 for data, _ in packets]
+    nothing = b"\0\0\1\xb6\x51\x00\x00"  # a P picture, time as before, not coded
+    packed, place = [], 0
+    marker = header + b"\0\0\1\xb2DivX503b1393p"
+    while place < len(packets):
+        data, key = packets[place]
+        if place + 1 < len(packets) and bidirectional[place + 1]:
+            packed += [(data + packets[place + 1][0], key), (nothing, False)]
+            place += 2
+        else:
+            packed.append((data, key))
+            place += 1
+    assert any(bidirectional)
+    path = tmp_path / "packed.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.codec_context.extradata = marker
+        for number, (data, key) in enumerate(packed):
+            packet = av.Packet(marker + data if key else data)
+            packet.pts = packet.dts = number
+            packet.time_base, packet.stream, packet.is_keyframe = Fraction(1, 25), stream, key
+            container.mux(packet)
+    with av.open(str(path)) as container:
+        truth = [numbered.read(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+    assert len(truth) > FRAMES // 2
+    with VideoReader(path) as reader:
+        assert len(reader) == len(truth)
+        order = np.random.default_rng(1).permutation(len(truth))
+        assert [numbered.numbers(reader.frames([n]))[0] for n in order] == [truth[n] for n in order]
+
+
+def test_ordinary_files_are_still_sought_and_not_decoded_from_the_start(tmp_path, numbered):
+    path = numbered.write(tmp_path / "a.mp4", range(60), options={"g": "10", "bf": "2", "sc_threshold": "0"})
+    with VideoReader(path) as reader:
+        assert reader.index.keyframes.tolist() == [0, 10, 20, 30, 40, 50]
+        reader._open = lambda: pytest.fail("decoded from the start")
+        assert numbered.numbers(reader.frames([55, 12])) == [55, 12]
+
+
+def test_reading_forward_without_seeks_decodes_every_frame_once(tmp_path, numbered, monkeypatch):
+    path = numbered.write(tmp_path / "a.ts", range(60), codec="mpeg2video", options={"g": "10"})
+    with VideoReader(path) as reader:
+        reader.frames([0])
+        monkeypatch.setattr(reader, "_open", lambda: pytest.fail("began again"))
+        assert [numbered.numbers(reader.frames([n]))[0] for n in range(1, 60, 7)] == list(range(1, 60, 7))
+
+
+NAMES = ["12:30.mp4", "2024-01-01T12:30:00.mp4", "[x].mp4", "100%d.mp4", "-i.mp4", "a\\b.mp4", "a\nb.mp4",
+         "concat:a.mp4", os.fsdecode(b"caf\xe9.mp4"), "x" * 250 + ".mp4"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("suffix", [".mp4", ".gif", ".png"])
+def test_names_mean_nothing_to_ffmpeg(tmp_path, monkeypatch, numbered, name, suffix):
+    from vdm_jax.video.writing import write_video
+
+    monkeypatch.chdir(tmp_path)
+    name = name[:-4] + suffix
+    write_video(name, np.stack([numbered.frame(n) for n in range(3)]), fps=10)
+    assert os.listdir(tmp_path) == [name]
+    with VideoReader(name) as reader:
+        assert "\n" not in reader.name and reader.name.encode()
+        if suffix != ".png":
+            assert numbered.numbers(reader.frames([2, 0])) == [2, 0]
+
+
+def test_playlists_open_no_other_file(tmp_path, numbered):
+    numbered.write(tmp_path / "secret.ts", range(3))
+    for text in (f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{tmp_path}/secret.ts\n#EXT-X-ENDLIST\n",
+                 "ffconcat version 1.0\nfile secret.ts\n"):
+        (tmp_path / "list.mp4").write_text(text)
+        with pytest.raises(containers.UserError, match=r"list\.mp4"):
+            VideoReader(tmp_path / "list.mp4")
+
+
+def test_pictures_that_change_size_have_the_size_of_the_first(tmp_path, numbered):
+    small = numbered.write(tmp_path / "a.ts", range(10))
+    large = numbered.write(tmp_path / "b.ts", range(10), size=(96, 128))
+    both = tmp_path / "both.ts"
+    both.write_bytes(small.read_bytes() + large.read_bytes())
+    with VideoReader(both) as reader:
+        frames = reader.frames(range(len(reader)))
+        assert frames.shape[1:] == (48, 64, 3) and numbered.numbers(frames)[:10] == list(range(10))
+        np.testing.assert_array_equal(reader.frames([len(reader) - 1])[0], frames[-1])
+
+
+def test_streams_without_a_decoder_and_limits_are_said(tmp_path, numbered, monkeypatch):
+    path = numbered.write(tmp_path / "a.mp4", range(5))
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"avc1\0\0\0\0", b"zzzz\0\0\0\0"))
+    with pytest.raises(containers.UserError, match=r"a\.mp4: no decoder"):
+        VideoReader(path)
+    path.write_bytes(data)
+    with monkeypatch.context() as patch:
+        patch.setattr(containers, "MAX_PIXELS", 1000)
+        with pytest.raises(containers.UserError, match="64 x 48 pixels; permitted: 1000"):
+            VideoReader(path)
+    monkeypatch.setattr(containers, "MAX_FRAMES", 3)
+    with pytest.raises(containers.UserError, match="more than 3 frames"):
+        VideoReader(path)
+
+
+def test_a_single_frame_has_the_rate_it_was_written_with(tmp_path, numbered):
+    for suffix in ("mp4", "mkv", "avi"):
+        path = numbered.write(tmp_path / f"a.{suffix}", [0], rate=25, codec="mpeg4")
+        with VideoReader(path) as reader:
+            assert len(reader) == 1 and reader.fps == pytest.approx(25, rel=0.05)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi", "ts", "mpg"])
+def test_damaged_bytes_give_frames_or_one_line(tmp_path, numbered, suffix):
+    codec = "mpeg2video" if suffix == "mpg" else "mpeg4"
+    whole = encoded(tmp_path / f"a.{suffix}", numbered, codec, "yuv420p", {"g": "4"}, frames=8).read_bytes()
+    rng, clean = np.random.default_rng(3), 0
+    for _ in range(50):
+        data = bytearray(whole)
+        for place in rng.integers(0, len(data), rng.integers(1, 20)):
+            data[place] = rng.integers(256)
+        data = data[: rng.integers(1, len(data) + 1)] if rng.random() < 0.3 else data
+        path = tmp_path / f"b.{suffix}"
+        path.write_bytes(data)
+        try:
+            with VideoReader(path) as reader:
+                assert reader.frames([len(reader) - 1, 0], 8, 8).shape == (2, 8, 8, 3)
+            clean += 1
+        except containers.UserError as error:
+            assert "\n" not in str(error)
+    assert clean > 5
