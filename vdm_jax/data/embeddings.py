@@ -24,7 +24,6 @@ import functools
 import hashlib
 import itertools
 import json
-import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -35,6 +34,7 @@ from jaxtyping import Bool, Float, Float16, UInt64
 
 from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.data.captioned_digits import CaptionedDigits
+from vdm_jax.data.captions import warn_once
 from vdm_jax.data.image_folder import ImageFolder
 from vdm_jax.data.image_shards import ImageShards
 from vdm_jax.data.published import PublishedVideo
@@ -48,8 +48,6 @@ ROWS, KEYS, PLACES, METADATA = "rows.float16", "keys.npy", "places.npy", "metada
 _VERSION = 1  # of the layout above
 
 Clips = CaptionedDigits | VideoFolder | ImageFolder | ImageShards | PreparedClips | TFDSVideo | PublishedVideo
-
-log = logging.getLogger(__name__)
 
 
 # --- writing --------------------------------------------------------------------------------------------------------
@@ -261,8 +259,8 @@ class WithEmbeddingsSource:
         self.texts.check(source.captions())
         self._empty = self.texts.empty(spec.length) if spec.empty == "encoded" else None
         if self.texts.longest > spec.length:
-            log.warning("%s has texts of up to %d tokens; only the first %d are read (WithEmbeddings.length)",
-                        spec.path, self.texts.longest, spec.length)
+            warn_once(f"{spec.path} has texts of up to {self.texts.longest} tokens; only the first {spec.length} are "
+                      "read (WithEmbeddings.length)")
 
     def __len__(self) -> int:
         return len(self.source)
