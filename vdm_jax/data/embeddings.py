@@ -222,7 +222,7 @@ class TextEmbeddings:
     def _table(self) -> tuple[np.ndarray, np.ndarray]:
         try:
             return tuple(np.load(self.path / name, mmap_mode="r", allow_pickle=False) for name in (KEYS, PLACES))
-        except (OSError, ValueError) as error:
+        except Exception as error:  # a damaged header can fail in any way
             raise UserError(f"{self.path} is damaged ({error}); copy or write the set again") from error
 
 
