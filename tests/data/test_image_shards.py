@@ -87,3 +87,10 @@ def test_what_cannot_be_read(shards, tmp_path):
     with pytest.raises(UserError, match="ImageShards.height=0"):
         spec_of(shards, height=0)
     assert from_json(ImageShards, to_json(spec_of("x"))) == spec_of("x")
+
+
+@pytest.mark.parametrize("prefix", ["./", "set/", "./set/", "set//", "/set/", "//"])
+def test_names_with_dots_and_slashes_keep_their_captions(tmp_path, prefix):
+    write_tar(tmp_path / "a.tar", {f"{prefix}{n}{end}": data for n in range(2) for end, data in (
+        (".png", picture(n)), (".txt", f"caption {n}".encode()))})
+    assert list(open_source(spec_of(tmp_path), "train").captions()) == ["caption 0", "caption 1"]
