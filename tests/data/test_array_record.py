@@ -136,3 +136,30 @@ def test_missing_truncated_and_foreign_sets(tmp_path):
     metadata.write_text(text[:20])
     with pytest.raises(UserError, match="metadata.json is damaged"):
         open_set(tmp_path)
+
+
+class Damaged(Clips):
+    """Clips of which every third does not decode; as a source of files, it would give another in its place."""
+
+    skipped = {"2.mp4": "does not decode"}
+
+    def __getitem__(self, index):
+        return super().__getitem__(0 if index % 3 == 2 else index)
+
+    def exact(self, index):
+        if index % 3 == 2:
+            raise UserError("does not decode")
+        return self[index]
+
+
+def test_clips_that_do_not_decode_are_left_out_and_counted(tmp_path):
+    folder = prepare_clips(Damaged(8), tmp_path)
+    source = open_set(tmp_path)
+    assert len(source) == 6 and source.metadata["skipped_clips"] == 2
+    assert source.metadata["skipped"] == {"2.mp4": "does not decode"}
+    right = [Clips(8)[i] for i in range(8) if i % 3 != 2]
+    for found, wanted in zip(source, right, strict=True):
+        np.testing.assert_array_equal(found["video"], wanted["video"])
+    assert list(source.captions()) == [clip["caption"] for clip in right]
+    again = prepare_clips(Damaged(8), tmp_path / "again", workers=3)  # the same bytes by any number of threads
+    assert (again / "clips.array_record").read_bytes() == (folder / "clips.array_record").read_bytes()

@@ -88,3 +88,12 @@ def test_errors(folder, tmp_path):
 def test_fit_enlarges_and_reads_grey():
     frame = np.full((4, 6, 1), 9, np.uint8)
     assert (fit_frame(frame, 8, 8) == 9).all() and fit_frame(frame, 8, 8).shape == (8, 8, 3)
+
+
+def test_oversized_pictures_are_skipped_and_suffixes_have_a_dot(folder, monkeypatch):
+    monkeypatch.setattr("vdm_jax.data.image_folder.MAX_PIXELS", 10)
+    with pytest.raises(UserError, match="permitted: at most 10 pixels"):
+        ImageFolderSource(spec_of(folder))
+    for suffix in ("txt", ".", "", "./x", ".a.b"):
+        with pytest.raises(UserError, match="ImageFolder.caption_suffix="):
+            spec_of(folder, caption_suffix=suffix)

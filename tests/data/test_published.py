@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from vdm_jax.configuration import from_json, to_json
+from vdm_jax.data.checksum import masked_crc32c
 from vdm_jax.data.moving_mnist import moving_digits, read_idx
 from vdm_jax.data.opening import open_source
 from vdm_jax.data.pipeline import Pipeline
@@ -145,7 +146,8 @@ def robot_record(level, frames=6):
 
 def write_records(path, records):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"".join(len(r).to_bytes(8, "little") + b"crc1" + r + b"crc2" for r in records))
+    path.write_bytes(b"".join(part + masked_crc32c(part).to_bytes(4, "little")
+                              for r in records for part in (len(r).to_bytes(8, "little"), r)))
 
 
 @pytest.fixture
@@ -190,7 +192,13 @@ def test_damaged_records_are_named(bair):
     path.write_bytes(whole[:-10])
     with pytest.raises(UserError, match="it is cut off or no TFRecord file"):
         record_places(path)
-    path.write_bytes(whole[:12] + b"\xff" * (len(whole) - 16) + whole[-4:])
+    path.write_bytes(whole[:100] + b"\xff" + whole[101:])
+    with pytest.raises(UserError, match="the record at byte 12 is damaged .CRC-32C."):
+        open_source(BAIRRobotPushing(path=str(bair), **SMALL), "test")[0]
+    path.write_bytes(whole[:2] + b"\xff" + whole[3:])
+    with pytest.raises(UserError, match="the record at byte 0 does not have the length it says"):
+        record_places(path)
+    write_records(path, [b"\xff" * 1000])
     with pytest.raises(UserError, match="the record at byte 12 is no tf.train.Example"):
         open_source(BAIRRobotPushing(path=str(bair), **SMALL), "test")[0]
 

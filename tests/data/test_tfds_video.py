@@ -1,5 +1,7 @@
 import io
+import json
 import pickle
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -171,3 +173,30 @@ def test_tensorflow_is_never_imported(tmp_path):
         assert "tensorflow" not in sys.modules and "jax" not in sys.modules
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, capture_output=True, timeout=60)
+
+
+@pytest.mark.parametrize("file, change, message", [
+    ("features.json", lambda d: d | {"pythonClassName": "vdm_evil.Feature"}, "feature class 'vdm_evil.Feature'"),
+    ("features.json", lambda d: {"type": "vdm_evil.Feature", "content": {}}, "feature class 'vdm_evil.Feature'"),
+    ("features.json", lambda d: {"type": "tensorflow_datasets.core.features.feature.Tensor.x", "content": "{}"},
+     "permitted: tensorflow_datasets.core.features.audio_feature.Audio"),
+    ("features.json", lambda d: json.loads('{"featuresDict":{"features":{"../x":{}}}}'), "feature '../x'; permitted"),
+    ("features.json", lambda d: "[" * 100_000, "is damaged"),
+    ("dataset_info.json", lambda d: json.loads('{"splits":[{"filepathTemplate":"../../{SPLIT}"}]}'),
+     "filepathTemplate='../../{SPLIT}'; permitted: files of the same folder"),
+])
+def test_descriptions_run_no_code_and_leave_no_folder(data_dir, tmp_path, monkeypatch, file, change, message):
+    copy = tmp_path / "sets"
+    shutil.copytree(data_dir, copy)
+    evil = tmp_path / "evil" / "vdm_evil.py"
+    evil.parent.mkdir()
+    evil.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.syspath_prepend(str(evil.parent))
+    (path,) = copy.rglob(file)
+    changed = change(json.loads(path.read_text()))
+    path.write_text(changed if isinstance(changed, str) else json.dumps(changed))
+    with pytest.raises(UserError, match=message):
+        TFDSVideoSource(flickers(str(copy)))
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(UserError, match="TFDSVideo.name='vdm_evil:flickers'; permitted"):
+        TFDSVideoSource(flickers(str(copy), name="vdm_evil:flickers"))

@@ -14,6 +14,7 @@ import tyro
 
 from vdm_jax.commands.arguments import parse
 from vdm_jax.commands.configs import config_names, load_config
+from vdm_jax.data.captions import caption_lines
 from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.data.opening import SPLITS, default_data_dir, open_source
 from vdm_jax.errors import UserError
@@ -76,7 +77,7 @@ def read_captions(options: Embed) -> tuple[list[str], Path]:
         clips = [one.data if isinstance(one, WithEmbeddings) else one for one in data if one is not None]
         found = itertools.chain.from_iterable(_of_data(one, options.data_dir or default_data_dir()) for one in clips)
     elif path.is_file():
-        found = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+        found = caption_lines(path, f"source={options.source!r}")
     else:
         raise UserError(f"source={options.source!r} is neither a text file nor a config; permitted: a file with a "
                         f"caption per line, or one of {', '.join(config_names())}")

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -14,9 +18,11 @@ import tyro
 from vdm_jax.cascade.autoencoding import AnyExperiment
 from vdm_jax.commands.arguments import parse
 from vdm_jax.commands.configs import config_names, load_config
-from vdm_jax.data.array_record import prepare_clips
+from vdm_jax.data.array_record import METADATA, prepare_clips
 from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.data.captioned_digits_tfds import prepare_captioned_digits
+from vdm_jax.data.crops import Crop
+from vdm_jax.data.names import printable
 from vdm_jax.data.opening import SPLITS, default_data_dir, open_source
 from vdm_jax.data.video_folder import VideoFolder
 from vdm_jax.errors import UserError
@@ -29,21 +35,30 @@ class Prepare:
     SOURCE is the name of a config or a folder of videos. An embedded data set is made; any other of a config
     is looked for and its clips are counted, or an error says what to fetch and where to put it. A folder of videos is
     cut into clips, resized and written to array_record files under --out (one folder per split); a captions CSV has the
-    columns 'file' and 'caption'. Train on the result with the data set PreparedClips(path=...).
+    columns 'file' and 'caption'. Train on the result with the data set PreparedClips(path=...). The folder --out
+    appears when all of it is there; clips that do not decode are left out, counted and named.
 
     Examples:
       vdm-jax prepare captioned_digits
       vdm-jax prepare vdm/ucf101
       vdm-jax prepare ~/videos --out data/mine --frames 16 --size 64 64 --captions ~/videos/captions.csv --format mp4
+      vdm-jax prepare ~/videos --out data/mine --fps 8 --crop pad --workers 16
     """
 
     source: tyro.conf.Positional[str]  # name of a config, or a folder of videos
     out: Path | None = None  # for a folder of videos: where the clips go (a new folder)
     frames: int = 16  # frames per clip
     size: tuple[int, int] = (64, 64)  # height and width, pixels
-    frame_stride: int = 1  # take every n-th frame
+    frame_stride: int = 1  # take every n-th frame of a file; 1 with --fps
+    # Frames per second of the clips, by the files' time stamps: right for files of different rates. By default the
+    # files' own, and --frame-stride
+    fps: float | None = None
+    # Frames of another aspect ratio: "center" cuts the sides off, "random" cuts anywhere (drawn once per clip), "pad"
+    # keeps the whole frame within black borders, "squeeze" keeps it and changes its shape
+    crop: Crop = "center"
     captions: str | None = None  # CSV with columns file, caption
     format: Literal["raw", "jpeg", "mp4"] = "jpeg"  # raw reads fastest, mp4 is smallest
+    workers: int | None = None  # threads that decode and encode; by default as many as processors. Clips are the same
     data_dir: Path | None = None  # for configs: where prepared data lives; ~/.cache/vdm_jax/data by default
 
 
@@ -85,24 +100,50 @@ def prepare_folder(options: Prepare, console: rich.console.Console) -> None:
     """Cut a folder of videos into clips and write them, split by split."""
     if options.out is None:
         raise UserError("--out=None is not valid for a folder of videos; permitted: a new folder for the clips")
+    if options.workers is not None and options.workers < 1:
+        raise UserError(f"--workers={options.workers}; permitted: 1 or more")
     height, width = options.size
-    spec = VideoFolder(path=options.source, captions=options.captions, frames=options.frames,
-                       height=height, width=width, frame_stride=options.frame_stride)
-    if options.out.exists():
+    spec = VideoFolder(path=options.source, captions=options.captions, frames=options.frames, height=height,
+                       width=width, frame_stride=options.frame_stride, fps=options.fps, crop=options.crop)
+    out = options.out.expanduser()
+    if out.exists():
         raise UserError(f"--out={options.out} exists already; permitted: a new folder")
-    with rich.progress.Progress(console=console, disable=not console.is_terminal) as bar:
-        for split in SPLITS:
-            try:
-                source = open_source(spec, split)
-            except UserError as error:
-                if split == "train":
-                    raise
-                console.print(f"no {split} split: {error}", markup=False)  # a folder with very few files
-                continue
-            task = bar.add_task(f"writing {split}", total=len(source))
-            path = prepare_clips(source, options.out, split, options.format,
-                                 lambda done, total, task=task: bar.update(task, completed=done))
-            print(f"{path}: {len(source)} clips")
-            if source.skipped:
-                print(f"  {len(source.skipped)} files skipped: "
-                      + "; ".join(f"{name} ({reason})" for name, reason in list(source.skipped.items())[:5]))
+    partial = out.with_name(f".{out.name}.partial")  # a training must not find a set that lacks a split
+    shutil.rmtree(partial, ignore_errors=True)  # left by a preparation that was killed
+    columns = (*rich.progress.Progress.get_default_columns(), rich.progress.MofNCompleteColumn())
+    try:
+        with rich.progress.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+            reports = [report for split in SPLITS for report in _prepare_split(spec, split, partial, options, bar)]
+        partial.rename(out)
+    except OSError as error:
+        raise UserError(f"--out={options.out} cannot be written: {error.strerror or error}; permitted: a new folder"
+                        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    for split, report in reports:
+        print(f"{out / split}: {report}")
+
+
+def _prepare_split(
+    spec: VideoFolder, split: str, folder: Path, options: Prepare, bar: rich.progress.Progress
+) -> Iterator[tuple[str, str]]:
+    """Writes the clips of one split; gives (split, what was found, line by line)."""
+    try:
+        source = open_source(spec, split)
+    except UserError as error:
+        if split == "train":
+            raise
+        bar.console.print(f"no {split} split: {error}", markup=False)  # a folder with very few files
+        return
+    task = bar.add_task(f"writing {split}", total=len(source))
+    path = prepare_clips(source, folder, split, options.format,
+                         lambda done, total: bar.update(task, completed=done), options.workers or os.cpu_count() or 1)
+    damaged = json.loads((path / METADATA).read_text(encoding="utf-8"))["skipped_clips"]
+    report = f"{len(source) - damaged} clips"
+    if damaged:
+        report += f" of {len(source)}; {damaged} do not decode"
+    if source.skipped:
+        named = "; ".join(f"{printable(name)} ({printable(reason)})" for name, reason in
+                          itertools.islice(source.skipped.items(), 5))
+        report += f"\n  {len(source.skipped)} files skipped or damaged: {named}"
+    yield split, report

@@ -24,7 +24,6 @@ import functools
 import hashlib
 import itertools
 import json
-import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -35,6 +34,7 @@ from jaxtyping import Bool, Float, Float16, UInt64
 
 from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.data.captioned_digits import CaptionedDigits
+from vdm_jax.data.captions import warn_once
 from vdm_jax.data.image_folder import ImageFolder
 from vdm_jax.data.image_shards import ImageShards
 from vdm_jax.data.published import PublishedVideo
@@ -48,8 +48,6 @@ ROWS, KEYS, PLACES, METADATA = "rows.float16", "keys.npy", "places.npy", "metada
 _VERSION = 1  # of the layout above
 
 Clips = CaptionedDigits | VideoFolder | ImageFolder | ImageShards | PreparedClips | TFDSVideo | PublishedVideo
-
-log = logging.getLogger(__name__)
 
 
 # --- writing --------------------------------------------------------------------------------------------------------
@@ -149,16 +147,25 @@ class TextEmbeddings:
         self.path = Path(path).expanduser()
         try:
             self.metadata = json.loads((self.path / METADATA).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            if not isinstance(self.metadata, dict):
+                raise ValueError(f"a {type(self.metadata).__name__} instead of an object")
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{self.path} holds no text embeddings ({METADATA}: {error}); permitted: a folder made by "
                             "vdm_jax.data.embeddings.write_embeddings") from error
         if self.metadata.get("version") != _VERSION:
             raise UserError(f"{self.path}: layout version {self.metadata.get('version')}; permitted: {_VERSION}; write "
                             "the set again")
+        for name in ("width", "rows", "texts", "longest"):
+            value = self.metadata.get(name)
+            if type(value) is not int or value < 1:
+                raise UserError(f"{self.path / METADATA} is damaged ({name}={value!r}); copy or write the set again")
         self.width, self.longest = self.metadata["width"], self.metadata["longest"]
         rows = self.path / ROWS
         size, expected = rows.stat().st_size if rows.is_file() else 0, 2 * self.metadata["rows"] * self.width
-        if size != expected or len(self._table[0]) != self.metadata["texts"]:
+        texts, (keys, places) = self.metadata["texts"], self._table
+        right = keys.shape == (texts,) and keys.dtype == np.uint64 and places.shape == (texts, 2) and (
+            places.dtype == np.int64)
+        if size != expected or not right:
             raise UserError(f"{rows} has {size} bytes instead of {expected}, or its tables are of another set; copy or "
                             "write the set again")
 
@@ -187,8 +194,11 @@ class TextEmbeddings:
         place = self._find(np.array([_key(text)], np.uint64))[0]
         if place < 0:
             raise self._lacks([text])
-        start, count = self._table[1][place]
-        count = min(int(count), length)
+        start, count = self._table[1][place].tolist()
+        if start < 0 or count < 0 or start + count > self.metadata["rows"]:
+            raise UserError(f"{self.path / PLACES} is damaged (rows {start} to {start + count} of "
+                            f"{self.metadata['rows']}); copy or write the set again")
+        count = min(count, length)
         vectors[:count], mask[:count] = self._rows[start : start + count], True
         return vectors, mask
 
@@ -224,7 +234,7 @@ class TextEmbeddings:
     def _table(self) -> tuple[np.ndarray, np.ndarray]:
         try:
             return tuple(np.load(self.path / name, mmap_mode="r", allow_pickle=False) for name in (KEYS, PLACES))
-        except (OSError, ValueError) as error:
+        except Exception as error:  # a damaged header can fail in any way
             raise UserError(f"{self.path} is damaged ({error}); copy or write the set again") from error
 
 
@@ -261,8 +271,8 @@ class WithEmbeddingsSource:
         self.texts.check(source.captions())
         self._empty = self.texts.empty(spec.length) if spec.empty == "encoded" else None
         if self.texts.longest > spec.length:
-            log.warning("%s has texts of up to %d tokens; only the first %d are read (WithEmbeddings.length)",
-                        spec.path, self.texts.longest, spec.length)
+            warn_once(f"{spec.path} has texts of up to {self.texts.longest} tokens; only the first {spec.length} are "
+                      "read (WithEmbeddings.length)")
 
     def __len__(self) -> int:
         return len(self.source)

@@ -1,37 +1,90 @@
-"""What sources over folders of files share: listing, splits by file name, caption tables, skipping bad files."""
+"""What sources over folders of files share: listing, splits by file name, skipping bad files."""
 
 from __future__ import annotations
 
-import csv
+import functools
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Collection, Sequence
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from vdm_jax.data.captions import read_caption_files, read_captions, warn_once
+from vdm_jax.data.names import is_utf8, printable
 from vdm_jax.errors import UserError
 
+__all__ = ["MAX_DAMAGED", "MAX_DAMAGED_SHARE", "SPLITS", "SkippedFiles", "check_fractions", "files_of_split",
+           "in_range", "list_files", "read_caption_files", "read_captions"]
+
 SPLITS = ("train", "validation", "test")
+
+# Files of a split that may prove damaged while they are decoded in training: so many, or this share of them.
+MAX_DAMAGED = 10
+MAX_DAMAGED_SHARE = 0.1
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-def list_files(kind: str, path: str, suffixes: Collection[str]) -> list[str]:
+def list_files(kind: str, path: str, suffixes: Collection[str], skipped: SkippedFiles | None = None) -> list[str]:
     """Names, relative to the folder and sorted, of all files below it with one of the suffixes, hidden ones left out.
+
+    Linked folders are followed; a folder that is linked twice is read once, and one that contains the link not at all.
+    Names that are not UTF-8 and folders that may not be read are noted in `skipped`.
 
     Raises `UserError` when the folder is missing or holds no such file; `kind` is the config's name in the message.
     """
     folder = Path(path).expanduser()
+    skipped = SkippedFiles() if skipped is None else skipped
     if not folder.is_dir():
         raise UserError(f"{kind}.path={path!r}: no such folder")
-    relative = (file.relative_to(folder) for file in folder.rglob("*") if file.suffix.lower() in suffixes)
-    names = sorted(n.as_posix() for n in relative if not any(part.startswith(".") for part in n.parts))
-    names = [name for name in names if (folder / name).is_file()]
+    names = []
+    for file in _walk(kind, folder, skipped):
+        name = file.relative_to(folder).as_posix()
+        if file.suffix.lower() not in suffixes or not file.is_file():
+            continue
+        if is_utf8(name):
+            names.append(name)
+        else:
+            skipped.add_listed(folder, file, "its name is not UTF-8; rename it")
     if not names:
-        raise UserError(f"{kind}.path={path!r} holds no file to read; permitted: {', '.join(sorted(suffixes))}")
-    return names
+        because = f" ({len(skipped)} skipped; the first: {next(iter(skipped.items()))})" if skipped else ""
+        raise UserError(f"{kind}.path={path!r} holds no file to read{because}; permitted: "
+                        f"{', '.join(sorted(suffixes))}")
+    return sorted(names)
+
+
+def _walk(kind: str, folder: Path, skipped: SkippedFiles) -> Iterator[Path]:
+    """All files below a folder that are not hidden, through links too; each real folder once, by its own name first."""
+    seen: set[str] = set()
+    here, links = [folder], []
+    while here or links:
+        current = here.pop() if here else links.pop(0)
+        real = os.path.realpath(current)
+        above = os.path.realpath(current.parent)
+        if real in seen or (current.is_symlink() and current != folder and (above + os.sep).startswith(
+                real.rstrip(os.sep) + os.sep)):
+            continue
+        seen.add(real)
+        try:
+            entries = sorted(os.scandir(current), key=lambda entry: os.fsencode(entry.name))
+        except PermissionError as error:
+            if current == folder:
+                raise UserError(f"{kind}.path={str(folder)!r} cannot be read: {error.strerror}") from error
+            skipped.add_listed(folder, current, f"cannot be read: {error.strerror}")
+            continue
+        except OSError as error:  # of the moment: a shorter list of files would be taken for the whole one
+            raise UserError(f"{kind}: {printable(str(current))} cannot be listed: {error.strerror}; permitted: a "
+                            "folder that stays readable") from error
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                (links if entry.is_symlink() else here).append(current / entry.name)
+            else:
+                yield current / entry.name
 
 
 def check_fractions(kind: str, fractions: Sequence[float]) -> None:
@@ -68,75 +121,57 @@ def files_of_split(kind: str, names: Sequence[str], split: str, fractions: Seque
     return sorted(members[split])
 
 
-def read_captions(kind: str, path: str | None, names: Collection[str]) -> dict[str, str]:
-    """Captions by file name from a CSV with the columns `file` (relative to the folder) and `caption`.
-
-    Files without a row get '' and rows without a file are left out; the number of each is logged once.
-
-    Raises `UserError` for a missing file or column, an incomplete row, or a file named twice.
-    """
-    if path is None:
-        return dict.fromkeys(names, "")
-    captions: dict[str, str] = {}
-    try:
-        with open(Path(path).expanduser(), newline="", encoding="utf-8-sig") as file:
-            table = csv.DictReader(file)
-            missing = {"file", "caption"} - set(table.fieldnames or ())
-            if missing:
-                found = ", ".join(table.fieldnames or ()) or "none"
-                raise UserError(f"{kind}.captions={path!r}: columns {found}; permitted: file, caption")
-            for row in table:
-                where = f"{kind}.captions={path!r} line {table.line_num}"
-                if not row["file"] or row["caption"] is None:
-                    raise UserError(f"{where}: incomplete row; permitted: a file and a caption")
-                if row["file"] in captions:
-                    raise UserError(f"{where}: file {row['file']!r} for the second time; permitted: once")
-                captions[row["file"]] = row["caption"].strip()
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{kind}.captions={path!r} is unreadable: {error}") from error
-    _note_mismatch(path, "rows name no file of the folder", sorted(set(captions) - set(names)))
-    _note_mismatch(path, "files have no caption", sorted(set(names) - set(captions)))
-    return {name: captions.get(name, "") for name in names}
-
-
-def read_caption_files(path: str, names: Collection[str], suffix: str) -> dict[str, str]:
-    """Captions by file name from text files of the same name with another suffix; '' where there is none, which is
-    logged once."""
-    folder = Path(path).expanduser()
-    captions = {}
-    for name in names:
-        file = (folder / name).with_suffix(suffix)
-        if file.is_file():
-            captions[name] = file.read_text(encoding="utf-8-sig", errors="replace").strip()
-    _note_mismatch(path, "files have no caption", sorted(set(names) - set(captions)))
-    return {name: captions.get(name, "") for name in names}
-
-
-def _note_mismatch(path: str, what: str, names: Sequence[str]) -> None:
-    if names:
-        log.warning("%s: %d %s (the first is %s)", path, len(names), what, names[0])
-
-
 class SkippedFiles(dict[str, str]):
     """Why files were left out, by name. The first time a file is added it is logged, never again."""
 
+    replaced = 0  # clips that came from another file, because their own did not decode
+
     def add(self, name: str, reason: str) -> None:
         """Notes a file that is not used."""
-        if self.setdefault(name, reason) is reason:
-            log.warning("skipped %s: %s", name, reason)
+        if name not in self:
+            self[name] = reason
+            log.warning("skipped %s: %s", printable(name), printable(reason))
+
+    def add_listed(self, folder: Path, path: Path, reason: str) -> None:
+        """Notes what is left out of the list of a folder, which every split makes: logged once for all of them."""
+        name = printable(path.relative_to(folder).as_posix())
+        if name not in self:
+            self[name] = reason
+            warn_once(f"skipped {name} of {printable(str(folder))}: {reason}")
+
+    def noting(self, name: str, read: Callable[[], T]) -> T:
+        """`read()`, whose `UserError` is noted as the reason of a file, and raised."""
+        try:
+            return read()
+        except UserError as error:
+            self.add(name, str(error))
+            raise
 
     def first_readable(self, start: int, names: Sequence[str], read: Callable[[int], T]) -> T:
         """`read(k)` of the first k = start, start + 1, ... (around) that does not raise `UserError`; others are noted.
 
         A file can prove damaged only when it is decoded, hours into a run. The clip then comes from the next file:
-        still a function of the number asked for and of the files alone.
+        still a function of the number asked for and of the files alone. How many clips did so is counted and logged.
+
+        Raises `UserError` where more files prove damaged than `MAX_DAMAGED` and `MAX_DAMAGED_SHARE` permit.
         """
         for step in range(len(names)):
             k = (start + step) % len(names)
             try:
-                return read(k)
+                found = self.noting(names[k], functools.partial(read, k))
             except UserError as error:
-                self.add(names[k], str(error))
+                damaged = sum(name in self for name in names)
+                if damaged > max(MAX_DAMAGED, MAX_DAMAGED_SHARE * len(names)):
+                    raise UserError(f"{damaged} of {len(names)} files do not decode (the last, {printable(names[k])}: "
+                                    f"{error}); permitted: at most {MAX_DAMAGED}, or {MAX_DAMAGED_SHARE:.0%}"
+                                    ) from error
+                continue
+            if step:
+                self.replaced += 1
+                if self.replaced in (1, 10, 100, 1000) or self.replaced % 10_000 == 0:
+                    log.warning("%d clips so far came from another file, because their own does not decode; %d files "
+                                "are skipped", self.replaced, len(self))
+            return found
         raise UserError(f"none of {len(names)} files is readable; the last: {self[names[start - 1]]}")
 
 

@@ -1,27 +1,34 @@
 """Any folder of images as clips of one frame: for image models, and for joint training on images and videos."""
 
+import contextlib
 import dataclasses
+import re
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from jaxtyping import UInt8
 
+from vdm_jax.data.captions import read_caption_files, read_captions
 from vdm_jax.data.folder import (
     SkippedFiles,
     check_fractions,
     files_of_split,
     in_range,
     list_files,
-    read_caption_files,
-    read_captions,
 )
 from vdm_jax.data.source import require_at_least
 from vdm_jax.errors import UserError
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
+
+MAX_PIXELS = 178_956_970  # of a picture, 13,377 x 13,377: beyond it Pillow takes a file for an attack
 
 _THREADS = 8  # for looking at the headers
 
@@ -43,6 +50,9 @@ class ImageFolder:
         if self.captions is not None and self.caption_suffix is not None:
             raise UserError(f"ImageFolder.caption_suffix={self.caption_suffix!r} with captions={self.captions!r}; "
                             "permitted: one of them")
+        if self.caption_suffix is not None and not re.fullmatch(r"\.[^./\\\0]+", self.caption_suffix):
+            raise UserError(f"ImageFolder.caption_suffix={self.caption_suffix!r}; permitted: a dot and the end of a "
+                            "name, such as '.txt'")
 
 
 class ImageFolderSource:
@@ -58,7 +68,7 @@ class ImageFolderSource:
         self.spec, self.split = spec, split
         self.skipped = SkippedFiles()
         self._folder = Path(spec.path).expanduser()
-        every = list_files("ImageFolder", spec.path, SUFFIXES)
+        every = list_files("ImageFolder", spec.path, SUFFIXES, self.skipped)
         if spec.caption_suffix is None:
             captions = read_captions("ImageFolder", spec.captions, every)
         else:
@@ -81,6 +91,11 @@ class ImageFolderSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.skipped.first_readable(in_range(index, len(self)), self._files, self._read)
 
+    def exact(self, index: int) -> dict[str, Any]:
+        """Image `index`, and no other in its place: raises `UserError` where it does not decode."""
+        number = in_range(index, len(self))
+        return self.skipped.noting(self._files[number], lambda: self._read(number))
+
     def captions(self) -> Iterator[str]:
         """The caption of every image, without reading it."""
         yield from self._captions
@@ -91,24 +106,40 @@ class ImageFolderSource:
 
 
 def fitted(file: Path | BinaryIO, height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:
-    """An image file cut centrally and resized. Raises `UserError` for one that cannot be read."""
-    from PIL import Image
-
+    """An image file cut centrally and resized. Raises `UserError` for one that cannot be read, or has more than
+    `MAX_PIXELS`."""
     from vdm_jax.video.fitting import fit_image
 
+    with opened(file) as image:
+        return fit_image(image, height, width)
+
+
+@contextlib.contextmanager
+def opened(file: Path | BinaryIO) -> Iterator["Image.Image"]:
+    """A picture by Pillow, whose pixels are read within the `with`. Raises `UserError` for one that cannot be read, or
+    has more than `MAX_PIXELS`."""
+    from PIL import Image, UnidentifiedImageError
+
     try:
-        with Image.open(file) as image:
-            return fit_image(image, height, width)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"not a readable image ({error})") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we count ourselves
+            image = Image.open(file)
+        with image:
+            if image.width * image.height > MAX_PIXELS:
+                raise UserError(f"a picture of {image.width}x{image.height}; permitted: at most {MAX_PIXELS} pixels")
+            yield image
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file can fail in any way, and there are many formats
+        unknown = isinstance(error, UnidentifiedImageError)  # whose text is the name of the file
+        reason = (not unknown and (getattr(error, "strerror", None) or str(error))) or type(error).__name__
+        raise UserError(f"not a readable image ({reason})") from error
 
 
 def _problem(path: Path) -> str | None:
     """Why a file is no image by its header, or None."""
-    from PIL import Image
-
     try:
-        with Image.open(path):
+        with opened(path):
             return None
-    except (OSError, ValueError, SyntaxError) as error:
-        return f"not a readable image ({type(error).__name__})"
+    except UserError as error:
+        return str(error)

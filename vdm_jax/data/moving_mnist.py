@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import gzip
+import math
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from vdm_jax.data.whole_videos import WholeVideos
 from vdm_jax.errors import UserError
 
 TEST_FILE, DIGITS_FILE = "mnist_test_seq.npy", "train-images-idx3-ubyte"
+MAX_IDX_BYTES = 2**28  # of the digits, unpacked; the authors' have 47 MB
 FRAMES, SIZE, DIGITS = 20, 64, 2  # of a video
 # Of the way a digit has in the frame, per frame: the default of TFDS, `video/moving_sequence.py`.
 SPEED = 0.1
@@ -51,7 +54,7 @@ class MovingMNISTSource(WholeVideos):
         path = self.spec.folder / TEST_FILE
         try:
             return np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # a damaged header can fail in any way
             raise UserError(f"{path} is damaged or no array ({error}); permitted: the authors' whole file") from error
 
     def __getstate__(self) -> dict:
@@ -119,10 +122,14 @@ def _digits(spec: MovingMNIST) -> UInt8[np.ndarray, "n h w"]:
 def read_idx(path: Path) -> UInt8[np.ndarray, "n h w"]:
     """Pictures of an IDX file of bytes with three dimensions, packed by gzip or not. Raises `UserError` for others."""
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+            data = file.read(MAX_IDX_BYTES + 1)  # a small .gz can hold any amount of zeros
+            if len(data) > MAX_IDX_BYTES:
+                raise UserError(f"{path} holds more than {MAX_IDX_BYTES} bytes; permitted: the authors' file")
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} is damaged ({error}); permitted: the whole file") from error
-    shape = np.frombuffer(data[4:16], ">u4").astype(int) if len(data) >= 16 else np.zeros(3, int)
-    if data[:4] != b"\0\0\x08\x03" or len(data) != 16 + shape.prod():
+    shape = [int.from_bytes(data[k : k + 4], "big") for k in (4, 8, 12)]
+    whole = data[:4] == b"\0\0\x08\x03" and len(data) == 16 + math.prod(shape)
+    if not whole or not 0 < max(shape[1:]) <= SIZE or not min(shape):
         raise UserError(f"{path} is no whole IDX file of pictures; permitted: {DIGITS_FILE}, with or without .gz")
     return np.frombuffer(data, np.uint8, offset=16).reshape(shape)

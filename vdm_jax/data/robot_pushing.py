@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
+from vdm_jax.data.image_folder import opened
 from vdm_jax.data.published import BAIRRobotPushing
 from vdm_jax.data.tfrecord import read_record, record_places
 from vdm_jax.data.whole_videos import WholeVideos
 from vdm_jax.errors import UserError
 
+MAX_PICTURES = 10_000  # of a video that is a folder of pictures
 SHAPE = (64, 64, 3)  # of a stored frame, raw pixels
 
 
@@ -38,8 +40,11 @@ class RobotRecordsSource(WholeVideos):
     def video(self, index: int) -> np.ndarray:
         """All frames of one camera, uint8 `[30, 64, 64, 3]`."""
         path, place = self._places[index]
-        with open(path, "rb") as file:
-            stored = read_record(file, place)
+        try:
+            with open(path, "rb") as file:
+                stored = read_record(file, place)
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}") from error
         frames = []
         while (pixels := stored.get(f"{len(frames)}/{self.spec.camera}/encoded")) is not None:
             if len(pixels) != np.prod(SHAPE):
@@ -70,12 +75,22 @@ class RobotPicturesSource(WholeVideos):
 
     def video(self, index: int) -> np.ndarray:
         """All frames, uint8 `[T, H, W, 3]`."""
-        from PIL import Image
-
         folder = self._videos[index]
         paths = list(folder.glob("*.png"))
-        wrong = [path.name for path in paths if not path.stem.isdecimal()]
+        wrong = [path.name for path in paths if not (path.stem.isdecimal() and len(path.stem) < 10)]
         if wrong:
             raise UserError(f"{folder}: picture {wrong[0]!r}; permitted: frames named by number, 0.png, 1.png, ...")
         paths.sort(key=lambda path: int(path.stem))
-        return np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])
+        if not 0 < len(paths) <= MAX_PICTURES:
+            raise UserError(f"{folder} has {len(paths)} pictures; permitted: 1 to {MAX_PICTURES}")
+        frames = []
+        for path in paths:
+            try:
+                with opened(path) as image:
+                    frames.append(np.asarray(image.convert("RGB")))
+            except UserError as error:
+                raise UserError(f"{path}: {error}") from error
+            if frames[-1].shape != frames[0].shape:
+                raise UserError(f"{path} has {list(frames[-1].shape)} pixels; permitted: {list(frames[0].shape)} like "
+                                f"{paths[0].name}")
+        return np.stack(frames)

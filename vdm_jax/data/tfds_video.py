@@ -20,6 +20,7 @@ import numpy as np
 from vdm_jax.data.folder import SPLITS, in_range
 from vdm_jax.data.frame_rates import stride_for
 from vdm_jax.data.source import require_at_least
+from vdm_jax.data.tfds_files import check_descriptions
 from vdm_jax.errors import UserError
 
 
@@ -217,9 +218,13 @@ def open_tfds_items(name: str, data_dir: str | None, split: str) -> Sequence[dic
 
 def _find_builder(name: str, data_dir: str | None) -> Any:
     try:
-        return _import_tfds().builder(name, data_dir=data_dir)
-    except ValueError as error:  # TFDS goes on to list everything it has
-        reason = next(line for line in str(error).splitlines() if line.strip())
+        tfds = _import_tfds()
+        check_descriptions(name, data_dir)
+        return tfds.builder(name, data_dir=data_dir)
+    except UserError:
+        raise
+    except Exception as error:  # TFDS goes on to list everything it has; damaged files can fail in any way
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(f"TFDSVideo.name={name!r} with data_dir={data_dir!r}: {reason}") from error
 
 

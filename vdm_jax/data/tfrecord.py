@@ -2,7 +2,8 @@
 
 A file is a row of records: length (8 bytes, little endian), checksum of the length (4), data, checksum of the data (4).
 The data is a protocol buffer; its field 1 maps names to features, each a list of byte strings, floats or integers, of
-which only byte strings are read here. Checksums are not verified; a file that is cut off is noticed by its length.
+which only byte strings are read here. Both checksums (CRC-32C) are verified: that of lengths when the file is opened,
+that of data when it is read.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from vdm_jax.data.checksum import masked_crc32c
 from vdm_jax.errors import UserError
+
+MAX_RECORD_BYTES = 2**30
 
 _BEFORE, _AFTER = 12, 4  # bytes around the data of a record
 
@@ -19,14 +23,23 @@ _BEFORE, _AFTER = 12, 4  # bytes around the data of a record
 def record_places(path: Path) -> list[tuple[int, int]]:
     """Offset and length of the data of every record, by hopping from header to header. Raises `UserError` for a file
     that is cut off or no TFRecord file."""
-    places, end, size = [], 0, path.stat().st_size
-    with open(path, "rb") as file:
-        while end < size:
-            file.seek(end)
-            header = file.read(_BEFORE)
-            length = int.from_bytes(header[:8], "little")
-            places.append((end + _BEFORE, length))
-            end += _BEFORE + length + _AFTER
+    places, end = [], 0
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            while end < size:
+                file.seek(end)
+                header = file.read(_BEFORE)
+                length = int.from_bytes(header[:8], "little")
+                if masked_crc32c(header[:8]) != int.from_bytes(header[8:], "little"):
+                    raise UserError(f"{path}: the record at byte {end} does not have the length it says (CRC-32C): it "
+                                    "is damaged, cut off or no TFRecord file; permitted: the whole file")
+                if length > MAX_RECORD_BYTES:
+                    raise UserError(f"{path}: a record of {length} bytes; permitted: at most {MAX_RECORD_BYTES}")
+                places.append((end + _BEFORE, length))
+                end += _BEFORE + length + _AFTER
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     if end != size:
         raise UserError(f"{path} has {size} bytes, but its records end at {end}: it is cut off or no TFRecord file; "
                         "permitted: the whole file")
@@ -39,9 +52,13 @@ def read_record(file: BinaryIO, place: tuple[int, int]) -> dict[str, bytes]:
     Raises `UserError` for what is no such record.
     """
     file.seek(place[0])
+    data = memoryview(file.read(place[1] + _AFTER))
+    data, checksum = data[: place[1]], int.from_bytes(data[place[1] :], "little")
+    if masked_crc32c(data) != checksum:
+        raise UserError(f"the record at byte {place[0]} is damaged (CRC-32C); permitted: a whole file")
     try:
-        return dict(_byte_features(memoryview(file.read(place[1]))))
-    except (IndexError, ValueError) as error:
+        return dict(_byte_features(data))
+    except (LookupError, ValueError) as error:
         raise UserError(f"the record at byte {place[0]} is no tf.train.Example ({error}); permitted: a whole "
                         "file") from error
 

@@ -14,19 +14,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vdm_jax.data.folder import (
-    SkippedFiles,
-    check_fractions,
-    files_of_split,
-    in_range,
-    list_files,
-    read_captions,
-)
+from vdm_jax.data.captions import read_captions
+from vdm_jax.data.crops import Crop, check_crop, crop_frames
+from vdm_jax.data.folder import SkippedFiles, check_fractions, files_of_split, in_range, list_files
 from vdm_jax.data.source import require_at_least
 from vdm_jax.errors import UserError
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".3gp",
             ".ts")
+
+_WHOLE_FRAMES = 8  # of the file's own size that are in memory at once
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,8 +33,9 @@ class VideoFolder:
     path: str  # the folder; it is only read
     captions: str | None = None  # CSV file with the columns file (relative to the folder) and caption
     frames: int = 16  # frames of a clip
-    height: int = 64  # pixels; frames are cut centrally to the aspect ratio, then resized
+    height: int = 64  # pixels; frames are cut to the aspect ratio as `crop` says, then resized
     width: int = 64  # pixels
+    crop: Crop = "center"  # or "random": cut anywhere; "pad": whole frames with black borders; "squeeze": whole frames
     frame_stride: int = 1  # every how many-th frame of the file is taken; 1 where `fps` is given
     fps: float | None = None  # frames per second to sample at, by timestamps; None: the file's own, by the stride
     clips: Literal["consecutive", "one"] = "consecutive"  # of a file: all that fit, or one that may begin anywhere
@@ -47,6 +45,7 @@ class VideoFolder:
     def __post_init__(self):
         require_at_least(self, frames=1, height=1, width=1, frame_stride=1)
         check_fractions("VideoFolder", self.fractions)
+        check_crop("VideoFolder.crop", self.crop)
         if self.clips not in ("consecutive", "one"):
             raise UserError(f"VideoFolder.clips={self.clips!r}; permitted: 'consecutive', 'one'")
         if self.fps is not None and not 0 < self.fps < float("inf"):
@@ -78,7 +77,7 @@ class VideoFolderSource:
         self.skipped = SkippedFiles()
         self._folder = Path(spec.path).expanduser()
         if files is None:
-            every = list_files("VideoFolder", spec.path, SUFFIXES)
+            every = list_files("VideoFolder", spec.path, SUFFIXES, self.skipped)
             captions = read_captions("VideoFolder", spec.captions, every)
             files = {n: {"caption": captions[n]} for n in files_of_split("VideoFolder", every, split, spec.fractions)}
         names = list(files)
@@ -90,7 +89,11 @@ class VideoFolderSource:
             if isinstance(index, str):
                 self.skipped.add(name, index)
                 continue
-            timeline = _Timeline(index, spec)
+            try:
+                timeline = _Timeline(index, spec)
+            except (ArithmeticError, ValueError) as error:  # time stamps that say nothing
+                self.skipped.add(name, f"time stamps without sense ({error})")
+                continue
             if not timeline.clips:
                 self.skipped.add(name, f"too short for a clip: {len(index)} frames, {index.duration:.2f} s")
                 continue
@@ -108,6 +111,12 @@ class VideoFolderSource:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self._read(index, lambda timeline, window: timeline.frames(window, 0.0))
+
+    def exact(self, index: int) -> dict[str, Any]:
+        """Clip `index`, and no other in its place: raises `UserError` where it does not decode."""
+        file, window = self._place(index)
+        timeline = self._timelines[file]
+        return self.skipped.noting(self._files[file], lambda: self._clip(file, timeline.frames(window, 0.0), index))
 
     def clip(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """Clip `index` begun at random between its own start and the next clip's, as far as the file goes."""
@@ -128,10 +137,9 @@ class VideoFolderSource:
         def read(number: int) -> dict[str, Any]:
             timeline = self._timelines[number]
             numbers, rate = timeline.at(fps, frames, shift)
-            video = timeline.decode(self._folder / self._files[number], numbers, self.spec.height, self.spec.width)
-            return {"video": video, **self._facts[number], "fps": rate}
+            return self._clip(number, numbers, index) | {"fps": rate}
 
-        file = int(np.searchsorted(self._ends, in_range(index, len(self)), side="right"))
+        file, _ = self._place(index)
         return self.skipped.first_readable(file, self._files, read)
 
     def captions(self) -> Iterator[str]:
@@ -142,17 +150,22 @@ class VideoFolderSource:
 
     def _read(self, index: int, frames) -> dict[str, Any]:
         """The frames that `frames(timeline, window)` names, of the file and window that clip `index` stands for."""
+        file, window = self._place(index)
+        return self.skipped.first_readable(file, self._files, lambda number: self._clip(
+            number, frames(self._timelines[number], window if number == file else 0), index))
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """The file and the window in it that clip `index` stands for."""
         index = in_range(index, len(self))
         file = int(np.searchsorted(self._ends, index, side="right"))
-        window = index - int(self._ends[file]) + self._timelines[file].clips
+        return file, index - int(self._ends[file]) + self._timelines[file].clips
 
-        def read(number: int) -> dict[str, Any]:
-            timeline = self._timelines[number]
-            numbers = frames(timeline, window if number == file else 0)
-            video = timeline.decode(self._folder / self._files[number], numbers, self.spec.height, self.spec.width)
-            return {"video": video, **self._facts[number], "fps": timeline.fps}
-
-        return self.skipped.first_readable(file, self._files, read)
+    def _clip(self, file: int, numbers: np.ndarray, index: int) -> dict[str, Any]:
+        """Frames of a file as a clip. Where they are cut at random, that is a function of clip, start and file name."""
+        seed = hashlib.sha256(f"{self._files[file]}\0{index}\0{numbers[0]}".encode()).digest()
+        place = tuple(int.from_bytes(seed[k : k + 4], "big") / (2**32 - 1) for k in (0, 4))
+        video = self._timelines[file].decode(self._folder / self._files[file], numbers, self.spec, place)
+        return {"video": video, **self._facts[file], "fps": self._timelines[file].fps}
 
 
 class _Timeline:
@@ -189,8 +202,18 @@ class _Timeline:
         rate = max(fps, frames / duration)
         return self._index.at(shift * max(duration - frames / rate, 0.0) + np.arange(frames) / rate), float(rate)
 
-    def decode(self, path: Path, numbers: np.ndarray, height: int, width: int) -> np.ndarray:
+    def decode(self, path: Path, numbers: np.ndarray, spec: VideoFolder, place: tuple[float, float]) -> np.ndarray:
+        """The frames with these numbers, cut as the config says. Raises `UserError` where they do not decode."""
         from vdm_jax.video.reading import VideoReader
 
-        with VideoReader(path, self._index) as reader:
-            return reader.frames(numbers, height, width)
+        try:
+            with VideoReader(path, self._index) as reader:
+                if spec.crop == "center":
+                    return reader.frames(numbers, spec.height, spec.width)
+                parts = np.array_split(numbers, -(-len(numbers) // _WHOLE_FRAMES))  # whole frames are large
+                return np.concatenate([crop_frames(reader.frames(part), spec.height, spec.width, spec.crop, place)
+                                       for part in parts])
+        except UserError:
+            raise
+        except Exception as error:  # a damaged file can fail in any way, and there are many formats
+            raise UserError(f"{path}: does not decode ({type(error).__name__}: {error})") from error

@@ -15,7 +15,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from vdm_jax.data.folder import list_files, read_caption_files
+from vdm_jax.data.captions import read_caption_files
+from vdm_jax.data.folder import list_files
 from vdm_jax.data.video_folder import SUFFIXES
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation import flow, frames

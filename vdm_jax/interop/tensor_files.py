@@ -23,6 +23,7 @@ CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16
 DTYPES = {code: np.dtype(getattr(ml_dtypes, name, None) or name) for name, code in CODES.items()}
 STEMS = ("diffusion_pytorch_model", "model")  # of diffusers, of transformers
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+MAX_JSON_BYTES = 2**28  # of a config, an index or the files of a tokenizer
 SHARD_BYTES = 5 * 10**9  # of a file of a large model, as transformers writes it
 
 
@@ -76,7 +77,7 @@ def _header(path: pathlib.Path) -> tuple[dict[str, Any], int]:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             return json.loads(file.read(length)), 8 + length
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
         raise UserError(f"{path} is not a complete safetensors file: {error}") from error
 
 
@@ -137,8 +138,10 @@ def _indexed(index: pathlib.Path) -> list[pathlib.Path]:
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """An object from a JSON file. Raises `UserError` where it is missing or something else."""
     try:
+        if path.is_file() and path.stat().st_size > MAX_JSON_BYTES:
+            raise UserError(f"{path} has more than {MAX_JSON_BYTES} bytes; permitted: at most so many")
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} was not read: {error}; permitted: the files of a model's local folder, in the layout "
                         "of diffusers or transformers") from error
     if not isinstance(data, dict):

@@ -20,6 +20,7 @@ import numpy as np
 
 from vdm_jax.errors import UserError
 
+MAX_UNPACKED = 2**26  # bytes that a zip archive may unpack to beyond its own size
 _MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of the older files
 _DTYPES = {"FloatStorage": np.dtype("f4"), "DoubleStorage": np.dtype("f8"), "HalfStorage": np.dtype("f2"),
            "BFloat16Storage": np.dtype(ml_dtypes.bfloat16), "LongStorage": np.dtype("i8"),
@@ -70,6 +71,9 @@ def read_torch(data: bytes, where: str) -> dict[str, np.ndarray]:
 
 def _read_zip(data: bytes) -> tuple[Any, Callable[[_Storage], bytes]]:
     archive = zipfile.ZipFile(io.BytesIO(data))
+    total = sum(member.file_size for member in archive.infolist())
+    if total > MAX_UNPACKED + len(data):  # PyTorch stores tensors as they are
+        raise UserError(f"unpacks to {total} bytes; permitted: at most {MAX_UNPACKED} more than the file has")
     (place,) = (name for name in archive.namelist() if name.split("/")[1:] == ["data.pkl"])
     root = place.removesuffix("data.pkl")
     return _Reader(io.BytesIO(archive.read(place))).load(), lambda storage: archive.read(f"{root}data/{storage.key}")

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from vdm_jax.errors import UserError
-from vdm_jax.evaluation.detectors.torch_files import read_torch
+from vdm_jax.evaluation.detectors.torch_files import MAX_UNPACKED, read_torch
 
 FOLDER_VARIABLE = "VDM_JAX_DETECTORS"
 
@@ -157,7 +157,12 @@ def _safetensors(path: Path) -> dict[str, np.ndarray]:
 def _npz(data: bytes, where: str) -> dict[str, np.ndarray]:
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            total = sum(member.file_size for member in file.zip.infolist())
+            if total > (limit := 4 * len(data) + MAX_UNPACKED):
+                raise UserError(f"{where} unpacks to {total} bytes; permitted: at most {limit}")
             return {name: file[name] for name in file.files}
+    except UserError:
+        raise
     except Exception as error:  # a damaged archive can fail in any way
         raise UserError(f"{where} cannot be read: {error}; permitted: an archive of numpy arrays") from error
 
@@ -171,7 +176,10 @@ def read_arrays(data: bytes, where: str) -> dict[str, np.ndarray]:
     except Exception as error:  # a damaged pickle can fail in any way
         raise UserError(f"{where} cannot be read: {error}; permitted: a dict of numpy arrays") from error
     found: dict[str, np.ndarray] = {}
-    _flatten(tree, "", found, where)
+    try:
+        _flatten(tree, "", found, where)
+    except RecursionError as error:
+        raise UserError(f"{where} holds dicts within dicts too deep to read; permitted: a dict of arrays") from error
     return found
 
 
