@@ -169,6 +169,8 @@ class TestErrors:
     def test_checkpoint_of_another_config(self, fails, run):
         text = (run / "config.json").read_text()
         (run / "config.json").write_text(text.replace('"embedding_channels": 16', '"embedding_channels": 32'))
+        assert "config.json has changed since training wrote it" in fails("sample", run, "a red 3")
+        (run / "run.json").unlink()  # changed on purpose
         line = fails("sample", run, "a red 3")
         assert "base" in line and "embedding" in line
 

@@ -302,7 +302,7 @@ def test_batches_that_do_not_divide_are_refused_before_anything_is_written(train
     with pytest.raises(UserError) as error:
         train(tmp_path / "run", experiment_of(**training))
     assert str(error.value) == message
-    assert os.listdir(tmp_path / "run") == ["config.json"]
+    assert sorted(os.listdir(tmp_path / "run")) == ["config.json", "run.json"]
 
 
 def test_an_interrupt_is_a_request_and_a_second_one_stops_at_once():

@@ -33,7 +33,7 @@ from vdm_jax.training.checkpoints import Checkpoints
 from vdm_jax.training.manifest import Damaged
 from vdm_jax.training.metrics import EVALUATION, MetricWriter, Throughput, read_records
 from vdm_jax.training.report import Report, StageProgress, duration
-from vdm_jax.training.runs import checkpoints_path
+from vdm_jax.training.runs import stage_checkpoints
 from vdm_jax.training.sheets import SampleSheets
 from vdm_jax.training.starting import starting_weights
 from vdm_jax.training.state import TrainState, abstract_state, create_state
@@ -104,7 +104,7 @@ class Trainer:
             raise UserError(f"Stage {self.stage.name!r}: training.evaluation.every={spec.evaluation.every} with "
                             "Trainer.evaluation=None; permitted: StageEvaluation, or every=0")
         folder = self.run / self.stage.name
-        with Checkpoints(checkpoints_path(self.run, self.stage.name), keep=spec.keep) as checkpoints:
+        with stage_checkpoints(self.run, self.stage.name, keep=spec.keep) as checkpoints:
             pipeline = None
             if checkpoints.latest() is None:  # before a network is initialised, which can take minutes
                 pipeline = together(lambda: self._pipeline("train", mesh))
