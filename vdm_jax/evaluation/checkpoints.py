@@ -19,7 +19,6 @@ from vdm_jax.errors import UserError
 from vdm_jax.evaluation.digits import Evaluation
 from vdm_jax.evaluation.run_metrics import RunMetrics
 from vdm_jax.evaluation.scores import Score
-from vdm_jax.training.checkpoints import Checkpoints
 from vdm_jax.training.manifest import MANIFEST, Damaged
 from vdm_jax.training.metrics import json_ready
 from vdm_jax.training.runs import checkpoints_path, load_autoencoders, load_stage, read_cascade, stage_checkpoints

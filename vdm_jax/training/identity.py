@@ -1,7 +1,7 @@
 """Which run a directory is, and who trains it now: `run.json` and `train.STAGE.lock` beside `config.json`.
 
-`run.json` has the run's identifier, which every manifest of a checkpoint repeats, and hashes of `config.json`, so that a
-flipped bit there is noticed. Runs of older versions, and exported ones, have none and are not compared.
+`run.json` has the run's identifier, which every manifest of a checkpoint repeats, and hashes of `config.json`, so that
+a flipped bit there is noticed. Runs of older versions, and exported ones, have none and are not compared.
 
 A lock is a POSIX record lock (`fcntl.lockf`) that process 0 holds while it trains a stage. The kernel frees it when the
 process ends, however it ends, so that a job that is started again is never kept out by a dead one. The text in the file
@@ -125,6 +125,8 @@ def _lock(run: Path, stage: str) -> Iterator[None]:
             yield
         finally:
             _held.discard(name)
+            with contextlib.suppress(OSError):
+                file.truncate(0)
 
 
 def _hash(content: bytes) -> str:

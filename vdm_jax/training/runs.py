@@ -44,12 +44,12 @@ log = logging.getLogger(__name__)
 
 CONFIG, WEIGHTS = "config.json", "params.safetensors"
 
-# Fields that may differ when a run is taken up again. Of training: how long (while the learning rate does not decay), how
-# to report, and in how many parts a step is computed; they do not decide what is learnt.
+# Fields that may differ when a run is taken up again. Of training: how long (while the learning rate does not decay),
+# how to report, and in how many parts a step is computed; they do not decide what is learnt.
 RESUMABLE = ("steps", "log_every", "checkpoint_every", "keep", "sample_every", "validate_every", "workers",
              "measured_clips", "accumulation")
-# Of networks: on what machine and in how much memory the same numbers are computed. `kernel` is that of attention, where
-# it is a name; kernels of convolutions are numbers.
+# Of networks: on what machine and in how much memory the same numbers are computed. `kernel` is that of attention,
+# where it is a name; kernels of convolutions are numbers.
 COMPUTED_HOW = ("remat", "kernel", "context", "spread", "attention_kernel", "attention_context")
 
 
@@ -140,8 +140,8 @@ def read_config(run: Path) -> AnyExperiment:
     except UserError:
         raise
     except Exception as error:  # of arithmetic with values that no config of ours has
-        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); permitted: the file that 'vdm-jax train' "
-                        "wrote") from error
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); permitted: the file that 'vdm-jax "
+                        "train' wrote") from error
     check_config(run, path, content)
     return experiment
 
