@@ -1,4 +1,4 @@
-"""The one exception a user is meant to read."""
+"""The two exceptions a user is meant to read."""
 
 
 class UserError(ValueError):
@@ -6,4 +6,11 @@ class UserError(ValueError):
 
     The message is one line that names the field, the value and what is permitted. Commands print it without a
     stack trace and leave with exit code 2; from Python it is an ordinary `ValueError`.
+    """
+
+
+class NotFinite(ArithmeticError):
+    """NaN or infinity where a result belongs: videos, losses, scores. The message is one line: what, and where.
+
+    Commands print it without a stack trace and leave with exit code 1: the input was good, the result is not.
     """

@@ -54,7 +54,7 @@ def assert_trees_equal(a, b):
 def test_a_run_is_made_and_taken_up_again(experiment, tmp_path):
     run = tmp_path / "runs" / "tiny"
     assert open_run(run, experiment) == experiment
-    assert os.listdir(run) == ["config.json"]
+    assert sorted(os.listdir(run)) == ["config.json", "run.json"]
     assert read_config(run) == experiment
     assert open_run(run, experiment) == experiment
 
@@ -94,7 +94,8 @@ def test_another_config_is_refused_and_the_first_difference_named(experiment, tm
         assert message_of(open_run, tmp_path, other) == (
             f"run directory {tmp_path} belongs to another config: {difference}; permitted: the same config, or another "
             "directory (--run)")
-    assert (tmp_path / "config.json").read_bytes() == before and os.listdir(tmp_path) == ["config.json"]
+    assert (tmp_path / "config.json").read_bytes() == before and sorted(os.listdir(tmp_path)) == [
+        "config.json", "run.json"]
 
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(experiment, tmp_path):

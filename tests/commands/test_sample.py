@@ -121,6 +121,31 @@ def test_export_samples_like_the_run(trained, tmp_path):
     np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.parametrize("extra", [[], ["--last", "base", "--frames", "6", "--method", "replacement"]])
+def test_videos_that_are_not_finite_are_named_by_stage_and_step_and_not_written(trained, tmp_path, capfd, extra):
+    generator = vdm_jax.load(trained)
+    broken = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(jnp.nan) if x.ndim else x, generator.params["base"])
+    export(Generator(generator.experiment, {**generator.params, "base": broken}), tmp_path / "broken")
+    capfd.readouterr()
+    assert main(["sample", "broken", "a red 3 moving left", "--out", "black.gif", *extra]) == 1
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("vdm-jax:")]
+    assert len(lines) == 1 and lines[0].startswith("vdm-jax: not finite: stage 'base': ")
+    assert "are NaN or infinite, from step 1 of 2 of the sampler on; " in lines[0]
+    assert "of its weights hold NaN or infinity" in lines[0]
+    assert not (tmp_path / "black.gif").exists()
+
+
+def test_list_shows_readable_runs_beside_damaged_ones(run, tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    for name, content in (("[cut]", b'{"name": "x"'), ("binary", b"\xff\xfe"), ("folder", None)):
+        bad = tmp_path / name / "config.json"
+        bad.parent.mkdir()
+        bad.mkdir() if content is None else bad.write_bytes(content)
+    assert main(["list", "--runs", str(tmp_path)]) == 0
+    text = capfd.readouterr().out
+    assert "base (4/4)" in text and text.count("damaged: ") == 3 and "[cut]" in text
+
+
 def test_list_shows_configs_and_runs(trained, capfd, monkeypatch):
     monkeypatch.setenv("COLUMNS", "240")
     assert main(["list", "--runs", str(trained.parent)]) == 0
@@ -169,6 +194,8 @@ class TestErrors:
     def test_checkpoint_of_another_config(self, fails, run):
         text = (run / "config.json").read_text()
         (run / "config.json").write_text(text.replace('"embedding_channels": 16', '"embedding_channels": 32'))
+        assert "config.json has changed since training wrote it" in fails("sample", run, "a red 3")
+        (run / "run.json").unlink()  # changed on purpose
         line = fails("sample", run, "a red 3")
         assert "base" in line and "embedding" in line
 

@@ -34,6 +34,15 @@ def test_more_steps_go_on_from_the_last_checkpoint(run):
     assert Checkpoints(run / "spatial" / "checkpoints").latest() == 4
 
 
+def test_a_training_that_runs_already_is_refused_and_leaves_its_config_alone(run, fails, monkeypatch):
+    monkeypatch.setattr("fcntl.lockf", lambda *arguments: (_ for _ in ()).throw(BlockingIOError(11, "held")))
+    (run / "train.base.lock").write_text("process 7 on there since yesterday\n")
+    before = (run / "config.json").read_bytes()
+    line = fails("train", TINY, "--run", run, *EVALUATED, "--base.training.steps", "9")
+    assert "is being trained by process 7 on there since yesterday; permitted: wait for it or stop it" in line
+    assert (run / "config.json").read_bytes() == before
+
+
 def test_overrides_are_typed_and_reach_the_run(tmp_path, capfd):
     arguments = ["train", TINY, "--stage", "base", "--base.training.steps", "1",
                  "--base.network.embedding-channels", "32", "--seed", "3", "--run", "here"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import hashlib
 import json
 import os
 import pathlib
@@ -20,11 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from etils import epath
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vdm_jax.errors import UserError
 from vdm_jax.training.checkpoints import Checkpoints
+from vdm_jax.training.manifest import examine
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -164,21 +168,95 @@ def test_restores_one_part_without_the_rest(tmp_path):
             checkpoints.restore_subtree("ema", other)
 
 
-def test_one_part_reads_fewer_bytes(tmp_path):
-    """Cutting the optimizer's array out of the store must not matter to someone who wants the EMA."""
+def test_damage_anywhere_is_noticed_by_whoever_reads_one_part(tmp_path):
+    """Arrays share files, so that a checkpoint is intact or not; also beyond the first piece that is hashed."""
     rng = np.random.default_rng(0)
     state = {"ema": {"w": jnp.asarray(rng.standard_normal(8))},
-             "opt_state": {"m": jnp.asarray(rng.standard_normal(1 << 20), jnp.float32)}}
+             "opt_state": {"m": jnp.asarray(rng.standard_normal(5 << 20), jnp.float32)}}
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, state, {})
     path = largest(tmp_path, 1)
-    assert path.stat().st_size > 1 << 20  # beyond what is hashed, so only the optimizer's own read can notice
-    path.write_bytes(bytes(path.stat().st_size))
-    ema, _ = checkpoints.restore_subtree("ema")
-    assert_same(ema, state["ema"])
-    with pytest.raises(UserError, match="1 cannot be read: .*there is no intact earlier step$") as caught:
-        checkpoints.restore_subtree("opt_state")
-    assert "\n" not in str(caught.value)
+    assert path.stat().st_size > 17 << 20
+    flip(path)
+    for name in state:
+        with pytest.raises(UserError, match="has changed since it was written; there is no intact earlier step$"):
+            checkpoints.restore_subtree(name)
+    flip(path)
+    assert_same(checkpoints.restore_subtree("ema")[0], state["ema"])
+
+
+def test_each_of_several_readers_hashes_its_share(tmp_path):
+    """Together they notice what one that reads alone does."""
+    save_steps(tmp_path, 1)
+    flip(largest(tmp_path, 1))
+    root = epath.Path(tmp_path / "1")
+    damages = [examine(root, share=(index, 3))[1] for index in range(3)]
+    assert [d for d in damages if d] == [examine(root)[1]] and "has changed" in examine(root)[1]
+
+
+@pytest.mark.full
+def test_a_flip_of_any_byte_is_refused_or_does_not_matter(tmp_path):
+    state = {"ema": jnp.asarray(np.random.default_rng(0).standard_normal(1 << 19), jnp.float32)}
+    with Checkpoints(tmp_path, owner={"run": "a", "stage": "base"}) as checkpoints:
+        checkpoints.save(1, state, {"digest": "abc"})
+    rng, refused = np.random.default_rng(1), collections.Counter()
+    for path in (p for p in (tmp_path / "1").rglob("*") if p.is_file()):
+        data = path.read_bytes()
+        for place in rng.integers(len(data), size=60):
+            changed = bytearray(data)
+            changed[place] ^= int(rng.integers(1, 256))
+            path.write_bytes(bytes(changed))
+            try:
+                found, meta = checkpoints.restore(abstract(state), 1)
+                assert_same(found, state)
+                assert meta["digest"] == "abc"
+            except UserError:
+                refused[path.name] += 1
+        path.write_bytes(data)
+    assert all(count >= 59 for name, count in refused.items() if name != "manifest.json")  # spaces there do not matter
+    assert len(refused) >= 4 and refused["manifest.json"] > 30
+
+
+def test_exchanged_and_renamed_checkpoints_are_refused(tmp_path):
+    for run in "ab":
+        with Checkpoints(tmp_path / run, owner={"run": run, "stage": "base"}) as checkpoints:
+            for step in (1, 2):
+                checkpoints.save(step, make_state(step), {})
+    a, b = tmp_path / "a", tmp_path / "b"
+    (a / "2").rename(tmp_path / "2")
+    (b / "2").rename(a / "2")
+    with pytest.raises(UserError, match="2 is damaged: it belongs to run 'b', not to 'a'; .*earlier steps: 1$"):
+        Checkpoints(a, owner={"run": "a", "stage": "base"}).restore(abstract(make_state()))
+    with pytest.raises(UserError, match="it belongs to stage 'base', not to 'spatial'"):
+        Checkpoints(a, owner={"run": "b", "stage": "spatial"}).restore(abstract(make_state()))
+    (b / "1").rename(b / "2")
+    with pytest.raises(UserError, match="2 is damaged: it was saved as step 1"):
+        Checkpoints(b, owner={"run": "b"}).restore(abstract(make_state()))
+
+
+def test_a_checkpoint_of_an_older_version_is_read_with_a_warning(tmp_path, caplog):
+    save_steps(tmp_path, 1)
+    path = tmp_path / "1" / "manifest.json"
+    new = json.loads(path.read_text())
+    hashes = {name: hashlib.sha256((tmp_path / "1" / name).read_bytes()).hexdigest() for name in new["sizes"]}
+    path.write_text(json.dumps({"format": "vdm_jax.checkpoint/1", "step": 1, "sizes": new["sizes"], "sha256": hashes,
+                                "arrays": new["arrays"]}))
+    assert_same(Checkpoints(tmp_path, owner={"run": "a"}).restore(abstract(make_state()))[0], make_state(1))
+    assert "written by an older version" in caplog.text
+    flip(tmp_path / "1/meta/metadata")
+    with pytest.raises(UserError, match="meta/metadata has changed"):
+        Checkpoints(tmp_path).restore(abstract(make_state()))
+
+
+@pytest.mark.parametrize("name", ["[x]", "a\\b", "new\nline", "co:lon", "-dash", "per%20cent", "sp ace", "caf\udce9",
+                                  "q?*"])
+def test_any_name_of_a_directory_is_read_again(tmp_path, name):
+    directory = tmp_path / name / "checkpoints"
+    for step in (1, 2):
+        with Checkpoints(directory, keep=1) as checkpoints:
+            checkpoints.save(step, {"ema": {"w": jnp.full(4, step)}}, {})
+    assert os.listdir(os.fsencode(directory)) == [b"2"]
+    assert Checkpoints(directory).restore_subtree("ema")[0]["w"].tolist() == [2] * 4
 
 
 # Retention
@@ -294,8 +372,8 @@ DAMAGES = {
     "meta altered": (lambda root, big: flip(root / "meta/metadata"), "meta/metadata has changed"),
     "manifest gone": (lambda root, big: (root / "manifest.json").unlink(), "manifest.json is missing"),
     "manifest cut": (lambda root, big: os.truncate(root / "manifest.json", 60), "manifest.json is not read"),
-    "manifest of a later version": (lambda root, big: replace(root / "manifest.json", "checkpoint/1", "checkpoint/2"),
-                                    "manifest.json has format 'vdm_jax.checkpoint/2'; permitted"),
+    "manifest of a later version": (lambda root, big: replace(root / "manifest.json", "checkpoint/2", "checkpoint/3"),
+                                    "manifest.json has format 'vdm_jax.checkpoint/3'; permitted"),
 }
 
 

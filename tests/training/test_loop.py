@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import io
 import os
@@ -20,7 +21,7 @@ from vdm_jax.cascade.options import Evaluation, Sampling, Training
 from vdm_jax.cascade.stage import Experiment, Stage, VideoSpec
 from vdm_jax.data.captioned_digits import CaptionedDigits, caption_words
 from vdm_jax.diffusion.process import Process
-from vdm_jax.errors import UserError
+from vdm_jax.errors import NotFinite, UserError
 from vdm_jax.networks.config import Level, SelfAttention, UNet, WordEncoder
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.training import loop
@@ -81,9 +82,9 @@ def data_dir(tmp_path_factory):
 def train(data_dir):
     """Train into a run directory as the command does; returns what was reported."""
 
-    def train(run, experiment=None, at=lambda step: None, evaluation=None):
+    def train(run, experiment=None, at=lambda step: None, evaluation=None, report=None):
         experiment = open_run(run, experiment or experiment_of())
-        report = Recorder(at)
+        report = report or Recorder(at)
         Trainer(experiment, experiment.stages[0], run, report, data_dir, evaluation=evaluation).train()
         return report.text
 
@@ -237,10 +238,10 @@ QUIET = {"validate_every": 0, "sample_every": 0}
 def test_a_run_that_is_never_finite_gives_up(fake_steps, train, tmp_path, log_every):
     """Also where the steps in a row lie in different windows of the log."""
     fake_steps({1, 4, 5, 6})
-    with pytest.raises(UserError) as error:
+    with pytest.raises(NotFinite) as error:
         train(tmp_path / "run", experiment_of(log_every=log_every, **QUIET))
     assert str(error.value) == (
-        "stage 'base': loss or gradient was not finite for 3 steps in a row; permitted: a lower "
+        "stage 'base': loss or gradient was not finite for 3 steps in a row, up to step 6; permitted: a lower "
         "training.learning_rate, or network.dtype='float32'")
     assert Checkpoints(checkpoints_path(tmp_path / "run", "base")).steps() == []
 
@@ -251,6 +252,40 @@ def test_some_skipped_steps_are_counted_and_left_out_of_the_mean(fake_steps, tra
     train(tmp_path / "run", experiment_of(steps=8, log_every=4, **QUIET))
     records = read_records(tmp_path / "run" / "base")
     assert [(r["step"], r["loss"], r["skipped"]) for r in records] == [(4, 3.5, 2), (8, 6.0, 3)]
+
+
+def test_samples_that_are_not_finite_are_told_and_end_a_run_at_its_last_step(fake_steps, train, tmp_path, monkeypatch):
+    fake_steps(set())
+
+    def write(self, params, step):
+        raise NotFinite("samples of stage 'base': 3 of 9 values are NaN or infinite")
+
+    monkeypatch.setattr(loop.SampleSheets, "write", write)
+    lines = Recorder()
+    with pytest.raises(NotFinite, match="^step 4: samples of stage 'base': 3 of 9 .*; everything is saved$"):
+        train(tmp_path / "run", experiment_of(steps=4, validate_every=0, sample_every=2), report=lines)
+    assert "step 2: no samples: samples of stage 'base'" in lines.text
+    assert Checkpoints(checkpoints_path(tmp_path / "run", "base")).latest() == 4
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.ENOENT])
+def test_a_disk_that_can_no_longer_be_written_is_one_line(fake_steps, train, tmp_path, monkeypatch, code):
+    """The last checkpoint is there and named."""
+    fake_steps(set())
+    write = loop.MetricWriter.write
+
+    def failing(self, step, scalars):
+        if step == 6:
+            raise OSError(code, os.strerror(code), str(tmp_path / "run" / "base" / "metrics.jsonl"))
+        write(self, step, scalars)
+
+    monkeypatch.setattr(loop.MetricWriter, "write", failing)
+    with pytest.raises(UserError) as error:
+        train(tmp_path / "run", experiment_of(steps=8, checkpoint_every=4, **QUIET))
+    reason = f"no space left ({os.strerror(code)})" if code == errno.ENOSPC else os.strerror(code)
+    assert str(error.value) == (f"stage 'base': {tmp_path / 'run' / 'base' / 'metrics.jsonl'}: {reason}; the same "
+                                "command goes on from step 4")
+    assert Checkpoints(checkpoints_path(tmp_path / "run", "base")).newest_intact() == 4
 
 
 def evaluated(scores):
@@ -302,7 +337,7 @@ def test_batches_that_do_not_divide_are_refused_before_anything_is_written(train
     with pytest.raises(UserError) as error:
         train(tmp_path / "run", experiment_of(**training))
     assert str(error.value) == message
-    assert os.listdir(tmp_path / "run") == ["config.json"]
+    assert sorted(os.listdir(tmp_path / "run")) == ["config.json", "run.json"]
 
 
 def test_an_interrupt_is_a_request_and_a_second_one_stops_at_once():

@@ -102,7 +102,7 @@ def test_a_stage_begins_as_a_trained_one_of_its_own_run_or_of_another(tmp_path):
     with pytest.raises(UserError, match="stage 'image' of .*, which is not trained; permitted: train that first"):
         starting_weights(decoder, tmp_path)
     other = dataclasses.replace(decoder, process=dataclasses.replace(decoder.process, prediction="eps"))
-    with pytest.raises(UserError, match="prediction='eps', but it is to begin as stage 'image' of .* predicts 'v'"):
+    with pytest.raises(UserError, match="prediction='eps', but it is to begin as stage 'image' of .*prediction is 'v'"):
         starting_weights(other, tmp_path)
 
 

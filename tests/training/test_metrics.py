@@ -12,6 +12,7 @@ import pytest
 
 from vdm_jax.errors import UserError
 from vdm_jax.training.metrics import MetricWriter, Throughput, json_number, read_metrics, read_records
+from vdm_jax.training.report import shown_speed
 
 
 def lines(directory):
@@ -78,7 +79,10 @@ def test_torn_last_line_is_skipped_and_removed_on_resume(tmp_path, torn):
     np.testing.assert_array_equal(read_metrics(tmp_path)["step"], [0, 1, 2, 3])
 
 
-@pytest.mark.parametrize("line", ["not json", "[1, 2]", '{"loss": 1.0}', '{"step": 1, "loss": "high"}'])
+@pytest.mark.parametrize("line", [
+    "not json", "[1, 2]", '{"loss": 1.0}', '{"step": 1, "loss": "high"}', '{"step": 1, "loss": NaN}', "[" * 100_000,
+    '{"step": %s}' % ("9" * 30), '{"step": 1, "loss": %s}' % ("9" * 400), '{"step": %s}' % ("9" * 5000)],
+    ids=lambda line: line[:30])
 def test_a_foreign_file_is_refused_and_untouched(tmp_path, line):
     content = '{"step": 0, "time": 1.0}\n' + line + "\n"
     (tmp_path / "metrics.jsonl").write_text(content)
@@ -185,12 +189,13 @@ def test_throughput_leaves_out_the_first_step_and_pauses():
             clock.now += 10
     clock.now += 0.5
     speed.update(6)
-    assert speed.rates() == {"steps_per_second": 2.0, "clips_per_second": 8.0, "seconds_remaining": 7.0}
+    assert speed.rates() == {"steps_per_second": 2.0, "clips_per_second": 8.0, "seconds_remaining": 7.0,
+                             "step_ms": 500.0, "data_wait_ms": 0.0}
 
 
 def test_throughput_forgets_what_left_the_window_and_resumes_anywhere():
     clock = Clock()
-    speed = Throughput(clips_per_step=1, total_steps=1000, window=2, clock=clock)
+    speed = Throughput(clips_per_step=1, total_steps=1000, window=2.0, clock=clock)
     for step, seconds in ((500, 0), (501, 9), (502, 1), (504, 1)):
         clock.now += seconds
         speed.update(step)
@@ -210,6 +215,34 @@ def test_a_pause_that_fails_still_ends():
     assert speed.rates()["steps_per_second"] == 1.0
 
 
-def test_window_is_checked():
-    with pytest.raises(UserError, match="window=0"):
-        Throughput(1, 1, window=0)
+@pytest.mark.parametrize("log_every", [1, 25, 400])
+def test_throughput_follows_the_last_minute_however_often_it_is_logged(log_every):
+    """A machine that becomes slower shows it within a minute, or at the next log."""
+    clock = Clock()
+    speed = Throughput(clips_per_step=1, total_steps=2000, clock=clock)
+    for step in range(1, 1201):
+        clock.now += 0.05 if step <= 800 else 0.5
+        if step % log_every == 0:
+            speed.update(step)
+    assert speed.rates()["steps_per_second"] == pytest.approx(2.0)
+    assert speed.rates()["seconds_remaining"] == pytest.approx(400.0)
+
+
+def test_waiting_for_data_is_shown_apart_and_use_of_the_devices_where_it_is_known():
+    clock = Clock()
+    speed = Throughput(clips_per_step=4, total_steps=20, least_seconds=0.2, clock=clock)
+    speed.update(1)
+    for step in range(2, 6):
+        with speed.waiting():
+            clock.now += 0.125
+        clock.now += 0.375
+        speed.update(step)
+    rates = speed.rates()
+    assert (rates["step_ms"], rates["data_wait_ms"], rates["mfu"]) == (500.0, 125.0, 0.4)
+    assert shown_speed(rates) == "8.0 clips/s, 500 ms/step (125 ms for data), MFU 40%"
+
+
+@pytest.mark.parametrize("window", [0, -1.0, math.nan])
+def test_window_is_checked(window):
+    with pytest.raises(UserError, match=f"window={window}"):
+        Throughput(1, 1, window=window)

@@ -23,10 +23,10 @@ from vdm_jax.cascade.stage import Experiment, FirstFrame, KeyFrames, Stage, augm
 from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.conditioning.vocabulary import Vocabulary
 from vdm_jax.data.embeddings import WithEmbeddings
-from vdm_jax.errors import UserError
+from vdm_jax.errors import NotFinite, UserError
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.rules import parameter_shardings
-from vdm_jax.video.arrays import to_float, to_uint8
+from vdm_jax.video.arrays import check_finite, to_float, to_uint8
 
 Progress = Callable[[str, int, int], None]  # stage name, videos done, videos in all
 
@@ -320,9 +320,35 @@ class Generator:
             rows = np.minimum(np.arange(start, start + size), total - 1)
             keys = jobs.keys(rows, place)
             batch = jax.tree.map(lambda x, rows=rows: x[rows], (text, low, known))
-            done.append(np.asarray(function(self.params[stage.name], keys, *batch, *autoencoder)))
+            arguments = (self.params[stage.name], keys, *batch, *autoencoder)
+            done.append(np.asarray(function(*arguments)))
+            if not np.isfinite(done[-1]).all():
+                raise self._not_finite(stage, sampling, ends, done[-1], arguments)
             jobs.tell(stage.name, min(start + size, total), total)
         return np.concatenate(done)[:total]
+
+    def _not_finite(self, stage: Stage, sampling: Sampling, ends: Handover, videos: np.ndarray,
+                    arguments: tuple[Any, ...]) -> NotFinite:
+        """What to say of videos that are not finite: of which stage, and from which step of its sampler on, which a
+        second run step by step finds."""
+        name, wrong = f"stage {stage.name!r}", int((~np.isfinite(videos)).sum())
+        weights = jax.tree.leaves(arguments[0])
+        broken = sum(not bool(jnp.isfinite(w).all()) for w in weights)
+
+        def watch(step: int, z: jax.Array) -> None:
+            check_finite(z, f"from step {step} of {sampling.steps} of the sampler on")
+
+        where = "after the last step of the sampler"
+        try:
+            shardings = jax.tree.map(lambda x: x.sharding, arguments[0])
+            with jax.set_mesh(self.mesh):
+                stepwise_sampling(stage, sampling, self.mesh, shardings, ends, watch)(*arguments)
+        except NotFinite as error:
+            where = str(error).partition(":")[0]
+        reason = (f"{broken} of {len(weights)} of its weights hold NaN or infinity" if broken else
+                  "its weights are finite; permitted: a lower guidance, another sampler, or network.dtype='float32'")
+        return NotFinite(f"{name}: {wrong} of {videos.size} values of the videos are NaN or infinite, {where}; "
+                         f"{reason}")
 
     def _compile(self, stage: Stage, sampling: Sampling, ends: Handover, by_steps: bool) -> Callable:
         key = (stage, sampling, ends, by_steps)

@@ -72,9 +72,11 @@ def goes_by_steps(stage: Stage, sampling: Sampling, mesh: Mesh, known: Known | N
 
 
 def stepwise_sampling(
-    stage: Stage, sampling: Sampling, mesh: Mesh, shardings: Any, ends: Handover = WHOLE
+    stage: Stage, sampling: Sampling, mesh: Mesh, shardings: Any, ends: Handover = WHOLE,
+    watch: Callable[[int, jax.Array], None] = lambda step, z: None,
 ) -> Callable[..., jax.Array]:
-    """`jit_sampling` with a program for one step, which is called for each; the same videos."""
+    """`jit_sampling` with a program for one step, which is called for each; the same videos. `watch` is called with the
+    number of each step (from 1) and its z."""
     levels, batch = _levels(stage, sampling), sampling_sharding(stage, sampling, mesh)
     steps, options = steps_between(levels, ends.stop), compiler_options(mesh)
     weights = weight_shardings(stage.latent, mesh)
@@ -101,6 +103,7 @@ def stepwise_sampling(
         for i in range(len(steps.index)):
             step = jax.tree.map(lambda x, i=i: x[i], steps)
             carry = one(params, keys, text, low, known, carry, step, *autoencoder)
+            watch(i + 1, carry[0])
         return end(carry[0], low, known, *autoencoder) if ends.stop is None else carry[0]
 
     return function

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import rich.console
 import rich.table
+import rich.text
 
 import vdm_jax
-from vdm_jax.cascade.autoencoding import AnyStage
+from vdm_jax.cascade.autoencoding import AnyExperiment, AnyStage
 from vdm_jax.commands.arguments import parse
 from vdm_jax.commands.configs import config_names, load_config, read_header
 from vdm_jax.commands.sizes import parameter_count
+from vdm_jax.errors import UserError
 from vdm_jax.training.checkpoints import Checkpoints
-from vdm_jax.training.runs import CONFIG, WEIGHTS, checkpoints_path, read_config
+from vdm_jax.training.runs import WEIGHTS, checkpoints_path, runs_in
 
 WIDE = 150  # columns of a terminal from which on the configs are shown as a table
 
@@ -34,11 +36,19 @@ def main(arguments: Sequence[str]) -> int:
     console = rich.console.Console(highlight=False)
     for line in listing(WIDE <= console.width):
         console.print(line)
-    table = rich.table.Table("run", "stages (trained steps)", title="\nruns and weights", box=None)
+    table = rich.table.Table(rich.table.Column("run", overflow="fold"), "stages (trained steps)",
+                             title="\nruns and weights", box=None)
     shipped = Path(vdm_jax.__file__).parent / "weights"
     for folder in (options.runs, shipped):
-        for path in sorted(folder.glob(f"*/{CONFIG}")):
-            table.add_row(path.parent.name if folder == shipped else str(path.parent), trained(path.parent))
+        good, damaged = runs_in(folder)
+        for path in sorted({**good, **damaged}):
+            name = path.name if folder == shipped else str(path)
+            try:
+                shown = f"damaged: {damaged[path]}" if path in damaged else trained(path, good[path])
+            except UserError as error:
+                shown = f"damaged: {error}"
+            # Names may hold brackets, which are no markup, and bytes that no terminal shows.
+            table.add_row(*(rich.text.Text(text.encode(errors="replace").decode()) for text in (name, shown)))
     console.print(table if table.row_count else "\nno runs yet: 'vdm-jax train captioned_digits' makes one")
     return 0
 
@@ -69,10 +79,10 @@ def shown_count(stage: AnyStage) -> str:
     return f"{count / divisor:#.3g} {unit}".replace(". ", " ")
 
 
-def trained(run: Path) -> str:
+def trained(run: Path, experiment: AnyExperiment) -> str:
     """The stages of a run with the steps they were trained for."""
     parts = []
-    for stage in read_config(run).stages:
+    for stage in experiment.stages:
         if (run / stage.name / WEIGHTS).exists():
             parts.append(f"{stage.name} (weights)")
             continue

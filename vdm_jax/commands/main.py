@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import vdm_jax
-from vdm_jax.errors import UserError
+from vdm_jax.errors import NotFinite, UserError
 
 # Command -> what it does, in the order in which people meet them.
 COMMANDS = {
@@ -28,11 +28,12 @@ COMMANDS = {
     "convert": "bring open weights here from a folder of diffusers or transformers, or back into one",
     "export": "write a run's weights as a folder of safetensors that samples like a run",
 }
-USAGE_ERROR, INTERRUPTED = 2, 130
+NOT_FINITE, USAGE_ERROR, INTERRUPTED = 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code (0 done, 2 bad input, 130 interrupted with everything saved)."""
+    """Run one command; returns the exit code (0 done, 1 a result that is not finite, 2 bad input, 130
+    interrupted with everything saved)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(overview())
@@ -51,6 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"vdm-jax: error: {process_prefix()}{' '.join(str(error).split())}", file=sys.stderr)
         return USAGE_ERROR
+    except NotFinite as error:
+        print(f"vdm-jax: not finite: {process_prefix()}{' '.join(str(error).split())}", file=sys.stderr)
+        return NOT_FINITE
     except KeyboardInterrupt as stop:
         print(f"vdm-jax: {process_prefix()}{str(stop) or 'interrupted'}", file=sys.stderr)
         return INTERRUPTED

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
+from jax.sharding import Mesh
 
 from vdm_jax.cascade.autoencoding import AnyExperiment, AutoencoderExperiment
-from vdm_jax.cascade.stage import Experiment
+from vdm_jax.cascade.stage import Experiment, Stage
 from vdm_jax.commands.arguments import override, parse_with_rest
 from vdm_jax.commands.configs import load_config
 from vdm_jax.data.opening import caption_words, open_source
@@ -19,9 +21,10 @@ from vdm_jax.errors import UserError
 from vdm_jax.networks.config import WordEncoder
 from vdm_jax.parallel.processes import first, start_processes, together
 from vdm_jax.training.autoencoders import resolved
+from vdm_jax.training.identity import run_locks
 from vdm_jax.training.manifest import Damaged
 from vdm_jax.training.report import Report
-from vdm_jax.training.runs import await_run, find_run, open_run, read_cascade
+from vdm_jax.training.runs import await_run, check_run, find_run, open_run, read_cascade
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,24 +112,39 @@ def train(experiment: AnyExperiment, stages: Sequence[str], run: Path, data_dir:
     experiment = together(lambda: resolve(experiment, run, data_dir))
     together(lambda: check_evaluation(experiment, stages))
     together(lambda: check_data(experiment, run, data_dir))
+    first(lambda: check_run(run, experiment))
     if plan:
         together(lambda: check_memory(experiment, stages, run))
-    first(lambda: open_run(run, experiment))
-    together(lambda: await_run(run, experiment))
-    try:
-        for name in stages:
-            stage = experiment.stage(name)
-            if isinstance(experiment, AutoencoderExperiment):
-                AutoencoderTrainer(experiment, stage, run, report, data_dir, damaged=damaged).train()
-                finish(experiment, name, run, data_dir, report)
-            else:
-                Trainer(experiment, stage, run, report, data_dir, damaged=damaged, evaluation=StageEvaluation,
-                        compile_step=checked_compile(experiment, stage) if plan else None).train()
-    except Interrupted as stop:
-        raise KeyboardInterrupt(f"{stop}; the same command resumes") from None
+    with contextlib.ExitStack() as locks:
+        first(lambda: locks.enter_context(run_locks(run, stages)))  # before the config of the run is written anew
+        first(lambda: open_run(run, experiment))
+        together(lambda: await_run(run, experiment))
+        try:
+            for name in stages:
+                stage = experiment.stage(name)
+                if isinstance(experiment, AutoencoderExperiment):
+                    AutoencoderTrainer(experiment, stage, run, report, data_dir, damaged=damaged).train()
+                    finish(experiment, name, run, data_dir, report)
+                else:
+                    Trainer(experiment, stage, run, report, data_dir, damaged=damaged, evaluation=StageEvaluation,
+                            least_seconds=least_seconds,
+                            compile_step=checked_compile(experiment, stage) if plan else None).train()
+        except Interrupted as stop:
+            raise KeyboardInterrupt(f"{stop}; the same command resumes") from None
     report.note(f"run directory: {run}")
     if not quiet:
         logging.getLogger("vdm_jax").debug("trained %s", stages)
+
+
+def least_seconds(stage: Stage, batch: Any, params: Any, mesh: Mesh) -> float | None:
+    """Seconds of a training step if all devices computed at the peak of their chip; None where that is not known."""
+    from vdm_jax.planning.chips import chip_of
+    from vdm_jax.planning.flops import training_work
+
+    chip = chip_of(mesh.devices.flat[0])
+    if chip is None:
+        return None
+    return training_work(stage, batch, params, mesh).model / (chip.flops / chip.devices * mesh.size)
 
 
 def finish(experiment: AutoencoderExperiment, name: str, run: Path, data_dir: Path | None, report: Report) -> None:

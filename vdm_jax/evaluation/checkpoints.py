@@ -19,10 +19,9 @@ from vdm_jax.errors import UserError
 from vdm_jax.evaluation.digits import Evaluation
 from vdm_jax.evaluation.run_metrics import RunMetrics
 from vdm_jax.evaluation.scores import Score
-from vdm_jax.training.checkpoints import Checkpoints
 from vdm_jax.training.manifest import MANIFEST, Damaged
 from vdm_jax.training.metrics import json_ready
-from vdm_jax.training.runs import checkpoints_path, load_autoencoders, load_stage, read_cascade
+from vdm_jax.training.runs import checkpoints_path, load_autoencoders, load_stage, read_cascade, stage_checkpoints
 from vdm_jax.video.writing import atomic_path
 
 FOLDER = "evaluation"  # of records, in that of their stage
@@ -53,7 +52,7 @@ def kept_checkpoints(run: Path, stages: Sequence[str] = (), steps: Sequence[int]
     """
     experiment, found, there = read_cascade(run), [], {}
     for name in stages or [stage.name for stage in experiment.stages]:
-        checkpoints = Checkpoints(checkpoints_path(run, experiment.stage(name).name))
+        checkpoints = stage_checkpoints(run, experiment.stage(name).name)
         there[name] = checkpoints.steps()
         for step in (step for step in there[name] if not steps or step in steps):
             try:

@@ -21,7 +21,7 @@ from vdm_jax.networks.autoencoder import AutoencoderKL, Moments
 from vdm_jax.networks.discriminator import PatchDiscriminator, hinge_loss
 from vdm_jax.parallel.compiling import compiler_options
 from vdm_jax.parallel.rules import batch_sharding, shard
-from vdm_jax.training.state import TrainState, abstract_state, learning_rate, make_optimizer, trained_part
+from vdm_jax.training.state import TrainState, abstract_state, make_optimizer, rate_of_update, trained_part
 from vdm_jax.training.trainable import merged, split
 
 Video = Float[Array, "b t h w 3"]
@@ -142,13 +142,15 @@ def autoencoder_step(
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(judge_grads))
     optimizer, opt_state = make_optimizer(spec), dict(state.opt_state)
+    rate = rate_of_update(spec, opt_state["autoencoder"])
     updates, opt_state["autoencoder"] = optimizer.update(grads, opt_state["autoencoder"], trained_part(stage, params))
     trained = optax.apply_updates(trained_part(stage, params), updates)
     new = {**params, **trained, "autoencoder": merged(
         trained["autoencoder"], split(params["autoencoder"], spec.trainable)[1])}
     if adversarial:
         judges = params["discriminators"]
-        updates, opt_state["discriminators"] = optimizer.update(judge_grads, opt_state["discriminators"], judges)
+        second = make_optimizer(spec, first=spec.loss.discriminator_start)  # both learning rates decay together
+        updates, opt_state["discriminators"] = second.update(judge_grads, opt_state["discriminators"], judges)
         new["discriminators"] = optax.apply_updates(judges, updates)
     decay = jnp.minimum(spec.ema_decay, (1.0 + state.step) / (10.0 + state.step))
     ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), state.ema, new["autoencoder"])
@@ -159,7 +161,7 @@ def autoencoder_step(
     state = TrainState(step=state.step + 1, params=keep(new, params), ema=keep(ema, state.ema),
                        opt_state=keep(opt_state, state.opt_state), key=state.key)
     return state, {"loss": loss, "gradient_norm": norm, "skipped": 1.0 - finite,
-                   "learning_rate": learning_rate(spec)(state.step), **scalars}
+                   "learning_rate": rate, **scalars}
 
 
 def compile_autoencoder_step(

@@ -29,6 +29,8 @@ from jax.experimental import multihost_utils
 import vdm_jax
 from vdm_jax.errors import UserError
 from vdm_jax.interop.signatures import abstract_dict, mismatch, signatures
+from vdm_jax.parallel.processes import together
+from vdm_jax.training.aliases import plain_name
 from vdm_jax.training.failures import write_failure
 from vdm_jax.training.manifest import MANIFEST, examine, write_manifest
 from vdm_jax.training.metrics import json_number
@@ -51,21 +53,27 @@ class Checkpoints:
       mode: whether the best is the `min` or the `max`.
       asynchronous: `save` returns once the arrays are on the host, and writes in the background. A failure is
         then raised by the next `save`, `wait` or `close`.
+      owner: whose checkpoints these are: the identifier of the `run` and the name of the `stage`. They are written
+        into manifests, and checkpoints that name others are refused as damaged.
 
     Raises:
       UserError: the directory holds something else; a wrong `keep` or `mode`.
     """
 
     def __init__(self, directory: str | os.PathLike, *, keep: int | None = 2, best: str | None = None,
-                 mode: Literal["min", "max"] = "min", asynchronous: bool = True):
+                 mode: Literal["min", "max"] = "min", asynchronous: bool = True,
+                 owner: Mapping[str, str] | None = None):
         if keep is not None and keep < 1:
             raise UserError(f"keep={keep} is not permitted; permitted: 1, 2, ..., None")
         if mode not in ("min", "max"):
             raise UserError(f"mode={mode!r} is not permitted; permitted: 'min', 'max'")
         name = os.fspath(directory)
-        self.directory = epath.Path(name if "://" in name else os.path.abspath(name))
+        name = name if "://" in name else os.path.abspath(name)
+        self.directory = epath.Path(name)
+        self._plain = epath.Path(plain_name(name))  # how orbax knows the directory
         self._keep, self._best, self._mode = keep, best, mode
         self._asynchronous = asynchronous
+        self._owner = dict(owner or {})
         self._writer: ocp.CheckpointManager | None = None  # made at the first save: making one writes to disk
         self._scores: dict[int, float] = {}  # step -> metric, of the steps seen so far
         self._saving: tuple[int, dict[str, str]] | None = None  # step and arrays of the save under way
@@ -156,7 +164,7 @@ class Checkpoints:
         """What is wrong with the checkpoints that are newer than the newest intact one, by step, newest first."""
         damages = {}
         for step in reversed(self.steps()):
-            damage = examine(self.directory / str(step))[1]
+            damage = self._damage(step)
             if damage is None:
                 break
             damages[step] = damage
@@ -186,10 +194,10 @@ class Checkpoints:
 
     def meta(self, step: int | None = None) -> dict[str, Any]:
         """What `save` stored beside the state: the caller's entries, and those of `_full_meta`."""
-        step, _ = self._verified(step)
+        step, _ = self._verified(step, part="meta/")
         with self._unreadable(step):
             # The handler itself has no barriers, so one process may read alone.
-            return ocp.JsonCheckpointHandler().restore(self.directory / str(step) / "meta")
+            return ocp.JsonCheckpointHandler().restore(self._plain / str(step) / "meta")
 
     # Restoring
 
@@ -207,13 +215,13 @@ class Checkpoints:
         Raises:
           UserError: no such checkpoint, a damaged one, or one of another model.
         """
-        step, manifest = self._verified(step)
+        step, manifest = together(lambda: self._verified(step, shared=True))
         self._check_match(step, manifest["arrays"], abstract_state)
         return self._read(step, ocp.args.StandardRestore(_placed(abstract_state))), self.meta(step)
 
     def restore_subtree(self, name: str = "ema", abstract: Any = None,
                         step: int | None = None) -> tuple[Any, dict[str, Any]]:
-        """Restores one top-level part of the state, such as `ema` or `params`, without reading the rest.
+        """Restores one top-level part of the state, such as `ema` or `params`, without building the rest.
 
         Args:
           name: field of the state.
@@ -221,7 +229,7 @@ class Checkpoints:
             restored as saved onto the first local device.
           step: one of `steps()`.
         """
-        step, manifest = self._verified(step)
+        step, manifest = together(lambda: self._verified(step, shared=True))
         arrays = manifest["arrays"]
         stored = {path: text for path, text in arrays.items() if path.split("/")[0] == name}
         if not stored:
@@ -238,7 +246,8 @@ class Checkpoints:
 
     def _open_writer(self) -> ocp.CheckpointManager:
         retention = Retention(self._keep, self._score if self._best else None, self._mode)
-        return _Manager(self.directory, options=ocp.CheckpointManagerOptions(
+        self.directory.mkdir(parents=True, exist_ok=True)
+        return _Manager(self._plain, options=ocp.CheckpointManagerOptions(
             cleanup_tmp_directories=True, preservation_policy=retention,
             async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal)))
 
@@ -267,7 +276,7 @@ class Checkpoints:
         root = self.directory / f"{step}{_TEMPORARY}"
         if not root.exists():  # object stores have no rename: orbax writes in place and adds a marker
             root = self.directory / str(step)
-        write_manifest(root, step, arrays)
+        write_manifest(root, step, arrays, self._owner)
 
     @contextlib.contextmanager
     def _failures(self) -> Iterator[None]:
@@ -302,8 +311,11 @@ class Checkpoints:
                 self._scores[step] = math.nan  # a damaged step is never the best
         return self._scores[step]
 
-    def _verified(self, step: int | None) -> tuple[int, dict]:
-        """The step to read and its manifest, after comparing the files with it."""
+    def _verified(self, step: int | None, part: str = "", shared: bool = False) -> tuple[int, dict]:
+        """The step to read and its manifest, after comparing the files with it.
+
+        `part` as in `examine`. With `shared` every process is here and hashes its share of the files.
+        """
         steps = self.steps()
         if not steps:
             raise UserError(f"there is no checkpoint in {self.directory}")
@@ -311,14 +323,17 @@ class Checkpoints:
         if step not in steps:
             raise UserError(f"there is no checkpoint {step} in {self.directory}; "
                             f"permitted: {', '.join(map(str, steps))}")
-        manifest, damage = examine(self.directory / str(step))
+        share = (jax.process_index(), jax.process_count()) if shared else (0, 1)
+        manifest, damage = examine(self.directory / str(step), self._owner, part, share)
         if damage is not None:
             raise UserError(f"checkpoint {self.directory / str(step)} is damaged: {damage}; {self._earlier(step)}")
         return step, manifest
 
+    def _damage(self, step: int) -> str | None:
+        return examine(self.directory / str(step), self._owner)[1]
+
     def _earlier(self, step: int) -> str:
-        intact = [str(other) for other in self.steps()
-                  if other < step and examine(self.directory / str(other))[1] is None]
+        intact = [str(other) for other in self.steps() if other < step and self._damage(other) is None]
         if not intact:
             return "there is no intact earlier step"
         return f"permitted: --damaged skip, to use the newest of the intact earlier steps: {', '.join(intact)}"
@@ -326,7 +341,7 @@ class Checkpoints:
     def _read(self, step: int, arguments: Any) -> Any:
         # A new reader each time: one that restored with StandardRestore refuses PyTreeRestore.
         with self._unreadable(step), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-            return reader.restore(self.directory / str(step), args=ocp.args.Composite(state=arguments))["state"]
+            return reader.restore(self._plain / str(step), args=ocp.args.Composite(state=arguments))["state"]
 
     @contextlib.contextmanager
     def _unreadable(self, step: int) -> Iterator[None]:

@@ -21,7 +21,7 @@ from vdm_jax.data.embeddings import check_embeddings
 from vdm_jax.data.opening import WITHOUT_VALIDATION, open_source, open_validation
 from vdm_jax.data.pipeline import FlipAugmentation, Pipeline
 from vdm_jax.data.source import RandomAccessSource
-from vdm_jax.errors import UserError
+from vdm_jax.errors import NotFinite, UserError
 from vdm_jax.networks.config import EmbeddedText, WordEncoder
 from vdm_jax.networks.inflation import Inflation
 from vdm_jax.parallel.arrays import global_batch, process_rows
@@ -30,10 +30,11 @@ from vdm_jax.parallel.processes import first_says, together
 from vdm_jax.parallel.rules import batch_parts
 from vdm_jax.training.autoencoders import load_autoencoder
 from vdm_jax.training.checkpoints import Checkpoints
+from vdm_jax.training.failures import write_failure
 from vdm_jax.training.manifest import Damaged
 from vdm_jax.training.metrics import EVALUATION, MetricWriter, Throughput, read_records
 from vdm_jax.training.report import Report, StageProgress, duration
-from vdm_jax.training.runs import checkpoints_path
+from vdm_jax.training.runs import stage_checkpoints
 from vdm_jax.training.sheets import SampleSheets
 from vdm_jax.training.starting import starting_weights
 from vdm_jax.training.state import TrainState, abstract_state, create_state
@@ -78,6 +79,8 @@ class Trainer:
       damaged: what to do when the newest checkpoint is damaged: refuse, or set it aside and use the one before.
       evaluation: what evaluates the stage where its training asks for it (`evaluation.in_training.StageEvaluation`).
       compile_step: what compiles the train step, and may refuse it (`planning.before.checked_compile`).
+      least_seconds: seconds of a step at the devices' peak, for the MFU, of a stage, the shapes of a batch and of the
+        parameters, and a mesh; None: not known.
     """
 
     experiment: Experiment
@@ -89,14 +92,26 @@ class Trainer:
     damaged: Damaged = "refuse"
     evaluation: MakeEvaluate | None = None
     compile_step: CompileStep | None = None
+    least_seconds: Callable[[Stage, Any, Any, Mesh], float | None] | None = None
     sources: dict[str, RandomAccessSource] = dataclasses.field(default_factory=dict)  # by split, once opened
     autoencoder: tuple[Any, ...] = ()  # weights of a latent stage's, once read
 
     def train(self) -> None:
         """Train to the configured number of steps, resuming from the last checkpoint if there is one.
 
-        Raises `UserError` for bad data or checkpoints, `Interrupted` after a clean early stop.
+        Raises `UserError` for bad data or checkpoints and where the run can no longer be written, `NotFinite` for too
+        many steps without a finite gradient and final samples that are not finite, `Interrupted` after a clean early
+        stop.
         """
+        try:
+            self._train()
+        except OSError as error:
+            steps = stage_checkpoints(self.run, self.stage.name).steps()
+            kept = f"the same command goes on from step {steps[-1]}" if steps else "nothing was saved yet"
+            raise UserError(f"stage {self.stage.name!r}: {error.filename or self.run}: {write_failure(error)}; "
+                            f"{kept}") from error
+
+    def _train(self) -> None:
         spec = self.stage.training
         mesh = make_mesh(self.experiment.mesh, self.devices)
         if spec.batch_size // spec.accumulation % batch_parts(mesh):
@@ -107,7 +122,7 @@ class Trainer:
             raise UserError(f"Stage {self.stage.name!r}: training.evaluation.every={spec.evaluation.every} with "
                             "Trainer.evaluation=None; permitted: StageEvaluation, or every=0")
         folder = self.run / self.stage.name
-        with Checkpoints(checkpoints_path(self.run, self.stage.name), keep=spec.keep) as checkpoints:
+        with stage_checkpoints(self.run, self.stage.name, keep=spec.keep) as checkpoints:
             pipeline = None
             if checkpoints.latest() is None:  # before a network is initialised, which can take minutes
                 pipeline = together(lambda: self._pipeline("train", mesh))
@@ -216,8 +231,13 @@ class Trainer:
             if evaluate and start and start % spec.evaluation.every == 0 and self._unevaluated(start):
                 evaluate(state.ema, start, progress)  # it was stopped before it came to this
             for step in range(start + 1, spec.steps + 1):
-                batch = next(batches)
-                state, metrics = step_function(step, state, device_batch(batch, mesh, spec.batch_size))
+                with throughput.waiting():
+                    batch = next(batches)
+                on_device = device_batch(batch, mesh, spec.batch_size)
+                if step == start + 1 and self.least_seconds is not None:
+                    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (on_device, state.params))
+                    throughput.least_seconds = self.least_seconds(self.stage, *shapes, mesh)
+                state, metrics = step_function(step, state, on_device)
                 pending.append((step, metrics))
                 if step == start + 1:
                     jax.block_until_ready(metrics)
@@ -229,6 +249,9 @@ class Trainer:
                     progress.update(step, pending[-1][1]["loss"], throughput.rates())
                     pending.clear()
                 stopping = stop.agreed()
+                every = (spec.checkpoint_every, spec.validate_every, spec.sample_every, spec.evaluation.every)
+                if stopping or any(number and step % number == 0 for number in every):
+                    jax.block_until_ready(metrics)  # steps that end during the pause would seem to take no time
                 with throughput.pause():
                     if last or stopping or step % spec.checkpoint_every == 0:
                         self._save(checkpoints, step, state)
@@ -238,7 +261,7 @@ class Trainer:
                         progress.note(f"step {step}: " + ", ".join(
                             f"{name.replace('_', ' ')} {value:.4f}" for name, value in losses.items()))
                     if last or (spec.sample_every and step % spec.sample_every == 0):
-                        writer.image(step, "samples", sheets.write(state.ema, step))
+                        self._write_sheet(sheets, state.ema, step, writer, progress)
                     if evaluate and (step % spec.evaluation.every == 0 or last):
                         evaluate(state.ema, step, progress)
                 if stopping and not last:
@@ -246,15 +269,26 @@ class Trainer:
                     raise Interrupted(f"stopped at step {step} of stage {self.stage.name!r}; everything is saved")
         return state
 
+    def _write_sheet(self, sheets: Sheets, params: Any, step: int, writer: MetricWriter,
+                     progress: StageProgress) -> None:
+        """Samples that are not finite end the run only where they are its result."""
+        try:
+            writer.image(step, "samples", sheets.write(params, step))
+        except NotFinite as error:
+            if step == self.stage.training.steps:
+                raise NotFinite(f"step {step}: {error}; everything is saved") from error
+            progress.note(f"step {step}: no samples: {error}")
+
     def _log(self, pending: list, throughput: Throughput, writer: MetricWriter, skipped_in_a_row: int) -> int:
         """Fetch the window's metrics, write their mean, and count steps whose gradient was not finite."""
         fetched = jax.device_get([metrics for _, metrics in pending])
         throughput.update(pending[-1][0])  # here, where the device has really finished
-        for metrics in fetched:
+        for (number, _), metrics in zip(pending, fetched, strict=True):
             skipped_in_a_row = skipped_in_a_row + 1 if metrics["skipped"] else 0
             if skipped_in_a_row >= MAX_SKIPPED:
-                raise UserError(f"stage {self.stage.name!r}: loss or gradient was not finite for {MAX_SKIPPED} steps "
-                                "in a row; permitted: a lower training.learning_rate, or network.dtype='float32'")
+                raise NotFinite(f"stage {self.stage.name!r}: loss or gradient was not finite for {MAX_SKIPPED} steps "
+                                f"in a row, up to step {number}; permitted: a lower training.learning_rate, or "
+                                "network.dtype='float32'")
         step = pending[-1][0]
         finite = [m for m in fetched if not m["skipped"]] or fetched
         means = {name: float(np.mean([m[name] for m in finite])) for name in fetched[0]}
@@ -300,7 +334,7 @@ class Trainer:
             began = time.monotonic()
             try:
                 scores = score(params, step, lambda done: progress.doing(f"evaluating {done}/{total}"))
-            except UserError as error:  # a score is not worth a run
+            except (UserError, NotFinite) as error:  # a score is not worth a run
                 progress.note(f"step {step}: no evaluation: {error}")
                 return
             writer.write(step, scores)

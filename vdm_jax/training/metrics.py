@@ -142,32 +142,49 @@ def json_ready(data: Any) -> Any:
 
 
 class Throughput:
-    """Speed over a moving window of recent steps; compilation and pauses do not count.
+    """Speed over the last minute or so; compilation and pauses do not count.
 
-    Call `update` after every step (or every few). The clock starts with the first call, which leaves the
-    first step and its compilation out. Wrap evaluation and saving in `with throughput.pause():`.
+    Call `update` when the device has done a step (or a few). The clock starts with the first call, which leaves the
+    first step and its compilation out. Wrap evaluation and saving in `with throughput.pause():`, once the device has
+    done all steps before them: a step that ends inside would seem to take no time. Wrap what brings the next batch in
+    `with throughput.waiting():`.
 
     Args:
       clips_per_step: global batch size, clips.
       total_steps: step at which the run ends.
-      window: number of `update` calls the speed is averaged over.
+      window: seconds without pauses that the speed is averaged over; at the least the time between two updates.
+      least_seconds: what a step takes when the devices compute at their peak, where that is known.
       clock: seconds, monotonic.
     """
 
-    def __init__(self, clips_per_step: int, total_steps: int, *, window: int = 50,
-                 clock: Callable[[], float] = time.monotonic):
-        if window < 1:
-            raise UserError(f"Throughput.window={window} is not valid; permitted: 1, 2, ...")
+    def __init__(self, clips_per_step: int, total_steps: int, *, window: float = 60.0,
+                 least_seconds: float | None = None, clock: Callable[[], float] = time.monotonic):
+        if not window > 0:
+            raise UserError(f"Throughput.window={window} is not valid; permitted: above 0 s")
         self._clips_per_step = clips_per_step
         self._total_steps = total_steps
+        self._window, self.least_seconds = window, least_seconds
         self._clock = clock
-        self._marks: collections.deque[tuple[int, float]] = collections.deque(maxlen=window + 1)
+        self._marks: collections.deque[tuple[int, float, float]] = collections.deque()  # step, time, waited so far
         self._paused = 0.0  # seconds, all pauses so far
+        self._waited = 0.0  # seconds, for data
         self._depth = 0  # pauses may nest: a save inside an evaluation counts once
 
     def update(self, step: int) -> None:
         """Notes that `step` steps of the run are done."""
-        self._marks.append((int(step), self._clock() - self._paused))
+        now = self._clock() - self._paused
+        self._marks.append((int(step), now, self._waited))
+        while len(self._marks) > 2 and self._marks[1][1] <= now - self._window:
+            self._marks.popleft()
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time inside is spent waiting for data."""
+        start = self._clock()
+        try:
+            yield
+        finally:
+            self._waited += self._clock() - start
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
@@ -182,17 +199,22 @@ class Throughput:
                 self._paused += self._clock() - start
 
     def rates(self) -> dict[str, float]:
-        """`steps_per_second`, `clips_per_second`, `seconds_remaining`; empty until two updates were seen."""
+        """`steps_per_second`, `clips_per_second`, `seconds_remaining`; `step_ms` and, of it, `data_wait_ms`; `mfu` (the
+        share of the devices' peak) where `least_seconds` is known. Empty until two updates were seen."""
         if len(self._marks) < 2:
             return {}
-        (first, start), (last, end) = self._marks[0], self._marks[-1]
+        (first, start, before), (last, end, after) = self._marks[0], self._marks[-1]
         if last <= first or end <= start:
             return {}
         speed = (last - first) / (end - start)
+        share = {} if self.least_seconds is None else {"mfu": self.least_seconds * speed}
         return {
             "steps_per_second": speed,
             "clips_per_second": speed * self._clips_per_step,
             "seconds_remaining": max(self._total_steps - last, 0) / speed,
+            "step_ms": 1e3 / speed,
+            "data_wait_ms": 1e3 * (after - before) / (last - first),
+            **share,
         }
 
 
@@ -208,13 +230,20 @@ def _lines(path: pathlib.Path) -> Iterator[dict]:
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
     for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            record = None
-        if not (isinstance(record, dict) and isinstance(record.get("step"), int)
-                and all(isinstance(value, int | float) or value in _NOT_FINITE for value in record.values())):
+            record = json.loads(line, parse_constant=_refuse_constant)
+            usable = (isinstance(record, dict) and isinstance(record.get("step"), int) and abs(record["step"]) < 2**63
+                      and all(isinstance(value, int | float) or value in _NOT_FINITE for value in record.values()))
+            for value in record.values() if usable else ():
+                float(value)
+        except (ValueError, OverflowError, RecursionError):  # numbers too long for Python are a ValueError
+            usable = False
+        if not usable:
             raise UserError(f"{path} line {number} is not a metric record: {line[:60]!r}")
         yield record
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _prepare(path: pathlib.Path, first_step: int | None) -> None:

@@ -49,11 +49,19 @@ class StageProgress:
 
     def update(self, step: int, loss: float, rates: Mapping[str, float]) -> None:
         """Show a finished step."""
-        speed = f"{rates['clips_per_second']:.1f} clips/s" if rates else ""
+        speed = shown_speed(rates) if rates else ""
         remaining = f"{duration(rates['seconds_remaining'])} left" if rates else ""
         self._bar.update(self._task, completed=step, loss=f"{loss:.4f}", speed=speed, remaining=remaining)
         if not self._report.console.is_terminal:
             self.note(f"step {step}/{self._steps}, loss {loss:.4f}, {speed}, {remaining}".rstrip(", "))
+
+
+def shown_speed(rates: Mapping[str, float]) -> str:
+    """Clips per second, milliseconds of a step, how many of them pass waiting for data, and MFU where it is known."""
+    text = f"{rates['clips_per_second']:.1f} clips/s"
+    if "step_ms" in rates:
+        text += f", {rates['step_ms']:.0f} ms/step ({rates['data_wait_ms']:.0f} ms for data)"
+    return text + (f", MFU {rates['mfu']:.0%}" if "mfu" in rates else "")
 
 
 def duration(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """Run directories: where an experiment's config and its stages' results live, and loading them back.
 
     runs/NAME/config.json                     the resolved experiment
+    runs/NAME/run.json, train.STAGE.lock      identifier of the run, hash of its config; who trains a stage now
     runs/NAME/STAGE/checkpoints/              training states
     runs/NAME/STAGE/metrics.jsonl, events*    scalars (JSON lines, TensorBoard)
     runs/NAME/STAGE/samples/                  sample sheets made in training
@@ -33,6 +34,8 @@ from vdm_jax.networks.config import UNet
 from vdm_jax.networks.styles import interpolated
 from vdm_jax.training.autoencoders import FILE, load_autoencoder, save_autoencoder
 from vdm_jax.training.checkpoints import Checkpoints
+from vdm_jax.training.failures import write_failure
+from vdm_jax.training.identity import IDENTITY, check_config, is_lock, owner, write_identity
 from vdm_jax.training.manifest import Damaged
 from vdm_jax.training.state import initial_params
 from vdm_jax.video.writing import atomic_path
@@ -41,9 +44,13 @@ log = logging.getLogger(__name__)
 
 CONFIG, WEIGHTS = "config.json", "params.safetensors"
 
-# Fields that may differ when a run is taken up again: they say how long and how to report, not what is learnt.
+# Fields that may differ when a run is taken up again. Of training: how long (while the learning rate does not decay),
+# how to report, and in how many parts a step is computed; they do not decide what is learnt.
 RESUMABLE = ("steps", "log_every", "checkpoint_every", "keep", "sample_every", "validate_every", "workers",
-             "measured_clips")
+             "measured_clips", "accumulation")
+# Of networks: on what machine and in how much memory the same numbers are computed. `kernel` is that of attention,
+# where it is a name; kernels of convolutions are numbers.
+COMPUTED_HOW = ("remat", "kernel", "context", "spread", "attention_kernel", "attention_context")
 
 
 def checkpoints_path(run: Path, stage: str) -> Path:
@@ -57,24 +64,48 @@ def open_run(run: Path, experiment: AnyExperiment) -> AnyExperiment:
     Returns the experiment to train. Raises `UserError` when the directory belongs to another config or to something
     else, naming the first field that differs.
     """
-    path = run / CONFIG
-    if path.exists():
+    check_run(run, experiment)
+    text = to_json(experiment)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        write_identity(run, text)
+        with atomic_path(run / CONFIG) as temporary:
+            temporary.write_text(text)
+    except OSError as error:
+        raise UserError(f"run directory {run} cannot be written: {write_failure(error)}; permitted: a directory that "
+                        "can be (--run)") from error
+    return experiment
+
+
+def check_run(run: Path, experiment: AnyExperiment) -> None:
+    """Raises `UserError` as `open_run` does, and writes nothing."""
+    if (run / CONFIG).exists():
         stored = read_config(run)
         for field, old, new in differences(to_data(stored), to_data(experiment)):
-            resumable = (".training." in field and field.split(".")[-1] in RESUMABLE) or ".training.evaluation" in field
-            free = field.startswith("mesh.") or field == "validation_split"  # any number of devices may go on
-            free = free or field.endswith(".latent.weights")  # the hash says whether they are the same
-            if not (resumable or free):
+            if not may_differ(field, old, new, experiment):
                 raise UserError(f"run directory {run} belongs to another config: {field} is {old!r} there and {new!r} "
                                 "now; permitted: the same config, or another directory (--run)")
     elif run.is_file():
         raise UserError(f"{run} is a file; permitted: a new or empty directory (--run)")
-    elif run.exists() and any(run.iterdir()):
+    elif run.exists() and not all(path.name == IDENTITY or is_lock(path) for path in run.iterdir()):
         raise UserError(f"{run} is not empty and not a run (no {CONFIG}); permitted: a new or empty directory (--run)")
-    run.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        temporary.write_text(to_json(experiment))
-    return experiment
+
+
+def may_differ(field: str, old: Any, new: Any, experiment: AnyExperiment) -> bool:
+    """Whether a run may be taken up with another value of a field, whose name is written as `differences` does."""
+    if field.startswith("mesh.") or field == "validation_split":  # any number of devices may go on
+        return True
+    if field.endswith(".latent.weights"):  # the hash says whether they are the same
+        return True
+    if ".training.evaluation" in field:
+        return True
+    name = field.split(".")[-1]
+    if ".training." in field:
+        decays = name == "steps" and experiment.stage(field.split(".")[1]).training.decay  # to the end of the steps
+        return name in RESUMABLE and not decays
+    parts = (".network.", ".latent.autoencoder.")
+    texts = isinstance(old, str) and isinstance(new, str)
+    return name in COMPUTED_HOW and texts and any(part in field for part in parts)
 
 
 def await_run(run: Path, experiment: AnyExperiment, seconds: float = 60) -> None:
@@ -99,7 +130,36 @@ def read_config(run: Path) -> AnyExperiment:
     path = run / CONFIG
     if not path.exists():
         raise UserError(f"{run} is not a run: {path} does not exist; permitted: a directory made by 'vdm-jax train'")
-    return from_json(AnyExperiment, path.read_text(), str(path))
+    try:
+        content = path.read_bytes()
+        text = content.decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); permitted: the file that 'vdm-jax train' wrote") from error
+    try:
+        experiment = from_json(AnyExperiment, text, str(path))
+    except UserError:
+        raise
+    except Exception as error:  # of arithmetic with values that no config of ours has
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); permitted: the file that 'vdm-jax "
+                        "train' wrote") from error
+    check_config(run, path, content)
+    return experiment
+
+
+def stage_checkpoints(run: Path, stage: str, **options: Any) -> Checkpoints:
+    """The checkpoints of a stage of a run; those of other runs and stages are refused. Options as of `Checkpoints`."""
+    return Checkpoints(checkpoints_path(run, stage), owner=owner(run, stage), **options)
+
+
+def runs_in(folder: Path) -> tuple[dict[Path, AnyExperiment], dict[Path, str]]:
+    """The runs directly under a folder, and those that cannot be read with the reason, by directory."""
+    good, bad = {}, {}
+    for path in sorted(folder.glob(f"*/{CONFIG}")):
+        try:
+            good[path.parent] = read_config(path.parent)
+        except UserError as error:
+            bad[path.parent] = str(error)
+    return good, bad
 
 
 def read_cascade(run: Path) -> Experiment:
@@ -150,7 +210,7 @@ def load_stage(run: Path, stage: AnyStage, damaged: Damaged = "refuse", step: in
     weights = run / stage.name / WEIGHTS
     if weights.exists():
         return load_params(weights, expected)[0]
-    checkpoints = Checkpoints(checkpoints_path(run, stage.name))
+    checkpoints = stage_checkpoints(run, stage.name)
     if checkpoints.latest() is None:
         return None
     if step is not None:

@@ -24,7 +24,7 @@ from vdm_jax.data.opening import open_validation
 from vdm_jax.networks.config import EmbeddedText, WordEncoder
 from vdm_jax.parallel.compiling import compiler_options
 from vdm_jax.parallel.rules import batch_parts
-from vdm_jax.video.arrays import to_uint8
+from vdm_jax.video.arrays import check_finite, to_uint8
 
 
 class StageSamples:
@@ -69,7 +69,9 @@ class StageSamples:
             inputs = jax.tree.map(lambda x, rows=rows: x[rows], self._inputs)
             with jax.set_mesh(self._mesh):
                 made = self._sample(params, keys, *inputs, *self._autoencoder)
-            done.append(np.asarray(to_uint8(jax.device_get(made))))
+            made = np.asarray(jax.device_get(made))
+            check_finite(made, f"samples of stage {self.stage.name!r}")
+            done.append(to_uint8(made))
             progress(min(start + self._size, self.count))
         return np.concatenate(done)[: self.count]
 

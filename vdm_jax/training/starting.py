@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +45,35 @@ def starting_weights(stage: Stage, run: Path, damaged: Damaged = "refuse") -> tu
         return plan_latent_inflation(stage.network.unet, shapes, model.config, model.params), model.params
     folder = run if start.run is None else find_run(start.run)
     source = read_cascade(folder).stage(start.stage)
-    if source.process.prediction != stage.process.prediction:
-        raise UserError(f"Stage {stage.name!r}: process.prediction={stage.process.prediction!r}, but it is to begin as "
-                        f"stage {source.name!r} of {folder}, which predicts {source.process.prediction!r}; permitted: "
-                        "the same")
+    for field, ours, theirs in unlike(stage, source):
+        raise UserError(f"Stage {stage.name!r}: {field}={ours!r}, but it is to begin as stage {source.name!r} of "
+                        f"{folder}, whose {field} is {theirs!r}; permitted: the same")
     params = load_stage(folder, source, damaged)
     if params is None:
         raise UserError(f"Stage {stage.name!r} is to begin as stage {source.name!r} of {folder}, which is not trained; "
                         "permitted: train that first")
     return planned(stage.network, shapes, source.network, params), jax.device_get(params)
+
+
+def unlike(stage: Stage, source: Stage) -> Iterator[tuple[str, Any, Any]]:
+    """Fields `(name, ours, theirs)` by which two stages give other meanings to what their networks see and predict, so
+    that weights of one are no beginning for the other. Noise levels may differ: networks are conditioned on them."""
+    def meanings(stage: Stage) -> dict[str, Any]:
+        process, latent = stage.process, stage.latent
+        edm = process.prediction == "edm"
+        found = {"process.prediction": process.prediction, "process.schedule.family": process.schedule.family,
+                 "process.sigma_data": process.sigma_data if edm else None,
+                 "latent": "None" if latent is None else "an autoencoder"}
+        if latent is not None:
+            coder = latent.autoencoder
+            found |= {"latent.sha256": latent.sha256, "latent.autoencoder.channels": stage.shape[-1],
+                      "latent.autoencoder.scale": coder.scale, "latent.autoencoder.shift": coder.shift}
+        return found
+
+    ours, theirs = meanings(stage), meanings(source)
+    for name in ours:
+        if name in theirs and ours[name] != theirs[name]:
+            yield name, ours[name], theirs[name]
 
 
 def starting_autoencoder(stage: AutoencoderStage) -> tuple[Inflation, dict[str, Any]]:

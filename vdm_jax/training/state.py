@@ -50,11 +50,18 @@ def learning_rate(spec: Training | AutoencoderTraining) -> optax.Schedule:
     return optax.linear_schedule(0.0, spec.learning_rate, max(warmup, 1))
 
 
-def make_optimizer(spec: Training | AutoencoderTraining) -> optax.GradientTransformation:
+def rate_of_update(spec: Training | AutoencoderTraining, opt_state: Any) -> Array:
+    """Learning rate of the update that comes next. Skipped steps are no updates, so this is not that of the step."""
+    count = optax.tree_utils.tree_get_all_with_path(opt_state, "count")[0][1]  # all of them are equal
+    return learning_rate(spec)(count + 1)
+
+
+def make_optimizer(spec: Training | AutoencoderTraining, first: int = 0) -> optax.GradientTransformation:
     """AdamW or Adafactor (Shazeer & Stern 2018, arXiv 1804.04235, optax's defaults) with warm-up and clipping by global
-    norm, where that is asked for; biases and norms do not decay."""
+    norm, where that is asked for; biases and norms do not decay. The schedule of the learning rate has gone on for
+    `first` steps when the first update comes."""
     def rate(count: Array) -> Array:
-        return learning_rate(spec)(count + 1)
+        return learning_rate(spec)(count + 1 + first)
 
     if spec.optimizer == "adafactor":
         rule = optax.adafactor(rate)

@@ -21,7 +21,7 @@ from vdm_jax.networks.latent_network import network_module
 from vdm_jax.parallel.compiling import compiler_options
 from vdm_jax.parallel.gathers import check_gathers, split_axes
 from vdm_jax.parallel.rules import batch_sharding, shard
-from vdm_jax.training.state import TrainState, abstract_state, learning_rate, make_optimizer
+from vdm_jax.training.state import TrainState, abstract_state, make_optimizer, rate_of_update
 from vdm_jax.training.trainable import merged, split
 
 logger = logging.getLogger(__name__)
@@ -112,6 +112,7 @@ def train_step(
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     trained, frozen = split(state.params, stage.training.trainable)
+    rate = rate_of_update(stage.training, state.opt_state)
     updates, opt_state = make_optimizer(stage.training).update(grads, state.opt_state, trained)
     params = merged(optax.apply_updates(trained, updates), frozen)
     decay = jnp.minimum(stage.training.ema_decay, (1.0 + state.step) / (10.0 + state.step))
@@ -123,7 +124,7 @@ def train_step(
     state = TrainState(step=state.step + 1, params=keep(params, state.params), ema=keep(ema, state.ema),
                        opt_state=keep(opt_state, state.opt_state), key=state.key)
     metrics = {"loss": loss, "gradient_norm": norm, "skipped": 1.0 - finite,
-               "learning_rate": learning_rate(stage.training)(state.step), **aux}
+               "learning_rate": rate, **aux}
     return state, metrics
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num, PRNGKeyArray, UInt8
 
-from vdm_jax.errors import UserError
+from vdm_jax.errors import NotFinite, UserError
 
 ResizeMethod = Literal["area", "bilinear", "nearest"]
 UpsampleMode = Literal["repeat", "blank", "linear"]
@@ -43,12 +43,24 @@ def to_uint8(video: Float[Array | np.ndarray, " ..."]) -> UInt8[Array | np.ndarr
 
     Raises:
       UserError: the array is not floating point.
+      NotFinite: it holds NaN or infinity, which would become black or white (not checked while tracing).
     """
     if not jnp.issubdtype(video.dtype, jnp.floating):
         raise UserError(f"to_uint8: dtype={video.dtype}; permitted: a floating-point type in [-1, 1]")
+    check_finite(video, "the video")
     xp = np if isinstance(video, np.ndarray) else jnp
     levels = (xp.clip(video.astype(xp.float32), -1, 1) + 1) * xp.float32(127.5)
     return xp.round(levels).astype(xp.uint8)
+
+
+def check_finite(video: Float[Array | np.ndarray, " ..."], what: str) -> None:
+    """Raises `NotFinite` where a video holds NaN or infinity; nothing is checked while tracing."""
+    if isinstance(video, jax.core.Tracer):
+        return
+    xp = np if isinstance(video, np.ndarray) else jnp
+    if not bool(xp.isfinite(video).all()):
+        wrong = int((~xp.isfinite(video)).sum())
+        raise NotFinite(f"{what}: {wrong} of {video.size} values are NaN or infinite")
 
 
 # --- height and width -----------------------------------------------------------------------------------------------
