@@ -24,10 +24,10 @@ def package():
 def test_ids_follow_from_the_order_of_the_merges(package, tmp_path, caplog):
     (tmp_path / "merges.txt").write_text(MERGES)
     tokenizer = clip_tokenizer(tmp_path / "merges.txt", 5)
-    rows = tokenizer(["The  cat", "cat cat cat the é", "", "cab"])
+    rows = tokenizer(["The  cat", "cat cat cat the z", "", "cab"])
     assert rows.ids.tolist() == [[START, THE, CAT, END, END], [START, CAT, CAT, CAT, END], [START, END, END, END, END],
                                  [START, CA, 256 + ord("b") - ord("!"), END, END]]
-    assert rows.mask.sum(1).tolist() == [4, 5, 2, 4] and "cut off: 'the é'" in caplog.text
+    assert rows.mask.sum(1).tolist() == [4, 5, 2, 4] and "cut off: 'the z'" in caplog.text
     with gzip.open(tmp_path / "merges.txt.gz", "wt") as file:
         file.write(MERGES)
     assert clip_tokenizer(tmp_path / "merges.txt.gz")("cat").ids[0, :3].tolist() == [START, CAT, END]

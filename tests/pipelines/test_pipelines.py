@@ -156,7 +156,8 @@ def test_a_picture_for_the_encoder_keeps_its_mean_and_its_corners():
     ({"decode_chunk_size": 0}, "decode_chunk_size=0"), ({"num_inference_steps": 0}, "num_inference_steps=0"),
     ({"latents": np.zeros((1, 2))}, r"latents of shape \[1, 2\]; permitted: noise of shape \[1, 3, 4, 6, 4\]"),
     ({"image": "none.png"}, "image=none.png is not a readable picture"), ({"image": 3}, "image is a int"),
-    ({"image": np.zeros((2, 2, 3))}, "image of type float64"), ({"fps": 0}, "fps=0"),
+    ({"image": np.full((2, 2, 3), 2.0)},
+     "image of type float64 with values from 2.0 to 2.0; permitted: 0 to 1.0"), ({"fps": 0}, "fps=0"),
 ])
 def test_what_videos_refuse(more, message, animate, picture):
     with pytest.raises(UserError, match=message):

@@ -125,8 +125,8 @@ def clip_tokenizer(path: str | os.PathLike, length: int = 77) -> Tokenizer:
     """CLIP's tokenizer by its list of merges alone, whose order gives the ids; padded with the token that ends a text.
 
     It reads texts as the original code does: repaired by ftfy (curly quotes, ligatures, full-width letters, broken
-    encodings), without HTML entities, spaces and case; a start or end token that a text holds is that token. ftfy is asked
-    where a text has something to repair: other characters than visible ASCII.
+    encodings), without HTML entities, spaces and case; a start or end token that a text holds is that token.
+    ftfy is asked where a text has something to repair: other characters than visible ASCII.
 
     Args:
       path: `merges.txt`, or the original list, compressed by gzip.

@@ -30,8 +30,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
                       "rescale_betas_zero_snr": False},
     "DDPMScheduler": {**_SHARED, **_THRESHOLDS, **_CLIPS, "clip_sample": True, "variance_type": "fixed_small",
                       "rescale_betas_zero_snr": False},
-    "DEISMultistepScheduler": {**_SHARED, **_THRESHOLDS, **_SIGMAS, **_FLOW, "solver_order": 2, "algorithm_type": "deis",
-                               "solver_type": "logrho", "lower_order_final": True},
+    "DEISMultistepScheduler": {**_SHARED, **_THRESHOLDS, **_SIGMAS, **_FLOW, "solver_order": 2,
+                               "algorithm_type": "deis", "solver_type": "logrho", "lower_order_final": True},
     "DPMSolverMultistepScheduler": {
         **_SHARED, **_THRESHOLDS, **_SIGMAS, **_FLOW, "solver_order": 2, "algorithm_type": "dpmsolver++",
         "solver_type": "midpoint", "lower_order_final": True, "euler_at_final": False, "use_lu_lambdas": False,
