@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from vdm_jax.diffusion.arrays import noise_from_keys
+from vdm_jax.diffusion.grids import TimestepGrid
 from vdm_jax.diffusion.sampling import Walk
 from vdm_jax.diffusion.schedules import ScaledLinearBetaSchedule
 from vdm_jax.errors import UserError
 from vdm_jax.pipelines.denoising import with_estimates_of
-from vdm_jax.pipelines.scheduler_options import OPTIONS
+from vdm_jax.pipelines.scheduler_options import NAMES, OPTIONS
 from vdm_jax.pipelines.schedulers import Scheduler, read_scheduler
 
 STABLE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -24,6 +25,14 @@ VIDEO = {**STABLE, "clip_sample": False, "interpolation_type": "linear", "num_tr
          "skip_prk_steps": True, "steps_offset": 1, "timestep_spacing": "leading", "timestep_type": "continuous",
          "trained_betas": None, "use_karras_sigmas": True}
 SHAPE = (2, 1, 2, 2, 1)
+EULER, DPM, UNIPC = "EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"
+DDPM, DEIS, LMS = "DDPMScheduler", "DEISMultistepScheduler", "LMSDiscreteScheduler"
+ANCESTRAL = "EulerAncestralDiscreteScheduler"
+LEADING = {"timestep_spacing": "leading", "steps_offset": 1}
+TRAILING = {"timestep_spacing": "trailing"}
+KARRAS = {"use_karras_sigmas": True}
+SDE = {"algorithm_type": "sde-dpmsolver++"}
+BOUNDED = {"thresholding": True, "dynamic_thresholding_ratio": 0.7, "sample_max_value": 1.4}
 
 
 def test_the_levels_of_stable_video_diffusion():
@@ -79,6 +88,67 @@ def test_the_file_is_named(tmp_path):
     (tmp_path / "scheduler_config.json").write_text(json.dumps({"_class_name": "DDIMScheduler", "clip_sample": "yes"}))
     with pytest.raises(UserError, match="scheduler_config.json: DDIMScheduler: clip_sample='yes'"):
         read_scheduler(tmp_path)
+
+
+def test_trailing_steps_of_every_number():
+    """As published: descending from the last, rounded, minus 1. 48 of 1,000 steps tell a rounding from another."""
+    for total in (1000, 500, 77):
+        for steps in range(1, total + 1):
+            found = TimestepGrid(spacing="trailing").timesteps(total, steps, 1.0)
+            wanted = np.round(np.arange(total, 0, -total / steps)).astype(int) - 1
+            assert found.tolist() == wanted.tolist()
+    assert 936 in TimestepGrid(spacing="trailing").timesteps(1000, 48, 1.0)
+
+
+@pytest.mark.full
+def test_trailing_steps_of_diffusers():
+    diffusers = pytest.importorskip("diffusers")
+    for total in (1000, 777):
+        peer = diffusers.DDIMScheduler(timestep_spacing="trailing", num_train_timesteps=total)
+        for steps in range(1, total + 1):
+            peer.set_timesteps(steps)
+            assert TimestepGrid(spacing="trailing").timesteps(total, steps, 1.0).tolist() == peer.timesteps.tolist()
+
+
+def test_an_offset_beyond_the_last_timestep_stays_in_the_table():
+    table = ScaledLinearBetaSchedule().table()
+    for name in (DPM, UNIPC, DEIS):
+        found = Scheduler(name, {**STABLE, **LEADING}).trajectory(999)
+        np.testing.assert_allclose(found.steps.level[:3], table[[999, 999, 998]], rtol=1e-6)
+
+
+WRONG = (None, True, -1, 0, 1.5, 10**12, "1", "x", [], [1, "a"], {}, float("nan"), float("inf"), -0.5)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_any_value_of_any_option_is_taken_or_refused(name, tmp_path):
+    """Whatever JSON can hold: levels that are finite and end, or a `UserError`."""
+    base = {"skip_prk_steps": True} if name == "PNDMScheduler" else {}
+    for option in OPTIONS[name]:
+        for value in WRONG:
+            data = {"_class_name": name, **base, option: value}
+            (tmp_path / "scheduler_config.json").write_text(json.dumps(data))
+            try:
+                found = read_scheduler(tmp_path).trajectory(3)
+            except UserError:
+                continue
+            assert np.isfinite(found.steps.level).all() and (np.diff(found.steps.level) >= 0).all(), (option, value)
+
+
+def test_a_scheduler_by_name_takes_what_the_file_states(tmp_path):
+    data = {**STABLE, "_class_name": "KDPM2DiscreteScheduler", "prediction_type": "v_prediction", "twist": 3,
+            "solver_type": "midpoint", "skip_prk_steps": False}
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(data))
+    for name, (kind, options) in NAMES.items():
+        if name == "edm_euler":
+            continue  # it has one kind of prediction
+        found = read_scheduler(tmp_path, name)
+        assert found.name == kind and found.options["beta_end"] == 0.012
+        assert found.options["prediction_type"] == "v_prediction"
+        assert all(found.options[key] == value for key, value in options.items())
+    assert read_scheduler(tmp_path, "UniPCMultistepScheduler").options["solver_type"] == "bh2"
+    with pytest.raises(UserError, match="scheduler='euler2'; permitted: ddim, ddpm"):
+        read_scheduler(tmp_path, "euler2")
 
 
 def ours(trajectory, network, z, keys=None):
@@ -143,14 +213,6 @@ def network(z, told, xp=jnp):
                                                                                            None])
 
 
-EULER, DPM, UNIPC = "EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"
-DDPM, DEIS, LMS = "DDPMScheduler", "DEISMultistepScheduler", "LMSDiscreteScheduler"
-ANCESTRAL = "EulerAncestralDiscreteScheduler"
-LEADING = {"timestep_spacing": "leading", "steps_offset": 1}
-TRAILING = {"timestep_spacing": "trailing"}
-KARRAS = {"use_karras_sigmas": True}
-SDE = {"algorithm_type": "sde-dpmsolver++"}
-BOUNDED = {"thresholding": True, "dynamic_thresholding_ratio": 0.7, "sample_max_value": 1.4}
 DDIM = {"clip_sample": False}
 # Class, options, steps.
 PEERS = {

@@ -274,7 +274,7 @@ def _consistency(scheduler: Scheduler, steps: int) -> _Walk:
 def _edm(scheduler: Scheduler, steps: int) -> _Walk:
     own = scheduler.options
     sigmas = _karras(own["sigma_min"], own["sigma_max"], steps, own["rho"])
-    return _to_the_end(sigmas, np.log(sigmas) / 4, np.sqrt(own["sigma_max"] ** 2 + 1))
+    return _to_the_end(sigmas, np.log(sigmas) / 4, np.sqrt(float(own["sigma_max"]) ** 2 + 1))
 
 
 _WALKS: dict[str, Callable[[Scheduler, int], _Walk]] = {

@@ -50,7 +50,8 @@ class TextToImage(FromText):
     def __call__(
         self, prompt: str | Sequence[str], *, negative_prompt: str | Sequence[str] | None = None,
         height: int | None = None, width: int | None = None, num_inference_steps: int = 50,
-        guidance_scale: float = 7.5, num_per_prompt: int = 1, seed: int = 0, latents: Float[np.ndarray, "b t h w c"] | None = None, progress: Progress | bool | None = None,
+        guidance_scale: float = 7.5, num_per_prompt: int = 1, seed: int = 0,
+        latents: Float[np.ndarray, "b t h w c"] | None = None, progress: Progress | bool | None = None,
     ) -> Pictures:
         """Generate pictures, one per prompt or `num_per_prompt`.
 
