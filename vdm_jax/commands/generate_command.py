@@ -20,9 +20,9 @@ class Generate:
     AnimateDiff), or videos that begin with a picture (Stable Video Diffusion).
 
     FOLDER is local, in the layout of diffusers (with model_index.json and .safetensors files); nothing is downloaded.
-    The scheduler is that of the folder. What is not given is what the model's authors used. The same seed gives the
-    same result. The suffix of --out decides what is written: .mp4 or .gif plays, .png shows pictures, or the frames of
-    videos side by side.
+    The scheduler is that of the folder unless --scheduler names another. What is not given is what the model's authors
+    used. The same seed gives the same result. The suffix of --out decides what is written: .mp4 or .gif plays, .png
+    shows pictures, or the frames of videos side by side.
 
     Examples:
       vdm-jax generate stable-diffusion-v1-5 --prompt "a watercolour of a lighthouse" --out lighthouse.png
@@ -39,8 +39,12 @@ class Generate:
     height: int | None = None  # pixels; that of the training by default
     width: int | None = None  # pixels; that of the training by default
     num_frames: int | None = None  # of a video; the model's by default
+    # ddim, ddpm, deis, dpm++, dpm++_3m, dpm++_sde, euler, euler_ancestral, heun, lms, pndm, unipc, ...; the folder's by
+    # default
+    scheduler: str | None = None
     num_inference_steps: int | None = None  # of the scheduler; 50 with a text and 25 with a picture by default
-    guidance_scale: float | None = None  # text: s in uncond + s (cond - uncond), 7.5 or 9 by default; 1 is off
+    # text: s in uncond + s (cond - uncond), 7.5 or 9 by default; 1 is off. It is 1 + w of `vdm-jax sample --guidance w`
+    guidance_scale: float | None = None
     min_guidance_scale: float | None = None  # picture: of the first frame, 1 by default
     max_guidance_scale: float | None = None  # picture: of the last frame, 3 by default, linear between; 1 is off
     num_per_prompt: int | None = None  # text: how many of each prompt
@@ -57,7 +61,7 @@ class Generate:
     out: tuple[Path, ...] = ()  # one or more files: .png, .mp4 or .gif; generated.png or generated.mp4 by default
 
 
-LOADING = ("folder", "dtype", "variant", "data", "fsdp", "tensor", "out")
+LOADING = ("folder", "dtype", "variant", "scheduler", "data", "fsdp", "tensor", "out")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -65,15 +69,14 @@ def main(arguments: Sequence[str]) -> int:
     options = parse(Generate, arguments, "vdm-jax generate")
     check(options)
     import vdm_jax
-    from vdm_jax.commands.progress import counting_progress
     from vdm_jax.parallel.mesh import MeshSpec
 
     sizes = (options.data, options.fsdp, options.tensor)
     mesh = None if sizes == (1, 1, 1) else MeshSpec(data=options.data, fsdp=options.fsdp, tensor=options.tensor)
-    pipeline = vdm_jax.from_pretrained(options.folder, dtype=options.dtype, variant=options.variant, mesh=mesh)
+    pipeline = vdm_jax.from_pretrained(options.folder, dtype=options.dtype, variant=options.variant, mesh=mesh,
+                                       scheduler=options.scheduler)
     given = call_arguments(options, pipeline)
-    with counting_progress(unit="steps") as progress:
-        result = pipeline(**given, progress=progress)
+    result = pipeline(**given)
     default = "generated.png" if "image" in result.stages else "generated.mp4"
     for path in options.out or (Path(default),):
         print(result.save(path))

@@ -12,11 +12,13 @@ CLIP's only data is the list of merges, which is published twice: as `merges.txt
 from __future__ import annotations
 
 import gzip
+import html
 import importlib
 import json
 import logging
 import os
 import pathlib
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -33,6 +35,7 @@ CLIP_WORDS = (r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}
 LONGEST = 10**6  # files say 10^30 where there is no limit
 CLIP_MERGES = 48_894  # that the published models use; the original list has more
 CLIP_ENDS = ("<|startoftext|>", "<|endoftext|>")  # around a text
+SENTINELS = 100  # `<extra_id_0>` ... of T5, after the pieces of its model, the last first
 
 
 class Tokens(NamedTuple):
@@ -121,12 +124,17 @@ def open_tokenizer(folder: str | os.PathLike, length: int | None = None) -> Toke
 def clip_tokenizer(path: str | os.PathLike, length: int = 77) -> Tokenizer:
     """CLIP's tokenizer by its list of merges alone, whose order gives the ids; padded with the token that ends a text.
 
+    It reads texts as the original code does: repaired by ftfy (curly quotes, ligatures, full-width letters, broken
+    encodings), without HTML entities, spaces and case; a start or end token that a text holds is that token.
+    ftfy is asked where a text has something to repair: other characters than visible ASCII.
+
     Args:
       path: `merges.txt`, or the original list, compressed by gzip.
       length: tokens of a text at most, those around it included.
 
     Raises:
-      UserError: the package `tokenizers` is missing; the file is missing, damaged or another one.
+      UserError: the package `tokenizers` is missing, or, for a text that needs it, `ftfy`; the file is missing, damaged
+        or another one.
     """
     path = pathlib.Path(path)
     try:
@@ -141,9 +149,27 @@ def clip_tokenizer(path: str | os.PathLike, length: int = 77) -> Tokenizer:
     visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     symbols = [*map(chr, visible), *(chr(256 + i) for i in range(256 - len(visible)))]
     words = [*symbols, *(f"{symbol}</w>" for symbol in symbols), *map("".join, merges), *CLIP_ENDS]
-    backend = _byte_pairs(_package("tokenizers", path), {word: i for i, word in enumerate(words)}, merges)
-    start, end = map(backend.token_to_id, CLIP_ENDS)
-    return _framed(backend, start, end, end, length)
+    backend = _byte_pairs(_package("tokenizers", path), {word: i for i, word in enumerate(words)}, merges,
+                          original=True)
+    ends = {name: backend.token_to_id(name) for name in CLIP_ENDS}
+
+    def split(text: str) -> Pieces:
+        text, ids, starts = _cleaned(text, path), [], []
+        # The pieces are found first, as in the original: "<<|endoftext|>" begins with the piece "<<|", no token.
+        for piece, (place, _) in backend.pre_tokenizer.pre_tokenize_str(text):
+            found = [ends[piece]] if piece in ends else [token.id for token in backend.model.tokenize(piece)]
+            ids += found
+            starts += [place] * len(found)
+        return Pieces(ids, lambda place: text[starts[place] :])
+
+    return Tokenizer(split, start=ends[CLIP_ENDS[0]], end=ends[CLIP_ENDS[1]], padding=ends[CLIP_ENDS[1]], length=length)
+
+
+def _cleaned(text: str, path: pathlib.Path) -> str:
+    """The text as the original code of CLIP cleans it before it looks for words."""
+    if not (text.isascii() and text.replace("\n", " ").replace("\t", " ").isprintable()):
+        text = _package("ftfy", path, "metrics").fix_text(text)
+    return " ".join(html.unescape(html.unescape(text)).split()).lower()
 
 
 def _framed(backend: Any, start: int | None, end: int, padding: int, length: int) -> Tokenizer:
@@ -201,8 +227,10 @@ def _vocabulary(tokenizers: Any, folder: pathlib.Path) -> tuple[dict[str, int], 
     return tokenizers.models.BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
 
 
-def _byte_pairs(tokenizers: Any, vocabulary: dict[str, int], merges: Sequence[tuple[str, str]]) -> Any:
-    """CLIP's byte pairs of lower-case words."""
+def _byte_pairs(tokenizers: Any, vocabulary: dict[str, int], merges: Sequence[tuple[str, str]],
+                original: bool = False) -> Any:
+    """CLIP's byte pairs of lower-case words. The original code does not split what its pattern has found; transformers
+    does, by the pattern of GPT-2."""
     unknown = "<|endoftext|>" if "<|endoftext|>" in vocabulary else None
     backend = tokenizers.Tokenizer(tokenizers.models.BPE(
         vocab=vocabulary, merges=merges, continuing_subword_prefix="", end_of_word_suffix="</w>", fuse_unk=False,
@@ -211,8 +239,8 @@ def _byte_pairs(tokenizers: Any, vocabulary: dict[str, int], merges: Sequence[tu
     backend.normalizer = normal.Sequence([normal.NFC(), normal.Replace(tokenizers.Regex(r"\s+"), " "),
                                           normal.Lowercase()])
     backend.pre_tokenizer = before.Sequence([
-        before.Split(tokenizers.Regex(CLIP_WORDS), behavior="removed", invert=True),
-        before.ByteLevel(add_prefix_space=False)])
+        before.Split(tokenizers.Regex("(?i)" * original + CLIP_WORDS), behavior="removed", invert=True),
+        before.ByteLevel(add_prefix_space=False, use_regex=not original)])
     return backend
 
 
@@ -226,20 +254,39 @@ def _sentencepiece(folder: pathlib.Path, names: list[str | None], length: int) -
     except (OSError, RuntimeError) as error:
         raise UserError(f"{path} was not read: {error}") from error
 
-    def split(text: str) -> Pieces:
-        ids = model.encode(text)
-        return Pieces(ids, lambda place: model.decode(ids[place:]))
-
     _, end, padding = (None if name is None else model.piece_to_id(name) for name in names)
+    count = len(model)
+    special = {f"<extra_id_{i}>": count + SENTINELS - 1 - i for i in range(SENTINELS)}
+    special |= {names[1]: end, names[2]: padding, "<unk>": model.unk_id()}
+    known = re.compile("(" + "|".join(map(re.escape, special)) + ")")
+
+    def split(text: str) -> Pieces:
+        # A control token that a text holds stands for itself; what lies between them is read on its own.
+        ids, starts, at = [], [], 0
+        for part in known.split(text):
+            found = [special[part]] if part in special else model.encode(part)
+            ids += found
+            starts += [(at, n) for n in range(len(found))]
+            at += len(part)
+
+        def rest(place: int) -> str:
+            begin, inside = starts[place]
+            whole = known.split(text[begin:])
+            part = next(part for part in whole if part)
+            left = part if part in special else model.decode(model.encode(part)[inside:])
+            return left + text[begin + len(part) :]
+
+        return Pieces(ids, rest)
+
     return Tokenizer(split, start=None, end=end, padding=padding, length=length)
 
 
-def _package(name: str, folder: pathlib.Path) -> Any:
+def _package(name: str, folder: pathlib.Path, extra: str = "pretrained") -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
         raise UserError(f"{folder} is read by the package {name}, which is not installed; permitted: pip install "
-                        "'vdm_jax[pretrained]'") from None
+                        f"'vdm_jax[{extra}]'") from None
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:

@@ -107,7 +107,8 @@ class TimestepGrid:
         if self.spacing == "leading":
             numbers = np.arange(steps)[::-1] * (count // steps) + self.offset
         elif self.spacing == "trailing":
-            numbers = np.round(count - np.arange(steps) * (count / steps)) - 1
+            # In this order of operations halves round as they do in published code.
+            numbers = np.round(np.arange(count, 0, -count / steps)) - 1
         elif self.spacing == "linspace":
             numbers = np.linspace(0, count - 1, steps).round()[::-1]
         else:

@@ -8,55 +8,26 @@ every family.
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from vdm_jax.diffusion import predictions
 from vdm_jax.diffusion.arrays import Video
 from vdm_jax.diffusion.families import VE, Family
-from vdm_jax.diffusion.grids import Grid
+from vdm_jax.diffusion.multistep import DEIS, LMS, DPMSolver, UniPC
+from vdm_jax.diffusion.steps import Estimate, OnGrid, Outcome, Scalar, Step
+from vdm_jax.diffusion.thresholds import Threshold
 from vdm_jax.errors import UserError
 
-Scalar = Float[Array, ""]
-Estimate = Callable[[Video, Scalar], Video]  # denoiser with hooks applied, at one log-SNR for the whole batch
-Outcome = tuple[Video, Video, Any]  # next z, the estimate made at this step's level, memory for the next step
-
-
-class Step(NamedTuple):
-    """One step as the scan sees it; log-SNRs are scalars."""
-
-    index: Int[Array, ""]  # 0 for the first step
-    previous: Scalar  # log-SNR of the step before; on the first step a made-up lower one
-    level: Scalar  # log-SNR of z
-    next: Scalar  # log-SNR to reach; on the last step a made-up higher one
-    last: Bool[Array, ""]  # the result of this step is discarded for its estimate
-    count: int  # number of steps
-
+__all__ = ["DDIM", "DEIS", "LMS", "PNDM", "Ancestral", "AncestralLangevin", "Consistency", "DPMSolver", "Heun",
+           "Sampler", "Step", "UniPC"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _OnGrid:
-    """What all samplers share."""
-
-    grid: Grid | None = None  # levels; None: uniform time, or the Karras ramp of an EDM schedule
-
-    noises: ClassVar[int] = 1  # independent noises that a step is given
-
-    def evaluations(self, steps: int) -> int:
-        """How often the denoiser is called in all."""
-        return steps
-
-    def memory(self, z: Video) -> Any:
-        """What the first step is told of the step before it; nothing, except in multistep samplers."""
-        return None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Ancestral(_OnGrid):
-    """Draws from q(z_s | z_t, x_hat) (Ho et al. 2022, arXiv 2204.03458, eq. 3 and 4).
+class Ancestral(OnGrid):
+    """DDPM: draws from q(z_s | z_t, x_hat) (Ho et al. 2022, arXiv 2204.03458, eq. 3 and 4).
 
     The variance is interpolated in the log domain between the posterior's (gamma 0) and the forward
     transition's (gamma 1): `((1-e^-h) sigma_s^2)^(1-gamma) ((1-e^-h) sigma_t^2)^gamma`.
@@ -118,16 +89,20 @@ class AncestralLangevin(Ancestral):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DDIM(_OnGrid):
+class DDIM(OnGrid):
     """`z_s = alpha_s x_hat + sqrt(sigma_s^2 - var) eps_hat + sqrt(var) noise`.
 
     var = eta^2 (1 - e^-h) sigma_s^2 (Song et al. 2021, arXiv 2010.02502, eq. 12 and 16). eta 0 is
     deterministic, eta 1 equals `Ancestral(gamma=0)`. eta 0 is also Euler's method for z / alpha over sigma / alpha,
     whatever the family, and eta 1 its ancestral form: the samplers that others call Euler and Euler ancestral are this
     one, usually on a `KarrasGrid`.
+
+    `threshold` bounds x_hat and leaves eps_hat as it was, which is what diffusers' DDIM does. A threshold on the
+    denoiser (`Sampling.threshold`) changes both.
     """
 
     eta: float = 0.0  # fraction of the posterior's standard deviation that is drawn anew
+    threshold: Threshold | None = None  # bounds x_hat alone; None: no bounds
 
     def __post_init__(self):
         if not 0 <= self.eta <= 1:
@@ -141,37 +116,17 @@ class DDIM(_OnGrid):
         (alpha_t, sigma_t), (alpha_s, sigma_s) = map(family.alpha_sigma, (step.level, step.next))
         drawn = -(self.eta**2) * jnp.expm1(step.level - step.next)  # fraction of sigma_s^2
         ratio = sigma_s * jnp.sqrt(1 - drawn) / sigma_t
-        z = ratio * z + (alpha_s - ratio * alpha_t) * x_hat
+        if self.threshold is None:
+            z = ratio * z + (alpha_s - ratio * alpha_t) * x_hat
+        else:
+            direction = ratio * (z - alpha_t * x_hat)
+            x_hat = self.threshold(x_hat)
+            z = alpha_s * x_hat + direction
         return (z + sigma_s * jnp.sqrt(drawn) * noise if self.eta else z), x_hat, None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DPMSolver(_OnGrid):
-    """DPM-Solver++ (2M): second order, multistep (Lu et al. 2022, arXiv 2211.01095, algorithm 2).
-
-    One evaluation a step: x_hat is extrapolated linearly in log-SNR from the step before. The first step has
-    none and the last returns its estimate, so both are first order.
-    """
-
-    def memory(self, z: Video) -> Video:
-        """The estimate of the step before; any value on the first step."""
-        return jnp.zeros_like(z)
-
-    def step(
-        self, estimate: Estimate, z: Video, memory: Video, step: Step, family: Family, noise: Video
-    ) -> Outcome:
-        """z at the next level, given z at this one."""
-        x_hat = estimate(z, step.level)
-        (_, sigma_t), (alpha_s, sigma_s) = map(family.alpha_sigma, (step.level, step.next))
-        h = step.next - step.level
-        slope = jnp.where(step.index == 0, 0.0, h / (step.level - step.previous) / 2)
-        middle = x_hat + slope * (x_hat - memory)
-        z = (sigma_s / sigma_t) * z - alpha_s * jnp.expm1(-h / 2) * middle
-        return z, x_hat, x_hat
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Heun(_OnGrid):
+class Heun(OnGrid):
     """Heun's second-order method, with churn (Karras et al. 2022, arXiv 2206.00364, algorithms 1 and 2).
 
     Two evaluations a step, one on the last. It integrates the velocity of the schedule's family along the
@@ -256,7 +211,7 @@ _ADAMS_BASHFORTH = ((1, 0, 0, 0), (3 / 2, -1 / 2, 0, 0), (23 / 12, -16 / 12, 5 /
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PNDM(_OnGrid):
+class PNDM(OnGrid):
     """Linear multistep method in DDIM's steps (Liu et al. 2022, arXiv 2202.09778, eq. 9 and 12).
 
     eps_hat is extrapolated from up to four steps, for steps of equal length in the schedule's timesteps. There are no
@@ -301,7 +256,7 @@ class PNDM(_OnGrid):
             weights = jnp.asarray(_ADAMS_BASHFORTH)[jnp.minimum(step.index, 3)]
             return weights[0] * told + jnp.tensordot(weights[1:], memory, 1)
 
-        slope = jax.lax.cond((step.index == 0) & ~step.last, averaged, extrapolated)
+        slope = jax.lax.cond((step.index == 0) & (step.count > 1) & ~step.last, averaged, extrapolated)
         return moved(slope), x_hat, jnp.concatenate([told[None], memory[:2]])
 
     def _direction(self, x_hat: Video, z: Video, alpha: Scalar, sigma: Scalar) -> Video:
@@ -310,7 +265,7 @@ class PNDM(_OnGrid):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Consistency(_OnGrid):
+class Consistency(OnGrid):
     """`z_s = alpha_s x_hat + sigma_s noise`: each step's estimate, with all noise drawn anew.
 
     Multistep sampling of consistency models (Song et al. 2023, arXiv 2303.01469, algorithm 1), latent ones among them
@@ -330,4 +285,4 @@ def _velocity(x_hat: Video, z: Video, level: Scalar, family: Family) -> Video:
     return predictions.convert("x", x_hat, z, *family.alpha_sigma(level))[family.velocity]
 
 
-Sampler = Ancestral | AncestralLangevin | DDIM | DPMSolver | Heun | PNDM | Consistency
+Sampler = (Ancestral | AncestralLangevin | DDIM | DPMSolver | Heun | PNDM | Consistency | UniPC | DEIS | LMS)

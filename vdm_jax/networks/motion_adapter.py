@@ -66,6 +66,9 @@ def join(
 ) -> tuple[LatentUNet, dict[str, Any]]:
     """Config and parameters of the video network that an image network and motion modules are together.
 
+    The norms of all have the groups of the image network, whatever the modules say: so does diffusers join them, whose
+    video network has one number for both.
+
     Raises `UserError` for modules of other sizes, and for a network that has layers over frames.
     """
     if (image.widths, image.blocks) != (adapter.widths, adapter.blocks):
@@ -73,7 +76,8 @@ def join(
                         f"network: widths={image.widths}, blocks={image.blocks}")
     if image.temporal or image.stack or image.motion:
         raise UserError("the network has layers over frames already; permitted: one of images")
-    return dataclasses.replace(image, motion=adapter.motion), {**image_params, **adapter_params}
+    motion = dataclasses.replace(adapter.motion, groups=image.groups)
+    return dataclasses.replace(image, motion=motion), {**image_params, **adapter_params}
 
 
 def part(video: LatentUNet, params: dict[str, Any]) -> tuple[MotionAdapter, dict[str, Any]]:

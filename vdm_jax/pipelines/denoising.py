@@ -21,6 +21,7 @@ from vdm_jax.diffusion.guidance import batched, combine
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import Sampler, Step
 from vdm_jax.diffusion.sampling import Carry, Walk
+from vdm_jax.diffusion.thresholds import Threshold
 from vdm_jax.parallel.rules import spread
 
 
@@ -31,6 +32,7 @@ class Method:
     sampler: Sampler
     process: Process
     consistency: float | None = None  # scaling of timesteps of a consistency model's estimate; None: no such model
+    threshold: Threshold | None = None  # of every estimate of the clean latents
 
 
 class Told(NamedTuple):
@@ -78,6 +80,19 @@ def latent_denoiser(module: nn.Module, params: Any, process: Process, told: Told
     return combine(batched(denoise_with, [given.conditional, given.unconditional]), [(0, 1, given.weight)])
 
 
+def with_estimates_of(method: Method, denoise: Denoiser) -> Denoiser:
+    """The denoiser with its estimates bounded and made consistent, as the method has it."""
+    if (threshold := method.threshold) is not None:
+        inner = denoise
+
+        def denoise(z: Video, logsnr: Level) -> Video:
+            return threshold(inner(z, logsnr))
+
+    if method.consistency is None:
+        return denoise
+    return consistent(denoise, method.process.schedule, scaling=method.consistency)
+
+
 def step_program(module: nn.Module, method: Method) -> Callable[..., Carry]:
     """`(params, keys, given, told, carry, step) -> carry`: one step of all videos, to be jitted and called for each.
 
@@ -86,8 +101,7 @@ def step_program(module: nn.Module, method: Method) -> Callable[..., Carry]:
 
     def advance(params: Any, keys: Key[Array, " B"], given: Guided, told: Told, carry: Carry, step: Step) -> Carry:
         denoise = latent_denoiser(module, params, method.process, told, given)
-        if method.consistency is not None:
-            denoise = consistent(denoise, method.process.schedule, scaling=method.consistency)
+        denoise = with_estimates_of(method, denoise)
         walk = Walk(method.sampler, method.process, carry[0].shape, step.count)
         return walk.advance(denoise, keys, carry, step)[0]
 

@@ -16,10 +16,11 @@ from vdm_jax.errors import UserError
 from vdm_jax.networks.autoencoder import Autoencoder
 from vdm_jax.networks.clip_vision import PIXEL_MEAN, PIXEL_STD, CLIPVision
 from vdm_jax.networks.latent_unet import LatentUNet
+from vdm_jax.pipelines import arguments
 from vdm_jax.pipelines.denoising import Given, Guided
 from vdm_jax.pipelines.parts import Folder
 from vdm_jax.pipelines.pictures import Picture, for_encoder, open_pictures, resized
-from vdm_jax.pipelines.pipeline import LatentPipeline, check_chunk
+from vdm_jax.pipelines.pipeline import LatentPipeline
 from vdm_jax.video.arrays import to_uint8
 
 SCALARS = 3  # frames per second less one, motion bucket, noise on the picture
@@ -45,17 +46,19 @@ class ImageToVideo(LatentPipeline):
         num_frames: int | None = None, num_inference_steps: int = 25, min_guidance_scale: float = 1.0,
         max_guidance_scale: float = 3.0, fps: int = 7, motion_bucket_id: int = 127, noise_aug_strength: float = 0.02,
         decode_chunk_size: int | None = None, seed: int = 0, latents: Float[np.ndarray, "b t h w c"] | None = None,
-        image_noise: Float[np.ndarray, "b h w 3"] | None = None, progress: Progress | None = None,
+        image_noise: Float[np.ndarray, "b h w 3"] | None = None, progress: Progress | bool | None = None,
     ) -> Generated:
         """Generate a video per picture.
 
         Args:
-          image: file, Pillow image or uint8 [H, W, 3]; it is resized to the frames, so cut it to their aspect first.
+          image: file, Pillow image or array `[H, W, 3]`, see `open_pictures`; it is resized to the frames, so cut it to
+            their aspect first.
           height, width: pixels; other sizes than those of the training, 576 x 1024, give worse videos.
           num_frames: the model's by default (14, or 25 for XT).
           num_inference_steps: of the scheduler.
-          min_guidance_scale, max_guidance_scale: of the first and of the last frame, linear between them; with a
-            maximum of 1 guidance is off.
+          min_guidance_scale, max_guidance_scale: s in `uncond + s (cond - uncond)` of the first and of the last frame,
+            linear between them; s = 1 is no guidance, and where neither is above 1 none is computed. It is 1 + w of
+            `Sampling.guidance`.
           fps: frames per second that the network is told (it learnt them less one), and of the file that is written.
           motion_bucket_id: how much moves, 1 to 255; the authors published no scale.
           noise_aug_strength: standard deviation of the noise on the picture; more of it lets the video leave it.
@@ -63,24 +66,31 @@ class ImageToVideo(LatentPipeline):
           seed: same seed, same place in the batch, same video.
           latents: `[B, T, h, w, C]`, standard normal noise to begin with; drawn from the seed by default.
           image_noise: `[B, H, W, 3]`, standard normal noise for the picture; drawn from the seed by default.
-          progress: called with ("denoising", steps done, steps).
+          progress: called with ("denoising", steps done, steps); a bar on a terminal by default; False: nothing.
 
         Raises `UserError` for what is no picture and for sizes that the model cannot take.
         """
-        check_chunk(decode_chunk_size)
+        arguments.shared(height=height, width=width, steps=num_inference_steps, seed=seed, progress=progress)
+        arguments.video(frames=num_frames, fps=fps, chunk=decode_chunk_size)
+        arguments.whole("motion_bucket_id", motion_bucket_id, 0, 255)
+        scales = [arguments.number(name, value) for name, value in (
+            ("min_guidance_scale", min_guidance_scale), ("max_guidance_scale", max_guidance_scale))]
+        noise_aug_strength = arguments.number("noise_aug_strength", noise_aug_strength)
         images = open_pictures(image)
-        frames = num_frames or self.models["unet"].fields.get("num_frames") or 14
-        if not images or noise_aug_strength < 0 or fps < 1:
-            raise UserError(f"{len(images)} pictures with noise_aug_strength={noise_aug_strength}, fps={fps}; "
-                            "permitted: one or more, 0 or above, 1 or above")
+        if not images or height is None or width is None:
+            raise UserError(f"{len(images)} pictures with height={height}, width={width}; permitted: one or more, "
+                            "sizes in pixels")
+        frames = (self.models["unet"].fields.get("num_frames") or 14) if num_frames is None else num_frames
         shape = self.latent_shape(len(images), frames, height, width)
+        self.check_noise(shape, num_inference_steps, latents)
+        image_noise = arguments.noise("image_noise", image_noise, (len(images), height, width, 3))
         beside = self._picture_latents(images, frames, height, width, noise_aug_strength, seed, image_noise)
         scalars = jnp.tile(jnp.float32([fps - 1, motion_bucket_id, noise_aug_strength]), (len(images), 1))
         given = Guided(Given(self._embedding(images), beside, scalars))
-        if max_guidance_scale > 1:
+        if max(scales) > 1:
             # Nothing is known of the picture; fps, motion and noise stay.
             null = Given(*jax.tree.map(jnp.zeros_like, given.conditional[:2]), scalars)
-            weight = jnp.linspace(min_guidance_scale, max_guidance_scale, frames, dtype=jnp.float32) - 1
+            weight = jnp.linspace(*scales, frames, dtype=jnp.float32) - 1
             given = Guided(given.conditional, null, weight)
         found = self.denoise(given, shape, num_inference_steps, seed, latents, progress)
         video = np.asarray(to_uint8(self.decode(found, decode_chunk_size)))
@@ -104,8 +114,6 @@ class ImageToVideo(LatentPipeline):
         pixels = resized(images, height, width)
         if noise is None:
             noise = noise_from_keys(self.keys(seed, len(images), 1), 0, pixels.shape)
-        elif np.shape(noise) != pixels.shape:
-            raise UserError(f"image_noise of shape {list(np.shape(noise))}; permitted: {list(pixels.shape)}")
         noisy = pixels + strength * jnp.asarray(noise, jnp.float32)
         model = self.models["vae"]
 

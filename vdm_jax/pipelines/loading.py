@@ -24,6 +24,7 @@ PIPELINES: dict[str, Callable[[Folder], LatentPipeline]] = {
 
 def from_pretrained(
     folder: str | os.PathLike, *, dtype: str | None = None, variant: str | None = None, mesh: MeshSpec | None = None,
+    scheduler: str | None = None,
 ) -> LatentPipeline:
     """A released model, ready to be called with a prompt or a picture.
 
@@ -32,6 +33,8 @@ def from_pretrained(
       dtype: of parameters and activations: float32, bfloat16, float16; None: parameters as stored. The autoencoder
         stays in float32 where float16 is asked for, which it overflows.
       variant: part of the weights' file names, such as `fp16`; parts of the pipeline without it have plain names.
+      scheduler: sampled with instead of the folder's, by the noise that its file states: ddim, ddpm, deis, dpm++,
+        dpm++_3m, dpm++_sde, edm_euler, euler, euler_ancestral, heun, lcm, lms, pndm, unipc, or a class of diffusers.
       mesh: devices per axis, for weights split over several of them; one device by default.
 
     Tensors are read one by one: at no time is there more in memory than the model and its largest tensor.
@@ -39,7 +42,7 @@ def from_pretrained(
     Raises `UserError` for a folder that is no pipeline, one of another kind, missing or damaged parts, settings that we
     do not have, by name, and pickled weights.
     """
-    opened = open_folder(folder, dtype=dtype, variant=variant, mesh=mesh)
+    opened = open_folder(folder, dtype=dtype, variant=variant, mesh=mesh, scheduler=scheduler)
     if opened.kind not in PIPELINES:
         raise UserError(f"{folder} is a {opened.kind}; permitted: {', '.join(PIPELINES)}")
     return PIPELINES[opened.kind](opened)

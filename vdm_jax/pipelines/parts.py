@@ -18,6 +18,7 @@ from vdm_jax.interop.model_kinds import kind_of
 from vdm_jax.interop.pretrained import Pretrained, load_pretrained, save_pretrained
 from vdm_jax.interop.tensor_files import read_json
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
+from vdm_jax.pipelines.scheduler_options import class_named
 from vdm_jax.pipelines.schedulers import Scheduler, read_scheduler
 
 INDEX = "model_index.json"
@@ -34,6 +35,7 @@ class Folder:
     mesh: Mesh
     dtype: str | None = None  # of parameters and activations; None: as stored, computed in float32 unless bfloat16
     variant: str | None = None  # part of the weights' file names, such as fp16
+    sampler: str | None = None  # name or class of the scheduler to use; None: the folder's
 
     @property
     def kind(self) -> str:
@@ -59,7 +61,7 @@ class Folder:
     def scheduler(self) -> Scheduler:
         """The scheduler, read. Raises `UserError` for what we do not have."""
         self._check("scheduler")
-        return read_scheduler(self.path / "scheduler")
+        return read_scheduler(self.path / "scheduler", self.sampler)
 
     def tokenizer(self, length: int) -> Tokenizer:
         """The tokenizer, for texts of so many tokens. Raises `UserError` as `open_tokenizer` does."""
@@ -84,11 +86,14 @@ class Folder:
 
 def open_folder(
     path: str | os.PathLike, *, dtype: str | None = None, variant: str | None = None, mesh: MeshSpec | None = None,
+    scheduler: str | None = None,
 ) -> Folder:
     """A pipeline's folder; nothing is loaded yet.
 
-    Raises `UserError` where there is none, for an unknown dtype, and for a variant that no part has.
+    Raises `UserError` where there is none, for an unknown dtype or scheduler, and for a variant that no part has.
     """
+    if scheduler is not None:
+        class_named(scheduler)
     path = pathlib.Path(path)
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"dtype={dtype!r}; permitted: {', '.join(DTYPES)}, or none for what is stored")
@@ -99,11 +104,14 @@ def open_folder(
                         "its .safetensors files, such as fp16, or none")
     # One device unless a mesh is asked for.
     made = make_mesh(MeshSpec(), jax.devices()[:1]) if mesh is None else make_mesh(mesh)
-    return Folder(path, read_json(path / INDEX), made, dtype, variant)
+    return Folder(path, read_json(path / INDEX), made, dtype, variant, scheduler)
 
 
-def save_folder(path: str | os.PathLike, source: Folder, models: dict[str, Pretrained]) -> None:
-    """Writes a pipeline as a folder that diffusers loads; what has no weights is copied from where it came from.
+def save_folder(
+    path: str | os.PathLike, source: Folder, models: dict[str, Pretrained], scheduler: Scheduler | None = None
+) -> None:
+    """Writes a pipeline as a folder that diffusers loads; what has no weights is copied from where it came from, but
+    for a `scheduler` of another class or with other options than the folder's.
 
     Raises `UserError` for a folder that has a pipeline already, or cannot be written.
     """
@@ -120,6 +128,12 @@ def save_folder(path: str | os.PathLike, source: Folder, models: dict[str, Pretr
         for part in COPIED:
             if source.holds(part) and (source.path / part).is_dir():
                 shutil.copytree(source.path / part, path / part, dirs_exist_ok=True)
+        stated = read_json(path / "scheduler" / "scheduler_config.json") if scheduler is not None else {}
+        if scheduler is not None and (stated.get("_class_name") != scheduler.name or {
+                k: v for k, v in stated.items() if not k.startswith("_")} != scheduler.stated):
+            kept["scheduler"] = ["diffusers", scheduler.name]
+            (path / "scheduler" / "scheduler_config.json").write_text(json.dumps(
+                {"_class_name": scheduler.name, **scheduler.stated}, indent=2) + "\n", encoding="utf-8")
         (path / INDEX).write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path} was not written: {error}") from error

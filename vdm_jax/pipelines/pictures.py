@@ -15,32 +15,77 @@ from vdm_jax.errors import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
-Picture = Any  # a path, a Pillow image, or uint8 [H, W, 3]
+Picture = Any  # a path, a Pillow image, or an array; see `open_pictures`
+GREYS = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # Pillow's modes of 16-bit pictures
 
 
 def open_pictures(pictures: Picture | Sequence[Picture]) -> list[Image.Image]:
-    """One picture or several as upright RGB images. Raises `UserError` for what is none."""
+    """One picture or several as upright 8-bit RGB images.
+
+    A picture is a file, a Pillow image, or an array `[H, W]` (grey), `[H, W, 1]`, `[H, W, 3]` or `[H, W, 4]`. Its type
+    says what white is: 255 of 8 bits, 65,535 of 16 bits (Pillow's modes I;16 and I, uint16), 1 of floats (mode F), True
+    of one bit. Transparency is dropped, CMYK and palettes become RGB. Files and Pillow images are turned as their EXIF
+    data says.
+
+    Raises `UserError` for what is none: other types and shapes, values beyond white or below black, NaN.
+    """
     single = isinstance(pictures, str | os.PathLike | np.ndarray) or not isinstance(pictures, Sequence)
     return [_opened(picture) for picture in ([pictures] if single else pictures)]
 
 
 def _opened(picture: Picture) -> Image.Image:
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
-            raise UserError(f"image of type {picture.dtype} and shape {list(picture.shape)}; permitted: uint8 "
-                            "[H, W, 3], a file, or a Pillow image")
-        return Image.fromarray(picture)
-    if isinstance(picture, Image.Image):
-        return picture.convert("RGB")
-    if not isinstance(picture, str | os.PathLike):
-        raise UserError(f"image is a {type(picture).__name__}; permitted: a file, a Pillow image, or uint8 [H, W, 3]")
+        return _of_array(picture)
+    if not isinstance(picture, str | os.PathLike | Image.Image):
+        raise UserError(f"image is a {type(picture).__name__}; permitted: a file, a Pillow image, or an array "
+                        "[H, W, 3]")
+    name = "a Pillow image" if isinstance(picture, Image.Image) else picture
     try:
+        if isinstance(picture, Image.Image):
+            return _upright(picture)
         with Image.open(pathlib.Path(picture)) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"image={picture} is not a readable picture ({error})") from error
+            return _upright(image)
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"image={name} is not a readable picture ({error}); permitted: a picture that Pillow "
+                        "reads") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    from PIL import ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    return _of_array(np.asarray(image)) if image.mode in (*GREYS, "F") else image.convert("RGB")
+
+
+def _of_array(pixels: np.ndarray) -> Image.Image:
+    """An image of an array, whose type says what white is."""
+    from PIL import Image
+
+    shape = pixels.shape
+    if not (pixels.ndim == 2 or pixels.ndim == 3 and shape[-1] in (1, 3, 4)) or not pixels.size:
+        raise UserError(f"image of shape {list(shape)}; permitted: [H, W], [H, W, 1], [H, W, 3], [H, W, 4]")
+    kind, bits = pixels.dtype.kind, 8 * pixels.dtype.itemsize
+    if (kind, bits) == ("u", 8):
+        white = 255
+    elif kind == "b":
+        white = 1
+    elif (kind, bits) in (("u", 16), ("i", 32)):  # Pillow holds 16 bits in 32 in mode I
+        white = 65535
+    elif kind == "f":
+        white = 1.0
+    else:
+        raise UserError(f"image of type {pixels.dtype}; permitted: uint8, uint16, int32 of 16 bits, bool, floats in "
+                        "[0, 1]")
+    if not np.isfinite(pixels).all() or pixels.min() < 0 or pixels.max() > white:
+        raise UserError(f"image of type {pixels.dtype} with values from {pixels.min()} to {pixels.max()}; permitted: 0 "
+                        f"to {white}")
+    pixels = pixels.reshape(*shape[:2], -1)[..., :3]
+    eight = pixels if white == 255 else np.round(pixels.astype(np.float64) * (255 / white)).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(np.broadcast_to(eight, (*shape[:2], 3))))
 
 
 def resized(images: Sequence[Image.Image], height: int, width: int) -> Float[np.ndarray, "b h w 3"]:

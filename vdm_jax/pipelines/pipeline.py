@@ -22,8 +22,10 @@ from vdm_jax.interop.pretrained import Pretrained
 from vdm_jax.networks.tiling import in_chunks
 from vdm_jax.parallel.compiling import compiler_options
 from vdm_jax.parallel.rules import batch_parts, batch_sharding
+from vdm_jax.pipelines import arguments
 from vdm_jax.pipelines.denoising import Guided, jit_step
 from vdm_jax.pipelines.parts import Folder, save_folder
+from vdm_jax.pipelines.progress import shown
 from vdm_jax.pipelines.schedulers import Scheduler
 
 
@@ -42,7 +44,23 @@ class LatentPipeline:
 
         Raises `UserError` for a folder that has a pipeline already.
         """
-        save_folder(path, self.folder, self.saved())
+        save_folder(path, self.folder, self.saved(), self.scheduler)
+
+    def __repr__(self) -> str:
+        """Folder, parts with their parameters and dtype, scheduler, and the devices where they are not one."""
+        lines = [f"{type(self).__name__} of {self.folder.path}"]
+        for name, model in self.models.items():
+            leaves = jax.tree.leaves(model.params)
+            count = sum(leaf.size for leaf in leaves)
+            dtypes = " and ".join(sorted({leaf.dtype.name for leaf in leaves}))
+            lines.append(f"  {name}: {type(model.config).__name__}, {_counted(count)} parameters, {dtypes}")
+        own = self.scheduler.options
+        lines.append(f"  scheduler: {self.scheduler.name}, predicts {own['prediction_type']}, "
+                     f"{own['num_train_timesteps']} timesteps")
+        if self.mesh.size > 1:
+            axes = (f"{axis}={size}" for axis, size in self.mesh.shape.items() if size > 1)
+            lines.append("  devices: " + ", ".join(axes))
+        return "\n".join(lines)
 
     def saved(self) -> dict[str, Pretrained]:
         """Networks of the folder that `save_pretrained` writes."""
@@ -58,37 +76,40 @@ class LatentPipeline:
         for name, size in (("height", height), ("width", width)):
             if size < self.factor or size % self.factor:
                 raise UserError(f"{name}={size}; permitted: multiples of {self.factor} for this model")
-        if frames < 1:
-            raise UserError(f"num_frames={frames}; permitted: 1 or more")
+        arguments.whole("num_frames", frames, 1, arguments.FRAMES)
         return count, frames, height // self.factor, width // self.factor, self.models["vae"].config.latent_channels
 
     def keys(self, seed: int, count: int, stream: int = 0) -> Key[Array, " B"]:
         """A key per video, which does not depend on the others."""
         return sample_keys(seed, jnp.arange(count), stream)
 
+    def check_noise(self, shape: tuple[int, ...], steps: int, latents: Any) -> None:
+        """Raises `UserError` for steps that the scheduler cannot take and noise of another shape, before any work."""
+        self.scheduler.trajectory(steps)
+        arguments.noise("latents", latents, shape)
+
     def denoise(
         self, given: Guided, shape: tuple[int, ...], steps: int, seed: int,
-        latents: Float[np.ndarray, "b t h w c"] | None = None, progress: Progress | None = None,
+        latents: Float[np.ndarray, "b t h w c"] | None = None, progress: Progress | bool | None = None,
     ) -> Float[Array, "b t h w c"]:
         """Latents as diffusion sees them, from noise that is drawn or given, step by step."""
         trajectory = self.scheduler.trajectory(steps)
         keys = self.keys(seed, shape[0])
-        if latents is not None and np.shape(latents) != shape:
-            raise UserError(f"latents of shape {list(np.shape(latents))}; permitted: noise of shape {list(shape)}")
+        latents = arguments.noise("latents", latents, shape)
         noise = noise_from_keys(keys, 0, shape) if latents is None else jnp.asarray(latents, jnp.float32)
         method, unet = trajectory.method, self.models["unet"]
         step = self._program(("step", method), lambda: jit_step(unet.module, method, **self._options()))
         walk = Walk(method.sampler, method.process, shape, steps)
         carry = walk.begin(keys, trajectory.steps.level[0], trajectory.start * noise)
         keys, given = self.place((keys, given), shape[0])
-        with jax.set_mesh(self.mesh):
+        with shown(progress) as show, jax.set_mesh(self.mesh):
             for i in range(steps):
                 one = jax.tree.map(lambda x, i=i: x[i], trajectory.steps)
                 carry = self.place(carry, shape[0])  # a result that lives elsewhere would be compiled for anew
                 carry = step(unet.params, keys, given, trajectory.told, carry, one)
-                if progress is not None:
+                if show is not None:
                     jax.block_until_ready(carry[0])
-                    progress("denoising", i + 1, steps)
+                    show("denoising", i + 1, steps)
         return carry[0]
 
     def decode(
@@ -137,7 +158,15 @@ class LatentPipeline:
         return {"compiler_options": compiler_options(self.mesh)}
 
 
+def _counted(count: int) -> str:
+    """A number of parameters in words."""
+    for size, unit in ((1e9, "billion"), (1e6, "million")):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:,}"
+
+
 def check_chunk(frames: int | None) -> None:
     """Raises `UserError` for fewer than one frame at a time: before anything is computed, not when it is decoded."""
-    if frames is not None and frames < 1:
-        raise UserError(f"decode_chunk_size={frames}; permitted: 1 or more")
+    if frames is not None:
+        arguments.whole("decode_chunk_size", frames, 1, arguments.FRAMES)

@@ -1,7 +1,8 @@
 """`scheduler_config.json` of a released model as one of our samplers, with the levels that it goes through.
 
 The classes of diffusers differ in which timesteps they choose, where they end, and how large the noise is that they
-begin with. All of that becomes numbers here (`Trajectory`); the steps themselves are those of `vdm_jax.diffusion`.
+begin with. All of that becomes numbers here (`Trajectory`); the steps themselves are those of `vdm_jax.diffusion`. The
+options of each class are in `scheduler_options.py`.
 """
 
 from __future__ import annotations
@@ -15,60 +16,34 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from vdm_jax.diffusion.beta_tables import BetaTable, LinearBetaSchedule, ScaledLinearBetaSchedule
+from vdm_jax.diffusion.beta_tables import BetaTable
 from vdm_jax.diffusion.grids import TimestepGrid
-from vdm_jax.diffusion.predictions import Prediction
 from vdm_jax.diffusion.process import Process
-from vdm_jax.diffusion.samplers import DDIM, PNDM, Consistency, DPMSolver, Heun, Sampler, Step
+from vdm_jax.diffusion.samplers import (
+    DDIM,
+    DEIS,
+    LMS,
+    PNDM,
+    Ancestral,
+    Consistency,
+    DPMSolver,
+    Heun,
+    Sampler,
+    Step,
+    UniPC,
+)
 from vdm_jax.diffusion.schedules import EDMSchedule
+from vdm_jax.diffusion.thresholds import Threshold
 from vdm_jax.errors import UserError
 from vdm_jax.interop.tensor_files import read_json
 from vdm_jax.pipelines.denoising import Method, Told
+from vdm_jax.pipelines.scheduler_options import BETAS, PREDICTIONS, RHO, checked, class_named, taken_over
 
-BETAS = {"linear": LinearBetaSchedule, "scaled_linear": ScaledLinearBetaSchedule}
-PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "v_prediction": "v", "sample": "x"}
 ROWS = 1024  # a table of what the network is told has a multiple of so many
-RHO = 7.0  # of the Karras sigmas; the classes have no option for it
-SMALLEST = np.log(2.0**-24) - np.log1p(-(2.0**-24))  # log-SNR that Euler and DPM-Solver put in the place of zero SNR
+SMALLEST = np.log(2.0**-24) - np.log1p(-(2.0**-24))  # log-SNR that sigma-based classes put in the place of zero SNR
 CLEAN = 60.0  # log-SNR that stands for an alpha of one
 NOTHING = -60.0  # log-SNR where others have an alpha of zero; it is 9e-14 here
-
-_SHARED = {"num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear",
-           "trained_betas": None, "prediction_type": "epsilon", "steps_offset": 0, "timestep_spacing": "leading"}
-_THRESHOLDS = {"thresholding": False, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
-_CLIPS = {"clip_sample": False, "clip_sample_range": 1.0}
-_SIGMAS = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False,
-           "timestep_spacing": "linspace"}
-# Class -> its options and what they are where a file does not say.
-OPTIONS: dict[str, dict[str, Any]] = {
-    "DDIMScheduler": {**_SHARED, **_THRESHOLDS, **_CLIPS, "clip_sample": True, "set_alpha_to_one": True,
-                      "rescale_betas_zero_snr": False},
-    "PNDMScheduler": {**_SHARED, "skip_prk_steps": False, "set_alpha_to_one": False},
-    "DPMSolverMultistepScheduler": {
-        **_SHARED, **_THRESHOLDS, **_SIGMAS, "solver_order": 2, "algorithm_type": "dpmsolver++",
-        "solver_type": "midpoint", "lower_order_final": True, "euler_at_final": False, "use_lu_lambdas": False,
-        "use_flow_sigmas": False, "flow_shift": 1.0, "final_sigmas_type": "zero", "lambda_min_clipped": -np.inf,
-        "variance_type": None, "rescale_betas_zero_snr": False, "use_dynamic_shifting": False,
-        "time_shift_type": "exponential"},
-    "EulerDiscreteScheduler": {
-        **_SHARED, **_SIGMAS, "interpolation_type": "linear", "sigma_min": None, "sigma_max": None,
-        "timestep_type": "discrete", "rescale_betas_zero_snr": False, "final_sigmas_type": "zero"},
-    "HeunDiscreteScheduler": {**_SHARED, **_SIGMAS, **_CLIPS, "beta_start": 0.00085, "beta_end": 0.012},
-    "LCMScheduler": {**_SHARED, **_THRESHOLDS, **_CLIPS, "beta_start": 0.00085, "beta_end": 0.012,
-                     "beta_schedule": "scaled_linear", "original_inference_steps": 50, "set_alpha_to_one": True,
-                     "timestep_scaling": 10.0, "rescale_betas_zero_snr": False},
-    "EDMEulerScheduler": {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5, "sigma_schedule": "karras",
-                          "num_train_timesteps": 1000, "prediction_type": "epsilon", "rho": RHO,
-                          "final_sigmas_type": "zero"},
-}
-# Options that a class has and of which we have one value.
-ONLY = {"trained_betas": None, "clip_sample": False, "thresholding": False, "use_exponential_sigmas": False,
-        "use_beta_sigmas": False, "interpolation_type": "linear", "skip_prk_steps": True, "solver_order": 2,
-        "algorithm_type": "dpmsolver++", "solver_type": "midpoint", "use_lu_lambdas": False, "use_flow_sigmas": False,
-        "use_dynamic_shifting": False, "variance_type": None, "sigma_schedule": "karras"}
-CHOICES = {"beta_schedule": tuple(BETAS), "prediction_type": tuple(PREDICTIONS),
-           "timestep_spacing": ("leading", "trailing", "linspace"), "timestep_type": ("discrete", "continuous"),
-           "final_sigmas_type": ("zero",), "lambda_min_clipped": (-np.inf, "-Infinity", None)}
+MOST_STEPS = 10_000
 
 
 class Trajectory(NamedTuple):
@@ -92,27 +67,15 @@ class _Walk(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Scheduler:
-    """A scheduler of diffusers, read."""
+    """A scheduler of diffusers, read. Raises `UserError` for a class, an option or a value that we do not have."""
 
     name: str  # of its class
     options: Mapping[str, Any]  # all that the class has
+    stated: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)  # what was given
 
     def __post_init__(self):
-        if self.name not in OPTIONS:
-            raise UserError(f"scheduler {self.name!r} is not supported; permitted: {', '.join(OPTIONS)}")
-        elsewhere = {name for options in OPTIONS.values() for name in options}
-        for name in self.options:
-            # A file may hold options of classes that it was made from, which the class itself does not look at.
-            if name not in OPTIONS[self.name] and name not in elsewhere:
-                raise UserError(f"option {name!r} of {self.name} is unknown; permitted: "
-                                f"{', '.join(OPTIONS[self.name])}")
-        own = {**OPTIONS[self.name], **{k: v for k, v in self.options.items() if k in OPTIONS[self.name]}}
-        for name, value in own.items():
-            permitted = (ONLY[name],) if name in ONLY else CHOICES.get(name, (value,))
-            if value not in permitted:
-                raise UserError(f"{self.name}: {name}={value!r} is not supported; permitted: "
-                                f"{', '.join(map(repr, permitted))}")
-        object.__setattr__(self, "options", own)
+        object.__setattr__(self, "stated", dict(self.options))
+        object.__setattr__(self, "options", checked(self.name, self.options))
         self.method  # noqa: B018  # what does not go together raises here
 
     @property
@@ -126,26 +89,31 @@ class Scheduler:
             zero_terminal_snr=bool(own.get("rescale_betas_zero_snr")))
 
     @property
+    def threshold(self) -> Threshold | None:
+        """What bounds each estimate of the clean latents."""
+        own = self.options
+        if own.get("thresholding"):
+            # UniPC bounds nothing where it predicts the noise.
+            return Threshold(limit=own["sample_max_value"], ratio=own["dynamic_thresholding_ratio"]) if own.get(
+                "predict_x0", True) else None
+        return Threshold(limit=own["clip_sample_range"]) if own.get("clip_sample") else None
+
+    @property
     def method(self) -> Method:
         """Sampler and process. Raises `UserError` for a prediction that is not defined with the schedule."""
-        own, prediction = self.options, PREDICTIONS[self.options["prediction_type"]]
+        own = self.options
         if self.name == "EDMEulerScheduler":
-            if prediction != "eps":
-                raise UserError(f"{self.name}: prediction_type={own['prediction_type']!r} is not supported; permitted: "
-                                "'epsilon'")
             return Method(sampler=DDIM(), process=Process(schedule=self.schedule, prediction="edm",
                                                           sigma_data=own["sigma_data"]))
-        samplers: dict[str, Sampler] = {
-            "DDIMScheduler": DDIM(), "EulerDiscreteScheduler": DDIM(), "HeunDiscreteScheduler": Heun(along="sigma"),
-            "PNDMScheduler": PNDM(extrapolate="v" if prediction == "v" else "eps"), "LCMScheduler": Consistency(),
-            "DPMSolverMultistepScheduler": DPMSolver()}
-        return Method(sampler=samplers[self.name], process=Process(schedule=self.schedule, prediction=prediction),
-                      consistency=own["timestep_scaling"] if self.name == "LCMScheduler" else None)
+        return Method(sampler=_SAMPLERS[self.name](self),
+                      process=Process(schedule=self.schedule, prediction=PREDICTIONS[own["prediction_type"]]),
+                      consistency=float(own["timestep_scaling"]) if self.name == "LCMScheduler" else None,
+                      threshold=None if self.name == "DDIMScheduler" else self.threshold)  # DDIM bounds x_hat alone
 
     def trajectory(self, steps: int) -> Trajectory:
         """The levels of so many steps. Raises `UserError` for numbers of steps that the class cannot take."""
-        if steps < 1:
-            raise UserError(f"num_inference_steps={steps}; permitted: 1 or more")
+        if type(steps) is not int or not 1 <= steps <= MOST_STEPS:
+            raise UserError(f"num_inference_steps={steps!r}; permitted: a whole number from 1 to {MOST_STEPS}")
         walk = _WALKS[self.name](self, steps)
         previous = np.concatenate([walk.levels[:1] - 1, walk.levels[:-1]])
         last = np.zeros(steps, bool)
@@ -158,7 +126,7 @@ class Scheduler:
         """Log-SNR of every timestep."""
         table = np.array(self.schedule.table())
         if self.options.get("rescale_betas_zero_snr"):
-            table[-1] = NOTHING if self.name in ("DDIMScheduler", "LCMScheduler") else SMALLEST
+            table[-1] = NOTHING if self.name in ("DDIMScheduler", "DDPMScheduler", "LCMScheduler") else SMALLEST
         return table
 
     def timesteps(self, steps: int) -> Int[np.ndarray, " steps"]:
@@ -168,14 +136,51 @@ class Scheduler:
         return TimestepGrid(spacing=spacing, offset=offset).timesteps(self.options["num_train_timesteps"], steps, 1.0)
 
 
-def read_scheduler(folder: str | os.PathLike) -> Scheduler:
-    """The scheduler of a folder with `scheduler_config.json`. Raises `UserError` for what we do not have."""
+def read_scheduler(folder: str | os.PathLike, name: str | None = None) -> Scheduler:
+    """The scheduler of a folder with `scheduler_config.json`, or the one called `name` with what that file states.
+
+    Raises `UserError` for what we do not have.
+    """
     path = pathlib.Path(folder) / "scheduler_config.json"
     data = read_json(path)
+    stated = {k: v for k, v in data.items() if not k.startswith("_")}
+    kind, more = (data.get("_class_name"), {}) if name is None else class_named(name)
+    if name is not None and kind != data.get("_class_name"):
+        stated = taken_over(kind, stated)
     try:
-        return Scheduler(str(data.get("_class_name")), {k: v for k, v in data.items() if not k.startswith("_")})
+        return Scheduler(str(kind), {**stated, **more})
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def _dpm(scheduler: Scheduler) -> DPMSolver:
+    own = scheduler.options
+    return DPMSolver(
+        order=own["solver_order"], predict="x" if own["algorithm_type"].endswith("++") else "eps",
+        sde=own["algorithm_type"].startswith("sde"), solver=own["solver_type"], third="diffusers",
+        lower_order_final=own["lower_order_final"], euler_at_final=own["euler_at_final"])
+
+
+def _unipc(scheduler: Scheduler) -> UniPC:
+    own = scheduler.options
+    return UniPC(order=own["solver_order"], predict="x" if own["predict_x0"] else "eps", variant=own["solver_type"],
+                 lower_order_final=own["lower_order_final"], uncorrected=tuple(own["disable_corrector"]))
+
+
+_SAMPLERS: dict[str, Callable[[Scheduler], Sampler]] = {
+    "DDIMScheduler": lambda s: DDIM(threshold=s.threshold),
+    "DDPMScheduler": lambda s: Ancestral(gamma=1.0 if s.options["variance_type"] == "fixed_large" else 0.0),
+    "DEISMultistepScheduler": lambda s: DEIS(order=s.options["solver_order"],
+                                             lower_order_final=s.options["lower_order_final"]),
+    "DPMSolverMultistepScheduler": _dpm,
+    "EulerAncestralDiscreteScheduler": lambda s: DDIM(eta=1.0),
+    "EulerDiscreteScheduler": lambda s: DDIM(),
+    "HeunDiscreteScheduler": lambda s: Heun(along="sigma"),
+    "LCMScheduler": lambda s: Consistency(),
+    "LMSDiscreteScheduler": lambda s: LMS(),
+    "PNDMScheduler": lambda s: PNDM(extrapolate="v" if s.options["prediction_type"] == "v_prediction" else "eps"),
+    "UniPCMultistepScheduler": _unipc,
+}
 
 
 def _between_timesteps(scheduler: Scheduler, steps: int) -> _Walk:
@@ -186,8 +191,6 @@ def _between_timesteps(scheduler: Scheduler, steps: int) -> _Walk:
         raise UserError(f"{scheduler.name}: num_inference_steps={steps} with timestep_spacing="
                         f"{own['timestep_spacing']!r} are not steps of equal length; permitted: 'leading', or with "
                         f"'trailing' numbers that divide {own['num_train_timesteps']}")
-    if scheduler.name == "PNDMScheduler" and steps < 2:
-        raise UserError(f"{scheduler.name}: num_inference_steps={steps}; permitted: 2 or more")
     to_one = bool(before[-1] < 0 and own["set_alpha_to_one"])
     following = table[np.maximum(before, 0)]
     if to_one:
@@ -204,10 +207,10 @@ def _between_sigmas(scheduler: Scheduler, steps: int) -> _Walk:
     else:
         numbers = scheduler.timesteps(steps)
     sigmas = np.interp(numbers, np.arange(len(table)), np.exp(-table / 2))
-    if own["use_karras_sigmas"]:
+    if own.get("use_karras_sigmas"):
         low, high = (sigmas[place] if own.get(name) is None else own[name]
                      for name, place in (("sigma_min", -1), ("sigma_max", 0)))
-        sigmas = _karras(low, high, steps)
+        sigmas = _karras(*_ordered(scheduler, low, high), steps)
         numbers = _timestep_of(sigmas, table)
     if own.get("timestep_type") == "continuous" and own["prediction_type"] == "v_prediction":
         numbers = np.log(sigmas) / 4
@@ -216,24 +219,47 @@ def _between_sigmas(scheduler: Scheduler, steps: int) -> _Walk:
     return _to_the_end(sigmas, numbers, start)
 
 
-def _dpm_solver(scheduler: Scheduler, steps: int) -> _Walk:
-    """Of one timestep more than it takes, the last is left out."""
+def _multistep(scheduler: Scheduler, steps: int) -> _Walk:
+    """DPM-Solver, UniPC and DEIS: of one timestep more than they take, the last is left out."""
     own, table = scheduler.options, scheduler.table()
-    total = own["num_train_timesteps"]
+    total, spacing = own["num_train_timesteps"], own["timestep_spacing"]
+    lowest = float(np.exp(-table[0] / 2))
     if own["use_karras_sigmas"]:
-        sigmas = np.exp(-table / 2)
-        sigmas = _karras(sigmas[0], sigmas[-1], steps)
-        return _to_the_end(sigmas, np.round(_timestep_of(sigmas, table)), 1.0)
-    if steps > total - 1:
-        raise UserError(f"num_inference_steps={steps} of {scheduler.name} with {total} timesteps; permitted: up to "
-                        f"{total - 1}")
-    if own["timestep_spacing"] == "trailing":
-        timesteps = scheduler.timesteps(steps)
-    elif own["timestep_spacing"] == "leading":
-        timesteps = np.arange(steps + 1)[:0:-1] * (total // (steps + 1)) + own["steps_offset"]
+        low, high = (value if own.get(name) is None else own[name] for name, value in (
+            ("sigma_min", lowest), ("sigma_max", float(np.exp(-table[-1] / 2)))))
+        sigmas = _karras(*_ordered(scheduler, low, high), steps)
+        timesteps = np.round(_timestep_of(sigmas, table))
+        lowest = lowest if scheduler.name == "DPMSolverMultistepScheduler" else sigmas[-1]
     else:
-        timesteps = np.linspace(0, total - 1, steps + 1).round().astype(int)[:0:-1]
-    return _to_the_end(np.exp(-table[timesteps] / 2), timesteps, 1.0)
+        most = total if spacing == "trailing" else total - 1
+        if steps > most:
+            raise UserError(f"num_inference_steps={steps} of {scheduler.name} with {total} timesteps; permitted: up to "
+                            f"{most}")
+        if spacing == "trailing":
+            timesteps = scheduler.timesteps(steps)
+        elif spacing == "leading":
+            timesteps = np.arange(steps + 1)[:0:-1] * (total // (steps + 1)) + own["steps_offset"]
+            timesteps = np.minimum(timesteps, total - 1)
+        else:
+            timesteps = np.linspace(0, total - 1, steps + 1).round().astype(int)[:0:-1]
+        sigmas = np.exp(-table[timesteps] / 2)
+    walk = _to_the_end(sigmas, timesteps, 1.0)
+    if own.get("final_sigmas_type") == "zero":
+        return walk
+    return walk._replace(following=np.append(walk.following[:-1], -2 * np.log(lowest)), estimate=False)
+
+
+def _listed(scheduler: Scheduler, steps: int) -> _Walk:
+    """DDPM goes from timestep to timestep, and at last to no noise; the largest variance draws some there too."""
+    table, timesteps = scheduler.table(), scheduler.timesteps(steps)
+    levels = table[timesteps]
+    drawn = scheduler.options["variance_type"] == "fixed_large" and timesteps[-1] > 0
+    return _Walk(levels, np.append(levels[1:], CLEAN), timesteps, estimate=not drawn)
+
+
+def _extrapolated(scheduler: Scheduler, steps: int) -> _Walk:
+    """LMS extrapolates in its last step too, to a sigma of 0."""
+    return _between_sigmas(scheduler, steps)._replace(estimate=False)
 
 
 def _consistency(scheduler: Scheduler, steps: int) -> _Walk:
@@ -248,13 +274,15 @@ def _consistency(scheduler: Scheduler, steps: int) -> _Walk:
 def _edm(scheduler: Scheduler, steps: int) -> _Walk:
     own = scheduler.options
     sigmas = _karras(own["sigma_min"], own["sigma_max"], steps, own["rho"])
-    return _to_the_end(sigmas, np.log(sigmas) / 4, np.sqrt(own["sigma_max"] ** 2 + 1))
+    return _to_the_end(sigmas, np.log(sigmas) / 4, np.sqrt(float(own["sigma_max"]) ** 2 + 1))
 
 
 _WALKS: dict[str, Callable[[Scheduler, int], _Walk]] = {
-    "DDIMScheduler": _between_timesteps, "PNDMScheduler": _between_timesteps, "EulerDiscreteScheduler": _between_sigmas,
-    "HeunDiscreteScheduler": _between_sigmas, "DPMSolverMultistepScheduler": _dpm_solver, "LCMScheduler": _consistency,
-    "EDMEulerScheduler": _edm}
+    "DDIMScheduler": _between_timesteps, "DDPMScheduler": _listed, "DEISMultistepScheduler": _multistep,
+    "DPMSolverMultistepScheduler": _multistep, "EDMEulerScheduler": _edm,
+    "EulerAncestralDiscreteScheduler": _between_sigmas, "EulerDiscreteScheduler": _between_sigmas,
+    "HeunDiscreteScheduler": _between_sigmas, "LCMScheduler": _consistency, "LMSDiscreteScheduler": _extrapolated,
+    "PNDMScheduler": _between_timesteps, "UniPCMultistepScheduler": _multistep}
 
 
 def _told(walk: _Walk) -> Told:
@@ -273,6 +301,13 @@ def _to_the_end(sigmas: Float[np.ndarray, " n"], told: np.ndarray, start: float)
 def _karras(low: float, high: float, steps: int, rho: float = RHO) -> Float[np.ndarray, " n"]:
     """Sigmas equally spaced in their rho-th root (Karras et al. 2022, arXiv 2206.00364, eq. 5), decreasing."""
     return (high ** (1 / rho) + np.linspace(0, 1, steps) * (low ** (1 / rho) - high ** (1 / rho))) ** rho
+
+
+def _ordered(scheduler: Scheduler, low: float, high: float) -> tuple[float, float]:
+    """The two ends of the Karras sigmas. Raises `UserError` unless the first is lower."""
+    if not low <= high:
+        raise UserError(f"{scheduler.name}: sigmas from {high:g} down to {low:g}; permitted: sigma_min < sigma_max")
+    return low, high
 
 
 def _timestep_of(sigmas: Float[np.ndarray, " n"], table: Float[np.ndarray, " steps"]) -> Float[np.ndarray, " n"]:

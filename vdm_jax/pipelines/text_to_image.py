@@ -48,22 +48,24 @@ class TextToImage(FromText):
             log.warning("the safety_checker of %s is not run: pictures are not filtered", folder.path)
 
     def __call__(
-        self, prompt: str | Sequence[str], *, negative_prompt: str | Sequence[str] = "", height: int | None = None,
-        width: int | None = None, num_inference_steps: int = 50, guidance_scale: float = 7.5, num_per_prompt: int = 1,
-        seed: int = 0, latents: Float[np.ndarray, "b t h w c"] | None = None, progress: Progress | None = None,
+        self, prompt: str | Sequence[str], *, negative_prompt: str | Sequence[str] | None = None,
+        height: int | None = None, width: int | None = None, num_inference_steps: int = 50,
+        guidance_scale: float = 7.5, num_per_prompt: int = 1, seed: int = 0,
+        latents: Float[np.ndarray, "b t h w c"] | None = None, progress: Progress | bool | None = None,
     ) -> Pictures:
         """Generate pictures, one per prompt or `num_per_prompt`.
 
         Args:
           prompt: what the pictures should show.
-          negative_prompt: what they should not show; one for all or one for each prompt.
+          negative_prompt: what they should not show; one for all or one for each prompt; None: nothing.
           height, width: pixels; those that the model was trained with by default.
           num_inference_steps: of the scheduler.
-          guidance_scale: s in `uncond + s (cond - uncond)`; up to 1 is off and takes half the time.
+          guidance_scale: s in `uncond + s (cond - uncond)`; up to 1 is off and takes half the time. It is 1 + w of
+            `Sampling.guidance`.
           num_per_prompt: pictures of each prompt.
           seed: same seed, same place in the batch, same picture.
           latents: `[B, 1, h, w, C]`, standard normal noise to begin with; drawn from the seed by default.
-          progress: called with ("denoising", steps done, steps).
+          progress: called with ("denoising", steps done, steps); a bar on a terminal by default; False: nothing.
 
         Raises `UserError` for sizes that the model cannot take and for numbers of texts that do not fit.
         """

@@ -3,19 +3,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
 
 from vdm_jax.cascade.generator import Generated, Progress
+from vdm_jax.errors import UserError
 from vdm_jax.interop.pretrained import Pretrained
 from vdm_jax.networks import motion_adapter
 from vdm_jax.networks.autoencoder import Autoencoder
 from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.networks.motion_adapter import MotionAdapter
+from vdm_jax.pipelines import arguments
 from vdm_jax.pipelines.parts import Folder
-from vdm_jax.pipelines.pipeline import check_chunk
 from vdm_jax.pipelines.texts import FromText, check_unet
 from vdm_jax.video.arrays import to_uint8
 
@@ -36,32 +38,35 @@ class TextToVideo(FromText):
         check_unet(folder, unet.config, vae.config.latent_channels, self.text.width, video=True)
 
     def __call__(
-        self, prompt: str | Sequence[str], *, negative_prompt: str | Sequence[str] = "", height: int | None = None,
-        width: int | None = None, num_frames: int = 16, num_inference_steps: int = 50,
+        self, prompt: str | Sequence[str], *, negative_prompt: str | Sequence[str] | None = None,
+        height: int | None = None, width: int | None = None, num_frames: int = 16, num_inference_steps: int = 50,
         guidance_scale: float | None = None, num_per_prompt: int = 1, fps: int = 8,
         decode_chunk_size: int | None = None, seed: int = 0, latents: Float[np.ndarray, "b t h w c"] | None = None,
-        progress: Progress | None = None,
+        progress: Progress | bool | None = None,
     ) -> Generated:
         """Generate videos, one per prompt or `num_per_prompt`.
 
         Args:
           prompt: what the videos should show.
-          negative_prompt: what they should not show; one for all or one for each prompt.
+          negative_prompt: what they should not show; one for all or one for each prompt; None: nothing.
           height, width: pixels; those that the model was trained with by default.
           num_frames: of a video; motion modules take as many as they were trained for at most (24 or 32).
           num_inference_steps: of the scheduler.
           guidance_scale: s in `uncond + s (cond - uncond)`; up to 1 is off and takes half the time. By default 9 for
-            ModelScope and 7.5 for AnimateDiff.
+            ModelScope and 7.5 for AnimateDiff. It is 1 + w of `Sampling.guidance`.
           num_per_prompt: videos of each prompt.
           fps: frames per second of the file that is written; the network is not told.
           decode_chunk_size: frames decoded at a time; all by default. The decoder works frame by frame.
           seed: same seed, same place in the batch, same video.
           latents: `[B, T, h, w, C]`, standard normal noise to begin with; drawn from the seed by default.
-          progress: called with ("denoising", steps done, steps).
+          progress: called with ("denoising", steps done, steps); a bar on a terminal by default; False: nothing.
 
         Raises `UserError` for sizes that the model cannot take and for numbers of texts that do not fit.
         """
-        check_chunk(decode_chunk_size)
+        arguments.video(frames=num_frames, fps=fps, chunk=decode_chunk_size)
+        motion = self.models["unet"].config.motion
+        if num_frames is None or motion is not None and num_frames > motion.frames:
+            raise UserError(f"num_frames={num_frames}; permitted: 1 to {motion.frames if motion else arguments.FRAMES}")
         scale = self.guidance_scale if guidance_scale is None else guidance_scale
         prompts, found = self.sample(prompt, negative_prompt, num_per_prompt, (num_frames, height, width),
                                      num_inference_steps, scale, seed, latents, progress)
@@ -87,4 +92,7 @@ class AnimateDiff(TextToVideo):
         unet = self.models["unet"]
         config, params = motion_adapter.part(unet.config, unet.params)
         fields = self.folder.fields("motion_adapter/config.json")
+        # The adapter may have been made for other norm groups than those of the network that it has joined.
+        groups = fields.get("motion_norm_num_groups", config.motion.groups)
+        config = dataclasses.replace(config, motion=dataclasses.replace(config.motion, groups=groups))
         return {**self.models, "motion_adapter": Pretrained(config, params, fields)}

@@ -14,6 +14,7 @@ from vdm_jax.errors import UserError
 from vdm_jax.interop.pretrained import Pretrained
 from vdm_jax.networks.clip_text import CLIPText
 from vdm_jax.networks.latent_unet import LatentUNet
+from vdm_jax.pipelines import arguments
 from vdm_jax.pipelines.denoising import Given, Guided
 from vdm_jax.pipelines.parts import Folder
 from vdm_jax.pipelines.pipeline import LatentPipeline
@@ -49,41 +50,32 @@ class FromText(LatentPipeline):
         super().__init__(folder, models | {"text_encoder": self.text.model}, folder.scheduler())
 
     def sample(
-        self, prompt: str | Sequence[str], negative_prompt: str | Sequence[str], count: int,
+        self, prompt: str | Sequence[str], negative_prompt: str | Sequence[str] | None, count: int,
         size: tuple[int, int | None, int | None], steps: int, guidance_scale: float, seed: int,
-        latents: Float[np.ndarray, "b t h w c"] | None, progress: Progress | None,
+        latents: Float[np.ndarray, "b t h w c"] | None, progress: Progress | bool | None,
     ) -> tuple[tuple[str, ...], Float[Array, "b t h w c"]]:
         """Texts of all videos, `count` of each prompt, and their latents; `size` is frames, height and width in pixels,
         None for those of the training.
 
         Raises `UserError` for sizes that the model cannot take and for numbers of texts that do not fit.
         """
-        if count < 1:
-            raise UserError(f"num_per_prompt={count}; permitted: 1 or more")
-        texts = prompts_of(prompt)
-        negative = prompts_of(negative_prompt, len(texts), "negative_prompt")
+        frames, height, width = size
+        arguments.shared(height=height, width=width, steps=steps, seed=seed, progress=progress)
+        count = arguments.whole("num_per_prompt", count, 1, arguments.COPIES)
+        guidance_scale = arguments.number("guidance_scale", guidance_scale)
+        texts = arguments.texts("prompt", prompt)
+        negative = arguments.texts("negative_prompt", negative_prompt, len(texts))
         prompts, negative = (tuple(text for text in each for _ in range(count)) for each in (texts, negative))
         side = self.models["unet"].fields.get("sample_size") or SIDE
         sides = [n * self.factor for n in (side if isinstance(side, list) else (side, side))]
-        frames, height, width = size
-        shape = self.latent_shape(len(prompts), frames, height or sides[0], width or sides[1])
+        shape = self.latent_shape(len(prompts), frames, sides[0] if height is None else height,
+                                  sides[1] if width is None else width)
+        self.check_noise(shape, steps, latents)
         given = Guided(Given(self.text(self, prompts)[:, None]))
         if guidance_scale > 1:
             null = Given(self.text(self, negative)[:, None])
             given = Guided(given.conditional, null, jnp.float32(guidance_scale - 1))
         return prompts, self.denoise(given, shape, steps, seed, latents, progress)
-
-
-def prompts_of(prompt: Any, count: int | None = None, name: str = "prompt") -> tuple[str, ...]:
-    """One text or several as a tuple; one is repeated `count` times. Raises `UserError` for another number."""
-    texts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
-    if not texts or not all(isinstance(text, str) for text in texts):
-        raise UserError(f"{name}={prompt!r}; permitted: a text or several")
-    if count is not None and len(texts) == 1:
-        texts = texts * count
-    if count is not None and len(texts) != count:
-        raise UserError(f"{name} has {len(texts)} texts for {count} prompts; permitted: one, or one for each")
-    return texts
 
 
 def check_unet(folder: Folder, unet: LatentUNet, latent_channels: int, context_channels: int, *, video: bool) -> None:

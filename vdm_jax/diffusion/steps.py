@@ -1,0 +1,42 @@
+"""One step of a sampler as the scan sees it, and what all samplers share."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+from jaxtyping import Array, Bool, Float, Int
+
+from vdm_jax.diffusion.arrays import Video
+from vdm_jax.diffusion.grids import Grid
+
+Scalar = Float[Array, ""]
+Estimate = Callable[[Video, Scalar], Video]  # denoiser with hooks applied, at one log-SNR for the whole batch
+Outcome = tuple[Video, Video, Any]  # next z, the estimate made at this step's level, memory for the next step
+
+
+class Step(NamedTuple):
+    """One step as the scan sees it; log-SNRs are scalars."""
+
+    index: Int[Array, ""]  # 0 for the first step
+    previous: Scalar  # log-SNR of the step before; on the first step a made-up lower one
+    level: Scalar  # log-SNR of z
+    next: Scalar  # log-SNR to reach; on the last step a made-up higher one
+    last: Bool[Array, ""]  # the result of this step is discarded for its estimate
+    count: int  # number of steps
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OnGrid:
+    """What all samplers share."""
+
+    grid: Grid | None = None  # levels; None: uniform time, or the Karras ramp of an EDM schedule
+
+    noises: ClassVar[int] = 1  # independent noises that a step is given
+
+    def evaluations(self, steps: int) -> int:
+        """How often the denoiser is called in all."""
+        return steps
+
+    def memory(self, z: Video) -> Any:
+        """What the first step is told of the step before it; nothing, except in multistep samplers."""
+        return None
