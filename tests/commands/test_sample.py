@@ -163,7 +163,8 @@ def test_overview_and_version(capsys):
     assert main(["--help"]) == 0
     assert "vdm-jax sample captioned_digits" in capsys.readouterr().out
     assert main(["--version"]) == 0
-    assert capsys.readouterr().out.strip() == vdm_jax.__version__
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"{vdm_jax.__version__} (jax {jax.__version__}, ") and shown.count("\n") == 1
 
 
 class TestErrors:

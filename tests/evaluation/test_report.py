@@ -43,9 +43,10 @@ def test_one_file_holds_everything_and_refers_to_nothing(make_run, capsys):
     assert f"data:video/mp4;base64,{base64.b64encode(film).decode()}" in found.sources and "video" in found.tags
     assert "<b>" not in text and "tiny <b>" in found.text  # names are text
     for part in ("fvd (original), OFF PROTOCOL", "100", "80", "off protocol: frames 9 instead of 16", "SHA-256 abc",
-                 "900", "seed", "validation_loss", "0.25", '"kind": "Experiment"'):
+                 "900", "seed", "validation loss 0.5 (one), 0.5 (two)", "0.25", '"kind": "Experiment"'):
         assert part in found.text
-    assert "not comparable" not in found.text and found.tags.count("svg") == 4  # losses, psnr by step and checkpoint
+    assert "not comparable" not in found.text and found.tags.count("svg") == 3  # loss, psnr by step and checkpoint
+    assert "training loss" in found.text and text.index("<h2>Samples") < text.index("<h2>Curves")
     for part in ("Scores of checkpoints", "Scores while training", "kind: checkpoint", "hardly notices frozen"):
         assert part in found.text
     assert text.index("step_0000020.png") < text.index("step_0000005.png")  # the newest first, others folded away
@@ -124,6 +125,21 @@ def test_curves_leave_out_what_is_not_finite():
     assert dashed and "a, real clips" in aimed and aimed.count("<circle") == 2
     constant = chart("x", {"a": ([1, 2], [5.0, 5.0])}, {"a": "#000"})
     assert "nan" not in constant and constant.count("<polyline") == 1
+
+
+def test_values_that_never_change_are_a_line_rather_than_curves(make_run):
+    folder = make_run("one")
+    lines = [{"step": step, "skipped": 0, "learning_rate": 0.1 / step} for step in (1, 2, 3)]
+    (folder / "base" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = Page(page([dataclasses.replace(read_run(folder, "one"), checkpoints={})]))
+    assert found.tags.count("svg") == 1 and "learning rate" in found.text
+    assert "one value throughout: skipped steps (gradient not finite) 0." in found.text
+
+
+def test_steps_on_an_axis_are_whole_numbers():
+    drawn = chart("loss", {"a": ([1, 2, 3], [1.0, 2.0, 3.0])}, {"a": "#000"})
+    axis = re.findall(r'text-anchor="middle">([^<]*)<', drawn)
+    assert axis == ["1", "2", "3", "step"]
 
 
 def test_scores_survive_json():

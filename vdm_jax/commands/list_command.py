@@ -25,7 +25,7 @@ WIDE = 150  # columns of a terminal from which on the configs are shown as a tab
 @dataclasses.dataclass(frozen=True)
 class List:
     """Show the configs (stages with their videos, frames x height x width, and parameters; the published result to
-    compare with; whether we have trained it), the runs under a folder, and the weights shipped with the package."""
+    compare with; whether we have trained it) and the runs under a folder."""
 
     runs: Path = Path("runs")  # folder whose runs are shown
 

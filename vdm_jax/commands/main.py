@@ -14,7 +14,7 @@ from vdm_jax.errors import NotFinite, UserError
 
 # Command -> what it does, in the order in which people meet them.
 COMMANDS = {
-    "list": "show configs, trained runs and shipped weights",
+    "list": "show configs and trained runs",
     "prepare": "prepare a data set: captioned digits, or a folder of videos into one fast file",
     "embed": "encode captions once with a released text encoder, for networks that read embeddings",
     "train": "train the stages of a config into a run directory, resuming where it stopped",
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(overview())
         return 0 if arguments else USAGE_ERROR
     if arguments[0] in ("-V", "--version"):
-        print(vdm_jax.__version__)
+        print(versions())
         return 0
     name, rest = arguments[0], arguments[1:]
     logging.basicConfig(format="vdm-jax: %(message)s", level=logging.WARNING)
@@ -61,6 +61,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output went away, as in `vdm-jax list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def versions() -> str:
+    """Versions for a report of a fault, on one line. No device is looked for."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = []
+    for package in ("jax", "jaxlib", "flax", "libtpu"):
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            continue
+    return f"{vdm_jax.__version__} ({', '.join(found)}, python {platform.python_version()}, {platform.platform()})"
 
 
 def process_prefix() -> str:

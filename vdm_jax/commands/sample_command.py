@@ -18,9 +18,9 @@ from vdm_jax.training.manifest import Damaged
 class Sample:
     """Generate videos of captions.
 
-    RUN is a run directory, a name under runs/, or shipped weights. The same seed gives the same videos, whatever else
-    is generated beside them. The suffix of --out decides what is written: .mp4 or .gif shows all videos side by side,
-    .png is a sheet with one row of frames per video.
+    RUN is a run directory, a name under runs/, or a folder that 'vdm-jax export' wrote. The same seed gives the same
+    videos, whatever else is generated with them. The suffix of --out decides what is written: .mp4 or .gif shows all
+    videos side by side, .png is a sheet with one row of frames per video.
 
     Examples:
       vdm-jax sample captioned_digits "a red 3 moving left" --out three.gif

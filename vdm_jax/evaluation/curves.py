@@ -11,7 +11,7 @@ import numpy as np
 
 COLOURS = ("#1f6fb4", "#d1495b", "#2e8b57", "#8a5fbf", "#c77d18", "#3aa6a6", "#7a5c46", "#6b7280")
 _WIDTH, _HEIGHT = 460, 250  # of the picture, pixels
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 12, 26, 34  # margins, pixels
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 12, 26, 46  # margins, pixels
 _POINTS = 300  # most points of a line; more are averaged in groups
 _WHOLE, _DASHED = 'stroke-width="1.6"', 'stroke-width="1.2" stroke-dasharray="5 4"'
 _MARKED = 40  # most points that are marked
@@ -20,7 +20,8 @@ _MARKED = 40  # most points that are marked
 Lines = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # by name: x and y
 
 
-def chart(title: str, lines: Lines, colours: Mapping[str, str], dashed: Lines = MappingProxyType({})) -> str:
+def chart(title: str, lines: Lines, colours: Mapping[str, str], dashed: Lines = MappingProxyType({}),
+          x_label: str = "step") -> str:
     """One picture: a line of (x, y) for each name, with its points where they are few, and dashed ones of the same
     names, for what the lines should come to. Values that are not finite are left out; the y axis is logarithmic where
     all values are above 0 and span more than a factor of 20."""
@@ -38,8 +39,9 @@ def chart(title: str, lines: Lines, colours: Mapping[str, str], dashed: Lines = 
         y, shown = up(value), 10**value if logarithmic else value
         parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>'
                      f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{shown:.3g}</text>')
-    for value in _ticks(float(xs.min()), float(xs.max())):
-        parts.append(f'<text x="{across(value):.1f}" y="{_HEIGHT - 12}" text-anchor="middle">{value:g}</text>')
+    for value in _ticks(float(xs.min()), float(xs.max()), whole=x_label == "step"):
+        parts.append(f'<text x="{across(value):.1f}" y="{_HEIGHT - 28}" text-anchor="middle">{value:g}</text>')
+    parts.append(f'<text x="{(_LEFT + _WIDTH - _RIGHT) / 2}" y="{_HEIGHT - 8}" text-anchor="middle">{x_label}</text>')
 
     def places(x: np.ndarray, y: np.ndarray) -> list[str]:
         return [f"{across(a):.1f},{up(b):.1f}" for a, b in zip(x, scale(y), strict=True)]
@@ -72,13 +74,14 @@ def _axis(low: float, high: float, start: float, end: float):
     return lambda value: start + (float(value) - low) / span * (end - start)
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """Three to six round values from low to high."""
+def _ticks(low: float, high: float, whole: bool = False) -> list[float]:
+    """Up to six round values from low to high, integers where asked."""
     span = high - low
     if not span > 0:
         return [low]
     step = 10 ** math.floor(math.log10(span))
     step = next(step * factor for factor in (0.1, 0.2, 0.25, 0.5, 1, 2) if span / (step * factor) <= 5)
+    step = max(step, 1.0) if whole else step
     first = math.ceil(low / step - 1e-9)
     return [number * step for number in range(first, int(high / step + 1e-9) + 1)] or [low]
 

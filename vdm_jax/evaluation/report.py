@@ -28,20 +28,25 @@ from vdm_jax.training.runs import differences, read_config
 
 _LEFT_OUT = ("step", "time", "seconds_remaining")  # of the curves
 MOST_SHEETS = 12  # steps of a stage whose sheets and films are in the page, the newest among them
+LABELS = {"loss": "training loss", "x_mse": "squared error of the clean video, training",
+          "clips_per_second": "speed (clips per second)", "steps_per_second": "speed (steps per second)",
+          "gradient_norm": "gradient norm before clipping", "skipped": "skipped steps (gradient not finite)"}
 _REAL = f"{EVALUATION}real/"
 _POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c2430; background: #fff; margin: 2rem auto; max-width: 1060px;
        padding: 0 1rem }
-h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.4rem; border-bottom: 1px solid #d5dae1 }
+h1 { font-size: 1.6rem; overflow-wrap: anywhere }
+h2 { font-size: 1.2rem; margin-top: 2.4rem; border-bottom: 1px solid #d5dae1 }
 h3 { font-size: 1rem; margin-bottom: .3rem }
 table { border-collapse: collapse; margin: .6rem 0 } th, td { padding: .25rem .7rem; text-align: left;
-        border-bottom: 1px solid #e4e8ee; vertical-align: top } td.number { text-align: right;
+        border-bottom: 1px solid #e4e8ee; vertical-align: top;
+        overflow-wrap: anywhere } td.number { text-align: right;
         font-variant-numeric: tabular-nums } .scroll { overflow-x: auto }
 .curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: .8rem }
-svg { width: 100%; height: auto; background: #fafbfc; border: 1px solid #e4e8ee } svg text { font: 11px sans-serif;
+svg { width: 100%; height: auto; background: #fafbfc; border: 1px solid #e4e8ee } svg text { font: 14px sans-serif;
       fill: #4a5462 } svg text.title { font-weight: 600; fill: #1c2430 } .grid { stroke: #e4e8ee }
-img, video { max-width: 100%; image-rendering: pixelated }
+figure { margin: .6rem 0 } img, video { max-width: 100%; image-rendering: pixelated }
 video { min-width: 18rem } pre { background: #f4f6f8; padding: .8rem; overflow-x: auto }
 .key { display: inline-block; width: .8em; height: .8em; margin-right: .4em } .note { color: #9a3412 }
 """
@@ -90,11 +95,12 @@ def page(runs: Sequence[RunRecord]) -> str:
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
     title = html.escape("vdm_jax: " + ", ".join(names))
     sections = [
-        _overview(runs, colours), _curves(runs, colours), score_tables({run.name: run.metrics for run in runs}),
+        _overview(runs, colours), _samples(runs), score_tables({run.name: run.metrics for run in runs}),
         step_tables("Scores of checkpoints", {run.name: run.checkpoints for run in runs}),
         step_tables("Scores while training", {run.name: run.training for run in runs}),
         digits_table({run.name: run.digits for run in runs}),
-        reconstruction_table({run.name: run.reconstructions for run in runs}), _samples(runs), _configs(runs)]
+        reconstruction_table({run.name: run.reconstructions for run in runs}), _curves(runs, colours),
+        _configs(runs)]
     return "\n".join([
         "<!doctype html>", '<html lang="en"><head><meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
@@ -121,17 +127,42 @@ def _curves(runs: Sequence[RunRecord], colours: Mapping[str, str]) -> str:
         names = dict.fromkeys(name for found in columns.values() for name in found if name not in _LEFT_OUT)
         lines = {name: {run: (found["step"], found[name]) for run, found in columns.items() if name in found}
                  for name in sorted(names, key=lambda name: ("loss" not in name, name))}
-        plain = [chart(name, of_runs, colours) for name, of_runs in lines.items() if not name.startswith(EVALUATION)]
+        measured = {name: of_runs for name, of_runs in lines.items() if not name.startswith(EVALUATION)}
+        moving = {name: of_runs for name, of_runs in measured.items() if not _constants(of_runs)}
+        plain = [chart(_label(name), of_runs, colours) for name, of_runs in moving.items()]
         scored = [chart(name.removeprefix(EVALUATION), of_runs, colours,
                         lines.get(name.replace(EVALUATION, _REAL, 1), {}))
                   for name, of_runs in lines.items() if name.startswith(EVALUATION) and not name.startswith(_REAL)]
         kept = _checkpoint_charts({run.name: run.checkpoints.get(stage, {}) for run in runs}, colours)
+        constant = "; ".join(f"{_label(name)} {', '.join(_constants(of_runs))}" for name, of_runs in measured.items()
+                             if name not in moving)
         for title, charts in (("", plain), (", scores while training (real clips dashed)", scored),
                               (", scores of checkpoints (real clips dashed)", kept)):
             if any(charts):
                 parts.append(f'<h3>Stage {html.escape(stage)}{title}, by step</h3><div class="curves">'
                              f"{''.join(charts)}</div>")
-    return "<h2>Curves</h2>" + "".join(parts) if parts else ""
+        if constant:
+            parts.append(f"<p>Stage {html.escape(stage)}, one value throughout: {html.escape(constant)}.</p>")
+    legend = " ".join(key(run.name, colours[run.name]) for run in runs)
+    return f"<h2>Curves</h2><p>{legend}</p>" + "".join(parts) if parts else ""
+
+
+def _label(name: str) -> str:
+    """What a curve shows, with its unit, in words."""
+    return LABELS.get(name, name.replace("_", " "))
+
+
+def _constants(lines: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    """The value of each run, where none of them ever changes; else nothing."""
+    found = {}
+    for run, (_, values) in lines.items():
+        values = np.asarray(values, float)
+        values = values[np.isfinite(values)]
+        if len(values) and (values != values[0]).any():
+            return []
+        if len(values):
+            found[run] = f"{values[0]:.4g}"
+    return list(found.values()) if len(found) == 1 else [f"{value} ({run})" for run, value in found.items()]
 
 
 def _checkpoint_charts(found: Mapping[str, Mapping[int, RunMetrics]], colours: Mapping[str, str]) -> list[str]:

@@ -54,6 +54,17 @@ class StageSamples:
         """The clips at the frames and pixels of the stage."""
         return np.asarray(to_uint8(self._target()))
 
+    @functools.cached_property
+    def given(self) -> UInt8[np.ndarray, "n t2 h2 w2 3"] | None:
+        """The degraded real clips that a stage with a source starts from; None for other stages."""
+        low = self._inputs[1]
+        return None if low is None else np.asarray(to_uint8(low))
+
+    @property
+    def seed(self) -> int:
+        """Seed of the noise that videos are made from."""
+        return self._experiment.seed
+
     @property
     def source_frames(self) -> int:
         """Frames of a clip of the data set."""

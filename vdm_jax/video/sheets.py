@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import UInt8
 
 from vdm_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import ImageFont
 
 _LEAST_PIXELS = 64  # smaller frames are enlarged, for people to see anything
 _GAP = 2  # pixels between frames
@@ -18,29 +22,30 @@ _LINE_PIXELS = 16
 
 
 def sheet(
-    videos: UInt8[np.ndarray, "B T H W 3"], captions: Sequence[str] | None = None
+    videos: UInt8[np.ndarray, "B T H W 3"], captions: Sequence[str] | None = None, title: str = ""
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """A contact sheet: a row per video, a column per frame, the caption above its row.
+    """A contact sheet: a row per video, a column per frame, the caption above its row, the title above all.
 
     Frames under 64 pixels are enlarged by a whole factor, without smoothing. Long captions are wrapped.
 
     Raises:
       UserError: videos that are not uint8 [B, T, H, W, 3], or another number of captions than of videos.
     """
-    videos = _enlarged(_checked("sheet", videos))
+    videos = enlarged(_checked("sheet", videos))
     if captions is not None and len(captions) != len(videos):
         raise UserError(f"sheet: {len(captions)} captions for {len(videos)} videos; permitted: one for each")
     rows = [_grid(video, columns=len(video)) for video in videos]
     if captions is not None:
-        strips = [_text(caption, rows[0].shape[1]) for caption in captions]
+        strips = [text_strip(caption, rows[0].shape[1]) for caption in captions]
         rows = [np.concatenate(pair) for pair in zip(strips, rows, strict=True)]
     gap = np.full((_GAP, rows[0].shape[1], 3), _BACKGROUND, np.uint8)
-    return np.concatenate([part for row in rows for part in (row, gap)][:-1])
+    top = [text_strip(title, rows[0].shape[1])] if title else []
+    return np.concatenate([*top, *[part for row in rows for part in (row, gap)][:-1]])
 
 
 def tile_frames(video: UInt8[np.ndarray, "T H W 3"]) -> UInt8[np.ndarray, "height width 3"]:
     """The frames of one video in a near-square grid, read like text."""
-    video = _enlarged(_checked("tile_frames", np.asarray(video)[None]))[0]
+    video = enlarged(_checked("tile_frames", np.asarray(video)[None]))[0]
     return _grid(video, columns=math.ceil(math.sqrt(len(video))))
 
 
@@ -71,18 +76,20 @@ def _grid(images: np.ndarray, columns: int) -> np.ndarray:
     return picture
 
 
-def _enlarged(videos: np.ndarray) -> np.ndarray:
+def enlarged(videos: UInt8[np.ndarray, "B T H W 3"]) -> UInt8[np.ndarray, "B T H2 W2 3"]:
+    """Videos of at least 64 pixels a side, by a whole factor, without smoothing."""
     factor = math.ceil(_LEAST_PIXELS / min(videos.shape[2:4]))
     return videos.repeat(factor, axis=2).repeat(factor, axis=3) if factor > 1 else videos
 
 
-def _text(caption: str, width: int) -> np.ndarray:
-    """The caption in black on a strip of the given width, on as many lines as it needs."""
+def text_strip(caption: str, width: int) -> UInt8[np.ndarray, "height width 3"]:
+    """The caption in black on white, `width` pixels wide, on as many lines as it needs; words too long for a line are
+    cut into pieces."""
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.load_default(size=_FONT_PIXELS)
     lines = [""]
-    for word in caption.split():
+    for word in (piece for whole in caption.split() for piece in _pieces(whole, font, width)):
         longer = f"{lines[-1]} {word}".strip()
         if lines[-1] and font.getlength(longer) > width:
             lines.append(word)
@@ -93,6 +100,16 @@ def _text(caption: str, width: int) -> np.ndarray:
     for number, line in enumerate(lines):
         draw.text((0, number * _LINE_PIXELS), line, fill=(0, 0, 0), font=font)
     return np.asarray(strip)
+
+
+def _pieces(word: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """The word in pieces that fit into `width` pixels, or of one letter each."""
+    pieces = [""]
+    for letter in word:
+        if pieces[-1] and font.getlength(pieces[-1] + letter) > width:
+            pieces.append("")
+        pieces[-1] += letter
+    return pieces
 
 
 def _checked(name: str, videos: np.ndarray) -> np.ndarray:
