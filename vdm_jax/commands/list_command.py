@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     shipped = Path(vdm_jax.__file__).parent / "weights"
     for folder in (options.runs, shipped):
         for path in sorted(folder.glob(f"*/{CONFIG}")):
-            table.add_row(path.parent.name if folder == shipped else str(path.parent), trained(path.parent))
+            table.add_row(path.parent.name if folder == shipped else str(path.parent), described(path.parent))
     console.print(table if table.row_count else "\nno runs yet: 'vdm-jax train captioned_digits' makes one")
     return 0
 
@@ -67,6 +67,14 @@ def shown_count(stage: AnyStage) -> str:
     count = parameter_count(stage)
     unit, divisor = ("B", 1e9) if count >= 1e9 else ("M", 1e6)
     return f"{count / divisor:#.3g} {unit}".replace(". ", " ")
+
+
+def described(run: Path) -> str:
+    """The stages of a run, or what is wrong with it: one damaged run hides no other."""
+    try:
+        return trained(run)
+    except (OSError, ValueError) as error:
+        return f"damaged: {' '.join(str(error).split())}"
 
 
 def trained(run: Path) -> str:

@@ -11,7 +11,6 @@ A split's folder appears whole, by renaming, or not at all. Natural video of 16x
 'raw' 124 KB and 1200 clips/s, 'jpeg' 48 KB and 360, 'mp4' 9 KB and 260 (and 20 from the original files).
 """
 
-import dataclasses
 import functools
 import io
 import json
@@ -22,6 +21,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from vdm_jax.configuration import config
 from vdm_jax.data.folder import in_range
 from vdm_jax.data.frame_rates import clip_by_stride
 from vdm_jax.data.source import RandomAccessSource
@@ -141,7 +141,7 @@ def _encode_video(video: np.ndarray, format: str, fps: float) -> list[bytes]:
 # --- reading --------------------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class PreparedClips:
     """Clips written by `prepare_clips`."""
 

@@ -1,6 +1,5 @@
 """Any folder of images as clips of one frame: for image models, and for joint training on images and videos."""
 
-import dataclasses
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from jaxtyping import UInt8
 
+from vdm_jax.configuration import Size, config
 from vdm_jax.data.folder import (
     SkippedFiles,
     check_fractions,
@@ -26,15 +26,15 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 _THREADS = 8  # for looking at the headers
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class ImageFolder:
     """Images anywhere below a folder."""
 
     path: str  # the folder; it is only read
     captions: str | None = None  # CSV file with the columns file (relative to the folder) and caption
     caption_suffix: str | None = None  # instead: of text files beside the images, a.txt beside a.jpg for '.txt'
-    height: int = 64  # pixels; images are cut centrally to the aspect ratio, then resized
-    width: int = 64  # pixels
+    height: Size = 64  # pixels; images are cut centrally to the aspect ratio, then resized
+    width: Size = 64  # pixels
     fractions: tuple[float, float, float] = (0.9, 0.05, 0.05)  # of the files: train, validation, test
 
     def __post_init__(self):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import tarfile
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from vdm_jax.configuration import Size, config
 from vdm_jax.data.folder import SkippedFiles, check_fractions, files_of_split, in_range, list_files
 from vdm_jax.data.image_folder import SUFFIXES, fitted
 from vdm_jax.data.source import require_at_least
@@ -22,13 +22,13 @@ _THREADS = 8  # for reading the tables of contents
 Place = tuple[int, int]  # offset and length in a tar file
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class ImageShards:
     """Images with captions in the tar files below a folder."""
 
     path: str  # the folder; it is only read
-    height: int = 64  # pixels; images are cut centrally to the aspect ratio, then resized
-    width: int = 64  # pixels
+    height: Size = 64  # pixels; images are cut centrally to the aspect ratio, then resized
+    width: Size = 64  # pixels
     fractions: tuple[float, float, float] = (0.9, 0.05, 0.05)  # of the images: train, validation, test
 
     def __post_init__(self):

@@ -6,7 +6,6 @@ lambda_t > 0` from level t to the less noisy s, all formulas are written in h, a
 every family.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -15,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from vdm_jax.configuration import config
 from vdm_jax.diffusion import predictions
 from vdm_jax.diffusion.arrays import Video
 from vdm_jax.diffusion.families import VE, Family
@@ -37,7 +37,7 @@ class Step(NamedTuple):
     count: int  # number of steps
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class _OnGrid:
     """What all samplers share."""
 
@@ -54,7 +54,7 @@ class _OnGrid:
         return None
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class Ancestral(_OnGrid):
     """Draws from q(z_s | z_t, x_hat) (Ho et al. 2022, arXiv 2204.03458, eq. 3 and 4).
 
@@ -80,7 +80,7 @@ class Ancestral(_OnGrid):
         return mean + std * noise, x_hat, None
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class AncestralLangevin(Ancestral):
     """`Ancestral`, and after each step one of Langevin dynamics at the level reached: `z - delta / 2 sigma eps_hat +
     sqrt(delta) sigma noise`.
@@ -117,7 +117,7 @@ class AncestralLangevin(Ancestral):
         return jax.lax.cond(step.last, lambda: z, correct), x_hat, None
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class DDIM(_OnGrid):
     """`z_s = alpha_s x_hat + sqrt(sigma_s^2 - var) eps_hat + sqrt(var) noise`.
 
@@ -145,7 +145,7 @@ class DDIM(_OnGrid):
         return (z + sigma_s * jnp.sqrt(drawn) * noise if self.eta else z), x_hat, None
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class DPMSolver(_OnGrid):
     """DPM-Solver++ (2M): second order, multistep (Lu et al. 2022, arXiv 2211.01095, algorithm 2).
 
@@ -170,7 +170,7 @@ class DPMSolver(_OnGrid):
         return z, x_hat, x_hat
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class Heun(_OnGrid):
     """Heun's second-order method, with churn (Karras et al. 2022, arXiv 2206.00364, algorithms 1 and 2).
 
@@ -255,7 +255,7 @@ _ADAMS_BASHFORTH = ((1, 0, 0, 0), (3 / 2, -1 / 2, 0, 0), (23 / 12, -16 / 12, 5 /
                     (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class PNDM(_OnGrid):
     """Linear multistep method in DDIM's steps (Liu et al. 2022, arXiv 2202.09778, eq. 9 and 12).
 
@@ -309,7 +309,7 @@ class PNDM(_OnGrid):
         return predictions.convert("x", x_hat, z, alpha, sigma)[self.extrapolate]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class Consistency(_OnGrid):
     """`z_s = alpha_s x_hat + sigma_s noise`: each step's estimate, with all noise drawn anew.
 
