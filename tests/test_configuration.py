@@ -132,7 +132,7 @@ def test_members_of_a_union_have_different_names():
     CaptionedDigits(seed=3), UCF101(path="d", division=2), WithEmbeddings(data=ImageFolder(path="e"), path="f")
 ], ids=lambda d: type(d).__name__)
 def test_an_experiment_on_every_kind_of_data_comes_back(data):
-    experiment = dataclasses.replace(small_experiment(), data=data, seed=2**60 + 1)
+    experiment = dataclasses.replace(small_experiment(), data=data, seed=2**32 - 1)
     assert from_json(Experiment, to_json(experiment)) == experiment
 
 

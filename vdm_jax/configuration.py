@@ -1,7 +1,8 @@
 """Configs as JSON: frozen dataclasses out to plain data and back, checked field by field.
 
 A config is data. It is written next to every run and read back without executing anything: a union member is told
-apart by its class name under the key `kind`, and only classes that the type hints permit are ever built.
+apart by its class name under the key `kind`, and only classes that the type hints permit are ever built. Types, choices
+and ranges of fields stand in their hints and are checked here alone (`config`), whatever way a value comes.
 """
 
 from __future__ import annotations
@@ -11,13 +12,151 @@ import difflib
 import functools
 import hashlib
 import json
+import numbers
+import re
 import types
 import typing
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from vdm_jax.errors import UserError
 
 T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The numbers that a field permits, as metadata of its hint: `Annotated[int, Range(least=1)]`."""
+
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+    cap: float | None = None  # beyond which no number makes sense; named only where it is broken
+
+    def __contains__(self, value: float) -> bool:
+        return ((self.least is None or value >= self.least) and (self.most is None or value <= self.most)
+                and (self.above is None or value > self.above) and (self.below is None or value < self.below)
+                and (self.cap is None or value <= self.cap))
+
+    def permitted(self, value: Any = None) -> str:
+        """What is permitted, in words; the cap where a value is above it."""
+        broken = self.cap if isinstance(value, int | float) and self.cap is not None and value > self.cap else None
+        parts = ((">=", self.least), (">", self.above), ("<=", self.most), ("<", self.below), ("<=", broken))
+        return " and ".join(f"{sign} {bound:.10g}" for sign, bound in parts if bound is not None)
+
+
+# Bounds of a number whose hint names none: wide enough for every use, narrow enough that sums and products stay finite.
+INTEGERS, FLOATS = Range(least=-2**31 + 1, most=2**31 - 1), Range(least=-1e12, most=1e12)
+Count = Annotated[int, Range(least=1, cap=10**9)]  # how many of something, of which there is one at the least
+CountOrZero = Annotated[int, Range(least=0, cap=10**9)]
+Size = Annotated[int, Range(least=1, cap=2**16)]  # of an axis: frames, pixels, heads
+Width = Annotated[int, Range(least=1, cap=2**20)]  # of an axis of weights: channels, classes, words
+WidthOrZero = Annotated[int, Range(least=0, cap=2**20)]
+Positive = Annotated[float, Range(above=0, cap=1e12)]
+NonNegative = Annotated[float, Range(least=0, cap=1e12)]
+Share = Annotated[float, Range(least=0, most=1)]
+ShareBelowOne = Annotated[float, Range(least=0, below=1)]
+Seed = Annotated[int, Range(least=0, most=2**32 - 1)]  # of which JAX keys are made, one for one
+
+
+@typing.dataclass_transform(kw_only_default=True, frozen_default=True)
+def config(kind: type[T]) -> type[T]:
+    """A frozen, keyword-only dataclass that checks every field by its hint when it is made, then its `__post_init__`.
+
+    Hints say types, choices (`Literal`) and ranges (`Annotated[int, Range(least=1)]`). Numbers are finite. A value that
+    does not fit raises `UserError` naming class, field, value and what is permitted, however it was given: in Python,
+    as JSON or on a command line.
+    """
+    relations = getattr(kind, "__post_init__", None)
+
+    def checked(self: Any) -> None:
+        check_fields(self)
+        if relations is not None:
+            relations(self)
+
+    kind.__post_init__ = checked
+    return dataclasses.dataclass(frozen=True, kw_only=True)(kind)
+
+
+def check_fields(value: Any, flags: bool = False) -> None:
+    """Check the fields of a dataclass by their hints; `flags` names them as a command line does. Raises `UserError`."""
+    kind = type(value)
+    for name, hint in _full_hints(kind).items():
+        where = f"--{name.replace('_', '-')}" if flags else f"{kind.__name__}.{name}"
+        check_value(getattr(value, name), hint, where)
+
+
+def check_value(value: Any, hint: Any, where: str) -> None:
+    """Check a value by a type hint; hints of other things than data permit everything. Raises `UserError`."""
+    if not _fits(value, hint):
+        element = _misfit(value, hint)
+        raise _mismatch(where, value if element is None else element, permitted_by(hint, value))
+
+
+def permitted_by(hint: Any, value: Any = None) -> str:
+    """What a hint permits, in words."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        ranges = [extra.permitted(value) for extra in arguments[1:] if isinstance(extra, Range)]
+        return ranges[0] if ranges else permitted_by(arguments[0], value)
+    if origin in (typing.Union, types.UnionType):
+        return ", or ".join(permitted_by(member, value) for member in arguments)
+    if origin is tuple:
+        if arguments[-1] is Ellipsis:
+            return f"a tuple of {permitted_by(arguments[0])}"
+        return f"({', '.join(map(permitted_by, arguments))})"
+    if origin is Literal:
+        return ", ".join(map(repr, arguments))
+    if hint is types.NoneType:
+        return "None"
+    if hint is str:
+        return "text without control characters"
+    if hint in (int, float):
+        what, bounds = ("a whole number", INTEGERS) if hint is int else ("a finite number", FLOATS)
+        return f"{what} {bounds.permitted()}"
+    return getattr(hint, "__name__", str(hint))
+
+
+def _fits(value: Any, hint: Any, ranges: tuple[Range, ...] = ()) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _fits(value, arguments[0], tuple(extra for extra in arguments[1:] if isinstance(extra, Range)))
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, member, ranges) for member in arguments)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        hints = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
+        return len(hints) == len(value) and all(map(_fits, value, hints))
+    if origin is Literal:
+        return any(value == choice and type(value) is type(choice) for choice in arguments)
+    if hint in (int, float):
+        number = numbers.Integral if hint is int else numbers.Real
+        if not isinstance(value, number) or isinstance(value, bool):
+            return False
+        return value - value == 0 and all(value in bound for bound in ranges or (INTEGERS if hint is int else FLOATS,))
+    if hint is str:
+        return isinstance(value, str) and not _CONTROL.search(value)
+    if hint in (bool, types.NoneType) or dataclasses.is_dataclass(hint):
+        return isinstance(value, hint)
+    return True
+
+
+def _misfit(value: Any, hint: Any) -> Any | None:
+    """The element of a long tuple that does not fit."""
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple and arguments[-1] is Ellipsis and isinstance(value, tuple) and len(value) > 1:
+        return next((element for element in value if not _fits(element, arguments[0])), None)
+    return None
+
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+
+
+@functools.cache
+def _full_hints(kind: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
 def to_data(value: Any) -> Any:

@@ -61,7 +61,7 @@ def test_a_style_is_the_weights_of_an_image_run(trained, tmp_path, fails):
     assert main([*arguments, "--style", str(trained), "--out", "same.gif"]) == 0
     assert main([*arguments, "--style", "silent", "--style-weight", "1", "--out", "other.gif"]) == 0
     assert (tmp_path / "same.gif").read_bytes() != (tmp_path / "other.gif").read_bytes()
-    assert "--style-weight=2.0 is not valid; permitted: 0 to 1" in fails(
+    assert "--style-weight=2.0 is not valid; permitted: >= 0 and <= 1" in fails(
         *arguments, "--style", "silent", "--style-weight", "2")
     assert "--style-weight=0.5 is not valid" in fails(*arguments, "--style-weight", "0.5")
     assert "run 'nowhere' was not found" in fails(*arguments, "--style", "nowhere")

@@ -240,14 +240,14 @@ def test_impossible_prompts_are_refused(arguments, message):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"seed": -1}, "seed=-1 is not permitted; permitted: integers from 0"),
+        ({"seed": -1}, "seed=-1 is not valid; permitted: >= 0"),
         ({"frames": 1}, "frames=1 is not permitted; permitted: integers from 2"),
         ({"size": 8}, "size=8 is not permitted; permitted: integers from 16"),
         ({"size": 32.0}, "size=32.0"),
         ({"test_clips": 0}, "test_clips=0"),
         ({"objects": (1, 3)}, r"objects=\(1, 3\) is not permitted; permitted: \(1, 1\), \(1, 2\), \(2, 2\)"),
         ({"single_object_fraction": 1.5}, "single_object_fraction=1.5 is not a fraction; permitted: 0 to 1"),
-        ({"fps": 0}, "fps=0 is not permitted"),
+        ({"fps": 0}, "fps=0 is not valid"),
     ],
 )
 def test_bad_specs_are_refused(fields, message):

@@ -99,7 +99,7 @@ def test_bad_values():
     for make, message in (
             (lambda: FrameRates(lowest=0.0), "FrameRates.lowest=0.0, highest=30.0.; permitted: 0 < lowest <= highest"),
             (lambda: FrameRates(first=(0.0, 1.0)), "permitted: numbers above 0"),
-            (lambda: FrameRates(course="sudden"), "FrameRates.course='sudden'; permitted: 'linear', 'cosine'"),
+            (lambda: FrameRates(course="sudden"), "course='sudden' is not valid; permitted: 'linear', 'cosine'"),
             (lambda: clip_by_stride("Set", {"video": np.zeros((4, 1, 1, 3))}, 8.0, 2, None),
              "Set: clips that do not say their rate are to be read at other ones; permitted: clips with fps"),
             (lambda: stride_for("Set", 8.0, 4.0, 5, 4), "Set: 4 frames for a clip of 5; permitted: at most 4"),

@@ -25,7 +25,7 @@ def test_the_reduction_is_the_patch_and_all_strides_but_the_last():
     (lambda: dataclasses.replace(PLAIN, temporal_kernel=2),
      "UNet.temporal_kernel=2 is not valid; permitted: 1, 3, 5, ..."),
     (lambda: FeedForward(expansion=0), "FeedForward.expansion=0 is not valid; permitted: >= 1"),
-    (lambda: Level(channels=8, dropout=1.0), "Level.dropout=1.0 is not valid; permitted: 0 <= dropout < 1"),
+    (lambda: Level(channels=8, dropout=1.0), "Level.dropout=1.0 is not valid; permitted: >= 0 and < 1"),
     (lambda: Level(channels=0), "Level.channels=0 is not valid; permitted: >= 1"),
     (lambda: Level(channels=48, mixers=(CrossAttention(head_dim=32),)),
      "CrossAttention.head_dim=32 does not divide Level.channels=48; permitted: a divisor of 48"),

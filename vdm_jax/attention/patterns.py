@@ -9,7 +9,6 @@ temporal attention are layouts, never masks: masking them out of full attention 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import ClassVar, Literal, NamedTuple
 
@@ -17,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vdm_jax.configuration import Size, config
 from vdm_jax.errors import UserError
 
 Shape = tuple[int, int, int]  # frames, height, width of the video, in tokens
@@ -127,7 +127,7 @@ class _SamePosition(Pattern):
         return size[0] * size[1]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class Spatial(Pattern):
     """Each token sees all tokens of its own frame (frames are batch)."""
 
@@ -140,17 +140,17 @@ class Spatial(Pattern):
         return True
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class Temporal(_SamePosition):
     """Each token sees the same position in all frames (positions are batch)."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class Full(Pattern):
     """Full spatio-temporal attention: every token sees every token of every frame."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class _PastFrames(Pattern):
     """A token sees its own frame and earlier ones, all or a window of them."""
 
@@ -168,18 +168,18 @@ class _PastFrames(Pattern):
         return self.window is not None
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class Causal(_PastFrames):
     """Each token sees all tokens of its own and of earlier frames."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class TemporalCausal(_SamePosition, _PastFrames):
     """Each token sees the same position in its own and earlier frames: the directed attention of MagicVideo (Zhou et
     al. 2022, 2211.11018); with `window=16` the causal mask of Make-Your-Video (Xing et al. 2023, 2306.00943)."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class SparseCausal(Pattern):
     """Each token sees all tokens of the first, the previous and its own frame, or of some of these.
 
@@ -207,13 +207,13 @@ class SparseCausal(Pattern):
         return True
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class LocalWindow(Pattern):
     """Each token sees a box of tokens centred on it, cut off at the borders of the video."""
 
-    frames: int = 3  # extent of the box, odd
-    height: int = 7  # tokens, odd
-    width: int = 7  # tokens, odd
+    frames: Size = 3  # extent of the box, odd
+    height: Size = 7  # tokens, odd
+    width: Size = 7  # tokens, odd
 
     def __post_init__(self):
         for name in ("frames", "height", "width"):
@@ -246,7 +246,7 @@ class LocalWindow(Pattern):
 OwnPattern = Spatial | Temporal | Full | Causal | TemporalCausal | SparseCausal | LocalWindow
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class External(Pattern):
     """Keys and values from outside the video, seen by all its tokens beside (or instead of) what `inner` shows them.
 

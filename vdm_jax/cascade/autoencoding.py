@@ -11,32 +11,32 @@ where `a` is the ratio of the norms of the gradients of the first and the last l
 (Esser et al. 2021, arXiv 2012.09841, equation 7).
 """
 
-import dataclasses
 import re
 from typing import ClassVar, Literal
 
 from vdm_jax.cascade.options import DataSet, Evaluation
 from vdm_jax.cascade.stage import Experiment, Stage, VideoSpec
+from vdm_jax.configuration import Count, CountOrZero, NonNegative, Positive, Seed, ShareBelowOne, config
 from vdm_jax.errors import UserError
 from vdm_jax.networks.autoencoder import Autoencoder
 from vdm_jax.networks.discriminator import Discriminator
 from vdm_jax.parallel.mesh import MeshSpec
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class AutoencoderLoss:
     """What an autoencoder learns to make small."""
 
     reconstruction: Literal["l1", "l2"] = "l1"  # errors of numbers in [-1, 1], absolute or squared
     logvar: float = 0.0  # log-variance s of the errors
     learned_logvar: bool = False  # whether s is learned; in the code of latent diffusion it stays 0
-    kl_weight: float = 1e-6
-    perceptual_weight: float = 1.0  # of LPIPS; 0: none, and its weights are not needed
+    kl_weight: NonNegative = 1e-6
+    perceptual_weight: NonNegative = 1.0  # of LPIPS; 0: none, and its weights are not needed
     perceptual: Literal["alexnet", "vgg16"] = "vgg16"  # network of LPIPS
     discriminators: tuple[Discriminator, ...] = ()  # each weighs the same; (): no adversarial loss
-    discriminator_weight: float = 0.5  # beside the adaptive one
+    discriminator_weight: NonNegative = 0.5  # beside the adaptive one
     adaptive: bool = True  # False: the adversarial loss has `discriminator_weight` alone
-    discriminator_start: int = 50_000  # steps without adversarial loss, in which discriminators stay as they are
+    discriminator_start: CountOrZero = 50_000  # steps without adversarial loss; discriminators stay as they are
 
     def __post_init__(self):
         if self.reconstruction not in ("l1", "l2") or self.perceptual not in ("alexnet", "vgg16"):
@@ -47,7 +47,7 @@ class AutoencoderLoss:
                 raise UserError(f"AutoencoderLoss.{name}={getattr(self, name)} is not valid; permitted: >= 0")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class AutoencoderTraining:
     """How an autoencoder is trained. Fields that a diffusion stage has too mean the same (`options.Training`)."""
 
@@ -55,29 +55,29 @@ class AutoencoderTraining:
     evaluation: ClassVar[Evaluation] = Evaluation()  # of videos it would make: never
 
     loss: AutoencoderLoss = AutoencoderLoss()
-    steps: int = 10_000
-    batch_size: int = 16  # clips per step, over all devices
+    steps: Count = 10_000
+    batch_size: Count = 16  # clips per step, over all devices
     optimizer: Literal["adamw", "adafactor"] = "adamw"
-    learning_rate: float = 1e-4  # of the autoencoder and of the discriminators
-    warmup_steps: int = 0
+    learning_rate: Positive = 1e-4  # of the autoencoder and of the discriminators
+    warmup_steps: CountOrZero = 0
     decay: bool = False
-    weight_decay: float = 0.0
-    b1: float = 0.5  # like b2 as in latent diffusion
-    b2: float = 0.9
-    clip_norm: float | None = None  # global gradient norm; losses are sums over a frame, so norms are large
-    ema_decay: float = 0.999
-    log_every: int = 25  # steps
-    checkpoint_every: int = 1000  # steps
-    keep: int = 2  # checkpoints
-    sample_every: int = 1000  # steps between sheets of originals beside reconstructions; 0: only at the end
-    validate_every: int = 1000  # steps between validation losses; 0: never
+    weight_decay: NonNegative = 0.0
+    b1: ShareBelowOne = 0.5  # like b2 as in latent diffusion
+    b2: ShareBelowOne = 0.9
+    clip_norm: Positive | None = None  # global gradient norm; losses are sums over a frame, so norms are large
+    ema_decay: ShareBelowOne = 0.999
+    log_every: Count = 25  # steps
+    checkpoint_every: Count = 1000  # steps
+    keep: Count = 2  # checkpoints
+    sample_every: CountOrZero = 1000  # steps between sheets of originals beside reconstructions; 0: only at the end
+    validate_every: CountOrZero = 1000  # steps between validation losses; 0: never
     measured_clips: int = 256  # clips at the most that the latents and the reconstructions are measured on at the end
     # File of an autoencoder (written by vdm-jax convert, or by a training like this) as which this one begins; layers
     # over time that it does not have begin as initialised. None: random weights
     start: str | None = None
     flips: bool = False
     random_starts: bool = False
-    workers: int = 0
+    workers: CountOrZero = 0
     trainable: tuple[str, ...] = ()  # patterns of the parameters that are trained; (): all
 
     def __post_init__(self):
@@ -96,7 +96,7 @@ class AutoencoderTraining:
                             "permitted: > 0, > 0 or None")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class AutoencoderStage:
     """An autoencoder and how it is trained."""
 
@@ -123,14 +123,14 @@ class AutoencoderStage:
                             "adaptive=False")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class AutoencoderExperiment:
     """Autoencoders, the data they learn from, and where that runs. Each ends as a file that latent stages take."""
 
     name: str
     stages: tuple[AutoencoderStage, ...]
     data: DataSet
-    seed: int = 0
+    seed: Seed = 0
     mesh: MeshSpec = MeshSpec()
     validation_split: Literal["validation", "train"] = "validation"  # as of `Experiment`
 

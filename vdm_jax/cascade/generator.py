@@ -187,6 +187,8 @@ class Generator:
         prompts = Prompts(captions, embeddings, text_mask, null_embeddings, null_mask, labels)
         stages = self._stages(first, last)
         rates = _frame_rates(stages, fps)
+        if labels is not None and not any(stage.network.classes for stage in stages):
+            raise UserError(f"labels={list(labels)} are given and no stage takes a class; permitted: None")
         if motion is not None and not any("motion" in stage.network.scalars for stage in stages):
             raise UserError(f"motion={motion} is given and no stage is told; permitted: None, or stages whose network "
                             "takes the scalar 'motion'")
@@ -218,7 +220,7 @@ class Generator:
     def extend(
         self, captions: Sequence[str] | str, *, frames: int, overlap: int | None = None,
         completion: Completion | None = None, seed: int = 0, first_index: int = 0, steps: int | None = None,
-        guidance: float | None = None, progress: Progress | None = None,
+        guidance: float | None = None, split_guidance: bool | None = None, progress: Progress | None = None,
         embeddings: Float[np.ndarray, "b l c"] | None = None, text_mask: Bool[np.ndarray, "b l"] | None = None,
         null_embeddings: Float[np.ndarray, "l c"] | None = None, null_mask: Bool[np.ndarray, " l"] | None = None,
         labels: Sequence[int] | None = None, known: Known | None = None, fps: float | None = None,
@@ -231,8 +233,8 @@ class Generator:
           frames: of the videos; the last block is cut.
           overlap: frames that a block knows; half of the stage's frames by default.
           completion: how blocks take over what they know; the stage's own by default.
-          captions, seed, first_index, steps, guidance, progress, embeddings, text_mask, null_embeddings, null_mask,
-            labels, fps: as in a call.
+          captions, seed, first_index, steps, guidance, split_guidance, progress, embeddings, text_mask,
+            null_embeddings, null_mask, labels, fps: as in a call.
           known: of the first block, as in a call.
           low: `[B, N, H2, W2, 3]` in [-1, 1], the whole videos with fewer pixels, for reconstruction guidance: they are
             enlarged and extended at once.
@@ -252,13 +254,15 @@ class Generator:
         if frames < size:
             raise UserError(f"frames={frames} is not valid; permitted: >= {size}, what stage {stage.name!r} makes at "
                             "once")
-        sampling = with_overrides(stage.sampling, steps=steps, guidance=guidance, completion=completion)
+        sampling = with_overrides(stage.sampling, steps=steps, guidance=guidance, split_guidance=split_guidance,
+                                  completion=completion)
         stage = dataclasses.replace(stage, sampling=sampling)  # raises where the stage cannot do it
         if low is not None:
             known = low_resolution_known(low, every, stage.video.shape, known=known)
         _checked_known(known, stage, len(captions))
-        first = self(captions, seed=seed, first_index=first_index, steps=steps, guidance=guidance, progress=progress,
-                     embeddings=embeddings, text_mask=text_mask, null_embeddings=null_embeddings, null_mask=null_mask,
+        first = self(captions, seed=seed, first_index=first_index, steps=steps, guidance=guidance,
+                     split_guidance=split_guidance, progress=progress, embeddings=embeddings, text_mask=text_mask,
+                     null_embeddings=null_embeddings, null_mask=null_mask,
                      labels=labels, last=stage.name, known=known, fps=fps)
         jobs = _Jobs(seed, first_index + np.arange(len(captions)), progress)
         text = Prompts(captions, embeddings, text_mask, null_embeddings, null_mask, labels).conditioning(stage, fps)

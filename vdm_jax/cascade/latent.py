@@ -5,7 +5,6 @@ trained and saved.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from vdm_jax.cascade.observations import Known
+from vdm_jax.configuration import config
 from vdm_jax.errors import UserError
 from vdm_jax.interop import model_kinds
 from vdm_jax.networks.autoencoder import AUTOENCODER_F8, Autoencoder, Moments
@@ -25,7 +25,7 @@ from vdm_jax.parallel.rules import parameter_shardings
 Function = Callable[[Float[Array, "b t h w c"]], Float[Array, "b t h2 w2 o"]]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class Latent:
     """The autoencoder in whose latents a stage works. `Stage.video` stays the size of the video in pixels."""
 

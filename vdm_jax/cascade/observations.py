@@ -8,7 +8,6 @@ far as its training showed it such cases: each training clip draws one of the st
 
 from __future__ import annotations
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -17,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Key
 
 from vdm_jax.conditioning.conditioning import Conditioning
+from vdm_jax.configuration import CountOrZero, config
 from vdm_jax.diffusion.conditional import Error, known_error, low_resolution_error
 from vdm_jax.errors import UserError
 from vdm_jax.video.arrays import resize
@@ -41,7 +41,7 @@ class Known(NamedTuple):
         return found
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class _Weighted:
     weight: float = 1.0  # how often it is drawn, relative to the stage's other observations
 
@@ -50,7 +50,7 @@ class _Weighted:
             raise UserError(f"{type(self).__name__}.weight={self.weight} is not valid; permitted: > 0")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class NothingKnown(_Weighted):
     """The video is made from nothing."""
 
@@ -59,14 +59,14 @@ class NothingKnown(_Weighted):
         return jnp.zeros((1, 1, 1, 1))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class FramesKnown(_Weighted):
     """Whole frames: the first ones (a picture to animate, a clip to go on with), the last ones, every k-th one (frames
     in between are made), or any of these together."""
 
     first: int = 0  # frames
     last: int = 0  # frames
-    every: int = 0  # frames 0, every, 2 every, ...; 0: none
+    every: CountOrZero = 0  # frames 0, every, 2 every, ...; 0: none
 
     def __post_init__(self):
         super().__post_init__()
@@ -82,7 +82,7 @@ class FramesKnown(_Weighted):
         return known.astype(jnp.float32)[:, None, None, None]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class _Boxed(_Weighted):
     side: tuple[float, float] = (0.25, 0.75)  # smallest and largest height and width of the box, shares of the frame's
 
@@ -106,7 +106,7 @@ class _Boxed(_Weighted):
         return (rows[:, None] & columns)[None, :, :, None]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class BoxKnown(_Boxed):
     """In all frames the same: what lies outside a random box (inpainting), or what lies inside (outpainting)."""
 
@@ -118,7 +118,7 @@ class BoxKnown(_Boxed):
         return (box if self.inside else ~box).astype(jnp.float32)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class StillKnown(_Boxed):
     """The first frame, and in all others the same still picture outside a random box, in which alone something moves
     (cinemagraphs). What the video is told to be there is the first frame's, not its own."""

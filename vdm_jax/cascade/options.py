@@ -1,10 +1,10 @@
 """How a stage is trained and how it is sampled, as data."""
 
-import dataclasses
 import re
 from typing import Literal
 
 from vdm_jax.cascade.observations import Observation
+from vdm_jax.configuration import Count, CountOrZero, NonNegative, Positive, ShareBelowOne, Size, config
 from vdm_jax.data.embeddings import Clips, WithEmbeddings
 from vdm_jax.data.frame_rates import FrameRates
 from vdm_jax.diffusion.samplers import DDIM, Sampler
@@ -13,12 +13,12 @@ from vdm_jax.errors import UserError
 DataSet = Clips | WithEmbeddings
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class StaticThreshold:
     """Estimates are clipped to [-1, 1]."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class DynamicThreshold:
     """Estimates are clipped to a percentile of their magnitude and rescaled (Saharia et al. 2022, arXiv 2205.11487,
     section 2.3)."""
@@ -30,7 +30,7 @@ class DynamicThreshold:
 Threshold = StaticThreshold | DynamicThreshold
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class Start:
     """A trained stage as which the network of another one begins (`networks/inflation.py`)."""
 
@@ -38,19 +38,19 @@ class Start:
     run: str | None = None  # directory or name of its run; None: the run that is being trained
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class StartFile:
     """Weights of an open latent U-Net, as which or in place of whose image layers a `LatentNetwork` begins."""
 
     path: str  # .safetensors file that `vdm-jax convert` wrote
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class Evaluation:
     """Scores of what a stage makes while it is trained, of few videos of validation clips: to see where a run goes.
     They fall or rise with the number of clips, so only those of one setting compare, and none is for a paper."""
 
-    every: int = 0  # steps, and at the end; 0: never
+    every: CountOrZero = 0  # steps, and at the end; 0: never
     clips: int = 16  # videos, one for each of the first validation clips
     # Of `evaluation/in_training.py`: digits (what captions of captioned digits ask for), motion, frame_lpips, fvd, ...;
     # with fvd or kvd come motion and frame_lpips, psnr, ssim and lpips are for stages with a source. (): digits, where
@@ -62,42 +62,42 @@ class Evaluation:
             raise UserError(f"Evaluation.every={self.every}, clips={self.clips}; permitted: every >= 0, clips >= 2")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class Training:
     """How a stage is trained."""
 
-    steps: int = 10_000
-    batch_size: int = 16  # clips per step, over all devices
+    steps: Count = 10_000
+    batch_size: Count = 16  # clips per step, over all devices
     optimizer: Literal["adamw", "adafactor"] = "adamw"  # the second without weight decay
-    learning_rate: float = 2e-4  # peak, of the optimizer
-    warmup_steps: int = 200
+    learning_rate: Positive = 2e-4  # peak, of the optimizer
+    warmup_steps: CountOrZero = 200
     decay: bool = False  # cosine decay of the learning rate to a tenth
-    weight_decay: float = 0.0
-    b1: float = 0.9  # of AdamW, like b2
-    b2: float = 0.99
-    clip_norm: float = 1.0  # global gradient norm
-    ema_decay: float = 0.999  # reached after about ten times its horizon; earlier steps average less
-    accumulation: int = 1  # micro-batches per step
-    text_dropout: float = 0.1  # share of captions (and class labels) replaced by the null caption (and class)
+    weight_decay: NonNegative = 0.0
+    b1: ShareBelowOne = 0.9  # of AdamW, like b2
+    b2: ShareBelowOne = 0.99
+    clip_norm: Positive = 1.0  # global gradient norm
+    ema_decay: ShareBelowOne = 0.999  # reached after about ten times its horizon; earlier steps average less
+    accumulation: Count = 1  # micro-batches per step
+    text_dropout: ShareBelowOne = 0.1  # share of captions (and class labels) replaced by the null caption (and class)
     # Height and width, pixels, of the random window of its video that a stage with a source is trained on; it samples
     # whole videos all the same. None: whole videos
     crop: tuple[int, int] | None = None
-    images_per_clip: int = 0  # independent images appended to each clip (joint training)
+    images_per_clip: CountOrZero = 0  # independent images appended to each clip (joint training)
     image_data: DataSet | None = None  # where they come from; None: frames of other clips
-    log_every: int = 25  # steps
-    checkpoint_every: int = 1000  # steps
-    keep: int = 2  # checkpoints
-    sample_every: int = 1000  # steps between sample sheets; 0: only at the end
-    validate_every: int = 1000  # steps between validation losses; 0: never
+    log_every: Count = 25  # steps
+    checkpoint_every: Count = 1000  # steps
+    keep: Count = 2  # checkpoints
+    sample_every: CountOrZero = 1000  # steps between sample sheets; 0: only at the end
+    validate_every: CountOrZero = 1000  # steps between validation losses; 0: never
     evaluation: Evaluation = Evaluation()  # scores of the stage's own videos
     start: Start | StartFile | None = None  # weights to begin with, rather than random ones
     observations: tuple[Observation, ...] = ()  # what may be known of a clip (UNet.observed); each draws one
     frame_rates: FrameRates | None = None  # at which clips are read, told the network as scalar "fps"; None: their own
-    frames: int | None = None  # of the parts of clips that are trained on, begun at random; None: whole clips
+    frames: Size | None = None  # of the parts of clips that are trained on, begun at random; None: whole clips
     key_frames: bool = False  # of longer clips frames from the first to the last, not every (T / frames)-th
     flips: bool = False  # mirror half of the clips; only for data whose captions do not say left or right
     random_starts: bool = False  # clips of long videos begin at a random frame; data sets of fixed clips cannot
-    workers: int = 0  # processes that read data; 0: threads
+    workers: CountOrZero = 0  # processes that read data; 0: threads
     # Regular expressions found in the paths of the parameters that are trained, such as "inflation|temporal"; the rest
     # stays as it is. (): all are trained
     trainable: tuple[str, ...] = ()
@@ -125,19 +125,19 @@ class Training:
             raise UserError(f"Training.learning_rate={self.learning_rate} is not valid; permitted: > 0")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class Oscillation:
     """Guidance that goes down and up again from step to step (Ho et al. 2022, arXiv 2210.02303, section 2.6)."""
 
     low: float = 1.0  # weight of every second step; the others have `Sampling.guidance`
-    constant_steps: int = 0  # first steps without oscillation; how many is not published
+    constant_steps: CountOrZero = 0  # first steps without oscillation; how many is not published
 
     def __post_init__(self):
         if self.constant_steps < 0:
             raise UserError(f"Oscillation.constant_steps={self.constant_steps} is not valid; permitted: >= 0")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class Completion:
     """How a video is sampled of which a part is known: by the network, which is told (`observations.py`), or by methods
     for networks that are not (`diffusion/conditional.py`). What is known comes out as it is."""
@@ -155,13 +155,13 @@ class Completion:
             raise UserError(f"Completion.weight={self.weight} is not valid; permitted: >= 0")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class Windows:
     """Windows along time that overlap, by which a video is denoised (`diffusion/windows.py`)."""
 
-    frames: int  # of a window
+    frames: Size  # of a window
     overlap: int = 2  # frames that neighbours share at the least; 2 in Lumiere (Bar-Tal et al. 2024, arXiv 2401.12945)
-    at_once: int = 1  # windows denoised together; memory grows with it
+    at_once: Count = 1  # windows denoised together; memory grows with it
 
     def __post_init__(self):
         if not 0 <= self.overlap < self.frames or self.at_once < 1:
@@ -169,12 +169,12 @@ class Windows:
                             "valid; permitted: 0 <= overlap < frames, at_once >= 1")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class Sampling:
     """How a stage is sampled unless the user says otherwise."""
 
     sampler: Sampler = DDIM()
-    steps: int = 50
+    steps: Count = 50
     guidance: float = 0.0  # w of (1 + w) conditional - w unconditional
     # What the unconditional estimate lacks: captions, class and picture, or what is known of the video (context
     # guidance: Blattmann et al. 2023, arXiv 2304.08818, section 3.2; He et al. 2022, arXiv 2211.13221)
@@ -188,7 +188,7 @@ class Sampling:
     threshold: Threshold | None = StaticThreshold()
     completion: Completion = Completion()  # of videos of which a part is known
     windows: Windows | None = None  # None: the network sees the whole video
-    batch_size: int = 16  # clips at a time, over all devices
+    batch_size: Count = 16  # clips at a time, over all devices
     # All frames of a video get the same noise, at the start and at every step. A network without layers over frames
     # then makes details that stay where they are (Make-A-Video: Singer et al. 2022, arXiv 2209.14792, section 3.2)
     shared_noise: bool = False

@@ -18,6 +18,7 @@ from vdm_jax.cascade.observations import Known, key_frames_known, with_observed
 from vdm_jax.cascade.options import DynamicThreshold, Sampling, StaticThreshold
 from vdm_jax.cascade.stage import FirstFrame, KeyFrames, LowResolution, Stage
 from vdm_jax.conditioning.conditioning import Conditioning
+from vdm_jax.configuration import Seed, check_value
 from vdm_jax.diffusion.arrays import Denoiser
 from vdm_jax.diffusion.conditional import reconstruction_guided, replaced
 from vdm_jax.diffusion.guidance import batched, combine, dynamic_threshold, oscillating, static_threshold
@@ -30,7 +31,9 @@ from vdm_jax.parallel.rules import batch_parts, batch_sharding, spread
 
 def sample_keys(seed: int, indices: Int[Array, b], stage: int) -> PRNGKeyArray:
     """One key per video from the seed, the video's index and the stage's place in the cascade: a video does not
-    depend on what else is in its batch."""
+    depend on what else is in its batch. Raises `UserError` for a seed that other seeds equal."""
+    check_value(seed, Seed, "seed")
+
     def fold(index: Array) -> Array:
         return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), index), stage)
 

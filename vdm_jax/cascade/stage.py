@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 from vdm_jax.cascade.latent import Latent
 from vdm_jax.cascade.observations import NothingKnown
 from vdm_jax.cascade.options import DataSet, Sampling, Start, StartFile, Training
+from vdm_jax.configuration import Count, NonNegative, Positive, Seed, Size, config
 from vdm_jax.diffusion.augmentation import Augmentation, NoiseAugmentation, TruncatedAugmentation
 from vdm_jax.diffusion.process import Process
 from vdm_jax.errors import UserError
@@ -20,14 +21,14 @@ from vdm_jax.parallel.mesh import MeshSpec
 from vdm_jax.video.arrays import ResizeMethod, UpsampleMode
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class VideoSpec:
     """The size of a video."""
 
-    frames: int
-    height: int  # pixels
-    width: int  # pixels
-    fps: float = 8.0  # frames per second at which it is meant to be shown
+    frames: Size
+    height: Size  # pixels
+    width: Size  # pixels
+    fps: Positive = 8.0  # frames per second at which it is meant to be shown
 
     def __post_init__(self):
         for name in ("frames", "height", "width", "fps"):
@@ -43,32 +44,32 @@ class VideoSpec:
         return self.frames, self.height, self.width, 3
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class LowResolution:
     """The degraded video a super-resolution stage starts from, and how it is brought back to full size."""
 
-    frames: int
-    height: int  # pixels
-    width: int  # pixels
+    frames: Size
+    height: Size  # pixels
+    width: Size  # pixels
     fill: UpsampleMode = "repeat"  # frames in between: repeated, blank or blended
     resize: ResizeMethod = "bilinear"  # pixels in between
     augmentation: Augmentation = NoiseAugmentation()
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class KeyFrames:
     """The video a stage fills in frames between: its frames 0, every, 2 every, ..., which the network takes as known
     (Make-A-Video: Singer et al. 2022, arXiv 2209.14792, section 3.3)."""
 
-    frames: int  # of the video it starts from; the stage's own has (frames - 1) every + 1
-    every: int = 5  # frames from one to the next
+    frames: Size  # of the video it starts from; the stage's own has (frames - 1) every + 1
+    every: Count = 5  # frames from one to the next
 
     def __post_init__(self):
         if self.frames < 2 or self.every < 2:
             raise UserError(f"KeyFrames(frames={self.frames}, every={self.every}) is not valid; permitted: >= 2")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class FirstFrame:
     """The picture a video begins with, whose latents the network sees beside every frame (Blattmann et al. 2023, arXiv
     2311.15127, appendix D): noise is added to its pixels, then the mode of its moments is taken, not scaled."""
@@ -77,7 +78,7 @@ class FirstFrame:
 
     # Mean and standard deviation of the natural logarithm of the noise's standard deviation in training
     log_noise: tuple[float, float] = (-3.0, 0.5)
-    noise: float = 0.02  # standard deviation of the noise in sampling
+    noise: NonNegative = 0.02  # standard deviation of the noise in sampling
 
     def __post_init__(self):
         if self.log_noise[1] < 0 or self.noise < 0:
@@ -88,7 +89,7 @@ class FirstFrame:
 Source = LowResolution | KeyFrames | FirstFrame
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class Stage:
     """One diffusion model of a cascade."""
 
@@ -310,14 +311,14 @@ def _check_crop(stage: Stage) -> None:
                             f"{reduction}, the scale {factor}) up to {whole}")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class Experiment:
     """A cascade, the data it learns from, and where it runs."""
 
     name: str
     stages: tuple[Stage, ...]
     data: DataSet
-    seed: int = 0
+    seed: Seed = 0
     mesh: MeshSpec = MeshSpec()
     # Clips of validation losses and sample sheets; 'train' for data so small that its validation split has none. Files
     # that the validation split would hold back stay unused unless the data set's fractions give it no share.

@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 
 from vdm_jax.cascade.autoencoding import AnyExperiment
+from vdm_jax.commands.outputs import check_file
+from vdm_jax.configuration import Seed, check_fields
 from vdm_jax.errors import UserError
 from vdm_jax.video.writing import SUFFIXES
 
@@ -27,14 +29,19 @@ def parse(kind: type[T], arguments: Sequence[str], program: str, *, default: T |
     """Parse a command line into `kind`. Raises `UserError` with tyro's message on one line; `--help` exits."""
     with _one_line():
         extra = {} if default is None else {"default": default}
-        return tyro.cli(kind, args=list(arguments), prog=program, description=kind.__doc__,
-                        config=(tyro.conf.AvoidSubcommands,), **extra)
+        values = tyro.cli(kind, args=list(arguments), prog=program, description=kind.__doc__,
+                          config=(tyro.conf.AvoidSubcommands,), **extra)
+    check_fields(values, flags=True)
+    return values
 
 
 def parse_with_rest(kind: type[T], arguments: Sequence[str], program: str) -> tuple[T, list[str]]:
     """Like `parse`, but also returns the arguments that `kind` does not know."""
     with _one_line():
-        return tyro.cli(kind, args=list(arguments), prog=program, description=kind.__doc__, return_unknown_args=True)
+        values, rest = tyro.cli(kind, args=list(arguments), prog=program, description=kind.__doc__,
+                                return_unknown_args=True)
+    check_fields(values, flags=True)
+    return values, rest
 
 
 def override(experiment: AnyExperiment, arguments: Sequence[str], program: str) -> AnyExperiment:
@@ -44,7 +51,8 @@ def override(experiment: AnyExperiment, arguments: Sequence[str], program: str) 
     Raises `UserError` naming the flag, its value and what is permitted, or the rule that the new values break.
     """
     fields = [(stage.name, type(stage), stage) for stage in experiment.stages]
-    fields += [(name, type(getattr(experiment, name)), getattr(experiment, name)) for name in ("data", "seed", "mesh")]
+    fields += [(name, type(getattr(experiment, name)), getattr(experiment, name)) for name in ("data", "mesh")]
+    fields.append(("seed", Seed, experiment.seed))
     fields.append(("validation_split", VALIDATION_SPLIT, experiment.validation_split))
     kind = dataclasses.make_dataclass(
         "Overrides", [(name, hint, dataclasses.field(default=value)) for name, hint, value in fields], frozen=True)
@@ -58,11 +66,7 @@ def override(experiment: AnyExperiment, arguments: Sequence[str], program: str) 
 def check_outputs(paths: Sequence[Path]) -> None:
     """Refuse files of `--out` that could not be written once they are made. Raises `UserError`."""
     for path in paths:
-        if path.suffix not in SUFFIXES:
-            raise UserError(f"--out={path} has suffix {path.suffix!r}; permitted: {', '.join(SUFFIXES)}")
-        if not path.parent.is_dir():
-            raise UserError(f"--out={path}: the folder {path.parent} does not exist; "
-                            "permitted: a file in an existing folder")
+        check_file(path, SUFFIXES)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import tyro
 
 from vdm_jax.benchmark.cases import MODES, Sweep
 from vdm_jax.commands.arguments import parse
+from vdm_jax.commands.outputs import check_folder
 from vdm_jax.errors import UserError
 from vdm_jax.parallel.mesh import MeshSpec
 
@@ -134,5 +135,4 @@ def _check(options: Benchmark) -> None:
         value = getattr(options, name)
         if value is not None and value <= 0:
             raise UserError(f"--{name.replace('_', '-')}={value} is not valid; permitted: > 0")
-    if options.out.exists() and not options.out.is_dir():
-        raise UserError(f"--out={options.out} is a file; permitted: a folder, existing or new")
+    check_folder(options.out)

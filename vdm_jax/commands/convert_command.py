@@ -9,6 +9,7 @@ from pathlib import Path
 import tyro
 
 from vdm_jax.commands.arguments import parse
+from vdm_jax.commands.outputs import check_file, check_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,10 @@ class Convert:
 def main(arguments: Sequence[str]) -> int:
     """Entry of the command."""
     options = parse(Convert, arguments, "vdm-jax convert")
+    if options.out.suffix == ".safetensors":
+        check_file(options.out, (".safetensors",), "out")
+    else:
+        check_folder(options.out, "out")
     from vdm_jax.interop.motion_files import is_motion_file, load_motion_file
     from vdm_jax.interop.pretrained import import_folder, load_imported, save_imported, save_pretrained
     from vdm_jax.interop.single_file import split_single_file

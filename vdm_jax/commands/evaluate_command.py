@@ -14,6 +14,8 @@ import tyro
 
 from vdm_jax.cascade.autoencoding import AutoencoderExperiment
 from vdm_jax.commands.arguments import parse
+from vdm_jax.commands.outputs import check_folder
+from vdm_jax.configuration import CountOrZero, Seed
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.detectors.clip import ModelName
 from vdm_jax.evaluation.run_metrics import MetricSettings, RunMetric, RunMetrics, Split, accompanied, evaluate_run
@@ -61,7 +63,7 @@ class Evaluate:
 
     run: tyro.conf.Positional[str]  # run directory or name
     count: int = 96  # test captions, one video each; with --metrics, clips of the split
-    seed: int = 0
+    seed: Seed = 0
     steps: int | None = None  # sampler steps of every stage; each stage's own by default
     guidance: float | None = None  # guidance weight of the first stage; its own by default
     damaged: Damaged = "refuse"  # a damaged newest checkpoint: refuse, or skip it and use the newest intact one
@@ -72,7 +74,7 @@ class Evaluate:
     block_frames: int = 16  # of a block of b_fvd
     clip: ModelName = "ViT-L-14"  # of prompt_consistency and clip_frame_consistency*; clipsim has its own
     split: Split = "test"  # of the data set, with --metrics
-    given_frames: int = 0  # of the clip that a video begins with, with --metrics
+    given_frames: CountOrZero = 0  # of the clip that a video begins with, with --metrics
     samples_per_clip: int = 1  # videos for each clip, with --metrics
     resamples: int = 100  # of the intervals of distances and Inception scores; 0: none
     reference_statistics: str | None = None  # file of statistics of the real clips: written once, then read instead
@@ -97,6 +99,7 @@ def main(arguments: Sequence[str]) -> int:
     out = options.out or run
     if not out.is_dir():
         raise UserError(f"--out={out} is not a folder; permitted: an existing folder")
+    check_folder(out)
     experiment = read_config(run)
     if isinstance(experiment, AutoencoderExperiment):
         return reconstruct(run, experiment, options, out)

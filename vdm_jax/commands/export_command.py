@@ -10,6 +10,7 @@ from typing import Literal
 import tyro
 
 from vdm_jax.commands.arguments import parse
+from vdm_jax.commands.outputs import check_folder
 from vdm_jax.errors import UserError
 from vdm_jax.training.manifest import Damaged
 
@@ -36,6 +37,7 @@ class Export:
 def main(arguments: Sequence[str]) -> int:
     """Entry of the command."""
     options = parse(Export, arguments, "vdm-jax export")
+    check_folder(options.out, "out")
     if options.out.exists() and any(options.out.iterdir()):
         raise UserError(f"out={options.out} is not empty; permitted: a new or empty folder")
     import vdm_jax

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import tyro
 
 from vdm_jax.commands.arguments import check_outputs, parse
+from vdm_jax.configuration import Count, NonNegative, Seed, Size
 from vdm_jax.errors import UserError
 
 
@@ -36,23 +37,23 @@ class Generate:
     prompt: tuple[str, ...] = ()  # one or more texts, each in quotes
     negative_prompt: tuple[str, ...] = ()  # what they should not show: one text, or one for each prompt
     image: tuple[Path, ...] = ()  # one or more pictures that videos begin with, in the aspect of the video
-    height: int | None = None  # pixels; that of the training by default
-    width: int | None = None  # pixels; that of the training by default
-    num_frames: int | None = None  # of a video; the model's by default
+    height: Size | None = None  # pixels; that of the training by default
+    width: Size | None = None  # pixels; that of the training by default
+    num_frames: Size | None = None  # of a video; the model's by default
     # ddim, ddpm, deis, dpm++, dpm++_3m, dpm++_sde, euler, euler_ancestral, heun, lms, pndm, unipc, ...; the folder's by
     # default
     scheduler: str | None = None
-    num_inference_steps: int | None = None  # of the scheduler; 50 with a text and 25 with a picture by default
+    num_inference_steps: Count | None = None  # of the scheduler; 50 with a text and 25 with a picture by default
     # text: s in uncond + s (cond - uncond), 7.5 or 9 by default; 1 is off. It is 1 + w of `vdm-jax sample --guidance w`
     guidance_scale: float | None = None
     min_guidance_scale: float | None = None  # picture: of the first frame, 1 by default
     max_guidance_scale: float | None = None  # picture: of the last frame, 3 by default, linear between; 1 is off
-    num_per_prompt: int | None = None  # text: how many of each prompt
-    fps: int | None = None  # frames per second, 7 or 8 by default; with a picture the model is told too
+    num_per_prompt: Count | None = None  # text: how many of each prompt
+    fps: Count | None = None  # frames per second, 7 or 8 by default; with a picture the model is told too
     motion_bucket_id: int | None = None  # picture: how much moves, 1 to 255; 127 by default
-    noise_aug_strength: float | None = None  # picture: noise on it, 0.02 by default; more lets the video leave it
-    decode_chunk_size: int | None = None  # frames decoded at a time; all by default, fewer take less memory
-    seed: int = 0
+    noise_aug_strength: NonNegative | None = None  # picture: noise on it, 0.02 by default; more lets the video leave it
+    decode_chunk_size: Size | None = None  # frames decoded at a time; all by default, fewer take less memory
+    seed: Seed = 0
     dtype: Literal["float32", "bfloat16", "float16"] | None = None  # of weights and activations; as stored by default
     variant: str | None = None  # part of the weights' file names, such as fp16
     data: int = 1  # devices that share the pictures or videos

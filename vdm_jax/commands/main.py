@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if name not in COMMANDS:
             raise UserError(f"command {name!r} is unknown; permitted: {', '.join(COMMANDS)}")
+        set_up_home()
         set_up_compilation_cache()
         command = importlib.import_module(f"vdm_jax.commands.{name}_command")
         return command.main(rest) or 0
@@ -55,12 +57,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NotFinite as error:
         print(f"vdm-jax: not finite: {process_prefix()}{' '.join(str(error).split())}", file=sys.stderr)
         return NOT_FINITE
+    except OSError as error:  # a full or read-only disk, no permission, a name too long
+        if isinstance(error, BrokenPipeError):  # the reader of our output went away, as in `vdm-jax list | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        if error.errno is None:
+            raise
+        where = f"{error.filename}: " if error.filename is not None else ""
+        print(f"vdm-jax: error: {process_prefix()}{where}{error.strerror}; permitted: a place that can be read and "
+              "written", file=sys.stderr)
+        return USAGE_ERROR
     except KeyboardInterrupt as stop:
         print(f"vdm-jax: {process_prefix()}{str(stop) or 'interrupted'}", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output went away, as in `vdm-jax list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
 
 
 def versions() -> str:
@@ -95,6 +104,20 @@ def overview() -> str:
         '  vdm-jax sample captioned_digits "a red 3 moving left" --out three.gif',
         "  vdm-jax evaluate captioned_digits", "",
         "'vdm-jax COMMAND --help' explains a command."])
+
+
+def set_up_home() -> None:
+    """Where a user has no home directory ($HOME unset, no passwd entry), caches go to a folder of theirs under the
+    temporary one."""
+    try:
+        Path.home()
+    except RuntimeError:
+        folder = Path(tempfile.gettempdir()) / f"vdm_jax_{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.stat().st_uid != os.getuid():
+            raise UserError(f"HOME=None and {folder} belongs to another user; permitted: HOME=FOLDER") from None
+        os.environ["HOME"] = str(folder)
+        logging.warning("there is no home directory; caches go to %s (HOME=FOLDER chooses another place)", folder)
 
 
 def set_up_compilation_cache() -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import tyro
 
 from vdm_jax.commands.arguments import parse
-from vdm_jax.errors import UserError
+from vdm_jax.commands.outputs import check_file
+from vdm_jax.configuration import Positive, Seed, Size
 from vdm_jax.evaluation.detectors.clip import ModelName
 from vdm_jax.evaluation.video_files import FileMetric, FileSettings
 
@@ -44,8 +45,9 @@ class Measure:
     draw: str = "not stated"  # of the real videos from the split, such as 'with replacement'; recorded
     given_frames: int = 0  # at the beginning of each file, which psnr, ssim and lpips leave out
     resamples: int = 100  # of the intervals of distances and Inception scores; 0: none
-    seed: int = 0  # of them
-    least_motion: float = 0.1  # of av_align's peaks, pixels a frame
+    frames: Size | None = None  # of each file, from its beginning; all by default, which must be as many in all
+    seed: Seed = 0  # of them
+    least_motion: Positive = 0.1  # of av_align's peaks, pixels a frame
     out: Path | None = None  # .json for the scores
 
 
@@ -54,9 +56,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parse(Measure, arguments, "vdm-jax measure")
     names = (field.name for field in dataclasses.fields(FileSettings))
     settings = FileSettings(**{name: getattr(options, name) for name in names})
-    if options.out and (options.out.suffix != ".json" or not options.out.parent.is_dir()):
-        raise UserError(f"--out={options.out} is not valid; permitted: a file that ends in .json, in an existing "
-                        "folder")
+    if options.out:
+        check_file(options.out, (".json",))
     from vdm_jax.commands.progress import counting_progress
     from vdm_jax.evaluation.video_files import evaluate_files
     from vdm_jax.training.metrics import json_ready

@@ -9,6 +9,7 @@ from pathlib import Path
 import tyro
 
 from vdm_jax.commands.arguments import parse
+from vdm_jax.commands.outputs import check_file
 from vdm_jax.errors import UserError
 from vdm_jax.training.runs import find_run
 
@@ -34,8 +35,7 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError("no run is given; permitted: one or more run directories or names")
     folders = [find_run(name) for name in options.runs]
     out = options.out or folders[0] / "report.html"
-    if out.suffix != ".html" or not out.parent.is_dir():
-        raise UserError(f"--out={out} is not valid; permitted: a file that ends in .html, in an existing folder")
+    check_file(out, (".html",))
     from vdm_jax.evaluation.report import page, read_run
     from vdm_jax.video.writing import atomic_path
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import tyro
 
 from vdm_jax.commands.arguments import check_outputs, parse
+from vdm_jax.configuration import Count, Positive, Seed, Share
 from vdm_jax.errors import UserError
 from vdm_jax.training.manifest import Damaged
 
@@ -31,24 +32,24 @@ class Sample:
 
     run: tyro.conf.Positional[str]  # run directory or name
     captions: tyro.conf.Positional[tuple[str, ...]]  # one or more, each in quotes
-    seed: int = 0
-    count: int = 1  # videos per caption
-    steps: int | None = None  # sampler steps of every stage; each stage's own by default
+    seed: Seed = 0
+    count: Count = 1  # videos per caption
+    steps: Count | None = None  # sampler steps of every stage; each stage's own by default
     guidance: float | None = None  # weight w of (1 + w) conditional - w unconditional, first stage; 0 is off
     labels: tuple[int, ...] = ()  # class numbers, one per caption, for stages that take a class; -1 is none
     split_guidance: bool | None = None  # a video's two estimates on two halves of the devices; the config's by default
-    fps: float | None = None  # frames per second that the first stage is told, where it takes them
+    fps: Positive | None = None  # frames per second that the first stage is told, where it takes them
     motion: float | None = None  # how much moves (a bucket), for stages that are told; their own by default
     first: str | None = None  # begin with this stage, one that fills in frames and takes --image instead
     last: str | None = None  # stop after this stage, e.g. base
     image: tuple[Path, ...] = ()  # pictures that become the first frames: one for all captions, or one for each
-    frames: int | None = None  # a longer video, extended block by block; needs --last with the first stage
+    frames: Count | None = None  # a longer video, extended block by block; needs --last with the first stage
     overlap: int | None = None  # with --frames: frames that a block takes over from the one before; half by default
     # With --frames: how it takes them over; the config's way by default
     method: Literal["network", "reconstruction", "replacement"] | None = None
     embeddings: Path | None = None  # for runs that read text embeddings: a folder made by write_embeddings
     style: str | None = None  # run of an image network whose style the first stage takes on
-    style_weight: float | None = None  # with --style: share of its weights, 0 to 1; 0.7 by default
+    style_weight: Share | None = None  # with --style: share of its weights, 0 to 1; 0.7 by default
     damaged: Damaged = "refuse"  # a damaged newest checkpoint: refuse, or skip it and use the newest intact one
     out: tuple[Path, ...] = (Path("sample.mp4"),)  # one or more files: .mp4, .gif or .png
 
@@ -69,11 +70,12 @@ def main(arguments: Sequence[str]) -> int:
     captions = [caption for caption in options.captions for _ in range(options.count)]
     labels = [label for label in options.labels for _ in range(options.count)] or None
     common = {"seed": options.seed, "steps": options.steps, "guidance": options.guidance, "labels": labels,
+              "split_guidance": options.split_guidance,
               "known": pictured(options, generator.experiment), "fps": options.fps,
               **text_embeddings(generator, captions, options)}
     with sampling_progress() as progress:
         if options.frames is None:
-            result = generator(captions, **common, split_guidance=options.split_guidance, first=options.first,
+            result = generator(captions, **common, first=options.first,
                                last=options.last, motion=options.motion, progress=progress)
         else:
             result = extended(generator, captions, options, progress=progress, **common)
@@ -145,20 +147,14 @@ def check(options: Sample) -> None:
     """Refuse bad options before anything is loaded. Raises `UserError`."""
     if not options.captions:
         raise UserError("captions are missing; permitted: one or more, each in quotes")
-    if options.count < 1:
-        raise UserError(f"--count={options.count} is not valid; permitted: >= 1")
-    if options.steps is not None and options.steps < 1:
-        raise UserError(f"--steps={options.steps} is not valid; permitted: >= 1")
     if len(options.image) not in (0, 1, len(options.captions)):
         raise UserError(f"--image has {len(options.image)} pictures for {len(options.captions)} captions; permitted: "
                         "one, or one for each caption")
     for path in options.image:
         if not path.is_file():
             raise UserError(f"--image={path} is not a file; permitted: a picture")
-    if options.style_weight is not None and not (options.style is not None and 0 <= options.style_weight <= 1):
+    if options.style_weight is not None and options.style is None:
         raise UserError(f"--style-weight={options.style_weight} is not valid; permitted: 0 to 1, with --style RUN")
-    if options.fps is not None and not options.fps > 0:
-        raise UserError(f"--fps={options.fps} is not valid; permitted: > 0")
     if options.motion is not None and options.frames is not None:
         raise UserError(f"--motion={options.motion} with --frames={options.frames}; permitted: one of them")
     if options.first is not None and options.frames is not None:

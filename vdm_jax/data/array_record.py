@@ -13,7 +13,6 @@ A split's folder appears whole, by renaming, or not at all. Natural video of 16x
 """
 
 import collections
-import dataclasses
 import functools
 import io
 import json
@@ -27,6 +26,7 @@ from typing import Any, Literal, TypeVar, get_args
 import numpy as np
 from jaxtyping import UInt8
 
+from vdm_jax.configuration import config
 from vdm_jax.data.folder import in_range
 from vdm_jax.data.frame_rates import clip_by_stride
 from vdm_jax.data.source import RandomAccessSource
@@ -198,7 +198,7 @@ def _encode_video(video: np.ndarray, format: str, fps: float) -> list[bytes]:
 # --- reading --------------------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class PreparedClips:
     """Clips written by `prepare_clips`."""
 

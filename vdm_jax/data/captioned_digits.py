@@ -15,6 +15,7 @@ import operator
 
 import numpy as np
 
+from vdm_jax.configuration import Count, CountOrZero, Positive, Seed, Size, config
 from vdm_jax.data import digit_drawing
 from vdm_jax.data.digit_drawing import COLOURS, MOTIONS, SPLITS
 from vdm_jax.errors import UserError
@@ -39,19 +40,19 @@ _PAIRS = {"train": _SEEN_PAIRS, "validation": _SEEN_PAIRS, "test": _ALL_PAIRS}
 _COLOUR_NAMES = tuple(COLOURS)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class CaptionedDigits:
     """What the clips look like and how many there are."""
 
-    seed: int = 0  # of every split; not negative
-    frames: int = 16  # frames of a clip, at least 2
-    size: int = 64  # pixels, height and width, at least 16
-    fps: float = 8.0  # frames per second that a clip claims; a clip holds the same motion whatever it is
+    seed: Seed = 0  # of every split; not negative
+    frames: Size = 16  # frames of a clip, at least 2
+    size: Size = 64  # pixels, height and width, at least 16
+    fps: Positive = 8.0  # frames per second that a clip claims; a clip holds the same motion whatever it is
     objects: tuple[int, int] = (1, 2)  # fewest and most digits in a clip
     single_object_fraction: float = 0.5  # of the clips, where `objects` permits both one and two
-    train_clips: int = 20_000
-    validation_clips: int = 500
-    test_clips: int = 1_000
+    train_clips: Count = 20_000
+    validation_clips: CountOrZero = 500
+    test_clips: CountOrZero = 1_000
 
     def __post_init__(self):
         smallest = {

@@ -19,7 +19,6 @@ text (Stable Diffusion and its kin), for that: `empty` of a set, and `WithEmbedd
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import itertools
@@ -32,6 +31,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float, Float16, UInt64
 
+from vdm_jax.configuration import config
 from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.data.captions import warn_once
@@ -241,7 +241,7 @@ class TextEmbeddings:
 # --- joined to clips ------------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class WithEmbeddings:
     """Any data set whose captions come with embeddings, for networks with `text=EmbeddedText(...)`."""
 

@@ -1,16 +1,16 @@
 """Frame rates at which clips are read in training: a distribution that moves while training goes on."""
 
-import dataclasses
 import math
 from typing import Any, Literal
 
 import numpy as np
 
+from vdm_jax.configuration import Count, config
 from vdm_jax.data.source import require_at_least
 from vdm_jax.errors import UserError
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class FrameRates:
     """Rates drawn for each clip by a beta distribution that moves from high ones, where little moves between frames, to
     low ones (Make-A-Video: Singer et al. 2022, arXiv 2209.14792, section 3.4).
@@ -22,7 +22,7 @@ class FrameRates:
     highest: float = 30.0  # frames per second
     first: tuple[float, float] = (4.0, 1.0)  # (a, b) of the beta distribution over the range, at the first step
     last: tuple[float, float] = (1.0, 4.0)  # the same after `steps` steps
-    steps: int = 100_000  # training steps over which it moves; then it stays
+    steps: Count = 100_000  # training steps over which it moves; then it stays
     course: Literal["linear", "cosine"] = "linear"  # of a and b
 
     def __post_init__(self):

@@ -1,7 +1,6 @@
 """Any folder of images as clips of one frame: for image models, and for joint training on images and videos."""
 
 import contextlib
-import dataclasses
 import re
 import warnings
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from jaxtyping import UInt8
 
+from vdm_jax.configuration import Size, config
 from vdm_jax.data.captions import read_caption_files, read_captions
 from vdm_jax.data.folder import (
     SkippedFiles,
@@ -33,15 +33,15 @@ MAX_PIXELS = 178_956_970  # of a picture, 13,377 x 13,377: beyond it Pillow take
 _THREADS = 8  # for looking at the headers
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class ImageFolder:
     """Images anywhere below a folder."""
 
     path: str  # the folder; it is only read
     captions: str | None = None  # CSV file with the columns file (relative to the folder) and caption
     caption_suffix: str | None = None  # instead: of text files beside the images, a.txt beside a.jpg for '.txt'
-    height: int = 64  # pixels; images are cut centrally to the aspect ratio, then resized
-    width: int = 64  # pixels
+    height: Size = 64  # pixels; images are cut centrally to the aspect ratio, then resized
+    width: Size = 64  # pixels
     fractions: tuple[float, float, float] = (0.9, 0.05, 0.05)  # of the files: train, validation, test
 
     def __post_init__(self):

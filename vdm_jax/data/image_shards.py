@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import posixpath
 import tarfile
@@ -11,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
+from vdm_jax.configuration import Size, config
 from vdm_jax.data.captions import MAX_CAPTION_BYTES, decode_caption
 from vdm_jax.data.folder import (
     SkippedFiles,
@@ -33,13 +33,13 @@ _THREADS = 8  # for reading the tables of contents
 Place = tuple[int, int]  # offset and length in a tar file
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class ImageShards:
     """Images with captions in the tar files below a folder."""
 
     path: str  # the folder; it is only read
-    height: int = 64  # pixels; images are cut centrally to the aspect ratio, then resized
-    width: int = 64  # pixels
+    height: Size = 64  # pixels; images are cut centrally to the aspect ratio, then resized
+    width: Size = 64  # pixels
     fractions: tuple[float, float, float] = (0.9, 0.05, 0.05)  # of the images: train, validation, test
 
     def __post_init__(self):

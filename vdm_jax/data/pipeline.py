@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from vdm_jax.configuration import Count, CountOrZero, Seed, Size, config
 from vdm_jax.data.frame_rates import FrameRates
 from vdm_jax.data.source import RandomAccessSource, random_frame, require_at_least
 from vdm_jax.errors import UserError
@@ -24,7 +25,7 @@ Clip = dict[str, Any]
 _START, _AUGMENT, _IMAGES, _RATE = range(4)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class FlipAugmentation:
     """Mirrors clips left to right, but never one whose caption contains a word that would then be wrong.
 
@@ -66,17 +67,17 @@ class Pipeline:
 
     source: RandomAccessSource
     _: dataclasses.KW_ONLY
-    batch_size: int  # clips of the global batch
-    seed: int  # of the order and of all augmentation
+    batch_size: Count  # clips of the global batch
+    seed: Seed  # of the order and of all augmentation
     tokenize: Callable[[str], Int[np.ndarray, " L"]] | None = None  # caption to ids
     augment: Callable[[Clip, np.random.Generator], Clip] | None = None  # such as FlipAugmentation
     random_starts: bool = False  # clips begin at random, where the source can do that
     frame_rates: FrameRates | None = None  # at which clips are read, where the source can do that; None: its own
-    frames: int = 1  # of a clip with a drawn rate
-    images_per_clip: int = 0  # independent stills per clip
+    frames: Size = 1  # of a clip with a drawn rate
+    images_per_clip: CountOrZero = 0  # independent stills per clip
     images_source: RandomAccessSource | None = None  # of the stills; None: random frames of other clips
     rows: tuple[int, ...] | None = None  # of the global batch that this process reads, ascending; None: all
-    workers: int = 0  # processes that read; 0: threads of this one
+    workers: CountOrZero = 0  # processes that read; 0: threads of this one
     threads: int = 4  # that read, in each process
     prefetch: int = 2  # batches read ahead, in each process
 

@@ -16,6 +16,7 @@ import logging
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from vdm_jax.configuration import Size, config
 from vdm_jax.data.folder import SPLITS, list_files
 from vdm_jax.data.source import RandomAccessSource, require_at_least
 from vdm_jax.data.tfds_video import TFDSVideo, TFDSVideoSource, in_words
@@ -37,7 +38,7 @@ class Download:
     layout: tuple[str, ...]  # paths below the folder
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class _Published:
     """What all of these sets have. `splits` names the official parts (several joined by +) that serve for training,
     validation and test."""
@@ -46,10 +47,10 @@ class _Published:
     PARTS: ClassVar[tuple[str, ...]]  # the official ones
 
     path: str  # the folder; with via="tfds" the TFDS data folder
-    frames: int = 16  # frames of a clip
-    height: int = 64  # pixels
-    width: int = 64  # pixels
-    frame_stride: int = 1  # every how many-th frame of a video is taken
+    frames: Size = 16  # frames of a clip
+    height: Size = 64  # pixels
+    width: Size = 64  # pixels
+    frame_stride: Size = 1  # every how many-th frame of a video is taken
 
     def __post_init__(self):
         require_at_least(self, frames=1, height=1, width=1, frame_stride=1)
@@ -91,7 +92,7 @@ class _Published:
                            frame_stride=self.frame_stride, clips="one")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class UCF101(_Published):
     """UCF101 (Soomro et al. 2012, arXiv 1212.0402): 13,320 videos of 101 actions, 320x240 at 25 frames per second.
 
@@ -115,7 +116,7 @@ class UCF101(_Published):
             raise UserError(f"UCF101.division={self.division!r}; permitted: 1, 2, 3")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class BAIRRobotPushing(_Published):
     """BAIR robot pushing, small (Ebert et al. 2017, arXiv 1710.05268): videos of 30 frames of 64x64, 43,264 for
     training and 256 for test, where papers predict 15 frames from 1.
@@ -139,7 +140,7 @@ class BAIRRobotPushing(_Published):
             raise UserError(f"BAIRRobotPushing.camera={self.camera!r}; permitted: 'image_main', 'image_aux1'")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class Kinetics600(_Published):
     """Kinetics-600 (Carreira et al. 2018, arXiv 1808.01340): videos of about 10 s of 600 actions, where papers predict
     11 frames from 5, reporting on the test part. Videos have vanished since: copies differ in what they hold."""
@@ -160,7 +161,7 @@ class Kinetics600(_Published):
             raise UserError(f"Kinetics600.labels={self.labels!r}; permitted: 'annotations', 'folders', 'none'")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class MovingMNIST(_Published):
     """Moving MNIST (Srivastava et al. 2015, arXiv 1502.04681): 20 frames of 64x64 with two digits that bounce.
 
@@ -174,7 +175,7 @@ class MovingMNIST(_Published):
                         ("mnist_test_seq.npy", "train-images-idx3-ubyte.gz"))
     PARTS = ("train", "test")
 
-    frames: int = 20
+    frames: Size = 20
     via: Via = "folder"
     # How many are generated before they repeat; with Training.random_starts none does. The authors generate endlessly.
     train_videos: int = 10_000

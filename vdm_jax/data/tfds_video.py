@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from vdm_jax.configuration import Positive, Size, config
 from vdm_jax.data.folder import SPLITS, in_range
 from vdm_jax.data.frame_rates import stride_for
 from vdm_jax.data.source import require_at_least
@@ -53,17 +54,17 @@ KNOWN_SETS = {
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class TFDSVideo:
     """One clip per item of a prepared TFDS video set."""
 
     name: str  # as TFDS has it: name, name/config or name/config:version
     data_dir: str | None = None  # the TFDS data folder; None: TFDS's own default (~/tensorflow_datasets)
-    frames: int = 16  # frames of a clip
-    height: int = 64  # pixels; frames are cut centrally to the aspect ratio, then resized
-    width: int = 64  # pixels
-    frame_stride: int = 1  # every how many-th frame of the item is taken
-    fps: float | None = None  # frames per second that a clip claims, after the stride; None: unknown
+    frames: Size = 16  # frames of a clip
+    height: Size = 64  # pixels; frames are cut centrally to the aspect ratio, then resized
+    width: Size = 64  # pixels
+    frame_stride: Size = 1  # every how many-th frame of the item is taken
+    fps: Positive | None = None  # frames per second that a clip claims, after the stride; None: unknown
     short_items: Literal["error", "repeat"] = "error"  # items with too few frames: refuse, or hold the last frame
     splits: tuple[str, str, str] | None = None  # TFDS splits for train, validation, test; None: as KNOWN_SETS says
     frames_key: str | None = None  # feature that holds the frames, `/` between levels; None: as KNOWN_SETS says

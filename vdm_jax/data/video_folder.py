@@ -5,7 +5,6 @@ Seeking and decoding the original files every epoch is ten times and more slower
 prepared.
 """
 
-import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from vdm_jax.configuration import Positive, Size, config
 from vdm_jax.data.captions import read_captions
 from vdm_jax.data.crops import Crop, check_crop, crop_frames
 from vdm_jax.data.folder import SkippedFiles, check_fractions, files_of_split, in_range, list_files
@@ -26,18 +26,18 @@ SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".m
 _WHOLE_FRAMES = 8  # of the file's own size that are in memory at once
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class VideoFolder:
     """Videos anywhere below a folder, cut into clips that do not overlap, or one clip of each."""
 
     path: str  # the folder; it is only read
     captions: str | None = None  # CSV file with the columns file (relative to the folder) and caption
-    frames: int = 16  # frames of a clip
-    height: int = 64  # pixels; frames are cut to the aspect ratio as `crop` says, then resized
-    width: int = 64  # pixels
+    frames: Size = 16  # frames of a clip
+    height: Size = 64  # pixels; frames are cut to the aspect ratio as `crop` says, then resized
+    width: Size = 64  # pixels
     crop: Crop = "center"  # or "random": cut anywhere; "pad": whole frames with black borders; "squeeze": whole frames
-    frame_stride: int = 1  # every how many-th frame of the file is taken; 1 where `fps` is given
-    fps: float | None = None  # frames per second to sample at, by timestamps; None: the file's own, by the stride
+    frame_stride: Size = 1  # every how many-th frame of the file is taken; 1 where `fps` is given
+    fps: Positive | None = None  # frames per second to sample at, by timestamps; None: the file's own, by the stride
     clips: Literal["consecutive", "one"] = "consecutive"  # of a file: all that fit, or one that may begin anywhere
     fractions: tuple[float, float, float] = (0.9, 0.05, 0.05)  # of the files: train, validation, test
     cache: str | None = None  # folder for frame indexes; None: ~/.cache/vdm_jax/video_index

@@ -1,6 +1,5 @@
 """Corruption of a low-resolution conditioning video, so that super-resolution forgives its flaws."""
 
-import dataclasses
 import math
 from typing import ClassVar, Literal, get_args
 
@@ -8,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from vdm_jax.configuration import config
 from vdm_jax.diffusion.arrays import Level, Video, expand, noise_from_keys
 from vdm_jax.diffusion.levels import UniformTime
 from vdm_jax.diffusion.schedules import CosineSchedule
@@ -18,7 +18,7 @@ _NOISE_STREAM, _BLUR_STREAM = 2**31 - 1, 2**31 - 2
 Place = Literal["enlarged", "low"]  # which video is corrupted: the one brought to full size, or the one before that
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class _Noise:
     """Variance-preserving Gaussian noise at a level the network is told: drawn in training, uniformly in log-SNR
     between the bounds of `training_logsnr` or, where that is None, uniformly in the time of `schedule`; fixed in
@@ -51,7 +51,7 @@ class _Noise:
         return expand(alpha, x) * x + expand(sigma, x) * noise_from_keys(keys, _NOISE_STREAM, x.shape, shared)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class NoiseAugmentation(_Noise):
     """Noise on the finished low-resolution video (non-truncated: Ho et al. 2021, arXiv 2106.15282, section 3.3; Saharia
     et al. 2022, arXiv 2205.11487, section 2.4)."""
@@ -64,7 +64,7 @@ class NoiseAugmentation(_Noise):
         _check_place(self)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class TruncatedAugmentation(_Noise):
     """The stage before stops at level s and hands over its z_s, which is then not finished (Ho et al. 2021, arXiv
     2106.15282, section 3.2). Training is that of `NoiseAugmentation(at="low")`; a finished video, such as a real one,
@@ -74,7 +74,7 @@ class TruncatedAugmentation(_Noise):
     at: ClassVar[Place] = "low"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class BlurAugmentation:
     """3x3 Gaussian blur of some of the training videos, never at sampling.
 

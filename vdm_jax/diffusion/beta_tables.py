@@ -5,7 +5,6 @@ Integer timestep n in 0 .. steps-1 has `alpha_n^2 = prod_{i<=n} (1 - beta_i)` (H
 keeps it monotone. Networks that were trained on integer timesteps are given `timestep(logsnr)`.
 """
 
-import dataclasses
 import functools
 from typing import ClassVar
 
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Real
 
+from vdm_jax.configuration import Count, config
 from vdm_jax.diffusion.arrays import Level
 from vdm_jax.diffusion.families import VP, Family, FamilyMember
 from vdm_jax.errors import UserError
@@ -20,7 +20,7 @@ from vdm_jax.errors import UserError
 ZERO_SNR = -20.0  # the log-SNR that stands for an SNR of zero at the last timestep; alpha is 4.5e-5 there
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class BetaTable(FamilyMember):
     """What the beta schedules share; use one of its two subclasses.
 
@@ -29,7 +29,7 @@ class BetaTable(FamilyMember):
     infinity, is replaced by -20. An eps prediction says nothing about x there, so `Process` refuses the pair.
     """
 
-    steps: int = 1000  # number of timesteps in the table
+    steps: Count = 1000  # number of timesteps in the table
     beta_start: float = 1e-4  # noise variance added at the first timestep
     beta_end: float = 0.02  # noise variance added at the last timestep
     zero_terminal_snr: bool = False  # rescale the table so that the last timestep is pure noise
@@ -79,7 +79,7 @@ class BetaTable(FamilyMember):
         return float(self.table()[-1]), float(self.table()[0])
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class LinearBetaSchedule(BetaTable):
     """Betas equally spaced between `beta_start` and `beta_end` (Ho et al. 2020)."""
 
@@ -88,7 +88,7 @@ class LinearBetaSchedule(BetaTable):
         return np.linspace(self.beta_start, self.beta_end, self.steps)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class ScaledLinearBetaSchedule(BetaTable):
     """Square roots of beta equally spaced, as in the code of latent diffusion (Rombach et al. 2022, arXiv 2112.10752).
 

@@ -5,7 +5,6 @@ The last step returns the estimate made at the last level. Grids over time and l
 noise.
 """
 
-import dataclasses
 import math
 from typing import Literal
 
@@ -13,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from vdm_jax.configuration import Positive, config
 from vdm_jax.diffusion.schedules import BetaTable, EDMSchedule, Schedule
 from vdm_jax.errors import UserError
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class TimeGrid:
     """Equal steps in the schedule's time: `start, start (1 - 1/steps), ...`; time 0 is not evaluated."""
 
@@ -26,7 +26,7 @@ class TimeGrid:
         return schedule.logsnr(start * (1 - jnp.arange(steps) / steps))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class LogSNRGrid:
     """Equal steps in log-SNR (Lu et al. 2022, arXiv 2206.00927); the highest is not evaluated."""
 
@@ -36,7 +36,7 @@ class LogSNRGrid:
         return first + (schedule.logsnr_range[1] - first) * jnp.arange(steps) / steps
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class KarrasGrid:
     """Equal steps in `(sigma / alpha)^(1/rho)`, both ends evaluated.
 
@@ -44,9 +44,9 @@ class KarrasGrid:
     log-SNR down to -20 reach a sigma/alpha of e^10; limits such as 0.002 and 80 spend the steps better.
     """
 
-    rho: float = 7.0  # how strongly steps crowd at low noise; 1 is linear in sigma
-    sigma_min: float | None = None  # lowest sigma / alpha; None: that of time 0
-    sigma_max: float | None = None  # highest sigma / alpha when sampling from time 1; None: that of time 1
+    rho: Positive = 7.0  # how strongly steps crowd at low noise; 1 is linear in sigma
+    sigma_min: Positive | None = None  # lowest sigma / alpha; None: that of time 0
+    sigma_max: Positive | None = None  # highest sigma / alpha when sampling from time 1; None: that of time 1
 
     def __post_init__(self):
         if self.rho <= 0:
@@ -72,7 +72,7 @@ class KarrasGrid:
         return -2 * self.rho * jnp.log(low + ramp * (high - low))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class TimestepGrid:
     """Whole timesteps of a table of betas, as samplers of released latent models choose them.
 

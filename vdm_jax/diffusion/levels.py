@@ -7,12 +7,12 @@ would differ by one number for all examples. Each example's level still has the 
 loss is unchanged.
 """
 
-import dataclasses
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from vdm_jax.configuration import config
 from vdm_jax.diffusion.schedules import BetaTable, Schedule
 from vdm_jax.errors import UserError
 
@@ -36,7 +36,7 @@ def _check_std(config) -> None:
         raise UserError(f"{type(config).__name__}.std={config.std}; permitted: above 0")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class UniformTime:
     """Time uniform in [0, 1]."""
 
@@ -47,7 +47,7 @@ class UniformTime:
         return schedule.logsnr(_quantiles(key, batch, self.stratified))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class UniformTimestep:
     """Uniform over the whole timesteps of a table of betas (Ho et al. 2020, arXiv 2006.11239)."""
 
@@ -62,7 +62,7 @@ class UniformTimestep:
         return schedule.logsnr_at(jnp.minimum(number, schedule.steps - 1))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class LogNormalSigma:
     """`log(sigma / alpha)` normal (Karras et al. 2022, arXiv 2206.00364, table 1).
 
@@ -81,7 +81,7 @@ class LogNormalSigma:
         return -2 * (self.mean + self.std * _normals(key, batch, self.stratified))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class LogitNormalTime:
     """`logit(t)` normal, favouring mid-path (Esser et al. 2024, arXiv 2403.03206, section 3.1)."""
 

@@ -5,7 +5,6 @@ the integrals of a polynomial in lambda have the weights `phi_k(x) = sum_n x^n /
 step up to the one asked for. `sampling.py` replaces the result of the last step by its estimate.
 """
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -13,6 +12,7 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from vdm_jax.configuration import config
 from vdm_jax.diffusion.arrays import Video
 from vdm_jax.diffusion.families import Family
 from vdm_jax.diffusion.steps import Estimate, OnGrid, Outcome, Scalar, Step
@@ -54,7 +54,7 @@ def _chosen(rows: Sequence[Sequence[Scalar | float]], order: Int[Array, ""]) -> 
                       for row in rows])[order - 1]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class _Multistep(OnGrid):
     """A sampler that remembers."""
 
@@ -83,7 +83,7 @@ class _Multistep(OnGrid):
         return jnp.where(step.count < FEW, jnp.minimum(order, step.count - step.index), order) if few else order
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class DPMSolver(_Multistep):
     """DPM-Solver and DPM-Solver++, multistep, of order 1 to 3, along the ODE or the SDE.
 
@@ -157,7 +157,7 @@ class DPMSolver(_Multistep):
         return latest + before * share * change, h * share * change
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class UniPC(_Multistep):
     """Predictor and corrector of one order, with one evaluation a step (Zhao et al. 2023, arXiv 2302.04867).
 
@@ -229,7 +229,7 @@ class UniPC(_Multistep):
         return alpha_s / alpha_t * z - sigma_s * total
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class DEIS(_Multistep):
     """Polynomials of eps_hat in log(sigma / alpha), integrated exactly (Zhang & Chen 2023, arXiv 2204.13902).
     """
@@ -253,7 +253,7 @@ class DEIS(_Multistep):
         return z, x_hat, self._remembered(eps, step.level, memory, self.order - 1)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class LMS(_Multistep):
     """Linear multistep method: polynomials of eps_hat in sigma / alpha, integrated exactly (Adams-Bashforth for any
     steps; the "LMS" sampler of k-diffusion, whose order is 4)."""

@@ -1,12 +1,12 @@
 """The diffusion process of a stage: schedule, prediction, weighting and training levels in one config."""
 
-import dataclasses
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from vdm_jax.configuration import Positive, config
 from vdm_jax.diffusion import predictions
 from vdm_jax.diffusion.arrays import Denoiser, Level, Network, Video, expand
 from vdm_jax.diffusion.levels import LevelSampling, UniformTime
@@ -16,7 +16,7 @@ from vdm_jax.diffusion.weightings import UniformWeighting, Weighting
 from vdm_jax.errors import UserError
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class Process:
     """What is added to a video, what the network predicts of it, and how the error counts.
 
@@ -28,7 +28,7 @@ class Process:
     prediction: Prediction = "v"  # what the network's output means
     weighting: Weighting = UniformWeighting()  # weight of the loss by log-SNR
     level_sampling: LevelSampling = UniformTime()  # distribution of training levels
-    sigma_data: float = 0.5  # standard deviation of the data, for prediction 'edm' only
+    sigma_data: Positive = 0.5  # standard deviation of the data, for prediction 'edm' only
     # Smallest resolution of a multiscale loss, pixels of the shorter side (32 published): the sum of the errors pooled
     # to s = d, d/2, d/4, ... pixels, each weighted by 1 / s (Hoogeboom et al. 2023, arXiv 2301.11093). 0: plain
     multiscale: int = 0

@@ -6,7 +6,6 @@ lambda_t > 0` from level t to the less noisy s, all formulas are written in h, a
 every family.
 """
 
-import dataclasses
 import math
 from typing import ClassVar, Literal
 
@@ -14,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vdm_jax.configuration import config
 from vdm_jax.diffusion import predictions
 from vdm_jax.diffusion.arrays import Video
 from vdm_jax.diffusion.families import VE, Family
@@ -25,7 +25,7 @@ from vdm_jax.errors import UserError
 __all__ = ["DDIM", "DEIS", "LMS", "PNDM", "Ancestral", "AncestralLangevin", "Consistency", "DPMSolver", "Heun",
            "Sampler", "Step", "UniPC"]
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class Ancestral(OnGrid):
     """DDPM: draws from q(z_s | z_t, x_hat) (Ho et al. 2022, arXiv 2204.03458, eq. 3 and 4).
 
@@ -51,7 +51,7 @@ class Ancestral(OnGrid):
         return mean + std * noise, x_hat, None
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class AncestralLangevin(Ancestral):
     """`Ancestral`, and after each step one of Langevin dynamics at the level reached: `z - delta / 2 sigma eps_hat +
     sqrt(delta) sigma noise`.
@@ -88,7 +88,7 @@ class AncestralLangevin(Ancestral):
         return jax.lax.cond(step.last, lambda: z, correct), x_hat, None
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class DDIM(OnGrid):
     """`z_s = alpha_s x_hat + sqrt(sigma_s^2 - var) eps_hat + sqrt(var) noise`.
 
@@ -125,7 +125,7 @@ class DDIM(OnGrid):
         return (z + sigma_s * jnp.sqrt(drawn) * noise if self.eta else z), x_hat, None
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class Heun(OnGrid):
     """Heun's second-order method, with churn (Karras et al. 2022, arXiv 2206.00364, algorithms 1 and 2).
 
@@ -210,7 +210,7 @@ _ADAMS_BASHFORTH = ((1, 0, 0, 0), (3 / 2, -1 / 2, 0, 0), (23 / 12, -16 / 12, 5 /
                     (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class PNDM(OnGrid):
     """Linear multistep method in DDIM's steps (Liu et al. 2022, arXiv 2202.09778, eq. 9 and 12).
 
@@ -264,7 +264,7 @@ class PNDM(OnGrid):
         return predictions.convert("x", x_hat, z, alpha, sigma)[self.extrapolate]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class Consistency(OnGrid):
     """`z_s = alpha_s x_hat + sigma_s noise`: each step's estimate, with all noise drawn anew.
 

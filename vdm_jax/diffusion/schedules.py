@@ -5,7 +5,6 @@ other constants are computed in double precision by Python, and both ends of a r
 float32 keeps full relative precision there: near t = 1, `1 - t` is what carries the information.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import ClassVar
@@ -13,6 +12,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from vdm_jax.configuration import Positive, config
 from vdm_jax.diffusion.arrays import Level
 from vdm_jax.diffusion.beta_tables import BetaTable, LinearBetaSchedule, ScaledLinearBetaSchedule
 from vdm_jax.diffusion.families import FLOW, VE, VP, Family, FamilyMember
@@ -43,7 +43,7 @@ def resolution_shift(size: int, reference: int = 64) -> float:
     return 2 * math.log(reference / size)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class _RangedSchedule(FamilyMember):
     """A schedule between two stated log-SNRs."""
 
@@ -76,7 +76,7 @@ def _invert_decreasing(function: Callable[[Level], Level], value: Level) -> Leve
     return (low + high) / 2
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class CosineSchedule(_RangedSchedule):
     """`logsnr(t) = -2 log tan(a t + b) + shift` with a and b such that it runs exactly over the stated range.
 
@@ -109,7 +109,7 @@ class CosineSchedule(_RangedSchedule):
         return first, rest, math.pi / 2 - first - rest
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class InterpolatedCosineSchedule(_RangedSchedule):
     """`t * cosine(t, low_shift) + (1 - t) * cosine(t, high_shift)`: the noisy end uses the lower shift.
 
@@ -147,16 +147,16 @@ class InterpolatedCosineSchedule(_RangedSchedule):
         return _invert_decreasing(self.logsnr, jnp.asarray(logsnr, jnp.float32))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class EDMSchedule(FamilyMember):
     """Variance-exploding `z = x + sigma eps`, on the ramp of Karras et al. 2022 (arXiv 2206.00364, eq. 5).
 
     `sigma(t) = (sigma_min^(1/rho) + t (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho`.
     """
 
-    sigma_min: float = 0.002  # noise standard deviation at t = 0, in units of the video in [-1, 1]
-    sigma_max: float = 80.0  # noise standard deviation at t = 1
-    rho: float = 7.0  # how strongly steps crowd at low noise; 1 is linear in sigma
+    sigma_min: Positive = 0.002  # noise standard deviation at t = 0, in units of the video in [-1, 1]
+    sigma_max: Positive = 80.0  # noise standard deviation at t = 1
+    rho: Positive = 7.0  # how strongly steps crowd at low noise; 1 is linear in sigma
 
     family: ClassVar[Family] = VE
 
@@ -189,7 +189,7 @@ class EDMSchedule(FamilyMember):
         return self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class FlowSchedule(_RangedSchedule):
     """Rectified flow: `alpha = 1 - t'`, `sigma = t'`, straight paths.
 

@@ -1,11 +1,11 @@
 """One step of a sampler as the scan sees it, and what all samplers share."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 from jaxtyping import Array, Bool, Float, Int
 
+from vdm_jax.configuration import config
 from vdm_jax.diffusion.arrays import Video
 from vdm_jax.diffusion.grids import Grid
 
@@ -25,7 +25,7 @@ class Step(NamedTuple):
     count: int  # number of steps
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class OnGrid:
     """What all samplers share."""
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Literal
 
 import jax.numpy as jnp
 
+from vdm_jax.configuration import config
 from vdm_jax.diffusion.arrays import Video
 from vdm_jax.diffusion.percentile import percentile_of_magnitudes
 from vdm_jax.errors import UserError
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class Threshold:
     """Clips to [-limit, limit], or with `ratio` to [-s, s] and divides by s.
 

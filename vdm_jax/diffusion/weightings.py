@@ -4,19 +4,19 @@ They say nothing about how often a level is drawn; that is `levels.py`. Weights 
 they span e^20 over a schedule and only their ratio to the prediction's own weight is ever used.
 """
 
-import dataclasses
 import math
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
+from vdm_jax.configuration import Positive, config
 from vdm_jax.diffusion.arrays import Level
 from vdm_jax.diffusion.predictions import PREDICTIONS, log_precision
 from vdm_jax.errors import UserError
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class UniformWeighting:
     """Plain mean squared error in whatever the network predicts.
 
@@ -29,7 +29,7 @@ class UniformWeighting:
         return own
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class SpaceWeighting:
     """Plain mean squared error in a named space, whatever the network predicts.
 
@@ -41,7 +41,7 @@ class SpaceWeighting:
     space: Literal[
         "x", "eps", "v", "flow", "edm"
     ]  # the space in which the error counts equally at all levels
-    sigma_data: float = 0.5  # standard deviation of the data, for 'edm' only
+    sigma_data: Positive = 0.5  # standard deviation of the data, for 'edm' only
 
     def __post_init__(self):
         if self.space not in PREDICTIONS:
@@ -54,7 +54,7 @@ class SpaceWeighting:
         return log_precision(self.space, logsnr, self.sigma_data)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class TruncatedSNRWeighting:
     """max(SNR, 1): the larger of the x and eps errors (Salimans & Ho 2022, arXiv 2202.00512, section 4)."""
 
@@ -63,7 +63,7 @@ class TruncatedSNRWeighting:
         return jnp.maximum(logsnr, 0)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class MinSNRWeighting:
     """min(SNR, gamma) (Hang et al. 2023, arXiv 2303.09556)."""
 
@@ -78,7 +78,7 @@ class MinSNRWeighting:
         return jnp.minimum(logsnr, math.log(self.gamma))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class SigmoidWeighting:
     """SNR * sigmoid(bias - logsnr), that is sigmoid(bias - logsnr) on the eps error.
 
@@ -92,7 +92,7 @@ class SigmoidWeighting:
         return logsnr + jax.nn.log_sigmoid(self.bias - logsnr)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class P2Weighting:
     """SNR / (k + SNR)^gamma: 1 / (k + SNR)^gamma on the eps error (Choi et al. 2022, arXiv 2204.00227)."""
 

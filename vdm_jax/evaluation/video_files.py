@@ -59,6 +59,7 @@ class FileSettings:
     start: str = "not stated"  # of the real videos in their sources; or "random"
     draw: str = "not stated"  # of the real videos from the split; or "with replacement", "without replacement"
     resamples: int = 100  # of the 95 % intervals of distances and Inception scores
+    frames: int | None = None  # of each file, from its beginning; None: all, which must be as many in all files
     seed: int = 0  # of them
     given_frames: int = 0  # at the beginning of a file, which paired metrics leave out
     least_motion: float = LEAST_MOTION  # of av_align's peaks, pixels a frame
@@ -117,11 +118,28 @@ class _Files:
     def __init__(self, folder: Path, settings: FileSettings):
         self.folder, self.settings = folder, settings
         self.names = list_files("videos", str(folder), SUFFIXES)
-        self.shape = self.read(0).shape[:3]
+        self.shape = self._checked_shape()
+
+    def _checked_shape(self) -> tuple[int, int, int]:
+        """Frames, height and width of all files. Raises `UserError` before anything is measured where they differ."""
+        asked, shape = self.settings.frames, None
+        for name in self.names:
+            with VideoReader(self.folder / name) as reader:
+                frames, size = len(reader), reader.frames([0]).shape[1:3]
+            if asked is not None and frames < asked:
+                raise UserError(f"{self.folder / name} has {frames} frames and frames={asked}; permitted: up to "
+                                f"{frames}")
+            found = (asked or frames, *size)
+            if shape is not None and found != shape:
+                hint = "" if found[1:] != shape[1:] else f", or frames={min(found[0], shape[0])} of each (--frames)"
+                raise UserError(f"{self.folder / name} is {list(found)} (frames, height, width), {self.names[0]} "
+                                f"{list(shape)}; permitted: one size in a folder{hint}")
+            shape = found
+        return shape
 
     def read(self, number: int) -> UInt8[np.ndarray, "t h w 3"]:
         with VideoReader(self.folder / self.names[number]) as reader:
-            return np.asarray(reader.frames(range(len(reader))))
+            return np.asarray(reader.frames(range(self.settings.frames or len(reader))))
 
     def videos(self, numbers: Sequence[int]) -> UInt8[np.ndarray, "n t h w 3"]:
         found = [self.read(number) for number in numbers]

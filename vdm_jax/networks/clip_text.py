@@ -15,20 +15,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from vdm_jax.configuration import Size, Width, config
 from vdm_jax.errors import UserError
 from vdm_jax.networks.clip_layers import Activation, CLIPLayer, check_encoder
 from vdm_jax.networks.layers import Dense
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class CLIPText:
     """Sizes of a CLIP text encoder; the defaults are those of ViT-L/14."""
 
-    vocabulary: int = 49408  # tokens
+    vocabulary: Width = 49408  # tokens
     length: int = 77  # tokens of a text at most
-    width: int = 768  # channels
+    width: Size = 768  # channels
     layers: int = 12
-    heads: int = 12
+    heads: Size = 12
     hidden: int = 3072  # channels inside the feed-forward layers
     activation: Activation = "quick_gelu"
     epsilon: float = 1e-5  # of the norms

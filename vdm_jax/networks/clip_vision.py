@@ -6,7 +6,6 @@ OpenCLIP's ViT-H/14: one token.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from vdm_jax.configuration import Size, Width, config
 from vdm_jax.errors import UserError
 from vdm_jax.networks.clip_layers import Activation, CLIPLayer, check_encoder
 from vdm_jax.networks.layers import Dense, fan_in, space_to_depth
@@ -23,16 +23,16 @@ PIXEL_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 PIXEL_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class CLIPVision:
     """Sizes of a CLIP image encoder; the defaults are those of ViT-L/14."""
 
-    size: int = 224  # pixels of a side
-    patch: int = 14  # pixels of a patch's side
-    channels: int = 3  # of the image
-    width: int = 1024  # channels
+    size: Size = 224  # pixels of a side
+    patch: Size = 14  # pixels of a patch's side
+    channels: Width = 3  # of the image
+    width: Size = 1024  # channels
     layers: int = 24
-    heads: int = 16
+    heads: Size = 16
     hidden: int = 4096  # channels inside the feed-forward layers
     activation: Activation = "quick_gelu"
     epsilon: float = 1e-5  # of the norms
@@ -60,7 +60,7 @@ class Patches(nn.Module):
     """Affine map of each patch, with the canonical kernel of the convolution that it is."""
 
     features: int
-    patch: int  # pixels of a side
+    patch: Size  # pixels of a side
     dtype: jnp.dtype
 
     @nn.compact

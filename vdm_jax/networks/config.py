@@ -1,11 +1,11 @@
 """Configs of the space-time U-Net: each level declares its blocks and mixers. Data only; nothing is built here."""
 
-import dataclasses
 import math
 from typing import Literal, get_args, get_type_hints
 
 from vdm_jax.attention.capability import require
 from vdm_jax.attention.patterns import AttentionPattern, External, Spatial, Temporal
+from vdm_jax.configuration import Count, ShareBelowOne, Size, Width, WidthOrZero, config
 from vdm_jax.errors import UserError
 
 
@@ -38,7 +38,7 @@ def _divides(config: object, whole: str, part: str) -> None:
 # ---------------------------------------------------------------------------------------------- mixers
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class SelfAttention:
     """Residual self-attention; it starts as the identity.
 
@@ -50,7 +50,7 @@ class SelfAttention:
     """
 
     pattern: AttentionPattern = Spatial()
-    head_dim: int = 32  # channels per head; heads = channels / head_dim
+    head_dim: Size = 32  # channels per head; heads = channels / head_dim
     position: Literal["rotary", "relative", "t5", "shaw", "shaw_key_value", "sinusoidal", "learned",
                       "none"] = "rotary"
     qk_norm: bool = False  # RMS norm of queries and keys per head, with learned scales
@@ -66,28 +66,28 @@ class SelfAttention:
                 offset_values=self.position == "shaw_key_value")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class CrossAttention:
     """Residual attention of every video token to the text tokens."""
 
-    head_dim: int = 32  # channels per head
+    head_dim: Size = 32  # channels per head
 
     def __post_init__(self):
         _positive(self, "head_dim")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class TemporalConvolution:
     """Residual convolution over frames (k x 1 x 1); starts as the identity."""
 
-    kernel: int = 3  # frames
+    kernel: Size = 3  # frames
     causal: bool = False  # no frame sees later ones
 
     def __post_init__(self):
         _odd(self, "kernel")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class FeedForward:
     """Residual two-layer perceptron per token."""
 
@@ -97,19 +97,19 @@ class FeedForward:
         _positive(self, "expansion")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class ConvolutionInflation:
     """Residual (2+1)-D convolution, within frames and then over frames, and a projection that starts at zero: the
     convolution-based inflation block of Lumiere (Bar-Tal et al. 2024, arXiv 2401.12945). Sizes are not published."""
 
-    kernel: int = 3  # pixels
-    temporal_kernel: int = 3  # frames
+    kernel: Size = 3  # pixels
+    temporal_kernel: Size = 3  # frames
 
     def __post_init__(self):
         _odd(self, "kernel", "temporal_kernel")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class AttentionInflation:
     """Residual stack of attention layers over frames and a projection that starts at zero: the attention-based
     inflation block of Lumiere, at its lowest level. The number of layers is not published."""
@@ -136,15 +136,15 @@ Mixer = (SelfAttention | CrossAttention | TemporalConvolution | FeedForward | Co
 # ---------------------------------------------------------------------------------------------- text inputs
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class WordEncoder:
     """Small word-level transformer encoder, trained with the network."""
 
     words: tuple[str, ...] = ()  # vocabulary; empty: taken from the data set when the run is made
     length: int = 24  # tokens; longer captions are cut, with a warning
-    width: int = 64
+    width: Size = 64
     layers: int = 2
-    head_dim: int = 16
+    head_dim: Size = 16
     pooling: Literal["mean", "attention"] = "mean"  # of tokens into the conditioning vector
 
     def __post_init__(self):
@@ -153,11 +153,11 @@ class WordEncoder:
         _divides(self, "width", "head_dim")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class EmbeddedText:
     """Text that arrives as embeddings computed beforehand by any encoder."""
 
-    width: int = 768  # channels per token
+    width: Size = 768  # channels per token
     project: int = 0  # channels per token after a learned linear map; 0: tokens stay as they come
     pooling: Literal["mean", "attention"] = "mean"  # of tokens into the conditioning vector
 
@@ -171,12 +171,12 @@ class EmbeddedText:
 TextInput = WordEncoder | EmbeddedText
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class Reference:
     """Features made outside the network (of a reference picture, of key frames) that attention layers may see."""
 
     name: str  # key in `Conditioning.references`
-    width: int  # channels per token
+    width: Size  # channels per token
 
     def __post_init__(self):
         _positive(self, "width")
@@ -187,19 +187,19 @@ class Reference:
 # ---------------------------------------------------------------------------------------------- the U-Net
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class Level:
     """One resolution of the U-Net: `blocks` residual blocks, each followed by the mixers in order; with
     `mixers_after="last"` only the last one on the way down and the last one on the way up."""
 
-    channels: int
-    blocks: int = 2
+    channels: Width
+    blocks: Count = 2
     mixers: tuple[Mixer, ...] = ()
     mixers_after: Literal["each", "last"] = "each"  # of the residual blocks
-    kernel: int = 3  # spatial size of the residual blocks' convolutions; 1 leaves space to the mixers
-    dropout: float = 0.0  # probability, inside the residual blocks
+    kernel: Size = 3  # spatial size of the residual blocks' convolutions; 1 leaves space to the mixers
+    dropout: ShareBelowOne = 0.0  # probability, inside the residual blocks
     stride: tuple[int, int] = (2, 2)  # spatial reduction (height, width) to the next level; see UNet.resample_order
-    temporal_stride: int = 1  # reduction of frames, beside the spatial one
+    temporal_stride: Size = 1  # reduction of frames, beside the spatial one
 
     def __post_init__(self):
         _positive(self, "channels", "blocks", "kernel", "temporal_stride")
@@ -212,23 +212,23 @@ class Level:
                                 f"Level.channels={self.channels}; permitted: a divisor of {self.channels}")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class UNet:
     """A space-time U-Net. Published systems are values of this."""
 
     levels: tuple[Level, ...]
     middle: tuple[Mixer, ...] = ()  # between the two middle residual blocks
-    out_channels: int = 3  # of the video or its latents, which it takes and predicts
-    embedding_channels: int = 128  # width of the conditioning vector
+    out_channels: Size = 3  # of the video or its latents, which it takes and predicts
+    embedding_channels: Width = 128  # width of the conditioning vector
     embedding_layers: int = 2  # of the perceptron that makes it
     modulation: Literal["film", "add"] = "film"  # how the vector enters a residual block
     level_encoding: Literal["inv_cos", "linear", "edm"] = "inv_cos"  # log-SNR -> scalar before the sinusoids
-    patch: int = 1  # space-to-depth factor at the input, undone at the output
+    patch: Size = 1  # space-to-depth factor at the input, undone at the output
     stem_kernel: int = 3  # spatial size of the first convolution, in patches
     out_kernel: int = 3  # spatial size of the last convolution, in patches
     # Frames of a convolution over frames after every spatial one, which starts as the identity (pseudo-3D convolution:
     # Make-A-Video, Singer et al. 2022, arXiv 2209.14792, section 3.2.1); 1: none
-    temporal_kernel: int = 1
+    temporal_kernel: Size = 1
     temporal_causal: bool = False  # in these convolutions no frame sees later ones
     position_period: float = 0.0  # longest period of an added embedding of the place of a patch; 0: no embedding
     # What of the place is embedded; without "frame" an image network can become a video network exactly (inflation.py)
@@ -242,9 +242,9 @@ class UNet:
     residual_scale: float = 1.0  # factor on the shortcut of residual blocks; the other reading of 2**-0.5
     shortcut: Literal["match", "always"] = "match"  # a 1x1 convolution there where channels change, or in every block
     norm_over: Literal["frame", "clip"] = "frame"  # statistics of group norm: per frame or over the clip
-    groups: int = 8  # of group norm, at most
+    groups: Count = 8  # of group norm, at most
     text: TextInput | None = None
-    classes: int = 0  # of a class label, which enters the conditioning vector; 0: takes none
+    classes: WidthOrZero = 0  # of a class label, which enters the conditioning vector; 0: takes none
     low_resolution: bool = False  # takes a low-resolution video and its augmentation level
     residual: bool = False  # the output is a change to the low-resolution video (prediction "x" only)
     observed: bool = False  # takes known frames and their mask (out_channels + 1 extra input channels)

@@ -9,19 +9,18 @@ Several are added up: `jax.tree.map(jnp.add, first, second)`.
 
 from __future__ import annotations
 
-import dataclasses
-
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from vdm_jax.configuration import config
 from vdm_jax.errors import UserError
 from vdm_jax.networks.latent_unet import LATENT_UNET_SD1, LatentUNet, check, embed, middle, way_down
 from vdm_jax.networks.latent_unet_blocks import Control, Given
 from vdm_jax.networks.layers import Convolution, silu, zeros
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class ControlNet:
     """Sizes of a ControlNet; the defaults are those for Stable Diffusion 1.5."""
 

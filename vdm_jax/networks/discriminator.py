@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from vdm_jax.configuration import Size, config
 from vdm_jax.errors import UserError
 from vdm_jax.networks.layers import Convolution, zeros
 
@@ -18,15 +17,15 @@ _SLOPE = 0.2  # of activations below zero
 _start = nn.initializers.normal(0.02)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class Discriminator:
     """Sizes of a patch discriminator; the defaults are those of latent diffusion (Rombach et al. 2022, arXiv
     2112.10752), whose patches are of 70 x 70 pixels."""
 
     # Frames of the kernels. 1: every frame is judged by itself. Video LDM (Blattmann et al. 2023, arXiv 2304.08818)
     # judges videos by 3-D convolutions, whose sizes are not published: ours are 3 frames, without strides over time
-    frames: int = 1
-    width: int = 64  # channels of the first layer; doubled from layer to layer up to eight times as many
+    frames: Size = 1
+    width: Size = 64  # channels of the first layer; doubled from layer to layer up to eight times as many
     layers: int = 3  # that halve height and width
 
     def __post_init__(self):

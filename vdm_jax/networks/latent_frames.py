@@ -8,7 +8,6 @@ Both end in a projection that starts at zero: a network then begins as its image
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import flax.linen as nn
@@ -17,18 +16,19 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from vdm_jax.attention import Temporal
+from vdm_jax.configuration import Count, ShareBelowOne, Size, config
 from vdm_jax.errors import UserError
 from vdm_jax.networks.latent_unet_blocks import TOKEN_EPSILON, GatedFeedForward, Sizes, TokenAttention, beside
 from vdm_jax.networks.layers import Convolution, Dense, GroupNorm, fan_in, silu, zeros
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class Stack:
     """ModelScope: four convolutions over frames after each residual block, two self-attentions over frames after each
     transformer, and such a transformer after the first convolution."""
 
     first_heads: int = 8  # of the transformer after the first convolution, as large as the first level's
-    dropout: float = 0.1  # probability, in training, before all but the first of the convolutions
+    dropout: ShareBelowOne = 0.1  # probability, in training, before all but the first of the convolutions
 
     def __post_init__(self):
         if self.first_heads < 1 or not 0 <= self.dropout < 1:
@@ -36,14 +36,14 @@ class Stack:
                             "dropout < 1")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class Motion:
     """AnimateDiff: a motion module after each block of every level, whether it has a transformer or not."""
 
-    heads: int = 8
-    frames: int = 32  # of the longest clip; 24 in the first version
+    heads: Size = 8
+    frames: Size = 32  # of the longest clip; 24 in the first version
     middle: bool = True  # one in the middle too, in the second version only
-    groups: int = 32  # of its norms
+    groups: Count = 32  # of its norms
 
     def __post_init__(self):
         if min(self.heads, self.frames, self.groups) < 1:
@@ -66,7 +66,7 @@ class FrameConvolutions(nn.Module):
     """Norm over the clip, SiLU and convolution over three frames, four times, beside a residual connection."""
 
     sizes: Sizes
-    dropout: float = 0.0
+    dropout: ShareBelowOne = 0.0
 
     @nn.compact
     def __call__(
@@ -85,9 +85,9 @@ class FrameTransformer(nn.Module):
     """Norm over the clip, affine map, two self-attentions over frames, feed-forward, affine map, beside a residual
     connection. With `code`, each attention's input has the code of the frame's number added."""
 
-    heads: int
-    head_dim: int
-    groups: int
+    heads: Size
+    head_dim: Size
+    groups: Count
     sizes: Sizes
     code: bool = False
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vdm_jax.conditioning.conditioning import Conditioning
+from vdm_jax.configuration import config
 from vdm_jax.diffusion.beta_tables import LinearBetaSchedule, ScaledLinearBetaSchedule
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import EmbeddedText, UNet
@@ -22,7 +23,7 @@ from vdm_jax.networks.unet import SpaceTimeUNet
 SCALARS = ("fps", "motion", "noise")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class LatentNetwork:
     """An open latent U-Net as the network of a stage."""
 

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from vdm_jax.configuration import Count, Size, WidthOrZero, config
 from vdm_jax.errors import UserError
 from vdm_jax.networks.autoencoder_blocks import Double
 from vdm_jax.networks.latent_frames import (
@@ -37,20 +38,20 @@ from vdm_jax.networks.latent_unet_blocks import (
 from vdm_jax.networks.layers import Convolution, Dense, GroupNorm, silu
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class LatentUNet:
     """Sizes of a U-Net, by level from the finest on; the defaults are those of Stable Diffusion 1.x."""
 
     in_channels: int = 4  # of the noisy latents and what is joined to them: masks, depth, latents of an image
-    out_channels: int = 4
+    out_channels: Size = 4
     widths: tuple[int, ...] = (320, 640, 1280, 1280)  # channels
-    blocks: int = 2  # residual blocks on the way down; one more on the way up
+    blocks: Count = 2  # residual blocks on the way down; one more on the way up
     attention: tuple[bool, ...] = (True, True, True, False)  # whether a transformer follows each block
     heads: tuple[int, ...] = (8, 8, 8, 8)
     only_context: tuple[bool, ...] = (False, False, False, False)  # no attention among tokens
     context_channels: int = 768  # of the text or image tokens; 0: takes none (with `offsets` only)
     convolve_tokens: bool = True  # maps around transformers stored as convolutions (1.x) and not as matrices (2.x)
-    classes: int = 0  # of a table added to the embedding: noise levels of the low-resolution input
+    classes: WidthOrZero = 0  # of a table added to the embedding: noise levels of the low-resolution input
     scalars: int = 0  # numbers added to the embedding: frames per second, motion, noise of the image
     scalar_channels: int = 256  # of the code of each
     temporal: bool = False  # layers over frames mixed with those within, by learned shares
@@ -62,7 +63,7 @@ class LatentUNet:
     known_channels: int = 0  # of known frames and their mask, which layers over frames are told, with `temporal`
     norm_over: Literal["frame", "clip"] = "frame"  # statistics of the norms
     film: bool = False  # the embedding scales and shifts norms in residual blocks, and is not added
-    groups: int = 32  # of the norms
+    groups: Count = 32  # of the norms
     # Of the norms in residual blocks: on the way down with and without attention, in the middle, on the way up.
     epsilons: tuple[float, float, float, float] = (1e-5, 1e-5, 1e-5, 1e-5)
     attention_kernel: str = "auto"  # see `vdm_jax.attention`

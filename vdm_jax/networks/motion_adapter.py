@@ -12,18 +12,19 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vdm_jax.configuration import Count, config
 from vdm_jax.errors import UserError
 from vdm_jax.networks.latent_frames import MOTION_V1, MOTION_V2, MOTION_V3, Motion, motion_module
 from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.networks.latent_unet_blocks import Sizes
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class MotionAdapter:
     """Motion modules for image networks of these sizes; the defaults fit Stable Diffusion 1.x."""
 
     widths: tuple[int, ...] = (320, 640, 1280, 1280)  # channels, by level from the finest on
-    blocks: int = 2  # per level on the way down; one more on the way up
+    blocks: Count = 2  # per level on the way down; one more on the way up
     motion: Motion = MOTION_V2
     dtype: str = "float32"  # of the activations
 

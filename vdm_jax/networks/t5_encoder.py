@@ -6,28 +6,27 @@ scaled, and positions as a bias per bucket of offsets that all layers share.
 
 from __future__ import annotations
 
-import dataclasses
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vdm_jax.attention.positions import bucket_index
+from vdm_jax.configuration import Size, Width, config
 from vdm_jax.errors import UserError
 from vdm_jax.networks.clip_layers import ACTIVATIONS, Activation, EncoderAttention
 from vdm_jax.networks.layers import Dense
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class T5Encoder:
     """Sizes of a T5 encoder; the defaults are those of version 1.1, base."""
 
-    vocabulary: int = 32128  # tokens
-    width: int = 768  # channels
+    vocabulary: Width = 32128  # tokens
+    width: Size = 768  # channels
     layers: int = 12
-    heads: int = 12
-    head_dim: int = 64  # channels of a head; heads need not fill the width
+    heads: Size = 12
+    head_dim: Size = 64  # channels of a head; heads need not fill the width
     hidden: int = 2048  # channels inside the feed-forward layers
     activation: Activation = "gelu_new"  # of the gate, or of the hidden channels where there is none
     gated: bool = True  # version 1.1; the first version has no gate

@@ -1,6 +1,5 @@
 """A device mesh from a spec. Axes are always Auto: the compiler propagates shardings, we constrain where it matters."""
 
-import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -9,12 +8,13 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
+from vdm_jax.configuration import config
 from vdm_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor", "context")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class MeshSpec:
     """Devices per mesh axis; one axis may be -1 and takes what is left.
 

@@ -29,9 +29,9 @@ class Keys(NamedTuple):
 def dense(q: Float[Array, "*b q k d"], *sets: Keys) -> Float[Array, "*b q k d"]:
     """Softmax attention over the union of sets of keys; logits and softmax are float32.
 
-    Leading dimensions of a set broadcast against those of `q`. Heads stand in front of the tokens while it computes, and
-    outputs are divided by the sum of the weights, not the weights themselves: on a CPU this is several times faster for
-    many short sequences, since products then need no other layout and the weights are passed over once less.
+    Leading dimensions of a set broadcast against those of `q`. Heads stand in front of the tokens while it computes,
+    and outputs are divided by the sum of the weights, not the weights themselves: on a CPU this is several times
+    faster for many short sequences, since products then need no other layout and weights are passed over once less.
     """
     q, logits = _heads_first(q * q.shape[-1] ** -0.5), []
     for keys in sets:
