@@ -44,12 +44,12 @@ def test_a_later_start_takes_its_share_of_the_timesteps():
 
 
 @pytest.mark.parametrize("make, message", [
-    (lambda: TimestepGrid(spacing="even"), "spacing='even'; permitted: leading"),
+    (lambda: TimestepGrid(spacing="even"), "spacing='even' is not valid; permitted: 'leading'"),
     (lambda: TimestepGrid(spacing="trailing", offset=1), "offset=1"),
     (lambda: sampling_levels(DDIM(grid=TimestepGrid()), CosineSchedule(), 4), "TimestepGrid with CosineSchedule"),
     (lambda: sampling_levels(DDIM(grid=TimestepGrid(spacing="distilled")), STABLE, 51), "permitted: up to 50"),
-    (lambda: PNDM(extrapolate="x"), "PNDM.extrapolate='x'; permitted: 'eps', 'v'"),
-    (lambda: Heun(along="time"), "Heun.along='time'; permitted: 'family', 'sigma'"),
+    (lambda: PNDM(extrapolate="x"), "PNDM.extrapolate='x' is not valid; permitted: 'eps', 'v'"),
+    (lambda: Heun(along="time"), "Heun.along='time' is not valid; permitted: 'family', 'sigma'"),
     (lambda: consistent(lambda z, level: z, CosineSchedule()), "consistent with CosineSchedule"),
 ])
 def test_refusals(make, message):

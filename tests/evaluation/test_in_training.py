@@ -93,7 +93,7 @@ def test_a_missing_detector_is_refused_before_training(monkeypatch):
 
 @pytest.mark.parametrize("values", [{"every": -1}, {"clips": 1}])
 def test_bad_options_are_refused(values):
-    with pytest.raises(UserError, match="permitted: every >= 0, clips >= 2"):
+    with pytest.raises(UserError, match="permitted: .*>= [02]"):
         Evaluation(**values)
 
 

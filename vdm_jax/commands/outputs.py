@@ -23,10 +23,7 @@ def check_file(path: Path, suffixes: Sequence[str], flag: str = "--out") -> None
                         f"to {longest}")
     if path.is_dir():
         raise UserError(f"{flag}={path} is a folder; permitted: a file")
-    if not path.parent.is_dir():
-        raise UserError(f"{flag}={path}: the folder {path.parent} does not exist; permitted: a file in an existing "
-                        "folder")
-    _check_writable(path.parent, f"{flag}={path}")
+    check_folder(path.parent, flag)
 
 
 def check_folder(path: Path, flag: str = "--out") -> None:

@@ -136,3 +136,15 @@ def test_archives_of_torchscript(way):
     assert set(found) >= set(module.state_dict())
     for name, tensor in module.state_dict().items():
         np.testing.assert_array_equal(found[name], tensor.numpy())
+
+
+@pytest.mark.parametrize("put", [b"r\xff\xff\xff\x7f", b"p999999999\n"])
+def test_a_pickle_cannot_ask_for_a_table_of_gigabytes(put):
+    with pytest.raises(UserError, match="numbers an object"):
+        read_torch(archive(b"\x80\x02}" + put + b"."), "x")
+
+
+def test_a_tensor_has_no_more_numbers_than_its_storage(torch_like):
+    Tensor, written = torch_like
+    with pytest.raises(UserError, match="beyond its 12 numbers"):  # a stride of 0 repeats one number
+        read_torch(archive(written({"a": Tensor(0, (10**9,), (0,))})), "x")

@@ -9,7 +9,9 @@ what was asked for; all others are refused.
 from __future__ import annotations
 
 import io
+import math
 import pickle
+import pickletools
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -108,7 +110,8 @@ def _array(tensor: _Tensor, storages: Callable[[_Storage], bytes]) -> np.ndarray
     storage, offset, shape, strides = tensor
     numbers = np.frombuffer(storages(storage), storage.dtype)
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-    if min((offset, *shape, *strides)) < 0 or (0 not in shape and last >= len(numbers)):
+    if (min((offset, *shape, *strides)) < 0 or math.prod(shape) > len(numbers)
+            or (0 not in shape and last >= len(numbers))):
         raise UserError(f"has a tensor of shape {list(shape)} beyond its {len(numbers)} numbers; permitted: whole "
                         "files")
     steps = [stride * storage.dtype.itemsize for stride in strides]
@@ -138,7 +141,17 @@ class _Reader(pickle.Unpickler):
 
     def __init__(self, file: io.BytesIO):
         super().__init__(file, encoding="latin1")
-        self.storages: dict[str, _Storage] = {}
+        self.file, self.storages = file, {}
+
+    def load(self) -> Any:
+        """The next pickle. One that numbers more objects than it could hold is refused, since the table of numbered
+        objects is as long as the largest number."""
+        start, end = self.file.tell(), len(self.file.getbuffer())
+        for operation, argument, _ in pickletools.genops(self.file):
+            if operation.name in ("LONG_BINPUT", "PUT") and int(argument) > end:
+                raise UserError(f"has a pickle that numbers an object {argument}; permitted: up to {end}")
+        self.file.seek(start)
+        return super().load()
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in _DTYPES:
