@@ -157,7 +157,7 @@ def test_videos_are_bytes(experiment, params, monkeypatch):
 @pytest.mark.parametrize(("arguments", "message"), [
     (([],), "captions=[] is not valid; permitted: at least one caption"),
     ((["a"], {"last": "huge"}), "stage 'huge' is unknown; permitted: base, large"),
-    ((["a"], {"steps": 0}), "Sampling.steps=0, batch_size=4; permitted: >= 1"),
+    ((["a"], {"steps": 0}), "Sampling.steps=0 is not valid; permitted: >= 1"),
 ])
 def test_calls_that_cannot_be(one_device, arguments, message):
     captions, options = (*arguments, {})[:2]

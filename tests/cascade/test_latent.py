@@ -142,7 +142,7 @@ def test_training_clips_of_which_frames_are_known(weights, batch):
     (lambda: LatentNetwork(unet=OPEN, text=EmbeddedText(width=7)), "for a U-Net of context_channels=6"),
     (lambda: LatentNetwork(unet=dataclasses.replace(OPEN, scalars=1), scalars=("speed",)), "permitted: as many of fps"),
     (lambda: LatentNetwork(unet=dataclasses.replace(OPEN, scalars=1), scalars=("noise",)), "with first_frame=False"),
-    (lambda: FirstFrame(noise=-1.0), "permitted: a standard deviation >= 0, noise >= 0"),
+    (lambda: FirstFrame(noise=-1.0), "FirstFrame.noise=-1.0 is not valid; permitted: >= 0"),
     (lambda: Sampling(last_frame_guidance=-1.0), "Sampling.last_frame_guidance=-1.0 is not valid; permitted: >= 0"),
 ])
 def test_stages_that_cannot_be(change, message):
