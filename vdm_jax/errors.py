@@ -1,5 +1,9 @@
 """The two exceptions a user is meant to read."""
 
+from __future__ import annotations
+
+from typing import Any, get_args
+
 
 class UserError(ValueError):
     """Bad input from outside: a config value, a file, a caption, a checkpoint.
@@ -14,3 +18,9 @@ class NotFinite(ArithmeticError):
 
     Commands print it without a stack trace and leave with exit code 1: the input was good, the result is not.
     """
+
+
+def unknown_kind(what: str, value: Any, kinds: Any) -> UserError:
+    """The end of every choice by type: `value` is none of `kinds`, a union of types or a tuple of them."""
+    names = ", ".join(kind.__name__ for kind in get_args(kinds) or kinds if kind is not type(None))
+    return UserError(f"{what} of kind {type(value).__name__} is unknown; permitted: {names}")

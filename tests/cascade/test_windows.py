@@ -53,11 +53,12 @@ def test_windows_are_denoised_with_what_belongs_to_them():
     for part in (slice(0, 3), slice(2, 5), slice(3, 6)):
         total[:, part] += estimate(short, whole.replace(low_resolution=low[:, part]), z[:, part])
         count[part] += 1
-    np.testing.assert_allclose(estimate(STAGE, whole, z), total / count, atol=2e-5)
+    rounding = 1e-5 * np.abs(total).max()  # batches of other sizes are summed in other orders
+    np.testing.assert_allclose(estimate(STAGE, whole, z), total / count, atol=rounding)
     mesh = make_mesh(MeshSpec(data=2), jax.devices()[:2])
     with jax.set_mesh(mesh):  # a video and its windows on each device
         spread = jax.device_put((whole, z), batch_sharding(mesh))
-        np.testing.assert_allclose(estimate(STAGE, *spread), total / count, atol=2e-5)
+        np.testing.assert_allclose(estimate(STAGE, *spread), total / count, atol=rounding)
 
 
 def test_a_part_of_a_conditioning_has_what_belongs_to_its_frames():

@@ -12,6 +12,7 @@ from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import DDIM, Ancestral, AncestralLangevin, DPMSolver, Heun, Step
 from vdm_jax.diffusion.sampling import sample, sampling_levels
 from vdm_jax.diffusion.schedules import CosineSchedule, EDMSchedule, FlowSchedule, LinearBetaSchedule
+from vdm_jax.diffusion.steps import OnGrid
 from vdm_jax.errors import UserError
 
 SHAPE = (2, 1, 1, 2)
@@ -279,6 +280,32 @@ def test_initial_noise_comes_from_stream_zero_at_the_scale_of_the_family():
     for process, scale in ((Process(), 1.0), (EXPLODING, 80.0), (STRAIGHT, 1.0)):
         x = sample(DDIM(), lambda z, _: z, keys, (3, *SHAPE), process, 1)  # one step returns the estimate
         np.testing.assert_allclose(x, scale * noise, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_all_noises_of_a_sample_are_drawn_independently(shared):
+    """A sampler whose z is the noise it was given: the initial one, and both of every step."""
+    class Given(OnGrid):
+        noises = 2
+
+        def __init__(self, which):
+            object.__setattr__(self, "grid", None)
+            object.__setattr__(self, "which", which)
+
+        def step(self, estimate, z, memory, step, family, *noises):
+            return noises[self.which], estimate(z, step.level), None
+
+    shape, keys = (2, 3, 16, 16, 4), split(11, 2)
+    seen = [sample(Given(which), lambda z, _: z, keys, shape, Process(), 4, trajectory=True, shared_noise=shared)[1]
+            for which in range(2)]
+    noises = np.concatenate([seen[0], seen[1][1:]])  # the initial noise is in both
+    if shared:
+        np.testing.assert_array_equal(noises, np.broadcast_to(noises[:, :, :1], noises.shape))
+        noises = noises[:, :, :1]
+    rows = noises.reshape(-1, 16 * 16 * 4)  # of each draw, video and frame
+    correlations = np.corrcoef(rows) - np.eye(len(rows))
+    assert np.abs(correlations).max() < 5.5 / np.sqrt(rows.shape[1])
+    np.testing.assert_allclose(rows.std(1), 1, atol=5 / np.sqrt(2 * rows.shape[1]))
 
 
 def test_start_from_a_diffused_video(gaussian):

@@ -9,7 +9,7 @@ from tests.evaluation.test_av_align import FPS, bumps, clicks
 from vdm_jax.commands.main import main
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation import features as features_of
-from vdm_jax.evaluation import frames, onsets
+from vdm_jax.evaluation import frames, onsets, video_files
 from vdm_jax.evaluation.detectors import i3d, weights
 from vdm_jax.evaluation.frechet import Moments, frechet_distance
 from vdm_jax.evaluation.video_files import FileSettings, evaluate_files, read_sound
@@ -122,6 +122,22 @@ def test_what_cannot_be_measured_is_refused(folders, tmp_path, monkeypatch):
         FileSettings(metrics=("fib",))
     with pytest.raises(UserError, match="no such folder"):
         evaluate_files(tmp_path / "gone", FileSettings(metrics=("motion",)))
+
+
+def test_what_two_folders_do_not_permit_is_refused_before_a_file_is_measured(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "find", lambda file: None)
+    monkeypatch.setattr(i3d, "LEAST_FRAMES", 3)
+    monkeypatch.setattr(video_files._Files, "measured", lambda *arguments: pytest.fail("measured"))
+    made, fvd = folders / "made", FileSettings(metrics=("fvd",))
+    for number in range(2):
+        write_video(tmp_path / f"{number}.mp4", draw(0)[number][:3], FPS, lossless=True)
+    with pytest.raises(UserError, match=r"fvd of files of 4 frames in .* and 3 in .*as many \(frames=3 of each"):
+        evaluate_files(made, fvd, tmp_path)
+    (tmp_path / "1.mp4").unlink()
+    with pytest.raises(UserError, match="fvd of 1 file in .*; permitted: 2 or more"):
+        evaluate_files(made, fvd, tmp_path)
+    with pytest.raises(UserError, match="given_frames=4 of the 4 frames of a file; permitted: fewer"):
+        evaluate_files(made, FileSettings(metrics=("psnr",), given_frames=4), made)
 
 
 def test_captions_stand_beside_the_files(folders, tmp_path, monkeypatch):

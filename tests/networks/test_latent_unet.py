@@ -85,6 +85,16 @@ def test_frames_see_each_other_and_samples_do_not(video, inputs):
     np.testing.assert_allclose(after[1], before[1], atol=1e-5)
 
 
+def test_the_prediction_of_a_network_in_bfloat16_is_not_rounded_to_it(filled, inputs):
+    """The last layer is that of `UNet`: samplers add many predictions, whose rounding would add up."""
+    module = lu.LatentUNetNetwork(dataclasses.replace(IMAGE, dtype="bfloat16", attention=(False, False)))
+    x, level, context, _ = inputs
+    params = filled(module, x, level, context)
+    found = jax.jit(lambda x: module.apply({"params": params}, x, level, context))(x)
+    rounded = found.astype(jnp.bfloat16).astype(jnp.float32)
+    assert found.dtype == jnp.float32 and (found != rounded).mean() > 0.9
+
+
 def test_where_all_tokens_of_the_context_are_one_queries_and_keys_do_not_matter(video, inputs):
     params, run = video
     x, _, context, _ = inputs

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from vdm_jax.attention.patterns import Spatial
 from vdm_jax.networks import config as cfg
 from vdm_jax.networks.inflation_blocks import ConvolutionInflationLayer
-from vdm_jax.networks.latent_frames import FrameTransformer
+from vdm_jax.networks.latent_frames import FrameConvolutions, FrameTransformer
 from vdm_jax.networks.latent_unet_blocks import GatedFeedForward, Given, Sizes, TokenAttention, TokenTransformer
 from vdm_jax.networks.mixers import CrossAttentionLayer, FeedForwardLayer, SelfAttentionLayer
 from vdm_jax.networks.unet import ResidualBlock
@@ -44,6 +44,7 @@ OPEN_LAYERS = {
     "space_attention": (TokenAttention(4, SIZES, Spatial()), (), 1),
     "down_0_0_transformer": (TokenTransformer(4, SIZES._replace(temporal=False)), (GIVEN,), 3),
     "middle_transformer": (TokenTransformer(4, SIZES), (GIVEN,), 7),
+    "down_0_0_frames": (FrameConvolutions(SIZES._replace(temporal=False)), (), 2),
     "middle_motion": (FrameTransformer(4, 4, 4, SIZES), (), 3),
 }
 

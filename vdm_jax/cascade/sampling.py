@@ -24,7 +24,7 @@ from vdm_jax.diffusion.conditional import reconstruction_guided, replaced
 from vdm_jax.diffusion.guidance import batched, combine, dynamic_threshold, oscillating, static_threshold
 from vdm_jax.diffusion.sampling import sample, sampling_levels
 from vdm_jax.diffusion.windows import windowed
-from vdm_jax.errors import UserError
+from vdm_jax.errors import UserError, unknown_kind
 from vdm_jax.networks.latent_network import network_module
 from vdm_jax.parallel.rules import batch_parts, batch_sharding, spread
 
@@ -111,6 +111,10 @@ def stage_denoiser(
             denoise = static_threshold(denoise)
         case DynamicThreshold(percentile=percentile, per=per):
             denoise = dynamic_threshold(denoise, percentile, per)
+        case None:
+            pass
+        case other:
+            raise unknown_kind("Sampling.threshold", other, (StaticThreshold, DynamicThreshold))
     return denoise if known is None else replaced(denoise, known.video, known.mask)
 
 

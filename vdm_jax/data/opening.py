@@ -17,7 +17,7 @@ from vdm_jax.data.published import UCF101, BAIRRobotPushing, Kinetics600, Moving
 from vdm_jax.data.source import RandomAccessSource
 from vdm_jax.data.tfds_video import TFDSVideo, TFDSVideoSource
 from vdm_jax.data.video_folder import VideoFolder, VideoFolderSource
-from vdm_jax.errors import UserError
+from vdm_jax.errors import UserError, unknown_kind
 
 SPLITS = ("train", "validation", "test")
 WITHOUT_VALIDATION = "; or validate on training clips: validation_split='train' (--validation-split train)"
@@ -56,7 +56,9 @@ def open_source(spec: Any, split: str, data_dir: Path | None = None) -> RandomAc
             return open_published(spec, split)
         case WithEmbeddings():
             return WithEmbeddingsSource(spec, open_source(spec.data, split, data_dir))
-    raise UserError(f"data set of kind {type(spec).__name__} is unknown")
+    raise unknown_kind("a data set", spec, (CaptionedDigits, VideoFolder, ImageFolder, ImageShards, PreparedClips,
+                                            TFDSVideo, UCF101, BAIRRobotPushing, Kinetics600, MovingMNIST,
+                                            WithEmbeddings))
 
 
 def open_validation(spec: Any, split: str, data_dir: Path | None = None) -> RandomAccessSource:

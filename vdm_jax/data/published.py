@@ -21,7 +21,7 @@ from vdm_jax.data.folder import SPLITS, list_files
 from vdm_jax.data.source import RandomAccessSource, require_at_least
 from vdm_jax.data.tfds_video import TFDSVideo, TFDSVideoSource, in_words
 from vdm_jax.data.video_folder import SUFFIXES, VideoFolder, VideoFolderSource
-from vdm_jax.errors import UserError
+from vdm_jax.errors import UserError, unknown_kind
 
 Via = Literal["folder", "tfds"]
 Splits = tuple[str, str, str]
@@ -211,6 +211,7 @@ def open_published(spec: PublishedVideo, split: str) -> RandomAccessSource:
             from vdm_jax.data.moving_mnist import open_moving_mnist
 
             return open_moving_mnist(spec, split)
+    raise unknown_kind("a data set", spec, PublishedVideo)
 
 
 # --- UCF101 ---------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from vdm_jax.evaluation.flow import farneback
 from vdm_jax.evaluation.onsets import onsets
 
 LEAST_MOTION = 0.1  # pixels a frame that a peak of the picture has at least; the code was also published without it
+_RATES = (1e-3, 1e6)  # frames a second; beyond them the times of peaks lose their digits
 
 
 def av_align(sound: Float[np.ndarray, " n"], video: UInt8[np.ndarray, "t h w 3"], fps: float, *,
@@ -29,11 +30,12 @@ def motion_peaks(video: UInt8[np.ndarray, "t h w 3"], fps: float, least_motion: 
                  ) -> Float[np.ndarray, " k"]:
     """Seconds at which the mean flow from the frame before is larger than at both neighbours.
 
-    Raises `UserError` for videos of fewer than three frames or smaller than the flow can see.
+    Raises `UserError` for other videos, for those of fewer than three frames, and for a rate that is no number above 0.
     """
-    if video.ndim != 4 or len(video) < 3 or not fps > 0:
-        raise UserError(f"peaks of the motion of {list(video.shape)} at {fps} frames a second; permitted: [T, H, W, "
-                        "3], T from 3 frames")
+    if video.dtype != np.uint8 or video.ndim != 4 or video.shape[3] != 3 or len(video) < 3:
+        raise UserError(f"peaks of the motion of {video.dtype} {list(video.shape)}; permitted: uint8 [T, H, W, 3], T "
+                        "from 3 frames")
+    _check_rate(fps)
     strength = [float(np.linalg.norm(farneback(*pair), axis=-1).mean()) for pair in itertools.pairwise(video)]
     return local_maxima(np.array([strength[0], *strength]), least_motion) / fps
 
@@ -45,7 +47,14 @@ def local_maxima(values: Float[np.ndarray, " t"], least: float) -> np.ndarray:
 
 
 def matched(sounds: Float[np.ndarray, " a"], motions: Float[np.ndarray, " v"], fps: float) -> float:
-    """The score of peaks in seconds. A peak of sound that has one of the picture less than a frame away is a match."""
+    """The score of peaks in seconds, NaN where there are none. A peak of sound that has one of the picture less than a
+    frame away is a match. Raises `UserError` for a rate that is no number above 0."""
+    _check_rate(fps)
     near = np.abs(np.asarray(sounds)[:, None] - np.asarray(motions)[None]) < 1 / fps
     matches, union = int(near.any(1).sum()), len(sounds) + len(motions) - int(near.any(1).sum())
     return matches / union if union else math.nan
+
+
+def _check_rate(fps: float) -> None:
+    if not _RATES[0] <= fps <= _RATES[1]:
+        raise UserError(f"fps={fps} is not valid; permitted: {_RATES[0]:g} to {_RATES[1]:g} frames a second")

@@ -32,8 +32,9 @@ _SIGMA, _RADIUS, _SIDE = 1.5, 5, 7  # of the Gaussian window, cut off at 3.5 sig
 
 def psnr(videos: Videos, real: Videos) -> Values:
     """Peak signal-to-noise ratio, dB, frame by frame and averaged over frames. Of a frame at most `HIGHEST_PSNR`, which
-    equal frames have: one of them would else decide over all others (the convention of the code of
-    `common_metrics_on_video_quality`, which video prediction is often measured with)."""
+    equal frames have: one of them would else decide over all others. It is what `calculate_psnr.py` of
+    github.com/JunyaoHu/common_metrics_on_video_quality gives them, and all frames whose mean squared error in [0, 1] is
+    below 1e-10; video prediction is often measured with it."""
     videos, real = _pair("psnr", videos, real)
     with np.errstate(divide="ignore"):
         return np.minimum(10 * np.log10(_LEVELS**2 / ((videos - real) ** 2).mean((2, 3, 4))), HIGHEST_PSNR).mean(1)
@@ -103,11 +104,11 @@ def consistency(embeddings: Float[np.ndarray, "n t d"], pairs: Pairs = "consecut
     """Mean cosine of the embeddings of a video's frames: of consecutive ones (Esser et al. 2023, "Gen-1", arXiv
     2302.03011) or of all pairs. Published values are of CLIP's image embeddings."""
     embeddings = np.asarray(embeddings, np.float64)
-    if embeddings.ndim != 3 or embeddings.shape[1] < 2:
+    if embeddings.ndim != 3 or embeddings.shape[1] < 2 or 0 in embeddings.shape:
         raise UserError(f"embeddings of shape {list(embeddings.shape)}; permitted: [N, T, D], T from 2 frames")
     if pairs not in get_args(Pairs):
         raise UserError(f"pairs={pairs!r} is not valid; permitted: {', '.join(get_args(Pairs))}")
-    unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=-1, keepdims=True), 1e-12)
+    unit = _unit(embeddings)
     if pairs == "consecutive":
         return (unit[:, 1:] * unit[:, :-1]).sum(-1).mean(1)
     frames = unit.shape[1]
@@ -118,11 +119,21 @@ def similarity(embeddings: Float[np.ndarray, "n t d"], texts: Float[np.ndarray, 
     """Mean cosine of the embeddings of a video's frames and that of its text (Wu et al. 2021, GODIVA, arXiv 2104.14806:
     CLIPSIM, where both are CLIP's)."""
     embeddings, texts = np.asarray(embeddings, np.float64), np.asarray(texts, np.float64)
-    if embeddings.ndim != 3 or texts.shape != embeddings.shape[::2]:
+    if embeddings.ndim != 3 or 0 in embeddings.shape or texts.shape != embeddings.shape[::2]:
         raise UserError(f"embeddings of shape {list(embeddings.shape)} and of texts {list(texts.shape)}; permitted: "
-                        "[N, T, D] and [N, D]")
-    unit, text = (x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12) for x in (embeddings, texts))
+                        "[N, T, D] and [N, D], none empty")
+    unit, text = _unit(embeddings), _unit(texts)
     return np.einsum("ntd,nd->n", unit, text) / embeddings.shape[1]
+
+
+def _unit(vectors: Float[np.ndarray, "*n d"]) -> Float[np.ndarray, "*n d"]:
+    """Vectors of length 1. The zero vector has no direction and becomes NaN, so that its video has no value. Raises
+    `UserError` for vectors that are not finite."""
+    if not np.isfinite(vectors).all():
+        raise UserError("embeddings are NaN or infinite; permitted: finite numbers")
+    with np.errstate(invalid="ignore"):
+        scaled = vectors / np.abs(vectors).max(-1, keepdims=True)  # squares of very small and large ones are numbers
+    return scaled / np.linalg.norm(scaled, axis=-1, keepdims=True)
 
 
 def alexnet_embeddings(videos: Videos, *, batch_size: int = 64) -> Float[np.ndarray, "n t 256"]:

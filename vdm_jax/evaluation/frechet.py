@@ -8,13 +8,14 @@ precision shows in the matrix square root.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from vdm_jax.errors import UserError
+from vdm_jax.errors import NotFinite, UserError
 
 # What the sum of outer products is divided by. Published code differs, and scores of few videos with it.
 Divisor = Literal["n-1", "n"]
@@ -35,7 +36,8 @@ class Moments:
         features = checked(features)
         mean = features.mean(0)
         centred = features - mean
-        return cls(len(features), mean, centred.T @ centred)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is too large is named when it is used
+            return cls(len(features), mean, centred.T @ centred)
 
     @classmethod
     def weighted(cls, features: Float[np.ndarray, "n d"], counts: Int[np.ndarray, " n"]) -> Moments:
@@ -78,15 +80,26 @@ def frechet_distance(one: Moments, other: Moments, divisor: Divisor = "n-1") -> 
 
     With symmetric roots R1, R2 of the covariances, by eigen-decomposition, the trace of (C1 C2)^(1/2) is the sum of the
     singular values of R1 R2. Nothing is inverted and no product of covariances is formed, so covariances without full
-    rank (fewer videos than features) are no special case.
+    rank (fewer videos than features) are no special case, and features that are all the same are a point.
+
+    Raises `UserError` for other features and fewer than two vectors a side, `NotFinite` for features too large.
     """
     if one.mean.shape != other.mean.shape:
         raise UserError(f"moments of {len(one.mean)} and {len(other.mean)} features; permitted: the same features")
     covariances = [moments.covariance(divisor) for moments in (one, other)]
-    first, second = (_root(covariance) for covariance in covariances)
-    overlap = np.linalg.svd(first @ second, compute_uv=False).sum()
     apart = one.mean - other.mean
-    return float(apart @ apart + sum(np.trace(covariance) for covariance in covariances) - 2 * overlap)
+    with np.errstate(over="ignore", invalid="ignore"):
+        first, second = (_root(finite("a covariance", covariance)) for covariance in covariances)
+        overlap = np.linalg.svd(finite("a product of covariances", first @ second), compute_uv=False).sum()
+        distance = apart @ apart + sum(np.trace(covariance) for covariance in covariances) - 2 * overlap
+    return max(0.0, float(finite("a Frechet distance", distance)))  # rounding leaves that of equal sets below zero
+
+
+def finite(what: str, value: np.ndarray | float) -> np.ndarray | float:
+    """The value. Raises `NotFinite` where part of it is NaN or infinite."""
+    if not np.isfinite(value).all():
+        raise NotFinite(f"{what} is NaN or infinite; permitted: features of a size whose squares are numbers")
+    return value
 
 
 def _root(covariance: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
@@ -100,7 +113,8 @@ def kernel_distance(
     """Unbiased estimate of the squared maximum mean discrepancy under the kernel (x.y / D + 1)^degree; it can be
     negative. KVD is this on the features of FVD (Unterthiner et al. 2018, arXiv 1812.01717).
 
-    `block` rows of a kernel matrix are in memory at a time. Raises `UserError` for fewer than two vectors a side.
+    `block` rows of a kernel matrix are in memory at a time. Raises `UserError` for fewer than two vectors a side,
+    `NotFinite` for features too large.
     """
     one, other = checked(one), checked(other)
     if one.shape[1] != other.shape[1] or min(len(one), len(other)) < 2:
@@ -114,18 +128,31 @@ def kernel_distance(
         itself = float((((x * x).sum(1) / x.shape[1] + 1) ** degree).sum())
         return (total(x, x) - itself) / (len(x) * (len(x) - 1))
 
-    return within(one) + within(other) - 2 * total(one, other) / (len(one) * len(other))
+    with np.errstate(over="ignore", invalid="ignore"):
+        return finite("a kernel distance",
+                      within(one) + within(other) - 2 * total(one, other) / (len(one) * len(other)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Interval:
     """Where the score would fall with other videos drawn from the same two sources, as many as here. It says nothing of
-    the bias that every score of so many videos shares."""
+    the bias that every score of so many videos shares. Raises `NotFinite` for bounds that are no numbers."""
 
     low: float
     high: float
     level: float  # share of draws within
     resamples: int
+
+    def __post_init__(self):
+        if not (math.isfinite(self.low) and math.isfinite(self.high)):
+            raise NotFinite(f"a 95 % interval is {self.low} to {self.high}; permitted: finite bounds")
+
+    @classmethod
+    def around(cls, value: float, resampled: Sequence[float]) -> Interval:
+        """1.96 standard deviations of resampled scores to either side of the score."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            spread = 1.96 * float(np.std(resampled, ddof=1))
+        return cls(low=value - spread, high=value + spread, level=0.95, resamples=len(resampled))
 
 
 def bootstrap(
@@ -144,8 +171,7 @@ def bootstrap(
     for _ in range(resamples):
         rows, columns = (rng.integers(len(side), size=len(side)) for side in (real, generated))
         values.append(distance(real[rows], generated[columns]))
-    centre, spread = distance(real, generated), 1.96 * float(np.std(values, ddof=1))
-    return Interval(low=centre - spread, high=centre + spread, level=0.95, resamples=resamples)
+    return Interval.around(distance(real, generated), values)
 
 
 def frechet_interval(
@@ -167,8 +193,7 @@ def frechet_interval(
                   for side, count in zip(sides, videos, strict=True)]
         moments = ([_resampled(place, count) for place in side] for side, count in zip(sides, counts, strict=True))
         values.append(np.mean([frechet_distance(*pair, divisor) for pair in zip(*moments, strict=True)]))
-    spread = 1.96 * float(np.std(values, ddof=1))
-    return Interval(low=value - spread, high=value + spread, level=0.95, resamples=resamples)
+    return Interval.around(value, values)
 
 
 def _resampled(features: Float[np.ndarray, "n v d"], counts: Int[np.ndarray, " n"]) -> Moments:

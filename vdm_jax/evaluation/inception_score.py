@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float, Int
 
-from vdm_jax.errors import UserError
+from vdm_jax.errors import NotFinite, UserError
 from vdm_jax.evaluation.frechet import Interval
 
 
@@ -27,8 +27,11 @@ class ClassTotals:
     def of(cls, probabilities: Float[np.ndarray, "n c"], split: Int[np.ndarray, " n"], splits: int) -> ClassTotals:
         """Those of some samples. `split` is the number of the split that each belongs to."""
         p = np.asarray(probabilities, np.float64)
-        if p.ndim != 2 or 0 in p.shape or not np.allclose(p.sum(1), 1, atol=1e-3):
-            raise UserError(f"probabilities of shape {list(p.shape)}; permitted: [N, C], rows that add up to 1")
+        if p.ndim != 2 or 0 in p.shape or not np.allclose(p.sum(1), 1, atol=1e-3) or p.min() < 0:
+            raise UserError(f"probabilities of shape {list(p.shape)}; permitted: [N, C], none below 0, rows that "
+                            "add up to 1")
+        if splits < 1:
+            raise UserError(f"splits={splits} is not valid; permitted: >= 1")
         classes, information = np.zeros((splits, p.shape[1])), np.zeros(splits)
         np.add.at(classes, split, p)
         np.add.at(information, split, _information(p))
@@ -54,7 +57,9 @@ def split_of(numbers: Int[np.ndarray, " n"], total: int, splits: int) -> Int[np.
 
 
 def softmax(logits: Float[np.ndarray, "*n c"]) -> Float[np.ndarray, "*n c"]:
-    """Probabilities in double precision."""
+    """Probabilities in double precision. Raises `NotFinite` for logits that are no numbers."""
+    if not np.isfinite(logits).all():
+        raise NotFinite("logits of a classifier are NaN or infinite; permitted: finite numbers")
     shifted = np.exp(np.asarray(logits, np.float64) - np.max(logits, axis=-1, keepdims=True))
     return shifted / shifted.sum(-1, keepdims=True)
 
@@ -71,8 +76,7 @@ def score_interval(probabilities: Float[np.ndarray, "k v c"], videos: int, split
     for _ in range(resamples):
         weights = np.stack([np.bincount(rng.integers(len(kept), size=size), minlength=len(kept)) for size in sizes])
         found.append(ClassTotals(sizes.astype(np.float64), weights @ classes, weights @ information).scores().mean())
-    spread = 1.96 * float(np.std(found, ddof=1))
-    return Interval(low=value - spread, high=value + spread, level=0.95, resamples=resamples)
+    return Interval.around(value, found)
 
 
 def _information(p: Float[np.ndarray, "*n c"]) -> Float[np.ndarray, "*n"]:

@@ -16,7 +16,7 @@ import optax
 
 from vdm_jax.cascade.generator import Generator
 from vdm_jax.configuration import to_data
-from vdm_jax.errors import UserError
+from vdm_jax.errors import NotFinite, UserError
 from vdm_jax.video.writing import atomic_path
 
 Score = Callable[[Generator], Mapping[str, float]]  # a cascade to named numbers, more is better
@@ -62,5 +62,7 @@ def search_levels(
 
 
 def best_level(record: Mapping[str, Any], name: str) -> float:
-    """The log-SNR with the highest score of that name."""
+    """The log-SNR with the highest score of that name. Raises `NotFinite` where one of them is none."""
+    if wrong := [row["logsnr"] for row in record["levels"] if not math.isfinite(row["scores"][name])]:
+        raise NotFinite(f"{name} at log-SNR {wrong[0]:g} is no finite number, so no level is the best")
     return max(record["levels"], key=lambda row: row["scores"][name])["logsnr"]

@@ -13,6 +13,7 @@ from vdm_jax.errors import UserError
 
 RATE = 22_050  # samples a second
 _WINDOW, _HOP, _BANDS = 2048, 512, 128  # samples, samples, mel bands
+_LOUDEST = 2.0**31  # of samples: whole numbers of 32 bits; squares of spectra of far larger ones are infinite
 _RANGE = 80  # dB below the loudest that are heard
 _LONG = 4  # frames of 23 ms on either side that a peak is held against on average, its own among them after
 _ABOVE = 0.07  # that average, of the largest increase
@@ -27,9 +28,11 @@ def onsets(sound: Float[np.ndarray, " n"]) -> Float[np.ndarray, " k"]:
 
 def onset_strength(sound: Float[np.ndarray, " n"]) -> Float[np.ndarray, " t"]:
     """Mean increase of the mel bands, dB, for each frame of `_HOP` samples."""
-    sound = np.asarray(sound, np.float32)
-    if sound.ndim != 1 or not sound.size or not np.isfinite(sound).all():
-        raise UserError(f"sound of shape {list(sound.shape)}; permitted: [N], finite, at {RATE} samples a second")
+    with np.errstate(over="ignore"):
+        sound = np.asarray(sound, np.float32)
+    if sound.ndim != 1 or not sound.size or not np.isfinite(sound).all() or np.abs(sound).max() > _LOUDEST:
+        raise UserError(f"sound of shape {list(sound.shape)}; permitted: [N], finite, at {RATE} samples a second, "
+                        f"magnitudes up to {_LOUDEST:g}")
     power = np.abs(_spectra(sound)) ** 2
     loudness = 10 * np.log10(np.maximum(1e-10, _mel_bands() @ power))
     loudness = np.maximum(loudness, loudness.max() - _RANGE)

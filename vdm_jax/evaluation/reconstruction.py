@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from vdm_jax.cascade.autoencoding import AutoencoderExperiment, AutoencoderStage
 from vdm_jax.data.opening import WITHOUT_VALIDATION, open_source, open_validation
 from vdm_jax.data.source import RandomAccessSource
-from vdm_jax.errors import UserError
+from vdm_jax.errors import NotFinite, UserError
 from vdm_jax.evaluation.detectors import weights
 from vdm_jax.evaluation.detectors.lpips import FILES, LEAST_SIDE
 from vdm_jax.evaluation.frames import lpips, psnr, ssim
@@ -110,12 +110,22 @@ def measure(
         videos.append(tuple(np.asarray(to_uint8(found[name])) for name in ("video", "original")))
     moments = [jax.device_get((found["mean"], found["square"])) for found in (
         reconstruct(params, batch) for batch in _batches(open_source(experiment.data, "train", data_dir), stage, mesh))]
-    mean, square = np.mean(np.asarray(moments, np.float64), axis=0)
-    deviation = math.sqrt(square - mean**2)
+    mean, deviation = latent_moments(stage.name, moments)
     made, real = (np.concatenate(part) for part in zip(*videos, strict=True))
     scores, left_out = _scores(made, real)
     size = len(videos[0][0])
     return Reconstruction(scores, len(made), float(1 / deviation), float(mean), len(moments) * size, left_out)
+
+
+def latent_moments(stage: str, moments: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Mean and standard deviation from means and mean squares of batches. Raises `NotFinite` where latents are not
+    finite or do not vary, which leaves no scale for them."""
+    mean, square = np.mean(np.asarray(moments, np.float64), axis=0)
+    variance = square - mean**2
+    if not math.isfinite(variance) or variance <= 1e-12 * square:  # a difference of sums in single precision
+        raise NotFinite(f"stage {stage!r}: latents of mean {mean:g} and mean square {square:g} have no finite scale: "
+                        "they are not finite, or the same for all clips")
+    return float(mean), math.sqrt(variance)
 
 
 def _scores(made: np.ndarray, real: np.ndarray) -> tuple[dict[str, float], str]:

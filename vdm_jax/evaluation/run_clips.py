@@ -18,6 +18,7 @@ from vdm_jax.configuration import digest, to_data
 from vdm_jax.data.source import RandomAccessSource
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.fvd_protocols import find_protocol
+from vdm_jax.seeds import generator_for
 from vdm_jax.video.arrays import resize, subsample_frames, to_float, to_uint8
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 Videos = UInt8[np.ndarray, "n t h w 3"]
 Side = Literal["real", "generated"]
+DRAW, START = "draw of clips for metrics", "start of clips for metrics"  # purposes of random numbers
 
 
 class Clips:
@@ -100,9 +102,9 @@ class Clips:
         # The config of a data set may name a folder whose files have changed since.
         clip = self.source[0]
         fingerprint = hashlib.sha256(np.ascontiguousarray(clip["video"]).tobytes() + clip["caption"].encode())
-        start = f"random, seed {self.settings.seed}" if self.start == "random" else self.start
-        draw = {} if self.draw == "without replacement" else {"draw": f"{self.draw}, seed {self.settings.seed}",
-                                                              "count": self.settings.count}
+        start = f"random: {START}, seed {self.settings.seed}" if self.start == "random" else self.start
+        draw = {} if self.draw == "without replacement" else {
+            "draw": f"{self.draw}: {DRAW}, seed {self.settings.seed}", "count": self.settings.count}
         return {"data": to_data(self.generator.experiment.data), "split": self.settings.split, "start": start, **draw,
                 "source_clips": len(self.source), "first_clip": fingerprint.hexdigest()[:16]}
 
@@ -120,7 +122,7 @@ class Clips:
         count = self.settings.count
         if self.draw == "without replacement":
             return np.arange(count)
-        return np.random.default_rng([self.settings.seed, 2, side]).integers(len(self.source), size=count)
+        return generator_for(self.settings.seed, DRAW, side).integers(len(self.source), size=count)
 
     def _given(self, numbers: Sequence[int]) -> list[int]:
         """The clips that generated videos of these numbers are for."""
@@ -128,7 +130,7 @@ class Clips:
 
     def _clip(self, number: int) -> dict[str, Any]:
         if self.start == "random":
-            return self.source.clip(number, np.random.default_rng([self.settings.seed, number]))
+            return self.source.clip(number, generator_for(self.settings.seed, START, number))
         return self.source[number]
 
     def _fitted(self, numbers: Sequence[int], count: int, height: int, width: int) -> Videos:

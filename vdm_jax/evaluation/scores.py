@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vdm_jax.errors import UserError
+from vdm_jax.errors import NotFinite, UserError
 from vdm_jax.evaluation.frechet import Interval
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Score:
-    """One number and everything needed to read it."""
+    """One number and everything needed to read it. Raises `NotFinite` where it is none."""
 
     metric: str
     value: float
@@ -24,6 +25,10 @@ class Score:
     detector_sha256: str = ""
     interval: Interval | None = None
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # JSON data that explains the number
+
+    def __post_init__(self):
+        if not math.isfinite(self.value):
+            raise NotFinite(f"the score {self.label} is {self.value}; permitted: a finite number")
 
     @property
     def label(self) -> str:

@@ -232,6 +232,23 @@ def _check(settings: FileSettings, made: _Files, real: _Files | None) -> None:
         if _paired(name) and (real.names != made.names or real.shape != made.shape):
             raise UserError(f"{name} compares files of the same name and size; {made.folder} and {real.folder} hold "
                             "others; permitted: the same names, frames and pixels")
+        if _paired(name) and settings.given_frames >= made.shape[0]:
+            raise UserError(f"given_frames={settings.given_frames} of the {made.shape[0]} frames of a file; permitted: "
+                            f"fewer, since {name} is of the frames after them")
+        if _distance(name):
+            _check_sides(name, settings, made, real)
+
+
+def _check_sides(name: str, settings: FileSettings, made: _Files, real: _Files) -> None:
+    """The same for the two folders of a distance."""
+    require_sight(name, settings, real.shape, len(real.names))
+    for files in (made, real):
+        if len(files.names) < 2:
+            raise UserError(f"{name} of {len(files.names)} file in {files.folder}; permitted: 2 or more")
+    if name != "b_fvd" and made.shape[0] != real.shape[0]:
+        raise UserError(f"{name} of files of {made.shape[0]} frames in {made.folder} and {real.shape[0]} in "
+                        f"{real.folder}; permitted: as many (frames={min(made.shape[0], real.shape[0])} of each, "
+                        "--frames)")
 
 
 def _score(name: str, files: _Files, found: dict[str, Any], real: _Files | None, of_real: dict[str, Any]) -> Score:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax.errors import UserError
+from vdm_jax.errors import UserError, unknown_kind
 from vdm_jax.interop import tensor_names
 from vdm_jax.interop import unet_fields as image
 from vdm_jax.interop import video_unet_fields as video
@@ -45,9 +45,12 @@ class Kind:
 
 def module(config: Config) -> nn.Module:
     """The network of a config."""
-    return {Autoencoder: AutoencoderKL, CLIPText: CLIPTextEncoder, CLIPVision: CLIPVisionEncoder,
-            ControlNet: ControlNetNetwork, LatentUNet: LatentUNetNetwork, MotionAdapter: MotionAdapterNetwork,
-            T5Encoder: T5TextEncoder}[type(config)](config)
+    networks = {Autoencoder: AutoencoderKL, CLIPText: CLIPTextEncoder, CLIPVision: CLIPVisionEncoder,
+                ControlNet: ControlNetNetwork, LatentUNet: LatentUNetNetwork, MotionAdapter: MotionAdapterNetwork,
+                T5Encoder: T5TextEncoder}
+    if type(config) not in networks:
+        raise unknown_kind("a model", config, Config)
+    return networks[type(config)](config)
 
 
 def names(config: Config) -> tensor_names.Names:
@@ -64,7 +67,11 @@ def names(config: Config) -> tensor_names.Names:
         return video.control_names()
     if isinstance(config, T5Encoder):
         return tensor_names.t5_names(config.gated)
-    return tensor_names.CLIP_TEXT if isinstance(config, CLIPText) else tensor_names.CLIP_VISION
+    if isinstance(config, CLIPText):
+        return tensor_names.CLIP_TEXT
+    if isinstance(config, CLIPVision):
+        return tensor_names.CLIP_VISION
+    raise unknown_kind("a model", config, Config)
 
 
 @functools.lru_cache(maxsize=32)
@@ -83,8 +90,10 @@ def shapes(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
         example, more = _example(config.unet)
         side = config.factor * example[0].shape[2]
         example, more = (*example, jnp.zeros((1, 1, side, side, config.hint_channels))), {"classes": more["classes"]}
-    else:
+    elif isinstance(config, CLIPText | T5Encoder):
         example = (jnp.zeros((1, 2), int),)
+    else:
+        raise unknown_kind("a model", config, Config)
     return flatten(jax.eval_shape(lambda: module(config).init(jax.random.key(0), *example, **more))["params"])
 
 

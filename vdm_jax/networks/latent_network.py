@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.configuration import config
 from vdm_jax.diffusion.beta_tables import LinearBetaSchedule, ScaledLinearBetaSchedule
-from vdm_jax.errors import UserError
+from vdm_jax.errors import UserError, unknown_kind
 from vdm_jax.networks.config import EmbeddedText, UNet
 from vdm_jax.networks.latent_unet import LatentUNet, LatentUNetNetwork
 from vdm_jax.networks.unet import SpaceTimeUNet
@@ -127,7 +127,11 @@ Network = UNet | LatentNetwork
 
 def network_module(network: Network) -> nn.Module:
     """The network of a stage, called as `(z, logsnr, conditioning, train=, images=)`."""
-    return SpaceTimeUNet(network) if isinstance(network, UNet) else LatentNetworkModule(network)
+    if isinstance(network, UNet):
+        return SpaceTimeUNet(network)
+    if isinstance(network, LatentNetwork):
+        return LatentNetworkModule(network)
+    raise unknown_kind("a network", network, Network)
 
 
 def image_unet(unet: LatentUNet) -> LatentUNet:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vdm_jax.attention.kernels.xla import Keys, dense
 from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.conditioning.vocabulary import FIRST_WORD
+from vdm_jax.errors import unknown_kind
 from vdm_jax.networks import config as cfg
 from vdm_jax.networks.layers import Dense, silu
 from vdm_jax.networks.mixers import HeadProjection
@@ -56,6 +57,8 @@ class TextConditioner(nn.Module):
             rows = (batch * groups, length)
             encoder = WordEncoderNetwork(self.config, self.dtype, name="encoder")
             x = encoder(conditioning.tokens.reshape(rows), mask.reshape(rows)).reshape(batch, groups, length, -1)
+        elif not isinstance(self.config, cfg.EmbeddedText):
+            raise unknown_kind("texts", self.config, (cfg.WordEncoder, cfg.EmbeddedText))
         else:
             x = nn.LayerNorm(name="norm")(conditioning.embeddings)
             if self.config.project:

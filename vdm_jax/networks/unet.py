@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vdm_jax.attention.patterns import independent_frames_mask
 from vdm_jax.conditioning.conditioning import Conditioning
-from vdm_jax.errors import UserError
+from vdm_jax.errors import UserError, unknown_kind
 from vdm_jax.networks import config as cfg
 from vdm_jax.networks.inflation_blocks import AttentionInflationLayer, ConvolutionInflationLayer
 from vdm_jax.networks.layers import (
@@ -136,8 +136,10 @@ class Mixers(nn.Module):
             elif isinstance(mixer, cfg.AttentionInflation):
                 x = AttentionInflationLayer(mixer, *common, name=f"attention_inflation_{i}")(
                     x, frame_mask, beside.frame_valid)
-            else:
+            elif isinstance(mixer, cfg.FeedForward):
                 x = FeedForwardLayer(mixer, *common, name=f"feed_forward_{i}")(x)
+            else:
+                raise unknown_kind("a mixer", mixer, cfg.Mixer)
         return x
 
 

@@ -46,6 +46,7 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     # split by channels, and every norm would gather it.
     (r".*_(transformer|motion)/(in|out)/kernel", ("embed", None)),
     (r".*/(level|scalars|places)_out/kernel", ("mlp", "embed")),
+    (r".*_frames/conv_[13]/kernel", ("mlp", "embed")),  # temporal convolutions are two pairs
     (r".*(residual/conv_out|feed_forward(_\d+)?/out|/encoder/contract_\d+)/kernel", ("mlp", "embed")),
     (r".*/kernel", ("embed", "mlp")),  # convolutions (kt, kh, kw, in, out) and dense (in, out)
     (r".*/(words|label/classes)", ("vocabulary", "embed")),

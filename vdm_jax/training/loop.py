@@ -28,6 +28,7 @@ from vdm_jax.parallel.arrays import global_batch, process_rows
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.processes import first_says, together
 from vdm_jax.parallel.rules import batch_parts
+from vdm_jax.seeds import key_for
 from vdm_jax.training.autoencoders import load_autoencoder
 from vdm_jax.training.checkpoints import Checkpoints
 from vdm_jax.training.failures import write_failure
@@ -46,6 +47,7 @@ from vdm_jax.video.writing import atomic_path
 HOST_FIELDS = ("caption", "image_captions", "fps")
 DEVICE_FIELDS = ("video", "tokens", "embeddings", "text_mask", "null_embeddings", "null_mask", "label", "images",
                  "image_tokens", "image_embeddings", "image_text_mask", "frame_valid", "frame_rate")
+VALIDATION = "validation"  # purpose of random numbers
 MAX_SKIPPED = 20  # steps in a row without a finite gradient before a run gives up
 # From (averaged parameters, step, function told the videos done) to scalars, in process 0; made from (experiment,
 # stage, its folder, mesh, data_dir, weights of its autoencoder). The room of evaluation lies below this one, so
@@ -208,7 +210,7 @@ class Trainer:
     def _losses(self, mesh: Mesh) -> Callable[[Any, Batch], dict[str, float]]:
         """A function from averaged parameters and a batch to `validation_loss`, and what else is validated."""
         function = compile_validation(self.stage, mesh, self.autoencoder)
-        key = jax.random.key(self.experiment.seed)
+        key = key_for(self.experiment.seed, VALIDATION)
         return lambda params, batch: {"validation_loss": float(function(params, batch, key))}
 
     def _sheets(self, folder: Path, mesh: Mesh) -> Sheets:

@@ -1,0 +1,59 @@
+"""Choices by type end with a refusal: a new member of a union that one of them forgets is named, not taken for
+another."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from vdm_jax.cascade.options import Sampling
+from vdm_jax.cascade.sampling import stage_denoiser
+from vdm_jax.conditioning.conditioning import Conditioning
+from vdm_jax.data.opening import open_source
+from vdm_jax.data.published import open_published
+from vdm_jax.errors import UserError
+from vdm_jax.interop import model_kinds
+from vdm_jax.networks.config import Level, UNet
+from vdm_jax.networks.latent_network import network_module
+from vdm_jax.networks.text import TextConditioner
+from vdm_jax.networks.unet import Mixers
+
+NETWORK = UNet(levels=(Level(channels=8, blocks=1),))
+
+
+@dataclasses.dataclass(frozen=True)
+class Strange:
+    """A kind that nothing knows."""
+
+    def parts(self, split):
+        return ()
+
+
+def mixed():
+    return Mixers(NETWORK, (Strange(),)).init(jax.random.key(0), jnp.zeros((1, 1, 2, 2, 4)), None, 0)
+
+
+def thresholded():
+    sampling = Sampling(guidance=1.0)
+    object.__setattr__(sampling, "threshold", Strange())  # a config of its own would refuse it
+    return stage_denoiser(SimpleNamespace(network=NETWORK, process=None), {}, Conditioning(), sampling, [0.0])
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda: open_source(Strange(), "train"), "a data set of kind Strange is unknown; permitted: CaptionedDigits, "),
+    (lambda: open_published(Strange(), "train"), "a data set of kind Strange is unknown; permitted: UCF101, "),
+    (lambda: network_module(Strange()), "a network of kind Strange is unknown; permitted: UNet, LatentNetwork"),
+    (lambda: model_kinds.module(Strange()), "a model of kind Strange is unknown; permitted: Autoencoder, CLIPText, "),
+    (lambda: model_kinds.names(Strange()), "a model of kind Strange is unknown"),
+    (lambda: model_kinds.shapes(Strange()), "a model of kind Strange is unknown"),
+    (lambda: TextConditioner(Strange(), 8).init(jax.random.key(0), Conditioning(text_mask=jnp.ones((1, 1, 2), bool))),
+     "texts of kind Strange is unknown; permitted: WordEncoder, EmbeddedText"),
+    (mixed, "a mixer of kind Strange is unknown; permitted: SelfAttention, CrossAttention, TemporalConvolution, "),
+    (thresholded, "Sampling.threshold of kind Strange is unknown; permitted: StaticThreshold, DynamicThreshold"),
+])
+def test_a_kind_that_is_forgotten_is_named(call, message):
+    with pytest.raises(UserError) as error:
+        call()
+    assert str(error.value).startswith(message)
