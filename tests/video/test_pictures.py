@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from vdm_jax.video.pictures import Painter
+from vdm_jax.video.pictures import Painter, display_turn
 from vdm_jax.video.reading import VideoReader
 from vdm_jax.video.writing import write_video
 
@@ -143,6 +143,21 @@ DISPLAYS = {
     "nothing but zeros": ((0, 0, 0, 0, 0, 0), "RGBY"),
 }
 CORNERS = {"R": (220, 30, 30), "G": (30, 200, 30), "B": (30, 30, 220), "Y": (220, 220, 30)}
+
+
+@pytest.mark.parametrize(("angle", "shown"), [(0, "RG/BY"), (90, "GY/RB"), (180, "YB/GR"), (-90, "BR/YG")])
+def test_pictures_with_data_that_pyav_cannot_name_are_read_and_turned(angle, shown):
+    """FFmpeg 8 gives pictures their EXIF data, and PyAV then raises ValueError for all data of the frame."""
+    class Frame:
+        rotation = angle
+
+        @property
+        def side_data(self):
+            raise ValueError("31 is not a valid Type")
+
+    lying, turn = display_turn(Frame())
+    assert lying == (abs(angle) == 90)
+    assert "/".join("".join(row) for row in turn(np.array([["R", "G"], ["B", "Y"]]))) == shown
 
 
 @pytest.mark.parametrize("name", DISPLAYS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -83,7 +84,11 @@ def display_turn(frame) -> tuple[bool, Callable[[np.ndarray], np.ndarray]]:
 
 
 def _display_matrix(frame) -> tuple[float, float, float, float]:
-    data = frame.side_data.get(_DISPLAY_MATRIX)
+    try:
+        data = frame.side_data.get(_DISPLAY_MATRIX)
+    except ValueError:  # other data of a kind that PyAV has no name for, such as EXIF: the angle is still to be had
+        angle = math.radians(frame.rotation)  # counterclockwise
+        return math.cos(angle), -math.sin(angle), math.sin(angle), math.cos(angle)
     if data is None or data.buffer_size < 36:
         return 1.0, 0.0, 0.0, 1.0
     a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].tolist()
