@@ -52,7 +52,10 @@ def test_a_cascade_that_fits():
 @pytest.mark.parametrize(("make", "message"), [
     (lambda: VideoSpec(frames=0, height=8, width=8), "VideoSpec.frames=0 is not valid; permitted: >= 1"),
     (lambda: VideoSpec(frames=4, height=8, width=-8), "VideoSpec.width=-8 is not valid; permitted: >= 1"),
-    (lambda: VideoSpec(frames=4, height=8, width=8, fps=0.0), "VideoSpec.fps=0.0 is not valid; permitted: > 0"),
+    (lambda: VideoSpec(frames=4, height=8, width=8, fps=0.0),
+     "VideoSpec.fps=0.0 is not valid; permitted: >= 0.01 and <= 1000"),
+    (lambda: VideoSpec(frames=4, height=8, width=8, fps=1001.0),
+     "VideoSpec.fps=1001.0 is not valid; permitted: >= 0.01 and <= 1000"),
     (lambda: Training(batch_size=0), "Training.batch_size=0 is not valid; permitted: >= 1"),
     (lambda: Training(steps=0), "Training.steps=0 is not valid; permitted: >= 1"),
     (lambda: Training(keep=0), "Training.keep=0 is not valid; permitted: >= 1"),

@@ -184,6 +184,12 @@ class TestErrors:
         assert value in line and "permitted" in line
         assert list(tmp_path.iterdir()) == []
 
+    @pytest.mark.parametrize("name", ["a.mp4", "a.gif"])
+    def test_more_videos_than_a_file_holds(self, fails, trained, tmp_path, monkeypatch, name):
+        monkeypatch.setattr(Generator, "__call__", lambda *_, **__: pytest.fail("sampled"))
+        assert "pixels; permitted: 1 to" in fails("sample", trained, "a red 3", "--count", "90000000", "--out", name)
+        assert list(tmp_path.iterdir()) == []
+
     def test_run_without_a_trained_stage(self, fails, run):
         import shutil
 

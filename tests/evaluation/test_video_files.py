@@ -104,6 +104,25 @@ def with_sound(video, out, sound):
             made.mux(packet)
 
 
+def test_files_whose_pictures_change_size_count_at_the_first_size(tmp_path):
+    """As broadcasts and joined transport streams do."""
+    import av
+
+    (tmp_path / "v").mkdir()
+    with open(tmp_path / "v" / "a.ts", "wb") as joined:
+        for height, width in ((48, 64), (96, 128)):
+            with av.open(str(tmp_path / "part.ts"), "w") as made:
+                stream = made.add_stream("mpeg2video", rate=25)
+                stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+                for grey in (60, 60, 60, 60):
+                    frame = av.VideoFrame.from_ndarray(np.full((height, width, 3), grey, np.uint8), format="rgb24")
+                    made.mux(stream.encode(frame))
+                made.mux(stream.encode())
+            joined.write((tmp_path / "part.ts").read_bytes())
+    result = evaluate_files(tmp_path / "v", FileSettings(metrics=("psnr",)), tmp_path / "v")
+    assert result.scores[0].conditions["size"] == "48x64" and result.scores[0].conditions["frames"] >= 7
+
+
 def test_what_cannot_be_measured_is_refused(folders, tmp_path, monkeypatch):
     made, real = folders / "made", folders / "real"
     with pytest.raises(UserError, match="psnr compares with real videos, and none are given"):

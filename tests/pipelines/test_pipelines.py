@@ -256,3 +256,7 @@ def test_the_command_draws_and_animates(pictures, videos, picture, tmp_path, mon
     assert "--image is missing, which a StableVideoDiffusionPipeline begins with" in fails(videos)
     assert "--image=none.png is not a file" in fails(videos, "--image", "none.png")
     assert "--out=a.txt has suffix '.txt'" in fails(videos, "--image", "picture.png", "--out", "a.txt")
+    assert "a.gif: fps=200; permitted: 0.01 to 100 frames per second" in fails(
+        videos, "--image", "picture.png", "--fps", "200", "--out", "a.gif")
+    assert "20000 pixels; permitted: 1 to 16384" in fails(
+        videos, "--image", "picture.png", "--height", "8", "--width", "20000", "--out", "a.mp4")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from vdm_jax.video import containers
+from vdm_jax.video.pictures import Painter
 from vdm_jax.video.reading import VideoReader
 
 FRAMES = 40
@@ -60,13 +61,46 @@ def test_random_access_equals_decoding_from_the_start(tmp_path, numbered, codec,
     except (av.FFmpegError, ValueError) as error:
         pytest.skip(f"this FFmpeg does not write it: {error}")
     with av.open(str(path)) as container:
-        truth = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        painter = Painter()
+        truth = [painter.paint(frame, 48, 64) for frame in container.decode(video=0)]
     with VideoReader(path) as reader:
         assert len(reader) == len(truth) >= FRAMES - 1
         wanted = np.random.default_rng(0).permutation(len(truth))[:16]
         for number in wanted:
             np.testing.assert_array_equal(reader.frames([number])[0], truth[number])
         np.testing.assert_array_equal(reader.frames(wanted), np.stack([truth[number] for number in wanted]))
+
+
+HARDWARE = ("amf", "cuvid", "d3d12va", "mediacodec", "mf", "nvenc", "omx", "qsv", "v4l2m2m", "vaapi", "videotoolbox",
+            "vulkan")
+
+
+def encoders():
+    """Names and first pixel formats of the software encoders of video that PyAV carries."""
+    for name in sorted(av.codecs_available):
+        try:
+            codec = av.codec.Codec(name, "w")
+        except (av.FFmpegError, ValueError):  # decodes only
+            continue
+        if codec.type == "video" and not name.endswith(HARDWARE):
+            yield name, codec.video_formats[0].name if codec.video_formats else "yuv420p"
+
+
+@pytest.mark.parametrize("form", ["matroska", "mov", "avi", "nut"])
+def test_random_access_equals_decoding_from_the_start_for_all_encoders(tmp_path, numbered, form):
+    compared = []
+    for codec, pixels in encoders():
+        path = tmp_path / codec
+        try:
+            encoded(path, numbered, codec, pixels, {"g": "5"}, frames=14, form=form)
+            with av.open(str(path)) as container:
+                truth = [numbered.read(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+        except (av.FFmpegError, ValueError, OSError):  # not for this container, this size or this pixel format
+            continue
+        numbers, _ = exact(path, numbered)
+        assert numbers == truth, codec
+        compared.append(codec)
+    assert len(compared) >= 10
 
 
 def vops(data):
@@ -110,6 +144,70 @@ def test_packed_bframes_are_read_frame_by_frame(tmp_path, numbered):
         assert len(reader) == len(truth)
         order = np.random.default_rng(1).permutation(len(truth))
         assert [numbered.numbers(reader.frames([n]))[0] for n in order] == [truth[n] for n in order]
+
+
+def copied(source, path, unit):
+    """The packets of a file in another container, as `ffmpeg -c copy` puts them there; AVI counts units of time."""
+    with av.open(str(source)) as old, av.open(str(path), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        stream.time_base = unit
+        for packet in old.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                new.mux(packet)
+    return path
+
+
+def exact(path, numbered):
+    """The numbers that frames show, read in order; reading them at random must give the same. And the rate."""
+    with VideoReader(path) as reader:
+        found = numbered.numbers(reader.frames(range(len(reader))))
+        order = np.random.default_rng(5).permutation(len(reader))
+        assert [numbered.numbers(reader.frames([n]))[0] for n in order] == [found[n] for n in order]
+        return found, reader.fps
+
+
+@pytest.mark.parametrize(("codec", "suffix", "units"), [("libx264", "avi", 50), ("libx264", "avi", 25),
+                                                        ("libx264", "mkv", 1000), ("libx264", "ts", 90000),
+                                                        ("mpeg4", "avi", 25), ("mpeg4", "avi", 50)])
+def test_copied_bframes_keep_frames_and_rate(tmp_path, numbered, codec, suffix, units):
+    """The header of an AVI file counts twice the frames where its unit is half a frame."""
+    form = "ts" if codec == "libx264" and suffix == "avi" else "mp4"  # AVI wants start codes
+    source = numbered.write(tmp_path / f"a.{form}", range(30), codec=codec, options={"bf": "2", "g": "9"}, rate=25)
+    numbers, fps = exact(copied(source, tmp_path / f"b.{suffix}", Fraction(1, units)), numbered)
+    assert numbers == list(range(30)) and fps == pytest.approx(25, rel=0.04)
+
+
+@pytest.mark.parametrize("cut", [0, 3, 10, 14])
+def test_edit_lists_that_cut_the_beginning(tmp_path, numbered, cut):
+    """An edit may begin between keyframes: what lies before it is decoded and not shown (ISO/IEC 14496-12, 8.6.6)."""
+    path = numbered.write(tmp_path / "a.mp4", range(40), options={"bf": "2", "g": "9"}, rate=25)
+    data = bytearray(path.read_bytes())
+    place = data.index(b"elst") + 16  # past version, flags, number of edits and the first one's length: its beginning
+    with av.open(str(path)) as container:
+        unit = int(Fraction(1, 25) / container.streams.video[0].time_base)
+    begin = int.from_bytes(data[place : place + 4], "big")
+    data[place : place + 4] = (begin + cut * unit).to_bytes(4, "big")
+    path.write_bytes(data)
+    with av.open(str(path)) as container:
+        truth = [numbered.read(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+    numbers, fps = exact(path, numbered)
+    assert numbers == truth and numbers[0] == cut and numbers[-1] == 39 and fps == pytest.approx(25)
+
+
+@pytest.mark.parametrize("suffix", ["h264", "ts", "mpg"])
+def test_parameters_that_change_in_the_middle(tmp_path, numbered, suffix):
+    """Two streams joined byte by byte, the second with other parameters of the encoder."""
+    codec = "mpeg2video" if suffix == "mpg" else "libx264"
+    options = ({"bf": "0", "g": "9"}, {"bf": "2", "g": "250"})
+    if codec == "libx264":
+        options = (options[0] | {"x264-params": "cabac=0:ref=1"}, options[1] | {"x264-params": "8x8dct=1:ref=4"})
+    parts = [numbered.write(tmp_path / f"{n}.{suffix}", range(20), codec=codec, options=o, rate=25)
+             for n, o in enumerate(options)]
+    path = tmp_path / f"both.{suffix}"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    numbers, _ = exact(path, numbered)
+    assert len(numbers) >= 38 and numbers[:19] == list(range(19)) and numbers[-10:] == list(range(10, 20))
 
 
 def test_ordinary_files_are_still_sought_and_not_decoded_from_the_start(tmp_path, numbered):

@@ -103,6 +103,26 @@ def test_bad_requests(tmp_path, name, change, message):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("name", "fps", "size", "permitted"),
+    [("a.gif", 100, (8, 8), None), ("a.gif", 101, (8, 8), "fps=101; permitted: 0.01 to 100 frames per second"),
+     ("a.gif", 0.001, (8, 8), "fps=0.001; permitted"), ("a.mp4", 1000, (8, 8), None),
+     ("a.mp4", 1001, (8, 8), "fps=1001; permitted: 0.01 to 1000"), ("a.mp4", 8, (8, 16384), None),
+     ("a.mp4", 8, (8, 16386), "8 x 16386 pixels; permitted: 1 to 16384 a side"),
+     ("a.gif", 8, (65536, 1), "65536 x 1 pixels; permitted: 1 to 65535 a side"), ("a.png", 1000, (8, 8), None)])
+def test_what_a_format_cannot_hold_is_refused_and_all_else_is_written(tmp_path, name, fps, size, permitted):
+    video = np.random.default_rng(0).integers(0, 256, (4, *size, 3), np.uint8)
+    if permitted is None:
+        write_video(tmp_path / name, video, fps=fps)
+        if name != "a.png":
+            with VideoReader(tmp_path / name) as reader:
+                assert len(reader) == 4 and reader.fps == pytest.approx(fps)
+    else:
+        with pytest.raises(UserError, match=permitted):
+            write_video(tmp_path / name, video, fps=fps)
+        assert not list(tmp_path.iterdir())
+
+
 def test_write_png_refuses_other_arrays_and_suffixes(tmp_path):
     with pytest.raises(UserError, match="permitted: .png"):
         write_png(tmp_path / "a.jpg", np.zeros((4, 4, 3), np.uint8))

@@ -19,7 +19,7 @@ from vdm_jax.cascade.options import Completion, Sampling
 from vdm_jax.cascade.programs import WHOLE, Handover, goes_by_steps, handover, jit_sampling, stepwise_sampling
 from vdm_jax.cascade.prompts import Prompts
 from vdm_jax.cascade.sampling import completion_method, sample_keys, sampling_parts, with_overrides
-from vdm_jax.cascade.stage import Experiment, FirstFrame, KeyFrames, Stage, augmentation_of
+from vdm_jax.cascade.stage import Experiment, FirstFrame, KeyFrames, Stage, VideoSpec, augmentation_of
 from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.conditioning.vocabulary import Vocabulary
 from vdm_jax.data.embeddings import WithEmbeddings
@@ -51,7 +51,7 @@ class Generated:
         from vdm_jax.video.writing import write_png, write_video
 
         fps = list(self.fps.values())[-1]
-        if Path(path).suffix == ".png":
+        if Path(path).suffix.lower() == ".png":
             return write_png(path, sheet(self.videos, self.captions))
         return write_video(path, tile_videos(self.videos), fps)
 
@@ -300,6 +300,11 @@ class Generator:
     def vocabulary(self, stage: Stage) -> Vocabulary:
         """The words a stage's encoder knows."""
         return Vocabulary(stage.network.text.words, stage.network.text.length)
+
+    def makes(self, first: str | None = None, last: str | None = None, fps: float | None = None) -> VideoSpec:
+        """Size and rate of the videos that a call with these arguments makes. Raises `UserError` for bad ones."""
+        stages = self._stages(first, last)
+        return dataclasses.replace(stages[-1].video, fps=_frame_rates(stages, fps)[stages[-1].name])
 
     def _stages(self, first: str | None, last: str | None) -> tuple[Stage, ...]:
         """The stages from one to another. Raises `UserError` for unknown names and for none."""

@@ -7,12 +7,12 @@ values. Stages train independently and sample in sequence.
 
 import dataclasses
 import math
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from vdm_jax.cascade.latent import Latent
 from vdm_jax.cascade.observations import NothingKnown
 from vdm_jax.cascade.options import DataSet, Sampling, Start, StartFile, Training
-from vdm_jax.configuration import Count, NonNegative, Positive, Seed, Size, config
+from vdm_jax.configuration import Count, NonNegative, Range, Seed, Size, config
 from vdm_jax.diffusion.augmentation import Augmentation, NoiseAugmentation, TruncatedAugmentation
 from vdm_jax.diffusion.process import Process
 from vdm_jax.errors import UserError
@@ -28,12 +28,8 @@ class VideoSpec:
     frames: Size
     height: Size  # pixels
     width: Size  # pixels
-    fps: Positive = 8.0  # frames per second at which it is meant to be shown
-
-    def __post_init__(self):
-        for name in ("frames", "height", "width", "fps"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"VideoSpec.{name}={getattr(self, name)} is not valid; permitted: > 0")
+    # Frames per second at which it is meant to be shown, and the rates that mp4 holds.
+    fps: Annotated[float, Range(least=0.01, most=1000)] = 8.0
 
     def __str__(self) -> str:
         return f"{self.frames}x{self.height}x{self.width}"

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import tyro
 
 from vdm_jax.commands.arguments import check_outputs, parse
+from vdm_jax.commands.outputs import check_videos
 from vdm_jax.configuration import Count, NonNegative, Seed, Size
 from vdm_jax.errors import UserError
 
@@ -109,3 +110,6 @@ def check(options: Generate) -> None:
         if not path.is_file():
             raise UserError(f"--image={path} is not a file; permitted: a picture")
     check_outputs(options.out)
+    count = max(len(options.prompt) * (options.num_per_prompt or 1), len(options.image))
+    size = (options.height, options.width) if options.height and options.width else None
+    check_videos(options.out, options.fps or 8, count, size)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vdm_jax.errors import UserError
+from vdm_jax.video.sheets import tiled_size
+from vdm_jax.video.writing import check_output
 
 TEMPORARY = 32  # bytes that the name of a temporary file has beyond the name of its file
 
@@ -24,6 +26,23 @@ def check_file(path: Path, suffixes: Sequence[str], flag: str = "--out") -> None
     if path.is_dir():
         raise UserError(f"{flag}={path} is a folder; permitted: a file")
     check_folder(path.parent, flag)
+
+
+def check_videos(paths: Sequence[Path], fps: float, count: int, size: tuple[int, int] | None = None) -> None:
+    """Refuse files whose format cannot hold `count` videos tiled in one.
+
+    Args:
+      paths: .mp4, .gif or .png files.
+      fps: frames per second.
+      count: of the videos.
+      size: height and width of one video in pixels, where they are known.
+
+    Raises:
+      UserError: naming the file, the rate or size, and what is permitted.
+    """
+    for path in paths:
+        if path.suffix.lower() != ".png":  # a sheet of frames, at no rate
+            check_output(path, fps, tiled_size(count, *size) if size else None)
 
 
 def check_folder(path: Path, flag: str = "--out") -> None:

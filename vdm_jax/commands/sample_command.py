@@ -10,6 +10,7 @@ from typing import Any, Literal
 import tyro
 
 from vdm_jax.commands.arguments import check_outputs, parse
+from vdm_jax.commands.outputs import check_videos
 from vdm_jax.configuration import Count, Positive, Seed, Share
 from vdm_jax.errors import UserError
 from vdm_jax.training.manifest import Damaged
@@ -62,6 +63,8 @@ def main(arguments: Sequence[str]) -> int:
     from vdm_jax.commands.progress import sampling_progress
 
     generator = vdm_jax.load(options.run, damaged=options.damaged)
+    video = generator.makes(options.first, options.last, options.fps)
+    check_videos(options.out, video.fps, len(options.captions) * options.count, (video.height, video.width))
     if options.style is not None:
         from vdm_jax.training.runs import stylised
 

@@ -51,6 +51,10 @@ def _index_entry(path: Path) -> dict:
     except UserError as error:
         return {"error": str(error).removeprefix(f"{display_name(path)}: "),
                 "momentary": isinstance(error, MomentaryError)}
+    except Exception as error:  # a damaged file can fail in any way, and must not end the work on the others
+        log.debug("video %s", display_name(path), exc_info=True)
+        reason = f"{type(error).__name__}: {error}"
+        return {"error": f"not a readable video ({' '.join(reason.split())})", "momentary": True}
 
 
 def _stamp(path: Path) -> list[int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -9,8 +10,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 _DISPLAY_MATRIX = "DISPLAYMATRIX"
-
-
+# FFmpeg takes every grey picture for full range (0 to 255), also one whose file says 16 to 235.
+_FROM_LIMITED = np.clip(np.rint((np.arange(256) - 16) * (255 / 219)), 0, 255).astype(np.uint8)
+_LIMITED = 1  # AVCOL_RANGE_MPEG
 # Without these flags FFmpeg rounds down (white reads 253) and halves the width of the colour of what it scales.
 _SCALER = "flags=area+accurate_rnd+full_chroma_int+full_chroma_inp"
 
@@ -19,9 +21,6 @@ class Painter:
     """Frames to RGB. One scaler is kept, because making one for each frame costs more than scaling it."""
 
     def __init__(self):
-        from av.video.reformatter import VideoReformatter
-
-        self._reformatter = VideoReformatter()
         self._graph, self._graph_of = None, None
 
     def upright_size(self, frame) -> tuple[int, int]:
@@ -40,13 +39,13 @@ class Painter:
         return rgb[top : top + height, left : left + width]
 
     def _rgb(self, frame, height: int, width: int) -> np.ndarray:
-        if (frame.height, frame.width) == (height, width):
-            return self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
         described = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range, width, height)
         if described != self._graph_of:
             self._graph, self._graph_of = _scaler(frame, height, width), described
         self._graph.push(frame)
-        return self._graph.pull().to_ndarray()
+        rgb = self._graph.pull().to_ndarray()
+        limited_grey = frame.format.name.startswith("gray") and frame.color_range == _LIMITED
+        return _FROM_LIMITED[rgb] if limited_grey else rgb
 
 
 def _scaler(frame, height: int, width: int):
@@ -85,7 +84,11 @@ def display_turn(frame) -> tuple[bool, Callable[[np.ndarray], np.ndarray]]:
 
 
 def _display_matrix(frame) -> tuple[float, float, float, float]:
-    data = frame.side_data.get(_DISPLAY_MATRIX)
+    try:
+        data = frame.side_data.get(_DISPLAY_MATRIX)
+    except ValueError:  # other data of a kind that PyAV has no name for, such as EXIF: the angle is still to be had
+        angle = math.radians(frame.rotation)  # counterclockwise
+        return math.cos(angle), -math.sin(angle), math.sin(angle), math.cos(angle)
     if data is None or data.buffer_size < 36:
         return 1.0, 0.0, 0.0, 1.0
     a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].tolist()

@@ -64,12 +64,16 @@ def tile_videos(
     return np.stack([_grid(frames, columns) for frames in videos.swapaxes(0, 1)])
 
 
+def tiled_size(count: int, height: int, width: int, columns: int | None = None) -> tuple[int, int]:
+    """Height and width that `tile_videos` gives to `count` videos of this size."""
+    columns = math.ceil(math.sqrt(count)) if columns is None else columns
+    return math.ceil(count / columns) * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP
+
+
 def _grid(images: np.ndarray, columns: int) -> np.ndarray:
     """[N, H, W, 3] to one picture, `_GAP` pixels between neighbours; unused places stay blank."""
     count, height, width, _ = images.shape
-    rows = math.ceil(count / columns)
-    shape = (rows * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP, 3)
-    picture = np.full(shape, _BACKGROUND, np.uint8)
+    picture = np.full((*tiled_size(count, height, width, columns), 3), _BACKGROUND, np.uint8)
     for number, image in enumerate(images):
         top, left = (number // columns) * (height + _GAP), (number % columns) * (width + _GAP)
         picture[top : top + height, left : left + width] = image
