@@ -320,10 +320,12 @@ def test_a_set_that_tfds_has_not_prepared_says_how(tmp_path):
 
 @pytest.mark.parametrize(("make", "message"), [
     (lambda: UCF101(path="x", division=4), "UCF101.division=4; permitted: 1, 2, 3"),
-    (lambda: UCF101(path="x", via="web"), "UCF101.via='web'; permitted: 'folder', 'tfds'"),
+    (lambda: UCF101(path="x", via="web"), "UCF101.via='web' is not valid; permitted: 'folder', 'tfds'"),
     (lambda: UCF101(path="x", splits=("train", "dev", "test")), "permitted: for train, validation and test"),
-    (lambda: BAIRRobotPushing(path="x", camera="left"), "camera='left'; permitted: 'image_main', 'image_aux1'"),
-    (lambda: Kinetics600(path="x", labels="all"), "labels='all'; permitted: 'annotations', 'folders', 'none'"),
+    (lambda: BAIRRobotPushing(path="x", camera="left"),
+     "camera='left' is not valid; permitted: 'image_main', 'image_aux1'"),
+    (lambda: Kinetics600(path="x", labels="all"),
+     "labels='all' is not valid; permitted: 'annotations', 'folders', 'none'"),
     (lambda: Kinetics600(path="x", frame_stride=0), "Kinetics600.frame_stride=0"),
     (lambda: MovingMNIST(path="x", splits=("train+test", "test", "test")), "permitted: train, test for each"),
     (lambda: open_source(MovingMNIST(path="x"), "dev"), "split='dev'"),
