@@ -297,7 +297,7 @@ def _find_builder(name: str, data_dir: str | None) -> Any:
 def _open_items(builder: Any, name: str, split: str) -> Sequence[dict[str, Any]]:
     try:
         return builder.as_data_source(split=split)
-    except (NotImplementedError, AssertionError, FileNotFoundError) as error:
+    except (NotImplementedError, AssertionError, FileNotFoundError, KeyError) as error:
         call = f"tfds.builder({name!r}, data_dir=...).download_and_prepare(file_format='array_record')"
         raise UserError(f"TFDSVideo.name={name!r}: {builder.data_dir} holds no set prepared as array_record; "
                         "permitted: prepare it with `pip install vdm_jax[prepare-official-sets]` and "
