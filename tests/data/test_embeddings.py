@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
+from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.data.embeddings import (
     TextEmbeddings,
     WithEmbeddings,
@@ -119,7 +120,7 @@ def test_sets_that_are_missing_damaged_or_there_already(texts, tmp_path):
 
 def test_clips_are_joined_by_caption(texts, caplog):
     with caplog.at_level(logging.WARNING):
-        source = WithEmbeddingsSource(WithEmbeddings(data=None, path=str(texts), length=3), Movable())
+        source = WithEmbeddingsSource(WithEmbeddings(data=CaptionedDigits(), path=str(texts), length=3), Movable())
     assert "texts of up to 5 tokens; only the first 3 are read" in caplog.text
     clip = source[1]
     assert clip["caption"] == "grün" and clip["text_mask"].tolist() == [True, False, False]
@@ -136,7 +137,7 @@ def test_clips_are_joined_by_caption(texts, caplog):
     with pytest.raises(UserError, match="no embeddings of 1 of 2 captions, such as 'unknown'"):
         WithEmbeddingsSource(source.spec, Clips(("unknown", "grün")))
     with pytest.raises(UserError, match="WithEmbeddings.length=0"):
-        WithEmbeddings(data=None, path="x", length=0)
+        WithEmbeddings(data=CaptionedDigits(), path="x", length=0)
 
 
 def test_images_bring_theirs_into_the_batch(texts, tmp_path):
@@ -146,7 +147,7 @@ def test_images_bring_theirs_into_the_batch(texts, tmp_path):
     (tmp_path / "captions.csv").write_text("file,caption\n0.png,grün\n")
     images = ImageFolder(path=str(tmp_path / "images"), captions=str(tmp_path / "captions.csv"), height=4, width=4,
                          fractions=(1.0, 0.0, 0.0))
-    clips = WithEmbeddingsSource(WithEmbeddings(data=None, path=str(texts), length=4), Clips())
+    clips = WithEmbeddingsSource(WithEmbeddings(data=CaptionedDigits(), path=str(texts), length=4), Clips())
     stills = open_source(WithEmbeddings(data=images, path=str(texts), length=4), "train")
     batch = Pipeline(clips, batch_size=4, seed=0, images_per_clip=2, images_source=stills).batch(0)
     assert batch["embeddings"].shape == (4, 4, 3) and batch["text_mask"].dtype == bool
@@ -165,7 +166,7 @@ def test_images_bring_theirs_into_the_batch(texts, tmp_path):
 
 
 def test_the_width_is_checked_against_the_network(texts):
-    source = WithEmbeddingsSource(WithEmbeddings(data=None, path=str(texts)), Clips())
+    source = WithEmbeddingsSource(WithEmbeddings(data=CaptionedDigits(), path=str(texts)), Clips())
     check_embeddings(source, 3, "base")
     with pytest.raises(UserError, match="stage 'base' has EmbeddedText.width=8, .* width 3; permitted: EmbeddedText"):
         check_embeddings(source, 8, "base")
@@ -188,3 +189,14 @@ def test_the_empty_text_may_be_encoded(texts, tmp_path):
     assert TextEmbeddings(path).look_up("", 4)[1].sum() == 0  # who does not ask for it reads none
     with pytest.raises(UserError, match="WithEmbeddings.empty='some' is not valid; permitted: 'none', 'encoded'"):
         dataclasses.replace(spec, empty="some")
+
+
+def test_a_damaged_clip_is_never_another_one_where_the_exact_one_is_asked_for(texts):
+    class Damaged(Movable):
+        def exact(self, index):
+            raise UserError(f"clip {index} does not decode")
+
+    spec = WithEmbeddings(data=CaptionedDigits(), path=str(texts), length=3)
+    with pytest.raises(UserError, match="clip 1 does not decode"):
+        WithEmbeddingsSource(spec, Damaged()).exact(1)
+    assert WithEmbeddingsSource(spec, Movable()).exact(1)["caption"] == "grün"
