@@ -249,7 +249,10 @@ class PreparedClipsSource:
 
     def captions(self) -> Iterator[str]:
         """The caption of every clip, without reading the clips."""
-        yield from self._load(CAPTIONS)
+        found = self._load(CAPTIONS)
+        if not isinstance(found, list) or len(found) != len(self) or not all(isinstance(text, str) for text in found):
+            raise UserError(f"{self._folder / CAPTIONS} is no list of {len(self)} texts; copy or prepare the set again")
+        yield from found
 
     def __getstate__(self) -> dict:
         return {name: value for name, value in vars(self).items() if name != "_records"}
