@@ -114,7 +114,7 @@ def open_set(path, split="train"):
 def test_missing_truncated_and_foreign_sets(tmp_path):
     with pytest.raises(UserError, match=r"holds no prepared clips \(metadata.json is missing\).*it has none"):
         open_set(tmp_path)
-    folder = prepare_clips(Clips(3), tmp_path)
+    folder = prepare_clips(Clips(3), tmp_path, format="jpeg")  # which ArrayRecord does not compress
     with pytest.raises(UserError, match=r"permitted: a split of .* \(train\)"):
         open_set(tmp_path, "test")
     records = folder / "clips.array_record"
@@ -126,8 +126,15 @@ def test_missing_truncated_and_foreign_sets(tmp_path):
     with pytest.raises(UserError, match="has 0 bytes instead of"):
         open_set(tmp_path)
     records.write_bytes(b"\x55" * len(whole))
-    with pytest.raises(UserError, match="clips.array_record: clip 1 is unreadable"):
-        open_set(tmp_path)[1]
+    with pytest.raises(UserError, match="clips.array_record is cut off, damaged or no ArrayRecord file .it does not"):
+        open_set(tmp_path)
+    place = whole.index(b'{"clip"', whole.index(b'{"clip"') + 1)  # of the second clip
+    records.write_bytes(whole[:place] + b"[" + whole[place + 1 :])
+    source = open_set(tmp_path)
+    np.testing.assert_array_equal(source[1]["video"], source[2]["video"])  # the next one takes its place
+    assert list(source.skipped) == [f"{records}, clip 1"] and "unreadable" in source.skipped[f"{records}, clip 1"]
+    with pytest.raises(UserError, match="clips.array_record, clip 1: unreadable"):
+        source.exact(1)
     metadata = folder / "metadata.json"
     text = metadata.read_text()
     metadata.write_text(json.dumps(json.loads(text) | {"version": 99}))

@@ -189,3 +189,14 @@ def test_the_empty_text_may_be_encoded(texts, tmp_path):
     assert TextEmbeddings(path).look_up("", 4)[1].sum() == 0  # who does not ask for it reads none
     with pytest.raises(UserError, match="WithEmbeddings.empty='some' is not valid; permitted: 'none', 'encoded'"):
         dataclasses.replace(spec, empty="some")
+
+
+def test_a_damaged_clip_is_never_another_one_where_the_exact_one_is_asked_for(texts):
+    class Damaged(Movable):
+        def exact(self, index):
+            raise UserError(f"clip {index} does not decode")
+
+    spec = WithEmbeddings(data=CaptionedDigits(), path=str(texts), length=3)
+    with pytest.raises(UserError, match="clip 1 does not decode"):
+        WithEmbeddingsSource(spec, Damaged()).exact(1)
+    assert WithEmbeddingsSource(spec, Movable()).exact(1)["caption"] == "grün"

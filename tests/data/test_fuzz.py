@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.fuzzing import MUTATIONS, fuzz
 from vdm_jax.data.array_record import PreparedClips, PreparedClipsSource, prepare_clips
 from vdm_jax.data.captions import caption_lines, read_caption_files, read_captions
 from vdm_jax.data.embeddings import TextEmbeddings, write_embeddings
@@ -27,31 +28,7 @@ from vdm_jax.evaluation.detectors.weights import _npz, read_arrays
 from vdm_jax.interop.safetensors import load_params, save_params
 from vdm_jax.interop.tensor_files import open_file, read_json
 
-MUTATIONS = 200
-
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # of Pillow, about damaged tags
-NUMBERS = (b"\xff" * 4, b"\x7f" + b"\xff" * 7, b"\0" * 8, b"\x80" * 4, b"99999999999", b"-1", b"[" * 2000, b'"', b"\0")
-
-
-def mutated(data, rng):
-    """Some bytes changed, cut off, repeated, moved or replaced by numbers that headers may hold."""
-    data = bytearray(data)
-    for _ in range(rng.integers(1, 4)):
-        place = int(rng.integers(len(data) + 1))
-        place = place if rng.random() < 0.5 else place % min(len(data) + 1, 600)  # headers are at the beginning
-        match rng.integers(5):
-            case 0 if data:
-                data[min(place, len(data) - 1)] ^= 1 << int(rng.integers(8))
-            case 1:
-                del data[place:]
-            case 2:
-                data[place:place] = data[: int(rng.integers(100))]
-            case 3:
-                number = NUMBERS[rng.integers(len(NUMBERS))]
-                data[place : place + len(number)] = number
-            case _:
-                del data[place : place + int(rng.integers(1, 50))]
-    return bytes(data)
 
 
 def picture(kind="PNG"):
@@ -121,19 +98,6 @@ READERS = {  # file, its bytes, reader of the path
     "json": ("config.json", b'{"a": [1, {"b": null}], "c": "d"}', read_json),
     "features.json": ("features.json", DESCRIPTION, check_description),
 }
-
-
-def fuzz(path, data, read):
-    """How many of the mutations were read."""
-    count = 0
-    for seed in range(MUTATIONS):
-        path.write_bytes(mutated(data, np.random.default_rng(seed)))
-        try:
-            read(path)
-            count += 1
-        except UserError:
-            pass
-    return count
 
 
 @pytest.mark.parametrize("name", READERS)

@@ -168,7 +168,7 @@ def test_bair_is_read_as_distributed(bair):
     assert [levels(clip) for clip in open_source(spec, "validation")] == [[3, 4, 5, 6]]
     other = BAIRRobotPushing(path=str(bair), camera="image_aux1", frame_stride=2, **{**SMALL, "frames": 3})
     assert levels(open_source(other, "test")[0]) == [4, 6, 8]
-    with pytest.raises(UserError, match="video 0 has 6 frames .* needs 16; permitted: fewer"):
+    with pytest.raises(UserError, match="traj_0_to_255.tfrecords, byte 12: 6 frames, .* needs 16; permitted: fewer"):
         open_source(BAIRRobotPushing(path=str(bair)), "test")[0]
 
 
@@ -182,8 +182,32 @@ def test_bair_as_pictures_and_missing(tmp_path):
     source = same_twice(open_source(BAIRRobotPushing(path=str(tmp_path), **{**SMALL, "frames": 11}), "train"))
     assert [levels(clip) for clip in source] == [list(range(0, 11)), list(range(1, 12))]
     (tmp_path / "train" / "traj_0" / "1" / "x.png").write_bytes(b"")
-    with pytest.raises(UserError, match="picture 'x.png'; permitted: frames named by number"):
-        source[1]
+    with pytest.raises(UserError, match="^train/traj_0/1: picture 'x.png'; permitted: frames named by number"):
+        source.exact(1)
+    np.testing.assert_array_equal(source[1]["video"], source[0]["video"])  # the next one takes its place
+    (tmp_path / "train" / "traj_0" / "0" / "3.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match="none of 2 files is readable; the last, train/traj_0/1: picture"):
+        source[0]
+    assert list(source.skipped) == ["train/traj_0/1", "train/traj_0/0"]
+    assert source.skipped["train/traj_0/0"].startswith("3.png: not a readable image")
+
+
+def test_a_damaged_record_is_skipped_and_named_once(bair, caplog):
+    path = bair / "softmotion30_44k" / "train" / "traj_10_to_19.tfrecords"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100] + b"\xff" + whole[101:])
+    source = open_source(BAIRRobotPushing(path=str(bair), **SMALL), "train")
+    assert [levels(clip) for clip in source] == [[1, 2, 3, 4], [6, 7, 8, 9], [6, 7, 8, 9]]
+    assert levels(source.clip(1, np.random.default_rng(0)))[0] in (6, 7, 8)
+    name = "softmotion30_44k/train/traj_10_to_19.tfrecords, byte 12"
+    assert list(source.skipped) == [name] and caplog.text.count(f"skipped {name}") == 1 and source.skipped.replaced == 2
+    with pytest.raises(UserError, match="traj_10_to_19.tfrecords, byte 12: the record at byte 12 is damaged"):
+        source.exact(1)
+
+
+def test_clips_longer_than_the_published_videos_are_refused_at_once(mnist):
+    with pytest.raises(UserError, match="20 frames, and a clip of MovingMNIST.frames=11, frame_stride=2 needs 21"):
+        open_source(MovingMNIST(path=str(mnist), frames=11, frame_stride=2), "test")
 
 
 def test_damaged_records_are_named(bair):
@@ -322,8 +346,10 @@ def test_a_set_that_tfds_has_not_prepared_says_how(tmp_path):
     (lambda: UCF101(path="x", division=4), "UCF101.division=4; permitted: 1, 2, 3"),
     (lambda: UCF101(path="x", via="web"), "UCF101.via='web' is not valid; permitted: 'folder', 'tfds'"),
     (lambda: UCF101(path="x", splits=("train", "dev", "test")), "permitted: for train, validation and test"),
-    (lambda: BAIRRobotPushing(path="x", camera="left"), "camera='left' is not valid; permitted: 'image_main'"),
-    (lambda: Kinetics600(path="x", labels="all"), "labels='all' is not valid; permitted: 'annotations', 'folders'"),
+    (lambda: BAIRRobotPushing(path="x", camera="left"),
+     "camera='left' is not valid; permitted: 'image_main', 'image_aux1'"),
+    (lambda: Kinetics600(path="x", labels="all"),
+     "labels='all' is not valid; permitted: 'annotations', 'folders', 'none'"),
     (lambda: Kinetics600(path="x", frame_stride=0), "Kinetics600.frame_stride=0"),
     (lambda: MovingMNIST(path="x", splits=("train+test", "test", "test")), "permitted: train, test for each"),
     (lambda: open_source(MovingMNIST(path="x"), "dev"), "split='dev'"),

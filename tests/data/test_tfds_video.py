@@ -5,10 +5,12 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import zlib
 from unittest import mock
 
 import numpy as np
 import pytest
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from PIL import Image
 
 from vdm_jax.configuration import from_json, to_json
@@ -200,3 +202,49 @@ def test_descriptions_run_no_code_and_leave_no_folder(data_dir, tmp_path, monkey
     assert not (tmp_path / "ran").exists()
     with pytest.raises(UserError, match="TFDSVideo.name='vdm_evil:flickers'; permitted"):
         TFDSVideoSource(flickers(str(copy), name="vdm_evil:flickers"))
+
+
+def rewritten(data_dir, folder, change):
+    """A copy of the set whose records are changed by `change(number, record)`; the path of its record file."""
+    shutil.copytree(data_dir, folder)
+    (path,) = folder.rglob("*.array_record*")
+    reader = ArrayRecordReader(str(path))
+    records = [change(number, record) for number, record in enumerate(reader.read_all())]
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    for record in records:
+        writer.write(record)
+    writer.close()
+    return path
+
+
+def test_a_damaged_item_is_skipped_and_named_once(data_dir, tmp_path, caplog):
+    def change(number, record):
+        return {2: b"\xff" * 50, 3: record.replace(b"\x89PNG", b"none")}.get(number, record)
+
+    rewritten(data_dir, tmp_path / "sets", change)
+    source = TFDSVideoSource(flickers(str(tmp_path / "sets"), caption_key="text"))
+    assert [clip["caption"] for clip in source] == [f"number {n}" for n in (0, 1, 4, 4, 4, 5)]
+    assert list(source.captions()) == [f"number {n}" for n in (0, 1, 4, 4, 4, 5)]
+    names = [f"flickers train[:75%] item {n}" for n in (2, 3)]
+    assert list(source.skipped) == names and all(caplog.text.count(f"skipped {name}") == 1 for name in names)
+    with pytest.raises(UserError, match="item 2: does not decode"):
+        source.exact(2)
+    assert source.exact(1)["caption"] == "number 1"
+
+
+def test_record_files_that_are_cut_off_or_unpack_to_too_much_are_refused(data_dir, tmp_path, monkeypatch):
+    path = rewritten(data_dir, tmp_path / "sets", lambda number, record: record if number else bytes(10**6))
+    monkeypatch.setattr("vdm_jax.data.tfds_video.MAX_CHUNK_BYTES", 99_999)
+    with pytest.raises(UserError, match="1 records of 1000000 bytes at byte 64; permitted: up to .* of 99999"):
+        TFDSVideoSource(flickers(str(tmp_path / "sets")))
+    path.write_bytes(path.read_bytes()[:-2**16])
+    with pytest.raises(UserError, match="is cut off, damaged or no ArrayRecord file"):
+        TFDSVideoSource(flickers(str(tmp_path / "sets")))
+
+
+def test_numbers_packed_by_zlib_have_a_limit(monkeypatch):
+    monkeypatch.setattr("vdm_jax.data.tfds_video.MAX_CHUNK_BYTES", 1000)
+    feature = tfds.features.Tensor(shape=(None,), dtype=np.uint8, encoding="zlib")
+    assert feature.decode_example_np(zlib.compress(bytes(999))).shape == (999,)
+    with pytest.raises(UserError, match="more than 1000 bytes unpacked"):
+        feature.decode_example_np(zlib.compress(bytes(2000)))

@@ -195,10 +195,10 @@ def test_source_is_picklable(folder):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"frames": 0}, "VideoFolder.frames=0 is not valid; permitted: >= 1"),
+        ({"frames": 0}, "VideoFolder.frames=0 is not valid; permitted"),
         ({"height": 2.5}, "VideoFolder.height=2.5"),
         ({"clips": "two"}, "VideoFolder.clips='two' is not valid; permitted: 'consecutive', 'one'"),
-        ({"fps": -1.0}, "VideoFolder.fps=-1.0 is not valid; permitted"),
+        ({"fps": -1.0}, "VideoFolder.fps=-1.0 is not valid; permitted: > 0"),
         ({"fps": 8.0, "frame_stride": 2}, "frame_stride=2 with fps=8.0"),
         ({"fractions": (0.5, 0.1, 0.1)}, "fractions=.*; permitted: shares"),
     ],

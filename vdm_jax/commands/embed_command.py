@@ -14,6 +14,7 @@ import tyro
 
 from vdm_jax.commands.arguments import parse
 from vdm_jax.commands.configs import config_names, load_config
+from vdm_jax.commands.outputs import check_folder
 from vdm_jax.data.captions import caption_lines
 from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.data.opening import SPLITS, default_data_dir, open_source
@@ -51,6 +52,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.batch_size < 1:
         raise UserError(f"--batch-size={options.batch_size} is not valid; permitted: >= 1")
     captions, out = read_captions(options)
+    check_folder(out.expanduser())
     if out.expanduser().exists():  # before the encoder is loaded
         raise UserError(f"--out={out} exists; permitted: a new folder, or delete this one first")
     from vdm_jax.data.text_encoding import CaptionEncoder, embed_captions

@@ -18,6 +18,7 @@ import tyro
 from vdm_jax.cascade.autoencoding import AnyExperiment
 from vdm_jax.commands.arguments import parse
 from vdm_jax.commands.configs import config_names, load_config
+from vdm_jax.commands.outputs import check_folder
 from vdm_jax.data.array_record import METADATA, prepare_clips
 from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.data.captioned_digits_tfds import prepare_captioned_digits
@@ -36,7 +37,8 @@ class Prepare:
     is looked for and its clips are counted, or an error says what to fetch and where to put it. A folder of videos is
     cut into clips, resized and written to array_record files under --out (one folder per split); a captions CSV has the
     columns 'file' and 'caption'. Train on the result with the data set PreparedClips(path=...). The folder --out
-    appears when all of it is there; clips that do not decode are left out, counted and named.
+    appears when all of it is there, or not at all: an interrupted preparation begins anew. Clips that do not decode are
+    left out, counted and named.
 
     Examples:
       vdm-jax prepare captioned_digits
@@ -106,6 +108,7 @@ def prepare_folder(options: Prepare, console: rich.console.Console) -> None:
     spec = VideoFolder(path=options.source, captions=options.captions, frames=options.frames, height=height,
                        width=width, frame_stride=options.frame_stride, fps=options.fps, crop=options.crop)
     out = options.out.expanduser()
+    check_folder(out)
     if out.exists():
         raise UserError(f"--out={options.out} exists already; permitted: a new folder")
     partial = out.with_name(f".{out.name}.partial")  # a training must not find a set that lacks a split

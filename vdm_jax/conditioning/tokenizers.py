@@ -14,11 +14,11 @@ from __future__ import annotations
 import gzip
 import html
 import importlib
-import json
 import logging
 import os
 import pathlib
 import re
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from vdm_jax.errors import UserError
+from vdm_jax.interop.tensor_files import read_json
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ CLASSES = {"CLIPTokenizer": "clip", "CLIPTokenizerFast": "clip", "T5Tokenizer": 
 CLIP_WORDS = (r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
 LONGEST = 10**6  # files say 10^30 where there is no limit
 CLIP_MERGES = 48_894  # that the published models use; the original list has more
+LONGEST_MERGES = 2**24  # characters of their file, unpacked; the authors' has 3 million
 CLIP_ENDS = ("<|startoftext|>", "<|endoftext|>")  # around a text
 SENTINELS = 100  # `<extra_id_0>` ... of T5, after the pieces of its model, the last first
 
@@ -104,7 +106,7 @@ def open_tokenizer(folder: str | os.PathLike, length: int | None = None) -> Toke
     kind = _kind(folder, config)
     if length is None:
         length = config.get("model_max_length")
-        if not isinstance(length, int) or length > LONGEST:
+        if type(length) is not int or length > LONGEST:
             raise UserError(f"{folder}: tokenizer_config.json has model_max_length={length}; permitted: a length, or "
                             "length=... given here")
     defaults = {"clip": (*CLIP_ENDS, CLIP_ENDS[1]), "t5": (None, "</s>", "<pad>")}[kind]
@@ -139,8 +141,11 @@ def clip_tokenizer(path: str | os.PathLike, length: int = 77) -> Tokenizer:
     path = pathlib.Path(path)
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-            lines = file.read().split("\n")[1 : CLIP_MERGES + 1]  # the first line says what it is
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+            text = file.read(LONGEST_MERGES + 1)  # a small .gz can hold any amount
+            if len(text) > LONGEST_MERGES:
+                raise UserError(f"{path} holds more than {LONGEST_MERGES} characters; permitted: the merges of CLIP")
+            lines = text.split("\n")[1 : CLIP_MERGES + 1]  # the first line says what it is
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}; permitted: the merges of CLIP") from error
     merges = [tuple(line.split()) for line in lines if line]
     if any(len(pair) != 2 for pair in merges) or not merges:
@@ -149,8 +154,11 @@ def clip_tokenizer(path: str | os.PathLike, length: int = 77) -> Tokenizer:
     visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     symbols = [*map(chr, visible), *(chr(256 + i) for i in range(256 - len(visible)))]
     words = [*symbols, *(f"{symbol}</w>" for symbol in symbols), *map("".join, merges), *CLIP_ENDS]
-    backend = _byte_pairs(_package("tokenizers", path), {word: i for i, word in enumerate(words)}, merges,
-                          original=True)
+    tokenizers = _package("tokenizers", path)
+    try:
+        backend = _byte_pairs(tokenizers, {word: i for i, word in enumerate(words)}, merges, original=True)
+    except Exception as error:  # the package raises no class of its own
+        raise UserError(f"{path} has merges of what is not there ({error}); permitted: the merges of CLIP") from error
     ends = {name: backend.token_to_id(name) for name in CLIP_ENDS}
 
     def split(text: str) -> Pieces:
@@ -184,7 +192,7 @@ def _framed(backend: Any, start: int | None, end: int, padding: int, length: int
 def _kind(folder: pathlib.Path, config: dict[str, Any]) -> str:
     """Whose tokenizer a folder holds."""
     name = config.get("tokenizer_class")
-    if name in CLASSES:
+    if isinstance(name, str) and name in CLASSES:
         return CLASSES[name]
     if name is not None:
         raise UserError(f"{folder} holds a {name}; permitted: {', '.join(CLASSES)}")
@@ -198,7 +206,10 @@ def _kind(folder: pathlib.Path, config: dict[str, Any]) -> str:
 def _token(name: str, config: dict[str, Any], special: dict[str, Any], default: str | None) -> str | None:
     """A special token's text, which files give bare or as an object."""
     value = config.get(name) or special.get(name) or default
-    return value.get("content", default) if isinstance(value, dict) else value
+    value = value.get("content", default) if isinstance(value, dict) else value
+    if not isinstance(value, str | None):
+        raise UserError(f"{name}={value!r} of a tokenizer; permitted: a text")
+    return value
 
 
 def _backend(folder: pathlib.Path, kind: str, special: list[str]) -> Any:
@@ -291,12 +302,4 @@ def _package(name: str, folder: pathlib.Path, extra: str = "pretrained") -> Any:
 
 def _json(path: pathlib.Path) -> dict[str, Any]:
     """An object of a file; empty where there is no file."""
-    if not path.is_file():
-        return {}
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise UserError(f"{path} holds a {type(data).__name__}; permitted: an object")
-    return data
+    return read_json(path) if path.is_file() else {}

@@ -27,8 +27,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vdm_jax.configuration import config
-from vdm_jax.data.folder import in_range
+from vdm_jax.data.folder import Numbered, SkippedFiles, in_range
 from vdm_jax.data.frame_rates import clip_by_stride
+from vdm_jax.data.record_files import check_record_file
 from vdm_jax.data.source import RandomAccessSource
 from vdm_jax.errors import UserError
 
@@ -209,13 +210,15 @@ class PreparedClipsSource:
     """Random access to one prepared split.
 
     `metadata` is what was recorded at preparation: clips, frames, height, width, fps, format, skipped.
+    Clips whose record is damaged are logged once and listed with the reason in `skipped`; the next one takes their
+    place.
 
     Raises:
       UserError: the split is missing, of another version, or its record file is truncated.
     """
 
     def __init__(self, spec: PreparedClips, split: str = "train"):
-        self.spec, self.split = spec, split
+        self.spec, self.split, self.skipped = spec, split, SkippedFiles()
         self._folder = Path(spec.path).expanduser() / split
         self.metadata = self._load(METADATA)
         version = self.metadata.get("version") if isinstance(self.metadata, dict) else None
@@ -227,14 +230,18 @@ class PreparedClipsSource:
         if size != self.metadata["bytes"]:
             raise UserError(f"{records} has {size} bytes instead of {self.metadata['bytes']}: it is truncated or "
                             "damaged; copy or prepare the set again")
+        check_record_file(records, most=2 * self._clip_bytes + 2**20)
 
     def __len__(self) -> int:
         return self.metadata["clips"]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        index = in_range(index, len(self))
-        header, parts = self._parts(index)
-        return {"video": self._decode(parts, index), **header["clip"]}
+        return self.skipped.first_readable(in_range(index, len(self)), self._names, self._read)
+
+    def exact(self, index: int) -> dict[str, Any]:
+        """Clip `index`, and no other in its place: raises `UserError` where its record is damaged."""
+        number = in_range(index, len(self))
+        return self.skipped.noting(self._names[number], lambda: self._read(number))
 
     def clip_at(self, index: int, rng: np.random.Generator, fps: float, frames: int) -> dict[str, Any]:
         """`frames` frames from anywhere in clip `index`, by the stride that comes nearest to the rate `fps`."""
@@ -242,7 +249,10 @@ class PreparedClipsSource:
 
     def captions(self) -> Iterator[str]:
         """The caption of every clip, without reading the clips."""
-        yield from self._load(CAPTIONS)
+        found = self._load(CAPTIONS)
+        if not isinstance(found, list) or len(found) != len(self) or not all(isinstance(text, str) for text in found):
+            raise UserError(f"{self._folder / CAPTIONS} is no list of {len(self)} texts; copy or prepare the set again")
+        yield from found
 
     def __getstate__(self) -> dict:
         return {name: value for name, value in vars(self).items() if name != "_records"}
@@ -253,17 +263,37 @@ class PreparedClipsSource:
 
         return ArrayRecordDataSource([str(self._folder / RECORDS)])
 
+    @property
+    def _clip_bytes(self) -> int:
+        """Size of the pixels of a clip."""
+        return math.prod(self.metadata[name] for name in ("frames", "height", "width")) * 3
+
     def _check_metadata(self) -> None:
         whole = {name: self.metadata.get(name) for name in ("clips", "frames", "height", "width", "bytes")}
         wrong = [name for name, value in whole.items() if type(value) is not int or value < 1]
         if self.metadata.get("format") not in get_args(ClipFormat):
             wrong.append("format")
-        elif whole.keys() - set(wrong) == whole.keys() and math.prod(
-                whole[name] for name in ("frames", "height", "width")) * 3 > MAX_CLIP_BYTES:
+        elif not wrong and self._clip_bytes > MAX_CLIP_BYTES:
             wrong += ["frames", "height", "width"]
         if wrong:
             raise UserError(f"{self._folder / METADATA} is damaged ({wrong[0]}={self.metadata.get(wrong[0])!r}); copy "
                             "or prepare the set again")
+
+    @property
+    def _names(self) -> Numbered:
+        return Numbered(f"{self._folder / RECORDS}, clip", len(self))
+
+    def _read(self, index: int) -> dict[str, Any]:
+        """The clip of a record. Raises `UserError` for one that is damaged."""
+        try:
+            header, parts = self._parts(index)
+            shape = tuple(self.metadata[name] for name in ("frames", "height", "width"))
+            video = self._decoded(parts, shape)
+            if video.shape != (*shape, 3):
+                raise UserError(f"video {list(video.shape)}; permitted: {[*shape, 3]}")
+        except (*_DAMAGE, MemoryError) as error:
+            raise UserError(f"unreadable ({error})") from error
+        return {"video": video, **header["clip"]}
 
     def _load(self, name: str) -> Any:
         path = self._folder / name
@@ -280,31 +310,18 @@ class PreparedClipsSource:
 
     def _parts(self, index: int) -> tuple[dict[str, Any], list[memoryview]]:
         """What a record says of its clip, and its parts: as many and as long as the format has them."""
-        try:
-            record = memoryview(self._records[index])
-            start = 4 + int.from_bytes(record[:4], "little")
-            header = json.loads(bytes(record[4:start]))
-            lengths, facts = header["parts"], header["clip"]
-            known = isinstance(facts, dict) and isinstance(facts.get("caption"), str) and "video" not in facts
-            if not known or not all(isinstance(value, str | int | float) for value in facts.values()):
-                raise ValueError("its header is none of a clip")
-            wanted = self.metadata["frames"] if self.metadata["format"] == "jpeg" else 1
-            if len(lengths) != wanted or min(lengths) < 0 or start + sum(lengths) != len(record):
-                raise ValueError("its parts are not as long as it says")
-            ends = start + np.cumsum([0, *lengths])
-        except _DAMAGE as error:
-            raise UserError(f"{self._folder / RECORDS}: clip {index} is unreadable ({error})") from error
+        record = memoryview(self._records[index])
+        start = 4 + int.from_bytes(record[:4], "little")
+        header = json.loads(bytes(record[4:start]))
+        lengths, facts = header["parts"], header["clip"]
+        known = isinstance(facts, dict) and isinstance(facts.get("caption"), str) and "video" not in facts
+        if not known or not all(isinstance(value, str | int | float) for value in facts.values()):
+            raise ValueError("its header is none of a clip")
+        wanted = self.metadata["frames"] if self.metadata["format"] == "jpeg" else 1
+        if len(lengths) != wanted or min(lengths) < 0 or start + sum(lengths) != len(record):
+            raise ValueError("its parts are not as long as it says")
+        ends = start + np.cumsum([0, *lengths])
         return header, [record[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)]
-
-    def _decode(self, parts: list[memoryview], index: int) -> np.ndarray:
-        shape = tuple(self.metadata[name] for name in ("frames", "height", "width"))
-        try:
-            video = self._decoded(parts, shape)
-            if video.shape != (*shape, 3):
-                raise UserError(f"video {list(video.shape)}; permitted: {[*shape, 3]}")
-        except (*_DAMAGE, MemoryError) as error:
-            raise UserError(f"{self._folder / RECORDS}: clip {index} is unreadable ({error})") from error
-        return video
 
     def _decoded(self, parts: list[memoryview], shape: tuple[int, int, int]) -> UInt8[np.ndarray, "T H W 3"]:
         frames, height, width = shape

@@ -286,6 +286,10 @@ class WithEmbeddingsSource:
         clip = self.source.clip
         return lambda index, rng: self._joined(clip(index, rng))
 
+    def exact(self, index: int) -> dict[str, Any]:
+        """Clip `index`, and no other in its place: raises `UserError` where it does not decode."""
+        return self._joined(getattr(self.source, "exact", self.source.__getitem__)(index))
+
     def frame(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """One random frame of clip `index` as a clip with T = 1."""
         return self._joined(random_frame(self.source, index, rng))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import logging
@@ -15,8 +16,8 @@ from vdm_jax.data.captions import read_caption_files, read_captions, warn_once
 from vdm_jax.data.names import is_utf8, printable
 from vdm_jax.errors import UserError
 
-__all__ = ["MAX_DAMAGED", "MAX_DAMAGED_SHARE", "SPLITS", "SkippedFiles", "check_fractions", "files_of_split",
-           "in_range", "list_files", "read_caption_files", "read_captions"]
+__all__ = ["MAX_DAMAGED", "MAX_DAMAGED_SHARE", "Numbered", "SPLITS", "SkippedFiles", "check_fractions",
+           "files_of_split", "in_range", "list_files", "read_caption_files", "read_captions"]
 
 SPLITS = ("train", "validation", "test")
 
@@ -121,15 +122,31 @@ def files_of_split(kind: str, names: Sequence[str], split: str, fractions: Seque
     return sorted(members[split])
 
 
+@dataclasses.dataclass(frozen=True)
+class Numbered(Sequence[str]):
+    """The names of items that have numbers only, made when they are asked for: a set can have millions."""
+
+    kind: str
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> str:
+        return f"{self.kind} {in_range(number, self.count)}"
+
+
 class SkippedFiles(dict[str, str]):
     """Why files were left out, by name. The first time a file is added it is logged, never again."""
 
+    damaged = 0  # files that proved damaged when they were decoded
     replaced = 0  # clips that came from another file, because their own did not decode
 
     def add(self, name: str, reason: str) -> None:
-        """Notes a file that is not used."""
+        """Notes a file that is not used. A reason that begins with the path of the file goes without it."""
         if name not in self:
-            self[name] = reason
+            path, found, rest = reason.partition(f"{name}: ")
+            self[name] = reason = rest if found and (not path or path.endswith("/")) else reason
             log.warning("skipped %s: %s", printable(name), printable(reason))
 
     def add_listed(self, folder: Path, path: Path, reason: str) -> None:
@@ -140,12 +157,13 @@ class SkippedFiles(dict[str, str]):
             warn_once(f"skipped {name} of {printable(str(folder))}: {reason}")
 
     def noting(self, name: str, read: Callable[[], T]) -> T:
-        """`read()`, whose `UserError` is noted as the reason of a file, and raised."""
+        """`read()`, whose `UserError` is noted as the reason of a file, and raised with its name."""
         try:
             return read()
         except UserError as error:
+            self.damaged += name not in self
             self.add(name, str(error))
-            raise
+            raise UserError(f"{printable(name)}: {self[name]}") from error
 
     def first_readable(self, start: int, names: Sequence[str], read: Callable[[int], T]) -> T:
         """`read(k)` of the first k = start, start + 1, ... (around) that does not raise `UserError`; others are noted.
@@ -160,11 +178,9 @@ class SkippedFiles(dict[str, str]):
             try:
                 found = self.noting(names[k], functools.partial(read, k))
             except UserError as error:
-                damaged = sum(name in self for name in names)
-                if damaged > max(MAX_DAMAGED, MAX_DAMAGED_SHARE * len(names)):
-                    raise UserError(f"{damaged} of {len(names)} files do not decode (the last, {printable(names[k])}: "
-                                    f"{error}); permitted: at most {MAX_DAMAGED}, or {MAX_DAMAGED_SHARE:.0%}"
-                                    ) from error
+                if self.damaged > max(MAX_DAMAGED, MAX_DAMAGED_SHARE * len(names)):
+                    raise UserError(f"{self.damaged} of {len(names)} files do not decode (the last, {error}); "
+                                    f"permitted: at most {MAX_DAMAGED}, or {MAX_DAMAGED_SHARE:.0%}") from error
                 continue
             if step:
                 self.replaced += 1
@@ -172,7 +188,8 @@ class SkippedFiles(dict[str, str]):
                     log.warning("%d clips so far came from another file, because their own does not decode; %d files "
                                 "are skipped", self.replaced, len(self))
             return found
-        raise UserError(f"none of {len(names)} files is readable; the last: {self[names[start - 1]]}")
+        last = names[(start - 1) % len(names)]
+        raise UserError(f"none of {len(names)} files is readable; the last, {printable(last)}: {self[last]}")
 
 
 def in_range(index: int, length: int) -> int:

@@ -16,7 +16,7 @@ from vdm_jax.data.folder import in_range
 from vdm_jax.data.published import MovingMNIST
 from vdm_jax.data.source import RandomAccessSource
 from vdm_jax.data.tfds_video import TFDSVideo, TFDSVideoSource, open_tfds_items
-from vdm_jax.data.whole_videos import WholeVideos
+from vdm_jax.data.whole_videos import WholeVideos, require_span
 from vdm_jax.errors import UserError
 
 TEST_FILE, DIGITS_FILE = "mnist_test_seq.npy", "train-images-idx3-ubyte"
@@ -28,6 +28,7 @@ SPEED = 0.1
 
 def open_moving_mnist(spec: MovingMNIST, split: str) -> RandomAccessSource:
     """The clips of one split: generated ones, or those of the test file."""
+    require_span(spec, FRAMES, spec.frames)
     if spec.parts(split) == ("train",):
         return MovingDigitsSource(spec, split)
     if spec.via == "tfds":
@@ -84,9 +85,9 @@ class MovingDigitsSource(WholeVideos):
 
     def clip(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """A clip that no other draw gives; the number does not matter."""
-        index = in_range(index, len(self))
+        in_range(index, len(self))
         video = moving_digits(self._digits, rng)
-        return self._cut(video, index, self.spec.frames, lambda room: int(rng.integers(room + 1)))
+        return self._cut(video, self.spec.frames, lambda room: int(rng.integers(room + 1)))
 
 
 def moving_digits(digits: UInt8[np.ndarray, "n h w"], rng: np.random.Generator) -> UInt8[np.ndarray, "20 64 64 1"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -37,23 +38,27 @@ class RobotRecordsSource(WholeVideos):
     def __len__(self) -> int:
         return len(self._places)
 
+    @functools.cached_property
+    def names(self) -> list[str]:
+        """File and offset of each video."""
+        return [f"{path.relative_to(self.spec.folder)}, byte {place[0]}" for path, place in self._places]
+
     def video(self, index: int) -> np.ndarray:
-        """All frames of one camera, uint8 `[30, 64, 64, 3]`."""
+        """All frames of one camera, uint8 `[30, 64, 64, 3]`. Raises `UserError` for a damaged record."""
         path, place = self._places[index]
         try:
             with open(path, "rb") as file:
                 stored = read_record(file, place)
         except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}") from error
+            raise UserError(f"cannot be read: {error.strerror}") from error
         frames = []
         while (pixels := stored.get(f"{len(frames)}/{self.spec.camera}/encoded")) is not None:
             if len(pixels) != np.prod(SHAPE):
-                raise UserError(f"{path}: video {index} has a frame of {len(pixels)} bytes; permitted: "
-                                f"{np.prod(SHAPE)}, raw pixels of 64x64x3")
+                raise UserError(f"a frame of {len(pixels)} bytes; permitted: {np.prod(SHAPE)}, raw pixels of 64x64x3")
             frames.append(np.frombuffer(pixels, np.uint8).reshape(SHAPE))
         if not frames:
-            raise UserError(f"{path}: video {index} has no frames of camera {self.spec.camera!r}; permitted: records "
-                            f"with N/{self.spec.camera}/encoded")
+            raise UserError(f"no frames of camera {self.spec.camera!r}; permitted: records with "
+                            f"N/{self.spec.camera}/encoded")
         return np.stack(frames)
 
 
@@ -73,24 +78,29 @@ class RobotPicturesSource(WholeVideos):
     def __len__(self) -> int:
         return len(self._videos)
 
+    @functools.cached_property
+    def names(self) -> list[str]:
+        """The folder of each video."""
+        return [str(path.relative_to(self.spec.folder)) for path in self._videos]
+
     def video(self, index: int) -> np.ndarray:
-        """All frames, uint8 `[T, H, W, 3]`."""
+        """All frames, uint8 `[T, H, W, 3]`. Raises `UserError` where a picture is damaged or another size."""
         folder = self._videos[index]
         paths = list(folder.glob("*.png"))
         wrong = [path.name for path in paths if not (path.stem.isdecimal() and len(path.stem) < 10)]
         if wrong:
-            raise UserError(f"{folder}: picture {wrong[0]!r}; permitted: frames named by number, 0.png, 1.png, ...")
+            raise UserError(f"picture {wrong[0]!r}; permitted: frames named by number, 0.png, 1.png, ...")
         paths.sort(key=lambda path: int(path.stem))
         if not 0 < len(paths) <= MAX_PICTURES:
-            raise UserError(f"{folder} has {len(paths)} pictures; permitted: 1 to {MAX_PICTURES}")
+            raise UserError(f"{len(paths)} pictures; permitted: 1 to {MAX_PICTURES}")
         frames = []
         for path in paths:
             try:
                 with opened(path) as image:
                     frames.append(np.asarray(image.convert("RGB")))
             except UserError as error:
-                raise UserError(f"{path}: {error}") from error
+                raise UserError(f"{path.name}: {error}") from error
             if frames[-1].shape != frames[0].shape:
-                raise UserError(f"{path} has {list(frames[-1].shape)} pixels; permitted: {list(frames[0].shape)} like "
-                                f"{paths[0].name}")
+                raise UserError(f"{path.name} has {list(frames[-1].shape)} pixels; permitted: {list(frames[0].shape)} "
+                                f"like {paths[0].name}")
         return np.stack(frames)

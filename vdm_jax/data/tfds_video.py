@@ -11,18 +11,23 @@ import dataclasses
 import functools
 import importlib.util
 import re
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from vdm_jax.configuration import Positive, Size, config
-from vdm_jax.data.folder import SPLITS, in_range
+from vdm_jax.data.folder import SPLITS, Numbered, SkippedFiles, in_range
 from vdm_jax.data.frame_rates import stride_for
+from vdm_jax.data.record_files import MAX_CHUNK_BYTES, check_record_file
 from vdm_jax.data.source import require_at_least
 from vdm_jax.data.tfds_files import check_descriptions
 from vdm_jax.errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +100,8 @@ class TFDSVideoSource:
 
     Clips have `caption` (the text, or the name of the class in words) and, where the set has classes, `label`.
 
+    Items that do not decode are logged once and listed with the reason in `skipped`; the next one takes their place.
+
     Raises:
       UserError: the set is not prepared as ArrayRecord (names the folder looked in and how to prepare it), a split or
         feature does not exist, an item is too short.
@@ -104,10 +111,12 @@ class TFDSVideoSource:
         if split not in SPLITS:
             raise UserError(f"split={split!r}; permitted: {', '.join(SPLITS)}")
         self.spec, self.split, self._fields = spec, split, spec.fields()
+        self.skipped = SkippedFiles()
+        check_records(self._builder, self._tfds_split)
         self._length = len(self._items)
         if not self._length:
             raise UserError(f"TFDSVideo.name={spec.name!r}: split {self._tfds_split!r} is empty")
-        first = self._items[0]
+        _, first = self._first_readable(0, self._stored)
         for key in (self._fields.frames, self._fields.caption, self._fields.label):
             if key is not None:
                 self._feature(first, key)
@@ -118,6 +127,12 @@ class TFDSVideoSource:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self._clip(index, self.spec.frames, lambda room: 0)
+
+    def exact(self, index: int) -> dict[str, Any]:
+        """The beginning of item `index`, and of no other in its place: raises `UserError` where it does not decode."""
+        number = in_range(index, len(self))
+        item = self.skipped.noting(self._names[number], lambda: self._whole(number))
+        return self._cut(number, item, self.spec.frames, lambda room: 0)
 
     def clip(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """A clip that begins anywhere in item `index`."""
@@ -137,7 +152,7 @@ class TFDSVideoSource:
             yield from self._classes or ()
             return
         for index in range(len(self)):
-            yield self._caption(self._items[index])
+            yield self._caption(self._first_readable(index, self._whole)[1])
 
     def __getstate__(self) -> dict:
         return {name: value for name, value in vars(self).items() if name not in ("_items", "_builder")}
@@ -155,6 +170,33 @@ class TFDSVideoSource:
     @functools.cached_property
     def _items(self):
         return _open_items(self._builder, self.spec.name, self._tfds_split)
+
+    @property
+    def _names(self) -> Numbered:
+        return Numbered(f"{self.spec.name} {self._tfds_split} item", len(self))
+
+    def _first_readable(self, number: int, read: Callable[[int], T]) -> tuple[int, T]:
+        """Number and content of the first item from one on that `read` takes."""
+        return self.skipped.first_readable(number, self._names, lambda k: (k, read(k)))
+
+    def _stored(self, number: int) -> dict[str, Any]:
+        """An item as TFDS decodes it. Raises `UserError` for one that does not decode."""
+        try:
+            return self._items[number]
+        except Exception as error:  # a damaged record can fail in any way
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise UserError(f"does not decode ({reason})") from error
+
+    def _whole(self, number: int) -> dict[str, Any]:
+        """An item whose frames, caption and label are what clips can be made of. Raises `UserError` for others."""
+        item = self._stored(number)
+        frames = self._feature(item, self._fields.frames)
+        shapes = {np.shape(frame) for frame in frames}
+        if any(len(shape) != 3 or not all(shape) or shape[-1] not in (1, 3) for shape in shapes) or any(
+                np.asarray(frame).dtype != np.uint8 for frame in frames):
+            raise UserError(f"frames of {', '.join(map(str, sorted(shapes)))}; permitted: uint8 [H, W, 3] or [H, W, 1]")
+        self._caption(item)
+        return item
 
     def _class_names(self) -> tuple[str, ...]:
         feature = self._builder.info.features
@@ -178,10 +220,14 @@ class TFDSVideoSource:
     # --- clips ------------------------------------------------------------------------------------------------------
 
     def _clip(self, index: int, frames: int, begin, rate: float | None = None) -> dict[str, Any]:
+        number, item = self._first_readable(in_range(index, len(self)), self._whole)
+        return self._cut(number, item, frames, begin, rate)
+
+    def _cut(self, number: int, item: Any, frames: int, begin, rate: float | None = None) -> dict[str, Any]:
+        """Frames of an item from the one that `begin(room there is)` names, at a stride or the rate nearest to one."""
         from vdm_jax.video.fitting import fit_frame
 
-        spec, number = self.spec, in_range(index, len(self))
-        item = self._items[number]
+        spec = self.spec
         stored = self._feature(item, self._fields.frames)
         stride, fps = spec.frame_stride, spec.fps
         if rate is not None:
@@ -208,13 +254,32 @@ class TFDSVideoSource:
     def _caption(self, item: Any) -> str:
         if self._fields.caption:
             text = self._feature(item, self._fields.caption)
-            return text.decode() if isinstance(text, bytes) else str(text)
-        return self._classes[int(self._feature(item, self._fields.label))] if self._fields.label else ""
+            try:
+                return text.decode() if isinstance(text, bytes) else str(text)
+            except UnicodeDecodeError as error:
+                raise UserError(f"a caption that is not UTF-8 ({error})") from error
+        label = int(self._feature(item, self._fields.label)) if self._fields.label else 0
+        if self._fields.label and not 0 <= label < len(self._classes):
+            raise UserError(f"label {label}; permitted: 0 to {len(self._classes) - 1}")
+        return self._classes[label] if self._fields.label else ""
 
 
 def open_tfds_items(name: str, data_dir: str | None, split: str) -> Sequence[dict[str, Any]]:
     """The items of one split of any prepared set, as TFDS gives them. Raises `UserError` as `TFDSVideoSource` does."""
-    return _open_items(_find_builder(name, data_dir), name, split)
+    builder = _find_builder(name, data_dir)
+    check_records(builder, split)
+    return _open_items(builder, name, split)
+
+
+def check_records(builder: Any, split: str) -> None:
+    """Raises `UserError` for a record file of a split that is damaged, cut off or has absurd sizes."""
+    try:
+        parts = builder.info.splits[split].file_instructions
+    except (LookupError, ValueError):  # no such split, which `_open_items` says
+        return
+    for path in sorted({Path(str(part.filename)) for part in parts}):
+        if path.exists():
+            check_record_file(path, MAX_CHUNK_BYTES)
 
 
 def _find_builder(name: str, data_dir: str | None) -> Any:
@@ -232,7 +297,7 @@ def _find_builder(name: str, data_dir: str | None) -> Any:
 def _open_items(builder: Any, name: str, split: str) -> Sequence[dict[str, Any]]:
     try:
         return builder.as_data_source(split=split)
-    except (NotImplementedError, AssertionError, FileNotFoundError) as error:
+    except (NotImplementedError, AssertionError, FileNotFoundError, KeyError) as error:
         call = f"tfds.builder({name!r}, data_dir=...).download_and_prepare(file_format='array_record')"
         raise UserError(f"TFDSVideo.name={name!r}: {builder.data_dir} holds no set prepared as array_record; "
                         "permitted: prepare it with `pip install vdm_jax[prepare-official-sets]` and "
@@ -255,6 +320,7 @@ def _import_tfds():
     The constructor of that feature asks TensorFlow for nothing but the names of two number types.
     """
     import tensorflow_datasets as tfds
+    import tensorflow_datasets.core.features.tensor_feature as tensor_feature
     import tensorflow_datasets.core.features.video_feature as video_feature
     import tensorflow_datasets.image_classification.mnist  # noqa: F401  (registers the digits of Moving MNIST)
     import tensorflow_datasets.video  # noqa: F401  (registers the builders)
@@ -263,4 +329,14 @@ def _import_tfds():
         video_feature.tf = SimpleNamespace(
             dtypes=SimpleNamespace(as_dtype=lambda kind: np.dtype(kind).type), uint8=np.uint8, uint16=np.uint16
         )
+    tensor_feature.zlib = SimpleNamespace(compress=zlib.compress, decompress=_unpacked)
     return tfds
+
+
+def _unpacked(data: bytes) -> bytes:
+    """`zlib.decompress`, of no more than a record may have: a small one can hold any amount of zeros."""
+    unpacker = zlib.decompressobj()
+    found = unpacker.decompress(data, MAX_CHUNK_BYTES)
+    if not unpacker.eof:
+        raise UserError(f"cut off, or more than {MAX_CHUNK_BYTES} bytes unpacked; permitted: whole records")
+    return found

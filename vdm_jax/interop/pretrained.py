@@ -80,9 +80,15 @@ def describe(
         parts = sorted(path.parent.name for path in folder.glob("*/config.json"))
         raise UserError(f"{folder} is a pipeline of several models; permitted: one of its folders: {', '.join(parts)}")
     fields = read_json(folder / "config.json")
-    name = fields.get("_class_name") or (fields.get("architectures") or ["model of unknown class"])[0]
-    kind = model_kinds.kind_named(name, str(folder), wanted)
-    return kind, kind.read(Fields(fields, str(folder / "config.json"))), fields
+    try:
+        name = fields.get("_class_name") or (fields.get("architectures") or ["model of unknown class"])[0]
+        kind = model_kinds.kind_named(str(name), str(folder), wanted)
+        return kind, kind.read(Fields(fields, str(folder / "config.json"))), fields
+    except UserError:
+        raise
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:  # of one field or several
+        raise UserError(f"{folder / 'config.json'} has a field of a wrong type or length ({error}); permitted: the "
+                        "file as diffusers or transformers write it") from error
 
 
 def report(config: Config, tensors: Mapping[str, Tensor]) -> Report:

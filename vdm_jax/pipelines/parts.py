@@ -45,7 +45,7 @@ class Folder:
     def holds(self, part: str) -> bool:
         """Whether the pipeline has a part."""
         entry = self.index.get(part)
-        return isinstance(entry, list) and entry[-1] is not None
+        return isinstance(entry, list) and bool(entry) and entry[-1] is not None
 
     def model(self, part: str, wanted: type) -> Pretrained:
         """A network with weights, on the mesh. Raises `UserError` for one that is missing or of another kind."""
