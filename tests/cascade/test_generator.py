@@ -119,6 +119,9 @@ def test_steps_and_guidance_are_overridden(five, one_device):
     for name in ("base", "large"):
         assert np.abs(fewer.stages[name] - five.stages[name]).max() > 0.05
     unguided = one_device(CAPTIONS, seed=3, guidance=0.0)
+    assert_same_videos(one_device(CAPTIONS, seed=3, guidance_scale=1.0), unguided, slice(None))
+    with pytest.raises(UserError, match="guidance=2 with guidance_scale=3; permitted: one of them"):
+        one_device(CAPTIONS, guidance=2, guidance_scale=3)
     assert np.abs(unguided.stages["base"] - five.stages["base"]).max() > 0.01
 
 

@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,6 +33,27 @@ def test_a_longer_video_of_the_first_stage(trained, tmp_path, fails):
         *arguments, "--frames", "9")
     assert "--overlap=2 is for --frames" in fails(*arguments, "--overlap", "2")
     assert "overlap=4 is not valid; permitted: 1 to 3" in fails(*longer[:-1], "4")
+
+
+def test_a_weight_of_guidance_is_a_scale_less_one(trained, tmp_path, fails):
+    arguments = ["sample", str(trained), "a red 3 moving left", "--last", "base", "--steps", "1"]
+    for name, *guidance in (("w.png", "--guidance", "9999"), ("s.png", "--guidance-scale", "10000"),
+                            ("off.png", "--guidance-scale", "1")):
+        assert main([*arguments, *guidance, "--out", name]) == 0
+    weight, scale, off = ((tmp_path / name).read_bytes() for name in ("w.png", "s.png", "off.png"))
+    assert weight == scale != off
+    for command in (arguments, ("generate", "none"), ("evaluate", str(trained))):
+        assert "guidance=2.0 with guidance_scale=3.0; permitted: one of them" in fails(
+            *command, "--guidance", "2", "--guidance-scale", "3")
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate", "generate"])
+def test_guidance_has_the_same_help_everywhere(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    found = " ".join(re.sub("[│|]", " ", capsys.readouterr().out).split())
+    assert "w in cond + w (cond - uncond), of a cascade's first stage; 0 is off. --guidance-scale is 1 + w" in found
+    assert "s in uncond + s (cond - uncond), of a cascade's first stage; 1 is off. --guidance is s - 1" in found
 
 
 def test_a_picture_becomes_the_first_frame(trained, tmp_path, fails):

@@ -136,14 +136,41 @@ def test_t5_of_transformers(tmp_path):
     np.testing.assert_array_equal(found.mask, wanted["attention_mask"] > 0)
 
 
-def test_t5_by_sentencepiece(tmp_path, caplog):
+def write_t5(folder):
+    """A small spiece.model; returns what the package makes of it."""
     sentencepiece = pytest.importorskip("sentencepiece", reason="sentencepiece comes with the extra [pretrained]")
-    (tmp_path / "texts.txt").write_text("a red three moving left\na green seven bouncing\n" * 20)
+    (folder / "texts.txt").write_text("a red three moving left\na green seven bouncing\n" * 20)
     sentencepiece.SentencePieceTrainer.train(
-        input=str(tmp_path / "texts.txt"), model_prefix=str(tmp_path / "spiece"), vocab_size=24, pad_id=0, eos_id=1,
+        input=str(folder / "texts.txt"), model_prefix=str(folder / "spiece"), vocab_size=24, pad_id=0, eos_id=1,
         unk_id=2, bos_id=-1, minloglevel=2)
+    return sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model"))
+
+
+def test_control_tokens_in_a_text_of_t5(tmp_path, caplog):
+    """Each is one token; `<extra_id_n>` counts down from the end of 100 beyond the pieces."""
+    model = write_t5(tmp_path)
+    found = open_tokenizer(tmp_path, length=16)("red</s>left<extra_id_0> <extra_id_99>")
+    ids = [*model.encode("red"), 1, *model.encode("left"), 24 + 99, 24, 1]
+    assert found.ids[0][found.mask[0]].tolist() == ids
+    open_tokenizer(tmp_path, length=3)("</s> red</s><extra_id_7>")
+    assert "cut off: 'red</s><extra_id_7>'" in caplog.text
+
+
+@pytest.mark.full
+def test_control_tokens_of_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    write_t5(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer", "model_max_length": 32}')
+    theirs, ours = transformers.T5Tokenizer.from_pretrained(tmp_path), open_tokenizer(tmp_path)
+    for text in ("a red</s>three", "a red </s> three", "fill <extra_id_0> and <extra_id_99>.", "<pad>left<unk> it",
+                 "a<extra_id_1>b", "</s>", "<extra_id_0> <extra_id_1>", "</s>a", "a  <extra_id_3>  b"):
+        found = ours(text)
+        assert found.ids[0][found.mask[0]].tolist() == theirs(text)["input_ids"], text
+
+
+def test_t5_by_sentencepiece(tmp_path, caplog):
+    model = write_t5(tmp_path)
     tokenizer = open_tokenizer(tmp_path, length=6)
-    model = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spiece.model"))
     found = tokenizer(["a red", "a green seven bouncing left and right and up"])
     first = model.encode("a red")
     assert found.ids[0].tolist() == [*first, 1, *[0] * (5 - len(first))][:6]

@@ -174,7 +174,7 @@ def test_config_types_resolve():
         ),
         (lambda: LinearBetaSchedule(steps=1), "LinearBetaSchedule.steps=1; permitted: 2 or more"),
         (lambda: ScaledLinearBetaSchedule(beta_end=1.5), "beta_end=1.5; permitted"),
-        (lambda: LinearBetaSchedule(beta_end=0.5).table(), "beta_end=0.5 with steps=1000 .*permitted"),
+        (lambda: LinearBetaSchedule(beta_end=0.5).table(), "beta_end=0.5 and steps=1000 .*permitted"),
         (lambda: EDMSchedule(sigma_min=2.0, sigma_max=1.0), "EDMSchedule.sigma_min=2"),
         (lambda: EDMSchedule(rho=0.0), "EDMSchedule.rho=0"),
         (lambda: FlowSchedule(shift=0.0), "FlowSchedule.shift=0"),

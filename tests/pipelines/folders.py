@@ -59,10 +59,10 @@ def write_videos(folder):
     return write_pipeline(folder, "StableVideoDiffusionPipeline", parts, VIDEO, {"unet": {"num_frames": 3}})
 
 
-def write_motion(folder):
-    """Like AnimateDiff, with an image network and motion modules in folders of their own."""
+def write_motion(folder, groups=2):
+    """Like AnimateDiff, with an image network and motion modules, of so many norm groups, in folders of their own."""
     write_pictures(folder)
-    adapter = MotionAdapter(widths=(8, 8), blocks=1, motion=Motion(heads=2, groups=2, frames=4))
+    adapter = MotionAdapter(widths=(8, 8), blocks=1, motion=Motion(heads=2, groups=groups, frames=4))
     write(folder / "motion_adapter", adapter, tensors_of(adapter))
     index = json.loads((folder / "model_index.json").read_text())
     index |= {"_class_name": "AnimateDiffPipeline", "motion_adapter": ["diffusers", "MotionAdapter"]}

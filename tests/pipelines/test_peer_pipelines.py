@@ -80,15 +80,17 @@ def text_to_video(torch, libraries, folder, kind):
     """A pipeline like ModelScope's or AnimateDiff's, saved."""
     diffusers, _ = libraries
     parts = text_parts(torch, libraries, folder)
-    if kind == "modelscope":
+    if kind.startswith("modelscope"):
         unet = shaken(torch, diffusers.UNet3DConditionModel(**{
             **UNET, "down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"), "attention_head_dim": 8,
             "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D")}))
-        scheduler = diffusers.DDIMScheduler(**STABLE, clip_sample=False, steps_offset=1, set_alpha_to_one=False)
+        bounds = {"thresholding": True, "dynamic_thresholding_ratio": 0.7, "sample_max_value": 1.5}
+        scheduler = diffusers.DDIMScheduler(**STABLE, clip_sample=False, steps_offset=1, set_alpha_to_one=False,
+                                            **(bounds if "bounded" in kind else {}))
         return saved(diffusers.TextToVideoSDPipeline(**parts, unet=unet, scheduler=scheduler), folder)
     adapter = shaken(torch, diffusers.MotionAdapter(
         block_out_channels=(32, 64), motion_layers_per_block=1, motion_num_attention_heads=2,
-        motion_max_seq_length=8))
+        motion_max_seq_length=8, motion_norm_num_groups=16 if "groups" in kind else 32))
     scheduler = diffusers.EulerDiscreteScheduler(**{**STABLE, "beta_schedule": "linear"}, timestep_spacing="linspace")
     return saved(diffusers.AnimateDiffPipeline(
         **parts, unet=shaken(torch, diffusers.UNet2DConditionModel(**IMAGE_UNET, attention_head_dim=4)),
@@ -152,7 +154,7 @@ def test_the_folder_of_pictures_goes_there_and_back(torch, libraries, tmp_path):
             assert torch.equal(found[name], tensor), name
 
 
-@pytest.mark.parametrize("kind", ["modelscope", "animatediff"])
+@pytest.mark.parametrize("kind", ["modelscope", "modelscope bounded", "animatediff", "animatediff of other groups"])
 def test_text_to_video(kind, torch, libraries, tmp_path):
     theirs = text_to_video(torch, libraries, tmp_path, kind)
     ours = vdm_jax.from_pretrained(tmp_path / "in")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+import io
 import json
 
 import jax
 import numpy as np
 import pytest
+import rich.console
 import safetensors.numpy
 
 import vdm_jax
@@ -14,7 +17,9 @@ from tests.pipelines.folders import write_motion, write_pictures, write_videos
 from vdm_jax.commands.main import main
 from vdm_jax.errors import UserError
 from vdm_jax.parallel.mesh import MeshSpec
+from vdm_jax.pipelines.image_to_video import ImageToVideo
 from vdm_jax.pipelines.pictures import for_encoder, open_pictures
+from vdm_jax.pipelines.text_to_video import AnimateDiff, TextToVideo
 from vdm_jax.video.reading import VideoReader
 
 PROMPTS = ["a red three", "three moving"]
@@ -73,6 +78,15 @@ def test_guidance_goes_from_the_negative_prompt(draw):
     np.testing.assert_array_equal(draw(PROMPTS, negative_prompt="red", **QUICK, guidance_scale=1.0).videos, plain)
     away = draw(PROMPTS, negative_prompt="moving moving", **QUICK, guidance_scale=9.0).videos
     assert (away != plain).any() and (draw(PROMPTS, **QUICK, guidance_scale=9.0).videos != away).any()
+
+
+def test_a_weight_is_a_scale_less_one(draw, animate):
+    for weight in (0.0, 2.0, 6.5):
+        np.testing.assert_array_equal(draw(PROMPTS, **QUICK, guidance=weight).videos,
+                                      draw(PROMPTS, **QUICK, guidance_scale=1 + weight).videos)
+    np.testing.assert_array_equal(draw(PROMPTS, **QUICK).videos, draw(PROMPTS, **QUICK, guidance=6.5).videos)
+    with pytest.raises(UserError, match="guidance=2 with guidance_scale=3; permitted: one of them"):
+        draw(PROMPTS, guidance=2, guidance_scale=3)
 
 
 def test_one_program_serves_any_number_of_steps(draw):
@@ -136,6 +150,90 @@ def test_motion_modules_join_the_image_network(pictures, tmp_path):
     assert all(np.array_equal(found[key], tensor) for key, tensor in wanted.items() if not key.endswith(".pe"))
 
 
+def test_motion_modules_of_other_norm_groups_take_those_of_the_image_network(pictures, tmp_path):
+    """And their own folder still says what it said."""
+    loaded = vdm_jax.from_pretrained(write_motion(tmp_path / "motion", groups=4))
+    assert loaded.models["unet"].config.motion.groups == loaded.models["unet"].config.groups == 2
+    loaded.save_pretrained(tmp_path / "out")
+    fields = json.loads((tmp_path / "out" / "motion_adapter" / "config.json").read_text())
+    assert fields["motion_norm_num_groups"] == 4
+    again = vdm_jax.from_pretrained(tmp_path / "out")
+    assert again.models["unet"].config == loaded.models["unet"].config
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, again.models["unet"].params, loaded.models["unet"].params)))
+
+
+def test_thresholds_are_per_frame_where_frames_are_pictures():
+    assert (TextToVideo.threshold_per, AnimateDiff.threshold_per, ImageToVideo.threshold_per) == (
+        "frame", "clip", "clip")
+
+
+class Console(rich.console.Console):
+    """One on a terminal, or not, that prints into a string."""
+
+    terminal = True
+
+    def __init__(self, **_):
+        super().__init__(file=io.StringIO(), force_terminal=Console.terminal, width=80)
+        Console.last = self
+
+
+@pytest.mark.parametrize("progress, terminal, drawn", [
+    (None, True, True), (True, True, True), (False, True, False), (None, False, False)])
+def test_a_bar_of_the_steps_on_a_terminal(progress, terminal, drawn, draw, monkeypatch):
+    monkeypatch.setattr("rich.console.Console", Console)
+    monkeypatch.setattr(Console, "terminal", terminal)
+    draw(PROMPTS, **QUICK, progress=progress)
+    text = Console.last.file.getvalue()
+    assert ("denoising" in text and "2/2" in text) == drawn and bool(text) == drawn
+
+
+def arguments_of(call, rng, base):
+    """Arguments of a pipeline's call: the base, and any of them of any kind."""
+    wrong = [None, True, -1, 0, 1, 2, 3, 2.5, 1e30, float("nan"), 10**30, "x", "", [], ["a"], ["a", 3], {}, b"x",
+             np.zeros(3), np.float32(2), np.int64(2), object(), (1, 2), lambda *_: None, "none.png", 16, 4]
+    right = {"height": 16, "width": 24, "num_frames": 3, "num_inference_steps": 7, "seed": np.int64(5), "fps": 9,
+             "guidance": 0.5, "negative_prompt": ["red"], "decode_chunk_size": 2, "num_per_prompt": 2,
+             "max_guidance_scale": 2, "motion_bucket_id": 255, "progress": False, "noise_aug_strength": 1}
+    names = list(inspect.signature(call).parameters)
+    chosen = map(str, rng.choice(names, size=rng.integers(1, 4), replace=False))
+    return {**base, **{name: right[name] if name in right and rng.random() < 0.7 else wrong[rng.integers(len(wrong))]
+                       for name in chosen}}
+
+
+@pytest.mark.parametrize("kind", ["pictures", "videos", "motion"])
+def test_any_arguments_are_taken_or_refused(kind, request, pictures, picture, tmp_path, monkeypatch):
+    """A `UserError` before any network runs, or noise and conditions of right shapes for the first step."""
+    if kind == "motion":
+        pipeline = vdm_jax.from_pretrained(write_motion(tmp_path / "motion"))
+    else:
+        pipeline = request.getfixturevalue({"pictures": "draw", "videos": "animate"}[kind])
+    base = {"pictures": {"prompt": "a red three"}, "motion": {"prompt": "a red three", "num_frames": 4},
+            "videos": {"image": picture, "height": 8, "width": 12}}[kind]
+    reached = []
+
+    class Reached(Exception):
+        pass
+
+    def stop(*_, **__):
+        reached.append(1)
+        raise Reached
+
+    monkeypatch.setattr(pipeline, "run", stop)
+    rng, refused = np.random.default_rng(3), 0
+    for _ in range(250):
+        given = arguments_of(pipeline.__call__, rng, base)
+        try:
+            pipeline(**given)
+        except UserError as error:
+            refused += 1
+            assert "permitted: " in str(error), given
+        except Reached:
+            pass
+        except Exception as error:
+            raise AssertionError(f"{given}: {error!r}") from error
+    assert refused > 100 and len(reached) > 20
+
+
 def test_weights_in_half_precision(videos, picture):
     found = vdm_jax.from_pretrained(videos, dtype="float16")
     dtypes = {name: {leaf.dtype.name for leaf in jax.tree.leaves(model.params)} for name, model in found.models.items()}
@@ -178,7 +276,7 @@ def test_arguments_of_videos_are_checked_before_any_work(more, animate, picture,
 
 @pytest.mark.parametrize("more", [
     {"prompt": None}, {"prompt": 3}, {"prompt": []}, {"prompt": ["a", None]}, {"negative_prompt": 3},
-    {"negative_prompt": ["a", "b"]}, {"height": 0}, {"num_per_prompt": 0}, {"guidance_scale": None},
+    {"negative_prompt": ["a", "b"]}, {"height": 0}, {"num_per_prompt": 0}, {"guidance_scale": "3"}, {"guidance": -1},
     {"num_inference_steps": 0}, {"latents": np.zeros(3)},
 ], ids=str)
 def test_arguments_of_pictures_are_checked_before_any_work(more, draw, monkeypatch):
@@ -248,6 +346,12 @@ def test_the_command_draws_and_animates(pictures, videos, picture, tmp_path, mon
     assert main(["generate", str(pictures), "--prompt", *PROMPTS, "--num-inference-steps", "2", "--seed", "1",
                  "--out", "a.png", "a.gif"]) == 0
     assert capfd.readouterr().out.split() == ["a.png", "a.gif"]
+    assert main(["generate", str(pictures), "--prompt", *PROMPTS, "--num-inference-steps", "2", "--seed", "1",
+                 "--scheduler", "euler", "--out", "euler.png"]) == 0
+    assert capfd.readouterr().out.split() == ["euler.png"]
+    by_name = vdm_jax.from_pretrained(pictures, scheduler="euler")(PROMPTS, **QUICK, seed=1)
+    assert by_name.save("api.png").read_bytes() == open("euler.png", "rb").read() != open("a.png", "rb").read()
+    assert "scheduler='unicorn'; permitted: ddim, " in fails(pictures, "--prompt", "a", "--scheduler", "unicorn")
     assert Image.open("a.png").size[1] < 40  # the pictures alone
     assert main(["generate", str(videos), "--image", "picture.png", "--height", "8", "--width", "12",
                  "--num-inference-steps", "2"]) == 0

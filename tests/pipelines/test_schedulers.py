@@ -32,6 +32,9 @@ LEADING = {"timestep_spacing": "leading", "steps_offset": 1}
 TRAILING = {"timestep_spacing": "trailing"}
 KARRAS = {"use_karras_sigmas": True}
 SDE = {"algorithm_type": "sde-dpmsolver++"}
+EXPONENTIAL = {"use_exponential_sigmas": True}
+SQUARED = {"beta_schedule": "squaredcos_cap_v2"}
+LISTED = {"trained_betas": np.linspace(0.001, 0.03, 500).tolist(), "num_train_timesteps": 500}
 BOUNDED = {"thresholding": True, "dynamic_thresholding_ratio": 0.7, "sample_max_value": 1.4}
 
 
@@ -59,8 +62,12 @@ def test_where_a_scheduler_ends_and_how_it_begins():
     ("KDPM2DiscreteScheduler", {}, 4, "scheduler 'KDPM2DiscreteScheduler' is not supported; permitted: DDIM"),
     ("DDIMScheduler", {"clip_sample": False, "twist": 1}, 4, "option 'twist' of DDIMScheduler is unknown"),
     ("DDIMScheduler", {"clip_sample": 1}, 4, "clip_sample=1 is not supported; permitted: true or false"),
-    ("EulerDiscreteScheduler", {"use_beta_sigmas": True}, 4, "use_beta_sigmas=True"),
-    ("EulerDiscreteScheduler", {"beta_schedule": "squaredcos_cap_v2"}, 4, "permitted: 'linear', 'scaled_linear'"),
+    ("EulerDiscreteScheduler", {"use_beta_sigmas": True, "use_karras_sigmas": True}, 4,
+     "use_karras_sigmas and use_beta_sigmas are true; permitted: one of them"),
+    ("EulerDiscreteScheduler", {"interpolation_type": "log_linear"}, 4, "permitted: 'linear'"),
+    ("EulerDiscreteScheduler", {"beta_schedule": "sigmoid"}, 4, "permitted: 'linear', 'scaled_linear', 'squaredcos"),
+    ("DDIMScheduler", {"trained_betas": [0.1, 1.5]}, 4, "a list of numbers above 0 and below 1"),
+    ("DDIMScheduler", {"trained_betas": [0.1, 0.2]}, 2, "trained_betas has 2 numbers with num_train_timesteps=1000"),
     ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver"}, 4, "permitted: final_sigmas_type='sigma_min'"),
     ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver", "solver_order": 3, "final_sigmas_type":
                                      "sigma_min"}, 4, "solver_order=3 .*; permitted: 1, 2"),
@@ -82,6 +89,35 @@ def test_where_a_scheduler_ends_and_how_it_begins():
 def test_refusals(name, options, steps, message):
     with pytest.raises(UserError, match=message):
         Scheduler(name, options).trajectory(steps)
+
+
+def test_betas_of_other_tables():
+    """The product of 1 - beta, against its definitions."""
+    squared = Scheduler("DDIMScheduler", {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 50}).table()
+    power = np.cos((np.arange(51) / 50 + 0.008) / 1.008 * np.pi / 2) ** 2
+    np.testing.assert_allclose(1 / (1 + np.exp(-squared[:-1])), power[1:-1] / power[0], rtol=1e-9)
+    np.testing.assert_allclose(1 / (1 + np.exp(-squared[-1])), power[-2] / power[0] * 0.001, rtol=1e-9)
+    betas = np.random.default_rng(0).uniform(0.01, 0.2, 20)
+    listed = Scheduler("DDIMScheduler", {"trained_betas": betas.tolist(), "num_train_timesteps": 20})
+    np.testing.assert_allclose(1 / (1 + np.exp(-listed.table())), np.cumprod(1 - betas), rtol=1e-9)
+    assert len({listed.method, listed.method}) == 1  # programs are found by it
+
+
+def test_sigmas_of_other_spacings():
+    table = ScaledLinearBetaSchedule().table()
+    ends = np.exp(-table[[-1, 0]] / 2)
+    for name, option in ((EULER, "use_exponential_sigmas"), (DPM, "use_lu_lambdas"), (UNIPC, "use_exponential_sigmas")):
+        level = Scheduler(name, {**STABLE, option: True}).trajectory(5).steps.level
+        np.testing.assert_allclose(np.diff(level), np.log(ends[0] / ends[1]) * 2 / 4, rtol=1e-4)
+    level = Scheduler(EULER, {**STABLE, "use_beta_sigmas": True}).trajectory(3).steps.level
+    np.testing.assert_allclose(np.exp(-level / 2), [ends[0], ends.mean(), ends[1]], rtol=1e-5)  # a symmetric density
+
+
+def test_a_bound_of_frames_is_not_one_of_clips():
+    options = {**BOUNDED, "clip_sample": False}
+    for name in ("DDIMScheduler", DPM):
+        methods = [Scheduler(name, options, threshold_per=per).method for per in ("clip", "frame")]
+        assert [(method.threshold or method.sampler.threshold).per for method in methods] == ["clip", "frame"]
 
 
 def test_the_file_is_named(tmp_path):
@@ -243,6 +279,23 @@ PEERS = {
     "lcm": ("LCMScheduler", {}, 4),
     "lcm of twenty": ("LCMScheduler", {"original_inference_steps": 20}, 3),
     "edm": ("EDMEulerScheduler", {}, 8),
+    "edm exponential": ("EDMEulerScheduler", {"sigma_schedule": "exponential"}, 8),
+    "ddim squared cosine": ("DDIMScheduler", {**DDIM, **SQUARED}, 8),
+    "dpm squared cosine": (DPM, {**SQUARED, **KARRAS}, 8),
+    "unipc squared cosine": (UNIPC, SQUARED, 8),
+    "euler squared cosine": (EULER, SQUARED, 7),
+    "ddim listed": ("DDIMScheduler", {**DDIM, **LISTED}, 7),
+    "deis listed": (DEIS, LISTED, 7),
+    "dpm lu": (DPM, {"use_lu_lambdas": True}, 8),
+    "dpm exponential": (DPM, EXPONENTIAL, 8),
+    "dpm beta": (DPM, {"use_beta_sigmas": True}, 8),
+    "unipc exponential": (UNIPC, {**EXPONENTIAL, "sigma_min": 0.05, "sigma_max": 12.0}, 8),
+    "unipc beta": (UNIPC, {"use_beta_sigmas": True, "final_sigmas_type": "sigma_min"}, 8),
+    "deis exponential": (DEIS, EXPONENTIAL, 8),
+    "euler exponential": (EULER, {**EXPONENTIAL, **LEADING}, 8),
+    "euler beta": (EULER, {"use_beta_sigmas": True}, 8),
+    "heun exponential": ("HeunDiscreteScheduler", EXPONENTIAL, 7),
+    "lms beta": (LMS, {"use_beta_sigmas": True}, 8),
     "pndm of one step": ("PNDMScheduler", {"skip_prk_steps": True, "steps_offset": 1}, 1),
     "ddim clipped": ("DDIMScheduler", {"clip_sample_range": 0.8}, 6),
     "ddim bounded": ("DDIMScheduler", BOUNDED, 6),

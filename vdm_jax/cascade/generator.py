@@ -23,6 +23,7 @@ from vdm_jax.cascade.stage import Experiment, FirstFrame, KeyFrames, Stage, Vide
 from vdm_jax.conditioning.conditioning import Conditioning
 from vdm_jax.conditioning.vocabulary import Vocabulary
 from vdm_jax.data.embeddings import WithEmbeddings
+from vdm_jax.diffusion.guidance import guidance_weight
 from vdm_jax.errors import NotFinite, UserError
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.rules import parameter_shardings
@@ -149,7 +150,7 @@ class Generator:
         text_mask: Bool[np.ndarray, "b l"] | None = None, null_embeddings: Float[np.ndarray, "l c"] | None = None,
         null_mask: Bool[np.ndarray, " l"] | None = None, labels: Sequence[int] | None = None,
         known: Known | None = None, fps: float | None = None, first: str | None = None,
-        motion: float | None = None,
+        motion: float | None = None, guidance_scale: float | None = None,
     ) -> Generated:
         """Generate one video per caption.
 
@@ -158,7 +159,8 @@ class Generator:
           seed: same seed, same index, same video, whatever else is generated with it.
           first_index: index of the first video, to go on with a series.
           steps: sampler steps, for all stages; each stage's own by default.
-          guidance: weight w in (1 + w) form for the first stage; its own by default.
+          guidance: weight w in cond + w (cond - uncond) of the first stage; 0 is off; its own by default.
+          guidance_scale: the same as s = 1 + w; 1 is off. One of the two.
           split_guidance: the two estimates of a guided video on two halves of the devices; each stage's own by default.
           last: name of the stage to stop after.
           progress: called with (stage, videos done, videos in all).
@@ -179,7 +181,7 @@ class Generator:
             known of another size.
         """
         captions = (captions,) if isinstance(captions, str) else tuple(captions)
-        data = self.experiment.data
+        guidance, data = guidance_weight(guidance, guidance_scale), self.experiment.data
         if isinstance(data, WithEmbeddings) and data.empty == "encoded" and (embeddings is None) != (
                 null_embeddings is None):
             raise UserError("null_embeddings=None for stages that were trained with those of the empty text; "
@@ -225,6 +227,7 @@ class Generator:
         null_embeddings: Float[np.ndarray, "l c"] | None = None, null_mask: Bool[np.ndarray, " l"] | None = None,
         labels: Sequence[int] | None = None, known: Known | None = None, fps: float | None = None,
         low: Float[np.ndarray, "b n h2 w2 3"] | None = None, every: int = 1,
+        guidance_scale: float | None = None,
     ) -> Generated:
         """Generate longer videos of the first stage, block by block: each block after the first is sampled with its
         first frames known, which are the last of the block before (Ho et al. 2022, arXiv 2204.03458, section 3.1).
@@ -233,7 +236,7 @@ class Generator:
           frames: of the videos; the last block is cut.
           overlap: frames that a block knows; half of the stage's frames by default.
           completion: how blocks take over what they know; the stage's own by default.
-          captions, seed, first_index, steps, guidance, split_guidance, progress, embeddings, text_mask,
+          captions, seed, first_index, steps, guidance, guidance_scale, split_guidance, progress, embeddings, text_mask,
             null_embeddings, null_mask, labels, fps: as in a call.
           known: of the first block, as in a call.
           low: `[B, N, H2, W2, 3]` in [-1, 1], the whole videos with fewer pixels, for reconstruction guidance: they are
@@ -244,6 +247,7 @@ class Generator:
         stage makes.
         """
         captions = (captions,) if isinstance(captions, str) else tuple(captions)
+        guidance = guidance_weight(guidance, guidance_scale)
         stage = self.experiment.stages[0]
         if isinstance(stage.source, FirstFrame):
             raise UserError(f"stage {stage.name!r} begins with a picture and cannot be extended; permitted: a stage "

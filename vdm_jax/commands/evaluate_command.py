@@ -13,9 +13,10 @@ import rich.console
 import tyro
 
 from vdm_jax.cascade.autoencoding import AutoencoderExperiment
-from vdm_jax.commands.arguments import parse
+from vdm_jax.commands.arguments import GUIDANCE, GUIDANCE_SCALE, parse
 from vdm_jax.commands.outputs import check_folder
 from vdm_jax.configuration import CountOrZero, Seed
+from vdm_jax.diffusion.guidance import guidance_weight
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.detectors.clip import ModelName
 from vdm_jax.evaluation.run_metrics import MetricSettings, RunMetric, RunMetrics, Split, accompanied, evaluate_run
@@ -65,7 +66,8 @@ class Evaluate:
     count: int = 96  # test captions, one video each; with --metrics, clips of the split
     seed: Seed = 0
     steps: int | None = None  # sampler steps of every stage; each stage's own by default
-    guidance: float | None = None  # guidance weight of the first stage; its own by default
+    guidance: GUIDANCE = None
+    guidance_scale: GUIDANCE_SCALE = None
     damaged: Damaged = "refuse"  # a damaged newest checkpoint: refuse, or skip it and use the newest intact one
     metrics: tuple[RunMetric, ...] = ()  # what to measure instead
     protocol: str = "original"  # of fvd, kvd and b_fvd: original, fvd2048_16f, fvd2048_128f, vdm_bair, ...
@@ -89,6 +91,9 @@ class Evaluate:
 def main(arguments: Sequence[str]) -> int:
     """Entry of the command."""
     options = parse(Evaluate, arguments, "vdm-jax evaluate")
+    # From here on the weight alone, which is also what results record.
+    weight = guidance_weight(options.guidance, options.guidance_scale)
+    options = dataclasses.replace(options, guidance=weight, guidance_scale=None)
     if options.count < 2:
         raise UserError(f"--count={options.count} is not valid; permitted: >= 2")
     if options.metrics and options.augmentation_levels:

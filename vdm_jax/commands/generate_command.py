@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import tyro
 
-from vdm_jax.commands.arguments import check_outputs, parse
+from vdm_jax.commands.arguments import GUIDANCE, GUIDANCE_SCALE, check_outputs, parse
 from vdm_jax.commands.outputs import check_videos
 from vdm_jax.configuration import Count, NonNegative, Seed, Size
 from vdm_jax.errors import UserError
@@ -45,10 +45,10 @@ class Generate:
     # default
     scheduler: str | None = None
     num_inference_steps: Count | None = None  # of the scheduler; 50 with a text and 25 with a picture by default
-    # text: s in uncond + s (cond - uncond), 7.5 or 9 by default; 1 is off. It is 1 + w of `vdm-jax sample --guidance w`
-    guidance_scale: float | None = None
-    min_guidance_scale: float | None = None  # picture: of the first frame, 1 by default
-    max_guidance_scale: float | None = None  # picture: of the last frame, 3 by default, linear between; 1 is off
+    guidance: GUIDANCE = None
+    guidance_scale: GUIDANCE_SCALE = None
+    min_guidance_scale: float | None = None  # picture: --guidance-scale of the first frame, 1 by default
+    max_guidance_scale: float | None = None  # picture: --guidance-scale of the last frame, 3 by default, linear between
     num_per_prompt: Count | None = None  # text: how many of each prompt
     fps: Count | None = None  # frames per second, 7 or 8 by default; with a picture the model is told too
     motion_bucket_id: int | None = None  # picture: how much moves, 1 to 255; 127 by default
@@ -106,6 +106,9 @@ def call_arguments(options: Generate, pipeline: Any) -> dict[str, Any]:
 
 def check(options: Generate) -> None:
     """Refuse bad options before anything is loaded. Raises `UserError`."""
+    from vdm_jax.diffusion.guidance import guidance_weight
+
+    guidance_weight(options.guidance, options.guidance_scale)
     for path in options.image:
         if not path.is_file():
             raise UserError(f"--image={path} is not a file; permitted: a picture")

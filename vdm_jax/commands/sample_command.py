@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import tyro
 
-from vdm_jax.commands.arguments import check_outputs, parse
+from vdm_jax.commands.arguments import GUIDANCE, GUIDANCE_SCALE, check_outputs, parse
 from vdm_jax.commands.outputs import check_videos
 from vdm_jax.configuration import Count, Positive, Seed, Share
 from vdm_jax.errors import UserError
@@ -36,7 +36,8 @@ class Sample:
     seed: Seed = 0
     count: Count = 1  # videos per caption
     steps: Count | None = None  # sampler steps of every stage; each stage's own by default
-    guidance: float | None = None  # weight w of (1 + w) conditional - w unconditional, first stage; 0 is off
+    guidance: GUIDANCE = None
+    guidance_scale: GUIDANCE_SCALE = None
     labels: tuple[int, ...] = ()  # class numbers, one per caption, for stages that take a class; -1 is none
     split_guidance: bool | None = None  # a video's two estimates on two halves of the devices; the config's by default
     fps: Positive | None = None  # frames per second that the first stage is told, where it takes them
@@ -72,8 +73,8 @@ def main(arguments: Sequence[str]) -> int:
         generator = stylised(generator, options.style, weight, damaged=options.damaged)
     captions = [caption for caption in options.captions for _ in range(options.count)]
     labels = [label for label in options.labels for _ in range(options.count)] or None
-    common = {"seed": options.seed, "steps": options.steps, "guidance": options.guidance, "labels": labels,
-              "split_guidance": options.split_guidance,
+    common = {"seed": options.seed, "steps": options.steps, "guidance": options.guidance,
+              "guidance_scale": options.guidance_scale, "labels": labels, "split_guidance": options.split_guidance,
               "known": pictured(options, generator.experiment), "fps": options.fps,
               **text_embeddings(generator, captions, options)}
     with sampling_progress() as progress:
@@ -148,6 +149,8 @@ def extended(generator: Any, captions: Sequence[str], options: Sample, **common:
 
 def check(options: Sample) -> None:
     """Refuse bad options before anything is loaded. Raises `UserError`."""
+    from vdm_jax.diffusion.guidance import guidance_weight
+
     if not options.captions:
         raise UserError("captions are missing; permitted: one or more, each in quotes")
     if len(options.image) not in (0, 1, len(options.captions)):
@@ -156,6 +159,7 @@ def check(options: Sample) -> None:
     for path in options.image:
         if not path.is_file():
             raise UserError(f"--image={path} is not a file; permitted: a picture")
+    guidance_weight(options.guidance, options.guidance_scale)
     if options.style_weight is not None and options.style is None:
         raise UserError(f"--style-weight={options.style_weight} is not valid; permitted: 0 to 1, with --style RUN")
     if options.motion is not None and options.frames is not None:

@@ -22,7 +22,7 @@ ZERO_SNR = -20.0  # the log-SNR that stands for an SNR of zero at the last times
 
 @config
 class BetaTable(FamilyMember):
-    """What the beta schedules share; use one of its two subclasses.
+    """What the beta schedules share; use one of its subclasses.
 
     `zero_terminal_snr` shifts and scales the alphas so that the last entry is zero and the first is
     unchanged (Lin et al. 2023, arXiv 2305.08891, algorithm 1). The log-SNR of that last entry, minus
@@ -30,8 +30,6 @@ class BetaTable(FamilyMember):
     """
 
     steps: Count = 1000  # number of timesteps in the table
-    beta_start: float = 1e-4  # noise variance added at the first timestep
-    beta_end: float = 0.02  # noise variance added at the last timestep
     zero_terminal_snr: bool = False  # rescale the table so that the last timestep is pure noise
 
     family: ClassVar[Family] = VP
@@ -39,15 +37,10 @@ class BetaTable(FamilyMember):
     def __post_init__(self):
         if self.steps < 2:
             raise UserError(f"{type(self).__name__}.steps={self.steps}; permitted: 2 or more")
-        if not 0 < self.beta_start <= self.beta_end < 1:
-            raise UserError(
-                f"{type(self).__name__}.beta_start={self.beta_start} with beta_end={self.beta_end}; "
-                "permitted: 0 < beta_start <= beta_end < 1"
-            )
 
     def betas(self) -> Float[np.ndarray, " steps"]:
         """Noise variance added at each timestep, float64, before any rescaling."""
-        raise NotImplementedError("BetaTable is abstract; use LinearBetaSchedule or ScaledLinearBetaSchedule")
+        raise NotImplementedError("BetaTable is abstract; use one of its subclasses")
 
     def table(self) -> Float[np.ndarray, " steps"]:
         """Log-SNR of each integer timestep, float64, strictly decreasing."""
@@ -83,13 +76,24 @@ class BetaTable(FamilyMember):
 class LinearBetaSchedule(BetaTable):
     """Betas equally spaced between `beta_start` and `beta_end` (Ho et al. 2020)."""
 
+    beta_start: float = 1e-4  # noise variance added at the first timestep
+    beta_end: float = 0.02  # noise variance added at the last timestep
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise UserError(
+                f"{type(self).__name__}.beta_start={self.beta_start} with beta_end={self.beta_end}; "
+                "permitted: 0 < beta_start <= beta_end < 1"
+            )
+
     def betas(self) -> Float[np.ndarray, " steps"]:
         """Noise variance added at each timestep, float64, before any rescaling."""
         return np.linspace(self.beta_start, self.beta_end, self.steps)
 
 
 @config
-class ScaledLinearBetaSchedule(BetaTable):
+class ScaledLinearBetaSchedule(LinearBetaSchedule):
     """Square roots of beta equally spaced, as in the code of latent diffusion (Rombach et al. 2022, arXiv 2112.10752).
 
     The default range is that of Stable Diffusion.
@@ -103,6 +107,34 @@ class ScaledLinearBetaSchedule(BetaTable):
         return np.linspace(self.beta_start**0.5, self.beta_end**0.5, self.steps) ** 2
 
 
+@config
+class SquaredCosineBetaSchedule(BetaTable):
+    """Betas of a product `cos^2((t + 0.008) / 1.008 * pi / 2)`, up to 0.999 (Nichol & Dhariwal 2021, arXiv 2102.09672,
+    section 3.2)."""
+
+    def betas(self) -> Float[np.ndarray, " steps"]:
+        """Noise variance added at each timestep, float64, before any rescaling."""
+        power = np.cos((np.arange(self.steps + 1) / self.steps + 0.008) / 1.008 * np.pi / 2) ** 2
+        return np.minimum(1 - power[1:] / power[:-1], 0.999)
+
+
+@config
+class ListedBetaSchedule(BetaTable):
+    """Betas that are given one by one."""
+
+    listed: tuple[float, ...] = ()  # noise variance added at each timestep
+
+    def __post_init__(self):
+        super().__post_init__()
+        if len(self.listed) != self.steps or not all(0 < beta < 1 for beta in self.listed):
+            raise UserError(f"ListedBetaSchedule: {len(self.listed)} betas with steps={self.steps}; permitted: as "
+                            "many, each above 0 and below 1")
+
+    def betas(self) -> Float[np.ndarray, " steps"]:
+        """Noise variance added at each timestep, float64, before any rescaling."""
+        return np.asarray(self.listed, np.float64)
+
+
 @functools.lru_cache(maxsize=32)
 def _logsnr_table(schedule: BetaTable) -> Float[np.ndarray, " steps"]:
     alpha = np.sqrt(np.cumprod(1 - schedule.betas()))
@@ -114,8 +146,8 @@ def _logsnr_table(schedule: BetaTable) -> Float[np.ndarray, " steps"]:
         table = np.append(table, ZERO_SNR)
     if not np.all(np.diff(table) < 0) or table[-1] < ZERO_SNR:
         raise UserError(
-            f"{type(schedule).__name__}.beta_end={schedule.beta_end} with steps={schedule.steps} reaches a "
-            f"log-SNR below {ZERO_SNR}; permitted: a smaller beta_end or fewer steps"
+            f"{type(schedule).__name__} with beta_end={schedule.betas()[-1]:g} and steps={schedule.steps} reaches a "
+            f"log-SNR below {ZERO_SNR}; permitted: smaller betas or fewer steps"
         )
     table.setflags(write=False)
     return table

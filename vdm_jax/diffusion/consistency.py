@@ -21,8 +21,8 @@ def consistent(
     Raises `UserError` for a schedule without timesteps.
     """
     if not isinstance(schedule, BetaTable):
-        raise UserError(f"consistent with {type(schedule).__name__}; permitted: LinearBetaSchedule, "
-                        "ScaledLinearBetaSchedule")
+        raise UserError(f"consistent with {type(schedule).__name__}; permitted: a schedule of "
+                        "betas, such as LinearBetaSchedule")
 
     def denoise_consistently(z: Video, logsnr: Level) -> Video:
         scaled = scaling * schedule.timestep(logsnr)

@@ -118,8 +118,8 @@ class TimestepGrid:
     def levels(self, schedule: Schedule, steps: int, start: float) -> Float[Array, " steps"]:
         """Log-SNR of each evaluation. Raises `UserError` for a schedule without timesteps."""
         if not isinstance(schedule, BetaTable):
-            raise UserError(f"TimestepGrid with {type(schedule).__name__}; permitted: LinearBetaSchedule, "
-                            "ScaledLinearBetaSchedule")
+            raise UserError(f"TimestepGrid with {type(schedule).__name__}; permitted: a schedule of "
+                            "betas, such as LinearBetaSchedule")
         return jnp.asarray(schedule.table()[self.timesteps(schedule.steps, steps, start)], jnp.float32)
 
 

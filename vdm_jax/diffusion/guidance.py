@@ -72,6 +72,17 @@ def batched(denoise_with: Callable[[Video, Level, Any], Video], conditionings: S
     return estimates
 
 
+def guidance_weight(guidance: float | None, guidance_scale: float | None) -> float | None:
+    """The weight w, however it is written: `guidance` is w, `guidance_scale` is s = 1 + w.
+
+    None where neither is given. Raises `UserError` where both are.
+    """
+    if guidance is not None and guidance_scale is not None:
+        raise UserError(f"guidance={guidance} with guidance_scale={guidance_scale}; permitted: one of them, since "
+                        "guidance_scale = 1 + guidance")
+    return guidance if guidance_scale is None else guidance_scale - 1
+
+
 def combine(
     estimates: Estimates, terms: Sequence[tuple[int, int, Weight]], *, rescale: float = 0.0
 ) -> Denoiser:

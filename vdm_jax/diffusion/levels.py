@@ -56,8 +56,8 @@ class UniformTimestep:
     def draw(self, key: Key[Array, ""], batch: int, schedule: Schedule) -> Float[Array, " B"]:
         """One log-SNR per example. Raises `UserError` for a schedule without timesteps."""
         if not isinstance(schedule, BetaTable):
-            raise UserError(f"UniformTimestep with {type(schedule).__name__}; permitted: LinearBetaSchedule, "
-                            "ScaledLinearBetaSchedule")
+            raise UserError(f"UniformTimestep with {type(schedule).__name__}; permitted: a schedule of "
+                            "betas, such as LinearBetaSchedule")
         number = jnp.floor(_quantiles(key, batch, self.stratified) * schedule.steps)
         return schedule.logsnr_at(jnp.minimum(number, schedule.steps - 1))
 

@@ -14,7 +14,13 @@ import jax.numpy as jnp
 
 from vdm_jax.configuration import Positive, config
 from vdm_jax.diffusion.arrays import Level
-from vdm_jax.diffusion.beta_tables import BetaTable, LinearBetaSchedule, ScaledLinearBetaSchedule
+from vdm_jax.diffusion.beta_tables import (
+    BetaTable,
+    LinearBetaSchedule,
+    ListedBetaSchedule,
+    ScaledLinearBetaSchedule,
+    SquaredCosineBetaSchedule,
+)
 from vdm_jax.diffusion.families import FLOW, VE, VP, Family, FamilyMember
 from vdm_jax.errors import UserError
 
@@ -231,6 +237,8 @@ Schedule = (
     | InterpolatedCosineSchedule
     | LinearBetaSchedule
     | ScaledLinearBetaSchedule
+    | SquaredCosineBetaSchedule
+    | ListedBetaSchedule
     | EDMSchedule
     | FlowSchedule
 )

@@ -57,8 +57,7 @@ class ImageToVideo(LatentPipeline):
           num_frames: the model's by default (14, or 25 for XT).
           num_inference_steps: of the scheduler.
           min_guidance_scale, max_guidance_scale: s in `uncond + s (cond - uncond)` of the first and of the last frame,
-            linear between them; s = 1 is no guidance, and where neither is above 1 none is computed. It is 1 + w of
-            `Sampling.guidance`.
+            linear between them; s = 1 is off, and where neither is above 1 none is computed. s is 1 + w.
           fps: frames per second that the network is told (it learnt them less one), and of the file that is written.
           motion_bucket_id: how much moves, 1 to 255; the authors published no scale.
           noise_aug_strength: standard deviation of the noise on the picture; more of it lets the video leave it.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ from vdm_jax.pipelines import arguments
 from vdm_jax.pipelines.denoising import Guided, jit_step
 from vdm_jax.pipelines.parts import Folder, save_folder
 from vdm_jax.pipelines.progress import shown
-from vdm_jax.pipelines.schedulers import Scheduler
+from vdm_jax.pipelines.schedulers import Scheduler, Trajectory
 
 
 class LatentPipeline:
@@ -34,6 +35,8 @@ class LatentPipeline:
 
     Programs are compiled on first use, once per size; `scheduler` may be replaced by another one.
     """
+
+    threshold_per: Literal["clip", "frame"] = "clip"  # what dynamic thresholding measures, where the scheduler has it
 
     def __init__(self, folder: Folder, models: dict[str, Pretrained], scheduler: Scheduler):
         self.folder, self.models, self.scheduler, self.mesh = folder, models, scheduler, folder.mesh
@@ -85,15 +88,19 @@ class LatentPipeline:
 
     def check_noise(self, shape: tuple[int, ...], steps: int, latents: Any) -> None:
         """Raises `UserError` for steps that the scheduler cannot take and noise of another shape, before any work."""
-        self.scheduler.trajectory(steps)
+        self.trajectory(steps)
         arguments.noise("latents", latents, shape)
+
+    def trajectory(self, steps: int) -> Trajectory:
+        """The scheduler's levels of so many steps. Raises `UserError` for steps that it cannot take."""
+        return dataclasses.replace(self.scheduler, threshold_per=self.threshold_per).trajectory(steps)
 
     def denoise(
         self, given: Guided, shape: tuple[int, ...], steps: int, seed: int,
         latents: Float[np.ndarray, "b t h w c"] | None = None, progress: Progress | bool | None = None,
     ) -> Float[Array, "b t h w c"]:
         """Latents as diffusion sees them, from noise that is drawn or given, step by step."""
-        trajectory = self.scheduler.trajectory(steps)
+        trajectory = self.trajectory(steps)
         keys = self.keys(seed, shape[0])
         latents = arguments.noise("latents", latents, shape)
         noise = noise_from_keys(keys, 0, shape) if latents is None else jnp.asarray(latents, jnp.float32)

@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vdm_jax.diffusion.beta_tables import LinearBetaSchedule, ScaledLinearBetaSchedule
 from vdm_jax.diffusion.predictions import Prediction
 from vdm_jax.errors import UserError
 
-BETAS = {"linear": LinearBetaSchedule, "scaled_linear": ScaledLinearBetaSchedule}
+BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2")
+SPREADS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")  # of which one may be
 PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "v_prediction": "v", "sample": "x"}
 RHO = 7.0  # of the Karras sigmas; the classes have no option for it
 LONGEST = 100_000  # timesteps of a table
@@ -70,11 +70,10 @@ NAMES: dict[str, tuple[str, dict[str, Any]]] = {
 _PREDICTED = ("epsilon", "v_prediction", "sample")
 # Values that we have; a class of its own stands before the option where classes differ.
 _CHOICES: dict[str, tuple[Any, ...]] = {
-    "trained_betas": (None,), "use_exponential_sigmas": (False,), "use_beta_sigmas": (False,),
-    "interpolation_type": ("linear",), "skip_prk_steps": (True,), "use_lu_lambdas": (False,),
-    "use_flow_sigmas": (False,), "use_dynamic_shifting": (False,), "sigma_schedule": ("karras",),
+    "interpolation_type": ("linear",), "skip_prk_steps": (True,), "use_flow_sigmas": (False,),
+    "use_dynamic_shifting": (False,), "sigma_schedule": ("karras", "exponential"),
     "solver_p": (None,), "shift_terminal": (None,), "time_shift_type": ("exponential", "linear"),
-    "beta_schedule": tuple(BETAS), "prediction_type": _PREDICTED,
+    "beta_schedule": BETAS, "prediction_type": _PREDICTED,
     "timestep_spacing": ("leading", "trailing", "linspace"), "timestep_type": ("discrete", "continuous"),
     "final_sigmas_type": ("zero",), "lambda_min_clipped": (INFINITY, "-Infinity", None),
     "algorithm_type": ("dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver"),
@@ -117,6 +116,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "sigma_min": _or_none(_above(0)), "sigma_max": _or_none(_above(0)), "sigma_data": _above(0), "rho": _above(0),
     "timestep_scaling": _above(0), "flow_shift": _above(0),
     "EDMEulerScheduler.sigma_min": _above(0), "EDMEulerScheduler.sigma_max": _above(0),
+    "trained_betas": ((lambda x: x is None or isinstance(x, list) and len(x) > 1 and all(
+        type(beta) is float and 0 < beta < 1 for beta in x)), "null, or a list of numbers above 0 and below 1"),
     "disable_corrector": ((lambda x: isinstance(x, list) and all(type(i) is int and i >= 0 for i in x)),
                           "a list of numbers of steps, from 0"),
 }
@@ -160,6 +161,13 @@ def _check_together(name: str, own: Mapping[str, Any]) -> None:
     if "beta_start" in own and not own["beta_start"] <= own["beta_end"] < 1:
         raise UserError(f"{name}: beta_start={own['beta_start']!r} with beta_end={own['beta_end']!r}; permitted: "
                         "beta_start <= beta_end < 1")
+    spreads = [option for option in SPREADS if own.get(option)]
+    if len(spreads) > 1:
+        raise UserError(f"{name}: {' and '.join(spreads)} are true; permitted: one of them")
+    betas = own.get("trained_betas")
+    if betas is not None and len(betas) != own["num_train_timesteps"]:
+        raise UserError(f"{name}: trained_betas has {len(betas)} numbers with num_train_timesteps="
+                        f"{own['num_train_timesteps']}; permitted: as many")
     for option in ("steps_offset", "original_inference_steps"):
         if own.get(option, 0) > own["num_train_timesteps"]:
             raise UserError(f"{name}: {option}={own[option]!r} with num_train_timesteps={own['num_train_timesteps']}; "

@@ -11,12 +11,18 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from vdm_jax.diffusion.beta_tables import BetaTable
+from vdm_jax.diffusion.beta_tables import (
+    BetaTable,
+    LinearBetaSchedule,
+    ListedBetaSchedule,
+    ScaledLinearBetaSchedule,
+    SquaredCosineBetaSchedule,
+)
 from vdm_jax.diffusion.grids import TimestepGrid
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import (
@@ -37,7 +43,7 @@ from vdm_jax.diffusion.thresholds import Threshold
 from vdm_jax.errors import UserError
 from vdm_jax.interop.tensor_files import read_json
 from vdm_jax.pipelines.denoising import Method, Told
-from vdm_jax.pipelines.scheduler_options import BETAS, PREDICTIONS, RHO, checked, class_named, taken_over
+from vdm_jax.pipelines.scheduler_options import PREDICTIONS, RHO, SPREADS, checked, class_named, taken_over
 
 ROWS = 1024  # a table of what the network is told has a multiple of so many
 SMALLEST = np.log(2.0**-24) - np.log1p(-(2.0**-24))  # log-SNR that sigma-based classes put in the place of zero SNR
@@ -72,6 +78,7 @@ class Scheduler:
     name: str  # of its class
     options: Mapping[str, Any]  # all that the class has
     stated: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)  # what was given
+    threshold_per: Literal["clip", "frame"] = "clip"  # what dynamic thresholding measures; the pipeline says
 
     def __post_init__(self):
         object.__setattr__(self, "stated", dict(self.options))
@@ -84,9 +91,13 @@ class Scheduler:
         own = self.options
         if self.name == "EDMEulerScheduler":
             return EDMSchedule(sigma_min=own["sigma_min"], sigma_max=own["sigma_max"], rho=own["rho"])
-        return BETAS[own["beta_schedule"]](
-            steps=own["num_train_timesteps"], beta_start=own["beta_start"], beta_end=own["beta_end"],
-            zero_terminal_snr=bool(own.get("rescale_betas_zero_snr")))
+        shared = {"steps": own["num_train_timesteps"], "zero_terminal_snr": bool(own.get("rescale_betas_zero_snr"))}
+        if own["trained_betas"] is not None:
+            return ListedBetaSchedule(listed=tuple(own["trained_betas"]), **shared)
+        if own["beta_schedule"] == "squaredcos_cap_v2":
+            return SquaredCosineBetaSchedule(**shared)
+        kind = LinearBetaSchedule if own["beta_schedule"] == "linear" else ScaledLinearBetaSchedule
+        return kind(beta_start=own["beta_start"], beta_end=own["beta_end"], **shared)
 
     @property
     def threshold(self) -> Threshold | None:
@@ -94,8 +105,8 @@ class Scheduler:
         own = self.options
         if own.get("thresholding"):
             # UniPC bounds nothing where it predicts the noise.
-            return Threshold(limit=own["sample_max_value"], ratio=own["dynamic_thresholding_ratio"]) if own.get(
-                "predict_x0", True) else None
+            return Threshold(limit=own["sample_max_value"], ratio=own["dynamic_thresholding_ratio"],
+                             per=self.threshold_per) if own.get("predict_x0", True) else None
         return Threshold(limit=own["clip_sample_range"]) if own.get("clip_sample") else None
 
     @property
@@ -207,10 +218,8 @@ def _between_sigmas(scheduler: Scheduler, steps: int) -> _Walk:
     else:
         numbers = scheduler.timesteps(steps)
     sigmas = np.interp(numbers, np.arange(len(table)), np.exp(-table / 2))
-    if own.get("use_karras_sigmas"):
-        low, high = (sigmas[place] if own.get(name) is None else own[name]
-                     for name, place in (("sigma_min", -1), ("sigma_max", 0)))
-        sigmas = _karras(*_ordered(scheduler, low, high), steps)
+    if any(own.get(option) for option in SPREADS):
+        sigmas = _spread(scheduler, sigmas[-1], sigmas[0], steps)
         numbers = _timestep_of(sigmas, table)
     if own.get("timestep_type") == "continuous" and own["prediction_type"] == "v_prediction":
         numbers = np.log(sigmas) / 4
@@ -224,11 +233,14 @@ def _multistep(scheduler: Scheduler, steps: int) -> _Walk:
     own, table = scheduler.options, scheduler.table()
     total, spacing = own["num_train_timesteps"], own["timestep_spacing"]
     lowest = float(np.exp(-table[0] / 2))
-    if own["use_karras_sigmas"]:
-        low, high = (value if own.get(name) is None else own[name] for name, value in (
-            ("sigma_min", lowest), ("sigma_max", float(np.exp(-table[-1] / 2)))))
-        sigmas = _karras(*_ordered(scheduler, low, high), steps)
-        timesteps = np.round(_timestep_of(sigmas, table))
+    if any(own.get(option) for option in SPREADS):
+        sigmas = _spread(scheduler, lowest, float(np.exp(-table[-1] / 2)), steps)
+        # Published code rounds these timesteps in some cases and cuts them off in the others; to 1e-6 they are whole.
+        rounded = own["use_karras_sigmas"] or own.get("use_lu_lambdas")
+        if scheduler.name == "DPMSolverMultistepScheduler" and own["beta_schedule"] == "squaredcos_cap_v2":
+            rounded = False
+        timesteps = _timestep_of(sigmas, table)
+        timesteps = np.round(timesteps) if rounded else np.floor(timesteps + 1e-6)
         lowest = lowest if scheduler.name == "DPMSolverMultistepScheduler" else sigmas[-1]
     else:
         most = total if spacing == "trailing" else total - 1
@@ -273,7 +285,8 @@ def _consistency(scheduler: Scheduler, steps: int) -> _Walk:
 
 def _edm(scheduler: Scheduler, steps: int) -> _Walk:
     own = scheduler.options
-    sigmas = _karras(own["sigma_min"], own["sigma_max"], steps, own["rho"])
+    ends = float(own["sigma_min"]), float(own["sigma_max"]), steps
+    sigmas = _karras(*ends, own["rho"]) if own["sigma_schedule"] == "karras" else _geometric(*ends)
     return _to_the_end(sigmas, np.log(sigmas) / 4, np.sqrt(float(own["sigma_max"]) ** 2 + 1))
 
 
@@ -303,11 +316,28 @@ def _karras(low: float, high: float, steps: int, rho: float = RHO) -> Float[np.n
     return (high ** (1 / rho) + np.linspace(0, 1, steps) * (low ** (1 / rho) - high ** (1 / rho))) ** rho
 
 
-def _ordered(scheduler: Scheduler, low: float, high: float) -> tuple[float, float]:
-    """The two ends of the Karras sigmas. Raises `UserError` unless the first is lower."""
+def _geometric(low: float, high: float, steps: int) -> Float[np.ndarray, " n"]:
+    """Sigmas equally spaced in their logarithm, decreasing."""
+    return np.exp(np.linspace(np.log(high), np.log(low), steps))
+
+
+def _spread(scheduler: Scheduler, low: float, high: float, steps: int) -> Float[np.ndarray, " n"]:
+    """So many sigmas between two, or the scheduler's own ends, as its options space them.
+
+    Raises `UserError` unless the first end is lower.
+    """
+    own = scheduler.options
+    low, high = (value if own.get(name) is None else own[name] for name, value in (
+        ("sigma_min", low), ("sigma_max", high)))
     if not low <= high:
         raise UserError(f"{scheduler.name}: sigmas from {high:g} down to {low:g}; permitted: sigma_min < sigma_max")
-    return low, high
+    if own["use_karras_sigmas"]:
+        return _karras(low, high, steps)
+    if own["use_beta_sigmas"]:  # quantiles of a beta distribution (Lee et al. 2024, arXiv 2407.12173)
+        from scipy.stats import beta
+
+        return low + (high - low) * beta.ppf(1 - np.linspace(0, 1, steps), 0.6, 0.6)
+    return _geometric(low, high, steps)  # exponential; Lu et al. 2022, arXiv 2206.00927 space lambda = -ln sigma so
 
 
 def _timestep_of(sigmas: Float[np.ndarray, " n"], table: Float[np.ndarray, " steps"]) -> Float[np.ndarray, " n"]:

@@ -50,7 +50,7 @@ class TextToImage(FromText):
     def __call__(
         self, prompt: str | Sequence[str], *, negative_prompt: str | Sequence[str] | None = None,
         height: int | None = None, width: int | None = None, num_inference_steps: int = 50,
-        guidance_scale: float = 7.5, num_per_prompt: int = 1, seed: int = 0,
+        guidance: float | None = None, guidance_scale: float | None = None, num_per_prompt: int = 1, seed: int = 0,
         latents: Float[np.ndarray, "b t h w c"] | None = None, progress: Progress | bool | None = None,
     ) -> Pictures:
         """Generate pictures, one per prompt or `num_per_prompt`.
@@ -60,8 +60,8 @@ class TextToImage(FromText):
           negative_prompt: what they should not show; one for all or one for each prompt; None: nothing.
           height, width: pixels; those that the model was trained with by default.
           num_inference_steps: of the scheduler.
-          guidance_scale: s in `uncond + s (cond - uncond)`; up to 1 is off and takes half the time. It is 1 + w of
-            `Sampling.guidance`.
+          guidance: w in cond + w (cond - uncond); 0 is off and takes half the time; 6.5 by default.
+          guidance_scale: the same as s = 1 + w; up to 1 is off. One of the two.
           num_per_prompt: pictures of each prompt.
           seed: same seed, same place in the batch, same picture.
           latents: `[B, 1, h, w, C]`, standard normal noise to begin with; drawn from the seed by default.
@@ -70,6 +70,6 @@ class TextToImage(FromText):
         Raises `UserError` for sizes that the model cannot take and for numbers of texts that do not fit.
         """
         prompts, found = self.sample(
-            prompt, negative_prompt, num_per_prompt, (1, height, width), num_inference_steps, guidance_scale, seed,
-            latents, progress)
+            prompt, negative_prompt, num_per_prompt, (1, height, width), num_inference_steps,
+            (guidance, guidance_scale), seed, latents, progress)
         return Pictures(prompts, {"image": np.asarray(to_uint8(self.decode(found)))}, {"image": 1.0})

@@ -29,7 +29,8 @@ class TextToVideo(FromText):
         pipeline("a panda eating bamboo", seed=3).save("panda.mp4")
     """
 
-    guidance_scale = 9.0  # that the authors sample with
+    default_scale = 9.0  # that the authors sample with
+    threshold_per = "frame"  # as published: its schedulers see frames as pictures
 
     def __init__(self, folder: Folder, unet: Pretrained | None = None):
         unet = folder.model("unet", LatentUNet) if unet is None else unet
@@ -40,7 +41,7 @@ class TextToVideo(FromText):
     def __call__(
         self, prompt: str | Sequence[str], *, negative_prompt: str | Sequence[str] | None = None,
         height: int | None = None, width: int | None = None, num_frames: int = 16, num_inference_steps: int = 50,
-        guidance_scale: float | None = None, num_per_prompt: int = 1, fps: int = 8,
+        guidance: float | None = None, guidance_scale: float | None = None, num_per_prompt: int = 1, fps: int = 8,
         decode_chunk_size: int | None = None, seed: int = 0, latents: Float[np.ndarray, "b t h w c"] | None = None,
         progress: Progress | bool | None = None,
     ) -> Generated:
@@ -52,8 +53,9 @@ class TextToVideo(FromText):
           height, width: pixels; those that the model was trained with by default.
           num_frames: of a video; motion modules take as many as they were trained for at most (24 or 32).
           num_inference_steps: of the scheduler.
-          guidance_scale: s in `uncond + s (cond - uncond)`; up to 1 is off and takes half the time. By default 9 for
-            ModelScope and 7.5 for AnimateDiff. It is 1 + w of `Sampling.guidance`.
+          guidance: w in cond + w (cond - uncond); 0 is off and takes half the time; by default 8 for ModelScope and 6.5
+            for AnimateDiff.
+          guidance_scale: the same as s = 1 + w; up to 1 is off. One of the two.
           num_per_prompt: videos of each prompt.
           fps: frames per second of the file that is written; the network is not told.
           decode_chunk_size: frames decoded at a time; all by default. The decoder works frame by frame.
@@ -67,9 +69,8 @@ class TextToVideo(FromText):
         motion = self.models["unet"].config.motion
         if num_frames is None or motion is not None and num_frames > motion.frames:
             raise UserError(f"num_frames={num_frames}; permitted: 1 to {motion.frames if motion else arguments.FRAMES}")
-        scale = self.guidance_scale if guidance_scale is None else guidance_scale
         prompts, found = self.sample(prompt, negative_prompt, num_per_prompt, (num_frames, height, width),
-                                     num_inference_steps, scale, seed, latents, progress)
+                                     num_inference_steps, (guidance, guidance_scale), seed, latents, progress)
         video = np.asarray(to_uint8(self.decode(found, decode_chunk_size)))
         return Generated(prompts, {"video": video}, {"video": float(fps)})
 
@@ -77,7 +78,8 @@ class TextToVideo(FromText):
 class AnimateDiff(TextToVideo):
     """Videos of texts, by an image network with motion modules between its layers."""
 
-    guidance_scale = 7.5
+    default_scale = 7.5
+    threshold_per = "clip"
 
     def __init__(self, folder: Folder):
         unet = folder.model("unet", LatentUNet)

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from vdm_jax.cascade.generator import Progress
+from vdm_jax.diffusion.guidance import guidance_weight
 from vdm_jax.errors import UserError
 from vdm_jax.interop.pretrained import Pretrained
 from vdm_jax.networks.clip_text import CLIPText
@@ -45,24 +46,27 @@ class TextEncoder:
 class FromText(LatentPipeline):
     """A pipeline with a text encoder, and `models` beside it."""
 
+    default_scale = 7.5  # of guidance; that the authors sample with
+
     def __init__(self, folder: Folder, models: dict[str, Pretrained]):
         self.text = TextEncoder(folder)
         super().__init__(folder, models | {"text_encoder": self.text.model}, folder.scheduler())
 
     def sample(
         self, prompt: str | Sequence[str], negative_prompt: str | Sequence[str] | None, count: int,
-        size: tuple[int, int | None, int | None], steps: int, guidance_scale: float, seed: int,
-        latents: Float[np.ndarray, "b t h w c"] | None, progress: Progress | bool | None,
+        size: tuple[int, int | None, int | None], steps: int,
+        guidance: tuple[float | None, float | None], seed: int, latents: Float[np.ndarray, "b t h w c"] | None,
+        progress: Progress | bool | None,
     ) -> tuple[tuple[str, ...], Float[Array, "b t h w c"]]:
         """Texts of all videos, `count` of each prompt, and their latents; `size` is frames, height and width in pixels,
-        None for those of the training.
+        None for those of the training; `guidance` is weight and scale, of which one may be given.
 
         Raises `UserError` for sizes that the model cannot take and for numbers of texts that do not fit.
         """
         frames, height, width = size
         arguments.shared(height=height, width=width, steps=steps, seed=seed, progress=progress)
         count = arguments.whole("num_per_prompt", count, 1, arguments.COPIES)
-        guidance_scale = arguments.number("guidance_scale", guidance_scale)
+        weight = self._weight(*guidance)
         texts = arguments.texts("prompt", prompt)
         negative = arguments.texts("negative_prompt", negative_prompt, len(texts))
         prompts, negative = (tuple(text for text in each for _ in range(count)) for each in (texts, negative))
@@ -72,10 +76,18 @@ class FromText(LatentPipeline):
                                   sides[1] if width is None else width)
         self.check_noise(shape, steps, latents)
         given = Guided(Given(self.text(self, prompts)[:, None]))
-        if guidance_scale > 1:
+        if weight > 0:
             null = Given(self.text(self, negative)[:, None])
-            given = Guided(given.conditional, null, jnp.float32(guidance_scale - 1))
+            given = Guided(given.conditional, null, jnp.float32(weight))
         return prompts, self.denoise(given, shape, steps, seed, latents, progress)
+
+    def _weight(self, guidance: Any, guidance_scale: Any) -> float:
+        """w in cond + w (cond - uncond), of either way to write it; scales up to 1 are off."""
+        for name, value in (("guidance", guidance), ("guidance_scale", guidance_scale)):
+            if value is not None:
+                arguments.number(name, value)
+        weight = guidance_weight(guidance, guidance_scale)
+        return float(self.default_scale - 1 if weight is None else weight)
 
 
 def check_unet(folder: Folder, unet: LatentUNet, latent_channels: int, context_channels: int, *, video: bool) -> None:
