@@ -16,7 +16,17 @@ from typing import ClassVar, Literal
 
 from vdm_jax.cascade.options import DataSet, Evaluation
 from vdm_jax.cascade.stage import Experiment, Stage, VideoSpec
-from vdm_jax.configuration import Count, CountOrZero, NonNegative, Positive, Seed, ShareBelowOne, config
+from vdm_jax.configuration import (
+    Count,
+    CountOrZero,
+    LogNoise,
+    NonNegative,
+    Positive,
+    Seed,
+    ShareBelowOne,
+    Workers,
+    config,
+)
 from vdm_jax.errors import UserError
 from vdm_jax.networks.autoencoder import Autoencoder
 from vdm_jax.networks.discriminator import Discriminator
@@ -28,7 +38,7 @@ class AutoencoderLoss:
     """What an autoencoder learns to make small."""
 
     reconstruction: Literal["l1", "l2"] = "l1"  # errors of numbers in [-1, 1], absolute or squared
-    logvar: float = 0.0  # log-variance s of the errors
+    logvar: LogNoise = 0.0  # log-variance s of the errors
     learned_logvar: bool = False  # whether s is learned; in the code of latent diffusion it stays 0
     kl_weight: NonNegative = 1e-6
     perceptual_weight: NonNegative = 1.0  # of LPIPS; 0: none, and its weights are not needed
@@ -71,13 +81,13 @@ class AutoencoderTraining:
     keep: Count = 2  # checkpoints
     sample_every: CountOrZero = 1000  # steps between sheets of originals beside reconstructions; 0: only at the end
     validate_every: CountOrZero = 1000  # steps between validation losses; 0: never
-    measured_clips: int = 256  # clips at the most that the latents and the reconstructions are measured on at the end
+    measured_clips: Count = 256  # clips at the most that the latents and the reconstructions are measured on at the end
     # File of an autoencoder (written by vdm-jax convert, or by a training like this) as which this one begins; layers
     # over time that it does not have begin as initialised. None: random weights
     start: str | None = None
     flips: bool = False
     random_starts: bool = False
-    workers: CountOrZero = 0
+    workers: Workers = 0
     trainable: tuple[str, ...] = ()  # patterns of the parameters that are trained; (): all
 
     def __post_init__(self):

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 from vdm_jax.cascade.latent import Latent
 from vdm_jax.cascade.observations import NothingKnown
 from vdm_jax.cascade.options import DataSet, Sampling, Start, StartFile, Training
-from vdm_jax.configuration import Count, NonNegative, Positive, Seed, Size, config
+from vdm_jax.configuration import Count, LogNoise, NonNegative, Positive, Seed, Size, Spread, config
 from vdm_jax.diffusion.augmentation import Augmentation, NoiseAugmentation, TruncatedAugmentation
 from vdm_jax.diffusion.process import Process
 from vdm_jax.errors import UserError
@@ -77,7 +77,7 @@ class FirstFrame:
     frames: ClassVar[int] = 1
 
     # Mean and standard deviation of the natural logarithm of the noise's standard deviation in training
-    log_noise: tuple[float, float] = (-3.0, 0.5)
+    log_noise: tuple[LogNoise, Spread] = (-3.0, 0.5)
     noise: NonNegative = 0.02  # standard deviation of the noise in sampling
 
     def __post_init__(self):

@@ -12,10 +12,11 @@ apart.
 import dataclasses
 import itertools
 import operator
+from typing import Literal
 
 import numpy as np
 
-from vdm_jax.configuration import Count, CountOrZero, Positive, Seed, Size, config
+from vdm_jax.configuration import Count, CountOrZero, Positive, Seed, Share, Size, config
 from vdm_jax.data import digit_drawing
 from vdm_jax.data.digit_drawing import COLOURS, MOTIONS, SPLITS
 from vdm_jax.errors import UserError
@@ -48,8 +49,8 @@ class CaptionedDigits:
     frames: Size = 16  # frames of a clip, at least 2
     size: Size = 64  # pixels, height and width, at least 16
     fps: Positive = 8.0  # frames per second that a clip claims; a clip holds the same motion whatever it is
-    objects: tuple[int, int] = (1, 2)  # fewest and most digits in a clip
-    single_object_fraction: float = 0.5  # of the clips, where `objects` permits both one and two
+    objects: tuple[Literal[1, 2], Literal[1, 2]] = (1, 2)  # fewest and most digits in a clip
+    single_object_fraction: Share = 0.5  # of the clips, where `objects` permits both one and two
     train_clips: Count = 20_000
     validation_clips: CountOrZero = 500
     test_clips: CountOrZero = 1_000

@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
-from vdm_jax.configuration import config
+from vdm_jax.configuration import Count, Range, config
 from vdm_jax.errors import UserError
 
+Devices = Annotated[int, Range(least=-1, cap=2**20)]
 AXES = ("data", "fsdp", "tensor", "context")
 
 
@@ -23,14 +25,14 @@ class MeshSpec:
     of a slice next to each other.
     """
 
-    data: int = -1  # copies of the model, each with its share of the batch
-    fsdp: int = 1  # parameters, optimizer and batch are split over this axis
-    tensor: int = 1  # wide layers are split over this axis
-    context: int = 1  # tokens of one video are split over this axis
-    dcn_data: int = 1  # slices along `data`: the axis that exchanges least, once per step
-    dcn_fsdp: int = 1  # slices along `fsdp`
-    dcn_tensor: int = 1  # slices along `tensor`
-    dcn_context: int = 1  # slices along `context`
+    data: Devices = -1  # copies of the model, each with its share of the batch
+    fsdp: Devices = 1  # parameters, optimizer and batch are split over this axis
+    tensor: Devices = 1  # wide layers are split over this axis
+    context: Devices = 1  # tokens of one video are split over this axis
+    dcn_data: Count = 1  # slices along `data`: the axis that exchanges least, once per step
+    dcn_fsdp: Count = 1  # slices along `fsdp`
+    dcn_tensor: Count = 1  # slices along `tensor`
+    dcn_context: Count = 1  # slices along `context`
 
     def __post_init__(self):
         for axis, size in zip(AXES, self.sizes, strict=True):
