@@ -14,7 +14,7 @@ where `a` is the ratio of the norms of the gradients of the first and the last l
 import re
 from typing import ClassVar, Literal
 
-from vdm_jax.cascade.options import DataSet, Evaluation
+from vdm_jax.cascade.options import DataSet, Evaluation, check_patterns
 from vdm_jax.cascade.stage import Experiment, Stage, VideoSpec
 from vdm_jax.configuration import (
     Count,
@@ -47,14 +47,6 @@ class AutoencoderLoss:
     discriminator_weight: NonNegative = 0.5  # beside the adaptive one
     adaptive: bool = True  # False: the adversarial loss has `discriminator_weight` alone
     discriminator_start: CountOrZero = 50_000  # steps without adversarial loss; discriminators stay as they are
-
-    def __post_init__(self):
-        if self.reconstruction not in ("l1", "l2") or self.perceptual not in ("alexnet", "vgg16"):
-            raise UserError(f"AutoencoderLoss.reconstruction={self.reconstruction!r}, perceptual={self.perceptual!r}; "
-                            "permitted: 'l1' or 'l2', 'alexnet' or 'vgg16'")
-        for name in ("kl_weight", "perceptual_weight", "discriminator_weight", "discriminator_start"):
-            if getattr(self, name) < 0:
-                raise UserError(f"AutoencoderLoss.{name}={getattr(self, name)} is not valid; permitted: >= 0")
 
 
 @config
@@ -91,19 +83,10 @@ class AutoencoderTraining:
     trainable: tuple[str, ...] = ()  # patterns of the parameters that are trained; (): all
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep", "measured_clips"):
-            if getattr(self, name) < 1:
-                raise UserError(f"AutoencoderTraining.{name}={getattr(self, name)} is not valid; permitted: >= 1")
-        for name in ("ema_decay", "b1", "b2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"AutoencoderTraining.{name}={getattr(self, name)} is not valid; permitted: 0 <= "
-                                f"{name} < 1")
-        if self.optimizer not in ("adamw", "adafactor") or (self.optimizer == "adafactor" and self.weight_decay):
+        check_patterns("AutoencoderTraining.trainable", self.trainable)
+        if self.optimizer == "adafactor" and self.weight_decay:
             raise UserError(f"AutoencoderTraining.optimizer={self.optimizer!r} with weight_decay={self.weight_decay}; "
                             "permitted: 'adamw', or 'adafactor' with weight_decay=0")
-        if self.learning_rate <= 0 or (self.clip_norm is not None and self.clip_norm <= 0):
-            raise UserError(f"AutoencoderTraining.learning_rate={self.learning_rate}, clip_norm={self.clip_norm}; "
-                            "permitted: > 0, > 0 or None")
 
 
 @config
@@ -145,9 +128,6 @@ class AutoencoderExperiment:
     validation_split: Literal["validation", "train"] = "validation"  # as of `Experiment`
 
     def __post_init__(self):
-        if self.validation_split not in ("validation", "train"):
-            raise UserError(f"AutoencoderExperiment.validation_split={self.validation_split!r} is not valid; "
-                            "permitted: 'validation', 'train'")
         names = [stage.name for stage in self.stages]
         if not names or len(set(names)) != len(names):
             raise UserError(f"AutoencoderExperiment.stages={names} is not valid; permitted: at least one, with "

@@ -30,11 +30,6 @@ class VideoSpec:
     width: Size  # pixels
     fps: Positive = 8.0  # frames per second at which it is meant to be shown
 
-    def __post_init__(self):
-        for name in ("frames", "height", "width", "fps"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"VideoSpec.{name}={getattr(self, name)} is not valid; permitted: > 0")
-
     def __str__(self) -> str:
         return f"{self.frames}x{self.height}x{self.width}"
 
@@ -79,11 +74,6 @@ class FirstFrame:
     # Mean and standard deviation of the natural logarithm of the noise's standard deviation in training
     log_noise: tuple[LogNoise, Spread] = (-3.0, 0.5)
     noise: NonNegative = 0.02  # standard deviation of the noise in sampling
-
-    def __post_init__(self):
-        if self.log_noise[1] < 0 or self.noise < 0:
-            raise UserError(f"FirstFrame(log_noise={self.log_noise}, noise={self.noise}) is not valid; permitted: a "
-                            "standard deviation >= 0, noise >= 0")
 
 
 Source = LowResolution | KeyFrames | FirstFrame
@@ -325,9 +315,6 @@ class Experiment:
     validation_split: Literal["validation", "train"] = "validation"
 
     def __post_init__(self):
-        if self.validation_split not in ("validation", "train"):
-            raise UserError(f"Experiment.validation_split={self.validation_split!r} is not valid; permitted: "
-                            "'validation', 'train'")
         names = [stage.name for stage in self.stages]
         if not names or len(set(names)) != len(names):
             raise UserError(f"Experiment.stages={names} is not valid; permitted: at least one, with different names")

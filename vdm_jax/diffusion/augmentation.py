@@ -90,8 +90,6 @@ class BlurAugmentation:
     at: Place = "low"  # not published; an enlarged video is smoother than this kernel already
 
     def __post_init__(self):
-        if not 0 <= self.probability <= 1:
-            raise UserError(f"BlurAugmentation.probability={self.probability}; permitted: 0 to 1")
         if not 0 < self.sigma[0] <= self.sigma[1]:
             raise UserError(
                 f"BlurAugmentation.sigma={self.sigma}; permitted: (lowest, highest), both above 0"

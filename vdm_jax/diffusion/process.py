@@ -36,12 +36,6 @@ class Process:
     error: Literal["squared", "absolute"] = "squared"
 
     def __post_init__(self):
-        if self.prediction not in PREDICTIONS:
-            raise UserError(f"Process.prediction={self.prediction!r}; permitted: {', '.join(PREDICTIONS)}")
-        if self.sigma_data <= 0:
-            raise UserError(f"Process.sigma_data={self.sigma_data}; permitted: above 0")
-        if self.multiscale < 0:
-            raise UserError(f"Process.multiscale={self.multiscale}; permitted: 0 (off) or above")
         if self.error not in ("squared", "absolute") or (self.error == "absolute" and self.multiscale):
             raise UserError(f"Process.error={self.error!r} with multiscale={self.multiscale}; permitted: 'squared', or "
                             "'absolute' with multiscale=0")

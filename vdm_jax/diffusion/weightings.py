@@ -12,8 +12,7 @@ import jax.numpy as jnp
 
 from vdm_jax.configuration import LogSNR, Positive, Range, config
 from vdm_jax.diffusion.arrays import Level
-from vdm_jax.diffusion.predictions import PREDICTIONS, log_precision
-from vdm_jax.errors import UserError
+from vdm_jax.diffusion.predictions import log_precision
 
 
 @config
@@ -43,12 +42,6 @@ class SpaceWeighting:
     ]  # the space in which the error counts equally at all levels
     sigma_data: Positive = 0.5  # standard deviation of the data, for 'edm' only
 
-    def __post_init__(self):
-        if self.space not in PREDICTIONS:
-            raise UserError(f"SpaceWeighting.space={self.space!r}; permitted: {', '.join(PREDICTIONS)}")
-        if self.sigma_data <= 0:
-            raise UserError(f"SpaceWeighting.sigma_data={self.sigma_data}; permitted: above 0")
-
     def log_weight(self, logsnr: Level, own: Level) -> Level:
         """Log-weight on the x error; `own` is that of the plain error of the network's own prediction."""
         return log_precision(self.space, logsnr, self.sigma_data)
@@ -68,10 +61,6 @@ class MinSNRWeighting:
     """min(SNR, gamma) (Hang et al. 2023, arXiv 2303.09556)."""
 
     gamma: Positive = 5.0  # the SNR above which the x error counts equally
-
-    def __post_init__(self):
-        if self.gamma <= 0:
-            raise UserError(f"MinSNRWeighting.gamma={self.gamma}; permitted: above 0")
 
     def log_weight(self, logsnr: Level, own: Level) -> Level:
         """Log-weight on the x error; `own` is that of the plain error of the network's own prediction."""
@@ -99,12 +88,6 @@ class P2Weighting:
     k: Positive = 1.0  # keeps the weight finite at low SNR
     # How strongly clean levels are discounted; 0 is the plain eps error
     gamma: Annotated[float, Range(least=0, cap=100)] = 1.0
-
-    def __post_init__(self):
-        if self.k <= 0 or self.gamma < 0:
-            raise UserError(
-                f"P2Weighting(k={self.k}, gamma={self.gamma}); permitted: k above 0, gamma 0 or above"
-            )
 
     def log_weight(self, logsnr: Level, own: Level) -> Level:
         """Log-weight on the x error; `own` is that of the plain error of the network's own prediction."""

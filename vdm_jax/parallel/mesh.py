@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh
 from vdm_jax.configuration import Count, Range, config
 from vdm_jax.errors import UserError
 
-Devices = Annotated[int, Range(least=-1, cap=2**20)]
+Devices = Annotated[int, Range(least=-2**20, cap=2**20)]  # -1: what is left
 AXES = ("data", "fsdp", "tensor", "context")
 
 
@@ -40,9 +40,6 @@ class MeshSpec:
                 raise UserError(f"MeshSpec.{axis}={size} is not valid; permitted: -1 or >= 1")
         if self.sizes.count(-1) > 1:
             raise UserError(f"MeshSpec has {self.sizes.count(-1)} axes of size -1; permitted: at most one")
-        for axis, size in zip(AXES, self.dcn_sizes, strict=True):
-            if size < 1:
-                raise UserError(f"MeshSpec.dcn_{axis}={size} is not valid; permitted: >= 1")
 
     @property
     def sizes(self) -> tuple[int, ...]:
