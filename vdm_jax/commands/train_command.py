@@ -182,7 +182,7 @@ def check_data(experiment: AnyExperiment, stages: Sequence[str], run: Path, data
             kind(experiment, experiment.stage(name), run, Report(rich.console.Console(quiet=True)), data_dir).check()
 
 
-def check_memory(experiment: AnyExperiment, stages: Sequence[str], run: Path, data_dir: Path | None) -> None:
+def check_memory(experiment: AnyExperiment, stages: Sequence[str], run: Path, data_dir: Path | None = None) -> None:
     """Ask whether the stages of a run that is not there yet fit, before its directory is made."""
     from vdm_jax.planning.before import check_before
     from vdm_jax.planning.budget import check_budget
