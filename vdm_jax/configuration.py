@@ -50,12 +50,22 @@ INTEGERS, FLOATS = Range(least=-2**31 + 1, most=2**31 - 1), Range(least=-1e12, m
 Count = Annotated[int, Range(least=1, cap=10**9)]  # how many of something, of which there is one at the least
 CountOrZero = Annotated[int, Range(least=0, cap=10**9)]
 Size = Annotated[int, Range(least=1, cap=2**16)]  # of an axis: frames, pixels, heads
+SizeOrZero = Annotated[int, Range(least=0, cap=2**16)]
 Width = Annotated[int, Range(least=1, cap=2**20)]  # of an axis of weights: channels, classes, words
 WidthOrZero = Annotated[int, Range(least=0, cap=2**20)]
+Depth = Annotated[int, Range(least=1, cap=256)]  # layers one after another, each of which is traced
+DepthOrZero = Annotated[int, Range(least=0, cap=256)]
+SamplingSteps = Annotated[int, Range(least=1, cap=10**5)]
+Workers = Annotated[int, Range(least=0, cap=1024)]  # processes of one machine
 Positive = Annotated[float, Range(above=0, cap=1e12)]
 NonNegative = Annotated[float, Range(least=0, cap=1e12)]
 Share = Annotated[float, Range(least=0, most=1)]
 ShareBelowOne = Annotated[float, Range(least=0, below=1)]
+LogSNR = Annotated[float, Range(least=-80, most=80)]  # exp of these is a float32
+LogNoise = Annotated[float, Range(least=-40, most=40)]  # logarithm of a standard deviation, or of a variance
+Spread = Annotated[float, Range(least=0, cap=40)]  # standard deviation of such logarithms
+Offset = Annotated[float, Range(least=-1e6, most=1e6)]
+Guidance = Annotated[float, Range(least=-1000, most=1000)]
 Seed = Annotated[int, Range(least=0, most=2**32 - 1)]  # of which JAX keys are made, one for one
 
 

@@ -113,7 +113,7 @@ def test_windows_are_counted_in_the_work_of_sampling():
 
 
 @pytest.mark.parametrize(("make", "message"), [
-    (lambda: Windows(frames=2), "Windows(frames=2, overlap=2, at_once=1) is not valid; permitted: 0 <= overlap <"),
+    (lambda: Windows(frames=2), "Windows(frames=2, overlap=2) is not valid; permitted: 0 <= overlap <"),
     (lambda: changed(training=Training(frames=7)),
      "training.frames=7 with frame_rates=None is not valid; permitted: 1 to video.frames=6"),
     (lambda: changed(sampling=Sampling(windows=Windows(frames=7))), "sampling.windows.frames=7 is not valid"),

@@ -1,23 +1,30 @@
 """Values that no run could have are refused at once, whatever the field, and leave no run directory."""
 
+import dataclasses
 import functools
 import math
 import operator
 import random
+import time
+import typing
 from pathlib import Path
 
 import pytest
 
+from vdm_jax.cascade.autoencoding import AutoencoderExperiment, AutoencoderTraining
 from vdm_jax.cascade.stage import Experiment
 from vdm_jax.commands.configs import load_config
 from vdm_jax.commands.outputs import check_file, check_folder
-from vdm_jax.configuration import from_data, from_json, to_data, to_json
+from vdm_jax.commands.train_command import Train, check_memory
+from vdm_jax.configuration import Range, from_data, from_json, to_data, to_json
+from vdm_jax.data.pipeline import Pipeline
 from vdm_jax.errors import UserError
 from vdm_jax.training.runs import runs_in
 
 TINY = str(Path(__file__).parent / "tiny.py")
 BAD = (math.nan, math.inf, -math.inf, 1e30, 10**23, "a\x00b")
-VALUES = (*BAD, -1, 0, 10**9, 2**32, "", "(", "é")
+LARGE = (1000, 2**16, 10**6, 10**9)
+VALUES = (*BAD, *LARGE, -1, 0, 10**9, 2**32, "", "(", "é")
 
 
 def places(data, path=()):
@@ -29,11 +36,37 @@ def places(data, path=()):
             yield (*path, key)
 
 
+def test_every_number_of_a_config_has_a_range():
+    """A new field of no stated range is found here."""
+    bare, seen, left = set(), set(), [Experiment, AutoencoderExperiment, Train, Pipeline]
+    while left:
+        hint = left.pop()
+        if typing.get_origin(hint) is not None:
+            left += [part for part in typing.get_args(hint) if not isinstance(part, Range | str)]
+        elif isinstance(hint, type) and dataclasses.is_dataclass(hint) and hint not in seen:
+            seen.add(hint)
+            hints = typing.get_type_hints(hint, include_extras=True)
+            for field in dataclasses.fields(hint):
+                left.append(hints[field.name])
+                if without_range(hints[field.name]):
+                    bare.add(f"{hint.__name__}.{field.name}")
+    assert len(seen) > 90
+    assert not bare
+
+
+def without_range(hint):
+    """Whether a hint has a number outside `Annotated[..., Range(...)]`."""
+    if any(isinstance(extra, Range) for extra in getattr(hint, "__metadata__", ())):
+        return False
+    return hint in (int, float) or any(map(without_range, typing.get_args(hint)))
+
+
 def test_random_values_are_refused_or_made_into_a_config_that_comes_back():
     experiment, draw = load_config(TINY), random.Random(0)
     fields = list(places(to_data(experiment)))
-    refused = 0
+    refused = unfit = 0
     for _ in range(150):
+        began = time.process_time()
         data, value = to_data(experiment), draw.choice(VALUES)
         *path, last = draw.choice(fields)
         functools.reduce(operator.getitem, path, data)[last] = value
@@ -44,17 +77,50 @@ def test_random_values_are_refused_or_made_into_a_config_that_comes_back():
             continue
         assert from_json(Experiment, to_json(changed)) == changed, (path, last, value)
         assert value not in BAD, (path, last, value)
-    assert refused > 90
+        try:
+            if value in LARGE:  # of the stage that has it
+                number = path[1] if path[:1] == ["stages"] else 0
+                check_memory(changed, [changed.stages[number].name], Path("run"), None)
+        except UserError as error:
+            assert "permitted" in str(error)
+            unfit += 1
+        assert time.process_time() - began < 10, (path, last, value)
+    assert refused > 70
+    assert unfit > 0
+    assert not Path("run").exists()
 
 
 @pytest.mark.parametrize(("flag", "value"), [
     ("--base.training.learning-rate", "nan"), ("--base.training.weight-decay", "nan"),
     ("--base.training.clip-norm", "inf"), ("--base.sampling.guidance", "nan"), ("--base.network.classes", "1000000000"),
-    ("--data.frames", "1" + "0" * 23), ("--seed", "-1"), ("--seed", "4294967296"), ("--data.seed", "4294967296")])
+    ("--data.frames", "1" + "0" * 23), ("--data.size", "65536"), ("--data.train-clips", "1000000000"),
+    ("--base.network.embedding-channels", "1048576"), ("--base.training.images-per-clip", "60000"),
+    ("--base.training.accumulation", "3"), ("--mesh.fsdp", "3"),
+    ("--base.training.trainable", "nothing"), ("--base.training.trainable", "("),
+    ("--seed", "-1"), ("--seed", "4294967296"), ("--data.seed", "4294967296")])
 def test_train_refuses_before_a_run_is_made(fails, flag, value):
     message = fails("train", TINY, "--run", "run", flag, value)
     assert "permitted" in message
     assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(("flags", "part"), [
+    (("--base.training.batch-size", "64"), "batch_size=64 is larger than the data set; permitted: 1 to 16"),
+    (("--base.network.classes", "10"), "takes a class, but the batch has no label"),
+    (("--data.frames", "6"), "clips of 6 frames for a stage of 4"),
+    (("--base.training.evaluation.every", "1", "--base.training.evaluation.clips", "1000000000"),
+     "1000000000 clips to evaluate: "),
+    (("--data.frames", "65536", "--base.video.frames", "65536", "--spatial.video.frames", "65536",
+      "--spatial.source.frames", "65536"), "the table of which frame sees which: 128 GiB")])
+def test_train_refuses_what_data_and_machine_cannot_serve(fails, monkeypatch, flags, part):
+    monkeypatch.setattr("vdm_jax.planning.budget.machine_memory", lambda: 2**36)
+    assert part in fails("train", TINY, "--run", "run", *flags)
+    assert not Path("run").exists()
+
+
+def test_patterns_of_autoencoders_are_regular_expressions():
+    with pytest.raises(UserError, match=r"AutoencoderTraining.trainable has '\(', which is no regular expression"):
+        AutoencoderTraining(trainable=("(",))
 
 
 @pytest.mark.parametrize("arguments", [

@@ -246,7 +246,7 @@ def test_impossible_prompts_are_refused(arguments, message):
         ({"size": 32.0}, "size=32.0"),
         ({"test_clips": 0}, "test_clips=0"),
         ({"objects": (1, 3)}, r"objects=\(1, 3\) is not permitted; permitted: \(1, 1\), \(1, 2\), \(2, 2\)"),
-        ({"single_object_fraction": 1.5}, "single_object_fraction=1.5 is not a fraction; permitted: 0 to 1"),
+        ({"single_object_fraction": 1.5}, "single_object_fraction=1.5 is not valid; permitted: >= 0 and <= 1"),
         ({"fps": 0}, "fps=0 is not valid"),
     ],
 )

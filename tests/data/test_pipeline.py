@@ -174,7 +174,7 @@ def test_flips_happen_as_often_as_asked():
     pipeline = make(augment=FlipAugmentation(probability=0.25), batch_size=10)
     flipped = np.concatenate([pipeline.batch(k)["video"][:, 0, 0, 0, 2] == 3 for k in range(40)])
     assert 0.17 < flipped.mean() < 0.33
-    with pytest.raises(UserError, match="probability=1.5; permitted: 0 to 1"):
+    with pytest.raises(UserError, match="probability=1.5 is not valid; permitted: >= 0 and <= 1"):
         FlipAugmentation(probability=1.5)
 
 

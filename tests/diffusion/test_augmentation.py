@@ -65,9 +65,10 @@ def test_blur_acts_on_its_share_of_the_videos():
     [
         (lambda: NoiseAugmentation(training_logsnr=(2.0, 1.0)), r"training_logsnr=\(2.0, 1.0\); permitted"),
         (lambda: TruncatedAugmentation(training_logsnr=(2.0, 1.0)), r"TruncatedAugmentation.training_logsnr=\(2.0"),
-        (lambda: NoiseAugmentation(at="full"), "NoiseAugmentation.at='full'; permitted: 'enlarged', 'low'"),
-        (lambda: BlurAugmentation(probability=2.0), "probability=2.0; permitted: 0 to 1"),
-        (lambda: BlurAugmentation(sigma=(0.0, 1.0)), r"sigma=\(0.0, 1.0\); permitted"),
+        (lambda: NoiseAugmentation(at="full"),
+         "NoiseAugmentation.at='full' is not valid; permitted: 'enlarged', 'low'"),
+        (lambda: BlurAugmentation(probability=2.0), "probability=2.0 is not valid; permitted: >= 0 and <= 1"),
+        (lambda: BlurAugmentation(sigma=(0.0, 1.0)), r"sigma=\(0.0, 1.0\) is not valid; permitted"),
     ],
 )
 def test_errors(make, message):

@@ -151,7 +151,7 @@ def test_type_hints_resolve():
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"prediction": "noise"}, "Process.prediction='noise'; permitted: x, eps, v, flow, edm"),
+        ({"prediction": "noise"}, "Process.prediction='noise' is not valid; permitted: 'x', 'eps', 'v', 'flow', 'edm'"),
         ({"schedule": EDMSchedule(), "prediction": "v"}, "'v' .*EDMSchedule .*permitted: x, eps, flow, edm"),
         ({"schedule": FlowSchedule(), "prediction": "v"}, "'v' .*FlowSchedule .*permitted: x, eps, flow"),
         ({"prediction": "edm"}, "'edm' .*CosineSchedule .*permitted: x, eps, v, flow"),
@@ -159,7 +159,7 @@ def test_type_hints_resolve():
             {"schedule": ScaledLinearBetaSchedule(zero_terminal_snr=True), "prediction": "eps"},
             "'eps' .*zero_terminal_snr=True.*permitted: x, v, flow",
         ),
-        ({"sigma_data": 0.0}, "Process.sigma_data=0.0; permitted: above 0"),
+        ({"sigma_data": 0.0}, "Process.sigma_data=0.0 is not valid; permitted: > 0"),
     ],
 )
 def test_errors(fields, message):
@@ -209,7 +209,7 @@ def test_multiscale_loss_refuses_what_it_cannot_pool(height, mask, message):
     with pytest.raises(UserError) as error:
         Process(multiscale=3).loss(half, x, jax.random.key(0), mask=None if mask is None else jnp.ones(mask))
     assert str(error.value) == message
-    with pytest.raises(UserError, match="Process.multiscale=-1; permitted: 0"):
+    with pytest.raises(UserError, match="Process.multiscale=-1 is not valid; permitted: >= 0"):
         Process(multiscale=-1)
 
 

@@ -52,11 +52,11 @@ def test_uniform_is_the_space_of_the_network(space):
     [
         (
             lambda: SpaceWeighting(space="noise"),
-            "SpaceWeighting.space='noise'; permitted: x, eps, v, flow, edm",
+            "SpaceWeighting.space='noise' is not valid; permitted: 'x', 'eps', 'v', 'flow', 'edm'",
         ),
         (lambda: SpaceWeighting(space="edm", sigma_data=0.0), "sigma_data=0"),
         (lambda: MinSNRWeighting(gamma=0.0), "MinSNRWeighting.gamma=0"),
-        (lambda: P2Weighting(k=0.0), r"P2Weighting\(k=0"),
+        (lambda: P2Weighting(k=0.0), "P2Weighting.k=0.0 is not valid; permitted: > 0"),
     ],
 )
 def test_errors(make, message):

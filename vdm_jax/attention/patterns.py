@@ -154,7 +154,7 @@ class Full(Pattern):
 class _PastFrames(Pattern):
     """A token sees its own frame and earlier ones, all or a window of them."""
 
-    window: int | None = None  # frames seen, the own one included; None: all earlier ones
+    window: Size | None = None  # frames seen, the own one included; None: all earlier ones
 
     def __post_init__(self):
         if self.window is not None and self.window < 1:

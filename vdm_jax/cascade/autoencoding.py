@@ -14,9 +14,19 @@ where `a` is the ratio of the norms of the gradients of the first and the last l
 import re
 from typing import ClassVar, Literal
 
-from vdm_jax.cascade.options import DataSet, Evaluation
+from vdm_jax.cascade.options import DataSet, Evaluation, check_patterns
 from vdm_jax.cascade.stage import Experiment, Stage, VideoSpec
-from vdm_jax.configuration import Count, CountOrZero, NonNegative, Positive, Seed, ShareBelowOne, config
+from vdm_jax.configuration import (
+    Count,
+    CountOrZero,
+    LogNoise,
+    NonNegative,
+    Positive,
+    Seed,
+    ShareBelowOne,
+    Workers,
+    config,
+)
 from vdm_jax.errors import UserError
 from vdm_jax.networks.autoencoder import Autoencoder
 from vdm_jax.networks.discriminator import Discriminator
@@ -28,7 +38,7 @@ class AutoencoderLoss:
     """What an autoencoder learns to make small."""
 
     reconstruction: Literal["l1", "l2"] = "l1"  # errors of numbers in [-1, 1], absolute or squared
-    logvar: float = 0.0  # log-variance s of the errors
+    logvar: LogNoise = 0.0  # log-variance s of the errors
     learned_logvar: bool = False  # whether s is learned; in the code of latent diffusion it stays 0
     kl_weight: NonNegative = 1e-6
     perceptual_weight: NonNegative = 1.0  # of LPIPS; 0: none, and its weights are not needed
@@ -37,14 +47,6 @@ class AutoencoderLoss:
     discriminator_weight: NonNegative = 0.5  # beside the adaptive one
     adaptive: bool = True  # False: the adversarial loss has `discriminator_weight` alone
     discriminator_start: CountOrZero = 50_000  # steps without adversarial loss; discriminators stay as they are
-
-    def __post_init__(self):
-        if self.reconstruction not in ("l1", "l2") or self.perceptual not in ("alexnet", "vgg16"):
-            raise UserError(f"AutoencoderLoss.reconstruction={self.reconstruction!r}, perceptual={self.perceptual!r}; "
-                            "permitted: 'l1' or 'l2', 'alexnet' or 'vgg16'")
-        for name in ("kl_weight", "perceptual_weight", "discriminator_weight", "discriminator_start"):
-            if getattr(self, name) < 0:
-                raise UserError(f"AutoencoderLoss.{name}={getattr(self, name)} is not valid; permitted: >= 0")
 
 
 @config
@@ -71,29 +73,20 @@ class AutoencoderTraining:
     keep: Count = 2  # checkpoints
     sample_every: CountOrZero = 1000  # steps between sheets of originals beside reconstructions; 0: only at the end
     validate_every: CountOrZero = 1000  # steps between validation losses; 0: never
-    measured_clips: int = 256  # clips at the most that the latents and the reconstructions are measured on at the end
+    measured_clips: Count = 256  # clips at the most that the latents and the reconstructions are measured on at the end
     # File of an autoencoder (written by vdm-jax convert, or by a training like this) as which this one begins; layers
     # over time that it does not have begin as initialised. None: random weights
     start: str | None = None
     flips: bool = False
     random_starts: bool = False
-    workers: CountOrZero = 0
+    workers: Workers = 0
     trainable: tuple[str, ...] = ()  # patterns of the parameters that are trained; (): all
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep", "measured_clips"):
-            if getattr(self, name) < 1:
-                raise UserError(f"AutoencoderTraining.{name}={getattr(self, name)} is not valid; permitted: >= 1")
-        for name in ("ema_decay", "b1", "b2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"AutoencoderTraining.{name}={getattr(self, name)} is not valid; permitted: 0 <= "
-                                f"{name} < 1")
-        if self.optimizer not in ("adamw", "adafactor") or (self.optimizer == "adafactor" and self.weight_decay):
+        check_patterns("AutoencoderTraining.trainable", self.trainable)
+        if self.optimizer == "adafactor" and self.weight_decay:
             raise UserError(f"AutoencoderTraining.optimizer={self.optimizer!r} with weight_decay={self.weight_decay}; "
                             "permitted: 'adamw', or 'adafactor' with weight_decay=0")
-        if self.learning_rate <= 0 or (self.clip_norm is not None and self.clip_norm <= 0):
-            raise UserError(f"AutoencoderTraining.learning_rate={self.learning_rate}, clip_norm={self.clip_norm}; "
-                            "permitted: > 0, > 0 or None")
 
 
 @config
@@ -135,9 +128,6 @@ class AutoencoderExperiment:
     validation_split: Literal["validation", "train"] = "validation"  # as of `Experiment`
 
     def __post_init__(self):
-        if self.validation_split not in ("validation", "train"):
-            raise UserError(f"AutoencoderExperiment.validation_split={self.validation_split!r} is not valid; "
-                            "permitted: 'validation', 'train'")
         names = [stage.name for stage in self.stages]
         if not names or len(set(names)) != len(names):
             raise UserError(f"AutoencoderExperiment.stages={names} is not valid; permitted: at least one, with "

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from vdm_jax.cascade.observations import Known
-from vdm_jax.configuration import config
+from vdm_jax.configuration import Size, SizeOrZero, config
 from vdm_jax.errors import UserError
 from vdm_jax.interop import model_kinds
 from vdm_jax.networks.autoencoder import AUTOENCODER_F8, Autoencoder, Moments
@@ -37,11 +37,11 @@ class Latent:
     # How a low-resolution video enters: enlarged and encoded, or its pixels at the size of the latents
     low_resolution: Literal["latents", "pixels"] = "latents"
     # See networks/tiling.py for these
-    encode_frames: int | None = None  # encoded at a time; None: all
-    decode_frames: int | None = None  # of latents, decoded at a time; None: all
-    seen_frames: int = 0  # of latents on either side that a piece sees besides, with layers over frames
-    tile: tuple[int, int] | None = None  # height and width of tiles, pixels; None: whole frames
-    overlap: int = 0  # of tiles, pixels
+    encode_frames: Size | None = None  # encoded at a time; None: all
+    decode_frames: Size | None = None  # of latents, decoded at a time; None: all
+    seen_frames: SizeOrZero = 0  # of latents on either side that a piece sees besides, with layers over frames
+    tile: tuple[Size, Size] | None = None  # height and width of tiles, pixels; None: whole frames
+    overlap: SizeOrZero = 0  # of tiles, pixels
 
     def __post_init__(self):
         for name, permitted in (("encode", ("sample", "mode")), ("low_resolution", ("latents", "pixels"))):

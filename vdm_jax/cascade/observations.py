@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Key
 
 from vdm_jax.conditioning.conditioning import Conditioning
-from vdm_jax.configuration import CountOrZero, config
+from vdm_jax.configuration import CountOrZero, Positive, Share, SizeOrZero, config
 from vdm_jax.diffusion.conditional import Error, known_error, low_resolution_error
 from vdm_jax.errors import UserError
 from vdm_jax.video.arrays import resize
@@ -43,7 +43,7 @@ class Known(NamedTuple):
 
 @config
 class _Weighted:
-    weight: float = 1.0  # how often it is drawn, relative to the stage's other observations
+    weight: Positive = 1.0  # how often it is drawn, relative to the stage's other observations
 
     def __post_init__(self):
         if not self.weight > 0:
@@ -64,8 +64,8 @@ class FramesKnown(_Weighted):
     """Whole frames: the first ones (a picture to animate, a clip to go on with), the last ones, every k-th one (frames
     in between are made), or any of these together."""
 
-    first: int = 0  # frames
-    last: int = 0  # frames
+    first: SizeOrZero = 0  # frames
+    last: SizeOrZero = 0  # frames
     every: CountOrZero = 0  # frames 0, every, 2 every, ...; 0: none
 
     def __post_init__(self):
@@ -84,7 +84,7 @@ class FramesKnown(_Weighted):
 
 @config
 class _Boxed(_Weighted):
-    side: tuple[float, float] = (0.25, 0.75)  # smallest and largest height and width of the box, shares of the frame's
+    side: tuple[Share, Share] = (0.25, 0.75)  # smallest and largest height and width of the box, shares of the frame's
 
     def __post_init__(self):
         super().__post_init__()

@@ -1,16 +1,30 @@
 """How a stage is trained and how it is sampled, as data."""
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
 from vdm_jax.cascade.observations import Observation
-from vdm_jax.configuration import Count, CountOrZero, NonNegative, Positive, ShareBelowOne, Size, config
+from vdm_jax.configuration import (
+    Count,
+    CountOrZero,
+    Guidance,
+    NonNegative,
+    Positive,
+    Range,
+    SamplingSteps,
+    ShareBelowOne,
+    Size,
+    SizeOrZero,
+    Workers,
+    config,
+)
 from vdm_jax.data.embeddings import Clips, WithEmbeddings
 from vdm_jax.data.frame_rates import FrameRates
 from vdm_jax.diffusion.samplers import DDIM, Sampler
 from vdm_jax.errors import UserError
 
 DataSet = Clips | WithEmbeddings
+Images = Annotated[int, Range(least=0, cap=1024)]
 
 
 @config
@@ -23,7 +37,7 @@ class DynamicThreshold:
     """Estimates are clipped to a percentile of their magnitude and rescaled (Saharia et al. 2022, arXiv 2205.11487,
     section 2.3)."""
 
-    percentile: float = 99.5
+    percentile: Annotated[float, Range(above=0, most=100)] = 99.5
     per: Literal["clip", "frame"] = "clip"  # one limit per clip or per frame
 
 
@@ -51,15 +65,11 @@ class Evaluation:
     They fall or rise with the number of clips, so only those of one setting compare, and none is for a paper."""
 
     every: CountOrZero = 0  # steps, and at the end; 0: never
-    clips: int = 16  # videos, one for each of the first validation clips
+    clips: Annotated[int, Range(least=2, cap=10**9)] = 16  # videos, one for each of the first validation clips
     # Of `evaluation/in_training.py`: digits (what captions of captioned digits ask for), motion, frame_lpips, fvd, ...;
     # with fvd or kvd come motion and frame_lpips, psnr, ssim and lpips are for stages with a source. (): digits, where
     # the data has them, and motion
     metrics: tuple[str, ...] = ()
-
-    def __post_init__(self):
-        if self.every < 0 or self.clips < 2:
-            raise UserError(f"Evaluation.every={self.every}, clips={self.clips}; permitted: every >= 0, clips >= 2")
 
 
 @config
@@ -81,8 +91,8 @@ class Training:
     text_dropout: ShareBelowOne = 0.1  # share of captions (and class labels) replaced by the null caption (and class)
     # Height and width, pixels, of the random window of its video that a stage with a source is trained on; it samples
     # whole videos all the same. None: whole videos
-    crop: tuple[int, int] | None = None
-    images_per_clip: CountOrZero = 0  # independent images appended to each clip (joint training)
+    crop: tuple[Size, Size] | None = None
+    images_per_clip: Images = 0  # independent images appended to each clip (joint training)
     image_data: DataSet | None = None  # where they come from; None: frames of other clips
     log_every: Count = 25  # steps
     checkpoint_every: Count = 1000  # steps
@@ -97,44 +107,36 @@ class Training:
     key_frames: bool = False  # of longer clips frames from the first to the last, not every (T / frames)-th
     flips: bool = False  # mirror half of the clips; only for data whose captions do not say left or right
     random_starts: bool = False  # clips of long videos begin at a random frame; data sets of fixed clips cannot
-    workers: CountOrZero = 0  # processes that read data; 0: threads
+    workers: Workers = 0  # processes that read data; 0: threads
     # Regular expressions found in the paths of the parameters that are trained, such as "inflation|temporal"; the rest
     # stays as it is. (): all are trained
     trainable: tuple[str, ...] = ()
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep"):
-            if getattr(self, name) < 1:
-                raise UserError(f"Training.{name}={getattr(self, name)} is not valid; permitted: >= 1")
         if self.batch_size % self.accumulation:
-            raise UserError(f"Training.accumulation={self.accumulation} does not divide batch_size={self.batch_size}")
-        for name in ("ema_decay", "text_dropout", "b1", "b2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"Training.{name}={getattr(self, name)} is not valid; permitted: 0 <= {name} < 1")
-        for pattern in self.trainable:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise UserError(f"Training.trainable has {pattern!r}, which is no regular expression ({error}); "
-                                "permitted: those of Python") from None
-        if self.optimizer not in ("adamw", "adafactor"):
-            raise UserError(f"Training.optimizer={self.optimizer!r} is not valid; permitted: 'adamw', 'adafactor'")
+            raise UserError(f"Training.accumulation={self.accumulation} does not divide batch_size={self.batch_size}; "
+                            f"permitted: divisors of {self.batch_size}")
+        check_patterns("Training.trainable", self.trainable)
         if self.optimizer == "adafactor" and self.weight_decay:
             raise UserError(f"Training.weight_decay={self.weight_decay} with optimizer='adafactor'; permitted: 0")
-        if self.learning_rate <= 0:
-            raise UserError(f"Training.learning_rate={self.learning_rate} is not valid; permitted: > 0")
+
+
+def check_patterns(where: str, patterns: tuple[str, ...]) -> None:
+    """Raise `UserError` for what is no regular expression; ones that match nothing are found with the network."""
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise UserError(f"{where} has {pattern!r}, which is no regular expression ({error}); permitted: those of "
+                            "Python") from None
 
 
 @config
 class Oscillation:
     """Guidance that goes down and up again from step to step (Ho et al. 2022, arXiv 2210.02303, section 2.6)."""
 
-    low: float = 1.0  # weight of every second step; the others have `Sampling.guidance`
+    low: Guidance = 1.0  # weight of every second step; the others have `Sampling.guidance`
     constant_steps: CountOrZero = 0  # first steps without oscillation; how many is not published
-
-    def __post_init__(self):
-        if self.constant_steps < 0:
-            raise UserError(f"Oscillation.constant_steps={self.constant_steps} is not valid; permitted: >= 0")
 
 
 @config
@@ -145,14 +147,7 @@ class Completion:
     # None: the network, where it takes what is known (UNet.observed), else reconstruction guidance. A network that
     # takes it is told with the other methods too.
     method: Literal["network", "reconstruction", "replacement"] | None = None
-    weight: float = 1.0  # w_r of reconstruction guidance; 50 and 9 published for single data sets
-
-    def __post_init__(self):
-        if self.method not in (None, "network", "reconstruction", "replacement"):
-            raise UserError(f"Completion.method={self.method!r} is not valid; permitted: 'network', 'reconstruction', "
-                            "'replacement', None")
-        if self.weight < 0:
-            raise UserError(f"Completion.weight={self.weight} is not valid; permitted: >= 0")
+    weight: NonNegative = 1.0  # w_r of reconstruction guidance; 50 and 9 published for single data sets
 
 
 @config
@@ -160,13 +155,14 @@ class Windows:
     """Windows along time that overlap, by which a video is denoised (`diffusion/windows.py`)."""
 
     frames: Size  # of a window
-    overlap: int = 2  # frames that neighbours share at the least; 2 in Lumiere (Bar-Tal et al. 2024, arXiv 2401.12945)
+    # Frames that neighbours share at the least; 2 in Lumiere (Bar-Tal et al. 2024, arXiv 2401.12945)
+    overlap: SizeOrZero = 2
     at_once: Count = 1  # windows denoised together; memory grows with it
 
     def __post_init__(self):
-        if not 0 <= self.overlap < self.frames or self.at_once < 1:
-            raise UserError(f"Windows(frames={self.frames}, overlap={self.overlap}, at_once={self.at_once}) is not "
-                            "valid; permitted: 0 <= overlap < frames, at_once >= 1")
+        if self.overlap >= self.frames:
+            raise UserError(f"Windows(frames={self.frames}, overlap={self.overlap}) is not valid; permitted: 0 <= "
+                            "overlap < frames")
 
 
 @config
@@ -174,14 +170,14 @@ class Sampling:
     """How a stage is sampled unless the user says otherwise."""
 
     sampler: Sampler = DDIM()
-    steps: Count = 50
-    guidance: float = 0.0  # w of (1 + w) conditional - w unconditional
+    steps: SamplingSteps = 50
+    guidance: Guidance = 0.0  # w of (1 + w) conditional - w unconditional
     # What the unconditional estimate lacks: captions, class and picture, or what is known of the video (context
     # guidance: Blattmann et al. 2023, arXiv 2304.08818, section 3.2; He et al. 2022, arXiv 2211.13221)
     guided_by: Literal["prompt", "known"] = "prompt"
     # w of the last frame, where it changes linearly from that of the first (Stable Video Diffusion, arXiv 2311.15127);
     # None: all frames have the same
-    last_frame_guidance: float | None = None
+    last_frame_guidance: NonNegative | None = None
     oscillation: Oscillation | None = None  # of the guidance; None: the same weight at every step
     # The two estimates of a guided video on two halves of the devices: half the videos at a time, each in half the time
     split_guidance: bool = False
@@ -194,14 +190,9 @@ class Sampling:
     shared_noise: bool = False
 
     def __post_init__(self):
-        if self.steps < 1 or self.batch_size < 1:
-            raise UserError(f"Sampling.steps={self.steps}, batch_size={self.batch_size}; permitted: >= 1")
         if self.last_frame_guidance is not None and (self.oscillation or self.windows):
             raise UserError(f"Sampling.last_frame_guidance={self.last_frame_guidance} with oscillation or windows; "
                             "permitted: None")
-        if self.last_frame_guidance is not None and self.last_frame_guidance < 0:
-            raise UserError(f"Sampling.last_frame_guidance={self.last_frame_guidance} is not valid; permitted: >= 0, "
-                            "or None")
 
     @property
     def guided(self) -> bool:

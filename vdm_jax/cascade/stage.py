@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal
 from vdm_jax.cascade.latent import Latent
 from vdm_jax.cascade.observations import NothingKnown
 from vdm_jax.cascade.options import DataSet, Sampling, Start, StartFile, Training
-from vdm_jax.configuration import Count, NonNegative, Range, Seed, Size, config
+from vdm_jax.configuration import Count, LogNoise, NonNegative, Range, Seed, Size, Spread, config
 from vdm_jax.diffusion.augmentation import Augmentation, NoiseAugmentation, TruncatedAugmentation
 from vdm_jax.diffusion.process import Process
 from vdm_jax.errors import UserError
@@ -73,13 +73,8 @@ class FirstFrame:
     frames: ClassVar[int] = 1
 
     # Mean and standard deviation of the natural logarithm of the noise's standard deviation in training
-    log_noise: tuple[float, float] = (-3.0, 0.5)
+    log_noise: tuple[LogNoise, Spread] = (-3.0, 0.5)
     noise: NonNegative = 0.02  # standard deviation of the noise in sampling
-
-    def __post_init__(self):
-        if self.log_noise[1] < 0 or self.noise < 0:
-            raise UserError(f"FirstFrame(log_noise={self.log_noise}, noise={self.noise}) is not valid; permitted: a "
-                            "standard deviation >= 0, noise >= 0")
 
 
 Source = LowResolution | KeyFrames | FirstFrame
@@ -321,9 +316,6 @@ class Experiment:
     validation_split: Literal["validation", "train"] = "validation"
 
     def __post_init__(self):
-        if self.validation_split not in ("validation", "train"):
-            raise UserError(f"Experiment.validation_split={self.validation_split!r} is not valid; permitted: "
-                            "'validation', 'train'")
         names = [stage.name for stage in self.stages]
         if not names or len(set(names)) != len(names):
             raise UserError(f"Experiment.stages={names} is not valid; permitted: at least one, with different names")

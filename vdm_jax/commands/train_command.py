@@ -16,6 +16,7 @@ from vdm_jax.cascade.autoencoding import AnyExperiment, AutoencoderExperiment
 from vdm_jax.cascade.stage import Experiment, Stage
 from vdm_jax.commands.arguments import override, parse_with_rest
 from vdm_jax.commands.configs import load_config
+from vdm_jax.configuration import Count, CountOrZero
 from vdm_jax.data.opening import caption_words, open_source
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import WordEncoder
@@ -54,9 +55,9 @@ class Train:
     data_dir: Path | None = None  # where prepared data sets live; ~/.cache/vdm_jax/data by default
     damaged: Damaged = "refuse"  # a damaged newest checkpoint: refuse, or set it aside and go on from an intact one
     coordinator: str | None = None  # HOST:PORT at which process 0 listens, the same in every process
-    processes: int | None = None  # how many there are; 1: on its own, whatever the environment says
-    process_id: int | None = None  # number of this one, from 0
-    heartbeat: int = 100  # seconds of silence after which a process is taken for dead and the others end
+    processes: Count | None = None  # how many there are; 1: on its own, whatever the environment says
+    process_id: CountOrZero | None = None  # number of this one, from 0
+    heartbeat: Count = 100  # seconds of silence after which a process is taken for dead and the others end
     quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False  # no progress, warnings only
     plan: bool = True  # refuse a stage that does not fit into the devices' memory; --no-plan tries anyway
     xla_flags: str | None = None  # on a TPU: v5e, v5p, v6e, tpu7x (sets with sources), or a file of --flag=value lines
@@ -109,12 +110,12 @@ def train(experiment: AnyExperiment, stages: Sequence[str], run: Path, data_dir:
     report = Report(console)
     if jax.process_count() > 1:
         report.note(started)
+    if plan:
+        together(lambda: check_memory(experiment, stages, run, data_dir))  # before data is prepared for it
     experiment = together(lambda: resolve(experiment, run, data_dir))
     together(lambda: check_evaluation(experiment, stages))
-    together(lambda: check_data(experiment, run, data_dir))
+    together(lambda: check_data(experiment, stages, run, data_dir))
     first(lambda: check_run(run, experiment))
-    if plan:
-        together(lambda: check_memory(experiment, stages, run))
     with contextlib.ExitStack() as locks:
         first(lambda: locks.enter_context(run_locks(run, stages)))  # before the config of the run is written anew
         first(lambda: open_run(run, experiment))
@@ -167,18 +168,27 @@ def check_evaluation(experiment: AnyExperiment, stages: Sequence[str]) -> None:
             metrics_of(experiment, experiment.stage(name))
 
 
-def check_data(experiment: AnyExperiment, run: Path, data_dir: Path | None) -> None:
-    """Open the data of a run that is not there yet, so that what is missing is said before a directory belongs to this
-    config, which says where the data lies."""
+def check_data(experiment: AnyExperiment, stages: Sequence[str], run: Path, data_dir: Path | None) -> None:
+    """Ask whether data and devices serve the stages of a run that is not there yet, so that what is missing is said
+    before a directory belongs to this config, which says where the data lies."""
+    import rich.console
+
+    from vdm_jax.training.autoencoder_loop import AutoencoderTrainer
+    from vdm_jax.training.loop import Trainer
+
     if not (run / "config.json").exists():
-        open_source(experiment.data, "train", data_dir)
+        kind = AutoencoderTrainer if isinstance(experiment, AutoencoderExperiment) else Trainer
+        for name in stages:
+            kind(experiment, experiment.stage(name), run, Report(rich.console.Console(quiet=True)), data_dir).check()
 
 
-def check_memory(experiment: AnyExperiment, stages: Sequence[str], run: Path) -> None:
+def check_memory(experiment: AnyExperiment, stages: Sequence[str], run: Path, data_dir: Path | None = None) -> None:
     """Ask whether the stages of a run that is not there yet fit, before its directory is made."""
     from vdm_jax.planning.before import check_before
+    from vdm_jax.planning.budget import check_budget
 
     if not (run / "config.json").exists():
+        check_budget(experiment, stages, data_dir)
         for name in stages:
             check_before(experiment, experiment.stage(name))
 

@@ -12,10 +12,11 @@ apart.
 import dataclasses
 import itertools
 import operator
+from typing import Annotated
 
 import numpy as np
 
-from vdm_jax.configuration import Count, CountOrZero, Positive, Seed, Size, config
+from vdm_jax.configuration import Positive, Range, Seed, Share, Size, SizeOrZero, config
 from vdm_jax.data import digit_drawing
 from vdm_jax.data.digit_drawing import COLOURS, MOTIONS, SPLITS
 from vdm_jax.errors import UserError
@@ -39,6 +40,8 @@ _SEEN_PAIRS = tuple(pair for pair in _ALL_PAIRS if pair not in HELD_OUT_PAIRS)
 _PAIRS = {"train": _SEEN_PAIRS, "validation": _SEEN_PAIRS, "test": _ALL_PAIRS}
 _COLOUR_NAMES = tuple(COLOURS)
 
+Clips = Annotated[int, Range(least=1, cap=10**7)]  # of a split; they are made one by one, some thousands a second
+
 
 @config
 class CaptionedDigits:
@@ -48,11 +51,11 @@ class CaptionedDigits:
     frames: Size = 16  # frames of a clip, at least 2
     size: Size = 64  # pixels, height and width, at least 16
     fps: Positive = 8.0  # frames per second that a clip claims; a clip holds the same motion whatever it is
-    objects: tuple[int, int] = (1, 2)  # fewest and most digits in a clip
-    single_object_fraction: float = 0.5  # of the clips, where `objects` permits both one and two
-    train_clips: Count = 20_000
-    validation_clips: CountOrZero = 500
-    test_clips: CountOrZero = 1_000
+    objects: tuple[SizeOrZero, SizeOrZero] = (1, 2)  # fewest and most digits in a clip
+    single_object_fraction: Share = 0.5  # of the clips, where `objects` permits both one and two
+    train_clips: Clips = 20_000
+    validation_clips: Clips = 500
+    test_clips: Clips = 1_000
 
     def __post_init__(self):
         smallest = {
@@ -74,13 +77,6 @@ class CaptionedDigits:
                 f"CaptionedDigits.objects={self.objects!r} is not permitted; "
                 "permitted: (1, 1), (1, 2), (2, 2)"
             )
-        if not 0 <= self.single_object_fraction <= 1:
-            raise UserError(
-                f"CaptionedDigits.single_object_fraction={self.single_object_fraction!r} is not a fraction; "
-                "permitted: 0 to 1"
-            )
-        if not 0 < self.fps < float("inf"):
-            raise UserError(f"CaptionedDigits.fps={self.fps!r} is not permitted; permitted: any rate above 0")
 
     def clips(self, split: str) -> int:
         """How many clips `split` has. Raises `UserError` for an unknown split."""

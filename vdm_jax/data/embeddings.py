@@ -31,7 +31,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float, Float16, UInt64
 
-from vdm_jax.configuration import config
+from vdm_jax.configuration import Size, config
 from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.data.captions import warn_once
@@ -247,7 +247,7 @@ class WithEmbeddings:
 
     data: Clips
     path: str  # folder made by write_embeddings, with all captions of the data
-    length: int = 64  # tokens; shorter texts are padded, longer ones cut, with a warning
+    length: Size = 64  # tokens; shorter texts are padded, longer ones cut, with a warning
     # What a missing or dropped caption is: no vectors, for networks that learn what stands for none; or what the
     # encoder makes of the empty text, with which networks of the Stable Diffusion family were trained
     empty: Literal["none", "encoded"] = "none"

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vdm_jax.configuration import Count, config
+from vdm_jax.configuration import Count, Positive, config
 from vdm_jax.data.source import require_at_least
 from vdm_jax.errors import UserError
 
@@ -18,10 +18,10 @@ class FrameRates:
     The range and the direction are published; parameters of the distribution and how they move are not.
     """
 
-    lowest: float = 1.0  # frames per second
-    highest: float = 30.0  # frames per second
-    first: tuple[float, float] = (4.0, 1.0)  # (a, b) of the beta distribution over the range, at the first step
-    last: tuple[float, float] = (1.0, 4.0)  # the same after `steps` steps
+    lowest: Positive = 1.0  # frames per second
+    highest: Positive = 30.0  # frames per second
+    first: tuple[Positive, Positive] = (4.0, 1.0)  # (a, b) of the beta distribution over the range, at the first step
+    last: tuple[Positive, Positive] = (1.0, 4.0)  # the same after `steps` steps
     steps: Count = 100_000  # training steps over which it moves; then it stays
     course: Literal["linear", "cosine"] = "linear"  # of a and b
 

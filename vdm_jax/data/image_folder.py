@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from jaxtyping import UInt8
 
-from vdm_jax.configuration import Size, config
+from vdm_jax.configuration import Share, Size, config
 from vdm_jax.data.captions import read_caption_files, read_captions
 from vdm_jax.data.folder import (
     SkippedFiles,
@@ -42,7 +42,7 @@ class ImageFolder:
     caption_suffix: str | None = None  # instead: of text files beside the images, a.txt beside a.jpg for '.txt'
     height: Size = 64  # pixels; images are cut centrally to the aspect ratio, then resized
     width: Size = 64  # pixels
-    fractions: tuple[float, float, float] = (0.9, 0.05, 0.05)  # of the files: train, validation, test
+    fractions: tuple[Share, Share, Share] = (0.9, 0.05, 0.05)  # of the files: train, validation, test
 
     def __post_init__(self):
         require_at_least(self, height=1, width=1)

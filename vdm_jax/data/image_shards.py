@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from vdm_jax.configuration import Size, config
+from vdm_jax.configuration import Share, Size, config
 from vdm_jax.data.captions import MAX_CAPTION_BYTES, decode_caption
 from vdm_jax.data.folder import (
     SkippedFiles,
@@ -40,7 +40,7 @@ class ImageShards:
     path: str  # the folder; it is only read
     height: Size = 64  # pixels; images are cut centrally to the aspect ratio, then resized
     width: Size = 64  # pixels
-    fractions: tuple[float, float, float] = (0.9, 0.05, 0.05)  # of the images: train, validation, test
+    fractions: tuple[Share, Share, Share] = (0.9, 0.05, 0.05)  # of the images: train, validation, test
 
     def __post_init__(self):
         require_at_least(self, height=1, width=1)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from vdm_jax.configuration import Count, CountOrZero, Seed, Size, config
+from vdm_jax.configuration import Count, CountOrZero, Seed, Share, Size, SizeOrZero, Workers, config
 from vdm_jax.data.frame_rates import FrameRates
 from vdm_jax.data.source import RandomAccessSource, random_frame, require_at_least
 from vdm_jax.errors import UserError
@@ -32,13 +32,9 @@ class FlipAugmentation:
     Writing and digits in the picture are mirrored like the rest: not for data that is about them.
     """
 
-    probability: float = 0.5  # of mirroring a clip that may be mirrored
+    probability: Share = 0.5  # of mirroring a clip that may be mirrored
     # Beginnings of words, in lower case, that forbid it.
     words: tuple[str, ...] = ("left", "right", "clockwise", "counterclockwise", "anticlockwise", "east", "west")
-
-    def __post_init__(self):
-        if not 0 <= self.probability <= 1:
-            raise UserError(f"FlipAugmentation.probability={self.probability!r}; permitted: 0 to 1")
 
     def __call__(self, clip: Clip, rng: np.random.Generator) -> Clip:
         drawn = rng.random() < self.probability
@@ -74,12 +70,12 @@ class Pipeline:
     random_starts: bool = False  # clips begin at random, where the source can do that
     frame_rates: FrameRates | None = None  # at which clips are read, where the source can do that; None: its own
     frames: Size = 1  # of a clip with a drawn rate
-    images_per_clip: CountOrZero = 0  # independent stills per clip
+    images_per_clip: SizeOrZero = 0  # independent stills per clip
     images_source: RandomAccessSource | None = None  # of the stills; None: random frames of other clips
-    rows: tuple[int, ...] | None = None  # of the global batch that this process reads, ascending; None: all
-    workers: CountOrZero = 0  # processes that read; 0: threads of this one
-    threads: int = 4  # that read, in each process
-    prefetch: int = 2  # batches read ahead, in each process
+    rows: tuple[CountOrZero, ...] | None = None  # of the global batch that this process reads, ascending; None: all
+    workers: Workers = 0  # processes that read; 0: threads of this one
+    threads: Count = 4  # that read, in each process
+    prefetch: Count = 2  # batches read ahead, in each process
 
     def __post_init__(self):
         require_at_least(self, batch_size=1, images_per_clip=0, workers=0, threads=1, prefetch=1)

@@ -16,7 +16,7 @@ import logging
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from vdm_jax.configuration import Size, config
+from vdm_jax.configuration import Count, Size, config
 from vdm_jax.data.folder import SPLITS, list_files
 from vdm_jax.data.source import RandomAccessSource, require_at_least
 from vdm_jax.data.tfds_video import TFDSVideo, TFDSVideoSource, in_words
@@ -107,7 +107,7 @@ class UCF101(_Published):
     PARTS = ("train", "test")
 
     via: Via = "folder"
-    division: int = 1  # official division into train and test: 1, 2 or 3
+    division: Literal[1, 2, 3] = 1  # official division into train and test: 1, 2 or 3
     splits: Splits = ("train", "test", "test")
 
     def __post_init__(self):
@@ -178,7 +178,7 @@ class MovingMNIST(_Published):
     frames: Size = 20
     via: Via = "folder"
     # How many are generated before they repeat; with Training.random_starts none does. The authors generate endlessly.
-    train_videos: int = 10_000
+    train_videos: Count = 10_000
     splits: Splits = ("train", "test", "test")
 
     def __post_init__(self):

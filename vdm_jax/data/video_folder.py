@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vdm_jax.configuration import Positive, Size, config
+from vdm_jax.configuration import Positive, Share, Size, config
 from vdm_jax.data.captions import read_captions
 from vdm_jax.data.crops import Crop, check_crop, crop_frames
 from vdm_jax.data.folder import SkippedFiles, check_fractions, files_of_split, in_range, list_files
@@ -39,7 +39,7 @@ class VideoFolder:
     frame_stride: Size = 1  # every how many-th frame of the file is taken; 1 where `fps` is given
     fps: Positive | None = None  # frames per second to sample at, by timestamps; None: the file's own, by the stride
     clips: Literal["consecutive", "one"] = "consecutive"  # of a file: all that fit, or one that may begin anywhere
-    fractions: tuple[float, float, float] = (0.9, 0.05, 0.05)  # of the files: train, validation, test
+    fractions: tuple[Share, Share, Share] = (0.9, 0.05, 0.05)  # of the files: train, validation, test
     cache: str | None = None  # folder for frame indexes; None: ~/.cache/vdm_jax/video_index
 
     def __post_init__(self):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from vdm_jax.configuration import config
+from vdm_jax.configuration import LogSNR, Positive, Share, config
 from vdm_jax.diffusion.arrays import Level, Video, expand, noise_from_keys
 from vdm_jax.diffusion.levels import UniformTime
 from vdm_jax.diffusion.schedules import CosineSchedule
@@ -26,8 +26,8 @@ class _Noise:
 
     while_sampling: ClassVar[bool] = True
 
-    training_logsnr: tuple[float, float] | None = None  # lowest and highest log-SNR; None: uniform in time
-    sampling_logsnr: float = math.log(3.0)  # log-SNR at sampling; SNR 3 or 5 in Ho et al. 2022, arXiv 2210.02303
+    training_logsnr: tuple[LogSNR, LogSNR] | None = None  # lowest and highest log-SNR; None: uniform in time
+    sampling_logsnr: LogSNR = math.log(3.0)  # log-SNR at sampling; SNR 3 or 5 in Ho et al. 2022, arXiv 2210.02303
     schedule: CosineSchedule = CosineSchedule()  # time to log-SNR, where training_logsnr is None
 
     def __post_init__(self):
@@ -85,13 +85,11 @@ class BlurAugmentation:
     while_sampling: ClassVar[bool] = False
     sampling_logsnr: ClassVar[float] = 20.0  # the clean end of the usual schedules
 
-    probability: float = 0.5  # fraction of training videos that are blurred
-    sigma: tuple[float, float] = (0.4, 0.6)  # range of the Gaussian's standard deviation, pixels
+    probability: Share = 0.5  # fraction of training videos that are blurred
+    sigma: tuple[Positive, Positive] = (0.4, 0.6)  # range of the Gaussian's standard deviation, pixels
     at: Place = "low"  # not published; an enlarged video is smoother than this kernel already
 
     def __post_init__(self):
-        if not 0 <= self.probability <= 1:
-            raise UserError(f"BlurAugmentation.probability={self.probability}; permitted: 0 to 1")
         if not 0 < self.sigma[0] <= self.sigma[1]:
             raise UserError(
                 f"BlurAugmentation.sigma={self.sigma}; permitted: (lowest, highest), both above 0"

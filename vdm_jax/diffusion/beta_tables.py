@@ -6,13 +6,13 @@ keeps it monotone. Networks that were trained on integer timesteps are given `ti
 """
 
 import functools
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Real
 
-from vdm_jax.configuration import Count, config
+from vdm_jax.configuration import Range, ShareBelowOne, config
 from vdm_jax.diffusion.arrays import Level
 from vdm_jax.diffusion.families import VP, Family, FamilyMember
 from vdm_jax.errors import UserError
@@ -29,14 +29,10 @@ class BetaTable(FamilyMember):
     infinity, is replaced by -20. An eps prediction says nothing about x there, so `Process` refuses the pair.
     """
 
-    steps: Count = 1000  # number of timesteps in the table
+    steps: Annotated[int, Range(least=2, cap=10**6)] = 1000  # number of timesteps in the table
     zero_terminal_snr: bool = False  # rescale the table so that the last timestep is pure noise
 
     family: ClassVar[Family] = VP
-
-    def __post_init__(self):
-        if self.steps < 2:
-            raise UserError(f"{type(self).__name__}.steps={self.steps}; permitted: 2 or more")
 
     def betas(self) -> Float[np.ndarray, " steps"]:
         """Noise variance added at each timestep, float64, before any rescaling."""
@@ -76,8 +72,8 @@ class BetaTable(FamilyMember):
 class LinearBetaSchedule(BetaTable):
     """Betas equally spaced between `beta_start` and `beta_end` (Ho et al. 2020)."""
 
-    beta_start: float = 1e-4  # noise variance added at the first timestep
-    beta_end: float = 0.02  # noise variance added at the last timestep
+    beta_start: ShareBelowOne = 1e-4  # noise variance added at the first timestep
+    beta_end: ShareBelowOne = 0.02  # noise variance added at the last timestep
 
     def __post_init__(self):
         super().__post_init__()
@@ -99,8 +95,8 @@ class ScaledLinearBetaSchedule(LinearBetaSchedule):
     The default range is that of Stable Diffusion.
     """
 
-    beta_start: float = 0.00085  # noise variance added at the first timestep
-    beta_end: float = 0.012  # noise variance added at the last timestep
+    beta_start: ShareBelowOne = 0.00085  # noise variance added at the first timestep
+    beta_end: ShareBelowOne = 0.012  # noise variance added at the last timestep
 
     def betas(self) -> Float[np.ndarray, " steps"]:
         """Noise variance added at each timestep, float64, before any rescaling."""

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from vdm_jax.configuration import Positive, config
+from vdm_jax.configuration import Count, Positive, SizeOrZero, config
 from vdm_jax.diffusion.schedules import BetaTable, EDMSchedule, Schedule
 from vdm_jax.errors import UserError
 
@@ -87,8 +87,8 @@ class TimestepGrid:
     """
 
     spacing: Literal["leading", "trailing", "linspace", "distilled"] = "leading"
-    offset: int = 0  # timesteps added to `leading`; 1 for Stable Diffusion
-    original: int = 50  # parts of `distilled`
+    offset: SizeOrZero = 0  # timesteps added to `leading`; 1 for Stable Diffusion
+    original: Count = 50  # parts of `distilled`
 
     def __post_init__(self):
         if self.spacing not in ("leading", "trailing", "linspace", "distilled"):

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from vdm_jax.configuration import config
+from vdm_jax.configuration import LogNoise, Spread, config
 from vdm_jax.diffusion.schedules import BetaTable, Schedule
 from vdm_jax.errors import UserError
 
@@ -69,8 +69,8 @@ class LogNormalSigma:
     The tails are not cut at the ends of the schedule.
     """
 
-    mean: float = -1.2  # P_mean, of the natural logarithm
-    std: float = 1.2  # P_std
+    mean: LogNoise = -1.2  # P_mean, of the natural logarithm
+    std: Spread = 1.2  # P_std
     stratified: bool = True  # spread the levels of one batch evenly over the quantiles
 
     def __post_init__(self):
@@ -85,8 +85,8 @@ class LogNormalSigma:
 class LogitNormalTime:
     """`logit(t)` normal, favouring mid-path (Esser et al. 2024, arXiv 2403.03206, section 3.1)."""
 
-    mean: float = 0.0  # of logit t; above 0 is more noise
-    std: float = 1.0  # of logit t
+    mean: LogNoise = 0.0  # of logit t; above 0 is more noise
+    std: Spread = 1.0  # of logit t
     stratified: bool = True  # spread the times of one batch evenly over the quantiles
 
     def __post_init__(self):

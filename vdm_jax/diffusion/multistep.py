@@ -7,12 +7,12 @@ step up to the one asked for. `sampling.py` replaces the result of the last step
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vdm_jax.configuration import config
+from vdm_jax.configuration import CountOrZero, Range, config
 from vdm_jax.diffusion.arrays import Video
 from vdm_jax.diffusion.families import Family
 from vdm_jax.diffusion.steps import Estimate, OnGrid, Outcome, Scalar, Step
@@ -58,7 +58,7 @@ def _chosen(rows: Sequence[Sequence[Scalar | float]], order: Int[Array, ""]) -> 
 class _Multistep(OnGrid):
     """A sampler that remembers."""
 
-    order: int = 2  # highest order, which is the number of estimates in a step
+    order: Annotated[int, Range(least=1, most=4)] = 2  # highest order, which is the number of estimates in a step
 
     highest = 3
 
@@ -167,7 +167,7 @@ class UniPC(_Multistep):
     predict: Literal["x", "eps"] = "x"  # what is extrapolated
     variant: Literal["bh1", "bh2"] = "bh2"  # B(h) = h, or e^h - 1
     lower_order_final: bool = True  # the last steps are of order 3, 2 and 1
-    uncorrected: tuple[int, ...] = ()  # numbers of the steps, from 0, whose result is not corrected
+    uncorrected: tuple[CountOrZero, ...] = ()  # numbers of the steps, from 0, whose result is not corrected
 
     def __post_init__(self):
         super().__post_init__()
@@ -258,7 +258,7 @@ class LMS(_Multistep):
     """Linear multistep method: polynomials of eps_hat in sigma / alpha, integrated exactly (Adams-Bashforth for any
     steps; the "LMS" sampler of k-diffusion, whose order is 4)."""
 
-    order: int = 4
+    order: Annotated[int, Range(least=1, most=4)] = 4
 
     highest = 4
 

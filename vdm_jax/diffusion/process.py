@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from vdm_jax.configuration import Positive, config
+from vdm_jax.configuration import Positive, SizeOrZero, config
 from vdm_jax.diffusion import predictions
 from vdm_jax.diffusion.arrays import Denoiser, Level, Network, Video, expand
 from vdm_jax.diffusion.levels import LevelSampling, UniformTime
@@ -31,17 +31,11 @@ class Process:
     sigma_data: Positive = 0.5  # standard deviation of the data, for prediction 'edm' only
     # Smallest resolution of a multiscale loss, pixels of the shorter side (32 published): the sum of the errors pooled
     # to s = d, d/2, d/4, ... pixels, each weighted by 1 / s (Hoogeboom et al. 2023, arXiv 2301.11093). 0: plain
-    multiscale: int = 0
+    multiscale: SizeOrZero = 0
     # How the network's error counts; the absolute one has the weights that the squared one has
     error: Literal["squared", "absolute"] = "squared"
 
     def __post_init__(self):
-        if self.prediction not in PREDICTIONS:
-            raise UserError(f"Process.prediction={self.prediction!r}; permitted: {', '.join(PREDICTIONS)}")
-        if self.sigma_data <= 0:
-            raise UserError(f"Process.sigma_data={self.sigma_data}; permitted: above 0")
-        if self.multiscale < 0:
-            raise UserError(f"Process.multiscale={self.multiscale}; permitted: 0 (off) or above")
         if self.error not in ("squared", "absolute") or (self.error == "absolute" and self.multiscale):
             raise UserError(f"Process.error={self.error!r} with multiscale={self.multiscale}; permitted: 'squared', or "
                             "'absolute' with multiscale=0")

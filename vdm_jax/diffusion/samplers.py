@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vdm_jax.configuration import config
+from vdm_jax.configuration import NonNegative, Positive, Share, config
 from vdm_jax.diffusion import predictions
 from vdm_jax.diffusion.arrays import Video
 from vdm_jax.diffusion.families import VE, Family
@@ -33,7 +33,7 @@ class Ancestral(OnGrid):
     transition's (gamma 1): `((1-e^-h) sigma_s^2)^(1-gamma) ((1-e^-h) sigma_t^2)^gamma`.
     """
 
-    gamma: float = 0.0  # 0 is the smallest variance, 1 the largest
+    gamma: Share = 0.0  # 0 is the smallest variance, 1 the largest
 
     def __post_init__(self):
         if not 0 <= self.gamma <= 1:
@@ -59,7 +59,7 @@ class AncestralLangevin(Ancestral):
     The predictor-corrector of Ho et al. 2022, arXiv 2204.03458, appendix B; two evaluations a step, one on the last.
     """
 
-    delta: float = 0.1  # size of the Langevin step
+    delta: Positive = 0.1  # size of the Langevin step
 
     noises: ClassVar[int] = 2
 
@@ -101,7 +101,7 @@ class DDIM(OnGrid):
     denoiser (`Sampling.threshold`) changes both.
     """
 
-    eta: float = 0.0  # fraction of the posterior's standard deviation that is drawn anew
+    eta: Share = 0.0  # fraction of the posterior's standard deviation that is drawn anew
     threshold: Threshold | None = None  # bounds x_hat alone; None: no bounds
 
     def __post_init__(self):
@@ -139,10 +139,10 @@ class Heun(OnGrid):
     """
 
     along: Literal["family", "sigma"] = "family"  # the curve whose velocity is integrated
-    churn: float = 0.0  # S_churn: a step first multiplies sigma / alpha by 1 + churn / steps, at most by sqrt(2)
-    churn_min: float = 0.0  # S_tmin: lowest sigma / alpha at which noise is added
-    churn_max: float | None = None  # S_tmax: highest sigma / alpha at which noise is added; None: no limit
-    churn_noise: float = 1.0  # S_noise: standard deviation of the added noise, relative to the exact one
+    churn: NonNegative = 0.0  # S_churn: a step first multiplies sigma / alpha by 1 + churn / steps, at most by sqrt(2)
+    churn_min: NonNegative = 0.0  # S_tmin: lowest sigma / alpha at which noise is added
+    churn_max: NonNegative | None = None  # S_tmax: highest sigma / alpha at which noise is added; None: no limit
+    churn_noise: Positive = 1.0  # S_noise: standard deviation of the added noise, relative to the exact one
 
     def evaluations(self, steps: int) -> int:
         """How often the denoiser is called in all."""

@@ -12,7 +12,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from vdm_jax.configuration import Positive, config
+from vdm_jax.configuration import LogSNR, Positive, config
 from vdm_jax.diffusion.arrays import Level
 from vdm_jax.diffusion.beta_tables import (
     BetaTable,
@@ -53,8 +53,8 @@ def resolution_shift(size: int, reference: int = 64) -> float:
 class _RangedSchedule(FamilyMember):
     """A schedule between two stated log-SNRs."""
 
-    logsnr_min: float = -20.0  # log-SNR at t = 1
-    logsnr_max: float = 20.0  # log-SNR at t = 0
+    logsnr_min: LogSNR = -20.0  # log-SNR at t = 1
+    logsnr_max: LogSNR = 20.0  # log-SNR at t = 0
 
     def __post_init__(self):
         if not self.logsnr_min < self.logsnr_max:
@@ -92,7 +92,7 @@ class CosineSchedule(_RangedSchedule):
     The shift moves the middle; the two ends stay at logsnr_max and logsnr_min.
     """
 
-    shift: float = 0.0  # added to the log-SNR; below 0 is more noise
+    shift: LogSNR = 0.0  # added to the log-SNR; below 0 is more noise
 
     family: ClassVar[Family] = VP
 
@@ -125,8 +125,8 @@ class InterpolatedCosineSchedule(_RangedSchedule):
     inverse is found by bisection.
     """
 
-    low_shift: float = 0.0  # log-SNR shift towards t = 1, such as resolution_shift(size, 32)
-    high_shift: float = 0.0  # log-SNR shift towards t = 0, such as resolution_shift(size, 256)
+    low_shift: LogSNR = 0.0  # log-SNR shift towards t = 1, such as resolution_shift(size, 32)
+    high_shift: LogSNR = 0.0  # log-SNR shift towards t = 0, such as resolution_shift(size, 256)
 
     family: ClassVar[Family] = VP
 
@@ -204,7 +204,7 @@ class FlowSchedule(_RangedSchedule):
     stops short of 0 and 1, by 4.5e-5 with the default range, where the log-SNR would be infinite.
     """
 
-    shift: float = 1.0  # s above; larger is more noise
+    shift: Positive = 1.0  # s above; larger is more noise
 
     family: ClassVar[Family] = FLOW
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax.numpy as jnp
 
-from vdm_jax.configuration import config
+from vdm_jax.configuration import Positive, Range, config
 from vdm_jax.diffusion.arrays import Video
 from vdm_jax.diffusion.percentile import percentile_of_magnitudes
 from vdm_jax.errors import UserError
@@ -20,8 +20,8 @@ class Threshold:
     arXiv 2205.11487, section 2.3).
     """
 
-    limit: float = 1.0
-    ratio: float | None = None  # quantile in (0, 1]; None: the limit alone
+    limit: Positive = 1.0
+    ratio: Annotated[float, Range(above=0, most=1)] | None = None  # quantile in (0, 1]; None: the limit alone
     per: Literal["clip", "frame"] = "clip"  # what has an s of its own
 
     def __post_init__(self):

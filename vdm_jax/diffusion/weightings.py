@@ -5,15 +5,14 @@ they span e^20 over a schedule and only their ratio to the prediction's own weig
 """
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 
-from vdm_jax.configuration import Positive, config
+from vdm_jax.configuration import LogSNR, Positive, Range, config
 from vdm_jax.diffusion.arrays import Level
-from vdm_jax.diffusion.predictions import PREDICTIONS, log_precision
-from vdm_jax.errors import UserError
+from vdm_jax.diffusion.predictions import log_precision
 
 
 @config
@@ -43,12 +42,6 @@ class SpaceWeighting:
     ]  # the space in which the error counts equally at all levels
     sigma_data: Positive = 0.5  # standard deviation of the data, for 'edm' only
 
-    def __post_init__(self):
-        if self.space not in PREDICTIONS:
-            raise UserError(f"SpaceWeighting.space={self.space!r}; permitted: {', '.join(PREDICTIONS)}")
-        if self.sigma_data <= 0:
-            raise UserError(f"SpaceWeighting.sigma_data={self.sigma_data}; permitted: above 0")
-
     def log_weight(self, logsnr: Level, own: Level) -> Level:
         """Log-weight on the x error; `own` is that of the plain error of the network's own prediction."""
         return log_precision(self.space, logsnr, self.sigma_data)
@@ -67,11 +60,7 @@ class TruncatedSNRWeighting:
 class MinSNRWeighting:
     """min(SNR, gamma) (Hang et al. 2023, arXiv 2303.09556)."""
 
-    gamma: float = 5.0  # the SNR above which the x error counts equally
-
-    def __post_init__(self):
-        if self.gamma <= 0:
-            raise UserError(f"MinSNRWeighting.gamma={self.gamma}; permitted: above 0")
+    gamma: Positive = 5.0  # the SNR above which the x error counts equally
 
     def log_weight(self, logsnr: Level, own: Level) -> Level:
         """Log-weight on the x error; `own` is that of the plain error of the network's own prediction."""
@@ -85,7 +74,7 @@ class SigmoidWeighting:
     Kingma & Gao 2023 (arXiv 2303.00848); the density with which levels are drawn is not divided out.
     """
 
-    bias: float = 0.0  # the log-SNR at which the weight on the eps error is one half
+    bias: LogSNR = 0.0  # the log-SNR at which the weight on the eps error is one half
 
     def log_weight(self, logsnr: Level, own: Level) -> Level:
         """Log-weight on the x error; `own` is that of the plain error of the network's own prediction."""
@@ -96,14 +85,9 @@ class SigmoidWeighting:
 class P2Weighting:
     """SNR / (k + SNR)^gamma: 1 / (k + SNR)^gamma on the eps error (Choi et al. 2022, arXiv 2204.00227)."""
 
-    k: float = 1.0  # keeps the weight finite at low SNR
-    gamma: float = 1.0  # how strongly clean levels are discounted; 0 is the plain eps error
-
-    def __post_init__(self):
-        if self.k <= 0 or self.gamma < 0:
-            raise UserError(
-                f"P2Weighting(k={self.k}, gamma={self.gamma}); permitted: k above 0, gamma 0 or above"
-            )
+    k: Positive = 1.0  # keeps the weight finite at low SNR
+    # How strongly clean levels are discounted; 0 is the plain eps error
+    gamma: Annotated[float, Range(least=0, cap=100)] = 1.0
 
     def log_weight(self, logsnr: Level, own: Level) -> Level:
         """Log-weight on the x error; `own` is that of the plain error of the network's own prediction."""

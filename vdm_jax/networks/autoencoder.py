@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vdm_jax.configuration import Count, Size, Width, config
+from vdm_jax.configuration import Count, Depth, Offset, Positive, Size, Width, config
 from vdm_jax.errors import UserError
 from vdm_jax.networks.autoencoder_blocks import Block, Double, FrameAttention, Halve
 from vdm_jax.networks.autoencoder_clip import ClipDecoder, ClipEncoder
@@ -31,13 +31,13 @@ class Autoencoder:
     """Sizes of a KL autoencoder; the defaults are those of Stable Diffusion 1.x and 2.x (f = 8)."""
 
     channels: Width = 3  # of the video
-    widths: tuple[int, ...] = (128, 256, 512, 512)  # channels by level, the finest first
-    blocks: Count = 2  # residual blocks per level of the encoder; the decoder has one more
+    widths: tuple[Width, ...] = (128, 256, 512, 512)  # channels by level, the finest first
+    blocks: Depth = 2  # residual blocks per level of the encoder; the decoder has one more
     latent_channels: Width = 4
     groups: Count = 32  # of the norms
     # Diffusion sees `scale * (latents - shift)`, whose standard deviation is about 1.
-    scale: float = 0.18215
-    shift: float = 0.0
+    scale: Positive = 0.18215
+    shift: Offset = 0.0
     quant: bool = True  # 1x1 convolution after the encoder
     post_quant: bool = True  # 1x1 convolution before the decoder
     middle_attention: bool = True  # in the middle of encoder and decoder
@@ -45,7 +45,7 @@ class Autoencoder:
     temporal_kernel: Size = 1  # frames of a convolution after every 3x3 one of both halves, the identity at first
     temporal_attention: bool = False  # over frames, after the attention in the middle; adds nothing at first
     layout: Literal["frames", "clip"] = "frames"  # clip: 3-D convolutions and norms over the clip
-    time_factor: int = 1  # frames per latent, a power of two up to that of pixels; more than 1 with layout="clip"
+    time_factor: Size = 1  # frames per latent, a power of two up to that of pixels; more than 1 with layout="clip"
     attention_kernel: str = "auto"  # see `vdm_jax.attention`
     dtype: str = "float32"  # of the activations; the released weights overflow float16
 

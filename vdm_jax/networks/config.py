@@ -5,7 +5,17 @@ from typing import Literal, get_args, get_type_hints
 
 from vdm_jax.attention.capability import require
 from vdm_jax.attention.patterns import AttentionPattern, External, Spatial, Temporal
-from vdm_jax.configuration import Count, ShareBelowOne, Size, Width, WidthOrZero, config
+from vdm_jax.configuration import (
+    Count,
+    Depth,
+    DepthOrZero,
+    NonNegative,
+    ShareBelowOne,
+    Size,
+    Width,
+    WidthOrZero,
+    config,
+)
 from vdm_jax.errors import UserError
 
 
@@ -91,7 +101,7 @@ class TemporalConvolution:
 class FeedForward:
     """Residual two-layer perceptron per token."""
 
-    expansion: int = 4  # hidden width / channels
+    expansion: Size = 4  # hidden width / channels
 
     def __post_init__(self):
         _positive(self, "expansion")
@@ -115,7 +125,7 @@ class AttentionInflation:
     inflation block of Lumiere, at its lowest level. The number of layers is not published."""
 
     attention: SelfAttention = SelfAttention(pattern=Temporal())
-    layers: int = 2
+    layers: Depth = 2
 
     def __post_init__(self):
         _positive(self, "layers")
@@ -141,9 +151,9 @@ class WordEncoder:
     """Small word-level transformer encoder, trained with the network."""
 
     words: tuple[str, ...] = ()  # vocabulary; empty: taken from the data set when the run is made
-    length: int = 24  # tokens; longer captions are cut, with a warning
+    length: Size = 24  # tokens; longer captions are cut, with a warning
     width: Size = 64
-    layers: int = 2
+    layers: DepthOrZero = 2
     head_dim: Size = 16
     pooling: Literal["mean", "attention"] = "mean"  # of tokens into the conditioning vector
 
@@ -158,7 +168,7 @@ class EmbeddedText:
     """Text that arrives as embeddings computed beforehand by any encoder."""
 
     width: Size = 768  # channels per token
-    project: int = 0  # channels per token after a learned linear map; 0: tokens stay as they come
+    project: WidthOrZero = 0  # channels per token after a learned linear map; 0: tokens stay as they come
     pooling: Literal["mean", "attention"] = "mean"  # of tokens into the conditioning vector
 
     def __post_init__(self):
@@ -193,12 +203,12 @@ class Level:
     `mixers_after="last"` only the last one on the way down and the last one on the way up."""
 
     channels: Width
-    blocks: Count = 2
+    blocks: Depth = 2
     mixers: tuple[Mixer, ...] = ()
     mixers_after: Literal["each", "last"] = "each"  # of the residual blocks
     kernel: Size = 3  # spatial size of the residual blocks' convolutions; 1 leaves space to the mixers
     dropout: ShareBelowOne = 0.0  # probability, inside the residual blocks
-    stride: tuple[int, int] = (2, 2)  # spatial reduction (height, width) to the next level; see UNet.resample_order
+    stride: tuple[Size, Size] = (2, 2)  # spatial reduction (height, width) to the next level; see UNet.resample_order
     temporal_stride: Size = 1  # reduction of frames, beside the spatial one
 
     def __post_init__(self):
@@ -220,26 +230,26 @@ class UNet:
     middle: tuple[Mixer, ...] = ()  # between the two middle residual blocks
     out_channels: Size = 3  # of the video or its latents, which it takes and predicts
     embedding_channels: Width = 128  # width of the conditioning vector
-    embedding_layers: int = 2  # of the perceptron that makes it
+    embedding_layers: Depth = 2  # of the perceptron that makes it
     modulation: Literal["film", "add"] = "film"  # how the vector enters a residual block
     level_encoding: Literal["inv_cos", "linear", "edm"] = "inv_cos"  # log-SNR -> scalar before the sinusoids
     patch: Size = 1  # space-to-depth factor at the input, undone at the output
-    stem_kernel: int = 3  # spatial size of the first convolution, in patches
-    out_kernel: int = 3  # spatial size of the last convolution, in patches
+    stem_kernel: Size = 3  # spatial size of the first convolution, in patches
+    out_kernel: Size = 3  # spatial size of the last convolution, in patches
     # Frames of a convolution over frames after every spatial one, which starts as the identity (pseudo-3D convolution:
     # Make-A-Video, Singer et al. 2022, arXiv 2209.14792, section 3.2.1); 1: none
     temporal_kernel: Size = 1
     temporal_causal: bool = False  # in these convolutions no frame sees later ones
-    position_period: float = 0.0  # longest period of an added embedding of the place of a patch; 0: no embedding
+    position_period: NonNegative = 0.0  # longest period of an added embedding of the place of a patch; 0: no embedding
     # What of the place is embedded; without "frame" an image network can become a video network exactly (inflation.py)
     position_axes: tuple[Literal["frame", "row", "column"], ...] = ("frame", "row", "column")
     # Strided conv / nearest + conv; mean pool / nearest; or those two inside a residual block of their own
     resample: Literal["conv", "pool", "biggan"] = "conv"
-    temporal_stride_kernel: int = 3  # frames; of the convolutions beside temporal strides (the size is not published)
+    temporal_stride_kernel: Size = 3  # frames; of the convolutions beside temporal strides (the size is not published)
     # "before": a level is reduced by its own stride before its blocks, and grows back after them (Efficient U-Net)
     resample_order: Literal["after", "before"] = "after"
-    skip_scale: float = 1.0  # factor on the long skip; 2**-0.5 in efficient U-Nets
-    residual_scale: float = 1.0  # factor on the shortcut of residual blocks; the other reading of 2**-0.5
+    skip_scale: NonNegative = 1.0  # factor on the long skip; 2**-0.5 in efficient U-Nets
+    residual_scale: NonNegative = 1.0  # factor on the shortcut of residual blocks; the other reading of 2**-0.5
     shortcut: Literal["match", "always"] = "match"  # a 1x1 convolution there where channels change, or in every block
     norm_over: Literal["frame", "clip"] = "frame"  # statistics of group norm: per frame or over the clip
     groups: Count = 8  # of group norm, at most

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from vdm_jax.configuration import Size, config
+from vdm_jax.configuration import Range, Size, config
 from vdm_jax.errors import UserError
 from vdm_jax.networks.layers import Convolution, zeros
 
@@ -26,7 +28,7 @@ class Discriminator:
     # judges videos by 3-D convolutions, whose sizes are not published: ours are 3 frames, without strides over time
     frames: Size = 1
     width: Size = 64  # channels of the first layer; doubled from layer to layer up to eight times as many
-    layers: int = 3  # that halve height and width
+    layers: Annotated[int, Range(least=1, cap=16)] = 3  # that halve height and width
 
     def __post_init__(self):
         if self.frames < 1 or not self.frames % 2 or self.width < 1 or self.layers < 1:

@@ -27,7 +27,7 @@ class Stack:
     """ModelScope: four convolutions over frames after each residual block, two self-attentions over frames after each
     transformer, and such a transformer after the first convolution."""
 
-    first_heads: int = 8  # of the transformer after the first convolution, as large as the first level's
+    first_heads: Size = 8  # of the transformer after the first convolution, as large as the first level's
     dropout: ShareBelowOne = 0.1  # probability, in training, before all but the first of the convolutions
 
     def __post_init__(self):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vdm_jax.conditioning.conditioning import Conditioning
-from vdm_jax.configuration import config
+from vdm_jax.configuration import CountOrZero, NonNegative, WidthOrZero, config
 from vdm_jax.diffusion.beta_tables import LinearBetaSchedule, ScaledLinearBetaSchedule
 from vdm_jax.errors import UserError, unknown_kind
 from vdm_jax.networks.config import EmbeddedText, UNet
@@ -36,7 +36,8 @@ class LatentNetwork:
     # In the order in which they enter: "fps" (it is told one less), "motion" (the bucket of how much moves) and "noise"
     # (standard deviation of that on the first frame), as in Stable Video Diffusion (2311.15127)
     scalars: tuple[str, ...] = ()
-    motion: float = 127.0  # bucket of clips of which nothing else is said; how motion maps to buckets is not published
+    # Bucket of clips of which nothing else is said; how motion maps to buckets is not published
+    motion: NonNegative = 127.0
     first_frame: bool = False  # takes the latents of the first frame, repeated over all, as further channels
     low_resolution: bool = False  # takes a low-resolution video as further channels
     # Table whose timestep, a class of the U-Net, says how noisy that video is; None: it is not told
@@ -46,9 +47,10 @@ class LatentNetwork:
     known: Literal["none", "layers", "in_place"] = "none"
     # Known latents are noised to a timestep, in training one below `known_steps`, in sampling `known_step`, which a
     # class of the U-Net says (LVDM's conditional latent perturbation) unless it says the rate. 0: they stay as they are
-    known_steps: int = 0
-    known_step: int = 100
-    rate: int | None = None  # class of the U-Net that says which of several frame rates it makes; None: no such classes
+    known_steps: CountOrZero = 0
+    known_step: CountOrZero = 100
+    # Class of the U-Net that says which of several frame rates it makes; None: no such classes
+    rate: WidthOrZero | None = None
 
     def __post_init__(self):
         text, unet = self.text, self.unet

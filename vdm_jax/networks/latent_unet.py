@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vdm_jax.configuration import Count, Size, WidthOrZero, config
+from vdm_jax.configuration import Count, Depth, Positive, Size, SizeOrZero, Width, WidthOrZero, config
 from vdm_jax.errors import UserError
 from vdm_jax.networks.autoencoder_blocks import Double
 from vdm_jax.networks.latent_frames import (
@@ -42,30 +42,31 @@ from vdm_jax.networks.layers import Convolution, Dense, GroupNorm, silu
 class LatentUNet:
     """Sizes of a U-Net, by level from the finest on; the defaults are those of Stable Diffusion 1.x."""
 
-    in_channels: int = 4  # of the noisy latents and what is joined to them: masks, depth, latents of an image
+    in_channels: Width = 4  # of the noisy latents and what is joined to them: masks, depth, latents of an image
     out_channels: Size = 4
-    widths: tuple[int, ...] = (320, 640, 1280, 1280)  # channels
-    blocks: Count = 2  # residual blocks on the way down; one more on the way up
+    widths: tuple[Width, ...] = (320, 640, 1280, 1280)  # channels
+    blocks: Depth = 2  # residual blocks on the way down; one more on the way up
     attention: tuple[bool, ...] = (True, True, True, False)  # whether a transformer follows each block
-    heads: tuple[int, ...] = (8, 8, 8, 8)
+    heads: tuple[Size, ...] = (8, 8, 8, 8)
     only_context: tuple[bool, ...] = (False, False, False, False)  # no attention among tokens
-    context_channels: int = 768  # of the text or image tokens; 0: takes none (with `offsets` only)
+    context_channels: WidthOrZero = 768  # of the text or image tokens; 0: takes none (with `offsets` only)
     convolve_tokens: bool = True  # maps around transformers stored as convolutions (1.x) and not as matrices (2.x)
     classes: WidthOrZero = 0  # of a table added to the embedding: noise levels of the low-resolution input
-    scalars: int = 0  # numbers added to the embedding: frames per second, motion, noise of the image
-    scalar_channels: int = 256  # of the code of each
+    scalars: SizeOrZero = 0  # numbers added to the embedding: frames per second, motion, noise of the image
+    scalar_channels: Width = 256  # of the code of each
     temporal: bool = False  # layers over frames mixed with those within, by learned shares
     stack: Stack | None = None  # layers over frames after those within
     motion: Motion | None = None  # motion modules after each block
     # Furthest offset that attention over frames after each attention within frames tells apart (LVDM); 0: none
-    offsets: int = 0
-    mix_frames: int = 0  # that have a learned share each, with `temporal`; 0: all frames have the same
-    known_channels: int = 0  # of known frames and their mask, which layers over frames are told, with `temporal`
+    offsets: SizeOrZero = 0
+    mix_frames: SizeOrZero = 0  # that have a learned share each, with `temporal`; 0: all frames have the same
+    # Of known frames and their mask, which layers over frames are told, with `temporal`
+    known_channels: WidthOrZero = 0
     norm_over: Literal["frame", "clip"] = "frame"  # statistics of the norms
     film: bool = False  # the embedding scales and shifts norms in residual blocks, and is not added
     groups: Count = 32  # of the norms
     # Of the norms in residual blocks: on the way down with and without attention, in the middle, on the way up.
-    epsilons: tuple[float, float, float, float] = (1e-5, 1e-5, 1e-5, 1e-5)
+    epsilons: tuple[Positive, Positive, Positive, Positive] = (1e-5, 1e-5, 1e-5, 1e-5)
     attention_kernel: str = "auto"  # see `vdm_jax.attention`
     attention_context: str = "none"  # of attention over frames; attention within frames has nothing to exchange
     dtype: str = "float32"  # of the activations

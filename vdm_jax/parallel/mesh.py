@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
-from vdm_jax.configuration import config
+from vdm_jax.configuration import Count, Range, config
 from vdm_jax.errors import UserError
 
+Devices = Annotated[int, Range(least=-2**20, cap=2**20)]  # -1: what is left
 AXES = ("data", "fsdp", "tensor", "context")
 
 
@@ -23,14 +25,14 @@ class MeshSpec:
     of a slice next to each other.
     """
 
-    data: int = -1  # copies of the model, each with its share of the batch
-    fsdp: int = 1  # parameters, optimizer and batch are split over this axis
-    tensor: int = 1  # wide layers are split over this axis
-    context: int = 1  # tokens of one video are split over this axis
-    dcn_data: int = 1  # slices along `data`: the axis that exchanges least, once per step
-    dcn_fsdp: int = 1  # slices along `fsdp`
-    dcn_tensor: int = 1  # slices along `tensor`
-    dcn_context: int = 1  # slices along `context`
+    data: Devices = -1  # copies of the model, each with its share of the batch
+    fsdp: Devices = 1  # parameters, optimizer and batch are split over this axis
+    tensor: Devices = 1  # wide layers are split over this axis
+    context: Devices = 1  # tokens of one video are split over this axis
+    dcn_data: Count = 1  # slices along `data`: the axis that exchanges least, once per step
+    dcn_fsdp: Count = 1  # slices along `fsdp`
+    dcn_tensor: Count = 1  # slices along `tensor`
+    dcn_context: Count = 1  # slices along `context`
 
     def __post_init__(self):
         for axis, size in zip(AXES, self.sizes, strict=True):
@@ -38,9 +40,6 @@ class MeshSpec:
                 raise UserError(f"MeshSpec.{axis}={size} is not valid; permitted: -1 or >= 1")
         if self.sizes.count(-1) > 1:
             raise UserError(f"MeshSpec has {self.sizes.count(-1)} axes of size -1; permitted: at most one")
-        for axis, size in zip(AXES, self.dcn_sizes, strict=True):
-            if size < 1:
-                raise UserError(f"MeshSpec.dcn_{axis}={size} is not valid; permitted: >= 1")
 
     @property
     def sizes(self) -> tuple[int, ...]:

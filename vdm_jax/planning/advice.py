@@ -14,10 +14,15 @@ from vdm_jax.planning.flops import recomputes, remat_choices
 STATE_SHARE = 0.5  # of the memory: what training keeps between steps should take no more, the rest is for activations
 
 
+def machine_memory() -> int:
+    """Bytes of memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def capacity_of(device: jax.Device) -> int | None:
     """Bytes that a program may take on one device; None where that is not known."""
     if device.platform == "cpu":
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // max(jax.local_device_count("cpu"), 1)
+        return machine_memory() // max(jax.local_device_count("cpu"), 1)
     chip = chip_of(device)
     try:
         stats = device.memory_stats() or {}

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vdm_jax.cascade.autoencoding import AutoencoderExperiment, AutoencoderStage
+from vdm_jax.cascade.inputs import target_video
 from vdm_jax.data.opening import open_validation
 from vdm_jax.data.source import RandomAccessSource
 from vdm_jax.networks.inflation import Inflation
@@ -46,6 +47,9 @@ class AutoencoderTrainer(Trainer):
 
     def _read_frozen(self) -> None:
         self.perceptual = perceptual_parameters(self.stage)
+
+    def _inputs(self, batch: Batch, key: jax.Array, *autoencoder: Any) -> Any:
+        return target_video(batch["video"], self.stage.video)
 
     def _starting_weights(self) -> tuple[Inflation, Any]:
         return starting_autoencoder(self.stage)

@@ -13,6 +13,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from vdm_jax.cascade.inputs import training_inputs
+from vdm_jax.cascade.latent import abstract_weights
 from vdm_jax.cascade.options import DataSet
 from vdm_jax.cascade.stage import Experiment, Stage
 from vdm_jax.conditioning.vocabulary import Vocabulary
@@ -37,7 +39,7 @@ from vdm_jax.training.metrics import EVALUATION, MetricWriter, Throughput, read_
 from vdm_jax.training.report import Report, StageProgress, duration
 from vdm_jax.training.runs import stage_checkpoints
 from vdm_jax.training.sheets import SampleSheets
-from vdm_jax.training.starting import starting_weights
+from vdm_jax.training.starting import check_beginning, starting_weights
 from vdm_jax.training.state import TrainState, abstract_state, create_state
 from vdm_jax.training.step import Batch, CompileStep, compile_train_step, compile_validation
 from vdm_jax.training.stopping import StopRequests, stop_requests
@@ -113,13 +115,32 @@ class Trainer:
             raise UserError(f"stage {self.stage.name!r}: {error.filename or self.run}: {write_failure(error)}; "
                             f"{kept}") from error
 
-    def _train(self) -> None:
-        spec = self.stage.training
+    def check(self) -> None:
+        """Raise `UserError` where devices or data cannot serve the stage, without writing anything: read one clip and
+        ask for the shapes of what becomes of it."""
         mesh = make_mesh(self.experiment.mesh, self.devices)
+        self._check_batch(mesh)
+        check_beginning(self.stage)
+        pipeline = self._pipeline("train", mesh)
+        if self.stage.training.validate_every:
+            self._pipeline("validation", mesh)
+        else:  # sample grids show its clips
+            self._source(self.experiment.data, "validation")
+        batch = dataclasses.replace(pipeline, rows=(0,), images_per_clip=min(pipeline.images_per_clip, 1)).batch(0)
+        shapes = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in device_parts(batch).items()}
+        jax.eval_shape(self._inputs, shapes, jax.random.key(0), *abstract_weights(getattr(self.stage, "latent", None)))
+
+    def _check_batch(self, mesh: Mesh) -> None:
+        spec = self.stage.training
         if spec.batch_size // spec.accumulation % batch_parts(mesh):
             raise UserError(f"training.batch_size={spec.batch_size} with accumulation={spec.accumulation} does not "
                             f"divide over {batch_parts(mesh)} devices; permitted: multiples of "
                             f"{batch_parts(mesh) * spec.accumulation}")
+
+    def _train(self) -> None:
+        spec = self.stage.training
+        mesh = make_mesh(self.experiment.mesh, self.devices)
+        self._check_batch(mesh)
         if spec.evaluation.every and self.evaluation is None:
             raise UserError(f"Stage {self.stage.name!r}: training.evaluation.every={spec.evaluation.every} with "
                             "Trainer.evaluation=None; permitted: StageEvaluation, or every=0")
@@ -183,6 +204,10 @@ class Trainer:
     def _read_frozen(self) -> None:
         """Weights of networks that the stage uses and does not train."""
         self.autoencoder = load_autoencoder(self.stage, self.run)
+
+    def _inputs(self, batch: Batch, key: jax.Array, *autoencoder: Any) -> Any:
+        """What the stage makes of a batch."""
+        return training_inputs(self.stage, batch, key, *autoencoder)[:2]
 
     def _starting_weights(self) -> tuple[Inflation, Any]:
         """How the network begins as another one, and the parameters of that one."""
@@ -363,12 +388,17 @@ def _shown(scores: dict[str, float]) -> str:
 
 
 def device_batch(batch: dict[str, Any], mesh: Mesh, size: int | None = None) -> dict[str, jax.Array]:
-    """The parts of a batch that the device reads, on the mesh; `size` as in `global_batch`. Raises `UserError` for a
-    part that nobody reads: it would be lost without a word."""
+    """The parts of a batch that the device reads, on the mesh; `size` as in `global_batch`. Raises like
+    `device_parts`."""
+    return global_batch(device_parts(batch), mesh, size)
+
+
+def device_parts(batch: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The parts of a batch that the device reads. Raises `UserError` for a part that nobody reads: it would be lost
+    without a word."""
     known = (*DEVICE_FIELDS, *HOST_FIELDS)
     unread = [name for name in batch if name not in known and not name.startswith("reference_")]
     if unread:
         raise UserError(f"clips have {', '.join(map(repr, unread))}, which no stage reads; permitted: "
                         f"{', '.join(known)}, reference_NAME")
-    return global_batch({name: np.asarray(batch[name]) for name in batch
-                         if name in DEVICE_FIELDS or name.startswith("reference_")}, mesh, size)
+    return {name: np.asarray(batch[name]) for name in batch if name in DEVICE_FIELDS or name.startswith("reference_")}

@@ -9,8 +9,8 @@ from typing import Any
 
 import jax
 
-from vdm_jax.cascade.autoencoding import AutoencoderStage
-from vdm_jax.cascade.options import StartFile
+from vdm_jax.cascade.autoencoding import AnyStage, AutoencoderStage
+from vdm_jax.cascade.options import Start, StartFile
 from vdm_jax.cascade.stage import Stage
 from vdm_jax.errors import UserError
 from vdm_jax.interop.pretrained import load_imported
@@ -24,6 +24,7 @@ from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.training.manifest import Damaged
 from vdm_jax.training.runs import find_run, load_stage, read_cascade
 from vdm_jax.training.state import initial_params
+from vdm_jax.training.trainable import split
 
 # Parameters of an autoencoder that one of images does not have.
 _OVER_TIME = re.compile(r"/temporal/|/temporal_attention/|/temporal_residual/|/mix/|/out_temporal/")
@@ -53,6 +54,21 @@ def starting_weights(stage: Stage, run: Path, damaged: Damaged = "refuse") -> tu
         raise UserError(f"Stage {stage.name!r} is to begin as stage {source.name!r} of {folder}, which is not trained; "
                         "permitted: train that first")
     return planned(stage.network, shapes, source.network, params), jax.device_get(params)
+
+
+def check_beginning(stage: AnyStage) -> None:
+    """Raise `UserError` for a file or another run that a stage is to begin from and that is not there, and for patterns
+    of parameters to train that match none."""
+    start = stage.training.start
+    path = start.path if isinstance(start, StartFile) else start
+    if isinstance(path, str) and not Path(path).is_file():
+        raise UserError(f"stage {stage.name!r}: training.start={path!r} is not a file; permitted: a .safetensors file "
+                        "that vdm-jax convert wrote")
+    if isinstance(start, Start) and start.run is not None:
+        read_cascade(find_run(start.run)).stage(start.stage)
+    if stage.training.trainable:
+        shapes = jax.eval_shape(lambda key: initial_params(stage, key), jax.random.key(0))
+        split(shapes, stage.training.trainable)
 
 
 def unlike(stage: Stage, source: Stage) -> Iterator[tuple[str, Any, Any]]:

@@ -1,0 +1,85 @@
+"""Whether the sizes of an experiment can be held at all, by products of its numbers: no data is opened, nothing is
+traced, so that a slip of some zeros ends at once. What passes is then estimated from shapes (`before.py`)."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+
+from vdm_jax.cascade.autoencoding import AnyExperiment, AnyStage
+from vdm_jax.cascade.stage import Stage
+from vdm_jax.data.captioned_digits import CaptionedDigits
+from vdm_jax.data.digit_drawing import SPLITS
+from vdm_jax.data.embeddings import WithEmbeddings
+from vdm_jax.data.opening import default_data_dir
+from vdm_jax.errors import UserError
+from vdm_jax.parallel.mesh import make_mesh
+from vdm_jax.planning.advice import capacity_of, machine_memory
+from vdm_jax.planning.chips import GIB
+from vdm_jax.planning.inputs import clip_shape
+
+FLOAT = 4  # bytes
+GRID = 4  # clips of a sample grid
+TABLE = 32  # bytes of an entry of attention's tables while they are made
+PACKED = 50  # captioned digits are stored in no less than this part of their bytes (20 measured)
+
+Amount = tuple[str, str, int]  # what it is, the fields that decide it, bytes
+
+
+def check_budget(experiment: AnyExperiment, stages: Sequence[str], data_dir: Path | None = None) -> None:
+    """Refuse stages whose clips, videos or data are more than the memory of this machine and of all devices, or the
+    free space of its disk. Raises `UserError` with both sizes and the fields that decide them."""
+    mesh = make_mesh(experiment.mesh)
+    device = capacity_of(mesh.devices.flat[0])
+    for name in stages:
+        stage = experiment.stage(name)
+        for amount in _on_host(experiment, stage):
+            _refuse(f"stage {name!r}: {amount[0]}", amount, machine_memory(), "this machine's memory")
+        if device is not None:
+            amount = _on_devices(stage)
+            _refuse(f"stage {name!r}: {amount[0]}", amount, device * mesh.size, f"the memory of {mesh.size} devices")
+    data = experiment.data.data if isinstance(experiment.data, WithEmbeddings) else experiment.data
+    if isinstance(data, CaptionedDigits):
+        folder = data_dir or default_data_dir()
+        clips = sum(data.clips(split) for split in SPLITS)
+        size = clips * math.prod(clip_shape(data, experiment.stages[0])[0]) * 3 // PACKED
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        _refuse(f"the captioned digits, {clips} clips", ("", "data.train_clips, data.frames, data.size", size),
+                shutil.disk_usage(there).free, f"the disk of {folder}")
+
+
+def _on_host(experiment: AnyExperiment, stage: AnyStage) -> Iterator[Amount]:
+    """What the host holds at a time, at the least."""
+    spec, (frames, height, width) = stage.training, clip_shape(experiment.data, stage)[0]
+    if getattr(spec, "frame_rates", None) is not None:
+        frames = stage.video.frames
+    batch = -(-spec.batch_size // jax.process_count())
+    clip, fields = frames * height * width * 3, "data.frames, height and width (or size)"
+    yield f"a batch of {spec.batch_size} clips", f"training.batch_size, {fields}", batch * clip
+    if isinstance(stage, Stage) and spec.images_per_clip:
+        yield (f"a batch with {spec.images_per_clip} images per clip", "training.batch_size, images_per_clip",
+               batch * spec.images_per_clip * height * width * 3)
+    yield f"a sample grid of {GRID} videos", "video.frames, height, width", GRID * math.prod(stage.video.shape)
+    if isinstance(stage, Stage):
+        yield "the table of which frame sees which", "video.frames", TABLE * stage.video.frames**2
+    if spec.evaluation.every:
+        yield (f"{spec.evaluation.clips} clips to evaluate", "training.evaluation.clips",
+               spec.evaluation.clips * (clip + math.prod(stage.video.shape)))
+
+
+def _on_devices(stage: AnyStage) -> Amount:
+    """What all devices hold of a training step at the least: the videos of a micro-batch, noisy and predicted."""
+    video = stage.trained().shape if isinstance(stage, Stage) else stage.video.shape
+    size = stage.training.batch_size // stage.training.accumulation * math.prod(video) * FLOAT * 2
+    return "the videos of a step", "training.batch_size, video.frames, height, width", size
+
+
+def _refuse(what: str, amount: Amount, there: int, where: str) -> None:
+    _, fields, size = amount
+    if size > there:
+        raise UserError(f"{what}: {size / GIB:.4g} GiB at the least, and {where} has {there / GIB:.4g} GiB; "
+                        f"permitted: less of {fields}; or --no-plan to try anyway")
