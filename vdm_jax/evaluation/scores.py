@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vdm_jax.errors import UserError
+from vdm_jax.errors import NotFinite, UserError
 from vdm_jax.evaluation.frechet import Interval
 
 
@@ -78,6 +79,13 @@ def best(scores: Sequence[Score]) -> Score:
         raise UserError(f"{scores[0].metric} is better {scores[0].better!r}; permitted: metrics that are better lower "
                         "or higher")
     return choose(scores, key=lambda score: score.value)
+
+
+def require_finite(scores: Mapping[str, float], where: str) -> None:
+    """Raises `NotFinite` naming the scores that are NaN or infinite, and where they are written."""
+    wrong = [f"{name} is {value}" for name, value in scores.items() if not math.isfinite(value)]
+    if wrong:
+        raise NotFinite(f"{', '.join(wrong)}; all scores are in {where}")
 
 
 def table(scores: Sequence[Score]) -> str:
