@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 
@@ -13,7 +14,8 @@ import pytest
 
 import vdm_jax
 from vdm_jax.cascade.generator import Generator
-from vdm_jax.configuration import to_data
+from vdm_jax.cascade.stage import Experiment
+from vdm_jax.configuration import from_data, to_data
 from vdm_jax.errors import UserError
 from vdm_jax.training.checkpoints import Checkpoints
 from vdm_jax.training.runs import (
@@ -96,6 +98,55 @@ def test_another_config_is_refused_and_the_first_difference_named(experiment, tm
             "directory (--run)")
     assert (tmp_path / "config.json").read_bytes() == before and sorted(os.listdir(tmp_path)) == [
         "config.json", "run.json"]
+
+
+def with_value(experiment, field, value):
+    """The experiment with another value of a field, named by its place in the data."""
+    data = to_data(experiment)
+    *parents, last = [int(part) if part.isdigit() else part for part in field.split(".")]
+    functools.reduce(lambda place, part: place[part], parents, data)[last] = value
+    return from_data(Experiment, data)
+
+
+@pytest.mark.parametrize(("field", "value"), [
+    ("stages.0.network.remat", "dots"), ("stages.0.network.spread", "height"),
+    ("stages.0.network.levels.0.mixers.0.kernel", "xla"), ("stages.0.network.levels.0.mixers.0.context", "all_gather"),
+    ("stages.1.network.levels.0.mixers.0.context", "ulysses"),
+    ("stages.0.training.accumulation", 2), ("stages.0.training.steps", 20_000), ("stages.0.training.keep", 5),
+    ("stages.0.training.log_every", 7), ("stages.0.training.checkpoint_every", 7),
+    ("stages.0.training.validate_every", 7), ("stages.0.training.sample_every", 7), ("stages.0.training.workers", 3),
+    ("stages.0.training.evaluation.clips", 20), ("mesh.fsdp", 2), ("mesh.context", 2), ("validation_split", "train")])
+def test_how_a_run_is_computed_and_shown_may_change(experiment, tmp_path, field, value):
+    open_run(tmp_path, experiment)
+    other = with_value(experiment, field, value)
+    assert other != experiment
+    assert open_run(tmp_path, other) == read_config(tmp_path) == other
+
+
+@pytest.mark.parametrize(("field", "value"), [
+    ("stages.0.process.schedule.logsnr_max", 15.0), ("stages.0.process.prediction", "v"),
+    ("stages.0.process.sigma_data", 1.0), ("stages.0.process.error", "absolute"),
+    ("stages.0.network.levels.0.channels", 32), ("stages.0.network.levels.0.kernel", 3),
+    ("stages.0.network.embedding_channels", 32), ("stages.0.network.dtype", "bfloat16"),
+    ("stages.0.network.norm_over", "clip"), ("stages.0.network.patch", 2),
+    ("stages.0.network.levels.0.mixers.0.head_dim", 4), ("stages.0.network.text.width", 16),
+    ("stages.1.source.augmentation.training_logsnr", [0.0, 5.0]),
+    ("stages.0.training.optimizer", "adafactor"), ("stages.0.training.ema_decay", 0.5),
+    ("stages.0.training.text_dropout", 0.5), ("stages.0.training.warmup_steps", 3),
+    ("stages.0.training.decay", True), ("data.objects", [1, 1]), ("data.seed", 3), ("seed", 6)])
+def test_what_decides_what_is_learnt_may_not_change_and_is_named(experiment, tmp_path, field, value):
+    open_run(tmp_path, experiment)
+    before = (tmp_path / "config.json").read_bytes()
+    named = field.replace("stages.0.", "stages.base.").replace("stages.1.", "stages.large.")
+    assert f" belongs to another config: {named}" in message_of(
+        open_run, tmp_path, with_value(experiment, field, value))
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_the_steps_of_a_rate_that_decays_to_their_end_may_not_change(experiment, tmp_path):
+    open_run(tmp_path, with_training(experiment, decay=True))
+    assert "stages.base.training.steps is 10000 there and 20000 now" in message_of(
+        open_run, tmp_path, with_training(experiment, decay=True, steps=20_000))
 
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(experiment, tmp_path):

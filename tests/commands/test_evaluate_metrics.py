@@ -48,6 +48,24 @@ def test_every_checkpoint_is_evaluated_once_and_shown(run, capfd):
     assert [score["conditions"]["videos"] for score in of_step["scores"]] == [10] * 5 and len(of_step["real"]) == 5
 
 
+def test_a_score_that_is_not_finite_is_written_named_and_exit_code_1(tmp_path, monkeypatch, capfd):
+    from vdm_jax.evaluation import video_files
+    from vdm_jax.evaluation.run_metrics import RunMetrics
+    from vdm_jax.evaluation.scores import Score
+
+    scores = tuple(Score(metric=name, value=value, better="lower", conditions={}) for name, value in (
+        ("motion", 0.5), ("fvd", float("nan"))))
+    monkeypatch.setattr(video_files, "evaluate_files", lambda *arguments, **options: RunMetrics(
+        scores=scores, real=scores[1:], settings={}))
+    out = tmp_path / "scores.json"
+    assert main(["measure", str(tmp_path), "--metrics", "motion", "--out", str(out)]) == 1
+    assert [score["value"] for score in json.loads(out.read_text())["scores"]] == [0.5, "nan"]
+    said = capfd.readouterr()
+    assert "| motion | 0.5 |" in said.out
+    assert said.err.splitlines()[-1] == (
+        f"vdm-jax: not finite: fvd is nan, fvd of real clips is nan; all scores are in {out}")
+
+
 def test_an_evaluation_that_training_cannot_do_is_refused_before_there_is_a_run(tmp_path, fails):
     asks = ("--base.training.evaluation.every", "1", "--base.training.evaluation.metrics")
     for metric, message in (("fid", "permitted: digits, fvd"), ("motion", "permitted: from 32 a side")):

@@ -8,7 +8,7 @@ import scipy.ndimage
 
 from tests.parity import peer
 from vdm_jax.data.captioned_digits import CaptionedDigits, generate_clip
-from vdm_jax.errors import UserError
+from vdm_jax.errors import NotFinite, UserError
 from vdm_jax.evaluation import frames
 from vdm_jax.evaluation.detectors import weights
 from vdm_jax.evaluation.frechet import Moments, frechet_distance
@@ -139,9 +139,9 @@ def test_scores_of_videos_have_an_interval():
 def test_videos_without_a_value_are_counted_and_never_make_the_score():
     score = frames.mean_score("warp_error", np.array([np.nan, 1, 3]), "lower", {"kind": "made"})
     assert score.value == 2 and score.conditions == {"videos": 3, "kind": "made", "videos_without_value": 1}
-    with pytest.raises(UserError, match="warp_error of 2 videos is not defined for 2 of them; permitted: finite"):
+    with pytest.raises(NotFinite, match="warp_error of 2 videos is not defined for 2 of them; permitted: finite"):
         frames.mean_score("warp_error", np.full(2, np.nan), "lower", {})
-    with pytest.raises(UserError, match="psnr of 2 videos is infinite for 1 of them"):
+    with pytest.raises(NotFinite, match="psnr of 2 videos is infinite for 1 of them"):
         frames.mean_score("psnr", np.array([np.inf, 1]), "higher", {})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import io
 import json
@@ -15,7 +16,7 @@ import safetensors.numpy
 import vdm_jax
 from tests.pipelines.folders import write_motion, write_pictures, write_videos
 from vdm_jax.commands.main import main
-from vdm_jax.errors import UserError
+from vdm_jax.errors import NotFinite, UserError
 from vdm_jax.parallel.mesh import MeshSpec
 from vdm_jax.pipelines.image_to_video import ImageToVideo
 from vdm_jax.pipelines.pictures import for_encoder, open_pictures
@@ -71,6 +72,22 @@ def test_a_picture_depends_on_its_seed_prompt_and_place(draw):
     assert (other[1] != both[1]).any()
     two = draw(PROMPTS[0], num_per_prompt=2, **QUICK, seed=1)
     assert two.captions == ("a red three",) * 2 and (two.videos[0] != two.videos[1]).any()
+
+
+@pytest.mark.parametrize(("part", "message"), [
+    ("unet", "LatentUNet: latents are NaN or infinite from step 1 of 2 on; 1 of [0-9]+ of its weights hold NaN"),
+    ("vae", "Autoencoder: decoded pixels are NaN or infinite; 1 of [0-9]+ of its weights hold NaN")])
+def test_results_that_are_not_finite_name_network_and_step(draw, monkeypatch, part, message):
+    model = draw.models[part]
+    leaves, tree = jax.tree.flatten(model.params)
+    place = next(i for i, (path, _) in enumerate(jax.tree.leaves_with_path(model.params))
+                 if jax.tree_util.keystr(path).endswith("['conv_out']['kernel']")
+                 or jax.tree_util.keystr(path).endswith("['out']['kernel']"))
+    leaves[place] = leaves[place].at[(0,) * leaves[place].ndim].set(np.nan)
+    broken = dataclasses.replace(model, params=jax.tree.unflatten(tree, leaves))
+    monkeypatch.setitem(draw.models, part, broken)
+    with pytest.raises(NotFinite, match=message):
+        draw(PROMPTS, **QUICK)
 
 
 def test_guidance_goes_from_the_negative_prompt(draw):

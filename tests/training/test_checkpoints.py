@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import contextlib
+import gc
 import hashlib
 import json
 import os
@@ -475,6 +477,23 @@ def test_no_space_keeps_the_previous_checkpoint(tmp_path, asynchronous, capfd):
         assert checkpoints.steps() == [2]
         assert_same(checkpoints.restore(abstract(big_state(2)))[0], big_state(2))
     assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("error", "said"), [
+    (ValueError("Failed to write 9 bytes [os_error_code='28']"), False), (OSError(28, "No space left"), False),
+    (ValueError("of something else"), True)])
+def test_only_the_first_of_writes_that_fail_together_is_reported(error, said, caplog):
+    async def fail():
+        raise error
+
+    async def forget():
+        task = asyncio.ensure_future(fail())
+        await asyncio.sleep(0)
+        del task
+        gc.collect()
+
+    asyncio.run(forget())
+    assert ("never retrieved" in caplog.text) is said
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")

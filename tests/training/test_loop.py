@@ -6,7 +6,9 @@ import contextlib
 import dataclasses
 import errno
 import functools
+import gzip
 import io
+import json
 import os
 import signal
 
@@ -82,10 +84,11 @@ def data_dir(tmp_path_factory):
 def train(data_dir):
     """Train into a run directory as the command does; returns what was reported."""
 
-    def train(run, experiment=None, at=lambda step: None, evaluation=None, report=None):
+    def train(run, experiment=None, at=lambda step: None, evaluation=None, report=None, **options):
         experiment = open_run(run, experiment or experiment_of())
         report = report or Recorder(at)
-        Trainer(experiment, experiment.stages[0], run, report, data_dir, evaluation=evaluation).train()
+        Trainer(experiment, experiment.stages[0], run, report, data_dir, evaluation=evaluation,
+                **options).train()
         return report.text
 
     return train
@@ -286,6 +289,28 @@ def test_a_disk_that_can_no_longer_be_written_is_one_line(fake_steps, train, tmp
     assert str(error.value) == (f"stage 'base': {tmp_path / 'run' / 'base' / 'metrics.jsonl'}: {reason}; the same "
                                 "command goes on from step 4")
     assert Checkpoints(checkpoints_path(tmp_path / "run", "base")).newest_intact() == 4
+
+
+def test_asked_steps_are_traced_and_the_run_says_where(fake_steps, train, tmp_path, monkeypatch):
+    """Also where training stops within them, the trace of those that were done is written."""
+    fake_steps(set())
+    monkeypatch.setattr(loop.SampleSheets, "write", lambda self, params, step: np.zeros((4, 4, 3), np.uint8))
+    text = train(tmp_path / "run", experiment_of(steps=6, **QUIET), profile="3:4")
+    folder = tmp_path / "run" / "base" / "profile"
+    assert f"steps 3 to 4 are traced in {folder}: open perfetto_trace.json.gz".split() == text[
+        text.index("steps 3 to 4"):].split()[:10]
+    assert list(folder.rglob("*.xplane.pb"))
+    trace, = folder.rglob("perfetto_trace.json.gz")
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    assert {event["args"]["step_num"] for event in events if event.get("name") == "train"} == {"3", "4"}
+
+    def crash(step):
+        if step == 3:
+            raise RuntimeError("the power went")
+
+    with pytest.raises(RuntimeError, match="the power went"):
+        train(tmp_path / "crashed", experiment_of(steps=6, **QUIET), at=crash, profile="3")
+    assert list((tmp_path / "crashed").rglob("*.xplane.pb"))
 
 
 def evaluated(scores):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import resource
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -164,6 +167,23 @@ def test_tensorboard_scalars_images_and_purge(tmp_path):
     summaries, purges = tensorboard_events(tmp_path)
     assert summaries == [(2, "loss", 0.125)] and purges == [2]
     assert [record["loss"] for record in read_records(tmp_path)] == [0.5, 0.125]
+
+
+def test_a_disk_that_is_full_ends_the_writing_and_hangs_nothing(tmp_path, capfd):
+    """The error comes in the thread that trains, which is the only one."""
+    pytest.importorskip("tensorboardX")
+    noise, threads = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8), threading.active_count()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+    try:
+        with pytest.raises(OSError) as error, MetricWriter(tmp_path) as writer:
+            for step in range(100):
+                writer.write(step, {"loss": 0.5})
+                writer.image(step, "samples", noise)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert error.value.errno == errno.EFBIG and 1 < len(read_records(tmp_path)) < 20
+    assert threading.active_count() == threads and "Traceback" not in capfd.readouterr().err
 
 
 class Clock:

@@ -272,6 +272,21 @@ def test_a_stage_with_a_source_and_one_with_images_make_a_step(batch):
         assert set(metrics) == {"loss", "gradient_norm", "skipped", "learning_rate", "x_mse"}
 
 
-def test_the_logged_rate_is_the_schedule_s(stepped, state):
-    rates = [float(stepped("single", state.replace(step=np.int32(n)))[1]["learning_rate"]) for n in (0, 2, 7)]
+def test_the_logged_rate_is_the_one_that_the_optimizer_applies(stepped, state):
+    """A skipped step is no update: the next one has the rate that it would have had, and the log says so."""
+    rates = []
+    for count in (0, 2, 7):
+        opt_state = optax.tree_utils.tree_set(state.opt_state, count=np.int32(count))
+        rates.append(float(stepped("single", state.replace(opt_state=opt_state))[1]["learning_rate"]))
     np.testing.assert_allclose(rates, [float(learning_rate(STAGE.training)(n)) for n in (1, 3, 8)], rtol=1e-6)
+    params = jax.tree.map(np.copy, state.params)
+    params["out"]["bias"][0] = np.nan
+    broken = state.replace(params=params)
+    for _ in range(2):
+        broken, metrics = stepped("single", broken)
+        assert metrics["skipped"] == 1
+    after, metrics = stepped("single", broken.replace(params=state.params))
+    moves = jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), after.params, state.params))
+    assert after.step == 3 and metrics["skipped"] == 0
+    np.testing.assert_allclose(metrics["learning_rate"], RATE / WARMUP, rtol=1e-6)
+    np.testing.assert_allclose(max(moves), metrics["learning_rate"], rtol=1e-2)  # Adam's first update is the rate

@@ -20,6 +20,7 @@ from vdm_jax.diffusion.guidance import guidance_weight
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.detectors.clip import ModelName
 from vdm_jax.evaluation.run_metrics import MetricSettings, RunMetric, RunMetrics, Split, accompanied, evaluate_run
+from vdm_jax.evaluation.scores import require_finite
 from vdm_jax.training.manifest import Damaged
 from vdm_jax.training.metrics import json_ready
 from vdm_jax.training.runs import find_run, read_config
@@ -151,6 +152,8 @@ def reconstruct(run: Path, experiment: AutoencoderExperiment, options: Evaluate,
         folder = out / stage.name
         found = finish_autoencoder(run, experiment, stage, options.data_dir, out=folder, damaged=options.damaged)
         print(f"{found.table()}{folder / RECORD}")
+        require_finite(found.scores | {"scale of the latents": found.scale, "shift of the latents": found.shift},
+                       str(folder / RECORD))
     return 0
 
 
@@ -198,6 +201,7 @@ def measure(generator: Any, settings: MetricSettings, data_dir: Path | None, out
             temporary.write_text(text)
     print(result.table())
     print(out / "metrics.json")
+    result.require_finite(str(out / "metrics.json"))
     return 0
 
 
@@ -227,6 +231,8 @@ def measure_checkpoints(run: Path, options: Evaluate, settings: MetricSettings |
         temporary.write_text(table(results))
     print(table(results))
     print(out / "checkpoints.md")
+    require_finite({f"{score.label} of {one}": score.value for one, found in results.items() for score in found.scores},
+                   str(out / "checkpoints.md"))
     return 0
 
 

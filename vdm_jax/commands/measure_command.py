@@ -69,4 +69,5 @@ def main(arguments: Sequence[str]) -> int:
         with atomic_path(options.out) as temporary:
             temporary.write_text(json.dumps(json_ready(result.to_dict()), indent=1, allow_nan=False) + "\n")
     print(result.table())
+    result.require_finite(str(options.out) if options.out else "the table")
     return 0

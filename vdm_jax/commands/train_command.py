@@ -24,8 +24,9 @@ from vdm_jax.parallel.processes import first, start_processes, together
 from vdm_jax.training.autoencoders import resolved
 from vdm_jax.training.identity import run_locks
 from vdm_jax.training.manifest import Damaged
+from vdm_jax.training.profiling import steps_to_trace
 from vdm_jax.training.report import Report
-from vdm_jax.training.runs import await_run, check_run, find_run, open_run, read_cascade
+from vdm_jax.training.runs import await_run, check_run, find_run, open_run, read_cascade, stage_checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Train:
     heartbeat: Count = 100  # seconds of silence after which a process is taken for dead and the others end
     quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False  # no progress, warnings only
     plan: bool = True  # refuse a stage that does not fit into the devices' memory; --no-plan tries anyway
+    profile: str | None = None  # trace steps into RUN/STAGE/profile: 5 of them, or 10:15 (from the 10th to the 15th)
     xla_flags: str | None = None  # on a TPU: v5e, v5p, v6e, tpu7x (sets with sources), or a file of --flag=value lines
 
 
@@ -81,17 +83,18 @@ def main(arguments: Sequence[str]) -> int:
     started = start_processes(options.coordinator, options.processes, options.process_id,
                               heartbeat=options.heartbeat)
     train(experiment, [stage.name for stage in stages], run, options.data_dir, quiet=options.quiet,
-          damaged=options.damaged, started=started, xla_flags=options.xla_flags, plan=options.plan)
+          damaged=options.damaged, started=started, xla_flags=options.xla_flags, plan=options.plan,
+          profile=options.profile)
     return 0
 
 
 def train(experiment: AnyExperiment, stages: Sequence[str], run: Path, data_dir: Path | None, *, quiet: bool,
           damaged: Damaged = "refuse", started: str | None = None, xla_flags: str | None = None,
-          plan: bool = True) -> None:
+          plan: bool = True, profile: str | None = None) -> None:
     """Train the named stages into `run`, with progress on the terminal of process 0.
 
     `xla_flags` names flags that were applied. With `plan`, stages that do not fit into the devices' memory are refused
-    before their first step.
+    before their first step. `profile` as `steps_to_trace` reads it.
     """
     import jax
     import rich.console
@@ -116,6 +119,7 @@ def train(experiment: AnyExperiment, stages: Sequence[str], run: Path, data_dir:
     together(lambda: check_evaluation(experiment, stages))
     together(lambda: check_data(experiment, stages, run, data_dir))
     first(lambda: check_run(run, experiment))
+    together(lambda: check_profile(experiment, stages, run, profile))
     with contextlib.ExitStack() as locks:
         first(lambda: locks.enter_context(run_locks(run, stages)))  # before the config of the run is written anew
         first(lambda: open_run(run, experiment))
@@ -124,11 +128,12 @@ def train(experiment: AnyExperiment, stages: Sequence[str], run: Path, data_dir:
             for name in stages:
                 stage = experiment.stage(name)
                 if isinstance(experiment, AutoencoderExperiment):
-                    AutoencoderTrainer(experiment, stage, run, report, data_dir, damaged=damaged).train()
+                    AutoencoderTrainer(experiment, stage, run, report, data_dir, damaged=damaged,
+                                       profile=profile).train()
                     finish(experiment, name, run, data_dir, report)
                 else:
                     Trainer(experiment, stage, run, report, data_dir, damaged=damaged, evaluation=StageEvaluation,
-                            least_seconds=least_seconds,
+                            least_seconds=least_seconds, profile=profile,
                             compile_step=checked_compile(experiment, stage) if plan else None).train()
         except Interrupted as stop:
             raise KeyboardInterrupt(f"{stop}; the same command resumes") from None
@@ -180,6 +185,22 @@ def check_data(experiment: AnyExperiment, stages: Sequence[str], run: Path, data
         kind = AutoencoderTrainer if isinstance(experiment, AutoencoderExperiment) else Trainer
         for name in stages:
             kind(experiment, experiment.stage(name), run, Report(rich.console.Console(quiet=True)), data_dir).check()
+
+
+def check_profile(experiment: AnyExperiment, stages: Sequence[str], run: Path, profile: str | None) -> None:
+    """Refuse steps to trace that a stage which is not finished does not run."""
+    if profile is None:
+        return
+    reached = {name: stage_checkpoints(run, name).latest() or 0 for name in stages}
+    left = {name: steps for name, steps in reached.items() if steps < experiment.stage(name).training.steps}
+    if not left:
+        raise UserError(f"--profile={profile} of stages that are finished: {', '.join(stages)}; permitted: stages with "
+                        "steps to go (--stage)")
+    for name, steps in left.items():
+        try:
+            steps_to_trace(profile, steps, experiment.stage(name).training.steps)
+        except UserError as error:
+            raise UserError(f"stage {name!r}: {error}") from None
 
 
 def check_memory(experiment: AnyExperiment, stages: Sequence[str], run: Path, data_dir: Path | None = None) -> None:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from vdm_jax.errors import UserError
+from vdm_jax.errors import NotFinite, UserError
 from vdm_jax.evaluation.detectors import lpips as distance
 from vdm_jax.evaluation.detectors.weights import DetectorFile
 from vdm_jax.evaluation.frechet import Interval, Moments
@@ -168,11 +168,11 @@ def mean_score(metric: str, values: Values, better: str, conditions: Mapping[str
     """The mean of a value per video, with a 95 % interval for other videos (none for a single video). Videos that have
     no value (NaN: no pixel is found again in the next frame, say) are left out and counted in the conditions.
 
-    Raises `UserError` where no video has a value, and for infinities."""
+    Raises `NotFinite` where no video has a value, and for infinities."""
     values, total = np.asarray(values, np.float64), len(values)
     values = values[~np.isnan(values)]
     if not len(values) or np.isinf(values).any():
-        raise UserError(f"{metric} of {total} videos is {'infinite' if len(values) else 'not defined'} for "
+        raise NotFinite(f"{metric} of {total} videos is {'infinite' if len(values) else 'not defined'} for "
                         f"{int(np.isinf(values).sum()) or total} of them; permitted: finite values for one or more")
     if len(values) < total:
         conditions = {**conditions, "videos_without_value": total - len(values)}

@@ -43,7 +43,7 @@ from vdm_jax.evaluation.fvd_protocols import find_protocol
 from vdm_jax.evaluation.image_protocols import find_c3d_protocol, find_image_protocol
 from vdm_jax.evaluation.reference import Reference
 from vdm_jax.evaluation.run_clips import Clips, Side
-from vdm_jax.evaluation.scores import Score, table
+from vdm_jax.evaluation.scores import Score, require_finite, table
 from vdm_jax.video.writing import atomic_path
 
 # What is measured of videos alone, also in training, and what `vdm-jax evaluate` measures beside it.
@@ -159,6 +159,11 @@ class RunMetrics:
         """JSON data."""
         return {"scores": [score.to_dict() for score in self.scores], "real": [score.to_dict() for score in self.real],
                 "settings": dict(self.settings)}
+
+    def require_finite(self, where: str) -> None:
+        """Raises `NotFinite` naming the scores that are not; `where` they are written."""
+        require_finite({score.label: score.value for score in self.scores} |
+                       {f"{score.label} of real clips": score.value for score in self.real}, where)
 
     def table(self) -> str:
         """Markdown."""

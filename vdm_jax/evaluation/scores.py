@@ -85,6 +85,13 @@ def best(scores: Sequence[Score]) -> Score:
     return choose(scores, key=lambda score: score.value)
 
 
+def require_finite(scores: Mapping[str, float], where: str) -> None:
+    """Raises `NotFinite` naming the scores that are NaN or infinite, and where they are written."""
+    wrong = [f"{name} is {value}" for name, value in scores.items() if not math.isfinite(value)]
+    if wrong:
+        raise NotFinite(f"{', '.join(wrong)}; all scores are in {where}")
+
+
 def table(scores: Sequence[Score]) -> str:
     """Markdown: a row per score, then the conditions and deviations of each."""
     lines = ["| metric | score | 95 % interval | better |", "|---|---:|---|---|"]

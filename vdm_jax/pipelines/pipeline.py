@@ -18,7 +18,7 @@ from vdm_jax.cascade.generator import Progress
 from vdm_jax.cascade.sampling import sample_keys
 from vdm_jax.diffusion.arrays import noise_from_keys
 from vdm_jax.diffusion.sampling import Walk
-from vdm_jax.errors import UserError
+from vdm_jax.errors import NotFinite, UserError
 from vdm_jax.interop.pretrained import Pretrained
 from vdm_jax.networks.tiling import in_chunks
 from vdm_jax.parallel.compiling import compiler_options
@@ -99,7 +99,8 @@ class LatentPipeline:
         self, given: Guided, shape: tuple[int, ...], steps: int, seed: int,
         latents: Float[np.ndarray, "b t h w c"] | None = None, progress: Progress | bool | None = None,
     ) -> Float[Array, "b t h w c"]:
-        """Latents as diffusion sees them, from noise that is drawn or given, step by step."""
+        """Latents as diffusion sees them, from noise that is drawn or given, step by step. Raises `NotFinite` naming
+        the first step whose latents are not."""
         trajectory = self.trajectory(steps)
         keys = self.keys(seed, shape[0])
         latents = arguments.noise("latents", latents, shape)
@@ -109,15 +110,28 @@ class LatentPipeline:
         walk = Walk(method.sampler, method.process, shape, steps)
         carry = walk.begin(keys, trajectory.steps.level[0], trajectory.start * noise)
         keys, given = self.place((keys, given), shape[0])
+        finite = []  # on the device, so that steps follow each other without a wait
         with shown(progress) as show, jax.set_mesh(self.mesh):
             for i in range(steps):
                 one = jax.tree.map(lambda x, i=i: x[i], trajectory.steps)
                 carry = self.place(carry, shape[0])  # a result that lives elsewhere would be compiled for anew
                 carry = step(unet.params, keys, given, trajectory.told, carry, one)
+                finite.append(jnp.isfinite(carry[0]).all())
                 if show is not None:
                     jax.block_until_ready(carry[0])
                     show("denoising", i + 1, steps)
+        if not all(finite := jax.device_get(finite)):
+            first = [bool(x) for x in finite].index(False) + 1
+            raise self._not_finite(unet, f"latents are NaN or infinite from step {first} of {steps} on")
         return carry[0]
+
+    def _not_finite(self, model: Pretrained, what: str) -> NotFinite:
+        """What to say of a result of a network."""
+        weights = jax.tree.leaves(model.params)
+        broken = sum(not bool(jnp.isfinite(w).all()) for w in weights)
+        reason = (f"{broken} of {len(weights)} of its weights hold NaN or infinity" if broken else
+                  "its weights are finite; permitted: a lower guidance, another scheduler, or dtype='float32'")
+        return NotFinite(f"{self.folder.path}, {type(model.config).__name__}: {what}; {reason}")
 
     def decode(
         self, latents: Float[Array, "b t h w c"], frames_at_once: int | None = None
@@ -125,7 +139,7 @@ class LatentPipeline:
         """Videos in [-1, 1], not clipped, of latents as diffusion sees them; so many frames at a time, or all.
 
         A decoder with layers over frames gives slightly other frames at the borders of pieces. Raises `UserError` as
-        `check_chunk` does.
+        `check_chunk` does, and `NotFinite`.
         """
         check_chunk(frames_at_once)
         size = min(frames_at_once or latents.shape[1], latents.shape[1])
@@ -138,7 +152,11 @@ class LatentPipeline:
 
             return in_chunks(function, vae.config.denormalise(latents), size)
 
-        return self.run(("decode", size), decode, self.models["vae"].params, self.place(latents, len(latents)))
+        vae = self.models["vae"]
+        video = self.run(("decode", size), decode, vae.params, self.place(latents, len(latents)))
+        if not bool(jnp.isfinite(video).all()):
+            raise self._not_finite(vae, "decoded pixels are NaN or infinite")
+        return video
 
     def run(self, name: Any, function: Callable, *arguments: Any) -> Any:
         """A function jitted under a name, with the mesh in context."""

@@ -425,4 +425,14 @@ class _Quiet(logging.Filter):
         return "orbax" not in record.pathname or record.levelno == logging.WARNING
 
 
+class _QuietTasks(logging.Filter):
+    """Drops what asyncio says of orbax's other writes, which fail for the same reason as the first: the caller gets
+    that one."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        failed = record.exc_info and write_failure(record.exc_info[1]) is not None
+        return not (failed and "never retrieved" in record.getMessage())
+
+
 logging.getLogger("absl").addFilter(_Quiet())
+logging.getLogger("asyncio").addFilter(_QuietTasks())

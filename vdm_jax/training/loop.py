@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -36,6 +37,8 @@ from vdm_jax.training.checkpoints import Checkpoints
 from vdm_jax.training.failures import write_failure
 from vdm_jax.training.manifest import Damaged
 from vdm_jax.training.metrics import EVALUATION, MetricWriter, Throughput, read_records
+from vdm_jax.training.profiling import FOLDER as PROFILE
+from vdm_jax.training.profiling import Tracer, steps_to_trace
 from vdm_jax.training.report import Report, StageProgress, duration
 from vdm_jax.training.runs import stage_checkpoints
 from vdm_jax.training.sheets import SampleSheets
@@ -85,6 +88,7 @@ class Trainer:
       compile_step: what compiles the train step, and may refuse it (`planning.before.checked_compile`).
       least_seconds: seconds of a step at the devices' peak, for the MFU, of a stage, the shapes of a batch and of the
         parameters, and a mesh; None: not known.
+      profile: steps to trace, as `steps_to_trace` reads them.
     """
 
     experiment: Experiment
@@ -97,6 +101,7 @@ class Trainer:
     evaluation: MakeEvaluate | None = None
     compile_step: CompileStep | None = None
     least_seconds: Callable[[Stage, Any, Any, Mesh], float | None] | None = None
+    profile: str | None = None
     sources: dict[str, RandomAccessSource] = dataclasses.field(default_factory=dict)  # by split, once opened
     autoencoder: tuple[Any, ...] = ()  # weights of a latent stage's, once read
 
@@ -153,10 +158,11 @@ class Trainer:
             if start >= spec.steps:
                 self.report.note(f"stage {self.stage.name}: already trained to step {start}")
                 return
+            traced = range(0) if self.profile is None else steps_to_trace(self.profile, start, spec.steps)
             pipeline = pipeline or together(lambda: self._pipeline("train", mesh))
             together(self._read_frozen)
             with MetricWriter(folder, first_step=start + 1) as writer, stop_requests() as stop:
-                state = self._loop(state, start, mesh, pipeline, checkpoints, writer, stop)
+                state = self._loop(state, start, mesh, pipeline, checkpoints, writer, stop, traced)
         self._summarise(folder, state)
         if stop.requested and jax.process_count() == 1:  # during the last step; with others it shows in the next stage
             raise Interrupted(f"stopped at the end of stage {self.stage.name!r}; everything is saved")
@@ -243,7 +249,7 @@ class Trainer:
         return SampleSheets(self.experiment, self.stage, folder, mesh, self.data_dir, self.autoencoder)
 
     def _loop(self, state: TrainState, start: int, mesh: Mesh, pipeline: Pipeline, checkpoints: Checkpoints,
-              writer: MetricWriter, stop: StopRequests) -> TrainState:
+              writer: MetricWriter, stop: StopRequests, traced: Sequence[int] = ()) -> TrainState:
         spec = self.stage.training
         step_function = self._step(mesh)
         validate = self._validation(mesh)
@@ -253,18 +259,23 @@ class Trainer:
         throughput = Throughput(spec.batch_size, spec.steps)
         pending: list[tuple[int, dict[str, Any]]] = []  # metrics still on the device
         skipped_in_a_row = 0
-        with self.report.stage(self.stage.name, start, spec.steps) as progress, pipeline.iterate(start) as batches:
+        with (self.report.stage(self.stage.name, start, spec.steps) as progress, pipeline.iterate(start) as batches,
+              contextlib.closing(Tracer(traced, self.run / self.stage.name / PROFILE, progress.note,
+                                        throughput.pause)) as tracer):
             began = time.monotonic()
             if evaluate and start and start % spec.evaluation.every == 0 and self._unevaluated(start):
                 evaluate(state.ema, start, progress)  # it was stopped before it came to this
             for step in range(start + 1, spec.steps + 1):
-                with throughput.waiting():
-                    batch = next(batches)
-                on_device = device_batch(batch, mesh, spec.batch_size)
-                if step == start + 1 and self.least_seconds is not None:
-                    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (on_device, state.params))
-                    throughput.least_seconds = self.least_seconds(self.stage, *shapes, mesh)
-                state, metrics = step_function(step, state, on_device)
+                with tracer.step(step, state):
+                    with throughput.waiting():
+                        batch = next(batches)
+                    on_device = device_batch(batch, mesh, spec.batch_size)
+                    if step == start + 1 and self.least_seconds is not None:
+                        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
+                                              (on_device, state.params))
+                        throughput.least_seconds = self.least_seconds(self.stage, *shapes, mesh)
+                    state, metrics = step_function(step, state, on_device)
+                tracer.end(step, metrics)
                 pending.append((step, metrics))
                 if step == start + 1:
                     jax.block_until_ready(metrics)

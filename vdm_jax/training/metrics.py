@@ -24,6 +24,7 @@ from vdm_jax.errors import UserError
 
 FILENAME = "metrics.jsonl"
 EVALUATION = "evaluation/"  # what the names of scores begin with, and those of real clips with "evaluation/real/"
+_FLUSH_SECONDS = 60  # between two flushes of TensorBoard's file, which wait for the disk
 _NOT_FINITE = ("nan", "inf", "-inf")
 
 
@@ -52,9 +53,7 @@ class MetricWriter:
         _prepare(path, first_step)
         self._file = open(path, "a", encoding="utf-8")
         if tensorboard:
-            import tensorboardX
-
-            self._events = tensorboardX.SummaryWriter(str(directory), purge_step=first_step)
+            self._events = _Events(directory, first_step)
 
     def write(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Adds one record. Values are numbers or arrays of shape [], fetched in one transfer."""
@@ -72,8 +71,7 @@ class MetricWriter:
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
         if self._events is not None:
-            for name, value in values.items():
-                self._events.add_scalar(name, value, int(step), walltime=now)
+            self._events.scalars(int(step), values, now)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Adds an image, uint8 [H, W, 3], to TensorBoard."""
@@ -81,7 +79,7 @@ class MetricWriter:
             found = f"{image.dtype}{list(image.shape)}"
             raise UserError(f"image {name!r} is {found}; permitted: uint8 [H, W, 3]")
         if self._events is not None:
-            self._events.add_image(name, image, int(step), dataformats="HWC")
+            self._events.image(int(step), name, image)
 
     def flush(self) -> None:
         """Hands everything written so far to the operating system."""
@@ -92,17 +90,59 @@ class MetricWriter:
 
     def close(self) -> None:
         """Closes the files; later writes do nothing."""
-        self.flush()
-        for writer in (self._file, self._events):
-            if writer is not None:
-                writer.close()
-        self._file = self._events = None
+        writers, self._file, self._events = (self._file, self._events), None, None
+        with contextlib.ExitStack() as stack:  # one that cannot be written leaves none open
+            for writer in writers:
+                if writer is not None:
+                    stack.callback(writer.close)
 
     def __enter__(self) -> MetricWriter:
         return self
 
-    def __exit__(self, *exception) -> None:
-        self.close()
+    def __exit__(self, kind, error, traceback) -> None:
+        try:
+            self.close()
+        except OSError:
+            if error is None:
+                raise  # else the first error is the one to read
+
+
+class _Events:
+    """An event file of TensorBoard, written by the thread that trains.
+
+    tensorboardX's own `SummaryWriter` writes in another one: where the disk is full that one ends with a stack trace,
+    and the training then waits for it without end.
+    """
+
+    def __init__(self, directory: pathlib.Path, first_step: int | None):
+        from tensorboardX import event_file_writer, summary
+        from tensorboardX.proto import event_pb2
+
+        self._summary, self._proto = summary, event_pb2
+        self._writer = event_file_writer.EventsWriter(str(directory / "events"))
+        if first_step is not None:  # what was written at or after it is hidden
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._add(first_step, time.time(), session_log=start)
+        self.flush()
+
+    def scalars(self, step: int, values: Mapping[str, float], now: float) -> None:
+        for name, value in values.items():
+            self._add(step, now, summary=self._summary.scalar(name, value))
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self.flush()
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        self._add(step, time.time(), summary=self._summary.image(name, image, dataformats="HWC"))
+
+    def flush(self) -> None:
+        self._writer.flush()
+        self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _add(self, step: int, now: float, **what: Any) -> None:
+        self._writer.write_event(self._proto.Event(step=step, wall_time=now, **what))
 
 
 def read_records(path: str | os.PathLike) -> list[dict[str, float]]:

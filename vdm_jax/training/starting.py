@@ -77,7 +77,7 @@ def unlike(stage: Stage, source: Stage) -> Iterator[tuple[str, Any, Any]]:
     def meanings(stage: Stage) -> dict[str, Any]:
         process, latent = stage.process, stage.latent
         edm = process.prediction == "edm"
-        found = {"process.prediction": process.prediction, "process.schedule.family": process.schedule.family,
+        found = {"process.prediction": process.prediction, "process.schedule.family": process.schedule.family.name,
                  "process.sigma_data": process.sigma_data if edm else None,
                  "latent": "None" if latent is None else "an autoencoder"}
         if latent is not None:
