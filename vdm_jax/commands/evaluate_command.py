@@ -21,6 +21,7 @@ from vdm_jax.evaluation.detectors.clip import ModelName
 from vdm_jax.evaluation.run_metrics import MetricSettings, RunMetric, RunMetrics, Split, accompanied, evaluate_run
 from vdm_jax.training.manifest import Damaged
 from vdm_jax.training.metrics import json_ready
+from vdm_jax.training.report import log_console
 from vdm_jax.training.runs import find_run, read_config
 
 
@@ -112,7 +113,7 @@ def main(arguments: Sequence[str]) -> int:
     from vdm_jax.video.sheets import sheet
     from vdm_jax.video.writing import atomic_path, write_png
 
-    console = rich.console.Console(stderr=True, highlight=False)
+    console = log_console()
     if options.augmentation_levels:
         require_matplotlib()
     if options.checkpoints:
