@@ -2,8 +2,9 @@
 
 Citation: as my_videos; guidance without a classifier (Ho & Salimans 2022, arXiv 2207.12598).
 Hardware: one GPU.
-Expected: as my_videos, with 45.3 M parameters in the first stage; quality not measured. Not trained by us.
-Run:      vdm-jax prepare ~/videos --out data/my_videos --frame-stride 3 --captions ~/videos/captions.csv
+Expected: as my_videos; the first stage has 45.3 M parameters, 2.27 TFLOP per step and 6.7 GiB;
+          quality not measured. Not trained by us.
+Run:      vdm-jax prepare ~/videos --out data/my_videos --fps 8 --captions ~/videos/captions.csv
           vdm-jax train my_captioned_videos
 """
 

@@ -3,8 +3,8 @@
 Citation: factorised space-time attention of VDM (Ho et al. 2022, arXiv 2204.03458), section 3; spatial super-resolution
           with noise-conditioning augmentation of Imagen Video (Ho et al. 2022, arXiv 2210.02303), section 2.
 Hardware: one GPU.
-Expected: 2.18 and 3.44 TFLOP per step, 6.2 and 9.5 GiB (vdm-jax compile); quality not measured. Not trained by us.
-Run:      vdm-jax prepare ~/videos --out data/my_videos --frame-stride 3
+Expected: 2.18 and 3.44 TFLOP per step, 6.0 and 9.5 GiB (vdm-jax compile); quality not measured. Not trained by us.
+Run:      vdm-jax prepare ~/videos --out data/my_videos --fps 8
           vdm-jax train my_videos
 """
 

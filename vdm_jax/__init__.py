@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 
 def load(run, devices=None, damaged="refuse"):
-    """A generator from a run directory, a name under `runs/`, or shipped weights; see `vdm_jax.training.runs.load`."""
+    """A generator from a run directory, a name in `runs/`, or an exported folder; see `vdm_jax.training.runs.load`."""
     from vdm_jax.training.runs import load
 
     return load(run, devices, damaged)

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import vdm_jax
 from vdm_jax.cascade.generator import Generator
 from vdm_jax.cascade.stage import Experiment
 from vdm_jax.configuration import from_data, to_data
@@ -192,23 +191,17 @@ def test_differences(experiment):
 # ---------------------------------------------------------------------------------------------- finding and loading
 
 
-def test_finding_by_path_by_name_and_among_shipped_weights(experiment, tmp_path, monkeypatch):
+def test_finding_by_path_and_by_name(experiment, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    package = tmp_path / "site" / "vdm_jax"
-    monkeypatch.setattr(vdm_jax, "__file__", str(package / "__init__.py"))
     assert message_of(find_run, "tiny") == (
         "run 'tiny' was not found; permitted: a run directory, or one of: none yet (train one first)")
-    open_run(package / "weights" / "shipped", experiment)
     open_run(tmp_path / "runs" / "mine", experiment)
     open_run(tmp_path / "elsewhere", experiment)
     assert find_run("mine").resolve() == tmp_path / "runs" / "mine"
     assert find_run("runs/mine").resolve() == tmp_path / "runs" / "mine"
     assert find_run(tmp_path / "elsewhere") == tmp_path / "elsewhere"
-    assert find_run("shipped") == package / "weights" / "shipped"
     assert message_of(find_run, "other") == (
-        "run 'other' was not found; permitted: a run directory, or one of: runs/mine, shipped (shipped)")
-    open_run(tmp_path / "runs" / "shipped", experiment)
-    assert find_run("shipped").resolve() == tmp_path / "runs" / "shipped"  # one's own run comes first
+        "run 'other' was not found; permitted: a run directory, or one of: runs/mine")
 
 
 def test_stages_load_as_their_averages(experiment, params, tmp_path):

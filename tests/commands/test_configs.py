@@ -13,6 +13,7 @@ def test_every_header_says_what_a_reader_needs(path):
     assert header.title and list(header.sections) == ["Citation", "Hardware", "Expected", "Run"]
     assert header.sections["Run"].startswith("vdm-jax ") and header.status in ("trained", "not trained by us")
     assert len(header.published) > 10
+    assert "not trained" not in header.published.lower()  # the status says it
 
 
 def test_a_header_in_parts(tmp_path):

@@ -14,7 +14,7 @@ from tests.evaluation.pages import Page, score, write_metrics
 from vdm_jax.commands.main import main
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.curves import chart
-from vdm_jax.evaluation.report import page, read_run
+from vdm_jax.evaluation.report import label, page, read_run
 from vdm_jax.evaluation.run_metrics import COMPANIONS
 from vdm_jax.evaluation.scores import Score
 from vdm_jax.video.reading import VideoReader
@@ -162,3 +162,8 @@ def test_bad_requests_are_refused(make_run, tmp_path, capsys):
     (folder / "metrics.json").write_text("{")
     with pytest.raises(UserError, match="is not JSON .*; permitted: delete it, and evaluate again"):
         read_run(folder, "one")
+
+
+def test_curves_have_titles_in_words():
+    assert label("digits/whole") == "whole captions right (share)" and label("digits/digit") == "digits right (share)"
+    assert label("loss") == "training loss" and label("validation_loss") == "validation loss"

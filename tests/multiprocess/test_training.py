@@ -68,7 +68,7 @@ def test_two_processes_are_one(tmp_path, data, alone):
     stage = tmp_path / "run" / "base"
     (scored,) = [record for record in read_records(stage) if "evaluation/digits/whole" in record]
     assert scored["step"] == 4 and scored["evaluation/real/digits/count"] > 0.5
-    assert (stage / "evaluation" / "training_0000004.json").exists() and "4 videos in" in work.text(0)
+    assert (stage / "evaluation" / "training_0000004.json").exists() and "scores of 4 generated videos" in work.text(0)
     assert len(list(stage.glob("events*"))) == 1 and (stage / "samples" / "step_0000004.png").exists()
     checkpoints = Checkpoints(checkpoints_path(tmp_path / "run", "base"))
     assert checkpoints.steps() == [2, 4]

@@ -259,7 +259,7 @@ def test_waiting_for_data_is_shown_apart_and_use_of_the_devices_where_it_is_know
         speed.update(step)
     rates = speed.rates()
     assert (rates["step_ms"], rates["data_wait_ms"], rates["mfu"]) == (500.0, 125.0, 0.4)
-    assert shown_speed(rates) == "8.0 clips/s, 500 ms/step (125 ms for data), MFU 40%"
+    assert shown_speed(rates) == "8.0 clips/s, 500 ms per step (125 ms waiting for data), MFU 40%"
 
 
 @pytest.mark.parametrize("window", [0, -1.0, math.nan])

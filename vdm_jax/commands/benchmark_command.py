@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import rich.console
 import tyro
 
 from vdm_jax.benchmark.cases import MODES, Sweep
@@ -15,6 +14,7 @@ from vdm_jax.commands.arguments import parse
 from vdm_jax.commands.outputs import check_folder
 from vdm_jax.errors import UserError
 from vdm_jax.parallel.mesh import MeshSpec
+from vdm_jax.training.report import log_console
 
 FAILED = 1  # exit code when a case failed for another reason than the ones rows are made for
 
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
         print(name)
     failed = [key for key, row in record["rows"].items() if row["status"] == "failed"]
     if failed:
-        console = rich.console.Console(stderr=True, highlight=False)
+        console = log_console()
         console.print(f"{len(failed)} cases failed and are tried again next time, the first: {failed[0]}", markup=False)
     return FAILED if failed else 0
 
@@ -101,7 +101,7 @@ def _can_draw() -> bool:
     try:
         require_matplotlib()
     except UserError as error:
-        console = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
+        console = log_console()
         console.print(f"no plots this time, table and JSON only: {error}; --report draws them later from the record",
                       markup=False)
         return False

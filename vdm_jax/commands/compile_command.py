@@ -20,6 +20,7 @@ from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import WordEncoder
 from vdm_jax.parallel.mesh import MeshSpec
+from vdm_jax.training.report import log_console
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +152,7 @@ def _one(plan: Any, reports: Any, capacity: int | None, price: float | None,
 
     kept = reports.find(plan) is not None
     if not kept:
-        rich.console.Console(stderr=True, highlight=False).print("compiling (seconds to minutes) ...")
+        log_console().print("compiling (seconds to minutes) ...")
     report = priced(judge(reports.get(plan), capacity), price)
     show(report, console)
     console.print(f"{reports.path(plan)}{' (kept from before; --again compiles anew)' if kept else ''}", markup=False,

@@ -20,6 +20,7 @@ from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.data.opening import SPLITS, default_data_dir, open_source
 from vdm_jax.errors import UserError
 from vdm_jax.parallel.mesh import MeshSpec
+from vdm_jax.training.report import log_console
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     from vdm_jax.data.text_encoding import CaptionEncoder, embed_captions
 
     encoder = CaptionEncoder(options.encoder, length=options.length, dtype=options.dtype, mesh=options.mesh)
-    console = rich.console.Console(stderr=True, highlight=False)
+    console = log_console()
     columns = (*rich.progress.Progress.get_default_columns(), rich.progress.MofNCompleteColumn())
     with rich.progress.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("encoding captions", total=len(captions))

@@ -23,6 +23,7 @@ from vdm_jax.evaluation.run_metrics import MetricSettings, RunMetric, RunMetrics
 from vdm_jax.evaluation.scores import require_finite
 from vdm_jax.training.manifest import Damaged
 from vdm_jax.training.metrics import json_ready
+from vdm_jax.training.report import log_console
 from vdm_jax.training.runs import find_run, read_config
 
 
@@ -71,19 +72,19 @@ class Evaluate:
     guidance_scale: GUIDANCE_SCALE = None
     damaged: Damaged = "refuse"  # a damaged newest checkpoint: refuse, or skip it and use the newest intact one
     metrics: tuple[RunMetric, ...] = ()  # what to measure instead
-    protocol: str = "original"  # of fvd, kvd and b_fvd: original, fvd2048_16f, fvd2048_128f, vdm_bair, ...
-    fid_protocol: str = "fid_tensorflow"  # of fid* and is*: fid_tensorflow, fid_pytorch, fid50k_full, vdm_text, ...
-    c3d_protocol: str = "tganv2_ucf"  # of fvd_c3d and is_c3d: tganv2_ucf, isv2048_ucf, vdm_ucf
-    block_frames: int = 16  # of a block of b_fvd
-    clip: ModelName = "ViT-L-14"  # of prompt_consistency and clip_frame_consistency*; clipsim has its own
-    split: Split = "test"  # of the data set, with --metrics
-    given_frames: CountOrZero = 0  # of the clip that a video begins with, with --metrics
+    protocol: str = "original"  # how fvd, kvd and b_fvd are made: original, fvd2048_16f, fvd2048_128f, vdm_bair, ...
+    fid_protocol: str = "fid_tensorflow"  # how fid* and is* are made: fid_tensorflow, fid_pytorch, fid50k_full, ...
+    c3d_protocol: str = "tganv2_ucf"  # how fvd_c3d and is_c3d are made: tganv2_ucf, isv2048_ucf, vdm_ucf
+    block_frames: int = 16  # frames of each block that b_fvd compares
+    clip: ModelName = "ViT-L-14"  # model of prompt_consistency and clip_frame_consistency*
+    split: Split = "test"  # split of the data set, with --metrics
+    given_frames: CountOrZero = 0  # frames of the clip that each video continues, with --metrics
     samples_per_clip: int = 1  # videos for each clip, with --metrics
-    resamples: int = 100  # of the intervals of distances and Inception scores; 0: none
+    resamples: int = 100  # draws for the intervals of distances and Inception scores; 0: no intervals
     reference_statistics: str | None = None  # file of statistics of the real clips: written once, then read instead
     share: str = ""  # i/n, with --metrics: make only this share of the parts, on one of n machines; no scores
     checkpoints: tuple[str, ...] = ()  # all, or steps: evaluate these checkpoints instead of the newest weights
-    stage: tuple[str, ...] = ()  # whose checkpoints; every stage's by default
+    stage: tuple[str, ...] = ()  # stages whose checkpoints are evaluated; every stage's by default
     data_dir: Path | None = None  # prepared data sets; $VDM_JAX_DATA or ~/.cache/vdm_jax/data by default
     augmentation_levels: tuple[float, ...] = ()  # log-SNRs to try, of the noise on all stages' low-resolution inputs
     out: Path | None = None  # folder for the results; the run directory by default
@@ -118,7 +119,7 @@ def main(arguments: Sequence[str]) -> int:
     from vdm_jax.video.sheets import sheet
     from vdm_jax.video.writing import atomic_path, write_png
 
-    console = rich.console.Console(stderr=True, highlight=False)
+    console = log_console()
     if options.augmentation_levels:
         require_matplotlib()
     if options.checkpoints:

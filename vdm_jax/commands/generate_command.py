@@ -34,7 +34,7 @@ class Generate:
       vdm-jax generate stable-video-diffusion-img2vid --image boat.jpg --motion-bucket-id 60 --fps 10 --out boat.gif
     """
 
-    folder: tyro.conf.Positional[Path]  # of a pipeline
+    folder: tyro.conf.Positional[Path]  # local folder of a released model
     prompt: tuple[str, ...] = ()  # one or more texts, each in quotes
     negative_prompt: tuple[str, ...] = ()  # what they should not show: one text, or one for each prompt
     image: tuple[Path, ...] = ()  # one or more pictures that videos begin with, in the aspect of the video

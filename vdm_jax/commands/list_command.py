@@ -1,4 +1,4 @@
-"""`vdm-jax list`: configs, trained runs and shipped weights."""
+"""`vdm-jax list`: configs and trained runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import rich.console
 import rich.table
 import rich.text
 
-import vdm_jax
 from vdm_jax.cascade.autoencoding import AnyExperiment, AnyStage
 from vdm_jax.commands.arguments import parse
 from vdm_jax.commands.configs import config_names, load_config, read_header
@@ -24,8 +23,15 @@ WIDE = 150  # columns of a terminal from which on the configs are shown as a tab
 
 @dataclasses.dataclass(frozen=True)
 class List:
-    """Show the configs (stages with their videos, frames x height x width, and parameters; the published result to
-    compare with; whether we have trained it) and the runs under a folder."""
+    """Show the configs and the runs under a folder.
+
+    Each config has its stages, the video that a stage makes (frames x height x width), its parameters, the published
+    result to compare with and whether we have trained it. Each run has its stages with the steps they were trained for.
+
+    Examples:
+      vdm-jax list
+      vdm-jax list --runs /mnt/shared/runs
+    """
 
     runs: Path = Path("runs")  # folder whose runs are shown
 
@@ -35,20 +41,17 @@ def main(arguments: Sequence[str]) -> int:
     options = parse(List, arguments, "vdm-jax list")
     console = rich.console.Console(highlight=False)
     for line in listing(WIDE <= console.width):
-        console.print(line)
+        console.print(line, soft_wrap=console.width < WIDE)
     table = rich.table.Table(rich.table.Column("run", overflow="fold"), "stages (trained steps)",
-                             title="\nruns and weights", box=None)
-    shipped = Path(vdm_jax.__file__).parent / "weights"
-    for folder in (options.runs, shipped):
-        good, damaged = runs_in(folder)
-        for path in sorted({**good, **damaged}):
-            name = path.name if folder == shipped else str(path)
-            try:
-                shown = f"damaged: {damaged[path]}" if path in damaged else trained(path, good[path])
-            except UserError as error:
-                shown = f"damaged: {error}"
-            # Names may hold brackets, which are no markup, and bytes that no terminal shows.
-            table.add_row(*(rich.text.Text(text.encode(errors="replace").decode()) for text in (name, shown)))
+                             title="\nruns", box=None)
+    good, damaged = runs_in(options.runs)
+    for path in sorted({**good, **damaged}):
+        try:
+            shown = f"damaged: {damaged[path]}" if path in damaged else trained(path, good[path])
+        except UserError as error:
+            shown = f"damaged: {error}"
+        # Names may hold brackets, which are no markup, and bytes that no terminal shows.
+        table.add_row(*(rich.text.Text(text.encode(errors="replace").decode()) for text in (str(path), shown)))
     console.print(table if table.row_count else "\nno runs yet: 'vdm-jax train captioned_digits' makes one")
     return 0
 

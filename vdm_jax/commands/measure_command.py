@@ -31,23 +31,23 @@ class Measure:
       vdm-jax measure with_sound --metrics av_align motion
     """
 
-    folder: tyro.conf.Positional[Path]  # of video files
+    folder: tyro.conf.Positional[Path]  # folder of video files
     metrics: tuple[FileMetric, ...] = ()  # what to measure
     against: Path | None = None  # folder of real videos
-    protocol: str = "original"  # of fvd, kvd and b_fvd: original, fvd2048_16f, fvd2048_128f, vdm_bair, ...
-    fid_protocol: str = "fid_tensorflow"  # of fid* and is*: fid_tensorflow, fid_pytorch, fid50k_full, vdm_text, ...
-    c3d_protocol: str = "tganv2_ucf"  # of fvd_c3d and is_c3d: tganv2_ucf, isv2048_ucf, vdm_ucf
-    block_frames: int = 16  # of a block of b_fvd
-    clip: ModelName = "ViT-L-14"  # of prompt_consistency and clip_frame_consistency*; clipsim has its own
-    split: str = "not stated"  # that the real videos are of; recorded, and held against the protocol
+    protocol: str = "original"  # how fvd, kvd and b_fvd are made: original, fvd2048_16f, fvd2048_128f, vdm_bair, ...
+    fid_protocol: str = "fid_tensorflow"  # how fid* and is* are made: fid_tensorflow, fid_pytorch, fid50k_full, ...
+    c3d_protocol: str = "tganv2_ucf"  # how fvd_c3d and is_c3d are made: tganv2_ucf, isv2048_ucf, vdm_ucf
+    block_frames: int = 16  # frames of each block that b_fvd compares
+    clip: ModelName = "ViT-L-14"  # model of prompt_consistency and clip_frame_consistency*
+    split: str = "not stated"  # split of the real videos; recorded and compared with the protocol
     stride: int = 1  # source frames between two frames of a file; recorded
-    start: str = "not stated"  # of the real videos in their sources, such as random; recorded
-    draw: str = "not stated"  # of the real videos from the split, such as 'with replacement'; recorded
-    given_frames: int = 0  # at the beginning of each file, which psnr, ssim and lpips leave out
-    resamples: int = 100  # of the intervals of distances and Inception scores; 0: none
-    frames: Size | None = None  # of each file, from its beginning; all by default, which must be as many in all
-    seed: Seed = 0  # of them
-    least_motion: Positive = 0.1  # of av_align's peaks, pixels a frame
+    start: str = "not stated"  # where the real videos begin in their sources, such as random; recorded
+    draw: str = "not stated"  # how real videos were drawn, such as 'with replacement'; recorded
+    given_frames: int = 0  # frames at the beginning of each file that psnr, ssim and lpips leave out
+    resamples: int = 100  # draws for the intervals of distances and Inception scores; 0: no intervals
+    frames: Size | None = None  # read so many frames of each file, from its beginning; by default all
+    seed: Seed = 0  # seed of the draws for intervals
+    least_motion: Positive = 0.1  # least motion that av_align counts as a peak, pixels per frame
     out: Path | None = None  # .json for the scores
 
 

@@ -27,6 +27,7 @@ from vdm_jax.data.names import printable
 from vdm_jax.data.opening import SPLITS, default_data_dir, open_source
 from vdm_jax.data.video_folder import VideoFolder
 from vdm_jax.errors import UserError
+from vdm_jax.training.report import log_console
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Prepare:
 def main(arguments: Sequence[str]) -> int:
     """Entry of the command."""
     options = parse(Prepare, arguments, "vdm-jax prepare")
-    console = rich.console.Console(stderr=True, highlight=False)
+    console = log_console()
     if options.source in config_names():
         prepare_config(load_config(options.source), options, console)
     elif Path(options.source).is_dir():

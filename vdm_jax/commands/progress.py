@@ -10,7 +10,7 @@ import rich.console
 import rich.progress
 
 from vdm_jax.cascade.generator import Progress
-from vdm_jax.training.report import duration
+from vdm_jax.training.report import duration, log_console
 
 SweepProgress = Callable[[int, int, str, float | None], None]
 
@@ -25,7 +25,7 @@ def sampling_progress() -> Iterator[Progress]:
 @contextlib.contextmanager
 def counting_progress(doing: str = "", unit: str = "videos") -> Iterator[Progress]:
     """A function `(what, done, total)` that shows one bar per `what`, a number of videos or other units."""
-    console = rich.console.Console(stderr=True, highlight=False)
+    console = log_console()
     columns = (rich.progress.TextColumn("{task.description}"), rich.progress.BarColumn(bar_width=24),
                rich.progress.MofNCompleteColumn(), rich.progress.TextColumn(unit),
                rich.progress.TimeRemainingColumn())
@@ -43,7 +43,7 @@ def counting_progress(doing: str = "", unit: str = "videos") -> Iterator[Progres
 @contextlib.contextmanager
 def sweep_progress() -> Iterator[SweepProgress]:
     """A function `(done, total, next case, seconds left)` that shows one bar; in a log file a line per case."""
-    console = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
+    console = log_console()
     columns = (rich.progress.BarColumn(bar_width=24), rich.progress.MofNCompleteColumn(),
                rich.progress.TextColumn("cases, {task.fields[left]}"), rich.progress.TextColumn("{task.description}"))
     with rich.progress.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
@@ -63,7 +63,7 @@ def search_progress() -> Iterator[Callable[[Any], None]]:
     """What `planning.search` tells, as lines, above a bar of the programs done of those there may be."""
     from vdm_jax.planning.report import amount
 
-    console = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
+    console = log_console()
     columns = (rich.progress.BarColumn(bar_width=24), rich.progress.TextColumn("{task.description}"))
     with rich.progress.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)

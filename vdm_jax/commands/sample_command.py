@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from vdm_jax.training.manifest import Damaged
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Generate videos of captions.
+    """Generate videos from a run, of captions where it was trained on them.
 
     RUN is a run directory, a name under runs/, or a folder that 'vdm-jax export' wrote. The same seed gives the same
     videos, whatever else is generated with them. The suffix of --out decides what is written: .mp4 or .gif shows all
@@ -29,12 +30,13 @@ class Sample:
       vdm-jax sample runs/captioned_digits "a blue 7 bouncing" "a green one rising" --count 4 --seed 7 --out grid.mp4
       vdm-jax sample captioned_digits "a red 3 bouncing" --last base --frames 32 --out long.gif
       vdm-jax sample captioned_digits "a red 3 bouncing" --image three.png --out animated.gif
+      vdm-jax sample my_videos --count 4 --out new.mp4
     """
 
     run: tyro.conf.Positional[str]  # run directory or name
-    captions: tyro.conf.Positional[tuple[str, ...]]  # one or more, each in quotes
+    captions: tyro.conf.Positional[tuple[str, ...]] = ()  # each in quotes; none for a run that reads no captions
     seed: Seed = 0
-    count: Count = 1  # videos per caption
+    count: Count = 1  # videos for each caption (or label, or picture)
     steps: Count | None = None  # sampler steps of every stage; each stage's own by default
     guidance: GUIDANCE = None
     guidance_scale: GUIDANCE_SCALE = None
@@ -62,7 +64,9 @@ def main(arguments: Sequence[str]) -> int:
     check(options)
     import vdm_jax
     from vdm_jax.commands.progress import sampling_progress
+    from vdm_jax.training.runs import find_run, read_cascade
 
+    options = dataclasses.replace(options, captions=captions_for(options, read_cascade(find_run(options.run))))
     generator = vdm_jax.load(options.run, damaged=options.damaged)
     video = generator.makes(options.first, options.last, options.fps)
     check_videos(options.out, video.fps, len(options.captions) * options.count, (video.height, video.width))
@@ -86,6 +90,21 @@ def main(arguments: Sequence[str]) -> int:
     for path in options.out:
         print(result.save(path))
     return 0
+
+
+def captions_for(options: Sample, experiment: Any) -> tuple[str, ...]:
+    """The captions; of a run that reads none, an empty one for each label or picture. Raises `UserError` for captions
+    that are missing, or pictures of another number."""
+    reads = any(stage.network.text is not None for stage in experiment.stages)
+    if reads and not options.captions:
+        raise UserError("captions are missing; permitted: one or more, each in quotes")
+    if options.captions and not reads:
+        logging.getLogger(__name__).warning("no stage of run %s reads captions: they change nothing", options.run)
+    captions = options.captions or ("",) * max(1, len(options.labels), len(options.image))
+    if len(options.image) not in (0, 1, len(captions)):
+        raise UserError(f"--image has {len(options.image)} pictures for {len(captions)} captions; permitted: "
+                        "one, or one for each caption")
+    return captions
 
 
 def text_embeddings(generator: Any, captions: Sequence[str], options: Sample) -> dict[str, Any]:
@@ -151,11 +170,6 @@ def check(options: Sample) -> None:
     """Refuse bad options before anything is loaded. Raises `UserError`."""
     from vdm_jax.diffusion.guidance import guidance_weight
 
-    if not options.captions:
-        raise UserError("captions are missing; permitted: one or more, each in quotes")
-    if len(options.image) not in (0, 1, len(options.captions)):
-        raise UserError(f"--image has {len(options.image)} pictures for {len(options.captions)} captions; permitted: "
-                        "one, or one for each caption")
     for path in options.image:
         if not path.is_file():
             raise UserError(f"--image={path} is not a file; permitted: a picture")

@@ -25,7 +25,7 @@ from vdm_jax.training.autoencoders import resolved
 from vdm_jax.training.identity import run_locks
 from vdm_jax.training.manifest import Damaged
 from vdm_jax.training.profiling import steps_to_trace
-from vdm_jax.training.report import Report
+from vdm_jax.training.report import Report, log_console
 from vdm_jax.training.runs import await_run, check_run, find_run, open_run, read_cascade, stage_checkpoints
 
 
@@ -97,7 +97,6 @@ def train(experiment: AnyExperiment, stages: Sequence[str], run: Path, data_dir:
     before their first step. `profile` as `steps_to_trace` reads it.
     """
     import jax
-    import rich.console
 
     from vdm_jax.evaluation.in_training import StageEvaluation
     from vdm_jax.planning.before import checked_compile
@@ -107,7 +106,7 @@ def train(experiment: AnyExperiment, stages: Sequence[str], run: Path, data_dir:
     if xla_flags is not None and jax.default_backend() != "tpu":
         raise UserError(f"--xla-flags={xla_flags} is for TPUs and this machine computes on {jax.default_backend()}; "
                         "permitted: no --xla-flags")
-    console = rich.console.Console(stderr=True, highlight=False, quiet=quiet or jax.process_index() != 0)
+    console = log_console(quiet or jax.process_index() != 0)
     if jax.process_index() != 0:
         logging.getLogger().setLevel(logging.ERROR)
     report = Report(console)

@@ -59,7 +59,8 @@ def evaluate_digits(
     """
     spec = generator.experiment.data
     if not isinstance(spec, CaptionedDigits):
-        raise UserError(f"a run on {type(spec).__name__} has no scorer; permitted: runs on CaptionedDigits")
+        raise UserError(f"captions of {type(spec).__name__} cannot be scored, only those of CaptionedDigits; "
+                        "permitted: metrics for any run, as in vdm-jax evaluate RUN --metrics motion")
     captions = tuple(prompts(spec, "test", count))
     result = generator(captions, seed=seed, steps=steps, guidance=guidance, progress=progress)
     note("scoring")

@@ -31,6 +31,8 @@ MOST_SHEETS = 12  # steps of a stage whose sheets and films are in the page, the
 LABELS = {"loss": "training loss", "x_mse": "squared error of the clean video, training",
           "clips_per_second": "speed (clips per second)", "steps_per_second": "speed (steps per second)",
           "gradient_norm": "gradient norm before clipping", "skipped": "skipped steps (gradient not finite)"}
+DIGITS = {"whole": "whole captions", "count": "number of digits", "colour": "colours", "digit": "digits",
+          "motion": "motions"}
 _REAL = f"{EVALUATION}real/"
 _POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
 _STYLE = """
@@ -129,12 +131,12 @@ def _curves(runs: Sequence[RunRecord], colours: Mapping[str, str]) -> str:
                  for name in sorted(names, key=lambda name: ("loss" not in name, name))}
         measured = {name: of_runs for name, of_runs in lines.items() if not name.startswith(EVALUATION)}
         moving = {name: of_runs for name, of_runs in measured.items() if not _constants(of_runs)}
-        plain = [chart(_label(name), of_runs, colours) for name, of_runs in moving.items()]
-        scored = [chart(name.removeprefix(EVALUATION), of_runs, colours,
+        plain = [chart(label(name), of_runs, colours) for name, of_runs in moving.items()]
+        scored = [chart(label(name.removeprefix(EVALUATION)), of_runs, colours,
                         lines.get(name.replace(EVALUATION, _REAL, 1), {}))
                   for name, of_runs in lines.items() if name.startswith(EVALUATION) and not name.startswith(_REAL)]
         kept = _checkpoint_charts({run.name: run.checkpoints.get(stage, {}) for run in runs}, colours)
-        constant = "; ".join(f"{_label(name)} {', '.join(_constants(of_runs))}" for name, of_runs in measured.items()
+        constant = "; ".join(f"{label(name)} {', '.join(_constants(of_runs))}" for name, of_runs in measured.items()
                              if name not in moving)
         for title, charts in (("", plain), (", scores while training (real clips dashed)", scored),
                               (", scores of checkpoints (real clips dashed)", kept)):
@@ -147,8 +149,10 @@ def _curves(runs: Sequence[RunRecord], colours: Mapping[str, str]) -> str:
     return f"<h2>Curves</h2><p>{legend}</p>" + "".join(parts) if parts else ""
 
 
-def _label(name: str) -> str:
+def label(name: str) -> str:
     """What a curve shows, with its unit, in words."""
+    if name.startswith("digits/"):  # shares that the scorer of captioned digits gives
+        return f"{DIGITS.get(name.removeprefix('digits/'), name)} right (share)"
     return LABELS.get(name, name.replace("_", " "))
 
 

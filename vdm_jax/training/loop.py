@@ -376,7 +376,8 @@ class Trainer:
                 progress.note(f"step {step}: no evaluation: {error}")
                 return
             writer.write(step, scores)
-            progress.note(f"step {step}: {total} videos in {duration(time.monotonic() - began)}: {_shown(scores)}")
+            progress.note(f"step {step}: scores of {total} generated videos: {_shown(scores)} "
+                          f"(took {duration(time.monotonic() - began)})")
 
         return evaluate
 
@@ -394,7 +395,7 @@ def _shown(scores: dict[str, float]) -> str:
         if not name.startswith(f"{EVALUATION}real/"):
             short = name.removeprefix(EVALUATION)
             real = scores.get(f"{EVALUATION}real/{short}")
-            parts.append(f"{short} {value:.3g}" + ("" if real is None else f" (real {real:.3g})"))
+            parts.append(f"{short} {value:.3g}" + ("" if real is None else f" (real clips {real:.3g})"))
     return ", ".join(parts)
 
 

@@ -9,11 +9,16 @@ import rich.console
 import rich.progress
 
 
+def log_console(quiet: bool = False) -> rich.console.Console:
+    """The console of progress and notes, on stderr. Lines stay whole: a log file has no width."""
+    return rich.console.Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
+
+
 class Report:
     """Progress on a console; on a terminal a live bar, in a log file one line per logged step."""
 
     def __init__(self, console: rich.console.Console | None = None):
-        self.console = console or rich.console.Console(stderr=True, highlight=False)
+        self.console = console or log_console()
 
     def note(self, text: str) -> None:
         """One line of text."""
@@ -50,17 +55,17 @@ class StageProgress:
     def update(self, step: int, loss: float, rates: Mapping[str, float]) -> None:
         """Show a finished step."""
         speed = shown_speed(rates) if rates else ""
-        remaining = f"{duration(rates['seconds_remaining'])} left" if rates else ""
+        remaining = f"{duration(rates['seconds_remaining'])} left" if rates and step < self._steps else ""
         self._bar.update(self._task, completed=step, loss=f"{loss:.4f}", speed=speed, remaining=remaining)
         if not self._report.console.is_terminal:
             self.note(f"step {step}/{self._steps}, loss {loss:.4f}, {speed}, {remaining}".rstrip(", "))
 
 
 def shown_speed(rates: Mapping[str, float]) -> str:
-    """Clips per second, milliseconds of a step, how many of them pass waiting for data, and MFU where it is known."""
+    """Clips per second, time of a step, how much of it passes waiting for data, and MFU where it is known."""
     text = f"{rates['clips_per_second']:.1f} clips/s"
     if "step_ms" in rates:
-        text += f", {rates['step_ms']:.0f} ms/step ({rates['data_wait_ms']:.0f} ms for data)"
+        text += f", {rates['step_ms']:.0f} ms per step ({rates['data_wait_ms']:.0f} ms waiting for data)"
     return text + (f", MFU {rates['mfu']:.0%}" if "mfu" in rates else "")
 
 

@@ -23,7 +23,6 @@ from typing import Any
 
 import jax
 
-import vdm_jax
 from vdm_jax.cascade.autoencoding import AnyExperiment, AnyStage
 from vdm_jax.cascade.generator import Generator
 from vdm_jax.cascade.stage import Experiment, Stage
@@ -186,14 +185,11 @@ def differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any,
 
 
 def find_run(name: str | os.PathLike) -> Path:
-    """The directory of a run, given as a path, as a name under `runs/`, or as the name of weights shipped with the
-    package. Raises `UserError` listing what there is."""
-    shipped = Path(vdm_jax.__file__).parent / "weights"
-    for path in (Path(name), Path("runs") / name, shipped / name):
+    """The directory of a run, given as a path or as a name under `runs/`. Raises `UserError` listing what there is."""
+    for path in (Path(name), Path("runs") / name):
         if (path / CONFIG).exists():
             return path
     known = [str(p.parent) for p in sorted(Path("runs").glob(f"*/{CONFIG}"))]
-    known += [f"{p.parent.name} (shipped)" for p in sorted(shipped.glob(f"*/{CONFIG}"))]
     raise UserError(f"run {str(name)!r} was not found; permitted: a run directory, or one of: "
                     f"{', '.join(known) or 'none yet (train one first)'}")
 
@@ -234,7 +230,7 @@ def load_autoencoders(experiment: Experiment, run: Path, names: Collection[str])
 
 
 def load(run: str | os.PathLike, devices: list[jax.Device] | None = None, damaged: Damaged = "refuse") -> Generator:
-    """A generator from a run directory, a name under `runs/`, or shipped weights.
+    """A generator from a run directory, a name under `runs/`, or a folder that `export` wrote.
 
     `damaged="skip"` uses the newest intact checkpoint of a stage where a newer one is damaged.
 
