@@ -75,16 +75,3 @@ def test_outputs_are_checked_before_the_work():
         with pytest.raises(UserError, match="permitted"):
             check_folder(Path(path))
     assert check_folder(Path("new/folder")) is None and not Path("new").exists()
-
-
-@pytest.mark.parametrize("kind", ["cut", "binary", "folder"])
-def test_one_damaged_run_hides_no_other(kind):
-    from vdm_jax.commands.list_command import described
-
-    bad = Path("runs/bad/config.json")
-    bad.parent.mkdir(parents=True)
-    if kind == "folder":
-        bad.mkdir()
-    else:
-        bad.write_bytes(b'{"name": "x"' if kind == "cut" else b"\xff\xfe")
-    assert described(bad.parent).startswith("damaged: ")
