@@ -14,7 +14,7 @@ from experiments.readme_tables import insert
 from tests.parallel.test_table import golden_file
 from vdm_jax.commands.configs import config_names, load_config
 from vdm_jax.commands.list_command import shown_count
-from vdm_jax.commands.sizes import parameter_count
+from vdm_jax.commands.sizes import parameter_count, stage_sizes
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -106,6 +106,13 @@ def test_the_shipped_counts_are_those_of_the_golden_tables(config):
         assert parameter_count(stage) == counted(config, stage.name)
 
 
+@pytest.mark.parametrize("config", config_names())
+def test_the_recorded_stages_are_those_of_the_config(config):
+    """`vdm-jax list` shows them without JAX. Written anew by `python -m tests.parallel.test_table`."""
+    shown = [(size.name, size.video, size.parameters) for size in stage_sizes(config)]
+    assert shown == [(s.name, str(s.video), counted(config, s.name)) for s in load_config(config).stages]
+
+
 def table() -> str:
     """Ours beside what is published, for README.md."""
     lines = ["| config | stage | video | parameters | published | difference |", "|---|---|---|---:|---:|---:|"]
@@ -113,12 +120,12 @@ def table() -> str:
         stage = load_config(config).stage(name)
         difference = counted(config, name) / published - 1
         wanted = f"{published / 1e9:.3g} B, {'computed' if config in COMPUTED else 'published'}"
-        lines.append(f"| `{config}` | {name} | {stage.video} | {shown_count(stage)} | {wanted} | "
+        lines.append(f"| `{config}` | {name} | {stage.video} | {shown_count(parameter_count(stage))} | {wanted} | "
                      f"{100 * difference:+.1f} % |")
     for config, name in EXACT:
         stage = load_config(config).stage(name)
-        lines.append(f"| `{config}` | {name} | {stage.video} | {shown_count(stage)} | {EXACT[config, name]:,}, "
-                     "released | 0 |")
+        lines.append(f"| `{config}` | {name} | {stage.video} | {shown_count(parameter_count(stage))} | "
+                     f"{EXACT[config, name]:,}, released | 0 |")
     return "\n".join(lines)
 
 

@@ -4,7 +4,7 @@ Citation: Salimans & Ho 2022, arXiv 2202.00512; layers as in the authors' publis
           1-2-3-4, three blocks, attention at 32, 16 and 8, a vector of 768 channels, 1000 classes). Theirs predicts x
           and eps in six output channels; ours predicts v in three. Optimisation and loss are ours, not the paper's.
 Hardware: not published in our sources.
-Expected: the teacher before any distillation. Not trained by us.
+Expected: nothing to compare with: this is the teacher before any distillation. Not trained by us.
 Run:      vdm-jax train progressive_distillation/imagenet_64
 """
 

@@ -32,9 +32,9 @@ from vdm_jax_configs.video_ldm import _stage
 def get_config() -> Experiment:
     """Windows of 320x320 pixels, 80x80 of the low-resolution video; 84,000 steps are those of the driving model's."""
     noise = LinearBetaSchedule()  # 1000 timesteps, beta from 1e-4 to 0.02
-    least, most = (float(noise.logsnr_at(step)) for step in (350, 0))
-    augmentation = NoiseAugmentation(training_logsnr=(round(least, 4), round(most, 4)),
-                                     sampling_logsnr=round(float(noise.logsnr_at(20)), 4))
+    table = noise.table()  # log-SNR of each timestep
+    augmentation = NoiseAugmentation(training_logsnr=(round(float(table[350]), 4), round(float(table[0]), 4)),
+                                     sampling_logsnr=round(float(table[20]), 4))
     stage = Stage(
         name="spatial", video=VideoSpec(frames=8, height=1280, width=2048, fps=30),
         source=LowResolution(frames=8, height=320, width=512, augmentation=augmentation),

@@ -19,7 +19,6 @@ from vdm_jax.commands.train_command import Train, check_memory
 from vdm_jax.configuration import Range, from_data, from_json, to_data, to_json
 from vdm_jax.data.pipeline import Pipeline
 from vdm_jax.errors import UserError
-from vdm_jax.training.runs import runs_in
 
 TINY = str(Path(__file__).parent / "tiny.py")
 BAD = (math.nan, math.inf, -math.inf, 1e30, 10**23, "a\x00b")
@@ -142,15 +141,3 @@ def test_outputs_are_checked_before_the_work():
         with pytest.raises(UserError, match="permitted"):
             check_folder(Path(path))
     assert check_folder(Path("new/folder")) is None and not Path("new").exists()
-
-
-@pytest.mark.parametrize("kind", ["cut", "binary", "folder"])
-def test_one_damaged_run_hides_no_other(kind):
-    bad = Path("runs/bad/config.json")
-    bad.parent.mkdir(parents=True)
-    if kind == "folder":
-        bad.mkdir()
-    else:
-        bad.write_bytes(b'{"name": "x"' if kind == "cut" else b"\xff\xfe")
-    good, damaged = runs_in(Path("runs"))
-    assert not good and list(damaged) == [bad.parent]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vdm_jax.commands.configs import config_names, read_header
+from vdm_jax.commands.configs import STATUS, config_names, read_header
 
 
 @pytest.mark.parametrize("path", config_names().values(), ids=config_names())
@@ -14,6 +14,17 @@ def test_every_header_says_what_a_reader_needs(path):
     assert header.sections["Run"].startswith("vdm-jax ") and header.status in ("trained", "not trained by us")
     assert len(header.published) > 10
     assert "not trained" not in header.published.lower()  # the status says it
+    assert len(STATUS.findall(header.sections["Expected"])) == 1 and "rained by us" not in header.published
+
+
+def test_only_a_config_that_says_so_was_trained(tmp_path):
+    path = tmp_path / "one.py"
+    for said, status in (("Trained by us.", "trained"), ("Not trained by us.", "not trained by us"),
+                         ("not trained by us.", "not trained by us"), ("", "not trained by us")):
+        path.write_text(f'"""A title.\n\nExpected: FVD 1. {said}\n"""\n')
+        assert read_header(path).status == status
+    assert [name for name, path in config_names().items() if read_header(path).status == "trained"] == [
+        "captioned_digits"]
 
 
 def test_a_header_in_parts(tmp_path):

@@ -13,7 +13,8 @@ import pytest
 from tests.commands.tiny import get_config
 from vdm_jax.errors import UserError
 from vdm_jax.training.identity import owner, read_identity, run_locks
-from vdm_jax.training.runs import open_run, read_config, runs_in
+from vdm_jax.training.listing import described_runs
+from vdm_jax.training.runs import open_run, read_config
 
 HOLDER = textwrap.dedent("""
     import pathlib, sys, time
@@ -88,6 +89,7 @@ def test_damaged_runs_are_named_and_do_not_hide_others(tmp_path, content):
     bad = tmp_path / "bad" / "config.json"
     bad.parent.mkdir()
     bad.mkdir() if content is None else bad.write_bytes(content)
-    good, damaged = runs_in(tmp_path)
-    assert good == {tmp_path / "good": get_config()}
-    assert list(damaged) == [tmp_path / "bad"] and str(bad) in damaged[tmp_path / "bad"]
+    found = described_runs(tmp_path)
+    assert found.pop(tmp_path / "good") == "base (not yet) > spatial (not yet)"
+    assert list(found) == [tmp_path / "bad"]
+    assert found[tmp_path / "bad"].startswith("damaged: ") and str(bad) in found[tmp_path / "bad"]

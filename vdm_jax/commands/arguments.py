@@ -9,15 +9,16 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from vdm_jax.cascade.autoencoding import AnyExperiment
 from vdm_jax.commands.outputs import check_file
 from vdm_jax.configuration import Seed, check_fields
 from vdm_jax.errors import UserError
-from vdm_jax.video.writing import SUFFIXES
+
+if TYPE_CHECKING:  # JAX is not imported for every command
+    from vdm_jax.cascade.autoencoding import AnyExperiment
 
 T = TypeVar("T")
 VALIDATION_SPLIT = Annotated[Literal["validation", "train"], tyro.conf.arg(
@@ -70,6 +71,8 @@ def override(experiment: AnyExperiment, arguments: Sequence[str], program: str) 
 
 def check_outputs(paths: Sequence[Path]) -> None:
     """Refuse files of `--out` that could not be written once they are made. Raises `UserError`."""
+    from vdm_jax.video.writing import SUFFIXES
+
     for path in paths:
         check_file(path, SUFFIXES)
 

@@ -10,11 +10,14 @@ import re
 import sys
 import types
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import vdm_jax
-from vdm_jax.cascade.autoencoding import AnyExperiment
-from vdm_jax.cascade.stage import Experiment
 from vdm_jax.errors import UserError
+
+if TYPE_CHECKING:  # names and headers of configs are read without JAX
+    from vdm_jax.cascade.autoencoding import AnyExperiment
+    from vdm_jax.cascade.stage import Experiment
 
 
 def config_folder() -> Path:
@@ -45,15 +48,16 @@ class Header:
     @property
     def published(self) -> str:
         """The published result to compare with."""
-        return self.sections.get("Expected", "").replace(NOT_TRAINED, "").strip()
+        return STATUS.sub("", self.sections.get("Expected", "")).strip()
 
     @property
     def status(self) -> str:
-        """Whether we have trained it."""
-        return "not trained by us" if NOT_TRAINED in self.sections.get("Expected", "") else "trained"
+        """Whether we have trained it: only where the header says so."""
+        said = STATUS.search(self.sections.get("Expected", ""))
+        return "trained" if said and said[0] == "Trained by us." else "not trained by us"
 
 
-NOT_TRAINED = "Not trained by us."  # in a config's header, under Expected
+STATUS = re.compile(r"\b(Not trained|Trained) by us\.")  # in a config's header, under Expected
 
 
 def read_header(path: Path) -> Header:
@@ -83,6 +87,8 @@ def load_config(name: str) -> AnyExperiment:
     module = load_module(path)
     if not hasattr(module, "get_config"):
         raise UserError(f"config file {path} has no get_config(); permitted: a file with get_config() -> Experiment")
+    from vdm_jax.cascade.autoencoding import AnyExperiment
+
     experiment = module.get_config()
     if not isinstance(experiment, AnyExperiment):
         raise UserError(f"get_config() in {path} returned {type(experiment).__name__}; permitted: Experiment, "
@@ -92,6 +98,8 @@ def load_config(name: str) -> AnyExperiment:
 
 def load_cascade(name: str) -> Experiment:
     """The experiment of a config of diffusion stages. Raises `UserError` as `load_config`, and for an autoencoder's."""
+    from vdm_jax.cascade.stage import Experiment
+
     experiment = load_config(name)
     if not isinstance(experiment, Experiment):
         raise UserError(f"config {name!r} trains an autoencoder; permitted: one of diffusion stages")

@@ -110,16 +110,19 @@ def main(arguments: Sequence[str]) -> int:
     experiment = read_config(run)
     if isinstance(experiment, AutoencoderExperiment):
         return reconstruct(run, experiment, options, out)
+    check_used(options)
     steps = checkpoint_steps(options)
     settings = metric_settings(options) if options.metrics else None
     import vdm_jax
     from vdm_jax.benchmark.plots import require_matplotlib
     from vdm_jax.commands.progress import sampling_progress
-    from vdm_jax.evaluation.digits import evaluate_digits
+    from vdm_jax.evaluation.digits import check_scorable, evaluate_digits
     from vdm_jax.video.sheets import sheet
     from vdm_jax.video.writing import atomic_path, write_png
 
     console = log_console()
+    if not options.metrics:
+        check_scorable(experiment)
     if options.augmentation_levels:
         require_matplotlib()
     if options.checkpoints:
@@ -142,13 +145,36 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+# Options that only --metrics reads.
+OF_METRICS = ("protocol", "fid_protocol", "c3d_protocol", "block_frames", "clip", "split", "given_frames",
+              "samples_per_clip", "resamples", "reference_statistics")
+# Options that a run of autoencoders reads.
+OF_AUTOENCODERS = ("run", "damaged", "data_dir", "out")
+
+
+def given(options: Evaluate) -> dict[str, Any]:
+    """The options that differ from their defaults, by field."""
+    return {field.name: getattr(options, field.name) for field in dataclasses.fields(options)
+            if getattr(options, field.name) != field.default}
+
+
+def check_used(options: Evaluate) -> None:
+    """Refuse options that what is asked for does not read. Raises `UserError`."""
+    if not options.metrics:
+        for name in OF_METRICS:
+            if name in given(options):
+                raise UserError(f"--{name.replace('_', '-')}={getattr(options, name)} without --metrics is not used; "
+                                "permitted: --metrics with it")
+
+
 def reconstruct(run: Path, experiment: AutoencoderExperiment, options: Evaluate, out: Path) -> int:
     """Measure a run of autoencoders."""
     from vdm_jax.evaluation.reconstruction import RECORD, finish_autoencoder
 
-    if options.metrics or options.augmentation_levels or options.checkpoints or options.stage:
-        raise UserError(f"--metrics, --augmentation-levels, --checkpoints or --stage with run {run} of autoencoders; "
-                        "permitted: none of them, since its reconstructions are measured")
+    for name, value in given(options).items():
+        if name not in OF_AUTOENCODERS:
+            raise UserError(f"--{name.replace('_', '-')}={value} with run {run} of autoencoders, whose reconstructions "
+                            "are measured, is not used; permitted: --damaged, --data-dir, --out")
     for stage in experiment.stages:
         folder = out / stage.name
         found = finish_autoencoder(run, experiment, stage, options.data_dir, out=folder, damaged=options.damaged)

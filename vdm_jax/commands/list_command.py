@@ -10,13 +10,10 @@ import rich.console
 import rich.table
 import rich.text
 
-from vdm_jax.cascade.autoencoding import AnyExperiment, AnyStage
 from vdm_jax.commands.arguments import parse
-from vdm_jax.commands.configs import config_names, load_config, read_header
-from vdm_jax.commands.sizes import parameter_count
-from vdm_jax.errors import UserError
-from vdm_jax.training.checkpoints import Checkpoints
-from vdm_jax.training.runs import WEIGHTS, checkpoints_path, runs_in
+from vdm_jax.commands.configs import config_names, read_header
+from vdm_jax.commands.sizes import stage_sizes
+from vdm_jax.training.listing import described_runs
 
 WIDE = 150  # columns of a terminal from which on the configs are shown as a table
 
@@ -44,12 +41,7 @@ def main(arguments: Sequence[str]) -> int:
         console.print(line, soft_wrap=console.width < WIDE)
     table = rich.table.Table(rich.table.Column("run", overflow="fold"), "stages (trained steps)",
                              title="\nruns", box=None)
-    good, damaged = runs_in(options.runs)
-    for path in sorted({**good, **damaged}):
-        try:
-            shown = f"damaged: {damaged[path]}" if path in damaged else trained(path, good[path])
-        except UserError as error:
-            shown = f"damaged: {error}"
+    for path, shown in described_runs(options.runs).items():
         # Names may hold brackets, which are no markup, and bytes that no terminal shows.
         table.add_row(*(rich.text.Text(text.encode(errors="replace").decode()) for text in (str(path), shown)))
     console.print(table if table.row_count else "\nno runs yet: 'vdm-jax train captioned_digits' makes one")
@@ -63,8 +55,9 @@ def listing(wide: bool) -> Iterator[rich.console.RenderableType]:
     for column in (0, 2, 3):
         table.columns[column].no_wrap = True
     for name, path in config_names().items():
-        header, stages = read_header(path), load_config(name).stages
-        videos, counts = [f"{stage.name} {stage.video}" for stage in stages], [shown_count(stage) for stage in stages]
+        header, stages = read_header(path), stage_sizes(name)
+        videos = [f"{stage.name} {stage.video}" for stage in stages]
+        counts = [shown_count(stage.parameters) for stage in stages]
         if wide:
             table.add_row(name, header.title, "\n".join(videos), "\n".join(counts), header.published, header.status)
             continue
@@ -75,20 +68,7 @@ def listing(wide: bool) -> Iterator[rich.console.RenderableType]:
         yield table
 
 
-def shown_count(stage: AnyStage) -> str:
-    """Parameters of a stage with three digits: 1.24 B, 340 M."""
-    count = parameter_count(stage)
+def shown_count(count: int) -> str:
+    """A number of parameters with three digits: 1.24 B, 340 M."""
     unit, divisor = ("B", 1e9) if count >= 1e9 else ("M", 1e6)
     return f"{count / divisor:#.3g} {unit}".replace(". ", " ")
-
-
-def trained(run: Path, experiment: AnyExperiment) -> str:
-    """The stages of a run with the steps they were trained for."""
-    parts = []
-    for stage in experiment.stages:
-        if (run / stage.name / WEIGHTS).exists():
-            parts.append(f"{stage.name} (weights)")
-            continue
-        step = Checkpoints(checkpoints_path(run, stage.name)).latest()
-        parts.append(f"{stage.name} ({'not yet' if step is None else f'{step}/{stage.training.steps}'})")
-    return " > ".join(parts)

@@ -125,11 +125,14 @@ def set_up_compilation_cache() -> None:
 
     `$JAX_COMPILATION_CACHE_DIR` chooses another place.
     """
-    import jax
-
+    settings = {"jax_persistent_cache_min_compile_time_secs": 0.5}
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "vdm_jax" / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        settings["jax_compilation_cache_dir"] = str(Path.home() / ".cache" / "vdm_jax" / "compiled")
+    for name, value in settings.items():
+        if "jax" in sys.modules:
+            sys.modules["jax"].config.update(name, value)
+        else:  # read when a command imports JAX, which some do without
+            os.environ[name.upper()] = str(value)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from vdm_jax.cascade.autoencoding import AnyExperiment, AutoencoderExperiment
 from vdm_jax.cascade.stage import Experiment, Stage
 from vdm_jax.commands.arguments import override, parse_with_rest
-from vdm_jax.commands.configs import load_config
+from vdm_jax.commands.configs import config_folder, load_config
 from vdm_jax.configuration import Count, CountOrZero
 from vdm_jax.data.opening import caption_words, open_source
 from vdm_jax.errors import UserError
@@ -51,7 +51,7 @@ class Train:
     """
 
     config: tyro.conf.Positional[str]  # name or path of the config
-    run: Path | None = None  # run directory; runs/NAME by default
+    run: Path | None = None  # run directory; by default runs/NAME of a shipped config, runs/FILE of FILE.py
     stage: tuple[str, ...] = ()  # train only these stages; all by default
     data_dir: Path | None = None  # where prepared data sets live; ~/.cache/vdm_jax/data by default
     damaged: Damaged = "refuse"  # a damaged newest checkpoint: refuse, or set it aside and go on from an intact one
@@ -79,13 +79,20 @@ def main(arguments: Sequence[str]) -> int:
         apply_flags(read_flags(options.xla_flags))  # before anything looks for devices
     experiment = override(load_config(options.config), rest, f"{program} {options.config}")
     stages = [experiment.stage(name) for name in options.stage] or list(experiment.stages)  # names checked early
-    run = options.run or Path("runs") / experiment.name
+    run = options.run or default_run(options.config, experiment)
     started = start_processes(options.coordinator, options.processes, options.process_id,
                               heartbeat=options.heartbeat)
     train(experiment, [stage.name for stage in stages], run, options.data_dir, quiet=options.quiet,
           damaged=options.damaged, started=started, xla_flags=options.xla_flags, plan=options.plan,
           profile=options.profile)
     return 0
+
+
+def default_run(config: str, experiment: AnyExperiment) -> Path:
+    """Where a config is trained by default. One's own is called by its file, so that a copy of a shipped config, which
+    has its `name` still, does not meet the run of that."""
+    own = config.endswith(".py") and not Path(config).resolve().is_relative_to(config_folder().resolve())
+    return Path("runs") / (Path(config).stem if own else experiment.name)
 
 
 def train(experiment: AnyExperiment, stages: Sequence[str], run: Path, data_dir: Path | None, *, quiet: bool,

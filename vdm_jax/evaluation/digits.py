@@ -12,6 +12,7 @@ import numpy as np
 
 import vdm_jax
 from vdm_jax.cascade.generator import Generator, Progress
+from vdm_jax.cascade.stage import Experiment
 from vdm_jax.data.captioned_digits import CaptionedDigits, CaptionedDigitsSource, prompts
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.scorer import DigitScorer
@@ -46,6 +47,14 @@ class Evaluation:
         return "\n".join([*lines, shown, ""])
 
 
+def check_scorable(experiment: Experiment) -> None:
+    """Raises `UserError` for experiments whose captions are not those that the scorer reads."""
+    if not isinstance(experiment.data, CaptionedDigits):
+        raise UserError(f"a run on {type(experiment.data).__name__} has no captions of digits to score; permitted: "
+                        "--metrics with any of fvd, kvd, motion, frame_lpips, frame_consistency, psnr, ssim, lpips "
+                        "('vdm-jax evaluate --help' lists all)")
+
+
 def evaluate_digits(
     generator: Generator, *, count: int, seed: int, steps: int | None = None, guidance: float | None = None,
     progress: Progress | None = None, note: Callable[[str], None] = lambda text: None,
@@ -58,9 +67,7 @@ def evaluate_digits(
     Raises `UserError` when the run was not trained on captioned digits.
     """
     spec = generator.experiment.data
-    if not isinstance(spec, CaptionedDigits):
-        raise UserError(f"captions of {type(spec).__name__} cannot be scored, only those of CaptionedDigits; "
-                        "permitted: metrics for any run, as in vdm-jax evaluate RUN --metrics motion")
+    check_scorable(generator.experiment)
     captions = tuple(prompts(spec, "test", count))
     result = generator(captions, seed=seed, steps=steps, guidance=guidance, progress=progress)
     note("scoring")

@@ -27,7 +27,6 @@ from pathlib import Path
 
 from vdm_jax.errors import UserError
 from vdm_jax.training.failures import write_failure
-from vdm_jax.video.writing import atomic_path
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +41,8 @@ def write_identity(run: Path, config: str) -> None:
     hashes = [_hash(config.encode()), *known["config"][:1]]
     if known["config"][:1] == hashes[:1]:
         return
+    from vdm_jax.video.writing import atomic_path
+
     with atomic_path(run / IDENTITY) as temporary:
         temporary.write_text(json.dumps({"id": known["id"], "config": hashes}, indent=1) + "\n")
 

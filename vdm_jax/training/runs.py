@@ -35,13 +35,12 @@ from vdm_jax.training.autoencoders import FILE, load_autoencoder, save_autoencod
 from vdm_jax.training.checkpoints import Checkpoints
 from vdm_jax.training.failures import write_failure
 from vdm_jax.training.identity import IDENTITY, check_config, is_lock, owner, write_identity
+from vdm_jax.training.listing import CONFIG, WEIGHTS, checkpoints_path
 from vdm_jax.training.manifest import Damaged
 from vdm_jax.training.state import initial_params
 from vdm_jax.video.writing import atomic_path
 
 log = logging.getLogger(__name__)
-
-CONFIG, WEIGHTS = "config.json", "params.safetensors"
 
 # Fields that may differ when a run is taken up again. Of training: how long (while the learning rate does not decay),
 # how to report, and in how many parts a step is computed; they do not decide what is learnt.
@@ -50,11 +49,6 @@ RESUMABLE = ("steps", "log_every", "checkpoint_every", "keep", "sample_every", "
 # Of networks: on what machine and in how much memory the same numbers are computed. `kernel` is that of attention,
 # where it is a name; kernels of convolutions are numbers.
 COMPUTED_HOW = ("remat", "kernel", "context", "spread", "attention_kernel", "attention_context")
-
-
-def checkpoints_path(run: Path, stage: str) -> Path:
-    """Where a stage's checkpoints are."""
-    return run / stage / "checkpoints"
 
 
 def open_run(run: Path, experiment: AnyExperiment) -> AnyExperiment:
@@ -148,17 +142,6 @@ def read_config(run: Path) -> AnyExperiment:
 def stage_checkpoints(run: Path, stage: str, **options: Any) -> Checkpoints:
     """The checkpoints of a stage of a run; those of other runs and stages are refused. Options as of `Checkpoints`."""
     return Checkpoints(checkpoints_path(run, stage), owner=owner(run, stage), **options)
-
-
-def runs_in(folder: Path) -> tuple[dict[Path, AnyExperiment], dict[Path, str]]:
-    """The runs directly under a folder, and those that cannot be read with the reason, by directory."""
-    good, bad = {}, {}
-    for path in sorted(folder.glob(f"*/{CONFIG}")):
-        try:
-            good[path.parent] = read_config(path.parent)
-        except UserError as error:
-            bad[path.parent] = str(error)
-    return good, bad
 
 
 def read_cascade(run: Path) -> Experiment:
