@@ -28,7 +28,7 @@ def test_label_holds_only_what_differs_from_the_defaults():
 ERRORS = {"fully": "permitted: Spatial, Temporal, Full", "External": "permitted: Spatial",
           "Causal(4)": "cannot be read; permitted", "Causal(window=f())": "cannot be read; permitted",
           "Causal(windw=4)": "did you mean 'window'", "Causal(window='a')": "window='a' is not valid",
-          "Causal(window=0)": "permitted: None or >= 1", "SparseCausal(first=False, previous=False)": "sees nothing",
+          "Causal(window=0)": "permitted: >= 1, or None", "SparseCausal(first=False, previous=False)": "sees nothing",
           "Causal(window=4": "permitted"}
 
 

@@ -16,7 +16,6 @@ from vdm_jax.evaluation.inception_score import ClassTotals, score_interval, soft
 from vdm_jax.evaluation.levels import best_level
 from vdm_jax.evaluation.onsets import RATE, onsets
 from vdm_jax.evaluation.reconstruction import latent_moments
-from vdm_jax.evaluation.scores import Score
 
 NORMAL = np.random.default_rng(0).normal(size=(6, 4))
 CONSTANT, ZERO = np.full((6, 4), 3.0), np.zeros((6, 4))
@@ -96,8 +95,6 @@ def test_a_video_without_a_value_is_counted(call):
     (lambda: frames.consistency(np.full((1, 2, 4), np.inf)), "embeddings are NaN or infinite"),
     (lambda: frames.similarity(np.ones((1, 3, 4)), np.full((1, 4), np.nan)), "embeddings are NaN or infinite"),
     (lambda: frames.similarity(np.ones((1, 0, 4)), np.ones((1, 4))), "none empty"),
-    (lambda: frames.mean_score("m", np.full(2, np.nan), "higher", {}), "not defined for 2 of them"),
-    (lambda: frames.mean_score("m", np.array([np.inf, 1.0]), "higher", {}), "infinite for 1 of them"),
     (lambda: matched([1.0], [1.0], 0), "fps=0 is not valid"),
     (lambda: matched([1.0], [1.0], float("nan")), "fps=nan is not valid"),
     (lambda: av_align(SILENCE, BLACK[0], float("inf")), "fps=inf is not valid"),
@@ -118,7 +115,8 @@ def test_what_has_no_value_is_refused(call, message):
     (lambda: kernel_distance(1e200 * NORMAL, NORMAL), "a kernel distance is NaN or infinite"),
     (lambda: bootstrap(kernel_distance, 1e30 * NORMAL, NORMAL, resamples=3), "a 95 % interval is -inf to inf"),
     (lambda: softmax(np.array([np.inf, 0.0])), "logits of a classifier"),
-    (lambda: Score(metric="m", value=float("nan"), better="lower", conditions={}), "the score m is nan"),
+    (lambda: frames.mean_score("m", np.full(2, np.nan), "higher", {}), "not defined for 2 of them"),
+    (lambda: frames.mean_score("m", np.array([np.inf, 1.0]), "higher", {}), "infinite for 1 of them"),
     (lambda: Interval(low=0.0, high=float("inf"), level=0.95, resamples=2), "a 95 % interval is 0.0 to inf"),
     (lambda: best_level({"levels": [{"logsnr": 2.0, "scores": {"m": np.nan}}]}, "m"), "m at log-SNR 2 is no finite"),
     (lambda: latent_moments("vae", [(2.0, 4.0)]), "stage 'vae': latents of mean 2 and mean square 4 have no finite"),

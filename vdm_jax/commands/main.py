@@ -16,6 +16,7 @@ from vdm_jax.errors import NotFinite, UserError
 # Command -> what it does, in the order in which people meet them.
 COMMANDS = {
     "list": "show configs and trained runs",
+    "show": "print every value of a config or a run, by the flag that overrides it",
     "prepare": "prepare a data set: captioned digits, or a folder of videos into one fast file",
     "embed": "encode captions once with a released text encoder, for networks that read embeddings",
     "train": "train the stages of a config into a run directory, resuming where it stopped",

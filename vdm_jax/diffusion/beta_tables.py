@@ -118,7 +118,7 @@ class SquaredCosineBetaSchedule(BetaTable):
 class ListedBetaSchedule(BetaTable):
     """Betas that are given one by one."""
 
-    listed: tuple[float, ...] = ()  # noise variance added at each timestep
+    listed: tuple[ShareBelowOne, ...] = ()  # noise variance added at each timestep
 
     def __post_init__(self):
         super().__post_init__()

@@ -13,7 +13,8 @@ from vdm_jax.evaluation.frechet import Interval
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Score:
-    """One number and everything needed to read it. Raises `NotFinite` where it is none."""
+    """One number and everything needed to read it. One that is NaN or infinite is written like the others, so that they
+    are not lost; commands end with `require_finite`."""
 
     metric: str
     value: float
@@ -25,10 +26,6 @@ class Score:
     detector_sha256: str = ""
     interval: Interval | None = None
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # JSON data that explains the number
-
-    def __post_init__(self):
-        if not math.isfinite(self.value):
-            raise NotFinite(f"the score {self.label} is {self.value}; permitted: a finite number")
 
     @property
     def label(self) -> str:
