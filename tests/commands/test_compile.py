@@ -74,7 +74,7 @@ def test_a_search_shows_what_it_compiles_and_what_fits(capfd, wide):
     (["--memory-gib", "-1"], "--memory-gib=-1.0 is not valid"),
     (["--memory-gib", "nan"], "--memory-gib=nan is not valid"),
     (["--price", "-2"], "--price=-2.0 is not valid; permitted: > 0"),
-    (["--meshes", "data=8"], "--meshes is for --search"),
+    (["--meshes", "data=8"], "--meshes=data=8 without --search"),
     (["--search", "--meshes", "rows=8"], "'rows=8' is not valid; permitted: AXIS=SIZE"),
     (["--mesh.tensor", "3"], "MeshSpec"),
     (["--xla-flags", "v9"], "--xla-flags=v9 is unknown; permitted: "),

@@ -142,6 +142,7 @@ def test_export_samples_like_the_run(trained, tmp_path):
     captions = ["a red 3 moving left"]
     ours, theirs = vdm_jax.load("out")(captions).videos, vdm_jax.load(trained)(captions).videos
     np.testing.assert_array_equal(ours, theirs)
+    assert "| 4 of 4 | 8 |" in (tmp_path / "out" / "README.md").read_text()  # the card has the steps of training
 
 
 @pytest.mark.parametrize("extra", [[], ["--last", "base", "--frames", "6", "--method", "replacement"]])

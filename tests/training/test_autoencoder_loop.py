@@ -128,6 +128,8 @@ def test_commands_know_autoencoders(run, data_dir, tmp_path, capsys):
     export_command.main([str(run), str(tmp_path / "out"), "--data-dir", str(data_dir), "--dtype", "float16"])
     model = load_imported(tmp_path / "out" / "autoencoder" / FILE)
     assert {leaf.dtype for leaf in jax.tree.leaves(model.params)} == {np.dtype(np.float16)}
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| 8 of 8 |" in card and "| psnr |" in card and "--STAGE.latent.weights" in card and "Not stated." in card
     with pytest.raises(UserError, match=r"trains an autoencoder.*autoencoder\.safetensors"):
         load(run)
     with pytest.raises(UserError, match="--metrics"):

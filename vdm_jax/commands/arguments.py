@@ -7,7 +7,7 @@ import dataclasses
 import io
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -48,6 +48,48 @@ def parse_with_rest(kind: type[T], arguments: Sequence[str], program: str) -> tu
                                 return_unknown_args=True)
     check_fields(values, flags=True)
     return values, rest
+
+
+def given(options: Any) -> dict[str, Any]:
+    """The options that differ from their defaults, by field."""
+    return {field.name: getattr(options, field.name) for field in dataclasses.fields(options)
+            if getattr(options, field.name) != field.default}
+
+
+def refuse_unused(options: Any, names: Iterable[str], where: str, permitted: str) -> None:
+    """Refuse options that differ from their defaults and that what is asked for does not read.
+
+    Args:
+      options: a parsed command line.
+      names: fields of those options.
+      where: what was asked for, with the option that asks for it: "with --report", "without --search".
+      permitted: what the user may do.
+
+    Raises:
+      UserError: naming the first of them and its value, `where` and `permitted`.
+    """
+    found = given(options)
+    for name in names:
+        if name in found:
+            raise UserError(f"{_as_typed(name, found[name])} {where} is not used; permitted: {permitted}")
+
+
+def refuse_unread(options: Any, readers: Mapping[str, Sequence[str]]) -> None:
+    """Refuse options that none of `options.metrics` reads; `readers` are the metrics that do, by field. Raises
+    `UserError`."""
+    for name, metrics in readers.items():
+        if not set(metrics) & set(options.metrics):
+            refuse_unused(options, [name], f"with --metrics {' '.join(options.metrics)}",
+                          f"--metrics with any of {', '.join(metrics)}")
+
+
+def _as_typed(name: str, value: Any) -> str:
+    """An option and its value as on the command line; of a flag, and of fields that have flags of their own, the
+    name."""
+    flag = "--" + name.replace("_", "-")
+    if dataclasses.is_dataclass(value) or value is True:
+        return flag
+    return f"{flag}={' '.join(map(str, value)) if isinstance(value, tuple) else value}"
 
 
 def override(experiment: AnyExperiment, arguments: Sequence[str], program: str) -> AnyExperiment:

@@ -10,13 +10,15 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from vdm_jax.benchmark.cases import MODES, Sweep
-from vdm_jax.commands.arguments import parse
+from vdm_jax.commands.arguments import given, parse, refuse_unused
 from vdm_jax.commands.outputs import check_folder
 from vdm_jax.errors import UserError
 from vdm_jax.parallel.mesh import MeshSpec
 from vdm_jax.training.report import log_console
 
 FAILED = 1  # exit code when a case failed for another reason than the ones rows are made for
+
+OF_REPORT = ("what", "report", "plots", "out")  # options that --report reads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,4 +137,10 @@ def _check(options: Benchmark) -> None:
         value = getattr(options, name)
         if value is not None and value <= 0:
             raise UserError(f"--{name.replace('_', '-')}={value} is not valid; permitted: > 0")
+    if options.report:
+        refuse_unused(options, [name for name in given(options) if name not in OF_REPORT], "with --report",
+                      "--report with --out and --no-plots alone")
+    if options.topology is not None:
+        refuse_unused(options, ("seconds", "memory_gib", "matmul_size"), "with --topology, which runs nothing,",
+                      "one of the two")
     check_folder(options.out)

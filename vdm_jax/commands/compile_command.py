@@ -13,7 +13,7 @@ import rich.console
 import tyro
 
 from vdm_jax.cascade.stage import Experiment
-from vdm_jax.commands.arguments import override, parse_with_rest
+from vdm_jax.commands.arguments import override, parse_with_rest, refuse_unused
 from vdm_jax.commands.configs import load_cascade
 from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.data.embeddings import WithEmbeddings
@@ -192,8 +192,12 @@ def _check(options: Compile) -> None:
         value = getattr(options, name)
         if value is not None and not 0 < value < float("inf"):
             raise UserError(f"--{name.replace('_', '-')}={value} is not valid; permitted: > 0, and finite")
-    if options.meshes and not options.search:
-        raise UserError("--meshes is for --search; permitted: --mesh.fsdp 8 and the like for one mesh")
+    if not options.search:
+        refuse_unused(options, ["meshes"], "without --search", "--search, or --mesh.fsdp 8 and the like for one mesh")
+        refuse_unused(options, ["most"], "without --search", "--search, or --batch")
+    elif options.batch is not None:
+        refuse_unused(options, ["most"], f"with --batch={options.batch}, which is all that --search looks at,",
+                      "one of the two")
     for path in (options.cache, options.out.parent if options.out else None):
         if path is not None and path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file; permitted: a folder, existing or new")

@@ -12,7 +12,7 @@ import rich.console
 import rich.progress
 import tyro
 
-from vdm_jax.commands.arguments import parse
+from vdm_jax.commands.arguments import parse, refuse_unused
 from vdm_jax.commands.configs import config_names, load_config
 from vdm_jax.commands.outputs import check_folder
 from vdm_jax.data.captions import caption_lines
@@ -80,6 +80,7 @@ def read_captions(options: Embed) -> tuple[list[str], Path]:
         clips = [one.data if isinstance(one, WithEmbeddings) else one for one in data if one is not None]
         found = itertools.chain.from_iterable(_of_data(one, options.data_dir or default_data_dir()) for one in clips)
     elif path.is_file():
+        refuse_unused(options, ["data_dir"], f"with a text file ({path}) as source", "--data-dir with a config")
         found = caption_lines(path, f"source={options.source!r}")
     else:
         raise UserError(f"source={options.source!r} is neither a text file nor a config; permitted: a file with a "

@@ -13,12 +13,13 @@ import rich.console
 import tyro
 
 from vdm_jax.cascade.autoencoding import AutoencoderExperiment
-from vdm_jax.commands.arguments import GUIDANCE, GUIDANCE_SCALE, parse
+from vdm_jax.commands.arguments import GUIDANCE, GUIDANCE_SCALE, given, parse, refuse_unread, refuse_unused
 from vdm_jax.commands.outputs import check_folder
 from vdm_jax.configuration import CountOrZero, Seed
 from vdm_jax.diffusion.guidance import guidance_weight
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.detectors.clip import ModelName
+from vdm_jax.evaluation.feature_scores import READERS
 from vdm_jax.evaluation.run_metrics import MetricSettings, RunMetric, RunMetrics, Split, accompanied, evaluate_run
 from vdm_jax.evaluation.scores import require_finite
 from vdm_jax.training.manifest import Damaged
@@ -85,7 +86,7 @@ class Evaluate:
     share: str = ""  # i/n, with --metrics: make only this share of the parts, on one of n machines; no scores
     checkpoints: tuple[str, ...] = ()  # all, or steps: evaluate these checkpoints instead of the newest weights
     stage: tuple[str, ...] = ()  # stages whose checkpoints are evaluated; every stage's by default
-    data_dir: Path | None = None  # prepared data sets; $VDM_JAX_DATA or ~/.cache/vdm_jax/data by default
+    data_dir: Path | None = None  # of --metrics and autoencoders: prepared data; $VDM_JAX_DATA or ~/.cache/vdm_jax/data
     augmentation_levels: tuple[float, ...] = ()  # log-SNRs to try, of the noise on all stages' low-resolution inputs
     out: Path | None = None  # folder for the results; the run directory by default
 
@@ -147,34 +148,26 @@ def main(arguments: Sequence[str]) -> int:
 
 # Options that only --metrics reads.
 OF_METRICS = ("protocol", "fid_protocol", "c3d_protocol", "block_frames", "clip", "split", "given_frames",
-              "samples_per_clip", "resamples", "reference_statistics")
+              "samples_per_clip", "resamples", "reference_statistics", "data_dir")
 # Options that a run of autoencoders reads.
 OF_AUTOENCODERS = ("run", "damaged", "data_dir", "out")
-
-
-def given(options: Evaluate) -> dict[str, Any]:
-    """The options that differ from their defaults, by field."""
-    return {field.name: getattr(options, field.name) for field in dataclasses.fields(options)
-            if getattr(options, field.name) != field.default}
 
 
 def check_used(options: Evaluate) -> None:
     """Refuse options that what is asked for does not read. Raises `UserError`."""
     if not options.metrics:
-        for name in OF_METRICS:
-            if name in given(options):
-                raise UserError(f"--{name.replace('_', '-')}={getattr(options, name)} without --metrics is not used; "
-                                "permitted: --metrics with it")
+        refuse_unused(options, OF_METRICS, "without --metrics", "--metrics with it")
+    else:
+        refuse_unread(options, READERS)
 
 
 def reconstruct(run: Path, experiment: AutoencoderExperiment, options: Evaluate, out: Path) -> int:
     """Measure a run of autoencoders."""
     from vdm_jax.evaluation.reconstruction import RECORD, finish_autoencoder
 
-    for name, value in given(options).items():
-        if name not in OF_AUTOENCODERS:
-            raise UserError(f"--{name.replace('_', '-')}={value} with run {run} of autoencoders, whose reconstructions "
-                            "are measured, is not used; permitted: --damaged, --data-dir, --out")
+    refuse_unused(options, [name for name in given(options) if name not in OF_AUTOENCODERS],
+                  f"with run {run} of autoencoders, whose reconstructions are measured,",
+                  "--damaged, --data-dir, --out")
     for stage in experiment.stages:
         folder = out / stage.name
         found = finish_autoencoder(run, experiment, stage, options.data_dir, out=folder, damaged=options.damaged)

@@ -1,18 +1,24 @@
-"""`vdm-jax export`: weights of a run as safetensors."""
+"""`vdm-jax export`: weights of a run as safetensors, with their model card."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
 from vdm_jax.commands.arguments import parse
 from vdm_jax.commands.outputs import check_folder
 from vdm_jax.errors import UserError
+from vdm_jax.training.listing import CARD
 from vdm_jax.training.manifest import Damaged
+
+if TYPE_CHECKING:  # JAX is not imported before the options are checked
+    from vdm_jax.cascade.autoencoding import AutoencoderExperiment
+    from vdm_jax.cascade.stage import Experiment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +26,8 @@ class Export:
     """Write the averaged weights of a run's trained stages, with their config, as a folder that samples like a run.
 
     Of a run of autoencoders each stage becomes OUT/STAGE/autoencoder.safetensors, which latent stages take; scale and
-    shift of its latents are measured anew.
+    shift of its latents are measured anew. README.md beside the weights is their model card: stages, data, steps of
+    training, the scores that 'vdm-jax evaluate' has recorded, licence, versions.
 
     Examples:
       vdm-jax export captioned_digits weights/my_digits --dtype float16
@@ -32,6 +39,7 @@ class Export:
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"  # type of the stored weights
     damaged: Damaged = "refuse"  # a damaged newest checkpoint: refuse, or skip it and use the newest intact one
     data_dir: Path | None = None  # prepared data sets, for autoencoders; $VDM_JAX_DATA or ~/.cache/vdm_jax/data
+    licence: str | None = None  # of the weights, for README.md, such as Apache-2.0; "not stated" without
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -40,21 +48,76 @@ def main(arguments: Sequence[str]) -> int:
     check_folder(options.out, "out")
     if options.out.exists() and any(options.out.iterdir()):
         raise UserError(f"out={options.out} is not empty; permitted: a new or empty folder")
-    import vdm_jax
+    if options.licence is not None and not (options.licence.strip() and options.licence.isprintable()):
+        raise UserError(f"--licence={options.licence!r} is not valid; permitted: a name on one line")
     from vdm_jax.cascade.autoencoding import AutoencoderExperiment
-    from vdm_jax.training.runs import export, find_run, read_config
+    from vdm_jax.training.runs import find_run, read_config
 
-    dtype = None if options.dtype == "float32" else options.dtype
     run = find_run(options.run)
     experiment = read_config(run)
     if isinstance(experiment, AutoencoderExperiment):
-        from vdm_jax.evaluation.reconstruction import finish_autoencoder
-
-        for stage in experiment.stages:
-            finish_autoencoder(run, experiment, stage, options.data_dir, out=options.out / stage.name, dtype=dtype,
-                               damaged=options.damaged)
+        export_autoencoders(run, experiment, options)
     else:
-        export(vdm_jax.load(run, damaged=options.damaged), options.out, dtype)
+        export_cascade(run, experiment, options)
     for path in sorted(options.out.rglob("*.safetensors")):
         print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+    print(options.out / CARD)
     return 0
+
+
+def export_cascade(run: Path, experiment: Experiment, options: Export) -> None:
+    """Write a cascade of diffusion stages with its card."""
+    import jax
+
+    import vdm_jax
+    from vdm_jax.training.model_card import exported_steps, model_card
+    from vdm_jax.training.runs import export
+
+    steps = exported_steps(run, experiment, options.damaged)
+    scores = recorded_scores(run, steps)
+    generator = vdm_jax.load(run, damaged=options.damaged)
+    parameters = {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in generator.params.items()}
+    prompt = ' "a caption"' if any(stage.network.text is not None for stage in experiment.stages) else ""
+    label = " --labels 0" if any(stage.network.classes for stage in experiment.stages) else ""
+    use = f"vdm-jax sample {shlex.quote(str(options.out))}{prompt}{label} --out video.mp4"
+    export(generator, options.out, None if options.dtype == "float32" else options.dtype,
+           card=lambda exported: model_card(exported, parameters, steps, use, scores, options.licence))
+
+
+def export_autoencoders(run: Path, experiment: AutoencoderExperiment, options: Export) -> None:
+    """Write autoencoders, as latent stages take them, with their card."""
+    from vdm_jax.commands.sizes import counted
+    from vdm_jax.evaluation.reconstruction import finish_autoencoder
+    from vdm_jax.training.autoencoders import FILE
+    from vdm_jax.training.model_card import exported_steps, model_card
+    from vdm_jax.video.writing import atomic_path
+
+    dtype = None if options.dtype == "float32" else options.dtype
+    steps, scores = exported_steps(run, experiment, options.damaged), {}
+    for stage in experiment.stages:
+        found = finish_autoencoder(run, experiment, stage, options.data_dir, out=options.out / stage.name, dtype=dtype,
+                                   damaged=options.damaged)
+        scores[f"{stage.name}: reconstruction of validation clips"] = found.table()
+    use = "\n".join(f"vdm-jax train CONFIG --STAGE.latent.weights {shlex.quote(str(options.out / stage.name / FILE))}"
+                    for stage in experiment.stages)
+    card = model_card(experiment, {stage.name: counted(stage) for stage in experiment.stages}, steps, use, scores,
+                      options.licence)
+    with atomic_path(options.out / CARD) as temporary:
+        temporary.write_text(card, encoding="utf-8")
+
+
+def recorded_scores(run: Path, steps: Mapping[str, int]) -> dict[str, str]:
+    """What 'vdm-jax evaluate' has on record of a run, with its protocol, as Markdown by title; of checkpoints, those of
+    these steps. Raises `UserError` for a damaged record."""
+    from vdm_jax.evaluation.checkpoints import Kept, read_digits, read_metrics, read_record
+
+    found = {}
+    path = run / "evaluation.json"
+    if record := read_record(path):
+        found["What captions ask for"] = read_digits(record, path).table()
+    places = {"Metrics": run / "metrics.json"}
+    places |= {f"{stage}, checkpoint {step}": Kept(stage, step).record(run) for stage, step in steps.items()}
+    for title, path in places.items():
+        if record := read_record(path):
+            found[title] = read_metrics(record, path).table()
+    return found

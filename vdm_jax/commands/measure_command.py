@@ -9,10 +9,11 @@ from pathlib import Path
 
 import tyro
 
-from vdm_jax.commands.arguments import parse
+from vdm_jax.commands.arguments import parse, refuse_unread
 from vdm_jax.commands.outputs import check_file
 from vdm_jax.configuration import Positive, Seed, Size
 from vdm_jax.evaluation.detectors.clip import ModelName
+from vdm_jax.evaluation.feature_scores import READERS
 from vdm_jax.evaluation.video_files import FileMetric, FileSettings
 
 
@@ -56,6 +57,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parse(Measure, arguments, "vdm-jax measure")
     names = (field.name for field in dataclasses.fields(FileSettings))
     settings = FileSettings(**{name: getattr(options, name) for name in names})
+    refuse_unread(options, {**READERS, "least_motion": ("av_align",)})
     if options.out:
         check_file(options.out, (".json",))
     from vdm_jax.commands.progress import counting_progress

@@ -16,7 +16,7 @@ import rich.progress
 import tyro
 
 from vdm_jax.cascade.autoencoding import AnyExperiment
-from vdm_jax.commands.arguments import parse
+from vdm_jax.commands.arguments import parse, refuse_unused
 from vdm_jax.commands.configs import config_names, load_config
 from vdm_jax.commands.outputs import check_folder
 from vdm_jax.data.array_record import METADATA, prepare_clips
@@ -28,6 +28,8 @@ from vdm_jax.data.opening import SPLITS, default_data_dir, open_source
 from vdm_jax.data.video_folder import VideoFolder
 from vdm_jax.errors import UserError
 from vdm_jax.training.report import log_console
+
+OF_FOLDERS = ("out", "frames", "size", "frame_stride", "fps", "crop", "captions", "format", "workers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +72,11 @@ def main(arguments: Sequence[str]) -> int:
     options = parse(Prepare, arguments, "vdm-jax prepare")
     console = log_console()
     if options.source in config_names():
+        refuse_unused(options, OF_FOLDERS, f"with config {options.source}, which says what its clips are,",
+                      "--data-dir, or a folder of videos")
         prepare_config(load_config(options.source), options, console)
     elif Path(options.source).is_dir():
+        refuse_unused(options, ["data_dir"], f"with a folder of videos ({options.source})", "--out")
         prepare_folder(options, console)
     else:
         raise UserError(f"source={options.source!r} is neither a config nor a folder; permitted: a folder of videos, "

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vdm_jax.cascade.generator import Generator
 from vdm_jax.cascade.stage import Experiment
 from vdm_jax.errors import UserError
@@ -130,6 +132,18 @@ def read_metrics(record: Mapping[str, Any], path: Path) -> RunMetrics:
         raise UserError(f"{path} is not a record of metrics ({error}); permitted: one written by "
                         "'vdm-jax evaluate --metrics'") from error
     return RunMetrics(scores=scores, real=real, settings=record.get("settings", {}))
+
+
+def read_digits(record: Mapping[str, Any], path: Path) -> Evaluation:
+    """The evaluation of a record that `Evaluation.to_dict` gave, without its videos. Raises `UserError` naming the file
+    for other data."""
+    scores, protocol = record.get("scores"), record.get("protocol", {})
+    rows = list(scores.values()) if isinstance(scores, dict) else [None]
+    numbers = all(isinstance(row, dict) and all(isinstance(value, int | float) for value in row.values())
+                  for row in rows)
+    if not numbers or not isinstance(protocol, dict):
+        raise UserError(f"{path} is not a record of digits; permitted: one written by 'vdm-jax evaluate'")
+    return Evaluation(scores, protocol, np.zeros((0,), np.uint8), ())
 
 
 def digit_metrics(found: Evaluation) -> RunMetrics:

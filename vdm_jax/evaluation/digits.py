@@ -39,8 +39,8 @@ class Evaluation:
         lines = []
         for group, title in (("", "all captions"), ("single/", "captions of one digit")):
             lines += [f"| {title} | {' | '.join(COLUMNS)} |", "|---|" + "---:|" * len(COLUMNS)]
-            for row in ROWS:
-                values = (self.scores[row].get(group + column, float("nan")) for column in COLUMNS)
+            for row, found in self.scores.items():
+                values = (found.get(group + column, float("nan")) for column in COLUMNS)
                 lines.append(f"| {row} | {' | '.join(f'{value:.2f}' for value in values)} |")
             lines.append("")
         shown = ", ".join(f"{name} {value}" for name, value in self.protocol.items())

@@ -93,6 +93,14 @@ FEATURE_METRICS = {
         _clip_kind, "values", values=lambda embeddings: frames.consistency(embeddings, "all"),
         conditions={"pairs": "all"}),
 }
+# Settings that only some metrics read, and which. A protocol also says which clips all of them see.
+READERS = {
+    "fid_protocol": ("fid", "fid_first", "fid_average", "is", "is_first"),
+    "c3d_protocol": ("fvd_c3d", "is_c3d"),
+    "block_frames": ("b_fvd",),
+    "clip": ("prompt_consistency", "clip_frame_consistency", "clip_frame_consistency_all"),
+    "resamples": tuple(name for name, metric in FEATURE_METRICS.items() if metric.score != "values"),
+}
 
 
 # --- before anything is generated ---------------------------------------------------------------------------------

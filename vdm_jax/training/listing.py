@@ -9,6 +9,7 @@ from vdm_jax.errors import UserError
 from vdm_jax.training.identity import check_config
 
 CONFIG, WEIGHTS = "config.json", "params.safetensors"
+CARD = "README.md"  # of an exported run
 
 
 def checkpoints_path(run: Path, stage: str) -> Path:

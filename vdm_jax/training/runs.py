@@ -17,7 +17,7 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from vdm_jax.training.autoencoders import FILE, load_autoencoder, save_autoencod
 from vdm_jax.training.checkpoints import Checkpoints
 from vdm_jax.training.failures import write_failure
 from vdm_jax.training.identity import IDENTITY, check_config, is_lock, owner, write_identity
-from vdm_jax.training.listing import CONFIG, WEIGHTS, checkpoints_path
+from vdm_jax.training.listing import CARD, CONFIG, WEIGHTS, checkpoints_path
 from vdm_jax.training.manifest import Damaged
 from vdm_jax.training.state import initial_params
 from vdm_jax.video.writing import atomic_path
@@ -253,11 +253,12 @@ def stylised(generator: Generator, run: str | os.PathLike, weight: float, damage
                      generator.autoencoders)
 
 
-def export(generator: Generator, folder: Path, dtype: str | None = None) -> None:
+def export(generator: Generator, folder: Path, dtype: str | None = None,
+           card: Callable[[Experiment], str] | None = None) -> None:
     """Write a generator as a folder of config and safetensors, which `load` reads like a run.
 
     `dtype` stores floating-point weights in another type ('float16', 'bfloat16'); those of autoencoders stay as they
-    are.
+    are. `card` gives the text of README.md from the exported config (`training/model_card.py`).
     """
     for name, params in generator.params.items():
         target = folder / name / WEIGHTS
@@ -272,5 +273,8 @@ def export(generator: Generator, folder: Path, dtype: str | None = None) -> None
         return dataclasses.replace(stage, latent=save_autoencoder(folder, stage, weights))
 
     experiment = dataclasses.replace(generator.experiment, stages=tuple(map(exported, generator.experiment.stages)))
-    with atomic_path(folder / CONFIG) as temporary:
+    if card is not None:
+        with atomic_path(folder / CARD) as temporary:
+            temporary.write_text(card(experiment), encoding="utf-8")
+    with atomic_path(folder / CONFIG) as temporary:  # last: with it the folder is a run
         temporary.write_text(to_json(experiment))
