@@ -133,7 +133,7 @@ def test_options_of_commands_are_checked_before_anything_is_loaded(fails, argume
 def test_outputs_are_checked_before_the_work():
     Path("folder.png").mkdir()
     Path("file").write_text("")
-    for path, part in (("folder.png", "is a folder"), ("x" * 241 + ".png", "bytes"), ("file/x.png", "is a file"),
+    for path, part in (("folder.png", "is a folder"), ("x" * 241 + ".png", "bytes"), ("none/x.png", "does not exist"),
                        ("/proc/x.png", "cannot be written"), ("x.txt", "suffix")):
         with pytest.raises(UserError, match=part):
             check_file(Path(path), (".png",))

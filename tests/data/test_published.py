@@ -343,7 +343,7 @@ def test_a_set_that_tfds_has_not_prepared_says_how(tmp_path):
 
 
 @pytest.mark.parametrize(("make", "message"), [
-    (lambda: UCF101(path="x", division=4), "UCF101.division=4; permitted: 1, 2, 3"),
+    (lambda: UCF101(path="x", division=4), "UCF101.division=4 is not valid; permitted: 1, 2, 3"),
     (lambda: UCF101(path="x", via="web"), "UCF101.via='web' is not valid; permitted: 'folder', 'tfds'"),
     (lambda: UCF101(path="x", splits=("train", "dev", "test")), "permitted: for train, validation and test"),
     (lambda: BAIRRobotPushing(path="x", camera="left"),

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     """Entry of the command."""
     options = parse(Convert, arguments, "vdm-jax convert")
     if options.out.suffix == ".safetensors":
-        check_file(options.out, (".safetensors",), "out")
+        check_file(options.out, (".safetensors",), "out", make_folder=True)
     else:
         check_folder(options.out, "out")
     from vdm_jax.interop.motion_files import is_motion_file, load_motion_file

@@ -8,15 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vdm_jax.errors import UserError
-from vdm_jax.video.sheets import tiled_size
 from vdm_jax.video.writing import check_output
 
 TEMPORARY = 32  # bytes that the name of a temporary file has beyond the name of its file
 
 
-def check_file(path: Path, suffixes: Sequence[str], flag: str = "--out") -> None:
-    """Refuse a file that could not be written: another suffix, a folder, a name too long, a folder that is missing or
-    takes no files. Raises `UserError` naming the flag, the path and what is permitted."""
+def check_file(path: Path, suffixes: Sequence[str], flag: str = "--out", make_folder: bool = False) -> None:
+    """Refuse a file that could not be written: another suffix, a folder, a name too long, a folder that is missing
+    (unless it will be made) or takes no files. Raises `UserError` naming the flag, the path and what is permitted."""
     if path.suffix.lower() not in suffixes:
         raise UserError(f"{flag}={path} has suffix {path.suffix!r}; permitted: {', '.join(suffixes)}")
     longest = 255 - TEMPORARY
@@ -25,6 +24,9 @@ def check_file(path: Path, suffixes: Sequence[str], flag: str = "--out") -> None
                         f"to {longest}")
     if path.is_dir():
         raise UserError(f"{flag}={path} is a folder; permitted: a file")
+    if not path.parent.is_dir() and not make_folder:
+        raise UserError(f"{flag}={path}: the folder {path.parent} does not exist; permitted: a file in an existing "
+                        "folder")
     check_folder(path.parent, flag)
 
 
@@ -40,6 +42,8 @@ def check_videos(paths: Sequence[Path], fps: float, count: int, size: tuple[int,
     Raises:
       UserError: naming the file, the rate or size, and what is permitted.
     """
+    from vdm_jax.video.sheets import tiled_size  # what lists configs imports no NumPy
+
     for path in paths:
         if path.suffix.lower() != ".png":  # a sheet of frames, at no rate
             check_output(path, fps, tiled_size(count, *size) if size else None)
