@@ -98,7 +98,7 @@ def test_everything_of_a_batch_follows_from_its_step_and_rows():
 def test_bad_values():
     for make, message in (
             (lambda: FrameRates(lowest=0.0), "FrameRates.lowest=0.0 is not valid; permitted: > 0"),
-            (lambda: FrameRates(first=(0.0, 1.0)), "permitted: numbers above 0"),
+            (lambda: FrameRates(first=(0.0, 1.0)), r"permitted: \(> 0, > 0\)"),
             (lambda: FrameRates(course="sudden"), "course='sudden' is not valid; permitted: 'linear', 'cosine'"),
             (lambda: clip_by_stride("Set", {"video": np.zeros((4, 1, 1, 3))}, 8.0, 2, None),
              "Set: clips that do not say their rate are to be read at other ones; permitted: clips with fps"),

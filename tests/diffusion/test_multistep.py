@@ -120,7 +120,8 @@ def test_one_step_of_plms_is_one_of_ddim():
 
 
 @pytest.mark.parametrize("make, message", [
-    (lambda: DPMSolver(order=4), "DPMSolver.order=4; permitted: 1 to 3"), (lambda: LMS(order=5), "permitted: >= 1 and <= 4"),
+    (lambda: DPMSolver(order=4), "DPMSolver.order=4; permitted: 1 to 3"),
+    (lambda: LMS(order=5), "permitted: >= 1 and <= 4"),
     (lambda: UniPC(variant="bh3"), "UniPC.variant='bh3'"),
     (lambda: DPMSolver(solver="euler"), "DPMSolver.solver='euler'"),
     (lambda: DPMSolver(order=3, sde=True, predict="eps"), "permitted: 1, 2"), (lambda: Threshold(ratio=0.0), "ratio"),

@@ -345,8 +345,8 @@ def test_levels_are_constants_under_jit():
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: Ancestral(gamma=1.5), "Ancestral.gamma=1.5; permitted: 0 to 1"),
-        (lambda: DDIM(eta=-1.0), "DDIM.eta=-1.0; permitted: 0 to 1"),
+        (lambda: Ancestral(gamma=1.5), "Ancestral.gamma=1.5 is not valid; permitted: >= 0 and <= 1"),
+        (lambda: DDIM(eta=-1.0), "DDIM.eta=-1.0 is not valid; permitted: >= 0 and <= 1"),
         (lambda: Heun(churn=-1.0), "churn=-1"),
         (lambda: Heun(churn_min=2.0, churn_max=1.0), "churn_min=2.0 with churn_max=1.0"),
         (lambda: KarrasGrid(rho=0.0), "KarrasGrid.rho=0"),

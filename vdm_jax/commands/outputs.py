@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vdm_jax.errors import UserError
-from vdm_jax.video.writing import check_output
 
 TEMPORARY = 32  # bytes that the name of a temporary file has beyond the name of its file
 
@@ -42,7 +41,8 @@ def check_videos(paths: Sequence[Path], fps: float, count: int, size: tuple[int,
     Raises:
       UserError: naming the file, the rate or size, and what is permitted.
     """
-    from vdm_jax.video.sheets import tiled_size  # what lists configs imports no NumPy
+    from vdm_jax.video.sheets import tiled_size  # here: what lists configs imports no NumPy
+    from vdm_jax.video.writing import check_output
 
     for path in paths:
         if path.suffix.lower() != ".png":  # a sheet of frames, at no rate
