@@ -83,8 +83,8 @@ def test_random_values_are_refused_or_made_into_a_config_that_comes_back():
         except UserError as error:
             assert "permitted" in str(error)
             unfit += 1
-        assert time.process_time() - began < 10, (path, last, value)
-    assert refused > 70
+        assert time.process_time() - began < 2, (path, last, value)
+    assert refused > 125
     assert unfit > 0
     assert not Path("run").exists()
 
@@ -109,8 +109,9 @@ def test_train_refuses_before_a_run_is_made(fails, flag, value):
     (("--data.frames", "6"), "clips of 6 frames for a stage of 4"),
     (("--base.training.evaluation.every", "1", "--base.training.evaluation.clips", "1000000000"),
      "1000000000 clips to evaluate: "),
-    (("--data.frames", "65536", "--base.video.frames", "65536", "--spatial.video.frames", "65536",
-      "--spatial.source.frames", "65536"), "the table of which frame sees which: 128 GiB")])
+    (("--data.frames", "16384", "--base.video.frames", "16384", "--spatial.video.frames", "16384",
+      "--spatial.source.frames", "16384", "--base.training.batch-size", "1"),
+     "the table of which frame sees which of 16384 frames")])
 def test_train_refuses_what_data_and_machine_cannot_serve(fails, monkeypatch, flags, part):
     monkeypatch.setattr("vdm_jax.planning.budget.machine_memory", lambda: 2**36)
     assert part in fails("train", TINY, "--run", "run", *flags)

@@ -24,7 +24,7 @@ from vdm_jax.planning.inputs import clip_shape
 
 FLOAT = 4  # bytes
 GRID = 4  # clips of a sample grid
-TABLE = 32  # bytes of an entry of attention's tables while they are made
+FRAMES = 4096  # whose table of which frame sees which is made in a second or two, whenever a network is traced
 PACKED = 50  # captioned digits are stored in no less than this part of their bytes (20 measured)
 
 Amount = tuple[str, str, int]  # what it is, the fields that decide it, bytes
@@ -37,6 +37,8 @@ def check_budget(experiment: AnyExperiment, stages: Sequence[str], data_dir: Pat
     device = capacity_of(mesh.devices.flat[0])
     for name in stages:
         stage = experiment.stage(name)
+        if isinstance(stage, Stage):
+            _check_frames(stage)
         for amount in _on_host(experiment, stage):
             _refuse(f"stage {name!r}: {amount[0]}", amount, machine_memory(), "this machine's memory")
         if device is not None:
@@ -64,8 +66,6 @@ def _on_host(experiment: AnyExperiment, stage: AnyStage) -> Iterator[Amount]:
         yield (f"a batch with {spec.images_per_clip} images per clip", "training.batch_size, images_per_clip",
                batch * spec.images_per_clip * height * width * 3)
     yield f"a sample grid of {GRID} videos", "video.frames, height, width", GRID * math.prod(stage.video.shape)
-    if isinstance(stage, Stage):
-        yield "the table of which frame sees which", "video.frames", TABLE * stage.video.frames**2
     if spec.evaluation.every:
         yield (f"{spec.evaluation.clips} clips to evaluate", "training.evaluation.clips",
                spec.evaluation.clips * (clip + math.prod(stage.video.shape)))
@@ -76,6 +76,15 @@ def _on_devices(stage: AnyStage) -> Amount:
     video = stage.trained().shape if isinstance(stage, Stage) else stage.video.shape
     size = stage.training.batch_size // stage.training.accumulation * math.prod(video) * FLOAT * 2
     return "the videos of a step", "training.batch_size, video.frames, height, width", size
+
+
+def _check_frames(stage: Stage) -> None:
+    """Refuse a clip of so many frames that the tables of attention, which grow with their square, take minutes."""
+    frames = stage.trained().video.frames + stage.training.images_per_clip
+    if frames > FRAMES:
+        raise UserError(f"stage {stage.name!r}: the table of which frame sees which of {frames} frames takes minutes; "
+                        f"permitted: at most {FRAMES} of video.frames and training.images_per_clip; "
+                        "or --no-plan to try anyway")
 
 
 def _refuse(what: str, amount: Amount, there: int, where: str) -> None:
