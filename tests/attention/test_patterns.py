@@ -143,8 +143,8 @@ def test_patterns_are_values_and_configs():
 
 
 @pytest.mark.parametrize(("make", "message"), [
-    (lambda: Causal(window=0), "Causal.window=0 is not valid; permitted: None or >= 1"),
-    (lambda: TemporalCausal(window=-1), "TemporalCausal.window=-1 is not valid; permitted: None or >= 1"),
+    (lambda: Causal(window=0), "Causal.window=0 is not valid; permitted: >= 1, or None"),
+    (lambda: TemporalCausal(window=-1), "TemporalCausal.window=-1 is not valid; permitted: >= 1, or None"),
     (lambda: LocalWindow(height=4), "LocalWindow.height=4 is not valid; permitted: 1, 3, 5, ..."),
     (lambda: SparseCausal(first=False, previous=False), "sees nothing; permitted: at least one of them True"),
     (lambda: External(mode="add"), "External.mode='add' is not valid; permitted: 'append', 'replace'"),

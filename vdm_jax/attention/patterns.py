@@ -164,10 +164,6 @@ class _PastFrames(Pattern):
 
     window: Size | None = None  # frames seen, the own one included; None: all earlier ones
 
-    def __post_init__(self):
-        if self.window is not None and self.window < 1:
-            raise UserError(f"{type(self).__name__}.window={self.window} is not valid; permitted: None or >= 1")
-
     def frame_visible(self, query, key):
         past = key <= query
         return past if self.window is None else past & (query - key < self.window)
