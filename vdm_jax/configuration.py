@@ -56,6 +56,7 @@ WidthOrZero = Annotated[int, Range(least=0, cap=2**20)]
 Depth = Annotated[int, Range(least=1, cap=256)]  # layers one after another, each of which is traced
 DepthOrZero = Annotated[int, Range(least=0, cap=256)]
 SamplingSteps = Annotated[int, Range(least=1, cap=10**5)]
+Devices = Annotated[int, Range(least=-2**20, cap=2**20)]  # along an axis of a mesh; -1: what is left
 Workers = Annotated[int, Range(least=0, cap=1024)]  # processes of one machine
 Positive = Annotated[float, Range(above=0, cap=1e12)]
 NonNegative = Annotated[float, Range(least=0, cap=1e12)]

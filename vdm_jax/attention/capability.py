@@ -189,14 +189,14 @@ def _choose(request: Request, context: str) -> str:
 
 def _preference(request: Request) -> list[str]:
     """Kernels from the best down; those that do not fit are skipped by the caller."""
-    seen = request.pattern.key_frames(request.shape[0]).index.shape[1]
-    # A short sequence is done before its frames are gathered.
-    sparse = request.pattern.bounded_frames() and 2 * seen <= request.shape[0] and request.rows >= 64
-    share = seen / request.shape[0] if sparse else 1.0
+    share = 1.0  # of the frames, that a query sees; a short sequence is done before its frames are gathered
+    if request.pattern.bounded_frames() and request.rows >= 64:
+        share = request.pattern.key_frames(request.shape[0]).index.shape[1] / request.shape[0]
+    sparse = share <= 0.5
     order = []
     if request.rows >= 1024:
         order += {"tpu": ["splash"], "gpu": ["cudnn"]}.get(request.platform, [])
-    if request.logits_bytes * share > DENSE_BYTES:
+    if request.logits_bytes * (share if sparse else 1.0) > DENSE_BYTES:
         order += ["chunked"]
     order += ["gather"] if sparse else []
     if request.platform == "cpu" and request.rows >= CHUNKED_ROWS_CPU:

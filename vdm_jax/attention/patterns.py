@@ -86,8 +86,7 @@ class Pattern:
         A frame that pattern and mask together leave without any other sees itself where the mask permits it: an
         appended independent image is a clip of one frame (under sparse-causal attention it would see nothing).
         """
-        index = np.arange(frames)
-        table = self.frame_visible(index[:, None], index[None, :])
+        table = _frame_table(self, frames)
         if frame_mask is not None:
             table = table & frame_mask
             alone = ~table.any(axis=1) & np.diagonal(frame_mask)
@@ -110,6 +109,15 @@ class Pattern:
     def pairs(self, shape: Shape, frame_mask: np.ndarray | None = None) -> int:
         """Number of visible (query, key) pairs of tokens, without building the mask over tokens."""
         return int(self.frame_table(shape[0], frame_mask).sum()) * self.position_pairs(shape[1:])
+
+
+@functools.lru_cache(maxsize=8)  # asked for many times while a network is traced
+def _frame_table(pattern: Pattern, frames: int) -> np.ndarray:
+    """Which frame sees which by the pattern alone, bool `[T, T]`, read-only."""
+    index = np.arange(frames)
+    table = pattern.frame_visible(index[:, None], index[None, :])
+    table.flags.writeable = False
+    return table
 
 
 class _SamePosition(Pattern):
@@ -155,10 +163,6 @@ class _PastFrames(Pattern):
     """A token sees its own frame and earlier ones, all or a window of them."""
 
     window: Size | None = None  # frames seen, the own one included; None: all earlier ones
-
-    def __post_init__(self):
-        if self.window is not None and self.window < 1:
-            raise UserError(f"{type(self).__name__}.window={self.window} is not valid; permitted: None or >= 1")
 
     def frame_visible(self, query, key):
         past = key <= query

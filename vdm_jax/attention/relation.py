@@ -104,11 +104,14 @@ class Relation:
         k_first, k_last = _spans(self.lengths[1], block_k)
         q_frame, k_frame = (q_first // self.run[0], q_last // self.run[0]), (k_first // self.run[1],
                                                                           k_last // self.run[1])
-        seen = np.zeros((self.frames[0] + 1, self.frames[1] + 1), np.int64)
-        seen[1:, 1:] = self.frame_table.cumsum(0).cumsum(1)  # pairs of frames in every rectangle from the origin
         (a, b), (c, d) = q_frame, k_frame
-        count = (seen[np.ix_(b + 1, d + 1)] - seen[np.ix_(a, d + 1)] - seen[np.ix_(b + 1, c)] + seen[np.ix_(a, c)])
         area = (b - a + 1)[:, None] * (d - c + 1)[None, :]
+        if (table := self.frame_table).all():
+            count = area
+        else:
+            seen = np.zeros((self.frames[0] + 1, self.frames[1] + 1), np.int64)
+            seen[1:, 1:] = table.cumsum(0).cumsum(1)  # pairs of frames in every rectangle from the origin
+            count = seen[np.ix_(b + 1, d + 1)] - seen[np.ix_(a, d + 1)] - seen[np.ix_(b + 1, c)] + seen[np.ix_(a, c)]
         keys = self._keys_before(k_last + 1) - self._keys_before(k_first)
         some, all_ = (count > 0) & (keys > 0)[None, :], (count == area) & (keys == block_k)[None, :]
         if self.within is not None:
@@ -184,8 +187,8 @@ class View:
         if self.mask is None:
             return 0
         frames = self.shape[0]
-        alone = [n for n in range(frames + 1) if np.array_equal(self.mask, independent_frames_mask(frames - n, n))]
-        return alone[0] if alone else None
+        images = frames - int(self.mask[0].sum())  # the first frame sees the clip
+        return images if np.array_equal(self.mask, independent_frames_mask(frames - images, images)) else None
 
     @property
     def mask_kind(self) -> str | None:

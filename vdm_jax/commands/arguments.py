@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import tyro
 
 from vdm_jax.commands.outputs import check_file
-from vdm_jax.configuration import Seed, check_fields
+from vdm_jax.configuration import Guidance, Seed, check_fields
 from vdm_jax.errors import UserError
 
 if TYPE_CHECKING:  # JAX is not imported for every command
@@ -24,9 +24,9 @@ T = TypeVar("T")
 VALIDATION_SPLIT = Annotated[Literal["validation", "train"], tyro.conf.arg(
     help="clips of validation losses and sample sheets; train: for data so small that its validation split has none")]
 # Of sample, evaluate and generate: an option's name says which of the two ways to write guidance it is.
-GUIDANCE = Annotated[float | None, tyro.conf.arg(
+GUIDANCE = Annotated[Guidance | None, tyro.conf.arg(
     help="w in cond + w (cond - uncond), of a cascade's first stage; 0 is off. --guidance-scale is 1 + w: give one")]
-GUIDANCE_SCALE = Annotated[float | None, tyro.conf.arg(
+GUIDANCE_SCALE = Annotated[Guidance | None, tyro.conf.arg(
     help="s in uncond + s (cond - uncond), of a cascade's first stage; 1 is off. --guidance is s - 1: give one")]
 CONFIG = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
 

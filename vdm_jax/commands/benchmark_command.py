@@ -12,6 +12,7 @@ import tyro
 from vdm_jax.benchmark.cases import MODES, Sweep
 from vdm_jax.commands.arguments import given, parse, refuse_unused
 from vdm_jax.commands.outputs import check_folder
+from vdm_jax.configuration import Count, Positive, Size
 from vdm_jax.errors import UserError
 from vdm_jax.parallel.mesh import MeshSpec
 from vdm_jax.training.report import log_console
@@ -40,18 +41,18 @@ class Benchmark:
     patterns: tuple[str, ...] = Sweep.patterns  # with options as in "Causal(window=4)"
     kernels: tuple[str, ...] = Sweep.kernels  # auto, or names of the capability table
     contexts: tuple[str, ...] = Sweep.contexts  # how tokens are spread over devices
-    frames: tuple[int, ...] = Sweep.frames
-    sides: tuple[int, ...] = Sweep.sides  # tokens per side of a square frame
-    heads: tuple[int, ...] = Sweep.heads
-    head_dims: tuple[int, ...] = Sweep.head_dims
-    batch: int = Sweep.batch  # clips
+    frames: tuple[Size, ...] = Sweep.frames
+    sides: tuple[Size, ...] = Sweep.sides  # tokens per side of a square frame
+    heads: tuple[Size, ...] = Sweep.heads
+    head_dims: tuple[Size, ...] = Sweep.head_dims
+    batch: Count = Sweep.batch  # clips
     dtypes: tuple[str, ...] = Sweep.dtypes  # float32, bfloat16, float16
     modes: tuple[str, ...] = MODES
-    seconds: float = 3.0  # time budget of one case's repetitions
-    memory_gib: float | None = None  # per device, above which a case is not run; most of what there is by default
+    seconds: Positive = 3.0  # time budget of one case's repetitions
+    memory_gib: Positive | None = None  # per device, above which a case is not run; most of what there is by default
     mesh: MeshSpec = MeshSpec(data=1, context=-1)  # of cases with a context
     topology: str | None = None  # compile for this TPU slice instead: v5p-64 (a product's name) or v5p:2x4x4
-    matmul_size: int | None = None  # rows of the matrices of the measured peak; 2048 on CPU, 8192 elsewhere
+    matmul_size: Size | None = None  # rows of the matrices of the measured peak; 2048 on CPU, 8192 elsewhere
     out: Path = Path("benchmarks/attention")  # folder of the results
     plots: bool = True  # draw pictures (needs the extra [plots]; without it a line says so and the rest is done)
     fresh: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False  # measure again what is recorded
@@ -131,12 +132,6 @@ def _record(options: Benchmark, path: Path) -> dict[str, Any]:
 
 def _check(options: Benchmark) -> None:
     """Refuse what would only show after measuring."""
-    if options.seconds <= 0:
-        raise UserError(f"--seconds={options.seconds} is not valid; permitted: > 0")
-    for name in ("memory_gib", "matmul_size"):
-        value = getattr(options, name)
-        if value is not None and value <= 0:
-            raise UserError(f"--{name.replace('_', '-')}={value} is not valid; permitted: > 0")
     if options.report:
         refuse_unused(options, [name for name in given(options) if name not in OF_REPORT], "with --report",
                       "--report with --out and --no-plots alone")

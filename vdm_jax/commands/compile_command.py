@@ -15,6 +15,7 @@ import tyro
 from vdm_jax.cascade.stage import Experiment
 from vdm_jax.commands.arguments import override, parse_with_rest, refuse_unused
 from vdm_jax.commands.configs import load_cascade
+from vdm_jax.configuration import Count, Positive, Size
 from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.errors import UserError
@@ -51,14 +52,14 @@ class Compile:
     stage: str | None = None  # which stage; the first by default
     what: Literal["train", "sample"] = "train"  # the train step, or sampling one batch
     topology: str | None = None  # TPU slices: v5p-128, v5e-16, 2xv5p-128, v5p:4x4x4; the devices at hand by default
-    batch: int | None = None  # clips per step (or sampled at a time) over all chips; the config's by default
+    batch: Count | None = None  # clips per step (or sampled at a time) over all chips; the config's by default
     effort: Literal["fast", "full"] = "fast"  # of the compiler; full is what a run gets
     search: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False  # find the largest batch and cheapest mesh and remat
     meshes: tuple[str, ...] = ()  # of --search, such as data=8,fsdp=2; data x fsdp in all proportions by default
-    most: int = 4096  # clips per step above which --search does not look
-    memory_gib: float | None = None  # GiB per device, instead of what the chip has
-    price: float | None = None  # of a chip for an hour, in any currency: adds the cost of the whole run
-    text_tokens: int | None = None  # of texts that arrive as embeddings; what the data says by default, or 128
+    most: Count = 4096  # clips per step above which --search does not look
+    memory_gib: Positive | None = None  # GiB per device, instead of what the chip has
+    price: Positive | None = None  # of a chip for an hour, in any currency: adds the cost of the whole run
+    text_tokens: Size | None = None  # of texts that arrive as embeddings; what the data says by default, or 128
     xla_flags: str | None = None  # v5e, v5p, v6e, tpu7x (sets with sources), or a file of --flag=value lines
     again: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False  # compile even where a report is kept
     cache: Path | None = None  # folder of reports; $VDM_JAX_PLANS or ~/.cache/vdm_jax/plans by default
@@ -184,14 +185,6 @@ def _search(options: Compile, plan: Any, reports: Any, devices: Sequence[Any], c
 
 def _check(options: Compile) -> None:
     """Refuse bad options before anything is loaded."""
-    for name in ("batch", "most", "text_tokens"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')}={value} is not valid; permitted: >= 1")
-    for name in ("memory_gib", "price"):
-        value = getattr(options, name)
-        if value is not None and not 0 < value < float("inf"):
-            raise UserError(f"--{name.replace('_', '-')}={value} is not valid; permitted: > 0, and finite")
     if not options.search:
         refuse_unused(options, ["meshes"], "without --search", "--search, or --mesh.fsdp 8 and the like for one mesh")
         refuse_unused(options, ["most"], "without --search", "--search, or --batch")

@@ -15,6 +15,7 @@ import tyro
 from vdm_jax.commands.arguments import parse, refuse_unused
 from vdm_jax.commands.configs import config_names, load_config
 from vdm_jax.commands.outputs import check_folder
+from vdm_jax.configuration import Count, Size
 from vdm_jax.data.captions import caption_lines
 from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.data.opening import SPLITS, default_data_dir, open_source
@@ -40,8 +41,8 @@ class Embed:
     # Folder of a pipeline (text_encoder/ and tokenizer/), or of a text encoder with the files of its tokenizer
     encoder: Path
     out: Path | None = None  # a new folder; for configs, by default, the one that the config reads
-    length: int | None = None  # tokens of a text at most; longer ones are cut, with a warning. By default the model's
-    batch_size: int = 32  # captions at a time
+    length: Size | None = None  # tokens of a text at most; longer ones are cut, with a warning. By default the model's
+    batch_size: Count = 32  # captions at a time
     dtype: Literal["float32", "bfloat16", "float16"] | None = None  # of the encoder; by default as it is stored
     data_dir: Path | None = None  # for configs: where prepared data lives; ~/.cache/vdm_jax/data by default
     mesh: MeshSpec = MeshSpec()  # over which the encoder and the captions are split
@@ -50,8 +51,6 @@ class Embed:
 def main(arguments: Sequence[str]) -> int:
     """Entry of the command."""
     options = parse(Embed, arguments, "vdm-jax embed")
-    if options.batch_size < 1:
-        raise UserError(f"--batch-size={options.batch_size} is not valid; permitted: >= 1")
     captions, out = read_captions(options)
     check_folder(out.expanduser())
     if out.expanduser().exists():  # before the encoder is loaded

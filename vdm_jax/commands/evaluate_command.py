@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import rich.console
 import tyro
@@ -15,7 +15,7 @@ import tyro
 from vdm_jax.cascade.autoencoding import AutoencoderExperiment
 from vdm_jax.commands.arguments import GUIDANCE, GUIDANCE_SCALE, given, parse, refuse_unread, refuse_unused
 from vdm_jax.commands.outputs import check_folder
-from vdm_jax.configuration import CountOrZero, Seed
+from vdm_jax.configuration import Count, CountOrZero, LogSNR, Range, SamplingSteps, Seed, Size
 from vdm_jax.diffusion.guidance import guidance_weight
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.detectors.clip import ModelName
@@ -26,6 +26,8 @@ from vdm_jax.training.manifest import Damaged
 from vdm_jax.training.metrics import json_ready
 from vdm_jax.training.report import log_console
 from vdm_jax.training.runs import find_run, read_config
+
+Clips = Annotated[int, Range(least=2, cap=10**9)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +68,9 @@ class Evaluate:
     """
 
     run: tyro.conf.Positional[str]  # run directory or name
-    count: int = 96  # test captions, one video each; with --metrics, clips of the split
+    count: Clips = 96  # test captions, one video each; with --metrics, clips of the split
     seed: Seed = 0
-    steps: int | None = None  # sampler steps of every stage; each stage's own by default
+    steps: SamplingSteps | None = None  # sampler steps of every stage; each stage's own by default
     guidance: GUIDANCE = None
     guidance_scale: GUIDANCE_SCALE = None
     damaged: Damaged = "refuse"  # a damaged newest checkpoint: refuse, or skip it and use the newest intact one
@@ -76,18 +78,18 @@ class Evaluate:
     protocol: str = "original"  # how fvd, kvd and b_fvd are made: original, fvd2048_16f, fvd2048_128f, vdm_bair, ...
     fid_protocol: str = "fid_tensorflow"  # how fid* and is* are made: fid_tensorflow, fid_pytorch, fid50k_full, ...
     c3d_protocol: str = "tganv2_ucf"  # how fvd_c3d and is_c3d are made: tganv2_ucf, isv2048_ucf, vdm_ucf
-    block_frames: int = 16  # frames of each block that b_fvd compares
+    block_frames: Size = 16  # frames of each block that b_fvd compares
     clip: ModelName = "ViT-L-14"  # model of prompt_consistency and clip_frame_consistency*
     split: Split = "test"  # split of the data set, with --metrics
     given_frames: CountOrZero = 0  # frames of the clip that each video continues, with --metrics
-    samples_per_clip: int = 1  # videos for each clip, with --metrics
-    resamples: int = 100  # draws for the intervals of distances and Inception scores; 0: no intervals
+    samples_per_clip: Count = 1  # videos for each clip, with --metrics
+    resamples: CountOrZero = 100  # draws for the intervals of distances and Inception scores; 0: no intervals
     reference_statistics: str | None = None  # file of statistics of the real clips: written once, then read instead
     share: str = ""  # i/n, with --metrics: make only this share of the parts, on one of n machines; no scores
     checkpoints: tuple[str, ...] = ()  # all, or steps: evaluate these checkpoints instead of the newest weights
     stage: tuple[str, ...] = ()  # stages whose checkpoints are evaluated; every stage's by default
     data_dir: Path | None = None  # of --metrics and autoencoders: prepared data; $VDM_JAX_DATA or ~/.cache/vdm_jax/data
-    augmentation_levels: tuple[float, ...] = ()  # log-SNRs to try, of the noise on all stages' low-resolution inputs
+    augmentation_levels: tuple[LogSNR, ...] = ()  # log-SNRs to try, of the noise on all stages' low-resolution inputs
     out: Path | None = None  # folder for the results; the run directory by default
 
 
@@ -97,8 +99,6 @@ def main(arguments: Sequence[str]) -> int:
     # From here on the weight alone, which is also what results record.
     weight = guidance_weight(options.guidance, options.guidance_scale)
     options = dataclasses.replace(options, guidance=weight, guidance_scale=None)
-    if options.count < 2:
-        raise UserError(f"--count={options.count} is not valid; permitted: >= 2")
     if options.metrics and options.augmentation_levels:
         raise UserError("--metrics and --augmentation-levels are given; permitted: one of them")
     if options.share and (options.checkpoints or not options.metrics):

@@ -6,14 +6,16 @@ import dataclasses
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from vdm_jax.commands.arguments import GUIDANCE, GUIDANCE_SCALE, check_outputs, parse
 from vdm_jax.commands.outputs import check_videos
-from vdm_jax.configuration import Count, NonNegative, Seed, Size
+from vdm_jax.configuration import Count, Devices, Guidance, NonNegative, Range, SamplingSteps, Seed, Size
 from vdm_jax.errors import UserError
+
+MotionBucket = Annotated[int, Range(least=0, most=255)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,22 +46,22 @@ class Generate:
     # ddim, ddpm, deis, dpm++, dpm++_3m, dpm++_sde, euler, euler_ancestral, heun, lms, pndm, unipc, ...; the folder's by
     # default
     scheduler: str | None = None
-    num_inference_steps: Count | None = None  # of the scheduler; 50 with a text and 25 with a picture by default
+    num_inference_steps: SamplingSteps | None = None  # of the scheduler; by default 50 with a text, 25 with a picture
     guidance: GUIDANCE = None
     guidance_scale: GUIDANCE_SCALE = None
-    min_guidance_scale: float | None = None  # picture: --guidance-scale of the first frame, 1 by default
-    max_guidance_scale: float | None = None  # picture: --guidance-scale of the last frame, 3 by default, linear between
+    min_guidance_scale: Guidance | None = None  # picture: --guidance-scale of the first frame, 1 by default
+    max_guidance_scale: Guidance | None = None  # picture: of the last frame, 3 by default, linear between
     num_per_prompt: Count | None = None  # text: how many of each prompt
     fps: Count | None = None  # frames per second, 7 or 8 by default; with a picture the model is told too
-    motion_bucket_id: int | None = None  # picture: how much moves, 1 to 255; 127 by default
+    motion_bucket_id: MotionBucket | None = None  # picture: how much moves, 1 to 255; 127 by default
     noise_aug_strength: NonNegative | None = None  # picture: noise on it, 0.02 by default; more lets the video leave it
     decode_chunk_size: Size | None = None  # frames decoded at a time; all by default, fewer take less memory
     seed: Seed = 0
     dtype: Literal["float32", "bfloat16", "float16"] | None = None  # of weights and activations; as stored by default
     variant: str | None = None  # part of the weights' file names, such as fp16
-    data: int = 1  # devices that share the pictures or videos
-    fsdp: int = 1  # devices that share the weights, and the pictures or videos
-    tensor: int = 1  # devices that share wide layers
+    data: Devices = 1  # devices that share the pictures or videos
+    fsdp: Devices = 1  # devices that share the weights, and the pictures or videos
+    tensor: Devices = 1  # devices that share wide layers
     out: tuple[Path, ...] = ()  # one or more files: .png, .mp4 or .gif; generated.png or generated.mp4 by default
 
 

@@ -11,7 +11,7 @@ import tyro
 
 from vdm_jax.commands.arguments import parse, refuse_unread
 from vdm_jax.commands.outputs import check_file
-from vdm_jax.configuration import Positive, Seed, Size
+from vdm_jax.configuration import Count, CountOrZero, Positive, Seed, Size
 from vdm_jax.evaluation.detectors.clip import ModelName
 from vdm_jax.evaluation.feature_scores import READERS
 from vdm_jax.evaluation.video_files import FileMetric, FileSettings
@@ -38,14 +38,14 @@ class Measure:
     protocol: str = "original"  # how fvd, kvd and b_fvd are made: original, fvd2048_16f, fvd2048_128f, vdm_bair, ...
     fid_protocol: str = "fid_tensorflow"  # how fid* and is* are made: fid_tensorflow, fid_pytorch, fid50k_full, ...
     c3d_protocol: str = "tganv2_ucf"  # how fvd_c3d and is_c3d are made: tganv2_ucf, isv2048_ucf, vdm_ucf
-    block_frames: int = 16  # frames of each block that b_fvd compares
+    block_frames: Size = 16  # frames of each block that b_fvd compares
     clip: ModelName = "ViT-L-14"  # model of prompt_consistency and clip_frame_consistency*
     split: str = "not stated"  # split of the real videos; recorded and compared with the protocol
-    stride: int = 1  # source frames between two frames of a file; recorded
+    stride: Count = 1  # source frames between two frames of a file; recorded
     start: str = "not stated"  # where the real videos begin in their sources, such as random; recorded
     draw: str = "not stated"  # how real videos were drawn, such as 'with replacement'; recorded
-    given_frames: int = 0  # frames at the beginning of each file that psnr, ssim and lpips leave out
-    resamples: int = 100  # draws for the intervals of distances and Inception scores; 0: no intervals
+    given_frames: CountOrZero = 0  # frames at the beginning of each file that psnr, ssim and lpips leave out
+    resamples: CountOrZero = 100  # draws for the intervals of distances and Inception scores; 0: no intervals
     frames: Size | None = None  # read so many frames of each file, from its beginning; by default all
     seed: Seed = 0  # seed of the draws for intervals
     least_motion: Positive = 0.1  # least motion that av_align counts as a peak, pixels per frame

@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import rich.console
 import rich.progress
@@ -19,6 +19,7 @@ from vdm_jax.cascade.autoencoding import AnyExperiment
 from vdm_jax.commands.arguments import parse, refuse_unused
 from vdm_jax.commands.configs import config_names, load_config
 from vdm_jax.commands.outputs import check_folder
+from vdm_jax.configuration import Count, Positive, Range, Size
 from vdm_jax.data.array_record import METADATA, prepare_clips
 from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.data.captioned_digits_tfds import prepare_captioned_digits
@@ -30,6 +31,7 @@ from vdm_jax.errors import UserError
 from vdm_jax.training.report import log_console
 
 OF_FOLDERS = ("out", "frames", "size", "frame_stride", "fps", "crop", "captions", "format", "workers")
+Threads = Annotated[int, Range(least=1, cap=1024)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,18 +54,18 @@ class Prepare:
 
     source: tyro.conf.Positional[str]  # name of a config, or a folder of videos
     out: Path | None = None  # for a folder of videos: where the clips go (a new folder)
-    frames: int = 16  # frames per clip
-    size: tuple[int, int] = (64, 64)  # height and width, pixels
-    frame_stride: int = 1  # take every n-th frame of a file; 1 with --fps
+    frames: Size = 16  # frames per clip
+    size: tuple[Size, Size] = (64, 64)  # height and width, pixels
+    frame_stride: Count = 1  # take every n-th frame of a file; 1 with --fps
     # Frames per second of the clips, by the files' time stamps: right for files of different rates. By default the
     # files' own, and --frame-stride
-    fps: float | None = None
+    fps: Positive | None = None
     # Frames of another aspect ratio: "center" cuts the sides off, "random" cuts anywhere (drawn once per clip), "pad"
     # keeps the whole frame within black borders, "squeeze" keeps it and changes its shape
     crop: Crop = "center"
     captions: str | None = None  # CSV with columns file, caption
     format: Literal["raw", "jpeg", "mp4"] = "jpeg"  # raw reads fastest, mp4 is smallest
-    workers: int | None = None  # threads that decode and encode; by default as many as processors. Clips are the same
+    workers: Threads | None = None  # threads that decode and encode; one per processor by default. Clips are the same
     data_dir: Path | None = None  # for configs: where prepared data lives; ~/.cache/vdm_jax/data by default
 
 

@@ -6,15 +6,17 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from vdm_jax.commands.arguments import GUIDANCE, GUIDANCE_SCALE, check_outputs, parse
 from vdm_jax.commands.outputs import check_videos
-from vdm_jax.configuration import Count, Positive, Seed, Share
+from vdm_jax.configuration import Count, CountOrZero, NonNegative, Positive, Range, SamplingSteps, Seed, Share
 from vdm_jax.errors import UserError
 from vdm_jax.training.manifest import Damaged
+
+Label = Annotated[int, Range(least=-1, cap=2**20)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,18 +39,18 @@ class Sample:
     captions: tyro.conf.Positional[tuple[str, ...]] = ()  # each in quotes; none for a run that reads no captions
     seed: Seed = 0
     count: Count = 1  # videos for each caption (or label, or picture)
-    steps: Count | None = None  # sampler steps of every stage; each stage's own by default
+    steps: SamplingSteps | None = None  # sampler steps of every stage; each stage's own by default
     guidance: GUIDANCE = None
     guidance_scale: GUIDANCE_SCALE = None
-    labels: tuple[int, ...] = ()  # class numbers, one per caption, for stages that take a class; -1 is none
+    labels: tuple[Label, ...] = ()  # class numbers, one per caption, for stages that take a class; -1 is none
     split_guidance: bool | None = None  # a video's two estimates on two halves of the devices; the config's by default
     fps: Positive | None = None  # frames per second that the first stage is told, where it takes them
-    motion: float | None = None  # how much moves (a bucket), for stages that are told; their own by default
+    motion: NonNegative | None = None  # how much moves (a bucket), for stages that are told; their own by default
     first: str | None = None  # begin with this stage, one that fills in frames and takes --image instead
     last: str | None = None  # stop after this stage, e.g. base
     image: tuple[Path, ...] = ()  # pictures that become the first frames: one for all captions, or one for each
     frames: Count | None = None  # a longer video, extended block by block; needs --last with the first stage
-    overlap: int | None = None  # with --frames: frames that a block takes over from the one before; half by default
+    overlap: CountOrZero | None = None  # with --frames: frames that a block takes from the one before; half by default
     # With --frames: how it takes them over; the config's way by default
     method: Literal["network", "reconstruction", "replacement"] | None = None
     embeddings: Path | None = None  # for runs that read text embeddings: a folder made by write_embeddings

@@ -118,13 +118,12 @@ class SquaredCosineBetaSchedule(BetaTable):
 class ListedBetaSchedule(BetaTable):
     """Betas that are given one by one."""
 
-    listed: tuple[ShareBelowOne, ...] = ()  # noise variance added at each timestep
+    listed: tuple[Annotated[float, Range(above=0, below=1)], ...] = ()  # noise variance added at each timestep
 
     def __post_init__(self):
         super().__post_init__()
-        if len(self.listed) != self.steps or not all(0 < beta < 1 for beta in self.listed):
-            raise UserError(f"ListedBetaSchedule: {len(self.listed)} betas with steps={self.steps}; permitted: as "
-                            "many, each above 0 and below 1")
+        if len(self.listed) != self.steps:
+            raise UserError(f"ListedBetaSchedule: {len(self.listed)} betas with steps={self.steps}; permitted: as many")
 
     def betas(self) -> Float[np.ndarray, " steps"]:
         """Noise variance added at each timestep, float64, before any rescaling."""

@@ -134,6 +134,8 @@ class MetricSettings:
         for name, least in leasts.items():
             if getattr(self, name) < least:
                 raise UserError(f"{name}={getattr(self, name)} is not valid; permitted: >= {least}")
+        if self.resamples == 1:  # has no interval
+            raise UserError("resamples=1 is not valid; permitted: 0, or 2 or more")
         unknown = [name for name in self.metrics if name not in get_args(RunMetric)]
         if unknown or not self.metrics:
             raise UserError(f"metrics={unknown or '()'} is not valid; permitted: {', '.join(get_args(RunMetric))}")

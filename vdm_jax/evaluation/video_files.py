@@ -65,6 +65,8 @@ class FileSettings:
     least_motion: float = LEAST_MOTION  # of av_align's peaks, pixels a frame
 
     def __post_init__(self):
+        if self.resamples == 1:  # has no interval
+            raise UserError("resamples=1 is not valid; permitted: 0, or 2 or more")
         unknown = [name for name in self.metrics if name not in get_args(FileMetric)]
         if unknown or not self.metrics:
             raise UserError(f"metrics={unknown or '()'} is not valid; permitted: {', '.join(get_args(FileMetric))}")

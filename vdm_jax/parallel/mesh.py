@@ -2,17 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from typing import Annotated
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
-from vdm_jax.configuration import Count, Range, config
+from vdm_jax.configuration import Count, Devices, config
 from vdm_jax.errors import UserError
 
-Devices = Annotated[int, Range(least=-2**20, cap=2**20)]  # -1: what is left
 AXES = ("data", "fsdp", "tensor", "context")
 
 

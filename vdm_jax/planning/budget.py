@@ -17,6 +17,8 @@ from vdm_jax.data.digit_drawing import SPLITS
 from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.data.opening import default_data_dir
 from vdm_jax.errors import UserError
+from vdm_jax.networks.config import SelfAttention
+from vdm_jax.networks.latent_network import LatentNetwork, Network
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.planning.advice import capacity_of, machine_memory
 from vdm_jax.planning.chips import GIB
@@ -24,7 +26,8 @@ from vdm_jax.planning.inputs import clip_shape
 
 FLOAT = 4  # bytes
 GRID = 4  # clips of a sample grid
-TABLE = 32  # bytes of an entry of attention's tables while they are made
+FRAMES = 4096  # whose table of which frame sees which is made in a second or two, whenever a network is traced
+TOKENS = 2**21  # of one attention, whose map of blocks is made in as long
 PACKED = 50  # captioned digits are stored in no less than this part of their bytes (20 measured)
 
 Amount = tuple[str, str, int]  # what it is, the fields that decide it, bytes
@@ -37,6 +40,9 @@ def check_budget(experiment: AnyExperiment, stages: Sequence[str], data_dir: Pat
     device = capacity_of(mesh.devices.flat[0])
     for name in stages:
         stage = experiment.stage(name)
+        if isinstance(stage, Stage):
+            _check_frames(stage)
+            _check_tokens(stage)
         for amount in _on_host(experiment, stage):
             _refuse(f"stage {name!r}: {amount[0]}", amount, machine_memory(), "this machine's memory")
         if device is not None:
@@ -64,8 +70,6 @@ def _on_host(experiment: AnyExperiment, stage: AnyStage) -> Iterator[Amount]:
         yield (f"a batch with {spec.images_per_clip} images per clip", "training.batch_size, images_per_clip",
                batch * spec.images_per_clip * height * width * 3)
     yield f"a sample grid of {GRID} videos", "video.frames, height, width", GRID * math.prod(stage.video.shape)
-    if isinstance(stage, Stage):
-        yield "the table of which frame sees which", "video.frames", TABLE * stage.video.frames**2
     if spec.evaluation.every:
         yield (f"{spec.evaluation.clips} clips to evaluate", "training.evaluation.clips",
                spec.evaluation.clips * (clip + math.prod(stage.video.shape)))
@@ -76,6 +80,43 @@ def _on_devices(stage: AnyStage) -> Amount:
     video = stage.trained().shape if isinstance(stage, Stage) else stage.video.shape
     size = stage.training.batch_size // stage.training.accumulation * math.prod(video) * FLOAT * 2
     return "the videos of a step", "training.batch_size, video.frames, height, width", size
+
+
+def _check_frames(stage: Stage) -> None:
+    """Refuse a clip of so many frames that the tables of attention, which grow with their square, take minutes."""
+    frames = stage.trained().video.frames + stage.training.images_per_clip
+    if frames > FRAMES:
+        raise UserError(f"stage {stage.name!r}: the table of which frame sees which of {frames} frames takes minutes; "
+                        f"permitted: at most {FRAMES} of video.frames and training.images_per_clip; "
+                        "or --no-plan to try anyway")
+
+
+def _check_tokens(stage: Stage) -> None:
+    """Refuse attention over so many tokens at once that its map of blocks, which grows with their square, takes
+    minutes."""
+    most = max(_attended(stage.network, *stage.trained().shape[:3]), default=0)
+    if most > TOKENS:
+        raise UserError(f"stage {stage.name!r}: attention over {most} tokens at once takes minutes to plan; permitted: "
+                        f"at most {TOKENS}, by less of video.frames, height, width; or --no-plan to try anyway")
+
+
+def _attended(network: Network, frames: int, height: int, width: int) -> Iterator[int]:
+    """Tokens of the sequences over which the levels of a network attend to themselves, beside those over frames."""
+    if isinstance(network, LatentNetwork):
+        unet = network.unet
+        for level, (attends, only_context) in enumerate(zip(unet.attention, unet.only_context, strict=True)):
+            if attends and not only_context:
+                yield (height >> level) * (width >> level)
+        return
+    height, width = height // network.patch, width // network.patch
+    for level in network.levels:
+        smaller = frames // level.temporal_stride, height // level.stride[0], width // level.stride[1]
+        if network.resample_order == "before":
+            frames, height, width = smaller
+        for mixer in level.mixers:
+            if isinstance(mixer, SelfAttention) and mixer.pattern.layout != "positions":
+                yield height * width * (frames if mixer.pattern.layout == "all" else 1)
+        frames, height, width = smaller
 
 
 def _refuse(what: str, amount: Amount, there: int, where: str) -> None:
