@@ -167,6 +167,7 @@ def test_videos_that_a_metric_cannot_see_are_not_generated(source, tmp_path, mon
     ({"metrics": ("fib",)}, r"metrics=\['fib'\] is not valid; permitted: fvd, kvd, psnr"),
     ({"metrics": ()}, r"metrics=\(\) is not valid"),
     ({"count": 1}, "count=1 is not valid; permitted: >= 2"),
+    ({"resamples": 1}, "resamples=1 is not valid; permitted: 0, or 2 or more"),
     ({"protocol": "mine"}, "protocol='mine' is unknown; permitted: original"),
     ({"count": 13}, "count=13 for 12 clips of split 'test'; permitted: up to 12"),
     ({"metrics": ("psnr",), "given_frames": 4}, "given_frames=4 of the 4 frames of stage 'base'; permitted: fewer"),

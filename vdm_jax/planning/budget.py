@@ -83,21 +83,22 @@ def _on_devices(stage: AnyStage) -> Amount:
 
 
 def _check_frames(stage: Stage) -> None:
-    """Refuse a clip of so many frames that the tables of attention, which grow with their square, take minutes."""
+    """Refuse a clip of so many frames that the tables of attention, which grow with their square, take long to make."""
     frames = stage.trained().video.frames + stage.training.images_per_clip
     if frames > FRAMES:
-        raise UserError(f"stage {stage.name!r}: the table of which frame sees which of {frames} frames takes minutes; "
-                        f"permitted: at most {FRAMES} of video.frames and training.images_per_clip; "
+        raise UserError(f"stage {stage.name!r}: the table of which frame sees which of {frames} frames is too large "
+                        f"to plan with; permitted: at most {FRAMES} of video.frames and training.images_per_clip; "
                         "or --no-plan to try anyway")
 
 
 def _check_tokens(stage: Stage) -> None:
-    """Refuse attention over so many tokens at once that its map of blocks, which grows with their square, takes
-    minutes."""
+    """Refuse attention over so many tokens at once that its map of blocks, which grows with their square, takes long
+    to make."""
     most = max(_attended(stage.network, *stage.trained().shape[:3]), default=0)
     if most > TOKENS:
-        raise UserError(f"stage {stage.name!r}: attention over {most} tokens at once takes minutes to plan; permitted: "
-                        f"at most {TOKENS}, by less of video.frames, height, width; or --no-plan to try anyway")
+        raise UserError(f"stage {stage.name!r}: attention over {most} tokens at once is too much to plan with; "
+                        f"permitted: at most {TOKENS}, by less of video.frames, height, width; "
+                        "or --no-plan to try anyway")
 
 
 def _attended(network: Network, frames: int, height: int, width: int) -> Iterator[int]:
