@@ -116,13 +116,13 @@ def test_a_class_enters_the_vector_and_minus_one_is_none(filled, normal):
      "UNet.resample='biggan' with resample_order='before', under which no block runs at the resolution of the input; "
      "permitted: 'conv', 'pool'"),
     (lambda: dataclasses.replace(NETWORK, resample="bigan"),
-     "UNet.resample='bigan' is not valid; permitted: conv, pool, biggan"),
+     "UNet.resample='bigan' is not valid; permitted: 'conv', 'pool', 'biggan'"),
     (lambda: dataclasses.replace(NETWORK, classes=-1), "UNet.classes=-1 is not valid; permitted: >= 0"),
-    (lambda: dataclasses.replace(NETWORK, shortcut="no"), "UNet.shortcut='no' is not valid; permitted: match, always"),
+    (lambda: dataclasses.replace(NETWORK, shortcut="no"), "UNet.shortcut='no' is not valid; permitted: 'match', 'always'"),
     (lambda: Level(channels=4, mixers_after="first"),
-     "Level.mixers_after='first' is not valid; permitted: each, last"),
-    (lambda: EmbeddedText(pooling="max"), "EmbeddedText.pooling='max' is not valid; permitted: mean, attention"),
-    (lambda: WordEncoder(pooling="max"), "WordEncoder.pooling='max' is not valid; permitted: mean, attention"),
+     "Level.mixers_after='first' is not valid; permitted: 'each', 'last'"),
+    (lambda: EmbeddedText(pooling="max"), "EmbeddedText.pooling='max' is not valid; permitted: 'mean', 'attention'"),
+    (lambda: WordEncoder(pooling="max"), "WordEncoder.pooling='max' is not valid; permitted: 'mean', 'attention'"),
     (lambda: EmbeddedText(project=-2), "EmbeddedText.project=-2 is not valid; permitted: >= 0"),
 ])
 def test_errors(make, message):

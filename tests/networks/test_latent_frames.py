@@ -137,7 +137,7 @@ def test_a_control_net_is_that_of_a_network_and_of_maps_of_one_size(seen):
 @pytest.mark.parametrize("make, message", [
     (lambda: dataclasses.replace(IMAGE, motion=MOTION, stack=Stack()), "permitted: one kind of layers over frames"),
     (lambda: dataclasses.replace(IMAGE, motion=dataclasses.replace(MOTION, heads=3)), "multiples of its heads"),
-    (lambda: Motion(frames=0), "permitted: positive"),
+    (lambda: Motion(frames=0), "Motion.frames=0 is not valid; permitted: >= 1"),
     (lambda: ma.MotionAdapter(widths=(4, 9), motion=MOTION), "permitted: positive, multiples of heads and groups"),
     (lambda: ControlNet(unet=dataclasses.replace(IMAGE, temporal=True)), "permitted: an image network"),
     (lambda: ControlNet(hint_widths=()), "one or more widths"),

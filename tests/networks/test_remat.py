@@ -82,7 +82,7 @@ def test_only_offload_keeps_block_inputs_in_host_memory(case):
 
 
 def test_unknown_policies_are_refused():
-    permitted = "is not valid; permitted: none, dots, full, offload$"
+    permitted = "is not valid; permitted: 'none', 'dots', 'full', 'offload'$"
     with pytest.raises(UserError, match=f"^UNet.remat='everything' {permitted}"):
         dataclasses.replace(PLAIN, remat="everything")
     with pytest.raises(UserError, match=f"^UNet.remat=True {permitted}"):
