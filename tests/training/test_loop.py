@@ -344,7 +344,7 @@ def test_a_run_is_evaluated_and_goes_on_where_it_was_stopped(fake_steps, train, 
     text = train(tmp_path / "run", experiment_of(steps=9, evaluation=Evaluation(every=4, metrics=("x",)), **settings),
                  evaluation=evaluated(scores))  # how to evaluate may change
     assert "resuming at step 4" in text and evaluations(tmp_path / "run") == [(2, 1.0), (4, 2.0), (9, 4.5)]
-    assert "step 8: no evaluation: no room on the disk" in text and "x 4.5 (real 5)" in text
+    assert "step 8: no evaluation: no room on the disk" in text and "x 4.5 (real clips 5)" in text
 
 
 def test_an_evaluation_that_nobody_makes_is_refused(train, tmp_path):
