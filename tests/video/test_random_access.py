@@ -76,13 +76,16 @@ HARDWARE = ("amf", "cuvid", "d3d12va", "mediacodec", "mf", "nvenc", "omx", "qsv"
 
 
 def encoders():
-    """Names and first pixel formats of the software encoders of video that PyAV carries."""
+    """Names and first pixel formats of the software encoders of video that PyAV carries.
+
+    SVT-AV1 is left out: as root it gives its threads real-time priority, and they starve all other programs.
+    """
     for name in sorted(av.codecs_available):
         try:
             codec = av.codec.Codec(name, "w")
         except (av.FFmpegError, ValueError):  # decodes only
             continue
-        if codec.type == "video" and not name.endswith(HARDWARE):
+        if codec.type == "video" and not name.endswith((*HARDWARE, "svtav1")):
             yield name, codec.video_formats[0].name if codec.video_formats else "yuv420p"
 
 
