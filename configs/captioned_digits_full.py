@@ -8,14 +8,14 @@ Run:      vdm-jax train captioned_digits_full
 """
 
 from vdm_jax.attention.patterns import Full, Spatial, Temporal
-from vdm_jax.cascade.options import Sampling, Training
-from vdm_jax.cascade.stage import Experiment, LowResolution, Stage, VideoSpec
-from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.diffusion.augmentation import NoiseAugmentation
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import DDIM
 from vdm_jax.diffusion.schedules import CosineSchedule
+from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.networks.config import CrossAttention, Level, SelfAttention, TemporalConvolution, UNet, WordEncoder
+from vdm_jax.stages.options import Sampling, Training
+from vdm_jax.stages.stage import Experiment, LowResolution, Stage, VideoSpec
 
 # What a digit is and where it goes is decided at high noise, so the schedule is shifted there.
 PROCESS = Process(schedule=CosineSchedule(shift=-2.0), prediction="v")

@@ -9,14 +9,11 @@ Run:      vdm-jax train autoencoder/digits --run runs/autoencoder_digits
 """
 
 from vdm_jax.attention.patterns import Full, Temporal
-from vdm_jax.cascade.latent import Latent
-from vdm_jax.cascade.options import Sampling, Training
-from vdm_jax.cascade.stage import Experiment, LowResolution, Stage, VideoSpec
-from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.diffusion.augmentation import NoiseAugmentation
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import DDIM
 from vdm_jax.diffusion.schedules import CosineSchedule
+from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.networks.config import (
     CrossAttention,
     Level,
@@ -25,6 +22,9 @@ from vdm_jax.networks.config import (
     UNet,
     WordEncoder,
 )
+from vdm_jax.stages.latent import Latent
+from vdm_jax.stages.options import Sampling, Training
+from vdm_jax.stages.stage import Experiment, LowResolution, Stage, VideoSpec
 from vdm_jax_configs.autoencoder.digits import NETWORK
 
 

@@ -10,8 +10,8 @@ Run:      vdm-jax prepare ~/videos --out data/my_videos --fps 8 --captions ~/vid
 
 import dataclasses
 
-from vdm_jax.cascade.stage import Experiment
 from vdm_jax.networks.config import CrossAttention, WordEncoder
+from vdm_jax.stages.stage import Experiment
 from vdm_jax_configs import my_videos
 
 

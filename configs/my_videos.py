@@ -9,13 +9,13 @@ Run:      vdm-jax prepare ~/videos --out data/my_videos --fps 8
 """
 
 from vdm_jax.attention.patterns import Spatial, Temporal
-from vdm_jax.cascade.options import Sampling, Training
-from vdm_jax.cascade.stage import Experiment, LowResolution, Stage, VideoSpec
 from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.diffusion.augmentation import NoiseAugmentation
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import DDIM
 from vdm_jax.networks.config import Level, SelfAttention, TemporalConvolution, UNet
+from vdm_jax.stages.options import Sampling, Training
+from vdm_jax.stages.stage import Experiment, LowResolution, Stage, VideoSpec
 
 FPS = 8.0  # of the prepared clips; only the speed at which results are shown depends on it
 

@@ -12,21 +12,21 @@ import typing
 
 import pytest
 
-from vdm_jax.cascade.autoencoding import AnyExperiment
-from vdm_jax.cascade.stage import Experiment, Stage, VideoSpec
 from vdm_jax.commands.configs import config_names, load_config
 from vdm_jax.configuration import digest, from_data, from_json, to_data, to_json
 from vdm_jax.data.array_record import PreparedClips
-from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.data.image_folder import ImageFolder
 from vdm_jax.data.published import UCF101
 from vdm_jax.data.tfds_video import TFDSVideo
 from vdm_jax.data.video_folder import VideoFolder
 from vdm_jax.diffusion.process import Process
+from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import Level, UNet
 from vdm_jax.networks.latent_unet import LatentUNet
+from vdm_jax.stages.autoencoding import AnyExperiment
+from vdm_jax.stages.stage import Experiment, Stage, VideoSpec
 
 
 def small_experiment(**changes) -> Experiment:

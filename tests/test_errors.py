@@ -8,17 +8,16 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from vdm_jax.cascade.options import Sampling
-from vdm_jax.cascade.sampling import stage_denoiser
-from vdm_jax.conditioning.conditioning import Conditioning
-from vdm_jax.data.opening import open_source
-from vdm_jax.data.published import open_published
+from vdm_jax.conditions.conditioning import Conditioning
+from vdm_jax.data.opening import open_published, open_source
 from vdm_jax.errors import UserError
-from vdm_jax.interop import model_kinds
+from vdm_jax.generation.one_stage import stage_denoiser
 from vdm_jax.networks.config import Level, UNet
 from vdm_jax.networks.latent_network import network_module
 from vdm_jax.networks.text import TextConditioner
 from vdm_jax.networks.unet import Mixers
+from vdm_jax.stages.options import Sampling
+from vdm_jax.weights import model_kinds
 
 NETWORK = UNet(levels=(Level(channels=8, blocks=1),))
 

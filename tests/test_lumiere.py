@@ -14,13 +14,13 @@ from flax.traverse_util import flatten_dict
 import vdm_jax
 from vdm_jax.commands.configs import config_folder, load_module
 from vdm_jax.commands.main import main
-from vdm_jax.networks.inflation import plan_inflation
 from vdm_jax.networks.unet import SpaceTimeUNet
+from vdm_jax.runs.directory import export, load_stage, open_run
+from vdm_jax.runs.records import read_records
+from vdm_jax.stages.parameters import example_conditioning, initial_params
 from vdm_jax.training.loop import Trainer
-from vdm_jax.training.metrics import read_records
 from vdm_jax.training.report import Report
-from vdm_jax.training.runs import export, load_stage, open_run
-from vdm_jax.training.state import example_conditioning, initial_params
+from vdm_jax.weights.inflation import plan_inflation
 
 TINY = load_module(config_folder() / "lumiere" / "_tiny.py")
 CONDITIONED = load_module(config_folder() / "lumiere" / "conditioned.py")

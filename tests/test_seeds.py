@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 
-from vdm_jax.cascade.sampling import sample_keys
 from vdm_jax.evaluation.run_clips import DRAW, START
+from vdm_jax.generation.one_stage import sample_keys
 from vdm_jax.seeds import generator_for, key_for
 from vdm_jax.training.loop import VALIDATION
 

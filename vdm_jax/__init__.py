@@ -7,12 +7,12 @@ Shapes are named the same way everywhere: `B` batch, `T` frames, `H W` height an
 so 0 means off.
 """
 
-__version__ = "0.1.0"
+from vdm_jax.versions import VERSION as __version__  # noqa: F401
 
 
 def load(run, devices=None, damaged="refuse"):
-    """A generator from a run directory, a name in `runs/`, or an exported folder; see `vdm_jax.training.runs.load`."""
-    from vdm_jax.training.runs import load
+    """A generator from a run directory, a name in `runs/`, or an exported folder; see `vdm_jax.runs.directory.load`."""
+    from vdm_jax.runs.directory import load
 
     return load(run, devices, damaged)
 

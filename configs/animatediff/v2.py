@@ -10,9 +10,6 @@ Run:      vdm-jax train animatediff/v2     (weights/sd_vae.safetensors and weigh
           convert; clips of every 4th frame made by vdm-jax prepare; 77 states of CLIP ViT-L/14 for each caption)
 """
 
-from vdm_jax.cascade.latent import Latent
-from vdm_jax.cascade.options import Sampling, StartFile, Training
-from vdm_jax.cascade.stage import Experiment, Stage, VideoSpec
 from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.diffusion.grids import TimestepGrid
@@ -20,10 +17,13 @@ from vdm_jax.diffusion.levels import UniformTimestep
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import DDIM
 from vdm_jax.diffusion.schedules import LinearBetaSchedule
-from vdm_jax.networks.autoencoder import AUTOENCODER_F8
+from vdm_jax.networks.autoencoder_config import AUTOENCODER_F8
 from vdm_jax.networks.config import EmbeddedText
 from vdm_jax.networks.latent_network import LatentNetwork
 from vdm_jax.networks.latent_unet import LATENT_UNET_ANIMATEDIFF_V2
+from vdm_jax.stages.latent import Latent
+from vdm_jax.stages.options import Sampling, StartFile, Training
+from vdm_jax.stages.stage import Experiment, Stage, VideoSpec
 
 
 def get_config() -> Experiment:

@@ -2,8 +2,8 @@
 its code has them: absolute errors, LPIPS on VGG16, a patch discriminator of 70 x 70 pixels from step 50,001 on with
 half the adaptive weight."""
 
-from vdm_jax.cascade.autoencoding import AutoencoderLoss
 from vdm_jax.networks.discriminator import Discriminator
+from vdm_jax.stages.autoencoding import AutoencoderLoss
 
 LATENT_DIFFUSION = AutoencoderLoss(
     kl_weight=1e-6, perceptual_weight=1.0, perceptual="vgg16", discriminators=(Discriminator(),),

@@ -9,11 +9,11 @@ Expected: a run of 800 steps (discriminator from 600 on) reached PSNR 24.1 dB, S
 Run:      vdm-jax train autoencoder/digits
 """
 
-from vdm_jax.cascade.autoencoding import AutoencoderExperiment, AutoencoderLoss, AutoencoderStage, AutoencoderTraining
-from vdm_jax.cascade.stage import VideoSpec
-from vdm_jax.data.captioned_digits import CaptionedDigits
-from vdm_jax.networks.autoencoder import Autoencoder
+from vdm_jax.digits.captioned_digits import CaptionedDigits
+from vdm_jax.networks.autoencoder_config import Autoencoder
 from vdm_jax.networks.discriminator import Discriminator
+from vdm_jax.stages.autoencoding import AutoencoderExperiment, AutoencoderLoss, AutoencoderStage, AutoencoderTraining
+from vdm_jax.stages.stage import VideoSpec
 
 # Shrinks by 4, to 4 channels.
 NETWORK = Autoencoder(widths=(8, 16, 32), blocks=1, groups=4, middle_attention=False)

@@ -12,10 +12,10 @@ Run:      vdm-jax train autoencoder/kl_f4     (needs the extra [metrics]; images
 
 import dataclasses
 
-from vdm_jax.cascade.autoencoding import AutoencoderExperiment, AutoencoderStage, AutoencoderTraining
-from vdm_jax.cascade.stage import VideoSpec
 from vdm_jax.data.image_folder import ImageFolder
-from vdm_jax.networks.autoencoder import AUTOENCODER_F4
+from vdm_jax.networks.autoencoder_config import AUTOENCODER_F4
+from vdm_jax.stages.autoencoding import AutoencoderExperiment, AutoencoderStage, AutoencoderTraining
+from vdm_jax.stages.stage import VideoSpec
 from vdm_jax_configs.autoencoder._losses import LATENT_DIFFUSION
 
 

@@ -9,10 +9,10 @@ Expected: reconstruction FID 0.90, PSNR 24.19 on ImageNet validation, trained on
 Run:      vdm-jax train autoencoder/kl_f8     (needs the extra [metrics]; images below data/openimages)
 """
 
-from vdm_jax.cascade.autoencoding import AutoencoderExperiment, AutoencoderStage, AutoencoderTraining
-from vdm_jax.cascade.stage import VideoSpec
 from vdm_jax.data.image_folder import ImageFolder
-from vdm_jax.networks.autoencoder import AUTOENCODER_F8
+from vdm_jax.networks.autoencoder_config import AUTOENCODER_F8
+from vdm_jax.stages.autoencoding import AutoencoderExperiment, AutoencoderStage, AutoencoderTraining
+from vdm_jax.stages.stage import VideoSpec
 from vdm_jax_configs.autoencoder._losses import LATENT_DIFFUSION
 
 

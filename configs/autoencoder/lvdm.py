@@ -10,10 +10,10 @@ Run:      vdm-jax train autoencoder/lvdm     (needs the extra [metrics]; videos 
 
 import dataclasses
 
-from vdm_jax.cascade.autoencoding import AutoencoderExperiment, AutoencoderStage, AutoencoderTraining
-from vdm_jax.cascade.stage import VideoSpec
 from vdm_jax.data.video_folder import VideoFolder
-from vdm_jax.networks.autoencoder import AUTOENCODER_LVDM, LVDM_LATENTS
+from vdm_jax.networks.autoencoder_config import AUTOENCODER_LVDM, LVDM_LATENTS
+from vdm_jax.stages.autoencoding import AutoencoderExperiment, AutoencoderStage, AutoencoderTraining
+from vdm_jax.stages.stage import VideoSpec
 from vdm_jax_configs.autoencoder._losses import LATENT_DIFFUSION
 
 

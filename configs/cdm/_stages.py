@@ -4,13 +4,13 @@ import math
 from collections.abc import Collection, Sequence
 
 from vdm_jax.attention.patterns import Spatial
-from vdm_jax.cascade.options import Sampling, Training
-from vdm_jax.cascade.stage import LowResolution, Stage, VideoSpec
 from vdm_jax.diffusion.augmentation import Augmentation, BlurAugmentation, NoiseAugmentation
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import Ancestral
 from vdm_jax.diffusion.schedules import CosineSchedule
 from vdm_jax.networks.config import Level, SelfAttention, UNet
+from vdm_jax.stages.options import Sampling, Training
+from vdm_jax.stages.stage import LowResolution, Stage, VideoSpec
 
 CLASSES = 1000  # of ImageNet
 

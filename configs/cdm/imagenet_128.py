@@ -8,8 +8,8 @@ Expected: FID 3.52 against training images, 3.76 against validation images (50k 
 Run:      vdm-jax train cdm/imagenet_128 --stage sr_128
 """
 
-from vdm_jax.cascade.stage import Experiment
 from vdm_jax.data.array_record import PreparedClips
+from vdm_jax.stages.stage import Experiment
 from vdm_jax_configs.cdm._stages import base_32, sr_64, sr_128
 
 

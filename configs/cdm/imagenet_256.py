@@ -8,8 +8,8 @@ Expected: FID 4.88 against training images, 4.63 against validation images (50k 
 Run:      vdm-jax train cdm/imagenet_256 --stage sr_256
 """
 
-from vdm_jax.cascade.stage import Experiment
 from vdm_jax.data.array_record import PreparedClips
+from vdm_jax.stages.stage import Experiment
 from vdm_jax_configs.cdm._stages import base_32, sr_64, sr_256
 
 

@@ -12,8 +12,6 @@ Run:      vdm-jax train imagen/cascade --stage base
 
 import math
 
-from vdm_jax.cascade.options import DynamicThreshold, Sampling, Training
-from vdm_jax.cascade.stage import Experiment, LowResolution, Stage, VideoSpec
 from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.diffusion.augmentation import NoiseAugmentation
@@ -21,6 +19,8 @@ from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import Ancestral
 from vdm_jax.diffusion.schedules import CosineSchedule, LinearBetaSchedule
 from vdm_jax.networks.config import UNet
+from vdm_jax.stages.options import DynamicThreshold, Sampling, Training
+from vdm_jax.stages.stage import Experiment, LowResolution, Stage, VideoSpec
 from vdm_jax_configs.imagen import _network
 
 

@@ -8,11 +8,11 @@ Expected: with a 500 M base and guidance 3, FID 10.23 on COCO, 30k prompts (the 
 Run:      vdm-jax train imagen/sr_256_600m
 """
 
-from vdm_jax.cascade.stage import Experiment
 from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.schedules import CosineSchedule
+from vdm_jax.stages.stage import Experiment
 from vdm_jax_configs.imagen._network import sr_256_five_blocks
 from vdm_jax_configs.imagen.cascade import enlarged
 

@@ -15,8 +15,6 @@ import dataclasses
 import math
 
 from vdm_jax.attention.patterns import Spatial, Temporal
-from vdm_jax.cascade.options import DynamicThreshold, Oscillation, Sampling, Training
-from vdm_jax.cascade.stage import Experiment, LowResolution, Stage, VideoSpec
 from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.diffusion.augmentation import NoiseAugmentation
@@ -24,6 +22,8 @@ from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import Ancestral
 from vdm_jax.diffusion.schedules import CosineSchedule
 from vdm_jax.networks.config import CrossAttention, EmbeddedText, Level, SelfAttention, TemporalConvolution, UNet
+from vdm_jax.stages.options import DynamicThreshold, Oscillation, Sampling, Training
+from vdm_jax.stages.stage import Experiment, LowResolution, Stage, VideoSpec
 
 HEADS = 64  # channels per head
 TEXT = EmbeddedText(width=4096)  # T5-XXL, in all stages

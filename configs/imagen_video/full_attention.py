@@ -9,14 +9,14 @@ Run:      vdm-jax compile imagen_video/full_attention --topology v5p-512 --mesh.
 """
 
 from vdm_jax.attention.patterns import Full
-from vdm_jax.cascade.options import DynamicThreshold, Sampling, Training
-from vdm_jax.cascade.stage import Experiment, Stage, VideoSpec
 from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import Ancestral
 from vdm_jax.diffusion.schedules import CosineSchedule
 from vdm_jax.networks.config import CrossAttention, EmbeddedText, Level, SelfAttention, UNet
+from vdm_jax.stages.options import DynamicThreshold, Sampling, Training
+from vdm_jax.stages.stage import Experiment, Stage, VideoSpec
 
 
 def get_config() -> Experiment:

@@ -1,11 +1,11 @@
 """Lumiere in miniature on captioned digits: the same code path and kinds of blocks, for tests and for trying it out."""
 
 from vdm_jax.attention.patterns import Spatial
-from vdm_jax.cascade.options import Sampling, Start, Training, Windows
-from vdm_jax.cascade.stage import Experiment, LowResolution, Stage, VideoSpec
-from vdm_jax.data.captioned_digits import CaptionedDigits, caption_words
 from vdm_jax.diffusion.process import Process
+from vdm_jax.digits.captioned_digits import CaptionedDigits, caption_words
 from vdm_jax.networks.config import CrossAttention, Level, SelfAttention, UNet, WordEncoder
+from vdm_jax.stages.options import Sampling, Start, Training, Windows
+from vdm_jax.stages.stage import Experiment, LowResolution, Stage, VideoSpec
 from vdm_jax_configs.lumiere._network import ADDED, inflated
 
 HEADS = 8

@@ -12,14 +12,14 @@ Run:      vdm-jax compile lumiere/cascade --stage base --topology v5p-512 --mesh
 """
 
 from vdm_jax.attention.patterns import Spatial
-from vdm_jax.cascade.options import DynamicThreshold, Sampling, Start, Training, Windows
-from vdm_jax.cascade.stage import Experiment, LowResolution, Stage, VideoSpec
 from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import DDIM
 from vdm_jax.diffusion.schedules import CosineSchedule
 from vdm_jax.networks.config import CrossAttention, EmbeddedText, Level, SelfAttention, UNet
+from vdm_jax.stages.options import DynamicThreshold, Sampling, Start, Training, Windows
+from vdm_jax.stages.stage import Experiment, LowResolution, Stage, VideoSpec
 from vdm_jax_configs.lumiere._network import ADDED, inflated
 
 HEADS = 64  # channels per head

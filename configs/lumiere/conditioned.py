@@ -10,9 +10,9 @@ Run:      vdm-jax compile lumiere/conditioned --topology v5p-512 --mesh.fsdp 4 -
 
 import dataclasses
 
-from vdm_jax.cascade.observations import BoxKnown, FramesKnown, StillKnown
-from vdm_jax.cascade.options import Start
-from vdm_jax.cascade.stage import Experiment, Stage
+from vdm_jax.stages.observations import BoxKnown, FramesKnown, StillKnown
+from vdm_jax.stages.options import Start
+from vdm_jax.stages.stage import Experiment, Stage
 from vdm_jax_configs.lumiere.cascade import CLIPS, base
 
 TASKS = (

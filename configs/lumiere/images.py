@@ -9,12 +9,12 @@ Expected: nothing published for this size. Not trained by us. Fine-tuned on a fe
 Run:      vdm-jax train lumiere/images --run runs/lumiere_images
 """
 
-from vdm_jax.cascade.options import DynamicThreshold, Sampling, Training
-from vdm_jax.cascade.stage import Experiment, LowResolution, Stage, VideoSpec
 from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.diffusion.samplers import DDIM
 from vdm_jax.networks.config import UNet
+from vdm_jax.stages.options import DynamicThreshold, Sampling, Training
+from vdm_jax.stages.stage import Experiment, LowResolution, Stage, VideoSpec
 from vdm_jax_configs.lumiere.cascade import PROCESS, image_base, image_super_resolution
 
 

@@ -3,18 +3,18 @@
 import dataclasses
 from typing import Any
 
-from vdm_jax.cascade.latent import Latent
-from vdm_jax.cascade.options import Sampling, Training
-from vdm_jax.cascade.stage import Experiment, Stage, VideoSpec
 from vdm_jax.data.video_folder import VideoFolder
 from vdm_jax.diffusion.grids import TimestepGrid
 from vdm_jax.diffusion.levels import UniformTimestep
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import DDIM
 from vdm_jax.diffusion.schedules import ScaledLinearBetaSchedule
-from vdm_jax.networks.autoencoder import AUTOENCODER_LVDM, LVDM_LATENTS
+from vdm_jax.networks.autoencoder_config import AUTOENCODER_LVDM, LVDM_LATENTS
 from vdm_jax.networks.latent_network import LatentNetwork
 from vdm_jax.networks.latent_unet import LatentUNet
+from vdm_jax.stages.latent import Latent
+from vdm_jax.stages.options import Sampling, Training
+from vdm_jax.stages.stage import Experiment, Stage, VideoSpec
 
 BETAS = ScaledLinearBetaSchedule(beta_start=0.0015, beta_end=0.0155)  # 1000 timesteps
 

@@ -8,8 +8,8 @@ Expected: FVD and KVD of 2,048 samples x 10 runs; the published values are not a
 Run:      vdm-jax train lvdm/sky     (after vdm-jax train autoencoder/lvdm; videos of Sky Timelapse below data/sky)
 """
 
-from vdm_jax.cascade.stage import Experiment
 from vdm_jax.networks.latent_unet import LATENT_UNET_LVDM
+from vdm_jax.stages.stage import Experiment
 from vdm_jax_configs.lvdm import _stage
 
 

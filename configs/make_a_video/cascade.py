@@ -11,9 +11,9 @@ Expected: MSR-VTT zero-shot FID 13.17, CLIPSIM 0.3049; UCF-101 zero-shot IS 33.0
 Run:      vdm-jax train make_a_video/cascade     (after make_a_video/images, into runs/make_a_video_images)
 """
 
-from vdm_jax.cascade.stage import Experiment
 from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.data.embeddings import WithEmbeddings
+from vdm_jax.stages.stage import Experiment
 from vdm_jax_configs.make_a_video._stages import Sizes, video_stages
 
 

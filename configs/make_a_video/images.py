@@ -9,9 +9,9 @@ Expected: no published result of their own. Not trained by us. The prior, which 
 Run:      vdm-jax train make_a_video/images --run runs/make_a_video_images
 """
 
-from vdm_jax.cascade.stage import Experiment
 from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.data.embeddings import WithEmbeddings
+from vdm_jax.stages.stage import Experiment
 from vdm_jax_configs.make_a_video._stages import Sizes, image_stages
 
 

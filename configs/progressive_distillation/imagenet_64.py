@@ -9,12 +9,12 @@ Run:      vdm-jax train progressive_distillation/imagenet_64
 """
 
 from vdm_jax.attention.patterns import Spatial
-from vdm_jax.cascade.options import Sampling, Training
-from vdm_jax.cascade.stage import Experiment, Stage, VideoSpec
 from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.schedules import CosineSchedule
 from vdm_jax.networks.config import Level, SelfAttention, UNet
+from vdm_jax.stages.options import Sampling, Training
+from vdm_jax.stages.stage import Experiment, Stage, VideoSpec
 
 
 def get_config() -> Experiment:

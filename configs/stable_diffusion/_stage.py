@@ -1,8 +1,5 @@
 """What the two Stable Diffusion models share."""
 
-from vdm_jax.cascade.latent import Latent
-from vdm_jax.cascade.options import Sampling, Training
-from vdm_jax.cascade.stage import Experiment, Stage, VideoSpec
 from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.diffusion.grids import TimestepGrid
@@ -11,10 +8,13 @@ from vdm_jax.diffusion.predictions import Prediction
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import PNDM
 from vdm_jax.diffusion.schedules import ScaledLinearBetaSchedule
-from vdm_jax.networks.autoencoder import AUTOENCODER_F8
+from vdm_jax.networks.autoencoder_config import AUTOENCODER_F8
 from vdm_jax.networks.config import EmbeddedText
 from vdm_jax.networks.latent_network import LatentNetwork
 from vdm_jax.networks.latent_unet import LatentUNet
+from vdm_jax.stages.latent import Latent
+from vdm_jax.stages.options import Sampling, Training
+from vdm_jax.stages.stage import Experiment, Stage, VideoSpec
 
 BETAS = ScaledLinearBetaSchedule()  # 1000 timesteps, beta from 0.00085 to 0.012
 

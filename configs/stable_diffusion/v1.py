@@ -12,8 +12,8 @@ Run:      vdm-jax train stable_diffusion/v1     (weights/sd_vae.safetensors by v
           prepared as clips of one frame; 77 last hidden states of CLIP ViT-L/14 for each caption by write_embeddings)
 """
 
-from vdm_jax.cascade.stage import Experiment
 from vdm_jax.networks.latent_unet import LATENT_UNET_SD1
+from vdm_jax.stages.stage import Experiment
 from vdm_jax_configs.stable_diffusion import _stage
 
 

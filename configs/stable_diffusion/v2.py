@@ -8,8 +8,8 @@ Expected: no table of its own. Not trained by us.
 Run:      vdm-jax train stable_diffusion/v2     (as v1; 77 penultimate states of OpenCLIP ViT-H/14 for each caption)
 """
 
-from vdm_jax.cascade.stage import Experiment
 from vdm_jax.networks.latent_unet import LATENT_UNET_SD2
+from vdm_jax.stages.stage import Experiment
 from vdm_jax_configs.stable_diffusion import _stage
 
 

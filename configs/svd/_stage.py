@@ -2,19 +2,19 @@
 
 import dataclasses
 
-from vdm_jax.cascade.latent import Latent
-from vdm_jax.cascade.options import Sampling, Training
-from vdm_jax.cascade.stage import Experiment, FirstFrame, Stage, VideoSpec
 from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.diffusion.levels import LogNormalSigma
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import DDIM
 from vdm_jax.diffusion.schedules import EDMSchedule
-from vdm_jax.networks.autoencoder import AUTOENCODER_SVD
+from vdm_jax.networks.autoencoder_config import AUTOENCODER_SVD
 from vdm_jax.networks.config import EmbeddedText
 from vdm_jax.networks.latent_network import LatentNetwork
 from vdm_jax.networks.latent_unet import LATENT_UNET_SVD
+from vdm_jax.stages.latent import Latent
+from vdm_jax.stages.options import Sampling, Training
+from vdm_jax.stages.stage import Experiment, FirstFrame, Stage, VideoSpec
 
 
 def experiment(name: str, frames: int, guidance: tuple[float, float], steps: int) -> Experiment:

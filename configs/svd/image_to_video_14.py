@@ -10,7 +10,7 @@ Run:      vdm-jax train svd/image_to_video_14     (weights/svd_vae.safetensors b
           by vdm-jax prepare; the CLIP ViT-H/14 embedding of each clip's first frame by write_embeddings)
 """
 
-from vdm_jax.cascade.stage import Experiment
+from vdm_jax.stages.stage import Experiment
 from vdm_jax_configs.svd import _stage
 
 

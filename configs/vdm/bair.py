@@ -9,12 +9,12 @@ Run:      vdm-jax train vdm/bair     (data/bair/softmotion30_44k, unpacked from
           --data.path ~/tensorflow_datasets)
 """
 
-from vdm_jax.cascade.options import Completion, Sampling, StaticThreshold, Training
-from vdm_jax.cascade.stage import Experiment, Stage, VideoSpec
 from vdm_jax.data.published import BAIRRobotPushing
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import AncestralLangevin
 from vdm_jax.diffusion.schedules import CosineSchedule
+from vdm_jax.stages.options import Completion, Sampling, StaticThreshold, Training
+from vdm_jax.stages.stage import Experiment, Stage, VideoSpec
 from vdm_jax_configs.vdm._network import network
 
 

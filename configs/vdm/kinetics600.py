@@ -8,12 +8,12 @@ Run:      vdm-jax train vdm/kinetics600     (data/kinetics600/train/*.mp4, val/*
           https://github.com/cvdfoundation/kinetics-dataset; TFDS does not have it)
 """
 
-from vdm_jax.cascade.options import Completion, Sampling, StaticThreshold, Training
-from vdm_jax.cascade.stage import Experiment, Stage, VideoSpec
 from vdm_jax.data.published import Kinetics600
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import AncestralLangevin
 from vdm_jax.diffusion.schedules import CosineSchedule
+from vdm_jax.stages.options import Completion, Sampling, StaticThreshold, Training
+from vdm_jax.stages.stage import Experiment, Stage, VideoSpec
 from vdm_jax_configs.vdm._network import network
 
 

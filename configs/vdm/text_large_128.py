@@ -10,14 +10,14 @@ Run:      vdm-jax compile vdm/text_large_128 --topology v4-256     (training: cl
           data/clips, their captions as BERT-large embeddings made by write_embeddings in data/bert_large)
 """
 
-from vdm_jax.cascade.options import Sampling, StaticThreshold, Training
-from vdm_jax.cascade.stage import Experiment, Stage, VideoSpec
 from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import Ancestral
 from vdm_jax.diffusion.schedules import CosineSchedule
 from vdm_jax.networks.config import EmbeddedText
+from vdm_jax.stages.options import Sampling, StaticThreshold, Training
+from vdm_jax.stages.stage import Experiment, Stage, VideoSpec
 from vdm_jax_configs.vdm._network import network
 
 

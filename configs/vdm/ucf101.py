@@ -8,12 +8,12 @@ Run:      vdm-jax train vdm/ucf101     (data/ucf101/UCF-101/*/*.avi and data/ucf
           https://www.crcv.ucf.edu/data/UCF101.php; prepared by TFDS: --data.via tfds --data.path ~/tensorflow_datasets)
 """
 
-from vdm_jax.cascade.options import Sampling, StaticThreshold, Training
-from vdm_jax.cascade.stage import Experiment, Stage, VideoSpec
 from vdm_jax.data.published import UCF101
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import Ancestral
 from vdm_jax.diffusion.schedules import CosineSchedule
+from vdm_jax.stages.options import Sampling, StaticThreshold, Training
+from vdm_jax.stages.stage import Experiment, Stage, VideoSpec
 from vdm_jax_configs.vdm._network import network
 
 

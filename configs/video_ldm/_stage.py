@@ -2,19 +2,19 @@
 
 from typing import Any
 
-from vdm_jax.cascade.latent import Latent
-from vdm_jax.cascade.options import Sampling, Training
-from vdm_jax.cascade.stage import Experiment, Source, Stage, VideoSpec
 from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.diffusion.levels import UniformTimestep
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import DDIM
 from vdm_jax.diffusion.schedules import ScaledLinearBetaSchedule
-from vdm_jax.networks.autoencoder import AUTOENCODER_F8
+from vdm_jax.networks.autoencoder_config import AUTOENCODER_F8
 from vdm_jax.networks.config import EmbeddedText
 from vdm_jax.networks.latent_network import LatentNetwork
 from vdm_jax.networks.latent_unet import LatentUNet
+from vdm_jax.stages.latent import Latent
+from vdm_jax.stages.options import Sampling, Training
+from vdm_jax.stages.stage import Experiment, Source, Stage, VideoSpec
 
 BETAS = ScaledLinearBetaSchedule()
 # Of the networks of Stable Diffusion: layers over frames, shares and what these are told of known frames.

@@ -10,9 +10,9 @@ Expected: no table of its own. Not trained by us.
 Run:      vdm-jax train video_ldm/interpolation     (as for video_ldm/key_frames, with CLIP ViT-L/14)
 """
 
-from vdm_jax.cascade.observations import FramesKnown
-from vdm_jax.cascade.stage import Experiment, KeyFrames, VideoSpec
 from vdm_jax.networks.latent_unet import LATENT_UNET_VIDEO_LDM_INTERPOLATION
+from vdm_jax.stages.observations import FramesKnown
+from vdm_jax.stages.stage import Experiment, KeyFrames, VideoSpec
 from vdm_jax_configs.video_ldm import _stage
 
 

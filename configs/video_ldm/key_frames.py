@@ -9,9 +9,9 @@ Run:      vdm-jax train video_ldm/key_frames     (weights/sd_vae.safetensors and
           vdm-jax convert; clips made by vdm-jax prepare; 77 states of OpenCLIP ViT-H/14 for each caption)
 """
 
-from vdm_jax.cascade.options import StartFile
-from vdm_jax.cascade.stage import Experiment, VideoSpec
 from vdm_jax.networks.latent_unet import LATENT_UNET_VIDEO_LDM
+from vdm_jax.stages.options import StartFile
+from vdm_jax.stages.stage import Experiment, VideoSpec
 from vdm_jax_configs.video_ldm import _stage
 
 

@@ -12,9 +12,6 @@ Run:      vdm-jax train video_ldm/upscaler     (weights/x4_vae.safetensors and w
           convert; clips of 1280x2048 made by vdm-jax prepare; 77 states of OpenCLIP ViT-H/14 for each caption)
 """
 
-from vdm_jax.cascade.latent import Latent
-from vdm_jax.cascade.options import Sampling, StartFile, Training
-from vdm_jax.cascade.stage import Experiment, LowResolution, Stage, VideoSpec
 from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.diffusion.augmentation import NoiseAugmentation
@@ -22,10 +19,13 @@ from vdm_jax.diffusion.levels import UniformTimestep
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import DDIM
 from vdm_jax.diffusion.schedules import LinearBetaSchedule
-from vdm_jax.networks.autoencoder import AUTOENCODER_F4
+from vdm_jax.networks.autoencoder_config import AUTOENCODER_F4
 from vdm_jax.networks.config import EmbeddedText
 from vdm_jax.networks.latent_network import LatentNetwork
 from vdm_jax.networks.latent_unet import LATENT_UNET_VIDEO_LDM_UPSCALER
+from vdm_jax.stages.latent import Latent
+from vdm_jax.stages.options import Sampling, StartFile, Training
+from vdm_jax.stages.stage import Experiment, LowResolution, Stage, VideoSpec
 from vdm_jax_configs.video_ldm import _stage
 
 

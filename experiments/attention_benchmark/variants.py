@@ -22,10 +22,10 @@ from vdm_jax.attention.patterns import (
     attention_flops,
 )
 from vdm_jax.benchmark.cases import FLOP_FACTOR
-from vdm_jax.cascade.stage import Stage
 from vdm_jax.networks.config import Mixer, SelfAttention
 from vdm_jax.networks.unet import SpaceTimeUNet
-from vdm_jax.training.state import example_conditioning, initial_params
+from vdm_jax.stages.parameters import example_conditioning, initial_params
+from vdm_jax.stages.stage import Stage
 
 # Name -> what stands in the place of each self-attention: one pattern, or several in a row.
 VARIANTS: dict[str, tuple[OwnPattern, ...]] = {

@@ -31,19 +31,19 @@ from vdm_jax.benchmark import machine
 from vdm_jax.benchmark.cases import label
 from vdm_jax.benchmark.plots import require_matplotlib
 from vdm_jax.benchmark.record import open_record, save
-from vdm_jax.cascade.stage import Experiment, Stage
 from vdm_jax.commands.configs import load_config
 from vdm_jax.commands.train_command import train
-from vdm_jax.conditioning.vocabulary import Vocabulary
+from vdm_jax.conditions.vocabulary import Vocabulary
 from vdm_jax.data.opening import open_source
 from vdm_jax.data.pipeline import Pipeline
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.digits import evaluate_digits
 from vdm_jax.parallel.compiling import compiler_options
 from vdm_jax.parallel.mesh import make_mesh
-from vdm_jax.training.checkpoints import Checkpoints
+from vdm_jax.runs.checkpoints import Checkpoints
+from vdm_jax.runs.directory import checkpoints_path, read_config
+from vdm_jax.stages.stage import Experiment, Stage
 from vdm_jax.training.loop import device_batch
-from vdm_jax.training.runs import checkpoints_path, read_config
 from vdm_jax.training.state import abstract_state
 from vdm_jax.training.step import compile_validation, train_step
 

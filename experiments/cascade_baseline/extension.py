@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from vdm_jax.cascade.generator import Generator
-from vdm_jax.cascade.options import Completion
-from vdm_jax.data.captioned_digits import CaptionedDigitsSource, prompts
-from vdm_jax.evaluation.fvd import FeatureSet, fvd, i3d_features
-from vdm_jax.evaluation.fvd_protocols import PROTOCOLS
-from vdm_jax.evaluation.scorer import DigitScorer
+from vdm_jax.digits.captioned_digits import CaptionedDigitsSource, prompts
+from vdm_jax.digits.scorer import DigitScorer
+from vdm_jax.generation.generator import Generator
+from vdm_jax.metrics.fvd import FeatureSet, fvd, i3d_features
+from vdm_jax.metrics.fvd_protocols import PROTOCOLS
+from vdm_jax.stages.options import Completion
 from vdm_jax.video.sheets import sheet
 from vdm_jax.video.writing import write_png
 

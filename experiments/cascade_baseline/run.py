@@ -58,7 +58,7 @@ def measure(preset: Preset, name: str, work: Path, results: Path, *, quiet: bool
         stages += [stage_row(part, stage) for stage in experiment.stages]
     seconds = time.perf_counter() - start  # of this sitting, compilation included
     result = evaluate_digits(vdm_jax.load(work / part.name), count=preset.scored_clips, seed=0)
-    shown = vdm_jax.cascade.generator.Generated(
+    shown = vdm_jax.generation.generator.Generated(
         result.captions[:SHOWN], {"last": result.videos[:SHOWN]}, {"last": 8.0})
     slug = name.lower().replace(" ", "_").replace("-", "_")
     pictures = [shown.save(results / f"{slug}.{suffix}").name for suffix in ("png", "gif")]

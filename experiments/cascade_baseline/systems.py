@@ -11,15 +11,12 @@ import dataclasses
 from pathlib import Path
 
 from vdm_jax.attention.patterns import Spatial, Temporal
-from vdm_jax.cascade.observations import FramesKnown
-from vdm_jax.cascade.options import Sampling, Start, Training, Windows
-from vdm_jax.cascade.stage import Experiment, KeyFrames, LowResolution, Stage, VideoSpec
 from vdm_jax.commands.configs import load_config
-from vdm_jax.data.captioned_digits import CaptionedDigits, caption_words
 from vdm_jax.diffusion.augmentation import NoiseAugmentation
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import DDIM
 from vdm_jax.diffusion.schedules import CosineSchedule
+from vdm_jax.digits.captioned_digits import CaptionedDigits, caption_words
 from vdm_jax.networks.config import (
     CrossAttention,
     Level,
@@ -31,6 +28,9 @@ from vdm_jax.networks.config import (
 )
 from vdm_jax.planning.flops import training_work
 from vdm_jax.planning.inputs import training_batch
+from vdm_jax.stages.observations import FramesKnown
+from vdm_jax.stages.options import Sampling, Start, Training, Windows
+from vdm_jax.stages.stage import Experiment, KeyFrames, LowResolution, Stage, VideoSpec
 
 SPATIAL, TEMPORAL = SelfAttention(pattern=Spatial()), SelfAttention(pattern=Temporal(), position="sinusoidal")
 RELATIVE = SelfAttention(pattern=Temporal(), position="shaw")
@@ -160,7 +160,7 @@ def step_flops(of: Stage, data: CaptionedDigits) -> float:
     import jax
 
     from vdm_jax.parallel.mesh import MeshSpec, make_mesh
-    from vdm_jax.training.state import initial_params
+    from vdm_jax.stages.parameters import initial_params
 
     batch, _ = training_batch(of, data, of.training.batch_size, text_tokens=0)
     params = jax.eval_shape(lambda key: initial_params(of, key), jax.random.key(0))

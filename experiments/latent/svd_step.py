@@ -29,7 +29,6 @@ from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import DDIM, Step
 from vdm_jax.diffusion.schedules import ScaledLinearBetaSchedule
 from vdm_jax.errors import UserError
-from vdm_jax.interop import model_kinds
 from vdm_jax.networks.latent_unet import LATENT_UNET_SVD
 from vdm_jax.parallel.collectives import listed
 from vdm_jax.parallel.compiling import no_compilation_cache, optimization_level
@@ -42,6 +41,7 @@ from vdm_jax.planning.inputs import device_bytes
 from vdm_jax.planning.program import memory, refused
 from vdm_jax.planning.traffic import traffic
 from vdm_jax.versions import versions
+from vdm_jax.weights import model_kinds
 
 RECORD = Path(__file__).parent / "results" / "svd_step.json"
 FRAMES, HEIGHT, WIDTH = 14, 72, 128  # latents of 14 x 576 x 1024 pixels

@@ -20,11 +20,11 @@ import tyro
 from experiments.metrics.clips import DISTORTIONS, NOTHING, Clips, RealClips
 from vdm_jax.benchmark.machine import describe, versions
 from vdm_jax.benchmark.record import open_record, save
-from vdm_jax.evaluation.detectors import weights
-from vdm_jax.evaluation.frechet import Moments, frechet_distance
-from vdm_jax.evaluation.fvd import i3d_features
-from vdm_jax.evaluation.fvd_protocols import find_protocol
-from vdm_jax.evaluation.run_metrics import MEASURES
+from vdm_jax.metrics.detectors import weights
+from vdm_jax.metrics.frechet import Moments, frechet_distance
+from vdm_jax.metrics.fvd import i3d_features
+from vdm_jax.metrics.fvd_protocols import find_protocol
+from vdm_jax.metrics.measures import MEASURES
 from vdm_jax.video.writing import atomic_path
 
 FOLDER = Path(__file__).parent

@@ -24,7 +24,7 @@ import tyro
 from experiments.metrics.torch_i3d import torch_i3d
 from vdm_jax.benchmark.machine import describe, versions
 from vdm_jax.benchmark.record import save
-from vdm_jax.evaluation.detectors import i3d, weights
+from vdm_jax.metrics.detectors import i3d, weights
 
 FOLDER = Path(__file__).parent
 

@@ -12,7 +12,7 @@ def torch_i3d(params: Mapping[str, Any]) -> Callable[[Any], Any]:
     """The network as a function of `[B, 3, T, 224, 224]` tensors to `[B, 400]` logits averaged over time.
 
     Args:
-      params: of `vdm_jax.evaluation.detectors.i3d.parameters`, batch norms folded into the convolutions.
+      params: of `vdm_jax.metrics.detectors.i3d.parameters`, batch norms folded into the convolutions.
     """
     import torch
 

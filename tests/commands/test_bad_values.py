@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from vdm_jax.cascade.autoencoding import AutoencoderExperiment, AutoencoderTraining
-from vdm_jax.cascade.stage import Experiment
 from vdm_jax.commands.benchmark_command import Benchmark
 from vdm_jax.commands.compile_command import Compile
 from vdm_jax.commands.configs import load_config
@@ -27,6 +25,8 @@ from vdm_jax.commands.train_command import Train, check_memory
 from vdm_jax.configuration import Range, from_data, from_json, to_data, to_json
 from vdm_jax.data.pipeline import Pipeline
 from vdm_jax.errors import UserError
+from vdm_jax.stages.autoencoding import AutoencoderExperiment, AutoencoderTraining
+from vdm_jax.stages.stage import Experiment
 
 TINY = str(Path(__file__).parent / "tiny.py")
 BAD = (math.nan, math.inf, -math.inf, 1e30, 10**23, "a\x00b")

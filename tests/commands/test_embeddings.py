@@ -5,7 +5,7 @@ import pytest
 
 from vdm_jax.commands.main import main
 from vdm_jax.data.embeddings import write_embeddings
-from vdm_jax.training.metrics import read_records
+from vdm_jax.runs.records import read_records
 from vdm_jax.video.writing import write_png, write_video
 
 CONFIG = '''

@@ -7,7 +7,7 @@ import pytest
 
 from tests.commands.conftest import TINY
 from vdm_jax.commands.main import main
-from vdm_jax.evaluation.detectors import i3d
+from vdm_jax.metrics.detectors import i3d
 
 
 def test_metrics_are_written_and_shown(run, capfd):
@@ -51,7 +51,7 @@ def test_every_checkpoint_is_evaluated_once_and_shown(run, capfd):
 def test_a_score_that_is_not_finite_is_written_named_and_exit_code_1(tmp_path, monkeypatch, capfd):
     from vdm_jax.evaluation import video_files
     from vdm_jax.evaluation.run_metrics import RunMetrics
-    from vdm_jax.evaluation.scores import Score
+    from vdm_jax.metrics.scores import Score
 
     scores = tuple(Score(metric=name, value=value, better="lower", conditions={}) for name, value in (
         ("motion", 0.5), ("fvd", float("nan"))))
@@ -99,10 +99,10 @@ def test_fvd_of_a_run(tmp_path, data_dir):
     import jax
 
     from tests.commands import tiny
-    from vdm_jax.cascade.generator import Generator
     from vdm_jax.commands.train_command import resolve
-    from vdm_jax.training.runs import export
-    from vdm_jax.training.state import initial_params
+    from vdm_jax.generation.generator import Generator
+    from vdm_jax.runs.directory import export
+    from vdm_jax.stages.parameters import initial_params
 
     experiment = tiny.get_config()
     base = dataclasses.replace(experiment.stages[0], video=tiny.VideoSpec(frames=9, height=32, width=32))

@@ -9,14 +9,14 @@ import pytest
 
 import vdm_jax
 from tests.commands.conftest import TINY
-from vdm_jax.cascade.generator import Generator
 from vdm_jax.commands.configs import load_config
 from vdm_jax.commands.main import main
 from vdm_jax.configuration import digest
 from vdm_jax.evaluation.run_metrics import RunMetrics
-from vdm_jax.evaluation.scores import Score
-from vdm_jax.training.runs import export, read_config
-from vdm_jax.training.state import initial_params
+from vdm_jax.generation.generator import Generator
+from vdm_jax.metrics.scores import Score
+from vdm_jax.runs.directory import export, read_config
+from vdm_jax.stages.parameters import initial_params
 
 EVALUATION = {"scores": {"generated": {"whole": 0.25, "colour": 0.75}}, "protocol": {"clips": 48, "split": "test"}}
 

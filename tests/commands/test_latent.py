@@ -15,10 +15,10 @@ from tests.training.latents import AUTOENCODER, SCALE, SHIFT, write_model
 from vdm_jax.commands.main import main
 from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
-from vdm_jax.training.autoencoders import FILE
-from vdm_jax.training.checkpoints import Checkpoints
-from vdm_jax.training.metrics import read_records
-from vdm_jax.training.runs import export, read_config
+from vdm_jax.runs.autoencoders import FILE
+from vdm_jax.runs.checkpoints import Checkpoints
+from vdm_jax.runs.directory import export, read_config
+from vdm_jax.runs.records import read_records
 from vdm_jax.training.state import abstract_state
 
 TINY = str(Path(__file__).parent / "tiny_latent.py")

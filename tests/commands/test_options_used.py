@@ -12,7 +12,7 @@ from vdm_jax.commands.configs import config_folder, load_config
 from vdm_jax.commands.evaluate_command import Evaluate, check_used
 from vdm_jax.commands.train_command import default_run
 from vdm_jax.data.array_record import PreparedClips
-from vdm_jax.training.runs import open_run
+from vdm_jax.runs.directory import open_run
 
 
 def test_a_run_is_called_by_the_file_of_its_config():

@@ -14,7 +14,7 @@ from vdm_jax.video.writing import write_png, write_video
 CONFIG = """
 import dataclasses
 from tests.commands.tiny import stage
-from vdm_jax.cascade.stage import Experiment
+from vdm_jax.stages.stage import Experiment
 from vdm_jax.data.array_record import PreparedClips
 
 

@@ -17,7 +17,7 @@ from vdm_jax.parallel.gathers import thin_shards
 from vdm_jax.parallel.mesh import AXES
 from vdm_jax.parallel.rules import parameter_shardings
 from vdm_jax.planning import topology
-from vdm_jax.training.state import initial_params
+from vdm_jax.stages.parameters import initial_params
 
 ROOT = Path(vdm_jax.__file__).parent.parent
 LINE = re.compile(r"vdm-jax (train|compile) (\S+)((?: --\S+(?: [^\s(#-]\S*)*)*)")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import vdm_jax
-from vdm_jax.cascade.generator import Generator
 from vdm_jax.commands.main import main
-from vdm_jax.training.runs import export, stylised
+from vdm_jax.generation.generator import Generator
+from vdm_jax.runs.directory import export, stylised
 from vdm_jax.video.reading import VideoReader
 
 

@@ -35,7 +35,7 @@ def test_values_meanings_and_the_filter(capsys):
 
 
 def test_a_run_is_shown_like_a_config(tmp_path, capsys):
-    from vdm_jax.training.runs import open_run
+    from vdm_jax.runs.directory import open_run
 
     open_run(tmp_path / "run", load_config(TINY))
     assert main(["show", str(tmp_path / "run")]) == 0

@@ -4,9 +4,9 @@ import pytest
 
 from tests.commands.conftest import EVALUATED, TINY
 from vdm_jax.commands.main import main
-from vdm_jax.training.checkpoints import Checkpoints
-from vdm_jax.training.metrics import read_records
-from vdm_jax.training.runs import read_config
+from vdm_jax.runs.checkpoints import Checkpoints
+from vdm_jax.runs.directory import read_config
+from vdm_jax.runs.records import read_records
 
 
 def test_a_run_holds_config_checkpoints_metrics_and_sheets(trained):

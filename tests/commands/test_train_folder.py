@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vdm_jax.commands.main import main
-from vdm_jax.training.metrics import read_records
+from vdm_jax.runs.records import read_records
 from vdm_jax.video.writing import write_video
 
 CONFIG = '''

@@ -2,12 +2,12 @@
 pixels. The autoencoder's weights are `autoencoder.safetensors` in the current folder."""
 
 from tests.training.latents import AUTOENCODER
-from vdm_jax.cascade.latent import Latent
-from vdm_jax.cascade.options import Sampling, Training
-from vdm_jax.cascade.stage import Experiment, LowResolution, Stage, VideoSpec
-from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.diffusion.process import Process
+from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.networks.config import Level, UNet
+from vdm_jax.stages.latent import Latent
+from vdm_jax.stages.options import Sampling, Training
+from vdm_jax.stages.stage import Experiment, LowResolution, Stage, VideoSpec
 
 
 def training(steps, validate=0):

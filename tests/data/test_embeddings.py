@@ -6,7 +6,6 @@ import pickle
 import numpy as np
 import pytest
 
-from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.data.embeddings import (
     TextEmbeddings,
     WithEmbeddings,
@@ -17,6 +16,7 @@ from vdm_jax.data.embeddings import (
 from vdm_jax.data.image_folder import ImageFolder
 from vdm_jax.data.opening import open_source
 from vdm_jax.data.pipeline import Pipeline
+from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.errors import UserError
 from vdm_jax.video.writing import write_png
 

@@ -8,12 +8,13 @@ import pytest
 from tests.data.test_pipeline import Clips
 from tests.data.test_video_folder import ALL_TRAIN, numbered_video, numbers
 from vdm_jax.configuration import from_json, to_json
-from vdm_jax.data.captioned_digits import CaptionedDigits
-from vdm_jax.data.captioned_digits_tfds import PreparedDigitsSource
-from vdm_jax.data.frame_rates import FrameRates, clip_by_stride, stride_for
+from vdm_jax.data.frame_rates import FrameRates
 from vdm_jax.data.pipeline import Pipeline
 from vdm_jax.data.video_folder import VideoFolder, VideoFolderSource
+from vdm_jax.digits.captioned_digits import CaptionedDigits
+from vdm_jax.digits.tfds import PreparedDigitsSource
 from vdm_jax.errors import UserError
+from vdm_jax.video.strides import clip_by_stride, stride_for
 from vdm_jax.video.writing import write_video
 
 

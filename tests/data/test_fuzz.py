@@ -23,10 +23,10 @@ from vdm_jax.data.moving_mnist import read_idx
 from vdm_jax.data.tfds_files import _check as check_description
 from vdm_jax.data.tfrecord import read_record, record_places
 from vdm_jax.errors import UserError
-from vdm_jax.evaluation.detectors.torch_files import read_torch
-from vdm_jax.evaluation.detectors.weights import _npz, read_arrays
-from vdm_jax.interop.safetensors import load_params, save_params
-from vdm_jax.interop.tensor_files import open_file, read_json
+from vdm_jax.metrics.detectors.torch_files import read_torch
+from vdm_jax.metrics.detectors.weights import _npz, read_arrays
+from vdm_jax.weights.safetensors import load_params, save_params
+from vdm_jax.weights.tensor_files import open_file, read_json
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # of Pillow, about damaged tags
 

@@ -9,21 +9,21 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.conditioning.test_clip_tokenizer import MERGES
-from tests.conditioning.test_tokenizers import write_clip
 from tests.data.fuzzing import fuzz
 from tests.data.test_published import bair, cache_elsewhere, kinetics, mnist, ucf  # noqa: F401  (fixtures)
 from tests.data.test_tfds_video import data_dir, flickers  # noqa: F401  (a fixture)
 from tests.pipelines.folders import DDIM, VIDEO
-from vdm_jax.conditioning.tokenizers import clip_tokenizer, open_tokenizer
+from tests.weights.test_clip_tokenizer import MERGES
+from tests.weights.test_tokenizers import write_clip
 from vdm_jax.data.array_record import PreparedClips, PreparedClipsSource, prepare_clips
 from vdm_jax.data.opening import open_source
 from vdm_jax.data.published import UCF101, BAIRRobotPushing, Kinetics600, MovingMNIST
 from vdm_jax.data.tfds_video import TFDSVideoSource
-from vdm_jax.interop.pretrained import describe
 from vdm_jax.pipelines.parts import open_folder
 from vdm_jax.pipelines.schedulers import read_scheduler
 from vdm_jax.video.writing import write_png
+from vdm_jax.weights.pretrained import describe
+from vdm_jax.weights.tokenizers import clip_tokenizer, open_tokenizer
 
 SMALL = {"frames": 2, "height": 8, "width": 8}
 
@@ -101,7 +101,7 @@ def test_files_of_a_tokenizer(tmp_path, file):
     write_clip(tmp_path)
     (tmp_path / "special_tokens_map.json").write_text(json.dumps({"pad_token": {"content": "!"}}))
     if file == "tokenizer.json":
-        from vdm_jax.conditioning.tokenizers import _byte_pairs, _vocabulary
+        from vdm_jax.weights.tokenizers import _byte_pairs, _vocabulary
 
         package = importlib.import_module("tokenizers")
         _byte_pairs(package, *_vocabulary(package, tmp_path)).save(str(tmp_path / file))

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from vdm_jax.configuration import from_json, to_json
-from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.data.image_shards import ImageShards
 from vdm_jax.data.opening import caption_words, open_source
+from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.errors import UserError
 
 

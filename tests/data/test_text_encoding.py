@@ -9,15 +9,15 @@ import jax
 import numpy as np
 import pytest
 
-from tests.conditioning.test_tokenizers import write_clip
-from tests.interop.folders import SMALL, tensors_of, write
+from tests.weights.folders import SMALL, tensors_of, write
+from tests.weights.test_tokenizers import write_clip
 from vdm_jax.commands.main import main
 from vdm_jax.data import text_encoding
 from vdm_jax.data.embeddings import TextEmbeddings
 from vdm_jax.data.text_encoding import CaptionEncoder, embed_captions
 from vdm_jax.errors import UserError
-from vdm_jax.interop.pretrained import load_pretrained
 from vdm_jax.video.writing import write_png
+from vdm_jax.weights.pretrained import load_pretrained
 
 CONFIG = """
 import dataclasses

@@ -6,17 +6,17 @@ import json
 import numpy as np
 import pytest
 
-from vdm_jax.cascade.options import Evaluation, Training
-from vdm_jax.cascade.stage import Experiment, LowResolution, Stage, VideoSpec
-from vdm_jax.data.captioned_digits import CaptionedDigits, generate_clip
 from vdm_jax.data.video_folder import VideoFolder
 from vdm_jax.diffusion.process import Process
+from vdm_jax.digits.captioned_digits import CaptionedDigits, generate_clip
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation import in_training, run_metrics
 from vdm_jax.evaluation.checkpoints import read_metrics, read_record
-from vdm_jax.evaluation.detectors import weights
 from vdm_jax.evaluation.in_training import StageEvaluation, metrics_of
+from vdm_jax.metrics.detectors import weights
 from vdm_jax.networks.config import Level, UNet
+from vdm_jax.stages.options import Evaluation, Training
+from vdm_jax.stages.stage import Experiment, LowResolution, Stage, VideoSpec
 
 SPEC = CaptionedDigits(frames=10, size=64)
 

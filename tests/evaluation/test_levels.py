@@ -7,13 +7,13 @@ import json
 import jax.numpy as jnp
 import pytest
 
-from vdm_jax.cascade.generator import Generator
-from vdm_jax.cascade.stage import Experiment, LowResolution, Stage, VideoSpec
-from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.diffusion.process import Process
+from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.levels import best_level, search_levels
+from vdm_jax.generation.generator import Generator
 from vdm_jax.networks.config import Level, UNet
+from vdm_jax.stages.stage import Experiment, LowResolution, Stage, VideoSpec
 
 
 def stage(name, size, source=None):

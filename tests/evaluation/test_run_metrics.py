@@ -7,15 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm_jax.cascade.stage import Experiment, Stage, VideoSpec
-from vdm_jax.data.captioned_digits import CaptionedDigits, CaptionedDigitsSource
 from vdm_jax.diffusion.process import Process
+from vdm_jax.digits.captioned_digits import CaptionedDigits, CaptionedDigitsSource
 from vdm_jax.errors import UserError
-from vdm_jax.evaluation import features as features_of
 from vdm_jax.evaluation import run_metrics
-from vdm_jax.evaluation.detectors import i3d, weights
-from vdm_jax.evaluation.run_metrics import MetricSettings, evaluate_run
+from vdm_jax.evaluation.run_metrics import evaluate_run
+from vdm_jax.evaluation.settings import MetricSettings
+from vdm_jax.metrics import features as features_of
+from vdm_jax.metrics.detectors import i3d, weights
 from vdm_jax.networks.config import Level, UNet
+from vdm_jax.stages.stage import Experiment, Stage, VideoSpec
 
 DATA = CaptionedDigits(size=32, frames=8, test_clips=12)
 

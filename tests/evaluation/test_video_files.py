@@ -5,14 +5,15 @@ import json
 import numpy as np
 import pytest
 
-from tests.evaluation.test_av_align import FPS, bumps, clicks
+from tests.metrics.test_av_align import FPS, bumps, clicks
 from vdm_jax.commands.main import main
 from vdm_jax.errors import UserError
-from vdm_jax.evaluation import features as features_of
-from vdm_jax.evaluation import frames, onsets, video_files
-from vdm_jax.evaluation.detectors import i3d, weights
-from vdm_jax.evaluation.frechet import Moments, frechet_distance
+from vdm_jax.evaluation import video_files
 from vdm_jax.evaluation.video_files import FileSettings, evaluate_files, read_sound
+from vdm_jax.metrics import features as features_of
+from vdm_jax.metrics import frames, onsets
+from vdm_jax.metrics.detectors import i3d, weights
+from vdm_jax.metrics.frechet import Moments, frechet_distance
 from vdm_jax.video.writing import write_video
 
 COUNT = 10
@@ -135,7 +136,7 @@ def test_what_cannot_be_measured_is_refused(folders, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"01.mp4 is \[3, 16, 32\].*, 00.mp4 \[4, 16, 32\]; permitted: one size"):
         evaluate_files(tmp_path, FileSettings(metrics=("psnr",)), tmp_path)
     with pytest.raises(UserError, match=r"motion of videos of \[4, 16, 32\].*permitted: larger ones"):
-        monkeypatch.setattr("vdm_jax.evaluation.flow.require_opencv", lambda: None)
+        monkeypatch.setattr("vdm_jax.metrics.flow.require_opencv", lambda: None)
         evaluate_files(made, FileSettings(metrics=("motion",)))
     with pytest.raises(UserError, match=r"metrics=\['fib'\] is not valid; permitted: fvd.*av_align"):
         FileSettings(metrics=("fib",))
@@ -160,7 +161,7 @@ def test_what_two_folders_do_not_permit_is_refused_before_a_file_is_measured(fol
 
 
 def test_captions_stand_beside_the_files(folders, tmp_path, monkeypatch):
-    from vdm_jax.evaluation.detectors import clip
+    from vdm_jax.metrics.detectors import clip
 
     monkeypatch.setenv(weights.FOLDER_VARIABLE, str(tmp_path))
     (tmp_path / "clip_ViT-B-32.safetensors").write_text("")

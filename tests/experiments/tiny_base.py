@@ -1,11 +1,11 @@
 """A base stage of one level, so small that training it is a matter of seconds; a config like any other."""
 
 from vdm_jax.attention.patterns import Full
-from vdm_jax.cascade.options import Sampling, Training
-from vdm_jax.cascade.stage import Experiment, Stage, VideoSpec
-from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.diffusion.process import Process
+from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.networks.config import CrossAttention, Level, SelfAttention, UNet, WordEncoder
+from vdm_jax.stages.options import Sampling, Training
+from vdm_jax.stages.stage import Experiment, Stage, VideoSpec
 
 
 def get_config():

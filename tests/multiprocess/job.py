@@ -19,9 +19,9 @@ import rich.console
 from vdm_jax.commands.configs import load_config
 from vdm_jax.commands.train_command import resolve
 from vdm_jax.parallel.mesh import MeshSpec
+from vdm_jax.runs.directory import open_run
 from vdm_jax.training.loop import Trainer
 from vdm_jax.training.report import Report
-from vdm_jax.training.runs import open_run
 
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = ROOT / "tests" / "commands" / "tiny.py"

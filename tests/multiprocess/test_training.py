@@ -10,9 +10,9 @@ import pytest
 
 from tests.multiprocess import job
 from vdm_jax.parallel.mesh import MeshSpec
-from vdm_jax.training.checkpoints import Checkpoints
-from vdm_jax.training.metrics import read_records
-from vdm_jax.training.runs import checkpoints_path, load_stage, read_config
+from vdm_jax.runs.checkpoints import Checkpoints
+from vdm_jax.runs.directory import checkpoints_path, load_stage, read_config
+from vdm_jax.runs.records import read_records
 
 MESH = ("--mesh.data", "1", "--mesh.fsdp", "4")  # every parameter, and every batch, over the devices of all processes
 EVALUATED = ("--base.training.evaluation.every", "4", "--base.training.evaluation.clips", "4")

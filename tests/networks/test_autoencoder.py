@@ -11,11 +11,12 @@ import pytest
 
 from vdm_jax.errors import UserError
 from vdm_jax.networks import autoencoder as ae
+from vdm_jax.networks import autoencoder_config as ac
 from vdm_jax.networks.autoencoder_blocks import Block, Halve, Mix
 from vdm_jax.networks.tiling import in_chunks, in_tiles
 from vdm_jax.parallel.rules import parameter_axes
 
-TINY = ae.Autoencoder(widths=(4, 8), blocks=1, groups=2, latent_channels=2)
+TINY = ac.Autoencoder(widths=(4, 8), blocks=1, groups=2, latent_channels=2)
 TEMPORAL = dataclasses.replace(TINY, decoder="temporal", post_quant=False)
 
 
@@ -26,12 +27,12 @@ def sizes(config):
 
 
 def test_published_sizes():
-    f8, svd = sizes(ae.AUTOENCODER_F8), sizes(ae.AUTOENCODER_SVD)
+    f8, svd = sizes(ac.AUTOENCODER_F8), sizes(ac.AUTOENCODER_SVD)
     assert f8 == {"encoder": 34_163_592, "decoder": 49_490_179, "quant": 72, "post_quant": 20}
     assert sum(f8.values()) == 83_653_863
     assert svd == {"encoder": 34_163_592, "decoder": 49_490_179 + 14_089_004, "quant": 72}
     assert sum(svd.values()) == 97_742_847
-    assert sum(sizes(ae.AUTOENCODER_F4).values()) == 55_325_927
+    assert sum(sizes(ac.AUTOENCODER_F4).values()) == 55_325_927
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +142,7 @@ def test_pieces_need_less_memory(filled):
 
 def test_refusals(filled, video):
     with pytest.raises(UserError, match="multiples of the groups"):
-        ae.Autoencoder(widths=(6, 8), groups=4)
+        ac.Autoencoder(widths=(6, 8), groups=4)
     with pytest.raises(UserError, match="permitted: multiples of 2"):
         ae.AutoencoderKL(TINY).init(jax.random.key(0), video[:, :, :7])
     with pytest.raises(UserError, match="overlap=4"):

@@ -11,15 +11,16 @@ import pytest
 from jax import lax
 
 from vdm_jax.errors import UserError
-from vdm_jax.interop.model_kinds import shapes
 from vdm_jax.networks import autoencoder as ae
+from vdm_jax.networks import autoencoder_config as ac
 from vdm_jax.networks.autoencoder_clip import convolve_clip, grow_clip
 from vdm_jax.networks.tiling import in_chunks, in_tiles
 from vdm_jax.parallel.rules import parameter_axes
+from vdm_jax.weights.model_kinds import shapes
 
-IMAGE = ae.Autoencoder(widths=(4, 8), blocks=1, groups=2, latent_channels=2)
+IMAGE = ac.Autoencoder(widths=(4, 8), blocks=1, groups=2, latent_channels=2)
 T_KL = dataclasses.replace(IMAGE, temporal_kernel=3, temporal_attention=True)
-CLIP = ae.Autoencoder(widths=(4, 8, 8), blocks=1, groups=2, latent_channels=2, layout="clip", time_factor=2,
+CLIP = ac.Autoencoder(widths=(4, 8, 8), blocks=1, groups=2, latent_channels=2, layout="clip", time_factor=2,
                       middle_attention=False)
 
 
@@ -29,8 +30,8 @@ def counts(config):
 
 
 def test_published_sizes_of_lvdm():
-    assert counts(ae.AUTOENCODER_LVDM) == {"encoder": 7_458_952, "decoder": 11_987_715, "quant": 72, "post_quant": 20}
-    module = ae.AutoencoderKL(ae.AUTOENCODER_LVDM)
+    assert counts(ac.AUTOENCODER_LVDM) == {"encoder": 7_458_952, "decoder": 11_987_715, "quant": 72, "post_quant": 20}
+    module = ae.AutoencoderKL(ac.AUTOENCODER_LVDM)
     video = jax.ShapeDtypeStruct((1, 16, 256, 256, 3), jnp.float32)
     moments, _ = jax.eval_shape(lambda x: module.init_with_output(jax.random.key(0), x, method="encode"), video)
     assert moments.mean.shape == (1, 4, 32, 32, 4)
@@ -40,7 +41,7 @@ def test_lvdm_latents_are_normalised_as_published():
     """z' = scale * (z + shift), by data set."""
     for name, scale, shift in (("sky", 0.33422927, 1.4606637), ("ucf", 0.220142075, 0.5837740898),
                                ("taichi", 0.175733933, 0.03291025)):
-        config = dataclasses.replace(ae.AUTOENCODER_LVDM, **ae.LVDM_LATENTS[name])
+        config = dataclasses.replace(ac.AUTOENCODER_LVDM, **ac.LVDM_LATENTS[name])
         z = jnp.linspace(-3.0, 3.0, 7)
         np.testing.assert_allclose(config.normalise(z), scale * (z + shift), rtol=1e-6)
         np.testing.assert_allclose(config.denormalise(config.normalise(z)), z, atol=1e-6)

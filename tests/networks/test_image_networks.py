@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vdm_jax.attention.patterns import External, Spatial
-from vdm_jax.conditioning.conditioning import Conditioning, drop_text
+from vdm_jax.conditions.conditioning import Conditioning, drop_text
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import EmbeddedText, Level, SelfAttention, UNet, WordEncoder
 from vdm_jax.networks.layers import GroupNorm, convolve, mean_pool, nearest, silu

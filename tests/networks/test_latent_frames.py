@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from vdm_jax.errors import UserError
-from vdm_jax.interop import model_kinds
 from vdm_jax.networks import latent_unet as lu
 from vdm_jax.networks import motion_adapter as ma
 from vdm_jax.networks.control_net import ControlNet, ControlNetNetwork
@@ -18,6 +17,7 @@ from vdm_jax.networks.latent_frames import FrameConvolutions, FrameTransformer, 
 from vdm_jax.networks.latent_unet_blocks import Control, Sizes
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.parallel.rules import parameter_axes
+from vdm_jax.weights import model_kinds
 
 SIZES = Sizes(2, False, False, "xla", jnp.float32)
 IMAGE = lu.LatentUNet(widths=(4, 8), blocks=1, attention=(True, False), heads=(2, 2), only_context=(False, False),

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from vdm_jax.conditioning.conditioning import Conditioning
+from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.diffusion.schedules import LinearBetaSchedule
 from vdm_jax.errors import UserError
-from vdm_jax.interop import model_kinds
 from vdm_jax.networks import latent_network as ln
 from vdm_jax.networks import latent_unet as lu
 from vdm_jax.networks.autoencoder_blocks import Mix, ResidualBlock
-from vdm_jax.networks.latent_inflation import plan_latent_inflation
 from vdm_jax.networks.latent_unet_blocks import FactorisedAttention, Given, LatentBlock, Sizes, TokenTransformer
 from vdm_jax.networks.layers import GroupNorm, convolve, silu
+from vdm_jax.weights import model_kinds
+from vdm_jax.weights.latent_inflation import plan_latent_inflation
 
 SIZES = Sizes(2, False, False, "auto", jnp.float32, offsets=2, norm_over="clip")
 IMAGE = lu.LatentUNet(widths=(4, 8), blocks=1, attention=(True, False), heads=(2, 2), only_context=(False, False),

@@ -11,11 +11,11 @@ import pytest
 from flax import traverse_util
 
 from vdm_jax.errors import UserError
-from vdm_jax.interop import model_kinds
 from vdm_jax.networks import latent_unet as lu
 from vdm_jax.networks.autoencoder_blocks import Mix
 from vdm_jax.networks.latent_unet_blocks import GatedFeedForward, Given, Sizes, TokenTransformer, level_code
 from vdm_jax.parallel.rules import parameter_axes
+from vdm_jax.weights import model_kinds
 
 SIZES = {"widths": (4, 8), "blocks": 1, "attention": (True, False), "heads": (2, 2), "only_context": (False, False),
          "context_channels": 6, "groups": 2, "convolve_tokens": False}

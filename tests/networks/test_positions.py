@@ -9,7 +9,7 @@ import pytest
 
 from vdm_jax.attention import External, Full, SparseCausal, Spatial, Temporal, TemporalCausal
 from vdm_jax.attention.patterns import independent_frames_mask
-from vdm_jax.conditioning.conditioning import Conditioning
+from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import EmbeddedText, Level, SelfAttention, UNet
 from vdm_jax.networks.mixers import SelfAttentionLayer

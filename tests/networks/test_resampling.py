@@ -12,9 +12,7 @@ import numpy as np
 import pytest
 
 from vdm_jax.attention.patterns import External, Spatial, Temporal
-from vdm_jax.cascade.options import Training
-from vdm_jax.cascade.stage import Stage, VideoSpec
-from vdm_jax.conditioning.conditioning import Conditioning
+from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.diffusion.process import Process
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import Level, Reference, SelfAttention, TemporalConvolution, UNet
@@ -22,6 +20,8 @@ from vdm_jax.networks.mixers import Beside
 from vdm_jax.networks.resampling import TemporalDownsample, TemporalUpsample
 from vdm_jax.networks.unet import SpaceTimeUNet
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
+from vdm_jax.stages.options import Training
+from vdm_jax.stages.stage import Stage, VideoSpec
 
 ATTENTION = SelfAttention(pattern=Spatial(), head_dim=8, position="none")
 TEMPORAL = SelfAttention(pattern=Temporal(), head_dim=8, position="none")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm_jax.conditioning.conditioning import Conditioning
+from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import EmbeddedText, WordEncoder
 from vdm_jax.networks.text import TextConditioner

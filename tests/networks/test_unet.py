@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from vdm_jax.attention.patterns import Full, Spatial, Temporal
-from vdm_jax.conditioning.conditioning import Conditioning
+from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import (
     CrossAttention,

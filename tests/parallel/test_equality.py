@@ -17,13 +17,11 @@ import numpy as np
 import pytest
 
 from vdm_jax.attention.patterns import Full, SparseCausal, Spatial, Temporal
-from vdm_jax.cascade import generator as generator_module
-from vdm_jax.cascade.generator import Generator
-from vdm_jax.cascade.options import Sampling
-from vdm_jax.cascade.stage import Experiment, LowResolution, Stage, VideoSpec
-from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import DDIM, Ancestral
+from vdm_jax.digits.captioned_digits import CaptionedDigits
+from vdm_jax.generation import generator as generator_module
+from vdm_jax.generation.generator import Generator
 from vdm_jax.networks.config import (
     CrossAttention,
     FeedForward,
@@ -38,7 +36,9 @@ from vdm_jax.parallel.collectives import collectives
 from vdm_jax.parallel.compiling import compiler_options
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.parallel.rules import batch_sharding, parameter_shardings
-from vdm_jax.training.state import initial_params
+from vdm_jax.stages.options import Sampling
+from vdm_jax.stages.parameters import initial_params
+from vdm_jax.stages.stage import Experiment, LowResolution, Stage, VideoSpec
 from vdm_jax.training.step import gradients
 
 MESHES = {

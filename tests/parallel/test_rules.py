@@ -14,13 +14,13 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vdm_jax.attention.patterns import Temporal
-from vdm_jax.cascade.stage import Stage, VideoSpec
 from vdm_jax.diffusion.process import Process
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import CrossAttention, EmbeddedText, Level, SelfAttention, UNet, WordEncoder
 from vdm_jax.parallel.arrays import global_batch
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.parallel.rules import batch_parts, batch_sharding, parameter_partition, shard, spec, spread
+from vdm_jax.stages.stage import Stage, VideoSpec
 from vdm_jax.training.state import abstract_state
 
 MIXERS = (SelfAttention(pattern=Temporal(), head_dim=4), CrossAttention(head_dim=4))

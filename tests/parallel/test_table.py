@@ -17,7 +17,7 @@ from vdm_jax.commands.configs import config_names, load_config
 from vdm_jax.commands.sizes import write_sizes
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.parallel.table import sharding_table
-from vdm_jax.training.state import initial_params
+from vdm_jax.stages.parameters import initial_params
 
 GOLDEN = Path(__file__).parent / "golden"
 MESH = MeshSpec(data=1, fsdp=2, tensor=2, context=2)

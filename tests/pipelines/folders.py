@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 
-from tests.conditioning.test_tokenizers import write_clip
-from tests.interop.folders import tensors_of, write
-from vdm_jax.interop.model_kinds import kind_of
-from vdm_jax.interop.unet_fields import VIDEO_EPSILONS
-from vdm_jax.networks.autoencoder import Autoencoder
+from tests.weights.folders import tensors_of, write
+from tests.weights.test_tokenizers import write_clip
+from vdm_jax.networks.autoencoder_config import Autoencoder
 from vdm_jax.networks.clip_text import CLIPText
 from vdm_jax.networks.clip_vision import CLIPVision
 from vdm_jax.networks.latent_frames import Motion
 from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.networks.motion_adapter import MotionAdapter
+from vdm_jax.weights.model_kinds import kind_of
+from vdm_jax.weights.unet_fields import VIDEO_EPSILONS
 
 STABLE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 VIDEO = {**STABLE, "_class_name": "EulerDiscreteScheduler", "prediction_type": "v_prediction", "sigma_max": 700.0,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import vdm_jax
-from tests.conditioning.test_tokenizers import write_clip
+from tests.weights.test_tokenizers import write_clip
 from vdm_jax.diffusion.arrays import noise_from_keys
 from vdm_jax.pipelines.pictures import for_encoder, open_pictures
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from vdm_jax.attention.patterns import Full, Spatial, Temporal
-from vdm_jax.cascade.stage import Stage
 from vdm_jax.commands.configs import config_names, load_config
 from vdm_jax.errors import UserError
 from vdm_jax.planning.before import check_before
 from vdm_jax.planning.budget import FRAMES, TOKENS, _attended, check_budget
+from vdm_jax.stages.stage import Stage
 
 TINY = load_config(str(Path(__file__).parents[1] / "commands" / "tiny.py"))
 

@@ -12,13 +12,13 @@ from jax.sharding import PartitionSpec as P
 
 from vdm_jax.attention import Bank, Causal, External, Full, SparseCausal, Spatial, Temporal, attend
 from vdm_jax.attention.counting import counted
-from vdm_jax.cascade.options import Sampling
-from vdm_jax.cascade.stage import Stage, VideoSpec
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import Heun
 from vdm_jax.networks.config import Level, SelfAttention, UNet
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.planning.flops import count, network_forward, remat_choices, sampling_work, training_work
+from vdm_jax.stages.options import Sampling
+from vdm_jax.stages.stage import Stage, VideoSpec
 from vdm_jax.training.state import abstract_state
 
 

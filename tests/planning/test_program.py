@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 
 from vdm_jax.attention.patterns import External, Full
-from vdm_jax.cascade.programs import jit_sampling
-from vdm_jax.cascade.stage import LowResolution
 from vdm_jax.commands.compile_command import with_known_words
 from vdm_jax.commands.configs import load_config
 from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.data.video_folder import VideoFolder
 from vdm_jax.errors import UserError
+from vdm_jax.generation.compiled import jit_sampling
 from vdm_jax.networks.config import EmbeddedText, Reference, SelfAttention
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.planning import topology
@@ -23,6 +22,7 @@ from vdm_jax.planning.advice import judge
 from vdm_jax.planning.chips import GIB
 from vdm_jax.planning.inputs import clip_shape, device_bytes, sampling_inputs, training_batch
 from vdm_jax.planning.program import Plan, compile_plan, counted_from_shapes, far_axes, memory, plan_mesh
+from vdm_jax.stages.stage import LowResolution
 from vdm_jax.training.state import abstract_state, create_state
 
 

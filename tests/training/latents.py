@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from vdm_jax.interop import model_kinds
-from vdm_jax.interop.pretrained import Pretrained, save_imported
-from vdm_jax.networks.autoencoder import Autoencoder
+from vdm_jax.networks.autoencoder_config import Autoencoder
+from vdm_jax.weights import model_kinds
+from vdm_jax.weights.pretrained import Pretrained, save_imported
 
 # Of latents of 4 channels, two pixels a side. The file has another scale than this says, and a shift.
 AUTOENCODER = Autoencoder(widths=(8, 8), blocks=1, groups=4, middle_attention=False)

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import dataclasses
 
-from vdm_jax.cascade.options import Training
-from vdm_jax.cascade.stage import Experiment, LowResolution, Stage, VideoSpec
 from vdm_jax.commands.configs import load_config
-from vdm_jax.data.captioned_digits import CaptionedDigits, caption_words
+from vdm_jax.digits.captioned_digits import CaptionedDigits, caption_words
 from vdm_jax.networks.config import Mixer, UNet, WordEncoder
+from vdm_jax.stages.options import Training
+from vdm_jax.stages.stage import Experiment, LowResolution, Stage, VideoSpec
 
 CHANNELS, HEADS = 8, 8  # of the narrowest level, and per head
 TEXT = WordEncoder(words=caption_words(), length=12, width=16, layers=1, head_dim=8)

@@ -12,25 +12,27 @@ import pytest
 
 from tests.training import tiny_autoencoder
 from tests.training.tiny_autoencoder import NETWORK, get_config, stage, without_discriminators
-from vdm_jax.cascade.autoencoding import AutoencoderExperiment
-from vdm_jax.cascade.latent import Latent
-from vdm_jax.cascade.options import Sampling
-from vdm_jax.cascade.stage import Experiment, Stage, VideoSpec
 from vdm_jax.commands import evaluate_command, export_command, train_command
 from vdm_jax.diffusion.process import Process
 from vdm_jax.errors import UserError
-from vdm_jax.evaluation.detectors import weights
-from vdm_jax.interop.pretrained import load_imported, save_pretrained
-from vdm_jax.networks.autoencoder import Autoencoder, AutoencoderKL
+from vdm_jax.metrics.detectors import weights
+from vdm_jax.networks.autoencoder import AutoencoderKL
+from vdm_jax.networks.autoencoder_config import Autoencoder
 from vdm_jax.networks.config import Level, UNet
 from vdm_jax.parallel.mesh import make_mesh
+from vdm_jax.runs.autoencoders import FILE, load_autoencoder, resolved
+from vdm_jax.runs.checkpoints import Checkpoints
+from vdm_jax.runs.directory import checkpoints_path, load, load_stage, read_config
+from vdm_jax.runs.records import read_records
+from vdm_jax.stages.autoencoding import AutoencoderExperiment
+from vdm_jax.stages.latent import Latent
+from vdm_jax.stages.options import Sampling
+from vdm_jax.stages.parameters import initial_params
+from vdm_jax.stages.stage import Experiment, Stage, VideoSpec
 from vdm_jax.training import autoencoder_step
-from vdm_jax.training.autoencoders import FILE, load_autoencoder, resolved
-from vdm_jax.training.checkpoints import Checkpoints
-from vdm_jax.training.metrics import read_records
-from vdm_jax.training.runs import checkpoints_path, load, load_stage, read_config
 from vdm_jax.training.starting import starting_autoencoder
-from vdm_jax.training.state import abstract_state, initial_params
+from vdm_jax.training.state import abstract_state
+from vdm_jax.weights.pretrained import load_imported, save_pretrained
 
 CONFIG = tiny_autoencoder.__file__
 
@@ -85,8 +87,8 @@ def test_the_file_holds_averaged_weights_and_normalises_latents(run, data_dir):
     assert config == NETWORK and model.config.scale != NETWORK.scale and model.config.shift != 0
     ours = load_stage(run, get_config().stages[0])
     jax.tree.map(np.testing.assert_array_equal, model.params, jax.device_get(ours))
-    from vdm_jax.cascade.inputs import target_video
     from vdm_jax.data.opening import open_source
+    from vdm_jax.stages.inputs import target_video
 
     source = open_source(get_config().data, "train", data_dir)
     video = target_video(jnp.stack([source[i]["video"] for i in range(16)]), get_config().stages[0].video)

@@ -14,20 +14,15 @@ import optax
 import pytest
 
 from tests.training.latents import AUTOENCODER, random_params, write_model
-from vdm_jax.cascade.generator import Generator
-from vdm_jax.cascade.inputs import training_inputs
-from vdm_jax.cascade.latent import Latent, abstract_weights, decode, encode
-from vdm_jax.cascade.observations import first_frame_known
-from vdm_jax.cascade.options import Sampling, StartFile, Training
-from vdm_jax.cascade.programs import jit_sampling
-from vdm_jax.cascade.stage import Experiment, FirstFrame, Stage, VideoSpec
-from vdm_jax.conditioning.conditioning import Conditioning
-from vdm_jax.data.captioned_digits import CaptionedDigits
+from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.diffusion.beta_tables import ScaledLinearBetaSchedule
 from vdm_jax.diffusion.levels import LogNormalSigma, UniformTimestep
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.schedules import EDMSchedule
+from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.errors import UserError
+from vdm_jax.generation.compiled import jit_sampling
+from vdm_jax.generation.generator import Generator
 from vdm_jax.networks.config import EmbeddedText, Level, UNet
 from vdm_jax.networks.latent_network import LatentNetwork, network_module
 from vdm_jax.networks.latent_unet import LatentUNet, LatentUNetNetwork
@@ -36,8 +31,14 @@ from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.parallel.rules import path_name
 from vdm_jax.planning.flops import sampling_work, training_work
 from vdm_jax.planning.inputs import sampling_inputs, training_batch
+from vdm_jax.stages.inputs import training_inputs
+from vdm_jax.stages.latent import Latent, abstract_weights, decode, encode
+from vdm_jax.stages.observations import first_frame_known
+from vdm_jax.stages.options import Sampling, StartFile, Training
+from vdm_jax.stages.parameters import initial_params
+from vdm_jax.stages.stage import Experiment, FirstFrame, Stage, VideoSpec
 from vdm_jax.training.starting import starting_weights
-from vdm_jax.training.state import TrainState, abstract_state, initial_params, make_optimizer
+from vdm_jax.training.state import TrainState, abstract_state, make_optimizer
 from vdm_jax.training.step import compile_train_step, jit_train_step
 from vdm_jax.training.trainable import split
 

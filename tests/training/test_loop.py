@@ -19,19 +19,19 @@ import pytest
 import rich.console
 
 from vdm_jax.attention.patterns import Full
-from vdm_jax.cascade.options import Evaluation, Sampling, Training
-from vdm_jax.cascade.stage import Experiment, Stage, VideoSpec
-from vdm_jax.data.captioned_digits import CaptionedDigits, caption_words
 from vdm_jax.diffusion.process import Process
+from vdm_jax.digits.captioned_digits import CaptionedDigits, caption_words
 from vdm_jax.errors import NotFinite, UserError
 from vdm_jax.networks.config import Level, SelfAttention, UNet, WordEncoder
 from vdm_jax.parallel.mesh import make_mesh
+from vdm_jax.runs.checkpoints import Checkpoints
+from vdm_jax.runs.directory import checkpoints_path, open_run
+from vdm_jax.runs.records import read_records
+from vdm_jax.stages.options import Evaluation, Sampling, Training
+from vdm_jax.stages.stage import Experiment, Stage, VideoSpec
 from vdm_jax.training import loop
-from vdm_jax.training.checkpoints import Checkpoints
 from vdm_jax.training.loop import Interrupted, Trainer
-from vdm_jax.training.metrics import read_records
 from vdm_jax.training.report import Report
-from vdm_jax.training.runs import checkpoints_path, open_run
 from vdm_jax.training.state import abstract_state
 
 STEPS = 30

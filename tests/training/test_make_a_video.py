@@ -12,24 +12,25 @@ import numpy as np
 import pytest
 
 import vdm_jax
-from vdm_jax.cascade.observations import first_frame_known
-from vdm_jax.cascade.options import Start
-from vdm_jax.cascade.sampling import sample_stage
-from vdm_jax.cascade.stage import Experiment
 from vdm_jax.commands.arguments import override
 from vdm_jax.commands.configs import config_folder, load_config, load_module
 from vdm_jax.commands.train_command import train
-from vdm_jax.data.captioned_digits import CaptionedDigits, CaptionedDigitsSource, caption_words
+from vdm_jax.digits.captioned_digits import CaptionedDigits, CaptionedDigitsSource, caption_words
 from vdm_jax.errors import UserError
-from vdm_jax.networks.inflation import plan_inflation
+from vdm_jax.generation.one_stage import sample_stage
 from vdm_jax.networks.unet import SpaceTimeUNet
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.planning.flops import training_work
 from vdm_jax.planning.inputs import sampling_inputs, training_batch
-from vdm_jax.training.runs import open_run
+from vdm_jax.runs.directory import open_run
+from vdm_jax.stages.observations import first_frame_known
+from vdm_jax.stages.options import Start
+from vdm_jax.stages.parameters import example_conditioning
+from vdm_jax.stages.stage import Experiment
 from vdm_jax.training.starting import starting_weights
-from vdm_jax.training.state import example_conditioning, initial_state
+from vdm_jax.training.state import initial_state
 from vdm_jax.training.step import train_step
+from vdm_jax.weights.inflation import plan_inflation
 
 STAGES = load_module(config_folder() / "make_a_video" / "_stages.py")
 image_stages, tiny, video_stages = STAGES.image_stages, STAGES.tiny, STAGES.video_stages

@@ -11,12 +11,12 @@ import pytest
 import vdm_jax
 from tests.multiprocess.job import train_here
 from vdm_jax.errors import UserError
-from vdm_jax.interop.safetensors import load_params, save_params
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
-from vdm_jax.training.checkpoints import Checkpoints
-from vdm_jax.training.metrics import read_records
-from vdm_jax.training.runs import checkpoints_path, export, load_stage, read_config
+from vdm_jax.runs.checkpoints import Checkpoints
+from vdm_jax.runs.directory import checkpoints_path, export, load_stage, read_config
+from vdm_jax.runs.records import read_records
 from vdm_jax.training.state import abstract_state
+from vdm_jax.weights.safetensors import load_params, save_params
 
 LEGS = ((8, MeshSpec(data=1, fsdp=8)), (4, MeshSpec()), (2, MeshSpec(fsdp=2)), (1, MeshSpec()),
         (8, MeshSpec(data=2, fsdp=2, tensor=2)))

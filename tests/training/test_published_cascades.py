@@ -12,10 +12,10 @@ import rich.console
 import vdm_jax
 from tests.training.miniature import miniature
 from vdm_jax.commands.configs import load_config
+from vdm_jax.runs.directory import open_run
+from vdm_jax.runs.records import read_records
 from vdm_jax.training.loop import Trainer
-from vdm_jax.training.metrics import read_records
 from vdm_jax.training.report import Report
-from vdm_jax.training.runs import open_run
 
 CASCADES = ("vdm/ucf101", "vdm/bair", "vdm/text_small", "imagen_video/cascade")
 

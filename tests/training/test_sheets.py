@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vdm_jax.cascade.stage import FirstFrame, KeyFrames, LowResolution
+from vdm_jax.stages.stage import FirstFrame, KeyFrames, LowResolution
 from vdm_jax.training import sheets
 from vdm_jax.training.sheets import input_frames, picture_grid, video_grid
 from vdm_jax.video.sheets import text_strip

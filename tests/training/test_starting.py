@@ -7,15 +7,15 @@ import dataclasses
 import pytest
 
 from tests.training.latents import AUTOENCODER
-from vdm_jax.cascade.latent import Latent
-from vdm_jax.cascade.options import Sampling, Start, Training
-from vdm_jax.cascade.stage import Experiment, Stage, VideoSpec
-from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.schedules import CosineSchedule, EDMSchedule, FlowSchedule
+from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import Level, UNet
-from vdm_jax.training.runs import open_run
+from vdm_jax.runs.directory import open_run
+from vdm_jax.stages.latent import Latent
+from vdm_jax.stages.options import Sampling, Start, Training
+from vdm_jax.stages.stage import Experiment, Stage, VideoSpec
 from vdm_jax.training.starting import starting_weights, unlike
 
 NETWORK = UNet(levels=(Level(channels=8, blocks=1),), embedding_channels=8, groups=2)

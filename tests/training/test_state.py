@@ -11,20 +11,15 @@ import optax
 import pytest
 
 from vdm_jax.attention.patterns import Temporal
-from vdm_jax.cascade.observations import NothingKnown
-from vdm_jax.cascade.options import Training
-from vdm_jax.cascade.stage import LowResolution, Stage, VideoSpec
 from vdm_jax.diffusion.process import Process
 from vdm_jax.networks.config import CrossAttention, EmbeddedText, Level, SelfAttention, UNet, WordEncoder
 from vdm_jax.networks.unet import SpaceTimeUNet
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
-from vdm_jax.training.state import (
-    abstract_state,
-    create_state,
-    example_conditioning,
-    learning_rate,
-    make_optimizer,
-)
+from vdm_jax.stages.observations import NothingKnown
+from vdm_jax.stages.options import Training
+from vdm_jax.stages.parameters import example_conditioning
+from vdm_jax.stages.stage import LowResolution, Stage, VideoSpec
+from vdm_jax.training.state import abstract_state, create_state, learning_rate, make_optimizer
 
 LEVEL = Level(channels=8, blocks=1, mixers=(SelfAttention(pattern=Temporal(), head_dim=8),))
 STAGE = Stage(name="base", video=VideoSpec(frames=2, height=4, width=4), process=Process(),

@@ -10,14 +10,15 @@ import numpy as np
 import optax
 import pytest
 
-from vdm_jax.cascade.options import Training
-from vdm_jax.cascade.stage import LowResolution, Stage, VideoSpec
 from vdm_jax.diffusion.process import Process
 from vdm_jax.networks.config import CrossAttention, Level, TemporalConvolution, UNet, WordEncoder
 from vdm_jax.networks.unet import SpaceTimeUNet
 from vdm_jax.parallel.arrays import global_batch
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
-from vdm_jax.training.state import TrainState, abstract_state, example_conditioning, learning_rate, make_optimizer
+from vdm_jax.stages.options import Training
+from vdm_jax.stages.parameters import example_conditioning
+from vdm_jax.stages.stage import LowResolution, Stage, VideoSpec
+from vdm_jax.training.state import TrainState, abstract_state, learning_rate, make_optimizer
 from vdm_jax.training.step import compile_train_step, compile_validation, gradients, stage_loss, train_step
 
 RATE, WARMUP, DECAY = 1e-3, 4, 0.9

@@ -9,12 +9,12 @@ import pytest
 
 from tests.training.test_step import assert_close, to_host
 from vdm_jax.attention import Causal, Full, SparseCausal, Temporal
-from vdm_jax.cascade.options import Training
-from vdm_jax.cascade.stage import Stage, VideoSpec
 from vdm_jax.diffusion.process import Process
 from vdm_jax.networks.config import Level, SelfAttention, TemporalConvolution, UNet
 from vdm_jax.parallel.arrays import global_batch
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
+from vdm_jax.stages.options import Training
+from vdm_jax.stages.stage import Stage, VideoSpec
 from vdm_jax.training.state import TrainState, abstract_state, make_optimizer
 from vdm_jax.training.step import compile_train_step
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from vdm_jax.attention.patterns import External, Spatial, Temporal
-from vdm_jax.cascade.inputs import hold_valid, training_inputs
-from vdm_jax.cascade.options import Training
-from vdm_jax.cascade.stage import LowResolution, Stage, VideoSpec
 from vdm_jax.diffusion.process import Process
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import Level, Reference, SelfAttention, UNet
-from vdm_jax.training.state import example_conditioning, initial_params
+from vdm_jax.stages.inputs import hold_valid, training_inputs
+from vdm_jax.stages.options import Training
+from vdm_jax.stages.parameters import example_conditioning, initial_params
+from vdm_jax.stages.stage import LowResolution, Stage, VideoSpec
 from vdm_jax.training.step import stage_loss
 
 NETWORK = UNet(levels=(Level(channels=8, blocks=1, mixers=(SelfAttention(pattern=Temporal(), head_dim=8),)),), patch=2,

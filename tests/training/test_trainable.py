@@ -11,15 +11,15 @@ import numpy as np
 import optax
 import pytest
 
-from vdm_jax.cascade.options import Training
-from vdm_jax.cascade.stage import Stage, VideoSpec
 from vdm_jax.diffusion.process import Process
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import Level, TemporalConvolution, UNet
 from vdm_jax.parallel.arrays import global_batch
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.planning.inputs import device_bytes
-from vdm_jax.training.checkpoints import Checkpoints
+from vdm_jax.runs.checkpoints import Checkpoints
+from vdm_jax.stages.options import Training
+from vdm_jax.stages.stage import Stage, VideoSpec
 from vdm_jax.training.state import abstract_state, create_state
 from vdm_jax.training.step import compile_train_step, gradients
 from vdm_jax.training.trainable import merged, split

@@ -2,11 +2,11 @@
 
 import dataclasses
 
-from vdm_jax.cascade.autoencoding import AutoencoderExperiment, AutoencoderLoss, AutoencoderStage, AutoencoderTraining
-from vdm_jax.cascade.stage import VideoSpec
-from vdm_jax.data.captioned_digits import CaptionedDigits
-from vdm_jax.networks.autoencoder import Autoencoder
+from vdm_jax.digits.captioned_digits import CaptionedDigits
+from vdm_jax.networks.autoencoder_config import Autoencoder
 from vdm_jax.networks.discriminator import Discriminator
+from vdm_jax.stages.autoencoding import AutoencoderExperiment, AutoencoderLoss, AutoencoderStage, AutoencoderTraining
+from vdm_jax.stages.stage import VideoSpec
 
 NETWORK = Autoencoder(widths=(4,), blocks=1, groups=2, latent_channels=2, middle_attention=False)
 LOSS = AutoencoderLoss(perceptual_weight=0.0, discriminators=(Discriminator(width=4, layers=1),), discriminator_start=4)

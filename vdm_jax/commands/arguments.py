@@ -18,7 +18,7 @@ from vdm_jax.configuration import Guidance, Seed, check_fields
 from vdm_jax.errors import UserError
 
 if TYPE_CHECKING:  # JAX is not imported for every command
-    from vdm_jax.cascade.autoencoding import AnyExperiment
+    from vdm_jax.stages.autoencoding import AnyExperiment
 
 T = TypeVar("T")
 VALIDATION_SPLIT = Annotated[Literal["validation", "train"], tyro.conf.arg(

@@ -12,15 +12,15 @@ from typing import Annotated, Any, Literal
 import rich.console
 import tyro
 
-from vdm_jax.cascade.stage import Experiment
 from vdm_jax.commands.arguments import override, parse_with_rest, refuse_unused
 from vdm_jax.commands.configs import load_cascade
 from vdm_jax.configuration import Count, Positive, Size
-from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.data.embeddings import WithEmbeddings
+from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import WordEncoder
 from vdm_jax.parallel.mesh import MeshSpec
+from vdm_jax.stages.stage import Experiment
 from vdm_jax.training.report import log_console
 
 
@@ -99,7 +99,7 @@ def with_known_words(experiment: Experiment) -> Experiment:
     """Fill in vocabularies that are known without reading the data."""
     if not isinstance(experiment.data, CaptionedDigits):
         return experiment
-    from vdm_jax.data.captioned_digits import caption_words
+    from vdm_jax.digits.captioned_digits import caption_words
 
     def filled(stage):
         text = stage.network.text

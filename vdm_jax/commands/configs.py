@@ -12,17 +12,17 @@ import types
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import vdm_jax
 from vdm_jax.errors import UserError
+from vdm_jax.versions import PACKAGE
 
 if TYPE_CHECKING:  # names and headers of configs are read without JAX
-    from vdm_jax.cascade.autoencoding import AnyExperiment
-    from vdm_jax.cascade.stage import Experiment
+    from vdm_jax.stages.autoencoding import AnyExperiment
+    from vdm_jax.stages.stage import Experiment
 
 
 def config_folder() -> Path:
     """The folder of shipped configs: beside the package in a checkout, installed with it otherwise."""
-    beside = Path(vdm_jax.__file__).parent.parent / "configs"
+    beside = PACKAGE.parent / "configs"
     if beside.is_dir():
         return beside
     spec = importlib.util.find_spec("vdm_jax_configs")
@@ -87,7 +87,7 @@ def load_config(name: str) -> AnyExperiment:
     module = load_module(path)
     if not hasattr(module, "get_config"):
         raise UserError(f"config file {path} has no get_config(); permitted: a file with get_config() -> Experiment")
-    from vdm_jax.cascade.autoencoding import AnyExperiment
+    from vdm_jax.stages.autoencoding import AnyExperiment
 
     experiment = module.get_config()
     if not isinstance(experiment, AnyExperiment):
@@ -98,7 +98,7 @@ def load_config(name: str) -> AnyExperiment:
 
 def load_cascade(name: str) -> Experiment:
     """The experiment of a config of diffusion stages. Raises `UserError` as `load_config`, and for an autoencoder's."""
-    from vdm_jax.cascade.stage import Experiment
+    from vdm_jax.stages.stage import Experiment
 
     experiment = load_config(name)
     if not isinstance(experiment, Experiment):

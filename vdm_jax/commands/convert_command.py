@@ -38,10 +38,10 @@ def main(arguments: Sequence[str]) -> int:
         check_file(options.out, (".safetensors",), "out", make_folder=True)
     else:
         check_folder(options.out, "out")
-    from vdm_jax.interop.motion_files import is_motion_file, load_motion_file
-    from vdm_jax.interop.pretrained import import_folder, load_imported, save_imported, save_pretrained
-    from vdm_jax.interop.single_file import split_single_file
-    from vdm_jax.interop.tensor_files import file_metadata
+    from vdm_jax.weights.motion_files import is_motion_file, load_motion_file
+    from vdm_jax.weights.pretrained import import_folder, load_imported, save_imported, save_pretrained
+    from vdm_jax.weights.single_file import split_single_file
+    from vdm_jax.weights.tensor_files import file_metadata
 
     if options.source.is_file() or options.source.suffix == ".safetensors":
         motion = is_motion_file(options.source)

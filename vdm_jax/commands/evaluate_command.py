@@ -12,20 +12,22 @@ from typing import Annotated, Any
 import rich.console
 import tyro
 
-from vdm_jax.cascade.autoencoding import AutoencoderExperiment
 from vdm_jax.commands.arguments import GUIDANCE, GUIDANCE_SCALE, given, parse, refuse_unread, refuse_unused
 from vdm_jax.commands.outputs import check_folder
 from vdm_jax.configuration import Count, CountOrZero, LogSNR, Range, SamplingSteps, Seed, Size
 from vdm_jax.diffusion.guidance import guidance_weight
 from vdm_jax.errors import UserError
-from vdm_jax.evaluation.detectors.clip import ModelName
-from vdm_jax.evaluation.feature_scores import READERS
-from vdm_jax.evaluation.run_metrics import MetricSettings, RunMetric, RunMetrics, Split, accompanied, evaluate_run
-from vdm_jax.evaluation.scores import require_finite
-from vdm_jax.training.manifest import Damaged
-from vdm_jax.training.metrics import json_ready
+from vdm_jax.evaluation.run_metrics import RunMetrics, evaluate_run
+from vdm_jax.evaluation.settings import MetricSettings
+from vdm_jax.metrics.detectors.clip import ModelName
+from vdm_jax.metrics.feature_scores import READERS
+from vdm_jax.metrics.measures import RunMetric, Split, accompanied
+from vdm_jax.metrics.scores import require_finite
+from vdm_jax.runs.directory import find_run, load, read_config
+from vdm_jax.runs.manifest import Damaged
+from vdm_jax.runs.records import json_ready
+from vdm_jax.stages.autoencoding import AutoencoderExperiment
 from vdm_jax.training.report import log_console
-from vdm_jax.training.runs import find_run, read_config
 
 Clips = Annotated[int, Range(least=2, cap=10**9)]
 
@@ -114,7 +116,6 @@ def main(arguments: Sequence[str]) -> int:
     check_used(options)
     steps = checkpoint_steps(options)
     settings = metric_settings(options) if options.metrics else None
-    import vdm_jax
     from vdm_jax.benchmark.plots import require_matplotlib
     from vdm_jax.commands.progress import sampling_progress
     from vdm_jax.evaluation.digits import check_scorable, evaluate_digits
@@ -128,7 +129,7 @@ def main(arguments: Sequence[str]) -> int:
         require_matplotlib()
     if options.checkpoints:
         return measure_checkpoints(run, options, settings, steps, out, console)
-    generator = vdm_jax.load(run, damaged=options.damaged)
+    generator = load(run, damaged=options.damaged)
     if options.metrics:
         return measure(generator, settings, options.data_dir, out)
     if options.augmentation_levels:

@@ -13,12 +13,12 @@ import tyro
 from vdm_jax.commands.arguments import parse
 from vdm_jax.commands.outputs import check_folder
 from vdm_jax.errors import UserError
-from vdm_jax.training.listing import CARD
-from vdm_jax.training.manifest import Damaged
+from vdm_jax.runs.listing import CARD
+from vdm_jax.runs.manifest import Damaged
 
 if TYPE_CHECKING:  # JAX is not imported before the options are checked
-    from vdm_jax.cascade.autoencoding import AutoencoderExperiment
-    from vdm_jax.cascade.stage import Experiment
+    from vdm_jax.stages.autoencoding import AutoencoderExperiment
+    from vdm_jax.stages.stage import Experiment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +50,8 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"out={options.out} is not empty; permitted: a new or empty folder")
     if options.licence is not None and not (options.licence.strip() and options.licence.isprintable()):
         raise UserError(f"--licence={options.licence!r} is not valid; permitted: a name on one line")
-    from vdm_jax.cascade.autoencoding import AutoencoderExperiment
-    from vdm_jax.training.runs import find_run, read_config
+    from vdm_jax.runs.directory import find_run, read_config
+    from vdm_jax.stages.autoencoding import AutoencoderExperiment
 
     run = find_run(options.run)
     experiment = read_config(run)
@@ -69,13 +69,12 @@ def export_cascade(run: Path, experiment: Experiment, options: Export) -> None:
     """Write a cascade of diffusion stages with its card."""
     import jax
 
-    import vdm_jax
-    from vdm_jax.training.model_card import exported_steps, model_card
-    from vdm_jax.training.runs import export
+    from vdm_jax.runs.directory import export, load
+    from vdm_jax.runs.model_card import exported_steps, model_card
 
     steps = exported_steps(run, experiment, options.damaged)
     scores = recorded_scores(run, steps)
-    generator = vdm_jax.load(run, damaged=options.damaged)
+    generator = load(run, damaged=options.damaged)
     parameters = {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in generator.params.items()}
     prompt = ' "a caption"' if any(stage.network.text is not None for stage in experiment.stages) else ""
     label = " --labels 0" if any(stage.network.classes for stage in experiment.stages) else ""
@@ -88,8 +87,8 @@ def export_autoencoders(run: Path, experiment: AutoencoderExperiment, options: E
     """Write autoencoders, as latent stages take them, with their card."""
     from vdm_jax.commands.sizes import counted
     from vdm_jax.evaluation.reconstruction import finish_autoencoder
-    from vdm_jax.training.autoencoders import FILE
-    from vdm_jax.training.model_card import exported_steps, model_card
+    from vdm_jax.runs.autoencoders import FILE
+    from vdm_jax.runs.model_card import exported_steps, model_card
     from vdm_jax.video.writing import atomic_path
 
     dtype = None if options.dtype == "float32" else options.dtype

@@ -72,12 +72,12 @@ def main(arguments: Sequence[str]) -> int:
     """Entry of the command."""
     options = parse(Generate, arguments, "vdm-jax generate")
     check(options)
-    import vdm_jax
     from vdm_jax.parallel.mesh import MeshSpec
+    from vdm_jax.pipelines.loading import from_pretrained
 
     sizes = (options.data, options.fsdp, options.tensor)
     mesh = None if sizes == (1, 1, 1) else MeshSpec(data=options.data, fsdp=options.fsdp, tensor=options.tensor)
-    pipeline = vdm_jax.from_pretrained(options.folder, dtype=options.dtype, variant=options.variant, mesh=mesh,
+    pipeline = from_pretrained(options.folder, dtype=options.dtype, variant=options.variant, mesh=mesh,
                                        scheduler=options.scheduler)
     given = call_arguments(options, pipeline)
     result = pipeline(**given)

@@ -13,7 +13,7 @@ import rich.text
 from vdm_jax.commands.arguments import parse
 from vdm_jax.commands.configs import config_names, read_header
 from vdm_jax.commands.sizes import stage_sizes
-from vdm_jax.training.listing import described_runs
+from vdm_jax.runs.listing import described_runs
 
 WIDE = 150  # columns of a terminal from which on the configs are shown as a table
 

@@ -10,8 +10,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import vdm_jax
 from vdm_jax.errors import NotFinite, UserError
+from vdm_jax.versions import VERSION
 
 # Command -> what it does, in the order in which people meet them.
 COMMANDS = {
@@ -84,7 +84,7 @@ def versions() -> str:
             found.append(f"{package} {version(package)}")
         except PackageNotFoundError:
             continue
-    return f"{vdm_jax.__version__} ({', '.join(found)}, python {platform.python_version()}, {platform.platform()})"
+    return f"{VERSION} ({', '.join(found)}, python {platform.python_version()}, {platform.platform()})"
 
 
 def process_prefix() -> str:

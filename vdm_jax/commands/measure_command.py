@@ -12,9 +12,9 @@ import tyro
 from vdm_jax.commands.arguments import parse, refuse_unread
 from vdm_jax.commands.outputs import check_file
 from vdm_jax.configuration import Count, CountOrZero, Positive, Seed, Size
-from vdm_jax.evaluation.detectors.clip import ModelName
-from vdm_jax.evaluation.feature_scores import READERS
 from vdm_jax.evaluation.video_files import FileMetric, FileSettings
+from vdm_jax.metrics.detectors.clip import ModelName
+from vdm_jax.metrics.feature_scores import READERS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
         check_file(options.out, (".json",))
     from vdm_jax.commands.progress import counting_progress
     from vdm_jax.evaluation.video_files import evaluate_files
-    from vdm_jax.training.metrics import json_ready
+    from vdm_jax.runs.records import json_ready
     from vdm_jax.video.writing import atomic_path
 
     with counting_progress() as progress:

@@ -9,7 +9,7 @@ from typing import Any
 import rich.console
 import rich.progress
 
-from vdm_jax.cascade.generator import Progress
+from vdm_jax.generation.generator import Progress
 from vdm_jax.training.report import duration, log_console
 
 SweepProgress = Callable[[int, int, str, float | None], None]

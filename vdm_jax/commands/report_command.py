@@ -11,7 +11,7 @@ import tyro
 from vdm_jax.commands.arguments import parse
 from vdm_jax.commands.outputs import check_file
 from vdm_jax.errors import UserError
-from vdm_jax.training.runs import find_run
+from vdm_jax.runs.directory import find_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     folders = [find_run(name) for name in options.runs]
     out = options.out or folders[0] / "report.html"
     check_file(out, (".html",))
-    from vdm_jax.evaluation.report import page, read_run
+    from vdm_jax.reports.page import page, read_run
     from vdm_jax.video.writing import atomic_path
 
     plain = [folder.resolve().name for folder in folders]

@@ -14,7 +14,7 @@ from vdm_jax.commands.arguments import GUIDANCE, GUIDANCE_SCALE, check_outputs, 
 from vdm_jax.commands.outputs import check_videos
 from vdm_jax.configuration import Count, CountOrZero, NonNegative, Positive, Range, SamplingSteps, Seed, Share
 from vdm_jax.errors import UserError
-from vdm_jax.training.manifest import Damaged
+from vdm_jax.runs.manifest import Damaged
 
 Label = Annotated[int, Range(least=-1, cap=2**20)]
 
@@ -64,16 +64,15 @@ def main(arguments: Sequence[str]) -> int:
     """Entry of the command."""
     options = parse(Sample, arguments, "vdm-jax sample")
     check(options)
-    import vdm_jax
     from vdm_jax.commands.progress import sampling_progress
-    from vdm_jax.training.runs import find_run, read_cascade
+    from vdm_jax.runs.directory import find_run, load, read_cascade
 
     options = dataclasses.replace(options, captions=captions_for(options, read_cascade(find_run(options.run))))
-    generator = vdm_jax.load(options.run, damaged=options.damaged)
+    generator = load(options.run, damaged=options.damaged)
     video = generator.makes(options.first, options.last, options.fps)
     check_videos(options.out, video.fps, len(options.captions) * options.count, (video.height, video.width))
     if options.style is not None:
-        from vdm_jax.training.runs import stylised
+        from vdm_jax.runs.directory import stylised
 
         weight = 0.7 if options.style_weight is None else options.style_weight
         generator = stylised(generator, options.style, weight, damaged=options.damaged)
@@ -140,7 +139,7 @@ def pictured(options: Sample, experiment: Any) -> Any:
     import numpy as np
     from PIL import Image
 
-    from vdm_jax.cascade.observations import first_frame_known
+    from vdm_jax.stages.observations import first_frame_known
     from vdm_jax.video.arrays import to_float
     from vdm_jax.video.fitting import fit_image
 

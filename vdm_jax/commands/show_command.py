@@ -20,7 +20,7 @@ from vdm_jax.commands.arguments import parse
 from vdm_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from vdm_jax.cascade.autoencoding import AnyExperiment
+    from vdm_jax.stages.autoencoding import AnyExperiment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ def read(name: str) -> AnyExperiment:
     if name.endswith(".py") or name in config_names():
         return load_config(name)
     if Path(name).is_dir():
-        from vdm_jax.training.runs import read_config
+        from vdm_jax.runs.directory import read_config
 
         return read_config(Path(name))
     return load_config(name)  # says which names there are

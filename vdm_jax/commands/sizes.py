@@ -12,7 +12,7 @@ from vdm_jax.commands.configs import config_folder, config_names, load_config
 from vdm_jax.configuration import digest
 
 if TYPE_CHECKING:  # what is recorded is read without JAX
-    from vdm_jax.cascade.autoencoding import AnyStage
+    from vdm_jax.stages.autoencoding import AnyStage
 
 SIZES = "sizes.json"  # beside the shipped configs, whose networks take a minute to count
 
@@ -41,7 +41,7 @@ def counted(stage: AnyStage) -> int:
     """Parameters of a stage's network by `jax.eval_shape`; seconds for a large one."""
     import jax
 
-    from vdm_jax.training.state import initial_params
+    from vdm_jax.stages.parameters import initial_params
 
     shapes = jax.eval_shape(lambda key: initial_params(stage, key), jax.random.key(0))
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))

@@ -12,8 +12,6 @@ from typing import Annotated, Any
 import tyro
 from jax.sharding import Mesh
 
-from vdm_jax.cascade.autoencoding import AnyExperiment, AutoencoderExperiment
-from vdm_jax.cascade.stage import Experiment, Stage
 from vdm_jax.commands.arguments import override, parse_with_rest
 from vdm_jax.commands.configs import config_folder, load_config
 from vdm_jax.configuration import Count, CountOrZero
@@ -21,12 +19,14 @@ from vdm_jax.data.opening import caption_words, open_source
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import WordEncoder
 from vdm_jax.parallel.processes import first, start_processes, together
-from vdm_jax.training.autoencoders import resolved
-from vdm_jax.training.identity import run_locks
-from vdm_jax.training.manifest import Damaged
+from vdm_jax.runs.autoencoders import resolved
+from vdm_jax.runs.directory import await_run, check_run, find_run, open_run, read_cascade, stage_checkpoints
+from vdm_jax.runs.identity import run_locks
+from vdm_jax.runs.manifest import Damaged
+from vdm_jax.stages.autoencoding import AnyExperiment, AutoencoderExperiment
+from vdm_jax.stages.stage import Experiment, Stage
 from vdm_jax.training.profiling import steps_to_trace
 from vdm_jax.training.report import Report, log_console
-from vdm_jax.training.runs import await_run, check_run, find_run, open_run, read_cascade, stage_checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +162,7 @@ def least_seconds(stage: Stage, batch: Any, params: Any, mesh: Mesh) -> float | 
 def finish(experiment: AutoencoderExperiment, name: str, run: Path, data_dir: Path | None, report: Report) -> None:
     """Measure a trained autoencoder and write the file that latent stages take."""
     from vdm_jax.evaluation.reconstruction import finish_autoencoder
-    from vdm_jax.training.autoencoders import FILE
+    from vdm_jax.runs.autoencoders import FILE
 
     found = finish_autoencoder(run, experiment, experiment.stage(name), data_dir)
     scores = ", ".join(f"{score} {value:.4g}" for score, value in found.scores.items())

@@ -28,10 +28,10 @@ from jaxtyping import UInt8
 
 from vdm_jax.configuration import config
 from vdm_jax.data.folder import Numbered, SkippedFiles, in_range
-from vdm_jax.data.frame_rates import clip_by_stride
 from vdm_jax.data.record_files import check_record_file
 from vdm_jax.data.source import RandomAccessSource
 from vdm_jax.errors import UserError
+from vdm_jax.video.strides import clip_by_stride
 
 T = TypeVar("T")
 ClipFormat = Literal["raw", "jpeg", "mp4"]

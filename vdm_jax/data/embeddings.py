@@ -33,7 +33,6 @@ from jaxtyping import Bool, Float, Float16, UInt64
 
 from vdm_jax.configuration import Size, config
 from vdm_jax.data.array_record import PreparedClips
-from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.data.captions import warn_once
 from vdm_jax.data.image_folder import ImageFolder
 from vdm_jax.data.image_shards import ImageShards
@@ -41,6 +40,7 @@ from vdm_jax.data.published import PublishedVideo
 from vdm_jax.data.source import RandomAccessSource, random_frame, require_at_least
 from vdm_jax.data.tfds_video import TFDSVideo
 from vdm_jax.data.video_folder import VideoFolder
+from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.errors import UserError
 
 ROWS, KEYS, PLACES, METADATA = "rows.float16", "keys.npy", "places.npy", "metadata.json"

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from vdm_jax.data.array_record import PreparedClips, PreparedClipsSource
-from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.data.embeddings import WithEmbeddings, WithEmbeddingsSource
 from vdm_jax.data.image_folder import ImageFolder, ImageFolderSource
 from vdm_jax.data.image_shards import ImageShards, ImageShardsSource
-from vdm_jax.data.published import UCF101, BAIRRobotPushing, Kinetics600, MovingMNIST, open_published
+from vdm_jax.data.published import UCF101, BAIRRobotPushing, Kinetics600, MovingMNIST, PublishedVideo
+from vdm_jax.data.published_files import kinetics_files, ucf101_files
 from vdm_jax.data.source import RandomAccessSource
 from vdm_jax.data.tfds_video import TFDSVideo, TFDSVideoSource
 from vdm_jax.data.video_folder import VideoFolder, VideoFolderSource
+from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.errors import UserError, unknown_kind
 
 SPLITS = ("train", "validation", "test")
@@ -37,7 +38,7 @@ def open_source(spec: Any, split: str, data_dir: Path | None = None) -> RandomAc
         raise UserError(f"split={split!r} is not valid; permitted: {', '.join(SPLITS)}")
     match spec:
         case CaptionedDigits():
-            from vdm_jax.data.captioned_digits_tfds import PreparedDigitsSource, prepare_captioned_digits
+            from vdm_jax.digits.tfds import PreparedDigitsSource, prepare_captioned_digits
 
             data_dir = data_dir or default_data_dir()
             prepare_captioned_digits(spec, data_dir)
@@ -61,6 +62,29 @@ def open_source(spec: Any, split: str, data_dir: Path | None = None) -> RandomAc
                                             WithEmbeddings))
 
 
+def open_published(spec: PublishedVideo, split: str) -> RandomAccessSource:
+    """The clips of one split. Raises `UserError` saying what to fetch where files are missing."""
+    parts = spec.parts(split)
+    match spec:
+        case UCF101(via="tfds"):  # its default configuration would squash frames to squares
+            return TFDSVideoSource(spec.tfds(f"ucf101/ucf101_{spec.division}"), split)
+        case UCF101():
+            return VideoFolderSource(spec.videos(), split, ucf101_files(spec, parts))
+        case BAIRRobotPushing(via="tfds"):
+            return TFDSVideoSource(spec.tfds("bair_robot_pushing_small", frames_key=spec.camera), split)
+        case BAIRRobotPushing():
+            from vdm_jax.data.robot_pushing import open_robot_pushing
+
+            return open_robot_pushing(spec, split)
+        case Kinetics600():
+            return VideoFolderSource(spec.videos(), split, kinetics_files(spec, parts))
+        case MovingMNIST():
+            from vdm_jax.data.moving_mnist import open_moving_mnist
+
+            return open_moving_mnist(spec, split)
+    raise unknown_kind("a data set", spec, PublishedVideo)
+
+
 def open_validation(spec: Any, split: str, data_dir: Path | None = None) -> RandomAccessSource:
     """The clips to validate on: those of `split`, the value of `Experiment.validation_split`.
 
@@ -77,11 +101,11 @@ def open_validation(spec: Any, split: str, data_dir: Path | None = None) -> Rand
 def caption_words(spec: Any, source: RandomAccessSource, images: Sequence[RandomAccessSource] = ()) -> tuple[str, ...]:
     """The vocabulary of a data set: the closed one it declares, or the words of its captions, and of the captions of
     the images that are trained on beside it."""
-    from vdm_jax.conditioning.vocabulary import build_words
+    from vdm_jax.conditions.vocabulary import build_words
 
     captions = itertools.chain(*(source.captions() for source in images))
     if isinstance(spec, CaptionedDigits):
-        from vdm_jax.data.captioned_digits import caption_words as digit_words
+        from vdm_jax.digits.captioned_digits import caption_words as digit_words
 
         return build_words(itertools.chain(digit_words(), captions)) if images else digit_words()
     return build_words(itertools.chain(source.captions(), captions))

@@ -10,18 +10,17 @@ to the aspect ratio and then averaged down, as for every other set.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import logging
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from vdm_jax.configuration import Count, Size, config
-from vdm_jax.data.folder import SPLITS, list_files
-from vdm_jax.data.source import RandomAccessSource, require_at_least
-from vdm_jax.data.tfds_video import TFDSVideo, TFDSVideoSource, in_words
-from vdm_jax.data.video_folder import SUFFIXES, VideoFolder, VideoFolderSource
-from vdm_jax.errors import UserError, unknown_kind
+from vdm_jax.data.folder import SPLITS
+from vdm_jax.data.source import require_at_least
+from vdm_jax.data.tfds_video import TFDSVideo
+from vdm_jax.data.video_folder import VideoFolder
+from vdm_jax.errors import UserError
 
 Via = Literal["folder", "tfds"]
 Splits = tuple[str, str, str]
@@ -189,121 +188,3 @@ class MovingMNIST(_Published):
 
 
 PublishedVideo = UCF101 | BAIRRobotPushing | Kinetics600 | MovingMNIST
-
-
-def open_published(spec: PublishedVideo, split: str) -> RandomAccessSource:
-    """The clips of one split. Raises `UserError` saying what to fetch where files are missing."""
-    parts = spec.parts(split)
-    match spec:
-        case UCF101(via="tfds"):  # its default configuration would squash frames to squares
-            return TFDSVideoSource(spec.tfds(f"ucf101/ucf101_{spec.division}"), split)
-        case UCF101():
-            return VideoFolderSource(spec.videos(), split, _ucf101_files(spec, parts))
-        case BAIRRobotPushing(via="tfds"):
-            return TFDSVideoSource(spec.tfds("bair_robot_pushing_small", frames_key=spec.camera), split)
-        case BAIRRobotPushing():
-            from vdm_jax.data.robot_pushing import open_robot_pushing
-
-            return open_robot_pushing(spec, split)
-        case Kinetics600():
-            return VideoFolderSource(spec.videos(), split, _kinetics_files(spec, parts))
-        case MovingMNIST():
-            from vdm_jax.data.moving_mnist import open_moving_mnist
-
-            return open_moving_mnist(spec, split)
-    raise unknown_kind("a data set", spec, PublishedVideo)
-
-
-# --- UCF101 ---------------------------------------------------------------------------------------------------------
-
-
-def _ucf101_files(spec: UCF101, parts: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """Caption and label of every listed video, by name.
-
-    Files are found by their name alone in lower case: copies differ in the folders around them and in one capital.
-    """
-    lists = spec.folder / "ucfTrainTestlist"
-    classes = [line[1] for line in _lines(spec, lists / "classInd.txt", columns=2)]
-    there = {Path(name).name.lower(): name for name in _videos(spec)}
-    number = {name.lower(): i for i, name in enumerate(classes)}
-    files, absent = {}, []
-    for part in parts:
-        path = lists / f"{part}list{spec.division:02d}.txt"
-        for line in _lines(spec, path, columns=1):
-            folder, _, name = line[0].rpartition("/")
-            if folder.lower() not in number:
-                raise UserError(f"{path}: {line[0]!r} is of no class of classInd.txt; permitted: CLASS/VIDEO.avi")
-            label = number[folder.lower()]
-            if name.lower() in there:
-                files[there[name.lower()]] = {"caption": in_words(classes[label]), "label": label}
-            else:
-                absent.append(name)
-    if absent:
-        raise spec.missing(f"{len(absent)} of {len(absent) + len(files)} listed videos are missing (the first is "
-                           f"{absent[0]})")
-    return files
-
-
-def _lines(spec: UCF101, path: Path, columns: int) -> list[list[str]]:
-    """The words of each line of a list. Raises `UserError` where there is no such file or a line is too short."""
-    try:
-        lines = [line.split() for line in path.read_text(errors="replace").splitlines() if line.strip()]
-    except OSError as error:
-        raise spec.missing(f"{path.relative_to(spec.folder)} is missing") from error
-    for number, line in enumerate(lines, 1):
-        if len(line) < columns:
-            raise UserError(f"{path} line {number}: {' '.join(line)!r}; permitted: {columns} words")
-    return lines
-
-
-def _videos(spec: _Published, below: str = "") -> list[str]:
-    """Names of all videos below a folder of the set, relative to the set."""
-    try:
-        names = list_files(type(spec).__name__, str(spec.folder / below), SUFFIXES)
-    except UserError as error:
-        raise spec.missing(f"no videos in {spec.path}/{below}".rstrip("/")) from error
-    return [f"{below}/{name}" if below else name for name in names]
-
-
-# --- Kinetics-600 ---------------------------------------------------------------------------------------------------
-
-
-def _kinetics_files(spec: Kinetics600, parts: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """Captions of the videos of some parts, by name."""
-    files: dict[str, dict[str, Any]] = {}
-    for part in parts:
-        names = _videos(spec, part)
-        if spec.labels == "annotations":
-            labels = _annotations(spec, part)
-            files |= {name: {"caption": labels.get(Path(name).name[:11], "")} for name in names}
-        elif spec.labels == "folders":
-            files |= {name: {"caption": _class_folder(spec, name)} for name in names}
-        else:
-            files |= {name: {"caption": ""} for name in names}
-    unlabelled = sum(not facts["caption"] for facts in files.values())
-    if unlabelled and spec.labels == "annotations":
-        log.warning("%s: %d of %d videos are not in the annotations and have no caption", spec.path, unlabelled,
-                    len(files))
-    return files
-
-
-def _class_folder(spec: Kinetics600, name: str) -> str:
-    folder = Path(name).parent
-    if len(folder.parts) < 2:
-        raise UserError(f"Kinetics600.labels='folders', but {spec.path}/{name} lies in no folder of a class; "
-                        "permitted: labels='annotations' or 'none', or videos in PART/CLASS/")
-    return in_words(folder.name)
-
-
-def _annotations(spec: Kinetics600, part: str) -> dict[str, str]:
-    """Labels by YouTube id; none where the part's are held out."""
-    paths = [spec.folder / "annotations" / f"{part}{suffix}" for suffix in (".csv", ".txt")]
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
-        raise spec.missing(f"annotations/{part}.csv is missing (labels='none' does without captions)")
-    with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
-        table = csv.DictReader(file)
-        if "youtube_id" not in (table.fieldnames or ()):
-            raise UserError(f"{path}: columns {', '.join(table.fieldnames or ()) or 'none'}; permitted: youtube_id and "
-                            "label among them")
-        return {row["youtube_id"]: (row.get("label") or "").strip() for row in table}

@@ -14,14 +14,14 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from vdm_jax.conditioning.tokenizers import open_tokenizer
 from vdm_jax.data.embeddings import TextEmbeddings, write_embeddings
 from vdm_jax.errors import UserError
-from vdm_jax.interop.pretrained import describe, load_pretrained
 from vdm_jax.networks.clip_text import CLIPText
 from vdm_jax.networks.t5_encoder import T5Encoder
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.parallel.rules import batch_parts, batch_sharding
+from vdm_jax.weights.pretrained import describe, load_pretrained
+from vdm_jax.weights.tokenizers import open_tokenizer
 
 log = logging.getLogger(__name__)
 

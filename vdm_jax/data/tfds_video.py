@@ -21,11 +21,11 @@ import numpy as np
 
 from vdm_jax.configuration import Positive, Size, config
 from vdm_jax.data.folder import SPLITS, Numbered, SkippedFiles, in_range
-from vdm_jax.data.frame_rates import stride_for
 from vdm_jax.data.record_files import MAX_CHUNK_BYTES, check_record_file
 from vdm_jax.data.source import require_at_least
 from vdm_jax.data.tfds_files import check_descriptions
 from vdm_jax.errors import UserError
+from vdm_jax.video.strides import stride_for
 
 T = TypeVar("T")
 

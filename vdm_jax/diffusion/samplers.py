@@ -232,7 +232,7 @@ class PNDM(OnGrid):
         """How often the denoiser is called in all."""
         return steps + 1 if steps > 1 else 1
 
-    def memory(self, z: Video) -> Float[Array, "3 *video"]:
+    def memory(self, z: Video) -> Float[Array, "3 ..."]:
         """eps_hat (or v_hat) of the three steps before, the last first; any values where there is none."""
         return jnp.zeros((3, *z.shape), z.dtype)
 

@@ -15,15 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from vdm_jax.cascade.generator import Generator
-from vdm_jax.cascade.stage import Experiment
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.digits import Evaluation
 from vdm_jax.evaluation.run_metrics import RunMetrics
-from vdm_jax.evaluation.scores import Score
-from vdm_jax.training.manifest import MANIFEST, Damaged
-from vdm_jax.training.metrics import json_ready
-from vdm_jax.training.runs import checkpoints_path, load_autoencoders, load_stage, read_cascade, stage_checkpoints
+from vdm_jax.generation.generator import Generator
+from vdm_jax.metrics.scores import Score
+from vdm_jax.runs.directory import checkpoints_path, load_autoencoders, load_stage, read_cascade, stage_checkpoints
+from vdm_jax.runs.manifest import MANIFEST, Damaged
+from vdm_jax.runs.records import json_ready
+from vdm_jax.stages.stage import Experiment
 from vdm_jax.video.writing import atomic_path
 
 FOLDER = "evaluation"  # of records, in that of their stage

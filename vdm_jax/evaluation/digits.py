@@ -10,12 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 
-import vdm_jax
-from vdm_jax.cascade.generator import Generator, Progress
-from vdm_jax.cascade.stage import Experiment
-from vdm_jax.data.captioned_digits import CaptionedDigits, CaptionedDigitsSource, prompts
+from vdm_jax.digits.captioned_digits import CaptionedDigits, CaptionedDigitsSource, prompts
+from vdm_jax.digits.scorer import DigitScorer
 from vdm_jax.errors import UserError
-from vdm_jax.evaluation.scorer import DigitScorer
+from vdm_jax.generation.generator import Generator, Progress
+from vdm_jax.stages.stage import Experiment
+from vdm_jax.versions import VERSION
 
 ROWS = ("generated", "real clips (ceiling)", "wrong captions (floor)")
 COLUMNS = ("count", "colour", "digit", "motion", "whole")
@@ -85,7 +85,7 @@ def evaluate_digits(
         "steps": steps or "/".join(str(s.sampling.steps) for s in generator.experiment.stages),
         "guidance": first.guidance if guidance is None else guidance,
         "size": "x".join(map(str, result.videos.shape[1:4])),
-        "device": jax.devices()[0].device_kind, "vdm_jax": vdm_jax.__version__, "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind, "vdm_jax": VERSION, "jax": jax.__version__,
         "python": platform.python_version(),
     }
     return Evaluation(scores, protocol, result.videos, captions)

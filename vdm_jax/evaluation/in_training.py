@@ -17,25 +17,19 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 
-from vdm_jax.cascade.stage import Experiment, Stage
 from vdm_jax.configuration import digest
-from vdm_jax.data.captioned_digits import CaptionedDigits
+from vdm_jax.digits.captioned_digits import CaptionedDigits
+from vdm_jax.digits.scorer import DigitScorer
 from vdm_jax.errors import UserError
-from vdm_jax.evaluation import frames
-from vdm_jax.evaluation.fvd import FeatureSet, i3d_features
-from vdm_jax.evaluation.fvd_protocols import find_protocol
-from vdm_jax.evaluation.run_metrics import (
-    DISTANCES,
-    MEASURES,
-    Metric,
-    accompanied,
-    require_available,
-    require_visible,
-)
-from vdm_jax.evaluation.scorer import DigitScorer
-from vdm_jax.evaluation.scores import Score
+from vdm_jax.evaluation.run_metrics import require_available, require_visible
+from vdm_jax.metrics import frames
+from vdm_jax.metrics.fvd import FeatureSet, i3d_features
+from vdm_jax.metrics.fvd_protocols import find_protocol
+from vdm_jax.metrics.measures import DISTANCES, MEASURES, Metric, accompanied
+from vdm_jax.metrics.scores import Score
 from vdm_jax.parallel.processes import first
-from vdm_jax.training.metrics import EVALUATION, json_ready
+from vdm_jax.runs.records import EVALUATION, json_ready
+from vdm_jax.stages.stage import Experiment, Stage
 from vdm_jax.training.samples import StageSamples
 from vdm_jax.video.writing import atomic_path
 

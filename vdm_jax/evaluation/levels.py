@@ -14,9 +14,9 @@ from typing import Any
 
 import optax
 
-from vdm_jax.cascade.generator import Generator
 from vdm_jax.configuration import to_data
 from vdm_jax.errors import NotFinite, UserError
+from vdm_jax.generation.generator import Generator
 from vdm_jax.video.writing import atomic_path
 
 Score = Callable[[Generator], Mapping[str, float]]  # a cascade to named numbers, more is better

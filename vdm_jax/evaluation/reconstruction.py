@@ -18,23 +18,23 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vdm_jax.cascade.autoencoding import AutoencoderExperiment, AutoencoderStage
 from vdm_jax.data.opening import WITHOUT_VALIDATION, open_source, open_validation
 from vdm_jax.data.source import RandomAccessSource
 from vdm_jax.errors import NotFinite, UserError
-from vdm_jax.evaluation.detectors import weights
-from vdm_jax.evaluation.detectors.lpips import FILES, LEAST_SIDE
-from vdm_jax.evaluation.frames import lpips, psnr, ssim
-from vdm_jax.interop.pretrained import Pretrained, save_imported
+from vdm_jax.metrics.detectors import weights
+from vdm_jax.metrics.detectors.lpips import FILES, LEAST_SIDE
+from vdm_jax.metrics.frames import lpips, psnr, ssim
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.rules import batch_parts
+from vdm_jax.runs.autoencoders import FILE
+from vdm_jax.runs.directory import load_stage
+from vdm_jax.runs.manifest import Damaged
+from vdm_jax.runs.records import json_number
+from vdm_jax.stages.autoencoding import AutoencoderExperiment, AutoencoderStage
 from vdm_jax.training.autoencoder_step import compile_reconstruction
-from vdm_jax.training.autoencoders import FILE
-from vdm_jax.training.manifest import Damaged
-from vdm_jax.training.metrics import json_number
-from vdm_jax.training.runs import load_stage
 from vdm_jax.video.arrays import to_uint8
 from vdm_jax.video.writing import atomic_path
+from vdm_jax.weights.pretrained import Pretrained, save_imported
 
 RECORD = "reconstruction.json"
 

@@ -5,24 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import UInt8
 
-from vdm_jax.cascade.generator import Generator
-from vdm_jax.cascade.observations import Known
 from vdm_jax.configuration import digest, to_data
 from vdm_jax.data.source import RandomAccessSource
 from vdm_jax.errors import UserError
-from vdm_jax.evaluation.fvd_protocols import find_protocol
+from vdm_jax.evaluation.settings import MetricSettings
+from vdm_jax.generation.generator import Generator
+from vdm_jax.metrics.fvd_protocols import find_protocol
 from vdm_jax.seeds import generator_for
+from vdm_jax.stages.observations import Known
 from vdm_jax.video.arrays import resize, subsample_frames, to_float, to_uint8
-
-if TYPE_CHECKING:
-    from vdm_jax.evaluation.run_metrics import MetricSettings
 
 Videos = UInt8[np.ndarray, "n t h w 3"]
 Side = Literal["real", "generated"]

@@ -10,26 +10,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 
-from vdm_jax.cascade.generator import Generator
 from vdm_jax.data.source import RandomAccessSource
 from vdm_jax.errors import UserError
-from vdm_jax.evaluation import flow, frames
-from vdm_jax.evaluation.detectors import clip, weights
-from vdm_jax.evaluation.detectors.lpips import LEAST_SIDE
-from vdm_jax.evaluation.detectors.weights import DetectorFile
-from vdm_jax.evaluation.feature_scores import (
+from vdm_jax.evaluation.run_clips import Clips, Side
+from vdm_jax.evaluation.settings import MetricSettings, parse_share
+from vdm_jax.generation.generator import Generator
+from vdm_jax.metrics import flow, frames
+from vdm_jax.metrics.detectors import weights
+from vdm_jax.metrics.feature_scores import (
     FEATURE_METRICS,
-    FeatureName,
     Gathered,
     class_score,
     distance_score,
@@ -38,117 +35,18 @@ from vdm_jax.evaluation.feature_scores import (
     sets_of,
     value_score,
 )
-from vdm_jax.evaluation.fvd import FeatureSet, fvd, kvd
-from vdm_jax.evaluation.fvd_protocols import find_protocol
-from vdm_jax.evaluation.image_protocols import find_c3d_protocol, find_image_protocol
-from vdm_jax.evaluation.reference import Reference
-from vdm_jax.evaluation.run_clips import Clips, Side
-from vdm_jax.evaluation.scores import Score, require_finite, table
+from vdm_jax.metrics.fvd import FeatureSet
+from vdm_jax.metrics.fvd_protocols import find_protocol
+from vdm_jax.metrics.measures import (
+    MEASURES,
+    Videos,
+)
+from vdm_jax.metrics.reference import Reference
+from vdm_jax.metrics.scores import Score, require_finite, table
 from vdm_jax.video.writing import atomic_path
 
+
 # What is measured of videos alone, also in training, and what `vdm-jax evaluate` measures beside it.
-Metric = Literal["fvd", "kvd", "psnr", "ssim", "lpips", "lpips_vgg16", "frame_lpips", "frame_consistency",
-                 "frame_consistency_all", "motion", "warp_error"]
-RunMetric = Literal[Metric, FeatureName]
-Split = Literal["train", "validation", "test"]
-Videos = UInt8[np.ndarray, "n t h w 3"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Measure:
-    """A number per video."""
-
-    values: Callable[..., np.ndarray]  # of videos, and of the real ones where it is paired
-    better: str = "lower"
-    paired: bool = False  # compares a video with the clip it should be
-    least_side: int = 1  # pixels of the smallest frame it can see
-    least_frames: int = 1
-    detector: DetectorFile | None = None
-    conditions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    def sees(self, shape: tuple[int, int, int]) -> bool:
-        """Whether videos (frames, height, width) are large enough."""
-        return shape[0] >= self.least_frames and min(shape[1:]) >= self.least_side
-
-
-MEASURES = {
-    "psnr": Measure(values=frames.psnr, better="higher", paired=True, conditions={"range": 255}),
-    "ssim": Measure(values=frames.ssim, better="higher", paired=True, least_side=11,
-                    conditions={"window": "gaussian"}),
-    "lpips": Measure(values=frames.lpips, paired=True, least_side=LEAST_SIDE["alexnet"], detector=weights.ALEXNET),
-    "lpips_vgg16": Measure(values=partial(frames.lpips, backbone="vgg16"), paired=True,
-                           least_side=LEAST_SIDE["vgg16"], detector=weights.VGG16),
-    "frame_lpips": Measure(values=frames.frame_lpips, better="as real", least_side=LEAST_SIDE["alexnet"],
-                           least_frames=2, detector=weights.ALEXNET,
-                           conditions={"pairs": "consecutive frames of the video"}),
-    "frame_consistency": Measure(values=lambda videos: frames.consistency(frames.alexnet_embeddings(videos)),
-                                 better="higher", least_side=LEAST_SIDE["alexnet"], least_frames=2,
-                                 detector=weights.ALEXNET,
-                                 conditions={"pairs": "consecutive", "embeddings": "AlexNet, not CLIP"}),
-    "frame_consistency_all": Measure(
-        values=lambda videos: frames.consistency(frames.alexnet_embeddings(videos), "all"), better="higher",
-        least_side=LEAST_SIDE["alexnet"], least_frames=2, detector=weights.ALEXNET,
-        conditions={"pairs": "all", "embeddings": "AlexNet, not CLIP"}),
-    "motion": Measure(values=flow.motion, better="as real", least_side=flow.LEAST_SIDE, least_frames=2,
-                      conditions={"flow": "DIS", "unit": "pixels a frame"}),
-    "warp_error": Measure(values=flow.warp_error, least_side=flow.LEAST_SIDE, least_frames=2,
-                          conditions={"flow": "DIS", "range": "[0, 1]"}),
-}
-DISTANCES = {"fvd": fvd, "kvd": kvd}
-COMPANIONS = ("motion", "frame_lpips")  # always beside these, which hardly notice frozen and shuffled frames
-ACCOMPANIED = (*DISTANCES, "b_fvd", "fvd_c3d")
-
-
-def accompanied(metrics: Sequence[str], shape: tuple[int, int, int]) -> tuple[str, ...]:
-    """The metrics, and with a Frechet or kernel distance the measures that hear what it does not, where videos (frames,
-    height, width) are large enough for them."""
-    if not any(name in ACCOMPANIED for name in metrics):
-        return tuple(metrics)
-    return (*metrics, *(name for name in COMPANIONS if name not in metrics and MEASURES[name].sees(shape)))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MetricSettings:
-    """What to measure, on what."""
-
-    metrics: tuple[RunMetric, ...]
-    count: int = 96  # real clips, counted from the split's first
-    samples_per_clip: int = 1  # videos generated for each of them
-    split: Split = "test"
-    seed: int = 0
-    steps: int | None = None  # sampler steps of every stage; each stage's own by default
-    guidance: float | None = None  # of the first stage; its own by default
-    given_frames: int = 0  # of the real clip that a video begins with; paired metrics are of the frames after them
-    protocol: str = "original"  # of fvd, kvd and b_fvd
-    fid_protocol: str = "fid_tensorflow"  # of fid* and is*
-    c3d_protocol: str = "tganv2_ucf"  # of fvd_c3d and is_c3d
-    block_frames: int = 16  # of a block of b_fvd
-    clip: clip.ModelName = "ViT-L-14"  # of prompt_consistency and clip_frame_consistency*; clipsim has its own
-    resamples: int = 100  # of the 95 % intervals of distances and Inception scores
-    part: int = 32  # videos that are generated and measured at a time
-    reference_statistics: str | None = None  # file of statistics of real clips: written once, then read
-    share: str = ""  # 'i/n': generate and measure only the i-th of n shares of the parts, from 1, without scores
-
-    def __post_init__(self):
-        leasts = {"count": 2, "samples_per_clip": 1, "given_frames": 0, "resamples": 0, "part": 1, "block_frames": 1}
-        for name, least in leasts.items():
-            if getattr(self, name) < least:
-                raise UserError(f"{name}={getattr(self, name)} is not valid; permitted: >= {least}")
-        if self.resamples == 1:  # has no interval
-            raise UserError("resamples=1 is not valid; permitted: 0, or 2 or more")
-        unknown = [name for name in self.metrics if name not in get_args(RunMetric)]
-        if unknown or not self.metrics:
-            raise UserError(f"metrics={unknown or '()'} is not valid; permitted: {', '.join(get_args(RunMetric))}")
-        for find, name in ((find_protocol, self.protocol), (find_image_protocol, self.fid_protocol),
-                           (find_c3d_protocol, self.c3d_protocol), (clip.find_model, self.clip)):
-            find(name)
-        parse_share(self.share)
-        paired = [name for name in self.metrics if name in MEASURES and MEASURES[name].paired]
-        if paired and not self.given_frames:
-            raise UserError(f"{paired[0]} compares a video with the clip that it continues, and given_frames=0 gives "
-                            "it nothing to continue; permitted: given_frames >= 1, or metrics without a counterpart")
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunMetrics:
     """Scores of a run, and of the real clips by the measures that need no counterpart."""
@@ -213,17 +111,6 @@ def evaluate_run(
     beside = [_score(name, clips, real, {}) for name in unpaired if name not in distances]
     reference.keep(sides, settings, real_about)
     return RunMetrics(scores=tuple(scores), real=tuple(beside), settings=about)
-
-
-def parse_share(text: str) -> tuple[int, int]:
-    """(number from 0, shares) of 'i/n'; (0, 1) of nothing. Raises `UserError` for other text."""
-    if not text:
-        return 0, 1
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    number, shares = (int(group) for group in match.groups()) if match else (0, 0)
-    if not 1 <= number <= shares:
-        raise UserError(f"share={text!r} is not valid; permitted: i/n, i from 1 to n")
-    return number - 1, shares
 
 
 def _measured(side: Side, names: Sequence[str], clips: Clips, folder: Path,

@@ -19,10 +19,11 @@ from vdm_jax.data.captions import read_caption_files
 from vdm_jax.data.folder import list_files
 from vdm_jax.data.video_folder import SUFFIXES
 from vdm_jax.errors import UserError
-from vdm_jax.evaluation import flow, frames
-from vdm_jax.evaluation.av_align import LEAST_MOTION, av_align
-from vdm_jax.evaluation.detectors import clip
-from vdm_jax.evaluation.feature_scores import (
+from vdm_jax.evaluation.run_metrics import RunMetrics, gathering, require_available
+from vdm_jax.metrics import flow, frames
+from vdm_jax.metrics.av_align import LEAST_MOTION, av_align
+from vdm_jax.metrics.detectors import clip
+from vdm_jax.metrics.feature_scores import (
     FEATURE_METRICS,
     Gathered,
     class_score,
@@ -32,11 +33,11 @@ from vdm_jax.evaluation.feature_scores import (
     sets_of,
     value_score,
 )
-from vdm_jax.evaluation.fvd_protocols import find_protocol
-from vdm_jax.evaluation.image_protocols import find_c3d_protocol, find_image_protocol
-from vdm_jax.evaluation.onsets import RATE
-from vdm_jax.evaluation.run_metrics import MEASURES, RunMetric, RunMetrics, gathering, require_available
-from vdm_jax.evaluation.scores import Score
+from vdm_jax.metrics.fvd_protocols import find_protocol
+from vdm_jax.metrics.image_protocols import find_c3d_protocol, find_image_protocol
+from vdm_jax.metrics.measures import MEASURES, RunMetric
+from vdm_jax.metrics.onsets import RATE
+from vdm_jax.metrics.scores import Score
 from vdm_jax.video.containers import Media, display_name, readable_errors
 from vdm_jax.video.reading import VideoReader
 

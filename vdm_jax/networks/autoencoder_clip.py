@@ -8,18 +8,14 @@ side.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import flax.linen as nn
 import jax.numpy as jnp
 from einops import rearrange
 from jax import lax
 from jaxtyping import Array, Float
 
+from vdm_jax.networks.autoencoder_config import Autoencoder
 from vdm_jax.networks.layers import GroupNorm, fan_in, silu, zeros
-
-if TYPE_CHECKING:
-    from vdm_jax.networks.autoencoder import Autoencoder
 
 Strides = tuple[int, int, int]  # frames, rows, columns
 EPSILON = 1e-6

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vdm_jax.conditioning.conditioning import Conditioning
+from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.configuration import CountOrZero, NonNegative, WidthOrZero, config
 from vdm_jax.diffusion.beta_tables import LinearBetaSchedule, ScaledLinearBetaSchedule
 from vdm_jax.errors import UserError, unknown_kind

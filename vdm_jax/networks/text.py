@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vdm_jax.attention.kernels.xla import Keys, dense
-from vdm_jax.conditioning.conditioning import Conditioning
-from vdm_jax.conditioning.vocabulary import FIRST_WORD
+from vdm_jax.conditions.conditioning import Conditioning
+from vdm_jax.conditions.vocabulary import FIRST_WORD
 from vdm_jax.errors import unknown_kind
 from vdm_jax.networks import config as cfg
 from vdm_jax.networks.layers import Dense, silu

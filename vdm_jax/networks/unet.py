@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from vdm_jax.attention.patterns import independent_frames_mask
-from vdm_jax.conditioning.conditioning import Conditioning
+from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.errors import UserError, unknown_kind
 from vdm_jax.networks import config as cfg
 from vdm_jax.networks.inflation_blocks import AttentionInflationLayer, ConvolutionInflationLayer
@@ -154,7 +154,7 @@ class SpaceTimeUNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, z: Float[Array, "b t h w c"], logsnr: Float[Array, b], conditioning: Conditioning | None = None,
+        self, z: Float[Array, "b t h w c"], logsnr: Float[Array, " b"], conditioning: Conditioning | None = None,
         *, train: bool = False, images: int = 0,
     ) -> Float[Array, "b t h w o"]:
         spec, options = self.config, convolution_options(self.config)
@@ -279,7 +279,7 @@ class ClassEmbedding(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self, labels: Int[Array, b]) -> Float[Array, "b c"]:
+    def __call__(self, labels: Int[Array, " b"]) -> Float[Array, "b c"]:
         table = self.param("classes", nn.initializers.normal(1.0), (self.classes, self.features))
         return jax.nn.one_hot(labels, self.classes) @ table  # a product, since the table may be split over devices
 

@@ -12,14 +12,14 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from vdm_jax.conditioning.tokenizers import Tokenizer, open_tokenizer
 from vdm_jax.errors import UserError
-from vdm_jax.interop.model_kinds import kind_of
-from vdm_jax.interop.pretrained import Pretrained, load_pretrained, save_pretrained
-from vdm_jax.interop.tensor_files import read_json
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.pipelines.scheduler_options import class_named
 from vdm_jax.pipelines.schedulers import Scheduler, read_scheduler
+from vdm_jax.weights.model_kinds import kind_of
+from vdm_jax.weights.pretrained import Pretrained, load_pretrained, save_pretrained
+from vdm_jax.weights.tensor_files import read_json
+from vdm_jax.weights.tokenizers import Tokenizer, open_tokenizer
 
 INDEX = "model_index.json"
 DTYPES = ("float32", "bfloat16", "float16")

@@ -14,12 +14,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Key
 
-from vdm_jax.cascade.generator import Progress
-from vdm_jax.cascade.sampling import sample_keys
 from vdm_jax.diffusion.arrays import noise_from_keys
 from vdm_jax.diffusion.sampling import Walk
 from vdm_jax.errors import NotFinite, UserError
-from vdm_jax.interop.pretrained import Pretrained
+from vdm_jax.generation.generator import Progress
+from vdm_jax.generation.one_stage import sample_keys
 from vdm_jax.networks.tiling import in_chunks
 from vdm_jax.parallel.compiling import compiler_options
 from vdm_jax.parallel.rules import batch_parts, batch_sharding
@@ -28,6 +27,7 @@ from vdm_jax.pipelines.denoising import Guided, jit_step
 from vdm_jax.pipelines.parts import Folder, save_folder
 from vdm_jax.pipelines.progress import shown
 from vdm_jax.pipelines.schedulers import Scheduler, Trajectory
+from vdm_jax.weights.pretrained import Pretrained
 
 
 class LatentPipeline:

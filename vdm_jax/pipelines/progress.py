@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import rich.console
 import rich.progress
 
-from vdm_jax.cascade.generator import Progress
+from vdm_jax.generation.generator import Progress
 
 
 @contextlib.contextmanager

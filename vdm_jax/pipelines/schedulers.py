@@ -41,9 +41,9 @@ from vdm_jax.diffusion.samplers import (
 from vdm_jax.diffusion.schedules import EDMSchedule
 from vdm_jax.diffusion.thresholds import Threshold
 from vdm_jax.errors import UserError
-from vdm_jax.interop.tensor_files import read_json
 from vdm_jax.pipelines.denoising import Method, Told
 from vdm_jax.pipelines.scheduler_options import PREDICTIONS, RHO, SPREADS, checked, class_named, taken_over
+from vdm_jax.weights.tensor_files import read_json
 
 ROWS = 1024  # a table of what the network is told has a multiple of so many
 SMALLEST = np.log(2.0**-24) - np.log1p(-(2.0**-24))  # log-SNR that sigma-based classes put in the place of zero SNR

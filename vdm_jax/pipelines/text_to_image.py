@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from vdm_jax.cascade.generator import Generated, Progress
-from vdm_jax.networks.autoencoder import Autoencoder
+from vdm_jax.generation.generator import Generated, Progress
+from vdm_jax.networks.autoencoder_config import Autoencoder
 from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.pipelines.parts import Folder
 from vdm_jax.pipelines.texts import FromText, check_unet

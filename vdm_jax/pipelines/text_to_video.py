@@ -9,17 +9,17 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from vdm_jax.cascade.generator import Generated, Progress
 from vdm_jax.errors import UserError
-from vdm_jax.interop.pretrained import Pretrained
+from vdm_jax.generation.generator import Generated, Progress
 from vdm_jax.networks import motion_adapter
-from vdm_jax.networks.autoencoder import Autoencoder
+from vdm_jax.networks.autoencoder_config import Autoencoder
 from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.networks.motion_adapter import MotionAdapter
 from vdm_jax.pipelines import arguments
 from vdm_jax.pipelines.parts import Folder
 from vdm_jax.pipelines.texts import FromText, check_unet
 from vdm_jax.video.arrays import to_uint8
+from vdm_jax.weights.pretrained import Pretrained
 
 
 class TextToVideo(FromText):

@@ -9,16 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from vdm_jax.cascade.generator import Progress
 from vdm_jax.diffusion.guidance import guidance_weight
 from vdm_jax.errors import UserError
-from vdm_jax.interop.pretrained import Pretrained
+from vdm_jax.generation.generator import Progress
 from vdm_jax.networks.clip_text import CLIPText
 from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.pipelines import arguments
 from vdm_jax.pipelines.denoising import Given, Guided
 from vdm_jax.pipelines.parts import Folder
 from vdm_jax.pipelines.pipeline import LatentPipeline
+from vdm_jax.weights.pretrained import Pretrained
 
 SIDE = 64  # latents of a side where a U-Net's file does not say
 

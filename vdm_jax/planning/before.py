@@ -9,8 +9,6 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from vdm_jax.cascade.autoencoding import AnyExperiment, AnyStage, AutoencoderStage
-from vdm_jax.cascade.stage import Stage
 from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.errors import UserError
 from vdm_jax.parallel.mesh import make_mesh
@@ -19,6 +17,8 @@ from vdm_jax.planning.chips import GIB
 from vdm_jax.planning.inputs import device_bytes, training_batch
 from vdm_jax.planning.moved import saved_bytes
 from vdm_jax.planning.program import Plan, about, memory, refused, state_sizes
+from vdm_jax.stages.autoencoding import AnyExperiment, AnyStage, AutoencoderStage
+from vdm_jax.stages.stage import Stage
 from vdm_jax.training.state import TrainState, abstract_state
 from vdm_jax.training.step import CompileStep
 

@@ -10,12 +10,10 @@ from pathlib import Path
 
 import jax
 
-from vdm_jax.cascade.autoencoding import AnyExperiment, AnyStage
-from vdm_jax.cascade.stage import Stage
-from vdm_jax.data.captioned_digits import CaptionedDigits
-from vdm_jax.data.digit_drawing import SPLITS
 from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.data.opening import default_data_dir
+from vdm_jax.digits.captioned_digits import CaptionedDigits
+from vdm_jax.digits.drawing import SPLITS
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import SelfAttention
 from vdm_jax.networks.latent_network import LatentNetwork, Network
@@ -23,6 +21,8 @@ from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.planning.advice import capacity_of, machine_memory
 from vdm_jax.planning.chips import GIB
 from vdm_jax.planning.inputs import clip_shape
+from vdm_jax.stages.autoencoding import AnyExperiment, AnyStage
+from vdm_jax.stages.stage import Stage
 
 FLOAT = 4  # bytes
 GRID = 4  # clips of a sample grid

@@ -13,12 +13,11 @@ from typing import Any
 
 import jax
 
-import vdm_jax
 from vdm_jax.configuration import to_data
 from vdm_jax.planning import topology
 from vdm_jax.planning.inputs import clip_shape
 from vdm_jax.planning.program import Plan, compile_plan, counted_from_shapes, plan_mesh
-from vdm_jax.versions import versions
+from vdm_jax.versions import PACKAGE, versions
 from vdm_jax.video.writing import atomic_path
 
 FORMAT = 2  # of a report; older ones are compiled again
@@ -39,7 +38,7 @@ def default_folder() -> Path:
 @functools.cache
 def source_digest() -> str:
     """Short SHA-256 of the code that a report depends on: a changed layer makes reports stale, not wrong."""
-    root, found = Path(vdm_jax.__file__).parent, hashlib.sha256()
+    root, found = PACKAGE, hashlib.sha256()
     for path in sorted(p for room in ROOMS for p in (root / room).rglob("*.py")):
         found.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return found.hexdigest()[:16]

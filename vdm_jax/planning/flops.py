@@ -18,14 +18,14 @@ from jax.extend import core
 from jax.sharding import Mesh
 
 from vdm_jax.attention.counting import AttentionCall, counted
-from vdm_jax.cascade.inputs import training_inputs
-from vdm_jax.cascade.latent import abstract_weights, decode
-from vdm_jax.cascade.options import Sampling
-from vdm_jax.cascade.sampling import is_guided
-from vdm_jax.cascade.stage import Stage
 from vdm_jax.diffusion.windows import window_starts
+from vdm_jax.generation.one_stage import is_guided
 from vdm_jax.networks.config import UNet
 from vdm_jax.networks.latent_network import network_module
+from vdm_jax.stages.inputs import training_inputs
+from vdm_jax.stages.latent import abstract_weights, decode
+from vdm_jax.stages.options import Sampling
+from vdm_jax.stages.stage import Stage
 
 # Backward over forward: matrix products and convolutions give two gradients. Attention recomputes its scores: five
 # products against two (Dao 2023, 2307.08691), where the kernel has not kept them.

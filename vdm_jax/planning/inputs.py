@@ -10,17 +10,17 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from vdm_jax.cascade.options import DataSet
-from vdm_jax.cascade.sampling import sampling_sharding
-from vdm_jax.cascade.stage import Stage
-from vdm_jax.conditioning.conditioning import Conditioning
+from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.data.array_record import METADATA, PreparedClips
-from vdm_jax.data.captioned_digits import CaptionedDigits
 from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.data.image_folder import ImageFolder
 from vdm_jax.data.image_shards import ImageShards
+from vdm_jax.digits.captioned_digits import CaptionedDigits
+from vdm_jax.generation.one_stage import sampling_sharding
 from vdm_jax.networks.config import EmbeddedText, WordEncoder
 from vdm_jax.parallel.rules import batch_sharding
+from vdm_jax.stages.options import DataSet
+from vdm_jax.stages.stage import Stage
 
 
 def clip_shape(data: DataSet, stage: Stage) -> tuple[tuple[int, int, int], str | None]:

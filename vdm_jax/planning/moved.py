@@ -24,14 +24,14 @@ import numpy as np
 from jax.extend import core
 from jax.sharding import Mesh
 
-from vdm_jax.cascade.inputs import training_inputs
-from vdm_jax.cascade.latent import abstract_weights
-from vdm_jax.cascade.options import Sampling
-from vdm_jax.cascade.stage import Stage
 from vdm_jax.networks.latent_network import network_module
 from vdm_jax.networks.remat import BLOCK_INPUT, keep_dots
 from vdm_jax.parallel.gathers import split_axes
 from vdm_jax.planning.inputs import device_bytes
+from vdm_jax.stages.inputs import training_inputs
+from vdm_jax.stages.latent import abstract_weights
+from vdm_jax.stages.options import Sampling
+from vdm_jax.stages.stage import Stage
 from vdm_jax.training.state import TrainState
 from vdm_jax.training.trainable import merged, split
 

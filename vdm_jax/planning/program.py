@@ -14,12 +14,9 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
-from vdm_jax.cascade.latent import abstract_weights
-from vdm_jax.cascade.options import DataSet
-from vdm_jax.cascade.programs import jit_sampling
-from vdm_jax.cascade.sampling import sampling_parts
-from vdm_jax.cascade.stage import Stage
 from vdm_jax.errors import UserError
+from vdm_jax.generation.compiled import jit_sampling
+from vdm_jax.generation.one_stage import sampling_parts
 from vdm_jax.parallel.collectives import listed
 from vdm_jax.parallel.compiling import no_compilation_cache, optimization_level
 from vdm_jax.parallel.gathers import check_gathers, thin_shards
@@ -31,6 +28,9 @@ from vdm_jax.planning.inputs import device_bytes, sampling_inputs, training_batc
 from vdm_jax.planning.moved import Moved, sampling_bytes, training_bytes
 from vdm_jax.planning.roofline import Load, as_compiled, roofline, split_sent
 from vdm_jax.planning.traffic import traffic
+from vdm_jax.stages.latent import abstract_weights
+from vdm_jax.stages.options import DataSet
+from vdm_jax.stages.stage import Stage
 from vdm_jax.training.state import TrainState, abstract_state
 from vdm_jax.training.step import jit_train_step
 

@@ -11,13 +11,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vdm_jax.cascade.autoencoding import AutoencoderExperiment, AutoencoderStage
-from vdm_jax.cascade.inputs import target_video
 from vdm_jax.data.opening import open_validation
 from vdm_jax.data.source import RandomAccessSource
-from vdm_jax.networks.inflation import Inflation
 from vdm_jax.parallel.processes import together
 from vdm_jax.parallel.rules import batch_parts
+from vdm_jax.stages.autoencoding import AutoencoderExperiment, AutoencoderStage
+from vdm_jax.stages.inputs import target_video
 from vdm_jax.training.autoencoder_step import compile_autoencoder_step, compile_reconstruction, perceptual_parameters
 from vdm_jax.training.loop import Sheets, Trainer
 from vdm_jax.training.sheets import COUNT
@@ -27,6 +26,7 @@ from vdm_jax.training.step import Batch
 from vdm_jax.video.arrays import to_uint8
 from vdm_jax.video.sheets import sheet, tile_videos
 from vdm_jax.video.writing import write_png, write_video
+from vdm_jax.weights.inflation import Inflation
 
 Reconstruct = Callable[[Any, Any], dict[str, jax.Array]]
 

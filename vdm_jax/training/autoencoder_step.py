@@ -1,5 +1,5 @@
 """One training step of an autoencoder as a pure function of state and batch: reconstruction, LPIPS, KL, and from some
-step on patch discriminators (the losses are written out in `cascade/autoencoding.py`)."""
+step on patch discriminators (the losses are written out in `stages/autoencoding.py`)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from vdm_jax.cascade.autoencoding import AutoencoderLoss, AutoencoderStage
-from vdm_jax.cascade.inputs import target_video
-from vdm_jax.evaluation.detectors import lpips
+from vdm_jax.metrics.detectors import lpips
 from vdm_jax.networks.autoencoder import AutoencoderKL, Moments
 from vdm_jax.networks.discriminator import PatchDiscriminator, hinge_loss
 from vdm_jax.parallel.compiling import compiler_options
 from vdm_jax.parallel.rules import batch_sharding, shard
+from vdm_jax.stages.autoencoding import AutoencoderLoss, AutoencoderStage
+from vdm_jax.stages.inputs import target_video
 from vdm_jax.training.state import TrainState, abstract_state, make_optimizer, rate_of_update, trained_part
 from vdm_jax.training.trainable import merged, split
 

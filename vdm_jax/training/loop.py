@@ -14,11 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vdm_jax.cascade.inputs import training_inputs
-from vdm_jax.cascade.latent import abstract_weights
-from vdm_jax.cascade.options import DataSet
-from vdm_jax.cascade.stage import Experiment, Stage
-from vdm_jax.conditioning.vocabulary import Vocabulary
+from vdm_jax.conditions.vocabulary import Vocabulary
 from vdm_jax.configuration import digest
 from vdm_jax.data.embeddings import check_embeddings
 from vdm_jax.data.opening import WITHOUT_VALIDATION, open_source, open_validation
@@ -26,27 +22,32 @@ from vdm_jax.data.pipeline import FlipAugmentation, Pipeline
 from vdm_jax.data.source import RandomAccessSource
 from vdm_jax.errors import NotFinite, UserError
 from vdm_jax.networks.config import EmbeddedText, WordEncoder
-from vdm_jax.networks.inflation import Inflation
 from vdm_jax.parallel.arrays import global_batch, process_rows
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.processes import first_says, together
 from vdm_jax.parallel.rules import batch_parts
+from vdm_jax.runs.autoencoders import load_autoencoder
+from vdm_jax.runs.checkpoints import Checkpoints
+from vdm_jax.runs.directory import stage_checkpoints
+from vdm_jax.runs.failures import write_failure
+from vdm_jax.runs.manifest import Damaged
+from vdm_jax.runs.records import EVALUATION, MetricWriter, read_records
 from vdm_jax.seeds import key_for
-from vdm_jax.training.autoencoders import load_autoencoder
-from vdm_jax.training.checkpoints import Checkpoints
-from vdm_jax.training.failures import write_failure
-from vdm_jax.training.manifest import Damaged
-from vdm_jax.training.metrics import EVALUATION, MetricWriter, Throughput, read_records
+from vdm_jax.stages.inputs import training_inputs
+from vdm_jax.stages.latent import abstract_weights
+from vdm_jax.stages.options import DataSet
+from vdm_jax.stages.stage import Experiment, Stage
 from vdm_jax.training.profiling import FOLDER as PROFILE
 from vdm_jax.training.profiling import Tracer, steps_to_trace
 from vdm_jax.training.report import Report, StageProgress, duration
-from vdm_jax.training.runs import stage_checkpoints
 from vdm_jax.training.sheets import SampleSheets
 from vdm_jax.training.starting import check_beginning, starting_weights
 from vdm_jax.training.state import TrainState, abstract_state, create_state
 from vdm_jax.training.step import Batch, CompileStep, compile_train_step, compile_validation
 from vdm_jax.training.stopping import StopRequests, stop_requests
+from vdm_jax.training.throughput import Throughput
 from vdm_jax.video.writing import atomic_path
+from vdm_jax.weights.inflation import Inflation
 
 # What the device reads, and what stays on the host.
 HOST_FIELDS = ("caption", "image_captions", "fps")

@@ -14,16 +14,16 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import UInt8
 
-from vdm_jax.cascade.inputs import degrade, target_video, text_conditioning
-from vdm_jax.cascade.latent import weight_shardings
-from vdm_jax.cascade.sampling import sample_keys, sample_stage
-from vdm_jax.cascade.stage import Experiment, Stage
-from vdm_jax.conditioning.conditioning import Conditioning
-from vdm_jax.conditioning.vocabulary import Vocabulary
+from vdm_jax.conditions.conditioning import Conditioning
+from vdm_jax.conditions.vocabulary import Vocabulary
 from vdm_jax.data.opening import open_validation
+from vdm_jax.generation.one_stage import sample_keys, sample_stage
 from vdm_jax.networks.config import EmbeddedText, WordEncoder
 from vdm_jax.parallel.compiling import compiler_options
 from vdm_jax.parallel.rules import batch_parts
+from vdm_jax.stages.inputs import degrade, target_video, text_conditioning
+from vdm_jax.stages.latent import weight_shardings
+from vdm_jax.stages.stage import Experiment, Stage
 from vdm_jax.video.arrays import check_finite, to_uint8
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import UInt8
 
-from vdm_jax.cascade.stage import Experiment, FirstFrame, KeyFrames, LowResolution, Source, Stage
+from vdm_jax.stages.stage import Experiment, FirstFrame, KeyFrames, LowResolution, Source, Stage
 from vdm_jax.training.samples import StageSamples
 from vdm_jax.video.sheets import enlarged, sheet, text_strip, tile_videos
 from vdm_jax.video.writing import write_png, write_video

@@ -9,22 +9,22 @@ from typing import Any
 
 import jax
 
-from vdm_jax.cascade.autoencoding import AnyStage, AutoencoderStage
-from vdm_jax.cascade.options import Start, StartFile
-from vdm_jax.cascade.stage import Stage
 from vdm_jax.errors import UserError
-from vdm_jax.interop.pretrained import load_imported
-from vdm_jax.interop.safetensors import flatten
-from vdm_jax.networks.autoencoder import Autoencoder
+from vdm_jax.networks.autoencoder_config import Autoencoder
 from vdm_jax.networks.config import UNet
-from vdm_jax.networks.inflation import Inflation, plan_inflation
-from vdm_jax.networks.latent_inflation import plan_latent_inflation
 from vdm_jax.networks.latent_network import LatentNetwork, Network
 from vdm_jax.networks.latent_unet import LatentUNet
-from vdm_jax.training.manifest import Damaged
-from vdm_jax.training.runs import find_run, load_stage, read_cascade
-from vdm_jax.training.state import initial_params
+from vdm_jax.runs.directory import find_run, load_stage, read_cascade
+from vdm_jax.runs.manifest import Damaged
+from vdm_jax.stages.autoencoding import AnyStage, AutoencoderStage
+from vdm_jax.stages.options import Start, StartFile
+from vdm_jax.stages.parameters import initial_params
+from vdm_jax.stages.stage import Stage
 from vdm_jax.training.trainable import split
+from vdm_jax.weights.inflation import Inflation, plan_inflation
+from vdm_jax.weights.latent_inflation import plan_latent_inflation
+from vdm_jax.weights.pretrained import load_imported
+from vdm_jax.weights.safetensors import flatten
 
 # Parameters of an autoencoder that one of images does not have.
 _OVER_TIME = re.compile(r"/temporal/|/temporal_attention/|/temporal_residual/|/mix/|/out_temporal/")

@@ -13,14 +13,14 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from vdm_jax.cascade.inputs import training_inputs
-from vdm_jax.cascade.latent import weight_shardings
-from vdm_jax.cascade.stage import Stage
-from vdm_jax.conditioning.conditioning import Conditioning, drop_text
+from vdm_jax.conditions.conditioning import Conditioning, drop_text
 from vdm_jax.networks.latent_network import network_module
 from vdm_jax.parallel.compiling import compiler_options
 from vdm_jax.parallel.gathers import check_gathers, split_axes
 from vdm_jax.parallel.rules import batch_sharding, shard
+from vdm_jax.stages.inputs import training_inputs
+from vdm_jax.stages.latent import weight_shardings
+from vdm_jax.stages.stage import Stage
 from vdm_jax.training.state import TrainState, abstract_state, make_optimizer, rate_of_update
 from vdm_jax.training.trainable import merged, split
 

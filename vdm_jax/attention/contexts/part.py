@@ -18,7 +18,7 @@ from vdm_jax.attention.patterns import split
 from vdm_jax.attention.relation import PARTIAL, Bank, Relation, View
 from vdm_jax.errors import UserError
 
-Ids = tuple[Int[Array, "f"], Int[Array, "g"]]  # of query and key frames; a key frame < 0 is not there
+Ids = tuple[Int[Array, " f"], Int[Array, " g"]]  # of query and key frames; a key frame < 0 is not there
 
 
 @dataclasses.dataclass(frozen=True)

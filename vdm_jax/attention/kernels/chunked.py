@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vdm_jax.attention.kernels.xla import MASKED
 from vdm_jax.attention.relation import FULL, PARTIAL, Bank, Relation, View
 
-Ids = tuple[Int[Array, "f"], Int[Array, "g"]]  # numbers of the query frames and of the key frames
+Ids = tuple[Int[Array, " f"], Int[Array, " g"]]  # numbers of the query frames and of the key frames
 
 BLOCK = 512  # rows of queries and of keys per block
 

@@ -1,0 +1,180 @@
+"""CLIP as a judge: both names of its tensors, its tokens and pixels, agreement with transformers and the original."""
+
+import dataclasses
+import gzip
+import io
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.parity import peer
+from vdm_jax.errors import UserError
+from vdm_jax.metrics.detectors import clip, weights
+from vdm_jax.networks.clip_text import CLIPText
+from vdm_jax.networks.clip_vision import CLIPVision
+from vdm_jax.weights import model_kinds
+from vdm_jax.weights.safetensors import save_params
+
+SMALL = clip.Model(
+    text=CLIPText(vocabulary=600, length=16, width=64, layers=2, heads=1, hidden=256, project=32),
+    vision=CLIPVision(size=32, patch=16, width=64, layers=2, heads=1, hidden=256, project=32),
+    file=dataclasses.replace(clip.MODELS["ViT-B-32"].file, folder="small"))
+# Merges that make "cat" and "mo", after a line that says what the file is.
+MERGES = "#version: 0.2\nc a\nca t</w>\nm o\n"
+
+
+@pytest.fixture(scope="module")
+def tensors():
+    """Tensors of the small model by transformers' names."""
+    rng = np.random.default_rng(0)
+    made = {}
+    for config in (SMALL.text, SMALL.vision):
+        for name, shape in model_kinds.inventory(config).items():
+            made[name] = rng.standard_normal(shape).astype(np.float32) / 8
+    return made | {"logit_scale": np.ones(())}
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path, tensors):
+    """The small model in the user's folder as transformers keeps it."""
+    monkeypatch.setenv(weights.FOLDER_VARIABLE, str(tmp_path))
+    monkeypatch.setitem(clip.MODELS, "small", SMALL)
+    save_params(tmp_path / "small" / "model.safetensors", tensors)
+    (tmp_path / "small" / "merges.txt").write_text(MERGES)
+    for cached in (weights.load, clip._images, clip._texts):
+        cached.cache_clear()
+    yield tmp_path
+    weights.load.cache_clear()
+
+
+def by_openai(tensors):
+    """The same tensors by the names of OpenAI's archives."""
+    made, within = {}, {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
+                        "self_attn.out_proj": "attn.out_proj"}
+    whole = {"text_model.embeddings.token_embedding.weight": "token_embedding.weight",
+             "text_model.embeddings.position_embedding.weight": "positional_embedding",
+             "vision_model.embeddings.class_embedding": "visual.class_embedding",
+             "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
+             "vision_model.embeddings.patch_embedding.weight": "visual.conv1.weight", "logit_scale": "logit_scale"}
+    norms = {"text_model.final_layer_norm": "ln_final", "vision_model.pre_layrnorm": "visual.ln_pre",
+             "vision_model.post_layernorm": "visual.ln_post"}
+    for name, array in tensors.items():
+        module, _, kind = name.rpartition(".")
+        if name in whole:
+            made[whole[name]] = array
+        elif name.endswith("_projection.weight"):
+            made["text_projection" if name.startswith("text") else "visual.proj"] = array.T
+        elif module in norms:
+            made[f"{norms[module]}.{kind}"] = array
+        else:
+            model, _, _, number, part = module.split(".", 4)
+            layer = f"{'visual.' if model == 'vision_model' else ''}transformer.resblocks.{number}"
+            if part in within:
+                made[f"{layer}.{within[part]}.{kind}"] = array
+            elif part == "self_attn.q_proj":
+                root = f"{model}.encoder.layers.{number}.self_attn"
+                made[f"{layer}.attn.in_proj_{kind}"] = np.concatenate(
+                    [tensors[f"{root}.{head}_proj.{kind}"] for head in "qkv"])
+    return made
+
+
+def test_both_names_of_tensors_are_known_and_others_listed(tensors):
+    ours = clip.from_published(tensors, SMALL)
+    again = clip.from_published(by_openai(tensors) | {"input_resolution": np.array(32)}, SMALL)
+    assert jax.tree.all(jax.tree.map(np.array_equal, ours, again))
+    assert len(jax.tree.leaves(ours)) == len(tensors) - 1
+    broken = {name: x for name, x in tensors.items() if name != "text_projection.weight"}
+    broken["vision_model.post_layernorm.bias"] = np.ones(3)
+    broken["text_model.extra"] = np.ones(3)
+    with pytest.raises(UserError, match=r"text_projection.weight \(missing instead of \[32, 64\]\); text_model.extra "
+                                        r"\(not known\); vision_model.post_layernorm.bias \(\[3\] instead of \[64\]\)"):
+        clip.from_published(broken, SMALL)
+
+
+def test_a_missing_model_names_its_archive(monkeypatch, tmp_path):
+    monkeypatch.setenv(weights.FOLDER_VARIABLE, str(tmp_path))
+    with pytest.raises(UserError, match=r"ViT-L-14.pt \(SHA-256 b8cca3fd41ae\w+\), published in https://openaipublic.*"
+                                        "clip-vit-large-patch14/model.safetensors there"):
+        clip.parameters("ViT-L-14")
+    with pytest.raises(UserError, match="clip='RN50' is unknown; permitted: ViT-B-32, ViT-B-16"):
+        clip.find_model("RN50")
+
+
+def test_a_folder_of_transformers_is_read(small):
+    there = weights.found(SMALL.file)
+    assert there.name == "clip_ViT-B-32 (weights not vouched for)" and len(there.sha256) == 64
+    frames = np.random.default_rng(0).integers(0, 256, (5, 48, 40, 3), np.uint8)
+    images = clip.image_embeddings(frames, "small", batch_size=2)
+    texts = clip.text_embeddings(["cat", "a moving cat", "cat"], "small", batch_size=2)
+    assert images.shape == (5, 32) and texts.shape == (3, 32)
+    np.testing.assert_allclose(texts[0], texts[2], rtol=1e-5)
+    assert not np.allclose(texts[0], texts[1]) and not np.allclose(images[0], images[1])
+
+
+def test_pixels_are_those_of_pillow():
+    frame = np.random.default_rng(0).integers(0, 256, (60, 100, 3), np.uint8)
+    seen = clip.clip_pixels(frame, 30)
+    small = np.asarray(Image.fromarray(frame).resize((50, 30), Image.Resampling.BICUBIC))[:, 10:40]
+    np.testing.assert_allclose(seen * clip.PIXEL_STD + clip.PIXEL_MEAN, small / 255, atol=1e-6)
+
+
+@pytest.mark.full
+def test_transformers_agrees(small, tensors):
+    torch, transformers = peer("torch"), peer("transformers")
+    shared = {"num_hidden_layers": 2, "num_attention_heads": 1, "hidden_size": 64, "intermediate_size": 256}
+    config = transformers.CLIPConfig(
+        text_config={**shared, "vocab_size": 600, "max_position_embeddings": 16, "eos_token_id": 2},
+        vision_config={**shared, "image_size": 32, "patch_size": 16}, projection_dim=32)
+    model = transformers.CLIPModel(config).eval()
+    missing, unexpected = model.load_state_dict({k: torch.tensor(x) for k, x in tensors.items()}, strict=False)
+    assert not unexpected and all("position_ids" in name for name in missing)
+    frames = np.random.default_rng(0).integers(0, 256, (3, 48, 40, 3), np.uint8)
+    read = transformers.CLIPImageProcessorPil if hasattr(transformers, "CLIPImageProcessorPil") else None
+    pixels = np.stack([clip.clip_pixels(frame, 32) for frame in frames])
+    if read is not None:
+        theirs = read(size={"shortest_edge": 32}, crop_size=32)(list(frames), return_tensors="np")["pixel_values"]
+        np.testing.assert_allclose(pixels.transpose(0, 3, 1, 2), theirs, atol=1e-5)
+    tokens = clip.tokenizer("small")(["a moving cat", "cat", "dog 12"]).ids
+    with torch.no_grad():
+        images = model.visual_projection(model.vision_model(torch.tensor(pixels).permute(0, 3, 1, 2)).pooler_output)
+        texts = model.text_projection(model.text_model(torch.tensor(tokens).long()).pooler_output)
+    np.testing.assert_allclose(clip.image_embeddings(frames, "small"), images.numpy(), atol=1e-5)
+    np.testing.assert_allclose(clip._texts("small", 4)(tokens), texts.numpy(), atol=1e-5)
+
+
+@pytest.mark.full
+def test_openais_archive_agrees(monkeypatch, tmp_path):
+    torch, original = peer("torch"), peer("clip.model")
+    torch.manual_seed(0)
+    model = original.CLIP(32, 32, 2, 64, 16, 16, 600, 64, 1, 2).eval()
+    frames = np.random.default_rng(0).standard_normal((3, 32, 32, 3)).astype(np.float32)
+    tokens = np.random.default_rng(1).integers(0, 599, (3, 16))
+    tokens[:, 9] = 599
+    given = torch.tensor(frames).permute(0, 3, 1, 2), torch.tensor(tokens)
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.trace(model, given), file)
+    (tmp_path / "small.pt").write_bytes(file.getvalue())
+    monkeypatch.setenv(weights.FOLDER_VARIABLE, str(tmp_path))
+    monkeypatch.setitem(clip.MODELS, "small", dataclasses.replace(SMALL, file=dataclasses.replace(
+        SMALL.file, path="small.pt", sha256="")))
+    for cached in (weights.load, clip._images, clip._texts):
+        cached.cache_clear()
+    with torch.no_grad():
+        images, texts = model.encode_image(given[0]), model.encode_text(given[1])
+    np.testing.assert_allclose(clip._images("small", 2)(frames), images.numpy(), atol=1e-5)
+    np.testing.assert_allclose(clip._texts("small", 2)(tokens), texts.numpy(), atol=1e-5)
+
+
+@pytest.mark.full
+def test_the_published_list_of_merges_is_read(monkeypatch):
+    monkeypatch.delenv(weights.FOLDER_VARIABLE, raising=False)
+    peer("torch")  # from here on the package that carries it is found
+    try:
+        path = clip.merges_file("ViT-B-32")
+    except UserError as error:
+        pytest.skip(str(error))
+    assert len(gzip.open(path).read()) > 1e6
+    ids = clip.tokenizer("ViT-B-32")(["a photo of a cat"]).ids[0]
+    assert ids[:7].tolist() == [49406, 320, 1125, 539, 320, 2368, 49407] and len(ids) == 77

@@ -1,0 +1,82 @@
+"""Small models' folders as their authors write them, and recorded lists of tensors of the full-size ones."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+
+from vdm_jax.networks.autoencoder_config import Autoencoder
+from vdm_jax.networks.clip_text import CLIPText
+from vdm_jax.networks.clip_vision import CLIPVision
+from vdm_jax.networks.control_net import ControlNet
+from vdm_jax.networks.latent_frames import Motion, Stack
+from vdm_jax.networks.latent_unet import LatentUNet
+from vdm_jax.networks.motion_adapter import MotionAdapter
+from vdm_jax.networks.t5_encoder import T5Encoder
+from vdm_jax.weights import model_kinds
+from vdm_jax.weights.unet_fields import VIDEO_EPSILONS
+
+IMAGE_UNET = LatentUNet(widths=(4, 8), blocks=1, attention=(True, False), heads=(1, 2), only_context=(False, False),
+                        context_channels=6, groups=2)
+MOTION = Motion(heads=2, frames=5, groups=2)
+SMALL = {
+    "vae": Autoencoder(widths=(4, 8), blocks=1, groups=2, latent_channels=2),
+    "video_vae": Autoencoder(widths=(32, 64), blocks=1, decoder="temporal", post_quant=False),
+    "text": CLIPText(vocabulary=20, length=8, width=8, layers=2, heads=2, hidden=16, end_token=19),
+    "text_projected": CLIPText(vocabulary=20, length=8, width=8, layers=1, heads=2, hidden=16, project=6),
+    "vision": CLIPVision(size=8, patch=4, width=8, layers=1, heads=2, hidden=16, project=6),
+    "t5": T5Encoder(vocabulary=20, width=8, layers=2, heads=2, head_dim=6, hidden=16),
+    "t5_without_gate": T5Encoder(vocabulary=20, width=8, layers=1, heads=2, hidden=16, gated=False, activation="relu"),
+    "unet": LatentUNet(widths=(4, 8), blocks=1, attention=(True, False), heads=(1, 2), only_context=(True, False),
+                       context_channels=6, groups=2, classes=5),
+    "stack_unet": dataclasses.replace(IMAGE_UNET, convolve_tokens=False, stack=Stack()),
+    "motion_unet": dataclasses.replace(IMAGE_UNET, motion=MOTION),
+    "motion_adapter": MotionAdapter(widths=(4, 8), blocks=1, motion=dataclasses.replace(MOTION, middle=False)),
+    "control_net": ControlNet(unet=IMAGE_UNET, hint_widths=(2, 4)),
+    "video_unet": LatentUNet(in_channels=8, widths=(32, 64), blocks=1, attention=(True, False), heads=(2, 4),
+                             only_context=(False, False), context_channels=6, convolve_tokens=False, scalars=3,
+                             scalar_channels=8, temporal=True, epsilons=VIDEO_EPSILONS),
+}
+
+
+def recorded(name: str) -> dict[str, tuple[int, ...]]:
+    """Tensor name -> shape of a file in `inventories/`, whose `{a..b}` stand for layers a to b."""
+    tensors = {}
+    for line in (Path(__file__).parent / "inventories" / f"{name}.txt").read_text().splitlines():
+        tensor, shape = line.split("\t")
+        layers = re.search(r"\{(\d+)\.\.(\d+)\}", tensor)
+        for i in range(int(layers[1]), int(layers[2]) + 1) if layers else [None]:
+            tensors[tensor if i is None else tensor.replace(layers[0], str(i))] = ast.literal_eval(shape)
+    return tensors
+
+
+def tensors_of(config, dtype="float32", seed=0) -> dict[str, np.ndarray]:
+    """Random tensors in the other layout."""
+    rng = np.random.default_rng(seed)
+    tensors = {name: rng.normal(size=shape) for name, shape in model_kinds.parameters(config).items()}
+    return {name: value.astype(dtype) for name, value in {**tensors, **model_kinds.constants(config)}.items()}
+
+
+def write(folder: Path, config, tensors, *, shards=1, variant="", fields=None) -> Path:
+    """A folder as diffusers and transformers write it, by the safetensors library."""
+    kind = model_kinds.kind_of(config)
+    folder.mkdir(parents=True)
+    own = {"_class_name": kind.name} if kind.stem.startswith("diff") else {"architectures": [kind.name]}
+    (folder / "config.json").write_text(json.dumps({**kind.write(config), **own, **(fields or {})}))
+    if shards == 1:
+        safetensors.numpy.save_file(tensors, folder / f"{kind.stem}{variant}.safetensors", {"format": "pt"})
+        return folder
+    weight_map = {}
+    for i in range(shards):
+        file = f"{kind.stem}-{i + 1:05d}-of-{shards:05d}.safetensors"
+        part = {name: tensors[name] for name in sorted(tensors)[i::shards]}
+        safetensors.numpy.save_file(part, folder / file)
+        weight_map |= dict.fromkeys(part, file)
+    (folder / f"{kind.stem}.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder

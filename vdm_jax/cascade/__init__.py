@@ -1,1 +1,0 @@
-"""Stages and cascades: what each makes from what, and generation through all of them."""

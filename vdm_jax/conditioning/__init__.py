@@ -1,1 +1,0 @@
-"""Conditioning: the pytree of optional inputs, the words of captions, dropping parts for guidance."""

@@ -1,0 +1,1 @@
+"""From prompts to videos: sampling a stage, a cascade, longer videos."""

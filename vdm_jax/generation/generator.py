@@ -1,0 +1,377 @@
+"""The generator: captions and a seed in, videos out, through every stage of a cascade."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, PRNGKeyArray, UInt8
+
+from vdm_jax.conditions.conditioning import Conditioning
+from vdm_jax.conditions.vocabulary import Vocabulary
+from vdm_jax.data.embeddings import WithEmbeddings
+from vdm_jax.diffusion.guidance import guidance_weight
+from vdm_jax.errors import NotFinite, UserError
+from vdm_jax.generation.compiled import WHOLE, Handover, goes_by_steps, handover, jit_sampling, stepwise_sampling
+from vdm_jax.generation.one_stage import completion_method, sample_keys, sampling_parts, with_overrides
+from vdm_jax.generation.prompts import Prompts
+from vdm_jax.parallel.mesh import make_mesh
+from vdm_jax.parallel.rules import parameter_shardings
+from vdm_jax.stages.observations import Known, low_resolution_known
+from vdm_jax.stages.options import Completion, Sampling
+from vdm_jax.stages.stage import Experiment, FirstFrame, KeyFrames, Stage, VideoSpec, augmentation_of
+from vdm_jax.video.arrays import check_finite, to_float, to_uint8
+
+Progress = Callable[[str, int, int], None]  # stage name, videos done, videos in all
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated:
+    """Generated videos and what they were made from."""
+
+    captions: tuple[str, ...]
+    # By stage name, in order. Of a stage that stops early for the next one (`TruncatedAugmentation`), the noisy videos
+    stages: dict[str, UInt8[np.ndarray, "b t h w 3"]]
+    fps: dict[str, float]  # frames per second, by stage name
+
+    @property
+    def videos(self) -> UInt8[np.ndarray, "b t h w 3"]:
+        """The videos of the last stage."""
+        return list(self.stages.values())[-1]
+
+    def save(self, path: str | os.PathLike) -> Path:
+        """Write the videos to one .mp4 or .gif (side by side), or to a .png sheet of frames with captions."""
+        from vdm_jax.video.sheets import sheet, tile_videos
+        from vdm_jax.video.writing import write_png, write_video
+
+        fps = list(self.fps.values())[-1]
+        if Path(path).suffix.lower() == ".png":
+            return write_png(path, sheet(self.videos, self.captions))
+        return write_video(path, tile_videos(self.videos), fps)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Jobs:
+    """The videos asked for in one call."""
+
+    seed: int
+    indices: np.ndarray  # one per video
+    progress: Progress | None
+    block: int = 0  # of an extended video
+
+    def keys(self, rows: np.ndarray, place: int) -> PRNGKeyArray:
+        """Keys of some of the videos for the stage at a place of the cascade."""
+        keys = sample_keys(self.seed, jnp.asarray(self.indices[rows]), place)
+        return jax.vmap(lambda key: jax.random.fold_in(key, self.block))(keys) if self.block else keys
+
+    def tell(self, stage: str, done: int, total: int) -> None:
+        """Report progress to whoever asked for it."""
+        if self.progress is not None:
+            self.progress(f"{stage}, block {self.block + 1}" if self.block else stage, done, total)
+
+
+def _frame_rates(stages: Sequence[Stage], fps: float | None) -> dict[str, float]:
+    """Frames per second by stage, in proportion to `fps` of the first one where it is given. Raises `UserError` for a
+    rate that no stage is told."""
+    if fps is not None and (not fps > 0 or not any("fps" in stage.network.scalars for stage in stages)):
+        raise UserError(f"fps={fps} is not valid; permitted: a rate above 0, for stages whose network takes the scalar "
+                        "'fps'")
+    factor = 1.0 if fps is None else fps / stages[0].video.fps
+    return {stage.name: stage.video.fps * factor for stage in stages}
+
+
+def _checked_known(known: Known | None, stage: Stage, count: int) -> Known | None:
+    """What is known of `count` videos of a stage, with a mask for each. Raises `UserError` for other sizes, and for a
+    low-resolution video where guidance does not go by it."""
+    if known is None:
+        return None
+    if known.low is not None and completion_method(stage, stage.sampling) != "reconstruction":
+        raise UserError(f"a low-resolution video is known for stage {stage.name!r} with completion.method="
+                        f"{completion_method(stage, stage.sampling)!r}; permitted: 'reconstruction'")
+    video, mask = (np.asarray(part, np.float32) for part in known[:2])
+    shape = (count, *stage.video.shape)
+    fits = mask.ndim == 5 and all(m in (1, n) for m, n in zip(mask.shape, (*shape[:-1], 1), strict=True))
+    if video.shape != shape or not fits:
+        raise UserError(f"known video of shape {list(video.shape)} with mask {list(mask.shape)} for stage "
+                        f"{stage.name!r}; permitted: {list(shape)}, and a mask that broadcasts to "
+                        f"{[*shape[:-1], 1]}")
+    return known._replace(video=video, mask=np.broadcast_to(mask, (count, *mask.shape[1:])))
+
+
+def _picture(known: Known, stage: Stage) -> Float[np.ndarray, "b 1 h w 3"]:
+    """The known first frames of videos that begin with them. Raises `UserError` where more or less is known."""
+    mask = np.broadcast_to(known.mask, (*known.video.shape[:-1], 1))
+    if not mask[:, 0].all() or mask[:, 1:].any():
+        raise UserError(f"stage {stage.name!r} begins with a picture, and something else is known of its videos; "
+                        "permitted: their first frames, such as observations.first_frame_known makes")
+    return known.video[:, :1]
+
+
+class Generator:
+    """A trained cascade, ready to be called with captions.
+
+    Args:
+      experiment: the resolved config (vocabularies filled in).
+      params: parameters per stage name.
+      devices: to spread the batch over; all devices by default.
+      autoencoders: weights per name of a stage that works in latents; stages may share them.
+    """
+
+    def __init__(
+        self, experiment: Experiment, params: Mapping[str, Any], devices: Sequence[jax.Device] | None = None,
+        autoencoders: Mapping[str, Any] | None = None,
+    ):
+        self.experiment = experiment
+        self.mesh = make_mesh(experiment.mesh, devices)
+
+        def placed(trees: Mapping[str, Any]) -> dict[str, Any]:
+            kept = {id(tree): jax.device_put(tree, parameter_shardings(tree, self.mesh)) for tree in trees.values()}
+            return {name: kept[id(tree)] for name, tree in trees.items()}  # what stages share is there once
+
+        self.params, self.autoencoders = placed(params), placed(autoencoders or {})
+        lacking = [stage.name for stage in experiment.stages
+                   if stage.latent is not None and stage.name in params and stage.name not in self.autoencoders]
+        if lacking:
+            raise UserError(f"stage {lacking[0]!r} works in latents and its autoencoder has no weights; permitted: "
+                            "autoencoders={name: weights}, or vdm_jax.load")
+        self._compiled: dict[tuple[Stage, Sampling, Handover], Callable] = {}
+
+    def __call__(
+        self, captions: Sequence[str] | str, *, seed: int = 0, first_index: int = 0, steps: int | None = None,
+        guidance: float | None = None, split_guidance: bool | None = None, last: str | None = None,
+        progress: Progress | None = None, embeddings: Float[np.ndarray, "b l c"] | None = None,
+        text_mask: Bool[np.ndarray, "b l"] | None = None, null_embeddings: Float[np.ndarray, "l c"] | None = None,
+        null_mask: Bool[np.ndarray, " l"] | None = None, labels: Sequence[int] | None = None,
+        known: Known | None = None, fps: float | None = None, first: str | None = None,
+        motion: float | None = None, guidance_scale: float | None = None,
+    ) -> Generated:
+        """Generate one video per caption.
+
+        Args:
+          captions: what the videos should show; repeat a caption for several videos of it.
+          seed: same seed, same index, same video, whatever else is generated with it.
+          first_index: index of the first video, to go on with a series.
+          steps: sampler steps, for all stages; each stage's own by default.
+          guidance: weight w in cond + w (cond - uncond) of the first stage; 0 is off; its own by default.
+          guidance_scale: the same as s = 1 + w; 1 is off. One of the two.
+          split_guidance: the two estimates of a guided video on two halves of the devices; each stage's own by default.
+          last: name of the stage to stop after.
+          progress: called with (stage, videos done, videos in all).
+          embeddings: `[B, L, C]`, for stages that read text embeddings instead of words.
+          text_mask: `[B, L]`, True at real tokens of `embeddings`; all by default.
+          null_embeddings, null_mask: `[L, C]` and `[L]`, what the encoder makes of the empty text, for guidance of
+            stages that were trained with it (`WithEmbeddings.empty`).
+          labels: `[B]`, for stages that take a class; -1 is none.
+          known: a part of the first stage's videos that is given; `observations.first_frame_known` for their first
+            frames. How it is taken over is the stage's `sampling.completion`.
+          fps: frames per second that the first stage is told, where it takes them (scalar "fps"); others in proportion.
+          first: name of the stage to begin with: the cascade's first, or one that fills in frames or begins with a
+            picture and now goes by `known` instead (animates a picture, goes on with a clip).
+          motion: how much moves, for stages that are told (scalar "motion"); their own by default.
+
+        Raises:
+          UserError: no captions, an unknown stage, a stage that is not trained, missing embeddings or labels, something
+            known of another size.
+        """
+        captions = (captions,) if isinstance(captions, str) else tuple(captions)
+        guidance, data = guidance_weight(guidance, guidance_scale), self.experiment.data
+        if isinstance(data, WithEmbeddings) and data.empty == "encoded" and (embeddings is None) != (
+                null_embeddings is None):
+            raise UserError("null_embeddings=None for stages that were trained with those of the empty text; "
+                            "permitted: beside embeddings, TextEmbeddings(...).empty(length)")
+        prompts = Prompts(captions, embeddings, text_mask, null_embeddings, null_mask, labels)
+        stages = self._stages(first, last)
+        rates = _frame_rates(stages, fps)
+        if labels is not None and not any(stage.network.classes for stage in stages):
+            raise UserError(f"labels={list(labels)} are given and no stage takes a class; permitted: None")
+        if motion is not None and not any("motion" in stage.network.scalars for stage in stages):
+            raise UserError(f"motion={motion} is given and no stage is told; permitted: None, or stages whose network "
+                            "takes the scalar 'motion'")
+        absent = [stage.name for stage in stages if stage.name not in self.params]
+        if absent:
+            raise UserError(f"stage {absent[0]!r} has no trained weights; permitted: train it, or stop after one of "
+                            f"{', '.join(self.params) or 'none'}")
+        takes_known = isinstance(stages[0].source, KeyFrames | FirstFrame) and known is not None
+        if stages[0].source is not None and not takes_known:
+            raise UserError(f"stage {stages[0].name!r} starts from {stages[0].source.frames} frames that no stage "
+                            "makes; permitted: a cascade whose first stage has source=None, or known parts of a stage "
+                            "that fills in frames or begins with a picture")
+        jobs = _Jobs(seed, first_index + np.arange(len(captions)), progress)
+        outputs: dict[str, np.ndarray] = {}
+        low = None
+        for stage in stages:
+            at_first, place = stage is stages[0], self.experiment.stages.index(stage)
+            sampling = with_overrides(stage.sampling, steps=steps, guidance=guidance if at_first else None,
+                                      split_guidance=split_guidance)
+            dataclasses.replace(stage, sampling=sampling)  # raises where the stage cannot do it
+            text = prompts.conditioning(stage, None if fps is None else rates[stage.name], motion)
+            given = _checked_known(known, stage, len(captions)) if at_first else None
+            if given is not None and isinstance(stage.source, FirstFrame):
+                low, given = _picture(given, stage), None
+            low = self._run(stage, place, sampling, jobs, text, low, given, handover(stages, stages.index(stage)))
+            outputs[stage.name] = np.asarray(to_uint8(low))
+        return Generated(captions, outputs, rates)
+
+    def extend(
+        self, captions: Sequence[str] | str, *, frames: int, overlap: int | None = None,
+        completion: Completion | None = None, seed: int = 0, first_index: int = 0, steps: int | None = None,
+        guidance: float | None = None, split_guidance: bool | None = None, progress: Progress | None = None,
+        embeddings: Float[np.ndarray, "b l c"] | None = None, text_mask: Bool[np.ndarray, "b l"] | None = None,
+        null_embeddings: Float[np.ndarray, "l c"] | None = None, null_mask: Bool[np.ndarray, " l"] | None = None,
+        labels: Sequence[int] | None = None, known: Known | None = None, fps: float | None = None,
+        low: Float[np.ndarray, "b n h2 w2 3"] | None = None, every: int = 1,
+        guidance_scale: float | None = None,
+    ) -> Generated:
+        """Generate longer videos of the first stage, block by block: each block after the first is sampled with its
+        first frames known, which are the last of the block before (Ho et al. 2022, arXiv 2204.03458, section 3.1).
+
+        Args:
+          frames: of the videos; the last block is cut.
+          overlap: frames that a block knows; half of the stage's frames by default.
+          completion: how blocks take over what they know; the stage's own by default.
+          captions, seed, first_index, steps, guidance, guidance_scale, split_guidance, progress, embeddings, text_mask,
+            null_embeddings, null_mask, labels, fps: as in a call.
+          known: of the first block, as in a call.
+          low: `[B, N, H2, W2, 3]` in [-1, 1], the whole videos with fewer pixels, for reconstruction guidance: they are
+            enlarged and extended at once.
+          every: of how many frames of the videos `low` has one.
+
+        Raises `UserError` as a call does, for an overlap that leaves nothing to sample, and for fewer frames than the
+        stage makes.
+        """
+        captions = (captions,) if isinstance(captions, str) else tuple(captions)
+        guidance = guidance_weight(guidance, guidance_scale)
+        stage = self.experiment.stages[0]
+        if isinstance(stage.source, FirstFrame):
+            raise UserError(f"stage {stage.name!r} begins with a picture and cannot be extended; permitted: a stage "
+                            "that takes known frames")
+        size, overlap = stage.video.frames, stage.video.frames // 2 if overlap is None else overlap
+        if not 0 < overlap < size:
+            raise UserError(f"overlap={overlap} is not valid; permitted: 1 to {size - 1}, for blocks of {size} frames")
+        if frames < size:
+            raise UserError(f"frames={frames} is not valid; permitted: >= {size}, what stage {stage.name!r} makes at "
+                            "once")
+        sampling = with_overrides(stage.sampling, steps=steps, guidance=guidance, split_guidance=split_guidance,
+                                  completion=completion)
+        stage = dataclasses.replace(stage, sampling=sampling)  # raises where the stage cannot do it
+        if low is not None:
+            known = low_resolution_known(low, every, stage.video.shape, known=known)
+        _checked_known(known, stage, len(captions))
+        first = self(captions, seed=seed, first_index=first_index, steps=steps, guidance=guidance,
+                     split_guidance=split_guidance, progress=progress, embeddings=embeddings, text_mask=text_mask,
+                     null_embeddings=null_embeddings, null_mask=null_mask,
+                     labels=labels, last=stage.name, known=known, fps=fps)
+        jobs = _Jobs(seed, first_index + np.arange(len(captions)), progress)
+        text = Prompts(captions, embeddings, text_mask, null_embeddings, null_mask, labels).conditioning(stage, fps)
+        video = np.asarray(to_float(first.videos))
+        mask = np.zeros((len(captions), size, 1, 1, 1), np.float32)
+        mask[:, :overlap] = 1
+        while video.shape[1] < frames:
+            jobs = dataclasses.replace(jobs, block=jobs.block + 1)
+            known = Known(np.pad(video[:, -overlap:], ((0, 0), (0, size - overlap), (0, 0), (0, 0), (0, 0))), mask)
+            if low is not None:
+                known = low_resolution_known(low, every, stage.video.shape, video.shape[1] - overlap, known)
+            block = self._run(stage, 0, sampling, jobs, text, None, known)
+            video = np.concatenate([video, block[:, overlap:]], axis=1)
+        return Generated(captions, {stage.name: np.asarray(to_uint8(video[:, :frames]))}, first.fps)
+
+    def with_augmentation_level(self, logsnr: float) -> Generator:
+        """The same cascade, with the low-resolution inputs of all its stages augmented at another level, which is
+        searched after training (Ho et al. 2021, arXiv 2106.15282). Raises `UserError` when no stage's
+        augmentation has a level."""
+        def at_level(stage: Stage) -> Stage:
+            augmentation = augmentation_of(stage)
+            if augmentation is None or not augmentation.while_sampling:
+                return stage
+            augmentation = dataclasses.replace(augmentation, sampling_logsnr=logsnr)
+            return dataclasses.replace(stage, source=dataclasses.replace(stage.source, augmentation=augmentation))
+
+        stages = tuple(at_level(stage) for stage in self.experiment.stages)
+        if not any((found := augmentation_of(stage)) and found.while_sampling for stage in stages):
+            raise UserError(f"experiment {self.experiment.name!r} has no stage with a level of augmentation; "
+                            "permitted: a cascade with NoiseAugmentation or TruncatedAugmentation")
+        other = copy.copy(self)  # parameters and what is compiled are shared
+        other.experiment = dataclasses.replace(self.experiment, stages=stages)
+        return other
+
+    def vocabulary(self, stage: Stage) -> Vocabulary:
+        """The words a stage's encoder knows."""
+        return Vocabulary(stage.network.text.words, stage.network.text.length)
+
+    def makes(self, first: str | None = None, last: str | None = None, fps: float | None = None) -> VideoSpec:
+        """Size and rate of the videos that a call with these arguments makes. Raises `UserError` for bad ones."""
+        stages = self._stages(first, last)
+        return dataclasses.replace(stages[-1].video, fps=_frame_rates(stages, fps)[stages[-1].name])
+
+    def _stages(self, first: str | None, last: str | None) -> tuple[Stage, ...]:
+        """The stages from one to another. Raises `UserError` for unknown names and for none."""
+        stages = self.experiment.stages
+        start = 0 if first is None else stages.index(self.experiment.stage(first))
+        end = len(stages) if last is None else stages.index(self.experiment.stage(last)) + 1
+        if start >= end:
+            raise UserError(f"first={first!r} comes after last={last!r}; permitted: "
+                            f"{', '.join(stage.name for stage in stages[:end])}")
+        return stages[start:end]
+
+    def _run(self, stage: Stage, place: int, sampling: Sampling, jobs: _Jobs, text: Conditioning,
+             low: np.ndarray | None, known: Known | None = None, ends: Handover = WHOLE) -> np.ndarray:
+        """All videos of one stage, in batches of one size; the last batch is filled up with repeats."""
+        total, parts = len(jobs.indices), sampling_parts(stage, sampling, self.mesh)
+        size = min(sampling.batch_size, total)
+        size = -(-size // parts) * parts  # up to a multiple of the devices
+        function = self._compile(stage, sampling, ends, goes_by_steps(stage, sampling, self.mesh, known))
+        autoencoder = () if stage.latent is None else (self.autoencoders[stage.name],)
+        done = []
+        for start in range(0, total, size):
+            rows = np.minimum(np.arange(start, start + size), total - 1)
+            keys = jobs.keys(rows, place)
+            batch = jax.tree.map(lambda x, rows=rows: x[rows], (text, low, known))
+            arguments = (self.params[stage.name], keys, *batch, *autoencoder)
+            done.append(np.asarray(function(*arguments)))
+            if not np.isfinite(done[-1]).all():
+                raise self._not_finite(stage, sampling, ends, done[-1], arguments)
+            jobs.tell(stage.name, min(start + size, total), total)
+        return np.concatenate(done)[:total]
+
+    def _not_finite(self, stage: Stage, sampling: Sampling, ends: Handover, videos: np.ndarray,
+                    arguments: tuple[Any, ...]) -> NotFinite:
+        """What to say of videos that are not finite: of which stage, and from which step of its sampler on, which a
+        second run step by step finds."""
+        name, wrong = f"stage {stage.name!r}", int((~np.isfinite(videos)).sum())
+        weights = jax.tree.leaves(arguments[0])
+        broken = sum(not bool(jnp.isfinite(w).all()) for w in weights)
+
+        def watch(step: int, z: jax.Array) -> None:
+            check_finite(z, f"from step {step} of {sampling.steps} of the sampler on")
+
+        where = "after the last step of the sampler"
+        try:
+            shardings = jax.tree.map(lambda x: x.sharding, arguments[0])
+            with jax.set_mesh(self.mesh):
+                stepwise_sampling(stage, sampling, self.mesh, shardings, ends, watch)(*arguments)
+        except NotFinite as error:
+            where = str(error).partition(":")[0]
+        reason = (f"{broken} of {len(weights)} of its weights hold NaN or infinity" if broken else
+                  "its weights are finite; permitted: a lower guidance, another sampler, or network.dtype='float32'")
+        return NotFinite(f"{name}: {wrong} of {videos.size} values of the videos are NaN or infinite, {where}; "
+                         f"{reason}")
+
+    def _compile(self, stage: Stage, sampling: Sampling, ends: Handover, by_steps: bool) -> Callable:
+        key = (stage, sampling, ends, by_steps)
+        if key not in self._compiled:
+            shardings = jax.tree.map(lambda x: x.sharding, self.params[stage.name])
+            make = stepwise_sampling if by_steps else jit_sampling
+            self._compiled[key] = make(stage, sampling, self.mesh, shardings, ends)
+
+        def call(*arguments: Any) -> Any:
+            with jax.set_mesh(self.mesh):
+                return self._compiled[key](*arguments)
+
+        return call

@@ -1,0 +1,204 @@
+"""Sampling one stage: network, guidance, threshold and sampler composed into a pure function."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
+
+from vdm_jax.conditions.conditioning import Conditioning
+from vdm_jax.configuration import Seed, check_value
+from vdm_jax.diffusion.arrays import Denoiser
+from vdm_jax.diffusion.conditional import reconstruction_guided, replaced
+from vdm_jax.diffusion.guidance import batched, combine, dynamic_threshold, oscillating, static_threshold
+from vdm_jax.diffusion.sampling import sample, sampling_levels
+from vdm_jax.diffusion.windows import windowed
+from vdm_jax.errors import UserError, unknown_kind
+from vdm_jax.networks.latent_network import network_module
+from vdm_jax.parallel.rules import batch_parts, batch_sharding, spread
+from vdm_jax.stages.inputs import constant_scalars, with_first_frame, with_low_resolution, with_noisy_known
+from vdm_jax.stages.latent import decode, encode_known
+from vdm_jax.stages.observations import Known, key_frames_known, with_observed
+from vdm_jax.stages.options import DynamicThreshold, Sampling, StaticThreshold
+from vdm_jax.stages.stage import FirstFrame, KeyFrames, LowResolution, Stage
+
+
+def sample_keys(seed: int, indices: Int[Array, " b"], stage: int) -> PRNGKeyArray:
+    """One key per video from the seed, the video's index and the stage's place in the cascade: a video does not
+    depend on what else is in its batch. Raises `UserError` for a seed that other seeds equal."""
+    check_value(seed, Seed, "seed")
+
+    def fold(index: Array) -> Array:
+        return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), index), stage)
+
+    return jax.vmap(fold)(indices)
+
+
+def is_guided(stage: Stage, sampling: Sampling) -> bool:
+    """Whether every step needs an estimate without the caption (or the class) too."""
+    return sampling.guided and (stage.network.observed if sampling.guided_by == "known" else stage.network.prompted)
+
+
+def sampling_parts(stage: Stage, sampling: Sampling, mesh: Mesh) -> int:
+    """What the number of videos sampled at a time must be a multiple of. Raises `UserError` when guidance is to be
+    split over an odd number of devices."""
+    parts = batch_parts(mesh)
+    if not (sampling.split_guidance and is_guided(stage, sampling)) or parts == 1:
+        return parts
+    if parts % 2:
+        raise UserError(f"Sampling.split_guidance=True with {parts} devices along data x fsdp; permitted: an even "
+                        "number")
+    return parts // 2
+
+
+def sampling_sharding(stage: Stage, sampling: Sampling, mesh: Mesh) -> NamedSharding:
+    """Where keys, captions and videos of a batch live. With split guidance every device has them all, since a video
+    belongs to two devices; what costs is the network, whose batch is split."""
+    split = sampling.split_guidance and is_guided(stage, sampling)
+    return NamedSharding(mesh, P()) if split else batch_sharding(mesh)
+
+
+def completion_method(stage: Stage, sampling: Sampling) -> str:
+    """How a stage takes over what is known."""
+    return sampling.completion.method or ("network" if stage.network.observed else "reconstruction")
+
+
+def stage_denoiser(
+    stage: Stage, params: Any, conditioning: Conditioning, sampling: Sampling, levels: Float[ArrayLike, " steps"],
+    known: Known | None = None,
+) -> Denoiser:
+    """`(z, logsnr) -> x_hat` with classifier-free guidance (both halves in one batch, which devices share) and
+    thresholding, for videos of which a part may be known; `levels` are those of the sampler's steps."""
+    module = network_module(stage.network)
+
+    def denoise_with(z: Array, logsnr: Array, condition: Conditioning) -> Array:
+        return stage.process.denoiser(lambda x, level: module.apply({"params": params}, x, level, condition))(z, logsnr)
+
+    if (windows := sampling.windows) is not None:
+        frames = stage.shape[0]
+        denoise_with = windowed(denoise_with, lambda whole, start, length: whole.window(start, length, frames),
+                                frames=frames, length=windows.frames, overlap=windows.overlap, at_once=windows.at_once)
+    if is_guided(stage, sampling):
+        def denoise_halves(*stacked: Any) -> Array:  # a sample's estimates are neighbours in the batch
+            if sampling.split_guidance:
+                stacked = jax.tree.map(lambda x: spread(x, "batch", dim=0), stacked)
+            return denoise_with(*stacked)
+
+        by_known = sampling.guided_by == "known"
+        lacking = conditioning.without_known() if by_known else conditioning.without_text()
+        both = batched(denoise_halves, [conditioning, lacking])
+        weight, swing = sampling.guidance, sampling.oscillation
+        if swing is not None:
+            weight = oscillating(weight, swing.low, jnp.asarray(levels), swing.constant_steps)
+        if sampling.last_frame_guidance is not None:
+            weight = jnp.linspace(weight, sampling.last_frame_guidance, stage.shape[0])
+        denoise = combine(both, [(0, 1, weight)])
+    else:
+        def denoise(z: Array, logsnr: Array) -> Array:
+            return denoise_with(z, logsnr, conditioning)
+    # Before thresholds, which stop gradients.
+    if known is not None and completion_method(stage, sampling) == "reconstruction":
+        denoise = reconstruction_guided(denoise, known.errors(), sampling.completion.weight,
+                                        stage.process.schedule.family)
+    match sampling.threshold:
+        case StaticThreshold():
+            denoise = static_threshold(denoise)
+        case DynamicThreshold(percentile=percentile, per=per):
+            denoise = dynamic_threshold(denoise, percentile, per)
+        case None:
+            pass
+        case other:
+            raise unknown_kind("Sampling.threshold", other, (StaticThreshold, DynamicThreshold))
+    return denoise if known is None else replaced(denoise, known.video, known.mask)
+
+
+def known_pixels(stage: Stage, low: Float[Array, "b t h w 3"] | None, known: Known | None) -> Known | None:
+    """What is known of a stage's videos: the frames it fills in between, or what is given."""
+    if isinstance(stage.source, KeyFrames) and low is not None:
+        return key_frames_known(low, stage.source.every)
+    return known
+
+
+def stage_conditioning(
+    stage: Stage, sampling: Sampling, keys: PRNGKeyArray, text: Conditioning, low: Float[Array, "b t h w 3"] | None,
+    known: Known | None, autoencoder: Any = None, *, corrupt: bool = True,
+) -> tuple[Conditioning, Known | None]:
+    """All that a stage is told, and what it knows of its videos or their latents; `corrupt=False` leaves `low` as it
+    is."""
+    batch, conditioning = keys.shape[0], text
+    if stage.network.text is None:
+        conditioning = text.replace(tokens=None, embeddings=None, text_mask=None)
+    if not stage.network.classes:
+        conditioning = conditioning.replace(labels=None)
+    conditioning = conditioning.replace(scalars={**constant_scalars(stage, batch), **text.scalars})
+    known = known_pixels(stage, low, known)
+    if stage.latent is not None and known is not None:
+        known = encode_known(stage.latent, autoencoder, known)
+    if isinstance(stage.source, LowResolution):
+        augmentation = stage.source.augmentation
+        level = jnp.full((batch,), augmentation.sampling_logsnr)
+        conditioning = with_low_resolution(conditioning, low, stage, keys, level, shared_noise=sampling.shared_noise,
+                                           corrupt=corrupt and augmentation.while_sampling, autoencoder=autoencoder)
+    if isinstance(stage.source, FirstFrame):
+        noise = jnp.full((batch,), stage.source.noise)
+        conditioning = with_first_frame(conditioning, low, stage, keys, noise, autoencoder)
+    if stage.network.observed:
+        conditioning = with_observed(conditioning, (batch, *stage.shape), known)
+        step = jnp.full((batch,), getattr(stage.network, "known_step", 0), jnp.float32)
+        conditioning = with_noisy_known(conditioning, stage, keys, step)
+    return conditioning, known
+
+
+def finished(
+    stage: Stage, x: Float[Array, "b t h w c"], low: Float[Array, "b t h w 3"] | None, known: Known | None,
+    autoencoder: Any = None,
+) -> Float[Array, "b t h w 3"]:
+    """Videos in [-1, 1] of what a sampler ends with, pixels or latents. Latents do not give back the pixels that are
+    known, which are therefore set."""
+    if stage.latent is None:
+        return jnp.clip(x, -1, 1)
+    x, known = decode(stage.latent, autoencoder, x), known_pixels(stage, low, known)
+    return x if known is None else jnp.where(known.mask > 0, known.video, x)
+
+
+def sample_stage(
+    stage: Stage, sampling: Sampling, params: Any, keys: PRNGKeyArray, text: Conditioning,
+    low: Float[Array, "b t h w 3"] | None = None, autoencoder: Any = None, *,
+    levels: Float[np.ndarray, " steps"] | None = None, known: Known | None = None, stop: float | None = None,
+    truncated: bool = False,
+) -> Float[Array, "b t h w 3"]:
+    """Videos of one stage, in [-1, 1].
+
+    Args:
+      stage, sampling: static; `sampling` replaces the stage's own defaults.
+      params: of the stage's network.
+      keys: `[B]`, one per video.
+      text: conditioning with the captions, which a stage that reads none leaves alone; also frame validity,
+        reference features, and scalar "fps" where it is not the stage's own.
+      low: the video of the stage before, for a stage with a source.
+      autoencoder: weights, for a stage that works in latents.
+      known: a part of the videos that is given, and comes out as it is.
+      levels: of the sampler's steps, where they cannot be evaluated here; see `diffusion.sampling.sample`.
+      stop: log-SNR at which to stop; the noisy videos there, of any range, are returned.
+      truncated: `low` is what the stage before has where it stopped, and is not augmented.
+    """
+    conditioning, inside = stage_conditioning(stage, sampling, keys, text, low, known, autoencoder,
+                                              corrupt=not truncated)
+    if levels is None:
+        levels = sampling_levels(sampling.sampler, stage.process.schedule, sampling.steps)
+    denoise = stage_denoiser(stage, params, conditioning, sampling, levels, inside)
+    shape = (keys.shape[0], *stage.shape)
+    x = sample(sampling.sampler, denoise, keys, shape, stage.process, sampling.steps, levels=levels,
+               shared_noise=sampling.shared_noise, stop=stop)
+    return finished(stage, x, low, known, autoencoder) if stop is None else x
+
+
+def with_overrides(sampling: Sampling, **changes: Any) -> Sampling:
+    """The stage's sampling with what the user changed; None changes nothing."""
+    return dataclasses.replace(sampling, **{name: value for name, value in changes.items() if value is not None})

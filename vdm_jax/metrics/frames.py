@@ -1,0 +1,205 @@
+"""Metrics frame by frame: PSNR, SSIM and LPIPS of videos beside the ones they should be, and how alike the frames of
+one video are. Each returns a value per video; `mean_score` makes a score of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from vdm_jax.errors import NotFinite, UserError
+from vdm_jax.metrics.detectors import lpips as distance
+from vdm_jax.metrics.detectors.weights import DetectorFile
+from vdm_jax.metrics.frechet import Interval, Moments
+from vdm_jax.metrics.scores import Score
+from vdm_jax.video.arrays import to_float
+
+Videos = UInt8[np.ndarray, "n t h w 3"]
+Values = Float[np.ndarray, " n"]
+Window = Literal["gaussian", "uniform"]
+Pairs = Literal["consecutive", "all"]
+
+HIGHEST_PSNR = 100.0  # of a frame, dB
+_LEVELS = 255.0  # range of pixel values
+_SIGMA, _RADIUS, _SIDE = 1.5, 5, 7  # of the Gaussian window, cut off at 3.5 sigma, and side of the uniform one, pixels
+
+
+def psnr(videos: Videos, real: Videos) -> Values:
+    """Peak signal-to-noise ratio, dB, frame by frame and averaged over frames. Of a frame at most `HIGHEST_PSNR`, which
+    equal frames have: one of them would else decide over all others. It is what `calculate_psnr.py` of
+    github.com/JunyaoHu/common_metrics_on_video_quality gives them, and all frames whose mean squared error in [0, 1] is
+    below 1e-10; video prediction is often measured with it."""
+    videos, real = _pair("psnr", videos, real)
+    with np.errstate(divide="ignore"):
+        return np.minimum(10 * np.log10(_LEVELS**2 / ((videos - real) ** 2).mean((2, 3, 4))), HIGHEST_PSNR).mean(1)
+
+
+def ssim(videos: Videos, real: Videos, window: Window = "gaussian") -> Values:
+    """Structural similarity (Wang et al. 2004), averaged over positions that a window fits around, channels, frames.
+
+    'gaussian' is the paper's window (sigma 1.5 pixels, 11 x 11, plain covariances), 'uniform' the default of
+    scikit-image (7 x 7, sample covariances). Raises `UserError` for frames smaller than the window.
+    """
+    from scipy.ndimage import correlate1d
+
+    videos, real = _pair("ssim", videos, real)
+    if window not in get_args(Window):
+        raise UserError(f"window={window!r} is not valid; permitted: {', '.join(get_args(Window))}")
+    if window == "gaussian":
+        kernel = np.exp(-0.5 * (np.arange(-_RADIUS, _RADIUS + 1) / _SIGMA) ** 2)
+        correction = 1.0
+    else:
+        kernel = np.ones(_SIDE)
+        correction = _SIDE**2 / (_SIDE**2 - 1)
+    kernel, margin = kernel / kernel.sum(), len(kernel) // 2
+    if min(videos.shape[2:4]) < len(kernel):
+        raise UserError(f"ssim of frames of {videos.shape[2]}x{videos.shape[3]} pixels; permitted: from {len(kernel)} "
+                        f"a side, for the {window} window")
+
+    def mean(x: np.ndarray) -> np.ndarray:
+        smooth = correlate1d(correlate1d(x, kernel, axis=1), kernel, axis=2)
+        return smooth[:, margin:-margin, margin:-margin]
+
+    stabilise = (0.01 * _LEVELS) ** 2, (0.03 * _LEVELS) ** 2
+    values = []
+    for x, y in zip(videos, real, strict=True):
+        mx, my = mean(x), mean(y)
+        vx, vy, vxy = (correction * (mean(a * b) - ma * mb) for a, b, ma, mb in
+                       ((x, x, mx, mx), (y, y, my, my), (x, y, mx, my)))
+        top = (2 * mx * my + stabilise[0]) * (2 * vxy + stabilise[1])
+        values.append((top / ((mx**2 + my**2 + stabilise[0]) * (vx + vy + stabilise[1]))).mean())
+    return np.array(values)
+
+
+def lpips(videos: Videos, real: Videos, backbone: distance.Backbone = "alexnet", *, batch_size: int = 64) -> Values:
+    """LPIPS, averaged over frames. Raises `UserError` without its weights and for frames that it cannot see."""
+    _pair("lpips", videos, real)
+    params = distance.parameters(backbone)
+    frames = [np.reshape(x, (-1, *x.shape[2:])) for x in (videos, real)]
+    found = [_lpips(backbone)(params, *(_filled(x[i : i + batch_size], batch_size) for x in frames))
+             for i in range(0, len(frames[0]), batch_size)]
+    return np.concatenate(found)[: len(frames[0])].reshape(videos.shape[:2]).mean(1).astype(np.float64)
+
+
+def frame_lpips(videos: Videos, backbone: distance.Backbone = "alexnet", *, batch_size: int = 64) -> Values:
+    """LPIPS of consecutive frames of a video, averaged: how much it changes as people see it. Frozen videos have 0,
+    shuffled ones far more than real ones; neither is heard by FVD. Raises `UserError` as `lpips`, and for one frame."""
+    if (frames := _checked("frame_lpips", videos).shape[1]) < 2:
+        raise UserError(f"frame_lpips of videos of {frames} frame; permitted: 2 or more")
+    return lpips(videos[:, 1:], videos[:, :-1], backbone, batch_size=batch_size)
+
+
+@cache
+def _lpips(backbone: distance.Backbone) -> Callable[..., Any]:
+    return jax.jit(lambda params, a, b: distance.distance(params, to_float(a), to_float(b), backbone))
+
+
+def consistency(embeddings: Float[np.ndarray, "n t d"], pairs: Pairs = "consecutive") -> Values:
+    """Mean cosine of the embeddings of a video's frames: of consecutive ones (Esser et al. 2023, "Gen-1", arXiv
+    2302.03011) or of all pairs. Published values are of CLIP's image embeddings."""
+    embeddings = np.asarray(embeddings, np.float64)
+    if embeddings.ndim != 3 or embeddings.shape[1] < 2 or 0 in embeddings.shape:
+        raise UserError(f"embeddings of shape {list(embeddings.shape)}; permitted: [N, T, D], T from 2 frames")
+    if pairs not in get_args(Pairs):
+        raise UserError(f"pairs={pairs!r} is not valid; permitted: {', '.join(get_args(Pairs))}")
+    unit = _unit(embeddings)
+    if pairs == "consecutive":
+        return (unit[:, 1:] * unit[:, :-1]).sum(-1).mean(1)
+    frames = unit.shape[1]
+    return ((unit.sum(1) ** 2).sum(-1) - (unit**2).sum((1, 2))) / (frames * (frames - 1))
+
+
+def similarity(embeddings: Float[np.ndarray, "n t d"], texts: Float[np.ndarray, "n d"]) -> Values:
+    """Mean cosine of the embeddings of a video's frames and that of its text (Wu et al. 2021, GODIVA, arXiv 2104.14806:
+    CLIPSIM, where both are CLIP's)."""
+    embeddings, texts = np.asarray(embeddings, np.float64), np.asarray(texts, np.float64)
+    if embeddings.ndim != 3 or 0 in embeddings.shape or texts.shape != embeddings.shape[::2]:
+        raise UserError(f"embeddings of shape {list(embeddings.shape)} and of texts {list(texts.shape)}; permitted: "
+                        "[N, T, D] and [N, D], none empty")
+    unit, text = _unit(embeddings), _unit(texts)
+    return np.einsum("ntd,nd->n", unit, text) / embeddings.shape[1]
+
+
+def _unit(vectors: Float[np.ndarray, "*n d"]) -> Float[np.ndarray, "*n d"]:
+    """Vectors of length 1. The zero vector has no direction and becomes NaN, so that its video has no value. Raises
+    `UserError` for vectors that are not finite."""
+    if not np.isfinite(vectors).all():
+        raise UserError("embeddings are NaN or infinite; permitted: finite numbers")
+    with np.errstate(invalid="ignore"):
+        scaled = vectors / np.abs(vectors).max(-1, keepdims=True)  # squares of very small and large ones are numbers
+    return scaled / np.linalg.norm(scaled, axis=-1, keepdims=True)
+
+
+def alexnet_embeddings(videos: Videos, *, batch_size: int = 64) -> Float[np.ndarray, "n t 256"]:
+    """What `consistency` can use without CLIP: the last features of LPIPS on AlexNet, averaged over positions."""
+    params = distance.parameters("alexnet")["backbone"]
+    frames = np.reshape(_checked("alexnet_embeddings", videos), (-1, *videos.shape[2:]))
+    found = [_alexnet()(params, _filled(frames[i : i + batch_size], batch_size))
+             for i in range(0, len(frames), batch_size)]
+    return np.concatenate(found)[: len(frames)].reshape(*videos.shape[:2], -1)
+
+
+@cache
+def _alexnet() -> Callable[..., Any]:
+    def last_features(params: Any, frames: jax.Array) -> jax.Array:
+        return distance.Features("alexnet").apply({"params": params}, to_float(frames))[-1].mean((1, 2))
+
+    return jax.jit(last_features)
+
+
+def frame_moments(videos: Videos, features: Callable[[UInt8[np.ndarray, "k h w 3"]], Float[np.ndarray, "k d"]],
+                  *, batch_size: int = 64) -> Moments:
+    """Moments of the features of single frames, for a Frechet distance per frame. With the pooled features of the
+    Inception network of Heusel et al. (a function of the caller's, since no package carries its weights) the distance
+    is FID; with others it is not, and must not be called so."""
+    frames = np.reshape(_checked("frame_moments", videos), (-1, *videos.shape[2:]))
+    parts = [Moments.of(features(frames[i : i + batch_size])) for i in range(0, len(frames), batch_size)]
+    return sum(parts[1:], parts[0])
+
+
+def mean_score(metric: str, values: Values, better: str, conditions: Mapping[str, Any],
+               detector: DetectorFile | None = None) -> Score:
+    """The mean of a value per video, with a 95 % interval for other videos (none for a single video). Videos that have
+    no value (NaN: no pixel is found again in the next frame, say) are left out and counted in the conditions.
+
+    Raises `NotFinite` where no video has a value, and for infinities."""
+    values, total = np.asarray(values, np.float64), len(values)
+    values = values[~np.isnan(values)]
+    if not len(values) or np.isinf(values).any():
+        raise NotFinite(f"{metric} of {total} videos is {'infinite' if len(values) else 'not defined'} for "
+                        f"{int(np.isinf(values).sum()) or total} of them; permitted: finite values for one or more")
+    if len(values) < total:
+        conditions = {**conditions, "videos_without_value": total - len(values)}
+    mean, interval = float(np.mean(values)), None
+    if len(values) > 1:
+        margin = 1.96 * float(np.std(values, ddof=1)) / len(values) ** 0.5
+        interval = Interval(low=mean - margin, high=mean + margin, level=0.95, resamples=0)
+    named = {"detector": detector.name, "detector_sha256": detector.sha256} if detector else {}
+    return Score(metric=metric, value=mean, better=better, conditions={"videos": total, **conditions},
+                 interval=interval, **named)
+
+
+def _filled(frames: np.ndarray, size: int) -> jax.Array:
+    """A batch of one size, filled up with repeats of its last frame."""
+    return jnp.asarray(np.concatenate([frames, frames[-1:].repeat(size - len(frames), 0)]))
+
+
+def _checked(name: str, videos: Videos) -> Videos:
+    videos = np.asarray(videos)
+    if videos.dtype != np.uint8 or videos.ndim != 5 or videos.shape[-1] != 3 or 0 in videos.shape:
+        raise UserError(f"{name} of {videos.dtype} {list(videos.shape)}; permitted: uint8 [N, T, H, W, 3], none empty")
+    return videos
+
+
+def _pair(name: str, videos: Videos, real: Videos) -> tuple[np.ndarray, np.ndarray]:
+    """Both in double precision. Raises `UserError` unless they are uint8 videos of one shape."""
+    if _checked(name, videos).shape != _checked(name, real).shape:
+        raise UserError(f"{name} of videos {list(videos.shape)} and {list(real.shape)}; permitted: one shape, each "
+                        "video beside the one it should be")
+    return videos.astype(np.float64), real.astype(np.float64)

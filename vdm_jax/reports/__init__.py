@@ -1,0 +1,1 @@
+"""The page about runs: curves, scores, samples as one HTML file."""

@@ -1,0 +1,157 @@
+"""Latents: what a frozen autoencoder makes of a video, and in which a stage may work (Rombach et al. 2022, arXiv
+2112.10752). Pure functions; weights are arguments, so that they are neither constants of a program nor part of what is
+trained and saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from vdm_jax.configuration import Size, SizeOrZero, config
+from vdm_jax.errors import UserError
+from vdm_jax.networks.autoencoder import Moments
+from vdm_jax.networks.autoencoder_config import AUTOENCODER_F8, Autoencoder
+from vdm_jax.networks.tiling import in_chunks, in_tiles
+from vdm_jax.parallel.rules import parameter_shardings
+from vdm_jax.stages.observations import Known
+from vdm_jax.weights import model_kinds
+
+Function = Callable[[Float[Array, "b t h w c"]], Float[Array, "b t h2 w2 o"]]
+
+
+@config
+class Latent:
+    """The autoencoder in whose latents a stage works. `Stage.video` stays the size of the video in pixels."""
+
+    # Its sizes. Scale and shift of the latents are those that come with the weights, filled in when the run is made.
+    autoencoder: Autoencoder = AUTOENCODER_F8
+    weights: str = ""  # .safetensors file that `vdm-jax convert` wrote, or the run directory of a trained autoencoder
+    sha256: str = ""  # of the file; "": that of the file found when the run is made
+    encode: Literal["sample", "mode"] = "sample"  # of the moments of training clips; what is known is the mode
+    # How a low-resolution video enters: enlarged and encoded, or its pixels at the size of the latents
+    low_resolution: Literal["latents", "pixels"] = "latents"
+    # See networks/tiling.py for these
+    encode_frames: Size | None = None  # encoded at a time; None: all
+    decode_frames: Size | None = None  # of latents, decoded at a time; None: all
+    seen_frames: SizeOrZero = 0  # of latents on either side that a piece sees besides, with layers over frames
+    tile: tuple[Size, Size] | None = None  # height and width of tiles, pixels; None: whole frames
+    overlap: SizeOrZero = 0  # of tiles, pixels
+
+    def __post_init__(self):
+        for name, permitted in (("encode", ("sample", "mode")), ("low_resolution", ("latents", "pixels"))):
+            if getattr(self, name) not in permitted:
+                raise UserError(f"Latent.{name}={getattr(self, name)!r} is not valid; permitted: "
+                                f"{', '.join(map(repr, permitted))}")
+        for name in ("encode_frames", "decode_frames"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UserError(f"Latent.{name}={getattr(self, name)} is not valid; permitted: >= 1, or None")
+        if self.seen_frames < 0:
+            raise UserError(f"Latent.seen_frames={self.seen_frames} is not valid; permitted: >= 0")
+        factor, sizes = self.autoencoder.factor, (*(self.tile or ()), self.overlap)
+        fits = self.overlap >= 0 and (self.overlap < min(self.tile) if self.tile else not self.overlap)
+        if not fits or any(size % factor for size in sizes):
+            raise UserError(f"Latent.tile={self.tile} with overlap={self.overlap} is not valid; permitted: multiples "
+                            f"of the autoencoder's factor {factor}, with an overlap that is less than a tile")
+
+    def shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """`(T, H, W, C)` of the latents of a clip. Raises `UserError` where the autoencoder's factors do not divide
+        it."""
+        spec, frame_factor = self.autoencoder, self.frame_factor
+        for name, size, factor in (("frames", frames, frame_factor), ("height", height, spec.factor),
+                                   ("width", width, spec.factor)):
+            if size % factor:
+                raise UserError(f"video.{name}={size} does not divide into latents of an autoencoder of factor "
+                                f"{factor}; permitted: {factor}, {2 * factor}, ...")
+        return frames // frame_factor, height // spec.factor, width // spec.factor, spec.latent_channels
+
+    @property
+    def frame_factor(self) -> int:
+        """Frames per frame of latents."""
+        return self.autoencoder.time_factor
+
+
+def abstract_weights(latent: Latent | None, mesh: Mesh | None = None) -> tuple[Any, ...]:
+    """Shapes of an autoencoder's weights, split over a mesh where one is given, as the further arguments of a stage's
+    programs: none for a stage that works on pixels."""
+    if latent is None:
+        return ()
+    shapes = traverse_util.unflatten_dict(model_kinds.shapes(latent.autoencoder), sep="/")
+    if mesh is None:
+        return (shapes,)
+    return (jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes,
+                         parameter_shardings(shapes, mesh)),)
+
+
+def weight_shardings(latent: Latent | None, mesh: Mesh) -> tuple[Any, ...]:
+    """Where the arrays of `abstract_weights` live."""
+    return tuple(parameter_shardings(shapes, mesh) for shapes in abstract_weights(latent))
+
+
+def encode(
+    latent: Latent, weights: Any, video: Float[Array, "b t h w c"], key: Array | None = None, *, scaled: bool = True
+) -> Float[Array, "b t2 h2 w2 c2"]:
+    """Latents of a video in [-1, 1], as diffusion sees them: of standard deviation about 1.
+
+    Args:
+      latent, weights: the autoencoder and its parameters.
+      video: of sides that the factor divides.
+      key: for a draw from the moments, where `latent.encode` asks for it; None: their mode.
+      scaled: False leaves the latents as the autoencoder has them.
+    """
+    module = model_kinds.module(latent.autoencoder)
+
+    def moments(piece: Array) -> Array:
+        return jnp.concatenate(module.apply({"params": weights}, piece, method="encode"), axis=-1)
+
+    pieces = _in_pieces(moments, video, latent, latent.encode_frames, latent.seen_frames * latent.frame_factor, 1)
+    found = Moments(*jnp.split(pieces, 2, axis=-1))
+    drawn = key is not None and latent.encode == "sample"
+    z = found.sample(jax.random.normal(key, found.mean.shape)) if drawn else found.mean
+    return latent.autoencoder.normalise(z) if scaled else z
+
+
+def decode(latent: Latent, weights: Any, z: Float[Array, "b t h w c"]) -> Float[Array, "b t2 h2 w2 c2"]:
+    """The video of latents as diffusion sees them, within [-1, 1]."""
+    module = model_kinds.module(latent.autoencoder)
+
+    def video(piece: Array) -> Array:
+        return module.apply({"params": weights}, piece, method="decode")
+
+    x = _in_pieces(video, latent.autoencoder.denormalise(z), latent, latent.decode_frames, latent.seen_frames,
+                   latent.autoencoder.factor)
+    return jnp.clip(x, -1, 1)
+
+
+def _in_pieces(function: Function, x: Array, latent: Latent, frames: int | None, seen: int, factor: int) -> Array:
+    """The function of all of `x`, or of some frames (which see `seen` more) and tiles at a time; `factor` is pixels of
+    a side per entry."""
+    whole = function
+    if latent.tile is not None:
+        tile = tuple(side // factor for side in latent.tile)
+
+        def whole(piece: Array) -> Array:
+            return in_tiles(function, piece, tile, latent.overlap // factor)
+
+    return whole(x) if frames is None or frames >= x.shape[1] else in_chunks(whole, x, frames, seen)
+
+
+def encode_known(latent: Latent, weights: Any, known: Known) -> Known:
+    """What is known of videos, in latents: those of which all pixels are known. The rest of a frame is encoded as grey.
+
+    Raises `UserError` for known low-resolution videos, which guide pixels only.
+    """
+    if known.low is not None:
+        raise UserError("a low-resolution video is known for a stage that works in latents; permitted: parts of the "
+                        "video itself, or a stage that works on pixels")
+    video, factor = jnp.asarray(known.video), latent.autoencoder.factor
+    mask = jnp.broadcast_to(jnp.asarray(known.mask, jnp.float32), (*video.shape[:-1], 1))
+    frames, height, width, _ = latent.shape(*video.shape[1:4])
+    blocks = mask.reshape(len(video), frames, -1, height, factor, width, factor, 1)
+    return Known(encode(latent, weights, jnp.where(mask > 0, video, 0)), blocks.min((2, 4, 6)))

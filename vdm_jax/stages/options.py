@@ -1,0 +1,200 @@
+"""How a stage is trained and how it is sampled, as data."""
+
+import re
+from typing import Annotated, Literal
+
+from vdm_jax.configuration import (
+    Count,
+    CountOrZero,
+    Guidance,
+    NonNegative,
+    Positive,
+    Range,
+    SamplingSteps,
+    ShareBelowOne,
+    Size,
+    SizeOrZero,
+    Workers,
+    config,
+)
+from vdm_jax.data.embeddings import Clips, WithEmbeddings
+from vdm_jax.data.frame_rates import FrameRates
+from vdm_jax.diffusion.samplers import DDIM, Sampler
+from vdm_jax.errors import UserError
+from vdm_jax.stages.observations import Observation
+
+DataSet = Clips | WithEmbeddings
+Images = Annotated[int, Range(least=0, cap=1024)]
+
+
+@config
+class StaticThreshold:
+    """Estimates are clipped to [-1, 1]."""
+
+
+@config
+class DynamicThreshold:
+    """Estimates are clipped to a percentile of their magnitude and rescaled (Saharia et al. 2022, arXiv 2205.11487,
+    section 2.3)."""
+
+    percentile: Annotated[float, Range(above=0, most=100)] = 99.5
+    per: Literal["clip", "frame"] = "clip"  # one limit per clip or per frame
+
+
+Threshold = StaticThreshold | DynamicThreshold
+
+
+@config
+class Start:
+    """A trained stage as which the network of another one begins (`weights/inflation.py`)."""
+
+    stage: str  # its name
+    run: str | None = None  # directory or name of its run; None: the run that is being trained
+
+
+@config
+class StartFile:
+    """Weights of an open latent U-Net, as which or in place of whose image layers a `LatentNetwork` begins."""
+
+    path: str  # .safetensors file that `vdm-jax convert` wrote
+
+
+@config
+class Evaluation:
+    """Scores of what a stage makes while it is trained, of few videos of validation clips: to see where a run goes.
+    They fall or rise with the number of clips, so only those of one setting compare, and none is for a paper."""
+
+    every: CountOrZero = 0  # steps, and at the end; 0: never
+    clips: Annotated[int, Range(least=2, cap=10**9)] = 16  # videos, one for each of the first validation clips
+    # Of `evaluation/in_training.py`: digits (what captions of captioned digits ask for), motion, frame_lpips, fvd, ...;
+    # with fvd or kvd come motion and frame_lpips, psnr, ssim and lpips are for stages with a source. (): digits, where
+    # the data has them, and motion
+    metrics: tuple[str, ...] = ()
+
+
+@config
+class Training:
+    """How a stage is trained."""
+
+    steps: Count = 10_000
+    batch_size: Count = 16  # clips per step, over all devices
+    optimizer: Literal["adamw", "adafactor"] = "adamw"  # the second without weight decay
+    learning_rate: Positive = 2e-4  # peak, of the optimizer
+    warmup_steps: CountOrZero = 200
+    decay: bool = False  # cosine decay of the learning rate to a tenth
+    weight_decay: NonNegative = 0.0
+    b1: ShareBelowOne = 0.9  # of AdamW, like b2
+    b2: ShareBelowOne = 0.99
+    clip_norm: Positive = 1.0  # global gradient norm
+    ema_decay: ShareBelowOne = 0.999  # reached after about ten times its horizon; earlier steps average less
+    accumulation: Count = 1  # micro-batches per step
+    text_dropout: ShareBelowOne = 0.1  # share of captions (and class labels) replaced by the null caption (and class)
+    # Height and width, pixels, of the random window of its video that a stage with a source is trained on; it samples
+    # whole videos all the same. None: whole videos
+    crop: tuple[Size, Size] | None = None
+    images_per_clip: Images = 0  # independent images appended to each clip (joint training)
+    image_data: DataSet | None = None  # where they come from; None: frames of other clips
+    log_every: Count = 25  # steps
+    checkpoint_every: Count = 1000  # steps
+    keep: Count = 2  # checkpoints
+    sample_every: CountOrZero = 1000  # steps between sample sheets; 0: only at the end
+    validate_every: CountOrZero = 1000  # steps between validation losses; 0: never
+    evaluation: Evaluation = Evaluation()  # scores of the stage's own videos
+    start: Start | StartFile | None = None  # weights to begin with, rather than random ones
+    observations: tuple[Observation, ...] = ()  # what may be known of a clip (UNet.observed); each draws one
+    frame_rates: FrameRates | None = None  # at which clips are read, told the network as scalar "fps"; None: their own
+    frames: Size | None = None  # of the parts of clips that are trained on, begun at random; None: whole clips
+    key_frames: bool = False  # of longer clips frames from the first to the last, not every (T / frames)-th
+    flips: bool = False  # mirror half of the clips; only for data whose captions do not say left or right
+    random_starts: bool = False  # clips of long videos begin at a random frame; data sets of fixed clips cannot
+    workers: Workers = 0  # processes that read data; 0: threads
+    # Regular expressions found in the paths of the parameters that are trained, such as "inflation|temporal"; the rest
+    # stays as it is. (): all are trained
+    trainable: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if self.batch_size % self.accumulation:
+            raise UserError(f"Training.accumulation={self.accumulation} does not divide batch_size={self.batch_size}; "
+                            f"permitted: divisors of {self.batch_size}")
+        check_patterns("Training.trainable", self.trainable)
+        if self.optimizer == "adafactor" and self.weight_decay:
+            raise UserError(f"Training.weight_decay={self.weight_decay} with optimizer='adafactor'; permitted: 0")
+
+
+def check_patterns(where: str, patterns: tuple[str, ...]) -> None:
+    """Raise `UserError` for what is no regular expression; ones that match nothing are found with the network."""
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise UserError(f"{where} has {pattern!r}, which is no regular expression ({error}); permitted: those of "
+                            "Python") from None
+
+
+@config
+class Oscillation:
+    """Guidance that goes down and up again from step to step (Ho et al. 2022, arXiv 2210.02303, section 2.6)."""
+
+    low: Guidance = 1.0  # weight of every second step; the others have `Sampling.guidance`
+    constant_steps: CountOrZero = 0  # first steps without oscillation; how many is not published
+
+
+@config
+class Completion:
+    """How a video is sampled of which a part is known: by the network, which is told (`observations.py`), or by methods
+    for networks that are not (`diffusion/conditional.py`). What is known comes out as it is."""
+
+    # None: the network, where it takes what is known (UNet.observed), else reconstruction guidance. A network that
+    # takes it is told with the other methods too.
+    method: Literal["network", "reconstruction", "replacement"] | None = None
+    weight: NonNegative = 1.0  # w_r of reconstruction guidance; 50 and 9 published for single data sets
+
+
+@config
+class Windows:
+    """Windows along time that overlap, by which a video is denoised (`diffusion/windows.py`)."""
+
+    frames: Size  # of a window
+    # Frames that neighbours share at the least; 2 in Lumiere (Bar-Tal et al. 2024, arXiv 2401.12945)
+    overlap: SizeOrZero = 2
+    at_once: Count = 1  # windows denoised together; memory grows with it
+
+    def __post_init__(self):
+        if self.overlap >= self.frames:
+            raise UserError(f"Windows(frames={self.frames}, overlap={self.overlap}) is not valid; permitted: 0 <= "
+                            "overlap < frames")
+
+
+@config
+class Sampling:
+    """How a stage is sampled unless the user says otherwise."""
+
+    sampler: Sampler = DDIM()
+    steps: SamplingSteps = 50
+    guidance: Guidance = 0.0  # w of (1 + w) conditional - w unconditional
+    # What the unconditional estimate lacks: captions, class and picture, or what is known of the video (context
+    # guidance: Blattmann et al. 2023, arXiv 2304.08818, section 3.2; He et al. 2022, arXiv 2211.13221)
+    guided_by: Literal["prompt", "known"] = "prompt"
+    # w of the last frame, where it changes linearly from that of the first (Stable Video Diffusion, arXiv 2311.15127);
+    # None: all frames have the same
+    last_frame_guidance: NonNegative | None = None
+    oscillation: Oscillation | None = None  # of the guidance; None: the same weight at every step
+    # The two estimates of a guided video on two halves of the devices: half the videos at a time, each in half the time
+    split_guidance: bool = False
+    threshold: Threshold | None = StaticThreshold()
+    completion: Completion = Completion()  # of videos of which a part is known
+    windows: Windows | None = None  # None: the network sees the whole video
+    batch_size: Count = 16  # clips at a time, over all devices
+    # All frames of a video get the same noise, at the start and at every step. A network without layers over frames
+    # then makes details that stay where they are (Make-A-Video: Singer et al. 2022, arXiv 2209.14792, section 3.2)
+    shared_noise: bool = False
+
+    def __post_init__(self):
+        if self.last_frame_guidance is not None and (self.oscillation or self.windows):
+            raise UserError(f"Sampling.last_frame_guidance={self.last_frame_guidance} with oscillation or windows; "
+                            "permitted: None")
+
+    @property
+    def guided(self) -> bool:
+        """Whether there is guidance at all."""
+        return bool(self.guidance or self.last_frame_guidance)

@@ -1,0 +1,350 @@
+"""Stages, cascades and experiments as data.
+
+A stage says which video it makes, from which degraded video, with which network, process and sampler, in pixels or in
+the latents of an autoencoder. Base, temporal super-resolution and spatial super-resolution are the same type with other
+values. Stages train independently and sample in sequence.
+"""
+
+import dataclasses
+import math
+from typing import Annotated, ClassVar, Literal
+
+from vdm_jax.configuration import Count, LogNoise, NonNegative, Range, Seed, Size, Spread, config
+from vdm_jax.diffusion.augmentation import Augmentation, NoiseAugmentation, TruncatedAugmentation
+from vdm_jax.diffusion.process import Process
+from vdm_jax.errors import UserError
+from vdm_jax.networks.latent_network import LatentNetwork, Network
+from vdm_jax.parallel.mesh import MeshSpec
+from vdm_jax.stages.latent import Latent
+from vdm_jax.stages.observations import NothingKnown
+from vdm_jax.stages.options import DataSet, Sampling, Start, StartFile, Training
+from vdm_jax.video.arrays import ResizeMethod, UpsampleMode
+
+
+@config
+class VideoSpec:
+    """The size of a video."""
+
+    frames: Size
+    height: Size  # pixels
+    width: Size  # pixels
+    # Frames per second at which it is meant to be shown, and the rates that mp4 holds.
+    fps: Annotated[float, Range(least=0.01, most=1000)] = 8.0
+
+    def __str__(self) -> str:
+        return f"{self.frames}x{self.height}x{self.width}"
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """`(T, H, W, C)` of one RGB clip."""
+        return self.frames, self.height, self.width, 3
+
+
+@config
+class LowResolution:
+    """The degraded video a super-resolution stage starts from, and how it is brought back to full size."""
+
+    frames: Size
+    height: Size  # pixels
+    width: Size  # pixels
+    fill: UpsampleMode = "repeat"  # frames in between: repeated, blank or blended
+    resize: ResizeMethod = "bilinear"  # pixels in between
+    augmentation: Augmentation = NoiseAugmentation()
+
+
+@config
+class KeyFrames:
+    """The video a stage fills in frames between: its frames 0, every, 2 every, ..., which the network takes as known
+    (Make-A-Video: Singer et al. 2022, arXiv 2209.14792, section 3.3)."""
+
+    frames: Size  # of the video it starts from; the stage's own has (frames - 1) every + 1
+    every: Count = 5  # frames from one to the next
+
+    def __post_init__(self):
+        if self.frames < 2 or self.every < 2:
+            raise UserError(f"KeyFrames(frames={self.frames}, every={self.every}) is not valid; permitted: >= 2")
+
+
+@config
+class FirstFrame:
+    """The picture a video begins with, whose latents the network sees beside every frame (Blattmann et al. 2023, arXiv
+    2311.15127, appendix D): noise is added to its pixels, then the mode of its moments is taken, not scaled."""
+
+    frames: ClassVar[int] = 1
+
+    # Mean and standard deviation of the natural logarithm of the noise's standard deviation in training
+    log_noise: tuple[LogNoise, Spread] = (-3.0, 0.5)
+    noise: NonNegative = 0.02  # standard deviation of the noise in sampling
+
+
+Source = LowResolution | KeyFrames | FirstFrame
+
+
+@config
+class Stage:
+    """One diffusion model of a cascade."""
+
+    name: str
+    video: VideoSpec  # what it makes, pixels
+    source: Source | None = None  # what it makes it from; None: from noise
+    latent: Latent | None = None  # the autoencoder in whose latents it works; None: it works on pixels
+    network: Network
+    process: Process
+    training: Training = Training()
+    sampling: Sampling = Sampling()
+
+    def __post_init__(self):
+        video, source = self.video, self.source
+        upsampling = isinstance(source, LowResolution)
+        if isinstance(source, KeyFrames) and video.frames != (source.frames - 1) * source.every + 1:
+            raise UserError(f"Stage {self.name!r}: video.frames={video.frames} with {source}; permitted: "
+                            f"{(source.frames - 1) * source.every + 1}")
+        if isinstance(source, KeyFrames) and not self.network.observed:
+            raise UserError(f"Stage {self.name!r}: network.observed=False with {source}; permitted: True")
+        if upsampling:
+            for name in ("frames", "height", "width"):
+                whole, part = getattr(video, name), getattr(source, name)
+                if part < 1 or whole % part:
+                    raise UserError(f"Stage {self.name!r}: source.{name}={part} does not divide video.{name}={whole}; "
+                                    f"permitted: divisors of {whole}")
+        if self.network.low_resolution != upsampling:
+            found = "given" if upsampling else type(source).__name__ if source else "None"
+            raise UserError(f"Stage {self.name!r}: network.low_resolution={self.network.low_resolution} but source is "
+                            f"{found}; permitted: low_resolution exactly with a source")
+        if self.network.residual and self.process.prediction != "x":
+            raise UserError(f"Stage {self.name!r}: process.prediction={self.process.prediction!r} with "
+                            "network.residual=True, whose output is a video; permitted: prediction='x'")
+        check_space(self)
+        self._check_frames()
+        factor = 1 if self.latent is None else self.latent.autoencoder.factor
+        for name, reduction in zip(("height", "width"), self.network.reduction, strict=True):
+            multiple = factor * reduction
+            if getattr(video, name) % multiple:
+                raise UserError(f"Stage {self.name!r}: video.{name}={getattr(video, name)} is not a multiple of the "
+                                f"network's reduction {multiple}; permitted: {multiple}, {2 * multiple}, ...")
+        if self.training.crop is not None:
+            _check_crop(self)
+        if self.training.frame_rates is not None and "fps" not in self.network.scalars:
+            raise UserError(f"Stage {self.name!r}: training.frame_rates with network.scalars={self.network.scalars}; "
+                            "permitted: scalars with 'fps'")
+        if self.training.images_per_clip and source is not None:
+            raise UserError(f"Stage {self.name!r}: training.images_per_clip={self.training.images_per_clip}; "
+                            "permitted: 0 for a stage with a source (joint training is for base stages)")
+        if self.training.images_per_clip and self.network.frame_reduction > 1:
+            raise UserError(f"Stage {self.name!r}: training.images_per_clip={self.training.images_per_clip} with "
+                            "Level.temporal_stride > 1, which mixes the images with the clip; permitted: 0, or "
+                            "temporal_stride=1 at all levels")
+        if self.training.images_per_clip and self.network.norm_over == "clip":
+            raise UserError(f"Stage {self.name!r}: training.images_per_clip={self.training.images_per_clip} with "
+                            "network.norm_over='clip', whose statistics mix the images with the clip; permitted: "
+                            "norm_over='frame'")
+        if self.training.images_per_clip and self.network.classes:
+            raise UserError(f"Stage {self.name!r}: training.images_per_clip={self.training.images_per_clip} with "
+                            f"network.classes={self.network.classes}, one class for the clip and all images; "
+                            "permitted: 0")
+        if self.network.observed != bool(self.training.observations):
+            raise UserError(f"Stage {self.name!r}: network.observed={self.network.observed} with "
+                            f"{len(self.training.observations)} training.observations; permitted: observations exactly "
+                            "for a network that takes what is known")
+        if self.sampling.completion.method == "network" and not self.network.observed:
+            raise UserError(f"Stage {self.name!r}: sampling.completion.method='network' with network.observed=False; "
+                            "permitted: 'reconstruction', 'replacement', None")
+        if self.sampling.guided and not (
+                self.network.observed if self.sampling.guided_by == "known" else self.network.prompted):
+            raise UserError(f"Stage {self.name!r}: sampling.guidance={self.sampling.guidance} by "
+                            f"{self.sampling.guided_by!r} but network.text=None, network.observed="
+                            f"{self.network.observed}; permitted: 0 for a network without text or classes, 'known' for "
+                            "one that takes what is known")
+        self._check_dropped()
+
+    def _check_dropped(self) -> None:
+        """Raise `UserError` for guidance away from an input that training never leaves out: the network has not seen
+        what the unconditional estimate is made from."""
+        sampling, training, where = self.sampling, self.training, f"Stage {self.name!r}: sampling.guidance"
+        if not sampling.guided:
+            return
+        weight = sampling.guidance or sampling.last_frame_guidance
+        if sampling.guided_by == "known" and not any(isinstance(o, NothingKnown) for o in training.observations):
+            raise UserError(f"{where}={weight} by 'known' with training.observations={training.observations}, which "
+                            "never show it a video of which nothing is known; permitted: observations with "
+                            "NothingKnown, or guidance=0")
+        if sampling.guided_by == "prompt" and not training.text_dropout:
+            raise UserError(f"{where}={weight} by 'prompt' with training.text_dropout=0, so that it never sees the "
+                            "null caption; permitted: text_dropout above 0, or guidance=0")
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """`(T, H, W, C)` of what the network denoises: one clip, or its latents."""
+        if self.latent is None:
+            return self.video.shape
+        return self.latent.shape(*self.video.shape[:3])
+
+    @property
+    def source_shape(self) -> tuple[int, int, int] | None:
+        """Frames, height and width of the video it starts from, if it starts from one."""
+        source = self.source
+        if isinstance(source, KeyFrames | FirstFrame):
+            return source.frames, self.video.height, self.video.width
+        return None if source is None else (source.frames, source.height, source.width)
+
+    def _check_frames(self) -> None:
+        """Raise `UserError` where the network cannot see as many frames as it is trained on or sampled with."""
+        video, windows, part = self.video.frames, self.sampling.windows, self.training.frames
+        if part is not None and (not 0 < part <= video or self.training.frame_rates is not None):
+            raise UserError(f"Stage {self.name!r}: training.frames={part} with frame_rates={self.training.frame_rates} "
+                            f"is not valid; permitted: 1 to video.frames={video} without frame rates, or None")
+        if windows is not None and windows.frames > video:
+            raise UserError(f"Stage {self.name!r}: sampling.windows.frames={windows.frames} is not valid; permitted: "
+                            f"up to video.frames={video}")
+        between = self.source is not None and not isinstance(self.source, FirstFrame)
+        if between and self.source.frames != video and not (part is windows is None):
+            raise UserError(f"Stage {self.name!r}: source.frames={self.source.frames} of {video} with training.frames "
+                            "or sampling.windows, which would start between frames of the source; permitted: "
+                            f"source.frames={video}")
+        seen = {"training.frames": part or video, "sampling.windows.frames": windows.frames if windows else video}
+        multiple = self.network.frame_reduction * (self.latent.frame_factor if self.latent else 1)
+        for name, frames in seen.items():
+            if frames % multiple:
+                name = "video.frames" if frames == video else name
+                raise UserError(f"Stage {self.name!r}: {name}={frames} is not a multiple of the network's reduction "
+                                f"{multiple}; permitted: {multiple}, {2 * multiple}, ...")
+
+    def trained(self) -> "Stage":
+        """The stage as it is trained: one that makes parts of `training.frames` frames."""
+        frames, source = self.training.frames, self.source
+        if frames is None:
+            return self
+        if source is not None and not isinstance(source, FirstFrame):
+            source = dataclasses.replace(source, frames=frames)
+        return dataclasses.replace(
+            self, video=dataclasses.replace(self.video, frames=frames), source=source,
+            training=dataclasses.replace(self.training, frames=None, key_frames=False),
+            sampling=dataclasses.replace(self.sampling, windows=None))
+
+
+def augmentation_of(stage: Stage) -> Augmentation | None:
+    """How the low-resolution video of a stage is corrupted, if it starts from one."""
+    return stage.source.augmentation if isinstance(stage.source, LowResolution) else None
+
+
+def check_space(stage: Stage) -> None:
+    """Raise `UserError` where pixels or latents, the network and what it is asked for do not go together."""
+    latent, network, where = stage.latent, stage.network, f"Stage {stage.name!r}"
+    channels = 3 if latent is None else latent.autoencoder.latent_channels
+    if network.out_channels != channels:
+        raise UserError(f"{where}: network.out_channels={network.out_channels} for "
+                        f"{'pixels' if latent is None else 'latents'} of {channels} channels; permitted: {channels}")
+    first = isinstance(stage.source, FirstFrame)
+    if first != getattr(network, "first_frame", False) or (first and latent is None):
+        raise UserError(f"{where}: source={stage.source} with {type(network).__name__}.first_frame="
+                        f"{getattr(network, 'first_frame', False)} and latent={'given' if latent else None}; "
+                        "permitted: FirstFrame exactly with a LatentNetwork that takes it, in latents")
+    if isinstance(network, LatentNetwork):
+        low = (3 if latent is None or latent.low_resolution == "pixels" else channels) * network.low_resolution
+        wanted = channels + low + channels * network.first_frame + (network.known == "in_place")
+        if network.unet.in_channels != wanted:
+            raise UserError(f"{where}: network.unet.in_channels={network.unet.in_channels}; permitted: {wanted}, for "
+                            "the noisy latents and what is joined to them")
+    if isinstance(stage.training.start, StartFile) and not isinstance(network, LatentNetwork):
+        raise UserError(f"{where}: training.start={stage.training.start} with a UNet; permitted: a LatentNetwork, "
+                        "whose tensors such files have")
+    if latent is not None:
+        _check_latent(stage, latent, where)
+
+
+def _check_latent(stage: Stage, latent: Latent, where: str) -> None:
+    """Raise `UserError` for what cannot be done in latents."""
+    try:
+        grid = latent.shape(*stage.video.shape[:3])
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    if latent.autoencoder.channels != 3:
+        raise UserError(f"{where}: latent.autoencoder.channels={latent.autoencoder.channels}; permitted: 3, RGB")
+    if stage.sampling.threshold is not None:
+        raise UserError(f"{where}: sampling.threshold={stage.sampling.threshold} in latents, whose range is not "
+                        "[-1, 1]; permitted: None")
+    source, factor = stage.source, latent.frame_factor
+    if isinstance(source, LowResolution) and latent.low_resolution == "pixels":
+        if stage.network.residual:
+            raise UserError(f"{where}: network.residual=True with latent.low_resolution='pixels', to which no change "
+                            "of latents can be added; permitted: 'latents'")
+        for name, size in zip(("frames", "height", "width"), grid, strict=False):
+            if size % getattr(source, name):
+                raise UserError(f"{where}: source.{name}={getattr(source, name)} with latent.low_resolution='pixels' "
+                                f"and latents of {name} {size}; permitted: divisors of {size}, or 'latents'")
+    if isinstance(augmentation_of(stage), TruncatedAugmentation):
+        raise UserError(f"{where}: TruncatedAugmentation in latents, which hands over noisy pixels; permitted: "
+                        "NoiseAugmentation, BlurAugmentation")
+    single = isinstance(source, KeyFrames | FirstFrame) or stage.training.images_per_clip or stage.sampling.windows
+    if factor > 1 and single:
+        raise UserError(f"{where}: KeyFrames, FirstFrame, training.images_per_clip or sampling.windows with latents of "
+                        f"{factor} frames each; permitted: an autoencoder that works frame by frame")
+
+
+def _check_crop(stage: Stage) -> None:
+    """Raise `UserError` where a stage cannot learn from windows what it samples on whole videos."""
+    crop, video, source, place = stage.training.crop, stage.video, stage.source, stage.network.absolute_position
+    where = f"Stage {stage.name!r}: training.crop={crop}"
+    if source is None:
+        raise UserError(f"{where} without a source, whose video would say what is in the window; permitted: None")
+    if stage.network.observed or isinstance(source, FirstFrame):
+        raise UserError(f"{where} with network.observed=True or FirstFrame, which see whole frames; permitted: one of "
+                        "them")
+    if place is not None:
+        raise UserError(f"{where} with {place}, which tells the network where in the window it is and not where in the "
+                        "video; permitted: positions relative to each other, or none")
+    encoded = 1 if stage.latent is None else stage.latent.autoencoder.factor
+    for name, size, reduction in zip(("height", "width"), crop, stage.network.reduction, strict=True):
+        whole, factor = getattr(video, name), getattr(video, name) // getattr(source, name)
+        multiple = math.lcm(reduction * encoded, factor)
+        if size < 1 or size % multiple or size > whole:
+            raise UserError(f"{where}: {name} {size}; permitted: multiples of {multiple} (the network's reduction "
+                            f"{reduction}, the scale {factor}) up to {whole}")
+
+
+@config
+class Experiment:
+    """A cascade, the data it learns from, and where it runs."""
+
+    name: str
+    stages: tuple[Stage, ...]
+    data: DataSet
+    seed: Seed = 0
+    mesh: MeshSpec = MeshSpec()
+    # Clips of validation losses and sample sheets; 'train' for data so small that its validation split has none. Files
+    # that the validation split would hold back stay unused unless the data set's fractions give it no share.
+    validation_split: Literal["validation", "train"] = "validation"
+
+    def __post_init__(self):
+        names = [stage.name for stage in self.stages]
+        if not names or len(set(names)) != len(names):
+            raise UserError(f"Experiment.stages={names} is not valid; permitted: at least one, with different names")
+        for before, stage in zip(self.stages, self.stages[1:], strict=False):
+            need = stage.source_shape
+            if need != before.video.shape[:3]:
+                size = "x".join(map(str, need)) if need else "nothing"
+                raise UserError(f"Stage {stage.name!r} starts from {size}, but stage {before.name!r} before it makes "
+                                f"{before.video}; permitted: a source of {before.video}")
+            family = before.process.schedule.family.name
+            cut = isinstance(augmentation_of(stage), TruncatedAugmentation)
+            if cut and before.latent is not None:
+                raise UserError(f"Stage {stage.name!r}: TruncatedAugmentation after stage {before.name!r}, whose noise "
+                                "is in latents; permitted: NoiseAugmentation, BlurAugmentation")
+            if cut and family != "vp":
+                raise UserError(f"Stage {stage.name!r}: TruncatedAugmentation, whose noise is variance-preserving, "
+                                f"after stage {before.name!r} with a schedule of family {family!r}; permitted: 'vp'")
+        for place, stage in enumerate(self.stages):
+            start = stage.training.start
+            if isinstance(start, Start) and start.run is None and start.stage not in names[:place]:
+                raise UserError(f"Stage {stage.name!r}: training.start.stage={start.stage!r} with run=None; "
+                                f"permitted: a stage before it ({', '.join(names[:place]) or 'there is none'}), or "
+                                "another run")
+        if self.stages[0].source is not None and len(self.stages) > 1:
+            raise UserError(f"Stage {names[0]!r} has a source but nothing before it; permitted: source=None")
+
+    def stage(self, name: str) -> Stage:
+        """The stage of that name. Raises `UserError` listing the names."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise UserError(f"stage {name!r} is unknown; permitted: {', '.join(s.name for s in self.stages)}")

@@ -1,0 +1,1 @@
+"""Weights in and out: safetensors, released folders, names of their tensors, tokenizers, inflation."""

@@ -1,0 +1,68 @@
+"""A video U-Net of an open latent model that begins as an image one, frame by frame exactly.
+
+What both have is copied. Each layer over frames ends in a projection that is set to zero here, so that what is mixed
+with its input is that input, whatever the share: how Stable Video Diffusion (Blattmann et al. 2023, arXiv 2311.15127)
+begins them is not published. Norms over the clip (`norm_over`) see all frames from the start: what begins with them is
+exact for a clip of one frame. New input channels (the latents of a picture) and numbers that only the video network is
+told begin with zero weights.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jax
+
+from vdm_jax.errors import UserError
+from vdm_jax.networks.latent_unet import LatentUNet
+from vdm_jax.parallel.rules import path_name
+from vdm_jax.weights.inflation import STEM, Inflation
+
+# Fields that decide what a network computes from tensors of the same shapes. Epsilons of norms are not among them: the
+# authors' code of Stable Video Diffusion and diffusers have different ones for the same weights.
+SAME = ("heads", "only_context", "convolve_tokens", "groups", "classes", "film")
+_OVER_FRAMES = (r"/temporal_residual/|/time/|/mix/|/places_(in|out)/|/\w+_(frames|motion)/|/known(_\d+)?/"
+                r"|/(norm_)?time_attention_\d+/")
+# The last layers of these: what they add is zero at first.
+_LAST = (r"/temporal_residual/conv_out/|/time/\w+/out/|/places_out/|/\w+_frames/conv_3/|/\w+_motion/out/|/known/"
+         r"|/time_attention_\d+/out/")
+_NUMBERS = "/scalars_out/"
+
+
+def plan_latent_inflation(network: LatentUNet, shapes: Any, source: LatentUNet, source_shapes: Any) -> Inflation:
+    """How `network` begins as `source`, an image network or another video network of its kind, from their configs and
+    their parameters (or shapes of these).
+
+    Raises `UserError` naming every tensor that `source` lacks, that has no place in `network`, or whose shape differs,
+    and a field that makes the two compute different things.
+    """
+    for name in SAME:
+        if getattr(network, name) != getattr(source, name):
+            raise UserError(f"LatentUNet.{name}={getattr(network, name)!r} of a network that is to begin as one with "
+                            f"{getattr(source, name)!r}; permitted: the same")
+    ours, theirs = ({path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+                    for tree in (shapes, source_shapes))
+    wider = network.in_channels > source.in_channels
+    new_numbers = network.scalars > 0 and source.scalars == 0
+    copied, silent, fresh, wrong = {}, [], [], []
+    for name, shape in ours.items():
+        if name in theirs:
+            expected = theirs[name]
+            if name == STEM and wider:
+                expected = (*expected[:3], shape[3], expected[4])
+            if shape != expected:
+                wrong.append(f"{name} {list(shape)} from {list(theirs[name])}")
+            copied[name] = name
+        elif re.search(_OVER_FRAMES, name):
+            (silent if re.search(_LAST, name) else fresh).append(name)
+        elif new_numbers and name.startswith("/scalars_"):
+            (silent if name.startswith(_NUMBERS) else fresh).append(name)
+        else:
+            wrong.append(f"{name} from nothing")
+    wrong += [f"nothing from {name}" for name in theirs if name not in ours]
+    if wrong:
+        raise UserError(f"the network cannot begin as the other one: {'; '.join(wrong)}; permitted: networks that "
+                        "differ by layers over frames, scalars and further input channels")
+    places = tuple(range(source.in_channels)) if wider else None
+    return Inflation(copied, tuple(silent), tuple(fresh), places, 1)

@@ -1,0 +1,208 @@
+"""U-Nets with layers over frames after those within, motion modules, and ControlNets in the layout of diffusers.
+
+A trap of these fields: `attention_head_dim` of `UNet3DConditionModel` is the channels of a head, while it is the number
+of heads in `ControlNetModel`, as in `UNet2DConditionModel`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vdm_jax.errors import UserError
+from vdm_jax.networks.control_net import ControlNet
+from vdm_jax.networks.latent_frames import Motion, Stack, frame_code
+from vdm_jax.networks.latent_unet import LatentUNet
+from vdm_jax.networks.motion_adapter import MotionAdapter
+from vdm_jax.weights.fields import Fields
+from vdm_jax.weights.tensor_files import Tensor
+from vdm_jax.weights.tensor_names import Lines, Names, prefixed
+from vdm_jax.weights.unet_fields import (
+    EPSILON,
+    PLACES,
+    image_fields,
+    motion_lines,
+    read_each,
+    read_image_unet,
+    read_levels,
+    shared_fields,
+    unet_names,
+)
+
+STACK_TYPES, MOTION_TYPES = ("CrossAttn{}Block3D", "{}Block3D"), ("CrossAttn{}BlockMotion", "{}BlockMotion")
+# Names of motion modules as their authors store them; each pattern is replaced once, in this order.
+ORIGINAL: Lines = (
+    (r"module\.", ""), (r"(.*\.motion_modules\.\d+)\.temporal_transformer\.", r"\1."),
+    (r"(.*)\.attention_blocks\.0\.", r"\1.attn1."), (r"(.*)\.attention_blocks\.1\.", r"\1.attn2."),
+    (r"(.*)\.norms\.0\.", r"\1.norm1."), (r"(.*)\.norms\.1\.", r"\1.norm2."), (r"(.*)\.ff_norm\.", r"\1.norm3."))
+CODES = r".*\.(pos_embed|pos_encoder)\.pe"  # of the frames' numbers, stored beside the weights
+
+
+def stack_unet_names() -> Names:
+    """Of a `UNet3DConditionModel`. A layer that has no parameters moves the numbers of the convolutions after it."""
+    image, modules = unet_names(temporal=False), motion_lines("stem_motion", "transformer_in")
+    for ours, residual, attentions in PLACES:
+        if residual:
+            convolutions = residual.replace("resnets", "temp_convs")
+            modules += prefixed(f"{ours}_frames", convolutions, {
+                f"{layer}_{i}": f"conv{i + 1}.{number}" for i in range(4)
+                for layer, number in (("norm", 0), ("conv", 3 if i else 2))})
+        if attentions:
+            modules += motion_lines(f"{ours}_motion", attentions.replace("attentions", "temp_attentions"))
+    return dataclasses.replace(image, modules=(*modules, *image.modules))
+
+
+def motion_names() -> Names:
+    """Of a `MotionAdapter`, and of files in its authors' naming."""
+    modules: Lines = ()
+    for ours, _, attentions in PLACES:
+        if attentions:
+            modules += motion_lines(f"{ours}_motion", attentions.replace("attentions", "motion_modules"))
+    return Names(modules=modules, aliases=ORIGINAL, dropped=CODES)
+
+
+def motion_unet_names() -> Names:
+    """Of a `UNetMotionModel`."""
+    image, motion = unet_names(temporal=False), motion_names()
+    return dataclasses.replace(motion, modules=(*motion.modules, *image.modules), tensors=image.tensors)
+
+
+def control_names() -> Names:
+    """Of a `ControlNetModel`."""
+    hint = {"in": "conv_in", "out": "conv_out", r"conv_(\d+)": r"blocks.\1"}
+    image = unet_names(temporal=False)
+    modules = (*prefixed("hint", "controlnet_cond_embedding", hint), ("control_middle", "controlnet_mid_block"),
+               (r"control_(\d+)", r"controlnet_down_blocks.\1"))
+    return dataclasses.replace(image, modules=(*modules, *image.modules))
+
+
+def frame_codes(motion: Motion, inventory: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Name -> code of the frames' numbers, one stored with each motion module among these tensors."""
+    modules = r"(.*\.motion_modules\.\d+\.transformer_blocks\.0)\.norm1\.weight"
+    return {f"{match[1]}.pos_embed.pe": frame_code(motion.frames, shape[0])[None]
+            for name, shape in inventory.items() if (match := re.fullmatch(modules, name))}
+
+
+def check_frame_codes(motion: Motion, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raises `UserError` where a file has another code of the frames' numbers than the one that is computed here."""
+    for name, tensor in tensors.items():
+        if re.fullmatch(CODES, name):
+            wanted = frame_code(motion.frames, tensor.shape[-1])[None]
+            if tensor.shape != wanted.shape or np.abs(tensor.read().astype(np.float32) - wanted).max() > 0.01:
+                raise UserError(f"{where}: tensor {name!r} of shape {list(tensor.shape)} is not the code of "
+                                f"{motion.frames} frames; permitted: sines and cosines of the frame's number")
+
+
+def _same(fields: Fields, name: str, default: int) -> int:
+    """A field with one value for all levels, or the same for each."""
+    value = fields.data.get(name)
+    values = value if isinstance(value, list) and value else [default if value is None else value]
+    if any(v != values[0] or not isinstance(v, int) for v in values):
+        raise UserError(f"{fields.where}: {name}={value!r} is not supported; permitted: one number for all levels")
+    return values[0]
+
+
+def read_stack_unet(fields: Fields) -> LatentUNet:
+    """Our config of a `UNet3DConditionModel`."""
+    widths, attention = read_levels(fields, *STACK_TYPES)
+    fields.require(downsample_padding=1, mid_block_scale_factor=1, act_fn="silu", norm_eps=EPSILON,
+                   num_attention_heads=None, time_cond_proj_dim=None)
+    head_dim = fields.get("attention_head_dim", 64)
+    if any(width % head_dim for width in widths):
+        raise UserError(f"{fields.where}: attention_head_dim={head_dim} for widths={widths}; permitted: a divisor")
+    return LatentUNet(
+        in_channels=fields.get("in_channels", 4), out_channels=fields.get("out_channels", 4), widths=widths,
+        blocks=fields.get("layers_per_block", 2), attention=attention,
+        heads=tuple(width // head_dim for width in widths), only_context=(False,) * len(widths),
+        context_channels=fields.get("cross_attention_dim", 1024), convolve_tokens=False, stack=Stack(),
+        groups=fields.get("norm_num_groups", 32))
+
+
+def write_stack_unet(config: LatentUNet) -> dict[str, Any]:
+    """Fields of a `UNet3DConditionModel`. Raises `UserError` for what the class does not have."""
+    head_dims = {width // heads for width, heads in zip(config.widths, config.heads, strict=True)}
+    if (config.classes or config.scalars or config.convolve_tokens or any(config.only_context) or len(head_dims) > 1
+            or config.epsilons != (EPSILON,) * 4 or config.stack != Stack()):
+        raise UserError(f"{config} is no UNet3DConditionModel; permitted: no classes, no scalars, heads of one size, "
+                        f"epsilons={(EPSILON,) * 4}, {Stack()}, no level with only_context, convolve_tokens=False")
+    return {**shared_fields(config, *STACK_TYPES), "attention_head_dim": head_dims.pop(),
+            "norm_num_groups": config.groups, "norm_eps": EPSILON}
+
+
+def read_motion_unet(fields: Fields) -> LatentUNet:
+    """Our config of a `UNetMotionModel`."""
+    widths, attention = read_levels(fields, *MOTION_TYPES)
+    fields.require(
+        downsample_padding=1, mid_block_scale_factor=1, act_fn="silu", norm_eps=EPSILON, mid_block_layers=1,
+        reverse_transformer_layers_per_block=None, reverse_temporal_transformer_layers_per_block=None,
+        reverse_motion_num_attention_heads=None, encoder_hid_dim=None, encoder_hid_dim_type=None,
+        addition_embed_type=None, time_cond_proj_dim=None)
+    _one_layer(fields, "transformer_layers_per_block", "temporal_transformer_layers_per_block",
+               "transformer_layers_per_mid_block", "temporal_transformer_layers_per_mid_block")
+    groups = fields.get("norm_num_groups", 32)
+    return LatentUNet(
+        in_channels=fields.get("in_channels", 4), out_channels=fields.get("out_channels", 4), widths=widths,
+        blocks=_same(fields, "layers_per_block", 2), attention=attention,
+        heads=read_each(fields, "num_attention_heads", 8, len(widths)), only_context=(False,) * len(widths),
+        context_channels=_same(fields, "cross_attention_dim", 1280),
+        convolve_tokens=not fields.get("use_linear_projection", False), groups=groups,
+        motion=Motion(heads=_same(fields, "motion_num_attention_heads", 8), groups=groups,
+                      frames=fields.get("motion_max_seq_length", 32), middle=fields.get("use_motion_mid_block", True)))
+
+
+def write_motion_unet(config: LatentUNet) -> dict[str, Any]:
+    """Fields of a `UNetMotionModel`. Raises `UserError` for what the class does not have."""
+    motion = config.motion
+    if config.classes or config.scalars or any(config.only_context) or motion.groups != config.groups or (
+            config.epsilons != (EPSILON,) * 4):
+        raise UserError(f"{config} is no UNetMotionModel; permitted: no classes, no scalars, no level with "
+                        f"only_context, the same groups in its motion modules, epsilons={(EPSILON,) * 4}")
+    return {**shared_fields(config, *MOTION_TYPES), "num_attention_heads": list(config.heads),
+            "use_linear_projection": not config.convolve_tokens, "norm_num_groups": config.groups, "norm_eps": EPSILON,
+            "motion_num_attention_heads": motion.heads, "motion_max_seq_length": motion.frames,
+            "use_motion_mid_block": motion.middle}
+
+
+def read_adapter(fields: Fields) -> MotionAdapter:
+    """Our config of a `MotionAdapter`."""
+    fields.require(motion_mid_block_layers_per_block=1, conv_in_channels=None)
+    _one_layer(fields, "motion_transformer_layers_per_block", "motion_transformer_layers_per_mid_block")
+    motion = Motion(
+        heads=_same(fields, "motion_num_attention_heads", 8), groups=fields.get("motion_norm_num_groups", 32),
+        frames=fields.get("motion_max_seq_length", 32), middle=fields.get("use_motion_mid_block", True))
+    return MotionAdapter(widths=fields.get("block_out_channels", (320, 640, 1280, 1280)),
+                         blocks=_same(fields, "motion_layers_per_block", 2), motion=motion)
+
+
+def write_adapter(config: MotionAdapter) -> dict[str, Any]:
+    """Fields of a `MotionAdapter`."""
+    return {"block_out_channels": list(config.widths), "motion_layers_per_block": config.blocks,
+            "motion_num_attention_heads": config.motion.heads, "motion_norm_num_groups": config.motion.groups,
+            "motion_max_seq_length": config.motion.frames, "use_motion_mid_block": config.motion.middle}
+
+
+def read_control(fields: Fields) -> ControlNet:
+    """Our config of a `ControlNetModel`."""
+    fields.require(controlnet_conditioning_channel_order="rgb", global_pool_conditions=False)
+    return ControlNet(unet=read_image_unet(fields, both_ways=False),
+                      hint_channels=fields.get("conditioning_channels", 3),
+                      hint_widths=fields.get("conditioning_embedding_out_channels", (16, 32, 96, 256)))
+
+
+def write_control(config: ControlNet) -> dict[str, Any]:
+    """Fields of a `ControlNetModel`. Raises `UserError` for what the class does not have."""
+    image = image_fields(config.unet)
+    return {**{name: value for name, value in image.items() if name not in ("out_channels", "up_block_types")},
+            "conditioning_channels": config.hint_channels,
+            "conditioning_embedding_out_channels": list(config.hint_widths)}
+
+
+def _one_layer(fields: Fields, *names: str) -> None:
+    """Refuses transformers of several layers."""
+    for name in names:
+        if _same(fields, name, 1) != 1:
+            raise UserError(f"{fields.where}: {name}={fields.data[name]!r} is not supported; permitted: 1")
