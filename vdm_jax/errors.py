@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any, get_args
+
+PACKAGES = {"cv2": "OpenCV", "jinja2": "Jinja2", "skimage": "scikit-image", "sklearn": "scikit-learn"}  # by import name
 
 
 class UserError(ValueError):
@@ -18,6 +21,14 @@ class NotFinite(ArithmeticError):
 
     Commands print it without a stack trace and leave with exit code 1: the input was good, the result is not.
     """
+
+
+def require_package(what: str, module: str, extra: str, otherwise: str = "") -> None:
+    """Raises `UserError` where a package is not installed, naming what needs it, the extra to install and what else is
+    permitted. The package is not imported."""
+    if importlib.util.find_spec(module) is None:
+        raise UserError(f"{what} needs {PACKAGES.get(module, module)}, which is not installed; permitted: pip install "
+                        f"'vdm_jax[{extra}]'{otherwise}")
 
 
 def unknown_kind(what: str, value: Any, kinds: Any) -> UserError:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import get_args
+from collections.abc import Mapping
+from typing import ClassVar, get_args
 
 from vdm_jax.errors import UserError
 from vdm_jax.metrics.detectors import clip
@@ -18,40 +19,55 @@ from vdm_jax.metrics.measures import (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MetricSettings:
-    """What to measure, on what."""
+class Settings:
+    """What to measure, of a run or of files, and by which protocols."""
 
-    metrics: tuple[RunMetric, ...]
-    count: int = 96  # real clips, counted from the split's first
-    samples_per_clip: int = 1  # videos generated for each of them
-    split: Split = "test"
-    seed: int = 0
-    steps: int | None = None  # sampler steps of every stage; each stage's own by default
-    guidance: float | None = None  # of the first stage; its own by default
-    given_frames: int = 0  # of the real clip that a video begins with; paired metrics are of the frames after them
+    METRICS: ClassVar[tuple[str, ...]]  # that there are
+    LEAST: ClassVar[Mapping[str, int]]  # values of fields
+
+    metrics: tuple[str, ...]
+    seed: int = 0  # of draws
+    given_frames: int = 0  # at the beginning of a video, which paired metrics leave out
     protocol: str = "original"  # of fvd, kvd and b_fvd
     fid_protocol: str = "fid_tensorflow"  # of fid* and is*
     c3d_protocol: str = "tganv2_ucf"  # of fvd_c3d and is_c3d
     block_frames: int = 16  # of a block of b_fvd
     clip: clip.ModelName = "ViT-L-14"  # of prompt_consistency and clip_frame_consistency*; clipsim has its own
     resamples: int = 100  # of the 95 % intervals of distances and Inception scores
+
+    def __post_init__(self):
+        for name, least in {"given_frames": 0, "resamples": 0, "block_frames": 1, **self.LEAST}.items():
+            if getattr(self, name) < least:
+                raise UserError(f"{name}={getattr(self, name)} is not valid; permitted: >= {least}")
+        if self.resamples == 1:  # has no interval
+            raise UserError("resamples=1 is not valid; permitted: 0, or 2 or more")
+        unknown = [name for name in self.metrics if name not in self.METRICS]
+        if unknown or not self.metrics:
+            raise UserError(f"metrics={unknown or '()'} is not valid; permitted: {', '.join(self.METRICS)}")
+        for find, name in ((find_protocol, self.protocol), (find_image_protocol, self.fid_protocol),
+                           (find_c3d_protocol, self.c3d_protocol), (clip.find_model, self.clip)):
+            find(name)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MetricSettings(Settings):
+    """What to measure of a run, on what. The videos of a run begin with `given_frames` of the real clip."""
+
+    METRICS = get_args(RunMetric)
+    LEAST = {"count": 2, "samples_per_clip": 1, "part": 1}
+
+    metrics: tuple[RunMetric, ...]
+    count: int = 96  # real clips, counted from the split's first
+    samples_per_clip: int = 1  # videos generated for each of them
+    split: Split = "test"
+    steps: int | None = None  # sampler steps of every stage; each stage's own by default
+    guidance: float | None = None  # of the first stage; its own by default
     part: int = 32  # videos that are generated and measured at a time
     reference_statistics: str | None = None  # file of statistics of real clips: written once, then read
     share: str = ""  # 'i/n': generate and measure only the i-th of n shares of the parts, from 1, without scores
 
     def __post_init__(self):
-        leasts = {"count": 2, "samples_per_clip": 1, "given_frames": 0, "resamples": 0, "part": 1, "block_frames": 1}
-        for name, least in leasts.items():
-            if getattr(self, name) < least:
-                raise UserError(f"{name}={getattr(self, name)} is not valid; permitted: >= {least}")
-        if self.resamples == 1:  # has no interval
-            raise UserError("resamples=1 is not valid; permitted: 0, or 2 or more")
-        unknown = [name for name in self.metrics if name not in get_args(RunMetric)]
-        if unknown or not self.metrics:
-            raise UserError(f"metrics={unknown or '()'} is not valid; permitted: {', '.join(get_args(RunMetric))}")
-        for find, name in ((find_protocol, self.protocol), (find_image_protocol, self.fid_protocol),
-                           (find_c3d_protocol, self.c3d_protocol), (clip.find_model, self.clip)):
-            find(name)
+        super().__post_init__()
         parse_share(self.share)
         paired = [name for name in self.metrics if name in MEASURES and MEASURES[name].paired]
         if paired and not self.given_frames:
