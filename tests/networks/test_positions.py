@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.networks.counting import count_parameters
 from vdm_jax.attention import External, Full, SparseCausal, Spatial, Temporal, TemporalCausal
 from vdm_jax.attention.patterns import independent_frames_mask
 from vdm_jax.conditions.conditioning import Conditioning
@@ -14,7 +15,6 @@ from vdm_jax.errors import UserError
 from vdm_jax.networks.config import EmbeddedText, Level, SelfAttention, UNet
 from vdm_jax.networks.mixers import SelfAttentionLayer
 from vdm_jax.networks.positions import HeadNorm, frame_numbers
-from vdm_jax.networks.unet import count_parameters
 
 SHAPE = (2, 4, 3, 2, 16)
 KINDS = ("rotary", "relative", "t5", "shaw", "shaw_key_value", "sinusoidal", "learned")

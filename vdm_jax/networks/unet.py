@@ -376,11 +376,3 @@ def check_references(spec: cfg.UNet, z: Array, conditioning: Conditioning, image
                             f"{' or '.join(map(str, groups))}, tokens, {width}]")
         if mask is not None and mask.shape != shape[:3]:
             raise UserError(f"Conditioning.reference_masks[{name!r}] has shape {mask.shape}; permitted: {shape[:3]}")
-
-
-def count_parameters(network: cfg.UNet, shape: tuple[int, ...], conditioning: Conditioning | None = None) -> int:
-    """Number of parameters, without allocating any; `shape` is one batch of video `(B, T, H, W, C)`."""
-    z = jax.ShapeDtypeStruct(shape, jnp.float32)
-    level = jax.ShapeDtypeStruct(shape[:1], jnp.float32)
-    variables = jax.eval_shape(SpaceTimeUNet(network).init, jax.random.key(0), z, level, conditioning)
-    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
