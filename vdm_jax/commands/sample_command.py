@@ -139,7 +139,7 @@ def pictured(options: Sample, experiment: Any) -> Any:
     import numpy as np
     from PIL import Image
 
-    from vdm_jax.stages.observations import first_frame_known
+    from vdm_jax.conditions.frame_masks import first_frame_known
     from vdm_jax.video.arrays import to_float
     from vdm_jax.video.fitting import fit_image
 
