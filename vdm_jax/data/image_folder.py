@@ -20,7 +20,7 @@ from vdm_jax.data.folder import (
     in_range,
     list_files,
 )
-from vdm_jax.data.source import require_at_least
+from vdm_jax.data.source import RandomAccessSource, ReadAsIs, require_at_least
 from vdm_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _THREADS = 8  # for looking at the headers
 
 
 @config
-class ImageFolder:
+class ImageFolder(ReadAsIs):
     """Images anywhere below a folder."""
 
     path: str  # the folder; it is only read
@@ -53,6 +53,10 @@ class ImageFolder:
         if self.caption_suffix is not None and not re.fullmatch(r"\.[^./\\\0]+", self.caption_suffix):
             raise UserError(f"ImageFolder.caption_suffix={self.caption_suffix!r}; permitted: a dot and the end of a "
                             "name, such as '.txt'")
+
+    def open(self, split: str, data_dir: Path) -> RandomAccessSource:
+        """The clips of one split."""
+        return ImageFolderSource(self, split)
 
 
 class ImageFolderSource:
