@@ -1,4 +1,4 @@
-"""Lumiere's base told what is known of the video: image to video, inpainting, outpainting, cinemagraphs.
+"""Lumiere's base with conditioning frames and masks: image to video, inpainting, outpainting, cinemagraphs.
 
 Citation: Bar-Tal et al. 2024, arXiv 2401.12945. The input is the noisy video, the known part of a video and its mask, 7
           channels, and the base is fine-tuned with it; which tasks are trained together, how often, with which masks

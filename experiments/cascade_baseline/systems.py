@@ -17,7 +17,8 @@ from vdm_jax.diffusion.augmentation import NoiseAugmentation
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import DDIM
 from vdm_jax.diffusion.schedules import CosineSchedule
-from vdm_jax.digits.captioned_digits import CaptionedDigits, caption_words
+from vdm_jax.digits.captioned_digits import CaptionedDigits
+from vdm_jax.digits.clips import caption_words
 from vdm_jax.networks.config import (
     CrossAttention,
     Level,

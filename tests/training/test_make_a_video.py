@@ -16,7 +16,8 @@ from vdm_jax.commands.arguments import override
 from vdm_jax.commands.configs import config_folder, load_config, load_module
 from vdm_jax.commands.train_command import train
 from vdm_jax.conditions.frame_masks import first_frame_known
-from vdm_jax.digits.captioned_digits import CaptionedDigits, CaptionedDigitsSource, caption_words
+from vdm_jax.digits.captioned_digits import CaptionedDigits
+from vdm_jax.digits.clips import CaptionedDigitsSource, caption_words
 from vdm_jax.errors import UserError
 from vdm_jax.generation.one_stage import sample_stage
 from vdm_jax.networks.unet import SpaceTimeUNet

@@ -17,7 +17,7 @@ from vdm_jax.configuration import Positive, Share, Size, config
 from vdm_jax.data.captions import read_captions
 from vdm_jax.data.crops import Crop, check_crop, crop_frames
 from vdm_jax.data.folder import SkippedFiles, check_fractions, files_of_split, in_range, list_files
-from vdm_jax.data.source import require_at_least
+from vdm_jax.data.source import RandomAccessSource, ReadAsIs, require_at_least
 from vdm_jax.errors import UserError
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".3gp",
@@ -29,7 +29,7 @@ _WHOLE_FRAMES = 8  # of the file's own size that are in memory at once
 
 
 @config
-class VideoFolder:
+class VideoFolder(ReadAsIs):
     """Videos anywhere below a folder, cut into clips that do not overlap, or one clip of each."""
 
     path: str  # the folder; it is only read
@@ -58,6 +58,15 @@ class VideoFolder:
             raise UserError(f"VideoFolder.fps={self.fps!r}; permitted: a rate above 0, or None")
         if self.fps is not None and self.frame_stride != 1:
             raise UserError(f"VideoFolder.frame_stride={self.frame_stride} with fps={self.fps}; permitted: one of them")
+
+    def open(self, split: str, data_dir: Path) -> RandomAccessSource:
+        """The clips of one split."""
+        return VideoFolderSource(self, split)
+
+    @property
+    def padded(self) -> bool:
+        """Where short files are padded."""
+        return self.short == "pad"
 
 
 class VideoFolderSource:

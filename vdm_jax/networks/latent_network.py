@@ -186,7 +186,7 @@ class LatentNetworkModule(nn.Module):
 
 
 def check_inputs(
-    spec: LatentNetwork, z: Float[Array, "b t h w c"], logsnr: Float[Array, ...], conditioning: Conditioning
+    spec: LatentNetwork, z: Float[Array, "b t h w c"], logsnr: Float[Array, " ..."], conditioning: Conditioning
 ) -> None:
     """Raise `UserError` for a part that the network needs and that is absent, and for what it cannot take."""
     needed = {"embeddings": spec.text is not None, "text_mask": spec.text is not None, "image": spec.first_frame,

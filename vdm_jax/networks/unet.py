@@ -42,7 +42,7 @@ from vdm_jax.parallel.rules import spread
 Run = Callable[..., Array]  # a block of the network: `run(x, level, mixers, name, resized=None)`
 
 
-def encode_level(logsnr: Float[Array, ...], encoding: str) -> Float[Array, ...]:
+def encode_level(logsnr: Float[Array, " ..."], encoding: str) -> Float[Array, " ..."]:
     """Noise level as a number of order 1000, ready for sinusoids: 1000 times one of the following.
 
     `inv_cos` is the time at which the cosine schedule has log-SNR lambda, arctan(exp(-lambda/2)) / (pi/2), as in the

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,12 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from vdm_jax.conditions.conditioning import Conditioning, Sizes, conditions_of
-from vdm_jax.data.array_record import METADATA, PreparedClips
 from vdm_jax.data.embeddings import WithEmbeddings
-from vdm_jax.data.image_folder import ImageFolder
-from vdm_jax.data.image_shards import ImageShards
-from vdm_jax.data.video_folder import VideoFolder
-from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.generation.one_stage import sampling_sharding
 from vdm_jax.parallel.rules import batch_sharding
 from vdm_jax.stages.options import DataSet
@@ -26,19 +19,11 @@ from vdm_jax.stages.stage import Stage
 
 def clip_shape(data: DataSet, stage: Stage) -> tuple[tuple[int, int, int], str | None]:
     """`(T, H, W)` of the clips of a data set, and a note where they had to be assumed."""
-    if isinstance(data, WithEmbeddings):
-        data = data.data
-    if isinstance(data, CaptionedDigits):
-        return (data.frames, data.size, data.size), None
-    if isinstance(data, ImageFolder | ImageShards):
-        return (1, data.height, data.width), None
-    if not isinstance(data, PreparedClips):
-        return (data.frames, data.height, data.width), None
-    metadata = Path(data.path).expanduser() / "train" / METADATA
-    if metadata.is_file():
-        about = json.loads(metadata.read_text())
-        return (about["frames"], about["height"], about["width"]), None
-    return stage.video.shape[:3], f"{metadata} does not exist here: clips are assumed to be {stage.video}"
+    shape = data.clip_shape()
+    if shape is not None:
+        return shape, None
+    return stage.video.shape[:3], (f"the data of {type(data).__name__} does not exist here: clips are assumed to be "
+                                   f"{stage.video}")
 
 
 def training_batch(
@@ -51,9 +36,8 @@ def training_batch(
     clip, note = clip_shape(data, stage)
     rates, images = stage.training.frame_rates is not None, stage.training.images_per_clip
     clip = (stage.video.frames, *clip[1:]) if rates else clip
-    inner = data.data if isinstance(data, WithEmbeddings) else data
-    sizes = Sizes(tokens=text_tokens, clip=clip, null_text=isinstance(data, WithEmbeddings) and data.empty == "encoded",
-                  padded=isinstance(inner, VideoFolder) and inner.short == "pad")
+    sizes = Sizes(tokens=text_tokens, clip=clip, padded=data.padded,
+                  null_text=isinstance(data, WithEmbeddings) and data.empty == "encoded")
     notes, shapes = [note] if note else [], {"video": ((*clip, 3), jnp.uint8)}
     if images:
         shapes["images"] = (images, *clip[1:], 3), jnp.uint8
