@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from vdm_jax.attention.patterns import External, Spatial, Temporal
+from vdm_jax.commands.sample_command import Sample, referenced
 from vdm_jax.data.opening import open_source
 from vdm_jax.data.pipeline import Pipeline
 from vdm_jax.data.video_folder import VideoFolder
@@ -97,3 +98,12 @@ def test_training_and_sampling_with_both(batch, mesh):
     with pytest.raises(UserError, match=r"references\['picture'\] of shape \[\] given for stage 'folder'; permitted: "
                                         r"pictures \[1, height"):
         generator([""])
+
+
+def test_reference_pictures_of_the_sample_command(tmp_path):
+    write_png(tmp_path / "a.png", np.full((20, 30, 3), 90, np.uint8))
+    options = Sample(run="x", captions=("", ""), count=2, reference=(tmp_path / "a.png",))
+    experiment = Experiment(name="x", stages=(STAGE,), data=VideoFolder(path="x"))
+    found = referenced(options, experiment)
+    assert found["picture"].shape == (4, 8, 8, 3) and (found["picture"] == 90).all()
+    assert referenced(Sample(run="x"), experiment) is None

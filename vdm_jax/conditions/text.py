@@ -26,9 +26,8 @@ class WordEncoder:
     head_dim: Size = 16
     pooling: Literal["mean", "attention"] = "mean"  # of tokens into the conditioning vector
 
-    # What of `Conditioning` it reads, and with `images_per_clip` the fields of a batch for the captions of the images
-    reads = ("tokens", "text_mask")
-    arguments = ()
+    reads = ("text_mask", "tokens")  # of `Conditioning`
+    arguments = ()  # of a generator, beside captions
 
     def __post_init__(self):
         if self.width % self.head_dim:
@@ -67,7 +66,7 @@ class EmbeddedText:
     project: WidthOrZero = 0  # channels per token after a learned linear map; 0: tokens stay as they come
     pooling: Literal["mean", "attention"] = "mean"  # of tokens into the conditioning vector
 
-    reads = ("embeddings", "text_mask")
+    reads = ("text_mask", "embeddings")
     arguments = ("embeddings", "text_mask", "null_embeddings", "null_mask")
     tokenize = None
 

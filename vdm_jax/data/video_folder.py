@@ -17,6 +17,7 @@ from vdm_jax.configuration import Positive, Share, Size, config
 from vdm_jax.data.captions import read_captions
 from vdm_jax.data.crops import Crop, check_crop, crop_frames
 from vdm_jax.data.folder import SkippedFiles, check_fractions, files_of_split, in_range, list_files
+from vdm_jax.data.image_folder import fitted
 from vdm_jax.data.source import RandomAccessSource, ReadAsIs, require_at_least
 from vdm_jax.errors import UserError
 
@@ -196,7 +197,7 @@ class VideoFolderSource:
         if self.spec.short == "pad":
             clip["frame_valid"] = valid
         if self._pictures is not None:
-            picture = read_picture(self._pictures[_stem(self._files[file])], self.spec.height, self.spec.width)
+            picture = fitted(self._pictures[_stem(self._files[file])], self.spec.height, self.spec.width)
             clip["reference_picture"] = picture[None]
         return clip
 
@@ -210,19 +211,6 @@ def reference_pictures(folder: str) -> dict[str, Path]:
         raise UserError(f"VideoFolder.references={folder!r} has no pictures; permitted: a folder with "
                         f"{', '.join(PICTURES)} files named like the videos")
     return found
-
-
-def read_picture(path: Path, height: int, width: int) -> np.ndarray:
-    """A picture, uint8 [H, W, 3], cut centrally and resized. Raises `UserError` for a file that is none."""
-    from PIL import Image
-
-    from vdm_jax.video.fitting import fit_image
-
-    try:
-        with Image.open(path) as image:
-            return fit_image(image, height, width)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"{path} is not a readable picture ({error})") from error
 
 
 def _stem(name: str) -> str:

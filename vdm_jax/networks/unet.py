@@ -338,8 +338,8 @@ def check_inputs(spec: cfg.UNet, z: Array, conditioning: Conditioning, images: i
             raise UserError(f"video {name}={size} is not a multiple of the U-Net's reduction {multiple}; "
                             f"permitted: {multiple}, {2 * multiple}, {3 * multiple}, ...")
     needed = {"low_resolution": spec.low_resolution, "augmentation": spec.low_resolution, "labels": spec.classes > 0,
-              "observed": spec.observed, "observed_mask": spec.observed, "text_mask": spec.text is not None,
-              "tokens": isinstance(spec.text, cfg.WordEncoder), "embeddings": isinstance(spec.text, cfg.EmbeddedText)}
+              "observed": spec.observed, "observed_mask": spec.observed,
+              **({} if spec.text is None else dict.fromkeys(spec.text.reads, True))}
     for name, is_needed in needed.items():
         if is_needed and getattr(conditioning, name) is None:
             raise UserError(f"Conditioning.{name} is None, but the network was configured to take it")
