@@ -299,7 +299,7 @@ class Bounds:
 
 
 @pytest.mark.parametrize(("field", "value", "permitted"), [
-    ("kernel", 4, ">= 1 and odd"), ("kernel", -1, ">= 1 and odd"),
+    ("kernel", 4, "1, 3, 5, ..."), ("kernel", -1, "1, 3, 5, ..."), ("kernel", 2**17 + 1, ">= 1 and <= 65536"),
     ("widths", (), "a tuple of >= 1, at least 1"), ("widths", (8, 0), "a tuple of >= 1, at least 1"),
     ("widths", 8, "a tuple of >= 1, at least 1"),
     ("side", (0.5, 0.25), "(>= 0 and <= 1, >= 0 and <= 1), ascending, or None"),

@@ -76,6 +76,6 @@ def test_a_message_begins_with_the_path_of_its_field(message, field):
 def test_errors_of_no_field_say_who_refuses_and_keep_their_code_between_processes():
     with pytest.raises(UserError) as error:
         read_text(Path("none.csv"), "a table")
-    assert error.value.code == "data.captions.read_text"
-    assert pickle.loads(pickle.dumps(error.value)).code == "data.captions.read_text"
+    assert error.value.code == "captions.read_text"
+    assert pickle.loads(pickle.dumps(error.value)).code == "captions.read_text"
     assert UserError("a clip of 3 frames", "clip.frames").code == "clip.frames"

@@ -110,8 +110,7 @@ def prepare_folder(options: Prepare, console: rich.console.Console) -> None:
     """Cut a folder of videos into clips and write them, split by split."""
     if options.out is None:
         raise UserError("--out=None is not valid for a folder of videos; permitted: a new folder for the clips")
-    if options.workers is not None and options.workers < 1:
-        raise UserError(f"--workers={options.workers}; permitted: 1 or more")
+
     height, width = options.size
     spec = VideoFolder(path=options.source, captions=options.captions, frames=options.frames, height=height,
                        width=width, frame_stride=options.frame_stride, fps=options.fps, crop=options.crop)

@@ -95,7 +95,7 @@ def open_validation(spec: Any, split: str, data_dir: Path | None = None) -> Rand
     except UserError as error:
         if split == "train":
             raise
-        raise UserError(f"{error}{WITHOUT_VALIDATION}") from error
+        raise UserError(f"{error}{WITHOUT_VALIDATION}", error.code) from error
 
 
 def caption_words(spec: Any, source: RandomAccessSource, images: Sequence[RandomAccessSource] = ()) -> tuple[str, ...]:

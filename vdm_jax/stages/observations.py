@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Key
 
 from vdm_jax.conditions.conditioning import Conditioning
-from vdm_jax.configuration import CountOrZero, Positive, Share, SizeOrZero, config
+from vdm_jax.configuration import Count, CountOrZero, Positive, Share, SizeOrZero, check_value, config
 from vdm_jax.diffusion.conditional import Error, known_error, low_resolution_error
 from vdm_jax.errors import UserError
 from vdm_jax.video.arrays import resize
@@ -199,8 +199,7 @@ def low_resolution_known(
     for name, size, part in zip(("height", "width"), shape[1:3], low.shape[2:4], strict=True):
         if size % part:
             raise UserError(f"low-resolution video of {name} {part} for {name} {size}; permitted: divisors of {size}")
-    if every < 1:
-        raise UserError(f"every={every} is not valid; permitted: >= 1")
+    check_value(every, Count, "every")
     numbers = start + np.arange(shape[0])
     there = (numbers % every == 0) & (numbers // every < low.shape[1])
     frames = low[:, np.minimum(numbers // every, low.shape[1] - 1)]
