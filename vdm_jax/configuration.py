@@ -99,6 +99,8 @@ Spread = Annotated[float, Range(least=0, cap=40)]  # standard deviation of such 
 SpreadAboveZero = Annotated[float, Range(above=0, cap=40)]
 Offset = Annotated[float, Range(least=-1e6, most=1e6)]
 Guidance = Annotated[float, Range(least=-1000, most=1000)]
+Split = Literal["train", "validation", "test"]  # of a data set
+SPLITS = typing.get_args(Split)
 Seed = Annotated[int, Range(least=0, most=2**32 - 1)]  # of which JAX keys are made, one for one
 
 

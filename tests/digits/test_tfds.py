@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from tests.refusals import refused
+from vdm_jax.configuration import SPLITS
 from vdm_jax.digits import tfds as captioned_digits_tfds
-from vdm_jax.digits.captioned_digits import SPLITS, CaptionedDigits, CaptionedDigitsSource
+from vdm_jax.digits.captioned_digits import CaptionedDigits, CaptionedDigitsSource
 
 SPEC = CaptionedDigits(frames=4, size=32, train_clips=12, validation_clips=3, test_clips=5, fps=6.0)
 

@@ -18,11 +18,11 @@ import tyro
 from vdm_jax.commands.arguments import parse, refuse_unused
 from vdm_jax.commands.configs import config_names, load_config
 from vdm_jax.commands.outputs import check_folder
-from vdm_jax.configuration import Count, Positive, Range, Size
+from vdm_jax.configuration import SPLITS, Count, Positive, Range, Size
 from vdm_jax.data.array_record import METADATA, prepare_clips
 from vdm_jax.data.crops import Crop
 from vdm_jax.data.names import printable
-from vdm_jax.data.opening import SPLITS, default_data_dir, open_source
+from vdm_jax.data.opening import default_data_dir, open_source
 from vdm_jax.data.video_folder import VideoFolder
 from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.digits.tfds import prepare_captioned_digits

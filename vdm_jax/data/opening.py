@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vdm_jax.configuration import Split, check_value
 from vdm_jax.data.array_record import PreparedClips, PreparedClipsSource
 from vdm_jax.data.embeddings import WithEmbeddings, WithEmbeddingsSource
 from vdm_jax.data.image_folder import ImageFolder, ImageFolderSource
@@ -20,7 +21,6 @@ from vdm_jax.data.video_folder import VideoFolder, VideoFolderSource
 from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.errors import UserError, unknown_kind
 
-SPLITS = ("train", "validation", "test")
 WITHOUT_VALIDATION = "; or validate on training clips: validation_split='train' (--validation-split train)"
 
 
@@ -34,8 +34,7 @@ def open_source(spec: Any, split: str, data_dir: Path | None = None) -> RandomAc
 
     Raises `UserError` for an unknown split, for data that is missing, unreadable or empty.
     """
-    if split not in SPLITS:
-        raise UserError(f"split={split!r} is not valid; permitted: {', '.join(SPLITS)}")
+    check_value(split, Split, "split")
     match spec:
         case CaptionedDigits():
             from vdm_jax.digits.tfds import PreparedDigitsSource, prepare_captioned_digits

@@ -15,8 +15,7 @@ import logging
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from vdm_jax.configuration import Count, Size, config
-from vdm_jax.data.folder import SPLITS
+from vdm_jax.configuration import SPLITS, Count, Size, Split, check_value, config
 from vdm_jax.data.tfds_video import TFDSVideo
 from vdm_jax.data.video_folder import VideoFolder
 from vdm_jax.errors import UserError
@@ -63,8 +62,7 @@ class _Published:
 
     def parts(self, split: str) -> tuple[str, ...]:
         """The official parts of a split. Raises `UserError` for an unknown split."""
-        if split not in SPLITS:
-            raise UserError(f"split={split!r}; permitted: {', '.join(SPLITS)}")
+        check_value(split, Split, "split")
         return tuple(self.splits[SPLITS.index(split)].split("+"))
 
     def missing(self, what: str) -> UserError:

@@ -19,8 +19,8 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from vdm_jax.configuration import Positive, Size, config
-from vdm_jax.data.folder import SPLITS, Numbered, SkippedFiles, in_range
+from vdm_jax.configuration import SPLITS, Positive, Size, Split, check_value, config
+from vdm_jax.data.folder import Numbered, SkippedFiles, in_range
 from vdm_jax.data.record_files import MAX_CHUNK_BYTES, check_record_file
 from vdm_jax.data.tfds_files import check_descriptions
 from vdm_jax.errors import UserError
@@ -104,8 +104,7 @@ class TFDSVideoSource:
     """
 
     def __init__(self, spec: TFDSVideo, split: str = "train"):
-        if split not in SPLITS:
-            raise UserError(f"split={split!r}; permitted: {', '.join(SPLITS)}")
+        check_value(split, Split, "split")
         self.spec, self.split, self._fields = spec, split, spec.fields()
         self.skipped = SkippedFiles()
         check_records(self._builder, self._tfds_split)

@@ -16,9 +16,9 @@ from typing import Annotated
 
 import numpy as np
 
-from vdm_jax.configuration import Positive, Range, Seed, Share, SizeOrZero, config
+from vdm_jax.configuration import SPLITS, Positive, Range, Seed, Share, SizeOrZero, Split, check_value, config
 from vdm_jax.digits import drawing as digit_drawing
-from vdm_jax.digits.drawing import COLOURS, MOTIONS, SPLITS
+from vdm_jax.digits.drawing import COLOURS, MOTIONS
 from vdm_jax.errors import UserError
 
 # Never in train or validation. Every motion and six of the digits lose one partner; each keeps the others.
@@ -66,7 +66,7 @@ class CaptionedDigits:
 
     def clips(self, split: str) -> int:
         """How many clips `split` has. Raises `UserError` for an unknown split."""
-        _check_split(split)
+        check_value(split, Split, "split")
         return getattr(self, f"{split}_clips")
 
 
@@ -107,7 +107,7 @@ def generate_clip(spec: CaptionedDigits, split: str, index: int) -> DigitClip:
 
 def _plan(spec, split, index):
     """What the clip is to show: the generator to go on drawing from, its objects and its caption."""
-    _check_split(split)
+    check_value(split, Split, "split")
     rng = np.random.default_rng([spec.seed, SPLITS.index(split), operator.index(index)])
     fewest, most = spec.objects
     count = fewest if fewest == most or rng.random() < spec.single_object_fraction else most
@@ -205,7 +205,7 @@ def prompts(
     Raises:
       UserError: if no clip of this split can be as asked.
     """
-    _check_split(split)
+    check_value(split, Split, "split")
     fewest, most = spec.objects
     if objects is not None and not (fewest <= objects <= most and _share(spec, objects) > 0):
         raise UserError(
@@ -229,9 +229,7 @@ def _share(spec: CaptionedDigits, objects: int) -> float:
     return spec.single_object_fraction if objects == 1 else 1 - spec.single_object_fraction
 
 
-def _check_split(split: str) -> None:
-    if split not in SPLITS:
-        raise UserError(f"split={split!r} is unknown; permitted: {', '.join(map(repr, SPLITS))}")
+
 
 
 def _within(index: int, length: int) -> int:

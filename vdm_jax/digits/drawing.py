@@ -11,7 +11,6 @@ import functools
 import numpy as np
 from jaxtyping import Float, UInt8
 
-SPLITS = ("train", "validation", "test")
 MOTIONS = ("left", "right", "up", "down", "still", "bounce")
 # RGB, chosen far apart in direction, since blur and dimming change a colour's length but not its direction.
 COLOURS = {

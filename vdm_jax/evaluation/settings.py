@@ -15,6 +15,7 @@ from vdm_jax.configuration import (
     SamplingSteps,
     Seed,
     Size,
+    Split,
     config,
 )
 from vdm_jax.errors import UserError
@@ -24,7 +25,6 @@ from vdm_jax.metrics.image_protocols import C3DProtocolName, ImageProtocolName
 from vdm_jax.metrics.measures import (
     MEASURES,
     RunMetric,
-    Split,
 )
 
 

@@ -30,13 +30,10 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def check_encoder(name: str, width: int, heads: int, layers: int, activation: str) -> None:
-    """Raises `UserError` for sizes of a transformer encoder `name` that do not fit together."""
-    if min(width, heads, layers) < 1 or width % heads:
-        raise UserError(f"{name}: width={width}, heads={heads}, layers={layers}; permitted: positive, heads dividing "
-                        "the width")
-    if activation not in ACTIVATIONS:
-        raise UserError(f"{name}.activation={activation!r}; permitted: {', '.join(ACTIVATIONS)}")
+def check_heads(config) -> None:
+    """Raises `UserError` for heads of a transformer encoder that do not divide its width."""
+    if config.width % config.heads:
+        raise UserError(f"{type(config).__name__}.heads={config.heads} with width={config.width}; permitted: divisors")
 
 
 class EncoderAttention(nn.Module):

@@ -17,7 +17,6 @@ from jaxtyping import Array, Bool, Float
 
 from vdm_jax.attention import Temporal
 from vdm_jax.configuration import Count, ShareBelowOne, Size, config
-from vdm_jax.errors import UserError
 from vdm_jax.networks.latent_unet_blocks import TOKEN_EPSILON, GatedFeedForward, Sizes, TokenAttention, beside
 from vdm_jax.networks.layers import Convolution, Dense, GroupNorm, fan_in, silu, zeros
 
@@ -30,11 +29,6 @@ class Stack:
     first_heads: Size = 8  # of the transformer after the first convolution, as large as the first level's
     dropout: ShareBelowOne = 0.1  # probability, in training, before all but the first of the convolutions
 
-    def __post_init__(self):
-        if self.first_heads < 1 or not 0 <= self.dropout < 1:
-            raise UserError(f"Stack: first_heads={self.first_heads}, dropout={self.dropout}; permitted: positive, 0 <= "
-                            "dropout < 1")
-
 
 @config
 class Motion:
@@ -44,11 +38,6 @@ class Motion:
     frames: Size = 32  # of the longest clip; 24 in the first version
     middle: bool = True  # one in the middle too, in the second version only
     groups: Count = 32  # of its norms
-
-    def __post_init__(self):
-        if min(self.heads, self.frames, self.groups) < 1:
-            raise UserError(f"Motion: heads={self.heads}, frames={self.frames}, groups={self.groups}; permitted: "
-                            "positive")
 
 
 MOTION_V1 = Motion(frames=24, middle=False)

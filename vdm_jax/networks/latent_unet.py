@@ -83,7 +83,7 @@ class LatentUNet:
                 raise UserError(f"LatentUNet.{name}={getattr(self, name)} for {levels} levels; permitted: an entry "
                                 "each")
         for width, heads in zip(self.widths, self.heads, strict=True):
-            if width < 1 or width % self.groups or heads < 1 or width % heads:
+            if width % self.groups or width % heads:
                 raise UserError(f"LatentUNet.widths={self.widths} with heads={self.heads}, groups={self.groups}; "
                                 "permitted: multiples of both")
             if self.motion and (width % self.motion.heads or width % self.motion.groups):
@@ -95,8 +95,6 @@ class LatentUNet:
         if not self.temporal and (self.mix_frames or self.known_channels):
             raise UserError(f"LatentUNet: mix_frames={self.mix_frames}, known_channels={self.known_channels} with "
                             "temporal=False; permitted: 0")
-        if self.norm_over not in ("frame", "clip"):
-            raise UserError(f"LatentUNet.norm_over={self.norm_over!r} is not valid; permitted: 'frame', 'clip'")
         if not self.context_channels and not self.offsets:
             raise UserError("LatentUNet: context_channels=0 with offsets=0; permitted: offsets above 0 there")
 

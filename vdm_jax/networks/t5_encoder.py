@@ -6,14 +6,15 @@ scaled, and positions as a bias per bucket of offsets that all layers share.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vdm_jax.attention.positions import bucket_index
-from vdm_jax.configuration import Size, Width, config
-from vdm_jax.errors import UserError
+from vdm_jax.configuration import Count, Depth, Positive, Range, Size, Width, config
 from vdm_jax.networks.clip_layers import ACTIVATIONS, Activation, EncoderAttention
 from vdm_jax.networks.layers import Dense
 
@@ -24,22 +25,16 @@ class T5Encoder:
 
     vocabulary: Width = 32128  # tokens
     width: Size = 768  # channels
-    layers: int = 12
+    layers: Depth = 12
     heads: Size = 12
     head_dim: Size = 64  # channels of a head; heads need not fill the width
-    hidden: int = 2048  # channels inside the feed-forward layers
+    hidden: Width = 2048  # channels inside the feed-forward layers
     activation: Activation = "gelu_new"  # of the gate, or of the hidden channels where there is none
     gated: bool = True  # version 1.1; the first version has no gate
-    buckets: int = 32  # of offsets between tokens
-    bucket_distance: int = 128  # tokens; further offsets share the last bucket of their side
-    epsilon: float = 1e-6  # of the norms
+    buckets: Annotated[int, Range(least=4, cap=2**16)] = 32  # of offsets between tokens
+    bucket_distance: Count = 128  # tokens; further offsets share the last bucket of their side
+    epsilon: Positive = 1e-6  # of the norms
     dtype: str = "float32"  # of the projections; norms and the residual stream are float32, which the weights need
-
-    def __post_init__(self):
-        sizes = (self.vocabulary, self.width, self.layers, self.heads, self.head_dim, self.hidden)
-        if min(sizes) < 1 or self.buckets < 4 or self.activation not in ACTIVATIONS:
-            raise UserError(f"T5Encoder sizes {sizes} with buckets={self.buckets}, activation={self.activation!r}; "
-                            f"permitted: positive, 4 or more buckets, {', '.join(ACTIVATIONS)}")
 
 
 T5_SMALL = T5Encoder(width=512, layers=8, heads=6, hidden=1024)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import jax
 
+from vdm_jax.configuration import SPLITS
 from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.data.opening import default_data_dir
 from vdm_jax.digits.captioned_digits import CaptionedDigits
-from vdm_jax.digits.drawing import SPLITS
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import SelfAttention
 from vdm_jax.networks.latent_network import LatentNetwork, Network

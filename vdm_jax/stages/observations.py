@@ -8,7 +8,7 @@ far as its training showed it such cases: each training clip draws one of the st
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,16 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Key
 
 from vdm_jax.conditions.conditioning import Conditioning
-from vdm_jax.configuration import Count, CountOrZero, Positive, Share, SizeOrZero, check_value, config
+from vdm_jax.configuration import (
+    Ascending,
+    Count,
+    CountOrZero,
+    Positive,
+    ShareAboveZero,
+    SizeOrZero,
+    check_value,
+    config,
+)
 from vdm_jax.diffusion.conditional import Error, known_error, low_resolution_error
 from vdm_jax.errors import UserError
 from vdm_jax.video.arrays import resize
@@ -45,10 +54,6 @@ class Known(NamedTuple):
 class _Weighted:
     weight: Positive = 1.0  # how often it is drawn, relative to the stage's other observations
 
-    def __post_init__(self):
-        if not self.weight > 0:
-            raise UserError(f"{type(self).__name__}.weight={self.weight} is not valid; permitted: > 0")
-
 
 @config
 class NothingKnown(_Weighted):
@@ -70,9 +75,9 @@ class FramesKnown(_Weighted):
 
     def __post_init__(self):
         super().__post_init__()
-        if min(self.first, self.last, self.every) < 0 or not max(self.first, self.last, self.every):
+        if not max(self.first, self.last, self.every):
             raise UserError(f"FramesKnown(first={self.first}, last={self.last}, every={self.every}) is not valid; "
-                            "permitted: >= 0, and at least one above 0")
+                            "permitted: at least one above 0")
 
     def mask(self, key: Key[Array, ""], frames: int, height: int, width: int) -> Float[Array, "t 1 1 1"]:
         """1 where the clip is known, broadcastable to `[T, H, W, 1]`."""
@@ -84,13 +89,8 @@ class FramesKnown(_Weighted):
 
 @config
 class _Boxed(_Weighted):
-    side: tuple[Share, Share] = (0.25, 0.75)  # smallest and largest height and width of the box, shares of the frame's
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not 0 < self.side[0] <= self.side[1] <= 1:
-            raise UserError(f"{type(self).__name__}.side={self.side} is not valid; permitted: (smallest, largest) with "
-                            "0 < smallest <= largest <= 1")
+    # Smallest and largest height and width of the box, shares of the frame's
+    side: Annotated[tuple[ShareAboveZero, ShareAboveZero], Ascending()] = (0.25, 0.75)
 
     def box(self, key: Key[Array, ""], height: int, width: int) -> Bool[Array, "1 h w 1"]:
         """True in a box whose sides and place are uniform; at least one pixel."""

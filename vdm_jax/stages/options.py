@@ -161,7 +161,7 @@ class Windows:
 
     def __post_init__(self):
         if self.overlap >= self.frames:
-            raise UserError(f"Windows(frames={self.frames}, overlap={self.overlap}) is not valid; permitted: 0 <= "
+            raise UserError(f"Windows(frames={self.frames}, overlap={self.overlap}) is not valid; permitted: "
                             "overlap < frames")
 
 

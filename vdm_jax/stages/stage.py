@@ -9,7 +9,7 @@ import dataclasses
 import math
 from typing import Annotated, ClassVar, Literal
 
-from vdm_jax.configuration import Count, LogNoise, NonNegative, Range, Seed, Size, Spread, config
+from vdm_jax.configuration import LogNoise, NonNegative, Range, Seed, Size, Spread, config
 from vdm_jax.diffusion.augmentation import Augmentation, NoiseAugmentation, TruncatedAugmentation
 from vdm_jax.diffusion.process import Process
 from vdm_jax.errors import UserError
@@ -57,12 +57,9 @@ class KeyFrames:
     """The video a stage fills in frames between: its frames 0, every, 2 every, ..., which the network takes as known
     (Make-A-Video: Singer et al. 2022, arXiv 2209.14792, section 3.3)."""
 
-    frames: Size  # of the video it starts from; the stage's own has (frames - 1) every + 1
-    every: Count = 5  # frames from one to the next
-
-    def __post_init__(self):
-        if self.frames < 2 or self.every < 2:
-            raise UserError(f"KeyFrames(frames={self.frames}, every={self.every}) is not valid; permitted: >= 2")
+    # Of the video it starts from; the stage's own has (frames - 1) every + 1
+    frames: Annotated[int, Range(least=2, cap=2**16)]
+    every: Annotated[int, Range(least=2, cap=10**9)] = 5  # frames from one to the next
 
 
 @config
