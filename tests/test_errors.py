@@ -12,7 +12,7 @@ import pytest
 
 from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.data.captions import read_text
-from vdm_jax.data.opening import open_published, open_source
+from vdm_jax.data.opening import open_source
 from vdm_jax.errors import UserError, field_of
 from vdm_jax.generation.one_stage import stage_denoiser
 from vdm_jax.networks.config import Level, UNet
@@ -45,7 +45,6 @@ def thresholded():
 
 @pytest.mark.parametrize(("call", "message"), [
     (lambda: open_source(Strange(), "train"), "a data set of kind Strange is unknown; permitted: CaptionedDigits, "),
-    (lambda: open_published(Strange(), "train"), "a data set of kind Strange is unknown; permitted: UCF101, "),
     (lambda: network_module(Strange()), "a network of kind Strange is unknown; permitted: UNet, LatentNetwork"),
     (lambda: model_kinds.module(Strange()), "a model of kind Strange is unknown; permitted: Autoencoder, CLIPText, "),
     (lambda: model_kinds.names(Strange()), "a model of kind Strange is unknown"),
