@@ -32,6 +32,7 @@ from vdm_jax.attention import (
 from vdm_jax.attention.capability import CAPABILITIES, entries_for
 from vdm_jax.attention.kernels import chunked
 from vdm_jax.attention.patterns import independent_frames_mask
+from vdm_jax.errors import UserError
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 
 BATCH, SHAPE, HEADS, DIM = 2, (5, 3, 2), 2, 6

@@ -17,6 +17,7 @@ from vdm_jax.diffusion.schedules import (
     ScaledLinearBetaSchedule,
 )
 from vdm_jax.diffusion.weightings import MinSNRWeighting, SpaceWeighting
+from vdm_jax.errors import UserError
 
 PROCESSES = [
     Process(),

@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
+from tests.refusals import refused
 from vdm_jax.data.source import ClipData
 from vdm_jax.digits import clips as cd
 from vdm_jax.digits import drawing as digit_drawing

@@ -11,8 +11,7 @@ from tests.refusals import refused
 from vdm_jax.configuration import SPLITS
 from vdm_jax.digits import tfds as captioned_digits_tfds
 from vdm_jax.digits.captioned_digits import CaptionedDigits
-from vdm_jax.digits.clips import SPLITS, CaptionedDigitsSource, DigitClips
-from vdm_jax.errors import UserError
+from vdm_jax.digits.clips import CaptionedDigitsSource, DigitClips
 
 SPEC = CaptionedDigits(frames=4, size=32, train_clips=12, validation_clips=3, test_clips=5, fps=6.0)
 

@@ -11,7 +11,6 @@ from vdm_jax.data.video_folder import VideoFolder
 from vdm_jax.diffusion.process import Process
 from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.digits.clips import generate_clip
-from vdm_jax.errors import UserError
 from vdm_jax.evaluation import in_training, run_metrics
 from vdm_jax.evaluation.checkpoints import read_metrics, read_record
 from vdm_jax.evaluation.in_training import StageEvaluation, metrics_of

@@ -7,9 +7,10 @@ import pytest
 import scipy.ndimage
 
 from tests.parity import peer
+from tests.refusals import refused
 from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.digits.clips import generate_clip
-from vdm_jax.errors import NotFinite, UserError
+from vdm_jax.errors import NotFinite
 from vdm_jax.metrics import frames
 from vdm_jax.metrics.detectors import weights
 from vdm_jax.metrics.frechet import Moments, frechet_distance

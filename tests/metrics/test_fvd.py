@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import scipy.linalg
 
+from tests.refusals import refused
 from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.digits.clips import generate_clip
-from vdm_jax.errors import UserError
 from vdm_jax.metrics import fvd as video_distance
 from vdm_jax.metrics.detectors import weights
 from vdm_jax.metrics.fvd import FeatureSet, block_fvd, blocks, fvd, i3d_features, kvd

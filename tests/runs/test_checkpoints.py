@@ -15,6 +15,7 @@ from etils import epath
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from tests.refusals import refused
 from tests.runs.checkpoint_states import (
     abstract,
     assert_same,

@@ -13,6 +13,7 @@ from tests.generation.conftest import random_params
 from tests.refusals import refused
 from vdm_jax.diffusion.process import Process
 from vdm_jax.digits.captioned_digits import CaptionedDigits
+from vdm_jax.errors import UserError
 from vdm_jax.generation.generator import Generator
 from vdm_jax.generation.one_stage import is_guided
 from vdm_jax.networks.config import Level, UNet

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from tests.refusals import refused
 from vdm_jax.conditions.frame_masks import FramesKnown, NothingKnown
 from vdm_jax.diffusion.process import Process
 from vdm_jax.digits.captioned_digits import CaptionedDigits

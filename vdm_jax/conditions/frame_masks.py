@@ -15,7 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Key
 
-from vdm_jax.configuration import CountOrZero, Positive, Share, SizeOrZero, config
+from vdm_jax.configuration import (
+    Ascending,
+    Count,
+    CountOrZero,
+    Positive,
+    ShareAboveZero,
+    SizeOrZero,
+    check_value,
+    config,
+)
 from vdm_jax.diffusion.conditional import Error, known_error, low_resolution_error
 from vdm_jax.errors import UserError
 from vdm_jax.video.arrays import resize
@@ -64,7 +73,6 @@ class FramesKnown(_Weighted):
     every: CountOrZero = 0  # frames 0, every, 2 every, ...; 0: none
 
     def __post_init__(self):
-        super().__post_init__()
         if not max(self.first, self.last, self.every):
             raise UserError(f"FramesKnown(first={self.first}, last={self.last}, every={self.every}) is not valid; "
                             "permitted: at least one above 0")

@@ -21,7 +21,7 @@ from vdm_jax.data.folder import (
 )
 from vdm_jax.data.image_folder import SUFFIXES, fitted
 from vdm_jax.data.names import is_utf8, printable
-from vdm_jax.data.source import RandomAccessSource, ReadAsIs, require_at_least
+from vdm_jax.data.source import RandomAccessSource, ReadAsIs
 from vdm_jax.errors import UserError
 
 CAPTION_SUFFIX = ".txt"

@@ -22,7 +22,7 @@ import numpy as np
 from vdm_jax.configuration import SPLITS, Positive, Size, Split, check_value, config
 from vdm_jax.data.folder import Numbered, SkippedFiles, in_range
 from vdm_jax.data.record_files import MAX_CHUNK_BYTES, check_record_file
-from vdm_jax.data.source import RandomAccessSource, ReadAsIs, require_at_least
+from vdm_jax.data.source import RandomAccessSource, ReadAsIs
 from vdm_jax.data.tfds_files import check_descriptions
 from vdm_jax.errors import UserError
 from vdm_jax.video.strides import stride_for

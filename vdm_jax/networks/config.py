@@ -12,6 +12,7 @@ from vdm_jax.conditions.text import EmbeddedText, TextInput, WordEncoder  # noqa
 from vdm_jax.configuration import (
     Count,
     Depth,
+    Length,
     NonNegative,
     OddSize,
     ShareBelowOne,

@@ -24,7 +24,6 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from vdm_jax.configuration import Count, check_value
 from vdm_jax.errors import UserError
 from vdm_jax.parallel.processes import together
 from vdm_jax.runs.aliases import plain_name
