@@ -3,6 +3,7 @@
 import math
 from typing import Literal, get_args, get_type_hints
 
+from vdm_jax.attention import cross_pattern
 from vdm_jax.attention.capability import require
 from vdm_jax.attention.patterns import AttentionPattern, External, Spatial, Temporal
 from vdm_jax.configuration import (
@@ -81,9 +82,11 @@ class CrossAttention:
     """Residual attention of every video token to the text tokens."""
 
     head_dim: Size = 32  # channels per head
+    kernel: str = "auto"  # or a name of the capability table that takes outside tokens
 
     def __post_init__(self):
         _positive(self, "head_dim")
+        require(cross_pattern(1), self.kernel, "none", external=True)
 
 
 @config
