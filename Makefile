@@ -14,11 +14,12 @@ PARALLEL := --numprocesses auto --maxprocesses 2 --dist loadgroup
 
 export JAX_PLATFORMS ?=
 
-.PHONY: demo test test-full lint baselines benchmark clean
+.PHONY: demo test test-full lint docs baselines benchmark clean
 
-$(READY): $(REQUIREMENTS) setup.py
+$(READY): $(REQUIREMENTS) requirements/plots.txt setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement $(REQUIREMENTS)
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/plots.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $(READY)
 
@@ -41,22 +42,28 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/metrics.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/docs.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/pretrained.txt
 	$(BIN)/python -m pytest tests -q $(PARALLEL)
 
 test-full: $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/metrics.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/docs.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/pretrained.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/peers.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/parity.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/parity \
 	    --requirement requirements/parity-no-deps.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/plots.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check 'jax[tpu]>=0.10'  # libtpu of the installed JAX; no TPU is needed
 	$(BIN)/python -m pytest tests -q --full $(PARALLEL)
 
 lint: $(READY)
 	$(BIN)/ruff check .
+
+# The site, in build/site; needs no network, and every warning is an error.
+docs: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/docs.txt
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 baselines: $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/peers.txt
@@ -64,7 +71,6 @@ baselines: $(READY)
 	$(BIN)/python experiments/baselines/unet_speed.py
 
 benchmark: $(READY)
-	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/plots.txt
 	$(BIN)/python -m experiments.attention_benchmark.run --preset cpu
 	$(BIN)/python -m experiments.attention_benchmark.which_pattern --preset cpu
 

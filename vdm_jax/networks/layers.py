@@ -225,7 +225,7 @@ class PartedDense(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "... c"]) -> tuple[Float[Array, ...], ...]:
+    def __call__(self, x: Float[Array, "... c"]) -> tuple[Float[Array, " ..."], ...]:
         shape, total = (self.parts, *self.shape), self.parts * math.prod(self.shape)
         axis, first, letters = ("heads" if len(self.shape) == 2 else "mlp"), -len(self.shape), "kd"[: len(self.shape)]
         kernel = self.param("kernel", fan_in, (x.shape[-1], total)).astype(self.dtype)
@@ -237,7 +237,7 @@ class PartedDense(nn.Module):
         return tuple(lax.index_in_dim(y, i, axis=y.ndim + first - 1, keepdims=False) for i in range(self.parts))
 
 
-def add_residual(x: Float[Array, ...], change: Float[Array, ...]) -> Float[Array, ...]:
+def add_residual(x: Float[Array, " ..."], change: Float[Array, " ..."]) -> Float[Array, " ..."]:
     """`x + change` as a value of its own, which later layers read rather than recompute.
 
     XLA on CPU otherwise fuses the whole chain of residual additions, forward and backward, into every layer that

@@ -184,7 +184,7 @@ class _Plan:
         return s
 
 
-def _if_live(live: Bool[Array, ...], visit, j, carry):
+def _if_live(live: Bool[Array, " ..."], visit, j, carry):
     """`visit(j, carry)` where key block `j` is live."""
     return lax.cond(live[j], visit, lambda _, carry: carry, j, carry)
 

@@ -69,7 +69,7 @@ def _run(x: Array, start: int, length: int, step: int) -> Array:
     return jnp.broadcast_to(x[:, start : start + 1], (x.shape[0], length, *x.shape[2:]))
 
 
-def _mask(view: View, frames: KeyFrames, frame_valid: Bool[Array, "b t"] | None) -> Bool[Array, ...] | None:
+def _mask(view: View, frames: KeyFrames, frame_valid: Bool[Array, "b t"] | None) -> Bool[Array, " ..."] | None:
     """Mask that broadcasts against logits `[B, T, P, K, n, M * n]`."""
     positions = view.pattern.layout == "positions"
     tokens = 1 if positions else view.tokens
@@ -87,7 +87,7 @@ def _mask(view: View, frames: KeyFrames, frame_valid: Bool[Array, "b t"] | None)
     return mask
 
 
-def _gather_bias(bias: Float[Array, "*c k q s"] | None, view: View, frames: KeyFrames) -> Float[Array, ...] | None:
+def _gather_bias(bias: Float[Array, "*c k q s"] | None, view: View, frames: KeyFrames) -> Float[Array, " ..."] | None:
     """Bias of every frame to its key frames, `[B or 1, T, P or 1, K, n, M * n]`."""
     if bias is None:
         return None
