@@ -16,9 +16,10 @@ export JAX_PLATFORMS ?=
 
 .PHONY: demo test test-full lint docs notebooks baselines benchmark clean
 
-$(READY): $(REQUIREMENTS) setup.py
+$(READY): $(REQUIREMENTS) requirements/plots.txt setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement $(REQUIREMENTS)
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/plots.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $(READY)
 
@@ -53,7 +54,6 @@ test-full: $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/parity.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/parity \
 	    --requirement requirements/parity-no-deps.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/plots.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check 'jax[tpu]>=0.10'  # libtpu of the installed JAX; no TPU is needed
 	$(BIN)/python -m pytest tests -q --full $(PARALLEL)
 
@@ -76,7 +76,6 @@ baselines: $(READY)
 	$(BIN)/python experiments/baselines/unet_speed.py
 
 benchmark: $(READY)
-	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/plots.txt
 	$(BIN)/python -m experiments.attention_benchmark.run --preset cpu
 	$(BIN)/python -m experiments.attention_benchmark.which_pattern --preset cpu
 

@@ -19,7 +19,7 @@ setup(
     # The configs live at the top level of a checkout and are installed as a package of their own.
     packages=[*find_packages(include=["vdm_jax", "vdm_jax.*"]), "vdm_jax_configs"],
     package_dir={"vdm_jax_configs": "configs"},
-    package_data={"vdm_jax": ["planning/flags/*.txt"],
+    package_data={"vdm_jax": ["planning/flags/*.txt", "reports/*.html"],
                   "vdm_jax_configs": ["**/*.py", "*.json"]},
     entry_points={"console_scripts": ["vdm-jax = vdm_jax.commands.main:main"]},
     install_requires=[
@@ -39,16 +39,18 @@ setup(
         "grain>=0.2.15",
         "av>=14",
         "pillow>=10",
-        "scikit-learn>=1.4",
         # TensorBoard event files without TensorFlow.
         "tensorboardX>=2.6",
     ],
     extras_require={
+        # The captioned digits of the demo: their scans, and the classifier that scores them.
+        "digits": ["scikit-learn>=1.4"],
         "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "ruff>=0.9"],
         "cuda": ["jax[cuda12]>=0.10"],
         # On a machine without a TPU too: its compiler reports memory and collectives of TPU slices.
         "tpu": ["jax[tpu]>=0.10"],
-        "plots": ["matplotlib>=3.9"],
+        # Plots, and the page about runs (`vdm-jax report`).
+        "plots": ["matplotlib>=3.9", "jinja2>=3.1"],
         # The site (`make docs`), and a kernel that runs the notebooks.
         "docs": ["mkdocs-material>=9.8", "mkdocstrings[python]>=1.0", "nbclient>=0.11", "ipykernel>=7.0"],
         # Detector weights (Kinetics I3D, LPIPS), which these packages carry, optical flow, and CLIP's repair of texts.

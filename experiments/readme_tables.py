@@ -10,8 +10,9 @@ import json
 import re
 from pathlib import Path
 
+from vdm_jax.digits.scorer import COLUMNS
+
 ROOT = Path(__file__).parent.parent
-COLUMNS = ("count", "colour", "digit", "motion", "whole")
 
 
 def demo_table(record: dict) -> str:

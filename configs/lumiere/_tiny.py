@@ -2,7 +2,8 @@
 
 from vdm_jax.attention.patterns import Spatial
 from vdm_jax.diffusion.process import Process
-from vdm_jax.digits.captioned_digits import CaptionedDigits, caption_words
+from vdm_jax.digits.captioned_digits import CaptionedDigits
+from vdm_jax.digits.clips import caption_words
 from vdm_jax.networks.config import CrossAttention, Level, SelfAttention, UNet, WordEncoder
 from vdm_jax.stages.options import Sampling, Start, Training, Windows
 from vdm_jax.stages.stage import Experiment, LowResolution, Stage, VideoSpec

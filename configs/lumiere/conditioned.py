@@ -10,7 +10,7 @@ Run:      vdm-jax compile lumiere/conditioned --topology v5p-512 --mesh.fsdp 4 -
 
 import dataclasses
 
-from vdm_jax.stages.observations import BoxKnown, FramesKnown, StillKnown
+from vdm_jax.conditions.frame_masks import BoxKnown, FramesKnown, StillKnown
 from vdm_jax.stages.options import Start
 from vdm_jax.stages.stage import Experiment, Stage
 from vdm_jax_configs.lumiere.cascade import CLIPS, base

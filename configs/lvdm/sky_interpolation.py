@@ -8,8 +8,8 @@ Expected: no table of its own. Not trained by us.
 Run:      vdm-jax train lvdm/sky_interpolation     (as for lvdm/sky)
 """
 
+from vdm_jax.conditions.frame_masks import FramesKnown, NothingKnown
 from vdm_jax.networks.latent_unet import LATENT_UNET_LVDM_INTERPOLATION
-from vdm_jax.stages.observations import FramesKnown, NothingKnown
 from vdm_jax.stages.stage import Experiment
 from vdm_jax_configs.lvdm import _stage
 

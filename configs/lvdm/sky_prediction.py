@@ -9,8 +9,8 @@ Expected: no table of its own; videos of more than 1,000 frames are shown. Not t
 Run:      vdm-jax train lvdm/sky_prediction     (as for lvdm/sky)
 """
 
+from vdm_jax.conditions.frame_masks import FramesKnown, NothingKnown
 from vdm_jax.networks.latent_unet import LATENT_UNET_LVDM_PREDICTION
-from vdm_jax.stages.observations import FramesKnown, NothingKnown
 from vdm_jax.stages.stage import Experiment
 from vdm_jax_configs.lvdm import _stage
 

@@ -9,8 +9,8 @@ Expected: FVD 508.82 with context guidance, 534.17 without, in an ablation of sm
 Run:      vdm-jax train video_ldm/prediction     (as for video_ldm/key_frames)
 """
 
+from vdm_jax.conditions.frame_masks import FramesKnown, NothingKnown
 from vdm_jax.networks.latent_unet import LATENT_UNET_VIDEO_LDM_PREDICTION
-from vdm_jax.stages.observations import FramesKnown, NothingKnown
 from vdm_jax.stages.options import StartFile
 from vdm_jax.stages.stage import Experiment, VideoSpec
 from vdm_jax_configs.video_ldm import _stage

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vdm_jax.digits.captioned_digits import CaptionedDigitsSource, prompts
+from vdm_jax.digits.clips import CaptionedDigitsSource, prompts
 from vdm_jax.digits.scorer import DigitScorer
 from vdm_jax.generation.generator import Generator
 from vdm_jax.metrics.fvd import FeatureSet, fvd, i3d_features

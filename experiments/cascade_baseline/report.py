@@ -8,9 +8,9 @@ from typing import Any
 from experiments.readme_tables import insert
 from vdm_jax.benchmark.record import load
 from vdm_jax.benchmark.report import footer
+from vdm_jax.digits.scorer import COLUMNS
 from vdm_jax.video.writing import atomic_path
 
-ATTRIBUTES = ("count", "colour", "digit", "motion", "whole")
 GENERATED = "generated"
 
 
@@ -34,16 +34,16 @@ def write_report(path: Path, readme: Path) -> None:
 
 def table(rows: dict[str, Any]) -> str:
     """Scores of generated videos by system, and of real ones."""
-    lines = ["| system | stages | " + " | ".join(ATTRIBUTES) + " | training, s |",
-             "|---|---:|" + "---:|" * (len(ATTRIBUTES) + 1)]
+    lines = ["| system | stages | " + " | ".join(COLUMNS) + " | training, s |",
+             "|---|---:|" + "---:|" * (len(COLUMNS) + 1)]
     for name, row in rows.items():
         found = row["scores"][GENERATED]
-        lines.append(f"| {name} | {len(row['stages'])} | " + " | ".join(f"{found[a]:.2f}" for a in ATTRIBUTES) +
+        lines.append(f"| {name} | {len(row['stages'])} | " + " | ".join(f"{found[a]:.2f}" for a in COLUMNS) +
                      f" | {row['train_seconds']:.0f} |")
     if rows:
         for name, found in next(iter(rows.values()))["scores"].items():
             if name != GENERATED:
-                lines.append(f"| {name} | | " + " | ".join(f"{found[a]:.2f}" for a in ATTRIBUTES) + " | |")
+                lines.append(f"| {name} | | " + " | ".join(f"{found[a]:.2f}" for a in COLUMNS) + " | |")
     return "\n".join(lines)
 
 
@@ -83,9 +83,9 @@ def draw(rows: dict[str, Any], path: Path) -> None:
     FigureCanvasAgg(figure)
     axis, width = figure.subplots(), 0.8 / max(len(rows), 1)
     for i, (name, row) in enumerate(rows.items()):
-        values = [row["scores"][GENERATED][a] for a in ATTRIBUTES]
-        axis.bar([x + (i - (len(rows) - 1) / 2) * width for x in range(len(ATTRIBUTES))], values, width, label=name)
-    axis.set_xticks(range(len(ATTRIBUTES)), ATTRIBUTES)
+        values = [row["scores"][GENERATED][a] for a in COLUMNS]
+        axis.bar([x + (i - (len(rows) - 1) / 2) * width for x in range(len(COLUMNS))], values, width, label=name)
+    axis.set_xticks(range(len(COLUMNS)), COLUMNS)
     axis.set(ylabel="share of clips or digits right", ylim=(0, 1))
     axis.legend()
     with atomic_path(path) as temporary:

@@ -16,6 +16,7 @@ from vdm_jax.attention import (
     Spatial,
     Temporal,
     TemporalCausal,
+    cross_pattern,
 )
 from vdm_jax.attention.capability import ALL, CAPABILITIES, Request, _choose, require, resolve
 from vdm_jax.attention.kernels import KERNELS
@@ -77,6 +78,10 @@ def test_a_config_with_an_unsupported_pair_cannot_be_made():
     ("cudnn", {"platform": "gpu", "dtype": "bfloat16", "bias": True}, "takes no bias"),
     ("splash", {}, "runs on tpu, not on cpu"),
     ("splash", {"platform": "tpu", "external": True}, "takes no external"),
+    ("cudnn", {"platform": "gpu", "dtype": "bfloat16", "external": True, "pattern": External(inner=Causal())},
+     "takes no external tokens with Causal"),
+    ("cudnn", {"platform": "gpu", "dtype": "bfloat16", "external": True, "external_hidden": True,
+               "pattern": External(inner=Full())}, "takes no external tokens that some queries do not see"),
     ("splash", {"platform": "tpu", "pattern": Causal(), "shape": (128, 64, 128)},
      "takes sequences of Causal(window=None) up to 450000 tokens, not 1048576; permitted here: 'chunked', 'xla'"),
 ])
@@ -112,6 +117,10 @@ def test_auto_on_a_tpu_and_on_a_gpu():
     for pattern in (Full(), Spatial(), SparseCausal()):
         assert resolve(request(pattern, (16, 32, 32), **gpu), "auto", "none") == "cudnn"
     assert resolve(request(LocalWindow(), (16, 16, 16), **gpu), "auto", "none") == "gather"
+    cross = {"pattern": cross_pattern(1), "shape": (16, 32, 32), "external": True, "external_tokens": 77}
+    assert resolve(request(**cross, **gpu), "auto", "none") == "cudnn"
+    assert resolve(request(**cross, **gpu, external_hidden=True), "auto", "none") == "xla"
+    assert resolve(request(**cross, **tpu), "auto", "none") == "xla"
     assert resolve(request(Full(), (16, 32, 32), platform="gpu"), "auto", "none") == "chunked"  # float32
 
 

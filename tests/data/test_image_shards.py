@@ -68,7 +68,7 @@ def test_words_of_the_images_belong_to_the_vocabulary(shards):
     digits = CaptionedDigits()
     words = caption_words(digits, None, [images])
     assert {"grünes", "third", "red", "moving"} <= set(words) and set(caption_words(digits, None)) < set(words)
-    assert caption_words(None, images, [images]) == ("a", "dark", "ein", "grünes", "one", "third")
+    assert caption_words(spec_of(shards), images, [images]) == ("a", "dark", "ein", "grünes", "one", "third")
 
 
 def test_what_cannot_be_read(shards, tmp_path):

@@ -10,7 +10,7 @@ from vdm_jax.data.folder import files_of_split
 from vdm_jax.data.source import RandomAccessSource, random_frame
 from vdm_jax.data.video_folder import VideoFolder, VideoFolderSource
 from vdm_jax.errors import UserError
-from vdm_jax.video.writing import write_video
+from vdm_jax.video.writing import write_png, write_video
 
 ALL_TRAIN = (1.0, 0.0, 0.0)
 
@@ -211,3 +211,31 @@ def test_config_errors(fields, message):
 def test_config_goes_through_json():
     spec = VideoFolder(path="x", captions="y.csv", fps=8.0)
     assert from_json(VideoFolder, to_json(spec)) == spec
+
+
+def test_short_files_are_padded_with_their_last_frame_and_say_so(folder):
+    source = VideoFolderSource(spec_of(folder, short="pad"))
+    assert len(source) == 4 + 2 + 1 and set(source.skipped) == {"bad.mp4"}
+    clips = [source[i] for i in range(len(source))]
+    assert all(clip["frame_valid"].all() for clip in clips[:6])
+    np.testing.assert_array_equal(clips[6]["frame_valid"], [True] * 3 + [False] * 2)
+    assert numbers(clips[6]) == [0, 1, 2, 2, 2]
+    at_rate = VideoFolderSource(spec_of(folder, short="pad", fps=5.0))
+    short = next(at_rate[i] for i in range(len(at_rate)) if not at_rate[i]["frame_valid"].all())
+    assert short["frame_valid"].sum() < 5 and len(set(numbers(short)[short["frame_valid"].sum() - 1 :])) == 1
+    drawn = {numbers(source.frame(6, np.random.default_rng(seed)))[0] for seed in range(20)}
+    assert drawn == {0, 1, 2}
+    assert "frame_valid" not in VideoFolderSource(spec_of(folder))[0]
+
+
+def test_reference_pictures_go_by_the_name_of_the_video(folder, tmp_path):
+    pictures = tmp_path / "pictures"
+    (pictures / "deep" / "er").mkdir(parents=True)
+    write_png(pictures / "a.png", np.full((40, 40, 3), 200, np.uint8))
+    write_png(pictures / "deep" / "er" / "b.png", np.full((20, 30, 3), 100, np.uint8))
+    source = VideoFolderSource(spec_of(folder, references=str(pictures), short="pad"))
+    assert source.skipped["short.gif"].startswith("no picture short.* in")
+    assert [int(source[i]["reference_picture"].mean()) for i in range(len(source))] == [200] * 4 + [100] * 2
+    assert source[0]["reference_picture"].shape == (1, 16, 16, 3)
+    with pytest.raises(UserError, match="has no pictures; permitted: a folder with .png"):
+        VideoFolderSource(spec_of(folder, references=str(folder)))

@@ -1,16 +1,19 @@
 import dataclasses
 import hashlib
+import importlib.util
 import itertools
 import pickle
 
 import numpy as np
 import pytest
 
-from vdm_jax.digits import captioned_digits as cd
+from vdm_jax.data.source import ClipData
+from vdm_jax.digits import clips as cd
 from vdm_jax.digits import drawing as digit_drawing
+from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.errors import UserError
 
-SMALL = cd.CaptionedDigits(frames=4, size=32, train_clips=5, validation_clips=3, test_clips=4)
+SMALL = CaptionedDigits(frames=4, size=32, train_clips=5, validation_clips=3, test_clips=4)
 OBJECTS_SEEN = 1500  # clips whose plans the statistical tests look at; nothing is drawn for them
 RECORDED_CAPTIONS = [
     "a red 5 moving left and a blue 2 staying in place",
@@ -22,7 +25,7 @@ RECORDED_SUMS = [1332952, 2463709, 893331]
 
 def objects_of(split, count=OBJECTS_SEEN, spec=None):
     source = cd.CaptionedDigitsSource(
-        dataclasses.replace(spec or cd.CaptionedDigits(), **{f"{split}_clips": count}), split
+        dataclasses.replace(spec or CaptionedDigits(), **{f"{split}_clips": count}), split
     )
     return [source.objects(index) for index in range(count)]
 
@@ -36,7 +39,7 @@ def centres(video):
 
 
 def test_clip_depends_on_seed_split_and_index_alone():
-    spec = cd.CaptionedDigits()
+    spec = CaptionedDigits()
     first = cd.generate_clip(spec, "train", 7)
     cd.generate_clip(spec, "test", 3)
     again = cd.generate_clip(dataclasses.replace(spec, train_clips=1), "train", 7)
@@ -50,7 +53,7 @@ def test_clip_depends_on_seed_split_and_index_alone():
 
 def test_recorded_clips():
     """A change here is a change of the data set: raise the version of the TFDS builder with it."""
-    clips = [cd.generate_clip(cd.CaptionedDigits(), split, 0) for split in cd.SPLITS]
+    clips = [cd.generate_clip(CaptionedDigits(), split, 0) for split in cd.SPLITS]
     assert [clip.caption for clip in clips] == RECORDED_CAPTIONS
     # Rounding may differ by a grey level between machines, the total hardly.
     sums = [int(clip.video.sum()) for clip in clips]
@@ -82,17 +85,17 @@ def test_test_split_has_seen_and_held_out_pairs():
 
 
 def test_objects_of_a_clip_have_different_colours_and_the_asked_count():
-    clips = objects_of("train", spec=cd.CaptionedDigits(single_object_fraction=0.25))
+    clips = objects_of("train", spec=CaptionedDigits(single_object_fraction=0.25))
     assert all(len({item.colour for item in clip}) == len(clip) for clip in clips)
     assert np.mean([len(clip) == 1 for clip in clips]) == pytest.approx(0.25, abs=0.04)
     assert {item.colour for clip in clips for item in clip} == set(cd.COLOURS)
     for count in (1, 2):
-        spec = cd.CaptionedDigits(objects=(count, count), single_object_fraction=0.5)
+        spec = CaptionedDigits(objects=(count, count), single_object_fraction=0.5)
         assert {len(clip) for clip in objects_of("train", 30, spec)} == {count}
 
 
 def test_captions_parse_back_and_use_the_closed_vocabulary():
-    captions = cd.prompts(cd.CaptionedDigits(), "test", OBJECTS_SEEN)
+    captions = cd.prompts(CaptionedDigits(), "test", OBJECTS_SEEN)
     assert [cd.parse_caption(caption) for caption in captions] == objects_of("test")
     words = cd.caption_words()
     assert {word for caption in captions for word in caption.split()} == set(words)
@@ -159,7 +162,7 @@ def test_bounces_always_turn_back_at_a_wall():
 
 @pytest.mark.parametrize("size", [32, 64])
 def test_drawn_pixels_move_as_the_caption_says(size):
-    spec = cd.CaptionedDigits(size=size, objects=(1, 1))
+    spec = CaptionedDigits(size=size, objects=(1, 1))
     for index in range(30):
         clip = cd.generate_clip(spec, "train", index)
         (item,) = clip.objects
@@ -252,4 +255,26 @@ def test_impossible_prompts_are_refused(arguments, message):
 )
 def test_bad_specs_are_refused(fields, message):
     with pytest.raises(UserError, match=message):
-        cd.CaptionedDigits(**fields)
+        CaptionedDigits(**fields)
+
+
+def test_the_data_set_says_what_it_is(tmp_path):
+    assert isinstance(SMALL, ClipData)
+    assert SMALL.clip_shape() == cd.CaptionedDigitsSource(SMALL, "test")[0]["video"].shape[:3]
+    assert SMALL.vocabulary() == cd.caption_words()
+    folder = SMALL.prepare(tmp_path)
+    assert 0 < SMALL.stored_bytes() <= sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    source, examples = SMALL.open("validation", tmp_path), SMALL.scorer().examples("validation", 3)
+    for clip, example in zip(source, examples, strict=False):
+        assert (clip["video"] == example["video"]).all() and clip["caption"] == example["caption"]
+    with pytest.raises(UserError, match="permitted: at most"):
+        SMALL.scorer().examples("validation", 10**6)
+
+
+def test_without_scikit_learn_the_package_to_install_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'vdm_jax\[digits\]'"):
+        SMALL.scorer()
+    digit_drawing.digit_scans.cache_clear()
+    with pytest.raises(UserError, match=r"pip install 'vdm_jax\[digits\]'"):
+        digit_drawing.digit_scans("train")

@@ -8,7 +8,8 @@ import pytest
 from vdm_jax.digits import controls as scorer_controls
 from vdm_jax.digits import drawing as digit_drawing
 from vdm_jax.digits import scorer as scoring
-from vdm_jax.digits.captioned_digits import COLOURS, CaptionedDigits, DigitObject, generate_clip
+from vdm_jax.digits.captioned_digits import CaptionedDigits
+from vdm_jax.digits.clips import COLOURS, DigitObject, generate_clip
 from vdm_jax.errors import UserError
 
 CLIPS = 150  # one clip is 0.007, and the standard error of a share of 0.95 is 0.02

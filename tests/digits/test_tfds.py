@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from vdm_jax.digits import tfds as captioned_digits_tfds
-from vdm_jax.digits.captioned_digits import SPLITS, CaptionedDigits, CaptionedDigitsSource
+from vdm_jax.digits.captioned_digits import CaptionedDigits
+from vdm_jax.digits.clips import SPLITS, CaptionedDigitsSource, DigitClips
 from vdm_jax.errors import UserError
 
 SPEC = CaptionedDigits(frames=4, size=32, train_clips=12, validation_clips=3, test_clips=5, fps=6.0)
@@ -74,7 +75,7 @@ def test_the_builder_of_the_default_spec_is_registered(tmp_path):
     import tensorflow_datasets as tfds
 
     builder = tfds.builder("captioned_digits", data_dir=tmp_path)
-    assert builder.builder_config.spec == CaptionedDigits()
+    assert builder.builder_config.spec == DigitClips()
     assert os.fspath(builder.data_path) == os.fspath(
         captioned_digits_tfds.prepared_path(CaptionedDigits(), tmp_path)
     )

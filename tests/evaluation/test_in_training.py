@@ -8,12 +8,14 @@ import pytest
 
 from vdm_jax.data.video_folder import VideoFolder
 from vdm_jax.diffusion.process import Process
-from vdm_jax.digits.captioned_digits import CaptionedDigits, generate_clip
+from vdm_jax.digits.captioned_digits import CaptionedDigits
+from vdm_jax.digits.clips import generate_clip
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation import in_training, run_metrics
 from vdm_jax.evaluation.checkpoints import read_metrics, read_record
 from vdm_jax.evaluation.in_training import StageEvaluation, metrics_of
 from vdm_jax.metrics.detectors import weights
+from vdm_jax.metrics.measures import COMPANIONS, MEASURES
 from vdm_jax.networks.config import Level, UNet
 from vdm_jax.stages.options import Evaluation, Training
 from vdm_jax.stages.stage import Experiment, LowResolution, Stage, VideoSpec
@@ -73,8 +75,8 @@ def test_what_is_asked_for(everything_here):
 
 
 @pytest.mark.parametrize(("metrics", "options", "message"), [
-    (("fid",), {}, "training.evaluation.metrics has 'fid'; permitted: digits, fvd"),
-    (("digits",), {"data": VideoFolder(path="x")}, "has 'digits' for VideoFolder; permitted: it for CaptionedDigits"),
+    (("fid",), {}, "training.evaluation.metrics has 'fid'; permitted for CaptionedDigits: digits, fvd"),
+    (("digits",), {"data": VideoFolder(path="x")}, "has 'digits'; permitted for VideoFolder: fvd, "),
     ((), {"data": VideoFolder(path="x"), "size": 16}, "there is neither for 10x16x16 videos of VideoFolder"),
     (("psnr",), {}, "has 'psnr', which compares .* permitted: it for a stage with a source, which 'base' has not"),
     (("fvd",), {"frames": 8}, "fvd of videos of 8 frames; permitted: from 9"),
@@ -118,9 +120,9 @@ def test_distances_have_their_protocol_and_features_are_taken_once(evaluate, eve
         return np.asarray(clips, float).mean((1, 2, 3))
 
     monkeypatch.setattr(in_training, "i3d_features", features)
-    for name in run_metrics.COMPANIONS:
-        measure = dataclasses.replace(run_metrics.MEASURES[name], values=lambda videos: np.full(len(videos), 0.5))
-        monkeypatch.setitem(run_metrics.MEASURES, name, measure)
+    for name in COMPANIONS:
+        measure = dataclasses.replace(MEASURES[name], values=lambda videos: np.full(len(videos), 0.5))
+        monkeypatch.setitem(MEASURES, name, measure)
     found = evaluate(experiment_of("fvd", "kvd"), lambda real: 255 - real)
     assert seen == [4, 4] and found["evaluation/fvd"] > 10  # real and generated
     assert {"evaluation/motion", "evaluation/real/frame_lpips"} < set(found)
@@ -140,7 +142,7 @@ def test_what_stands_beside_fvd_hears_frozen_and_shuffled_frames(trained):
                      for photo in load_sample_images().images for i in range(2)
                      for t in range(10)]).reshape(4, 10, 64, 64, 3)
     order = np.random.default_rng(0).permutation(10)
-    for name in run_metrics.COMPANIONS:
+    for name in COMPANIONS:
         sets = real, real[:, :1].repeat(10, 1), real[:, order]
-        ours, frozen, shuffled = (run_metrics.MEASURES[name].values(videos).mean() for videos in sets)
+        ours, frozen, shuffled = (MEASURES[name].values(videos).mean() for videos in sets)
         assert frozen < 0.05 * ours and shuffled > 1.4 * ours, (name, ours, frozen, shuffled)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from vdm_jax.diffusion.process import Process
-from vdm_jax.digits.captioned_digits import CaptionedDigits, CaptionedDigitsSource
+from vdm_jax.digits.captioned_digits import CaptionedDigits
+from vdm_jax.digits.clips import CaptionedDigitsSource
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation import run_metrics
 from vdm_jax.evaluation.run_metrics import evaluate_run

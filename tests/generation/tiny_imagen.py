@@ -4,7 +4,8 @@ from vdm_jax.attention.patterns import External, Spatial
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import Ancestral
 from vdm_jax.diffusion.schedules import CosineSchedule, LinearBetaSchedule
-from vdm_jax.digits.captioned_digits import CaptionedDigits, caption_words
+from vdm_jax.digits.captioned_digits import CaptionedDigits
+from vdm_jax.digits.clips import caption_words
 from vdm_jax.networks.config import CrossAttention, Level, SelfAttention, UNet, WordEncoder
 from vdm_jax.stages.options import DynamicThreshold, Sampling, Training
 from vdm_jax.stages.stage import Experiment, LowResolution, Stage, VideoSpec

@@ -7,7 +7,8 @@ import pytest
 import scipy.ndimage
 
 from tests.parity import peer
-from vdm_jax.digits.captioned_digits import CaptionedDigits, generate_clip
+from vdm_jax.digits.captioned_digits import CaptionedDigits
+from vdm_jax.digits.clips import generate_clip
 from vdm_jax.errors import NotFinite, UserError
 from vdm_jax.metrics import frames
 from vdm_jax.metrics.detectors import weights

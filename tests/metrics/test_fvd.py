@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from vdm_jax.digits.captioned_digits import CaptionedDigits, generate_clip
+from vdm_jax.digits.captioned_digits import CaptionedDigits
+from vdm_jax.digits.clips import generate_clip
 from vdm_jax.errors import UserError
 from vdm_jax.metrics import fvd as video_distance
 from vdm_jax.metrics.detectors import weights

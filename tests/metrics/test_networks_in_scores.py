@@ -8,8 +8,7 @@ from tests.metrics.detectors.test_inception import drawn
 from vdm_jax.evaluation.video_files import FileSettings, evaluate_files
 from vdm_jax.metrics.detectors import c3d, clip, weights
 from vdm_jax.metrics.features import inception_kind
-from vdm_jax.metrics.frames import frame_moments
-from vdm_jax.metrics.frechet import frechet_distance
+from vdm_jax.metrics.frechet import Moments, frechet_distance
 from vdm_jax.metrics.image_protocols import FID_PROTOCOLS
 from vdm_jax.video.writing import write_video
 from vdm_jax.weights import model_kinds
@@ -69,7 +68,8 @@ def test_inception_scores_files(tmp_path, detectors):
     save_params(detectors / "inception_2015.safetensors", arrays)
     videos = write_videos(tmp_path, 2, 1)
     kind = inception_kind(FID_PROTOCOLS["fid_tensorflow"])
-    sides = [frame_moments(videos[side], lambda x: kind.make(x[:, None])[:, 0]) for side in ("real", "made")]
+    pictures = [np.reshape(videos[side], (-1, *videos[side].shape[2:])) for side in ("real", "made")]
+    sides = [Moments.of(kind.make(one[:, None])[:, 0]) for one in pictures]
     assert scored(tmp_path, "fid")["fid"] == pytest.approx(frechet_distance(*sides), rel=1e-4)
 
 
@@ -84,9 +84,9 @@ def test_c3d_scores_files(tmp_path, detectors):
 @pytest.mark.full
 def test_clip_scores_files(tmp_path, detectors):
     model = clip.MODELS["ViT-B-32"]
-    save_params(detectors / model.file.folder / "model.safetensors", clip_tensors(model))
+    save_params(detectors / model.file.path, clip_tensors(model))
     # As many tokens as the published list makes.
-    (detectors / model.file.folder / "merges.txt").write_text("#version: 0.2\n" + "a b\n" * 48_894)
+    (detectors / model.file.path).with_name("merges.txt").write_text("#version: 0.2\n" + "a b\n" * 48_894)
     write_videos(tmp_path, 2, 2)
     found = scored(tmp_path, "clipsim", "prompt_consistency", "clip_frame_consistency", clip="ViT-B-32")
     assert found["clipsim"] == found["prompt_consistency"] and -1 <= found["clipsim"] <= 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,14 +20,16 @@ from vdm_jax.stages.stage import Experiment, Stage, VideoSpec
 from vdm_jax.video.writing import write_png, write_video
 
 VOID = {"meta", "img", "br"}
+SVG = "data:image/svg+xml;base64,"
 
 
 class Page(HTMLParser):
-    """Reads a page: its text, its elements and what they refer to; fails on tags that do not match."""
+    """Reads a page: its text, its elements, what they refer to, and its charts as SVG by title; fails on tags that do
+    not match."""
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.tags, self.sources, self.text = [], [], [], ""
+        self.open, self.tags, self.sources, self.charts, self.text = [], [], [], {}, ""
         self.feed(text)
         assert self.open == []
 
@@ -34,6 +37,9 @@ class Page(HTMLParser):
         self.tags.append(tag)
         self.sources += [value for name, value in attributes if name in ("src", "href", "poster", "xlink:href")]
         assert not any(name.startswith("on") for name, _ in attributes)
+        source = dict(attributes).get("src") or ""
+        if source.startswith(SVG):
+            self.charts[dict(attributes)["alt"]] = base64.b64decode(source.removeprefix(SVG)).decode()
         if tag not in VOID:
             self.open.append(tag)
 

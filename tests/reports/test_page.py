@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import functools
+import importlib.util
 import json
 import re
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.reports import pages
-from tests.reports.pages import Page, score, write_metrics
+from tests.reports.pages import SVG, Page, score, write_metrics
 from vdm_jax.commands.main import main
 from vdm_jax.errors import UserError
 from vdm_jax.metrics.measures import COMPANIONS
@@ -45,8 +46,11 @@ def test_one_file_holds_everything_and_refers_to_nothing(make_run, capsys):
     for part in ("fvd (original), OFF PROTOCOL", "100", "80", "off protocol: frames 9 instead of 16", "SHA-256 abc",
                  "900", "seed", "validation loss 0.5 (one), 0.5 (two)", "0.25", '"kind": "Experiment"'):
         assert part in found.text
-    assert "not comparable" not in found.text and found.tags.count("svg") == 3  # loss, psnr by step and checkpoint
-    assert "training loss" in found.text and text.index("<h2>Samples") < text.index("<h2>Curves")
+    assert "not comparable" not in found.text and sorted(found.charts) == ["psnr", "training loss"]
+    assert text.count("data:image/svg") == 3  # loss, psnr by step and by checkpoint
+    for drawn in found.charts.values():  # an image loads nothing
+        assert not re.findall(r'(?:href="|url\()(?!#)', drawn)
+    assert text.index("<h2>Samples") < text.index("<h2>Curves")
     for part in ("Scores of checkpoints", "Scores while training", "kind: checkpoint", "hardly notices frozen"):
         assert part in found.text
     assert text.index("step_0000020.png") < text.index("step_0000005.png")  # the newest first, others folded away
@@ -101,10 +105,11 @@ def test_a_run_with_nothing_but_a_config_has_a_page(make_run, tmp_path):
 
 
 def test_large_files_are_named_and_left_out(make_run, monkeypatch):
-    monkeypatch.setattr("vdm_jax.reports.html.LARGEST", 10)
+    monkeypatch.setattr("vdm_jax.reports.page.LARGEST", 10)
     folder = make_run("one")
     found = Page(page([read_run(folder, "one")]))
-    assert "step_0000020.mp4 is left out" in found.text and found.sources == []
+    assert "step_0000020.mp4 is left out" in found.text
+    assert found.sources and all(source.startswith(SVG) for source in found.sources)  # charts alone
 
 
 def test_what_autoencoders_give_back_is_shown(make_run):
@@ -115,16 +120,38 @@ def test_what_autoencoders_give_back_is_shown(make_run):
     assert "What autoencoders give back" in found.text and "onebase1231.25nan0.1820.5" in found.text
 
 
+def lines_of(drawn):
+    """The paths of a chart's lines by name, and how many points of each are marked."""
+    group = re.compile(r'<g id="([^"]*)">\s*<path d="([^"]*)"(.*?)</g>', re.DOTALL)
+    return {name: (np.array(re.findall(r"[ML] ([\d.]+) ([\d.]+)", path), float), rest.count("<use"), rest)
+            for name, path, rest in group.findall(drawn) if not re.fullmatch(r"[a-z]+[\d.]*_\d+", name)}
+
+
 def test_curves_leave_out_what_is_not_finite():
     drawn = chart("loss", {"a": ([1, 2, 3], [1.0, np.nan, 3.0]), "b": ([1], [2.0])}, {"a": "#000", "b": "#111"})
-    assert drawn.count("<polyline") == 1 and drawn.count("<circle") == 3 and "nan" not in drawn and "(log)" not in drawn
+    assert "nan" not in drawn and "(log)" not in drawn and "loss" in texts(drawn)
+    assert len(lines_of(drawn)["a"][0]) == 2 and drawn.count("<use") - len(ticks(drawn)) == 3  # points are marked
     assert "(log)" in chart("x", {"a": ([1, 2], [0.1, 9.0])}, {"a": "#000"})
     assert chart("x", {"a": ([1], [np.inf])}, {"a": "#000"}) == ""
     aimed = chart("x", {"a": ([1, 2], [5.0, 6.0])}, {"a": "#000"}, {"a": ([2], [9.0])})  # dashed, all along the axis
-    dashed = re.search(r'points="62.0,26.0 448.0,26.0" fill="none" stroke="#000"[^/]*stroke-dasharray', aimed)
-    assert dashed and "a, real clips" in aimed and aimed.count("<circle") == 2
-    constant = chart("x", {"a": ([1, 2], [5.0, 5.0])}, {"a": "#000"})
-    assert "nan" not in constant and constant.count("<polyline") == 1
+    places, _, style = lines_of(aimed)["a, real clips"]
+    line = lines_of(aimed)["a"][0]
+    assert places[0, 1] == places[1, 1] < line[:, 1].min() and "stroke-dasharray" in style
+    assert places[0, 0] < line[:, 0].min() and places[1, 0] > line[:, 0].max()
+    assert "nan" not in chart("x", {"a": ([1, 2], [5.0, 5.0])}, {"a": "#000"})
+
+
+def texts(drawn):
+    return re.findall(r"<text[^>]*>([^<]*)</text>", drawn)
+
+
+def ticks(drawn):
+    return re.findall(r'<g id="[xy]tick_\d+">', drawn)
+
+
+def test_long_curves_are_averaged_in_groups():
+    drawn = chart("loss", {"a": (np.arange(9000), np.sin(np.arange(9000)))}, {"a": "#000"})
+    assert len(lines_of(drawn)["a"][0]) <= 300 and len(drawn) < 60_000
 
 
 def test_values_that_never_change_are_a_line_rather_than_curves(make_run):
@@ -132,14 +159,18 @@ def test_values_that_never_change_are_a_line_rather_than_curves(make_run):
     lines = [{"step": step, "skipped": 0, "learning_rate": 0.1 / step} for step in (1, 2, 3)]
     (folder / "base" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = Page(page([dataclasses.replace(read_run(folder, "one"), checkpoints={})]))
-    assert found.tags.count("svg") == 1 and "learning rate" in found.text
+    assert list(found.charts) == ["learning rate"]
     assert "one value throughout: skipped steps (gradient not finite) 0." in found.text
 
 
-def test_steps_on_an_axis_are_whole_numbers():
+def test_axes_have_round_labels_and_steps_are_whole_numbers():
     drawn = chart("loss", {"a": ([1, 2, 3], [1.0, 2.0, 3.0])}, {"a": "#000"})
-    axis = re.findall(r'text-anchor="middle">([^<]*)<', drawn)
-    assert axis == ["1", "2", "3", "step"]
+    shown = texts(drawn)
+    assert shown[shown.index("step") - 3 : shown.index("step") + 1] == ["1", "2", "3", "step"]
+    logarithmic = texts(chart("loss", {"a": ([1, 2], [0.1, 9.0])}, {"a": "#000"}))
+    assert {"0.1", "0.2", "0.5", "1", "2", "5"} <= set(logarithmic)
+    wide = texts(chart("loss", {"a": ([1, 2], [1e-7, 90.0])}, {"a": "#000"}))
+    assert len({"1e-06", "0.0001", "0.01", "1", "1e-05", "0.001", "0.1"} & set(wide)) >= 3
 
 
 def test_scores_survive_json():
@@ -167,3 +198,12 @@ def test_bad_requests_are_refused(make_run, tmp_path, capsys):
 def test_curves_have_titles_in_words():
     assert label("digits/whole") == "whole captions right (share)" and label("digits/digit") == "digits right (share)"
     assert label("loss") == "training loss" and label("validation_loss") == "validation loss"
+
+
+def test_without_its_packages_the_extra_is_named(make_run, monkeypatch, capsys):
+    folder = make_run("one")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "jinja2" else find(name))
+    assert main(["report", str(folder)]) == 2
+    assert "a report needs jinja2, which is not installed; permitted: pip install 'vdm_jax[plots]'" in (
+        capsys.readouterr().err)

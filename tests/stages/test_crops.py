@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from vdm_jax.attention.patterns import Spatial, Temporal
+from vdm_jax.conditions.low_resolution import enlarge
 from vdm_jax.diffusion.augmentation import NoiseAugmentation
 from vdm_jax.diffusion.process import Process
 from vdm_jax.digits.captioned_digits import CaptionedDigits
@@ -19,7 +20,7 @@ from vdm_jax.parallel.collectives import listed
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.planning.flops import network_forward
 from vdm_jax.planning.inputs import training_batch
-from vdm_jax.stages.inputs import degrade, draw_corners, enlarge, target_video, training_inputs
+from vdm_jax.stages.inputs import draw_corners, target_video, training_inputs
 from vdm_jax.stages.options import Training
 from vdm_jax.stages.parameters import initial_params
 from vdm_jax.stages.stage import LowResolution, Stage, VideoSpec
@@ -49,7 +50,7 @@ def test_a_window_is_that_of_the_whole_frames_up_to_its_edges(clips, resize, fil
         {"video": clips}, jax.random.key(3))
     assert x.shape == conditioning.low_resolution.shape == (6, 4, 8, 16, 3)
     target = np.asarray(target_video(clips, stage.video))
-    large = np.asarray(enlarge(degrade(jnp.asarray(target), stage.source), stage.source, stage.video))
+    large = np.asarray(enlarge(stage.source.degrade(jnp.asarray(target)), stage.source, stage.video))
     found = []
     for i in range(6):
         places = [(top, left) for top in range(0, 25, 4) for left in range(0, 17, 2)

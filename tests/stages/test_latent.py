@@ -12,6 +12,8 @@ import pytest
 
 from tests.training.latents import AUTOENCODER, random_params
 from vdm_jax.commands.configs import load_config
+from vdm_jax.conditions.frame_masks import FramesKnown, Known, NothingKnown
+from vdm_jax.conditions.low_resolution import low_grid
 from vdm_jax.configuration import from_json, to_json
 from vdm_jax.diffusion.augmentation import NoiseAugmentation, TruncatedAugmentation
 from vdm_jax.diffusion.process import Process
@@ -22,9 +24,8 @@ from vdm_jax.networks.autoencoder_config import Autoencoder
 from vdm_jax.networks.config import EmbeddedText, Level, UNet
 from vdm_jax.networks.latent_network import LatentNetwork
 from vdm_jax.networks.latent_unet import LatentUNet
-from vdm_jax.stages.inputs import low_grid, training_inputs
+from vdm_jax.stages.inputs import training_inputs
 from vdm_jax.stages.latent import Latent, decode, encode, encode_known
-from vdm_jax.stages.observations import FramesKnown, Known, NothingKnown
 from vdm_jax.stages.options import Sampling, StartFile, Training
 from vdm_jax.stages.parameters import initial_params
 from vdm_jax.stages.stage import Experiment, FirstFrame, KeyFrames, LowResolution, Stage, VideoSpec

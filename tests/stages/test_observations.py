@@ -10,13 +10,7 @@ import numpy as np
 import pytest
 
 from tests.generation.conftest import base_stage, random_params
-from vdm_jax.configuration import from_json, to_json
-from vdm_jax.digits.captioned_digits import CaptionedDigits
-from vdm_jax.errors import UserError
-from vdm_jax.generation.generator import Generator
-from vdm_jax.generation.one_stage import completion_method
-from vdm_jax.stages.inputs import training_inputs
-from vdm_jax.stages.observations import (
+from vdm_jax.conditions.frame_masks import (
     BoxKnown,
     FramesKnown,
     Known,
@@ -25,6 +19,12 @@ from vdm_jax.stages.observations import (
     draw_known,
     first_frame_known,
 )
+from vdm_jax.configuration import from_json, to_json
+from vdm_jax.digits.captioned_digits import CaptionedDigits
+from vdm_jax.errors import UserError
+from vdm_jax.generation.generator import Generator
+from vdm_jax.generation.one_stage import completion_method
+from vdm_jax.stages.inputs import training_inputs
 from vdm_jax.stages.options import Completion, Training
 from vdm_jax.stages.stage import Experiment, Stage, VideoSpec
 

@@ -6,11 +6,11 @@ import dataclasses
 
 import pytest
 
+from vdm_jax.conditions.frame_masks import FramesKnown, NothingKnown
 from vdm_jax.diffusion.process import Process
 from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import Level, UNet, WordEncoder
-from vdm_jax.stages.observations import FramesKnown, NothingKnown
 from vdm_jax.stages.options import Sampling, Training
 from vdm_jax.stages.stage import Experiment, LowResolution, Stage, VideoSpec
 

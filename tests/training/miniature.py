@@ -6,7 +6,8 @@ from __future__ import annotations
 import dataclasses
 
 from vdm_jax.commands.configs import load_config
-from vdm_jax.digits.captioned_digits import CaptionedDigits, caption_words
+from vdm_jax.digits.captioned_digits import CaptionedDigits
+from vdm_jax.digits.clips import caption_words
 from vdm_jax.networks.config import Mixer, UNet, WordEncoder
 from vdm_jax.stages.options import Training
 from vdm_jax.stages.stage import Experiment, LowResolution, Stage, VideoSpec

@@ -15,6 +15,7 @@ import pytest
 
 from tests.training.latents import AUTOENCODER, random_params, write_model
 from vdm_jax.conditions.conditioning import Conditioning
+from vdm_jax.conditions.frame_masks import first_frame_known
 from vdm_jax.diffusion.beta_tables import ScaledLinearBetaSchedule
 from vdm_jax.diffusion.levels import LogNormalSigma, UniformTimestep
 from vdm_jax.diffusion.process import Process
@@ -33,7 +34,6 @@ from vdm_jax.planning.flops import sampling_work, training_work
 from vdm_jax.planning.inputs import sampling_inputs, training_batch
 from vdm_jax.stages.inputs import training_inputs
 from vdm_jax.stages.latent import Latent, abstract_weights, decode, encode
-from vdm_jax.stages.observations import first_frame_known
 from vdm_jax.stages.options import Sampling, StartFile, Training
 from vdm_jax.stages.parameters import initial_params
 from vdm_jax.stages.stage import Experiment, FirstFrame, Stage, VideoSpec

@@ -20,7 +20,8 @@ import rich.console
 
 from vdm_jax.attention.patterns import Full
 from vdm_jax.diffusion.process import Process
-from vdm_jax.digits.captioned_digits import CaptionedDigits, caption_words
+from vdm_jax.digits.captioned_digits import CaptionedDigits
+from vdm_jax.digits.clips import caption_words
 from vdm_jax.errors import NotFinite, UserError
 from vdm_jax.networks.config import Level, SelfAttention, UNet, WordEncoder
 from vdm_jax.parallel.mesh import make_mesh

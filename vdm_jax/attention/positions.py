@@ -139,7 +139,7 @@ def relative_values(
     return total.reshape(total.shape[0], -1, *total.shape[-2:])
 
 
-def sinusoidal(places: tuple[Sequence[int], ...], channels: int, base: float = 10_000.0) -> Float[np.ndarray, ...]:
+def sinusoidal(places: tuple[Sequence[int], ...], channels: int, base: float = 10_000.0) -> Float[np.ndarray, " ..."]:
     """Sines and cosines of positions on a grid, `[*lengths, channels]` (Vaswani et al. 2017, 1706.03762, section 3.5).
 
     `places` holds the position numbers along each axis. Each axis has an even share of the channels; what is left

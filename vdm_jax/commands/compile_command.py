@@ -16,7 +16,6 @@ from vdm_jax.commands.arguments import override, parse_with_rest, refuse_unused
 from vdm_jax.commands.configs import load_cascade
 from vdm_jax.configuration import Count, Positive, Size
 from vdm_jax.data.embeddings import WithEmbeddings
-from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import WordEncoder
 from vdm_jax.parallel.mesh import MeshSpec
@@ -97,15 +96,15 @@ def main(arguments: Sequence[str]) -> int:
 
 def with_known_words(experiment: Experiment) -> Experiment:
     """Fill in vocabularies that are known without reading the data."""
-    if not isinstance(experiment.data, CaptionedDigits):
+    words = experiment.data.vocabulary()
+    if words is None:
         return experiment
-    from vdm_jax.digits.captioned_digits import caption_words
 
     def filled(stage):
         text = stage.network.text
         if not isinstance(text, WordEncoder) or text.words:
             return stage
-        network = dataclasses.replace(stage.network, text=dataclasses.replace(text, words=caption_words()))
+        network = dataclasses.replace(stage.network, text=dataclasses.replace(text, words=words))
         return dataclasses.replace(stage, network=network)
 
     return dataclasses.replace(experiment, stages=tuple(filled(stage) for stage in experiment.stages))

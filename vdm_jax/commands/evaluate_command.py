@@ -118,13 +118,13 @@ def main(arguments: Sequence[str]) -> int:
     settings = metric_settings(options) if options.metrics else None
     from vdm_jax.benchmark.plots import require_matplotlib
     from vdm_jax.commands.progress import sampling_progress
-    from vdm_jax.evaluation.digits import check_scorable, evaluate_digits
+    from vdm_jax.evaluation.digits import evaluate_digits, scorer_of
     from vdm_jax.video.sheets import sheet
     from vdm_jax.video.writing import atomic_path, write_png
 
     console = log_console()
     if not options.metrics:
-        check_scorable(experiment)
+        scorer_of(experiment)
     if options.augmentation_levels:
         require_matplotlib()
     if options.checkpoints:

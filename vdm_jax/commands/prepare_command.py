@@ -24,8 +24,6 @@ from vdm_jax.data.crops import Crop
 from vdm_jax.data.names import printable
 from vdm_jax.data.opening import SPLITS, default_data_dir, open_source
 from vdm_jax.data.video_folder import VideoFolder
-from vdm_jax.digits.captioned_digits import CaptionedDigits
-from vdm_jax.digits.tfds import prepare_captioned_digits
 from vdm_jax.errors import UserError
 from vdm_jax.stages.autoencoding import AnyExperiment
 from vdm_jax.training.report import log_console
@@ -89,9 +87,9 @@ def main(arguments: Sequence[str]) -> int:
 def prepare_config(experiment: AnyExperiment, options: Prepare, console: rich.console.Console) -> None:
     """Prepare the data set of a config."""
     data_dir = options.data_dir or default_data_dir()
-    if isinstance(experiment.data, CaptionedDigits):
-        with console.status("drawing captioned digits ..."):
-            path = prepare_captioned_digits(experiment.data, data_dir)
+    with console.status(f"preparing {type(experiment.data).__name__} ..."):
+        path = experiment.data.prepare(data_dir)
+    if path is not None:
         print(path)
         return
     counts = {}

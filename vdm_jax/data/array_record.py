@@ -29,7 +29,7 @@ from jaxtyping import UInt8
 from vdm_jax.configuration import config
 from vdm_jax.data.folder import Numbered, SkippedFiles, in_range
 from vdm_jax.data.record_files import check_record_file
-from vdm_jax.data.source import RandomAccessSource
+from vdm_jax.data.source import RandomAccessSource, ReadAsIs
 from vdm_jax.errors import UserError
 from vdm_jax.video.strides import clip_by_stride
 
@@ -140,6 +140,10 @@ def _record(source, number: int, format: str) -> tuple[bytes, tuple[int, ...], f
         clip = getattr(source, "exact", source.__getitem__)(number)
     except UserError as error:
         return DamagedClip(str(error))
+    lost = [name for name in clip if name == "frame_valid" or name.startswith("reference_")]
+    if lost:
+        raise UserError(f"prepare_clips: clips have {', '.join(lost)}, which records do not hold; permitted: "
+                        "VideoFolder(short='skip', references=None)")
     video = np.asarray(clip["video"])
     if video.dtype != np.uint8 or video.ndim != 4:
         raise UserError(f"prepare_clips: clip {number} is {video.dtype} {list(video.shape)}; permitted: uint8 "
@@ -200,10 +204,22 @@ def _encode_video(video: np.ndarray, format: str, fps: float) -> list[bytes]:
 
 
 @config
-class PreparedClips:
+class PreparedClips(ReadAsIs):
     """Clips written by `prepare_clips`."""
 
     path: str  # the folder that holds the folders of the splits
+
+    def open(self, split: str, data_dir: Path) -> RandomAccessSource:
+        """The clips of one split."""
+        return PreparedClipsSource(self, split)
+
+    def clip_shape(self) -> tuple[int, int, int] | None:
+        """`(T, H, W)` as recorded for the training split; None where that is not here."""
+        path = Path(self.path).expanduser() / "train" / METADATA
+        if not path.is_file():
+            return None
+        about = json.loads(path.read_text(encoding="utf-8"))
+        return about["frames"], about["height"], about["width"]
 
 
 class PreparedClipsSource:

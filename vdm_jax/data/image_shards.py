@@ -21,7 +21,7 @@ from vdm_jax.data.folder import (
 )
 from vdm_jax.data.image_folder import SUFFIXES, fitted
 from vdm_jax.data.names import is_utf8, printable
-from vdm_jax.data.source import require_at_least
+from vdm_jax.data.source import RandomAccessSource, ReadAsIs, require_at_least
 from vdm_jax.errors import UserError
 
 CAPTION_SUFFIX = ".txt"
@@ -34,7 +34,7 @@ Place = tuple[int, int]  # offset and length in a tar file
 
 
 @config
-class ImageShards:
+class ImageShards(ReadAsIs):
     """Images with captions in the tar files below a folder."""
 
     path: str  # the folder; it is only read
@@ -45,6 +45,10 @@ class ImageShards:
     def __post_init__(self):
         require_at_least(self, height=1, width=1)
         check_fractions("ImageShards", self.fractions)
+
+    def open(self, split: str, data_dir: Path) -> RandomAccessSource:
+        """The clips of one split."""
+        return ImageShardsSource(self, split)
 
 
 class ImageShardsSource:

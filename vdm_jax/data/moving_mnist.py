@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vdm_jax.data.folder import in_range
-from vdm_jax.data.published import MovingMNIST
+from vdm_jax.data.published_set import PublishedSet
 from vdm_jax.data.source import RandomAccessSource
 from vdm_jax.data.tfds_video import TFDSVideo, TFDSVideoSource, open_tfds_items
 from vdm_jax.data.whole_videos import WholeVideos, require_span
@@ -26,7 +26,7 @@ FRAMES, SIZE, DIGITS = 20, 64, 2  # of a video
 SPEED = 0.1
 
 
-def open_moving_mnist(spec: MovingMNIST, split: str) -> RandomAccessSource:
+def open_moving_mnist(spec: PublishedSet, split: str) -> RandomAccessSource:
     """The clips of one split: generated ones, or those of the test file."""
     require_span(spec, FRAMES, spec.frames)
     if spec.parts(split) == ("train",):
@@ -41,7 +41,7 @@ def open_moving_mnist(spec: MovingMNIST, split: str) -> RandomAccessSource:
 class MovingMNISTSource(WholeVideos):
     """The videos of `mnist_test_seq.npy`, uint8 `[20, videos, 64, 64]`, mapped into memory."""
 
-    def __init__(self, spec: MovingMNIST, split: str):
+    def __init__(self, spec: PublishedSet, split: str):
         super().__init__(spec, split)
         if not (spec.folder / TEST_FILE).is_file():
             raise spec.missing(f"{TEST_FILE} is missing")
@@ -72,7 +72,7 @@ class MovingMNISTSource(WholeVideos):
 class MovingDigitsSource(WholeVideos):
     """Generated videos: video i always the same, `clip` and `frame` a new one each time."""
 
-    def __init__(self, spec: MovingMNIST, split: str):
+    def __init__(self, spec: PublishedSet, split: str):
         super().__init__(spec, split)
         self._digits = _digits(spec)
 
@@ -109,7 +109,7 @@ def moving_digits(digits: UInt8[np.ndarray, "n h w"], rng: np.random.Generator) 
     return video
 
 
-def _digits(spec: MovingMNIST) -> UInt8[np.ndarray, "n h w"]:
+def _digits(spec: PublishedSet) -> UInt8[np.ndarray, "n h w"]:
     """The digits of MNIST's training part."""
     if spec.via == "tfds":
         items = open_tfds_items("mnist", str(spec.folder), "train")

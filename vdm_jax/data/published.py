@@ -10,89 +10,25 @@ to the aspect ratio and then averaged down, as for every other set.
 
 from __future__ import annotations
 
-import dataclasses
-import logging
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 from vdm_jax.configuration import Count, Size, config
-from vdm_jax.data.folder import SPLITS
-from vdm_jax.data.source import require_at_least
-from vdm_jax.data.tfds_video import TFDSVideo
-from vdm_jax.data.video_folder import VideoFolder
+from vdm_jax.data.moving_mnist import open_moving_mnist
+from vdm_jax.data.published_files import kinetics_files, ucf101_files
+from vdm_jax.data.published_set import Download, PublishedSet
+from vdm_jax.data.robot_pushing import open_robot_pushing
+from vdm_jax.data.source import RandomAccessSource, require_at_least
+from vdm_jax.data.tfds_video import TFDSVideoSource
+from vdm_jax.data.video_folder import VideoFolderSource
 from vdm_jax.errors import UserError
 
 Via = Literal["folder", "tfds"]
 Splits = tuple[str, str, str]
 
-log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Download:
-    """What a user fetches, and how the folder looks afterwards."""
-
-    what: str
-    page: str
-    layout: tuple[str, ...]  # paths below the folder
-
 
 @config
-class _Published:
-    """What all of these sets have. `splits` names the official parts (several joined by +) that serve for training,
-    validation and test."""
-
-    DOWNLOAD: ClassVar[Download]
-    PARTS: ClassVar[tuple[str, ...]]  # the official ones
-
-    path: str  # the folder; with via="tfds" the TFDS data folder
-    frames: Size = 16  # frames of a clip
-    height: Size = 64  # pixels
-    width: Size = 64  # pixels
-    frame_stride: Size = 1  # every how many-th frame of a video is taken
-
-    def __post_init__(self):
-        require_at_least(self, frames=1, height=1, width=1, frame_stride=1)
-        kind = type(self).__name__
-        if len(self.splits) != 3 or any(part not in self.PARTS for split in self.splits for part in split.split("+")):
-            raise UserError(f"{kind}.splits={self.splits!r}; permitted: for train, validation and test one or more of "
-                            f"{', '.join(self.PARTS)}, joined by +")
-        if getattr(self, "via", "folder") not in ("folder", "tfds"):
-            raise UserError(f"{kind}.via={self.via!r}; permitted: 'folder', 'tfds'")
-
-    @property
-    def folder(self) -> Path:
-        """The folder with the user's home filled in."""
-        return Path(self.path).expanduser()
-
-    def parts(self, split: str) -> tuple[str, ...]:
-        """The official parts of a split. Raises `UserError` for an unknown split."""
-        if split not in SPLITS:
-            raise UserError(f"split={split!r}; permitted: {', '.join(SPLITS)}")
-        return tuple(self.splits[SPLITS.index(split)].split("+"))
-
-    def missing(self, what: str) -> UserError:
-        """The error for data that is not there: what to fetch, from where, and where to put it."""
-        there = self.DOWNLOAD
-        layout = ", ".join(f"{self.path}/{name}" for name in there.layout)
-        return UserError(
-            f"{type(self).__name__}.path={self.path!r}: {what}; permitted: a folder with {layout}. Fetch {there.what} "
-            f"from {there.page}, put them there unpacked, and give the same command again; a set that lies elsewhere: "
-            "--data.path FOLDER")
-
-    def tfds(self, name: str, **fields: Any) -> TFDSVideo:
-        """The same set as TFDS has it."""
-        return TFDSVideo(name=name, data_dir=str(self.folder), frames=self.frames, height=self.height,
-                         width=self.width, frame_stride=self.frame_stride, splits=self.splits, **fields)
-
-    def videos(self) -> VideoFolder:
-        """How its video files are cut into clips."""
-        return VideoFolder(path=self.path, frames=self.frames, height=self.height, width=self.width,
-                           frame_stride=self.frame_stride, clips="one")
-
-
-@config
-class UCF101(_Published):
+class UCF101(PublishedSet):
     """UCF101 (Soomro et al. 2012, arXiv 1212.0402): 13,320 videos of 101 actions, 320x240 at 25 frames per second.
 
     Three official divisions into train and test; none has a validation part. Video Diffusion Models (arXiv 2204.03458)
@@ -114,9 +50,16 @@ class UCF101(_Published):
         if self.division not in (1, 2, 3):
             raise UserError(f"UCF101.division={self.division!r}; permitted: 1, 2, 3")
 
+    def open(self, split: str, data_dir: Path) -> RandomAccessSource:
+        """The clips of one split. Raises `UserError` saying what to fetch where files are missing."""
+        parts = self.parts(split)
+        if self.via == "tfds":  # its default configuration would squash frames to squares
+            return TFDSVideoSource(self.tfds(f"ucf101/ucf101_{self.division}"), split)
+        return VideoFolderSource(self.videos(), split, ucf101_files(self, parts))
+
 
 @config
-class BAIRRobotPushing(_Published):
+class BAIRRobotPushing(PublishedSet):
     """BAIR robot pushing, small (Ebert et al. 2017, arXiv 1710.05268): videos of 30 frames of 64x64, 43,264 for
     training and 256 for test, where papers predict 15 frames from 1.
 
@@ -138,9 +81,15 @@ class BAIRRobotPushing(_Published):
         if self.camera not in ("image_main", "image_aux1"):
             raise UserError(f"BAIRRobotPushing.camera={self.camera!r}; permitted: 'image_main', 'image_aux1'")
 
+    def open(self, split: str, data_dir: Path) -> RandomAccessSource:
+        """The clips of one split. Raises `UserError` saying what to fetch where files are missing."""
+        if self.via == "tfds":
+            return TFDSVideoSource(self.tfds("bair_robot_pushing_small", frames_key=self.camera), split)
+        return open_robot_pushing(self, split)
+
 
 @config
-class Kinetics600(_Published):
+class Kinetics600(PublishedSet):
     """Kinetics-600 (Carreira et al. 2018, arXiv 1808.01340): videos of about 10 s of 600 actions, where papers predict
     11 frames from 5, reporting on the test part. Videos have vanished since: copies differ in what they hold."""
 
@@ -159,9 +108,13 @@ class Kinetics600(_Published):
         if self.labels not in ("annotations", "folders", "none"):
             raise UserError(f"Kinetics600.labels={self.labels!r}; permitted: 'annotations', 'folders', 'none'")
 
+    def open(self, split: str, data_dir: Path) -> RandomAccessSource:
+        """The clips of one split. Raises `UserError` saying what to fetch where files are missing."""
+        return VideoFolderSource(self.videos(), split, kinetics_files(self, self.parts(split)))
+
 
 @config
-class MovingMNIST(_Published):
+class MovingMNIST(PublishedSet):
     """Moving MNIST (Srivastava et al. 2015, arXiv 1502.04681): 20 frames of 64x64 with two digits that bounce.
 
     The authors publish the 10,000 test videos; training videos are generated from the digits of MNIST's training part
@@ -185,6 +138,10 @@ class MovingMNIST(_Published):
         require_at_least(self, train_videos=1)
         if any(split not in self.PARTS for split in self.splits):
             raise UserError(f"MovingMNIST.splits={self.splits!r}; permitted: {', '.join(self.PARTS)} for each")
+
+    def open(self, split: str, data_dir: Path) -> RandomAccessSource:
+        """The clips of one split, generated ones for training. Raises `UserError` saying what to fetch."""
+        return open_moving_mnist(self, split)
 
 
 PublishedVideo = UCF101 | BAIRRobotPushing | Kinetics600 | MovingMNIST

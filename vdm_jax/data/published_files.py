@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vdm_jax.data.folder import list_files
-from vdm_jax.data.published import UCF101, Kinetics600, PublishedVideo
+from vdm_jax.data.published_set import PublishedSet
 from vdm_jax.data.tfds_video import in_words
 from vdm_jax.data.video_folder import SUFFIXES
 from vdm_jax.errors import UserError
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 # --- UCF101 ---
 
 
-def ucf101_files(spec: UCF101, parts: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+def ucf101_files(spec: PublishedSet, parts: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """Caption and label of every listed video, by name.
 
     Files are found by their name alone in lower case: copies differ in the folders around them and in one capital.
@@ -45,7 +45,7 @@ def ucf101_files(spec: UCF101, parts: tuple[str, ...]) -> dict[str, dict[str, An
     return files
 
 
-def _lines(spec: UCF101, path: Path, columns: int) -> list[list[str]]:
+def _lines(spec: PublishedSet, path: Path, columns: int) -> list[list[str]]:
     """The words of each line of a list. Raises `UserError` where there is no such file or a line is too short."""
     try:
         lines = [line.split() for line in path.read_text(errors="replace").splitlines() if line.strip()]
@@ -57,7 +57,7 @@ def _lines(spec: UCF101, path: Path, columns: int) -> list[list[str]]:
     return lines
 
 
-def _videos(spec: PublishedVideo, below: str = "") -> list[str]:
+def _videos(spec: PublishedSet, below: str = "") -> list[str]:
     """Names of all videos below a folder of the set, relative to the set."""
     try:
         names = list_files(type(spec).__name__, str(spec.folder / below), SUFFIXES)
@@ -69,7 +69,7 @@ def _videos(spec: PublishedVideo, below: str = "") -> list[str]:
 # --- Kinetics-600 ---
 
 
-def kinetics_files(spec: Kinetics600, parts: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+def kinetics_files(spec: PublishedSet, parts: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """Captions of the videos of some parts, by name."""
     files: dict[str, dict[str, Any]] = {}
     for part in parts:
@@ -88,7 +88,7 @@ def kinetics_files(spec: Kinetics600, parts: tuple[str, ...]) -> dict[str, dict[
     return files
 
 
-def _class_folder(spec: Kinetics600, name: str) -> str:
+def _class_folder(spec: PublishedSet, name: str) -> str:
     folder = Path(name).parent
     if len(folder.parts) < 2:
         raise UserError(f"Kinetics600.labels='folders', but {spec.path}/{name} lies in no folder of a class; "
@@ -96,7 +96,7 @@ def _class_folder(spec: Kinetics600, name: str) -> str:
     return in_words(folder.name)
 
 
-def _annotations(spec: Kinetics600, part: str) -> dict[str, str]:
+def _annotations(spec: PublishedSet, part: str) -> dict[str, str]:
     """Labels by YouTube id; none where the part's are held out."""
     paths = [spec.folder / "annotations" / f"{part}{suffix}" for suffix in (".csv", ".txt")]
     path = next((path for path in paths if path.is_file()), None)

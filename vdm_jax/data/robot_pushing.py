@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vdm_jax.data.image_folder import opened
-from vdm_jax.data.published import BAIRRobotPushing
+from vdm_jax.data.published_set import PublishedSet
 from vdm_jax.data.tfrecord import read_record, record_places
 from vdm_jax.data.whole_videos import WholeVideos
 from vdm_jax.errors import UserError
@@ -17,7 +17,7 @@ MAX_PICTURES = 10_000  # of a video that is a folder of pictures
 SHAPE = (64, 64, 3)  # of a stored frame, raw pixels
 
 
-def open_robot_pushing(spec: BAIRRobotPushing, split: str) -> WholeVideos:
+def open_robot_pushing(spec: PublishedSet, split: str) -> WholeVideos:
     """The clips of one split, from records where the folder has them, else from pictures."""
     records = spec.folder / "softmotion30_44k"
     return RobotRecordsSource(spec, split) if records.is_dir() else RobotPicturesSource(spec, split)
@@ -26,7 +26,7 @@ def open_robot_pushing(spec: BAIRRobotPushing, split: str) -> WholeVideos:
 class RobotRecordsSource(WholeVideos):
     """Videos that are records of `softmotion30_44k/PART/*.tfrecords`, in the order of the file names."""
 
-    def __init__(self, spec: BAIRRobotPushing, split: str):
+    def __init__(self, spec: PublishedSet, split: str):
         super().__init__(spec, split)
         self._places: list[tuple[Path, tuple[int, int]]] = []
         for part in spec.parts(split):
@@ -66,7 +66,7 @@ class RobotPicturesSource(WholeVideos):
     """Videos that are folders of pictures below `PART/`, in the order of their names; frames in the order of their
     numbers."""
 
-    def __init__(self, spec: BAIRRobotPushing, split: str):
+    def __init__(self, spec: PublishedSet, split: str):
         super().__init__(spec, split)
         self._videos: list[Path] = []
         for part in spec.parts(split):

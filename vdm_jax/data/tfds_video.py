@@ -22,7 +22,7 @@ import numpy as np
 from vdm_jax.configuration import Positive, Size, config
 from vdm_jax.data.folder import SPLITS, Numbered, SkippedFiles, in_range
 from vdm_jax.data.record_files import MAX_CHUNK_BYTES, check_record_file
-from vdm_jax.data.source import require_at_least
+from vdm_jax.data.source import RandomAccessSource, ReadAsIs, require_at_least
 from vdm_jax.data.tfds_files import check_descriptions
 from vdm_jax.errors import UserError
 from vdm_jax.video.strides import stride_for
@@ -60,7 +60,7 @@ KNOWN_SETS = {
 
 
 @config
-class TFDSVideo:
+class TFDSVideo(ReadAsIs):
     """One clip per item of a prepared TFDS video set."""
 
     name: str  # as TFDS has it: name, name/config or name/config:version
@@ -83,6 +83,10 @@ class TFDSVideo:
         if self.frames_key is None and self.name.split("/")[0].split(":")[0] not in KNOWN_SETS:
             raise UserError(f"TFDSVideo.name={self.name!r} without frames_key; permitted: {', '.join(KNOWN_SETS)}, or "
                             "another set with frames_key")
+
+    def open(self, split: str, data_dir: Path) -> RandomAccessSource:
+        """The clips of one split."""
+        return TFDSVideoSource(self, split)
 
     def fields(self) -> KnownSet:
         """Where the things are: what the config gives, else what is known of the set."""

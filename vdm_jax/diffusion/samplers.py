@@ -33,6 +33,8 @@ class Ancestral(OnGrid):
     transition's (gamma 1): `((1-e^-h) sigma_s^2)^(1-gamma) ((1-e^-h) sigma_t^2)^gamma`.
     """
 
+    frame_levels: ClassVar[bool] = True
+
     gamma: Share = 0.0  # 0 is the smallest variance, 1 the largest
 
     def __post_init__(self):
@@ -58,6 +60,8 @@ class AncestralLangevin(Ancestral):
 
     The predictor-corrector of Ho et al. 2022, arXiv 2204.03458, appendix B; two evaluations a step, one on the last.
     """
+
+    frame_levels: ClassVar[bool] = False
 
     delta: Positive = 0.1  # size of the Langevin step
 
@@ -100,6 +104,8 @@ class DDIM(OnGrid):
     `threshold` bounds x_hat and leaves eps_hat as it was, which is what diffusers' DDIM does. A threshold on the
     denoiser (`Sampling.threshold`) changes both.
     """
+
+    frame_levels: ClassVar[bool] = True
 
     eta: Share = 0.0  # fraction of the posterior's standard deviation that is drawn anew
     threshold: Threshold | None = None  # bounds x_hat alone; None: no bounds
@@ -271,6 +277,8 @@ class Consistency(OnGrid):
     Multistep sampling of consistency models (Song et al. 2023, arXiv 2303.01469, algorithm 1), latent ones among them
     (Luo et al. 2023, arXiv 2310.04378), whose estimate `consistency.py` makes of a network's.
     """
+
+    frame_levels: ClassVar[bool] = True
 
     def step(
         self, estimate: Estimate, z: Video, memory: None, step: Step, family: Family, noise: Video

@@ -1,255 +1,56 @@
-"""The `captioned_digits` data set: one or two coloured handwritten digits that move as the caption says.
+"""The captioned digits of the demo as a data set: how it is prepared, opened and scored."""
 
-A clip is a pure function of (seed, split, index): nothing is stored, any clip is there at once, and the
-same index gives the same clip on every machine. Text-conditional video models can be trained on it without
-a download, and `vdm_jax.digits.scorer` can say of any clip whether it shows what its caption asks for.
+from __future__ import annotations
 
-Three things separate the splits. The handwriting: no scan is in two splits. The random stream. And the test
-split alone contains the (digit, motion) pairs of `HELD_OUT_PAIRS`, which ask a model to compose what it saw
-apart.
-"""
+import math
+from pathlib import Path
+from typing import Any
 
-import dataclasses
-import itertools
-import operator
-from typing import Annotated
+from vdm_jax.configuration import config
+from vdm_jax.digits.clips import DigitClips, caption_words
+from vdm_jax.digits.drawing import SPLITS
+from vdm_jax.digits.scorer import DigitScorer
 
-import numpy as np
-
-from vdm_jax.configuration import Positive, Range, Seed, Share, Size, SizeOrZero, config
-from vdm_jax.digits import drawing as digit_drawing
-from vdm_jax.digits.drawing import COLOURS, MOTIONS, SPLITS
-from vdm_jax.errors import UserError
-
-# Never in train or validation. Every motion and six of the digits lose one partner; each keeps the others.
-HELD_OUT_PAIRS = ((4, "left"), (7, "right"), (2, "up"), (9, "down"), (5, "still"), (0, "bounce"))
-
-DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-PHRASES = {
-    "left": ("moving left", "going to the left", "sliding leftwards"),
-    "right": ("moving right", "going to the right", "sliding rightwards"),
-    "up": ("moving up", "going upwards", "rising"),
-    "down": ("moving down", "going downwards", "falling"),
-    "still": ("standing still", "staying in place", "not moving"),
-    "bounce": ("bouncing", "bouncing around", "bouncing off the walls"),
-}
-WORD_SHARE = 0.3  # of the digits, spelled as a word in the caption
-
-_ALL_PAIRS = tuple(itertools.product(range(10), MOTIONS))
-_SEEN_PAIRS = tuple(pair for pair in _ALL_PAIRS if pair not in HELD_OUT_PAIRS)
-_PAIRS = {"train": _SEEN_PAIRS, "validation": _SEEN_PAIRS, "test": _ALL_PAIRS}
-_COLOUR_NAMES = tuple(COLOURS)
-
-Clips = Annotated[int, Range(least=1, cap=10**7)]  # of a split; they are made one by one, some thousands a second
+PACKED = 50  # prepared clips take no less than this part of their bytes (20 measured)
 
 
 @config
-class CaptionedDigits:
-    """What the clips look like and how many there are."""
+class CaptionedDigits(DigitClips):
+    """One or two coloured handwritten digits that move as the caption says, drawn without a download.
 
-    seed: Seed = 0  # of every split; not negative
-    frames: Size = 16  # frames of a clip, at least 2
-    size: Size = 64  # pixels, height and width, at least 16
-    fps: Positive = 8.0  # frames per second that a clip claims; a clip holds the same motion whatever it is
-    objects: tuple[SizeOrZero, SizeOrZero] = (1, 2)  # fewest and most digits in a clip
-    single_object_fraction: Share = 0.5  # of the clips, where `objects` permits both one and two
-    train_clips: Clips = 20_000
-    validation_clips: Clips = 500
-    test_clips: Clips = 1_000
+    A `ClipData` (`data/source.py`), with a closed vocabulary and a scorer that sees what a clip shows.
+    """
 
-    def __post_init__(self):
-        smallest = {
-            "seed": 0,
-            "frames": 2,
-            "size": 16,
-            "train_clips": 1,
-            "validation_clips": 1,
-            "test_clips": 1,
-        }
-        for name, least in smallest.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UserError(
-                    f"CaptionedDigits.{name}={value!r} is not permitted; permitted: integers from {least}"
-                )
-        if tuple(self.objects) not in ((1, 1), (1, 2), (2, 2)):
-            raise UserError(
-                f"CaptionedDigits.objects={self.objects!r} is not permitted; "
-                "permitted: (1, 1), (1, 2), (2, 2)"
-            )
+    def open(self, split: str, data_dir: Path) -> Any:
+        """The clips of one split; the data set is prepared first where it is not there yet."""
+        from vdm_jax.digits.tfds import PreparedDigitsSource
 
-    def clips(self, split: str) -> int:
-        """How many clips `split` has. Raises `UserError` for an unknown split."""
-        _check_split(split)
-        return getattr(self, f"{split}_clips")
+        self.prepare(data_dir)
+        return PreparedDigitsSource(self, data_dir, split)
 
+    def prepare(self, data_dir: Path) -> Path:
+        """Writes all splits below `data_dir`, unless they are there; returns their folder."""
+        from vdm_jax.digits.tfds import prepare_captioned_digits
 
-@dataclasses.dataclass(frozen=True)
-class DigitObject:
-    """What a caption says of one digit."""
+        return prepare_captioned_digits(self, data_dir)
 
-    digit: int  # 0 to 9
-    colour: str  # a key of COLOURS
-    motion: str  # one of MOTIONS
+    def stored_bytes(self) -> int:
+        """Bytes on disk of what `prepare` writes, at the least."""
+        return sum(map(self.clips, SPLITS)) * math.prod(self.clip_shape()) * 3 // PACKED
 
     @property
-    def held_out(self) -> bool:
-        """Whether this (digit, motion) pair never occurs in the training split."""
-        return (self.digit, self.motion) in HELD_OUT_PAIRS
+    def padded(self) -> bool:
+        """Clips have all their frames."""
+        return False
 
+    def clip_shape(self) -> tuple[int, int, int]:
+        """`(T, H, W)` of every clip."""
+        return self.frames, self.size, self.size
 
-@dataclasses.dataclass(frozen=True)
-class DigitClip:
-    """One clip with all that is known about it."""
+    def vocabulary(self) -> tuple[str, ...]:
+        """Every word that a caption can contain, sorted."""
+        return caption_words()
 
-    video: np.ndarray  # uint8 [T, H, W, 3]
-    caption: str
-    objects: tuple[DigitObject, ...]  # in the order of the caption; later ones are drawn over earlier ones
-
-
-def generate_clip(spec: CaptionedDigits, split: str, index: int) -> DigitClip:
-    """Clip `index` of `split`: a pure function of its arguments, for any `index` from 0 on."""
-    rng, objects, caption = _plan(spec, split, index)
-    video = np.zeros((spec.frames, spec.size, spec.size, 3), np.uint8)
-    stamps = digit_drawing.digit_stamps(split, digit_drawing.digit_side(spec.size))
-    for item in objects:
-        stamp = stamps[item.digit][rng.integers(len(stamps[item.digit]))]
-        track = digit_drawing.draw_track(rng, item.motion, spec.frames, spec.size)
-        digit_drawing.paint(video, stamp, track, COLOURS[item.colour])
-    return DigitClip(video, caption, objects)
-
-
-def _plan(spec, split, index):
-    """What the clip is to show: the generator to go on drawing from, its objects and its caption."""
-    _check_split(split)
-    rng = np.random.default_rng([spec.seed, SPLITS.index(split), operator.index(index)])
-    fewest, most = spec.objects
-    count = fewest if fewest == most or rng.random() < spec.single_object_fraction else most
-    pairs = _PAIRS[split]
-    chosen = [pairs[k] for k in rng.integers(len(pairs), size=count)]
-    colours = rng.choice(len(COLOURS), size=count, replace=False)
-    objects = tuple(
-        DigitObject(digit, _COLOUR_NAMES[colour], motion)
-        for (digit, motion), colour in zip(chosen, colours, strict=True)
-    )
-    return rng, objects, " and ".join(_describe(item, rng) for item in objects)
-
-
-def _describe(item: DigitObject, rng: np.random.Generator) -> str:
-    phrase = PHRASES[item.motion][rng.integers(len(PHRASES[item.motion]))]
-    digit = DIGIT_WORDS[item.digit] if rng.random() < WORD_SHARE else str(item.digit)
-    return f"{_article(item.colour)} {item.colour} {digit} {phrase}"
-
-
-def _article(colour: str) -> str:
-    return "an" if colour == "orange" else "a"
-
-
-def caption_words() -> tuple[str, ...]:
-    """Every word a caption can contain, sorted."""
-    phrases = " ".join(itertools.chain(*PHRASES.values()))
-    return tuple(sorted({"a", "an", "and", *map(str, range(10)), *DIGIT_WORDS, *COLOURS, *phrases.split()}))
-
-
-def parse_caption(caption: str) -> tuple[DigitObject, ...]:
-    """The objects that a caption of this data set asks for, in its order.
-
-    Raises:
-      UserError: where the caption is outside the grammar, saying what was expected there.
-    """
-    objects = tuple(_parse_object(part, caption) for part in caption.strip().lower().split(" and "))
-    if len(objects) > 2:
-        raise UserError(f"caption {caption!r} names {len(objects)} digits; permitted: 1 or 2")
-    if len({item.colour for item in objects}) < len(objects):
-        raise UserError(f"caption {caption!r} names two digits of one colour; permitted: different colours")
-    return objects
-
-
-def _parse_object(text: str, caption: str) -> DigitObject:
-    article, colour, digit, phrase = (text.split(maxsplit=3) + [""] * 4)[:4]
-
-    def expect(found, permitted):
-        if found not in permitted:
-            raise UserError(f"caption {caption!r} has {found!r}; expected one of: {', '.join(permitted)}")
-
-    expect(article, ("a", "an"))
-    expect(colour, _COLOUR_NAMES)
-    expect(article, (_article(colour),))
-    digits = (*map(str, range(10)), *DIGIT_WORDS)
-    expect(digit, digits)
-    motions = {words: motion for motion, phrases in PHRASES.items() for words in phrases}
-    expect(phrase, tuple(motions))
-    return DigitObject(digits.index(digit) % 10, colour, motions[phrase])
-
-
-class CaptionedDigitsSource:
-    """Random access to one split, drawn on demand. Picklable, and as cheap to make as its spec.
-
-    `source[i]` is a dict of `video` uint8 [T, H, W, 3], `caption` and `fps`; `source.objects(i)` says what
-    it shows.
-    """
-
-    def __init__(self, spec: CaptionedDigits, split: str):
-        self.spec, self.split = spec, split
-        self._length = spec.clips(split)
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: int) -> dict:
-        clip = generate_clip(self.spec, self.split, _within(index, len(self)))
-        return {"video": clip.video, "caption": clip.caption, "fps": float(self.spec.fps)}
-
-    def objects(self, index: int) -> tuple[DigitObject, ...]:
-        """What clip `index` shows, without drawing it."""
-        return _plan(self.spec, self.split, _within(index, len(self)))[1]
-
-
-def prompts(
-    spec: CaptionedDigits, split: str, count: int, objects: int | None = None, held_out: bool | None = None
-) -> tuple[str, ...]:
-    """The captions of the first `count` clips of `split` that are as asked: what to sample when evaluating.
-
-    The clips are counted from index 0 and may go beyond the split's length.
-
-    Args:
-      objects: only captions that name this many digits.
-      held_out: only captions with (True) or without (False) a pair that training never showed.
-
-    Raises:
-      UserError: if no clip of this split can be as asked.
-    """
-    _check_split(split)
-    fewest, most = spec.objects
-    if objects is not None and not (fewest <= objects <= most and _share(spec, objects) > 0):
-        raise UserError(
-            f"prompts(objects={objects}): no clip has so many digits with objects={spec.objects}, "
-            f"single_object_fraction={spec.single_object_fraction}"
-        )
-    if held_out and split != "test":
-        raise UserError(f"prompts(held_out=True): split {split!r} has no held-out pairs; permitted: 'test'")
-    plans = (_plan(spec, split, index)[1:] for index in itertools.count())
-    fitting = (
-        caption
-        for shown, caption in plans
-        if objects in (None, len(shown)) and held_out in (None, any(item.held_out for item in shown))
-    )
-    return tuple(itertools.islice(fitting, count))
-
-
-def _share(spec: CaptionedDigits, objects: int) -> float:
-    if spec.objects[0] == spec.objects[1]:
-        return 1.0
-    return spec.single_object_fraction if objects == 1 else 1 - spec.single_object_fraction
-
-
-def _check_split(split: str) -> None:
-    if split not in SPLITS:
-        raise UserError(f"split={split!r} is unknown; permitted: {', '.join(map(repr, SPLITS))}")
-
-
-def _within(index: int, length: int) -> int:
-    index = operator.index(index)
-    if not 0 <= index < length:
-        raise IndexError(f"clip {index} of {length}")
-    return index
+    def scorer(self) -> DigitScorer:
+        """What says of clips whether they show what their captions ask for. Raises `UserError` without scikit-learn."""
+        return DigitScorer(self)

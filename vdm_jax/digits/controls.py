@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import UInt8
 
-from vdm_jax.digits.captioned_digits import CaptionedDigits, generate_clip
+from vdm_jax.digits.clips import DigitClips, generate_clip
 from vdm_jax.digits.scorer import DigitScorer
 from vdm_jax.errors import UserError
 
@@ -63,7 +63,7 @@ def damages(seed: int = 0) -> dict[str, Damage]:
     }
 
 
-def control_table(spec: CaptionedDigits, count: int, split: str = "test") -> dict[str, dict[str, float]]:
+def control_table(spec: DigitClips, count: int, split: str = "test") -> dict[str, dict[str, float]]:
     """`ScoreTable.summary` of the first `count` clips of `split`: as they are ("true clips"), with the
     caption of the next clip, and damaged in each of the ways of `damages`.
 

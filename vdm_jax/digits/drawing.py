@@ -7,9 +7,12 @@ motion: `tau` is 0 in the first frame and 1 in the last.
 """
 
 import functools
+import importlib.util
 
 import numpy as np
 from jaxtyping import Float, UInt8
+
+from vdm_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 MOTIONS = ("left", "right", "up", "down", "still", "bounce")
@@ -34,9 +37,17 @@ _DIRECTION = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}  
 _INSTANCES = {"train": (0, 1200), "validation": (1200, 1400), "test": (1400, 1797)}  # of the shuffled scans
 
 
+def require_scikit_learn() -> None:
+    """Raises `UserError` where scikit-learn, which carries the scans and the scorer's classifier, is not installed."""
+    if importlib.util.find_spec("sklearn") is None:
+        raise UserError("captioned digits need scikit-learn, which is not installed; permitted: pip install "
+                        "'vdm_jax[digits]', or another data set")
+
+
 @functools.cache
 def digit_scans(split: str) -> tuple[Float[np.ndarray, "n 8 8"], np.ndarray]:
     """The scans that `split` may draw, in [0, 1], and their classes. No scan belongs to two splits."""
+    require_scikit_learn()
     from sklearn.datasets import load_digits
 
     scans = load_digits()

@@ -18,11 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from vdm_jax.digits import drawing as digit_drawing
-from vdm_jax.digits.captioned_digits import (
-    COLOURS,
-    DigitObject,
-    parse_caption,
-)
+from vdm_jax.digits.clips import COLOURS, CaptionedDigitsSource, DigitClips, DigitObject, parse_caption
 from vdm_jax.errors import UserError
 
 _PIXEL = 1 / 64  # the unit the thresholds were measured in: a pixel of a 64 px frame, in frame sides
@@ -47,7 +43,8 @@ _PATH_POINTS = (
 _CROP = 20  # samples a side of a digit as the classifier sees it, one pixel of a 64 px frame apart
 
 UNCLEAR = "unclear"  # the motion of an object that jumps, or wanders in a way no caption describes
-ATTRIBUTES = ("colour", "digit", "motion")
+ATTRIBUTES = ("colour", "digit", "motion")  # of each object
+COLUMNS = ("count", *ATTRIBUTES, "whole")  # of a clip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,10 +120,30 @@ def compare(wanted: Sequence[tuple[DigitObject, ...]], seen: Sequence[tuple[Digi
 
 
 class DigitScorer:
-    """Looks at clips and compares them with their captions. The first one trains the classifier (2 s)."""
+    """Looks at clips and compares them with their captions. The first look trains the classifier (2 s).
 
-    def __init__(self):
-        self._classifier = _classifier()
+    Args:
+      spec: what `examples` are of.
+
+    Raises:
+      UserError: scikit-learn is not installed.
+    """
+
+    name, attributes = "digits", COLUMNS
+
+    def __init__(self, spec: DigitClips | None = None):
+        digit_drawing.require_scikit_learn()
+        self.spec = DigitClips() if spec is None else spec
+
+    def examples(self, split: str, count: int) -> list[dict]:
+        """The first `count` clips of a split (`video`, `caption`, `fps`), drawn here.
+
+        Raises `UserError` for an unknown split, and where it has fewer clips.
+        """
+        source = CaptionedDigitsSource(self.spec, split)
+        if count > len(source):
+            raise UserError(f"{count} clips of split {split!r}, which has {len(source)}; permitted: at most those")
+        return [source[index] for index in range(count)]
 
     def score(self, videos: UInt8[np.ndarray, "B T H W 3"], captions: Sequence[str]) -> ScoreTable:
         """Score each clip against its caption.
@@ -153,7 +170,7 @@ class DigitScorer:
             )
         found = [_find_objects(video) for video in videos]
         crops = [item.crop.ravel() for objects in found for item in objects]
-        digits = iter(self._classifier.predict(np.stack(crops)).tolist() if crops else ())
+        digits = iter(_classifier().predict(np.stack(crops)).tolist() if crops else ())
         return [
             tuple(
                 seen

@@ -6,7 +6,7 @@ through TFDS's temporary files: preparing takes 1.4 times as long and, for the d
 scratch space and not 0.2. The records are in the order of the generator, so clip i is clip i in both.
 
 Importing this module imports `tensorflow_datasets` (0.3 s) and registers the builder, which is why it is
-apart from `vdm_jax.digits.captioned_digits`.
+apart from `vdm_jax.digits.clips`.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ import pathlib
 import numpy as np
 import tensorflow_datasets as tfds
 
-from vdm_jax.digits.captioned_digits import CaptionedDigits, DigitObject, generate_clip
+from vdm_jax.digits.clips import DigitClips, DigitObject, generate_clip
 from vdm_jax.digits.drawing import COLOURS, MOTIONS, SPLITS
 from vdm_jax.errors import UserError
 from vdm_jax.video.strides import clip_by_stride
@@ -34,10 +34,10 @@ from vdm_jax.video.strides import clip_by_stride
 class DigitsBuilderConfig(tfds.core.BuilderConfig):
     """A builder configuration that knows the spec it stands for."""
 
-    spec: CaptionedDigits = CaptionedDigits()
+    spec: DigitClips = DigitClips()
 
 
-def builder_config(spec: CaptionedDigits) -> DigitsBuilderConfig:
+def builder_config(spec: DigitClips) -> DigitsBuilderConfig:
     """The configuration of `spec`, named by its frames, its size and a digest of all its fields."""
     fields = json.dumps(dataclasses.asdict(spec), sort_keys=True)
     digest = hashlib.sha256(fields.encode()).hexdigest()[:10]
@@ -50,7 +50,7 @@ class CaptionedDigitsBuilder(tfds.core.GeneratorBasedBuilder):
     name = "captioned_digits"
     VERSION = tfds.core.Version("1.0.0")  # to be raised whenever a clip of some spec changes
     RELEASE_NOTES = {"1.0.0": "First release."}
-    BUILDER_CONFIGS = [builder_config(CaptionedDigits())]
+    BUILDER_CONFIGS = [builder_config(DigitClips())]
 
     def _info(self) -> tfds.core.DatasetInfo:
         spec, features = self.builder_config.spec, tfds.features
@@ -87,14 +87,14 @@ class CaptionedDigitsBuilder(tfds.core.GeneratorBasedBuilder):
             yield index, {"video": clip.video, "caption": clip.caption, "fps": spec.fps, "objects": objects}
 
 
-def prepared_path(spec: CaptionedDigits, data_dir: str | os.PathLike) -> pathlib.Path:
+def prepared_path(spec: DigitClips, data_dir: str | os.PathLike) -> pathlib.Path:
     """Where the prepared records of `spec` are or would be. Each spec has its own directory."""
     builder = CaptionedDigitsBuilder
     root = pathlib.Path(data_dir).expanduser()
     return root / builder.name / builder_config(spec).name / str(builder.VERSION)
 
 
-def prepare_captioned_digits(spec: CaptionedDigits, data_dir: str | os.PathLike) -> pathlib.Path:
+def prepare_captioned_digits(spec: DigitClips, data_dir: str | os.PathLike) -> pathlib.Path:
     """Write the three splits of `spec` below `data_dir`, unless they are there, and return their directory.
 
     The directory appears complete or not at all; a preparation that was killed is started anew. Processes that ask for
@@ -123,7 +123,7 @@ class PreparedDigitsSource:
       UserError: for an unknown split, or if `spec` is not prepared in `data_dir`.
     """
 
-    def __init__(self, spec: CaptionedDigits, data_dir: str | os.PathLike, split: str):
+    def __init__(self, spec: DigitClips, data_dir: str | os.PathLike, split: str):
         self.spec, self.split, self.path = spec, split, prepared_path(spec, data_dir)
         self._length = spec.clips(split)
         if not self.path.exists():

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from vdm_jax.digits.scorer import COLUMNS
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.digits import Evaluation
 from vdm_jax.evaluation.run_metrics import RunMetrics
@@ -27,7 +28,6 @@ from vdm_jax.stages.stage import Experiment
 from vdm_jax.video.writing import atomic_path
 
 FOLDER = "evaluation"  # of records, in that of their stage
-ATTRIBUTES = ("whole", "count", "colour", "digit", "motion")  # of captioned digits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +150,7 @@ def digit_metrics(found: Evaluation) -> RunMetrics:
     """An evaluation of captioned digits as scores: of generated videos, and of real ones, their ceiling."""
     def scores(row: str) -> tuple[Score, ...]:
         return tuple(Score(metric=f"digits/{name}", value=found.scores[row][name], better="higher",
-                           conditions=found.protocol) for name in ATTRIBUTES)
+                           conditions=found.protocol) for name in COLUMNS)
 
     return RunMetrics(scores=scores("generated"), real=scores("real clips (ceiling)"), settings=found.protocol)
 

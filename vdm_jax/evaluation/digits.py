@@ -1,24 +1,23 @@
-"""Scoring a cascade trained on captioned digits: generated clips beside the ceiling and the floor of real ones."""
+"""Scoring a cascade by what its captions ask for: generated clips beside the ceiling and the floor of real ones."""
 
 from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from vdm_jax.digits.captioned_digits import CaptionedDigits, CaptionedDigitsSource, prompts
-from vdm_jax.digits.scorer import DigitScorer
+from vdm_jax.data.source import CaptionScorer
+from vdm_jax.digits.scorer import COLUMNS
 from vdm_jax.errors import UserError
 from vdm_jax.generation.generator import Generator, Progress
 from vdm_jax.stages.stage import Experiment
 from vdm_jax.versions import VERSION
 
 ROWS = ("generated", "real clips (ceiling)", "wrong captions (floor)")
-COLUMNS = ("count", "colour", "digit", "motion", "whole")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +46,14 @@ class Evaluation:
         return "\n".join([*lines, shown, ""])
 
 
-def check_scorable(experiment: Experiment) -> None:
-    """Raises `UserError` for experiments whose captions are not those that the scorer reads."""
-    if not isinstance(experiment.data, CaptionedDigits):
+def scorer_of(experiment: Experiment) -> CaptionScorer:
+    """What scores the videos of an experiment. Raises `UserError` where nothing can say what its captions ask for."""
+    scorer = experiment.data.scorer()
+    if scorer is None:
         raise UserError(f"a run on {type(experiment.data).__name__} has no captions of digits to score; permitted: "
                         "--metrics with any of fvd, kvd, motion, frame_lpips, frame_consistency, psnr, ssim, lpips "
                         "('vdm-jax evaluate --help' lists all)")
+    return scorer
 
 
 def evaluate_digits(
@@ -64,15 +65,14 @@ def evaluate_digits(
     The ceiling is the same scorer on the real test clips of the same captions, brought to the frames and pixels that
     the cascade makes; the floor is those clips against the captions of their neighbours.
 
-    Raises `UserError` when the run was not trained on captioned digits.
+    Raises `UserError` where nothing scores the data set of the run.
     """
-    spec = generator.experiment.data
-    check_scorable(generator.experiment)
-    captions = tuple(prompts(spec, "test", count))
+    scorer = scorer_of(generator.experiment)
+    examples = scorer.examples("test", count)
+    captions = tuple(example["caption"] for example in examples)
     result = generator(captions, seed=seed, steps=steps, guidance=guidance, progress=progress)
     note("scoring")
-    scorer = DigitScorer()
-    real = real_clips(spec, count, result.videos.shape)
+    real = real_clips(examples, result.videos.shape)
     shifted = captions[1:] + captions[:1]
     scores = dict(zip(ROWS, (
         scorer.score(result.videos, captions).summary(),
@@ -91,12 +91,11 @@ def evaluate_digits(
     return Evaluation(scores, protocol, result.videos, captions)
 
 
-def real_clips(spec: CaptionedDigits, count: int, shape: tuple[int, ...]) -> np.ndarray:
-    """The first `count` test clips at the frames and pixels of `shape` (B, T, H, W, 3), uint8."""
+def real_clips(examples: Sequence[dict[str, Any]], shape: tuple[int, ...]) -> np.ndarray:
+    """The videos of clips at the frames and pixels of `shape` (B, T, H, W, 3), uint8."""
     from vdm_jax.video.arrays import resize, subsample_frames, to_float, to_uint8
 
-    source = CaptionedDigitsSource(spec, "test")
-    clips = np.stack([source[i]["video"] for i in range(count)])
+    clips = np.stack([example["video"] for example in examples])
     if clips.shape[1:] == shape[1:]:
         return clips
     small = resize(subsample_frames(to_float(jax.numpy.asarray(clips)), shape[1]), shape[2], shape[3], "area")

@@ -18,8 +18,6 @@ from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 
 from vdm_jax.configuration import digest
-from vdm_jax.digits.captioned_digits import CaptionedDigits
-from vdm_jax.digits.scorer import DigitScorer
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.run_metrics import require_available, require_visible
 from vdm_jax.metrics import frames
@@ -33,8 +31,6 @@ from vdm_jax.stages.stage import Experiment, Stage
 from vdm_jax.training.samples import StageSamples
 from vdm_jax.video.writing import atomic_path
 
-DIGITS = "digits"  # the scorer of captioned digits
-ATTRIBUTES = ("whole", "count", "colour", "digit", "motion")  # that it tells
 FOLDER = "evaluation"  # of files, in the stage's
 PROTOCOL = "original"  # of fvd and kvd
 
@@ -47,30 +43,30 @@ def metrics_of(experiment: Experiment, stage: Stage) -> tuple[str, ...]:
     Raises `UserError` for unknown ones, those that the stage's videos or data do not permit, and for weights or
     packages that are not here.
     """
-    asked, video, on_digits = stage.training.evaluation.metrics, stage.trained().video, _on_digits(experiment)
+    asked, video, scorer = stage.training.evaluation.metrics, stage.trained().video, experiment.data.scorer()
+    scored = () if scorer is None else (scorer.name,)
     shape = video.frames, video.height, video.width
     if not asked:
-        asked = ((DIGITS,) if on_digits else ()) + (("motion",) if MEASURES["motion"].sees(shape) else ())
+        asked = scored + (("motion",) if MEASURES["motion"].sees(shape) else ())
     where = f"Stage {stage.name!r}: training.evaluation.metrics"
-    permitted = (DIGITS, *get_args(Metric))
+    permitted = (*scored, *get_args(Metric))
     if unknown := [name for name in asked if name not in permitted]:
-        raise UserError(f"{where} has {unknown[0]!r}; permitted: {', '.join(permitted)}")
+        raise UserError(f"{where} has {unknown[0]!r}; permitted for {type(experiment.data).__name__}: "
+                        f"{', '.join(permitted)}")
     if not asked:
-        raise UserError(f"{where}=() chooses digits and motion, and there is neither for {video} videos of "
-                        f"{type(experiment.data).__name__}; permitted: {', '.join(permitted)}")
-    if DIGITS in asked and not on_digits:
-        raise UserError(f"{where} has 'digits' for {type(experiment.data).__name__}; permitted: it for CaptionedDigits "
-                        "alone")
-    if DIGITS in asked and video.height != video.width:
-        raise UserError(f"{where} has 'digits' for videos of {video}; permitted: it for square ones")
+        raise UserError(f"{where}=() chooses the scorer of the data and motion, and there is neither for {video} "
+                        f"videos of {type(experiment.data).__name__}; permitted: {', '.join(permitted)}")
+    of_captions = tuple(name for name in scored if name in asked)
+    if of_captions and video.height != video.width:
+        raise UserError(f"{where} has {scorer.name!r} for videos of {video}; permitted: it for square ones")
     paired = [name for name in asked if name in MEASURES and MEASURES[name].paired]
     if paired and stage.source is None:
         raise UserError(f"{where} has {paired[0]!r}, which compares a video with the clip that it is made from; "
                         f"permitted: it for a stage with a source, which {stage.name!r} has not")
-    names = accompanied([name for name in asked if name != DIGITS], shape)
+    names = accompanied([name for name in asked if name not in scored], shape)
     require_visible(names, shape)
     require_available(names)
-    return ((DIGITS,) if DIGITS in asked else ()) + names
+    return of_captions + names
 
 
 class StageEvaluation:
@@ -86,7 +82,7 @@ class StageEvaluation:
 
     def __init__(self, experiment: Experiment, stage: Stage, folder: Path, mesh: Mesh, data_dir: Path | None,
                  autoencoder: tuple[Any, ...] = ()):
-        self.metrics = metrics_of(experiment, stage)
+        self.metrics, self._scorer = metrics_of(experiment, stage), experiment.data.scorer()
         self._experiment, self._stage, self._folder = experiment, stage.trained(), folder / FOLDER
         self._samples = StageSamples(experiment, stage, stage.training.evaluation.clips, mesh, data_dir,
                                      autoencoder)
@@ -113,8 +109,8 @@ class StageEvaluation:
         features = cache(lambda: i3d_features(videos, find_protocol(PROTOCOL).resize))
         scores: list[Score] = []
         for name in self.metrics:
-            if name == DIGITS:
-                scores += self._digits(videos)
+            if self._scorer is not None and name == self._scorer.name:
+                scores += self._of_captions(videos)
             elif name in DISTANCES:
                 scores.append(self._distance(name, features()))
             else:
@@ -124,7 +120,9 @@ class StageEvaluation:
 
     @cached_property
     def _real(self) -> list[Score]:
-        real, found = self._samples.real, self._digits(self._samples.real) if DIGITS in self.metrics else []
+        real = self._samples.real
+        scored = self._scorer is not None and self._scorer.name in self.metrics
+        found = self._of_captions(real) if scored else []
         alone = [name for name in self.metrics if name in MEASURES and not MEASURES[name].paired]
         return found + [self._mean(name, MEASURES[name].values(real)) for name in alone]
 
@@ -132,10 +130,10 @@ class StageEvaluation:
     def _real_features(self) -> Float[np.ndarray, "n 400"]:
         return i3d_features(self._samples.real, find_protocol(PROTOCOL).resize)
 
-    def _digits(self, videos: Videos) -> list[Score]:
-        means = DigitScorer().score(videos, self._samples.captions).means()
-        return [Score(metric=f"{DIGITS}/{name}", value=means[name], better="higher", conditions=self._conditions)
-                for name in ATTRIBUTES]
+    def _of_captions(self, videos: Videos) -> list[Score]:
+        means = self._scorer.score(videos, self._samples.captions).means()
+        return [Score(metric=f"{self._scorer.name}/{name}", value=means[name], better="higher",
+                      conditions=self._conditions) for name in self._scorer.attributes]
 
     def _distance(self, name: str, features: Float[np.ndarray, "n 400"]) -> Score:
         protocol, made = find_protocol(PROTOCOL), self._conditions
@@ -155,7 +153,3 @@ class StageEvaluation:
                 "stride": self._samples.source_frames // video.frames, "split": self._experiment.validation_split,
                 "data": f"{type(data).__name__} {digest(data)}", "sampler steps": self._stage.sampling.steps,
                 "from": "noise" if self._stage.source is None else "degraded real clips", "seed": self._experiment.seed}
-
-
-def _on_digits(experiment: Experiment) -> bool:
-    return isinstance(getattr(experiment.data, "data", experiment.data), CaptionedDigits)

@@ -95,11 +95,11 @@ class Autoencoder:
             return "decoder", "out_temporal", "kernel"
         return ("decoder", "out", "temporal", "kernel") if self.temporal_kernel > 1 else ("decoder", "out", "kernel")
 
-    def normalise(self, latents: Float[Array, ...]) -> Float[Array, ...]:
+    def normalise(self, latents: Float[Array, " ..."]) -> Float[Array, " ..."]:
         """Latents as diffusion sees them."""
         return self.scale * (latents - self.shift)
 
-    def denormalise(self, latents: Float[Array, ...]) -> Float[Array, ...]:
+    def denormalise(self, latents: Float[Array, " ..."]) -> Float[Array, " ..."]:
         """Latents as the decoder sees them."""
         return latents / self.scale + self.shift
 

@@ -5,10 +5,13 @@ from typing import Literal, get_args, get_type_hints
 
 from vdm_jax.attention.capability import require
 from vdm_jax.attention.patterns import AttentionPattern, External, Spatial, Temporal
+from vdm_jax.conditions.conditioning import Way, conditions_of
+from vdm_jax.conditions.inputs import Input
+from vdm_jax.conditions.reference import Reference
+from vdm_jax.conditions.text import EmbeddedText, TextInput, WordEncoder  # noqa: F401 what configs are made of
 from vdm_jax.configuration import (
     Count,
     Depth,
-    DepthOrZero,
     NonNegative,
     ShareBelowOne,
     Size,
@@ -143,57 +146,6 @@ class AttentionInflation:
 Mixer = (SelfAttention | CrossAttention | TemporalConvolution | FeedForward | ConvolutionInflation
          | AttentionInflation)
 
-# ---------------------------------------------------------------------------------------------- text inputs
-
-
-@config
-class WordEncoder:
-    """Small word-level transformer encoder, trained with the network."""
-
-    words: tuple[str, ...] = ()  # vocabulary; empty: taken from the data set when the run is made
-    length: Size = 24  # tokens; longer captions are cut, with a warning
-    width: Size = 64
-    layers: DepthOrZero = 2
-    head_dim: Size = 16
-    pooling: Literal["mean", "attention"] = "mean"  # of tokens into the conditioning vector
-
-    def __post_init__(self):
-        _positive(self, "length", "width", "head_dim")
-        _choice(self, WordEncoder, "pooling")
-        _divides(self, "width", "head_dim")
-
-
-@config
-class EmbeddedText:
-    """Text that arrives as embeddings computed beforehand by any encoder."""
-
-    width: Size = 768  # channels per token
-    project: WidthOrZero = 0  # channels per token after a learned linear map; 0: tokens stay as they come
-    pooling: Literal["mean", "attention"] = "mean"  # of tokens into the conditioning vector
-
-    def __post_init__(self):
-        _positive(self, "width")
-        if self.project < 0:
-            raise UserError(f"EmbeddedText.project={self.project} is not valid; permitted: >= 0")
-        _choice(self, EmbeddedText, "pooling")
-
-
-TextInput = WordEncoder | EmbeddedText
-
-
-@config
-class Reference:
-    """Features made outside the network (of a reference picture, of key frames) that attention layers may see."""
-
-    name: str  # key in `Conditioning.references`
-    width: Size  # channels per token
-
-    def __post_init__(self):
-        _positive(self, "width")
-        if self.name == "text":
-            raise UserError("Reference.name='text' is not valid; permitted: any other name")
-
-
 # ---------------------------------------------------------------------------------------------- the U-Net
 
 
@@ -260,9 +212,16 @@ class UNet:
     observed: bool = False  # takes known frames and their mask (out_channels + 1 extra input channels)
     scalars: tuple[str, ...] = ()  # names of further scalar inputs, e.g. "fps"
     references: tuple[Reference, ...] = ()  # outside features that attention layers name as their bank
+    conditions: tuple[Input, ...] = ()  # further conditions; `features` are a bank like those of references
     spread: Literal["frames", "height"] = "frames"  # what of a video is split over the mesh axis `context`
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters stay float32
     remat: Literal["none", "dots", "full", "offload"] = "none"  # what the backward pass recomputes; networks/remat.py
+
+    # What only a `LatentNetwork` has.
+    first_frame = False
+    known = "none"
+    known_steps = 0
+    motion = None
 
     def __post_init__(self):
         _positive(self, "out_channels", "embedding_channels", "embedding_layers", "patch", "stem_kernel",
@@ -299,7 +258,8 @@ class UNet:
         mixers = [m for level in self.levels for m in level.mixers] + list(self.middle)
         if self.text is None and any(isinstance(m, CrossAttention) for m in mixers):
             raise UserError("UNet.text=None but a level has CrossAttention; permitted: WordEncoder or EmbeddedText")
-        names = [reference.name for reference in self.references]
+        check_conditions("UNet", self.conditions, ("channels", "vector", "features"))
+        names = [entry.name for entry in (*self.references, *self.entering("features"))]
         if len(set(names)) < len(names):
             raise UserError(f"UNet.references={names} is not valid; permitted: different names")
         for bank in (m.bank for m in mixers if isinstance(getattr(m, "pattern", None), External)):
@@ -328,8 +288,20 @@ class UNet:
 
     @property
     def prompted(self) -> bool:
-        """Whether the network takes what classifier-free guidance can take away: text or a class."""
-        return self.text is not None or self.classes > 0
+        """Whether the network takes what classifier-free guidance can take away, such as text or a class."""
+        return any(condition.guidance == "prompt" for condition in conditions_of(self))
+
+    def entering(self, way: Way) -> tuple[Input, ...]:
+        """Its further conditions that enter in this way."""
+        return tuple(entry for entry in self.conditions if entry.condition.enters == way)
+
+    @property
+    def stacked(self) -> dict[str, int]:
+        """Input channels by what they hold, in the order in which they enter."""
+        size = self.out_channels  # of the video, or of its latents
+        return {"video": size, **({"low_resolution": size} if self.low_resolution else {}),
+                **({"observed": size + 1} if self.observed else {}),
+                **{entry.name: entry.width for entry in self.entering("channels")}}
 
     @property
     def absolute_position(self) -> str | None:
@@ -347,3 +319,12 @@ class UNet:
     @property
     def _reducing(self) -> tuple[Level, ...]:
         return self.levels[:-1] if self.resample_order == "after" else self.levels
+
+
+def check_conditions(kind: str, conditions: tuple[Input, ...], ways: tuple[Way, ...]) -> None:
+    """Raise `UserError` for a further condition that is there twice, or enters in a way that a network has not."""
+    names = [entry.name for entry in conditions]
+    for entry in conditions:
+        if names.count(entry.name) > 1 or entry.condition.enters not in ways:
+            raise UserError(f"{kind}.conditions={names}: {entry.name!r} enters as {entry.condition.enters}; permitted: "
+                            f"different conditions that enter as {', '.join(ways)}")

@@ -67,6 +67,6 @@ class PatchDiscriminator(nn.Module):
         return Convolution(1, (spec.frames, 4, 4), kernel_init=_start, name="out")(x)
 
 
-def hinge_loss(real: Float[Array, ...], fake: Float[Array, ...]) -> Float[Array, ""]:
+def hinge_loss(real: Float[Array, " ..."], fake: Float[Array, " ..."]) -> Float[Array, ""]:
     """What a discriminator minimises, from its scores (Lim & Ye 2017, arXiv 1705.02894)."""
     return 0.5 * (jax.nn.relu(1 - real).mean() + jax.nn.relu(1 + fake).mean())

@@ -12,13 +12,14 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vdm_jax.conditions.conditioning import Conditioning
+from vdm_jax.conditions.conditioning import Conditioning, conditions_of
+from vdm_jax.conditions.inputs import Input
 from vdm_jax.configuration import CountOrZero, NonNegative, WidthOrZero, config
 from vdm_jax.diffusion.beta_tables import LinearBetaSchedule, ScaledLinearBetaSchedule
 from vdm_jax.errors import UserError, unknown_kind
-from vdm_jax.networks.config import EmbeddedText, UNet
+from vdm_jax.networks.config import EmbeddedText, UNet, check_conditions
 from vdm_jax.networks.latent_unet import LatentUNet, LatentUNetNetwork
-from vdm_jax.networks.unet import SpaceTimeUNet
+from vdm_jax.networks.unet import SpaceTimeUNet, check_entries
 
 SCALARS = ("fps", "motion", "noise")
 
@@ -49,6 +50,7 @@ class LatentNetwork:
     # class of the U-Net says (LVDM's conditional latent perturbation) unless it says the rate. 0: they stay as they are
     known_steps: CountOrZero = 0
     known_step: CountOrZero = 100
+    conditions: tuple[Input, ...] = ()  # further conditions, as further channels
     # Class of the U-Net that says which of several frame rates it makes; None: no such classes
     rate: WidthOrZero | None = None
 
@@ -63,6 +65,7 @@ class LatentNetwork:
         if "noise" in self.scalars and not self.first_frame:
             raise UserError("LatentNetwork.scalars has 'noise', that on the first frame, with first_frame=False; "
                             "permitted: first_frame=True")
+        check_conditions("LatentNetwork", self.conditions, ("channels",))
         self._check_known()
         classes = 0 if self.low_resolution_steps is None else self.low_resolution_steps.steps
         own = bool(self.known_steps) or self.rate is not None
@@ -106,8 +109,8 @@ class LatentNetwork:
 
     @property
     def prompted(self) -> bool:
-        """Whether it takes what classifier-free guidance can take away: tokens or the first frame."""
-        return self.text is not None or self.first_frame
+        """Whether it takes what classifier-free guidance can take away, such as tokens or the first frame."""
+        return any(condition.guidance == "prompt" for condition in conditions_of(self))
 
     @property
     def dtype(self) -> str:
@@ -183,7 +186,7 @@ class LatentNetworkModule(nn.Module):
 
 
 def check_inputs(
-    spec: LatentNetwork, z: Float[Array, "b t h w c"], logsnr: Float[Array, ...], conditioning: Conditioning
+    spec: LatentNetwork, z: Float[Array, "b t h w c"], logsnr: Float[Array, " ..."], conditioning: Conditioning
 ) -> None:
     """Raise `UserError` for a part that the network needs and that is absent, and for what it cannot take."""
     needed = {"embeddings": spec.text is not None, "text_mask": spec.text is not None, "image": spec.first_frame,
@@ -197,6 +200,7 @@ def check_inputs(
     if absent:
         raise UserError(f"the network needs Conditioning.scalars[{absent[0]!r}]; given: "
                         f"{', '.join(conditioning.scalars) or 'none'}")
+    check_entries(spec, z, conditioning)
     if conditioning.frame_valid is not None:
         raise UserError("clips with padded frames for a LatentNetwork, whose layers over frames would see them; "
                         "permitted: clips of one length, or a UNet")
@@ -223,6 +227,7 @@ def _stacked(spec: LatentNetwork, z: Array, conditioning: Conditioning, known: A
         parts.append(conditioning.low_resolution)
     if spec.first_frame:
         parts.append(jnp.broadcast_to(conditioning.image, (*z.shape[:4], conditioning.image.shape[-1])))
+    parts += [conditioning.inputs[entry.name] for entry in spec.conditions]
     return jnp.concatenate(parts, axis=-1)
 
 

@@ -232,7 +232,7 @@ class PartedDense(nn.Module):
         return tuple(y[..., i, :] for i in range(self.parts))
 
 
-def add_residual(x: Float[Array, ...], change: Float[Array, ...]) -> Float[Array, ...]:
+def add_residual(x: Float[Array, " ..."], change: Float[Array, " ..."]) -> Float[Array, " ..."]:
     """`x + change` as a value of its own, which later layers read rather than recompute.
 
     XLA on CPU otherwise fuses the whole chain of residual additions, forward and backward, into every layer that
@@ -241,7 +241,7 @@ def add_residual(x: Float[Array, ...], change: Float[Array, ...]) -> Float[Array
     return lax.optimization_barrier(x + change)
 
 
-def sinusoids(x: Float[Array, ...], channels: int, max_period: float = 10_000.0) -> Float[Array, "... c"]:
+def sinusoids(x: Float[Array, " ..."], channels: int, max_period: float = 10_000.0) -> Float[Array, "... c"]:
     """Sines and cosines of `x` at geometrically spaced periods from 2 pi to 2 pi `max_period`."""
     half = channels // 2
     frequency = jnp.exp(-jnp.log(max_period) * jnp.arange(half) / max(half - 1, 1))

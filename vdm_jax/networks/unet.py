@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -41,7 +42,7 @@ from vdm_jax.parallel.rules import spread
 Run = Callable[..., Array]  # a block of the network: `run(x, level, mixers, name, resized=None)`
 
 
-def encode_level(logsnr: Float[Array, ...], encoding: str) -> Float[Array, ...]:
+def encode_level(logsnr: Float[Array, " ..."], encoding: str) -> Float[Array, " ..."]:
     """Noise level as a number of order 1000, ready for sinusoids: 1000 times one of the following.
 
     `inv_cos` is the time at which the cosine schedule has log-SNR lambda, arctan(exp(-lambda/2)) / (pi/2), as in the
@@ -258,8 +259,12 @@ class Embedding(nn.Module):
             vector = vector + scalar(name, conditioning.scalars[name])[:, None]
         if spec.classes:
             vector = vector + ClassEmbedding(spec.classes, width, name="label")(conditioning.labels)[:, None]
+        for entry in spec.entering("vector"):
+            value = Dense(width, name=f"condition_{entry.name}")(conditioning.inputs[entry.name])
+            vector = vector + value[:, None]
         banks = {name: (conditioning.references[name], conditioning.reference_masks.get(name))
                  for name in (reference.name for reference in spec.references)}
+        banks |= {entry.name: (conditioning.inputs[entry.name], None) for entry in spec.entering("features")}
         if spec.text is not None:
             tokens, mask, pooled = TextConditioner(spec.text, width, jnp.dtype(spec.dtype), name="text")(conditioning)
             if images:  # the clip's caption for its frames, then one per image
@@ -313,12 +318,14 @@ class PositionEmbedding(nn.Module):
 
 
 def stack_inputs(spec: cfg.UNet, z: Array, conditioning: Conditioning) -> Array:
-    """Noisy video, low-resolution video, observed frames and their mask along the channels."""
+    """Noisy video, low-resolution video, observed frames and their mask, and further conditions along the channels, in
+    the order of `UNet.stacked`."""
     parts = [z]
     if spec.low_resolution:
         parts.append(conditioning.low_resolution)
     if spec.observed:
         parts += [conditioning.observed, conditioning.observed_mask]
+    parts += [conditioning.inputs[entry.name] for entry in spec.entering("channels")]
     return jnp.concatenate(parts, axis=-1)
 
 
@@ -331,8 +338,8 @@ def check_inputs(spec: cfg.UNet, z: Array, conditioning: Conditioning, images: i
             raise UserError(f"video {name}={size} is not a multiple of the U-Net's reduction {multiple}; "
                             f"permitted: {multiple}, {2 * multiple}, {3 * multiple}, ...")
     needed = {"low_resolution": spec.low_resolution, "augmentation": spec.low_resolution, "labels": spec.classes > 0,
-              "observed": spec.observed, "observed_mask": spec.observed, "text_mask": spec.text is not None,
-              "tokens": isinstance(spec.text, cfg.WordEncoder), "embeddings": isinstance(spec.text, cfg.EmbeddedText)}
+              "observed": spec.observed, "observed_mask": spec.observed,
+              **({} if spec.text is None else dict.fromkeys(spec.text.reads, True))}
     for name, is_needed in needed.items():
         if is_needed and getattr(conditioning, name) is None:
             raise UserError(f"Conditioning.{name} is None, but the network was configured to take it")
@@ -343,6 +350,7 @@ def check_inputs(spec: cfg.UNet, z: Array, conditioning: Conditioning, images: i
         raise UserError(f"Conditioning has {conditioning.text_mask.shape[1]} captions per clip; "
                         f"permitted: {1 + images}, one for the clip and one for each appended image")
     check_references(spec, z, conditioning, images)
+    check_entries(spec, z, conditioning)
     valid = conditioning.frame_valid
     if valid is not None and valid.shape != z.shape[:2]:
         raise UserError(f"Conditioning.frame_valid has shape {valid.shape}; permitted: {z.shape[:2]}, batch and frames")
@@ -376,6 +384,20 @@ def check_references(spec: cfg.UNet, z: Array, conditioning: Conditioning, image
                             f"{' or '.join(map(str, groups))}, tokens, {width}]")
         if mask is not None and mask.shape != shape[:3]:
             raise UserError(f"Conditioning.reference_masks[{name!r}] has shape {mask.shape}; permitted: {shape[:3]}")
+
+
+def check_entries(spec: cfg.UNet | Any, z: Array, conditioning: Conditioning) -> None:
+    """Raise `UserError` when a further condition is absent, or of another shape than it enters with."""
+    for entry in spec.conditions:
+        if entry.name not in conditioning.inputs:
+            raise UserError(f"Conditioning.inputs has no {entry.name!r}; given: "
+                            f"{', '.join(conditioning.inputs) or 'none'}")
+        shape, way = conditioning.inputs[entry.name].shape, entry.condition.enters
+        wanted = {"channels": z.shape[:4], "vector": z.shape[:1], "features": (*z.shape[:1], 1, "tokens")}[way]
+        sizes = shape if way != "features" or len(shape) != 4 else (*shape[:2], "tokens", shape[3])
+        if sizes != (*wanted, entry.width):
+            raise UserError(f"Conditioning.inputs[{entry.name!r}] has shape {shape}; permitted: "
+                            f"{(*wanted, entry.width)}")
 
 
 def count_parameters(network: cfg.UNet, shape: tuple[int, ...], conditioning: Conditioning | None = None) -> int:

@@ -10,10 +10,7 @@ from pathlib import Path
 
 import jax
 
-from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.data.opening import default_data_dir
-from vdm_jax.digits.captioned_digits import CaptionedDigits
-from vdm_jax.digits.drawing import SPLITS
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import SelfAttention
 from vdm_jax.networks.latent_network import LatentNetwork, Network
@@ -28,7 +25,6 @@ FLOAT = 4  # bytes
 GRID = 4  # clips of a sample grid
 FRAMES = 4096  # whose table of which frame sees which is made in a second or two, whenever a network is traced
 TOKENS = 2**21  # of one attention, whose map of blocks is made in as long
-PACKED = 50  # captioned digits are stored in no less than this part of their bytes (20 measured)
 
 Amount = tuple[str, str, int]  # what it is, the fields that decide it, bytes
 
@@ -48,14 +44,10 @@ def check_budget(experiment: AnyExperiment, stages: Sequence[str], data_dir: Pat
         if device is not None:
             amount = _on_devices(stage)
             _refuse(f"stage {name!r}: {amount[0]}", amount, device * mesh.size, f"the memory of {mesh.size} devices")
-    data = experiment.data.data if isinstance(experiment.data, WithEmbeddings) else experiment.data
-    if isinstance(data, CaptionedDigits):
-        folder = data_dir or default_data_dir()
-        clips = sum(data.clips(split) for split in SPLITS)
-        size = clips * math.prod(clip_shape(data, experiment.stages[0])[0]) * 3 // PACKED
-        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        _refuse(f"the captioned digits, {clips} clips", ("", "data.train_clips, data.frames, data.size", size),
-                shutil.disk_usage(there).free, f"the disk of {folder}")
+    size, folder = experiment.data.stored_bytes(), data_dir or default_data_dir()
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    _refuse(f"what is prepared of {type(experiment.data).__name__}", ("", "data: clips, frames, pixels", size),
+            shutil.disk_usage(there).free, f"the disk of {folder}")
 
 
 def _on_host(experiment: AnyExperiment, stage: AnyStage) -> Iterator[Amount]:

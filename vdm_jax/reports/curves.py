@@ -1,89 +1,75 @@
-"""Curves as SVG text: lines of several runs in one picture, without a plotting library and without scripts."""
+"""Curves of several runs in one picture, drawn by matplotlib as SVG."""
 
 from __future__ import annotations
 
-import html
-import math
+import importlib.util
+import io
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
 
-COLOURS = ("#1f6fb4", "#d1495b", "#2e8b57", "#8a5fbf", "#c77d18", "#3aa6a6", "#7a5c46", "#6b7280")
-_WIDTH, _HEIGHT = 460, 250  # of the picture, pixels
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 12, 26, 46  # margins, pixels
-_POINTS = 300  # most points of a line; more are averaged in groups
-_WHOLE, _DASHED = 'stroke-width="1.6"', 'stroke-width="1.2" stroke-dasharray="5 4"'
-_MARKED = 40  # most points that are marked
+from vdm_jax.errors import UserError
 
+COLOURS = ("#1f6fb4", "#d1495b", "#2e8b57", "#8a5fbf", "#c77d18", "#3aa6a6", "#7a5c46", "#6b7280")
+_POINTS = 300  # most points of a line; more are averaged in groups
+_MARKED = 40  # most points that are marked
 
 Lines = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # by name: x and y
 
 
+def require_packages() -> None:
+    """Raises `UserError` naming the extra where matplotlib or Jinja2 is not installed."""
+    missing = [name for name in ("matplotlib", "jinja2") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"a report needs {' and '.join(missing)}, which is not installed; permitted: pip install "
+                        "'vdm_jax[plots]'")
+
+
 def chart(title: str, lines: Lines, colours: Mapping[str, str], dashed: Lines = MappingProxyType({}),
           x_label: str = "step") -> str:
-    """One picture: a line of (x, y) for each name, with its points where they are few, and dashed ones of the same
-    names, for what the lines should come to. Values that are not finite are left out; the y axis is logarithmic where
-    all values are above 0 and span more than a factor of 20."""
+    """One picture as SVG: a line of (x, y) for each name, with its points where they are few, and dashed ones of the
+    same names, for what the lines should come to. Values that are not finite are left out, and nothing is drawn where
+    none is left; the y axis is logarithmic where all values are above 0 and span more than a factor of 20."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
     points, aims = _kept(lines), _kept(dashed)
     if not points:
         return ""
-    xs, ys = (np.concatenate([pair[i] for pair in (*points.values(), *aims.values())]) for i in (0, 1))
-    logarithmic = ys.min() > 0 and ys.max() > 20 * ys.min()
-    scale = np.log10 if logarithmic else np.asarray
-    across, up = _axis(xs.min(), xs.max(), _LEFT, _WIDTH - _RIGHT), _axis(
-        scale(ys.min()), scale(ys.max()), _HEIGHT - _BOTTOM, _TOP)
-    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(title)}">',
-             f'<text x="{_LEFT}" y="16" class="title">{html.escape(title)}{" (log)" if logarithmic else ""}</text>']
-    for value in _ticks(float(scale(ys.min())), float(scale(ys.max()))):
-        y, shown = up(value), 10**value if logarithmic else value
-        parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>'
-                     f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{shown:.3g}</text>')
-    for value in _ticks(float(xs.min()), float(xs.max()), whole=x_label == "step"):
-        parts.append(f'<text x="{across(value):.1f}" y="{_HEIGHT - 28}" text-anchor="middle">{value:g}</text>')
-    parts.append(f'<text x="{(_LEFT + _WIDTH - _RIGHT) / 2}" y="{_HEIGHT - 8}" text-anchor="middle">{x_label}</text>')
-
-    def places(x: np.ndarray, y: np.ndarray) -> list[str]:
-        return [f"{across(a):.1f},{up(b):.1f}" for a, b in zip(x, scale(y), strict=True)]
-
-    for name, (x, y) in aims.items():
-        level = (np.array([xs.min(), xs.max()]), y[[0, 0]]) if len(x) == 1 else (x, y)
-        parts.append(_line(f"{name}, real clips", places(*level), colours[name], _DASHED))
-    parts += [_line(name, places(*pair), colours[name], _WHOLE) for name, pair in points.items()]
-    return "".join([*parts, "</svg>"])
-
-
-def _line(title: str, places: Sequence[str], colour: str, style: str) -> str:
-    """Points "x,y", joined; whole lines of few points have them marked."""
-    marks = ""
-    if style == _WHOLE and len(places) <= _MARKED:
-        pairs = (place.split(",") for place in places)
-        marks = "".join(f'<circle cx="{x}" cy="{y}" r="2.6" fill="{colour}"/>' for x, y in pairs)
-    line = f'<polyline points="{" ".join(places)}" fill="none" stroke="{colour}" {style}/>' if len(places) > 1 else ""
-    return f"<g><title>{html.escape(title)}</title>{line}{marks}</g>"
+    values = np.concatenate([y for _, y in (*points.values(), *aims.values())])
+    logarithmic = values.min() > 0 and values.max() > 20 * values.min()
+    # Text stays text, and equal pictures are equal files.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "vdm_jax"}):
+        figure = Figure(figsize=(4.8, 2.8), layout="constrained")
+        axes = figure.subplots()
+        for name, (x, y) in aims.items():
+            shape = {"color": colours[name], "linestyle": "--", "linewidth": 1.2, "gid": f"{name}, real clips"}
+            axes.plot(x, y, **shape) if len(x) > 1 else axes.axhline(y[0], **shape)
+        for name, (x, y) in points.items():
+            axes.plot(x, y, color=colours[name], linewidth=1.6, marker="o" if len(x) <= _MARKED else "", markersize=4,
+                      gid=name)
+        axes.set_title(f"{title}{' (log)' if logarithmic else ''}", loc="left", fontsize=11, fontweight="bold")
+        axes.set_xlabel(x_label)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=x_label == "step"))
+        if logarithmic:
+            axes.set_yscale("log")
+            few = values.max() < 1e3 * values.min()  # decades
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
+            axes.yaxis.set_major_formatter(lambda value, place: f"{value:.3g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.grid(axis="y", alpha=0.4)
+        axes.spines[["top", "right"]].set_visible(False)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    return file.getvalue()
 
 
 def _kept(lines: Lines) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The lines that have finite points, thinned."""
     found = {name: _thinned(np.asarray(x, float), np.asarray(y, float)) for name, (x, y) in lines.items()}
     return {name: (x, y) for name, (x, y) in found.items() if len(x)}
-
-
-def _axis(low: float, high: float, start: float, end: float):
-    span = high - low or 1.0
-    return lambda value: start + (float(value) - low) / span * (end - start)
-
-
-def _ticks(low: float, high: float, whole: bool = False) -> list[float]:
-    """Up to six round values from low to high, integers where asked."""
-    span = high - low
-    if not span > 0:
-        return [low]
-    step = 10 ** math.floor(math.log10(span))
-    step = next(step * factor for factor in (0.1, 0.2, 0.25, 0.5, 1, 2) if span / (step * factor) <= 5)
-    step = max(step, 1.0) if whole else step
-    first = math.ceil(low / step - 1e-9)
-    return [number * step for number in range(first, int(high / step + 1e-9) + 1)] or [low]
 
 
 def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

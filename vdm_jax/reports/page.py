@@ -4,8 +4,9 @@ opens from disk: pictures and videos are inside it, there are no scripts, and it
 
 from __future__ import annotations
 
+import base64
 import dataclasses
-import html
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,14 +19,16 @@ from vdm_jax.errors import UserError
 from vdm_jax.evaluation.checkpoints import FOLDER, read_metrics, read_record
 from vdm_jax.evaluation.reconstruction import RECORD
 from vdm_jax.evaluation.run_metrics import RunMetrics
-from vdm_jax.reports.curves import COLOURS, chart
-from vdm_jax.reports.html import TYPES, embedded, folded, key, short, table
-from vdm_jax.reports.scores import digits_table, reconstruction_table, score_tables, step_tables
+from vdm_jax.reports.curves import COLOURS, chart, require_packages
+from vdm_jax.reports.scores import Cell, Table, digits_table, reconstruction_table, score_table, step_tables
 from vdm_jax.runs.directory import differences, read_config
 from vdm_jax.runs.records import EVALUATION, FILENAME
 from vdm_jax.runs.records import read_metrics as read_columns
 from vdm_jax.stages.autoencoding import AnyExperiment
 
+TEMPLATE = Path(__file__).with_name("page.html")
+LARGEST = 12 * 2**20  # bytes of a picture or video that is put into the page
+TYPES = {".png": "image/png", ".gif": "image/gif", ".mp4": "video/mp4"}
 _LEFT_OUT = ("step", "time", "seconds_remaining")  # of the curves
 MOST_SHEETS = 12  # steps of a stage whose sheets and films are in the page, the newest among them
 LABELS = {"loss": "training loss", "x_mse": "squared error of the clean video, training",
@@ -34,24 +37,6 @@ LABELS = {"loss": "training loss", "x_mse": "squared error of the clean video, t
 DIGITS = {"whole": "whole captions", "count": "number of digits", "colour": "colours", "digit": "digits",
           "motion": "motions"}
 _REAL = f"{EVALUATION}real/"
-_POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1c2430; background: #fff; margin: 2rem auto; max-width: 1060px;
-       padding: 0 1rem }
-h1 { font-size: 1.6rem; overflow-wrap: anywhere }
-h2 { font-size: 1.2rem; margin-top: 2.4rem; border-bottom: 1px solid #d5dae1 }
-h3 { font-size: 1rem; margin-bottom: .3rem }
-table { border-collapse: collapse; margin: .6rem 0 } th, td { padding: .25rem .7rem; text-align: left;
-        border-bottom: 1px solid #e4e8ee; vertical-align: top;
-        overflow-wrap: anywhere } td.number { text-align: right;
-        font-variant-numeric: tabular-nums } .scroll { overflow-x: auto }
-.curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: .8rem }
-svg { width: 100%; height: auto; background: #fafbfc; border: 1px solid #e4e8ee } svg text { font: 14px sans-serif;
-      fill: #4a5462 } svg text.title { font-weight: 600; fill: #1c2430 } .grid { stroke: #e4e8ee }
-figure { margin: .6rem 0 } img, video { max-width: 100%; image-rendering: pixelated }
-video { min-width: 18rem } pre { background: #f4f6f8; padding: .8rem; overflow-x: auto }
-.key { display: inline-block; width: .8em; height: .8em; margin-right: .4em } .note { color: #9a3412 }
-"""
 
 ByStep = Mapping[str, Mapping[int, RunMetrics]]  # stage -> step -> scores
 
@@ -90,40 +75,40 @@ def read_run(folder: Path, name: str) -> RunRecord:
 
 
 def page(runs: Sequence[RunRecord]) -> str:
-    """The page as HTML. Raises `UserError` for no runs and for names that are not told apart."""
+    """The page as HTML. Raises `UserError` for no runs, for names that are not told apart, and where matplotlib or
+    Jinja2 is not installed."""
+    require_packages()
+    from jinja2 import Environment, StrictUndefined
+
     names = [run.name for run in runs]
     if not runs or len(set(names)) < len(names):
         raise UserError(f"runs {names} for a report; permitted: one or more, with names of their own")
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
-    title = html.escape("vdm_jax: " + ", ".join(names))
-    sections = [
-        _overview(runs, colours), _samples(runs), score_tables({run.name: run.metrics for run in runs}),
-        step_tables("Scores of checkpoints", {run.name: run.checkpoints for run in runs}),
-        step_tables("Scores while training", {run.name: run.training for run in runs}),
-        digits_table({run.name: run.digits for run in runs}),
-        reconstruction_table({run.name: run.reconstructions for run in runs}), _curves(runs, colours),
-        _configs(runs)]
-    return "\n".join([
-        "<!doctype html>", '<html lang="en"><head><meta charset="utf-8">',
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{title}</title><style>{_STYLE}</style></head><body>", f"<h1>{title}</h1>", *filter(None, sections),
-        "</body></html>", ""])
+    metrics = {run.name: run.metrics for run in runs}
+    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(TEMPLATE.read_text("utf-8"))
+    return template.render(
+        title="vdm_jax: " + ", ".join(names), colours=colours, overview=list(map(_overview, runs)),
+        samples=_samples(runs), curves=_curves(runs, colours), differences=_differences(runs),
+        configs=[(run.name, to_json(run.experiment)) for run in runs],
+        scores=[("Scores", score_table(metrics, "scores")),
+                ("The same measures of real clips", score_table(metrics, "real")),
+                ("Scores of checkpoints", step_tables({run.name: run.checkpoints for run in runs})),
+                ("Scores while training", step_tables({run.name: run.training for run in runs})),
+                ("What captions ask for", digits_table({run.name: run.digits for run in runs})),
+                ("What autoencoders give back", reconstruction_table({r.name: r.reconstructions for r in runs}))])
 
 
-def _overview(runs: Sequence[RunRecord], colours: Mapping[str, str]) -> str:
-    rows = []
-    for run in runs:
-        stages = "<br>".join(html.escape(f"{stage.name} {stage.video}") for stage in run.experiment.stages)
-        steps = "<br>".join(str(int(run.curves[stage.name]["step"][-1])) if stage.name in run.curves
-                            and len(run.curves[stage.name]["step"]) else "-" for stage in run.experiment.stages)
-        rows.append([key(run.name, colours[run.name]), html.escape(run.experiment.name),
-                     html.escape(type(run.experiment.data).__name__), stages, steps])
-    return "<h2>Runs</h2>" + table(("run", "experiment", "data", "stages", "steps"), rows)
+def _overview(run: RunRecord) -> tuple[str | Cell, ...]:
+    """Name, experiment, data, stages and their steps."""
+    stages = [f"{stage.name} {stage.video}" for stage in run.experiment.stages]
+    steps = [str(int(run.curves[stage.name]["step"][-1])) if stage.name in run.curves
+             and len(run.curves[stage.name]["step"]) else "-" for stage in run.experiment.stages]
+    return run.name, run.experiment.name, type(run.experiment.data).__name__, Cell(stages), Cell(steps)
 
 
-def _curves(runs: Sequence[RunRecord], colours: Mapping[str, str]) -> str:
-    parts = []
+def _curves(runs: Sequence[RunRecord], colours: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Of each stage: groups of charts, and the curves that never change in words."""
+    found = []
     for stage in dict.fromkeys(stage.name for run in runs for stage in run.experiment.stages):
         columns = {run.name: run.curves[stage] for run in runs if stage in run.curves}
         names = dict.fromkeys(name for found in columns.values() for name in found if name not in _LEFT_OUT)
@@ -131,22 +116,28 @@ def _curves(runs: Sequence[RunRecord], colours: Mapping[str, str]) -> str:
                  for name in sorted(names, key=lambda name: ("loss" not in name, name))}
         measured = {name: of_runs for name, of_runs in lines.items() if not name.startswith(EVALUATION)}
         moving = {name: of_runs for name, of_runs in measured.items() if not _constants(of_runs)}
-        plain = [chart(label(name), of_runs, colours) for name, of_runs in moving.items()]
-        scored = [chart(label(name.removeprefix(EVALUATION)), of_runs, colours,
-                        lines.get(name.replace(EVALUATION, _REAL, 1), {}))
-                  for name, of_runs in lines.items() if name.startswith(EVALUATION) and not name.startswith(_REAL)]
-        kept = _checkpoint_charts({run.name: run.checkpoints.get(stage, {}) for run in runs}, colours)
-        constant = "; ".join(f"{label(name)} {', '.join(_constants(of_runs))}" for name, of_runs in measured.items()
-                             if name not in moving)
-        for title, charts in (("", plain), (", scores while training (real clips dashed)", scored),
-                              (", scores of checkpoints (real clips dashed)", kept)):
-            if any(charts):
-                parts.append(f'<h3>Stage {html.escape(stage)}{title}, by step</h3><div class="curves">'
-                             f"{''.join(charts)}</div>")
-        if constant:
-            parts.append(f"<p>Stage {html.escape(stage)}, one value throughout: {html.escape(constant)}.</p>")
-    legend = " ".join(key(run.name, colours[run.name]) for run in runs)
-    return f"<h2>Curves</h2><p>{legend}</p>" + "".join(parts) if parts else ""
+        scored = {name: of_runs for name, of_runs in lines.items()
+                  if name.startswith(EVALUATION) and not name.startswith(_REAL)}
+        kept, real = (_by_score({run.name: run.checkpoints.get(stage, {}) for run in runs}, kind)
+                      for kind in ("scores", "real"))
+        groups = [
+            ("", [(label(name), of_runs, {}) for name, of_runs in moving.items()]),
+            (", scores while training (real clips dashed)",
+             [(label(name.removeprefix(EVALUATION)), of_runs, lines.get(name.replace(EVALUATION, _REAL, 1), {}))
+              for name, of_runs in scored.items()]),
+            (", scores of checkpoints (real clips dashed)",
+             [(name, of_runs, real.get(name, {})) for name, of_runs in kept.items()])]
+        found.append({
+            "stage": stage, "groups": [(title, _charts(group, colours)) for title, group in groups],
+            "constant": "; ".join(f"{label(name)} {', '.join(_constants(of_runs))}"
+                                  for name, of_runs in measured.items() if name not in moving)})
+    return [one for one in found if one["constant"] or any(charts for _, charts in one["groups"])]
+
+
+def _charts(group: Sequence[tuple[str, Any, Any]], colours: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Title and picture of the curves of a group that have something to draw."""
+    drawn = [(title, chart(title, of_runs, colours, dashed)) for title, of_runs, dashed in group]
+    return [(title, _inside("image/svg+xml", svg.encode())) for title, svg in drawn if svg]
 
 
 def label(name: str) -> str:
@@ -169,54 +160,67 @@ def _constants(lines: Mapping[str, tuple[Any, Any]]) -> list[str]:
     return list(found.values()) if len(found) == 1 else [f"{value} ({run})" for run, value in found.items()]
 
 
-def _checkpoint_charts(found: Mapping[str, Mapping[int, RunMetrics]], colours: Mapping[str, str]) -> list[str]:
-    """A picture per metric: the scores of checkpoints by step."""
-    def lines(kind: str) -> dict[str, dict[str, tuple[list[int], list[float]]]]:
-        lists: dict[str, dict[str, tuple[list[int], list[float]]]] = {}
-        for run, steps in found.items():
-            for step in sorted(steps):
-                for score in getattr(steps[step], kind):
-                    places = lists.setdefault(score.label, {}).setdefault(run, ([], []))
-                    places[0].append(step)
-                    places[1].append(score.value)
-        return lists
-
-    real = lines("real")
-    return [chart(label, of_runs, colours, real.get(label, {})) for label, of_runs in lines("scores").items()]
+def _by_score(found: Mapping[str, Mapping[int, RunMetrics]], kind: str
+              ) -> dict[str, dict[str, tuple[list[int], list[float]]]]:
+    """Scores of checkpoints as lines over steps, by metric and run."""
+    lines: dict[str, dict[str, tuple[list[int], list[float]]]] = {}
+    for run, steps in found.items():
+        for step in sorted(steps):
+            for score in getattr(steps[step], kind):
+                places = lines.setdefault(score.label, {}).setdefault(run, ([], []))
+                places[0].append(step)
+                places[1].append(score.value)
+    return lines
 
 
-def _samples(runs: Sequence[RunRecord]) -> str:
+def _samples(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """Sheets and videos of each stage, the newest step first, and pictures of the whole cascade."""
     parts = []
     for run in runs:
         for stage, steps in run.samples.items():
             if steps:
-                parts.append(f"<h3>{html.escape(run.name)}, stage {html.escape(stage)}</h3>{_by_age(steps)}")
+                parts.append({"title": f"{run.name}, stage {stage}", **_by_age(steps)})
         if run.pictures:
-            parts.append(f"<h3>{html.escape(run.name)}, cascade</h3>" + "".join(map(embedded, run.pictures)))
-    return "<h2>Samples</h2>" + "".join(parts) if parts else ""
+            parts.append({"title": f"{run.name}, cascade", "left_out": 0,
+                          "steps": [(None, list(map(_media, run.pictures)))]})
+    return parts
 
 
-def _by_age(steps: Mapping[int, tuple[Path, ...]]) -> str:
-    """Sheets and films of the newest step, and of earlier ones under a line each."""
-    all_steps = sorted(steps)
-    places = np.unique(np.linspace(0, len(all_steps) - 1, min(MOST_SHEETS, len(all_steps))).round().astype(int))
-    newest, *earlier = [all_steps[place] for place in places][::-1]
-    parts = [f"<p>step {newest}</p>", *map(embedded, steps[newest])]
-    parts += [folded(f"step {step}", "".join(map(embedded, steps[step]))) for step in earlier]
-    if left := len(all_steps) - len(places):
-        parts.append(f'<p class="note">{left} steps in between are left out.</p>')
-    return "".join(parts)
+def _by_age(steps: Mapping[int, tuple[Path, ...]]) -> dict[str, Any]:
+    """Sheets and films of some steps, the newest first, and how many steps are left out."""
+    places = np.unique(np.linspace(0, len(steps) - 1, min(MOST_SHEETS, len(steps))).round().astype(int))
+    chosen = [sorted(steps)[place] for place in places][::-1]
+    return {"steps": [(step, list(map(_media, steps[step]))) for step in chosen], "left_out": len(steps) - len(chosen)}
 
 
-def _configs(runs: Sequence[RunRecord]) -> str:
-    parts, first = [], runs[0]
+def _media(path: Path) -> dict[str, str]:
+    """A picture or video inside the page, or its place on disk where it is too large."""
+    size = path.stat().st_size
+    if size > LARGEST:
+        return {"name": str(path), "data": "", "mib": f"{size / 2**20:.0f}"}
+    kind = TYPES[path.suffix]
+    return {"name": path.name, "kind": kind, "data": _inside(kind, path.read_bytes())}
+
+
+def _inside(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _differences(runs: Sequence[RunRecord]) -> list[tuple[str, Table | None]]:
+    """How each further run's config differs from the first one's: a sentence where it does not, else a table."""
+    found, first = [], runs[0]
     for run in runs[1:]:
-        found = differences(to_data(first.experiment), to_data(run.experiment))
-        rows = [[html.escape(field), *(html.escape(short(value)) for value in values)] for field, *values in found]
-        names = html.escape(first.name), html.escape(run.name)
-        parts.append(table(("field", *names), rows) if rows else f"<p>{names[0]} and {names[1]} have one config.</p>")
-    parts += [folded(run.name, f"<pre>{html.escape(to_json(run.experiment))}</pre>") for run in runs]
-    return "<h2>Configs</h2>" + "".join(parts)
+        fields = differences(to_data(first.experiment), to_data(run.experiment))
+        rows = [[field, *map(_short, values)] for field, *values in fields]
+        found.append(("", Table(("field", first.name, run.name), rows)) if rows else
+                     (f"{first.name} and {run.name} have one config.", None))
+    return found
+
+
+def _short(value: Any) -> str:
+    """JSON data as one short line."""
+    text = json.dumps(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 def _sheets(folder: Path) -> dict[int, tuple[Path, ...]]:

@@ -3,7 +3,7 @@
 A checkpoint directory holds one directory per step, named by its number:
 
     20/state/          arrays (orbax, OCDBT); each process writes its own shards
-    20/meta/           JSON: what the caller gave, plus step, metrics, library versions, mesh, processes
+    20/meta/           JSON: what the caller gave, plus step, library versions, mesh, processes
     20/manifest.json   JSON: the files and arrays that there must be (manifest.py)
 
 A save goes to `20.orbax-checkpoint-tmp` and is renamed when complete, so a killed save is never listed. The
@@ -14,11 +14,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
-import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import flax
 import jax
@@ -29,10 +27,8 @@ from jax.experimental import multihost_utils
 from vdm_jax.errors import UserError
 from vdm_jax.parallel.processes import together
 from vdm_jax.runs.aliases import plain_name
-from vdm_jax.runs.failures import write_failure
+from vdm_jax.runs.failures import quieten_orbax, write_failure
 from vdm_jax.runs.manifest import MANIFEST, examine, write_manifest
-from vdm_jax.runs.records import json_number
-from vdm_jax.runs.retention import Retention, best_step
 from vdm_jax.versions import VERSION
 from vdm_jax.weights.signatures import abstract_dict, mismatch, signatures
 
@@ -48,59 +44,50 @@ class Checkpoints:
 
     Args:
       directory: made at the first save; a local or shared file system.
-      keep: the newest `keep` steps stay (None: all), and with `best` also the best one.
-      best: name of the metric, given to `save`, that decides which step is best.
-      mode: whether the best is the `min` or the `max`.
+      keep: the newest `keep` steps stay (None: all).
       asynchronous: `save` returns once the arrays are on the host, and writes in the background. A failure is
         then raised by the next `save`, `wait` or `close`.
       owner: whose checkpoints these are: the identifier of the `run` and the name of the `stage`. They are written
         into manifests, and checkpoints that name others are refused as damaged.
 
     Raises:
-      UserError: the directory holds something else; a wrong `keep` or `mode`.
+      UserError: the directory holds something else; a wrong `keep`.
     """
 
-    def __init__(self, directory: str | os.PathLike, *, keep: int | None = 2, best: str | None = None,
-                 mode: Literal["min", "max"] = "min", asynchronous: bool = True,
+    def __init__(self, directory: str | os.PathLike, *, keep: int | None = 2, asynchronous: bool = True,
                  owner: Mapping[str, str] | None = None):
         if keep is not None and keep < 1:
             raise UserError(f"keep={keep} is not permitted; permitted: 1, 2, ..., None")
-        if mode not in ("min", "max"):
-            raise UserError(f"mode={mode!r} is not permitted; permitted: 'min', 'max'")
         name = os.fspath(directory)
         name = name if "://" in name else os.path.abspath(name)
         self.directory = epath.Path(name)
         self._plain = epath.Path(plain_name(name))  # how orbax knows the directory
-        self._keep, self._best, self._mode = keep, best, mode
-        self._asynchronous = asynchronous
+        self._keep, self._asynchronous = keep, asynchronous
         self._owner = dict(owner or {})
         self._writer: ocp.CheckpointManager | None = None  # made at the first save: making one writes to disk
-        self._scores: dict[int, float] = {}  # step -> metric, of the steps seen so far
         self._saving: tuple[int, dict[str, str]] | None = None  # step and arrays of the save under way
+        quieten_orbax()
         _refuse_foreign(self.directory)
 
     # Saving
 
-    def save(self, step: int, state: Any, meta: Mapping[str, Any], metrics: Mapping[str, float] | None = None,
-             force: bool = False) -> None:
+    def save(self, step: int, state: Any, meta: Mapping[str, Any], force: bool = False) -> None:
         """Saves `state` as `step`; waits for an earlier save first. The arrays may be donated afterwards.
 
         Args:
           step: number of the checkpoint, newer than every other one.
           state: pytree of arrays, typed PRNG keys included, with any shardings.
           meta: JSON values, such as the digest of the config.
-          metrics: scalars of this step.
           force: replace the checkpoint of this very step, if there is one.
 
         Raises:
           UserError: the step exists, or a newer one does; no space left; the disk refuses to write.
         """
         self.wait()
-        step, metrics = int(step), {name: float(value) for name, value in (metrics or {}).items()}
-        full_meta = _full_meta(step, state, meta, metrics)
+        step = int(step)
+        full_meta = _full_meta(step, state, meta)
         self._make_room(step, force)
         self._saving = step, signatures(state)
-        self._scores[step] = metrics.get(self._best, math.nan)
         with self._failures():
             if self._writer is None:
                 self._writer = self._open_writer()
@@ -133,11 +120,6 @@ class Checkpoints:
             if error is None:
                 raise
             error.add_note(str(failure))  # the first error is the one to read
-
-    def discard_after(self, step: int) -> None:
-        """Deletes every checkpoint newer than `step`, in order to go on from there."""
-        self.wait()
-        self._delete([other for other in self.steps() if other > step])
 
     def set_damaged_aside(self) -> dict[int, str]:
         """Renames the damaged checkpoints that are newer than the newest intact one to `STEP.damaged`, out of the way.
@@ -185,12 +167,6 @@ class Checkpoints:
     def latest(self) -> int | None:
         """The newest step, or None."""
         return max(self.steps(), default=None)
-
-    def best(self) -> int | None:
-        """The step with the best metric (the newest of equals), or None; a NaN is never best."""
-        if self._best is None:
-            raise ValueError("best() needs Checkpoints(best='name of a metric')")
-        return best_step(self.steps(), self._score, self._mode)
 
     def meta(self, step: int | None = None) -> dict[str, Any]:
         """What `save` stored beside the state: the caller's entries, and those of `_full_meta`."""
@@ -245,10 +221,9 @@ class Checkpoints:
     # Inside
 
     def _open_writer(self) -> ocp.CheckpointManager:
-        retention = Retention(self._keep, self._score if self._best else None, self._mode)
         self.directory.mkdir(parents=True, exist_ok=True)
         return _Manager(self._plain, options=ocp.CheckpointManagerOptions(
-            cleanup_tmp_directories=True, preservation_policy=retention,
+            cleanup_tmp_directories=True, max_to_keep=self._keep,
             async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal)))
 
     def _make_room(self, step: int, force: bool) -> None:
@@ -259,16 +234,10 @@ class Checkpoints:
         if newest == step:
             if not force:
                 raise UserError(f"checkpoint {self.directory / str(step)} exists already")
-            self._delete([step])
-
-    def _delete(self, steps: Sequence[int]) -> None:
-        self.close()  # orbax lists the steps once, when opened
-        if jax.process_index() == 0:
-            for step in steps:
+            self.close()  # orbax lists the steps once, when opened
+            if jax.process_index() == 0:
                 (self.directory / str(step)).rmtree()
-        _synchronise(f"deleted {steps}")
-        for step in steps:
-            self._scores.pop(step, None)
+            _synchronise(f"deleted {step}")
 
     def _seal(self) -> None:
         """Writes the manifest; orbax calls it on process 0 when all have written, before the rename."""
@@ -295,21 +264,12 @@ class Checkpoints:
 
     def _abandon(self, step: int) -> None:
         writer, self._writer, self._saving = self._writer, None, None
-        self._scores.pop(step, None)
         if writer is not None:
             with contextlib.suppress(Exception):  # repeats the failure that is being reported
                 writer.close()
         if jax.process_index() == 0:  # the half-written files would keep the disk full
             with contextlib.suppress(OSError):
                 (self.directory / f"{step}{_TEMPORARY}").rmtree(missing_ok=True)
-
-    def _score(self, step: int) -> float:
-        if step not in self._scores:
-            try:
-                self._scores[step] = float(self.meta(step)["metrics"].get(self._best, math.nan))
-            except UserError:
-                self._scores[step] = math.nan  # a damaged step is never the best
-        return self._scores[step]
 
     def _verified(self, step: int | None, part: str = "", shared: bool = False) -> tuple[int, dict]:
         """The step to read and its manifest, after comparing the files with it.
@@ -401,12 +361,11 @@ def _placed(tree: Any) -> Any:
         leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or default), tree)
 
 
-def _full_meta(step: int, state: Any, meta: Mapping[str, Any], metrics: Mapping[str, float]) -> dict:
+def _full_meta(step: int, state: Any, meta: Mapping[str, Any]) -> dict:
     meshes = (getattr(getattr(leaf, "sharding", None), "mesh", None) for leaf in jax.tree.leaves(state))
     mesh = next((mesh for mesh in meshes if mesh is not None), None)
     added = {
         "step": step,
-        "metrics": {name: json_number(value) for name, value in metrics.items()},
         "versions": {"vdm_jax": VERSION, "jax": jax.__version__, "flax": flax.__version__,
                      "orbax": ocp.__version__},
         "mesh": {} if mesh is None else dict(mesh.shape),  # axis name -> devices
@@ -416,23 +375,3 @@ def _full_meta(step: int, state: Any, meta: Mapping[str, Any], metrics: Mapping[
         raise ValueError(f"meta[{taken[0]!r}] is filled in by save; permitted: names except {list(added)}")
     json.dumps(dict(meta))  # a TypeError here and now, not in the background
     return {**meta, **added}
-
-
-class _Quiet(logging.Filter):
-    """Drops orbax's progress messages, and its stack traces of failures, which reach the caller anyway."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return "orbax" not in record.pathname or record.levelno == logging.WARNING
-
-
-class _QuietTasks(logging.Filter):
-    """Drops what asyncio says of orbax's other writes, which fail for the same reason as the first: the caller gets
-    that one."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        failed = record.exc_info and write_failure(record.exc_info[1]) is not None
-        return not (failed and "never retrieved" in record.getMessage())
-
-
-logging.getLogger("absl").addFilter(_Quiet())
-logging.getLogger("asyncio").addFilter(_QuietTasks())

@@ -14,13 +14,13 @@ from flax import traverse_util
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from vdm_jax.conditions.frame_masks import Known
 from vdm_jax.configuration import Size, SizeOrZero, config
 from vdm_jax.errors import UserError
 from vdm_jax.networks.autoencoder import Moments
 from vdm_jax.networks.autoencoder_config import AUTOENCODER_F8, Autoencoder
 from vdm_jax.networks.tiling import in_chunks, in_tiles
 from vdm_jax.parallel.rules import parameter_shardings
-from vdm_jax.stages.observations import Known
 from vdm_jax.weights import model_kinds
 
 Function = Callable[[Float[Array, "b t h w c"]], Float[Array, "b t h2 w2 o"]]

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
 
 from vdm_jax.errors import UserError
-
-if TYPE_CHECKING:
-    from PIL import ImageFont
 
 _LEAST_PIXELS = 64  # smaller frames are enlarged, for people to see anything
 _GAP = 2  # pixels between frames
@@ -89,8 +86,6 @@ def enlarged(videos: UInt8[np.ndarray, "B T H W 3"]) -> UInt8[np.ndarray, "B T H
 def text_strip(caption: str, width: int) -> UInt8[np.ndarray, "height width 3"]:
     """The caption in black on white, `width` pixels wide, on as many lines as it needs; words too long for a line are
     cut into pieces."""
-    from PIL import Image, ImageDraw, ImageFont
-
     font = ImageFont.load_default(size=_FONT_PIXELS)
     lines = [""]
     for word in (piece for whole in caption.split() for piece in _pieces(whole, font, width)):

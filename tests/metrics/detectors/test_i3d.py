@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from vdm_jax.digits.captioned_digits import CaptionedDigits, generate_clip
+from vdm_jax.digits.captioned_digits import CaptionedDigits
+from vdm_jax.digits.clips import generate_clip
 from vdm_jax.errors import UserError
 from vdm_jax.metrics.detectors import i3d, weights
 from vdm_jax.metrics.fvd import prepared

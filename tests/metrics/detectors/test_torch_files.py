@@ -124,20 +124,6 @@ def test_files_of_torch(zipped):
         np.testing.assert_array_equal(found[name].astype(np.float64), tensor.double().numpy())
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("way", ["trace", "script"])
-def test_archives_of_torchscript(way):
-    torch = pytest.importorskip("torch", reason="reads PyTorch's files (requirements/peers.txt)")
-    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Sequential(torch.nn.BatchNorm2d(4))).eval()
-    compiled = torch.jit.trace(module, torch.zeros(1, 3, 8, 8)) if way == "trace" else torch.jit.script(module)
-    file = io.BytesIO()
-    torch.jit.save(compiled, file)
-    found = read_torch(file.getvalue(), "file")
-    assert set(found) >= set(module.state_dict())
-    for name, tensor in module.state_dict().items():
-        np.testing.assert_array_equal(found[name], tensor.numpy())
-
-
 @pytest.mark.parametrize("put", [b"r\xff\xff\xff\x7f", b"p999999999\n"])
 def test_a_pickle_cannot_ask_for_a_table_of_gigabytes(put):
     with pytest.raises(UserError, match="numbers an object"):

@@ -1,7 +1,7 @@
 """CLIP (Radford et al. 2021, arXiv 2103.00020) as a judge: how alike frames are to a text and to each other.
 
-Weights are the archive that OpenAI publishes, pinned by the hash in its address, or `model.safetensors` of a folder of
-transformers. Frames are resized and cropped by Pillow as the published code does. Arithmetic is float32.
+Weights are `model.safetensors` of the folder of transformers that OpenAI publishes. Frames are resized and cropped by
+Pillow as the published code does. Arithmetic is float32.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -43,23 +42,18 @@ class Model:
     file: DetectorFile
 
 
-def _model(name: str, sha256: str, folder: str, text: int, vision: CLIPVision) -> Model:
+def _model(name: str, folder: str, text: int, vision: CLIPVision) -> Model:
     sizes = CLIPText(width=text, layers=12, heads=text // 64, hidden=4 * text, project=vision.project)
     return Model(text=sizes, vision=vision, file=DetectorFile(
-        name=f"clip_{name}", path=f"{name}.pt", sha256=sha256, folder=folder,
-        url=f"https://openaipublic.azureedge.net/clip/models/{sha256}/{name}.pt"))
+        name=f"clip_{name}", path=f"{folder}/model.safetensors", sha256="", url=f"https://huggingface.co/openai/{folder}"))
 
 
 _BASE = CLIPVision(patch=32, width=768, layers=12, heads=12, hidden=3072, project=512)
 MODELS = {
-    "ViT-B-32": _model("ViT-B-32", "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
-                       "clip-vit-base-patch32", 512, _BASE),
-    "ViT-B-16": _model("ViT-B-16", "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f",
-                       "clip-vit-base-patch16", 512, dataclasses.replace(_BASE, patch=16)),
-    "ViT-L-14": _model("ViT-L-14", "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
-                       "clip-vit-large-patch14", 768, CLIPVision()),
-    "ViT-L-14-336px": _model("ViT-L-14-336px", "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
-                             "clip-vit-large-patch14-336", 768, CLIPVision(size=336)),
+    "ViT-B-32": _model("ViT-B-32", "clip-vit-base-patch32", 512, _BASE),
+    "ViT-B-16": _model("ViT-B-16", "clip-vit-base-patch16", 512, dataclasses.replace(_BASE, patch=16)),
+    "ViT-L-14": _model("ViT-L-14", "clip-vit-large-patch14", 768, CLIPVision()),
+    "ViT-L-14-336px": _model("ViT-L-14-336px", "clip-vit-large-patch14-336", 768, CLIPVision(size=336)),
 }
 
 
@@ -129,7 +123,7 @@ def tokenizer(name: ModelName) -> Tokenizer:
 def merges_file(name: ModelName) -> Path:
     """The file that `tokenizer` reads."""
     folder = os.environ.get(weights.FOLDER_VARIABLE)
-    own = Path(folder) / find_model(name).file.folder / "merges.txt" if folder else None
+    own = Path(folder) / Path(find_model(name).file.path).parent / "merges.txt" if folder else None
     return own if own and own.is_file() else weights.verified(_MERGES)
 
 
@@ -139,12 +133,10 @@ def _tokenizer(path: Path, length: int) -> Tokenizer:
 
 
 def from_published(arrays: Mapping[str, np.ndarray], model: Model) -> dict[str, Any]:
-    """Parameters from tensors by the names of OpenAI's archives or of transformers' `CLIPModel`.
+    """Parameters from tensors by the names of transformers' `CLIPModel`.
 
     Raises `UserError` listing tensors that are missing, too many, or of another shape.
     """
-    if "visual.conv1.weight" in arrays:
-        arrays = _renamed(arrays)
     found, wrong = {}, []
     for side, config, mine in (("text", model.text, "text_"), ("vision", model.vision, "vis")):
         table = model_kinds.names(config)
@@ -163,35 +155,3 @@ def from_published(arrays: Mapping[str, np.ndarray], model: Model) -> dict[str, 
         raise UserError(f"tensors of {model.file.name} do not fit: {'; '.join(wrong[:4])}"
                         f"{f' and {len(wrong) - 4} more' if len(wrong) > 4 else ''}; permitted: those of its model")
     return found
-
-
-_LAYER = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2",
-          "attn.out_proj": "self_attn.out_proj"}
-_ALONE = {"token_embedding": "text_model.embeddings.token_embedding", "ln_final": "text_model.final_layer_norm",
-          "visual.conv1": "vision_model.embeddings.patch_embedding", "visual.ln_pre": "vision_model.pre_layrnorm",
-          "visual.ln_post": "vision_model.post_layernorm"}
-_WHOLE = {"positional_embedding": "text_model.embeddings.position_embedding.weight",
-          "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
-          "visual.class_embedding": "vision_model.embeddings.class_embedding"}
-
-
-def _renamed(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """OpenAI's tensors by transformers' names. What remains, such as the temperature, is no part of an encoder."""
-    made = {}
-    for name, array in arrays.items():
-        module, _, kind = name.rpartition(".")
-        if name in _WHOLE:
-            made[_WHOLE[name]] = array
-        elif name in ("text_projection", "visual.proj"):  # stored to be multiplied from the right
-            made["text_projection.weight" if name == "text_projection" else "visual_projection.weight"] = array.T
-        elif module in _ALONE:
-            made[f"{_ALONE[module]}.{kind}"] = array
-        elif match := re.fullmatch(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.*?)[._](weight|bias)", name):
-            side, number, part, kind = match.groups()
-            layer = f"{'vision' if side else 'text'}_model.encoder.layers.{number}"
-            if part == "attn.in_proj":
-                for head, piece in zip("qkv", np.split(array, 3), strict=True):
-                    made[f"{layer}.self_attn.{head}_proj.{kind}"] = piece
-            else:
-                made[f"{layer}.{_LAYER[part]}.{kind}"] = array
-    return made

@@ -1,7 +1,8 @@
-"""Arrays from PyTorch's files without PyTorch: pickles, of which only what describes tensors is understood.
+"""Arrays from PyTorch's files without PyTorch: pickles, of which only what describes tensors is understood. The weights
+of the two Inception networks are published in no other form.
 
-A file is a zip archive (`data.pkl` beside a file per storage; a TorchScript archive has modules in the pickle and code
-beside it, which is not looked at) or, as PyTorch wrote before version 1.6, a row of pickles followed by the storages.
+A file is a zip archive (`data.pkl` beside a file per storage) or, as PyTorch wrote before version 1.6, a row of pickles
+followed by the storages.
 The pickles name functions to call. The few names that describe tensors stand for functions of ours, which only note
 what was asked for; all others are refused.
 """
@@ -47,13 +48,6 @@ class _Tensor(NamedTuple):
     strides: tuple[int, ...]  # elements
 
 
-class _Module:
-    """An object of a TorchScript archive: its attributes by name."""
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
 def read_torch(data: bytes, where: str) -> dict[str, np.ndarray]:
     """The tensors of a file by names joined with '.'; everything else in it is left out.
 
@@ -97,8 +91,6 @@ def _read_older(data: bytes) -> tuple[Any, Callable[[_Storage], bytes]]:
 
 
 def _flatten(tree: Any, name: str, found: dict[str, np.ndarray], storages: Callable[[_Storage], bytes]) -> None:
-    if isinstance(tree, _Module):
-        tree = tree.state
     if isinstance(tree, Mapping):
         for key, value in tree.items():
             _flatten(value, f"{name}.{key}" if name else str(key), found, storages)
@@ -125,15 +117,13 @@ def _tensor(storage: _Storage, offset: int, shape: tuple, strides: tuple, *rest:
 
 
 def _first(value: Any, *rest: Any) -> Any:
-    """Stands for what wraps a value: a parameter around its tensor, a typed list of TorchScript."""
+    """Stands for a parameter around its tensor."""
     return value
 
 
 _NAMES = {("collections", "OrderedDict"): OrderedDict,
           ("torch._utils", "_rebuild_tensor_v2"): _tensor, ("torch._utils", "_rebuild_tensor"): _tensor,
-          ("torch._utils", "_rebuild_parameter"): _first,
-          **{("torch.jit._pickle", name): _first for name in
-             ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist", "restore_type_tag")}}
+          ("torch._utils", "_rebuild_parameter"): _first}
 
 
 class _Reader(pickle.Unpickler):
@@ -156,9 +146,6 @@ class _Reader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in _DTYPES:
             return name
-        if module.split(".")[0] == "__torch__":
-            # A class for each, so that nothing a pickle sets on one is seen by another.
-            return type("_Module", (_Module,), {})
         try:
             return _NAMES[module, name]
         except KeyError:

