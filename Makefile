@@ -14,7 +14,7 @@ PARALLEL := --numprocesses auto --maxprocesses 2 --dist loadgroup
 
 export JAX_PLATFORMS ?=
 
-.PHONY: demo test test-full lint baselines benchmark clean
+.PHONY: demo test test-full lint docs notebooks baselines benchmark clean
 
 $(READY): $(REQUIREMENTS) requirements/plots.txt setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -42,11 +42,13 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/metrics.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/docs.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/pretrained.txt
 	$(BIN)/python -m pytest tests -q $(PARALLEL)
 
 test-full: $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/metrics.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/docs.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/pretrained.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/peers.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/parity.txt
@@ -57,6 +59,16 @@ test-full: $(READY)
 
 lint: $(READY)
 	$(BIN)/ruff check .
+
+# The site, in build/site; needs no network, and every warning is an error.
+docs: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/docs.txt
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+# Run the notebooks and store in them what they show.
+notebooks: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/docs.txt
+	$(BIN)/python -m tests.test_notebooks
 
 baselines: $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/peers.txt

@@ -3,7 +3,7 @@
 Citation: stage layout of Imagen Video (Ho et al. 2022, arXiv 2210.02303) in miniature: base, temporal and spatial
           super-resolution, each trained on degraded real clips with noise-conditioning augmentation.
 Hardware: any CPU with two cores and 8 GB.
-Expected: see the table in README.md, remade by `make demo`. Trained by us.
+Expected: see the table in docs/results.md, remade by `make demo`. Trained by us.
 Run:      vdm-jax train captioned_digits
 """
 

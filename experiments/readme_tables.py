@@ -1,4 +1,5 @@
-"""Put the recorded results into README.md, between their markers, so that no number there is typed by hand.
+"""Put recorded results into Markdown pages, between markers, so that no number there is typed by hand; `main` those of
+docs/results.md.
 
 Run:  python experiments/readme_tables.py          (after `make demo` and `make baselines` have written their records)
 """
@@ -36,7 +37,7 @@ def insert(text: str, name: str, body: str) -> str:
     """`text` with what stands between the markers of `name` replaced."""
     pattern = re.compile(f"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
     if not pattern.search(text):
-        raise ValueError(f"README.md has no markers for {name!r}")
+        raise ValueError(f"the page has no markers for {name!r}")
     return pattern.sub(lambda match: match[1] + body + "\n" + match[2], text)
 
 
@@ -55,8 +56,8 @@ def tables() -> dict[str, str]:
 
 
 def main() -> None:
-    """Rewrite README.md."""
-    path = ROOT / "README.md"
+    """Rewrite docs/results.md."""
+    path = ROOT / "docs" / "results.md"
     text = path.read_text()
     for name, body in tables().items():
         text = insert(text, name, body)

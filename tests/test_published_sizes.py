@@ -1,6 +1,6 @@
 """Parameter counts of the shipped configs of published systems, without allocation, against the published ones.
 
-`python -m tests.test_published_sizes` writes the table of README.md anew.
+`python -m tests.test_published_sizes` writes the tables of docs/systems.md anew.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import pytest
 
 from experiments.readme_tables import insert
 from tests.parallel.test_table import golden_file
-from vdm_jax.commands.configs import config_names, load_config
+from vdm_jax.commands.configs import config_names, load_config, read_header
 from vdm_jax.commands.list_command import shown_count
 from vdm_jax.commands.sizes import parameter_count, stage_sizes
 
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).parent.parent / "docs" / "systems.md"
 
 # Config and stage -> what is published, and how close ours has to be. Where widths are ours, 3 %.
 PUBLISHED = {
@@ -114,7 +114,7 @@ def test_the_recorded_stages_are_those_of_the_config(config):
 
 
 def table() -> str:
-    """Ours beside what is published, for README.md."""
+    """Ours and what is published, for docs/systems.md."""
     lines = ["| config | stage | video | parameters | published | difference |", "|---|---|---|---:|---:|---:|"]
     for (config, name), (published, _) in PUBLISHED.items():
         stage = load_config(config).stage(name)
@@ -129,10 +129,25 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def test_the_readme_has_the_table():
-    text = README.read_text()
-    assert insert(text, "sizes", table()) == text, "write it anew: python -m tests.test_published_sizes"
+def systems() -> str:
+    """What each config is, from its header, for docs/systems.md."""
+    lines = ["| config | system | paper | published result | status |", "|---|---|---|---|---|"]
+    for name, path in config_names().items():
+        header = read_header(path)
+        paper = re.search(r"[A-Z][^;()]* \d{4}, arXiv \d{4}\.\d{5}", header.sections["Citation"])
+        lines.append(f"| `{name}` | {header.title} | {paper[0] if paper else 'ours'} | {header.published} | "
+                     f"{header.status} |")
+    return "\n".join(lines)
+
+
+def page() -> str:
+    """docs/systems.md as it should be."""
+    return insert(insert(PAGE.read_text(), "systems", systems()), "sizes", table())
+
+
+def test_the_page_of_systems_has_the_tables():
+    assert page() == PAGE.read_text(), "write it anew: python -m tests.test_published_sizes"
 
 
 if __name__ == "__main__":
-    README.write_text(insert(README.read_text(), "sizes", table()))
+    PAGE.write_text(page())

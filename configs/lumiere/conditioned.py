@@ -1,4 +1,4 @@
-"""Lumiere's base told what is known of the video: image to video, inpainting, outpainting, cinemagraphs.
+"""Lumiere's base with conditioning frames and masks: image to video, inpainting, outpainting, cinemagraphs.
 
 Citation: Bar-Tal et al. 2024, arXiv 2401.12945. The input is the noisy video, the known part of a video and its mask, 7
           channels, and the base is fine-tuned with it; which tasks are trained together, how often, with which masks
@@ -10,7 +10,7 @@ Run:      vdm-jax compile lumiere/conditioned --topology v5p-512 --mesh.fsdp 4 -
 
 import dataclasses
 
-from vdm_jax.stages.observations import BoxKnown, FramesKnown, StillKnown
+from vdm_jax.conditions.frame_masks import BoxKnown, FramesKnown, StillKnown
 from vdm_jax.stages.options import Start
 from vdm_jax.stages.stage import Experiment, Stage
 from vdm_jax_configs.lumiere.cascade import CLIPS, base

@@ -1,4 +1,4 @@
-"""LVDM, interpolation of long videos: three latents between two that are known.
+"""LVDM, interpolation of long videos: three latents between two conditioning latents.
 
 Citation: He et al. 2022, arXiv 2211.13221, section 3.3; the authors' config lvdm_long/sky_interp (YingqingHe/LVDM). In
           nine of ten training clips of 20 frames the first and the last latent are known, with noise as in
@@ -8,8 +8,8 @@ Expected: no table of its own. Not trained by us.
 Run:      vdm-jax train lvdm/sky_interpolation     (as for lvdm/sky)
 """
 
+from vdm_jax.conditions.frame_masks import FramesKnown, NothingKnown
 from vdm_jax.networks.latent_unet import LATENT_UNET_LVDM_INTERPOLATION
-from vdm_jax.stages.observations import FramesKnown, NothingKnown
 from vdm_jax.stages.stage import Experiment
 from vdm_jax_configs.lvdm import _stage
 

@@ -10,12 +10,12 @@ often what is known in training, and how new input channels begin (at zero).
 import dataclasses
 
 from vdm_jax.attention.patterns import Spatial, Temporal
+from vdm_jax.conditions.frame_masks import FramesKnown
 from vdm_jax.data.frame_rates import FrameRates
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import DDIM
 from vdm_jax.diffusion.schedules import CosineSchedule
 from vdm_jax.networks.config import CrossAttention, EmbeddedText, Level, SelfAttention, TextInput, UNet, WordEncoder
-from vdm_jax.stages.observations import FramesKnown
 from vdm_jax.stages.options import DynamicThreshold, Sampling, Start, Training
 from vdm_jax.stages.stage import KeyFrames, LowResolution, Stage, VideoSpec
 

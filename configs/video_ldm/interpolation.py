@@ -10,8 +10,8 @@ Expected: no table of its own. Not trained by us.
 Run:      vdm-jax train video_ldm/interpolation     (as for video_ldm/key_frames, with CLIP ViT-L/14)
 """
 
+from vdm_jax.conditions.frame_masks import FramesKnown
 from vdm_jax.networks.latent_unet import LATENT_UNET_VIDEO_LDM_INTERPOLATION
-from vdm_jax.stages.observations import FramesKnown
 from vdm_jax.stages.stage import Experiment, KeyFrames, VideoSpec
 from vdm_jax_configs.video_ldm import _stage
 

@@ -1,4 +1,4 @@
-"""Video LDM, prediction: a video that goes on, given its first frames or nothing.
+"""Video LDM, prediction: continues a video from its first frames, or generates one.
 
 Citation: Blattmann et al. 2023, arXiv 2304.08818, section 3.2. Layers over frames are told the known latents and their
           mask, halved by learned convolutions to the size of each level; here by a map in front of each that starts at
@@ -9,8 +9,8 @@ Expected: FVD 508.82 with context guidance, 534.17 without, in an ablation of sm
 Run:      vdm-jax train video_ldm/prediction     (as for video_ldm/key_frames)
 """
 
+from vdm_jax.conditions.frame_masks import FramesKnown, NothingKnown
 from vdm_jax.networks.latent_unet import LATENT_UNET_VIDEO_LDM_PREDICTION
-from vdm_jax.stages.observations import FramesKnown, NothingKnown
 from vdm_jax.stages.options import StartFile
 from vdm_jax.stages.stage import Experiment, VideoSpec
 from vdm_jax_configs.video_ldm import _stage

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from vdm_jax.attention.patterns import Spatial, Temporal
 from vdm_jax.commands.configs import load_config
+from vdm_jax.conditions.frame_masks import FramesKnown
 from vdm_jax.diffusion.augmentation import NoiseAugmentation
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import DDIM
@@ -29,7 +30,6 @@ from vdm_jax.networks.config import (
 )
 from vdm_jax.planning.flops import training_work
 from vdm_jax.planning.inputs import training_batch
-from vdm_jax.stages.observations import FramesKnown
 from vdm_jax.stages.options import Sampling, Start, Training, Windows
 from vdm_jax.stages.stage import Experiment, KeyFrames, LowResolution, Stage, VideoSpec
 

@@ -7,6 +7,7 @@ import logging
 
 import pytest
 
+from tests.refusals import refused
 from vdm_jax.attention import (
     Causal,
     External,
@@ -16,10 +17,10 @@ from vdm_jax.attention import (
     Spatial,
     Temporal,
     TemporalCausal,
+    cross_pattern,
 )
 from vdm_jax.attention.capability import ALL, CAPABILITIES, Request, _choose, require, resolve
 from vdm_jax.attention.kernels import KERNELS
-from vdm_jax.errors import UserError
 from vdm_jax.networks.config import SelfAttention
 
 BY_NAME = {type(p).__name__: p for p in (Spatial(), Temporal(), Full(), Causal(window=2), TemporalCausal(window=2),
@@ -43,7 +44,7 @@ def test_every_entry_names_a_kernel_and_passes():
 
 @pytest.mark.parametrize(("kernel", "context"), [("flash", "none"), ("xla", "telepathy"), ("auto", "telepathy")])
 def test_an_unsupported_pair_is_named_with_what_is_permitted(kernel, context):
-    with pytest.raises(UserError) as error:
+    with refused("capability.require") as error:
         require(Temporal(), kernel, context)
     assert str(error.value).startswith(
         f"attention kernel={kernel!r}, context={context!r} is not supported with pattern Temporal; permitted: ")
@@ -52,7 +53,7 @@ def test_an_unsupported_pair_is_named_with_what_is_permitted(kernel, context):
 
 def test_a_kernel_for_few_frames_refuses_patterns_that_see_all():
     require(Causal(window=3), "gather", "none")
-    with pytest.raises(UserError, match=r"'gather', .* pattern Causal\(window=None\); permitted: kernel='chunked'"):
+    with refused("capability.require", "'gather'", "window=None", "kernel='chunked'"):
         require(Causal(), "gather", "none")
 
 
@@ -61,12 +62,12 @@ def test_a_pattern_in_no_entry_is_named():
     class Spiral(Full):
         pass
 
-    with pytest.raises(UserError, match="not supported with pattern Spiral; permitted: nothing yet"):
+    with refused("capability.require"):
         require(Spiral(), "xla", "none")
 
 
 def test_a_config_with_an_unsupported_pair_cannot_be_made():
-    with pytest.raises(UserError, match="context='telepathy' is not supported with pattern Full"):
+    with refused("capability.require", "context='telepathy'"):
         SelfAttention(pattern=Full(), context="telepathy")
 
 
@@ -77,11 +78,15 @@ def test_a_config_with_an_unsupported_pair_cannot_be_made():
     ("cudnn", {"platform": "gpu", "dtype": "bfloat16", "bias": True}, "takes no bias"),
     ("splash", {}, "runs on tpu, not on cpu"),
     ("splash", {"platform": "tpu", "external": True}, "takes no external"),
+    ("cudnn", {"platform": "gpu", "dtype": "bfloat16", "external": True, "pattern": External(inner=Causal())},
+     "takes no external tokens with Causal"),
+    ("cudnn", {"platform": "gpu", "dtype": "bfloat16", "external": True, "external_hidden": True,
+               "pattern": External(inner=Full())}, "takes no external tokens that some queries do not see"),
     ("splash", {"platform": "tpu", "pattern": Causal(), "shape": (128, 64, 128)},
      "takes sequences of Causal(window=None) up to 450000 tokens, not 1048576; permitted here: 'chunked', 'xla'"),
 ])
 def test_limits_of_a_kernel_are_named_with_what_fits(kernel, wrong, message):
-    with pytest.raises(UserError) as error:
+    with refused("capability.resolve") as error:
         resolve(request(**wrong), kernel, "none")
     assert message in str(error.value)
 
@@ -112,6 +117,10 @@ def test_auto_on_a_tpu_and_on_a_gpu():
     for pattern in (Full(), Spatial(), SparseCausal()):
         assert resolve(request(pattern, (16, 32, 32), **gpu), "auto", "none") == "cudnn"
     assert resolve(request(LocalWindow(), (16, 16, 16), **gpu), "auto", "none") == "gather"
+    cross = {"pattern": cross_pattern(1), "shape": (16, 32, 32), "external": True, "external_tokens": 77}
+    assert resolve(request(**cross, **gpu), "auto", "none") == "cudnn"
+    assert resolve(request(**cross, **gpu, external_hidden=True), "auto", "none") == "xla"
+    assert resolve(request(**cross, **tpu), "auto", "none") == "xla"
     assert resolve(request(Full(), (16, 32, 32), platform="gpu"), "auto", "none") == "chunked"  # float32
 
 

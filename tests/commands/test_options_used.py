@@ -47,8 +47,8 @@ def test_evaluate_without_digits_names_metrics(fails):
 
 def test_sample_refuses_labels_where_no_stage_takes_a_class(trained, fails):
     arguments = ("sample", trained, "a red 3 moving left", "--last", "base", "--out", "x.png")
-    assert "no stage takes a class" in fails(*arguments, "--labels", "1", "2", "7")
-    assert "no stage takes a class" in fails(*arguments, "--frames", "6", "--labels", "1")
+    assert "is given and no stage takes it" in fails(*arguments, "--labels", "1", "2", "7")
+    assert "is given and no stage takes it" in fails(*arguments, "--frames", "6", "--labels", "1")
     assert not Path("x.png").exists()
 
 

@@ -69,6 +69,7 @@ def test_a_picture_becomes_the_first_frame(trained, tmp_path, fails):
     assert "--image=none.png is not a file" in fails(*arguments, "--image", "none.png")
     (tmp_path / "bad.png").write_bytes(b"no picture")
     assert "--image=bad.png is not a readable picture" in fails(*arguments, "--image", "bad.png")
+    assert "networks of the run take no reference pictures" in fails(*arguments, "--reference", "red.png")
 
 
 def test_a_style_is_the_weights_of_an_image_run(trained, tmp_path, fails):

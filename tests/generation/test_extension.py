@@ -12,14 +12,14 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tests.generation.conftest import base_stage
+from vdm_jax.conditions.frame_masks import Known, low_resolution_known
+from vdm_jax.conditions.text import text_conditioning
 from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.errors import UserError
 from vdm_jax.generation.compiled import goes_by_steps, jit_sampling, stepwise_sampling
 from vdm_jax.generation.generator import Generator
 from vdm_jax.generation.one_stage import sample_keys, sample_stage
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
-from vdm_jax.stages.inputs import text_conditioning
-from vdm_jax.stages.observations import Known, low_resolution_known
 from vdm_jax.stages.options import Completion
 from vdm_jax.stages.stage import Experiment, VideoSpec
 

@@ -8,12 +8,13 @@ import jax
 import numpy as np
 import pytest
 
+from vdm_jax.conditions.conditioning import Request
 from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.errors import UserError
 from vdm_jax.generation import generator as generator_module
 from vdm_jax.generation.compiled import jit_sampling
 from vdm_jax.generation.generator import Generated, Generator
-from vdm_jax.generation.prompts import Prompts
+from vdm_jax.generation.prompts import requested_conditioning
 from vdm_jax.networks.config import EmbeddedText
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.parallel.rules import parameter_shardings
@@ -204,14 +205,18 @@ def test_embeddings_of_another_shape_are_refused(experiment, params, embeddings)
         Generator(embedded, params, jax.devices()[:1])("a", embeddings=embeddings)
 
 
+def asked(stage, captions, **given):
+    return requested_conditioning(stage, Request(captions, given))
+
+
 def test_the_mask_of_embeddings_is_passed_on_or_refused(experiment, params):
     base = experiment.stage("base")
     stage = dataclasses.replace(base, network=dataclasses.replace(base.network, text=EmbeddedText(width=7)))
     generator = Generator(dataclasses.replace(experiment, stages=(stage,)), params, jax.devices()[:1])
     embeddings, mask = np.zeros((2, 3, 7), np.float16), np.array([[True, True, False], [False] * 3])
-    text = Prompts(("a", ""), embeddings, mask).conditioning(stage)
+    text = asked(stage, ("a", ""), embeddings=embeddings, text_mask=mask)
     np.testing.assert_array_equal(text.text_mask[:, 0], mask)
-    assert text.embeddings.dtype == np.float32 and Prompts(("a", "b"), embeddings).conditioning(stage).text_mask.all()
+    assert text.embeddings.dtype == np.float32 and asked(stage, ("a", "b"), embeddings=embeddings).text_mask.all()
     with pytest.raises(UserError, match=r"text_mask of shape \[2, 4\] given for stage 'base'; permitted: \[2, 3\]"):
         generator(("a", "b"), embeddings=embeddings, text_mask=np.ones((2, 4), bool))
 
@@ -220,11 +225,12 @@ def test_guidance_away_from_the_encoded_empty_text(experiment, params):
     base = experiment.stage("base")
     stage = dataclasses.replace(base, network=dataclasses.replace(base.network, text=EmbeddedText(width=7)))
     embeddings, null = np.zeros((2, 3, 7), np.float16), np.ones((3, 7), np.float16)
-    given = Prompts(("a", "b"), embeddings, None, null, np.array([True, False, False])).conditioning(stage)
+    given = asked(stage, ("a", "b"), embeddings=embeddings, null_embeddings=null,
+                  null_mask=np.array([True, False, False]))
     told = given.without_text()
     assert told.embeddings.shape == (2, 1, 3, 7) and (told.embeddings == 1).all() and told.text_mask.sum() == 2
     with pytest.raises(UserError, match=r"null_embeddings of shape \[2, 7\] given for stage 'base'; permitted: \["):
-        Prompts(("a", "b"), embeddings, None, null[:2]).conditioning(stage)
+        asked(stage, ("a", "b"), embeddings=embeddings, null_embeddings=null[:2])
     data = WithEmbeddings(data=experiment.data, path="texts", empty="encoded")
     generator = Generator(dataclasses.replace(experiment, stages=(stage,), data=data), params, jax.devices()[:1])
     with pytest.raises(UserError, match="null_embeddings=None for stages that were trained with those of the empty"):

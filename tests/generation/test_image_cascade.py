@@ -11,10 +11,11 @@ import pytest
 import rich.console
 
 from tests.generation.tiny_imagen import get_config
+from vdm_jax.conditions.text import text_conditioning
 from vdm_jax.generation.one_stage import sample_stage
 from vdm_jax.runs.directory import export, load, open_run
 from vdm_jax.runs.records import read_records
-from vdm_jax.stages.inputs import text_conditioning, training_inputs
+from vdm_jax.stages.inputs import training_inputs
 from vdm_jax.stages.parameters import initial_params
 from vdm_jax.training.loop import Trainer
 from vdm_jax.training.report import Report

@@ -11,6 +11,7 @@ import pytest
 
 from tests.generation.conftest import base_stage, random_params
 from vdm_jax.attention.patterns import Temporal
+from vdm_jax.conditions.frame_masks import FramesKnown, first_frame_known
 from vdm_jax.configuration import from_json, to_json
 from vdm_jax.data.frame_rates import FrameRates
 from vdm_jax.diffusion.process import Process
@@ -20,7 +21,6 @@ from vdm_jax.errors import UserError
 from vdm_jax.generation.generator import Generator
 from vdm_jax.networks.config import Level, SelfAttention, UNet
 from vdm_jax.stages.inputs import training_inputs
-from vdm_jax.stages.observations import FramesKnown, first_frame_known
 from vdm_jax.stages.options import Sampling, Training
 from vdm_jax.stages.stage import Experiment, KeyFrames, LowResolution, Stage, VideoSpec
 

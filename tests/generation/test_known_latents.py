@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from tests.training.latents import random_params
-from vdm_jax.conditions.conditioning import Conditioning
+from vdm_jax.conditions.conditioning import Conditioning, SampledVideos
+from vdm_jax.conditions.frame_masks import FramesKnown, Known, NothingKnown, first_frame_known
+from vdm_jax.conditions.frames import ConditioningFrames, noised
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.schedules import LinearBetaSchedule
 from vdm_jax.errors import UserError
@@ -20,7 +22,6 @@ from vdm_jax.networks.latent_network import LatentNetwork
 from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.stages import inputs
 from vdm_jax.stages.latent import Latent
-from vdm_jax.stages.observations import FramesKnown, NothingKnown, first_frame_known
 from vdm_jax.stages.options import Sampling, Training
 from vdm_jax.stages.stage import Stage, VideoSpec
 from vdm_jax.training import step
@@ -49,20 +50,25 @@ def normal():
 
 
 def test_noise_on_what_is_known_is_that_of_a_timestep_which_the_network_is_told(conditioning):
+    given = {name: getattr(conditioning, name) for name in ("observed", "observed_mask")}
     keys = jax.random.split(jax.random.key(0), 2)
-    noisy = inputs.with_noisy_known(conditioning, STAGE, keys, jnp.array([0.0, 249.0]))
-    np.testing.assert_array_equal(noisy.scalars["known_step"], [0, 249])
-    np.testing.assert_array_equal(noisy.observed[:, 1:], 0)
-    added = np.asarray(noisy.observed - conditioning.observed)[:, 0]
+    noisy = noised(given, STAGE, keys, jnp.array([0.0, 249.0]))
+    np.testing.assert_array_equal(noisy["scalars"]["known_step"], [0, 249])
+    np.testing.assert_array_equal(noisy["observed"][:, 1:], 0)
+    added = np.asarray(noisy["observed"] - conditioning.observed)[:, 0]
     alpha = np.sqrt(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)))[[0, 249]]
     expected = np.asarray(conditioning.observed)[:, 0] * (alpha - 1)[:, None, None, None]
     noise = (added - expected) / np.sqrt(1 - alpha**2)[:, None, None, None]
     assert 0.7 < noise[0].std() < 1.3 and 0.7 < noise[1].std() < 1.3 and np.abs(noise[0] - noise[1]).max() > 0.5
-    alone = inputs.with_noisy_known(jax.tree.map(lambda a: a[1:], conditioning), STAGE, keys[1:], jnp.array([249.0]))
-    np.testing.assert_allclose(alone.observed[0], noisy.observed[1], atol=1e-6)
+    alone = noised(jax.tree.map(lambda a: a[1:], given), STAGE, keys[1:], jnp.array([249.0]))
+    np.testing.assert_allclose(alone["observed"][0], noisy["observed"][1], atol=1e-6)
     clean = dataclasses.replace(STAGE, network=dataclasses.replace(
         STAGE.network, known_steps=0, unet=dataclasses.replace(UNET, classes=0)))
-    assert inputs.with_noisy_known(conditioning, clean, keys, jnp.zeros(2)) is conditioning
+    videos = SampledVideos(clean, keys, None, Known(conditioning.observed, conditioning.observed_mask), False, False,
+                           None)
+    found = ConditioningFrames().in_sampling(Conditioning(), videos)
+    assert "scalars" not in found
+    np.testing.assert_array_equal(found["observed"], conditioning.observed)
 
 
 def test_training_draws_timesteps_and_learns_from_what_is_not_known(monkeypatch, normal):

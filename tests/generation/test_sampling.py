@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from vdm_jax.conditions.conditioning import Conditioning
+from vdm_jax.conditions.low_resolution import low_resolution
+from vdm_jax.conditions.text import text_conditioning
 from vdm_jax.diffusion.sampling import sample
 from vdm_jax.errors import UserError
 from vdm_jax.generation.one_stage import sample_keys, sample_stage, stage_denoiser, with_overrides
 from vdm_jax.networks.unet import SpaceTimeUNet
-from vdm_jax.stages.inputs import text_conditioning, with_low_resolution
 from vdm_jax.stages.options import DynamicThreshold, Oscillation, Sampling, StaticThreshold
 
 TOKENS = jnp.array([[[2, 6, 5, 4, 0, 0]], [[3, 8, 0, 0, 0, 0]], [[2, 3, 7, 5, 0, 0]], [[6, 0, 0, 0, 0, 0]]])
@@ -130,7 +131,7 @@ def test_sampling_conditions_as_training_did(experiment, params):
     sampling = dataclasses.replace(stage.sampling, steps=1, threshold=None)
     low, keys = jnp.full((2, 2, 8, 8, 3), 0.3), sample_keys(0, jnp.arange(2), 1)
     level = jnp.full(2, stage.source.augmentation.sampling_logsnr)
-    conditioning = with_low_resolution(Conditioning(), low, stage, keys, level)
+    conditioning = Conditioning(**low_resolution(low, stage, keys, level))
 
     def network(z, logsnr):
         return SpaceTimeUNet(stage.network).apply({"params": params["large"]}, z, logsnr, conditioning)

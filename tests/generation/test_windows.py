@@ -13,6 +13,7 @@ import pytest
 from tests.generation.conftest import random_params
 from vdm_jax.attention.patterns import Temporal
 from vdm_jax.conditions.conditioning import Conditioning
+from vdm_jax.conditions.text import text_conditioning
 from vdm_jax.configuration import from_json, to_json
 from vdm_jax.diffusion.process import Process
 from vdm_jax.digits.captioned_digits import CaptionedDigits
@@ -23,7 +24,7 @@ from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.parallel.rules import batch_sharding
 from vdm_jax.planning.flops import network_forward, sampling_work
 from vdm_jax.planning.inputs import training_batch
-from vdm_jax.stages.inputs import target_video, text_conditioning, training_inputs
+from vdm_jax.stages.inputs import target_video, training_inputs
 from vdm_jax.stages.options import Sampling, Training, Windows
 from vdm_jax.stages.parameters import initial_params
 from vdm_jax.stages.stage import LowResolution, Stage, VideoSpec

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vdm_jax.conditions.low_resolution import enlarge
+from vdm_jax.conditions.text import text_conditioning
 from vdm_jax.configuration import from_json, to_json
 from vdm_jax.diffusion.augmentation import BlurAugmentation, NoiseAugmentation, TruncatedAugmentation
 from vdm_jax.diffusion.schedules import FlowSchedule
@@ -17,7 +19,7 @@ from vdm_jax.generation import generator as generator_module
 from vdm_jax.generation.compiled import handover
 from vdm_jax.generation.generator import Generator
 from vdm_jax.generation.one_stage import sample_keys, sample_stage
-from vdm_jax.stages.inputs import degrade, enlarge, target_video, text_conditioning, training_inputs
+from vdm_jax.stages.inputs import target_video, training_inputs
 
 LEVEL = -0.5  # between the second and third level of the base's sampler
 
@@ -35,7 +37,7 @@ def clips():
 
 
 def low_of(stage, clips):
-    return degrade(target_video(clips, stage.video), stage.source)
+    return stage.source.degrade(target_video(clips, stage.video))
 
 
 @pytest.mark.parametrize("augmentation", [
@@ -65,7 +67,7 @@ def test_noise_on_the_low_resolution_video_is_enlarged_with_it(experiment, clips
                          TruncatedAugmentation(training_logsnr=(0.0, 0.0))):
         stage = augmented(experiment, augmentation).stage("large")
         _, conditioning, _ = training_inputs(stage, {"video": clips}, jax.random.key(0))
-        noise = degrade(conditioning.low_resolution, stage.source)  # frames and pixels of the low resolution
+        noise = stage.source.degrade(conditioning.low_resolution)  # frames and pixels of the low resolution
         repeated = conditioning.low_resolution[:, 1::2]
         np.testing.assert_array_equal(repeated, conditioning.low_resolution[:, ::2])  # held frames, noise and all
         assert np.abs(noise).max() > 1.2

@@ -10,17 +10,12 @@ import numpy as np
 import pytest
 
 from vdm_jax.conditions.conditioning import Conditioning
+from vdm_jax.conditions.low_resolution import enlarge, low_resolution
+from vdm_jax.conditions.text import text_conditioning
 from vdm_jax.diffusion.augmentation import NoiseAugmentation
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import EmbeddedText
-from vdm_jax.stages.inputs import (
-    degrade,
-    enlarge,
-    target_video,
-    text_conditioning,
-    training_inputs,
-    with_low_resolution,
-)
+from vdm_jax.stages.inputs import target_video, training_inputs
 from vdm_jax.stages.stage import LowResolution, VideoSpec
 
 VIDEO = VideoSpec(frames=4, height=16, width=16)
@@ -56,7 +51,7 @@ def test_target_is_every_kth_frame_with_pixels_averaged_over_areas(clips):
 def test_degrading_is_what_the_stage_before_would_have_made(clips):
     """Degrading the target of a stage gives the target of the stage before it."""
     before = VideoSpec(frames=SOURCE.frames, height=SOURCE.height, width=SOURCE.width)
-    low = degrade(target_video(clips[0], VIDEO), SOURCE)
+    low = SOURCE.degrade(target_video(clips[0], VIDEO))
     assert low.shape == (3, 2, 8, 4, 3)
     np.testing.assert_allclose(low, target_video(clips[0], before), atol=1e-6)
 
@@ -65,11 +60,11 @@ def test_degrading_is_what_the_stage_before_would_have_made(clips):
 @pytest.mark.parametrize("resize", ["nearest", "bilinear"])
 def test_enlarging_keeps_the_frames_where_they_were_taken(fill, resize, clips):
     source = dataclasses.replace(SOURCE, fill=fill, resize=resize)
-    low = degrade(target_video(clips[0], VIDEO), source)
+    low = source.degrade(target_video(clips[0], VIDEO))
     large = enlarge(low, source, VIDEO)
     assert large.shape == (3, 4, 16, 16, 3)
     if resize == "nearest":
-        np.testing.assert_allclose(degrade(large, source), low, atol=1e-6)
+        np.testing.assert_allclose(source.degrade(large), low, atol=1e-6)
     pixels = enlarge(low, source, dataclasses.replace(VIDEO, frames=2))
     middle = pixels.mean(1)
     between = {"repeat": pixels, "blank": jnp.zeros_like(pixels),
@@ -88,7 +83,7 @@ def test_augmentation_noise_has_the_level_the_network_is_told(experiment):
     stage = experiment.stage("large")
     low = jnp.ones((3, 2, 8, 8, 3))
     keys, level = jax.random.split(jax.random.key(0), 3), jnp.array([-2.0, 1.0, 5.0])
-    out = with_low_resolution(Conditioning(), low, stage, keys, level)
+    out = Conditioning(**low_resolution(low, stage, keys, level))
     np.testing.assert_array_equal(out.augmentation, level)
     assert out.low_resolution.shape == (3, 4, 16, 16, 3)
     alpha = np.sqrt(1 / (1 + np.exp(-np.asarray(level, float))))
@@ -98,7 +93,7 @@ def test_augmentation_noise_has_the_level_the_network_is_told(experiment):
     np.testing.assert_allclose(noise.mean(1), 0, atol=0.08)
     np.testing.assert_allclose(noise.std(1), 1, atol=0.06)
     np.testing.assert_allclose(np.corrcoef(noise) - np.eye(3), 0, atol=0.08)
-    alone = with_low_resolution(Conditioning(), low[1:2], stage, keys[1:2], level[1:2])
+    alone = Conditioning(**low_resolution(low[1:2], stage, keys[1:2], level[1:2]))
     np.testing.assert_allclose(alone.low_resolution[0], out.low_resolution[1], atol=1e-6)
 
 
@@ -129,7 +124,7 @@ def test_inputs_of_a_stage_with_a_source(experiment, clips):
     clean = NoiseAugmentation(training_logsnr=(25.0, 25.0))
     quiet = dataclasses.replace(stage, source=dataclasses.replace(stage.source, augmentation=clean))
     x, conditioning, _ = training_inputs(quiet, {"video": clips[0]}, jax.random.key(0))
-    expected = enlarge(degrade(x, stage.source), stage.source, stage.video)
+    expected = enlarge(stage.source.degrade(x), stage.source, stage.video)
     np.testing.assert_allclose(conditioning.low_resolution, expected, atol=1e-4)
     assert conditioning.tokens is None  # this network reads no text
     levels = np.concatenate([training_inputs(stage, {"video": clips[0]}, key)[1].augmentation

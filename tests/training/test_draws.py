@@ -17,6 +17,7 @@ import pytest
 from scipy.stats import rankdata
 
 from tests.training.latents import AUTOENCODER, random_params
+from vdm_jax.conditions.frame_masks import BoxKnown, FramesKnown, NothingKnown
 from vdm_jax.data.frame_rates import FrameRates
 from vdm_jax.data.pipeline import FlipAugmentation, Pipeline
 from vdm_jax.diffusion.augmentation import BlurAugmentation, NoiseAugmentation
@@ -27,7 +28,6 @@ from vdm_jax.networks.config import Level, UNet, WordEncoder
 from vdm_jax.networks.latent_network import LatentNetwork
 from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.stages.latent import Latent
-from vdm_jax.stages.observations import BoxKnown, FramesKnown, NothingKnown
 from vdm_jax.stages.options import Sampling, Training
 from vdm_jax.stages.stage import FirstFrame, LowResolution, Stage, VideoSpec
 from vdm_jax.training.step import draw

@@ -15,6 +15,7 @@ import vdm_jax
 from vdm_jax.commands.arguments import override
 from vdm_jax.commands.configs import config_folder, load_config, load_module
 from vdm_jax.commands.train_command import train
+from vdm_jax.conditions.frame_masks import first_frame_known
 from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.digits.clips import CaptionedDigitsSource, caption_words
 from vdm_jax.errors import UserError
@@ -24,7 +25,6 @@ from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.planning.flops import training_work
 from vdm_jax.planning.inputs import sampling_inputs, training_batch
 from vdm_jax.runs.directory import open_run
-from vdm_jax.stages.observations import first_frame_known
 from vdm_jax.stages.options import Start
 from vdm_jax.stages.parameters import example_conditioning
 from vdm_jax.stages.stage import Experiment

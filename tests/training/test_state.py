@@ -11,11 +11,11 @@ import optax
 import pytest
 
 from vdm_jax.attention.patterns import Temporal
+from vdm_jax.conditions.frame_masks import NothingKnown
 from vdm_jax.diffusion.process import Process
 from vdm_jax.networks.config import CrossAttention, EmbeddedText, Level, SelfAttention, UNet, WordEncoder
 from vdm_jax.networks.unet import SpaceTimeUNet
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
-from vdm_jax.stages.observations import NothingKnown
 from vdm_jax.stages.options import Training
 from vdm_jax.stages.parameters import example_conditioning
 from vdm_jax.stages.stage import LowResolution, Stage, VideoSpec

@@ -78,14 +78,15 @@ HARDWARE = ("amf", "cuvid", "d3d12va", "mediacodec", "mf", "nvenc", "omx", "qsv"
 def encoders():
     """Names and first pixel formats of the software encoders of video that PyAV carries.
 
-    SVT-AV1 is left out: as root it gives its threads real-time priority, and they starve all other programs.
+    SVT-AV1, which is also what "av1" stands for, is left out: as root it gives the thread that calls it real-time
+    priority, which then starves all other programs.
     """
     for name in sorted(av.codecs_available):
         try:
             codec = av.codec.Codec(name, "w")
         except (av.FFmpegError, ValueError):  # decodes only
             continue
-        if codec.type == "video" and not name.endswith((*HARDWARE, "svtav1")):
+        if codec.type == "video" and not codec.name.endswith((*HARDWARE, "svtav1")):
             yield name, codec.video_formats[0].name if codec.video_formats else "yuv420p"
 
 

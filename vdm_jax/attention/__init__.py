@@ -3,7 +3,7 @@
 The three are separate choices joined by one capability table (`capability.py`); `attend` is the only entry.
 """
 
-from vdm_jax.attention.attend import attend
+from vdm_jax.attention.attend import attend, cross_pattern
 from vdm_jax.attention.patterns import (
     AttentionPattern,
     Causal,
@@ -18,4 +18,4 @@ from vdm_jax.attention.patterns import (
 from vdm_jax.attention.relation import Bank
 
 __all__ = ["AttentionPattern", "Bank", "Causal", "External", "Full", "LocalWindow", "SparseCausal", "Spatial",
-           "Temporal", "TemporalCausal", "attend"]
+           "Temporal", "TemporalCausal", "attend", "cross_pattern"]

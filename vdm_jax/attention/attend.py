@@ -1,4 +1,4 @@
-"""The one entry to attention: pattern, kernel and context in, attended tokens out."""
+"""The one entry to attention, self and cross: pattern, kernel and context in, attended tokens out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vdm_jax.attention import counting
 from vdm_jax.attention.capability import Request, resolve
 from vdm_jax.attention.contexts import CONTEXTS, Call, context_size, local, spread
 from vdm_jax.attention.kernels import KERNELS
-from vdm_jax.attention.patterns import AttentionPattern, External, check_layout
+from vdm_jax.attention.patterns import AttentionPattern, External, Full, Pattern, Spatial, check_layout
 from vdm_jax.attention.relation import Bank, View
 from vdm_jax.errors import UserError
 from vdm_jax.parallel.compiling import target_platform
@@ -18,8 +18,8 @@ from vdm_jax.parallel.compiling import target_platform
 
 def attend(
     q: Float[Array, "b t h w k d"],
-    k: Float[Array, "b t h w k d"],
-    v: Float[Array, "b t h w k d"],
+    k: Float[Array, "b t h w k d"] | None = None,
+    v: Float[Array, "b t h w k d"] | None = None,
     *,
     pattern: AttentionPattern,
     kernel: str = "auto",
@@ -32,12 +32,15 @@ def attend(
     platform: str | None = None,
     split: str = "frames",
 ) -> Float[Array, "b t h w k d"]:
-    """Self-attention among the tokens of a video.
+    """Attention of the tokens of a video among themselves, to tokens from outside, or both.
 
+    Cross-attention has `External(mode="replace")` for a pattern (`cross_pattern` chooses it) and neither k nor v.
+    Sequences that are no videos stand along T, with H = W = 1: `Temporal` then shows every token every other.
     A token that sees nothing at all gets zeros (and gives no gradient).
 
     Args:
-      q, k, v: queries, keys and values per token; q and k already carry their positions.
+      q, k, v: queries, keys and values per token; q and k already carry their positions. a pattern that sees no own
+        tokens needs no k and v.
       pattern: who sees whom.
       kernel, context: how and where; checked against the capability table. `auto` chooses for `platform`. A context
         spreads the frames over the mesh axis `context`; without a mesh, or where that axis has one device, the kernel
@@ -58,6 +61,9 @@ def attend(
     Raises `UserError` for what the capability table does not list and for shapes that do not fit.
     """
     own = not (isinstance(pattern, External) and pattern.mode == "replace")
+    if (own or context != "none") and (k is None or v is None):
+        raise UserError(f"attend: pattern {pattern} in context={context!r} without k and v; permitted: k and v, or "
+                        "External(mode='replace') in context='none', where nothing of the video is exchanged")
     _check_external(pattern, external, q.shape, own, bias, offset_values)
     inner = pattern.inner if isinstance(pattern, External) else pattern
     shape = q.shape[1:4]
@@ -66,20 +72,22 @@ def attend(
     request = Request(pattern=pattern, shape=shape, batch=q.shape[0], heads=q.shape[4], head_dim=q.shape[5],
                       dtype=q.dtype.name, platform=target_platform(platform), bias=bias is not None,
                       frame_mask=view.mask_kind, frame_valid=frame_valid is not None, external=external is not None,
+                      external_tokens=0 if external is None else external.k.shape[2],
+                      external_hidden=external is not None and _hides(inner, external),
                       offset_values=offset_values is not None)
     kernel, devices = resolve(request, kernel, context), context_size()
     if (calls := counting.calls()) is not None:
         calls.append(counting.AttentionCall(
             inner, shape, q.shape[0], q.shape[4], q.shape[5], kernel, context, own,
             0 if external is None else external.k.shape[2], view.frame_mask))
-        return jnp.zeros_like(q, dtype=v.dtype)
+        return jnp.zeros_like(q, dtype=(v if own else external.v).dtype)
     more = {"bias": bias, "frame_valid": frame_valid, "external": external}
     if offset_values is not None:  # the table lets it through to kernels alone
         more["offset_values"] = offset_values
-    own_tokens = context == "none" and external is None and offset_values is None
-    dim = local.local_dimension(view, split, devices) if own_tokens else None
+    alone = context == "none" and offset_values is None
+    dim = local.local_dimension(view, split, devices, own) if alone else None
     if dim is not None:
-        out = local.attention(kernel, view, dim, devices, q, k, v, bias=bias, frame_valid=frame_valid)
+        out = local.attention(kernel, view, dim, devices, q, k, v, **more, own=own)
     elif context == "none" or devices == 1:
         out = KERNELS[kernel](q, k, v, view, **more, own=own)
     else:
@@ -100,6 +108,16 @@ def _sees_something(
     valid = jnp.ones((1, view.shape[0]), bool) if frame_valid is None else frame_valid
     something = (table & valid[:, None, :]).any(axis=2)
     return something if external is None else something | external.mask.any(axis=2)
+
+
+def cross_pattern(groups: int) -> External:
+    """The pattern of cross-attention to outside tokens in so many groups: 1 for the clip, or one per frame."""
+    return External(inner=Full() if groups == 1 else Spatial(), mode="replace")
+
+
+def _hides(inner: Pattern, external: Bank) -> bool:
+    """Whether some outside tokens of a sequence are hidden from some of its queries."""
+    return external.mask is not None or (external.k.shape[1] > 1 and inner.layout != "frames")
 
 
 def _mask_bytes(frame_mask: np.ndarray | None, frames: int) -> bytes | None:

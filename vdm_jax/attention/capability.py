@@ -31,7 +31,8 @@ class Entry:
     bias: bool = True
     frame_masks: tuple[str, ...] = ("independent images", "any")
     frame_valid: bool = True
-    external: bool = True
+    external: frozenset[str] | None = None  # patterns that take outside tokens; None: all
+    external_hidden: bool = True  # takes outside tokens that some queries do not see
     offset_values: bool = False
     dtypes: tuple[str, ...] | None = None  # None: any float
     head_dim: tuple[int, int] | None = None  # (multiple of, at most)
@@ -40,9 +41,13 @@ class Entry:
 
     def refusal(self, request: Request) -> str | None:
         """Why this entry cannot serve the request, or None."""
-        for name in ("bias", "frame_valid", "external", "offset_values"):
+        for name in ("bias", "frame_valid", "offset_values"):
             if getattr(request, name) and not getattr(self, name):
                 return f"takes no {name}"
+        if request.external and not self.takes_external(request.pattern):
+            return f"takes no external tokens with {_name(request.pattern)}"
+        if request.external_hidden and not self.external_hidden:
+            return "takes no external tokens that some queries do not see"
         if request.frame_mask is not None and request.frame_mask not in self.frame_masks:
             return f"takes no frame_mask{''.join(f' but that of {m}' for m in self.frame_masks)}"
         if request.platform not in self.platforms:
@@ -56,6 +61,10 @@ class Entry:
         if self.most_rows is not None and request.rows > self.most_rows and not request.unmasked:
             return f"takes sequences of {_name(request.pattern)} up to {self.most_rows} tokens, not {request.rows}"
         return None
+
+    def takes_external(self, pattern: Pattern) -> bool:
+        """Whether it takes outside tokens with a pattern, which may be an `External` one."""
+        return self.external is None or _name(pattern) in self.external
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +82,8 @@ class Request:
     frame_mask: str | None = None  # "independent images" (`independent_frames_mask`) or "any"
     frame_valid: bool = False
     external: bool = False
+    external_tokens: int = 0  # that every query may see
+    external_hidden: bool = False  # some of them from some queries of a sequence
     offset_values: bool = False
 
     @property
@@ -80,6 +91,16 @@ class Request:
         """Length of one sequence in the pattern's layout."""
         frames, height, width = self.shape
         return {"frames": height * width, "positions": frames, "all": frames * height * width}[self.pattern.layout]
+
+    @property
+    def own(self) -> bool:
+        """Whether the video's own tokens are seen."""
+        return getattr(self.pattern, "mode", "append") != "replace"
+
+    @property
+    def keys(self) -> int:
+        """Keys that a query of one sequence may see, the outside ones included."""
+        return (self.rows if self.own else 0) + self.external_tokens
 
     @property
     def unmasked(self) -> bool:
@@ -90,7 +111,7 @@ class Request:
     def logits_bytes(self) -> int:
         """Size of the float32 logits of dense attention."""
         frames, height, width = self.shape
-        return 4 * self.batch * self.heads * frames * height * width * self.rows
+        return 4 * self.batch * self.heads * frames * height * width * self.keys
 
 
 def _named(patterns: str) -> frozenset[str]:
@@ -105,10 +126,10 @@ CAPABILITIES: dict[tuple[str, str], Entry] = {
     ("gather", "none"): Entry(_named("TemporalCausal Causal SparseCausal LocalWindow"), bounded=True),
     # cuDNN itself permits head_dim up to 256 from Hopper on; 128 is what every generation takes.
     ("cudnn", "none"): Entry(_named("Spatial Temporal TemporalCausal Full Causal SparseCausal"), platforms=("gpu",),
-                             bias=False, frame_masks=(), frame_valid=False, external=False,
-                             dtypes=("bfloat16", "float16"), head_dim=(8, 128)),
+                             bias=False, frame_masks=(), frame_valid=False, external=_named("Spatial Full"),
+                             external_hidden=False, dtypes=("bfloat16", "float16"), head_dim=(8, 128)),
     ("splash", "none"): Entry(_named("Spatial Full Causal SparseCausal LocalWindow"), platforms=("tpu",), bias=False,
-                              frame_masks=("independent images",), external=False, dtypes=("bfloat16", "float32"),
+                              frame_masks=("independent images",), external=frozenset(), dtypes=("bfloat16", "float32"),
                               head_dim=(8, 256), most_rows=450_000),
 }
 # Spatial attention never leaves a frame, and frames are never split: it has nothing to exchange.
@@ -143,7 +164,8 @@ def require(
     name = _name(pattern) + (" and a bias" if bias else "") + (" and external tokens" if external else "")
     name += " and relative value vectors" if offset_values else ""
     serving = {key: entry for key, entry in entries_for(pattern).items()
-               if entry.bias >= bias and entry.external >= external and entry.offset_values >= offset_values}
+               if entry.bias >= bias and entry.offset_values >= offset_values
+               and (not external or entry.takes_external(pattern))}
     if (kernel, context) in serving or kernel == "auto" and any(c == context for _, c in serving):
         return
     permitted = "; ".join(f"kernel={k!r} with context={c!r}" for k, c in sorted(serving))
@@ -190,16 +212,16 @@ def _choose(request: Request, context: str) -> str:
 def _preference(request: Request) -> list[str]:
     """Kernels from the best down; those that do not fit are skipped by the caller."""
     share = 1.0  # of the frames, that a query sees; a short sequence is done before its frames are gathered
-    if request.pattern.bounded_frames() and request.rows >= 64:
+    if request.own and request.pattern.bounded_frames() and request.rows >= 64:
         share = request.pattern.key_frames(request.shape[0]).index.shape[1] / request.shape[0]
     sparse = share <= 0.5
     order = []
-    if request.rows >= 1024:
+    if request.rows * request.keys >= 1024**2:
         order += {"tpu": ["splash"], "gpu": ["cudnn"]}.get(request.platform, [])
     if request.logits_bytes * (share if sparse else 1.0) > DENSE_BYTES:
         order += ["chunked"]
     order += ["gather"] if sparse else []
-    if request.platform == "cpu" and request.rows >= CHUNKED_ROWS_CPU:
+    if request.platform == "cpu" and min(request.rows, request.keys) >= CHUNKED_ROWS_CPU:
         order += ["chunked"]
     return [*order, "xla", "chunked"]
 

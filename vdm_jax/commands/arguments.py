@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import tyro
 
 from vdm_jax.commands.outputs import check_file
-from vdm_jax.configuration import Guidance, Seed, check_fields
-from vdm_jax.errors import UserError
+from vdm_jax.configuration import Guidance, Seed, check_fields, renamed_field
+from vdm_jax.errors import UserError, field_of
 
 if TYPE_CHECKING:  # JAX is not imported for every command
     from vdm_jax.stages.autoencoding import AnyExperiment
@@ -33,7 +33,8 @@ CONFIG = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
 
 def parse(kind: type[T], arguments: Sequence[str], program: str, *, default: T | None = None) -> T:
     """Parse a command line into `kind`. Raises `UserError` with tyro's message on one line; `--help` exits."""
-    with _one_line():
+    _refuse_renamed(kind, arguments)
+    with _one_line(kind):
         extra = {} if default is None else {"default": default}
         values = tyro.cli(kind, args=list(arguments), prog=program, description=kind.__doc__,
                           config=(tyro.conf.AvoidSubcommands,), **extra)
@@ -43,11 +44,35 @@ def parse(kind: type[T], arguments: Sequence[str], program: str, *, default: T |
 
 def parse_with_rest(kind: type[T], arguments: Sequence[str], program: str) -> tuple[T, list[str]]:
     """Like `parse`, but also returns the arguments that `kind` does not know."""
-    with _one_line():
+    _refuse_renamed(kind, arguments)
+    with _one_line(kind):
         values, rest = tyro.cli(kind, args=list(arguments), prog=program, description=kind.__doc__,
                                 return_unknown_args=True)
     check_fields(values, flags=True)
     return values, rest
+
+
+def _refuse_renamed(kind: type, arguments: Sequence[str]) -> None:
+    """Refuse flags of names of before, with those of today. Raises `UserError`."""
+    for flag in (argument.partition("=")[0] for argument in arguments if argument.startswith("--")):
+        name = "--" + ".".join(part for _, part in _fields(kind, flag)).replace("_", "-")
+        if name != flag.replace("_", "-"):
+            negated = " (true is false now)" if "not " in name else ""
+            raise UserError(f"{flag}: it has another name; permitted: {name.replace('not ', '')}{negated}", "renamed")
+
+
+def _fields(kind: type, flag: str) -> list[tuple[type, str]]:
+    """The path of a flag: of each part the class that has it, and its name of today."""
+    owner, path = kind, []
+    for part in flag.removeprefix("--").replace("-", "_").split("."):
+        of = owner if isinstance(owner, type) else type(owner)
+        if isinstance(owner, tuple):
+            owner = {str(number): element for number, element in enumerate(owner)}.get(part)
+        elif dataclasses.is_dataclass(owner):
+            part = renamed_field(of, part)
+            owner = getattr(owner, part.removeprefix("not "), None)
+        path.append((of, part))
+    return path
 
 
 def given(options: Any) -> dict[str, Any]:
@@ -120,8 +145,8 @@ def check_outputs(paths: Sequence[Path]) -> None:
 
 
 @contextlib.contextmanager
-def _one_line() -> Any:
-    """Turn tyro's boxed message and exit into a `UserError`."""
+def _one_line(kind: type) -> Any:
+    """Turn tyro's boxed message about flags of `kind` and exit into a `UserError` of the field that it names."""
     captured = io.StringIO()
     try:
         with contextlib.redirect_stderr(captured):
@@ -129,7 +154,11 @@ def _one_line() -> Any:
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise UserError(plain(captured.getvalue())) from None
+        message = plain(captured.getvalue())
+        flag = re.search(r"--([a-z][\w.-]*)", message)
+        owner, name = _fields(kind, flag[1])[-1] if flag else (kind, None)
+        code = field_of(message.partition(": ")[2]) or (f"{owner.__name__}.{name}" if name else None)
+        raise UserError(message, code) from None
     finally:
         if sys.exc_info()[0] is None:
             sys.stderr.write(captured.getvalue())

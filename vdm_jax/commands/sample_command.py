@@ -49,6 +49,8 @@ class Sample:
     first: str | None = None  # begin with this stage, one that fills in frames and takes --image instead
     last: str | None = None  # stop after this stage, e.g. base
     image: tuple[Path, ...] = ()  # pictures that become the first frames: one for all captions, or one for each
+    # Reference pictures, for runs whose network takes them: one for all captions, or one for each
+    reference: tuple[Path, ...] = ()
     frames: Count | None = None  # a longer video, extended block by block; needs --last with the first stage
     overlap: CountOrZero | None = None  # with --frames: frames that a block takes from the one before; half by default
     # With --frames: how it takes them over; the config's way by default
@@ -81,6 +83,7 @@ def main(arguments: Sequence[str]) -> int:
     common = {"seed": options.seed, "steps": options.steps, "guidance": options.guidance,
               "guidance_scale": options.guidance_scale, "labels": labels, "split_guidance": options.split_guidance,
               "known": pictured(options, generator.experiment), "fps": options.fps,
+              "references": referenced(options, generator.experiment),
               **text_embeddings(generator, captions, options)}
     with sampling_progress() as progress:
         if options.frames is None:
@@ -102,9 +105,10 @@ def captions_for(options: Sample, experiment: Any) -> tuple[str, ...]:
     if options.captions and not reads:
         logging.getLogger(__name__).warning("no stage of run %s reads captions: they change nothing", options.run)
     captions = options.captions or ("",) * max(1, len(options.labels), len(options.image))
-    if len(options.image) not in (0, 1, len(captions)):
-        raise UserError(f"--image has {len(options.image)} pictures for {len(captions)} captions; permitted: "
-                        "one, or one for each caption")
+    for name in ("image", "reference"):
+        if (given := len(getattr(options, name))) not in (0, 1, len(captions)):
+            raise UserError(f"--{name} has {given} pictures for {len(captions)} captions; permitted: one, or one for "
+                            "each caption")
     return captions
 
 
@@ -136,23 +140,41 @@ def pictured(options: Sample, experiment: Any) -> Any:
     if not options.image:
         return None
     video = (experiment.stage(options.first) if options.first else experiment.stages[0]).video
-    import numpy as np
-    from PIL import Image
-
-    from vdm_jax.stages.observations import first_frame_known
+    from vdm_jax.conditions.frame_masks import first_frame_known
     from vdm_jax.video.arrays import to_float
-    from vdm_jax.video.fitting import fit_image
+
+    return first_frame_known(to_float(_pictures("image", options, video)), video.frames)
+
+
+def referenced(options: Sample, experiment: Any) -> Any:
+    """The pictures of --reference by the name of the reference that they are of, or None. Raises `UserError` for a file
+    that is no picture, and for runs whose networks take no pictures, or several kinds."""
+    if not options.reference:
+        return None
+    stages = [(stage, r) for stage in experiment.stages for r in stage.network.references if r.patch]
+    names = {reference.name for _, reference in stages}
+    if len(names) != 1:
+        raise UserError(f"--reference={options.reference[0]}: networks of the run take "
+                        f"{', '.join(sorted(names)) or 'no reference pictures'}; permitted: it for one reference that "
+                        "is made of pictures (Reference.patch)")
+    return {names.pop(): _pictures("reference", options, stages[-1][0].video)}
+
+
+def _pictures(name: str, options: Sample, video: Any) -> Any:
+    """The pictures of an option in the size of a video, uint8 `[B, H, W, 3]`, one per video that is asked for. Raises
+    `UserError` for a file that is no picture."""
+    import numpy as np
+
+    from vdm_jax.data.image_folder import fitted
 
     pictures = []
-    for path in options.image:
+    for path in getattr(options, name):
         try:
-            with Image.open(path) as image:
-                pictures.append(fit_image(image, video.height, video.width))
-        except (OSError, ValueError, SyntaxError) as error:
-            raise UserError(f"--image={path} is not a readable picture ({error})") from error
+            pictures.append(fitted(path, video.height, video.width))
+        except UserError as error:
+            raise UserError(f"--{name}={path} is not a readable picture ({error})") from error
     of_captions = pictures * len(options.captions) if len(pictures) == 1 else pictures
-    repeated = np.repeat(np.stack(of_captions), options.count, axis=0)
-    return first_frame_known(to_float(repeated), video.frames)
+    return np.repeat(np.stack(of_captions), options.count, axis=0)
 
 
 def extended(generator: Any, captions: Sequence[str], options: Sample, **common: Any) -> Any:
@@ -171,9 +193,9 @@ def check(options: Sample) -> None:
     """Refuse bad options before anything is loaded. Raises `UserError`."""
     from vdm_jax.diffusion.guidance import guidance_weight
 
-    for path in options.image:
+    for name, path in [*(("image", p) for p in options.image), *(("reference", p) for p in options.reference)]:
         if not path.is_file():
-            raise UserError(f"--image={path} is not a file; permitted: a picture")
+            raise UserError(f"--{name}={path} is not a file; permitted: a picture")
     guidance_weight(options.guidance, options.guidance_scale)
     if options.style_weight is not None and options.style is None:
         raise UserError(f"--style-weight={options.style_weight} is not valid; permitted: 0 to 1, with --style RUN")

@@ -206,7 +206,7 @@ def check_profile(experiment: AnyExperiment, stages: Sequence[str], run: Path, p
         try:
             steps_to_trace(profile, steps, experiment.stage(name).training.steps)
         except UserError as error:
-            raise UserError(f"stage {name!r}: {error}") from None
+            raise UserError(f"stage {name!r}: {error}", error.code) from None
 
 
 def check_memory(experiment: AnyExperiment, stages: Sequence[str], run: Path, data_dir: Path | None = None) -> None:

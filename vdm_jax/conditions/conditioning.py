@@ -1,16 +1,36 @@
-"""The `Conditioning` pytree: everything a denoiser may be told besides the noisy video. Absent parts cost nothing."""
+"""What a network is conditioned on: the `Conditioning` that it receives, and what each `Condition` says of its part.
+
+A condition is one file of this room. It says which fields of a batch it reads, how its value is made from a training
+batch, from a request at sampling time and from nothing, its shapes, how windows cut it and how it enters a network.
+`CONDITIONS` lists all of them; batches, example inputs, planned shapes and the arguments of a generator follow from it.
+"""
 
 from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from vdm_jax.errors import UserError
+
+# How a condition enters a network: as channels of the noisy video, in its conditioning vector, as tokens of
+# cross-attention, as further keys and values of self-attention (features), or as the frames that exist.
+Way = Literal["channels", "vector", "tokens", "features", "frames"]
+Guidance = Literal["prompt", "known"]  # what guidance leaves out of the unconditional estimate (`Sampling.guided_by`)
+Shapes = dict[str, tuple[tuple[int, ...], Any]]  # shape of one example and dtype, by name
+Stage = Any  # `stages.stage.Stage`, of a room below
+Network = Any  # config of a network
 
 
 @flax.struct.dataclass
 class Conditioning:
-    """Optional inputs of a network, each with the batch as its first axis.
+    """Optional inputs of a network, each with the batch as its first axis. Absent parts cost nothing.
 
     Text comes in groups: group 0 is the clip's caption, further groups are the captions of independent images that
     are appended to the clip for joint training.
@@ -24,59 +44,221 @@ class Conditioning:
     labels: Int[Array, " b"] | None = None  # class numbers; -1 is the null class
     low_resolution: Float[Array, "b t h w c"] | None = None  # already at the size of the video, in [-1, 1]
     augmentation: Float[Array, " b"] | None = None  # log-SNR of the noise added to low_resolution
-    observed: Float[Array, "b t h w c"] | None = None  # known frames, zero elsewhere
+    observed: Float[Array, "b t h w c"] | None = None  # conditioning frames, zero elsewhere
     observed_mask: Float[Array, "b t h w 1"] | None = None  # 1 where observed
-    image: Float[Array, "b 1 h w c"] | None = None  # latents of the picture that a video begins with; zeros: none
+    image: Float[Array, "b 1 h w c"] | None = None  # latents of the first frame; zeros: none
     # True where a frame exists; a padded one is seen by none and has no loss. Absent: all exist.
     frame_valid: Bool[Array, "b t"] | None = None
     # Features of outside tokens for `External` attention, by name: one group for the clip (g = 1) or one per frame.
     references: dict[str, Float[Array, "b g m c"]] = flax.struct.field(default_factory=dict)
     reference_masks: dict[str, Bool[Array, "b g m"]] = flax.struct.field(default_factory=dict)  # True: may be seen
     scalars: dict[str, Float[Array, " b"]] = flax.struct.field(default_factory=dict)  # e.g. fps
+    # Values of further conditions (`UNet.conditions`), by name: channels [B, T, H, W, C], vectors [B, C] or tokens
+    # [B, G, L, C]
+    inputs: dict[str, Array] = flax.struct.field(default_factory=dict)
+
+    def adding(self, parts: Mapping[str, Any]) -> Conditioning:
+        """The same with further parts; those that are dicts are joined."""
+        return self.replace(**{name: {**getattr(self, name), **part} if isinstance(part, dict) else part
+                               for name, part in parts.items()})
+
+    def without(self, guidance: Guidance, where: Bool[Array, " b"] | None = None) -> Conditioning:
+        """The same with the null values of all conditions that this guidance leaves out, for all samples or for those
+        where `where` is True."""
+        for condition in CONDITIONS.values():
+            if condition.guidance == guidance and condition.present(self):
+                self = self.adding(condition.null(self, where))
+        return self
 
     def without_text(self, where: Bool[Array, " b"] | None = None) -> Conditioning:
-        """The same with the null caption, the null class and no picture, for all samples or for those where `where` is
-        True."""
-        text_mask, labels, image, embeddings = self.text_mask, self.labels, self.image, self.embeddings
-        if text_mask is labels is image is None:
-            return self
-        if self.null_embeddings is not None:
-            gone = True if where is None else where[:, None, None]
-            embeddings = jnp.where(jnp.expand_dims(gone, -1), self.null_embeddings[:, None], embeddings)
-            text_mask = jnp.where(gone, self.null_mask[:, None], text_mask)
-        elif text_mask is not None:
-            text_mask = text_mask & (False if where is None else ~where[:, None, None])
-        if labels is not None:
-            labels = jnp.where(True if where is None else where, -1, labels)
-        if image is not None:
-            image = jnp.where(True if where is None else where[:, None, None, None, None], 0, image)
-        return self.replace(text_mask=text_mask, labels=labels, image=image, embeddings=embeddings)
+        """The same with the null caption, the null class, no first frame and the null value of what else enters with
+        the prompt, for all samples or for those where `where` is True."""
+        return self.without("prompt", where)
 
     def without_known(self) -> Conditioning:
-        """The same with nothing known of the video."""
-        known = {name: None if (a := getattr(self, name)) is None else jnp.zeros_like(a)
-                 for name in ("observed", "observed_mask")}
-        return self.replace(**known)
+        """The same without conditioning frames."""
+        return self.without("known")
 
     def window(self, start: Int[Array, ""], length: int, frames: int) -> Conditioning:
         """The same for `length` frames from `start` on, which may be traced, of a video of `frames`: what belongs to
         single frames is cut, the rest stays."""
-        def cut(a: Array | None) -> Array | None:
-            if a is None or a.shape[1] != frames:
-                return a
-            return jax.lax.dynamic_slice_in_dim(a, start, length, axis=1)
+        def cut(a: Array) -> Array:
+            fits = a.ndim > 1 and a.shape[1] == frames
+            return jax.lax.dynamic_slice_in_dim(a, start, length, axis=1) if fits else a
 
-        names = ("tokens", "embeddings", "text_mask", "low_resolution", "observed", "observed_mask", "frame_valid")
-        return self.replace(
-            **{name: cut(getattr(self, name)) for name in names},
-            references={name: cut(a) for name, a in self.references.items()},
-            reference_masks={name: cut(a) for name, a in self.reference_masks.items()})
+        for condition in CONDITIONS.values():
+            self = self.adding(jax.tree.map(cut, condition.of_frames(self)))
+        return self
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Sizes of a batch that the data decides, where none is there yet."""
+
+    tokens: int = 1  # of a text that arrives as embeddings, of a reference
+    null_text: bool = False  # embeddings come with those of the empty text
+    padded: bool = False  # clips of different lengths are padded
+    clip: tuple[int, int, int] = (1, 1, 1)  # frames, height and width of a clip of the data set
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is asked of a generator: captions, and values of its further arguments by name."""
+
+    captions: tuple[str, ...]
+    given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        if not self.captions:
+            raise UserError("captions=[] is not valid; permitted: at least one caption")
+
+    def get(self, name: str) -> Any:
+        """An argument; None where it is not given."""
+        return self.given.get(name)
+
+
+Encode = Callable[..., Array]  # `encode(video, key=None, scaled=True)`, latents of a stage's autoencoder
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingClips:
+    """The clips of a training batch, for conditions that are made from them or cut with them."""
+
+    stage: Stage
+    x: Float[Array, "b n h w c"]  # target videos or latents, independent images appended
+    images: int  # appended to each clip
+    valid: Bool[Array, "b t"] | None  # frames that exist; None: all
+    low: Float[Array, "b t2 h2 w2 3"] | None  # what the stage's source makes of the clips
+    corners: Int[Array, "b 2"] | None  # where the training window of each begins, low-resolution pixels
+    key: Key[Array, ""]  # of the batch
+    keys: Key[Array, " b"]  # of the samples
+    encode: Encode | None  # None: the stage works on pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class SampledVideos:
+    """The videos of a batch that is sampled, likewise."""
+
+    stage: Stage
+    keys: Key[Array, " b"]
+    low: Float[Array, "b t h w 3"] | None  # of the stage before
+    known: Any  # `frame_masks.Known` in what the network denoises, or None
+    corrupt: bool  # whether `low` is augmented
+    shared_noise: bool  # all frames get the same noise
+    encode: Encode | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(B, T, H, W, C)` of what the network denoises."""
+        return (self.keys.shape[0], *self.stage.shape)
+
+
+class Condition:
+    """One thing that a network may be conditioned on. Methods return parts of a `Conditioning` by name.
+
+    Some values come from data or from the user (`of_batch`, `of_request`), others are made from the videos inside the
+    compiled functions (`in_training`, `in_sampling`); a condition may do both.
+    """
+
+    name: ClassVar[str]
+    enters: ClassVar[Way]
+    parts: ClassVar[tuple[str, ...]] = ()  # of `Conditioning`
+    frame_parts: ClassVar[tuple[str, ...]] = ()  # of these, those that may have one entry per frame
+    fields: ClassVar[tuple[str, ...]] = ()  # of a batch that the device reads; `*` stands for any text
+    host_fields: ClassVar[tuple[str, ...]] = ()  # of a batch that stay on the host
+    frame_fields: ClassVar[tuple[str, ...]] = ()  # of `fields`, those that may have one entry per frame
+    guidance: ClassVar[Guidance | None] = None  # which guidance leaves it out; dropout follows that of the prompt
+    made: ClassVar[bool] = False  # its value is made from the videos, not given
+
+    def taken(self, network: Network) -> bool:
+        """Whether a network takes it."""
+        raise NotImplementedError
+
+    def shapes(self, stage: Stage, sizes: Sizes) -> Shapes:
+        """Of its parts, for one clip without images. Parts of a dict are named `part/key`."""
+        raise NotImplementedError
+
+    def batch_shapes(self, stage: Stage, sizes: Sizes) -> Shapes:
+        """Of the fields of a batch that it reads, for one clip of the data set."""
+        return {}
+
+    def assumed(self, stage: Stage, sizes: Sizes) -> list[str]:
+        """What `batch_shapes` had to assume, as notes."""
+        return []
+
+    def of_batch(self, stage: Stage, batch: Mapping[str, Array]) -> dict[str, Any]:
+        """Parts from the fields of a batch. Raises `UserError` for a field that is missing."""
+        return {}
+
+    def in_training(self, conditioning: Conditioning, clips: TrainingClips) -> dict[str, Any]:
+        """Parts made from training clips, or cut with them."""
+        return {}
+
+    def arguments(self, network: Network) -> tuple[str, ...]:
+        """Arguments of a generator that a network with this condition takes."""
+        return ()
+
+    def of_request(self, stage: Stage, request: Request) -> dict[str, Any]:
+        """Parts from what is asked of a generator. Raises `UserError` for a value that is missing or does not fit."""
+        return {}
+
+    def request_of(self, network: Network, clips: list[Mapping[str, Any]]) -> dict[str, Any]:
+        """The arguments of a generator that ask for videos like these clips of a data set."""
+        return {}
+
+    def in_sampling(self, conditioning: Conditioning, videos: SampledVideos) -> dict[str, Any]:
+        """Parts made for videos that are sampled."""
+        return {}
+
+    def present(self, conditioning: Conditioning) -> bool:
+        """Whether the conditioning has it."""
+        return all(getattr(conditioning, name) is not None for name in self.parts)
+
+    def null(self, conditioning: Conditioning, where: Bool[Array, " b"] | None) -> dict[str, Any]:
+        """Parts without it, for all samples or for those where `where` is True: zeros."""
+        return {name: nulled(getattr(conditioning, name), 0, where) for name in self.parts}
+
+    def of_frames(self, conditioning: Conditioning) -> dict[str, Any]:
+        """Parts that may have one entry per frame."""
+        return {name: getattr(conditioning, name) for name in self.frame_parts}
+
+    def loss_mask(self, network: Network, conditioning: Conditioning) -> Float[Array, "b t ..."] | None:
+        """1 where the loss counts, broadcastable to the video; None: everywhere."""
+        return None
+
+
+def nulled(values: Array, null: Any, where: Bool[Array, " b"] | None) -> Array:
+    """The values with a null value for all samples, or for those where `where` is True."""
+    gone = True if where is None else where.reshape(-1, *[1] * (values.ndim - 1))
+    return jnp.where(gone, jnp.asarray(null, values.dtype), values)
+
+
+CONDITIONS: dict[str, Condition] = {}  # by name, in the order in which they enter; `conditions/__init__.py` fills it
+
+
+def register(condition: Condition) -> None:
+    """Add a condition. Raises `UserError` for a name that another one has."""
+    if condition.name in CONDITIONS:
+        raise UserError(f"condition {condition.name!r} is registered already; permitted: another name than "
+                        f"{', '.join(CONDITIONS)}")
+    CONDITIONS[condition.name] = condition
+
+
+def conditions_of(network: Network) -> list[Condition]:
+    """The conditions that a network takes."""
+    return [condition for condition in CONDITIONS.values() if condition.taken(network)]
+
+
+def claimed(name: str, what: Literal["fields", "host_fields", "frame_fields"]) -> bool:
+    """Whether a condition claims a field of a batch."""
+    return any(fnmatch.fnmatchcase(name, pattern)
+               for condition in CONDITIONS.values() for pattern in getattr(condition, what))
 
 
 def drop_text(key: Array, conditioning: Conditioning, probability: float) -> Conditioning:
-    """Replace each sample's captions and class by the null ones, and its picture by none, with `probability`, for
-    classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598)."""
-    given = [part for part in (conditioning.text_mask, conditioning.labels, conditioning.image) if part is not None]
-    if not given or probability == 0:
+    """Replace each sample's captions and class by the null ones, and what else the prompt brings, with `probability`,
+    for classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598)."""
+    if probability == 0 or conditioning.without_text() is conditioning:
         return conditioning
-    return conditioning.without_text(jax.random.bernoulli(key, probability, (len(given[0]),)))
+    batch = len(jax.tree.leaves(conditioning)[0])
+    return conditioning.without_text(jax.random.bernoulli(key, probability, (batch,)))

@@ -6,10 +6,11 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image, UnidentifiedImageError
 
 from vdm_jax.configuration import Share, Size, config
 from vdm_jax.data.captions import read_caption_files, read_captions
@@ -20,11 +21,8 @@ from vdm_jax.data.folder import (
     in_range,
     list_files,
 )
-from vdm_jax.data.source import RandomAccessSource, ReadAsIs, require_at_least
+from vdm_jax.data.source import RandomAccessSource, ReadAsIs
 from vdm_jax.errors import UserError
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 
@@ -45,7 +43,6 @@ class ImageFolder(ReadAsIs):
     fractions: tuple[Share, Share, Share] = (0.9, 0.05, 0.05)  # of the files: train, validation, test
 
     def __post_init__(self):
-        require_at_least(self, height=1, width=1)
         check_fractions("ImageFolder", self.fractions)
         if self.captions is not None and self.caption_suffix is not None:
             raise UserError(f"ImageFolder.caption_suffix={self.caption_suffix!r} with captions={self.captions!r}; "
@@ -119,11 +116,9 @@ def fitted(file: Path | BinaryIO, height: int, width: int) -> UInt8[np.ndarray, 
 
 
 @contextlib.contextmanager
-def opened(file: Path | BinaryIO) -> Iterator["Image.Image"]:
+def opened(file: Path | BinaryIO) -> Iterator[Image.Image]:
     """A picture by Pillow, whose pixels are read within the `with`. Raises `UserError` for one that cannot be read, or
     has more than `MAX_PIXELS`."""
-    from PIL import Image, UnidentifiedImageError
-
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we count ourselves

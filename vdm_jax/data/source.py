@@ -12,8 +12,6 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
-from vdm_jax.errors import UserError
-
 
 @runtime_checkable
 class RandomAccessSource(Protocol):
@@ -61,6 +59,10 @@ class ClipData(Protocol):
     def clip_shape(self) -> tuple[int, int, int] | None:
         """`(T, H, W)` of every clip; None where only files say it that are not here."""
 
+    @property
+    def padded(self) -> bool:
+        """Whether clips are padded to one length and have `frame_valid` bool [T]."""
+
     def prepare(self, data_dir: Path) -> Path | None:
         """Writes the data set below `data_dir`, unless it is there; returns its folder. None: it is read as it is."""
 
@@ -83,6 +85,11 @@ class ReadAsIs:
     def clip_shape(self) -> tuple[int, int, int] | None:
         """`(T, H, W)` as the fields say; an image has T = 1."""
         return getattr(self, "frames", 1), self.height, self.width
+
+    @property
+    def padded(self) -> bool:
+        """Clips have all their frames."""
+        return False
 
     def prepare(self, data_dir: Path) -> Path | None:
         """None: there is nothing to prepare."""
@@ -108,11 +115,3 @@ def random_frame(source: RandomAccessSource, index: int, rng: np.random.Generato
     clip = source[index]
     number = int(rng.integers(len(clip["video"])))
     return clip | {"video": clip["video"][number : number + 1]}
-
-
-def require_at_least(spec: Any, **least: int) -> None:
-    """Checks integer fields of a config against their smallest permitted value; raises `UserError`."""
-    for name, smallest in least.items():
-        value = getattr(spec, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
-            raise UserError(f"{type(spec).__name__}.{name}={value!r}; permitted: integers from {smallest}")

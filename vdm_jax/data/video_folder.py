@@ -15,13 +15,16 @@ import numpy as np
 
 from vdm_jax.configuration import Positive, Share, Size, config
 from vdm_jax.data.captions import read_captions
-from vdm_jax.data.crops import Crop, check_crop, crop_frames
+from vdm_jax.data.crops import Crop, crop_frames
 from vdm_jax.data.folder import SkippedFiles, check_fractions, files_of_split, in_range, list_files
-from vdm_jax.data.source import RandomAccessSource, ReadAsIs, require_at_least
+from vdm_jax.data.image_folder import fitted
+from vdm_jax.data.source import RandomAccessSource, ReadAsIs
 from vdm_jax.errors import UserError
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".3gp",
             ".ts")
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 _WHOLE_FRAMES = 8  # of the file's own size that are in memory at once
 
@@ -39,17 +42,15 @@ class VideoFolder(ReadAsIs):
     frame_stride: Size = 1  # every how many-th frame of the file is taken; 1 where `fps` is given
     fps: Positive | None = None  # frames per second to sample at, by timestamps; None: the file's own, by the stride
     clips: Literal["consecutive", "one"] = "consecutive"  # of a file: all that fit, or one that may begin anywhere
+    # Files shorter than a clip: left out, or padded with their last frame; `frame_valid` then says which frames exist
+    short: Literal["skip", "pad"] = "skip"
+    # Folder with a picture for each file, of the same name but for its ending: the clip's `reference_picture`
+    references: str | None = None
     fractions: tuple[Share, Share, Share] = (0.9, 0.05, 0.05)  # of the files: train, validation, test
     cache: str | None = None  # folder for frame indexes; None: ~/.cache/vdm_jax/video_index
 
     def __post_init__(self):
-        require_at_least(self, frames=1, height=1, width=1, frame_stride=1)
         check_fractions("VideoFolder", self.fractions)
-        check_crop("VideoFolder.crop", self.crop)
-        if self.clips not in ("consecutive", "one"):
-            raise UserError(f"VideoFolder.clips={self.clips!r}; permitted: 'consecutive', 'one'")
-        if self.fps is not None and not 0 < self.fps < float("inf"):
-            raise UserError(f"VideoFolder.fps={self.fps!r}; permitted: a rate above 0, or None")
         if self.fps is not None and self.frame_stride != 1:
             raise UserError(f"VideoFolder.frame_stride={self.frame_stride} with fps={self.fps}; permitted: one of them")
 
@@ -57,12 +58,19 @@ class VideoFolder(ReadAsIs):
         """The clips of one split."""
         return VideoFolderSource(self, split)
 
+    @property
+    def padded(self) -> bool:
+        """Where short files are padded."""
+        return self.short == "pad"
+
 
 class VideoFolderSource:
-    """Random access to the clips of one split; splits share no file.
+    """Random access to the clips of one split; splits share no file. With `short="pad"` clips have `frame_valid` bool
+    [T], and with `references` `reference_picture` uint8 [1, H, W, 3].
 
-    Files that do not open, or are shorter than a clip, are left out, logged once and listed with the reason in
-    `skipped`. Without `clip`'s random start, clip i of a file begins where clip i - 1 ended.
+    Files that do not open, have no reference picture, or are shorter than a clip (unless padded), are left out,
+    logged once and listed with the reason in `skipped`. Without `clip`'s random start, clip i of a file begins
+    where clip i - 1 ended.
 
     Args:
       files: what the clips of each file hold besides video and fps, by name, for sets that come with their own lists.
@@ -89,6 +97,7 @@ class VideoFolderSource:
         digest = hashlib.sha256(str(self._folder.absolute()).encode()).hexdigest()[:16]
         indexes = index_files([self._folder / name for name in names], cache / f"{digest}-{split}.json")
         self._files, self._timelines = [], []
+        self._pictures = None if spec.references is None else reference_pictures(spec.references)
         for name, index in zip(names, indexes, strict=True):
             if isinstance(index, str):
                 self.skipped.add(name, index)
@@ -97,6 +106,9 @@ class VideoFolderSource:
                 timeline = _Timeline(index, spec)
             except (ArithmeticError, ValueError) as error:  # time stamps that say nothing
                 self.skipped.add(name, f"time stamps without sense ({error})")
+                continue
+            if self._pictures is not None and _stem(name) not in self._pictures:
+                self.skipped.add(name, f"no picture {_stem(name)}.* in {spec.references}")
                 continue
             if not timeline.clips:
                 self.skipped.add(name, f"too short for a clip: {len(index)} frames, {index.duration:.2f} s")
@@ -129,9 +141,14 @@ class VideoFolderSource:
 
     def frame(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """One random frame of clip `index` as a clip with T = 1; only that frame is decoded."""
-        number = int(rng.integers(self.spec.frames))
+        share = int(rng.integers(self.spec.frames))
         shift = rng.random() if self.spec.clips == "one" else 0.0  # one clip stands for the whole file
-        return self._read(index, lambda timeline, window: timeline.frames(window, shift)[number : number + 1])
+
+        def one(timeline: _Timeline, window: int) -> np.ndarray:
+            numbers = timeline.frames(window, shift)
+            return numbers[[share % int((numbers >= 0).sum())]]  # of those that are there
+
+        return self._read(index, one)
 
     def clip_at(self, index: int, rng: np.random.Generator, fps: float, frames: int) -> dict[str, Any]:
         """`frames` frames at the rate `fps` from anywhere in the file of clip `index`. A file that is too short for it
@@ -166,10 +183,32 @@ class VideoFolderSource:
 
     def _clip(self, file: int, numbers: np.ndarray, index: int) -> dict[str, Any]:
         """Frames of a file as a clip. Where they are cut at random, that is a function of clip, start and file name."""
+        numbers, valid = self._timelines[file].existing(numbers)
         seed = hashlib.sha256(f"{self._files[file]}\0{index}\0{numbers[0]}".encode()).digest()
         place = tuple(int.from_bytes(seed[k : k + 4], "big") / (2**32 - 1) for k in (0, 4))
         video = self._timelines[file].decode(self._folder / self._files[file], numbers, self.spec, place)
-        return {"video": video, **self._facts[file], "fps": self._timelines[file].fps}
+        clip = {"video": video, **self._facts[file], "fps": self._timelines[file].fps}
+        if self.spec.short == "pad":
+            clip["frame_valid"] = valid
+        if self._pictures is not None:
+            picture = fitted(self._pictures[_stem(self._files[file])], self.spec.height, self.spec.width)
+            clip["reference_picture"] = picture[None]
+        return clip
+
+
+def reference_pictures(folder: str) -> dict[str, Path]:
+    """The pictures below a folder by their names without endings. Raises `UserError` where there are none."""
+    root = Path(folder).expanduser()
+    found = {_stem(path.relative_to(root).as_posix()): path for path in sorted(root.rglob("*"))
+             if path.suffix.lower() in PICTURES}
+    if not found:
+        raise UserError(f"VideoFolder.references={folder!r} has no pictures; permitted: a folder with "
+                        f"{', '.join(PICTURES)} files named like the videos")
+    return found
+
+
+def _stem(name: str) -> str:
+    return str(Path(name).with_suffix(""))
 
 
 class _Timeline:
@@ -185,6 +224,10 @@ class _Timeline:
             self.fps = float(spec.fps)
             self._step = spec.frames  # in frames at the rate asked for
             self._last = int(index.duration * spec.fps + 1e-6) - spec.frames
+        # Frames there are, in frames of the file or at the rate asked for; a short file gives one clip of all of them
+        self._there = len(index) if spec.fps is None else max(int(index.duration * spec.fps + 1e-6), 1)
+        if spec.short == "pad" and self._last < 0:
+            self._last = 0
         if spec.clips == "one":
             self._step = self._last + 1  # a random start may be anywhere
 
@@ -193,12 +236,18 @@ class _Timeline:
         """Number of clips that fit."""
         return 0 if self._last < 0 else 1 + self._last // self._step
 
+    def existing(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Frame numbers with the last frame in place of those that are not there (-1), and which are there."""
+        valid = numbers >= 0
+        return np.where(valid, numbers, numbers.max()), valid
+
     def frames(self, clip: int, shift: float) -> np.ndarray:
-        """Frame numbers of a clip whose start is moved by a share, in [0, 1), of the room there is."""
+        """Frame numbers of a clip whose start is moved by a share, in [0, 1), of the room there is; -1: not there."""
         start = clip * self._step
         start += int(shift * min(self._step, self._last - start + 1))
         numbers = start + np.arange(self._length) * self._stride
-        return numbers if self._rate is None else self._index.at(numbers / self._rate)
+        found = numbers if self._rate is None else self._index.at(numbers / self._rate)
+        return np.where(numbers < self._there, found, -1)
 
     def at(self, fps: float, frames: int, shift: float) -> tuple[np.ndarray, float]:
         """Frame numbers of a clip at a rate, begun at a share of the room there is, and the rate."""

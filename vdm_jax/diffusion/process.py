@@ -1,5 +1,6 @@
 """The diffusion process of a stage: schedule, prediction, weighting and training levels in one config."""
 
+import math
 from typing import Literal
 
 import jax
@@ -28,6 +29,8 @@ class Process:
     prediction: Prediction = "v"  # what the network's output means
     weighting: Weighting = UniformWeighting()  # weight of the loss by log-SNR
     level_sampling: LevelSampling = UniformTime()  # distribution of training levels
+    # Every frame has a level of its own, drawn independently (Diffusion Forcing: Chen et al. 2024, arXiv 2407.01392)
+    frame_levels: bool = False
     sigma_data: Positive = 0.5  # standard deviation of the data, for prediction 'edm' only
     # Smallest resolution of a multiscale loss, pixels of the shorter side (32 published): the sum of the errors pooled
     # to s = d, d/2, d/4, ... pixels, each weighted by 1 / s (Hoogeboom et al. 2023, arXiv 2301.11093). 0: plain
@@ -36,7 +39,7 @@ class Process:
     error: Literal["squared", "absolute"] = "squared"
 
     def __post_init__(self):
-        if self.error not in ("squared", "absolute") or (self.error == "absolute" and self.multiscale):
+        if self.error == "absolute" and self.multiscale:
             raise UserError(f"Process.error={self.error!r} with multiscale={self.multiscale}; permitted: 'squared', or "
                             "'absolute' with multiscale=0")
         family, name = self.schedule.family.name, type(self.schedule).__name__
@@ -74,10 +77,13 @@ class Process:
 
         return denoise
 
-    def draw(self, key: Key[Array, ""], shape: tuple[int, ...]) -> tuple[Float[Array, " B"], Video]:
-        """Training levels of a batch of videos of `shape`, one log-SNR [B] per example, and its noise."""
+    def draw(self, key: Key[Array, ""], shape: tuple[int, ...]) -> tuple[Level, Video]:
+        """Training levels of a batch of videos of `shape`, one log-SNR [B] per example or, with `frame_levels`, [B, T]
+        per frame, and its noise."""
         level_key, noise_key = jax.random.split(key)
-        return self.level_sampling.draw(level_key, shape[0], self.schedule), jax.random.normal(noise_key, shape)
+        leading = shape[:2] if self.frame_levels else shape[:1]
+        levels = self.level_sampling.draw(level_key, math.prod(leading), self.schedule).reshape(leading)
+        return levels, jax.random.normal(noise_key, shape)
 
     def loss(
         self,
@@ -86,24 +92,25 @@ class Process:
         key: Key[Array, ""] | None,
         *,
         mask: Float[Array, "..."] | None = None,
-        logsnr: Float[Array, " B"] | None = None,
+        logsnr: Level | None = None,
         noise: Video | None = None,
     ) -> tuple[Float[Array, " B"], dict[str, Float[Array, " B"]]]:
         """Weighted squared (or absolute) error of one denoising step per example, [B], and an aux dict of [B] arrays.
 
         x is [B, T, H, W, C] in [-1, 1]. `mask`, broadcastable to x (such as [B, T, 1, 1, 1]), restricts the
-        mean to where it is 1; an example with an empty mask has loss 0. `logsnr` [B] and `noise` (like x)
-        replace what would be drawn (`draw`); with both, `key` may be None. aux: 'logsnr', 'prediction_mse'
-        (unweighted, in the network's own prediction), 'x_mse' (the same error, seen in x) and 'weight' (loss = weight *
-        x_mse, unless `multiscale` counts the error at several resolutions).
+        mean to where it is 1; an example with an empty mask has loss 0. `logsnr`, [B] or of single frames [B, T], and
+        `noise` (like x) replace what would be drawn (`draw`); with both, `key` may be None. Each frame's error has the
+        weight of its own level. aux: 'logsnr', 'prediction_mse' (unweighted, in the network's own prediction), 'x_mse'
+        (the same error, seen in x) and 'weight' (loss = weight * x_mse, unless `multiscale` counts the error at several
+        resolutions); of levels and weights of frames their mean.
 
-        Raises `UserError` for levels of another shape (of single frames, say: networks and weights take one level per
-        example), for a video that `multiscale` cannot halve, and for a mask beside it that differs in a frame.
+        Raises `UserError` for levels of another shape, for a video that `multiscale` cannot halve, and for a mask
+        beside it that differs in a frame.
         """
         x = x.astype(jnp.float32)
-        if logsnr is not None and jnp.shape(logsnr) != x.shape[:1]:
-            raise UserError(f"Process.loss: logsnr of shape {list(jnp.shape(logsnr))} for a batch of {x.shape[0]}; "
-                            f"permitted: [{x.shape[0]}], one level per example")
+        if logsnr is not None and jnp.shape(logsnr) not in (x.shape[:1], x.shape[:2]):
+            raise UserError(f"Process.loss: logsnr of shape {list(jnp.shape(logsnr))} for videos of {list(x.shape)}; "
+                            f"permitted: {list(x.shape[:1])}, one level per example, or {list(x.shape[:2])}, per frame")
         if noise is not None and jnp.shape(noise) != x.shape:
             raise UserError(f"Process.loss: noise of shape {list(jnp.shape(noise))} for videos of {list(x.shape)}; "
                             f"permitted: {list(x.shape)}")
@@ -116,21 +123,25 @@ class Process:
         raw = network(self.network_input(z, logsnr), logsnr).astype(jnp.float32)
         target = predictions.predictions_of(x, noise, alpha, sigma, self.sigma_data)[self.prediction]
         error = raw - target
-        mse = _masked_mean(jnp.square(error), mask)
-        # Errors in x, eps and v differ by a factor per level, so that pooling them is the same thing.
-        counted = multiscale_error(error, self.multiscale, mask) if self.multiscale else mse
-        counted = _masked_mean(jnp.abs(error), mask) if self.error == "absolute" else counted
         # The error is taken where the network makes it and only then rescaled: going through x_hat would
         # subtract almost equal numbers at one end of the schedule.
         own = predictions.log_precision(self.prediction, logsnr, self.sigma_data)
         log_weight = self.weighting.log_weight(logsnr, own)
-        aux = {
-            "logsnr": logsnr,
-            "prediction_mse": mse,
-            "x_mse": mse * jnp.exp(-own),
-            "weight": jnp.exp(log_weight),
-        }
-        return counted * jnp.exp(log_weight - own), aux
+        mse = _masked_mean(jnp.square(error), mask)
+        if logsnr.ndim == 1:
+            loss, x_mse = self._counted(error, mask) * jnp.exp(log_weight - own), mse * jnp.exp(-own)
+        else:  # weights of frames go inside the mean over frames
+            power = 1.0 if self.error == "absolute" else 0.5
+            loss = self._counted(error * expand(jnp.exp(power * (log_weight - own)), error), mask)
+            x_mse = _masked_mean(jnp.square(error * expand(jnp.exp(-own / 2), error)), mask)
+        weight, logsnr = (a.reshape(len(x), -1).mean(1) for a in (jnp.exp(log_weight), logsnr))
+        return loss, {"logsnr": logsnr, "prediction_mse": mse, "x_mse": x_mse, "weight": weight}
+
+    def _counted(self, error: Video, mask: Float[Array, "..."] | None) -> Float[Array, " B"]:
+        """The network's error as it counts, without weights."""
+        if self.multiscale:  # errors in x, eps and v differ by a factor per level, so that pooling them is the same
+            return multiscale_error(error, self.multiscale, mask)
+        return _masked_mean(jnp.abs(error) if self.error == "absolute" else jnp.square(error), mask)
 
 
 def multiscale_error(

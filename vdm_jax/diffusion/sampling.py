@@ -1,12 +1,13 @@
 """From noise to video: one `lax.scan` over the levels of a grid, whatever the sampler."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Key
 
+from vdm_jax.configuration import SamplingSteps, ShareAboveZero, check_value
 from vdm_jax.diffusion.arrays import Denoiser, Hook, Video, noise_from_keys
 from vdm_jax.diffusion.grids import default_grid
 from vdm_jax.diffusion.process import Process
@@ -23,10 +24,8 @@ def sampling_levels(
     `start` is the time of the first level, in (0, 1]. They are constants, under `jit` too. Raises `UserError`
     for fewer than one step, or a grid whose end is noisier than its start.
     """
-    if steps < 1:
-        raise UserError(f"steps={steps}; permitted: 1 or more")
-    if not 0 < start <= 1:
-        raise UserError(f"start={start}; permitted: a time above 0 and up to 1")
+    check_value(steps, SamplingSteps, "steps")
+    check_value(start, ShareAboveZero, "start")
     grid = sampler.grid or default_grid(schedule)
     with jax.ensure_compile_time_eval():
         levels = grid.levels(schedule, steps, start)
@@ -54,6 +53,7 @@ def sample(
     levels: Float[np.ndarray, " steps"] | None = None,
     shared_noise: bool = False,
     stop: float | None = None,
+    frame_lag: int = 0,
 ) -> Video | tuple[Video, Float[Array, "steps B *rest"]]:
     """Videos of `shape` (B, T, H, W, C) from noise; jittable with sampler, process, shape and steps static.
 
@@ -74,14 +74,18 @@ def sample(
       shared_noise: all frames of a video get the same noise, at the start and in every step.
       stop: a log-SNR at which to stop: the result is then z there and no estimate of the clean video. Of the grid's
         steps those from noisier levels are made, the last one to `stop` itself.
+      frame_lag: steps by which every frame is behind the one before it, so that the denoiser gets logsnr [B, T] and
+        there are `frame_lag (T - 1)` more steps (pyramid schedule of Diffusion Forcing: Chen et al. 2024, arXiv
+        2407.01392). 0: all frames have the same level.
 
-    Raises `UserError` for keys that do not match the shape, for `start` below 1 without `initial`, and for a `stop`
-    that is noisier than the first level.
+    Raises `UserError` for keys that do not match the shape, for `start` below 1 without `initial`, for a `stop`
+    that is noisier than the first level, and for a lag with `stop` or a sampler whose frames share their level.
     """
     _check(keys, shape, initial, start)
     levels = sampling_levels(sampler, process.schedule, steps, start) if levels is None else levels
     walk = Walk(sampler, process, shape, steps, hook, shared_noise)
-    grid_steps = steps_between(levels, stop)
+    check_lag(sampler, frame_lag, stop)
+    grid_steps = steps_between(levels, stop, frame_lag, shape[1])
     carry = walk.begin(keys, grid_steps.level[0], initial)
 
     def body(carry: Carry, step: Step) -> tuple[Carry, Video | None]:
@@ -101,7 +105,7 @@ class Walk(NamedTuple):
     sampler: Sampler
     process: Process
     shape: tuple[int, ...]  # of the videos, (B, T, H, W, C)
-    count: int  # of steps
+    count: int  # of steps on the grid
     hook: Hook | None = None
     shared_noise: bool = False
 
@@ -110,7 +114,7 @@ class Walk(NamedTuple):
         if initial is None:
             family = self.process.schedule.family
             # A variance-preserving z of unit-variance data has unit variance whatever alpha is left at time 1.
-            scale = 1.0 if family.name == "vp" else family.alpha_sigma(level)[1]
+            scale = 1.0 if family.name == "vp" else family.alpha_sigma(_of_frames(level))[1]
             initial = scale * noise_from_keys(keys, 0, self.shape, self.shared_noise)
         initial = initial.astype(jnp.float32)
         return initial, self.sampler.memory(initial)
@@ -118,23 +122,52 @@ class Walk(NamedTuple):
     def advance(self, denoise: Denoiser, keys: Key[Array, " B"], carry: Carry, step: Step) -> tuple[Carry, Video]:
         """z at the step's next level, or after the last step the estimate there; and the estimate of this step."""
         z, memory = carry
-        step = step._replace(count=self.count)
+        lagging = step.level.ndim > 0
+        step = Step(*map(_of_frames, step[:-1]), self.count)
 
         def estimate(z: Video, level: Float[Array, ""]) -> Video:
-            logsnr = jnp.full((self.shape[0],), level)
+            logsnr = jnp.broadcast_to(level.reshape(-1), self.shape[:2] if lagging else self.shape[:1])
             x_hat = denoise(z, logsnr)
             return x_hat if self.hook is None else self.hook(x_hat, z, logsnr, step.index)
 
         # Stream 0 is the initial noise. Samplers without noise leave this unused, and the compiler drops it.
         noises = [noise_from_keys(keys, step.index + 1 + n * self.count, self.shape, self.shared_noise)
                   for n in range(self.sampler.noises)]
+        before = z
         z, x_hat, memory = self.sampler.step(estimate, z, memory, step, self.process.schedule.family, *noises)
-        return (jnp.where(step.last, x_hat, z), memory), x_hat
+        z = jnp.where(step.last, x_hat, z)
+        return (jnp.where(step.level == step.next, before, z) if lagging else z, memory), x_hat
 
 
-def steps_between(levels: Float[ArrayLike, " steps"], stop: float | None = None) -> Step:
-    """The steps from level to level, stacked; those to `stop`, where that is given."""
-    return _steps(jnp.asarray(levels)) if stop is None else _steps_to(np.asarray(levels), stop)
+def steps_between(
+    levels: Float[ArrayLike, " steps"], stop: float | None = None, frame_lag: int = 0, frames: int = 1
+) -> Step:
+    """The steps from level to level, stacked; those to `stop`, where that is given; with `frame_lag`, those of `frames`
+    frames each behind the one before, which wait at the first level and stay at the last."""
+    if stop is not None:
+        return _steps_to(np.asarray(levels), stop)
+    steps = _steps(jnp.asarray(levels))
+    if not frame_lag:
+        return steps
+    count = len(levels) + frame_lag * (frames - 1)
+    own = jnp.arange(count)[:, None] - frame_lag * jnp.arange(frames)  # the step that each frame is at
+    at = jnp.clip(own, 0, len(levels) - 1)
+    moves = own == at
+    previous, level, following, last = (a[at] for a in (steps.previous, steps.level, steps.next, steps.last))
+    return Step(jnp.arange(count), previous, level, jnp.where(moves, following, level), last & moves, None)
+
+
+def check_lag(sampler: Sampler, frame_lag: int, stop: float | None = None) -> None:
+    """Raise `UserError` for frames that lag behind where they cannot."""
+    if frame_lag and (not sampler.frame_levels or stop is not None):
+        names = ", ".join(kind.__name__ for kind in get_args(Sampler) if kind.frame_levels)
+        raise UserError(f"frame_lag={frame_lag} with {type(sampler).__name__} and stop={stop}; permitted: {names} "
+                        "without stop, or frame_lag=0")
+
+
+def _of_frames(value: Array) -> Array:
+    """A value, or values of single frames [T], to broadcast against videos."""
+    return value.reshape(-1, 1, 1, 1) if value.ndim else value
 
 
 def _steps(levels: Float[Array, " steps"]) -> Step:

@@ -15,7 +15,7 @@ Outcome = tuple[Video, Video, Any]  # next z, the estimate made at this step's l
 
 
 class Step(NamedTuple):
-    """One step as the scan sees it; log-SNRs are scalars."""
+    """One step as the scan sees it; log-SNRs are scalars, or of single frames [T, 1, 1, 1] like `last`."""
 
     index: Int[Array, ""]  # 0 for the first step
     previous: Scalar  # log-SNR of the step before; on the first step a made-up lower one
@@ -32,6 +32,7 @@ class OnGrid:
     grid: Grid | None = None  # levels; None: uniform time, or the Karras ramp of an EDM schedule
 
     noises: ClassVar[int] = 1  # independent noises that a step is given
+    frame_levels: ClassVar[bool] = False  # whether the frames of a video may be at levels of their own
 
     def evaluations(self, steps: int) -> int:
         """How often the denoiser is called in all."""

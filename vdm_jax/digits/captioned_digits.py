@@ -6,9 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from vdm_jax.configuration import config
+from vdm_jax.configuration import SPLITS, config
 from vdm_jax.digits.clips import DigitClips, caption_words
-from vdm_jax.digits.drawing import SPLITS
 from vdm_jax.digits.scorer import DigitScorer
 
 PACKED = 50  # prepared clips take no less than this part of their bytes (20 measured)
@@ -37,6 +36,11 @@ class CaptionedDigits(DigitClips):
     def stored_bytes(self) -> int:
         """Bytes on disk of what `prepare` writes, at the least."""
         return sum(map(self.clips, SPLITS)) * math.prod(self.clip_shape()) * 3 // PACKED
+
+    @property
+    def padded(self) -> bool:
+        """Clips have all their frames."""
+        return False
 
     def clip_shape(self) -> tuple[int, int, int]:
         """`(T, H, W)` of every clip."""

@@ -13,7 +13,6 @@ from jaxtyping import Float, UInt8
 
 from vdm_jax.errors import require_package
 
-SPLITS = ("train", "validation", "test")
 MOTIONS = ("left", "right", "up", "down", "still", "bounce")
 # RGB, chosen far apart in direction, since blur and dimming change a colour's length but not its direction.
 COLOURS = {

@@ -12,14 +12,15 @@ import numpy as np
 import optax
 from jaxtyping import UInt8
 
+from vdm_jax.conditions.frame_masks import Known
 from vdm_jax.configuration import digest, to_data
 from vdm_jax.data.source import RandomAccessSource
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.settings import MetricSettings
 from vdm_jax.generation.generator import Generator
+from vdm_jax.generation.prompts import request_of
 from vdm_jax.metrics.fvd_protocols import find_protocol
 from vdm_jax.seeds import generator_for
-from vdm_jax.stages.observations import Known
 from vdm_jax.video.arrays import resize, subsample_frames, to_float, to_uint8
 
 Videos = UInt8[np.ndarray, "n t h w 3"]
@@ -38,6 +39,8 @@ class Clips:
         if settings.given_frames >= first.frames:
             raise UserError(f"given_frames={settings.given_frames} of the {first.frames} frames of stage "
                             f"{generator.experiment.stages[0].name!r}; permitted: fewer")
+        if "frame_valid" in source[0]:
+            raise UserError("clips with padded frames cannot be scored; permitted: VideoFolder(short='skip')")
         random = find_protocol(settings.protocol).start == "random" and hasattr(source, "clip")
         self.start = "random" if random else "as the data set gives it"
         self.draw = find_protocol(settings.protocol).draw or "without replacement"
@@ -55,11 +58,9 @@ class Clips:
         """The videos of these numbers; video `i` is for clip `i % count`."""
         settings, of = self.settings, self._given(numbers)
         items = [self._clip(i) for i in of]
-        given = {name: np.stack([item[name] for item in items]) for name in ("embeddings", "text_mask")
-                 if name in items[0]}
-        given |= {name: items[0][name] for name in ("null_embeddings", "null_mask") if name in items[0]}
-        if "label" in items[0]:
-            given["labels"] = [int(item["label"]) for item in items]
+        given = {}
+        for stage in self.generator.experiment.stages:
+            given |= request_of(stage, items)
         if settings.given_frames:
             clips = self._fitted(of, self.first.frames, self.first.height, self.first.width)
             mask = np.zeros((len(clips), self.first.frames, 1, 1, 1), np.float32)

@@ -10,19 +10,20 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from vdm_jax.configuration import Count, CountOrZero, Length, NonNegative, Resamples, Seed, Size, config
 from vdm_jax.data.captions import read_caption_files
 from vdm_jax.data.folder import list_files
 from vdm_jax.data.video_folder import SUFFIXES
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.run_metrics import RunMetrics, gathering, require_available
-from vdm_jax.evaluation.settings import Settings
 from vdm_jax.metrics import flow, frames
 from vdm_jax.metrics.av_align import LEAST_MOTION, av_align
+from vdm_jax.metrics.detectors import clip
 from vdm_jax.metrics.feature_scores import (
     FEATURE_METRICS,
     Gathered,
@@ -33,6 +34,8 @@ from vdm_jax.metrics.feature_scores import (
     sets_of,
     value_score,
 )
+from vdm_jax.metrics.fvd_protocols import ProtocolName
+from vdm_jax.metrics.image_protocols import C3DProtocolName, ImageProtocolName
 from vdm_jax.metrics.measures import MEASURES, RunMetric
 from vdm_jax.metrics.onsets import RATE, require_librosa
 from vdm_jax.metrics.scores import Score
@@ -43,20 +46,25 @@ FileMetric = Literal[RunMetric, "av_align"]
 _PART = 8  # files that are in memory at a time
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FileSettings(Settings):
+@config
+class FileSettings:
     """What to measure of files. What a protocol fixes and files do not say is stated here, and recorded."""
 
-    METRICS = get_args(FileMetric)
-    LEAST = {"stride": 1}
-
-    metrics: tuple[FileMetric, ...]
+    metrics: Annotated[tuple[FileMetric, ...], Length()]
+    protocol: ProtocolName = "original"  # of fvd, kvd and b_fvd
+    fid_protocol: ImageProtocolName = "fid_tensorflow"  # of fid* and is*
+    c3d_protocol: C3DProtocolName = "tganv2_ucf"  # of fvd_c3d and is_c3d
+    block_frames: Size = 16  # of a block of b_fvd
+    clip: clip.ModelName = "ViT-L-14"  # of prompt_consistency and clip_frame_consistency*
     split: str = "not stated"  # of the real videos
-    stride: int = 1  # source frames between two of a file
+    stride: Count = 1  # source frames between two of a file
     start: str = "not stated"  # of the real videos in their sources; or "random"
     draw: str = "not stated"  # of the real videos from the split; or "with replacement", "without replacement"
-    frames: int | None = None  # of each file, from its beginning; None: all, which must be as many in all files
-    least_motion: float = LEAST_MOTION  # of av_align's peaks, pixels a frame
+    resamples: Resamples = 100  # of the 95 % intervals of distances and Inception scores
+    frames: Count | None = None  # of each file, from its beginning; None: all, which must be as many in all files
+    seed: Seed = 0  # of them
+    given_frames: CountOrZero = 0  # at the beginning of a file, which paired metrics leave out
+    least_motion: NonNegative = LEAST_MOTION  # of av_align's peaks, pixels a frame
 
 
 def evaluate_files(

@@ -10,8 +10,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vdm_jax.conditions.conditioning import Conditioning
+from vdm_jax.conditions.frame_masks import Known
 from vdm_jax.diffusion.augmentation import TruncatedAugmentation
-from vdm_jax.diffusion.sampling import Walk, sampling_levels, steps_between
+from vdm_jax.diffusion.sampling import Walk, check_lag, sampling_levels, steps_between
 from vdm_jax.generation.one_stage import (
     completion_method,
     finished,
@@ -22,7 +23,6 @@ from vdm_jax.generation.one_stage import (
 )
 from vdm_jax.parallel.compiling import compiler_options
 from vdm_jax.stages.latent import weight_shardings
-from vdm_jax.stages.observations import Known
 from vdm_jax.stages.options import Sampling
 from vdm_jax.stages.stage import Stage, augmentation_of
 
@@ -78,7 +78,9 @@ def stepwise_sampling(
     """`jit_sampling` with a program for one step, which is called for each; the same videos. `watch` is called with the
     number of each step (from 1) and its z."""
     levels, batch = _levels(stage, sampling), sampling_sharding(stage, sampling, mesh)
-    steps, options = steps_between(levels, ends.stop), compiler_options(mesh)
+    check_lag(sampling.sampler, sampling.frame_lag, ends.stop)
+    steps = steps_between(levels, ends.stop, sampling.frame_lag, stage.shape[0])
+    options = compiler_options(mesh)
     weights = weight_shardings(stage.latent, mesh)
 
     def walk(keys: Any) -> Walk:

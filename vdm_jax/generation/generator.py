@@ -12,21 +12,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, PRNGKeyArray, UInt8
+from jaxtyping import Float, PRNGKeyArray, UInt8
 
-from vdm_jax.conditions.conditioning import Conditioning
+from vdm_jax.conditions.conditioning import Conditioning, Request
+from vdm_jax.conditions.frame_masks import Known, low_resolution_known
 from vdm_jax.conditions.vocabulary import Vocabulary
 from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.diffusion.guidance import guidance_weight
 from vdm_jax.errors import NotFinite, UserError
 from vdm_jax.generation.compiled import WHOLE, Handover, goes_by_steps, handover, jit_sampling, stepwise_sampling
 from vdm_jax.generation.one_stage import completion_method, sample_keys, sampling_parts, with_overrides
-from vdm_jax.generation.prompts import Prompts
+from vdm_jax.generation.prompts import checked_request, requested_conditioning
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.rules import parameter_shardings
-from vdm_jax.stages.observations import Known, low_resolution_known
 from vdm_jax.stages.options import Completion, Sampling
-from vdm_jax.stages.stage import Experiment, FirstFrame, KeyFrames, Stage, VideoSpec, augmentation_of
+from vdm_jax.stages.stage import Experiment, Stage, VideoSpec, augmentation_of
 from vdm_jax.video.arrays import check_finite, to_float, to_uint8
 
 Progress = Callable[[str, int, int], None]  # stage name, videos done, videos in all
@@ -87,6 +87,11 @@ def _frame_rates(stages: Sequence[Stage], fps: float | None) -> dict[str, float]
     return {stage.name: stage.video.fps * factor for stage in stages}
 
 
+def _at_rate(request: Request, fps: float) -> Request:
+    """The same request of a stage whose videos have this rate, where a rate was asked for."""
+    return request if request.get("fps") is None else Request(request.captions, {**request.given, "fps": fps})
+
+
 def _checked_known(known: Known | None, stage: Stage, count: int) -> Known | None:
     """What is known of `count` videos of a stage, with a mask for each. Raises `UserError` for other sizes, and for a
     low-resolution video where guidance does not go by it."""
@@ -103,15 +108,6 @@ def _checked_known(known: Known | None, stage: Stage, count: int) -> Known | Non
                         f"{stage.name!r}; permitted: {list(shape)}, and a mask that broadcasts to "
                         f"{[*shape[:-1], 1]}")
     return known._replace(video=video, mask=np.broadcast_to(mask, (count, *mask.shape[1:])))
-
-
-def _picture(known: Known, stage: Stage) -> Float[np.ndarray, "b 1 h w 3"]:
-    """The known first frames of videos that begin with them. Raises `UserError` where more or less is known."""
-    mask = np.broadcast_to(known.mask, (*known.video.shape[:-1], 1))
-    if not mask[:, 0].all() or mask[:, 1:].any():
-        raise UserError(f"stage {stage.name!r} begins with a picture, and something else is known of its videos; "
-                        "permitted: their first frames, such as observations.first_frame_known makes")
-    return known.video[:, :1]
 
 
 class Generator:
@@ -146,11 +142,8 @@ class Generator:
     def __call__(
         self, captions: Sequence[str] | str, *, seed: int = 0, first_index: int = 0, steps: int | None = None,
         guidance: float | None = None, split_guidance: bool | None = None, last: str | None = None,
-        progress: Progress | None = None, embeddings: Float[np.ndarray, "b l c"] | None = None,
-        text_mask: Bool[np.ndarray, "b l"] | None = None, null_embeddings: Float[np.ndarray, "l c"] | None = None,
-        null_mask: Bool[np.ndarray, " l"] | None = None, labels: Sequence[int] | None = None,
-        known: Known | None = None, fps: float | None = None, first: str | None = None,
-        motion: float | None = None, guidance_scale: float | None = None,
+        progress: Progress | None = None, known: Known | None = None, first: str | None = None,
+        guidance_scale: float | None = None, **given: Any,
     ) -> Generated:
         """Generate one video per caption.
 
@@ -164,45 +157,34 @@ class Generator:
           split_guidance: the two estimates of a guided video on two halves of the devices; each stage's own by default.
           last: name of the stage to stop after.
           progress: called with (stage, videos done, videos in all).
-          embeddings: `[B, L, C]`, for stages that read text embeddings instead of words.
-          text_mask: `[B, L]`, True at real tokens of `embeddings`; all by default.
-          null_embeddings, null_mask: `[L, C]` and `[L]`, what the encoder makes of the empty text, for guidance of
-            stages that were trained with it (`WithEmbeddings.empty`).
-          labels: `[B]`, for stages that take a class; -1 is none.
-          known: a part of the first stage's videos that is given; `observations.first_frame_known` for their first
+          known: a part of the first stage's videos that is given; `frame_masks.first_frame_known` for their first
             frames. How it is taken over is the stage's `sampling.completion`.
-          fps: frames per second that the first stage is told, where it takes them (scalar "fps"); others in proportion.
           first: name of the stage to begin with: the cascade's first, or one that fills in frames or begins with a
             picture and now goes by `known` instead (animates a picture, goes on with a clip).
-          motion: how much moves, for stages that are told (scalar "motion"); their own by default.
+          given: values of the stages' conditions, each `[B, ...]`, one per caption, unless it says otherwise:
+            `embeddings` `[B, L, C]` with `text_mask` `[B, L]` (all by default) for stages that read text embeddings,
+            and `null_embeddings` `[L, C]` with `null_mask` `[L]`, what the encoder makes of the empty text, for those
+            trained with it (`WithEmbeddings.empty`); `labels`, -1 is none; `references`, features by name; `fps`, one
+            number, frames per second of the first stage, others in proportion; `motion`, one number; and further
+            conditions (`UNet.conditions`) by their names.
 
         Raises:
-          UserError: no captions, an unknown stage, a stage that is not trained, missing embeddings or labels, something
-            known of another size.
+          UserError: no captions, an unknown stage, a stage that is not trained, a value that no stage takes, one that
+            is missing or does not fit, something known of another size.
         """
-        captions = (captions,) if isinstance(captions, str) else tuple(captions)
-        guidance, data = guidance_weight(guidance, guidance_scale), self.experiment.data
-        if isinstance(data, WithEmbeddings) and data.empty == "encoded" and (embeddings is None) != (
-                null_embeddings is None):
-            raise UserError("null_embeddings=None for stages that were trained with those of the empty text; "
-                            "permitted: beside embeddings, TextEmbeddings(...).empty(length)")
-        prompts = Prompts(captions, embeddings, text_mask, null_embeddings, null_mask, labels)
-        stages = self._stages(first, last)
-        rates = _frame_rates(stages, fps)
-        if labels is not None and not any(stage.network.classes for stage in stages):
-            raise UserError(f"labels={list(labels)} are given and no stage takes a class; permitted: None")
-        if motion is not None and not any("motion" in stage.network.scalars for stage in stages):
-            raise UserError(f"motion={motion} is given and no stage is told; permitted: None, or stages whose network "
-                            "takes the scalar 'motion'")
+        stages, guidance = self._stages(first, last), guidance_weight(guidance, guidance_scale)
+        rates = _frame_rates(stages, given.get("fps"))
+        request = self._request(captions, given, stages)
+        captions = request.captions
         absent = [stage.name for stage in stages if stage.name not in self.params]
         if absent:
             raise UserError(f"stage {absent[0]!r} has no trained weights; permitted: train it, or stop after one of "
                             f"{', '.join(self.params) or 'none'}")
-        takes_known = isinstance(stages[0].source, KeyFrames | FirstFrame) and known is not None
-        if stages[0].source is not None and not takes_known:
-            raise UserError(f"stage {stages[0].name!r} starts from {stages[0].source.frames} frames that no stage "
-                            "makes; permitted: a cascade whose first stage has source=None, or known parts of a stage "
-                            "that fills in frames or begins with a picture")
+        source = stages[0].source
+        if source is not None and not (source.single_frames and known is not None):
+            raise UserError(f"stage {stages[0].name!r} starts from {source.frames} frames that no stage makes; "
+                            "permitted: a cascade whose first stage has source=None, or known parts of a stage that "
+                            "fills in frames or begins with a picture")
         jobs = _Jobs(seed, first_index + np.arange(len(captions)), progress)
         outputs: dict[str, np.ndarray] = {}
         low = None
@@ -211,11 +193,11 @@ class Generator:
             sampling = with_overrides(stage.sampling, steps=steps, guidance=guidance if at_first else None,
                                       split_guidance=split_guidance)
             dataclasses.replace(stage, sampling=sampling)  # raises where the stage cannot do it
-            text = prompts.conditioning(stage, None if fps is None else rates[stage.name], motion)
-            given = _checked_known(known, stage, len(captions)) if at_first else None
-            if given is not None and isinstance(stage.source, FirstFrame):
-                low, given = _picture(given, stage), None
-            low = self._run(stage, place, sampling, jobs, text, low, given, handover(stages, stages.index(stage)))
+            text = requested_conditioning(stage, _at_rate(request, rates[stage.name]))
+            frames = _checked_known(known, stage, len(captions)) if at_first else None
+            if frames is not None and source is not None:
+                low, frames = source.given(frames, stage)
+            low = self._run(stage, place, sampling, jobs, text, low, frames, handover(stages, stages.index(stage)))
             outputs[stage.name] = np.asarray(to_uint8(low))
         return Generated(captions, outputs, rates)
 
@@ -223,11 +205,8 @@ class Generator:
         self, captions: Sequence[str] | str, *, frames: int, overlap: int | None = None,
         completion: Completion | None = None, seed: int = 0, first_index: int = 0, steps: int | None = None,
         guidance: float | None = None, split_guidance: bool | None = None, progress: Progress | None = None,
-        embeddings: Float[np.ndarray, "b l c"] | None = None, text_mask: Bool[np.ndarray, "b l"] | None = None,
-        null_embeddings: Float[np.ndarray, "l c"] | None = None, null_mask: Bool[np.ndarray, " l"] | None = None,
-        labels: Sequence[int] | None = None, known: Known | None = None, fps: float | None = None,
-        low: Float[np.ndarray, "b n h2 w2 3"] | None = None, every: int = 1,
-        guidance_scale: float | None = None,
+        known: Known | None = None, low: Float[np.ndarray, "b n h2 w2 3"] | None = None, every: int = 1,
+        guidance_scale: float | None = None, **given: Any,
     ) -> Generated:
         """Generate longer videos of the first stage, block by block: each block after the first is sampled with its
         first frames known, which are the last of the block before (Ho et al. 2022, arXiv 2204.03458, section 3.1).
@@ -236,8 +215,7 @@ class Generator:
           frames: of the videos; the last block is cut.
           overlap: frames that a block knows; half of the stage's frames by default.
           completion: how blocks take over what they know; the stage's own by default.
-          captions, seed, first_index, steps, guidance, guidance_scale, split_guidance, progress, embeddings, text_mask,
-            null_embeddings, null_mask, labels, fps: as in a call.
+          captions, seed, first_index, steps, guidance, guidance_scale, split_guidance, progress, given: as in a call.
           known: of the first block, as in a call.
           low: `[B, N, H2, W2, 3]` in [-1, 1], the whole videos with fewer pixels, for reconstruction guidance: they are
             enlarged and extended at once.
@@ -246,10 +224,8 @@ class Generator:
         Raises `UserError` as a call does, for an overlap that leaves nothing to sample, and for fewer frames than the
         stage makes.
         """
-        captions = (captions,) if isinstance(captions, str) else tuple(captions)
-        guidance = guidance_weight(guidance, guidance_scale)
-        stage = self.experiment.stages[0]
-        if isinstance(stage.source, FirstFrame):
+        guidance, stage = guidance_weight(guidance, guidance_scale), self.experiment.stages[0]
+        if stage.starts_from("first_frame"):
             raise UserError(f"stage {stage.name!r} begins with a picture and cannot be extended; permitted: a stage "
                             "that takes known frames")
         size, overlap = stage.video.frames, stage.video.frames // 2 if overlap is None else overlap
@@ -261,15 +237,14 @@ class Generator:
         sampling = with_overrides(stage.sampling, steps=steps, guidance=guidance, split_guidance=split_guidance,
                                   completion=completion)
         stage = dataclasses.replace(stage, sampling=sampling)  # raises where the stage cannot do it
+        captions = (captions,) if isinstance(captions, str) else tuple(captions)
         if low is not None:
             known = low_resolution_known(low, every, stage.video.shape, known=known)
         _checked_known(known, stage, len(captions))
         first = self(captions, seed=seed, first_index=first_index, steps=steps, guidance=guidance,
-                     split_guidance=split_guidance, progress=progress, embeddings=embeddings, text_mask=text_mask,
-                     null_embeddings=null_embeddings, null_mask=null_mask,
-                     labels=labels, last=stage.name, known=known, fps=fps)
+                     split_guidance=split_guidance, progress=progress, last=stage.name, known=known, **given)
         jobs = _Jobs(seed, first_index + np.arange(len(captions)), progress)
-        text = Prompts(captions, embeddings, text_mask, null_embeddings, null_mask, labels).conditioning(stage, fps)
+        text = requested_conditioning(stage, self._request(captions, given, (stage,)))
         video = np.asarray(to_float(first.videos))
         mask = np.zeros((len(captions), size, 1, 1, 1), np.float32)
         mask[:, :overlap] = 1
@@ -319,6 +294,16 @@ class Generator:
             raise UserError(f"first={first!r} comes after last={last!r}; permitted: "
                             f"{', '.join(stage.name for stage in stages[:end])}")
         return stages[start:end]
+
+    def _request(self, captions: Sequence[str] | str, given: Mapping[str, Any], stages: Sequence[Stage]) -> Request:
+        """What is asked of some stages. Raises `UserError` as `checked_request`, and for embeddings without those of
+        the empty text of stages that were trained with them."""
+        request, data = checked_request(captions, given, stages), self.experiment.data
+        if isinstance(data, WithEmbeddings) and data.empty == "encoded" and (request.get("embeddings") is None) != (
+                request.get("null_embeddings") is None):
+            raise UserError("null_embeddings=None for stages that were trained with those of the empty text; "
+                            "permitted: beside embeddings, TextEmbeddings(...).empty(length)")
+        return request
 
     def _run(self, stage: Stage, place: int, sampling: Sampling, jobs: _Jobs, text: Conditioning,
              low: np.ndarray | None, known: Known | None = None, ends: Handover = WHOLE) -> np.ndarray:

@@ -12,7 +12,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
-from vdm_jax.conditions.conditioning import Conditioning
+from vdm_jax.conditions.conditioning import CONDITIONS, Conditioning, SampledVideos, conditions_of
+from vdm_jax.conditions.frame_masks import Known
 from vdm_jax.configuration import Seed, check_value
 from vdm_jax.diffusion.arrays import Denoiser
 from vdm_jax.diffusion.conditional import reconstruction_guided, replaced
@@ -22,11 +23,10 @@ from vdm_jax.diffusion.windows import windowed
 from vdm_jax.errors import UserError, unknown_kind
 from vdm_jax.networks.latent_network import network_module
 from vdm_jax.parallel.rules import batch_parts, batch_sharding, spread
-from vdm_jax.stages.inputs import constant_scalars, with_first_frame, with_low_resolution, with_noisy_known
+from vdm_jax.stages.inputs import encoder
 from vdm_jax.stages.latent import decode, encode_known
-from vdm_jax.stages.observations import Known, key_frames_known, with_observed
 from vdm_jax.stages.options import DynamicThreshold, Sampling, StaticThreshold
-from vdm_jax.stages.stage import FirstFrame, KeyFrames, LowResolution, Stage
+from vdm_jax.stages.stage import Stage
 
 
 def sample_keys(seed: int, indices: Int[Array, " b"], stage: int) -> PRNGKeyArray:
@@ -119,39 +119,25 @@ def stage_denoiser(
 
 
 def known_pixels(stage: Stage, low: Float[Array, "b t h w 3"] | None, known: Known | None) -> Known | None:
-    """What is known of a stage's videos: the frames it fills in between, or what is given."""
-    if isinstance(stage.source, KeyFrames) and low is not None:
-        return key_frames_known(low, stage.source.every)
-    return known
+    """Conditioning frames of a stage's videos: those that its source has, or what is given."""
+    return known if stage.source is None else stage.source.known(low, known)
 
 
 def stage_conditioning(
     stage: Stage, sampling: Sampling, keys: PRNGKeyArray, text: Conditioning, low: Float[Array, "b t h w 3"] | None,
     known: Known | None, autoencoder: Any = None, *, corrupt: bool = True,
 ) -> tuple[Conditioning, Known | None]:
-    """All that a stage is told, and what it knows of its videos or their latents; `corrupt=False` leaves `low` as it
-    is."""
-    batch, conditioning = keys.shape[0], text
-    if stage.network.text is None:
-        conditioning = text.replace(tokens=None, embeddings=None, text_mask=None)
-    if not stage.network.classes:
-        conditioning = conditioning.replace(labels=None)
-    conditioning = conditioning.replace(scalars={**constant_scalars(stage, batch), **text.scalars})
+    """All that a stage is conditioned on, and the conditioning frames of its videos or their latents; `corrupt=False`
+    leaves `low` as it is."""
+    for other in (condition for condition in CONDITIONS.values() if not condition.taken(stage.network)):
+        text = text.replace(**{name: None for name in other.parts if not isinstance(getattr(text, name), dict)})
     known = known_pixels(stage, low, known)
     if stage.latent is not None and known is not None:
         known = encode_known(stage.latent, autoencoder, known)
-    if isinstance(stage.source, LowResolution):
-        augmentation = stage.source.augmentation
-        level = jnp.full((batch,), augmentation.sampling_logsnr)
-        conditioning = with_low_resolution(conditioning, low, stage, keys, level, shared_noise=sampling.shared_noise,
-                                           corrupt=corrupt and augmentation.while_sampling, autoencoder=autoencoder)
-    if isinstance(stage.source, FirstFrame):
-        noise = jnp.full((batch,), stage.source.noise)
-        conditioning = with_first_frame(conditioning, low, stage, keys, noise, autoencoder)
-    if stage.network.observed:
-        conditioning = with_observed(conditioning, (batch, *stage.shape), known)
-        step = jnp.full((batch,), getattr(stage.network, "known_step", 0), jnp.float32)
-        conditioning = with_noisy_known(conditioning, stage, keys, step)
+    videos = SampledVideos(stage, keys, low, known, corrupt, sampling.shared_noise, encoder(stage, autoencoder))
+    conditioning = text
+    for condition in conditions_of(stage.network):
+        conditioning = conditioning.adding(condition.in_sampling(conditioning, videos))
     return conditioning, known
 
 
@@ -179,8 +165,8 @@ def sample_stage(
       stage, sampling: static; `sampling` replaces the stage's own defaults.
       params: of the stage's network.
       keys: `[B]`, one per video.
-      text: conditioning with the captions, which a stage that reads none leaves alone; also frame validity,
-        reference features, and scalar "fps" where it is not the stage's own.
+      text: what is asked for (`prompts.requested_conditioning`): captions, which a stage that reads none leaves alone,
+        a class, references; also frame validity, and scalar "fps" where it is not the stage's own.
       low: the video of the stage before, for a stage with a source.
       autoencoder: weights, for a stage that works in latents.
       known: a part of the videos that is given, and comes out as it is.
@@ -195,7 +181,7 @@ def sample_stage(
     denoise = stage_denoiser(stage, params, conditioning, sampling, levels, inside)
     shape = (keys.shape[0], *stage.shape)
     x = sample(sampling.sampler, denoise, keys, shape, stage.process, sampling.steps, levels=levels,
-               shared_noise=sampling.shared_noise, stop=stop)
+               shared_noise=sampling.shared_noise, stop=stop, frame_lag=sampling.frame_lag)
     return finished(stage, x, low, known, autoencoder) if stop is None else x
 
 

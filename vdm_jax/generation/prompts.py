@@ -2,80 +2,45 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Bool, Float
-
-from vdm_jax.conditions.conditioning import Conditioning
-from vdm_jax.conditions.vocabulary import Vocabulary
+from vdm_jax.conditions.conditioning import Conditioning, Request, conditions_of
 from vdm_jax.errors import UserError
-from vdm_jax.networks.config import EmbeddedText, WordEncoder
-from vdm_jax.stages.inputs import text_conditioning
 from vdm_jax.stages.stage import Stage
 
 
-@dataclasses.dataclass(frozen=True)
-class Prompts:
-    """Captions of a batch, and what some networks take beside or instead of them."""
+def checked_request(captions: Sequence[str] | str, given: Mapping[str, Any], stages: Sequence[Stage]) -> Request:
+    """What is asked of some stages; arguments that are None are left out. Raises `UserError` for no captions, and an
+    argument that no stage takes."""
+    given = {name: value for name, value in given.items() if value is not None}
+    taken = {name for stage in stages for name in arguments_of(stage)}
+    for name, value in given.items():
+        if name not in taken:
+            short = isinstance(value, int | float | str) or (isinstance(value, list | tuple) and len(value) <= 8)
+            shown = f"={value}" if short else ""
+            raise UserError(f"{name}{shown} is given and no stage takes it; permitted: "
+                            f"{', '.join(sorted(taken)) or 'no further arguments'}")
+    return Request((captions,) if isinstance(captions, str) else tuple(captions), given)
 
-    captions: tuple[str, ...]
-    embeddings: Float[np.ndarray, "b l c"] | None = None  # of the captions, for stages that read those
-    text_mask: Bool[np.ndarray, "b l"] | None = None  # True at real tokens of `embeddings`; None: all are
-    null_embeddings: Float[np.ndarray, "l c"] | None = None  # of the empty text, where stages were trained with it
-    null_mask: Bool[np.ndarray, " l"] | None = None
-    labels: Sequence[int] | None = None  # `[B]`, for stages that take a class; -1 is none
 
-    def __post_init__(self):
-        if not self.captions:
-            raise UserError("captions=[] is not valid; permitted: at least one caption")
+def arguments_of(stage: Stage) -> list[str]:
+    """The arguments of a generator that a stage takes, beside captions."""
+    return [name for condition in conditions_of(stage.network) for name in condition.arguments(stage.network)]
 
-    def conditioning(self, stage: Stage, fps: float | None = None, motion: float | None = None) -> Conditioning:
-        """What a stage is told. Raises `UserError` for embeddings or labels that it needs and that are missing or of
-        another shape.
 
-        Args:
-          stage: of the cascade.
-          fps: frames per second that it is told, where it takes them; None: its own.
-          motion: how much moves, likewise.
-        """
-        found, classes = self._text(stage), stage.network.classes
-        if classes:
-            labels, count = self.labels, len(self.captions)
-            if labels is None or len(labels) != count or not all(-1 <= label < classes for label in labels):
-                raise UserError(f"labels={labels} given for stage {stage.name!r}; permitted: {count} numbers from -1 "
-                                f"(no class) to {classes - 1}")
-            found = found.replace(labels=jnp.asarray(labels, jnp.int32))
-        said = {name: value for name, value in (("fps", fps), ("motion", motion))
-                if value is not None and name in stage.network.scalars}
-        return found.replace(scalars={name: jnp.full(len(self.captions), value, jnp.float32)
-                                      for name, value in said.items()})
+def requested_conditioning(stage: Stage, request: Request) -> Conditioning:
+    """What a stage is conditioned on, apart from what is made of its videos. Raises `UserError` for a value that it
+    needs and that is missing or does not fit."""
+    conditioning = Conditioning()
+    for condition in conditions_of(stage.network):
+        conditioning = conditioning.adding(condition.of_request(stage, request))
+    return conditioning
 
-    def _text(self, stage: Stage) -> Conditioning:
-        text = stage.network.text
-        if isinstance(text, WordEncoder):
-            words = Vocabulary(text.words, text.length).encode_prompts(self.captions)
-            return text_conditioning(jnp.asarray(words)[:, None])
-        if not isinstance(text, EmbeddedText):
-            return Conditioning()
-        shape = np.shape(self.embeddings)
-        if len(shape) != 3 or (shape[0], shape[2]) != (len(self.captions), text.width):
-            raise UserError(f"embeddings of shape {list(shape)} given for stage {stage.name!r}; permitted: "
-                            f"[{len(self.captions)}, L, {text.width}]")
-        mask = np.ones(shape[:2], bool) if self.text_mask is None else np.asarray(self.text_mask, bool)
-        if mask.shape != shape[:2]:
-            raise UserError(f"text_mask of shape {list(mask.shape)} given for stage {stage.name!r}; permitted: "
-                            f"{list(shape[:2])}")
-        found = Conditioning(embeddings=jnp.asarray(self.embeddings, jnp.float32)[:, None],
-                             text_mask=jnp.asarray(mask)[:, None])
-        if self.null_embeddings is None:
-            return found
-        null = np.shape(self.null_embeddings)
-        if null != shape[1:]:
-            raise UserError(f"null_embeddings of shape {list(null)} given for stage {stage.name!r}; permitted: "
-                            f"{list(shape[1:])}, as long as the captions'")
-        told = np.ones(null[:1], bool) if self.null_mask is None else np.asarray(self.null_mask, bool)
-        every = {"null_embeddings": np.asarray(self.null_embeddings, np.float32), "null_mask": told}
-        return found.replace(**{name: jnp.repeat(jnp.asarray(a)[None], shape[0], 0) for name, a in every.items()})
+
+def request_of(stage: Stage, clips: list[Mapping[str, Any]]) -> dict[str, Any]:
+    """The arguments of a generator that ask a stage for videos like these clips of a data set."""
+    found: dict[str, Any] = {}
+    for condition in conditions_of(stage.network):
+        found |= condition.request_of(stage.network, clips)
+    return found

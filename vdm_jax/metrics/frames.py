@@ -6,13 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from vdm_jax.configuration import check_value
 from vdm_jax.errors import NotFinite, UserError, require_package
 from vdm_jax.metrics.detectors import lpips as distance
 from vdm_jax.metrics.detectors.weights import DetectorFile
@@ -54,8 +55,7 @@ def ssim(videos: Videos, real: Videos, window: Window = "gaussian") -> Values:
     from skimage.metrics import structural_similarity
 
     videos, real = _pair("ssim", videos, real)
-    if window not in _WINDOWS:
-        raise UserError(f"window={window!r} is not valid; permitted: {', '.join(_WINDOWS)}")
+    check_value(window, Window, "window")
     side, options = _WINDOWS[window]
     if min(videos.shape[2:4]) < side:
         raise UserError(f"ssim of frames of {videos.shape[2]}x{videos.shape[3]} pixels; permitted: from {side} a side, "
@@ -98,8 +98,7 @@ def consistency(embeddings: Float[np.ndarray, "n t d"], pairs: Pairs = "consecut
     embeddings = np.asarray(embeddings, np.float64)
     if embeddings.ndim != 3 or embeddings.shape[1] < 2 or 0 in embeddings.shape:
         raise UserError(f"embeddings of shape {list(embeddings.shape)}; permitted: [N, T, D], T from 2 frames")
-    if pairs not in get_args(Pairs):
-        raise UserError(f"pairs={pairs!r} is not valid; permitted: {', '.join(get_args(Pairs))}")
+    check_value(pairs, Pairs, "pairs")
     unit = _unit(embeddings)
     if pairs == "consecutive":
         return (unit[:, 1:] * unit[:, :-1]).sum(-1).mean(1)

@@ -12,13 +12,15 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vdm_jax.conditions.conditioning import Conditioning
+from vdm_jax.attention import External, Spatial, Temporal
+from vdm_jax.conditions.conditioning import Conditioning, conditions_of
+from vdm_jax.conditions.inputs import Input
 from vdm_jax.configuration import CountOrZero, NonNegative, WidthOrZero, config
 from vdm_jax.diffusion.beta_tables import LinearBetaSchedule, ScaledLinearBetaSchedule
 from vdm_jax.errors import UserError, unknown_kind
-from vdm_jax.networks.config import EmbeddedText, UNet
+from vdm_jax.networks.config import EmbeddedText, UNet, check_conditions
 from vdm_jax.networks.latent_unet import LatentUNet, LatentUNetNetwork
-from vdm_jax.networks.unet import SpaceTimeUNet
+from vdm_jax.networks.unet import SpaceTimeUNet, check_entries
 
 SCALARS = ("fps", "motion", "noise")
 
@@ -49,6 +51,7 @@ class LatentNetwork:
     # class of the U-Net says (LVDM's conditional latent perturbation) unless it says the rate. 0: they stay as they are
     known_steps: CountOrZero = 0
     known_step: CountOrZero = 100
+    conditions: tuple[Input, ...] = ()  # further conditions, as further channels
     # Class of the U-Net that says which of several frame rates it makes; None: no such classes
     rate: WidthOrZero | None = None
 
@@ -63,6 +66,7 @@ class LatentNetwork:
         if "noise" in self.scalars and not self.first_frame:
             raise UserError("LatentNetwork.scalars has 'noise', that on the first frame, with first_frame=False; "
                             "permitted: first_frame=True")
+        check_conditions("LatentNetwork", self.conditions, ("channels",))
         self._check_known()
         classes = 0 if self.low_resolution_steps is None else self.low_resolution_steps.steps
         own = bool(self.known_steps) or self.rate is not None
@@ -106,8 +110,8 @@ class LatentNetwork:
 
     @property
     def prompted(self) -> bool:
-        """Whether it takes what classifier-free guidance can take away: tokens or the first frame."""
-        return self.text is not None or self.first_frame
+        """Whether it takes what classifier-free guidance can take away, such as tokens or the first frame."""
+        return any(condition.guidance == "prompt" for condition in conditions_of(self))
 
     @property
     def dtype(self) -> str:
@@ -121,7 +125,11 @@ class LatentNetwork:
     references = ()
     norm_over = "frame"  # independent images are computed apart from the clip, whatever its norms see
     absolute_position = None
-    remat = "none"
+
+    @property
+    def remat(self) -> str:
+        """What the backward pass recomputes."""
+        return self.unet.remat
 
 
 Network = UNet | LatentNetwork
@@ -140,11 +148,11 @@ def image_unet(unet: LatentUNet) -> LatentUNet:
     """The image network that a video network is without its layers over frames, norms per frame. Raises `UserError`
     where it has no other attention."""
     return dataclasses.replace(unet, temporal=False, stack=None, motion=None, offsets=0, mix_frames=0, known_channels=0,
-                               norm_over="frame")
+                               norm_over="frame", spatial_pattern=Spatial(), temporal_pattern=Temporal())
 
 
 class LatentNetworkModule(nn.Module):
-    """Noisy latents `[B, T, H, W, C]` and their log-SNR `[B]` to a prediction.
+    """Noisy latents `[B, T, H, W, C]` and their log-SNR, `[B]` or per frame `[B, T]`, to a prediction.
 
     `images` says how many frames at the end are independent images (joint training): they go through the network
     without its layers over frames, and the clip's own frames through all of it.
@@ -157,13 +165,16 @@ class LatentNetworkModule(nn.Module):
         nn.share_scope(self, self.unet)
 
     def __call__(
-        self, z: Float[Array, "b t h w c"], logsnr: Float[Array, " b"], conditioning: Conditioning | None = None,
-        *, train: bool = False, images: int = 0,
+        self, z: Float[Array, "b t h w c"], logsnr: Float[Array, " b"] | Float[Array, "b t"],
+        conditioning: Conditioning | None = None, *, train: bool = False, images: int = 0,
     ) -> Float[Array, "b t h w o"]:
         """Raises `UserError` for conditioning that is missing, and padded frames, which the network cannot hide."""
         spec = self.config
         conditioning = Conditioning() if conditioning is None else conditioning
         check_inputs(spec, z, logsnr, conditioning)
+        if images and isinstance(spec.unet.spatial_pattern, External):
+            raise UserError(f"{images} independent images for a U-Net whose spatial_pattern sees references; "
+                            "permitted: 0")
         if images and not spec.unet.context_channels:
             raise UserError(f"{images} independent images for a U-Net of context_channels=0, which has no attention of "
                             "its own within them; permitted: 0")
@@ -173,17 +184,20 @@ class LatentNetworkModule(nn.Module):
         told = {"scalars": _scalars(spec, conditioning), "classes": _classes(spec, conditioning, len(z))}
         clip = x.shape[1] - images
         of_clip = known[:, :clip] if spec.known == "layers" else None
-        y = self.unet(x[:, :clip], level, context[:, :1] if images else context, known=of_clip, train=train, **told)
+        references = conditioning.references or None
+        of_frames = level.ndim == 2
+        y = self.unet(x[:, :clip], level[:, :clip] if of_frames else level, context[:, :1] if images else context,
+                      known=of_clip, references=references, train=train, **told)
         if not images:
             return y
         alone = LatentUNetNetwork(image_unet(spec.unet), parent=None).apply(
-            {"params": self.variables["params"]}, x[:, clip:], level,
+            {"params": self.variables["params"]}, x[:, clip:], level[:, clip:] if of_frames else level,
             context[:, 1:] if spec.text is not None else context, **told)
         return jnp.concatenate([y, alone], axis=1)
 
 
 def check_inputs(
-    spec: LatentNetwork, z: Float[Array, "b t h w c"], logsnr: Float[Array, ...], conditioning: Conditioning
+    spec: LatentNetwork, z: Float[Array, "b t h w c"], logsnr: Float[Array, " ..."], conditioning: Conditioning
 ) -> None:
     """Raise `UserError` for a part that the network needs and that is absent, and for what it cannot take."""
     needed = {"embeddings": spec.text is not None, "text_mask": spec.text is not None, "image": spec.first_frame,
@@ -197,12 +211,13 @@ def check_inputs(
     if absent:
         raise UserError(f"the network needs Conditioning.scalars[{absent[0]!r}]; given: "
                         f"{', '.join(conditioning.scalars) or 'none'}")
+    check_entries(spec, z, conditioning)
     if conditioning.frame_valid is not None:
         raise UserError("clips with padded frames for a LatentNetwork, whose layers over frames would see them; "
                         "permitted: clips of one length, or a UNet")
-    if logsnr.ndim != 1 or conditioning.references:
-        raise UserError(f"a LatentNetwork with noise levels of shape {logsnr.shape} and references "
-                        f"{list(conditioning.references)}; permitted: one level per clip, no references")
+    if logsnr.shape not in (z.shape[:1], z.shape[:2]):
+        raise UserError(f"noise levels of shape {logsnr.shape} for a video of shape {z.shape}; permitted: "
+                        f"{z.shape[:1]}, one per clip, or {z.shape[:2]}, one per frame")
 
 
 def _known(spec: LatentNetwork, conditioning: Conditioning) -> Float[Array, "b t h w k"] | None:
@@ -223,6 +238,7 @@ def _stacked(spec: LatentNetwork, z: Array, conditioning: Conditioning, known: A
         parts.append(conditioning.low_resolution)
     if spec.first_frame:
         parts.append(jnp.broadcast_to(conditioning.image, (*z.shape[:4], conditioning.image.shape[-1])))
+    parts += [conditioning.inputs[entry.name] for entry in spec.conditions]
     return jnp.concatenate(parts, axis=-1)
 
 

@@ -58,7 +58,7 @@ class Guided(NamedTuple):
 
     conditional: Given
     unconditional: Given | None = None  # None: no guidance
-    weight: Float[Array, ...] | None = None  # w in (1 + w) form: a number, or per frame [T]
+    weight: Float[Array, " ..."] | None = None  # w in (1 + w) form: a number, or per frame [T]
 
 
 def latent_denoiser(module: nn.Module, params: Any, process: Process, told: Told, given: Guided) -> Denoiser:

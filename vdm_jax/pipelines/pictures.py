@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from PIL import Image, ImageOps
 
 from vdm_jax.errors import UserError
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 Picture = Any  # a path, a Pillow image, or an array; see `open_pictures`
 GREYS = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # Pillow's modes of 16-bit pictures
@@ -34,8 +32,6 @@ def open_pictures(pictures: Picture | Sequence[Picture]) -> list[Image.Image]:
 
 
 def _opened(picture: Picture) -> Image.Image:
-    from PIL import Image
-
     if isinstance(picture, np.ndarray):
         return _of_array(picture)
     if not isinstance(picture, str | os.PathLike | Image.Image):
@@ -55,16 +51,12 @@ def _opened(picture: Picture) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    from PIL import ImageOps
-
     image = ImageOps.exif_transpose(image)
     return _of_array(np.asarray(image)) if image.mode in (*GREYS, "F") else image.convert("RGB")
 
 
 def _of_array(pixels: np.ndarray) -> Image.Image:
     """An image of an array, whose type says what white is."""
-    from PIL import Image
-
     shape = pixels.shape
     if not (pixels.ndim == 2 or pixels.ndim == 3 and shape[-1] in (1, 3, 4)) or not pixels.size:
         raise UserError(f"image of shape {list(shape)}; permitted: [H, W], [H, W, 1], [H, W, 3], [H, W, 4]")
@@ -90,8 +82,6 @@ def _of_array(pixels: np.ndarray) -> Image.Image:
 
 def resized(images: Sequence[Image.Image], height: int, width: int) -> Float[np.ndarray, "b h w 3"]:
     """Pictures in [-1, 1] of one size, by Lanczos' filter, whatever their aspect ratio."""
-    from PIL import Image
-
     pixels = [np.asarray(image.resize((width, height), Image.Resampling.LANCZOS)) for image in images]
     return np.stack(pixels).astype(np.float32) / 127.5 - 1
 

@@ -93,7 +93,7 @@ def sampling_work(stage: Stage, sampling: Sampling, batch: dict[str, Any], param
         coder = _flops(lambda z, weights: decode(stage.latent, weights, z), mesh, z, *abstract_weights(stage.latent))
     if is_guided(stage, sampling):  # both halves in one batch
         batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2 * x.shape[0], *x.shape[1:]), x.dtype), batch)
-    evaluations, frames = sampling.sampler.evaluations(sampling.steps), None
+    evaluations, frames = sampling.evaluations(stage.shape[0]), None
     if (windows := sampling.windows) is not None:
         evaluations *= len(window_starts(stage.shape[0], windows.frames, windows.overlap))
         frames = windows.frames

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from vdm_jax.conditions.conditioning import Conditioning
+from vdm_jax.conditions.conditioning import Conditioning, Sizes, conditions_of
 from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.generation.one_stage import sampling_sharding
-from vdm_jax.networks.config import EmbeddedText, WordEncoder
 from vdm_jax.parallel.rules import batch_sharding
 from vdm_jax.stages.options import DataSet
+from vdm_jax.stages.parameters import conditioning_of
 from vdm_jax.stages.stage import Stage
 
 
@@ -33,64 +33,34 @@ def training_batch(
 
     `text_tokens` is the length of texts that arrive as embeddings, and of references.
     """
-    (frames, height, width), note = clip_shape(data, stage)
-    notes, text, images = [note] if note else [], stage.network.text, stage.training.images_per_clip
-    shapes: dict[str, tuple[tuple[int, ...], Any]] = {"video": ((frames, height, width, 3), jnp.uint8)}
-    if stage.training.frame_rates is not None:
-        shapes |= {"video": ((stage.video.frames, height, width, 3), jnp.uint8), "frame_rate": ((), jnp.float32)}
-    if isinstance(text, WordEncoder):
-        shapes["tokens"] = (text.length,), jnp.int32
-        if not text.words:
-            notes.append("the words of the captions are not known before the data is: their table is left out")
-    elif isinstance(text, EmbeddedText):
-        shapes["embeddings"] = (text_tokens, text.width), jnp.float32
-        shapes["text_mask"] = (text_tokens,), jnp.bool_
-        if isinstance(data, WithEmbeddings) and data.empty == "encoded":
-            shapes |= {"null_embeddings": shapes["embeddings"], "null_mask": shapes["text_mask"]}
-        notes.append(f"texts are assumed to have {text_tokens} tokens (--text-tokens)")
-    if stage.network.classes:
-        shapes["label"] = (), jnp.int32
-    for name, width in _references(stage).items():
-        shapes[f"reference_{name}"] = (1, text_tokens, width), jnp.float32
-        notes.append(f"reference {name!r} is assumed to have {text_tokens} tokens (--text-tokens), one group per clip")
+    clip, note = clip_shape(data, stage)
+    rates, images = stage.training.frame_rates is not None, stage.training.images_per_clip
+    clip = (stage.video.frames, *clip[1:]) if rates else clip
+    sizes = Sizes(tokens=text_tokens, clip=clip, padded=data.padded,
+                  null_text=isinstance(data, WithEmbeddings) and data.empty == "encoded")
+    notes, shapes = [note] if note else [], {"video": ((*clip, 3), jnp.uint8)}
     if images:
-        shapes["images"] = (images, height, width, 3), jnp.uint8
-        if isinstance(text, WordEncoder):
-            shapes["image_tokens"] = (images, text.length), jnp.int32
-        elif isinstance(text, EmbeddedText):
-            shapes["image_embeddings"] = (images, text_tokens, text.width), jnp.float32
-            shapes["image_text_mask"] = (images, text_tokens), jnp.bool_
+        shapes["images"] = (images, *clip[1:], 3), jnp.uint8
+    for condition in conditions_of(stage.network):
+        shapes |= condition.batch_shapes(stage, sizes)
+        notes += condition.assumed(stage, sizes)
     sharding = batch_sharding(mesh) if mesh is not None else None
     return {name: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=sharding)
             for name, (shape, dtype) in shapes.items()}, notes
 
 
 def sampling_inputs(stage: Stage, size: int, text_tokens: int, mesh: Mesh) -> tuple[Any, Conditioning, Any, None]:
-    """Keys `[B]`, text, the low-resolution video `[B, T, H, W, 3]` (or None), and nothing known of one batch, as shapes
-    on a mesh."""
-    sharding, text, conditioning = sampling_sharding(stage, stage.sampling, mesh), stage.network.text, Conditioning()
+    """Keys `[B]`, what is asked for, the low-resolution video `[B, T, H, W, 3]` (or None), and no conditioning frames
+    of one batch, as shapes on a mesh."""
+    sharding = sampling_sharding(stage, stage.sampling, mesh)
 
-    def shape(*sides: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+    def shape(sides: tuple[int, ...], dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((size, *sides), dtype, sharding=sharding)
 
-    if isinstance(text, WordEncoder):
-        conditioning = Conditioning(tokens=shape(1, text.length, dtype=jnp.int32),
-                                    text_mask=shape(1, text.length, dtype=jnp.bool_))
-    elif isinstance(text, EmbeddedText):
-        conditioning = Conditioning(embeddings=shape(1, text_tokens, text.width),
-                                    text_mask=shape(1, text_tokens, dtype=jnp.bool_))
-    if stage.network.classes:
-        conditioning = conditioning.replace(labels=shape(dtype=jnp.int32))
-    references = {name: shape(1, text_tokens, width) for name, width in _references(stage).items()}
-    conditioning = conditioning.replace(references=references)
-    low = shape(*stage.source_shape, 3) if stage.source else None
+    conditioning = conditioning_of(stage, Sizes(tokens=text_tokens), shape, given=True)
+    low = shape((*stage.source_shape, 3)) if stage.source else None
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), size))
     return jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=sharding), conditioning, low, None
-
-
-def _references(stage: Stage) -> dict[str, int]:
-    """Width of the tokens of each reference that the network takes, by name."""
-    return {reference.name: reference.width for reference in stage.network.references}
 
 
 def device_bytes(tree: Any) -> int:

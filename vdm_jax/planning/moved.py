@@ -75,7 +75,7 @@ def training_bytes(stage: Stage, state: TrainState, batch: dict[str, Any], mesh:
 
 def sampling_bytes(stage: Stage, sampling: Sampling, params: Any, inputs: Any, size: int, mesh: Mesh) -> Moved:
     """What sampling `size` videos moves; `params` and `inputs` are shapes with shardings."""
-    evaluations = sampling.sampler.evaluations(sampling.steps)
+    evaluations = sampling.evaluations(stage.shape[0])
     whole = sum(leaf.size for leaf in jax.tree.leaves(params)) // mesh.shape["tensor"]
     sent, _ = _sent(params, {}, mesh, _itemsize(stage), ())
     return Moved(

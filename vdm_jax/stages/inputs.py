@@ -1,31 +1,28 @@
-"""What a stage sees: its target video and conditioning made from clips, in training and in sampling. Pure functions."""
+"""What a stage sees: its target video and conditioning made from clips. Pure functions."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
 
-from vdm_jax.conditions.conditioning import Conditioning
-from vdm_jax.conditions.vocabulary import PADDING
-from vdm_jax.diffusion.arrays import noise_from_keys
+from vdm_jax.conditions.conditioning import CONDITIONS, Conditioning, Encode, TrainingClips, claimed, conditions_of
+from vdm_jax.conditions.low_resolution import cut_windows, scales_of
 from vdm_jax.errors import UserError
-from vdm_jax.networks.latent_network import LatentNetwork
 from vdm_jax.stages.latent import encode
-from vdm_jax.stages.observations import draw_known, with_observed
-from vdm_jax.stages.stage import FirstFrame, KeyFrames, LowResolution, Source, Stage, VideoSpec
-from vdm_jax.video.arrays import crop as crop_frames
-from vdm_jax.video.arrays import resize, subsample_frames, to_float, upsample_frames
+from vdm_jax.stages.stage import Stage, VideoSpec
+from vdm_jax.video.arrays import resize, to_float
 
-# Of a batch's key, which is otherwise split.
-_OBSERVATION_STREAM, _PART_STREAM, _ENCODING_STREAM, _PICTURE_STREAM, _KNOWN_STREAM = (
-    2**31 - n for n in (3, 5, 6, 7, 9))
-# Samplers draw from streams 0, 1, 2, ... of a sample's key and augmentations from the last ones.
-_CROP_STREAM, _PICTURE_NOISE_STREAM, _KNOWN_NOISE_STREAM = 2**31 - 3, 2**31 - 4, 2**31 - 8
+# Of a batch, beside the fields that conditions claim.
+TARGETS = ("video", "images")
+
+# Of a batch's key, which is otherwise split; conditions have others.
+_PART_STREAM, _ENCODING_STREAM = 2**31 - 5, 2**31 - 6
+_CROP_STREAM = 2**31 - 3  # of a sample's key; samplers draw from streams 0, 1, 2, ..., augmentations from the last ones
 
 
 def target_video(
@@ -59,33 +56,11 @@ def hold_valid(x: Float[Array, "b t h w 3"], valid: Bool[Array, "b t"]) -> Float
     return jnp.take_along_axis(x, last[:, :, None, None, None], axis=1)
 
 
-def degrade(x: Float[Array, "b t h w 3"], source: Source) -> Float[Array, "b t2 h2 w2 3"]:
-    """The video that the stage before would have made of `x`."""
-    if isinstance(source, FirstFrame):
-        return x[:, :1]
-    if isinstance(source, KeyFrames):
-        return x[:, :: source.every]
-    return resize(subsample_frames(x, source.frames), source.height, source.width, "area")
-
-
-def enlarge(low: Float[Array, "b t h w 3"], source: LowResolution, video: VideoSpec) -> Float[Array, "b t2 h2 w2 3"]:
-    """A low-resolution video at the frames and pixels of another one, which is as large or larger."""
-    return resize(upsample_frames(low, video.frames, source.fill), video.height, video.width, source.resize)
-
-
-def low_grid(stage: Stage) -> VideoSpec:
-    """The size to which a stage enlarges its low-resolution video: that of its own, or of its latents."""
-    if stage.latent is None or stage.latent.low_resolution == "latents":
-        return stage.video
-    frames, height, width, _ = stage.shape
-    return dataclasses.replace(stage.video, frames=frames, height=height, width=width)
-
-
 def draw_corners(keys: Array, stage: Stage) -> Int[Array, "b 2"]:
     """First row and column of each sample's training window, in low-resolution pixels, uniform over all places."""
     source, crop = stage.source, stage.training.crop
-    room = jnp.array([getattr(source, side) - size // _scale(stage, side) + 1
-                      for side, size in zip(("height", "width"), crop, strict=True)])
+    room = jnp.array([whole - size // scale + 1 for whole, size, scale in
+                      zip((source.height, source.width), crop, scales_of(stage), strict=True)])
     return jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, _CROP_STREAM), (2,), 0, room))(keys)
 
 
@@ -93,122 +68,53 @@ def target_window(
     x: Float[Array, "b t h w 3"], corners: Int[Array, "b 2"], stage: Stage
 ) -> Float[Array, "b t h2 w2 3"]:
     """The windows of the stage's own videos that begin at the given low-resolution pixels."""
-    scales = jnp.array([_scale(stage, "height"), _scale(stage, "width")])
-    return _windows(x, corners * scales, stage.training.crop)
-
-
-def enlarge_window(
-    low: Float[Array, "b t h w 3"], corners: Int[Array, "b 2"], stage: Stage
-) -> Float[Array, "b t2 h2 w2 3"]:
-    """`enlarge` followed by `target_window`, without enlarging whole frames.
-
-    A window of low-resolution pixels is enlarged with one more pixel on each side, the last one that interpolation
-    reaches, so that it equals the same window of an enlarged frame up to its edges.
-    """
-    grid, source, margin = low_grid(stage), stage.source, 1
-    scales = grid.height // source.height, grid.width // source.width
-    inner = [size // _scale(stage, side) for side, size in zip(("height", "width"), stage.training.crop, strict=True)]
-    low = jnp.pad(low, ((0, 0), (0, 0), (margin, margin), (margin, margin), (0, 0)), mode="edge")
-    sizes = [size + 2 * margin for size in inner]
-    low = upsample_frames(_windows(low, corners, sizes), grid.frames, source.fill)
-    large = resize(low, sizes[0] * scales[0], sizes[1] * scales[1], source.resize)
-    return crop_frames(large, margin * scales[0], margin * scales[1], inner[0] * scales[0], inner[1] * scales[1])
-
-
-def _scale(stage: Stage, side: str) -> int:
-    return getattr(stage.video, side) // getattr(stage.source, side)
-
-
-def _windows(x: Array, corners: Int[Array, "b 2"], sizes: Sequence[int]) -> Array:
-    return jax.vmap(lambda video, corner: crop_frames(video, corner[0], corner[1], *sizes))(x, corners)
-
-
-def text_conditioning(tokens: Int[Array, "b g l"]) -> Conditioning:
-    """Conditioning on word ids; padding is masked."""
-    return Conditioning(tokens=tokens, text_mask=tokens != PADDING)
-
-
-def with_low_resolution(
-    conditioning: Conditioning, low: Float[Array, "b t h w 3"], stage: Stage, keys: Array, logsnr: Float[Array, " b"],
-    *, corners: Int[Array, "b 2"] | None = None, corrupt: bool = True, shared_noise: bool = False,
-    autoencoder: Any = None,
-) -> Conditioning:
-    """Add the enlarged low-resolution video, or its latents, augmented per sample from `keys` `[B]` at level `logsnr`
-    (Ho et al. 2021, arXiv 2106.15282, section 3), with the same noise for all frames where it is shared; with
-    `corners`, its windows. `corrupt=False` adds it as it is."""
-    augmentation = stage.source.augmentation
-
-    def augmented(x: Array, at: str) -> Array:
-        return augmentation.augment(x, keys, logsnr, shared_noise) if corrupt and augmentation.at == at else x
-
-    low = augmented(low, "low")
-    large = enlarge(low, stage.source, low_grid(stage)) if corners is None else enlarge_window(low, corners, stage)
-    if stage.latent is not None and stage.latent.low_resolution == "latents":
-        large = encode(stage.latent, autoencoder, large)
-    return conditioning.replace(low_resolution=augmented(large, "enlarged"), augmentation=logsnr)
-
-
-def with_first_frame(
-    conditioning: Conditioning, picture: Float[Array, "b 1 h w 3"], stage: Stage, keys: Array,
-    noise: Float[Array, " b"], autoencoder: Any,
-) -> Conditioning:
-    """Add the latents of the picture that videos begin with and of noise on it, of standard deviation `noise`, drawn
-    from the `keys` `[B]` of the samples."""
-    drawn = noise_from_keys(keys, _PICTURE_NOISE_STREAM, picture.shape)
-    image = encode(stage.latent, autoencoder, picture + noise[:, None, None, None, None] * drawn, scaled=False)
-    return conditioning.replace(image=image, scalars={**conditioning.scalars, "noise": noise})
-
-
-def with_noisy_known(
-    conditioning: Conditioning, stage: Stage, keys: Array, step: Float[Array, " b"]
-) -> Conditioning:
-    """For a network that takes noisy known latents: these at a timestep of its table, with noise from the `keys` `[B]`
-    of the samples, and the timestep, which it is told (He et al. 2022, arXiv 2211.13221, section 3.3); else the
-    same."""
-    if not getattr(stage.network, "known_steps", 0):
-        return conditioning
-    x, mask, schedule = conditioning.observed, conditioning.observed_mask, stage.network.timesteps
-    alpha, sigma = (a[:, None, None, None, None] for a in schedule.alpha_sigma(schedule.logsnr_at(step)))
-    noisy = alpha * x + sigma * noise_from_keys(keys, _KNOWN_NOISE_STREAM, x.shape)
-    return conditioning.replace(observed=jnp.where(mask > 0, noisy, 0),
-                                scalars={**conditioning.scalars, "known_step": step})
+    return cut_windows(x, corners * jnp.array(scales_of(stage)), stage.training.crop)
 
 
 def part_of_clips(stage: Stage, batch: dict[str, Array], key: Array) -> tuple[Stage, dict[str, Array]]:
-    """The stage as it is trained, and the batch with that part of every clip, from a random frame on; clips that have
-    just as many frames as they are."""
-    part, whole = stage.training.frames, stage.video.frames
-    if part is None or batch["video"].shape[1] == part:
+    """The stage as it is trained, and the batch with the frames of that: all that the stage makes or a part of every
+    clip, from a random frame on; clips that have just as many frames as they are."""
+    part, whole, clip = stage.training.frames, stage.video.frames, batch["video"].shape[1]
+    names = [name for name, x in batch.items() if name == "video" or claimed(name, "frame_fields")]
+    if part is not None and clip == part:
         return stage.trained(), batch
+    batch = {**batch, **{name: take_frames(batch[name], whole, stage.training.key_frames)
+                         for name in names if batch[name].shape[1] == clip}}
+    if part is None:
+        return stage, batch
     first = jax.random.randint(jax.random.fold_in(key, _PART_STREAM), (len(batch["video"]),), 0, whole - part + 1)
     frames = first[:, None] + jnp.arange(part)
 
     def cut(x: Array) -> Array:
         return jnp.take_along_axis(x, frames.reshape(*frames.shape, *[1] * (x.ndim - 2)), axis=1)
 
-    cuts = {name: cut(take_frames(batch[name], whole, stage.training.key_frames))
-            for name in ("video", "frame_valid") if name in batch}
-    cuts |= {name: cut(x) for name, x in batch.items() if name.startswith("reference_") and x.shape[1] == whole}
-    return stage.trained(), {**batch, **cuts}
+    return stage.trained(), {**batch, **{name: cut(batch[name]) for name in names if batch[name].shape[1] == whole}}
 
 
-def _texts(stage: Stage, batch: dict[str, Array]) -> Conditioning:
-    """Captions of clips and of appended images, as words or embeddings. Raises `UserError` when there are none."""
-    images = "images" in batch
+def device_fields(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a batch that the device reads. Raises `UserError` for one that no condition claims: it would be
+    lost without a word."""
+    unread = [name for name in batch
+              if name not in TARGETS and not claimed(name, "fields") and not claimed(name, "host_fields")]
+    if unread:
+        permitted = [*TARGETS, *(field for condition in CONDITIONS.values()
+                                 for field in (*condition.fields, *condition.host_fields))]
+        raise UserError(f"clips have {', '.join(map(repr, unread))}, which no stage reads; permitted: "
+                        f"{', '.join(permitted).replace('*', 'NAME')}")
+    return {name: x for name, x in batch.items() if name in TARGETS or claimed(name, "fields")}
 
-    def joined(of_clips: str, of_images: str) -> Array:
-        clips = batch[of_clips][:, None]
-        return jnp.concatenate([clips, batch[of_images]], axis=1) if images else clips
 
-    if "tokens" in batch:
-        return text_conditioning(joined("tokens", "image_tokens"))
-    if "embeddings" in batch:
-        found = Conditioning(embeddings=joined("embeddings", "image_embeddings").astype(jnp.float32),
-                             text_mask=joined("text_mask", "image_text_mask"))
-        if "null_embeddings" not in batch:
-            return found
-        return found.replace(null_embeddings=batch["null_embeddings"].astype(jnp.float32), null_mask=batch["null_mask"])
-    raise UserError(f"stage {stage.name!r} reads text, but the batch has neither tokens nor embeddings")
+def given_conditioning(stage: Stage, batch: Mapping[str, Array]) -> Conditioning:
+    """Of a batch, what does not depend on the videos."""
+    conditioning = Conditioning()
+    for condition in conditions_of(stage.network):
+        conditioning = conditioning.adding(condition.of_batch(stage, batch))
+    return conditioning
+
+
+def encoder(stage: Stage, autoencoder: Any) -> Encode | None:
+    """`encode` of a stage that works in latents, with the weights of its autoencoder."""
+    return None if stage.latent is None else functools.partial(encode, stage.latent, autoencoder)
 
 
 def training_inputs(
@@ -216,24 +122,16 @@ def training_inputs(
 ) -> tuple[Float[Array, "b t h w c"], Conditioning, int]:
     """Target video or its latents, conditioning and number of appended images for one batch of the data pipeline.
 
-    `batch` has `video` uint8 `[B,T,H,W,3]` and, where the network reads text, `tokens` `[B,L]` or `embeddings`
-    `[B,L,C]` with `text_mask` (and `null_embeddings` with `null_mask`); where it takes a class `label` int `[B]`; for
-    joint training also `images` `[B,n,H,W,3]` and `image_tokens` `[B,n,L]` (or `image_embeddings` `[B,n,L,C]` with
-    `image_text_mask`); where clips are padded `frame_valid` bool `[B,T]`; `reference_NAME` `[B,G,M,C]` for each
-    reference the network takes; where frame rates are drawn `frame_rate` `[B]`. With `training.crop`, target and
-    low-resolution video are windows, drawn per sample from the key; both are made from whole frames. `autoencoder` are
-    the weights of a latent stage's.
+    `batch` has `video` uint8 `[B,T,H,W,3]`, for joint training `images` `[B,n,H,W,3]`, and the fields that the
+    conditions of the network read. With `training.crop`, target and low-resolution video are windows, drawn per sample
+    from the key; both are made from whole frames. `autoencoder` are the weights of a latent stage's.
     """
     stage, batch = part_of_clips(stage, batch, key)
-    x = target_video(batch["video"], stage.video, stage.training.key_frames)
-    valid = None
-    if "frame_valid" in batch:
-        valid = take_frames(batch["frame_valid"], stage.video.frames, stage.training.key_frames)
+    x, valid, corners = target_video(batch["video"], stage.video), batch.get("frame_valid"), None
+    if valid is not None:
         x = hold_valid(x, valid)
-    low = None if stage.source is None else degrade(x, stage.source)
-    conditioning, corners = _told(stage, batch, len(x)), None
-    level_key, noise_key = jax.random.split(key)
-    keys = jax.random.split(noise_key, len(x))
+    low = None if stage.source is None else stage.source.degrade(x)
+    keys = jax.random.split(jax.random.split(key)[1], len(x))
     if stage.training.crop is not None:
         corners = draw_corners(keys, stage)
         x = target_window(x, corners, stage)
@@ -243,50 +141,11 @@ def training_inputs(
         x = jnp.concatenate([x, pictures], axis=1)
     if stage.latent is not None:
         x = _encoded(stage, autoencoder, x, valid, key)
-    if stage.network.observed:
-        clips = x[:, : x.shape[1] - images]
-        draws = jax.random.split(jax.random.fold_in(key, _OBSERVATION_STREAM), len(x))
-        known = draw_known(stage.training.observations, clips, draws, valid)
-        conditioning = with_observed(conditioning, clips.shape, known, images)
-        if steps := getattr(stage.network, "known_steps", 0):
-            step = jax.random.randint(jax.random.fold_in(key, _KNOWN_STREAM), (len(x),), 0, steps)
-            conditioning = with_noisy_known(conditioning, stage, keys, step.astype(jnp.float32))
-    if images and valid is not None:
-        valid = jnp.pad(valid, ((0, 0), (0, images)), constant_values=True)
-    conditioning = conditioning.replace(frame_valid=valid)
-    if isinstance(stage.source, LowResolution):
-        logsnr = stage.source.augmentation.draw_logsnr(level_key, len(x))
-        conditioning = with_low_resolution(conditioning, low, stage, keys, logsnr, corners=corners,
-                                           autoencoder=autoencoder)
-    if isinstance(stage.source, FirstFrame):
-        mean, std = stage.source.log_noise
-        drawn = jax.random.normal(jax.random.fold_in(key, _PICTURE_STREAM), (len(x),))
-        conditioning = with_first_frame(conditioning, low, stage, keys, jnp.exp(mean + std * drawn), autoencoder)
+    clips = TrainingClips(stage, x, images, valid, low, corners, key, keys, encoder(stage, autoencoder))
+    conditioning = given_conditioning(stage, batch)
+    for condition in conditions_of(stage.network):
+        conditioning = conditioning.adding(condition.in_training(conditioning, clips))
     return x, conditioning, images
-
-
-def _told(stage: Stage, batch: dict[str, Array], count: int) -> Conditioning:
-    """Text, class, references and scalars of the clips of a batch."""
-    conditioning = Conditioning() if stage.network.text is None else _texts(stage, batch)
-    if stage.network.classes:
-        if "label" not in batch:
-            raise UserError(f"stage {stage.name!r} takes a class, but the batch has no label")
-        conditioning = conditioning.replace(labels=batch["label"])
-    references = {name: batch[f"reference_{name}"] for name in (r.name for r in stage.network.references)
-                  if f"reference_{name}" in batch}  # the network names what is missing
-    scalars = constant_scalars(stage, count)
-    if stage.training.frame_rates is not None:
-        scalars["fps"] = batch["frame_rate"]
-    return conditioning.replace(references=references, scalars=scalars)
-
-
-def constant_scalars(stage: Stage, count: int) -> dict[str, Float[Array, " b"]]:
-    """Scalars that a stage is told of `count` videos where nothing else is said of them: its frames per second, and how
-    much moves."""
-    values = {"fps": stage.video.fps}
-    if isinstance(stage.network, LatentNetwork):
-        values["motion"] = stage.network.motion
-    return {name: jnp.full((count,), values[name]) for name in stage.network.scalars if name in values}
 
 
 def _encoded(

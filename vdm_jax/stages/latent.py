@@ -14,13 +14,13 @@ from flax import traverse_util
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from vdm_jax.conditions.frame_masks import Known
 from vdm_jax.configuration import Size, SizeOrZero, config
 from vdm_jax.errors import UserError
 from vdm_jax.networks.autoencoder import Moments
 from vdm_jax.networks.autoencoder_config import AUTOENCODER_F8, Autoencoder
 from vdm_jax.networks.tiling import in_chunks, in_tiles
 from vdm_jax.parallel.rules import parameter_shardings
-from vdm_jax.stages.observations import Known
 from vdm_jax.weights import model_kinds
 
 Function = Callable[[Float[Array, "b t h w c"]], Float[Array, "b t h2 w2 o"]]
@@ -45,17 +45,8 @@ class Latent:
     overlap: SizeOrZero = 0  # of tiles, pixels
 
     def __post_init__(self):
-        for name, permitted in (("encode", ("sample", "mode")), ("low_resolution", ("latents", "pixels"))):
-            if getattr(self, name) not in permitted:
-                raise UserError(f"Latent.{name}={getattr(self, name)!r} is not valid; permitted: "
-                                f"{', '.join(map(repr, permitted))}")
-        for name in ("encode_frames", "decode_frames"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserError(f"Latent.{name}={getattr(self, name)} is not valid; permitted: >= 1, or None")
-        if self.seen_frames < 0:
-            raise UserError(f"Latent.seen_frames={self.seen_frames} is not valid; permitted: >= 0")
         factor, sizes = self.autoencoder.factor, (*(self.tile or ()), self.overlap)
-        fits = self.overlap >= 0 and (self.overlap < min(self.tile) if self.tile else not self.overlap)
+        fits = self.overlap < min(self.tile) if self.tile else not self.overlap
         if not fits or any(size % factor for size in sizes):
             raise UserError(f"Latent.tile={self.tile} with overlap={self.overlap} is not valid; permitted: multiples "
                             f"of the autoencoder's factor {factor}, with an overlap that is less than a tile")

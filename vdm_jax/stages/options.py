@@ -3,6 +3,7 @@
 import re
 from typing import Annotated, Literal
 
+from vdm_jax.conditions.frame_masks import Observation
 from vdm_jax.configuration import (
     Count,
     CountOrZero,
@@ -20,8 +21,8 @@ from vdm_jax.configuration import (
 from vdm_jax.data.embeddings import Clips, WithEmbeddings
 from vdm_jax.data.frame_rates import FrameRates
 from vdm_jax.diffusion.samplers import DDIM, Sampler
+from vdm_jax.diffusion.sampling import check_lag
 from vdm_jax.errors import UserError
-from vdm_jax.stages.observations import Observation
 
 DataSet = Clips | WithEmbeddings
 Images = Annotated[int, Range(least=0, cap=1024)]
@@ -152,8 +153,8 @@ class Oscillation:
 
 @config
 class Completion:
-    """How a video is sampled of which a part is known: by the network, which is told (`observations.py`), or by methods
-    for networks that are not (`diffusion/conditional.py`). What is known comes out as it is."""
+    """How a video is sampled of which a part is known: by the network, which takes it (`conditions/frames.py`), or by
+    methods for networks that do not (`diffusion/conditional.py`). What is known comes out as it is."""
 
     # None: the network, where it takes what is known (UNet.observed), else reconstruction guidance. A network that
     # takes it is told with the other methods too.
@@ -172,7 +173,7 @@ class Windows:
 
     def __post_init__(self):
         if self.overlap >= self.frames:
-            raise UserError(f"Windows(frames={self.frames}, overlap={self.overlap}) is not valid; permitted: 0 <= "
+            raise UserError(f"Windows(frames={self.frames}, overlap={self.overlap}) is not valid; permitted: "
                             "overlap < frames")
 
 
@@ -196,6 +197,9 @@ class Sampling:
     completion: Completion = Completion()  # of videos of which a part is known
     windows: Windows | None = None  # None: the network sees the whole video
     batch_size: Count = 16  # clips at a time, over all devices
+    # Steps by which every frame is behind the one before it, for networks trained with `Process.frame_levels`: the
+    # first frames are finished before the last ones begin (Diffusion Forcing: Chen et al. 2024, arXiv 2407.01392)
+    frame_lag: CountOrZero = 0
     # All frames of a video get the same noise, at the start and at every step. A network without layers over frames
     # then makes details that stay where they are (Make-A-Video: Singer et al. 2022, arXiv 2209.14792, section 3.2)
     shared_noise: bool = False
@@ -204,6 +208,12 @@ class Sampling:
         if self.last_frame_guidance is not None and (self.oscillation or self.windows):
             raise UserError(f"Sampling.last_frame_guidance={self.last_frame_guidance} with oscillation or windows; "
                             "permitted: None")
+
+        check_lag(self.sampler, self.frame_lag)
+
+    def evaluations(self, frames: int) -> int:
+        """Evaluations of the denoiser of videos (or latents) of so many frames."""
+        return self.sampler.evaluations(self.steps) + self.frame_lag * (frames - 1)
 
     @property
     def guided(self) -> bool:

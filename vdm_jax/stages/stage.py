@@ -7,18 +7,20 @@ values. Stages train independently and sample in sequence.
 
 import dataclasses
 import math
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
-from vdm_jax.configuration import Count, LogNoise, NonNegative, Range, Seed, Size, Spread, config
-from vdm_jax.diffusion.augmentation import Augmentation, NoiseAugmentation, TruncatedAugmentation
+from vdm_jax.conditions.first_frame import FirstFrame
+from vdm_jax.conditions.frame_masks import NothingKnown
+from vdm_jax.conditions.frames import KeyFrames
+from vdm_jax.conditions.low_resolution import LowResolution
+from vdm_jax.configuration import Range, Seed, Size, config
+from vdm_jax.diffusion.augmentation import Augmentation, TruncatedAugmentation
 from vdm_jax.diffusion.process import Process
 from vdm_jax.errors import UserError
 from vdm_jax.networks.latent_network import LatentNetwork, Network
 from vdm_jax.parallel.mesh import MeshSpec
 from vdm_jax.stages.latent import Latent
-from vdm_jax.stages.observations import NothingKnown
 from vdm_jax.stages.options import DataSet, Sampling, Start, StartFile, Training
-from vdm_jax.video.arrays import ResizeMethod, UpsampleMode
 
 
 @config
@@ -40,43 +42,6 @@ class VideoSpec:
         return self.frames, self.height, self.width, 3
 
 
-@config
-class LowResolution:
-    """The degraded video a super-resolution stage starts from, and how it is brought back to full size."""
-
-    frames: Size
-    height: Size  # pixels
-    width: Size  # pixels
-    fill: UpsampleMode = "repeat"  # frames in between: repeated, blank or blended
-    resize: ResizeMethod = "bilinear"  # pixels in between
-    augmentation: Augmentation = NoiseAugmentation()
-
-
-@config
-class KeyFrames:
-    """The video a stage fills in frames between: its frames 0, every, 2 every, ..., which the network takes as known
-    (Make-A-Video: Singer et al. 2022, arXiv 2209.14792, section 3.3)."""
-
-    frames: Size  # of the video it starts from; the stage's own has (frames - 1) every + 1
-    every: Count = 5  # frames from one to the next
-
-    def __post_init__(self):
-        if self.frames < 2 or self.every < 2:
-            raise UserError(f"KeyFrames(frames={self.frames}, every={self.every}) is not valid; permitted: >= 2")
-
-
-@config
-class FirstFrame:
-    """The picture a video begins with, whose latents the network sees beside every frame (Blattmann et al. 2023, arXiv
-    2311.15127, appendix D): noise is added to its pixels, then the mode of its moments is taken, not scaled."""
-
-    frames: ClassVar[int] = 1
-
-    # Mean and standard deviation of the natural logarithm of the noise's standard deviation in training
-    log_noise: tuple[LogNoise, Spread] = (-3.0, 0.5)
-    noise: NonNegative = 0.02  # standard deviation of the noise in sampling
-
-
 Source = LowResolution | KeyFrames | FirstFrame
 
 
@@ -95,25 +60,22 @@ class Stage:
 
     def __post_init__(self):
         video, source = self.video, self.source
-        upsampling = isinstance(source, LowResolution)
-        if isinstance(source, KeyFrames) and video.frames != (source.frames - 1) * source.every + 1:
-            raise UserError(f"Stage {self.name!r}: video.frames={video.frames} with {source}; permitted: "
-                            f"{(source.frames - 1) * source.every + 1}")
-        if isinstance(source, KeyFrames) and not self.network.observed:
-            raise UserError(f"Stage {self.name!r}: network.observed=False with {source}; permitted: True")
-        if upsampling:
-            for name in ("frames", "height", "width"):
-                whole, part = getattr(video, name), getattr(source, name)
-                if part < 1 or whole % part:
-                    raise UserError(f"Stage {self.name!r}: source.{name}={part} does not divide video.{name}={whole}; "
-                                    f"permitted: divisors of {whole}")
-        if self.network.low_resolution != upsampling:
-            found = "given" if upsampling else type(source).__name__ if source else "None"
+        if source is not None:
+            source.check(self)
+        if self.network.low_resolution != self.starts_from("low_resolution"):
+            found = "given" if self.starts_from("low_resolution") else type(source).__name__ if source else "None"
             raise UserError(f"Stage {self.name!r}: network.low_resolution={self.network.low_resolution} but source is "
                             f"{found}; permitted: low_resolution exactly with a source")
         if self.network.residual and self.process.prediction != "x":
             raise UserError(f"Stage {self.name!r}: process.prediction={self.process.prediction!r} with "
                             "network.residual=True, whose output is a video; permitted: prediction='x'")
+        if self.process.frame_levels and isinstance(self.network, LatentNetwork):
+            raise UserError(f"Stage {self.name!r}: process.frame_levels=True with a LatentNetwork, which takes one "
+                            "level per clip; permitted: False, or a UNet")
+        if self.sampling.frame_lag and not self.process.frame_levels:
+            raise UserError(f"Stage {self.name!r}: sampling.frame_lag={self.sampling.frame_lag} with "
+                            "process.frame_levels=False, so that it never sees frames of different levels; permitted: "
+                            "0, or frame_levels=True")
         check_space(self)
         self._check_frames()
         factor = 1 if self.latent is None else self.latent.autoencoder.factor
@@ -142,6 +104,10 @@ class Stage:
             raise UserError(f"Stage {self.name!r}: training.images_per_clip={self.training.images_per_clip} with "
                             f"network.classes={self.network.classes}, one class for the clip and all images; "
                             "permitted: 0")
+        shared = [entry.name for entry in self.network.conditions if entry.condition.enters != "channels"]
+        if self.training.images_per_clip and shared:
+            raise UserError(f"Stage {self.name!r}: training.images_per_clip={self.training.images_per_clip} with "
+                            f"network.conditions {shared}, of the clip and all images alike; permitted: 0")
         if self.network.observed != bool(self.training.observations):
             raise UserError(f"Stage {self.name!r}: network.observed={self.network.observed} with "
                             f"{len(self.training.observations)} training.observations; permitted: observations exactly "
@@ -182,10 +148,11 @@ class Stage:
     @property
     def source_shape(self) -> tuple[int, int, int] | None:
         """Frames, height and width of the video it starts from, if it starts from one."""
-        source = self.source
-        if isinstance(source, KeyFrames | FirstFrame):
-            return source.frames, self.video.height, self.video.width
-        return None if source is None else (source.frames, source.height, source.width)
+        return None if self.source is None else self.source.size(self.video)
+
+    def starts_from(self, condition: str) -> bool:
+        """Whether its source enters as this condition."""
+        return self.source is not None and self.source.condition == condition
 
     def _check_frames(self) -> None:
         """Raise `UserError` where the network cannot see as many frames as it is trained on or sampled with."""
@@ -196,8 +163,7 @@ class Stage:
         if windows is not None and windows.frames > video:
             raise UserError(f"Stage {self.name!r}: sampling.windows.frames={windows.frames} is not valid; permitted: "
                             f"up to video.frames={video}")
-        between = self.source is not None and not isinstance(self.source, FirstFrame)
-        if between and self.source.frames != video and not (part is windows is None):
+        if self.source is not None and not self.source.has_parts(video) and not (part is windows is None):
             raise UserError(f"Stage {self.name!r}: source.frames={self.source.frames} of {video} with training.frames "
                             "or sampling.windows, which would start between frames of the source; permitted: "
                             f"source.frames={video}")
@@ -214,8 +180,7 @@ class Stage:
         frames, source = self.training.frames, self.source
         if frames is None:
             return self
-        if source is not None and not isinstance(source, FirstFrame):
-            source = dataclasses.replace(source, frames=frames)
+        source = None if source is None else source.part(frames)
         return dataclasses.replace(
             self, video=dataclasses.replace(self.video, frames=frames), source=source,
             training=dataclasses.replace(self.training, frames=None, key_frames=False),
@@ -224,7 +189,7 @@ class Stage:
 
 def augmentation_of(stage: Stage) -> Augmentation | None:
     """How the low-resolution video of a stage is corrupted, if it starts from one."""
-    return stage.source.augmentation if isinstance(stage.source, LowResolution) else None
+    return None if stage.source is None else stage.source.augmentation
 
 
 def check_space(stage: Stage) -> None:
@@ -234,14 +199,15 @@ def check_space(stage: Stage) -> None:
     if network.out_channels != channels:
         raise UserError(f"{where}: network.out_channels={network.out_channels} for "
                         f"{'pixels' if latent is None else 'latents'} of {channels} channels; permitted: {channels}")
-    first = isinstance(stage.source, FirstFrame)
-    if first != getattr(network, "first_frame", False) or (first and latent is None):
+    first = stage.starts_from("first_frame")
+    if first != network.first_frame or (first and latent is None):
         raise UserError(f"{where}: source={stage.source} with {type(network).__name__}.first_frame="
-                        f"{getattr(network, 'first_frame', False)} and latent={'given' if latent else None}; "
+                        f"{network.first_frame} and latent={'given' if latent else None}; "
                         "permitted: FirstFrame exactly with a LatentNetwork that takes it, in latents")
     if isinstance(network, LatentNetwork):
         low = (3 if latent is None or latent.low_resolution == "pixels" else channels) * network.low_resolution
         wanted = channels + low + channels * network.first_frame + (network.known == "in_place")
+        wanted += sum(entry.width for entry in network.conditions)
         if network.unet.in_channels != wanted:
             raise UserError(f"{where}: network.unet.in_channels={network.unet.in_channels}; permitted: {wanted}, for "
                             "the noisy latents and what is joined to them")
@@ -257,14 +223,14 @@ def _check_latent(stage: Stage, latent: Latent, where: str) -> None:
     try:
         grid = latent.shape(*stage.video.shape[:3])
     except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+        raise UserError(f"{where}: {error}", error.code) from None
     if latent.autoencoder.channels != 3:
         raise UserError(f"{where}: latent.autoencoder.channels={latent.autoencoder.channels}; permitted: 3, RGB")
     if stage.sampling.threshold is not None:
         raise UserError(f"{where}: sampling.threshold={stage.sampling.threshold} in latents, whose range is not "
                         "[-1, 1]; permitted: None")
     source, factor = stage.source, latent.frame_factor
-    if isinstance(source, LowResolution) and latent.low_resolution == "pixels":
+    if stage.starts_from("low_resolution") and latent.low_resolution == "pixels":
         if stage.network.residual:
             raise UserError(f"{where}: network.residual=True with latent.low_resolution='pixels', to which no change "
                             "of latents can be added; permitted: 'latents'")
@@ -275,7 +241,7 @@ def _check_latent(stage: Stage, latent: Latent, where: str) -> None:
     if isinstance(augmentation_of(stage), TruncatedAugmentation):
         raise UserError(f"{where}: TruncatedAugmentation in latents, which hands over noisy pixels; permitted: "
                         "NoiseAugmentation, BlurAugmentation")
-    single = isinstance(source, KeyFrames | FirstFrame) or stage.training.images_per_clip or stage.sampling.windows
+    single = (source is not None and source.single_frames) or stage.training.images_per_clip or stage.sampling.windows
     if factor > 1 and single:
         raise UserError(f"{where}: KeyFrames, FirstFrame, training.images_per_clip or sampling.windows with latents of "
                         f"{factor} frames each; permitted: an autoencoder that works frame by frame")
@@ -287,7 +253,7 @@ def _check_crop(stage: Stage) -> None:
     where = f"Stage {stage.name!r}: training.crop={crop}"
     if source is None:
         raise UserError(f"{where} without a source, whose video would say what is in the window; permitted: None")
-    if stage.network.observed or isinstance(source, FirstFrame):
+    if stage.network.observed or stage.starts_from("first_frame"):
         raise UserError(f"{where} with network.observed=True or FirstFrame, which see whole frames; permitted: one of "
                         "them")
     if place is not None:

@@ -14,14 +14,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vdm_jax.conditions.vocabulary import Vocabulary
 from vdm_jax.configuration import digest
 from vdm_jax.data.embeddings import check_embeddings
 from vdm_jax.data.opening import WITHOUT_VALIDATION, open_source, open_validation
 from vdm_jax.data.pipeline import FlipAugmentation, Pipeline
 from vdm_jax.data.source import RandomAccessSource
 from vdm_jax.errors import NotFinite, UserError
-from vdm_jax.networks.config import EmbeddedText, WordEncoder
+from vdm_jax.networks.config import EmbeddedText
 from vdm_jax.parallel.arrays import global_batch, process_rows
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.processes import first_says, together
@@ -33,7 +32,7 @@ from vdm_jax.runs.failures import write_failure
 from vdm_jax.runs.manifest import Damaged
 from vdm_jax.runs.records import EVALUATION, MetricWriter, read_records
 from vdm_jax.seeds import key_for
-from vdm_jax.stages.inputs import training_inputs
+from vdm_jax.stages.inputs import device_fields, training_inputs
 from vdm_jax.stages.latent import abstract_weights
 from vdm_jax.stages.options import DataSet
 from vdm_jax.stages.stage import Experiment, Stage
@@ -49,10 +48,6 @@ from vdm_jax.training.throughput import Throughput
 from vdm_jax.video.writing import atomic_path
 from vdm_jax.weights.inflation import Inflation
 
-# What the device reads, and what stays on the host.
-HOST_FIELDS = ("caption", "image_captions", "fps")
-DEVICE_FIELDS = ("video", "tokens", "embeddings", "text_mask", "null_embeddings", "null_mask", "label", "images",
-                 "image_tokens", "image_embeddings", "image_text_mask", "frame_valid", "frame_rate")
 VALIDATION = "validation"  # purpose of random numbers
 MAX_SKIPPED = 20  # steps in a row without a finite gradient before a run gives up
 # From (averaged parameters, step, function told the videos done) to scalars, in process 0; made from (experiment,
@@ -133,7 +128,7 @@ class Trainer:
         else:  # sample grids show its clips
             self._source(self.experiment.data, "validation")
         batch = dataclasses.replace(pipeline, rows=(0,), images_per_clip=min(pipeline.images_per_clip, 1)).batch(0)
-        shapes = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in device_parts(batch).items()}
+        shapes = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in device_fields(batch).items()}
         jax.eval_shape(self._inputs, shapes, jax.random.key(0), *abstract_weights(getattr(self.stage, "latent", None)))
 
     def _check_batch(self, mesh: Mesh) -> None:
@@ -230,7 +225,7 @@ class Trainer:
         rates = spec.frame_rates
         if rates is not None and split == "validation":  # at the rate the stage is meant for, whatever training is at
             rates = dataclasses.replace(rates, lowest=self.stage.video.fps, highest=self.stage.video.fps)
-        return {"tokenize": Vocabulary(text.words, text.length).encode if isinstance(text, WordEncoder) else None,
+        return {"tokenize": None if text is None else text.tokenize,
                 "frame_rates": rates, "frames": self.stage.video.frames, "images_per_clip": spec.images_per_clip,
                 "images_source": images}
 
@@ -401,17 +396,6 @@ def _shown(scores: dict[str, float]) -> str:
 
 
 def device_batch(batch: dict[str, Any], mesh: Mesh, size: int | None = None) -> dict[str, jax.Array]:
-    """The parts of a batch that the device reads, on the mesh; `size` as in `global_batch`. Raises like
-    `device_parts`."""
-    return global_batch(device_parts(batch), mesh, size)
-
-
-def device_parts(batch: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The parts of a batch that the device reads. Raises `UserError` for a part that nobody reads: it would be lost
-    without a word."""
-    known = (*DEVICE_FIELDS, *HOST_FIELDS)
-    unread = [name for name in batch if name not in known and not name.startswith("reference_")]
-    if unread:
-        raise UserError(f"clips have {', '.join(map(repr, unread))}, which no stage reads; permitted: "
-                        f"{', '.join(known)}, reference_NAME")
-    return {name: np.asarray(batch[name]) for name in batch if name in DEVICE_FIELDS or name.startswith("reference_")}
+    """The fields of a batch that the device reads, on the mesh; `size` as in `global_batch`. Raises like
+    `device_fields`."""
+    return global_batch(device_fields(batch), mesh, size)

@@ -14,14 +14,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import UInt8
 
-from vdm_jax.conditions.conditioning import Conditioning
-from vdm_jax.conditions.vocabulary import Vocabulary
+from vdm_jax.conditions.conditioning import Conditioning, claimed
 from vdm_jax.data.opening import open_validation
 from vdm_jax.generation.one_stage import sample_keys, sample_stage
-from vdm_jax.networks.config import EmbeddedText, WordEncoder
 from vdm_jax.parallel.compiling import compiler_options
 from vdm_jax.parallel.rules import batch_parts
-from vdm_jax.stages.inputs import degrade, target_video, text_conditioning
+from vdm_jax.stages.inputs import given_conditioning, target_video
 from vdm_jax.stages.latent import weight_shardings
 from vdm_jax.stages.stage import Experiment, Stage
 from vdm_jax.video.arrays import check_finite, to_uint8
@@ -101,24 +99,15 @@ class StageSamples:
             out_shardings=NamedSharding(self._mesh, P()), compiler_options=compiler_options(self._mesh))
 
     def _prepared(self) -> tuple[Conditioning, np.ndarray | None]:
-        stage, clips = self.stage, self._clips
-        text, conditioning = stage.network.text, Conditioning()
-        if isinstance(text, WordEncoder):
-            tokens = np.stack([Vocabulary(text.words, text.length).encode(c) for c in self.captions])
-            conditioning = text_conditioning(jnp.asarray(tokens)[:, None])
-        elif isinstance(text, EmbeddedText):
-            embeddings = np.stack([clip["embeddings"] for clip in clips])[:, None]
-            mask = np.stack([clip["text_mask"] for clip in clips])[:, None]
-            conditioning = Conditioning(embeddings=embeddings.astype(np.float32), text_mask=mask)
-            if "null_embeddings" in clips[0]:
-                null = {name: np.stack([clip[name] for clip in clips]) for name in ("null_embeddings", "null_mask")}
-                conditioning = conditioning.replace(**null)
-        if stage.network.classes:
-            conditioning = conditioning.replace(labels=jnp.asarray([clip["label"] for clip in clips]))
-        references = {name: jnp.stack([jnp.asarray(clip[f"reference_{name}"]) for clip in clips])
-                      for name in (r.name for r in stage.network.references) if f"reference_{name}" in clips[0]}
-        conditioning = conditioning.replace(references=references)
-        low = None if stage.source is None else degrade(self._target(), stage.source)
+        stage, text = self.stage, self.stage.network.text
+        names = [name for name in self._clips[0] if claimed(name, "fields")]
+        batch = {name: jnp.asarray(np.stack([clip[name] for clip in self._clips])) for name in ("video", *names)}
+        if text is not None and text.tokenize is not None:
+            batch["tokens"] = jnp.asarray(np.stack([text.tokenize(caption) for caption in self.captions]))
+        if stage.training.frame_rates is not None:
+            batch["frame_rate"] = jnp.full((self.count,), stage.video.fps)
+        conditioning = given_conditioning(stage, batch)
+        low = None if stage.source is None else stage.source.degrade(self._target())
         # As numpy: every process passes the same values to a program over the devices of all.
         return jax.tree.map(np.asarray, (conditioning, low))
 

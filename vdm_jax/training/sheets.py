@@ -12,14 +12,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import UInt8
 
-from vdm_jax.stages.stage import Experiment, FirstFrame, KeyFrames, LowResolution, Source, Stage
+from vdm_jax.stages.stage import Experiment, Source, Stage
 from vdm_jax.training.samples import StageSamples
 from vdm_jax.video.sheets import enlarged, sheet, text_strip, tile_videos
 from vdm_jax.video.writing import write_png, write_video
 
 COUNT = 4  # clips per grid
-INPUTS = {LowResolution: "input (low resolution, real)", KeyFrames: "input (key frames, real)",
-          FirstFrame: "input (first frame, real)"}
 GENERATED, REAL = "generated", "real"
 
 Videos = UInt8[np.ndarray, "n t h w 3"]
@@ -54,7 +52,7 @@ def picture_grid(rows: dict[str, Videos], given: Videos | None, source: Source |
     """A column per frame and for each clip a row of its input, where there is one, and of each of `rows`, with what it
     is above it, and the clip's caption above its first. Frames that an input lacks stay blank."""
     if given is not None:
-        rows = {INPUTS[type(source)]: input_frames(given, next(iter(rows.values())).shape, source, 255), **rows}
+        rows = {_input(source): input_frames(given, next(iter(rows.values())).shape, source, 255), **rows}
     videos = np.stack(list(rows.values()), 1).reshape(-1, *next(iter(rows.values())).shape[1:])
     labels = [f"clip {number}: {kind}" + (f', caption "{caption}"' if caption and place == 0 else "")
               for number, caption in enumerate(captions, 1) for place, kind in enumerate(rows)]
@@ -66,19 +64,22 @@ def video_grid(rows: dict[str, Videos], given: Videos | None, source: Source | N
     """A row per clip and a column for its input, where there is one, and for each of `rows`; a line above says so.
     Inputs with fewer frames hold each until the next."""
     if given is not None:
-        rows = {INPUTS[type(source)]: input_frames(given, next(iter(rows.values())).shape, source, None), **rows}
+        rows = {_input(source): input_frames(given, next(iter(rows.values())).shape, source, None), **rows}
     videos = np.stack(list(rows.values()), 1).reshape(-1, *next(iter(rows.values())).shape[1:])
     film = tile_videos(enlarged(videos), columns=len(rows))
     strip = text_strip(f"{title}. Left to right: {', '.join(rows)}", film.shape[2])
     return np.concatenate([np.broadcast_to(strip, (len(film), *strip.shape)), film], axis=1)
 
 
+def _input(source: Source) -> str:
+    return f"input ({source.shown}, real)"
+
+
 def input_frames(given: Videos, shape: tuple[int, ...], source: Source, blank: int | None) -> Videos:
     """Inputs as videos of `shape`: pixels enlarged without smoothing, as they are; frames at their places in time, and
     between them this grey value, or with None the frame before."""
     count, frames, height, width, _ = shape
-    every = {LowResolution: frames // given.shape[1], KeyFrames: getattr(source, "every", 1),
-             FirstFrame: frames}[type(source)]
+    every = source.stride(frames)
     down, across = (np.arange(size) * had // size for size, had in ((height, given.shape[2]), (width, given.shape[3])))
     large = given[:, :, down][:, :, :, across]
     video = large[:, np.minimum(np.arange(frames) // every, given.shape[1] - 1)].copy()

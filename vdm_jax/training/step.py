@@ -13,7 +13,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from vdm_jax.conditions.conditioning import Conditioning, drop_text
+from vdm_jax.conditions.conditioning import Conditioning, conditions_of, drop_text
+from vdm_jax.diffusion.arrays import Level
 from vdm_jax.networks.latent_network import network_module
 from vdm_jax.parallel.compiling import compiler_options
 from vdm_jax.parallel.gathers import check_gathers, split_axes
@@ -36,7 +37,7 @@ class Drawn(NamedTuple):
     x: Float[Array, "b t h w c"]  # target videos or latents: windows, parts and samples of moments are drawn
     conditioning: Conditioning  # augmentation level and noise, frame mask, noise of the first frame; text dropped
     images: int  # appended to each clip
-    logsnr: Float[Array, " b"]  # training level of each example
+    logsnr: Level  # training level of each example, or of each of its frames
     noise: Float[Array, "b t h w c"]
     dropout_key: PRNGKeyArray  # of the network's dropout layers
 
@@ -66,10 +67,10 @@ def stage_loss(
         return module.apply({"params": params}, z, logsnr, conditioning, train=train, images=images,
                             rngs={"dropout": dropout_key})
 
-    valid = conditioning.frame_valid
-    mask = None if valid is None else valid[:, :, None, None, None]
-    if getattr(stage.network, "known", "none") == "in_place":  # the network sees the rest without noise
-        mask = (1 if mask is None else mask) * (1 - conditioning.observed_mask)
+    mask = None
+    for condition in conditions_of(stage.network):
+        if (part := condition.loss_mask(stage.network, conditioning)) is not None:
+            mask = part if mask is None else mask * part
     losses, aux = stage.process.loss(network, x, None, mask=mask, logsnr=levels, noise=noise)
     return losses.mean(), {"x_mse": aux["x_mse"].mean()}
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num, UInt8
 
+from vdm_jax.configuration import Size, check_value
 from vdm_jax.errors import NotFinite, UserError
 
 ResizeMethod = Literal["area", "bilinear", "nearest"]
@@ -81,12 +82,10 @@ def resize(
     _require_float("resize", video)
     if video.ndim < 3:
         raise UserError(f"resize: shape={video.shape}; permitted: [..., H, W, C]")
-    if height < 1 or width < 1:
-        raise UserError(f"resize: height={height}, width={width}; permitted: sizes of at least 1 pixel")
+    check_value((height, width), tuple[Size, Size], "size")
     if method == "area":
         return _area(_area(video, -3, height), -2, width)
-    if method not in get_args(ResizeMethod):
-        raise UserError(f"resize: method={method!r}; permitted: {', '.join(map(repr, get_args(ResizeMethod)))}")
+    check_value(method, ResizeMethod, "method")
     shape = (*video.shape[:-3], height, width, video.shape[-1])
     name = "linear" if method == "bilinear" else "nearest"
     return jax.image.resize(video, shape, name, antialias=False)

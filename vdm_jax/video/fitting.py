@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from jaxtyping import UInt8
-
-if TYPE_CHECKING:
-    from PIL import Image
+from PIL import Image, ImageOps
 
 
 def fit_image(image: Image.Image, height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:
     """A Pillow image as RGB pixels: turned upright by its EXIF tag, cut centrally, area-averaged (or bilinear if the
     picture is enlarged)."""
-    from PIL import Image, ImageOps
-
     upright = ImageOps.exif_transpose(image).convert("RGB")
     if upright.size == (width, height):
         return np.asarray(upright)
@@ -26,7 +20,5 @@ def fit_image(image: Image.Image, height: int, width: int) -> UInt8[np.ndarray, 
 
 def fit_frame(frame: UInt8[np.ndarray, "H W C"], height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:
     """`fit_image` of an array with 1 (grey) or 3 channels."""
-    from PIL import Image
-
     frame = np.asarray(frame)
     return fit_image(Image.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame), height, width)

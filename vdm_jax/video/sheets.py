@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
 
+from vdm_jax.configuration import Count, check_value
 from vdm_jax.errors import UserError
-
-if TYPE_CHECKING:
-    from PIL import ImageFont
 
 _LEAST_PIXELS = 64  # smaller frames are enlarged, for people to see anything
 _GAP = 2  # pixels between frames
@@ -59,8 +57,7 @@ def tile_videos(
     """
     videos = _checked("tile_videos", videos)
     columns = math.ceil(math.sqrt(len(videos))) if columns is None else columns
-    if columns < 1:
-        raise UserError(f"tile_videos: columns={columns}; permitted: 1 or more")
+    check_value(columns, Count, "columns")
     return np.stack([_grid(frames, columns) for frames in videos.swapaxes(0, 1)])
 
 
@@ -89,8 +86,6 @@ def enlarged(videos: UInt8[np.ndarray, "B T H W 3"]) -> UInt8[np.ndarray, "B T H
 def text_strip(caption: str, width: int) -> UInt8[np.ndarray, "height width 3"]:
     """The caption in black on white, `width` pixels wide, on as many lines as it needs; words too long for a line are
     cut into pieces."""
-    from PIL import Image, ImageDraw, ImageFont
-
     font = ImageFont.load_default(size=_FONT_PIXELS)
     lines = [""]
     for word in (piece for whole in caption.split() for piece in _pieces(whole, font, width)):

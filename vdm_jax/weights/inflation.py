@@ -138,20 +138,18 @@ def _mixer(name: str) -> str | None:
 def _new_scalars(network: UNet, source: UNet) -> list[str]:
     """Scalar inputs of the first network alone."""
     given = [name for name in network.scalars if name not in source.scalars]
+    given += [f"condition_{entry.name}" for entry in network.entering("vector") if entry not in source.conditions]
     return given + (["augmentation"] if network.low_resolution and not source.low_resolution else [])
 
 
 def _stem_places(network: UNet, source: UNet) -> tuple[int, ...] | None:
-    """Where the source's input channels stand among the network's, in the order of `unet.stack_inputs`; None where both
-    take the same. Raises `UserError` for an input that the network no longer takes."""
-    size = network.out_channels  # of the video, or of its latents
-    ours, theirs = ((("video", size, True), ("low_resolution", size, spec.low_resolution),
-                     ("observed", size + 1, spec.observed)) for spec in (network, source))
-    places, start = [], 0
-    for (name, channels, taken), (_, _, before) in zip(ours, theirs, strict=True):
-        if before and not taken:
+    """Where the source's input channels stand among the network's, in the order of `UNet.stacked`; None where both take
+    the same. Raises `UserError` for an input that the network no longer takes."""
+    for name in source.stacked:
+        if name not in network.stacked:
             raise UserError(f"UNet.{name}=False of a network that is to begin as one with {name}=True; permitted: True")
-        if before:
-            places += range(start, start + channels)
-        start += channels if taken else 0
+    places, start = [], 0
+    for name, channels in network.stacked.items():
+        places += range(start, start + channels) if name in source.stacked else ()
+        start += channels
     return tuple(places) if len(places) < start else None

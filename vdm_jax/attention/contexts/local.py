@@ -1,6 +1,7 @@
 """Attention whose sequences lie within devices: nothing is exchanged.
 
-Spatial attention needs only the frames a device has, temporal attention only its rows. The compiler cannot see that
+Spatial attention needs only the frames a device has, temporal attention only its rows, cross-attention only its own
+queries. The compiler cannot see that
 once frames or positions are folded into the batch, and would gather them.
 """
 
@@ -15,15 +16,16 @@ from jaxtyping import Array, Bool, Float
 
 from vdm_jax.attention.contexts.spread import AXIS, axes_of
 from vdm_jax.attention.kernels import KERNELS
-from vdm_jax.attention.relation import View
+from vdm_jax.attention.relation import Bank, View
+from vdm_jax.parallel.rules import VIDEO
 
 # Layout of the pattern and what is split -> dimension of `[B, T, H, W, K, D]` that is split, and never looked across.
 DIMENSIONS = {("frames", "frames"): 1, ("positions", "height"): 2}
 
 
-def local_dimension(view: View, axis: str, devices: int) -> int | None:
+def local_dimension(view: View, axis: str, devices: int, own: bool = True) -> int | None:
     """The split dimension if every device has whole sequences, else None."""
-    dim = DIMENSIONS.get((view.pattern.layout, axis))
+    dim = DIMENSIONS.get((view.pattern.layout, axis)) if own else VIDEO[axis]  # without own keys queries are alone
     mesh = jax.sharding.get_abstract_mesh()
     if dim is None or devices == 1 or view.shape[dim - 1] % devices or AxisType.Manual in mesh.axis_types:
         return None
@@ -31,16 +33,22 @@ def local_dimension(view: View, axis: str, devices: int) -> int | None:
 
 
 def attention(
-    kernel: str, view: View, dim: int, devices: int, q: Float[Array, "b t h w k d"], k: Array, v: Array, *,
-    bias: Float[Array, "*c k q s"] | None = None, frame_valid: Bool[Array, "b t"] | None = None,
+    kernel: str, view: View, dim: int, devices: int, q: Float[Array, "b t h w k d"], k: Array | None, v: Array | None,
+    *, bias: Float[Array, "*c k q s"] | None = None, frame_valid: Bool[Array, "b t"] | None = None,
+    external: Bank | None = None, own: bool = True,
 ) -> Float[Array, "b t h w k d"]:
     """The kernel on every device's own frames (`dim` 1) or rows (`dim` 2)."""
     shape = tuple(size // devices if i == dim - 1 else size for i, size in enumerate(view.shape))
-    own = View(view.pattern, shape, view.frame_mask if dim == 2 else None)  # a frame mask hides no frame from itself
+    part = View(view.pattern, shape, view.frame_mask if dim == 2 else None)  # a frame mask hides no frame from itself
     batch, heads = axes_of("batch", q.shape[0]), axes_of("heads", q.shape[4])
     tokens = P(batch, *(AXIS if d == dim else None for d in range(1, 4)), heads, None)
     arrays: dict[str, Any] = {"q": q, "k": k, "v": v}
-    specs = dict.fromkeys("qkv", tokens)
+    specs: dict[str, Any] = {"q": tokens, **dict.fromkeys("kv", tokens if own else None)}
+    if external is not None:
+        groups = AXIS if dim == 1 and external.k.shape[1] > 1 else None
+        keys = P(batch, groups, None, heads, None)
+        arrays["external"] = external
+        specs["external"] = Bank(keys, keys, None if external.mask is None else P(batch, groups, None))
     if frame_valid is not None:
         arrays["frame_valid"], specs["frame_valid"] = frame_valid, P(batch, AXIS if dim == 1 else None)
     if bias is not None and (bias.ndim == 3 or bias.shape[0] == 1):
@@ -53,7 +61,7 @@ def attention(
     def device(arrays: dict[str, Array]) -> Array:
         if "bias" in arrays and arrays["bias"].ndim > 4:
             arrays = arrays | {"bias": arrays["bias"].reshape(-1, *arrays["bias"].shape[-3:])}
-        return KERNELS[kernel](**arrays, view=own)
+        return KERNELS[kernel](**arrays, view=part, own=own)
 
     mesh = jax.sharding.get_abstract_mesh()
     return jax.shard_map(device, mesh=mesh, in_specs=(specs,), out_specs=tokens, check_vma=False)(arrays)

@@ -47,7 +47,7 @@ class Call:
         """The view of a device's own frames, for layouts only: its relation is not that of the clip."""
         return View(self.view.pattern, (self.frames, *self.view.shape[1:]))
 
-    def ids(self, device: Any) -> Int[Array, ...]:
+    def ids(self, device: Any) -> Int[Array, " ..."]:
         """Numbers in the clip of a device's frames; numpy or jax."""
         return device * self.frames + np.arange(self.frames)
 

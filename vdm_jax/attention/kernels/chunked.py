@@ -34,7 +34,7 @@ def attention(q, k, v, view: View, *, bias=None, frame_valid=None, external: Ban
     if external is not None:
         keys, values, valid, relation = view.bank_rows(external)
         parts.append(blockwise(rows, keys, values, relation, key_valid=valid))
-    return view.video(merge(*parts).astype(v.dtype))
+    return view.video(merge(*parts).astype((v if own else external.v).dtype))
 
 
 def merge(*parts: tuple[Float[Array, "b q k d"], Float[Array, "b k q"]]) -> Float[Array, "b q k d"]:
@@ -184,7 +184,7 @@ class _Plan:
         return s
 
 
-def _if_live(live: Bool[Array, ...], visit, j, carry):
+def _if_live(live: Bool[Array, " ..."], visit, j, carry):
     """`visit(j, carry)` where key block `j` is live."""
     return lax.cond(live[j], visit, lambda _, carry: carry, j, carry)
 

@@ -1,9 +1,9 @@
 """Fused attention of cuDNN on NVIDIA GPUs, through `jax.nn.dot_product_attention`.
 
 cuDNN masks by length and by causal windows over single rows only. So it computes full sequences (spatial, temporal,
-full), causal temporal attention, causal attention frame by frame, and patterns that see few frames, gathered: the keys
-of a frame are packed to the front and cut off by their number. bfloat16 and float16 only. Which of these a pattern is
-follows from what it shows, not from its name; one that is none of them is refused.
+full) and cross-attention, causal temporal attention, causal attention frame by frame, and patterns that see few
+frames, gathered: the keys of a frame are packed to the front and cut off by their number. bfloat16 and float16 only.
+Which of these a pattern is follows from what it shows, not from its name; one that is none of them is refused.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ IMPLEMENTATION = "cudnn"  # the tests of layouts and lengths put "xla" here
 def attention(q, k, v, view: View, *, bias=None, frame_valid=None, external: Bank | None = None, own: bool = True):
     """Attention within the limits of the table; see `vdm_jax.attention.kernels` for the arguments. Raises `UserError`
     for patterns that none of cuDNN's masks is."""
-    del bias, frame_valid, external, own  # the table lets none through
+    del bias, frame_valid  # the table lets none through
+    if external is not None:
+        return _with_outside(q, k, v, view, external, own)
     relation, table = view.relation(), view.frame_table
     if relation.everything:
         return view.video(_fused(view.rows(q), view.rows(k), view.rows(v)))
@@ -38,6 +40,15 @@ def attention(q, k, v, view: View, *, bias=None, frame_valid=None, external: Ban
     raise UserError(f"attention kernel='cudnn' has no mask for pattern {view.pattern} on "
                     f"{'x'.join(map(str, view.shape))} tokens; permitted: sequences without a mask, causal ones, whole "
                     "frames of which each sees few")
+
+
+def _with_outside(q, k, v, view: View, external: Bank, own: bool):
+    """Sequences without a mask that see outside tokens, all of a group, beside their own or alone."""
+    keys, values, _, _ = view.bank_rows(external)
+    if own:
+        keys = jnp.concatenate([view.rows(k), keys], axis=1)
+        values = jnp.concatenate([view.rows(v), values], axis=1)
+    return view.video(_fused(view.rows(q), keys, values))
 
 
 def _causal_window(table: np.ndarray) -> int:

@@ -20,16 +20,20 @@ def attention(q, k, v, view: View, *, bias=None, frame_valid=None, external: Ban
     """
     split = "b t (p n) k d -> b t p n k d"
     places = view.tokens if view.pattern.layout == "positions" else 1
-    q, k, v = (rearrange(a.reshape(*a.shape[:2], -1, *a.shape[4:]), split, p=places) for a in (q, k, v))
+
+    def placed(a: Float[Array, "b t h w k d"]) -> Float[Array, "b t p n k d"]:
+        return rearrange(a.reshape(*a.shape[:2], -1, *a.shape[4:]), split, p=places)
+
     sets = []
     if own:
         frames = view.key_frames()
         mask = _mask(view, frames, frame_valid)
-        sets.append(Keys(gather_frames(k, frames), gather_frames(v, frames), mask, _gather_bias(bias, view, frames)))
+        k, v = (gather_frames(placed(a), frames) for a in (k, v))
+        sets.append(Keys(k, v, mask, _gather_bias(bias, view, frames)))
     if external is not None:  # group of the frame, seen by all its places
         valid = None if external.mask is None else external.mask[:, :, None, None, None, :]
         sets.append(Keys(external.k[:, :, None], external.v[:, :, None], valid))
-    out = dense(q, *sets)
+    out = dense(placed(q), *sets)
     return out.reshape(*out.shape[:2], *view.shape[1:], *out.shape[4:])
 
 
@@ -65,7 +69,7 @@ def _run(x: Array, start: int, length: int, step: int) -> Array:
     return jnp.broadcast_to(x[:, start : start + 1], (x.shape[0], length, *x.shape[2:]))
 
 
-def _mask(view: View, frames: KeyFrames, frame_valid: Bool[Array, "b t"] | None) -> Bool[Array, ...] | None:
+def _mask(view: View, frames: KeyFrames, frame_valid: Bool[Array, "b t"] | None) -> Bool[Array, " ..."] | None:
     """Mask that broadcasts against logits `[B, T, P, K, n, M * n]`."""
     positions = view.pattern.layout == "positions"
     tokens = 1 if positions else view.tokens
@@ -83,7 +87,7 @@ def _mask(view: View, frames: KeyFrames, frame_valid: Bool[Array, "b t"] | None)
     return mask
 
 
-def _gather_bias(bias: Float[Array, "*c k q s"] | None, view: View, frames: KeyFrames) -> Float[Array, ...] | None:
+def _gather_bias(bias: Float[Array, "*c k q s"] | None, view: View, frames: KeyFrames) -> Float[Array, " ..."] | None:
     """Bias of every frame to its key frames, `[B or 1, T, P or 1, K, n, M * n]`."""
     if bias is None:
         return None

@@ -21,8 +21,8 @@ class Keys(NamedTuple):
 
     k: Float[Array, "*b s k d"]
     v: Float[Array, "*b s k d"]
-    mask: Bool[Array, ...] | None = None
-    bias: Float[Array, ...] | None = None
+    mask: Bool[Array, " ..."] | None = None
+    bias: Float[Array, " ..."] | None = None
     added: Callable[[Array], Array] | None = None  # from the weights `[*b, K, Q, S]`: added to the output
 
 
@@ -77,7 +77,7 @@ def attention(q, k, v, view: View, *, bias=None, frame_valid=None, external: Ban
     return view.video(dense(view.rows(q), *sets))
 
 
-def both(mask: Bool[Array, "q s"] | None, valid: Bool[Array, "b s"] | None) -> Bool[Array, ...] | None:
+def both(mask: Bool[Array, "q s"] | None, valid: Bool[Array, "b s"] | None) -> Bool[Array, " ..."] | None:
     """A static mask and the validity of keys as one mask that broadcasts against logits `[B, K, Q, S]`."""
     if valid is None:
         return mask

@@ -1,0 +1,20 @@
+"""What a refusal says, whatever its words."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+
+from vdm_jax.errors import UserError
+
+
+@contextlib.contextmanager
+def refused(code: str, *named: str) -> Iterator[pytest.ExceptionInfo[UserError]]:
+    """The block raises `UserError` of this code, whose message names these: values, files, what is permitted."""
+    with pytest.raises(UserError) as error:
+        yield error
+    assert error.value.code == code, str(error.value)
+    for part in named:
+        assert part in str(error.value)

@@ -1,0 +1,94 @@
+"""A stage whose frames have noise levels of their own, from the draw of a step to videos whose frames follow each
+other."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.generation.conftest import random_params
+from vdm_jax.attention.patterns import Spatial, Temporal
+from vdm_jax.configuration import from_json, to_json
+from vdm_jax.diffusion.process import Process
+from vdm_jax.diffusion.samplers import Heun
+from vdm_jax.digits.captioned_digits import CaptionedDigits
+from vdm_jax.errors import UserError
+from vdm_jax.generation.generator import Generator
+from vdm_jax.networks.config import Level, SelfAttention, UNet
+from vdm_jax.networks.latent_network import LatentNetwork, network_module
+from vdm_jax.networks.latent_unet import LatentUNet
+from vdm_jax.stages.options import Sampling
+from vdm_jax.stages.stage import Experiment, Stage, VideoSpec
+from vdm_jax.training.step import draw, stage_loss
+
+BATCH = 3  # as many clips as frames
+
+
+TEMPORAL = Temporal()
+
+
+def make(pattern=TEMPORAL, **changes):
+    mixer = SelfAttention(pattern=pattern, head_dim=8)
+    values = {"name": "forcing", "video": VideoSpec(frames=3, height=4, width=4),
+              "network": UNet(levels=(Level(channels=8, blocks=1, mixers=(mixer,)),), patch=2, embedding_channels=16,
+                              groups=4),
+              "process": Process(prediction="x", frame_levels=True),
+              "sampling": Sampling(steps=3, threshold=None, frame_lag=2, batch_size=2)}
+    return Stage(**values | changes)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    video = np.random.default_rng(0).integers(0, 256, (BATCH, 3, 4, 4, 3))
+    return {"video": jnp.asarray(video, jnp.uint8)}
+
+
+def test_a_step_draws_and_counts_levels_of_frames_without_mixing_clips(batch):
+    stage = make()
+    params = random_params(stage, 0)
+    levels = draw(stage, batch, jax.random.key(3)).logsnr
+    assert levels.shape == (BATCH, 3) and len(set(np.asarray(levels).ravel().tolist())) == 9
+
+    @jax.jit
+    def losses(video):
+        drawn = draw(stage, {"video": video}, jax.random.key(3))
+        network = network_module(stage.network)
+        return stage.process.loss(lambda z, level: network.apply({"params": params}, z, level, drawn.conditioning),
+                                  drawn.x, None, logsnr=drawn.logsnr, noise=drawn.noise)[0]
+
+    before, after = losses(batch["video"]), losses(batch["video"].at[2].set(0))
+    np.testing.assert_array_equal(before[:2], after[:2])
+    assert abs(float(before[2] - after[2])) > 1e-4
+    mean = jax.jit(lambda b: stage_loss(stage, params, b, jax.random.key(3))[0])(batch)
+    np.testing.assert_allclose(mean, before.mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("pattern", "alike"), [(Spatial(), True), (Temporal(), False)], ids=["spatial", "temporal"])
+def test_frames_lag_in_the_generator(pattern, alike):
+    """Where frames do not see each other, a lag changes nothing; where they do, later ones see finished ones."""
+    stage = make(pattern)
+    params = {"forcing": random_params(stage, 1)}
+    videos = []
+    for lag in (2, 0):
+        of_lag = dataclasses.replace(stage, sampling=dataclasses.replace(stage.sampling, frame_lag=lag))
+        experiment = Experiment(name="x", stages=(of_lag,), data=CaptionedDigits(size=16, frames=4))
+        videos.append(Generator(experiment, params, jax.devices()[:1])(["", ""], seed=1).videos.astype(int))
+    difference = np.abs(videos[0] - videos[1]).max()
+    assert difference <= 1 if alike else difference > 2
+
+
+def test_what_cannot_be_is_refused():
+    stage = make()
+    assert from_json(Stage, to_json(stage)) == stage and stage.sampling.evaluations(3) == 3 + 2 * 2
+    with pytest.raises(UserError, match="sampling.frame_lag=2 with process.frame_levels=False"):
+        make(process=Process(prediction="x"))
+    with pytest.raises(UserError, match="frame_lag=1 with Heun"):
+        Sampling(sampler=Heun(), frame_lag=1)
+    unet = LatentUNet(widths=(8,), blocks=1, attention=(False,), heads=(2,), only_context=(False,), groups=4,
+                      in_channels=3, out_channels=3, context_channels=6)
+    with pytest.raises(UserError, match="process.frame_levels=True with a LatentNetwork, which takes one level per"):
+        make(network=LatentNetwork(unet=unet), process=Process(frame_levels=True), sampling=Sampling())

@@ -1,0 +1,139 @@
+"""Conditioning frames: frames or pixels of the video itself that are given, and their mask, as channels.
+
+A network with `observed` takes them, zero elsewhere, and the mask as further input channels (Make-A-Video: Singer et
+al. 2022, arXiv 2209.14792, section 3.3; Lumiere: Bar-Tal et al. 2024, arXiv 2401.12945). One network then animates a
+picture, goes on with a clip, fills in frames or pixels, or makes a video from nothing, as far as its training showed it
+such cases (`frame_masks.py`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vdm_jax.conditions.conditioning import (
+    Condition,
+    Conditioning,
+    Network,
+    SampledVideos,
+    Shapes,
+    Sizes,
+    Stage,
+    TrainingClips,
+)
+from vdm_jax.conditions.frame_masks import Known, draw_known, key_frames_known
+from vdm_jax.conditions.sources import VideoSource
+from vdm_jax.configuration import Range, config
+from vdm_jax.diffusion.arrays import noise_from_keys
+from vdm_jax.errors import UserError
+
+_MASK_STREAM, _STEP_STREAM = 2**31 - 3, 2**31 - 9  # of a batch's key, which is otherwise split
+_NOISE_STREAM = 2**31 - 8  # of a sample's key, of which samplers draw from 0, 1, 2, ... and augmentations from the last
+
+
+@config
+class KeyFrames(VideoSource):
+    """The video a stage fills in frames between: its frames 0, every, 2 every, ..., which the network takes as known
+    (Make-A-Video: Singer et al. 2022, arXiv 2209.14792, section 3.3)."""
+
+    shown = "key frames"
+    condition = "frames"
+    single_frames = True
+
+    # Of the video it starts from; the stage's own has (frames - 1) every + 1
+    frames: Annotated[int, Range(least=2, cap=2**16)]
+    every: Annotated[int, Range(least=2, cap=10**9)] = 5  # frames from one to the next
+
+    def size(self, video: Any) -> tuple[int, int, int]:
+        """Some of the whole frames."""
+        return self.frames, video.height, video.width
+
+    def degrade(self, x: Float[Array, "b t h w 3"]) -> Float[Array, "b t2 h w 3"]:
+        """Every k-th frame."""
+        return x[:, :: self.every]
+
+    def stride(self, frames: int) -> int:
+        """From one to the next."""
+        return self.every
+
+    def has_parts(self, frames: int) -> bool:
+        """Never: a part would begin between them."""
+        return False
+
+    def known(self, low: Float[Array, "b t h w 3"] | None, known: Known | None) -> Known | None:
+        """The key frames, where there are any."""
+        return known if low is None else key_frames_known(low, self.every)
+
+    def check(self, stage: Stage) -> None:
+        """Raise `UserError` for a video of another length, and a network that takes no conditioning frames."""
+        frames = (self.frames - 1) * self.every + 1
+        if stage.video.frames != frames:
+            raise UserError(f"Stage {stage.name!r}: video.frames={stage.video.frames} with {self}; permitted: {frames}")
+        if not stage.network.observed:
+            raise UserError(f"Stage {stage.name!r}: network.observed=False with {self}; permitted: True")
+
+
+class ConditioningFrames(Condition):
+    """Given frames or pixels and their mask; latents may be noised to a timestep."""
+
+    name = "frames"
+    enters = "channels"
+    parts = ("observed", "observed_mask")
+    frame_parts = ("observed", "observed_mask")
+    guidance = "known"
+    made = True
+
+    def taken(self, network: Network) -> bool:
+        """Where the network takes them."""
+        return network.observed
+
+    def shapes(self, stage: Stage, sizes: Sizes) -> Shapes:
+        """Those of what the network denoises, one channel for the mask."""
+        noisy = {"scalars/known_step": ((), jnp.float32)} if stage.network.known_steps else {}
+        return {"observed": (stage.shape, jnp.float32), "observed_mask": ((*stage.shape[:3], 1), jnp.float32)} | noisy
+
+    def in_training(self, conditioning: Conditioning, clips: TrainingClips) -> dict[str, Any]:
+        """One of the stage's masking strategies for each clip; nothing is given of appended images."""
+        stage, count = clips.stage, len(clips.x)
+        videos = clips.x[:, : clips.x.shape[1] - clips.images]
+        draws = jax.random.split(jax.random.fold_in(clips.key, _MASK_STREAM), count)
+        found = observed(videos.shape, draw_known(stage.training.observations, videos, draws, clips.valid),
+                         clips.images)
+        if not stage.network.known_steps:
+            return found
+        step = jax.random.randint(jax.random.fold_in(clips.key, _STEP_STREAM), (count,), 0, stage.network.known_steps)
+        return noised(found, stage, clips.keys, step.astype(jnp.float32))
+
+    def in_sampling(self, conditioning: Conditioning, videos: SampledVideos) -> dict[str, Any]:
+        """What is given of the videos, or nothing."""
+        found, network = observed(videos.shape, videos.known), videos.stage.network
+        if not network.known_steps:
+            return found
+        return noised(found, videos.stage, videos.keys, jnp.full((videos.shape[0],), network.known_step, jnp.float32))
+
+    def loss_mask(self, network: Network, conditioning: Conditioning) -> Float[Array, "b t h w 1"] | None:
+        """The rest, where the network sees what is given without noise in place of the noisy video."""
+        return 1 - conditioning.observed_mask if network.known == "in_place" else None
+
+
+def observed(shape: tuple[int, ...], known: Known | None = None, images: int = 0) -> dict[str, Array]:
+    """What is given of videos of `shape` `[B, T, H, W, C]`, and where; nothing of `images` appended ones."""
+    if known is None:
+        known = Known(jnp.zeros(shape), jnp.zeros((*shape[:-1], 1)))
+    mask = jnp.broadcast_to(known.mask, (*shape[:-1], 1)).astype(jnp.float32)
+    video = jnp.where(mask > 0, known.video, 0)
+    if images:
+        video, mask = (jnp.pad(a, ((0, 0), (0, images), (0, 0), (0, 0), (0, 0))) for a in (video, mask))
+    return {"observed": video, "observed_mask": mask}
+
+
+def noised(given: dict[str, Array], stage: Stage, keys: Array, step: Float[Array, " b"]) -> dict[str, Any]:
+    """Given latents at a timestep of the network's table, with noise from the `keys` `[B]` of the samples, and the
+    timestep, on which the network is conditioned (He et al. 2022, arXiv 2211.13221, section 3.3)."""
+    x, mask, schedule = given["observed"], given["observed_mask"], stage.network.timesteps
+    alpha, sigma = (a[:, None, None, None, None] for a in schedule.alpha_sigma(schedule.logsnr_at(step)))
+    noisy = alpha * x + sigma * noise_from_keys(keys, _NOISE_STREAM, x.shape)
+    return {"observed": jnp.where(mask > 0, noisy, 0), "observed_mask": mask, "scalars": {"known_step": step}}

@@ -1,0 +1,121 @@
+"""References: features made outside the network, of a picture say, as further keys and values of self-attention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jaxtyping import Array, Float
+
+from vdm_jax.conditions.conditioning import Condition, Conditioning, Network, Request, Shapes, Sizes, Stage
+from vdm_jax.configuration import SizeOrZero, Width, config
+from vdm_jax.errors import UserError
+from vdm_jax.video.arrays import resize, to_float
+
+
+@config
+class Reference:
+    """Features made outside the network (of a reference picture, of key frames) that attention layers may see."""
+
+    name: str  # key in `Conditioning.references`
+    width: Width  # channels per token
+    # Side of the patches that pictures in the size of the video are cut into, pixels: their values are the features. 0:
+    # features arrive as they are
+    patch: SizeOrZero = 0
+
+    def __post_init__(self):
+        if self.patch and self.width != 3 * self.patch**2:
+            raise UserError(f"Reference.width={self.width} with patch={self.patch}; permitted: {3 * self.patch**2}")
+        if self.name == "text":
+            raise UserError("Reference.name='text' is not valid; permitted: any other name")
+
+
+    def tokens(self, video: Any, sizes: Sizes) -> int:
+        """Of one picture or clip, in the size of `video` (`VideoSpec`)."""
+        return (video.height // self.patch) * (video.width // self.patch) if self.patch else sizes.tokens
+
+    def features(self, given: Array, stage: Stage) -> Float[Array, "b g m c"]:
+        """Features `[B, G, M, C]` as they are, or of the patches of pictures `[B, n, H, W, 3]`, uint8 or in [-1, 1],
+        one group of all. Raises `UserError` for a picture size that patches do not divide."""
+        if not self.patch:
+            return given.astype(jnp.float32)
+        video = stage.video
+        if video.height % self.patch or video.width % self.patch:
+            raise UserError(f"Reference.patch={self.patch} for pictures of {video.height}x{video.width}; permitted: "
+                            "divisors of both")
+        pictures = to_float(given) if given.dtype == jnp.uint8 else given
+        pictures = resize(pictures, video.height, video.width, "area")
+        return rearrange(pictures, "b n (h p) (w q) c -> b 1 (n h w) (p q c)", p=self.patch, q=self.patch)
+
+
+class References(Condition):
+    """Features by name, of which each clip has one group or one per frame; or pictures by name, cut into patches."""
+
+    name = "reference"
+    enters = "features"
+    parts = ("references", "reference_masks")
+    frame_parts = ("references", "reference_masks")
+    fields = ("reference_*",)
+    frame_fields = ("reference_*",)
+
+    def taken(self, network: Network) -> bool:
+        """Where the network names references."""
+        return bool(network.references)
+
+    def shapes(self, stage: Stage, sizes: Sizes) -> Shapes:
+        """One group of tokens for each."""
+        return {f"references/{r.name}": ((1, r.tokens(stage.video, sizes), r.width), jnp.float32)
+                for r in stage.network.references}
+
+    def batch_shapes(self, stage: Stage, sizes: Sizes) -> Shapes:
+        """One group of tokens for each, or one picture."""
+        return {f"reference_{r.name}": ((1, *sizes.clip[1:], 3), jnp.uint8) if r.patch else
+                ((1, sizes.tokens, r.width), jnp.float32) for r in stage.network.references}
+
+    def assumed(self, stage: Stage, sizes: Sizes) -> list[str]:
+        """The number of tokens."""
+        return [f"reference {r.name!r} is assumed to have {sizes.tokens} tokens (--text-tokens), one group per clip"
+                for r in stage.network.references if not r.patch]
+
+    def of_batch(self, stage: Stage, batch: Mapping[str, Array]) -> dict[str, Any]:
+        """The features of the batch; the network names those that are missing."""
+        return {"references": {r.name: r.features(batch[f"reference_{r.name}"], stage)
+                               for r in stage.network.references if f"reference_{r.name}" in batch}}
+
+    def arguments(self, network: Network) -> tuple[str, ...]:
+        """`references`, by name."""
+        return ("references",)
+
+    def of_request(self, stage: Stage, request: Request) -> dict[str, Any]:
+        """The features that are given, one group for a video where they have no axis of groups; or the pictures, one
+        for a video where they have no axis of several."""
+        given, count, found = request.get("references") or {}, len(request.captions), {}
+        for reference in stage.network.references:
+            shape = np.shape(given.get(reference.name))
+            if reference.patch:
+                if len(shape) not in (4, 5) or (shape[0], shape[-1]) != (count, 3):
+                    raise UserError(f"references[{reference.name!r}] of shape {list(shape)} given for stage "
+                                    f"{stage.name!r}; permitted: pictures [{count}, height, width, 3], or several "
+                                    f"[{count}, n, height, width, 3]")
+                value = jnp.asarray(given[reference.name])
+                found[reference.name] = reference.features(value[:, None] if value.ndim == 4 else value, stage)
+                continue
+            if len(shape) not in (3, 4) or (shape[0], shape[-1]) != (count, reference.width):
+                raise UserError(f"references[{reference.name!r}] of shape {list(shape)} given for stage "
+                                f"{stage.name!r}; permitted: [{count}, tokens, {reference.width}], or with groups "
+                                f"[{count}, 1 or frames, tokens, {reference.width}]")
+            value = jnp.asarray(given[reference.name], jnp.float32)
+            found[reference.name] = value[:, None] if value.ndim == 3 else value
+        return {"references": found}
+
+    def request_of(self, network: Network, clips: list[Mapping[str, Any]]) -> dict[str, Any]:
+        """The features of the clips."""
+        names = [r.name for r in network.references if f"reference_{r.name}" in clips[0]]
+        return {"references": {name: np.stack([clip[f"reference_{name}"] for clip in clips]) for name in names}}
+
+    def present(self, conditioning: Conditioning) -> bool:
+        """Where there is any."""
+        return bool(conditioning.references)

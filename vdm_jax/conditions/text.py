@@ -1,0 +1,189 @@
+"""Text: captions as word ids or as embeddings made beforehand, which enter as tokens and pooled in the vector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+from vdm_jax.conditions.conditioning import Condition, Conditioning, Network, Request, Shapes, Sizes, Stage, nulled
+from vdm_jax.conditions.vocabulary import PADDING, Vocabulary
+from vdm_jax.configuration import DepthOrZero, Size, WidthOrZero, config
+from vdm_jax.errors import UserError
+
+
+@config
+class WordEncoder:
+    """Small word-level transformer encoder, trained with the network."""
+
+    words: tuple[str, ...] = ()  # vocabulary; empty: taken from the data set when the run is made
+    length: Size = 24  # tokens; longer captions are cut, with a warning
+    width: Size = 64
+    layers: DepthOrZero = 2
+    head_dim: Size = 16
+    pooling: Literal["mean", "attention"] = "mean"  # of tokens into the conditioning vector
+
+    reads = ("text_mask", "tokens")  # of `Conditioning`
+    arguments = ()  # of a generator, beside captions
+
+    def __post_init__(self):
+        if self.width % self.head_dim:
+            raise UserError(f"{type(self).__name__}.head_dim={self.head_dim} does not divide width={self.width}")
+
+    @property
+    def tokenize(self) -> Callable[[str], Int[np.ndarray, " l"]]:
+        """From a caption to its ids `[L]`."""
+        return Vocabulary(self.words, self.length).encode
+
+    def shapes(self, sizes: Sizes) -> Shapes:
+        """Of one text."""
+        return {"tokens": ((self.length,), jnp.int32), "text_mask": ((self.length,), jnp.bool_)}
+
+    def batch_shapes(self, sizes: Sizes) -> Shapes:
+        """Of one text of a batch."""
+        return {"tokens": ((self.length,), jnp.int32)}
+
+    def assumed(self, sizes: Sizes) -> str | None:
+        """What of the shapes is assumed."""
+        if self.words:
+            return None
+        return "the words of the captions are not known before the data is: their table is left out"
+
+    def of_request(self, stage: Stage, request: Request) -> dict[str, Array]:
+        """Ids of the captions."""
+        words = Vocabulary(self.words, self.length).encode_prompts(request.captions)
+        return of_tokens(jnp.asarray(words)[:, None])
+
+
+@config
+class EmbeddedText:
+    """Text that arrives as embeddings computed beforehand by any encoder."""
+
+    width: Size = 768  # channels per token
+    project: WidthOrZero = 0  # channels per token after a learned linear map; 0: tokens stay as they come
+    pooling: Literal["mean", "attention"] = "mean"  # of tokens into the conditioning vector
+
+    reads = ("text_mask", "embeddings")
+    arguments = ("embeddings", "text_mask", "null_embeddings", "null_mask")
+    tokenize = None
+
+    def shapes(self, sizes: Sizes) -> Shapes:
+        """Of one text."""
+        return {"embeddings": ((sizes.tokens, self.width), jnp.float32), "text_mask": ((sizes.tokens,), jnp.bool_)}
+
+    batch_shapes = shapes
+
+    def assumed(self, sizes: Sizes) -> str | None:
+        """What of the shapes is assumed."""
+        return f"texts are assumed to have {sizes.tokens} tokens (--text-tokens)"
+
+    def of_request(self, stage: Stage, request: Request) -> dict[str, Array]:
+        """Embeddings of the captions, and of the empty text where they are given. Raises `UserError` for other
+        shapes."""
+        where, (embeddings, mask, null, null_mask) = f"given for stage {stage.name!r}", map(request.get, self.arguments)
+        count, shape = len(request.captions), np.shape(embeddings)
+        if len(shape) != 3 or (shape[0], shape[2]) != (count, self.width):
+            raise UserError(f"embeddings of shape {list(shape)} {where}; permitted: [{count}, L, {self.width}]")
+        mask = np.ones(shape[:2], bool) if mask is None else np.asarray(mask, bool)
+        if mask.shape != shape[:2]:
+            raise UserError(f"text_mask of shape {list(mask.shape)} {where}; permitted: {list(shape[:2])}")
+        found = {"embeddings": jnp.asarray(embeddings, jnp.float32)[:, None], "text_mask": jnp.asarray(mask)[:, None]}
+        if null is None:
+            return found
+        if np.shape(null) != shape[1:]:
+            raise UserError(f"null_embeddings of shape {list(np.shape(null))} {where}; permitted: {list(shape[1:])}, "
+                            "as long as the captions'")
+        null_mask = np.ones(shape[1:2], bool) if null_mask is None else np.asarray(null_mask, bool)
+        every = {"null_embeddings": np.asarray(null, np.float32), "null_mask": null_mask}
+        return found | {name: jnp.repeat(jnp.asarray(a)[None], count, 0) for name, a in every.items()}
+
+
+TextInput = WordEncoder | EmbeddedText
+
+
+def of_tokens(tokens: Int[Array, "b g l"]) -> dict[str, Array]:
+    """Parts of a conditioning on word ids; padding is masked."""
+    return {"tokens": tokens, "text_mask": tokens != PADDING}
+
+
+def text_conditioning(tokens: Int[Array, "b g l"]) -> Conditioning:
+    """Conditioning on word ids alone; padding is masked."""
+    return Conditioning(**of_tokens(tokens))
+
+
+class Text(Condition):
+    """Captions of clips and of appended images."""
+
+    name = "text"
+    enters = "tokens"
+    parts = ("tokens", "embeddings", "text_mask", "null_embeddings", "null_mask")
+    frame_parts = ("tokens", "embeddings", "text_mask")
+    fields = ("tokens", "embeddings", "text_mask", "null_embeddings", "null_mask", "image_tokens", "image_embeddings",
+              "image_text_mask")
+    host_fields = ("caption", "image_captions")
+    guidance = "prompt"
+
+    def taken(self, network: Network) -> bool:
+        """Where the network reads text."""
+        return network.text is not None
+
+    def shapes(self, stage: Stage, sizes: Sizes) -> Shapes:
+        """One text of each clip."""
+        return {name: ((1, *shape), kind) for name, (shape, kind) in stage.network.text.shapes(sizes).items()}
+
+    def batch_shapes(self, stage: Stage, sizes: Sizes) -> Shapes:
+        """Of the caption, of the captions of appended images, and of the empty text."""
+        text, images = stage.network.text, stage.training.images_per_clip
+        found = text.batch_shapes(sizes)
+        of_images = {f"image_{name}": ((images, *shape), kind) for name, (shape, kind) in found.items()}
+        null = {} if not sizes.null_text else {"null_embeddings": found["embeddings"], "null_mask": found["text_mask"]}
+        return found | (of_images if images else {}) | null
+
+    def assumed(self, stage: Stage, sizes: Sizes) -> list[str]:
+        """The length of texts, or the missing table of words."""
+        note = stage.network.text.assumed(sizes)
+        return [] if note is None else [note]
+
+    def of_batch(self, stage: Stage, batch: Mapping[str, Array]) -> dict[str, Any]:
+        """Captions as words or embeddings, those of appended images after the clip's. Raises `UserError` when there are
+        none."""
+        def joined(name: str) -> Array:
+            clips = batch[name][:, None]
+            return jnp.concatenate([clips, batch[f"image_{name}"]], axis=1) if "images" in batch else clips
+
+        if "tokens" in batch:
+            return of_tokens(joined("tokens"))
+        if "embeddings" not in batch:
+            raise UserError(f"stage {stage.name!r} reads text, but the batch has neither tokens nor embeddings")
+        found = {"embeddings": joined("embeddings").astype(jnp.float32), "text_mask": joined("text_mask")}
+        if "null_embeddings" in batch:
+            found |= {"null_embeddings": batch["null_embeddings"].astype(jnp.float32), "null_mask": batch["null_mask"]}
+        return found
+
+    def arguments(self, network: Network) -> tuple[str, ...]:
+        """Embeddings and masks, where it reads those."""
+        return network.text.arguments
+
+    def of_request(self, stage: Stage, request: Request) -> dict[str, Any]:
+        """The captions, or their embeddings."""
+        return stage.network.text.of_request(stage, request)
+
+    def request_of(self, network: Network, clips: list[Mapping[str, Any]]) -> dict[str, Any]:
+        """The embeddings of the clips, where it reads those."""
+        names = [name for name in network.text.arguments if name in clips[0]]
+        return {name: clips[0][name] if name.startswith("null_") else np.stack([clip[name] for clip in clips])
+                for name in names}
+
+    def present(self, conditioning: Conditioning) -> bool:
+        """Where there is a mask of its tokens."""
+        return conditioning.text_mask is not None
+
+    def null(self, conditioning: Conditioning, where: Bool[Array, " b"] | None) -> dict[str, Any]:
+        """The null caption: that which came along, or no token."""
+        if conditioning.null_embeddings is None:
+            return {"text_mask": nulled(conditioning.text_mask, False, where)}
+        return {"embeddings": nulled(conditioning.embeddings, conditioning.null_embeddings[:, None], where),
+                "text_mask": nulled(conditioning.text_mask, conditioning.null_mask[:, None], where)}
