@@ -132,6 +132,16 @@ class LatentUNet:
               if self.attention[i] for j in range(self.blocks + 1)}
         return {**down, "middle_transformer": self.widths[-1], **up}
 
+    @property
+    def referenced(self) -> dict[str, int]:
+        """The transformers that see reference tokens, and their channels: with an `External` spatial pattern those
+        that have attention among the tokens of the video."""
+        if not isinstance(self.spatial_pattern, External):
+            return {}
+        alone = {f"{way}_{i if way == 'down' else len(self.widths) - 1 - i}_" for way in ("down", "up")
+                 for i, only_context in enumerate(self.only_context) if only_context}
+        return {name: width for name, width in self.transformers.items() if not name.startswith(tuple(alone))}
+
 
 LATENT_UNET_SD1 = LatentUNet()
 LATENT_UNET_SD1_INPAINT = LatentUNet(in_channels=9)
@@ -178,7 +188,7 @@ class LatentUNetNetwork(nn.Module):
         context: Float[Array, "b g l e"] | None = None, *, scalars: Float[Array, "b n"] | None = None,
         classes: Int[Array, " b"] | None = None, images: Bool[Array, "b t"] | None = None,
         control: Control | None = None, known: Float[Array, "b t h w k"] | None = None,
-        references: dict[str, Float[Array, "b g l c"]] | None = None, train: bool = False,
+        references: dict[str, Float[Array, "b _ _ _"]] | None = None, train: bool = False,
     ) -> Float[Array, "b t h w o"]:
         """`level` is the timestep, or ln(sigma) / 4 in Stable Video Diffusion, of the clip or of each frame; the
         context has one group of tokens for the clip or one per frame, as do the `references` of an `External` pattern,
@@ -212,7 +222,7 @@ class LatentUNetNetwork(nn.Module):
         return Convolution(spec.out_channels, spread=spec.spread, name="out")(x.astype(jnp.float32))
 
 
-def reference_tokens(intermediates: dict[str, Any]) -> dict[str, Float[Array, "b t l c"]]:
+def reference_tokens(intermediates: dict[str, Any]) -> dict[str, Float[Array, "_ _ _ _"]]:
     """What the spatial self-attentions of a network attend from: the references of another one of its sizes.
 
     `intermediates` are those of `LatentUNetNetwork(...).apply(..., mutable=["intermediates"])`. Each frame is a group.
@@ -253,10 +263,7 @@ def check(
 
 def check_references(spec: LatentUNet, x: Array, references: dict[str, Array] | None) -> None:
     """Raises `UserError` for reference tokens that are absent, unknown or of shapes that do not fit."""
-    wanted = {}
-    if isinstance(spec.spatial_pattern, External):
-        wanted = {name: channels for name, channels in spec.transformers.items() if not _context_alone(spec, name)}
-    references = references or {}
+    wanted, references = spec.referenced, references or {}
     if references.keys() != wanted.keys():
         raise UserError(f"references of {', '.join(references) or 'nothing'}; permitted: of "
                         f"{', '.join(wanted) or 'nothing, without an External spatial_pattern'}")
@@ -265,14 +272,6 @@ def check_references(spec: LatentUNet, x: Array, references: dict[str, Array] | 
         if len(shape) != 4 or shape[0] != len(x) or shape[1] not in (1, x.shape[1]) or shape[3] != channels:
             raise UserError(f"references[{name!r}] of shape {shape}; permitted: [{len(x)}, 1 or {x.shape[1]}, tokens, "
                             f"{channels}]")
-
-
-def _context_alone(spec: LatentUNet, transformer: str) -> bool:
-    """Whether a transformer has no attention among the tokens of the video."""
-    way, number = transformer.split("_")[:2]
-    if way == "middle":
-        return False
-    return spec.only_context[int(number) if way == "down" else len(spec.widths) - 1 - int(number)]
 
 
 def sizes_of(spec: LatentUNet) -> Sizes:

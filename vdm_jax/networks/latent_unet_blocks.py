@@ -36,7 +36,7 @@ class Given:
     known: tuple[Float[Array, "b t h w k"], ...] | Float[Array, "b t h w k"] | None = None
     train: bool = flax.struct.field(pytree_node=False, default=False)  # with dropout
     # Reference tokens of every transformer, and in a block those of its own
-    references: dict[str, Float[Array, "b g l c"]] | Float[Array, "b g l c"] | None = None
+    references: dict[str, Float[Array, "b _ _ _"]] | Float[Array, "b _ _ _"] | None = None
 
 
 class Control(NamedTuple):
@@ -128,7 +128,7 @@ class TokenBlock(nn.Module):
     @nn.compact
     def __call__(
         self, x: Float[Array, "b t h w c"], context: Float[Array, "b g l e"], images: Bool[Array, "b t"] | None = None,
-        references: Float[Array, "b g l c"] | None = None,
+        references: Float[Array, "b r m c"] | None = None,
     ) -> Float[Array, "b t h w c"]:
         sizes = self.sizes
 
