@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from vdm_jax.attention import AttentionPattern, External, Spatial, Temporal
 from vdm_jax.attention.capability import require
@@ -186,27 +186,26 @@ class LatentUNetNetwork(nn.Module):
     def __call__(
         self, x: Float[Array, "b t h w c"], level: Float[Array, " b"] | Float[Array, "b t"],
         context: Float[Array, "b g l e"] | None = None, *, scalars: Float[Array, "b n"] | None = None,
-        classes: Int[Array, " b"] | None = None, images: Bool[Array, "b t"] | None = None,
-        control: Control | None = None, known: Float[Array, "b t h w k"] | None = None,
+        classes: Int[Array, " b"] | None = None, control: Control | None = None,
+        known: Float[Array, "b t h w k"] | None = None,
         references: dict[str, Float[Array, "b _ _ _"]] | None = None, train: bool = False,
     ) -> Float[Array, "b t h w o"]:
         """`level` is the timestep, or ln(sigma) / 4 in Stable Video Diffusion, of the clip or of each frame; the
         context has one group of tokens for the clip or one per frame, as do the `references` of an `External` pattern,
-        by transformer (`reference_tokens`). Frames that are independent images pass the layers over frames by.
-        `control` is what a ControlNet made of the same latents; `known` has known latents, zero elsewhere, and their
-        mask.
+        by transformer (`reference_tokens`). `control` is what a ControlNet made of the same
+        latents; `known` has known latents, zero elsewhere, and their mask.
         """
         spec, dtype = self.config, jnp.dtype(self.config.dtype)
         check(spec, x, context, scalars, classes, known)
         check_references(spec, x, references)
         context = None if context is None else context.astype(dtype)
         levels = None if known is None else known_by_level(spec, known)
-        given = Given(embed(self, spec, level, scalars, classes), context, images, levels, train, references)
+        given = Given(embed(self, spec, level, scalars, classes), context, levels, train, references)
         x = Convolution(spec.widths[0], dtype=dtype, spread=spec.spread, name="stem")(x)
         x = spread(x, spec.spread, must=False)
         if spec.stack:
             head_dim, heads = spec.widths[0] // spec.heads[0], spec.stack.first_heads
-            x = sizes_of(spec).temporal_transformer(heads, heads * head_dim, "stem_motion")(x, images)
+            x = sizes_of(spec).temporal_transformer(heads, heads * head_dim, "stem_motion")(x)
         x, skips = way_down(self, spec, x, given)
         x = middle(self, spec, x, given)
         if control is not None:
@@ -376,13 +375,13 @@ def _residual(spec: LatentUNet, x: Array, given: Given, name: str, i: int, epsil
     x = LatentBlock(spec.widths[i], sizes_of(spec), epsilon, name=name)(x, given)
     if not spec.stack:
         return x
-    return frame_convolutions(spec.stack, sizes_of(spec), f"{name}_frames")(x, given.images, None, given.train)
+    return frame_convolutions(spec.stack, sizes_of(spec), f"{name}_frames")(x, train=given.train)
 
 
 def _motion(spec: LatentUNet, x: Array, given: Given, name: str, i: int) -> Array:
     if spec.motion:
-        return motion_module(spec.motion, sizes_of(spec), x.shape[-1], name)(x, given.images)
-    return sizes_of(spec).temporal_transformer(spec.heads[i], x.shape[-1], name)(x, given.images)
+        return motion_module(spec.motion, sizes_of(spec), x.shape[-1], name)(x)
+    return sizes_of(spec).temporal_transformer(spec.heads[i], x.shape[-1], name)(x)
 
 
 def _controlled(skips: list[Array], x: Array, control: Control) -> tuple[list[Array], Array]:
