@@ -96,6 +96,7 @@ def load_config(name: str) -> AnyExperiment:
             raise UserError(f"config file {path}: {error}; permitted: {today}", "renamed") from error
         raise
     from vdm_jax.stages.autoencoding import AnyExperiment
+
     if not isinstance(experiment, AnyExperiment):
         raise UserError(f"get_config() in {path} returned {type(experiment).__name__}; permitted: Experiment, "
                         "AutoencoderExperiment")
