@@ -17,8 +17,8 @@ from vdm_jax.errors import UserError, field_of
 from vdm_jax.generation.one_stage import stage_denoiser
 from vdm_jax.networks.config import Level, UNet
 from vdm_jax.networks.latent_network import network_module
+from vdm_jax.networks.mixers import Mixers
 from vdm_jax.networks.text import TextConditioner
-from vdm_jax.networks.unet import Mixers
 from vdm_jax.stages.options import Sampling
 from vdm_jax.weights import model_kinds
 

@@ -16,7 +16,6 @@ from vdm_jax.attention.positions import (
     relative_key_bias,
     rotary,
     rotary_axis_dims,
-    sinusoidal,
     sum_of_axes,
 )
 
@@ -162,15 +161,3 @@ def test_kernels_that_hold_no_weights_refuse_relative_values(kernel):
     bank = Bank(jnp.zeros((1, 1, 2, 1, 8)), jnp.zeros((1, 1, 2, 1, 8)))
     with refused("attend._check_external", "offset_values"):
         attend(x, x, x, pattern=External(inner=Temporal(), mode="replace"), offset_values=vectors, external=bank)
-
-
-def test_sinusoids_by_hand():
-    code = sinusoidal((range(3),), 4, base=100.0)
-    np.testing.assert_allclose(code[2], [np.sin(2), np.sin(0.2), np.cos(2), np.cos(0.2)], rtol=1e-6)
-    grid = sinusoidal((range(T), range(H)), 11)
-    assert grid.shape == (T, H, 11) and not grid[..., 8:].any()
-    np.testing.assert_array_equal(grid[:, 0, :4], grid[:, 2, :4])
-    np.testing.assert_array_equal(grid[0, :, 4:8], grid[3, :, 4:8])
-    np.testing.assert_array_equal(sinusoidal((np.zeros(2, int),), 4)[1], [0, 0, 1, 1])
-    with refused("head_dim", "=5"):
-        sinusoidal((range(2),) * 3, 5)

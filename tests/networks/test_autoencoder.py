@@ -12,7 +12,8 @@ import pytest
 from tests.refusals import refused
 from vdm_jax.networks import autoencoder as ae
 from vdm_jax.networks import autoencoder_config as ac
-from vdm_jax.networks.autoencoder_blocks import Block, Halve, Mix
+from vdm_jax.networks.autoencoder_blocks import Block, Halve
+from vdm_jax.networks.blocks.temporal import Mix
 from vdm_jax.networks.tiling import in_chunks, in_tiles
 from vdm_jax.parallel.rules import parameter_axes
 

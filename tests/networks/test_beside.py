@@ -15,7 +15,7 @@ from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import Level, Reference, SelfAttention, TemporalConvolution, UNet
 from vdm_jax.networks.layers import GroupNorm
-from vdm_jax.networks.mixers import SelfAttentionLayer
+from vdm_jax.networks.mixers import self_attention
 from vdm_jax.networks.unet import SpaceTimeUNet
 
 FRAMES, PADDED, IMAGES, SIZE = 4, 2, 1, 4
@@ -92,7 +92,7 @@ def test_validity_that_does_not_fit(normal):
 def test_reference_tokens_are_keys_and_values_appended_by_hand(inner, filled, normal):
     x, bank = normal(0, 2, 3, 2, 2, 16), normal(1, 2, 1, 5, 6)
     mask = jnp.asarray(np.arange(5) < 4)[None, None].repeat(2, 0)
-    layer = SelfAttentionLayer(SelfAttention(pattern=External(inner=inner), head_dim=8, position="none", kernel="xla",
+    layer = self_attention(SelfAttention(pattern=External(inner=inner), head_dim=8, position="none", kernel="xla",
                                              bank="picture"), 4, "frame", jnp.float32)
     params = filled(layer, x, None, (bank, mask))
     out = layer.apply({"params": params}, x, None, (bank, mask))

@@ -15,7 +15,7 @@ from vdm_jax.conditions.conditioning import Conditioning, drop_text
 from vdm_jax.networks.config import EmbeddedText, Level, SelfAttention, UNet, WordEncoder
 from vdm_jax.networks.layers import GroupNorm, convolve, mean_pool, nearest, silu
 from vdm_jax.networks.text import TextConditioner
-from vdm_jax.networks.unet import ResidualBlock, SpaceTimeUNet
+from vdm_jax.networks.unet import SpaceTimeUNet, residual_block
 from vdm_jax.parallel.rules import parameter_axes
 
 FUSED = SelfAttention(pattern=External(inner=Spatial()), head_dim=4, position="none")
@@ -36,7 +36,7 @@ def shapes_of(network, low=False):
 @pytest.mark.parametrize("resize", [mean_pool, nearest])
 def test_a_resampling_block_resizes_both_branches_after_norm_and_activation(resize, filled, normal):
     x, vector = normal(0, 1, 2, 4, 4, 4), normal(1, 1, 1, 8)
-    module = ResidualBlock(dataclasses.replace(NETWORK, residual_scale=0.5), 8, 3, 0.0, lambda v: resize(v, (2, 2)))
+    module = residual_block(dataclasses.replace(NETWORK, residual_scale=0.5), 8, 3, 0.0, lambda v: resize(v, (2, 2)))
     params = filled(module, x, vector, False)
     h = silu(GroupNorm(2).apply({"params": params["norm_in"]}, x))
     h = convolve(resize(h, (2, 2)), params["conv_in"]["kernel"]) + params["conv_in"]["bias"]

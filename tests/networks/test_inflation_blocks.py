@@ -11,13 +11,12 @@ from tests.refusals import refused
 from vdm_jax.attention.counting import counted
 from vdm_jax.attention.patterns import External, Spatial, Temporal, TemporalCausal, independent_frames_mask
 from vdm_jax.networks import config as cfg
-from vdm_jax.networks.inflation_blocks import AttentionInflationLayer, ConvolutionInflationLayer
 from vdm_jax.networks.layers import GroupNorm
-from vdm_jax.networks.mixers import SelfAttentionLayer
+from vdm_jax.networks.mixers import AttentionInflationLayer, convolution_inflation, self_attention
 from vdm_jax.planning.flops import count
 
 COMMON = (4, "frame", jnp.float32)
-CONVOLUTION = ConvolutionInflationLayer(cfg.ConvolutionInflation(), *COMMON)
+CONVOLUTION = convolution_inflation(cfg.ConvolutionInflation(), *COMMON)
 ATTENTION = AttentionInflationLayer(cfg.AttentionInflation(attention=cfg.SelfAttention(
     pattern=Temporal(), head_dim=4, position="relative", kernel="xla")), *COMMON)
 FRAMES, SIZE = 5, 4
@@ -61,7 +60,7 @@ def test_attention_layers_follow_each_other(filled, normal):
     assert set(params) == {"temporal_attention_0", "temporal_attention_1", "norm", "out"}
     h = x
     for i in range(2):
-        h = SelfAttentionLayer(inner, *COMMON).apply({"params": params[f"temporal_attention_{i}"]}, h, None)
+        h = self_attention(inner, *COMMON).apply({"params": params[f"temporal_attention_{i}"]}, h, None)
     h = GroupNorm(4, "frame").apply({"params": params["norm"]}, h)
     expected = x + h @ params["out"]["kernel"] + params["out"]["bias"]
     np.testing.assert_allclose(layer.apply({"params": params}, x, None), expected, atol=1e-5)

@@ -12,18 +12,20 @@ import pytest
 from tests.refusals import refused
 from vdm_jax.networks import latent_unet as lu
 from vdm_jax.networks import motion_adapter as ma
+from vdm_jax.networks.blocks.sinusoids import frame_code
+from vdm_jax.networks.blocks.temporal import TemporalConvolutions, TemporalTransformer
 from vdm_jax.networks.control_net import ControlNet, ControlNetNetwork
-from vdm_jax.networks.latent_frames import FrameConvolutions, FrameTransformer, Motion, Stack, frame_code
-from vdm_jax.networks.latent_unet_blocks import Control, Sizes
+from vdm_jax.networks.latent_frames import Motion, Stack
+from vdm_jax.networks.latent_unet_blocks import Control
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.parallel.rules import parameter_axes
 from vdm_jax.weights import model_kinds
 
-SIZES = Sizes(2, False, False, "xla", jnp.float32)
 IMAGE = lu.LatentUNet(widths=(4, 8), blocks=1, attention=(True, False), heads=(2, 2), only_context=(False, False),
                       context_channels=6, groups=2)
 MOTION = Motion(heads=2, frames=4, groups=2)
-LAYERS = {"convolutions": FrameConvolutions(SIZES), "transformer": FrameTransformer(2, 3, 2, SIZES, code=True)}
+LAYERS = {"convolutions": TemporalConvolutions(4, groups=2),
+          "transformer": TemporalTransformer(2, 3, 2, code=True, kernel="xla")}
 
 
 @pytest.mark.parametrize("config, parameters", [
@@ -81,7 +83,7 @@ def test_attention_over_frames_is_spread_by_a_context(filled, normal):
     x = normal(0, 1, 4, 2, 2, 4)
     params = filled(LAYERS["transformer"], x)
     expected = jax.jit(LAYERS["transformer"].apply)({"params": params}, x)
-    spread = dataclasses.replace(LAYERS["transformer"], sizes=SIZES._replace(context="relayout"))
+    spread = dataclasses.replace(LAYERS["transformer"], context="relayout")
     with jax.set_mesh(make_mesh(MeshSpec(data=4, context=2))):
         found = jax.jit(spread.apply)({"params": params}, x)
         text = jax.jit(spread.apply).lower({"params": params}, x).as_text()

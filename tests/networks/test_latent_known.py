@@ -15,7 +15,8 @@ from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.diffusion.schedules import LinearBetaSchedule
 from vdm_jax.networks import latent_network as ln
 from vdm_jax.networks import latent_unet as lu
-from vdm_jax.networks.autoencoder_blocks import Mix, ResidualBlock
+from vdm_jax.networks.blocks.residual import ResidualBlock
+from vdm_jax.networks.blocks.temporal import Mix
 from vdm_jax.networks.latent_unet_blocks import FactorisedAttention, Given, LatentBlock, Sizes, TokenTransformer
 from vdm_jax.networks.layers import GroupNorm, convolve, silu
 from vdm_jax.weights import model_kinds
@@ -70,13 +71,13 @@ def test_attention_over_frames_with_offsets(name, filled, normal):
 
 
 def test_a_norm_that_is_scaled_and_shifted(filled, normal):
-    x, vector = normal(0, 2, 3, 2, 2, 4), normal(1, 2, 8)
+    x, vector = normal(0, 2, 3, 2, 2, 4), normal(1, 2, 1, 8)
     module = ResidualBlock(4, over="clip", groups=2, epsilon=1e-5, film=True)
     params = filled(module, x, vector)
     h = convolve(silu(GroupNorm(2, "clip").apply({"params": params["norm_in"]}, x)), params["conv_in"]["kernel"])
     h = GroupNorm(2, "clip").apply({"params": params["norm_out"]}, h + params["conv_in"]["bias"])
     scale, shift = jnp.split(silu(vector) @ params["embedding"]["kernel"] + params["embedding"]["bias"], 2, axis=-1)
-    h = silu(h * (1 + scale[:, None, None, None]) + shift[:, None, None, None])
+    h = silu(h * (1 + scale[:, :, None, None]) + shift[:, :, None, None])
     expected = x + convolve(h, params["conv_out"]["kernel"]) + params["conv_out"]["bias"]
     np.testing.assert_allclose(module.apply({"params": params}, x, vector), expected, atol=1e-4)
 
@@ -91,7 +92,7 @@ def test_each_frame_may_have_a_share_of_its_own():
 
 def test_layers_over_frames_are_told_what_is_known_and_those_within_are_not(filled, normal):
     sizes = Sizes(2, True, False, "auto", jnp.float32)
-    x, embedding, known = normal(0, 1, 3, 2, 2, 4), normal(1, 1, 8), normal(2, 1, 3, 2, 2, 5)
+    x, embedding, known = normal(0, 1, 3, 2, 2, 4), normal(1, 1, 1, 8), normal(2, 1, 3, 2, 2, 5)
     module = LatentBlock(4, sizes, 1e-5)
     params = filled(module, x, Given(embedding, None, None, known))
     run = jax.jit(lambda known, images: module.apply({"params": params}, x, Given(embedding, None, images, known)))

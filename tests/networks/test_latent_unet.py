@@ -13,8 +13,9 @@ from flax import traverse_util
 from tests.refusals import refused
 from vdm_jax.errors import UserError
 from vdm_jax.networks import latent_unet as lu
-from vdm_jax.networks.autoencoder_blocks import Mix
-from vdm_jax.networks.latent_unet_blocks import GatedFeedForward, Given, Sizes, TokenTransformer, level_code
+from vdm_jax.networks.blocks.feed_forward import FeedForward
+from vdm_jax.networks.blocks.temporal import Mix
+from vdm_jax.networks.latent_unet_blocks import Given, Sizes, TokenTransformer, level_code
 from vdm_jax.parallel.rules import parameter_axes
 from vdm_jax.weights import model_kinds
 
@@ -141,7 +142,7 @@ def test_the_code_of_a_level_has_cosines_first():
 
 def test_gates_are_exact_gelu(filled):
     x = jnp.linspace(-2, 2, 6).reshape(3, 2)
-    module = GatedFeedForward(jnp.float32)
+    module = FeedForward(activation="gelu", gate="joint")
     params = filled(module, x)
     value, gate = np.split(np.asarray(x @ params["expand"]["kernel"] + params["expand"]["bias"]), 2, axis=-1)
     hidden = value * np.asarray(gate * (1 + jax.scipy.special.erf(gate / np.sqrt(2))) / 2)

@@ -11,9 +11,9 @@ from tests.refusals import refused
 from vdm_jax.attention import External, Full, SparseCausal, Spatial, Temporal, TemporalCausal
 from vdm_jax.attention.patterns import independent_frames_mask
 from vdm_jax.conditions.conditioning import Conditioning
+from vdm_jax.networks.blocks.positions import HeadNorm, frame_numbers
 from vdm_jax.networks.config import EmbeddedText, Level, SelfAttention, UNet
-from vdm_jax.networks.mixers import SelfAttentionLayer
-from vdm_jax.networks.positions import HeadNorm, frame_numbers
+from vdm_jax.networks.mixers import self_attention
 from vdm_jax.networks.unet import count_parameters
 
 SHAPE = (2, 4, 3, 2, 16)
@@ -21,7 +21,7 @@ KINDS = ("rotary", "relative", "t5", "shaw", "shaw_key_value", "sinusoidal", "le
 
 
 def layer(**options):
-    return SelfAttentionLayer(SelfAttention(head_dim=8, **options), 4, "frame", jnp.float32)
+    return self_attention(SelfAttention(head_dim=8, **options), 4, "frame", jnp.float32)
 
 
 def applied(module, params, frame_mask=None, text=None):

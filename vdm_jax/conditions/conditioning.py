@@ -125,10 +125,10 @@ class TrainingClips:
     """The clips of a training batch, for conditions that are made from them or cut with them."""
 
     stage: Stage
-    x: Float[Array, "b t h w c"]  # target videos or latents, independent images appended
+    x: Float[Array, "b n h w c"]  # target videos or latents, independent images appended
     images: int  # appended to each clip
     valid: Bool[Array, "b t"] | None  # frames that exist; None: all
-    low: Float[Array, "b t h w 3"] | None  # what the stage's source makes of the clips
+    low: Float[Array, "b t2 h2 w2 3"] | None  # what the stage's source makes of the clips
     corners: Int[Array, "b 2"] | None  # where the training window of each begins, low-resolution pixels
     key: Key[Array, ""]  # of the batch
     keys: Key[Array, " b"]  # of the samples

@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from vdm_jax.configuration import Count, Depth, Positive, Size, Width, WidthOrZero, config
 from vdm_jax.errors import UserError
-from vdm_jax.networks.clip_layers import Activation, CLIPLayer, check_heads
+from vdm_jax.networks.blocks.feed_forward import Activation
+from vdm_jax.networks.clip_layers import CLIPLayer, check_heads
 from vdm_jax.networks.layers import Dense
 
 
@@ -77,12 +77,11 @@ class CLIPTextEncoder(nn.Module):
         table = self.param("words", nn.initializers.normal(0.02), (spec.vocabulary, spec.width))
         places = self.param("places", nn.initializers.normal(0.01), (spec.length, spec.width))
         x = (table[tokens] + places[:length]).astype(dtype)
-        seen = np.tri(length, dtype=bool)
-        seen = seen if mask is None else seen & mask[:, None, None, :]
         states = []
         for i in range(spec.layers):
-            layer = CLIPLayer(spec.heads, spec.hidden, spec.activation, spec.epsilon, dtype, name=f"layer_{i}")
-            x = layer(x, seen)
+            layer = CLIPLayer(spec.heads, spec.hidden, spec.activation, spec.epsilon, dtype, causal=True,
+                              name=f"layer_{i}")
+            x = layer(x, mask)
             states.append(x)
         norm = nn.LayerNorm(spec.epsilon, dtype=dtype, name="norm")
         last, chosen = norm(x), states[spec.hidden_state]

@@ -3,6 +3,7 @@
 import math
 from typing import Annotated, Literal
 
+from vdm_jax.attention import cross_pattern
 from vdm_jax.attention.capability import require
 from vdm_jax.attention.patterns import AttentionPattern, External, Spatial, Temporal
 from vdm_jax.conditions.conditioning import Way, conditions_of
@@ -57,6 +58,10 @@ class CrossAttention:
     """Residual attention of every video token to the text tokens."""
 
     head_dim: Size = 32  # channels per head
+    kernel: str = "auto"  # or a name of the capability table that takes outside tokens
+
+    def __post_init__(self):
+        require(cross_pattern(1), self.kernel, "none", external=True)
 
 
 @config

@@ -67,8 +67,8 @@ class ControlNetNetwork(nn.Module):
             raise UserError(f"map of shape {hint.shape}; permitted: {wanted}")
         given = Given(embed(self, unet, level, None, classes), context.astype(dtype), None)
         x = Convolution(unet.widths[0], dtype=dtype, name="stem")(x) + Hint(spec, unet.widths[0], name="hint")(hint)
-        x, skips = way_down(unet, x, given)
-        x = middle(unet, x, given)
+        x, skips = way_down(self, unet, x, given)
+        x = middle(self, unet, x, given)
         scale = jnp.reshape(jnp.asarray(scale, dtype), (-1, 1, 1, 1, 1))
 
         def added(features: Array, name: str) -> Array:

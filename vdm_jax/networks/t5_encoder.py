@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from vdm_jax.attention import Temporal
 from vdm_jax.attention.positions import bucket_index
 from vdm_jax.configuration import Count, Depth, Positive, Range, Size, Width, config
-from vdm_jax.networks.clip_layers import ACTIVATIONS, Activation, EncoderAttention
-from vdm_jax.networks.layers import Dense
+from vdm_jax.networks.blocks.attention import Attention
+from vdm_jax.networks.blocks.feed_forward import Activation, FeedForward
 
 
 @config
@@ -56,20 +57,6 @@ class RMSNorm(nn.Module):
         return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon) * scale
 
 
-class T5FeedForward(nn.Module):
-    """`out(act(gate(x)) * expand(x))`, or `out(act(expand(x)))` without a gate."""
-
-    config: T5Encoder
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b l c"]) -> Float[Array, "b l c"]:
-        spec, act = self.config, ACTIVATIONS[self.config.activation]
-        options = {"use_bias": False, "dtype": jnp.dtype(spec.dtype)}
-        h = Dense(spec.hidden, name="expand", **options)(x)
-        h = act(Dense(spec.hidden, name="gate", **options)(x)) * h if spec.gated else act(h)
-        return Dense(x.shape[-1], name="out", **options)(h)
-
-
 class T5TextEncoder(nn.Module):
     """Token ids `[B, L]` and their mask (True: a token of the text, None: all) to `[B, L, C]`, float32.
 
@@ -85,12 +72,13 @@ class T5TextEncoder(nn.Module):
         offsets = self.param("offsets", nn.initializers.normal(0.02), (spec.buckets, spec.heads))
         index = bucket_index(tokens.shape[1], spec.buckets, spec.bucket_distance)
         bias = jnp.moveaxis(offsets[index], -1, 0)  # [K, L, L]
-        seen = None if mask is None else mask[:, None, None, :]
         x = table[tokens].astype(jnp.float32)
         for i in range(spec.layers):
-            attention = EncoderAttention(spec.heads * spec.head_dim, spec.heads, False, dtype,
-                                         name=f"layer_{i}_self_attention")
-            x = x + attention(RMSNorm(spec.epsilon, name=f"layer_{i}_norm_attention")(x), seen, bias, scaled=False)
+            attention = Attention(spec.head_dim, spec.heads, Temporal(), joint=False, out_bias=False, scaled=False,
+                                  dtype=dtype, name=f"layer_{i}_self_attention")  # tokens stand where frames do
+            h = RMSNorm(spec.epsilon, name=f"layer_{i}_norm_attention")(x)
+            x = x + attention(h, frame_valid=mask, bias=bias)
             h = RMSNorm(spec.epsilon, name=f"layer_{i}_norm_feed_forward")(x)
-            x = x + T5FeedForward(spec, name=f"layer_{i}_feed_forward")(h)
+            x = x + FeedForward(spec.hidden, activation=spec.activation, gate="separate" if spec.gated else "none",
+                                use_bias=False, dtype=dtype, name=f"layer_{i}_feed_forward")(h)
         return RMSNorm(spec.epsilon, name="norm")(x)
