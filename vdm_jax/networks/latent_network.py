@@ -81,7 +81,7 @@ class LatentNetwork(Backbone):
     def _check_known(self) -> None:
         """Raise `UserError` where the U-Net does not take what is known as it is told."""
         unet, told = self.unet, self.known == "layers"
-        if self.known not in ("none", "layers", "in_place") or unet.known_channels != told * (unet.out_channels + 1):
+        if unet.known_channels != told * (unet.out_channels + 1):
             raise UserError(f"LatentNetwork.known={self.known!r} for a U-Net of known_channels={unet.known_channels}; "
                             "permitted: 'layers' exactly for one of its latents' channels and 1, else 'none', "
                             "'in_place'")
