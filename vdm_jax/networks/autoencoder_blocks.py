@@ -36,8 +36,8 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t h w c"], embedding: Float[Array, "b e"] | None = None
-    ) -> Float[Array, "b t h w o"]:
+        self, x: Float[Array, "B T H W C"], embedding: Float[Array, "B E"] | None = None
+    ) -> Float[Array, "B T H W O"]:
         h, modulation = x, None
         for place in ("in", "out"):
             h = silu(GroupNorm(self.groups, self.over, self.epsilon, name=f"norm_{place}")(h, modulation))
@@ -67,9 +67,9 @@ class Mix(nn.Module):
 
     @nn.compact
     def __call__(
-        self, spatial: Float[Array, "b t h w c"], temporal: Float[Array, "b t h w c"],
-        images: Bool[Array, "b t"] | None = None,
-    ) -> Float[Array, "b t h w c"]:
+        self, spatial: Float[Array, "B T H W C"], temporal: Float[Array, "B T H W C"],
+        images: Bool[Array, "B T"] | None = None,
+    ) -> Float[Array, "B T H W C"]:
         """Frames that are independent images (`images`) keep the spatial output."""
         factor = self.param("factor", nn.initializers.constant(self.start), (self.frames or 1,))
         if self.frames:
@@ -96,7 +96,7 @@ class Block(nn.Module):
     options: dict[str, Any]  # groups, dtype, temporal
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w o"]:
+    def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W O"]:
         x = ResidualBlock(self.features, **self.options, name="residual")(x)
         if not self.temporal:
             return x
@@ -116,7 +116,7 @@ class FrameAttention(nn.Module):
     over_time: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+    def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
         h = GroupNorm(self.groups, epsilon=1e-6, name="norm")(x)
         q, k, v = (Dense(x.shape[-1], dtype=self.dtype, name=name)(h)[..., None, :]
                    for name in ("query", "key", "value"))
@@ -131,7 +131,7 @@ class Halve(nn.Module):
     temporal: int = 1  # frames of the convolution that follows, as of `Convolution`
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 c"]:
+    def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H2 W2 C"]:
         channels = x.shape[-1]
         kernel = self.param("kernel", fan_in, (1, 3, 3, channels, channels)).astype(self.dtype)
         bias = self.param("bias", zeros, (channels,)).astype(self.dtype)
@@ -153,7 +153,7 @@ class Double(nn.Module):
     shape: tuple[int, int] | None = None  # rows and columns; None: all
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 c"]:
+    def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H2 W2 C"]:
         x = nearest(x, (2, 2))
         if self.shape is not None:
             x = x[:, :, : self.shape[0], : self.shape[1]]

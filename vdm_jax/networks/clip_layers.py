@@ -49,13 +49,13 @@ class EncoderAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b l c"], mask: Bool[Array, "b 1 q s"] | Bool[np.ndarray, "q s"] | None = None,
-        logits_bias: Float[Array, "k q s"] | None = None, scaled: bool = True,
-    ) -> Float[Array, "b l c"]:
+        self, x: Float[Array, "B L C"], mask: Bool[Array, "B 1 Q S"] | Bool[np.ndarray, "Q S"] | None = None,
+        logits_bias: Float[Array, "K Q S"] | None = None, scaled: bool = True,
+    ) -> Float[Array, "B L C"]:
         """`logits_bias` is added to the logits; without `scaled` these are not divided by the root of the head size."""
         dims = (*x.shape[:2], self.heads, self.width // self.heads)
 
-        def project(name: str) -> Float[Array, "b l k d"]:
+        def project(name: str) -> Float[Array, "B L K D"]:
             return Dense(self.width, use_bias=self.bias, dtype=self.dtype, name=name)(x).reshape(dims)
 
         q, k, v = project("query"), project("key"), project("value")
@@ -72,7 +72,7 @@ class FeedForward(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
+    def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... C"]:
         h = ACTIVATIONS[self.activation](Dense(self.hidden, dtype=self.dtype, name="expand")(x))
         return Dense(x.shape[-1], dtype=self.dtype, name="out")(h)
 
@@ -87,7 +87,7 @@ class CLIPLayer(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b l c"], mask: Array | np.ndarray | None = None) -> Float[Array, "b l c"]:
+    def __call__(self, x: Float[Array, "B L C"], mask: Array | np.ndarray | None = None) -> Float[Array, "B L C"]:
         h = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm_attention")(x)
         x = x + EncoderAttention(x.shape[-1], self.heads, dtype=self.dtype, name="self_attention")(h, mask)
         h = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm_feed_forward")(x)

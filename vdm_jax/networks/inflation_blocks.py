@@ -30,7 +30,7 @@ class ConvolutionInflationLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t h w c"], images: int, frame_valid: Bool[Array, "b t"] | None = None
+        self, x: Float[Array, "B T H W C"], images: int, frame_valid: Bool[Array, "B T"] | None = None
     ) -> Array:
         spec, channels, frames = self.config, x.shape[-1], x.shape[1] - images
         options = {"dtype": self.dtype, "spread": self.spread}
@@ -54,8 +54,8 @@ class AttentionInflationLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t h w c"], frame_mask: Bool[np.ndarray, "t t"] | None,
-        frame_valid: Bool[Array, "b t"] | None = None,
+        self, x: Float[Array, "B T H W C"], frame_mask: Bool[np.ndarray, "T T"] | None,
+        frame_valid: Bool[Array, "B T"] | None = None,
     ) -> Array:
         common, h = (self.groups, self.norm_over, self.dtype, self.spread), x
         for i in range(self.config.layers):

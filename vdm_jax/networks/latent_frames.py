@@ -56,7 +56,7 @@ MOTION_V2 = Motion()
 MOTION_V3 = Motion(middle=False)
 
 
-def frame_code(frames: int, channels: int) -> Float[np.ndarray, "t c"]:
+def frame_code(frames: int, channels: int) -> Float[np.ndarray, "T C"]:
     """Sines (even channels) and cosines (odd ones) of the number of each frame."""
     angle = np.arange(frames)[:, None] * np.exp(np.arange(0, channels, 2) * (-math.log(10_000) / channels))
     return np.stack([np.sin(angle), np.cos(angle)], axis=-1).reshape(frames, -1)[:, :channels].astype(np.float32)
@@ -70,8 +70,8 @@ class FrameConvolutions(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t h w c"], images: Bool[Array, "b t"] | None = None, train: bool = False
-    ) -> Float[Array, "b t h w c"]:
+        self, x: Float[Array, "B T H W C"], images: Bool[Array, "B T"] | None = None, train: bool = False
+    ) -> Float[Array, "B T H W C"]:
         h = x
         for i in range(4):
             h = silu(GroupNorm(self.sizes.groups, "clip", 1e-5, name=f"norm_{i}")(h))
@@ -93,8 +93,8 @@ class FrameTransformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t h w c"], images: Bool[Array, "b t"] | None = None
-    ) -> Float[Array, "b t h w c"]:
+        self, x: Float[Array, "B T H W C"], images: Bool[Array, "B T"] | None = None
+    ) -> Float[Array, "B T H W C"]:
         dtype, inner = self.sizes.dtype, self.heads * self.head_dim
 
         def norm(name: str) -> nn.Module:

@@ -142,11 +142,11 @@ class LatentUNetNetwork(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t h w c"], level: Float[Array, " b"], context: Float[Array, "b g l e"] | None = None,
-        *, scalars: Float[Array, "b n"] | None = None, classes: Int[Array, " b"] | None = None,
-        images: Bool[Array, "b t"] | None = None, control: Control | None = None,
-        known: Float[Array, "b t h w k"] | None = None, train: bool = False,
-    ) -> Float[Array, "b t h w o"]:
+        self, x: Float[Array, "B T H W C"], level: Float[Array, " B"], context: Float[Array, "B G L E"] | None = None,
+        *, scalars: Float[Array, "B N"] | None = None, classes: Int[Array, " B"] | None = None,
+        images: Bool[Array, "B T"] | None = None, control: Control | None = None,
+        known: Float[Array, "B T H W M"] | None = None, train: bool = False,
+    ) -> Float[Array, "B T H W O"]:
         """`level` is the timestep, or ln(sigma) / 4 in Stable Video Diffusion; the context has one group of tokens for
         the clip or one per frame. Frames that are independent images pass the layers over frames by. `control` is what
         a ControlNet made of the same latents; `known` has known latents, zero elsewhere, and their mask.
@@ -207,9 +207,9 @@ def sizes_of(spec: LatentUNet) -> Sizes:
 
 
 def embed(
-    module: nn.Module, spec: LatentUNet, level: Float[Array, " b"], scalars: Float[Array, "b n"] | None = None,
-    classes: Int[Array, " b"] | None = None,
-) -> Float[Array, "b e"]:
+    module: nn.Module, spec: LatentUNet, level: Float[Array, " B"], scalars: Float[Array, "B N"] | None = None,
+    classes: Int[Array, " B"] | None = None,
+) -> Float[Array, "B E"]:
     """The vector that residual blocks see, of noise level, scalars and class; its table is a parameter of `module`."""
     dtype, channels = jnp.dtype(spec.dtype), 4 * spec.widths[0]
 
@@ -227,7 +227,7 @@ def embed(
     return embedding
 
 
-def known_by_level(spec: LatentUNet, known: Float[Array, "b t h w k"]) -> tuple[Array, ...]:
+def known_by_level(spec: LatentUNet, known: Float[Array, "B T H W M"]) -> tuple[Array, ...]:
     """Known frames and their mask at the resolution of each level, by learned convolutions."""
     levels, dtype = [known.astype(spec.dtype)], jnp.dtype(spec.dtype)
     for i in range(len(spec.widths) - 1):
@@ -237,8 +237,8 @@ def known_by_level(spec: LatentUNet, known: Float[Array, "b t h w k"]) -> tuple[
 
 
 def way_down(
-    spec: LatentUNet, x: Float[Array, "b t h w c"], given: Given
-) -> tuple[Float[Array, "b t h2 w2 c2"], list[Array]]:
+    spec: LatentUNet, x: Float[Array, "B T H W C"], given: Given
+) -> tuple[Float[Array, "B T H2 W2 C2"], list[Array]]:
     """The blocks before the middle; returns their output and what the way up sees of them, `x` first."""
     skips, last, dtype = [x], len(spec.widths) - 1, jnp.dtype(spec.dtype)
     attending, plain = spec.epsilons[:2]
@@ -252,7 +252,7 @@ def way_down(
     return x, skips
 
 
-def middle(spec: LatentUNet, x: Float[Array, "b t h w c"], given: Given) -> Float[Array, "b t h w c"]:
+def middle(spec: LatentUNet, x: Float[Array, "B T H W C"], given: Given) -> Float[Array, "B T H W C"]:
     """Two residual blocks at the coarsest level, with a transformer between them."""
     epsilon = spec.epsilons[2]
     x = _residual(spec, x, given, "middle_in", -1, epsilon)
@@ -263,8 +263,8 @@ def middle(spec: LatentUNet, x: Float[Array, "b t h w c"], given: Given) -> Floa
 
 
 def _block(
-    spec: LatentUNet, x: Float[Array, "b t h w c"], given: Given, name: str, i: int, epsilon: float
-) -> Float[Array, "b t h w o"]:
+    spec: LatentUNet, x: Float[Array, "B T H W C"], given: Given, name: str, i: int, epsilon: float
+) -> Float[Array, "B T H W O"]:
     """A residual block of level `i` and the transformers after it."""
     x = _residual(spec, x, given, name, i, epsilon)
     if spec.attention[i]:

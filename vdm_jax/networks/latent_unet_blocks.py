@@ -26,19 +26,19 @@ TOKEN_EPSILON = 1e-6  # of the norm before a transformer
 class Given(NamedTuple):
     """What the blocks see beside the video."""
 
-    embedding: Float[Array, "b e"]  # of noise level, scalars and class
-    context: Float[Array, "b g l e"] | None  # tokens of the text or image, one group for the clip or one per frame
-    images: Bool[Array, "b t"] | None  # frames that are independent images
+    embedding: Float[Array, "B E"]  # of noise level, scalars and class
+    context: Float[Array, "B G L E"] | None  # tokens of the text or image, one group for the clip or one per frame
+    images: Bool[Array, "B T"] | None  # frames that are independent images
     # Known frames and their mask: by level, and in a block those of its level
-    known: tuple[Float[Array, "b t h w k"], ...] | Float[Array, "b t h w k"] | None = None
+    known: tuple[Float[Array, "B T H W M"], ...] | Float[Array, "B T H W M"] | None = None
     train: bool = False  # with dropout
 
 
 class Control(NamedTuple):
     """What a network beside the U-Net adds to its features."""
 
-    skips: tuple[Float[Array, "b t h w c"], ...]  # in the order of the way down, the first convolution's included
-    middle: Float[Array, "b t h w c"]
+    skips: tuple[Float[Array, "B T H W C"], ...]  # in the order of the way down, the first convolution's included
+    middle: Float[Array, "B T H W C"]
 
 
 class Sizes(NamedTuple):
@@ -57,20 +57,20 @@ class Sizes(NamedTuple):
 
 
 def beside(
-    x: Float[Array, "b t h w c"], change: Float[Array, "b t h w c"], images: Bool[Array, "b t"] | None
-) -> Float[Array, "b t h w c"]:
+    x: Float[Array, "B T H W C"], change: Float[Array, "B T H W C"], images: Bool[Array, "B T"] | None
+) -> Float[Array, "B T H W C"]:
     """`x + change`, and `x` alone in frames that are independent images."""
     return x + (change if images is None else jnp.where(images[:, :, None, None, None], 0, change))
 
 
-def told(x: Float[Array, "b t h w c"], given: Given, dtype: jnp.dtype) -> Float[Array, "b t h w c"]:
+def told(x: Float[Array, "B T H W C"], given: Given, dtype: jnp.dtype) -> Float[Array, "B T H W C"]:
     """What a layer over frames sees: features, and what is known of frames by a map that starts at zero."""
     if given.known is None:
         return x
     return x + Dense(x.shape[-1], kernel_init=zeros, dtype=dtype, name="known")(given.known)
 
 
-def level_code(x: Float[Array, "*b"], channels: int) -> Float[Array, "*b c"]:
+def level_code(x: Float[Array, "*batch"], channels: int) -> Float[Array, "*batch C"]:
     """Cosines, then sines, of `x` at periods from 2 pi to almost 20,000 pi."""
     half = channels // 2
     angle = x[..., None].astype(jnp.float32) * jnp.exp(-math.log(10_000) * jnp.arange(half) / half)
@@ -85,7 +85,7 @@ class LatentBlock(nn.Module):
     epsilon: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"], given: Given) -> Float[Array, "b t h w o"]:
+    def __call__(self, x: Float[Array, "B T H W C"], given: Given) -> Float[Array, "B T H W O"]:
         sizes = self.sizes
         options = {"groups": sizes.groups, "epsilon": self.epsilon, "dtype": sizes.dtype}
         residual = ResidualBlock(self.features, over=sizes.norm_over, film=sizes.film, **options, name="residual")
@@ -113,11 +113,11 @@ class TokenAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t h w c"], context: Float[Array, "b g l e"] | None = None
-    ) -> Float[Array, "b t h w c"]:
+        self, x: Float[Array, "B T H W C"], context: Float[Array, "B G L E"] | None = None
+    ) -> Float[Array, "B T H W C"]:
         channels, dtype = x.shape[-1], self.sizes.dtype
 
-        def project(tokens: Array, name: str) -> Float[Array, "*b k d"]:
+        def project(tokens: Array, name: str) -> Float[Array, "*batch K D"]:
             y = Dense(channels, use_bias=self.bias, dtype=dtype, name=name)(tokens)
             return y.reshape(*tokens.shape[:-1], self.heads, channels // self.heads)
 
@@ -132,7 +132,7 @@ class TokenAttention(nn.Module):
             y = dense(q.reshape(batch, frames, height * width, *q.shape[4:]), Keys(k, v))
         return Dense(channels, kernel_init=self.out_init, dtype=dtype, name="out")(y.reshape(x.shape))
 
-    def _relative(self, q: Float[Array, "b t h w k d"]) -> dict[str, Any]:
+    def _relative(self, q: Float[Array, "B T H W K D"]) -> dict[str, Any]:
         layout = self.pattern.layout
         return {"bias": RelativeKeys(self.offsets, name="offset_keys")(q, layout),
                 "offset_values": RelativeValues(q.shape[-1], self.offsets, name="offset_values")(layout)}
@@ -144,7 +144,7 @@ class GatedFeedForward(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
+    def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... C"]:
         value, gate = PartedDense(2, 4 * x.shape[-1], dtype=self.dtype, name="expand")(x)
         return Dense(x.shape[-1], dtype=self.dtype, name="out")(value * jax.nn.gelu(gate, approximate=False))
 
@@ -160,8 +160,8 @@ class TokenBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t h w c"], context: Float[Array, "b g l e"], images: Bool[Array, "b t"] | None = None
-    ) -> Float[Array, "b t h w c"]:
+        self, x: Float[Array, "B T H W C"], context: Float[Array, "B G L E"], images: Bool[Array, "B T"] | None = None
+    ) -> Float[Array, "B T H W C"]:
 
         def norm(name: str) -> nn.Module:
             return nn.LayerNorm(1e-5, dtype=self.sizes.dtype, name=f"norm_{name}")
@@ -195,7 +195,7 @@ class TokenTransformer(nn.Module):
     only_context: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"], given: Given) -> Float[Array, "b t h w c"]:
+    def __call__(self, x: Float[Array, "B T H W C"], given: Given) -> Float[Array, "B T H W C"]:
         channels, dtype = x.shape[-1], self.sizes.dtype
 
         def pointwise(name: str) -> nn.Module:
@@ -227,7 +227,7 @@ class FactorisedAttention(nn.Module):
     sizes: Sizes
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"], given: Given) -> Float[Array, "b t h w c"]:
+    def __call__(self, x: Float[Array, "B T H W C"], given: Given) -> Float[Array, "B T H W C"]:
         batch, frames, height, width, channels = x.shape
         options = {"bias": True, "out_init": zeros}
         h = GroupNorm(self.sizes.groups, name="norm_space")(x)

@@ -24,8 +24,8 @@ from vdm_jax.parallel.rules import spread
 class Beside:
     """What mixers may see beside the video."""
 
-    banks: dict[str, tuple[Float[Array, "b g l e"], Bool[Array, "b g l"] | None]]  # tokens and mask: text, references
-    frame_valid: Bool[Array, "b t"] | None  # frames that exist; None: all
+    banks: dict[str, tuple[Float[Array, "B G L E"], Bool[Array, "B G L"] | None]]  # tokens and mask: text, references
+    frame_valid: Bool[Array, "B T"] | None  # frames that exist; None: all
 
     def every(self, stride: int) -> Beside:
         """The same for a level that has one frame for `stride` of the clip."""
@@ -49,7 +49,7 @@ class HeadProjection(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Float[Array, "... c"]) -> tuple[Float[Array, "... k d"], ...]:
+    def __call__(self, x: Float[Array, "... C"]) -> tuple[Float[Array, "... K D"], ...]:
         shape = (self.parts, self.heads, self.head_dim)
         kernel = self.param("kernel", fan_in, (x.shape[-1], math.prod(shape)))
         kernel = spread(kernel.astype(self.dtype).reshape(-1, *shape), "heads", dim=2, must=False)
@@ -75,9 +75,9 @@ class SelfAttentionLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t h w c"], frame_mask: Bool[np.ndarray, "t t"] | None,
-        bank: tuple[Float[Array, "b g l e"], Bool[Array, "b g l"] | None] | None = None,
-        frame_valid: Bool[Array, "b t"] | None = None,
+        self, x: Float[Array, "B T H W C"], frame_mask: Bool[np.ndarray, "T T"] | None,
+        bank: tuple[Float[Array, "B G L E"], Bool[Array, "B G L"] | None] | None = None,
+        frame_valid: Bool[Array, "B T"] | None = None,
     ) -> Array:
         spec, channels = self.config, x.shape[-1]
         layout, heads = spec.pattern.layout, channels // spec.head_dim
@@ -104,7 +104,7 @@ class SelfAttentionLayer(nn.Module):
         out = Dense(channels, kernel_init=self.out_init, dtype=self.dtype, name="out")(out.reshape(x.shape))
         return add_residual(x, out)
 
-    def _bank(self, tokens: Float[Array, "b g l e"], mask: Bool[Array, "b g l"] | None, heads: int) -> Bank:
+    def _bank(self, tokens: Float[Array, "B G L E"], mask: Bool[Array, "B G L"] | None, heads: int) -> Bank:
         tokens = nn.LayerNorm(use_bias=False, dtype=self.dtype, name="external_norm")(tokens)
         k, v = HeadProjection(2, heads, self.config.head_dim, self.dtype, name="external")(tokens)
         if self.config.qk_norm:
@@ -123,7 +123,7 @@ class CrossAttentionLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t h w c"], text: Float[Array, "b g l e"], mask: Bool[Array, "b g l"],
+        self, x: Float[Array, "B T H W C"], text: Float[Array, "B G L E"], mask: Bool[Array, "B G L"],
     ) -> Array:
         batch, channels = x.shape[0], x.shape[-1]
         sets = text.shape[1]  # 1: one caption per clip; T: one per frame
@@ -149,7 +149,7 @@ class TemporalConvolutionLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t h w c"], images: int, frame_valid: Bool[Array, "b t"] | None = None
+        self, x: Float[Array, "B T H W C"], images: int, frame_valid: Bool[Array, "B T"] | None = None
     ) -> Array:
         h = silu(GroupNorm(self.groups, self.norm_over, name="norm")(x))
         if frame_valid is not None:
@@ -171,7 +171,7 @@ class FeedForwardLayer(nn.Module):
     spread: str = "frames"
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Array:
+    def __call__(self, x: Float[Array, "B T H W C"]) -> Array:
         channels = x.shape[-1]
         h = GroupNorm(self.groups, self.norm_over, name="norm")(x)
         h = silu(Dense(self.config.expansion * channels, kernel_init=fan_in, dtype=self.dtype, name="in")(h))

@@ -24,7 +24,7 @@ class WordEncoderNetwork(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens: Int[Array, "b l"], mask: Bool[Array, "b l"]) -> Float[Array, "b l c"]:
+    def __call__(self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"]) -> Float[Array, "B L C"]:
         spec = self.config
         normal = nn.initializers.normal(1.0)
         table = self.param("words", normal, (len(spec.words) + FIRST_WORD, spec.width))
@@ -88,8 +88,8 @@ class AttentionPooling(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: Float[Array, "b g l c"], mask: Bool[Array, "b g l"], mean: Float[Array, "b g c"]
-    ) -> Float[Array, "b g o"]:
+        self, tokens: Float[Array, "B G L C"], mask: Bool[Array, "B G L"], mean: Float[Array, "B G C"]
+    ) -> Float[Array, "B G O"]:
         head_dim = math.gcd(self.features, 64)
         heads = (self.features // head_dim, head_dim)
         norm = nn.LayerNorm(name="norm")

@@ -67,8 +67,8 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, vector: Float[Array, "b g c"], train: bool, images: int = 0,
-        frame_valid: Bool[Array, "b t"] | None = None,
+        self, x: Array, vector: Float[Array, "B G C"], train: bool, images: int = 0,
+        frame_valid: Bool[Array, "B T"] | None = None,
     ) -> Array:
         spec = self.config
         options = convolution_options(spec)
@@ -155,9 +155,9 @@ class SpaceTimeUNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, z: Float[Array, "b t h w c"], logsnr: Float[Array, " b"], conditioning: Conditioning | None = None,
+        self, z: Float[Array, "B T H W C"], logsnr: Float[Array, " B"], conditioning: Conditioning | None = None,
         *, train: bool = False, images: int = 0,
-    ) -> Float[Array, "b t h w o"]:
+    ) -> Float[Array, "B T H W O"]:
         spec, options = self.config, convolution_options(self.config)
         conditioning = Conditioning() if conditioning is None else conditioning
         check_inputs(spec, z, conditioning, images)
@@ -284,7 +284,7 @@ class ClassEmbedding(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self, labels: Int[Array, " b"]) -> Float[Array, "b c"]:
+    def __call__(self, labels: Int[Array, " B"]) -> Float[Array, "B C"]:
         table = self.param("classes", nn.initializers.normal(1.0), (self.classes, self.features))
         return jax.nn.one_hot(labels, self.classes) @ table  # a product, since the table may be split over devices
 
@@ -302,7 +302,7 @@ class PositionEmbedding(nn.Module):
     gain: float = 4.0  # standard deviation of each axis' code, roughly
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"], images: int) -> Array:
+    def __call__(self, x: Float[Array, "B T H W C"], images: int) -> Array:
         frames, height, width, channels = x.shape[1:]
         frame = np.concatenate([np.arange(frames - images), np.zeros(images, int)])
         indices = {"frame": frame, "row": np.arange(height), "column": np.arange(width)}
