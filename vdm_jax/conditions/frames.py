@@ -51,7 +51,7 @@ class KeyFrames(VideoSource):
         """Some of the whole frames."""
         return self.frames, video.height, video.width
 
-    def degrade(self, x: Float[Array, "b t h w 3"]) -> Float[Array, "b t2 h w 3"]:
+    def degrade(self, x: Float[Array, "B T H W 3"]) -> Float[Array, "B T2 H W 3"]:
         """Every k-th frame."""
         return x[:, :: self.every]
 
@@ -63,7 +63,7 @@ class KeyFrames(VideoSource):
         """Never: a part would begin between them."""
         return False
 
-    def known(self, low: Float[Array, "b t h w 3"] | None, known: Known | None) -> Known | None:
+    def known(self, low: Float[Array, "B T H W 3"] | None, known: Known | None) -> Known | None:
         """The key frames, where there are any."""
         return known if low is None else key_frames_known(low, self.every)
 
@@ -116,7 +116,7 @@ class ConditioningFrames(Condition):
         step = jnp.full((videos.shape[0],), network.frame_noise.step, jnp.float32)
         return noised(found, videos.stage, videos.keys, step)
 
-    def loss_mask(self, network: Network, conditioning: Conditioning) -> Float[Array, "b t h w 1"] | None:
+    def loss_mask(self, network: Network, conditioning: Conditioning) -> Float[Array, "B T H W 1"] | None:
         """The rest, where the network sees what is given without noise in place of the noisy video."""
         return 1 - conditioning.observed_mask if network.in_place else None
 
@@ -132,7 +132,7 @@ def observed(shape: tuple[int, ...], known: Known | None = None, images: int = 0
     return {"observed": video, "observed_mask": mask}
 
 
-def noised(given: dict[str, Array], stage: Stage, keys: Array, step: Float[Array, " b"]) -> dict[str, Any]:
+def noised(given: dict[str, Array], stage: Stage, keys: Array, step: Float[Array, " B"]) -> dict[str, Any]:
     """Given latents at a timestep of the network's table, with noise from the `keys` `[B]` of the samples, and the
     timestep, on which the network is conditioned (He et al. 2022, arXiv 2211.13221, section 3.3)."""
     x, mask, schedule = given["observed"], given["observed_mask"], stage.network.frame_noise.schedule

@@ -55,9 +55,9 @@ class ControlNetNetwork(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t h w c"], level: Float[Array, " b"], context: Float[Array, "b g l e"],
-        hint: Float[Array, "b t h2 w2 d"], *, scale: float | Float[Array, " b"] = 1.0,
-        classes: Int[Array, " b"] | None = None,
+        self, x: Float[Array, "B T H W C"], level: Float[Array, " B"], context: Float[Array, "B G L E"],
+        hint: Float[Array, "B T H2 W2 D"], *, scale: float | Float[Array, " B"] = 1.0,
+        classes: Int[Array, " B"] | None = None,
     ) -> Control:
         """`scale` is a factor on everything that is added."""
         spec, unet, dtype = self.config, self.config.unet, jnp.dtype(self.config.unet.dtype)
@@ -85,7 +85,7 @@ class Hint(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self, hint: Float[Array, "b t h w d"]) -> Float[Array, "b t h2 w2 c"]:
+    def __call__(self, hint: Float[Array, "B T H W D"]) -> Float[Array, "B T H2 W2 C"]:
         widths, dtype = self.config.hint_widths, jnp.dtype(self.config.unet.dtype)
         x = silu(Convolution(widths[0], dtype=dtype, name="in")(hint))
         for i, (width, following) in enumerate(zip(widths, widths[1:], strict=False)):

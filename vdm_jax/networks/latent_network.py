@@ -220,7 +220,7 @@ class LatentNetworkModule(nn.Module):
 
 
 def check_inputs(
-    spec: LatentNetwork, z: Float[Array, "b t h w c"], logsnr: Float[Array, " ..."], conditioning: Conditioning
+    spec: LatentNetwork, z: Float[Array, "B T H W C"], logsnr: Float[Array, " ..."], conditioning: Conditioning
 ) -> None:
     """Raise `UserError` for a part that the network needs and that is absent, and for what it cannot take."""
     needed = {"embeddings": spec.text is not None, "text_mask": spec.text is not None, "image": spec.first_frame,
@@ -243,7 +243,7 @@ def check_inputs(
                         f"{z.shape[:1]}, one per clip, or {z.shape[:2]}, one per frame")
 
 
-def _known(spec: LatentNetwork, conditioning: Conditioning) -> Float[Array, "b t h w k"] | None:
+def _known(spec: LatentNetwork, conditioning: Conditioning) -> Float[Array, "B T H W M"] | None:
     """Known latents, zero elsewhere, and their mask along the channels."""
     if not spec.observed:
         return None
@@ -265,7 +265,7 @@ def _stacked(spec: LatentNetwork, z: Array, conditioning: Conditioning, known: A
     return jnp.concatenate(parts, axis=-1)
 
 
-def _context(spec: LatentNetwork, batch: int, conditioning: Conditioning) -> Float[Array, "b g l e"] | None:
+def _context(spec: LatentNetwork, batch: int, conditioning: Conditioning) -> Float[Array, "B G L E"] | None:
     if not spec.unet.context_channels:
         return None
     if spec.text is None:
@@ -273,13 +273,13 @@ def _context(spec: LatentNetwork, batch: int, conditioning: Conditioning) -> Flo
     return jnp.where(conditioning.text_mask[..., None], conditioning.embeddings, 0)
 
 
-def _scalars(spec: LatentNetwork, conditioning: Conditioning) -> Float[Array, "b n"] | None:
+def _scalars(spec: LatentNetwork, conditioning: Conditioning) -> Float[Array, "B N"] | None:
     if not spec.scalars:
         return None
     return jnp.stack([conditioning.scalars[name] - (name == "fps") for name in spec.scalars], axis=-1)
 
 
-def _classes(spec: LatentNetwork, conditioning: Conditioning, batch: int) -> Int[Array, " b"] | None:
+def _classes(spec: LatentNetwork, conditioning: Conditioning, batch: int) -> Int[Array, " B"] | None:
     if spec.rate is not None:
         return jnp.full((batch,), spec.rate, jnp.int32)
     if spec.known_steps:

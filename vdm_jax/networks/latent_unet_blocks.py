@@ -41,8 +41,8 @@ class Given:
 class Control(NamedTuple):
     """What a network beside the U-Net adds to its features."""
 
-    skips: tuple[Float[Array, "b t h w c"], ...]  # in the order of the way down, the first convolution's included
-    middle: Float[Array, "b t h w c"]
+    skips: tuple[Float[Array, "B T H W C"], ...]  # in the order of the way down, the first convolution's included
+    middle: Float[Array, "B T H W C"]
 
 
 class Sizes(NamedTuple):
@@ -83,14 +83,14 @@ class Sizes(NamedTuple):
                                    context=self.context, dtype=self.dtype, spread=self.spread, name=name)
 
 
-def told(x: Float[Array, "b t h w c"], given: Given, dtype: jnp.dtype) -> Float[Array, "b t h w c"]:
+def told(x: Float[Array, "B T H W C"], given: Given, dtype: jnp.dtype) -> Float[Array, "B T H W C"]:
     """What a layer over frames sees: features, and what is known of frames by a map that starts at zero."""
     if given.known is None:
         return x
     return x + Dense(x.shape[-1], kernel_init=zeros, dtype=dtype, name="known")(given.known)
 
 
-def level_code(x: Float[Array, "*b"], channels: int) -> Float[Array, "*b c"]:
+def level_code(x: Float[Array, "*batch"], channels: int) -> Float[Array, "*batch C"]:
     """Cosines, then sines, of `x` at periods from 2 pi to almost 20,000 pi."""
     return sinusoids(x, channels, order="cos_sin", endpoint=False)
 
@@ -103,7 +103,7 @@ class LatentBlock(nn.Module):
     epsilon: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"], given: Given) -> Float[Array, "b t h w o"]:
+    def __call__(self, x: Float[Array, "B T H W C"], given: Given) -> Float[Array, "B T H W O"]:
         sizes = self.sizes
         options = {"groups": sizes.groups, "epsilon": self.epsilon, "dtype": sizes.dtype, "spread": sizes.spread}
         residual = ResidualBlock(self.features, over=sizes.norm_over, film=sizes.film, **options, name="residual")
@@ -196,7 +196,7 @@ class FactorisedAttention(nn.Module):
     sizes: Sizes
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"], given: Given) -> Float[Array, "b t h w c"]:
+    def __call__(self, x: Float[Array, "B T H W C"], given: Given) -> Float[Array, "B T H W C"]:
         batch, frames, height, width, channels = x.shape
         sizes = self.sizes
         h = GroupNorm(sizes.groups, name="norm_space")(x)

@@ -34,11 +34,11 @@ class Drawn(NamedTuple):
     """Everything about a batch that does not depend on the network, with all that a step draws except the network's
     dropout."""
 
-    x: Float[Array, "b t h w c"]  # target videos or latents: windows, parts and samples of moments are drawn
+    x: Float[Array, "B T H W C"]  # target videos or latents: windows, parts and samples of moments are drawn
     conditioning: Conditioning  # augmentation level and noise, frame mask, noise of the first frame; text dropped
     images: int  # appended to each clip
     logsnr: Level  # training level of each example, or of each of its frames
-    noise: Float[Array, "b t h w c"]
+    noise: Float[Array, "B T H W C"]
     dropout_key: PRNGKeyArray  # of the network's dropout layers
 
 
