@@ -20,7 +20,7 @@ def require_librosa() -> None:
     require_package("av_align", "librosa", "metrics")
 
 
-def onsets(sound: Float[np.ndarray, " n"]) -> Float[np.ndarray, " k"]:
+def onsets(sound: Float[np.ndarray, " N"]) -> Float[np.ndarray, " M"]:
     """Seconds at which sounds begin, of mono sound at `RATE`. Raises `UserError` for other shapes and values, and where
     librosa is not installed."""
     require_librosa()
