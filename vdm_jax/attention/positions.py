@@ -2,7 +2,7 @@
 
 Additive codes and rotary change the tokens or q and k and therefore work with every kernel; a bias (T5 buckets, clipped
 offsets, relative key vectors) needs a kernel that takes one, relative value vectors one that holds all weights. The
-learned tables are in `networks/positions.py`.
+learned tables are in `networks/blocks/positions.py`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def rotary_axis_dims(head_dim: int, axes: int) -> tuple[int, ...]:
     return (share,) * axes
 
 
-def rotary(x: Float[Array, "b t h w k d"], *, base: float = 100.0, axes: str = "thw") -> Float[Array, "b t h w k d"]:
+def rotary(x: Float[Array, "B T H W K D"], *, base: float = 100.0, axes: str = "thw") -> Float[Array, "B T H W K D"]:
     """Rotate pairs of features by an angle proportional to the frame, row and column (Su et al. 2021, 2104.09864).
 
     `base` is small because video grids are small: the slowest pair turns about once in `2 pi base` positions.
@@ -51,13 +51,13 @@ def rotary(x: Float[Array, "b t h w k d"], *, base: float = 100.0, axes: str = "
     return jnp.concatenate([*parts, x[..., start:]], axis=-1)
 
 
-def relative_index(length: int, max_distance: int) -> Int[np.ndarray, "q s"]:
+def relative_index(length: int, max_distance: int) -> Int[np.ndarray, "Q S"]:
     """Index into a table of `2 * max_distance + 1` clipped offsets (key minus query) for one axis."""
     offset = np.arange(length)[None, :] - np.arange(length)[:, None]
     return np.clip(offset, -max_distance, max_distance) + max_distance
 
 
-def bucket_index(length: int, buckets: int, max_distance: int) -> Int[np.ndarray, "q s"]:
+def bucket_index(length: int, buckets: int, max_distance: int) -> Int[np.ndarray, "Q S"]:
     """Index into a table of `buckets` offsets that grow coarser with distance (Raffel et al. 2020, 1910.10683).
 
     Half of the buckets are for keys after the query. Of each half the first half counts single steps, the rest is
@@ -71,7 +71,7 @@ def bucket_index(length: int, buckets: int, max_distance: int) -> Int[np.ndarray
     return np.where(distance < near, distance, far) + half * (offset > 0)
 
 
-def sum_of_axes(biases: dict[str, Float[Array, "k q s"]], lengths: tuple[int, ...]) -> Float[Array, "k qs ss"]:
+def sum_of_axes(biases: dict[str, Float[Array, "K _ _"]], lengths: tuple[int, ...]) -> Float[Array, "K qs ss"]:
     """Bias `[K, Q, S]` over sequences that span some axes, from one bias per axis.
 
     `biases` maps each axis to its `[K, length, length]`, in the order of the axes, `lengths` their lengths.
@@ -92,8 +92,8 @@ _SCORES = {"frames": "b k t h w s -> (b t) k h w s", "positions": "b k t h w s -
 
 
 def relative_key_bias(
-    q: Float[Array, "b t h w k d"], vectors: dict[str, Float[Array, "s d"]], layout: str
-) -> Float[Array, "c k q s"]:
+    q: Float[Array, "B T H W K D"], vectors: dict[str, Float[Array, "_ D"]], layout: str
+) -> Float[Array, "N K Q S"]:
     """Bias per sequence from relative key vectors: `q_i . r(j - i) / sqrt(D)`, summed over the axes of the layout.
 
     This is the key form of Shaw et al. 2018 (1803.02155), in which a learned vector of the clipped offset is added to
@@ -118,8 +118,8 @@ def relative_key_bias(
 
 
 def relative_values(
-    weights: Float[Array, "c k q s"], vectors: dict[str, Float[Array, "s d"]], layout: str, shape: tuple[int, int, int]
-) -> Float[Array, "c q k d"]:
+    weights: Float[Array, "N K Q S"], vectors: dict[str, Float[Array, "_ D"]], layout: str, shape: tuple[int, int, int]
+) -> Float[Array, "N Q K D"]:
     """What relative value vectors add to the output: `sum_j weight_ij r(j - i)`, summed over the axes of the layout.
 
     The value form of Shaw et al. 2018 (1803.02155), in which a learned vector of the clipped offset is added to the

@@ -220,7 +220,7 @@ class TextEmbeddings:
         return UserError(f"{self.path} has no embeddings of {len(captions)} of {of} captions, such as {captions[0]!r}; "
                          "permitted: a set written with all captions of the data, character by character")
 
-    def _find(self, keys: UInt64[np.ndarray, " n"]) -> np.ndarray:
+    def _find(self, keys: UInt64[np.ndarray, " N"]) -> np.ndarray:
         """Places of keys in the table, -1 where there is none."""
         known = self._table[0]
         places = np.minimum(np.searchsorted(known, keys), len(known) - 1)

@@ -42,13 +42,13 @@ class BetaTable(FamilyMember):
         """Log-SNR of each integer timestep, float64, strictly decreasing."""
         return _logsnr_table(self)
 
-    def logsnr_at(self, timestep: Real[ArrayLike, "*any"]) -> Level:
+    def logsnr_at(self, timestep: Real[ArrayLike, "*rest"]) -> Level:
         """Log-SNR of a timestep in [0, steps - 1]; exact at integers, interpolated between."""
         return jnp.interp(
             jnp.asarray(timestep, jnp.float32), jnp.arange(self.steps), jnp.asarray(self.table())
         )
 
-    def timestep(self, logsnr: Level) -> Float[Array, "*any"]:
+    def timestep(self, logsnr: Level) -> Float[Array, "*rest"]:
         """The timestep in [0, steps - 1] with this log-SNR, as a float; inverse of `logsnr_at`."""
         descending = jnp.asarray(self.table(), jnp.float32)
         from_the_end = jnp.interp(jnp.asarray(logsnr, jnp.float32), descending[::-1], jnp.arange(self.steps))

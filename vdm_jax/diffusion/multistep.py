@@ -34,7 +34,7 @@ def phi(k: int, x: Scalar) -> Scalar:
     return jnp.where(small, series, direct)
 
 
-def solved(nodes: Sequence[Scalar | float], moments: Sequence[Scalar]) -> list[Scalar]:
+def solved(nodes: Sequence[Scalar | float], moments: Sequence[Scalar | float]) -> list[Scalar | float]:
     """The weights w with `sum_k w_k nodes_k^i = moments_i`, for up to three nodes."""
     found = []
     for k, node in enumerate(nodes):
@@ -47,7 +47,7 @@ def solved(nodes: Sequence[Scalar | float], moments: Sequence[Scalar]) -> list[S
     return found
 
 
-def _chosen(rows: Sequence[Sequence[Scalar | float]], order: Int[Array, ""]) -> Float[Array, " n"]:
+def _chosen(rows: Sequence[Sequence[Scalar | float]], order: Int[Array, ""]) -> Float[Array, " N"]:
     """The weights of one order, of a row for each; missing ones are 0."""
     width = max(map(len, rows))
     return jnp.stack([jnp.stack([jnp.asarray(w, jnp.float32) for w in (*row, *[0.0] * (width - len(row)))])

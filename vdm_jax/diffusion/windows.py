@@ -63,7 +63,7 @@ def windowed(
             level = logsnr if logsnr.ndim == 1 else cut_frames(logsnr, start, length)
             return cut_frames(z, start, length), level, cut(conditioning, start, length)
 
-        def step(total: Video, chunk: tuple[Int[Array, " n"], Float[Array, " n"]]) -> tuple[Video, None]:
+        def step(total: Video, chunk: tuple[Int[Array, " N"], Float[Array, " N"]]) -> tuple[Video, None]:
             inputs = [window(chunk[0][i]) for i in range(at_once)]
             x = denoise(*jax.tree.map(lambda *a: jnp.stack(a, 1).reshape(-1, *a[0].shape[1:]), *inputs))
             x = x.reshape(-1, at_once, *x.shape[1:])
@@ -78,6 +78,6 @@ def windowed(
     return denoise_whole
 
 
-def cut_frames(x: Float[Array, "b t *rest"], start: Int[Array, ""], length: int) -> Float[Array, "b l *rest"]:
+def cut_frames(x: Float[Array, "B T *rest"], start: Int[Array, ""], length: int) -> Float[Array, "B L *rest"]:
     """`length` frames from `start` on, which may be traced."""
     return jax.lax.dynamic_slice_in_dim(x, start, length, axis=1)

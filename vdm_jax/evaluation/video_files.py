@@ -128,11 +128,11 @@ class _Files:
             shape = found
         return shape
 
-    def read(self, number: int) -> UInt8[np.ndarray, "t h w 3"]:
+    def read(self, number: int) -> UInt8[np.ndarray, "T H W 3"]:
         with VideoReader(self.folder / self.names[number]) as reader:
             return np.asarray(reader.frames(range(self.settings.frames or len(reader))))
 
-    def videos(self, numbers: Sequence[int]) -> UInt8[np.ndarray, "n t h w 3"]:
+    def videos(self, numbers: Sequence[int]) -> UInt8[np.ndarray, "N T H W 3"]:
         found = [self.read(number) for number in numbers]
         for number, video in zip(numbers, found, strict=True):
             if video.shape[:3] != self.shape:
@@ -181,7 +181,7 @@ class _Files:
         return av_align(read_sound(path), video, rate, least_motion=self.settings.least_motion)
 
 
-def read_sound(path: Path) -> Float[np.ndarray, " n"]:
+def read_sound(path: Path) -> Float[np.ndarray, " N"]:
     """The sound of a file, or of the .wav file of its name beside it, as one channel at `onsets.RATE`.
 
     Raises `UserError` where there is none.

@@ -16,7 +16,7 @@ from vdm_jax.configuration import check_value
 Resize = Literal["bilinear_tf1", "bilinear_half_pixel"]
 
 
-def resized(frames: UInt8[Array, "*b h w c"], side: int, resize: Resize) -> Float[Array, "*b s s c"]:
+def resized(frames: UInt8[Array, "*batch H W C"], side: int, resize: Resize) -> Float[Array, "*batch side side C"]:
     """Frames of `side` x `side` pixels, still in [0, 255]. Raises `UserError` for another filter."""
     rows, columns = (interpolation(size, side, resize) for size in frames.shape[-3:-1])
     return jnp.einsum("yh,...hwc,xw->...yxc", rows, jnp.asarray(frames, jnp.float32), columns,

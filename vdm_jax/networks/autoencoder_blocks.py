@@ -33,7 +33,7 @@ class Block(nn.Module):
     options: dict[str, Any]  # groups, dtype, temporal
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w o"]:
+    def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W O"]:
         x = ResidualBlock(self.features, **self.options, name="residual")(x)
         if not self.temporal:
             return x
@@ -61,7 +61,7 @@ class Halve(nn.Module):
     temporal: int = 1  # frames of the convolution that follows, as of `Convolution`
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 c"]:
+    def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H2 W2 C"]:
         channels = x.shape[-1]
         kernel = self.param("kernel", fan_in, (1, 3, 3, channels, channels)).astype(self.dtype)
         bias = self.param("bias", zeros, (channels,)).astype(self.dtype)
@@ -83,7 +83,7 @@ class Double(nn.Module):
     shape: tuple[int, int] | None = None  # rows and columns; None: all
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 c"]:
+    def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H2 W2 C"]:
         x = nearest(x, (2, 2))
         if self.shape is not None:
             x = x[:, :, : self.shape[0], : self.shape[1]]

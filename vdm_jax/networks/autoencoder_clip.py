@@ -25,8 +25,8 @@ EPSILON = 1e-6
 
 
 def convolve_clip(
-    x: Float[Array, "b t h w c"], kernel: Float[Array, "kt kh kw c o"], strides: Strides
-) -> Float[Array, "b t2 h2 w2 o"]:
+    x: Float[Array, "B T H W C"], kernel: Float[Array, "kt kh kw C O"], strides: Strides
+) -> Float[Array, "B T2 H2 W2 O"]:
     """Convolution of a clip with repeated edges; sizes are divided by the strides."""
     batch, taps, stride = len(x), kernel.shape[0], strides[0]
     x = _with_edges(x, kernel, strides)
@@ -36,8 +36,8 @@ def convolve_clip(
 
 
 def grow_clip(
-    x: Float[Array, "b t h w c"], kernel: Float[Array, "kt kh kw c o"], strides: Strides
-) -> Float[Array, "b t2 h2 w2 o"]:
+    x: Float[Array, "B T H W C"], kernel: Float[Array, "kt kh kw C O"], strides: Strides
+) -> Float[Array, "B T2 H2 W2 O"]:
     """Transposed convolution of a clip with repeated edges; sizes are multiplied by the strides.
 
     The kernel is applied as stored: a published one of a transposed convolution is turned round in all three axes.
@@ -77,7 +77,7 @@ class ClipConvolution(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t2 h2 w2 o"]:
+    def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T2 H2 W2 O"]:
         kernel = self.param("kernel", fan_in, (*(self.size,) * 3, x.shape[-1], self.features)).astype(self.dtype)
         bias = self.param("bias", zeros, (self.features,)).astype(self.dtype)
         function = grow_clip if self.transposed else convolve_clip
@@ -104,7 +104,7 @@ class ClipEncoder(nn.Module):
     config: Autoencoder
 
     @nn.compact
-    def __call__(self, video: Float[Array, "b t h w c"]) -> Float[Array, "b t2 h2 w2 c2"]:
+    def __call__(self, video: Float[Array, "B T H W C"]) -> Float[Array, "B T2 H2 W2 C2"]:
         spec, dtype = self.config, jnp.dtype(self.config.dtype)
         x = ClipConvolution(spec.widths[0], dtype=dtype, name="stem")(video)
         for i, width in enumerate(spec.widths[1:]):
@@ -121,7 +121,7 @@ class ClipDecoder(nn.Module):
     config: Autoencoder
 
     @nn.compact
-    def __call__(self, latents: Float[Array, "b t h w c"]) -> Float[Array, "b t2 h2 w2 o"]:
+    def __call__(self, latents: Float[Array, "B T H W C"]) -> Float[Array, "B T2 H2 W2 O"]:
         spec, dtype = self.config, jnp.dtype(self.config.dtype)
         x = latents
         for i, width in enumerate(reversed(spec.widths[1:])):

@@ -56,8 +56,8 @@ CLIP_TEXT_H_23 = dataclasses.replace(CLIP_TEXT_H, layers=23, hidden_state=-1)
 class TextFeatures(NamedTuple):
     """What a text encoder gives."""
 
-    tokens: Float[Array, "b l c"]  # for cross-attention
-    pooled: Float[Array, "b c"]  # the summary: the last layer at the end of the text, projected where asked for
+    tokens: Float[Array, "B L C"]  # for cross-attention
+    pooled: Float[Array, "B C"]  # the summary: the last layer at the end of the text, projected where asked for
 
 
 class CLIPTextEncoder(nn.Module):
@@ -70,7 +70,7 @@ class CLIPTextEncoder(nn.Module):
     config: CLIPText
 
     @nn.compact
-    def __call__(self, tokens: Int[Array, "b l"], mask: Bool[Array, "b l"] | None = None) -> TextFeatures:
+    def __call__(self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"] | None = None) -> TextFeatures:
         spec, length, dtype = self.config, tokens.shape[1], jnp.dtype(self.config.dtype)
         if length > spec.length:
             raise UserError(f"tokens of length {length} for CLIPText.length={spec.length}; permitted: up to it")
@@ -90,7 +90,7 @@ class CLIPTextEncoder(nn.Module):
             pooled = Dense(spec.project, use_bias=False, dtype=dtype, name="project")(pooled)
         return TextFeatures(norm(chosen) if spec.final_norm else chosen, pooled)
 
-    def _end(self, tokens: Int[Array, "b l"]) -> Int[Array, " b"]:
+    def _end(self, tokens: Int[Array, "B L"]) -> Int[Array, " B"]:
         """Place of the first token that ends the text; 0 where none does."""
         ends = tokens if self.config.end_token == 2 else tokens == self.config.end_token
         return jnp.argmax(ends, axis=-1)

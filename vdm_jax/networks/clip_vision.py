@@ -53,8 +53,8 @@ CLIP_VISION_H = CLIPVision(width=1280, layers=32, hidden=5120, activation="gelu"
 class ImageFeatures(NamedTuple):
     """What an image encoder gives."""
 
-    tokens: Float[Array, "b l c"]  # of the last layer, the summary's place first, before the final norm
-    pooled: Float[Array, "b c"]  # the summary, after the final norm, projected where asked for
+    tokens: Float[Array, "B L C"]  # of the last layer, the summary's place first, before the final norm
+    pooled: Float[Array, "B C"]  # the summary, after the final norm, projected where asked for
 
 
 class Patches(nn.Module):
@@ -65,7 +65,7 @@ class Patches(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b l o"]:
+    def __call__(self, images: Float[Array, "B H W C"]) -> Float[Array, "B L O"]:
         shape = (1, self.patch, self.patch, images.shape[-1], self.features)
         kernel = self.param("kernel", fan_in, shape).reshape(-1, self.features)
         patches = space_to_depth(images[:, None], self.patch)  # [B, 1, H', W', patch * patch * C]
@@ -78,7 +78,7 @@ class CLIPVisionEncoder(nn.Module):
     config: CLIPVision
 
     @nn.compact
-    def __call__(self, images: Float[Array, "b h w c"]) -> ImageFeatures:
+    def __call__(self, images: Float[Array, "B H W C"]) -> ImageFeatures:
         spec, dtype = self.config, jnp.dtype(self.config.dtype)
         if images.shape[1:] != (spec.size, spec.size, spec.channels):
             raise UserError(f"images of shape {images.shape}; permitted: [B, {spec.size}, {spec.size}, "
@@ -97,6 +97,6 @@ class CLIPVisionEncoder(nn.Module):
         return ImageFeatures(x, pooled)
 
 
-def clip_pixels(images: Float[Array, "*b h w 3"]) -> Float[Array, "*b h w 3"]:
+def clip_pixels(images: Float[Array, "*batch H W 3"]) -> Float[Array, "*batch H W 3"]:
     """Images in [-1, 1] as CLIP sees them: in [0, 1], less the mean, over the standard deviation."""
     return ((images + 1) / 2 - PIXEL_MEAN) / PIXEL_STD

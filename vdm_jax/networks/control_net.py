@@ -55,9 +55,9 @@ class ControlNetNetwork(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t h w c"], level: Float[Array, " b"], context: Float[Array, "b g l e"],
-        hint: Float[Array, "b t h2 w2 d"], *, scale: float | Float[Array, " b"] = 1.0,
-        classes: Int[Array, " b"] | None = None,
+        self, x: Float[Array, "B T H W C"], level: Float[Array, " B"], context: Float[Array, "B G L E"],
+        hint: Float[Array, "B T H2 W2 D"], *, scale: float | Float[Array, " B"] = 1.0,
+        classes: Int[Array, " B"] | None = None,
     ) -> Control:
         """`scale` is a factor on everything that is added."""
         spec, unet, dtype = self.config, self.config.unet, jnp.dtype(self.config.unet.dtype)
@@ -65,7 +65,7 @@ class ControlNetNetwork(nn.Module):
         wanted = (*x.shape[:2], spec.factor * x.shape[2], spec.factor * x.shape[3], spec.hint_channels)
         if hint.shape != wanted:
             raise UserError(f"map of shape {hint.shape}; permitted: {wanted}")
-        given = Given(embed(self, unet, level, None, classes), context.astype(dtype), None)
+        given = Given(embed(self, unet, level, None, classes), context.astype(dtype))
         x = Convolution(unet.widths[0], dtype=dtype, name="stem")(x) + Hint(spec, unet.widths[0], name="hint")(hint)
         x, skips = way_down(self, unet, x, given)
         x = middle(self, unet, x, given)
@@ -85,7 +85,7 @@ class Hint(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self, hint: Float[Array, "b t h w d"]) -> Float[Array, "b t h2 w2 c"]:
+    def __call__(self, hint: Float[Array, "B T H W D"]) -> Float[Array, "B T H2 W2 C"]:
         widths, dtype = self.config.hint_widths, jnp.dtype(self.config.unet.dtype)
         x = silu(Convolution(widths[0], dtype=dtype, name="in")(hint))
         for i, (width, following) in enumerate(zip(widths, widths[1:], strict=False)):

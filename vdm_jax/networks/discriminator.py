@@ -37,7 +37,7 @@ class BatchStatisticsNorm(nn.Module):
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+    def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
         scale = self.param("scale", lambda key, shape: 1 + _start(key, shape), (x.shape[-1],))
         bias = self.param("bias", zeros, (x.shape[-1],))
         mean = x.mean((0, 1, 2, 3))
@@ -51,7 +51,7 @@ class PatchDiscriminator(nn.Module):
     config: Discriminator
 
     @nn.compact
-    def __call__(self, video: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 1"]:
+    def __call__(self, video: Float[Array, "B T H W C"]) -> Float[Array, "B T H2 W2 1"]:
         spec, x = self.config, video
         for i in range(spec.layers + 1):
             features, strides = spec.width * min(2**i, 8), (2, 2) if i < spec.layers else (1, 1)

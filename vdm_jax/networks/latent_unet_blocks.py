@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import flax.struct
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from vdm_jax.attention import AttentionPattern, Spatial, Temporal
 from vdm_jax.networks.blocks.attention import Attention
 from vdm_jax.networks.blocks.feed_forward import FeedForward
 from vdm_jax.networks.blocks.residual import ResidualBlock
 from vdm_jax.networks.blocks.sinusoids import sinusoids
-from vdm_jax.networks.blocks.temporal import Mix, TemporalTransformer, beside
+from vdm_jax.networks.blocks.temporal import Mix, TemporalTransformer
 from vdm_jax.networks.layers import Convolution, Dense, GroupNorm, silu, zeros
 
 TOKEN_EPSILON = 1e-6  # of the norm before a transformer
@@ -31,19 +31,18 @@ class Given:
 
     embedding: Float[Array, "b g e"] | None  # of noise level, scalars and class: one for the clip or one per frame
     context: Float[Array, "b g l e"] | None  # tokens of the text or image, one group for the clip or one per frame
-    images: Bool[Array, "b t"] | None  # frames that are independent images
     # Known frames and their mask: by level, and in a block those of its level
     known: tuple[Float[Array, "b t h w k"], ...] | Float[Array, "b t h w k"] | None = None
     train: bool = flax.struct.field(pytree_node=False, default=False)  # with dropout
     # Reference tokens of every transformer, and in a block those of its own
-    references: dict[str, Float[Array, "b g l c"]] | Float[Array, "b g l c"] | None = None
+    references: dict[str, Float[Array, "b _ _ _"]] | Float[Array, "b _ _ _"] | None = None
 
 
 class Control(NamedTuple):
     """What a network beside the U-Net adds to its features."""
 
-    skips: tuple[Float[Array, "b t h w c"], ...]  # in the order of the way down, the first convolution's included
-    middle: Float[Array, "b t h w c"]
+    skips: tuple[Float[Array, "B T H W C"], ...]  # in the order of the way down, the first convolution's included
+    middle: Float[Array, "B T H W C"]
 
 
 class Sizes(NamedTuple):
@@ -84,14 +83,14 @@ class Sizes(NamedTuple):
                                    context=self.context, dtype=self.dtype, spread=self.spread, name=name)
 
 
-def told(x: Float[Array, "b t h w c"], given: Given, dtype: jnp.dtype) -> Float[Array, "b t h w c"]:
+def told(x: Float[Array, "B T H W C"], given: Given, dtype: jnp.dtype) -> Float[Array, "B T H W C"]:
     """What a layer over frames sees: features, and what is known of frames by a map that starts at zero."""
     if given.known is None:
         return x
     return x + Dense(x.shape[-1], kernel_init=zeros, dtype=dtype, name="known")(given.known)
 
 
-def level_code(x: Float[Array, "*b"], channels: int) -> Float[Array, "*b c"]:
+def level_code(x: Float[Array, "*batch"], channels: int) -> Float[Array, "*batch C"]:
     """Cosines, then sines, of `x` at periods from 2 pi to almost 20,000 pi."""
     return sinusoids(x, channels, order="cos_sin", endpoint=False)
 
@@ -104,7 +103,7 @@ class LatentBlock(nn.Module):
     epsilon: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"], given: Given) -> Float[Array, "b t h w o"]:
+    def __call__(self, x: Float[Array, "B T H W C"], given: Given) -> Float[Array, "B T H W O"]:
         sizes = self.sizes
         options = {"groups": sizes.groups, "epsilon": self.epsilon, "dtype": sizes.dtype, "spread": sizes.spread}
         residual = ResidualBlock(self.features, over=sizes.norm_over, film=sizes.film, **options, name="residual")
@@ -113,7 +112,7 @@ class LatentBlock(nn.Module):
             return x
         over_frames = ResidualBlock(self.features, (3, 1, 1), "clip", **options, name="temporal_residual")
         y = over_frames(told(x, given, sizes.dtype), given.embedding)
-        return Mix("spatial", 0.5, sizes.mix_frames, name="mix")(x, y, given.images)
+        return Mix("spatial", 0.5, sizes.mix_frames, name="mix")(x, y)
 
 
 class TokenBlock(nn.Module):
@@ -127,8 +126,8 @@ class TokenBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t h w c"], context: Float[Array, "b g l e"], images: Bool[Array, "b t"] | None = None,
-        references: Float[Array, "b g l c"] | None = None,
+        self, x: Float[Array, "b t h w c"], context: Float[Array, "b g l e"],
+        references: Float[Array, "b r m c"] | None = None,
     ) -> Float[Array, "b t h w c"]:
         sizes = self.sizes
 
@@ -140,7 +139,7 @@ class TokenBlock(nn.Module):
                 return x
             name = f"time_attention_{i}"
             attention = sizes.attention(self.heads, sizes.temporal_pattern, name, **sizes.relative())
-            return beside(x, attention(norm(name)(x)), images)
+            return x + attention(norm(name)(x))
 
         if self.over_time:
             x = x + sizes.feed_forward("feed_forward_0")(norm("in")(x))
@@ -175,14 +174,14 @@ class TokenTransformer(nn.Module):
 
         h = pointwise("in")(GroupNorm(sizes.groups, sizes.norm_over, TOKEN_EPSILON, name="norm")(x))
         within = TokenBlock(self.heads, sizes, only_context=self.only_context, name="space")
-        h = within(h, given.context, given.images, given.references)
+        h = within(h, given.context, given.references)
         if sizes.temporal:
             places = level_code(jnp.arange(x.shape[1]), channels)
             places = silu(Dense(4 * channels, dtype=dtype, name="places_in")(places))
             places = Dense(channels, dtype=dtype, name="places_out")(places)[:, None, None]
             over_frames = TokenBlock(self.heads, sizes, over_time=True, name="time")
             y = over_frames(told(h + places, given, dtype), given.context[:, :1])
-            h = Mix("spatial", 0.5, sizes.mix_frames, name="mix")(h, y, given.images)
+            h = Mix("spatial", 0.5, sizes.mix_frames, name="mix")(h, y)
         return x + pointwise("out")(h)
 
 
@@ -197,7 +196,7 @@ class FactorisedAttention(nn.Module):
     sizes: Sizes
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"], given: Given) -> Float[Array, "b t h w c"]:
+    def __call__(self, x: Float[Array, "B T H W C"], given: Given) -> Float[Array, "B T H W C"]:
         batch, frames, height, width, channels = x.shape
         sizes = self.sizes
         h = GroupNorm(sizes.groups, name="norm_space")(x)
@@ -208,4 +207,4 @@ class FactorisedAttention(nn.Module):
         h = jnp.moveaxis(h.reshape(batch, height, width, frames, channels), 3, 1)
         over_frames = sizes.attention(self.heads, sizes.temporal_pattern, "time_attention", bias=True,
                                       **sizes.relative())
-        return beside(x, over_frames(h), given.images)
+        return x + over_frames(h)

@@ -31,9 +31,9 @@ WINDOW = 256  # positions of a frame from which on that pays
 
 
 def convolve(
-    x: Float[Array, "b t h w c"], kernel: Float[Array, "kt kh kw c o"], strides: tuple[int, int] = (1, 1),
+    x: Float[Array, "B T H W C"], kernel: Float[Array, "kt kh kw C O"], strides: tuple[int, int] = (1, 1),
     causal: bool = False,
-) -> Float[Array, "b t h2 w2 o"]:
+) -> Float[Array, "B T H2 W2 O"]:
     """'Same' convolution over space and time with a canonical kernel; spatial strides only. A causal one sees no later
     frames: the last tap is then the frame itself."""
     kt, kh, kw, _, _ = kernel.shape
@@ -56,8 +56,8 @@ def convolve(
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def convolve_frames(
-    x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw c o"], strides: tuple[int, int]
-) -> Float[Array, "n h2 w2 o"]:
+    x: Float[Array, "N H W C"], kernel: Float[Array, "kh kw C O"], strides: tuple[int, int]
+) -> Float[Array, "N H2 W2 O"]:
     """'Same' convolution of frames. On CPU its gradient with respect to the kernel is a sum over pieces of rows.
 
     XLA computes that gradient as a convolution with a window as large as the frame. On a CPU, pieces that stay in the
@@ -144,8 +144,8 @@ class Convolution(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t h w c"], images: int = 0, frame_valid: Bool[Array, "b t"] | None = None
-    ) -> Float[Array, "b t h2 w2 o"]:
+        self, x: Float[Array, "B T H W C"], images: int = 0, frame_valid: Bool[Array, "B T"] | None = None
+    ) -> Float[Array, "B T H2 W2 O"]:
         kernel = self.param("kernel", self.kernel_init, (*self.kernel, x.shape[-1], self.features))
         bias = self.param("bias", zeros, (self.features,))
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
@@ -174,8 +174,8 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t h w c"], modulation: tuple[Array, Array] | None = None
-    ) -> Float[Array, "b t h w c"]:
+        self, x: Float[Array, "B T H W C"], modulation: tuple[Array, Array] | None = None
+    ) -> Float[Array, "B T H W C"]:
         channels = x.shape[-1]
         groups = next(g for g in range(min(self.groups, channels), 0, -1) if channels % g == 0)
         scale = self.param("scale", nn.initializers.ones_init(), (channels,))
@@ -205,7 +205,7 @@ class Dense(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... o"]:
+    def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... O"]:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         y = x.astype(self.dtype) @ kernel.astype(self.dtype)
         return y + self.param("bias", zeros, (self.features,)).astype(self.dtype) if self.use_bias else y
@@ -251,17 +251,17 @@ def space_to_depth(x: Float[Array, "b t h w c"], patch: int) -> Float[Array, "b 
     return rearrange(x, "b t (h p) (w q) c -> b t h w (p q c)", p=patch, q=patch)
 
 
-def depth_to_space(x: Float[Array, "b t h w c"], patch: int) -> Float[Array, "b t h2 w2 c2"]:
+def depth_to_space(x: Float[Array, "B T H W C"], patch: int) -> Float[Array, "B T H2 W2 C2"]:
     """Inverse of `space_to_depth`."""
     return rearrange(x, "b t h w (p q c) -> b t (h p) (w q) c", p=patch, q=patch)
 
 
-def mean_pool(x: Float[Array, "b t h w c"], stride: tuple[int, int]) -> Float[Array, "b t h2 w2 c"]:
+def mean_pool(x: Float[Array, "B T H W C"], stride: tuple[int, int]) -> Float[Array, "B T H2 W2 C"]:
     """Mean over blocks of `stride` pixels."""
     return rearrange(x, "b t (h p) (w q) c -> b t h p w q c", p=stride[0], q=stride[1]).mean((3, 5))
 
 
-def nearest(x: Float[Array, "b t h w c"], stride: tuple[int, int]) -> Float[Array, "b t h2 w2 c"]:
+def nearest(x: Float[Array, "B T H W C"], stride: tuple[int, int]) -> Float[Array, "B T H2 W2 C"]:
     """Repeat each pixel `stride` times in height and width."""
     batch, frames, height, width, channels = x.shape
     shape = (batch, frames, height, stride[0], width, stride[1], channels)

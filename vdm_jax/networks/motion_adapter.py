@@ -54,7 +54,7 @@ class MotionAdapterNetwork(nn.Module):
     config: MotionAdapter
 
     @nn.compact
-    def __call__(self, features: dict[str, Float[Array, "b t h w c"]]) -> dict[str, Float[Array, "b t h w c"]]:
+    def __call__(self, features: dict[str, Float[Array, "B T H W C"]]) -> dict[str, Float[Array, "B T H W C"]]:
         """`features` are by place, as is the result."""
         spec = self.config
         sizes = Sizes(spec.motion.groups, False, False, "auto", jnp.dtype(spec.dtype))

@@ -51,7 +51,7 @@ class RMSNorm(nn.Module):
     epsilon: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
+    def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... C"]:
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
         x = x.astype(jnp.float32)
         return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon) * scale
@@ -66,7 +66,7 @@ class T5TextEncoder(nn.Module):
     config: T5Encoder
 
     @nn.compact
-    def __call__(self, tokens: Int[Array, "b l"], mask: Bool[Array, "b l"] | None = None) -> Float[Array, "b l c"]:
+    def __call__(self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"] | None = None) -> Float[Array, "B L C"]:
         spec, dtype = self.config, jnp.dtype(self.config.dtype)
         table = self.param("words", nn.initializers.normal(1.0), (spec.vocabulary, spec.width))
         offsets = self.param("offsets", nn.initializers.normal(0.02), (spec.buckets, spec.heads))

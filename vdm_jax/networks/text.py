@@ -25,7 +25,7 @@ class WordEncoderNetwork(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens: Int[Array, "b l"], mask: Bool[Array, "b l"]) -> Float[Array, "b l c"]:
+    def __call__(self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"]) -> Float[Array, "B L C"]:
         spec = self.config
         normal = nn.initializers.normal(1.0)
         table = self.param("words", normal, (len(spec.words) + FIRST_WORD, spec.width))

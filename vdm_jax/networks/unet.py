@@ -217,7 +217,7 @@ class ClassEmbedding(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self, labels: Int[Array, " b"]) -> Float[Array, "b c"]:
+    def __call__(self, labels: Int[Array, " B"]) -> Float[Array, "B C"]:
         table = self.param("classes", nn.initializers.normal(1.0), (self.classes, self.features))
         return jax.nn.one_hot(labels, self.classes) @ table  # a product, since the table may be split over devices
 
@@ -235,7 +235,7 @@ class PositionEmbedding(nn.Module):
     gain: float = 4.0  # standard deviation of each axis' code, roughly
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"], images: int) -> Array:
+    def __call__(self, x: Float[Array, "B T H W C"], images: int) -> Array:
         frames, height, width, channels = x.shape[1:]
         frame = np.concatenate([np.arange(frames - images), np.zeros(images, int)])
         indices = {"frame": frame, "row": np.arange(height), "column": np.arange(width)}

@@ -23,7 +23,7 @@ from vdm_jax.networks.tiling import in_chunks, in_tiles
 from vdm_jax.parallel.rules import parameter_shardings
 from vdm_jax.weights import model_kinds
 
-Function = Callable[[Float[Array, "b t h w c"]], Float[Array, "b t h2 w2 o"]]
+Function = Callable[[Float[Array, "B T H W C"]], Float[Array, "B T H2 W2 O"]]
 
 
 @config
@@ -86,8 +86,8 @@ def weight_shardings(latent: Latent | None, mesh: Mesh) -> tuple[Any, ...]:
 
 
 def encode(
-    latent: Latent, weights: Any, video: Float[Array, "b t h w c"], key: Array | None = None, *, scaled: bool = True
-) -> Float[Array, "b t2 h2 w2 c2"]:
+    latent: Latent, weights: Any, video: Float[Array, "B T H W C"], key: Array | None = None, *, scaled: bool = True
+) -> Float[Array, "B T2 H2 W2 C2"]:
     """Latents of a video in [-1, 1], as diffusion sees them: of standard deviation about 1.
 
     Args:
@@ -108,7 +108,7 @@ def encode(
     return latent.autoencoder.normalise(z) if scaled else z
 
 
-def decode(latent: Latent, weights: Any, z: Float[Array, "b t h w c"]) -> Float[Array, "b t2 h2 w2 c2"]:
+def decode(latent: Latent, weights: Any, z: Float[Array, "B T H W C"]) -> Float[Array, "B T2 H2 W2 C2"]:
     """The video of latents as diffusion sees them, within [-1, 1]."""
     module = model_kinds.module(latent.autoencoder)
 

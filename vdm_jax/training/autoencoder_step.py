@@ -24,7 +24,7 @@ from vdm_jax.stages.inputs import target_video
 from vdm_jax.training.state import TrainState, abstract_state, advanced, make_optimizer, rate_of_update, trained_part
 from vdm_jax.training.trainable import merged, split
 
-Video = Float[Array, "b t h w 3"]
+Video = Float[Array, "B T H W 3"]
 Scalars = dict[str, Array]
 LARGEST_WEIGHT = 1e4  # of the adaptive ones
 
@@ -46,7 +46,7 @@ def reconstruction_loss(
     return (error / jnp.exp(logvar) + logvar).sum((2, 3, 4)).mean(), scalars
 
 
-def psnr(x: Video, y: Video) -> Float[Array, "b t"]:
+def psnr(x: Video, y: Video) -> Float[Array, "B T"]:
     """Peak signal-to-noise ratio of frames in [-1, 1], dB."""
     error = jnp.square(x - jnp.clip(y, -1.0, 1.0)).mean((2, 3, 4))
     return 10 * jnp.log10(4.0 / jnp.maximum(error, 1e-12))

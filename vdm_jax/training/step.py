@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from vdm_jax.conditions.conditioning import Conditioning, conditions_of, drop_text
 from vdm_jax.diffusion.arrays import Level
-from vdm_jax.networks.latent_network import network_module
+from vdm_jax.networks.kinds import network_module
 from vdm_jax.parallel.compiling import compiler_options
 from vdm_jax.parallel.gathers import check_gathers, split_axes
 from vdm_jax.parallel.rules import batch_sharding, shard
@@ -34,11 +34,11 @@ class Drawn(NamedTuple):
     """Everything about a batch that does not depend on the network, with all that a step draws except the network's
     dropout."""
 
-    x: Float[Array, "b t h w c"]  # target videos or latents: windows, parts and samples of moments are drawn
+    x: Float[Array, "B T H W C"]  # target videos or latents: windows, parts and samples of moments are drawn
     conditioning: Conditioning  # augmentation level and noise, frame mask, noise of the first frame; text dropped
     images: int  # appended to each clip
     logsnr: Level  # training level of each example, or of each of its frames
-    noise: Float[Array, "b t h w c"]
+    noise: Float[Array, "B T H W C"]
     dropout_key: PRNGKeyArray  # of the network's dropout layers
 
 

@@ -42,7 +42,7 @@ class Unit(nn.Module):
     padding: str = "SAME"
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 o"]:
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 O"]:
         return nn.relu(nn.Conv(self.channels, self.kernel, self.stride, self.padding, name="conv",
                                precision=jax.lax.Precision.HIGHEST)(x))
 
@@ -105,7 +105,7 @@ class Inception(nn.Module):
             nn.max_pool(x, (3, 3), (2, 2))], axis=-1)
 
     @nn.compact
-    def __call__(self, images: Float[Array, "b 299 299 3"]) -> tuple[Float[Array, "b 2048"], Float[Array, "b k"]]:
+    def __call__(self, images: Float[Array, "B 299 299 3"]) -> tuple[Float[Array, "B 2048"], Float[Array, "B C"]]:
         x = self._chain(images, "", ("Conv2d_1a_3x3", 32, (3, 3), 2, "VALID"),
                         ("Conv2d_2a_3x3", 32, (3, 3), 1, "VALID"), ("Conv2d_2b_3x3", 64, (3, 3)))
         x = nn.max_pool(x, (3, 3), (2, 2))

@@ -45,7 +45,7 @@ class Features(nn.Module):
     backbone: Backbone = "alexnet"
 
     @nn.compact
-    def __call__(self, image: Float[Array, "n h w 3"]) -> list[Float[Array, "n h2 w2 c"]]:
+    def __call__(self, image: Float[Array, "N H W 3"]) -> list[Float[Array, "N H2 W2 C"]]:
         x = (image - jnp.array(_MEAN)) / jnp.array(_DEVIATION)
         outputs = []
         for layer in _LAYERS[self.backbone]:
@@ -60,9 +60,9 @@ class Features(nn.Module):
 
 
 def distance(
-    params: Mapping[str, Any], one: Float[Array, "n h w 3"], other: Float[Array, "n h w 3"],
+    params: Mapping[str, Any], one: Float[Array, "N H W 3"], other: Float[Array, "N H W 3"],
     backbone: Backbone = "alexnet",
-) -> Float[Array, " n"]:
+) -> Float[Array, " N"]:
     """LPIPS of pictures in [-1, 1], picture by picture; `params` as `parameters` gives them.
 
     Raises:
