@@ -14,7 +14,7 @@ PARALLEL := --numprocesses auto --maxprocesses 2 --dist loadgroup
 
 export JAX_PLATFORMS ?=
 
-.PHONY: demo test test-full lint docs baselines benchmark clean
+.PHONY: demo test test-full lint docs notebooks baselines benchmark clean
 
 $(READY): $(REQUIREMENTS) requirements/plots.txt setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -64,6 +64,11 @@ lint: $(READY)
 docs: $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/docs.txt
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+# Run the notebooks and store in them what they show.
+notebooks: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/docs.txt
+	$(BIN)/python -m tests.test_notebooks
 
 baselines: $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/peers.txt

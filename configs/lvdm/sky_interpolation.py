@@ -1,4 +1,4 @@
-"""LVDM, interpolation of long videos: three latents between two that are known.
+"""LVDM, interpolation of long videos: three latents between two conditioning latents.
 
 Citation: He et al. 2022, arXiv 2211.13221, section 3.3; the authors' config lvdm_long/sky_interp (YingqingHe/LVDM). In
           nine of ten training clips of 20 frames the first and the last latent are known, with noise as in

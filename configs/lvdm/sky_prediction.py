@@ -1,4 +1,4 @@
-"""LVDM, prediction of long videos: the frames that follow a latent that is known, or a clip from nothing.
+"""LVDM, prediction of long videos: the latents that follow a conditioning latent, or an unconditional clip.
 
 Citation: He et al. 2022, arXiv 2211.13221, section 3.3; the authors' config lvdm_long/sky_pred (YingqingHe/LVDM). In
           half of the training clips the first latent, of 4 frames, is known, with noise of a timestep below 250

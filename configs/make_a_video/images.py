@@ -1,4 +1,4 @@
-"""Make-A-Video's image networks: 64x64, 256x256 and 768x768 pixels, as which its video networks begin.
+"""Make-A-Video's image networks: 64x64, 256x256 and 768x768 pixels, which initialise its video networks.
 
 Citation: Singer et al. 2022, arXiv 2209.14792, section 3.1. The paper publishes what the stages make, no widths, no
           optimiser settings and no compute: ours are choices (_stages.py).

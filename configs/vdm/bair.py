@@ -1,4 +1,4 @@
-"""VDM on BAIR robot pushing: 16 frames of 64x64, the first one known by reconstruction guidance.
+"""VDM on BAIR robot pushing: 16 frames of 64x64, conditioned on the first by reconstruction guidance.
 
 Citation: Ho et al. 2022, arXiv 2204.03458, section 4.2. Hyperparameters are those of appendix A; what the paper leaves
           open is marked in _network.py. The number of parameters is not published.

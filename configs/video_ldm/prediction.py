@@ -1,4 +1,4 @@
-"""Video LDM, prediction: a video that goes on, given its first frames or nothing.
+"""Video LDM, prediction: continues a video from its first frames, or generates one.
 
 Citation: Blattmann et al. 2023, arXiv 2304.08818, section 3.2. Layers over frames are told the known latents and their
           mask, halved by learned convolutions to the size of each level; here by a map in front of each that starts at

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
+from tests.refusals import refused
 from vdm_jax.errors import UserError
 from vdm_jax.networks import latent_unet as lu
-from vdm_jax.networks.autoencoder_blocks import Mix
-from vdm_jax.networks.latent_unet_blocks import GatedFeedForward, Given, Sizes, TokenTransformer, level_code
+from vdm_jax.networks.blocks.feed_forward import FeedForward
+from vdm_jax.networks.blocks.temporal import Mix
+from vdm_jax.networks.latent_unet_blocks import Given, Sizes, TokenTransformer, level_code
 from vdm_jax.parallel.rules import parameter_axes
 from vdm_jax.weights import model_kinds
 
@@ -140,7 +142,7 @@ def test_the_code_of_a_level_has_cosines_first():
 
 def test_gates_are_exact_gelu(filled):
     x = jnp.linspace(-2, 2, 6).reshape(3, 2)
-    module = GatedFeedForward(jnp.float32)
+    module = FeedForward(activation="gelu", gate="joint")
     params = filled(module, x)
     value, gate = np.split(np.asarray(x @ params["expand"]["kernel"] + params["expand"]["bias"]), 2, axis=-1)
     hidden = value * np.asarray(gate * (1 + jax.scipy.special.erf(gate / np.sqrt(2))) / 2)
@@ -149,14 +151,14 @@ def test_gates_are_exact_gelu(filled):
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"x": (2, 3, 4, 4, 5)}, "permitted: 4 channels"), ({"scalars": None}, "scalars and classes"),
-    ({"context": (2, 2, 1, 6)}, "permitted: .B, 1 or frames, tokens, 6"),
-    ({"classes": (2,)}, "scalars and classes"),
+    ({"x": (2, 3, 4, 4, 5)}, ("latent_unet.check", "4")), ({"scalars": None}, ("latent_unet.check",)),
+    ({"context": (2, 2, 1, 6)}, ("latent_unet.check", "1", "6")),
+    ({"classes": (2,)}, ("latent_unet.check",)),
 ])
 def test_refused_inputs(change, message):
     shapes = {"x": (2, 3, 4, 4, 4), "context": (2, 1, 1, 6), "scalars": (2, 3), "classes": None} | change
     x, context, scalars, classes = (None if shape is None else jnp.zeros(shape) for shape in shapes.values())
-    with pytest.raises(UserError, match=message):
+    with refused(*message):
         jax.eval_shape(lambda: lu.LatentUNetNetwork(VIDEO).init(
             jax.random.key(0), x, jnp.zeros(2), context, scalars=scalars, classes=classes))
 

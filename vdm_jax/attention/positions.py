@@ -7,8 +7,6 @@ learned tables are in `networks/positions.py`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
@@ -137,23 +135,3 @@ def relative_values(
         pairs = table[relative_index(length, table.shape[0] // 2)].astype(weights.dtype)  # [length, length, D]
         total = total + jnp.einsum(f"ck{axes}{axes.upper()},{axis}{axis.upper()}d->c{axes}kd", weights, pairs)
     return total.reshape(total.shape[0], -1, *total.shape[-2:])
-
-
-def sinusoidal(places: tuple[Sequence[int], ...], channels: int, base: float = 10_000.0) -> Float[np.ndarray, " ..."]:
-    """Sines and cosines of positions on a grid, `[*lengths, channels]` (Vaswani et al. 2017, 1706.03762, section 3.5).
-
-    `places` holds the position numbers along each axis. Each axis has an even share of the channels; what is left
-    over is zero. Raises `UserError` when an axis has less than one pair.
-    """
-    shares = rotary_axis_dims(channels, len(places))
-    lengths = tuple(len(p) for p in places)
-    code = np.zeros((*lengths, channels), np.float32)
-    start = 0
-    for axis, (numbers, share) in enumerate(zip(places, shares, strict=True)):
-        angle = np.asarray(numbers)[:, None] * base ** (-np.arange(0, share, 2) / share)
-        part = np.concatenate([np.sin(angle), np.cos(angle)], axis=-1)
-        shape = [1] * len(lengths) + [share]
-        shape[axis] = lengths[axis]
-        code[..., start : start + share] = part.reshape(shape)
-        start += share
-    return code

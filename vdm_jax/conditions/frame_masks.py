@@ -8,14 +8,23 @@ far as its training showed it such cases: each training clip draws one of the st
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Key
 
-from vdm_jax.configuration import CountOrZero, Positive, Share, SizeOrZero, config
+from vdm_jax.configuration import (
+    Ascending,
+    Count,
+    CountOrZero,
+    Positive,
+    ShareAboveZero,
+    SizeOrZero,
+    check_value,
+    config,
+)
 from vdm_jax.diffusion.conditional import Error, known_error, low_resolution_error
 from vdm_jax.errors import UserError
 from vdm_jax.video.arrays import resize
@@ -44,10 +53,6 @@ class Known(NamedTuple):
 class _Weighted:
     weight: Positive = 1.0  # how often it is drawn, relative to the stage's other observations
 
-    def __post_init__(self):
-        if not self.weight > 0:
-            raise UserError(f"{type(self).__name__}.weight={self.weight} is not valid; permitted: > 0")
-
 
 @config
 class NothingKnown(_Weighted):
@@ -68,10 +73,9 @@ class FramesKnown(_Weighted):
     every: CountOrZero = 0  # frames 0, every, 2 every, ...; 0: none
 
     def __post_init__(self):
-        super().__post_init__()
-        if min(self.first, self.last, self.every) < 0 or not max(self.first, self.last, self.every):
+        if not max(self.first, self.last, self.every):
             raise UserError(f"FramesKnown(first={self.first}, last={self.last}, every={self.every}) is not valid; "
-                            "permitted: >= 0, and at least one above 0")
+                            "permitted: at least one above 0")
 
     def mask(self, key: Key[Array, ""], frames: int, height: int, width: int) -> Float[Array, "T 1 1 1"]:
         """1 where the clip is known, broadcastable to `[T, H, W, 1]`."""
@@ -83,13 +87,8 @@ class FramesKnown(_Weighted):
 
 @config
 class _Boxed(_Weighted):
-    side: tuple[Share, Share] = (0.25, 0.75)  # smallest and largest height and width of the box, shares of the frame's
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not 0 < self.side[0] <= self.side[1] <= 1:
-            raise UserError(f"{type(self).__name__}.side={self.side} is not valid; permitted: (smallest, largest) with "
-                            "0 < smallest <= largest <= 1")
+    # Smallest and largest height and width of the box, shares of the frame's
+    side: Annotated[tuple[ShareAboveZero, ShareAboveZero], Ascending()] = (0.25, 0.75)
 
     def box(self, key: Key[Array, ""], height: int, width: int) -> Bool[Array, "1 H W 1"]:
         """True in a box whose sides and place are uniform; at least one pixel."""
@@ -185,8 +184,7 @@ def low_resolution_known(
     for name, size, part in zip(("height", "width"), shape[1:3], low.shape[2:4], strict=True):
         if size % part:
             raise UserError(f"low-resolution video of {name} {part} for {name} {size}; permitted: divisors of {size}")
-    if every < 1:
-        raise UserError(f"every={every} is not valid; permitted: >= 1")
+    check_value(every, Count, "every")
     numbers = start + np.arange(shape[0])
     there = (numbers % every == 0) & (numbers // every < low.shape[1])
     frames = low[:, np.minimum(numbers // every, low.shape[1] - 1)]

@@ -8,7 +8,7 @@ such cases (`frame_masks.py`).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from vdm_jax.conditions.conditioning import (
 )
 from vdm_jax.conditions.frame_masks import Known, draw_known, key_frames_known
 from vdm_jax.conditions.sources import VideoSource
-from vdm_jax.configuration import Count, Size, config
+from vdm_jax.configuration import Range, config
 from vdm_jax.diffusion.arrays import noise_from_keys
 from vdm_jax.errors import UserError
 
@@ -43,12 +43,9 @@ class KeyFrames(VideoSource):
     condition = "frames"
     single_frames = True
 
-    frames: Size  # of the video it starts from; the stage's own has (frames - 1) every + 1
-    every: Count = 5  # frames from one to the next
-
-    def __post_init__(self):
-        if self.frames < 2 or self.every < 2:
-            raise UserError(f"KeyFrames(frames={self.frames}, every={self.every}) is not valid; permitted: >= 2")
+    # Of the video it starts from; the stage's own has (frames - 1) every + 1
+    frames: Annotated[int, Range(least=2, cap=2**16)]
+    every: Annotated[int, Range(least=2, cap=10**9)] = 5  # frames from one to the next
 
     def size(self, video: Any) -> tuple[int, int, int]:
         """Some of the whole frames."""

@@ -14,7 +14,6 @@ from jaxtyping import Float, UInt8
 
 from vdm_jax.errors import UserError
 
-SPLITS = ("train", "validation", "test")
 MOTIONS = ("left", "right", "up", "down", "still", "bounce")
 # RGB, chosen far apart in direction, since blur and dimming change a colour's length but not its direction.
 COLOURS = {

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from vdm_jax.configuration import check_value
 from vdm_jax.errors import NotFinite, UserError
 from vdm_jax.metrics.detectors import lpips as distance
 from vdm_jax.metrics.detectors.weights import DetectorFile
@@ -49,8 +50,7 @@ def ssim(videos: Videos, real: Videos, window: Window = "gaussian") -> Values:
     from scipy.ndimage import correlate1d
 
     videos, real = _pair("ssim", videos, real)
-    if window not in get_args(Window):
-        raise UserError(f"window={window!r} is not valid; permitted: {', '.join(get_args(Window))}")
+    check_value(window, Window, "window")
     if window == "gaussian":
         kernel = np.exp(-0.5 * (np.arange(-_RADIUS, _RADIUS + 1) / _SIGMA) ** 2)
         correction = 1.0
@@ -106,8 +106,7 @@ def consistency(embeddings: Float[np.ndarray, "N T D"], pairs: Pairs = "consecut
     embeddings = np.asarray(embeddings, np.float64)
     if embeddings.ndim != 3 or embeddings.shape[1] < 2 or 0 in embeddings.shape:
         raise UserError(f"embeddings of shape {list(embeddings.shape)}; permitted: [N, T, D], T from 2 frames")
-    if pairs not in get_args(Pairs):
-        raise UserError(f"pairs={pairs!r} is not valid; permitted: {', '.join(get_args(Pairs))}")
+    check_value(pairs, Pairs, "pairs")
     unit = _unit(embeddings)
     if pairs == "consecutive":
         return (unit[:, 1:] * unit[:, :-1]).sum(-1).mean(1)

@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from vdm_jax.configuration import Range, check_value
 from vdm_jax.errors import NotFinite, UserError
 
 # What the sum of outer products is divided by. Published code differs, and scores of few videos with it.
@@ -57,8 +58,7 @@ class Moments:
 
     def covariance(self, divisor: Divisor = "n-1") -> Float[np.ndarray, "D D"]:
         """The covariance. Raises `UserError` for fewer than two vectors."""
-        if divisor not in get_args(Divisor):
-            raise UserError(f"divisor={divisor!r} is not valid; permitted: {', '.join(get_args(Divisor))}")
+        check_value(divisor, Divisor, "divisor")
         if self.count < 2:
             raise UserError(f"a covariance of {self.count} vectors; permitted: 2 or more")
         return self.scatter / (self.count - 1 if divisor == "n-1" else self.count)
@@ -164,8 +164,7 @@ def bootstrap(
     It is the score, 1.96 standard deviations of the resampled scores to either side: resampled sets repeat videos,
     which moves all their distances up, so that quantiles of theirs would lie beside the score.
     """
-    if resamples < 2:
-        raise UserError(f"resamples={resamples} is not valid; permitted: 2 or more")
+    check_value(resamples, Annotated[int, Range(least=2)], "resamples")
     rng = np.random.default_rng(seed)
     values = []
     for _ in range(resamples):
@@ -184,8 +183,7 @@ def frechet_interval(
     `videos` are the numbers of real and of generated ones where only a draw of them is at hand: as many are then
     resampled from the draw, so that the interval is that of all.
     """
-    if resamples < 2:
-        raise UserError(f"resamples={resamples} is not valid; permitted: 2 or more")
+    check_value(resamples, Annotated[int, Range(least=2)], "resamples")
     rng, sides, values = np.random.default_rng(seed), (real, generated), []
     videos = (len(real[0]), len(generated[0])) if videos is None else videos
     for _ in range(resamples):

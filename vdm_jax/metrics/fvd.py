@@ -11,12 +11,13 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Shaped, UInt8
 
+from vdm_jax.configuration import Range, check_value
 from vdm_jax.errors import UserError
 from vdm_jax.metrics.detectors import i3d, weights
 from vdm_jax.metrics.extraction import Extractor
@@ -227,8 +228,7 @@ def _interval(real: Sequence[FeatureSet], generated: Sequence[FeatureSet], value
 def blocks(videos: Shaped[np.ndarray, "N T *rest"], frames: int) -> list[Shaped[np.ndarray, "N frames *rest"]]:
     """Long videos in blocks of `frames`; a last block that is not full is left out. Raises `UserError` for videos that
     are shorter than a block."""
-    if not 0 < frames <= videos.shape[1]:
-        raise UserError(f"blocks of {frames} frames of videos of {videos.shape[1]}; permitted: 1 to {videos.shape[1]}")
+    check_value(frames, Annotated[int, Range(least=1, most=videos.shape[1])], "frames")
     return [videos[:, i : i + frames] for i in range(0, videos.shape[1] - frames + 1, frames)]
 
 

@@ -7,10 +7,12 @@ Sums of parts are enough for it, so any number of videos takes constant memory.
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from vdm_jax.configuration import Count, Range, check_value
 from vdm_jax.errors import NotFinite, UserError
 from vdm_jax.metrics.frechet import Interval
 
@@ -30,8 +32,7 @@ class ClassTotals:
         if p.ndim != 2 or 0 in p.shape or not np.allclose(p.sum(1), 1, atol=1e-3) or p.min() < 0:
             raise UserError(f"probabilities of shape {list(p.shape)}; permitted: [N, C], none below 0, rows that "
                             "add up to 1")
-        if splits < 1:
-            raise UserError(f"splits={splits} is not valid; permitted: >= 1")
+        check_value(splits, Count, "splits")
         classes, information = np.zeros((splits, p.shape[1])), np.zeros(splits)
         np.add.at(classes, split, p)
         np.add.at(information, split, _information(p))
@@ -67,8 +68,7 @@ def softmax(logits: Float[np.ndarray, "*batch C"]) -> Float[np.ndarray, "*batch 
 def score_interval(probabilities: Float[np.ndarray, "M V C"], videos: int, splits: int, value: float, *,
                    resamples: int = 100, seed: int = 0) -> Interval:
     """A 95 % interval of the mean over splits from resampled videos, of which `probabilities` are all or a draw."""
-    if resamples < 2:
-        raise UserError(f"resamples={resamples} is not valid; permitted: 2 or more")
+    check_value(resamples, Annotated[int, Range(least=2)], "resamples")
     rng, kept = np.random.default_rng(seed), np.asarray(probabilities, np.float64)
     classes, information = kept.mean(1), _information(kept).mean(1)  # of each video
     sizes = np.diff(np.arange(splits + 1) * videos // splits)

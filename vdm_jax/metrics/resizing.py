@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from vdm_jax.errors import UserError
+from vdm_jax.configuration import check_value
 
 # Both interpolate linearly between the two nearest pixels and none averages when it shrinks. `tf1` takes pixel i of n
 # from i * N / n (`tf.image.resize_bilinear` of TensorFlow 1), `half_pixel` from (i + 1/2) * N / n - 1/2 (PyTorch).
@@ -25,8 +25,7 @@ def resized(frames: UInt8[Array, "*batch H W C"], side: int, resize: Resize) -> 
 
 def interpolation(before: int, after: int, resize: Resize) -> Float[np.ndarray, "after before"]:
     """The matrix of linear interpolation between the two nearest pixels along one axis."""
-    if resize not in get_args(Resize):
-        raise UserError(f"resize={resize!r} is not valid; permitted: {', '.join(get_args(Resize))}")
+    check_value(resize, Resize, "resize")
     half = 0.5 if resize == "bilinear_half_pixel" else 0.0
     place = np.maximum((np.arange(after) + half) * before / after - half, 0)
     left = np.minimum(place.astype(int), before - 1)

@@ -64,7 +64,7 @@ class Statistics:
                             f"{list(other.kept.shape[1:])}, {other.limit} kept; permitted: equal ones")
         numbers = np.concatenate([self.numbers, other.numbers])
         if len(np.unique(numbers)) != len(numbers):
-            raise UserError("statistics of parts that share videos; permitted: each video once")
+            raise UserError("statistics of parts that share videos; permitted: each video once", "statistics.videos")
         kept = _drawn(np.concatenate([self.kept, other.kept]), numbers, self.limit)
         return Statistics(self.videos + other.videos, self.moments + other.moments, *kept, self.limit)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vdm_jax.errors import UserError
-from vdm_jax.networks.autoencoder_blocks import Block, Double, FrameAttention, Halve
+from vdm_jax.networks.autoencoder_blocks import Block, Double, Halve, frame_attention
 from vdm_jax.networks.autoencoder_clip import ClipDecoder, ClipEncoder
 from vdm_jax.networks.autoencoder_config import Autoencoder
 from vdm_jax.networks.layers import Convolution, GroupNorm, silu
@@ -90,9 +90,9 @@ class Middle(nn.Module):
         x = Block(x.shape[-1], self.temporal, _options(spec), name="in")(x)
         attention = (spec.groups, spec.attention_kernel, jnp.dtype(spec.dtype))
         if spec.middle_attention:
-            x = FrameAttention(*attention, name="frame_attention")(x)
+            x = frame_attention(*attention, "frame_attention")(x)
         if spec.temporal_attention:
-            x = FrameAttention(*attention, over_time=True, name="temporal_attention")(x)
+            x = frame_attention(*attention, "temporal_attention", over_time=True)(x)
         return Block(x.shape[-1], self.temporal, _options(spec), name="out")(x)
 
 

@@ -8,6 +8,8 @@ side.
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 from einops import rearrange
@@ -15,6 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from vdm_jax.networks.autoencoder_config import Autoencoder
+from vdm_jax.networks.blocks.residual import ResidualBlock
 from vdm_jax.networks.layers import GroupNorm, fan_in, silu, zeros
 
 Strides = tuple[int, int, int]  # frames, rows, columns
@@ -81,19 +84,13 @@ class ClipConvolution(nn.Module):
         return function(x.astype(self.dtype), kernel, self.strides) + bias
 
 
-class ClipResidual(nn.Module):
-    """Norm, SiLU, convolution, twice, beside a way past."""
+class ClipResidual(ResidualBlock):
+    """A residual block of such convolutions, with norms over the clip."""
 
-    groups: int
-    dtype: jnp.dtype
+    over: str = "clip"
 
-    @nn.compact
-    def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
-        h = x
-        for place in ("in", "out"):
-            h = silu(GroupNorm(self.groups, "clip", EPSILON, name=f"norm_{place}")(h))
-            h = ClipConvolution(x.shape[-1], dtype=self.dtype, name=f"conv_{place}")(h)
-        return x + h
+    def _convolve(self, h: Array, name: str, *beside: Any) -> Array:
+        return ClipConvolution(self.features, dtype=self.dtype, name=name)(h)
 
 
 def level_strides(spec: Autoencoder, level: int) -> Strides:
@@ -113,7 +110,7 @@ class ClipEncoder(nn.Module):
         for i, width in enumerate(spec.widths[1:]):
             x = ClipConvolution(width, 4, level_strides(spec, i), dtype=dtype, name=f"downsample_{i}")(x)
             for j in range(spec.blocks):
-                x = ClipResidual(spec.groups, dtype, name=f"down_{i}_{j}_residual")(x)
+                x = ClipResidual(width, groups=spec.groups, dtype=dtype, name=f"down_{i}_{j}_residual")(x)
         x = silu(GroupNorm(spec.groups, "clip", EPSILON, name="norm")(x))
         return ClipConvolution(2 * spec.latent_channels, dtype=dtype, name="out")(x)
 
@@ -130,5 +127,5 @@ class ClipDecoder(nn.Module):
         for i, width in enumerate(reversed(spec.widths[1:])):
             x = ClipConvolution(width, 4, level_strides(spec, i), True, dtype, name=f"upsample_{i}")(x)
             for j in range(spec.blocks + 1):
-                x = ClipResidual(spec.groups, dtype, name=f"up_{i}_{j}_residual")(x)
+                x = ClipResidual(width, groups=spec.groups, dtype=dtype, name=f"up_{i}_{j}_residual")(x)
         return ClipConvolution(spec.channels, dtype=dtype, name="out")(x)

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from vdm_jax.configuration import Size, Width, config
+from vdm_jax.configuration import Depth, Positive, Size, Width, WidthOrZero, config
 from vdm_jax.errors import UserError
-from vdm_jax.networks.clip_layers import Activation, CLIPLayer, check_encoder
+from vdm_jax.networks.blocks.feed_forward import Activation
+from vdm_jax.networks.clip_layers import CLIPLayer, check_heads
 from vdm_jax.networks.layers import Dense, fan_in, space_to_depth
 
 # Mean and standard deviation of red, green and blue, of pixels in [0, 1], that the released models were trained with.
@@ -31,17 +32,17 @@ class CLIPVision:
     patch: Size = 14  # pixels of a patch's side
     channels: Width = 3  # of the image
     width: Size = 1024  # channels
-    layers: int = 24
+    layers: Depth = 24
     heads: Size = 16
-    hidden: int = 4096  # channels inside the feed-forward layers
+    hidden: Width = 4096  # channels inside the feed-forward layers
     activation: Activation = "quick_gelu"
-    epsilon: float = 1e-5  # of the norms
-    project: int = 768  # channels of the projected summary; 0: no projection
+    epsilon: Positive = 1e-5  # of the norms
+    project: WidthOrZero = 768  # channels of the projected summary; 0: no projection
     dtype: str = "float32"  # of the activations
 
     def __post_init__(self):
-        check_encoder("CLIPVision", self.width, self.heads, self.layers, self.activation)
-        if self.patch < 1 or self.size % self.patch:
+        check_heads(self)
+        if self.size % self.patch:
             raise UserError(f"CLIPVision.size={self.size} with patch={self.patch}; permitted: multiples of the patch")
 
 

@@ -1,8 +1,9 @@
 """Configs of the space-time U-Net: each level declares its blocks and mixers. Data only; nothing is built here."""
 
 import math
-from typing import Literal, get_args, get_type_hints
+from typing import Annotated, Literal
 
+from vdm_jax.attention import cross_pattern
 from vdm_jax.attention.capability import require
 from vdm_jax.attention.patterns import AttentionPattern, External, Spatial, Temporal
 from vdm_jax.conditions.conditioning import Way, conditions_of
@@ -12,7 +13,9 @@ from vdm_jax.conditions.text import EmbeddedText, TextInput, WordEncoder  # noqa
 from vdm_jax.configuration import (
     Count,
     Depth,
+    Length,
     NonNegative,
+    OddSize,
     ShareBelowOne,
     Size,
     Width,
@@ -20,33 +23,6 @@ from vdm_jax.configuration import (
     config,
 )
 from vdm_jax.errors import UserError
-
-
-def _positive(config: object, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) < 1:
-            raise UserError(f"{type(config).__name__}.{name}={getattr(config, name)} is not valid; permitted: >= 1")
-
-
-def _odd(config: object, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) < 1 or getattr(config, name) % 2 == 0:
-            raise UserError(f"{type(config).__name__}.{name}={getattr(config, name)} is not valid; permitted: 1, 3, "
-                            "5, ...")
-
-
-def _choice(config: object, kind: type, name: str) -> None:
-    permitted = get_args(get_type_hints(kind)[name])
-    if getattr(config, name) not in permitted:
-        raise UserError(f"{kind.__name__}.{name}={getattr(config, name)!r} is not valid; permitted: "
-                        f"{', '.join(permitted)}")
-
-
-def _divides(config: object, whole: str, part: str) -> None:
-    if getattr(config, whole) % getattr(config, part):
-        raise UserError(f"{type(config).__name__}.{part}={getattr(config, part)} does not divide "
-                        f"{whole}={getattr(config, whole)}")
-
 
 # ---------------------------------------------------------------------------------------------- mixers
 
@@ -72,8 +48,6 @@ class SelfAttention:
     bank: str = "text"  # outside tokens of an External pattern: the text, or the name of one of UNet.references
 
     def __post_init__(self):
-        _positive(self, "head_dim")
-        _choice(self, SelfAttention, "position")
         require(self.pattern, self.kernel, self.context, external=isinstance(self.pattern, External),
                 bias=self.position in ("relative", "t5", "shaw", "shaw_key_value"),
                 offset_values=self.position == "shaw_key_value")
@@ -84,20 +58,18 @@ class CrossAttention:
     """Residual attention of every video token to the text tokens."""
 
     head_dim: Size = 32  # channels per head
+    kernel: str = "auto"  # or a name of the capability table that takes outside tokens
 
     def __post_init__(self):
-        _positive(self, "head_dim")
+        require(cross_pattern(1), self.kernel, "none", external=True)
 
 
 @config
 class TemporalConvolution:
     """Residual convolution over frames (k x 1 x 1); starts as the identity."""
 
-    kernel: Size = 3  # frames
+    kernel: OddSize = 3  # frames
     causal: bool = False  # no frame sees later ones
-
-    def __post_init__(self):
-        _odd(self, "kernel")
 
 
 @config
@@ -106,20 +78,14 @@ class FeedForward:
 
     expansion: Size = 4  # hidden width / channels
 
-    def __post_init__(self):
-        _positive(self, "expansion")
-
 
 @config
 class ConvolutionInflation:
     """Residual (2+1)-D convolution, within frames and then over frames, and a projection that starts at zero: the
     convolution-based inflation block of Lumiere (Bar-Tal et al. 2024, arXiv 2401.12945). Sizes are not published."""
 
-    kernel: Size = 3  # pixels
-    temporal_kernel: Size = 3  # frames
-
-    def __post_init__(self):
-        _odd(self, "kernel", "temporal_kernel")
+    kernel: OddSize = 3  # pixels
+    temporal_kernel: OddSize = 3  # frames
 
 
 @config
@@ -131,7 +97,6 @@ class AttentionInflation:
     layers: Depth = 2
 
     def __post_init__(self):
-        _positive(self, "layers")
         pattern = self.attention.pattern
         if pattern.layout != "positions" or isinstance(pattern, External):
             raise UserError(f"AttentionInflation.attention.pattern={pattern} is not valid; permitted: patterns of one "
@@ -164,10 +129,6 @@ class Level:
     temporal_stride: Size = 1  # reduction of frames, beside the spatial one
 
     def __post_init__(self):
-        _positive(self, "channels", "blocks", "kernel", "temporal_stride")
-        _choice(self, Level, "mixers_after")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"Level.dropout={self.dropout} is not valid; permitted: 0 <= dropout < 1")
         for mixer in self.mixers:
             if self.channels % getattr(mixer, "head_dim", 1):
                 raise UserError(f"{type(mixer).__name__}.head_dim={mixer.head_dim} does not divide "
@@ -178,7 +139,7 @@ class Level:
 class UNet:
     """A space-time U-Net. Published systems are values of this."""
 
-    levels: tuple[Level, ...]
+    levels: Annotated[tuple[Level, ...], Length()]
     middle: tuple[Mixer, ...] = ()  # between the two middle residual blocks
     out_channels: Size = 3  # of the video or its latents, which it takes and predicts
     embedding_channels: Width = 128  # width of the conditioning vector
@@ -190,14 +151,14 @@ class UNet:
     out_kernel: Size = 3  # spatial size of the last convolution, in patches
     # Frames of a convolution over frames after every spatial one, which starts as the identity (pseudo-3D convolution:
     # Make-A-Video, Singer et al. 2022, arXiv 2209.14792, section 3.2.1); 1: none
-    temporal_kernel: Size = 1
+    temporal_kernel: OddSize = 1
     temporal_causal: bool = False  # in these convolutions no frame sees later ones
     position_period: NonNegative = 0.0  # longest period of an added embedding of the place of a patch; 0: no embedding
     # What of the place is embedded; without "frame" an image network can become a video network exactly (inflation.py)
-    position_axes: tuple[Literal["frame", "row", "column"], ...] = ("frame", "row", "column")
+    position_axes: Annotated[tuple[Literal["frame", "row", "column"], ...], Length()] = ("frame", "row", "column")
     # Strided conv / nearest + conv; mean pool / nearest; or those two inside a residual block of their own
     resample: Literal["conv", "pool", "biggan"] = "conv"
-    temporal_stride_kernel: Size = 3  # frames; of the convolutions beside temporal strides (the size is not published)
+    temporal_stride_kernel: OddSize = 3  # frames; of the convolutions beside temporal strides (size not published)
     # "before": a level is reduced by its own stride before its blocks, and grows back after them (Efficient U-Net)
     resample_order: Literal["after", "before"] = "after"
     skip_scale: NonNegative = 1.0  # factor on the long skip; 2**-0.5 in efficient U-Nets
@@ -224,37 +185,21 @@ class UNet:
     motion = None
 
     def __post_init__(self):
-        _positive(self, "out_channels", "embedding_channels", "embedding_layers", "patch", "stem_kernel",
-                  "out_kernel", "groups", "temporal_kernel")
-        _choice(self, UNet, "spread")
-        if self.temporal_kernel % 2 == 0:
-            raise UserError(f"UNet.temporal_kernel={self.temporal_kernel} is not valid; permitted: 1, 3, 5, ...")
-        _choice(self, UNet, "resample_order")
         if self.resample_order == "before" and self.middle:
             raise UserError("UNet.middle is not empty with resample_order='before', which has no middle; permitted: "
-                            "middle=()")
-        _choice(self, UNet, "resample")
-        _choice(self, UNet, "shortcut")
+                            "middle=()", "UNet.middle")
         if self.resample == "biggan" and self.resample_order == "before":
             raise UserError("UNet.resample='biggan' with resample_order='before', under which no block runs at the "
                             "resolution of the input; permitted: 'conv', 'pool'")
-        if self.classes < 0:
-            raise UserError(f"UNet.classes={self.classes} is not valid; permitted: >= 0")
-        _choice(self, UNet, "remat")
-        _odd(self, "temporal_stride_kernel")
-        if self.levels and self.resample_order == "after" and self.levels[-1].temporal_stride > 1:
+        if self.resample_order == "after" and self.levels[-1].temporal_stride > 1:
             raise UserError(f"Level.temporal_stride={self.levels[-1].temporal_stride} of the last level, after which "
-                            "resample_order='after' reduces nothing; permitted: 1 there")
-        if self.position_period < 0:
-            raise UserError(f"UNet.position_period={self.position_period} is not valid; permitted: >= 0")
+                            "resample_order='after' reduces nothing; permitted: 1 there", "Level.temporal_stride")
         if self.residual and not self.low_resolution:
             raise UserError("UNet.residual=True with low_resolution=False; permitted: low_resolution=True")
-        axes = get_args(get_args(get_type_hints(UNet)["position_axes"])[0])
-        if not self.position_axes or self.position_axes != tuple(a for a in axes if a in self.position_axes):
+        axes = ("frame", "row", "column")
+        if self.position_axes != tuple(axis for axis in axes if axis in self.position_axes):
             raise UserError(f"UNet.position_axes={self.position_axes} is not valid; permitted: some of {axes}, in this "
                             "order")
-        if not self.levels:
-            raise UserError("UNet.levels=() is not valid; permitted: at least one Level")
         mixers = [m for level in self.levels for m in level.mixers] + list(self.middle)
         if self.text is None and any(isinstance(m, CrossAttention) for m in mixers):
             raise UserError("UNet.text=None but a level has CrossAttention; permitted: WordEncoder or EmbeddedText")
@@ -271,7 +216,7 @@ class UNet:
         for mixer in self.middle:
             if self.levels[-1].channels % getattr(mixer, "head_dim", 1):
                 raise UserError(f"UNet.middle head_dim={mixer.head_dim} does not divide the last level's "
-                                f"channels={self.levels[-1].channels}")
+                                f"channels={self.levels[-1].channels}", "UNet.middle")
 
     @property
     def reduction(self) -> tuple[int, int]:
@@ -314,7 +259,6 @@ class UNet:
                     and mixer.pattern.layout != "positions"):
                 return f"SelfAttention.position={mixer.position!r} within frames"
         return None
-
 
     @property
     def _reducing(self) -> tuple[Level, ...]:

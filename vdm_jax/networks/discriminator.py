@@ -11,8 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from vdm_jax.configuration import Range, Size, config
-from vdm_jax.errors import UserError
+from vdm_jax.configuration import OddSize, Range, Size, config
 from vdm_jax.networks.layers import Convolution, zeros
 
 _SLOPE = 0.2  # of activations below zero
@@ -26,14 +25,9 @@ class Discriminator:
 
     # Frames of the kernels. 1: every frame is judged by itself. Video LDM (Blattmann et al. 2023, arXiv 2304.08818)
     # judges videos by 3-D convolutions, whose sizes are not published: ours are 3 frames, without strides over time
-    frames: Size = 1
+    frames: OddSize = 1
     width: Size = 64  # channels of the first layer; doubled from layer to layer up to eight times as many
     layers: Annotated[int, Range(least=1, cap=16)] = 3  # that halve height and width
-
-    def __post_init__(self):
-        if self.frames < 1 or not self.frames % 2 or self.width < 1 or self.layers < 1:
-            raise UserError(f"Discriminator(frames={self.frames}, width={self.width}, layers={self.layers}) is not "
-                            "valid; permitted: frames=1, 3, 5, ..., width >= 1, layers >= 1")
 
 
 class BatchStatisticsNorm(nn.Module):

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from vdm_jax.attention import External, Spatial, Temporal
 from vdm_jax.conditions.conditioning import Conditioning, conditions_of
 from vdm_jax.conditions.inputs import Input
 from vdm_jax.configuration import CountOrZero, NonNegative, WidthOrZero, config
@@ -124,7 +125,11 @@ class LatentNetwork:
     references = ()
     norm_over = "frame"  # independent images are computed apart from the clip, whatever its norms see
     absolute_position = None
-    remat = "none"
+
+    @property
+    def remat(self) -> str:
+        """What the backward pass recomputes."""
+        return self.unet.remat
 
 
 Network = UNet | LatentNetwork
@@ -143,11 +148,11 @@ def image_unet(unet: LatentUNet) -> LatentUNet:
     """The image network that a video network is without its layers over frames, norms per frame. Raises `UserError`
     where it has no other attention."""
     return dataclasses.replace(unet, temporal=False, stack=None, motion=None, offsets=0, mix_frames=0, known_channels=0,
-                               norm_over="frame")
+                               norm_over="frame", spatial_pattern=Spatial(), temporal_pattern=Temporal())
 
 
 class LatentNetworkModule(nn.Module):
-    """Noisy latents `[B, T, H, W, C]` and their log-SNR `[B]` to a prediction.
+    """Noisy latents `[B, T, H, W, C]` and their log-SNR, `[B]` or per frame `[B, T]`, to a prediction.
 
     `images` says how many frames at the end are independent images (joint training): they go through the network
     without its layers over frames, and the clip's own frames through all of it.
@@ -160,13 +165,16 @@ class LatentNetworkModule(nn.Module):
         nn.share_scope(self, self.unet)
 
     def __call__(
-        self, z: Float[Array, "B T H W C"], logsnr: Float[Array, " B"], conditioning: Conditioning | None = None,
-        *, train: bool = False, images: int = 0,
+        self, z: Float[Array, "B T H W C"], logsnr: Float[Array, " B"] | Float[Array, "B T"],
+        conditioning: Conditioning | None = None, *, train: bool = False, images: int = 0,
     ) -> Float[Array, "B T H W O"]:
         """Raises `UserError` for conditioning that is missing, and padded frames, which the network cannot hide."""
         spec = self.config
         conditioning = Conditioning() if conditioning is None else conditioning
         check_inputs(spec, z, logsnr, conditioning)
+        if images and isinstance(spec.unet.spatial_pattern, External):
+            raise UserError(f"{images} independent images for a U-Net whose spatial_pattern sees references; "
+                            "permitted: 0")
         if images and not spec.unet.context_channels:
             raise UserError(f"{images} independent images for a U-Net of context_channels=0, which has no attention of "
                             "its own within them; permitted: 0")
@@ -176,11 +184,14 @@ class LatentNetworkModule(nn.Module):
         told = {"scalars": _scalars(spec, conditioning), "classes": _classes(spec, conditioning, len(z))}
         clip = x.shape[1] - images
         of_clip = known[:, :clip] if spec.known == "layers" else None
-        y = self.unet(x[:, :clip], level, context[:, :1] if images else context, known=of_clip, train=train, **told)
+        references = conditioning.references or None
+        of_frames = level.ndim == 2
+        y = self.unet(x[:, :clip], level[:, :clip] if of_frames else level, context[:, :1] if images else context,
+                      known=of_clip, references=references, train=train, **told)
         if not images:
             return y
         alone = LatentUNetNetwork(image_unet(spec.unet), parent=None).apply(
-            {"params": self.variables["params"]}, x[:, clip:], level,
+            {"params": self.variables["params"]}, x[:, clip:], level[:, clip:] if of_frames else level,
             context[:, 1:] if spec.text is not None else context, **told)
         return jnp.concatenate([y, alone], axis=1)
 
@@ -204,9 +215,9 @@ def check_inputs(
     if conditioning.frame_valid is not None:
         raise UserError("clips with padded frames for a LatentNetwork, whose layers over frames would see them; "
                         "permitted: clips of one length, or a UNet")
-    if logsnr.ndim != 1 or conditioning.references:
-        raise UserError(f"a LatentNetwork with noise levels of shape {logsnr.shape} and references "
-                        f"{list(conditioning.references)}; permitted: one level per clip, no references")
+    if logsnr.shape not in (z.shape[:1], z.shape[:2]):
+        raise UserError(f"noise levels of shape {logsnr.shape} for a video of shape {z.shape}; permitted: "
+                        f"{z.shape[:1]}, one per clip, or {z.shape[:2]}, one per frame")
 
 
 def _known(spec: LatentNetwork, conditioning: Conditioning) -> Float[Array, "B T H W M"] | None:

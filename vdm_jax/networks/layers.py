@@ -7,6 +7,7 @@ keep the canonical shape `(kt, kh, kw, Cin, Cout)` whatever the execution, so we
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array, Bool, Float, Num
+from jaxtyping import Array, Bool, Float
 
 from vdm_jax.networks.spreading import spread_convolve
 from vdm_jax.parallel.compiling import target_platform
@@ -211,25 +212,29 @@ class Dense(nn.Module):
 
 
 class PartedDense(nn.Module):
-    """Several affine maps of the last axis by one kernel `(C, parts O)`, each split by features over the mesh.
+    """Several affine maps of the last axis by one kernel `(C, parts O)`, to features or to heads `(K, D)`, each split
+    over the mesh by its first dimension.
 
-    The kernel is split before the product, as in `mixers.HeadProjection`: cutting the product apart would move tokens
-    between devices.
+    The kernel is split before the product: after it, devices would hold some of one part's features next to some of
+    another's, and would have to exchange tokens, of which there are more.
     """
 
     parts: int
-    features: int  # of each
+    shape: tuple[int, ...]  # of the output of each: features, or heads and channels per head
+    use_bias: bool = True
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "... C"]) -> tuple[Float[Array, "... O"], ...]:
-        total = self.parts * self.features
+    def __call__(self, x: Float[Array, "... C"]) -> tuple[Float[Array, " ..."], ...]:
+        shape, total = (self.parts, *self.shape), self.parts * math.prod(self.shape)
+        axis, first, letters = ("heads" if len(self.shape) == 2 else "mlp"), -len(self.shape), "kd"[: len(self.shape)]
         kernel = self.param("kernel", fan_in, (x.shape[-1], total)).astype(self.dtype)
-        bias = self.param("bias", zeros, (total,)).astype(self.dtype).reshape(self.parts, self.features)
-        kernel = spread(kernel.reshape(-1, self.parts, self.features), "mlp", dim=2, must=False)
-        y = jnp.einsum("...c,cpo->...po", x.astype(self.dtype), kernel) + bias
-        y = spread(y, "mlp", dim=-1, must=False)
-        return tuple(y[..., i, :] for i in range(self.parts))
+        kernel = spread(kernel.reshape(-1, *shape), axis, dim=2, must=False)
+        y = jnp.einsum(f"...c,cp{letters}->...p{letters}", x.astype(self.dtype), kernel)
+        if self.use_bias:
+            y = y + self.param("bias", zeros, (total,)).astype(self.dtype).reshape(shape)
+        y = spread(y, axis, dim=first, must=False)
+        return tuple(lax.index_in_dim(y, i, axis=y.ndim + first - 1, keepdims=False) for i in range(self.parts))
 
 
 def add_residual(x: Float[Array, " ..."], change: Float[Array, " ..."]) -> Float[Array, " ..."]:
@@ -239,14 +244,6 @@ def add_residual(x: Float[Array, " ..."], change: Float[Array, " ..."]) -> Float
     reads the stream: work that grows with the square of the depth.
     """
     return lax.optimization_barrier(x + change)
-
-
-def sinusoids(x: Num[Array, " ..."], channels: int, max_period: float = 10_000.0) -> Float[Array, "... C"]:
-    """Sines and cosines of `x` at geometrically spaced periods from 2 pi to 2 pi `max_period`."""
-    half = channels // 2
-    frequency = jnp.exp(-jnp.log(max_period) * jnp.arange(half) / max(half - 1, 1))
-    angle = x[..., None].astype(jnp.float32) * frequency
-    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
 def space_to_depth(x: Float[Array, "B T H W C"], patch: int) -> Float[Array, "B T H2 W2 C2"]:

@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from vdm_jax.configuration import Size, SizeOrZero, check_value
 from vdm_jax.errors import UserError
 
 Function = Callable[[Float[Array, "B T H W C"]], Float[Array, "B T H2 W2 O"]]
@@ -39,8 +40,8 @@ def in_chunks(
     released decoders do when they decode in pieces. Raises `UserError` for sizes that do not fit.
     """
     length = video.shape[1]
-    if frames < 1 or overlap < 0:
-        raise UserError(f"frames={frames} at a time with overlap={overlap}; permitted: 1 or more, 0 or more")
+    check_value(frames, Size, "frames")
+    check_value(overlap, SizeOrZero, "overlap")
     window = min(frames + 2 * overlap, length)
     piece = jax.eval_shape(function, jax.ShapeDtypeStruct((len(video), window, *video.shape[2:]), video.dtype))
     factor = Fraction(piece.shape[1], window)

@@ -45,17 +45,8 @@ class Latent:
     overlap: SizeOrZero = 0  # of tiles, pixels
 
     def __post_init__(self):
-        for name, permitted in (("encode", ("sample", "mode")), ("low_resolution", ("latents", "pixels"))):
-            if getattr(self, name) not in permitted:
-                raise UserError(f"Latent.{name}={getattr(self, name)!r} is not valid; permitted: "
-                                f"{', '.join(map(repr, permitted))}")
-        for name in ("encode_frames", "decode_frames"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserError(f"Latent.{name}={getattr(self, name)} is not valid; permitted: >= 1, or None")
-        if self.seen_frames < 0:
-            raise UserError(f"Latent.seen_frames={self.seen_frames} is not valid; permitted: >= 0")
         factor, sizes = self.autoencoder.factor, (*(self.tile or ()), self.overlap)
-        fits = self.overlap >= 0 and (self.overlap < min(self.tile) if self.tile else not self.overlap)
+        fits = self.overlap < min(self.tile) if self.tile else not self.overlap
         if not fits or any(size % factor for size in sizes):
             raise UserError(f"Latent.tile={self.tile} with overlap={self.overlap} is not valid; permitted: multiples "
                             f"of the autoencoder's factor {factor}, with an overlap that is less than a tile")

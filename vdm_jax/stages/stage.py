@@ -223,7 +223,7 @@ def _check_latent(stage: Stage, latent: Latent, where: str) -> None:
     try:
         grid = latent.shape(*stage.video.shape[:3])
     except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+        raise UserError(f"{where}: {error}", error.code) from None
     if latent.autoencoder.channels != 3:
         raise UserError(f"{where}: latent.autoencoder.channels={latent.autoencoder.channels}; permitted: 3, RGB")
     if stage.sampling.threshold is not None:

@@ -22,7 +22,7 @@ from vdm_jax.parallel.rules import batch_sharding, shard
 from vdm_jax.stages.inputs import training_inputs
 from vdm_jax.stages.latent import weight_shardings
 from vdm_jax.stages.stage import Stage
-from vdm_jax.training.state import TrainState, abstract_state, make_optimizer, rate_of_update
+from vdm_jax.training.state import TrainState, abstract_state, advanced, make_optimizer, rate_of_update
 from vdm_jax.training.trainable import merged, split
 
 logger = logging.getLogger(__name__)
@@ -116,17 +116,8 @@ def train_step(
     rate = rate_of_update(stage.training, state.opt_state)
     updates, opt_state = make_optimizer(stage.training).update(grads, state.opt_state, trained)
     params = merged(optax.apply_updates(trained, updates), frozen)
-    decay = jnp.minimum(stage.training.ema_decay, (1.0 + state.step) / (10.0 + state.step))
-    ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), state.ema, params)
-
-    def keep(new: Any, old: Any) -> Any:
-        return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-
-    state = TrainState(step=state.step + 1, params=keep(params, state.params), ema=keep(ema, state.ema),
-                       opt_state=keep(opt_state, state.opt_state), key=state.key)
-    metrics = {"loss": loss, "gradient_norm": norm, "skipped": 1.0 - finite,
-               "learning_rate": rate, **aux}
-    return state, metrics
+    metrics = {"loss": loss, "gradient_norm": norm, "skipped": 1.0 - finite, "learning_rate": rate, **aux}
+    return advanced(state, stage.training, finite, params, opt_state, params), metrics
 
 
 def jit_train_step(stage: Stage, mesh: Mesh) -> jax.stages.Wrapped:

@@ -18,6 +18,7 @@ from flax import traverse_util
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from vdm_jax.configuration import check_value
 from vdm_jax.errors import UserError
 from vdm_jax.metrics.detectors import weights
 from vdm_jax.metrics.detectors.weights import DetectorFile
@@ -86,8 +87,7 @@ def clip_pixels(frame: UInt8[np.ndarray, "H W 3"], size: int) -> Float[np.ndarra
 
 def find_model(name: str) -> Model:
     """The model of a name. Raises `UserError` listing the names."""
-    if name not in MODELS:
-        raise UserError(f"clip={name!r} is unknown; permitted: {', '.join(MODELS)}")
+    check_value(name, ModelName, "clip")
     return MODELS[name]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vdm_jax.configuration import check_value
 from vdm_jax.errors import UserError
 from vdm_jax.metrics.detectors import weights
 
@@ -126,8 +127,7 @@ class Inception(nn.Module):
 @functools.cache
 def parameters(variant: Variant = "fid") -> dict[str, Any]:
     """The trained parameters of `Inception`. Raises `UserError` as `weights.load` does."""
-    if variant not in FILES:
-        raise UserError(f"variant={variant!r} is not valid; permitted: {', '.join(get_args(Variant))}")
+    check_value(variant, Variant, "variant")
     return from_published(weights.load(FILES[variant]), variant)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vdm_jax.configuration import check_value
 from vdm_jax.errors import UserError
 from vdm_jax.metrics.detectors import weights
 
@@ -119,6 +120,5 @@ def expected(backbone: Backbone) -> dict[str, dict[str, tuple[int, ...]]]:
 
 
 def _checked(backbone: str) -> str:
-    if backbone not in FILES:
-        raise UserError(f"backbone={backbone!r} is not valid; permitted: {', '.join(get_args(Backbone))}")
+    check_value(backbone, Backbone, "backbone")
     return backbone

@@ -13,9 +13,9 @@ from vdm_jax.attention.positions import (
     bucket_index,
     relative_index,
     relative_key_bias,
-    sinusoidal,
     sum_of_axes,
 )
+from vdm_jax.networks.blocks.sinusoids import grid_sinusoids
 from vdm_jax.networks.layers import zeros
 
 
@@ -82,7 +82,7 @@ class AddedPositions(nn.Module):
         places = {"t": frame_numbers(x.shape[1], frame_mask), "h": np.arange(x.shape[2]), "w": np.arange(x.shape[3])}
         shape = [1, *(x.shape[1 + i] if a in axes else 1 for i, a in enumerate("thw")), x.shape[-1]]
         if self.kind == "sinusoidal":
-            return jnp.asarray(sinusoidal(tuple(places[a] for a in axes), x.shape[-1]), x.dtype).reshape(shape)
+            return jnp.asarray(grid_sinusoids(tuple(places[a] for a in axes), x.shape[-1]), x.dtype).reshape(shape)
         total = 0
         for axis in axes:
             numbers = places[axis]
