@@ -357,6 +357,15 @@ def test_a_flag_of_before_is_refused_with_the_name_of_today(renames, flags, toda
         parse_with_rest(Sample, ["run", "a red 3", "--sampling-steps=2"], "sample")
 
 
+@pytest.mark.parametrize(("source", "today"), [
+    ("from vdm_jax.networks.config import Before\n", "Other"),
+    ("from vdm_jax.networks.config import UNet\n\ndef get_config():\n    return UNet(levels=(), mid=())\n", "middle")])
+def test_a_config_file_of_before_is_refused_with_the_name_of_today(renames, tmp_path, source, today):
+    (tmp_path / "mine.py").write_text(source)
+    with refused("renamed", "mine.py", f"permitted: {today}"):
+        load_config(str(tmp_path / "mine.py"))
+
+
 def test_names_of_before_are_not_those_of_today():
     """Every entry of the table leads to a class or field that there is."""
     classes = {owner.__name__: owner for owner, _, _ in fields_of(AnyExperiment)}

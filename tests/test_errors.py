@@ -16,7 +16,7 @@ from vdm_jax.data.opening import open_source
 from vdm_jax.errors import UserError, field_of
 from vdm_jax.generation.one_stage import stage_denoiser
 from vdm_jax.networks.config import Level, UNet
-from vdm_jax.networks.latent_network import network_module
+from vdm_jax.networks.kinds import network_module
 from vdm_jax.networks.mixers import Mixers
 from vdm_jax.networks.text import TextConditioner
 from vdm_jax.stages.options import Sampling

@@ -346,6 +346,13 @@ def _todays(kind: type, data: dict[str, Any], where: str) -> dict[str, Any]:
     return found
 
 
+def todays_name(error: Exception) -> str | None:
+    """Today's name of the class or field of before whose absence is the error, in Python."""
+    owner = re.match(r"(\w+)\.__init__\(\)", str(error))
+    names = [f"{owner[1]}.{name}" if owner else name for name in re.findall(r"'(\w+)'", str(error))]
+    return next((RENAMED[name] for name in names if name in RENAMED), None)
+
+
 def renamed_field(kind: type, name: str) -> str:
     """Today's name of a field of a class (`not NAME` of one that is negated), which is its own unless it is an old one
     of `RENAMED`."""

@@ -210,7 +210,7 @@ def test_scores_do_not_depend_on_the_batch(scorer):
         (np.zeros((1, 4, 32, 48, 3), np.uint8), ["a red 3 rising"], ("scorer.DigitScorer.see",)),
         (np.zeros((1, 1, 32, 32, 3), np.uint8), ["a red 3 rising"], ("scorer.DigitScorer.see", ">= 2")),
         (np.zeros((1, 4, 32, 32, 3), np.uint8), ["a red cat"],
-         ("captioned_digits._parse_object.expect", "0", "1", "2")),
+         ("clips._parse_object.expect", "0", "1", "2")),
     ],
 )
 def test_bad_input_is_refused(scorer, videos, captions, message):

@@ -74,13 +74,16 @@ def test_what_is_asked_for(everything_here):
     assert asked("psnr", "ssim", source=True) == ("psnr", "ssim")
 
 
+METRICS = "Stage.training.evaluation.metrics"
+
+
 @pytest.mark.parametrize(("metrics", "options", "message"), [
-    (("fid",), {}, "training.evaluation.metrics has 'fid'; permitted for CaptionedDigits: digits, fvd"),
-    (("digits",), {"data": VideoFolder(path="x")}, "has 'digits'; permitted for VideoFolder: fvd, "),
-    ((), {"data": VideoFolder(path="x"), "size": 16}, "there is neither for 10x16x16 videos of VideoFolder"),
-    (("psnr",), {}, "has 'psnr', which compares .* permitted: it for a stage with a source, which 'base' has not"),
-    (("fvd",), {"frames": 8}, "fvd of videos of 8 frames; permitted: from 9"),
-    (("motion",), {"size": 16}, "motion of 10 frames of 16x16 pixels; permitted: from 32 a side, 2 frames"),
+    (("fid",), {}, (METRICS, "'fid'", "CaptionedDigits: digits, fvd")),
+    (("digits",), {"data": VideoFolder(path="x")}, (METRICS, "'digits'", "VideoFolder: fvd, ")),
+    ((), {"data": VideoFolder(path="x"), "size": 16}, (METRICS, "=()", "10x16x16 videos of VideoFolder")),
+    (("psnr",), {}, (METRICS, "'psnr'", "'base'")),
+    (("fvd",), {"frames": 8}, ("feature_scores.require_sight", "8 frames", "from 9")),
+    (("motion",), {"size": 16}, ("run_metrics.require_visible", "16x16", "from 32 a side, 2 frames")),
 ])
 def test_what_cannot_be_scored_is_refused_before_training(metrics, options, message, everything_here):
     with refused(*message):

@@ -249,7 +249,7 @@ def test_a_draw_of_many_videos_says_so(source, networks, monkeypatch):
 def test_a_missing_detector_is_told_before_anything_is_generated(source, tmp_path, monkeypatch):
     monkeypatch.setenv(weights.FOLDER_VARIABLE, str(tmp_path))
     for name, file in (("fid", "pt_inception-2015-12-05"), ("is_c3d", "conv3d_deepnetA_ucf.npz"),
-                       ("clipsim", "ViT-B-32.pt"), ("prompt_consistency", "ViT-L-14.pt")):
+                       ("clipsim", "clip-vit-base-patch32/"), ("prompt_consistency", "clip-vit-large-patch14/")):
         cascade = Cascade()
         with refused("weights.find", file, "https://"):
             evaluate(source, tmp_path, name, cascade=cascade)

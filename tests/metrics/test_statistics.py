@@ -67,7 +67,7 @@ def test_moments_of_repeated_vectors():
 
 def test_what_does_not_fit_is_refused():
     one = Statistics.of(drawn(4), np.arange(4))
-    with refused("statistics.Statistics.__add__"):
+    with refused("statistics.videos"):
         one + Statistics.of(drawn(4), np.arange(3, 7))
     with refused("statistics.Statistics.__add__"):
         one + Statistics.of(drawn(4, vectors=2), np.arange(4, 8))

@@ -24,7 +24,7 @@ from vdm_jax.parallel.rules import parameter_axes, parameter_shardings
 
 COMMON = (4, "frame", jnp.float32)
 SIZES = Sizes(4, True, False, "xla", jnp.float32)
-GIVEN = Given(jnp.ones((4, 1, 8)), jnp.ones((4, 1, 3, 12)), None)
+GIVEN = Given(jnp.ones((4, 1, 8)), jnp.ones((4, 1, 3, 12)))
 X = (4, 2, 8, 8, 16)  # B T H W C; a device holds one clip, 8,192 bytes of each 16 channels
 TEXT = (jnp.ones((4, 1, 3, 12)), jnp.ones((4, 1, 3), bool))
 UNET = cfg.UNet(levels=(cfg.Level(channels=16),), groups=4, embedding_channels=8)

@@ -10,7 +10,7 @@ from tests.refusals import refused
 from vdm_jax.attention.patterns import Full, Spatial, Temporal
 from vdm_jax.commands.configs import config_names, load_config
 from vdm_jax.planning.before import check_before
-from vdm_jax.planning.budget import FRAMES, TOKENS, _attended, check_budget
+from vdm_jax.planning.budget import FRAMES, TOKENS, check_budget
 from vdm_jax.stages.stage import Stage
 
 TINY = load_config(str(Path(__file__).parents[1] / "commands" / "tiny.py"))
@@ -51,7 +51,7 @@ def test_long_clips_are_planned_in_seconds():
 def test_latent_networks_are_counted_by_their_latents():
     experiment = load_config("modelscope/text_to_video")
     stage = experiment.stages[0]
-    assert max(_attended(stage.network, *stage.shape[:3])) == 32 * 32
+    assert max(stage.network.attended(*stage.shape[:3])) == 32 * 32
     large = dataclasses.replace(stage, video=dataclasses.replace(stage.video, height=2**14, width=2**14))
     with refused("budget._check_tokens", "4194304"):
         check_budget(dataclasses.replace(experiment, stages=(large,)), [large.name])
@@ -61,4 +61,4 @@ def test_shipped_configs_are_far_below_the_bounds():
     stages = [stage for name in config_names() for stage in load_config(name).stages if isinstance(stage, Stage)]
     assert len(stages) > 50
     assert max(stage.video.frames for stage in stages) < FRAMES / 4
-    assert max(tokens for stage in stages for tokens in _attended(stage.network, *stage.shape[:3])) < TOKENS / 16
+    assert max(tokens for stage in stages for tokens in stage.network.attended(*stage.shape[:3])) < TOKENS / 16

@@ -223,5 +223,5 @@ def test_reserved_meta_and_unserialisable_meta_are_refused(tmp_path):
 
 
 def test_keeping_none_is_refused(tmp_path):
-    with pytest.raises(UserError, match="keep=0"):
+    with refused("keep", "=0"):
         Checkpoints(tmp_path, keep=0)

@@ -2,7 +2,7 @@
 
 Additive codes and rotary change the tokens or q and k and therefore work with every kernel; a bias (T5 buckets, clipped
 offsets, relative key vectors) needs a kernel that takes one, relative value vectors one that holds all weights. The
-learned tables are in `networks/positions.py`.
+learned tables are in `networks/blocks/positions.py`.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from vdm_jax.diffusion.guidance import batched, combine, dynamic_threshold, osci
 from vdm_jax.diffusion.sampling import sample, sampling_levels
 from vdm_jax.diffusion.windows import windowed
 from vdm_jax.errors import UserError, unknown_kind
-from vdm_jax.networks.latent_network import network_module
+from vdm_jax.networks.kinds import network_module
 from vdm_jax.parallel.rules import batch_parts, batch_sharding, spread
 from vdm_jax.stages.inputs import encoder
 from vdm_jax.stages.latent import decode, encode_known

@@ -1,12 +1,13 @@
 """Configs of the space-time U-Net: each level declares its blocks and mixers. Data only; nothing is built here."""
 
 import math
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
 from vdm_jax.attention import cross_pattern
 from vdm_jax.attention.capability import require
 from vdm_jax.attention.patterns import AttentionPattern, External, Spatial, Temporal
-from vdm_jax.conditions.conditioning import Way, conditions_of
+from vdm_jax.conditions.conditioning import Way
 from vdm_jax.conditions.inputs import Input
 from vdm_jax.conditions.reference import Reference
 from vdm_jax.conditions.text import EmbeddedText, TextInput, WordEncoder  # noqa: F401 what configs are made of
@@ -23,6 +24,7 @@ from vdm_jax.configuration import (
     config,
 )
 from vdm_jax.errors import UserError
+from vdm_jax.networks.backbone import Backbone
 
 # ---------------------------------------------------------------------------------------------- mixers
 
@@ -136,7 +138,7 @@ class Level:
 
 
 @config
-class UNet:
+class UNet(Backbone):
     """A space-time U-Net. Published systems are values of this."""
 
     levels: Annotated[tuple[Level, ...], Length()]
@@ -177,12 +179,6 @@ class UNet:
     spread: Literal["frames", "height"] = "frames"  # what of a video is split over the mesh axis `context`
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters stay float32
     remat: Literal["none", "dots", "full", "offload"] = "none"  # what the backward pass recomputes; networks/remat.py
-
-    # What only a `LatentNetwork` has.
-    first_frame = False
-    known = "none"
-    known_steps = 0
-    motion = None
 
     def __post_init__(self):
         if self.resample_order == "before" and self.middle:
@@ -231,11 +227,6 @@ class UNet:
         """What the number of frames must be a multiple of."""
         return math.prod(level.temporal_stride for level in self._reducing)
 
-    @property
-    def prompted(self) -> bool:
-        """Whether the network takes what classifier-free guidance can take away, such as text or a class."""
-        return any(condition.guidance == "prompt" for condition in conditions_of(self))
-
     def entering(self, way: Way) -> tuple[Input, ...]:
         """Its further conditions that enter in this way."""
         return tuple(entry for entry in self.conditions if entry.condition.enters == way)
@@ -248,8 +239,42 @@ class UNet:
                 **({"observed": size + 1} if self.observed else {}),
                 **{entry.name: entry.width for entry in self.entering("channels")}}
 
+    def check_stage(self, stage: Any) -> None:
+        """Raise `UserError` for a prediction that a change to the low-resolution video is not, images that would be
+        mixed with the clip, and crops whose place in the video it would take for another."""
+        where, images = f"Stage {stage.name!r}", stage.training.images_per_clip
+        if self.residual and stage.process.prediction != "x":
+            raise UserError(f"{where}: process.prediction={stage.process.prediction!r} with "
+                            "network.residual=True, whose output is a video; permitted: prediction='x'")
+        if self.residual and stage.latent is not None and stage.latent.low_resolution == "pixels":
+            raise UserError(f"{where}: network.residual=True with latent.low_resolution='pixels', to which no change "
+                            "of latents can be added; permitted: 'latents'")
+        if images and self.frame_reduction > 1:
+            raise UserError(f"{where}: training.images_per_clip={images} with Level.temporal_stride > 1, which mixes "
+                            "the images with the clip; permitted: 0, or temporal_stride=1 at all levels")
+        if images and self.norm_over == "clip":
+            raise UserError(f"{where}: training.images_per_clip={images} with network.norm_over='clip', whose "
+                            "statistics mix the images with the clip; permitted: norm_over='frame'")
+        place = self._absolute_position
+        if stage.training.crop is not None and place is not None:
+            raise UserError(f"{where}: training.crop={stage.training.crop} with {place}, which tells the network where "
+                            "in the window it is and not where in the video; permitted: positions relative to each "
+                            "other, or none")
+
+    def attended(self, frames: int, height: int, width: int) -> Iterator[int]:
+        """Tokens of the sequences over which its layers attend, but for those of one position over frames."""
+        height, width = height // self.patch, width // self.patch
+        for level in self.levels:
+            smaller = frames // level.temporal_stride, height // level.stride[0], width // level.stride[1]
+            if self.resample_order == "before":
+                frames, height, width = smaller
+            for mixer in level.mixers:
+                if isinstance(mixer, SelfAttention) and mixer.pattern.layout != "positions":
+                    yield height * width * (frames if mixer.pattern.layout == "all" else 1)
+            frames, height, width = smaller
+
     @property
-    def absolute_position(self) -> str | None:
+    def _absolute_position(self) -> str | None:
         """The field by which the network knows rows and columns of a frame by their number, if there is one."""
         if self.position_period and self.position_axes != ("frame",):
             return f"network.position_period={self.position_period:g}"

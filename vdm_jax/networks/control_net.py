@@ -65,7 +65,7 @@ class ControlNetNetwork(nn.Module):
         wanted = (*x.shape[:2], spec.factor * x.shape[2], spec.factor * x.shape[3], spec.hint_channels)
         if hint.shape != wanted:
             raise UserError(f"map of shape {hint.shape}; permitted: {wanted}")
-        given = Given(embed(self, unet, level, None, classes), context.astype(dtype), None)
+        given = Given(embed(self, unet, level, None, classes), context.astype(dtype))
         x = Convolution(unet.widths[0], dtype=dtype, name="stem")(x) + Hint(spec, unet.widths[0], name="hint")(hint)
         x, skips = way_down(self, unet, x, given)
         x = middle(self, unet, x, given)

@@ -6,27 +6,30 @@ Parameters are those of the U-Net by the same names, so that weights of `vdm-jax
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vdm_jax.attention import External, Spatial, Temporal
-from vdm_jax.conditions.conditioning import Conditioning, conditions_of
+from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.conditions.inputs import Input
+from vdm_jax.conditions.reference import Reference
 from vdm_jax.configuration import CountOrZero, NonNegative, WidthOrZero, config
 from vdm_jax.diffusion.beta_tables import LinearBetaSchedule, ScaledLinearBetaSchedule
-from vdm_jax.errors import UserError, unknown_kind
-from vdm_jax.networks.config import EmbeddedText, UNet, check_conditions
+from vdm_jax.errors import UserError
+from vdm_jax.networks.backbone import Backbone, FrameNoise
+from vdm_jax.networks.config import EmbeddedText, check_conditions
 from vdm_jax.networks.latent_unet import LatentUNet, LatentUNetNetwork
-from vdm_jax.networks.unet import SpaceTimeUNet, check_entries
+from vdm_jax.networks.unet import check_entries
 
 SCALARS = ("fps", "motion", "noise")
 
 
 @config
-class LatentNetwork:
+class LatentNetwork(Backbone):
     """An open latent U-Net as the network of a stage."""
 
     unet: LatentUNet
@@ -78,7 +81,7 @@ class LatentNetwork:
     def _check_known(self) -> None:
         """Raise `UserError` where the U-Net does not take what is known as it is told."""
         unet, told = self.unet, self.known == "layers"
-        if self.known not in ("none", "layers", "in_place") or unet.known_channels != told * (unet.out_channels + 1):
+        if unet.known_channels != told * (unet.out_channels + 1):
             raise UserError(f"LatentNetwork.known={self.known!r} for a U-Net of known_channels={unet.known_channels}; "
                             "permitted: 'layers' exactly for one of its latents' channels and 1, else 'none', "
                             "'in_place'")
@@ -109,39 +112,59 @@ class LatentNetwork:
         return (2 ** (len(self.unet.widths) - 1),) * 2
 
     @property
-    def prompted(self) -> bool:
-        """Whether it takes what classifier-free guidance can take away, such as tokens or the first frame."""
-        return any(condition.guidance == "prompt" for condition in conditions_of(self))
-
-    @property
     def dtype(self) -> str:
         """Of the computation; parameters stay float32."""
         return self.unet.dtype
 
-    # What `UNet` has and these networks have not.
-    frame_reduction = 1
-    classes = 0
-    residual = False
-    references = ()
-    norm_over = "frame"  # independent images are computed apart from the clip, whatever its norms see
-    absolute_position = None
+    remat_field = "unet.remat"
 
     @property
     def remat(self) -> str:
         """What the backward pass recomputes."""
         return self.unet.remat
 
+    @property
+    def scalar_defaults(self) -> dict[str, float]:
+        """The motion bucket."""
+        return {"motion": self.motion}
 
-Network = UNet | LatentNetwork
+    @property
+    def in_place(self) -> bool:
+        """Whether conditioning frames take the place of noisy ones."""
+        return self.known == "in_place"
 
+    @property
+    def frame_noise(self) -> FrameNoise | None:
+        """How conditioning frames are noised."""
+        return FrameNoise(self.known_steps, self.known_step, self.timesteps) if self.known_steps else None
 
-def network_module(network: Network) -> nn.Module:
-    """The network of a stage, called as `(z, logsnr, conditioning, train=, images=)`."""
-    if isinstance(network, UNet):
-        return SpaceTimeUNet(network)
-    if isinstance(network, LatentNetwork):
-        return LatentNetworkModule(network)
-    raise unknown_kind("a network", network, Network)
+    @property
+    def references(self) -> tuple[Reference, ...]:
+        """With an `External` spatial pattern, the features that the spatial attention of every transformer sees."""
+        return tuple(Reference(name=name, width=width) for name, width in self.unet.referenced.items())
+
+    def check_stage(self, stage: Any) -> None:
+        """Raise `UserError` where the U-Net has other input channels than what is stacked for it."""
+        latent, channels = stage.latent, self.out_channels
+        low = (3 if latent is None or latent.low_resolution == "pixels" else channels) * self.low_resolution
+        wanted = channels + low + channels * self.first_frame + self.in_place
+        wanted += sum(entry.width for entry in self.conditions)
+        if self.unet.in_channels != wanted:
+            raise UserError(f"Stage {stage.name!r}: network.unet.in_channels={self.unet.in_channels}; permitted: "
+                            f"{wanted}, for the noisy latents and what is joined to them")
+
+    def attended(self, frames: int, height: int, width: int) -> Iterator[int]:
+        """Tokens of the sequences over which its layers attend, but for those of one position over frames."""
+        unet = self.unet
+        for level, (attends, only_context) in enumerate(zip(unet.attention, unet.only_context, strict=True)):
+            tokens = (height >> level) * (width >> level)
+            for pattern in (unet.temporal_pattern, *(() if only_context else (unet.spatial_pattern,))):
+                if attends and pattern.layout != "positions":
+                    yield tokens * (frames if pattern.layout == "all" else 1)
+
+    def rematerialised(self, remat: str) -> LatentNetwork:
+        """The same with another rematerialisation."""
+        return dataclasses.replace(self, unet=dataclasses.replace(self.unet, remat=remat))
 
 
 def image_unet(unet: LatentUNet) -> LatentUNet:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from vdm_jax.attention import AttentionPattern, External, Spatial, Temporal
 from vdm_jax.attention.capability import require
@@ -130,6 +130,16 @@ class LatentUNet:
               if self.attention[i] for j in range(self.blocks + 1)}
         return {**down, "middle_transformer": self.widths[-1], **up}
 
+    @property
+    def referenced(self) -> dict[str, int]:
+        """The transformers that see reference tokens, and their channels: with an `External` spatial pattern those
+        that have attention among the tokens of the video."""
+        if not isinstance(self.spatial_pattern, External):
+            return {}
+        alone = {f"{way}_{i if way == 'down' else len(self.widths) - 1 - i}_" for way in ("down", "up")
+                 for i, only_context in enumerate(self.only_context) if only_context}
+        return {name: width for name, width in self.transformers.items() if not name.startswith(tuple(alone))}
+
 
 LATENT_UNET_SD1 = LatentUNet()
 LATENT_UNET_SD1_INPAINT = LatentUNet(in_channels=9)
@@ -174,27 +184,26 @@ class LatentUNetNetwork(nn.Module):
     def __call__(
         self, x: Float[Array, "B T H W C"], level: Float[Array, " B"] | Float[Array, "B T"],
         context: Float[Array, "B G L E"] | None = None, *, scalars: Float[Array, "B N"] | None = None,
-        classes: Int[Array, " B"] | None = None, images: Bool[Array, "B T"] | None = None,
-        control: Control | None = None, known: Float[Array, "B T H W M"] | None = None,
-        references: dict[str, Float[Array, "B G L C"]] | None = None, train: bool = False,
+        classes: Int[Array, " B"] | None = None, control: Control | None = None,
+        known: Float[Array, "B T H W M"] | None = None,
+        references: dict[str, Float[Array, "B _ _ _"]] | None = None, train: bool = False,
     ) -> Float[Array, "B T H W O"]:
         """`level` is the timestep, or ln(sigma) / 4 in Stable Video Diffusion, of the clip or of each frame; the
         context has one group of tokens for the clip or one per frame, as do the `references` of an `External` pattern,
-        by transformer (`reference_tokens`). Frames that are independent images pass the layers over frames by.
-        `control` is what a ControlNet made of the same latents; `known` has known latents, zero elsewhere, and their
-        mask.
+        by transformer (`reference_tokens`). `control` is what a ControlNet made of the same
+        latents; `known` has known latents, zero elsewhere, and their mask.
         """
         spec, dtype = self.config, jnp.dtype(self.config.dtype)
         check(spec, x, context, scalars, classes, known)
         check_references(spec, x, references)
         context = None if context is None else context.astype(dtype)
         levels = None if known is None else known_by_level(spec, known)
-        given = Given(embed(self, spec, level, scalars, classes), context, images, levels, train, references)
+        given = Given(embed(self, spec, level, scalars, classes), context, levels, train, references)
         x = Convolution(spec.widths[0], dtype=dtype, spread=spec.spread, name="stem")(x)
         x = spread(x, spec.spread, must=False)
         if spec.stack:
             head_dim, heads = spec.widths[0] // spec.heads[0], spec.stack.first_heads
-            x = sizes_of(spec).temporal_transformer(heads, heads * head_dim, "stem_motion")(x, images)
+            x = sizes_of(spec).temporal_transformer(heads, heads * head_dim, "stem_motion")(x)
         x, skips = way_down(self, spec, x, given)
         x = middle(self, spec, x, given)
         if control is not None:
@@ -210,7 +219,7 @@ class LatentUNetNetwork(nn.Module):
         return Convolution(spec.out_channels, spread=spec.spread, name="out")(x.astype(jnp.float32))
 
 
-def reference_tokens(intermediates: dict[str, Any]) -> dict[str, Float[Array, "B T L C"]]:
+def reference_tokens(intermediates: dict[str, Any]) -> dict[str, Float[Array, "_ _ _ _"]]:
     """What the spatial self-attentions of a network attend from: the references of another one of its sizes.
 
     `intermediates` are those of `LatentUNetNetwork(...).apply(..., mutable=["intermediates"])`. Each frame is a group.
@@ -251,10 +260,7 @@ def check(
 
 def check_references(spec: LatentUNet, x: Array, references: dict[str, Array] | None) -> None:
     """Raises `UserError` for reference tokens that are absent, unknown or of shapes that do not fit."""
-    wanted = {}
-    if isinstance(spec.spatial_pattern, External):
-        wanted = {name: channels for name, channels in spec.transformers.items() if not _context_alone(spec, name)}
-    references = references or {}
+    wanted, references = spec.referenced, references or {}
     if references.keys() != wanted.keys():
         raise UserError(f"references of {', '.join(references) or 'nothing'}; permitted: of "
                         f"{', '.join(wanted) or 'nothing, without an External spatial_pattern'}")
@@ -263,14 +269,6 @@ def check_references(spec: LatentUNet, x: Array, references: dict[str, Array] | 
         if len(shape) != 4 or shape[0] != len(x) or shape[1] not in (1, x.shape[1]) or shape[3] != channels:
             raise UserError(f"references[{name!r}] of shape {shape}; permitted: [{len(x)}, 1 or {x.shape[1]}, tokens, "
                             f"{channels}]")
-
-
-def _context_alone(spec: LatentUNet, transformer: str) -> bool:
-    """Whether a transformer has no attention among the tokens of the video."""
-    way, number = transformer.split("_")[:2]
-    if way == "middle":
-        return False
-    return spec.only_context[int(number) if way == "down" else len(spec.widths) - 1 - int(number)]
 
 
 def sizes_of(spec: LatentUNet) -> Sizes:
@@ -375,13 +373,13 @@ def _residual(spec: LatentUNet, x: Array, given: Given, name: str, i: int, epsil
     x = LatentBlock(spec.widths[i], sizes_of(spec), epsilon, name=name)(x, given)
     if not spec.stack:
         return x
-    return frame_convolutions(spec.stack, sizes_of(spec), f"{name}_frames")(x, given.images, None, given.train)
+    return frame_convolutions(spec.stack, sizes_of(spec), f"{name}_frames")(x, train=given.train)
 
 
 def _motion(spec: LatentUNet, x: Array, given: Given, name: str, i: int) -> Array:
     if spec.motion:
-        return motion_module(spec.motion, sizes_of(spec), x.shape[-1], name)(x, given.images)
-    return sizes_of(spec).temporal_transformer(spec.heads[i], x.shape[-1], name)(x, given.images)
+        return motion_module(spec.motion, sizes_of(spec), x.shape[-1], name)(x)
+    return sizes_of(spec).temporal_transformer(spec.heads[i], x.shape[-1], name)(x)
 
 
 def _controlled(skips: list[Array], x: Array, control: Control) -> tuple[list[Array], Array]:

@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import flax.struct
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from vdm_jax.attention import AttentionPattern, Spatial, Temporal
 from vdm_jax.networks.blocks.attention import Attention
 from vdm_jax.networks.blocks.feed_forward import FeedForward
 from vdm_jax.networks.blocks.residual import ResidualBlock
 from vdm_jax.networks.blocks.sinusoids import sinusoids
-from vdm_jax.networks.blocks.temporal import Mix, TemporalTransformer, beside
+from vdm_jax.networks.blocks.temporal import Mix, TemporalTransformer
 from vdm_jax.networks.layers import Convolution, Dense, GroupNorm, silu, zeros
 
 TOKEN_EPSILON = 1e-6  # of the norm before a transformer
@@ -31,12 +31,11 @@ class Given:
 
     embedding: Float[Array, "B G E"] | None  # of noise level, scalars and class: one for the clip or one per frame
     context: Float[Array, "B G L E"] | None  # tokens of the text or image, one group for the clip or one per frame
-    images: Bool[Array, "B T"] | None  # frames that are independent images
     # Known frames and their mask: by level, and in a block those of its level
     known: tuple[Float[Array, "B T H W M"], ...] | Float[Array, "B T H W M"] | None = None
     train: bool = flax.struct.field(pytree_node=False, default=False)  # with dropout
     # Reference tokens of every transformer, and in a block those of its own
-    references: dict[str, Float[Array, "B G L C"]] | Float[Array, "B G L C"] | None = None
+    references: dict[str, Float[Array, "B _ _ _"]] | Float[Array, "B _ _ _"] | None = None
 
 
 class Control(NamedTuple):
@@ -113,7 +112,7 @@ class LatentBlock(nn.Module):
             return x
         over_frames = ResidualBlock(self.features, (3, 1, 1), "clip", **options, name="temporal_residual")
         y = over_frames(told(x, given, sizes.dtype), given.embedding)
-        return Mix("spatial", 0.5, sizes.mix_frames, name="mix")(x, y, given.images)
+        return Mix("spatial", 0.5, sizes.mix_frames, name="mix")(x, y)
 
 
 class TokenBlock(nn.Module):
@@ -127,8 +126,8 @@ class TokenBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T H W C"], context: Float[Array, "B G L E"], images: Bool[Array, "B T"] | None = None,
-        references: Float[Array, "B G L C"] | None = None,
+        self, x: Float[Array, "B T H W C"], context: Float[Array, "B G L E"],
+        references: Float[Array, "B R M C"] | None = None,
     ) -> Float[Array, "B T H W C"]:
         sizes = self.sizes
 
@@ -140,7 +139,7 @@ class TokenBlock(nn.Module):
                 return x
             name = f"time_attention_{i}"
             attention = sizes.attention(self.heads, sizes.temporal_pattern, name, **sizes.relative())
-            return beside(x, attention(norm(name)(x)), images)
+            return x + attention(norm(name)(x))
 
         if self.over_time:
             x = x + sizes.feed_forward("feed_forward_0")(norm("in")(x))
@@ -175,14 +174,14 @@ class TokenTransformer(nn.Module):
 
         h = pointwise("in")(GroupNorm(sizes.groups, sizes.norm_over, TOKEN_EPSILON, name="norm")(x))
         within = TokenBlock(self.heads, sizes, only_context=self.only_context, name="space")
-        h = within(h, given.context, given.images, given.references)
+        h = within(h, given.context, given.references)
         if sizes.temporal:
             places = level_code(jnp.arange(x.shape[1]), channels)
             places = silu(Dense(4 * channels, dtype=dtype, name="places_in")(places))
             places = Dense(channels, dtype=dtype, name="places_out")(places)[:, None, None]
             over_frames = TokenBlock(self.heads, sizes, over_time=True, name="time")
             y = over_frames(told(h + places, given, dtype), given.context[:, :1])
-            h = Mix("spatial", 0.5, sizes.mix_frames, name="mix")(h, y, given.images)
+            h = Mix("spatial", 0.5, sizes.mix_frames, name="mix")(h, y)
         return x + pointwise("out")(h)
 
 
@@ -208,4 +207,4 @@ class FactorisedAttention(nn.Module):
         h = jnp.moveaxis(h.reshape(batch, height, width, frames, channels), 3, 1)
         over_frames = sizes.attention(self.heads, sizes.temporal_pattern, "time_attention", bias=True,
                                       **sizes.relative())
-        return beside(x, over_frames(h), given.images)
+        return x + over_frames(h)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from vdm_jax.conditions.conditioning import Conditioning, conditions_of, drop_text
 from vdm_jax.diffusion.arrays import Level
-from vdm_jax.networks.latent_network import network_module
+from vdm_jax.networks.kinds import network_module
 from vdm_jax.parallel.compiling import compiler_options
 from vdm_jax.parallel.gathers import check_gathers, split_axes
 from vdm_jax.parallel.rules import batch_sharding, shard

@@ -1,7 +1,7 @@
 """Temporal layers: those between the spatial layers of a video network, which an image network has not.
 
 Each starts as the identity, or as a mean with the spatial layer before it, so that a video network begins as its image
-network. Frames that are independent images pass them by.
+network. Frames at the end that are independent images (joint training) pass them by.
 """
 
 from __future__ import annotations
@@ -20,23 +20,17 @@ from vdm_jax.networks.blocks.feed_forward import FeedForward
 from vdm_jax.networks.blocks.sinusoids import frame_code
 from vdm_jax.networks.layers import Convolution, Dense, GroupNorm, add_residual, fan_in, silu, zeros
 
-Images = int | Bool[Array, "B T"] | None  # frames that are independent images: so many at the end, or marked
+
+def add_to_clip(x: Float[Array, "B T H W C"], change: Float[Array, "B T2 H W C"], images: int) -> Array:
+    """`x + change`, and `x` alone in so many images at the end, of which `change` has none."""
+    return add_residual(x, jnp.pad(change, ((0, 0), (0, images), (0, 0), (0, 0), (0, 0))) if images else change)
 
 
-def beside(x: Float[Array, "B T H W C"], change: Float[Array, "B T2 H W C"], images: Images) -> Array:
-    """`x + change`, and `x` alone in frames that are independent images. Of so many at the end, `change` has none."""
-    if isinstance(images, int) and images:
-        change = jnp.pad(change, ((0, 0), (0, images), (0, 0), (0, 0), (0, 0)))
-    elif images is not None and not isinstance(images, int):
-        change = jnp.where(images[:, :, None, None, None], 0, change)
-    return add_residual(x, change)
-
-
-def clip_of(x: Float[Array, "B T H W C"], images: Images, frame_valid: Bool[Array, "B T"] | None = None) -> Array:
+def clip_of(x: Float[Array, "B T H W C"], images: int, frame_valid: Bool[Array, "B T2"] | None = None) -> Array:
     """The frames of the clip, without images at the end; those that do not exist are zero, as beyond its ends."""
     if frame_valid is not None:
         x = jnp.where(frame_valid[:, : x.shape[1], None, None, None], x, 0)
-    return x[:, : x.shape[1] - images] if isinstance(images, int) else x
+    return x[:, : x.shape[1] - images]
 
 
 class Mix(nn.Module):
@@ -51,10 +45,8 @@ class Mix(nn.Module):
 
     @nn.compact
     def __call__(
-        self, spatial: Float[Array, "B T H W C"], temporal: Float[Array, "B T H W C"],
-        images: Bool[Array, "B T"] | None = None,
+        self, spatial: Float[Array, "B T H W C"], temporal: Float[Array, "B T H W C"]
     ) -> Float[Array, "B T H W C"]:
-        """Frames that are independent images (`images`) keep the spatial output."""
         factor = self.param("factor", nn.initializers.constant(self.start), (self.frames or 1,))
         if self.frames:
             if self.frames != spatial.shape[1]:
@@ -62,8 +54,6 @@ class Mix(nn.Module):
                                 "share of its own")
             factor = factor[:, None, None, None]
         share = jax.nn.sigmoid(factor if self.share_of == "temporal" else -factor).astype(spatial.dtype)
-        if images is not None:
-            share = jnp.where(images[:, :, None, None, None], 0, share)
         return spatial + share * (temporal - spatial)
 
 
@@ -82,7 +72,7 @@ class TemporalConvolutions(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T H W C"], images: Images = None, frame_valid: Bool[Array, "B T"] | None = None,
+        self, x: Float[Array, "B T H W C"], images: int = 0, frame_valid: Bool[Array, "B T"] | None = None,
         train: bool = False,
     ) -> Float[Array, "B T H W C"]:
         h = x
@@ -93,7 +83,7 @@ class TemporalConvolutions(nn.Module):
             init = zeros if i == self.layers - 1 else fan_in
             h = Convolution(x.shape[-1], (self.kernel, 1, 1), kernel_init=init, dtype=self.dtype, spread=self.spread,
                             causal=self.causal, name=f"conv{number}")(h)
-        return beside(x, h, images)
+        return add_to_clip(x, h, images)
 
 
 class ConvolutionInflation(nn.Module):
@@ -109,14 +99,14 @@ class ConvolutionInflation(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T H W C"], images: Images = None, frame_valid: Bool[Array, "B T"] | None = None
+        self, x: Float[Array, "B T H W C"], images: int = 0, frame_valid: Bool[Array, "B T"] | None = None
     ) -> Float[Array, "B T H W C"]:
         channels, options = x.shape[-1], {"dtype": self.dtype, "spread": self.spread}
         h = clip_of(silu(GroupNorm(self.groups, self.norm_over, name="norm")(x)), images)
         h = silu(Convolution(channels, (1, self.kernel, self.kernel), name="spatial", **options)(h))
         h = Convolution(channels, (self.temporal_kernel, 1, 1), name="temporal", **options)(
             clip_of(h, 0, frame_valid))
-        return beside(x, Dense(channels, kernel_init=zeros, dtype=self.dtype, name="out")(h), images)
+        return add_to_clip(x, Dense(channels, kernel_init=zeros, dtype=self.dtype, name="out")(h), images)
 
 
 class TemporalTransformer(nn.Module):
@@ -138,9 +128,7 @@ class TemporalTransformer(nn.Module):
     spread: str = "frames"
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "B T H W C"], images: Bool[Array, "B T"] | None = None
-    ) -> Float[Array, "B T H W C"]:
+    def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
         dtype, inner = self.dtype, self.heads * self.head_dim
 
         def norm(name: str) -> nn.Module:
@@ -155,4 +143,4 @@ class TemporalTransformer(nn.Module):
             h = h + Attention(self.head_dim, self.heads, self.pattern, joint=False, kernel=self.kernel, dtype=dtype,
                               context=self.context, spread=self.spread, name=f"self_attention_{i}")(seen)
         h = h + FeedForward(activation="gelu", gate="joint", dtype=dtype, name="feed_forward")(norm("feed_forward")(h))
-        return beside(x, Dense(x.shape[-1], kernel_init=zeros, dtype=dtype, name="out")(h), images)
+        return add_residual(x, Dense(x.shape[-1], kernel_init=zeros, dtype=dtype, name="out")(h))
