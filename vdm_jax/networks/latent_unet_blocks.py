@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import flax.struct
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from vdm_jax.attention import AttentionPattern, Spatial, Temporal
 from vdm_jax.networks.blocks.attention import Attention
@@ -90,7 +90,7 @@ def told(x: Float[Array, "B T H W C"], given: Given, dtype: jnp.dtype) -> Float[
     return x + Dense(x.shape[-1], kernel_init=zeros, dtype=dtype, name="known")(given.known)
 
 
-def level_code(x: Float[Array, "*batch"], channels: int) -> Float[Array, "*batch C"]:
+def level_code(x: Num[Array, "*batch"], channels: int) -> Float[Array, "*batch C"]:
     """Cosines, then sines, of `x` at periods from 2 pi to almost 20,000 pi."""
     return sinusoids(x, channels, order="cos_sin", endpoint=False)
 
