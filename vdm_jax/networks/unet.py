@@ -88,9 +88,9 @@ class SpaceTimeUNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, z: Float[Array, "b t h w c"], logsnr: Float[Array, " b"] | Float[Array, "b t"],
+        self, z: Float[Array, "B T H W C"], logsnr: Float[Array, " B"] | Float[Array, "B T"],
         conditioning: Conditioning | None = None, *, train: bool = False, images: int = 0,
-    ) -> Float[Array, "b t h w o"]:
+    ) -> Float[Array, "B T H W O"]:
         spec, options = self.config, convolution_options(self.config)
         conditioning = Conditioning() if conditioning is None else conditioning
         check_inputs(spec, z, conditioning, images)
