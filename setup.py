@@ -45,7 +45,7 @@ setup(
     extras_require={
         # The captioned digits of the demo: their scans, and the classifier that scores them.
         "digits": ["scikit-learn>=1.4"],
-        "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "ruff>=0.9"],
+        "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "beartype>=0.22", "ruff>=0.9"],
         "cuda": ["jax[cuda12]>=0.10"],
         # On a machine without a TPU too: its compiler reports memory and collectives of TPU slices.
         "tpu": ["jax[tpu]>=0.10"],

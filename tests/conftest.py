@@ -1,4 +1,5 @@
-"""Shared set-up of all tests: 8 virtual CPU devices, a compilation cache on disk, and the --full switch."""
+"""Shared set-up of all tests: 8 virtual CPU devices, a compilation cache on disk, shapes checked at each call of the
+package, and the --full switch."""
 
 import os
 from pathlib import Path
@@ -10,11 +11,19 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # tests compile more than they compute
 
 import jax  # noqa: E402  (after the environment)
+from jaxtyping import install_import_hook  # noqa: E402
+
+from tests import shapes  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(Path.home() / ".cache" / "vdm_jax" / "compiled_tests")
 jax.config.update("jax_compilation_cache_dir", cache)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+# The rooms where arrays flow, before any test imports them.
+ROOMS = ("video", "diffusion", "attention", "conditions", "networks", "weights", "digits", "data", "metrics", "stages",
+         "generation", "training", "pipelines", "evaluation")
+install_import_hook([f"vdm_jax.{room}" for room in ROOMS], f"{shapes.__name__}.checked")
 
 
 def pytest_addoption(parser):

@@ -15,6 +15,6 @@ def refused(code: str, *named: str) -> Iterator[pytest.ExceptionInfo[UserError]]
     """The block raises `UserError` of this code, whose message names these: values, files, what is permitted."""
     with pytest.raises(UserError) as error:
         yield error
-    assert error.value.code == code, str(error.value)
+    assert error.value.code == code, f"{error.value.code}: {error.value}"
     for part in named:
         assert part in str(error.value)

@@ -142,6 +142,16 @@ def test_every_union_member_comes_back_as_itself(field, member):
     assert back == whole and type(back) is type(whole)
 
 
+@pytest.mark.parametrize("kind", sorted({member for _, member in UNION_MEMBERS}, key=lambda kind: kind.__name__),
+                         ids=lambda kind: kind.__name__)
+def test_every_field_is_refused_by_its_type_and_by_its_path(kind):
+    """No check by hand stands before that of the type."""
+    good = example(kind)
+    for field in dataclasses.fields(kind):
+        with refused(f"{kind.__name__}.{field.name}", f"{kind.__name__}.{field.name}=", "permitted: "):
+            dataclasses.replace(good, **{field.name: b"no field holds bytes"})
+
+
 def test_members_of_a_union_have_different_names():
     """The name is all that tells them apart in a file."""
     for owner, field, hint in fields_of(Experiment):
@@ -299,7 +309,7 @@ class Bounds:
 
 
 @pytest.mark.parametrize(("field", "value", "permitted"), [
-    ("kernel", 4, ">= 1 and odd"), ("kernel", -1, ">= 1 and odd"),
+    ("kernel", 4, "1, 3, 5, ..."), ("kernel", -1, "1, 3, 5, ..."), ("kernel", 2**17 + 1, ">= 1 and <= 65536"),
     ("widths", (), "a tuple of >= 1, at least 1"), ("widths", (8, 0), "a tuple of >= 1, at least 1"),
     ("widths", 8, "a tuple of >= 1, at least 1"),
     ("side", (0.5, 0.25), "(>= 0 and <= 1, >= 0 and <= 1), ascending, or None"),
@@ -345,6 +355,15 @@ def test_a_flag_of_before_is_refused_with_the_name_of_today(renames, flags, toda
         override(small_experiment(), flags, "train")
     with refused("renamed", "--sampling-steps", "permitted: --steps"):
         parse_with_rest(Sample, ["run", "a red 3", "--sampling-steps=2"], "sample")
+
+
+@pytest.mark.parametrize(("source", "today"), [
+    ("from vdm_jax.networks.config import Before\n", "Other"),
+    ("from vdm_jax.networks.config import UNet\n\ndef get_config():\n    return UNet(levels=(), mid=())\n", "middle")])
+def test_a_config_file_of_before_is_refused_with_the_name_of_today(renames, tmp_path, source, today):
+    (tmp_path / "mine.py").write_text(source)
+    with refused("renamed", "mine.py", f"permitted: {today}"):
+        load_config(str(tmp_path / "mine.py"))
 
 
 def test_names_of_before_are_not_those_of_today():

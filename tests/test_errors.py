@@ -16,9 +16,9 @@ from vdm_jax.data.opening import open_source
 from vdm_jax.errors import UserError, field_of
 from vdm_jax.generation.one_stage import stage_denoiser
 from vdm_jax.networks.config import Level, UNet
-from vdm_jax.networks.latent_network import network_module
+from vdm_jax.networks.kinds import network_module
+from vdm_jax.networks.mixers import Mixers
 from vdm_jax.networks.text import TextConditioner
-from vdm_jax.networks.unet import Mixers
 from vdm_jax.stages.options import Sampling
 from vdm_jax.weights import model_kinds
 
@@ -75,6 +75,6 @@ def test_a_message_begins_with_the_path_of_its_field(message, field):
 def test_errors_of_no_field_say_who_refuses_and_keep_their_code_between_processes():
     with pytest.raises(UserError) as error:
         read_text(Path("none.csv"), "a table")
-    assert error.value.code == "data.captions.read_text"
-    assert pickle.loads(pickle.dumps(error.value)).code == "data.captions.read_text"
+    assert error.value.code == "captions.read_text"
+    assert pickle.loads(pickle.dumps(error.value)).code == "captions.read_text"
     assert UserError("a clip of 3 frames", "clip.frames").code == "clip.frames"

@@ -8,11 +8,13 @@ import functools
 import importlib
 import inspect
 import pkgutil
+import re
 import typing
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from jaxtyping import AbstractArray
 
 import vdm_jax
 
@@ -88,3 +90,19 @@ def test_an_undefined_name_is_found():
 
     with pytest.raises(NameError, match="NoSuchType"):
         hints("vdm_jax.seeds", wrong)
+
+
+def dimensions(hint: Any) -> set[str]:
+    """The names of dimensions in an annotation, without what marks variadic and broadcast ones."""
+    if inspect.isclass(hint) and issubclass(hint, AbstractArray):
+        return {name.lstrip("*#") for name in hint.dim_str.split()}
+    return set().union(*map(dimensions, typing.get_args(hint)), set())
+
+
+def test_dimensions_have_the_names_that_the_package_says():
+    """A letter of its docstring (and a digit: after a change), a number, or a word in lower case."""
+    letters = "".join(re.findall(r"`([A-Z])\b", vdm_jax.__doc__))
+    name = re.compile(rf"[{letters}]\d?|\d+|[a-z]{{2,}}\d?|_|\.\.\.")
+    strange = {f"{module}.{of}: {dimension}" for module, of, value in walk() for hint in hints(module, value).values()
+               for dimension in dimensions(hint) if not name.fullmatch(dimension)}
+    assert not strange, "\n".join(sorted(strange))

@@ -32,20 +32,26 @@ class Range:
     most: float | None = None
     above: float | None = None
     below: float | None = None
-    odd: bool = False
+    odd: bool = False  # with `least`
+    also: float | None = None  # permitted besides, such as -1 for what is left
     cap: float | None = None  # beyond which no number makes sense; named only where it is broken
 
     def __contains__(self, value: float) -> bool:
+        if value == self.also:
+            return True
         return ((self.least is None or value >= self.least) and (self.most is None or value <= self.most)
                 and (self.above is None or value > self.above) and (self.below is None or value < self.below)
                 and (not self.odd or value % 2 == 1) and (self.cap is None or value <= self.cap))
 
     def permitted(self, value: Any = None) -> str:
         """What is permitted, in words; the cap where a value is above it."""
-        odd = ["odd"] if self.odd else []
         broken = self.cap if isinstance(value, int | float) and self.cap is not None and value > self.cap else None
+        if self.also is not None:
+            return f"{self.also:.10g} or {dataclasses.replace(self, also=None).permitted(value)}"
+        if self.odd and broken is None:
+            return f"{self.least}, {self.least + 2}, {self.least + 4}, ..."
         parts = ((">=", self.least), (">", self.above), ("<=", self.most), ("<", self.below), ("<=", broken))
-        return " and ".join([f"{sign} {bound:.10g}" for sign, bound in parts if bound is not None] + odd)
+        return " and ".join(f"{sign} {bound:.10g}" for sign, bound in parts if bound is not None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,18 +83,24 @@ Width = Annotated[int, Range(least=1, cap=2**20)]  # of an axis of weights: chan
 WidthOrZero = Annotated[int, Range(least=0, cap=2**20)]
 Depth = Annotated[int, Range(least=1, cap=256)]  # layers one after another, each of which is traced
 DepthOrZero = Annotated[int, Range(least=0, cap=256)]
+Resamples = Annotated[int, Range(least=2, also=0, cap=10**9)]  # for an interval; 0: none
 SamplingSteps = Annotated[int, Range(least=1, cap=10**5)]
-Devices = Annotated[int, Range(least=-2**20, cap=2**20)]  # along an axis of a mesh; -1: what is left
+Devices = Annotated[int, Range(least=1, also=-1, cap=2**20)]  # along an axis of a mesh; -1: what is left
 Workers = Annotated[int, Range(least=0, cap=1024)]  # processes of one machine
 Positive = Annotated[float, Range(above=0, cap=1e12)]
 NonNegative = Annotated[float, Range(least=0, cap=1e12)]
 Share = Annotated[float, Range(least=0, most=1)]
+ShareAboveZero = Annotated[float, Range(above=0, most=1)]
+BetweenZeroAndOne = Annotated[float, Range(above=0, below=1)]
 ShareBelowOne = Annotated[float, Range(least=0, below=1)]
 LogSNR = Annotated[float, Range(least=-80, most=80)]  # exp of these is a float32
 LogNoise = Annotated[float, Range(least=-40, most=40)]  # logarithm of a standard deviation, or of a variance
 Spread = Annotated[float, Range(least=0, cap=40)]  # standard deviation of such logarithms
+SpreadAboveZero = Annotated[float, Range(above=0, cap=40)]
 Offset = Annotated[float, Range(least=-1e6, most=1e6)]
 Guidance = Annotated[float, Range(least=-1000, most=1000)]
+Split = Literal["train", "validation", "test"]  # of a data set
+SPLITS = typing.get_args(Split)
 Seed = Annotated[int, Range(least=0, most=2**32 - 1)]  # of which JAX keys are made, one for one
 
 
@@ -332,6 +344,13 @@ def _todays(kind: type, data: dict[str, Any], where: str) -> dict[str, Any]:
                             "permitted: one of them", before)
         found[name] = value
     return found
+
+
+def todays_name(error: Exception) -> str | None:
+    """Today's name of the class or field of before whose absence is the error, in Python."""
+    owner = re.match(r"(\w+)\.__init__\(\)", str(error))
+    names = [f"{owner[1]}.{name}" if owner else name for name in re.findall(r"'(\w+)'", str(error))]
+    return next((RENAMED[name] for name in names if name in RENAMED), None)
 
 
 def renamed_field(kind: type, name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import types
 from typing import Any, get_args
 
 
@@ -14,8 +15,9 @@ class UserError(ValueError):
     stack trace and leave with exit code 2; from Python it is an ordinary `ValueError`.
 
     `code` says what was refused, whatever the words: the path of the field with which the message begins
-    ("UNet.levels", "Stage.video.frames" of "Stage 'base': video.frames=3 ..."), or else the function that refuses
-    ("data.captions.read_captions"). A function that refuses several things of no field gives codes of its own.
+    ("UNet.levels", "Stage.video.frames" of "Stage 'base': video.frames=3 ..."), the class whose fields do not go
+    together ("Windows"), or else the function that refuses ("captions.read_text"). One that refuses several things of
+    no field gives codes of its own.
     """
 
     def __init__(self, message: str, code: str | None = None):
@@ -23,9 +25,7 @@ class UserError(ValueError):
         if code is None:
             code = field_of(message)
         if code is None:
-            caller = sys._getframe(1)
-            name = re.sub(r"\.<\w+>", "", caller.f_code.co_qualname)
-            code = f"{caller.f_globals['__name__']}.{name}".removeprefix("vdm_jax.")
+            code = _refuser(sys._getframe(1).f_code, sys._getframe(1).f_globals["__name__"])
         self.code = code
 
 
@@ -42,6 +42,13 @@ _FIELD = re.compile(rf"""
     | (?P<relation>[A-Z]\w*[a-z]\w*)(?=\(\w+=|:\ \w+=)              # Windows(frames=4, ...; LatentUNet: temporal=...
     | (?P<name>--[\w.-]+(?==)|{_PATH}(?==))                         # UNet.levels=(), frames=3, --frames=3
     """, re.VERBOSE)
+
+
+def _refuser(function: types.CodeType, module: str) -> str:
+    """File and function, of a class that checks its fields its name alone."""
+    name = re.sub(r"\.<\w+>", "", function.co_qualname)
+    owner, _, last = name.rpartition(".")
+    return owner if last == "__post_init__" else f"{module.rpartition('.')[2]}.{name}"
 
 
 def field_of(message: str) -> str | None:

@@ -14,7 +14,7 @@ from scipy.ndimage import gaussian_filter
 from vdm_jax.data.video_folder import VideoFolder, VideoFolderSource
 from vdm_jax.errors import UserError
 
-Clips = UInt8[np.ndarray, "n t h w 3"]
+Clips = UInt8[np.ndarray, "N T H W 3"]
 
 FRAMES, SIDE = 16, 64
 CUT, STILL = 25.0, 0.5  # mean change of a pixel (of 255) between two frames: of a cut at the least, of a title at most

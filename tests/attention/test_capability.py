@@ -7,6 +7,7 @@ import logging
 
 import pytest
 
+from tests.refusals import refused
 from vdm_jax.attention import (
     Causal,
     External,
@@ -20,7 +21,6 @@ from vdm_jax.attention import (
 )
 from vdm_jax.attention.capability import ALL, CAPABILITIES, Request, _choose, require, resolve
 from vdm_jax.attention.kernels import KERNELS
-from vdm_jax.errors import UserError
 from vdm_jax.networks.config import SelfAttention
 
 BY_NAME = {type(p).__name__: p for p in (Spatial(), Temporal(), Full(), Causal(window=2), TemporalCausal(window=2),
@@ -44,7 +44,7 @@ def test_every_entry_names_a_kernel_and_passes():
 
 @pytest.mark.parametrize(("kernel", "context"), [("flash", "none"), ("xla", "telepathy"), ("auto", "telepathy")])
 def test_an_unsupported_pair_is_named_with_what_is_permitted(kernel, context):
-    with pytest.raises(UserError) as error:
+    with refused("capability.require") as error:
         require(Temporal(), kernel, context)
     assert str(error.value).startswith(
         f"attention kernel={kernel!r}, context={context!r} is not supported with pattern Temporal; permitted: ")
@@ -53,7 +53,7 @@ def test_an_unsupported_pair_is_named_with_what_is_permitted(kernel, context):
 
 def test_a_kernel_for_few_frames_refuses_patterns_that_see_all():
     require(Causal(window=3), "gather", "none")
-    with pytest.raises(UserError, match=r"'gather', .* pattern Causal\(window=None\); permitted: kernel='chunked'"):
+    with refused("capability.require", "'gather'", "window=None", "kernel='chunked'"):
         require(Causal(), "gather", "none")
 
 
@@ -62,12 +62,12 @@ def test_a_pattern_in_no_entry_is_named():
     class Spiral(Full):
         pass
 
-    with pytest.raises(UserError, match="not supported with pattern Spiral; permitted: nothing yet"):
+    with refused("capability.require"):
         require(Spiral(), "xla", "none")
 
 
 def test_a_config_with_an_unsupported_pair_cannot_be_made():
-    with pytest.raises(UserError, match="context='telepathy' is not supported with pattern Full"):
+    with refused("capability.require", "context='telepathy'"):
         SelfAttention(pattern=Full(), context="telepathy")
 
 
@@ -86,7 +86,7 @@ def test_a_config_with_an_unsupported_pair_cannot_be_made():
      "takes sequences of Causal(window=None) up to 450000 tokens, not 1048576; permitted here: 'chunked', 'xla'"),
 ])
 def test_limits_of_a_kernel_are_named_with_what_fits(kernel, wrong, message):
-    with pytest.raises(UserError) as error:
+    with refused("capability.resolve") as error:
         resolve(request(**wrong), kernel, "none")
     assert message in str(error.value)
 

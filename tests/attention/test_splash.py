@@ -12,11 +12,11 @@ import pytest
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
 from tests.attention.oracle import assert_same, name, reference, visible
+from tests.refusals import refused
 from vdm_jax.attention import Causal, Full, LocalWindow, SparseCausal, Spatial, attend
 from vdm_jax.attention.kernels import splash
 from vdm_jax.attention.patterns import independent_frames_mask
 from vdm_jax.attention.relation import View
-from vdm_jax.errors import UserError
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 
 TOKEN_PATTERNS = (Full(), Causal(), Causal(window=2), SparseCausal(), LocalWindow(frames=3, height=3, width=5))
@@ -68,7 +68,7 @@ def test_sharded_over_batch_and_heads(interpret):
     with jax.set_mesh(make_mesh(MeshSpec(data=2, fsdp=2, tensor=2))):
         out = jax.jit(ours(SparseCausal()))(**a)
         found = gradients(ours(SparseCausal()))(a)
-        with pytest.raises(UserError, match="cannot split 2 sequences over 4 devices .*; permitted: multiples of 4"):
+        with refused("splash._sharded", "2", "4"):
             ours(SparseCausal())(**{k: x[:2] for k, x in a.items()})
     assert out.sharding.num_devices == 8 and not out.sharding.is_fully_replicated
     np.testing.assert_allclose(out, reference(**a, mask=mask), atol=1e-5)
@@ -78,7 +78,7 @@ def test_sharded_over_batch_and_heads(interpret):
 
 def test_any_other_frame_mask_is_refused():
     mask = np.tril(np.ones((3, 3), bool))
-    with pytest.raises(UserError, match="no frame_mask but that of independent images; permitted here: 'chunked'"):
+    with refused("capability.resolve", "frame_mask", "'chunked'"):
         ours(Full(), frame_mask=mask)(**inputs((3, 2, 2)))
 
 

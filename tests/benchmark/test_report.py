@@ -5,12 +5,12 @@ import importlib.util
 import pytest
 
 from tests.benchmark.record import measured, record, skipped
+from tests.refusals import refused
 from vdm_jax.attention import Full, SparseCausal
 from vdm_jax.benchmark.cases import Case
 from vdm_jax.benchmark.machine import GIB
 from vdm_jax.benchmark.plots import draw, require_matplotlib, series
 from vdm_jax.benchmark.report import markdown
-from vdm_jax.errors import UserError
 
 FULL = Case(pattern=Full(), frames=8)
 GATHER = Case(pattern=SparseCausal(own=True), kernel="gather", frames=8)
@@ -69,7 +69,7 @@ def test_series_differ_along_one_axis_alone():
 
 def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"permitted: pip install 'vdm_jax\[plots\]', or --no-plots"):
+    with refused("plots.require_matplotlib", "'vdm_jax[plots]'", "--no-plots"):
         require_matplotlib()
 
 

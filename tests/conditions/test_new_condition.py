@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.refusals import refused
 from vdm_jax.conditions.conditioning import CONDITIONS, drop_text, register
 from vdm_jax.conditions.inputs import Input, InputCondition
 from vdm_jax.configuration import from_json, to_json
 from vdm_jax.data.pipeline import Pipeline
 from vdm_jax.diffusion.process import Process
 from vdm_jax.digits.captioned_digits import CaptionedDigits
-from vdm_jax.errors import UserError
 from vdm_jax.generation.generator import Generator
 from vdm_jax.generation.prompts import request_of
 from vdm_jax.networks.config import Level, UNet
@@ -114,18 +114,17 @@ def test_what_does_not_fit_is_refused(trained):
     generator = Generator(Experiment(name="x", stages=(make(),), data=CaptionedDigits(size=16, frames=2)),
                           {"scenes": trained[0]}, jax.devices()[:1])
     depth, tint = np.zeros((1, 2, 8, 8, 1)), np.zeros((1, 2))
-    with pytest.raises(UserError, match=r"depth of shape \[\] given for stage 'scenes'; permitted: \[1, frames"):
+    with refused("inputs.InputCondition.of_request", "[]", "'scenes'", "1"):
         generator([""], tint=tint)
-    with pytest.raises(UserError, match=r"tint of shape \[1, 3\] given for stage 'scenes'; permitted: \[1, 2\]"):
+    with refused("inputs.InputCondition.of_request", "[1, 3]", "'scenes'", "[1, 2]"):
         generator([""], depth=depth, tint=np.zeros((1, 3)))
-    with pytest.raises(UserError, match="sound is given and no stage takes it; permitted: depth, tint"):
+    with refused("prompts.checked_request"):
         generator([""], depth=depth, tint=tint, sound=np.zeros(9))
-    with pytest.raises(UserError, match="stage 'scenes' takes 'tint', but the batch has none"):
+    with refused("inputs.InputCondition.of_batch", "'scenes'", "'tint'"):
         training_inputs(make(), {"video": jnp.zeros((1, 2, 8, 8, 3), jnp.uint8), "depth": depth}, jax.random.key(0))
-    with pytest.raises(UserError, match="Input.name='sound' is not a registered condition of this kind; permitted: "
-                                        "depth, tint"):
+    with refused("Input.name", "='sound'"):
         Input(name="sound", width=1)
-    with pytest.raises(UserError, match="condition 'depth' is registered already"):
+    with refused("conditioning.register", "'depth'"):
         register(DepthMap())
 
 
@@ -144,7 +143,7 @@ def test_it_is_dropped_nulled_and_cut_as_it_says():
     _, conditioning, count = training_inputs(make(), images, jax.random.key(0))
     assert count == 1 and conditioning.inputs["depth"].shape == (8, 3, 8, 8, 1)
     assert not conditioning.inputs["depth"][:, 2].any()
-    with pytest.raises(UserError, match=r"images_per_clip=1 with network.conditions \['tint'\], of the clip and all"):
+    with refused("Stage.training.images_per_clip", "=1", "network.conditions", "['tint']"):
         make(training=Training(images_per_clip=1))
 
 

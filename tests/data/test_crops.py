@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from vdm_jax.data.crops import check_crop, crop_frames
-from vdm_jax.errors import UserError
+from tests.refusals import refused
+from vdm_jax.data.crops import crop_frames
+from vdm_jax.data.video_folder import VideoFolder
 
 # Rows of 0, 1, 2, 3 over 8 columns that count: a frame of 4x8.
 FRAMES = np.stack([np.stack([np.full((4, 8), 9), *np.mgrid[:4, :8]], -1)] * 2).astype(np.uint8)
@@ -24,5 +25,5 @@ def test_whole_frames_are_padded_or_squeezed():
     for crop in ("center", "random", "pad", "squeeze"):
         for size in ((1, 1), (5, 3), (16, 64)):
             assert crop_frames(FRAMES, *size, crop).shape == (2, *size, 3)
-    with pytest.raises(UserError, match="--crop='middle'; permitted: center, random, pad, squeeze"):
-        check_crop("--crop", "middle")
+    with refused("VideoFolder.crop", "='middle'", "'center', 'random', 'pad', 'squeeze'"):
+        VideoFolder(path="videos", crop="middle")

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.data.fuzzing import MUTATIONS, fuzz
+from tests.refusals import refused
 from vdm_jax.data.array_record import PreparedClips, PreparedClipsSource, prepare_clips
 from vdm_jax.data.captions import caption_lines, read_caption_files, read_captions
 from vdm_jax.data.embeddings import TextEmbeddings, write_embeddings
@@ -167,11 +168,11 @@ def test_small_files_that_unpack_to_gigabytes_are_refused(name, tmp_path, monkey
     elif name == "gz":
         monkeypatch.setattr("vdm_jax.data.moving_mnist.MAX_IDX_BYTES", 1000)
         (tmp_path / "a.gz").write_bytes(gzip.compress(bytes(10_000)))
-        with pytest.raises(UserError, match="holds more than 1000 bytes"):
+        with refused("moving_mnist.read_idx", "1000"):
             read_idx(tmp_path / "a.gz")
     else:
         deep = b"\x80\x02" + b"(" * 100_000 + b"t" * 100_000 + b"."
-        with pytest.raises(UserError):
+        with refused("weights._flatten"):
             read_arrays(deep, "x")
-        with pytest.raises(UserError):
+        with refused("weights.read_arrays"):
             read_arrays(b"\x80\x02" + b"}q\0" + b"X\1\0\0\0a}" * 5000 + b"s" * 5000 + b".", "x")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from tests.refusals import refused
 from vdm_jax.data.record_files import check_record_file
-from vdm_jax.errors import UserError
 
 
 def write(path, records, options="group_size:1"):
@@ -34,26 +34,27 @@ def number(value):
 
 
 @pytest.mark.parametrize("change, message", [
-    (lambda data: data[:-1], "bytes are not two or more blocks"),
-    (lambda data: data[:2**16], "bytes are not two or more blocks"),
-    (lambda data: data[:-2**16], "bytes are not two or more blocks"),
-    (lambda data: b"x" + data[1:], "does not begin like one"),
-    (lambda data: data[:72] + number(2**60) + data[80:], "the chunk at byte 64 has kind 114"),
-    (lambda data: data[:88] + b"r" + b"\xff" * 7 + data[96:], "kind 114"),
-    (lambda data: data[:96] + number(2**62) + data[104:], "1 records of 4611686018427387904 bytes at byte 64"),
-    (lambda data: data[:88] + b"x" + data[89:], "kind 120"),
-    (lambda data: data[:-2**16] + bytes(2**16), "no postscript"),
+    (lambda data: data[:-1], ("record_files.check_record_file",)),
+    (lambda data: data[:2**16], ("record_files.check_record_file",)),
+    (lambda data: data[:-2**16], ("record_files.check_record_file",)),
+    (lambda data: b"x" + data[1:], ("record_files.check_record_file",)),
+    (lambda data: data[:72] + number(2**60) + data[80:], ("record_files.check_record_file", "64", "114")),
+    (lambda data: data[:88] + b"r" + b"\xff" * 7 + data[96:], ("record_files.check_record_file", "114")),
+    (lambda data: data[:96] + number(2**62) + data[104:],
+     ("record_files.check_record_file", "4611686018427387904", "64")),
+    (lambda data: data[:88] + b"x" + data[89:], ("record_files.check_record_file", "120")),
+    (lambda data: data[:-2**16] + bytes(2**16), ("record_files.check_record_file",)),
 ])
 def test_sizes_that_lie_are_refused(change, message, tmp_path):
     path = write(tmp_path / "a", [b"one", b"two" * 10])
     path.write_bytes(change(path.read_bytes()))
-    with pytest.raises(UserError, match=message) as error:
+    with refused(*message) as error:
         check_record_file(path, 2**20)
     assert str(path) in str(error.value)
 
 
 def test_a_record_that_unpacks_to_more_than_permitted_is_refused(tmp_path):
-    with pytest.raises(UserError, match="1 records of 3000000 bytes at byte 64; permitted: up to 1048576 of 1000000"):
+    with refused("record_files.check_record_file", "3000000", "64", "1048576", "1000000"):
         check_record_file(write(tmp_path / "a", [bytes(3_000_000)]), 1_000_000)
 
 

@@ -3,10 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.refusals import refused
 from vdm_jax.diffusion.arrays import noise_from_keys
 from vdm_jax.diffusion.augmentation import BlurAugmentation, NoiseAugmentation, TruncatedAugmentation, gaussian_blur
 from vdm_jax.diffusion.schedules import CosineSchedule
-from vdm_jax.errors import UserError
 
 KEYS = jax.random.split(jax.random.key(0), 6)
 
@@ -63,14 +63,14 @@ def test_blur_acts_on_its_share_of_the_videos():
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: NoiseAugmentation(training_logsnr=(2.0, 1.0)), r"training_logsnr=\(2.0, 1.0\); permitted"),
-        (lambda: TruncatedAugmentation(training_logsnr=(2.0, 1.0)), r"TruncatedAugmentation.training_logsnr=\(2.0"),
+        (lambda: NoiseAugmentation(training_logsnr=(2.0, 1.0)), ("NoiseAugmentation.training_logsnr", "=(2.0, 1.0)")),
+        (lambda: TruncatedAugmentation(training_logsnr=(2.0, 1.0)), ("TruncatedAugmentation.training_logsnr", "=(2.0")),
         (lambda: NoiseAugmentation(at="full"),
-         "NoiseAugmentation.at='full' is not valid; permitted: 'enlarged', 'low'"),
-        (lambda: BlurAugmentation(probability=2.0), "probability=2.0 is not valid; permitted: >= 0 and <= 1"),
-        (lambda: BlurAugmentation(sigma=(0.0, 1.0)), r"sigma=\(0.0, 1.0\) is not valid; permitted"),
+         ("NoiseAugmentation.at", "='full'", "'enlarged'", "'low'")),
+        (lambda: BlurAugmentation(probability=2.0), ("BlurAugmentation.probability", "=2.0", ">= 0", "<= 1")),
+        (lambda: BlurAugmentation(sigma=(0.0, 1.0)), ("BlurAugmentation.sigma", "=(0.0, 1.0)")),
     ],
 )
 def test_errors(make, message):
-    with pytest.raises(UserError, match=message):
+    with refused(*message):
         make()

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.refusals import refused
 from vdm_jax.diffusion.families import VP
 from vdm_jax.diffusion.multistep import _integrals, phi, solved
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import DDIM, DEIS, LMS, PNDM, DPMSolver, Step, UniPC
 from vdm_jax.diffusion.sampling import sample
 from vdm_jax.diffusion.thresholds import Threshold
-from vdm_jax.errors import UserError
 
 SHAPE = (1, 1, 1, 1, 1)
 
@@ -120,12 +120,13 @@ def test_one_step_of_plms_is_one_of_ddim():
 
 
 @pytest.mark.parametrize("make, message", [
-    (lambda: DPMSolver(order=4), "DPMSolver.order=4; permitted: 1 to 3"),
-    (lambda: LMS(order=5), "permitted: >= 1 and <= 4"),
-    (lambda: UniPC(variant="bh3"), "UniPC.variant='bh3'"),
-    (lambda: DPMSolver(solver="euler"), "DPMSolver.solver='euler'"),
-    (lambda: DPMSolver(order=3, sde=True, predict="eps"), "permitted: 1, 2"), (lambda: Threshold(ratio=0.0), "ratio"),
+    (lambda: DPMSolver(order=4), ("DPMSolver.order", "=4")),
+    (lambda: LMS(order=5), ("LMS.order", ">= 1", "<= 4")),
+    (lambda: UniPC(variant="bh3"), ("UniPC.variant", "='bh3'")),
+    (lambda: DPMSolver(solver="euler"), ("DPMSolver.solver", "='euler'")),
+    (lambda: DPMSolver(order=3, sde=True, predict="eps"), ("DPMSolver.order",)),
+    (lambda: Threshold(ratio=0.0), ("Threshold.ratio",)),
 ])
 def test_refusals(make, message):
-    with pytest.raises(UserError, match=message):
+    with refused(*message):
         make()

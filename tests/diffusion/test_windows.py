@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.refusals import refused
 from vdm_jax.diffusion.windows import window_starts, windowed
-from vdm_jax.errors import UserError
 
 SIZES = [(8, 8, 2), (8, 4, 2), (9, 4, 2), (7, 4, 3), (10, 4, 0), (11, 5, 1), (5, 1, 0)]  # frames, window, overlap
 
@@ -89,10 +87,10 @@ def test_no_jump_at_the_border_of_a_window():
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"length": 9}, "windows of 9 frames for a video of 8; permitted: 1 to 8"),
-    ({"length": 4, "overlap": 4}, "windows of 4 frames with an overlap of 4; permitted: 0 to 3"),
-    ({"length": 4, "at_once": 0}, "at_once=0; permitted: 1 or more"),
+    ({"length": 9}, ("length",)),
+    ({"length": 4, "overlap": 4}, ("overlap",)),
+    ({"length": 4, "at_once": 0}, ("at_once", "=0")),
 ])
 def test_windows_that_cannot_be(options, message):
-    with pytest.raises(UserError, match=re.escape(message)):
+    with refused(*message):
         windowed(per_frame, cut, frames=8, **options)

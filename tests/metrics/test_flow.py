@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vdm_jax.errors import UserError
+from tests.refusals import refused
 from vdm_jax.metrics import flow
 
 
@@ -45,13 +45,13 @@ def test_motion_is_explained_and_flicker_and_noise_are_not(moving):
 
 @pytest.mark.parametrize("shape", [(1, 1, 64, 64, 3), (1, 2, 16, 64, 3), (2, 64, 64, 3), (0, 2, 64, 64, 3)])
 def test_bad_videos_are_refused(shape):
-    with pytest.raises(UserError, match="T from 2 frames, H and W from 32 pixels"):
+    with refused("flow._checked", "32"):
         flow.motion(np.zeros(shape, np.uint8))
-    with pytest.raises(UserError, match="guides of shape"):
+    with refused("flow.warp_error"):
         flow.warp_error(np.zeros((1, 2, 32, 32, 3), np.uint8), np.zeros((1, 3, 32, 32, 3), np.uint8))
 
 
 def test_a_machine_without_opencv_is_told_how_to_get_it(monkeypatch):
     monkeypatch.setattr(flow.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"permitted: pip install 'vdm_jax\[metrics\]'"):
+    with refused("flow.require_opencv", "'vdm_jax[metrics]'"):
         flow.motion(np.zeros((1, 2, 32, 32, 3), np.uint8))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vdm_jax.errors import UserError
+from tests.refusals import refused
 from vdm_jax.metrics.frechet import Moments, frechet_distance, frechet_interval
 from vdm_jax.metrics.statistics import KEPT, Statistics, merged
 
@@ -67,13 +67,13 @@ def test_moments_of_repeated_vectors():
 
 def test_what_does_not_fit_is_refused():
     one = Statistics.of(drawn(4), np.arange(4))
-    with pytest.raises(UserError, match="parts that share videos; permitted: each video once"):
+    with refused("statistics.videos"):
         one + Statistics.of(drawn(4), np.arange(3, 7))
-    with pytest.raises(UserError, match="permitted: equal ones"):
+    with refused("statistics.Statistics.__add__"):
         one + Statistics.of(drawn(4, vectors=2), np.arange(4, 8))
-    with pytest.raises(UserError, match="permitted: .N, V, D., and N different numbers"):
+    with refused("statistics.Statistics.of"):
         Statistics.of(drawn(4), np.zeros(4))
-    with pytest.raises(UserError, match="no statistics to merge"):
+    with refused("statistics.merged"):
         merged([])
-    with pytest.raises(UserError, match="features of video 2 are not finite"):
+    with refused("frechet.checked", "2"):
         Statistics.of(np.array([[1.0], [2], [np.nan]]), np.arange(3))

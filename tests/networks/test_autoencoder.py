@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm_jax.errors import UserError
+from tests.refusals import refused
 from vdm_jax.networks import autoencoder as ae
 from vdm_jax.networks import autoencoder_config as ac
-from vdm_jax.networks.autoencoder_blocks import Block, Halve, Mix
+from vdm_jax.networks.autoencoder_blocks import Block, Halve
+from vdm_jax.networks.blocks.temporal import Mix
 from vdm_jax.networks.tiling import in_chunks, in_tiles
 from vdm_jax.parallel.rules import parameter_axes
 
@@ -141,15 +142,15 @@ def test_pieces_need_less_memory(filled):
 
 
 def test_refusals(filled, video):
-    with pytest.raises(UserError, match="multiples of the groups"):
+    with refused("Autoencoder.widths"):
         ac.Autoencoder(widths=(6, 8), groups=4)
-    with pytest.raises(UserError, match="permitted: multiples of 2"):
+    with refused("autoencoder.AutoencoderKL.encode", "2"):
         ae.AutoencoderKL(TINY).init(jax.random.key(0), video[:, :, :7])
-    with pytest.raises(UserError, match="overlap=4"):
+    with refused("overlap", "=4"):
         in_tiles(lambda x: x, video, (4, 4), 4)
-    with pytest.raises(UserError, match="multiples of 2"):
+    with refused("tiling.in_tiles", "2"):
         in_tiles(lambda x: x[:, :, ::2, ::2], video, (4, 4), 1)
-    with pytest.raises(UserError, match="frames=0"):
+    with refused("frames", "=0"):
         in_chunks(lambda x: x, video, 0)
 
 

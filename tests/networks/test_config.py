@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from vdm_jax.errors import UserError
+from tests.refusals import refused
 from vdm_jax.networks.config import CrossAttention, FeedForward, Level, SelfAttention, TemporalConvolution, UNet
 
 PLAIN = UNet(levels=(Level(channels=8, blocks=1),), embedding_channels=16, groups=4)
@@ -19,30 +19,29 @@ def test_the_reduction_is_the_patch_and_all_strides_but_the_last():
 
 
 @pytest.mark.parametrize(("make", "message"), [
-    (lambda: SelfAttention(head_dim=0), "SelfAttention.head_dim=0 is not valid; permitted: >= 1"),
-    (lambda: CrossAttention(head_dim=-4), "CrossAttention.head_dim=-4 is not valid; permitted: >= 1"),
-    (lambda: TemporalConvolution(kernel=4), "TemporalConvolution.kernel=4 is not valid; permitted: 1, 3, 5, ..."),
+    (lambda: SelfAttention(head_dim=0), ("SelfAttention.head_dim", "=0", ">= 1")),
+    (lambda: CrossAttention(head_dim=-4), ("CrossAttention.head_dim", "=-4", ">= 1")),
+    (lambda: TemporalConvolution(kernel=4), ("TemporalConvolution.kernel", "=4")),
     (lambda: dataclasses.replace(PLAIN, temporal_kernel=2),
-     "UNet.temporal_kernel=2 is not valid; permitted: 1, 3, 5, ..."),
-    (lambda: FeedForward(expansion=0), "FeedForward.expansion=0 is not valid; permitted: >= 1"),
-    (lambda: Level(channels=8, dropout=1.0), "Level.dropout=1.0 is not valid; permitted: >= 0 and < 1"),
-    (lambda: Level(channels=0), "Level.channels=0 is not valid; permitted: >= 1"),
+     ("UNet.temporal_kernel", "=2")),
+    (lambda: FeedForward(expansion=0), ("FeedForward.expansion", "=0", ">= 1")),
+    (lambda: Level(channels=8, dropout=1.0), ("Level.dropout", "=1.0", ">= 0", "< 1")),
+    (lambda: Level(channels=0), ("Level.channels", "=0", ">= 1")),
     (lambda: Level(channels=48, mixers=(CrossAttention(head_dim=32),)),
-     "CrossAttention.head_dim=32 does not divide Level.channels=48; permitted: a divisor of 48"),
+     ("CrossAttention.head_dim", "=32", "Level.channels=48")),
     (lambda: dataclasses.replace(PLAIN, position_period=-1.0),
-     "UNet.position_period=-1.0 is not valid; permitted: >= 0"),
+     ("UNet.position_period", "=-1.0", ">= 0")),
     (lambda: dataclasses.replace(PLAIN, position_axes=("column", "row")),
-     "UNet.position_axes=('column', 'row') is not valid; permitted: some of ('frame', 'row', 'column'), in this order"),
+     ("UNet.position_axes", "=('column', 'row')", "'frame'")),
     (lambda: dataclasses.replace(PLAIN, residual=True),
-     "UNet.residual=True with low_resolution=False; permitted: low_resolution=True"),
-    (lambda: UNet(levels=()), "UNet.levels=() is not valid; permitted: at least one Level"),
-    (lambda: dataclasses.replace(PLAIN, patch=0), "UNet.patch=0 is not valid; permitted: >= 1"),
+     ("UNet.residual", "low_resolution=False", "low_resolution=True")),
+    (lambda: UNet(levels=()), ("UNet.levels", "=()")),
+    (lambda: dataclasses.replace(PLAIN, patch=0), ("UNet.patch", "=0", ">= 1")),
     (lambda: dataclasses.replace(PLAIN, middle=(CrossAttention(head_dim=4),)),
-     "UNet.text=None but a level has CrossAttention; permitted: WordEncoder or EmbeddedText"),
+     ("UNet.text", "=None", "CrossAttention", "WordEncoder", "EmbeddedText")),
     (lambda: dataclasses.replace(PLAIN, middle=(SelfAttention(head_dim=3),)),
-     "UNet.middle head_dim=3 does not divide the last level's channels=8"),
+     ("UNet.middle", "head_dim=3", "channels=8")),
 ])
 def test_configs_that_cannot_be(make, message):
-    with pytest.raises(UserError) as error:
+    with refused(*message):
         make()
-    assert str(error.value) == message

@@ -5,9 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
-from vdm_jax.errors import UserError
+from tests.refusals import refused
 from vdm_jax.networks.discriminator import Discriminator, PatchDiscriminator, hinge_loss
 
 
@@ -39,5 +38,5 @@ def test_hinge():
 
 
 def test_refusals():
-    with pytest.raises(UserError, match="frames=2"):
+    with refused("Discriminator.frames", "=2"):
         Discriminator(frames=2)

@@ -16,7 +16,6 @@ from vdm_jax.networks.layers import (
     depth_to_space,
     mean_pool,
     nearest,
-    sinusoids,
     space_to_depth,
 )
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
@@ -192,14 +191,6 @@ def test_pooling_and_repetition(normal):
     large = nearest(x, (2, 3))
     np.testing.assert_array_equal(large, np.repeat(np.repeat(x, 2, axis=2), 3, axis=3))
     np.testing.assert_allclose(mean_pool(large, (2, 3)), x, atol=1e-6)
-
-
-def test_sinusoids_span_periods_from_2_pi_to_the_longest():
-    x = np.array([0.0, 1.5, 700.0])
-    code = sinusoids(jnp.asarray(x), 6, max_period=100.0)
-    frequency = np.array([1.0, 0.1, 0.01])
-    np.testing.assert_allclose(code[:, :3], np.sin(x[:, None] * frequency), atol=1e-4)
-    np.testing.assert_allclose(code[:, 3:], np.cos(x[:, None] * frequency), atol=1e-4)
 
 
 def test_add_residual_adds_and_differentiates(normal):

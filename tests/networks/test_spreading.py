@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vdm_jax.errors import UserError
+from tests.refusals import refused
 from vdm_jax.networks.layers import convolve
 from vdm_jax.networks.spreading import spread_convolve
 from vdm_jax.parallel.collectives import collectives
@@ -90,7 +90,7 @@ def test_channels_stay_with_the_compiler(normal):
 ])
 def test_parts_that_are_too_small(shape, size, strides, message):
     x, kernel = jnp.zeros((*shape, 4, 3)), jnp.zeros((*size, 3, 3))
-    with jax.set_mesh(make_mesh(MeshSpec(**SIZES))), pytest.raises(UserError) as error:
+    with jax.set_mesh(make_mesh(MeshSpec(**SIZES))), refused("spreading.spread_convolve") as error:
         jax.eval_shape(lambda x, k: spread_convolve(convolve, x, k, strides, "height"), x, kernel)
     assert str(error.value).startswith(message)
 

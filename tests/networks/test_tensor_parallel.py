@@ -13,39 +13,40 @@ from jax.sharding import PartitionSpec as P
 
 from vdm_jax.attention.patterns import Spatial
 from vdm_jax.networks import config as cfg
-from vdm_jax.networks.inflation_blocks import ConvolutionInflationLayer
-from vdm_jax.networks.latent_frames import FrameConvolutions, FrameTransformer
-from vdm_jax.networks.latent_unet_blocks import GatedFeedForward, Given, Sizes, TokenAttention, TokenTransformer
-from vdm_jax.networks.mixers import CrossAttentionLayer, FeedForwardLayer, SelfAttentionLayer
-from vdm_jax.networks.unet import ResidualBlock
+from vdm_jax.networks.blocks.attention import Attention
+from vdm_jax.networks.blocks.feed_forward import FeedForward
+from vdm_jax.networks.blocks.temporal import TemporalConvolutions, TemporalTransformer
+from vdm_jax.networks.latent_unet_blocks import Given, Sizes, TokenTransformer
+from vdm_jax.networks.mixers import convolution_inflation, cross_attention, feed_forward, self_attention
+from vdm_jax.networks.unet import residual_block
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.parallel.rules import parameter_axes, parameter_shardings
 
 COMMON = (4, "frame", jnp.float32)
 SIZES = Sizes(4, True, False, "xla", jnp.float32)
-GIVEN = Given(jnp.ones((4, 8)), jnp.ones((4, 1, 3, 12)), None)
+GIVEN = Given(jnp.ones((4, 1, 8)), jnp.ones((4, 1, 3, 12)))
 X = (4, 2, 8, 8, 16)  # B T H W C; a device holds one clip, 8,192 bytes of each 16 channels
 TEXT = (jnp.ones((4, 1, 3, 12)), jnp.ones((4, 1, 3), bool))
 UNET = cfg.UNet(levels=(cfg.Level(channels=16),), groups=4, embedding_channels=8)
 LAYERS = {
-    "mixers/spatial_attention_0": (SelfAttentionLayer(
+    "mixers/spatial_attention_0": (self_attention(
         cfg.SelfAttention(pattern=Spatial(), head_dim=8, kernel="xla"), *COMMON), (None,)),
-    "mixers/cross_attention_0": (CrossAttentionLayer(cfg.CrossAttention(head_dim=8), *COMMON), TEXT),
-    "mixers/feed_forward_0": (FeedForwardLayer(cfg.FeedForward(expansion=2), *COMMON), ()),
+    "mixers/cross_attention_0": (cross_attention(cfg.CrossAttention(head_dim=8), *COMMON), (None, TEXT)),
+    "mixers/feed_forward_0": (feed_forward(cfg.FeedForward(expansion=2), *COMMON), ()),
     "mixers/convolution_inflation_0": (
-        ConvolutionInflationLayer(cfg.ConvolutionInflation(), *COMMON), (0,)),
-    "residual": (ResidualBlock(UNET, 16, 3, 0.0), (jnp.ones((4, 1, 8)), False)),
+        convolution_inflation(cfg.ConvolutionInflation(), *COMMON), (0,)),
+    "residual": (residual_block(UNET, 16, 3, 0.0), (jnp.ones((4, 1, 8)), False)),
 }
 
 # Layers of open latent networks on tensor=4, and how often tokens are summed: once for each attention and feed-forward.
 # Vectors, of noise levels and frame numbers, are summed besides.
 OPEN_LAYERS = {
-    "feed_forward_0": (GatedFeedForward(jnp.float32), (), 1),
-    "space_attention": (TokenAttention(4, SIZES, Spatial()), (), 1),
+    "feed_forward_0": (FeedForward(activation="gelu", gate="joint"), (), 1),
+    "space_attention": (Attention(heads=4, joint=False, kernel="xla"), (), 1),
     "down_0_0_transformer": (TokenTransformer(4, SIZES._replace(temporal=False)), (GIVEN,), 3),
     "middle_transformer": (TokenTransformer(4, SIZES), (GIVEN,), 7),
-    "down_0_0_frames": (FrameConvolutions(SIZES._replace(temporal=False)), (), 2),
-    "middle_motion": (FrameTransformer(4, 4, 4, SIZES), (), 3),
+    "down_0_0_frames": (TemporalConvolutions(4, groups=4), (), 2),
+    "middle_motion": (TemporalTransformer(4, 4, 4, kernel="xla"), (), 3),
 }
 
 

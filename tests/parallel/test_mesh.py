@@ -8,6 +8,7 @@ import pytest
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType
 
+from tests.refusals import refused
 from vdm_jax.errors import UserError
 from vdm_jax.parallel import mesh as mesh_module
 from vdm_jax.parallel.compiling import compiler_options
@@ -108,15 +109,13 @@ def test_the_compiler_options_follow_the_mesh():
 
 
 @pytest.mark.parametrize(("sizes", "message"), [
-    ({"data": 0}, "MeshSpec.data=0 is not valid; permitted: -1 or >= 1"),
-    ({"context": -2}, "MeshSpec.context=-2 is not valid; permitted: -1 or >= 1"),
-    ({"dcn_fsdp": 0}, "MeshSpec.dcn_fsdp=0 is not valid; permitted: >= 1"),
-    ({"fsdp": -1}, "MeshSpec has 2 axes of size -1; permitted: at most one"),
+    ({"data": 0}, ("MeshSpec.data", "=0", "permitted: -1 or >= 1")),
+    ({"context": -2}, ("MeshSpec.context", "=-2", "permitted: -1 or >= 1")),
+    ({"dcn_fsdp": 0}, ("MeshSpec.dcn_fsdp", "=0", "permitted: >= 1")), ({"fsdp": -1}, ("MeshSpec", "2 axes")),
 ])
 def test_specs_that_cannot_be(sizes, message):
-    with pytest.raises(UserError) as error:
+    with refused(*message):
         MeshSpec(**sizes)
-    assert str(error.value) == message
 
 
 @pytest.mark.parametrize(("spec", "shown"), [
@@ -126,7 +125,7 @@ def test_specs_that_cannot_be(sizes, message):
     (MeshSpec(data=4, tensor=4), "data=4 x fsdp=1 x tensor=4 x context=1"),
 ])
 def test_sizes_that_do_not_fit_the_devices(spec, shown):
-    with pytest.raises(UserError) as error:
+    with refused("mesh._shape") as error:
         make_mesh(spec)
     assert str(error.value) == (f"MeshSpec {shown} does not fit 8 devices; permitted: sizes that multiply to 8 "
                                 "(one may be -1)")

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from vdm_jax.errors import UserError
+from tests import refusals
 from vdm_jax.planning.advice import capacity_of, judge
 from vdm_jax.planning.program import refused
 
@@ -71,7 +71,7 @@ def test_vector_memory_is_another_matter():
 def test_other_errors_stay_errors():
     with pytest.raises(RuntimeError, match="something else"):
         refused(RuntimeError("INTERNAL: something else"))
-    with pytest.raises(UserError, match="XLA flag 'xla_wrong' is unknown"):
+    with refusals.refused("program.refused", "'xla_wrong'"):
         refused(RuntimeError("INVALID_ARGUMENT: No such compile option: 'xla_wrong'"), (("xla_wrong", "true"),))
 
 

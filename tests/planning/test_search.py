@@ -5,8 +5,8 @@ import dataclasses
 import jax
 import pytest
 
+from tests.refusals import refused
 from vdm_jax.data.array_record import METADATA, PreparedClips
-from vdm_jax.errors import UserError
 from vdm_jax.parallel.mesh import MeshSpec
 from vdm_jax.planning import cache
 from vdm_jax.planning.cache import Reports
@@ -127,7 +127,7 @@ def test_what_cannot_be_split_is_a_row(plan, compiled, tmp_path):
     rows = search(plan, Reports(tmp_path), jax.devices(), 200, meshes=[MeshSpec(data=3), MeshSpec(data=8)])
     (other,) = (row for row in rows if row.mesh.data == 3)  # once, not for every remat
     assert rows[0].plan is not None and other.plan is None and "does not fit 8 devices" in other.reason
-    with pytest.raises(UserError, match="--memory-gib"):
+    with refused("search.search", "--memory-gib"):
         search(plan, Reports(tmp_path), jax.devices(), None)
 
 

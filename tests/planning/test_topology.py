@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from tests.refusals import refused
 from vdm_jax.errors import UserError
 from vdm_jax.planning import topology
 
@@ -43,11 +44,11 @@ def test_a_mistyped_name_is_suggested(name, meant):
 @pytest.mark.parametrize("name", ["v5e:32x32", "v5p:64x64x64", "v4:16x16x32", "v5p:999999x4x4", "v5p:" + "9" * 5000,
                                   "9999999xv5p-8", "v5e-٤"])
 def test_slices_that_nobody_has_are_refused(name):
-    with pytest.raises(UserError, match="permitted: "):
+    with refused("topology.parse"):
         topology.parse(name)
 
 
 def test_without_libtpu_the_error_names_the_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"--topology v5p-64 needs libtpu.*permitted: pip install 'vdm_jax\[tpu\]'"):
+    with refused("topology.devices", "--topology", "'vdm_jax[tpu]'"):
         topology.devices("v5p-64")

@@ -10,10 +10,10 @@ import re
 import numpy as np
 import pytest
 
+from tests.refusals import refused
 from tests.reports import pages
 from tests.reports.pages import SVG, Page, score, write_metrics
 from vdm_jax.commands.main import main
-from vdm_jax.errors import UserError
 from vdm_jax.metrics.measures import COMPANIONS
 from vdm_jax.metrics.scores import Score
 from vdm_jax.reports.curves import chart
@@ -185,13 +185,13 @@ def test_bad_requests_are_refused(make_run, tmp_path, capsys):
     assert main(["report", str(folder), "--out", str(tmp_path / "page.pdf")]) == 2
     assert "permitted: .html" in capsys.readouterr().err
     assert main(["report"]) == 2 and main(["report", str(tmp_path / "gone")]) == 2
-    with pytest.raises(UserError, match="permitted: one or more, with names of their own"):
+    with refused("page.page"):
         page([read_run(folder, "one")] * 2)
     (folder / "metrics.json").write_text('{"scores": [{"metric": "fvd"}]}')
-    with pytest.raises(UserError, match="is not a record of metrics .*'vdm-jax evaluate --metrics'"):
+    with refused("checkpoints.read_metrics", "'vdm-jax evaluate --metrics'"):
         read_run(folder, "one")
     (folder / "metrics.json").write_text("{")
-    with pytest.raises(UserError, match="is not JSON .*; permitted: delete it, and evaluate again"):
+    with refused("checkpoints.read_record"):
         read_run(folder, "one")
 
 

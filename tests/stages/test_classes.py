@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from tests.generation.conftest import random_params
+from tests.refusals import refused
 from vdm_jax.diffusion.process import Process
 from vdm_jax.digits.captioned_digits import CaptionedDigits
-from vdm_jax.errors import UserError
 from vdm_jax.generation.generator import Generator
 from vdm_jax.generation.one_stage import is_guided
 from vdm_jax.networks.config import Level, UNet
@@ -38,7 +38,7 @@ def generator():
 def test_labels_reach_the_network_and_are_dropped(generator):
     batch = {"video": jnp.zeros((4, 2, 4, 4, 3), jnp.uint8), "label": jnp.array([0, 1, 2, -1])}
     np.testing.assert_array_equal(training_inputs(STAGE, batch, jax.random.key(0))[1].labels, batch["label"])
-    with pytest.raises(UserError, match="stage 'base' takes a class, but the batch has no label"):
+    with refused("label.Label.of_batch", "'base'"):
         training_inputs(STAGE, {"video": batch["video"]}, jax.random.key(0))
     always = dataclasses.replace(STAGE, training=dataclasses.replace(STAGE.training, text_dropout=0.999))
 
@@ -64,7 +64,7 @@ def test_labels_decide_samples_and_guidance_leads_away_from_no_class(generator):
 
 @pytest.mark.parametrize("labels", [None, [0], [0, 3], [0, -2]])
 def test_labels_that_do_not_fit_are_refused(generator, labels):
-    with pytest.raises(UserError, match="given for stage 'base'; permitted: 2 numbers from -1 .no class. to 2"):
+    with refused("labels", "'base'"):
         generator(["", ""], labels=labels)
 
 
@@ -80,5 +80,5 @@ def test_a_part_of_a_batch_that_nobody_reads_is_named():
     batch = {"video": np.zeros((2, 1, 4, 4, 3), np.uint8), "caption": np.array(["", ""]), "fps": np.ones(2, np.float32),
              "reference_pose": np.zeros((2, 1, 3, 4), np.float32)}
     assert set(device_batch(batch, mesh)) == {"video", "reference_pose"}
-    with pytest.raises(UserError, match="clips have 'depth', which no stage reads; permitted: video, images, tokens"):
+    with refused("inputs.device_fields", "'depth'"):
         device_batch({**batch, "depth": np.zeros((2, 1, 4, 4, 1))}, mesh)

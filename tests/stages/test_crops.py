@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.refusals import refused
 from vdm_jax.attention.patterns import Spatial, Temporal
 from vdm_jax.conditions.low_resolution import enlarge
 from vdm_jax.diffusion.augmentation import NoiseAugmentation
 from vdm_jax.diffusion.process import Process
 from vdm_jax.digits.captioned_digits import CaptionedDigits
-from vdm_jax.errors import UserError
 from vdm_jax.networks.config import Level, SelfAttention, UNet
 from vdm_jax.parallel.collectives import listed
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
@@ -117,7 +117,7 @@ def test_windows_are_cut_where_their_sample_lives(clips):
      "where in the window it is and not where in the video; permitted: positions relative to each other, or none"),
 ])
 def test_windows_that_do_not_fit_are_refused(crop, network, message):
-    with pytest.raises(UserError) as error:
+    with refused("Stage.training.crop") as error:
         make_stage(crop, network)
     assert str(error.value) == message
 
@@ -128,6 +128,6 @@ def test_places_along_time_are_no_matter():
 
 
 def test_a_stage_from_noise_has_no_windows():
-    with pytest.raises(UserError, match="crop=.* without a source, .* permitted: None"):
+    with refused("Stage.training.crop"):
         Stage(name="base", video=VideoSpec(frames=1, height=8, width=8), process=Process(),
               training=Training(crop=(4, 4)), network=dataclasses.replace(NETWORK, low_resolution=False))

@@ -11,17 +11,19 @@ import numpy as np
 import pytest
 
 from tests.generation.conftest import random_params
+from tests.refusals import refused
 from vdm_jax.attention.patterns import Spatial, Temporal
 from vdm_jax.configuration import from_json, to_json
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import Heun
 from vdm_jax.digits.captioned_digits import CaptionedDigits
-from vdm_jax.errors import UserError
 from vdm_jax.generation.generator import Generator
 from vdm_jax.networks.config import Level, SelfAttention, UNet
-from vdm_jax.networks.latent_network import LatentNetwork, network_module
+from vdm_jax.networks.kinds import network_module
+from vdm_jax.networks.latent_network import LatentNetwork
 from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.stages.options import Sampling
+from vdm_jax.stages.parameters import initial_params
 from vdm_jax.stages.stage import Experiment, Stage, VideoSpec
 from vdm_jax.training.step import draw, stage_loss
 
@@ -84,11 +86,19 @@ def test_frames_lag_in_the_generator(pattern, alike):
 def test_what_cannot_be_is_refused():
     stage = make()
     assert from_json(Stage, to_json(stage)) == stage and stage.sampling.evaluations(3) == 3 + 2 * 2
-    with pytest.raises(UserError, match="sampling.frame_lag=2 with process.frame_levels=False"):
+    with refused("Stage.sampling.frame_lag", "=2", "process.frame_levels=False"):
         make(process=Process(prediction="x"))
-    with pytest.raises(UserError, match="frame_lag=1 with Heun"):
+    with refused("frame_lag", "=1"):
         Sampling(sampler=Heun(), frame_lag=1)
+
+
+def test_a_released_network_learns_from_levels_per_frame():
     unet = LatentUNet(widths=(8,), blocks=1, attention=(False,), heads=(2,), only_context=(False,), groups=4,
                       in_channels=3, out_channels=3, context_channels=6)
-    with pytest.raises(UserError, match="process.frame_levels=True with a LatentNetwork, which takes one level per"):
-        make(network=LatentNetwork(unet=unet), process=Process(frame_levels=True), sampling=Sampling())
+    stage = make(network=LatentNetwork(unet=unet), process=Process(frame_levels=True), sampling=Sampling())
+    batch = {"video": jnp.zeros((2, *stage.video.shape), jnp.uint8)}
+    drawn = draw(stage, batch, jax.random.key(0))
+    assert drawn.logsnr.shape == (2, stage.video.frames)
+    params = jax.eval_shape(lambda: initial_params(stage, jax.random.key(0)))
+    loss, _ = jax.eval_shape(lambda params: stage_loss(stage, params, batch, jax.random.key(0)), params)
+    assert loss.shape == ()

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.refusals import refused
 from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.conditions.low_resolution import enlarge, low_resolution
 from vdm_jax.conditions.text import text_conditioning
 from vdm_jax.diffusion.augmentation import NoiseAugmentation
-from vdm_jax.errors import UserError
 from vdm_jax.networks.config import EmbeddedText
 from vdm_jax.stages.inputs import target_video, training_inputs
 from vdm_jax.stages.stage import LowResolution, VideoSpec
@@ -161,10 +161,10 @@ def test_images_bring_their_embeddings_as_further_groups(experiment, clips):
 
 
 def test_a_batch_without_text_is_an_error(experiment, clips):
-    with pytest.raises(UserError, match="stage 'base' reads text, but the batch has neither tokens nor embeddings"):
+    with refused("text.Text.of_batch", "'base'"):
         training_inputs(experiment.stage("base"), {"video": clips[0]}, jax.random.key(0))
 
 
 def test_clips_that_do_not_divide_are_an_error(experiment, clips):
-    with pytest.raises(UserError, match="clips of 7 frames for a stage of 2; permitted: clips of 2, 4, 6"):
+    with refused("inputs.take_frames", "7", "2", "4", "6"):
         training_inputs(experiment.stage("base"), {"video": clips[0][:, :7]}, jax.random.key(0))

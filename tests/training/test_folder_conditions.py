@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.generation.conftest import random_params
 from vdm_jax.attention.patterns import External, Spatial, Temporal
 from vdm_jax.commands.sample_command import Sample, referenced
 from vdm_jax.data.opening import open_source
@@ -43,7 +44,7 @@ def data(tmp_path_factory):
         write_video(root / "videos" / f"{number}.mp4", rng.integers(0, 256, (frames, 16, 16, 3)).astype(np.uint8), 8,
                     lossless=True)
         (root / "pictures").mkdir(exist_ok=True)
-        write_png(root / "pictures" / f"{number}.png", np.full((16, 16, 3), 60 * number, np.uint8))
+        write_png(root / "pictures" / f"{number}.png", rng.integers(0, 256, (16, 16, 3)).astype(np.uint8))
     return VideoFolder(path=str(root / "videos"), frames=4, height=8, width=8, fractions=(1.0, 0.0, 0.0), short="pad",
                        references=str(root / "pictures"), cache=str(root / "cache"))
 
@@ -84,15 +85,18 @@ def test_training_and_sampling_with_both(batch, mesh):
     for _ in range(6):
         state, metrics = step(state, given)
     assert np.isfinite(metrics["loss"]) and not metrics["skipped"]
-    params = state.params
+    learned = state.params["down_0_0"]["mixers"]["spatial_attention_0"]["external"]["kernel"]
+    assert np.abs(learned - create_state(STAGE, 0, mesh).params["down_0_0"]["mixers"]["spatial_attention_0"][
+        "external"]["kernel"]).max() > 1e-3
+    params = random_params(STAGE, 0)
     loss = jax.jit(lambda b: stage_loss(STAGE, params, b, jax.random.key(0), train=False)[0])
     valid = batch["frame_valid"][..., None, None, None]
     np.testing.assert_array_equal(loss(given), loss({**given, "video": jnp.where(valid, given["video"], 255)}))
     other = {**given, "reference_picture": 255 - given["reference_picture"]}
     assert abs(float(loss(given) - loss(other))) > 1e-6
     generator = Generator(Experiment(name="x", stages=(STAGE,), data=VideoFolder(path="x")),
-                          {"folder": jax.device_get(params)}, jax.devices()[:1])
-    pictures = np.stack([np.full((8, 8, 3), value, np.uint8) for value in (0, 200)])
+                          {"folder": params}, jax.devices()[:1])
+    pictures = np.random.default_rng(3).integers(0, 256, (2, 8, 8, 3)).astype(np.uint8)  # layer norm hides flat ones
     videos, swapped = (generator(["", ""], references={"picture": p}).videos for p in (pictures, pictures[::-1]))
     assert np.abs(videos.astype(int) - swapped).max() > 1
     with pytest.raises(UserError, match=r"references\['picture'\] of shape \[\] given for stage 'folder'; permitted: "

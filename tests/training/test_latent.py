@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 
+from tests.refusals import refused
 from tests.training.latents import AUTOENCODER, random_params, write_model
 from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.conditions.frame_masks import first_frame_known
@@ -25,7 +26,8 @@ from vdm_jax.errors import UserError
 from vdm_jax.generation.compiled import jit_sampling
 from vdm_jax.generation.generator import Generator
 from vdm_jax.networks.config import EmbeddedText, Level, UNet
-from vdm_jax.networks.latent_network import LatentNetwork, network_module
+from vdm_jax.networks.kinds import network_module
+from vdm_jax.networks.latent_network import LatentNetwork
 from vdm_jax.networks.latent_unet import LatentUNet, LatentUNetNetwork
 from vdm_jax.parallel.arrays import global_batch
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
@@ -245,13 +247,13 @@ def test_a_picture_is_animated(weights):
     changes = np.abs(one - alone).mean((0, 2, 3, 4))  # by frame: the weight is 0 at the first, 2 at the last
     assert changes[0] < 1 < changes[2]
     for call, message in (
-        (lambda: generator(["a", "b"], embeddings=text), "starts from 1 frames that no stage makes"),
+        (lambda: generator(["a", "b"], embeddings=text), ("generator.Generator.__call__", "1")),
         (lambda: generator(["a", "b"], embeddings=text, known=known._replace(mask=jnp.ones((2, 3, 1, 1, 1)))),
-         "begins with a picture, and something else is known of its videos"),
-        (lambda: generator.extend(["a"], frames=6, embeddings=text[:1]), "cannot be extended"),
-        (lambda: Generator(experiment, generator.params), "works in latents and its autoencoder has no weights"),
+         ("generator._picture",)),
+        (lambda: generator.extend(["a"], frames=6, embeddings=text[:1]), ("generator.Generator.extend",)),
+        (lambda: Generator(experiment, generator.params), ("generator.Generator.__init__",)),
     ):
-        with pytest.raises(UserError, match=message):
+        with refused(*message):
             call()
 
 

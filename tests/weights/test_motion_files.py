@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from tests.refusals import refused
 from tests.weights.folders import SMALL, tensors_of, write
 from vdm_jax.commands.main import main
-from vdm_jax.errors import UserError
 from vdm_jax.weights.motion_files import is_motion_file, load_motion_file
 from vdm_jax.weights.pretrained import load_imported, load_pretrained
 
@@ -71,20 +71,22 @@ def test_the_command_tells_files_apart(tmp_path):
 
 
 @pytest.mark.parametrize("change, message", [
-    (lambda t: t.pop("up_blocks.0.motion_modules.0.proj_out.bias"), "1 missing: up_blocks.0.motion_modules.0.proj_out"),
+    (lambda t: t.pop("up_blocks.0.motion_modules.0.proj_out.bias"),
+     ("pretrained.parameters_of", "1", "up_blocks.0.motion_modules.0.proj_out")),
     (lambda t: t.update({f"up_blocks.0.motion_modules.0.{CODE}": np.zeros((1, 5, 8), np.float32)}),
-     "is not the code of 5 frames"),
+     ("video_unet_fields.check_frame_codes", "5")),
     (lambda t: t.update({f"up_blocks.0.motion_modules.0.{CODE}": np.zeros((1, 4, 8), np.float32)}),
-     "codes of .4, 5. frames"),
-    (lambda t: [t.pop(name) for name in list(t) if name.startswith("down_blocks.0")], r"levels \[1\]"),
+     ("motion_files.motion_config", "5")),
+    (lambda t: [t.pop(name) for name in list(t) if name.startswith("down_blocks.0")],
+     ("motion_files.motion_config", "[1]")),
 ])
 def test_refused_files(change, message, tensors, tmp_path):
     change(tensors)
-    with pytest.raises(UserError, match=message):
+    with refused(*message):
         load_motion_file(write_original(tmp_path / "mm.safetensors", tensors), heads=2, groups=2)
 
 
 def test_a_folder_with_another_code_is_refused(tensors, tmp_path):
     tensors[f"down_blocks.0.motion_modules.0.{CODE}"] += 0.1
-    with pytest.raises(UserError, match="permitted: sines and cosines"):
+    with refused("video_unet_fields.check_frame_codes"):
         load_pretrained(write(tmp_path / "m", ADAPTER, tensors))

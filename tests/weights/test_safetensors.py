@@ -14,6 +14,7 @@ import safetensors.numpy
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from tests.refusals import refused
 from vdm_jax.errors import UserError
 from vdm_jax.weights.safetensors import flatten, load_params, save_params
 
@@ -90,7 +91,7 @@ def test_stored_in_half_precision(tmp_path):
 
 def test_values_too_large_for_half_precision_are_named(tmp_path):
     params = {"up": {"w": np.array([1.0, -70000.0], np.float32)}}
-    with pytest.raises(UserError, match=r"'up/w' has values up to 7e\+04, beyond the range of dtype"):
+    with refused("safetensors._stored", "'up/w'", "04"):
         save_params(tmp_path / "m.safetensors", params, dtype="float16")
     assert os.listdir(tmp_path) == []
     infinite = {"w": np.array([np.inf], np.float32)}  # did not become so
@@ -122,10 +123,10 @@ def test_pickles_are_refused_unread(tmp_path, suffix):
     path = tmp_path / f"model{suffix}"
     path.write_bytes(pickle.dumps(Trap()))
     for call in (load_params, lambda path: save_params(path, {})):
-        with pytest.raises(UserError, match="are pickles, which can run any code.*convert it to"):
+        with refused("safetensors._checked_path"):
             call(path)
     renamed = path.rename(tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match="is not a complete safetensors file"):
+    with refused("safetensors._read"):
         load_params(renamed)
     assert not (tmp_path / "sprung").exists()
 
@@ -135,14 +136,14 @@ def test_truncated_file(tmp_path, size):
     path = tmp_path / "m.safetensors"
     save_params(path, make_params())
     os.truncate(path, size % path.stat().st_size)
-    with pytest.raises(UserError, match="m.safetensors is not a complete safetensors file"):
+    with refused("safetensors._read", "m.safetensors"):
         load_params(path)
 
 
 def test_missing_file_and_wrong_suffix(tmp_path):
-    with pytest.raises(UserError, match="m.safetensors: no such file"):
+    with refused("safetensors._read", "m.safetensors"):
         load_params(tmp_path / "m.safetensors")
-    with pytest.raises(UserError, match="suffix '.npz' is not supported; permitted: '.safetensors'"):
+    with refused("safetensors._checked_path", "'.npz'", "'.safetensors'"):
         load_params(tmp_path / "m.npz")
 
 
@@ -150,28 +151,28 @@ def test_names_that_do_not_nest(tmp_path):
     path = tmp_path / "m.safetensors"
     for names in (["a", "a/b"], ["a/b", "a"]):
         safetensors.numpy.save_file({name: np.zeros(1) for name in names}, path)
-        with pytest.raises(UserError, match="name 'a"):
+        with refused("safetensors._unflatten"):
             load_params(path)
 
 
 @pytest.mark.parametrize("params, message", [
-    ({"a/b": np.zeros(1)}, "'a/b' under '/' is not permitted"),
-    ({"a": {"": np.zeros(1)}}, "'' under 'a/' is not permitted"),
-    ({"a": {1: np.zeros(1)}}, "1 under 'a/' is not permitted"),
-    ({"a": [np.zeros(1)]}, "'a' is a list; permitted: dict, array"),
-    ({"a": {"b": 1.0}}, "'a/b' is a float"),
-    ({"key": jax.random.key(0)}, "'key' is a PRNG key"),
+    ({"a/b": np.zeros(1)}, ("safetensors.flatten.visit", "'a/b'", "'/'")),
+    ({"a": {"": np.zeros(1)}}, ("safetensors.flatten.visit", "''", "'a/'")),
+    ({"a": {1: np.zeros(1)}}, ("safetensors.flatten.visit", "1", "'a/'")),
+    ({"a": [np.zeros(1)]}, ("safetensors.flatten.visit", "'a'")),
+    ({"a": {"b": 1.0}}, ("safetensors.flatten.visit", "'a/b'")),
+    ({"key": jax.random.key(0)}, ("safetensors._stored", "'key'")),
 ], ids=["slash", "empty", "number", "list", "float", "key"])
 def test_trees_that_cannot_be_stored(tmp_path, params, message):
-    with pytest.raises(UserError, match=message):
+    with refused(*message):
         save_params(tmp_path / "m.safetensors", params)
     assert os.listdir(tmp_path) == []
 
 
 def test_wrong_dtype_and_metadata(tmp_path):
-    with pytest.raises(UserError, match="dtype='int8' is not supported; permitted: None, float16"):
+    with refused("dtype", "='int8'"):
         save_params(tmp_path / "m.safetensors", {}, dtype="int8")
-    with pytest.raises(UserError, match=r"metadata\['step'\]=3 is not text"):
+    with refused("safetensors.save_params", "['step']", "3"):
         save_params(tmp_path / "m.safetensors", {}, {"step": 3})
 
 
@@ -186,7 +187,7 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(safetensors.numpy, "save_file", full)
-        with pytest.raises(UserError, match="was not written: .*No space left on device"):
+        with refused("safetensors._write"):
             save_params(path, {"w": np.zeros(2)})
     assert os.listdir(tmp_path) == ["m.safetensors"]
     np.testing.assert_array_equal(load_params(path)[0]["w"], np.ones(2))

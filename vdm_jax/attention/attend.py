@@ -17,21 +17,21 @@ from vdm_jax.parallel.compiling import target_platform
 
 
 def attend(
-    q: Float[Array, "b t h w k d"],
-    k: Float[Array, "b t h w k d"] | None = None,
-    v: Float[Array, "b t h w k d"] | None = None,
+    q: Float[Array, "B T H W K D"],
+    k: Float[Array, "B T H W K D"] | None = None,
+    v: Float[Array, "B T H W K D"] | None = None,
     *,
     pattern: AttentionPattern,
     kernel: str = "auto",
     context: str = "none",
-    bias: Float[Array, "*c k q s"] | None = None,
-    frame_mask: Bool[np.ndarray, "t t"] | None = None,
-    frame_valid: Bool[Array, "b t"] | None = None,
+    bias: Float[Array, "*rest K Q S"] | None = None,
+    frame_mask: Bool[np.ndarray, "T T"] | None = None,
+    frame_valid: Bool[Array, "B T"] | None = None,
     external: Bank | None = None,
-    offset_values: dict[str, Float[Array, "s d"]] | None = None,
+    offset_values: dict[str, Float[Array, "_ D"]] | None = None,
     platform: str | None = None,
     split: str = "frames",
-) -> Float[Array, "b t h w k d"]:
+) -> Float[Array, "B T H W K D"]:
     """Attention of the tokens of a video among themselves, to tokens from outside, or both.
 
     Cross-attention has `External(mode="replace")` for a pattern (`cross_pattern` chooses it) and neither k nor v.
@@ -97,8 +97,8 @@ def attend(
 
 
 def _sees_something(
-    view: View, frame_valid: Bool[Array, "b t"] | None, external: Bank | None, own: bool,
-) -> Bool[Array, "b t"] | None:
+    view: View, frame_valid: Bool[Array, "B T"] | None, external: Bank | None, own: bool,
+) -> Bool[Array, "B T"] | None:
     """Which frames see any token at all; None when all do. Positions never take everything away from a frame."""
     if external is not None and external.mask is None:
         return None

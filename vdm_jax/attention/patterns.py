@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax.configuration import Size, config
+from vdm_jax.configuration import OddSize, Size, config
 from vdm_jax.errors import UserError
 
 Shape = tuple[int, int, int]  # frames, height, width of the video, in tokens
@@ -215,14 +215,9 @@ class SparseCausal(Pattern):
 class LocalWindow(Pattern):
     """Each token sees a box of tokens centred on it, cut off at the borders of the video."""
 
-    frames: Size = 3  # extent of the box, odd
-    height: Size = 7  # tokens, odd
-    width: Size = 7  # tokens, odd
-
-    def __post_init__(self):
-        for name in ("frames", "height", "width"):
-            if getattr(self, name) < 1 or getattr(self, name) % 2 == 0:
-                raise UserError(f"LocalWindow.{name}={getattr(self, name)} is not valid; permitted: 1, 3, 5, ...")
+    frames: OddSize = 3  # extent of the box
+    height: OddSize = 7  # tokens
+    width: OddSize = 7  # tokens
 
     def frame_visible(self, query, key):
         reach = self.frames // 2
@@ -260,10 +255,6 @@ class External(Pattern):
 
     inner: OwnPattern = Spatial()
     mode: Literal["append", "replace"] = "append"  # beside the own tokens, or instead of them
-
-    def __post_init__(self):
-        if self.mode not in ("append", "replace"):
-            raise UserError(f"External.mode={self.mode!r} is not valid; permitted: 'append', 'replace'")
 
     @property
     def layout(self) -> str:

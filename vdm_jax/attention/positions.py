@@ -2,12 +2,10 @@
 
 Additive codes and rotary change the tokens or q and k and therefore work with every kernel; a bias (T5 buckets, clipped
 offsets, relative key vectors) needs a kernel that takes one, relative value vectors one that holds all weights. The
-learned tables are in `networks/positions.py`.
+learned tables are in `networks/blocks/positions.py`.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +30,7 @@ def rotary_axis_dims(head_dim: int, axes: int) -> tuple[int, ...]:
     return (share,) * axes
 
 
-def rotary(x: Float[Array, "b t h w k d"], *, base: float = 100.0, axes: str = "thw") -> Float[Array, "b t h w k d"]:
+def rotary(x: Float[Array, "B T H W K D"], *, base: float = 100.0, axes: str = "thw") -> Float[Array, "B T H W K D"]:
     """Rotate pairs of features by an angle proportional to the frame, row and column (Su et al. 2021, 2104.09864).
 
     `base` is small because video grids are small: the slowest pair turns about once in `2 pi base` positions.
@@ -53,13 +51,13 @@ def rotary(x: Float[Array, "b t h w k d"], *, base: float = 100.0, axes: str = "
     return jnp.concatenate([*parts, x[..., start:]], axis=-1)
 
 
-def relative_index(length: int, max_distance: int) -> Int[np.ndarray, "q s"]:
+def relative_index(length: int, max_distance: int) -> Int[np.ndarray, "Q S"]:
     """Index into a table of `2 * max_distance + 1` clipped offsets (key minus query) for one axis."""
     offset = np.arange(length)[None, :] - np.arange(length)[:, None]
     return np.clip(offset, -max_distance, max_distance) + max_distance
 
 
-def bucket_index(length: int, buckets: int, max_distance: int) -> Int[np.ndarray, "q s"]:
+def bucket_index(length: int, buckets: int, max_distance: int) -> Int[np.ndarray, "Q S"]:
     """Index into a table of `buckets` offsets that grow coarser with distance (Raffel et al. 2020, 1910.10683).
 
     Half of the buckets are for keys after the query. Of each half the first half counts single steps, the rest is
@@ -73,7 +71,7 @@ def bucket_index(length: int, buckets: int, max_distance: int) -> Int[np.ndarray
     return np.where(distance < near, distance, far) + half * (offset > 0)
 
 
-def sum_of_axes(biases: dict[str, Float[Array, "k q s"]], lengths: tuple[int, ...]) -> Float[Array, "k qs ss"]:
+def sum_of_axes(biases: dict[str, Float[Array, "K _ _"]], lengths: tuple[int, ...]) -> Float[Array, "K qs ss"]:
     """Bias `[K, Q, S]` over sequences that span some axes, from one bias per axis.
 
     `biases` maps each axis to its `[K, length, length]`, in the order of the axes, `lengths` their lengths.
@@ -94,8 +92,8 @@ _SCORES = {"frames": "b k t h w s -> (b t) k h w s", "positions": "b k t h w s -
 
 
 def relative_key_bias(
-    q: Float[Array, "b t h w k d"], vectors: dict[str, Float[Array, "s d"]], layout: str
-) -> Float[Array, "c k q s"]:
+    q: Float[Array, "B T H W K D"], vectors: dict[str, Float[Array, "_ D"]], layout: str
+) -> Float[Array, "N K Q S"]:
     """Bias per sequence from relative key vectors: `q_i . r(j - i) / sqrt(D)`, summed over the axes of the layout.
 
     This is the key form of Shaw et al. 2018 (1803.02155), in which a learned vector of the clipped offset is added to
@@ -120,8 +118,8 @@ def relative_key_bias(
 
 
 def relative_values(
-    weights: Float[Array, "c k q s"], vectors: dict[str, Float[Array, "s d"]], layout: str, shape: tuple[int, int, int]
-) -> Float[Array, "c q k d"]:
+    weights: Float[Array, "N K Q S"], vectors: dict[str, Float[Array, "_ D"]], layout: str, shape: tuple[int, int, int]
+) -> Float[Array, "N Q K D"]:
     """What relative value vectors add to the output: `sum_j weight_ij r(j - i)`, summed over the axes of the layout.
 
     The value form of Shaw et al. 2018 (1803.02155), in which a learned vector of the clipped offset is added to the
@@ -137,23 +135,3 @@ def relative_values(
         pairs = table[relative_index(length, table.shape[0] // 2)].astype(weights.dtype)  # [length, length, D]
         total = total + jnp.einsum(f"ck{axes}{axes.upper()},{axis}{axis.upper()}d->c{axes}kd", weights, pairs)
     return total.reshape(total.shape[0], -1, *total.shape[-2:])
-
-
-def sinusoidal(places: tuple[Sequence[int], ...], channels: int, base: float = 10_000.0) -> Float[np.ndarray, " ..."]:
-    """Sines and cosines of positions on a grid, `[*lengths, channels]` (Vaswani et al. 2017, 1706.03762, section 3.5).
-
-    `places` holds the position numbers along each axis. Each axis has an even share of the channels; what is left
-    over is zero. Raises `UserError` when an axis has less than one pair.
-    """
-    shares = rotary_axis_dims(channels, len(places))
-    lengths = tuple(len(p) for p in places)
-    code = np.zeros((*lengths, channels), np.float32)
-    start = 0
-    for axis, (numbers, share) in enumerate(zip(places, shares, strict=True)):
-        angle = np.asarray(numbers)[:, None] * base ** (-np.arange(0, share, 2) / share)
-        part = np.concatenate([np.sin(angle), np.cos(angle)], axis=-1)
-        shape = [1] * len(lengths) + [share]
-        shape[axis] = lengths[axis]
-        code[..., start : start + share] = part.reshape(shape)
-        start += share
-    return code

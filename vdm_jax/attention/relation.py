@@ -29,9 +29,9 @@ EMPTY, PARTIAL, FULL = 0, 1, 2  # what a block of a mask holds
 class Bank(NamedTuple):
     """Outside keys and values in groups: one group for the clip (`g` = 1) or one per frame (`g` = T)."""
 
-    k: Float[Array, "b g m k d"]
-    v: Float[Array, "b g m k d"]
-    mask: Bool[Array, "b g m"] | None = None  # True: the token may be seen
+    k: Float[Array, "B G M K D"]
+    v: Float[Array, "B G M K D"]
+    mask: Bool[Array, "B G M"] | None = None  # True: the token may be seen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Relation:
             visible = visible & self.within.position_visible(query, key, self.size)
         return visible
 
-    def mask(self) -> Bool[Array, "q s"] | None:
+    def mask(self) -> Bool[Array, "Q S"] | None:
         """The dense mask, built where it is used from the frame table; None when everything is visible."""
         if self.everything:
             return None
@@ -201,17 +201,17 @@ class View:
         """For each frame the frames it sees."""
         return self.pattern.key_frames(self.shape[0], self.mask)
 
-    def rows(self, x: Float[Array, "b t h w k d"]) -> Float[Array, "c s k d"]:
+    def rows(self, x: Float[Array, "B T H W K D"]) -> Float[Array, "N S K D"]:
         """The sequences of the pattern's layout."""
         return rearrange(x, LAYOUTS[self.pattern.layout])
 
-    def video(self, x: Float[Array, "c s k d"]) -> Float[Array, "b t h w k d"]:
+    def video(self, x: Float[Array, "N S K D"]) -> Float[Array, "B T H W K D"]:
         """Back from sequences to the video."""
         frames, height, width = self.shape
         inverse = " -> ".join(reversed(LAYOUTS[self.pattern.layout].split(" -> ")))
         return rearrange(x, inverse, t=frames, h=height, w=width)
 
-    def key_valid(self, frame_valid: Bool[Array, "b t"] | None) -> Bool[Array, "c s"] | None:
+    def key_valid(self, frame_valid: Bool[Array, "B T"] | None) -> Bool[Array, "N S"] | None:
         """Validity of every key of the sequences."""
         how = {"frames": "b t -> (b t) n", "positions": "b t -> (b n) t", "all": "b t -> b (t n)"}
         return None if frame_valid is None else repeat(frame_valid, how[self.pattern.layout], n=self.tokens)

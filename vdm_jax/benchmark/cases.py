@@ -6,18 +6,22 @@ import ast
 import dataclasses
 import itertools
 import re
-from typing import Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import jax.numpy as jnp
 
 from vdm_jax.attention.capability import CAPABILITIES, Request
 from vdm_jax.attention.patterns import OwnPattern, attention_flops
-from vdm_jax.configuration import from_data, to_data
+from vdm_jax.configuration import Count, Length, Size, config, from_data, to_data
 from vdm_jax.errors import UserError
 
 MODES = ("forward", "forward+backward")
 DTYPES = ("float32", "bfloat16", "float16")
 PATTERNS: dict[str, type] = {pattern.__name__: pattern for pattern in get_args(OwnPattern)}
+
+Kernel = Literal[("auto", *sorted({kernel for kernel, _ in CAPABILITIES}))]
+Context = Literal[tuple(sorted({context for _, context in CAPABILITIES}))]
+Sizes = Annotated[tuple[Size, ...], Length()]
 
 # FLOPs of forward and backward against those of the forward pass: the backward pass of attention that keeps no logits
 # has five products of the size of the forward pass's two.
@@ -128,7 +132,7 @@ class Case:
         return cls(**{**data, "pattern": parse_pattern(data["pattern"])})
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class Sweep:
     """The product of patterns, kernels, contexts and sizes.
 
@@ -136,33 +140,16 @@ class Sweep:
     error: their rows say why they were not measured.
     """
 
-    patterns: tuple[str, ...] = ("spatial", "temporal", "full", "causal", "sparse-causal")
-    kernels: tuple[str, ...] = ("auto",)
-    contexts: tuple[str, ...] = ("none",)
-    frames: tuple[int, ...] = (16,)
-    sides: tuple[int, ...] = (16,)  # tokens per side of a square frame
-    heads: tuple[int, ...] = (8,)
-    head_dims: tuple[int, ...] = (64,)
-    batch: int = 1
-    dtypes: tuple[str, ...] = ("float32",)
-    modes: tuple[str, ...] = MODES
-
-    def __post_init__(self):
-        for name in ("frames", "sides", "heads", "head_dims"):
-            for value in getattr(self, name):
-                if value < 1:
-                    raise UserError(f"benchmark {name}={value} is not valid; permitted: >= 1")
-        if self.batch < 1:
-            raise UserError(f"benchmark batch={self.batch} is not valid; permitted: >= 1")
-        known = {"kernels": {"auto", *(k for k, _ in CAPABILITIES)}, "contexts": {c for _, c in CAPABILITIES},
-                 "dtypes": set(DTYPES), "modes": set(MODES)}
-        for name, permitted in known.items():
-            for value in getattr(self, name):
-                if value not in permitted:
-                    raise UserError(f"benchmark {name}={value!r} is unknown; permitted: {', '.join(sorted(permitted))}")
-        for name in ("patterns", "frames", "sides", "heads", "head_dims", *known):
-            if not getattr(self, name):
-                raise UserError(f"benchmark {name} is empty; permitted: at least one value")
+    patterns: Annotated[tuple[str, ...], Length()] = ("spatial", "temporal", "full", "causal", "sparse-causal")
+    kernels: Annotated[tuple[Kernel, ...], Length()] = ("auto",)
+    contexts: Annotated[tuple[Context, ...], Length()] = ("none",)
+    frames: Sizes = (16,)
+    sides: Sizes = (16,)  # tokens per side of a square frame
+    heads: Sizes = (8,)
+    head_dims: Sizes = (64,)
+    batch: Count = 1
+    dtypes: Annotated[tuple[Literal[DTYPES], ...], Length()] = ("float32",)
+    modes: Annotated[tuple[Literal[MODES], ...], Length()] = MODES
 
     def cases(self) -> list[Case]:
         """All cases: the sizes inside, so that a growing series is measured in one go."""

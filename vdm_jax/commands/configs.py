@@ -12,6 +12,7 @@ import types
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vdm_jax.configuration import todays_name
 from vdm_jax.errors import UserError
 from vdm_jax.versions import PACKAGE
 
@@ -84,12 +85,18 @@ def load_config(name: str) -> AnyExperiment:
             hint = f" (did you mean {close[0]!r}?)" if close else ""
             raise UserError(f"config {name!r} is unknown{hint}; permitted: {', '.join(names)}, or a path to a .py file")
         path = names[name]
-    module = load_module(path)
-    if not hasattr(module, "get_config"):
-        raise UserError(f"config file {path} has no get_config(); permitted: a file with get_config() -> Experiment")
+    try:
+        module = load_module(path)
+        if not hasattr(module, "get_config"):
+            raise UserError(f"config file {path} has no get_config(); permitted: a file with get_config() -> "
+                            "Experiment")
+        experiment = module.get_config()
+    except (ImportError, TypeError) as error:
+        if today := todays_name(error):
+            raise UserError(f"config file {path}: {error}; permitted: {today}", "renamed") from error
+        raise
     from vdm_jax.stages.autoencoding import AnyExperiment
 
-    experiment = module.get_config()
     if not isinstance(experiment, AnyExperiment):
         raise UserError(f"get_config() in {path} returned {type(experiment).__name__}; permitted: Experiment, "
                         "AutoencoderExperiment")

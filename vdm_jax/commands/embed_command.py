@@ -15,10 +15,10 @@ import tyro
 from vdm_jax.commands.arguments import parse, refuse_unused
 from vdm_jax.commands.configs import config_names, load_config
 from vdm_jax.commands.outputs import check_folder
-from vdm_jax.configuration import Count, Size
+from vdm_jax.configuration import SPLITS, Count, Size
 from vdm_jax.data.captions import caption_lines
 from vdm_jax.data.embeddings import WithEmbeddings
-from vdm_jax.data.opening import SPLITS, default_data_dir, open_source
+from vdm_jax.data.opening import default_data_dir, open_source
 from vdm_jax.errors import UserError
 from vdm_jax.parallel.mesh import MeshSpec
 from vdm_jax.training.report import log_console

@@ -14,14 +14,14 @@ import tyro
 
 from vdm_jax.commands.arguments import GUIDANCE, GUIDANCE_SCALE, given, parse, refuse_unread, refuse_unused
 from vdm_jax.commands.outputs import check_folder
-from vdm_jax.configuration import Count, CountOrZero, LogSNR, Range, SamplingSteps, Seed, Size
+from vdm_jax.configuration import Count, CountOrZero, LogSNR, Range, SamplingSteps, Seed, Size, Split
 from vdm_jax.diffusion.guidance import guidance_weight
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.run_metrics import RunMetrics, evaluate_run
 from vdm_jax.evaluation.settings import MetricSettings
 from vdm_jax.metrics.detectors.clip import ModelName
 from vdm_jax.metrics.feature_scores import READERS
-from vdm_jax.metrics.measures import RunMetric, Split, accompanied
+from vdm_jax.metrics.measures import RunMetric, accompanied
 from vdm_jax.metrics.scores import require_finite
 from vdm_jax.runs.directory import find_run, load, read_config
 from vdm_jax.runs.manifest import Damaged

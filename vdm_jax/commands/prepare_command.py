@@ -18,11 +18,11 @@ import tyro
 from vdm_jax.commands.arguments import parse, refuse_unused
 from vdm_jax.commands.configs import config_names, load_config
 from vdm_jax.commands.outputs import check_folder
-from vdm_jax.configuration import Count, Positive, Range, Size
+from vdm_jax.configuration import SPLITS, Count, Positive, Range, Size
 from vdm_jax.data.array_record import METADATA, prepare_clips
 from vdm_jax.data.crops import Crop
 from vdm_jax.data.names import printable
-from vdm_jax.data.opening import SPLITS, default_data_dir, open_source
+from vdm_jax.data.opening import default_data_dir, open_source
 from vdm_jax.data.video_folder import VideoFolder
 from vdm_jax.errors import UserError
 from vdm_jax.stages.autoencoding import AnyExperiment
@@ -108,8 +108,7 @@ def prepare_folder(options: Prepare, console: rich.console.Console) -> None:
     """Cut a folder of videos into clips and write them, split by split."""
     if options.out is None:
         raise UserError("--out=None is not valid for a folder of videos; permitted: a new folder for the clips")
-    if options.workers is not None and options.workers < 1:
-        raise UserError(f"--workers={options.workers}; permitted: 1 or more")
+
     height, width = options.size
     spec = VideoFolder(path=options.source, captions=options.captions, frames=options.frames, height=height,
                        width=width, frame_stride=options.frame_stride, fps=options.fps, crop=options.crop)

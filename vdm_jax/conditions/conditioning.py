@@ -36,23 +36,23 @@ class Conditioning:
     are appended to the clip for joint training.
     """
 
-    tokens: Int[Array, "b g l"] | None = None  # word ids
-    embeddings: Float[Array, "b g l c"] | None = None  # instead of ids: embeddings made beforehand
-    text_mask: Bool[Array, "b g l"] | None = None  # True at real tokens; a row without any is the null caption
-    null_embeddings: Float[Array, "b l c"] | None = None  # the null caption, where it is not a row without any
-    null_mask: Bool[Array, "b l"] | None = None  # True at real tokens of that
-    labels: Int[Array, " b"] | None = None  # class numbers; -1 is the null class
-    low_resolution: Float[Array, "b t h w c"] | None = None  # already at the size of the video, in [-1, 1]
-    augmentation: Float[Array, " b"] | None = None  # log-SNR of the noise added to low_resolution
-    observed: Float[Array, "b t h w c"] | None = None  # conditioning frames, zero elsewhere
-    observed_mask: Float[Array, "b t h w 1"] | None = None  # 1 where observed
-    image: Float[Array, "b 1 h w c"] | None = None  # latents of the first frame; zeros: none
+    tokens: Int[Array, "B G L"] | None = None  # word ids
+    embeddings: Float[Array, "B G L C"] | None = None  # instead of ids: embeddings made beforehand
+    text_mask: Bool[Array, "B G L"] | None = None  # True at real tokens; a row without any is the null caption
+    null_embeddings: Float[Array, "B L C"] | None = None  # the null caption, where it is not a row without any
+    null_mask: Bool[Array, "B L"] | None = None  # True at real tokens of that
+    labels: Int[Array, " B"] | None = None  # class numbers; -1 is the null class
+    low_resolution: Float[Array, "B T H W C"] | None = None  # already at the size of the video, in [-1, 1]
+    augmentation: Float[Array, " B"] | None = None  # log-SNR of the noise added to low_resolution
+    observed: Float[Array, "B T H W C"] | None = None  # conditioning frames, zero elsewhere
+    observed_mask: Float[Array, "B T H W 1"] | None = None  # 1 where observed
+    image: Float[Array, "B 1 H W C"] | None = None  # latents of the first frame; zeros: none
     # True where a frame exists; a padded one is seen by none and has no loss. Absent: all exist.
-    frame_valid: Bool[Array, "b t"] | None = None
+    frame_valid: Bool[Array, "B T"] | None = None
     # Features of outside tokens for `External` attention, by name: one group for the clip (g = 1) or one per frame.
-    references: dict[str, Float[Array, "b g m c"]] = flax.struct.field(default_factory=dict)
-    reference_masks: dict[str, Bool[Array, "b g m"]] = flax.struct.field(default_factory=dict)  # True: may be seen
-    scalars: dict[str, Float[Array, " b"]] = flax.struct.field(default_factory=dict)  # e.g. fps
+    references: dict[str, Float[Array, "B G M C"]] = flax.struct.field(default_factory=dict)
+    reference_masks: dict[str, Bool[Array, "B G M"]] = flax.struct.field(default_factory=dict)  # True: may be seen
+    scalars: dict[str, Float[Array, " B"]] = flax.struct.field(default_factory=dict)  # e.g. fps
     # Values of further conditions (`UNet.conditions`), by name: channels [B, T, H, W, C], vectors [B, C] or tokens
     # [B, G, L, C]
     inputs: dict[str, Array] = flax.struct.field(default_factory=dict)
@@ -62,7 +62,7 @@ class Conditioning:
         return self.replace(**{name: {**getattr(self, name), **part} if isinstance(part, dict) else part
                                for name, part in parts.items()})
 
-    def without(self, guidance: Guidance, where: Bool[Array, " b"] | None = None) -> Conditioning:
+    def without(self, guidance: Guidance, where: Bool[Array, " B"] | None = None) -> Conditioning:
         """The same with the null values of all conditions that this guidance leaves out, for all samples or for those
         where `where` is True."""
         for condition in CONDITIONS.values():
@@ -70,7 +70,7 @@ class Conditioning:
                 self = self.adding(condition.null(self, where))
         return self
 
-    def without_text(self, where: Bool[Array, " b"] | None = None) -> Conditioning:
+    def without_text(self, where: Bool[Array, " B"] | None = None) -> Conditioning:
         """The same with the null caption, the null class, no first frame and the null value of what else enters with
         the prompt, for all samples or for those where `where` is True."""
         return self.without("prompt", where)
@@ -125,13 +125,13 @@ class TrainingClips:
     """The clips of a training batch, for conditions that are made from them or cut with them."""
 
     stage: Stage
-    x: Float[Array, "b t h w c"]  # target videos or latents, independent images appended
+    x: Float[Array, "b n h w c"]  # target videos or latents, independent images appended
     images: int  # appended to each clip
     valid: Bool[Array, "b t"] | None  # frames that exist; None: all
-    low: Float[Array, "b t h w 3"] | None  # what the stage's source makes of the clips
+    low: Float[Array, "b t2 h2 w2 3"] | None  # what the stage's source makes of the clips
     corners: Int[Array, "b 2"] | None  # where the training window of each begins, low-resolution pixels
     key: Key[Array, ""]  # of the batch
-    keys: Key[Array, " b"]  # of the samples
+    keys: Key[Array, " B"]  # of the samples
     encode: Encode | None  # None: the stage works on pixels
 
 
@@ -140,8 +140,8 @@ class SampledVideos:
     """The videos of a batch that is sampled, likewise."""
 
     stage: Stage
-    keys: Key[Array, " b"]
-    low: Float[Array, "b t h w 3"] | None  # of the stage before
+    keys: Key[Array, " B"]
+    low: Float[Array, "B T H W 3"] | None  # of the stage before
     known: Any  # `frame_masks.Known` in what the network denoises, or None
     corrupt: bool  # whether `low` is augmented
     shared_noise: bool  # all frames get the same noise
@@ -214,7 +214,7 @@ class Condition:
         """Whether the conditioning has it."""
         return all(getattr(conditioning, name) is not None for name in self.parts)
 
-    def null(self, conditioning: Conditioning, where: Bool[Array, " b"] | None) -> dict[str, Any]:
+    def null(self, conditioning: Conditioning, where: Bool[Array, " B"] | None) -> dict[str, Any]:
         """Parts without it, for all samples or for those where `where` is True: zeros."""
         return {name: nulled(getattr(conditioning, name), 0, where) for name in self.parts}
 
@@ -222,12 +222,12 @@ class Condition:
         """Parts that may have one entry per frame."""
         return {name: getattr(conditioning, name) for name in self.frame_parts}
 
-    def loss_mask(self, network: Network, conditioning: Conditioning) -> Float[Array, "b t ..."] | None:
+    def loss_mask(self, network: Network, conditioning: Conditioning) -> Float[Array, "B T ..."] | None:
         """1 where the loss counts, broadcastable to the video; None: everywhere."""
         return None
 
 
-def nulled(values: Array, null: Any, where: Bool[Array, " b"] | None) -> Array:
+def nulled(values: Array, null: Any, where: Bool[Array, " B"] | None) -> Array:
     """The values with a null value for all samples, or for those where `where` is True."""
     gone = True if where is None else where.reshape(-1, *[1] * (values.ndim - 1))
     return jnp.where(gone, jnp.asarray(null, values.dtype), values)

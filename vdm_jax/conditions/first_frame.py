@@ -47,7 +47,7 @@ class FirstFrame(VideoSource):
         """One whole frame."""
         return 1, video.height, video.width
 
-    def degrade(self, x: Float[Array, "b t h w 3"]) -> Float[Array, "b 1 h w 3"]:
+    def degrade(self, x: Float[Array, "B T H W 3"]) -> Float[Array, "B 1 H W 3"]:
         """The first frame."""
         return x[:, :1]
 
@@ -94,7 +94,7 @@ class FirstFramePicture(Condition):
 
 
 def first_frame(
-    picture: Float[Array, "b 1 h w 3"], keys: Array, noise: Float[Array, " b"], encode: Encode
+    picture: Float[Array, "B 1 H W 3"], keys: Array, noise: Float[Array, " B"], encode: Encode
 ) -> dict[str, Any]:
     """Latents of the pictures and of noise on them, of standard deviation `noise`, drawn from the `keys` `[B]` of the
     samples."""

@@ -8,14 +8,23 @@ far as its training showed it such cases: each training clip draws one of the st
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Key
 
-from vdm_jax.configuration import CountOrZero, Positive, Share, SizeOrZero, config
+from vdm_jax.configuration import (
+    Ascending,
+    Count,
+    CountOrZero,
+    Positive,
+    ShareAboveZero,
+    SizeOrZero,
+    check_value,
+    config,
+)
 from vdm_jax.diffusion.conditional import Error, known_error, low_resolution_error
 from vdm_jax.errors import UserError
 from vdm_jax.video.arrays import resize
@@ -24,11 +33,11 @@ from vdm_jax.video.arrays import resize
 class Known(NamedTuple):
     """A part of a video that is given."""
 
-    video: Float[Array, "b t h w 3"]  # in [-1, 1]; of no matter where it is not known
-    mask: Float[Array, "b t h w 1"]  # 1 where it is known, broadcastable to the video
+    video: Float[Array, "B T H W 3"]  # in [-1, 1]; of no matter where it is not known
+    mask: Float[Array, "B T H W 1"]  # 1 where it is known, broadcastable to the video
     # For reconstruction guidance also: frames with pixels averaged to some size, and which of them (1) are known so
-    low: Float[Array, "b t h2 w2 3"] | None = None
-    low_mask: Float[Array, "b t 1 1 1"] | None = None
+    low: Float[Array, "B T H2 W2 3"] | None = None
+    low_mask: Float[Array, "B T 1 1 1"] | None = None
 
     def errors(self) -> list[Error]:
         """Squared errors of an estimate where something is known."""
@@ -43,10 +52,6 @@ class Known(NamedTuple):
 @config
 class _Weighted:
     weight: Positive = 1.0  # how often it is drawn, relative to the stage's other observations
-
-    def __post_init__(self):
-        if not self.weight > 0:
-            raise UserError(f"{type(self).__name__}.weight={self.weight} is not valid; permitted: > 0")
 
 
 @config
@@ -68,12 +73,11 @@ class FramesKnown(_Weighted):
     every: CountOrZero = 0  # frames 0, every, 2 every, ...; 0: none
 
     def __post_init__(self):
-        super().__post_init__()
-        if min(self.first, self.last, self.every) < 0 or not max(self.first, self.last, self.every):
+        if not max(self.first, self.last, self.every):
             raise UserError(f"FramesKnown(first={self.first}, last={self.last}, every={self.every}) is not valid; "
-                            "permitted: >= 0, and at least one above 0")
+                            "permitted: at least one above 0")
 
-    def mask(self, key: Key[Array, ""], frames: int, height: int, width: int) -> Float[Array, "t 1 1 1"]:
+    def mask(self, key: Key[Array, ""], frames: int, height: int, width: int) -> Float[Array, "T 1 1 1"]:
         """1 where the clip is known, broadcastable to `[T, H, W, 1]`."""
         number = jnp.arange(frames)
         known = (number < self.first) | (number >= frames - self.last)
@@ -83,15 +87,10 @@ class FramesKnown(_Weighted):
 
 @config
 class _Boxed(_Weighted):
-    side: tuple[Share, Share] = (0.25, 0.75)  # smallest and largest height and width of the box, shares of the frame's
+    # Smallest and largest height and width of the box, shares of the frame's
+    side: Annotated[tuple[ShareAboveZero, ShareAboveZero], Ascending()] = (0.25, 0.75)
 
-    def __post_init__(self):
-        super().__post_init__()
-        if not 0 < self.side[0] <= self.side[1] <= 1:
-            raise UserError(f"{type(self).__name__}.side={self.side} is not valid; permitted: (smallest, largest) with "
-                            "0 < smallest <= largest <= 1")
-
-    def box(self, key: Key[Array, ""], height: int, width: int) -> Bool[Array, "1 h w 1"]:
+    def box(self, key: Key[Array, ""], height: int, width: int) -> Bool[Array, "1 H W 1"]:
         """True in a box whose sides and place are uniform; at least one pixel."""
         sides, corner = jax.random.uniform(key, (2, 2))
         sides = self.side[0] + (self.side[1] - self.side[0]) * sides
@@ -111,7 +110,7 @@ class BoxKnown(_Boxed):
 
     inside: bool = False
 
-    def mask(self, key: Key[Array, ""], frames: int, height: int, width: int) -> Float[Array, "1 h w 1"]:
+    def mask(self, key: Key[Array, ""], frames: int, height: int, width: int) -> Float[Array, "1 H W 1"]:
         """1 where the clip is known, broadcastable to `[T, H, W, 1]`."""
         box = self.box(key, height, width)
         return (box if self.inside else ~box).astype(jnp.float32)
@@ -122,7 +121,7 @@ class StillKnown(_Boxed):
     """The first frame, and in all others the same still picture outside a random box, in which alone something moves
     (cinemagraphs). What the video is told to be there is the first frame's, not its own."""
 
-    def mask(self, key: Key[Array, ""], frames: int, height: int, width: int) -> Float[Array, "t h w 1"]:
+    def mask(self, key: Key[Array, ""], frames: int, height: int, width: int) -> Float[Array, "T H W 1"]:
         """1 where the picture is known, broadcastable to `[T, H, W, 1]`."""
         first = (jnp.arange(frames) == 0)[:, None, None, None]
         return (first | ~self.box(key, height, width)).astype(jnp.float32)
@@ -132,8 +131,8 @@ Observation = NothingKnown | FramesKnown | BoxKnown | StillKnown
 
 
 def draw_known(
-    observations: tuple[Observation, ...], x: Float[Array, "b t h w 3"], keys: Key[Array, " b"],
-    valid: Bool[Array, "b t"] | None = None,
+    observations: tuple[Observation, ...], x: Float[Array, "B T H W 3"], keys: Key[Array, " B"],
+    valid: Bool[Array, "B T"] | None = None,
 ) -> Known:
     """What of training clips `x` is known: one observation per clip, drawn by weight, from its own key alone.
 
@@ -158,7 +157,7 @@ def draw_known(
     return Known(x, mask)
 
 
-def key_frames_known(video: Float[Array, "b t h w 3"], every: int) -> Known:
+def key_frames_known(video: Float[Array, "B T H W 3"], every: int) -> Known:
     """Videos of which frames 0, every, 2 every, ... are given; the last given one is the last of all."""
     batch, given, height, width, _ = video.shape
     frames = (given - 1) * every + 1
@@ -167,7 +166,7 @@ def key_frames_known(video: Float[Array, "b t h w 3"], every: int) -> Known:
     return Known(whole, jnp.broadcast_to(mask, (batch, frames, 1, 1, 1)))
 
 
-def first_frame_known(pictures: Float[Array, "b h w 3"], frames: int) -> Known:
+def first_frame_known(pictures: Float[Array, "B H W 3"], frames: int) -> Known:
     """Videos of which the first frame is given, as pictures of the videos' size in [-1, 1]."""
     mask = (jnp.arange(frames) == 0).astype(jnp.float32)[None, :, None, None, None]
     video = jnp.broadcast_to(pictures[:, None], (len(pictures), frames, *pictures.shape[1:]))
@@ -175,7 +174,7 @@ def first_frame_known(pictures: Float[Array, "b h w 3"], frames: int) -> Known:
 
 
 def low_resolution_known(
-    low: Float[ArrayLike, "b n h2 w2 3"], every: int, shape: tuple[int, int, int, int], start: int = 0,
+    low: Float[ArrayLike, "B N H2 W2 3"], every: int, shape: tuple[int, int, int, int], start: int = 0,
     known: Known | None = None,
 ) -> Known:
     """What a low-resolution video in [-1, 1], whose frames are every so many frames of a larger one, says of the part
@@ -185,8 +184,7 @@ def low_resolution_known(
     for name, size, part in zip(("height", "width"), shape[1:3], low.shape[2:4], strict=True):
         if size % part:
             raise UserError(f"low-resolution video of {name} {part} for {name} {size}; permitted: divisors of {size}")
-    if every < 1:
-        raise UserError(f"every={every} is not valid; permitted: >= 1")
+    check_value(every, Count, "every")
     numbers = start + np.arange(shape[0])
     there = (numbers % every == 0) & (numbers // every < low.shape[1])
     frames = low[:, np.minimum(numbers // every, low.shape[1] - 1)]

@@ -8,7 +8,7 @@ such cases (`frame_masks.py`).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from vdm_jax.conditions.conditioning import (
 )
 from vdm_jax.conditions.frame_masks import Known, draw_known, key_frames_known
 from vdm_jax.conditions.sources import VideoSource
-from vdm_jax.configuration import Count, Size, config
+from vdm_jax.configuration import Range, config
 from vdm_jax.diffusion.arrays import noise_from_keys
 from vdm_jax.errors import UserError
 
@@ -43,18 +43,15 @@ class KeyFrames(VideoSource):
     condition = "frames"
     single_frames = True
 
-    frames: Size  # of the video it starts from; the stage's own has (frames - 1) every + 1
-    every: Count = 5  # frames from one to the next
-
-    def __post_init__(self):
-        if self.frames < 2 or self.every < 2:
-            raise UserError(f"KeyFrames(frames={self.frames}, every={self.every}) is not valid; permitted: >= 2")
+    # Of the video it starts from; the stage's own has (frames - 1) every + 1
+    frames: Annotated[int, Range(least=2, cap=2**16)]
+    every: Annotated[int, Range(least=2, cap=10**9)] = 5  # frames from one to the next
 
     def size(self, video: Any) -> tuple[int, int, int]:
         """Some of the whole frames."""
         return self.frames, video.height, video.width
 
-    def degrade(self, x: Float[Array, "b t h w 3"]) -> Float[Array, "b t2 h w 3"]:
+    def degrade(self, x: Float[Array, "B T H W 3"]) -> Float[Array, "B T2 H W 3"]:
         """Every k-th frame."""
         return x[:, :: self.every]
 
@@ -66,7 +63,7 @@ class KeyFrames(VideoSource):
         """Never: a part would begin between them."""
         return False
 
-    def known(self, low: Float[Array, "b t h w 3"] | None, known: Known | None) -> Known | None:
+    def known(self, low: Float[Array, "B T H W 3"] | None, known: Known | None) -> Known | None:
         """The key frames, where there are any."""
         return known if low is None else key_frames_known(low, self.every)
 
@@ -95,7 +92,7 @@ class ConditioningFrames(Condition):
 
     def shapes(self, stage: Stage, sizes: Sizes) -> Shapes:
         """Those of what the network denoises, one channel for the mask."""
-        noisy = {"scalars/known_step": ((), jnp.float32)} if stage.network.known_steps else {}
+        noisy = {"scalars/known_step": ((), jnp.float32)} if stage.network.frame_noise else {}
         return {"observed": (stage.shape, jnp.float32), "observed_mask": ((*stage.shape[:3], 1), jnp.float32)} | noisy
 
     def in_training(self, conditioning: Conditioning, clips: TrainingClips) -> dict[str, Any]:
@@ -105,21 +102,23 @@ class ConditioningFrames(Condition):
         draws = jax.random.split(jax.random.fold_in(clips.key, _MASK_STREAM), count)
         found = observed(videos.shape, draw_known(stage.training.observations, videos, draws, clips.valid),
                          clips.images)
-        if not stage.network.known_steps:
+        if stage.network.frame_noise is None:
             return found
-        step = jax.random.randint(jax.random.fold_in(clips.key, _STEP_STREAM), (count,), 0, stage.network.known_steps)
+        steps = stage.network.frame_noise.steps
+        step = jax.random.randint(jax.random.fold_in(clips.key, _STEP_STREAM), (count,), 0, steps)
         return noised(found, stage, clips.keys, step.astype(jnp.float32))
 
     def in_sampling(self, conditioning: Conditioning, videos: SampledVideos) -> dict[str, Any]:
         """What is given of the videos, or nothing."""
         found, network = observed(videos.shape, videos.known), videos.stage.network
-        if not network.known_steps:
+        if network.frame_noise is None:
             return found
-        return noised(found, videos.stage, videos.keys, jnp.full((videos.shape[0],), network.known_step, jnp.float32))
+        step = jnp.full((videos.shape[0],), network.frame_noise.step, jnp.float32)
+        return noised(found, videos.stage, videos.keys, step)
 
-    def loss_mask(self, network: Network, conditioning: Conditioning) -> Float[Array, "b t h w 1"] | None:
+    def loss_mask(self, network: Network, conditioning: Conditioning) -> Float[Array, "B T H W 1"] | None:
         """The rest, where the network sees what is given without noise in place of the noisy video."""
-        return 1 - conditioning.observed_mask if network.known == "in_place" else None
+        return 1 - conditioning.observed_mask if network.in_place else None
 
 
 def observed(shape: tuple[int, ...], known: Known | None = None, images: int = 0) -> dict[str, Array]:
@@ -133,10 +132,10 @@ def observed(shape: tuple[int, ...], known: Known | None = None, images: int = 0
     return {"observed": video, "observed_mask": mask}
 
 
-def noised(given: dict[str, Array], stage: Stage, keys: Array, step: Float[Array, " b"]) -> dict[str, Any]:
+def noised(given: dict[str, Array], stage: Stage, keys: Array, step: Float[Array, " B"]) -> dict[str, Any]:
     """Given latents at a timestep of the network's table, with noise from the `keys` `[B]` of the samples, and the
     timestep, on which the network is conditioned (He et al. 2022, arXiv 2211.13221, section 3.3)."""
-    x, mask, schedule = given["observed"], given["observed_mask"], stage.network.timesteps
+    x, mask, schedule = given["observed"], given["observed_mask"], stage.network.frame_noise.schedule
     alpha, sigma = (a[:, None, None, None, None] for a in schedule.alpha_sigma(schedule.logsnr_at(step)))
     noisy = alpha * x + sigma * noise_from_keys(keys, _NOISE_STREAM, x.shape)
     return {"observed": jnp.where(mask > 0, noisy, 0), "observed_mask": mask, "scalars": {"known_step": step}}

@@ -143,7 +143,7 @@ class InputCondition(Condition):
         """Where there is a value of its name."""
         return self.name in conditioning.inputs
 
-    def null(self, conditioning: Conditioning, where: Bool[Array, " b"] | None) -> dict[str, Any]:
+    def null(self, conditioning: Conditioning, where: Bool[Array, " B"] | None) -> dict[str, Any]:
         """Zeros."""
         return {"inputs": {self.name: nulled(conditioning.inputs[self.name], 0, where)}}
 

@@ -55,6 +55,6 @@ class Label(Condition):
         """The classes of the clips."""
         return {"labels": [int(clip["label"]) for clip in clips]} if "label" in clips[0] else {}
 
-    def null(self, conditioning: Conditioning, where: Bool[Array, " b"] | None) -> dict[str, Any]:
+    def null(self, conditioning: Conditioning, where: Bool[Array, " B"] | None) -> dict[str, Any]:
         """The null class."""
         return {"labels": nulled(conditioning.labels, -1, where)}

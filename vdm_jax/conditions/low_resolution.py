@@ -47,7 +47,7 @@ class LowResolution(VideoSource):
         """Its own."""
         return self.frames, self.height, self.width
 
-    def degrade(self, x: Float[Array, "b t h w 3"]) -> Float[Array, "b t2 h2 w2 3"]:
+    def degrade(self, x: Float[Array, "B T H W 3"]) -> Float[Array, "B T2 H2 W2 3"]:
         """Some of the frames, pixels averaged over areas."""
         return resize(subsample_frames(x, self.frames), self.height, self.width, "area")
 
@@ -106,8 +106,8 @@ class LowResolutionVideo(Condition):
 
 
 def low_resolution(
-    low: Float[Array, "b t h w 3"], stage: Stage, keys: Array, logsnr: Float[Array, " b"],
-    *, corners: Int[Array, "b 2"] | None = None, corrupt: bool = True, shared_noise: bool = False,
+    low: Float[Array, "B T H W 3"], stage: Stage, keys: Array, logsnr: Float[Array, " B"],
+    *, corners: Int[Array, "B 2"] | None = None, corrupt: bool = True, shared_noise: bool = False,
     encode: Encode | None = None,
 ) -> dict[str, Array]:
     """The enlarged low-resolution video, or its latents, augmented per sample from `keys` `[B]` at level `logsnr`
@@ -125,7 +125,7 @@ def low_resolution(
     return {"low_resolution": augmented(large, "enlarged"), "augmentation": logsnr}
 
 
-def enlarge(low: Float[Array, "b t h w 3"], source: LowResolution, video: Any) -> Float[Array, "b t2 h2 w2 3"]:
+def enlarge(low: Float[Array, "B T H W 3"], source: LowResolution, video: Any) -> Float[Array, "B T2 H2 W2 3"]:
     """A low-resolution video at the frames and pixels of another one (`VideoSpec`), which is as large or larger."""
     return resize(upsample_frames(low, video.frames, source.fill), video.height, video.width, source.resize)
 
@@ -139,8 +139,8 @@ def low_grid(stage: Stage) -> Any:
 
 
 def enlarge_window(
-    low: Float[Array, "b t h w 3"], corners: Int[Array, "b 2"], stage: Stage
-) -> Float[Array, "b t2 h2 w2 3"]:
+    low: Float[Array, "B T H W 3"], corners: Int[Array, "B 2"], stage: Stage
+) -> Float[Array, "B T2 H2 W2 3"]:
     """`enlarge` followed by `cut_windows`, without enlarging whole frames.
 
     A window of low-resolution pixels is enlarged with one more pixel on each side, the last one that interpolation
@@ -161,6 +161,6 @@ def scales_of(stage: Stage) -> tuple[int, int]:
     return stage.video.height // stage.source.height, stage.video.width // stage.source.width
 
 
-def cut_windows(x: Array, corners: Int[Array, "b 2"], sizes: Sequence[int]) -> Array:
+def cut_windows(x: Array, corners: Int[Array, "B 2"], sizes: Sequence[int]) -> Array:
     """Windows of these sizes (height, width), each from a corner of its own on."""
     return jax.vmap(lambda video, corner: crop_frames(video, corner[0], corner[1], *sizes))(x, corners)

@@ -39,11 +39,11 @@ class Padding(Condition):
             return {}
         return {"frame_valid": jnp.pad(clips.valid, ((0, 0), (0, clips.images)), constant_values=True)}
 
-    def null(self, conditioning: Conditioning, where: Bool[Array, " b"] | None) -> dict[str, Any]:
+    def null(self, conditioning: Conditioning, where: Bool[Array, " B"] | None) -> dict[str, Any]:
         """All frames exist."""
         return {"frame_valid": jnp.ones_like(conditioning.frame_valid)}
 
-    def loss_mask(self, network: Network, conditioning: Conditioning) -> Float[Array, "b t 1 1 1"] | None:
+    def loss_mask(self, network: Network, conditioning: Conditioning) -> Float[Array, "B T 1 1 1"] | None:
         """The frames that exist."""
         valid = conditioning.frame_valid
         return None if valid is None else valid[:, :, None, None, None].astype(jnp.float32)

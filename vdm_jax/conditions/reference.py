@@ -37,7 +37,7 @@ class Reference:
         """Of one picture or clip, in the size of `video` (`VideoSpec`)."""
         return (video.height // self.patch) * (video.width // self.patch) if self.patch else sizes.tokens
 
-    def features(self, given: Array, stage: Stage) -> Float[Array, "b g m c"]:
+    def features(self, given: Array, stage: Stage) -> Float[Array, "B G M C"]:
         """Features `[B, G, M, C]` as they are, or of the patches of pictures `[B, n, H, W, 3]`, uint8 or in [-1, 1],
         one group of all. Raises `UserError` for a picture size that patches do not divide."""
         if not self.patch:

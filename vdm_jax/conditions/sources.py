@@ -21,7 +21,7 @@ class VideoSource:
         """Its frames, height and width, for a stage that makes `video` (`VideoSpec`)."""
         raise NotImplementedError
 
-    def degrade(self, x: Float[Array, "b t h w 3"]) -> Float[Array, "b t2 h2 w2 3"]:
+    def degrade(self, x: Float[Array, "B T H W 3"]) -> Float[Array, "B T2 H2 W2 3"]:
         """What the stage before would have made of the stage's own video `x`."""
         raise NotImplementedError
 
@@ -40,7 +40,7 @@ class VideoSource:
         """That of a part of so many frames."""
         return self
 
-    def known(self, low: Float[Array, "b t h w 3"] | None, known: Any) -> Any:
+    def known(self, low: Float[Array, "B T H W 3"] | None, known: Any) -> Any:
         """Conditioning frames (`Known`) of the stage's videos, given its source and what the user gave."""
         return known
 

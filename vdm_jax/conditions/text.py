@@ -34,7 +34,7 @@ class WordEncoder:
             raise UserError(f"{type(self).__name__}.head_dim={self.head_dim} does not divide width={self.width}")
 
     @property
-    def tokenize(self) -> Callable[[str], Int[np.ndarray, " l"]]:
+    def tokenize(self) -> Callable[[str], Int[np.ndarray, " L"]]:
         """From a caption to its ids `[L]`."""
         return Vocabulary(self.words, self.length).encode
 
@@ -104,12 +104,12 @@ class EmbeddedText:
 TextInput = WordEncoder | EmbeddedText
 
 
-def of_tokens(tokens: Int[Array, "b g l"]) -> dict[str, Array]:
+def of_tokens(tokens: Int[Array, "B G L"]) -> dict[str, Array]:
     """Parts of a conditioning on word ids; padding is masked."""
     return {"tokens": tokens, "text_mask": tokens != PADDING}
 
 
-def text_conditioning(tokens: Int[Array, "b g l"]) -> Conditioning:
+def text_conditioning(tokens: Int[Array, "B G L"]) -> Conditioning:
     """Conditioning on word ids alone; padding is masked."""
     return Conditioning(**of_tokens(tokens))
 
@@ -181,7 +181,7 @@ class Text(Condition):
         """Where there is a mask of its tokens."""
         return conditioning.text_mask is not None
 
-    def null(self, conditioning: Conditioning, where: Bool[Array, " b"] | None) -> dict[str, Any]:
+    def null(self, conditioning: Conditioning, where: Bool[Array, " B"] | None) -> dict[str, Any]:
         """The null caption: that which came along, or no token."""
         if conditioning.null_embeddings is None:
             return {"text_mask": nulled(conditioning.text_mask, False, where)}

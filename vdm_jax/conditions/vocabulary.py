@@ -39,12 +39,12 @@ class Vocabulary:
     def _ids(self) -> dict[str, int]:
         return {word: i + FIRST_WORD for i, word in enumerate(self.words)}
 
-    def encode(self, caption: str) -> Int[np.ndarray, " l"]:
+    def encode(self, caption: str) -> Int[np.ndarray, " L"]:
         """Ids `[L]` of a caption, padded with 0; unknown words become 1, what is too long is cut."""
         ids = [self._ids.get(word, UNKNOWN) for word in split_words(caption)][: self.length]
         return np.array(ids + [PADDING] * (self.length - len(ids)), np.int32)
 
-    def encode_prompts(self, captions: Sequence[str]) -> Int[np.ndarray, "b l"]:
+    def encode_prompts(self, captions: Sequence[str]) -> Int[np.ndarray, "B L"]:
         """Ids `[B, L]` of a user's captions, with one warning for each that is not fully understood."""
         for caption in captions:
             words = split_words(caption)

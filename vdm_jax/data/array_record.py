@@ -26,7 +26,7 @@ from typing import Any, Literal, TypeVar, get_args
 import numpy as np
 from jaxtyping import UInt8
 
-from vdm_jax.configuration import config
+from vdm_jax.configuration import Count, check_value, config
 from vdm_jax.data.folder import Numbered, SkippedFiles, in_range
 from vdm_jax.data.record_files import check_record_file
 from vdm_jax.data.source import RandomAccessSource, ReadAsIs
@@ -71,10 +71,8 @@ def prepare_clips(
       UserError: the folder exists, the source is empty, none of its clips decodes, its clips differ in shape, or hold
         arrays besides `video`; the folder cannot be written. Then nothing is left of it.
     """
-    if format not in get_args(ClipFormat):
-        raise UserError(f"prepare_clips: format={format!r}; permitted: {', '.join(get_args(ClipFormat))}")
-    if workers < 1:
-        raise UserError(f"prepare_clips: workers={workers}; permitted: 1 or more")
+    check_value(format, ClipFormat, "format")
+    check_value(workers, Count, "workers")
     target = Path(path).expanduser() / split
     if target.exists():
         raise UserError(f"prepare_clips: {target} exists; permitted: a new folder, or delete this one first")

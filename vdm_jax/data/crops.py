@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
 
-from vdm_jax.errors import UserError
-
 # "center": cut centrally to the aspect ratio; "random": cut anywhere; "pad": the whole frame with black borders;
 # "squeeze": the whole frame, its aspect ratio changed.
 Crop = Literal["center", "random", "pad", "squeeze"]
-
-
-def check_crop(field: str, crop: str) -> None:
-    """Raises `UserError` for a way to cut that does not exist."""
-    if crop not in get_args(Crop):
-        raise UserError(f"{field}={crop!r}; permitted: {', '.join(get_args(Crop))}")
 
 
 def crop_frames(

@@ -37,7 +37,7 @@ from vdm_jax.data.captions import warn_once
 from vdm_jax.data.image_folder import ImageFolder
 from vdm_jax.data.image_shards import ImageShards
 from vdm_jax.data.published import PublishedVideo
-from vdm_jax.data.source import CaptionScorer, RandomAccessSource, random_frame, require_at_least
+from vdm_jax.data.source import CaptionScorer, RandomAccessSource, random_frame
 from vdm_jax.data.tfds_video import TFDSVideo
 from vdm_jax.data.video_folder import VideoFolder
 from vdm_jax.digits.captioned_digits import CaptionedDigits
@@ -220,7 +220,7 @@ class TextEmbeddings:
         return UserError(f"{self.path} has no embeddings of {len(captions)} of {of} captions, such as {captions[0]!r}; "
                          "permitted: a set written with all captions of the data, character by character")
 
-    def _find(self, keys: UInt64[np.ndarray, " n"]) -> np.ndarray:
+    def _find(self, keys: UInt64[np.ndarray, " N"]) -> np.ndarray:
         """Places of keys in the table, -1 where there is none."""
         known = self._table[0]
         places = np.minimum(np.searchsorted(known, keys), len(known) - 1)
@@ -251,11 +251,6 @@ class WithEmbeddings:
     # What a missing or dropped caption is: no vectors, for networks that learn what stands for none; or what the
     # encoder makes of the empty text, with which networks of the Stable Diffusion family were trained
     empty: Literal["none", "encoded"] = "none"
-
-    def __post_init__(self):
-        require_at_least(self, length=1)
-        if self.empty not in ("none", "encoded"):
-            raise UserError(f"WithEmbeddings.empty={self.empty!r} is not valid; permitted: 'none', 'encoded'")
 
     def open(self, split: str, data_dir: Path) -> RandomAccessSource:
         """The clips of one split with the embeddings of their captions."""

@@ -12,14 +12,13 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from vdm_jax.configuration import SPLITS, Split, check_value
 from vdm_jax.data.captions import read_caption_files, read_captions, warn_once
 from vdm_jax.data.names import is_utf8, printable
 from vdm_jax.errors import UserError
 
-__all__ = ["MAX_DAMAGED", "MAX_DAMAGED_SHARE", "Numbered", "SPLITS", "SkippedFiles", "check_fractions",
+__all__ = ["MAX_DAMAGED", "MAX_DAMAGED_SHARE", "Numbered", "SkippedFiles", "check_fractions",
            "files_of_split", "in_range", "list_files", "read_caption_files", "read_captions"]
-
-SPLITS = ("train", "validation", "test")
 
 # Files of a split that may prove damaged while they are decoded in training: so many, or this share of them.
 MAX_DAMAGED = 10
@@ -102,8 +101,7 @@ def files_of_split(kind: str, names: Sequence[str], split: str, fractions: Seque
 
     Raises `UserError` for an unknown split, and for one that stays empty.
     """
-    if split not in SPLITS:
-        raise UserError(f"split={split!r}; permitted: {', '.join(SPLITS)}")
+    check_value(split, Split, "split")
     place = {name: int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64 for name in names}
     members: dict[str, list[str]] = {s: [] for s in SPLITS}
     ends = (fractions[0], fractions[0] + fractions[1])

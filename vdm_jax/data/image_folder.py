@@ -21,7 +21,7 @@ from vdm_jax.data.folder import (
     in_range,
     list_files,
 )
-from vdm_jax.data.source import RandomAccessSource, ReadAsIs, require_at_least
+from vdm_jax.data.source import RandomAccessSource, ReadAsIs
 from vdm_jax.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
@@ -43,7 +43,6 @@ class ImageFolder(ReadAsIs):
     fractions: tuple[Share, Share, Share] = (0.9, 0.05, 0.05)  # of the files: train, validation, test
 
     def __post_init__(self):
-        require_at_least(self, height=1, width=1)
         check_fractions("ImageFolder", self.fractions)
         if self.captions is not None and self.caption_suffix is not None:
             raise UserError(f"ImageFolder.caption_suffix={self.caption_suffix!r} with captions={self.captions!r}; "

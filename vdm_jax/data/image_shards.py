@@ -21,7 +21,7 @@ from vdm_jax.data.folder import (
 )
 from vdm_jax.data.image_folder import SUFFIXES, fitted
 from vdm_jax.data.names import is_utf8, printable
-from vdm_jax.data.source import RandomAccessSource, ReadAsIs, require_at_least
+from vdm_jax.data.source import RandomAccessSource, ReadAsIs
 from vdm_jax.errors import UserError
 
 CAPTION_SUFFIX = ".txt"
@@ -43,7 +43,6 @@ class ImageShards(ReadAsIs):
     fractions: tuple[Share, Share, Share] = (0.9, 0.05, 0.05)  # of the images: train, validation, test
 
     def __post_init__(self):
-        require_at_least(self, height=1, width=1)
         check_fractions("ImageShards", self.fractions)
 
     def open(self, split: str, data_dir: Path) -> RandomAccessSource:

@@ -90,7 +90,7 @@ class MovingDigitsSource(WholeVideos):
         return self._cut(video, self.spec.frames, lambda room: int(rng.integers(room + 1)))
 
 
-def moving_digits(digits: UInt8[np.ndarray, "n h w"], rng: np.random.Generator) -> UInt8[np.ndarray, "20 64 64 1"]:
+def moving_digits(digits: UInt8[np.ndarray, "N H W"], rng: np.random.Generator) -> UInt8[np.ndarray, "20 64 64 1"]:
     """Two random digits on straight paths that bounce off the walls, the brighter pixel of both.
 
     Start uniform, direction uniform, speed a tenth of the way there is, reflection at both ends (the procedure of TFDS,
@@ -109,7 +109,7 @@ def moving_digits(digits: UInt8[np.ndarray, "n h w"], rng: np.random.Generator) 
     return video
 
 
-def _digits(spec: PublishedSet) -> UInt8[np.ndarray, "n h w"]:
+def _digits(spec: PublishedSet) -> UInt8[np.ndarray, "N H W"]:
     """The digits of MNIST's training part."""
     if spec.via == "tfds":
         items = open_tfds_items("mnist", str(spec.folder), "train")
@@ -120,7 +120,7 @@ def _digits(spec: PublishedSet) -> UInt8[np.ndarray, "n h w"]:
     raise spec.missing(f"{DIGITS_FILE}.gz is missing")
 
 
-def read_idx(path: Path) -> UInt8[np.ndarray, "n h w"]:
+def read_idx(path: Path) -> UInt8[np.ndarray, "N H W"]:
     """Pictures of an IDX file of bytes with three dimensions, packed by gzip or not. Raises `UserError` for others."""
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:

@@ -7,8 +7,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from vdm_jax.configuration import Split, check_value
 from vdm_jax.data.embeddings import Clips, WithEmbeddings
-from vdm_jax.data.folder import SPLITS
 from vdm_jax.data.source import ClipData, RandomAccessSource
 from vdm_jax.errors import UserError, unknown_kind
 
@@ -25,8 +25,7 @@ def open_source(spec: ClipData, split: str, data_dir: Path | None = None) -> Ran
 
     Raises `UserError` for an unknown split, for data that is missing, unreadable or empty.
     """
-    if split not in SPLITS:
-        raise UserError(f"split={split!r} is not valid; permitted: {', '.join(SPLITS)}")
+    check_value(split, Split, "split")
     if not isinstance(spec, ClipData):
         raise unknown_kind("a data set", spec, Clips | WithEmbeddings)
     return spec.open(split, data_dir or default_data_dir())
@@ -42,7 +41,7 @@ def open_validation(spec: ClipData, split: str, data_dir: Path | None = None) ->
     except UserError as error:
         if split == "train":
             raise
-        raise UserError(f"{error}{WITHOUT_VALIDATION}") from error
+        raise UserError(f"{error}{WITHOUT_VALIDATION}", error.code) from error
 
 
 def caption_words(

@@ -14,9 +14,20 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from vdm_jax.configuration import Count, CountOrZero, Seed, Share, Size, SizeOrZero, Workers, config
+from vdm_jax.configuration import (
+    Count,
+    CountOrZero,
+    Seed,
+    Share,
+    Size,
+    SizeOrZero,
+    Workers,
+    check_fields,
+    check_value,
+    config,
+)
 from vdm_jax.data.frame_rates import FrameRates
-from vdm_jax.data.source import RandomAccessSource, random_frame, require_at_least
+from vdm_jax.data.source import RandomAccessSource, random_frame
 from vdm_jax.errors import UserError
 
 Clip = dict[str, Any]
@@ -78,7 +89,7 @@ class Pipeline:
     prefetch: Count = 2  # batches read ahead, in each process
 
     def __post_init__(self):
-        require_at_least(self, batch_size=1, images_per_clip=0, workers=0, threads=1, prefetch=1)
+        check_fields(self)
         clips = len(self.source)
         if self.batch_size > clips:
             raise UserError(f"batch_size={self.batch_size} is larger than the data set; permitted: 1 to {clips}")
@@ -243,8 +254,7 @@ def _shuffled(count: int, seed: int):
 
 
 def _checked_step(step: int) -> int:
-    if step < 0:
-        raise UserError(f"step={step}; permitted: 0 or more")
+    check_value(step, CountOrZero, "step")
     return int(step)
 
 

@@ -18,7 +18,7 @@ from vdm_jax.data.moving_mnist import open_moving_mnist
 from vdm_jax.data.published_files import kinetics_files, ucf101_files
 from vdm_jax.data.published_set import Download, PublishedSet
 from vdm_jax.data.robot_pushing import open_robot_pushing
-from vdm_jax.data.source import RandomAccessSource, require_at_least
+from vdm_jax.data.source import RandomAccessSource
 from vdm_jax.data.tfds_video import TFDSVideoSource
 from vdm_jax.data.video_folder import VideoFolderSource
 from vdm_jax.errors import UserError
@@ -44,11 +44,6 @@ class UCF101(PublishedSet):
     via: Via = "folder"
     division: Literal[1, 2, 3] = 1  # official division into train and test: 1, 2 or 3
     splits: Splits = ("train", "test", "test")
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.division not in (1, 2, 3):
-            raise UserError(f"UCF101.division={self.division!r}; permitted: 1, 2, 3")
 
     def open(self, split: str, data_dir: Path) -> RandomAccessSource:
         """The clips of one split. Raises `UserError` saying what to fetch where files are missing."""
@@ -76,11 +71,6 @@ class BAIRRobotPushing(PublishedSet):
     camera: Literal["image_main", "image_aux1"] = "image_main"  # which of the two; papers do not say
     splits: Splits = ("train", "test", "test")
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.camera not in ("image_main", "image_aux1"):
-            raise UserError(f"BAIRRobotPushing.camera={self.camera!r}; permitted: 'image_main', 'image_aux1'")
-
     def open(self, split: str, data_dir: Path) -> RandomAccessSource:
         """The clips of one split. Raises `UserError` saying what to fetch where files are missing."""
         if self.via == "tfds":
@@ -102,11 +92,6 @@ class Kinetics600(PublishedSet):
     # Captions from the annotations by YouTube id, from the folders that videos lie in (train/archery/...), or none.
     labels: Literal["annotations", "folders", "none"] = "annotations"
     splits: Splits = ("train", "val", "test")
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.labels not in ("annotations", "folders", "none"):
-            raise UserError(f"Kinetics600.labels={self.labels!r}; permitted: 'annotations', 'folders', 'none'")
 
     def open(self, split: str, data_dir: Path) -> RandomAccessSource:
         """The clips of one split. Raises `UserError` saying what to fetch where files are missing."""
@@ -135,7 +120,6 @@ class MovingMNIST(PublishedSet):
 
     def __post_init__(self):
         super().__post_init__()
-        require_at_least(self, train_videos=1)
         if any(split not in self.PARTS for split in self.splits):
             raise UserError(f"MovingMNIST.splits={self.splits!r}; permitted: {', '.join(self.PARTS)} for each")
 

@@ -6,9 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar
 
-from vdm_jax.configuration import Size, config
-from vdm_jax.data.folder import SPLITS
-from vdm_jax.data.source import ReadAsIs, require_at_least
+from vdm_jax.configuration import SPLITS, Size, Split, check_value, config
+from vdm_jax.data.source import ReadAsIs
 from vdm_jax.data.tfds_video import TFDSVideo
 from vdm_jax.data.video_folder import VideoFolder
 from vdm_jax.errors import UserError
@@ -38,13 +37,10 @@ class PublishedSet(ReadAsIs):
     frame_stride: Size = 1  # every how many-th frame of a video is taken
 
     def __post_init__(self):
-        require_at_least(self, frames=1, height=1, width=1, frame_stride=1)
         kind = type(self).__name__
-        if len(self.splits) != 3 or any(part not in self.PARTS for split in self.splits for part in split.split("+")):
+        if any(part not in self.PARTS for split in self.splits for part in split.split("+")):
             raise UserError(f"{kind}.splits={self.splits!r}; permitted: for train, validation and test one or more of "
                             f"{', '.join(self.PARTS)}, joined by +")
-        if getattr(self, "via", "folder") not in ("folder", "tfds"):
-            raise UserError(f"{kind}.via={self.via!r}; permitted: 'folder', 'tfds'")
 
     @property
     def folder(self) -> Path:
@@ -53,8 +49,7 @@ class PublishedSet(ReadAsIs):
 
     def parts(self, split: str) -> tuple[str, ...]:
         """The official parts of a split. Raises `UserError` for an unknown split."""
-        if split not in SPLITS:
-            raise UserError(f"split={split!r}; permitted: {', '.join(SPLITS)}")
+        check_value(split, Split, "split")
         return tuple(self.splits[SPLITS.index(split)].split("+"))
 
     def missing(self, what: str) -> UserError:

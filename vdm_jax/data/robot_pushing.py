@@ -99,7 +99,7 @@ class RobotPicturesSource(WholeVideos):
                 with opened(path) as image:
                     frames.append(np.asarray(image.convert("RGB")))
             except UserError as error:
-                raise UserError(f"{path.name}: {error}") from error
+                raise UserError(f"{path.name}: {error}", error.code) from error
             if frames[-1].shape != frames[0].shape:
                 raise UserError(f"{path.name} has {list(frames[-1].shape)} pixels; permitted: {list(frames[0].shape)} "
                                 f"like {paths[0].name}")

@@ -12,8 +12,6 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
-from vdm_jax.errors import UserError
-
 
 @runtime_checkable
 class RandomAccessSource(Protocol):
@@ -117,11 +115,3 @@ def random_frame(source: RandomAccessSource, index: int, rng: np.random.Generato
     clip = source[index]
     number = int(rng.integers(len(clip["video"])))
     return clip | {"video": clip["video"][number : number + 1]}
-
-
-def require_at_least(spec: Any, **least: int) -> None:
-    """Checks integer fields of a config against their smallest permitted value; raises `UserError`."""
-    for name, smallest in least.items():
-        value = getattr(spec, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
-            raise UserError(f"{type(spec).__name__}.{name}={value!r}; permitted: integers from {smallest}")

@@ -82,7 +82,7 @@ class CaptionEncoder:
                 found.update(np.asarray(leaf, np.float32).tobytes())
         return found.digest()
 
-    def _run(self, ids: Int[np.ndarray, "b l"], mask: Bool[np.ndarray, "b l"] | None) -> Any:
+    def _run(self, ids: Int[np.ndarray, "B L"], mask: Bool[np.ndarray, "B L"] | None) -> Any:
         with jax.set_mesh(self.mesh):
             return self._encode(self.params, *jax.device_put((ids, mask), batch_sharding(self.mesh)))
 

@@ -19,10 +19,10 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from vdm_jax.configuration import Positive, Size, config
-from vdm_jax.data.folder import SPLITS, Numbered, SkippedFiles, in_range
+from vdm_jax.configuration import SPLITS, Positive, Size, Split, check_value, config
+from vdm_jax.data.folder import Numbered, SkippedFiles, in_range
 from vdm_jax.data.record_files import MAX_CHUNK_BYTES, check_record_file
-from vdm_jax.data.source import RandomAccessSource, ReadAsIs, require_at_least
+from vdm_jax.data.source import RandomAccessSource, ReadAsIs
 from vdm_jax.data.tfds_files import check_descriptions
 from vdm_jax.errors import UserError
 from vdm_jax.video.strides import stride_for
@@ -77,9 +77,6 @@ class TFDSVideo(ReadAsIs):
     label_key: str | None = None  # class label, whose name is the caption if there is no text; None: likewise
 
     def __post_init__(self):
-        require_at_least(self, frames=1, height=1, width=1, frame_stride=1)
-        if self.fps is not None and not 0 < self.fps < float("inf"):
-            raise UserError(f"TFDSVideo.fps={self.fps!r}; permitted: a rate above 0, or None")
         if self.frames_key is None and self.name.split("/")[0].split(":")[0] not in KNOWN_SETS:
             raise UserError(f"TFDSVideo.name={self.name!r} without frames_key; permitted: {', '.join(KNOWN_SETS)}, or "
                             "another set with frames_key")
@@ -112,8 +109,7 @@ class TFDSVideoSource:
     """
 
     def __init__(self, spec: TFDSVideo, split: str = "train"):
-        if split not in SPLITS:
-            raise UserError(f"split={split!r}; permitted: {', '.join(SPLITS)}")
+        check_value(split, Split, "split")
         self.spec, self.split, self._fields = spec, split, spec.fields()
         self.skipped = SkippedFiles()
         check_records(self._builder, self._tfds_split)

@@ -15,10 +15,10 @@ import numpy as np
 
 from vdm_jax.configuration import Positive, Share, Size, config
 from vdm_jax.data.captions import read_captions
-from vdm_jax.data.crops import Crop, check_crop, crop_frames
+from vdm_jax.data.crops import Crop, crop_frames
 from vdm_jax.data.folder import SkippedFiles, check_fractions, files_of_split, in_range, list_files
 from vdm_jax.data.image_folder import fitted
-from vdm_jax.data.source import RandomAccessSource, ReadAsIs, require_at_least
+from vdm_jax.data.source import RandomAccessSource, ReadAsIs
 from vdm_jax.errors import UserError
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".3gp",
@@ -50,13 +50,7 @@ class VideoFolder(ReadAsIs):
     cache: str | None = None  # folder for frame indexes; None: ~/.cache/vdm_jax/video_index
 
     def __post_init__(self):
-        require_at_least(self, frames=1, height=1, width=1, frame_stride=1)
         check_fractions("VideoFolder", self.fractions)
-        check_crop("VideoFolder.crop", self.crop)
-        if self.clips not in ("consecutive", "one"):
-            raise UserError(f"VideoFolder.clips={self.clips!r}; permitted: 'consecutive', 'one'")
-        if self.fps is not None and not 0 < self.fps < float("inf"):
-            raise UserError(f"VideoFolder.fps={self.fps!r}; permitted: a rate above 0, or None")
         if self.fps is not None and self.frame_stride != 1:
             raise UserError(f"VideoFolder.frame_stride={self.frame_stride} with fps={self.fps}; permitted: one of them")
 

@@ -8,13 +8,13 @@ from jaxtyping import Array, ArrayLike, Float, Int, Key, Shaped
 
 # `T H W C` in practice, but nothing in this room minds other trailing dimensions.
 Video = Float[Array, "B *rest"]
-Level = Float[ArrayLike, "*leading"]  # log-SNR, [B], or [B, T] where frames carry their own level
+Level = Float[ArrayLike, "*batch"]  # log-SNR, [B], or [B, T] where frames carry their own level
 Network = Callable[[Video, Level], Video]  # (scaled noisy video, log-SNR) -> raw prediction
 Denoiser = Callable[[Video, Level], Video]  # (noisy video z, log-SNR) -> estimate of the clean video
 Hook = Callable[[Video, Video, Level, Int[Array, ""]], Video]  # (x_hat, z, log-SNR, step index) -> x_hat
 
 
-def expand(level: Shaped[ArrayLike, "*leading"], like: Video) -> Array:
+def expand(level: Shaped[ArrayLike, "*batch"], like: Video) -> Array:
     """`level` with unit dimensions appended, to broadcast against the leading dimensions of `like`."""
     level = jnp.asarray(level)
     return level.reshape(level.shape + (1,) * (like.ndim - level.ndim))

@@ -1,17 +1,16 @@
 """Corruption of a low-resolution conditioning video, so that super-resolution forgives its flaws."""
 
 import math
-from typing import ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from vdm_jax.configuration import LogSNR, Positive, Share, config
+from vdm_jax.configuration import Ascending, LogSNR, Positive, Share, config
 from vdm_jax.diffusion.arrays import Level, Video, expand, noise_from_keys
 from vdm_jax.diffusion.levels import UniformTime
 from vdm_jax.diffusion.schedules import CosineSchedule
-from vdm_jax.errors import UserError
 
 # A sampler draws from streams 0, 1, 2, ... of a sample's key; here the same key gives other noise.
 _NOISE_STREAM, _BLUR_STREAM = 2**31 - 1, 2**31 - 2
@@ -26,16 +25,10 @@ class _Noise:
 
     while_sampling: ClassVar[bool] = True
 
-    training_logsnr: tuple[LogSNR, LogSNR] | None = None  # lowest and highest log-SNR; None: uniform in time
+    # Lowest and highest log-SNR; None: uniform in time
+    training_logsnr: Annotated[tuple[LogSNR, LogSNR], Ascending()] | None = None
     sampling_logsnr: LogSNR = math.log(3.0)  # log-SNR at sampling; SNR 3 or 5 in Ho et al. 2022, arXiv 2210.02303
     schedule: CosineSchedule = CosineSchedule()  # time to log-SNR, where training_logsnr is None
-
-    def __post_init__(self):
-        if self.training_logsnr is not None and not self.training_logsnr[0] <= self.training_logsnr[1]:
-            raise UserError(
-                f"{type(self).__name__}.training_logsnr={self.training_logsnr}; "
-                "permitted: (lowest, highest) or None"
-            )
 
     def draw_logsnr(self, key: Key[Array, ""], batch: int) -> Float[Array, " B"]:
         """Training levels of a batch."""
@@ -58,10 +51,6 @@ class NoiseAugmentation(_Noise):
 
     # "low" is q(z_s | z_0) of the stage before, as in the first paper; which one Imagen means is not published
     at: Place = "enlarged"
-
-    def __post_init__(self):
-        super().__post_init__()
-        _check_place(self)
 
 
 @config
@@ -86,15 +75,8 @@ class BlurAugmentation:
     sampling_logsnr: ClassVar[float] = 20.0  # the clean end of the usual schedules
 
     probability: Share = 0.5  # fraction of training videos that are blurred
-    sigma: tuple[Positive, Positive] = (0.4, 0.6)  # range of the Gaussian's standard deviation, pixels
+    sigma: Annotated[tuple[Positive, Positive], Ascending()] = (0.4, 0.6)  # standard deviation's range, pixels
     at: Place = "low"  # not published; an enlarged video is smoother than this kernel already
-
-    def __post_init__(self):
-        if not 0 < self.sigma[0] <= self.sigma[1]:
-            raise UserError(
-                f"BlurAugmentation.sigma={self.sigma}; permitted: (lowest, highest), both above 0"
-            )
-        _check_place(self)
 
     def draw_logsnr(self, key: Key[Array, ""], batch: int) -> Float[Array, " B"]:
         """The level that the network is told in training: always the same."""
@@ -121,11 +103,6 @@ def gaussian_blur(x: Float[Array, "B T H W C"], sigma: Float[Array, " B"]) -> Fl
         before, after = (jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i in (0, 2))
         x = centre * x + side * (before + after)
     return x
-
-
-def _check_place(config: NoiseAugmentation | BlurAugmentation) -> None:
-    if config.at not in get_args(Place):
-        raise UserError(f"{type(config).__name__}.at={config.at!r}; permitted: {', '.join(map(repr, get_args(Place)))}")
 
 
 Augmentation = NoiseAugmentation | TruncatedAugmentation | BlurAugmentation

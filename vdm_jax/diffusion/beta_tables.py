@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Real
 
-from vdm_jax.configuration import Range, ShareBelowOne, config
+from vdm_jax.configuration import BetweenZeroAndOne, Range, ShareBelowOne, config
 from vdm_jax.diffusion.arrays import Level
 from vdm_jax.diffusion.families import VP, Family, FamilyMember
 from vdm_jax.errors import UserError
@@ -42,13 +42,13 @@ class BetaTable(FamilyMember):
         """Log-SNR of each integer timestep, float64, strictly decreasing."""
         return _logsnr_table(self)
 
-    def logsnr_at(self, timestep: Real[ArrayLike, "*any"]) -> Level:
+    def logsnr_at(self, timestep: Real[ArrayLike, "*rest"]) -> Level:
         """Log-SNR of a timestep in [0, steps - 1]; exact at integers, interpolated between."""
         return jnp.interp(
             jnp.asarray(timestep, jnp.float32), jnp.arange(self.steps), jnp.asarray(self.table())
         )
 
-    def timestep(self, logsnr: Level) -> Float[Array, "*any"]:
+    def timestep(self, logsnr: Level) -> Float[Array, "*rest"]:
         """The timestep in [0, steps - 1] with this log-SNR, as a float; inverse of `logsnr_at`."""
         descending = jnp.asarray(self.table(), jnp.float32)
         from_the_end = jnp.interp(jnp.asarray(logsnr, jnp.float32), descending[::-1], jnp.arange(self.steps))
@@ -72,16 +72,14 @@ class BetaTable(FamilyMember):
 class LinearBetaSchedule(BetaTable):
     """Betas equally spaced between `beta_start` and `beta_end` (Ho et al. 2020)."""
 
-    beta_start: ShareBelowOne = 1e-4  # noise variance added at the first timestep
-    beta_end: ShareBelowOne = 0.02  # noise variance added at the last timestep
+    beta_start: BetweenZeroAndOne = 1e-4  # noise variance added at the first timestep
+    beta_end: BetweenZeroAndOne = 0.02  # noise variance added at the last timestep
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 < self.beta_start <= self.beta_end < 1:
-            raise UserError(
-                f"{type(self).__name__}.beta_start={self.beta_start} with beta_end={self.beta_end}; "
-                "permitted: 0 < beta_start <= beta_end < 1"
-            )
+        if self.beta_start > self.beta_end:
+            raise UserError(f"{type(self).__name__}.beta_start={self.beta_start} with beta_end={self.beta_end}; "
+                            "permitted: beta_start <= beta_end")
 
     def betas(self) -> Float[np.ndarray, " steps"]:
         """Noise variance added at each timestep, float64, before any rescaling."""
@@ -118,7 +116,7 @@ class SquaredCosineBetaSchedule(BetaTable):
 class ListedBetaSchedule(BetaTable):
     """Betas that are given one by one."""
 
-    listed: tuple[Annotated[float, Range(above=0, below=1)], ...] = ()  # noise variance added at each timestep
+    listed: tuple[BetweenZeroAndOne, ...] = ()  # noise variance added at each timestep
 
     def __post_init__(self):
         super().__post_init__()

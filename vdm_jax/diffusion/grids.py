@@ -48,10 +48,6 @@ class KarrasGrid:
     sigma_min: Positive | None = None  # lowest sigma / alpha; None: that of time 0
     sigma_max: Positive | None = None  # highest sigma / alpha when sampling from time 1; None: that of time 1
 
-    def __post_init__(self):
-        if self.rho <= 0:
-            raise UserError(f"KarrasGrid.rho={self.rho}; permitted: above 0")
-
     def levels(self, schedule: Schedule, steps: int, start: float) -> Float[Array, " steps"]:
         """Log-SNR of each evaluation, from time `start` on.
 
@@ -91,9 +87,7 @@ class TimestepGrid:
     original: Count = 50  # parts of `distilled`
 
     def __post_init__(self):
-        if self.spacing not in ("leading", "trailing", "linspace", "distilled"):
-            raise UserError(f"TimestepGrid.spacing={self.spacing!r}; permitted: leading, trailing, linspace, distilled")
-        if self.offset < 0 or (self.offset and self.spacing != "leading"):
+        if self.offset and self.spacing != "leading":
             raise UserError(f"TimestepGrid.offset={self.offset} with spacing={self.spacing!r}; permitted: 0, or above "
                             "with 'leading'")
 

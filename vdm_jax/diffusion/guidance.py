@@ -7,12 +7,13 @@ is used throughout.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vdm_jax.configuration import CountOrZero, Range, Share, check_value
 from vdm_jax.diffusion.arrays import Denoiser, Level, Video, expand
 from vdm_jax.diffusion.percentile import percentile_of_magnitudes
 from vdm_jax.errors import UserError
@@ -94,8 +95,7 @@ def combine(
     sample back to that of x_0, against over-exposure at large weights (Lin et al. 2023, arXiv 2305.08891,
     section 3.4, who rescale the network's output; here it is the estimate of x).
     """
-    if not 0 <= rescale <= 1:
-        raise UserError(f"rescale={rescale}; permitted: 0 to 1")
+    check_value(rescale, Share, "rescale")
     # Left out rather than multiplied by 0, so that the compiler drops an estimate that nothing else uses.
     active = [term for term in terms if not (isinstance(term[2], int | float) and term[2] == 0)]
 
@@ -134,8 +134,7 @@ def oscillating(
     Oscillating guidance of Imagen Video (Ho et al. 2022, arXiv 2210.02303). `levels` are those of the sampler
     (`sampling.sampling_levels`); a log-SNR belongs to the step whose level is nearest.
     """
-    if constant_steps < 0:
-        raise UserError(f"constant_steps={constant_steps}; permitted: 0 or more")
+    check_value(constant_steps, CountOrZero, "constant_steps")
 
     def weight(logsnr: Level) -> Level:
         step = jnp.argmin(jnp.abs(logsnr[..., None] - levels), axis=-1)
@@ -166,10 +165,8 @@ def dynamic_threshold(
     Saharia et al. 2022, arXiv 2205.11487, section 2.3. percentile is in (0, 100]. One s per clip keeps
     brightness constant over frames, one per frame follows each.
     """
-    if not 0 < percentile <= 100:
-        raise UserError(f"percentile={percentile}; permitted: above 0 and up to 100")
-    if per not in ("clip", "frame"):
-        raise UserError(f"per={per!r}; permitted: 'clip', 'frame'")
+    check_value(percentile, Annotated[float, Range(above=0, most=100)], "percentile")
+    check_value(per, Literal["clip", "frame"], "per")
 
     def thresholded(z: Video, logsnr: Level) -> Video:
         x_hat = denoise(z, logsnr)

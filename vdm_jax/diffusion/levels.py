@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from vdm_jax.configuration import LogNoise, Spread, config
+from vdm_jax.configuration import LogNoise, SpreadAboveZero, config
 from vdm_jax.diffusion.schedules import BetaTable, Schedule
 from vdm_jax.errors import UserError
 
@@ -29,11 +29,6 @@ def _normals(key: Key[Array, ""], batch: int, stratified: bool) -> Float[Array, 
     # The quantile 0 that uniform draws include would be minus infinity.
     edge = 2.0**-24
     return jax.scipy.special.ndtri(jnp.clip(_quantiles(key, batch, stratified), edge, 1 - edge))
-
-
-def _check_std(config) -> None:
-    if config.std <= 0:
-        raise UserError(f"{type(config).__name__}.std={config.std}; permitted: above 0")
 
 
 @config
@@ -70,11 +65,8 @@ class LogNormalSigma:
     """
 
     mean: LogNoise = -1.2  # P_mean, of the natural logarithm
-    std: Spread = 1.2  # P_std
+    std: SpreadAboveZero = 1.2  # P_std
     stratified: bool = True  # spread the levels of one batch evenly over the quantiles
-
-    def __post_init__(self):
-        _check_std(self)
 
     def draw(self, key: Key[Array, ""], batch: int, schedule: Schedule) -> Float[Array, " B"]:
         """One log-SNR per example."""
@@ -86,11 +78,8 @@ class LogitNormalTime:
     """`logit(t)` normal, favouring mid-path (Esser et al. 2024, arXiv 2403.03206, section 3.1)."""
 
     mean: LogNoise = 0.0  # of logit t; above 0 is more noise
-    std: Spread = 1.0  # of logit t
+    std: SpreadAboveZero = 1.0  # of logit t
     stratified: bool = True  # spread the times of one batch evenly over the quantiles
-
-    def __post_init__(self):
-        _check_std(self)
 
     def draw(self, key: Key[Array, ""], batch: int, schedule: Schedule) -> Float[Array, " B"]:
         """One log-SNR per example."""

@@ -34,7 +34,7 @@ def phi(k: int, x: Scalar) -> Scalar:
     return jnp.where(small, series, direct)
 
 
-def solved(nodes: Sequence[Scalar | float], moments: Sequence[Scalar]) -> list[Scalar]:
+def solved(nodes: Sequence[Scalar | float], moments: Sequence[Scalar | float]) -> list[Scalar | float]:
     """The weights w with `sum_k w_k nodes_k^i = moments_i`, for up to three nodes."""
     found = []
     for k, node in enumerate(nodes):
@@ -47,7 +47,7 @@ def solved(nodes: Sequence[Scalar | float], moments: Sequence[Scalar]) -> list[S
     return found
 
 
-def _chosen(rows: Sequence[Sequence[Scalar | float]], order: Int[Array, ""]) -> Float[Array, " n"]:
+def _chosen(rows: Sequence[Sequence[Scalar | float]], order: Int[Array, ""]) -> Float[Array, " N"]:
     """The weights of one order, of a row for each; missing ones are 0."""
     width = max(map(len, rows))
     return jnp.stack([jnp.stack([jnp.asarray(w, jnp.float32) for w in (*row, *[0.0] * (width - len(row)))])
@@ -58,13 +58,7 @@ def _chosen(rows: Sequence[Sequence[Scalar | float]], order: Int[Array, ""]) -> 
 class _Multistep(OnGrid):
     """A sampler that remembers."""
 
-    order: Annotated[int, Range(least=1, most=4)] = 2  # highest order, which is the number of estimates in a step
-
-    highest = 3
-
-    def __post_init__(self):
-        if self.order not in range(1, self.highest + 1):
-            raise UserError(f"{type(self).__name__}.order={self.order}; permitted: 1 to {self.highest}")
+    order: Annotated[int, Range(least=1, most=3)] = 2  # highest order, which is the number of estimates in a step
 
     def memory(self, z: Video) -> History:
         """Estimates of the steps before and their levels; any values where there is none."""
@@ -102,10 +96,6 @@ class DPMSolver(_Multistep):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, permitted in (("predict", ("x", "eps")), ("solver", ("midpoint", "heun")),
-                                ("third", ("exact", "diffusers"))):
-            if getattr(self, name) not in permitted:
-                raise UserError(f"DPMSolver.{name}={getattr(self, name)!r}; permitted: {permitted}")
         if self.sde and self.predict == "eps" and self.order == 3:
             raise UserError("DPMSolver.order=3 with sde=True, predict='eps'; permitted: 1, 2")
 
@@ -168,12 +158,6 @@ class UniPC(_Multistep):
     variant: Literal["bh1", "bh2"] = "bh2"  # B(h) = h, or e^h - 1
     lower_order_final: bool = True  # the last steps are of order 3, 2 and 1
     uncorrected: tuple[CountOrZero, ...] = ()  # numbers of the steps, from 0, whose result is not corrected
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name, permitted in (("predict", ("x", "eps")), ("variant", ("bh1", "bh2"))):
-            if getattr(self, name) not in permitted:
-                raise UserError(f"UniPC.{name}={getattr(self, name)!r}; permitted: {permitted}")
 
     def memory(self, z: Video) -> tuple[History, Video, Int[Array, ""]]:
         """Estimates and levels of the steps before, z before the last step, and its order; any values at first."""
@@ -259,8 +243,6 @@ class LMS(_Multistep):
     steps; the "LMS" sampler of k-diffusion, whose order is 4)."""
 
     order: Annotated[int, Range(least=1, most=4)] = 4
-
-    highest = 4
 
     def step(
         self, estimate: Estimate, z: Video, memory: History, step: Step, family: Family, noise: Video

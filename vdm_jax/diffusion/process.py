@@ -39,7 +39,7 @@ class Process:
     error: Literal["squared", "absolute"] = "squared"
 
     def __post_init__(self):
-        if self.error not in ("squared", "absolute") or (self.error == "absolute" and self.multiscale):
+        if self.error == "absolute" and self.multiscale:
             raise UserError(f"Process.error={self.error!r} with multiscale={self.multiscale}; permitted: 'squared', or "
                             "'absolute' with multiscale=0")
         family, name = self.schedule.family.name, type(self.schedule).__name__

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Key
 
+from vdm_jax.configuration import SamplingSteps, ShareAboveZero, check_value
 from vdm_jax.diffusion.arrays import Denoiser, Hook, Video, noise_from_keys
 from vdm_jax.diffusion.grids import default_grid
 from vdm_jax.diffusion.process import Process
@@ -23,10 +24,8 @@ def sampling_levels(
     `start` is the time of the first level, in (0, 1]. They are constants, under `jit` too. Raises `UserError`
     for fewer than one step, or a grid whose end is noisier than its start.
     """
-    if steps < 1:
-        raise UserError(f"steps={steps}; permitted: 1 or more")
-    if not 0 < start <= 1:
-        raise UserError(f"start={start}; permitted: a time above 0 and up to 1")
+    check_value(steps, SamplingSteps, "steps")
+    check_value(start, ShareAboveZero, "start")
     grid = sampler.grid or default_grid(schedule)
     with jax.ensure_compile_time_eval():
         levels = grid.levels(schedule, steps, start)

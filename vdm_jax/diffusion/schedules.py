@@ -12,7 +12,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from vdm_jax.configuration import LogSNR, Positive, config
+from vdm_jax.configuration import LogSNR, Positive, Size, check_value, config
 from vdm_jax.diffusion.arrays import Level
 from vdm_jax.diffusion.beta_tables import (
     BetaTable,
@@ -44,8 +44,8 @@ def resolution_shift(size: int, reference: int = 64) -> float:
     of it to be equally destroyed (Hoogeboom et al. 2023, arXiv 2301.11093, section 3.1). Negative for sizes
     above the reference. Raises `UserError` unless both are positive.
     """
-    if size <= 0 or reference <= 0:
-        raise UserError(f"resolution_shift(size={size}, reference={reference}); permitted: positive sizes")
+    check_value(size, Size, "size")
+    check_value(reference, Size, "reference")
     return 2 * math.log(reference / size)
 
 
@@ -58,10 +58,8 @@ class _RangedSchedule(FamilyMember):
 
     def __post_init__(self):
         if not self.logsnr_min < self.logsnr_max:
-            raise UserError(
-                f"{type(self).__name__}.logsnr_min={self.logsnr_min} is not below "
-                f"logsnr_max={self.logsnr_max}; permitted: logsnr_min < logsnr_max"
-            )
+            raise UserError(f"{type(self).__name__}.logsnr_min={self.logsnr_min} with logsnr_max={self.logsnr_max}; "
+                            "permitted: logsnr_min < logsnr_max")
 
     @property
     def logsnr_range(self) -> tuple[float, float]:
@@ -167,13 +165,9 @@ class EDMSchedule(FamilyMember):
     family: ClassVar[Family] = VE
 
     def __post_init__(self):
-        if not 0 < self.sigma_min < self.sigma_max:
-            raise UserError(
-                f"EDMSchedule.sigma_min={self.sigma_min} with sigma_max={self.sigma_max}; "
-                "permitted: 0 < sigma_min < sigma_max"
-            )
-        if self.rho <= 0:
-            raise UserError(f"EDMSchedule.rho={self.rho}; permitted: above 0")
+        if not self.sigma_min < self.sigma_max:
+            raise UserError(f"EDMSchedule.sigma_min={self.sigma_min} with sigma_max={self.sigma_max}; permitted: "
+                            "sigma_min < sigma_max")
 
     def logsnr(self, t: Level) -> Level:
         """Log-SNR `-2 log sigma` at time t, any shape."""
@@ -207,11 +201,6 @@ class FlowSchedule(_RangedSchedule):
     shift: Positive = 1.0  # s above; larger is more noise
 
     family: ClassVar[Family] = FLOW
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.shift <= 0:
-            raise UserError(f"FlowSchedule.shift={self.shift}; permitted: above 0")
 
     def logsnr(self, t: Level) -> Level:
         """Log-SNR at time t, any shape."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import jax.numpy as jnp
 
-from vdm_jax.configuration import Positive, Range, config
+from vdm_jax.configuration import Positive, ShareAboveZero, config
 from vdm_jax.diffusion.arrays import Video
 from vdm_jax.diffusion.percentile import percentile_of_magnitudes
-from vdm_jax.errors import UserError
 
 
 @config
@@ -21,12 +20,8 @@ class Threshold:
     """
 
     limit: Positive = 1.0
-    ratio: Annotated[float, Range(above=0, most=1)] | None = None  # quantile in (0, 1]; None: the limit alone
+    ratio: ShareAboveZero | None = None  # quantile in (0, 1]; None: the limit alone
     per: Literal["clip", "frame"] = "clip"  # what has an s of its own
-
-    def __post_init__(self):
-        if self.limit <= 0 or (self.ratio is not None and not 0 < self.ratio <= 1) or self.per not in ("clip", "frame"):
-            raise UserError(f"{self}; permitted: limit above 0, ratio above 0 and up to 1 or None, per 'clip', 'frame'")
 
     def __call__(self, x_hat: Video) -> Video:
         """The bounded estimate, same shape."""

@@ -8,15 +8,15 @@ and no border of a window is one of the video.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from vdm_jax.configuration import Count, Range, check_value
 from vdm_jax.diffusion.arrays import Level, Video
-from vdm_jax.errors import UserError
 
 ConditionalDenoiser = Callable[[Video, Level, Any], Video]  # (z, log-SNR, conditioning) -> x_hat
 Cut = Callable[[Any, Int[Array, ""], int], Any]  # (conditioning, first frame, frames) -> conditioning of a window
@@ -26,10 +26,8 @@ def window_starts(frames: int, length: int, overlap: int) -> tuple[int, ...]:
     """First frames of windows of `length` that cover `frames`, each sharing `overlap` frames with the one before; the
     last one is aligned to the end and may share more. Raises `UserError` for windows that do not fit or do not go on.
     """
-    if not 0 < length <= frames:
-        raise UserError(f"windows of {length} frames for a video of {frames}; permitted: 1 to {frames}")
-    if not 0 <= overlap < length:
-        raise UserError(f"windows of {length} frames with an overlap of {overlap}; permitted: 0 to {length - 1}")
+    check_value(length, Annotated[int, Range(least=1, most=frames)], "length")
+    check_value(overlap, Annotated[int, Range(least=0, most=length - 1)], "overlap")
     count = 1 + math.ceil((frames - length) / (length - overlap))
     return tuple(min(i * (length - overlap), frames - length) for i in range(count))
 
@@ -49,8 +47,7 @@ def windowed(
     Raises `UserError` as `window_starts` does, and for `at_once` below 1.
     """
     starts = window_starts(frames, length, overlap)
-    if at_once < 1:
-        raise UserError(f"at_once={at_once}; permitted: 1 or more")
+    check_value(at_once, Count, "at_once")
     at_once = min(at_once, len(starts))
     missing = -len(starts) % at_once  # the last call is filled up with repeats that do not count
     counted = np.array([1.0] * len(starts) + [0.0] * missing, np.float32)
@@ -66,7 +63,7 @@ def windowed(
             level = logsnr if logsnr.ndim == 1 else cut_frames(logsnr, start, length)
             return cut_frames(z, start, length), level, cut(conditioning, start, length)
 
-        def step(total: Video, chunk: tuple[Int[Array, " n"], Float[Array, " n"]]) -> tuple[Video, None]:
+        def step(total: Video, chunk: tuple[Int[Array, " N"], Float[Array, " N"]]) -> tuple[Video, None]:
             inputs = [window(chunk[0][i]) for i in range(at_once)]
             x = denoise(*jax.tree.map(lambda *a: jnp.stack(a, 1).reshape(-1, *a[0].shape[1:]), *inputs))
             x = x.reshape(-1, at_once, *x.shape[1:])
@@ -81,6 +78,6 @@ def windowed(
     return denoise_whole
 
 
-def cut_frames(x: Float[Array, "b t *rest"], start: Int[Array, ""], length: int) -> Float[Array, "b l *rest"]:
+def cut_frames(x: Float[Array, "B T *rest"], start: Int[Array, ""], length: int) -> Float[Array, "B L *rest"]:
     """`length` frames from `start` on, which may be traced."""
     return jax.lax.dynamic_slice_in_dim(x, start, length, axis=1)

@@ -6,9 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from vdm_jax.configuration import config
+from vdm_jax.configuration import SPLITS, config
 from vdm_jax.digits.clips import DigitClips, caption_words
-from vdm_jax.digits.drawing import SPLITS
 from vdm_jax.digits.scorer import DigitScorer
 
 PACKED = 50  # prepared clips take no less than this part of their bytes (20 measured)

@@ -16,9 +16,9 @@ from typing import Annotated
 
 import numpy as np
 
-from vdm_jax.configuration import Positive, Range, Seed, Share, Size, SizeOrZero, config
+from vdm_jax.configuration import SPLITS, Positive, Range, Seed, Share, SizeOrZero, Split, check_value, config
 from vdm_jax.digits import drawing as digit_drawing
-from vdm_jax.digits.drawing import COLOURS, MOTIONS, SPLITS
+from vdm_jax.digits.drawing import COLOURS, MOTIONS
 from vdm_jax.errors import UserError
 
 # Never in train or validation. Every motion and six of the digits lose one partner; each keeps the others.
@@ -47,9 +47,9 @@ Clips = Annotated[int, Range(least=1, cap=10**7)]  # of a split; they are made o
 class DigitClips:
     """What the clips look like and how many there are; `captioned_digits.CaptionedDigits` is the data set of them."""
 
-    seed: Seed = 0  # of every split; not negative
-    frames: Size = 16  # frames of a clip, at least 2
-    size: Size = 64  # pixels, height and width, at least 16
+    seed: Seed = 0  # of every split
+    frames: Annotated[int, Range(least=2, cap=2**16)] = 16  # frames of a clip
+    size: Annotated[int, Range(least=16, cap=2**16)] = 64  # pixels, height and width
     fps: Positive = 8.0  # frames per second that a clip claims; a clip holds the same motion whatever it is
     objects: tuple[SizeOrZero, SizeOrZero] = (1, 2)  # fewest and most digits in a clip
     single_object_fraction: Share = 0.5  # of the clips, where `objects` permits both one and two
@@ -58,20 +58,6 @@ class DigitClips:
     test_clips: Clips = 1_000
 
     def __post_init__(self):
-        smallest = {
-            "seed": 0,
-            "frames": 2,
-            "size": 16,
-            "train_clips": 1,
-            "validation_clips": 1,
-            "test_clips": 1,
-        }
-        for name, least in smallest.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UserError(
-                    f"CaptionedDigits.{name}={value!r} is not permitted; permitted: integers from {least}"
-                )
         if tuple(self.objects) not in ((1, 1), (1, 2), (2, 2)):
             raise UserError(
                 f"CaptionedDigits.objects={self.objects!r} is not permitted; "
@@ -80,7 +66,7 @@ class DigitClips:
 
     def clips(self, split: str) -> int:
         """How many clips `split` has. Raises `UserError` for an unknown split."""
-        _check_split(split)
+        check_value(split, Split, "split")
         return getattr(self, f"{split}_clips")
 
 
@@ -121,7 +107,7 @@ def generate_clip(spec: DigitClips, split: str, index: int) -> DigitClip:
 
 def _plan(spec, split, index):
     """What the clip is to show: the generator to go on drawing from, its objects and its caption."""
-    _check_split(split)
+    check_value(split, Split, "split")
     rng = np.random.default_rng([spec.seed, SPLITS.index(split), operator.index(index)])
     fewest, most = spec.objects
     count = fewest if fewest == most or rng.random() < spec.single_object_fraction else most
@@ -219,7 +205,7 @@ def prompts(
     Raises:
       UserError: if no clip of this split can be as asked.
     """
-    _check_split(split)
+    check_value(split, Split, "split")
     fewest, most = spec.objects
     if objects is not None and not (fewest <= objects <= most and _share(spec, objects) > 0):
         raise UserError(
@@ -241,11 +227,6 @@ def _share(spec: DigitClips, objects: int) -> float:
     if spec.objects[0] == spec.objects[1]:
         return 1.0
     return spec.single_object_fraction if objects == 1 else 1 - spec.single_object_fraction
-
-
-def _check_split(split: str) -> None:
-    if split not in SPLITS:
-        raise UserError(f"split={split!r} is unknown; permitted: {', '.join(map(repr, SPLITS))}")
 
 
 def _within(index: int, length: int) -> int:

@@ -15,7 +15,7 @@ from vdm_jax.digits.scorer import DigitScorer
 from vdm_jax.errors import UserError
 
 # What `control_table` does to true clips. Each takes and returns uint8 [B, T, H, W, 3].
-Damage = Callable[[UInt8[np.ndarray, "B T H W 3"]], UInt8[np.ndarray, "B t h w 3"]]
+Damage = Callable[[UInt8[np.ndarray, "B T H W 3"]], UInt8[np.ndarray, "B T2 H2 W2 3"]]
 
 
 def damages(seed: int = 0) -> dict[str, Damage]:

@@ -14,7 +14,6 @@ from jaxtyping import Float, UInt8
 
 from vdm_jax.errors import UserError
 
-SPLITS = ("train", "validation", "test")
 MOTIONS = ("left", "right", "up", "down", "still", "bounce")
 # RGB, chosen far apart in direction, since blur and dimming change a colour's length but not its direction.
 COLOURS = {
@@ -45,7 +44,7 @@ def require_scikit_learn() -> None:
 
 
 @functools.cache
-def digit_scans(split: str) -> tuple[Float[np.ndarray, "n 8 8"], np.ndarray]:
+def digit_scans(split: str) -> tuple[Float[np.ndarray, "N 8 8"], np.ndarray]:
     """The scans that `split` may draw, in [0, 1], and their classes. No scan belongs to two splits."""
     require_scikit_learn()
     from sklearn.datasets import load_digits
@@ -61,7 +60,7 @@ def digit_side(size: int) -> int:
     return round(DIGIT_SIDE * size)
 
 
-def upsample(scans: Float[np.ndarray, "n 8 8"], side: int) -> Float[np.ndarray, "n side side"]:
+def upsample(scans: Float[np.ndarray, "N 8 8"], side: int) -> Float[np.ndarray, "N side side"]:
     """Bilinear to `side` pixels, then a steeper edge: the scans are soft, strokes should be nearly solid."""
     position = np.clip((np.arange(side) + 0.5) * 8 / side - 0.5, 0, 7)
     weights = np.maximum(0, 1 - np.abs(position[:, None] - np.arange(8))).astype(np.float32)  # [side, 8]

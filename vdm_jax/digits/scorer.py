@@ -249,14 +249,14 @@ def _find_object(pixels, labels, index) -> _Found | None:
     )
 
 
-def _centroids(mask: Float[np.ndarray, "n H W"]) -> Float[np.ndarray, "n 2"]:
+def _centroids(mask: Float[np.ndarray, "N H W"]) -> Float[np.ndarray, "N 2"]:
     """Mean (y, x) of each mask, in pixels; 0 where it is empty."""
     area = np.maximum(mask.sum((1, 2)), 1)
     grid = np.arange(mask.shape[1])
     return np.stack([mask.sum(2) @ grid, mask.sum(1) @ grid], -1) / area[:, None]
 
 
-def _motion(track: Float[np.ndarray, "n 2"], tau: Float[np.ndarray, " n"]) -> str:
+def _motion(track: Float[np.ndarray, "N 2"], tau: Float[np.ndarray, " N"]) -> str:
     """The motion that a track (y, x), in frame sides, at times `tau`, in clip durations, shows, or `UNCLEAR`.
 
     A least-squares line, not differences of neighbouring frames: those fail on repeated frames.
@@ -276,7 +276,7 @@ def _motion(track: Float[np.ndarray, "n 2"], tau: Float[np.ndarray, " n"]) -> st
     return "bounce" if _BOUNCE_PATH[0] <= path <= _BOUNCE_PATH[1] else UNCLEAR
 
 
-def _crops(opacity: Float[np.ndarray, "n H W"], centre: Float[np.ndarray, "n 2"]) -> np.ndarray:
+def _crops(opacity: Float[np.ndarray, "N H W"], centre: Float[np.ndarray, "N 2"]) -> np.ndarray:
     """`_CROP` x `_CROP` samples around each centre (y, x), bilinear: `[n, _CROP, _CROP]` in [0, 1]."""
     size = opacity.shape[1]
     offsets = (np.arange(_CROP) - (_CROP - 1) / 2) * _PIXEL * size

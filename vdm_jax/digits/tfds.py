@@ -24,8 +24,9 @@ import pathlib
 import numpy as np
 import tensorflow_datasets as tfds
 
+from vdm_jax.configuration import SPLITS
 from vdm_jax.digits.clips import DigitClips, DigitObject, generate_clip
-from vdm_jax.digits.drawing import COLOURS, MOTIONS, SPLITS
+from vdm_jax.digits.drawing import COLOURS, MOTIONS
 from vdm_jax.errors import UserError
 from vdm_jax.video.strides import clip_by_stride
 

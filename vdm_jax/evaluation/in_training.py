@@ -34,7 +34,7 @@ from vdm_jax.video.writing import atomic_path
 FOLDER = "evaluation"  # of files, in the stage's
 PROTOCOL = "original"  # of fvd and kvd
 
-Videos = UInt8[np.ndarray, "n t h w 3"]
+Videos = UInt8[np.ndarray, "N T H W 3"]
 
 
 def metrics_of(experiment: Experiment, stage: Stage) -> tuple[str, ...]:
@@ -127,7 +127,7 @@ class StageEvaluation:
         return found + [self._mean(name, MEASURES[name].values(real)) for name in alone]
 
     @cached_property
-    def _real_features(self) -> Float[np.ndarray, "n 400"]:
+    def _real_features(self) -> Float[np.ndarray, "N 400"]:
         return i3d_features(self._samples.real, find_protocol(PROTOCOL).resize)
 
     def _of_captions(self, videos: Videos) -> list[Score]:
@@ -135,13 +135,13 @@ class StageEvaluation:
         return [Score(metric=f"{self._scorer.name}/{name}", value=means[name], better="higher",
                       conditions=self._conditions) for name in self._scorer.attributes]
 
-    def _distance(self, name: str, features: Float[np.ndarray, "n 400"]) -> Score:
+    def _distance(self, name: str, features: Float[np.ndarray, "N 400"]) -> Score:
         protocol, made = find_protocol(PROTOCOL), self._conditions
         shared = {key: made[key] for key in ("split", "frames", "stride", "size", "data")} | {"resize": protocol.resize}
         sides = (FeatureSet(features=array, **shared) for array in (self._real_features, features))
         return DISTANCES[name](*sides, protocol, resamples=0)
 
-    def _mean(self, name: str, values: Float[np.ndarray, " n"]) -> Score:
+    def _mean(self, name: str, values: Float[np.ndarray, " N"]) -> Score:
         measure = MEASURES[name]
         return frames.mean_score(name, values, measure.better, {**measure.conditions, **self._conditions},
                                  measure.detector)

@@ -23,7 +23,7 @@ from vdm_jax.metrics.fvd_protocols import find_protocol
 from vdm_jax.seeds import generator_for
 from vdm_jax.video.arrays import resize, subsample_frames, to_float, to_uint8
 
-Videos = UInt8[np.ndarray, "n t h w 3"]
+Videos = UInt8[np.ndarray, "N T H W 3"]
 Side = Literal["real", "generated"]
 DRAW, START = "draw of clips for metrics", "start of clips for metrics"  # purposes of random numbers
 

@@ -2,61 +2,62 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from typing import get_args
+from typing import Annotated
 
+from vdm_jax.configuration import (
+    Count,
+    CountOrZero,
+    Guidance,
+    Length,
+    Range,
+    Resamples,
+    SamplingSteps,
+    Seed,
+    Size,
+    Split,
+    config,
+)
 from vdm_jax.errors import UserError
 from vdm_jax.metrics.detectors import clip
-from vdm_jax.metrics.fvd_protocols import find_protocol
-from vdm_jax.metrics.image_protocols import find_c3d_protocol, find_image_protocol
+from vdm_jax.metrics.fvd_protocols import ProtocolName
+from vdm_jax.metrics.image_protocols import C3DProtocolName, ImageProtocolName
 from vdm_jax.metrics.measures import (
     MEASURES,
     RunMetric,
-    Split,
 )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class MetricSettings:
     """What to measure, on what."""
 
-    metrics: tuple[RunMetric, ...]
-    count: int = 96  # real clips, counted from the split's first
-    samples_per_clip: int = 1  # videos generated for each of them
+    metrics: Annotated[tuple[RunMetric, ...], Length()]
+    count: Annotated[int, Range(least=2, cap=10**9)] = 96  # real clips, counted from the split's first
+    samples_per_clip: Count = 1  # videos generated for each of them
     split: Split = "test"
-    seed: int = 0
-    steps: int | None = None  # sampler steps of every stage; each stage's own by default
-    guidance: float | None = None  # of the first stage; its own by default
-    given_frames: int = 0  # of the real clip that a video begins with; paired metrics are of the frames after them
-    protocol: str = "original"  # of fvd, kvd and b_fvd
-    fid_protocol: str = "fid_tensorflow"  # of fid* and is*
-    c3d_protocol: str = "tganv2_ucf"  # of fvd_c3d and is_c3d
-    block_frames: int = 16  # of a block of b_fvd
+    seed: Seed = 0
+    steps: SamplingSteps | None = None  # sampler steps of every stage; each stage's own by default
+    guidance: Guidance | None = None  # of the first stage; its own by default
+    # Of the real clip that a video begins with; paired metrics are of the frames after them
+    given_frames: CountOrZero = 0
+    protocol: ProtocolName = "original"  # of fvd, kvd and b_fvd
+    fid_protocol: ImageProtocolName = "fid_tensorflow"  # of fid* and is*
+    c3d_protocol: C3DProtocolName = "tganv2_ucf"  # of fvd_c3d and is_c3d
+    block_frames: Size = 16  # of a block of b_fvd
     clip: clip.ModelName = "ViT-L-14"  # of prompt_consistency and clip_frame_consistency*; clipsim has its own
-    resamples: int = 100  # of the 95 % intervals of distances and Inception scores
-    part: int = 32  # videos that are generated and measured at a time
+    resamples: Resamples = 100  # of the 95 % intervals of distances and Inception scores
+    part: Count = 32  # videos that are generated and measured at a time
     reference_statistics: str | None = None  # file of statistics of real clips: written once, then read
     share: str = ""  # 'i/n': generate and measure only the i-th of n shares of the parts, from 1, without scores
 
     def __post_init__(self):
-        leasts = {"count": 2, "samples_per_clip": 1, "given_frames": 0, "resamples": 0, "part": 1, "block_frames": 1}
-        for name, least in leasts.items():
-            if getattr(self, name) < least:
-                raise UserError(f"{name}={getattr(self, name)} is not valid; permitted: >= {least}")
-        if self.resamples == 1:  # has no interval
-            raise UserError("resamples=1 is not valid; permitted: 0, or 2 or more")
-        unknown = [name for name in self.metrics if name not in get_args(RunMetric)]
-        if unknown or not self.metrics:
-            raise UserError(f"metrics={unknown or '()'} is not valid; permitted: {', '.join(get_args(RunMetric))}")
-        for find, name in ((find_protocol, self.protocol), (find_image_protocol, self.fid_protocol),
-                           (find_c3d_protocol, self.c3d_protocol), (clip.find_model, self.clip)):
-            find(name)
+
         parse_share(self.share)
         paired = [name for name in self.metrics if name in MEASURES and MEASURES[name].paired]
         if paired and not self.given_frames:
-            raise UserError(f"{paired[0]} compares a video with the clip that it continues, and given_frames=0 gives "
-                            "it nothing to continue; permitted: given_frames >= 1, or metrics without a counterpart")
+            raise UserError(f"MetricSettings.given_frames=0 with {paired[0]}, which compares a video with the clip "
+                            "that it continues; permitted: given_frames >= 1, or metrics without a counterpart")
 
 
 def parse_share(text: str) -> tuple[int, int]:

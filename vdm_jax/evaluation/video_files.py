@@ -10,11 +10,12 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from vdm_jax.configuration import Count, CountOrZero, Length, NonNegative, Resamples, Seed, Size, config
 from vdm_jax.data.captions import read_caption_files
 from vdm_jax.data.folder import list_files
 from vdm_jax.data.video_folder import SUFFIXES
@@ -33,8 +34,8 @@ from vdm_jax.metrics.feature_scores import (
     sets_of,
     value_score,
 )
-from vdm_jax.metrics.fvd_protocols import find_protocol
-from vdm_jax.metrics.image_protocols import find_c3d_protocol, find_image_protocol
+from vdm_jax.metrics.fvd_protocols import ProtocolName
+from vdm_jax.metrics.image_protocols import C3DProtocolName, ImageProtocolName
 from vdm_jax.metrics.measures import MEASURES, RunMetric
 from vdm_jax.metrics.onsets import RATE
 from vdm_jax.metrics.scores import Score
@@ -45,38 +46,25 @@ FileMetric = Literal[RunMetric, "av_align"]
 _PART = 8  # files that are in memory at a time
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config
 class FileSettings:
     """What to measure of files. What a protocol fixes and files do not say is stated here, and recorded."""
 
-    metrics: tuple[FileMetric, ...]
-    protocol: str = "original"  # of fvd, kvd and b_fvd
-    fid_protocol: str = "fid_tensorflow"  # of fid* and is*
-    c3d_protocol: str = "tganv2_ucf"  # of fvd_c3d and is_c3d
-    block_frames: int = 16  # of a block of b_fvd
+    metrics: Annotated[tuple[FileMetric, ...], Length()]
+    protocol: ProtocolName = "original"  # of fvd, kvd and b_fvd
+    fid_protocol: ImageProtocolName = "fid_tensorflow"  # of fid* and is*
+    c3d_protocol: C3DProtocolName = "tganv2_ucf"  # of fvd_c3d and is_c3d
+    block_frames: Size = 16  # of a block of b_fvd
     clip: clip.ModelName = "ViT-L-14"  # of prompt_consistency and clip_frame_consistency*
     split: str = "not stated"  # of the real videos
-    stride: int = 1  # source frames between two of a file
+    stride: Count = 1  # source frames between two of a file
     start: str = "not stated"  # of the real videos in their sources; or "random"
     draw: str = "not stated"  # of the real videos from the split; or "with replacement", "without replacement"
-    resamples: int = 100  # of the 95 % intervals of distances and Inception scores
-    frames: int | None = None  # of each file, from its beginning; None: all, which must be as many in all files
-    seed: int = 0  # of them
-    given_frames: int = 0  # at the beginning of a file, which paired metrics leave out
-    least_motion: float = LEAST_MOTION  # of av_align's peaks, pixels a frame
-
-    def __post_init__(self):
-        if self.resamples == 1:  # has no interval
-            raise UserError("resamples=1 is not valid; permitted: 0, or 2 or more")
-        unknown = [name for name in self.metrics if name not in get_args(FileMetric)]
-        if unknown or not self.metrics:
-            raise UserError(f"metrics={unknown or '()'} is not valid; permitted: {', '.join(get_args(FileMetric))}")
-        for name, least in {"stride": 1, "resamples": 0, "block_frames": 1, "given_frames": 0}.items():
-            if getattr(self, name) < least:
-                raise UserError(f"{name}={getattr(self, name)} is not valid; permitted: >= {least}")
-        for find, name in ((find_protocol, self.protocol), (find_image_protocol, self.fid_protocol),
-                           (find_c3d_protocol, self.c3d_protocol), (clip.find_model, self.clip)):
-            find(name)
+    resamples: Resamples = 100  # of the 95 % intervals of distances and Inception scores
+    frames: Count | None = None  # of each file, from its beginning; None: all, which must be as many in all files
+    seed: Seed = 0  # of them
+    given_frames: CountOrZero = 0  # at the beginning of a file, which paired metrics leave out
+    least_motion: NonNegative = LEAST_MOTION  # of av_align's peaks, pixels a frame
 
 
 def evaluate_files(
@@ -140,11 +128,11 @@ class _Files:
             shape = found
         return shape
 
-    def read(self, number: int) -> UInt8[np.ndarray, "t h w 3"]:
+    def read(self, number: int) -> UInt8[np.ndarray, "T H W 3"]:
         with VideoReader(self.folder / self.names[number]) as reader:
             return np.asarray(reader.frames(range(self.settings.frames or len(reader))))
 
-    def videos(self, numbers: Sequence[int]) -> UInt8[np.ndarray, "n t h w 3"]:
+    def videos(self, numbers: Sequence[int]) -> UInt8[np.ndarray, "N T H W 3"]:
         found = [self.read(number) for number in numbers]
         for number, video in zip(numbers, found, strict=True):
             if video.shape[:3] != self.shape:
@@ -193,7 +181,7 @@ class _Files:
         return av_align(read_sound(path), video, rate, least_motion=self.settings.least_motion)
 
 
-def read_sound(path: Path) -> Float[np.ndarray, " n"]:
+def read_sound(path: Path) -> Float[np.ndarray, " N"]:
     """The sound of a file, or of the .wav file of its name beside it, as one channel at `onsets.RATE`.
 
     Raises `UserError` where there is none.

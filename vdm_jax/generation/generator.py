@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Key, UInt8
 
 from vdm_jax.conditions.conditioning import Conditioning, Request
 from vdm_jax.conditions.frame_masks import Known, low_resolution_known
@@ -38,11 +38,11 @@ class Generated:
 
     captions: tuple[str, ...]
     # By stage name, in order. Of a stage that stops early for the next one (`TruncatedAugmentation`), the noisy videos
-    stages: dict[str, UInt8[np.ndarray, "b t h w 3"]]
+    stages: dict[str, UInt8[np.ndarray, "B T H W 3"]]
     fps: dict[str, float]  # frames per second, by stage name
 
     @property
-    def videos(self) -> UInt8[np.ndarray, "b t h w 3"]:
+    def videos(self) -> UInt8[np.ndarray, "B T H W 3"]:
         """The videos of the last stage."""
         return list(self.stages.values())[-1]
 
@@ -66,7 +66,7 @@ class _Jobs:
     progress: Progress | None
     block: int = 0  # of an extended video
 
-    def keys(self, rows: np.ndarray, place: int) -> PRNGKeyArray:
+    def keys(self, rows: np.ndarray, place: int) -> Key[Array, " B"]:
         """Keys of some of the videos for the stage at a place of the cascade."""
         keys = sample_keys(self.seed, jnp.asarray(self.indices[rows]), place)
         return jax.vmap(lambda key: jax.random.fold_in(key, self.block))(keys) if self.block else keys
@@ -205,7 +205,7 @@ class Generator:
         self, captions: Sequence[str] | str, *, frames: int, overlap: int | None = None,
         completion: Completion | None = None, seed: int = 0, first_index: int = 0, steps: int | None = None,
         guidance: float | None = None, split_guidance: bool | None = None, progress: Progress | None = None,
-        known: Known | None = None, low: Float[np.ndarray, "b n h2 w2 3"] | None = None, every: int = 1,
+        known: Known | None = None, low: Float[np.ndarray, "B N H2 W2 3"] | None = None, every: int = 1,
         guidance_scale: float | None = None, **given: Any,
     ) -> Generated:
         """Generate longer videos of the first stage, block by block: each block after the first is sampled with its

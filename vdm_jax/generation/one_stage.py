@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from vdm_jax.conditions.conditioning import CONDITIONS, Conditioning, SampledVideos, conditions_of
 from vdm_jax.conditions.frame_masks import Known
@@ -21,7 +21,7 @@ from vdm_jax.diffusion.guidance import batched, combine, dynamic_threshold, osci
 from vdm_jax.diffusion.sampling import sample, sampling_levels
 from vdm_jax.diffusion.windows import windowed
 from vdm_jax.errors import UserError, unknown_kind
-from vdm_jax.networks.latent_network import network_module
+from vdm_jax.networks.kinds import network_module
 from vdm_jax.parallel.rules import batch_parts, batch_sharding, spread
 from vdm_jax.stages.inputs import encoder
 from vdm_jax.stages.latent import decode, encode_known
@@ -29,7 +29,7 @@ from vdm_jax.stages.options import DynamicThreshold, Sampling, StaticThreshold
 from vdm_jax.stages.stage import Stage
 
 
-def sample_keys(seed: int, indices: Int[Array, " b"], stage: int) -> PRNGKeyArray:
+def sample_keys(seed: int, indices: Int[Array, " B"], stage: int) -> Key[Array, " B"]:
     """One key per video from the seed, the video's index and the stage's place in the cascade: a video does not
     depend on what else is in its batch. Raises `UserError` for a seed that other seeds equal."""
     check_value(seed, Seed, "seed")
@@ -118,14 +118,14 @@ def stage_denoiser(
     return denoise if known is None else replaced(denoise, known.video, known.mask)
 
 
-def known_pixels(stage: Stage, low: Float[Array, "b t h w 3"] | None, known: Known | None) -> Known | None:
+def known_pixels(stage: Stage, low: Float[Array, "B T2 H2 W2 3"] | None, known: Known | None) -> Known | None:
     """Conditioning frames of a stage's videos: those that its source has, or what is given."""
     return known if stage.source is None else stage.source.known(low, known)
 
 
 def stage_conditioning(
-    stage: Stage, sampling: Sampling, keys: PRNGKeyArray, text: Conditioning, low: Float[Array, "b t h w 3"] | None,
-    known: Known | None, autoencoder: Any = None, *, corrupt: bool = True,
+    stage: Stage, sampling: Sampling, keys: Key[Array, " B"], text: Conditioning,
+    low: Float[Array, "B T2 H2 W2 3"] | None, known: Known | None, autoencoder: Any = None, *, corrupt: bool = True,
 ) -> tuple[Conditioning, Known | None]:
     """All that a stage is conditioned on, and the conditioning frames of its videos or their latents; `corrupt=False`
     leaves `low` as it is."""
@@ -142,9 +142,9 @@ def stage_conditioning(
 
 
 def finished(
-    stage: Stage, x: Float[Array, "b t h w c"], low: Float[Array, "b t h w 3"] | None, known: Known | None,
+    stage: Stage, x: Float[Array, "B T1 H1 W1 C"], low: Float[Array, "B T2 H2 W2 3"] | None, known: Known | None,
     autoencoder: Any = None,
-) -> Float[Array, "b t h w 3"]:
+) -> Float[Array, "B T H W 3"]:
     """Videos in [-1, 1] of what a sampler ends with, pixels or latents. Latents do not give back the pixels that are
     known, which are therefore set."""
     if stage.latent is None:
@@ -154,11 +154,11 @@ def finished(
 
 
 def sample_stage(
-    stage: Stage, sampling: Sampling, params: Any, keys: PRNGKeyArray, text: Conditioning,
-    low: Float[Array, "b t h w 3"] | None = None, autoencoder: Any = None, *,
+    stage: Stage, sampling: Sampling, params: Any, keys: Key[Array, " B"], text: Conditioning,
+    low: Float[Array, "B T2 H2 W2 3"] | None = None, autoencoder: Any = None, *,
     levels: Float[np.ndarray, " steps"] | None = None, known: Known | None = None, stop: float | None = None,
     truncated: bool = False,
-) -> Float[Array, "b t h w 3"]:
+) -> Float[Array, "B T H W 3"]:
     """Videos of one stage, in [-1, 1].
 
     Args:

@@ -17,7 +17,8 @@ def checked_request(captions: Sequence[str] | str, given: Mapping[str, Any], sta
     taken = {name for stage in stages for name in arguments_of(stage)}
     for name, value in given.items():
         if name not in taken:
-            shown = f"={value}" if isinstance(value, int | float | str) or len(value) <= 8 else ""
+            short = isinstance(value, int | float | str) or (isinstance(value, list | tuple) and len(value) <= 8)
+            shown = f"={value}" if short else ""
             raise UserError(f"{name}{shown} is given and no stage takes it; permitted: "
                             f"{', '.join(sorted(taken)) or 'no further arguments'}")
     return Request((captions,) if isinstance(captions, str) else tuple(captions), given)

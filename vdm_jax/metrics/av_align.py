@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -20,14 +21,14 @@ LEAST_MOTION = 0.1  # pixels a frame that a peak of the picture has at least; th
 _RATES = (1e-3, 1e6)  # frames a second; beyond them the times of peaks lose their digits
 
 
-def av_align(sound: Float[np.ndarray, " n"], video: UInt8[np.ndarray, "t h w 3"], fps: float, *,
+def av_align(sound: Float[np.ndarray, " N"], video: UInt8[np.ndarray, "T H W 3"], fps: float, *,
              least_motion: float = LEAST_MOTION) -> float:
     """The score of a video and its sound (mono, `onsets.RATE`): 0 to 1, or NaN where neither has a peak."""
     return matched(onsets(sound), motion_peaks(video, fps, least_motion), fps)
 
 
-def motion_peaks(video: UInt8[np.ndarray, "t h w 3"], fps: float, least_motion: float = LEAST_MOTION,
-                 ) -> Float[np.ndarray, " k"]:
+def motion_peaks(video: UInt8[np.ndarray, "T H W 3"], fps: float, least_motion: float = LEAST_MOTION,
+                 ) -> Float[np.ndarray, " M"]:
     """Seconds at which the mean flow from the frame before is larger than at both neighbours.
 
     Raises `UserError` for other videos, for those of fewer than three frames, and for a rate that is no number above 0.
@@ -40,13 +41,15 @@ def motion_peaks(video: UInt8[np.ndarray, "t h w 3"], fps: float, least_motion: 
     return local_maxima(np.array([strength[0], *strength]), least_motion) / fps
 
 
-def local_maxima(values: Float[np.ndarray, " t"], least: float) -> np.ndarray:
+def local_maxima(values: Float[np.ndarray, " T"], least: float) -> np.ndarray:
     """Places, without the ends, that are larger than both neighbours and at least `least`."""
     inner = values[1:-1]
     return np.flatnonzero((inner > values[:-2]) & (inner > values[2:]) & (inner >= least)) + 1
 
 
-def matched(sounds: Float[np.ndarray, " a"], motions: Float[np.ndarray, " v"], fps: float) -> float:
+def matched(
+    sounds: Float[np.ndarray, " N"] | Sequence[float], motions: Float[np.ndarray, " M"] | Sequence[float], fps: float
+) -> float:
     """The score of peaks in seconds, NaN where there are none. A peak of sound that has one of the picture less than a
     frame away is a match. Raises `UserError` for a rate that is no number above 0."""
     _check_rate(fps)

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from vdm_jax.configuration import Count, check_value
 from vdm_jax.errors import UserError
 
 
@@ -31,8 +32,7 @@ class Extractor:
 
     def __init__(self, apply: Callable[[Any, jax.Array], Any], params: Any, batch_size: int,
                  devices: Sequence[jax.Device] | None = None):
-        if batch_size < 1:
-            raise UserError(f"batch_size={batch_size} is not valid; permitted: >= 1")
+        check_value(batch_size, Count, "batch_size")
         devices = detector_devices() if devices is None else tuple(devices)
         mesh = Mesh(np.array(devices), ("batch",))
         self.rows, self._devices = batch_size * len(devices), len(devices)

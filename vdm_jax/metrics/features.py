@@ -24,8 +24,9 @@ from vdm_jax.metrics.image_protocols import ImageProtocol
 from vdm_jax.metrics.inception_score import softmax
 from vdm_jax.metrics.resizing import Resize, resized
 
-Videos = UInt8[np.ndarray, "n t h w 3"]
-Vectors = Float[np.ndarray, "n d"] | Float[np.ndarray, "n v d"]
+Videos = UInt8[np.ndarray, "N T H W 3"]
+Vectors = Float[np.ndarray, "N D"] | Float[np.ndarray, "N V D"]
+Probabilities = Float[np.ndarray, "N C"] | Float[np.ndarray, "N V C"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,7 @@ class FeatureKind:
     resize: str  # filter
     make: Callable[[Videos], Vectors]
     frames: int = 0  # that the detector sees at a time; 0: all of a video's
-    classes: Callable[[Vectors], Vectors] | None = None  # probabilities, of vectors
+    classes: Callable[[Vectors], Probabilities] | None = None
 
     @property
     def needs(self) -> tuple[DetectorFile, ...]:
@@ -78,7 +79,7 @@ def inception_kind(protocol: ImageProtocol) -> FeatureKind:
         found = _inception(variant, resize, pixels)(videos.reshape(-1, *videos.shape[2:]))
         return found.reshape(*videos.shape[:2], -1)
 
-    def classes(vectors: Vectors) -> Vectors:
+    def classes(vectors: Vectors) -> Probabilities:
         fc = inception.parameters(variant)["fc"]
         return softmax(vectors @ fc["kernel"] + (fc["bias"] if protocol.bias else 0))
 
@@ -88,7 +89,7 @@ def inception_kind(protocol: ImageProtocol) -> FeatureKind:
 
 @functools.lru_cache(maxsize=1)
 def _inception(variant: inception.Variant, resize: Resize, pixels: str) -> Extractor:
-    def apply(params: Any, frames: UInt8[Array, "b h w 3"]) -> Float[Array, "b 2048"]:
+    def apply(params: Any, frames: UInt8[Array, "B H W 3"]) -> Float[Array, "B 2048"]:
         large = resized(frames, inception.SIDE, resize)
         seen = (large - 128) / 128 if pixels == "about_128" else large / 127.5 - 1
         return inception.Inception(variant).apply({"params": params}, seen)[0]
@@ -103,7 +104,7 @@ def c3d_kind() -> FeatureKind:
             raise UserError(f"C3D of videos of {videos.shape[1]} frames; permitted: {c3d.FRAMES}")
         return _c3d()(videos)
 
-    def classes(vectors: Vectors) -> Vectors:
+    def classes(vectors: Vectors) -> Probabilities:
         classifier = c3d.parameters()["classifier"]
         return softmax(vectors @ classifier["kernel"] + classifier["bias"])
 
@@ -112,7 +113,7 @@ def c3d_kind() -> FeatureKind:
 
 @functools.lru_cache(maxsize=1)
 def _c3d() -> Extractor:
-    def apply(params: Any, clips: UInt8[Array, "b 16 h w 3"]) -> Float[Array, "b 4096"]:
+    def apply(params: Any, clips: UInt8[Array, "B 16 H W 3"]) -> Float[Array, "B 4096"]:
         return c3d.C3D().apply({"params": params["network"]}, c3d.prepared(clips, params["mean"]))
 
     params = c3d.parameters()

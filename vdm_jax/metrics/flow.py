@@ -18,14 +18,14 @@ from vdm_jax.errors import UserError
 LEAST_SIDE = 32  # pixels; the coarsest level of smaller frames has no room for a patch
 
 
-def flow(one: UInt8[np.ndarray, "h w 3"], other: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w 2"]:
+def flow(one: UInt8[np.ndarray, "H W 3"], other: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W 2"]:
     """Where each pixel of a frame is in another one: displacement (x, y) in pixels."""
     cv2 = _opencv()
     grey = [cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY) for frame in (one, other)]
     return cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(*grey, None)
 
 
-def farneback(one: UInt8[np.ndarray, "h w 3"], other: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w 2"]:
+def farneback(one: UInt8[np.ndarray, "H W 3"], other: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W 2"]:
     """The same by polynomial expansion (Farneback 2003), with the settings of the published AV-Align."""
     cv2 = _opencv()
     grey = [cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY) for frame in (one, other)]
@@ -33,7 +33,7 @@ def farneback(one: UInt8[np.ndarray, "h w 3"], other: UInt8[np.ndarray, "h w 3"]
                                         poly_sigma=1.2, flags=0)
 
 
-def visible(forward: Float[np.ndarray, "h w 2"], backward: Float[np.ndarray, "h w 2"]) -> Bool[np.ndarray, "h w"]:
+def visible(forward: Float[np.ndarray, "H W 2"], backward: Float[np.ndarray, "H W 2"]) -> Bool[np.ndarray, "H W"]:
     """Where a pixel is found again: it stays within the frame, and forth and back leads to where it was, by the bound
     of Sundaram et al. 2010."""
     returned = warped(backward, forward)
@@ -44,7 +44,7 @@ def visible(forward: Float[np.ndarray, "h w 2"], backward: Float[np.ndarray, "h 
     return inside & (((forward + returned) ** 2).sum(-1) < bound)
 
 
-def warped(frame: np.ndarray, along: Float[np.ndarray, "h w 2"]) -> Float[np.ndarray, "h w c"]:
+def warped(frame: np.ndarray, along: Float[np.ndarray, "H W 2"]) -> Float[np.ndarray, "H W C"]:
     """A frame as seen from where each pixel came from: its value at pixel + flow, between pixels by interpolation."""
     cv2 = _opencv()
     height, width = along.shape[:2]
@@ -53,7 +53,7 @@ def warped(frame: np.ndarray, along: Float[np.ndarray, "h w 2"]) -> Float[np.nda
                      borderMode=cv2.BORDER_REPLICATE)
 
 
-def motion(videos: UInt8[np.ndarray, "n t h w 3"]) -> Float[np.ndarray, " n"]:
+def motion(videos: UInt8[np.ndarray, "N T H W 3"]) -> Float[np.ndarray, " N"]:
     """Mean length of the flow between consecutive frames, pixels a frame."""
     _checked(videos)
     return np.array([np.mean([np.linalg.norm(flow(*pair), axis=-1).mean() for pair in itertools.pairwise(video)])
@@ -61,8 +61,8 @@ def motion(videos: UInt8[np.ndarray, "n t h w 3"]) -> Float[np.ndarray, " n"]:
 
 
 def warp_error(
-    videos: UInt8[np.ndarray, "n t h w 3"], guides: UInt8[np.ndarray, "n t h w 3"] | None = None,
-) -> Float[np.ndarray, " n"]:
+    videos: UInt8[np.ndarray, "N T H W 3"], guides: UInt8[np.ndarray, "N T H W 3"] | None = None,
+) -> Float[np.ndarray, " N"]:
     """Mean squared difference, pixels in [0, 1], of each frame and the next one moved back along the flow, where pixels
     are found again (Lai et al. 2018, arXiv 1808.00449). A video of still frames has none, so it says little without
     `motion` beside it. The flow is that of `guides`, the videos that were edited, or else of the videos themselves.

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from vdm_jax.configuration import check_value
 from vdm_jax.errors import NotFinite, UserError
 from vdm_jax.metrics.detectors import lpips as distance
 from vdm_jax.metrics.detectors.weights import DetectorFile
@@ -20,8 +21,8 @@ from vdm_jax.metrics.frechet import Interval, Moments
 from vdm_jax.metrics.scores import Score
 from vdm_jax.video.arrays import to_float
 
-Videos = UInt8[np.ndarray, "n t h w 3"]
-Values = Float[np.ndarray, " n"]
+Videos = UInt8[np.ndarray, "N T H W 3"]
+Values = Float[np.ndarray, " N"]
 Window = Literal["gaussian", "uniform"]
 Pairs = Literal["consecutive", "all"]
 
@@ -49,8 +50,7 @@ def ssim(videos: Videos, real: Videos, window: Window = "gaussian") -> Values:
     from scipy.ndimage import correlate1d
 
     videos, real = _pair("ssim", videos, real)
-    if window not in get_args(Window):
-        raise UserError(f"window={window!r} is not valid; permitted: {', '.join(get_args(Window))}")
+    check_value(window, Window, "window")
     if window == "gaussian":
         kernel = np.exp(-0.5 * (np.arange(-_RADIUS, _RADIUS + 1) / _SIGMA) ** 2)
         correction = 1.0
@@ -100,14 +100,13 @@ def _lpips(backbone: distance.Backbone) -> Callable[..., Any]:
     return jax.jit(lambda params, a, b: distance.distance(params, to_float(a), to_float(b), backbone))
 
 
-def consistency(embeddings: Float[np.ndarray, "n t d"], pairs: Pairs = "consecutive") -> Values:
+def consistency(embeddings: Float[np.ndarray, "N T D"], pairs: Pairs = "consecutive") -> Values:
     """Mean cosine of the embeddings of a video's frames: of consecutive ones (Esser et al. 2023, "Gen-1", arXiv
     2302.03011) or of all pairs. Published values are of CLIP's image embeddings."""
     embeddings = np.asarray(embeddings, np.float64)
     if embeddings.ndim != 3 or embeddings.shape[1] < 2 or 0 in embeddings.shape:
         raise UserError(f"embeddings of shape {list(embeddings.shape)}; permitted: [N, T, D], T from 2 frames")
-    if pairs not in get_args(Pairs):
-        raise UserError(f"pairs={pairs!r} is not valid; permitted: {', '.join(get_args(Pairs))}")
+    check_value(pairs, Pairs, "pairs")
     unit = _unit(embeddings)
     if pairs == "consecutive":
         return (unit[:, 1:] * unit[:, :-1]).sum(-1).mean(1)
@@ -115,7 +114,7 @@ def consistency(embeddings: Float[np.ndarray, "n t d"], pairs: Pairs = "consecut
     return ((unit.sum(1) ** 2).sum(-1) - (unit**2).sum((1, 2))) / (frames * (frames - 1))
 
 
-def similarity(embeddings: Float[np.ndarray, "n t d"], texts: Float[np.ndarray, "n d"]) -> Values:
+def similarity(embeddings: Float[np.ndarray, "N T D"], texts: Float[np.ndarray, "N D"]) -> Values:
     """Mean cosine of the embeddings of a video's frames and that of its text (Wu et al. 2021, GODIVA, arXiv 2104.14806:
     CLIPSIM, where both are CLIP's)."""
     embeddings, texts = np.asarray(embeddings, np.float64), np.asarray(texts, np.float64)
@@ -126,7 +125,7 @@ def similarity(embeddings: Float[np.ndarray, "n t d"], texts: Float[np.ndarray, 
     return np.einsum("ntd,nd->n", unit, text) / embeddings.shape[1]
 
 
-def _unit(vectors: Float[np.ndarray, "*n d"]) -> Float[np.ndarray, "*n d"]:
+def _unit(vectors: Float[np.ndarray, "*batch D"]) -> Float[np.ndarray, "*batch D"]:
     """Vectors of length 1. The zero vector has no direction and becomes NaN, so that its video has no value. Raises
     `UserError` for vectors that are not finite."""
     if not np.isfinite(vectors).all():
@@ -136,7 +135,7 @@ def _unit(vectors: Float[np.ndarray, "*n d"]) -> Float[np.ndarray, "*n d"]:
     return scaled / np.linalg.norm(scaled, axis=-1, keepdims=True)
 
 
-def alexnet_embeddings(videos: Videos, *, batch_size: int = 64) -> Float[np.ndarray, "n t 256"]:
+def alexnet_embeddings(videos: Videos, *, batch_size: int = 64) -> Float[np.ndarray, "N T 256"]:
     """What `consistency` can use without CLIP: the last features of LPIPS on AlexNet, averaged over positions."""
     params = distance.parameters("alexnet")["backbone"]
     frames = np.reshape(_checked("alexnet_embeddings", videos), (-1, *videos.shape[2:]))
@@ -153,7 +152,7 @@ def _alexnet() -> Callable[..., Any]:
     return jax.jit(last_features)
 
 
-def frame_moments(videos: Videos, features: Callable[[UInt8[np.ndarray, "k h w 3"]], Float[np.ndarray, "k d"]],
+def frame_moments(videos: Videos, features: Callable[[UInt8[np.ndarray, "M H W 3"]], Float[np.ndarray, "M D"]],
                   *, batch_size: int = 64) -> Moments:
     """Moments of the features of single frames, for a Frechet distance per frame. With the pooled features of the
     Inception network of Heusel et al. (a function of the caller's, since no package carries its weights) the distance

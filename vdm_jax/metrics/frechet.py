@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from vdm_jax.configuration import Range, check_value
 from vdm_jax.errors import NotFinite, UserError
 
 # What the sum of outer products is divided by. Published code differs, and scores of few videos with it.
@@ -27,11 +28,11 @@ class Moments:
     different processes or at different times, add up to those of the whole: `moments + moments`."""
 
     count: int
-    mean: Float[np.ndarray, " d"]
-    scatter: Float[np.ndarray, "d d"]  # sum of the outer products of deviations from the mean
+    mean: Float[np.ndarray, " D"]
+    scatter: Float[np.ndarray, "D D"]  # sum of the outer products of deviations from the mean
 
     @classmethod
-    def of(cls, features: Float[np.ndarray, "n d"]) -> Moments:
+    def of(cls, features: Float[np.ndarray, "N D"]) -> Moments:
         """The moments of features, one row each. Raises `UserError` for other shapes and for values not finite."""
         features = checked(features)
         mean = features.mean(0)
@@ -40,7 +41,7 @@ class Moments:
             return cls(len(features), mean, centred.T @ centred)
 
     @classmethod
-    def weighted(cls, features: Float[np.ndarray, "n d"], counts: Int[np.ndarray, " n"]) -> Moments:
+    def weighted(cls, features: Float[np.ndarray, "N D"], counts: Int[np.ndarray, " N"]) -> Moments:
         """The moments of features that stand there `counts` times each."""
         features, total = checked(features), int(counts.sum())
         mean = counts @ features / total
@@ -55,16 +56,15 @@ class Moments:
         scatter = self.scatter + other.scatter + np.outer(apart, apart) * (self.count * other.count / count)
         return Moments(count, self.mean + apart * (other.count / count), scatter)
 
-    def covariance(self, divisor: Divisor = "n-1") -> Float[np.ndarray, "d d"]:
+    def covariance(self, divisor: Divisor = "n-1") -> Float[np.ndarray, "D D"]:
         """The covariance. Raises `UserError` for fewer than two vectors."""
-        if divisor not in get_args(Divisor):
-            raise UserError(f"divisor={divisor!r} is not valid; permitted: {', '.join(get_args(Divisor))}")
+        check_value(divisor, Divisor, "divisor")
         if self.count < 2:
             raise UserError(f"a covariance of {self.count} vectors; permitted: 2 or more")
         return self.scatter / (self.count - 1 if divisor == "n-1" else self.count)
 
 
-def checked(features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+def checked(features: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
     """Features in double precision. Raises `UserError` for other shapes, none at all, and values not finite."""
     features = np.asarray(features, np.float64)
     if features.ndim != 2 or 0 in features.shape:
@@ -102,13 +102,13 @@ def finite(what: str, value: np.ndarray | float) -> np.ndarray | float:
     return value
 
 
-def _root(covariance: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
+def _root(covariance: Float[np.ndarray, "D D"]) -> Float[np.ndarray, "D D"]:
     values, vectors = np.linalg.eigh(covariance)
     return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T  # rounding leaves zeros a little below zero
 
 
 def kernel_distance(
-    one: Float[np.ndarray, "n d"], other: Float[np.ndarray, "m d"], *, degree: int = 3, block: int = 1024,
+    one: Float[np.ndarray, "N D"], other: Float[np.ndarray, "M D"], *, degree: int = 3, block: int = 1024,
 ) -> float:
     """Unbiased estimate of the squared maximum mean discrepancy under the kernel (x.y / D + 1)^degree; it can be
     negative. KVD is this on the features of FVD (Unterthiner et al. 2018, arXiv 1812.01717).
@@ -156,16 +156,15 @@ class Interval:
 
 
 def bootstrap(
-    distance: Callable[[np.ndarray, np.ndarray], float], real: Float[np.ndarray, "n d"],
-    generated: Float[np.ndarray, "m d"], *, resamples: int = 100, seed: int = 0,
+    distance: Callable[[np.ndarray, np.ndarray], float], real: Float[np.ndarray, "N D"],
+    generated: Float[np.ndarray, "M D"], *, resamples: int = 100, seed: int = 0,
 ) -> Interval:
     """A 95 % interval of `distance(real, generated)` from resampled videos of both sides (Efron 1979).
 
     It is the score, 1.96 standard deviations of the resampled scores to either side: resampled sets repeat videos,
     which moves all their distances up, so that quantiles of theirs would lie beside the score.
     """
-    if resamples < 2:
-        raise UserError(f"resamples={resamples} is not valid; permitted: 2 or more")
+    check_value(resamples, Annotated[int, Range(least=2)], "resamples")
     rng = np.random.default_rng(seed)
     values = []
     for _ in range(resamples):
@@ -175,7 +174,7 @@ def bootstrap(
 
 
 def frechet_interval(
-    real: Sequence[Float[np.ndarray, "n v d"]], generated: Sequence[Float[np.ndarray, "m v d"]], value: float,
+    real: Sequence[Float[np.ndarray, "N V D"]], generated: Sequence[Float[np.ndarray, "M V D"]], value: float,
     divisor: Divisor = "n-1", *, videos: tuple[int, int] | None = None, resamples: int = 100, seed: int = 0,
 ) -> Interval:
     """The same for `value`, the Frechet distance averaged over places in the videos (one, unless each block or frame is
@@ -184,8 +183,7 @@ def frechet_interval(
     `videos` are the numbers of real and of generated ones where only a draw of them is at hand: as many are then
     resampled from the draw, so that the interval is that of all.
     """
-    if resamples < 2:
-        raise UserError(f"resamples={resamples} is not valid; permitted: 2 or more")
+    check_value(resamples, Annotated[int, Range(least=2)], "resamples")
     rng, sides, values = np.random.default_rng(seed), (real, generated), []
     videos = (len(real[0]), len(generated[0])) if videos is None else videos
     for _ in range(resamples):
@@ -196,6 +194,6 @@ def frechet_interval(
     return Interval.around(value, values)
 
 
-def _resampled(features: Float[np.ndarray, "n v d"], counts: Int[np.ndarray, " n"]) -> Moments:
+def _resampled(features: Float[np.ndarray, "N V D"], counts: Int[np.ndarray, " N"]) -> Moments:
     chosen = features[counts > 0]
     return Moments.weighted(chosen.reshape(-1, chosen.shape[2]), counts[counts > 0].repeat(chosen.shape[1]))

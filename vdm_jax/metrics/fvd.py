@@ -11,12 +11,13 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Shaped, UInt8
 
+from vdm_jax.configuration import Range, check_value
 from vdm_jax.errors import UserError
 from vdm_jax.metrics.detectors import i3d, weights
 from vdm_jax.metrics.extraction import Extractor
@@ -46,7 +47,7 @@ class FeatureSet:
     """Features of clips and what they came from: of all clips, or of a draw of them beside the moments of all.
     Intervals and kernel distances need features; the Frechet distance needs moments alone."""
 
-    features: Float[np.ndarray, "n d"] | Float[np.ndarray, "n v d"]  # a vector a clip, or one of each of its frames
+    features: Float[np.ndarray, "N D"] | Float[np.ndarray, "N V D"]  # a vector a clip, or one of each of its frames
     data: str  # which clips
     split: str
     frames: int  # that the detector saw
@@ -71,7 +72,7 @@ class FeatureSet:
         return self.clips or len(self.features)
 
     @property
-    def vectors(self) -> Float[np.ndarray, "m d"]:
+    def vectors(self) -> Float[np.ndarray, "M D"]:
         """The features that are here, one vector a row."""
         return self.features.reshape(-1, self.features.shape[-1])
 
@@ -121,9 +122,9 @@ class FeatureSet:
 
 
 def i3d_features(
-    clips: Iterable[UInt8[np.ndarray, "t h w 3"]], resize: Resize, *, batch_size: int = 8,
+    clips: Iterable[UInt8[np.ndarray, "T H W 3"]], resize: Resize, *, batch_size: int = 8,
     devices: Sequence[jax.Device] | None = None, progress: Callable[[int], None] = lambda done: None,
-) -> Float[np.ndarray, "n 400"]:
+) -> Float[np.ndarray, "N 400"]:
     """Logits of I3D averaged over time, clip by clip. The last batch is filled up, and no clip is dropped.
 
     Args:
@@ -140,7 +141,7 @@ def i3d_features(
     return extractor((_checked(np.asarray(clip)) for clip in clips), progress)
 
 
-def _checked(clip: np.ndarray) -> UInt8[np.ndarray, "t h w 3"]:
+def _checked(clip: np.ndarray) -> UInt8[np.ndarray, "T H W 3"]:
     if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[3] != 3 or len(clip) < i3d.LEAST_FRAMES:
         raise UserError(f"a clip of {clip.dtype} {list(clip.shape)}; permitted: uint8 [T, H, W, 3], T from "
                         f"{i3d.LEAST_FRAMES} frames, which is what I3D can see")
@@ -153,7 +154,7 @@ def _extractor(resize: Resize, batch_size: int, devices: tuple[jax.Device, ...] 
                      i3d.parameters(), batch_size, devices)
 
 
-def prepared(clips: UInt8[Array, "b t h w 3"], resize: Resize) -> Float[Array, "b t 224 224 3"]:
+def prepared(clips: UInt8[Array, "B T H W 3"], resize: Resize) -> Float[Array, "B T 224 224 3"]:
     """What I3D sees: clips resized, then brought from [0, 255] to [-1, 1]."""
     return resized(clips, i3d.SIDE, resize) / 127.5 - 1
 
@@ -224,11 +225,10 @@ def _interval(real: Sequence[FeatureSet], generated: Sequence[FeatureSet], value
                             resamples=resamples, seed=seed)
 
 
-def blocks(videos: UInt8[np.ndarray, "n t h w 3"], frames: int) -> list[UInt8[np.ndarray, "n k h w 3"]]:
+def blocks(videos: Shaped[np.ndarray, "N T *rest"], frames: int) -> list[Shaped[np.ndarray, "N frames *rest"]]:
     """Long videos in blocks of `frames`; a last block that is not full is left out. Raises `UserError` for videos that
     are shorter than a block."""
-    if not 0 < frames <= videos.shape[1]:
-        raise UserError(f"blocks of {frames} frames of videos of {videos.shape[1]}; permitted: 1 to {videos.shape[1]}")
+    check_value(frames, Annotated[int, Range(least=1, most=videos.shape[1])], "frames")
     return [videos[:, i : i + frames] for i in range(0, videos.shape[1] - frames + 1, frames)]
 
 

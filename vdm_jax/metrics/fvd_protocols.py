@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from vdm_jax.errors import UserError
+from vdm_jax.configuration import check_value
 from vdm_jax.metrics.frechet import Divisor
 from vdm_jax.metrics.resizing import Resize
 
@@ -71,8 +71,10 @@ PROTOCOLS = {protocol.name: protocol for protocol in (
 )}
 
 
+ProtocolName = Literal[tuple(PROTOCOLS)]
+
+
 def find_protocol(name: str) -> FVDProtocol:
     """The protocol of a name. Raises `UserError` listing the names."""
-    if name not in PROTOCOLS:
-        raise UserError(f"protocol={name!r} is unknown; permitted: {', '.join(PROTOCOLS)}")
+    check_value(name, ProtocolName, "protocol")
     return PROTOCOLS[name]

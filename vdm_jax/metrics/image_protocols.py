@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from vdm_jax.errors import UserError
+from vdm_jax.configuration import check_value
 from vdm_jax.metrics.detectors.inception import Variant
 from vdm_jax.metrics.fvd_protocols import FVDProtocol
 
@@ -66,17 +66,16 @@ C3D_PROTOCOLS = {protocol.name: protocol for protocol in (
 )}
 
 
+ImageProtocolName, C3DProtocolName = Literal[tuple(FID_PROTOCOLS)], Literal[tuple(C3D_PROTOCOLS)]
+
+
 def find_image_protocol(name: str) -> ImageProtocol:
     """The protocol of FID and IS of a name. Raises `UserError` listing the names."""
-    return _find("fid_protocol", name, FID_PROTOCOLS)
+    check_value(name, ImageProtocolName, "fid_protocol")
+    return FID_PROTOCOLS[name]
 
 
 def find_c3d_protocol(name: str) -> ImageProtocol:
     """The protocol of C3D of a name. Raises `UserError` listing the names."""
-    return _find("c3d_protocol", name, C3D_PROTOCOLS)
-
-
-def _find(field: str, name: str, table: dict[str, ImageProtocol]) -> ImageProtocol:
-    if name not in table:
-        raise UserError(f"{field}={name!r} is unknown; permitted: {', '.join(table)}")
-    return table[name]
+    check_value(name, C3DProtocolName, "c3d_protocol")
+    return C3D_PROTOCOLS[name]

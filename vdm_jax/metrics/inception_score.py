@@ -7,10 +7,12 @@ Sums of parts are enough for it, so any number of videos takes constant memory.
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from vdm_jax.configuration import Count, Range, check_value
 from vdm_jax.errors import NotFinite, UserError
 from vdm_jax.metrics.frechet import Interval
 
@@ -19,19 +21,18 @@ from vdm_jax.metrics.frechet import Interval
 class ClassTotals:
     """Sums over the samples of each split: totals of parts add up to those of the whole."""
 
-    counts: Float[np.ndarray, " s"]
-    classes: Float[np.ndarray, "s c"]  # of the probabilities
-    information: Float[np.ndarray, " s"]  # of sum_c p_c log p_c
+    counts: Float[np.ndarray, " splits"]
+    classes: Float[np.ndarray, "splits C"]  # of the probabilities
+    information: Float[np.ndarray, " splits"]  # of sum_c p_c log p_c
 
     @classmethod
-    def of(cls, probabilities: Float[np.ndarray, "n c"], split: Int[np.ndarray, " n"], splits: int) -> ClassTotals:
+    def of(cls, probabilities: Float[np.ndarray, "N C"], split: Int[np.ndarray, " N"], splits: int) -> ClassTotals:
         """Those of some samples. `split` is the number of the split that each belongs to."""
         p = np.asarray(probabilities, np.float64)
         if p.ndim != 2 or 0 in p.shape or not np.allclose(p.sum(1), 1, atol=1e-3) or p.min() < 0:
             raise UserError(f"probabilities of shape {list(p.shape)}; permitted: [N, C], none below 0, rows that "
                             "add up to 1")
-        if splits < 1:
-            raise UserError(f"splits={splits} is not valid; permitted: >= 1")
+        check_value(splits, Count, "splits")
         classes, information = np.zeros((splits, p.shape[1])), np.zeros(splits)
         np.add.at(classes, split, p)
         np.add.at(information, split, _information(p))
@@ -41,7 +42,7 @@ class ClassTotals:
         return ClassTotals(self.counts + other.counts, self.classes + other.classes,
                            self.information + other.information)
 
-    def scores(self) -> Float[np.ndarray, " s"]:
+    def scores(self) -> Float[np.ndarray, " splits"]:
         """The score of each split. Raises `UserError` for a split without samples."""
         if not self.counts.all():
             raise UserError(f"{len(self.counts)} splits of {int(self.counts.sum())} samples; permitted: a sample or "
@@ -50,13 +51,13 @@ class ClassTotals:
         return np.exp(self.information / self.counts - _information(mean))
 
 
-def split_of(numbers: Int[np.ndarray, " n"], total: int, splits: int) -> Int[np.ndarray, " n"]:
+def split_of(numbers: Int[np.ndarray, " N"], total: int, splits: int) -> Int[np.ndarray, " N"]:
     """The split of each of `total` videos: equal runs, beginning at `i * total // splits`, as in the published code."""
     bounds = np.arange(1, splits + 1) * total // splits
     return np.searchsorted(bounds, numbers, side="right")
 
 
-def softmax(logits: Float[np.ndarray, "*n c"]) -> Float[np.ndarray, "*n c"]:
+def softmax(logits: Float[np.ndarray, "*batch C"]) -> Float[np.ndarray, "*batch C"]:
     """Probabilities in double precision. Raises `NotFinite` for logits that are no numbers."""
     if not np.isfinite(logits).all():
         raise NotFinite("logits of a classifier are NaN or infinite; permitted: finite numbers")
@@ -64,11 +65,10 @@ def softmax(logits: Float[np.ndarray, "*n c"]) -> Float[np.ndarray, "*n c"]:
     return shifted / shifted.sum(-1, keepdims=True)
 
 
-def score_interval(probabilities: Float[np.ndarray, "k v c"], videos: int, splits: int, value: float, *,
+def score_interval(probabilities: Float[np.ndarray, "M V C"], videos: int, splits: int, value: float, *,
                    resamples: int = 100, seed: int = 0) -> Interval:
     """A 95 % interval of the mean over splits from resampled videos, of which `probabilities` are all or a draw."""
-    if resamples < 2:
-        raise UserError(f"resamples={resamples} is not valid; permitted: 2 or more")
+    check_value(resamples, Annotated[int, Range(least=2)], "resamples")
     rng, kept = np.random.default_rng(seed), np.asarray(probabilities, np.float64)
     classes, information = kept.mean(1), _information(kept).mean(1)  # of each video
     sizes = np.diff(np.arange(splits + 1) * videos // splits)
@@ -79,6 +79,6 @@ def score_interval(probabilities: Float[np.ndarray, "k v c"], videos: int, split
     return Interval.around(value, found)
 
 
-def _information(p: Float[np.ndarray, "*n c"]) -> Float[np.ndarray, "*n"]:
+def _information(p: Float[np.ndarray, "*batch C"]) -> Float[np.ndarray, "*batch"]:
     """sum_c p_c log p_c, where 0 log 0 is 0."""
     return (p * np.log(np.maximum(p, 1e-300))).sum(-1)

@@ -22,7 +22,7 @@ from vdm_jax.metrics.fvd import fvd, kvd
 Metric = Literal["fvd", "kvd", "psnr", "ssim", "lpips", "lpips_vgg16", "frame_lpips", "frame_consistency",
                  "frame_consistency_all", "motion", "warp_error"]
 RunMetric = Literal[Metric, FeatureName]
-Split = Literal["train", "validation", "test"]
+
 Videos = UInt8[np.ndarray, "n t h w 3"]
 
 

@@ -20,13 +20,13 @@ _ABOVE = 0.07  # that average, of the largest increase
 _WAIT = 1  # frames between two peaks
 
 
-def onsets(sound: Float[np.ndarray, " n"]) -> Float[np.ndarray, " k"]:
+def onsets(sound: Float[np.ndarray, " N"]) -> Float[np.ndarray, " M"]:
     """Seconds at which sounds begin, of mono sound at `RATE`. Raises `UserError` for other shapes and values."""
     strength = onset_strength(sound)
     return peaks(strength) * (_HOP / RATE)
 
 
-def onset_strength(sound: Float[np.ndarray, " n"]) -> Float[np.ndarray, " t"]:
+def onset_strength(sound: Float[np.ndarray, " N"]) -> Float[np.ndarray, " T"]:
     """Mean increase of the mel bands, dB, for each frame of `_HOP` samples."""
     with np.errstate(over="ignore"):
         sound = np.asarray(sound, np.float32)
@@ -42,7 +42,7 @@ def onset_strength(sound: Float[np.ndarray, " n"]) -> Float[np.ndarray, " t"]:
     return np.concatenate([np.zeros(before), increase])[: power.shape[1]]
 
 
-def peaks(strength: Float[np.ndarray, " t"]) -> Int[np.ndarray, " k"]:
+def peaks(strength: Float[np.ndarray, " T"]) -> Int[np.ndarray, " M"]:
     """Frames that are the largest of themselves and the one before, and stand out from those around them."""
     x = strength - strength.min()
     x = x / (x.max() + np.finfo(x.dtype).tiny)
@@ -68,7 +68,7 @@ def _spectra(sound: np.ndarray) -> np.ndarray:
 
 
 @functools.cache
-def _mel_bands() -> Float[np.ndarray, "m f"]:
+def _mel_bands() -> Float[np.ndarray, "M F"]:
     """Triangles of equal area over the mel scale of Slaney's Auditory Toolbox: linear to 1 kHz, then logarithmic."""
     step, knee = 200 / 3, 1000.0  # Hz a mel below the knee, Hz
     growth = np.log(6.4) / 27  # a mel above it

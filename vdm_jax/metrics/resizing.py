@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from vdm_jax.errors import UserError
+from vdm_jax.configuration import check_value
 
 # Both interpolate linearly between the two nearest pixels and none averages when it shrinks. `tf1` takes pixel i of n
 # from i * N / n (`tf.image.resize_bilinear` of TensorFlow 1), `half_pixel` from (i + 1/2) * N / n - 1/2 (PyTorch).
 Resize = Literal["bilinear_tf1", "bilinear_half_pixel"]
 
 
-def resized(frames: UInt8[Array, "*b h w c"], side: int, resize: Resize) -> Float[Array, "*b s s c"]:
+def resized(frames: UInt8[Array, "*batch H W C"], side: int, resize: Resize) -> Float[Array, "*batch side side C"]:
     """Frames of `side` x `side` pixels, still in [0, 255]. Raises `UserError` for another filter."""
     rows, columns = (interpolation(size, side, resize) for size in frames.shape[-3:-1])
     return jnp.einsum("yh,...hwc,xw->...yxc", rows, jnp.asarray(frames, jnp.float32), columns,
@@ -25,8 +25,7 @@ def resized(frames: UInt8[Array, "*b h w c"], side: int, resize: Resize) -> Floa
 
 def interpolation(before: int, after: int, resize: Resize) -> Float[np.ndarray, "after before"]:
     """The matrix of linear interpolation between the two nearest pixels along one axis."""
-    if resize not in get_args(Resize):
-        raise UserError(f"resize={resize!r} is not valid; permitted: {', '.join(get_args(Resize))}")
+    check_value(resize, Resize, "resize")
     half = 0.5 if resize == "bilinear_half_pixel" else 0.0
     place = np.maximum((np.arange(after) + half) * before / after - half, 0)
     left = np.minimum(place.astype(int), before - 1)

@@ -8,6 +8,7 @@ different days, add up to those of the whole: `statistics + statistics`.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import reduce
 from operator import add
 
@@ -26,13 +27,13 @@ class Statistics:
 
     videos: int
     moments: Moments  # of all vectors of all videos, in double precision
-    kept: Float[np.ndarray, "k v d"]
-    numbers: Int[np.ndarray, " k"]  # of the videos that are kept, ascending
+    kept: Float[np.ndarray, "M V D"]
+    numbers: Int[np.ndarray, " M"]  # of the videos that are kept, ascending
     limit: int  # videos kept at most
 
     @classmethod
-    def of(cls, features: Float[np.ndarray, "n v d"] | Float[np.ndarray, "n d"], numbers: Int[np.ndarray, " n"],
-           limit: int | None = None) -> Statistics:
+    def of(cls, features: Float[np.ndarray, "N V D"] | Float[np.ndarray, "N D"],
+           numbers: Int[np.ndarray, " N"] | Sequence[int], limit: int | None = None) -> Statistics:
         """Those of some videos.
 
         Args:
@@ -63,7 +64,7 @@ class Statistics:
                             f"{list(other.kept.shape[1:])}, {other.limit} kept; permitted: equal ones")
         numbers = np.concatenate([self.numbers, other.numbers])
         if len(np.unique(numbers)) != len(numbers):
-            raise UserError("statistics of parts that share videos; permitted: each video once")
+            raise UserError("statistics of parts that share videos; permitted: each video once", "statistics.videos")
         kept = _drawn(np.concatenate([self.kept, other.kept]), numbers, self.limit)
         return Statistics(self.videos + other.videos, self.moments + other.moments, *kept, self.limit)
 
@@ -82,7 +83,7 @@ def _drawn(features: np.ndarray, numbers: np.ndarray, limit: int) -> tuple[np.nd
     return features[chosen], numbers[chosen]
 
 
-def _rank(numbers: Int[np.ndarray, " n"]) -> np.ndarray:
+def _rank(numbers: Int[np.ndarray, " N"]) -> np.ndarray:
     """A random place for each number, always the same one (the finaliser of SplitMix64)."""
     x = numbers.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

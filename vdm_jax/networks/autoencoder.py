@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vdm_jax.errors import UserError
-from vdm_jax.networks.autoencoder_blocks import Block, Double, FrameAttention, Halve
+from vdm_jax.networks.autoencoder_blocks import Block, Double, Halve, frame_attention
 from vdm_jax.networks.autoencoder_clip import ClipDecoder, ClipEncoder
 from vdm_jax.networks.autoencoder_config import Autoencoder
 from vdm_jax.networks.layers import Convolution, GroupNorm, silu
@@ -18,14 +18,14 @@ from vdm_jax.networks.layers import Convolution, GroupNorm, silu
 class Moments(NamedTuple):
     """The normal distribution of latents that a video is encoded as."""
 
-    mean: Float[Array, "b t h w c"]  # also the mode
-    logvar: Float[Array, "b t h w c"]  # within [-30, 20]
+    mean: Float[Array, "B T H W C"]  # also the mode
+    logvar: Float[Array, "B T H W C"]  # within [-30, 20]
 
-    def sample(self, noise: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+    def sample(self, noise: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
         """A draw, given standard normal noise."""
         return self.mean + jnp.exp(self.logvar / 2) * noise
 
-    def divergence(self) -> Float[Array, "b t h w c"]:
+    def divergence(self) -> Float[Array, "B T H W C"]:
         """KL divergence from the standard normal distribution, nats, number by number."""
         return 0.5 * (jnp.square(self.mean) + jnp.exp(self.logvar) - 1 - self.logvar)
 
@@ -49,7 +49,7 @@ class AutoencoderKL(nn.Module):
         if spec.post_quant:
             self.post_quant = Convolution(spec.latent_channels, **pointwise)
 
-    def encode(self, video: Float[Array, "b t h w c"]) -> Moments:
+    def encode(self, video: Float[Array, "B T H W C"]) -> Moments:
         """Mean and log-variance of the latents, float32: of each frame, or of every `time_factor` frames."""
         factor, frames = self.config.factor, self.config.time_factor
         if video.shape[1] % frames:
@@ -63,12 +63,12 @@ class AutoencoderKL(nn.Module):
         mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
         return Moments(mean, jnp.clip(logvar, -30.0, 20.0))
 
-    def decode(self, latents: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 o"]:
+    def decode(self, latents: Float[Array, "B T H W C"]) -> Float[Array, "B T H2 W2 O"]:
         """Video of latents, float32, not clipped to [-1, 1]."""
         latents = self.post_quant(latents) if self.config.post_quant else latents
         return self.decoder(latents).astype(jnp.float32)
 
-    def __call__(self, video: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+    def __call__(self, video: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
         """The video of the mean latents."""
         return self.decode(self.encode(video).mean)
 
@@ -85,14 +85,14 @@ class Middle(nn.Module):
     temporal: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+    def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
         spec = self.config
         x = Block(x.shape[-1], self.temporal, _options(spec), name="in")(x)
         attention = (spec.groups, spec.attention_kernel, jnp.dtype(spec.dtype))
         if spec.middle_attention:
-            x = FrameAttention(*attention, name="frame_attention")(x)
+            x = frame_attention(*attention, "frame_attention")(x)
         if spec.temporal_attention:
-            x = FrameAttention(*attention, over_time=True, name="temporal_attention")(x)
+            x = frame_attention(*attention, "temporal_attention", over_time=True)(x)
         return Block(x.shape[-1], self.temporal, _options(spec), name="out")(x)
 
 
@@ -102,7 +102,7 @@ class Encoder(nn.Module):
     config: Autoencoder
 
     @nn.compact
-    def __call__(self, video: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 c2"]:
+    def __call__(self, video: Float[Array, "B T H W C"]) -> Float[Array, "B T H2 W2 C2"]:
         spec, dtype, temporal = self.config, jnp.dtype(self.config.dtype), self.config.temporal_kernel
         x = Convolution(spec.widths[0], dtype=dtype, temporal=temporal, name="stem")(video)
         for i, width in enumerate(spec.widths):
@@ -121,7 +121,7 @@ class Decoder(nn.Module):
     config: Autoencoder
 
     @nn.compact
-    def __call__(self, latents: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 o"]:
+    def __call__(self, latents: Float[Array, "B T H W C"]) -> Float[Array, "B T H2 W2 O"]:
         spec, dtype, kernel = self.config, jnp.dtype(self.config.dtype), self.config.temporal_kernel
         temporal = spec.decoder == "temporal"
         x = Convolution(spec.widths[-1], dtype=dtype, temporal=kernel, name="stem")(latents)

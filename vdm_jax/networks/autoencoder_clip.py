@@ -8,6 +8,8 @@ side.
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 from einops import rearrange
@@ -15,6 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from vdm_jax.networks.autoencoder_config import Autoencoder
+from vdm_jax.networks.blocks.residual import ResidualBlock
 from vdm_jax.networks.layers import GroupNorm, fan_in, silu, zeros
 
 Strides = tuple[int, int, int]  # frames, rows, columns
@@ -22,8 +25,8 @@ EPSILON = 1e-6
 
 
 def convolve_clip(
-    x: Float[Array, "b t h w c"], kernel: Float[Array, "kt kh kw c o"], strides: Strides
-) -> Float[Array, "b t2 h2 w2 o"]:
+    x: Float[Array, "B T H W C"], kernel: Float[Array, "kt kh kw C O"], strides: Strides
+) -> Float[Array, "B T2 H2 W2 O"]:
     """Convolution of a clip with repeated edges; sizes are divided by the strides."""
     batch, taps, stride = len(x), kernel.shape[0], strides[0]
     x = _with_edges(x, kernel, strides)
@@ -33,8 +36,8 @@ def convolve_clip(
 
 
 def grow_clip(
-    x: Float[Array, "b t h w c"], kernel: Float[Array, "kt kh kw c o"], strides: Strides
-) -> Float[Array, "b t2 h2 w2 o"]:
+    x: Float[Array, "B T H W C"], kernel: Float[Array, "kt kh kw C O"], strides: Strides
+) -> Float[Array, "B T2 H2 W2 O"]:
     """Transposed convolution of a clip with repeated edges; sizes are multiplied by the strides.
 
     The kernel is applied as stored: a published one of a transposed convolution is turned round in all three axes.
@@ -74,26 +77,20 @@ class ClipConvolution(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t2 h2 w2 o"]:
+    def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T2 H2 W2 O"]:
         kernel = self.param("kernel", fan_in, (*(self.size,) * 3, x.shape[-1], self.features)).astype(self.dtype)
         bias = self.param("bias", zeros, (self.features,)).astype(self.dtype)
         function = grow_clip if self.transposed else convolve_clip
         return function(x.astype(self.dtype), kernel, self.strides) + bias
 
 
-class ClipResidual(nn.Module):
-    """Norm, SiLU, convolution, twice, beside a way past."""
+class ClipResidual(ResidualBlock):
+    """A residual block of such convolutions, with norms over the clip."""
 
-    groups: int
-    dtype: jnp.dtype
+    over: str = "clip"
 
-    @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
-        h = x
-        for place in ("in", "out"):
-            h = silu(GroupNorm(self.groups, "clip", EPSILON, name=f"norm_{place}")(h))
-            h = ClipConvolution(x.shape[-1], dtype=self.dtype, name=f"conv_{place}")(h)
-        return x + h
+    def _convolve(self, h: Array, name: str, *beside: Any) -> Array:
+        return ClipConvolution(self.features, dtype=self.dtype, name=name)(h)
 
 
 def level_strides(spec: Autoencoder, level: int) -> Strides:
@@ -107,13 +104,13 @@ class ClipEncoder(nn.Module):
     config: Autoencoder
 
     @nn.compact
-    def __call__(self, video: Float[Array, "b t h w c"]) -> Float[Array, "b t2 h2 w2 c2"]:
+    def __call__(self, video: Float[Array, "B T H W C"]) -> Float[Array, "B T2 H2 W2 C2"]:
         spec, dtype = self.config, jnp.dtype(self.config.dtype)
         x = ClipConvolution(spec.widths[0], dtype=dtype, name="stem")(video)
         for i, width in enumerate(spec.widths[1:]):
             x = ClipConvolution(width, 4, level_strides(spec, i), dtype=dtype, name=f"downsample_{i}")(x)
             for j in range(spec.blocks):
-                x = ClipResidual(spec.groups, dtype, name=f"down_{i}_{j}_residual")(x)
+                x = ClipResidual(width, groups=spec.groups, dtype=dtype, name=f"down_{i}_{j}_residual")(x)
         x = silu(GroupNorm(spec.groups, "clip", EPSILON, name="norm")(x))
         return ClipConvolution(2 * spec.latent_channels, dtype=dtype, name="out")(x)
 
@@ -124,11 +121,11 @@ class ClipDecoder(nn.Module):
     config: Autoencoder
 
     @nn.compact
-    def __call__(self, latents: Float[Array, "b t h w c"]) -> Float[Array, "b t2 h2 w2 o"]:
+    def __call__(self, latents: Float[Array, "B T H W C"]) -> Float[Array, "B T2 H2 W2 O"]:
         spec, dtype = self.config, jnp.dtype(self.config.dtype)
         x = latents
         for i, width in enumerate(reversed(spec.widths[1:])):
             x = ClipConvolution(width, 4, level_strides(spec, i), True, dtype, name=f"upsample_{i}")(x)
             for j in range(spec.blocks + 1):
-                x = ClipResidual(spec.groups, dtype, name=f"up_{i}_{j}_residual")(x)
+                x = ClipResidual(width, groups=spec.groups, dtype=dtype, name=f"up_{i}_{j}_residual")(x)
         return ClipConvolution(spec.channels, dtype=dtype, name="out")(x)

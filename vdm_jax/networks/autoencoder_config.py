@@ -13,11 +13,11 @@ fit into memory see `tiling.py`.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from jaxtyping import Array, Float
 
-from vdm_jax.configuration import Count, Depth, Offset, Positive, Size, Width, config
+from vdm_jax.configuration import Count, Depth, Length, OddSize, Offset, Positive, Size, Width, config
 from vdm_jax.errors import UserError
 
 
@@ -26,7 +26,7 @@ class Autoencoder:
     """Sizes of a KL autoencoder; the defaults are those of Stable Diffusion 1.x and 2.x (f = 8)."""
 
     channels: Width = 3  # of the video
-    widths: tuple[Width, ...] = (128, 256, 512, 512)  # channels by level, the finest first
+    widths: Annotated[tuple[Width, ...], Length()] = (128, 256, 512, 512)  # channels by level, the finest first
     blocks: Depth = 2  # residual blocks per level of the encoder; the decoder has one more
     latent_channels: Width = 4
     groups: Count = 32  # of the norms
@@ -37,7 +37,7 @@ class Autoencoder:
     post_quant: bool = True  # 1x1 convolution before the decoder
     middle_attention: bool = True  # in the middle of encoder and decoder
     decoder: Literal["frames", "temporal"] = "frames"  # temporal: with layers over frames
-    temporal_kernel: Size = 1  # frames of a convolution after every 3x3 one of both halves, the identity at first
+    temporal_kernel: OddSize = 1  # frames of a convolution after every 3x3 one of both halves, the identity at first
     temporal_attention: bool = False  # over frames, after the attention in the middle; adds nothing at first
     layout: Literal["frames", "clip"] = "frames"  # clip: 3-D convolutions and norms over the clip
     time_factor: Size = 1  # frames per latent, a power of two up to that of pixels; more than 1 with layout="clip"
@@ -45,18 +45,9 @@ class Autoencoder:
     dtype: str = "float32"  # of the activations; the released weights overflow float16
 
     def __post_init__(self):
-        if not self.widths or min(self.widths) < 1 or any(width % self.groups for width in self.widths):
-            raise UserError(f"Autoencoder.widths={self.widths} with groups={self.groups}; permitted: one or more "
-                            "levels, in multiples of the groups")
-        if min(self.blocks, self.latent_channels, self.channels) < 1 or self.scale <= 0:
-            raise UserError(f"Autoencoder: blocks={self.blocks}, latent_channels={self.latent_channels}, "
-                            f"channels={self.channels}, scale={self.scale}; permitted: positive")
-        if self.decoder not in ("frames", "temporal"):
-            raise UserError(f"Autoencoder.decoder={self.decoder!r}; permitted: 'frames', 'temporal'")
-        if self.layout not in ("frames", "clip"):
-            raise UserError(f"Autoencoder.layout={self.layout!r}; permitted: 'frames', 'clip'")
-        if self.temporal_kernel < 1 or not self.temporal_kernel % 2:
-            raise UserError(f"Autoencoder.temporal_kernel={self.temporal_kernel}; permitted: 1, 3, 5, ...")
+        if any(width % self.groups for width in self.widths):
+            raise UserError(f"Autoencoder.widths={self.widths} with groups={self.groups}; permitted: multiples of the "
+                            "groups")
         self._check_time()
 
     def _check_time(self) -> None:

@@ -6,75 +6,20 @@ of GELU ("quick_gelu"), OpenCLIP's the exact one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import Literal
-
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from vdm_jax.attention.kernels.xla import Keys, dense
+from vdm_jax.attention import Temporal, TemporalCausal
 from vdm_jax.errors import UserError
-from vdm_jax.networks.layers import Dense
-
-Activation = Literal["quick_gelu", "gelu", "gelu_new", "relu", "silu"]
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
-    "gelu": partial(jax.nn.gelu, approximate=False),
-    "gelu_new": partial(jax.nn.gelu, approximate=True),  # the tanh form
-    "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
-}
+from vdm_jax.networks.blocks.attention import Attention
+from vdm_jax.networks.blocks.feed_forward import Activation, FeedForward
 
 
-def check_encoder(name: str, width: int, heads: int, layers: int, activation: str) -> None:
-    """Raises `UserError` for sizes of a transformer encoder `name` that do not fit together."""
-    if min(width, heads, layers) < 1 or width % heads:
-        raise UserError(f"{name}: width={width}, heads={heads}, layers={layers}; permitted: positive, heads dividing "
-                        "the width")
-    if activation not in ACTIVATIONS:
-        raise UserError(f"{name}.activation={activation!r}; permitted: {', '.join(ACTIVATIONS)}")
-
-
-class EncoderAttention(nn.Module):
-    """Self-attention with a kernel each for queries, keys, values and the output."""
-
-    width: int  # of queries, keys and values together
-    heads: int
-    bias: bool = True
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "b l c"], mask: Bool[Array, "b 1 q s"] | Bool[np.ndarray, "q s"] | None = None,
-        logits_bias: Float[Array, "k q s"] | None = None, scaled: bool = True,
-    ) -> Float[Array, "b l c"]:
-        """`logits_bias` is added to the logits; without `scaled` these are not divided by the root of the head size."""
-        dims = (*x.shape[:2], self.heads, self.width // self.heads)
-
-        def project(name: str) -> Float[Array, "b l k d"]:
-            return Dense(self.width, use_bias=self.bias, dtype=self.dtype, name=name)(x).reshape(dims)
-
-        q, k, v = project("query"), project("key"), project("value")
-        q = q if scaled else q * dims[-1] ** 0.5  # `dense` scales
-        y = dense(q, Keys(k, v, mask, logits_bias)).reshape(*dims[:2], self.width)
-        return Dense(x.shape[-1], use_bias=self.bias, dtype=self.dtype, name="out")(y)
-
-
-class FeedForward(nn.Module):
-    """Two affine maps with a non-linearity between them."""
-
-    hidden: int
-    activation: Activation
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
-        h = ACTIVATIONS[self.activation](Dense(self.hidden, dtype=self.dtype, name="expand")(x))
-        return Dense(x.shape[-1], dtype=self.dtype, name="out")(h)
+def check_heads(config) -> None:
+    """Raises `UserError` for heads of a transformer encoder that do not divide its width."""
+    if config.width % config.heads:
+        raise UserError(f"{type(config).__name__}.heads={config.heads} with width={config.width}; permitted: divisors")
 
 
 class CLIPLayer(nn.Module):
@@ -85,10 +30,15 @@ class CLIPLayer(nn.Module):
     activation: Activation
     epsilon: float
     dtype: jnp.dtype = jnp.float32
+    causal: bool = False  # whether tokens see only those before them
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b l c"], mask: Array | np.ndarray | None = None) -> Float[Array, "b l c"]:
+    def __call__(self, x: Float[Array, "b l c"], mask: Bool[Array, "b l"] | None = None) -> Float[Array, "b l c"]:
+        """`mask` says which tokens may be seen."""
         h = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm_attention")(x)
-        x = x + EncoderAttention(x.shape[-1], self.heads, dtype=self.dtype, name="self_attention")(h, mask)
+        pattern = TemporalCausal() if self.causal else Temporal()  # tokens stand where frames do
+        attention = Attention(heads=self.heads, pattern=pattern, joint=False, bias=True, dtype=self.dtype,
+                              name="self_attention")
+        x = x + attention(h, frame_valid=mask)
         h = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm_feed_forward")(x)
-        return x + FeedForward(self.hidden, self.activation, self.dtype, name="feed_forward")(h)
+        return x + FeedForward(self.hidden, activation=self.activation, dtype=self.dtype, name="feed_forward")(h)

@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from vdm_jax.configuration import Size, Width, config
+from vdm_jax.configuration import Count, Depth, Positive, Size, Width, WidthOrZero, config
 from vdm_jax.errors import UserError
-from vdm_jax.networks.clip_layers import Activation, CLIPLayer, check_encoder
+from vdm_jax.networks.blocks.feed_forward import Activation
+from vdm_jax.networks.clip_layers import CLIPLayer, check_heads
 from vdm_jax.networks.layers import Dense
 
 
@@ -26,22 +26,22 @@ class CLIPText:
     """Sizes of a CLIP text encoder; the defaults are those of ViT-L/14."""
 
     vocabulary: Width = 49408  # tokens
-    length: int = 77  # tokens of a text at most
+    length: Count = 77  # tokens of a text at most
     width: Size = 768  # channels
-    layers: int = 12
+    layers: Depth = 12
     heads: Size = 12
-    hidden: int = 3072  # channels inside the feed-forward layers
+    hidden: Width = 3072  # channels inside the feed-forward layers
     activation: Activation = "quick_gelu"
-    epsilon: float = 1e-5  # of the norms
+    epsilon: Positive = 1e-5  # of the norms
     hidden_state: int = -1  # which one is returned: -1 the last layer's, -2 the penultimate one's, ...
     final_norm: bool = True  # whether the returned hidden state goes through the final norm
-    project: int = 0  # channels of the projected summary; 0: no projection
+    project: WidthOrZero = 0  # channels of the projected summary; 0: no projection
     # Token that ends a text. 2 stands for "the largest id of the text", as the files of the first models say.
     end_token: int = 2
     dtype: str = "float32"  # of the activations
 
     def __post_init__(self):
-        check_encoder("CLIPText", self.width, self.heads, self.layers, self.activation)
+        check_heads(self)
         if not -self.layers <= self.hidden_state <= -1:
             raise UserError(f"CLIPText.hidden_state={self.hidden_state}; permitted: {-self.layers} to -1")
 
@@ -56,8 +56,8 @@ CLIP_TEXT_H_23 = dataclasses.replace(CLIP_TEXT_H, layers=23, hidden_state=-1)
 class TextFeatures(NamedTuple):
     """What a text encoder gives."""
 
-    tokens: Float[Array, "b l c"]  # for cross-attention
-    pooled: Float[Array, "b c"]  # the summary: the last layer at the end of the text, projected where asked for
+    tokens: Float[Array, "B L C"]  # for cross-attention
+    pooled: Float[Array, "B C"]  # the summary: the last layer at the end of the text, projected where asked for
 
 
 class CLIPTextEncoder(nn.Module):
@@ -70,19 +70,18 @@ class CLIPTextEncoder(nn.Module):
     config: CLIPText
 
     @nn.compact
-    def __call__(self, tokens: Int[Array, "b l"], mask: Bool[Array, "b l"] | None = None) -> TextFeatures:
+    def __call__(self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"] | None = None) -> TextFeatures:
         spec, length, dtype = self.config, tokens.shape[1], jnp.dtype(self.config.dtype)
         if length > spec.length:
             raise UserError(f"tokens of length {length} for CLIPText.length={spec.length}; permitted: up to it")
         table = self.param("words", nn.initializers.normal(0.02), (spec.vocabulary, spec.width))
         places = self.param("places", nn.initializers.normal(0.01), (spec.length, spec.width))
         x = (table[tokens] + places[:length]).astype(dtype)
-        seen = np.tri(length, dtype=bool)
-        seen = seen if mask is None else seen & mask[:, None, None, :]
         states = []
         for i in range(spec.layers):
-            layer = CLIPLayer(spec.heads, spec.hidden, spec.activation, spec.epsilon, dtype, name=f"layer_{i}")
-            x = layer(x, seen)
+            layer = CLIPLayer(spec.heads, spec.hidden, spec.activation, spec.epsilon, dtype, causal=True,
+                              name=f"layer_{i}")
+            x = layer(x, mask)
             states.append(x)
         norm = nn.LayerNorm(spec.epsilon, dtype=dtype, name="norm")
         last, chosen = norm(x), states[spec.hidden_state]
@@ -91,7 +90,7 @@ class CLIPTextEncoder(nn.Module):
             pooled = Dense(spec.project, use_bias=False, dtype=dtype, name="project")(pooled)
         return TextFeatures(norm(chosen) if spec.final_norm else chosen, pooled)
 
-    def _end(self, tokens: Int[Array, "b l"]) -> Int[Array, " b"]:
+    def _end(self, tokens: Int[Array, "B L"]) -> Int[Array, " B"]:
         """Place of the first token that ends the text; 0 where none does."""
         ends = tokens if self.config.end_token == 2 else tokens == self.config.end_token
         return jnp.argmax(ends, axis=-1)

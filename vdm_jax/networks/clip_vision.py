@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from vdm_jax.configuration import Size, Width, config
+from vdm_jax.configuration import Depth, Positive, Size, Width, WidthOrZero, config
 from vdm_jax.errors import UserError
-from vdm_jax.networks.clip_layers import Activation, CLIPLayer, check_encoder
+from vdm_jax.networks.blocks.feed_forward import Activation
+from vdm_jax.networks.clip_layers import CLIPLayer, check_heads
 from vdm_jax.networks.layers import Dense, fan_in, space_to_depth
 
 # Mean and standard deviation of red, green and blue, of pixels in [0, 1], that the released models were trained with.
@@ -31,17 +32,17 @@ class CLIPVision:
     patch: Size = 14  # pixels of a patch's side
     channels: Width = 3  # of the image
     width: Size = 1024  # channels
-    layers: int = 24
+    layers: Depth = 24
     heads: Size = 16
-    hidden: int = 4096  # channels inside the feed-forward layers
+    hidden: Width = 4096  # channels inside the feed-forward layers
     activation: Activation = "quick_gelu"
-    epsilon: float = 1e-5  # of the norms
-    project: int = 768  # channels of the projected summary; 0: no projection
+    epsilon: Positive = 1e-5  # of the norms
+    project: WidthOrZero = 768  # channels of the projected summary; 0: no projection
     dtype: str = "float32"  # of the activations
 
     def __post_init__(self):
-        check_encoder("CLIPVision", self.width, self.heads, self.layers, self.activation)
-        if self.patch < 1 or self.size % self.patch:
+        check_heads(self)
+        if self.size % self.patch:
             raise UserError(f"CLIPVision.size={self.size} with patch={self.patch}; permitted: multiples of the patch")
 
 
@@ -52,8 +53,8 @@ CLIP_VISION_H = CLIPVision(width=1280, layers=32, hidden=5120, activation="gelu"
 class ImageFeatures(NamedTuple):
     """What an image encoder gives."""
 
-    tokens: Float[Array, "b l c"]  # of the last layer, the summary's place first, before the final norm
-    pooled: Float[Array, "b c"]  # the summary, after the final norm, projected where asked for
+    tokens: Float[Array, "B L C"]  # of the last layer, the summary's place first, before the final norm
+    pooled: Float[Array, "B C"]  # the summary, after the final norm, projected where asked for
 
 
 class Patches(nn.Module):
@@ -64,7 +65,7 @@ class Patches(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b l o"]:
+    def __call__(self, images: Float[Array, "B H W C"]) -> Float[Array, "B L O"]:
         shape = (1, self.patch, self.patch, images.shape[-1], self.features)
         kernel = self.param("kernel", fan_in, shape).reshape(-1, self.features)
         patches = space_to_depth(images[:, None], self.patch)  # [B, 1, H', W', patch * patch * C]
@@ -77,7 +78,7 @@ class CLIPVisionEncoder(nn.Module):
     config: CLIPVision
 
     @nn.compact
-    def __call__(self, images: Float[Array, "b h w c"]) -> ImageFeatures:
+    def __call__(self, images: Float[Array, "B H W C"]) -> ImageFeatures:
         spec, dtype = self.config, jnp.dtype(self.config.dtype)
         if images.shape[1:] != (spec.size, spec.size, spec.channels):
             raise UserError(f"images of shape {images.shape}; permitted: [B, {spec.size}, {spec.size}, "
@@ -96,6 +97,6 @@ class CLIPVisionEncoder(nn.Module):
         return ImageFeatures(x, pooled)
 
 
-def clip_pixels(images: Float[Array, "*b h w 3"]) -> Float[Array, "*b h w 3"]:
+def clip_pixels(images: Float[Array, "*batch H W 3"]) -> Float[Array, "*batch H W 3"]:
     """Images in [-1, 1] as CLIP sees them: in [0, 1], less the mean, over the standard deviation."""
     return ((images + 1) / 2 - PIXEL_MEAN) / PIXEL_STD

@@ -1,18 +1,22 @@
 """Configs of the space-time U-Net: each level declares its blocks and mixers. Data only; nothing is built here."""
 
 import math
-from typing import Literal, get_args, get_type_hints
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
+from vdm_jax.attention import cross_pattern
 from vdm_jax.attention.capability import require
 from vdm_jax.attention.patterns import AttentionPattern, External, Spatial, Temporal
-from vdm_jax.conditions.conditioning import Way, conditions_of
+from vdm_jax.conditions.conditioning import Way
 from vdm_jax.conditions.inputs import Input
 from vdm_jax.conditions.reference import Reference
 from vdm_jax.conditions.text import EmbeddedText, TextInput, WordEncoder  # noqa: F401 what configs are made of
 from vdm_jax.configuration import (
     Count,
     Depth,
+    Length,
     NonNegative,
+    OddSize,
     ShareBelowOne,
     Size,
     Width,
@@ -20,33 +24,7 @@ from vdm_jax.configuration import (
     config,
 )
 from vdm_jax.errors import UserError
-
-
-def _positive(config: object, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) < 1:
-            raise UserError(f"{type(config).__name__}.{name}={getattr(config, name)} is not valid; permitted: >= 1")
-
-
-def _odd(config: object, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) < 1 or getattr(config, name) % 2 == 0:
-            raise UserError(f"{type(config).__name__}.{name}={getattr(config, name)} is not valid; permitted: 1, 3, "
-                            "5, ...")
-
-
-def _choice(config: object, kind: type, name: str) -> None:
-    permitted = get_args(get_type_hints(kind)[name])
-    if getattr(config, name) not in permitted:
-        raise UserError(f"{kind.__name__}.{name}={getattr(config, name)!r} is not valid; permitted: "
-                        f"{', '.join(permitted)}")
-
-
-def _divides(config: object, whole: str, part: str) -> None:
-    if getattr(config, whole) % getattr(config, part):
-        raise UserError(f"{type(config).__name__}.{part}={getattr(config, part)} does not divide "
-                        f"{whole}={getattr(config, whole)}")
-
+from vdm_jax.networks.backbone import Backbone
 
 # ---------------------------------------------------------------------------------------------- mixers
 
@@ -72,8 +50,6 @@ class SelfAttention:
     bank: str = "text"  # outside tokens of an External pattern: the text, or the name of one of UNet.references
 
     def __post_init__(self):
-        _positive(self, "head_dim")
-        _choice(self, SelfAttention, "position")
         require(self.pattern, self.kernel, self.context, external=isinstance(self.pattern, External),
                 bias=self.position in ("relative", "t5", "shaw", "shaw_key_value"),
                 offset_values=self.position == "shaw_key_value")
@@ -84,20 +60,18 @@ class CrossAttention:
     """Residual attention of every video token to the text tokens."""
 
     head_dim: Size = 32  # channels per head
+    kernel: str = "auto"  # or a name of the capability table that takes outside tokens
 
     def __post_init__(self):
-        _positive(self, "head_dim")
+        require(cross_pattern(1), self.kernel, "none", external=True)
 
 
 @config
 class TemporalConvolution:
     """Residual convolution over frames (k x 1 x 1); starts as the identity."""
 
-    kernel: Size = 3  # frames
+    kernel: OddSize = 3  # frames
     causal: bool = False  # no frame sees later ones
-
-    def __post_init__(self):
-        _odd(self, "kernel")
 
 
 @config
@@ -106,20 +80,14 @@ class FeedForward:
 
     expansion: Size = 4  # hidden width / channels
 
-    def __post_init__(self):
-        _positive(self, "expansion")
-
 
 @config
 class ConvolutionInflation:
     """Residual (2+1)-D convolution, within frames and then over frames, and a projection that starts at zero: the
     convolution-based inflation block of Lumiere (Bar-Tal et al. 2024, arXiv 2401.12945). Sizes are not published."""
 
-    kernel: Size = 3  # pixels
-    temporal_kernel: Size = 3  # frames
-
-    def __post_init__(self):
-        _odd(self, "kernel", "temporal_kernel")
+    kernel: OddSize = 3  # pixels
+    temporal_kernel: OddSize = 3  # frames
 
 
 @config
@@ -131,7 +99,6 @@ class AttentionInflation:
     layers: Depth = 2
 
     def __post_init__(self):
-        _positive(self, "layers")
         pattern = self.attention.pattern
         if pattern.layout != "positions" or isinstance(pattern, External):
             raise UserError(f"AttentionInflation.attention.pattern={pattern} is not valid; permitted: patterns of one "
@@ -164,10 +131,6 @@ class Level:
     temporal_stride: Size = 1  # reduction of frames, beside the spatial one
 
     def __post_init__(self):
-        _positive(self, "channels", "blocks", "kernel", "temporal_stride")
-        _choice(self, Level, "mixers_after")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"Level.dropout={self.dropout} is not valid; permitted: 0 <= dropout < 1")
         for mixer in self.mixers:
             if self.channels % getattr(mixer, "head_dim", 1):
                 raise UserError(f"{type(mixer).__name__}.head_dim={mixer.head_dim} does not divide "
@@ -175,10 +138,10 @@ class Level:
 
 
 @config
-class UNet:
+class UNet(Backbone):
     """A space-time U-Net. Published systems are values of this."""
 
-    levels: tuple[Level, ...]
+    levels: Annotated[tuple[Level, ...], Length()]
     middle: tuple[Mixer, ...] = ()  # between the two middle residual blocks
     out_channels: Size = 3  # of the video or its latents, which it takes and predicts
     embedding_channels: Width = 128  # width of the conditioning vector
@@ -190,14 +153,14 @@ class UNet:
     out_kernel: Size = 3  # spatial size of the last convolution, in patches
     # Frames of a convolution over frames after every spatial one, which starts as the identity (pseudo-3D convolution:
     # Make-A-Video, Singer et al. 2022, arXiv 2209.14792, section 3.2.1); 1: none
-    temporal_kernel: Size = 1
+    temporal_kernel: OddSize = 1
     temporal_causal: bool = False  # in these convolutions no frame sees later ones
     position_period: NonNegative = 0.0  # longest period of an added embedding of the place of a patch; 0: no embedding
     # What of the place is embedded; without "frame" an image network can become a video network exactly (inflation.py)
-    position_axes: tuple[Literal["frame", "row", "column"], ...] = ("frame", "row", "column")
+    position_axes: Annotated[tuple[Literal["frame", "row", "column"], ...], Length()] = ("frame", "row", "column")
     # Strided conv / nearest + conv; mean pool / nearest; or those two inside a residual block of their own
     resample: Literal["conv", "pool", "biggan"] = "conv"
-    temporal_stride_kernel: Size = 3  # frames; of the convolutions beside temporal strides (the size is not published)
+    temporal_stride_kernel: OddSize = 3  # frames; of the convolutions beside temporal strides (size not published)
     # "before": a level is reduced by its own stride before its blocks, and grows back after them (Efficient U-Net)
     resample_order: Literal["after", "before"] = "after"
     skip_scale: NonNegative = 1.0  # factor on the long skip; 2**-0.5 in efficient U-Nets
@@ -217,44 +180,22 @@ class UNet:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters stay float32
     remat: Literal["none", "dots", "full", "offload"] = "none"  # what the backward pass recomputes; networks/remat.py
 
-    # What only a `LatentNetwork` has.
-    first_frame = False
-    known = "none"
-    known_steps = 0
-    motion = None
-
     def __post_init__(self):
-        _positive(self, "out_channels", "embedding_channels", "embedding_layers", "patch", "stem_kernel",
-                  "out_kernel", "groups", "temporal_kernel")
-        _choice(self, UNet, "spread")
-        if self.temporal_kernel % 2 == 0:
-            raise UserError(f"UNet.temporal_kernel={self.temporal_kernel} is not valid; permitted: 1, 3, 5, ...")
-        _choice(self, UNet, "resample_order")
         if self.resample_order == "before" and self.middle:
             raise UserError("UNet.middle is not empty with resample_order='before', which has no middle; permitted: "
-                            "middle=()")
-        _choice(self, UNet, "resample")
-        _choice(self, UNet, "shortcut")
+                            "middle=()", "UNet.middle")
         if self.resample == "biggan" and self.resample_order == "before":
             raise UserError("UNet.resample='biggan' with resample_order='before', under which no block runs at the "
                             "resolution of the input; permitted: 'conv', 'pool'")
-        if self.classes < 0:
-            raise UserError(f"UNet.classes={self.classes} is not valid; permitted: >= 0")
-        _choice(self, UNet, "remat")
-        _odd(self, "temporal_stride_kernel")
-        if self.levels and self.resample_order == "after" and self.levels[-1].temporal_stride > 1:
+        if self.resample_order == "after" and self.levels[-1].temporal_stride > 1:
             raise UserError(f"Level.temporal_stride={self.levels[-1].temporal_stride} of the last level, after which "
-                            "resample_order='after' reduces nothing; permitted: 1 there")
-        if self.position_period < 0:
-            raise UserError(f"UNet.position_period={self.position_period} is not valid; permitted: >= 0")
+                            "resample_order='after' reduces nothing; permitted: 1 there", "Level.temporal_stride")
         if self.residual and not self.low_resolution:
             raise UserError("UNet.residual=True with low_resolution=False; permitted: low_resolution=True")
-        axes = get_args(get_args(get_type_hints(UNet)["position_axes"])[0])
-        if not self.position_axes or self.position_axes != tuple(a for a in axes if a in self.position_axes):
+        axes = ("frame", "row", "column")
+        if self.position_axes != tuple(axis for axis in axes if axis in self.position_axes):
             raise UserError(f"UNet.position_axes={self.position_axes} is not valid; permitted: some of {axes}, in this "
                             "order")
-        if not self.levels:
-            raise UserError("UNet.levels=() is not valid; permitted: at least one Level")
         mixers = [m for level in self.levels for m in level.mixers] + list(self.middle)
         if self.text is None and any(isinstance(m, CrossAttention) for m in mixers):
             raise UserError("UNet.text=None but a level has CrossAttention; permitted: WordEncoder or EmbeddedText")
@@ -271,7 +212,7 @@ class UNet:
         for mixer in self.middle:
             if self.levels[-1].channels % getattr(mixer, "head_dim", 1):
                 raise UserError(f"UNet.middle head_dim={mixer.head_dim} does not divide the last level's "
-                                f"channels={self.levels[-1].channels}")
+                                f"channels={self.levels[-1].channels}", "UNet.middle")
 
     @property
     def reduction(self) -> tuple[int, int]:
@@ -286,11 +227,6 @@ class UNet:
         """What the number of frames must be a multiple of."""
         return math.prod(level.temporal_stride for level in self._reducing)
 
-    @property
-    def prompted(self) -> bool:
-        """Whether the network takes what classifier-free guidance can take away, such as text or a class."""
-        return any(condition.guidance == "prompt" for condition in conditions_of(self))
-
     def entering(self, way: Way) -> tuple[Input, ...]:
         """Its further conditions that enter in this way."""
         return tuple(entry for entry in self.conditions if entry.condition.enters == way)
@@ -303,8 +239,42 @@ class UNet:
                 **({"observed": size + 1} if self.observed else {}),
                 **{entry.name: entry.width for entry in self.entering("channels")}}
 
+    def check_stage(self, stage: Any) -> None:
+        """Raise `UserError` for a prediction that a change to the low-resolution video is not, images that would be
+        mixed with the clip, and crops whose place in the video it would take for another."""
+        where, images = f"Stage {stage.name!r}", stage.training.images_per_clip
+        if self.residual and stage.process.prediction != "x":
+            raise UserError(f"{where}: process.prediction={stage.process.prediction!r} with "
+                            "network.residual=True, whose output is a video; permitted: prediction='x'")
+        if self.residual and stage.latent is not None and stage.latent.low_resolution == "pixels":
+            raise UserError(f"{where}: network.residual=True with latent.low_resolution='pixels', to which no change "
+                            "of latents can be added; permitted: 'latents'")
+        if images and self.frame_reduction > 1:
+            raise UserError(f"{where}: training.images_per_clip={images} with Level.temporal_stride > 1, which mixes "
+                            "the images with the clip; permitted: 0, or temporal_stride=1 at all levels")
+        if images and self.norm_over == "clip":
+            raise UserError(f"{where}: training.images_per_clip={images} with network.norm_over='clip', whose "
+                            "statistics mix the images with the clip; permitted: norm_over='frame'")
+        place = self._absolute_position
+        if stage.training.crop is not None and place is not None:
+            raise UserError(f"{where}: training.crop={stage.training.crop} with {place}, which tells the network where "
+                            "in the window it is and not where in the video; permitted: positions relative to each "
+                            "other, or none")
+
+    def attended(self, frames: int, height: int, width: int) -> Iterator[int]:
+        """Tokens of the sequences over which its layers attend, but for those of one position over frames."""
+        height, width = height // self.patch, width // self.patch
+        for level in self.levels:
+            smaller = frames // level.temporal_stride, height // level.stride[0], width // level.stride[1]
+            if self.resample_order == "before":
+                frames, height, width = smaller
+            for mixer in level.mixers:
+                if isinstance(mixer, SelfAttention) and mixer.pattern.layout != "positions":
+                    yield height * width * (frames if mixer.pattern.layout == "all" else 1)
+            frames, height, width = smaller
+
     @property
-    def absolute_position(self) -> str | None:
+    def _absolute_position(self) -> str | None:
         """The field by which the network knows rows and columns of a frame by their number, if there is one."""
         if self.position_period and self.position_axes != ("frame",):
             return f"network.position_period={self.position_period:g}"
@@ -314,7 +284,6 @@ class UNet:
                     and mixer.pattern.layout != "positions"):
                 return f"SelfAttention.position={mixer.position!r} within frames"
         return None
-
 
     @property
     def _reducing(self) -> tuple[Level, ...]:

@@ -9,11 +9,13 @@ Several are added up: `jax.tree.map(jnp.add, first, second)`.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vdm_jax.configuration import config
+from vdm_jax.configuration import Length, Width, config
 from vdm_jax.errors import UserError
 from vdm_jax.networks.latent_unet import LATENT_UNET_SD1, LatentUNet, check, embed, middle, way_down
 from vdm_jax.networks.latent_unet_blocks import Control, Given
@@ -25,15 +27,14 @@ class ControlNet:
     """Sizes of a ControlNet; the defaults are those for Stable Diffusion 1.5."""
 
     unet: LatentUNet = LATENT_UNET_SD1  # whose way down and middle it copies; its `out_channels` do not matter
-    hint_channels: int = 3
-    hint_widths: tuple[int, ...] = (16, 32, 96, 256)  # of the map, which is halved before each but the first
+    hint_channels: Width = 3
+    # Of the map, which is halved before each but the first
+    hint_widths: Annotated[tuple[Width, ...], Length()] = (16, 32, 96, 256)
 
     def __post_init__(self):
         if self.unet.temporal or self.unet.stack or self.unet.motion or self.unet.scalars:
-            raise UserError("ControlNet.unet has layers over frames or scalars; permitted: an image network")
-        if not self.hint_widths or min(self.hint_channels, *self.hint_widths) < 1:
-            raise UserError(f"ControlNet: hint_channels={self.hint_channels}, hint_widths={self.hint_widths}; "
-                            "permitted: positive, one or more widths")
+            raise UserError("ControlNet.unet has layers over frames or scalars; permitted: an image network",
+                            "ControlNet.unet")
 
     @property
     def factor(self) -> int:
@@ -54,9 +55,9 @@ class ControlNetNetwork(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t h w c"], level: Float[Array, " b"], context: Float[Array, "b g l e"],
-        hint: Float[Array, "b t h2 w2 d"], *, scale: float | Float[Array, " b"] = 1.0,
-        classes: Int[Array, " b"] | None = None,
+        self, x: Float[Array, "B T H W C"], level: Float[Array, " B"], context: Float[Array, "B G L E"],
+        hint: Float[Array, "B T H2 W2 D"], *, scale: float | Float[Array, " B"] = 1.0,
+        classes: Int[Array, " B"] | None = None,
     ) -> Control:
         """`scale` is a factor on everything that is added."""
         spec, unet, dtype = self.config, self.config.unet, jnp.dtype(self.config.unet.dtype)
@@ -64,10 +65,10 @@ class ControlNetNetwork(nn.Module):
         wanted = (*x.shape[:2], spec.factor * x.shape[2], spec.factor * x.shape[3], spec.hint_channels)
         if hint.shape != wanted:
             raise UserError(f"map of shape {hint.shape}; permitted: {wanted}")
-        given = Given(embed(self, unet, level, None, classes), context.astype(dtype), None)
+        given = Given(embed(self, unet, level, None, classes), context.astype(dtype))
         x = Convolution(unet.widths[0], dtype=dtype, name="stem")(x) + Hint(spec, unet.widths[0], name="hint")(hint)
-        x, skips = way_down(unet, x, given)
-        x = middle(unet, x, given)
+        x, skips = way_down(self, unet, x, given)
+        x = middle(self, unet, x, given)
         scale = jnp.reshape(jnp.asarray(scale, dtype), (-1, 1, 1, 1, 1))
 
         def added(features: Array, name: str) -> Array:
@@ -84,7 +85,7 @@ class Hint(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self, hint: Float[Array, "b t h w d"]) -> Float[Array, "b t h2 w2 c"]:
+    def __call__(self, hint: Float[Array, "B T H W D"]) -> Float[Array, "B T H2 W2 C"]:
         widths, dtype = self.config.hint_widths, jnp.dtype(self.config.unet.dtype)
         x = silu(Convolution(widths[0], dtype=dtype, name="in")(hint))
         for i, (width, following) in enumerate(zip(widths, widths[1:], strict=False)):

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from vdm_jax.configuration import Range, Size, config
-from vdm_jax.errors import UserError
+from vdm_jax.configuration import OddSize, Range, Size, config
 from vdm_jax.networks.layers import Convolution, zeros
 
 _SLOPE = 0.2  # of activations below zero
@@ -26,14 +25,9 @@ class Discriminator:
 
     # Frames of the kernels. 1: every frame is judged by itself. Video LDM (Blattmann et al. 2023, arXiv 2304.08818)
     # judges videos by 3-D convolutions, whose sizes are not published: ours are 3 frames, without strides over time
-    frames: Size = 1
+    frames: OddSize = 1
     width: Size = 64  # channels of the first layer; doubled from layer to layer up to eight times as many
     layers: Annotated[int, Range(least=1, cap=16)] = 3  # that halve height and width
-
-    def __post_init__(self):
-        if self.frames < 1 or not self.frames % 2 or self.width < 1 or self.layers < 1:
-            raise UserError(f"Discriminator(frames={self.frames}, width={self.width}, layers={self.layers}) is not "
-                            "valid; permitted: frames=1, 3, 5, ..., width >= 1, layers >= 1")
 
 
 class BatchStatisticsNorm(nn.Module):
@@ -43,7 +37,7 @@ class BatchStatisticsNorm(nn.Module):
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+    def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
         scale = self.param("scale", lambda key, shape: 1 + _start(key, shape), (x.shape[-1],))
         bias = self.param("bias", zeros, (x.shape[-1],))
         mean = x.mean((0, 1, 2, 3))
@@ -57,7 +51,7 @@ class PatchDiscriminator(nn.Module):
     config: Discriminator
 
     @nn.compact
-    def __call__(self, video: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 1"]:
+    def __call__(self, video: Float[Array, "B T H W C"]) -> Float[Array, "B T H2 W2 1"]:
         spec, x = self.config, video
         for i in range(spec.layers + 1):
             features, strides = spec.width * min(2**i, 8), (2, 2) if i < spec.layers else (1, 1)

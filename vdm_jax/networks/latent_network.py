@@ -6,26 +6,30 @@ Parameters are those of the U-Net by the same names, so that weights of `vdm-jax
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vdm_jax.conditions.conditioning import Conditioning, conditions_of
+from vdm_jax.attention import External, Spatial, Temporal
+from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.conditions.inputs import Input
+from vdm_jax.conditions.reference import Reference
 from vdm_jax.configuration import CountOrZero, NonNegative, WidthOrZero, config
 from vdm_jax.diffusion.beta_tables import LinearBetaSchedule, ScaledLinearBetaSchedule
-from vdm_jax.errors import UserError, unknown_kind
-from vdm_jax.networks.config import EmbeddedText, UNet, check_conditions
+from vdm_jax.errors import UserError
+from vdm_jax.networks.backbone import Backbone, FrameNoise
+from vdm_jax.networks.config import EmbeddedText, check_conditions
 from vdm_jax.networks.latent_unet import LatentUNet, LatentUNetNetwork
-from vdm_jax.networks.unet import SpaceTimeUNet, check_entries
+from vdm_jax.networks.unet import check_entries
 
 SCALARS = ("fps", "motion", "noise")
 
 
 @config
-class LatentNetwork:
+class LatentNetwork(Backbone):
     """An open latent U-Net as the network of a stage."""
 
     unet: LatentUNet
@@ -77,7 +81,7 @@ class LatentNetwork:
     def _check_known(self) -> None:
         """Raise `UserError` where the U-Net does not take what is known as it is told."""
         unet, told = self.unet, self.known == "layers"
-        if self.known not in ("none", "layers", "in_place") or unet.known_channels != told * (unet.out_channels + 1):
+        if unet.known_channels != told * (unet.out_channels + 1):
             raise UserError(f"LatentNetwork.known={self.known!r} for a U-Net of known_channels={unet.known_channels}; "
                             "permitted: 'layers' exactly for one of its latents' channels and 1, else 'none', "
                             "'in_place'")
@@ -108,46 +112,70 @@ class LatentNetwork:
         return (2 ** (len(self.unet.widths) - 1),) * 2
 
     @property
-    def prompted(self) -> bool:
-        """Whether it takes what classifier-free guidance can take away, such as tokens or the first frame."""
-        return any(condition.guidance == "prompt" for condition in conditions_of(self))
-
-    @property
     def dtype(self) -> str:
         """Of the computation; parameters stay float32."""
         return self.unet.dtype
 
-    # What `UNet` has and these networks have not.
-    frame_reduction = 1
-    classes = 0
-    residual = False
-    references = ()
-    norm_over = "frame"  # independent images are computed apart from the clip, whatever its norms see
-    absolute_position = None
-    remat = "none"
+    remat_field = "unet.remat"
 
+    @property
+    def remat(self) -> str:
+        """What the backward pass recomputes."""
+        return self.unet.remat
 
-Network = UNet | LatentNetwork
+    @property
+    def scalar_defaults(self) -> dict[str, float]:
+        """The motion bucket."""
+        return {"motion": self.motion}
 
+    @property
+    def in_place(self) -> bool:
+        """Whether conditioning frames take the place of noisy ones."""
+        return self.known == "in_place"
 
-def network_module(network: Network) -> nn.Module:
-    """The network of a stage, called as `(z, logsnr, conditioning, train=, images=)`."""
-    if isinstance(network, UNet):
-        return SpaceTimeUNet(network)
-    if isinstance(network, LatentNetwork):
-        return LatentNetworkModule(network)
-    raise unknown_kind("a network", network, Network)
+    @property
+    def frame_noise(self) -> FrameNoise | None:
+        """How conditioning frames are noised."""
+        return FrameNoise(self.known_steps, self.known_step, self.timesteps) if self.known_steps else None
+
+    @property
+    def references(self) -> tuple[Reference, ...]:
+        """With an `External` spatial pattern, the features that the spatial attention of every transformer sees."""
+        return tuple(Reference(name=name, width=width) for name, width in self.unet.referenced.items())
+
+    def check_stage(self, stage: Any) -> None:
+        """Raise `UserError` where the U-Net has other input channels than what is stacked for it."""
+        latent, channels = stage.latent, self.out_channels
+        low = (3 if latent is None or latent.low_resolution == "pixels" else channels) * self.low_resolution
+        wanted = channels + low + channels * self.first_frame + self.in_place
+        wanted += sum(entry.width for entry in self.conditions)
+        if self.unet.in_channels != wanted:
+            raise UserError(f"Stage {stage.name!r}: network.unet.in_channels={self.unet.in_channels}; permitted: "
+                            f"{wanted}, for the noisy latents and what is joined to them")
+
+    def attended(self, frames: int, height: int, width: int) -> Iterator[int]:
+        """Tokens of the sequences over which its layers attend, but for those of one position over frames."""
+        unet = self.unet
+        for level, (attends, only_context) in enumerate(zip(unet.attention, unet.only_context, strict=True)):
+            tokens = (height >> level) * (width >> level)
+            for pattern in (unet.temporal_pattern, *(() if only_context else (unet.spatial_pattern,))):
+                if attends and pattern.layout != "positions":
+                    yield tokens * (frames if pattern.layout == "all" else 1)
+
+    def rematerialised(self, remat: str) -> LatentNetwork:
+        """The same with another rematerialisation."""
+        return dataclasses.replace(self, unet=dataclasses.replace(self.unet, remat=remat))
 
 
 def image_unet(unet: LatentUNet) -> LatentUNet:
     """The image network that a video network is without its layers over frames, norms per frame. Raises `UserError`
     where it has no other attention."""
     return dataclasses.replace(unet, temporal=False, stack=None, motion=None, offsets=0, mix_frames=0, known_channels=0,
-                               norm_over="frame")
+                               norm_over="frame", spatial_pattern=Spatial(), temporal_pattern=Temporal())
 
 
 class LatentNetworkModule(nn.Module):
-    """Noisy latents `[B, T, H, W, C]` and their log-SNR `[B]` to a prediction.
+    """Noisy latents `[B, T, H, W, C]` and their log-SNR, `[B]` or per frame `[B, T]`, to a prediction.
 
     `images` says how many frames at the end are independent images (joint training): they go through the network
     without its layers over frames, and the clip's own frames through all of it.
@@ -160,13 +188,16 @@ class LatentNetworkModule(nn.Module):
         nn.share_scope(self, self.unet)
 
     def __call__(
-        self, z: Float[Array, "b t h w c"], logsnr: Float[Array, " b"], conditioning: Conditioning | None = None,
-        *, train: bool = False, images: int = 0,
+        self, z: Float[Array, "b t h w c"], logsnr: Float[Array, " b"] | Float[Array, "b t"],
+        conditioning: Conditioning | None = None, *, train: bool = False, images: int = 0,
     ) -> Float[Array, "b t h w o"]:
         """Raises `UserError` for conditioning that is missing, and padded frames, which the network cannot hide."""
         spec = self.config
         conditioning = Conditioning() if conditioning is None else conditioning
         check_inputs(spec, z, logsnr, conditioning)
+        if images and isinstance(spec.unet.spatial_pattern, External):
+            raise UserError(f"{images} independent images for a U-Net whose spatial_pattern sees references; "
+                            "permitted: 0")
         if images and not spec.unet.context_channels:
             raise UserError(f"{images} independent images for a U-Net of context_channels=0, which has no attention of "
                             "its own within them; permitted: 0")
@@ -176,17 +207,20 @@ class LatentNetworkModule(nn.Module):
         told = {"scalars": _scalars(spec, conditioning), "classes": _classes(spec, conditioning, len(z))}
         clip = x.shape[1] - images
         of_clip = known[:, :clip] if spec.known == "layers" else None
-        y = self.unet(x[:, :clip], level, context[:, :1] if images else context, known=of_clip, train=train, **told)
+        references = conditioning.references or None
+        of_frames = level.ndim == 2
+        y = self.unet(x[:, :clip], level[:, :clip] if of_frames else level, context[:, :1] if images else context,
+                      known=of_clip, references=references, train=train, **told)
         if not images:
             return y
         alone = LatentUNetNetwork(image_unet(spec.unet), parent=None).apply(
-            {"params": self.variables["params"]}, x[:, clip:], level,
+            {"params": self.variables["params"]}, x[:, clip:], level[:, clip:] if of_frames else level,
             context[:, 1:] if spec.text is not None else context, **told)
         return jnp.concatenate([y, alone], axis=1)
 
 
 def check_inputs(
-    spec: LatentNetwork, z: Float[Array, "b t h w c"], logsnr: Float[Array, " ..."], conditioning: Conditioning
+    spec: LatentNetwork, z: Float[Array, "B T H W C"], logsnr: Float[Array, " ..."], conditioning: Conditioning
 ) -> None:
     """Raise `UserError` for a part that the network needs and that is absent, and for what it cannot take."""
     needed = {"embeddings": spec.text is not None, "text_mask": spec.text is not None, "image": spec.first_frame,
@@ -204,12 +238,12 @@ def check_inputs(
     if conditioning.frame_valid is not None:
         raise UserError("clips with padded frames for a LatentNetwork, whose layers over frames would see them; "
                         "permitted: clips of one length, or a UNet")
-    if logsnr.ndim != 1 or conditioning.references:
-        raise UserError(f"a LatentNetwork with noise levels of shape {logsnr.shape} and references "
-                        f"{list(conditioning.references)}; permitted: one level per clip, no references")
+    if logsnr.shape not in (z.shape[:1], z.shape[:2]):
+        raise UserError(f"noise levels of shape {logsnr.shape} for a video of shape {z.shape}; permitted: "
+                        f"{z.shape[:1]}, one per clip, or {z.shape[:2]}, one per frame")
 
 
-def _known(spec: LatentNetwork, conditioning: Conditioning) -> Float[Array, "b t h w k"] | None:
+def _known(spec: LatentNetwork, conditioning: Conditioning) -> Float[Array, "B T H W M"] | None:
     """Known latents, zero elsewhere, and their mask along the channels."""
     if not spec.observed:
         return None
@@ -231,7 +265,7 @@ def _stacked(spec: LatentNetwork, z: Array, conditioning: Conditioning, known: A
     return jnp.concatenate(parts, axis=-1)
 
 
-def _context(spec: LatentNetwork, batch: int, conditioning: Conditioning) -> Float[Array, "b g l e"] | None:
+def _context(spec: LatentNetwork, batch: int, conditioning: Conditioning) -> Float[Array, "B G L E"] | None:
     if not spec.unet.context_channels:
         return None
     if spec.text is None:
@@ -239,13 +273,13 @@ def _context(spec: LatentNetwork, batch: int, conditioning: Conditioning) -> Flo
     return jnp.where(conditioning.text_mask[..., None], conditioning.embeddings, 0)
 
 
-def _scalars(spec: LatentNetwork, conditioning: Conditioning) -> Float[Array, "b n"] | None:
+def _scalars(spec: LatentNetwork, conditioning: Conditioning) -> Float[Array, "B N"] | None:
     if not spec.scalars:
         return None
     return jnp.stack([conditioning.scalars[name] - (name == "fps") for name in spec.scalars], axis=-1)
 
 
-def _classes(spec: LatentNetwork, conditioning: Conditioning, batch: int) -> Int[Array, " b"] | None:
+def _classes(spec: LatentNetwork, conditioning: Conditioning, batch: int) -> Int[Array, " B"] | None:
     if spec.rate is not None:
         return jnp.full((batch,), spec.rate, jnp.int32)
     if spec.known_steps:

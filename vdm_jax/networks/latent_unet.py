@@ -1,29 +1,34 @@
 """The U-Nets of open latent models, layer for layer: Stable Diffusion 1.x and 2.x and the video models made of them.
 
-They are networks of their own, and not configs of `unet.py`, because weights fit one order of layers only. A video
+They are assemblies of their own of the blocks of all networks, and not configs of `unet.py`, because weights fit one
+order of layers only. Any attention pattern may take the place of theirs: `spatial_pattern=SparseCausal()` makes an
+image network one of videos (Tune-A-Video: Wu et al. 2022, arXiv 2212.11565), and an `External` one lets it see the
+reference features that `reference_tokens` takes from another (ReferenceNet: Hu et al. 2023, arXiv 2311.17117). A video
 network without its temporal layers is the image network (Blattmann et al. 2023, arXiv 2311.15127).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
+from vdm_jax.attention import AttentionPattern, External, Spatial, Temporal
+from vdm_jax.attention.capability import require
 from vdm_jax.configuration import Count, Depth, Positive, Size, SizeOrZero, Width, WidthOrZero, config
 from vdm_jax.errors import UserError
 from vdm_jax.networks.autoencoder_blocks import Double
+from vdm_jax.networks.blocks.attention import INPUTS
 from vdm_jax.networks.latent_frames import (
     MOTION_V1,
     MOTION_V2,
     MOTION_V3,
-    FrameConvolutions,
-    FrameTransformer,
     Motion,
     Stack,
+    frame_convolutions,
     motion_module,
 )
 from vdm_jax.networks.latent_unet_blocks import (
@@ -36,6 +41,8 @@ from vdm_jax.networks.latent_unet_blocks import (
     level_code,
 )
 from vdm_jax.networks.layers import Convolution, Dense, GroupNorm, silu
+from vdm_jax.networks.remat import name_input, rematerialised
+from vdm_jax.parallel.rules import spread
 
 
 @config
@@ -67,9 +74,13 @@ class LatentUNet:
     groups: Count = 32  # of the norms
     # Of the norms in residual blocks: on the way down with and without attention, in the middle, on the way up.
     epsilons: tuple[Positive, Positive, Positive, Positive] = (1e-5, 1e-5, 1e-5, 1e-5)
+    spatial_pattern: AttentionPattern = Spatial()  # of the spatial layers
+    temporal_pattern: AttentionPattern = Temporal()  # of the temporal layers
     attention_kernel: str = "auto"  # see `vdm_jax.attention`
-    attention_context: str = "none"  # of attention over frames; attention within frames has nothing to exchange
+    attention_context: str = "none"  # of attention between frames; attention within frames has nothing to exchange
+    spread: Literal["frames", "height"] = "frames"  # what of a video is split over the mesh axis `context`
     dtype: str = "float32"  # of the activations
+    remat: Literal["none", "dots", "full", "offload"] = "none"  # what the backward pass recomputes; networks/remat.py
 
     @property
     def video(self) -> bool:
@@ -83,7 +94,7 @@ class LatentUNet:
                 raise UserError(f"LatentUNet.{name}={getattr(self, name)} for {levels} levels; permitted: an entry "
                                 "each")
         for width, heads in zip(self.widths, self.heads, strict=True):
-            if width < 1 or width % self.groups or heads < 1 or width % heads:
+            if width % self.groups or width % heads:
                 raise UserError(f"LatentUNet.widths={self.widths} with heads={self.heads}, groups={self.groups}; "
                                 "permitted: multiples of both")
             if self.motion and (width % self.motion.heads or width % self.motion.groups):
@@ -95,10 +106,39 @@ class LatentUNet:
         if not self.temporal and (self.mix_frames or self.known_channels):
             raise UserError(f"LatentUNet: mix_frames={self.mix_frames}, known_channels={self.known_channels} with "
                             "temporal=False; permitted: 0")
-        if self.norm_over not in ("frame", "clip"):
-            raise UserError(f"LatentUNet.norm_over={self.norm_over!r} is not valid; permitted: 'frame', 'clip'")
+        self._check_attention()
         if not self.context_channels and not self.offsets:
             raise UserError("LatentUNet: context_channels=0 with offsets=0; permitted: offsets above 0 there")
+
+    def _check_attention(self) -> None:
+        """Raise `UserError` for patterns that the kernel and context cannot compute, and outside tokens over time."""
+        if isinstance(self.temporal_pattern, External):
+            raise UserError("LatentUNet.temporal_pattern=External(...); permitted: patterns of the video alone, and "
+                            "External in spatial_pattern")
+        for pattern in (self.spatial_pattern, self.temporal_pattern):
+            context = "none" if pattern.layout == "frames" else self.attention_context
+            relative = bool(self.offsets) and pattern is self.temporal_pattern
+            require(pattern, self.attention_kernel, context, external=isinstance(pattern, External), bias=relative,
+                    offset_values=relative)
+
+    @property
+    def transformers(self) -> dict[str, int]:
+        """Name of every transformer and its channels, in the order in which the network applies them."""
+        down = {f"down_{i}_{j}_transformer": width for i, width in enumerate(self.widths) if self.attention[i]
+                for j in range(self.blocks)}
+        up = {f"up_{k}_{j}_transformer": self.widths[i] for k, i in enumerate(reversed(range(len(self.widths))))
+              if self.attention[i] for j in range(self.blocks + 1)}
+        return {**down, "middle_transformer": self.widths[-1], **up}
+
+    @property
+    def referenced(self) -> dict[str, int]:
+        """The transformers that see reference tokens, and their channels: with an `External` spatial pattern those
+        that have attention among the tokens of the video."""
+        if not isinstance(self.spatial_pattern, External):
+            return {}
+        alone = {f"{way}_{i if way == 'down' else len(self.widths) - 1 - i}_" for way in ("down", "up")
+                 for i, only_context in enumerate(self.only_context) if only_context}
+        return {name: width for name, width in self.transformers.items() if not name.startswith(tuple(alone))}
 
 
 LATENT_UNET_SD1 = LatentUNet()
@@ -142,38 +182,56 @@ class LatentUNetNetwork(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t h w c"], level: Float[Array, " b"], context: Float[Array, "b g l e"] | None = None,
-        *, scalars: Float[Array, "b n"] | None = None, classes: Int[Array, " b"] | None = None,
-        images: Bool[Array, "b t"] | None = None, control: Control | None = None,
-        known: Float[Array, "b t h w k"] | None = None, train: bool = False,
+        self, x: Float[Array, "b t h w c"], level: Float[Array, " b"] | Float[Array, "b t"],
+        context: Float[Array, "b g l e"] | None = None, *, scalars: Float[Array, "b n"] | None = None,
+        classes: Int[Array, " b"] | None = None, control: Control | None = None,
+        known: Float[Array, "b t h w k"] | None = None,
+        references: dict[str, Float[Array, "b _ _ _"]] | None = None, train: bool = False,
     ) -> Float[Array, "b t h w o"]:
-        """`level` is the timestep, or ln(sigma) / 4 in Stable Video Diffusion; the context has one group of tokens for
-        the clip or one per frame. Frames that are independent images pass the layers over frames by. `control` is what
-        a ControlNet made of the same latents; `known` has known latents, zero elsewhere, and their mask.
+        """`level` is the timestep, or ln(sigma) / 4 in Stable Video Diffusion, of the clip or of each frame; the
+        context has one group of tokens for the clip or one per frame, as do the `references` of an `External` pattern,
+        by transformer (`reference_tokens`). `control` is what a ControlNet made of the same
+        latents; `known` has known latents, zero elsewhere, and their mask.
         """
         spec, dtype = self.config, jnp.dtype(self.config.dtype)
         check(spec, x, context, scalars, classes, known)
+        check_references(spec, x, references)
         context = None if context is None else context.astype(dtype)
         levels = None if known is None else known_by_level(spec, known)
-        given = Given(embed(self, spec, level, scalars, classes), context, images, levels, train)
-        x = Convolution(spec.widths[0], dtype=dtype, name="stem")(x)
+        given = Given(embed(self, spec, level, scalars, classes), context, levels, train, references)
+        x = Convolution(spec.widths[0], dtype=dtype, spread=spec.spread, name="stem")(x)
+        x = spread(x, spec.spread, must=False)
         if spec.stack:
-            head_dim = spec.widths[0] // spec.heads[0]
-            x = FrameTransformer(spec.stack.first_heads, head_dim, spec.groups, sizes_of(spec), name="stem_motion")(
-                x, images)
-        x, skips = way_down(spec, x, given)
-        x = middle(spec, x, given)
+            head_dim, heads = spec.widths[0] // spec.heads[0], spec.stack.first_heads
+            x = sizes_of(spec).temporal_transformer(heads, heads * head_dim, "stem_motion")(x)
+        x, skips = way_down(self, spec, x, given)
+        x = middle(self, spec, x, given)
         if control is not None:
             skips, x = _controlled(skips, x, control)
         for k, i in enumerate(reversed(range(len(spec.widths)))):
             for j in range(spec.blocks + 1):
                 x = jnp.concatenate([x, skips.pop()], axis=-1)
-                x = _block(spec, x, given, f"up_{k}_{j}", i, spec.epsilons[3])
+                x = _block(self, spec, x, given, f"up_{k}_{j}", i, spec.epsilons[3])
             if i:  # a side that was odd is one pixel shorter than twice
                 x = Double(dtype, name=f"upsample_{k}", shape=skips[-1].shape[2:4])(x)
         x = silu(GroupNorm(spec.groups, spec.norm_over, 1e-5, name="norm")(x))
         # The prediction is not rounded to bfloat16, as in `UNet`: samplers add many of them.
-        return Convolution(spec.out_channels, dtype=jnp.float32, name="out")(x.astype(jnp.float32))
+        return Convolution(spec.out_channels, spread=spec.spread, name="out")(x.astype(jnp.float32))
+
+
+def reference_tokens(intermediates: dict[str, Any]) -> dict[str, Float[Array, "_ _ _ _"]]:
+    """What the spatial self-attentions of a network attend from: the references of another one of its sizes.
+
+    `intermediates` are those of `LatentUNetNetwork(...).apply(..., mutable=["intermediates"])`. Each frame is a group.
+    """
+    found = {}
+    for name, inside in intermediates.items():
+        if name.endswith("_transformer"):
+            inside = inside.get("space", {}).get("self_attention") or inside.get("space_attention") or {}
+            if INPUTS in inside:
+                (x,) = inside[INPUTS]
+                found[name] = x.reshape(*x.shape[:2], -1, x.shape[-1])
+    return found
 
 
 # ------------------------------------------------ parts, which make their layers in the network that calls them
@@ -200,104 +258,128 @@ def check(
         raise UserError(f"scalars and classes and known frames of shape {found}; permitted: {wanted}")
 
 
+def check_references(spec: LatentUNet, x: Array, references: dict[str, Array] | None) -> None:
+    """Raises `UserError` for reference tokens that are absent, unknown or of shapes that do not fit."""
+    wanted, references = spec.referenced, references or {}
+    if references.keys() != wanted.keys():
+        raise UserError(f"references of {', '.join(references) or 'nothing'}; permitted: of "
+                        f"{', '.join(wanted) or 'nothing, without an External spatial_pattern'}")
+    for name, channels in wanted.items():
+        shape = references[name].shape
+        if len(shape) != 4 or shape[0] != len(x) or shape[1] not in (1, x.shape[1]) or shape[3] != channels:
+            raise UserError(f"references[{name!r}] of shape {shape}; permitted: [{len(x)}, 1 or {x.shape[1]}, tokens, "
+                            f"{channels}]")
+
+
 def sizes_of(spec: LatentUNet) -> Sizes:
     """What all blocks share."""
     return Sizes(spec.groups, spec.temporal, spec.convolve_tokens, spec.attention_kernel, jnp.dtype(spec.dtype),
-                 spec.attention_context, spec.norm_over, spec.film, spec.mix_frames, spec.offsets)
+                 spec.attention_context, spec.norm_over, spec.film, spec.mix_frames, spec.offsets,
+                 spec.spatial_pattern, spec.temporal_pattern, spec.spread)
 
 
 def embed(
-    module: nn.Module, spec: LatentUNet, level: Float[Array, " b"], scalars: Float[Array, "b n"] | None = None,
-    classes: Int[Array, " b"] | None = None,
-) -> Float[Array, "b e"]:
-    """The vector that residual blocks see, of noise level, scalars and class; its table is a parameter of `module`."""
+    module: nn.Module, spec: LatentUNet, level: Float[Array, " b"] | Float[Array, "b t"],
+    scalars: Float[Array, "b n"] | None = None, classes: Int[Array, " b"] | None = None,
+) -> Float[Array, "b g e"]:
+    """The vector that residual blocks see, of noise level (of the clip or of each frame), scalars and class; its table
+    is a parameter of `module`."""
     dtype, channels = jnp.dtype(spec.dtype), 4 * spec.widths[0]
 
     def hidden(code: Array, name: str) -> Array:
         h = silu(Dense(channels, dtype=dtype, name=f"{name}_in")(code))
         return Dense(channels, dtype=dtype, name=f"{name}_out")(h)
 
-    embedding = hidden(level_code(level, spec.widths[0]), "level")
+    embedding = hidden(level_code(level if level.ndim == 2 else level[:, None], spec.widths[0]), "level")
     if spec.scalars:
         code = level_code(scalars, spec.scalar_channels)
-        embedding = embedding + hidden(code.reshape(len(code), -1), "scalars")
+        embedding = embedding + hidden(code.reshape(len(code), 1, -1), "scalars")
     if spec.classes:
         table = module.param("classes", nn.initializers.normal(1.0), (spec.classes, channels))
-        embedding = embedding + table[classes].astype(dtype)
+        embedding = embedding + table[classes].astype(dtype)[:, None]
     return embedding
 
 
-def known_by_level(spec: LatentUNet, known: Float[Array, "b t h w k"]) -> tuple[Array, ...]:
+def known_by_level(spec: LatentUNet, known: Float[Array, "B T H W M"]) -> tuple[Array, ...]:
     """Known frames and their mask at the resolution of each level, by learned convolutions."""
     levels, dtype = [known.astype(spec.dtype)], jnp.dtype(spec.dtype)
     for i in range(len(spec.widths) - 1):
-        halve = Convolution(spec.known_channels, strides=(2, 2), dtype=dtype, name=f"known_{i}")
+        halve = Convolution(spec.known_channels, strides=(2, 2), dtype=dtype, spread=spec.spread, name=f"known_{i}")
         levels.append(halve(levels[-1]))
     return tuple(levels)
 
 
 def way_down(
-    spec: LatentUNet, x: Float[Array, "b t h w c"], given: Given
+    module: nn.Module, spec: LatentUNet, x: Float[Array, "b t h w c"], given: Given
 ) -> tuple[Float[Array, "b t h2 w2 c2"], list[Array]]:
     """The blocks before the middle; returns their output and what the way up sees of them, `x` first."""
     skips, last, dtype = [x], len(spec.widths) - 1, jnp.dtype(spec.dtype)
     attending, plain = spec.epsilons[:2]
     for i, transform in enumerate(spec.attention):
         for j in range(spec.blocks):
-            x = _block(spec, x, given, f"down_{i}_{j}", i, attending if transform else plain)
+            x = _block(module, spec, x, given, f"down_{i}_{j}", i, attending if transform else plain)
             skips.append(x)
         if i < last:
-            x = Convolution(spec.widths[i], strides=(2, 2), dtype=dtype, name=f"downsample_{i}")(x)
+            x = Convolution(spec.widths[i], strides=(2, 2), dtype=dtype, spread=spec.spread, name=f"downsample_{i}")(x)
             skips.append(x)
     return x, skips
 
 
-def middle(spec: LatentUNet, x: Float[Array, "b t h w c"], given: Given) -> Float[Array, "b t h w c"]:
+def middle(
+    module: nn.Module, spec: LatentUNet, x: Float[Array, "b t h w c"], given: Given
+) -> Float[Array, "b t h w c"]:
     """Two residual blocks at the coarsest level, with a transformer between them."""
-    epsilon = spec.epsilons[2]
-    x = _residual(spec, x, given, "middle_in", -1, epsilon)
-    x = _transformer(spec, x, given, "middle_transformer", -1, False)
-    if spec.stack or (spec.motion and spec.motion.middle):
-        x = _motion(spec, x, given, "middle_motion", -1)
-    return _residual(spec, x, given, "middle_out", -1, epsilon)
+
+    def layers(module: nn.Module, x: Array, given: Given) -> Array:
+        x, epsilon = name_input(x, spec.remat), spec.epsilons[2]
+        x = _residual(spec, x, given, "middle_in", -1, epsilon)
+        x = _transformer(spec, x, given, "middle_transformer", -1, False)
+        if spec.stack or (spec.motion and spec.motion.middle):
+            x = _motion(spec, x, given, "middle_motion", -1)
+        return _residual(spec, x, given, "middle_out", -1, epsilon)
+
+    return spread(rematerialised(layers, spec.remat)(module, x, _at(given, -1)), spec.spread, must=False)
 
 
 def _block(
-    spec: LatentUNet, x: Float[Array, "b t h w c"], given: Given, name: str, i: int, epsilon: float
+    module: nn.Module, spec: LatentUNet, x: Float[Array, "b t h w c"], given: Given, name: str, i: int, epsilon: float
 ) -> Float[Array, "b t h w o"]:
-    """A residual block of level `i` and the transformers after it."""
-    x = _residual(spec, x, given, name, i, epsilon)
-    if spec.attention[i]:
-        x = _transformer(spec, x, given, f"{name}_transformer", i, spec.only_context[i])
-    if spec.motion or (spec.stack and spec.attention[i]):
-        x = _motion(spec, x, given, f"{name}_motion", i)
-    return x
+    """A residual block of level `i` and the transformers after it, rematerialised as one."""
+
+    def layers(module: nn.Module, x: Array, given: Given) -> Array:
+        x = _residual(spec, name_input(x, spec.remat), given, name, i, epsilon)
+        if spec.attention[i]:
+            x = _transformer(spec, x, given, f"{name}_transformer", i, spec.only_context[i])
+        if spec.motion or (spec.stack and spec.attention[i]):
+            x = _motion(spec, x, given, f"{name}_motion", i)
+        return x
+
+    return spread(rematerialised(layers, spec.remat)(module, x, _at(given, i)), spec.spread, must=False)
 
 
 def _at(given: Given, i: int) -> Given:
     """What the blocks of a level see."""
-    return given if given.known is None else given._replace(known=given.known[i])
+    return given if given.known is None else given.replace(known=given.known[i])
 
 
 def _transformer(spec: LatentUNet, x: Array, given: Given, name: str, i: int, only_context: bool) -> Array:
+    given = given.replace(references=(given.references or {}).get(name))
     if not spec.context_channels:
         return FactorisedAttention(spec.heads[i], sizes_of(spec), name=name)(x, given)
-    return TokenTransformer(spec.heads[i], sizes_of(spec), only_context, name=name)(x, _at(given, i))
+    return TokenTransformer(spec.heads[i], sizes_of(spec), only_context, name=name)(x, given)
 
 
 def _residual(spec: LatentUNet, x: Array, given: Given, name: str, i: int, epsilon: float) -> Array:
-    x = LatentBlock(spec.widths[i], sizes_of(spec), epsilon, name=name)(x, _at(given, i))
+    x = LatentBlock(spec.widths[i], sizes_of(spec), epsilon, name=name)(x, given)
     if not spec.stack:
         return x
-    convolutions = FrameConvolutions(sizes_of(spec), spec.stack.dropout, name=f"{name}_frames")
-    return convolutions(x, given.images, given.train)
+    return frame_convolutions(spec.stack, sizes_of(spec), f"{name}_frames")(x, train=given.train)
 
 
 def _motion(spec: LatentUNet, x: Array, given: Given, name: str, i: int) -> Array:
     if spec.motion:
-        return motion_module(spec.motion, sizes_of(spec), x.shape[-1], name)(x, given.images)
-    module = FrameTransformer(spec.heads[i], x.shape[-1] // spec.heads[i], spec.groups, sizes_of(spec), name=name)
-    return module(x, given.images)
+        return motion_module(spec.motion, sizes_of(spec), x.shape[-1], name)(x)
+    return sizes_of(spec).temporal_transformer(spec.heads[i], x.shape[-1], name)(x)
 
 
 def _controlled(skips: list[Array], x: Array, control: Control) -> tuple[list[Array], Array]:

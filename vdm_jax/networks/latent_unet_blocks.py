@@ -1,4 +1,5 @@
-"""Blocks of the U-Nets of open latent models: residual blocks and transformers over space, and over time.
+"""Blocks of the U-Nets of open latent models, assembled from those of all networks: residual blocks and transformers
+over space, and over time.
 
 The layers of Stable Diffusion (Rombach et al. 2022, arXiv 2112.10752) and, between them, those of Stable Video
 Diffusion (Blattmann et al. 2023, arXiv 2311.15127). In both mixes a learned share is that of the spatial layers.
@@ -6,39 +7,42 @@ Diffusion (Blattmann et al. 2023, arXiv 2311.15127). In both mixes a learned sha
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
+import flax.struct
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from vdm_jax.attention import Spatial, Temporal, attend
-from vdm_jax.attention.kernels.xla import Keys, dense
-from vdm_jax.networks.autoencoder_blocks import Mix, ResidualBlock
-from vdm_jax.networks.layers import Convolution, Dense, GroupNorm, Initializer, PartedDense, fan_in, silu, zeros
-from vdm_jax.networks.positions import RelativeKeys, RelativeValues
+from vdm_jax.attention import AttentionPattern, Spatial, Temporal
+from vdm_jax.networks.blocks.attention import Attention
+from vdm_jax.networks.blocks.feed_forward import FeedForward
+from vdm_jax.networks.blocks.residual import ResidualBlock
+from vdm_jax.networks.blocks.sinusoids import sinusoids
+from vdm_jax.networks.blocks.temporal import Mix, TemporalTransformer
+from vdm_jax.networks.layers import Convolution, Dense, GroupNorm, silu, zeros
 
 TOKEN_EPSILON = 1e-6  # of the norm before a transformer
 
 
-class Given(NamedTuple):
+@flax.struct.dataclass
+class Given:
     """What the blocks see beside the video."""
 
-    embedding: Float[Array, "b e"]  # of noise level, scalars and class
+    embedding: Float[Array, "b g e"] | None  # of noise level, scalars and class: one for the clip or one per frame
     context: Float[Array, "b g l e"] | None  # tokens of the text or image, one group for the clip or one per frame
-    images: Bool[Array, "b t"] | None  # frames that are independent images
     # Known frames and their mask: by level, and in a block those of its level
     known: tuple[Float[Array, "b t h w k"], ...] | Float[Array, "b t h w k"] | None = None
-    train: bool = False  # with dropout
+    train: bool = flax.struct.field(pytree_node=False, default=False)  # with dropout
+    # Reference tokens of every transformer, and in a block those of its own
+    references: dict[str, Float[Array, "b _ _ _"]] | Float[Array, "b _ _ _"] | None = None
 
 
 class Control(NamedTuple):
     """What a network beside the U-Net adds to its features."""
 
-    skips: tuple[Float[Array, "b t h w c"], ...]  # in the order of the way down, the first convolution's included
-    middle: Float[Array, "b t h w c"]
+    skips: tuple[Float[Array, "B T H W C"], ...]  # in the order of the way down, the first convolution's included
+    middle: Float[Array, "B T H W C"]
 
 
 class Sizes(NamedTuple):
@@ -49,32 +53,46 @@ class Sizes(NamedTuple):
     convolve_tokens: bool
     kernel: str  # of attention
     dtype: jnp.dtype
-    context: str = "none"  # of attention over frames: how it is spread over devices
+    context: str = "none"  # of attention between frames: how it is distributed over devices
     norm_over: str = "frame"  # statistics of the norms
     film: bool = False  # how the embedding enters residual blocks
     mix_frames: int = 0  # that have a share of their own in mixes; 0: one for all
     offsets: int = 0  # furthest offset that attention over frames tells apart; 0: none of that kind
+    spatial_pattern: AttentionPattern = Spatial()
+    temporal_pattern: AttentionPattern = Temporal()
+    spread: str = "frames"  # what of the video the mesh splits, if it does
+
+    def attention(self, heads: int, pattern: AttentionPattern | None, name: str, **options: Any) -> Attention:
+        """Attention by separate projections, as released weights have them; without a pattern, to the context."""
+        return Attention(heads=heads, pattern=pattern, joint=False, kernel=self.kernel, context=self.context,
+                         dtype=self.dtype, spread=self.spread, name=name, **options)
+
+    def relative(self) -> dict[str, Any]:
+        """Options of attention over frames whose keys and values have learned vectors of the offset added (Shaw et al.
+        2018, arXiv 1803.02155); further offsets share the last one's."""
+        return {"position": "shaw_key_value", "position_names": ("offset_keys", "offset_values"),
+                "max_offset": self.offsets, "out_init": zeros}
+
+    def feed_forward(self, name: str) -> FeedForward:
+        """`out(value * gelu(gate))` with four times the channels inside, and the exact GELU."""
+        return FeedForward(activation="gelu", gate="joint", dtype=self.dtype, name=name)
+
+    def temporal_transformer(self, heads: int, channels: int, name: str) -> TemporalTransformer:
+        """Two temporal self-attentions and a feed-forward."""
+        return TemporalTransformer(heads, channels // heads, self.groups, self.temporal_pattern, kernel=self.kernel,
+                                   context=self.context, dtype=self.dtype, spread=self.spread, name=name)
 
 
-def beside(
-    x: Float[Array, "b t h w c"], change: Float[Array, "b t h w c"], images: Bool[Array, "b t"] | None
-) -> Float[Array, "b t h w c"]:
-    """`x + change`, and `x` alone in frames that are independent images."""
-    return x + (change if images is None else jnp.where(images[:, :, None, None, None], 0, change))
-
-
-def told(x: Float[Array, "b t h w c"], given: Given, dtype: jnp.dtype) -> Float[Array, "b t h w c"]:
+def told(x: Float[Array, "B T H W C"], given: Given, dtype: jnp.dtype) -> Float[Array, "B T H W C"]:
     """What a layer over frames sees: features, and what is known of frames by a map that starts at zero."""
     if given.known is None:
         return x
     return x + Dense(x.shape[-1], kernel_init=zeros, dtype=dtype, name="known")(given.known)
 
 
-def level_code(x: Float[Array, "*b"], channels: int) -> Float[Array, "*b c"]:
+def level_code(x: Float[Array, "*batch"], channels: int) -> Float[Array, "*batch C"]:
     """Cosines, then sines, of `x` at periods from 2 pi to almost 20,000 pi."""
-    half = channels // 2
-    angle = x[..., None].astype(jnp.float32) * jnp.exp(-math.log(10_000) * jnp.arange(half) / half)
-    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+    return sinusoids(x, channels, order="cos_sin", endpoint=False)
 
 
 class LatentBlock(nn.Module):
@@ -85,68 +103,16 @@ class LatentBlock(nn.Module):
     epsilon: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"], given: Given) -> Float[Array, "b t h w o"]:
+    def __call__(self, x: Float[Array, "B T H W C"], given: Given) -> Float[Array, "B T H W O"]:
         sizes = self.sizes
-        options = {"groups": sizes.groups, "epsilon": self.epsilon, "dtype": sizes.dtype}
+        options = {"groups": sizes.groups, "epsilon": self.epsilon, "dtype": sizes.dtype, "spread": sizes.spread}
         residual = ResidualBlock(self.features, over=sizes.norm_over, film=sizes.film, **options, name="residual")
         x = residual(x, given.embedding)
         if not sizes.temporal:
             return x
         over_frames = ResidualBlock(self.features, (3, 1, 1), "clip", **options, name="temporal_residual")
         y = over_frames(told(x, given, sizes.dtype), given.embedding)
-        return Mix("spatial", 0.5, sizes.mix_frames, name="mix")(x, y, given.images)
-
-
-class TokenAttention(nn.Module):
-    """Attention of the tokens of a video among themselves or to context tokens.
-
-    With `offsets`, keys and values have learned vectors of the offset added (Shaw et al. 2018, arXiv 1803.02155);
-    further offsets share the last one's.
-    """
-
-    heads: int
-    sizes: Sizes
-    pattern: Spatial | Temporal | None = None  # None: to the context
-    offsets: int = 0
-    bias: bool = False  # of queries, keys and values
-    out_init: Initializer = fan_in
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "b t h w c"], context: Float[Array, "b g l e"] | None = None
-    ) -> Float[Array, "b t h w c"]:
-        channels, dtype = x.shape[-1], self.sizes.dtype
-
-        def project(tokens: Array, name: str) -> Float[Array, "*b k d"]:
-            y = Dense(channels, use_bias=self.bias, dtype=dtype, name=name)(tokens)
-            return y.reshape(*tokens.shape[:-1], self.heads, channels // self.heads)
-
-        seen = x if self.pattern is not None else context
-        q, k, v = project(x, "query"), project(seen, "key"), project(seen, "value")
-        if self.pattern is not None:
-            relative = self._relative(q) if self.offsets else {}
-            context = self.sizes.context if self.pattern.layout == "positions" else "none"
-            y = attend(q, k, v, pattern=self.pattern, kernel=self.sizes.kernel, context=context, **relative)
-        else:
-            batch, frames, height, width = x.shape[:4]
-            y = dense(q.reshape(batch, frames, height * width, *q.shape[4:]), Keys(k, v))
-        return Dense(channels, kernel_init=self.out_init, dtype=dtype, name="out")(y.reshape(x.shape))
-
-    def _relative(self, q: Float[Array, "b t h w k d"]) -> dict[str, Any]:
-        layout = self.pattern.layout
-        return {"bias": RelativeKeys(self.offsets, name="offset_keys")(q, layout),
-                "offset_values": RelativeValues(q.shape[-1], self.offsets, name="offset_values")(layout)}
-
-
-class GatedFeedForward(nn.Module):
-    """`out(value * gelu(gate))` with four times the channels inside, and the exact GELU."""
-
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
-        value, gate = PartedDense(2, 4 * x.shape[-1], dtype=self.dtype, name="expand")(x)
-        return Dense(x.shape[-1], dtype=self.dtype, name="out")(value * jax.nn.gelu(gate, approximate=False))
+        return Mix("spatial", 0.5, sizes.mix_frames, name="mix")(x, y)
 
 
 class TokenBlock(nn.Module):
@@ -160,27 +126,30 @@ class TokenBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t h w c"], context: Float[Array, "b g l e"], images: Bool[Array, "b t"] | None = None
+        self, x: Float[Array, "b t h w c"], context: Float[Array, "b g l e"],
+        references: Float[Array, "b r m c"] | None = None,
     ) -> Float[Array, "b t h w c"]:
+        sizes = self.sizes
 
         def norm(name: str) -> nn.Module:
-            return nn.LayerNorm(1e-5, dtype=self.sizes.dtype, name=f"norm_{name}")
+            return nn.LayerNorm(1e-5, dtype=sizes.dtype, name=f"norm_{name}")
+
+        def over_frames(i: int, x: Array) -> Array:
+            if not sizes.offsets:
+                return x
+            name = f"time_attention_{i}"
+            attention = sizes.attention(self.heads, sizes.temporal_pattern, name, **sizes.relative())
+            return x + attention(norm(name)(x))
 
         if self.over_time:
-            x = x + GatedFeedForward(self.sizes.dtype, name="feed_forward_0")(norm("in")(x))
-        pattern = None if self.only_context else Temporal() if self.over_time else Spatial()
-        def over_frames(i: int, x: Array) -> Array:
-            if not self.sizes.offsets:
-                return x
-            attention = TokenAttention(self.heads, self.sizes, Temporal(), self.sizes.offsets, out_init=zeros,
-                                       name=f"time_attention_{i}")
-            return beside(x, attention(norm(f"time_attention_{i}")(x)), images)
-
-        first = TokenAttention(self.heads, self.sizes, pattern, name="self_attention")
-        x = over_frames(0, x + first(norm("attention")(x), context))
-        x = x + TokenAttention(self.heads, self.sizes, name="cross_attention")(norm("context")(x), context)
-        x = over_frames(1, x)
-        return x + GatedFeedForward(self.sizes.dtype, name="feed_forward_1")(norm("feed_forward")(x))
+            x = x + sizes.feed_forward("feed_forward_0")(norm("in")(x))
+        pattern = sizes.temporal_pattern if self.over_time else sizes.spatial_pattern
+        first = sizes.attention(self.heads, None if self.only_context else pattern, "self_attention")
+        outside = (context if self.only_context else references, None)
+        x = over_frames(0, x + first(norm("attention")(x), None, outside))
+        to_context = sizes.attention(self.heads, None, "cross_attention")
+        x = over_frames(1, x + to_context(norm("context")(x), None, (context, None)))
+        return x + sizes.feed_forward("feed_forward_1")(norm("feed_forward")(x))
 
 
 class TokenTransformer(nn.Module):
@@ -196,23 +165,23 @@ class TokenTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"], given: Given) -> Float[Array, "b t h w c"]:
-        channels, dtype = x.shape[-1], self.sizes.dtype
+        channels, sizes, dtype = x.shape[-1], self.sizes, self.sizes.dtype
 
         def pointwise(name: str) -> nn.Module:
-            if self.sizes.convolve_tokens:
-                return Convolution(channels, (1, 1, 1), dtype=dtype, name=name)
+            if sizes.convolve_tokens:
+                return Convolution(channels, (1, 1, 1), dtype=dtype, spread=sizes.spread, name=name)
             return Dense(channels, dtype=dtype, name=name)
 
-        h = pointwise("in")(GroupNorm(self.sizes.groups, self.sizes.norm_over, TOKEN_EPSILON, name="norm")(x))
-        within = TokenBlock(self.heads, self.sizes, only_context=self.only_context, name="space")
-        h = within(h, given.context, given.images)
-        if self.sizes.temporal:
+        h = pointwise("in")(GroupNorm(sizes.groups, sizes.norm_over, TOKEN_EPSILON, name="norm")(x))
+        within = TokenBlock(self.heads, sizes, only_context=self.only_context, name="space")
+        h = within(h, given.context, given.references)
+        if sizes.temporal:
             places = level_code(jnp.arange(x.shape[1]), channels)
             places = silu(Dense(4 * channels, dtype=dtype, name="places_in")(places))
             places = Dense(channels, dtype=dtype, name="places_out")(places)[:, None, None]
-            over_frames = TokenBlock(self.heads, self.sizes, over_time=True, name="time")
+            over_frames = TokenBlock(self.heads, sizes, over_time=True, name="time")
             y = over_frames(told(h + places, given, dtype), given.context[:, :1])
-            h = Mix("spatial", 0.5, self.sizes.mix_frames, name="mix")(h, y, given.images)
+            h = Mix("spatial", 0.5, sizes.mix_frames, name="mix")(h, y)
         return x + pointwise("out")(h)
 
 
@@ -227,13 +196,15 @@ class FactorisedAttention(nn.Module):
     sizes: Sizes
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"], given: Given) -> Float[Array, "b t h w c"]:
+    def __call__(self, x: Float[Array, "B T H W C"], given: Given) -> Float[Array, "B T H W C"]:
         batch, frames, height, width, channels = x.shape
-        options = {"bias": True, "out_init": zeros}
-        h = GroupNorm(self.sizes.groups, name="norm_space")(x)
-        x = x + TokenAttention(self.heads, self.sizes, Spatial(), **options, name="space_attention")(h)
+        sizes = self.sizes
+        h = GroupNorm(sizes.groups, name="norm_space")(x)
+        within = sizes.attention(self.heads, sizes.spatial_pattern, "space_attention", bias=True, out_init=zeros)
+        x = x + within(h, None, (given.references, None))
         h = jnp.moveaxis(x, 1, 3).reshape(-1, frames, 1, 1, channels)
-        h = GroupNorm(self.sizes.groups, "clip", name="norm_time")(h)
+        h = GroupNorm(sizes.groups, "clip", name="norm_time")(h)
         h = jnp.moveaxis(h.reshape(batch, height, width, frames, channels), 3, 1)
-        y = TokenAttention(self.heads, self.sizes, Temporal(), self.sizes.offsets, **options, name="time_attention")(h)
-        return beside(x, y, given.images)
+        over_frames = sizes.attention(self.heads, sizes.temporal_pattern, "time_attention", bias=True,
+                                      **sizes.relative())
+        return x + over_frames(h)

@@ -7,6 +7,7 @@ keep the canonical shape `(kt, kh, kw, Cin, Cout)` whatever the execution, so we
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -30,9 +31,9 @@ WINDOW = 256  # positions of a frame from which on that pays
 
 
 def convolve(
-    x: Float[Array, "b t h w c"], kernel: Float[Array, "kt kh kw c o"], strides: tuple[int, int] = (1, 1),
+    x: Float[Array, "B T H W C"], kernel: Float[Array, "kt kh kw C O"], strides: tuple[int, int] = (1, 1),
     causal: bool = False,
-) -> Float[Array, "b t h2 w2 o"]:
+) -> Float[Array, "B T H2 W2 O"]:
     """'Same' convolution over space and time with a canonical kernel; spatial strides only. A causal one sees no later
     frames: the last tap is then the frame itself."""
     kt, kh, kw, _, _ = kernel.shape
@@ -55,8 +56,8 @@ def convolve(
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def convolve_frames(
-    x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw c o"], strides: tuple[int, int]
-) -> Float[Array, "n h2 w2 o"]:
+    x: Float[Array, "N H W C"], kernel: Float[Array, "kh kw C O"], strides: tuple[int, int]
+) -> Float[Array, "N H2 W2 O"]:
     """'Same' convolution of frames. On CPU its gradient with respect to the kernel is a sum over pieces of rows.
 
     XLA computes that gradient as a convolution with a window as large as the frame. On a CPU, pieces that stay in the
@@ -143,8 +144,8 @@ class Convolution(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t h w c"], images: int = 0, frame_valid: Bool[Array, "b t"] | None = None
-    ) -> Float[Array, "b t h2 w2 o"]:
+        self, x: Float[Array, "B T H W C"], images: int = 0, frame_valid: Bool[Array, "B T"] | None = None
+    ) -> Float[Array, "B T H2 W2 O"]:
         kernel = self.param("kernel", self.kernel_init, (*self.kernel, x.shape[-1], self.features))
         bias = self.param("bias", zeros, (self.features,))
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
@@ -173,8 +174,8 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t h w c"], modulation: tuple[Array, Array] | None = None
-    ) -> Float[Array, "b t h w c"]:
+        self, x: Float[Array, "B T H W C"], modulation: tuple[Array, Array] | None = None
+    ) -> Float[Array, "B T H W C"]:
         channels = x.shape[-1]
         groups = next(g for g in range(min(self.groups, channels), 0, -1) if channels % g == 0)
         scale = self.param("scale", nn.initializers.ones_init(), (channels,))
@@ -204,32 +205,36 @@ class Dense(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... o"]:
+    def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... O"]:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         y = x.astype(self.dtype) @ kernel.astype(self.dtype)
         return y + self.param("bias", zeros, (self.features,)).astype(self.dtype) if self.use_bias else y
 
 
 class PartedDense(nn.Module):
-    """Several affine maps of the last axis by one kernel `(C, parts O)`, each split by features over the mesh.
+    """Several affine maps of the last axis by one kernel `(C, parts O)`, to features or to heads `(K, D)`, each split
+    over the mesh by its first dimension.
 
-    The kernel is split before the product, as in `mixers.HeadProjection`: cutting the product apart would move tokens
-    between devices.
+    The kernel is split before the product: after it, devices would hold some of one part's features next to some of
+    another's, and would have to exchange tokens, of which there are more.
     """
 
     parts: int
-    features: int  # of each
+    shape: tuple[int, ...]  # of the output of each: features, or heads and channels per head
+    use_bias: bool = True
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "... c"]) -> tuple[Float[Array, "... o"], ...]:
-        total = self.parts * self.features
+    def __call__(self, x: Float[Array, "... c"]) -> tuple[Float[Array, " ..."], ...]:
+        shape, total = (self.parts, *self.shape), self.parts * math.prod(self.shape)
+        axis, first, letters = ("heads" if len(self.shape) == 2 else "mlp"), -len(self.shape), "kd"[: len(self.shape)]
         kernel = self.param("kernel", fan_in, (x.shape[-1], total)).astype(self.dtype)
-        bias = self.param("bias", zeros, (total,)).astype(self.dtype).reshape(self.parts, self.features)
-        kernel = spread(kernel.reshape(-1, self.parts, self.features), "mlp", dim=2, must=False)
-        y = jnp.einsum("...c,cpo->...po", x.astype(self.dtype), kernel) + bias
-        y = spread(y, "mlp", dim=-1, must=False)
-        return tuple(y[..., i, :] for i in range(self.parts))
+        kernel = spread(kernel.reshape(-1, *shape), axis, dim=2, must=False)
+        y = jnp.einsum(f"...c,cp{letters}->...p{letters}", x.astype(self.dtype), kernel)
+        if self.use_bias:
+            y = y + self.param("bias", zeros, (total,)).astype(self.dtype).reshape(shape)
+        y = spread(y, axis, dim=first, must=False)
+        return tuple(lax.index_in_dim(y, i, axis=y.ndim + first - 1, keepdims=False) for i in range(self.parts))
 
 
 def add_residual(x: Float[Array, " ..."], change: Float[Array, " ..."]) -> Float[Array, " ..."]:
@@ -241,30 +246,22 @@ def add_residual(x: Float[Array, " ..."], change: Float[Array, " ..."]) -> Float
     return lax.optimization_barrier(x + change)
 
 
-def sinusoids(x: Float[Array, " ..."], channels: int, max_period: float = 10_000.0) -> Float[Array, "... c"]:
-    """Sines and cosines of `x` at geometrically spaced periods from 2 pi to 2 pi `max_period`."""
-    half = channels // 2
-    frequency = jnp.exp(-jnp.log(max_period) * jnp.arange(half) / max(half - 1, 1))
-    angle = x[..., None].astype(jnp.float32) * frequency
-    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
-
-
 def space_to_depth(x: Float[Array, "b t h w c"], patch: int) -> Float[Array, "b t h2 w2 c2"]:
     """Fold patches of `patch x patch` pixels into channels."""
     return rearrange(x, "b t (h p) (w q) c -> b t h w (p q c)", p=patch, q=patch)
 
 
-def depth_to_space(x: Float[Array, "b t h w c"], patch: int) -> Float[Array, "b t h2 w2 c2"]:
+def depth_to_space(x: Float[Array, "B T H W C"], patch: int) -> Float[Array, "B T H2 W2 C2"]:
     """Inverse of `space_to_depth`."""
     return rearrange(x, "b t h w (p q c) -> b t (h p) (w q) c", p=patch, q=patch)
 
 
-def mean_pool(x: Float[Array, "b t h w c"], stride: tuple[int, int]) -> Float[Array, "b t h2 w2 c"]:
+def mean_pool(x: Float[Array, "B T H W C"], stride: tuple[int, int]) -> Float[Array, "B T H2 W2 C"]:
     """Mean over blocks of `stride` pixels."""
     return rearrange(x, "b t (h p) (w q) c -> b t h p w q c", p=stride[0], q=stride[1]).mean((3, 5))
 
 
-def nearest(x: Float[Array, "b t h w c"], stride: tuple[int, int]) -> Float[Array, "b t h2 w2 c"]:
+def nearest(x: Float[Array, "B T H W C"], stride: tuple[int, int]) -> Float[Array, "B T H2 W2 C"]:
     """Repeat each pixel `stride` times in height and width."""
     batch, frames, height, width, channels = x.shape
     shape = (batch, frames, height, stride[0], width, stride[1], channels)

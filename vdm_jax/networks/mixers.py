@@ -1,8 +1,10 @@
-"""Mixers: the residual layers by which tokens of a level exchange information."""
+"""Mixers: the residual layers by which tokens of a level of `UNet` exchange information, as configs of the blocks."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -10,21 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from vdm_jax.attention import Bank, External, attend
-from vdm_jax.attention.kernels.xla import Keys, dense
-from vdm_jax.attention.positions import LAYOUT_AXES, rotary
+from vdm_jax.attention.patterns import independent_frames_mask
+from vdm_jax.errors import unknown_kind
 from vdm_jax.networks import config as cfg
-from vdm_jax.networks.layers import Convolution, Dense, GroupNorm, Initializer, add_residual, fan_in, silu, zeros
-from vdm_jax.networks.positions import AddedPositions, HeadNorm, RelativeBias, RelativeKeys, RelativeValues
+from vdm_jax.networks.blocks.attention import Attention, Tokens
+from vdm_jax.networks.blocks.feed_forward import FeedForward
+from vdm_jax.networks.blocks.temporal import ConvolutionInflation, TemporalConvolutions
+from vdm_jax.networks.layers import Dense, GroupNorm, Initializer, add_residual, fan_in, zeros
 from vdm_jax.networks.resampling import every, existing
-from vdm_jax.parallel.rules import spread
 
 
 @flax.struct.dataclass
 class Beside:
     """What mixers may see beside the video."""
 
-    banks: dict[str, tuple[Float[Array, "b g l e"], Bool[Array, "b g l"] | None]]  # tokens and mask: text, references
+    banks: dict[str, Tokens]  # tokens and their mask: text, references
     frame_valid: Bool[Array, "b t"] | None  # frames that exist; None: all
 
     def every(self, stride: int) -> Beside:
@@ -36,143 +38,118 @@ class Beside:
         return Beside(banks, None if valid is None else existing(valid, valid.shape[1] // stride))
 
 
-class HeadProjection(nn.Module):
-    """Several projections to heads by one kernel `(C, parts K D)`, each split by heads over the mesh.
+class Mixers(nn.Module):
+    """The mixers of a level, in order. Every one is a residual layer that starts as the identity."""
 
-    The kernel is split before the product: after it, devices would hold parts of queries next to parts of keys and
-    would have to exchange tokens, of which there are more.
-    """
-
-    parts: int
-    heads: int
-    head_dim: int
-    dtype: jnp.dtype
+    config: cfg.UNet
+    mixers: tuple[cfg.Mixer, ...]
 
     @nn.compact
-    def __call__(self, x: Float[Array, "... c"]) -> tuple[Float[Array, "... k d"], ...]:
-        shape = (self.parts, self.heads, self.head_dim)
-        kernel = self.param("kernel", fan_in, (x.shape[-1], math.prod(shape)))
-        kernel = spread(kernel.astype(self.dtype).reshape(-1, *shape), "heads", dim=2, must=False)
-        y = jnp.einsum("...c,cpkd->...pkd", x.astype(self.dtype), kernel)
-        y = spread(y, "heads", dim=-2, must=False)
-        return tuple(y[..., i, :, :] for i in range(self.parts))
+    def __call__(self, x: Array, beside: Beside, images: int) -> Array:
+        spec = self.config
+        common = (spec.groups, spec.norm_over, jnp.dtype(spec.dtype), spec.spread)
+        frame_mask = independent_frames_mask(x.shape[1] - images, images) if images else None
+        for i, mixer in enumerate(self.mixers):
+            build, prefix = LAYERS.get(type(mixer), (None, ""))
+            if build is None:
+                raise unknown_kind("a mixer", mixer, cfg.Mixer)
+            layer = build(mixer, *common, name=f"{prefix or _prefix(mixer)}_{i}")
+            if isinstance(mixer, cfg.SelfAttention):
+                x = layer(x, frame_mask, beside.banks.get(mixer.bank), beside.frame_valid)
+            elif isinstance(mixer, cfg.CrossAttention):
+                x = layer(x, None, beside.banks["text"])
+            elif isinstance(mixer, cfg.AttentionInflation):
+                x = layer(x, frame_mask, beside.frame_valid)
+            else:
+                x = layer(x) if isinstance(mixer, cfg.FeedForward) else layer(x, images, beside.frame_valid)
+        return x
 
 
-class SelfAttentionLayer(nn.Module):
-    """Pre-norm self-attention with a pattern; the zero output projection makes it start as the identity.
+def _prefix(mixer: cfg.SelfAttention) -> str:
+    inner = getattr(mixer.pattern, "inner", mixer.pattern)
+    return f"{type(inner).__name__.lower()}_attention"
 
-    With an `External` pattern outside tokens, the text or reference features, are projected to keys and values of their
-    own, as Imagen appends text to its self-attention (Saharia et al. 2022, 2205.11487). Frames of a sample that do not
-    exist (`frame_valid`) are not seen; a layer within frames needs no telling.
-    """
 
-    config: cfg.SelfAttention
+def _norm(groups: int, norm_over: str) -> Callable[[], nn.Module]:
+    return partial(GroupNorm, groups, norm_over, name="norm")
+
+
+def self_attention(
+    config: cfg.SelfAttention, groups: int, norm_over: str, dtype: jnp.dtype, spread: str = "frames",
+    name: str | None = None, out_init: Initializer = zeros,
+) -> Attention:
+    """Self-attention with a pattern; an `External` one sees text or reference tokens besides, as Imagen appends text to
+    its self-attention (Saharia et al. 2022, 2205.11487)."""
+    return Attention(
+        config.head_dim, pattern=config.pattern, position=config.position, qk_norm=config.qk_norm,
+        kernel=config.kernel, context=config.context, norm=_norm(groups, norm_over), residual=True, out_init=out_init,
+        dtype=dtype, spread=spread, name=name)
+
+
+def cross_attention(
+    config: cfg.CrossAttention, groups: int, norm_over: str, dtype: jnp.dtype, spread: str = "frames",
+    name: str | None = None,
+) -> Attention:
+    """Attention of every video token to text tokens, which may differ per frame."""
+    return Attention(config.head_dim, pattern=None, kernel=config.kernel, norm=_norm(groups, norm_over), residual=True,
+                     out_init=zeros, dtype=dtype, spread=spread, name=name)
+
+
+def temporal_convolution(
+    config: cfg.TemporalConvolution, groups: int, norm_over: str, dtype: jnp.dtype, spread: str = "frames",
+    name: str | None = None,
+) -> TemporalConvolutions:
+    """One temporal convolution."""
+    return TemporalConvolutions(1, config.kernel, config.causal, groups=groups, norm_over=norm_over, dtype=dtype,
+                                spread=spread, name=name)
+
+
+def feed_forward(
+    config: cfg.FeedForward, groups: int, norm_over: str, dtype: jnp.dtype, spread: str = "frames",
+    name: str | None = None,
+) -> FeedForward:
+    """A two-layer perceptron per token."""
+    return FeedForward(expansion=config.expansion, in_name="in", norm=_norm(groups, norm_over), residual=True,
+                       out_init=zeros, dtype=dtype, name=name)
+
+
+def convolution_inflation(
+    config: cfg.ConvolutionInflation, groups: int, norm_over: str, dtype: jnp.dtype, spread: str = "frames",
+    name: str | None = None,
+) -> ConvolutionInflation:
+    """The convolution-based inflation block of Lumiere."""
+    return ConvolutionInflation(config.kernel, config.temporal_kernel, groups, norm_over, dtype, spread, name=name)
+
+
+class AttentionInflationLayer(nn.Module):
+    """Residual temporal attention layers one after the other, norm, zero-initialised projection (Lumiere: Bar-Tal et
+    al. 2024, arXiv 2401.12945)."""
+
+    config: cfg.AttentionInflation
     groups: int
     norm_over: str
     dtype: jnp.dtype
     spread: str = "frames"
-    out_init: Initializer = zeros  # of the output projection
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "b t h w c"], frame_mask: Bool[np.ndarray, "t t"] | None,
-        bank: tuple[Float[Array, "b g l e"], Bool[Array, "b g l"] | None] | None = None,
         frame_valid: Bool[Array, "b t"] | None = None,
-    ) -> Array:
-        spec, channels = self.config, x.shape[-1]
-        layout, heads = spec.pattern.layout, channels // spec.head_dim
-        h = GroupNorm(self.groups, self.norm_over, name="norm")(x)
-        if spec.position in ("sinusoidal", "learned"):
-            h = h + AddedPositions(spec.position, layout, name="position")(h, frame_mask)
-        q, k, v = HeadProjection(3, heads, spec.head_dim, self.dtype, name="qkv")(h)
-        if spec.qk_norm:
-            q, k = HeadNorm(name="query_norm")(q), HeadNorm(name="key_norm")(k)
-        bias, external, offset_values = None, None, None
-        if isinstance(spec.pattern, External):
-            external = self._bank(*bank, heads)
-        if spec.position == "rotary":
-            q, k = rotary(q, axes=LAYOUT_AXES[layout]), rotary(k, axes=LAYOUT_AXES[layout])
-        elif spec.position in ("relative", "t5"):
-            bias = RelativeBias(heads, spec.position, name="position")(layout, x.shape[1:4])
-        elif spec.position in ("shaw", "shaw_key_value"):
-            bias = RelativeKeys(name="position")(q, layout)
-            if spec.position == "shaw_key_value":
-                offset_values = RelativeValues(spec.head_dim, name="value_position")(layout)
-        out = attend(q, k, v, pattern=spec.pattern, kernel=spec.kernel, context=spec.context, bias=bias,
-                     frame_mask=frame_mask, frame_valid=None if layout == "frames" else frame_valid, external=external,
-                     offset_values=offset_values, split=self.spread)
-        out = Dense(channels, kernel_init=self.out_init, dtype=self.dtype, name="out")(out.reshape(x.shape))
-        return add_residual(x, out)
-
-    def _bank(self, tokens: Float[Array, "b g l e"], mask: Bool[Array, "b g l"] | None, heads: int) -> Bank:
-        tokens = nn.LayerNorm(use_bias=False, dtype=self.dtype, name="external_norm")(tokens)
-        k, v = HeadProjection(2, heads, self.config.head_dim, self.dtype, name="external")(tokens)
-        if self.config.qk_norm:
-            k = HeadNorm(name="external_key_norm")(k)
-        return Bank(k, v, mask)
+    ) -> Float[Array, "b t h w c"]:
+        common, h = (self.groups, self.norm_over, self.dtype, self.spread), x
+        for i in range(self.config.layers):
+            layer = self_attention(self.config.attention, *common, f"temporal_attention_{i}", fan_in)
+            h = layer(h, frame_mask, None, frame_valid)
+        h = GroupNorm(self.groups, self.norm_over, name="norm")(h)
+        return add_residual(x, Dense(x.shape[-1], kernel_init=zeros, dtype=self.dtype, name="out")(h))
 
 
-class CrossAttentionLayer(nn.Module):
-    """Attention of every video token to text tokens, which may differ per frame."""
-
-    config: cfg.CrossAttention
-    groups: int
-    norm_over: str
-    dtype: jnp.dtype
-    spread: str = "frames"
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "b t h w c"], text: Float[Array, "b g l e"], mask: Bool[Array, "b g l"],
-    ) -> Array:
-        batch, channels = x.shape[0], x.shape[-1]
-        sets = text.shape[1]  # 1: one caption per clip; T: one per frame
-        groups = x.shape[1] if self.spread == "height" else sets  # rows that are split cannot be folded behind frames
-        heads = (channels // self.config.head_dim, self.config.head_dim)
-        h = GroupNorm(self.groups, self.norm_over, name="norm")(x)
-        (q,) = HeadProjection(1, *heads, self.dtype, name="query")(h)
-        k, v = HeadProjection(2, *heads, self.dtype, name="key_value")(text)
-        q = q.reshape(batch, groups, -1, *heads)  # [B, sets or T, tokens, K, D]
-        out = dense(q, Keys(k, v, mask[:, :, None, None, :]))
-        return add_residual(x, Dense(channels, kernel_init=zeros, dtype=self.dtype, name="out")(out.reshape(x.shape)))
-
-
-class TemporalConvolutionLayer(nn.Module):
-    """Norm, SiLU and a zero-initialised convolution over frames; appended independent images pass it by, and a frame
-    that does not exist counts as the padding beyond the clip's ends."""
-
-    config: cfg.TemporalConvolution
-    groups: int
-    norm_over: str
-    dtype: jnp.dtype
-    spread: str = "frames"
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "b t h w c"], images: int, frame_valid: Bool[Array, "b t"] | None = None
-    ) -> Array:
-        h = silu(GroupNorm(self.groups, self.norm_over, name="norm")(x))
-        if frame_valid is not None:
-            h = jnp.where(frame_valid[:, :, None, None, None], h, 0)
-        clip = h[:, : x.shape[1] - images]
-        kernel = (self.config.kernel, 1, 1)
-        h = Convolution(x.shape[-1], kernel, kernel_init=zeros, dtype=self.dtype, spread=self.spread,
-                        causal=self.config.causal, name="conv")(clip)
-        return add_residual(x, jnp.pad(h, ((0, 0), (0, images), (0, 0), (0, 0), (0, 0))) if images else h)
-
-
-class FeedForwardLayer(nn.Module):
-    """Norm, expansion, SiLU, zero-initialised projection back."""
-
-    config: cfg.FeedForward
-    groups: int
-    norm_over: str
-    dtype: jnp.dtype
-    spread: str = "frames"
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Array:
-        channels = x.shape[-1]
-        h = GroupNorm(self.groups, self.norm_over, name="norm")(x)
-        h = silu(Dense(self.config.expansion * channels, kernel_init=fan_in, dtype=self.dtype, name="in")(h))
-        return add_residual(x, Dense(channels, kernel_init=zeros, dtype=self.dtype, name="out")(h))
+# Config of a mixer -> what builds its layer, and the layer's name ("": that of the pattern).
+LAYERS: dict[type, tuple[Callable[..., Any], str]] = {
+    cfg.SelfAttention: (self_attention, ""),
+    cfg.CrossAttention: (cross_attention, "cross_attention"),
+    cfg.TemporalConvolution: (temporal_convolution, "temporal_convolution"),
+    cfg.FeedForward: (feed_forward, "feed_forward"),
+    cfg.ConvolutionInflation: (convolution_inflation, "convolution_inflation"),
+    cfg.AttentionInflation: (AttentionInflationLayer, "attention_inflation"),
+}

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vdm_jax.configuration import Count, config
+from vdm_jax.configuration import Count, Width, config
 from vdm_jax.errors import UserError
 from vdm_jax.networks.latent_frames import MOTION_V1, MOTION_V2, MOTION_V3, Motion, motion_module
 from vdm_jax.networks.latent_unet import LatentUNet
@@ -23,16 +23,16 @@ from vdm_jax.networks.latent_unet_blocks import Sizes
 class MotionAdapter:
     """Motion modules for image networks of these sizes; the defaults fit Stable Diffusion 1.x."""
 
-    widths: tuple[int, ...] = (320, 640, 1280, 1280)  # channels, by level from the finest on
+    widths: tuple[Width, ...] = (320, 640, 1280, 1280)  # channels, by level from the finest on
     blocks: Count = 2  # per level on the way down; one more on the way up
     motion: Motion = MOTION_V2
     dtype: str = "float32"  # of the activations
 
     def __post_init__(self):
         divisor = self.motion.heads, self.motion.groups
-        if self.blocks < 1 or any(width < 1 or width % n for width in self.widths for n in divisor):
-            raise UserError(f"MotionAdapter: blocks={self.blocks}, widths={self.widths} with {self.motion}; permitted: "
-                            "positive, multiples of heads and groups")
+        if any(width % n for width in self.widths for n in divisor):
+            raise UserError(f"MotionAdapter.widths={self.widths} with {self.motion}; permitted: multiples of heads and "
+                            "groups")
 
     @property
     def places(self) -> dict[str, int]:
@@ -54,7 +54,7 @@ class MotionAdapterNetwork(nn.Module):
     config: MotionAdapter
 
     @nn.compact
-    def __call__(self, features: dict[str, Float[Array, "b t h w c"]]) -> dict[str, Float[Array, "b t h w c"]]:
+    def __call__(self, features: dict[str, Float[Array, "B T H W C"]]) -> dict[str, Float[Array, "B T H W C"]]:
         """`features` are by place, as is the result."""
         spec = self.config
         sizes = Sizes(spec.motion.groups, False, False, "auto", jnp.dtype(spec.dtype))

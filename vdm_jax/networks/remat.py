@@ -28,8 +28,9 @@ def keep_dots(primitive: Any, *arguments: Any, **options: Any) -> Any:
     return jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *arguments, **options)
 
 
-def rematerialised(block: type[nn.Module], remat: str, static_argnums: tuple[int, ...]) -> type[nn.Module]:
-    """The module class with the chosen policy around its call; `offload` needs `name_input` inside."""
+def rematerialised(block: Any, remat: str, static_argnums: tuple[int, ...] = ()) -> Any:
+    """A module class with the chosen policy around its call, or a function of a module, in which it makes its layers;
+    `offload` needs `name_input` inside."""
     if remat == "none":
         return block
     policies = {

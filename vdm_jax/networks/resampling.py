@@ -36,7 +36,7 @@ class Downsample(nn.Module):
     channels: int
 
     @nn.compact
-    def __call__(self, x: Array, images: int = 0, frame_valid: Bool[Array, "b t"] | None = None) -> Array:
+    def __call__(self, x: Array, images: int = 0, frame_valid: Bool[Array, "B T"] | None = None) -> Array:
         if self.config.resample == "pool":
             return mean_pool(x, self.stride)
         convolution = Convolution(self.channels, strides=self.stride, name="conv", **convolution_options(self.config))
@@ -52,7 +52,7 @@ class Upsample(nn.Module):
     channels: int
 
     @nn.compact
-    def __call__(self, x: Array, images: int = 0, frame_valid: Bool[Array, "b t"] | None = None) -> Array:
+    def __call__(self, x: Array, images: int = 0, frame_valid: Bool[Array, "B T"] | None = None) -> Array:
         x = nearest(x, self.stride)
         if self.config.resample == "pool":
             return x
@@ -68,8 +68,8 @@ class TemporalDownsample(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t h w c"], frame_valid: Bool[Array, "b t"] | None
-    ) -> Float[Array, "b t2 h w c"]:
+        self, x: Float[Array, "B T H W C"], frame_valid: Bool[Array, "B T"] | None
+    ) -> Float[Array, "B T2 H W C"]:
         x = convolve_existing(self.config, x, frame_valid)
         return x.reshape(x.shape[0], -1, self.stride, *x.shape[2:])[:, :, 0]
 
@@ -82,12 +82,12 @@ class TemporalUpsample(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t h w c"], frame_valid: Bool[Array, "b t2"] | None
-    ) -> Float[Array, "b t2 h w c"]:
+        self, x: Float[Array, "B T H W C"], frame_valid: Bool[Array, "B T2"] | None
+    ) -> Float[Array, "B T2 H W C"]:
         return convolve_existing(self.config, jnp.repeat(x, self.stride, axis=1), frame_valid)
 
 
-def convolve_existing(spec: cfg.UNet, x: Float[Array, "b t h w c"], frame_valid: Bool[Array, "b t"] | None) -> Array:
+def convolve_existing(spec: cfg.UNet, x: Float[Array, "B T H W C"], frame_valid: Bool[Array, "B T"] | None) -> Array:
     """Convolution `conv` over frames that starts as the identity; a frame that does not exist counts as the padding
     beyond the clip."""
     if frame_valid is not None:
@@ -98,7 +98,7 @@ def convolve_existing(spec: cfg.UNet, x: Float[Array, "b t h w c"], frame_valid:
 
 
 def reduced(
-    spec: cfg.UNet, run: Run, i: int, channels: int, x: Array, images: int, frame_valid: Bool[Array, "b t"] | None
+    spec: cfg.UNet, run: Run, i: int, channels: int, x: Array, images: int, frame_valid: Bool[Array, "B T"] | None
 ) -> Array:
     """`x` by the strides of level `i`, of space and then of time; to be called inside the network. `frame_valid` is
     that of the whole clip, and there are no appended images with strides of time."""
@@ -115,7 +115,7 @@ def reduced(
 
 def grown(
     spec: cfg.UNet, run: Run, i: int, level: cfg.Level, channels: int, x: Array, images: int,
-    frame_valid: Bool[Array, "b t"] | None,
+    frame_valid: Bool[Array, "B T"] | None,
 ) -> Array:
     """The way back of `reduced`: `x` of level `i` by the strides of `level`, under the names of `i`."""
     name = f"upsample_{i}"
@@ -129,7 +129,7 @@ def grown(
     return x
 
 
-def existing(frame_valid: Bool[Array, "b t"] | None, frames: int) -> Bool[Array, "b t2"] | None:
+def existing(frame_valid: Bool[Array, "B T"] | None, frames: int) -> Bool[Array, "B T2"] | None:
     """Which frames of a level exist: one does if any frame of the clip that it stands for does."""
     return None if frame_valid is None else frame_valid.reshape(len(frame_valid), frames, -1).any(-1)
 

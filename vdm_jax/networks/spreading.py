@@ -21,9 +21,9 @@ from vdm_jax.parallel.rules import AXIS_RULES, VIDEO
 
 
 def spread_convolve(
-    convolve: Callable[..., Array], x: Float[Array, "b t h w c"], kernel: Float[Array, "kt kh kw c o"],
+    convolve: Callable[..., Array], x: Float[Array, "B T H W C"], kernel: Float[Array, "kt kh kw C O"],
     strides: tuple[int, int], axis: str, causal: bool = False,
-) -> Float[Array, "b t h2 w2 o"]:
+) -> Float[Array, "B T H2 W2 O"]:
     """`convolve(x, kernel, strides, causal)` on the mesh in context, where a video's `frames` or `height` are split.
 
     `convolve` is a convolution with 'same' padding; strides are spatial, and a causal one sees no later frames.

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vdm_jax.attention.kernels.xla import Keys, dense
+from vdm_jax.attention import Temporal, attend
 from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.conditions.vocabulary import FIRST_WORD
 from vdm_jax.errors import unknown_kind
 from vdm_jax.networks import config as cfg
-from vdm_jax.networks.layers import Dense, silu
-from vdm_jax.networks.mixers import HeadProjection
+from vdm_jax.networks.blocks.attention import Attention
+from vdm_jax.networks.layers import Dense, PartedDense, silu
 
 
 class WordEncoderNetwork(nn.Module):
@@ -24,16 +25,18 @@ class WordEncoderNetwork(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens: Int[Array, "b l"], mask: Bool[Array, "b l"]) -> Float[Array, "b l c"]:
+    def __call__(self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"]) -> Float[Array, "B L C"]:
         spec = self.config
         normal = nn.initializers.normal(1.0)
         table = self.param("words", normal, (len(spec.words) + FIRST_WORD, spec.width))
         places = self.param("places", nn.initializers.normal(0.5), (spec.length, spec.width))
         x = (table[tokens] + places).astype(self.dtype)
+        heads = (spec.width // spec.head_dim, spec.head_dim)
         for i in range(spec.layers):
             h = nn.LayerNorm(name=f"norm_{i}a")(x)
-            q, k, v = HeadProjection(3, spec.width // spec.head_dim, spec.head_dim, self.dtype, name=f"qkv_{i}")(h)
-            h = dense(q, Keys(k, v, mask[:, None, None, :])).reshape(x.shape)
+            q, k, v = (a[:, :, None, None] for a in PartedDense(3, heads, use_bias=False, dtype=self.dtype,
+                                                                name=f"qkv_{i}")(h))
+            h = attend(q, k, v, pattern=Temporal(), frame_valid=mask).reshape(x.shape)
             x = x + Dense(spec.width, dtype=self.dtype, name=f"out_{i}")(h)
             h = nn.LayerNorm(name=f"norm_{i}b")(x)
             h = silu(Dense(4 * spec.width, dtype=self.dtype, name=f"expand_{i}")(h))
@@ -70,30 +73,18 @@ class TextConditioner(nn.Module):
         weight = mask[..., None].astype(x.dtype)
         mean = (x * weight).sum(2) / weight.sum(2)
         if self.config.pooling == "attention":
-            pooled = AttentionPooling(self.pooled_channels, self.dtype, name="pool_attention")(x, mask, mean)
+            pooled = attention_pooling(self.pooled_channels, self.dtype, "pool_attention")(mean, None, (x, mask))
         else:
             pooled = Dense(self.pooled_channels, dtype=self.dtype, name="pool")(nn.LayerNorm(name="pool_norm")(mean))
         return x, mask, pooled
 
 
-class AttentionPooling(nn.Module):
-    """One vector of many tokens, as what their mean sees of them, in heads of 64 channels at most.
+def attention_pooling(features: int, dtype: jnp.dtype, name: str) -> Attention:
+    """One vector of many tokens, as what their mean attends to, in heads of 64 channels at most.
 
     Imagen pools its text by attention, with layer norm on the embeddings (Saharia et al. 2022, arXiv
     2205.11487); where the query comes from and the width are not published.
     """
-
-    features: int
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(
-        self, tokens: Float[Array, "b g l c"], mask: Bool[Array, "b g l"], mean: Float[Array, "b g c"]
-    ) -> Float[Array, "b g o"]:
-        head_dim = math.gcd(self.features, 64)
-        heads = (self.features // head_dim, head_dim)
-        norm = nn.LayerNorm(name="norm")
-        (query,) = HeadProjection(1, *heads, self.dtype, name="query")(norm(mean))
-        k, v = HeadProjection(2, *heads, self.dtype, name="key_value")(norm(tokens))
-        out = dense(query[:, :, None], Keys(k, v, mask[:, :, None, None, :]))
-        return Dense(self.features, dtype=self.dtype, name="out")(out.reshape(*mean.shape[:-1], self.features))
+    head_dim = math.gcd(features, 64)
+    return Attention(head_dim, features // head_dim, pattern=None, features=features,
+                     norm=partial(nn.LayerNorm, name="norm"), norm_outside=True, dtype=dtype, name=name)

@@ -18,14 +18,15 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from vdm_jax.configuration import Size, SizeOrZero, check_value
 from vdm_jax.errors import UserError
 
-Function = Callable[[Float[Array, "b t h w c"]], Float[Array, "b t h2 w2 o"]]
+Function = Callable[[Float[Array, "B T H W C"]], Float[Array, "B T H2 W2 O"]]
 
 
 def in_chunks(
-    function: Function, video: Float[Array, "b t h w c"], frames: int, overlap: int = 0
-) -> Float[Array, "b t2 h2 w2 o"]:
+    function: Function, video: Float[Array, "B T H W C"], frames: int, overlap: int = 0
+) -> Float[Array, "B T2 H2 W2 O"]:
     """`function` of `frames` frames at a time; the last piece may be shorter.
 
     Args:
@@ -39,8 +40,8 @@ def in_chunks(
     released decoders do when they decode in pieces. Raises `UserError` for sizes that do not fit.
     """
     length = video.shape[1]
-    if frames < 1 or overlap < 0:
-        raise UserError(f"frames={frames} at a time with overlap={overlap}; permitted: 1 or more, 0 or more")
+    check_value(frames, Size, "frames")
+    check_value(overlap, SizeOrZero, "overlap")
     window = min(frames + 2 * overlap, length)
     piece = jax.eval_shape(function, jax.ShapeDtypeStruct((len(video), window, *video.shape[2:]), video.dtype))
     factor = Fraction(piece.shape[1], window)
@@ -70,8 +71,8 @@ def in_chunks(
 
 
 def in_tiles(
-    function: Function, video: Float[Array, "b t h w c"], tile: tuple[int, int], overlap: int
-) -> Float[Array, "b t h2 w2 o"]:
+    function: Function, video: Float[Array, "B T H W C"], tile: tuple[int, int], overlap: int
+) -> Float[Array, "B T H2 W2 O"]:
     """`function` of tiles of each frame, blended linearly where they overlap.
 
     Args:
@@ -112,7 +113,7 @@ def in_tiles(
     return lax.scan(add, out, tuple(places))[0]
 
 
-def _starts(side: int, size: int, overlap: int, multiple: int) -> Int[np.ndarray, " n"]:
+def _starts(side: int, size: int, overlap: int, multiple: int) -> Int[np.ndarray, " N"]:
     """Where tiles begin, evenly, so that the last ends with the side; in multiples of `multiple`."""
     count = 1 if side == size else math.ceil((side - overlap) / (size - overlap))
     return np.array([round(Fraction(i * (side - size), max(count - 1, 1) * multiple)) * multiple
@@ -120,8 +121,8 @@ def _starts(side: int, size: int, overlap: int, multiple: int) -> Int[np.ndarray
 
 
 def _weights(
-    starts: Int[np.ndarray, " n"], side: int, size: int, overlap: int, factor: Fraction
-) -> Float[np.ndarray, "n s"]:
+    starts: Int[np.ndarray, " N"], side: int, size: int, overlap: int, factor: Fraction
+) -> Float[np.ndarray, "N S"]:
     """Share of every tile in each of its rows (or columns) of the output; shares of a row add up to 1.
 
     A share grows linearly over the overlap from each edge of the tile that is not one of the frame.

@@ -9,31 +9,23 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from vdm_jax.attention.patterns import independent_frames_mask
 from vdm_jax.conditions.conditioning import Conditioning
-from vdm_jax.errors import UserError, unknown_kind
+from vdm_jax.errors import UserError
 from vdm_jax.networks import config as cfg
-from vdm_jax.networks.inflation_blocks import AttentionInflationLayer, ConvolutionInflationLayer
+from vdm_jax.networks.blocks.residual import ResidualBlock
+from vdm_jax.networks.blocks.sinusoids import sinusoids
 from vdm_jax.networks.layers import (
     Convolution,
     Dense,
     GroupNorm,
-    add_residual,
     depth_to_space,
     silu,
-    sinusoids,
     space_to_depth,
     zeros,
 )
-from vdm_jax.networks.mixers import (
-    Beside,
-    CrossAttentionLayer,
-    FeedForwardLayer,
-    SelfAttentionLayer,
-    TemporalConvolutionLayer,
-)
+from vdm_jax.networks.mixers import Beside, Mixers
 from vdm_jax.networks.remat import name_input, rematerialised
 from vdm_jax.networks.resampling import convolution_options, every, grown, reduced
 from vdm_jax.networks.text import TextConditioner
@@ -56,41 +48,15 @@ def encode_level(logsnr: Float[Array, " ..."], encoding: str) -> Float[Array, " 
     return 1000 * -logsnr / 8
 
 
-class ResidualBlock(nn.Module):
-    """Two factorised convolutions (1x3x3) with the conditioning vector between them; starts as the identity."""
-
-    config: cfg.UNet
-    channels: int
-    kernel: int
-    dropout: float
-    resized: Callable[[Array], Array] | None = None  # a change of resolution, of the stream and of the change to it
-
-    @nn.compact
-    def __call__(
-        self, x: Array, vector: Float[Array, "b g c"], train: bool, images: int = 0,
-        frame_valid: Bool[Array, "b t"] | None = None,
-    ) -> Array:
-        spec = self.config
-        options = convolution_options(spec)
-        norm = {"groups": spec.groups, "over": spec.norm_over}
-        kernel = (1, self.kernel, self.kernel)
-        h = silu(GroupNorm(**norm, name="norm_in")(x))
-        if self.resized is not None:
-            x, h = self.resized(x), self.resized(h)
-        h = Convolution(self.channels, kernel, name="conv_in", **options)(h, images, frame_valid)
-        film = spec.modulation == "film"
-        change = Dense(self.channels * (2 if film else 1), name="modulation")(silu(vector))[:, :, None, None]
-        if film:
-            h = GroupNorm(**norm, name="norm_out")(h, modulation=tuple(jnp.split(change, 2, axis=-1)))
-        else:
-            h = GroupNorm(**norm, name="norm_out")(h + change.astype(h.dtype))
-        h = silu(h)
-        if self.dropout:
-            h = nn.Dropout(self.dropout, deterministic=not train)(h)
-        h = Convolution(self.channels, kernel, kernel_init=zeros, name="conv_out", **options)(h, images, frame_valid)
-        if x.shape[-1] != self.channels or spec.shortcut == "always":
-            x = Convolution(self.channels, (1, 1, 1), name="shortcut", **{**options, "temporal": 1})(x)
-        return add_residual(x if spec.residual_scale == 1 else x * spec.residual_scale, h)
+def residual_block(
+    spec: cfg.UNet, channels: int, kernel: int, dropout: float = 0.0,
+    resized: Callable[[Array], Array] | None = None, name: str | None = None,
+) -> ResidualBlock:
+    """The residual block of a network, with factorised convolutions (1x3x3); it starts as the identity."""
+    return ResidualBlock(
+        channels, (1, kernel, kernel), spec.norm_over, spec.groups, 1e-5, film=spec.modulation == "film",
+        vector_name="modulation", vector_dtype=jnp.float32, dropout=dropout, resized=resized, shortcut=spec.shortcut,
+        residual_scale=spec.residual_scale, out_init=zeros, name=name, **convolution_options(spec))
 
 
 class Block(nn.Module):
@@ -105,47 +71,14 @@ class Block(nn.Module):
     def __call__(self, x: Array, vector: Array, beside: Beside, train: bool, images: int) -> Array:
         level = self.level
         x = name_input(x, self.config.remat)
-        x = ResidualBlock(self.config, level.channels, level.kernel, level.dropout, self.resized, name="residual")(
-            x, vector, train, images, beside.frame_valid)
+        residual = residual_block(self.config, level.channels, level.kernel, level.dropout, self.resized, "residual")
+        x = residual(x, vector, train, images, beside.frame_valid)
         return spread(Mixers(self.config, self.mixers, name="mixers")(x, beside, images), self.config.spread)
 
 
-class Mixers(nn.Module):
-    """The mixers of a level, in order."""
-
-    config: cfg.UNet
-    mixers: tuple[cfg.Mixer, ...]
-
-    @nn.compact
-    def __call__(self, x: Array, beside: Beside, images: int) -> Array:
-        common = (self.config.groups, self.config.norm_over, jnp.dtype(self.config.dtype), self.config.spread)
-        frame_mask = independent_frames_mask(x.shape[1] - images, images) if images else None
-        for i, mixer in enumerate(self.mixers):
-            if isinstance(mixer, cfg.SelfAttention):
-                inner = getattr(mixer.pattern, "inner", mixer.pattern)
-                name = f"{type(inner).__name__.lower()}_attention_{i}"
-                x = SelfAttentionLayer(mixer, *common, name=name)(
-                    x, frame_mask, beside.banks.get(mixer.bank), beside.frame_valid)
-            elif isinstance(mixer, cfg.CrossAttention):
-                x = CrossAttentionLayer(mixer, *common, name=f"cross_attention_{i}")(x, *beside.banks["text"])
-            elif isinstance(mixer, cfg.TemporalConvolution):
-                x = TemporalConvolutionLayer(mixer, *common, name=f"temporal_convolution_{i}")(
-                    x, images, beside.frame_valid)
-            elif isinstance(mixer, cfg.ConvolutionInflation):
-                x = ConvolutionInflationLayer(mixer, *common, name=f"convolution_inflation_{i}")(
-                    x, images, beside.frame_valid)
-            elif isinstance(mixer, cfg.AttentionInflation):
-                x = AttentionInflationLayer(mixer, *common, name=f"attention_inflation_{i}")(
-                    x, frame_mask, beside.frame_valid)
-            elif isinstance(mixer, cfg.FeedForward):
-                x = FeedForwardLayer(mixer, *common, name=f"feed_forward_{i}")(x)
-            else:
-                raise unknown_kind("a mixer", mixer, cfg.Mixer)
-        return x
-
-
 class SpaceTimeUNet(nn.Module):
-    """U-Net over `[B, T, H, W, C]`. Call it with the noisy video, its log-SNR `[B]` and the conditioning.
+    """U-Net over `[B, T, H, W, C]`. Call it with the noisy video, its log-SNR, `[B]` or per frame
+    `[B, T]`, and the conditioning.
 
     `images` says how many frames at the end are independent images (joint training): they share the spatial layers,
     and no temporal layer lets them see the clip or each other.
@@ -155,8 +88,8 @@ class SpaceTimeUNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, z: Float[Array, "b t h w c"], logsnr: Float[Array, " b"], conditioning: Conditioning | None = None,
-        *, train: bool = False, images: int = 0,
+        self, z: Float[Array, "b t h w c"], logsnr: Float[Array, " b"] | Float[Array, "b t"],
+        conditioning: Conditioning | None = None, *, train: bool = False, images: int = 0,
     ) -> Float[Array, "b t h w o"]:
         spec, options = self.config, convolution_options(self.config)
         conditioning = Conditioning() if conditioning is None else conditioning
@@ -284,7 +217,7 @@ class ClassEmbedding(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self, labels: Int[Array, " b"]) -> Float[Array, "b c"]:
+    def __call__(self, labels: Int[Array, " B"]) -> Float[Array, "B C"]:
         table = self.param("classes", nn.initializers.normal(1.0), (self.classes, self.features))
         return jax.nn.one_hot(labels, self.classes) @ table  # a product, since the table may be split over devices
 
@@ -302,7 +235,7 @@ class PositionEmbedding(nn.Module):
     gain: float = 4.0  # standard deviation of each axis' code, roughly
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"], images: int) -> Array:
+    def __call__(self, x: Float[Array, "B T H W C"], images: int) -> Array:
         frames, height, width, channels = x.shape[1:]
         frame = np.concatenate([np.arange(frames - images), np.zeros(images, int)])
         indices = {"frame": frame, "row": np.arange(height), "column": np.arange(width)}

@@ -33,11 +33,9 @@ class MeshSpec:
     dcn_context: Count = 1  # slices along `context`
 
     def __post_init__(self):
-        for axis, size in zip(AXES, self.sizes, strict=True):
-            if size == 0 or size < -1:
-                raise UserError(f"MeshSpec.{axis}={size} is not valid; permitted: -1 or >= 1")
         if self.sizes.count(-1) > 1:
-            raise UserError(f"MeshSpec has {self.sizes.count(-1)} axes of size -1; permitted: at most one")
+            raise UserError(f"MeshSpec has {self.sizes.count(-1)} axes of size -1; permitted: at most one",
+                            "MeshSpec")
 
     @property
     def sizes(self) -> tuple[int, ...]:

@@ -13,11 +13,12 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import jax
 import numpy as np
 
+from vdm_jax.configuration import Count, Range, check_value
 from vdm_jax.errors import UserError
 
 T = TypeVar("T")
@@ -50,8 +51,7 @@ def start_processes(coordinator: str | None = None, processes: int | None = None
       UserError: flags that do not fit together, a port in use, a coordinator that does not answer, a cluster whose
         launcher does not say enough.
     """
-    if heartbeat < 1:
-        raise UserError(f"--heartbeat={heartbeat} is not valid; permitted: >= 1")
+    check_value(heartbeat, Count, "--heartbeat")
     if (coordinator, processes, process_id) == (None, None, None):
         method = detect_cluster(os.environ, on_tpu_vm())
         if method is None:
@@ -128,10 +128,8 @@ def check_flags(coordinator: str | None, processes: int | None, process_id: int 
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise UserError(f"--coordinator={coordinator!r} is not valid; permitted: HOST:PORT of process 0")
-    if processes < 1:
-        raise UserError(f"--processes={processes} is not valid; permitted: >= 1")
-    if not 0 <= process_id < processes:
-        raise UserError(f"--process-id={process_id} is not valid; permitted: 0 to {processes - 1}")
+    check_value(processes, Count, "--processes")
+    check_value(process_id, Annotated[int, Range(least=0, most=processes - 1)], "--process-id")
 
 
 def first(action: Callable[[], T]) -> T | None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-import numbers
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
+from vdm_jax.configuration import Range, check_value
 from vdm_jax.errors import UserError
 
 SIDE = 16_384  # pixels
@@ -18,16 +17,13 @@ SEEDS = 2**32  # of threefry keys
 
 def whole(name: str, value: Any, low: int, high: int) -> int:
     """A whole number from `low` to `high`; numpy's are permitted, truth values are not."""
-    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Integral) or not low <= value <= high:
-        raise UserError(f"{name}={value!r}; permitted: a whole number from {low} to {high}")
+    check_value(value, Annotated[int, Range(least=low, most=high)], name)
     return int(value)
 
 
 def number(name: str, value: Any, low: float = 0.0) -> float:
     """A finite number from `low` on."""
-    if (isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real) or not math.isfinite(value)
-            or value < low):
-        raise UserError(f"{name}={value!r}; permitted: a number, {low:g} or above")
+    check_value(value, Annotated[float, Range(least=low)], name)
     return float(value)
 
 

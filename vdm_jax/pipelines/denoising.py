@@ -38,8 +38,8 @@ class Method:
 class Told(NamedTuple):
     """What the network is told of the noise: its own number for each level, between them interpolated."""
 
-    levels: Float[Array, " n"]  # log-SNRs, increasing
-    numbers: Float[Array, " n"]  # timesteps, or ln(sigma) / 4
+    levels: Float[Array, " N"]  # log-SNRs, increasing
+    numbers: Float[Array, " N"]  # timesteps, or ln(sigma) / 4
 
     def __call__(self, logsnr: Level) -> Level:
         return jnp.interp(logsnr, self.levels, self.numbers)
@@ -48,9 +48,9 @@ class Told(NamedTuple):
 class Given(NamedTuple):
     """What a network is given beside the noisy latents, of every video."""
 
-    context: Float[Array, "b g l c"]  # tokens of the text or the image
-    beside: Float[Array, "b t h w c"] | None = None  # latents joined to the noisy ones as further channels
-    scalars: Float[Array, "b n"] | None = None
+    context: Float[Array, "B G L C"]  # tokens of the text or the image
+    beside: Float[Array, "B T H W C"] | None = None  # latents joined to the noisy ones as further channels
+    scalars: Float[Array, "B N"] | None = None
 
 
 class Guided(NamedTuple):

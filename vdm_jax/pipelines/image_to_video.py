@@ -45,8 +45,8 @@ class ImageToVideo(LatentPipeline):
         self, image: Picture | Sequence[Picture], *, height: int = 576, width: int = 1024,
         num_frames: int | None = None, num_inference_steps: int = 25, min_guidance_scale: float = 1.0,
         max_guidance_scale: float = 3.0, fps: int = 7, motion_bucket_id: int = 127, noise_aug_strength: float = 0.02,
-        decode_chunk_size: int | None = None, seed: int = 0, latents: Float[np.ndarray, "b t h w c"] | None = None,
-        image_noise: Float[np.ndarray, "b h w 3"] | None = None, progress: Progress | bool | None = None,
+        decode_chunk_size: int | None = None, seed: int = 0, latents: Float[np.ndarray, "B T H W C"] | None = None,
+        image_noise: Float[np.ndarray, "B H W 3"] | None = None, progress: Progress | bool | None = None,
     ) -> Generated:
         """Generate a video per picture.
 
@@ -95,7 +95,7 @@ class ImageToVideo(LatentPipeline):
         video = np.asarray(to_uint8(self.decode(found, decode_chunk_size)))
         return Generated(("",) * len(images), {"video": video}, {"video": float(fps)})
 
-    def _embedding(self, images: Sequence[Any]) -> Float[Array, "b 1 1 c"]:
+    def _embedding(self, images: Sequence[Any]) -> Float[Array, "B 1 1 C"]:
         """The picture as the one token that the network attends to."""
         model = self.models["image_encoder"]
         pixels = for_encoder(images, model.config.size, *self.pixels)
@@ -107,8 +107,8 @@ class ImageToVideo(LatentPipeline):
 
     def _picture_latents(
         self, images: Sequence[Any], frames: int, height: int, width: int, strength: float, seed: int,
-        noise: Float[np.ndarray, "b h w 3"] | None,
-    ) -> Float[Array, "b t h w c"]:
+        noise: Float[np.ndarray, "B H W 3"] | None,
+    ) -> Float[Array, "B T H W C"]:
         """Mode of the latents of the noisy picture, as the encoder gives them (not scaled), for every frame."""
         pixels = resized(images, height, width)
         if noise is None:

@@ -80,7 +80,7 @@ def _of_array(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(np.broadcast_to(eight, (*shape[:2], 3))))
 
 
-def resized(images: Sequence[Image.Image], height: int, width: int) -> Float[np.ndarray, "b h w 3"]:
+def resized(images: Sequence[Image.Image], height: int, width: int) -> Float[np.ndarray, "B H W 3"]:
     """Pictures in [-1, 1] of one size, by Lanczos' filter, whatever their aspect ratio."""
     pixels = [np.asarray(image.resize((width, height), Image.Resampling.LANCZOS)) for image in images]
     return np.stack(pixels).astype(np.float32) / 127.5 - 1
@@ -88,7 +88,7 @@ def resized(images: Sequence[Image.Image], height: int, width: int) -> Float[np.
 
 def for_encoder(
     images: Sequence[Image.Image], size: int, mean: Sequence[float], std: Sequence[float]
-) -> Float[np.ndarray, "b size size 3"]:
+) -> Float[np.ndarray, "B size size 3"]:
     """Pictures as the image encoder of Stable Video Diffusion sees them: blurred, sampled, less `mean`, over `std`.
 
     The blur is a Gaussian whose width grows with the reduction; samples are bicubic, from corner to corner of the

@@ -97,8 +97,8 @@ class LatentPipeline:
 
     def denoise(
         self, given: Guided, shape: tuple[int, ...], steps: int, seed: int,
-        latents: Float[np.ndarray, "b t h w c"] | None = None, progress: Progress | bool | None = None,
-    ) -> Float[Array, "b t h w c"]:
+        latents: Float[np.ndarray, "B T H W C"] | None = None, progress: Progress | bool | None = None,
+    ) -> Float[Array, "B T H W C"]:
         """Latents as diffusion sees them, from noise that is drawn or given, step by step. Raises `NotFinite` naming
         the first step whose latents are not."""
         trajectory = self.trajectory(steps)
@@ -134,8 +134,8 @@ class LatentPipeline:
         return NotFinite(f"{self.folder.path}, {type(model.config).__name__}: {what}; {reason}")
 
     def decode(
-        self, latents: Float[Array, "b t h w c"], frames_at_once: int | None = None
-    ) -> Float[Array, "b t h2 w2 3"]:
+        self, latents: Float[Array, "B T H W C"], frames_at_once: int | None = None
+    ) -> Float[Array, "B T H2 W2 3"]:
         """Videos in [-1, 1], not clipped, of latents as diffusion sees them; so many frames at a time, or all.
 
         A decoder with layers over frames gives slightly other frames at the borders of pieces. Raises `UserError` as

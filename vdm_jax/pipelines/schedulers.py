@@ -64,9 +64,9 @@ class Trajectory(NamedTuple):
 class _Walk(NamedTuple):
     """The levels of a trajectory."""
 
-    levels: Float[np.ndarray, " n"]  # log-SNR of each step
-    following: Float[np.ndarray, " n"]  # log-SNR that it goes to
-    told: Float[np.ndarray, " n"]  # what the network is told
+    levels: Float[np.ndarray, " N"]  # log-SNR of each step
+    following: Float[np.ndarray, " N"]  # log-SNR that it goes to
+    told: Float[np.ndarray, " N"]  # what the network is told
     estimate: bool = True  # whether the last step's estimate is the result, and not z where it goes to
     start: float = 1.0
 
@@ -161,7 +161,7 @@ def read_scheduler(folder: str | os.PathLike, name: str | None = None) -> Schedu
     try:
         return Scheduler(str(kind), {**stated, **more})
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {error}", error.code) from None
 
 
 def _dpm(scheduler: Scheduler) -> DPMSolver:
@@ -305,23 +305,23 @@ def _told(walk: _Walk) -> Told:
     return Told(levels.astype(np.float32), np.pad(walk.told, (0, more), mode="edge").astype(np.float32))
 
 
-def _to_the_end(sigmas: Float[np.ndarray, " n"], told: np.ndarray, start: float) -> _Walk:
+def _to_the_end(sigmas: Float[np.ndarray, " N"], told: np.ndarray, start: float) -> _Walk:
     """From sigma to sigma, and at last the estimate."""
     levels = -2 * np.log(sigmas)
     return _Walk(levels, np.append(levels[1:], CLEAN), told, start=float(start))
 
 
-def _karras(low: float, high: float, steps: int, rho: float = RHO) -> Float[np.ndarray, " n"]:
+def _karras(low: float, high: float, steps: int, rho: float = RHO) -> Float[np.ndarray, " N"]:
     """Sigmas equally spaced in their rho-th root (Karras et al. 2022, arXiv 2206.00364, eq. 5), decreasing."""
     return (high ** (1 / rho) + np.linspace(0, 1, steps) * (low ** (1 / rho) - high ** (1 / rho))) ** rho
 
 
-def _geometric(low: float, high: float, steps: int) -> Float[np.ndarray, " n"]:
+def _geometric(low: float, high: float, steps: int) -> Float[np.ndarray, " N"]:
     """Sigmas equally spaced in their logarithm, decreasing."""
     return np.exp(np.linspace(np.log(high), np.log(low), steps))
 
 
-def _spread(scheduler: Scheduler, low: float, high: float, steps: int) -> Float[np.ndarray, " n"]:
+def _spread(scheduler: Scheduler, low: float, high: float, steps: int) -> Float[np.ndarray, " N"]:
     """So many sigmas between two, or the scheduler's own ends, as its options space them.
 
     Raises `UserError` unless the first end is lower.
@@ -340,6 +340,6 @@ def _spread(scheduler: Scheduler, low: float, high: float, steps: int) -> Float[
     return _geometric(low, high, steps)  # exponential; Lu et al. 2022, arXiv 2206.00927 space lambda = -ln sigma so
 
 
-def _timestep_of(sigmas: Float[np.ndarray, " n"], table: Float[np.ndarray, " steps"]) -> Float[np.ndarray, " n"]:
+def _timestep_of(sigmas: Float[np.ndarray, " N"], table: Float[np.ndarray, " steps"]) -> Float[np.ndarray, " N"]:
     """The timestep of each sigma, interpolated in its logarithm."""
     return np.interp(np.log(sigmas), -table / 2, np.arange(len(table)))

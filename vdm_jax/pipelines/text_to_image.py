@@ -51,7 +51,7 @@ class TextToImage(FromText):
         self, prompt: str | Sequence[str], *, negative_prompt: str | Sequence[str] | None = None,
         height: int | None = None, width: int | None = None, num_inference_steps: int = 50,
         guidance: float | None = None, guidance_scale: float | None = None, num_per_prompt: int = 1, seed: int = 0,
-        latents: Float[np.ndarray, "b t h w c"] | None = None, progress: Progress | bool | None = None,
+        latents: Float[np.ndarray, "B T H W C"] | None = None, progress: Progress | bool | None = None,
     ) -> Pictures:
         """Generate pictures, one per prompt or `num_per_prompt`.
 

@@ -42,7 +42,7 @@ class TextToVideo(FromText):
         self, prompt: str | Sequence[str], *, negative_prompt: str | Sequence[str] | None = None,
         height: int | None = None, width: int | None = None, num_frames: int = 16, num_inference_steps: int = 50,
         guidance: float | None = None, guidance_scale: float | None = None, num_per_prompt: int = 1, fps: int = 8,
-        decode_chunk_size: int | None = None, seed: int = 0, latents: Float[np.ndarray, "b t h w c"] | None = None,
+        decode_chunk_size: int | None = None, seed: int = 0, latents: Float[np.ndarray, "B T H W C"] | None = None,
         progress: Progress | bool | None = None,
     ) -> Generated:
         """Generate videos, one per prompt or `num_per_prompt`.

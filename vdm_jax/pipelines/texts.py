@@ -32,7 +32,7 @@ class TextEncoder:
         self.masked = bool(self.model.fields.get("use_attention_mask"))
         self.width = self.model.config.width
 
-    def __call__(self, pipeline: LatentPipeline, texts: Sequence[str]) -> Float[Array, "b l c"]:
+    def __call__(self, pipeline: LatentPipeline, texts: Sequence[str]) -> Float[Array, "B L C"]:
         """Embeddings of texts, padding included as the models were trained."""
         tokens = self.tokenizer(texts)
         module = self.model.module
@@ -55,9 +55,9 @@ class FromText(LatentPipeline):
     def sample(
         self, prompt: str | Sequence[str], negative_prompt: str | Sequence[str] | None, count: int,
         size: tuple[int, int | None, int | None], steps: int,
-        guidance: tuple[float | None, float | None], seed: int, latents: Float[np.ndarray, "b t h w c"] | None,
+        guidance: tuple[float | None, float | None], seed: int, latents: Float[np.ndarray, "B T H W C"] | None,
         progress: Progress | bool | None,
-    ) -> tuple[tuple[str, ...], Float[Array, "b t h w c"]]:
+    ) -> tuple[tuple[str, ...], Float[Array, "B T H W C"]]:
         """Texts of all videos, `count` of each prompt, and their latents; `size` is frames, height and width in pixels,
         None for those of the training; `guidance` is weight and scale, of which one may be given.
 

@@ -98,7 +98,7 @@ def _recompute(report: Mapping[str, Any]) -> list[str]:
         return []
     most = "full" if "full" in remat_choices() else remat_choices()[-1]
     return [f"recompute blocks in the backward pass instead of keeping them, for about a third more computing: "
-            f"--{report['stage']}.network.remat{'' if most is True else f' {most}'}"]
+            f"--{report['stage']}.network.{report.get('remat_field', 'remat')} {most}"]
 
 
 def _split_clip(report: Mapping[str, Any]) -> list[str]:

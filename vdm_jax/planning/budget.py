@@ -12,8 +12,6 @@ import jax
 
 from vdm_jax.data.opening import default_data_dir
 from vdm_jax.errors import UserError
-from vdm_jax.networks.config import SelfAttention
-from vdm_jax.networks.latent_network import LatentNetwork, Network
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.planning.advice import capacity_of, machine_memory
 from vdm_jax.planning.chips import GIB
@@ -86,30 +84,11 @@ def _check_frames(stage: Stage) -> None:
 def _check_tokens(stage: Stage) -> None:
     """Refuse attention over so many tokens at once that its map of blocks, which grows with their square, takes long
     to make."""
-    most = max(_attended(stage.network, *stage.trained().shape[:3]), default=0)
+    most = max(stage.network.attended(*stage.trained().shape[:3]), default=0)
     if most > TOKENS:
         raise UserError(f"stage {stage.name!r}: attention over {most} tokens at once is too much to plan with; "
                         f"permitted: at most {TOKENS}, by less of video.frames, height, width; "
                         "or --no-plan to try anyway")
-
-
-def _attended(network: Network, frames: int, height: int, width: int) -> Iterator[int]:
-    """Tokens of the sequences over which the levels of a network attend to themselves, beside those over frames."""
-    if isinstance(network, LatentNetwork):
-        unet = network.unet
-        for level, (attends, only_context) in enumerate(zip(unet.attention, unet.only_context, strict=True)):
-            if attends and not only_context:
-                yield (height >> level) * (width >> level)
-        return
-    height, width = height // network.patch, width // network.patch
-    for level in network.levels:
-        smaller = frames // level.temporal_stride, height // level.stride[0], width // level.stride[1]
-        if network.resample_order == "before":
-            frames, height, width = smaller
-        for mixer in level.mixers:
-            if isinstance(mixer, SelfAttention) and mixer.pattern.layout != "positions":
-                yield height * width * (frames if mixer.pattern.layout == "all" else 1)
-        frames, height, width = smaller
 
 
 def _refuse(what: str, amount: Amount, there: int, where: str) -> None:

@@ -21,7 +21,7 @@ from vdm_jax.attention.counting import AttentionCall, counted
 from vdm_jax.diffusion.windows import window_starts
 from vdm_jax.generation.one_stage import is_guided
 from vdm_jax.networks.config import UNet
-from vdm_jax.networks.latent_network import network_module
+from vdm_jax.networks.kinds import network_module
 from vdm_jax.stages.inputs import training_inputs
 from vdm_jax.stages.latent import abstract_weights, decode
 from vdm_jax.stages.options import Sampling

@@ -24,7 +24,7 @@ import numpy as np
 from jax.extend import core
 from jax.sharding import Mesh
 
-from vdm_jax.networks.latent_network import network_module
+from vdm_jax.networks.kinds import network_module
 from vdm_jax.networks.remat import BLOCK_INPUT, keep_dots
 from vdm_jax.parallel.gathers import split_axes
 from vdm_jax.planning.inputs import device_bytes
@@ -92,7 +92,7 @@ def saved_bytes(stage: Stage, batch: dict[str, Any], params: Any, mesh: Mesh) ->
     """
     spec, policy = stage.network, keep_dots if stage.network.remat == "dots" else _keep_products
     if spec.remat in ("full", "offload"):
-        spec = dataclasses.replace(spec, remat="offload")  # names the inputs of blocks
+        spec = spec.rematerialised("offload")  # names the inputs of blocks
         policy = jax.checkpoint_policies.save_only_these_names(BLOCK_INPUT)
     images = batch["images"].shape[1] if "images" in batch else 0
     with jax.set_mesh(mesh):

@@ -67,7 +67,7 @@ class Plan:
 
     def with_remat(self, remat: Any) -> Plan:
         """The same with another setting of rematerialisation."""
-        network = dataclasses.replace(self.stage.network, remat=remat)
+        network = self.stage.network.rematerialised(remat)
         return dataclasses.replace(self, stage=dataclasses.replace(self.stage, network=network))
 
 
@@ -147,6 +147,7 @@ def about(plan: Plan, mesh: Mesh) -> dict[str, Any]:
     per_chip = chip.devices if chip else 1
     return {"experiment": plan.experiment, "stage": plan.stage.name, "what": plan.what, "batch": plan.batch,
             "accumulation": plan.stage.training.accumulation, "remat": plan.stage.network.remat,
+            "remat_field": plan.stage.network.remat_field,
             "frames": plan.stage.video.frames, "steps": plan.stage.training.steps,
             "dtype": plan.stage.network.dtype, "mesh": dict(mesh.shape),
             "batch_parts": batch_parts(mesh), "topology": plan.topology, "platform": device.platform,

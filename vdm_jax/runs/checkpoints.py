@@ -24,6 +24,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from vdm_jax.configuration import Count, check_value
 from vdm_jax.errors import UserError
 from vdm_jax.parallel.processes import together
 from vdm_jax.runs.aliases import plain_name
@@ -56,8 +57,7 @@ class Checkpoints:
 
     def __init__(self, directory: str | os.PathLike, *, keep: int | None = 2, asynchronous: bool = True,
                  owner: Mapping[str, str] | None = None):
-        if keep is not None and keep < 1:
-            raise UserError(f"keep={keep} is not permitted; permitted: 1, 2, ..., None")
+        check_value(keep, Count | None, "keep")
         name = os.fspath(directory)
         name = name if "://" in name else os.path.abspath(name)
         self.directory = epath.Path(name)

@@ -22,14 +22,13 @@ from vdm_jax.configuration import (
     Positive,
     Seed,
     ShareBelowOne,
-    Workers,
     config,
 )
 from vdm_jax.errors import UserError
 from vdm_jax.networks.autoencoder_config import Autoencoder
 from vdm_jax.networks.discriminator import Discriminator
 from vdm_jax.parallel.mesh import MeshSpec
-from vdm_jax.stages.options import DataSet, Evaluation, check_patterns
+from vdm_jax.stages.options import CommonTraining, DataSet, Evaluation
 from vdm_jax.stages.stage import Experiment, Stage, VideoSpec
 
 
@@ -50,43 +49,22 @@ class AutoencoderLoss:
 
 
 @config
-class AutoencoderTraining:
-    """How an autoencoder is trained. Fields that a diffusion stage has too mean the same (`options.Training`)."""
+class AutoencoderTraining(CommonTraining):
+    """How an autoencoder is trained. `sample_every` is of sheets of originals beside reconstructions."""
 
     accumulation: ClassVar[int] = 1
     evaluation: ClassVar[Evaluation] = Evaluation()  # of videos it would make: never
 
     loss: AutoencoderLoss = AutoencoderLoss()
-    steps: Count = 10_000
-    batch_size: Count = 16  # clips per step, over all devices
-    optimizer: Literal["adamw", "adafactor"] = "adamw"
     learning_rate: Positive = 1e-4  # of the autoencoder and of the discriminators
     warmup_steps: CountOrZero = 0
-    decay: bool = False
-    weight_decay: NonNegative = 0.0
     b1: ShareBelowOne = 0.5  # like b2 as in latent diffusion
     b2: ShareBelowOne = 0.9
     clip_norm: Positive | None = None  # global gradient norm; losses are sums over a frame, so norms are large
-    ema_decay: ShareBelowOne = 0.999
-    log_every: Count = 25  # steps
-    checkpoint_every: Count = 1000  # steps
-    keep: Count = 2  # checkpoints
-    sample_every: CountOrZero = 1000  # steps between sheets of originals beside reconstructions; 0: only at the end
-    validate_every: CountOrZero = 1000  # steps between validation losses; 0: never
     measured_clips: Count = 256  # clips at the most that the latents and the reconstructions are measured on at the end
     # File of an autoencoder (written by vdm-jax convert, or by a training like this) as which this one begins; layers
     # over time that it does not have begin as initialised. None: random weights
     start: str | None = None
-    flips: bool = False
-    random_starts: bool = False
-    workers: Workers = 0
-    trainable: tuple[str, ...] = ()  # patterns of the parameters that are trained; (): all
-
-    def __post_init__(self):
-        check_patterns("AutoencoderTraining.trainable", self.trainable)
-        if self.optimizer == "adafactor" and self.weight_decay:
-            raise UserError(f"AutoencoderTraining.optimizer={self.optimizer!r} with weight_decay={self.weight_decay}; "
-                            "permitted: 'adamw', or 'adafactor' with weight_decay=0")
 
 
 @config

@@ -26,13 +26,13 @@ _CROP_STREAM = 2**31 - 3  # of a sample's key; samplers draw from streams 0, 1, 
 
 
 def target_video(
-    clip: UInt8[Array, "b t h w 3"], video: VideoSpec, key_frames: bool = False
-) -> Float[Array, "b t2 h2 w2 3"]:
+    clip: UInt8[Array, "B T H W 3"], video: VideoSpec, key_frames: bool = False
+) -> Float[Array, "B T2 H2 W2 3"]:
     """The clip at the size a stage makes: some of its frames (`take_frames`), pixels averaged over areas."""
     return resize(to_float(take_frames(clip, video.frames, key_frames)), video.height, video.width, "area")
 
 
-def take_frames(clip: Shaped[Array, "b t *rest"], frames: int, key_frames: bool = False) -> Shaped[Array, "b n *rest"]:
+def take_frames(clip: Shaped[Array, "B T *rest"], frames: int, key_frames: bool = False) -> Shaped[Array, "B N *rest"]:
     """Frames 0, k, 2 k, ... of clips, k = T / frames; of `key_frames`, which go from the first frame to the
     last, k = (T - 1) / (frames - 1). Raises `UserError` where k is no whole number."""
     total = clip.shape[1]
@@ -47,7 +47,7 @@ def take_frames(clip: Shaped[Array, "b t *rest"], frames: int, key_frames: bool 
     return clip[:, :: (total - 1) // (frames - 1)]
 
 
-def hold_valid(x: Float[Array, "b t h w 3"], valid: Bool[Array, "b t"]) -> Float[Array, "b t h w 3"]:
+def hold_valid(x: Float[Array, "B T H W 3"], valid: Bool[Array, "B T"]) -> Float[Array, "B T H W 3"]:
     """The video with each padded frame replaced by the last existing one before it (the first one after it at the
     start), so that nothing made from the video, a low-resolution version say, depends on the padding."""
     frames = jnp.arange(valid.shape[1])
@@ -56,7 +56,7 @@ def hold_valid(x: Float[Array, "b t h w 3"], valid: Bool[Array, "b t"]) -> Float
     return jnp.take_along_axis(x, last[:, :, None, None, None], axis=1)
 
 
-def draw_corners(keys: Array, stage: Stage) -> Int[Array, "b 2"]:
+def draw_corners(keys: Array, stage: Stage) -> Int[Array, "B 2"]:
     """First row and column of each sample's training window, in low-resolution pixels, uniform over all places."""
     source, crop = stage.source, stage.training.crop
     room = jnp.array([whole - size // scale + 1 for whole, size, scale in
@@ -65,8 +65,8 @@ def draw_corners(keys: Array, stage: Stage) -> Int[Array, "b 2"]:
 
 
 def target_window(
-    x: Float[Array, "b t h w 3"], corners: Int[Array, "b 2"], stage: Stage
-) -> Float[Array, "b t h2 w2 3"]:
+    x: Float[Array, "B T H W 3"], corners: Int[Array, "B 2"], stage: Stage
+) -> Float[Array, "B T H2 W2 3"]:
     """The windows of the stage's own videos that begin at the given low-resolution pixels."""
     return cut_windows(x, corners * jnp.array(scales_of(stage)), stage.training.crop)
 
@@ -119,7 +119,7 @@ def encoder(stage: Stage, autoencoder: Any) -> Encode | None:
 
 def training_inputs(
     stage: Stage, batch: dict[str, Array], key: Array, autoencoder: Any = None
-) -> tuple[Float[Array, "b t h w c"], Conditioning, int]:
+) -> tuple[Float[Array, "B T H W C"], Conditioning, int]:
     """Target video or its latents, conditioning and number of appended images for one batch of the data pipeline.
 
     `batch` has `video` uint8 `[B,T,H,W,3]`, for joint training `images` `[B,n,H,W,3]`, and the fields that the
@@ -149,8 +149,8 @@ def training_inputs(
 
 
 def _encoded(
-    stage: Stage, autoencoder: Any, x: Float[Array, "b t h w 3"], valid: Bool[Array, "b t"] | None, key: Array
-) -> Float[Array, "b t2 h2 w2 c"]:
+    stage: Stage, autoencoder: Any, x: Float[Array, "B T H W 3"], valid: Bool[Array, "B T"] | None, key: Array
+) -> Float[Array, "B T2 H2 W2 C"]:
     """Latents of training videos. Raises `UserError` for padded clips where latents have several frames each."""
     if valid is not None and stage.latent.frame_factor > 1:
         raise UserError(f"stage {stage.name!r}: clips with padded frames for latents of {stage.latent.frame_factor} "

@@ -23,7 +23,7 @@ from vdm_jax.networks.tiling import in_chunks, in_tiles
 from vdm_jax.parallel.rules import parameter_shardings
 from vdm_jax.weights import model_kinds
 
-Function = Callable[[Float[Array, "b t h w c"]], Float[Array, "b t h2 w2 o"]]
+Function = Callable[[Float[Array, "B T H W C"]], Float[Array, "B T H2 W2 O"]]
 
 
 @config
@@ -45,17 +45,8 @@ class Latent:
     overlap: SizeOrZero = 0  # of tiles, pixels
 
     def __post_init__(self):
-        for name, permitted in (("encode", ("sample", "mode")), ("low_resolution", ("latents", "pixels"))):
-            if getattr(self, name) not in permitted:
-                raise UserError(f"Latent.{name}={getattr(self, name)!r} is not valid; permitted: "
-                                f"{', '.join(map(repr, permitted))}")
-        for name in ("encode_frames", "decode_frames"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserError(f"Latent.{name}={getattr(self, name)} is not valid; permitted: >= 1, or None")
-        if self.seen_frames < 0:
-            raise UserError(f"Latent.seen_frames={self.seen_frames} is not valid; permitted: >= 0")
         factor, sizes = self.autoencoder.factor, (*(self.tile or ()), self.overlap)
-        fits = self.overlap >= 0 and (self.overlap < min(self.tile) if self.tile else not self.overlap)
+        fits = self.overlap < min(self.tile) if self.tile else not self.overlap
         if not fits or any(size % factor for size in sizes):
             raise UserError(f"Latent.tile={self.tile} with overlap={self.overlap} is not valid; permitted: multiples "
                             f"of the autoencoder's factor {factor}, with an overlap that is less than a tile")
@@ -95,8 +86,8 @@ def weight_shardings(latent: Latent | None, mesh: Mesh) -> tuple[Any, ...]:
 
 
 def encode(
-    latent: Latent, weights: Any, video: Float[Array, "b t h w c"], key: Array | None = None, *, scaled: bool = True
-) -> Float[Array, "b t2 h2 w2 c2"]:
+    latent: Latent, weights: Any, video: Float[Array, "B T H W C"], key: Array | None = None, *, scaled: bool = True
+) -> Float[Array, "B T2 H2 W2 C2"]:
     """Latents of a video in [-1, 1], as diffusion sees them: of standard deviation about 1.
 
     Args:
@@ -117,7 +108,7 @@ def encode(
     return latent.autoencoder.normalise(z) if scaled else z
 
 
-def decode(latent: Latent, weights: Any, z: Float[Array, "b t h w c"]) -> Float[Array, "b t2 h2 w2 c2"]:
+def decode(latent: Latent, weights: Any, z: Float[Array, "B T H W C"]) -> Float[Array, "B T2 H2 W2 C2"]:
     """The video of latents as diffusion sees them, within [-1, 1]."""
     module = model_kinds.module(latent.autoencoder)
 

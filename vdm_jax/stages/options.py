@@ -74,8 +74,8 @@ class Evaluation:
 
 
 @config
-class Training:
-    """How a stage is trained."""
+class CommonTraining:
+    """How any network is trained, of a diffusion stage or an autoencoder."""
 
     steps: Count = 10_000
     batch_size: Count = 16  # clips per step, over all devices
@@ -86,26 +86,13 @@ class Training:
     weight_decay: NonNegative = 0.0
     b1: ShareBelowOne = 0.9  # of AdamW, like b2
     b2: ShareBelowOne = 0.99
-    clip_norm: Positive = 1.0  # global gradient norm
+    clip_norm: Positive | None = 1.0  # global gradient norm
     ema_decay: ShareBelowOne = 0.999  # reached after about ten times its horizon; earlier steps average less
-    accumulation: Count = 1  # micro-batches per step
-    text_dropout: ShareBelowOne = 0.1  # share of captions (and class labels) replaced by the null caption (and class)
-    # Height and width, pixels, of the random window of its video that a stage with a source is trained on; it samples
-    # whole videos all the same. None: whole videos
-    crop: tuple[Size, Size] | None = None
-    images_per_clip: Images = 0  # independent images appended to each clip (joint training)
-    image_data: DataSet | None = None  # where they come from; None: frames of other clips
     log_every: Count = 25  # steps
     checkpoint_every: Count = 1000  # steps
     keep: Count = 2  # checkpoints
     sample_every: CountOrZero = 1000  # steps between sample sheets; 0: only at the end
     validate_every: CountOrZero = 1000  # steps between validation losses; 0: never
-    evaluation: Evaluation = Evaluation()  # scores of the stage's own videos
-    start: Start | StartFile | None = None  # weights to begin with, rather than random ones
-    observations: tuple[Observation, ...] = ()  # what may be known of a clip (UNet.observed); each draws one
-    frame_rates: FrameRates | None = None  # at which clips are read, told the network as scalar "fps"; None: their own
-    frames: Size | None = None  # of the parts of clips that are trained on, begun at random; None: whole clips
-    key_frames: bool = False  # of longer clips frames from the first to the last, not every (T / frames)-th
     flips: bool = False  # mirror half of the clips; only for data whose captions do not say left or right
     random_starts: bool = False  # clips of long videos begin at a random frame; data sets of fixed clips cannot
     workers: Workers = 0  # processes that read data; 0: threads
@@ -114,12 +101,36 @@ class Training:
     trainable: tuple[str, ...] = ()
 
     def __post_init__(self):
+        kind = type(self).__name__
+        check_patterns(f"{kind}.trainable", self.trainable)
+        if self.optimizer == "adafactor" and self.weight_decay:
+            raise UserError(f"{kind}.weight_decay={self.weight_decay} with optimizer='adafactor'; permitted: 0")
+
+
+@config
+class Training(CommonTraining):
+    """How a diffusion stage is trained."""
+
+    clip_norm: Positive = 1.0  # global gradient norm
+    accumulation: Count = 1  # micro-batches per step
+    text_dropout: ShareBelowOne = 0.1  # share of captions (and class labels) replaced by the null caption (and class)
+    # Height and width, pixels, of the random window of its video that a stage with a source is trained on; it samples
+    # whole videos all the same. None: whole videos
+    crop: tuple[Size, Size] | None = None
+    images_per_clip: Images = 0  # independent images appended to each clip (joint training)
+    image_data: DataSet | None = None  # where they come from; None: frames of other clips
+    evaluation: Evaluation = Evaluation()  # scores of the stage's own videos
+    start: Start | StartFile | None = None  # weights to begin with, rather than random ones
+    observations: tuple[Observation, ...] = ()  # what may be known of a clip (UNet.observed); each draws one
+    frame_rates: FrameRates | None = None  # at which clips are read, told the network as scalar "fps"; None: their own
+    frames: Size | None = None  # of the parts of clips that are trained on, begun at random; None: whole clips
+    key_frames: bool = False  # of longer clips frames from the first to the last, not every (T / frames)-th
+
+    def __post_init__(self):
+        super().__post_init__()
         if self.batch_size % self.accumulation:
             raise UserError(f"Training.accumulation={self.accumulation} does not divide batch_size={self.batch_size}; "
                             f"permitted: divisors of {self.batch_size}")
-        check_patterns("Training.trainable", self.trainable)
-        if self.optimizer == "adafactor" and self.weight_decay:
-            raise UserError(f"Training.weight_decay={self.weight_decay} with optimizer='adafactor'; permitted: 0")
 
 
 def check_patterns(where: str, patterns: tuple[str, ...]) -> None:
@@ -162,7 +173,7 @@ class Windows:
 
     def __post_init__(self):
         if self.overlap >= self.frames:
-            raise UserError(f"Windows(frames={self.frames}, overlap={self.overlap}) is not valid; permitted: 0 <= "
+            raise UserError(f"Windows(frames={self.frames}, overlap={self.overlap}) is not valid; permitted: "
                             "overlap < frames")
 
 

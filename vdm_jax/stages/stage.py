@@ -17,7 +17,8 @@ from vdm_jax.configuration import Range, Seed, Size, config
 from vdm_jax.diffusion.augmentation import Augmentation, TruncatedAugmentation
 from vdm_jax.diffusion.process import Process
 from vdm_jax.errors import UserError
-from vdm_jax.networks.latent_network import LatentNetwork, Network
+from vdm_jax.networks.kinds import Network
+from vdm_jax.networks.latent_network import LatentNetwork
 from vdm_jax.parallel.mesh import MeshSpec
 from vdm_jax.stages.latent import Latent
 from vdm_jax.stages.options import DataSet, Sampling, Start, StartFile, Training
@@ -66,17 +67,12 @@ class Stage:
             found = "given" if self.starts_from("low_resolution") else type(source).__name__ if source else "None"
             raise UserError(f"Stage {self.name!r}: network.low_resolution={self.network.low_resolution} but source is "
                             f"{found}; permitted: low_resolution exactly with a source")
-        if self.network.residual and self.process.prediction != "x":
-            raise UserError(f"Stage {self.name!r}: process.prediction={self.process.prediction!r} with "
-                            "network.residual=True, whose output is a video; permitted: prediction='x'")
-        if self.process.frame_levels and isinstance(self.network, LatentNetwork):
-            raise UserError(f"Stage {self.name!r}: process.frame_levels=True with a LatentNetwork, which takes one "
-                            "level per clip; permitted: False, or a UNet")
         if self.sampling.frame_lag and not self.process.frame_levels:
             raise UserError(f"Stage {self.name!r}: sampling.frame_lag={self.sampling.frame_lag} with "
                             "process.frame_levels=False, so that it never sees frames of different levels; permitted: "
                             "0, or frame_levels=True")
         check_space(self)
+        self.network.check_stage(self)
         self._check_frames()
         factor = 1 if self.latent is None else self.latent.autoencoder.factor
         for name, reduction in zip(("height", "width"), self.network.reduction, strict=True):
@@ -92,14 +88,6 @@ class Stage:
         if self.training.images_per_clip and source is not None:
             raise UserError(f"Stage {self.name!r}: training.images_per_clip={self.training.images_per_clip}; "
                             "permitted: 0 for a stage with a source (joint training is for base stages)")
-        if self.training.images_per_clip and self.network.frame_reduction > 1:
-            raise UserError(f"Stage {self.name!r}: training.images_per_clip={self.training.images_per_clip} with "
-                            "Level.temporal_stride > 1, which mixes the images with the clip; permitted: 0, or "
-                            "temporal_stride=1 at all levels")
-        if self.training.images_per_clip and self.network.norm_over == "clip":
-            raise UserError(f"Stage {self.name!r}: training.images_per_clip={self.training.images_per_clip} with "
-                            "network.norm_over='clip', whose statistics mix the images with the clip; permitted: "
-                            "norm_over='frame'")
         if self.training.images_per_clip and self.network.classes:
             raise UserError(f"Stage {self.name!r}: training.images_per_clip={self.training.images_per_clip} with "
                             f"network.classes={self.network.classes}, one class for the clip and all images; "
@@ -204,13 +192,6 @@ def check_space(stage: Stage) -> None:
         raise UserError(f"{where}: source={stage.source} with {type(network).__name__}.first_frame="
                         f"{network.first_frame} and latent={'given' if latent else None}; "
                         "permitted: FirstFrame exactly with a LatentNetwork that takes it, in latents")
-    if isinstance(network, LatentNetwork):
-        low = (3 if latent is None or latent.low_resolution == "pixels" else channels) * network.low_resolution
-        wanted = channels + low + channels * network.first_frame + (network.known == "in_place")
-        wanted += sum(entry.width for entry in network.conditions)
-        if network.unet.in_channels != wanted:
-            raise UserError(f"{where}: network.unet.in_channels={network.unet.in_channels}; permitted: {wanted}, for "
-                            "the noisy latents and what is joined to them")
     if isinstance(stage.training.start, StartFile) and not isinstance(network, LatentNetwork):
         raise UserError(f"{where}: training.start={stage.training.start} with a UNet; permitted: a LatentNetwork, "
                         "whose tensors such files have")
@@ -223,7 +204,7 @@ def _check_latent(stage: Stage, latent: Latent, where: str) -> None:
     try:
         grid = latent.shape(*stage.video.shape[:3])
     except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+        raise UserError(f"{where}: {error}", error.code) from None
     if latent.autoencoder.channels != 3:
         raise UserError(f"{where}: latent.autoencoder.channels={latent.autoencoder.channels}; permitted: 3, RGB")
     if stage.sampling.threshold is not None:
@@ -231,9 +212,6 @@ def _check_latent(stage: Stage, latent: Latent, where: str) -> None:
                         "[-1, 1]; permitted: None")
     source, factor = stage.source, latent.frame_factor
     if stage.starts_from("low_resolution") and latent.low_resolution == "pixels":
-        if stage.network.residual:
-            raise UserError(f"{where}: network.residual=True with latent.low_resolution='pixels', to which no change "
-                            "of latents can be added; permitted: 'latents'")
         for name, size in zip(("frames", "height", "width"), grid, strict=False):
             if size % getattr(source, name):
                 raise UserError(f"{where}: source.{name}={getattr(source, name)} with latent.low_resolution='pixels' "
@@ -249,16 +227,13 @@ def _check_latent(stage: Stage, latent: Latent, where: str) -> None:
 
 def _check_crop(stage: Stage) -> None:
     """Raise `UserError` where a stage cannot learn from windows what it samples on whole videos."""
-    crop, video, source, place = stage.training.crop, stage.video, stage.source, stage.network.absolute_position
+    crop, video, source = stage.training.crop, stage.video, stage.source
     where = f"Stage {stage.name!r}: training.crop={crop}"
     if source is None:
         raise UserError(f"{where} without a source, whose video would say what is in the window; permitted: None")
     if stage.network.observed or stage.starts_from("first_frame"):
         raise UserError(f"{where} with network.observed=True or FirstFrame, which see whole frames; permitted: one of "
                         "them")
-    if place is not None:
-        raise UserError(f"{where} with {place}, which tells the network where in the window it is and not where in the "
-                        "video; permitted: positions relative to each other, or none")
     encoded = 1 if stage.latent is None else stage.latent.autoencoder.factor
     for name, size, reduction in zip(("height", "width"), crop, stage.network.reduction, strict=True):
         whole, factor = getattr(video, name), getattr(video, name) // getattr(source, name)

@@ -21,10 +21,10 @@ from vdm_jax.parallel.compiling import compiler_options
 from vdm_jax.parallel.rules import batch_sharding, shard
 from vdm_jax.stages.autoencoding import AutoencoderLoss, AutoencoderStage
 from vdm_jax.stages.inputs import target_video
-from vdm_jax.training.state import TrainState, abstract_state, make_optimizer, rate_of_update, trained_part
+from vdm_jax.training.state import TrainState, abstract_state, advanced, make_optimizer, rate_of_update, trained_part
 from vdm_jax.training.trainable import merged, split
 
-Video = Float[Array, "b t h w 3"]
+Video = Float[Array, "B T H W 3"]
 Scalars = dict[str, Array]
 LARGEST_WEIGHT = 1e4  # of the adaptive ones
 
@@ -46,7 +46,7 @@ def reconstruction_loss(
     return (error / jnp.exp(logvar) + logvar).sum((2, 3, 4)).mean(), scalars
 
 
-def psnr(x: Video, y: Video) -> Float[Array, "b t"]:
+def psnr(x: Video, y: Video) -> Float[Array, "B T"]:
     """Peak signal-to-noise ratio of frames in [-1, 1], dB."""
     error = jnp.square(x - jnp.clip(y, -1.0, 1.0)).mean((2, 3, 4))
     return 10 * jnp.log10(4.0 / jnp.maximum(error, 1e-12))
@@ -152,16 +152,8 @@ def autoencoder_step(
         second = make_optimizer(spec, first=spec.loss.discriminator_start)  # both learning rates decay together
         updates, opt_state["discriminators"] = second.update(judge_grads, opt_state["discriminators"], judges)
         new["discriminators"] = optax.apply_updates(judges, updates)
-    decay = jnp.minimum(spec.ema_decay, (1.0 + state.step) / (10.0 + state.step))
-    ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), state.ema, new["autoencoder"])
-
-    def keep(new: Any, old: Any) -> Any:
-        return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-
-    state = TrainState(step=state.step + 1, params=keep(new, params), ema=keep(ema, state.ema),
-                       opt_state=keep(opt_state, state.opt_state), key=state.key)
-    return state, {"loss": loss, "gradient_norm": norm, "skipped": 1.0 - finite,
-                   "learning_rate": rate, **scalars}
+    state = advanced(state, spec, finite, new, opt_state, new["autoencoder"])
+    return state, {"loss": loss, "gradient_norm": norm, "skipped": 1.0 - finite, "learning_rate": rate, **scalars}
 
 
 def compile_autoencoder_step(

@@ -48,12 +48,12 @@ class StageSamples:
         return [source[i % len(source)] for i in range(self.count)]
 
     @functools.cached_property
-    def real(self) -> UInt8[np.ndarray, "n t h w 3"]:
+    def real(self) -> UInt8[np.ndarray, "N T H W 3"]:
         """The clips at the frames and pixels of the stage."""
         return np.asarray(to_uint8(self._target()))
 
     @functools.cached_property
-    def given(self) -> UInt8[np.ndarray, "n t2 h2 w2 3"] | None:
+    def given(self) -> UInt8[np.ndarray, "N T2 H2 W2 3"] | None:
         """The degraded real clips that a stage with a source starts from; None for other stages."""
         low = self._inputs[1]
         return None if low is None else np.asarray(to_uint8(low))
@@ -69,7 +69,7 @@ class StageSamples:
         return len(self._clips[0]["video"])
 
     def videos(self, params: Any, progress: Callable[[int], None] = lambda done: None,
-               ) -> UInt8[np.ndarray, "n t h w 3"]:
+               ) -> UInt8[np.ndarray, "N T H W 3"]:
         """What the stage makes of them with these parameters, on the mesh."""
         done: list[np.ndarray] = []
         for start in range(0, self.count, self._size):

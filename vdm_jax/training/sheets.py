@@ -20,7 +20,7 @@ from vdm_jax.video.writing import write_png, write_video
 COUNT = 4  # clips per grid
 GENERATED, REAL = "generated", "real"
 
-Videos = UInt8[np.ndarray, "n t h w 3"]
+Videos = UInt8[np.ndarray, "N T H W 3"]
 
 
 class SampleSheets:
@@ -60,7 +60,7 @@ def picture_grid(rows: dict[str, Videos], given: Videos | None, source: Source |
 
 
 def video_grid(rows: dict[str, Videos], given: Videos | None, source: Source | None, title: str,
-               ) -> UInt8[np.ndarray, "t height width 3"]:
+               ) -> UInt8[np.ndarray, "T height width 3"]:
     """A row per clip and a column for its input, where there is one, and for each of `rows`; a line above says so.
     Inputs with fewer frames hold each until the next."""
     if given is not None:

@@ -12,7 +12,8 @@ import jax
 from vdm_jax.errors import UserError
 from vdm_jax.networks.autoencoder_config import Autoencoder
 from vdm_jax.networks.config import UNet
-from vdm_jax.networks.latent_network import LatentNetwork, Network
+from vdm_jax.networks.kinds import Network
+from vdm_jax.networks.latent_network import LatentNetwork
 from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.runs.directory import find_run, load_stage, read_cascade
 from vdm_jax.runs.manifest import Damaged

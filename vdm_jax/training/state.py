@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
 from vdm_jax.networks.discriminator import PatchDiscriminator
 from vdm_jax.parallel.rules import parameter_shardings
 from vdm_jax.stages.autoencoding import AnyStage, AutoencoderStage, AutoencoderTraining
 from vdm_jax.stages.options import Training
 from vdm_jax.stages.parameters import initial_params
-from vdm_jax.training.trainable import split
+from vdm_jax.training.trainable import merged, split
 from vdm_jax.weights.inflation import Inflation
 
 
@@ -65,6 +65,23 @@ def make_optimizer(spec: Training | AutoencoderTraining, first: int = 0) -> opta
         rule = optax.adamw(rate, b1=spec.b1, b2=spec.b2, weight_decay=spec.weight_decay,
                            mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params))
     return rule if spec.clip_norm is None else optax.chain(optax.clip_by_global_norm(spec.clip_norm), rule)
+
+
+def advanced(
+    state: TrainState, spec: Training | AutoencoderTraining, finite: Bool[Array, ""], params: Any, opt_state: Any,
+    averaged: Any,
+) -> TrainState:
+    """The state after a step to `params` and `opt_state`, with the moving average of `averaged`, what of the parameters
+    `state.ema` is of; where loss or gradient is not `finite`, the old state with the counter moved on.
+
+    `optax.apply_if_finite` guards gradients alone, lets bad ones pass after some, and keeps counters in the state.
+    """
+    decay = jnp.minimum(spec.ema_decay, (1.0 + state.step) / (10.0 + state.step))
+    old, frozen = split(state.ema, spec.trainable)  # what is not trained is its own average, to the last bit
+    ema = merged(optax.incremental_update(split(averaged, spec.trainable)[0], old, 1 - decay), frozen)
+    params, opt_state, ema = optax.tree.where(
+        finite, (params, opt_state, ema), (state.params, state.opt_state, state.ema))
+    return TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema, key=state.key)
 
 
 def initial_state(

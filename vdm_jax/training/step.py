@@ -15,14 +15,14 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from vdm_jax.conditions.conditioning import Conditioning, conditions_of, drop_text
 from vdm_jax.diffusion.arrays import Level
-from vdm_jax.networks.latent_network import network_module
+from vdm_jax.networks.kinds import network_module
 from vdm_jax.parallel.compiling import compiler_options
 from vdm_jax.parallel.gathers import check_gathers, split_axes
 from vdm_jax.parallel.rules import batch_sharding, shard
 from vdm_jax.stages.inputs import training_inputs
 from vdm_jax.stages.latent import weight_shardings
 from vdm_jax.stages.stage import Stage
-from vdm_jax.training.state import TrainState, abstract_state, make_optimizer, rate_of_update
+from vdm_jax.training.state import TrainState, abstract_state, advanced, make_optimizer, rate_of_update
 from vdm_jax.training.trainable import merged, split
 
 logger = logging.getLogger(__name__)
@@ -34,11 +34,11 @@ class Drawn(NamedTuple):
     """Everything about a batch that does not depend on the network, with all that a step draws except the network's
     dropout."""
 
-    x: Float[Array, "b t h w c"]  # target videos or latents: windows, parts and samples of moments are drawn
+    x: Float[Array, "B T H W C"]  # target videos or latents: windows, parts and samples of moments are drawn
     conditioning: Conditioning  # augmentation level and noise, frame mask, noise of the first frame; text dropped
     images: int  # appended to each clip
     logsnr: Level  # training level of each example, or of each of its frames
-    noise: Float[Array, "b t h w c"]
+    noise: Float[Array, "B T H W C"]
     dropout_key: PRNGKeyArray  # of the network's dropout layers
 
 
@@ -116,17 +116,8 @@ def train_step(
     rate = rate_of_update(stage.training, state.opt_state)
     updates, opt_state = make_optimizer(stage.training).update(grads, state.opt_state, trained)
     params = merged(optax.apply_updates(trained, updates), frozen)
-    decay = jnp.minimum(stage.training.ema_decay, (1.0 + state.step) / (10.0 + state.step))
-    ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), state.ema, params)
-
-    def keep(new: Any, old: Any) -> Any:
-        return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-
-    state = TrainState(step=state.step + 1, params=keep(params, state.params), ema=keep(ema, state.ema),
-                       opt_state=keep(opt_state, state.opt_state), key=state.key)
-    metrics = {"loss": loss, "gradient_norm": norm, "skipped": 1.0 - finite,
-               "learning_rate": rate, **aux}
-    return state, metrics
+    metrics = {"loss": loss, "gradient_norm": norm, "skipped": 1.0 - finite, "learning_rate": rate, **aux}
+    return advanced(state, stage.training, finite, params, opt_state, params), metrics
 
 
 def jit_train_step(stage: Stage, mesh: Mesh) -> jax.stages.Wrapped:

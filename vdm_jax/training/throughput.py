@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
-from vdm_jax.errors import UserError
+from vdm_jax.configuration import Positive, check_value
 
 
 class Throughput:
@@ -28,8 +28,7 @@ class Throughput:
 
     def __init__(self, clips_per_step: int, total_steps: int, *, window: float = 60.0,
                  least_seconds: float | None = None, clock: Callable[[], float] = time.monotonic):
-        if not window > 0:
-            raise UserError(f"Throughput.window={window} is not valid; permitted: above 0 s")
+        check_value(window, Positive, "Throughput.window")
         self._clips_per_step = clips_per_step
         self._total_steps = total_steps
         self._window, self.least_seconds = window, least_seconds

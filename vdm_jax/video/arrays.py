@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num, PRNGKeyArray, UInt8
 
+from vdm_jax.configuration import Size, check_value
 from vdm_jax.errors import NotFinite, UserError
 
 ResizeMethod = Literal["area", "bilinear", "nearest"]
@@ -81,12 +82,10 @@ def resize(
     _require_float("resize", video)
     if video.ndim < 3:
         raise UserError(f"resize: shape={video.shape}; permitted: [..., H, W, C]")
-    if height < 1 or width < 1:
-        raise UserError(f"resize: height={height}, width={width}; permitted: sizes of at least 1 pixel")
+    check_value((height, width), tuple[Size, Size], "size")
     if method == "area":
         return _area(_area(video, -3, height), -2, width)
-    if method not in get_args(ResizeMethod):
-        raise UserError(f"resize: method={method!r}; permitted: {', '.join(map(repr, get_args(ResizeMethod)))}")
+    check_value(method, ResizeMethod, "method")
     shape = (*video.shape[:-3], height, width, video.shape[-1])
     name = "linear" if method == "bilinear" else "nearest"
     return jax.image.resize(video, shape, name, antialias=False)
@@ -194,8 +193,7 @@ def random_crop(
       UserError: the window does not fit, or `multiple` is below 1.
     """
     full_height, full_width = video.shape[-3:-1]
-    if multiple < 1:
-        raise UserError(f"random_crop: multiple={multiple}; permitted: 1 or more pixels")
+    check_value(multiple, Size, "multiple")
     room = (full_height - height, full_width - width)
     places = jnp.array([max(pixels, 0) // multiple + 1 for pixels in room])
     top, left = jax.random.randint(key, (2,), 0, places) * multiple

@@ -14,6 +14,7 @@ from typing import BinaryIO
 import numpy as np
 from jaxtyping import UInt8
 
+from vdm_jax.configuration import Size, check_value
 from vdm_jax.errors import UserError
 from vdm_jax.video.containers import Media, display_name, failure, readable_errors
 from vdm_jax.video.frame_index import FrameIndex, build_index, frames_from
@@ -102,8 +103,7 @@ class VideoReader:
             raise UserError(f"{self.name}: height={height}, width={width}; permitted: both sizes or neither")
         if height is None:
             height, width = self._first_size()
-        elif height < 1 or width < 1:
-            raise UserError(f"{self.name}: height={height}, width={width}; permitted: 1 pixel or more")
+        check_value((height, width), tuple[Size, Size], "size")
         unique, places = np.unique(wanted, return_inverse=True)
         pictures = [self._paint(number, frame, height, width) for number, frame in self._decode(unique.tolist())]
         return np.stack(pictures)[places]

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from vdm_jax.configuration import Count, check_value
 from vdm_jax.errors import UserError
 
 _LEAST_PIXELS = 64  # smaller frames are enlarged, for people to see anything
@@ -56,8 +57,7 @@ def tile_videos(
     """
     videos = _checked("tile_videos", videos)
     columns = math.ceil(math.sqrt(len(videos))) if columns is None else columns
-    if columns < 1:
-        raise UserError(f"tile_videos: columns={columns}; permitted: 1 or more")
+    check_value(columns, Count, "columns")
     return np.stack([_grid(frames, columns) for frames in videos.swapaxes(0, 1)])
 
 

@@ -8,11 +8,12 @@ import uuid
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import BinaryIO
+from typing import Annotated, BinaryIO
 
 import numpy as np
 from jaxtyping import UInt8
 
+from vdm_jax.configuration import Range, check_value
 from vdm_jax.errors import UserError
 from vdm_jax.video.containers import display_name
 
@@ -211,6 +212,5 @@ def _checked(video: np.ndarray, crf: int) -> np.ndarray:
     if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or 0 in video.shape:
         hint = " (see vdm_jax.video.arrays.to_uint8)" if np.issubdtype(video.dtype, np.floating) else ""
         raise UserError(f"write_video: {video.dtype} {list(video.shape)}; permitted: uint8 [T, H, W, 3]{hint}")
-    if not 0 <= crf <= 51:
-        raise UserError(f"write_video: crf={crf}; permitted: 0 to 51")
+    check_value(crf, Annotated[int, Range(least=0, most=51)], "crf")
     return video

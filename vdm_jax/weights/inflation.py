@@ -65,8 +65,8 @@ class Inflation:
         return jax.tree_util.tree_map_with_path(begin, params)
 
     def _widened(
-        self, kernel: Float[Array, "1 k k pc o"], shape: tuple[int, ...]
-    ) -> Float[Array, "1 k k pc2 o"]:
+        self, kernel: Float[Array, "1 side side pc O"], shape: tuple[int, ...]
+    ) -> Float[Array, "1 side side pc2 O"]:
         """The first kernel with zeros at new input channels, which lie between the pixels of a patch."""
         pixels = self.patch**2
         wide = jnp.zeros((*shape[:3], pixels, shape[3] // pixels, shape[4]), kernel.dtype)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from vdm_jax.configuration import Share, check_value
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import UNet
 from vdm_jax.parallel.rules import path_name
@@ -36,8 +37,7 @@ def interpolated(params: Any, style: Any, weight: float, network: UNet, style_ne
       UserError: a weight outside [0, 1]; tensors of the image layers that are missing in one of the two, or of another
         shape, by name.
     """
-    if not 0 <= weight <= 1:
-        raise UserError(f"style weight {weight} is not valid; permitted: 0 to 1, in Lumiere from 0.5 on")
+    check_value(weight, Share, "weight")
     try:
         plan = plan_inflation(network, params, style_network, style)
     except UserError as error:

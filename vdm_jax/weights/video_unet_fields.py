@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from vdm_jax.errors import UserError
+from vdm_jax.networks.blocks.sinusoids import frame_code
 from vdm_jax.networks.control_net import ControlNet
-from vdm_jax.networks.latent_frames import Motion, Stack, frame_code
+from vdm_jax.networks.latent_frames import Motion, Stack
 from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.networks.motion_adapter import MotionAdapter
 from vdm_jax.weights.fields import Fields

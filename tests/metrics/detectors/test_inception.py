@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests.parity import peer
-from vdm_jax.errors import UserError
+from tests.refusals import refused
 from vdm_jax.metrics.detectors import inception, weights
 
 
@@ -38,25 +38,24 @@ def test_every_tensor_has_its_place():
     scale = made[f"{one}.bn.weight"] / np.sqrt(made[f"{one}.bn.running_var"] + 1e-3)
     np.testing.assert_allclose(params[one]["conv"]["kernel"],
                                made[f"{one}.conv.weight"].transpose(2, 3, 1, 0) * scale, rtol=1e-5)
-    with pytest.raises(UserError, match=f"tensor '{one}.bn.bias' of the Inception weights is missing"):
+    with refused("inception.from_published.take", f"'{one}.bn.bias'"):
         inception.from_published({name: x for name, x in made.items() if name != f"{one}.bn.bias"}, variant)
-    with pytest.raises(UserError, match="tensor 'extra' is not part of Inception"):
+    with refused("inception.from_published", "'extra'"):
         inception.from_published(made | {"extra": np.ones(1)}, variant)
 
 
 def test_weights_that_are_not_here_are_named(monkeypatch, tmp_path):
     monkeypatch.setenv(weights.FOLDER_VARIABLE, str(tmp_path))
-    with pytest.raises(UserError, match=r"pt_inception-2015-12-05-6726825d.pth \(SHA-256 6726825d0af5\w+\), published "
-                                        r"in https://github.com/mseitzer/.*inception_2015.safetensors there"):
+    with refused("weights.find", "pt_inception-2015-12-05-6726825d.pth", "github.com", "inception_2015.safetensors"):
         inception.parameters()
-    with pytest.raises(UserError, match=r"inception_v3_google-0cc3c7bd.pth \(SHA-256 0cc3c7bd\.\.\.\)"):
+    with refused("weights.find", "inception_v3_google-0cc3c7bd.pth"):
         inception.parameters("torchvision")
-    with pytest.raises(UserError, match="variant='v4' is not valid; permitted: fid, torchvision"):
+    with refused("variant", "='v4'"):
         inception.parameters("v4")
     (tmp_path / weights.INCEPTION.file).write_bytes(b"other")
-    with pytest.raises(UserError, match="has SHA-256 .*; permitted: 6726825d0af5"):
+    with refused("weights.verified"):
         inception.parameters()
-    with pytest.raises(UserError, match="has SHA-256 .*; permitted: 6726825d0af5"):
+    with refused("weights.verified"):
         weights.found(weights.INCEPTION)
 
 

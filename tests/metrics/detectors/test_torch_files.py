@@ -10,6 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 
+from tests.refusals import refused
 from vdm_jax.errors import UserError
 from vdm_jax.metrics.detectors.torch_files import read_torch
 
@@ -92,9 +93,9 @@ class Runs:
 @pytest.mark.parametrize("form", [archive, older])
 def test_nothing_runs(torch_like, form, tmp_path):
     made = tmp_path / "made"
-    with pytest.raises(UserError, match=r"file asks for posix\.system; permitted: tensors"):
+    with refused("torch_files._Reader.find_class", "posix.system"):
         read_torch(form(pickle.dumps({"a": Runs(os.system, f"touch {made}")}, 2)), "file")
-    with pytest.raises(UserError, match=r"asks for (__builtin__|builtins)\.eval"):
+    with refused("torch_files._Reader.find_class", ".eval"):
         read_torch(form(pickle.dumps(Runs(eval, f"open('{made}', 'w')"), 2)), "file")
     assert not made.exists()
 
@@ -102,12 +103,13 @@ def test_nothing_runs(torch_like, form, tmp_path):
 def test_damaged_and_dishonest_files_are_refused(torch_like):
     Tensor, written = torch_like
     for view in ((10, (3,), (1,)), (-1, (3,), (1,)), (0, (2,), (12,)), (5, (2,), (-1,))):
-        with pytest.raises(UserError, match="beyond its 12 numbers"):
+        with refused("torch_files._array", "12"):
             read_torch(archive(written({"a": Tensor(*view)})), "file")
     whole = archive(written({"a": Tensor(0, (12,), (1,))}))
     for data in (b"", b"PK", whole[:-30], pickle.dumps(3)):
-        with pytest.raises(UserError, match="^file (cannot be read|is no file of PyTorch)"):
+        with pytest.raises(UserError) as error:
             read_torch(data, "file")
+        assert error.value.code in ("torch_files.read_torch", "torch_files._read_older")
 
 
 @pytest.mark.full
@@ -126,11 +128,11 @@ def test_files_of_torch(zipped):
 
 @pytest.mark.parametrize("put", [b"r\xff\xff\xff\x7f", b"p999999999\n"])
 def test_a_pickle_cannot_ask_for_a_table_of_gigabytes(put):
-    with pytest.raises(UserError, match="numbers an object"):
+    with refused("torch_files._Reader.load"):
         read_torch(archive(b"\x80\x02}" + put + b"."), "x")
 
 
 def test_a_tensor_has_no_more_numbers_than_its_storage(torch_like):
     Tensor, written = torch_like
-    with pytest.raises(UserError, match="beyond its 12 numbers"):  # a stride of 0 repeats one number
+    with refused("torch_files._array", "12"):  # a stride of 0 repeats one number
         read_torch(archive(written({"a": Tensor(0, (10**9,), (0,))})), "x")

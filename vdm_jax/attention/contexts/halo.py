@@ -59,7 +59,7 @@ class Halo:
         number = xp.where(inside, number, -1)
         return xp.concatenate([xp.zeros(1, number.dtype), number]) if self.first else number
 
-    def collect(self, x: Float[Array, "b f h w k d"]) -> Float[Array, "b g h w k d"]:
+    def collect(self, x: Float[Array, "B F H W K D"]) -> Float[Array, "B G H W K D"]:
         """A device's frames with their halo; places without a frame hold zeros."""
         before = [self._from_device(x, -hop, count) for hop, count in self._hops(self.before)]
         after = [self._from_device(x, hop, count) for hop, count in self._hops(self.after)]
@@ -91,8 +91,8 @@ def find_halo(call: Call) -> Halo:
 
 
 def _gathered(
-    view: View, part: Part, ids: Ids, q, k, v, *, key_valid: Bool[Array, "b g"] | None, external: Bank | None,
-) -> Float[Array, "b f h w k d"]:
+    view: View, part: Part, ids: Ids, q, k, v, *, key_valid: Bool[Array, "B G"] | None, external: Bank | None,
+) -> Float[Array, "B F H W K D"]:
     """Dense attention of every frame over those of the held frames that it may see.
 
     Which places these are is the same on all devices; which of them hold a frame is not.

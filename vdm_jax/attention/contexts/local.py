@@ -33,10 +33,10 @@ def local_dimension(view: View, axis: str, devices: int, own: bool = True) -> in
 
 
 def attention(
-    kernel: str, view: View, dim: int, devices: int, q: Float[Array, "b t h w k d"], k: Array | None, v: Array | None,
-    *, bias: Float[Array, "*c k q s"] | None = None, frame_valid: Bool[Array, "b t"] | None = None,
+    kernel: str, view: View, dim: int, devices: int, q: Float[Array, "B T H W K D"], k: Array | None, v: Array | None,
+    *, bias: Float[Array, "*rest K Q S"] | None = None, frame_valid: Bool[Array, "B T"] | None = None,
     external: Bank | None = None, own: bool = True,
-) -> Float[Array, "b t h w k d"]:
+) -> Float[Array, "B T H W K D"]:
     """The kernel on every device's own frames (`dim` 1) or rows (`dim` 2)."""
     shape = tuple(size // devices if i == dim - 1 else size for i, size in enumerate(view.shape))
     part = View(view.pattern, shape, view.frame_mask if dim == 2 else None)  # a frame mask hides no frame from itself

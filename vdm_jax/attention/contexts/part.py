@@ -10,7 +10,7 @@ import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from vdm_jax.attention.kernels.chunked import blockwise, merge
 from vdm_jax.attention.kernels.xla import Keys, both, dense
@@ -18,7 +18,7 @@ from vdm_jax.attention.patterns import split
 from vdm_jax.attention.relation import PARTIAL, Bank, Relation, View
 from vdm_jax.errors import UserError
 
-Ids = tuple[Int[Array, " f"], Int[Array, " g"]]  # of query and key frames; a key frame < 0 is not there
+Ids = tuple[Int[ArrayLike, " F"], Int[ArrayLike, " G"]]  # of query and key frames; a key frame < 0 is not there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +39,11 @@ class Part(Relation):
         table = jnp.asarray(np.frombuffer(self.clip, bool).reshape(self.total, self.total))
         return table[query, jnp.maximum(key, 0)] & (key >= 0)
 
-    def seen(self, ids: Ids) -> Bool[Array, "f g"]:
+    def seen(self, ids: Ids) -> Bool[ArrayLike, "F G"]:
         """Which query frame sees which key frame."""
         return self.frames_see(ids[0][:, None], ids[1][None, :])
 
-    def sees(self, query, key, ids: Ids):
+    def sees(self, query, key, ids: Ids) -> Array:
         """Elementwise: whether query number `query` sees key number `key`; keys past the end are never seen."""
         (query_frame, query), (key_frame, key) = split(query, self.run[0]), split(key, self.run[1])
         inside = [jnp.minimum(f, n - 1) for f, n in zip((query_frame, key_frame), self.frames, strict=True)]
@@ -52,7 +52,7 @@ class Part(Relation):
             visible = visible & self.within.position_visible(query, key, self.size)
         return visible
 
-    def mask(self, ids: Ids) -> Bool[Array, "q s"]:
+    def mask(self, ids: Ids) -> Bool[Array, "Q S"]:
         """The dense mask."""
         (q_frames, k_frames), (q_run, k_run) = self.frames, self.run
         mask = self.seen(ids)[:, None, :, None]
@@ -65,7 +65,7 @@ class Part(Relation):
         """Blocks that some device may need; none is known to be full for all."""
         return np.minimum(super().blocks(block_q, block_k), PARTIAL)
 
-    def live(self, block_q: int, block_k: int, ids: Ids) -> Bool[Array, "n m"]:
+    def live(self, block_q: int, block_k: int, ids: Ids) -> Bool[Array, "N M"]:
         """Which blocks hold frames that see each other."""
         count = jnp.cumsum(jnp.cumsum(self.seen(ids).astype(jnp.int32), axis=0), axis=1)
         count = jnp.pad(count, ((1, 0), (1, 0)))  # visible pairs in every rectangle from the origin
@@ -99,7 +99,7 @@ def asked(part: Relation, ids: Ids) -> Ids | None:
     return ids if isinstance(part, Part) else None
 
 
-def dense_mask(part: Relation, ids: Ids) -> Bool[Array, "q s"] | None:
+def dense_mask(part: Relation, ids: Ids) -> Bool[Array, "Q S"] | None:
     """The mask of a part; None when everything is visible."""
     return part.mask(ids) if isinstance(part, Part) else part.mask()
 
@@ -122,14 +122,14 @@ def attend_part(
     view: View,
     part: Relation,
     ids: Ids,
-    q: Float[Array, "b f h w k d"],
-    k: Float[Array, "b g h w k d"],
-    v: Float[Array, "b g h w k d"],
+    q: Float[Array, "B F H W K D"],
+    k: Float[Array, "B G H W K D"],
+    v: Float[Array, "B G H W K D"],
     *,
-    bias: Float[Array, "*c k q s"] | None = None,
-    key_valid: Bool[Array, "b g"] | None = None,
+    bias: Float[Array, "*rest K Q S"] | None = None,
+    key_valid: Bool[Array, "B G"] | None = None,
     external: Bank | None = None,
-) -> Float[Array, "b f h w k d"]:
+) -> Float[Array, "B F H W K D"]:
     """Attention of a device's frames over the frames it holds, by kernel `xla` or `chunked`.
 
     `view` is that of the device's own frames and serves for layouts only; `external` has one group or one per own

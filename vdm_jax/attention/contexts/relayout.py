@@ -28,14 +28,14 @@ def attention(call: Call, q, k, v, *, bias=None, frame_valid=None, external: Ban
     return positions_to_frames(out, call.view.shape[1:])
 
 
-def frames_to_positions(x: Float[Array, "b f h w k d"], devices: int) -> Float[Array, "b t p 1 k d"]:
+def frames_to_positions(x: Float[Array, "B F H W K D"], devices: int) -> Float[Array, "B T P 1 K D"]:
     """The device's share of the positions, row by row, in all frames."""
     x = x.reshape(*x.shape[:2], -1, *x.shape[4:])
     x = jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % devices), (0, 0), (0, 0)))
     return lax.all_to_all(x, AXIS, split_axis=2, concat_axis=1, tiled=True)[:, :, :, None]
 
 
-def positions_to_frames(x: Float[Array, "b t p 1 k d"], size: tuple[int, int]) -> Float[Array, "b f h w k d"]:
+def positions_to_frames(x: Float[Array, "B T P 1 K D"], size: tuple[int, int]) -> Float[Array, "B F H W K D"]:
     """Back to all positions of the device's frames, of `size` (H, W)."""
     x = lax.all_to_all(x[:, :, :, 0], AXIS, split_axis=1, concat_axis=2, tiled=True)
     return x[:, :, : size[0] * size[1]].reshape(*x.shape[:2], *size, *x.shape[3:])

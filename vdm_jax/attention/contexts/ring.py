@@ -140,15 +140,15 @@ class Ring:
         result, moving = step((me - distance) % self.members, result, moving)
         return result, self.rotate(moving, self.members - stops[-1])
 
-    def valid(self, frame_valid: Bool[Array, "b t"] | None, ids: Array) -> Bool[Array, "c s"] | None:
+    def valid(self, frame_valid: Bool[Array, "B T"] | None, ids: Array) -> Bool[Array, "N S"] | None:
         """Validity of the keys of some frames."""
         return None if frame_valid is None else self.local.key_valid(frame_valid[:, ids])
 
 
 def around(
-    ring: Ring, q: Float[Array, "b f h w k d"], k: Array, v: Array, frame_valid: Bool[Array, "b t"] | None,
+    ring: Ring, q: Float[Array, "B F H W K D"], k: Array, v: Array, frame_valid: Bool[Array, "B T"] | None,
     external: Bank | None,
-) -> Float[Array, "b f h w k d"]:
+) -> Float[Array, "B F H W K D"]:
     """Attention of a member's frames over all frames, and over outside tokens."""
     ring = ring.with_first_apart()
     exchange = _to_zigzag if ring.zigzag else lambda ring, x: (x,)
@@ -256,7 +256,7 @@ def _join(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]
 # ------------------------------------------------------------------------------------------------ one shard of keys
 
 
-def _forward_part(ring: Ring, q, k, v, ids, valid) -> tuple[Float[Array, "c q k d"], Float[Array, "c k q"]]:
+def _forward_part(ring: Ring, q, k, v, ids, valid) -> tuple[Float[Array, "N Q K D"], Float[Array, "N K Q"]]:
     """Output and logsumexp of queries over one run of keys, float32."""
     if ring.kernel == "chunked":
         return blockwise(q, k, v, ring.relation, key_valid=valid, ids=asked(ring.relation, ids))
@@ -281,7 +281,7 @@ def _gradient_part(ring: Ring, q, k, v, ids, valid, lse, delta, d_out) -> tuple[
                                                                        d_out)
 
 
-def _logits(ring: Ring, q, k, ids, valid) -> Float[Array, "c k q s"]:
+def _logits(ring: Ring, q, k, ids, valid) -> Float[Array, "N K Q S"]:
     logits = jnp.einsum("cqkd,cskd->ckqs", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
     mask = dense_mask(ring.relation, ids)
     logits = logits if mask is None else jnp.where(mask, logits, MASKED)
@@ -296,13 +296,13 @@ def _owner(ring: Ring, run: int) -> int:
     return run if run < ring.members else 2 * ring.members - 1 - run
 
 
-def _to_zigzag(ring: Ring, x: Float[Array, "b f h w k d"]) -> list[Array]:
+def _to_zigzag(ring: Ring, x: Float[Array, "B F H W K D"]) -> list[Array]:
     """The two runs of frames that a member computes, the one with an even number first."""
     return [ring.send(half, lambda m, odd=odd: _owner(ring, 2 * m + odd))
             for odd, half in enumerate(jnp.split(x, 2, axis=1))]
 
 
-def _from_zigzag(ring: Ring, runs: list[Float[Array, "b r h w k d"]]) -> Float[Array, "b f h w k d"]:
+def _from_zigzag(ring: Ring, runs: list[Float[Array, "B R H W K D"]]) -> Float[Array, "B F H W K D"]:
     """Back to frames in order."""
     home = [{_owner(ring, 2 * m + odd): m for m in range(ring.members)} for odd in range(2)]
     return jnp.concatenate([ring.send(run, home[odd].get) for odd, run in enumerate(runs)], axis=1)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from vdm_jax.attention.kernels import KERNELS
 from vdm_jax.attention.relation import Bank, View
@@ -47,11 +47,11 @@ class Call:
         """The view of a device's own frames, for layouts only: its relation is not that of the clip."""
         return View(self.view.pattern, (self.frames, *self.view.shape[1:]))
 
-    def ids(self, device: Any) -> Int[Array, " ..."]:
+    def ids(self, device: Any) -> Int[ArrayLike, " ..."]:
         """Numbers in the clip of a device's frames; numpy or jax."""
         return device * self.frames + np.arange(self.frames)
 
-    def alone(self, q, k, v, **more) -> Float[Array, "b f h w k d"]:
+    def alone(self, q, k, v, **more) -> Float[Array, "B F H W K D"]:
         """The kernel on a device's own frames, for what needs no other ones."""
         return KERNELS[self.kernel](q, k, v, self.local, **more, own=self.own)
 
@@ -78,14 +78,14 @@ def context_size() -> int:
 def spread(
     context: Context,
     call: Call,
-    q: Float[Array, "b t h w k d"],
-    k: Float[Array, "b t h w k d"],
-    v: Float[Array, "b t h w k d"],
+    q: Float[Array, "B T H W K D"],
+    k: Float[Array, "B T H W K D"],
+    v: Float[Array, "B T H W K D"],
     *,
-    bias: Float[Array, "*c k q s"] | None = None,
-    frame_valid: Bool[Array, "b t"] | None = None,
+    bias: Float[Array, "*rest K Q S"] | None = None,
+    frame_valid: Bool[Array, "B T"] | None = None,
     external: Bank | None = None,
-) -> Float[Array, "b t h w k d"]:
+) -> Float[Array, "B T H W K D"]:
     """Run a context on the mesh in context.
 
     Raises `UserError` when frames, or heads that the context splits, do not divide. Batch and heads that the other
@@ -133,7 +133,7 @@ def axes_of(name: str, size: int) -> tuple[str, ...]:
     return axes if size % parts == 0 else ()  # axes of size 1 stay: gradients are summed over those left out
 
 
-def _sequences_in_front(bias: Array, view: View, batch: int) -> Float[Array, "b p k q s"]:
+def _sequences_in_front(bias: Array, view: View, batch: int) -> Float[Array, "B P K Q S"]:
     """A bias with its samples and places apart: one for all (B = P = 1), one per sample, or one per position."""
     if bias.ndim == 3 or bias.shape[0] == 1:
         return bias.reshape(1, 1, *bias.shape[-3:])

@@ -10,17 +10,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from vdm_jax.attention.kernels.xla import MASKED
 from vdm_jax.attention.relation import FULL, PARTIAL, Bank, Relation, View
 
-Ids = tuple[Int[Array, " f"], Int[Array, " g"]]  # numbers of the query frames and of the key frames
+Ids = tuple[Int[ArrayLike, " F"], Int[ArrayLike, " G"]]  # numbers of the query frames and of the key frames
 
 BLOCK = 512  # rows of queries and of keys per block
 
@@ -37,7 +38,7 @@ def attention(q, k, v, view: View, *, bias=None, frame_valid=None, external: Ban
     return view.video(merge(*parts).astype((v if own else external.v).dtype))
 
 
-def merge(*parts: tuple[Float[Array, "b q k d"], Float[Array, "b k q"]]) -> Float[Array, "b q k d"]:
+def merge(*parts: tuple[Float[Array, "B Q K D"], Float[Array, "B K Q"]]) -> Float[Array, "B Q K D"]:
     """Attention over the union of sets of keys from (output, logsumexp) of each set."""
     if len(parts) == 1:
         return parts[0][0]
@@ -47,16 +48,16 @@ def merge(*parts: tuple[Float[Array, "b q k d"], Float[Array, "b k q"]]) -> Floa
 
 
 def blockwise(
-    q: Float[Array, "b q k d"],
-    k: Float[Array, "b s k d"],
-    v: Float[Array, "b s k d"],
+    q: Float[Array, "B Q K D"],
+    k: Float[Array, "B S K D"],
+    v: Float[Array, "B S K D"],
     relation: Relation,
     *,
-    bias: Float[Array, "*c k q s"] | None = None,
-    key_valid: Bool[Array, "b s"] | None = None,
+    bias: Float[Array, "*rest K Q S"] | None = None,
+    key_valid: Bool[Array, "B S"] | None = None,
     block: int | None = None,
     ids: Ids | None = None,
-) -> tuple[Float[Array, "b q k d"], Float[Array, "b k q"]]:
+) -> tuple[Float[Array, "B Q K D"], Float[Array, "B K Q"]]:
     """Output (float32) and logsumexp of the logits (float32) of attention between two sequences.
 
     `ids`: frame numbers that are known only when the program runs, for a relation that asks for them (`Part`).
@@ -77,17 +78,17 @@ def blockwise(
 
 
 def blockwise_gradients(
-    q: Float[Array, "b q k d"],
-    k: Float[Array, "b s k d"],
-    v: Float[Array, "b s k d"],
+    q: Float[Array, "B Q K D"],
+    k: Float[Array, "B S K D"],
+    v: Float[Array, "B S K D"],
     relation: Relation,
     *,
-    lse: Float[Array, "b k q"],
-    delta: Float[Array, "b k q"],
-    d_out: Float[Array, "b q k d"],
-    key_valid: Bool[Array, "b s"] | None = None,
+    lse: Float[Array, "B K Q"],
+    delta: Float[Array, "B K Q"],
+    d_out: Float[Array, "B Q K D"],
+    key_valid: Bool[Array, "B S"] | None = None,
     ids: Ids | None = None,
-) -> tuple[Float[Array, "b q k d"], Float[Array, "b s k d"], Float[Array, "b s k d"]]:
+) -> tuple[Float[Array, "B Q K D"], Float[Array, "B S K D"], Float[Array, "B S K D"]]:
     """What these keys contribute to the gradients of q, k and v (float32) where the softmax is over more keys.
 
     `lse` is the logsumexp over all keys, `delta` the product of output and its cotangent `d_out`, minus the cotangent
@@ -115,14 +116,14 @@ def _operands(plan: _Plan, q, k, v, key_valid):
     return _to_blocks(q, plan.block_q), _to_blocks(k, size), _to_blocks(v, size), key_valid
 
 
-def _to_blocks(x: Float[Array, "b s k d"], size: int) -> Float[Array, "n b k z d"]:
+def _to_blocks(x: Float[Array, "B S K D"], size: int) -> Float[Array, "N B K Z D"]:
     """Zero-padded blocks in front, so that a loop over blocks reads contiguous memory."""
     batch, length, heads, dim = x.shape
     x = jnp.pad(x, ((0, 0), (0, -length % size), (0, 0), (0, 0)))
     return jnp.transpose(x.reshape(batch, -1, size, heads, dim), (1, 0, 3, 2, 4))
 
 
-def _from_blocks(x: Float[Array, "n b k z d"], length: int) -> Float[Array, "b s k d"]:
+def _from_blocks(x: Float[Array, "N B K Z D"], length: int) -> Float[Array, "B S K D"]:
     """Back to sequences, without the padding."""
     return jnp.transpose(x, (1, 0, 3, 2, 4)).reshape(x.shape[1], -1, x.shape[2], x.shape[4])[:, :length]
 
@@ -146,11 +147,11 @@ class _Plan:
         most = int(counts.max(initial=0))
         return np.argsort(~chosen, axis=1, kind="stable")[:, :most].astype(np.int32), counts.astype(np.int32)
 
-    def live(self, ids: Ids | None) -> Bool[Array, "n m"] | None:
+    def live(self, ids: Ids | None) -> Bool[Array, "N M"] | None:
         """Which blocks hold a visible pair, where that is known only when the program runs."""
         return None if ids is None else self.relation.live(self.block_q, self.block_k, ids)
 
-    def loop(self, i: Array, body, carry, live: Bool[Array, "n m"] | None):
+    def loop(self, i: Array, body, carry, live: Bool[Array, "N M"] | None) -> Any:
         """`body(masked, j, carry)` for every key block `j` of query block `i` that is live."""
         for kind in (FULL, PARTIAL):
             numbers, counts = self.key_blocks(kind)
@@ -169,7 +170,7 @@ class _Plan:
             carry = lax.fori_loop(0, count, step, carry)
         return carry
 
-    def logits(self, masked: bool, i, j, q, k, bias, key_valid, ids) -> Float[Array, "b k q s"]:
+    def logits(self, masked: bool, i, j, q, k, bias, key_valid, ids) -> Float[Array, "B K Q S"]:
         """Masked float32 logits of a block; `q` is scaled."""
         s = jnp.einsum("bkqd,bksd->bkqs", q, k, preferred_element_type=jnp.float32)
         if bias is not None:
@@ -184,7 +185,7 @@ class _Plan:
         return s
 
 
-def _if_live(live: Bool[Array, " ..."], visit, j, carry):
+def _if_live(live: Bool[Array, " ..."], visit, j, carry) -> Any:
     """`visit(j, carry)` where key block `j` is live."""
     return lax.cond(live[j], visit, lambda _, carry: carry, j, carry)
 

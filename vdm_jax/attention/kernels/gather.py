@@ -21,7 +21,7 @@ def attention(q, k, v, view: View, *, bias=None, frame_valid=None, external: Ban
     split = "b t (p n) k d -> b t p n k d"
     places = view.tokens if view.pattern.layout == "positions" else 1
 
-    def placed(a: Float[Array, "b t h w k d"]) -> Float[Array, "b t p n k d"]:
+    def placed(a: Float[Array, "B T H W K D"]) -> Float[Array, "B T P N K D"]:
         return rearrange(a.reshape(*a.shape[:2], -1, *a.shape[4:]), split, p=places)
 
     sets = []
@@ -37,7 +37,7 @@ def attention(q, k, v, view: View, *, bias=None, frame_valid=None, external: Ban
     return out.reshape(*out.shape[:2], *view.shape[1:], *out.shape[4:])
 
 
-def gather_frames(x: Float[Array, "b t p n k d"], frames: KeyFrames) -> Float[Array, "b t p s k d"]:
+def gather_frames(x: Float[Array, "B T P N K D"], frames: KeyFrames) -> Float[Array, "B T P S K D"]:
     """The tokens of the key frames of every frame, one after the other (s = M * n).
 
     Slots that hold runs of consecutive frames (the previous frame, the first one) become slices, not gathers: their
@@ -69,7 +69,7 @@ def _run(x: Array, start: int, length: int, step: int) -> Array:
     return jnp.broadcast_to(x[:, start : start + 1], (x.shape[0], length, *x.shape[2:]))
 
 
-def _mask(view: View, frames: KeyFrames, frame_valid: Bool[Array, "b t"] | None) -> Bool[Array, " ..."] | None:
+def _mask(view: View, frames: KeyFrames, frame_valid: Bool[Array, "B T"] | None) -> Bool[Array, " ..."] | None:
     """Mask that broadcasts against logits `[B, T, P, K, n, M * n]`."""
     positions = view.pattern.layout == "positions"
     tokens = 1 if positions else view.tokens
@@ -87,7 +87,9 @@ def _mask(view: View, frames: KeyFrames, frame_valid: Bool[Array, "b t"] | None)
     return mask
 
 
-def _gather_bias(bias: Float[Array, "*c k q s"] | None, view: View, frames: KeyFrames) -> Float[Array, " ..."] | None:
+def _gather_bias(
+    bias: Float[Array, "*rest K Q S"] | None, view: View, frames: KeyFrames
+) -> Float[Array, " ..."] | None:
     """Bias of every frame to its key frames, `[B or 1, T, P or 1, K, n, M * n]`."""
     if bias is None:
         return None

@@ -136,8 +136,8 @@ def _small(x: np.ndarray) -> np.ndarray:
 
 
 def _sharded(
-    q: Float[Array, "c s k d"], k: Array, v: Array, valid: Bool[Array, "c s"] | None, relation: Relation, block: int,
-) -> Float[Array, "c s k d"]:
+    q: Float[Array, "N S K D"], k: Array, v: Array, valid: Bool[Array, "N S"] | None, relation: Relation, block: int,
+) -> Float[Array, "N S K D"]:
     """Splash on every device's own sequences and heads: the compiler cannot split a Pallas kernel by itself."""
     mesh = jax.sharding.get_abstract_mesh()
     run = functools.partial(_run, relation, block)

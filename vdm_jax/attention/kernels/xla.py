@@ -19,14 +19,14 @@ MASKED = -1e30  # finite, so that a fully masked row gives an average instead of
 class Keys(NamedTuple):
     """A set of keys and values with its mask and bias, both broadcast against logits `[*b, K, Q, S]`."""
 
-    k: Float[Array, "*b s k d"]
-    v: Float[Array, "*b s k d"]
+    k: Float[Array, "*batch S K D"]
+    v: Float[Array, "*batch S K D"]
     mask: Bool[Array, " ..."] | None = None
     bias: Float[Array, " ..."] | None = None
     added: Callable[[Array], Array] | None = None  # from the weights `[*b, K, Q, S]`: added to the output
 
 
-def dense(q: Float[Array, "*b q k d"], *sets: Keys) -> Float[Array, "*b q k d"]:
+def dense(q: Float[Array, "*batch Q K D"], *sets: Keys) -> Float[Array, "*batch Q K D"]:
     """Softmax attention over the union of sets of keys; logits and softmax are float32.
 
     Leading dimensions of a set broadcast against those of `q`. Heads stand in front of the tokens while it computes,
@@ -54,7 +54,7 @@ def dense(q: Float[Array, "*b q k d"], *sets: Keys) -> Float[Array, "*b q k d"]:
     return _heads_first(out / total).astype(dtype)
 
 
-def _heads_first(x: Float[Array, "*b s k d"]) -> Float[Array, "*b k s d"]:
+def _heads_first(x: Float[Array, "*batch S K D"]) -> Float[Array, "*batch K S D"]:
     """Tokens and heads exchanged; its own inverse."""
     return jnp.swapaxes(x, -2, -3)
 
@@ -77,7 +77,7 @@ def attention(q, k, v, view: View, *, bias=None, frame_valid=None, external: Ban
     return view.video(dense(view.rows(q), *sets))
 
 
-def both(mask: Bool[Array, "q s"] | None, valid: Bool[Array, "b s"] | None) -> Bool[Array, " ..."] | None:
+def both(mask: Bool[Array, "Q S"] | None, valid: Bool[Array, "B S"] | None) -> Bool[Array, " ..."] | None:
     """A static mask and the validity of keys as one mask that broadcasts against logits `[B, K, Q, S]`."""
     if valid is None:
         return mask

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, ArrayLike, Float, UInt8
 
 from vdm_jax.errors import UserError
 from vdm_jax.metrics.detectors import i3d, weights
@@ -39,7 +39,7 @@ class C3D(nn.Module):
     hidden: int = 4096
 
     @nn.compact
-    def __call__(self, clips: Float[Array, "b 16 h w 3"]) -> Float[Array, "b f"]:
+    def __call__(self, clips: Float[Array, "B 16 H W 3"]) -> Float[Array, "B F"]:
         x = clips
         for layer in _LAYERS:
             if isinstance(layer, int):
@@ -54,7 +54,9 @@ class C3D(nn.Module):
         return x
 
 
-def prepared(clips: UInt8[Array, "b 16 h w 3"], mean: Float[Array, "16 112 112 3"]) -> Float[Array, "b 16 112 112 3"]:
+def prepared(
+    clips: UInt8[ArrayLike, "B 16 H W 3"], mean: Float[ArrayLike, "16 112 112 3"]
+) -> Float[Array, "B 16 112 112 3"]:
     """What C3D sees of clips: resized between the centres of the corner pixels, blue first, less the mean (of that
     order). TGAN v2 multiplies [-1, 1] by 128, so white is 256."""
     rows, columns = (jnp.asarray(_between_corners(size)) for size in clips.shape[2:4])

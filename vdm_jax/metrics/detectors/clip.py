@@ -18,6 +18,7 @@ from flax import traverse_util
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from vdm_jax.configuration import check_value
 from vdm_jax.errors import UserError
 from vdm_jax.metrics.detectors import weights
 from vdm_jax.metrics.detectors.weights import DetectorFile
@@ -60,19 +61,19 @@ MODELS = {
 # --- embeddings -----------------------------------------------------------------------------------------------------
 
 
-def image_embeddings(frames: UInt8[np.ndarray, "n h w 3"], name: ModelName, *, batch_size: int = 32,
-                     ) -> Float[np.ndarray, "n d"]:
+def image_embeddings(frames: UInt8[np.ndarray, "N H W 3"], name: ModelName, *, batch_size: int = 32,
+                     ) -> Float[np.ndarray, "N D"]:
     """Projected summaries of frames, of any length. Raises `UserError` without weights."""
     size = find_model(name).vision.size
     return _images(name, batch_size)(clip_pixels(frame, size) for frame in frames)
 
 
-def text_embeddings(texts: Sequence[str], name: ModelName, *, batch_size: int = 32) -> Float[np.ndarray, "n d"]:
+def text_embeddings(texts: Sequence[str], name: ModelName, *, batch_size: int = 32) -> Float[np.ndarray, "N D"]:
     """Projected summaries of texts, of any length. Raises `UserError` without weights or the list of merges."""
     return _texts(name, batch_size)(tokenizer(name)(texts).ids)
 
 
-def clip_pixels(frame: UInt8[np.ndarray, "h w 3"], size: int) -> Float[np.ndarray, "s s 3"]:
+def clip_pixels(frame: UInt8[np.ndarray, "H W 3"], size: int) -> Float[np.ndarray, "size size 3"]:
     """A frame as CLIP sees it: its shorter side made `size` pixels by Pillow's bicubic filter, which averages where it
     shrinks, then the middle square, less the mean of CLIP's training pictures, over their deviation."""
     height, width = frame.shape[:2]
@@ -86,8 +87,7 @@ def clip_pixels(frame: UInt8[np.ndarray, "h w 3"], size: int) -> Float[np.ndarra
 
 def find_model(name: str) -> Model:
     """The model of a name. Raises `UserError` listing the names."""
-    if name not in MODELS:
-        raise UserError(f"clip={name!r} is unknown; permitted: {', '.join(MODELS)}")
+    check_value(name, ModelName, "clip")
     return MODELS[name]
 
 

@@ -44,7 +44,7 @@ class Convolution(nn.Module):
     strides: tuple[int, int, int] = (1, 1, 1)
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t2 h2 w2 o"]:
+    def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T2 H2 W2 O"]:
         (batch, frames), taps, stride = x.shape[:2], self.kernel[0], self.strides[0]
         shape = (*self.kernel, x.shape[-1], self.channels)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
@@ -69,7 +69,7 @@ class Unit(nn.Module):
     strides: tuple[int, int, int] = (1, 1, 1)
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t2 h2 w2 o"]:
+    def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T2 H2 W2 O"]:
         return nn.relu(Convolution(self.channels, self.kernel, self.strides, name="conv")(x))
 
 
@@ -79,7 +79,7 @@ class Mixed(nn.Module):
     channels: tuple[int, ...]
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w o"]:
+    def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W O"]:
         one, before_two, two, before_three, three, four = self.channels
         pooled = nn.max_pool(x, (3, 3, 3), padding="SAME")
         return jnp.concatenate([
@@ -95,7 +95,7 @@ class I3D(nn.Module):
     """Videos in [-1, 1] to class logits averaged over time (the tensor `RGB/inception_i3d/Mean:0`)."""
 
     @nn.compact
-    def __call__(self, video: Float[Array, "b t 224 224 3"]) -> Float[Array, "b 400"]:
+    def __call__(self, video: Float[Array, "B T 224 224 3"]) -> Float[Array, "B 400"]:
         def mixed(x: Array, group: str) -> Array:
             for name, channels in _MIXED.items():
                 x = Mixed(channels, name=f"Mixed_{name}")(x) if name.startswith(group) else x

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vdm_jax.configuration import check_value
 from vdm_jax.errors import UserError
 from vdm_jax.metrics.detectors import weights
 
@@ -41,7 +42,7 @@ class Unit(nn.Module):
     padding: str = "SAME"
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 o"]:
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 O"]:
         return nn.relu(nn.Conv(self.channels, self.kernel, self.stride, self.padding, name="conv",
                                precision=jax.lax.Precision.HIGHEST)(x))
 
@@ -104,7 +105,7 @@ class Inception(nn.Module):
             nn.max_pool(x, (3, 3), (2, 2))], axis=-1)
 
     @nn.compact
-    def __call__(self, images: Float[Array, "b 299 299 3"]) -> tuple[Float[Array, "b 2048"], Float[Array, "b k"]]:
+    def __call__(self, images: Float[Array, "B 299 299 3"]) -> tuple[Float[Array, "B 2048"], Float[Array, "B C"]]:
         x = self._chain(images, "", ("Conv2d_1a_3x3", 32, (3, 3), 2, "VALID"),
                         ("Conv2d_2a_3x3", 32, (3, 3), 1, "VALID"), ("Conv2d_2b_3x3", 64, (3, 3)))
         x = nn.max_pool(x, (3, 3), (2, 2))
@@ -126,8 +127,7 @@ class Inception(nn.Module):
 @functools.cache
 def parameters(variant: Variant = "fid") -> dict[str, Any]:
     """The trained parameters of `Inception`. Raises `UserError` as `weights.load` does."""
-    if variant not in FILES:
-        raise UserError(f"variant={variant!r} is not valid; permitted: {', '.join(get_args(Variant))}")
+    check_value(variant, Variant, "variant")
     return from_published(weights.load(FILES[variant]), variant)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vdm_jax.configuration import check_value
 from vdm_jax.errors import UserError
 from vdm_jax.metrics.detectors import weights
 
@@ -44,7 +45,7 @@ class Features(nn.Module):
     backbone: Backbone = "alexnet"
 
     @nn.compact
-    def __call__(self, image: Float[Array, "n h w 3"]) -> list[Float[Array, "n h2 w2 c"]]:
+    def __call__(self, image: Float[Array, "N H W 3"]) -> list[Float[Array, "N H2 W2 C"]]:
         x = (image - jnp.array(_MEAN)) / jnp.array(_DEVIATION)
         outputs = []
         for layer in _LAYERS[self.backbone]:
@@ -59,9 +60,9 @@ class Features(nn.Module):
 
 
 def distance(
-    params: Mapping[str, Any], one: Float[Array, "n h w 3"], other: Float[Array, "n h w 3"],
+    params: Mapping[str, Any], one: Float[Array, "N H W 3"], other: Float[Array, "N H W 3"],
     backbone: Backbone = "alexnet",
-) -> Float[Array, " n"]:
+) -> Float[Array, " N"]:
     """LPIPS of pictures in [-1, 1], picture by picture; `params` as `parameters` gives them.
 
     Raises:
@@ -119,6 +120,5 @@ def expected(backbone: Backbone) -> dict[str, dict[str, tuple[int, ...]]]:
 
 
 def _checked(backbone: str) -> str:
-    if backbone not in FILES:
-        raise UserError(f"backbone={backbone!r} is not valid; permitted: {', '.join(get_args(Backbone))}")
+    check_value(backbone, Backbone, "backbone")
     return backbone

@@ -58,7 +58,7 @@ def read_torch(data: bytes, where: str) -> dict[str, np.ndarray]:
         found: dict[str, np.ndarray] = {}
         _flatten(tree, "", found, storages)
     except UserError as error:
-        raise UserError(f"{where} {error}") from None
+        raise UserError(f"{where} {error}", error.code) from None
     except Exception as error:  # a damaged pickle can fail in any way
         raise UserError(f"{where} cannot be read: {error}; permitted: a whole file of tensors that PyTorch wrote"
                         ) from error

@@ -172,7 +172,7 @@ def read_arrays(data: bytes, where: str) -> dict[str, np.ndarray]:
     try:
         tree = _ArraysOnly(io.BytesIO(data)).load()
     except UserError as error:
-        raise UserError(f"{where} {error}") from None
+        raise UserError(f"{where} {error}", error.code) from None
     except Exception as error:  # a damaged pickle can fail in any way
         raise UserError(f"{where} cannot be read: {error}; permitted: a dict of numpy arrays") from error
     found: dict[str, np.ndarray] = {}

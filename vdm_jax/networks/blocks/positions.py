@@ -13,9 +13,9 @@ from vdm_jax.attention.positions import (
     bucket_index,
     relative_index,
     relative_key_bias,
-    sinusoidal,
     sum_of_axes,
 )
+from vdm_jax.networks.blocks.sinusoids import grid_sinusoids
 from vdm_jax.networks.layers import zeros
 
 
@@ -30,7 +30,7 @@ class RelativeBias(nn.Module):
     bucket_distance: int = 32  # positions; further offsets share the last bucket of their side
 
     @nn.compact
-    def __call__(self, layout: str, lengths: tuple[int, int, int]) -> Float[Array, "k q s"]:
+    def __call__(self, layout: str, lengths: tuple[int, int, int]) -> Float[Array, "K Q S"]:
         axes, biases = LAYOUT_AXES[layout], {}
         sizes = tuple(lengths["thw".index(a)] for a in axes)
         for axis, size in zip(axes, sizes, strict=True):
@@ -48,7 +48,7 @@ class RelativeKeys(nn.Module):
     max_distance: int = 16  # positions; further offsets share one vector
 
     @nn.compact
-    def __call__(self, q: Float[Array, "b t h w k d"], layout: str) -> Float[Array, "c k q s"]:
+    def __call__(self, q: Float[Array, "B T H W K D"], layout: str) -> Float[Array, "C K Q S"]:
         shape = (2 * self.max_distance + 1, q.shape[-1])
         vectors = {a: self.param(f"vectors_{a}", nn.initializers.normal(0.02), shape) for a in LAYOUT_AXES[layout]}
         return relative_key_bias(q, vectors, layout)
@@ -62,7 +62,7 @@ class RelativeValues(nn.Module):
     max_distance: int = 16  # positions; further offsets share one vector
 
     @nn.compact
-    def __call__(self, layout: str) -> dict[str, Float[Array, "s d"]]:
+    def __call__(self, layout: str) -> dict[str, Float[Array, "S D"]]:
         shape = (2 * self.max_distance + 1, self.head_dim)
         return {a: self.param(f"vectors_{a}", nn.initializers.normal(0.02), shape) for a in LAYOUT_AXES[layout]}
 
@@ -76,13 +76,13 @@ class AddedPositions(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t h w c"], frame_mask: Bool[np.ndarray, "t t"] | None
-    ) -> Float[Array, "1 t1 h1 w1 c"]:
+        self, x: Float[Array, "B T H W C"], frame_mask: Bool[np.ndarray, "T T"] | None
+    ) -> Float[Array, "1 T1 H1 W1 C"]:
         axes = LAYOUT_AXES[self.layout]
         places = {"t": frame_numbers(x.shape[1], frame_mask), "h": np.arange(x.shape[2]), "w": np.arange(x.shape[3])}
         shape = [1, *(x.shape[1 + i] if a in axes else 1 for i, a in enumerate("thw")), x.shape[-1]]
         if self.kind == "sinusoidal":
-            return jnp.asarray(sinusoidal(tuple(places[a] for a in axes), x.shape[-1]), x.dtype).reshape(shape)
+            return jnp.asarray(grid_sinusoids(tuple(places[a] for a in axes), x.shape[-1]), x.dtype).reshape(shape)
         total = 0
         for axis in axes:
             numbers = places[axis]
@@ -100,13 +100,13 @@ class HeadNorm(nn.Module):
     epsilon: float = 1e-6
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
         y = x.astype(jnp.float32)
         return (y * jax.lax.rsqrt((y**2).mean(-1, keepdims=True) + self.epsilon) * scale).astype(x.dtype)
 
 
-def frame_numbers(frames: int, frame_mask: Bool[np.ndarray, "t t"] | None) -> np.ndarray:
+def frame_numbers(frames: int, frame_mask: Bool[np.ndarray, "T T"] | None) -> np.ndarray:
     """Position of every frame: counted on, except that a frame that sees only itself is number 0."""
     numbers = np.arange(frames)
     return numbers if frame_mask is None else np.where(np.asarray(frame_mask).sum(axis=1) == 1, 0, numbers)

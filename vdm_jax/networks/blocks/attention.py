@@ -1,0 +1,143 @@
+"""The attention of all networks: among the tokens of a video by any pattern, to tokens from outside, or both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from vdm_jax.attention import AttentionPattern, Bank, External, Spatial, attend, cross_pattern
+from vdm_jax.attention.positions import LAYOUT_AXES, rotary
+from vdm_jax.networks.blocks.positions import AddedPositions, HeadNorm, RelativeBias, RelativeKeys, RelativeValues
+from vdm_jax.networks.layers import Dense, Initializer, PartedDense, add_residual, fan_in
+
+Tokens = tuple[Float[Array, "b g l e"], Bool[Array, "b g l"] | None]  # from outside, and which may be seen
+INPUTS = "attention_inputs"  # name, among the intermediates, of what a self-attention projects
+
+
+class Attention(nn.Module):
+    """Multi-head attention of the tokens of a video and an output projection `out`.
+
+    With a pattern it is self-attention; an `External` one also, or only, sees tokens from outside. Without a pattern
+    it is cross-attention to these, in one group for the clip or one per frame.
+
+    Projections are joint or separate, as weights are stored. Joint: `qkv` makes queries, keys and values of the video,
+    `external` (after the norm `external_norm`) keys and values of outside tokens; `query` and `key_value` are those of
+    cross-attention. Separate: `query`, `key` and `value`; outside tokens go through the same `key` and `value`, so
+    that weights need no others (reference features: Hu et al. 2023, arXiv 2311.17117).
+
+    Positions are those of `config.SelfAttention`. A sequence `[B, L, C]` is a video of L frames of one token.
+    """
+
+    head_dim: int | None = None  # None: the channels over the heads
+    heads: int | None = None  # None: the channels over the size of a head
+    pattern: AttentionPattern | None = Spatial()
+    features: int | None = None  # of the output; None: as many as of the input
+    joint: bool = True
+    bias: bool = False  # of separate projections
+    out_bias: bool = True
+    out_init: Initializer = fan_in
+    position: str = "none"
+    position_names: tuple[str, str] = ("position", "value_position")  # of its parameters, of keys and of values
+    max_offset: int = 16  # positions; further offsets share one entry
+    qk_norm: bool = False
+    scaled: bool = True  # logits, by the root of the head's size
+    norm: Callable[[], nn.Module] | None = None  # makes the norm before it
+    norm_outside: bool = False  # whether outside tokens go through the same norm
+    residual: bool = False  # whether the input is added to the output
+    kernel: str = "auto"  # see `vdm_jax.attention`
+    context: str = "none"
+    dtype: jnp.dtype = jnp.float32
+    spread: str = "frames"  # what of the video the mesh splits, if it does
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b *thw c"], frame_mask: Bool[np.ndarray, "t t"] | None = None,
+        outside: Tokens | None = None, frame_valid: Bool[Array, "b t"] | None = None,
+        bias: Float[Array, "k q s"] | None = None,
+    ) -> Float[Array, "b *thw o"]:
+        """Frames of a sample that do not exist (`frame_valid`) are not seen; `bias` is added to the logits."""
+        h = x
+        if self.norm is not None:
+            norm = self.norm()
+            h = norm(x)
+            outside = (norm(outside[0]), outside[1]) if self.norm_outside else outside
+        if self.position in ("sinusoidal", "learned"):
+            h = h + AddedPositions(self.position, self.pattern.layout, name="position")(h, frame_mask)
+        if self.pattern is not None:
+            self.sow("intermediates", INPUTS, h)
+        h = h[:, :, None, None] if h.ndim == 3 else h
+        heads = self.heads or x.shape[-1] // self.head_dim
+        shape = (heads, self.head_dim or x.shape[-1] // heads)
+        q, k, v, external = (self._joint if self.joint else self._separate)(h, outside, shape)
+        q = q if self.scaled else q * shape[1] ** 0.5  # `attend` scales
+        options = {"kernel": self.kernel, "external": external, "split": self.spread}
+        if self.pattern is None:
+            y = attend(q, pattern=cross_pattern(external.k.shape[1]), **options)
+        else:
+            q, k, relative = self._positions(q, k)
+            if self.pattern.layout != "frames":
+                options |= {"context": self.context, "frame_valid": frame_valid}
+            options |= relative if bias is None else {"bias": bias}
+            y = attend(q, k, v, pattern=self.pattern, frame_mask=frame_mask, **options)
+        y = y.reshape(*x.shape[:-1], -1)
+        y = Dense(self.features or x.shape[-1], self.out_bias, self.out_init, self.dtype, name="out")(y)
+        return add_residual(x, y) if self.residual else y
+
+    def _joint(
+        self, x: Float[Array, "b t h w c"], outside: Tokens | None, shape: tuple[int, int]
+    ) -> tuple[Array, Array | None, Array | None, Bank | None]:
+        """Queries, keys, values and those of outside tokens, by joint kernels."""
+
+        def project(parts: int, name: str) -> PartedDense:
+            return PartedDense(parts, shape, use_bias=False, dtype=self.dtype, name=name)
+
+        if self.pattern is None:
+            return *project(1, "query")(x), None, None, Bank(*project(2, "key_value")(outside[0]), outside[1])
+        q, k, v = project(3, "qkv")(x)
+        if self.qk_norm:
+            q, k = HeadNorm(name="query_norm")(q), HeadNorm(name="key_norm")(k)
+        if not isinstance(self.pattern, External):
+            return q, k, v, None
+        tokens = nn.LayerNorm(use_bias=False, dtype=self.dtype, name="external_norm")(outside[0])
+        keys, values = project(2, "external")(tokens)
+        keys = HeadNorm(name="external_key_norm")(keys) if self.qk_norm else keys
+        return q, k, v, Bank(keys, values, outside[1])
+
+    def _separate(
+        self, x: Float[Array, "b t h w c"], outside: Tokens | None, shape: tuple[int, int]
+    ) -> tuple[Array, Array | None, Array | None, Bank | None]:
+        """The same by a kernel each, which outside tokens share with those of the video."""
+
+        def project(name: str) -> Callable[[Array], Float[Array, "*b k d"]]:
+            dense = Dense(math.prod(shape), use_bias=self.bias, dtype=self.dtype, name=name)
+            return lambda tokens: dense(tokens).reshape(*tokens.shape[:-1], *shape)
+
+        query, key, value = project("query"), project("key"), project("value")
+        external = None
+        if self.pattern is None or isinstance(self.pattern, External):
+            external = Bank(key(outside[0]), value(outside[0]), outside[1])
+        own = (None, None) if self.pattern is None else (key(x), value(x))
+        return query(x), *own, external
+
+    def _positions(
+        self, q: Float[Array, "b t h w k d"], k: Float[Array, "b t h w k d"]
+    ) -> tuple[Array, Array, dict[str, Any]]:
+        """Queries and keys with their positions, and what `attend` takes of positions besides."""
+        layout, (of_keys, of_values) = self.pattern.layout, self.position_names
+        if self.position == "rotary":
+            return rotary(q, axes=LAYOUT_AXES[layout]), rotary(k, axes=LAYOUT_AXES[layout]), {}
+        if self.position in ("relative", "t5"):
+            table = RelativeBias(q.shape[-2], self.position, self.max_offset, name=of_keys)
+            return q, k, {"bias": table(layout, q.shape[1:4])}
+        if self.position not in ("shaw", "shaw_key_value"):
+            return q, k, {}
+        relative = {"bias": RelativeKeys(self.max_offset, name=of_keys)(q, layout)}
+        if self.position == "shaw_key_value":
+            relative["offset_values"] = RelativeValues(q.shape[-1], self.max_offset, name=of_values)(layout)
+        return q, k, relative
