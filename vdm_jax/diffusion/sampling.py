@@ -50,7 +50,7 @@ def sample(
     initial: Video | None = None,
     start: float = 1.0,
     trajectory: bool = False,
-    levels: Float[np.ndarray, " steps"] | None = None,
+    levels: Float[Array, " steps"] | None = None,
     shared_noise: bool = False,
     stop: float | None = None,
     frame_lag: int = 0,
@@ -109,7 +109,7 @@ class Walk(NamedTuple):
     hook: Hook | None = None
     shared_noise: bool = False
 
-    def begin(self, keys: Key[Array, " B"], level: Float[Array, ""], initial: Video | None = None) -> Carry:
+    def begin(self, keys: Key[Array, " B"], level: Float[Array, "..."], initial: Video | None = None) -> Carry:
         """z at the first level: given, or noise."""
         if initial is None:
             family = self.process.schedule.family
@@ -125,7 +125,7 @@ class Walk(NamedTuple):
         lagging = step.level.ndim > 0
         step = Step(*map(_of_frames, step[:-1]), self.count)
 
-        def estimate(z: Video, level: Float[Array, ""]) -> Video:
+        def estimate(z: Video, level: Float[Array, "..."]) -> Video:
             logsnr = jnp.broadcast_to(level.reshape(-1), self.shape[:2] if lagging else self.shape[:1])
             x_hat = denoise(z, logsnr)
             return x_hat if self.hook is None else self.hook(x_hat, z, logsnr, step.index)
@@ -183,7 +183,7 @@ def _steps(levels: Float[Array, " steps"]) -> Step:
     )
 
 
-def _steps_to(levels: Float[np.ndarray, " steps"], stop: float) -> Step:
+def _steps_to(levels: Float[Array, " steps"], stop: float) -> Step:
     """The steps between consecutive levels below `stop`, and one from the last of them to it."""
     noisier = levels[levels < stop]
     if not len(noisier):
