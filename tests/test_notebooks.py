@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import tempfile
 from pathlib import Path
 
 import jax
 import pytest
-
-from vdm_jax.networks.latent_unet import LatentUNet
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -38,8 +35,6 @@ def kernel(monkeypatch):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path, kernel, tmp_path, monkeypatch):
     pytest.importorskip("nbclient", reason="notebooks run with requirements/docs.txt")
-    if path.stem == "released_weights" and "spatial_pattern" not in {f.name for f in dataclasses.fields(LatentUNet)}:
-        pytest.skip("LatentUNet has no spatial_pattern yet")
     if path.stem == "digits":  # it computes more than it compiles
         monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS", raising=False)
     code = [cell for cell in run(path, tmp_path).cells if cell.cell_type == "code"]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import sys
 import types
 from typing import Any, get_args
+
+PACKAGES = {"cv2": "OpenCV", "jinja2": "Jinja2", "skimage": "scikit-image", "sklearn": "scikit-learn"}  # by import name
 
 
 class UserError(ValueError):
@@ -58,6 +61,14 @@ def field_of(message: str) -> str | None:
         return None
     path = f"{found['owner']}.{found['of']}" if found["owner"] else found["relation"] or found["name"]
     return re.sub(r"\[\w+\]", "", path)
+
+
+def require_package(what: str, module: str, extra: str, otherwise: str = "") -> None:
+    """Raises `UserError` where a package is not installed, naming what needs it, the extra to install and what else is
+    permitted. The package is not imported."""
+    if importlib.util.find_spec(module) is None:
+        raise UserError(f"{what} needs {PACKAGES.get(module, module)}, which is not installed; permitted: pip install "
+                        f"'vdm_jax[{extra}]'{otherwise}", code="package")
 
 
 def unknown_kind(what: str, value: Any, kinds: Any) -> UserError:

@@ -69,7 +69,7 @@ def test_series_differ_along_one_axis_alone():
 
 def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with refused("plots.require_matplotlib", "'vdm_jax[plots]'", "--no-plots"):
+    with refused("package", "'vdm_jax[plots]'", "--no-plots"):
         require_matplotlib()
 
 

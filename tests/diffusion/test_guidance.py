@@ -25,10 +25,18 @@ def scaled(factor):
     return lambda z, logsnr: factor * z * expand(jax.nn.sigmoid(logsnr), z)
 
 
+def separate(*denoisers):
+    return lambda z, logsnr: tuple(denoise(z, logsnr) for denoise in denoisers)
+
+
+def classifier_free(conditional, unconditional, weight, **options):
+    return guidance.combine(separate(conditional, unconditional), [(0, 1, weight)], **options)
+
+
 def test_classifier_free_is_the_1_plus_w_form_in_x_eps_and_v(videos):
     z, w = videos[0], 2.5
     conditional, unconditional = scaled(0.7)(z, LOGSNR), scaled(0.2)(z, LOGSNR)
-    guided = guidance.classifier_free(scaled(0.7), scaled(0.2), w)(z, LOGSNR)
+    guided = classifier_free(scaled(0.7), scaled(0.2), w)(z, LOGSNR)
     np.testing.assert_allclose(guided, (1 + w) * conditional - w * unconditional, rtol=1e-5, atol=1e-6)
     alpha_sigma = CosineSchedule().alpha_sigma(LOGSNR)
     c, u, g = (convert("x", x, z, *alpha_sigma) for x in (conditional, unconditional, guided))
@@ -40,7 +48,7 @@ def test_weight_zero_is_the_conditional_model_and_evaluates_no_other(videos):
     def unused(z, logsnr):
         return jnp.full_like(z, jnp.nan)
 
-    guided = guidance.classifier_free(scaled(0.7), unused, 0.0)(videos[0], LOGSNR)
+    guided = classifier_free(scaled(0.7), unused, 0.0)(videos[0], LOGSNR)
     np.testing.assert_array_equal(guided, scaled(0.7)(videos[0], LOGSNR))
 
 
@@ -50,7 +58,7 @@ def test_guided_sampling_of_gaussians_matches_its_closed_form(gaussian):
     process, w = Process(), 2.0
     unconditional = dataclasses.replace(gaussian, mean=0 * gaussian.mean)
     extrapolated = dataclasses.replace(gaussian, mean=(1 + w) * gaussian.mean)
-    guided = guidance.classifier_free(gaussian.denoiser(process), unconditional.denoiser(process), w)
+    guided = classifier_free(gaussian.denoiser(process), unconditional.denoiser(process), w)
     z = jax.random.normal(jax.random.key(0), (8, 2, 1, 1, 2))
     keys = jax.random.split(jax.random.key(0), 8)
     x = jax.jit(lambda keys: sample(Heun(), guided, keys, z.shape, process, 64, initial=z))(keys)
@@ -62,7 +70,7 @@ def test_weights_per_frame_per_sample_and_both(videos):
     z = videos[0]
 
     def run(w):
-        return guidance.classifier_free(constant(1.0), constant(0.0), w)(z, LOGSNR)[..., 0, 0, 0] - 1
+        return classifier_free(constant(1.0), constant(0.0), w)(z, LOGSNR)[..., 0, 0, 0] - 1
 
     np.testing.assert_allclose(run(jnp.array([1.0, 3.0])), [[1, 3]] * 6)
     np.testing.assert_allclose(run(jnp.arange(6.0)[:, None]), np.repeat(np.arange(6.0)[:, None], 2, 1))
@@ -72,16 +80,17 @@ def test_weights_per_frame_per_sample_and_both(videos):
     )
 
 
-def test_n_term_adds_each_difference_from_the_base(videos):
+def test_each_term_adds_each_difference_from_the_base(videos):
     terms = [(constant(3.0), 0.5), (constant(-1.0), jnp.array([0.0, 2.0]))]
-    guided = guidance.n_term(constant(1.0), terms)(videos[0], LOGSNR)
+    estimates = separate(constant(1.0), *(denoise for denoise, _ in terms))
+    guided = guidance.combine(estimates, [(i + 1, 0, weight) for i, (_, weight) in enumerate(terms)])(videos[0], LOGSNR)
     np.testing.assert_allclose(guided[:, 0], 1 + 0.5 * 2)
     np.testing.assert_allclose(guided[:, 1], 1 + 0.5 * 2 - 2 * 2)
 
 
 def test_two_conditions_by_differences(videos):
     both, image, none = 5.0, 2.0, 1.0
-    estimates = guidance.separate(constant(both), constant(image), constant(none))
+    estimates = separate(constant(both), constant(image), constant(none))
     guided = guidance.combine(estimates, [(0, 1, 6.5), (1, 2, 0.5)])(videos[0], LOGSNR)
     np.testing.assert_allclose(guided, none + 1.5 * (image - none) + 7.5 * (both - image))
 
@@ -108,7 +117,7 @@ def test_rescale_restores_the_standard_deviation_of_each_sample(videos):
     z = videos[0]
 
     def guide(rescale):
-        return guidance.classifier_free(scaled(0.7), scaled(-0.4), 3.0, rescale=rescale)(z, LOGSNR)
+        return classifier_free(scaled(0.7), scaled(-0.4), 3.0, rescale=rescale)(z, LOGSNR)
 
     axes = (1, 2, 3, 4)
     full, half, none = guide(1.0), guide(0.5), guide(0.0)
@@ -122,7 +131,7 @@ def test_oscillating_weight_follows_the_steps_of_the_sampler():
     np.testing.assert_array_equal(weight(levels), [15, 15, 15, 1, 15, 1, 15, 1])
     seen = sample(
         DDIM(),
-        guidance.classifier_free(constant(1.0), constant(0.0), weight),
+        classifier_free(constant(1.0), constant(0.0), weight),
         jax.random.split(jax.random.key(0), 2),
         (2, 1, 1, 1, 1),
         Process(),
@@ -130,10 +139,6 @@ def test_oscillating_weight_follows_the_steps_of_the_sampler():
         trajectory=True,
     )[1]
     np.testing.assert_allclose(seen[:, 0, 0, 0, 0, 0], 1 + weight(levels), rtol=1e-5)
-
-
-def test_weight_within_an_interval():
-    np.testing.assert_array_equal(guidance.within(3.0, -1.0, 2.0)(LOGSNR), [0, 3, 3, 3, 3, 0])
 
 
 def test_static_threshold(videos):
@@ -158,11 +163,10 @@ def test_dynamic_threshold(per):
     "make, message",
     [
         (
-            lambda: guidance.classifier_free(constant(1), constant(0), 1.0, rescale=2.0),
+            lambda: classifier_free(constant(1), constant(0), 1.0, rescale=2.0),
             ("rescale", "=2.0"),
         ),
         (lambda: guidance.oscillating(15.0, 1.0, LOGSNR, -1), ("constant_steps", "=-1")),
-        (lambda: guidance.within(1.0, 2.0, 1.0), ("logsnr_min", "=2.0", "logsnr_max=1.0")),
         (lambda: guidance.dynamic_threshold(constant(1), percentile=0.0), ("percentile", "=0.0")),
         (
             lambda: guidance.dynamic_threshold(constant(1), per="pixel"),
@@ -174,7 +178,7 @@ def test_dynamic_threshold(per):
         ),
         (lambda: guidance.batched(constant, []), ("guidance.batched", "0")),
         (
-            lambda: guidance.classifier_free(constant(1), constant(0), jnp.ones(3))(
+            lambda: classifier_free(constant(1), constant(0), jnp.ones(3))(
                 jnp.zeros((3, 2, 1, 1, 1)), LOGSNR[:3]
             ),
             ("guidance._weights", "3", "2"),

@@ -10,7 +10,7 @@ import pytest
 from tests.diffusion.conftest import SHAPE
 from vdm_jax.diffusion.arrays import expand
 from vdm_jax.diffusion.conditional import known_error, reconstruction_guided, replaced
-from vdm_jax.diffusion.guidance import classifier_free
+from vdm_jax.diffusion.guidance import combine
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import DDIM, Ancestral, DPMSolver, Heun
 from vdm_jax.diffusion.sampling import sample
@@ -61,7 +61,9 @@ def test_samples_have_the_components_of_the_mixture(sampler, process):
 def test_guidance_makes_the_wanted_component_likelier_than_the_mixture_alone():
     """The conditional model is one component; with w > 0 samples move away from the other one."""
     one = denoiser(PROCESS, np.array([1e-9, 1.0]))
-    plain, guided = (drawn(DDIM(), PROCESS, classifier_free(one, denoiser(PROCESS), w)) for w in (0.0, 2.0))
+    unconditional = denoiser(PROCESS)
+    plain, guided = (drawn(DDIM(), PROCESS, combine(lambda z, level: (one(z, level), unconditional(z, level)),
+                                                    [(0, 1, w)])) for w in (0.0, 2.0))
     assert (nearest(plain) == 1).mean() > 0.999 and (nearest(guided) == 1).mean() > 0.999
     away = (MEANS[1] - MEANS[0]) / np.linalg.norm(MEANS[1] - MEANS[0])
     assert ((guided - plain) @ away).mean() > 0.01

@@ -268,14 +268,14 @@ def test_the_data_set_says_what_it_is(tmp_path):
     source, examples = SMALL.open("validation", tmp_path), SMALL.scorer().examples("validation", 3)
     for clip, example in zip(source, examples, strict=False):
         assert (clip["video"] == example["video"]).all() and clip["caption"] == example["caption"]
-    with pytest.raises(UserError, match="permitted: at most"):
+    with refused("scorer.DigitScorer.examples"):
         SMALL.scorer().examples("validation", 10**6)
 
 
 def test_without_scikit_learn_the_package_to_install_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'vdm_jax\[digits\]'"):
+    with refused("drawing.require_scikit_learn", "'vdm_jax[digits]'"):
         SMALL.scorer()
     digit_drawing.digit_scans.cache_clear()
-    with pytest.raises(UserError, match=r"pip install 'vdm_jax\[digits\]'"):
+    with refused("drawing.require_scikit_learn", "'vdm_jax[digits]'"):
         digit_drawing.digit_scans("train")

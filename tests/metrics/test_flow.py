@@ -1,5 +1,7 @@
 """Optical flow: known shifts come back, and the warp error hears what motion does not explain."""
 
+import importlib.util
+
 import numpy as np
 import pytest
 
@@ -52,6 +54,6 @@ def test_bad_videos_are_refused(shape):
 
 
 def test_a_machine_without_opencv_is_told_how_to_get_it(monkeypatch):
-    monkeypatch.setattr(flow.importlib.util, "find_spec", lambda name: None)
-    with refused("flow.require_opencv", "'vdm_jax[metrics]'"):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with refused("package", "'vdm_jax[metrics]'"):
         flow.motion(np.zeros((1, 2, 32, 32, 3), np.uint8))

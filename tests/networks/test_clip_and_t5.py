@@ -112,11 +112,6 @@ def test_the_summary_of_an_image_is_normalised_and_projected(filled):
     np.testing.assert_allclose(features.pooled, x, atol=1e-5)
 
 
-def test_pixels_are_normalised_per_colour():
-    white = clip_vision.clip_pixels(jnp.ones((1, 1, 1, 3)))
-    np.testing.assert_allclose(white[0, 0, 0], [1.9303, 2.0749, 2.1459], atol=1e-4)
-
-
 def test_t5_does_not_see_padding_and_knows_offsets_only(filled):
     module = t5_encoder.T5TextEncoder(T5)
     tokens = jnp.array([[3, 4, 5, 6, 0, 0]])

@@ -87,7 +87,7 @@ def test_each_frame_may_have_a_share_of_its_own():
     mix, zeros = Mix("spatial", 0.0, 3), jnp.zeros((1, 3, 1, 1, 1))
     params = {"params": {"factor": jnp.array([0.0, 100.0, -100.0])}}
     np.testing.assert_allclose(mix.apply(params, zeros, zeros + 1).reshape(3), [0.5, 0, 1], atol=1e-6)
-    with refused("autoencoder_blocks.Mix.__call__", "2", "3"):
+    with refused("temporal.Mix.__call__", "2", "3"):
         mix.apply(params, zeros[:, :2], zeros[:, :2])
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from tests.attention.oracle import reference as dense_attention
+from tests.refusals import refused
 from vdm_jax.attention import Causal, External, Full, SparseCausal, Spatial, TemporalCausal
 from vdm_jax.conditions.conditioning import Conditioning
-from vdm_jax.errors import UserError
 from vdm_jax.networks import latent_unet as lu
 from vdm_jax.networks.latent_network import LatentNetwork, LatentNetworkModule
 from vdm_jax.networks.latent_unet_blocks import TokenBlock
@@ -111,7 +111,7 @@ def test_a_stage_gives_its_references_to_the_network(params, inputs):
         {"params": params}, x, logsnr, Conditioning(references=references)))(params)
     expected = run(network.unet, params, x, jnp.array([-0.125]), jnp.zeros((1, 1, 1, 6)), references=references)
     np.testing.assert_allclose(apply(jnp.array([1.0]), references), expected, atol=1e-5)
-    with pytest.raises(UserError, match="references of nothing; permitted: of down_0_0_transformer"):
+    with refused("latent_unet.check_references", "down_0_0_transformer"):
         apply(jnp.array([1.0]), {})
 
 
@@ -149,10 +149,10 @@ def test_frames_are_split_over_the_mesh(params, inputs):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"temporal_pattern": External(inner=Full())}, "LatentUNet.temporal_pattern"),
-    ({"spatial_pattern": Causal(), "attention_kernel": "gather"}, "not supported with pattern Causal"),
-    ({"spatial_pattern": SparseCausal(), "attention_context": "relayout"}, "not supported with pattern SparseCausal"),
+    ({"temporal_pattern": External(inner=Full())}, ("LatentUNet.temporal_pattern",)),
+    ({"spatial_pattern": Causal(), "attention_kernel": "gather"}, ("capability.require",)),
+    ({"spatial_pattern": SparseCausal(), "attention_context": "relayout"}, ("capability.require", "SparseCausal")),
 ])
 def test_patterns_that_cannot_be_computed_are_refused(change, message):
-    with pytest.raises(UserError, match=message):
+    with refused(*message):
         dataclasses.replace(IMAGE, **change)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.networks.counting import count_parameters
 from tests.refusals import refused
 from vdm_jax.attention import External, Full, SparseCausal, Spatial, Temporal, TemporalCausal
 from vdm_jax.attention.patterns import independent_frames_mask
@@ -14,7 +15,6 @@ from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.networks.blocks.positions import HeadNorm, frame_numbers
 from vdm_jax.networks.config import EmbeddedText, Level, SelfAttention, UNet
 from vdm_jax.networks.mixers import self_attention
-from vdm_jax.networks.unet import count_parameters
 
 SHAPE = (2, 4, 3, 2, 16)
 KINDS = ("rotary", "relative", "t5", "shaw", "shaw_key_value", "sinusoidal", "learned")

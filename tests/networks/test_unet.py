@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.networks.counting import count_parameters
 from tests.refusals import refused
 from vdm_jax.attention.patterns import Full, Spatial, Temporal
 from vdm_jax.conditions.conditioning import Conditioning
@@ -25,7 +26,7 @@ from vdm_jax.networks.config import (
     WordEncoder,
 )
 from vdm_jax.networks.layers import depth_to_space, space_to_depth
-from vdm_jax.networks.unet import PositionEmbedding, SpaceTimeUNet, count_parameters
+from vdm_jax.networks.unet import PositionEmbedding, SpaceTimeUNet
 
 LENGTH = 5  # tokens of a caption
 TEXT = WordEncoder(words=tuple("abcdef"), length=LENGTH, width=16, layers=1, head_dim=8)

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.parallel.sharding_table import sharding_table
 from vdm_jax.commands.configs import config_names, load_config
 from vdm_jax.commands.sizes import write_sizes
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
-from vdm_jax.parallel.table import sharding_table
 from vdm_jax.stages.parameters import initial_params
 
 GOLDEN = Path(__file__).parent / "golden"

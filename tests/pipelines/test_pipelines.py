@@ -15,6 +15,7 @@ import safetensors.numpy
 
 import vdm_jax
 from tests.pipelines.folders import write_motion, write_pictures, write_videos
+from tests.refusals import refused
 from vdm_jax.commands.main import main
 from vdm_jax.errors import NotFinite, UserError
 from vdm_jax.parallel.mesh import MeshSpec
@@ -102,7 +103,7 @@ def test_a_weight_is_a_scale_less_one(draw, animate):
         np.testing.assert_array_equal(draw(PROMPTS, **QUICK, guidance=weight).videos,
                                       draw(PROMPTS, **QUICK, guidance_scale=1 + weight).videos)
     np.testing.assert_array_equal(draw(PROMPTS, **QUICK).videos, draw(PROMPTS, **QUICK, guidance=6.5).videos)
-    with pytest.raises(UserError, match="guidance=2 with guidance_scale=3; permitted: one of them"):
+    with refused("guidance", "=2", "guidance_scale=3"):
         draw(PROMPTS, guidance=2, guidance_scale=3)
 
 
@@ -133,7 +134,7 @@ def test_a_folder_goes_there_and_back(draw, pictures, tmp_path):
         found = safetensors.numpy.load_file(tmp_path / "out" / path.relative_to(pictures))
         assert found.keys() == wanted.keys()
         assert all(np.array_equal(found[name], tensor) for name, tensor in wanted.items())
-    with pytest.raises(UserError, match="has model_index.json already"):
+    with refused("parts.save_folder", "model_index.json"):
         draw.save_pretrained(tmp_path / "out")
 
 
@@ -267,15 +268,16 @@ def test_a_picture_for_the_encoder_keeps_its_mean_and_its_corners():
 
 
 @pytest.mark.parametrize("more, message", [
-    ({"height": 9}, "height=9; permitted: multiples of 2 "), ({"num_frames": -1}, "num_frames=-1"),
-    ({"decode_chunk_size": 0}, "decode_chunk_size=0"), ({"num_inference_steps": 0}, "num_inference_steps=0"),
-    ({"latents": np.zeros((1, 2))}, r"latents of shape \[1, 2\]; permitted: noise of shape \[1, 3, 4, 6, 4\]"),
-    ({"image": "none.png"}, "image=none.png is not a readable picture"), ({"image": 3}, "image is a int"),
+    ({"height": 9}, ("height", "=9")), ({"num_frames": -1}, ("num_frames", "=-1")),
+    ({"decode_chunk_size": 0}, ("decode_chunk_size", "=0")), ({"num_inference_steps": 0},
+     ("num_inference_steps", "=0")),
+    ({"latents": np.zeros((1, 2))}, ("arguments.noise", "[1, 2]", "[1, 3, 4, 6, 4]")),
+    ({"image": "none.png"}, ("image", "=none.png")), ({"image": 3}, ("pictures._opened",)),
     ({"image": np.full((2, 2, 3), 2.0)},
-     "image of type float64 with values from 2.0 to 2.0; permitted: 0 to 1.0"), ({"fps": 0}, "fps=0"),
+     ("pictures._of_array", "2.0", "1.0")), ({"fps": 0}, ("fps", "=0")),
 ])
 def test_what_videos_refuse(more, message, animate, picture):
-    with pytest.raises(UserError, match=message):
+    with refused(*message):
         animate(**{"image": picture, "height": 8, "width": 12, **QUICK, **more})
 
 
@@ -322,7 +324,7 @@ def test_a_scheduler_by_name_and_what_is_printed(pictures, tmp_path):
     assert "scheduler: UniPCMultistepScheduler, predicts epsilon" in repr(other) and "unet: LatentUNet, " in repr(other)
     other.save_pretrained(tmp_path / "out")
     assert vdm_jax.from_pretrained(tmp_path / "out").scheduler == other.scheduler
-    with pytest.raises(UserError, match="scheduler='unicorn'; permitted: ddim"):
+    with refused("scheduler", "='unicorn'"):
         vdm_jax.from_pretrained(pictures, scheduler="unicorn")
 
 
@@ -331,26 +333,26 @@ def edit(path, **values):
 
 
 def test_folders_that_are_refused(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="has no model_index.json"):
+    with refused("parts.open_folder", "model_index.json"):
         vdm_jax.from_pretrained(tmp_path)
     folder = write_videos(tmp_path / "videos")
-    with pytest.raises(UserError, match="dtype='int8'; permitted: float32"):
+    with refused("dtype", "='int8'"):
         vdm_jax.from_pretrained(folder, dtype="int8")
-    with pytest.raises(UserError, match="variant='fp16': .* has no files of that variant"):
+    with refused("variant", "='fp16'"):
         vdm_jax.from_pretrained(folder, variant="fp16")
     edit(folder / "scheduler" / "scheduler_config.json", twist=3)
-    with pytest.raises(UserError, match="option 'twist' of EulerDiscreteScheduler is unknown"):
+    with refused("scheduler_options.checked", "'twist'", "EulerDiscreteScheduler"):
         vdm_jax.from_pretrained(folder)
     edit(folder / "model_index.json", _class_name="StableVideoDiffusionPipeline", image_encoder=[None, None])
-    with pytest.raises(UserError, match="has no image_encoder/, which StableVideoDiffusionPipeline needs"):
+    with refused("parts.Folder._check", "image_encoder", "StableVideoDiffusionPipeline"):
         vdm_jax.from_pretrained(folder)
     edit(folder / "model_index.json", _class_name="FluxPipeline")
-    with pytest.raises(UserError, match="is a FluxPipeline; permitted: AnimateDiffPipeline, StableDiffusionPipeline"):
+    with refused("loading.from_pretrained", "FluxPipeline", "AnimateDiffPipeline", "StableDiffusionPipeline"):
         vdm_jax.from_pretrained(folder)
     edit(folder / "model_index.json", _class_name="StableVideoDiffusionPipeline",
          image_encoder=["transformers", "CLIPVisionModelWithProjection"])
     edit(folder / "unet" / "config.json", cross_attention_dim=7)
-    with pytest.raises(UserError, match="unet does not match its config.json"):
+    with refused("pretrained.parameters_of", "config.json"):
         vdm_jax.from_pretrained(folder)
 
 

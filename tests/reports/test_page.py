@@ -205,5 +205,5 @@ def test_without_its_packages_the_extra_is_named(make_run, monkeypatch, capsys):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "jinja2" else find(name))
     assert main(["report", str(folder)]) == 2
-    assert "a report needs jinja2, which is not installed; permitted: pip install 'vdm_jax[plots]'" in (
+    assert "a report needs Jinja2, which is not installed; permitted: pip install 'vdm_jax[plots]'" in (
         capsys.readouterr().err)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from tests.refusals import refused
 from tests.runs.checkpoint_states import (
     abstract,
     assert_same,
@@ -24,11 +25,11 @@ from vdm_jax.runs.checkpoints import Checkpoints
 def test_empty_or_absent_directory(tmp_path):
     checkpoints = Checkpoints(tmp_path / "absent")
     assert checkpoints.steps() == [] and checkpoints.latest() is None
-    with pytest.raises(UserError, match="there is no checkpoint in .*absent"):
+    with refused("checkpoints.Checkpoints._verified"):
         checkpoints.restore(abstract(make_state()))
     assert not (tmp_path / "absent").exists()
     save_steps(tmp_path / "absent", 1, 2)
-    with pytest.raises(UserError, match="there is no checkpoint 3 in .*permitted: 1, 2"):
+    with refused("checkpoints.Checkpoints._verified", "3", "1", "2"):
         checkpoints.restore(abstract(make_state()), step=3)
 
 
@@ -44,7 +45,7 @@ def test_foreign_directory_is_refused_and_untouched(tmp_path, content):
 
 def test_a_file_is_not_a_directory(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="file is not a directory"):
+    with refused("checkpoints._refuse_foreign"):
         Checkpoints(tmp_path / "file")
 
 
@@ -118,6 +119,6 @@ def test_checkpoint_of_another_model(tmp_path, change, message):
 
 def test_long_mismatch_is_abridged(tmp_path):
     save_steps(tmp_path, 1)
-    with pytest.raises(UserError, match=r"\d+ different: ema/down/bias .*, \.\.\.") as caught:
+    with refused("checkpoints.Checkpoints._check_match") as caught:
         Checkpoints(tmp_path).restore(abstract(make_state(width=16)))
     assert len(str(caught.value)) < 400 + len(str(tmp_path))

@@ -74,8 +74,6 @@ def test_bilinear_and_nearest_by_hand():
         (lambda v: arrays.subsample_frames(v[0], 1), ("arrays._require_frames", "[..., T, H, W, C]")),
         (lambda v: arrays.crop(v, 0, 0, 9, 2), ("arrays.crop", "9x2", "8x8")),
         (lambda v: arrays.crop(v, 0, 7, 4, 2), ("arrays.crop", "left=7", "0", "6")),
-        (lambda v: arrays.center_crop(v, 9, 2), ("arrays.crop", "9x2", "8x8")),
-        (lambda v: arrays.random_crop(v, jax.random.key(0), 2, 2, multiple=0), ("multiple", "=0")),
     ],
 )
 def test_errors_name_value_and_what_is_permitted(call, message):
@@ -105,12 +103,4 @@ def test_upsampling_by_hand():
 def test_crops():
     video = random_video(2, 3, 8, 10, 3)
     np.testing.assert_array_equal(arrays.crop(video, 1, 2, 4, 5), video[:, :, 1:5, 2:7])
-    np.testing.assert_array_equal(arrays.center_crop(video, 4, 4), video[:, :, 2:6, 3:7])
     np.testing.assert_array_equal(jax.jit(lambda x, t: arrays.crop(x, t, 0, 4, 5))(video, 3), video[:, :, 3:7, :5])
-
-
-def test_random_crops_lie_on_the_grid_and_reach_its_ends():
-    ramp = jnp.broadcast_to(jnp.arange(10.0)[:, None] * 10 + jnp.arange(8.0), (10, 8))[None, :, :, None]
-    corners = {float(arrays.random_crop(ramp, key, 4, 4, multiple=2)[0, 0, 0, 0])
-               for key in jax.random.split(jax.random.key(0), 200)}
-    assert corners == {10.0 * top + left for top in (0, 2, 4, 6) for left in (0, 2, 4)}

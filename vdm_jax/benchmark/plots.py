@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vdm_jax.errors import UserError
+from vdm_jax.errors import require_package
 from vdm_jax.video.writing import atomic_path
 
 Row = dict[str, Any]
@@ -24,9 +23,7 @@ AXES = {"frames": "frames", "resolution": "tokens per side of a frame"}
 
 def require_matplotlib() -> None:
     """Raise `UserError` naming the extra when matplotlib is not installed."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UserError("plots need matplotlib, which is not installed; permitted: pip install 'vdm_jax[plots]', or "
-                        "--no-plots")
+    require_package("a plot", "matplotlib", "plots", ", or --no-plots")
 
 
 def draw(record: dict[str, Any], folder: Path) -> list[Path]:

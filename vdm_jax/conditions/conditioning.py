@@ -125,11 +125,11 @@ class TrainingClips:
     """The clips of a training batch, for conditions that are made from them or cut with them."""
 
     stage: Stage
-    x: Float[Array, "b n h w c"]  # target videos or latents, independent images appended
+    x: Float[Array, "B N H W C"]  # target videos or latents, independent images appended
     images: int  # appended to each clip
-    valid: Bool[Array, "b t"] | None  # frames that exist; None: all
-    low: Float[Array, "b t2 h2 w2 3"] | None  # what the stage's source makes of the clips
-    corners: Int[Array, "b 2"] | None  # where the training window of each begins, low-resolution pixels
+    valid: Bool[Array, "B T"] | None  # frames that exist; None: all
+    low: Float[Array, "B T2 H2 W2 3"] | None  # what the stage's source makes of the clips
+    corners: Int[Array, "B 2"] | None  # where the training window of each begins, low-resolution pixels
     key: Key[Array, ""]  # of the batch
     keys: Key[Array, " B"]  # of the samples
     encode: Encode | None  # None: the stage works on pixels

@@ -31,6 +31,7 @@ class RandomAccessSource(Protocol):
     def __getitem__(self, index: int) -> dict[str, Any]: ...
 
 
+@runtime_checkable
 class CaptionScorer(Protocol):
     """Says of clips whether they show what their captions ask for."""
 

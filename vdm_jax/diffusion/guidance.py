@@ -24,28 +24,6 @@ Weight = float | Float[Array, "..."] | Callable[[Level], Level]
 Estimates = Callable[[Video, Level], tuple[Video, ...]]  # several estimates of the same clean video
 
 
-def classifier_free(
-    conditional: Denoiser, unconditional: Denoiser, weight: Weight, *, rescale: float = 0.0
-) -> Denoiser:
-    """`x_c + w (x_c - x_u)`, each denoiser evaluated separately; see `combine` for one stacked call."""
-    return combine(separate(conditional, unconditional), [(0, 1, weight)], rescale=rescale)
-
-
-def n_term(base: Denoiser, terms: Sequence[tuple[Denoiser, Weight]]) -> Denoiser:
-    """`x_base + sum_k w_k (x_k - x_base)`: pulls towards terms of positive weight, away from negative ones.
-
-    Composition of conditions (Liu et al. 2022, arXiv 2206.01714), there with the unconditional estimate as base;
-    for one term that is `classifier_free` with weight w_1 - 1.
-    """
-    denoisers, weights = [denoise for denoise, _ in terms], [weight for _, weight in terms]
-    return combine(separate(base, *denoisers), [(k + 1, 0, weight) for k, weight in enumerate(weights)])
-
-
-def separate(*denoisers: Denoiser) -> Estimates:
-    """The estimates of several denoisers, evaluated one after the other."""
-    return lambda z, logsnr: tuple(denoise(z, logsnr) for denoise in denoisers)
-
-
 def batched(denoise_with: Callable[[Video, Level, Any], Video], conditionings: Sequence[Any]) -> Estimates:
     """The estimates for N conditionings by one call of `denoise_with(z, logsnr, conditioning)`.
 
@@ -141,15 +119,6 @@ def oscillating(
         return jnp.where((step >= constant_steps) & ((step - constant_steps) % 2 == 0), low, high)
 
     return weight
-
-
-def within(weight: float, logsnr_min: float, logsnr_max: float) -> Callable[[Level], Level]:
-    """`weight` from logsnr_min to logsnr_max and 0 beyond (Kynkaanniemi et al. 2024, arXiv 2404.07724)."""
-    if not logsnr_min < logsnr_max:
-        raise UserError(
-            f"logsnr_min={logsnr_min} with logsnr_max={logsnr_max}; permitted: logsnr_min < logsnr_max"
-        )
-    return lambda logsnr: jnp.where((logsnr >= logsnr_min) & (logsnr <= logsnr_max), weight, 0.0)
 
 
 def static_threshold(denoise: Denoiser) -> Denoiser:

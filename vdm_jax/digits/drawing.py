@@ -7,12 +7,11 @@ motion: `tau` is 0 in the first frame and 1 in the last.
 """
 
 import functools
-import importlib.util
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from vdm_jax.errors import UserError
+from vdm_jax.errors import require_package
 
 MOTIONS = ("left", "right", "up", "down", "still", "bounce")
 # RGB, chosen far apart in direction, since blur and dimming change a colour's length but not its direction.
@@ -38,9 +37,7 @@ _INSTANCES = {"train": (0, 1200), "validation": (1200, 1400), "test": (1400, 179
 
 def require_scikit_learn() -> None:
     """Raises `UserError` where scikit-learn, which carries the scans and the scorer's classifier, is not installed."""
-    if importlib.util.find_spec("sklearn") is None:
-        raise UserError("captioned digits need scikit-learn, which is not installed; permitted: pip install "
-                        "'vdm_jax[digits]', or another data set")
+    require_package("the data set of captioned digits", "sklearn", "digits", ", or another data set")
 
 
 @functools.cache

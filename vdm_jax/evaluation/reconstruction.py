@@ -21,8 +21,6 @@ from jax.sharding import Mesh
 from vdm_jax.data.opening import WITHOUT_VALIDATION, open_source, open_validation
 from vdm_jax.data.source import RandomAccessSource
 from vdm_jax.errors import NotFinite, UserError
-from vdm_jax.metrics.detectors import weights
-from vdm_jax.metrics.detectors.lpips import FILES, LEAST_SIDE
 from vdm_jax.metrics.frames import lpips, psnr, ssim
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.rules import batch_parts
@@ -43,7 +41,7 @@ RECORD = "reconstruction.json"
 class Reconstruction:
     """What was measured of a trained autoencoder."""
 
-    scores: dict[str, float]  # psnr (dB), ssim and, where its weights are, lpips; means over clips
+    scores: dict[str, float]  # psnr (dB) and, where they can be measured, ssim and lpips; means over clips
     clips: int  # that were reconstructed
     scale: float  # of the latents: one over their standard deviation
     shift: float  # their mean
@@ -129,14 +127,14 @@ def latent_moments(stage: str, moments: Sequence[tuple[float, float]]) -> tuple[
 
 
 def _scores(made: np.ndarray, real: np.ndarray) -> tuple[dict[str, float], str]:
-    scores = {"psnr": float(psnr(made, real).mean()), "ssim": float(ssim(made, real).mean())}
-    if min(made.shape[2:4]) < LEAST_SIDE["alexnet"]:
-        return scores, f"lpips is not measured: it sees pictures from {LEAST_SIDE['alexnet']} pixels a side"
-    try:
-        weights.find(FILES["alexnet"])
-    except UserError as error:
-        return scores, f"lpips is not measured: {error}"
-    return {**scores, "lpips_alexnet": float(lpips(made, real).mean())}, ""
+    """Means by metric, and why some are not measured: too small pictures, or something that is not installed."""
+    scores, left_out = {}, []
+    for name, measure in (("psnr", psnr), ("ssim", ssim), ("lpips_alexnet", lpips)):
+        try:
+            scores[name] = float(measure(made, real).mean())
+        except UserError as error:
+            left_out.append(f"{name} is not measured: {error}")
+    return scores, "; ".join(left_out)
 
 
 def _batches(source: RandomAccessSource, stage: AutoencoderStage, mesh: Mesh) -> Iterator[np.ndarray]:

@@ -227,6 +227,8 @@ def require_available(names: Sequence[str], settings: MetricSettings | None = No
             weights.find(file)
         if name in ("motion", "warp_error"):
             flow.require_opencv()
+        if name == "ssim":
+            frames.require_scikit_image()
 
 
 def require_visible(names: Sequence[str], shape: tuple[int, int, int], settings: MetricSettings | None = None) -> None:

@@ -37,7 +37,7 @@ from vdm_jax.metrics.feature_scores import (
 from vdm_jax.metrics.fvd_protocols import ProtocolName
 from vdm_jax.metrics.image_protocols import C3DProtocolName, ImageProtocolName
 from vdm_jax.metrics.measures import MEASURES, RunMetric
-from vdm_jax.metrics.onsets import RATE
+from vdm_jax.metrics.onsets import RATE, require_librosa
 from vdm_jax.metrics.scores import Score
 from vdm_jax.video.containers import Media, display_name, readable_errors
 from vdm_jax.video.reading import VideoReader
@@ -211,6 +211,7 @@ def _check(settings: FileSettings, made: _Files, real: _Files | None) -> None:
     for name in settings.metrics:
         if name == "av_align":
             flow.require_opencv()
+            require_librosa()
         elif name in FEATURE_METRICS:
             require_detectors(name, settings)
             require_sight(name, settings, made.shape, len(made.names))

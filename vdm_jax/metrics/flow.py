@@ -6,14 +6,13 @@ learned flows and are of another size.
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from vdm_jax.errors import UserError
+from vdm_jax.errors import UserError, require_package
 
 LEAST_SIDE = 32  # pixels; the coarsest level of smaller frames has no room for a patch
 
@@ -94,8 +93,7 @@ def _checked(videos: np.ndarray) -> None:
 
 def require_opencv() -> None:
     """Raise `UserError` naming the extra when OpenCV is not installed."""
-    if importlib.util.find_spec("cv2") is None:
-        raise UserError("optical flow needs OpenCV, which is not installed; permitted: pip install 'vdm_jax[metrics]'")
+    require_package("optical flow", "cv2", "metrics")
 
 
 def _opencv() -> Any:

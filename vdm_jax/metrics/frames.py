@@ -14,10 +14,10 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from vdm_jax.configuration import check_value
-from vdm_jax.errors import NotFinite, UserError
+from vdm_jax.errors import NotFinite, UserError, require_package
 from vdm_jax.metrics.detectors import lpips as distance
 from vdm_jax.metrics.detectors.weights import DetectorFile
-from vdm_jax.metrics.frechet import Interval, Moments
+from vdm_jax.metrics.frechet import Interval
 from vdm_jax.metrics.scores import Score
 from vdm_jax.video.arrays import to_float
 
@@ -28,7 +28,9 @@ Pairs = Literal["consecutive", "all"]
 
 HIGHEST_PSNR = 100.0  # of a frame, dB
 _LEVELS = 255.0  # range of pixel values
-_SIGMA, _RADIUS, _SIDE = 1.5, 5, 7  # of the Gaussian window, cut off at 3.5 sigma, and side of the uniform one, pixels
+# Side in pixels, and the options of scikit-image, which cuts the Gaussian off at 3.5 sigma: 11 x 11, as the paper.
+_WINDOWS = {"gaussian": (11, {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}),
+            "uniform": (7, {})}
 
 
 def psnr(videos: Videos, real: Videos) -> Values:
@@ -42,39 +44,29 @@ def psnr(videos: Videos, real: Videos) -> Values:
 
 
 def ssim(videos: Videos, real: Videos, window: Window = "gaussian") -> Values:
-    """Structural similarity (Wang et al. 2004), averaged over positions that a window fits around, channels, frames.
+    """Structural similarity (Wang et al. 2004) by scikit-image, averaged over positions that a window fits around,
+    channels and frames.
 
     'gaussian' is the paper's window (sigma 1.5 pixels, 11 x 11, plain covariances), 'uniform' the default of
-    scikit-image (7 x 7, sample covariances). Raises `UserError` for frames smaller than the window.
+    scikit-image (7 x 7, sample covariances). Raises `UserError` for frames smaller than the window, and where
+    scikit-image is not installed.
     """
-    from scipy.ndimage import correlate1d
+    require_scikit_image()
+    from skimage.metrics import structural_similarity
 
     videos, real = _pair("ssim", videos, real)
     check_value(window, Window, "window")
-    if window == "gaussian":
-        kernel = np.exp(-0.5 * (np.arange(-_RADIUS, _RADIUS + 1) / _SIGMA) ** 2)
-        correction = 1.0
-    else:
-        kernel = np.ones(_SIDE)
-        correction = _SIDE**2 / (_SIDE**2 - 1)
-    kernel, margin = kernel / kernel.sum(), len(kernel) // 2
-    if min(videos.shape[2:4]) < len(kernel):
-        raise UserError(f"ssim of frames of {videos.shape[2]}x{videos.shape[3]} pixels; permitted: from {len(kernel)} "
-                        f"a side, for the {window} window")
+    side, options = _WINDOWS[window]
+    if min(videos.shape[2:4]) < side:
+        raise UserError(f"ssim of frames of {videos.shape[2]}x{videos.shape[3]} pixels; permitted: from {side} a side, "
+                        f"for the {window} window")
+    return np.array([np.mean([structural_similarity(a, b, data_range=_LEVELS, channel_axis=-1, **options)
+                              for a, b in zip(x, y, strict=True)]) for x, y in zip(videos, real, strict=True)])
 
-    def mean(x: np.ndarray) -> np.ndarray:
-        smooth = correlate1d(correlate1d(x, kernel, axis=1), kernel, axis=2)
-        return smooth[:, margin:-margin, margin:-margin]
 
-    stabilise = (0.01 * _LEVELS) ** 2, (0.03 * _LEVELS) ** 2
-    values = []
-    for x, y in zip(videos, real, strict=True):
-        mx, my = mean(x), mean(y)
-        vx, vy, vxy = (correction * (mean(a * b) - ma * mb) for a, b, ma, mb in
-                       ((x, x, mx, mx), (y, y, my, my), (x, y, mx, my)))
-        top = (2 * mx * my + stabilise[0]) * (2 * vxy + stabilise[1])
-        values.append((top / ((mx**2 + my**2 + stabilise[0]) * (vx + vy + stabilise[1]))).mean())
-    return np.array(values)
+def require_scikit_image() -> None:
+    """Raises `UserError` naming the extra where scikit-image is not installed."""
+    require_package("ssim", "skimage", "metrics")
 
 
 def lpips(videos: Videos, real: Videos, backbone: distance.Backbone = "alexnet", *, batch_size: int = 64) -> Values:
@@ -150,16 +142,6 @@ def _alexnet() -> Callable[..., Any]:
         return distance.Features("alexnet").apply({"params": params}, to_float(frames))[-1].mean((1, 2))
 
     return jax.jit(last_features)
-
-
-def frame_moments(videos: Videos, features: Callable[[UInt8[np.ndarray, "M H W 3"]], Float[np.ndarray, "M D"]],
-                  *, batch_size: int = 64) -> Moments:
-    """Moments of the features of single frames, for a Frechet distance per frame. With the pooled features of the
-    Inception network of Heusel et al. (a function of the caller's, since no package carries its weights) the distance
-    is FID; with others it is not, and must not be called so."""
-    frames = np.reshape(_checked("frame_moments", videos), (-1, *videos.shape[2:]))
-    parts = [Moments.of(features(frames[i : i + batch_size])) for i in range(0, len(frames), batch_size)]
-    return sum(parts[1:], parts[0])
 
 
 def mean_score(metric: str, values: Values, better: str, conditions: Mapping[str, Any],

@@ -36,9 +36,6 @@ from vdm_jax.metrics.scores import Score
 from vdm_jax.metrics.statistics import Statistics
 from vdm_jax.weights.safetensors import load_params, save_params
 
-METRICS = ("fvd", "kvd")
-
-
 # --- features -------------------------------------------------------------------------------------------------------
 
 

@@ -23,7 +23,7 @@ Metric = Literal["fvd", "kvd", "psnr", "ssim", "lpips", "lpips_vgg16", "frame_lp
                  "frame_consistency_all", "motion", "warp_error"]
 RunMetric = Literal[Metric, FeatureName]
 
-Videos = UInt8[np.ndarray, "n t h w 3"]
+Videos = UInt8[np.ndarray, "N T H W 3"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

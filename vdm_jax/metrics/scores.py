@@ -68,20 +68,6 @@ def _not_comparable(one: Score, other: Score, name: str, a: Any, b: Any) -> User
                      "made alike")
 
 
-def best(scores: Sequence[Score]) -> Score:
-    """The best of comparable scores. Raises `UserError` where they are not, for none, and for a metric without a
-    direction."""
-    if not scores:
-        raise UserError("no scores to compare; permitted: one or more")
-    for other in scores[1:]:
-        require_comparable(scores[0], other)
-    choose = {"lower": min, "higher": max}.get(scores[0].better)
-    if choose is None:
-        raise UserError(f"{scores[0].metric} is better {scores[0].better!r}; permitted: metrics that are better lower "
-                        "or higher")
-    return choose(scores, key=lambda score: score.value)
-
-
 def require_finite(scores: Mapping[str, float], where: str) -> None:
     """Raises `NotFinite` naming the scores that are NaN or infinite, and where they are written."""
     wrong = [f"{name} is {value}" for name, value in scores.items() if not math.isfinite(value)]

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from functools import reduce
-from operator import add
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -67,13 +65,6 @@ class Statistics:
             raise UserError("statistics of parts that share videos; permitted: each video once", "statistics.videos")
         kept = _drawn(np.concatenate([self.kept, other.kept]), numbers, self.limit)
         return Statistics(self.videos + other.videos, self.moments + other.moments, *kept, self.limit)
-
-
-def merged(parts: list[Statistics]) -> Statistics:
-    """Statistics of the whole from those of its parts. Raises `UserError` for none, and for parts that do not fit."""
-    if not parts:
-        raise UserError("no statistics to merge; permitted: one or more")
-    return reduce(add, parts)
 
 
 def _drawn(features: np.ndarray, numbers: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:

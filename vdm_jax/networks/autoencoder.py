@@ -21,7 +21,7 @@ class Moments(NamedTuple):
     mean: Float[Array, "B T H W C"]  # also the mode
     logvar: Float[Array, "B T H W C"]  # within [-30, 20]
 
-    def sample(self, noise: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
+    def sample(self, noise: Float[Array, "B T H W C"] | float) -> Float[Array, "B T H W C"]:
         """A draw, given standard normal noise."""
         return self.mean + jnp.exp(self.logvar / 2) * noise
 

@@ -33,7 +33,7 @@ class CLIPLayer(nn.Module):
     causal: bool = False  # whether tokens see only those before them
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b l c"], mask: Bool[Array, "b l"] | None = None) -> Float[Array, "b l c"]:
+    def __call__(self, x: Float[Array, "B L C"], mask: Bool[Array, "B L"] | None = None) -> Float[Array, "B L C"]:
         """`mask` says which tokens may be seen."""
         h = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm_attention")(x)
         pattern = TemporalCausal() if self.causal else Temporal()  # tokens stand where frames do

@@ -73,7 +73,8 @@ class Patches(nn.Module):
 
 
 class CLIPVisionEncoder(nn.Module):
-    """Images `[B, H, W, C]`, normalised by `clip_pixels`, to features. Raises `UserError` for another size."""
+    """Images `[B, H, W, C]` in [0, 1], less `PIXEL_MEAN`, over `PIXEL_STD`, to features. Raises `UserError` for another
+    size."""
 
     config: CLIPVision
 
@@ -95,8 +96,3 @@ class CLIPVisionEncoder(nn.Module):
         if spec.project:
             pooled = Dense(spec.project, use_bias=False, dtype=dtype, name="project")(pooled)
         return ImageFeatures(x, pooled)
-
-
-def clip_pixels(images: Float[Array, "*batch H W 3"]) -> Float[Array, "*batch H W 3"]:
-    """Images in [-1, 1] as CLIP sees them: in [0, 1], less the mean, over the standard deviation."""
-    return ((images + 1) / 2 - PIXEL_MEAN) / PIXEL_STD

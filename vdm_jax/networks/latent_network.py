@@ -188,9 +188,9 @@ class LatentNetworkModule(nn.Module):
         nn.share_scope(self, self.unet)
 
     def __call__(
-        self, z: Float[Array, "b t h w c"], logsnr: Float[Array, " b"] | Float[Array, "b t"],
+        self, z: Float[Array, "B T H W C"], logsnr: Float[Array, " B"] | Float[Array, "B T"],
         conditioning: Conditioning | None = None, *, train: bool = False, images: int = 0,
-    ) -> Float[Array, "b t h w o"]:
+    ) -> Float[Array, "B T H W O"]:
         """Raises `UserError` for conditioning that is missing, and padded frames, which the network cannot hide."""
         spec = self.config
         conditioning = Conditioning() if conditioning is None else conditioning

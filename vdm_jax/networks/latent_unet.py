@@ -182,12 +182,12 @@ class LatentUNetNetwork(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t h w c"], level: Float[Array, " b"] | Float[Array, "b t"],
-        context: Float[Array, "b g l e"] | None = None, *, scalars: Float[Array, "b n"] | None = None,
-        classes: Int[Array, " b"] | None = None, control: Control | None = None,
-        known: Float[Array, "b t h w k"] | None = None,
-        references: dict[str, Float[Array, "b _ _ _"]] | None = None, train: bool = False,
-    ) -> Float[Array, "b t h w o"]:
+        self, x: Float[Array, "B T H W C"], level: Float[Array, " B"] | Float[Array, "B T"],
+        context: Float[Array, "B G L E"] | None = None, *, scalars: Float[Array, "B N"] | None = None,
+        classes: Int[Array, " B"] | None = None, control: Control | None = None,
+        known: Float[Array, "B T H W M"] | None = None,
+        references: dict[str, Float[Array, "B _ _ _"]] | None = None, train: bool = False,
+    ) -> Float[Array, "B T H W O"]:
         """`level` is the timestep, or ln(sigma) / 4 in Stable Video Diffusion, of the clip or of each frame; the
         context has one group of tokens for the clip or one per frame, as do the `references` of an `External` pattern,
         by transformer (`reference_tokens`). `control` is what a ControlNet made of the same
@@ -279,9 +279,9 @@ def sizes_of(spec: LatentUNet) -> Sizes:
 
 
 def embed(
-    module: nn.Module, spec: LatentUNet, level: Float[Array, " b"] | Float[Array, "b t"],
-    scalars: Float[Array, "b n"] | None = None, classes: Int[Array, " b"] | None = None,
-) -> Float[Array, "b g e"]:
+    module: nn.Module, spec: LatentUNet, level: Float[Array, " B"] | Float[Array, "B T"],
+    scalars: Float[Array, "B N"] | None = None, classes: Int[Array, " B"] | None = None,
+) -> Float[Array, "B G E"]:
     """The vector that residual blocks see, of noise level (of the clip or of each frame), scalars and class; its table
     is a parameter of `module`."""
     dtype, channels = jnp.dtype(spec.dtype), 4 * spec.widths[0]
@@ -310,8 +310,8 @@ def known_by_level(spec: LatentUNet, known: Float[Array, "B T H W M"]) -> tuple[
 
 
 def way_down(
-    module: nn.Module, spec: LatentUNet, x: Float[Array, "b t h w c"], given: Given
-) -> tuple[Float[Array, "b t h2 w2 c2"], list[Array]]:
+    module: nn.Module, spec: LatentUNet, x: Float[Array, "B T H W C"], given: Given
+) -> tuple[Float[Array, "B T H2 W2 C2"], list[Array]]:
     """The blocks before the middle; returns their output and what the way up sees of them, `x` first."""
     skips, last, dtype = [x], len(spec.widths) - 1, jnp.dtype(spec.dtype)
     attending, plain = spec.epsilons[:2]
@@ -326,8 +326,8 @@ def way_down(
 
 
 def middle(
-    module: nn.Module, spec: LatentUNet, x: Float[Array, "b t h w c"], given: Given
-) -> Float[Array, "b t h w c"]:
+    module: nn.Module, spec: LatentUNet, x: Float[Array, "B T H W C"], given: Given
+) -> Float[Array, "B T H W C"]:
     """Two residual blocks at the coarsest level, with a transformer between them."""
 
     def layers(module: nn.Module, x: Array, given: Given) -> Array:
@@ -342,8 +342,8 @@ def middle(
 
 
 def _block(
-    module: nn.Module, spec: LatentUNet, x: Float[Array, "b t h w c"], given: Given, name: str, i: int, epsilon: float
-) -> Float[Array, "b t h w o"]:
+    module: nn.Module, spec: LatentUNet, x: Float[Array, "B T H W C"], given: Given, name: str, i: int, epsilon: float
+) -> Float[Array, "B T H W O"]:
     """A residual block of level `i` and the transformers after it, rematerialised as one."""
 
     def layers(module: nn.Module, x: Array, given: Given) -> Array:

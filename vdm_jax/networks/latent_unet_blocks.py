@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import flax.struct
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from vdm_jax.attention import AttentionPattern, Spatial, Temporal
 from vdm_jax.networks.blocks.attention import Attention
@@ -29,13 +29,13 @@ TOKEN_EPSILON = 1e-6  # of the norm before a transformer
 class Given:
     """What the blocks see beside the video."""
 
-    embedding: Float[Array, "b g e"] | None  # of noise level, scalars and class: one for the clip or one per frame
-    context: Float[Array, "b g l e"] | None  # tokens of the text or image, one group for the clip or one per frame
+    embedding: Float[Array, "B G E"] | None  # of noise level, scalars and class: one for the clip or one per frame
+    context: Float[Array, "B G L E"] | None  # tokens of the text or image, one group for the clip or one per frame
     # Known frames and their mask: by level, and in a block those of its level
-    known: tuple[Float[Array, "b t h w k"], ...] | Float[Array, "b t h w k"] | None = None
+    known: tuple[Float[Array, "B T H W M"], ...] | Float[Array, "B T H W M"] | None = None
     train: bool = flax.struct.field(pytree_node=False, default=False)  # with dropout
     # Reference tokens of every transformer, and in a block those of its own
-    references: dict[str, Float[Array, "b _ _ _"]] | Float[Array, "b _ _ _"] | None = None
+    references: dict[str, Float[Array, "B _ _ _"]] | Float[Array, "B _ _ _"] | None = None
 
 
 class Control(NamedTuple):
@@ -90,7 +90,7 @@ def told(x: Float[Array, "B T H W C"], given: Given, dtype: jnp.dtype) -> Float[
     return x + Dense(x.shape[-1], kernel_init=zeros, dtype=dtype, name="known")(given.known)
 
 
-def level_code(x: Float[Array, "*batch"], channels: int) -> Float[Array, "*batch C"]:
+def level_code(x: Num[Array, "*batch"], channels: int) -> Float[Array, "*batch C"]:
     """Cosines, then sines, of `x` at periods from 2 pi to almost 20,000 pi."""
     return sinusoids(x, channels, order="cos_sin", endpoint=False)
 
@@ -126,9 +126,9 @@ class TokenBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t h w c"], context: Float[Array, "b g l e"],
-        references: Float[Array, "b r m c"] | None = None,
-    ) -> Float[Array, "b t h w c"]:
+        self, x: Float[Array, "B T H W C"], context: Float[Array, "B G L E"],
+        references: Float[Array, "B R M C"] | None = None,
+    ) -> Float[Array, "B T H W C"]:
         sizes = self.sizes
 
         def norm(name: str) -> nn.Module:
@@ -164,7 +164,7 @@ class TokenTransformer(nn.Module):
     only_context: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"], given: Given) -> Float[Array, "b t h w c"]:
+    def __call__(self, x: Float[Array, "B T H W C"], given: Given) -> Float[Array, "B T H W C"]:
         channels, sizes, dtype = x.shape[-1], self.sizes, self.sizes.dtype
 
         def pointwise(name: str) -> nn.Module:

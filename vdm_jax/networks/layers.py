@@ -225,7 +225,7 @@ class PartedDense(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "... c"]) -> tuple[Float[Array, " ..."], ...]:
+    def __call__(self, x: Float[Array, "... C"]) -> tuple[Float[Array, " ..."], ...]:
         shape, total = (self.parts, *self.shape), self.parts * math.prod(self.shape)
         axis, first, letters = ("heads" if len(self.shape) == 2 else "mlp"), -len(self.shape), "kd"[: len(self.shape)]
         kernel = self.param("kernel", fan_in, (x.shape[-1], total)).astype(self.dtype)
@@ -246,7 +246,7 @@ def add_residual(x: Float[Array, " ..."], change: Float[Array, " ..."]) -> Float
     return lax.optimization_barrier(x + change)
 
 
-def space_to_depth(x: Float[Array, "b t h w c"], patch: int) -> Float[Array, "b t h2 w2 c2"]:
+def space_to_depth(x: Float[Array, "B T H W C"], patch: int) -> Float[Array, "B T H2 W2 C2"]:
     """Fold patches of `patch x patch` pixels into channels."""
     return rearrange(x, "b t (h p) (w q) c -> b t h w (p q c)", p=patch, q=patch)
 

@@ -27,7 +27,7 @@ class Beside:
     """What mixers may see beside the video."""
 
     banks: dict[str, Tokens]  # tokens and their mask: text, references
-    frame_valid: Bool[Array, "b t"] | None  # frames that exist; None: all
+    frame_valid: Bool[Array, "B T"] | None  # frames that exist; None: all
 
     def every(self, stride: int) -> Beside:
         """The same for a level that has one frame for `stride` of the clip."""
@@ -133,9 +133,9 @@ class AttentionInflationLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t h w c"], frame_mask: Bool[np.ndarray, "t t"] | None,
-        frame_valid: Bool[Array, "b t"] | None = None,
-    ) -> Float[Array, "b t h w c"]:
+        self, x: Float[Array, "B T H W C"], frame_mask: Bool[np.ndarray, "T T"] | None,
+        frame_valid: Bool[Array, "B T"] | None = None,
+    ) -> Float[Array, "B T H W C"]:
         common, h = (self.groups, self.norm_over, self.dtype, self.spread), x
         for i in range(self.config.layers):
             layer = self_attention(self.config.attention, *common, f"temporal_attention_{i}", fan_in)

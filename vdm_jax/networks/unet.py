@@ -88,9 +88,9 @@ class SpaceTimeUNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, z: Float[Array, "b t h w c"], logsnr: Float[Array, " b"] | Float[Array, "b t"],
+        self, z: Float[Array, "B T H W C"], logsnr: Float[Array, " B"] | Float[Array, "B T"],
         conditioning: Conditioning | None = None, *, train: bool = False, images: int = 0,
-    ) -> Float[Array, "b t h w o"]:
+    ) -> Float[Array, "B T H W O"]:
         spec, options = self.config, convolution_options(self.config)
         conditioning = Conditioning() if conditioning is None else conditioning
         check_inputs(spec, z, conditioning, images)
@@ -331,11 +331,3 @@ def check_entries(spec: cfg.UNet | Any, z: Array, conditioning: Conditioning) ->
         if sizes != (*wanted, entry.width):
             raise UserError(f"Conditioning.inputs[{entry.name!r}] has shape {shape}; permitted: "
                             f"{(*wanted, entry.width)}")
-
-
-def count_parameters(network: cfg.UNet, shape: tuple[int, ...], conditioning: Conditioning | None = None) -> int:
-    """Number of parameters, without allocating any; `shape` is one batch of video `(B, T, H, W, C)`."""
-    z = jax.ShapeDtypeStruct(shape, jnp.float32)
-    level = jax.ShapeDtypeStruct(shape[:1], jnp.float32)
-    variables = jax.eval_shape(SpaceTimeUNet(network).init, jax.random.key(0), z, level, conditioning)
-    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))

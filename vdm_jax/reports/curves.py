@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
 
-from vdm_jax.errors import UserError
+from vdm_jax.errors import require_package
 
 COLOURS = ("#1f6fb4", "#d1495b", "#2e8b57", "#8a5fbf", "#c77d18", "#3aa6a6", "#7a5c46", "#6b7280")
 _POINTS = 300  # most points of a line; more are averaged in groups
@@ -20,10 +19,8 @@ Lines = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # by name: x and 
 
 def require_packages() -> None:
     """Raises `UserError` naming the extra where matplotlib or Jinja2 is not installed."""
-    missing = [name for name in ("matplotlib", "jinja2") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f"a report needs {' and '.join(missing)}, which is not installed; permitted: pip install "
-                        "'vdm_jax[plots]'")
+    for module in ("matplotlib", "jinja2"):
+        require_package("a report", module, "plots")
 
 
 def chart(title: str, lines: Lines, colours: Mapping[str, str], dashed: Lines = MappingProxyType({}),

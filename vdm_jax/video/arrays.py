@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Num, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Num, UInt8
 
 from vdm_jax.configuration import Size, check_value
 from vdm_jax.errors import NotFinite, UserError
@@ -172,32 +172,6 @@ def crop(
             raise UserError(f"crop: {name}={corner}; permitted: 0 to {last}")
     video = jax.lax.dynamic_slice_in_dim(video, top, height, axis=video.ndim - 3)
     return jax.lax.dynamic_slice_in_dim(video, left, width, axis=video.ndim - 2)
-
-
-def center_crop(video: Num[Array, "*rest H W C"], height: int, width: int) -> Num[Array, "*rest height width C"]:
-    """The central `height` x `width` window. Raises `UserError` when it does not fit."""
-    full_height, full_width = video.shape[-3:-1]
-    top, left = max(full_height - height, 0) // 2, max(full_width - width, 0) // 2
-    return crop(video, top, left, height, width)
-
-
-def random_crop(
-    video: Num[Array, "*rest H W C"], key: PRNGKeyArray, height: int, width: int, multiple: int = 1
-) -> Num[Array, "*rest height width C"]:
-    """A window drawn uniformly, the same for all frames and leading dimensions (`vmap` over keys for one per clip).
-
-    `multiple` keeps the corner on a grid of that many pixels, so that a crop of a video can be matched exactly by a
-    crop of its block-mean reduction.
-
-    Raises:
-      UserError: the window does not fit, or `multiple` is below 1.
-    """
-    full_height, full_width = video.shape[-3:-1]
-    check_value(multiple, Size, "multiple")
-    room = (full_height - height, full_width - width)
-    places = jnp.array([max(pixels, 0) // multiple + 1 for pixels in room])
-    top, left = jax.random.randint(key, (2,), 0, places) * multiple
-    return crop(video, top, left, height, width)
 
 
 # --- checks ---------------------------------------------------------------------------------------------------------

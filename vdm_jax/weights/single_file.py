@@ -13,8 +13,6 @@ import pathlib
 import re
 from collections.abc import Callable, Mapping
 
-from jax.sharding import Mesh
-
 from vdm_jax.errors import UserError
 from vdm_jax.networks.autoencoder_config import Autoencoder
 from vdm_jax.networks.clip_text import CLIP_TEXT_H_23, CLIPText
@@ -22,7 +20,7 @@ from vdm_jax.networks.clip_vision import CLIPVision
 from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.weights import model_kinds
 from vdm_jax.weights.model_kinds import Config
-from vdm_jax.weights.pretrained import Pretrained, export, loaded, parameters_of
+from vdm_jax.weights.pretrained import export, parameters_of
 from vdm_jax.weights.tensor_files import Tensor, open_file
 from vdm_jax.weights.unet_fields import VIDEO_EPSILONS
 
@@ -68,25 +66,12 @@ def open_single_file(path: str | os.PathLike) -> dict[str, Part]:
     return parts
 
 
-def load_single_file(
-    path: str | os.PathLike, part: str, *, dtype: str | None = None, mesh: Mesh | None = None
-) -> Pretrained:
-    """One network of an original checkpoint; `dtype` and `mesh` as in `load_pretrained`.
-
-    Raises `UserError` for a part that the file does not have, and for tensors that are missing, unexpected or
-    misshapen, by name.
-    """
-    parts = open_single_file(path)
-    if part not in parts:
-        raise UserError(f"part={part!r} of {path}; permitted: {', '.join(parts)}")
-    return Pretrained(parts[part].config, loaded(_parameters(path, part, parts[part]), dtype, mesh))
-
-
 def split_single_file(path: str | os.PathLike, out: str | os.PathLike) -> dict[str, Config]:
     """Rewrites an original checkpoint as folders in the layout of diffusers and transformers, one per part and tensor
     by tensor; returns their configs. Scheduler and tokenizer are not in such a file.
 
-    Raises `UserError` as `load_single_file` does, and for folders that have tensors already.
+    Raises `UserError` for tensors that are missing, unexpected or misshapen, by name, and for folders that have tensors
+    already.
     """
     parts = open_single_file(path)
     adopted = {name: _parameters(path, name, part) for name, part in parts.items()}  # all, before anything is written

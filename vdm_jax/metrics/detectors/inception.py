@@ -27,7 +27,6 @@ FILES = {"fid": weights.INCEPTION, "torchvision": weights.INCEPTION_TORCHVISION}
 CLASSES = {"fid": 1008, "torchvision": 1000}
 
 SIDE = 299  # pixels of height and of width
-FEATURES = 2048
 _EPSILON = 1e-3  # of the batch norms
 # Parts of files that are no part of what is computed here: the second classifier, and counts of batches.
 _LEFT_OUT = ("AuxLogits.", "num_batches_tracked")

@@ -16,7 +16,7 @@ from vdm_jax.attention.positions import LAYOUT_AXES, rotary
 from vdm_jax.networks.blocks.positions import AddedPositions, HeadNorm, RelativeBias, RelativeKeys, RelativeValues
 from vdm_jax.networks.layers import Dense, Initializer, PartedDense, add_residual, fan_in
 
-Tokens = tuple[Float[Array, "b g l e"], Bool[Array, "b g l"] | None]  # from outside, and which may be seen
+Tokens = tuple[Float[Array, "B G L E"] | None, Bool[Array, "B G L"] | None]  # from outside, and which may be seen
 INPUTS = "attention_inputs"  # name, among the intermediates, of what a self-attention projects
 
 
@@ -57,10 +57,10 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b *thw c"], frame_mask: Bool[np.ndarray, "t t"] | None = None,
-        outside: Tokens | None = None, frame_valid: Bool[Array, "b t"] | None = None,
-        bias: Float[Array, "k q s"] | None = None,
-    ) -> Float[Array, "b *thw o"]:
+        self, x: Float[Array, "B *thw C"], frame_mask: Bool[np.ndarray, "T T"] | None = None,
+        outside: Tokens | None = None, frame_valid: Bool[Array, "B T"] | None = None,
+        bias: Float[Array, "K Q S"] | None = None,
+    ) -> Float[Array, "B *thw O"]:
         """Frames of a sample that do not exist (`frame_valid`) are not seen; `bias` is added to the logits."""
         h = x
         if self.norm is not None:
@@ -90,7 +90,7 @@ class Attention(nn.Module):
         return add_residual(x, y) if self.residual else y
 
     def _joint(
-        self, x: Float[Array, "b t h w c"], outside: Tokens | None, shape: tuple[int, int]
+        self, x: Float[Array, "B T H W C"], outside: Tokens | None, shape: tuple[int, int]
     ) -> tuple[Array, Array | None, Array | None, Bank | None]:
         """Queries, keys, values and those of outside tokens, by joint kernels."""
 
@@ -110,11 +110,11 @@ class Attention(nn.Module):
         return q, k, v, Bank(keys, values, outside[1])
 
     def _separate(
-        self, x: Float[Array, "b t h w c"], outside: Tokens | None, shape: tuple[int, int]
+        self, x: Float[Array, "B T H W C"], outside: Tokens | None, shape: tuple[int, int]
     ) -> tuple[Array, Array | None, Array | None, Bank | None]:
         """The same by a kernel each, which outside tokens share with those of the video."""
 
-        def project(name: str) -> Callable[[Array], Float[Array, "*b k d"]]:
+        def project(name: str) -> Callable[[Array], Float[Array, "*batch K D"]]:
             dense = Dense(math.prod(shape), use_bias=self.bias, dtype=self.dtype, name=name)
             return lambda tokens: dense(tokens).reshape(*tokens.shape[:-1], *shape)
 
@@ -126,7 +126,7 @@ class Attention(nn.Module):
         return query(x), *own, external
 
     def _positions(
-        self, q: Float[Array, "b t h w k d"], k: Float[Array, "b t h w k d"]
+        self, q: Float[Array, "B T H W K D"], k: Float[Array, "B T H W K D"]
     ) -> tuple[Array, Array, dict[str, Any]]:
         """Queries and keys with their positions, and what `attend` takes of positions besides."""
         layout, (of_keys, of_values) = self.pattern.layout, self.position_names

@@ -39,7 +39,7 @@ class FeedForward(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
+    def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... C"]:
         act, hidden = ACTIVATIONS[self.activation], self.hidden or self.expansion * x.shape[-1]
         options = {"use_bias": self.use_bias, "dtype": self.dtype}
         h = x if self.norm is None else self.norm()(x)

@@ -39,9 +39,9 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t h w c"], vector: Float[Array, "b g e"] | None = None, train: bool = False,
-        images: int = 0, frame_valid: Bool[Array, "b t"] | None = None,
-    ) -> Float[Array, "b t h2 w2 o"]:
+        self, x: Float[Array, "B T H W C"], vector: Float[Array, "B G E"] | None = None, train: bool = False,
+        images: int = 0, frame_valid: Bool[Array, "B T"] | None = None,
+    ) -> Float[Array, "B T H2 W2 O"]:
         """The vector is one for the clip (`g` = 1) or one per frame."""
         modulation = None
         h = silu(self._norm("norm_in")(x))

@@ -18,7 +18,7 @@ from vdm_jax.attention.positions import rotary_axis_dims
 def sinusoids(
     x: Array | np.ndarray, channels: int, max_period: float = 10_000.0, *,
     order: Literal["sin_cos", "cos_sin", "interleaved"] = "sin_cos", endpoint: bool = True,
-) -> Float[Array, "... c"]:
+) -> Float[Array, "... C"]:
     """Sines and cosines of `x` at `channels // 2` geometrically spaced periods from 2 pi on; float32.
 
     The longest period is 2 pi `max_period` with `endpoint` and one step short of that without, as in DDPM's code and
@@ -54,6 +54,6 @@ def grid_sinusoids(places: tuple[Sequence[int], ...], channels: int, base: float
     return code
 
 
-def frame_code(frames: int, channels: int) -> Float[np.ndarray, "t c"]:
+def frame_code(frames: int, channels: int) -> Float[np.ndarray, "T C"]:
     """Sines (even channels) and cosines (odd ones) of the number of each frame: AnimateDiff's."""
     return sinusoids(np.arange(frames), channels, order="interleaved", endpoint=False)

@@ -21,12 +21,12 @@ from vdm_jax.networks.blocks.sinusoids import frame_code
 from vdm_jax.networks.layers import Convolution, Dense, GroupNorm, add_residual, fan_in, silu, zeros
 
 
-def add_to_clip(x: Float[Array, "b t h w c"], change: Float[Array, "b t2 h w c"], images: int) -> Array:
+def add_to_clip(x: Float[Array, "B T H W C"], change: Float[Array, "B T2 H W C"], images: int) -> Array:
     """`x + change`, and `x` alone in so many images at the end, of which `change` has none."""
     return add_residual(x, jnp.pad(change, ((0, 0), (0, images), (0, 0), (0, 0), (0, 0))) if images else change)
 
 
-def clip_of(x: Float[Array, "b t h w c"], images: int, frame_valid: Bool[Array, "b t2"] | None = None) -> Array:
+def clip_of(x: Float[Array, "B T H W C"], images: int, frame_valid: Bool[Array, "B T2"] | None = None) -> Array:
     """The frames of the clip, without images at the end; those that do not exist are zero, as beyond its ends."""
     if frame_valid is not None:
         x = jnp.where(frame_valid[:, : x.shape[1], None, None, None], x, 0)
@@ -45,8 +45,8 @@ class Mix(nn.Module):
 
     @nn.compact
     def __call__(
-        self, spatial: Float[Array, "b t h w c"], temporal: Float[Array, "b t h w c"]
-    ) -> Float[Array, "b t h w c"]:
+        self, spatial: Float[Array, "B T H W C"], temporal: Float[Array, "B T H W C"]
+    ) -> Float[Array, "B T H W C"]:
         factor = self.param("factor", nn.initializers.constant(self.start), (self.frames or 1,))
         if self.frames:
             if self.frames != spatial.shape[1]:
@@ -72,9 +72,9 @@ class TemporalConvolutions(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t h w c"], images: int = 0, frame_valid: Bool[Array, "b t"] | None = None,
+        self, x: Float[Array, "B T H W C"], images: int = 0, frame_valid: Bool[Array, "B T"] | None = None,
         train: bool = False,
-    ) -> Float[Array, "b t h w c"]:
+    ) -> Float[Array, "B T H W C"]:
         h = x
         for i in range(self.layers):
             number = "" if self.layers == 1 else f"_{i}"
@@ -99,8 +99,8 @@ class ConvolutionInflation(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t h w c"], images: int = 0, frame_valid: Bool[Array, "b t"] | None = None
-    ) -> Float[Array, "b t h w c"]:
+        self, x: Float[Array, "B T H W C"], images: int = 0, frame_valid: Bool[Array, "B T"] | None = None
+    ) -> Float[Array, "B T H W C"]:
         channels, options = x.shape[-1], {"dtype": self.dtype, "spread": self.spread}
         h = clip_of(silu(GroupNorm(self.groups, self.norm_over, name="norm")(x)), images)
         h = silu(Convolution(channels, (1, self.kernel, self.kernel), name="spatial", **options)(h))
@@ -128,7 +128,7 @@ class TemporalTransformer(nn.Module):
     spread: str = "frames"
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+    def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
         dtype, inner = self.dtype, self.heads * self.head_dim
 
         def norm(name: str) -> nn.Module:
