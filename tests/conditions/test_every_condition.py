@@ -65,7 +65,7 @@ def test_a_null_value_and_a_window_keep_the_parts(name):
             continue
         null = example.without(condition.guidance, jnp.array([True, False]))
         assert shapes(null) == shapes(example)
-    part = jax.eval_shape(lambda c: c.window(0, 1, 2), example)
+    part = jax.eval_shape(lambda c: c.window(jnp.array(0), 1, 2), example)
     changed = {str(path[0].name) for (path, a), (_, b) in zip(
         jax.tree_util.tree_leaves_with_path(part), jax.tree_util.tree_leaves_with_path(example), strict=True)
         if a.shape != b.shape}

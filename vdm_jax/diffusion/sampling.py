@@ -13,6 +13,7 @@ from vdm_jax.diffusion.grids import default_grid
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import Sampler, Step
 from vdm_jax.diffusion.schedules import Schedule
+from vdm_jax.diffusion.steps import Scalar
 from vdm_jax.errors import UserError
 
 
@@ -109,7 +110,7 @@ class Walk(NamedTuple):
     hook: Hook | None = None
     shared_noise: bool = False
 
-    def begin(self, keys: Key[Array, " B"], level: Float[Array, "..."], initial: Video | None = None) -> Carry:
+    def begin(self, keys: Key[Array, " B"], level: Scalar, initial: Video | None = None) -> Carry:
         """z at the first level: given, or noise."""
         if initial is None:
             family = self.process.schedule.family
@@ -125,7 +126,7 @@ class Walk(NamedTuple):
         lagging = step.level.ndim > 0
         step = Step(*map(_of_frames, step[:-1]), self.count)
 
-        def estimate(z: Video, level: Float[Array, "..."]) -> Video:
+        def estimate(z: Video, level: Scalar) -> Video:
             logsnr = jnp.broadcast_to(level.reshape(-1), self.shape[:2] if lagging else self.shape[:1])
             x_hat = denoise(z, logsnr)
             return x_hat if self.hook is None else self.hook(x_hat, z, logsnr, step.index)

@@ -15,13 +15,13 @@ Outcome = tuple[Video, Video, Any]  # next z, the estimate made at this step's l
 
 
 class Step(NamedTuple):
-    """One step as the scan sees it; log-SNRs are scalars, or of single frames [T, 1, 1, 1] like `last`."""
+    """One step as the scan sees it; log-SNRs and `last` are of all, or of single frames."""
 
     index: Int[Array, ""]  # 0 for the first step
     previous: Scalar  # log-SNR of the step before; on the first step a made-up lower one
     level: Scalar  # log-SNR of z
     next: Scalar  # log-SNR to reach; on the last step a made-up higher one
-    last: Bool[Array, ""]  # the result of this step is discarded for its estimate
+    last: Bool[Array, "..."]  # the result of this step is discarded for its estimate
     count: int  # number of steps
 
 
