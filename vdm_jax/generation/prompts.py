@@ -24,15 +24,18 @@ class Prompts:
     captions: tuple[str, ...]
     embeddings: Float[np.ndarray, "b l c"] | None = None  # of the captions, for stages that read those
     text_mask: Bool[np.ndarray, "b l"] | None = None  # True at real tokens of `embeddings`; None: all are
-    null_embeddings: Float[np.ndarray, "l c"] | None = None  # of the empty text, where stages were trained with it
-    null_mask: Bool[np.ndarray, " l"] | None = None
+    # Of the empty text, where stages were trained with it, or of what each video should not show
+    null_embeddings: Float[np.ndarray, "l c"] | Float[np.ndarray, "b l c"] | None = None
+    null_mask: Bool[np.ndarray, " l"] | Bool[np.ndarray, "b l"] | None = None
     labels: Sequence[int] | None = None  # `[B]`, for stages that take a class; -1 is none
 
     def __post_init__(self):
         if not self.captions:
             raise UserError("captions=[] is not valid; permitted: at least one caption")
 
-    def conditioning(self, stage: Stage, fps: float | None = None, motion: float | None = None) -> Conditioning:
+    def conditioning(
+        self, stage: Stage, fps: float | None = None, motion: float | None = None, noise: float | None = None
+    ) -> Conditioning:
         """What a stage is told. Raises `UserError` for embeddings or labels that it needs and that are missing or of
         another shape.
 
@@ -40,6 +43,7 @@ class Prompts:
           stage: of the cascade.
           fps: frames per second that it is told, where it takes them; None: its own.
           motion: how much moves, likewise.
+          noise: standard deviation of that on the picture that videos begin with, likewise.
         """
         found, classes = self._text(stage), stage.network.classes
         if classes:
@@ -48,7 +52,7 @@ class Prompts:
                 raise UserError(f"labels={labels} given for stage {stage.name!r}; permitted: {count} numbers from -1 "
                                 f"(no class) to {classes - 1}")
             found = found.replace(labels=jnp.asarray(labels, jnp.int32))
-        said = {name: value for name, value in (("fps", fps), ("motion", motion))
+        said = {name: value for name, value in (("fps", fps), ("motion", motion), ("noise", noise))
                 if value is not None and name in stage.network.scalars}
         return found.replace(scalars={name: jnp.full(len(self.captions), value, jnp.float32)
                                       for name, value in said.items()})
@@ -73,9 +77,10 @@ class Prompts:
         if self.null_embeddings is None:
             return found
         null = np.shape(self.null_embeddings)
-        if null != shape[1:]:
+        if null not in (shape[1:], shape):
             raise UserError(f"null_embeddings of shape {list(null)} given for stage {stage.name!r}; permitted: "
                             f"{list(shape[1:])}, as long as the captions'")
-        told = np.ones(null[:1], bool) if self.null_mask is None else np.asarray(self.null_mask, bool)
-        every = {"null_embeddings": np.asarray(self.null_embeddings, np.float32), "null_mask": told}
-        return found.replace(**{name: jnp.repeat(jnp.asarray(a)[None], shape[0], 0) for name, a in every.items()})
+        mask = np.ones(null[:-1], bool) if self.null_mask is None else np.asarray(self.null_mask, bool)
+        return found.replace(
+            null_embeddings=jnp.broadcast_to(jnp.asarray(self.null_embeddings, jnp.float32), shape),
+            null_mask=jnp.broadcast_to(jnp.asarray(mask), shape[:2]))

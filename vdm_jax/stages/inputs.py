@@ -150,11 +150,11 @@ def with_low_resolution(
 
 def with_first_frame(
     conditioning: Conditioning, picture: Float[Array, "b 1 h w 3"], stage: Stage, keys: Array,
-    noise: Float[Array, " b"], autoencoder: Any,
+    noise: Float[Array, " b"], autoencoder: Any, drawn: Float[Array, "b 1 h w 3"] | None = None,
 ) -> Conditioning:
-    """Add the latents of the picture that videos begin with and of noise on it, of standard deviation `noise`, drawn
-    from the `keys` `[B]` of the samples."""
-    drawn = noise_from_keys(keys, _PICTURE_NOISE_STREAM, picture.shape)
+    """Add the latents of the picture that videos begin with and of noise on it, of standard deviation `noise`, which
+    is `drawn` from the `keys` `[B]` of the samples or given."""
+    drawn = noise_from_keys(keys, _PICTURE_NOISE_STREAM, picture.shape) if drawn is None else drawn
     image = encode(stage.latent, autoencoder, picture + noise[:, None, None, None, None] * drawn, scaled=False)
     return conditioning.replace(image=image, scalars={**conditioning.scalars, "noise": noise})
 
