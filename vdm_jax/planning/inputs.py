@@ -23,10 +23,12 @@ from vdm_jax.stages.options import DataSet
 from vdm_jax.stages.stage import Stage
 
 
-def clip_shape(data: DataSet, stage: Stage) -> tuple[tuple[int, int, int], str | None]:
+def clip_shape(data: DataSet | None, stage: Stage) -> tuple[tuple[int, int, int], str | None]:
     """`(T, H, W)` of the clips of a data set, and a note where they had to be assumed."""
     if isinstance(data, WithEmbeddings):
         data = data.data
+    if data is None:
+        return stage.video.shape[:3], f"there is no data: clips are assumed to be {stage.video}"
     if isinstance(data, CaptionedDigits):
         return (data.frames, data.size, data.size), None
     if isinstance(data, ImageFolder | ImageShards):
@@ -41,7 +43,7 @@ def clip_shape(data: DataSet, stage: Stage) -> tuple[tuple[int, int, int], str |
 
 
 def training_batch(
-    stage: Stage, data: DataSet, size: int, text_tokens: int, mesh: Mesh | None = None
+    stage: Stage, data: DataSet | None, size: int, text_tokens: int, mesh: Mesh | None = None
 ) -> tuple[dict[str, jax.ShapeDtypeStruct], list[str]]:
     """A global batch of the data pipeline as shapes, split over a mesh where one is given, and notes.
 

@@ -118,7 +118,7 @@ def _overview(runs: Sequence[RunRecord], colours: Mapping[str, str]) -> str:
         steps = "<br>".join(str(int(run.curves[stage.name]["step"][-1])) if stage.name in run.curves
                             and len(run.curves[stage.name]["step"]) else "-" for stage in run.experiment.stages)
         rows.append([key(run.name, colours[run.name]), html.escape(run.experiment.name),
-                     html.escape(type(run.experiment.data).__name__), stages, steps])
+                     html.escape(type(run.experiment.data).__name__) if run.experiment.data else "-", stages, steps])
     return "<h2>Runs</h2>" + table(("run", "experiment", "data", "stages", "steps"), rows)
 
 
