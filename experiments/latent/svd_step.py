@@ -25,21 +25,29 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vdm_jax.benchmark.record import open_record, save
+from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.diffusion.process import Process
-from vdm_jax.diffusion.samplers import DDIM, Step
+from vdm_jax.diffusion.samplers import Step
 from vdm_jax.diffusion.schedules import ScaledLinearBetaSchedule
 from vdm_jax.errors import UserError
+from vdm_jax.generation.compiled import of_any_steps, step_functions
+from vdm_jax.generation.one_stage import sampling_sharding
+from vdm_jax.networks.autoencoder_config import AUTOENCODER_SVD
+from vdm_jax.networks.config import EmbeddedText
+from vdm_jax.networks.latent_network import LatentNetwork
 from vdm_jax.networks.latent_unet import LATENT_UNET_SVD
 from vdm_jax.parallel.collectives import listed
 from vdm_jax.parallel.compiling import no_compilation_cache, optimization_level
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
-from vdm_jax.parallel.rules import batch_sharding, parameter_shardings
-from vdm_jax.pipelines.denoising import Given, Guided, Method, Told, jit_step
+from vdm_jax.parallel.rules import parameter_shardings
 from vdm_jax.planning import topology
 from vdm_jax.planning.advice import capacity_of
 from vdm_jax.planning.inputs import device_bytes
 from vdm_jax.planning.program import memory, refused
 from vdm_jax.planning.traffic import traffic
+from vdm_jax.stages.latent import Latent
+from vdm_jax.stages.options import Sampling
+from vdm_jax.stages.stage import FirstFrame, Stage, VideoSpec
 from vdm_jax.versions import versions
 from vdm_jax.weights import model_kinds
 
@@ -71,45 +79,54 @@ CASES = (
 )
 
 
-def inputs(videos: int, mesh: Mesh) -> tuple[Any, ...]:
+def stage_of(case: Case) -> Stage:
+    """Stable Video Diffusion; where the videos do not divide over the chips, the two estimates of guidance do."""
+    network = LatentNetwork(
+        unet=dataclasses.replace(LATENT_UNET_SVD, dtype="bfloat16"), timesteps=None, text=EmbeddedText(width=1024),
+        scalars=("fps", "motion", "noise"), first_frame=True)
+    return Stage(
+        name="video", video=VideoSpec(frames=FRAMES, height=8 * HEIGHT, width=8 * WIDTH), source=FirstFrame(),
+        latent=Latent(autoencoder=AUTOENCODER_SVD), network=network,
+        process=Process(schedule=ScaledLinearBetaSchedule(), prediction="v"),
+        sampling=Sampling(guidance=1.0, threshold=None, split_guidance=case.videos % case.chips != 0))
+
+
+def inputs(stage: Stage, videos: int, mesh: Mesh) -> tuple[Any, ...]:
     """Shapes of what a step takes, on a mesh."""
-    config = dataclasses.replace(LATENT_UNET_SVD, dtype="bfloat16")
-    params = traverse_util.unflatten_dict(model_kinds.shapes(config), sep="/")
+    params = traverse_util.unflatten_dict(model_kinds.shapes(stage.network.unet), sep="/")
     params = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16, sharding=sharding),
                           params, parameter_shardings(params, mesh))
-    whole = NamedSharding(mesh, P())
-    rows = batch_sharding(mesh) if videos % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0 else whole
+    whole, rows = NamedSharding(mesh, P()), sampling_sharding(stage, stage.sampling, mesh)
 
     def shape(*sides: int, sharding: Any = rows, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(sides, dtype, sharding=sharding)
 
-    def given() -> Given:
-        return Given(shape(videos, 1, 1, config.context_channels), shape(videos, FRAMES, HEIGHT, WIDTH, 4),
-                     shape(videos, 3))
-
+    conditioning = Conditioning(
+        embeddings=shape(videos, 1, 1, stage.network.text.width), text_mask=shape(videos, 1, 1, dtype=jnp.bool_),
+        image=shape(videos, 1, HEIGHT, WIDTH, 4), scalars={name: shape(videos) for name in stage.network.scalars})
     number = shape(sharding=whole)
     step = Step(shape(sharding=whole, dtype=jnp.int32), number, number, number,
                 shape(sharding=whole, dtype=jnp.bool_), shape(sharding=whole, dtype=jnp.int32))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), videos))
-    told = Told(*[shape(25, sharding=whole)] * 2)  # of 25 steps; a longer table is a few kilobytes more
-    guided = Guided(given(), given(), shape(FRAMES, sharding=whole))
-    return (params, jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=rows), guided, told,
-            (shape(videos, FRAMES, HEIGHT, WIDTH, 4), None), step)
+    keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=rows)
+    embedded = (shape(25, sharding=whole),) * 2  # of 25 steps; a longer table is a few kilobytes more
+    return (params, keys, conditioning, None, (shape(videos, FRAMES, HEIGHT, WIDTH, 4), None), step,
+            shape(FRAMES, sharding=whole), shape(1, sharding=whole), embedded)
 
 
 def compiled(case: Case) -> dict[str, Any]:
     """What the compiler says of a case."""
     devices = topology.devices(case.slice)
     mesh = make_mesh(case.mesh, devices[: case.chips])
-    config = dataclasses.replace(LATENT_UNET_SVD, dtype="bfloat16")
-    method = Method(sampler=DDIM(), process=Process(schedule=ScaledLinearBetaSchedule(), prediction="v"))
-    given = inputs(case.videos, mesh)
+    stage = stage_of(case)
+    given = inputs(stage, case.videos, mesh)
     row = {"slice": case.slice, "chips": case.chips, "kind": devices[0].device_kind, "mesh": dict(mesh.shape),
            "videos": case.videos, "parameters": sum(leaf.size for leaf in jax.tree.leaves(given[0])),
            "parameter_bytes": device_bytes(given[0]), "capacity": capacity_of(devices[0])}
     began = time.perf_counter()
     with jax.set_mesh(mesh), no_compilation_cache(), optimization_level("O0"):
-        lowered = jit_step(model_kinds.module(config), method).lower(*given)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, given[0])
+        lowered = step_functions(*of_any_steps(stage, stage.sampling), mesh, shardings).advance.lower(*given)
         row["trace_seconds"] = round(time.perf_counter() - began, 1)
         began = time.perf_counter()
         try:

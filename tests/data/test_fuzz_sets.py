@@ -19,8 +19,8 @@ from vdm_jax.data.array_record import PreparedClips, PreparedClipsSource, prepar
 from vdm_jax.data.opening import open_source
 from vdm_jax.data.published import UCF101, BAIRRobotPushing, Kinetics600, MovingMNIST
 from vdm_jax.data.tfds_video import TFDSVideoSource
-from vdm_jax.pipelines.parts import open_folder
-from vdm_jax.pipelines.schedulers import read_scheduler
+from vdm_jax.generation.released.folder import open_folder
+from vdm_jax.generation.released.schedulers import read_scheduler
 from vdm_jax.video.writing import write_png
 from vdm_jax.weights.pretrained import describe
 from vdm_jax.weights.tokenizers import clip_tokenizer, open_tokenizer

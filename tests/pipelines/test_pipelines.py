@@ -18,10 +18,10 @@ from tests.pipelines.folders import write_motion, write_pictures, write_videos
 from tests.refusals import refused
 from vdm_jax.commands.main import main
 from vdm_jax.errors import NotFinite, UserError
+from vdm_jax.generation.compiled import StepFunctions
+from vdm_jax.generation.released.models import KINDS
+from vdm_jax.generation.released.pictures import for_encoder, open_pictures
 from vdm_jax.parallel.mesh import MeshSpec
-from vdm_jax.pipelines.image_to_video import ImageToVideo
-from vdm_jax.pipelines.pictures import for_encoder, open_pictures
-from vdm_jax.pipelines.text_to_video import AnimateDiff, TextToVideo
 from vdm_jax.video.reading import VideoReader
 
 PROMPTS = ["a red three", "three moving"]
@@ -76,8 +76,8 @@ def test_a_picture_depends_on_its_seed_prompt_and_place(draw):
 
 
 @pytest.mark.parametrize(("part", "message"), [
-    ("unet", "LatentUNet: latents are NaN or infinite from step 1 of 2 on; 1 of [0-9]+ of its weights hold NaN"),
-    ("vae", "Autoencoder: decoded pixels are NaN or infinite; 1 of [0-9]+ of its weights hold NaN")])
+    ("unet", "stage 'image': .* NaN or infinite, from step 1 of 2 of the sampler on; 1 of [0-9]+ of its weights hold"),
+    ("vae", "stage 'image': .* NaN or infinite, decoded by the autoencoder; 1 of [0-9]+ of its weights hold NaN")])
 def test_results_that_are_not_finite_name_network_and_step(draw, monkeypatch, part, message):
     model = draw.models[part]
     leaves, tree = jax.tree.flatten(model.params)
@@ -110,10 +110,11 @@ def test_a_weight_is_a_scale_less_one(draw, animate):
 def test_one_program_serves_any_number_of_steps(pictures):
     draw = vdm_jax.from_pretrained(pictures)  # of its own, since other tests draw other shapes
     draw(PROMPTS, **QUICK)
-    step = next(program for name, program in draw._programs.items() if name[0] == "step")
-    assert step._cache_size() == 1
+    advance, = (kept.advance for kept in draw.generator._compiled.values() if isinstance(kept, StepFunctions))
+    assert advance._cache_size() == 1
     draw(PROMPTS, num_inference_steps=3, guidance_scale=2.0)
-    assert step._cache_size() == 1
+    assert advance._cache_size() == 1
+    assert sum(isinstance(kept, StepFunctions) for kept in draw.generator._compiled.values()) == 1
 
 
 def test_on_a_mesh(pictures, draw):
@@ -181,8 +182,9 @@ def test_motion_modules_of_other_norm_groups_take_those_of_the_image_network(pic
 
 
 def test_thresholds_are_per_frame_where_frames_are_pictures():
-    assert (TextToVideo.threshold_per, AnimateDiff.threshold_per, ImageToVideo.threshold_per) == (
-        "frame", "clip", "clip")
+    assert {name: kind.threshold_per for name, kind in KINDS.items()} == {
+        "AnimateDiffPipeline": "clip", "StableDiffusionPipeline": "clip", "StableVideoDiffusionPipeline": "clip",
+        "TextToVideoSDPipeline": "frame"}
 
 
 class Console(rich.console.Console):
@@ -236,7 +238,7 @@ def test_any_arguments_are_taken_or_refused(kind, request, pictures, picture, tm
         reached.append(1)
         raise Reached
 
-    monkeypatch.setattr(pipeline, "run", stop)
+    monkeypatch.setattr(pipeline, "encoded", stop)
     rng, refused = np.random.default_rng(3), 0
     for _ in range(250):
         given = arguments_of(pipeline.__call__, rng, base)
@@ -288,7 +290,7 @@ def test_what_videos_refuse(more, message, animate, picture):
     {"latents": np.full((1, 3, 4, 6, 4), np.nan)}, {"image_noise": "x"}, {"progress": 3}, {"image": []},
 ], ids=str)
 def test_arguments_of_videos_are_checked_before_any_work(more, animate, picture, monkeypatch):
-    monkeypatch.setattr(animate, "run", None)
+    monkeypatch.setattr(animate, "encoded", None)
     with pytest.raises(UserError, match=next(iter(more)) if more != {"image": []} else "0 pictures"):
         animate(**{"image": picture, "height": 8, "width": 12, **QUICK, **more})
 
@@ -299,7 +301,7 @@ def test_arguments_of_videos_are_checked_before_any_work(more, animate, picture,
     {"num_inference_steps": 0}, {"latents": np.zeros(3)},
 ], ids=str)
 def test_arguments_of_pictures_are_checked_before_any_work(more, draw, monkeypatch):
-    monkeypatch.setattr(draw, "run", None)
+    monkeypatch.setattr(draw, "encoded", None)
     with pytest.raises(UserError, match=next(iter(more))):
         draw(**{"prompt": "a red three", **QUICK, **more})
 

@@ -124,7 +124,8 @@ def override(experiment: AnyExperiment, arguments: Sequence[str], program: str) 
     Raises `UserError` naming the flag, its value and what is permitted, or the rule that the new values break.
     """
     fields = [(stage.name, type(stage), stage) for stage in experiment.stages]
-    fields += [(name, type(getattr(experiment, name)), getattr(experiment, name)) for name in ("data", "mesh")]
+    parts = ((name, getattr(experiment, name)) for name in ("data", "mesh"))
+    fields += [(name, type(part), part) for name, part in parts if part is not None]
     fields.append(("seed", Seed, experiment.seed))
     fields.append(("validation_split", VALIDATION_SPLIT, experiment.validation_split))
     kind = dataclasses.make_dataclass(
@@ -133,7 +134,8 @@ def override(experiment: AnyExperiment, arguments: Sequence[str], program: str) 
     values = parse(kind, arguments, program)
     return dataclasses.replace(
         experiment, stages=tuple(getattr(values, stage.name) for stage in experiment.stages),
-        data=values.data, seed=values.seed, mesh=values.mesh, validation_split=values.validation_split)
+        data=getattr(values, "data", None), seed=values.seed, mesh=values.mesh,
+        validation_split=values.validation_split)
 
 
 def check_outputs(paths: Sequence[Path]) -> None:

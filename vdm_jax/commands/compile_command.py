@@ -45,9 +45,10 @@ class Compile:
       vdm-jax compile captioned_digits_full --topology v5p-128 --mesh.fsdp 8 --batch 512
       vdm-jax compile captioned_digits_full --topology v5e-16 --search     # the largest batch, cheapest mesh and remat
       vdm-jax compile captioned_digits_full --topology v5e-16 --search --meshes data=8,fsdp=2 data=4,fsdp=4
+      vdm-jax compile stable-video-diffusion-img2vid --what sample --topology v5p-16 --batch 1  # a released model
     """
 
-    config: tyro.conf.Positional[str]  # name or path of the config
+    config: tyro.conf.Positional[str]  # name or path of a config, a run, or a released model's folder
     stage: str | None = None  # which stage; the first by default
     what: Literal["train", "sample"] = "train"  # the train step, or sampling one batch
     topology: str | None = None  # TPU slices: v5p-128, v5e-16, 2xv5p-128, v5p:4x4x4; the devices at hand by default
@@ -131,7 +132,9 @@ def _plan(options: Compile, experiment: Experiment) -> Any:
 
     stage = experiment.stage(options.stage) if options.stage else experiment.stages[0]
     tokens = options.text_tokens
-    if tokens is None:
+    if tokens is None and experiment.data is None:  # of a released model: its texts, or a picture
+        tokens = experiment.encoder.length if experiment.encoder else 1
+    elif tokens is None:
         tokens = experiment.data.length if isinstance(experiment.data, WithEmbeddings) else Plan.text_tokens
     plan = Plan(experiment=experiment.name, stage=stage, data=experiment.data, mesh=experiment.mesh, what=options.what,
                 topology=options.topology, effort=options.effort, text_tokens=tokens,

@@ -104,13 +104,26 @@ def load_config(name: str) -> AnyExperiment:
 
 
 def load_cascade(name: str) -> Experiment:
-    """The experiment of a config of diffusion stages. Raises `UserError` as `load_config`, and for an autoencoder's."""
+    """The experiment of diffusion stages of a config, a run or a released model's folder. Raises `UserError` as
+    `load_any`, and for an autoencoder's."""
     from vdm_jax.stages.stage import Experiment
 
-    experiment = load_config(name)
+    experiment = load_any(name)
     if not isinstance(experiment, Experiment):
         raise UserError(f"config {name!r} trains an autoencoder; permitted: one of diffusion stages")
     return experiment
+
+
+def load_any(name: str) -> AnyExperiment:
+    """The experiment of a config, a run, an exported run or a released model's folder. Raises `UserError` where there
+    is none of them."""
+    if not name.endswith(".py") and name not in config_names():
+        from vdm_jax.runs.directory import read_config
+
+        for path in (Path(name), Path("runs") / name):
+            if path.is_dir():
+                return read_config(path)
+    return load_config(name)  # says which names there are
 
 
 def load_module(path: Path):

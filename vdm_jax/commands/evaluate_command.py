@@ -13,12 +13,14 @@ import rich.console
 import tyro
 
 from vdm_jax.commands.arguments import GUIDANCE, GUIDANCE_SCALE, given, parse, refuse_unread, refuse_unused
+from vdm_jax.commands.configs import load_cascade
 from vdm_jax.commands.outputs import check_folder
 from vdm_jax.configuration import Count, CountOrZero, LogSNR, Range, SamplingSteps, Seed, Size, Split
 from vdm_jax.diffusion.guidance import guidance_weight
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.run_metrics import RunMetrics, evaluate_run
 from vdm_jax.evaluation.settings import MetricSettings
+from vdm_jax.generation.released.models import is_released, with_size
 from vdm_jax.metrics.detectors.clip import ModelName
 from vdm_jax.metrics.feature_scores import READERS
 from vdm_jax.metrics.measures import RunMetric, accompanied
@@ -67,9 +69,10 @@ class Evaluate:
       vdm-jax evaluate captioned_digits --metrics fid is clipsim --reference-statistics real.safetensors
       vdm-jax evaluate captioned_digits --metrics fvd --checkpoints all --stage base
       vdm-jax evaluate captioned_digits --augmentation-levels 0 1.1 2.2 4
+      vdm-jax evaluate text-to-video-ms-1.7b --data my_captioned_videos --metrics fvd clipsim --out scores
     """
 
-    run: tyro.conf.Positional[str]  # run directory or name
+    run: tyro.conf.Positional[str]  # run directory or name, or with --metrics a released model's folder
     count: Clips = 96  # test captions, one video each; with --metrics, clips of the split
     seed: Seed = 0
     steps: SamplingSteps | None = None  # sampler steps of every stage; each stage's own by default
@@ -90,6 +93,10 @@ class Evaluate:
     share: str = ""  # i/n, with --metrics: make only this share of the parts, on one of n machines; no scores
     checkpoints: tuple[str, ...] = ()  # all, or steps: evaluate these checkpoints instead of the newest weights
     stage: tuple[str, ...] = ()  # stages whose checkpoints are evaluated; every stage's by default
+    data: str | None = None  # config or run whose clips and captions are used, for a released model
+    num_frames: Size | None = None  # of a released model's videos; the authors' by default
+    height: Size | None = None  # pixels, likewise
+    width: Size | None = None  # pixels, likewise
     data_dir: Path | None = None  # of --metrics and autoencoders: prepared data; $VDM_JAX_DATA or ~/.cache/vdm_jax/data
     augmentation_levels: tuple[LogSNR, ...] = ()  # log-SNRs to try, of the noise on all stages' low-resolution inputs
     out: Path | None = None  # folder for the results; the run directory by default
@@ -113,6 +120,8 @@ def main(arguments: Sequence[str]) -> int:
     experiment = read_config(run)
     if isinstance(experiment, AutoencoderExperiment):
         return reconstruct(run, experiment, options, out)
+    if not is_released(run):
+        refuse_unused(options, OF_RELEASED, f"with run {run}, which has data and sizes of its own,", "none of them")
     check_used(options)
     steps = checkpoint_steps(options)
     settings = metric_settings(options) if options.metrics else None
@@ -123,6 +132,8 @@ def main(arguments: Sequence[str]) -> int:
     from vdm_jax.video.writing import atomic_path, write_png
 
     console = log_console()
+    if is_released(run):
+        experiment = dataclasses.replace(experiment, data=clips_for(options, run))
     if not options.metrics:
         scorer_of(experiment)
     if options.augmentation_levels:
@@ -130,6 +141,9 @@ def main(arguments: Sequence[str]) -> int:
     if options.checkpoints:
         return measure_checkpoints(run, options, settings, steps, out, console)
     generator = load(run, damaged=options.damaged)
+    if is_released(run):
+        sized = with_size(generator, options.num_frames, options.height, options.width)
+        generator = sized.of(dataclasses.replace(sized.experiment, data=experiment.data))
     if options.metrics:
         return measure(generator, settings, options.data_dir, out)
     if options.augmentation_levels:
@@ -150,8 +164,21 @@ def main(arguments: Sequence[str]) -> int:
 # Options that only --metrics reads.
 OF_METRICS = ("protocol", "fid_protocol", "c3d_protocol", "block_frames", "clip", "split", "given_frames",
               "samples_per_clip", "resamples", "reference_statistics", "data_dir")
+OF_RELEASED = ("data", "num_frames", "height", "width")  # that only a released model reads
 # Options that a run of autoencoders reads.
 OF_AUTOENCODERS = ("run", "damaged", "data_dir", "out")
+
+
+def clips_for(options: Evaluate, folder: Path) -> Any:
+    """The data set that a released model is measured on. Raises `UserError` where none is named, or one of
+    autoencoders."""
+    if not options.metrics or options.checkpoints or options.augmentation_levels:
+        raise UserError(f"{folder} is a released model, of which --metrics measures videos; permitted: --metrics with "
+                        "--data CONFIG or RUN")
+    if options.data is None:
+        raise UserError(f"--data is missing for {folder}, a released model without data of its own; permitted: a "
+                        "config or a run, whose clips and captions are used")
+    return load_cascade(options.data).data
 
 
 def check_used(options: Evaluate) -> None:

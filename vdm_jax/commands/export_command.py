@@ -34,7 +34,7 @@ class Export:
       vdm-jax export autoencoder_digits weights/my_autoencoder
     """
 
-    run: tyro.conf.Positional[str]  # run directory or name
+    run: tyro.conf.Positional[str]  # run directory or name, or a released model's folder
     out: tyro.conf.Positional[Path]  # folder to make
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"  # type of the stored weights
     damaged: Damaged = "refuse"  # a damaged newest checkpoint: refuse, or skip it and use the newest intact one

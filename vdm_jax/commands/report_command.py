@@ -24,7 +24,7 @@ class Report:
       vdm-jax report runs/a runs/b --out comparison.html
     """
 
-    runs: tyro.conf.Positional[tuple[str, ...]]  # run directories or names
+    runs: tyro.conf.Positional[tuple[str, ...]]  # run directories or names, or folders of released models
     out: Path | None = None  # .html; report.html in the first run's directory by default
 
 

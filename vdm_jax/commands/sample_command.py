@@ -12,7 +12,7 @@ import tyro
 
 from vdm_jax.commands.arguments import GUIDANCE, GUIDANCE_SCALE, check_outputs, parse
 from vdm_jax.commands.outputs import check_videos
-from vdm_jax.configuration import Count, CountOrZero, NonNegative, Positive, Range, SamplingSteps, Seed, Share
+from vdm_jax.configuration import Count, CountOrZero, NonNegative, Positive, Range, SamplingSteps, Seed, Share, Size
 from vdm_jax.errors import UserError
 from vdm_jax.runs.manifest import Damaged
 
@@ -23,7 +23,9 @@ Label = Annotated[int, Range(least=-1, cap=2**20)]
 class Sample:
     """Generate videos from a run, of captions where it was trained on them.
 
-    RUN is a run directory, a name under runs/, or a folder that 'vdm-jax export' wrote. The same seed gives the same
+    RUN is a run directory, a name under runs/, a folder that 'vdm-jax export' wrote, or a released model's folder in
+    the layout of diffusers. Captions of runs that read embeddings of CLIP or T5 are encoded where the encoder's folder
+    is known: the run says it if 'vdm-jax embed' made the embeddings, or --encoder does. The same seed gives the same
     videos, whatever else is generated with them. The suffix of --out decides what is written: .mp4 or .gif shows all
     videos side by side, .png is a sheet with one row of frames per video.
 
@@ -33,9 +35,11 @@ class Sample:
       vdm-jax sample captioned_digits "a red 3 bouncing" --last base --frames 32 --out long.gif
       vdm-jax sample captioned_digits "a red 3 bouncing" --image three.png --out animated.gif
       vdm-jax sample my_videos --count 4 --out new.mp4
+      vdm-jax sample imagen "waves at a cliff" --encoder t5-v1_1-xxl --out waves.mp4
+      vdm-jax sample animatediff "waves at a cliff" --frames 32 --overlap 8 --out long.mp4
     """
 
-    run: tyro.conf.Positional[str]  # run directory or name
+    run: tyro.conf.Positional[str]  # run directory or name, or a released model's folder
     captions: tyro.conf.Positional[tuple[str, ...]] = ()  # each in quotes; none for a run that reads no captions
     seed: Seed = 0
     count: Count = 1  # videos for each caption (or label, or picture)
@@ -56,6 +60,10 @@ class Sample:
     # With --frames: how it takes them over; the config's way by default
     method: Literal["network", "reconstruction", "replacement"] | None = None
     embeddings: Path | None = None  # for runs that read text embeddings: a folder made by write_embeddings
+    encoder: Path | None = None  # for the same runs: folder of the text encoder; by default the one that the run names
+    num_frames: Size | None = None  # of a released model's videos; the authors' by default
+    height: Size | None = None  # pixels, likewise
+    width: Size | None = None  # pixels, likewise
     style: str | None = None  # run of an image network whose style the first stage takes on
     style_weight: Share | None = None  # with --style: share of its weights, 0 to 1; 0.7 by default
     damaged: Damaged = "refuse"  # a damaged newest checkpoint: refuse, or skip it and use the newest intact one
@@ -67,10 +75,11 @@ def main(arguments: Sequence[str]) -> int:
     options = parse(Sample, arguments, "vdm-jax sample")
     check(options)
     from vdm_jax.commands.progress import sampling_progress
+    from vdm_jax.generation.released.models import with_size
     from vdm_jax.runs.directory import find_run, load, read_cascade
 
     options = dataclasses.replace(options, captions=captions_for(options, read_cascade(find_run(options.run))))
-    generator = load(options.run, damaged=options.damaged)
+    generator = with_size(load(options.run, damaged=options.damaged), options.num_frames, options.height, options.width)
     video = generator.makes(options.first, options.last, options.fps)
     check_videos(options.out, video.fps, len(options.captions) * options.count, (video.height, video.width))
     if options.style is not None:
@@ -99,7 +108,14 @@ def main(arguments: Sequence[str]) -> int:
 def captions_for(options: Sample, experiment: Any) -> tuple[str, ...]:
     """The captions; of a run that reads none, an empty one for each label or picture. Raises `UserError` for captions
     that are missing, or pictures of another number."""
-    reads = any(stage.network.text is not None for stage in experiment.stages)
+    from vdm_jax.stages.stage import FirstFrame
+
+    def reads_captions(stage: Any) -> bool:
+        # A released model that begins with a picture reads that as its tokens.
+        pictured = experiment.data is None and isinstance(stage.source, FirstFrame)
+        return stage.network.text is not None and not pictured
+
+    reads = any(map(reads_captions, experiment.stages))
     if reads and not options.captions:
         raise UserError("captions are missing; permitted: one or more, each in quotes")
     if options.captions and not reads:
@@ -113,21 +129,31 @@ def captions_for(options: Sample, experiment: Any) -> tuple[str, ...]:
 
 
 def text_embeddings(generator: Any, captions: Sequence[str], options: Sample) -> dict[str, Any]:
-    """Embeddings and mask of the captions, for a run that reads them. Raises `UserError` where they are needed and not
-    given, given and not needed, or lack a caption."""
-    from vdm_jax.data.embeddings import TextEmbeddings, WithEmbeddings
+    """Embeddings and mask of the captions, for a run that reads them and encodes no captions itself, which `--encoder`
+    lets it do. Raises `UserError` where they are needed and not given, given and not needed, or lack a caption."""
+    from vdm_jax.data.embeddings import EncoderFolder, TextEmbeddings, WithEmbeddings
+    from vdm_jax.generation.encoding import RunEncoder
     from vdm_jax.networks.config import EmbeddedText
 
-    reads = [stage.name for stage in generator.experiment.stages if isinstance(stage.network.text, EmbeddedText)]
+    experiment = generator.experiment
+    reads = [stage.name for stage in experiment.stages if isinstance(stage.network.text, EmbeddedText)]
+    given = {name: getattr(options, name) for name in ("embeddings", "encoder") if getattr(options, name) is not None}
+    if len(given) > 1 or given and not reads:
+        name, value = next(iter(given.items()))
+        raise UserError(f"--{name}={value} with {'--encoder' if reads else 'stages that read no embeddings'}; "
+                        f"permitted: {'one of them' if reads else 'none'}")
+    if options.encoder is not None:
+        stored = experiment.encoder or EncoderFolder(path="")
+        spec = dataclasses.replace(stored, path=str(options.encoder))
+        generator.encoder = RunEncoder(spec, experiment)
     if options.embeddings is None:
-        if reads:
+        if reads and generator.encoder is None:
             raise UserError(f"--embeddings is missing: stage {reads[0]!r} reads texts as embeddings; permitted: a "
-                            "folder made by vdm_jax.data.embeddings.write_embeddings with these captions")
+                            "folder made by vdm_jax.data.embeddings.write_embeddings with these captions, or "
+                            "--encoder FOLDER of the text encoder")
         return {}
-    if not reads:
-        raise UserError(f"--embeddings={options.embeddings}: no stage of the run reads embeddings; permitted: none")
-    data, texts = generator.experiment.data, TextEmbeddings(options.embeddings)
-    vectors, mask = texts.batch(captions)
+    data, texts = experiment.data, TextEmbeddings(options.embeddings)
+    vectors, mask = texts.batch(captions, data.length if isinstance(data, WithEmbeddings) else None)
     found = {"embeddings": vectors, "text_mask": mask}
     if isinstance(data, WithEmbeddings) and data.empty == "encoded":
         found["null_embeddings"], found["null_mask"] = texts.empty(vectors.shape[1])

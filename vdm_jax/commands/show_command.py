@@ -11,7 +11,6 @@ import shlex
 import tokenize
 import typing
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tyro
@@ -25,8 +24,8 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Show:
-    """Print the values of a config or of a run, a line each: the flag of `vdm-jax train` that overrides it, its value,
-    and what it means. Where no flag changes a value, its place stands without dashes.
+    """Print the values of a config, a run or a released model, a line each: the flag of `vdm-jax train` that overrides
+    it, its value, and what it means. Where no flag changes a value, its place stands without dashes.
 
     Examples:
       vdm-jax show captioned_digits
@@ -34,7 +33,7 @@ class Show:
       vdm-jax show runs/captioned_digits --filter sampling
     """
 
-    config: tyro.conf.Positional[str]  # name or path of a config, or a run directory
+    config: tyro.conf.Positional[str]  # name or path of a config, a run, or a released model's folder
     filter: str | None = None  # only lines whose flag has this text
 
 
@@ -54,26 +53,15 @@ class Line:
 def main(arguments: Sequence[str]) -> int:
     """Entry of the command."""
     options = parse(Show, arguments, "vdm-jax show")
-    lines = list(lines_of(read(options.config)))
+    from vdm_jax.commands.configs import load_any
+
+    lines = list(lines_of(load_any(options.config)))
     if options.filter is not None:
         lines = matching(lines, options.filter)
     width = min(60, max(len(str(line)) for line in lines))
     for line in lines:
         print(f"{line!s:{width}}  # {line.meaning}" if line.meaning else line)
     return 0
-
-
-def read(name: str) -> AnyExperiment:
-    """The experiment of a config or of a run. Raises `UserError` where there is neither."""
-    from vdm_jax.commands.configs import config_names, load_config
-
-    if name.endswith(".py") or name in config_names():
-        return load_config(name)
-    if Path(name).is_dir():
-        from vdm_jax.runs.directory import read_config
-
-        return read_config(Path(name))
-    return load_config(name)  # says which names there are
 
 
 def lines_of(experiment: AnyExperiment) -> Iterator[Line]:

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from vdm_jax.commands.arguments import override, parse_with_rest
 from vdm_jax.commands.configs import config_folder, load_config
 from vdm_jax.configuration import Count, CountOrZero
+from vdm_jax.data.embeddings import TextEmbeddings, WithEmbeddings
 from vdm_jax.data.opening import caption_words, open_source
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import WordEncoder
@@ -229,7 +230,7 @@ def resolve(experiment: AnyExperiment, run: Path, data_dir: Path | None) -> AnyE
     if isinstance(experiment, AutoencoderExperiment):
         return experiment
     stored = read_cascade(find_run(run)) if (run / "config.json").exists() else None
-    experiment = resolved(with_hashes(experiment, stored) if stored else experiment)
+    experiment = with_encoder(resolved(with_hashes(experiment, stored) if stored else experiment), stored)
     if not any(isinstance(s.network.text, WordEncoder) and not s.network.text.words for s in experiment.stages):
         return experiment
     if stored is not None:
@@ -248,6 +249,14 @@ def resolve(experiment: AnyExperiment, run: Path, data_dir: Path | None) -> AnyE
         return dataclasses.replace(stage, network=network)
 
     return dataclasses.replace(experiment, stages=tuple(with_words(s) for s in experiment.stages))
+
+
+def with_encoder(experiment: Experiment, stored: Experiment | None) -> Experiment:
+    """The experiment with the text encoder that made the embeddings of its data, as its run has it or the set says."""
+    if experiment.encoder is not None or not isinstance(experiment.data, WithEmbeddings):
+        return experiment
+    found = stored.encoder if stored is not None else TextEmbeddings(experiment.data.path).encoder
+    return dataclasses.replace(experiment, encoder=found)
 
 
 def with_hashes(experiment: Experiment, stored: Experiment) -> Experiment:

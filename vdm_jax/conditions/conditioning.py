@@ -146,6 +146,7 @@ class SampledVideos:
     corrupt: bool  # whether `low` is augmented
     shared_noise: bool  # all frames get the same noise
     encode: Encode | None
+    picture_noise: Float[Array, "B 1 H W 3"] | None = None  # on the first frame; None: drawn from the keys
 
     @property
     def shape(self) -> tuple[int, ...]:

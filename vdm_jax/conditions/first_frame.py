@@ -14,6 +14,7 @@ from vdm_jax.conditions.conditioning import (
     Conditioning,
     Encode,
     Network,
+    Request,
     SampledVideos,
     Shapes,
     Sizes,
@@ -21,7 +22,7 @@ from vdm_jax.conditions.conditioning import (
     TrainingClips,
 )
 from vdm_jax.conditions.sources import VideoSource
-from vdm_jax.configuration import LogNoise, NonNegative, Spread, config
+from vdm_jax.configuration import LogNoise, NonNegative, Spread, check_value, config
 from vdm_jax.diffusion.arrays import noise_from_keys
 from vdm_jax.errors import UserError
 
@@ -87,17 +88,31 @@ class FirstFramePicture(Condition):
         drawn = jax.random.normal(jax.random.fold_in(clips.key, _LEVEL_STREAM), (len(clips.x),))
         return first_frame(clips.low, clips.keys, jnp.exp(mean + std * drawn), clips.encode)
 
+    def arguments(self, network: Network) -> tuple[str, ...]:
+        """The standard deviation of the noise on the picture."""
+        return ("picture_noise",)
+
+    def of_request(self, stage: Stage, request: Request) -> dict[str, Any]:
+        """That which is asked for. Raises `UserError` for a negative one."""
+        noise = request.get("picture_noise")
+        if noise is None:
+            return {}
+        check_value(noise, NonNegative, "picture_noise")
+        return {"scalars": {"noise": jnp.full(len(request.captions), noise, jnp.float32)}}
+
     def in_sampling(self, conditioning: Conditioning, videos: SampledVideos) -> dict[str, Any]:
-        """The given pictures, with the noise for sampling."""
-        noise = jnp.full((videos.shape[0],), videos.stage.source.noise)
-        return first_frame(videos.low, videos.keys, noise, videos.encode)
+        """The given pictures, with the noise that is asked for, or that for sampling."""
+        own = jnp.full((videos.shape[0],), videos.stage.source.noise)
+        noise = conditioning.scalars.get("noise", own)
+        return first_frame(videos.low, videos.keys, noise, videos.encode, videos.picture_noise)
 
 
 def first_frame(
-    picture: Float[Array, "B 1 H W 3"], keys: Array, noise: Float[Array, " B"], encode: Encode
+    picture: Float[Array, "B 1 H W 3"], keys: Array, noise: Float[Array, " B"], encode: Encode,
+    drawn: Float[Array, "B 1 H W 3"] | None = None,
 ) -> dict[str, Any]:
-    """Latents of the pictures and of noise on them, of standard deviation `noise`, drawn from the `keys` `[B]` of the
-    samples."""
-    drawn = noise_from_keys(keys, _NOISE_STREAM, picture.shape)
+    """Latents of the pictures and of noise on them, of standard deviation `noise`, which is given or `drawn` from the
+    `keys` `[B]` of the samples."""
+    drawn = noise_from_keys(keys, _NOISE_STREAM, picture.shape) if drawn is None else drawn
     image = encode(picture + noise[:, None, None, None, None] * drawn, scaled=False)
     return {"image": image, "scalars": {"noise": noise}}

@@ -93,12 +93,12 @@ class EmbeddedText:
         found = {"embeddings": jnp.asarray(embeddings, jnp.float32)[:, None], "text_mask": jnp.asarray(mask)[:, None]}
         if null is None:
             return found
-        if np.shape(null) != shape[1:]:
+        if np.shape(null) not in (shape[1:], shape):
             raise UserError(f"null_embeddings of shape {list(np.shape(null))} {where}; permitted: {list(shape[1:])}, "
-                            "as long as the captions'")
-        null_mask = np.ones(shape[1:2], bool) if null_mask is None else np.asarray(null_mask, bool)
-        every = {"null_embeddings": np.asarray(null, np.float32), "null_mask": null_mask}
-        return found | {name: jnp.repeat(jnp.asarray(a)[None], count, 0) for name, a in every.items()}
+                            "as long as the captions', or one for each caption")
+        null_mask = np.ones(np.shape(null)[:-1], bool) if null_mask is None else np.asarray(null_mask, bool)
+        return found | {"null_embeddings": jnp.broadcast_to(jnp.asarray(null, jnp.float32), shape),
+                        "null_mask": jnp.broadcast_to(jnp.asarray(null_mask), shape[:2])}
 
 
 TextInput = WordEncoder | EmbeddedText

@@ -10,7 +10,7 @@ A set of embeddings is a folder, which appears whole, by renaming, or not at all
     rows.float16     the vectors of all texts one after the other, little endian [rows, width]
     keys.npy         uint64 [texts], ascending: the first 8 bytes of the SHA-256 of a caption (UTF-8), big endian
     places.npy       int64 [texts, 2]: first row and number of rows (tokens) of each
-    metadata.json    version, width, rows, texts, longest, about
+    metadata.json    version, width, rows, texts, longest, about, encoder
 
 Files are mapped into memory, so a set may be larger than it and is opened at once. The empty caption stands for no
 text, for which a network learns a vector of its own; or, where it was trained with what the encoder makes of the empty
@@ -31,7 +31,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float, Float16, UInt64
 
-from vdm_jax.configuration import Size, config
+from vdm_jax.configuration import Size, config, from_data, to_data
 from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.data.captions import warn_once
 from vdm_jax.data.image_folder import ImageFolder
@@ -47,6 +47,17 @@ ROWS, KEYS, PLACES, METADATA = "rows.float16", "keys.npy", "places.npy", "metada
 
 _VERSION = 1  # of the layout above
 
+
+@config
+class EncoderFolder:
+    """A text encoder of CLIP or T5 with its tokenizer, and how it encodes captions."""
+
+    path: str  # folder of a pipeline (text_encoder/ and tokenizer/), or of the encoder with its tokenizer's files
+    sha256: str = ""  # of its vectors of weights (`CaptionEncoder.fingerprint`); "": whichever are there
+    length: Size | None = None  # tokens of a text at most; None: the model's
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None  # None: as its weights are stored
+
+
 Clips = CaptionedDigits | VideoFolder | ImageFolder | ImageShards | PreparedClips | TFDSVideo | PublishedVideo
 
 
@@ -55,7 +66,7 @@ Clips = CaptionedDigits | VideoFolder | ImageFolder | ImageShards | PreparedClip
 
 def write_embeddings(
     path: str | Path, captions: Iterable[str], arrays: Iterable[Float[np.ndarray, "L C"]], about: str = "",
-    empty: Float[np.ndarray, "L C"] | None = None,
+    empty: Float[np.ndarray, "L C"] | None = None, encoder: EncoderFolder | None = None,
 ) -> Path:
     """Writes the embeddings of some captions as a set; returns its folder.
 
@@ -65,6 +76,7 @@ def write_embeddings(
       arrays: `[L, C]`, one vector per token, stored as float16; L as it comes, C always the same.
       about: which encoder made them, for whoever finds the set.
       empty: what that encoder makes of the empty text; None: not known.
+      encoder: where it is, so that runs trained on the set can be given captions.
 
     Raises:
       UserError: the folder exists; there are more captions than arrays, or the other way round; an array is of another
@@ -78,7 +90,7 @@ def write_embeddings(
     shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
     partial.mkdir()
     try:
-        _write(partial, captions, arrays, about, empty)
+        _write(partial, captions, arrays, about, empty, encoder)
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -86,7 +98,8 @@ def write_embeddings(
 
 
 def _write(
-    folder: Path, captions: Iterable[str], arrays: Iterable[np.ndarray], about: str, empty: np.ndarray | None
+    folder: Path, captions: Iterable[str], arrays: Iterable[np.ndarray], about: str, empty: np.ndarray | None,
+    encoder: EncoderFolder | None,
 ) -> None:
     places: dict[int, tuple[int, int]] = {}
     width, rows = None, 0
@@ -112,7 +125,8 @@ def _write(
     np.save(folder / KEYS, keys)
     np.save(folder / PLACES, table)
     metadata = {"version": _VERSION, "width": width, "rows": rows, "texts": len(keys),
-                "longest": int(table[:, 1].max()), "about": about}
+                "longest": int(table[:, 1].max()), "about": about,
+                "encoder": None if encoder is None else to_data(encoder)}
     (folder / METADATA).write_text(json.dumps(metadata, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
@@ -171,6 +185,12 @@ class TextEmbeddings:
 
     def __len__(self) -> int:
         return self.metadata["texts"]
+
+    @property
+    def encoder(self) -> EncoderFolder | None:
+        """The encoder that made them, where the set says it. Raises `UserError` for a damaged entry."""
+        data = self.metadata.get("encoder")
+        return None if data is None else from_data(EncoderFolder, data, f"{self.path / METADATA}: encoder")
 
     def __getstate__(self) -> dict:
         return {name: value for name, value in vars(self).items() if name not in ("_rows", "_table")}

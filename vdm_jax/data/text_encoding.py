@@ -12,16 +12,17 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
-from vdm_jax.data.embeddings import TextEmbeddings, write_embeddings
+from vdm_jax.data.embeddings import EncoderFolder, TextEmbeddings, write_embeddings
 from vdm_jax.errors import UserError
 from vdm_jax.networks.clip_text import CLIPText
 from vdm_jax.networks.t5_encoder import T5Encoder
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.parallel.rules import batch_parts, batch_sharding
-from vdm_jax.weights.pretrained import describe, load_pretrained
-from vdm_jax.weights.tokenizers import open_tokenizer
+from vdm_jax.weights.pretrained import Pretrained, describe, load_pretrained
+from vdm_jax.weights.tokenizers import Tokenizer, open_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -50,14 +51,27 @@ class CaptionEncoder:
         _, config, _ = describe(weights)
         if not isinstance(config, CLIPText | T5Encoder):
             raise UserError(f"{folder} holds a {type(config).__name__}; permitted: a text encoder of CLIP or T5")
-        self.is_clip = isinstance(config, CLIPText)
+        is_clip = isinstance(config, CLIPText)
         # Before the weights, which take long: what is missing here is known at once.
-        self.tokenizer = open_tokenizer(words, length or (config.length if self.is_clip else None))
-        self.mesh = make_mesh(mesh or MeshSpec())
-        model = load_pretrained(weights, dtype=dtype, mesh=self.mesh)
+        tokenizer, mesh = open_tokenizer(words, length or (config.length if is_clip else None)), make_mesh(
+            mesh or MeshSpec())
+        model = load_pretrained(weights, dtype=dtype, mesh=mesh)
         if dtype is not None:
             model = dataclasses.replace(model, config=dataclasses.replace(model.config, dtype=dtype))
-        self.width, self.params = config.width, model.params
+        self._set(model, tokenizer, mesh)
+        self.folder = EncoderFolder(path=str(folder.absolute()), sha256=self.fingerprint().hex(), length=length,
+                                    dtype=dtype)
+
+    @classmethod
+    def of(cls, model: Pretrained, tokenizer: Tokenizer, mesh: Mesh) -> CaptionEncoder:
+        """An encoder that is loaded."""
+        found = cls.__new__(cls)
+        found._set(model, tokenizer, mesh)
+        return found
+
+    def _set(self, model: Pretrained, tokenizer: Tokenizer, mesh: Mesh) -> None:
+        self.tokenizer, self.mesh, self.is_clip = tokenizer, mesh, isinstance(model.config, CLIPText)
+        self.width, self.params = model.config.width, model.params
         # The models of CLIP were trained, and are used, with padding in sight (unless their files say otherwise): it is
         # part of what a network is told. T5's padding is hidden, and not kept.
         self.masked = not self.is_clip or bool(model.fields.get("use_attention_mask"))
@@ -117,7 +131,7 @@ def embed_captions(
             write_embeddings(path, texts, _in_batches(encoder, texts, batch_size, begin, progress))
         sets.append((path, texts))
         progress(begin + len(texts))
-    write_embeddings(out, captions, _read(sets), encoder.about, encoder([""])[0])
+    write_embeddings(out, captions, _read(sets), encoder.about, encoder([""])[0], encoder.folder)
     shutil.rmtree(parts)
     return out
 

@@ -12,6 +12,7 @@ from vdm_jax.diffusion.arrays import Denoiser, Hook, Video, noise_from_keys
 from vdm_jax.diffusion.grids import default_grid
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import Sampler, Step
+from vdm_jax.diffusion.scheduler_steps import Discretisation
 from vdm_jax.diffusion.schedules import Schedule
 from vdm_jax.diffusion.steps import Scalar
 from vdm_jax.errors import UserError
@@ -55,6 +56,8 @@ def sample(
     shared_noise: bool = False,
     stop: float | None = None,
     frame_lag: int = 0,
+    discretisation: Discretisation | None = None,
+    noise: Video | None = None,
 ) -> Video | tuple[Video, Float[Array, "steps B *rest"]]:
     """Videos of `shape` (B, T, H, W, C) from noise; jittable with sampler, process, shape and steps static.
 
@@ -78,16 +81,21 @@ def sample(
       frame_lag: steps by which every frame is behind the one before it, so that the denoiser gets logsnr [B, T] and
         there are `frame_lag (T - 1)` more steps (pyramid schedule of Diffusion Forcing: Chen et al. 2024, arXiv
         2407.01392). 0: all frames have the same level.
+      discretisation: the steps of a released scheduler, in place of the sampler's grid.
+      noise: standard normal noise to begin with, instead of what the keys draw.
 
     Raises `UserError` for keys that do not match the shape, for `start` below 1 without `initial`, for a `stop`
     that is noisier than the first level, and for a lag with `stop` or a sampler whose frames share their level.
     """
     _check(keys, shape, initial, start)
-    levels = sampling_levels(sampler, process.schedule, steps, start) if levels is None else levels
     walk = Walk(sampler, process, shape, steps, hook, shared_noise)
     check_lag(sampler, frame_lag, stop)
-    grid_steps = steps_between(levels, stop, frame_lag, shape[1])
-    carry = walk.begin(keys, grid_steps.level[0], initial)
+    if discretisation is None:
+        levels = sampling_levels(sampler, process.schedule, steps, start) if levels is None else levels
+        grid_steps, std = steps_between(levels, stop, frame_lag, shape[1]), None
+    else:
+        grid_steps, std = jax.tree.map(jnp.asarray, discretisation.steps), discretisation.initial_std
+    carry = walk.begin(keys, grid_steps.level[0], initial, noise=noise, std=std)
 
     def body(carry: Carry, step: Step) -> tuple[Carry, Video | None]:
         carry, x_hat = walk.advance(denoise, keys, carry, step)
@@ -110,13 +118,17 @@ class Walk(NamedTuple):
     hook: Hook | None = None
     shared_noise: bool = False
 
-    def begin(self, keys: Key[Array, " B"], level: Scalar, initial: Video | None = None) -> Carry:
-        """z at the first level: given, or noise."""
+    def begin(
+        self, keys: Key[Array, " B"], level: Scalar, initial: Video | None = None, *, noise: Video | None = None,
+        std: float | Float[Array, ""] | None = None,
+    ) -> Carry:
+        """z at the first level: given, or `noise` (drawn where None) of standard deviation `std`."""
         if initial is None:
             family = self.process.schedule.family
             # A variance-preserving z of unit-variance data has unit variance whatever alpha is left at time 1.
-            scale = 1.0 if family.name == "vp" else family.alpha_sigma(_of_frames(level))[1]
-            initial = scale * noise_from_keys(keys, 0, self.shape, self.shared_noise)
+            if std is None:
+                std = 1.0 if family.name == "vp" else family.alpha_sigma(_of_frames(level))[1]
+            initial = std * (noise_from_keys(keys, 0, self.shape, self.shared_noise) if noise is None else noise)
         initial = initial.astype(jnp.float32)
         return initial, self.sampler.memory(initial)
 

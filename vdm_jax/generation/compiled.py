@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
 
 from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.conditions.frame_masks import Known
 from vdm_jax.diffusion.augmentation import TruncatedAugmentation
-from vdm_jax.diffusion.sampling import Walk, check_lag, sampling_levels, steps_between
+from vdm_jax.diffusion.sampling import Walk, check_lag, steps_between
 from vdm_jax.generation.one_stage import (
     completion_method,
     finished,
+    guidance_of,
+    is_guided,
+    released_steps,
     sample_stage,
     sampling_sharding,
     stage_conditioning,
     stage_denoiser,
+    stage_levels,
 )
 from vdm_jax.parallel.compiling import compiler_options
 from vdm_jax.stages.latent import weight_shardings
@@ -35,6 +41,17 @@ class Handover(NamedTuple):
 
 
 WHOLE = Handover()
+Watch = Callable[[int, jax.Array], None]  # number of a step (from 1) and its z
+
+
+class Noise(NamedTuple):
+    """Standard normal noise that is given; None: drawn from the keys."""
+
+    initial: Float[Array, "B T H W C"] | None = None  # that sampling begins with, of videos or their latents
+    picture: Float[Array, "B 1 H W 3"] | None = None  # on the picture that videos begin with
+
+
+DRAWN = Noise()
 
 
 def handover(stages: Sequence[Stage], place: int) -> Handover:
@@ -53,7 +70,7 @@ def jit_sampling(
     """Sampling `(params, keys, text, low, known) -> videos` of a stage jitted for a mesh, to be called or lowered with
     the mesh in context; `shardings` are those of the parameters, `low` and `known` may be None. The weights of a latent
     stage's autoencoder are one more argument."""
-    levels = _levels(stage, sampling)
+    levels = stage_levels(stage, sampling)
 
     def function(params: Any, keys: Any, text: Conditioning, low: Any, known: Known | None, *autoencoder: Any) -> Any:
         return sample_stage(stage, sampling, params, keys, text, low, *autoencoder, levels=levels, known=known,
@@ -71,45 +88,100 @@ def goes_by_steps(stage: Stage, sampling: Sampling, mesh: Mesh, known: Known | N
     return on_cpu and known is not None and completion_method(stage, sampling) == "reconstruction"
 
 
-def stepwise_sampling(
-    stage: Stage, sampling: Sampling, mesh: Mesh, shardings: Any, ends: Handover = WHOLE,
-    watch: Callable[[int, jax.Array], None] = lambda step, z: None,
-) -> Callable[..., jax.Array]:
-    """`jit_sampling` with a program for one step, which is called for each; the same videos. `watch` is called with the
-    number of each step (from 1) and its z."""
-    levels, batch = _levels(stage, sampling), sampling_sharding(stage, sampling, mesh)
-    check_lag(sampling.sampler, sampling.frame_lag, ends.stop)
-    steps = steps_between(levels, ends.stop, sampling.frame_lag, stage.shape[0])
-    options = compiler_options(mesh)
+class StepFunctions(NamedTuple):
+    """Compiled functions that sample a stage step by step. They serve any number of steps, any weight of the guidance
+    and any prompt, so a large network is compiled once per size of video."""
+
+    prepare: Callable[..., Any]  # (keys, text, low, known, picture noise, *autoencoder) -> conditioning, known
+    begin: Callable[..., Any]  # (keys, level, noise, standard deviation) -> carry
+    advance: Callable[..., Any]  # (params, keys, conditioning, known, carry, step, weight, levels, embedded) -> carry
+
+
+def of_any_steps(stage: Stage, sampling: Sampling) -> tuple[Stage, Sampling]:
+    """Stage and sampling without what `step_functions` do not depend on, by which they are kept."""
+    sampling = dataclasses.replace(sampling, steps=1, guidance=float(is_guided(stage, sampling)), batch_size=1,
+                                   last_frame_guidance=None, scheduler=None)
+    latent = None if stage.latent is None else dataclasses.replace(stage.latent, decode_frames=None)
+    return dataclasses.replace(stage, sampling=sampling, latent=latent), sampling
+
+
+def step_functions(stage: Stage, sampling: Sampling, mesh: Mesh, shardings: Any, ends: Handover = WHOLE
+                   ) -> StepFunctions:
+    """The functions of a stage; `shardings` are those of its parameters."""
+    batch, options = sampling_sharding(stage, sampling, mesh), compiler_options(mesh)
     weights = weight_shardings(stage.latent, mesh)
 
-    def walk(keys: Any) -> Walk:
-        return Walk(sampling.sampler, stage.process, (keys.shape[0], *stage.shape), sampling.steps,
+    def prepare(keys: Any, text: Conditioning, low: Any, known: Known | None, picture_noise: Any,
+                *autoencoder: Any) -> Any:
+        return stage_conditioning(stage, sampling, keys, text, low, known, *autoencoder, corrupt=not ends.truncated,
+                                  picture_noise=picture_noise)
+
+    def walk(keys: Any, count: Any) -> Walk:
+        return Walk(sampling.sampler, stage.process, (keys.shape[0], *stage.shape), count,
                     shared_noise=sampling.shared_noise)
 
-    def advance(params: Any, keys: Any, text: Conditioning, low: Any, known: Known | None, carry: Any, step: Any,
-                *autoencoder: Any) -> Any:
-        conditioning, known = stage_conditioning(stage, sampling, keys, text, low, known, *autoencoder,
-                                                 corrupt=not ends.truncated)
-        denoise = stage_denoiser(stage, params, conditioning, sampling, levels, known)
-        return walk(keys).advance(denoise, keys, carry, step)[0]
+    def advance(params: Any, keys: Any, conditioning: Conditioning, known: Known | None, carry: Any, step: Any,
+                weight: Any, levels: Any, embedded: Any) -> Any:
+        denoise = stage_denoiser(stage, params, conditioning, sampling, levels, known, weight=weight,
+                                 embedded=embedded)
+        return walk(keys, step.count).advance(denoise, keys, carry, step)[0]
 
-    begin = jax.jit(lambda keys: walk(keys).begin(keys, steps.level[0]), in_shardings=batch, out_shardings=batch)
-    one = jax.jit(advance, in_shardings=(shardings, batch, batch, batch, batch, batch, None, *weights),
-                  out_shardings=batch, donate_argnums=5, compiler_options=options)
-    end = jax.jit(lambda x, low, known, *autoencoder: finished(stage, x, low, known, *autoencoder),
-                  in_shardings=(batch, batch, batch, *weights), out_shardings=batch, compiler_options=options)
+    def begin(keys: Any, level: Any, noise: Any, std: Any) -> Any:
+        return walk(keys, 1).begin(keys, level, noise=noise, std=std)
 
-    def function(params: Any, keys: Any, text: Any, low: Any, known: Any, *autoencoder: Any) -> jax.Array:
-        carry = begin(keys)
+    # Where what a sampler remembers lives is left open: its first dimension need not be the videos.
+    return StepFunctions(
+        jax.jit(prepare, in_shardings=(*(batch,) * 5, *weights), out_shardings=batch, compiler_options=options),
+        jax.jit(begin, in_shardings=(batch, None, batch, None)),
+        jax.jit(advance, in_shardings=(shardings, batch, batch, batch, *(None,) * 5), donate_argnums=4,
+                compiler_options=options))
+
+
+def jit_finish(stage: Stage, sampling: Sampling, mesh: Mesh) -> jax.stages.Wrapped:
+    """`finished` as `(x, low, known, *autoencoder) -> videos`, compiled."""
+    batch = sampling_sharding(stage, sampling, mesh)
+    return jax.jit(lambda x, low, known, *autoencoder: finished(stage, x, low, known, *autoencoder),
+                   in_shardings=(batch, batch, batch, *weight_shardings(stage.latent, mesh)), out_shardings=batch,
+                   compiler_options=compiler_options(mesh))
+
+
+def stepwise_sampling(
+    stage: Stage, sampling: Sampling, mesh: Mesh, shardings: Any, ends: Handover = WHOLE,
+    watch: Watch = lambda step, z: None, *, functions: StepFunctions | None = None,
+    finish: Callable[..., jax.Array] | None = None,
+) -> Callable[..., jax.Array]:
+    """`jit_sampling` with a program for one step, which is called for each; the same videos. `watch` is called with the
+    number of each step (from 1) and its z. `functions` and `finish` are those of `step_functions` and `jit_finish`,
+    made here by default. `noise` of a call replaces what keys draw."""
+    batch = sampling_sharding(stage, sampling, mesh)
+    functions = functions or step_functions(*of_any_steps(stage, sampling), mesh, shardings, ends)
+    finish = finish or jit_finish(stage, sampling, mesh)
+    released, embedded = released_steps(stage, sampling)
+    levels = stage_levels(stage, sampling)
+    check_lag(sampling.sampler, sampling.frame_lag, ends.stop)
+    steps = released.steps if released is not None else steps_between(
+        levels, ends.stop, sampling.frame_lag, stage.shape[0])
+    std = None if released is None else np.float32(released.initial_std)
+    count, weight = np.int32(sampling.steps), None
+    if is_guided(stage, sampling):
+        weight = np.asarray(guidance_of(stage, sampling), np.float32)
+
+    def place(carry: Any) -> Any:  # what lives elsewhere would be compiled for anew
+        def put(x: jax.Array) -> jax.Array:
+            rows = x.ndim > 0 and x.shape[0] == carry[0].shape[0]
+            return jax.device_put(x, batch if rows else NamedSharding(mesh, PartitionSpec()))
+
+        return jax.tree.map(put, carry)
+
+    def function(params: Any, keys: Any, text: Any, low: Any, known: Any, *autoencoder: Any,
+                 noise: Noise = DRAWN) -> jax.Array:
+        conditioning, inside = functions.prepare(keys, text, low, known, noise.picture, *autoencoder)
+        carry = place(functions.begin(keys, steps.level[0], noise.initial, std))
         for i in range(len(steps.index)):
-            step = jax.tree.map(lambda x, i=i: x[i], steps)
-            carry = one(params, keys, text, low, known, carry, step, *autoencoder)
+            step = jax.tree.map(lambda x, i=i: x[i], steps)._replace(count=count)
+            carry = place(functions.advance(params, keys, conditioning, inside, carry, step, weight,
+                                            levels if sampling.oscillation else levels[:1], embedded))
             watch(i + 1, carry[0])
-        return end(carry[0], low, known, *autoencoder) if ends.stop is None else carry[0]
+        return finish(carry[0], low, known, *autoencoder) if ends.stop is None else carry[0]
 
     return function
-
-
-def _levels(stage: Stage, sampling: Sampling) -> np.ndarray:
-    return np.asarray(sampling_levels(sampling.sampler, stage.process.schedule, sampling.steps))

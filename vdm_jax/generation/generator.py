@@ -20,9 +20,23 @@ from vdm_jax.conditions.vocabulary import Vocabulary
 from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.diffusion.guidance import guidance_weight
 from vdm_jax.errors import NotFinite, UserError
-from vdm_jax.generation.compiled import WHOLE, Handover, goes_by_steps, handover, jit_sampling, stepwise_sampling
+from vdm_jax.generation.compiled import (
+    DRAWN,
+    WHOLE,
+    Handover,
+    Noise,
+    Watch,
+    goes_by_steps,
+    handover,
+    jit_finish,
+    jit_sampling,
+    of_any_steps,
+    step_functions,
+    stepwise_sampling,
+)
 from vdm_jax.generation.one_stage import completion_method, sample_keys, sampling_parts, with_overrides
 from vdm_jax.generation.prompts import checked_request, requested_conditioning
+from vdm_jax.networks.config import EmbeddedText
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.rules import parameter_shardings
 from vdm_jax.stages.options import Completion, Sampling
@@ -30,6 +44,9 @@ from vdm_jax.stages.stage import Experiment, Stage, VideoSpec, augmentation_of
 from vdm_jax.video.arrays import check_finite, to_float, to_uint8
 
 Progress = Callable[[str, int, int], None]  # stage name, videos done, videos in all
+# (captions, negative captions, pictures that videos begin with) -> `embeddings`, `text_mask`, `null_embeddings` and
+# `null_mask` of a call
+Encoder = Callable[[Sequence[str], Sequence[str] | None, Float[np.ndarray, "B H W 3"] | None], dict[str, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +82,8 @@ class _Jobs:
     indices: np.ndarray  # one per video
     progress: Progress | None
     block: int = 0  # of an extended video
+    noise: Noise = DRAWN  # of the first stage
+    watch: Watch | None = None  # of the first stage's steps
 
     def keys(self, rows: np.ndarray, place: int) -> Key[Array, " B"]:
         """Keys of some of the videos for the stage at a place of the cascade."""
@@ -118,13 +137,14 @@ class Generator:
       params: parameters per stage name.
       devices: to spread the batch over; all devices by default.
       autoencoders: weights per name of a stage that works in latents; stages may share them.
+      encoder: of captions (or pictures), where stages read embeddings and a call brings none.
     """
 
     def __init__(
         self, experiment: Experiment, params: Mapping[str, Any], devices: Sequence[jax.Device] | None = None,
-        autoencoders: Mapping[str, Any] | None = None,
+        autoencoders: Mapping[str, Any] | None = None, encoder: Encoder | None = None,
     ):
-        self.experiment = experiment
+        self.experiment, self.encoder = experiment, encoder
         self.mesh = make_mesh(experiment.mesh, devices)
 
         def placed(trees: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,13 +157,24 @@ class Generator:
         if lacking:
             raise UserError(f"stage {lacking[0]!r} works in latents and its autoencoder has no weights; permitted: "
                             "autoencoders={name: weights}, or vdm_jax.load")
-        self._compiled: dict[tuple[Stage, Sampling, Handover], Callable] = {}
+        self._compiled: dict[Any, Any] = {}
+
+    def of(self, experiment: Experiment, params: Mapping[str, Any] | None = None,
+           autoencoders: Mapping[str, Any] | None = None) -> Generator:
+        """A generator of another experiment on the same devices, which shares what is compiled, and weights that are
+        not given."""
+        other = copy.copy(self)
+        other.experiment = experiment
+        other.params = self.params if params is None else params
+        other.autoencoders = self.autoencoders if autoencoders is None else autoencoders
+        return other
 
     def __call__(
         self, captions: Sequence[str] | str, *, seed: int = 0, first_index: int = 0, steps: int | None = None,
         guidance: float | None = None, split_guidance: bool | None = None, last: str | None = None,
         progress: Progress | None = None, known: Known | None = None, first: str | None = None,
-        guidance_scale: float | None = None, **given: Any,
+        guidance_scale: float | None = None, negative: Sequence[str] | str | None = None, noise: Noise = DRAWN,
+        watch: Watch | None = None, **given: Any,
     ) -> Generated:
         """Generate one video per caption.
 
@@ -161,12 +192,18 @@ class Generator:
             frames. How it is taken over is the stage's `sampling.completion`.
           first: name of the stage to begin with: the cascade's first, or one that fills in frames or begins with a
             picture and now goes by `known` instead (animates a picture, goes on with a clip).
+          negative: captions of what the videos should not show, one or one for each, for guidance of stages whose
+            encoder is known; by default the null caption.
+          noise: of the first stage's videos, given instead of drawn from the seed.
+          watch: called with the number and the z of each step of the first stage, which lives until the next step; the
+            stage is then sampled step by step.
           given: values of the stages' conditions, each `[B, ...]`, one per caption, unless it says otherwise:
             `embeddings` `[B, L, C]` with `text_mask` `[B, L]` (all by default) for stages that read text embeddings,
             and `null_embeddings` `[L, C]` with `null_mask` `[L]`, what the encoder makes of the empty text, for those
             trained with it (`WithEmbeddings.empty`); `labels`, -1 is none; `references`, features by name; `fps`, one
-            number, frames per second of the first stage, others in proportion; `motion`, one number; and further
-            conditions (`UNet.conditions`) by their names.
+            number, frames per second of the first stage, others in proportion; `motion`, one number; `picture_noise`,
+            the standard deviation of the noise on the picture that videos begin with; and further conditions
+            (`UNet.conditions`) by their names.
 
         Raises:
           UserError: no captions, an unknown stage, a stage that is not trained, a value that no stage takes, one that
@@ -174,7 +211,7 @@ class Generator:
         """
         stages, guidance = self._stages(first, last), guidance_weight(guidance, guidance_scale)
         rates = _frame_rates(stages, given.get("fps"))
-        request = self._request(captions, given, stages)
+        request = self._request(captions, given, stages, negative, known)
         captions = request.captions
         absent = [stage.name for stage in stages if stage.name not in self.params]
         if absent:
@@ -185,7 +222,7 @@ class Generator:
             raise UserError(f"stage {stages[0].name!r} starts from {source.frames} frames that no stage makes; "
                             "permitted: a cascade whose first stage has source=None, or known parts of a stage that "
                             "fills in frames or begins with a picture")
-        jobs = _Jobs(seed, first_index + np.arange(len(captions)), progress)
+        jobs = _Jobs(seed, first_index + np.arange(len(captions)), progress, noise=noise, watch=watch)
         outputs: dict[str, np.ndarray] = {}
         low = None
         for stage in stages:
@@ -199,6 +236,7 @@ class Generator:
                 low, frames = source.given(frames, stage)
             low = self._run(stage, place, sampling, jobs, text, low, frames, handover(stages, stages.index(stage)))
             outputs[stage.name] = np.asarray(to_uint8(low))
+            jobs = dataclasses.replace(jobs, noise=DRAWN, watch=None)
         return Generated(captions, outputs, rates)
 
     def extend(
@@ -244,7 +282,7 @@ class Generator:
         first = self(captions, seed=seed, first_index=first_index, steps=steps, guidance=guidance,
                      split_guidance=split_guidance, progress=progress, last=stage.name, known=known, **given)
         jobs = _Jobs(seed, first_index + np.arange(len(captions)), progress)
-        text = requested_conditioning(stage, self._request(captions, given, (stage,)))
+        text = requested_conditioning(stage, self._request(captions, given, (stage,), known=known))
         video = np.asarray(to_float(first.videos))
         mask = np.zeros((len(captions), size, 1, 1, 1), np.float32)
         mask[:, :overlap] = 1
@@ -272,9 +310,7 @@ class Generator:
         if not any((found := augmentation_of(stage)) and found.while_sampling for stage in stages):
             raise UserError(f"experiment {self.experiment.name!r} has no stage with a level of augmentation; "
                             "permitted: a cascade with NoiseAugmentation or TruncatedAugmentation")
-        other = copy.copy(self)  # parameters and what is compiled are shared
-        other.experiment = dataclasses.replace(self.experiment, stages=stages)
-        return other
+        return self.of(dataclasses.replace(self.experiment, stages=stages))
 
     def vocabulary(self, stage: Stage) -> Vocabulary:
         """The words a stage's encoder knows."""
@@ -295,9 +331,16 @@ class Generator:
                             f"{', '.join(stage.name for stage in stages[:end])}")
         return stages[start:end]
 
-    def _request(self, captions: Sequence[str] | str, given: Mapping[str, Any], stages: Sequence[Stage]) -> Request:
-        """What is asked of some stages. Raises `UserError` as `checked_request`, and for embeddings without those of
-        the empty text of stages that were trained with them."""
+    def _request(
+        self, captions: Sequence[str] | str, given: Mapping[str, Any], stages: Sequence[Stage],
+        negative: Sequence[str] | str | None = None, known: Known | None = None,
+    ) -> Request:
+        """What is asked of some stages; captions (or pictures) are encoded where no embeddings are given. Raises
+        `UserError` as `checked_request`, and for embeddings without those of the empty text of stages that were trained
+        with them."""
+        captions = (captions,) if isinstance(captions, str) else tuple(captions)
+        if given.get("embeddings") is None:
+            given = {**given, **self._encoded(captions, negative, known)}
         request, data = checked_request(captions, given, stages), self.experiment.data
         if isinstance(data, WithEmbeddings) and data.empty == "encoded" and (request.get("embeddings") is None) != (
                 request.get("null_embeddings") is None):
@@ -311,52 +354,82 @@ class Generator:
         total, parts = len(jobs.indices), sampling_parts(stage, sampling, self.mesh)
         size = min(sampling.batch_size, total)
         size = -(-size // parts) * parts  # up to a multiple of the devices
-        function = self._compile(stage, sampling, ends, goes_by_steps(stage, sampling, self.mesh, known))
+        watch = jobs.watch or (lambda step, z: None)
+        given = jobs.watch is not None or any(part is not None for part in jobs.noise)
+        stepwise = given or goes_by_steps(stage, sampling, self.mesh, known)
+        function = self._compile(stage, sampling, ends, watch if stepwise else None)
         autoencoder = () if stage.latent is None else (self.autoencoders[stage.name],)
         done = []
         for start in range(0, total, size):
             rows = np.minimum(np.arange(start, start + size), total - 1)
             keys = jobs.keys(rows, place)
-            batch = jax.tree.map(lambda x, rows=rows: x[rows], (text, low, known))
+            *batch, noise = jax.tree.map(lambda x, rows=rows: x[rows], (text, low, known, jobs.noise))
             arguments = (self.params[stage.name], keys, *batch, *autoencoder)
-            done.append(np.asarray(function(*arguments)))
+            done.append(np.asarray(function(*arguments, **({"noise": noise} if stepwise else {}))))
             if not np.isfinite(done[-1]).all():
-                raise self._not_finite(stage, sampling, ends, done[-1], arguments)
+                raise self._not_finite(stage, sampling, ends, done[-1], arguments, noise)
             jobs.tell(stage.name, min(start + size, total), total)
         return np.concatenate(done)[:total]
 
     def _not_finite(self, stage: Stage, sampling: Sampling, ends: Handover, videos: np.ndarray,
-                    arguments: tuple[Any, ...]) -> NotFinite:
+                    arguments: tuple[Any, ...], noise: Noise) -> NotFinite:
         """What to say of videos that are not finite: of which stage, and from which step of its sampler on, which a
-        second run step by step finds."""
+        second run step by step finds; where all steps are finite, the autoencoder."""
         name, wrong = f"stage {stage.name!r}", int((~np.isfinite(videos)).sum())
-        weights = jax.tree.leaves(arguments[0])
-        broken = sum(not bool(jnp.isfinite(w).all()) for w in weights)
+        network = arguments[0]
 
         def watch(step: int, z: jax.Array) -> None:
             check_finite(z, f"from step {step} of {sampling.steps} of the sampler on")
 
         where = "after the last step of the sampler"
         try:
-            shardings = jax.tree.map(lambda x: x.sharding, arguments[0])
-            with jax.set_mesh(self.mesh):
-                stepwise_sampling(stage, sampling, self.mesh, shardings, ends, watch)(*arguments)
+            self._compile(stage, sampling, ends, watch)(*arguments, noise=noise)
+            if stage.latent is not None:
+                where, network = "decoded by the autoencoder", arguments[-1]
         except NotFinite as error:
             where = str(error).partition(":")[0]
+        weights = jax.tree.leaves(network)
+        broken = sum(not bool(jnp.isfinite(w).all()) for w in weights)
         reason = (f"{broken} of {len(weights)} of its weights hold NaN or infinity" if broken else
                   "its weights are finite; permitted: a lower guidance, another sampler, or network.dtype='float32'")
         return NotFinite(f"{name}: {wrong} of {videos.size} values of the videos are NaN or infinite, {where}; "
                          f"{reason}")
 
-    def _compile(self, stage: Stage, sampling: Sampling, ends: Handover, by_steps: bool) -> Callable:
-        key = (stage, sampling, ends, by_steps)
-        if key not in self._compiled:
-            shardings = jax.tree.map(lambda x: x.sharding, self.params[stage.name])
-            make = stepwise_sampling if by_steps else jit_sampling
-            self._compiled[key] = make(stage, sampling, self.mesh, shardings, ends)
+    def _compile(self, stage: Stage, sampling: Sampling, ends: Handover, watch: Watch | None) -> Callable:
+        """The stage's sampling: by one compiled function for all steps, or where steps are watched by one for each."""
+        shardings = jax.tree.map(lambda x: x.sharding, self.params[stage.name])
 
-        def call(*arguments: Any) -> Any:
+        def kept(key: Any, make: Callable, *arguments: Any) -> Any:
+            if key not in self._compiled:
+                self._compiled[key] = make(*arguments)
+            return self._compiled[key]
+
+        if watch is None:
+            function = kept((stage, sampling, ends), jit_sampling, stage, sampling, self.mesh, shardings, ends)
+        else:
+            of = of_any_steps(stage, sampling)
+            functions = kept((*of, ends, "step"), step_functions, *of, self.mesh, shardings, ends)
+            finish = kept((of, stage.latent), jit_finish, stage, sampling, self.mesh)
+            function = stepwise_sampling(stage, sampling, self.mesh, shardings, ends, watch, functions=functions,
+                                         finish=finish)
+
+        def call(*arguments: Any, **given: Any) -> Any:
             with jax.set_mesh(self.mesh):
-                return self._compiled[key](*arguments)
+                return function(*arguments, **given)
 
         return call
+
+    def _encoded(self, captions: Sequence[str], negative: Sequence[str] | str | None, known: Known | None
+                 ) -> dict[str, np.ndarray]:
+        """What the encoder makes of captions or pictures; nothing without one. Raises `UserError` for negative
+        captions without an encoder, and another number of them."""
+        if negative is not None:
+            negative = (negative,) * len(captions) if isinstance(negative, str) else tuple(negative)
+            if self.encoder is None or len(negative) not in (1, len(captions)):
+                raise UserError(f"negative has {len(negative)} captions for {len(captions)}; permitted: one, or one "
+                                "for each, where the encoder of captions is known")
+            negative = negative * (len(captions) // len(negative))
+        if self.encoder is None or not any(isinstance(s.network.text, EmbeddedText) for s in self.experiment.stages):
+            return {}
+        pictures = None if known is None else np.asarray(known.video[:, 0], np.float32)
+        return self.encoder(captions, negative, pictures)

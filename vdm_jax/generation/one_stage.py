@@ -17,8 +17,11 @@ from vdm_jax.conditions.frame_masks import Known
 from vdm_jax.configuration import Seed, check_value
 from vdm_jax.diffusion.arrays import Denoiser
 from vdm_jax.diffusion.conditional import reconstruction_guided, replaced
+from vdm_jax.diffusion.consistency import consistent
 from vdm_jax.diffusion.guidance import batched, combine, dynamic_threshold, oscillating, static_threshold
 from vdm_jax.diffusion.sampling import sample, sampling_levels
+from vdm_jax.diffusion.scheduler_steps import Discretisation
+from vdm_jax.diffusion.thresholds import Threshold
 from vdm_jax.diffusion.windows import windowed
 from vdm_jax.errors import UserError, unknown_kind
 from vdm_jax.networks.kinds import network_module
@@ -27,6 +30,8 @@ from vdm_jax.stages.inputs import encoder
 from vdm_jax.stages.latent import decode, encode_known
 from vdm_jax.stages.options import DynamicThreshold, Sampling, StaticThreshold
 from vdm_jax.stages.stage import Stage
+
+Embedded = tuple[Float[ArrayLike, " N"], Float[ArrayLike, " N"]]  # log-SNRs, and those that the network embeds there
 
 
 def sample_keys(seed: int, indices: Int[Array, " B"], stage: int) -> Key[Array, " B"]:
@@ -69,16 +74,38 @@ def completion_method(stage: Stage, sampling: Sampling) -> str:
     return sampling.completion.method or ("network" if stage.network.observed else "reconstruction")
 
 
+def guidance_of(stage: Stage, sampling: Sampling) -> float | Float[Array, " T"]:
+    """Weight of the guidance: a number, or one per frame."""
+    if sampling.last_frame_guidance is None:
+        return sampling.guidance
+    return jnp.linspace(sampling.guidance, sampling.last_frame_guidance, stage.shape[0])
+
+
+def released_steps(stage: Stage, sampling: Sampling) -> tuple[Discretisation | None, Embedded | None]:
+    """The steps of a released scheduler, and the log-SNRs at which its network embeds their noise; None where the
+    sampler goes by its grid. Raises `UserError` for numbers of steps that it cannot take."""
+    if sampling.scheduler is None:
+        return None, None
+    found = sampling.scheduler.discretise(stage.process.schedule, sampling.steps)
+    return found, found.timesteps.log_snrs(getattr(stage.network, "timesteps", None))
+
+
 def stage_denoiser(
     stage: Stage, params: Any, conditioning: Conditioning, sampling: Sampling, levels: Float[ArrayLike, " steps"],
-    known: Known | None = None,
+    known: Known | None = None, *, weight: Float[ArrayLike, ...] | None = None, embedded: Embedded | None = None,
 ) -> Denoiser:
     """`(z, logsnr) -> x_hat` with classifier-free guidance (both halves in one batch, which devices share) and
-    thresholding, for videos of which a part may be known; `levels` are those of the sampler's steps."""
+    thresholding, for videos of which a part may be known; `levels` are those of the sampler's steps. `weight` of the
+    guidance is the sampling's own by default; `embedded` is where a released scheduler has its network embed another
+    noise level."""
     module = network_module(stage.network)
 
     def denoise_with(z: Array, logsnr: Array, condition: Conditioning) -> Array:
-        return stage.process.denoiser(lambda x, level: module.apply({"params": params}, x, level, condition))(z, logsnr)
+        def network(x: Array, level: Array) -> Array:
+            level = level if embedded is None else jnp.interp(level, *embedded)
+            return module.apply({"params": params}, x, level, condition)
+
+        return stage.process.denoiser(network)(z, logsnr)
 
     if (windows := sampling.windows) is not None:
         frames = stage.shape[0]
@@ -93,11 +120,9 @@ def stage_denoiser(
         by_known = sampling.guided_by == "known"
         lacking = conditioning.without_known() if by_known else conditioning.without_text()
         both = batched(denoise_halves, [conditioning, lacking])
-        weight, swing = sampling.guidance, sampling.oscillation
+        weight, swing = guidance_of(stage, sampling) if weight is None else weight, sampling.oscillation
         if swing is not None:
             weight = oscillating(weight, swing.low, jnp.asarray(levels), swing.constant_steps)
-        if sampling.last_frame_guidance is not None:
-            weight = jnp.linspace(weight, sampling.last_frame_guidance, stage.shape[0])
         denoise = combine(both, [(0, 1, weight)])
     else:
         def denoise(z: Array, logsnr: Array) -> Array:
@@ -111,10 +136,17 @@ def stage_denoiser(
             denoise = static_threshold(denoise)
         case DynamicThreshold(percentile=percentile, per=per):
             denoise = dynamic_threshold(denoise, percentile, per)
+        case Threshold() as threshold:
+            unbounded = denoise
+
+            def denoise(z: Array, logsnr: Array) -> Array:
+                return threshold(unbounded(z, logsnr))
         case None:
             pass
         case other:
-            raise unknown_kind("Sampling.threshold", other, (StaticThreshold, DynamicThreshold))
+            raise unknown_kind("Sampling.threshold", other, (StaticThreshold, DynamicThreshold, Threshold))
+    if sampling.consistency is not None:
+        denoise = consistent(denoise, stage.process.schedule, scaling=sampling.consistency)
     return denoise if known is None else replaced(denoise, known.video, known.mask)
 
 
@@ -126,15 +158,17 @@ def known_pixels(stage: Stage, low: Float[Array, "B T2 H2 W2 3"] | None, known: 
 def stage_conditioning(
     stage: Stage, sampling: Sampling, keys: Key[Array, " B"], text: Conditioning,
     low: Float[Array, "B T2 H2 W2 3"] | None, known: Known | None, autoencoder: Any = None, *, corrupt: bool = True,
+    picture_noise: Float[Array, "B 1 H2 W2 3"] | None = None,
 ) -> tuple[Conditioning, Known | None]:
     """All that a stage is conditioned on, and the conditioning frames of its videos or their latents; `corrupt=False`
-    leaves `low` as it is."""
+    leaves `low` as it is, and `picture_noise` is that on the first frame, drawn from the keys by default."""
     for other in (condition for condition in CONDITIONS.values() if not condition.taken(stage.network)):
         text = text.replace(**{name: None for name in other.parts if not isinstance(getattr(text, name), dict)})
     known = known_pixels(stage, low, known)
     if stage.latent is not None and known is not None:
         known = encode_known(stage.latent, autoencoder, known)
-    videos = SampledVideos(stage, keys, low, known, corrupt, sampling.shared_noise, encoder(stage, autoencoder))
+    videos = SampledVideos(stage, keys, low, known, corrupt, sampling.shared_noise, encoder(stage, autoencoder),
+                           picture_noise)
     conditioning = text
     for condition in conditions_of(stage.network):
         conditioning = conditioning.adding(condition.in_sampling(conditioning, videos))
@@ -151,6 +185,13 @@ def finished(
         return jnp.clip(x, -1, 1)
     x, known = decode(stage.latent, autoencoder, x), known_pixels(stage, low, known)
     return x if known is None else jnp.where(known.mask > 0, known.video, x)
+
+
+def stage_levels(stage: Stage, sampling: Sampling) -> np.ndarray:
+    """Log-SNRs at which the steps of a stage's sampler begin."""
+    if sampling.scheduler is not None:
+        return released_steps(stage, sampling)[0].steps.level
+    return np.asarray(sampling_levels(sampling.sampler, stage.process.schedule, sampling.steps))
 
 
 def sample_stage(
@@ -176,12 +217,13 @@ def sample_stage(
     """
     conditioning, inside = stage_conditioning(stage, sampling, keys, text, low, known, autoencoder,
                                               corrupt=not truncated)
+    released, embedded = released_steps(stage, sampling)
     if levels is None:
-        levels = sampling_levels(sampling.sampler, stage.process.schedule, sampling.steps)
-    denoise = stage_denoiser(stage, params, conditioning, sampling, levels, inside)
+        levels = stage_levels(stage, sampling)
+    denoise = stage_denoiser(stage, params, conditioning, sampling, levels, inside, embedded=embedded)
     shape = (keys.shape[0], *stage.shape)
     x = sample(sampling.sampler, denoise, keys, shape, stage.process, sampling.steps, levels=levels,
-               shared_noise=sampling.shared_noise, stop=stop, frame_lag=sampling.frame_lag)
+               shared_noise=sampling.shared_noise, stop=stop, frame_lag=sampling.frame_lag, discretisation=released)
     return finished(stage, x, low, known, autoencoder) if stop is None else x
 
 

@@ -18,7 +18,12 @@ from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.conditions.inputs import Input
 from vdm_jax.conditions.reference import Reference
 from vdm_jax.configuration import CountOrZero, NonNegative, WidthOrZero, config
-from vdm_jax.diffusion.beta_tables import LinearBetaSchedule, ScaledLinearBetaSchedule
+from vdm_jax.diffusion.beta_tables import (
+    LinearBetaSchedule,
+    ListedBetaSchedule,
+    ScaledLinearBetaSchedule,
+    SquaredCosineBetaSchedule,
+)
 from vdm_jax.errors import UserError
 from vdm_jax.networks.backbone import Backbone, FrameNoise
 from vdm_jax.networks.config import EmbeddedText, check_conditions
@@ -26,6 +31,7 @@ from vdm_jax.networks.latent_unet import LatentUNet, LatentUNetNetwork
 from vdm_jax.networks.unet import check_entries
 
 SCALARS = ("fps", "motion", "noise")
+Timesteps = LinearBetaSchedule | ScaledLinearBetaSchedule | SquaredCosineBetaSchedule | ListedBetaSchedule
 
 
 @config
@@ -34,7 +40,7 @@ class LatentNetwork(Backbone):
 
     unet: LatentUNet
     # The table whose timesteps tell it the noise level; None: ln(sigma / alpha) / 4, as in Stable Video Diffusion
-    timesteps: LinearBetaSchedule | ScaledLinearBetaSchedule | None = ScaledLinearBetaSchedule()
+    timesteps: Timesteps | None = ScaledLinearBetaSchedule()
     # Tokens it attends to, as embeddings made beforehand, of text or of a picture. Hidden tokens, and all of the null
     # caption, are zeros: it takes no mask. None: one token of zeros
     text: EmbeddedText | None = None
@@ -108,8 +114,8 @@ class LatentNetwork(Backbone):
 
     @property
     def reduction(self) -> tuple[int, int]:
-        """What height and width of the latents must be multiples of."""
-        return (2 ** (len(self.unet.widths) - 1),) * 2
+        """What height and width of the latents must be multiples of: odd sides are halved and doubled again."""
+        return 1, 1
 
     @property
     def dtype(self) -> str:

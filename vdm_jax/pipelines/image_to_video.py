@@ -5,25 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from vdm_jax.diffusion.arrays import noise_from_keys
 from vdm_jax.errors import UserError
+from vdm_jax.generation.compiled import Noise
 from vdm_jax.generation.generator import Generated, Progress
-from vdm_jax.networks.autoencoder_config import Autoencoder
-from vdm_jax.networks.clip_vision import PIXEL_MEAN, PIXEL_STD, CLIPVision
-from vdm_jax.networks.latent_unet import LatentUNet
+from vdm_jax.generation.one_stage import sample_keys
+from vdm_jax.generation.released.pictures import Picture, open_pictures, resized
 from vdm_jax.pipelines import arguments
-from vdm_jax.pipelines.denoising import Given, Guided
-from vdm_jax.pipelines.parts import Folder
-from vdm_jax.pipelines.pictures import Picture, for_encoder, open_pictures, resized
-from vdm_jax.pipelines.pipeline import LatentPipeline
-from vdm_jax.video.arrays import to_uint8
-
-SCALARS = 3  # frames per second less one, motion bucket, noise on the picture
+from vdm_jax.pipelines.base import LatentPipeline
+from vdm_jax.stages.observations import Known
 
 
 class ImageToVideo(LatentPipeline):
@@ -32,14 +26,6 @@ class ImageToVideo(LatentPipeline):
         pipeline = vdm_jax.from_pretrained("stable-video-diffusion-img2vid", dtype="bfloat16")
         pipeline("rocket.png", seed=3, decode_chunk_size=4).save("rocket.mp4")
     """
-
-    def __init__(self, folder: Folder):
-        models = {"unet": folder.model("unet", LatentUNet), "vae": folder.model("vae", Autoencoder),
-                  "image_encoder": folder.model("image_encoder", CLIPVision)}
-        _check(folder, models["unet"].config, models["vae"].config, models["image_encoder"].config)
-        super().__init__(folder, models, folder.scheduler())
-        pixels = folder.fields("feature_extractor/preprocessor_config.json")
-        self.pixels = pixels.get("image_mean", PIXEL_MEAN), pixels.get("image_std", PIXEL_STD)
 
     def __call__(
         self, image: Picture | Sequence[Picture], *, height: int = 576, width: int = 1024,
@@ -80,54 +66,26 @@ class ImageToVideo(LatentPipeline):
             raise UserError(f"{len(images)} pictures with height={height}, width={width}; permitted: one or more, "
                             "sizes in pixels")
         frames = (self.models["unet"].fields.get("num_frames") or 14) if num_frames is None else num_frames
-        shape = self.latent_shape(len(images), frames, height, width)
-        self.check_noise(shape, num_inference_steps, latents)
+        stage = self.stage(frames, height, width, decode_chunk_size)
+        latents = self.checked_noise(stage, len(images), num_inference_steps, latents)
         image_noise = arguments.noise("image_noise", image_noise, (len(images), height, width, 3))
-        beside = self._picture_latents(images, frames, height, width, noise_aug_strength, seed, image_noise)
-        scalars = jnp.tile(jnp.float32([fps - 1, motion_bucket_id, noise_aug_strength]), (len(images), 1))
-        given = Guided(Given(self._embedding(images), beside, scalars))
-        if max(scales) > 1:
-            # Nothing is known of the picture; fps, motion and noise stay.
-            null = Given(*jax.tree.map(jnp.zeros_like, given.conditional[:2]), scalars)
-            weight = jnp.linspace(*scales, frames, dtype=jnp.float32) - 1
-            given = Guided(given.conditional, null, weight)
-        found = self.denoise(given, shape, num_inference_steps, seed, latents, progress)
-        video = np.asarray(to_uint8(self.decode(found, decode_chunk_size)))
-        return Generated(("",) * len(images), {"video": video}, {"video": float(fps)})
+        if image_noise is None:
+            keys = sample_keys(int(seed), jnp.arange(len(images)), 1)
+            image_noise = np.asarray(noise_from_keys(keys, 0, (len(images), height, width, 3)))
+        weights = tuple(scale - 1 for scale in scales) if max(scales) > 1 else None
+        return self.generate(
+            stage, ("",) * len(images), weights, num_inference_steps, progress, fps=fps, seed=int(seed),
+            noise=Noise(latents, image_noise[:, None]), motion=float(motion_bucket_id), known=_first(
+                resized(images, height, width), frames), picture_noise=noise_aug_strength, told_fps=float(fps),
+            **self.encoded(images))
 
-    def _embedding(self, images: Sequence[Any]) -> Float[Array, "B 1 1 C"]:
-        """The picture as the one token that the network attends to."""
-        model = self.models["image_encoder"]
-        pixels = for_encoder(images, model.config.size, *self.pixels)
-
-        def encode(params: Any, pixels: Array) -> Array:
-            return model.module.apply({"params": params}, pixels).pooled[:, None, None]
-
-        return self.run("picture", encode, model.params, self.place(pixels, len(images)))
-
-    def _picture_latents(
-        self, images: Sequence[Any], frames: int, height: int, width: int, strength: float, seed: int,
-        noise: Float[np.ndarray, "B H W 3"] | None,
-    ) -> Float[Array, "B T H W C"]:
-        """Mode of the latents of the noisy picture, as the encoder gives them (not scaled), for every frame."""
-        pixels = resized(images, height, width)
-        if noise is None:
-            noise = noise_from_keys(self.keys(seed, len(images), 1), 0, pixels.shape)
-        noisy = pixels + strength * jnp.asarray(noise, jnp.float32)
-        model = self.models["vae"]
-
-        def encode(params: Any, pixels: Array) -> Array:
-            return model.module.apply({"params": params}, pixels[:, None], method="encode").mean
-
-        latents = self.run("encode", encode, model.params, self.place(noisy, len(images)))
-        return jnp.repeat(latents, frames, axis=1)
+    def encoded(self, images: Sequence[Any]) -> dict[str, Any]:
+        """The pictures as the one token that the network attends to."""
+        return self.encoder.pictures(images)
 
 
-def _check(folder: Folder, unet: LatentUNet, vae: Autoencoder, encoder: CLIPVision) -> None:
-    """Raises `UserError` where the parts do not fit."""
-    wanted = {"in_channels": 2 * vae.latent_channels, "context_channels": encoder.project, "scalars": SCALARS,
-              "temporal": True}
-    for name, value in wanted.items():
-        if getattr(unet, name) != value:
-            raise UserError(f"{folder.path / 'unet'}: {name}={getattr(unet, name)}; permitted with the other parts of "
-                            f"{folder.kind}: {value}")
+def _first(pixels: Float[np.ndarray, "B H W 3"], frames: int) -> Known:
+    """Videos of which the first frame is known, in no more memory than that."""
+    mask = (np.arange(frames) == 0).astype(np.float32)[None, :, None, None, None]
+    shape = (len(pixels), frames, *pixels.shape[1:])
+    return Known(np.broadcast_to(pixels[:, None], shape), np.broadcast_to(mask, (len(pixels), *mask.shape[1:])))

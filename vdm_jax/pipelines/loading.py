@@ -6,10 +6,10 @@ import os
 from collections.abc import Callable
 
 from vdm_jax.errors import UserError
+from vdm_jax.generation.released.folder import Folder, open_folder
 from vdm_jax.parallel.mesh import MeshSpec
+from vdm_jax.pipelines.base import LatentPipeline
 from vdm_jax.pipelines.image_to_video import ImageToVideo
-from vdm_jax.pipelines.parts import Folder, open_folder
-from vdm_jax.pipelines.pipeline import LatentPipeline
 from vdm_jax.pipelines.text_to_image import TextToImage
 from vdm_jax.pipelines.text_to_video import AnimateDiff, TextToVideo
 

@@ -11,11 +11,8 @@ import numpy as np
 from jaxtyping import Float
 
 from vdm_jax.generation.generator import Generated, Progress
-from vdm_jax.networks.autoencoder_config import Autoencoder
-from vdm_jax.networks.latent_unet import LatentUNet
-from vdm_jax.pipelines.parts import Folder
-from vdm_jax.pipelines.texts import FromText, check_unet
-from vdm_jax.video.arrays import to_uint8
+from vdm_jax.generation.released.folder import Folder
+from vdm_jax.pipelines.base import FromText
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +38,7 @@ class TextToImage(FromText):
     """
 
     def __init__(self, folder: Folder):
-        unet, vae = folder.model("unet", LatentUNet), folder.model("vae", Autoencoder)
-        super().__init__(folder, {"unet": unet, "vae": vae})
-        check_unet(folder, unet.config, vae.config.latent_channels, self.text.width, video=False)
+        super().__init__(folder)
         if folder.holds("safety_checker"):
             log.warning("the safety_checker of %s is not run: pictures are not filtered", folder.path)
 
@@ -69,7 +64,7 @@ class TextToImage(FromText):
 
         Raises `UserError` for sizes that the model cannot take and for numbers of texts that do not fit.
         """
-        prompts, found = self.sample(
+        found = self.sample(
             prompt, negative_prompt, num_per_prompt, (1, height, width), num_inference_steps,
             (guidance, guidance_scale), seed, latents, progress)
-        return Pictures(prompts, {"image": np.asarray(to_uint8(self.decode(found)))}, {"image": 1.0})
+        return Pictures(found.captions, found.stages, found.fps)

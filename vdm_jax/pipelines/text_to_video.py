@@ -12,13 +12,8 @@ from jaxtyping import Float
 from vdm_jax.errors import UserError
 from vdm_jax.generation.generator import Generated, Progress
 from vdm_jax.networks import motion_adapter
-from vdm_jax.networks.autoencoder_config import Autoencoder
-from vdm_jax.networks.latent_unet import LatentUNet
-from vdm_jax.networks.motion_adapter import MotionAdapter
 from vdm_jax.pipelines import arguments
-from vdm_jax.pipelines.parts import Folder
-from vdm_jax.pipelines.texts import FromText, check_unet
-from vdm_jax.video.arrays import to_uint8
+from vdm_jax.pipelines.base import FromText
 from vdm_jax.weights.pretrained import Pretrained
 
 
@@ -28,15 +23,6 @@ class TextToVideo(FromText):
         pipeline = vdm_jax.from_pretrained("text-to-video-ms-1.7b", dtype="bfloat16")
         pipeline("a panda eating bamboo", seed=3).save("panda.mp4")
     """
-
-    default_scale = 9.0  # that the authors sample with
-    threshold_per = "frame"  # as published: its schedulers see frames as pictures
-
-    def __init__(self, folder: Folder, unet: Pretrained | None = None):
-        unet = folder.model("unet", LatentUNet) if unet is None else unet
-        vae = folder.model("vae", Autoencoder)
-        super().__init__(folder, {"unet": unet, "vae": vae})
-        check_unet(folder, unet.config, vae.config.latent_channels, self.text.width, video=True)
 
     def __call__(
         self, prompt: str | Sequence[str], *, negative_prompt: str | Sequence[str] | None = None,
@@ -69,25 +55,12 @@ class TextToVideo(FromText):
         motion = self.models["unet"].config.motion
         if num_frames is None or motion is not None and num_frames > motion.frames:
             raise UserError(f"num_frames={num_frames}; permitted: 1 to {motion.frames if motion else arguments.FRAMES}")
-        prompts, found = self.sample(prompt, negative_prompt, num_per_prompt, (num_frames, height, width),
-                                     num_inference_steps, (guidance, guidance_scale), seed, latents, progress)
-        video = np.asarray(to_uint8(self.decode(found, decode_chunk_size)))
-        return Generated(prompts, {"video": video}, {"video": float(fps)})
+        return self.sample(prompt, negative_prompt, num_per_prompt, (num_frames, height, width), num_inference_steps,
+                           (guidance, guidance_scale), seed, latents, progress, fps=fps, chunk=decode_chunk_size)
 
 
 class AnimateDiff(TextToVideo):
     """Videos of texts, by an image network with motion modules between its layers."""
-
-    default_scale = 7.5
-    threshold_per = "clip"
-
-    def __init__(self, folder: Folder):
-        unet = folder.model("unet", LatentUNet)
-        if unet.config.motion is None:  # the two are in folders of their own
-            adapter = folder.model("motion_adapter", MotionAdapter)
-            config, params = motion_adapter.join(unet.config, unet.params, adapter.config, adapter.params)
-            unet = Pretrained(config, params, {"sample_size": unet.fields.get("sample_size")})
-        super().__init__(folder, unet)
 
     def saved(self) -> dict[str, Pretrained]:
         """Both the network and, once more, its motion modules, as the folders of diffusers have them."""

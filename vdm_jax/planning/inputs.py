@@ -17,8 +17,10 @@ from vdm_jax.stages.parameters import conditioning_of
 from vdm_jax.stages.stage import Stage
 
 
-def clip_shape(data: DataSet, stage: Stage) -> tuple[tuple[int, int, int], str | None]:
+def clip_shape(data: DataSet | None, stage: Stage) -> tuple[tuple[int, int, int], str | None]:
     """`(T, H, W)` of the clips of a data set, and a note where they had to be assumed."""
+    if data is None:
+        return stage.video.shape[:3], f"there is no data: clips are assumed to be {stage.video}"
     shape = data.clip_shape()
     if shape is not None:
         return shape, None
@@ -27,7 +29,7 @@ def clip_shape(data: DataSet, stage: Stage) -> tuple[tuple[int, int, int], str |
 
 
 def training_batch(
-    stage: Stage, data: DataSet, size: int, text_tokens: int, mesh: Mesh | None = None
+    stage: Stage, data: DataSet | None, size: int, text_tokens: int, mesh: Mesh | None = None
 ) -> tuple[dict[str, jax.ShapeDtypeStruct], list[str]]:
     """A global batch of the data pipeline as shapes, split over a mesh where one is given, and notes.
 

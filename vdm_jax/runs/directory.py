@@ -25,7 +25,9 @@ import jax
 
 from vdm_jax.configuration import from_json, to_data, to_json
 from vdm_jax.errors import UserError
+from vdm_jax.generation.encoding import RunEncoder
 from vdm_jax.generation.generator import Generator
+from vdm_jax.generation.released.models import is_released, load_released, read_released
 from vdm_jax.networks.config import UNet
 from vdm_jax.runs.autoencoders import FILE, load_autoencoder, save_autoencoder
 from vdm_jax.runs.checkpoints import Checkpoints
@@ -90,7 +92,7 @@ def may_differ(field: str, old: Any, new: Any, experiment: AnyExperiment) -> boo
         return True
     if field.endswith(".latent.weights"):  # the hash says whether they are the same
         return True
-    if ".training.evaluation" in field:
+    if ".training.evaluation" in field or field.split(".")[0] == "encoder":  # which samples and trains nothing
         return True
     name = field.split(".")[-1]
     if ".training." in field:
@@ -119,8 +121,11 @@ def await_run(run: Path, experiment: AnyExperiment, seconds: float = 60) -> None
 
 
 def read_config(run: Path) -> AnyExperiment:
-    """The experiment of a run. Raises `UserError` when there is none or it is damaged."""
+    """The experiment of a run or of a released model's folder. Raises `UserError` when there is none or it is
+    damaged."""
     path = run / CONFIG
+    if not path.exists() and is_released(run):
+        return read_released(run)
     if not path.exists():
         raise UserError(f"{run} is not a run: {path} does not exist; permitted: a directory made by 'vdm-jax train'")
     try:
@@ -168,12 +173,13 @@ def differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any,
 
 
 def find_run(name: str | os.PathLike) -> Path:
-    """The directory of a run, given as a path or as a name under `runs/`. Raises `UserError` listing what there is."""
+    """The directory of a run, an exported run or a released model, given as a path or as a name under `runs/`. Raises
+    `UserError` listing what there is."""
     for path in (Path(name), Path("runs") / name):
-        if (path / CONFIG).exists():
+        if (path / CONFIG).exists() or is_released(path):
             return path
     known = [str(p.parent) for p in sorted(Path("runs").glob(f"*/{CONFIG}"))]
-    raise UserError(f"run {str(name)!r} was not found; permitted: a run directory, or one of: "
+    raise UserError(f"run {str(name)!r} was not found; permitted: a run directory, a folder of diffusers, or one of: "
                     f"{', '.join(known) or 'none yet (train one first)'}")
 
 
@@ -185,6 +191,8 @@ def load_stage(run: Path, stage: AnyStage, damaged: Damaged = "refuse", step: in
 
     Raises `UserError` naming the first parameter that does not fit the stage's network, or what is damaged.
     """
+    if not (run / CONFIG).exists() and is_released(run):
+        return load_released(run).params.get(stage.name)
     expected = jax.eval_shape(lambda key: initial_params(stage, key), jax.random.key(0))
     weights = run / stage.name / WEIGHTS
     if weights.exists():
@@ -213,7 +221,8 @@ def load_autoencoders(experiment: Experiment, run: Path, names: Collection[str])
 
 
 def load(run: str | os.PathLike, devices: list[jax.Device] | None = None, damaged: Damaged = "refuse") -> Generator:
-    """A generator from a run directory, a name under `runs/`, or a folder that `export` wrote.
+    """A generator from a run directory, a name under `runs/`, a folder that `export` wrote, or the folder of a released
+    model in the layout of diffusers.
 
     `damaged="skip"` uses the newest intact checkpoint of a stage where a newer one is damaged.
 
@@ -223,12 +232,15 @@ def load(run: str | os.PathLike, devices: list[jax.Device] | None = None, damage
     Raises `UserError` when there is no such run, no stage of it is trained, or a checkpoint is damaged.
     """
     path = find_run(run)
+    if not (path / CONFIG).exists():
+        return load_released(path, devices)
     experiment = read_cascade(path)
     params = {stage.name: load_stage(path, stage, damaged) for stage in experiment.stages}
     params = {name: tree for name, tree in params.items() if tree is not None}
     if not params:
         raise UserError(f"run {path} has no trained stage yet; permitted: a run with at least one checkpoint")
-    return Generator(experiment, params, devices, load_autoencoders(experiment, path, params))
+    encoder = None if experiment.encoder is None else RunEncoder(experiment.encoder, experiment)
+    return Generator(experiment, params, devices, load_autoencoders(experiment, path, params), encoder)
 
 
 def stylised(generator: Generator, run: str | os.PathLike, weight: float, damaged: Damaged = "refuse") -> Generator:
@@ -250,7 +262,7 @@ def stylised(generator: Generator, run: str | os.PathLike, weight: float, damage
     ours, theirs = jax.device_get((generator.params[first.name], style))  # which may be on different devices
     mixed = interpolated(ours, theirs, weight, first.network, stage.network)
     return Generator(generator.experiment, {**generator.params, first.name: mixed}, list(generator.mesh.devices.flat),
-                     generator.autoencoders)
+                     generator.autoencoders, generator.encoder)
 
 
 def export(generator: Generator, folder: Path, dtype: str | None = None,

@@ -67,5 +67,7 @@ def model_card(experiment: AnyExperiment, parameters: Mapping[str, int], steps: 
 
 def _described(data: Any) -> str:
     """A data set by its class and the values of its fields."""
+    if data is None:
+        return "Of a released model; not stated"
     values = (f"{field.name}={getattr(data, field.name)!r}" for field in dataclasses.fields(data))
     return f"`{type(data).__name__}({', '.join(values)})`"

@@ -22,6 +22,8 @@ from vdm_jax.data.embeddings import Clips, WithEmbeddings
 from vdm_jax.data.frame_rates import FrameRates
 from vdm_jax.diffusion.samplers import DDIM, Sampler
 from vdm_jax.diffusion.sampling import check_lag
+from vdm_jax.diffusion.scheduler_steps import SchedulerSteps
+from vdm_jax.diffusion.thresholds import Threshold
 from vdm_jax.errors import UserError
 
 DataSet = Clips | WithEmbeddings
@@ -42,7 +44,7 @@ class DynamicThreshold:
     per: Literal["clip", "frame"] = "clip"  # one limit per clip or per frame
 
 
-Threshold = StaticThreshold | DynamicThreshold
+Thresholds = StaticThreshold | DynamicThreshold | Threshold
 
 
 @config
@@ -189,11 +191,15 @@ class Sampling:
     guided_by: Literal["prompt", "known"] = "prompt"
     # w of the last frame, where it changes linearly from that of the first (Stable Video Diffusion, arXiv 2311.15127);
     # None: all frames have the same
-    last_frame_guidance: NonNegative | None = None
+    last_frame_guidance: Guidance | None = None
     oscillation: Oscillation | None = None  # of the guidance; None: the same weight at every step
     # The two estimates of a guided video on two halves of the devices: half the videos at a time, each in half the time
     split_guidance: bool = False
-    threshold: Threshold | None = StaticThreshold()
+    threshold: Thresholds | None = StaticThreshold()
+    # Noise levels of a scheduler of diffusers, in place of the sampler's grid; None: the grid
+    scheduler: SchedulerSteps | None = None
+    # Scaling of the timesteps of a latent consistency model (`diffusion/consistency.py`); None: no such model
+    consistency: Positive | None = None
     completion: Completion = Completion()  # of videos of which a part is known
     windows: Windows | None = None  # None: the network sees the whole video
     batch_size: Count = 16  # clips at a time, over all devices
@@ -208,6 +214,9 @@ class Sampling:
         if self.last_frame_guidance is not None and (self.oscillation or self.windows):
             raise UserError(f"Sampling.last_frame_guidance={self.last_frame_guidance} with oscillation or windows; "
                             "permitted: None")
+        if self.scheduler is not None and self.sampler.grid is not None:
+            raise UserError(f"Sampling.scheduler={self.scheduler.scheduler} with sampler.grid={self.sampler.grid}; "
+                            "permitted: one of them")
 
         check_lag(self.sampler, self.frame_lag)
 

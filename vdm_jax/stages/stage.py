@@ -14,8 +14,10 @@ from vdm_jax.conditions.frame_masks import NothingKnown
 from vdm_jax.conditions.frames import KeyFrames
 from vdm_jax.conditions.low_resolution import LowResolution
 from vdm_jax.configuration import Range, Seed, Size, config
+from vdm_jax.data.embeddings import EncoderFolder
 from vdm_jax.diffusion.augmentation import Augmentation, TruncatedAugmentation
 from vdm_jax.diffusion.process import Process
+from vdm_jax.diffusion.thresholds import Threshold
 from vdm_jax.errors import UserError
 from vdm_jax.networks.kinds import Network
 from vdm_jax.networks.latent_network import LatentNetwork
@@ -207,9 +209,9 @@ def _check_latent(stage: Stage, latent: Latent, where: str) -> None:
         raise UserError(f"{where}: {error}", error.code) from None
     if latent.autoencoder.channels != 3:
         raise UserError(f"{where}: latent.autoencoder.channels={latent.autoencoder.channels}; permitted: 3, RGB")
-    if stage.sampling.threshold is not None:
+    if not isinstance(stage.sampling.threshold, Threshold | None):
         raise UserError(f"{where}: sampling.threshold={stage.sampling.threshold} in latents, whose range is not "
-                        "[-1, 1]; permitted: None")
+                        "[-1, 1]; permitted: None, or Threshold(limit=...)")
     source, factor = stage.source, latent.frame_factor
     if stage.starts_from("low_resolution") and latent.low_resolution == "pixels":
         for name, size in zip(("frames", "height", "width"), grid, strict=False):
@@ -249,12 +251,15 @@ class Experiment:
 
     name: str
     stages: tuple[Stage, ...]
-    data: DataSet
+    data: DataSet | None = None  # None: none, of a released model that is only sampled
     seed: Seed = 0
     mesh: MeshSpec = MeshSpec()
     # Clips of validation losses and sample sheets; 'train' for data so small that its validation split has none. Files
     # that the validation split would hold back stay unused unless the data set's fractions give it no share.
     validation_split: Literal["validation", "train"] = "validation"
+    # Encoder of captions for stages that read embeddings, filled in when the run is made where the set of embeddings
+    # says which made it; None: captions come as embeddings
+    encoder: EncoderFolder | None = None
 
     def __post_init__(self):
         names = [stage.name for stage in self.stages]

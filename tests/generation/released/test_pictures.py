@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.refusals import refused
-from vdm_jax.pipelines.pictures import open_pictures
+from vdm_jax.generation.released.pictures import open_pictures
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 GREY = np.repeat(RAMP[..., None], 3, -1)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,13 +13,14 @@ import pytest
 
 from tests.refusals import refused
 from vdm_jax.diffusion.arrays import noise_from_keys
+from vdm_jax.diffusion.beta_tables import BetaTable
 from vdm_jax.diffusion.grids import TimestepGrid
 from vdm_jax.diffusion.sampling import Walk
 from vdm_jax.diffusion.schedules import ScaledLinearBetaSchedule
 from vdm_jax.errors import UserError
-from vdm_jax.pipelines.denoising import with_estimates_of
-from vdm_jax.pipelines.scheduler_options import NAMES, OPTIONS
-from vdm_jax.pipelines.schedulers import Scheduler, read_scheduler
+from vdm_jax.generation import one_stage
+from vdm_jax.generation.released.scheduler_options import NAMES, OPTIONS
+from vdm_jax.generation.released.schedulers import Scheduler, read_scheduler
 
 STABLE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 # The file of Stable Video Diffusion, with options of the class that it was made from.
@@ -40,23 +43,23 @@ BOUNDED = {"thresholding": True, "dynamic_thresholding_ratio": 0.7, "sample_max_
 
 
 def test_the_levels_of_stable_video_diffusion():
-    trajectory = Scheduler("EulerDiscreteScheduler", VIDEO).trajectory(5)
+    found = Scheduler("EulerDiscreteScheduler", VIDEO).discretise(5)
     sigmas = (700 ** (1 / 7) + np.linspace(0, 1, 5) * (0.002 ** (1 / 7) - 700 ** (1 / 7))) ** 7
-    np.testing.assert_allclose(trajectory.steps.level, -2 * np.log(sigmas), rtol=1e-6)
-    np.testing.assert_allclose(trajectory.told.numbers[:5], np.log(sigmas) / 4, rtol=1e-6)
-    assert trajectory.start == 1 and trajectory.steps.last.tolist() == [False] * 4 + [True]
+    np.testing.assert_allclose(found.steps.level, -2 * np.log(sigmas), rtol=1e-6)
+    np.testing.assert_allclose(found.timesteps.numbers[:5], np.log(sigmas) / 4, rtol=1e-6)
+    assert found.initial_std == 1 and found.steps.last.tolist() == [False] * 4 + [True]
 
 
 def test_where_a_scheduler_ends_and_how_it_begins():
     table = ScaledLinearBetaSchedule().table()
     options = {**STABLE, "steps_offset": 1, "clip_sample": False, "set_alpha_to_one": False}
-    found = Scheduler("DDIMScheduler", options).trajectory(4)
+    found = Scheduler("DDIMScheduler", options).discretise(4)
     np.testing.assert_allclose(found.steps.next, table[[501, 251, 1, 0]], rtol=1e-6)
     assert not found.steps.last.any()  # the last step goes to timestep 0
-    found = Scheduler("DDIMScheduler", {**options, "set_alpha_to_one": True}).trajectory(4)
+    found = Scheduler("DDIMScheduler", {**options, "set_alpha_to_one": True}).discretise(4)
     assert found.steps.last.tolist() == [False, False, False, True]
-    trailing = Scheduler("EulerDiscreteScheduler", {**STABLE, "timestep_spacing": "trailing"}).trajectory(4)
-    np.testing.assert_allclose(trailing.start, np.sqrt(1 / (1 + np.exp(table[-1]))), rtol=1e-6)
+    trailing = Scheduler("EulerDiscreteScheduler", {**STABLE, "timestep_spacing": "trailing"}).discretise(4)
+    np.testing.assert_allclose(trailing.initial_std, np.sqrt(1 / (1 + np.exp(table[-1]))), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name, options, steps, message", [
@@ -95,36 +98,38 @@ def test_where_a_scheduler_ends_and_how_it_begins():
 ])
 def test_refusals(name, options, steps, message):
     with refused(*message):
-        Scheduler(name, options).trajectory(steps)
+        Scheduler(name, options).discretise(steps)
 
 
 def test_betas_of_other_tables():
     """The product of 1 - beta, against its definitions."""
-    squared = Scheduler("DDIMScheduler", {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 50}).table()
+    squared = Scheduler("DDIMScheduler", {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 50})
+    squared = squared.schedule.table()
     power = np.cos((np.arange(51) / 50 + 0.008) / 1.008 * np.pi / 2) ** 2
     np.testing.assert_allclose(1 / (1 + np.exp(-squared[:-1])), power[1:-1] / power[0], rtol=1e-9)
     np.testing.assert_allclose(1 / (1 + np.exp(-squared[-1])), power[-2] / power[0] * 0.001, rtol=1e-9)
     betas = np.random.default_rng(0).uniform(0.01, 0.2, 20)
     listed = Scheduler("DDIMScheduler", {"trained_betas": betas.tolist(), "num_train_timesteps": 20})
-    np.testing.assert_allclose(1 / (1 + np.exp(-listed.table())), np.cumprod(1 - betas), rtol=1e-9)
-    assert len({listed.method, listed.method}) == 1  # programs are found by it
+    np.testing.assert_allclose(1 / (1 + np.exp(-listed.schedule.table())), np.cumprod(1 - betas), rtol=1e-9)
+    # What is compiled is found by them.
+    assert len({listed.sampling(), listed.sampling()}) == len({listed.process, listed.process}) == 1
 
 
 def test_sigmas_of_other_spacings():
     table = ScaledLinearBetaSchedule().table()
     ends = np.exp(-table[[-1, 0]] / 2)
     for name, option in ((EULER, "use_exponential_sigmas"), (DPM, "use_lu_lambdas"), (UNIPC, "use_exponential_sigmas")):
-        level = Scheduler(name, {**STABLE, option: True}).trajectory(5).steps.level
+        level = Scheduler(name, {**STABLE, option: True}).discretise(5).steps.level
         np.testing.assert_allclose(np.diff(level), np.log(ends[0] / ends[1]) * 2 / 4, rtol=1e-4)
-    level = Scheduler(EULER, {**STABLE, "use_beta_sigmas": True}).trajectory(3).steps.level
+    level = Scheduler(EULER, {**STABLE, "use_beta_sigmas": True}).discretise(3).steps.level
     np.testing.assert_allclose(np.exp(-level / 2), [ends[0], ends.mean(), ends[1]], rtol=1e-5)  # a symmetric density
 
 
 def test_a_bound_of_frames_is_not_one_of_clips():
     options = {**BOUNDED, "clip_sample": False}
     for name in ("DDIMScheduler", DPM):
-        methods = [Scheduler(name, options, threshold_per=per).method for per in ("clip", "frame")]
-        assert [(method.threshold or method.sampler.threshold).per for method in methods] == ["clip", "frame"]
+        found = [Scheduler(name, options, threshold_per=per).sampling() for per in ("clip", "frame")]
+        assert [(sampling.threshold or sampling.sampler.threshold).per for sampling in found] == ["clip", "frame"]
 
 
 def test_the_file_is_named(tmp_path):
@@ -156,7 +161,7 @@ def test_trailing_steps_of_diffusers():
 def test_an_offset_beyond_the_last_timestep_stays_in_the_table():
     table = ScaledLinearBetaSchedule().table()
     for name in (DPM, UNIPC, DEIS):
-        found = Scheduler(name, {**STABLE, **LEADING}).trajectory(999)
+        found = Scheduler(name, {**STABLE, **LEADING}).discretise(999)
         np.testing.assert_allclose(found.steps.level[:3], table[[999, 999, 998]], rtol=1e-6)
 
 
@@ -172,7 +177,7 @@ def test_any_value_of_any_option_is_taken_or_refused(name, tmp_path):
             data = {"_class_name": name, **base, option: value}
             (tmp_path / "scheduler_config.json").write_text(json.dumps(data))
             try:
-                found = read_scheduler(tmp_path).trajectory(3)
+                found = read_scheduler(tmp_path).discretise(3)
             except UserError:
                 continue
             assert np.isfinite(found.steps.level).all() and (np.diff(found.steps.level) >= 0).all(), (option, value)
@@ -194,22 +199,30 @@ def test_a_scheduler_by_name_takes_what_the_file_states(tmp_path):
         read_scheduler(tmp_path, "euler2")
 
 
-def ours(trajectory, network, z, keys=None):
-    """z after every step, and the result."""
-    method = trajectory.method
-    keys = jax.random.split(jax.random.key(0), len(z)) if keys is None else keys
+class Embedding(nn.Module):
+    """`network`, as a stage's network: it embeds the timestep, or ln(sigma) / 4."""
 
-    def denoise(z, logsnr):
-        return method.process.denoiser(lambda z, logsnr: network(z, trajectory.told(logsnr)))(z, logsnr)
+    table: BetaTable | None
 
-    denoise = with_estimates_of(method, denoise)
+    def __call__(self, z, logsnr, conditioning):
+        return network(z, -logsnr / 8 if self.table is None else self.table.timestep(logsnr))
+
+
+def ours(scheduler, steps, z, keys, monkeypatch):
+    """z after every step, and the result, by the denoiser and the steps of a stage."""
+    stage = SimpleNamespace(process=scheduler.process, shape=z.shape[1:],
+                            network=SimpleNamespace(timesteps=scheduler.timesteps, prompted=False))
+    monkeypatch.setattr(one_stage, "network_module", lambda network: Embedding(network.timesteps))
+    sampling = scheduler.sampling(steps=steps)
+    found, embedded = one_stage.released_steps(stage, sampling)
+    denoise = one_stage.stage_denoiser(stage, {}, None, sampling, found.steps.level, embedded=embedded)
 
     @jax.jit
     def run(z):
-        walk = Walk(method.sampler, method.process, z.shape, len(trajectory.steps.index))
-        carry = walk.begin(keys, trajectory.steps.level[0], trajectory.start * z)
+        walk = Walk(sampling.sampler, stage.process, z.shape, steps)
+        carry = walk.begin(keys, found.steps.level[0], noise=z, std=found.initial_std)
         return jax.lax.scan(lambda carry, step: (new := walk.advance(denoise, keys, carry, step)[0], new[0]), carry,
-                            jax.tree.map(jnp.asarray, trajectory.steps._replace(count=None)))[1]
+                            jax.tree.map(jnp.asarray, found.steps))[1]
 
     return np.asarray(run(z.astype(np.float32)))
 
@@ -368,14 +381,14 @@ def test_steps_of_diffusers(case, prediction, monkeypatch):
     scheduler = Scheduler(name, {**options, "prediction_type": prediction})
     z = np.random.default_rng(0).normal(size=SHAPE)
     keys = jax.random.split(jax.random.key(0), len(z))
-    trajectory = scheduler.trajectory(steps)
-    found = ours(trajectory, network, z, keys)
+    trajectory = scheduler.discretise(steps)
+    found = ours(scheduler, steps, z, keys, monkeypatch)
     wanted, told, peer = theirs(monkeypatch, name, {**options, "prediction_type": prediction}, steps, network, z, keys)
     if name == "HeunDiscreteScheduler":
         wanted, told = [*wanted[1:-1:2], wanted[-1]], [*told[:1], *told[1::2]]  # after both halves of a step
     elif name == "PNDMScheduler" and steps > 1:
         wanted, told = wanted[1:], [*told[:1], *told[2:]]
-    np.testing.assert_allclose(trajectory.told.numbers[:steps], told, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(trajectory.timesteps.numbers[:steps], told, rtol=1e-5, atol=1e-5)
     assert len(found) == len(wanted)
     for i, (a, b) in enumerate(zip(found, wanted, strict=True)):
         scaled = hasattr(peer, "sigmas") and name not in (DPM, UNIPC, DEIS, "EDMEulerScheduler")

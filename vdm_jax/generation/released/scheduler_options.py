@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vdm_jax.diffusion.predictions import Prediction
+from vdm_jax.diffusion.scheduler_steps import RHO
 from vdm_jax.errors import UserError
 
 BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2")
-SPREADS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")  # of which one may be
+# Option, of which one may be true -> spacing of sigmas that it asks for.
+SPREADS = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "exponential", "use_beta_sigmas": "beta",
+           "use_lu_lambdas": "lu"}
 PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "v_prediction": "v", "sample": "x"}
-RHO = 7.0  # of the Karras sigmas; the classes have no option for it
 LONGEST = 100_000  # timesteps of a table
 INFINITY = float("-inf")
 

@@ -7,17 +7,19 @@ import json
 import os
 import pathlib
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from vdm_jax.errors import UserError
+from vdm_jax.generation.released.scheduler_options import class_named
+from vdm_jax.generation.released.schedulers import Scheduler, read_scheduler
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
-from vdm_jax.pipelines.scheduler_options import class_named
-from vdm_jax.pipelines.schedulers import Scheduler, read_scheduler
 from vdm_jax.weights.model_kinds import kind_of
-from vdm_jax.weights.pretrained import Pretrained, load_pretrained, save_pretrained
+from vdm_jax.weights.pretrained import Pretrained, load_pretrained, open_pretrained, save_pretrained
 from vdm_jax.weights.tensor_files import read_json
 from vdm_jax.weights.tokenizers import Tokenizer, open_tokenizer
 
@@ -33,6 +35,7 @@ class Folder:
     path: pathlib.Path
     index: dict[str, Any]  # of `model_index.json`
     mesh: Mesh
+    spec: MeshSpec  # of the mesh
     dtype: str | None = None  # of parameters and activations; None: as stored, computed in float32 unless bfloat16
     variant: str | None = None  # part of the weights' file names, such as fp16
     sampler: str | None = None  # name or class of the scheduler to use; None: the folder's
@@ -47,14 +50,20 @@ class Folder:
         entry = self.index.get(part)
         return isinstance(entry, list) and bool(entry) and entry[-1] is not None
 
-    def model(self, part: str, wanted: type) -> Pretrained:
-        """A network with weights, on the mesh. Raises `UserError` for one that is missing or of another kind."""
+    def model(self, part: str, wanted: type, weights: bool = True) -> Pretrained:
+        """A network with weights on the mesh, or without them. Raises `UserError` for one that is missing or of another
+        kind."""
         self._check(part)
         dtype = self.dtype
         if part == "vae" and dtype == "float16":
             dtype = "float32"  # the released autoencoders overflow float16
-        found = load_pretrained(self.path / part, wanted, variant=self._variant(part), dtype=dtype, mesh=self.mesh)
-        stored = {leaf.dtype.name for leaf in jax.tree.leaves(found.params)}
+        where = self.path / part, wanted
+        if weights:
+            found = load_pretrained(*where, variant=self._variant(part), dtype=dtype, mesh=self.mesh)
+            stored = {leaf.dtype.name for leaf in jax.tree.leaves(found.params)}
+        else:
+            config, tensors, fields = open_pretrained(*where, self._variant(part))
+            found, stored = Pretrained(config, {}, fields), {np.dtype(t.dtype).name for t in tensors.values()}
         activations = dtype or ("bfloat16" if stored == {"bfloat16"} else "float32")
         return dataclasses.replace(found, config=dataclasses.replace(found.config, dtype=activations))
 
@@ -86,7 +95,7 @@ class Folder:
 
 def open_folder(
     path: str | os.PathLike, *, dtype: str | None = None, variant: str | None = None, mesh: MeshSpec | None = None,
-    scheduler: str | None = None,
+    scheduler: str | None = None, devices: Sequence[jax.Device] | None = None,
 ) -> Folder:
     """A pipeline's folder; nothing is loaded yet.
 
@@ -103,8 +112,8 @@ def open_folder(
         raise UserError(f"variant={variant!r}: {path} has no files of that variant; permitted: part of the names of "
                         "its .safetensors files, such as fp16, or none")
     # One device unless a mesh is asked for.
-    made = make_mesh(MeshSpec(), jax.devices()[:1]) if mesh is None else make_mesh(mesh)
-    return Folder(path, read_json(path / INDEX), made, dtype, variant, scheduler)
+    made = make_mesh(MeshSpec(), jax.devices()[:1]) if mesh is None else make_mesh(mesh, devices)
+    return Folder(path, read_json(path / INDEX), made, mesh or MeshSpec(), dtype, variant, scheduler)
 
 
 def save_folder(

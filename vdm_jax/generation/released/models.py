@@ -1,0 +1,176 @@
+"""A folder in the layout of diffusers as an experiment of one stage with its parameters, which goes through the same
+generator as a run.
+
+    generator = load_released("stable-diffusion-v1-5")
+    generator(["a watercolour of a lighthouse"], seed=3).save("lighthouse.png")
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+
+from vdm_jax.data.embeddings import EncoderFolder
+from vdm_jax.errors import UserError
+from vdm_jax.generation.generator import Generator
+from vdm_jax.generation.released.encoders import ReleasedEncoder
+from vdm_jax.generation.released.folder import INDEX, Folder, open_folder
+from vdm_jax.generation.released.schedulers import Scheduler
+from vdm_jax.networks import motion_adapter
+from vdm_jax.networks.autoencoder_config import Autoencoder
+from vdm_jax.networks.clip_text import CLIPText
+from vdm_jax.networks.clip_vision import CLIPVision
+from vdm_jax.networks.config import EmbeddedText
+from vdm_jax.networks.latent_network import LatentNetwork
+from vdm_jax.networks.latent_unet import LatentUNet
+from vdm_jax.networks.motion_adapter import MotionAdapter
+from vdm_jax.parallel.mesh import MeshSpec
+from vdm_jax.stages.latent import Latent
+from vdm_jax.stages.stage import Experiment, FirstFrame, Stage, VideoSpec
+from vdm_jax.weights.pretrained import Pretrained
+
+SIDE = 64  # latents of a side where a U-Net's file does not say
+SCALARS = ("fps", "motion", "noise")  # of Stable Video Diffusion, in the order in which they enter
+
+
+class Kind(NamedTuple):
+    """What the authors of a class of pipelines sample with."""
+
+    stage: Literal["image", "video"]
+    frames: int
+    fps: float  # frames per second
+    steps: int  # of the scheduler
+    guidance_scale: tuple[float, float]  # s = 1 + w of the first and of the last frame
+    size: tuple[int, int] | None = None  # height and width, pixels; None: by the U-Net's file
+    threshold_per: Literal["clip", "frame"] = "clip"  # what dynamic thresholding measures
+
+
+# Class in `model_index.json` -> its kind. Further ones are added here. The schedulers of ModelScope see frames as
+# pictures.
+KINDS = {
+    "AnimateDiffPipeline": Kind("video", 16, 8, 50, (7.5, 7.5)),
+    "StableDiffusionPipeline": Kind("image", 1, 1, 50, (7.5, 7.5)),
+    "StableVideoDiffusionPipeline": Kind("video", 14, 7, 25, (1.0, 3.0), (576, 1024)),
+    "TextToVideoSDPipeline": Kind("video", 16, 8, 50, (9.0, 9.0), threshold_per="frame"),
+}
+
+
+def is_released(path: str | os.PathLike) -> bool:
+    """Whether there is a folder of a pipeline in the layout of diffusers."""
+    return (pathlib.Path(path) / INDEX).is_file()
+
+
+def kind_of(folder: Folder) -> Kind:
+    """Raises `UserError` for a class of pipeline that we do not have."""
+    if folder.kind not in KINDS:
+        raise UserError(f"{folder.path} is a {folder.kind}; permitted: {', '.join(KINDS)}")
+    return KINDS[folder.kind]
+
+
+def networks_of(folder: Folder, weights: bool = True) -> dict[str, Pretrained]:
+    """The networks of a pipeline by the names of their folders, motion modules joined to the U-Net; without `weights`
+    their configs alone. Raises `UserError` for what is missing or does not fit."""
+    kind_of(folder)
+    unet, vae = (folder.model(part, wanted, weights) for part, wanted in (("unet", LatentUNet), ("vae", Autoencoder)))
+    if folder.kind == "AnimateDiffPipeline" and unet.config.motion is None:  # the two are in folders of their own
+        adapter = folder.model("motion_adapter", MotionAdapter, weights)
+        config, params = motion_adapter.join(unet.config, unet.params, adapter.config, adapter.params)
+        unet = Pretrained(config, params, {"sample_size": unet.fields.get("sample_size")})
+    if folder.kind == "StableVideoDiffusionPipeline":
+        found = {"unet": unet, "vae": vae, "image_encoder": folder.model("image_encoder", CLIPVision, weights)}
+    else:
+        found = {"unet": unet, "vae": vae, "text_encoder": folder.model("text_encoder", CLIPText, weights)}
+    _check(folder, found)
+    return found
+
+
+def _check(folder: Folder, networks: dict[str, Pretrained]) -> None:
+    """Raises `UserError` where a U-Net does not fit the other parts: inpainting, depth, another encoder."""
+    unet, latents = networks["unet"].config, networks["vae"].config.latent_channels
+    if "image_encoder" in networks:
+        wanted = {"in_channels": 2 * latents, "context_channels": networks["image_encoder"].config.project,
+                  "scalars": len(SCALARS), "temporal": True}
+    else:
+        wanted = {"in_channels": latents, "context_channels": networks["text_encoder"].config.width, "classes": 0,
+                  "scalars": 0, "video": kind_of(folder).stage == "video"}
+    for name, value in wanted.items():
+        if getattr(unet, name) != value:
+            raise UserError(f"{folder.path / 'unet'}: {name}={getattr(unet, name)}; permitted with the other parts of "
+                            f"{folder.kind}: {value}")
+
+
+def stage_of(folder: Folder, networks: dict[str, Pretrained], scheduler: Scheduler | None = None) -> Stage:
+    """The stage that a pipeline is, sampled as its authors do."""
+    kind, unet, vae = kind_of(folder), networks["unet"], networks["vae"].config
+    scheduler = dataclasses.replace(scheduler or folder.scheduler(), threshold_per=kind.threshold_per)
+    pictured = "image_encoder" in networks
+    side = unet.fields.get("sample_size") or SIDE
+    sides = [n * vae.factor for n in (side if isinstance(side, list) else (side, side))]
+    height, width = kind.size or sides
+    frames = (unet.fields.get("num_frames") or kind.frames) if pictured else kind.frames
+    if unet.config.motion is not None:
+        frames = min(frames, unet.config.motion.frames)
+    first, last = (scale - 1 for scale in kind.guidance_scale)
+    network = LatentNetwork(
+        unet=unet.config, timesteps=scheduler.timesteps, text=EmbeddedText(width=unet.config.context_channels),
+        scalars=SCALARS if pictured else (), first_frame=pictured)
+    return Stage(
+        name=kind.stage, video=VideoSpec(frames=frames, height=height, width=width, fps=kind.fps),
+        source=FirstFrame() if pictured else None, latent=Latent(autoencoder=vae), network=network,
+        process=scheduler.process, sampling=scheduler.sampling(
+            steps=kind.steps, guidance=first, last_frame_guidance=None if first == last else last))
+
+
+def experiment_of(folder: Folder, networks: dict[str, Pretrained], mesh: MeshSpec | None = None) -> Experiment:
+    """The experiment that a pipeline is: one stage, and no data."""
+    text = networks.get("text_encoder")
+    encoder = text and EncoderFolder(path=str(folder.path.absolute()), length=text.config.length)
+    return Experiment(name=folder.path.absolute().name, stages=(stage_of(folder, networks),), encoder=encoder,
+                      mesh=mesh or MeshSpec())
+
+
+def read_released(path: str | os.PathLike) -> Experiment:
+    """The experiment of a folder, by its files' headers alone. Raises `UserError` for what we do not have."""
+    folder = open_folder(path)
+    return experiment_of(folder, networks_of(folder, weights=False))
+
+
+def load_released(
+    path: str | os.PathLike, devices: Sequence[jax.Device] | None = None, **options: Any
+) -> Generator:
+    """The generator of a folder, over all devices unless some are named; `options` as of `open_folder`. Raises
+    `UserError` for what we do not have."""
+    folder = open_folder(path, devices=devices, mesh=options.pop("mesh", MeshSpec()), **options)
+    networks = networks_of(folder)
+    experiment = experiment_of(folder, networks)
+    return generator_of(folder, experiment, networks)
+
+
+def with_size(
+    generator: Generator, frames: int | None = None, height: int | None = None, width: int | None = None
+) -> Generator:
+    """The generator of a released model, making videos of another size; None: as many frames or pixels as before.
+    Raises `UserError` for a run, whose stages make one size, and for sizes that the networks cannot take."""
+    sizes = {name: size for name, size in (("frames", frames), ("height", height), ("width", width))
+             if size is not None}
+    if not sizes:
+        return generator
+    experiment, stage = generator.experiment, generator.experiment.stages[0]
+    if experiment.data is not None or len(experiment.stages) > 1:
+        raise UserError(f"{', '.join(f'{name}={size}' for name, size in sizes.items())} for the run of "
+                        f"{experiment.name!r}, whose stages make videos of one size; permitted: a released model")
+    stage = dataclasses.replace(stage, video=dataclasses.replace(stage.video, **sizes))
+    return generator.of(dataclasses.replace(experiment, stages=(stage,)))
+
+
+def generator_of(folder: Folder, experiment: Experiment, networks: dict[str, Pretrained]) -> Generator:
+    """The generator of an experiment with the networks of a folder."""
+    name = experiment.stages[0].name
+    experiment = dataclasses.replace(experiment, mesh=folder.spec)
+    return Generator(experiment, {name: networks["unet"].params}, list(folder.mesh.devices.flat),
+                     {name: networks["vae"].params}, ReleasedEncoder(folder, networks))

@@ -1,0 +1,165 @@
+"""What the callables of released models share: their networks, a scheduler, and the generator that samples them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from vdm_jax.diffusion.guidance import guidance_weight
+from vdm_jax.errors import UserError
+from vdm_jax.generation.compiled import Noise, Watch
+from vdm_jax.generation.generator import Generated, Progress
+from vdm_jax.generation.released.folder import Folder, save_folder
+from vdm_jax.generation.released.models import experiment_of, generator_of, kind_of, networks_of, stage_of
+from vdm_jax.parallel.rules import batch_parts
+from vdm_jax.pipelines import arguments
+from vdm_jax.pipelines.progress import shown
+from vdm_jax.stages.stage import Stage
+from vdm_jax.weights.pretrained import Pretrained
+
+
+class LatentPipeline:
+    """Networks of a released latent model on a mesh, and its scheduler, sampled by the generator that samples runs.
+
+    What is compiled is compiled on first use, once per size; `scheduler` may be replaced by another one. `watch`, where
+    it is set, is called with the number and the latents of each step, which live until the next one.
+    """
+
+    watch: Watch | None = None
+
+    def __init__(self, folder: Folder):
+        self.folder, self.models, self.scheduler, self.mesh = folder, networks_of(folder), folder.scheduler(), (
+            folder.mesh)
+        self.generator = generator_of(folder, experiment_of(folder, self.models), self.models)
+        self.encoder, self.generator.encoder = self.generator.encoder, None  # calls bring what they have encoded
+
+    def save_pretrained(self, path: str | os.PathLike) -> None:
+        """Writes the pipeline as a folder that diffusers loads: the same tensors where no dtype was asked for.
+
+        Raises `UserError` for a folder that has a pipeline already.
+        """
+        save_folder(path, self.folder, self.saved(), self.scheduler)
+
+    def __repr__(self) -> str:
+        """Folder, parts with their parameters and dtype, scheduler, and the devices where they are not one."""
+        lines = [f"{type(self).__name__} of {self.folder.path}"]
+        for name, model in self.models.items():
+            leaves = jax.tree.leaves(model.params)
+            count = sum(leaf.size for leaf in leaves)
+            dtypes = " and ".join(sorted({leaf.dtype.name for leaf in leaves}))
+            lines.append(f"  {name}: {type(model.config).__name__}, {_counted(count)} parameters, {dtypes}")
+        own = self.scheduler.options
+        lines.append(f"  scheduler: {self.scheduler.name}, predicts {own['prediction_type']}, "
+                     f"{own['num_train_timesteps']} timesteps")
+        if self.mesh.size > 1:
+            axes = (f"{axis}={size}" for axis, size in self.mesh.shape.items() if size > 1)
+            lines.append("  devices: " + ", ".join(axes))
+        return "\n".join(lines)
+
+    def saved(self) -> dict[str, Pretrained]:
+        """Networks of the folder that `save_pretrained` writes."""
+        return self.models
+
+    def stage(self, frames: int, height: int, width: int, chunk: int | None = None) -> Stage:
+        """The stage that makes videos of a size, decoded in chunks of so many frames. Raises `UserError` for sizes that
+        the networks cannot take."""
+        stage = stage_of(self.folder, self.models, self.scheduler)
+        factor = stage.latent.autoencoder.factor
+        for name, size in (("height", height), ("width", width)):
+            if size < factor or size % factor:
+                raise UserError(f"{name}={size}; permitted: multiples of {factor} for this model")
+        arguments.whole("num_frames", frames, 1, arguments.FRAMES)
+        video = dataclasses.replace(stage.video, frames=frames, height=height, width=width)
+        return dataclasses.replace(stage, video=video, latent=dataclasses.replace(
+            stage.latent, decode_frames=chunk if chunk is not None and chunk < frames else None))
+
+    def checked_noise(self, stage: Stage, count: int, steps: int, latents: Any) -> np.ndarray | None:
+        """The noise that is given. Raises `UserError` for steps that the scheduler cannot take and noise of another
+        shape, before any work."""
+        self.scheduler.discretise(steps)
+        return arguments.noise("latents", latents, (count, *stage.shape))
+
+    def generate(
+        self, stage: Stage, captions: tuple[str, ...], guidance: tuple[float, float | None] | None, steps: int,
+        progress: Progress | bool | None, *, fps: int, noise: Noise, told_fps: float | None = None, **given: Any,
+    ) -> Generated:
+        """The generator's videos, by weights of the guidance of the first and the last frame (None: no guidance);
+        `told_fps` is the rate that the network is conditioned on."""
+        first, last = guidance or (0.0, None)
+        parts = batch_parts(self.mesh)
+        # Where videos do not divide over the devices that share a batch, the two estimates of guidance may.
+        split = guidance is not None and parts % 2 == 0 and len(captions) % parts != 0
+        sampling = dataclasses.replace(stage.sampling, steps=steps, guidance=first, last_frame_guidance=last,
+                                       batch_size=len(captions), split_guidance=split)
+        stage = dataclasses.replace(stage, sampling=sampling)
+        generator = self.generator.of(
+            dataclasses.replace(self.generator.experiment, stages=(stage,)),
+            {stage.name: self.models["unet"].params}, {stage.name: self.models["vae"].params})
+        with shown(progress) as show:
+            def watch(step: int, z: jax.Array) -> None:
+                if self.watch is not None:
+                    self.watch(step, z)
+                if show is not None:
+                    jax.block_until_ready(z)
+                    show("denoising", step, steps)
+
+            found = generator(captions, noise=noise, watch=watch, fps=told_fps, **given)
+        return Generated(captions, found.stages, {stage.name: float(fps)})
+
+
+class FromText(LatentPipeline):
+    """A pipeline with a text encoder."""
+
+    @property
+    def default_scale(self) -> float:
+        """Guidance that the authors sample with, as a scale."""
+        return kind_of(self.folder).guidance_scale[0]
+
+    def encoded(self, prompts: tuple[str, ...], negative: tuple[str, ...]) -> dict[str, Any]:
+        """What the text encoder makes of prompts and negative ones."""
+        return self.encoder.texts(prompts, negative)
+
+    def sample(
+        self, prompt: Any, negative_prompt: Any, count: int, size: tuple[int, int | None, int | None], steps: int,
+        guidance: tuple[float | None, float | None], seed: int, latents: Float[np.ndarray, "B T H W C"] | None,
+        progress: Progress | bool | None, *, fps: int = 1, chunk: int | None = None,
+    ) -> Generated:
+        """Videos, `count` of each prompt; `size` is frames, height and width in pixels, None for those of the training;
+        `guidance` is weight and scale, of which one may be given.
+
+        Raises `UserError` for sizes that the model cannot take and for numbers of texts that do not fit.
+        """
+        frames, height, width = size
+        arguments.shared(height=height, width=width, steps=steps, seed=seed, progress=progress)
+        count = arguments.whole("num_per_prompt", count, 1, arguments.COPIES)
+        weight = self._weight(*guidance)
+        texts = arguments.texts("prompt", prompt)
+        negative = arguments.texts("negative_prompt", negative_prompt, len(texts))
+        prompts, negative = (tuple(text for text in each for _ in range(count)) for each in (texts, negative))
+        usual = self.generator.experiment.stages[0].video
+        stage = self.stage(frames, usual.height if height is None else height, usual.width if width is None else width,
+                           chunk)
+        noise = Noise(self.checked_noise(stage, len(prompts), steps, latents))
+        return self.generate(stage, prompts, (weight, None) if weight > 0 else None, steps, progress, fps=fps,
+                             noise=noise, seed=int(seed), **self.encoded(prompts, negative))
+
+    def _weight(self, guidance: Any, guidance_scale: Any) -> float:
+        """w in cond + w (cond - uncond), of either way to write it; scales up to 1 are off."""
+        for name, value in (("guidance", guidance), ("guidance_scale", guidance_scale)):
+            if value is not None:
+                arguments.number(name, value)
+        weight = guidance_weight(guidance, guidance_scale)
+        return float(self.default_scale - 1 if weight is None else weight)
+
+
+def _counted(count: int) -> str:
+    """A number of parameters in words."""
+    for size, unit in ((1e9, "billion"), (1e6, "million")):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:,}"
