@@ -131,7 +131,7 @@ Observation = NothingKnown | FramesKnown | BoxKnown | StillKnown
 
 
 def draw_known(
-    observations: tuple[Observation, ...], x: Float[Array, "B T H W 3"], keys: Key[Array, " B"],
+    observations: tuple[Observation, ...], x: Float[Array, "B T H W C"], keys: Key[Array, " B"],
     valid: Bool[Array, "B T"] | None = None,
 ) -> Known:
     """What of training clips `x` is known: one observation per clip, drawn by weight, from its own key alone.

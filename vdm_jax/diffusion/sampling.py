@@ -51,7 +51,7 @@ def sample(
     initial: Video | None = None,
     start: float = 1.0,
     trajectory: bool = False,
-    levels: Float[np.ndarray, " steps"] | None = None,
+    levels: Float[ArrayLike, " steps"] | None = None,
     shared_noise: bool = False,
     stop: float | None = None,
     frame_lag: int = 0,
