@@ -15,6 +15,7 @@ from jaxtyping import Array
 from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.configuration import Size, config
 from vdm_jax.diffusion.process import Process
+from vdm_jax.diffusion.sampling import sampling_levels
 from vdm_jax.generation.one_stage import sample_stage
 from vdm_jax.networks import kinds
 from vdm_jax.networks.backbone import Backbone, FrameNoise
@@ -83,7 +84,9 @@ def test_a_further_network_is_trained_and_sampled_by_its_protocol_alone(monkeypa
     batch = {"video": jnp.full((2, 2, 4, 4, 3), 200, jnp.uint8)}
     loss, gradient = jax.value_and_grad(lambda p: stage_loss(stage, p, batch, jax.random.key(1))[0])(params)
     assert np.isfinite(loss) and all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
-    videos = sample_stage(stage, stage.sampling, params, jax.random.split(jax.random.key(2), 2), Conditioning())
+    levels = np.asarray(sampling_levels(stage.sampling.sampler, stage.process.schedule, 2))
+    keys = jax.random.split(jax.random.key(2), 2)
+    videos = sample_stage(stage, stage.sampling, params, keys, Conditioning(), levels=levels)
     assert videos.shape == (2, 2, 4, 4, 3)
 
 

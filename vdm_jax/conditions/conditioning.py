@@ -79,7 +79,7 @@ class Conditioning:
         """The same without conditioning frames."""
         return self.without("known")
 
-    def window(self, start: Int[Array, ""], length: int, frames: int) -> Conditioning:
+    def window(self, start: int | Int[Array, ""], length: int, frames: int) -> Conditioning:
         """The same for `length` frames from `start` on, which may be traced, of a video of `frames`: what belongs to
         single frames is cut, the rest stays."""
         def cut(a: Array) -> Array:

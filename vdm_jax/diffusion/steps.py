@@ -9,7 +9,7 @@ from vdm_jax.configuration import config
 from vdm_jax.diffusion.arrays import Video
 from vdm_jax.diffusion.grids import Grid
 
-Scalar = Float[Array, "..."]  # one value of all, or one of each frame [T, 1, 1, 1]
+Scalar = Float[Array, " ..."]  # one number, or one per frame as [T, 1, 1, 1]
 Estimate = Callable[[Video, Scalar], Video]  # denoiser with hooks applied, at one log-SNR for the whole batch
 Outcome = tuple[Video, Video, Any]  # next z, the estimate made at this step's level, memory for the next step
 

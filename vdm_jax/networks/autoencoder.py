@@ -63,7 +63,7 @@ class AutoencoderKL(nn.Module):
         mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
         return Moments(mean, jnp.clip(logvar, -30.0, 20.0))
 
-    def decode(self, latents: Float[Array, "B T H W C"]) -> Float[Array, "B T H2 W2 O"]:
+    def decode(self, latents: Float[Array, "B T H W C"]) -> Float[Array, "B T2 H2 W2 O"]:
         """Video of latents, float32, not clipped to [-1, 1]."""
         latents = self.post_quant(latents) if self.config.post_quant else latents
         return self.decoder(latents).astype(jnp.float32)

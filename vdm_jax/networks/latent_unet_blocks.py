@@ -145,8 +145,8 @@ class TokenBlock(nn.Module):
             x = x + sizes.feed_forward("feed_forward_0")(norm("in")(x))
         pattern = sizes.temporal_pattern if self.over_time else sizes.spatial_pattern
         first = sizes.attention(self.heads, None if self.only_context else pattern, "self_attention")
-        outside = (context if self.only_context else references, None)
-        x = over_frames(0, x + first(norm("attention")(x), None, outside))
+        seen = context if self.only_context else references
+        x = over_frames(0, x + first(norm("attention")(x), None, None if seen is None else (seen, None)))
         to_context = sizes.attention(self.heads, None, "cross_attention")
         x = over_frames(1, x + to_context(norm("context")(x), None, (context, None)))
         return x + sizes.feed_forward("feed_forward_1")(norm("feed_forward")(x))
@@ -201,7 +201,7 @@ class FactorisedAttention(nn.Module):
         sizes = self.sizes
         h = GroupNorm(sizes.groups, name="norm_space")(x)
         within = sizes.attention(self.heads, sizes.spatial_pattern, "space_attention", bias=True, out_init=zeros)
-        x = x + within(h, None, (given.references, None))
+        x = x + within(h, None, None if given.references is None else (given.references, None))
         h = jnp.moveaxis(x, 1, 3).reshape(-1, frames, 1, 1, channels)
         h = GroupNorm(sizes.groups, "clip", name="norm_time")(h)
         h = jnp.moveaxis(h.reshape(batch, height, width, frames, channels), 3, 1)

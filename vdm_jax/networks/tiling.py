@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 from vdm_jax.configuration import Size, SizeOrZero, check_value
 from vdm_jax.errors import UserError
 
-Function = Callable[[Float[Array, "B T H W C"]], Float[Array, "B T H2 W2 O"]]
+Function = Callable[[Float[Array, "B T H W C"]], Float[Array, "B T2 H2 W2 O"]]
 
 
 def in_chunks(
@@ -72,7 +72,7 @@ def in_chunks(
 
 def in_tiles(
     function: Function, video: Float[Array, "B T H W C"], tile: tuple[int, int], overlap: int
-) -> Float[Array, "B T H2 W2 O"]:
+) -> Float[Array, "B T2 H2 W2 O"]:
     """`function` of tiles of each frame, blended linearly where they overlap.
 
     Args:

@@ -45,8 +45,8 @@ class Mix(nn.Module):
 
     @nn.compact
     def __call__(
-        self, spatial: Float[Array, "B T H W C"], temporal: Float[Array, "B T H W C"]
-    ) -> Float[Array, "B T H W C"]:
+        self, spatial: Float[Array, "*shape"], temporal: Float[Array, "*shape"]
+    ) -> Float[Array, "*shape"]:
         factor = self.param("factor", nn.initializers.constant(self.start), (self.frames or 1,))
         if self.frames:
             if self.frames != spatial.shape[1]:
