@@ -102,7 +102,7 @@ def test_guidance_takes_away_what_is_known(monkeypatch, conditioning, normal):
             return jnp.ones_like(z) * condition.observed_mask.max((1, 2, 3, 4), keepdims=True)
 
     monkeypatch.setattr(sampling, "network_module", lambda network: Denoiser)
-    denoise = sampling.stage_denoiser(STAGE, {}, conditioning, STAGE.sampling, [0.0])
+    denoise = sampling.stage_denoiser(STAGE, {}, conditioning, STAGE.sampling, np.zeros(1))
     np.testing.assert_allclose(denoise(normal(1, 2, 3, 4, 4, 4), jnp.zeros(2)), 1.1, atol=1e-6)
 
 

@@ -46,7 +46,8 @@ def test_windows_are_denoised_with_what_belongs_to_them():
     whole, level = text.replace(low_resolution=low, augmentation=jnp.ones(2)), jnp.full(2, -1.0)
 
     def estimate(stage, conditioning, z):
-        return jax.jit(lambda z, c: stage_denoiser(stage, params, c, stage.sampling, [-1.0])(z, level))(z, conditioning)
+        levels = np.array([-1.0])
+        return jax.jit(lambda z, c: stage_denoiser(stage, params, c, stage.sampling, levels)(z, level))(z, conditioning)
 
     short = STAGE.trained()
     assert short.video.frames == short.source.frames == 3 and short.sampling.windows is None

@@ -52,7 +52,7 @@ def sample(
     initial: Video | None = None,
     start: float = 1.0,
     trajectory: bool = False,
-    levels: Float[Array, " steps"] | None = None,
+    levels: Float[ArrayLike, " steps"] | None = None,
     shared_noise: bool = False,
     stop: float | None = None,
     frame_lag: int = 0,
@@ -196,7 +196,7 @@ def _steps(levels: Float[Array, " steps"]) -> Step:
     )
 
 
-def _steps_to(levels: Float[Array, " steps"], stop: float) -> Step:
+def _steps_to(levels: Float[np.ndarray, " steps"], stop: float) -> Step:
     """The steps between consecutive levels below `stop`, and one from the last of them to it."""
     noisier = levels[levels < stop]
     if not len(noisier):

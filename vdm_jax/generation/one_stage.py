@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, ArrayLike, Float, Int, Key
@@ -197,7 +196,7 @@ def stage_levels(stage: Stage, sampling: Sampling) -> np.ndarray:
 def sample_stage(
     stage: Stage, sampling: Sampling, params: Any, keys: Key[Array, " B"], text: Conditioning,
     low: Float[Array, "B T2 H2 W2 3"] | None = None, autoencoder: Any = None, *,
-    levels: Float[np.ndarray, " steps"] | None = None, known: Known | None = None, stop: float | None = None,
+    levels: Float[ArrayLike, " steps"] | None = None, known: Known | None = None, stop: float | None = None,
     truncated: bool = False,
 ) -> Float[Array, "B T H W 3"]:
     """Videos of one stage, in [-1, 1].
