@@ -300,7 +300,7 @@ def embed(
     return embedding
 
 
-def known_by_level(spec: LatentUNet, known: Float[Array, "B T H W M"]) -> tuple[Array, ...]:
+def known_by_level(spec: LatentUNet, known: Float[Array, "B T H W M"]) -> tuple[Array, " ..."]:
     """Known frames and their mask at the resolution of each level, by learned convolutions."""
     levels, dtype = [known.astype(spec.dtype)], jnp.dtype(spec.dtype)
     for i in range(len(spec.widths) - 1):

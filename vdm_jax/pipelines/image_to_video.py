@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from vdm_jax.conditions.frame_masks import Known
 from vdm_jax.diffusion.arrays import noise_from_keys
 from vdm_jax.errors import UserError
 from vdm_jax.generation.compiled import Noise
@@ -17,7 +18,6 @@ from vdm_jax.generation.one_stage import sample_keys
 from vdm_jax.generation.released.pictures import Picture, open_pictures, resized
 from vdm_jax.pipelines import arguments
 from vdm_jax.pipelines.base import LatentPipeline
-from vdm_jax.stages.observations import Known
 
 
 class ImageToVideo(LatentPipeline):

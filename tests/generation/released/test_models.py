@@ -11,13 +11,13 @@ import pytest
 
 import vdm_jax
 from tests.pipelines.folders import write_motion, write_pictures, write_videos
+from vdm_jax.conditions.frame_masks import Known, first_frame_known
 from vdm_jax.configuration import from_json, to_json
 from vdm_jax.diffusion.process import Process
 from vdm_jax.errors import UserError
 from vdm_jax.generation.generator import Generator
 from vdm_jax.generation.released.models import load_released, read_released, with_size
 from vdm_jax.networks.config import Level, UNet
-from vdm_jax.stages.observations import Known, first_frame_known
 from vdm_jax.stages.options import Sampling, Windows
 from vdm_jax.stages.parameters import initial_params
 from vdm_jax.stages.stage import Experiment, LowResolution, Stage, VideoSpec
