@@ -20,7 +20,7 @@ from vdm_jax.attention import AttentionPattern, External, Spatial, Temporal
 from vdm_jax.attention.capability import require
 from vdm_jax.configuration import Count, Depth, Positive, Size, SizeOrZero, Width, WidthOrZero, config
 from vdm_jax.errors import UserError
-from vdm_jax.networks.autoencoder_blocks import Double
+from vdm_jax.networks.autoencoders.blocks import Double
 from vdm_jax.networks.blocks.attention import INPUTS
 from vdm_jax.networks.latent_frames import (
     MOTION_V1,

@@ -13,8 +13,8 @@ from jaxtyping import Array, Float
 from vdm_jax.diffusion.arrays import noise_from_keys
 from vdm_jax.errors import UserError
 from vdm_jax.generation.generator import Generated, Progress
-from vdm_jax.networks.autoencoder_config import Autoencoder
-from vdm_jax.networks.clip_vision import PIXEL_MEAN, PIXEL_STD, CLIPVision
+from vdm_jax.networks.autoencoders.config import Autoencoder
+from vdm_jax.networks.encoders.clip_vision import PIXEL_MEAN, PIXEL_STD, CLIPVision
 from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.pipelines import arguments
 from vdm_jax.pipelines.denoising import Given, Guided

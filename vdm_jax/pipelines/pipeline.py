@@ -19,7 +19,7 @@ from vdm_jax.diffusion.sampling import Walk
 from vdm_jax.errors import NotFinite, UserError
 from vdm_jax.generation.generator import Progress
 from vdm_jax.generation.one_stage import sample_keys
-from vdm_jax.networks.tiling import in_chunks
+from vdm_jax.networks.autoencoders.tiling import in_chunks
 from vdm_jax.parallel.compiling import compiler_options
 from vdm_jax.parallel.rules import batch_parts, batch_sharding
 from vdm_jax.pipelines import arguments

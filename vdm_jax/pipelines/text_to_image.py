@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vdm_jax.generation.generator import Generated, Progress
-from vdm_jax.networks.autoencoder_config import Autoencoder
+from vdm_jax.networks.autoencoders.config import Autoencoder
 from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.pipelines.parts import Folder
 from vdm_jax.pipelines.texts import FromText, check_unet

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from vdm_jax.errors import UserError
 from vdm_jax.generation.generator import Generated, Progress
 from vdm_jax.networks import motion_adapter
-from vdm_jax.networks.autoencoder_config import Autoencoder
+from vdm_jax.networks.autoencoders.config import Autoencoder
 from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.networks.motion_adapter import MotionAdapter
 from vdm_jax.pipelines import arguments

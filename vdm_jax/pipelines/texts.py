@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from vdm_jax.diffusion.guidance import guidance_weight
 from vdm_jax.errors import UserError
 from vdm_jax.generation.generator import Progress
-from vdm_jax.networks.clip_text import CLIPText
+from vdm_jax.networks.encoders.clip_text import CLIPText
 from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.pipelines import arguments
 from vdm_jax.pipelines.denoising import Given, Guided
