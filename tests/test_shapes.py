@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, TypeCheckError, jaxtyped
 from tests.shapes import checked, of_array
 from tests.test_types import hints, walk
 from vdm_jax.errors import UserError
-from vdm_jax.networks.autoencoder import Moments
+from vdm_jax.networks.autoencoders.kl import Moments
 from vdm_jax.networks.layers import Dense
 from vdm_jax.video.arrays import to_float
 

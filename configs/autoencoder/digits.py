@@ -10,7 +10,7 @@ Run:      vdm-jax train autoencoder/digits
 """
 
 from vdm_jax.digits.captioned_digits import CaptionedDigits
-from vdm_jax.networks.autoencoder_config import Autoencoder
+from vdm_jax.networks.autoencoders.config import Autoencoder
 from vdm_jax.networks.discriminator import Discriminator
 from vdm_jax.stages.autoencoding import AutoencoderExperiment, AutoencoderLoss, AutoencoderStage, AutoencoderTraining
 from vdm_jax.stages.stage import VideoSpec

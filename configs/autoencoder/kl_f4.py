@@ -2,7 +2,7 @@
 
 Citation: Rombach et al. 2022, arXiv 2112.10752, section 3.1 and appendix G; sizes and losses of its code
           (configs/autoencoder/autoencoder_kl_64x64x3.yaml of CompVis/latent-diffusion). That of Stable Diffusion's x4
-          upscaler has 4 latent channels: AUTOENCODER_F4 of vdm_jax/networks/autoencoder.py.
+          upscaler has 4 latent channels: AUTOENCODER_F4 of vdm_jax/networks/autoencoders/kl.py.
 Hardware: not published for the autoencoder. The code's learning rate is 4.5e-6 per image of a step; it makes steps of
           2 images per device twice accumulated.
 Expected: reconstruction FID 0.27, PSNR 27.53 on ImageNet validation, trained on OpenImages (the code's README). Not
@@ -13,7 +13,7 @@ Run:      vdm-jax train autoencoder/kl_f4     (needs the extra [metrics]; images
 import dataclasses
 
 from vdm_jax.data.image_folder import ImageFolder
-from vdm_jax.networks.autoencoder_config import AUTOENCODER_F4
+from vdm_jax.networks.autoencoders.config import AUTOENCODER_F4
 from vdm_jax.stages.autoencoding import AutoencoderExperiment, AutoencoderStage, AutoencoderTraining
 from vdm_jax.stages.stage import VideoSpec
 from vdm_jax_configs.autoencoder._losses import LATENT_DIFFUSION

@@ -10,7 +10,7 @@ Run:      vdm-jax train autoencoder/kl_f8     (needs the extra [metrics]; images
 """
 
 from vdm_jax.data.image_folder import ImageFolder
-from vdm_jax.networks.autoencoder_config import AUTOENCODER_F8
+from vdm_jax.networks.autoencoders.config import AUTOENCODER_F8
 from vdm_jax.stages.autoencoding import AutoencoderExperiment, AutoencoderStage, AutoencoderTraining
 from vdm_jax.stages.stage import VideoSpec
 from vdm_jax_configs.autoencoder._losses import LATENT_DIFFUSION

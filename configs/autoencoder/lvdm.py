@@ -4,14 +4,14 @@ Citation: He et al. 2022, arXiv 2211.13221, section 3.1; sizes and losses of its
           YingqingHe/LVDM).
 Hardware: not published. One clip per device, twice accumulated, at a learning rate of 3.6e-5 whatever the devices.
 Expected: no published reconstruction score. Not trained by us. Scale and shift of the released weights by data set are
-          LVDM_LATENTS of vdm_jax/networks/autoencoder.py; of weights of one's own they are measured after training.
+          LVDM_LATENTS of vdm_jax/networks/autoencoders/kl.py; of weights of one's own they are measured after training.
 Run:      vdm-jax train autoencoder/lvdm     (needs the extra [metrics]; videos below data/sky)
 """
 
 import dataclasses
 
 from vdm_jax.data.video_folder import VideoFolder
-from vdm_jax.networks.autoencoder_config import AUTOENCODER_LVDM, LVDM_LATENTS
+from vdm_jax.networks.autoencoders.config import AUTOENCODER_LVDM, LVDM_LATENTS
 from vdm_jax.stages.autoencoding import AutoencoderExperiment, AutoencoderStage, AutoencoderTraining
 from vdm_jax.stages.stage import VideoSpec
 from vdm_jax_configs.autoencoder._losses import LATENT_DIFFUSION

@@ -12,7 +12,7 @@ Run:      vdm-jax train autoencoder/t_klvae     (needs the extra [metrics]; vide
 """
 
 from vdm_jax.data.video_folder import VideoFolder
-from vdm_jax.networks.autoencoder_config import AUTOENCODER_T_KL
+from vdm_jax.networks.autoencoders.config import AUTOENCODER_T_KL
 from vdm_jax.stages.autoencoding import AutoencoderExperiment, AutoencoderStage, AutoencoderTraining
 from vdm_jax.stages.stage import VideoSpec
 from vdm_jax_configs.autoencoder._losses import LATENT_DIFFUSION

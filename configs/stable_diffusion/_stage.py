@@ -8,7 +8,7 @@ from vdm_jax.diffusion.predictions import Prediction
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import PNDM
 from vdm_jax.diffusion.schedules import ScaledLinearBetaSchedule
-from vdm_jax.networks.autoencoder_config import AUTOENCODER_F8
+from vdm_jax.networks.autoencoders.config import AUTOENCODER_F8
 from vdm_jax.networks.config import EmbeddedText
 from vdm_jax.networks.latent_network import LatentNetwork
 from vdm_jax.networks.latent_unet import LatentUNet

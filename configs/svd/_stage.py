@@ -8,7 +8,7 @@ from vdm_jax.diffusion.levels import LogNormalSigma
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import DDIM
 from vdm_jax.diffusion.schedules import EDMSchedule
-from vdm_jax.networks.autoencoder_config import AUTOENCODER_SVD
+from vdm_jax.networks.autoencoders.config import AUTOENCODER_SVD
 from vdm_jax.networks.config import EmbeddedText
 from vdm_jax.networks.latent_network import LatentNetwork
 from vdm_jax.networks.latent_unet import LATENT_UNET_SVD

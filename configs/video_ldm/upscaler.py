@@ -19,7 +19,7 @@ from vdm_jax.diffusion.levels import UniformTimestep
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import DDIM
 from vdm_jax.diffusion.schedules import LinearBetaSchedule
-from vdm_jax.networks.autoencoder_config import AUTOENCODER_F4
+from vdm_jax.networks.autoencoders.config import AUTOENCODER_F4
 from vdm_jax.networks.config import EmbeddedText
 from vdm_jax.networks.latent_network import LatentNetwork
 from vdm_jax.networks.latent_unet import LATENT_UNET_VIDEO_LDM_UPSCALER

@@ -32,7 +32,7 @@ from vdm_jax.diffusion.schedules import ScaledLinearBetaSchedule
 from vdm_jax.errors import UserError
 from vdm_jax.generation.compiled import of_any_steps, step_functions
 from vdm_jax.generation.one_stage import sampling_sharding
-from vdm_jax.networks.autoencoder_config import AUTOENCODER_SVD
+from vdm_jax.networks.autoencoders.config import AUTOENCODER_SVD
 from vdm_jax.networks.config import EmbeddedText
 from vdm_jax.networks.latent_network import LatentNetwork
 from vdm_jax.networks.latent_unet import LATENT_UNET_SVD

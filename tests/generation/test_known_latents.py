@@ -17,7 +17,7 @@ from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.schedules import LinearBetaSchedule
 from vdm_jax.errors import UserError
 from vdm_jax.generation import one_stage as sampling
-from vdm_jax.networks.autoencoder_config import Autoencoder
+from vdm_jax.networks.autoencoders.config import Autoencoder
 from vdm_jax.networks.latent_network import LatentNetwork
 from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.stages import inputs

@@ -6,9 +6,9 @@ import json
 
 from tests.weights.folders import tensors_of, write
 from tests.weights.test_tokenizers import write_clip
-from vdm_jax.networks.autoencoder_config import Autoencoder
-from vdm_jax.networks.clip_text import CLIPText
-from vdm_jax.networks.clip_vision import CLIPVision
+from vdm_jax.networks.autoencoders.config import Autoencoder
+from vdm_jax.networks.encoders.clip_text import CLIPText
+from vdm_jax.networks.encoders.clip_vision import CLIPVision
 from vdm_jax.networks.latent_frames import Motion
 from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.networks.motion_adapter import MotionAdapter

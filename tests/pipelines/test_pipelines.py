@@ -135,7 +135,7 @@ def test_a_folder_goes_there_and_back(draw, pictures, tmp_path):
         found = safetensors.numpy.load_file(tmp_path / "out" / path.relative_to(pictures))
         assert found.keys() == wanted.keys()
         assert all(np.array_equal(found[name], tensor) for name, tensor in wanted.items())
-    with refused("parts.save_folder", "model_index.json"):
+    with refused("folder.save_folder", "model_index.json"):
         draw.save_pretrained(tmp_path / "out")
 
 
@@ -335,7 +335,7 @@ def edit(path, **values):
 
 
 def test_folders_that_are_refused(tmp_path, monkeypatch):
-    with refused("parts.open_folder", "model_index.json"):
+    with refused("folder.open_folder", "model_index.json"):
         vdm_jax.from_pretrained(tmp_path)
     folder = write_videos(tmp_path / "videos")
     with refused("dtype", "='int8'"):
@@ -346,7 +346,7 @@ def test_folders_that_are_refused(tmp_path, monkeypatch):
     with refused("scheduler_options.checked", "'twist'", "EulerDiscreteScheduler"):
         vdm_jax.from_pretrained(folder)
     edit(folder / "model_index.json", _class_name="StableVideoDiffusionPipeline", image_encoder=[None, None])
-    with refused("parts.Folder._check", "image_encoder", "StableVideoDiffusionPipeline"):
+    with refused("folder.Folder._check", "image_encoder", "StableVideoDiffusionPipeline"):
         vdm_jax.from_pretrained(folder)
     edit(folder / "model_index.json", _class_name="FluxPipeline")
     with refused("loading.from_pretrained", "FluxPipeline", "AnimateDiffPipeline", "StableDiffusionPipeline"):

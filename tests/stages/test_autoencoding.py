@@ -7,7 +7,7 @@ import pytest
 from tests.refusals import refused
 from vdm_jax.commands.configs import load_cascade, load_config
 from vdm_jax.commands.sizes import parameter_count
-from vdm_jax.networks.autoencoder_config import LVDM_LATENTS
+from vdm_jax.networks.autoencoders.config import LVDM_LATENTS
 from vdm_jax.networks.discriminator import Discriminator
 
 # Parameters, and (frames, height, width, channels) of latents and of the video they are of.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from vdm_jax.networks.autoencoder_config import Autoencoder
+from vdm_jax.networks.autoencoders.config import Autoencoder
 from vdm_jax.weights import model_kinds
 from vdm_jax.weights.pretrained import Pretrained, save_imported
 

@@ -16,8 +16,8 @@ from tests.training.tiny_autoencoder import NETWORK, get_config, stage, without_
 from vdm_jax.commands import evaluate_command, export_command, train_command
 from vdm_jax.diffusion.process import Process
 from vdm_jax.metrics.detectors import weights
-from vdm_jax.networks.autoencoder import AutoencoderKL
-from vdm_jax.networks.autoencoder_config import Autoencoder
+from vdm_jax.networks.autoencoders.config import Autoencoder
+from vdm_jax.networks.autoencoders.kl import AutoencoderKL
 from vdm_jax.networks.config import Level, UNet
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.runs.autoencoders import FILE, load_autoencoder, resolved

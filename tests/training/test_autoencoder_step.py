@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.training.tiny_autoencoder import LOSS, NETWORK, stage, without_discriminators
-from vdm_jax.networks.autoencoder import AutoencoderKL, Moments
+from vdm_jax.networks.autoencoders.kl import AutoencoderKL, Moments
 from vdm_jax.networks.discriminator import Discriminator
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.stages.inputs import target_video

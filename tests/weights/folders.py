@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
-from vdm_jax.networks.autoencoder_config import Autoencoder
-from vdm_jax.networks.clip_text import CLIPText
-from vdm_jax.networks.clip_vision import CLIPVision
+from vdm_jax.networks.autoencoders.config import Autoencoder
 from vdm_jax.networks.control_net import ControlNet
+from vdm_jax.networks.encoders.clip_text import CLIPText
+from vdm_jax.networks.encoders.clip_vision import CLIPVision
+from vdm_jax.networks.encoders.t5 import T5Encoder
 from vdm_jax.networks.latent_frames import Motion, Stack
 from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.networks.motion_adapter import MotionAdapter
-from vdm_jax.networks.t5_encoder import T5Encoder
 from vdm_jax.weights import model_kinds
 from vdm_jax.weights.unet_fields import VIDEO_EPSILONS
 

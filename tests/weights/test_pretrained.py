@@ -18,16 +18,11 @@ import safetensors.numpy
 from tests.refusals import refused
 from tests.weights.folders import SMALL, recorded, tensors_of, write
 from vdm_jax.commands.main import main
-from vdm_jax.networks import (
-    autoencoder_config,
-    clip_text,
-    clip_vision,
-    control_net,
-    latent_unet,
-    motion_adapter,
-    t5_encoder,
-)
-from vdm_jax.networks.clip_text import CLIPText
+from vdm_jax.networks import control_net, latent_unet, motion_adapter
+from vdm_jax.networks.autoencoders import config as autoencoder_config
+from vdm_jax.networks.encoders import clip_text, clip_vision
+from vdm_jax.networks.encoders import t5 as t5_encoder
+from vdm_jax.networks.encoders.clip_text import CLIPText
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.weights import model_kinds, pretrained
 from vdm_jax.weights.pretrained import load_imported, load_pretrained, save_pretrained

@@ -15,9 +15,9 @@ from tests.refusals import refused
 from tests.weights.folders import tensors_of, write
 from vdm_jax.commands.main import main
 from vdm_jax.networks import latent_unet
-from vdm_jax.networks.autoencoder_config import AUTOENCODER_F8, AUTOENCODER_SVD, Autoencoder
-from vdm_jax.networks.clip_text import CLIPText
-from vdm_jax.networks.clip_vision import CLIPVision
+from vdm_jax.networks.autoencoders.config import AUTOENCODER_F8, AUTOENCODER_SVD, Autoencoder
+from vdm_jax.networks.encoders.clip_text import CLIPText
+from vdm_jax.networks.encoders.clip_vision import CLIPVision
 from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.weights import model_kinds
 from vdm_jax.weights.pretrained import load_pretrained

@@ -17,8 +17,8 @@ from jaxtyping import Bool, Float, Int
 
 from vdm_jax.data.embeddings import EncoderFolder, TextEmbeddings, write_embeddings
 from vdm_jax.errors import UserError
-from vdm_jax.networks.clip_text import CLIPText
-from vdm_jax.networks.t5_encoder import T5Encoder
+from vdm_jax.networks.encoders.clip_text import CLIPText
+from vdm_jax.networks.encoders.t5 import T5Encoder
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.parallel.rules import batch_parts, batch_sharding
 from vdm_jax.weights.pretrained import Pretrained, describe, load_pretrained

@@ -92,7 +92,7 @@ def released_steps(stage: Stage, sampling: Sampling) -> tuple[Discretisation | N
 
 def stage_denoiser(
     stage: Stage, params: Any, conditioning: Conditioning, sampling: Sampling, levels: Float[ArrayLike, " steps"],
-    known: Known | None = None, *, weight: Float[ArrayLike, ...] | None = None, embedded: Embedded | None = None,
+    known: Known | None = None, *, weight: Float[ArrayLike, " ..."] | None = None, embedded: Embedded | None = None,
 ) -> Denoiser:
     """`(z, logsnr) -> x_hat` with classifier-free guidance (both halves in one batch, which devices share) and
     thresholding, for videos of which a part may be known; `levels` are those of the sampler's steps. `weight` of the

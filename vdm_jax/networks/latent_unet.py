@@ -20,7 +20,7 @@ from vdm_jax.attention import AttentionPattern, External, Spatial, Temporal
 from vdm_jax.attention.capability import require
 from vdm_jax.configuration import Count, Depth, Positive, Size, SizeOrZero, Width, WidthOrZero, config
 from vdm_jax.errors import UserError
-from vdm_jax.networks.autoencoder_blocks import Double
+from vdm_jax.networks.autoencoders.blocks import Double
 from vdm_jax.networks.blocks.attention import INPUTS
 from vdm_jax.networks.latent_frames import (
     MOTION_V1,
@@ -300,7 +300,7 @@ def embed(
     return embedding
 
 
-def known_by_level(spec: LatentUNet, known: Float[Array, "B T H W M"]) -> tuple[Array, " ..."]:
+def known_by_level(spec: LatentUNet, known: Float[Array, "B T H W M"]) -> tuple[Array, ...]:
     """Known frames and their mask at the resolution of each level, by learned convolutions."""
     levels, dtype = [known.astype(spec.dtype)], jnp.dtype(spec.dtype)
     for i in range(len(spec.widths) - 1):

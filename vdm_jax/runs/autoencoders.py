@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vdm_jax.errors import UserError
-from vdm_jax.networks.autoencoder_config import Autoencoder
+from vdm_jax.networks.autoencoders.config import Autoencoder
 from vdm_jax.stages.latent import Latent
 from vdm_jax.stages.stage import Experiment, Stage
 from vdm_jax.weights.pretrained import Pretrained, load_imported, save_imported

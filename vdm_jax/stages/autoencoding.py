@@ -25,7 +25,7 @@ from vdm_jax.configuration import (
     config,
 )
 from vdm_jax.errors import UserError
-from vdm_jax.networks.autoencoder_config import Autoencoder
+from vdm_jax.networks.autoencoders.config import Autoencoder
 from vdm_jax.networks.discriminator import Discriminator
 from vdm_jax.parallel.mesh import MeshSpec
 from vdm_jax.stages.options import CommonTraining, DataSet, Evaluation

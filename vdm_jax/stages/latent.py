@@ -17,9 +17,9 @@ from jaxtyping import Array, Float
 from vdm_jax.conditions.frame_masks import Known
 from vdm_jax.configuration import Size, SizeOrZero, config
 from vdm_jax.errors import UserError
-from vdm_jax.networks.autoencoder import Moments
-from vdm_jax.networks.autoencoder_config import AUTOENCODER_F8, Autoencoder
-from vdm_jax.networks.tiling import in_chunks, in_tiles
+from vdm_jax.networks.autoencoders.config import AUTOENCODER_F8, Autoencoder
+from vdm_jax.networks.autoencoders.kl import Moments
+from vdm_jax.networks.autoencoders.tiling import in_chunks, in_tiles
 from vdm_jax.parallel.rules import parameter_shardings
 from vdm_jax.weights import model_kinds
 
@@ -37,7 +37,7 @@ class Latent:
     encode: Literal["sample", "mode"] = "sample"  # of the moments of training clips; what is known is the mode
     # How a low-resolution video enters: enlarged and encoded, or its pixels at the size of the latents
     low_resolution: Literal["latents", "pixels"] = "latents"
-    # See networks/tiling.py for these
+    # See networks/autoencoders/tiling.py for these
     encode_frames: Size | None = None  # encoded at a time; None: all
     decode_frames: Size | None = None  # of latents, decoded at a time; None: all
     seen_frames: SizeOrZero = 0  # of latents on either side that a piece sees besides, with layers over frames

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from vdm_jax.conditions.conditioning import Conditioning, Sizes, conditions_of
-from vdm_jax.networks.autoencoder import AutoencoderKL
+from vdm_jax.networks.autoencoders.kl import AutoencoderKL
 from vdm_jax.networks.kinds import network_module
 from vdm_jax.stages.autoencoding import AnyStage, AutoencoderStage
 from vdm_jax.stages.stage import Stage

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from vdm_jax.metrics.detectors import lpips
-from vdm_jax.networks.autoencoder import AutoencoderKL, Moments
+from vdm_jax.networks.autoencoders.kl import AutoencoderKL, Moments
 from vdm_jax.networks.discriminator import PatchDiscriminator, hinge_loss
 from vdm_jax.parallel.compiling import compiler_options
 from vdm_jax.parallel.rules import batch_sharding, shard

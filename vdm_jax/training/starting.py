@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from vdm_jax.errors import UserError
-from vdm_jax.networks.autoencoder_config import Autoencoder
+from vdm_jax.networks.autoencoders.config import Autoencoder
 from vdm_jax.networks.config import UNet
 from vdm_jax.networks.kinds import Network
 from vdm_jax.networks.latent_network import LatentNetwork

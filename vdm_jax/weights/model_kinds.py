@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax.errors import UserError, unknown_kind
-from vdm_jax.networks.autoencoder import AutoencoderKL
-from vdm_jax.networks.autoencoder_config import Autoencoder
-from vdm_jax.networks.clip_text import CLIPText, CLIPTextEncoder
-from vdm_jax.networks.clip_vision import CLIPVision, CLIPVisionEncoder
+from vdm_jax.networks.autoencoders.config import Autoencoder
+from vdm_jax.networks.autoencoders.kl import AutoencoderKL
 from vdm_jax.networks.control_net import ControlNet, ControlNetNetwork
+from vdm_jax.networks.encoders.clip_text import CLIPText, CLIPTextEncoder
+from vdm_jax.networks.encoders.clip_vision import CLIPVision, CLIPVisionEncoder
+from vdm_jax.networks.encoders.t5 import T5Encoder, T5TextEncoder
 from vdm_jax.networks.latent_unet import LatentUNet, LatentUNetNetwork
 from vdm_jax.networks.motion_adapter import MotionAdapter, MotionAdapterNetwork
-from vdm_jax.networks.t5_encoder import T5Encoder, T5TextEncoder
 from vdm_jax.weights import tensor_names
 from vdm_jax.weights import unet_fields as image
 from vdm_jax.weights import video_unet_fields as video

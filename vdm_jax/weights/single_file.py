@@ -14,9 +14,9 @@ import re
 from collections.abc import Callable, Mapping
 
 from vdm_jax.errors import UserError
-from vdm_jax.networks.autoencoder_config import Autoencoder
-from vdm_jax.networks.clip_text import CLIP_TEXT_H_23, CLIPText
-from vdm_jax.networks.clip_vision import CLIPVision
+from vdm_jax.networks.autoencoders.config import Autoencoder
+from vdm_jax.networks.encoders.clip_text import CLIP_TEXT_H_23, CLIPText
+from vdm_jax.networks.encoders.clip_vision import CLIPVision
 from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.weights import model_kinds
 from vdm_jax.weights.model_kinds import Config

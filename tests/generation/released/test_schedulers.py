@@ -87,7 +87,7 @@ def test_where_a_scheduler_ends_and_how_it_begins():
     ("EulerDiscreteScheduler", {"sigma_min": 10.0, "sigma_max": 1.0}, 4,
      ("EulerDiscreteScheduler", "sigma_min=10.0", "sigma_max=1.0")),
     ("EulerDiscreteScheduler", {"use_karras_sigmas": True, "sigma_min": 1000.0}, 4,
-     ("schedulers._spread", "sigma_min", "sigma_max")),
+     ("scheduler_steps._spaced", "sigma_min", "sigma_max")),
     ("EulerDiscreteScheduler", {}, 10**12, ("num_inference_steps", "=1000000000000")),
     ("DPMSolverMultistepScheduler", {"rescale_betas_zero_snr": True}, 4, ("Process.prediction", "='eps'")),
     ("PNDMScheduler", {}, 4, ("PNDMScheduler", "skip_prk_steps=False")),

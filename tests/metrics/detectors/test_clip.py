@@ -12,8 +12,8 @@ from tests.parity import peer
 from tests.refusals import refused
 from vdm_jax.errors import UserError
 from vdm_jax.metrics.detectors import clip, weights
-from vdm_jax.networks.clip_text import CLIPText
-from vdm_jax.networks.clip_vision import CLIPVision
+from vdm_jax.networks.encoders.clip_text import CLIPText
+from vdm_jax.networks.encoders.clip_vision import CLIPVision
 from vdm_jax.weights import model_kinds
 from vdm_jax.weights.safetensors import save_params
 

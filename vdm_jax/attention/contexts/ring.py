@@ -32,7 +32,7 @@ from vdm_jax.attention.kernels.xla import MASKED
 from vdm_jax.attention.relation import Bank, Relation, View
 from vdm_jax.errors import UserError
 
-Parts = tuple[Array, " ..."]  # a device's rows: one run of frames, or two under zigzag
+Parts = tuple[Array, ...]  # a device's rows: one run of frames, or two under zigzag
 
 
 def attention(call: Call, q, k, v, *, bias=None, frame_valid=None, external: Bank | None = None, zigzag: bool = False):

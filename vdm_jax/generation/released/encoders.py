@@ -12,7 +12,7 @@ from jaxtyping import Float
 from vdm_jax.data.text_encoding import CaptionEncoder
 from vdm_jax.generation.released.folder import Folder
 from vdm_jax.generation.released.pictures import for_encoder, open_pictures
-from vdm_jax.networks.clip_vision import PIXEL_MEAN, PIXEL_STD
+from vdm_jax.networks.encoders.clip_vision import PIXEL_MEAN, PIXEL_STD
 from vdm_jax.parallel.rules import batch_parts, batch_sharding
 from vdm_jax.weights.pretrained import Pretrained
 

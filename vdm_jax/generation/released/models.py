@@ -22,10 +22,10 @@ from vdm_jax.generation.released.encoders import ReleasedEncoder
 from vdm_jax.generation.released.folder import INDEX, Folder, open_folder
 from vdm_jax.generation.released.schedulers import Scheduler
 from vdm_jax.networks import motion_adapter
-from vdm_jax.networks.autoencoder_config import Autoencoder
-from vdm_jax.networks.clip_text import CLIPText
-from vdm_jax.networks.clip_vision import CLIPVision
+from vdm_jax.networks.autoencoders.config import Autoencoder
 from vdm_jax.networks.config import EmbeddedText
+from vdm_jax.networks.encoders.clip_text import CLIPText
+from vdm_jax.networks.encoders.clip_vision import CLIPVision
 from vdm_jax.networks.latent_network import LatentNetwork
 from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.networks.motion_adapter import MotionAdapter

@@ -136,7 +136,7 @@ def read_scheduler(folder: str | os.PathLike, name: str | None = None) -> Schedu
     try:
         return Scheduler(str(kind), {**stated, **more})
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {error}", error.code) from None
 
 
 def _dpm(scheduler: Scheduler) -> DPMSolver:

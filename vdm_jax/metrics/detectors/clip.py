@@ -23,8 +23,8 @@ from vdm_jax.errors import UserError
 from vdm_jax.metrics.detectors import weights
 from vdm_jax.metrics.detectors.weights import DetectorFile
 from vdm_jax.metrics.extraction import Extractor
-from vdm_jax.networks.clip_text import CLIPText, CLIPTextEncoder
-from vdm_jax.networks.clip_vision import PIXEL_MEAN, PIXEL_STD, CLIPVision, CLIPVisionEncoder
+from vdm_jax.networks.encoders.clip_text import CLIPText, CLIPTextEncoder
+from vdm_jax.networks.encoders.clip_vision import PIXEL_MEAN, PIXEL_STD, CLIPVision, CLIPVisionEncoder
 from vdm_jax.weights import model_kinds, tensor_names
 from vdm_jax.weights.tokenizers import Tokenizer, clip_tokenizer
 

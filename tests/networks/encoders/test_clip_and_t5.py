@@ -11,8 +11,9 @@ import pytest
 
 from tests.refusals import refused
 from vdm_jax.errors import UserError
-from vdm_jax.networks import clip_text, clip_vision, t5_encoder
 from vdm_jax.networks.blocks.feed_forward import ACTIVATIONS
+from vdm_jax.networks.encoders import clip_text, clip_vision
+from vdm_jax.networks.encoders import t5 as t5_encoder
 from vdm_jax.parallel.rules import parameter_axes
 
 TEXT = clip_text.CLIPText(vocabulary=20, length=8, width=8, layers=3, heads=2, hidden=16, project=6, end_token=19)

@@ -1,4 +1,4 @@
-"""The KL autoencoder: video to moments of latents and back. Its kinds and sizes are in `autoencoder_config.py`."""
+"""The KL autoencoder: video to moments of latents and back. Its kinds and sizes are in `autoencoders/config.py`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vdm_jax.errors import UserError
-from vdm_jax.networks.autoencoder_blocks import Block, Double, Halve, frame_attention
-from vdm_jax.networks.autoencoder_clip import ClipDecoder, ClipEncoder
-from vdm_jax.networks.autoencoder_config import Autoencoder
+from vdm_jax.networks.autoencoders.blocks import Block, Double, Halve, frame_attention
+from vdm_jax.networks.autoencoders.clip import ClipDecoder, ClipEncoder
+from vdm_jax.networks.autoencoders.config import Autoencoder
 from vdm_jax.networks.layers import Convolution, GroupNorm, silu
 
 

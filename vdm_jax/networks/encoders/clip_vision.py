@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from vdm_jax.configuration import Depth, Positive, Size, Width, WidthOrZero, config
 from vdm_jax.errors import UserError
 from vdm_jax.networks.blocks.feed_forward import Activation
-from vdm_jax.networks.clip_layers import CLIPLayer, check_heads
+from vdm_jax.networks.encoders.clip_layers import CLIPLayer, check_heads
 from vdm_jax.networks.layers import Dense, fan_in, space_to_depth
 
 # Mean and standard deviation of red, green and blue, of pixels in [0, 1], that the released models were trained with.

@@ -5,10 +5,10 @@ layers over time between the decoder's own: Stable Video Diffusion (Blattmann et
 keeps the encoder. `temporal_kernel` and `temporal_attention` put layers over time into both halves that begin as the
 identity: T-KLVAE of NUWA-XL (Yin et al. 2023, arXiv 2303.12346), at first equal to the image autoencoder frame by
 frame. `layout="clip"` has 3-D convolutions throughout and makes one latent of several frames: LVDM (He et al. 2022,
-arXiv 2211.13221; `autoencoder_clip.py`).
+arXiv 2211.13221; `autoencoders/clip.py`).
 
 A frame of H x W pixels has latents of H/f x W/f, where f is 2 to the number of levels less one. For clips that do not
-fit into memory see `tiling.py`.
+fit into memory see `autoencoders/tiling.py`.
 """
 
 from __future__ import annotations

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from tests.refusals import refused
-from vdm_jax.networks import autoencoder as ae
-from vdm_jax.networks import autoencoder_config as ac
-from vdm_jax.networks.autoencoder_blocks import Block, Halve
+from vdm_jax.networks.autoencoders import config as ac
+from vdm_jax.networks.autoencoders import kl as ae
+from vdm_jax.networks.autoencoders.blocks import Block, Halve
+from vdm_jax.networks.autoencoders.tiling import in_chunks, in_tiles
 from vdm_jax.networks.blocks.temporal import Mix
-from vdm_jax.networks.tiling import in_chunks, in_tiles
 from vdm_jax.parallel.rules import parameter_axes
 
 TINY = ac.Autoencoder(widths=(4, 8), blocks=1, groups=2, latent_channels=2)

@@ -16,7 +16,7 @@ from einops import rearrange
 from jax import lax
 from jaxtyping import Array, Float
 
-from vdm_jax.networks.autoencoder_config import Autoencoder
+from vdm_jax.networks.autoencoders.config import Autoencoder
 from vdm_jax.networks.blocks.residual import ResidualBlock
 from vdm_jax.networks.layers import GroupNorm, fan_in, silu, zeros
 

@@ -11,10 +11,10 @@ import pytest
 from jax import lax
 
 from tests.refusals import refused
-from vdm_jax.networks import autoencoder as ae
-from vdm_jax.networks import autoencoder_config as ac
-from vdm_jax.networks.autoencoder_clip import convolve_clip, grow_clip
-from vdm_jax.networks.tiling import in_chunks, in_tiles
+from vdm_jax.networks.autoencoders import config as ac
+from vdm_jax.networks.autoencoders import kl as ae
+from vdm_jax.networks.autoencoders.clip import convolve_clip, grow_clip
+from vdm_jax.networks.autoencoders.tiling import in_chunks, in_tiles
 from vdm_jax.parallel.rules import parameter_axes
 from vdm_jax.weights.model_kinds import shapes
 

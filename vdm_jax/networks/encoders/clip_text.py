@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vdm_jax.configuration import Count, Depth, Positive, Size, Width, WidthOrZero, config
 from vdm_jax.errors import UserError
 from vdm_jax.networks.blocks.feed_forward import Activation
-from vdm_jax.networks.clip_layers import CLIPLayer, check_heads
+from vdm_jax.networks.encoders.clip_layers import CLIPLayer, check_heads
 from vdm_jax.networks.layers import Dense
 
 

@@ -1,0 +1,1 @@
+"""Autoencoders of latent diffusion: video to latents and back, whole, in pieces of time and in tiles."""
