@@ -63,7 +63,7 @@ def test_an_interruption_says_how_to_go_on(monkeypatch, capfd):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--patterns", "fuller"], "pattern 'fuller' is unknown; permitted: Spatial"),
-    (["--kernels", "flash"], "kernels='flash' is unknown; permitted: auto"),
+    (["--kernels", "flash"], "Sweep.kernels=('flash',) is not valid; permitted: a tuple of 'auto', 'chunked'"),
     (["--seconds", "0"], "--seconds=0.0 is not valid; permitted: > 0"),
     (["--memory-gib", "-1"], "--memory-gib=-1.0 is not valid; permitted: > 0"),
     (["--topology", "h100-8"], "topology 'h100-8' is unknown; permitted"),

@@ -21,6 +21,7 @@ COUNT = 4  # clips per grid
 GENERATED, REAL = "generated", "real"
 
 Videos = UInt8[np.ndarray, "N T H W 3"]
+Inputs = UInt8[np.ndarray, "N T1 H1 W1 3"]
 
 
 class SampleSheets:
@@ -47,7 +48,7 @@ class SampleSheets:
         return picture
 
 
-def picture_grid(rows: dict[str, Videos], given: Videos | None, source: Source | None, captions: Sequence[str],
+def picture_grid(rows: dict[str, Videos], given: Inputs | None, source: Source | None, captions: Sequence[str],
                  title: str) -> UInt8[np.ndarray, "height width 3"]:
     """A column per frame and for each clip a row of its input, where there is one, and of each of `rows`, with what it
     is above it, and the clip's caption above its first. Frames that an input lacks stay blank."""
@@ -59,7 +60,7 @@ def picture_grid(rows: dict[str, Videos], given: Videos | None, source: Source |
     return sheet(videos, labels, title)
 
 
-def video_grid(rows: dict[str, Videos], given: Videos | None, source: Source | None, title: str,
+def video_grid(rows: dict[str, Videos], given: Inputs | None, source: Source | None, title: str,
                ) -> UInt8[np.ndarray, "T height width 3"]:
     """A row per clip and a column for its input, where there is one, and for each of `rows`; a line above says so.
     Inputs with fewer frames hold each until the next."""
@@ -75,7 +76,7 @@ def _input(source: Source) -> str:
     return f"input ({source.shown}, real)"
 
 
-def input_frames(given: Videos, shape: tuple[int, ...], source: Source, blank: int | None) -> Videos:
+def input_frames(given: Inputs, shape: tuple[int, ...], source: Source, blank: int | None) -> Videos:
     """Inputs as videos of `shape`: pixels enlarged without smoothing, as they are; frames at their places in time, and
     between them this grey value, or with None the frame before."""
     count, frames, height, width, _ = shape

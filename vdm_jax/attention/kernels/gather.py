@@ -37,7 +37,7 @@ def attention(q, k, v, view: View, *, bias=None, frame_valid=None, external: Ban
     return out.reshape(*out.shape[:2], *view.shape[1:], *out.shape[4:])
 
 
-def gather_frames(x: Float[Array, "B T P N K D"], frames: KeyFrames) -> Float[Array, "B T P S K D"]:
+def gather_frames(x: Float[Array, "B T P N K D"], frames: KeyFrames) -> Float[Array, "B F P S K D"]:
     """The tokens of the key frames of every frame, one after the other (s = M * n).
 
     Slots that hold runs of consecutive frames (the previous frame, the first one) become slices, not gathers: their
