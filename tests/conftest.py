@@ -21,8 +21,11 @@ jax.config.update("jax_compilation_cache_dir", cache)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 # Every room, before any test imports it; not `vdm_jax.errors`, whose exceptions name the function that raises them.
-ROOMS = [room.name for room in (Path(__file__).parent.parent / "vdm_jax").iterdir() if room.is_dir()]
-install_import_hook([f"vdm_jax.{room}" for room in ROOMS], f"{shapes.__name__}.checked")
+PACKAGE = Path(__file__).parent.parent / "vdm_jax"
+# Whole rooms, but for the input pipeline, whose functions worker processes get by pickle.
+CHECKED = [f"vdm_jax.{room.name}" for room in PACKAGE.iterdir() if room.is_dir() and room.name != "data"]
+CHECKED += [f"vdm_jax.data.{file.stem}" for file in (PACKAGE / "data").glob("*.py") if file.stem != "pipeline"]
+install_import_hook(CHECKED, f"{shapes.__name__}.checked")
 
 
 def pytest_addoption(parser):

@@ -31,7 +31,7 @@ def test_every_checkpoint_is_evaluated_once_and_shown(run, capfd):
     command = ["evaluate", str(run), "--checkpoints", "all", "--stage", "base", "--count", "4", "--steps", "1"]
     assert main(command) == 0
     shown = capfd.readouterr().out
-    assert "| base, step | digits/whole |" in shown and "| 2 |" in shown and "| real clips |" in shown
+    assert "| base, step | digits/count |" in shown and "| digits/whole |" in shown and "| 2 |" in shown and "| real clips |" in shown
     files = [run / "base" / "evaluation" / f"checkpoint_{step:07d}.json" for step in (2, 4)]
     before = [(path.stat().st_mtime_ns, json.loads(path.read_text())) for path in files]
     assert before[0][1]["scores"][0]["conditions"]["clips"] == 4
@@ -68,7 +68,8 @@ def test_a_score_that_is_not_finite_is_written_named_and_exit_code_1(tmp_path, m
 
 def test_an_evaluation_that_training_cannot_do_is_refused_before_there_is_a_run(tmp_path, fails):
     asks = ("--base.training.evaluation.every", "1", "--base.training.evaluation.metrics")
-    for metric, message in (("fid", "permitted: digits, fvd"), ("motion", "permitted: from 32 a side")):
+    for metric, message in (("fid", "permitted for CaptionedDigits: digits, fvd"),
+                            ("motion", "permitted: from 32 a side")):
         assert message in fails("train", TINY, "--run", tmp_path / "new", "--stage", "base", *asks, metric)
     assert not (tmp_path / "new").exists()
 
@@ -82,7 +83,7 @@ def test_bad_requests_are_one_line(run, fails):
     assert "has not step 3; permitted: base: 2, 4; spatial: 2, 4" in fails("evaluate", run, "--checkpoints", "2", "3")
     assert "permitted: --metrics alone" in fails("evaluate", run, "--share", "1/2")
     assert "permitted: i/n" in fails("evaluate", run, "--metrics", "motion", "--share", "2/1")
-    assert "permitted: fid_tensorflow" in fails("evaluate", run, "--metrics", "fid", "--fid-protocol", "mine")
+    assert "permitted: 'fid_tensorflow'" in fails("evaluate", run, "--metrics", "fid", "--fid-protocol", "mine")
     line = fails("evaluate", run, "--metrics", "fvd", "--count", "2")
     seen = f"fvd of videos of 4 frames; permitted: from {i3d.LEAST_FRAMES}"
     assert seen in line or "pip install 'vdm_jax[metrics]'" in line

@@ -97,7 +97,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def with_known_words(experiment: Experiment) -> Experiment:
     """Fill in vocabularies that are known without reading the data."""
-    words = experiment.data.vocabulary()
+    words = None if experiment.data is None else experiment.data.vocabulary()
     if words is None:
         return experiment
 

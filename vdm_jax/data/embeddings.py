@@ -66,7 +66,7 @@ Clips = CaptionedDigits | VideoFolder | ImageFolder | ImageShards | PreparedClip
 
 def write_embeddings(
     path: str | Path, captions: Iterable[str], arrays: Iterable[Float[np.ndarray, "L C"]], about: str = "",
-    empty: Float[np.ndarray, "L C"] | None = None, encoder: EncoderFolder | None = None,
+    empty: Float[np.ndarray, "M C"] | None = None, encoder: EncoderFolder | None = None,
 ) -> Path:
     """Writes the embeddings of some captions as a set; returns its folder.
 

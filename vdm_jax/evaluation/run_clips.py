@@ -10,7 +10,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 
 from vdm_jax.conditions.frame_masks import Known
 from vdm_jax.configuration import digest, to_data
@@ -78,7 +78,7 @@ class Clips:
         of = self._of_real[list(numbers)] if side == "real" else self._given(numbers)
         return [self._clip(int(i))["caption"] for i in of]
 
-    def unknown(self, videos: Videos) -> Videos:
+    def unknown(self, videos: Shaped[np.ndarray, "N T *rest"]) -> Shaped[np.ndarray, "N M *rest"]:
         """The frames that were not given: at the rate of the last stage, those after the last given one."""
         rate = self.shape[0] // self.first.frames
         start = (self.settings.given_frames - 1) * rate + 1 if self.settings.given_frames else 0

@@ -103,7 +103,8 @@ def _overview(run: RunRecord) -> tuple[str | Cell, ...]:
     stages = [f"{stage.name} {stage.video}" for stage in run.experiment.stages]
     steps = [str(int(run.curves[stage.name]["step"][-1])) if stage.name in run.curves
              and len(run.curves[stage.name]["step"]) else "-" for stage in run.experiment.stages]
-    return run.name, run.experiment.name, type(run.experiment.data).__name__, Cell(stages), Cell(steps)
+    data = "-" if run.experiment.data is None else type(run.experiment.data).__name__
+    return run.name, run.experiment.name, data, Cell(stages), Cell(steps)
 
 
 def _curves(runs: Sequence[RunRecord], colours: Mapping[str, str]) -> list[dict[str, Any]]:
