@@ -31,7 +31,8 @@ def test_every_checkpoint_is_evaluated_once_and_shown(run, capfd):
     command = ["evaluate", str(run), "--checkpoints", "all", "--stage", "base", "--count", "4", "--steps", "1"]
     assert main(command) == 0
     shown = capfd.readouterr().out
-    assert "| base, step | digits/count |" in shown and "| digits/whole |" in shown and "| 2 |" in shown and "| real clips |" in shown
+    assert "| base, step | digits/count |" in shown and "| digits/whole |" in shown
+    assert "| 2 |" in shown and "| real clips |" in shown
     files = [run / "base" / "evaluation" / f"checkpoint_{step:07d}.json" for step in (2, 4)]
     before = [(path.stat().st_mtime_ns, json.loads(path.read_text())) for path in files]
     assert before[0][1]["scores"][0]["conditions"]["clips"] == 4
