@@ -274,8 +274,8 @@ def test_the_data_set_says_what_it_is(tmp_path):
 
 def test_without_scikit_learn_the_package_to_install_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with refused("drawing.require_scikit_learn", "'vdm_jax[digits]'"):
+    with refused("package", "'vdm_jax[digits]'"):
         SMALL.scorer()
     digit_drawing.digit_scans.cache_clear()
-    with refused("drawing.require_scikit_learn", "'vdm_jax[digits]'"):
+    with refused("package", "'vdm_jax[digits]'"):
         digit_drawing.digit_scans("train")

@@ -9,7 +9,7 @@ motion: `tau` is 0 in the first frame and 1 in the last.
 import functools
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Real, UInt8
 
 from vdm_jax.errors import require_package
 
@@ -98,7 +98,7 @@ def draw_track(
 def paint(
     video: UInt8[np.ndarray, "T H W 3"],
     stamp: Float[np.ndarray, "side side"],
-    track: Float[np.ndarray, "T 2"],
+    track: Real[np.ndarray, "T 2"],
     colour: tuple[int, int, int],
 ) -> None:
     """Lay `stamp` in `colour` over what `video` holds, in place, at the sub-pixel positions of `track`."""

@@ -127,7 +127,7 @@ class StageEvaluation:
         return found + [self._mean(name, MEASURES[name].values(real)) for name in alone]
 
     @cached_property
-    def _real_features(self) -> Float[np.ndarray, "N 400"]:
+    def _real_features(self) -> Float[np.ndarray, "N D"]:
         return i3d_features(self._samples.real, find_protocol(PROTOCOL).resize)
 
     def _of_captions(self, videos: Videos) -> list[Score]:
@@ -135,7 +135,7 @@ class StageEvaluation:
         return [Score(metric=f"{self._scorer.name}/{name}", value=means[name], better="higher",
                       conditions=self._conditions) for name in self._scorer.attributes]
 
-    def _distance(self, name: str, features: Float[np.ndarray, "N 400"]) -> Score:
+    def _distance(self, name: str, features: Float[np.ndarray, "N D"]) -> Score:
         protocol, made = find_protocol(PROTOCOL), self._conditions
         shared = {key: made[key] for key in ("split", "frames", "stride", "size", "data")} | {"resize": protocol.resize}
         sides = (FeatureSet(features=array, **shared) for array in (self._real_features, features))

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, UInt8
+from jaxtyping import Array, Float, Key, Shaped, UInt8
 
 from vdm_jax.conditions.conditioning import Conditioning, Request
 from vdm_jax.conditions.frame_masks import Known, low_resolution_known
@@ -59,8 +59,8 @@ class Generated:
     fps: dict[str, float]  # frames per second, by stage name
 
     @property
-    def videos(self) -> UInt8[np.ndarray, "B T H W 3"]:
-        """The videos of the last stage."""
+    def videos(self) -> Shaped[np.ndarray, "B T H W 3"]:
+        """The videos of the last stage, uint8."""
         return list(self.stages.values())[-1]
 
     def save(self, path: str | os.PathLike) -> Path:

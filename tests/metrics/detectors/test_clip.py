@@ -40,7 +40,7 @@ def tensors():
 def small(monkeypatch, tmp_path, tensors):
     """The small model in the user's folder as transformers keeps it."""
     monkeypatch.setenv(weights.FOLDER_VARIABLE, str(tmp_path))
-    monkeypatch.setitem(clip.MODELS, "small", SMALL)
+    monkeypatch.setitem(clip.MODELS, "ViT-B-32", SMALL)
     save_params(tmp_path / "small" / "model.safetensors", tensors)
     (tmp_path / "small" / "merges.txt").write_text(MERGES)
     for cached in (weights.load, clip._images, clip._texts):
@@ -72,8 +72,8 @@ def test_a_folder_of_transformers_is_read(small):
     there = weights.found(SMALL.file)
     assert there.name == "clip_ViT-B-32 (weights not vouched for)" and len(there.sha256) == 64
     frames = np.random.default_rng(0).integers(0, 256, (5, 48, 40, 3), np.uint8)
-    images = clip.image_embeddings(frames, "small", batch_size=2)
-    texts = clip.text_embeddings(["cat", "a moving cat", "cat"], "small", batch_size=2)
+    images = clip.image_embeddings(frames, "ViT-B-32", batch_size=2)
+    texts = clip.text_embeddings(["cat", "a moving cat", "cat"], "ViT-B-32", batch_size=2)
     assert images.shape == (5, 32) and texts.shape == (3, 32)
     np.testing.assert_allclose(texts[0], texts[2], rtol=1e-5)
     assert not np.allclose(texts[0], texts[1]) and not np.allclose(images[0], images[1])
@@ -102,12 +102,12 @@ def test_transformers_agrees(small, tensors):
     if read is not None:
         theirs = read(size={"shortest_edge": 32}, crop_size=32)(list(frames), return_tensors="np")["pixel_values"]
         np.testing.assert_allclose(pixels.transpose(0, 3, 1, 2), theirs, atol=1e-5)
-    tokens = clip.tokenizer("small")(["a moving cat", "cat", "dog 12"]).ids
+    tokens = clip.tokenizer("ViT-B-32")(["a moving cat", "cat", "dog 12"]).ids
     with torch.no_grad():
         images = model.visual_projection(model.vision_model(torch.tensor(pixels).permute(0, 3, 1, 2)).pooler_output)
         texts = model.text_projection(model.text_model(torch.tensor(tokens).long()).pooler_output)
-    np.testing.assert_allclose(clip.image_embeddings(frames, "small"), images.numpy(), atol=1e-5)
-    np.testing.assert_allclose(clip._texts("small", 4)(tokens), texts.numpy(), atol=1e-5)
+    np.testing.assert_allclose(clip.image_embeddings(frames, "ViT-B-32"), images.numpy(), atol=1e-5)
+    np.testing.assert_allclose(clip._texts("ViT-B-32", 4)(tokens), texts.numpy(), atol=1e-5)
 
 
 @pytest.mark.full
