@@ -66,7 +66,7 @@ def test_the_protocol_of_a_pixel_and_of_a_latent_network():
     assert [tokens for tokens in PIXELS.attended(4, 8, 8)] == []
     svd = LatentNetwork(unet=LATENT_UNET_SVD, text=EmbeddedText(width=1024), scalars=("fps", "motion", "noise"),
                         first_frame=True, timesteps=None)
-    assert svd.prompted and svd.reduction == (8, 8) and svd.scalar_defaults == {"motion": 127.0}
+    assert svd.prompted and svd.reduction == (1, 1) and svd.scalar_defaults == {"motion": 127.0}
     assert list(svd.attended(14, 8, 8)) == [64, 16, 4]
     assert svd.rematerialised("full").unet.remat == svd.rematerialised("full").remat == "full"
     lvdm = LatentNetwork(unet=LATENT_UNET_LVDM_PREDICTION, known="in_place", known_steps=250)

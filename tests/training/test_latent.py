@@ -249,7 +249,7 @@ def test_a_picture_is_animated(weights):
     for call, message in (
         (lambda: generator(["a", "b"], embeddings=text), ("generator.Generator.__call__", "1")),
         (lambda: generator(["a", "b"], embeddings=text, known=known._replace(mask=jnp.ones((2, 3, 1, 1, 1)))),
-         ("generator._picture",)),
+         ("first_frame.FirstFrame.given",)),
         (lambda: generator.extend(["a"], frames=6, embeddings=text[:1]), ("generator.Generator.extend",)),
         (lambda: Generator(experiment, generator.params), ("generator.Generator.__init__",)),
     ):

@@ -144,7 +144,7 @@ def test_pieces_need_less_memory(filled):
 def test_refusals(filled, video):
     with refused("Autoencoder.widths"):
         ac.Autoencoder(widths=(6, 8), groups=4)
-    with refused("autoencoder.AutoencoderKL.encode", "2"):
+    with refused("kl.AutoencoderKL.encode", "2"):
         ae.AutoencoderKL(TINY).init(jax.random.key(0), video[:, :, :7])
     with refused("overlap", "=4"):
         in_tiles(lambda x: x, video, (4, 4), 4)
