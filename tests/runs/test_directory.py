@@ -174,7 +174,7 @@ def test_a_config_that_is_missing_or_damaged_is_named(experiment, tmp_path):
     data["stages"][0]["network"]["patch"] = "four"
     (tmp_path / "config.json").write_text(json.dumps(data))
     assert message_of(read_config, tmp_path) == (
-        f"{tmp_path / 'config.json'}.stages[0].network.patch='four' is not valid; permitted: int")
+        f"{tmp_path / 'config.json'}.stages[0].network.patch='four' is not valid; permitted: >= 1")
 
 
 def test_differences(experiment):
@@ -194,7 +194,7 @@ def test_differences(experiment):
 def test_finding_by_path_and_by_name(experiment, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert message_of(find_run, "tiny") == (
-        "run 'tiny' was not found; permitted: a run directory, or one of: none yet (train one first)")
+        "run 'tiny' was not found; permitted: a run directory, a folder of diffusers, or one of: none yet (train one first)")
     open_run(tmp_path / "runs" / "mine", experiment)
     open_run(tmp_path / "elsewhere", experiment)
     assert find_run("mine").resolve() == tmp_path / "runs" / "mine"

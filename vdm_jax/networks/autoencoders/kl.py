@@ -25,7 +25,7 @@ class Moments(NamedTuple):
         """A draw, given standard normal noise."""
         return self.mean + jnp.exp(self.logvar / 2) * noise
 
-    def divergence(self) -> Float[Array, "B T H W C"]:
+    def divergence(self) -> Float[Array, " ..."]:
         """KL divergence from the standard normal distribution, nats, number by number."""
         return 0.5 * (jnp.square(self.mean) + jnp.exp(self.logvar) - 1 - self.logvar)
 
