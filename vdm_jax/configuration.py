@@ -348,9 +348,8 @@ def _todays(kind: type, data: dict[str, Any], where: str) -> dict[str, Any]:
 
 def todays_name(error: Exception) -> str | None:
     """Today's name of the class or field of before whose absence is the error, in Python."""
-    owner = re.match(r"(\w+)\.__init__\(\)", str(error))
-    names = [f"{owner[1]}.{name}" if owner else name for name in re.findall(r"'(\w+)'", str(error))]
-    return next((RENAMED[name] for name in names if name in RENAMED), None)
+    absent = re.findall(r"'(\w+)'", str(error))
+    return next((today for before, today in RENAMED.items() if before.rpartition(".")[2] in absent), None)
 
 
 def renamed_field(kind: type, name: str) -> str:
