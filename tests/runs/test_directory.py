@@ -194,14 +194,15 @@ def test_differences(experiment):
 def test_finding_by_path_and_by_name(experiment, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert message_of(find_run, "tiny") == (
-        "run 'tiny' was not found; permitted: a run directory, a folder of diffusers, or one of: none yet (train one first)")
+        "run 'tiny' was not found; permitted: a run directory, a folder of diffusers, or one of: none yet (train one "
+        "first)")
     open_run(tmp_path / "runs" / "mine", experiment)
     open_run(tmp_path / "elsewhere", experiment)
     assert find_run("mine").resolve() == tmp_path / "runs" / "mine"
     assert find_run("runs/mine").resolve() == tmp_path / "runs" / "mine"
     assert find_run(tmp_path / "elsewhere") == tmp_path / "elsewhere"
     assert message_of(find_run, "other") == (
-        "run 'other' was not found; permitted: a run directory, or one of: runs/mine")
+        "run 'other' was not found; permitted: a run directory, a folder of diffusers, or one of: runs/mine")
 
 
 def test_stages_load_as_their_averages(experiment, params, tmp_path):
