@@ -19,7 +19,7 @@ RESULT = re.compile(r"ret\d+")  # the argument by which jaxtyping hands the resu
 def of_array(hint) -> bool:
     """Whether an annotation says something about the shape or dtype of an array."""
     if not (isinstance(hint, type) and issubclass(hint, AbstractArray)):
-        return any(map(of_array, typing.get_args(hint)))
+        return any([of_array(part) for part in typing.get_args(hint)])  # all of them: it also widens them
     if hint.array_type is jax.Array:
         hint.array_type = jax.Array | np.ndarray  # JAX takes numpy's arrays wherever it takes its own
     return True

@@ -63,7 +63,7 @@ def test_styles_that_do_not_fit(both):
     less = {name: tree for name, tree in style.items() if name != "middle_out"}
     wide = {**style, "norm": {"scale": jnp.ones(6), "bias": style["norm"]["bias"]}}
     for other, weight, message in (
-            (style, 1.5, "style weight 1.5 is not valid; permitted: 0 to 1"),
+            (style, 1.5, "weight=1.5 is not valid; permitted: >= 0 and <= 1"),
             (less, 0.5, "the style does not fit"), (less, 0.5, "/middle_out/residual/conv_in/kernel"),
             ({**style, "extra": {"kernel": jnp.ones(2)}}, 0.5, "/extra/kernel"),
             (wide, 0.5, "/norm/scale [8] from [6]")):
