@@ -1,6 +1,8 @@
 """Shared set-up of all tests: 8 virtual CPU devices, a compilation cache on disk, shapes checked at each call of the
 package, and the --full switch."""
 
+import ctypes
+import gc
 import os
 from pathlib import Path
 
@@ -26,6 +28,26 @@ PACKAGE = Path(__file__).parent.parent / "vdm_jax"
 CHECKED = [f"vdm_jax.{room.name}" for room in PACKAGE.iterdir() if room.is_dir() and room.name != "data"]
 CHECKED += [f"vdm_jax.data.{file.stem}" for file in (PACKAGE / "data").glob("*.py") if file.stem != "pipeline"]
 install_import_hook(CHECKED, f"{shapes.__name__}.checked")
+
+
+MOST = float(os.environ.get("VDM_JAX_TEST_GIB", "4")) * 2**30  # bytes that a process of tests keeps from file to file
+
+
+def pytest_runtest_teardown(item, nextitem):
+    """After a file, drop what is compiled where the process has grown large: nothing else frees it."""
+    if nextitem is not None and nextitem.path != item.path and resident() > MOST:
+        jax.clear_caches()
+        gc.collect()
+        if hasattr(ctypes.CDLL(None), "malloc_trim"):
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
 
 
 def pytest_addoption(parser):
