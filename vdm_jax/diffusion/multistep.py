@@ -260,7 +260,7 @@ class LMS(_Multistep):
         return z, x_hat, self._remembered(eps, step.level, memory, self.order - 1)
 
 
-def _integrals(nodes: Sequence[Scalar | float], start: float, end: Scalar | float) -> list[Scalar]:
+def _integrals(nodes: Sequence[Scalar | float], start: float, end: Scalar | float) -> list[Scalar | float]:
     """Integrals of the Lagrange polynomials of up to four nodes: two Gauss-Legendre points are exact."""
     middle, half = (start + end) / 2, (end - start) / 2
     points = [middle + sign * half / math.sqrt(3) for sign in (-1, 1)]
