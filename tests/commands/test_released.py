@@ -14,7 +14,7 @@ from tests.pipelines.folders import write_motion, write_videos
 from tests.weights.test_tokenizers import write_clip
 from vdm_jax.commands.main import main
 from vdm_jax.configuration import from_json
-from vdm_jax.runs.directory import read_cascade
+from vdm_jax.runs.directory import open_run, read_cascade
 from vdm_jax.stages.stage import Experiment
 from vdm_jax.video.reading import VideoReader
 from vdm_jax.video.writing import write_png, write_video
@@ -82,6 +82,17 @@ def test_evaluate_and_report(model, fails):
     assert main(["report", str(model)]) == 0
     page = (model / "report.html").read_text()
     assert "frame_consistency" in page and "video 4x16x16" in page
+
+
+def test_what_has_no_data_says_so(model, fails):
+    """A run that a folder was exported as has none either, nor may a config that is trained be without."""
+    kept = Path("kept")
+    open_run(kept, read_cascade(model))
+    assert "--metrics with --data" in fails("evaluate", kept) and "--metrics with --data" in fails(
+        "evaluate", kept, "--checkpoints", "all")
+    assert "--data is missing for" in fails("evaluate", kept, "--metrics", "motion")
+    Path("none.py").write_text(CLIPS.replace("data=CaptionedDigits(", "data=None and CaptionedDigits("))
+    assert "none.py: Experiment.data=None; permitted: a data set" in fails("train", "none.py")
 
 
 def test_show_and_compile(model, capsys):

@@ -15,7 +15,9 @@ from tests.refusals import refused
 from vdm_jax.attention.patterns import Spatial, Temporal
 from vdm_jax.configuration import from_json, to_json
 from vdm_jax.diffusion.process import Process
-from vdm_jax.diffusion.samplers import Heun
+from vdm_jax.diffusion.samplers import DDIM, Heun
+from vdm_jax.diffusion.sampling import check_steps
+from vdm_jax.diffusion.scheduler_steps import SchedulerSteps
 from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.generation.generator import Generator
 from vdm_jax.networks.config import Level, SelfAttention, UNet
@@ -90,6 +92,10 @@ def test_what_cannot_be_is_refused():
         make(process=Process(prediction="x"))
     with refused("frame_lag", "=1"):
         Sampling(sampler=Heun(), frame_lag=1)
+    with refused("frame_lag", "=1", "released scheduler"):
+        Sampling(frame_lag=1, scheduler=SchedulerSteps(scheduler="DDIMScheduler"))
+    with refused("frame_lag", "stop=1.0", "released scheduler"):
+        check_steps(DDIM(), 0, stop=1.0, scheduled=True)
 
 
 def test_a_released_network_learns_from_levels_per_frame():

@@ -100,6 +100,9 @@ def load_config(name: str) -> AnyExperiment:
     if not isinstance(experiment, AnyExperiment):
         raise UserError(f"get_config() in {path} returned {type(experiment).__name__}; permitted: Experiment, "
                         "AutoencoderExperiment")
+    if experiment.data is None:
+        raise UserError(f"config file {path}: Experiment.data=None; permitted: a data set, such as "
+                        "VideoFolder(path='videos')", "Experiment.data")
     return experiment
 
 

@@ -20,7 +20,7 @@ from vdm_jax.diffusion.guidance import guidance_weight
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.run_metrics import RunMetrics, evaluate_run
 from vdm_jax.evaluation.settings import MetricSettings
-from vdm_jax.generation.released.models import is_released, with_size
+from vdm_jax.generation.released.models import with_size
 from vdm_jax.metrics.detectors.clip import ModelName
 from vdm_jax.metrics.feature_scores import READERS
 from vdm_jax.metrics.measures import RunMetric, accompanied
@@ -120,7 +120,8 @@ def main(arguments: Sequence[str]) -> int:
     experiment = read_config(run)
     if isinstance(experiment, AutoencoderExperiment):
         return reconstruct(run, experiment, options, out)
-    if not is_released(run):
+    released = experiment.data is None  # a folder of diffusers, or one exported from it
+    if not released:
         refuse_unused(options, OF_RELEASED, f"with run {run}, which has data and sizes of its own,", "none of them")
     check_used(options)
     steps = checkpoint_steps(options)
@@ -132,7 +133,7 @@ def main(arguments: Sequence[str]) -> int:
     from vdm_jax.video.writing import atomic_path, write_png
 
     console = log_console()
-    if is_released(run):
+    if released:
         experiment = dataclasses.replace(experiment, data=clips_for(options, run))
     if not options.metrics:
         scorer_of(experiment)
@@ -141,7 +142,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.checkpoints:
         return measure_checkpoints(run, options, settings, steps, out, console)
     generator = load(run, damaged=options.damaged)
-    if is_released(run):
+    if released:
         sized = with_size(generator, options.num_frames, options.height, options.width)
         generator = sized.of(dataclasses.replace(sized.experiment, data=experiment.data))
     if options.metrics:

@@ -85,11 +85,12 @@ def sample(
       noise: standard normal noise to begin with, instead of what the keys draw.
 
     Raises `UserError` for keys that do not match the shape, for `start` below 1 without `initial`, for a `stop`
-    that is noisier than the first level, and for a lag with `stop` or a sampler whose frames share their level.
+    that is noisier than the first level, for a lag with `stop` or a sampler whose frames share their level, and for
+    either with a `discretisation`.
     """
     _check(keys, shape, initial, start)
     walk = Walk(sampler, process, shape, steps, hook, shared_noise)
-    check_lag(sampler, frame_lag, stop)
+    check_steps(sampler, frame_lag, stop, discretisation is not None)
     if discretisation is None:
         levels = sampling_levels(sampler, process.schedule, steps, start) if levels is None else levels
         grid_steps, std = steps_between(levels, stop, frame_lag, shape[1]), None
@@ -170,12 +171,16 @@ def steps_between(
     return Step(jnp.arange(count), previous, level, jnp.where(moves, following, level), last & moves, None)
 
 
-def check_lag(sampler: Sampler, frame_lag: int, stop: float | None = None) -> None:
-    """Raise `UserError` for frames that lag behind where they cannot."""
+def check_steps(sampler: Sampler, frame_lag: int, stop: float | None = None, scheduled: bool = False) -> None:
+    """Raise `UserError` for frames that lag behind where they cannot, and for steps of a released scheduler
+    (`scheduled`) that are to lag or to stop."""
     if frame_lag and (not sampler.frame_levels or stop is not None):
         names = ", ".join(kind.__name__ for kind in get_args(Sampler) if kind.frame_levels)
         raise UserError(f"frame_lag={frame_lag} with {type(sampler).__name__} and stop={stop}; permitted: {names} "
                         "without stop, or frame_lag=0")
+    if scheduled and (frame_lag or stop is not None):
+        raise UserError(f"frame_lag={frame_lag}, stop={stop} with the steps of a released scheduler, which all frames "
+                        "take to their end; permitted: frame_lag=0, stop=None")
 
 
 def _of_frames(value: Array) -> Array:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.conditions.frame_masks import Known
 from vdm_jax.diffusion.augmentation import TruncatedAugmentation
-from vdm_jax.diffusion.sampling import Walk, check_lag, steps_between
+from vdm_jax.diffusion.sampling import Walk, check_steps, steps_between
 from vdm_jax.generation.one_stage import (
     completion_method,
     finished,
@@ -158,7 +158,7 @@ def stepwise_sampling(
     finish = finish or jit_finish(stage, sampling, mesh)
     released, embedded = released_steps(stage, sampling)
     levels = stage_levels(stage, sampling)
-    check_lag(sampling.sampler, sampling.frame_lag, ends.stop)
+    check_steps(sampling.sampler, sampling.frame_lag, ends.stop, released is not None)
     steps = released.steps if released is not None else steps_between(
         levels, ends.stop, sampling.frame_lag, stage.shape[0])
     std = None if released is None else np.float32(released.initial_std)

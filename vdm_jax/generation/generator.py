@@ -339,6 +339,9 @@ class Generator:
         `UserError` as `checked_request`, and for embeddings without those of the empty text of stages that were trained
         with them."""
         captions = (captions,) if isinstance(captions, str) else tuple(captions)
+        if given.get("embeddings") is not None and negative is not None:
+            raise UserError("negative is given beside embeddings, which nothing encodes; permitted: one of them, with "
+                            "null_embeddings for what the videos should not show")
         if given.get("embeddings") is None:
             given = {**given, **self._encoded(captions, negative, known)}
         request, data = checked_request(captions, given, stages), self.experiment.data

@@ -21,7 +21,7 @@ from vdm_jax.configuration import (
 from vdm_jax.data.embeddings import Clips, WithEmbeddings
 from vdm_jax.data.frame_rates import FrameRates
 from vdm_jax.diffusion.samplers import DDIM, Sampler
-from vdm_jax.diffusion.sampling import check_lag
+from vdm_jax.diffusion.sampling import check_steps
 from vdm_jax.diffusion.scheduler_steps import SchedulerSteps
 from vdm_jax.diffusion.thresholds import Threshold
 from vdm_jax.errors import UserError
@@ -217,8 +217,7 @@ class Sampling:
         if self.scheduler is not None and self.sampler.grid is not None:
             raise UserError(f"Sampling.scheduler={self.scheduler.scheduler} with sampler.grid={self.sampler.grid}; "
                             "permitted: one of them")
-
-        check_lag(self.sampler, self.frame_lag)
+        check_steps(self.sampler, self.frame_lag, scheduled=self.scheduler is not None)
 
     def evaluations(self, frames: int) -> int:
         """Evaluations of the denoiser of videos (or latents) of so many frames."""

@@ -130,5 +130,7 @@ def test_refusals(generator, pictures):
         with_size(generator, frames=5)("red", steps=2)
     with pytest.raises(UserError, match="negative has 3 captions for 2"):
         generator(PROMPTS, negative=["a"] * 3, steps=2)
+    with pytest.raises(UserError, match="negative is given beside embeddings"):
+        generator("red", negative="blue", embeddings=np.zeros((1, 6, 6)), steps=2)
     with pytest.raises(UserError, match="num_inference_steps=1000 of|permitted: up to"):
         load_released(pictures, ONE, scheduler="dpm++")("red", steps=1000)
