@@ -37,7 +37,7 @@ demo: $(READY)
 	$(BIN)/vdm-jax evaluate captioned_digits
 	@echo
 	@echo "Look at  $(RUN)/demo.mp4, demo.gif (videos) and demo.png (frames with captions),"
-	@echo "         $(RUN)/*/samples/ (sheets made in training), $(RUN)/evaluation.md (scores)."
+	@echo "         $(RUN)/*/samples/ (grids made in training), $(RUN)/evaluation.md (scores)."
 	@echo "Try      $(BIN)/vdm-jax sample captioned_digits \"a cyan 5 moving right\" --out five.gif"
 
 test: $(READY)

@@ -1,4 +1,5 @@
-"""What the site shows besides the pages of this folder: the reference of every room, the notebooks, the animation."""
+"""What the site shows in addition to the pages of this folder: the reference of every room, the notebooks, the
+animation."""
 
 from __future__ import annotations
 

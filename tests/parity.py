@@ -15,7 +15,7 @@ def peer(name):
         sys.path.append(str(FOLDER))
     torch = pytest.importorskip("torch", reason="compares with PyTorch (requirements/peers.txt)")
     if not _kept and "+cpu" in torch.__version__:
-        # torchvision from PyPI is built for CUDA. Beside a CPU build of torch its library does not define these
+        # torchvision from PyPI is built for CUDA. Next to a CPU build of torch its library does not define these
         # operators, and its import fails unless they are declared before; transformers imports it where it finds it.
         _kept.append(torch.library.Library("torchvision", "FRAGMENT"))
         for operator in ("nms", "qnms"):

@@ -108,7 +108,7 @@ REQUIRED = {"Level": {"channels": 8}, "UNet": {"levels": (Level(channels=8),)},
             "Kinetics600": {"path": "k600"},
             "ListedBetaSchedule": {"steps": 2, "listed": (0.1, 0.2)},
             "MovingMNIST": {"path": "mnist"}, "PreparedClips": {"path": "clips"}, "TFDSVideo": {"name": "ucf101"},
-            "FramesKnown": {"first": 1}, "SpaceWeighting": {"space": "eps"},
+            "FrameMask": {"first": 1}, "SpaceWeighting": {"space": "eps"},
             "WithEmbeddings": {"data": VideoFolder(path="videos"), "path": "texts"}}
 
 

@@ -63,7 +63,8 @@ def test_a_kind_that_is_forgotten_is_named(call, message):
 
 @pytest.mark.parametrize(("message", "field"), [
     ("UNet.levels=() is not valid", "UNet.levels"), ("Level.stride[1]=0 is not valid", "Level.stride"),
-    ("Windows(frames=4, overlap=4) is not valid", "Windows"), ("LatentUNet: temporal=True, stack=None", "LatentUNet"),
+    ("Windows(frames=4, overlap=4) is not valid", "Windows"),
+    ("LatentUNet: temporal=True, temporal_conv=None", "LatentUNet"),
     ("Stage 'base': network.text=None with it", "Stage.network.text"), ("--fps=0 is not valid", "--fps"),
     ("rows=(3, 1); permitted: ascending", "rows"), ("a clip of 3 frames", None), ("movie.mp4 is damaged", None),
     ("Movie.mp4: no frames", None), ("UNet has no levels", None)])

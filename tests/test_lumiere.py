@@ -30,7 +30,7 @@ STEPS = 20
 def into(image, video, stages):
     """Initial parameters of a video network that begins as the image network."""
     plan = plan_inflation(stages[1].network, video, stages[0].network, image)
-    assert not plan.silent and all("inflation" in name or "sample_" in name for name in plan.fresh)
+    assert not plan.zero_initialised and all("inflation" in name or "sample_" in name for name in plan.new)
     return plan.apply(video, image)
 
 
@@ -58,13 +58,13 @@ def test_every_nth_frame_is_the_image_networks(place):
 
 
 def test_a_conditioned_base_begins_as_the_base():
-    """It has the same layers; its first kernel has new channels for the known video and the mask."""
+    """It has the same layers; its first kernel has new channels for the given video and the mask."""
     first = TINY.videos().stages[0]
     known = CONDITIONED.conditioned(first)
     ours, base = (jax.eval_shape(lambda stage=stage: initial_params(stage, jax.random.key(0)))
                   for stage in (known, first))
     plan = plan_inflation(known.network, ours, first.network, base)
-    assert plan.stem == (0, 1, 2) and not plan.silent and not plan.fresh
+    assert plan.stem == (0, 1, 2) and not plan.zero_initialised and not plan.new
     assert ours["stem"]["kernel"].shape[3] == 7
 
 

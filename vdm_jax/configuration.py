@@ -1,6 +1,6 @@
 """Configs as JSON: frozen dataclasses out to plain data and back, checked field by field.
 
-A config is data. It is written next to every run and read back without executing anything: a union member is told
+A config is data. It is written next to every run and read back without executing anything: a union member is chosen
 apart by its class name under the key `kind`, and only classes that the type hints permit are ever built. Types, choices
 and ranges of fields stand in their hints and are checked here alone (`config`), whatever way a value comes.
 """
@@ -33,7 +33,7 @@ class Range:
     above: float | None = None
     below: float | None = None
     odd: bool = False  # with `least`
-    also: float | None = None  # permitted besides, such as -1 for what is left
+    also: float | None = None  # also permitted, such as -1 for what is left
     cap: float | None = None  # beyond which no number makes sense; named only where it is broken
 
     def __contains__(self, value: float) -> bool:
@@ -225,7 +225,7 @@ def to_json(config: Any) -> str:
 
 
 def digest(config: Any) -> str:
-    """Short SHA-256 of a config's values, to tell runs and caches of different configs apart."""
+    """Short SHA-256 of a config's values, to distinguish runs and caches of different configs."""
     text = json.dumps(to_data(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -318,7 +318,29 @@ def _mismatch(where: str, value: Any, permitted: str, code: str | None) -> UserE
 #   "OldClass": "NewClass"
 #   "Class.old_field": "new_field", the class by its name of today; "not new_field" where true is false now
 #   "Class.field='old'": "new", a choice; the field by its name of today
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {
+    # Samplers
+    "Ancestral": "DDPM", "AncestralLangevin": "DDPMLangevin",
+    # Conditioning frames and the masks of training
+    "NothingKnown": "NoMask", "FramesKnown": "FrameMask", "BoxKnown": "BoxMask", "StillKnown": "CinemagraphMask",
+    "Training.observations": "masking", "UNet.observed": "conditioning_frames",
+    "Completion": "Inpainting", "Sampling.completion": "inpainting", "Sampling.guided_by='known'": "frames",
+    "LatentNetwork.known": "frame_conditioning", "LatentNetwork.known_steps": "frame_noise_steps",
+    "LatentNetwork.known_step": "frame_noise_step",
+    # Cascades, windows, where training begins
+    "TruncatedAugmentation": "TruncatedConditioningAugmentation", "Windows.at_once": "chunk",
+    "Latent.seen_frames": "overlap_frames",
+    "Start": "InitFrom", "StartFile": "InitFromFile", "Training.start": "init_from",
+    "AutoencoderTraining.start": "init_from",
+    # Attention and networks
+    "External": "WithExtraKeys", "SelfAttention.bank": "extra_tokens",
+    "UNet.spread": "sharded_axis", "LatentUNet.spread": "sharded_axis",
+    "UNet.modulation='film'": "scale_shift",
+    "Stack": "TemporalConv", "LatentUNet.stack": "temporal_conv", "LatentUNet.offsets": "max_relative_position",
+    "LatentUNet.only_context": "only_cross_attention", "LatentUNet.context_channels": "token_channels",
+    "LatentUNet.film": "scale_shift_norm",
+    "LatentUNet.convolve_tokens": "not use_linear_projection", "LatentUNet.known_channels": "conditioning_channels",
+}
 # "Class.field": the value with which a field did nothing before it went. Other values are refused.
 REMOVED: dict[str, Any] = {}
 

@@ -22,7 +22,7 @@ from vdm_jax.networks.config import EmbeddedText
 from vdm_jax.networks.latent_network import LatentNetwork
 from vdm_jax.networks.latent_unet import LATENT_UNET_ANIMATEDIFF_V2
 from vdm_jax.stages.latent import Latent
-from vdm_jax.stages.options import Sampling, StartFile, Training
+from vdm_jax.stages.options import InitFromFile, Sampling, Training
 from vdm_jax.stages.stage import Experiment, Stage, VideoSpec
 
 
@@ -36,7 +36,7 @@ def get_config() -> Experiment:
         latent=Latent(autoencoder=AUTOENCODER_F8, weights="weights/sd_vae.safetensors", encode_frames=1),
         training=Training(steps=100_000, batch_size=128, learning_rate=1e-4, text_dropout=0.1, ema_decay=0.9999,
                           random_starts=True, trainable=("_motion/",),
-                          start=StartFile(path="weights/sd1_unet.safetensors")),
+                          init_from=InitFromFile(path="weights/sd1_unet.safetensors")),
         sampling=Sampling(sampler=DDIM(grid=TimestepGrid(spacing="leading", offset=1)), steps=25, guidance=7.0,
                           threshold=None))
     return Experiment(name="animatediff_v2", stages=(stage,), data=WithEmbeddings(

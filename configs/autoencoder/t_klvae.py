@@ -24,6 +24,6 @@ def get_config() -> AutoencoderExperiment:
     stage = AutoencoderStage(
         name="autoencoder", video=VideoSpec(frames=16, height=256, width=256, fps=8), network=AUTOENCODER_T_KL,
         training=AutoencoderTraining(loss=LATENT_DIFFUSION, steps=200_000, batch_size=8, learning_rate=3.6e-5,
-                                     ema_decay=0.9999, start="weights/sd_vae.safetensors", random_starts=True))
+                                     ema_decay=0.9999, init_from="weights/sd_vae.safetensors", random_starts=True))
     return AutoencoderExperiment(name="t_klvae", stages=(stage,), data=VideoFolder(
         path="data/flintstones", frames=16, height=256, width=256, clips="one"))

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from vdm_jax.attention.patterns import Spatial
 from vdm_jax.diffusion.augmentation import Augmentation, BlurAugmentation, NoiseAugmentation
 from vdm_jax.diffusion.process import Process
-from vdm_jax.diffusion.samplers import Ancestral
+from vdm_jax.diffusion.samplers import DDPM
 from vdm_jax.diffusion.schedules import CosineSchedule
 from vdm_jax.networks.config import Level, SelfAttention, UNet
 from vdm_jax.stages.options import Sampling, Training
@@ -37,7 +37,7 @@ def stage(name: str, size: int, net: UNet, *, batch: int, steps: int, sampling_s
         process=Process(schedule=CosineSchedule(), prediction="eps"),
         training=Training(steps=steps, batch_size=batch, learning_rate=1e-4, b2=0.999, ema_decay=0.9999,
                           text_dropout=0.0, flips=flips),
-        sampling=Sampling(sampler=Ancestral(), steps=sampling_steps))
+        sampling=Sampling(sampler=DDPM(), steps=sampling_steps))
 
 
 def smaller(size: int, augmentation: Augmentation) -> LowResolution:

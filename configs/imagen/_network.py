@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from vdm_jax.attention.patterns import External, Spatial
+from vdm_jax.attention.patterns import Spatial, WithExtraKeys
 from vdm_jax.networks.config import CrossAttention, EmbeddedText, Level, Mixer, SelfAttention, UNet
 
 T5_XXL = 4096  # channels
@@ -15,7 +15,7 @@ def text(project: int) -> EmbeddedText:
 
 def fused(head_dim: int) -> SelfAttention:
     """Self-attention whose keys and values are followed by those of the text. Positions: none are published."""
-    return SelfAttention(pattern=External(inner=Spatial()), head_dim=head_dim, position="none")
+    return SelfAttention(pattern=WithExtraKeys(inner=Spatial()), head_dim=head_dim, position="none")
 
 
 def base() -> UNet:

@@ -16,7 +16,7 @@ from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.diffusion.augmentation import NoiseAugmentation
 from vdm_jax.diffusion.process import Process
-from vdm_jax.diffusion.samplers import Ancestral
+from vdm_jax.diffusion.samplers import DDPM
 from vdm_jax.diffusion.schedules import CosineSchedule, LinearBetaSchedule
 from vdm_jax.networks.config import UNet
 from vdm_jax.stages.options import DynamicThreshold, Sampling, Training
@@ -37,11 +37,11 @@ def augmentation(level: float = 0.2) -> NoiseAugmentation:
 
 def sampling(weight: float) -> Sampling:
     """Guidance with the paper's weight, whose 1 is our 0, and dynamic thresholding."""
-    return Sampling(sampler=Ancestral(), steps=256, guidance=weight - 1, threshold=DynamicThreshold(percentile=99.5))
+    return Sampling(sampler=DDPM(), steps=256, guidance=weight - 1, threshold=DynamicThreshold(percentile=99.5))
 
 
 def training(**more: object) -> Training:
-    """What all stages share; Adam unless told otherwise."""
+    """What all stages share; Adam unless configured otherwise."""
     return Training(steps=2_500_000, batch_size=2048, learning_rate=1e-4, warmup_steps=10_000, b2=0.999,
                     text_dropout=0.1, ema_decay=0.9999, **more)
 

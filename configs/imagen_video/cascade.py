@@ -19,7 +19,7 @@ from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.diffusion.augmentation import NoiseAugmentation
 from vdm_jax.diffusion.process import Process
-from vdm_jax.diffusion.samplers import Ancestral
+from vdm_jax.diffusion.samplers import DDPM
 from vdm_jax.diffusion.schedules import CosineSchedule
 from vdm_jax.networks.config import CrossAttention, EmbeddedText, Level, SelfAttention, TemporalConvolution, UNet
 from vdm_jax.stages.options import DynamicThreshold, Oscillation, Sampling, Training
@@ -44,7 +44,7 @@ def sampling(steps: int, high: bool) -> Sampling:
     clipping's limit is per clip or per frame, how many first steps do not oscillate (a tenth here, as in an open
     re-use), and the weight of the other stages."""
     return Sampling(
-        sampler=Ancestral(), steps=steps, threshold=DynamicThreshold(per="clip"), guidance=15.0 if high else 6.0,
+        sampler=DDPM(), steps=steps, threshold=DynamicThreshold(per="clip"), guidance=15.0 if high else 6.0,
         oscillation=Oscillation(low=1.0, constant_steps=steps // 10) if high else None)
 
 
@@ -57,7 +57,8 @@ def usual(channels: int, blocks: tuple[int, int, int], mixers: tuple, low_resolu
 
 
 def efficient(channels: tuple[int, ...], lowest: tuple) -> UNet:
-    """The Efficient U-Net with a temporal convolution after every block, and `lowest` besides at its lowest level."""
+    """The Efficient U-Net with a temporal convolution after every block, and `lowest` in addition at its lowest
+    level."""
     mixers = [(CONVOLUTION,)] * 3 + [(CONVOLUTION, *lowest)]
     levels = tuple(Level(channels=c, blocks=n, mixers=m)
                    for c, n, m in zip(channels, (2, 4, 8, 8), mixers, strict=True))

@@ -12,7 +12,7 @@ from vdm_jax.attention.patterns import Full
 from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.diffusion.process import Process
-from vdm_jax.diffusion.samplers import Ancestral
+from vdm_jax.diffusion.samplers import DDPM
 from vdm_jax.diffusion.schedules import CosineSchedule
 from vdm_jax.networks.config import CrossAttention, EmbeddedText, Level, SelfAttention, UNet
 from vdm_jax.stages.options import DynamicThreshold, Sampling, Training
@@ -30,6 +30,6 @@ def get_config() -> Experiment:
         name="base", video=VideoSpec(frames=16, height=24, width=40, fps=3), network=network,
         process=Process(schedule=CosineSchedule(), prediction="v"),
         training=Training(steps=1_000_000, batch_size=256, learning_rate=1e-4, warmup_steps=10_000, ema_decay=0.9999),
-        sampling=Sampling(sampler=Ancestral(), steps=256, guidance=6.0, threshold=DynamicThreshold(per="clip")))
+        sampling=Sampling(sampler=DDPM(), steps=256, guidance=6.0, threshold=DynamicThreshold(per="clip")))
     return Experiment(name="imagen_video_full_attention", stages=(stage,),
                       data=WithEmbeddings(data=PreparedClips(path="data/clips"), path="data/t5_xxl", length=128))

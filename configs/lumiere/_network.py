@@ -1,6 +1,6 @@
 """What the networks of Lumiere share (Bar-Tal et al. 2024, arXiv 2401.12945): image networks, and what they are given.
 
-Published: temporal resampling beside each spatial resampling of the base; convolution-based inflation blocks at all
+Published: temporal resampling next to each spatial resampling of the base; convolution-based inflation blocks at all
 levels but the lowest and attention-based ones there; only what is added is trained. Not published: temporal factors (2
 per level here), the sizes inside the blocks (their defaults), and the sizes of all networks.
 """
@@ -17,8 +17,8 @@ ADDED = (r"/temporal_(down|up)sample_\d+/", r"_inflation_\d+/")
 
 def inflated(image: UNet, strides: Sequence[int], head_dim: int, **attention: str) -> UNet:
     """The video network of an image network: `strides` of time by level, and a block after each of its blocks;
-    `attention` are further fields of the attention over frames."""
-    context = "relayout" if image.spread == "frames" else "none"  # where clips are split over devices
+    `attention` are further fields of the temporal attention."""
+    context = "relayout" if image.sharded_axis == "frames" else "none"  # where clips are split over devices
     lowest = AttentionInflation(attention=SelfAttention(pattern=Temporal(), head_dim=head_dim, context=context,
                                                            **attention))
     added = [ConvolutionInflation()] * (len(image.levels) - 1) + [lowest]

@@ -5,7 +5,7 @@ from vdm_jax.diffusion.process import Process
 from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.digits.clips import caption_words
 from vdm_jax.networks.config import CrossAttention, Level, SelfAttention, UNet, WordEncoder
-from vdm_jax.stages.options import Sampling, Start, Training, Windows
+from vdm_jax.stages.options import InitFrom, Sampling, Training, Windows
 from vdm_jax.stages.stage import Experiment, LowResolution, Stage, VideoSpec
 from vdm_jax_configs.lumiere._network import ADDED, inflated
 
@@ -39,15 +39,15 @@ def stages(
     frames: int, networks: tuple[UNet, UNet], steps: int, windows: bool, run: str | None = None, **options
 ) -> tuple[Stage, Stage]:
     """Base and super-resolution, which begin as those of the run if one is given."""
-    start = {name: Start(stage=name, run=run) if run else None for name in ("base", "spatial")}
+    init_from = {name: InitFrom(stage=name, run=run) if run else None for name in ("base", "spatial")}
     base = Stage(
         name="base", video=VideoSpec(frames=frames, height=8, width=8, fps=8), network=networks[0], process=PROCESS,
-        training=training(steps, start=start["base"], **options),
+        training=training(steps, init_from=init_from["base"], **options),
         sampling=Sampling(steps=2, guidance=1.0, batch_size=8))
     spatial = Stage(
         name="spatial", video=VideoSpec(frames=frames, height=16, width=16, fps=8), process=PROCESS,
         source=LowResolution(frames=frames, height=8, width=8), network=networks[1],
-        training=training(steps, frames=4 if windows else None, start=start["spatial"], **options),
+        training=training(steps, frames=4 if windows else None, init_from=init_from["spatial"], **options),
         sampling=Sampling(steps=2, windows=Windows(frames=4, overlap=2) if windows else None, batch_size=8))
     return base, spatial
 

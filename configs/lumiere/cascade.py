@@ -18,7 +18,7 @@ from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import DDIM
 from vdm_jax.diffusion.schedules import CosineSchedule
 from vdm_jax.networks.config import CrossAttention, EmbeddedText, Level, SelfAttention, UNet
-from vdm_jax.stages.options import DynamicThreshold, Sampling, Start, Training, Windows
+from vdm_jax.stages.options import DynamicThreshold, InitFrom, Sampling, Training, Windows
 from vdm_jax.stages.stage import Experiment, LowResolution, Stage, VideoSpec
 from vdm_jax_configs.lumiere._network import ADDED, inflated
 
@@ -42,7 +42,7 @@ def image_super_resolution() -> UNet:
     levels = tuple(Level(channels=128 * m, blocks=n, mixers=MIXERS[1:] if m == 8 else ())
                    for m, n in ((1, 2), (2, 4), (4, 8), (8, 8)))
     return UNet(levels=levels, resample_order="before", skip_scale=2**-0.5, embedding_channels=512, text=TEXT,
-                low_resolution=True, dtype="bfloat16", remat="full", spread="height")
+                low_resolution=True, dtype="bfloat16", remat="full", sharded_axis="height")
 
 
 def base() -> Stage:
@@ -51,7 +51,7 @@ def base() -> Stage:
         name="base", video=VideoSpec(frames=80, height=128, width=128, fps=16),
         network=inflated(image_base(), (2, 2, 2, 1), HEADS), process=PROCESS,
         training=Training(steps=500_000, batch_size=128, learning_rate=1e-4, warmup_steps=10_000, ema_decay=0.9999,
-                          start=Start(stage="base", run=IMAGES), trainable=ADDED),
+                          init_from=InitFrom(stage="base", run=IMAGES), trainable=ADDED),
         sampling=Sampling(sampler=DDIM(eta=1.0), steps=256, guidance=8.0, threshold=DynamicThreshold(per="clip"),
                           batch_size=8))
 
@@ -64,7 +64,7 @@ def super_resolution() -> Stage:
         source=LowResolution(frames=80, height=128, width=128),
         network=inflated(image_super_resolution(), (1, 2, 2, 2), HEADS), process=PROCESS,
         training=Training(steps=500_000, frames=16, batch_size=128, learning_rate=1e-4, warmup_steps=10_000,
-                          ema_decay=0.9999, start=Start(stage="spatial", run=IMAGES), trainable=ADDED),
+                          ema_decay=0.9999, init_from=InitFrom(stage="spatial", run=IMAGES), trainable=ADDED),
         sampling=Sampling(sampler=DDIM(eta=1.0), steps=128, guidance=4.0, threshold=DynamicThreshold(per="clip"),
                           windows=Windows(frames=16, overlap=2), batch_size=8))
 

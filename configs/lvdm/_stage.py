@@ -20,21 +20,21 @@ BETAS = ScaledLinearBetaSchedule(beta_start=0.0015, beta_end=0.0155)  # 1000 tim
 
 
 def experiment(
-    name: str, unet: LatentUNet, frames: int, learning_rate: float, *, known: dict[str, Any] | None = None,
-    observations: tuple = (), sampling: dict[str, Any] | None = None,
+    name: str, unet: LatentUNet, frames: int, learning_rate: float, *, frames_in: dict[str, Any] | None = None,
+    masking: tuple = (), sampling: dict[str, Any] | None = None,
 ) -> Experiment:
     """Clips of 256x256 in latents of 4 frames x 8 x 8 pixels, as the authors' configs of the Sky data have them.
 
     Not published, and ours: steps, batch over all devices, decay of the averaged weights, fps.
     """
-    network = LatentNetwork(unet=unet, timesteps=BETAS, **(known or {}))
+    network = LatentNetwork(unet=unet, timesteps=BETAS, **(frames_in or {}))
     stage = Stage(
         name="base", video=VideoSpec(frames=frames, height=256, width=256, fps=8), network=network,
         process=Process(schedule=BETAS, prediction="eps", level_sampling=UniformTimestep(), error="absolute"),
         latent=Latent(autoencoder=dataclasses.replace(AUTOENCODER_LVDM, **LVDM_LATENTS["sky"]),
                       weights="runs/lvdm_autoencoder"),
         training=Training(steps=200_000, batch_size=64, learning_rate=learning_rate, text_dropout=0.0,
-                          ema_decay=0.9999, observations=observations, random_starts=True),
+                          ema_decay=0.9999, masking=masking, random_starts=True),
         sampling=Sampling(sampler=DDIM(grid=TimestepGrid(spacing="leading", offset=1)), steps=50, threshold=None,
                           **(sampling or {})))
     return Experiment(name=name, stages=(stage,), data=VideoFolder(

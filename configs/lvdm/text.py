@@ -4,7 +4,7 @@ Citation: He et al. 2022, arXiv 2211.13221; the authors' config lvdm_short/text2
           not published: steps, batch, learning rate, dropped captions, guidance, fps.
 Hardware: not published.
 Expected: FVD 641.8 on UCF-101, zero-shot (as a later paper quotes it). Not trained by us.
-          An image network begins it with Training(start=StartFile(path="unet.safetensors")), a file of
+          An image network begins it with Training(init_from=InitFromFile(path="unet.safetensors")), a file of
           vdm-jax convert FOLDER/unet unet.safetensors.
 Run:      vdm-jax train lvdm/text     (weights/sd_vae.safetensors by vdm-jax convert FOLDER/vae; clips made by vdm-jax
           prepare; 77 last hidden states of CLIP ViT-L/14 for each caption by write_embeddings)

@@ -1,22 +1,22 @@
 """Stages of Make-A-Video (Singer et al. 2022, arXiv 2209.14792), of any size.
 
-Published: the stages, their frames and pixels; convolutions and attention over frames after every spatial one, which
+Published: the stages, their frames and pixels; convolutions and temporal attention after every spatial one, which
 begin as the identity; that all stages begin as image networks; the range and direction of the frame rates in training;
 the extra input channels of the interpolation network; shared noise in the last stage. Not published, and chosen here:
 widths, depths, where attention is, what the networks predict, schedules, samplers, guidance, optimiser settings, how
-often what is known in training, and how new input channels begin (at zero).
+often what is given in training, and how new input channels begin (at zero).
 """
 
 import dataclasses
 
 from vdm_jax.attention.patterns import Spatial, Temporal
-from vdm_jax.conditions.frame_masks import FramesKnown
+from vdm_jax.conditions.frame_masks import FrameMask
 from vdm_jax.data.frame_rates import FrameRates
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import DDIM
 from vdm_jax.diffusion.schedules import CosineSchedule
 from vdm_jax.networks.config import CrossAttention, EmbeddedText, Level, SelfAttention, TextInput, UNet, WordEncoder
-from vdm_jax.stages.options import DynamicThreshold, Sampling, Start, Training
+from vdm_jax.stages.options import DynamicThreshold, InitFrom, Sampling, Training
 from vdm_jax.stages.stage import KeyFrames, LowResolution, Stage, VideoSpec
 
 PROCESS = Process(schedule=CosineSchedule(), prediction="v")
@@ -60,7 +60,7 @@ def tiny() -> Sizes:
 
 
 def network(sizes: Sizes, part: int, *, over_frames: bool, **more) -> UNet:
-    """The image network of a part of the cascade, or with layers over frames its video network."""
+    """The image network of a part of the cascade, or with temporal layers its video network."""
     spatial = SelfAttention(pattern=Spatial(), head_dim=sizes.head_dim)
     temporal = SelfAttention(pattern=Temporal(), head_dim=sizes.head_dim, context="relayout")
     text = sizes.text if part == 0 else None  # super-resolution reads none
@@ -95,10 +95,10 @@ def video_stages(sizes: Sizes, images: str) -> tuple[Stage, ...]:
     long, scalars, rates = sizes.long, ("fps",), sizes.rates
     # Half of the interpolation network's clips are filled in; the others go on from a picture, back from one, from one
     # picture to another, or on from a clip.
-    others = (FramesKnown(first=1), FramesKnown(last=1), FramesKnown(first=1, last=1), FramesKnown(first=sizes.frames))
+    others = (FrameMask(first=1), FrameMask(last=1), FrameMask(first=1, last=1), FrameMask(first=sizes.frames))
 
     def begun(stage: str, run: str | None = images, **more) -> Training:
-        return dataclasses.replace(sizes.training, start=Start(stage=stage, run=run), **more)
+        return dataclasses.replace(sizes.training, init_from=InitFrom(stage=stage, run=run), **more)
 
     decoder = Stage(
         name="decoder", video=VideoSpec(frames=sizes.frames, height=small, width=small, fps=4),
@@ -107,9 +107,9 @@ def video_stages(sizes: Sizes, images: str) -> tuple[Stage, ...]:
     interpolation = Stage(
         name="interpolation", video=VideoSpec(frames=long, height=small, width=small, fps=4 * sizes.every),
         source=KeyFrames(frames=sizes.frames, every=sizes.every),
-        network=network(sizes, 0, over_frames=True, scalars=scalars, observed=True), process=PROCESS,
-        training=begun("decoder", None, frame_rates=rates, key_frames=True, observations=(
-            FramesKnown(every=sizes.every, weight=float(len(others))), *others)), sampling=guided(sizes, 0))
+        network=network(sizes, 0, over_frames=True, scalars=scalars, conditioning_frames=True), process=PROCESS,
+        training=begun("decoder", None, frame_rates=rates, key_frames=True, masking=(
+            FrameMask(every=sizes.every, weight=float(len(others))), *others)), sampling=guided(sizes, 0))
     super_low = Stage(
         name="super_low", video=VideoSpec(frames=long, height=large, width=large, fps=4 * sizes.every),
         source=LowResolution(frames=long, height=small, width=small),

@@ -1,6 +1,6 @@
 """Make-A-Video: 16 frames of 64x64 from an embedding, 76 by interpolation, then 256x256 and 768x768 pixels.
 
-Citation: Singer et al. 2022, arXiv 2209.14792, section 3. Stages, frames, pixels, kinds of layers over frames, extra
+Citation: Singer et al. 2022, arXiv 2209.14792, section 3. Stages, frames, pixels, kinds of temporal layers, extra
           input channels, range of frame rates and shared noise are the paper's; widths, optimiser settings, guidance
           and what else _stages.py names are not published, and ours.
 Hardware: a pod slice; what each stage needs is answered by vdm-jax compile.

@@ -5,7 +5,8 @@ Citation: Wang et al. 2023, arXiv 2308.06571; the released model's config. Train
           videos and 1,400 images on other devices; here every clip has one image.
 Hardware: not published; an eighth of the GPUs train on images.
 Expected: FVD 550 and CLIPSIM .2930 on MSR-VTT (as later papers quote it). Not trained by us.
-          Released weights: Training(start=StartFile(path="unet.safetensors")), a file of vdm-jax convert FOLDER/unet.
+          Released weights: Training(init_from=InitFromFile(path="unet.safetensors")), a file of vdm-jax convert
+          FOLDER/unet.
 Run:      vdm-jax train modelscope/text_to_video     (weights/sd_vae.safetensors and weights/sd2_unet.safetensors by
           vdm-jax convert; clips made by vdm-jax prepare; 77 states of OpenCLIP ViT-H/14 for each caption)
 """
@@ -22,7 +23,7 @@ from vdm_jax.networks.config import EmbeddedText
 from vdm_jax.networks.latent_network import LatentNetwork
 from vdm_jax.networks.latent_unet import LATENT_UNET_MODELSCOPE
 from vdm_jax.stages.latent import Latent
-from vdm_jax.stages.options import Sampling, StartFile, Training
+from vdm_jax.stages.options import InitFromFile, Sampling, Training
 from vdm_jax.stages.stage import Experiment, Stage, VideoSpec
 
 
@@ -36,7 +37,7 @@ def get_config() -> Experiment:
         latent=Latent(autoencoder=AUTOENCODER_F8, weights="weights/sd_vae.safetensors", encode_frames=1),
         training=Training(steps=267_000, batch_size=3_200, learning_rate=5e-5, text_dropout=0.1, ema_decay=0.9999,
                           images_per_clip=1, random_starts=True,
-                          start=StartFile(path="weights/sd2_unet.safetensors")),
+                          init_from=InitFromFile(path="weights/sd2_unet.safetensors")),
         sampling=Sampling(sampler=DDIM(grid=TimestepGrid(spacing="leading", offset=1)), steps=50, guidance=8.0,
                           threshold=None))
     return Experiment(name="modelscope_text_to_video", stages=(stage,), data=WithEmbeddings(

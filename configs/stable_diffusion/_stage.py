@@ -24,7 +24,7 @@ def experiment(
 ) -> Experiment:
     """Images as videos of one frame. Batch, learning rate, warm-up and dropped captions are those of the model card of
     v1; decay of the averaged weights and of weights is ours."""
-    network = LatentNetwork(unet=unet, timesteps=BETAS, text=EmbeddedText(width=unet.context_channels))
+    network = LatentNetwork(unet=unet, timesteps=BETAS, text=EmbeddedText(width=unet.token_channels))
     process = Process(schedule=BETAS, prediction=prediction, level_sampling=UniformTimestep())
     stage = Stage(
         name="base", video=VideoSpec(frames=1, height=size, width=size, fps=1), network=network, process=process,

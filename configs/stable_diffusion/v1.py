@@ -6,8 +6,8 @@ Citation: Rombach et al. 2022, arXiv 2112.10752; the released model's config and
           237,000 steps at 256x256 before them are --base.video.height 256 --base.video.width 256.
 Hardware: 256 A100 (32 hosts of 8), batch 2048; about 150,000 A100 hours in all.
 Expected: no table of its own; the 1.45 B model of the paper has FID 12.63 on COCO with guidance. Not trained by us.
-          Training goes on from released weights with Training(start=StartFile(path="unet.safetensors")), a file of
-          vdm-jax convert FOLDER/unet unet.safetensors.
+          Training goes on from released weights with Training(init_from=InitFromFile(path="unet.safetensors")), a file
+          of vdm-jax convert FOLDER/unet unet.safetensors.
 Run:      vdm-jax train stable_diffusion/v1     (weights/sd_vae.safetensors by vdm-jax convert FOLDER/vae; images
           prepared as clips of one frame; 77 last hidden states of CLIP ViT-L/14 for each caption by write_embeddings)
 """

@@ -6,7 +6,7 @@ from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.diffusion.levels import LogNormalSigma
 from vdm_jax.diffusion.process import Process
-from vdm_jax.diffusion.samplers import DDIM
+from vdm_jax.diffusion.samplers import Euler
 from vdm_jax.diffusion.schedules import EDMSchedule
 from vdm_jax.networks.autoencoders.config import AUTOENCODER_SVD
 from vdm_jax.networks.config import EmbeddedText
@@ -37,8 +37,7 @@ def experiment(name: str, frames: int, guidance: tuple[float, float], steps: int
                       decode_frames=14),
         training=Training(steps=50_000, batch_size=768, learning_rate=3e-5, text_dropout=0.1, ema_decay=0.9999,
                           random_starts=True),
-        # Euler's method on the Karras ramp.
-        sampling=Sampling(sampler=DDIM(), steps=steps, guidance=guidance[0], last_frame_guidance=guidance[1],
+        sampling=Sampling(sampler=Euler(), steps=steps, guidance=guidance[0], last_frame_guidance=guidance[1],
                           threshold=None))
     return Experiment(name=name, stages=(stage,), data=WithEmbeddings(
         data=PreparedClips(path="data/clips"), path="data/clip_pictures", length=1))

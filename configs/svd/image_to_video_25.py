@@ -5,7 +5,8 @@ Citation: Blattmann et al. 2023, arXiv 2311.15127, appendix D; sampling as in th
 Hardware: batch 768; about 200,000 A100 hours for all phases of all models of the paper.
 Expected: no table of image to video; the text-to-video model has FVD 242.02 on UCF-101, zero-shot. Not trained by us.
           Training goes on from released weights, of this or of an image network, with
-          Training(start=StartFile(path="unet.safetensors")), a file of vdm-jax convert FOLDER/unet unet.safetensors.
+          Training(init_from=InitFromFile(path="unet.safetensors")), a file of vdm-jax convert FOLDER/unet
+          unet.safetensors.
 Run:      vdm-jax train svd/image_to_video_25     (weights/svd_vae.safetensors by vdm-jax convert FOLDER/vae; clips made
           by vdm-jax prepare; the CLIP ViT-H/14 embedding of each clip's first frame by write_embeddings)
 """

@@ -16,8 +16,8 @@ def network(
     positions in the style of Shaw et al.
 
     The conditioning vector is added in the residual blocks, as the paper says; the same authors' image network scales
-    and shifts with it instead (`modulation="film"`). Its encoding of log-SNR, the groups of group norm and the kind of
-    resampling are not published: those of that image network.
+    and shifts with it instead (`modulation="scale_shift"`). Its encoding of log-SNR, the groups of group norm and the
+    kind of resampling are not published: those of that image network.
     """
     mixers = (SelfAttention(pattern=Spatial(), head_dim=head_dim, position="none"),
               SelfAttention(pattern=Temporal(), head_dim=head_dim, position="shaw"))

@@ -11,15 +11,15 @@ Run:      vdm-jax train vdm/bair     (data/bair/softmotion30_44k, unpacked from
 
 from vdm_jax.data.published import BAIRRobotPushing
 from vdm_jax.diffusion.process import Process
-from vdm_jax.diffusion.samplers import AncestralLangevin
+from vdm_jax.diffusion.samplers import DDPMLangevin
 from vdm_jax.diffusion.schedules import CosineSchedule
-from vdm_jax.stages.options import Completion, Sampling, StaticThreshold, Training
+from vdm_jax.stages.options import Inpainting, Sampling, StaticThreshold, Training
 from vdm_jax.stages.stage import Experiment, Stage, VideoSpec
 from vdm_jax_configs.vdm._network import network
 
 
 def get_config() -> Experiment:
-    """The model itself is unconditional; what is known enters when sampling. Half of the clips are mirrored. Not
+    """The model itself is unconditional; what is given enters when sampling. Half of the clips are mirrored. Not
     published: which 16 of a video's 30 frames are trained on, here any, and which camera."""
     stage = Stage(
         name="base", video=VideoSpec(frames=16, height=64, width=64, fps=8),
@@ -27,7 +27,7 @@ def get_config() -> Experiment:
         process=Process(schedule=CosineSchedule(), prediction="v"),
         training=Training(steps=660_000, batch_size=128, learning_rate=2e-4, weight_decay=0.01, b1=0.9, b2=0.999,
                           ema_decay=0.999, images_per_clip=8, flips=True, random_starts=True),
-        sampling=Sampling(sampler=AncestralLangevin(gamma=0.0, delta=0.1), steps=256,
-                          threshold=StaticThreshold(), completion=Completion(weight=50.0)))
+        sampling=Sampling(sampler=DDPMLangevin(gamma=0.0, delta=0.1), steps=256,
+                          threshold=StaticThreshold(), inpainting=Inpainting(weight=50.0)))
     return Experiment(name="vdm_bair", stages=(stage,), data=BAIRRobotPushing(
         path="data/bair", frames=16, height=64, width=64))

@@ -10,15 +10,15 @@ Run:      vdm-jax train vdm/kinetics600     (data/kinetics600/train/*.mp4, val/*
 
 from vdm_jax.data.published import Kinetics600
 from vdm_jax.diffusion.process import Process
-from vdm_jax.diffusion.samplers import AncestralLangevin
+from vdm_jax.diffusion.samplers import DDPMLangevin
 from vdm_jax.diffusion.schedules import CosineSchedule
-from vdm_jax.stages.options import Completion, Sampling, StaticThreshold, Training
+from vdm_jax.stages.options import Inpainting, Sampling, StaticThreshold, Training
 from vdm_jax.stages.stage import Experiment, Stage, VideoSpec
 from vdm_jax_configs.vdm._network import network
 
 
 def get_config() -> Experiment:
-    """The model itself is unconditional; what is known enters when sampling. Not published: how frames are cut to
+    """The model itself is unconditional; what is given enters when sampling. Not published: how frames are cut to
     squares, and where clips begin; here at random."""
     stage = Stage(
         name="base", video=VideoSpec(frames=16, height=64, width=64, fps=25),
@@ -26,7 +26,7 @@ def get_config() -> Experiment:
         process=Process(schedule=CosineSchedule(), prediction="v"),
         training=Training(steps=220_000, batch_size=256, learning_rate=2e-4, b1=0.9, b2=0.99, ema_decay=0.9999,
                           images_per_clip=8, random_starts=True),
-        sampling=Sampling(sampler=AncestralLangevin(gamma=0.0, delta=0.1), steps=128,
-                          threshold=StaticThreshold(), completion=Completion(weight=9.0)))
+        sampling=Sampling(sampler=DDPMLangevin(gamma=0.0, delta=0.1), steps=128,
+                          threshold=StaticThreshold(), inpainting=Inpainting(weight=9.0)))
     return Experiment(name="vdm_kinetics600", stages=(stage,), data=Kinetics600(
         path="data/kinetics600", frames=16, height=64, width=64, labels="none"))

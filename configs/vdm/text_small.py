@@ -11,7 +11,7 @@ Run:      vdm-jax compile vdm/text_small --topology v4-128     (training: clips 
 from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.diffusion.process import Process
-from vdm_jax.diffusion.samplers import Ancestral
+from vdm_jax.diffusion.samplers import DDPM
 from vdm_jax.diffusion.schedules import CosineSchedule
 from vdm_jax.networks.config import EmbeddedText
 from vdm_jax.stages.options import Sampling, StaticThreshold, Training
@@ -28,7 +28,7 @@ def get_config() -> Experiment:
         process=Process(schedule=CosineSchedule(), prediction="eps"),
         training=Training(steps=200_000, batch_size=128, learning_rate=3e-4, b1=0.9, b2=0.99, ema_decay=0.9999,
                           images_per_clip=8),
-        sampling=Sampling(sampler=Ancestral(gamma=0.3), steps=256,
+        sampling=Sampling(sampler=DDPM(gamma=0.3), steps=256,
                           threshold=StaticThreshold()))
     return Experiment(name="vdm_text_small", stages=(stage,), data=WithEmbeddings(
         data=PreparedClips(path="data/clips"), path="data/bert_large", length=64))

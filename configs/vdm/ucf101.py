@@ -10,7 +10,7 @@ Run:      vdm-jax train vdm/ucf101     (data/ucf101/UCF-101/*/*.avi and data/ucf
 
 from vdm_jax.data.published import UCF101
 from vdm_jax.diffusion.process import Process
-from vdm_jax.diffusion.samplers import Ancestral
+from vdm_jax.diffusion.samplers import DDPM
 from vdm_jax.diffusion.schedules import CosineSchedule
 from vdm_jax.stages.options import Sampling, StaticThreshold, Training
 from vdm_jax.stages.stage import Experiment, Stage, VideoSpec
@@ -26,7 +26,7 @@ def get_config() -> Experiment:
         process=Process(schedule=CosineSchedule(), prediction="eps"),
         training=Training(steps=60_000, batch_size=128, learning_rate=3e-4, b1=0.9, b2=0.99, ema_decay=0.9999,
                           images_per_clip=8, random_starts=True),
-        sampling=Sampling(sampler=Ancestral(gamma=0.1), steps=256,
+        sampling=Sampling(sampler=DDPM(gamma=0.1), steps=256,
                           threshold=StaticThreshold()))
     return Experiment(name="vdm_ucf101", stages=(stage,), data=UCF101(
         path="data/ucf101", frames=16, height=64, width=64, splits=("train+test", "test", "test")))

@@ -17,7 +17,7 @@ from vdm_jax.stages.options import Sampling, Training
 from vdm_jax.stages.stage import Experiment, Source, Stage, VideoSpec
 
 BETAS = ScaledLinearBetaSchedule()
-# Of the networks of Stable Diffusion: layers over frames, shares and what these are told of known frames.
+# Of the networks of Stable Diffusion: temporal layers, shares and inputs for conditioning frames.
 OVER_FRAMES = (r"temporal_residual|/time/|/mix/|/places_|/known(_\d+)?/",)
 
 
@@ -33,7 +33,7 @@ def experiment(
     """
     stage = Stage(
         name="base", video=video, source=source,
-        network=LatentNetwork(unet=unet, timesteps=BETAS, text=EmbeddedText(width=unet.context_channels),
+        network=LatentNetwork(unet=unet, timesteps=BETAS, text=EmbeddedText(width=unet.token_channels),
                               **(network or {})),
         process=Process(schedule=BETAS, prediction="eps", level_sampling=UniformTimestep()),
         latent=Latent(autoencoder=AUTOENCODER_F8, weights="weights/sd_vae.safetensors", encode_frames=1),

@@ -1,6 +1,6 @@
 """Video LDM, upscaler: 320x512 to 1280x2048, in the latents of Stable Diffusion's x4 upscaler.
 
-Citation: Blattmann et al. 2023, arXiv 2304.08818, section 3.4: the image upscaler with layers over frames, which are
+Citation: Blattmann et al. 2023, arXiv 2304.08818, section 3.4: the image upscaler with temporal layers, which are
           trained on windows and run on whole frames. The noise on the low-resolution video is that of the image model,
           timesteps up to 350 of a linear table; ours are uniform in log-SNR. Published are 473M parameters within
           frames, as here, and 449M over frames, where the layers of the other networks have 438M. Ours, as it is not
@@ -24,7 +24,7 @@ from vdm_jax.networks.config import EmbeddedText
 from vdm_jax.networks.latent_network import LatentNetwork
 from vdm_jax.networks.latent_unet import LATENT_UNET_VIDEO_LDM_UPSCALER
 from vdm_jax.stages.latent import Latent
-from vdm_jax.stages.options import Sampling, StartFile, Training
+from vdm_jax.stages.options import InitFromFile, Sampling, Training
 from vdm_jax.stages.stage import Experiment, LowResolution, Stage, VideoSpec
 from vdm_jax_configs.video_ldm import _stage
 
@@ -45,7 +45,7 @@ def get_config() -> Experiment:
                       decode_frames=1, low_resolution="pixels"),
         training=Training(steps=84_000, batch_size=128, learning_rate=1e-5, text_dropout=0.1, ema_decay=0.9999,
                           crop=(320, 320), random_starts=True, trainable=_stage.OVER_FRAMES,
-                          start=StartFile(path="weights/x4_unet.safetensors")),
+                          init_from=InitFromFile(path="weights/x4_unet.safetensors")),
         sampling=Sampling(sampler=DDIM(), steps=50, guidance=6.5, threshold=None))
     return Experiment(name="video_ldm_upscaler", stages=(stage,), data=WithEmbeddings(
         data=PreparedClips(path="data/clips"), path="data/open_clip_h", length=77))

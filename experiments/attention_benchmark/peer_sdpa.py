@@ -1,4 +1,4 @@
-"""Our attention with kernel `auto` beside PyTorch's `scaled_dot_product_attention`: the same shapes, in one run.
+"""Our attention with kernel `auto` next to PyTorch's `scaled_dot_product_attention`: the same shapes, in one run.
 
 Full attention among all tokens of a clip, forward and forward with gradients. Each library runs in a process of its
 own, so that neither holds the other's memory; they are timed in turns, round by round, and each is also asked for the
@@ -42,7 +42,7 @@ PROTOCOL = {
     "work": "full attention, batch 1; backward: gradients of queries, keys and values for a given cotangent",
     "input": "standard normal, the same for both; ours [1, T, H, W, K, D], torch [1, K, S, D], each as it comes",
     "processes": "one per library, timed in turns within one run, after two warm-up calls each",
-    "statistic": "median over rounds of wall seconds per call, calls in a row for about --seconds, range beside it",
+    "statistic": "median over rounds of wall seconds per call, calls in a row for about --seconds, range next to it",
     "flops": "4 S^2 K D forward, 3.5 times that with gradients",
     "peak": "fastest product of two square bfloat16 matrices, by each library in its own process",
 }
@@ -219,7 +219,7 @@ def _notes(record: dict[str, Any]) -> list[str]:
 
 
 def write_report(out: Path, readme: Path | None = None) -> list[Path]:
-    """A Markdown table beside every record in `out`; with `readme` also between its markers. Returns what was
+    """A Markdown table next to every record in `out`; with `readme` also between its markers. Returns what was
     written."""
     written, parts = [], []
     for path in sorted(out.glob("peer_sdpa_*.json")):

@@ -50,7 +50,7 @@ def ratio(of: Callable[[dict[str, Any]], float], over: tuple, under: tuple) -> C
 
 
 def long_peak(rows: Rows) -> float | None:
-    """Peak of the whole process during 65,536 tokens, GiB; of the compiled program where the system tells no peak."""
+    """Peak of the whole process during 65,536 tokens, GiB; of the compiled program where the system reports no peak."""
     found = row(rows, "full", "chunked", 16, BOTH, side=64)
     return None if found is None else (found.get("process_peak") or total(found)) / GIB
 

@@ -65,7 +65,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
 
 
 def write_report(path: Path, readme: Path) -> None:
-    """Draw the record beside itself and put its table between the markers of README.md."""
+    """Draw the record next to itself and put its table between the markers of README.md."""
     record = load(path)
     picture = path.with_suffix(".png")
     draw(record, picture)

@@ -125,7 +125,7 @@ def build_theirs(mode: str, size: int, batch: int, threads: int, compiled: bool)
 def stand_in_for_torchvision() -> None:
     """Register empty torchvision modules: the package imports it for reading and writing gifs, never for the network.
 
-    The torchvision on the package index is built for CUDA and does not load beside a CPU build of torch.
+    The torchvision on the package index is built for CUDA and does not load next to a CPU build of torch.
     """
 
     class Empty(types.ModuleType):

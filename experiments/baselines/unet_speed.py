@@ -50,7 +50,7 @@ PROTOCOL = {
     "work": "train: zero gradients, forward, mean squared error, backward, Adam; forward: one denoiser call",
     "input": "10 RGB frames, float32, random",
     "processes": "one per library and case, alternating repetition by repetition, after one warm-up each",
-    "statistic": "median of wall seconds, range beside it",
+    "statistic": "median of wall seconds, range next to it",
     "memory": "peak resident memory during the steps, libraries and weights included, compilation not",
     "tuned": "glibc allocator keeps freed memory, in large pages: " + " ".join(f"{k}={v}" for k, v in TUNED.items()),
 }

@@ -120,7 +120,7 @@ def kernel_gradients(repetitions: int) -> dict[str, Any]:
             "in pieces": compiled(pull(lambda x, k, r=rows: convolution_in_row_pieces(x, k, r)), x, kernel, cotangent),
         }, repetitions)
     return {"title": "Gradient with respect to the kernel", "cases": cases,
-            "about": "3x3 convolutions of 3 GFLOP each; the forward pass of as many operations beside it."}
+            "about": "3x3 convolutions of 3 GFLOP each; the forward pass of as many operations next to it."}
 
 
 def loops(repetitions: int) -> dict[str, Any]:

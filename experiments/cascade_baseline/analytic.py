@@ -21,9 +21,9 @@ import numpy as np
 from experiments.readme_tables import insert
 from vdm_jax.benchmark.machine import describe
 from vdm_jax.benchmark.record import load, save
-from vdm_jax.diffusion.conditional import known_error, low_resolution_error, reconstruction_guided, replaced
+from vdm_jax.diffusion.conditional import low_resolution_error, masked_error, reconstruction_guided, replaced
 from vdm_jax.diffusion.process import Process
-from vdm_jax.diffusion.samplers import Ancestral
+from vdm_jax.diffusion.samplers import DDPM
 from vdm_jax.diffusion.sampling import sample
 from vdm_jax.diffusion.schedules import CosineSchedule
 from vdm_jax.versions import versions
@@ -35,8 +35,8 @@ CORRELATION = 0.9  # of neighbouring frames; variance 0.5
 WEIGHTS = (None, 1.0, 2.0, 5.0)  # None: replacement
 PROCESS = Process(schedule=CosineSchedule())
 EYE = np.eye(FRAMES)
-TASKS = {  # rows of the linear map from the video to what is known
-    "extension: 8 first frames known": EYE[:8],
+TASKS = {  # rows of the linear map from the video to what is given
+    "extension: 8 first frames given": EYE[:8],
     "interpolation: first and last frame known": EYE[[0, -1]],
     "super-resolution: means of pairs of frames known": np.kron(np.eye(FRAMES // 2), [[0.5, 0.5]]),
 }
@@ -69,11 +69,11 @@ def sampled(matrix: np.ndarray, seen: jax.Array, weight: float | None, seed: int
         shape, guided = (len(keys), FRAMES, 1, 1, 1), denoise
         known = (seen @ matrix).reshape(shape)
         if weight is not None:
-            error = known_error(known, mask) if frames else low_resolution_error(
+            error = masked_error(known, mask) if frames else low_resolution_error(
                 seen, lambda x: x.reshape(len(x), -1) @ matrix.T)
             guided = reconstruction_guided(denoise, [error], weight, PROCESS.schedule.family)
         guided = replaced(guided, known, mask) if frames else guided
-        return sample(Ancestral(), guided, keys, shape, PROCESS, STEPS)
+        return sample(DDPM(), guided, keys, shape, PROCESS, STEPS)
 
     return np.asarray(jax.jit(run)(jax.random.split(jax.random.key(seed), len(seen)), seen)).reshape(len(seen), -1)
 

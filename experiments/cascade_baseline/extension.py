@@ -16,17 +16,17 @@ from vdm_jax.digits.scorer import DigitScorer
 from vdm_jax.generation.generator import Generator
 from vdm_jax.metrics.fvd import FeatureSet, fvd, i3d_features
 from vdm_jax.metrics.fvd_protocols import PROTOCOLS
-from vdm_jax.stages.options import Completion
-from vdm_jax.video.sheets import sheet
+from vdm_jax.stages.options import Inpainting
+from vdm_jax.video.grids import sample_grid
 from vdm_jax.video.writing import write_png
 
-METHODS = {"replacement": Completion(method="replacement"),
-           "reconstruction guidance, weight 2": Completion(method="reconstruction", weight=2.0)}
+METHODS = {"replacement": Inpainting(method="replacement"),
+           "reconstruction guidance, weight 2": Inpainting(method="reconstruction", weight=2.0)}
 PROTOCOL = PROTOCOLS["original"]
 
 
 def compare(generator: Generator, *, clips: int, frames: int, results: Path) -> dict[str, Any]:
-    """Both methods on the same captions and seeds: how much changes from frame to frame where blocks meet, beside
+    """Both methods on the same captions and seeds: how much changes from frame to frame where blocks meet, next to
     elsewhere; the Frechet video distance of windows across seams to real clips; what the last block still shows of the
     caption."""
     stage = generator.experiment.stages[0]
@@ -38,9 +38,9 @@ def compare(generator: Generator, *, clips: int, frames: int, results: Path) -> 
     source = CaptionedDigitsSource(generator.experiment.data, "test")
     real, other = (features([source[i]["video"] for i in range(begin, begin + count)], "real clips")
                    for begin in (0, count))
-    for name, completion in METHODS.items():
+    for name, inpainting in METHODS.items():
         start = time.perf_counter()
-        videos = generator.extend(captions, frames=frames, completion=completion).videos
+        videos = generator.extend(captions, frames=frames, inpainting=inpainting).videos
         seconds = round(time.perf_counter() - start, 1)
         change = np.abs(np.diff(videos.astype(np.float32), axis=1)).mean((0, 2, 3, 4))
         scores = DigitScorer().score(videos[:, -size:], captions).summary()
@@ -49,7 +49,7 @@ def compare(generator: Generator, *, clips: int, frames: int, results: Path) -> 
                       "fvd": fvd(real, windows, PROTOCOL).to_dict(),
                       "last block": {key: scores[key] for key in ("count", "colour")}, "seconds": seconds}
         slug = name.replace(" ", "_").replace(",", "")
-        write_png(results / f"extension_{slug}.png", sheet(videos[:4, ::4], captions[:4]))
+        write_png(results / f"extension_{slug}.png", sample_grid(videos[:4, ::4], captions[:4]))
     return {"clips": clips, "frames": frames, "sampler_steps": stage.sampling.steps, "windows": count,
             "fvd of other real clips": fvd(real, other, PROTOCOL).to_dict(), "methods": rows}
 

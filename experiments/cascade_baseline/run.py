@@ -31,7 +31,7 @@ from vdm_jax.evaluation.digits import evaluate_digits
 from vdm_jax.planning.flops import METHOD
 
 HERE = Path(__file__).parent
-SHOWN = 6  # videos of a sheet
+SHOWN = 6  # videos of a grid
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ PRESETS = {"cpu": Preset(budget=48e12, scored_clips=96, extended_clips=16),
 
 
 def measure(preset: Preset, name: str, work: Path, results: Path, *, quiet: bool = False) -> dict[str, Any]:
-    """Train all parts of a system, generate, score, and write a sheet and a video."""
+    """Train all parts of a system, generate, score, and write a grid and a video."""
     start, stages = time.perf_counter(), []
     for part in SYSTEMS[name](work):
         experiment = within_budget(part, preset.budget)

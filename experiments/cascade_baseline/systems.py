@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vdm_jax.attention.patterns import Spatial, Temporal
 from vdm_jax.commands.configs import load_config
-from vdm_jax.conditions.frame_masks import FramesKnown
+from vdm_jax.conditions.frame_masks import FrameMask
 from vdm_jax.diffusion.augmentation import NoiseAugmentation
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import DDIM
@@ -30,7 +30,7 @@ from vdm_jax.networks.config import (
 )
 from vdm_jax.planning.flops import training_work
 from vdm_jax.planning.inputs import training_batch
-from vdm_jax.stages.options import Sampling, Start, Training, Windows
+from vdm_jax.stages.options import InitFrom, Sampling, Training, Windows
 from vdm_jax.stages.stage import Experiment, KeyFrames, LowResolution, Stage, VideoSpec
 
 SPATIAL, TEMPORAL = SelfAttention(pattern=Spatial()), SelfAttention(pattern=Temporal(), position="sinusoidal")
@@ -41,7 +41,7 @@ DETAIL = Process(schedule=CosineSchedule(shift=-1.0), prediction="x")
 AUGMENTATION = NoiseAugmentation(training_logsnr=(2.0, 9.0), sampling_logsnr=7.5)
 DATA = CaptionedDigits(train_clips=10_000, single_object_fraction=0.85)
 TEXT = WordEncoder(words=caption_words(), length=16, width=64, layers=1)
-# What a caption decides at high noise is a product of words and places, as in the demo; frames are told apart by
+# What a caption decides at high noise is a product of words and places, as in the demo; frames are distinguished by
 # attention alone, so that an image network becomes a video network exactly.
 PLACES = {"position_period": 25.0, "position_axes": ("row", "column")}
 GENERATING = Sampling(sampler=DDIM(eta=1.0), steps=32, guidance=1.0, batch_size=32)
@@ -116,13 +116,13 @@ def make_a_video(work: Path) -> list[Part]:
                   {"image": 0.3, "image_large": 0.05})
 
     def begun(name: str, of: str, run: str | None = str(work / images.name), **more) -> dict:
-        return {"start": Start(stage=of, run=run), "key_frames": True, **more}
+        return {"init_from": InitFrom(stage=of, run=run), "key_frames": True, **more}
 
     over_frames = network(8, (SPATIAL, TEMPORAL), temporal_kernel=3)
     stages = (
         stage("decoder", 6, 32, over_frames, **begun("decoder", "image")),
-        stage("interpolation", 16, 32, dataclasses.replace(over_frames, observed=True), KeyFrames(frames=6, every=3),
-              **begun("interpolation", "decoder", None, observations=(FramesKnown(every=3),))),
+        stage("interpolation", 16, 32, dataclasses.replace(over_frames, conditioning_frames=True),
+              KeyFrames(frames=6, every=3), **begun("interpolation", "decoder", None, masking=(FrameMask(every=3),))),
         stage("spatial", 16, 64, detail((), temporal_kernel=3), from_low(16, 32), **begun("spatial", "image_large")))
     videos = Part("make_a_video", Experiment(name="make_a_video_style", stages=stages, data=DATA),
                   {"decoder": 0.35, "interpolation": 0.2, "spatial": 0.1})
@@ -142,7 +142,7 @@ def lumiere(work: Path) -> list[Part]:
         stage("base", 1, 32, small), stage("spatial", 1, 64, large, from_low(1, 32)))), {"base": 0.4, "spatial": 0.05})
 
     def begun(of: str, added: tuple[str, ...] = ADDED) -> dict:
-        return {"start": Start(stage=of, run=str(work / images.name)), "trainable": added}
+        return {"init_from": InitFrom(stage=of, run=str(work / images.name)), "trainable": added}
 
     windows = dataclasses.replace(ENLARGING, windows=Windows(frames=8, overlap=2))
     stages = (

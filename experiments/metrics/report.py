@@ -23,16 +23,16 @@ def main() -> None:
     """Rewrite what stands between the markers."""
     heard, speed = load(FOLDER / "results" / "cpu.json"), FOLDER / "results" / "speed_cpu.json"
     draw(heard, FOLDER / "results" / "cpu.png")
-    parts = {"hears": f"{hears(heard)}\n\n{conclusion(heard)}", "sample_count": sample_count(heard),
+    parts = {"distortions": f"{distortions(heard)}\n\n{conclusion(heard)}", "sample_count": sample_count(heard),
              "speed": speed_table(load(speed)) if speed.exists() else "Not recorded yet.", "made": made(heard)}
-    for path, names in ((README, parts), (DOCS, ("hears", "sample_count", "speed"))):
+    for path, names in ((README, parts), (DOCS, ("distortions", "sample_count", "speed"))):
         text = path.read_text()
         for name in names:
             text = insert(text, name, parts[name])
         path.write_text(text)
 
 
-def hears(record: dict[str, Any]) -> str:
+def distortions(record: dict[str, Any]) -> str:
     """What every metric makes of every set of clips."""
     rows, plain = record["rows"], record["rows"][NOTHING]
     lines = [f"| what was done to {record['protocol']['distorted clips']} real clips | FVD to "
@@ -110,7 +110,7 @@ def made(record: dict[str, Any]) -> str:
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
-    """FVD and the metrics beside it of all sets, relative to real clips; FVD by number of clips."""
+    """FVD and the metrics next to it of all sets, relative to real clips; FVD by number of clips."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

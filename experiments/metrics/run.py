@@ -1,5 +1,5 @@
-"""What FVD hears and what it does not, on real clips: noise, blur, frozen and shuffled frames, beside the metrics that
-are always reported with it; and how FVD depends on the number of clips.
+"""What FVD measures and what it misses, on real clips: noise, blur, frozen and shuffled frames, next to the metrics
+that are always reported with it; and how FVD depends on the number of clips.
 
 Run:  python -m experiments.metrics.run --clips FOLDER      (README.md says what to put there)
 
@@ -35,7 +35,7 @@ DRAWS = 5  # of the clips of a size
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Measure what FVD hears of distorted real clips, and how it depends on the number of clips."""
+    """Measure what FVD measures of distorted real clips, and how it depends on the number of clips."""
 
     clips: Path  # folder with the films
     work: Path = Path("runs/metrics_experiment")  # where features are kept

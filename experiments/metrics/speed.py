@@ -1,9 +1,10 @@
-"""How many clips a second I3D takes, ours beside the same network in PyTorch, in turns in one process.
+"""How many clips a second I3D takes, ours next to the same network in PyTorch, in turns in one process.
 
 Run:  python -m experiments.metrics.speed       (needs the extra [metrics] and requirements/peers.txt)
 
 Both have the batch norms folded into the convolutions and see the same 16-frame clips at 224x224, float32. Machines are
-shared, so each pair of turns gives a ratio, and the median of the ratios counts; CPU seconds stand beside wall seconds.
+shared, so each pair of turns gives a ratio, and the median of the ratios counts; CPU seconds stand next to wall
+seconds.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ FOLDER = Path(__file__).parent
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """Measure I3D beside PyTorch."""
+    """Measure I3D next to PyTorch."""
 
     batch: int = 4  # clips at a time
     pairs: int = 5  # turns of each

@@ -48,7 +48,7 @@ class Case:
         """What is compiled."""
         experiment = load_config(self.config)
         stage = experiment.stage(self.stage)
-        network = dataclasses.replace(stage.network, spread=self.spread)
+        network = dataclasses.replace(stage.network, sharded_axis=self.spread)
         plan = Plan(experiment=experiment.name, stage=dataclasses.replace(stage, network=network),
                     data=experiment.data, mesh=MeshSpec(**dict(zip(AXES, self.mesh, strict=True))), what=self.what,
                     topology=self.topology)

@@ -32,7 +32,7 @@ def measure(mesh: str, batch: int) -> dict:
     import numpy as np
 
     from vdm_jax.benchmark.machine import describe
-    from vdm_jax.commands.compile_command import parse_mesh, with_known_words
+    from vdm_jax.commands.compile_command import parse_mesh, with_known_vocabulary
     from vdm_jax.commands.configs import load_config
     from vdm_jax.parallel.mesh import make_mesh
     from vdm_jax.planning.inputs import training_batch
@@ -40,7 +40,7 @@ def measure(mesh: str, batch: int) -> dict:
     from vdm_jax.training.step import compile_train_step
     from vdm_jax.versions import versions
 
-    experiment = with_known_words(load_config("captioned_digits"))
+    experiment = with_known_vocabulary(load_config("captioned_digits"))
     stage = experiment.stages[0]
     stage = dataclasses.replace(stage, training=dataclasses.replace(stage.training, batch_size=batch))
     devices = make_mesh(parse_mesh(mesh))

@@ -19,7 +19,8 @@ TABLES = ("even", *TITLES)
 
 
 def write_report(path: Path, readme: Path) -> None:
-    """Put the tables and plots of the record at `path`, and of cpu.json beside it, between the markers of README.md."""
+    """Put the tables and plots of the record at `path`, and of cpu.json next to it, between the markers of
+    README.md."""
     text = readme.read_text()
     if path.exists():
         found = load(path)

@@ -26,7 +26,7 @@ from jax.sharding import PartitionSpec as P
 from experiments.scaling.report import write_report
 from vdm_jax.benchmark.machine import describe
 from vdm_jax.networks.config import Level, TemporalConvolution, UNet
-from vdm_jax.networks.mixers import Beside
+from vdm_jax.networks.mixers import MixerInputs
 from vdm_jax.networks.remat import rematerialised
 from vdm_jax.networks.unet import Block
 from vdm_jax.parallel.compiling import compiler_options, no_compilation_cache, optimization_level
@@ -55,7 +55,7 @@ class Body(nn.Module):
     def __call__(self, x: jax.Array, vector: jax.Array) -> tuple[jax.Array, None]:
         block = rematerialised(Block, self.config.remat, static_argnums=(4, 5))
         return block(self.config, self.level, self.level.mixers, name="block")(
-            x, vector, Beside({}, None), True, 0), None
+            x, vector, MixerInputs({}, None), True, 0), None
 
 
 class Stack(nn.Module):

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax.attention import (
-    Bank,
     Causal,
+    ExtraKeys,
     Full,
     LocalWindow,
     SparseCausal,
@@ -55,7 +55,7 @@ def inside(pattern, shape) -> np.ndarray:
     return same & pattern.position_visible(tokens[:, None] % n, tokens[None, :] % n, shape[1:])
 
 
-def reference(q, k, v, mask, bias=None, external: Bank | None = None):
+def reference(q, k, v, mask, bias=None, extra_keys: ExtraKeys | None = None):
     """Attention of tokens [B, T, H, W, K, D] with a mask that broadcasts to [B, K, S, S] and a bias likewise.
 
     Outside tokens of group t are seen by the queries of frame t (by all queries if there is one group).
@@ -66,15 +66,15 @@ def reference(q, k, v, mask, bias=None, external: Bank | None = None):
     scores = jnp.einsum("bqkd,bskd->bkqs", q_, k_) / jnp.sqrt(dim)
     scores = scores if bias is None else scores + bias
     seen = jnp.broadcast_to(mask, scores.shape)
-    if external is not None:
-        groups, count = external.k.shape[1:3]
-        more_k, more_v = (a.reshape(batch, groups * count, heads, dim) for a in (external.k, external.v))
+    if extra_keys is not None:
+        groups, count = extra_keys.k.shape[1:3]
+        more_k, more_v = (a.reshape(batch, groups * count, heads, dim) for a in (extra_keys.k, extra_keys.v))
         scores = jnp.concatenate([scores, jnp.einsum("bqkd,bskd->bkqs", q_, more_k) / jnp.sqrt(dim)], axis=-1)
         frame = np.arange(q_.shape[1]) // (q_.shape[1] // frames)
         group = np.arange(groups * count) // count
         more = jnp.asarray((frame[:, None] == group[None, :]) | (groups == 1))[None, None]
-        if external.mask is not None:
-            more = more & external.mask.reshape(batch, 1, 1, -1)
+        if extra_keys.mask is not None:
+            more = more & extra_keys.mask.reshape(batch, 1, 1, -1)
         seen = jnp.concatenate([seen, jnp.broadcast_to(more, (*seen.shape[:3], groups * count))], axis=-1)
         v_ = jnp.concatenate([v_, more_v], axis=1)
     top = jnp.where(seen, scores, -jnp.inf).max(-1, keepdims=True)
@@ -91,32 +91,32 @@ def spread_bias(bias, layout: str, shape):
     return bias[:, place[:, None], place[None, :]]
 
 
-def bank(rng, batch, groups, count, heads, dim, masked=True) -> Bank:
+def extra(rng, batch, groups, count, heads, dim, masked=True) -> ExtraKeys:
     """Random outside tokens; with a mask, some are hidden, and all of the last group of the last sample."""
     k, v = rng.normal(size=(2, batch, groups, count, heads, dim)).astype(np.float32)
     mask = rng.random((batch, groups, count)) < 0.6
     mask[-1, -1] = False
-    return Bank(jnp.asarray(k), jnp.asarray(v), jnp.asarray(mask) if masked else None)
+    return ExtraKeys(jnp.asarray(k), jnp.asarray(v), jnp.asarray(mask) if masked else None)
 
 
 @functools.partial(jax.jit, static_argnames=("layout", "shape"))
-def _expected(inputs, mask, bank_mask, cotangent, layout, shape):
+def _expected(inputs, mask, extra_mask, cotangent, layout, shape):
     def run(inputs):
         bias, outside = inputs.get("bias"), None
         if bias is not None and layout is not None:
             bias = spread_bias(bias, layout, shape)
-        if "bank_k" in inputs:
-            outside = Bank(inputs["bank_k"], inputs["bank_v"], bank_mask)
+        if "extra_k" in inputs:
+            outside = ExtraKeys(inputs["extra_k"], inputs["extra_v"], extra_mask)
         return reference(inputs["q"], inputs["k"], inputs["v"], mask, bias, outside)
 
     out, pull = jax.vjp(run, inputs)
     return out, pull(cotangent)[0]
 
 
-def assert_same(function, inputs, mask, *, layout=None, bank_mask=None, atol=3e-6, grad_atol=3e-5):
+def assert_same(function, inputs, mask, *, layout=None, extra_mask=None, atol=3e-6, grad_atol=3e-5):
     """`function(**inputs)` equals the reference with the dense mask [S, S] or [B, 1, S, S], and so do all gradients.
 
-    `inputs` are q, k, v and perhaps bias (of `layout`; None: over all tokens), bank_k and bank_v. The reference is
+    `inputs` are q, k, v and perhaps bias (of `layout`; None: over all tokens), extra_k and extra_v. The reference is
     compiled once per set of shapes.
     """
     shape = inputs["q"].shape[1:4]
@@ -130,7 +130,7 @@ def assert_same(function, inputs, mask, *, layout=None, bank_mask=None, atol=3e-
     with jax.default_matmul_precision("highest"):
         out, gradients = ours(inputs)
         mask = jnp.broadcast_to(jnp.asarray(mask), (inputs["q"].shape[0], 1, *mask.shape[-2:]))
-        wanted, wanted_gradients = _expected(inputs, mask, bank_mask, cotangent, layout, shape)
+        wanted, wanted_gradients = _expected(inputs, mask, extra_mask, cotangent, layout, shape)
     np.testing.assert_allclose(out, wanted, atol=atol)
     for key in inputs:
         assert np.isfinite(gradients[key]).all()

@@ -14,18 +14,18 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tests.attention.oracle import PATTERNS, assert_same, bank, name, reference, visible
+from tests.attention.oracle import PATTERNS, assert_same, extra, name, reference, visible
 from tests.refusals import refused
 from vdm_jax.attention import (
-    Bank,
     Causal,
-    External,
+    ExtraKeys,
     Full,
     LocalWindow,
     SparseCausal,
     Spatial,
     Temporal,
     TemporalCausal,
+    WithExtraKeys,
     attend,
     cross_pattern,
 )
@@ -90,16 +90,16 @@ def test_masks_and_bias_together(pattern, kernel):
 @pytest.mark.parametrize("groups", [1, SHAPE[0]], ids=["clip", "per-frame"])
 def test_external_tokens(pattern, kernel, groups):
     """Appended, with hidden tokens and missing frames; instead of the own tokens, all of them visible."""
-    valid, outside = valid_frames(), bank(np.random.default_rng(2), BATCH, groups, 3, HEADS, DIM)
+    valid, outside = valid_frames(), extra(np.random.default_rng(2), BATCH, groups, 3, HEADS, DIM)
     mask = visible(pattern, SHAPE) & key_mask(valid)
-    everything = inputs() | {"bank_k": outside.k, "bank_v": outside.v}
+    everything = inputs() | {"extra_k": outside.k, "extra_v": outside.v}
 
     def ours(mode, hidden, **options):
-        return lambda q, k, v, bank_k, bank_v: attend(
-            q, k, v, pattern=External(inner=pattern, mode=mode), kernel=kernel, external=Bank(bank_k, bank_v, hidden),
-            **options)
+        return lambda q, k, v, extra_k, extra_v: attend(
+            q, k, v, pattern=WithExtraKeys(inner=pattern, mode=mode), kernel=kernel,
+            extra_keys=ExtraKeys(extra_k, extra_v, hidden), **options)
 
-    assert_same(ours("append", outside.mask, frame_valid=jnp.asarray(valid)), everything, mask, bank_mask=outside.mask)
+    assert_same(ours("append", outside.mask, frame_valid=jnp.asarray(valid)), everything, mask, extra_mask=outside.mask)
     if pattern == SparseCausal():  # the own tokens are not looked at, so that one pattern per kernel does
         assert_same(ours("replace", None), everything, np.zeros_like(mask))
 
@@ -107,36 +107,37 @@ def test_external_tokens(pattern, kernel, groups):
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_hidden_outside_tokens_alone(kernel):
     """Nothing but outside tokens, some of them hidden, all of them for one sample: zeros there."""
-    outside = bank(np.random.default_rng(2), BATCH, 1, 3, HEADS, DIM)
-    pattern = External(inner=SparseCausal(), mode="replace")
-    assert_same(lambda q, k, v, bank_k, bank_v: attend(q, k, v, pattern=pattern, kernel=kernel,
-                                                       external=Bank(bank_k, bank_v, outside.mask)),
-                inputs() | {"bank_k": outside.k, "bank_v": outside.v}, np.zeros((TOKENS, TOKENS), bool),
-                bank_mask=outside.mask)
+    outside = extra(np.random.default_rng(2), BATCH, 1, 3, HEADS, DIM)
+    pattern = WithExtraKeys(inner=SparseCausal(), mode="replace")
+    assert_same(lambda q, k, v, extra_k, extra_v: attend(q, k, v, pattern=pattern, kernel=kernel,
+                                                       extra_keys=ExtraKeys(extra_k, extra_v, outside.mask)),
+                inputs() | {"extra_k": outside.k, "extra_v": outside.v}, np.zeros((TOKENS, TOKENS), bool),
+                extra_mask=outside.mask)
 
 
 @pytest.mark.parametrize("kernel", ["auto", "xla", "chunked"])
 @pytest.mark.parametrize("groups", [1, SHAPE[0]], ids=["clip", "per-frame"])
 def test_cross_attention(groups, kernel):
     """Queries alone, without keys and values of the video; under `auto` the table chooses the kernel."""
-    outside = bank(np.random.default_rng(2), BATCH, groups, 3, HEADS, DIM)
-    assert_same(lambda q, k, v, bank_k, bank_v: attend(q, pattern=cross_pattern(groups), kernel=kernel,
-                                                       external=Bank(bank_k, bank_v, outside.mask)),
-                inputs() | {"bank_k": outside.k, "bank_v": outside.v}, np.zeros((TOKENS, TOKENS), bool),
-                bank_mask=outside.mask)
+    outside = extra(np.random.default_rng(2), BATCH, groups, 3, HEADS, DIM)
+    assert_same(lambda q, k, v, extra_k, extra_v: attend(q, pattern=cross_pattern(groups), kernel=kernel,
+                                                       extra_keys=ExtraKeys(extra_k, extra_v, outside.mask)),
+                inputs() | {"extra_k": outside.k, "extra_v": outside.v}, np.zeros((TOKENS, TOKENS), bool),
+                extra_mask=outside.mask)
 
 
 @pytest.mark.parametrize("groups", [1, 4], ids=["clip", "per-frame"])
-@pytest.mark.parametrize("split", ["frames", "height"])
-def test_cross_attention_moves_nothing_between_devices(split, groups):
+@pytest.mark.parametrize("sharded_axis", ["frames", "height"])
+def test_cross_attention_moves_nothing_between_devices(sharded_axis, groups):
     """On a mesh that splits frames or rows every device computes its own queries."""
-    dim = {"frames": 1, "height": 2}[split]
+    dim = {"frames": 1, "height": 2}[sharded_axis]
     mesh = jax.make_mesh((2,), ("context",), axis_types=(AxisType.Auto,))
-    outside, q = bank(np.random.default_rng(2), BATCH, groups, 3, HEADS, DIM), inputs(shape=(4, 4, 2))["q"]
-    options = {"pattern": cross_pattern(groups), "external": outside}
+    outside, q = extra(np.random.default_rng(2), BATCH, groups, 3, HEADS, DIM), inputs(shape=(4, 4, 2))["q"]
+    options = {"pattern": cross_pattern(groups), "extra_keys": outside}
     with jax.set_mesh(mesh):
         place = NamedSharding(mesh, P(*("context" if d == dim else None for d in range(6))))
-        run = jax.jit(lambda q: attend(q, **options, split=split), in_shardings=place, out_shardings=place)
+        run = jax.jit(lambda q: attend(q, **options, sharded_axis=sharded_axis), in_shardings=place,
+                      out_shardings=place)
         program, out = run.lower(q).compile().as_text(), run(jax.device_put(q, place))
     assert not re.search("all-gather|all-to-all|collective-permute|all-reduce", program)
     np.testing.assert_allclose(out, attend(q, **options), rtol=1e-5, atol=1e-5)
@@ -153,10 +154,10 @@ def test_bias_per_sequence(pattern, kernel):
     n = TOKENS // SHAPE[0]
     rows = SHAPE[0] if pattern.layout == "positions" else TOKENS
     bias = np.random.default_rng(3).normal(size=(BATCH * TOKENS // rows, HEADS, rows, rows)).astype(np.float32)
-    spread = bias
+    sharded_axis = bias
     if pattern.layout == "positions":  # [B, N, K, T, T] to [B, K, T, N, T, N], zero between different positions
-        spread = np.einsum("bnkts,nm->bktnsm", bias.reshape(BATCH, n, HEADS, rows, rows), np.eye(n))
-        spread = spread.reshape(BATCH, HEADS, TOKENS, TOKENS).astype(np.float32)
+        sharded_axis = np.einsum("bnkts,nm->bktnsm", bias.reshape(BATCH, n, HEADS, rows, rows), np.eye(n))
+        sharded_axis = sharded_axis.reshape(BATCH, HEADS, TOKENS, TOKENS).astype(np.float32)
     mask = visible(pattern, SHAPE)
     q, k, v = inputs().values()
 
@@ -168,7 +169,7 @@ def test_bias_per_sequence(pattern, kernel):
         return out, gradient
 
     out, ours = out_and_gradient(lambda b: attend(q, k, v, pattern=pattern, kernel=kernel, bias=b), bias)
-    expected, theirs = out_and_gradient(lambda b: reference(q, k, v, mask, b), spread)
+    expected, theirs = out_and_gradient(lambda b: reference(q, k, v, mask, b), sharded_axis)
     if pattern.layout == "positions":
         theirs = np.einsum("bktnsn->bnkts", theirs.reshape(BATCH, HEADS, rows, n, rows, n)).reshape(bias.shape)
     np.testing.assert_allclose(ours, theirs, atol=2e-4)
@@ -246,18 +247,18 @@ def test_an_appended_image_and_the_clip_do_not_touch_each_other():
     ({"kernel": "flash"}, ("capability.require", "kernel='flash'", "kernel='xla'", "context='none'")),
     ({"kernel": "gather"}, ("capability.require", "kernel='gather'", "context='none'")),
     ({"frame_mask": np.ones((2, 2), bool)}, ("attend._mask_bytes", "frame_mask", "2", "5")),
-    ({"external": "bank"}, ("attend._check_external",)),
-    ({"pattern": External(inner=Full())}, ("attend._check_external", "external=None")),
-    ({"pattern": External(inner=Full()), "external": "wrong"},
-     ("attend._check_external", "3", "4", "[2, 1 or 5, tokens, 2, 6]")),
-    ({"pattern": External(mode="replace"), "external": "bank", "bias": jnp.zeros((2, 6, 6))},
-     ("attend._check_external", "bias=None")),
+    ({"extra_keys": "one"}, ("attend._check_extra_keys",)),
+    ({"pattern": WithExtraKeys(inner=Full())}, ("attend._check_extra_keys", "extra_keys=None")),
+    ({"pattern": WithExtraKeys(inner=Full()), "extra_keys": "wrong"},
+     ("attend._check_extra_keys", "3", "4", "[2, 1 or 5, tokens, 2, 6]")),
+    ({"pattern": WithExtraKeys(mode="replace"), "extra_keys": "one", "bias": jnp.zeros((2, 6, 6))},
+     ("attend._check_extra_keys", "bias=None")),
     ({"platform": "npu"}, ("platform", "='npu'")),
 ])
 def test_what_cannot_be_attended_is_an_error(options, message):
-    groups = {"bank": 1, "wrong": 3}.get(options.get("external"))
+    groups = {"one": 1, "wrong": 3}.get(options.get("extra_keys"))
     if groups:
-        options = options | {"external": bank(np.random.default_rng(0), BATCH, groups, 4, HEADS, DIM)}
+        options = options | {"extra_keys": extra(np.random.default_rng(0), BATCH, groups, 4, HEADS, DIM)}
     with refused(*message):
         attend(**inputs(), **({"pattern": Full()} | options))
 

@@ -10,13 +10,13 @@ import pytest
 from tests.refusals import refused
 from vdm_jax.attention import (
     Causal,
-    External,
     Full,
     LocalWindow,
     SparseCausal,
     Spatial,
     Temporal,
     TemporalCausal,
+    WithExtraKeys,
     cross_pattern,
 )
 from vdm_jax.attention.capability import ALL, CAPABILITIES, Request, _choose, require, resolve
@@ -39,7 +39,7 @@ def test_every_entry_names_a_kernel_and_passes():
         assert kernel in KERNELS and entry.patterns <= ALL
         for name in entry.patterns:
             require(BY_NAME[name], kernel, context)
-            require(External(inner=BY_NAME[name]), kernel, context)
+            require(WithExtraKeys(inner=BY_NAME[name]), kernel, context)
 
 
 @pytest.mark.parametrize(("kernel", "context"), [("flash", "none"), ("xla", "telepathy"), ("auto", "telepathy")])
@@ -77,11 +77,11 @@ def test_a_config_with_an_unsupported_pair_cannot_be_made():
     ("cudnn", {"platform": "gpu", "dtype": "bfloat16", "head_dim": 60}, "multiple of 8 and <= 128, not 60"),
     ("cudnn", {"platform": "gpu", "dtype": "bfloat16", "bias": True}, "takes no bias"),
     ("splash", {}, "runs on tpu, not on cpu"),
-    ("splash", {"platform": "tpu", "external": True}, "takes no external"),
-    ("cudnn", {"platform": "gpu", "dtype": "bfloat16", "external": True, "pattern": External(inner=Causal())},
-     "takes no external tokens with Causal"),
-    ("cudnn", {"platform": "gpu", "dtype": "bfloat16", "external": True, "external_hidden": True,
-               "pattern": External(inner=Full())}, "takes no external tokens that some queries do not see"),
+    ("splash", {"platform": "tpu", "extra_keys": True}, "takes no extra_keys"),
+    ("cudnn", {"platform": "gpu", "dtype": "bfloat16", "extra_keys": True, "pattern": WithExtraKeys(inner=Causal())},
+     "takes no extra_keys tokens with Causal"),
+    ("cudnn", {"platform": "gpu", "dtype": "bfloat16", "extra_keys": True, "external_hidden": True,
+               "pattern": WithExtraKeys(inner=Full())}, "takes no extra_keys tokens that some queries do not see"),
     ("splash", {"platform": "tpu", "pattern": Causal(), "shape": (128, 64, 128)},
      "takes sequences of Causal(window=None) up to 450000 tokens, not 1048576; permitted here: 'chunked', 'xla'"),
 ])
@@ -117,7 +117,7 @@ def test_auto_on_a_tpu_and_on_a_gpu():
     for pattern in (Full(), Spatial(), SparseCausal()):
         assert resolve(request(pattern, (16, 32, 32), **gpu), "auto", "none") == "cudnn"
     assert resolve(request(LocalWindow(), (16, 16, 16), **gpu), "auto", "none") == "gather"
-    cross = {"pattern": cross_pattern(1), "shape": (16, 32, 32), "external": True, "external_tokens": 77}
+    cross = {"pattern": cross_pattern(1), "shape": (16, 32, 32), "extra_keys": True, "external_tokens": 77}
     assert resolve(request(**cross, **gpu), "auto", "none") == "cudnn"
     assert resolve(request(**cross, **gpu, external_hidden=True), "auto", "none") == "xla"
     assert resolve(request(**cross, **tpu), "auto", "none") == "xla"

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.attention.oracle import PATTERNS, assert_same, bank, name, reference, visible
-from vdm_jax.attention import Bank, Full, LocalWindow, Spatial, attend
+from tests.attention.oracle import PATTERNS, assert_same, extra, name, reference, visible
+from vdm_jax.attention import ExtraKeys, Full, LocalWindow, Spatial, attend
+from vdm_jax.attention.block_mask import SequenceLayout
 from vdm_jax.attention.kernels import cudnn
-from vdm_jax.attention.relation import View
 
 SHAPE = (4, 2, 3)
 PERMITTED = [p for p in PATTERNS if not isinstance(p, LocalWindow)]
@@ -25,18 +25,19 @@ def inputs(dim=8):
 @pytest.mark.parametrize("pattern", PERMITTED, ids=name)
 def test_what_is_asked_of_cudnn_is_the_pattern(pattern, monkeypatch):
     monkeypatch.setattr(cudnn, "IMPLEMENTATION", "xla")
-    assert_same(lambda q, k, v: cudnn.attention(q, k, v, View(pattern, SHAPE)), inputs(), visible(pattern, SHAPE))
+    assert_same(lambda q, k, v: cudnn.attention(q, k, v, SequenceLayout(pattern, SHAPE)), inputs(),
+                visible(pattern, SHAPE))
 
 
 @pytest.mark.parametrize("mode", ["append", "replace"])
 @pytest.mark.parametrize(("inner", "groups"), [(Full(), 1), (Spatial(), 1), (Spatial(), SHAPE[0])], ids=str)
 def test_outside_tokens(inner, groups, mode, monkeypatch):
     monkeypatch.setattr(cudnn, "IMPLEMENTATION", "xla")
-    own, outside = mode == "append", bank(np.random.default_rng(2), 2, groups, 3, 2, 8)
+    own, outside = mode == "append", extra(np.random.default_rng(2), 2, groups, 3, 2, 8)
     mask = visible(inner, SHAPE) if own else np.zeros_like(visible(inner, SHAPE))
-    assert_same(lambda q, k, v, bank_k, bank_v: cudnn.attention(
-        q, k if own else None, v if own else None, View(inner, SHAPE), external=Bank(bank_k, bank_v), own=own),
-        inputs() | {"bank_k": outside.k, "bank_v": outside.v}, mask)
+    assert_same(lambda q, k, v, extra_k, extra_v: cudnn.attention(
+        q, k if own else None, v if own else None, SequenceLayout(inner, SHAPE), extra_keys=ExtraKeys(extra_k, extra_v),
+        own=own), inputs() | {"extra_k": outside.k, "extra_v": outside.v}, mask)
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU with cuDNN")

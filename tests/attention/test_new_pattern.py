@@ -12,7 +12,7 @@ import pytest
 
 from tests.attention.oracle import reference
 from tests.refusals import refused
-from vdm_jax.attention import External, Full, Temporal, TemporalCausal, attend, capability
+from vdm_jax.attention import Full, Temporal, TemporalCausal, WithExtraKeys, attend, capability
 from vdm_jax.attention.kernels import KERNELS, chunked, cudnn, splash
 from vdm_jax.attention.patterns import Pattern, attention_flops
 from vdm_jax.errors import UserError
@@ -116,9 +116,9 @@ def claimed(monkeypatch):
 def test_no_row_lists_a_pattern_that_nobody_added(pattern):
     assert capability.entries_for(pattern) == {}
     try:
-        assert capability.entries_for(External(inner=pattern)) == {}  # that of a subclass of a known one
+        assert capability.entries_for(WithExtraKeys(inner=pattern)) == {}  # that of a subclass of a known one
     except UserError as error:
-        assert f"External.inner={type(pattern).__name__}" in str(error)  # noqa: PT017
+        assert f"WithExtraKeys.inner={type(pattern).__name__}" in str(error)  # noqa: PT017
 
 
 def result(pattern, kernel, context):

@@ -10,16 +10,16 @@ from tests.attention.oracle import PATTERNS, name, visible
 from tests.refusals import refused
 from vdm_jax.attention import (
     Causal,
-    External,
     Full,
     LocalWindow,
     SparseCausal,
     Spatial,
     Temporal,
     TemporalCausal,
+    WithExtraKeys,
 )
+from vdm_jax.attention.block_mask import EMPTY, FULL, PARTIAL, SequenceLayout
 from vdm_jax.attention.patterns import AttentionPattern, attention_flops, independent_frames_mask
-from vdm_jax.attention.relation import EMPTY, FULL, PARTIAL, View
 from vdm_jax.configuration import from_data, to_data
 
 SHAPES = [(1, 1, 1), (3, 5, 1), (4, 2, 3), (1, 2, 3), (6, 1, 1), (5, 3, 4)]
@@ -43,8 +43,8 @@ FRAMES_SEEN = {  # of one-token frames: rows see columns
     SparseCausal(first=False): rows("1000", "1000", "0100", "0010"),
     SparseCausal(first=False, previous=False, own=True): rows("1000", "0100", "0010", "0001"),
     LocalWindow(frames=3): rows("1100", "1110", "0111", "0011"),
-    External(inner=Causal(window=2)): rows("1000", "1100", "0110", "0011"),
-    External(inner=Full(), mode="replace"): rows("0000", "0000", "0000", "0000"),
+    WithExtraKeys(inner=Causal(window=2)): rows("1000", "1100", "0110", "0011"),
+    WithExtraKeys(inner=Full(), mode="replace"): rows("0000", "0000", "0000", "0000"),
 }
 
 
@@ -108,31 +108,32 @@ def test_everything_follows_from_the_dense_mask(pattern, shape):
 def test_block_map_never_misses_and_is_exact_for_whole_frames(pattern, images, pad):
     shape, run = (5, 2, 3), 6 + pad
     mask = independent_frames_mask(5 - images, images) if images else None
-    relation = View(pattern, shape, None if mask is None else mask.tobytes()).relation(run)
+    block_mask = SequenceLayout(pattern, shape, None if mask is None else mask.tobytes()).block_mask(run)
     ids = np.arange(5 * run)
     padded = np.zeros((5 * run, 5 * run), bool)
     real = ids % run < 6
     padded[np.ix_(real, real)] = visible(pattern, shape, mask)
-    seen = np.asarray(relation.sees(ids[:, None], ids[None, :]))
+    seen = np.asarray(block_mask.sees(ids[:, None], ids[None, :]))
     np.testing.assert_array_equal(seen[real], padded[real])  # padded queries may see anything
-    np.testing.assert_array_equal(np.asarray(relation.sees(ids[:, None], ids[None, :] + 5 * run)), np.zeros_like(seen))
-    dense = relation.mask()
+    np.testing.assert_array_equal(np.asarray(block_mask.sees(ids[:, None], ids[None, :] + 5 * run)),
+                                  np.zeros_like(seen))
+    dense = block_mask.mask()
     np.testing.assert_array_equal(np.ones_like(seen)[real] if dense is None else np.asarray(dense)[real], padded[real])
     for q_size, k_size in ((run, run), (4, 4), (5, 7), (3, 2), (16, 8), (64, 64)):
-        blocks = relation.blocks(q_size, k_size)
+        blocks = block_mask.blocks(q_size, k_size)
         for i, j in np.ndindex(*blocks.shape):
             part = seen[i * q_size : (i + 1) * q_size, j * k_size : (j + 1) * k_size]
             whole = part.all() and part.shape[1] == k_size
             assert blocks[i, j] >= (PARTIAL if part.any() else EMPTY) and (blocks[i, j] < FULL or whole)
-            if q_size == run and pad == 0 and relation.within is None:
+            if q_size == run and pad == 0 and block_mask.within is None:
                 assert blocks[i, j] == (FULL if whole else EMPTY)
 
 
 def test_external_counts_own_and_outside_pairs():
     shape, inner = (3, 2, 2), SparseCausal()
-    assert External(inner=inner).layout == "all" and External(inner=Temporal()).layout == "positions"
+    assert WithExtraKeys(inner=inner).layout == "all" and WithExtraKeys(inner=Temporal()).layout == "positions"
     for mode, own in (("append", inner.pairs(shape)), ("replace", 0)):
-        flops = attention_flops(External(inner=inner, mode=mode), shape, heads=2, head_dim=4, external=5)
+        flops = attention_flops(WithExtraKeys(inner=inner, mode=mode), shape, heads=2, head_dim=4, extra_keys=5)
         assert flops == 4 * 2 * 4 * (own + 12 * 5)
 
 
@@ -147,7 +148,7 @@ def test_patterns_are_values_and_configs():
     (lambda: TemporalCausal(window=-1), ("TemporalCausal.window", "=-1", ">= 1, or None")),
     (lambda: LocalWindow(height=4), ("LocalWindow.height", "=4", "1, 3, 5, ...")),
     (lambda: SparseCausal(first=False, previous=False), ("SparseCausal", "first=False", "previous=False")),
-    (lambda: External(mode="add"), ("External.mode", "='add'", "'append', 'replace'")),
+    (lambda: WithExtraKeys(mode="add"), ("WithExtraKeys.mode", "='add'", "'append', 'replace'")),
 ])
 def test_values_that_make_no_pattern(make, message):
     with refused(*message):

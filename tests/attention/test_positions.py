@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.refusals import refused
-from vdm_jax.attention import Bank, Causal, External, Spatial, Temporal, TemporalCausal, attend
+from vdm_jax.attention import Causal, ExtraKeys, Spatial, Temporal, TemporalCausal, WithExtraKeys, attend
 from vdm_jax.attention.positions import (
     LAYOUT_AXES,
     bucket_index,
@@ -158,6 +158,7 @@ def test_kernels_that_hold_no_weights_refuse_relative_values(kernel):
     vectors = {"t": jnp.zeros((5, 8))}
     with refused("capability.resolve", f"kernel='{kernel}'", "offset_values", "'xla'"):
         attend(x, x, x, pattern=TemporalCausal(window=2), kernel=kernel, offset_values=vectors)
-    bank = Bank(jnp.zeros((1, 1, 2, 1, 8)), jnp.zeros((1, 1, 2, 1, 8)))
-    with refused("attend._check_external", "offset_values"):
-        attend(x, x, x, pattern=External(inner=Temporal(), mode="replace"), offset_values=vectors, external=bank)
+    extra = ExtraKeys(jnp.zeros((1, 1, 2, 1, 8)), jnp.zeros((1, 1, 2, 1, 8)))
+    with refused("attend._check_extra_keys", "offset_values"):
+        attend(x, x, x, pattern=WithExtraKeys(inner=Temporal(), mode="replace"), offset_values=vectors,
+               extra_keys=extra)

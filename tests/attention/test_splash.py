@@ -14,9 +14,9 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from tests.attention.oracle import assert_same, name, reference, visible
 from tests.refusals import refused
 from vdm_jax.attention import Causal, Full, LocalWindow, SparseCausal, Spatial, attend
+from vdm_jax.attention.block_mask import SequenceLayout
 from vdm_jax.attention.kernels import splash
 from vdm_jax.attention.patterns import independent_frames_mask
-from vdm_jax.attention.relation import View
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 
 TOKEN_PATTERNS = (Full(), Causal(), Causal(window=2), SparseCausal(), LocalWindow(frames=3, height=3, width=5))
@@ -87,19 +87,19 @@ def test_any_other_frame_mask_is_refused():
 def test_block_map_visits_what_jax_visits(pattern, tokens):
     """Against the map that JAX finds by evaluating the whole mask: the same blocks in the same lists."""
     shape, block = (4, *tokens), 128
-    relation = View(pattern, shape).relation()
-    length = -(-relation.lengths[0] // block) * block
+    block_mask = SequenceLayout(pattern, shape).block_mask()
+    length = -(-block_mask.lengths[0] // block) * block
     ids = np.arange(length)
-    dense = np.asarray(relation.sees(ids[:, None], ids[None, :]))
-    dense[relation.lengths[0]:] = dense[relation.lengths[0] - 1]  # rows of padding belong to the last frame
+    dense = np.asarray(block_mask.sees(ids[:, None], ids[None, :]))
+    dense[block_mask.lengths[0]:] = dense[block_mask.lengths[0] - 1]  # rows of padding belong to the last frame
     mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.NumpyMask(dense)])
-    mine = splash.make_kernel(relation, block, True)
+    mine = splash.make_kernel(block_mask, block, True)
     theirs = splash_attention_kernel.make_splash_mha(mask, block_sizes=mine.kwargs["block_sizes"], head_shards=1,
                                                      q_seq_shards=1)
     for which in ("fwd_mask_info", "dq_mask_info", "dkv_mask_info"):
         a, b = getattr(mine, which), getattr(theirs, which)
         visited = np.asarray(b.block_mask) > 0
-        exact = relation.within is None
+        exact = block_mask.within is None
         if exact:
             np.testing.assert_array_equal(np.asarray(a.block_mask) > 0, visited, err_msg=which)
             np.testing.assert_array_equal(np.asarray(a.data_next)[visited], np.asarray(b.data_next)[visited])
@@ -109,10 +109,10 @@ def test_block_map_visits_what_jax_visits(pattern, tokens):
 @pytest.mark.parametrize("pattern", [SparseCausal(own=True), Causal(), LocalWindow()], ids=name)
 def test_large_kernels_are_made_in_under_a_second(pattern):
     """74k tokens in frames of 3 584, where evaluating the mask takes up to 20 s."""
-    view = View(pattern, (20, 56, 64))
+    layout = SequenceLayout(pattern, (20, 56, 64))
     start = time.perf_counter()
-    block, run = splash.layout_of_blocks(view)
-    kernel = splash.make_kernel(view.relation(run), block, False)
+    block, run = splash.layout_of_blocks(layout)
+    kernel = splash.make_kernel(layout.block_mask(run), block, False)
     assert time.perf_counter() - start < 1
     assert (block, run) == (512, 3584)
     if pattern == SparseCausal(own=True):  # three frames of seven blocks at most
@@ -120,13 +120,14 @@ def test_large_kernels_are_made_in_under_a_second(pattern):
 
 
 def test_tokens_are_padded_to_blocks_where_it_costs_little():
-    assert splash.layout_of_blocks(View(Full(), (4, 32, 31))) == (512, 1024)
-    assert splash.layout_of_blocks(View(Full(), (4, 16, 16))) == (256, 256)
-    assert splash.layout_of_blocks(View(Full(), (4, 10, 12))) == (128, 128)
-    assert splash.layout_of_blocks(View(Full(), (4, 8, 8))) == (128, 64)  # frames share blocks
-    assert splash.layout_of_blocks(View(Full(), (128, 8, 8))) == (512, 64)
-    assert splash.layout_of_blocks(View(Causal(), (80, 64, 64))) == (1024, 4096)  # few enough blocks for their map
-    assert splash.layout_of_blocks(View(Causal(), (240, 32, 39))) == (1024, 32 * 39)
+    assert splash.layout_of_blocks(SequenceLayout(Full(), (4, 32, 31))) == (512, 1024)
+    assert splash.layout_of_blocks(SequenceLayout(Full(), (4, 16, 16))) == (256, 256)
+    assert splash.layout_of_blocks(SequenceLayout(Full(), (4, 10, 12))) == (128, 128)
+    assert splash.layout_of_blocks(SequenceLayout(Full(), (4, 8, 8))) == (128, 64)  # frames share blocks
+    assert splash.layout_of_blocks(SequenceLayout(Full(), (128, 8, 8))) == (512, 64)
+    # few enough blocks for their map
+    assert splash.layout_of_blocks(SequenceLayout(Causal(), (80, 64, 64))) == (1024, 4096)
+    assert splash.layout_of_blocks(SequenceLayout(Causal(), (240, 32, 39))) == (1024, 32 * 39)
 
 
 @pytest.mark.parametrize("pattern", [*TOKEN_PATTERNS, Spatial()], ids=name)

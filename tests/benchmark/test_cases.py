@@ -25,7 +25,8 @@ def test_label_holds_only_what_differs_from_the_defaults():
     assert label(SparseCausal(first=False, own=True)) == "SparseCausal(first=False, own=True)"
 
 
-ERRORS = {"fully": ("cases.parse_pattern", "Spatial, Temporal, Full"), "External": ("cases.parse_pattern", "Spatial"),
+ERRORS = {"fully": ("cases.parse_pattern", "Spatial, Temporal, Full"),
+          "WithExtraKeys": ("cases.parse_pattern", "Spatial"),
           "Causal(4)": ("cases._options", "'Causal(4)'"), "Causal(window=f())": ("cases._options", "f()"),
           "Causal(windw=4)": ("Causal.windw", "did you mean 'window'"), "Causal(window='a')": ("Causal.window", "='a'"),
           "Causal(window=0)": ("Causal.window", "=0", ">= 1, or None"),

@@ -1,4 +1,4 @@
-"""The model card that `vdm-jax export` writes beside the weights."""
+"""The model card that `vdm-jax export` writes next to the weights."""
 
 import json
 from pathlib import Path

@@ -91,7 +91,7 @@ class TestErrors:
 
     def test_weights_of_something_else(self, fails):
         write_model(FILE, LatentUNet(widths=(4, 8), blocks=1, attention=(True, False), heads=(1, 2),
-                                     only_context=(False, False), context_channels=6, groups=2))
+                                     only_cross_attention=(False, False), token_channels=6, groups=2))
         assert "holds a LatentUNet; permitted: an Autoencoder" in fails("train", TINY, "--run", "new")
 
     def test_a_file_that_is_not_the_one_the_run_was_made_with(self, trained, fails):

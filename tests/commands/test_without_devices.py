@@ -1,4 +1,4 @@
-"""Commands that compute nothing touch no accelerator, which a training beside them may hold."""
+"""Commands that compute nothing touch no accelerator, which a training next to them may hold."""
 
 import json
 import os

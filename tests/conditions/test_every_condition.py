@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from vdm_jax.conditions.conditioning import CONDITIONS, Conditioning, claimed, conditions_of
-from vdm_jax.conditions.frame_masks import FramesKnown, NothingKnown
+from vdm_jax.conditions.frame_masks import FrameMask, NoMask
 from vdm_jax.diffusion.process import Process
 from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.networks.config import EmbeddedText, Level, Reference, UNet, WordEncoder
@@ -28,13 +28,13 @@ TAKEN = {  # by condition: what a stage has that takes it
     "label": {"classes": 3},
     "reference": {"references": (Reference(name="pose", width=6), Reference(name="picture", width=48, patch=4))},
     "scalars": {"scalars": ("fps",)},
-    "frames": {"observed": True},
+    "frames": {"conditioning_frames": True},
     "low_resolution": {"low_resolution": True},
 }
 
 
 def make(name: str) -> Stage:
-    training = Training(observations=(FramesKnown(first=1), NothingKnown()) if name == "frames" else ())
+    training = Training(masking=(FrameMask(first=1), NoMask()) if name == "frames" else ())
     source = LowResolution(frames=2, height=4, width=4) if name == "low_resolution" else None
     return Stage(name="one", video=VideoSpec(frames=2, height=8, width=8), source=source, training=training,
                  process=Process(), network=dataclasses.replace(NETWORK, **TAKEN[name]))

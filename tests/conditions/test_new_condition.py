@@ -176,5 +176,5 @@ def test_a_network_with_it_may_begin_as_one_without():
     new, old = make(), make(network=dataclasses.replace(make().network, conditions=()))
     params = [jax.eval_shape(partial(initial_params, stage, jax.random.key(0))) for stage in (new, old)]
     plan = plan_inflation(new.network, params[0], old.network, params[1])
-    assert plan.stem == (0, 1, 2) and set(plan.silent) == {
+    assert plan.stem == (0, 1, 2) and set(plan.zero_initialised) == {
         "/embedding/condition_tint/kernel", "/embedding/condition_tint/bias"}

@@ -1,4 +1,4 @@
-"""Captions from tables, lists and texts beside files: every encoding and mistake is right or named, never guessed."""
+"""Captions from tables, lists and texts next to files: every encoding and mistake is right or named, never guessed."""
 
 import logging
 

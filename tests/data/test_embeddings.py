@@ -25,7 +25,7 @@ TEXTS = {"a red one": 2, "grün": 1, "a very long text": 5}
 
 
 def vectors(caption):
-    """As many vectors of 3 numbers as `TEXTS` says, told apart by the caption's length."""
+    """As many vectors of 3 numbers as `TEXTS` says, distinguished by the caption's length."""
     return len(caption) + np.arange(TEXTS[caption] * 3, dtype=np.float32).reshape(-1, 3) / 8
 
 
@@ -142,7 +142,7 @@ def test_clips_are_joined_by_caption(texts, caplog):
 
 
 def test_images_bring_theirs_into_the_batch(texts, tmp_path):
-    """Image and caption pairs beside clips, all with embeddings of one shape."""
+    """Image and caption pairs next to clips, all with embeddings of one shape."""
     for number in range(2):
         write_png(tmp_path / "images" / f"{number}.png", np.full((4, 4, 3), 100 + number, np.uint8))
     (tmp_path / "captions.csv").write_text("file,caption\n0.png,grün\n")

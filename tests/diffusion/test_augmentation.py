@@ -5,7 +5,12 @@ import pytest
 
 from tests.refusals import refused
 from vdm_jax.diffusion.arrays import noise_from_keys
-from vdm_jax.diffusion.augmentation import BlurAugmentation, NoiseAugmentation, TruncatedAugmentation, gaussian_blur
+from vdm_jax.diffusion.augmentation import (
+    BlurAugmentation,
+    NoiseAugmentation,
+    TruncatedConditioningAugmentation,
+    gaussian_blur,
+)
 from vdm_jax.diffusion.schedules import CosineSchedule
 
 KEYS = jax.random.split(jax.random.key(0), 6)
@@ -64,7 +69,8 @@ def test_blur_acts_on_its_share_of_the_videos():
     "make, message",
     [
         (lambda: NoiseAugmentation(training_logsnr=(2.0, 1.0)), ("NoiseAugmentation.training_logsnr", "=(2.0, 1.0)")),
-        (lambda: TruncatedAugmentation(training_logsnr=(2.0, 1.0)), ("TruncatedAugmentation.training_logsnr", "=(2.0")),
+        (lambda: TruncatedConditioningAugmentation(training_logsnr=(2.0, 1.0)),
+         ("TruncatedConditioningAugmentation.training_logsnr", "=(2.0")),
         (lambda: NoiseAugmentation(at="full"),
          ("NoiseAugmentation.at", "='full'", "'enlarged'", "'low'")),
         (lambda: BlurAugmentation(probability=2.0), ("BlurAugmentation.probability", "=2.0", ">= 0", "<= 1")),

@@ -9,19 +9,19 @@ import pytest
 
 from tests.diffusion.conftest import SHAPE, Gaussian
 from tests.refusals import refused
-from vdm_jax.diffusion.conditional import known_error, low_resolution_error, reconstruction_guided, replaced
+from vdm_jax.diffusion.conditional import low_resolution_error, masked_error, reconstruction_guided, replaced
 from vdm_jax.diffusion.process import Process
-from vdm_jax.diffusion.samplers import Ancestral
+from vdm_jax.diffusion.samplers import DDPM
 from vdm_jax.diffusion.sampling import sample
 from vdm_jax.diffusion.schedules import CosineSchedule
 
 PROCESS = Process(schedule=CosineSchedule())
 FAMILY = PROCESS.schedule.family
 COUNT, STEPS = 4000, 200
-# Four frames of one number, strongly correlated: x_known says much about the rest.
+# Four frames of one number, strongly correlated: x_given says much about the rest.
 DISTANCES = np.abs(np.subtract.outer(np.arange(4), np.arange(4)))
 CORRELATED = Gaussian(np.array([0.4, -0.3, 0.2, 0.0]), 0.5 * 0.9**DISTANCES)
-OBSERVATIONS = {  # rows of the linear map from the flattened video to what is known
+OBSERVATIONS = {  # rows of the linear map from the flattened video to what is given
     "extension": np.eye(4)[:2], "interpolation": np.eye(4)[[0, 3]],
     "low resolution": np.array([[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]]),
 }
@@ -47,12 +47,12 @@ def drawn(name: str, weight: float | None) -> tuple[np.ndarray, tuple[np.ndarray
     mask = jnp.asarray(matrix.sum(0)).reshape(1, *SHAPE)
     if weight is not None:
         error = (low_resolution_error(jnp.asarray(seen)[None], observe) if name == "low resolution" else
-                 known_error(known, mask))
+                 masked_error(known, mask))
         denoise = reconstruction_guided(denoise, [error], weight, FAMILY)
     if name != "low resolution":
         denoise = replaced(denoise, known, mask)
     keys = jax.random.split(jax.random.key(0), COUNT)
-    x = jax.jit(lambda keys: sample(Ancestral(), denoise, keys, (COUNT, *SHAPE), PROCESS, STEPS))(keys)
+    x = jax.jit(lambda keys: sample(DDPM(), denoise, keys, (COUNT, *SHAPE), PROCESS, STEPS))(keys)
     return np.asarray(x).reshape(COUNT, -1), conditional(matrix, seen)
 
 
@@ -87,7 +87,7 @@ def test_the_guided_estimate_by_hand():
     z = jnp.asarray(np.random.default_rng(0).normal(size=(3, *SHAPE)), jnp.float32)
     logsnr, weight = jnp.array([-1.0, 0.5, 2.0]), 3.0
     known, mask = jnp.ones((1, *SHAPE)), jnp.asarray([1.0, 1.0, 0.0, 0.0]).reshape(1, *SHAPE)
-    got = reconstruction_guided(denoise, [known_error(known, mask)], weight, FAMILY)(z, logsnr)
+    got = reconstruction_guided(denoise, [masked_error(known, mask)], weight, FAMILY)(z, logsnr)
     x = denoise(z, logsnr)
     for i in range(3):
         jacobian = jax.jacobian(lambda z, i=i: denoise(z[None], logsnr[i:i + 1])[0])(z[i]).reshape(4, 4)
@@ -105,11 +105,11 @@ def test_bad_arguments():
 
 
 def test_guidance_of_weight_one_is_the_exact_conditional_only_as_noise_goes():
-    """The variance it assumes of what is known, sigma^2 / alpha^2, is exact in that limit."""
+    """The variance it assumes of what is given, sigma^2 / alpha^2, is exact in that limit."""
     denoise = CORRELATED.denoiser(PROCESS)
     z = jnp.asarray(np.random.default_rng(0).normal(size=(1, *SHAPE)), jnp.float32)
     known, mask = jnp.ones((1, *SHAPE)), jnp.asarray([1.0, 1.0, 0.0, 0.0]).reshape(1, *SHAPE)
-    guided = reconstruction_guided(denoise, [known_error(known, mask)], 1.0, FAMILY)
+    guided = reconstruction_guided(denoise, [masked_error(known, mask)], 1.0, FAMILY)
     gaps = []
     for level in (0.0, 3.0, 6.0):
         logsnr = jnp.full((1,), level)

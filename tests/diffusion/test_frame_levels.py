@@ -10,7 +10,7 @@ import pytest
 
 from vdm_jax.diffusion.arrays import expand
 from vdm_jax.diffusion.process import Process
-from vdm_jax.diffusion.samplers import DDIM, Ancestral, Consistency, Heun
+from vdm_jax.diffusion.samplers import DDIM, DDPM, Consistency, Heun
 from vdm_jax.diffusion.sampling import sample, sampling_levels, steps_between
 from vdm_jax.diffusion.schedules import EDMSchedule, FlowSchedule
 from vdm_jax.diffusion.weightings import MinSNRWeighting
@@ -96,7 +96,7 @@ def test_frames_that_do_not_see_each_other_come_out_as_without_a_lag(lag):
     np.testing.assert_allclose(behind, together, atol=1e-5)
 
 
-@pytest.mark.parametrize("sampler", [Ancestral(), DDIM(eta=1.0), Consistency()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("sampler", [DDPM(), DDIM(eta=1.0), Consistency()], ids=lambda s: type(s).__name__)
 def test_samplers_that_draw_noise_reach_the_data_with_a_lag(sampler):
     keys = jax.random.split(jax.random.key(1), 400)
     x = jax.jit(lambda keys: sample(sampler, denoise, keys, (400, 3, 2, 2, 1), Process(), 20, frame_lag=2))(keys)
@@ -122,7 +122,7 @@ def test_the_denoiser_sees_a_level_per_frame():
 
 def test_what_cannot_lag_is_refused():
     keys = jax.random.split(jax.random.key(0), 3)
-    with pytest.raises(UserError, match="frame_lag=1 with Heun and stop=None; permitted: Ancestral, DDIM, Consistency"):
+    with pytest.raises(UserError, match="frame_lag=1 with Heun and stop=None; permitted: DDPM, DDIM, Consistency"):
         sample(Heun(), denoise, keys, SHAPE, Process(), 3, frame_lag=1)
     with pytest.raises(UserError, match="frame_lag=1 with DDIM and stop=0.0"):
         sample(DDIM(), denoise, keys, SHAPE, Process(), 3, frame_lag=1, stop=0.0)

@@ -9,10 +9,10 @@ import pytest
 
 from tests.diffusion.conftest import SHAPE
 from vdm_jax.diffusion.arrays import expand
-from vdm_jax.diffusion.conditional import known_error, reconstruction_guided, replaced
+from vdm_jax.diffusion.conditional import masked_error, reconstruction_guided, replaced
 from vdm_jax.diffusion.guidance import combine
 from vdm_jax.diffusion.process import Process
-from vdm_jax.diffusion.samplers import DDIM, Ancestral, DPMSolver, Heun
+from vdm_jax.diffusion.samplers import DDIM, DDPM, DPMSolver, Heun
 from vdm_jax.diffusion.sampling import sample
 from vdm_jax.diffusion.schedules import CosineSchedule, EDMSchedule
 
@@ -47,7 +47,7 @@ def nearest(x):
 
 
 @pytest.mark.parametrize(("sampler", "process"), [
-    (Ancestral(), PROCESS), (DDIM(), PROCESS), (DPMSolver(), PROCESS), (Heun(), PROCESS), (Heun(), EXPLODING)])
+    (DDPM(), PROCESS), (DDIM(), PROCESS), (DPMSolver(), PROCESS), (Heun(), PROCESS), (Heun(), EXPLODING)])
 def test_samples_have_the_components_of_the_mixture(sampler, process):
     x = drawn(sampler, process, denoiser(process))
     component = nearest(x)
@@ -76,10 +76,10 @@ def test_a_known_frame_decides_the_component_of_the_other():
     known = jnp.asarray(np.concatenate([seen, [0, 0]])).reshape(1, *SHAPE)
     mask = jnp.asarray([1.0, 1, 0, 0]).reshape(1, *SHAPE)
     plain = denoiser(PROCESS)
-    guided = reconstruction_guided(plain, [known_error(known, mask)], 2.0, PROCESS.schedule.family)
+    guided = reconstruction_guided(plain, [masked_error(known, mask)], 2.0, PROCESS.schedule.family)
     wanted = evidence[1] / evidence.sum()
     found = {}
     for name, denoise in (("replacement", plain), ("reconstruction", guided)):
-        x = drawn(Ancestral(), PROCESS, replaced(denoise, known, mask))
+        x = drawn(DDPM(), PROCESS, replaced(denoise, known, mask))
         found[name] = (np.square(x[:, None, 2:] - MEANS[:, 2:]).sum(-1).argmin(1) == 1).mean()
     assert abs(found["reconstruction"] - wanted) < abs(found["replacement"] - wanted), (found, wanted)

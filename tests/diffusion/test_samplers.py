@@ -10,7 +10,7 @@ from vdm_jax.diffusion.arrays import noise_from_keys
 from vdm_jax.diffusion.families import FLOW, VE, VP
 from vdm_jax.diffusion.grids import KarrasGrid, LogSNRGrid, TimeGrid
 from vdm_jax.diffusion.process import Process
-from vdm_jax.diffusion.samplers import DDIM, Ancestral, AncestralLangevin, DPMSolver, Heun, Step
+from vdm_jax.diffusion.samplers import DDIM, DDPM, DDPMLangevin, DPMSolver, Heun, Step
 from vdm_jax.diffusion.sampling import sample, sampling_levels
 from vdm_jax.diffusion.schedules import CosineSchedule, EDMSchedule, FlowSchedule, LinearBetaSchedule
 from vdm_jax.diffusion.steps import OnGrid
@@ -67,7 +67,7 @@ def test_ancestral_step_is_the_product_of_two_gaussians(family, videos):
         (0.3, precision**-0.35 * transition**0.15),
     ):
         still, moved = (
-            one_step(Ancestral(gamma=gamma), family, z, x, noise, level, following)
+            one_step(DDPM(gamma=gamma), family, z, x, noise, level, following)
             for noise in (jnp.zeros_like(z), jnp.ones_like(z))
         )
         np.testing.assert_allclose(still, mean, rtol=1e-4, atol=1e-5)
@@ -86,7 +86,7 @@ def test_ddim_step(family, videos):
     )
     np.testing.assert_allclose(
         one_step(DDIM(eta=1.0), family, z, x, noise, level, following),
-        one_step(Ancestral(), family, z, x, noise, level, following),
+        one_step(DDPM(), family, z, x, noise, level, following),
         atol=1e-5,
     )
 
@@ -96,8 +96,8 @@ def test_langevin_step_follows_the_ancestral_one(family, videos):
     """At the level reached, with the estimate made there; the estimate here is the same for all z."""
     x, z = videos
     noise, correction, delta, following = 0.3 * jnp.ones_like(z), jnp.ones_like(z), 0.2, 0.7
-    reached = one_step(Ancestral(gamma=0.3), family, z, x, noise, -1.0, following)
-    sampler = AncestralLangevin(gamma=0.3, delta=delta)
+    reached = one_step(DDPM(gamma=0.3), family, z, x, noise, -1.0, following)
+    sampler = DDPMLangevin(gamma=0.3, delta=delta)
     step = Step(jnp.array(0), jnp.array(-2.0), jnp.array(-1.0), jnp.array(following), jnp.array(False), 10)
     got = sampler.step(lambda *_: x, z, None, step, family, noise, correction)[0]
     alpha, sigma = family.alpha_sigma(jnp.array(following))
@@ -173,8 +173,8 @@ def test_every_grid_leads_to_the_data(grid, process, gaussian):
 @pytest.mark.parametrize(
     "sampler, process",
     [
-        (Ancestral(), VARIANCE_PRESERVING),
-        (AncestralLangevin(delta=0.02), VARIANCE_PRESERVING),  # larger steps leave a larger variance
+        (DDPM(), VARIANCE_PRESERVING),
+        (DDPMLangevin(delta=0.02), VARIANCE_PRESERVING),  # larger steps leave a larger variance
         (DDIM(eta=0.5), VARIANCE_PRESERVING),
         (DPMSolver(), TABLE),
         (Heun(churn=20.0, churn_max=50.0), EXPLODING),
@@ -193,7 +193,7 @@ def test_samples_have_the_mean_and_covariance_of_the_data(sampler, process, gaus
 def test_ancestral_covariance_is_that_of_its_finite_chain(process, gamma, gaussian):
     # With few steps the chain's covariance is not that of the data, but Gaussian products give it exactly.
     variances, vectors = np.linalg.eigh(gaussian.covariance)
-    levels = np.asarray(sampling_levels(Ancestral(), process.schedule, 24))
+    levels = np.asarray(sampling_levels(DDPM(), process.schedule, 24))
     pairs = [tuple(map(float, amplitudes(process, level))) for level in levels]
     variance = np.full(4, 1.0 if process is VARIANCE_PRESERVING else pairs[0][1] ** 2)
     for (a_t, s_t), (a_s, s_s) in zip(pairs[:-1], pairs[1:], strict=True):
@@ -205,7 +205,7 @@ def test_ancestral_covariance_is_that_of_its_finite_chain(process, gamma, gaussi
         variance = slope**2 * variance + posterior ** (1 - gamma) * transition**gamma
     alpha, sigma = pairs[-1]
     variance *= (alpha * variances / (alpha**2 * variances + sigma**2)) ** 2
-    x = np.asarray(run(Ancestral(gamma=gamma), gaussian, process, 24, split(5, 20_000))).reshape(20_000, -1)
+    x = np.asarray(run(DDPM(gamma=gamma), gaussian, process, 24, split(5, 20_000))).reshape(20_000, -1)
     np.testing.assert_allclose(np.cov((x @ vectors).T), np.diag(variance), atol=0.03 * variance.max())
     np.testing.assert_allclose(x.mean(0), gaussian.mean, atol=0.03)
 
@@ -213,7 +213,7 @@ def test_ancestral_covariance_is_that_of_its_finite_chain(process, gamma, gaussi
 def test_families_agree_where_a_sampler_is_invariant_to_scaling(gaussian):
     grid, logsnr = KarrasGrid(sigma_min=0.002, sigma_max=80.0), -2 * np.log(80.0)
     y = 80 * jax.random.normal(jax.random.key(0), (4, *SHAPE))
-    for sampler in (DPMSolver(grid=grid), Ancestral(grid=grid)):
+    for sampler in (DPMSolver(grid=grid), DDPM(grid=grid)):
         preserving, exploding, straight = (
             run(sampler, gaussian, process, 12, split(1, 4), initial=amplitudes(process, logsnr)[0] * y)
             for process in (VARIANCE_PRESERVING, EXPLODING, STRAIGHT)
@@ -225,11 +225,11 @@ def test_families_agree_where_a_sampler_is_invariant_to_scaling(gaussian):
 @pytest.mark.parametrize(
     "sampler, process",
     [
-        (Ancestral(gamma=0.3), VARIANCE_PRESERVING),
+        (DDPM(gamma=0.3), VARIANCE_PRESERVING),
         (DDIM(), VARIANCE_PRESERVING),
         (DDIM(eta=0.7), STRAIGHT),
         (DPMSolver(), EXPLODING),
-        (AncestralLangevin(), VARIANCE_PRESERVING),
+        (DDPMLangevin(), VARIANCE_PRESERVING),
         (Heun(churn=5.0), VARIANCE_PRESERVING),
         (Heun(churn=5.0), EXPLODING),
     ],
@@ -244,7 +244,7 @@ def test_a_sample_is_its_last_estimate_and_depends_on_its_own_key_only(sampler, 
     assert np.abs(np.asarray(together[0] - together[3])).max() > 1e-2
 
 
-@pytest.mark.parametrize("sampler", [Ancestral(gamma=0.3), DPMSolver(), Heun(churn=5.0)], ids=repr)
+@pytest.mark.parametrize("sampler", [DDPM(gamma=0.3), DPMSolver(), Heun(churn=5.0)], ids=repr)
 def test_fewest_steps(sampler, gaussian):
     one, two = (run(sampler, gaussian, VARIANCE_PRESERVING, steps, split(0, 2)) for steps in (1, 2))
     z = noise_from_keys(split(0, 2), 0, (2, *SHAPE))
@@ -254,7 +254,7 @@ def test_fewest_steps(sampler, gaussian):
 
 
 @pytest.mark.parametrize(
-    "sampler, evaluations", [(DDIM(), 4), (DPMSolver(), 4), (Ancestral(), 4), (Heun(), 7), (AncestralLangevin(), 7)]
+    "sampler, evaluations", [(DDIM(), 4), (DPMSolver(), 4), (DDPM(), 4), (Heun(), 7), (DDPMLangevin(), 7)]
 )
 def test_hook_sees_and_replaces_every_estimate(sampler, evaluations, gaussian):
     seen = []
@@ -345,7 +345,7 @@ def test_levels_are_constants_under_jit():
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: Ancestral(gamma=1.5), ("Ancestral.gamma", "=1.5", ">= 0", "<= 1")),
+        (lambda: DDPM(gamma=1.5), ("DDPM.gamma", "=1.5", ">= 0", "<= 1")),
         (lambda: DDIM(eta=-1.0), ("DDIM.eta", "=-1.0", ">= 0", "<= 1")),
         (lambda: Heun(churn=-1.0), ("Heun.churn", "=-1")),
         (lambda: Heun(churn_min=2.0, churn_max=1.0), ("Heun.churn_min", "=2.0", "churn_max=1.0")),

@@ -47,17 +47,17 @@ def inputs(frames, per_frame_level=False):
     return z, level, given
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 100])
+@pytest.mark.parametrize("chunk", [1, 2, 100])
 @pytest.mark.parametrize(("frames", "length", "overlap"), SIZES[1:4])
-def test_a_denoiser_of_frames_gives_what_it_gives_at_once(frames, length, overlap, at_once):
-    z, level, given = inputs(frames, per_frame_level=at_once == 2)
-    denoise = jax.jit(windowed(per_frame, cut, frames=frames, length=length, overlap=overlap, at_once=at_once))
+def test_a_denoiser_of_frames_gives_what_it_gives_at_once(frames, length, overlap, chunk):
+    z, level, given = inputs(frames, per_frame_level=chunk == 2)
+    denoise = jax.jit(windowed(per_frame, cut, frames=frames, length=length, overlap=overlap, chunk=chunk))
     np.testing.assert_allclose(denoise(z, level, given), per_frame(z, level, given), atol=1e-6)
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 100])
+@pytest.mark.parametrize("chunk", [1, 2, 100])
 @pytest.mark.parametrize(("frames", "length", "overlap"), SIZES[1:])
-def test_other_denoisers_are_solved_for_by_least_squares(frames, length, overlap, at_once):
+def test_other_denoisers_are_solved_for_by_least_squares(frames, length, overlap, chunk):
     z, level, given = inputs(frames)
     rows, values = [], []  # of sum_i || x|_i - D(z|_i) ||^2, for all of a frame's values alike
     for start in window_starts(frames, length, overlap):
@@ -67,7 +67,7 @@ def test_other_denoisers_are_solved_for_by_least_squares(frames, length, overlap
         values.append(np.moveaxis(np.asarray(x), 1, 0).reshape(length, -1))
     solution = np.linalg.lstsq(np.concatenate(rows), np.concatenate(values), rcond=None)[0]
     expected = np.moveaxis(solution.reshape(frames, 2, 3), 0, 1)
-    denoise = jax.jit(windowed(per_window, cut, frames=frames, length=length, overlap=overlap, at_once=at_once))
+    denoise = jax.jit(windowed(per_window, cut, frames=frames, length=length, overlap=overlap, chunk=chunk))
     np.testing.assert_allclose(denoise(z, level, given), expected, atol=1e-5)
 
 
@@ -89,7 +89,7 @@ def test_no_jump_at_the_border_of_a_window():
 @pytest.mark.parametrize(("options", "message"), [
     ({"length": 9}, ("length",)),
     ({"length": 4, "overlap": 4}, ("overlap",)),
-    ({"length": 4, "at_once": 0}, ("at_once", "=0")),
+    ({"length": 4, "chunk": 0}, ("chunk", "=0")),
 ])
 def test_windows_that_cannot_be(options, message):
     with refused(*message):

@@ -136,7 +136,7 @@ def test_distances_have_their_protocol_and_features_are_taken_once(evaluate, eve
     assert score["detector_sha256"] == weights.I3D.sha256
 
 
-def test_what_stands_beside_fvd_hears_frozen_and_shuffled_frames(trained):
+def test_metrics_next_to_fvd_catch_frozen_and_shuffled_frames(trained):
     """With the real detectors, on a camera that moves over photographs."""
     pytest.importorskip("cv2", reason="optical flow needs the extra [metrics]")
     trained(weights.ALEXNET)

@@ -33,18 +33,18 @@ class Cascade:
         self.asked, self.fails_at = [], None
         self.frames = frames
 
-    def __call__(self, captions, *, seed, first_index, known=None, **rest):
+    def __call__(self, captions, *, seed, first_index, masked_video=None, **rest):
         self.asked.append((first_index, len(captions)))
         if first_index == self.fails_at:
             raise KeyboardInterrupt
         numbers = first_index + np.arange(len(captions))
-        if known is None:
+        if masked_video is None:
             draw = [np.random.default_rng([seed, i]).integers(0, 256, (self.frames, 32, 32, 3)) for i in numbers]
             return SimpleNamespace(videos=np.stack(draw).astype(np.uint8))
-        assert np.all(known.mask[:, :2] == 1) and np.all(known.mask[:, 2:] == 0)
+        assert np.all(masked_video.mask[:, :2] == 1) and np.all(masked_video.mask[:, 2:] == 0)
         source = CaptionedDigitsSource(DATA, "test")
         videos = np.stack([source[i % 5]["video"][::2] for i in numbers])
-        np.testing.assert_array_equal(np.asarray((known.video[:, :2] + 1) * 127.5).round(), videos[:, :2])
+        np.testing.assert_array_equal(np.asarray((masked_video.video[:, :2] + 1) * 127.5).round(), videos[:, :2])
         videos[:, :2] ^= 255  # given frames are not measured
         videos[:, 3] ^= 1
         return SimpleNamespace(videos=videos)

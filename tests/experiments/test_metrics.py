@@ -1,4 +1,4 @@
-"""What FVD hears: distortions that do what they say, tables from records, places for them."""
+"""What FVD measures: distortions that do what they say, tables from records, places for them."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def test_tables_have_their_places():
     row = {"fvd": 20.0, "fvd_to_the_same_clips": 1.0, **{name: {"mean": 0.5, "margin": 0.1} for name in BESIDE}}
     broken = row | {"fvd": 25.0, "motion": {"mean": 0.0, "margin": 0.0}}
     record = {"protocol": {"distorted clips": 4, "reference clips": 8}, "rows": {clips.NOTHING: row, "frozen": broken}}
-    text = report.hears(record)
+    text = report.distortions(record)
     assert "| frozen | 25 | 1 | 0 (0) | 0.5 (1) |" in text and f"| {clips.NOTHING} | 20 | - | 0.5 |" in text
-    for path, names in ((report.README, ("hears", "sample_count", "speed", "made")),
-                        (report.DOCS, ("hears", "sample_count", "speed"))):
+    for path, names in ((report.README, ("distortions", "sample_count", "speed", "made")),
+                        (report.DOCS, ("distortions", "sample_count", "speed"))):
         for name in names:
             assert f"<!-- {name}:begin -->\n" in path.read_text() and f"<!-- {name}:end -->" in path.read_text()

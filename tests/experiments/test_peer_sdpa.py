@@ -1,4 +1,4 @@
-"""Our attention beside PyTorch's: what a record says, and one tiny run of it on a CPU."""
+"""Our attention next to PyTorch's: what a record says, and one tiny run of it on a CPU."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def test_every_case_is_a_slice_whose_chips_its_mesh_fills():
         assert chips == case.chips == data * fsdp * tensor * context and (fsdp <= MOST_FSDP or case.study == "even")
         assert case.batch % (data * fsdp) == 0
         plan = case.plan()
-        assert plan.batch == case.batch and plan.stage.network.spread == case.spread
+        assert plan.batch == case.batch and plan.stage.network.sharded_axis == case.spread
         assert (plan.stage.video.frames if case.spread == "frames" else plan.stage.video.height) % context == 0
 
 

@@ -10,7 +10,7 @@ import pytest
 from vdm_jax.attention.patterns import Full, Temporal
 from vdm_jax.diffusion.augmentation import NoiseAugmentation
 from vdm_jax.diffusion.process import Process
-from vdm_jax.diffusion.samplers import DDIM, Ancestral
+from vdm_jax.diffusion.samplers import DDIM, DDPM
 from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.networks.config import CrossAttention, Level, SelfAttention, UNet, WordEncoder
 from vdm_jax.networks.unet import SpaceTimeUNet
@@ -27,7 +27,7 @@ def base_stage() -> Stage:
                    text=WordEncoder(words=WORDS, length=6, width=8, layers=1, head_dim=8), scalars=("fps",))
     return Stage(name="base", video=VideoSpec(frames=2, height=8, width=8, fps=4), network=network,
                  process=Process(prediction="x"),
-                 sampling=Sampling(sampler=Ancestral(gamma=0.3), steps=3, guidance=1.0, batch_size=4))
+                 sampling=Sampling(sampler=DDPM(gamma=0.3), steps=3, guidance=1.0, batch_size=4))
 
 
 def upsampling_stage() -> Stage:

@@ -1,4 +1,4 @@
-"""Videos of which a part is known, and longer videos block by block."""
+"""Masked videos, and longer videos block by block."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from jax.sharding import PartitionSpec as P
 
 from tests.generation.conftest import base_stage
 from tests.refusals import refused
-from vdm_jax.conditions.frame_masks import Known, low_resolution_known
+from vdm_jax.conditions.frame_masks import MaskedVideo, masked_low_resolution
 from vdm_jax.conditions.text import text_conditioning
 from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.generation.compiled import goes_by_steps, jit_sampling, stepwise_sampling
 from vdm_jax.generation.generator import Generator
 from vdm_jax.generation.one_stage import sample_keys, sample_stage
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
-from vdm_jax.stages.options import Completion
+from vdm_jax.stages.options import Inpainting
 from vdm_jax.stages.stage import Experiment, VideoSpec
 
 CAPTIONS = ("a red three moving left", "a blue two")
@@ -38,26 +38,28 @@ def longer(stage, params):
     return Generator(Experiment(name="one", stages=(stage,), data=CaptionedDigits(size=16, frames=4)), params)
 
 
-def completed(stage, params, known, mask, **completion):
-    sampling = dataclasses.replace(stage.sampling, completion=Completion(**completion))
+def completed(stage, params, masked_video, mask, **inpainting):
+    sampling = dataclasses.replace(stage.sampling, inpainting=Inpainting(**inpainting))
     keys = sample_keys(0, jnp.arange(2), 0)
     text = text_conditioning(jnp.array([[[1, 2, 3, 0, 0, 0]], [[4, 5, 0, 0, 0, 0]]]))
-    run = jax.jit(lambda known: sample_stage(stage, sampling, params["base"], keys, text, known=known))
-    return np.asarray(run(None if known is None else Known(known, mask)))
+    run = jax.jit(lambda masked_video: sample_stage(stage, sampling, params["base"], keys, text,
+                                                    masked_video=masked_video))
+    return np.asarray(run(None if masked_video is None else MaskedVideo(masked_video, mask)))
 
 
 def test_what_is_known_comes_out_and_changes_the_rest(stage, params):
-    known = jnp.asarray(np.random.default_rng(0).uniform(-0.8, 0.8, (2, 4, 8, 8, 3)), jnp.float32)
+    masked_video = jnp.asarray(np.random.default_rng(0).uniform(-0.8, 0.8, (2, 4, 8, 8, 3)), jnp.float32)
     mask = jnp.zeros((2, 4, 1, 1, 1)).at[:, :2].set(1.0)
     free = completed(stage, params, None, None)
-    outs = {name: completed(stage, params, known, mask, method=method, weight=weight) for name, method, weight in (
+    outs = {name: completed(stage, params, masked_video, mask, method=method, weight=weight) for name, method,
+            weight in (
         ("replaced", "replacement", 1.0), ("zero", "reconstruction", 0.0), ("guided", "reconstruction", 2.0))}
     for out in outs.values():
-        np.testing.assert_allclose(out[:, :2], known[:, :2], atol=1e-5)
+        np.testing.assert_allclose(out[:, :2], masked_video[:, :2], atol=1e-5)
         assert np.abs(out[:, 2:] - free[:, 2:]).max() > 0.02
     np.testing.assert_allclose(outs["zero"], outs["replaced"], atol=1e-4)
     assert np.abs(outs["guided"][:, 2:] - outs["replaced"][:, 2:]).max() > 0.02
-    other = completed(stage, params, known.at[:, 2:].set(0.5), mask, method="reconstruction", weight=2.0)
+    other = completed(stage, params, masked_video.at[:, 2:].set(0.5), mask, method="reconstruction", weight=2.0)
     np.testing.assert_allclose(other, outs["guided"], atol=1e-5)  # what is not known does not matter
 
 
@@ -73,7 +75,7 @@ def test_blocks_follow_each_other(longer):
 
 
 def test_a_block_knows_the_end_of_the_one_before(longer):
-    one, other = (longer.extend(CAPTIONS, frames=6, overlap=2, seed=3, completion=Completion(method=method))
+    one, other = (longer.extend(CAPTIONS, frames=6, overlap=2, seed=3, inpainting=Inpainting(method=method))
                   for method in ("reconstruction", "replacement"))
     np.testing.assert_array_equal(one.videos[:, :4], other.videos[:, :4])
     assert (one.videos[:, 4:] != other.videos[:, 4:]).any()
@@ -85,22 +87,23 @@ def test_bad_arguments(longer):
             ({"frames": 3}, ("frames", "=3", ">= 4", "'base'"))):
         with refused(*message):
             longer.extend(CAPTIONS, **options)
-    with refused("Completion.method", "='copy'", "'network'"):
-        Completion(method="copy")
-    with refused("Completion.weight", "=-1", ">= 0"):
-        Completion(weight=-1)
+    with refused("Inpainting.method", "='copy'", "'network'"):
+        Inpainting(method="copy")
+    with refused("Inpainting.weight", "=-1", ">= 0"):
+        Inpainting(weight=-1)
 
 
 def test_a_step_at_a_time_makes_the_same_videos(stage, params):
     """What the generator does on a CPU, where gradients through a network inside a loop are slow."""
     mesh = make_mesh(MeshSpec(), jax.devices()[:1])
-    known = Known(jnp.full((2, 4, 8, 8, 3), 0.5), jnp.zeros((2, 4, 1, 1, 1)).at[:, :2].set(1.0))
+    masked_video = MaskedVideo(jnp.full((2, 4, 8, 8, 3), 0.5), jnp.zeros((2, 4, 1, 1, 1)).at[:, :2].set(1.0))
     text = text_conditioning(jnp.array([[[1, 2, 3, 0, 0, 0]], [[4, 5, 0, 0, 0, 0]]]))
     shardings = jax.tree.map(lambda x: NamedSharding(mesh, P()), params["base"])
-    assert goes_by_steps(stage, stage.sampling, mesh, known) and not goes_by_steps(stage, stage.sampling, mesh, None)
+    assert goes_by_steps(stage, stage.sampling, mesh, masked_video) and not goes_by_steps(stage, stage.sampling, mesh,
+                                                                                          None)
     with jax.set_mesh(mesh):
         whole, by_steps = (np.asarray(make(stage, stage.sampling, mesh, shardings)(
-            params["base"], sample_keys(0, jnp.arange(2), 0), text, None, known))
+            params["base"], sample_keys(0, jnp.arange(2), 0), text, None, masked_video))
             for make in (jit_sampling, stepwise_sampling))
     np.testing.assert_allclose(by_steps, whole, atol=1e-4)
 
@@ -109,32 +112,32 @@ def test_a_low_resolution_video_is_enlarged_and_extended_at_once(longer):
     """Frames 0, 2, 4, ... of nine, at half the pixels. That guidance by it makes videos that look like it is shown on
     Gaussians, whose denoiser is known (`tests/diffusion/test_conditional.py`)."""
     low = np.random.default_rng(0).uniform(-0.6, 0.6, (2, 5, 4, 4, 3)).astype(np.float32)
-    completion = Completion(method="reconstruction", weight=2.0)
+    inpainting = Inpainting(method="reconstruction", weight=2.0)
 
     def extended(low):
-        return longer.extend(CAPTIONS, frames=9, overlap=2, seed=3, completion=completion, low=low, every=2).videos
+        return longer.extend(CAPTIONS, frames=9, overlap=2, seed=3, inpainting=inpainting, low=low, every=2).videos
 
     plain, guided, short = extended(None), extended(low), extended(low[:, :2])
     assert guided.shape == (2, 9, 8, 8, 3) and np.abs(guided[:, :4].astype(int) - plain[:, :4]).max() > 5
-    np.testing.assert_array_equal(short[:, :4], guided[:, :4])  # what is known of later frames does not matter yet
+    np.testing.assert_array_equal(short[:, :4], guided[:, :4])  # what is given of later frames does not matter yet
     assert np.abs(short[:, 6:].astype(int) - guided[:, 6:]).max() > 5
-    with refused("frame_masks.low_resolution_known", "3", "8"):
+    with refused("frame_masks.masked_low_resolution", "3", "8"):
         extended(low[:, :, :3])
-    replacing = dataclasses.replace(longer.experiment.stages[0].sampling, completion=Completion(method="replacement"))
+    replacing = dataclasses.replace(longer.experiment.stages[0].sampling, inpainting=Inpainting(method="replacement"))
     stage = dataclasses.replace(longer.experiment.stages[0], sampling=replacing)
     other = Generator(dataclasses.replace(longer.experiment, stages=(stage,)), longer.params, jax.devices()[:1])
-    with refused("generator._checked_known", "'reconstruction'"):
+    with refused("generator._checked_masked_video", "'reconstruction'"):
         other.extend(CAPTIONS, frames=9, low=low, every=2)
 
 
 def test_errors_of_what_is_known():
-    """Sums of squares: of known pixels, and of known frames with pixels averaged; others do not count."""
+    """Sums of squares: of known pixels, and of conditioning frames with pixels averaged; others do not count."""
     rng = np.random.default_rng(0)
     x, video = rng.normal(size=(2, 2, 4, 8, 8, 3)).astype(np.float32)
     low, mask = rng.normal(size=(2, 2, 4, 4, 3)).astype(np.float32), np.zeros((2, 4, 1, 1, 1), np.float32)
     mask[:, :1] = 1
-    known = low_resolution_known(low, 2, (4, 8, 8, 3), start=1, known=Known(video, mask))
-    pixels, averages = (np.asarray(error(jnp.asarray(x))) for error in known.errors())
+    masked_video = masked_low_resolution(low, 2, (4, 8, 8, 3), start=1, masked_video=MaskedVideo(video, mask))
+    pixels, averages = (np.asarray(error(jnp.asarray(x))) for error in masked_video.errors())
     np.testing.assert_allclose(pixels, np.square(x - video)[:, 0].sum((1, 2, 3)), rtol=1e-5)
     small = x.reshape(2, 4, 4, 2, 4, 2, 3).mean((3, 5))
     np.testing.assert_allclose(averages, np.square(small[:, 1] - low[:, 1]).sum((1, 2, 3)), rtol=1e-5)  # frame 2 of all

@@ -12,7 +12,7 @@ import pytest
 from tests.generation.conftest import base_stage, random_params
 from tests.refusals import refused
 from vdm_jax.attention.patterns import Temporal
-from vdm_jax.conditions.frame_masks import FramesKnown, first_frame_known
+from vdm_jax.conditions.frame_masks import FrameMask, masked_first_frame
 from vdm_jax.configuration import from_json, to_json
 from vdm_jax.data.frame_rates import FrameRates
 from vdm_jax.diffusion.process import Process
@@ -26,16 +26,16 @@ from vdm_jax.stages.options import Sampling, Training
 from vdm_jax.stages.stage import Experiment, KeyFrames, LowResolution, Stage, VideoSpec
 
 CAPTIONS = ("a red three moving left", "a blue two")
-KNOWN = (FramesKnown(every=3, weight=3.0), FramesKnown(first=1))
+KNOWN = (FrameMask(every=3, weight=3.0), FrameMask(first=1))
 
 
 def between(**more) -> Stage:
     """4 frames from 2."""
     network = UNet(levels=(Level(channels=16, blocks=1, mixers=(SelfAttention(pattern=Temporal(), head_dim=8),)),),
-                   patch=4, embedding_channels=16, observed=True, scalars=("fps",))
+                   patch=4, embedding_channels=16, conditioning_frames=True, scalars=("fps",))
     return Stage(**{"name": "between", "video": VideoSpec(frames=4, height=8, width=8, fps=12), "network": network,
                     "source": KeyFrames(frames=2, every=3), "process": Process(prediction="x"),
-                    "training": Training(observations=KNOWN), "sampling": Sampling(steps=2, batch_size=4), **more})
+                    "training": Training(masking=KNOWN), "sampling": Sampling(steps=2, batch_size=4), **more})
 
 
 def larger(frames=None, shared_noise=True) -> Stage:
@@ -88,7 +88,7 @@ def test_all_stages_are_told_the_frame_rate_in_proportion(generator):
 
 def test_the_network_between_animates_a_picture_too(generator):
     pictures = jnp.asarray(np.random.default_rng(1).uniform(-0.9, 0.9, (2, 8, 8, 3)), jnp.float32)
-    out = generator(CAPTIONS, first="between", known=first_frame_known(pictures, 4))
+    out = generator(CAPTIONS, first="between", masked_video=masked_first_frame(pictures, 4))
     assert list(out.stages) == ["between", "larger"]
     assert np.abs(out.stages["between"][:, 0] / 127.5 - 1 - pictures).max() < 0.01
     with refused("generator.Generator.__call__", "'between'", "2"):
@@ -115,10 +115,10 @@ def test_with_shared_noise_equal_frames_come_out_equal():
 
 def test_training_inputs_of_key_frames(batch):
     x, conditioning, _ = training_inputs(between(), batch, jax.random.key(0))
-    frames = np.asarray(conditioning.observed_mask)[..., 0, 0, 0]
+    frames = np.asarray(conditioning.conditioning_mask)[..., 0, 0, 0]
     assert {tuple(row) for row in frames.tolist()} == {(1, 0, 0, 1), (1, 0, 0, 0)}
     assert conditioning.low_resolution is None and x.shape == (8, 4, 8, 8, 3)
-    rates = between(training=Training(observations=KNOWN, frame_rates=FrameRates()))
+    rates = between(training=Training(masking=KNOWN, frame_rates=FrameRates()))
     told = training_inputs(rates, batch | {"frame_rate": jnp.arange(8.0)}, jax.random.key(0))[1]
     np.testing.assert_array_equal(told.scalars["fps"], np.arange(8.0))
     np.testing.assert_array_equal(conditioning.scalars["fps"], np.full(8, 12.0))
@@ -147,7 +147,7 @@ def test_training_on_still_frames_of_clips(batch):
 
 
 def test_stages_are_data():
-    curriculum = Training(observations=KNOWN, frame_rates=FrameRates())
+    curriculum = Training(masking=KNOWN, frame_rates=FrameRates())
     for stage in (between(), larger(frames=1), between(training=curriculum)):
         assert from_json(Stage, to_json(stage)) == stage
 
@@ -155,11 +155,12 @@ def test_stages_are_data():
 def test_stages_that_cannot_be():
     for make, message in (
             (lambda: between(video=VideoSpec(frames=5, height=8, width=8)), ("Stage.video.frames", "=5", "KeyFrames")),
-            (lambda: between(network=dataclasses.replace(between().network, observed=False), training=Training()),
-             ("Stage.network.observed", "=False", "KeyFrames")),
+            (lambda: between(network=dataclasses.replace(between().network, conditioning_frames=False),
+                             training=Training()),
+             ("Stage.network.conditioning_frames", "=False", "KeyFrames")),
             (lambda: KeyFrames(frames=1), ("KeyFrames.frames", "=1", ">= 2")),
             (lambda: larger(frames=5), ("Stage.training.frames", "=5", "video.frames=4")),
-            (lambda: between(training=Training(observations=KNOWN, frames=1)), ("Stage.source.frames", "=4")),
+            (lambda: between(training=Training(masking=KNOWN, frames=1)), ("Stage.source.frames", "=4")),
             (lambda: dataclasses.replace(larger(), training=Training(frame_rates=FrameRates())),
              ("Stage.training.frame_rates", "network.scalars=", "'fps'")),
             (lambda: cascade(base_stage(), between(source=KeyFrames(frames=4, every=3), video=VideoSpec(

@@ -35,7 +35,7 @@ STAGE = Stage(
     network=UNet(levels=(Level(channels=8, blocks=1, kernel=1, mixers=MIXERS),), patch=4, embedding_channels=16,
                  low_resolution=True, text=WordEncoder(words=tuple("abc"), length=4, width=8, layers=1, head_dim=8)),
     process=Process(prediction="x"), training=Training(frames=3, batch_size=4),
-    sampling=Sampling(windows=Windows(frames=3, overlap=1, at_once=2), guidance=1.0, threshold=None))
+    sampling=Sampling(windows=Windows(frames=3, overlap=1, chunk=2), guidance=1.0, threshold=None))
 
 
 def test_windows_are_denoised_with_what_belongs_to_them():
@@ -59,15 +59,15 @@ def test_windows_are_denoised_with_what_belongs_to_them():
     np.testing.assert_allclose(estimate(STAGE, whole, z), total / count, atol=rounding)
     mesh = make_mesh(MeshSpec(data=2), jax.devices()[:2])
     with jax.set_mesh(mesh):  # a video and its windows on each device
-        spread = jax.device_put((whole, z), batch_sharding(mesh))
-        np.testing.assert_allclose(estimate(STAGE, *spread), total / count, atol=rounding)
+        sharded_axis = jax.device_put((whole, z), batch_sharding(mesh))
+        np.testing.assert_allclose(estimate(STAGE, *sharded_axis), total / count, atol=rounding)
 
 
 def test_a_part_of_a_conditioning_has_what_belongs_to_its_frames():
     per_frame = np.arange(2 * 4 * 3.0).reshape(2, 4, 3)
     whole = Conditioning(
         embeddings=jnp.asarray(per_frame[..., None]), text_mask=jnp.asarray(per_frame > 0),
-        observed=jnp.asarray(per_frame[..., None, None]), frame_valid=jnp.asarray(per_frame[..., 0] > 5),
+        conditioning_frames=jnp.asarray(per_frame[..., None, None]), frame_valid=jnp.asarray(per_frame[..., 0] > 5),
         references={"all": jnp.ones((2, 1, 5, 6)), "each": jnp.asarray(per_frame[..., None])},
         reference_masks={"each": jnp.asarray(per_frame > 2)}, scalars={"fps": jnp.ones(2)})
     part = jax.jit(lambda start: whole.window(start, 2, 4))(1)

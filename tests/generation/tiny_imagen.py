@@ -1,8 +1,8 @@
 """Imagen's cascade at a size that is trained in seconds: the same networks, augmentation and windows, words for T5."""
 
-from vdm_jax.attention.patterns import External, Spatial
+from vdm_jax.attention.patterns import Spatial, WithExtraKeys
 from vdm_jax.diffusion.process import Process
-from vdm_jax.diffusion.samplers import Ancestral
+from vdm_jax.diffusion.samplers import DDPM
 from vdm_jax.diffusion.schedules import CosineSchedule, LinearBetaSchedule
 from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.digits.clips import caption_words
@@ -11,7 +11,7 @@ from vdm_jax.stages.options import DynamicThreshold, Sampling, Training
 from vdm_jax.stages.stage import Experiment, LowResolution, Stage, VideoSpec
 
 TEXT = WordEncoder(words=caption_words(), length=8, width=8, layers=1, head_dim=4, pooling="attention")
-FUSED = SelfAttention(pattern=External(inner=Spatial()), head_dim=4, position="none")
+FUSED = SelfAttention(pattern=WithExtraKeys(inner=Spatial()), head_dim=4, position="none")
 
 
 def stage(name: str, size: int, network: UNet, schedule, source: int | None = None, **training) -> Stage:
@@ -22,7 +22,7 @@ def stage(name: str, size: int, network: UNet, schedule, source: int | None = No
         training=Training(**{"steps": 30, "batch_size": 16, "learning_rate": 5e-3, "warmup_steps": 2, "log_every": 1,
                              "ema_decay": 0.9, "checkpoint_every": 30, "sample_every": 0, "validate_every": 0}
                           | training),
-        sampling=Sampling(sampler=Ancestral(), steps=2, guidance=0.35, threshold=DynamicThreshold(), batch_size=8))
+        sampling=Sampling(sampler=DDPM(), steps=2, guidance=0.35, threshold=DynamicThreshold(), batch_size=8))
 
 
 def efficient(*mixers) -> UNet:

@@ -1,6 +1,6 @@
 """Scores of a run by features: what each metric takes, what is kept in a file of references, what is refused.
 
-The networks are replaced by means of pixels, so that every score can be computed beside.
+The networks are replaced by means of pixels, so that every score can also be computed directly.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ COUNT = 12
 
 
 def means(pictures):
-    """Three numbers of each picture, beside which float32 sums do not show."""
+    """Three numbers of each picture, next to which float32 sums do not show."""
     return np.asarray(pictures, np.float64).reshape(len(pictures), -1, 3).mean(1)
 
 
@@ -138,7 +138,7 @@ def test_inception_scores(source, networks):
     assert score["is_c3d"].label == "is_c3d (vdm_ucf), OFF PROTOCOL" and score["is_i3d"].label == "is_i3d"
     assert score["is_c3d"].interval.low < score["is_c3d"].value < score["is_c3d"].interval.high
     assert score["fvd_c3d"].label == "fvd_c3d (vdm_ucf), OFF PROTOCOL"
-    assert [one.metric for one in found.real] == ["is", "is_first", "is_i3d", "is_c3d"]  # of real clips beside
+    assert [one.metric for one in found.real] == ["is", "is_first", "is_i3d", "is_c3d"]  # of real clips too
     folder = networks / "detectors"
     (folder / "c3d_ucf101.safetensors").rename(folder / "conv3d_deepnetA_ucf.npz")
     (folder / "mean2.npz").write_text("mean")

@@ -1,4 +1,4 @@
-"""Optical flow: known shifts come back, and the warp error hears what motion does not explain."""
+"""Optical flow: known shifts come back, and the warp error rises with what motion does not explain."""
 
 import importlib.util
 

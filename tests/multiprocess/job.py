@@ -75,7 +75,7 @@ class Job:
 
 def train(folder: pathlib.Path, run: pathlib.Path, data: pathlib.Path, *flags, processes: int, devices: int,
           different: list[str] | None = None) -> Job:
-    """Start `vdm-jax train` of the tiny config's base stage; the last process gets `different` flags beside."""
+    """Start `vdm-jax train` of the tiny config's base stage; the last process gets `different` flags too."""
     common = ["train", TINY, "--stage", "base", "--run", run, "--data-dir", data, *flags, "--processes", processes,
               "--coordinator", f"127.0.0.1:{free_port()}", "--heartbeat", 4 * PATIENCE]
     commands = [[*common, "--process-id", index] for index in range(processes)]

@@ -69,8 +69,8 @@ def test_the_protocol_of_a_pixel_and_of_a_latent_network():
     assert svd.prompted and svd.reduction == (1, 1) and svd.scalar_defaults == {"motion": 127.0}
     assert list(svd.attended(14, 8, 8)) == [64, 16, 4]
     assert svd.rematerialised("full").unet.remat == svd.rematerialised("full").remat == "full"
-    lvdm = LatentNetwork(unet=LATENT_UNET_LVDM_PREDICTION, known="in_place", known_steps=250)
-    assert lvdm.frame_noise == FrameNoise(250, 100, lvdm.timesteps) and lvdm.in_place and lvdm.observed
+    lvdm = LatentNetwork(unet=LATENT_UNET_LVDM_PREDICTION, frame_conditioning="in_place", frame_noise_steps=250)
+    assert lvdm.frame_noise == FrameNoise(250, 100, lvdm.timesteps) and lvdm.in_place and lvdm.conditioning_frames
 
 
 def test_a_further_network_is_trained_and_sampled_by_its_protocol_alone(monkeypatch):

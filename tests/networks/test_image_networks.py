@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.refusals import refused
-from vdm_jax.attention.patterns import External, Spatial
+from vdm_jax.attention.patterns import Spatial, WithExtraKeys
 from vdm_jax.conditions.conditioning import Conditioning, drop_text
 from vdm_jax.networks.config import EmbeddedText, Level, SelfAttention, UNet, WordEncoder
 from vdm_jax.networks.layers import GroupNorm, convolve, mean_pool, nearest, silu
@@ -18,7 +18,7 @@ from vdm_jax.networks.text import TextConditioner
 from vdm_jax.networks.unet import SpaceTimeUNet, residual_block
 from vdm_jax.parallel.rules import parameter_axes
 
-FUSED = SelfAttention(pattern=External(inner=Spatial()), head_dim=4, position="none")
+FUSED = SelfAttention(pattern=WithExtraKeys(inner=Spatial()), head_dim=4, position="none")
 NETWORK = UNet(levels=(Level(channels=4, blocks=1), Level(channels=8, blocks=2, mixers=(FUSED,))), middle=(FUSED,),
                embedding_channels=8, groups=2, resample="biggan", text=EmbeddedText(width=6, pooling="attention"))
 

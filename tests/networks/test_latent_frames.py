@@ -1,4 +1,4 @@
-"""Layers over frames after those within, motion modules and ControlNets: what they begin as, see, refuse and share."""
+"""Temporal layers after those within, motion modules and ControlNets: what they begin as, see, refuse and share."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from vdm_jax.networks import motion_adapter as ma
 from vdm_jax.networks.blocks.sinusoids import frame_code
 from vdm_jax.networks.blocks.temporal import TemporalConvolutions, TemporalTransformer
 from vdm_jax.networks.control_net import ControlNet, ControlNetNetwork
-from vdm_jax.networks.latent_frames import Motion, Stack
+from vdm_jax.networks.latent_frames import Motion, TemporalConv
 from vdm_jax.networks.latent_unet_blocks import Control
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.parallel.rules import parameter_axes
 from vdm_jax.weights import model_kinds
 
-IMAGE = lu.LatentUNet(widths=(4, 8), blocks=1, attention=(True, False), heads=(2, 2), only_context=(False, False),
-                      context_channels=6, groups=2)
+IMAGE = lu.LatentUNet(widths=(4, 8), blocks=1, attention=(True, False), heads=(2, 2),
+                      only_cross_attention=(False, False), token_channels=6, groups=2)
 MOTION = Motion(heads=2, frames=4, groups=2)
 LAYERS = {"convolutions": TemporalConvolutions(4, groups=2),
           "transformer": TemporalTransformer(2, 3, 2, code=True, kernel="xla")}
@@ -78,10 +78,10 @@ def test_attention_over_frames_is_spread_by_a_context(filled, normal):
     x = normal(0, 1, 4, 2, 2, 4)
     params = filled(LAYERS["transformer"], x)
     expected = jax.jit(LAYERS["transformer"].apply)({"params": params}, x)
-    spread = dataclasses.replace(LAYERS["transformer"], context="relayout")
+    sharded_axis = dataclasses.replace(LAYERS["transformer"], context="relayout")
     with jax.set_mesh(make_mesh(MeshSpec(data=4, context=2))):
-        found = jax.jit(spread.apply)({"params": params}, x)
-        text = jax.jit(spread.apply).lower({"params": params}, x).as_text()
+        found = jax.jit(sharded_axis.apply)({"params": params}, x)
+        text = jax.jit(sharded_axis.apply).lower({"params": params}, x).as_text()
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert "all_to_all" in text
 
@@ -132,7 +132,7 @@ def test_a_control_net_is_that_of_a_network_and_of_maps_of_one_size(seen):
 
 
 @pytest.mark.parametrize("make, message", [
-    (lambda: dataclasses.replace(IMAGE, motion=MOTION, stack=Stack()), ("LatentUNet",)),
+    (lambda: dataclasses.replace(IMAGE, motion=MOTION, temporal_conv=TemporalConv()), ("LatentUNet",)),
     (lambda: dataclasses.replace(IMAGE, motion=dataclasses.replace(MOTION, heads=3)), ("LatentUNet.widths",)),
     (lambda: Motion(frames=0), ("Motion.frames", "=0", ">= 1")),
     (lambda: ma.MotionAdapter(widths=(4, 9), motion=MOTION), ("MotionAdapter.widths",)),
@@ -151,7 +151,7 @@ def test_every_kernel_is_split():
     """Layers of attention and feed-forward in pairs."""
     assert parameter_axes("/down_0_0_motion/self_attention_1/out/kernel", 2) == ("heads", "embed")
     assert parameter_axes("/down_0_0_motion/feed_forward/out/kernel", 2) == ("mlp", "embed")
-    for config in (dataclasses.replace(IMAGE, stack=Stack()), ControlNet(unet=IMAGE)):
+    for config in (dataclasses.replace(IMAGE, temporal_conv=TemporalConv()), ControlNet(unet=IMAGE)):
         for path, leaf in model_kinds.shapes(config).items():
             if path.endswith("kernel"):
                 assert any(parameter_axes(f"/{path}", leaf.ndim)), path

@@ -12,15 +12,15 @@ import pytest
 
 from tests.attention.oracle import reference as dense_attention
 from tests.refusals import refused
-from vdm_jax.attention import Causal, External, Full, SparseCausal, Spatial, TemporalCausal
+from vdm_jax.attention import Causal, Full, SparseCausal, Spatial, TemporalCausal, WithExtraKeys
 from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.networks import latent_unet as lu
 from vdm_jax.networks.latent_network import LatentNetwork, LatentNetworkModule
 from vdm_jax.networks.latent_unet_blocks import TokenBlock
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 
-IMAGE = lu.LatentUNet(widths=(4, 8), blocks=1, attention=(True, False), heads=(2, 2), only_context=(False, False),
-                      context_channels=6, groups=2)
+IMAGE = lu.LatentUNet(widths=(4, 8), blocks=1, attention=(True, False), heads=(2, 2),
+                      only_cross_attention=(False, False), token_channels=6, groups=2)
 SPARSE = dataclasses.replace(IMAGE, spatial_pattern=SparseCausal())
 FRAMES = 4
 
@@ -92,7 +92,7 @@ def test_references_join_the_keys_of_spatial_attention(params, inputs):
     _, state = jax.jit(lambda params: lu.LatentUNetNetwork(IMAGE).apply(
         {"params": params}, x[:, :1], level, context, mutable=["intermediates"]))(params)
     references = lu.reference_tokens(state["intermediates"])
-    spec = dataclasses.replace(IMAGE, spatial_pattern=External(inner=Spatial()))
+    spec = dataclasses.replace(IMAGE, spatial_pattern=WithExtraKeys(inner=Spatial()))
     assert {name: a.shape for name, a in references.items()} == {
         "down_0_0_transformer": (1, 1, 16, 4), "middle_transformer": (1, 1, 4, 8),
         "up_1_0_transformer": (1, 1, 16, 4), "up_1_1_transformer": (1, 1, 16, 4)}
@@ -105,7 +105,8 @@ def test_references_join_the_keys_of_spatial_attention(params, inputs):
 
 def test_a_stage_gives_its_references_to_the_network(params, inputs):
     x, _, context = inputs
-    network = LatentNetwork(unet=dataclasses.replace(IMAGE, spatial_pattern=External(inner=Spatial())), timesteps=None)
+    network = LatentNetwork(unet=dataclasses.replace(IMAGE, spatial_pattern=WithExtraKeys(inner=Spatial())),
+                            timesteps=None)
     references = {name: jnp.ones((1, 1, 2, width)) for name, width in network.unet.transformers.items()}
     apply = lambda logsnr, references: jax.jit(lambda params: LatentNetworkModule(network).apply(
         {"params": params}, x, logsnr, Conditioning(references=references)))(params)
@@ -149,7 +150,7 @@ def test_frames_are_split_over_the_mesh(params, inputs):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"temporal_pattern": External(inner=Full())}, ("LatentUNet.temporal_pattern",)),
+    ({"temporal_pattern": WithExtraKeys(inner=Full())}, ("LatentUNet.temporal_pattern",)),
     ({"spatial_pattern": Causal(), "attention_kernel": "gather"}, ("capability.require",)),
     ({"spatial_pattern": SparseCausal(), "attention_context": "relayout"}, ("capability.require", "SparseCausal")),
 ])

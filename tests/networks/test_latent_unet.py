@@ -15,12 +15,12 @@ from vdm_jax.errors import UserError
 from vdm_jax.networks import latent_unet as lu
 from vdm_jax.networks.blocks.feed_forward import FeedForward
 from vdm_jax.networks.blocks.temporal import Mix
-from vdm_jax.networks.latent_unet_blocks import Given, Sizes, TokenTransformer, level_code
+from vdm_jax.networks.latent_unet_blocks import BlockInputs, Sizes, TokenTransformer, level_code
 from vdm_jax.parallel.rules import parameter_axes
 from vdm_jax.weights import model_kinds
 
-SIZES = {"widths": (4, 8), "blocks": 1, "attention": (True, False), "heads": (2, 2), "only_context": (False, False),
-         "context_channels": 6, "groups": 2, "convolve_tokens": False}
+SIZES = {"widths": (4, 8), "blocks": 1, "attention": (True, False), "heads": (2, 2),
+         "only_cross_attention": (False, False), "token_channels": 6, "groups": 2, "use_linear_projection": True}
 IMAGE = lu.LatentUNet(**SIZES)
 VIDEO = dataclasses.replace(IMAGE, temporal=True, scalars=3, scalar_channels=8)
 
@@ -117,8 +117,8 @@ def test_layers_over_frames_see_the_context_of_the_first_frame(filled, inputs):
     x, _, context, _ = inputs
     module = TokenTransformer(2, Sizes(2, True, False, "xla", jnp.float32))
     each = jnp.repeat(context, 3, axis=1)
-    params = filled(module, x, Given(None, each))
-    run = jax.jit(lambda context: module.apply({"params": params}, x, Given(None, context)))
+    params = filled(module, x, BlockInputs(None, each))
+    run = jax.jit(lambda context: module.apply({"params": params}, x, BlockInputs(None, context)))
     found = run(each)
     np.testing.assert_allclose(found, run(context), atol=1e-4)
     assert np.abs(run(each.at[:, 0].add(1)) - found)[:, 2].max() > 1e-3

@@ -75,7 +75,7 @@ def test_a_causal_convolution_sees_no_later_frames(size, normal):
 
 
 def gradient_convolutions(x, kernel):
-    """How many convolutions the gradient with respect to the kernel takes, beside the forward pass."""
+    """How many convolutions the gradient with respect to the kernel takes, next to the forward pass."""
     program = jax.make_jaxpr(jax.grad(lambda k: jnp.sum(convolve(x, k) ** 2)))(kernel)
     return str(program).count("conv_general_dilated[") - 1
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.refusals import refused
 from vdm_jax.attention.counting import counted
-from vdm_jax.attention.patterns import External, Spatial, Temporal, TemporalCausal, independent_frames_mask
+from vdm_jax.attention.patterns import Spatial, Temporal, TemporalCausal, WithExtraKeys, independent_frames_mask
 from vdm_jax.networks import config as cfg
 from vdm_jax.networks.layers import GroupNorm
 from vdm_jax.networks.mixers import AttentionInflationLayer, convolution_inflation, self_attention
@@ -97,8 +97,8 @@ def test_flops_of_both_blocks_are_counted(filled, normal):
     (lambda: cfg.AttentionInflation(layers=0), ("AttentionInflation.layers", "=0", ">= 1")),
     (lambda: cfg.AttentionInflation(attention=cfg.SelfAttention(pattern=Spatial())),
      ("AttentionInflation.attention.pattern", "=Spatial(")),
-    (lambda: cfg.AttentionInflation(attention=cfg.SelfAttention(pattern=External(inner=Temporal()))),
-     ("AttentionInflation.attention.pattern", "=External")),
+    (lambda: cfg.AttentionInflation(attention=cfg.SelfAttention(pattern=WithExtraKeys(inner=Temporal()))),
+     ("AttentionInflation.attention.pattern", "=WithExtraKeys")),
     (lambda: cfg.Level(channels=48, mixers=(cfg.AttentionInflation(),)),
      ("AttentionInflation.head_dim", "=32", "Level.channels=48")),
 ])

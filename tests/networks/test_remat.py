@@ -60,8 +60,8 @@ def test_remat_on_a_mesh_that_spreads_clips(remat, case, kept):
     """Policies reach into the convolutions of spread videos."""
     params, grad = case
     with jax.set_mesh(make_mesh(MeshSpec(data=1, context=2), jax.devices()[:2])):
-        spread = jax.jit(grad(remat))(params)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), kept, spread)
+        sharded_axis = jax.jit(grad(remat))(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), kept, sharded_axis)
 
 
 def test_what_is_recomputed(case):

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from tests.refusals import refused
-from vdm_jax.attention.patterns import External, Spatial, Temporal
+from vdm_jax.attention.patterns import Spatial, Temporal, WithExtraKeys
 from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.diffusion.process import Process
 from vdm_jax.networks.config import Level, Reference, SelfAttention, TemporalConvolution, UNet
-from vdm_jax.networks.mixers import Beside
+from vdm_jax.networks.mixers import MixerInputs
 from vdm_jax.networks.resampling import TemporalDownsample, TemporalUpsample
 from vdm_jax.networks.unet import SpaceTimeUNet
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
@@ -102,17 +102,17 @@ def test_a_padded_clip_is_the_clip(order, before, filled, normal):
 def test_a_frame_of_a_level_exists_if_one_does_that_it_stands_for(normal):
     tokens, one = normal(0, 1, 6, 2, 4), normal(1, 1, 1, 2, 4)
     valid = jnp.asarray([[True, True, True, True, False, False]])
-    beside = Beside({"text": (tokens, jnp.ones((1, 6, 2), bool)), "picture": (one, None)}, valid)
-    less = beside.every(3)
+    mixer_inputs = MixerInputs({"text": (tokens, jnp.ones((1, 6, 2), bool)), "picture": (one, None)}, valid)
+    less = mixer_inputs.every(3)
     np.testing.assert_array_equal(less.frame_valid, [[True, True]])
-    np.testing.assert_array_equal(beside.every(2).frame_valid, [[True, True, False]])
-    np.testing.assert_array_equal(less.banks["text"][0], tokens[:, ::3])
-    assert less.banks["text"][1].shape == (1, 2, 2) and less.banks["picture"] == (one, None)
+    np.testing.assert_array_equal(mixer_inputs.every(2).frame_valid, [[True, True, False]])
+    np.testing.assert_array_equal(less.extra_keys["text"][0], tokens[:, ::3])
+    assert less.extra_keys["text"][1].shape == (1, 2, 2) and less.extra_keys["picture"] == (one, None)
 
 
 def test_references_of_single_frames(filled, normal):
     """A lower level takes those of the frames that it keeps."""
-    mixer = dataclasses.replace(ATTENTION, pattern=External(inner=Spatial()), bank="picture")
+    mixer = dataclasses.replace(ATTENTION, pattern=WithExtraKeys(inner=Spatial()), extra_tokens="picture")
     spec = UNet(levels=(Level(channels=8, blocks=1, temporal_stride=2), Level(channels=8, blocks=1, mixers=(mixer,))),
                 embedding_channels=16, groups=4, references=(Reference(name="picture", width=6),))
     z, level, pictures = normal(0, 1, 4, SIZE, SIZE, 3), jnp.zeros(1), normal(1, 1, 4, 3, 6)
@@ -125,10 +125,10 @@ def test_references_of_single_frames(filled, normal):
     assert (changed[:2] > 1e-3).all()
 
 
-@pytest.mark.parametrize("spread", ["frames", "height"])
-def test_a_spread_clip_is_the_clip(spread, filled, normal):
+@pytest.mark.parametrize("sharded_axis", ["frames", "height"])
+def test_a_spread_clip_is_the_clip(sharded_axis, filled, normal):
     spec = UNet(levels=(Level(channels=8, blocks=1, temporal_stride=2, mixers=(TemporalConvolution(),)),
-                        Level(channels=8, blocks=1)), embedding_channels=16, groups=4, spread=spread)
+                        Level(channels=8, blocks=1)), embedding_channels=16, groups=4, sharded_axis=sharded_axis)
     z, level = normal(0, 2, 8, 8, 4, 3), jnp.array([0.5, -1.0])
     params = filled(SpaceTimeUNet(spec), z, level)
 

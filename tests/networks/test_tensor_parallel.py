@@ -16,7 +16,7 @@ from vdm_jax.networks import config as cfg
 from vdm_jax.networks.blocks.attention import Attention
 from vdm_jax.networks.blocks.feed_forward import FeedForward
 from vdm_jax.networks.blocks.temporal import TemporalConvolutions, TemporalTransformer
-from vdm_jax.networks.latent_unet_blocks import Given, Sizes, TokenTransformer
+from vdm_jax.networks.latent_unet_blocks import BlockInputs, Sizes, TokenTransformer
 from vdm_jax.networks.mixers import convolution_inflation, cross_attention, feed_forward, self_attention
 from vdm_jax.networks.unet import residual_block
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
@@ -24,7 +24,7 @@ from vdm_jax.parallel.rules import parameter_axes, parameter_shardings
 
 COMMON = (4, "frame", jnp.float32)
 SIZES = Sizes(4, True, False, "xla", jnp.float32)
-GIVEN = Given(jnp.ones((4, 1, 8)), jnp.ones((4, 1, 3, 12)))
+GIVEN = BlockInputs(jnp.ones((4, 1, 8)), jnp.ones((4, 1, 3, 12)))
 X = (4, 2, 8, 8, 16)  # B T H W C; a device holds one clip, 8,192 bytes of each 16 channels
 TEXT = (jnp.ones((4, 1, 3, 12)), jnp.ones((4, 1, 3), bool))
 UNET = cfg.UNet(levels=(cfg.Level(channels=16),), groups=4, embedding_channels=8)
@@ -39,7 +39,7 @@ LAYERS = {
 }
 
 # Layers of open latent networks on tensor=4, and how often tokens are summed: once for each attention and feed-forward.
-# Vectors, of noise levels and frame numbers, are summed besides.
+# Vectors, of noise levels and frame numbers, are summed in addition.
 OPEN_LAYERS = {
     "feed_forward_0": (FeedForward(activation="gelu", gate="joint"), (), 1),
     "space_attention": (Attention(heads=4, joint=False, kernel="xla"), (), 1),

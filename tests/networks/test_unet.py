@@ -285,18 +285,19 @@ def test_a_log_snr_per_frame(filled, normal):
     z, params = normal(0, 2, 3, 4, 4, 3), None
     params = filled(SpaceTimeUNet(PLAIN), z, jnp.zeros(2))
     network, level = applied(PLAIN, params), jnp.array([0.5, -1.0])
-    spread = jnp.broadcast_to(level[:, None], (2, 3))
-    same = network(z, spread)
+    sharded_axis = jnp.broadcast_to(level[:, None], (2, 3))
+    same = network(z, sharded_axis)
     np.testing.assert_allclose(same, network(z, level), atol=1e-5)
-    assert_changed(same, network(z, spread.at[:, 2].add(2.0)), [2])
+    assert_changed(same, network(z, sharded_axis.at[:, 2].add(2.0)), [2])
 
 
-@pytest.mark.parametrize("modulation", ["film", "add"])
+@pytest.mark.parametrize("modulation", ["scale_shift", "add"])
 def test_the_noise_level_reaches_the_output(modulation, filled, normal):
     spec = dataclasses.replace(PLAIN, modulation=modulation, level_encoding="edm")
     z = normal(0, 1, 1, 4, 4, 3)
     params = filled(SpaceTimeUNet(spec), z, jnp.zeros(1))
-    assert params["down_0_0"]["residual"]["modulation"]["kernel"].shape == (16, 16 if modulation == "film" else 8)
+    assert params["down_0_0"]["residual"]["modulation"]["kernel"].shape == (16, 16
+                                                                            if modulation == "scale_shift" else 8)
     network = applied(spec, params)
     assert np.abs(network(z, jnp.zeros(1)) - network(z, jnp.ones(1))).max() > 0.05
 
@@ -304,12 +305,12 @@ def test_the_noise_level_reaches_the_output(modulation, filled, normal):
 @pytest.fixture(scope="module")
 def guided(normal):
     """A network that takes every kind of input, and those inputs."""
-    spec = dataclasses.replace(PLAIN, low_resolution=True, observed=True, scalars=("fps", "motion"),
+    spec = dataclasses.replace(PLAIN, low_resolution=True, conditioning_frames=True, scalars=("fps", "motion"),
                                text=EmbeddedText(width=6))
     known = jnp.zeros((2, 2, 4, 4, 1)).at[:, 0].set(1.0)
     conditioning = Conditioning(
         embeddings=normal(1, 2, 1, 3, 6), text_mask=jnp.ones((2, 1, 3), bool), low_resolution=normal(2, 2, 2, 4, 4, 3),
-        augmentation=jnp.zeros(2), observed=known * normal(3, 2, 2, 4, 4, 3), observed_mask=known,
+        augmentation=jnp.zeros(2), conditioning_frames=known * normal(3, 2, 2, 4, 4, 3), conditioning_mask=known,
         scalars={"fps": jnp.full(2, 8.0), "motion": jnp.ones(2)})
     return spec, normal(0, 2, 2, 4, 4, 3), jnp.zeros(2), conditioning
 
@@ -385,7 +386,7 @@ def trace(spec, z_shape, conditioning=None, **options):
 
 
 @pytest.mark.parametrize("part", [
-    "low_resolution", "augmentation", "observed", "observed_mask", "text_mask", "embeddings"])
+    "low_resolution", "augmentation", "conditioning_frames", "conditioning_mask", "text_mask", "embeddings"])
 def test_a_missing_input_is_named(guided, part):
     spec, z, _, conditioning = guided
     with refused("unet.check_inputs") as error:

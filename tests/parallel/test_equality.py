@@ -18,7 +18,7 @@ import pytest
 
 from vdm_jax.attention.patterns import Full, SparseCausal, Spatial, Temporal
 from vdm_jax.diffusion.process import Process
-from vdm_jax.diffusion.samplers import DDIM, Ancestral
+from vdm_jax.diffusion.samplers import DDIM, DDPM
 from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.generation import generator as generator_module
 from vdm_jax.generation.generator import Generator
@@ -55,13 +55,13 @@ TEXT = WordEncoder(words=WORDS, length=4, width=8, layers=1, head_dim=4)
 
 def networks() -> tuple[UNet, UNet]:
     """The same parameters on frames and on rows spread over devices."""
-    def network(spread: str, contexts: tuple[str, str, str]) -> UNet:
+    def network(sharded_axis: str, contexts: tuple[str, str, str]) -> UNet:
         patterns = (Spatial(), Temporal(), SparseCausal())
         attention = (SelfAttention(pattern=p, context=c, head_dim=8) for p, c in zip(patterns, contexts, strict=True))
         mixers = (TemporalConvolution(), *attention, CrossAttention(head_dim=8), FeedForward(expansion=2))
         levels = Level(channels=8, blocks=1), Level(channels=16, blocks=1)
         return UNet(levels=levels, middle=mixers, patch=2, groups=4, embedding_channels=16, position_period=8.0,
-                    temporal_kernel=3, text=TEXT, spread=spread)
+                    temporal_kernel=3, text=TEXT, sharded_axis=sharded_axis)
 
     return network("frames", ("none", "relayout", "halo")), network("height", ("none", "none", "all_gather"))
 
@@ -147,16 +147,16 @@ def test_rows_are_exchanged_and_large_activations_never_gathered():
 CAPTIONS = ("a b", "c", "d e f", "b", "a")
 
 
-def cascade(mesh: MeshSpec, spread: str = "frames", batch_size: int = 8) -> Experiment:
+def cascade(mesh: MeshSpec, sharded_axis: str = "frames", batch_size: int = 8) -> Experiment:
     """4 frames of 8x8 from words, then 8 frames of 16x8."""
     mixers = (SelfAttention(pattern=Full(), context="all_gather", head_dim=8), CrossAttention(head_dim=8))
     base = UNet(levels=(Level(channels=16, blocks=1, kernel=1, mixers=mixers),), patch=2, embedding_channels=16,
-                text=TEXT, spread=spread)
+                text=TEXT, sharded_axis=sharded_axis)
     large = UNet(levels=(Level(channels=8, blocks=1, mixers=(TemporalConvolution(),)),), patch=2, embedding_channels=16,
-                 low_resolution=True, spread=spread)
+                 low_resolution=True, sharded_axis=sharded_axis)
     return Experiment(name="tiny", data=CaptionedDigits(size=16, frames=4), mesh=mesh, stages=(
         Stage(name="base", video=VideoSpec(frames=4, height=8, width=8), network=base, process=Process(prediction="x"),
-              sampling=Sampling(sampler=Ancestral(gamma=0.3), steps=3, guidance=1.0, batch_size=batch_size)),
+              sampling=Sampling(sampler=DDPM(gamma=0.3), steps=3, guidance=1.0, batch_size=batch_size)),
         Stage(name="large", video=VideoSpec(frames=8, height=16, width=8), network=large,
               process=Process(prediction="x"), source=LowResolution(frames=4, height=8, width=8),
               sampling=Sampling(sampler=DDIM(eta=0.5), steps=2, batch_size=batch_size))))

@@ -19,7 +19,7 @@ from vdm_jax.diffusion.process import Process
 from vdm_jax.networks.config import CrossAttention, EmbeddedText, Level, SelfAttention, UNet, WordEncoder
 from vdm_jax.parallel.arrays import global_batch
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
-from vdm_jax.parallel.rules import batch_parts, batch_sharding, parameter_partition, shard, spec, spread
+from vdm_jax.parallel.rules import batch_parts, batch_sharding, parameter_partition, shard, shard_along, spec
 from vdm_jax.stages.stage import Stage, VideoSpec
 from vdm_jax.training.state import abstract_state
 
@@ -197,11 +197,11 @@ def test_spread_splits_one_dimension_and_leaves_the_others():
     mesh = make_mesh(MeshSpec(data=2, tensor=2, context=2))
     x = jnp.arange(4 * 6 * 8.0).reshape(4, 6, 8)
     with jax.set_mesh(mesh):
-        y = jax.jit(lambda x: spread(spread(x, "frames"), "heads", dim=2))(x)
-        whole = jax.jit(lambda x: spread(x, "heads", dim=2, must=False))(x[..., :7])
-        with refused("rules.spread", "7", "2", "'context'"):
-            jax.jit(lambda x: spread(x, "frames", dim=2))(x[..., :7])
+        y = jax.jit(lambda x: shard_along(shard_along(x, "frames"), "heads", dim=2))(x)
+        whole = jax.jit(lambda x: shard_along(x, "heads", dim=2, must=False))(x[..., :7])
+        with refused("rules.shard_along", "7", "2", "'context'"):
+            jax.jit(lambda x: shard_along(x, "frames", dim=2))(x[..., :7])
     assert y.sharding.spec[1] == "context" and y.sharding.spec[2] == "tensor"
     assert whole.shape == (4, 6, 7)
     np.testing.assert_array_equal(y, x)
-    assert spread(x, "frames") is x  # no mesh
+    assert shard_along(x, "frames") is x  # no mesh

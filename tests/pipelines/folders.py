@@ -41,8 +41,8 @@ def write_pipeline(folder, kind, parts, scheduler, fields):
 def write_pictures(folder, **scheduler):
     """Like Stable Diffusion, for pictures of 16 x 16 pixels."""
     vocabulary = write_clip(folder / "tokenizer", length=6)
-    unet = LatentUNet(widths=(8, 8), blocks=1, attention=(False, True), heads=(2, 2), only_context=(False, False),
-                      context_channels=8, groups=2)
+    unet = LatentUNet(widths=(8, 8), blocks=1, attention=(False, True), heads=(2, 2),
+                      only_cross_attention=(False, False), token_channels=8, groups=2)
     parts = {"unet": unet, "vae": Autoencoder(widths=(4, 4), blocks=1, groups=2),
              "text_encoder": CLIPText(vocabulary=len(vocabulary), length=6, width=8, layers=1, heads=2, hidden=16)}
     return write_pipeline(folder, "StableDiffusionPipeline", parts, {**DDIM, **scheduler},
@@ -51,8 +51,9 @@ def write_pictures(folder, **scheduler):
 
 def write_videos(folder):
     """Like Stable Video Diffusion."""
-    unet = LatentUNet(in_channels=8, widths=(64,), blocks=1, attention=(True,), heads=(2,), only_context=(False,),
-                      context_channels=6, convolve_tokens=False, scalars=3, scalar_channels=8, temporal=True,
+    unet = LatentUNet(in_channels=8, widths=(64,), blocks=1, attention=(True,), heads=(2,),
+                      only_cross_attention=(False,),
+                      token_channels=6, use_linear_projection=True, scalars=3, scalar_channels=8, temporal=True,
                       epsilons=VIDEO_EPSILONS)
     parts = {"unet": unet, "vae": Autoencoder(widths=(32, 32), blocks=1, decoder="temporal", post_quant=False),
              "image_encoder": CLIPVision(size=8, patch=4, width=8, layers=1, heads=2, hidden=16, project=6)}

@@ -150,7 +150,7 @@ def test_a_video_of_a_picture(animate, picture, tmp_path):
     assert (still.videos != found.videos).any() and (moving.videos != found.videos).any()
     steps = []
     chunked = animate(picture, **size, **QUICK, fps=5, decode_chunk_size=1, progress=lambda *s: steps.append(s))
-    assert (chunked.videos != found.videos).any()  # the decoder's layers over frames see less
+    assert (chunked.videos != found.videos).any()  # the decoder's temporal layers see less
     assert steps == [("denoising", 1, 2), ("denoising", 2, 2)]
 
 

@@ -10,7 +10,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from vdm_jax.attention import Bank, Causal, External, Full, SparseCausal, Spatial, Temporal, attend
+from vdm_jax.attention import Causal, ExtraKeys, Full, SparseCausal, Spatial, Temporal, WithExtraKeys, attend
 from vdm_jax.attention.counting import counted
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import Heun
@@ -75,11 +75,11 @@ def test_attention_counts_what_the_pattern_shows(pattern):
 
 def test_blockwise_kernels_compute_what_is_visible_and_outside_tokens_are_added():
     x = jnp.zeros((1, 4, 2, 2, 1, 8))
-    bank = Bank(jnp.zeros((1, 1, 7, 1, 8)), jnp.zeros((1, 1, 7, 1, 8)))
+    extra = ExtraKeys(jnp.zeros((1, 1, 7, 1, 8)), jnp.zeros((1, 1, 7, 1, 8)))
     with counted() as calls:
         attend(x, x, x, pattern=SparseCausal(), kernel="chunked")
-        attend(x, x, x, pattern=External(inner=Spatial(), mode="append"), kernel="chunked", external=bank)
-        attend(x, x, x, pattern=External(inner=Spatial(), mode="replace"), kernel="chunked", external=bank)
+        attend(x, x, x, pattern=WithExtraKeys(inner=Spatial(), mode="append"), kernel="chunked", extra_keys=extra)
+        attend(x, x, x, pattern=WithExtraKeys(inner=Spatial(), mode="replace"), kernel="chunked", extra_keys=extra)
     sparse, appended, replaced = calls
     assert sparse.flops == sparse.computed < 4 * 8 * 16 * 16
     assert appended.flops == 4 * 8 * 16 * (4 + 7) and replaced.flops == 4 * 8 * 16 * 7

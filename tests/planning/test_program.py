@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tests.refusals import refused
-from vdm_jax.attention.patterns import External, Full
-from vdm_jax.commands.compile_command import with_known_words
+from vdm_jax.attention.patterns import Full, WithExtraKeys
+from vdm_jax.commands.compile_command import with_known_vocabulary
 from vdm_jax.commands.configs import load_config
 from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.data.video_folder import VideoFolder
@@ -108,7 +108,7 @@ def test_what_memory_is_needed_depends_on_what_the_peak_holds():
 
 def test_a_network_with_references_is_planned(tiny):
     stage = tiny.stages[0]
-    network, mixer = stage.network, SelfAttention(pattern=External(inner=Full()), head_dim=8, bank="ref")
+    network, mixer = stage.network, SelfAttention(pattern=WithExtraKeys(inner=Full()), head_dim=8, extra_tokens="ref")
     levels = (dataclasses.replace(network.levels[0], mixers=(mixer,)),)
     network = dataclasses.replace(network, levels=levels, references=(Reference(name="ref", width=6),))
     plan = Plan(experiment="tiny", stage=dataclasses.replace(stage, network=network), data=tiny.data, mesh=MeshSpec(),
@@ -131,7 +131,7 @@ tpu = [pytest.mark.full, pytest.mark.skipif(importlib.util.find_spec("libtpu") i
 
 
 def demo(name, spec, **options):
-    experiment = with_known_words(load_config("captioned_digits"))
+    experiment = with_known_vocabulary(load_config("captioned_digits"))
     plan = Plan(experiment="demo", stage=experiment.stage("base"), data=experiment.data, mesh=spec, topology=name,
                 **options)
     return plan, topology.devices(name)

@@ -56,7 +56,7 @@ def score(value, **conditions):
 
 
 def make_run(parent: Path, name: str, seed: int = 0, value: float = 100.0, **conditions) -> Path:
-    """A run of one stage: metrics, sheets and films of two steps, scores of every kind."""
+    """A run of one stage: metrics, grids and videos of two steps, scores of every kind."""
     folder = parent / name
     stage = Stage(name="base", video=VideoSpec(frames=4, height=8, width=8), process=Process(),
                   network=UNet(levels=(Level(channels=4),)))

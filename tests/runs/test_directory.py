@@ -108,7 +108,7 @@ def with_value(experiment, field, value):
 
 
 @pytest.mark.parametrize(("field", "value"), [
-    ("stages.0.network.remat", "dots"), ("stages.0.network.spread", "height"),
+    ("stages.0.network.remat", "dots"), ("stages.0.network.sharded_axis", "height"),
     ("stages.0.network.levels.0.mixers.0.kernel", "xla"), ("stages.0.network.levels.0.mixers.0.context", "all_gather"),
     ("stages.1.network.levels.0.mixers.0.context", "ulysses"),
     ("stages.0.training.accumulation", 2), ("stages.0.training.steps", 20_000), ("stages.0.training.keep", 5),

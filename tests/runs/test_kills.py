@@ -78,7 +78,7 @@ def killed_again_and_again(folder, data, moments):
         last = checkpoints.latest() or 0
         assert last >= max(steps, default=0)  # what was finished is still there
         assert checkpoints.newest_damages() == {}
-        # A save goes on beside the training, up to the next one.
+        # A save goes on during the training, up to the next one.
         records = read_records(run / "base") if (run / "base" / "metrics.jsonl").exists() else []
         assert not records or records[-1]["step"] - last <= 2 * EVERY
         cut_off += any(checkpoints.directory.glob(UNFINISHED))

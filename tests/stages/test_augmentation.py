@@ -13,11 +13,11 @@ from tests.refusals import refused
 from vdm_jax.conditions.low_resolution import enlarge
 from vdm_jax.conditions.text import text_conditioning
 from vdm_jax.configuration import from_json, to_json
-from vdm_jax.diffusion.augmentation import BlurAugmentation, NoiseAugmentation, TruncatedAugmentation
+from vdm_jax.diffusion.augmentation import BlurAugmentation, NoiseAugmentation, TruncatedConditioningAugmentation
 from vdm_jax.diffusion.schedules import FlowSchedule
 from vdm_jax.errors import UserError
 from vdm_jax.generation import generator as generator_module
-from vdm_jax.generation.compiled import handover
+from vdm_jax.generation.compiled import truncation
 from vdm_jax.generation.generator import Generator
 from vdm_jax.generation.one_stage import sample_keys, sample_stage
 from vdm_jax.stages.inputs import target_video, training_inputs
@@ -42,7 +42,7 @@ def low_of(stage, clips):
 
 
 @pytest.mark.parametrize("augmentation", [
-    BlurAugmentation(probability=0.25, at="enlarged"), TruncatedAugmentation(training_logsnr=(0.0, 2.0)),
+    BlurAugmentation(probability=0.25, at="enlarged"), TruncatedConditioningAugmentation(training_logsnr=(0.0, 2.0)),
     NoiseAugmentation(at="low")])
 def test_augmentations_are_data(experiment, augmentation):
     config = augmented(experiment, augmentation)
@@ -65,7 +65,7 @@ def test_blur_is_for_training_and_tells_the_clean_level(experiment, params, clip
 
 def test_noise_on_the_low_resolution_video_is_enlarged_with_it(experiment, clips):
     for augmentation in (NoiseAugmentation(at="low", training_logsnr=(0.0, 0.0)),
-                         TruncatedAugmentation(training_logsnr=(0.0, 0.0))):
+                         TruncatedConditioningAugmentation(training_logsnr=(0.0, 0.0))):
         stage = augmented(experiment, augmentation).stage("large")
         _, conditioning, _ = training_inputs(stage, {"video": clips}, jax.random.key(0))
         noise = stage.source.degrade(conditioning.low_resolution)  # frames and pixels of the low resolution
@@ -80,16 +80,17 @@ def pair(experiment, params):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generator_module, "to_uint8", np.asarray)
         cut, finished = (Generator(augmented(experiment, kind), params, jax.devices()[:1]) for kind in (
-            TruncatedAugmentation(sampling_logsnr=LEVEL), NoiseAugmentation(sampling_logsnr=LEVEL, at="low")))
+            TruncatedConditioningAugmentation(sampling_logsnr=LEVEL),
+            NoiseAugmentation(sampling_logsnr=LEVEL, at="low")))
         captions = ["a red three", "two blue"]
         yield cut(captions, seed=1), finished(captions, seed=1), cut(captions, seed=1, last="base")
 
 
 class TestTruncated:
     def test_what_each_stage_is_told(self, experiment):
-        stages = augmented(experiment, TruncatedAugmentation(sampling_logsnr=LEVEL)).stages
-        assert handover(stages, 0) == (LEVEL, False) and handover(stages, 1) == (None, True)
-        assert handover(experiment.stages, 0) == handover(stages[:1], 0) == (None, False)
+        stages = augmented(experiment, TruncatedConditioningAugmentation(sampling_logsnr=LEVEL)).stages
+        assert truncation(stages, 0) == (LEVEL, False) and truncation(stages, 1) == (None, True)
+        assert truncation(experiment.stages, 0) == truncation(stages[:1], 0) == (None, False)
 
     def test_the_base_hands_over_what_it_has_at_the_level(self, pair):
         """z_s has the variance of its noise and no less; a base that is the last stage is finished."""
@@ -101,7 +102,7 @@ class TestTruncated:
 
     def test_the_next_stage_takes_it_as_it_is(self, pair, experiment, params):
         cut, _, _ = pair
-        stage = augmented(experiment, TruncatedAugmentation(sampling_logsnr=LEVEL)).stage("large")
+        stage = augmented(experiment, TruncatedConditioningAugmentation(sampling_logsnr=LEVEL)).stage("large")
         keys = sample_keys(1, jnp.arange(2), 1)
         text, low = text_conditioning(jnp.zeros((2, 1, 6), int)), jnp.asarray(cut.stages["base"])
         run = jax.jit(lambda keys, low, truncated: sample_stage(
@@ -114,8 +115,9 @@ class TestTruncated:
         process = dataclasses.replace(base.process, schedule=FlowSchedule())
         flow = dataclasses.replace(experiment, stages=(dataclasses.replace(base, process=process),
                                                        experiment.stages[1]))
-        with pytest.raises(UserError, match="Stage 'large': TruncatedAugmentation, .* family 'flow'; permitted: 'vp'"):
-            augmented(flow, TruncatedAugmentation())
+        with pytest.raises(UserError,
+                           match="Stage 'large': TruncatedConditioningAugmentation, .* family 'flow'; permitted: 'vp'"):
+            augmented(flow, TruncatedConditioningAugmentation())
 
 
 def test_a_level_is_chosen_after_training(experiment, params):

@@ -99,8 +99,8 @@ def test_what_cannot_be_is_refused():
 
 
 def test_a_released_network_learns_from_levels_per_frame():
-    unet = LatentUNet(widths=(8,), blocks=1, attention=(False,), heads=(2,), only_context=(False,), groups=4,
-                      in_channels=3, out_channels=3, context_channels=6)
+    unet = LatentUNet(widths=(8,), blocks=1, attention=(False,), heads=(2,), only_cross_attention=(False,), groups=4,
+                      in_channels=3, out_channels=3, token_channels=6)
     stage = make(network=LatentNetwork(unet=unet), process=Process(frame_levels=True), sampling=Sampling())
     batch = {"video": jnp.zeros((2, *stage.video.shape), jnp.uint8)}
     drawn = draw(stage, batch, jax.random.key(0))

@@ -1,4 +1,4 @@
-"""What a latent stage is: sizes of latents, what is known of a video in them, and every way in which it cannot be."""
+"""What a latent stage is: sizes of latents, conditioning frames in them, and every way in which it cannot be."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pytest
 from tests.refusals import refused
 from tests.training.latents import AUTOENCODER, random_params
 from vdm_jax.commands.configs import load_config
-from vdm_jax.conditions.frame_masks import FramesKnown, Known, NothingKnown
+from vdm_jax.conditions.frame_masks import FrameMask, MaskedVideo, NoMask
 from vdm_jax.conditions.low_resolution import low_grid
 from vdm_jax.configuration import from_json, to_json
-from vdm_jax.diffusion.augmentation import NoiseAugmentation, TruncatedAugmentation
+from vdm_jax.diffusion.augmentation import NoiseAugmentation, TruncatedConditioningAugmentation
 from vdm_jax.diffusion.process import Process
 from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.generation.one_stage import finished
@@ -24,16 +24,16 @@ from vdm_jax.networks.config import EmbeddedText, Level, UNet
 from vdm_jax.networks.latent_network import LatentNetwork
 from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.stages.inputs import training_inputs
-from vdm_jax.stages.latent import Latent, decode, encode, encode_known
-from vdm_jax.stages.options import Sampling, StartFile, Training
+from vdm_jax.stages.latent import Latent, decode, encode, encode_masked_video
+from vdm_jax.stages.options import InitFromFile, Sampling, Training
 from vdm_jax.stages.parameters import initial_params
 from vdm_jax.stages.stage import Experiment, FirstFrame, KeyFrames, LowResolution, Stage, VideoSpec
 from vdm_jax.weights import model_kinds
 
 LATENT = Latent(autoencoder=AUTOENCODER)
 UNET = UNet(levels=(Level(channels=8, blocks=1, kernel=1), Level(channels=8, blocks=1, kernel=1)), out_channels=4)
-OPEN = LatentUNet(widths=(8,), blocks=1, attention=(True,), heads=(2,), only_context=(False,), context_channels=6,
-                  groups=4)
+OPEN = LatentUNet(widths=(8,), blocks=1, attention=(True,), heads=(2,), only_cross_attention=(False,),
+                  token_channels=6, groups=4)
 CLIP = Autoencoder(widths=(8, 8, 8), blocks=1, groups=4, layout="clip", time_factor=4, middle_attention=False)
 
 
@@ -92,26 +92,27 @@ def test_known_frames_and_boxes_in_latents(weights, batch):
     mask = np.zeros((2, 4, 16, 24, 1), np.float32)
     mask[:, 0] = 1
     mask[:, 1, 3:9, 2:10] = 1  # rows 4 to 7 and columns 2 to 9 fill latents
-    known = encode_known(LATENT, weights, Known(video, mask))
+    masked_video = encode_masked_video(LATENT, weights, MaskedVideo(video, mask))
     expected = np.zeros((2, 4, 8, 12, 1), np.float32)
     expected[:, 0], expected[:, 1, 2:4, 1:5] = 1, 1
-    np.testing.assert_array_equal(known.mask, expected)
-    np.testing.assert_allclose(known.video[:, 0], encode(LATENT, weights, video)[:, 0], atol=1e-5)
-    whole = encode_known(LATENT, weights, Known(video, np.ones((2, 1, 1, 1, 1))))
+    np.testing.assert_array_equal(masked_video.mask, expected)
+    np.testing.assert_allclose(masked_video.video[:, 0], encode(LATENT, weights, video)[:, 0], atol=1e-5)
+    whole = encode_masked_video(LATENT, weights, MaskedVideo(video, np.ones((2, 1, 1, 1, 1))))
     assert whole.mask.shape == (2, 4, 8, 12, 1) and whole.mask.all()
-    made = finished(make(), jnp.zeros((2, 4, 8, 12, 4)), None, Known(video, mask), weights)
-    np.testing.assert_array_equal(made[:, 0], video[:, 0])  # what is known comes out as it is
+    made = finished(make(), jnp.zeros((2, 4, 8, 12, 4)), None, MaskedVideo(video, mask), weights)
+    np.testing.assert_array_equal(made[:, 0], video[:, 0])  # what is given comes out as it is
     assert np.abs(made[:, 2] - video[:, 2]).max() > 0.1
-    with refused("latent.encode_known"):
-        encode_known(LATENT, weights, Known(video, mask, video, mask[:, :, :1, :1]))
+    with refused("latent.encode_masked_video"):
+        encode_masked_video(LATENT, weights, MaskedVideo(video, mask, video, mask[:, :, :1, :1]))
 
 
 def test_training_clips_of_which_frames_are_known(weights, batch):
-    network = dataclasses.replace(UNET, observed=True)
-    stage = make(network=network, training=Training(observations=(FramesKnown(first=1), NothingKnown(weight=1e-9))))
+    network = dataclasses.replace(UNET, conditioning_frames=True)
+    stage = make(network=network, training=Training(masking=(FrameMask(first=1), NoMask(weight=1e-9))))
     x, conditioning, _ = training_inputs(stage, batch, jax.random.key(0), weights)
-    np.testing.assert_array_equal(conditioning.observed[:, 0], x[:, 0])
-    assert not conditioning.observed[:, 1:].any() and conditioning.observed_mask.shape == (2, 4, 8, 12, 1)
+    np.testing.assert_array_equal(conditioning.conditioning_frames[:, 0], x[:, 0])
+    assert not conditioning.conditioning_frames[:, 1:].any() and conditioning.conditioning_mask.shape == (2, 4, 8, 12,
+                                                                                                          1)
     shapes = jax.eval_shape(lambda: initial_params(stage, jax.random.key(0)))
     assert shapes["stem"]["kernel"].shape[-2] == 4 + 5
 
@@ -124,11 +125,12 @@ def test_training_clips_of_which_frames_are_known(weights, batch):
     (lambda: make(sampling=Sampling()), ("Stage.sampling.threshold", "=StaticThreshold(", "[-1, 1]")),
     (lambda: make(latent=None), ("Stage.network.out_channels", "=4")),
     (lambda: make(network=dataclasses.replace(UNET, out_channels=3)), ("Stage.network.out_channels", "=3")),
-    (lambda: upsampling(augmentation=TruncatedAugmentation()), ("Stage.TruncatedAugmentation",)),
+    (lambda: upsampling(augmentation=TruncatedConditioningAugmentation()),
+     ("Stage.TruncatedConditioningAugmentation",)),
     (lambda: make(source=FirstFrame()), ("Stage.source", "FirstFrame", "LatentNetwork")),
     (lambda: make(network=LatentNetwork(unet=dataclasses.replace(OPEN, in_channels=5))),
      ("Stage.network.unet.in_channels", "=5")),
-    (lambda: make(training=Training(start=StartFile(path="x"))), ("Stage.training.start", "LatentNetwork")),
+    (lambda: make(training=Training(init_from=InitFromFile(path="x"))), ("Stage.training.init_from", "LatentNetwork")),
     (lambda: make((8, 16, 16), latent=Latent(autoencoder=CLIP), training=Training(images_per_clip=1)),
      ("stage._check_latent", "4")),
     (lambda: upsampling(latent=dataclasses.replace(LATENT, low_resolution="pixels"),
@@ -137,7 +139,7 @@ def test_training_clips_of_which_frames_are_known(weights, batch):
     (lambda: Latent(tile=(12, 10)), ("Latent.tile", "=(12, 10)", "overlap=0")),
     (lambda: Latent(encode="mean"), ("Latent.encode", "='mean'", "'sample'", "'mode'")),
     (lambda: Latent(decode_frames=0), ("Latent.decode_frames", "=0", ">= 1")),
-    (lambda: LatentNetwork(unet=OPEN, text=EmbeddedText(width=7)), ("LatentNetwork.text", "context_channels=6")),
+    (lambda: LatentNetwork(unet=OPEN, text=EmbeddedText(width=7)), ("LatentNetwork.text", "token_channels=6")),
     (lambda: LatentNetwork(unet=dataclasses.replace(OPEN, scalars=1), scalars=("speed",)), ("LatentNetwork.scalars",)),
     (lambda: LatentNetwork(unet=dataclasses.replace(OPEN, scalars=1), scalars=("noise",)),
      ("LatentNetwork", "first_frame=False")),
@@ -152,9 +154,9 @@ def test_stages_that_cannot_be(change, message):
 
 def test_a_stage_that_stops_early_has_pixels():
     after = Stage(name="large", video=VideoSpec(frames=4, height=32, width=48), process=Process(),
-                  source=LowResolution(frames=4, height=16, width=24, augmentation=TruncatedAugmentation()),
+                  source=LowResolution(frames=4, height=16, width=24, augmentation=TruncatedConditioningAugmentation()),
                   network=UNet(levels=UNET.levels, low_resolution=True))
-    with refused("Stage.TruncatedAugmentation", "'base'"):
+    with refused("Stage.TruncatedConditioningAugmentation", "'base'"):
         Experiment(name="x", stages=(make(), after), data=CaptionedDigits(size=32, frames=4))
 
 
@@ -167,9 +169,9 @@ def test_the_demo_in_latents_takes_the_demo_autoencoder():
 
 
 def test_a_stage_may_fill_in_frames():
-    network = dataclasses.replace(UNET, observed=True)
+    network = dataclasses.replace(UNET, conditioning_frames=True)
     stage = make((5, 16, 24), source=KeyFrames(frames=2, every=4), network=network,
-                 training=Training(observations=(FramesKnown(first=1),)))
+                 training=Training(masking=(FrameMask(first=1),)))
     assert stage.source_shape == (2, 16, 24)
 
 

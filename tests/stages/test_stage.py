@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from tests.refusals import refused
-from vdm_jax.conditions.frame_masks import FramesKnown, NothingKnown
+from vdm_jax.conditions.frame_masks import FrameMask, NoMask
 from vdm_jax.diffusion.process import Process
 from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.errors import UserError
@@ -95,8 +95,8 @@ def test_a_cascade_that_fits():
      "Stage 'base': training.images_per_clip=2 with network.norm_over='clip', whose statistics mix the images with the "
      "clip; permitted: norm_over='frame'"),
     (lambda: make_stage(sampling=Sampling(guidance=2.0)),
-     "Stage 'base': sampling.guidance=2.0 by 'prompt' but network.text=None, network.observed=False; permitted: 0 for "
-     "a network without text or classes, 'known' for one that takes what is known"),
+     "Stage 'base': sampling.guidance=2.0 by 'prompt' but network.text=None, network.conditioning_frames=False; "
+     "permitted: 0 for a network without text or classes, 'frames' for one with conditioning frames"),
     (lambda: make_experiment(), "Experiment.stages=[] is not valid; permitted: at least one, with different names"),
     (lambda: make_experiment(BASE, dataclasses.replace(TEMPORAL, name="base")),
      "Experiment.stages=['base', 'base'] is not valid; permitted: at least one, with different names"),
@@ -118,16 +118,16 @@ def test_guidance_is_for_networks_with_text():
 
 
 @pytest.mark.parametrize(("training", "sampling", "message"), [
-    ({"observations": (FramesKnown(first=1),)}, {"guided_by": "known"},
-     ("Stage.sampling.guidance", "=2.0", "'known'", "training.observations", "NothingKnown")),
-    ({"observations": (FramesKnown(first=1),), "text_dropout": 0.0}, {},
+    ({"masking": (FrameMask(first=1),)}, {"guided_by": "frames"},
+     ("Stage.sampling.guidance", "=2.0", "'frames'", "training.masking", "NoMask")),
+    ({"masking": (FrameMask(first=1),), "text_dropout": 0.0}, {},
      ("Stage.sampling.guidance", "=2.0", "'prompt'", "training.text_dropout=0")),
 ])
 def test_guidance_away_from_what_training_never_leaves_out(training, sampling, message):
-    network = UNet(levels=(Level(channels=8),), groups=4, embedding_channels=8, observed=True,
+    network = UNet(levels=(Level(channels=8),), groups=4, embedding_channels=8, conditioning_frames=True,
                    text=WordEncoder(words=("a",), length=2, width=8, layers=1, head_dim=8))
     with refused(*message):
         make_stage(network=network, training=Training(**training), sampling=Sampling(guidance=2.0, **sampling))
     make_stage(network=network, training=Training(**training), sampling=Sampling(**sampling))
-    both = Training(observations=(FramesKnown(first=1), NothingKnown()))
+    both = Training(masking=(FrameMask(first=1), NoMask()))
     make_stage(network=network, training=both, sampling=Sampling(guidance=2.0, **sampling))

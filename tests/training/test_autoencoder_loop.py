@@ -30,7 +30,7 @@ from vdm_jax.stages.options import Sampling
 from vdm_jax.stages.parameters import initial_params
 from vdm_jax.stages.stage import Experiment, Stage, VideoSpec
 from vdm_jax.training import autoencoder_step
-from vdm_jax.training.starting import starting_autoencoder
+from vdm_jax.training.init_from import starting_autoencoder
 from vdm_jax.training.state import abstract_state
 from vdm_jax.weights.pretrained import load_imported, save_pretrained
 
@@ -142,16 +142,16 @@ def test_a_t_klvae_begins_as_a_file_says(run):
     """As the image autoencoder of the file, with layers over time of its own; what does not fit is named."""
     path = str(run / "autoencoder" / FILE)
     network = dataclasses.replace(NETWORK, temporal_kernel=3)
-    video = stage(network, start=path)
+    video = stage(network, init_from=path)
     inflation, source = starting_autoencoder(video)
     params = jax.jit(lambda key: inflation.apply(initial_params(video, key), source))(jax.random.key(1))
     x = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (1, 3, 4, 4, 3)), jnp.float32)
     np.testing.assert_allclose(jax.jit(AutoencoderKL(network).apply)({"params": params}, x),
                                jax.jit(AutoencoderKL(NETWORK).apply)({"params": source}, x), atol=1e-5)
-    with refused("AutoencoderStage.training.start"):
-        starting_autoencoder(stage(dataclasses.replace(NETWORK, blocks=2), start=path))
-    with refused("AutoencoderStage.training.start", "groups=2", "network.groups=4"):
-        starting_autoencoder(stage(dataclasses.replace(NETWORK, groups=4), start=path))
+    with refused("AutoencoderStage.training.init_from"):
+        starting_autoencoder(stage(dataclasses.replace(NETWORK, blocks=2), init_from=path))
+    with refused("AutoencoderStage.training.init_from", "groups=2", "network.groups=4"):
+        starting_autoencoder(stage(dataclasses.replace(NETWORK, groups=4), init_from=path))
     with refused("model_kinds.kind_of"):
         save_pretrained(run / "folder", dataclasses.replace(load_imported(path), config=network, params=params))
 

@@ -17,7 +17,7 @@ import pytest
 from scipy.stats import rankdata
 
 from tests.training.latents import AUTOENCODER, random_params
-from vdm_jax.conditions.frame_masks import BoxKnown, FramesKnown, NothingKnown
+from vdm_jax.conditions.frame_masks import BoxMask, FrameMask, NoMask
 from vdm_jax.data.frame_rates import FrameRates
 from vdm_jax.data.pipeline import FlipAugmentation, Pipeline
 from vdm_jax.diffusion.augmentation import BlurAugmentation, NoiseAugmentation
@@ -114,9 +114,9 @@ class Numbers:
 
 def base():
     """A base stage: rates, starts, flips and independent images of the pipeline, and the frame mask."""
-    stage = stage_of(dataclasses.replace(NETWORK, observed=True, scalars=("fps",)), training=Training(
+    stage = stage_of(dataclasses.replace(NETWORK, conditioning_frames=True, scalars=("fps",)), training=Training(
         text_dropout=0.3, images_per_clip=1, frame_rates=FrameRates(first=(2.0, 2.0), last=(2.0, 2.0)),
-        observations=(NothingKnown(), FramesKnown(first=1), BoxKnown())))
+        masking=(NoMask(), FrameMask(first=1), BoxMask())))
     pipeline = Pipeline(Numbers(), batch_size=BATCH, seed=7, tokenize=lambda caption: [2, 2], images_per_clip=1,
                         augment=FlipAugmentation(), frame_rates=stage.training.frame_rates, frames=2)
     batches = [pipeline.batch(step) for step in range(STEPS)]
@@ -124,7 +124,7 @@ def base():
     batches = {name: jnp.asarray(np.stack([batch[name] for batch in batches])) for name in names}
 
     def read(found):
-        x, mask = found.x, found.conditioning.observed_mask
+        x, mask = found.x, found.conditioning.conditioning_mask
         return {"clip": x[:, 0, 0, 0, 0], "start": x[:, 0, 0, 0, 1], "flip": x[:, 0, 0, 0, 2] > -0.99,
                 "rate": found.conditioning.scalars["fps"], "image": x[:, 2, 0, 0, 0],
                 "image flip": x[:, 2, 0, 0, 2] > -0.99, "mask in the first frame": mask[:, 0].mean((1, 2, 3)),
@@ -135,8 +135,8 @@ def base():
 
 
 LATENT = Latent(autoencoder=AUTOENCODER)
-UNET = LatentUNet(in_channels=8, widths=(4,), blocks=1, attention=(True,), heads=(2,), groups=2, only_context=(False,),
-                  context_channels=6)
+UNET = LatentUNet(in_channels=8, widths=(4,), blocks=1, attention=(True,), heads=(2,), groups=2,
+                  only_cross_attention=(False,), token_channels=6)
 
 
 def first_frame():
@@ -158,16 +158,18 @@ def first_frame():
 
 
 def known_latents():
-    """A latent stage whose known latents are noised to a drawn timestep."""
-    network = LatentNetwork(unet=dataclasses.replace(UNET, in_channels=5, offsets=2, classes=251, context_channels=0),
-                            timesteps=LinearBetaSchedule(), known="in_place", known_steps=250, known_step=100)
+    """A latent stage whose conditioning latents are noised to a drawn timestep."""
+    network = LatentNetwork(unet=dataclasses.replace(UNET, in_channels=5, max_relative_position=2, classes=251,
+                                                     token_channels=0),
+                            timesteps=LinearBetaSchedule(), frame_conditioning="in_place", frame_noise_steps=250,
+                            frame_noise_step=100)
     stage = stage_of(network, latent=LATENT, sampling=Sampling(threshold=None),
                      process=Process(schedule=LinearBetaSchedule(), prediction="eps"),
-                     training=Training(observations=(FramesKnown(first=1), NothingKnown())))
+                     training=Training(masking=(FrameMask(first=1), NoMask())))
 
     def read(found):
-        return {"frame mask": found.conditioning.observed_mask[:, 0, 0, 0, 0], "latent": found.x[:, 1, 0, 0, 0],
-                "known step": found.conditioning.scalars["known_step"]}
+        return {"frame mask": found.conditioning.conditioning_mask[:, 0, 0, 0, 0], "latent": found.x[:, 1, 0, 0, 0],
+                "known step": found.conditioning.scalars["frame_noise_step"]}
 
     return drawn_of(stage, repeated({"video": jnp.full((BATCH, 2, 8, 8, 3), 90, jnp.uint8)}), read,
                     random_params(AUTOENCODER))
@@ -177,7 +179,7 @@ CASES = {"noise augmentation": lambda: noisy(NoiseAugmentation()),
          "noise augmentation, uniform in log-SNR": lambda: noisy(
              NoiseAugmentation(training_logsnr=(-3.0, 5.0), at="low")),
          "blur augmentation": blurred,
-         "base stage and its data": base, "first frame": first_frame, "known latents": known_latents}
+         "base stage and its data": base, "first frame": first_frame, "conditioning latents": known_latents}
 
 
 def correlations(a, b):

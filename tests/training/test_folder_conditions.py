@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.generation.conftest import random_params
-from vdm_jax.attention.patterns import External, Spatial, Temporal
+from vdm_jax.attention.patterns import Spatial, Temporal, WithExtraKeys
 from vdm_jax.commands.sample_command import Sample, referenced
 from vdm_jax.data.opening import open_source
 from vdm_jax.data.pipeline import Pipeline
@@ -29,7 +29,7 @@ from vdm_jax.training.step import compile_train_step, stage_loss
 from vdm_jax.video.writing import write_png, write_video
 
 NETWORK = UNet(levels=(Level(channels=8, blocks=1, mixers=(
-    SelfAttention(pattern=External(inner=Spatial()), head_dim=8, bank="picture"),
+    SelfAttention(pattern=WithExtraKeys(inner=Spatial()), head_dim=8, extra_tokens="picture"),
     SelfAttention(pattern=Temporal(), head_dim=8))),), patch=4, embedding_channels=16, groups=4,
     references=(Reference(name="picture", width=48, patch=4),))
 STAGE = Stage(name="folder", video=VideoSpec(frames=4, height=8, width=8), network=NETWORK,

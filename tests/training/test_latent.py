@@ -16,7 +16,7 @@ import pytest
 from tests.refusals import refused
 from tests.training.latents import AUTOENCODER, random_params, write_model
 from vdm_jax.conditions.conditioning import Conditioning
-from vdm_jax.conditions.frame_masks import first_frame_known
+from vdm_jax.conditions.frame_masks import masked_first_frame
 from vdm_jax.diffusion.beta_tables import ScaledLinearBetaSchedule
 from vdm_jax.diffusion.levels import LogNormalSigma, UniformTimestep
 from vdm_jax.diffusion.process import Process
@@ -36,19 +36,19 @@ from vdm_jax.planning.flops import sampling_work, training_work
 from vdm_jax.planning.inputs import sampling_inputs, training_batch
 from vdm_jax.stages.inputs import training_inputs
 from vdm_jax.stages.latent import Latent, abstract_weights, decode, encode
-from vdm_jax.stages.options import Sampling, StartFile, Training
+from vdm_jax.stages.options import InitFromFile, Sampling, Training
 from vdm_jax.stages.parameters import initial_params
 from vdm_jax.stages.stage import Experiment, FirstFrame, Stage, VideoSpec
-from vdm_jax.training.starting import starting_weights
+from vdm_jax.training.init_from import starting_weights
 from vdm_jax.training.state import TrainState, abstract_state, make_optimizer
 from vdm_jax.training.step import compile_train_step, jit_train_step
 from vdm_jax.training.trainable import split
 
-IMAGE = LatentUNet(widths=(8,), blocks=1, attention=(True,), heads=(2,), only_context=(False,), context_channels=6,
-                   groups=4, convolve_tokens=False)
+IMAGE = LatentUNet(widths=(8,), blocks=1, attention=(True,), heads=(2,), only_cross_attention=(False,),
+                   token_channels=6, groups=4, use_linear_projection=True)
 VIDEO = dataclasses.replace(IMAGE, temporal=True)
 TABLE = ScaledLinearBetaSchedule()
-TEMPORAL = ("/temporal_residual/", "/time/", "/mix/", "/places_")  # layers over frames
+TEMPORAL = ("/temporal_residual/", "/time/", "/mix/", "/places_")  # temporal layers
 LATENT = Latent(autoencoder=AUTOENCODER)
 BATCH = 8
 
@@ -87,11 +87,12 @@ def image_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def begun(image_file, tmp_path_factory):
-    """A stage that begins as the image network and trains layers over frames, and how it begins."""
-    stage = stage_of(trainable=TEMPORAL, start=StartFile(path=image_file[0]))
+    """A stage that begins as the image network and trains temporal layers, and how it begins."""
+    stage = stage_of(trainable=TEMPORAL, init_from=InitFromFile(path=image_file[0]))
     inflation, source = starting_weights(stage, tmp_path_factory.mktemp("run"))
     shapes = jax.eval_shape(lambda key: initial_params(stage, key), jax.random.key(0))
-    assert len(inflation.copied) + len(inflation.fresh) + len(inflation.silent) == len(jax.tree.leaves(shapes))
+    begun = (*inflation.copied, *inflation.new, *inflation.zero_initialised)
+    assert len(begun) == len(jax.tree.leaves(shapes))
     return stage, inflation, source
 
 
@@ -110,7 +111,7 @@ def test_a_video_network_begins_as_an_image_network_frame_by_frame(begun, image_
         {"params": image_file[1]}, z, TABLE.timestep(level), each))
     np.testing.assert_allclose(found, alone(z), atol=1e-5)
     assert np.std(found) > 0.05
-    # With layers over frames that do something, images still see neither the clip nor each other.
+    # With temporal layers that do something, images still see neither the clip nor each other.
     busy = random_params(VIDEO, seed=1)
     before, after = run(busy, z), run(busy, z.at[0, 0].add(1).at[0, 4].add(1))
     assert np.abs(after - before)[0, 2].max() > 1e-3
@@ -234,21 +235,23 @@ def test_a_picture_is_animated(weights):
     generator = Generator(experiment, {"animate": random_params(stage.network.unet)}, jax.devices()[:1],
                           {"animate": weights})
     text = np.ones((2, 1, 6), np.float32)
-    known = first_frame_known(jnp.full((2, 8, 8, 3), 0.5), 3)
-    out = generator(["a", "b"], embeddings=text, known=known)
+    masked_video = masked_first_frame(jnp.full((2, 8, 8, 3), 0.5), 3)
+    out = generator(["a", "b"], embeddings=text, masked_video=masked_video)
     assert out.videos.shape == (2, 3, 8, 8, 3)
-    other = generator(["a", "b"], embeddings=text, known=first_frame_known(jnp.full((2, 8, 8, 3), -0.5), 3))
-    faster = generator(["a", "b"], embeddings=text, known=known, motion=20.0)
+    other = generator(["a", "b"], embeddings=text, masked_video=masked_first_frame(jnp.full((2, 8, 8, 3), -0.5), 3))
+    faster = generator(["a", "b"], embeddings=text, masked_video=masked_video, motion=20.0)
     assert (other.videos != out.videos).any() and (faster.videos != out.videos).any()
     weak = dataclasses.replace(stage, sampling=dataclasses.replace(stage.sampling, last_frame_guidance=None))
     free = Generator(dataclasses.replace(experiment, stages=(weak,)), generator.params, jax.devices()[:1],
                      generator.autoencoders)
-    one, alone = (g(["a", "b"], embeddings=text, known=known, steps=1).videos.astype(int) for g in (generator, free))
+    one, alone = (g(["a", "b"], embeddings=text, masked_video=masked_video, steps=1).videos.astype(int)
+                  for g in (generator, free))
     changes = np.abs(one - alone).mean((0, 2, 3, 4))  # by frame: the weight is 0 at the first, 2 at the last
     assert changes[0] < 1 < changes[2]
     for call, message in (
         (lambda: generator(["a", "b"], embeddings=text), ("generator.Generator.__call__", "1")),
-        (lambda: generator(["a", "b"], embeddings=text, known=known._replace(mask=jnp.ones((2, 3, 1, 1, 1)))),
+        (lambda: generator(["a", "b"], embeddings=text,
+                           masked_video=masked_video._replace(mask=jnp.ones((2, 3, 1, 1, 1)))),
          ("first_frame.FirstFrame.given",)),
         (lambda: generator.extend(["a"], frames=6, embeddings=text[:1]), ("generator.Generator.extend",)),
         (lambda: Generator(experiment, generator.params), ("generator.Generator.__init__",)),
@@ -267,7 +270,7 @@ def test_a_picture_is_animated(weights):
 ])
 def test_files_that_a_network_cannot_begin_as(change, message, tmp_path):
     write_model(tmp_path / "unet.safetensors", dataclasses.replace(IMAGE, **change))
-    stage = stage_of(start=StartFile(path=str(tmp_path / "unet.safetensors")))
+    stage = stage_of(init_from=InitFromFile(path=str(tmp_path / "unet.safetensors")))
     with pytest.raises(UserError, match=re.escape(message)):
         starting_weights(stage, tmp_path)
 
@@ -275,7 +278,7 @@ def test_files_that_a_network_cannot_begin_as(change, message, tmp_path):
 def test_a_file_of_something_else(tmp_path):
     write_model(tmp_path / "vae.safetensors", AUTOENCODER)
     with pytest.raises(UserError, match="holds a Autoencoder; permitted: a LatentUNet"):
-        starting_weights(stage_of(start=StartFile(path=str(tmp_path / "vae.safetensors"))), tmp_path)
+        starting_weights(stage_of(init_from=InitFromFile(path=str(tmp_path / "vae.safetensors"))), tmp_path)
 
 
 def test_pieces_give_the_whole(weights):

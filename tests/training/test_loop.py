@@ -252,7 +252,7 @@ def test_a_run_that_is_never_finite_gives_up(fake_steps, train, tmp_path, log_ev
 
 def test_some_skipped_steps_are_counted_and_left_out_of_the_mean(fake_steps, train, tmp_path, monkeypatch):
     fake_steps({1, 2, 5, 7, 8})
-    monkeypatch.setattr(loop.SampleSheets, "write", lambda self, params, step: np.zeros((4, 4, 3), np.uint8))
+    monkeypatch.setattr(loop.SampleGrids, "write", lambda self, params, step: np.zeros((4, 4, 3), np.uint8))
     train(tmp_path / "run", experiment_of(steps=8, log_every=4, **QUIET))
     records = read_records(tmp_path / "run" / "base")
     assert [(r["step"], r["loss"], r["skipped"]) for r in records] == [(4, 3.5, 2), (8, 6.0, 3)]
@@ -264,7 +264,7 @@ def test_samples_that_are_not_finite_are_told_and_end_a_run_at_its_last_step(fak
     def write(self, params, step):
         raise NotFinite("samples of stage 'base': 3 of 9 values are NaN or infinite")
 
-    monkeypatch.setattr(loop.SampleSheets, "write", write)
+    monkeypatch.setattr(loop.SampleGrids, "write", write)
     lines = Recorder()
     with pytest.raises(NotFinite, match="^step 4: samples of stage 'base': 3 of 9 .*; everything is saved$"):
         train(tmp_path / "run", experiment_of(steps=4, validate_every=0, sample_every=2), report=lines)
@@ -295,7 +295,7 @@ def test_a_disk_that_can_no_longer_be_written_is_one_line(fake_steps, train, tmp
 def test_asked_steps_are_traced_and_the_run_says_where(fake_steps, train, tmp_path, monkeypatch):
     """Also where training stops within them, the trace of those that were done is written."""
     fake_steps(set())
-    monkeypatch.setattr(loop.SampleSheets, "write", lambda self, params, step: np.zeros((4, 4, 3), np.uint8))
+    monkeypatch.setattr(loop.SampleGrids, "write", lambda self, params, step: np.zeros((4, 4, 3), np.uint8))
     text = train(tmp_path / "run", experiment_of(steps=6, **QUIET), profile="3:4")
     folder = tmp_path / "run" / "base" / "profile"
     assert f"steps 3 to 4 are traced in {folder}: open perfetto_trace.json.gz".split() == text[
@@ -326,7 +326,7 @@ def evaluations(run):
 def test_a_run_is_evaluated_and_goes_on_where_it_was_stopped(fake_steps, train, tmp_path, monkeypatch):
     """What cannot be scored is told and costs no run; an evaluation that a stop has cost is made up for."""
     fake_steps(set())
-    monkeypatch.setattr(loop.SampleSheets, "write", lambda self, params, step: np.zeros((4, 4, 3), np.uint8))
+    monkeypatch.setattr(loop.SampleGrids, "write", lambda self, params, step: np.zeros((4, 4, 3), np.uint8))
     settings = {**QUIET, "checkpoint_every": 4}
 
     def scores(step):

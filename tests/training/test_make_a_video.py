@@ -15,7 +15,7 @@ import vdm_jax
 from vdm_jax.commands.arguments import override
 from vdm_jax.commands.configs import config_folder, load_config, load_module
 from vdm_jax.commands.train_command import train
-from vdm_jax.conditions.frame_masks import first_frame_known
+from vdm_jax.conditions.frame_masks import masked_first_frame
 from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.digits.clips import CaptionedDigitsSource, caption_words
 from vdm_jax.errors import UserError
@@ -25,10 +25,10 @@ from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.planning.flops import training_work
 from vdm_jax.planning.inputs import sampling_inputs, training_batch
 from vdm_jax.runs.directory import open_run
-from vdm_jax.stages.options import Start
+from vdm_jax.stages.options import InitFrom
 from vdm_jax.stages.parameters import example_conditioning
 from vdm_jax.stages.stage import Experiment
-from vdm_jax.training.starting import starting_weights
+from vdm_jax.training.init_from import starting_weights
 from vdm_jax.training.state import initial_state
 from vdm_jax.training.step import train_step
 from vdm_jax.weights.inflation import plan_inflation
@@ -96,7 +96,8 @@ def test_the_decoder_begins_as_the_image_network_and_learns():
 
 def test_a_stage_begins_as_a_trained_one_of_its_own_run_or_of_another(tmp_path):
     decoder, *_ = stages = video_stages(tiny(), str(tmp_path))
-    with pytest.raises(UserError, match="'interpolation': training.start.stage='decoder' with run=None; permitted: a "):
+    with pytest.raises(UserError,
+                       match="'interpolation': training.init_from.stage='decoder' with run=None; permitted: a "):
         Experiment(name="x", stages=stages[1:2], data=DATA)
     with pytest.raises(UserError, match="run '.*' was not found"):
         starting_weights(decoder, tmp_path)
@@ -116,17 +117,17 @@ def test_programs_of_key_frames_and_drawn_rates_can_be_planned():
     params = jax.eval_shape(lambda key: initial_state(interpolation, key).params, jax.random.key(0))
     work = training_work(interpolation, batch, params, mesh)
     assert work.model == 3 * work.forward.model > 0
-    keys, text, low, known = sampling_inputs(interpolation, 8, 4, mesh)
-    assert low.shape == (8, 4, 8, 8, 3) and known is None
+    keys, text, low, masked_video = sampling_inputs(interpolation, 8, 4, mesh)
+    assert low.shape == (8, 4, 8, 8, 3) and masked_video is None
     out = jax.eval_shape(lambda params, keys, text, low: sample_stage(
         interpolation, interpolation.sampling, params, keys, text, low), params, keys, text, low)
     assert out.shape == (8, 10, 8, 8, 3)
 
 
 def test_where_a_stage_begins_can_be_overridden():
-    changed = override(load_config("make_a_video/cascade"), ["--decoder.training.start.run", "elsewhere"], "train")
-    assert changed.stage("decoder").training.start == Start(stage="image", run="elsewhere")
-    assert changed.stage("interpolation").training.start == Start(stage="decoder")  # of the same run
+    changed = override(load_config("make_a_video/cascade"), ["--decoder.training.init_from.run", "elsewhere"], "train")
+    assert changed.stage("decoder").training.init_from == InitFrom(stage="image", run="elsewhere")
+    assert changed.stage("interpolation").training.init_from == InitFrom(stage="decoder")  # of the same run
 
 
 @pytest.mark.full
@@ -140,8 +141,8 @@ def test_all_stages_train_and_sample_and_come_back(tmp_path, monkeypatch):
     make(images(), tmp_path / "images")
     make(cascade(str(tmp_path / "images")), run)
     stored = json.loads((run / "config.json").read_text())
-    assert stored["stages"][0]["training"]["start"] == {"kind": "Start", "stage": "image",
-                                                        "run": str(tmp_path / "images")}
+    assert stored["stages"][0]["training"]["init_from"] == {"kind": "InitFrom", "stage": "image",
+                                                            "run": str(tmp_path / "images")}
     for folder, name in ((tmp_path / "images", "image"), (run, "decoder"), (run, "interpolation")):
         losses = [row["loss"] for row in map(json.loads, (folder / name / "metrics.jsonl").open()) if "loss" in row]
         assert np.mean(losses[-8:]) < np.mean(losses[:8]), (name, losses)
@@ -152,6 +153,6 @@ def test_all_stages_train_and_sample_and_come_back(tmp_path, monkeypatch):
     assert out.fps["super_high"] == 6.0
     again = vdm_jax.load(run)(captions, fps=2.0)
     np.testing.assert_array_equal(again.videos, out.videos)
-    picture = first_frame_known(jnp.full((2, 8, 8, 3), 0.5), 10)
-    animated = generate(captions, first="interpolation", last="super_low", known=picture)
+    picture = masked_first_frame(jnp.full((2, 8, 8, 3), 0.5), 10)
+    animated = generate(captions, first="interpolation", last="super_low", masked_video=picture)
     assert np.abs(animated.stages["interpolation"][:, 0].astype(int) - 191).max() <= 1

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from vdm_jax.attention.patterns import Temporal
-from vdm_jax.conditions.frame_masks import NothingKnown
+from vdm_jax.conditions.frame_masks import NoMask
 from vdm_jax.diffusion.process import Process
 from vdm_jax.networks.config import CrossAttention, EmbeddedText, Level, SelfAttention, UNet, WordEncoder
 from vdm_jax.networks.unet import SpaceTimeUNet
@@ -112,9 +112,9 @@ def test_adafactor_keeps_sums_over_rows_and_columns_and_is_split_like_the_rest()
 def test_example_conditioning_is_all_a_network_takes(text, source):
     mixers = () if text is None else (CrossAttention(head_dim=8),)
     network = UNet(levels=(Level(channels=8, blocks=1, mixers=mixers),), text=text, low_resolution=source is not None,
-                   observed=True, scalars=("fps", "motion"))
+                   conditioning_frames=True, scalars=("fps", "motion"))
     stage = dataclasses.replace(STAGE, network=network, source=source, training=Training(
-        observations=(NothingKnown(),)))
+        masking=(NoMask(),)))
     example = example_conditioning(stage, batch=3)
     assert {leaf.shape[0] for leaf in jax.tree.leaves(example)} == {3}
     z = jnp.zeros((3, *stage.video.shape))

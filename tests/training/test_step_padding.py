@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm_jax.attention.patterns import External, Spatial, Temporal
+from vdm_jax.attention.patterns import Spatial, Temporal, WithExtraKeys
 from vdm_jax.diffusion.process import Process
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import Level, Reference, SelfAttention, UNet
@@ -70,7 +70,7 @@ def test_held_frames_are_the_nearest_before_or_the_first():
 
 
 def test_references_of_a_batch_reach_the_network(batch):
-    mixers = (SelfAttention(pattern=External(inner=Spatial()), head_dim=8, bank="picture"),)
+    mixers = (SelfAttention(pattern=WithExtraKeys(inner=Spatial()), head_dim=8, extra_tokens="picture"),)
     network = dataclasses.replace(NETWORK, levels=(Level(channels=8, blocks=1, mixers=mixers),),
                                   references=(Reference(name="picture", width=6),))
     stage = dataclasses.replace(STAGE, network=network)

@@ -4,8 +4,8 @@ import pytest
 
 from tests.refusals import refused
 from vdm_jax.video import writing
+from vdm_jax.video.grids import sample_grid, tile_frames, tile_videos
 from vdm_jax.video.reading import VideoReader
-from vdm_jax.video.sheets import sheet, tile_frames, tile_videos
 from vdm_jax.video.writing import write_png, write_video
 
 
@@ -132,20 +132,20 @@ def test_write_png_refuses_other_arrays_and_suffixes(tmp_path):
 
 def test_sheet_has_a_row_per_video_and_a_column_per_frame():
     videos = np.random.default_rng(0).integers(0, 256, (2, 3, 16, 20, 3), np.uint8)
-    picture = sheet(videos)
+    picture = sample_grid(videos)
     assert picture.shape == (2 * 64 + 2, 3 * 80 + 2 * 2, 3)  # enlarged four times
     np.testing.assert_array_equal(picture[66::4, 82:162:4], videos[1, 1])
 
 
 def test_captions_are_drawn_above_their_rows_and_wrapped():
     videos = np.zeros((2, 2, 64, 64, 3), np.uint8)
-    plain, captioned = sheet(videos), sheet(videos, ["short", "many words " * 10])
+    plain, captioned = sample_grid(videos), sample_grid(videos, ["short", "many words " * 10])
     extra = captioned.shape[0] - plain.shape[0]
     assert extra >= 16 + 3 * 16 and extra % 16 == 0
     strip = captioned[:16]
     assert strip.min() < 100 and (strip == 255).mean() > 0.5
     assert (captioned[16:80, :64] == 0).all()
-    assert (sheet(videos, ["", "x"])[:16] == 255).all()
+    assert (sample_grid(videos, ["", "x"])[:16] == 255).all()
 
 
 def test_tiling():
@@ -159,9 +159,9 @@ def test_tiling():
 
 def test_sheet_errors():
     videos = np.zeros((2, 2, 8, 8, 3), np.uint8)
-    with refused("sheets.sheet", "1", "2"):
-        sheet(videos, ["one"])
-    with refused("sheets._checked", "[B, T, H, W, 3]"):
-        sheet(videos.astype(np.float32))
+    with refused("grids.sample_grid", "1", "2"):
+        sample_grid(videos, ["one"])
+    with refused("grids._checked", "[B, T, H, W, 3]"):
+        sample_grid(videos.astype(np.float32))
     with refused("columns", "=0"):
         tile_videos(videos, columns=0)

@@ -16,14 +16,14 @@ from vdm_jax.networks.control_net import ControlNet
 from vdm_jax.networks.encoders.clip_text import CLIPText
 from vdm_jax.networks.encoders.clip_vision import CLIPVision
 from vdm_jax.networks.encoders.t5 import T5Encoder
-from vdm_jax.networks.latent_frames import Motion, Stack
+from vdm_jax.networks.latent_frames import Motion, TemporalConv
 from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.networks.motion_adapter import MotionAdapter
 from vdm_jax.weights import model_kinds
 from vdm_jax.weights.unet_fields import VIDEO_EPSILONS
 
-IMAGE_UNET = LatentUNet(widths=(4, 8), blocks=1, attention=(True, False), heads=(1, 2), only_context=(False, False),
-                        context_channels=6, groups=2)
+IMAGE_UNET = LatentUNet(widths=(4, 8), blocks=1, attention=(True, False), heads=(1, 2),
+                        only_cross_attention=(False, False), token_channels=6, groups=2)
 MOTION = Motion(heads=2, frames=5, groups=2)
 SMALL = {
     "vae": Autoencoder(widths=(4, 8), blocks=1, groups=2, latent_channels=2),
@@ -33,15 +33,15 @@ SMALL = {
     "vision": CLIPVision(size=8, patch=4, width=8, layers=1, heads=2, hidden=16, project=6),
     "t5": T5Encoder(vocabulary=20, width=8, layers=2, heads=2, head_dim=6, hidden=16),
     "t5_without_gate": T5Encoder(vocabulary=20, width=8, layers=1, heads=2, hidden=16, gated=False, activation="relu"),
-    "unet": LatentUNet(widths=(4, 8), blocks=1, attention=(True, False), heads=(1, 2), only_context=(True, False),
-                       context_channels=6, groups=2, classes=5),
-    "stack_unet": dataclasses.replace(IMAGE_UNET, convolve_tokens=False, stack=Stack()),
+    "unet": LatentUNet(widths=(4, 8), blocks=1, attention=(True, False), heads=(1, 2),
+                       only_cross_attention=(True, False), token_channels=6, groups=2, classes=5),
+    "stack_unet": dataclasses.replace(IMAGE_UNET, use_linear_projection=True, temporal_conv=TemporalConv()),
     "motion_unet": dataclasses.replace(IMAGE_UNET, motion=MOTION),
     "motion_adapter": MotionAdapter(widths=(4, 8), blocks=1, motion=dataclasses.replace(MOTION, middle=False)),
     "control_net": ControlNet(unet=IMAGE_UNET, hint_widths=(2, 4)),
     "video_unet": LatentUNet(in_channels=8, widths=(32, 64), blocks=1, attention=(True, False), heads=(2, 4),
-                             only_context=(False, False), context_channels=6, convolve_tokens=False, scalars=3,
-                             scalar_channels=8, temporal=True, epsilons=VIDEO_EPSILONS),
+                             only_cross_attention=(False, False), token_channels=6, use_linear_projection=True,
+                             scalars=3, scalar_channels=8, temporal=True, epsilons=VIDEO_EPSILONS),
 }
 
 

@@ -30,7 +30,7 @@ def network(*, low_resolution=False, causal=None, inner=(), **more) -> UNet:
 
 IMAGE = network(low_resolution=True)
 VIDEOS = {
-    "not causal": network(low_resolution=True, causal=False, observed=True, scalars=("fps",), inner=(
+    "not causal": network(low_resolution=True, causal=False, conditioning_frames=True, scalars=("fps",), inner=(
         SelfAttention(pattern=Temporal(), head_dim=8), TemporalConvolution())),
     "causal": network(low_resolution=True, causal=True, inner=(
         SelfAttention(pattern=TemporalCausal(), head_dim=8), TemporalConvolution(causal=True))),
@@ -42,8 +42,9 @@ def inputs(normal):
     mask = jnp.zeros((*shape, 1)).at[:, 0].set(1)
     return normal(0, *shape, 3), jnp.array([0.5, -1.0]), Conditioning(
         embeddings=normal(1, BATCH, 1, 3, 6), text_mask=jnp.ones((BATCH, 1, 3), bool),
-        low_resolution=normal(2, *shape, 3), augmentation=jnp.array([1.0, 2.0]), observed=normal(3, *shape, 3) * mask,
-        observed_mask=mask, scalars={"fps": jnp.array([2.0, 20.0])})
+        low_resolution=normal(2, *shape, 3), augmentation=jnp.array([1.0, 2.0]),
+        conditioning_frames=normal(3, *shape, 3) * mask,
+        conditioning_mask=mask, scalars={"fps": jnp.array([2.0, 20.0])})
 
 
 def frame_by_frame(params, z, level, conditioning):
@@ -68,16 +69,16 @@ def image(filled, normal):
 def test_an_inflated_network_gives_every_frame_what_the_image_network_gives_it(kind, image, filled, normal):
     spec, (z, level, conditioning) = VIDEOS[kind], inputs(normal)
     module = SpaceTimeUNet(spec)
-    fresh = jax.jit(lambda key: module.init(key, z, level, conditioning)["params"])(jax.random.key(0, impl="rbg"))
-    inflation = plan_inflation(spec, fresh, IMAGE, image)
-    params = inflation.apply(fresh, image)
+    new = jax.jit(lambda key: module.init(key, z, level, conditioning)["params"])(jax.random.key(0, impl="rbg"))
+    inflation = plan_inflation(spec, new, IMAGE, image)
+    params = inflation.apply(new, image)
     run = jax.jit(lambda params, z: module.apply({"params": params}, z, level, conditioning))
     expected = jax.jit(frame_by_frame)(image, z, level, conditioning)
     assert np.std(expected) > 0.3
     np.testing.assert_allclose(run(params, z), expected, atol=1e-5 * np.abs(expected).max())
     assert "/up_1_0/mixers/cross_attention_3/query/kernel" in inflation.copied  # whatever stands between
-    assert all("temporal" in name for name in inflation.fresh)
-    assert bool(inflation.stem) == bool(inflation.silent) == spec.observed
+    assert all("temporal" in name for name in inflation.new)
+    assert bool(inflation.stem) == bool(inflation.zero_initialised) == spec.conditioning_frames
     # With all else random frames see each other, but no later ones where that is asked for.
     random = filled(module, z, level, conditioning)
     change = np.abs(run(random, z.at[:, 2].add(1.0)) - run(random, z)).max((0, 2, 3, 4))
@@ -102,15 +103,15 @@ def test_what_does_not_fit_is_named(image, normal):
     refused(dataclasses.replace(IMAGE, text=EmbeddedText(width=7)), "they would read different words or embeddings")
     refused(dataclasses.replace(IMAGE, modulation="add"), "UNet.modulation='add' of a network that is to begin as one")
     video = VIDEOS["not causal"]
-    refused(IMAGE, "UNet.observed=False of a network that is to begin as one with observed=True", video,
-            shapes(video, normal))
+    refused(IMAGE, "UNet.conditioning_frames=False of a network that is to begin as one with conditioning_frames=True",
+            video, shapes(video, normal))
 
 
 def test_input_channels_of_the_other_network_keep_their_meaning(normal):
     """A network that takes known frames becomes one that takes a low-resolution video too, whose channels come in
     between: the first kernel is looked at channel by channel of every pixel of a patch."""
-    image, video = (network(low_resolution=low, observed=True) for low in (False, True))
-    names = ("embeddings", "text_mask", "observed", "observed_mask")
+    image, video = (network(low_resolution=low, conditioning_frames=True) for low in (False, True))
+    names = ("embeddings", "text_mask", "conditioning_frames", "conditioning_mask")
     z, level, conditioning = inputs(normal)
     trees = {}
     for spec, more in ((image, ()), (video, ("low_resolution", "augmentation"))):

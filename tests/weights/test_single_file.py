@@ -26,8 +26,9 @@ from vdm_jax.weights.tensor_files import Tensor
 from vdm_jax.weights.unet_fields import VIDEO_EPSILONS
 
 SIZES = {"widths": (32, 64), "blocks": 1}
-UNET = LatentUNet(**SIZES, attention=(True, False), heads=(8, 8), only_context=(False, False), context_channels=32)
-LINEAR = dataclasses.replace(UNET, convolve_tokens=False, heads=(1, 1))
+UNET = LatentUNet(**SIZES, attention=(True, False), heads=(8, 8), only_cross_attention=(False, False),
+                  token_channels=32)
+LINEAR = dataclasses.replace(UNET, use_linear_projection=True, heads=(1, 1))
 VIDEO = dataclasses.replace(LINEAR, in_channels=8, scalars=3, scalar_channels=16, temporal=True,
                             epsilons=VIDEO_EPSILONS)
 VAE = Autoencoder(**SIZES)

@@ -21,7 +21,7 @@ from vdm_jax.weights.styles import interpolated
 ATTENTION = SelfAttention(pattern=Spatial(), head_dim=8)
 IMAGE = UNet(levels=(Level(channels=8, blocks=1), Level(channels=8, blocks=1, mixers=(ATTENTION,))),
              embedding_channels=16, groups=4)
-VIDEO = dataclasses.replace(IMAGE, observed=True, levels=(
+VIDEO = dataclasses.replace(IMAGE, conditioning_frames=True, levels=(
     Level(channels=8, blocks=1, temporal_stride=2, mixers=(ConvolutionInflation(),)),
     Level(channels=8, blocks=1, mixers=(ATTENTION, ConvolutionInflation()))))
 
@@ -30,8 +30,8 @@ VIDEO = dataclasses.replace(IMAGE, observed=True, levels=(
 def both(filled):
     """Parameters of the video network and of the style."""
     z, level = jnp.zeros((1, 2, 4, 4, 3)), jnp.zeros(1)
-    observed = Conditioning(observed=z, observed_mask=z[..., :1])
-    return filled(SpaceTimeUNet(VIDEO), z, level, observed), filled(SpaceTimeUNet(IMAGE), z, level, seed=1)
+    conditioning_frames = Conditioning(conditioning_frames=z, conditioning_mask=z[..., :1])
+    return filled(SpaceTimeUNet(VIDEO), z, level, conditioning_frames), filled(SpaceTimeUNet(IMAGE), z, level, seed=1)
 
 
 def test_image_layers_are_mixed_and_the_rest_stays(both):

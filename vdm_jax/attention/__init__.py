@@ -4,18 +4,18 @@ The three are separate choices joined by one capability table (`capability.py`);
 """
 
 from vdm_jax.attention.attend import attend, cross_pattern
+from vdm_jax.attention.block_mask import ExtraKeys
 from vdm_jax.attention.patterns import (
     AttentionPattern,
     Causal,
-    External,
     Full,
     LocalWindow,
     SparseCausal,
     Spatial,
     Temporal,
     TemporalCausal,
+    WithExtraKeys,
 )
-from vdm_jax.attention.relation import Bank
 
-__all__ = ["AttentionPattern", "Bank", "Causal", "External", "Full", "LocalWindow", "SparseCausal", "Spatial",
-           "Temporal", "TemporalCausal", "attend", "cross_pattern"]
+__all__ = ["AttentionPattern", "Causal", "ExtraKeys", "Full", "LocalWindow", "SparseCausal", "Spatial",
+           "Temporal", "TemporalCausal", "WithExtraKeys", "attend", "cross_pattern"]

@@ -7,11 +7,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from vdm_jax.attention import counting
+from vdm_jax.attention.block_mask import ExtraKeys, SequenceLayout
 from vdm_jax.attention.capability import Request, resolve
-from vdm_jax.attention.contexts import CONTEXTS, Call, context_size, local, spread
+from vdm_jax.attention.contexts import CONTEXTS, Call, context_size, local, run_sharded
 from vdm_jax.attention.kernels import KERNELS
-from vdm_jax.attention.patterns import AttentionPattern, External, Full, Pattern, Spatial, check_layout
-from vdm_jax.attention.relation import Bank, View
+from vdm_jax.attention.patterns import AttentionPattern, Full, Pattern, Spatial, WithExtraKeys, check_layout
 from vdm_jax.errors import UserError
 from vdm_jax.parallel.compiling import target_platform
 
@@ -27,14 +27,14 @@ def attend(
     bias: Float[Array, "*rest K Q S"] | None = None,
     frame_mask: Bool[np.ndarray, "T T"] | None = None,
     frame_valid: Bool[Array, "B T"] | None = None,
-    external: Bank | None = None,
+    extra_keys: ExtraKeys | None = None,
     offset_values: dict[str, Float[Array, "_ D"]] | None = None,
     platform: str | None = None,
-    split: str = "frames",
+    sharded_axis: str = "frames",
 ) -> Float[Array, "B T H W K D"]:
     """Attention of the tokens of a video among themselves, to tokens from outside, or both.
 
-    Cross-attention has `External(mode="replace")` for a pattern (`cross_pattern` chooses it) and neither k nor v.
+    Cross-attention has `WithExtraKeys(mode="replace")` for a pattern (`cross_pattern` chooses it) and neither k nor v.
     Sequences that are no videos stand along T, with H = W = 1: `Temporal` then shows every token every other.
     A token that sees nothing at all gets zeros (and gives no gradient).
 
@@ -50,7 +50,8 @@ def attend(
       frame_mask: which frame may see which, the same for all samples, on top of the pattern (appended independent
         images, see `independent_frames_mask`). A frame left alone by both sees itself.
       frame_valid: which frames of each sample exist; tokens of the others are not seen.
-      external: outside keys and values `[B, G, M, K, D]` for `External` patterns. G = 1: seen by all frames; G = T:
+      extra_keys: outside keys and values `[B, G, M, K, D]` for `WithExtraKeys` patterns. G = 1: seen by all frames; G =
+      T:
         group t is seen by frame t.
       offset_values: vectors added to the own values by clipped offset, one table per axis of the pattern's layout (see
         `positions.relative_values`).
@@ -60,64 +61,65 @@ def attend(
 
     Raises `UserError` for what the capability table does not list and for shapes that do not fit.
     """
-    own = not (isinstance(pattern, External) and pattern.mode == "replace")
+    own = not (isinstance(pattern, WithExtraKeys) and pattern.mode == "replace")
     if (own or context != "none") and (k is None or v is None):
         raise UserError(f"attend: pattern {pattern} in context={context!r} without k and v; permitted: k and v, or "
-                        "External(mode='replace') in context='none', where nothing of the video is exchanged")
-    _check_external(pattern, external, q.shape, own, bias, offset_values)
-    inner = pattern.inner if isinstance(pattern, External) else pattern
+                        "WithExtraKeys(mode='replace') in context='none', where nothing of the video is exchanged")
+    _check_extra_keys(pattern, extra_keys, q.shape, own, bias, offset_values)
+    inner = pattern.inner if isinstance(pattern, WithExtraKeys) else pattern
     shape = q.shape[1:4]
     check_layout(inner, shape)
-    view = View(inner, shape, _mask_bytes(frame_mask, shape[0]))
+    layout = SequenceLayout(inner, shape, _mask_bytes(frame_mask, shape[0]))
     request = Request(pattern=pattern, shape=shape, batch=q.shape[0], heads=q.shape[4], head_dim=q.shape[5],
                       dtype=q.dtype.name, platform=target_platform(platform), bias=bias is not None,
-                      frame_mask=view.mask_kind, frame_valid=frame_valid is not None, external=external is not None,
-                      external_tokens=0 if external is None else external.k.shape[2],
-                      external_hidden=external is not None and _hides(inner, external),
+                      frame_mask=layout.mask_kind, frame_valid=frame_valid is not None,
+                      extra_keys=extra_keys is not None,
+                      external_tokens=0 if extra_keys is None else extra_keys.k.shape[2],
+                      external_hidden=extra_keys is not None and _hides(inner, extra_keys),
                       offset_values=offset_values is not None)
     kernel, devices = resolve(request, kernel, context), context_size()
     if (calls := counting.calls()) is not None:
         calls.append(counting.AttentionCall(
             inner, shape, q.shape[0], q.shape[4], q.shape[5], kernel, context, own,
-            0 if external is None else external.k.shape[2], view.frame_mask))
-        return jnp.zeros_like(q, dtype=(v if own else external.v).dtype)
-    more = {"bias": bias, "frame_valid": frame_valid, "external": external}
+            0 if extra_keys is None else extra_keys.k.shape[2], layout.frame_mask))
+        return jnp.zeros_like(q, dtype=(v if own else extra_keys.v).dtype)
+    more = {"bias": bias, "frame_valid": frame_valid, "extra_keys": extra_keys}
     if offset_values is not None:  # the table lets it through to kernels alone
         more["offset_values"] = offset_values
     alone = context == "none" and offset_values is None
-    dim = local.local_dimension(view, split, devices, own) if alone else None
+    dim = local.local_dimension(layout, sharded_axis, devices, own) if alone else None
     if dim is not None:
-        out = local.attention(kernel, view, dim, devices, q, k, v, **more, own=own)
+        out = local.attention(kernel, layout, dim, devices, q, k, v, **more, own=own)
     elif context == "none" or devices == 1:
-        out = KERNELS[kernel](q, k, v, view, **more, own=own)
+        out = KERNELS[kernel](q, k, v, layout, **more, own=own)
     else:
-        out = spread(CONTEXTS[context], Call(context, kernel, view, devices, own), q, k, v, **more)
-    something = _sees_something(view, frame_valid, external, own)
+        out = run_sharded(CONTEXTS[context], Call(context, kernel, layout, devices, own), q, k, v, **more)
+    something = _sees_something(layout, frame_valid, extra_keys, own)
     return out if something is None else jnp.where(something[..., None, None, None, None], out, 0)
 
 
 def _sees_something(
-    view: View, frame_valid: Bool[Array, "B T"] | None, external: Bank | None, own: bool,
+    layout: SequenceLayout, frame_valid: Bool[Array, "B T"] | None, extra_keys: ExtraKeys | None, own: bool,
 ) -> Bool[Array, "B T"] | None:
     """Which frames see any token at all; None when all do. Positions never take everything away from a frame."""
-    if external is not None and external.mask is None:
+    if extra_keys is not None and extra_keys.mask is None:
         return None
-    table = view.frame_table & own
+    table = layout.frame_table & own
     if frame_valid is None and table.any(axis=1).all():
         return None
-    valid = jnp.ones((1, view.shape[0]), bool) if frame_valid is None else frame_valid
+    valid = jnp.ones((1, layout.shape[0]), bool) if frame_valid is None else frame_valid
     something = (table & valid[:, None, :]).any(axis=2)
-    return something if external is None else something | external.mask.any(axis=2)
+    return something if extra_keys is None else something | extra_keys.mask.any(axis=2)
 
 
-def cross_pattern(groups: int) -> External:
+def cross_pattern(groups: int) -> WithExtraKeys:
     """The pattern of cross-attention to outside tokens in so many groups: 1 for the clip, or one per frame."""
-    return External(inner=Full() if groups == 1 else Spatial(), mode="replace")
+    return WithExtraKeys(inner=Full() if groups == 1 else Spatial(), mode="replace")
 
 
-def _hides(inner: Pattern, external: Bank) -> bool:
+def _hides(inner: Pattern, extra_keys: ExtraKeys) -> bool:
     """Whether some outside tokens of a sequence are hidden from some of its queries."""
-    return external.mask is not None or (external.k.shape[1] > 1 and inner.layout != "frames")
+    return extra_keys.mask is not None or (extra_keys.k.shape[1] > 1 and inner.layout != "frames")
 
 
 def _mask_bytes(frame_mask: np.ndarray | None, frames: int) -> bytes | None:
@@ -131,18 +133,19 @@ def _mask_bytes(frame_mask: np.ndarray | None, frames: int) -> bytes | None:
     return None if frame_mask.all() else frame_mask.tobytes()
 
 
-def _check_external(pattern, external: Bank | None, shape: tuple[int, ...], own: bool, bias, offset_values) -> None:
-    if isinstance(pattern, External) != (external is not None):
-        raise UserError(f"attend: pattern {pattern} with external={'None' if external is None else 'a Bank'}; "
-                        "permitted: an External pattern together with a Bank, or neither")
-    if external is not None:
+def _check_extra_keys(pattern, extra_keys: ExtraKeys | None, shape: tuple[int, ...], own: bool, bias,
+                      offset_values) -> None:
+    if isinstance(pattern, WithExtraKeys) != (extra_keys is not None):
+        raise UserError(f"attend: pattern {pattern} with extra_keys={'None' if extra_keys is None else 'a Bank'}; "
+                        "permitted: a WithExtraKeys pattern together with a Bank, or neither")
+    if extra_keys is not None:
         batch, frames, _, _, heads, dim = shape
-        found, groups = external.k.shape, {1, frames}
+        found, groups = extra_keys.k.shape, {1, frames}
         if len(found) != 5 or found[0] != batch or found[1] not in groups or found[3:] != (heads, dim):
             permitted = " or ".join(map(str, sorted(groups)))
-            raise UserError(f"attend: external keys of shape {found}; permitted: [{batch}, {permitted}, tokens, "
+            raise UserError(f"attend: extra_keys keys of shape {found}; permitted: [{batch}, {permitted}, tokens, "
                             f"{heads}, {dim}]")
         for name, value in (("bias", bias), ("offset_values", offset_values)):
             if value is not None and not own:
-                raise UserError(f"attend: {name} is among the own tokens, which External(mode='replace') does not see; "
-                                f"permitted: {name}=None")
+                raise UserError(f"attend: {name} is among the own tokens, which WithExtraKeys(mode='replace') does not "
+                                f"see; permitted: {name}=None")

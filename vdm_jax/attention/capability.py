@@ -1,4 +1,4 @@
-"""The capability table: which pattern runs on which kernel in which context, and with what beside it.
+"""The capability table: which pattern runs on which kernel in which context, and with what next to it.
 
 What is not in the table is an error that lists what is; nothing ever falls back to something else. `kernel="auto"` is
 a value the user picks: it chooses from the table by platform, shape and pattern, and logs its choice once.
@@ -26,12 +26,12 @@ log = logging.getLogger(__name__)
 class Entry:
     """What one kernel in one context can do."""
 
-    patterns: frozenset[str]  # names; for External those of the inner pattern
+    patterns: frozenset[str]  # names; for WithExtraKeys those of the inner pattern
     platforms: tuple[str, ...] = PLATFORMS
     bias: bool = True
     frame_masks: tuple[str, ...] = ("independent images", "any")
     frame_valid: bool = True
-    external: frozenset[str] | None = None  # patterns that take outside tokens; None: all
+    extra_keys: frozenset[str] | None = None  # patterns that take outside tokens; None: all
     external_hidden: bool = True  # takes outside tokens that some queries do not see
     offset_values: bool = False
     dtypes: tuple[str, ...] | None = None  # None: any float
@@ -44,10 +44,10 @@ class Entry:
         for name in ("bias", "frame_valid", "offset_values"):
             if getattr(request, name) and not getattr(self, name):
                 return f"takes no {name}"
-        if request.external and not self.takes_external(request.pattern):
-            return f"takes no external tokens with {_name(request.pattern)}"
+        if request.extra_keys and not self.takes_external(request.pattern):
+            return f"takes no extra_keys tokens with {_name(request.pattern)}"
         if request.external_hidden and not self.external_hidden:
-            return "takes no external tokens that some queries do not see"
+            return "takes no extra_keys tokens that some queries do not see"
         if request.frame_mask is not None and request.frame_mask not in self.frame_masks:
             return f"takes no frame_mask{''.join(f' but that of {m}' for m in self.frame_masks)}"
         if request.platform not in self.platforms:
@@ -63,8 +63,8 @@ class Entry:
         return None
 
     def takes_external(self, pattern: Pattern) -> bool:
-        """Whether it takes outside tokens with a pattern, which may be an `External` one."""
-        return self.external is None or _name(pattern) in self.external
+        """Whether it takes outside tokens with a pattern, which may be an `WithExtraKeys` one."""
+        return self.extra_keys is None or _name(pattern) in self.extra_keys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Request:
     bias: bool = False
     frame_mask: str | None = None  # "independent images" (`independent_frames_mask`) or "any"
     frame_valid: bool = False
-    external: bool = False
+    extra_keys: bool = False
     external_tokens: int = 0  # that every query may see
     external_hidden: bool = False  # some of them from some queries of a sequence
     offset_values: bool = False
@@ -126,11 +126,11 @@ CAPABILITIES: dict[tuple[str, str], Entry] = {
     ("gather", "none"): Entry(_named("TemporalCausal Causal SparseCausal LocalWindow"), bounded=True),
     # cuDNN itself permits head_dim up to 256 from Hopper on; 128 is what every generation takes.
     ("cudnn", "none"): Entry(_named("Spatial Temporal TemporalCausal Full Causal SparseCausal"), platforms=("gpu",),
-                             bias=False, frame_masks=(), frame_valid=False, external=_named("Spatial Full"),
+                             bias=False, frame_masks=(), frame_valid=False, extra_keys=_named("Spatial Full"),
                              external_hidden=False, dtypes=("bfloat16", "float16"), head_dim=(8, 128)),
     ("splash", "none"): Entry(_named("Spatial Full Causal SparseCausal LocalWindow"), platforms=("tpu",), bias=False,
-                              frame_masks=("independent images",), external=frozenset(), dtypes=("bfloat16", "float32"),
-                              head_dim=(8, 256), most_rows=450_000),
+                              frame_masks=("independent images",), extra_keys=frozenset(),
+                              dtypes=("bfloat16", "float32"), head_dim=(8, 256), most_rows=450_000),
 }
 # Spatial attention never leaves a frame, and frames are never split: it has nothing to exchange.
 _EXCHANGED = _named("Temporal TemporalCausal Full Causal SparseCausal LocalWindow")
@@ -153,19 +153,19 @@ ALL = frozenset().union(*(entry.patterns for entry in CAPABILITIES.values()))  #
 
 
 def require(
-    pattern: Pattern, kernel: str, context: str, *, bias: bool = False, external: bool = False,
+    pattern: Pattern, kernel: str, context: str, *, bias: bool = False, extra_keys: bool = False,
     offset_values: bool = False,
 ) -> None:
     """Raise `UserError` unless `pattern` can run on `kernel` in `context` at all (on some platform).
 
-    `bias` says that logits get a bias, `external` that there are outside tokens, `offset_values` that values get
+    `bias` says that logits get a bias, `extra_keys` that there are outside tokens, `offset_values` that values get
     vectors of their offset.
     """
-    name = _name(pattern) + (" and a bias" if bias else "") + (" and external tokens" if external else "")
+    name = _name(pattern) + (" and a bias" if bias else "") + (" and extra_keys tokens" if extra_keys else "")
     name += " and relative value vectors" if offset_values else ""
     serving = {key: entry for key, entry in entries_for(pattern).items()
                if entry.bias >= bias and entry.offset_values >= offset_values
-               and (not external or entry.takes_external(pattern))}
+               and (not extra_keys or entry.takes_external(pattern))}
     if (kernel, context) in serving or kernel == "auto" and any(c == context for _, c in serving):
         return
     permitted = "; ".join(f"kernel={k!r} with context={c!r}" for k, c in sorted(serving))

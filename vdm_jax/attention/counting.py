@@ -29,7 +29,7 @@ class AttentionCall:
     kernel: str  # that `auto` chose
     context: str
     own: bool  # whether the own tokens are seen
-    external: int  # outside tokens that each token sees
+    extra_keys: int  # outside tokens that each token sees
     frame_mask: bytes | None
 
     @property
@@ -52,7 +52,7 @@ class AttentionCall:
 
     @property
     def _outside(self) -> int:
-        return 4 * int(np.prod(self.shape)) * self.external * self.heads * self.head_dim
+        return 4 * int(np.prod(self.shape)) * self.extra_keys * self.heads * self.head_dim
 
 
 _calls: contextvars.ContextVar[list[AttentionCall] | None] = contextvars.ContextVar("attention calls", default=None)

@@ -34,7 +34,7 @@ def split(number, run: int):
     return number // run, number % run
 
 
-class KeyFrames(NamedTuple):
+class VisibleFrames(NamedTuple):
     """The frames each query frame sees, packed to the front: `index` int `[T, M]`, `valid` bool `[T, M]`."""
 
     index: np.ndarray
@@ -93,13 +93,13 @@ class Pattern:
             table = table | np.diag(alone)
         return table
 
-    def key_frames(self, frames: int, frame_mask: np.ndarray | None = None) -> KeyFrames:
+    def key_frames(self, frames: int, frame_mask: np.ndarray | None = None) -> VisibleFrames:
         """For each query frame the frames it sees, for kernels that gather them."""
         table = self.frame_table(frames, frame_mask)
         most = max(int(table.sum(axis=1).max()), 1)
         order = np.argsort(~table, axis=1, kind="stable")[:, :most]  # visible ones first, in order of time
         valid = np.take_along_axis(table, order, axis=1)
-        return KeyFrames(np.where(valid, order, order[:, :1]).astype(np.int32), valid)
+        return VisibleFrames(np.where(valid, order, order[:, :1]).astype(np.int32), valid)
 
     def position_pairs(self, size: tuple[int, int]) -> int:
         """Number of visible (query, key) pairs of positions between two frames that see each other: counted, unless all
@@ -246,15 +246,16 @@ OwnPattern = Spatial | Temporal | Full | Causal | TemporalCausal | SparseCausal 
 
 
 @config
-class External(Pattern):
-    """Keys and values from outside the video, seen by all its tokens beside (or instead of) what `inner` shows them.
+class WithExtraKeys(Pattern):
+    """Keys and values from outside the video, seen by all its tokens in addition to (or instead of) what `inner` shows
+    them.
 
-    The bank is given to `attend` as `external`: reference features (ReferenceNet), key frames (ControlVideo, Rerender)
-    or text tokens (Imagen appends them to self-attention).
+    They are given to `attend` as `extra_keys`: reference features (ReferenceNet), key frames (ControlVideo,
+    Rerender) or text tokens (Imagen appends them to self-attention).
     """
 
     inner: OwnPattern = Spatial()
-    mode: Literal["append", "replace"] = "append"  # beside the own tokens, or instead of them
+    mode: Literal["append", "replace"] = "append"  # in addition to the own tokens, or instead of them
 
     @property
     def layout(self) -> str:
@@ -284,7 +285,7 @@ class External(Pattern):
         return self.inner.pairs(shape, frame_mask) if self.mode == "append" else 0
 
 
-AttentionPattern = Spatial | Temporal | Full | Causal | TemporalCausal | SparseCausal | LocalWindow | External
+AttentionPattern = Spatial | Temporal | Full | Causal | TemporalCausal | SparseCausal | LocalWindow | WithExtraKeys
 
 
 def attention_flops(
@@ -293,15 +294,15 @@ def attention_flops(
     *,
     heads: int,
     head_dim: int,
-    external: int = 0,
+    extra_keys: int = 0,
     frame_mask: np.ndarray | None = None,
 ) -> int:
     """Exact FLOPs (2 per multiply-add) of one clip's forward pass: scores and weighted sum of what the mask shows.
 
-    `external` is the number of outside tokens that each video token sees. A backward pass from saved softmax
+    `extra_keys` is the number of outside tokens that each video token sees. A backward pass from saved softmax
     statistics does 2.5 times as much (five products of this size against two).
     """
-    pairs = pattern.pairs(shape, frame_mask) + int(np.prod(shape)) * external
+    pairs = pattern.pairs(shape, frame_mask) + int(np.prod(shape)) * extra_keys
     return 4 * pairs * heads * head_dim
 
 

@@ -63,7 +63,7 @@ class Watch:
         self._wall, self._cpu, self._busy = time.perf_counter(), time.process_time(), busy_seconds()
 
     def share(self) -> float | None:
-        """Their part of all cores; None where the system does not tell, or after less than a few of its ticks."""
+        """Their part of all cores; None where the system does not say, or after less than a few of its ticks."""
         wall = time.perf_counter() - self._wall
         if self._busy is None or wall < LEAST_WATCHED:
             return None

@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # JAX is not imported for every command
 
 T = TypeVar("T")
 VALIDATION_SPLIT = Annotated[Literal["validation", "train"], tyro.conf.arg(
-    help="clips of validation losses and sample sheets; train: for data so small that its validation split has none")]
+    help="clips of validation losses and sample grids; train: for data so small that its validation split has none")]
 # Of sample, evaluate and generate: an option's name says which of the two ways to write guidance it is.
 GUIDANCE = Annotated[Guidance | None, tyro.conf.arg(
     help="w in cond + w (cond - uncond), of a cascade's first stage; 0 is off. --guidance-scale is 1 + w: give one")]

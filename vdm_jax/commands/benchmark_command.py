@@ -83,7 +83,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def write_results(record: dict[str, Any], folder: Path, *, plots: bool) -> list[Path]:
-    """Table and, if wanted, pictures beside the record; returns the files."""
+    """Table and, if wanted, pictures next to the record; returns the files."""
     from vdm_jax.benchmark.report import markdown
     from vdm_jax.video.writing import atomic_path
 

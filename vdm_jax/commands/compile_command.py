@@ -17,7 +17,6 @@ from vdm_jax.commands.configs import load_cascade
 from vdm_jax.configuration import Count, Positive, Size
 from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.errors import UserError
-from vdm_jax.networks.config import WordEncoder
 from vdm_jax.parallel.mesh import MeshSpec
 from vdm_jax.stages.stage import Experiment
 from vdm_jax.training.report import log_console
@@ -73,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
         parse_with_rest(Compile, ["--help"], program)
     options, rest = parse_with_rest(Compile, arguments, program)
     _check(options)
-    experiment = with_known_words(override(load_cascade(options.config), rest, f"{program} {options.config}"))
+    experiment = with_known_vocabulary(override(load_cascade(options.config), rest, f"{program} {options.config}"))
     from vdm_jax.planning.advice import capacity_of
     from vdm_jax.planning.cache import Reports, default_folder, devices_of
 
@@ -95,20 +94,10 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def with_known_words(experiment: Experiment) -> Experiment:
+def with_known_vocabulary(experiment: Experiment) -> Experiment:
     """Fill in vocabularies that are known without reading the data."""
     words = None if experiment.data is None else experiment.data.vocabulary()
-    if words is None:
-        return experiment
-
-    def filled(stage):
-        text = stage.network.text
-        if not isinstance(text, WordEncoder) or text.words:
-            return stage
-        network = dataclasses.replace(stage.network, text=dataclasses.replace(text, words=words))
-        return dataclasses.replace(stage, network=network)
-
-    return dataclasses.replace(experiment, stages=tuple(filled(stage) for stage in experiment.stages))
+    return experiment if words is None else experiment.with_words(words)
 
 
 def parse_mesh(text: str) -> MeshSpec:

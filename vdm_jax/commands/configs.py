@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # names and headers of configs are read without JAX
 
 
 def config_folder() -> Path:
-    """The folder of shipped configs: beside the package in a checkout, installed with it otherwise."""
+    """The folder of shipped configs: next to the package in a checkout, installed with it otherwise."""
     beside = PACKAGE.parent / "configs"
     if beside.is_dir():
         return beside

@@ -39,8 +39,8 @@ class Evaluate:
     """Generate videos of held-back test captions and score what they show: number of digits, colour, digit, motion, and
     the whole caption.
 
-    Writes evaluation.json, evaluation.md and a sheet of the first videos (evaluation.png). The generated score stands
-    beside its ceiling (the same scorer on real clips) and its floor (real clips with wrong captions).
+    Writes evaluation.json, evaluation.md and a grid of the first videos (evaluation.png). The generated score stands
+    next to its ceiling (the same scorer on real clips) and its floor (real clips with wrong captions).
 
     With --metrics the run's videos are measured instead (any data set): metrics.json and metrics.md give every score
     with its protocol, counts, detector and 95 % interval. Videos and what was measured of them are kept in metrics/, so
@@ -129,7 +129,7 @@ def main(arguments: Sequence[str]) -> int:
     from vdm_jax.benchmark.plots import require_matplotlib
     from vdm_jax.commands.progress import sampling_progress
     from vdm_jax.evaluation.digits import evaluate_digits, scorer_of
-    from vdm_jax.video.sheets import sheet
+    from vdm_jax.video.grids import sample_grid
     from vdm_jax.video.writing import atomic_path, write_png
 
     console = log_console()
@@ -156,7 +156,7 @@ def main(arguments: Sequence[str]) -> int:
                        ("evaluation.md", result.table())):
         with atomic_path(out / name) as temporary:
             temporary.write_text(text)
-    write_png(out / "evaluation.png", sheet(result.videos[:8], result.captions[:8]))
+    write_png(out / "evaluation.png", sample_grid(result.videos[:8], result.captions[:8]))
     print(result.table())
     print(out / "evaluation.json")
     return 0

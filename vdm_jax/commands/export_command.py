@@ -26,7 +26,7 @@ class Export:
     """Write the averaged weights of a run's trained stages, with their config, as a folder that samples like a run.
 
     Of a run of autoencoders each stage becomes OUT/STAGE/autoencoder.safetensors, which latent stages take; scale and
-    shift of its latents are measured anew. README.md beside the weights is their model card: stages, data, steps of
+    shift of its latents are measured anew. README.md next to the weights is their model card: stages, data, steps of
     training, the scores that 'vdm-jax evaluate' has recorded, licence, versions.
 
     Examples:

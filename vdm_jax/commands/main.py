@@ -22,7 +22,7 @@ COMMANDS = {
     "train": "train the stages of a config into a run directory, resuming where it stopped",
     "sample": "generate videos of captions from a run",
     "generate": "generate pictures or videos with released weights, such as Stable Video Diffusion",
-    "evaluate": "score a run's videos beside the ceiling of real clips and the floor of wrong captions",
+    "evaluate": "score a run's videos next to the ceiling of real clips and the floor of wrong captions",
     "measure": "score folders of video files, whoever made them, with their sound or against real ones",
     "report": "write one page about runs: configs, curves, samples, videos and scores side by side",
     "compile": "say what a stage needs on given chips: memory, FLOPs, communication, step time at best",

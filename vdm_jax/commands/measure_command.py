@@ -22,8 +22,8 @@ class Measure:
     """Score the video files of a folder, whoever made them. All files have one size and one length.
 
     With --against the real videos of another folder: fvd, kvd, b_fvd, fvd_c3d and fid compare the folders, psnr, ssim
-    and lpips files of the same name. clipsim and prompt_consistency read captions from .txt files beside the videos,
-    av_align the sound in the files or .wav files beside them. Every score is printed with how it was made, and written
+    and lpips files of the same name. clipsim and prompt_consistency read captions from .txt files next to the videos,
+    av_align the sound in the files or .wav files next to them. Every score is printed with how it was made, and written
     with --out.
 
     Examples:

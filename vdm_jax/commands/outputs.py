@@ -41,11 +41,11 @@ def check_videos(paths: Sequence[Path], fps: float, count: int, size: tuple[int,
     Raises:
       UserError: naming the file, the rate or size, and what is permitted.
     """
-    from vdm_jax.video.sheets import tiled_size  # here: what lists configs imports no NumPy
+    from vdm_jax.video.grids import tiled_size  # here: what lists configs imports no NumPy
     from vdm_jax.video.writing import check_output
 
     for path in paths:
-        if path.suffix.lower() != ".png":  # a sheet of frames, at no rate
+        if path.suffix.lower() != ".png":  # a grid of frames, at no rate
             check_output(path, fps, tiled_size(count, *size) if size else None)
 
 
@@ -65,7 +65,7 @@ def check_folder(path: Path, flag: str = "--out") -> None:
 
 
 def _check_writable(folder: Path, what: str) -> None:
-    """Write a byte into a folder and take it back: permissions alone do not tell of full and read-only disks."""
+    """Write a byte into a folder and take it back: permissions alone do not show full and read-only disks."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"0")

@@ -68,15 +68,15 @@ def search_progress() -> Iterator[Callable[[Any], None]]:
     with rich.progress.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)
 
-        def show(told: Any) -> None:
-            left = "" if told.left is None else f", at most {duration(told.left)} left"
-            count = f"{told.done} of at most {told.most} programs{left}"
-            bar.update(task, completed=told.done, total=told.most, description=count)
-            needed = told.report.get("memory", {}).get("needed") if told.report else None
-            if told.report:
+        def show(step: Any) -> None:
+            left = "" if step.left is None else f", at most {duration(step.left)} left"
+            count = f"{step.done} of at most {step.most} programs{left}"
+            bar.update(task, completed=step.done, total=step.most, description=count)
+            needed = step.report.get("memory", {}).get("needed") if step.report else None
+            if step.report:
                 size = f", {amount(needed)} per device" if needed else ""
-                console.print(f"{told.text}: {told.report['verdict']}{size} ({count})", markup=False)
+                console.print(f"{step.text}: {step.report['verdict']}{size} ({count})", markup=False)
             elif not console.is_terminal:
-                console.print(f"{told.text} ...", markup=False)
+                console.print(f"{step.text} ...", markup=False)
 
         yield show

@@ -16,7 +16,7 @@ from vdm_jax.runs.directory import find_run
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Write one HTML file about one or several runs: configs and how they differ, curves, sample sheets, playable
+    """Write one HTML file about one or several runs: configs and how they differ, curves, sample grids, playable
     videos, scores side by side (those that were made differently are marked). It needs no network and no other file.
 
     Examples:

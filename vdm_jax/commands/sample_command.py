@@ -27,7 +27,7 @@ class Sample:
     the layout of diffusers. Captions of runs that read embeddings of CLIP or T5 are encoded where the encoder's folder
     is known: the run says it if 'vdm-jax embed' made the embeddings, or --encoder does. The same seed gives the same
     videos, whatever else is generated with them. The suffix of --out decides what is written: .mp4 or .gif shows all
-    videos side by side, .png is a sheet with one row of frames per video.
+    videos side by side, .png is a grid with one row of frames per video.
 
     Examples:
       vdm-jax sample captioned_digits "a red 3 moving left" --out three.gif
@@ -48,8 +48,8 @@ class Sample:
     guidance_scale: GUIDANCE_SCALE = None
     labels: tuple[Label, ...] = ()  # class numbers, one per caption, for stages that take a class; -1 is none
     split_guidance: bool | None = None  # a video's two estimates on two halves of the devices; the config's by default
-    fps: Positive | None = None  # frames per second that the first stage is told, where it takes them
-    motion: NonNegative | None = None  # how much moves (a bucket), for stages that are told; their own by default
+    fps: Positive | None = None  # frames per second that the first stage is conditioned on, where it takes them
+    motion: NonNegative | None = None  # how much moves (a bucket), for stages conditioned on it; their own by default
     first: str | None = None  # begin with this stage, one that fills in frames and takes --image instead
     last: str | None = None  # stop after this stage, e.g. base
     image: tuple[Path, ...] = ()  # pictures that become the first frames: one for all captions, or one for each
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str]) -> int:
     labels = [label for label in options.labels for _ in range(options.count)] or None
     common = {"seed": options.seed, "steps": options.steps, "guidance": options.guidance,
               "guidance_scale": options.guidance_scale, "labels": labels, "split_guidance": options.split_guidance,
-              "known": pictured(options, generator.experiment), "fps": options.fps,
+              "masked_video": pictured(options, generator.experiment), "fps": options.fps,
               "references": referenced(options, generator.experiment),
               **text_embeddings(generator, captions, options)}
     with sampling_progress() as progress:
@@ -133,10 +133,9 @@ def text_embeddings(generator: Any, captions: Sequence[str], options: Sample) ->
     lets it do. Raises `UserError` where they are needed and not given, given and not needed, or lack a caption."""
     from vdm_jax.data.embeddings import EncoderFolder, TextEmbeddings, WithEmbeddings
     from vdm_jax.generation.encoding import RunEncoder
-    from vdm_jax.networks.config import EmbeddedText
 
     experiment = generator.experiment
-    reads = [stage.name for stage in experiment.stages if isinstance(stage.network.text, EmbeddedText)]
+    reads = [stage for stage, text in experiment.texts.items() if text.embedded]
     given = {name: getattr(options, name) for name in ("embeddings", "encoder") if getattr(options, name) is not None}
     if len(given) > 1 or given and not reads:
         name, value = next(iter(given.items()))
@@ -161,15 +160,15 @@ def text_embeddings(generator: Any, captions: Sequence[str], options: Sample) ->
 
 
 def pictured(options: Sample, experiment: Any) -> Any:
-    """The pictures of --image as the known first frames of the first stage's videos, or None. Raises `UserError` for a
+    """The pictures of --image as the first frames of the first stage's videos, or None. Raises `UserError` for a
     file that is no picture."""
     if not options.image:
         return None
     video = (experiment.stage(options.first) if options.first else experiment.stages[0]).video
-    from vdm_jax.conditions.frame_masks import first_frame_known
+    from vdm_jax.conditions.frame_masks import masked_first_frame
     from vdm_jax.video.arrays import to_float
 
-    return first_frame_known(to_float(_pictures("image", options, video)), video.frames)
+    return masked_first_frame(to_float(_pictures("image", options, video)), video.frames)
 
 
 def referenced(options: Sample, experiment: Any) -> Any:
@@ -209,10 +208,10 @@ def extended(generator: Any, captions: Sequence[str], options: Sample, **common:
     if others and options.last != first.name:
         raise UserError(f"--frames={options.frames} with --last={options.last}: only the first stage can be extended; "
                         f"permitted: --last {first.name}")
-    completion = first.sampling.completion
+    inpainting = first.sampling.inpainting
     if options.method is not None:
-        completion = dataclasses.replace(completion, method=options.method)
-    return generator.extend(captions, frames=options.frames, overlap=options.overlap, completion=completion, **common)
+        inpainting = dataclasses.replace(inpainting, method=options.method)
+    return generator.extend(captions, frames=options.frames, overlap=options.overlap, inpainting=inpainting, **common)
 
 
 def check(options: Sample) -> None:

@@ -14,7 +14,7 @@ from vdm_jax.configuration import digest
 if TYPE_CHECKING:  # what is recorded is read without JAX
     from vdm_jax.stages.autoencoding import AnyStage
 
-SIZES = "sizes.json"  # beside the shipped configs, whose networks take a minute to count
+SIZES = "sizes.json"  # next to the shipped configs, whose networks take a minute to count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ def _sizes(config: str) -> tuple[StageSize, ...]:
 
 
 def _files(config: str) -> str:
-    """Hash of a config's file and of the private files beside it."""
+    """Hash of a config's file and of the private files next to it."""
     path = config_names()[config]
     content = (file.read_bytes() for file in (path, *sorted(path.parent.glob("_*.py"))))
     return hashlib.sha256(b"\0".join(content)).hexdigest()[:16]

@@ -18,7 +18,6 @@ from vdm_jax.configuration import Count, CountOrZero
 from vdm_jax.data.embeddings import TextEmbeddings, WithEmbeddings
 from vdm_jax.data.opening import caption_words, open_source
 from vdm_jax.errors import UserError
-from vdm_jax.networks.config import WordEncoder
 from vdm_jax.parallel.processes import first, start_processes, together
 from vdm_jax.runs.autoencoders import resolved
 from vdm_jax.runs.directory import await_run, check_run, find_run, open_run, read_cascade, stage_checkpoints
@@ -231,24 +230,15 @@ def resolve(experiment: AnyExperiment, run: Path, data_dir: Path | None) -> AnyE
         return experiment
     stored = read_cascade(find_run(run)) if (run / "config.json").exists() else None
     experiment = with_encoder(resolved(with_hashes(experiment, stored) if stored else experiment), stored)
-    if not any(isinstance(s.network.text, WordEncoder) and not s.network.text.words for s in experiment.stages):
+    if not experiment.open_vocabulary:
         return experiment
     if stored is not None:
-        texts = [s.network.text for s in stored.stages if isinstance(s.network.text, WordEncoder)]
-        words = texts[0].words if texts else ()
+        words = next((text.words for text in stored.texts.values() if not text.embedded), ())
     else:
         images = dict.fromkeys(stage.training.image_data for stage in experiment.stages)
         words = caption_words(experiment.data, open_source(experiment.data, "train", data_dir),
                               [open_source(data, "train", data_dir) for data in images if data is not None])
-
-    def with_words(stage):
-        text = stage.network.text
-        if not isinstance(text, WordEncoder) or text.words:
-            return stage
-        network = dataclasses.replace(stage.network, text=dataclasses.replace(text, words=words))
-        return dataclasses.replace(stage, network=network)
-
-    return dataclasses.replace(experiment, stages=tuple(with_words(s) for s in experiment.stages))
+    return experiment.with_words(words)
 
 
 def with_encoder(experiment: Experiment, stored: Experiment | None) -> Experiment:

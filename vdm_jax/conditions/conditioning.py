@@ -22,7 +22,7 @@ from vdm_jax.errors import UserError
 # How a condition enters a network: as channels of the noisy video, in its conditioning vector, as tokens of
 # cross-attention, as further keys and values of self-attention (features), or as the frames that exist.
 Way = Literal["channels", "vector", "tokens", "features", "frames"]
-Guidance = Literal["prompt", "known"]  # what guidance leaves out of the unconditional estimate (`Sampling.guided_by`)
+Guidance = Literal["prompt", "frames"]  # what guidance leaves out of the unconditional estimate (`Sampling.guided_by`)
 Shapes = dict[str, tuple[tuple[int, ...], Any]]  # shape of one example and dtype, by name
 Stage = Any  # `stages.stage.Stage`, of a room below
 Network = Any  # config of a network
@@ -44,8 +44,8 @@ class Conditioning:
     labels: Int[Array, " B"] | None = None  # class numbers; -1 is the null class
     low_resolution: Float[Array, "B T H W C"] | None = None  # already at the size of the video, in [-1, 1]
     augmentation: Float[Array, " B"] | None = None  # log-SNR of the noise added to low_resolution
-    observed: Float[Array, "B T H W C"] | None = None  # conditioning frames, zero elsewhere
-    observed_mask: Float[Array, "B T H W 1"] | None = None  # 1 where observed
+    conditioning_frames: Float[Array, "B T H W C"] | None = None  # conditioning frames, zero elsewhere
+    conditioning_mask: Float[Array, "B T H W 1"] | None = None  # 1 where observed
     image: Float[Array, "B 1 H W C"] | None = None  # latents of the first frame; zeros: none
     # True where a frame exists; a padded one is seen by none and has no loss. Absent: all exist.
     frame_valid: Bool[Array, "B T"] | None = None
@@ -75,9 +75,9 @@ class Conditioning:
         the prompt, for all samples or for those where `where` is True."""
         return self.without("prompt", where)
 
-    def without_known(self) -> Conditioning:
+    def without_frames(self) -> Conditioning:
         """The same without conditioning frames."""
-        return self.without("known")
+        return self.without("frames")
 
     def window(self, start: int | Int[Array, ""], length: int, frames: int) -> Conditioning:
         """The same for `length` frames from `start` on, which may be traced, of a video of `frames`: what belongs to
@@ -142,7 +142,7 @@ class SampledVideos:
     stage: Stage
     keys: Key[Array, " B"]
     low: Float[Array, "B T H W 3"] | None  # of the stage before
-    known: Any  # `frame_masks.Known` in what the network denoises, or None
+    masked_video: Any  # `frame_masks.MaskedVideo` in what the network denoises, or None
     corrupt: bool  # whether `low` is augmented
     shared_noise: bool  # all frames get the same noise
     encode: Encode | None

@@ -32,7 +32,7 @@ _NOISE_STREAM = 2**31 - 4  # of a sample's key, of which samplers draw from 0, 1
 
 @config
 class FirstFrame(VideoSource):
-    """The picture a video begins with, whose latents the network sees beside every frame (Blattmann et al. 2023, arXiv
+    """The picture a video begins with, whose latents the network sees next to every frame (Blattmann et al. 2023, arXiv
     2311.15127, appendix D): noise is added to its pixels, then the mode of its moments is taken, not scaled."""
 
     shown = "first frame"
@@ -56,13 +56,13 @@ class FirstFrame(VideoSource):
         """All frames."""
         return frames
 
-    def given(self, known: Any, stage: Stage) -> tuple[Any, Any]:
+    def given(self, masked_video: Any, stage: Stage) -> tuple[Any, Any]:
         """The first frames that are given. Raises `UserError` where more or less is given."""
-        mask = np.broadcast_to(known.mask, (*known.video.shape[:-1], 1))
+        mask = np.broadcast_to(masked_video.mask, (*masked_video.video.shape[:-1], 1))
         if not mask[:, 0].all() or mask[:, 1:].any():
-            raise UserError(f"stage {stage.name!r} begins with a picture, and something else is known of its videos; "
-                            "permitted: their first frames, such as frame_masks.first_frame_known makes")
-        return known.video[:, :1], None
+            raise UserError(f"stage {stage.name!r} begins with a picture, and other conditioning frames are given; "
+                            "permitted: their first frames, such as frame_masks.masked_first_frame makes")
+        return masked_video.video[:, :1], None
 
 
 class FirstFramePicture(Condition):

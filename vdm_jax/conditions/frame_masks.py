@@ -1,9 +1,10 @@
-"""What is known of a video, and how a network is told of it.
+"""Conditioning frames: masked videos, and the masking strategies of training.
 
-A network with `UNet.observed` takes the known frames or pixels, zero elsewhere, and a mask as four more input channels
-(Make-A-Video: Singer et al. 2022, arXiv 2209.14792, section 3.3; Lumiere: Bar-Tal et al. 2024, arXiv 2401.12945).
-One network then animates a picture, goes on with a clip, fills in frames or pixels, or makes a video from nothing, as
-far as its training showed it such cases: each training clip draws one of the stage's observations.
+A network with `UNet.conditioning_frames` takes the conditioning frames or pixels, zero elsewhere, and a mask as four
+more input channels (Make-A-Video: Singer et al. 2022, arXiv 2209.14792, section 3.3; Lumiere: Bar-Tal et al. 2024,
+arXiv 2401.12945). One network then animates a picture, goes on with a clip, fills in frames or pixels, or makes a video
+from nothing, as far as its training showed it such cases: each training clip draws one of the stage's masking
+strategies.
 """
 
 from __future__ import annotations
@@ -25,23 +26,23 @@ from vdm_jax.configuration import (
     check_value,
     config,
 )
-from vdm_jax.diffusion.conditional import Error, known_error, low_resolution_error
+from vdm_jax.diffusion.conditional import Error, low_resolution_error, masked_error
 from vdm_jax.errors import UserError
 from vdm_jax.video.arrays import resize
 
 
-class Known(NamedTuple):
+class MaskedVideo(NamedTuple):
     """A part of a video that is given."""
 
-    video: Float[Array, "B T H W 3"]  # in [-1, 1]; of no matter where it is not known
-    mask: Float[Array, "B T H W 1"]  # 1 where it is known, broadcastable to the video
-    # For reconstruction guidance also: frames with pixels averaged to some size, and which of them (1) are known so
+    video: Float[Array, "B T H W 3"]  # in [-1, 1]; of no matter where the mask is 0
+    mask: Float[Array, "B T H W 1"]  # 1 where it is given, broadcastable to the video
+    # For reconstruction guidance also: frames with pixels averaged to some size, and which of them (1) are given so
     low: Float[Array, "B T H2 W2 3"] | None = None
     low_mask: Float[Array, "B T 1 1 1"] | None = None
 
     def errors(self) -> list[Error]:
-        """Squared errors of an estimate where something is known."""
-        found = [known_error(self.video, self.mask)]
+        """Squared errors of an estimate where something is given."""
+        found = [masked_error(self.video, self.mask)]
         if self.low is not None:
             height, width = self.low.shape[2:4]
             found.append(low_resolution_error(
@@ -51,20 +52,20 @@ class Known(NamedTuple):
 
 @config
 class _Weighted:
-    weight: Positive = 1.0  # how often it is drawn, relative to the stage's other observations
+    weight: Positive = 1.0  # how often it is drawn, relative to the stage's other strategies
 
 
 @config
-class NothingKnown(_Weighted):
+class NoMask(_Weighted):
     """The video is made from nothing."""
 
     def mask(self, key: Key[Array, ""], frames: int, height: int, width: int) -> Float[Array, "1 1 1 1"]:
-        """1 where the clip is known, broadcastable to `[T, H, W, 1]`."""
+        """1 where the clip is given, broadcastable to `[T, H, W, 1]`."""
         return jnp.zeros((1, 1, 1, 1))
 
 
 @config
-class FramesKnown(_Weighted):
+class FrameMask(_Weighted):
     """Whole frames: the first ones (a picture to animate, a clip to go on with), the last ones, every k-th one (frames
     in between are made), or any of these together."""
 
@@ -74,15 +75,15 @@ class FramesKnown(_Weighted):
 
     def __post_init__(self):
         if not max(self.first, self.last, self.every):
-            raise UserError(f"FramesKnown(first={self.first}, last={self.last}, every={self.every}) is not valid; "
+            raise UserError(f"FrameMask(first={self.first}, last={self.last}, every={self.every}) is not valid; "
                             "permitted: at least one above 0")
 
     def mask(self, key: Key[Array, ""], frames: int, height: int, width: int) -> Float[Array, "T 1 1 1"]:
-        """1 where the clip is known, broadcastable to `[T, H, W, 1]`."""
+        """1 where the clip is given, broadcastable to `[T, H, W, 1]`."""
         number = jnp.arange(frames)
-        known = (number < self.first) | (number >= frames - self.last)
-        known |= number % self.every == 0 if self.every else False
-        return known.astype(jnp.float32)[:, None, None, None]
+        given = (number < self.first) | (number >= frames - self.last)
+        given |= number % self.every == 0 if self.every else False
+        return given.astype(jnp.float32)[:, None, None, None]
 
 
 @config
@@ -105,80 +106,80 @@ class _Boxed(_Weighted):
 
 
 @config
-class BoxKnown(_Boxed):
+class BoxMask(_Boxed):
     """In all frames the same: what lies outside a random box (inpainting), or what lies inside (outpainting)."""
 
     inside: bool = False
 
     def mask(self, key: Key[Array, ""], frames: int, height: int, width: int) -> Float[Array, "1 H W 1"]:
-        """1 where the clip is known, broadcastable to `[T, H, W, 1]`."""
+        """1 where the clip is given, broadcastable to `[T, H, W, 1]`."""
         box = self.box(key, height, width)
         return (box if self.inside else ~box).astype(jnp.float32)
 
 
 @config
-class StillKnown(_Boxed):
+class CinemagraphMask(_Boxed):
     """The first frame, and in all others the same still picture outside a random box, in which alone something moves
-    (cinemagraphs). What the video is told to be there is the first frame's, not its own."""
+    (cinemagraphs). The conditioning there is the first frame's, not its own."""
 
     def mask(self, key: Key[Array, ""], frames: int, height: int, width: int) -> Float[Array, "T H W 1"]:
-        """1 where the picture is known, broadcastable to `[T, H, W, 1]`."""
+        """1 where the picture is given, broadcastable to `[T, H, W, 1]`."""
         first = (jnp.arange(frames) == 0)[:, None, None, None]
         return (first | ~self.box(key, height, width)).astype(jnp.float32)
 
 
-Observation = NothingKnown | FramesKnown | BoxKnown | StillKnown
+MaskingStrategy = NoMask | FrameMask | BoxMask | CinemagraphMask
 
 
-def draw_known(
-    observations: tuple[Observation, ...], x: Float[Array, "B T H W C"], keys: Key[Array, " B"],
+def draw_masked_video(
+    masking: tuple[MaskingStrategy, ...], x: Float[Array, "B T H W C"], keys: Key[Array, " B"],
     valid: Bool[Array, "B T"] | None = None,
-) -> Known:
-    """What of training clips `x` is known: one observation per clip, drawn by weight, from its own key alone.
+) -> MaskedVideo:
+    """Training clips `x` as masked videos: one masking strategy per clip, drawn by weight, from its own key alone.
 
-    Of a frame that does not exist (`valid` False) nothing is known.
+    Of a frame that does not exist (`valid` False) nothing is given.
     """
-    weights = jnp.array([observation.weight for observation in observations])
-    still = jnp.array([isinstance(observation, StillKnown) for observation in observations])
+    weights = jnp.array([strategy.weight for strategy in masking])
+    still = jnp.array([isinstance(strategy, CinemagraphMask) for strategy in masking])
     shape = (*x.shape[1:-1], 1)
 
     def draw(key: Array) -> tuple[Array, Array]:
-        task_key, *keys = jax.random.split(key, 1 + len(observations))
+        task_key, *keys = jax.random.split(key, 1 + len(masking))
         task = jax.random.categorical(task_key, jnp.log(weights))
-        masks = [jnp.broadcast_to(observation.mask(key, *shape[:3]), shape)
-                 for observation, key in zip(observations, keys, strict=True)]
+        masks = [jnp.broadcast_to(strategy.mask(key, *shape[:3]), shape)
+                 for strategy, key in zip(masking, keys, strict=True)]
         return jnp.stack(masks)[task], still[task]
 
     mask, is_still = jax.vmap(draw)(keys)
     if valid is not None:
         mask = mask * valid[:, :, None, None, None]
-    if any(isinstance(observation, StillKnown) for observation in observations):
+    if any(isinstance(strategy, CinemagraphMask) for strategy in masking):
         x = jnp.where(is_still[:, None, None, None, None], x[:, :1], x)
-    return Known(x, mask)
+    return MaskedVideo(x, mask)
 
 
-def key_frames_known(video: Float[Array, "B T H W 3"], every: int) -> Known:
+def masked_key_frames(video: Float[Array, "B T H W 3"], every: int) -> MaskedVideo:
     """Videos of which frames 0, every, 2 every, ... are given; the last given one is the last of all."""
     batch, given, height, width, _ = video.shape
     frames = (given - 1) * every + 1
     mask = (jnp.arange(frames) % every == 0).astype(jnp.float32)[None, :, None, None, None]
     whole = jnp.zeros((batch, frames, height, width, 3), video.dtype).at[:, ::every].set(video)
-    return Known(whole, jnp.broadcast_to(mask, (batch, frames, 1, 1, 1)))
+    return MaskedVideo(whole, jnp.broadcast_to(mask, (batch, frames, 1, 1, 1)))
 
 
-def first_frame_known(pictures: Float[Array, "B H W 3"], frames: int) -> Known:
+def masked_first_frame(pictures: Float[Array, "B H W 3"], frames: int) -> MaskedVideo:
     """Videos of which the first frame is given, as pictures of the videos' size in [-1, 1]."""
     mask = (jnp.arange(frames) == 0).astype(jnp.float32)[None, :, None, None, None]
     video = jnp.broadcast_to(pictures[:, None], (len(pictures), frames, *pictures.shape[1:]))
-    return Known(video, jnp.broadcast_to(mask, (len(pictures), frames, 1, 1, 1)))
+    return MaskedVideo(video, jnp.broadcast_to(mask, (len(pictures), frames, 1, 1, 1)))
 
 
-def low_resolution_known(
+def masked_low_resolution(
     low: Float[ArrayLike, "B N H2 W2 3"], every: int, shape: tuple[int, int, int, int], start: int = 0,
-    known: Known | None = None,
-) -> Known:
+    masked_video: MaskedVideo | None = None,
+) -> MaskedVideo:
     """What a low-resolution video in [-1, 1], whose frames are every so many frames of a larger one, says of the part
-    of that one that begins at frame `start` and has `shape` (T, H, W, 3); added to what is known of it besides. Ho et
+    of that one that begins at frame `start` and has `shape` (T, H, W, 3); added to what is given of it. Ho et
     al. 2022, arXiv 2204.03458, section 3.1. Raises `UserError` for pixels that do not divide the video's."""
     low = np.asarray(low, np.float32)
     for name, size, part in zip(("height", "width"), shape[1:3], low.shape[2:4], strict=True):
@@ -189,6 +190,7 @@ def low_resolution_known(
     there = (numbers % every == 0) & (numbers // every < low.shape[1])
     frames = low[:, np.minimum(numbers // every, low.shape[1] - 1)]
     mask = np.broadcast_to(there.astype(np.float32)[None, :, None, None, None], (len(low), shape[0], 1, 1, 1))
-    if known is None:
-        known = Known(np.zeros((len(low), *shape), np.float32), np.zeros((len(low), 1, 1, 1, 1), np.float32))
-    return known._replace(low=frames, low_mask=mask)
+    if masked_video is None:
+        masked_video = MaskedVideo(np.zeros((len(low), *shape), np.float32),
+                                   np.zeros((len(low), 1, 1, 1, 1), np.float32))
+    return masked_video._replace(low=frames, low_mask=mask)

@@ -1,9 +1,9 @@
 """Conditioning frames: frames or pixels of the video itself that are given, and their mask, as channels.
 
-A network with `observed` takes them, zero elsewhere, and the mask as further input channels (Make-A-Video: Singer et
-al. 2022, arXiv 2209.14792, section 3.3; Lumiere: Bar-Tal et al. 2024, arXiv 2401.12945). One network then animates a
-picture, goes on with a clip, fills in frames or pixels, or makes a video from nothing, as far as its training showed it
-such cases (`frame_masks.py`).
+A network with `conditioning_frames` takes them, zero elsewhere, and the mask as further input channels (Make-A-Video:
+Singer et al. 2022, arXiv 2209.14792, section 3.3; Lumiere: Bar-Tal et al. 2024, arXiv 2401.12945). One network then
+animates a picture, goes on with a clip, fills in frames or pixels, or makes a video from nothing, as far as its
+training showed it such cases (`frame_masks.py`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from vdm_jax.conditions.conditioning import (
     Stage,
     TrainingClips,
 )
-from vdm_jax.conditions.frame_masks import Known, draw_known, key_frames_known
+from vdm_jax.conditions.frame_masks import MaskedVideo, draw_masked_video, masked_key_frames
 from vdm_jax.conditions.sources import VideoSource
 from vdm_jax.configuration import Range, config
 from vdm_jax.diffusion.arrays import noise_from_keys
@@ -63,17 +63,18 @@ class KeyFrames(VideoSource):
         """Never: a part would begin between them."""
         return False
 
-    def known(self, low: Float[Array, "B T H W 3"] | None, known: Known | None) -> Known | None:
+    def masked_video(self, low: Float[Array, "B T H W 3"] | None,
+                     masked_video: MaskedVideo | None) -> MaskedVideo | None:
         """The key frames, where there are any."""
-        return known if low is None else key_frames_known(low, self.every)
+        return masked_video if low is None else masked_key_frames(low, self.every)
 
     def check(self, stage: Stage) -> None:
         """Raise `UserError` for a video of another length, and a network that takes no conditioning frames."""
         frames = (self.frames - 1) * self.every + 1
         if stage.video.frames != frames:
             raise UserError(f"Stage {stage.name!r}: video.frames={stage.video.frames} with {self}; permitted: {frames}")
-        if not stage.network.observed:
-            raise UserError(f"Stage {stage.name!r}: network.observed=False with {self}; permitted: True")
+        if not stage.network.conditioning_frames:
+            raise UserError(f"Stage {stage.name!r}: network.conditioning_frames=False with {self}; permitted: True")
 
 
 class ConditioningFrames(Condition):
@@ -81,26 +82,27 @@ class ConditioningFrames(Condition):
 
     name = "frames"
     enters = "channels"
-    parts = ("observed", "observed_mask")
-    frame_parts = ("observed", "observed_mask")
-    guidance = "known"
+    parts = ("conditioning_frames", "conditioning_mask")
+    frame_parts = ("conditioning_frames", "conditioning_mask")
+    guidance = "frames"
     made = True
 
     def taken(self, network: Network) -> bool:
         """Where the network takes them."""
-        return network.observed
+        return network.conditioning_frames
 
     def shapes(self, stage: Stage, sizes: Sizes) -> Shapes:
         """Those of what the network denoises, one channel for the mask."""
-        noisy = {"scalars/known_step": ((), jnp.float32)} if stage.network.frame_noise else {}
-        return {"observed": (stage.shape, jnp.float32), "observed_mask": ((*stage.shape[:3], 1), jnp.float32)} | noisy
+        noisy = {"scalars/frame_noise_step": ((), jnp.float32)} if stage.network.frame_noise else {}
+        return {"conditioning_frames": (stage.shape, jnp.float32),
+                "conditioning_mask": ((*stage.shape[:3], 1), jnp.float32)} | noisy
 
     def in_training(self, conditioning: Conditioning, clips: TrainingClips) -> dict[str, Any]:
         """One of the stage's masking strategies for each clip; nothing is given of appended images."""
         stage, count = clips.stage, len(clips.x)
         videos = clips.x[:, : clips.x.shape[1] - clips.images]
         draws = jax.random.split(jax.random.fold_in(clips.key, _MASK_STREAM), count)
-        found = observed(videos.shape, draw_known(stage.training.observations, videos, draws, clips.valid),
+        found = conditioning_frames(videos.shape, draw_masked_video(stage.training.masking, videos, draws, clips.valid),
                          clips.images)
         if stage.network.frame_noise is None:
             return found
@@ -110,7 +112,7 @@ class ConditioningFrames(Condition):
 
     def in_sampling(self, conditioning: Conditioning, videos: SampledVideos) -> dict[str, Any]:
         """What is given of the videos, or nothing."""
-        found, network = observed(videos.shape, videos.known), videos.stage.network
+        found, network = conditioning_frames(videos.shape, videos.masked_video), videos.stage.network
         if network.frame_noise is None:
             return found
         step = jnp.full((videos.shape[0],), network.frame_noise.step, jnp.float32)
@@ -118,24 +120,26 @@ class ConditioningFrames(Condition):
 
     def loss_mask(self, network: Network, conditioning: Conditioning) -> Float[Array, "B T H W 1"] | None:
         """The rest, where the network sees what is given without noise in place of the noisy video."""
-        return 1 - conditioning.observed_mask if network.in_place else None
+        return 1 - conditioning.conditioning_mask if network.in_place else None
 
 
-def observed(shape: tuple[int, ...], known: Known | None = None, images: int = 0) -> dict[str, Array]:
+def conditioning_frames(shape: tuple[int, ...], masked_video: MaskedVideo | None = None, images: int = 0) -> dict[str,
+                                                                                                                  Array]:
     """What is given of videos of `shape` `[B, T, H, W, C]`, and where; nothing of `images` appended ones."""
-    if known is None:
-        known = Known(jnp.zeros(shape), jnp.zeros((*shape[:-1], 1)))
-    mask = jnp.broadcast_to(known.mask, (*shape[:-1], 1)).astype(jnp.float32)
-    video = jnp.where(mask > 0, known.video, 0)
+    if masked_video is None:
+        masked_video = MaskedVideo(jnp.zeros(shape), jnp.zeros((*shape[:-1], 1)))
+    mask = jnp.broadcast_to(masked_video.mask, (*shape[:-1], 1)).astype(jnp.float32)
+    video = jnp.where(mask > 0, masked_video.video, 0)
     if images:
         video, mask = (jnp.pad(a, ((0, 0), (0, images), (0, 0), (0, 0), (0, 0))) for a in (video, mask))
-    return {"observed": video, "observed_mask": mask}
+    return {"conditioning_frames": video, "conditioning_mask": mask}
 
 
 def noised(given: dict[str, Array], stage: Stage, keys: Array, step: Float[Array, " B"]) -> dict[str, Any]:
     """Given latents at a timestep of the network's table, with noise from the `keys` `[B]` of the samples, and the
     timestep, on which the network is conditioned (He et al. 2022, arXiv 2211.13221, section 3.3)."""
-    x, mask, schedule = given["observed"], given["observed_mask"], stage.network.frame_noise.schedule
+    x, mask, schedule = given["conditioning_frames"], given["conditioning_mask"], stage.network.frame_noise.schedule
     alpha, sigma = (a[:, None, None, None, None] for a in schedule.alpha_sigma(schedule.logsnr_at(step)))
     noisy = alpha * x + sigma * noise_from_keys(keys, _NOISE_STREAM, x.shape)
-    return {"observed": jnp.where(mask > 0, noisy, 0), "observed_mask": mask, "scalars": {"known_step": step}}
+    return {"conditioning_frames": jnp.where(mask > 0, noisy, 0), "conditioning_mask": mask,
+            "scalars": {"frame_noise_step": step}}

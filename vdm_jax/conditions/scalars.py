@@ -23,7 +23,7 @@ from vdm_jax.errors import UserError
 
 class Scalars(Condition):
     """Frames per second ("fps"), a motion bucket ("motion"), and others that a network names. What other conditions add
-    ("noise" of the first frame, "known_step" of conditioning frames) is theirs."""
+    ("noise" of the first frame, "frame_noise_step" of conditioning frames) is theirs."""
 
     name = "scalars"
     enters = "vector"

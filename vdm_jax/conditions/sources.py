@@ -40,10 +40,10 @@ class VideoSource:
         """That of a part of so many frames."""
         return self
 
-    def known(self, low: Float[Array, "B T H W 3"] | None, known: Any) -> Any:
-        """Conditioning frames (`Known`) of the stage's videos, given its source and what the user gave."""
-        return known
+    def masked_video(self, low: Float[Array, "B T H W 3"] | None, masked_video: Any) -> Any:
+        """Conditioning frames (`MaskedVideo`) of the stage's videos, given its source and what the user gave."""
+        return masked_video
 
-    def given(self, known: Any, stage: Any) -> tuple[Any, Any]:
+    def given(self, masked_video: Any, stage: Any) -> tuple[Any, Any]:
         """The source, and the conditioning frames that are left, of frames that the user gave in its place."""
-        return None, known
+        return None, masked_video

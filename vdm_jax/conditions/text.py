@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -27,7 +28,8 @@ class WordEncoder:
     pooling: Literal["mean", "attention"] = "mean"  # of tokens into the conditioning vector
 
     reads = ("text_mask", "tokens")  # of `Conditioning`
-    arguments = ()  # of a generator, beside captions
+    arguments = ()  # of a generator, in addition to captions
+    embedded = False  # whether texts arrive as embeddings
 
     def __post_init__(self):
         if self.width % self.head_dim:
@@ -37,6 +39,15 @@ class WordEncoder:
     def tokenize(self) -> Callable[[str], Int[np.ndarray, " L"]]:
         """From a caption to its ids `[L]`."""
         return Vocabulary(self.words, self.length).encode
+
+    @property
+    def open_vocabulary(self) -> bool:
+        """Whether its words are still to be taken from the data."""
+        return not self.words
+
+    def with_words(self, words: tuple[str, ...]) -> WordEncoder:
+        """With these words, unless it has its own."""
+        return self if self.words else dataclasses.replace(self, words=words)
 
     def shapes(self, sizes: Sizes) -> Shapes:
         """Of one text."""
@@ -69,6 +80,12 @@ class EmbeddedText:
     reads = ("text_mask", "embeddings")
     arguments = ("embeddings", "text_mask", "null_embeddings", "null_mask")
     tokenize = None
+    embedded = True
+    open_vocabulary = False
+
+    def with_words(self, words: tuple[str, ...]) -> EmbeddedText:
+        """As it is: embeddings have no vocabulary."""
+        return self
 
     def shapes(self, sizes: Sizes) -> Shapes:
         """Of one text."""

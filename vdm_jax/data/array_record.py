@@ -69,7 +69,7 @@ def prepare_clips(
 
     Raises:
       UserError: the folder exists, the source is empty, none of its clips decodes, its clips differ in shape, or hold
-        arrays besides `video`; the folder cannot be written. Then nothing is left of it.
+        arrays other than `video`; the folder cannot be written. Then nothing is left of it.
     """
     check_value(format, ClipFormat, "format")
     check_value(workers, Count, "workers")

@@ -1,4 +1,4 @@
-"""Captions from files: a table for the files of a folder, a text beside each file, or a list with a caption per line.
+"""Captions from files: a table for the files of a folder, a text next to each file, or a list with a caption per line.
 
 All of them are UTF-8, with or without a byte order mark, or UTF-16 with one. Another encoding is refused: guessed text
 would be learned as it is.

@@ -37,7 +37,7 @@ class ImageFolder(ReadAsIs):
 
     path: str  # the folder; it is only read
     captions: str | None = None  # CSV file with the columns file (relative to the folder) and caption
-    caption_suffix: str | None = None  # instead: of text files beside the images, a.txt beside a.jpg for '.txt'
+    caption_suffix: str | None = None  # instead: of text files next to the images, a.txt next to a.jpg for '.txt'
     height: Size = 64  # pixels; images are cut centrally to the aspect ratio, then resized
     width: Size = 64  # pixels
     fractions: tuple[Share, Share, Share] = (0.9, 0.05, 0.05)  # of the files: train, validation, test

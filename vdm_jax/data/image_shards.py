@@ -1,4 +1,4 @@
-"""Image and caption pairs in tar files, the layout of WebDataset: `000012.jpg` beside `000012.txt` in each tar."""
+"""Image and caption pairs in tar files, the layout of WebDataset: `000012.jpg` next to `000012.txt` in each tar."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def caption_words(
     spec: ClipData, source: RandomAccessSource, images: Sequence[RandomAccessSource] = ()
 ) -> tuple[str, ...]:
     """The vocabulary of a data set: the closed one it declares, or the words of its captions, and of the captions of
-    the images that are trained on beside it."""
+    the images that are trained on with it."""
     from vdm_jax.conditions.vocabulary import build_words
 
     words = spec.vocabulary()

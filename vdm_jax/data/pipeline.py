@@ -63,9 +63,9 @@ class Pipeline:
     stacked whatever else the clips have (`label` int32 [B], `fps` float32 [B], embeddings ...). With `images_per_clip`
     = n also `images` uint8 [B, n, H, W, 3], `image_captions` str [B, n] and `image_tokens` int32 [B, n, L], or where
     clips bring `embeddings` [B, L, C] with `text_mask` the same of the stills, `image_embeddings` [B, n, L, C] with
-    `image_text_mask`: stills that are trained on beside the clips (joint training: Ho et al. 2022, arXiv 2204.03458,
-    section 3.1). With `frame_rates` clips have `frames` frames, at a rate drawn for each, and `frame_rate` float32 [B]
-    beside them.
+    `image_text_mask`: stills that are trained on together with the clips (joint training: Ho et al. 2022, arXiv
+    2204.03458, section 3.1). With `frame_rates` clips have `frames` frames, at a rate drawn for each, and `frame_rate`
+    float32 [B] next to them.
 
     Raises:
       UserError: sizes that do not fit together, an image source of another size, `random_starts` or `frame_rates` where
@@ -263,7 +263,7 @@ def _collate(clips: list[Clip]) -> dict[str, np.ndarray]:
     first = clips[0]
     for clip in clips:
         if clip.keys() != first.keys() or clip["video"].shape != first["video"].shape:
-            raise UserError(f"clips differ: {_describe(clip)} beside {_describe(first)}; permitted: the same keys and "
+            raise UserError(f"clips differ: {_describe(clip)} next to {_describe(first)}; permitted: the same keys and "
                             "shape")
     batch = {name: np.stack([np.asarray(clip[name]) for clip in clips]) for name in first}
     return {name: _narrow(values) for name, values in batch.items()}

@@ -34,7 +34,7 @@ class CaptionEncoder:
 
     Args:
       folder: a pipeline in the layout of diffusers (`text_encoder/` and `tokenizer/`), or a text encoder in that of
-        transformers, with the tokenizer's files beside it.
+        transformers, with the tokenizer's files next to it.
       length: tokens of a text at most; None: those of the model (CLIP) or of its tokenizer's files (T5).
       dtype: of weights and activations, such as "bfloat16"; None: as the weights are stored, computed in float32.
       mesh: over which weights and texts are split; None: texts over all devices.
@@ -73,7 +73,7 @@ class CaptionEncoder:
         self.tokenizer, self.mesh, self.is_clip = tokenizer, mesh, isinstance(model.config, CLIPText)
         self.width, self.params = model.config.width, model.params
         # The models of CLIP were trained, and are used, with padding in sight (unless their files say otherwise): it is
-        # part of what a network is told. T5's padding is hidden, and not kept.
+        # part of a network's conditioning. T5's padding is hidden, and not kept.
         self.masked = not self.is_clip or bool(model.fields.get("use_attention_mask"))
         self.about = f"{type(model.config).__name__} of width {self.width}, {self.tokenizer.length} tokens"
         self._encode = jax.jit(lambda params, ids, mask: getattr(

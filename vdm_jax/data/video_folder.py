@@ -73,7 +73,8 @@ class VideoFolderSource:
     where clip i - 1 ended.
 
     Args:
-      files: what the clips of each file hold besides video and fps, by name, for sets that come with their own lists.
+      files: what the clips of each file hold other than video and fps, by name, for sets that come with their own
+      lists.
         None: all videos of the folder, split by fractions, with captions from the table.
 
     Raises:

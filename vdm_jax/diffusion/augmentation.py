@@ -19,9 +19,9 @@ Place = Literal["enlarged", "low"]  # which video is corrupted: the one brought 
 
 @config
 class _Noise:
-    """Variance-preserving Gaussian noise at a level the network is told: drawn in training, uniformly in log-SNR
-    between the bounds of `training_logsnr` or, where that is None, uniformly in the time of `schedule`; fixed in
-    sampling, where an input is corrupted once and kept for all steps."""
+    """Variance-preserving Gaussian noise at a level the network is conditioned on: drawn in training, uniformly in
+    log-SNR between the bounds of `training_logsnr` or, where that is None, uniformly in the time of `schedule`; fixed
+    in sampling, where an input is corrupted once and kept for all steps."""
 
     while_sampling: ClassVar[bool] = True
 
@@ -54,7 +54,7 @@ class NoiseAugmentation(_Noise):
 
 
 @config
-class TruncatedAugmentation(_Noise):
+class TruncatedConditioningAugmentation(_Noise):
     """The stage before stops at level s and hands over its z_s, which is then not finished (Ho et al. 2021, arXiv
     2106.15282, section 3.2). Training is that of `NoiseAugmentation(at="low")`; a finished video, such as a real one,
     is taken to z_s by noise. s is `sampling_logsnr`.
@@ -68,7 +68,7 @@ class BlurAugmentation:
     """3x3 Gaussian blur of some of the training videos, never at sampling.
 
     Ho et al. 2021, arXiv 2106.15282, section 3.1. All frames of a video are blurred alike. The network, which takes a
-    level from every augmentation, is told the clean one.
+    level from every augmentation, is given the clean one.
     """
 
     while_sampling: ClassVar[bool] = False
@@ -79,7 +79,7 @@ class BlurAugmentation:
     at: Place = "low"  # not published; an enlarged video is smoother than this kernel already
 
     def draw_logsnr(self, key: Key[Array, ""], batch: int) -> Float[Array, " B"]:
-        """The level that the network is told in training: always the same."""
+        """The level that the network is conditioned on in training: always the same."""
         return jnp.full((batch,), self.sampling_logsnr)
 
     def augment(
@@ -105,4 +105,4 @@ def gaussian_blur(x: Float[Array, "B T H W C"], sigma: Float[Array, " B"]) -> Fl
     return x
 
 
-Augmentation = NoiseAugmentation | TruncatedAugmentation | BlurAugmentation
+Augmentation = NoiseAugmentation | TruncatedConditioningAugmentation | BlurAugmentation

@@ -1,15 +1,15 @@
 """Sampling given a part of the video: functions from denoisers to denoisers.
 
-A model of whole videos also gives videos of which something is known: their first frames (extension), some frames in
+A model of whole videos also gives videos of which something is given: their first frames (extension), some frames in
 between (interpolation), a low-resolution version (super-resolution), pixels (inpainting), or several at once. Ho et al.
 2022, arXiv 2204.03458, section 3.1:
 
-- `replaced`: the known part of every estimate is set to what is known. A sampler then draws the known part of z from
-  `q(z_s | z_t, x_known)`, the replacement method. What is unknown does not learn of it except through the network.
-- `reconstruction_guided`: the estimate also moves down the gradient of how badly it reconstructs what is known, through
+- `replaced`: the given part of every estimate is set to what is given. A sampler then draws the given part of z from
+  `q(z_s | z_t, x_given)`, the replacement method. What is unknown does not learn of it except through the network.
+- `reconstruction_guided`: the estimate also moves down the gradient of how badly it reconstructs what is given, through
   the network.
 
-The two compose: `replaced(reconstruction_guided(denoise, errors, weight, family), known, mask)`.
+The two compose: `replaced(reconstruction_guided(denoise, errors, weight, family), given, mask)`.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,9 +25,9 @@ from vdm_jax.errors import UserError
 Error = Callable[[Video], Float[Array, " B"]]  # squared error of a reconstruction, summed (not averaged) per video
 
 
-def known_error(known: Video, mask: Float[Array, "..."]) -> Error:
-    """`|| x_known - x_hat ||^2` where `mask`, broadcastable to the video, is 1."""
-    return lambda x: jnp.square(mask * (known - x)).sum(tuple(range(1, x.ndim)))
+def masked_error(given: Video, mask: Float[Array, "..."]) -> Error:
+    """`|| x_given - x_hat ||^2` where `mask`, broadcastable to the video, is 1."""
+    return lambda x: jnp.square(mask * (given - x)).sum(tuple(range(1, x.ndim)))
 
 
 def low_resolution_error(low: Video, degrade: Callable[[Video], Video]) -> Error:
@@ -35,9 +35,9 @@ def low_resolution_error(low: Video, degrade: Callable[[Video], Video]) -> Error
     return lambda x: jnp.square(low - degrade(x)).sum(tuple(range(1, low.ndim)))
 
 
-def replaced(denoise: Denoiser, known: Video, mask: Float[Array, "..."]) -> Denoiser:
-    """The denoiser with the known part of its estimate set to what is known: the replacement method."""
-    return lambda z, logsnr: jnp.where(mask > 0, known, denoise(z, logsnr))
+def replaced(denoise: Denoiser, given: Video, mask: Float[Array, "..."]) -> Denoiser:
+    """The denoiser with the given part of its estimate set to what is given: the replacement method."""
+    return lambda z, logsnr: jnp.where(mask > 0, given, denoise(z, logsnr))
 
 
 def reconstruction_guided(denoise: Denoiser, errors: Sequence[Error], weight: float, family: Family) -> Denoiser:
@@ -45,8 +45,8 @@ def reconstruction_guided(denoise: Denoiser, errors: Sequence[Error], weight: fl
 
     Args:
       denoise: of whole videos, guidance included, without thresholding (which would stop gradients).
-      errors: of what is known.
-      weight: w_r; 1 follows from the approximation `q(x_known | z) = N(x_hat, sigma^2 / alpha^2)`, larger weights tend
+      errors: of what is given.
+      weight: w_r; 1 follows from the approximation `q(x_given | z) = N(x_hat, sigma^2 / alpha^2)`, larger weights tend
         to help, with 50 and 9 published for single data sets.
       family: that of the schedule, for alpha.
 

@@ -105,7 +105,7 @@ class Process:
         resolutions); of levels and weights of frames their mean.
 
         Raises `UserError` for levels of another shape, for a video that `multiscale` cannot halve, and for a mask
-        beside it that differs in a frame.
+        next to it that differs in a frame.
         """
         x = x.astype(jnp.float32)
         if logsnr is not None and jnp.shape(logsnr) not in (x.shape[:1], x.shape[:2]):

@@ -17,16 +17,18 @@ from vdm_jax.configuration import NonNegative, Positive, Share, config
 from vdm_jax.diffusion import predictions
 from vdm_jax.diffusion.arrays import Video
 from vdm_jax.diffusion.families import VE, Family
+from vdm_jax.diffusion.grids import Grid, KarrasGrid
 from vdm_jax.diffusion.multistep import DEIS, LMS, DPMSolver, UniPC
 from vdm_jax.diffusion.steps import Estimate, OnGrid, Outcome, Scalar, Step
 from vdm_jax.diffusion.thresholds import Threshold
 from vdm_jax.errors import UserError
 
-__all__ = ["DDIM", "DEIS", "LMS", "PNDM", "Ancestral", "AncestralLangevin", "Consistency", "DPMSolver", "Heun",
+__all__ = ["DDIM", "DDPM", "DEIS", "LMS", "PNDM", "Consistency", "DDPMLangevin", "DPMSolver", "Euler", "Heun",
            "Sampler", "Step", "UniPC"]
 
+
 @config
-class Ancestral(OnGrid):
+class DDPM(OnGrid):
     """DDPM: draws from q(z_s | z_t, x_hat) (Ho et al. 2022, arXiv 2204.03458, eq. 3 and 4).
 
     The variance is interpolated in the log domain between the posterior's (gamma 0) and the forward
@@ -50,8 +52,8 @@ class Ancestral(OnGrid):
 
 
 @config
-class AncestralLangevin(Ancestral):
-    """`Ancestral`, and after each step one of Langevin dynamics at the level reached: `z - delta / 2 sigma eps_hat +
+class DDPMLangevin(DDPM):
+    """`DDPM`, and after each step one of Langevin dynamics at the level reached: `z - delta / 2 sigma eps_hat +
     sqrt(delta) sigma noise`.
 
     The predictor-corrector of Ho et al. 2022, arXiv 2204.03458, appendix B; two evaluations a step, one on the last.
@@ -88,9 +90,8 @@ class DDIM(OnGrid):
     """`z_s = alpha_s x_hat + sqrt(sigma_s^2 - var) eps_hat + sqrt(var) noise`.
 
     var = eta^2 (1 - e^-h) sigma_s^2 (Song et al. 2021, arXiv 2010.02502, eq. 12 and 16). eta 0 is
-    deterministic, eta 1 equals `Ancestral(gamma=0)`. eta 0 is also Euler's method for z / alpha over sigma / alpha,
-    whatever the family, and eta 1 its ancestral form: the samplers that others call Euler and Euler ancestral are this
-    one, usually on a `KarrasGrid`.
+    deterministic, eta 1 equals `DDPM(gamma=0)`. eta 0 is also Euler's method for z / alpha over sigma / alpha,
+    whatever the family, and eta 1 its ancestral form: see `Euler`.
 
     `threshold` bounds x_hat and leaves eps_hat as it was, which is what diffusers' DDIM does. A threshold on the
     denoiser (`Sampling.threshold`) changes both.
@@ -116,6 +117,16 @@ class DDIM(OnGrid):
             x_hat = self.threshold(x_hat)
             z = alpha_s * x_hat + direction
         return (z + sigma_s * jnp.sqrt(drawn) * noise if self.eta else z), x_hat, None
+
+
+@config
+class Euler(DDIM):
+    """Euler's method for `z / alpha` over `sigma / alpha` on the grid of Karras et al. 2022, arXiv 2206.00364, eq. 5.
+
+    It is the step of `DDIM`: with eta 1 it is the sampler that others call Euler ancestral.
+    """
+
+    grid: Grid | None = KarrasGrid()
 
 
 @config
@@ -267,4 +278,4 @@ def _velocity(x_hat: Video, z: Video, level: Scalar, family: Family) -> Video:
     return predictions.convert("x", x_hat, z, *family.alpha_sigma(level))[family.velocity]
 
 
-Sampler = (Ancestral | AncestralLangevin | DDIM | DPMSolver | Heun | PNDM | Consistency | UniPC | DEIS | LMS)
+Sampler = (DDPM | DDPMLangevin | DDIM | Euler | DPMSolver | Heun | PNDM | Consistency | UniPC | DEIS | LMS)

@@ -66,7 +66,7 @@ def sample(
       denoise: `(z, logsnr [B]) -> x_hat`, guidance and thresholding included.
       keys: one typed threefry key per video. Video b depends on keys[b] and on nothing else in the batch.
       process: its schedule gives levels and family; the denoiser already knows the rest.
-      steps: evaluations of the denoiser; `Heun` and `AncestralLangevin` make 2 * steps - 1.
+      steps: evaluations of the denoiser; `Heun` and `DDPMLangevin` make 2 * steps - 1.
       hook: `hook(x_hat, z, logsnr, index) -> x_hat` sees, and may replace, every estimate. logsnr is [B];
         index is the step, which the two evaluations of a step share.
       initial: z at time `start`, instead of noise: sampling from a diffused video (SDEdit: Meng et al.

@@ -1,7 +1,7 @@
 """The noise levels that the schedulers of diffusers step through, as numbers.
 
 The classes of diffusers differ in which timesteps they choose, where they end, how large the noise is that they begin
-with, and what they tell the network. All of that becomes a `Discretisation`; the steps themselves are those of
+with, and what they condition the network on. All of that becomes a `Discretisation`; the steps themselves are those of
 `samplers.py`.
 """
 
@@ -139,7 +139,7 @@ def _between_sigmas(own: SchedulerSteps, schedule: BetaTable, steps: int) -> _Wa
         numbers = _timestep_of(sigmas, table)
     if own.log_sigma_embedding:
         numbers = np.log(sigmas) / 4
-    # Those that have both ends of the table begin with noise as large as sigma, beside which data is nothing.
+    # Those that have both ends of the table begin with noise as large as sigma, against which data is nothing.
     start = 1.0 if own.timestep_spacing == "leading" else sigmas[0] / np.sqrt(1 + sigmas[0] ** 2)
     return _to_the_end(sigmas, numbers, start)
 

@@ -39,5 +39,5 @@ class OnGrid:
         return steps
 
     def memory(self, z: Video) -> Any:
-        """What the first step is told of the step before it; nothing, except in multistep samplers."""
+        """What the first step receives of the step before it; nothing, except in multistep samplers."""
         return None

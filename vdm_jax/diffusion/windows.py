@@ -33,25 +33,25 @@ def window_starts(frames: int, length: int, overlap: int) -> tuple[int, ...]:
 
 
 def windowed(
-    denoise: ConditionalDenoiser, cut: Cut, *, frames: int, length: int, overlap: int = 2, at_once: int = 1
+    denoise: ConditionalDenoiser, cut: Cut, *, frames: int, length: int, overlap: int = 2, chunk: int = 1
 ) -> ConditionalDenoiser:
     """A denoiser of videos of `frames` frames from one of windows of `length` frames.
 
     Args:
-      denoise: called with z `[B at_once, length, ...]`; a video's windows are neighbours in the batch, so that a device
+      denoise: called with z `[B chunk, length, ...]`; a video's windows are neighbours in the batch, so that a device
         keeps them.
       cut: gives the part of a conditioning that belongs to a window; the first frame is traced.
       overlap: frames that neighbouring windows share at the least; 2 in Lumiere.
-      at_once: windows denoised in one call; the others follow in a loop, so memory grows with this number alone.
+      chunk: windows denoised in one call; the others follow in a loop, so memory grows with this number alone.
 
-    Raises `UserError` as `window_starts` does, and for `at_once` below 1.
+    Raises `UserError` as `window_starts` does, and for `chunk` below 1.
     """
     starts = window_starts(frames, length, overlap)
-    check_value(at_once, Count, "at_once")
-    at_once = min(at_once, len(starts))
-    missing = -len(starts) % at_once  # the last call is filled up with repeats that do not count
+    check_value(chunk, Count, "chunk")
+    chunk = min(chunk, len(starts))
+    missing = -len(starts) % chunk  # the last call is filled up with repeats that do not count
     counted = np.array([1.0] * len(starts) + [0.0] * missing, np.float32)
-    chunks = np.array([*starts, *starts[-1:] * missing], np.int32).reshape(-1, at_once), counted.reshape(-1, at_once)
+    chunks = np.array([*starts, *starts[-1:] * missing], np.int32).reshape(-1, chunk), counted.reshape(-1, chunk)
     windows = np.zeros(frames, np.float32)  # that a frame is in
     for start in starts:
         windows[start : start + length] += 1
@@ -63,13 +63,13 @@ def windowed(
             level = logsnr if logsnr.ndim == 1 else cut_frames(logsnr, start, length)
             return cut_frames(z, start, length), level, cut(conditioning, start, length)
 
-        def step(total: Video, chunk: tuple[Int[Array, " N"], Float[Array, " N"]]) -> tuple[Video, None]:
-            inputs = [window(chunk[0][i]) for i in range(at_once)]
+        def step(total: Video, part: tuple[Int[Array, " N"], Float[Array, " N"]]) -> tuple[Video, None]:
+            inputs = [window(part[0][i]) for i in range(chunk)]
             x = denoise(*jax.tree.map(lambda *a: jnp.stack(a, 1).reshape(-1, *a[0].shape[1:]), *inputs))
-            x = x.reshape(-1, at_once, *x.shape[1:])
-            for i in range(at_once):
-                so_far = cut_frames(total, chunk[0][i], length)
-                total = jax.lax.dynamic_update_slice_in_dim(total, so_far + chunk[1][i] * x[:, i], chunk[0][i], 1)
+            x = x.reshape(-1, chunk, *x.shape[1:])
+            for i in range(chunk):
+                so_far = cut_frames(total, part[0][i], length)
+                total = jax.lax.dynamic_update_slice_in_dim(total, so_far + part[1][i] * x[:, i], part[0][i], 1)
             return total, None
 
         total, _ = jax.lax.scan(step, jnp.zeros(z.shape, jnp.float32), jax.tree.map(jnp.asarray, chunks))

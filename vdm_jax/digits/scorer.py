@@ -213,7 +213,7 @@ def _colour_labels(pixels: Float[np.ndarray, "T H W 3"]) -> Int[np.ndarray, "T H
 
 
 def _smoothing(size: int) -> float:
-    """Standard deviation, in pixels, of the blur before colours are told: noise gives strokes any hue."""
+    """Standard deviation, in pixels, of the blur before colours are read: noise gives strokes any hue."""
     return max(0.5, 0.7 * _PIXEL * size)
 
 

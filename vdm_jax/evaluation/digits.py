@@ -1,4 +1,4 @@
-"""Scoring a cascade by what its captions ask for: generated clips beside the ceiling and the floor of real ones."""
+"""Scoring a cascade by what its captions ask for: generated clips next to the ceiling and the floor of real ones."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Scores of a stage while it is trained: few videos of fixed validation clips with fixed noise, so that only the
 weights move them. A stage with a source starts from the degraded real clip and is also compared with it.
 
-Sampling is done by all processes together, scoring by the first. What is needed beside the package is looked for before
-training begins.
+Sampling is done by all processes together, scoring by the first. What is needed in addition to the package is looked
+for before training begins.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Videos = UInt8[np.ndarray, "N T H W 3"]
 
 
 def metrics_of(experiment: Experiment, stage: Stage) -> tuple[str, ...]:
-    """The metrics that a stage's training asks for, with those that always stand beside them.
+    """The metrics that a stage's training asks for, with those that always stand next to them.
 
     Raises `UserError` for unknown ones, those that the stage's videos or data do not permit, and for weights or
     packages that are not here.

@@ -67,7 +67,7 @@ def finish_autoencoder(
     damaged: Damaged = "refuse",
 ) -> Reconstruction:
     """Measure the averaged weights of a trained stage, and write them with their config, scale and shift as a file that
-    `load_imported` reads, and what was measured beside it (process 0 does).
+    `load_imported` reads, and what was measured next to it (process 0 does).
 
     `out` is the folder of both, that of the stage in the run by default. Raises `UserError` for a stage that is not
     trained, a damaged checkpoint, data that is missing.

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jaxtyping import Shaped, UInt8
 
-from vdm_jax.conditions.frame_masks import Known
+from vdm_jax.conditions.frame_masks import MaskedVideo
 from vdm_jax.configuration import digest, to_data
 from vdm_jax.data.source import RandomAccessSource
 from vdm_jax.errors import UserError
@@ -65,7 +65,7 @@ class Clips:
             clips = self._fitted(of, self.first.frames, self.first.height, self.first.width)
             mask = np.zeros((len(clips), self.first.frames, 1, 1, 1), np.float32)
             mask[:, : settings.given_frames] = 1
-            given["known"] = Known(to_float(clips), mask)
+            given["masked_video"] = MaskedVideo(to_float(clips), mask)
         return self.generator([item["caption"] for item in items], seed=settings.seed, first_index=numbers[0],
                               steps=settings.steps, guidance=settings.guidance, **given).videos
 

@@ -1,4 +1,4 @@
-"""Metrics of a run: videos generated beside real clips, measured part by part, every part kept.
+"""Metrics of a run: videos generated next to real clips, measured part by part, every part kept.
 
 Sampling is what costs, so videos and what was measured of them are written as they come, into a folder named after all
 that decides about the videos (weights, config, seed, steps, data). The same call again goes on where it stopped, with
@@ -46,7 +46,7 @@ from vdm_jax.metrics.scores import Score, require_finite, table
 from vdm_jax.video.writing import atomic_path
 
 
-# What is measured of videos alone, also in training, and what `vdm-jax evaluate` measures beside it.
+# What is measured of videos alone, also in training, and what `vdm-jax evaluate` measures next to it.
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunMetrics:
     """Scores of a run, and of the real clips by the measures that need no counterpart."""
@@ -99,9 +99,9 @@ def evaluate_run(
     distances = [name for name in unpaired if name in FEATURE_METRICS and
                  FEATURE_METRICS[name].score in ("frechet", "kernel")]
     real_about = _about(clips, clips.data)
-    known = [name for name in distances if reference.covers(name, settings, real_about)]
+    masked_video = [name for name in distances if reference.covers(name, settings, real_about)]
     made = _measured("generated", settings.metrics, clips, folder / clips.name, progress)
-    real = _measured("real", [name for name in unpaired if name not in known], clips,
+    real = _measured("real", [name for name in unpaired if name not in masked_video], clips,
                      (real_folder or folder) / f"real-{clips.real_name}", progress)
     about = dataclasses.asdict(settings) | clips.about
     if settings.share:

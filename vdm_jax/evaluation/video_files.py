@@ -74,7 +74,7 @@ def evaluate_files(
     """Measure the video files of a folder.
 
     Args:
-      folder: with files of one size and length; captions, where a metric needs them, in .txt files beside them.
+      folder: with files of one size and length; captions, where a metric needs them, in .txt files next to them.
       settings: what to measure.
       against: folder of real videos, for distances and for metrics of pairs, whose files have the same names.
       progress: called with (what, files done, files in all).
@@ -144,7 +144,7 @@ class _Files:
         names = [self.names[number] for number in numbers]
         found = read_caption_files(str(self.folder), names, ".txt")
         if missing := [name for name in names if not found[name]]:
-            raise UserError(f"{self.folder / missing[0]} has no caption; permitted: a .txt file of its name beside it")
+            raise UserError(f"{self.folder / missing[0]} has no caption; permitted: a .txt file of its name next to it")
         return [found[name] for name in names]
 
     def about(self) -> dict[str, Any]:
@@ -182,7 +182,7 @@ class _Files:
 
 
 def read_sound(path: Path) -> Float[np.ndarray, " N"]:
-    """The sound of a file, or of the .wav file of its name beside it, as one channel at `onsets.RATE`.
+    """The sound of a file, or of the .wav file of its name next to it, as one channel at `onsets.RATE`.
 
     Raises `UserError` where there is none.
     """
@@ -203,7 +203,7 @@ def read_sound(path: Path) -> Float[np.ndarray, " N"]:
                             "permitted: what FFmpeg reads") from error
         if parts:
             return np.concatenate(parts, axis=1)[0]
-    raise UserError(f"{path} has no sound; permitted: a stream of sound in it, or a .wav file of its name beside it")
+    raise UserError(f"{path} has no sound; permitted: a stream of sound in it, or a .wav file of its name next to it")
 
 
 def _check(settings: FileSettings, made: _Files, real: _Files | None) -> None:

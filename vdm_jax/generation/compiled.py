@@ -12,13 +12,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from vdm_jax.conditions.conditioning import Conditioning
-from vdm_jax.conditions.frame_masks import Known
-from vdm_jax.diffusion.augmentation import TruncatedAugmentation
+from vdm_jax.conditions.frame_masks import MaskedVideo
+from vdm_jax.diffusion.augmentation import TruncatedConditioningAugmentation
 from vdm_jax.diffusion.sampling import Walk, check_steps, steps_between
 from vdm_jax.generation.one_stage import (
-    completion_method,
     finished,
     guidance_of,
+    inpainting_method,
     is_guided,
     released_steps,
     sample_stage,
@@ -33,14 +33,14 @@ from vdm_jax.stages.options import Sampling
 from vdm_jax.stages.stage import Stage, augmentation_of
 
 
-class Handover(NamedTuple):
-    """Where a stage is cut off from its neighbours (`TruncatedAugmentation`)."""
+class Truncation(NamedTuple):
+    """Where a stage is cut off from its neighbours (`TruncatedConditioningAugmentation`)."""
 
     stop: float | None = None  # log-SNR at which it stops, for the next one
     truncated: bool = False  # the one before has stopped
 
 
-WHOLE = Handover()
+WHOLE = Truncation()
 Watch = Callable[[int, jax.Array], None]  # number of a step (from 1) and its z
 
 
@@ -54,47 +54,50 @@ class Noise(NamedTuple):
 DRAWN = Noise()
 
 
-def handover(stages: Sequence[Stage], place: int) -> Handover:
+def truncation(stages: Sequence[Stage], place: int) -> Truncation:
     """What a stage of a cascade that is sampled as a whole takes over and hands over."""
     def cut(stage: Stage) -> bool:
-        return isinstance(augmentation_of(stage), TruncatedAugmentation)
+        return isinstance(augmentation_of(stage), TruncatedConditioningAugmentation)
 
     after = stages[place + 1] if place + 1 < len(stages) else None
     stop = after.source.augmentation.sampling_logsnr if after is not None and cut(after) else None
-    return Handover(stop, cut(stages[place]))
+    return Truncation(stop, cut(stages[place]))
 
 
 def jit_sampling(
-    stage: Stage, sampling: Sampling, mesh: Mesh, shardings: Any, ends: Handover = WHOLE
+    stage: Stage, sampling: Sampling, mesh: Mesh, shardings: Any, ends: Truncation = WHOLE
 ) -> jax.stages.Wrapped:
-    """Sampling `(params, keys, text, low, known) -> videos` of a stage jitted for a mesh, to be called or lowered with
-    the mesh in context; `shardings` are those of the parameters, `low` and `known` may be None. The weights of a latent
-    stage's autoencoder are one more argument."""
+    """Sampling `(params, keys, text, low, masked_video) -> videos` of a stage jitted for a mesh, to be called or
+    lowered with the mesh in context; `shardings` are those of the parameters, `low` and `masked_video` may be None. The
+    weights of a latent stage's autoencoder are one more argument."""
     levels = stage_levels(stage, sampling)
 
-    def function(params: Any, keys: Any, text: Conditioning, low: Any, known: Known | None, *autoencoder: Any) -> Any:
-        return sample_stage(stage, sampling, params, keys, text, low, *autoencoder, levels=levels, known=known,
-                            **ends._asdict())
+    def function(params: Any, keys: Any, text: Conditioning, low: Any, masked_video: MaskedVideo | None,
+                 *autoencoder: Any) -> Any:
+        return sample_stage(stage, sampling, params, keys, text, low, *autoencoder, levels=levels,
+                            masked_video=masked_video, **ends._asdict())
 
     batch = sampling_sharding(stage, sampling, mesh)
     placed = (shardings, batch, batch, batch, batch, *weight_shardings(stage.latent, mesh))
     return jax.jit(function, in_shardings=placed, out_shardings=batch, compiler_options=compiler_options(mesh))
 
 
-def goes_by_steps(stage: Stage, sampling: Sampling, mesh: Mesh, known: Known | None) -> bool:
+def goes_by_steps(stage: Stage, sampling: Sampling, mesh: Mesh, masked_video: MaskedVideo | None) -> bool:
     """Whether `stepwise_sampling` is the quicker form: on a CPU, where XLA runs gradients of convolutions inside a loop
     13 to 40 times slower, for methods that differentiate the network."""
     on_cpu = mesh.devices.flat[0].platform == "cpu"
-    return on_cpu and known is not None and completion_method(stage, sampling) == "reconstruction"
+    return on_cpu and masked_video is not None and inpainting_method(stage, sampling) == "reconstruction"
 
 
 class StepFunctions(NamedTuple):
     """Compiled functions that sample a stage step by step. They serve any number of steps, any weight of the guidance
     and any prompt, so a large network is compiled once per size of video."""
 
-    prepare: Callable[..., Any]  # (keys, text, low, known, picture noise, *autoencoder) -> conditioning, known
+    # (keys, text, low, masked_video, picture noise, *autoencoder) -> conditioning, masked_video
+    prepare: Callable[..., Any]
     begin: Callable[..., Any]  # (keys, level, noise, standard deviation) -> carry
-    advance: Callable[..., Any]  # (params, keys, conditioning, known, carry, step, weight, levels, embedded) -> carry
+    # (params, keys, conditioning, masked_video, carry, step, weight, levels, embedded) -> carry
+    advance: Callable[..., Any]
 
 
 def of_any_steps(stage: Stage, sampling: Sampling) -> tuple[Stage, Sampling]:
@@ -105,24 +108,24 @@ def of_any_steps(stage: Stage, sampling: Sampling) -> tuple[Stage, Sampling]:
     return dataclasses.replace(stage, sampling=sampling, latent=latent), sampling
 
 
-def step_functions(stage: Stage, sampling: Sampling, mesh: Mesh, shardings: Any, ends: Handover = WHOLE
+def step_functions(stage: Stage, sampling: Sampling, mesh: Mesh, shardings: Any, ends: Truncation = WHOLE
                    ) -> StepFunctions:
     """The functions of a stage; `shardings` are those of its parameters."""
     batch, options = sampling_sharding(stage, sampling, mesh), compiler_options(mesh)
     weights = weight_shardings(stage.latent, mesh)
 
-    def prepare(keys: Any, text: Conditioning, low: Any, known: Known | None, picture_noise: Any,
+    def prepare(keys: Any, text: Conditioning, low: Any, masked_video: MaskedVideo | None, picture_noise: Any,
                 *autoencoder: Any) -> Any:
-        return stage_conditioning(stage, sampling, keys, text, low, known, *autoencoder, corrupt=not ends.truncated,
-                                  picture_noise=picture_noise)
+        return stage_conditioning(stage, sampling, keys, text, low, masked_video, *autoencoder,
+                                  corrupt=not ends.truncated, picture_noise=picture_noise)
 
     def walk(keys: Any, count: Any) -> Walk:
         return Walk(sampling.sampler, stage.process, (keys.shape[0], *stage.shape), count,
                     shared_noise=sampling.shared_noise)
 
-    def advance(params: Any, keys: Any, conditioning: Conditioning, known: Known | None, carry: Any, step: Any,
-                weight: Any, levels: Any, embedded: Any) -> Any:
-        denoise = stage_denoiser(stage, params, conditioning, sampling, levels, known, weight=weight,
+    def advance(params: Any, keys: Any, conditioning: Conditioning, masked_video: MaskedVideo | None, carry: Any,
+                step: Any, weight: Any, levels: Any, embedded: Any) -> Any:
+        denoise = stage_denoiser(stage, params, conditioning, sampling, levels, masked_video, weight=weight,
                                  embedded=embedded)
         return walk(keys, step.count).advance(denoise, keys, carry, step)[0]
 
@@ -138,15 +141,15 @@ def step_functions(stage: Stage, sampling: Sampling, mesh: Mesh, shardings: Any,
 
 
 def jit_finish(stage: Stage, sampling: Sampling, mesh: Mesh) -> jax.stages.Wrapped:
-    """`finished` as `(x, low, known, *autoencoder) -> videos`, compiled."""
+    """`finished` as `(x, low, masked_video, *autoencoder) -> videos`, compiled."""
     batch = sampling_sharding(stage, sampling, mesh)
-    return jax.jit(lambda x, low, known, *autoencoder: finished(stage, x, low, known, *autoencoder),
+    return jax.jit(lambda x, low, masked_video, *autoencoder: finished(stage, x, low, masked_video, *autoencoder),
                    in_shardings=(batch, batch, batch, *weight_shardings(stage.latent, mesh)), out_shardings=batch,
                    compiler_options=compiler_options(mesh))
 
 
 def stepwise_sampling(
-    stage: Stage, sampling: Sampling, mesh: Mesh, shardings: Any, ends: Handover = WHOLE,
+    stage: Stage, sampling: Sampling, mesh: Mesh, shardings: Any, ends: Truncation = WHOLE,
     watch: Watch = lambda step, z: None, *, functions: StepFunctions | None = None,
     finish: Callable[..., jax.Array] | None = None,
 ) -> Callable[..., jax.Array]:
@@ -173,15 +176,15 @@ def stepwise_sampling(
 
         return jax.tree.map(put, carry)
 
-    def function(params: Any, keys: Any, text: Any, low: Any, known: Any, *autoencoder: Any,
+    def function(params: Any, keys: Any, text: Any, low: Any, masked_video: Any, *autoencoder: Any,
                  noise: Noise = DRAWN) -> jax.Array:
-        conditioning, inside = functions.prepare(keys, text, low, known, noise.picture, *autoencoder)
+        conditioning, inside = functions.prepare(keys, text, low, masked_video, noise.picture, *autoencoder)
         carry = place(functions.begin(keys, steps.level[0], noise.initial, std))
         for i in range(len(steps.index)):
             step = jax.tree.map(lambda x, i=i: x[i], steps)._replace(count=count)
             carry = place(functions.advance(params, keys, conditioning, inside, carry, step, weight,
                                             levels if sampling.oscillation else levels[:1], embedded))
             watch(i + 1, carry[0])
-        return finish(carry[0], low, known, *autoencoder) if ends.stop is None else carry[0]
+        return finish(carry[0], low, masked_video, *autoencoder) if ends.stop is None else carry[0]
 
     return function

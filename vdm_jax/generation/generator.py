@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, Shaped, UInt8
 
 from vdm_jax.conditions.conditioning import Conditioning, Request
-from vdm_jax.conditions.frame_masks import Known, low_resolution_known
+from vdm_jax.conditions.frame_masks import MaskedVideo, masked_low_resolution
 from vdm_jax.conditions.vocabulary import Vocabulary
 from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.diffusion.guidance import guidance_weight
@@ -23,23 +23,22 @@ from vdm_jax.errors import NotFinite, UserError
 from vdm_jax.generation.compiled import (
     DRAWN,
     WHOLE,
-    Handover,
     Noise,
+    Truncation,
     Watch,
     goes_by_steps,
-    handover,
     jit_finish,
     jit_sampling,
     of_any_steps,
     step_functions,
     stepwise_sampling,
+    truncation,
 )
-from vdm_jax.generation.one_stage import completion_method, sample_keys, sampling_parts, with_overrides
+from vdm_jax.generation.one_stage import inpainting_method, sample_keys, sampling_parts, with_overrides
 from vdm_jax.generation.prompts import checked_request, requested_conditioning
-from vdm_jax.networks.config import EmbeddedText
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.rules import parameter_shardings
-from vdm_jax.stages.options import Completion, Sampling
+from vdm_jax.stages.options import Inpainting, Sampling
 from vdm_jax.stages.stage import Experiment, Stage, VideoSpec, augmentation_of
 from vdm_jax.video.arrays import check_finite, to_float, to_uint8
 
@@ -54,7 +53,8 @@ class Generated:
     """Generated videos and what they were made from."""
 
     captions: tuple[str, ...]
-    # By stage name, in order. Of a stage that stops early for the next one (`TruncatedAugmentation`), the noisy videos
+    # By stage name, in order. Of a stage that stops early for the next one (`TruncatedConditioningAugmentation`), the
+    # noisy videos
     stages: dict[str, UInt8[np.ndarray, "B T H W 3"]]
     fps: dict[str, float]  # frames per second, by stage name
 
@@ -65,12 +65,12 @@ class Generated:
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write the videos to one .mp4 or .gif (side by side), or to a .png sheet of frames with captions."""
-        from vdm_jax.video.sheets import sheet, tile_videos
+        from vdm_jax.video.grids import sample_grid, tile_videos
         from vdm_jax.video.writing import write_png, write_video
 
         fps = list(self.fps.values())[-1]
         if Path(path).suffix.lower() == ".png":
-            return write_png(path, sheet(self.videos, self.captions))
+            return write_png(path, sample_grid(self.videos, self.captions))
         return write_video(path, tile_videos(self.videos), fps)
 
 
@@ -98,7 +98,7 @@ class _Jobs:
 
 def _frame_rates(stages: Sequence[Stage], fps: float | None) -> dict[str, float]:
     """Frames per second by stage, in proportion to `fps` of the first one where it is given. Raises `UserError` for a
-    rate that no stage is told."""
+    rate that no stage takes."""
     if fps is not None and (not fps > 0 or not any("fps" in stage.network.scalars for stage in stages)):
         raise UserError(f"fps={fps} is not valid; permitted: a rate above 0, for stages whose network takes the scalar "
                         "'fps'")
@@ -111,22 +111,22 @@ def _at_rate(request: Request, fps: float) -> Request:
     return request if request.get("fps") is None else Request(request.captions, {**request.given, "fps": fps})
 
 
-def _checked_known(known: Known | None, stage: Stage, count: int) -> Known | None:
-    """What is known of `count` videos of a stage, with a mask for each. Raises `UserError` for other sizes, and for a
-    low-resolution video where guidance does not go by it."""
-    if known is None:
+def _checked_masked_video(masked_video: MaskedVideo | None, stage: Stage, count: int) -> MaskedVideo | None:
+    """Conditioning frames of `count` videos of a stage, with a mask for each. Raises `UserError` for other sizes, and
+    for a low-resolution video where guidance does not go by it."""
+    if masked_video is None:
         return None
-    if known.low is not None and completion_method(stage, stage.sampling) != "reconstruction":
-        raise UserError(f"a low-resolution video is known for stage {stage.name!r} with completion.method="
-                        f"{completion_method(stage, stage.sampling)!r}; permitted: 'reconstruction'")
-    video, mask = (np.asarray(part, np.float32) for part in known[:2])
+    if masked_video.low is not None and inpainting_method(stage, stage.sampling) != "reconstruction":
+        raise UserError(f"a low-resolution video is given for stage {stage.name!r} with inpainting.method="
+                        f"{inpainting_method(stage, stage.sampling)!r}; permitted: 'reconstruction'")
+    video, mask = (np.asarray(part, np.float32) for part in masked_video[:2])
     shape = (count, *stage.video.shape)
     fits = mask.ndim == 5 and all(m in (1, n) for m, n in zip(mask.shape, (*shape[:-1], 1), strict=True))
     if video.shape != shape or not fits:
-        raise UserError(f"known video of shape {list(video.shape)} with mask {list(mask.shape)} for stage "
+        raise UserError(f"given video of shape {list(video.shape)} with mask {list(mask.shape)} for stage "
                         f"{stage.name!r}; permitted: {list(shape)}, and a mask that broadcasts to "
                         f"{[*shape[:-1], 1]}")
-    return known._replace(video=video, mask=np.broadcast_to(mask, (count, *mask.shape[1:])))
+    return masked_video._replace(video=video, mask=np.broadcast_to(mask, (count, *mask.shape[1:])))
 
 
 class Generator:
@@ -172,7 +172,7 @@ class Generator:
     def __call__(
         self, captions: Sequence[str] | str, *, seed: int = 0, first_index: int = 0, steps: int | None = None,
         guidance: float | None = None, split_guidance: bool | None = None, last: str | None = None,
-        progress: Progress | None = None, known: Known | None = None, first: str | None = None,
+        progress: Progress | None = None, masked_video: MaskedVideo | None = None, first: str | None = None,
         guidance_scale: float | None = None, negative: Sequence[str] | str | None = None, noise: Noise = DRAWN,
         watch: Watch | None = None, **given: Any,
     ) -> Generated:
@@ -188,10 +188,11 @@ class Generator:
           split_guidance: the two estimates of a guided video on two halves of the devices; each stage's own by default.
           last: name of the stage to stop after.
           progress: called with (stage, videos done, videos in all).
-          known: a part of the first stage's videos that is given; `frame_masks.first_frame_known` for their first
-            frames. How it is taken over is the stage's `sampling.completion`.
+          masked_video: a part of the first stage's videos that is given; `frame_masks.masked_first_frame` for their
+          first
+            frames. How it is taken over is the stage's `sampling.inpainting`.
           first: name of the stage to begin with: the cascade's first, or one that fills in frames or begins with a
-            picture and now goes by `known` instead (animates a picture, goes on with a clip).
+            picture and now goes by `masked_video` instead (animates a picture, goes on with a clip).
           negative: captions of what the videos should not show, one or one for each, for guidance of stages whose
             encoder is known; by default the null caption.
           noise: of the first stage's videos, given instead of drawn from the seed.
@@ -207,20 +208,20 @@ class Generator:
 
         Raises:
           UserError: no captions, an unknown stage, a stage that is not trained, a value that no stage takes, one that
-            is missing or does not fit, something known of another size.
+            is missing or does not fit, a masked video of another size.
         """
         stages, guidance = self._stages(first, last), guidance_weight(guidance, guidance_scale)
         rates = _frame_rates(stages, given.get("fps"))
-        request = self._request(captions, given, stages, negative, known)
+        request = self._request(captions, given, stages, negative, masked_video)
         captions = request.captions
         absent = [stage.name for stage in stages if stage.name not in self.params]
         if absent:
             raise UserError(f"stage {absent[0]!r} has no trained weights; permitted: train it, or stop after one of "
                             f"{', '.join(self.params) or 'none'}")
         source = stages[0].source
-        if source is not None and not (source.single_frames and known is not None):
+        if source is not None and not (source.single_frames and masked_video is not None):
             raise UserError(f"stage {stages[0].name!r} starts from {source.frames} frames that no stage makes; "
-                            "permitted: a cascade whose first stage has source=None, or known parts of a stage that "
+                            "permitted: a cascade whose first stage has source=None, or given parts of a stage that "
                             "fills in frames or begins with a picture")
         jobs = _Jobs(seed, first_index + np.arange(len(captions)), progress, noise=noise, watch=watch)
         outputs: dict[str, np.ndarray] = {}
@@ -231,30 +232,30 @@ class Generator:
                                       split_guidance=split_guidance)
             dataclasses.replace(stage, sampling=sampling)  # raises where the stage cannot do it
             text = requested_conditioning(stage, _at_rate(request, rates[stage.name]))
-            frames = _checked_known(known, stage, len(captions)) if at_first else None
+            frames = _checked_masked_video(masked_video, stage, len(captions)) if at_first else None
             if frames is not None and source is not None:
                 low, frames = source.given(frames, stage)
-            low = self._run(stage, place, sampling, jobs, text, low, frames, handover(stages, stages.index(stage)))
+            low = self._run(stage, place, sampling, jobs, text, low, frames, truncation(stages, stages.index(stage)))
             outputs[stage.name] = np.asarray(to_uint8(low))
             jobs = dataclasses.replace(jobs, noise=DRAWN, watch=None)
         return Generated(captions, outputs, rates)
 
     def extend(
         self, captions: Sequence[str] | str, *, frames: int, overlap: int | None = None,
-        completion: Completion | None = None, seed: int = 0, first_index: int = 0, steps: int | None = None,
+        inpainting: Inpainting | None = None, seed: int = 0, first_index: int = 0, steps: int | None = None,
         guidance: float | None = None, split_guidance: bool | None = None, progress: Progress | None = None,
-        known: Known | None = None, low: Float[np.ndarray, "B N H2 W2 3"] | None = None, every: int = 1,
+        masked_video: MaskedVideo | None = None, low: Float[np.ndarray, "B N H2 W2 3"] | None = None, every: int = 1,
         guidance_scale: float | None = None, **given: Any,
     ) -> Generated:
         """Generate longer videos of the first stage, block by block: each block after the first is sampled with its
-        first frames known, which are the last of the block before (Ho et al. 2022, arXiv 2204.03458, section 3.1).
+        first frames given, which are the last of the block before (Ho et al. 2022, arXiv 2204.03458, section 3.1).
 
         Args:
           frames: of the videos; the last block is cut.
           overlap: frames that a block knows; half of the stage's frames by default.
           completion: how blocks take over what they know; the stage's own by default.
           captions, seed, first_index, steps, guidance, guidance_scale, split_guidance, progress, given: as in a call.
-          known: of the first block, as in a call.
+          masked_video: of the first block, as in a call.
           low: `[B, N, H2, W2, 3]` in [-1, 1], the whole videos with fewer pixels, for reconstruction guidance: they are
             enlarged and extended at once.
           every: of how many frames of the videos `low` has one.
@@ -265,7 +266,7 @@ class Generator:
         guidance, stage = guidance_weight(guidance, guidance_scale), self.experiment.stages[0]
         if stage.starts_from("first_frame"):
             raise UserError(f"stage {stage.name!r} begins with a picture and cannot be extended; permitted: a stage "
-                            "that takes known frames")
+                            "that takes conditioning frames")
         size, overlap = stage.video.frames, stage.video.frames // 2 if overlap is None else overlap
         if not 0 < overlap < size:
             raise UserError(f"overlap={overlap} is not valid; permitted: 1 to {size - 1}, for blocks of {size} frames")
@@ -273,25 +274,28 @@ class Generator:
             raise UserError(f"frames={frames} is not valid; permitted: >= {size}, what stage {stage.name!r} makes at "
                             "once")
         sampling = with_overrides(stage.sampling, steps=steps, guidance=guidance, split_guidance=split_guidance,
-                                  completion=completion)
+                                  inpainting=inpainting)
         stage = dataclasses.replace(stage, sampling=sampling)  # raises where the stage cannot do it
         captions = (captions,) if isinstance(captions, str) else tuple(captions)
         if low is not None:
-            known = low_resolution_known(low, every, stage.video.shape, known=known)
-        _checked_known(known, stage, len(captions))
+            masked_video = masked_low_resolution(low, every, stage.video.shape, masked_video=masked_video)
+        _checked_masked_video(masked_video, stage, len(captions))
         first = self(captions, seed=seed, first_index=first_index, steps=steps, guidance=guidance,
-                     split_guidance=split_guidance, progress=progress, last=stage.name, known=known, **given)
+                     split_guidance=split_guidance, progress=progress, last=stage.name, masked_video=masked_video,
+                     **given)
         jobs = _Jobs(seed, first_index + np.arange(len(captions)), progress)
-        text = requested_conditioning(stage, self._request(captions, given, (stage,), known=known))
+        text = requested_conditioning(stage, self._request(captions, given, (stage,), masked_video=masked_video))
         video = np.asarray(to_float(first.videos))
         mask = np.zeros((len(captions), size, 1, 1, 1), np.float32)
         mask[:, :overlap] = 1
         while video.shape[1] < frames:
             jobs = dataclasses.replace(jobs, block=jobs.block + 1)
-            known = Known(np.pad(video[:, -overlap:], ((0, 0), (0, size - overlap), (0, 0), (0, 0), (0, 0))), mask)
+            masked_video = MaskedVideo(np.pad(video[:, -overlap:],
+                                              ((0, 0), (0, size - overlap), (0, 0), (0, 0), (0, 0))), mask)
             if low is not None:
-                known = low_resolution_known(low, every, stage.video.shape, video.shape[1] - overlap, known)
-            block = self._run(stage, 0, sampling, jobs, text, None, known)
+                masked_video = masked_low_resolution(low, every, stage.video.shape, video.shape[1] - overlap,
+                                                     masked_video)
+            block = self._run(stage, 0, sampling, jobs, text, None, masked_video)
             video = np.concatenate([video, block[:, overlap:]], axis=1)
         return Generated(captions, {stage.name: np.asarray(to_uint8(video[:, :frames]))}, first.fps)
 
@@ -309,7 +313,7 @@ class Generator:
         stages = tuple(at_level(stage) for stage in self.experiment.stages)
         if not any((found := augmentation_of(stage)) and found.while_sampling for stage in stages):
             raise UserError(f"experiment {self.experiment.name!r} has no stage with a level of augmentation; "
-                            "permitted: a cascade with NoiseAugmentation or TruncatedAugmentation")
+                            "permitted: a cascade with NoiseAugmentation or TruncatedConditioningAugmentation")
         return self.of(dataclasses.replace(self.experiment, stages=stages))
 
     def vocabulary(self, stage: Stage) -> Vocabulary:
@@ -333,40 +337,40 @@ class Generator:
 
     def _request(
         self, captions: Sequence[str] | str, given: Mapping[str, Any], stages: Sequence[Stage],
-        negative: Sequence[str] | str | None = None, known: Known | None = None,
+        negative: Sequence[str] | str | None = None, masked_video: MaskedVideo | None = None,
     ) -> Request:
         """What is asked of some stages; captions (or pictures) are encoded where no embeddings are given. Raises
         `UserError` as `checked_request`, and for embeddings without those of the empty text of stages that were trained
         with them."""
         captions = (captions,) if isinstance(captions, str) else tuple(captions)
         if given.get("embeddings") is not None and negative is not None:
-            raise UserError("negative is given beside embeddings, which nothing encodes; permitted: one of them, with "
+            raise UserError("negative is given with embeddings, which nothing encodes; permitted: one of them, with "
                             "null_embeddings for what the videos should not show")
         if given.get("embeddings") is None:
-            given = {**given, **self._encoded(captions, negative, known)}
+            given = {**given, **self._encoded(captions, negative, masked_video)}
         request, data = checked_request(captions, given, stages), self.experiment.data
         if isinstance(data, WithEmbeddings) and data.empty == "encoded" and (request.get("embeddings") is None) != (
                 request.get("null_embeddings") is None):
             raise UserError("null_embeddings=None for stages that were trained with those of the empty text; "
-                            "permitted: beside embeddings, TextEmbeddings(...).empty(length)")
+                            "permitted: with embeddings, TextEmbeddings(...).empty(length)")
         return request
 
     def _run(self, stage: Stage, place: int, sampling: Sampling, jobs: _Jobs, text: Conditioning,
-             low: np.ndarray | None, known: Known | None = None, ends: Handover = WHOLE) -> np.ndarray:
+             low: np.ndarray | None, masked_video: MaskedVideo | None = None, ends: Truncation = WHOLE) -> np.ndarray:
         """All videos of one stage, in batches of one size; the last batch is filled up with repeats."""
         total, parts = len(jobs.indices), sampling_parts(stage, sampling, self.mesh)
         size = min(sampling.batch_size, total)
         size = -(-size // parts) * parts  # up to a multiple of the devices
         watch = jobs.watch or (lambda step, z: None)
         given = jobs.watch is not None or any(part is not None for part in jobs.noise)
-        stepwise = given or goes_by_steps(stage, sampling, self.mesh, known)
+        stepwise = given or goes_by_steps(stage, sampling, self.mesh, masked_video)
         function = self._compile(stage, sampling, ends, watch if stepwise else None)
         autoencoder = () if stage.latent is None else (self.autoencoders[stage.name],)
         done = []
         for start in range(0, total, size):
             rows = np.minimum(np.arange(start, start + size), total - 1)
             keys = jobs.keys(rows, place)
-            *batch, noise = jax.tree.map(lambda x, rows=rows: x[rows], (text, low, known, jobs.noise))
+            *batch, noise = jax.tree.map(lambda x, rows=rows: x[rows], (text, low, masked_video, jobs.noise))
             arguments = (self.params[stage.name], keys, *batch, *autoencoder)
             done.append(np.asarray(function(*arguments, **({"noise": noise} if stepwise else {}))))
             if not np.isfinite(done[-1]).all():
@@ -374,7 +378,7 @@ class Generator:
             jobs.tell(stage.name, min(start + size, total), total)
         return np.concatenate(done)[:total]
 
-    def _not_finite(self, stage: Stage, sampling: Sampling, ends: Handover, videos: np.ndarray,
+    def _not_finite(self, stage: Stage, sampling: Sampling, ends: Truncation, videos: np.ndarray,
                     arguments: tuple[Any, ...], noise: Noise) -> NotFinite:
         """What to say of videos that are not finite: of which stage, and from which step of its sampler on, which a
         second run step by step finds; where all steps are finite, the autoencoder."""
@@ -398,7 +402,7 @@ class Generator:
         return NotFinite(f"{name}: {wrong} of {videos.size} values of the videos are NaN or infinite, {where}; "
                          f"{reason}")
 
-    def _compile(self, stage: Stage, sampling: Sampling, ends: Handover, watch: Watch | None) -> Callable:
+    def _compile(self, stage: Stage, sampling: Sampling, ends: Truncation, watch: Watch | None) -> Callable:
         """The stage's sampling: by one compiled function for all steps, or where steps are watched by one for each."""
         shardings = jax.tree.map(lambda x: x.sharding, self.params[stage.name])
 
@@ -422,7 +426,7 @@ class Generator:
 
         return call
 
-    def _encoded(self, captions: Sequence[str], negative: Sequence[str] | str | None, known: Known | None
+    def _encoded(self, captions: Sequence[str], negative: Sequence[str] | str | None, masked_video: MaskedVideo | None
                  ) -> dict[str, np.ndarray]:
         """What the encoder makes of captions or pictures; nothing without one. Raises `UserError` for negative
         captions without an encoder, and another number of them."""
@@ -432,7 +436,7 @@ class Generator:
                 raise UserError(f"negative has {len(negative)} captions for {len(captions)}; permitted: one, or one "
                                 "for each, where the encoder of captions is known")
             negative = negative * (len(captions) // len(negative))
-        if self.encoder is None or not any(isinstance(s.network.text, EmbeddedText) for s in self.experiment.stages):
+        if self.encoder is None or not any(text.embedded for text in self.experiment.texts.values()):
             return {}
-        pictures = None if known is None else np.asarray(known.video[:, 0], np.float32)
+        pictures = None if masked_video is None else np.asarray(masked_video.video[:, 0], np.float32)
         return self.encoder(captions, negative, pictures)

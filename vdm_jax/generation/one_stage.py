@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from vdm_jax.conditions.conditioning import CONDITIONS, Conditioning, SampledVideos, conditions_of
-from vdm_jax.conditions.frame_masks import Known
+from vdm_jax.conditions.frame_masks import MaskedVideo
 from vdm_jax.configuration import Seed, check_value
 from vdm_jax.diffusion.arrays import Denoiser
 from vdm_jax.diffusion.conditional import reconstruction_guided, replaced
@@ -25,9 +25,9 @@ from vdm_jax.diffusion.thresholds import Threshold
 from vdm_jax.diffusion.windows import windowed
 from vdm_jax.errors import UserError, unknown_kind
 from vdm_jax.networks.kinds import network_module
-from vdm_jax.parallel.rules import batch_parts, batch_sharding, spread
+from vdm_jax.parallel.rules import batch_parts, batch_sharding, shard_along
 from vdm_jax.stages.inputs import encoder
-from vdm_jax.stages.latent import decode, encode_known
+from vdm_jax.stages.latent import decode, encode_masked_video
 from vdm_jax.stages.options import DynamicThreshold, Sampling, StaticThreshold
 from vdm_jax.stages.stage import Stage
 
@@ -47,7 +47,8 @@ def sample_keys(seed: int, indices: Int[Array, " B"], stage: int) -> Key[Array, 
 
 def is_guided(stage: Stage, sampling: Sampling) -> bool:
     """Whether every step needs an estimate without the caption (or the class) too."""
-    return sampling.guided and (stage.network.observed if sampling.guided_by == "known" else stage.network.prompted)
+    return sampling.guided and (stage.network.conditioning_frames
+                                if sampling.guided_by == "frames" else stage.network.prompted)
 
 
 def sampling_parts(stage: Stage, sampling: Sampling, mesh: Mesh) -> int:
@@ -69,9 +70,9 @@ def sampling_sharding(stage: Stage, sampling: Sampling, mesh: Mesh) -> NamedShar
     return NamedSharding(mesh, P()) if split else batch_sharding(mesh)
 
 
-def completion_method(stage: Stage, sampling: Sampling) -> str:
-    """How a stage takes over what is known."""
-    return sampling.completion.method or ("network" if stage.network.observed else "reconstruction")
+def inpainting_method(stage: Stage, sampling: Sampling) -> str:
+    """How a stage takes conditioning frames."""
+    return sampling.inpainting.method or ("network" if stage.network.conditioning_frames else "reconstruction")
 
 
 def guidance_of(stage: Stage, sampling: Sampling) -> float | Float[Array, " T"]:
@@ -92,10 +93,11 @@ def released_steps(stage: Stage, sampling: Sampling) -> tuple[Discretisation | N
 
 def stage_denoiser(
     stage: Stage, params: Any, conditioning: Conditioning, sampling: Sampling, levels: Float[ArrayLike, " steps"],
-    known: Known | None = None, *, weight: Float[ArrayLike, " ..."] | None = None, embedded: Embedded | None = None,
+    masked_video: MaskedVideo | None = None, *, weight: Float[ArrayLike, " ..."] | None = None,
+    embedded: Embedded | None = None,
 ) -> Denoiser:
     """`(z, logsnr) -> x_hat` with classifier-free guidance (both halves in one batch, which devices share) and
-    thresholding, for videos of which a part may be known; `levels` are those of the sampler's steps. `weight` of the
+    thresholding, for masked videos too; `levels` are those of the sampler's steps. `weight` of the
     guidance is the sampling's own by default; `embedded` is where a released scheduler has its network embed another
     noise level."""
     module = network_module(stage.network)
@@ -110,15 +112,15 @@ def stage_denoiser(
     if (windows := sampling.windows) is not None:
         frames = stage.shape[0]
         denoise_with = windowed(denoise_with, lambda whole, start, length: whole.window(start, length, frames),
-                                frames=frames, length=windows.frames, overlap=windows.overlap, at_once=windows.at_once)
+                                frames=frames, length=windows.frames, overlap=windows.overlap, chunk=windows.chunk)
     if is_guided(stage, sampling):
         def denoise_halves(*stacked: Any) -> Array:  # a sample's estimates are neighbours in the batch
             if sampling.split_guidance:
-                stacked = jax.tree.map(lambda x: spread(x, "batch", dim=0), stacked)
+                stacked = jax.tree.map(lambda x: shard_along(x, "batch", dim=0), stacked)
             return denoise_with(*stacked)
 
-        by_known = sampling.guided_by == "known"
-        lacking = conditioning.without_known() if by_known else conditioning.without_text()
+        by_frames = sampling.guided_by == "frames"
+        lacking = conditioning.without_frames() if by_frames else conditioning.without_text()
         both = batched(denoise_halves, [conditioning, lacking])
         weight, swing = guidance_of(stage, sampling) if weight is None else weight, sampling.oscillation
         if swing is not None:
@@ -128,8 +130,8 @@ def stage_denoiser(
         def denoise(z: Array, logsnr: Array) -> Array:
             return denoise_with(z, logsnr, conditioning)
     # Before thresholds, which stop gradients.
-    if known is not None and completion_method(stage, sampling) == "reconstruction":
-        denoise = reconstruction_guided(denoise, known.errors(), sampling.completion.weight,
+    if masked_video is not None and inpainting_method(stage, sampling) == "reconstruction":
+        denoise = reconstruction_guided(denoise, masked_video.errors(), sampling.inpainting.weight,
                                         stage.process.schedule.family)
     match sampling.threshold:
         case StaticThreshold():
@@ -147,44 +149,45 @@ def stage_denoiser(
             raise unknown_kind("Sampling.threshold", other, (StaticThreshold, DynamicThreshold, Threshold))
     if sampling.consistency is not None:
         denoise = consistent(denoise, stage.process.schedule, scaling=sampling.consistency)
-    return denoise if known is None else replaced(denoise, known.video, known.mask)
+    return denoise if masked_video is None else replaced(denoise, masked_video.video, masked_video.mask)
 
 
-def known_pixels(stage: Stage, low: Float[Array, "B T2 H2 W2 3"] | None, known: Known | None) -> Known | None:
+def masked_pixels(stage: Stage, low: Float[Array, "B T2 H2 W2 3"] | None,
+                  masked_video: MaskedVideo | None) -> MaskedVideo | None:
     """Conditioning frames of a stage's videos: those that its source has, or what is given."""
-    return known if stage.source is None else stage.source.known(low, known)
+    return masked_video if stage.source is None else stage.source.masked_video(low, masked_video)
 
 
 def stage_conditioning(
     stage: Stage, sampling: Sampling, keys: Key[Array, " B"], text: Conditioning,
-    low: Float[Array, "B T2 H2 W2 3"] | None, known: Known | None, autoencoder: Any = None, *, corrupt: bool = True,
-    picture_noise: Float[Array, "B 1 H2 W2 3"] | None = None,
-) -> tuple[Conditioning, Known | None]:
+    low: Float[Array, "B T2 H2 W2 3"] | None, masked_video: MaskedVideo | None, autoencoder: Any = None, *,
+    corrupt: bool = True, picture_noise: Float[Array, "B 1 H2 W2 3"] | None = None,
+) -> tuple[Conditioning, MaskedVideo | None]:
     """All that a stage is conditioned on, and the conditioning frames of its videos or their latents; `corrupt=False`
     leaves `low` as it is, and `picture_noise` is that on the first frame, drawn from the keys by default."""
     for other in (condition for condition in CONDITIONS.values() if not condition.taken(stage.network)):
         text = text.replace(**{name: None for name in other.parts if not isinstance(getattr(text, name), dict)})
-    known = known_pixels(stage, low, known)
-    if stage.latent is not None and known is not None:
-        known = encode_known(stage.latent, autoencoder, known)
-    videos = SampledVideos(stage, keys, low, known, corrupt, sampling.shared_noise, encoder(stage, autoencoder),
+    masked_video = masked_pixels(stage, low, masked_video)
+    if stage.latent is not None and masked_video is not None:
+        masked_video = encode_masked_video(stage.latent, autoencoder, masked_video)
+    videos = SampledVideos(stage, keys, low, masked_video, corrupt, sampling.shared_noise, encoder(stage, autoencoder),
                            picture_noise)
     conditioning = text
     for condition in conditions_of(stage.network):
         conditioning = conditioning.adding(condition.in_sampling(conditioning, videos))
-    return conditioning, known
+    return conditioning, masked_video
 
 
 def finished(
-    stage: Stage, x: Float[Array, "B T1 H1 W1 C"], low: Float[Array, "B T2 H2 W2 3"] | None, known: Known | None,
-    autoencoder: Any = None,
+    stage: Stage, x: Float[Array, "B T1 H1 W1 C"], low: Float[Array, "B T2 H2 W2 3"] | None,
+    masked_video: MaskedVideo | None, autoencoder: Any = None,
 ) -> Float[Array, "B T H W 3"]:
-    """Videos in [-1, 1] of what a sampler ends with, pixels or latents. Latents do not give back the pixels that are
-    known, which are therefore set."""
+    """Videos in [-1, 1] of what a sampler ends with, pixels or latents. Latents do not give back the given
+    pixels, which are therefore set."""
     if stage.latent is None:
         return jnp.clip(x, -1, 1)
-    x, known = decode(stage.latent, autoencoder, x), known_pixels(stage, low, known)
-    return x if known is None else jnp.where(known.mask > 0, known.video, x)
+    x, masked_video = decode(stage.latent, autoencoder, x), masked_pixels(stage, low, masked_video)
+    return x if masked_video is None else jnp.where(masked_video.mask > 0, masked_video.video, x)
 
 
 def stage_levels(stage: Stage, sampling: Sampling) -> np.ndarray:
@@ -197,8 +200,8 @@ def stage_levels(stage: Stage, sampling: Sampling) -> np.ndarray:
 def sample_stage(
     stage: Stage, sampling: Sampling, params: Any, keys: Key[Array, " B"], text: Conditioning,
     low: Float[Array, "B T2 H2 W2 3"] | None = None, autoencoder: Any = None, *,
-    levels: Float[ArrayLike, " steps"] | None = None, known: Known | None = None, stop: float | None = None,
-    truncated: bool = False,
+    levels: Float[ArrayLike, " steps"] | None = None, masked_video: MaskedVideo | None = None,
+    stop: float | None = None, truncated: bool = False,
 ) -> Float[Array, "B T H W 3"]:
     """Videos of one stage, in [-1, 1].
 
@@ -210,12 +213,12 @@ def sample_stage(
         a class, references; also frame validity, and scalar "fps" where it is not the stage's own.
       low: the video of the stage before, for a stage with a source.
       autoencoder: weights, for a stage that works in latents.
-      known: a part of the videos that is given, and comes out as it is.
+      masked_video: a part of the videos that is given, and comes out as it is.
       levels: of the sampler's steps, where they cannot be evaluated here; see `diffusion.sampling.sample`.
       stop: log-SNR at which to stop; the noisy videos there, of any range, are returned.
       truncated: `low` is what the stage before has where it stopped, and is not augmented.
     """
-    conditioning, inside = stage_conditioning(stage, sampling, keys, text, low, known, autoencoder,
+    conditioning, inside = stage_conditioning(stage, sampling, keys, text, low, masked_video, autoencoder,
                                               corrupt=not truncated)
     released, embedded = released_steps(stage, sampling)
     if levels is None:
@@ -224,7 +227,7 @@ def sample_stage(
     shape = (keys.shape[0], *stage.shape)
     x = sample(sampling.sampler, denoise, keys, shape, stage.process, sampling.steps, levels=levels,
                shared_noise=sampling.shared_noise, stop=stop, frame_lag=sampling.frame_lag, discretisation=released)
-    return finished(stage, x, low, known, autoencoder) if stop is None else x
+    return finished(stage, x, low, masked_video, autoencoder) if stop is None else x
 
 
 def with_overrides(sampling: Sampling, **changes: Any) -> Sampling:

@@ -25,7 +25,7 @@ def checked_request(captions: Sequence[str] | str, given: Mapping[str, Any], sta
 
 
 def arguments_of(stage: Stage) -> list[str]:
-    """The arguments of a generator that a stage takes, beside captions."""
+    """The arguments of a generator that a stage takes, in addition to captions."""
     return [name for condition in conditions_of(stage.network) for name in condition.arguments(stage.network)]
 
 

@@ -64,7 +64,7 @@ def warp_error(
 ) -> Float[np.ndarray, " N"]:
     """Mean squared difference, pixels in [0, 1], of each frame and the next one moved back along the flow, where pixels
     are found again (Lai et al. 2018, arXiv 1808.00449). A video of still frames has none, so it says little without
-    `motion` beside it. The flow is that of `guides`, the videos that were edited, or else of the videos themselves.
+    `motion` next to it. The flow is that of `guides`, the videos that were edited, or else of the videos themselves.
     """
     _checked(videos)
     guides = videos if guides is None else guides

@@ -1,4 +1,4 @@
-"""Metrics frame by frame: PSNR, SSIM and LPIPS of videos beside the ones they should be, and how alike the frames of
+"""Metrics frame by frame: PSNR, SSIM and LPIPS of videos next to the ones they should be, and how alike the frames of
 one video are. Each returns a value per video; `mean_score` makes a score of them.
 """
 
@@ -182,5 +182,5 @@ def _pair(name: str, videos: Videos, real: Videos) -> tuple[np.ndarray, np.ndarr
     """Both in double precision. Raises `UserError` unless they are uint8 videos of one shape."""
     if _checked(name, videos).shape != _checked(name, real).shape:
         raise UserError(f"{name} of videos {list(videos.shape)} and {list(real.shape)}; permitted: one shape, each "
-                        "video beside the one it should be")
+                        "video next to the one it should be")
     return videos.astype(np.float64), real.astype(np.float64)

@@ -1,7 +1,7 @@
 """Distances of two sets of feature vectors: Frechet (Heusel et al. 2017, arXiv 1706.08500) and kernel (Binkowski et al.
 2018, arXiv 1801.01401), and how far they would move if other videos had been drawn.
 
-Everything here is NumPy in double precision on the host: features are few beside the pixels they come from, and single
+Everything here is NumPy in double precision on the host: features are few against the pixels they come from, and single
 precision shows in the matrix square root.
 """
 
@@ -162,7 +162,7 @@ def bootstrap(
     """A 95 % interval of `distance(real, generated)` from resampled videos of both sides (Efron 1979).
 
     It is the score, 1.96 standard deviations of the resampled scores to either side: resampled sets repeat videos,
-    which moves all their distances up, so that quantiles of theirs would lie beside the score.
+    which moves all their distances up, so that quantiles of theirs would miss the score.
     """
     check_value(resamples, Annotated[int, Range(least=2)], "resamples")
     rng = np.random.default_rng(seed)

@@ -1,6 +1,6 @@
 """Frechet video distance: distances of I3D features of real and generated clips, by named protocols.
 
-FVD hears pixel noise loudly and broken motion hardly at all: never report it alone. Its value depends on how many clips
+FVD rises with pixel noise much more than with broken motion: never report it alone. Its value depends on how many clips
 there are, so scores of different counts are never compared.
 """
 
@@ -41,7 +41,7 @@ from vdm_jax.weights.safetensors import load_params, save_params
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FeatureSet:
-    """Features of clips and what they came from: of all clips, or of a draw of them beside the moments of all.
+    """Features of clips and what they came from: of all clips, or of a draw of them next to the moments of all.
     Intervals and kernel distances need features; the Frechet distance needs moments alone."""
 
     features: Float[np.ndarray, "N D"] | Float[np.ndarray, "N V D"]  # a vector a clip, or one of each of its frames

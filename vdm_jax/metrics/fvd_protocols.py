@@ -1,4 +1,4 @@
-"""How published Frechet video distances were made, by name. A number can stand beside theirs only if made likewise.
+"""How published Frechet video distances were made, by name. A number can stand next to theirs only if made likewise.
 
 What is fixed by none of them is left to the caller and recorded; what a source does not say is marked as our choice.
 """

@@ -67,7 +67,7 @@ MEASURES = {
                           conditions={"flow": "DIS", "range": "[0, 1]"}),
 }
 DISTANCES = {"fvd": fvd, "kvd": kvd}
-COMPANIONS = ("motion", "frame_lpips")  # always beside these, which hardly notice frozen and shuffled frames
+COMPANIONS = ("motion", "frame_lpips")  # always next to these, which hardly notice frozen and shuffled frames
 ACCOMPANIED = (*DISTANCES, "b_fvd", "fvd_c3d")
 
 

@@ -1,5 +1,5 @@
 """Statistics of real clips in a file of their own: written once, then read instead of the clips, by whoever measures
-against the same ones. What they were made of stands beside them, and statistics made otherwise are refused.
+against the same ones. What they were made of stands next to them, and statistics made otherwise are refused.
 """
 
 from __future__ import annotations

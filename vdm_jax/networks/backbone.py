@@ -49,10 +49,10 @@ class Backbone(Protocol):
     scalars: tuple[str, ...] = ()  # names of numbers, such as "fps"
     low_resolution: bool = False  # a low-resolution video
     first_frame: bool = False  # latents of the first frame
-    observed: bool = False  # conditioning frames and their mask
+    conditioning_frames: bool = False  # conditioning frames and their mask
     in_place: bool = False  # conditioning frames take the place of the noisy ones, and have no loss
     frame_noise: FrameNoise | None = None  # on conditioning frames; None: they stay as they are
-    references: tuple[Reference, ...] = ()  # features that attention layers see besides
+    references: tuple[Reference, ...] = ()  # features that attention layers also see
     conditions: tuple[Input, ...] = ()  # further conditions
 
     @property

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from vdm_jax.attention import cross_pattern
 from vdm_jax.attention.capability import require
-from vdm_jax.attention.patterns import AttentionPattern, External, Spatial, Temporal
+from vdm_jax.attention.patterns import AttentionPattern, Spatial, Temporal, WithExtraKeys
 from vdm_jax.conditions.conditioning import Way
 from vdm_jax.conditions.inputs import Input
 from vdm_jax.conditions.reference import Reference
@@ -36,8 +36,8 @@ class SelfAttention:
     Positions: `rotary` turns queries and keys; `relative` (a scalar per clipped offset), `t5` (per bucket of offsets)
     and `shaw` (a key vector per clipped offset) are biases; `shaw_key_value` has vectors for keys and values, which
     kernel `xla` alone takes; `sinusoidal` and `learned` (a table as long as each axis)
-    are added to the input. All are over the axes of the pattern's sequences. An `External` pattern takes the
-    outside tokens that `bank` names.
+    are added to the input. All are over the axes of the pattern's sequences. An `WithExtraKeys` pattern takes the
+    the tokens that `extra_tokens` names.
     """
 
     pattern: AttentionPattern = Spatial()
@@ -47,10 +47,10 @@ class SelfAttention:
     qk_norm: bool = False  # RMS norm of queries and keys per head, with learned scales
     kernel: str = "auto"  # or a name of the capability table
     context: str = "none"
-    bank: str = "text"  # outside tokens of an External pattern: the text, or the name of one of UNet.references
+    extra_tokens: str = "text"  # of a WithExtraKeys pattern: the text, or the name of one of UNet.references
 
     def __post_init__(self):
-        require(self.pattern, self.kernel, self.context, external=isinstance(self.pattern, External),
+        require(self.pattern, self.kernel, self.context, extra_keys=isinstance(self.pattern, WithExtraKeys),
                 bias=self.position in ("relative", "t5", "shaw", "shaw_key_value"),
                 offset_values=self.position == "shaw_key_value")
 
@@ -63,12 +63,12 @@ class CrossAttention:
     kernel: str = "auto"  # or a name of the capability table that takes outside tokens
 
     def __post_init__(self):
-        require(cross_pattern(1), self.kernel, "none", external=True)
+        require(cross_pattern(1), self.kernel, "none", extra_keys=True)
 
 
 @config
 class TemporalConvolution:
-    """Residual convolution over frames (k x 1 x 1); starts as the identity."""
+    """Residual temporal convolution (k x 1 x 1); starts as the identity."""
 
     kernel: OddSize = 3  # frames
     causal: bool = False  # no frame sees later ones
@@ -92,7 +92,7 @@ class ConvolutionInflation:
 
 @config
 class AttentionInflation:
-    """Residual stack of attention layers over frames and a projection that starts at zero: the attention-based
+    """Residual stack of attention temporal layers and a projection that starts at zero: the attention-based
     inflation block of Lumiere, at its lowest level. The number of layers is not published."""
 
     attention: SelfAttention = SelfAttention(pattern=Temporal())
@@ -100,7 +100,7 @@ class AttentionInflation:
 
     def __post_init__(self):
         pattern = self.attention.pattern
-        if pattern.layout != "positions" or isinstance(pattern, External):
+        if pattern.layout != "positions" or isinstance(pattern, WithExtraKeys):
             raise UserError(f"AttentionInflation.attention.pattern={pattern} is not valid; permitted: patterns of one "
                             "position over frames, Temporal or TemporalCausal")
 
@@ -128,7 +128,7 @@ class Level:
     kernel: Size = 3  # spatial size of the residual blocks' convolutions; 1 leaves space to the mixers
     dropout: ShareBelowOne = 0.0  # probability, inside the residual blocks
     stride: tuple[Size, Size] = (2, 2)  # spatial reduction (height, width) to the next level; see UNet.resample_order
-    temporal_stride: Size = 1  # reduction of frames, beside the spatial one
+    temporal_stride: Size = 1  # reduction of frames, next to the spatial one
 
     def __post_init__(self):
         for mixer in self.mixers:
@@ -146,12 +146,12 @@ class UNet(Backbone):
     out_channels: Size = 3  # of the video or its latents, which it takes and predicts
     embedding_channels: Width = 128  # width of the conditioning vector
     embedding_layers: Depth = 2  # of the perceptron that makes it
-    modulation: Literal["film", "add"] = "film"  # how the vector enters a residual block
+    modulation: Literal["scale_shift", "add"] = "scale_shift"  # how the vector enters a residual block
     level_encoding: Literal["inv_cos", "linear", "edm"] = "inv_cos"  # log-SNR -> scalar before the sinusoids
     patch: Size = 1  # space-to-depth factor at the input, undone at the output
     stem_kernel: Size = 3  # spatial size of the first convolution, in patches
     out_kernel: Size = 3  # spatial size of the last convolution, in patches
-    # Frames of a convolution over frames after every spatial one, which starts as the identity (pseudo-3D convolution:
+    # Frames of a temporal convolution after every spatial one, which starts as the identity (pseudo-3D convolution:
     # Make-A-Video, Singer et al. 2022, arXiv 2209.14792, section 3.2.1); 1: none
     temporal_kernel: OddSize = 1
     temporal_causal: bool = False  # in these convolutions no frame sees later ones
@@ -160,7 +160,7 @@ class UNet(Backbone):
     position_axes: Annotated[tuple[Literal["frame", "row", "column"], ...], Length()] = ("frame", "row", "column")
     # Strided conv / nearest + conv; mean pool / nearest; or those two inside a residual block of their own
     resample: Literal["conv", "pool", "biggan"] = "conv"
-    temporal_stride_kernel: OddSize = 3  # frames; of the convolutions beside temporal strides (size not published)
+    temporal_stride_kernel: OddSize = 3  # frames; of the convolutions next to temporal strides (size not published)
     # "before": a level is reduced by its own stride before its blocks, and grows back after them (Efficient U-Net)
     resample_order: Literal["after", "before"] = "after"
     skip_scale: NonNegative = 1.0  # factor on the long skip; 2**-0.5 in efficient U-Nets
@@ -172,11 +172,12 @@ class UNet(Backbone):
     classes: WidthOrZero = 0  # of a class label, which enters the conditioning vector; 0: takes none
     low_resolution: bool = False  # takes a low-resolution video and its augmentation level
     residual: bool = False  # the output is a change to the low-resolution video (prediction "x" only)
-    observed: bool = False  # takes known frames and their mask (out_channels + 1 extra input channels)
+    # takes conditioning frames and their mask (out_channels + 1 extra input channels)
+    conditioning_frames: bool = False
     scalars: tuple[str, ...] = ()  # names of further scalar inputs, e.g. "fps"
-    references: tuple[Reference, ...] = ()  # outside features that attention layers name as their bank
-    conditions: tuple[Input, ...] = ()  # further conditions; `features` are a bank like those of references
-    spread: Literal["frames", "height"] = "frames"  # what of a video is split over the mesh axis `context`
+    references: tuple[Reference, ...] = ()  # features that attention layers name as their extra tokens
+    conditions: tuple[Input, ...] = ()  # further conditions; `features` are extra tokens like references
+    sharded_axis: Literal["frames", "height"] = "frames"  # what of a video is split over the mesh axis `context`
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters stay float32
     remat: Literal["none", "dots", "full", "offload"] = "none"  # what the backward pass recomputes; networks/remat.py
 
@@ -203,12 +204,13 @@ class UNet(Backbone):
         names = [entry.name for entry in (*self.references, *self.entering("features"))]
         if len(set(names)) < len(names):
             raise UserError(f"UNet.references={names} is not valid; permitted: different names")
-        for bank in (m.bank for m in mixers if isinstance(getattr(m, "pattern", None), External)):
-            if bank == "text" and self.text is None:
-                raise UserError("UNet.text=None but a mixer has an External pattern with bank='text'; permitted: "
-                                "text=WordEncoder or EmbeddedText, or a bank of UNet.references")
-            if bank not in ("text", *names):
-                raise UserError(f"SelfAttention.bank={bank!r} is not valid; permitted: {', '.join(['text', *names])}")
+        for extra in (m.extra_tokens for m in mixers if isinstance(getattr(m, "pattern", None), WithExtraKeys)):
+            if extra == "text" and self.text is None:
+                raise UserError("UNet.text=None but a mixer has a WithExtraKeys pattern with extra_tokens='text'; "
+                                "permitted: text=WordEncoder or EmbeddedText, or one of UNet.references")
+            if extra not in ("text", *names):
+                raise UserError(f"SelfAttention.extra_tokens={extra!r} is not valid; permitted: "
+                                f"{', '.join(['text', *names])}")
         for mixer in self.middle:
             if self.levels[-1].channels % getattr(mixer, "head_dim", 1):
                 raise UserError(f"UNet.middle head_dim={mixer.head_dim} does not divide the last level's "
@@ -236,7 +238,7 @@ class UNet(Backbone):
         """Input channels by what they hold, in the order in which they enter."""
         size = self.out_channels  # of the video, or of its latents
         return {"video": size, **({"low_resolution": size} if self.low_resolution else {}),
-                **({"observed": size + 1} if self.observed else {}),
+                **({"conditioning_frames": size + 1} if self.conditioning_frames else {}),
                 **{entry.name: entry.width for entry in self.entering("channels")}}
 
     def check_stage(self, stage: Any) -> None:

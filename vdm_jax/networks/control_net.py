@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from vdm_jax.configuration import Length, Width, config
 from vdm_jax.errors import UserError
 from vdm_jax.networks.latent_unet import LATENT_UNET_SD1, LatentUNet, check, embed, middle, way_down
-from vdm_jax.networks.latent_unet_blocks import Control, Given
+from vdm_jax.networks.latent_unet_blocks import BlockInputs, Control
 from vdm_jax.networks.layers import Convolution, silu, zeros
 
 
@@ -32,8 +32,8 @@ class ControlNet:
     hint_widths: Annotated[tuple[Width, ...], Length()] = (16, 32, 96, 256)
 
     def __post_init__(self):
-        if self.unet.temporal or self.unet.stack or self.unet.motion or self.unet.scalars:
-            raise UserError("ControlNet.unet has layers over frames or scalars; permitted: an image network",
+        if self.unet.temporal or self.unet.temporal_conv or self.unet.motion or self.unet.scalars:
+            raise UserError("ControlNet.unet has temporal layers or scalars; permitted: an image network",
                             "ControlNet.unet")
 
     @property
@@ -55,20 +55,20 @@ class ControlNetNetwork(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T H W C"], level: Float[Array, " B"], context: Float[Array, "B G L E"],
+        self, x: Float[Array, "B T H W C"], level: Float[Array, " B"], tokens: Float[Array, "B G L E"],
         hint: Float[Array, "B T H2 W2 D"], *, scale: float | Float[Array, " B"] = 1.0,
         classes: Int[Array, " B"] | None = None,
     ) -> Control:
         """`scale` is a factor on everything that is added."""
         spec, unet, dtype = self.config, self.config.unet, jnp.dtype(self.config.unet.dtype)
-        check(unet, x, context, None, classes)
+        check(unet, x, tokens, None, classes)
         wanted = (*x.shape[:2], spec.factor * x.shape[2], spec.factor * x.shape[3], spec.hint_channels)
         if hint.shape != wanted:
             raise UserError(f"map of shape {hint.shape}; permitted: {wanted}")
-        given = Given(embed(self, unet, level, None, classes), context.astype(dtype))
+        block_inputs = BlockInputs(embed(self, unet, level, None, classes), tokens.astype(dtype))
         x = Convolution(unet.widths[0], dtype=dtype, name="stem")(x) + Hint(spec, unet.widths[0], name="hint")(hint)
-        x, skips = way_down(self, unet, x, given)
-        x = middle(self, unet, x, given)
+        x, skips = way_down(self, unet, x, block_inputs)
+        x = middle(self, unet, x, block_inputs)
         scale = jnp.reshape(jnp.asarray(scale, dtype), (-1, 1, 1, 1, 1))
 
         def added(features: Array, name: str) -> Array:

@@ -1,4 +1,4 @@
-"""Layers over frames that follow those within frames, in open latent video models: a stack of convolutions and a
+"""Temporal layers that follow those within frames, in open latent video models: a stack of convolutions and a
 transformer.
 
 ModelScope (Wang et al. 2023, arXiv 2308.06571) has both, AnimateDiff (Guo et al. 2023, arXiv 2307.04725) has the
@@ -14,8 +14,8 @@ from vdm_jax.networks.latent_unet_blocks import Sizes
 
 
 @config
-class Stack:
-    """ModelScope: four convolutions over frames after each residual block, two self-attentions over frames after each
+class TemporalConv:
+    """ModelScope: four temporal convolutions after each residual block, two temporal self-attentions after each
     transformer, and such a transformer after the first convolution."""
 
     first_heads: Size = 8  # of the transformer after the first convolution, as large as the first level's
@@ -37,14 +37,14 @@ MOTION_V2 = Motion()
 MOTION_V3 = Motion(middle=False)
 
 
-def frame_convolutions(stack: Stack, sizes: Sizes, name: str | None = None) -> TemporalConvolutions:
+def frame_convolutions(temporal_conv: TemporalConv, sizes: Sizes, name: str | None = None) -> TemporalConvolutions:
     """Norm over the clip, SiLU and convolution over three frames, four times."""
-    return TemporalConvolutions(4, dropout=stack.dropout, groups=sizes.groups, dtype=sizes.dtype, spread=sizes.spread,
-                                name=name)
+    return TemporalConvolutions(4, dropout=temporal_conv.dropout, groups=sizes.groups, dtype=sizes.dtype,
+                                sharded_axis=sizes.sharded_axis, name=name)
 
 
 def motion_module(motion: Motion, sizes: Sizes, channels: int, name: str | None = None) -> TemporalTransformer:
     """The motion module of a level with this many channels."""
     return TemporalTransformer(
         motion.heads, channels // motion.heads, motion.groups, sizes.temporal_pattern, code=True, kernel=sizes.kernel,
-        context=sizes.context, dtype=sizes.dtype, spread=sizes.spread, name=name)
+        context=sizes.context, dtype=sizes.dtype, sharded_axis=sizes.sharded_axis, name=name)

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vdm_jax.attention import External, Spatial, Temporal
+from vdm_jax.attention import Spatial, Temporal, WithExtraKeys
 from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.conditions.inputs import Input
 from vdm_jax.conditions.reference import Reference
@@ -39,35 +39,36 @@ class LatentNetwork(Backbone):
     """An open latent U-Net as the network of a stage."""
 
     unet: LatentUNet
-    # The table whose timesteps tell it the noise level; None: ln(sigma / alpha) / 4, as in Stable Video Diffusion
+    # The table whose timesteps give it the noise level; None: ln(sigma / alpha) / 4, as in Stable Video Diffusion
     timesteps: Timesteps | None = ScaledLinearBetaSchedule()
     # Tokens it attends to, as embeddings made beforehand, of text or of a picture. Hidden tokens, and all of the null
     # caption, are zeros: it takes no mask. None: one token of zeros
     text: EmbeddedText | None = None
-    # In the order in which they enter: "fps" (it is told one less), "motion" (the bucket of how much moves) and "noise"
-    # (standard deviation of that on the first frame), as in Stable Video Diffusion (2311.15127)
+    # In the order in which they enter: "fps" (it receives one less), "motion" (the bucket of how much moves) and
+    # "noise" (standard deviation of that on the first frame), as in Stable Video Diffusion (2311.15127)
     scalars: tuple[str, ...] = ()
     # Bucket of clips of which nothing else is said; how motion maps to buckets is not published
     motion: NonNegative = 127.0
     first_frame: bool = False  # takes the latents of the first frame, repeated over all, as further channels
     low_resolution: bool = False  # takes a low-resolution video as further channels
-    # Table whose timestep, a class of the U-Net, says how noisy that video is; None: it is not told
+    # Table whose timestep, a class of the U-Net, says how noisy that video is; None: it receives none
     low_resolution_steps: LinearBetaSchedule | ScaledLinearBetaSchedule | None = None
-    # Takes known latents and their mask: "layers" over frames are told them (Video LDM, 2304.08818, section 3.2), or
+    # Takes conditioning latents and their mask: the temporal "layers" see them (Video LDM, 2304.08818, section 3.2), or
     # they are "in_place" of the noisy ones, with the mask as a further channel (LVDM, 2211.13221, section 3.3)
-    known: Literal["none", "layers", "in_place"] = "none"
-    # Known latents are noised to a timestep, in training one below `known_steps`, in sampling `known_step`, which a
-    # class of the U-Net says (LVDM's conditional latent perturbation) unless it says the rate. 0: they stay as they are
-    known_steps: CountOrZero = 0
-    known_step: CountOrZero = 100
+    frame_conditioning: Literal["none", "layers", "in_place"] = "none"
+    # Conditioning latents are noised to a timestep, in training one below `frame_noise_steps`, in sampling
+    # `frame_noise_step`, which a class of the U-Net says (LVDM's conditional latent perturbation) unless it says the
+    # rate. 0: they stay as they are
+    frame_noise_steps: CountOrZero = 0
+    frame_noise_step: CountOrZero = 100
     conditions: tuple[Input, ...] = ()  # further conditions, as further channels
     # Class of the U-Net that says which of several frame rates it makes; None: no such classes
     rate: WidthOrZero | None = None
 
     def __post_init__(self):
         text, unet = self.text, self.unet
-        if text is not None and (text.width != unet.context_channels or text.project):
-            raise UserError(f"LatentNetwork.text={text} for a U-Net of context_channels={unet.context_channels}; "
+        if text is not None and (text.width != unet.token_channels or text.project):
+            raise UserError(f"LatentNetwork.text={text} for a U-Net of token_channels={unet.token_channels}; "
                             "permitted: that width, and project=0")
         if any(name not in SCALARS for name in self.scalars) or len(set(self.scalars)) != unet.scalars:
             raise UserError(f"LatentNetwork.scalars={self.scalars} for a U-Net of {unet.scalars}; permitted: as many "
@@ -76,36 +77,39 @@ class LatentNetwork(Backbone):
             raise UserError("LatentNetwork.scalars has 'noise', that on the first frame, with first_frame=False; "
                             "permitted: first_frame=True")
         check_conditions("LatentNetwork", self.conditions, ("channels",))
-        self._check_known()
+        self._check_frames()
         classes = 0 if self.low_resolution_steps is None else self.low_resolution_steps.steps
-        own = bool(self.known_steps) or self.rate is not None
+        own = bool(self.frame_noise_steps) or self.rate is not None
         if not own and (unet.classes != classes or (classes and not self.low_resolution)):
             raise UserError(f"LatentNetwork.low_resolution_steps={self.low_resolution_steps} with low_resolution="
                             f"{self.low_resolution} for a U-Net of {unet.classes} classes; permitted: a table of as "
                             "many steps for a network that takes a low-resolution video")
 
-    def _check_known(self) -> None:
-        """Raise `UserError` where the U-Net does not take what is known as it is told."""
-        unet, told = self.unet, self.known == "layers"
-        if unet.known_channels != told * (unet.out_channels + 1):
-            raise UserError(f"LatentNetwork.known={self.known!r} for a U-Net of known_channels={unet.known_channels}; "
-                            "permitted: 'layers' exactly for one of its latents' channels and 1, else 'none', "
+    def _check_frames(self) -> None:
+        """Raise `UserError` where the U-Net does not take conditioning frames in this way."""
+        unet, told = self.unet, self.frame_conditioning == "layers"
+        if unet.conditioning_channels != told * (unet.out_channels + 1):
+            raise UserError(f"LatentNetwork.frame_conditioning={self.frame_conditioning!r} for a U-Net of "
+                            f"conditioning_channels={unet.conditioning_channels}; permitted: 'layers' "
+                            "exactly for one of its latents' channels and 1, else 'none', "
                             "'in_place'")
-        classes, steps = self.known_steps + 1, 0 if self.timesteps is None else self.timesteps.steps
-        if self.known_steps and not (self.known != "none" and self.low_resolution_steps is None
-                                     and (unet.classes == classes or self.rate is not None)
-                                     and 0 <= self.known_step <= self.known_steps < steps):
-            raise UserError(f"LatentNetwork: known_steps={self.known_steps}, known_step={self.known_step} with "
-                            f"known={self.known!r} for a U-Net of {unet.classes} classes; permitted: 0, or timesteps "
-                            f"of LatentNetwork.timesteps for one that takes what is known, of {classes} classes")
+        classes, steps = self.frame_noise_steps + 1, 0 if self.timesteps is None else self.timesteps.steps
+        if self.frame_noise_steps and not (self.frame_conditioning != "none" and self.low_resolution_steps is None
+                                       and (unet.classes == classes or self.rate is not None)
+                                       and 0 <= self.frame_noise_step <= self.frame_noise_steps < steps):
+            raise UserError(f"LatentNetwork: frame_noise_steps={self.frame_noise_steps}, "
+                            f"frame_noise_step={self.frame_noise_step} with "
+                            f"frame_conditioning={self.frame_conditioning!r} for a U-Net of {unet.classes} "
+                            "classes; permitted: 0, or timesteps of LatentNetwork.timesteps "
+                            f"for one with conditioning frames, of {classes} classes")
         if self.rate is not None and (not 0 <= self.rate < unet.classes or self.low_resolution_steps is not None):
             raise UserError(f"LatentNetwork.rate={self.rate} for a U-Net of {unet.classes} classes; permitted: one of "
                             "these, without low_resolution_steps")
 
     @property
-    def observed(self) -> bool:
-        """Whether it takes what is known of a video."""
-        return self.known != "none"
+    def conditioning_frames(self) -> bool:
+        """Whether it takes conditioning frames."""
+        return self.frame_conditioning != "none"
 
     @property
     def out_channels(self) -> int:
@@ -137,16 +141,18 @@ class LatentNetwork(Backbone):
     @property
     def in_place(self) -> bool:
         """Whether conditioning frames take the place of noisy ones."""
-        return self.known == "in_place"
+        return self.frame_conditioning == "in_place"
 
     @property
     def frame_noise(self) -> FrameNoise | None:
         """How conditioning frames are noised."""
-        return FrameNoise(self.known_steps, self.known_step, self.timesteps) if self.known_steps else None
+        return FrameNoise(self.frame_noise_steps, self.frame_noise_step,
+                          self.timesteps) if self.frame_noise_steps else None
 
     @property
     def references(self) -> tuple[Reference, ...]:
-        """With an `External` spatial pattern, the features that the spatial attention of every transformer sees."""
+        """With an `WithExtraKeys` spatial pattern, the features that the spatial attention of every transformer
+        sees."""
         return tuple(Reference(name=name, width=width) for name, width in self.unet.referenced.items())
 
     def check_stage(self, stage: Any) -> None:
@@ -162,9 +168,10 @@ class LatentNetwork(Backbone):
     def attended(self, frames: int, height: int, width: int) -> Iterator[int]:
         """Tokens of the sequences over which its layers attend, but for those of one position over frames."""
         unet = self.unet
-        for level, (attends, only_context) in enumerate(zip(unet.attention, unet.only_context, strict=True)):
+        for level, (attends,
+                    only_cross_attention) in enumerate(zip(unet.attention, unet.only_cross_attention, strict=True)):
             tokens = (height >> level) * (width >> level)
-            for pattern in (unet.temporal_pattern, *(() if only_context else (unet.spatial_pattern,))):
+            for pattern in (unet.temporal_pattern, *(() if only_cross_attention else (unet.spatial_pattern,))):
                 if attends and pattern.layout != "positions":
                     yield tokens * (frames if pattern.layout == "all" else 1)
 
@@ -174,9 +181,10 @@ class LatentNetwork(Backbone):
 
 
 def image_unet(unet: LatentUNet) -> LatentUNet:
-    """The image network that a video network is without its layers over frames, norms per frame. Raises `UserError`
+    """The image network that a video network is without its temporal layers, norms per frame. Raises `UserError`
     where it has no other attention."""
-    return dataclasses.replace(unet, temporal=False, stack=None, motion=None, offsets=0, mix_frames=0, known_channels=0,
+    return dataclasses.replace(unet, temporal=False, temporal_conv=None, motion=None, max_relative_position=0,
+                               mix_frames=0, conditioning_channels=0,
                                norm_over="frame", spatial_pattern=Spatial(), temporal_pattern=Temporal())
 
 
@@ -184,7 +192,7 @@ class LatentNetworkModule(nn.Module):
     """Noisy latents `[B, T, H, W, C]` and their log-SNR, `[B]` or per frame `[B, T]`, to a prediction.
 
     `images` says how many frames at the end are independent images (joint training): they go through the network
-    without its layers over frames, and the clip's own frames through all of it.
+    without its temporal layers, and the clip's own frames through all of it.
     """
 
     config: LatentNetwork
@@ -201,27 +209,27 @@ class LatentNetworkModule(nn.Module):
         spec = self.config
         conditioning = Conditioning() if conditioning is None else conditioning
         check_inputs(spec, z, logsnr, conditioning)
-        if images and isinstance(spec.unet.spatial_pattern, External):
+        if images and isinstance(spec.unet.spatial_pattern, WithExtraKeys):
             raise UserError(f"{images} independent images for a U-Net whose spatial_pattern sees references; "
                             "permitted: 0")
-        if images and not spec.unet.context_channels:
-            raise UserError(f"{images} independent images for a U-Net of context_channels=0, which has no attention of "
+        if images and not spec.unet.token_channels:
+            raise UserError(f"{images} independent images for a U-Net of token_channels=0, which has no attention of "
                             "its own within them; permitted: 0")
-        known = _known(spec, conditioning)
-        x, context = _stacked(spec, z, conditioning, known), _context(spec, len(z), conditioning)
+        conditioning_latents = _conditioning_latents(spec, conditioning)
+        x, tokens = _stacked(spec, z, conditioning, conditioning_latents), _tokens(spec, len(z), conditioning)
         level = -logsnr / 8 if spec.timesteps is None else spec.timesteps.timestep(logsnr)
         told = {"scalars": _scalars(spec, conditioning), "classes": _classes(spec, conditioning, len(z))}
         clip = x.shape[1] - images
-        of_clip = known[:, :clip] if spec.known == "layers" else None
+        of_clip = conditioning_latents[:, :clip] if spec.frame_conditioning == "layers" else None
         references = conditioning.references or None
         of_frames = level.ndim == 2
-        y = self.unet(x[:, :clip], level[:, :clip] if of_frames else level, context[:, :1] if images else context,
-                      known=of_clip, references=references, train=train, **told)
+        y = self.unet(x[:, :clip], level[:, :clip] if of_frames else level, tokens[:, :1] if images else tokens,
+                      conditioning_latents=of_clip, references=references, train=train, **told)
         if not images:
             return y
         alone = LatentUNetNetwork(image_unet(spec.unet), parent=None).apply(
             {"params": self.variables["params"]}, x[:, clip:], level[:, clip:] if of_frames else level,
-            context[:, 1:] if spec.text is not None else context, **told)
+            tokens[:, 1:] if spec.text is not None else tokens, **told)
         return jnp.concatenate([y, alone], axis=1)
 
 
@@ -231,38 +239,38 @@ def check_inputs(
     """Raise `UserError` for a part that the network needs and that is absent, and for what it cannot take."""
     needed = {"embeddings": spec.text is not None, "text_mask": spec.text is not None, "image": spec.first_frame,
               "low_resolution": spec.low_resolution, "augmentation": spec.low_resolution_steps is not None,
-              "observed": spec.observed, "observed_mask": spec.observed}
+              "conditioning_frames": spec.conditioning_frames, "conditioning_mask": spec.conditioning_frames}
     for name, is_needed in needed.items():
         if is_needed and getattr(conditioning, name) is None:
             raise UserError(f"the network needs Conditioning.{name}, which is absent")
-    wanted = (*spec.scalars, *(("known_step",) if spec.known_steps and spec.rate is None else ()))
+    wanted = (*spec.scalars, *(("frame_noise_step",) if spec.frame_noise_steps and spec.rate is None else ()))
     absent = [name for name in wanted if name not in conditioning.scalars]
     if absent:
         raise UserError(f"the network needs Conditioning.scalars[{absent[0]!r}]; given: "
                         f"{', '.join(conditioning.scalars) or 'none'}")
     check_entries(spec, z, conditioning)
     if conditioning.frame_valid is not None:
-        raise UserError("clips with padded frames for a LatentNetwork, whose layers over frames would see them; "
+        raise UserError("clips with padded frames for a LatentNetwork, whose temporal layers would see them; "
                         "permitted: clips of one length, or a UNet")
     if logsnr.shape not in (z.shape[:1], z.shape[:2]):
         raise UserError(f"noise levels of shape {logsnr.shape} for a video of shape {z.shape}; permitted: "
                         f"{z.shape[:1]}, one per clip, or {z.shape[:2]}, one per frame")
 
 
-def _known(spec: LatentNetwork, conditioning: Conditioning) -> Float[Array, "B T H W M"] | None:
-    """Known latents, zero elsewhere, and their mask along the channels."""
-    if not spec.observed:
+def _conditioning_latents(spec: LatentNetwork, conditioning: Conditioning) -> Float[Array, "B T H W M"] | None:
+    """Conditioning latents, zero elsewhere, and their mask along the channels."""
+    if not spec.conditioning_frames:
         return None
-    return jnp.concatenate([conditioning.observed, conditioning.observed_mask], axis=-1)
+    return jnp.concatenate([conditioning.conditioning_frames, conditioning.conditioning_mask], axis=-1)
 
 
-def _stacked(spec: LatentNetwork, z: Array, conditioning: Conditioning, known: Array | None) -> Array:
-    """Noisy latents, or known ones in their place and the mask, the low-resolution video and the first frame along the
-    channels."""
+def _stacked(spec: LatentNetwork, z: Array, conditioning: Conditioning, conditioning_latents: Array | None) -> Array:
+    """Noisy latents, or conditioning latents in their place and the mask, the low-resolution video and the first frame
+    along the channels."""
     parts = [z]
-    if spec.known == "in_place":
-        mask = known[..., -1:]
-        parts = [jnp.where(mask > 0, known[..., :-1], z), mask]
+    if spec.frame_conditioning == "in_place":
+        mask = conditioning_latents[..., -1:]
+        parts = [jnp.where(mask > 0, conditioning_latents[..., :-1], z), mask]
     if spec.low_resolution:
         parts.append(conditioning.low_resolution)
     if spec.first_frame:
@@ -271,11 +279,11 @@ def _stacked(spec: LatentNetwork, z: Array, conditioning: Conditioning, known: A
     return jnp.concatenate(parts, axis=-1)
 
 
-def _context(spec: LatentNetwork, batch: int, conditioning: Conditioning) -> Float[Array, "B G L E"] | None:
-    if not spec.unet.context_channels:
+def _tokens(spec: LatentNetwork, batch: int, conditioning: Conditioning) -> Float[Array, "B G L E"] | None:
+    if not spec.unet.token_channels:
         return None
     if spec.text is None:
-        return jnp.zeros((batch, 1, 1, spec.unet.context_channels))
+        return jnp.zeros((batch, 1, 1, spec.unet.token_channels))
     return jnp.where(conditioning.text_mask[..., None], conditioning.embeddings, 0)
 
 
@@ -288,8 +296,8 @@ def _scalars(spec: LatentNetwork, conditioning: Conditioning) -> Float[Array, "B
 def _classes(spec: LatentNetwork, conditioning: Conditioning, batch: int) -> Int[Array, " B"] | None:
     if spec.rate is not None:
         return jnp.full((batch,), spec.rate, jnp.int32)
-    if spec.known_steps:
-        return jnp.round(conditioning.scalars["known_step"]).astype(jnp.int32)
+    if spec.frame_noise_steps:
+        return jnp.round(conditioning.scalars["frame_noise_step"]).astype(jnp.int32)
     if spec.low_resolution_steps is None:
         return None
     return jnp.round(spec.low_resolution_steps.timestep(conditioning.augmentation)).astype(jnp.int32)

@@ -2,7 +2,7 @@
 
 They are assemblies of their own of the blocks of all networks, and not configs of `unet.py`, because weights fit one
 order of layers only. Any attention pattern may take the place of theirs: `spatial_pattern=SparseCausal()` makes an
-image network one of videos (Tune-A-Video: Wu et al. 2022, arXiv 2212.11565), and an `External` one lets it see the
+image network one of videos (Tune-A-Video: Wu et al. 2022, arXiv 2212.11565), and an `WithExtraKeys` one lets it see the
 reference features that `reference_tokens` takes from another (ReferenceNet: Hu et al. 2023, arXiv 2311.17117). A video
 network without its temporal layers is the image network (Blattmann et al. 2023, arXiv 2311.15127).
 """
@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vdm_jax.attention import AttentionPattern, External, Spatial, Temporal
+from vdm_jax.attention import AttentionPattern, Spatial, Temporal, WithExtraKeys
 from vdm_jax.attention.capability import require
 from vdm_jax.configuration import Count, Depth, Positive, Size, SizeOrZero, Width, WidthOrZero, config
 from vdm_jax.errors import UserError
@@ -27,14 +27,14 @@ from vdm_jax.networks.latent_frames import (
     MOTION_V2,
     MOTION_V3,
     Motion,
-    Stack,
+    TemporalConv,
     frame_convolutions,
     motion_module,
 )
 from vdm_jax.networks.latent_unet_blocks import (
+    BlockInputs,
     Control,
     FactorisedAttention,
-    Given,
     LatentBlock,
     Sizes,
     TokenTransformer,
@@ -42,7 +42,7 @@ from vdm_jax.networks.latent_unet_blocks import (
 )
 from vdm_jax.networks.layers import Convolution, Dense, GroupNorm, silu
 from vdm_jax.networks.remat import name_input, rematerialised
-from vdm_jax.parallel.rules import spread
+from vdm_jax.parallel.rules import shard_along
 
 
 @config
@@ -55,41 +55,42 @@ class LatentUNet:
     blocks: Depth = 2  # residual blocks on the way down; one more on the way up
     attention: tuple[bool, ...] = (True, True, True, False)  # whether a transformer follows each block
     heads: tuple[Size, ...] = (8, 8, 8, 8)
-    only_context: tuple[bool, ...] = (False, False, False, False)  # no attention among tokens
-    context_channels: WidthOrZero = 768  # of the text or image tokens; 0: takes none (with `offsets` only)
-    convolve_tokens: bool = True  # maps around transformers stored as convolutions (1.x) and not as matrices (2.x)
+    only_cross_attention: tuple[bool, ...] = (False, False, False, False)  # no attention among tokens
+    # Of the text or image tokens; 0: takes none (with `max_relative_position` only)
+    token_channels: WidthOrZero = 768
+    use_linear_projection: bool = False  # maps around transformers stored as matrices (2.x), else as convolutions (1.x)
     classes: WidthOrZero = 0  # of a table added to the embedding: noise levels of the low-resolution input
     scalars: SizeOrZero = 0  # numbers added to the embedding: frames per second, motion, noise of the image
     scalar_channels: Width = 256  # of the code of each
-    temporal: bool = False  # layers over frames mixed with those within, by learned shares
-    stack: Stack | None = None  # layers over frames after those within
+    temporal: bool = False  # temporal layers mixed with those within, by learned shares
+    temporal_conv: TemporalConv | None = None  # temporal layers after those within
     motion: Motion | None = None  # motion modules after each block
-    # Furthest offset that attention over frames after each attention within frames tells apart (LVDM); 0: none
-    offsets: SizeOrZero = 0
+    # Furthest offset that temporal attention after each spatial attention distinguishes (LVDM); 0: none
+    max_relative_position: SizeOrZero = 0
     mix_frames: SizeOrZero = 0  # that have a learned share each, with `temporal`; 0: all frames have the same
-    # Of known frames and their mask, which layers over frames are told, with `temporal`
-    known_channels: WidthOrZero = 0
+    # Of conditioning frames and their mask, which the temporal layers see, with `temporal`
+    conditioning_channels: WidthOrZero = 0
     norm_over: Literal["frame", "clip"] = "frame"  # statistics of the norms
-    film: bool = False  # the embedding scales and shifts norms in residual blocks, and is not added
+    scale_shift_norm: bool = False  # the embedding scales and shifts norms in residual blocks, and is not added
     groups: Count = 32  # of the norms
     # Of the norms in residual blocks: on the way down with and without attention, in the middle, on the way up.
     epsilons: tuple[Positive, Positive, Positive, Positive] = (1e-5, 1e-5, 1e-5, 1e-5)
     spatial_pattern: AttentionPattern = Spatial()  # of the spatial layers
     temporal_pattern: AttentionPattern = Temporal()  # of the temporal layers
     attention_kernel: str = "auto"  # see `vdm_jax.attention`
-    attention_context: str = "none"  # of attention between frames; attention within frames has nothing to exchange
-    spread: Literal["frames", "height"] = "frames"  # what of a video is split over the mesh axis `context`
+    attention_context: str = "none"  # of attention between frames; spatial attention has nothing to exchange
+    sharded_axis: Literal["frames", "height"] = "frames"  # what of a video is split over the mesh axis `context`
     dtype: str = "float32"  # of the activations
     remat: Literal["none", "dots", "full", "offload"] = "none"  # what the backward pass recomputes; networks/remat.py
 
     @property
     def video(self) -> bool:
-        """Whether there are layers over frames."""
-        return bool(self.temporal or self.stack or self.motion or self.offsets)
+        """Whether there are temporal layers."""
+        return bool(self.temporal or self.temporal_conv or self.motion or self.max_relative_position)
 
     def __post_init__(self):
         levels = len(self.widths)
-        for name in ("attention", "heads", "only_context"):
+        for name in ("attention", "heads", "only_cross_attention"):
             if len(getattr(self, name)) != levels:
                 raise UserError(f"LatentUNet.{name}={getattr(self, name)} for {levels} levels; permitted: an entry "
                                 "each")
@@ -100,26 +101,29 @@ class LatentUNet:
             if self.motion and (width % self.motion.heads or width % self.motion.groups):
                 raise UserError(f"LatentUNet.widths={self.widths} with {self.motion}; permitted: multiples of its "
                                 "heads and groups")
-        if self.temporal + (self.stack is not None) + (self.motion is not None) + (self.offsets > 0) > 1:
-            raise UserError(f"LatentUNet: temporal={self.temporal}, stack={self.stack}, motion={self.motion}, "
-                            f"offsets={self.offsets}; permitted: one kind of layers over frames")
-        if not self.temporal and (self.mix_frames or self.known_channels):
-            raise UserError(f"LatentUNet: mix_frames={self.mix_frames}, known_channels={self.known_channels} with "
-                            "temporal=False; permitted: 0")
+        kinds = (self.temporal, self.temporal_conv, self.motion, self.max_relative_position)
+        if sum(map(bool, kinds)) > 1:
+            raise UserError(f"LatentUNet: temporal={self.temporal}, temporal_conv={self.temporal_conv}, "
+                            f"motion={self.motion}, max_relative_position={self.max_relative_position}; permitted: "
+                            "one kind of temporal layers")
+        if not self.temporal and (self.mix_frames or self.conditioning_channels):
+            raise UserError(f"LatentUNet: mix_frames={self.mix_frames}, "
+                            f"conditioning_channels={self.conditioning_channels} with temporal=False; permitted: 0")
         self._check_attention()
-        if not self.context_channels and not self.offsets:
-            raise UserError("LatentUNet: context_channels=0 with offsets=0; permitted: offsets above 0 there")
+        if not self.token_channels and not self.max_relative_position:
+            raise UserError("LatentUNet: token_channels=0 with max_relative_position=0; permitted: "
+                            "max_relative_position above 0 there")
 
     def _check_attention(self) -> None:
         """Raise `UserError` for patterns that the kernel and context cannot compute, and outside tokens over time."""
-        if isinstance(self.temporal_pattern, External):
-            raise UserError("LatentUNet.temporal_pattern=External(...); permitted: patterns of the video alone, and "
-                            "External in spatial_pattern")
+        if isinstance(self.temporal_pattern, WithExtraKeys):
+            raise UserError("LatentUNet.temporal_pattern=WithExtraKeys(...); permitted: patterns of the video alone, "
+                            "and WithExtraKeys in spatial_pattern")
         for pattern in (self.spatial_pattern, self.temporal_pattern):
             context = "none" if pattern.layout == "frames" else self.attention_context
-            relative = bool(self.offsets) and pattern is self.temporal_pattern
-            require(pattern, self.attention_kernel, context, external=isinstance(pattern, External), bias=relative,
-                    offset_values=relative)
+            relative = bool(self.max_relative_position) and pattern is self.temporal_pattern
+            require(pattern, self.attention_kernel, context, extra_keys=isinstance(pattern, WithExtraKeys),
+                    bias=relative, offset_values=relative)
 
     @property
     def transformers(self) -> dict[str, int]:
@@ -132,42 +136,42 @@ class LatentUNet:
 
     @property
     def referenced(self) -> dict[str, int]:
-        """The transformers that see reference tokens, and their channels: with an `External` spatial pattern those
+        """The transformers that see reference tokens, and their channels: with an `WithExtraKeys` spatial pattern those
         that have attention among the tokens of the video."""
-        if not isinstance(self.spatial_pattern, External):
+        if not isinstance(self.spatial_pattern, WithExtraKeys):
             return {}
         alone = {f"{way}_{i if way == 'down' else len(self.widths) - 1 - i}_" for way in ("down", "up")
-                 for i, only_context in enumerate(self.only_context) if only_context}
+                 for i, only_cross_attention in enumerate(self.only_cross_attention) if only_cross_attention}
         return {name: width for name, width in self.transformers.items() if not name.startswith(tuple(alone))}
 
 
 LATENT_UNET_SD1 = LatentUNet()
 LATENT_UNET_SD1_INPAINT = LatentUNet(in_channels=9)
-LATENT_UNET_SD2 = LatentUNet(heads=(5, 10, 20, 20), context_channels=1024, convolve_tokens=False)
+LATENT_UNET_SD2 = LatentUNet(heads=(5, 10, 20, 20), token_channels=1024, use_linear_projection=True)
 LATENT_UNET_SD2_DEPTH = dataclasses.replace(LATENT_UNET_SD2, in_channels=5)
 LATENT_UNET_UPSCALER = LatentUNet(
-    in_channels=7, widths=(256, 512, 512, 1024), attention=(False, True, True, True), context_channels=1024,
-    only_context=(True, True, True, False), convolve_tokens=False, classes=1000)
+    in_channels=7, widths=(256, 512, 512, 1024), attention=(False, True, True, True), token_channels=1024,
+    only_cross_attention=(True, True, True, False), use_linear_projection=True, classes=1000)
 # The released weights run with these epsilons in diffusers; the authors' own code has 1e-5 everywhere.
 LATENT_UNET_SVD = dataclasses.replace(LATENT_UNET_SD2, in_channels=8, scalars=3, temporal=True,
                                       epsilons=(1e-6, 1e-5, 1e-5, 1e-6))
-LATENT_UNET_MODELSCOPE = dataclasses.replace(LATENT_UNET_SD2, stack=Stack())
-# Video LDM (Blattmann et al. 2023, arXiv 2304.08818): the layers over frames of its published sizes (656M; 649M on 1.x)
-# are those of Stable Video Diffusion. Its prediction and interpolation networks see known frames; that of
+LATENT_UNET_MODELSCOPE = dataclasses.replace(LATENT_UNET_SD2, temporal_conv=TemporalConv())
+# Video LDM (Blattmann et al. 2023, arXiv 2304.08818): the temporal layers of its published sizes (656M; 649M on 1.x)
+# are those of Stable Video Diffusion. Its prediction and interpolation networks see conditioning frames; that of
 # interpolation, of 1,509M, has the sizes of 1.x. A class tells it which of the two rates to make.
 LATENT_UNET_VIDEO_LDM = dataclasses.replace(LATENT_UNET_SD2, temporal=True)
 LATENT_UNET_VIDEO_LDM_SD1 = dataclasses.replace(LATENT_UNET_SD1, temporal=True)
-LATENT_UNET_VIDEO_LDM_PREDICTION = dataclasses.replace(LATENT_UNET_VIDEO_LDM, known_channels=5)
-LATENT_UNET_VIDEO_LDM_INTERPOLATION = dataclasses.replace(LATENT_UNET_VIDEO_LDM_SD1, known_channels=5, classes=2)
+LATENT_UNET_VIDEO_LDM_PREDICTION = dataclasses.replace(LATENT_UNET_VIDEO_LDM, conditioning_channels=5)
+LATENT_UNET_VIDEO_LDM_INTERPOLATION = dataclasses.replace(LATENT_UNET_VIDEO_LDM_SD1, conditioning_channels=5, classes=2)
 LATENT_UNET_VIDEO_LDM_UPSCALER = dataclasses.replace(LATENT_UNET_UPSCALER, temporal=True)
 # LVDM (He et al. 2022, arXiv 2211.13221). The input of prediction and interpolation has a mask; the class is the
-# timestep to which the known latents are noised.
+# timestep to which the conditioning latents are noised.
 LATENT_UNET_LVDM = LatentUNet(
     widths=(256, 512, 768, 1024), blocks=3, attention=(False, True, True, True), heads=(4, 4, 4, 4),
-    context_channels=0, offsets=4, norm_over="clip", film=True)
+    token_channels=0, max_relative_position=4, norm_over="clip", scale_shift_norm=True)
 LATENT_UNET_LVDM_PREDICTION = dataclasses.replace(LATENT_UNET_LVDM, in_channels=5, classes=251)
-LATENT_UNET_LVDM_INTERPOLATION = dataclasses.replace(LATENT_UNET_LVDM_PREDICTION, offsets=5)
-LATENT_UNET_LVDM_TEXT = dataclasses.replace(LATENT_UNET_SD1, offsets=16, norm_over="clip")
+LATENT_UNET_LVDM_INTERPOLATION = dataclasses.replace(LATENT_UNET_LVDM_PREDICTION, max_relative_position=5)
+LATENT_UNET_LVDM_TEXT = dataclasses.replace(LATENT_UNET_SD1, max_relative_position=16, norm_over="clip")
 LATENT_UNET_ANIMATEDIFF_V1, LATENT_UNET_ANIMATEDIFF_V2, LATENT_UNET_ANIMATEDIFF_V3 = (
     dataclasses.replace(LATENT_UNET_SD1, motion=motion) for motion in (MOTION_V1, MOTION_V2, MOTION_V3))
 
@@ -183,40 +187,40 @@ class LatentUNetNetwork(nn.Module):
     @nn.compact
     def __call__(
         self, x: Float[Array, "B T H W C"], level: Float[Array, " B"] | Float[Array, "B T"],
-        context: Float[Array, "B G L E"] | None = None, *, scalars: Float[Array, "B N"] | None = None,
+        tokens: Float[Array, "B G L E"] | None = None, *, scalars: Float[Array, "B N"] | None = None,
         classes: Int[Array, " B"] | None = None, control: Control | None = None,
-        known: Float[Array, "B T H W M"] | None = None,
+        conditioning_latents: Float[Array, "B T H W M"] | None = None,
         references: dict[str, Float[Array, "B _ _ _"]] | None = None, train: bool = False,
     ) -> Float[Array, "B T H W O"]:
         """`level` is the timestep, or ln(sigma) / 4 in Stable Video Diffusion, of the clip or of each frame; the
-        context has one group of tokens for the clip or one per frame, as do the `references` of an `External` pattern,
-        by transformer (`reference_tokens`). `control` is what a ControlNet made of the same
-        latents; `known` has known latents, zero elsewhere, and their mask.
+        `tokens` are one group for the clip or one per frame, as do the `references` of an `WithExtraKeys`
+        pattern, by transformer (`reference_tokens`). `control` is what a ControlNet made of the same
+        latents; `conditioning_latents` has the latents of conditioning frames, zero elsewhere, and their mask.
         """
         spec, dtype = self.config, jnp.dtype(self.config.dtype)
-        check(spec, x, context, scalars, classes, known)
+        check(spec, x, tokens, scalars, classes, conditioning_latents)
         check_references(spec, x, references)
-        context = None if context is None else context.astype(dtype)
-        levels = None if known is None else known_by_level(spec, known)
-        given = Given(embed(self, spec, level, scalars, classes), context, levels, train, references)
-        x = Convolution(spec.widths[0], dtype=dtype, spread=spec.spread, name="stem")(x)
-        x = spread(x, spec.spread, must=False)
-        if spec.stack:
-            head_dim, heads = spec.widths[0] // spec.heads[0], spec.stack.first_heads
+        tokens = None if tokens is None else tokens.astype(dtype)
+        levels = None if conditioning_latents is None else conditioning_by_level(spec, conditioning_latents)
+        block_inputs = BlockInputs(embed(self, spec, level, scalars, classes), tokens, levels, train, references)
+        x = Convolution(spec.widths[0], dtype=dtype, sharded_axis=spec.sharded_axis, name="stem")(x)
+        x = shard_along(x, spec.sharded_axis, must=False)
+        if spec.temporal_conv:
+            head_dim, heads = spec.widths[0] // spec.heads[0], spec.temporal_conv.first_heads
             x = sizes_of(spec).temporal_transformer(heads, heads * head_dim, "stem_motion")(x)
-        x, skips = way_down(self, spec, x, given)
-        x = middle(self, spec, x, given)
+        x, skips = way_down(self, spec, x, block_inputs)
+        x = middle(self, spec, x, block_inputs)
         if control is not None:
             skips, x = _controlled(skips, x, control)
         for k, i in enumerate(reversed(range(len(spec.widths)))):
             for j in range(spec.blocks + 1):
                 x = jnp.concatenate([x, skips.pop()], axis=-1)
-                x = _block(self, spec, x, given, f"up_{k}_{j}", i, spec.epsilons[3])
+                x = _block(self, spec, x, block_inputs, f"up_{k}_{j}", i, spec.epsilons[3])
             if i:  # a side that was odd is one pixel shorter than twice
                 x = Double(dtype, name=f"upsample_{k}", shape=skips[-1].shape[2:4])(x)
         x = silu(GroupNorm(spec.groups, spec.norm_over, 1e-5, name="norm")(x))
         # The prediction is not rounded to bfloat16, as in `UNet`: samplers add many of them.
-        return Convolution(spec.out_channels, spread=spec.spread, name="out")(x.astype(jnp.float32))
+        return Convolution(spec.out_channels, sharded_axis=spec.sharded_axis, name="out")(x.astype(jnp.float32))
 
 
 def reference_tokens(intermediates: dict[str, Any]) -> dict[str, Float[Array, "_ _ _ _"]]:
@@ -238,24 +242,24 @@ def reference_tokens(intermediates: dict[str, Any]) -> dict[str, Float[Array, "_
 
 
 def check(
-    spec: LatentUNet, x: Array, context: Array | None, scalars: Array | None, classes: Array | None,
-    known: Array | None = None,
+    spec: LatentUNet, x: Array, tokens: Array | None, scalars: Array | None, classes: Array | None,
+    conditioning_latents: Array | None = None,
 ) -> None:
     """Raises `UserError` for inputs of a shape that the network does not take."""
     if x.shape[-1] != spec.in_channels:
         raise UserError(f"latents of shape {x.shape}; permitted: {spec.in_channels} channels")
     if spec.motion and x.shape[1] > spec.motion.frames:
         raise UserError(f"latents of {x.shape[1]} frames; permitted: at most Motion.frames={spec.motion.frames}")
-    given = (0, 0, 0, 0) if context is None else context.shape
-    if len(given) != 4 or (given[1] not in (1, x.shape[1]) and spec.context_channels) or (
-            given[3] != spec.context_channels):
-        shapes = f"[B, 1 or frames, tokens, {spec.context_channels}]" if spec.context_channels else "none"
-        raise UserError(f"context of shape {given} for {x.shape[1]} frames; permitted: {shapes}")
+    shape = (0, 0, 0, 0) if tokens is None else tokens.shape
+    if len(shape) != 4 or (shape[1] not in (1, x.shape[1]) and spec.token_channels) or (
+            shape[3] != spec.token_channels):
+        shapes = f"[B, 1 or frames, tokens, {spec.token_channels}]" if spec.token_channels else "none"
+        raise UserError(f"tokens of shape {shape} for {x.shape[1]} frames; permitted: {shapes}")
     wanted = (None if not spec.scalars else (len(x), spec.scalars), None if not spec.classes else (len(x),),
-              None if not spec.known_channels else (*x.shape[:4], spec.known_channels))
-    found = tuple(None if a is None else a.shape for a in (scalars, classes, known))
+              None if not spec.conditioning_channels else (*x.shape[:4], spec.conditioning_channels))
+    found = tuple(None if a is None else a.shape for a in (scalars, classes, conditioning_latents))
     if found != wanted:
-        raise UserError(f"scalars and classes and known frames of shape {found}; permitted: {wanted}")
+        raise UserError(f"scalars and classes and conditioning frames of shape {found}; permitted: {wanted}")
 
 
 def check_references(spec: LatentUNet, x: Array, references: dict[str, Array] | None) -> None:
@@ -263,7 +267,7 @@ def check_references(spec: LatentUNet, x: Array, references: dict[str, Array] | 
     wanted, references = spec.referenced, references or {}
     if references.keys() != wanted.keys():
         raise UserError(f"references of {', '.join(references) or 'nothing'}; permitted: of "
-                        f"{', '.join(wanted) or 'nothing, without an External spatial_pattern'}")
+                        f"{', '.join(wanted) or 'nothing, without a WithExtraKeys spatial_pattern'}")
     for name, channels in wanted.items():
         shape = references[name].shape
         if len(shape) != 4 or shape[0] != len(x) or shape[1] not in (1, x.shape[1]) or shape[3] != channels:
@@ -273,9 +277,9 @@ def check_references(spec: LatentUNet, x: Array, references: dict[str, Array] | 
 
 def sizes_of(spec: LatentUNet) -> Sizes:
     """What all blocks share."""
-    return Sizes(spec.groups, spec.temporal, spec.convolve_tokens, spec.attention_kernel, jnp.dtype(spec.dtype),
-                 spec.attention_context, spec.norm_over, spec.film, spec.mix_frames, spec.offsets,
-                 spec.spatial_pattern, spec.temporal_pattern, spec.spread)
+    return Sizes(spec.groups, spec.temporal, spec.use_linear_projection, spec.attention_kernel, jnp.dtype(spec.dtype),
+                 spec.attention_context, spec.norm_over, spec.scale_shift_norm, spec.mix_frames,
+                 spec.max_relative_position, spec.spatial_pattern, spec.temporal_pattern, spec.sharded_axis)
 
 
 def embed(
@@ -300,83 +304,90 @@ def embed(
     return embedding
 
 
-def known_by_level(spec: LatentUNet, known: Float[Array, "B T H W M"]) -> tuple[Array, ...]:
-    """Known frames and their mask at the resolution of each level, by learned convolutions."""
-    levels, dtype = [known.astype(spec.dtype)], jnp.dtype(spec.dtype)
+def conditioning_by_level(spec: LatentUNet, conditioning_latents: Float[Array, "B T H W M"]) -> tuple[Array, ...]:
+    """Conditioning frames and their mask at the resolution of each level, by learned convolutions."""
+    levels, dtype = [conditioning_latents.astype(spec.dtype)], jnp.dtype(spec.dtype)
     for i in range(len(spec.widths) - 1):
-        halve = Convolution(spec.known_channels, strides=(2, 2), dtype=dtype, spread=spec.spread, name=f"known_{i}")
+        halve = Convolution(spec.conditioning_channels, strides=(2, 2), dtype=dtype, sharded_axis=spec.sharded_axis,
+                            name=f"known_{i}")
         levels.append(halve(levels[-1]))
     return tuple(levels)
 
 
 def way_down(
-    module: nn.Module, spec: LatentUNet, x: Float[Array, "B T H W C"], given: Given
+    module: nn.Module, spec: LatentUNet, x: Float[Array, "B T H W C"], block_inputs: BlockInputs
 ) -> tuple[Float[Array, "B T H2 W2 C2"], list[Array]]:
     """The blocks before the middle; returns their output and what the way up sees of them, `x` first."""
     skips, last, dtype = [x], len(spec.widths) - 1, jnp.dtype(spec.dtype)
     attending, plain = spec.epsilons[:2]
     for i, transform in enumerate(spec.attention):
         for j in range(spec.blocks):
-            x = _block(module, spec, x, given, f"down_{i}_{j}", i, attending if transform else plain)
+            x = _block(module, spec, x, block_inputs, f"down_{i}_{j}", i, attending if transform else plain)
             skips.append(x)
         if i < last:
-            x = Convolution(spec.widths[i], strides=(2, 2), dtype=dtype, spread=spec.spread, name=f"downsample_{i}")(x)
+            x = Convolution(spec.widths[i], strides=(2, 2), dtype=dtype, sharded_axis=spec.sharded_axis,
+                            name=f"downsample_{i}")(x)
             skips.append(x)
     return x, skips
 
 
 def middle(
-    module: nn.Module, spec: LatentUNet, x: Float[Array, "B T H W C"], given: Given
+    module: nn.Module, spec: LatentUNet, x: Float[Array, "B T H W C"], block_inputs: BlockInputs
 ) -> Float[Array, "B T H W C"]:
     """Two residual blocks at the coarsest level, with a transformer between them."""
 
-    def layers(module: nn.Module, x: Array, given: Given) -> Array:
+    def layers(module: nn.Module, x: Array, block_inputs: BlockInputs) -> Array:
         x, epsilon = name_input(x, spec.remat), spec.epsilons[2]
-        x = _residual(spec, x, given, "middle_in", -1, epsilon)
-        x = _transformer(spec, x, given, "middle_transformer", -1, False)
-        if spec.stack or (spec.motion and spec.motion.middle):
-            x = _motion(spec, x, given, "middle_motion", -1)
-        return _residual(spec, x, given, "middle_out", -1, epsilon)
+        x = _residual(spec, x, block_inputs, "middle_in", -1, epsilon)
+        x = _transformer(spec, x, block_inputs, "middle_transformer", -1, False)
+        if spec.temporal_conv or (spec.motion and spec.motion.middle):
+            x = _motion(spec, x, block_inputs, "middle_motion", -1)
+        return _residual(spec, x, block_inputs, "middle_out", -1, epsilon)
 
-    return spread(rematerialised(layers, spec.remat)(module, x, _at(given, -1)), spec.spread, must=False)
+    return shard_along(rematerialised(layers, spec.remat)(module, x, _at(block_inputs, -1)), spec.sharded_axis,
+                       must=False)
 
 
 def _block(
-    module: nn.Module, spec: LatentUNet, x: Float[Array, "B T H W C"], given: Given, name: str, i: int, epsilon: float
+    module: nn.Module, spec: LatentUNet, x: Float[Array, "B T H W C"], block_inputs: BlockInputs, name: str, i: int,
+    epsilon: float
 ) -> Float[Array, "B T H W O"]:
     """A residual block of level `i` and the transformers after it, rematerialised as one."""
 
-    def layers(module: nn.Module, x: Array, given: Given) -> Array:
-        x = _residual(spec, name_input(x, spec.remat), given, name, i, epsilon)
+    def layers(module: nn.Module, x: Array, block_inputs: BlockInputs) -> Array:
+        x = _residual(spec, name_input(x, spec.remat), block_inputs, name, i, epsilon)
         if spec.attention[i]:
-            x = _transformer(spec, x, given, f"{name}_transformer", i, spec.only_context[i])
-        if spec.motion or (spec.stack and spec.attention[i]):
-            x = _motion(spec, x, given, f"{name}_motion", i)
+            x = _transformer(spec, x, block_inputs, f"{name}_transformer", i, spec.only_cross_attention[i])
+        if spec.motion or (spec.temporal_conv and spec.attention[i]):
+            x = _motion(spec, x, block_inputs, f"{name}_motion", i)
         return x
 
-    return spread(rematerialised(layers, spec.remat)(module, x, _at(given, i)), spec.spread, must=False)
+    return shard_along(rematerialised(layers, spec.remat)(module, x, _at(block_inputs, i)), spec.sharded_axis,
+                       must=False)
 
 
-def _at(given: Given, i: int) -> Given:
+def _at(block_inputs: BlockInputs, i: int) -> BlockInputs:
     """What the blocks of a level see."""
-    return given if given.known is None else given.replace(known=given.known[i])
+    levels = block_inputs.conditioning_latents
+    return block_inputs if levels is None else block_inputs.replace(conditioning_latents=levels[i])
 
 
-def _transformer(spec: LatentUNet, x: Array, given: Given, name: str, i: int, only_context: bool) -> Array:
-    given = given.replace(references=(given.references or {}).get(name))
-    if not spec.context_channels:
-        return FactorisedAttention(spec.heads[i], sizes_of(spec), name=name)(x, given)
-    return TokenTransformer(spec.heads[i], sizes_of(spec), only_context, name=name)(x, given)
+def _transformer(spec: LatentUNet, x: Array, block_inputs: BlockInputs, name: str, i: int,
+                 only_cross_attention: bool) -> Array:
+    block_inputs = block_inputs.replace(references=(block_inputs.references or {}).get(name))
+    if not spec.token_channels:
+        return FactorisedAttention(spec.heads[i], sizes_of(spec), name=name)(x, block_inputs)
+    return TokenTransformer(spec.heads[i], sizes_of(spec), only_cross_attention, name=name)(x, block_inputs)
 
 
-def _residual(spec: LatentUNet, x: Array, given: Given, name: str, i: int, epsilon: float) -> Array:
-    x = LatentBlock(spec.widths[i], sizes_of(spec), epsilon, name=name)(x, given)
-    if not spec.stack:
+def _residual(spec: LatentUNet, x: Array, block_inputs: BlockInputs, name: str, i: int, epsilon: float) -> Array:
+    x = LatentBlock(spec.widths[i], sizes_of(spec), epsilon, name=name)(x, block_inputs)
+    if not spec.temporal_conv:
         return x
-    return frame_convolutions(spec.stack, sizes_of(spec), f"{name}_frames")(x, train=given.train)
+    return frame_convolutions(spec.temporal_conv, sizes_of(spec), f"{name}_frames")(x, train=block_inputs.train)
 
 
-def _motion(spec: LatentUNet, x: Array, given: Given, name: str, i: int) -> Array:
+def _motion(spec: LatentUNet, x: Array, block_inputs: BlockInputs, name: str, i: int) -> Array:
     if spec.motion:
         return motion_module(spec.motion, sizes_of(spec), x.shape[-1], name)(x)
     return sizes_of(spec).temporal_transformer(spec.heads[i], x.shape[-1], name)(x)

@@ -26,20 +26,20 @@ TOKEN_EPSILON = 1e-6  # of the norm before a transformer
 
 
 @flax.struct.dataclass
-class Given:
-    """What the blocks see beside the video."""
+class BlockInputs:
+    """What the blocks see in addition to the video."""
 
     embedding: Float[Array, "B G E"] | None  # of noise level, scalars and class: one for the clip or one per frame
-    context: Float[Array, "B G L E"] | None  # tokens of the text or image, one group for the clip or one per frame
-    # Known frames and their mask: by level, and in a block those of its level
-    known: tuple[Float[Array, "B T H W M"], ...] | Float[Array, "B T H W M"] | None = None
+    tokens: Float[Array, "B G L E"] | None  # tokens of the text or image, one group for the clip or one per frame
+    # Conditioning frames and their mask: by level, and in a block those of its level
+    conditioning_latents: tuple[Float[Array, "B T H W M"], ...] | Float[Array, "B T H W M"] | None = None
     train: bool = flax.struct.field(pytree_node=False, default=False)  # with dropout
     # Reference tokens of every transformer, and in a block those of its own
     references: dict[str, Float[Array, "B _ _ _"]] | Float[Array, "B _ _ _"] | None = None
 
 
 class Control(NamedTuple):
-    """What a network beside the U-Net adds to its features."""
+    """What a network next to the U-Net adds to its features."""
 
     skips: tuple[Float[Array, "B T H W C"], ...]  # in the order of the way down, the first convolution's included
     middle: Float[Array, "B T H W C"]
@@ -50,28 +50,28 @@ class Sizes(NamedTuple):
 
     groups: int
     temporal: bool
-    convolve_tokens: bool
+    use_linear_projection: bool
     kernel: str  # of attention
     dtype: jnp.dtype
     context: str = "none"  # of attention between frames: how it is distributed over devices
     norm_over: str = "frame"  # statistics of the norms
-    film: bool = False  # how the embedding enters residual blocks
+    scale_shift_norm: bool = False  # how the embedding enters residual blocks
     mix_frames: int = 0  # that have a share of their own in mixes; 0: one for all
-    offsets: int = 0  # furthest offset that attention over frames tells apart; 0: none of that kind
+    max_relative_position: int = 0  # furthest offset that temporal attention distinguishes; 0: none of that kind
     spatial_pattern: AttentionPattern = Spatial()
     temporal_pattern: AttentionPattern = Temporal()
-    spread: str = "frames"  # what of the video the mesh splits, if it does
+    sharded_axis: str = "frames"  # what of the video the mesh splits, if it does
 
     def attention(self, heads: int, pattern: AttentionPattern | None, name: str, **options: Any) -> Attention:
-        """Attention by separate projections, as released weights have them; without a pattern, to the context."""
+        """Attention by separate projections, as released weights have them; without a pattern, to the text tokens."""
         return Attention(heads=heads, pattern=pattern, joint=False, kernel=self.kernel, context=self.context,
-                         dtype=self.dtype, spread=self.spread, name=name, **options)
+                         dtype=self.dtype, sharded_axis=self.sharded_axis, name=name, **options)
 
     def relative(self) -> dict[str, Any]:
-        """Options of attention over frames whose keys and values have learned vectors of the offset added (Shaw et al.
+        """Options of temporal attention whose keys and values have learned vectors of the offset added (Shaw et al.
         2018, arXiv 1803.02155); further offsets share the last one's."""
         return {"position": "shaw_key_value", "position_names": ("offset_keys", "offset_values"),
-                "max_offset": self.offsets, "out_init": zeros}
+                "max_offset": self.max_relative_position, "out_init": zeros}
 
     def feed_forward(self, name: str) -> FeedForward:
         """`out(value * gelu(gate))` with four times the channels inside, and the exact GELU."""
@@ -80,14 +80,15 @@ class Sizes(NamedTuple):
     def temporal_transformer(self, heads: int, channels: int, name: str) -> TemporalTransformer:
         """Two temporal self-attentions and a feed-forward."""
         return TemporalTransformer(heads, channels // heads, self.groups, self.temporal_pattern, kernel=self.kernel,
-                                   context=self.context, dtype=self.dtype, spread=self.spread, name=name)
+                                   context=self.context, dtype=self.dtype, sharded_axis=self.sharded_axis, name=name)
 
 
-def told(x: Float[Array, "B T H W C"], given: Given, dtype: jnp.dtype) -> Float[Array, "B T H W C"]:
-    """What a layer over frames sees: features, and what is known of frames by a map that starts at zero."""
-    if given.known is None:
+def with_conditioning(x: Float[Array, "B T H W C"], block_inputs: BlockInputs, dtype: jnp.dtype) -> Float[Array,
+                                                                                                          "B T H W C"]:
+    """What a temporal layer sees: features, and what is given of frames by a map that starts at zero."""
+    if block_inputs.conditioning_latents is None:
         return x
-    return x + Dense(x.shape[-1], kernel_init=zeros, dtype=dtype, name="known")(given.known)
+    return x + Dense(x.shape[-1], kernel_init=zeros, dtype=dtype, name="known")(block_inputs.conditioning_latents)
 
 
 def level_code(x: Num[Array, "*batch"], channels: int) -> Float[Array, "*batch C"]:
@@ -96,37 +97,40 @@ def level_code(x: Num[Array, "*batch"], channels: int) -> Float[Array, "*batch C
 
 
 class LatentBlock(nn.Module):
-    """A residual block within frames and, in a video network, one over frames of its output, mixed with it."""
+    """A spatial residual block and, in a video network, one over frames of its output, mixed with it."""
 
     features: int
     sizes: Sizes
     epsilon: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T H W C"], given: Given) -> Float[Array, "B T H W O"]:
+    def __call__(self, x: Float[Array, "B T H W C"], block_inputs: BlockInputs) -> Float[Array, "B T H W O"]:
         sizes = self.sizes
-        options = {"groups": sizes.groups, "epsilon": self.epsilon, "dtype": sizes.dtype, "spread": sizes.spread}
-        residual = ResidualBlock(self.features, over=sizes.norm_over, film=sizes.film, **options, name="residual")
-        x = residual(x, given.embedding)
+        options = {"groups": sizes.groups, "epsilon": self.epsilon, "dtype": sizes.dtype,
+                   "sharded_axis": sizes.sharded_axis}
+        residual = ResidualBlock(self.features, over=sizes.norm_over, scale_shift_norm=sizes.scale_shift_norm,
+                                 **options, name="residual")
+        x = residual(x, block_inputs.embedding)
         if not sizes.temporal:
             return x
         over_frames = ResidualBlock(self.features, (3, 1, 1), "clip", **options, name="temporal_residual")
-        y = over_frames(told(x, given, sizes.dtype), given.embedding)
+        y = over_frames(with_conditioning(x, block_inputs, sizes.dtype), block_inputs.embedding)
         return Mix("spatial", 0.5, sizes.mix_frames, name="mix")(x, y)
 
 
 class TokenBlock(nn.Module):
-    """Self-attention, attention to the context, feed-forward; over frames, a feed-forward before them too. With
-    `Sizes.offsets`, an attention over frames after each attention within (LVDM), which starts as the identity."""
+    """Self-attention, cross-attention, feed-forward; over frames, a feed-forward before them too. With
+    `Sizes.max_relative_position`, an temporal attention after each spatial attention (LVDM), which starts as
+    the identity."""
 
     heads: int
     sizes: Sizes
     over_time: bool = False
-    only_context: bool = False  # the first attention sees the context too, in place of the video
+    only_cross_attention: bool = False  # the first attention sees the text tokens too, in place of the video
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T H W C"], context: Float[Array, "B G L E"],
+        self, x: Float[Array, "B T H W C"], tokens: Float[Array, "B G L E"],
         references: Float[Array, "B R M C"] | None = None,
     ) -> Float[Array, "B T H W C"]:
         sizes = self.sizes
@@ -135,7 +139,7 @@ class TokenBlock(nn.Module):
             return nn.LayerNorm(1e-5, dtype=sizes.dtype, name=f"norm_{name}")
 
         def over_frames(i: int, x: Array) -> Array:
-            if not sizes.offsets:
+            if not sizes.max_relative_position:
                 return x
             name = f"time_attention_{i}"
             attention = sizes.attention(self.heads, sizes.temporal_pattern, name, **sizes.relative())
@@ -144,64 +148,64 @@ class TokenBlock(nn.Module):
         if self.over_time:
             x = x + sizes.feed_forward("feed_forward_0")(norm("in")(x))
         pattern = sizes.temporal_pattern if self.over_time else sizes.spatial_pattern
-        first = sizes.attention(self.heads, None if self.only_context else pattern, "self_attention")
-        seen = context if self.only_context else references
+        first = sizes.attention(self.heads, None if self.only_cross_attention else pattern, "self_attention")
+        seen = tokens if self.only_cross_attention else references
         x = over_frames(0, x + first(norm("attention")(x), None, None if seen is None else (seen, None)))
-        to_context = sizes.attention(self.heads, None, "cross_attention")
-        x = over_frames(1, x + to_context(norm("context")(x), None, (context, None)))
+        to_tokens = sizes.attention(self.heads, None, "cross_attention")
+        x = over_frames(1, x + to_tokens(norm("context")(x), None, (tokens, None)))
         return x + sizes.feed_forward("feed_forward_1")(norm("feed_forward")(x))
 
 
 class TokenTransformer(nn.Module):
-    """A norm, a pointwise map, a block of attention within frames, and a pointwise map, beside a residual connection.
+    """A norm, a pointwise map, a block of spatial attention, and a pointwise map, next to a residual connection.
 
-    In a video network a block over frames follows the one within them and is mixed with it: it sees the number of the
-    frame as a learned map of sinusoids, and the context of the first frame.
+    In a video network a temporal block follows the spatial one and is mixed with it: it sees the number of the
+    frame as a learned map of sinusoids, and the text tokens of the first frame.
     """
 
     heads: int
     sizes: Sizes
-    only_context: bool = False
+    only_cross_attention: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T H W C"], given: Given) -> Float[Array, "B T H W C"]:
+    def __call__(self, x: Float[Array, "B T H W C"], block_inputs: BlockInputs) -> Float[Array, "B T H W C"]:
         channels, sizes, dtype = x.shape[-1], self.sizes, self.sizes.dtype
 
         def pointwise(name: str) -> nn.Module:
-            if sizes.convolve_tokens:
-                return Convolution(channels, (1, 1, 1), dtype=dtype, spread=sizes.spread, name=name)
+            if not sizes.use_linear_projection:
+                return Convolution(channels, (1, 1, 1), dtype=dtype, sharded_axis=sizes.sharded_axis, name=name)
             return Dense(channels, dtype=dtype, name=name)
 
         h = pointwise("in")(GroupNorm(sizes.groups, sizes.norm_over, TOKEN_EPSILON, name="norm")(x))
-        within = TokenBlock(self.heads, sizes, only_context=self.only_context, name="space")
-        h = within(h, given.context, given.references)
+        within = TokenBlock(self.heads, sizes, only_cross_attention=self.only_cross_attention, name="space")
+        h = within(h, block_inputs.tokens, block_inputs.references)
         if sizes.temporal:
             places = level_code(jnp.arange(x.shape[1]), channels)
             places = silu(Dense(4 * channels, dtype=dtype, name="places_in")(places))
             places = Dense(channels, dtype=dtype, name="places_out")(places)[:, None, None]
             over_frames = TokenBlock(self.heads, sizes, over_time=True, name="time")
-            y = over_frames(told(h + places, given, dtype), given.context[:, :1])
+            y = over_frames(with_conditioning(h + places, block_inputs, dtype), block_inputs.tokens[:, :1])
             h = Mix("spatial", 0.5, sizes.mix_frames, name="mix")(h, y)
         return x + pointwise("out")(h)
 
 
 class FactorisedAttention(nn.Module):
-    """Self-attention within frames, then over frames with offsets, each with a norm before and a residual connection,
+    """Spatial, then temporal self-attention with offsets, each with a norm before and a residual connection,
     and starting as the identity: the attention of LVDM's networks without text.
 
-    The norm before attention over frames has statistics per position.
+    The norm before temporal attention has statistics per position.
     """
 
     heads: int
     sizes: Sizes
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T H W C"], given: Given) -> Float[Array, "B T H W C"]:
+    def __call__(self, x: Float[Array, "B T H W C"], block_inputs: BlockInputs) -> Float[Array, "B T H W C"]:
         batch, frames, height, width, channels = x.shape
         sizes = self.sizes
         h = GroupNorm(sizes.groups, name="norm_space")(x)
         within = sizes.attention(self.heads, sizes.spatial_pattern, "space_attention", bias=True, out_init=zeros)
-        x = x + within(h, None, None if given.references is None else (given.references, None))
+        x = x + within(h, None, None if block_inputs.references is None else (block_inputs.references, None))
         h = jnp.moveaxis(x, 1, 3).reshape(-1, frames, 1, 1, channels)
         h = GroupNorm(sizes.groups, "clip", name="norm_time")(h)
         h = jnp.moveaxis(h.reshape(batch, height, width, frames, channels), 3, 1)

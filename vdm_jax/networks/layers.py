@@ -19,9 +19,9 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float
 
-from vdm_jax.networks.spreading import spread_convolve
+from vdm_jax.networks.sharded_convolution import sharded_convolve
 from vdm_jax.parallel.compiling import target_platform
-from vdm_jax.parallel.rules import batch_parts, spread
+from vdm_jax.parallel.rules import batch_parts, shard_along
 
 Initializer = Callable[..., Array]
 fan_in = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
@@ -138,7 +138,7 @@ class Convolution(nn.Module):
     strides: tuple[int, int] = (1, 1)  # rows, columns
     kernel_init: Initializer = fan_in
     dtype: jnp.dtype = jnp.float32
-    spread: str = "frames"  # what of the video the mesh splits, if it does
+    sharded_axis: str = "frames"  # what of the video the mesh splits, if it does
     causal: bool = False  # over frames
     temporal: int = 1  # frames of the convolution that follows
 
@@ -149,7 +149,7 @@ class Convolution(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (*self.kernel, x.shape[-1], self.features))
         bias = self.param("bias", zeros, (self.features,))
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        y = spread_convolve(convolve, x, kernel, self.strides, self.spread, self.causal)
+        y = sharded_convolve(convolve, x, kernel, self.strides, self.sharded_axis, self.causal)
         y = y + bias.astype(self.dtype)
         if self.temporal == 1:
             return y
@@ -157,7 +157,7 @@ class Convolution(nn.Module):
         if frame_valid is not None:
             clip = jnp.where(frame_valid[:, : clip.shape[1], None, None, None], clip, 0)
         clip = Convolution(self.features, (self.temporal, 1, 1), kernel_init=identity(self.causal), dtype=self.dtype,
-                           spread=self.spread, causal=self.causal, name="temporal")(clip)
+                           sharded_axis=self.sharded_axis, causal=self.causal, name="temporal")(clip)
         return jnp.concatenate([clip, stills], axis=1) if images else clip
 
 
@@ -229,11 +229,11 @@ class PartedDense(nn.Module):
         shape, total = (self.parts, *self.shape), self.parts * math.prod(self.shape)
         axis, first, letters = ("heads" if len(self.shape) == 2 else "mlp"), -len(self.shape), "kd"[: len(self.shape)]
         kernel = self.param("kernel", fan_in, (x.shape[-1], total)).astype(self.dtype)
-        kernel = spread(kernel.reshape(-1, *shape), axis, dim=2, must=False)
+        kernel = shard_along(kernel.reshape(-1, *shape), axis, dim=2, must=False)
         y = jnp.einsum(f"...c,cp{letters}->...p{letters}", x.astype(self.dtype), kernel)
         if self.use_bias:
             y = y + self.param("bias", zeros, (total,)).astype(self.dtype).reshape(shape)
-        y = spread(y, axis, dim=first, must=False)
+        y = shard_along(y, axis, dim=first, must=False)
         return tuple(lax.index_in_dim(y, i, axis=y.ndim + first - 1, keepdims=False) for i in range(self.parts))
 
 

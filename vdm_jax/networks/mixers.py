@@ -23,19 +23,20 @@ from vdm_jax.networks.resampling import every, existing
 
 
 @flax.struct.dataclass
-class Beside:
-    """What mixers may see beside the video."""
+class MixerInputs:
+    """What mixers may see in addition to the video."""
 
-    banks: dict[str, Tokens]  # tokens and their mask: text, references
+    extra_keys: dict[str, Tokens]  # tokens and their mask: text, references
     frame_valid: Bool[Array, "B T"] | None  # frames that exist; None: all
 
-    def every(self, stride: int) -> Beside:
+    def every(self, stride: int) -> MixerInputs:
         """The same for a level that has one frame for `stride` of the clip."""
         if stride == 1:
             return self
-        banks = {name: (every(tokens, stride), every(mask, stride)) for name, (tokens, mask) in self.banks.items()}
+        extra_keys = {name: (every(tokens, stride), every(mask, stride)) for name,
+                      (tokens, mask) in self.extra_keys.items()}
         valid = self.frame_valid
-        return Beside(banks, None if valid is None else existing(valid, valid.shape[1] // stride))
+        return MixerInputs(extra_keys, None if valid is None else existing(valid, valid.shape[1] // stride))
 
 
 class Mixers(nn.Module):
@@ -45,9 +46,9 @@ class Mixers(nn.Module):
     mixers: tuple[cfg.Mixer, ...]
 
     @nn.compact
-    def __call__(self, x: Array, beside: Beside, images: int) -> Array:
+    def __call__(self, x: Array, mixer_inputs: MixerInputs, images: int) -> Array:
         spec = self.config
-        common = (spec.groups, spec.norm_over, jnp.dtype(spec.dtype), spec.spread)
+        common = (spec.groups, spec.norm_over, jnp.dtype(spec.dtype), spec.sharded_axis)
         frame_mask = independent_frames_mask(x.shape[1] - images, images) if images else None
         for i, mixer in enumerate(self.mixers):
             build, prefix = LAYERS.get(type(mixer), (None, ""))
@@ -55,13 +56,13 @@ class Mixers(nn.Module):
                 raise unknown_kind("a mixer", mixer, cfg.Mixer)
             layer = build(mixer, *common, name=f"{prefix or _prefix(mixer)}_{i}")
             if isinstance(mixer, cfg.SelfAttention):
-                x = layer(x, frame_mask, beside.banks.get(mixer.bank), beside.frame_valid)
+                x = layer(x, frame_mask, mixer_inputs.extra_keys.get(mixer.extra_tokens), mixer_inputs.frame_valid)
             elif isinstance(mixer, cfg.CrossAttention):
-                x = layer(x, None, beside.banks["text"])
+                x = layer(x, None, mixer_inputs.extra_keys["text"])
             elif isinstance(mixer, cfg.AttentionInflation):
-                x = layer(x, frame_mask, beside.frame_valid)
+                x = layer(x, frame_mask, mixer_inputs.frame_valid)
             else:
-                x = layer(x) if isinstance(mixer, cfg.FeedForward) else layer(x, images, beside.frame_valid)
+                x = layer(x) if isinstance(mixer, cfg.FeedForward) else layer(x, images, mixer_inputs.frame_valid)
         return x
 
 
@@ -75,37 +76,37 @@ def _norm(groups: int, norm_over: str) -> Callable[[], nn.Module]:
 
 
 def self_attention(
-    config: cfg.SelfAttention, groups: int, norm_over: str, dtype: jnp.dtype, spread: str = "frames",
+    config: cfg.SelfAttention, groups: int, norm_over: str, dtype: jnp.dtype, sharded_axis: str = "frames",
     name: str | None = None, out_init: Initializer = zeros,
 ) -> Attention:
-    """Self-attention with a pattern; an `External` one sees text or reference tokens besides, as Imagen appends text to
-    its self-attention (Saharia et al. 2022, 2205.11487)."""
+    """Self-attention with a pattern; an `WithExtraKeys` one sees text or reference tokens in addition, as Imagen
+    appends text to its self-attention (Saharia et al. 2022, 2205.11487)."""
     return Attention(
         config.head_dim, pattern=config.pattern, position=config.position, qk_norm=config.qk_norm,
         kernel=config.kernel, context=config.context, norm=_norm(groups, norm_over), residual=True, out_init=out_init,
-        dtype=dtype, spread=spread, name=name)
+        dtype=dtype, sharded_axis=sharded_axis, name=name)
 
 
 def cross_attention(
-    config: cfg.CrossAttention, groups: int, norm_over: str, dtype: jnp.dtype, spread: str = "frames",
+    config: cfg.CrossAttention, groups: int, norm_over: str, dtype: jnp.dtype, sharded_axis: str = "frames",
     name: str | None = None,
 ) -> Attention:
     """Attention of every video token to text tokens, which may differ per frame."""
     return Attention(config.head_dim, pattern=None, kernel=config.kernel, norm=_norm(groups, norm_over), residual=True,
-                     out_init=zeros, dtype=dtype, spread=spread, name=name)
+                     out_init=zeros, dtype=dtype, sharded_axis=sharded_axis, name=name)
 
 
 def temporal_convolution(
-    config: cfg.TemporalConvolution, groups: int, norm_over: str, dtype: jnp.dtype, spread: str = "frames",
+    config: cfg.TemporalConvolution, groups: int, norm_over: str, dtype: jnp.dtype, sharded_axis: str = "frames",
     name: str | None = None,
 ) -> TemporalConvolutions:
     """One temporal convolution."""
     return TemporalConvolutions(1, config.kernel, config.causal, groups=groups, norm_over=norm_over, dtype=dtype,
-                                spread=spread, name=name)
+                                sharded_axis=sharded_axis, name=name)
 
 
 def feed_forward(
-    config: cfg.FeedForward, groups: int, norm_over: str, dtype: jnp.dtype, spread: str = "frames",
+    config: cfg.FeedForward, groups: int, norm_over: str, dtype: jnp.dtype, sharded_axis: str = "frames",
     name: str | None = None,
 ) -> FeedForward:
     """A two-layer perceptron per token."""
@@ -114,11 +115,12 @@ def feed_forward(
 
 
 def convolution_inflation(
-    config: cfg.ConvolutionInflation, groups: int, norm_over: str, dtype: jnp.dtype, spread: str = "frames",
+    config: cfg.ConvolutionInflation, groups: int, norm_over: str, dtype: jnp.dtype, sharded_axis: str = "frames",
     name: str | None = None,
 ) -> ConvolutionInflation:
     """The convolution-based inflation block of Lumiere."""
-    return ConvolutionInflation(config.kernel, config.temporal_kernel, groups, norm_over, dtype, spread, name=name)
+    return ConvolutionInflation(config.kernel, config.temporal_kernel, groups, norm_over, dtype, sharded_axis,
+                                name=name)
 
 
 class AttentionInflationLayer(nn.Module):
@@ -129,14 +131,14 @@ class AttentionInflationLayer(nn.Module):
     groups: int
     norm_over: str
     dtype: jnp.dtype
-    spread: str = "frames"
+    sharded_axis: str = "frames"
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "B T H W C"], frame_mask: Bool[np.ndarray, "T T"] | None,
         frame_valid: Bool[Array, "B T"] | None = None,
     ) -> Float[Array, "B T H W C"]:
-        common, h = (self.groups, self.norm_over, self.dtype, self.spread), x
+        common, h = (self.groups, self.norm_over, self.dtype, self.sharded_axis), x
         for i in range(self.config.layers):
             layer = self_attention(self.config.attention, *common, f"temporal_attention_{i}", fan_in)
             h = layer(h, frame_mask, None, frame_valid)

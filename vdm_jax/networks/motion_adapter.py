@@ -70,13 +70,13 @@ def join(
     The norms of all have the groups of the image network, whatever the modules say: so does diffusers join them, whose
     video network has one number for both.
 
-    Raises `UserError` for modules of other sizes, and for a network that has layers over frames.
+    Raises `UserError` for modules of other sizes, and for a network that has temporal layers.
     """
     if (image.widths, image.blocks) != (adapter.widths, adapter.blocks):
         raise UserError(f"motion modules for widths={adapter.widths}, blocks={adapter.blocks}; permitted with this "
                         f"network: widths={image.widths}, blocks={image.blocks}")
-    if image.temporal or image.stack or image.motion:
-        raise UserError("the network has layers over frames already; permitted: one of images")
+    if image.temporal or image.temporal_conv or image.motion:
+        raise UserError("the network has temporal layers already; permitted: one of images")
     motion = dataclasses.replace(adapter.motion, groups=image.groups)
     return dataclasses.replace(image, motion=motion), {**image_params, **adapter_params}
 

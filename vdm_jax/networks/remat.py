@@ -45,5 +45,5 @@ def rematerialised(block: Any, remat: str, static_argnums: tuple[int, ...] = ())
 
 def name_input(x: Array, remat: str) -> Array:
     """A block's input under the name by which it is offloaded: what follows depends on the named value alone, so that
-    the original is not kept on the device beside it."""
+    the original is not kept on the device next to it."""
     return checkpoint_name(x, BLOCK_INPUT) if remat == "offload" else x

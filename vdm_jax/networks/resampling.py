@@ -24,7 +24,7 @@ Run = Callable[..., Array]  # a block of that name: (x, level, mixers, name, cha
 
 def convolution_options(spec: cfg.UNet) -> dict[str, Any]:
     """Of the convolutions inside the network."""
-    return {"dtype": jnp.dtype(spec.dtype), "spread": spec.spread, "temporal": spec.temporal_kernel,
+    return {"dtype": jnp.dtype(spec.dtype), "sharded_axis": spec.sharded_axis, "temporal": spec.temporal_kernel,
             "causal": spec.temporal_causal}
 
 
@@ -61,7 +61,7 @@ class Upsample(nn.Module):
 
 
 class TemporalDownsample(nn.Module):
-    """Convolution over frames, which starts as the identity, then every `stride`-th frame."""
+    """Temporal convolution, which starts as the identity, then every `stride`-th frame."""
 
     config: cfg.UNet
     stride: int
@@ -75,7 +75,7 @@ class TemporalDownsample(nn.Module):
 
 
 class TemporalUpsample(nn.Module):
-    """Each frame `stride` times, then a convolution over frames, which starts as the identity."""
+    """Each frame `stride` times, then a temporal convolution, which starts as the identity."""
 
     config: cfg.UNet
     stride: int
@@ -97,7 +97,7 @@ def convolve_existing(spec: cfg.UNet, x: Float[Array, "B T H W C"], frame_valid:
     return Convolution(x.shape[-1], kernel, kernel_init=identity(spec.temporal_causal), name="conv", **options)(x)
 
 
-def reduced(
+def downsampled(
     spec: cfg.UNet, run: Run, i: int, channels: int, x: Array, images: int, frame_valid: Bool[Array, "B T"] | None
 ) -> Array:
     """`x` by the strides of level `i`, of space and then of time; to be called inside the network. `frame_valid` is
@@ -113,7 +113,7 @@ def reduced(
     return x
 
 
-def grown(
+def upsampled(
     spec: cfg.UNet, run: Run, i: int, level: cfg.Level, channels: int, x: Array, images: int,
     frame_valid: Bool[Array, "B T"] | None,
 ) -> Array:

@@ -25,11 +25,11 @@ from vdm_jax.networks.layers import (
     space_to_depth,
     zeros,
 )
-from vdm_jax.networks.mixers import Beside, Mixers
+from vdm_jax.networks.mixers import MixerInputs, Mixers
 from vdm_jax.networks.remat import name_input, rematerialised
-from vdm_jax.networks.resampling import convolution_options, every, grown, reduced
+from vdm_jax.networks.resampling import convolution_options, downsampled, every, upsampled
 from vdm_jax.networks.text import TextConditioner
-from vdm_jax.parallel.rules import spread
+from vdm_jax.parallel.rules import shard_along
 
 Run = Callable[..., Array]  # a block of the network: `run(x, level, mixers, name, resized=None)`
 
@@ -54,7 +54,8 @@ def residual_block(
 ) -> ResidualBlock:
     """The residual block of a network, with factorised convolutions (1x3x3); it starts as the identity."""
     return ResidualBlock(
-        channels, (1, kernel, kernel), spec.norm_over, spec.groups, 1e-5, film=spec.modulation == "film",
+        channels, (1, kernel, kernel), spec.norm_over, spec.groups, 1e-5,
+        scale_shift_norm=spec.modulation == "scale_shift",
         vector_name="modulation", vector_dtype=jnp.float32, dropout=dropout, resized=resized, shortcut=spec.shortcut,
         residual_scale=spec.residual_scale, out_init=zeros, name=name, **convolution_options(spec))
 
@@ -68,12 +69,13 @@ class Block(nn.Module):
     resized: Callable[[Array], Array] | None = None
 
     @nn.compact
-    def __call__(self, x: Array, vector: Array, beside: Beside, train: bool, images: int) -> Array:
+    def __call__(self, x: Array, vector: Array, mixer_inputs: MixerInputs, train: bool, images: int) -> Array:
         level = self.level
         x = name_input(x, self.config.remat)
         residual = residual_block(self.config, level.channels, level.kernel, level.dropout, self.resized, "residual")
-        x = residual(x, vector, train, images, beside.frame_valid)
-        return spread(Mixers(self.config, self.mixers, name="mixers")(x, beside, images), self.config.spread)
+        x = residual(x, vector, train, images, mixer_inputs.frame_valid)
+        return shard_along(Mixers(self.config, self.mixers, name="mixers")(x, mixer_inputs, images),
+                           self.config.sharded_axis)
 
 
 class SpaceTimeUNet(nn.Module):
@@ -94,11 +96,11 @@ class SpaceTimeUNet(nn.Module):
         spec, options = self.config, convolution_options(self.config)
         conditioning = Conditioning() if conditioning is None else conditioning
         check_inputs(spec, z, conditioning, images)
-        vector, beside = Embedding(spec, name="embedding")(z.shape[1], logsnr, conditioning, images)
+        vector, mixer_inputs = Embedding(spec, name="embedding")(z.shape[1], logsnr, conditioning, images)
         x = space_to_depth(stack_inputs(spec, z, conditioning), spec.patch).astype(options["dtype"])
         kernel = (1, spec.stem_kernel, spec.stem_kernel)
-        x = Convolution(spec.levels[0].channels, kernel, name="stem", **options)(x, images, beside.frame_valid)
-        x = spread(x, spec.spread)
+        x = Convolution(spec.levels[0].channels, kernel, name="stem", **options)(x, images, mixer_inputs.frame_valid)
+        x = shard_along(x, spec.sharded_axis)
         if spec.position_period:
             x = PositionEmbedding(spec.position_period, spec.position_axes, name="positions")(x, images)
         block = rematerialised(Block, spec.remat, static_argnums=(4, 5))
@@ -107,7 +109,7 @@ class SpaceTimeUNet(nn.Module):
                 resized: Callable[[Array], Array] | None = None) -> Array:
             stride = z.shape[1] // x.shape[1]  # of time, down to this level
             return block(spec, level, mixers, resized, name=name)(
-                x, every(vector, stride), beside.every(stride), train, images)
+                x, every(vector, stride), mixer_inputs.every(stride), train, images)
 
         down_up = down_and_up if spec.resample_order == "after" else efficient_down_and_up
         x = down_up(spec, run, x, images, conditioning.frame_valid)
@@ -116,7 +118,7 @@ class SpaceTimeUNet(nn.Module):
         features = spec.out_channels * spec.patch**2
         options["dtype"] = jnp.dtype("float32")
         convolution = Convolution(features, kernel, kernel_init=zeros, name="out", **options)
-        change = depth_to_space(convolution(x.astype(jnp.float32), images, beside.frame_valid), spec.patch)
+        change = depth_to_space(convolution(x.astype(jnp.float32), images, mixer_inputs.frame_valid), spec.patch)
         return change + conditioning.low_resolution if spec.residual else change
 
 
@@ -128,7 +130,7 @@ def down_and_up(spec: cfg.UNet, run: Run, x: Array, images: int, frame_valid: Ar
             x = run(x, level, mixers_at(level, j, level.blocks), f"down_{i}_{j}")
             skips.append(x)
         if i + 1 < len(spec.levels):
-            x = spread(reduced(spec, run, i, x.shape[-1], x, images, frame_valid), spec.spread)
+            x = shard_along(downsampled(spec, run, i, x.shape[-1], x, images, frame_valid), spec.sharded_axis)
             skips.append(x)
     x = run(x, spec.levels[-1], spec.middle, "middle_in")
     x = run(x, spec.levels[-1], (), "middle_out")
@@ -137,7 +139,7 @@ def down_and_up(spec: cfg.UNet, run: Run, x: Array, images: int, frame_valid: Ar
             x = jnp.concatenate([x, skips.pop() * spec.skip_scale], axis=-1)
             x = run(x, level, mixers_at(level, j, level.blocks + 1), f"up_{i}_{j}")
         if i:
-            x = grown(spec, run, i, spec.levels[i - 1], x.shape[-1], x, images, frame_valid)
+            x = upsampled(spec, run, i, spec.levels[i - 1], x.shape[-1], x, images, frame_valid)
     return x
 
 
@@ -155,7 +157,7 @@ def efficient_down_and_up(spec: cfg.UNet, run: Run, x: Array, images: int, frame
     """
     skips, channels = [], [x.shape[-1], *(level.channels for level in spec.levels)]
     for i, level in enumerate(spec.levels):
-        x = spread(reduced(spec, run, i, level.channels, x, images, frame_valid), spec.spread)
+        x = shard_along(downsampled(spec, run, i, level.channels, x, images, frame_valid), spec.sharded_axis)
         for j in range(level.blocks):
             x = run(x, level, mixers_at(level, j, level.blocks), f"down_{i}_{j}")
         skips.append(x)
@@ -164,20 +166,20 @@ def efficient_down_and_up(spec: cfg.UNet, run: Run, x: Array, images: int, frame
             x = jnp.concatenate([x, skips[i] * spec.skip_scale], axis=-1)
         for j in range(level.blocks):
             x = run(x, level, mixers_at(level, j, level.blocks), f"up_{i}_{j}")
-        x = spread(grown(spec, run, i, level, channels[i], x, images, frame_valid), spec.spread)
+        x = shard_along(upsampled(spec, run, i, level, channels[i], x, images, frame_valid), spec.sharded_axis)
     return x
 
 
 class Embedding(nn.Module):
     """The conditioning vector `[B, 1 or T, C]` from noise level, pooled text, augmentation level and scalars; and what
-    mixers see beside the video."""
+    mixers see in addition to the video."""
 
     config: cfg.UNet
 
     @nn.compact
     def __call__(
         self, frames: int, logsnr: Array, conditioning: Conditioning, images: int
-    ) -> tuple[Array, Beside]:
+    ) -> tuple[Array, MixerInputs]:
         spec = self.config
         width = spec.embedding_channels
 
@@ -195,19 +197,19 @@ class Embedding(nn.Module):
         for entry in spec.entering("vector"):
             value = Dense(width, name=f"condition_{entry.name}")(conditioning.inputs[entry.name])
             vector = vector + value[:, None]
-        banks = {name: (conditioning.references[name], conditioning.reference_masks.get(name))
+        extra_keys = {name: (conditioning.references[name], conditioning.reference_masks.get(name))
                  for name in (reference.name for reference in spec.references)}
-        banks |= {entry.name: (conditioning.inputs[entry.name], None) for entry in spec.entering("features")}
+        extra_keys |= {entry.name: (conditioning.inputs[entry.name], None) for entry in spec.entering("features")}
         if spec.text is not None:
             tokens, mask, pooled = TextConditioner(spec.text, width, jnp.dtype(spec.dtype), name="text")(conditioning)
             if images:  # the clip's caption for its frames, then one per image
                 repeats = np.array([frames - images] + [1] * images)
                 tokens, mask, pooled = (jnp.repeat(a, repeats, axis=1, total_repeat_length=frames)
                                         for a in (tokens, mask, pooled))
-            vector, banks["text"] = vector + pooled, (tokens, mask)
+            vector, extra_keys["text"] = vector + pooled, (tokens, mask)
         for i in range(spec.embedding_layers - 1):
             vector = Dense(width, name=f"hidden_{i}")(silu(vector))
-        return vector, Beside(banks, conditioning.frame_valid)
+        return vector, MixerInputs(extra_keys, conditioning.frame_valid)
 
 
 class ClassEmbedding(nn.Module):
@@ -256,8 +258,8 @@ def stack_inputs(spec: cfg.UNet, z: Array, conditioning: Conditioning) -> Array:
     parts = [z]
     if spec.low_resolution:
         parts.append(conditioning.low_resolution)
-    if spec.observed:
-        parts += [conditioning.observed, conditioning.observed_mask]
+    if spec.conditioning_frames:
+        parts += [conditioning.conditioning_frames, conditioning.conditioning_mask]
     parts += [conditioning.inputs[entry.name] for entry in spec.entering("channels")]
     return jnp.concatenate(parts, axis=-1)
 
@@ -271,7 +273,7 @@ def check_inputs(spec: cfg.UNet, z: Array, conditioning: Conditioning, images: i
             raise UserError(f"video {name}={size} is not a multiple of the U-Net's reduction {multiple}; "
                             f"permitted: {multiple}, {2 * multiple}, {3 * multiple}, ...")
     needed = {"low_resolution": spec.low_resolution, "augmentation": spec.low_resolution, "labels": spec.classes > 0,
-              "observed": spec.observed, "observed_mask": spec.observed,
+              "conditioning_frames": spec.conditioning_frames, "conditioning_mask": spec.conditioning_frames,
               **({} if spec.text is None else dict.fromkeys(spec.text.reads, True))}
     for name, is_needed in needed.items():
         if is_needed and getattr(conditioning, name) is None:

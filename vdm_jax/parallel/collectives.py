@@ -218,7 +218,7 @@ def _bytes(instruction: Instruction, computation: Computation) -> int:
     """Bytes of the operands or of the results, whichever are more; several arrays may travel in one collective."""
     operands = sum(total_bytes(computation[name].result) for name in instruction.operands if name in computation)
     results = total_bytes(instruction.result)
-    if instruction.operation.endswith("-start"):  # gives its operands on, beside its results
+    if instruction.operation.endswith("-start"):  # gives its operands on, in addition to its results
         results -= operands
     return max(operands, results)
 

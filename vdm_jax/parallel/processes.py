@@ -1,4 +1,4 @@
-"""Processes: one program on several hosts, started, told apart and kept in agreement.
+"""Processes: one program on several hosts, started, distinguished and kept in agreement.
 
 Every process runs the same command, holds the devices of its host, and makes the same calls in the same order; JAX
 joins their devices to one mesh. A cluster is recognised by the environment that its launcher leaves, so a lone machine
@@ -26,7 +26,7 @@ T = TypeVar("T")
 TIMEOUT = 300  # seconds in which all processes must have started
 HEARTBEAT = 100  # seconds of silence after which a process is taken for dead; JAX's own value
 _SHUTDOWN = 120  # seconds a process that ends waits for the others to end
-_MESSAGE_BYTES = 4096  # of an error that is told to the other processes
+_MESSAGE_BYTES = 4096  # of an error that is sent to the other processes
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 _FLAGS = "--coordinator HOST:PORT --processes N --process-id I"
 

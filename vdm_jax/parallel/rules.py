@@ -81,7 +81,7 @@ def shard(x: Array, *axes: str | None) -> Array:
     return jax.lax.with_sharding_constraint(x, partition)
 
 
-def spread(x: Array, axis: str, *, dim: int | None = None, must: bool = True) -> Array:
+def shard_along(x: Array, axis: str, *, dim: int | None = None, must: bool = True) -> Array:
     """Split one dimension of `x` over the mesh in context and leave the others to the compiler.
 
     `dim` is that of a video `[B, T, H, W, ...]` where it is not given.

@@ -67,7 +67,7 @@ def shared(*, height: Any, width: Any, steps: Any, seed: Any, progress: Any) -> 
 
 
 def video(*, frames: Any, fps: Any, chunk: Any) -> None:
-    """What pipelines of videos take beside it. Frames may be None: the model's; a chunk too: all frames."""
+    """What pipelines of videos take in addition. Frames may be None: the model's; a chunk too: all frames."""
     if frames is not None:
         whole("num_frames", frames, 1, FRAMES)
     whole("fps", fps, 1, 1000)

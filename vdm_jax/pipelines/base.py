@@ -86,10 +86,11 @@ class LatentPipeline:
 
     def generate(
         self, stage: Stage, captions: tuple[str, ...], guidance: tuple[float, float | None] | None, steps: int,
-        progress: Progress | bool | None, *, fps: int, noise: Noise, told_fps: float | None = None, **given: Any,
+        progress: Progress | bool | None, *, fps: int, noise: Noise, conditioning_fps: float | None = None,
+        **given: Any,
     ) -> Generated:
         """The generator's videos, by weights of the guidance of the first and the last frame (None: no guidance);
-        `told_fps` is the rate that the network is conditioned on."""
+        `conditioning_fps` is the rate that the network is conditioned on."""
         first, last = guidance or (0.0, None)
         parts = batch_parts(self.mesh)
         # Where videos do not divide over the devices that share a batch, the two estimates of guidance may.
@@ -108,7 +109,7 @@ class LatentPipeline:
                     jax.block_until_ready(z)
                     show("denoising", step, steps)
 
-            found = generator(captions, noise=noise, watch=watch, fps=told_fps, **given)
+            found = generator(captions, noise=noise, watch=watch, fps=conditioning_fps, **given)
         return Generated(captions, found.stages, {stage.name: float(fps)})
 
 

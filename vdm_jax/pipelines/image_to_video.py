@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from vdm_jax.conditions.frame_masks import Known
+from vdm_jax.conditions.frame_masks import MaskedVideo
 from vdm_jax.diffusion.arrays import noise_from_keys
 from vdm_jax.errors import UserError
 from vdm_jax.generation.compiled import Noise
@@ -44,8 +44,8 @@ class ImageToVideo(LatentPipeline):
           num_inference_steps: of the scheduler.
           min_guidance_scale, max_guidance_scale: s in `uncond + s (cond - uncond)` of the first and of the last frame,
             linear between them; s = 1 is off, and where neither is above 1 none is computed. s is 1 + w.
-          fps: frames per second that the network is told (it learnt them less one), and of the file that is written.
-          motion_bucket_id: how much moves, 1 to 255; the authors published no scale.
+          fps: frames per second that the network is conditioned on (it learnt them less one), and of the file that is
+          written. motion_bucket_id: how much moves, 1 to 255; the authors published no scale.
           noise_aug_strength: standard deviation of the noise on the picture; more of it lets the video leave it.
           decode_chunk_size: frames decoded at a time; all by default. Fewer take less memory and flicker a little.
           seed: same seed, same place in the batch, same video.
@@ -75,8 +75,8 @@ class ImageToVideo(LatentPipeline):
         weights = tuple(scale - 1 for scale in scales) if max(scales) > 1 else None
         return self.generate(
             stage, ("",) * len(images), weights, num_inference_steps, progress, fps=fps, seed=int(seed),
-            noise=Noise(latents, image_noise[:, None]), motion=float(motion_bucket_id), known=_first(
-                resized(images, height, width), frames), picture_noise=noise_aug_strength, told_fps=float(fps),
+            noise=Noise(latents, image_noise[:, None]), motion=float(motion_bucket_id), masked_video=_first(
+                resized(images, height, width), frames), picture_noise=noise_aug_strength, conditioning_fps=float(fps),
             **self.encoded(images))
 
     def encoded(self, images: Sequence[Any]) -> dict[str, Any]:
@@ -84,8 +84,8 @@ class ImageToVideo(LatentPipeline):
         return self.encoder.pictures(images)
 
 
-def _first(pixels: Float[np.ndarray, "B H W 3"], frames: int) -> Known:
-    """Videos of which the first frame is known, in no more memory than that."""
+def _first(pixels: Float[np.ndarray, "B H W 3"], frames: int) -> MaskedVideo:
+    """Videos of which the first frame is given, in no more memory than that."""
     mask = (np.arange(frames) == 0).astype(np.float32)[None, :, None, None, None]
     shape = (len(pixels), frames, *pixels.shape[1:])
-    return Known(np.broadcast_to(pixels[:, None], shape), np.broadcast_to(mask, (len(pixels), *mask.shape[1:])))
+    return MaskedVideo(np.broadcast_to(pixels[:, None], shape), np.broadcast_to(mask, (len(pixels), *mask.shape[1:])))

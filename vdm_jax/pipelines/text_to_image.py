@@ -22,7 +22,7 @@ class Pictures(Generated):
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write the pictures to one .png, side by side; other suffixes as videos."""
-        from vdm_jax.video.sheets import tile_videos
+        from vdm_jax.video.grids import tile_videos
         from vdm_jax.video.writing import write_png
 
         if Path(path).suffix != ".png":

@@ -18,7 +18,7 @@ from vdm_jax.weights.pretrained import Pretrained
 
 
 class TextToVideo(FromText):
-    """Videos of texts, by a network with layers over frames.
+    """Videos of texts, by a network with temporal layers.
 
         pipeline = vdm_jax.from_pretrained("text-to-video-ms-1.7b", dtype="bfloat16")
         pipeline("a panda eating bamboo", seed=3).save("panda.mp4")
@@ -43,7 +43,7 @@ class TextToVideo(FromText):
             for AnimateDiff.
           guidance_scale: the same as s = 1 + w; up to 1 is off. One of the two.
           num_per_prompt: videos of each prompt.
-          fps: frames per second of the file that is written; the network is not told.
+          fps: frames per second of the file that is written; the network does not take it.
           decode_chunk_size: frames decoded at a time; all by default. The decoder works frame by frame.
           seed: same seed, same place in the batch, same video.
           latents: `[B, T, h, w, C]`, standard normal noise to begin with; drawn from the seed by default.

@@ -26,7 +26,7 @@ ROOMS = ("attention", "cascade", "conditioning", "diffusion", "interop", "networ
          "video")
 # What depends on the name alone and not on the program.
 NAMES = ("experiment",)
-# Flags that the compiler reads besides those of the plan.
+# Flags that the compiler reads in addition to those of the plan.
 ENVIRONMENT = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 
 
@@ -46,7 +46,7 @@ def source_digest() -> str:
 
 def content_key(plan: Plan, devices: Sequence[jax.Device] | None = None) -> str:
     """Key of a plan's report: config, size of the clips on disk, devices, effort, flags, versions and code. Slices are
-    told apart by name, so that a report can be found without the compiler; devices at hand by kind and number."""
+    distinguished by name, so that a report can be found without the compiler; devices at hand by kind and number."""
     data = {name: value for name, value in to_data(plan).items() if name not in NAMES}
     if plan.topology is not None:
         data["topology"] = topology.full_name(plan.topology)

@@ -1,4 +1,4 @@
-"""XLA flags per TPU generation, in files beside this one. Applied only when asked for."""
+"""XLA flags per TPU generation, in files next to this one. Applied only when asked for."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ TRIES = 6  # programs compiled for one mesh and one setting of rematerialisation
 
 
 @dataclasses.dataclass(frozen=True)
-class Told:
+class SearchStep:
     """A program that is compiled next (`report` is None), or what came of it."""
 
     text: str
@@ -32,7 +32,7 @@ class Told:
     left: float | None  # seconds, at most, at the pace so far
 
 
-Tell = Callable[[Told], None]
+Tell = Callable[[SearchStep], None]
 
 
 class Pace:
@@ -59,7 +59,7 @@ class Pace:
     def say(self, text: str, report: dict[str, Any] | None) -> None:
         """Tell of something that has no program of its own."""
         left = self._spent / self.done * (self.most - self.done) if self.done else None
-        self._tell(Told(text, report, self.done, self.most, left))
+        self._tell(SearchStep(text, report, self.done, self.most, left))
 
     def finish(self, settings: int = 1) -> None:
         """So many settings need no further programs."""
@@ -96,7 +96,7 @@ def default_meshes(devices: int) -> list[MeshSpec]:
 def search(
     plan: Plan, reports: Reports, devices: Sequence[jax.Device], capacity: int | None, *,
     meshes: Sequence[MeshSpec] = (), remats: Sequence[Any] = (), batch: int | None = None, most: int = 4096,
-    tell: Tell = lambda told: None,
+    tell: Tell = lambda step: None,
 ) -> list[Found]:
     """The largest batch that fits for every mesh and rematerialisation, the best first.
 
@@ -111,7 +111,7 @@ def search(
       meshes, remats: to try; `default_meshes` and `remat_choices` by default, the lightest first.
       batch: only this global batch instead of the largest.
       most: clips per call that are not exceeded.
-      tell: told what is compiled next and what came of it.
+      tell: called with what is compiled next and what came of it.
 
     Raises `UserError` when the capacity is not known.
     """

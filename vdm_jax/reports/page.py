@@ -30,7 +30,7 @@ TEMPLATE = Path(__file__).with_name("page.html")
 LARGEST = 12 * 2**20  # bytes of a picture or video that is put into the page
 TYPES = {".png": "image/png", ".gif": "image/gif", ".mp4": "video/mp4"}
 _LEFT_OUT = ("step", "time", "seconds_remaining")  # of the curves
-MOST_SHEETS = 12  # steps of a stage whose sheets and films are in the page, the newest among them
+MOST_GRIDS = 12  # steps of a stage whose grids and videos are in the page, the newest among them
 LABELS = {"loss": "training loss", "x_mse": "squared error of the clean video, training",
           "clips_per_second": "speed (clips per second)", "steps_per_second": "speed (steps per second)",
           "gradient_norm": "gradient norm before clipping", "skipped": "skipped steps (gradient not finite)"}
@@ -49,7 +49,7 @@ class RunRecord:
     folder: Path
     experiment: AnyExperiment
     curves: Mapping[str, Mapping[str, Any]]  # stage -> columns of its metrics
-    samples: Mapping[str, Mapping[int, tuple[Path, ...]]]  # stage -> step -> sheet and film
+    samples: Mapping[str, Mapping[int, tuple[Path, ...]]]  # stage -> step -> grid and video
     pictures: tuple[Path, ...]  # made of the whole cascade
     metrics: RunMetrics  # of metrics.json
     training: ByStep  # scores taken while the stage was trained
@@ -65,7 +65,7 @@ def read_run(folder: Path, name: str) -> RunRecord:
     return RunRecord(
         name, folder, experiment,
         curves={stage: read_columns(folder / stage) for stage in stages if (folder / stage / FILENAME).is_file()},
-        samples={stage: _sheets(folder / stage / "samples") for stage in stages},
+        samples={stage: _grids(folder / stage / "samples") for stage in stages},
         pictures=tuple(path for path in sorted(folder.glob("*")) if path.suffix in TYPES and path.name[0] != "."),
         metrics=read_metrics(read_record(folder / "metrics.json"), folder / "metrics.json"),
         training={stage: _by_step(folder / stage / FOLDER, "training") for stage in stages},
@@ -75,7 +75,7 @@ def read_run(folder: Path, name: str) -> RunRecord:
 
 
 def page(runs: Sequence[RunRecord]) -> str:
-    """The page as HTML. Raises `UserError` for no runs, for names that are not told apart, and where matplotlib or
+    """The page as HTML. Raises `UserError` for no runs, for names that are not distinct, and where matplotlib or
     Jinja2 is not installed."""
     require_packages()
     from jinja2 import Environment, StrictUndefined
@@ -188,8 +188,8 @@ def _samples(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
 
 
 def _by_age(steps: Mapping[int, tuple[Path, ...]]) -> dict[str, Any]:
-    """Sheets and films of some steps, the newest first, and how many steps are left out."""
-    places = np.unique(np.linspace(0, len(steps) - 1, min(MOST_SHEETS, len(steps))).round().astype(int))
+    """Grids and videos of some steps, the newest first, and how many steps are left out."""
+    places = np.unique(np.linspace(0, len(steps) - 1, min(MOST_GRIDS, len(steps))).round().astype(int))
     chosen = [sorted(steps)[place] for place in places][::-1]
     return {"steps": [(step, list(map(_media, steps[step]))) for step in chosen], "left_out": len(steps) - len(chosen)}
 
@@ -224,8 +224,8 @@ def _short(value: Any) -> str:
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 
-def _sheets(folder: Path) -> dict[int, tuple[Path, ...]]:
-    """Sheet and film by step."""
+def _grids(folder: Path) -> dict[int, tuple[Path, ...]]:
+    """Grid and video by step."""
     found: dict[int, list[Path]] = {}
     for path in sorted(folder.glob("step_*"), key=lambda path: (path.suffix != ".png", path.name)):
         if path.suffix in TYPES and (step := re.fullmatch(r"step_(\d+)", path.stem)):

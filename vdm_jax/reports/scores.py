@@ -1,4 +1,4 @@
-"""The scores on the page about runs: tables that say how each was made, and what cannot stand beside what."""
+"""The scores on the page about runs: tables that say how each was made, and what cannot stand next to what."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def step_tables(found: Mapping[str, Mapping[str, Mapping[int, RunMetrics]]]) -> 
 
 
 def _made_differently(found: Mapping[str, Sequence[Score]]) -> list[str]:
-    """A line for each metric of a run that cannot stand beside that of the first run which has it."""
+    """A line for each metric of a run that cannot stand next to that of the first run which has it."""
     first: dict[str, tuple[str, Score]] = {}
     lines = []
     for run, scores in found.items():
@@ -110,7 +110,7 @@ def _values(scores: Sequence[Score], labels: Sequence[str]) -> list[str]:
 
 
 def _cells(scores: Sequence[Score | None]) -> list[str | Cell]:
-    """Values of one metric, and why one cannot stand beside the first."""
+    """Values of one metric, and why one cannot stand next to the first."""
     first, cells = next(score for score in scores if score is not None), []
     for score in scores:
         if score is None:

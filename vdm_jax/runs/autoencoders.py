@@ -1,4 +1,4 @@
-"""Weights of the autoencoders that latent stages work with: files, told apart by their hash."""
+"""Weights of the autoencoders that latent stages work with: files, distinguished by their hash."""
 
 from __future__ import annotations
 

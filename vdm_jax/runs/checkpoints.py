@@ -169,7 +169,7 @@ class Checkpoints:
         return max(self.steps(), default=None)
 
     def meta(self, step: int | None = None) -> dict[str, Any]:
-        """What `save` stored beside the state: the caller's entries, and those of `_full_meta`."""
+        """What `save` stored next to the state: the caller's entries, and those of `_full_meta`."""
         step, _ = self._verified(step, part="meta/")
         with self._unreadable(step):
             # The handler itself has no barriers, so one process may read alone.

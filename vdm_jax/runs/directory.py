@@ -4,7 +4,7 @@
     runs/NAME/run.json, train.STAGE.lock      identifier of the run, hash of its config; who trains a stage now
     runs/NAME/STAGE/checkpoints/              training states
     runs/NAME/STAGE/metrics.jsonl, events*    scalars (JSON lines, TensorBoard)
-    runs/NAME/STAGE/samples/                  sample sheets made in training
+    runs/NAME/STAGE/samples/                  sample grids made in training
     runs/NAME/STAGE/evaluation/               scores by step: training_STEP.json, and checkpoint_STEP.json of 'evaluate'
     runs/NAME/STAGE/params.safetensors        instead of checkpoints, in an exported run: weights only
     runs/NAME/STAGE/autoencoder.safetensors   of an autoencoder, once trained: weights, config, measured scale and shift
@@ -50,7 +50,7 @@ RESUMABLE = ("steps", "log_every", "checkpoint_every", "keep", "sample_every", "
              "measured_clips", "accumulation")
 # Of networks: on what machine and in how much memory the same numbers are computed. `kernel` is that of attention,
 # where it is a name; kernels of convolutions are numbers.
-COMPUTED_HOW = ("remat", "kernel", "context", "spread", "attention_kernel", "attention_context")
+COMPUTED_HOW = ("remat", "kernel", "context", "sharded_axis", "attention_kernel", "attention_context")
 
 
 def open_run(run: Path, experiment: AnyExperiment) -> AnyExperiment:

@@ -1,4 +1,4 @@
-"""Which run a directory is, and who trains it now: `run.json` and `train.STAGE.lock` beside `config.json`.
+"""Which run a directory is, and who trains it now: `run.json` and `train.STAGE.lock` next to `config.json`.
 
 `run.json` has the run's identifier, which every manifest of a checkpoint repeats, and hashes of `config.json`, so that
 a flipped bit there is noticed. Runs of older versions, and exported ones, have none and are not compared.
@@ -68,7 +68,7 @@ def check_config(run: Path, path: Path, content: bytes) -> None:
     known = read_identity(run)
     if known is not None and _hash(content) not in known["config"]:
         raise UserError(f"{path} has changed since training wrote it; permitted: the file as it was written, or no "
-                        f"{path.with_name(IDENTITY)} beside it, where it was changed on purpose")
+                        f"{path.with_name(IDENTITY)} next to it, where it was changed on purpose")
 
 
 def owner(run: Path, stage: str) -> dict[str, str]:

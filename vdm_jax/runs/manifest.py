@@ -6,7 +6,7 @@ complete checkpoint does not force its data to disk: after a power cut, an inter
 bit, orbax alone would find the step and fail later, or go on with other weights.
 
 Files are hashed (SHA-256) in pieces of 16 MiB by several threads, about 1 GB/s per core. Writing
-does so in the thread that saves, beside the training. Reading splits the pieces among the processes that read together.
+does so in the thread that saves, during the training. Reading splits the pieces among the processes that read together.
 """
 
 from __future__ import annotations

@@ -43,14 +43,14 @@ class AutoencoderLoss:
     perceptual_weight: NonNegative = 1.0  # of LPIPS; 0: none, and its weights are not needed
     perceptual: Literal["alexnet", "vgg16"] = "vgg16"  # network of LPIPS
     discriminators: tuple[Discriminator, ...] = ()  # each weighs the same; (): no adversarial loss
-    discriminator_weight: NonNegative = 0.5  # beside the adaptive one
+    discriminator_weight: NonNegative = 0.5  # next to the adaptive one
     adaptive: bool = True  # False: the adversarial loss has `discriminator_weight` alone
     discriminator_start: CountOrZero = 50_000  # steps without adversarial loss; discriminators stay as they are
 
 
 @config
 class AutoencoderTraining(CommonTraining):
-    """How an autoencoder is trained. `sample_every` is of sheets of originals beside reconstructions."""
+    """How an autoencoder is trained. `sample_every` is of grids of originals next to reconstructions."""
 
     accumulation: ClassVar[int] = 1
     evaluation: ClassVar[Evaluation] = Evaluation()  # of videos it would make: never
@@ -64,7 +64,7 @@ class AutoencoderTraining(CommonTraining):
     measured_clips: Count = 256  # clips at the most that the latents and the reconstructions are measured on at the end
     # File of an autoencoder (written by vdm-jax convert, or by a training like this) as which this one begins; layers
     # over time that it does not have begin as initialised. None: random weights
-    start: str | None = None
+    init_from: str | None = None
 
 
 @config

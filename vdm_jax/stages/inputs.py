@@ -17,7 +17,7 @@ from vdm_jax.stages.latent import encode
 from vdm_jax.stages.stage import Stage, VideoSpec
 from vdm_jax.video.arrays import resize, to_float
 
-# Of a batch, beside the fields that conditions claim.
+# Of a batch, next to the fields that conditions claim.
 TARGETS = ("video", "images")
 
 # Of a batch's key, which is otherwise split; conditions have others.

@@ -14,7 +14,7 @@ from flax import traverse_util
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from vdm_jax.conditions.frame_masks import Known
+from vdm_jax.conditions.frame_masks import MaskedVideo
 from vdm_jax.configuration import Size, SizeOrZero, config
 from vdm_jax.errors import UserError
 from vdm_jax.networks.autoencoders.config import AUTOENCODER_F8, Autoencoder
@@ -34,13 +34,13 @@ class Latent:
     autoencoder: Autoencoder = AUTOENCODER_F8
     weights: str = ""  # .safetensors file that `vdm-jax convert` wrote, or the run directory of a trained autoencoder
     sha256: str = ""  # of the file; "": that of the file found when the run is made
-    encode: Literal["sample", "mode"] = "sample"  # of the moments of training clips; what is known is the mode
+    encode: Literal["sample", "mode"] = "sample"  # of the moments of training clips; what is given is the mode
     # How a low-resolution video enters: enlarged and encoded, or its pixels at the size of the latents
     low_resolution: Literal["latents", "pixels"] = "latents"
     # See networks/autoencoders/tiling.py for these
     encode_frames: Size | None = None  # encoded at a time; None: all
     decode_frames: Size | None = None  # of latents, decoded at a time; None: all
-    seen_frames: SizeOrZero = 0  # of latents on either side that a piece sees besides, with layers over frames
+    overlap_frames: SizeOrZero = 0  # of latents on either side that a piece also sees, with temporal layers
     tile: tuple[Size, Size] | None = None  # height and width of tiles, pixels; None: whole frames
     overlap: SizeOrZero = 0  # of tiles, pixels
 
@@ -101,7 +101,7 @@ def encode(
     def moments(piece: Array) -> Array:
         return jnp.concatenate(module.apply({"params": weights}, piece, method="encode"), axis=-1)
 
-    pieces = _in_pieces(moments, video, latent, latent.encode_frames, latent.seen_frames * latent.frame_factor, 1)
+    pieces = _in_pieces(moments, video, latent, latent.encode_frames, latent.overlap_frames * latent.frame_factor, 1)
     found = Moments(*jnp.split(pieces, 2, axis=-1))
     drawn = key is not None and latent.encode == "sample"
     z = found.sample(jax.random.normal(key, found.mean.shape)) if drawn else found.mean
@@ -115,7 +115,7 @@ def decode(latent: Latent, weights: Any, z: Float[Array, "B T H W C"]) -> Float[
     def video(piece: Array) -> Array:
         return module.apply({"params": weights}, piece, method="decode")
 
-    x = _in_pieces(video, latent.autoencoder.denormalise(z), latent, latent.decode_frames, latent.seen_frames,
+    x = _in_pieces(video, latent.autoencoder.denormalise(z), latent, latent.decode_frames, latent.overlap_frames,
                    latent.autoencoder.factor)
     return jnp.clip(x, -1, 1)
 
@@ -133,16 +133,16 @@ def _in_pieces(function: Function, x: Array, latent: Latent, frames: int | None,
     return whole(x) if frames is None or frames >= x.shape[1] else in_chunks(whole, x, frames, seen)
 
 
-def encode_known(latent: Latent, weights: Any, known: Known) -> Known:
-    """What is known of videos, in latents: those of which all pixels are known. The rest of a frame is encoded as grey.
+def encode_masked_video(latent: Latent, weights: Any, masked_video: MaskedVideo) -> MaskedVideo:
+    """A masked video in latents: those of which all pixels are given. The rest of a frame is encoded as grey.
 
-    Raises `UserError` for known low-resolution videos, which guide pixels only.
+    Raises `UserError` for given low-resolution videos, which guide pixels only.
     """
-    if known.low is not None:
-        raise UserError("a low-resolution video is known for a stage that works in latents; permitted: parts of the "
+    if masked_video.low is not None:
+        raise UserError("a low-resolution video is given for a stage that works in latents; permitted: parts of the "
                         "video itself, or a stage that works on pixels")
-    video, factor = jnp.asarray(known.video), latent.autoencoder.factor
-    mask = jnp.broadcast_to(jnp.asarray(known.mask, jnp.float32), (*video.shape[:-1], 1))
+    video, factor = jnp.asarray(masked_video.video), latent.autoencoder.factor
+    mask = jnp.broadcast_to(jnp.asarray(masked_video.mask, jnp.float32), (*video.shape[:-1], 1))
     frames, height, width, _ = latent.shape(*video.shape[1:4])
     blocks = mask.reshape(len(video), frames, -1, height, factor, width, factor, 1)
-    return Known(encode(latent, weights, jnp.where(mask > 0, video, 0)), blocks.min((2, 4, 6)))
+    return MaskedVideo(encode(latent, weights, jnp.where(mask > 0, video, 0)), blocks.min((2, 4, 6)))

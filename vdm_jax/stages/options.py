@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Literal
 
-from vdm_jax.conditions.frame_masks import Observation
+from vdm_jax.conditions.frame_masks import MaskingStrategy
 from vdm_jax.configuration import (
     Count,
     CountOrZero,
@@ -48,7 +48,7 @@ Thresholds = StaticThreshold | DynamicThreshold | Threshold
 
 
 @config
-class Start:
+class InitFrom:
     """A trained stage as which the network of another one begins (`weights/inflation.py`)."""
 
     stage: str  # its name
@@ -56,7 +56,7 @@ class Start:
 
 
 @config
-class StartFile:
+class InitFromFile:
     """Weights of an open latent U-Net, as which or in place of whose image layers a `LatentNetwork` begins."""
 
     path: str  # .safetensors file that `vdm-jax convert` wrote
@@ -93,7 +93,7 @@ class CommonTraining:
     log_every: Count = 25  # steps
     checkpoint_every: Count = 1000  # steps
     keep: Count = 2  # checkpoints
-    sample_every: CountOrZero = 1000  # steps between sample sheets; 0: only at the end
+    sample_every: CountOrZero = 1000  # steps between sample grids; 0: only at the end
     validate_every: CountOrZero = 1000  # steps between validation losses; 0: never
     flips: bool = False  # mirror half of the clips; only for data whose captions do not say left or right
     random_starts: bool = False  # clips of long videos begin at a random frame; data sets of fixed clips cannot
@@ -122,9 +122,10 @@ class Training(CommonTraining):
     images_per_clip: Images = 0  # independent images appended to each clip (joint training)
     image_data: DataSet | None = None  # where they come from; None: frames of other clips
     evaluation: Evaluation = Evaluation()  # scores of the stage's own videos
-    start: Start | StartFile | None = None  # weights to begin with, rather than random ones
-    observations: tuple[Observation, ...] = ()  # what may be known of a clip (UNet.observed); each draws one
-    frame_rates: FrameRates | None = None  # at which clips are read, told the network as scalar "fps"; None: their own
+    init_from: InitFrom | InitFromFile | None = None  # weights to begin with, rather than random ones
+    masking: tuple[MaskingStrategy, ...] = ()  # masking strategies of clips (UNet.conditioning_frames); each draws one
+    # at which clips are read, given to the network as scalar "fps"; None: their own
+    frame_rates: FrameRates | None = None
     frames: Size | None = None  # of the parts of clips that are trained on, begun at random; None: whole clips
     key_frames: bool = False  # of longer clips frames from the first to the last, not every (T / frames)-th
 
@@ -154,12 +155,12 @@ class Oscillation:
 
 
 @config
-class Completion:
-    """How a video is sampled of which a part is known: by the network, which takes it (`conditions/frames.py`), or by
-    methods for networks that do not (`diffusion/conditional.py`). What is known comes out as it is."""
+class Inpainting:
+    """How a masked video is filled in: by the network, which takes it (`conditions/frames.py`), or by
+    methods for networks that do not (`diffusion/conditional.py`). What is given comes out as it is."""
 
-    # None: the network, where it takes what is known (UNet.observed), else reconstruction guidance. A network that
-    # takes it is told with the other methods too.
+    # None: the network, where it takes conditioning frames (UNet.conditioning_frames), else reconstruction guidance. A
+    # network that takes it sees it with the other methods too.
     method: Literal["network", "reconstruction", "replacement"] | None = None
     weight: NonNegative = 1.0  # w_r of reconstruction guidance; 50 and 9 published for single data sets
 
@@ -171,7 +172,7 @@ class Windows:
     frames: Size  # of a window
     # Frames that neighbours share at the least; 2 in Lumiere (Bar-Tal et al. 2024, arXiv 2401.12945)
     overlap: SizeOrZero = 2
-    at_once: Count = 1  # windows denoised together; memory grows with it
+    chunk: Count = 1  # windows denoised together; memory grows with it
 
     def __post_init__(self):
         if self.overlap >= self.frames:
@@ -186,9 +187,9 @@ class Sampling:
     sampler: Sampler = DDIM()
     steps: SamplingSteps = 50
     guidance: Guidance = 0.0  # w of (1 + w) conditional - w unconditional
-    # What the unconditional estimate lacks: captions, class and picture, or what is known of the video (context
+    # What the unconditional estimate lacks: captions, class and picture, or conditioning frames (context
     # guidance: Blattmann et al. 2023, arXiv 2304.08818, section 3.2; He et al. 2022, arXiv 2211.13221)
-    guided_by: Literal["prompt", "known"] = "prompt"
+    guided_by: Literal["prompt", "frames"] = "prompt"
     # w of the last frame, where it changes linearly from that of the first (Stable Video Diffusion, arXiv 2311.15127);
     # None: all frames have the same
     last_frame_guidance: Guidance | None = None
@@ -200,13 +201,13 @@ class Sampling:
     scheduler: SchedulerSteps | None = None
     # Scaling of the timesteps of a latent consistency model (`diffusion/consistency.py`); None: no such model
     consistency: Positive | None = None
-    completion: Completion = Completion()  # of videos of which a part is known
+    inpainting: Inpainting = Inpainting()  # of masked videos
     windows: Windows | None = None  # None: the network sees the whole video
     batch_size: Count = 16  # clips at a time, over all devices
     # Steps by which every frame is behind the one before it, for networks trained with `Process.frame_levels`: the
     # first frames are finished before the last ones begin (Diffusion Forcing: Chen et al. 2024, arXiv 2407.01392)
     frame_lag: CountOrZero = 0
-    # All frames of a video get the same noise, at the start and at every step. A network without layers over frames
+    # All frames of a video get the same noise, at the start and at every step. A network without temporal layers
     # then makes details that stay where they are (Make-A-Video: Singer et al. 2022, arXiv 2209.14792, section 3.2)
     shared_noise: bool = False
 

@@ -7,15 +7,16 @@ values. Stages train independently and sample in sequence.
 
 import dataclasses
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from vdm_jax.conditions.first_frame import FirstFrame
-from vdm_jax.conditions.frame_masks import NothingKnown
+from vdm_jax.conditions.frame_masks import NoMask
 from vdm_jax.conditions.frames import KeyFrames
 from vdm_jax.conditions.low_resolution import LowResolution
+from vdm_jax.conditions.text import TextInput
 from vdm_jax.configuration import Range, Seed, Size, config
 from vdm_jax.data.embeddings import EncoderFolder
-from vdm_jax.diffusion.augmentation import Augmentation, TruncatedAugmentation
+from vdm_jax.diffusion.augmentation import Augmentation, TruncatedConditioningAugmentation
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.thresholds import Threshold
 from vdm_jax.errors import UserError
@@ -23,7 +24,7 @@ from vdm_jax.networks.kinds import Network
 from vdm_jax.networks.latent_network import LatentNetwork
 from vdm_jax.parallel.mesh import MeshSpec
 from vdm_jax.stages.latent import Latent
-from vdm_jax.stages.options import DataSet, Sampling, Start, StartFile, Training
+from vdm_jax.stages.options import DataSet, InitFrom, InitFromFile, Sampling, Training
 
 
 @config
@@ -98,19 +99,19 @@ class Stage:
         if self.training.images_per_clip and shared:
             raise UserError(f"Stage {self.name!r}: training.images_per_clip={self.training.images_per_clip} with "
                             f"network.conditions {shared}, of the clip and all images alike; permitted: 0")
-        if self.network.observed != bool(self.training.observations):
-            raise UserError(f"Stage {self.name!r}: network.observed={self.network.observed} with "
-                            f"{len(self.training.observations)} training.observations; permitted: observations exactly "
-                            "for a network that takes what is known")
-        if self.sampling.completion.method == "network" and not self.network.observed:
-            raise UserError(f"Stage {self.name!r}: sampling.completion.method='network' with network.observed=False; "
-                            "permitted: 'reconstruction', 'replacement', None")
+        if self.network.conditioning_frames != bool(self.training.masking):
+            raise UserError(f"Stage {self.name!r}: network.conditioning_frames={self.network.conditioning_frames} with "
+                            f"{len(self.training.masking)} training.masking; permitted: observations exactly "
+                            "for a network with conditioning frames")
+        if self.sampling.inpainting.method == "network" and not self.network.conditioning_frames:
+            raise UserError(f"Stage {self.name!r}: sampling.inpainting.method='network' with "
+                            "network.conditioning_frames=False; permitted: 'reconstruction', 'replacement', None")
         if self.sampling.guided and not (
-                self.network.observed if self.sampling.guided_by == "known" else self.network.prompted):
+                self.network.conditioning_frames if self.sampling.guided_by == "frames" else self.network.prompted):
             raise UserError(f"Stage {self.name!r}: sampling.guidance={self.sampling.guidance} by "
-                            f"{self.sampling.guided_by!r} but network.text=None, network.observed="
-                            f"{self.network.observed}; permitted: 0 for a network without text or classes, 'known' for "
-                            "one that takes what is known")
+                            f"{self.sampling.guided_by!r} but network.text=None, network.conditioning_frames="
+                            f"{self.network.conditioning_frames}; permitted: 0 for a network without text or "
+                            "classes, 'frames' for one with conditioning frames")
         self._check_dropped()
 
     def _check_dropped(self) -> None:
@@ -120,10 +121,10 @@ class Stage:
         if not sampling.guided:
             return
         weight = sampling.guidance or sampling.last_frame_guidance
-        if sampling.guided_by == "known" and not any(isinstance(o, NothingKnown) for o in training.observations):
-            raise UserError(f"{where}={weight} by 'known' with training.observations={training.observations}, which "
-                            "never show it a video of which nothing is known; permitted: observations with "
-                            "NothingKnown, or guidance=0")
+        if sampling.guided_by == "frames" and not any(isinstance(o, NoMask) for o in training.masking):
+            raise UserError(f"{where}={weight} by 'frames' with training.masking={training.masking}, which "
+                            "never show it a video without conditioning frames; permitted: masking with "
+                            "NoMask, or guidance=0")
         if sampling.guided_by == "prompt" and not training.text_dropout:
             raise UserError(f"{where}={weight} by 'prompt' with training.text_dropout=0, so that it never sees the "
                             "null caption; permitted: text_dropout above 0, or guidance=0")
@@ -194,9 +195,9 @@ def check_space(stage: Stage) -> None:
         raise UserError(f"{where}: source={stage.source} with {type(network).__name__}.first_frame="
                         f"{network.first_frame} and latent={'given' if latent else None}; "
                         "permitted: FirstFrame exactly with a LatentNetwork that takes it, in latents")
-    if isinstance(stage.training.start, StartFile) and not isinstance(network, LatentNetwork):
-        raise UserError(f"{where}: training.start={stage.training.start} with a UNet; permitted: a LatentNetwork, "
-                        "whose tensors such files have")
+    if isinstance(stage.training.init_from, InitFromFile) and not isinstance(network, LatentNetwork):
+        raise UserError(f"{where}: training.init_from={stage.training.init_from} with a UNet; permitted: a "
+                        "LatentNetwork, whose tensors such files have")
     if latent is not None:
         _check_latent(stage, latent, where)
 
@@ -218,9 +219,9 @@ def _check_latent(stage: Stage, latent: Latent, where: str) -> None:
             if size % getattr(source, name):
                 raise UserError(f"{where}: source.{name}={getattr(source, name)} with latent.low_resolution='pixels' "
                                 f"and latents of {name} {size}; permitted: divisors of {size}, or 'latents'")
-    if isinstance(augmentation_of(stage), TruncatedAugmentation):
-        raise UserError(f"{where}: TruncatedAugmentation in latents, which hands over noisy pixels; permitted: "
-                        "NoiseAugmentation, BlurAugmentation")
+    if isinstance(augmentation_of(stage), TruncatedConditioningAugmentation):
+        raise UserError(f"{where}: TruncatedConditioningAugmentation in latents, which hands over noisy pixels; "
+                        "permitted: NoiseAugmentation, BlurAugmentation")
     single = (source is not None and source.single_frames) or stage.training.images_per_clip or stage.sampling.windows
     if factor > 1 and single:
         raise UserError(f"{where}: KeyFrames, FirstFrame, training.images_per_clip or sampling.windows with latents of "
@@ -233,9 +234,9 @@ def _check_crop(stage: Stage) -> None:
     where = f"Stage {stage.name!r}: training.crop={crop}"
     if source is None:
         raise UserError(f"{where} without a source, whose video would say what is in the window; permitted: None")
-    if stage.network.observed or stage.starts_from("first_frame"):
-        raise UserError(f"{where} with network.observed=True or FirstFrame, which see whole frames; permitted: one of "
-                        "them")
+    if stage.network.conditioning_frames or stage.starts_from("first_frame"):
+        raise UserError(f"{where} with network.conditioning_frames=True or FirstFrame, which see whole frames; "
+                        "permitted: one of them")
     encoded = 1 if stage.latent is None else stage.latent.autoencoder.factor
     for name, size, reduction in zip(("height", "width"), crop, stage.network.reduction, strict=True):
         whole, factor = getattr(video, name), getattr(video, name) // getattr(source, name)
@@ -254,7 +255,7 @@ class Experiment:
     data: DataSet | None = None  # None: none, of a released model that is only sampled
     seed: Seed = 0
     mesh: MeshSpec = MeshSpec()
-    # Clips of validation losses and sample sheets; 'train' for data so small that its validation split has none. Files
+    # Clips of validation losses and sample grids; 'train' for data so small that its validation split has none. Files
     # that the validation split would hold back stay unused unless the data set's fractions give it no share.
     validation_split: Literal["validation", "train"] = "validation"
     # Encoder of captions for stages that read embeddings, filled in when the run is made where the set of embeddings
@@ -272,21 +273,43 @@ class Experiment:
                 raise UserError(f"Stage {stage.name!r} starts from {size}, but stage {before.name!r} before it makes "
                                 f"{before.video}; permitted: a source of {before.video}")
             family = before.process.schedule.family.name
-            cut = isinstance(augmentation_of(stage), TruncatedAugmentation)
+            cut = isinstance(augmentation_of(stage), TruncatedConditioningAugmentation)
             if cut and before.latent is not None:
-                raise UserError(f"Stage {stage.name!r}: TruncatedAugmentation after stage {before.name!r}, whose noise "
-                                "is in latents; permitted: NoiseAugmentation, BlurAugmentation")
+                raise UserError(f"Stage {stage.name!r}: TruncatedConditioningAugmentation after stage "
+                                f"{before.name!r}, whose noise is in latents; permitted: "
+                                "NoiseAugmentation, BlurAugmentation")
             if cut and family != "vp":
-                raise UserError(f"Stage {stage.name!r}: TruncatedAugmentation, whose noise is variance-preserving, "
-                                f"after stage {before.name!r} with a schedule of family {family!r}; permitted: 'vp'")
+                raise UserError(f"Stage {stage.name!r}: TruncatedConditioningAugmentation, whose noise is "
+                                f"variance-preserving, after stage {before.name!r} with a schedule of family "
+                                f"{family!r}; permitted: 'vp'")
         for place, stage in enumerate(self.stages):
-            start = stage.training.start
-            if isinstance(start, Start) and start.run is None and start.stage not in names[:place]:
-                raise UserError(f"Stage {stage.name!r}: training.start.stage={start.stage!r} with run=None; "
+            start = stage.training.init_from
+            if isinstance(start, InitFrom) and start.run is None and start.stage not in names[:place]:
+                raise UserError(f"Stage {stage.name!r}: training.init_from.stage={start.stage!r} with run=None; "
                                 f"permitted: a stage before it ({', '.join(names[:place]) or 'there is none'}), or "
                                 "another run")
         if self.stages[0].source is not None and len(self.stages) > 1:
             raise UserError(f"Stage {names[0]!r} has a source but nothing before it; permitted: source=None")
+
+    @property
+    def texts(self) -> dict[str, TextInput]:
+        """The text inputs of its stages, by stage."""
+        return {stage.name: stage.network.text for stage in self.stages if stage.network.text is not None}
+
+    @property
+    def open_vocabulary(self) -> bool:
+        """Whether a stage's words are still to be taken from the data."""
+        return any(text.open_vocabulary for text in self.texts.values())
+
+    def with_words(self, words: tuple[str, ...]) -> Self:
+        """With this vocabulary in every stage that has none of its own."""
+        def filled(stage: Stage) -> Stage:
+            text = stage.network.text
+            if text is None or not text.open_vocabulary:
+                return stage
+            return dataclasses.replace(stage, network=dataclasses.replace(stage.network, text=text.with_words(words)))
+
+        return dataclasses.replace(self, stages=tuple(map(filled, self.stages)))
 
     def stage(self, name: str) -> Stage:
         """The stage of that name. Raises `UserError` listing the names."""

@@ -1,4 +1,4 @@
-"""The training loop of an autoencoder: that of every stage, with other losses and sheets of reconstructions."""
+"""The training loop of an autoencoder: that of every stage, with other losses and grids of reconstructions."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from vdm_jax.parallel.rules import batch_parts
 from vdm_jax.stages.autoencoding import AutoencoderExperiment, AutoencoderStage
 from vdm_jax.stages.inputs import target_video
 from vdm_jax.training.autoencoder_step import compile_autoencoder_step, compile_reconstruction, perceptual_parameters
-from vdm_jax.training.loop import Sheets, Trainer
-from vdm_jax.training.sheets import COUNT
-from vdm_jax.training.starting import starting_autoencoder
+from vdm_jax.training.init_from import starting_autoencoder
+from vdm_jax.training.loop import Grids, Trainer
+from vdm_jax.training.sample_grids import COUNT
 from vdm_jax.training.state import TrainState
 from vdm_jax.training.step import Batch
 from vdm_jax.video.arrays import to_uint8
-from vdm_jax.video.sheets import sheet, tile_videos
+from vdm_jax.video.grids import sample_grid, tile_videos
 from vdm_jax.video.writing import write_png, write_video
 from vdm_jax.weights.inflation import Inflation
 
@@ -62,7 +62,7 @@ class AutoencoderTrainer(Trainer):
         return lambda step, state, batch: function(step, state, batch["video"])
 
     def _reconstruct(self, mesh: Mesh) -> Reconstruct:
-        """One program for validation and sheets."""
+        """One program for validation and grids."""
         if self.program is None:
             self.program = compile_reconstruction(self.stage, mesh, self.perceptual)
         return self.program
@@ -76,7 +76,7 @@ class AutoencoderTrainer(Trainer):
 
         return losses
 
-    def _sheets(self, folder: Path, mesh: Mesh) -> Sheets:
+    def _grids(self, folder: Path, mesh: Mesh) -> Grids:
         source = open_validation(self.experiment.data, self.experiment.validation_split, self.data_dir)
         count = -(-COUNT // batch_parts(mesh)) * batch_parts(mesh)
         clips = np.stack([source[i % len(source)]["video"] for i in range(count)])
@@ -85,7 +85,7 @@ class AutoencoderTrainer(Trainer):
 
 @dataclasses.dataclass
 class ReconstructionSheets:
-    """Fixed validation clips, each above its reconstruction (in films: beside it)."""
+    """Fixed validation clips, each above its reconstruction (in films: next to it)."""
 
     reconstruct: Reconstruct
     clips: np.ndarray  # uint8, the same in every process
@@ -93,11 +93,11 @@ class ReconstructionSheets:
     fps: float
 
     def write(self, params: Any, step: int) -> np.ndarray:
-        """Write the sheet and film of a step (process 0 does); returns the picture, uint8 `[H, W, 3]`."""
+        """Write the grid and video of a step (process 0 does); returns the picture, uint8 `[H, W, 3]`."""
         found = self.reconstruct(params, self.clips)
         pairs = [np.asarray(to_uint8(found[name]))[:COUNT] for name in ("original", "video")]
         videos = np.stack(pairs, axis=1).reshape(-1, *pairs[0].shape[1:])
-        picture = sheet(videos, ["original", "reconstruction"] * len(pairs[0]))
+        picture = sample_grid(videos, ["original", "reconstruction"] * len(pairs[0]))
         if jax.process_index() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_png(self.folder / f"step_{step:07d}.png", picture)

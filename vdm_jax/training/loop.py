@@ -1,4 +1,4 @@
-"""The training loop of one stage: data in, checkpoints, metrics and sample sheets out. All effects are here."""
+"""The training loop of one stage: data in, checkpoints, metrics and sample grids out. All effects are here."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from vdm_jax.data.opening import WITHOUT_VALIDATION, open_source, open_validatio
 from vdm_jax.data.pipeline import FlipAugmentation, Pipeline
 from vdm_jax.data.source import RandomAccessSource
 from vdm_jax.errors import NotFinite, UserError
-from vdm_jax.networks.config import EmbeddedText
 from vdm_jax.parallel.arrays import global_batch, process_rows
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.processes import first_says, together
@@ -36,11 +35,11 @@ from vdm_jax.stages.inputs import device_fields, training_inputs
 from vdm_jax.stages.latent import abstract_weights
 from vdm_jax.stages.options import DataSet
 from vdm_jax.stages.stage import Experiment, Stage
+from vdm_jax.training.init_from import check_beginning, starting_weights
 from vdm_jax.training.profiling import FOLDER as PROFILE
 from vdm_jax.training.profiling import Tracer, steps_to_trace
 from vdm_jax.training.report import Report, StageProgress, duration
-from vdm_jax.training.sheets import SampleSheets
-from vdm_jax.training.starting import check_beginning, starting_weights
+from vdm_jax.training.sample_grids import SampleGrids
 from vdm_jax.training.state import TrainState, abstract_state, create_state
 from vdm_jax.training.step import Batch, CompileStep, compile_train_step, compile_validation
 from vdm_jax.training.stopping import StopRequests, stop_requests
@@ -50,9 +49,9 @@ from vdm_jax.weights.inflation import Inflation
 
 VALIDATION = "validation"  # purpose of random numbers
 MAX_SKIPPED = 20  # steps in a row without a finite gradient before a run gives up
-# From (averaged parameters, step, function told the videos done) to scalars, in process 0; made from (experiment,
-# stage, its folder, mesh, data_dir, weights of its autoencoder). The room of evaluation lies below this one, so
-# commands hand it in.
+# From (averaged parameters, step, function called with the videos done) to scalars, in process 0; made from
+# (experiment, stage, its folder, mesh, data_dir, weights of its autoencoder). The room of evaluation lies below this
+# one, so commands hand it in.
 Evaluate = Callable[[Any, int, Callable[[int], None]], dict[str, float]]
 MakeEvaluate = Callable[[Experiment, Stage, Path, Mesh, Path | None, tuple[Any, ...]], Evaluate]
 
@@ -61,7 +60,7 @@ class Interrupted(Exception):
     """The user or the cluster asked the run to stop; everything is saved."""
 
 
-class Sheets(Protocol):
+class Grids(Protocol):
     """Pictures that show how far training has come."""
 
     def write(self, params: Any, step: int) -> np.ndarray:
@@ -169,10 +168,10 @@ class Trainer:
                 self.report.note(f"stage {self.stage.name}: checkpoint {step} is damaged and set aside: {reason}")
         if checkpoints.latest() is None:
             self.report.note(f"stage {self.stage.name}: initialising the network")
-            if self.stage.training.start is None:
+            if self.stage.training.init_from is None:
                 return create_state(self.stage, self.experiment.seed, mesh), 0
             inflation, source = together(self._starting_weights)
-            self.report.note(f"stage {self.stage.name}: begins as {self.stage.training.start}: {inflation}")
+            self.report.note(f"stage {self.stage.name}: begins as {self.stage.training.init_from}: {inflation}")
             return create_state(self.stage, self.experiment.seed, mesh, inflation, source), 0
         state, meta = together(lambda: checkpoints.restore(abstract_state(self.stage, mesh)))
         self.report.note(f"stage {self.stage.name}: resuming at step {meta['step']}")
@@ -216,10 +215,10 @@ class Trainer:
         return starting_weights(self.stage, self.run, self.damaged)
 
     def _read_beside(self, source: RandomAccessSource, split: str) -> dict[str, Any]:
-        """Options of the pipeline for what is read beside the clips: text, images, frame rates."""
+        """Options of the pipeline for what is read next to the clips: text, images, frame rates."""
         spec, text = self.stage.training, self.stage.network.text
         images = None if spec.image_data is None else self._source(spec.image_data, split)
-        if isinstance(text, EmbeddedText):
+        if text is not None and text.embedded:
             for origin in (source, images) if images is not None else (source,):
                 check_embeddings(origin, text.width, self.stage.name)
         rates = spec.frame_rates
@@ -240,9 +239,9 @@ class Trainer:
         key = key_for(self.experiment.seed, VALIDATION)
         return lambda params, batch: {"validation_loss": float(function(params, batch, key))}
 
-    def _sheets(self, folder: Path, mesh: Mesh) -> Sheets:
+    def _grids(self, folder: Path, mesh: Mesh) -> Grids:
         """What pictures are made of, from time to time."""
-        return SampleSheets(self.experiment, self.stage, folder, mesh, self.data_dir, self.autoencoder)
+        return SampleGrids(self.experiment, self.stage, folder, mesh, self.data_dir, self.autoencoder)
 
     def _loop(self, state: TrainState, start: int, mesh: Mesh, pipeline: Pipeline, checkpoints: Checkpoints,
               writer: MetricWriter, stop: StopRequests, traced: Sequence[int] = ()) -> TrainState:
@@ -250,7 +249,7 @@ class Trainer:
         step_function = self._step(mesh)
         validate = self._validation(mesh)
         folder = self.run / self.stage.name / "samples"
-        sheets = together(lambda: self._sheets(folder, mesh))
+        grids = together(lambda: self._grids(folder, mesh))
         evaluate = self._evaluation(mesh, writer)
         throughput = Throughput(spec.batch_size, spec.steps)
         pending: list[tuple[int, dict[str, Any]]] = []  # metrics still on the device
@@ -295,7 +294,7 @@ class Trainer:
                         progress.note(f"step {step}: " + ", ".join(
                             f"{name.replace('_', ' ')} {value:.4f}" for name, value in losses.items()))
                     if last or (spec.sample_every and step % spec.sample_every == 0):
-                        self._write_sheet(sheets, state.ema, step, writer, progress)
+                        self._write_grid(grids, state.ema, step, writer, progress)
                     if evaluate and (step % spec.evaluation.every == 0 or last):
                         evaluate(state.ema, step, progress)
                 if stopping and not last:
@@ -303,11 +302,11 @@ class Trainer:
                     raise Interrupted(f"stopped at step {step} of stage {self.stage.name!r}; everything is saved")
         return state
 
-    def _write_sheet(self, sheets: Sheets, params: Any, step: int, writer: MetricWriter,
+    def _write_grid(self, grids: Grids, params: Any, step: int, writer: MetricWriter,
                      progress: StageProgress) -> None:
         """Samples that are not finite end the run only where they are its result."""
         try:
-            writer.image(step, "samples", sheets.write(params, step))
+            writer.image(step, "samples", grids.write(params, step))
         except NotFinite as error:
             if step == self.stage.training.steps:
                 raise NotFinite(f"step {step}: {error}; everything is saved") from error
@@ -385,7 +384,7 @@ class Trainer:
 
 
 def _shown(scores: dict[str, float]) -> str:
-    """Scores as a line, each beside that of the real clips, where there is one."""
+    """Scores as a line, each next to that of the real clips, where there is one."""
     parts = []
     for name, value in scores.items():
         if not name.startswith(f"{EVALUATION}real/"):

@@ -47,7 +47,7 @@ class Media:
             source = self._own = _opened(file, self.name) if isinstance(file, str | os.PathLike) else None
             source = source or file
             source.seek(0)
-            # Before release 19 PyAV refuses files whose tags are not UTF-8 unless told otherwise.
+            # Before release 19 PyAV refuses files whose tags are not UTF-8 unless configured otherwise.
             tags = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
             options = {"protocol_whitelist": "none"}
             self.container = av.open(_Nameless(source), "r", container_options=options, **tags)

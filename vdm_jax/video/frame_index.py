@@ -46,7 +46,8 @@ class FrameIndex:
       keyframes: int64 [keys], numbers of the frames from which decoding gives the same frames as from the start; the
         first is 0.
       time_base: seconds per unit of `pts`.
-      timestamped: False where a seek cannot be shown to be exact: frames are then told apart by counting them from the
+      timestamped: False where a seek cannot be shown to be exact: frames are then distinguished by counting them from
+      the
         start. `pts` are made up from the nominal rate where the file has none that are usable.
     """
 

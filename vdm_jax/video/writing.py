@@ -1,4 +1,5 @@
-"""Writing videos and pictures. Every file appears whole or not at all: it is written beside its place, then renamed."""
+"""Writing videos and pictures. Every file appears whole or not at all: it is written next to its place, then
+renamed."""
 
 from __future__ import annotations
 
@@ -56,11 +57,11 @@ def write_video(
 
     .mp4: H.264 that every player shows (yuv420p; odd sizes are padded by repeating the last row or column), or with
     `lossless` the exact RGB values (libx264rgb, for which fewer players exist). .gif: one palette made for the whole
-    video, endless loop. .png: a contact sheet of the frames in a near-square grid.
+    video, endless loop. .png: a sample grid of the frames in a near-square grid.
 
     Args:
       fps: frames per second.
-      crf: mp4 quality, 0 (best) to 51; 18 cannot be told from the original by eye.
+      crf: mp4 quality, 0 (best) to 51; 18 cannot be determined from the original by eye.
 
     Raises:
       UserError: an unknown suffix, an array that is not uint8 [T, H, W, 3], a rate or quality out of range,
@@ -73,7 +74,7 @@ def write_video(
     video = _checked(video, crf)
     check_output(path, fps, video.shape[1:3])
     if path.suffix.lower() == ".png":
-        from vdm_jax.video.sheets import tile_frames
+        from vdm_jax.video.grids import tile_frames
 
         return write_png(path, tile_frames(video))
     with atomic_path(path) as temporary:
@@ -156,7 +157,7 @@ def _encode_gif(path: Path, video: np.ndarray, fps: float) -> None:
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Gives a temporary path beside `path`, made `path` at the end and removed if the body fails."""
+    """Gives a temporary path next to `path`, made `path` at the end and removed if the body fails."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}.{uuid.uuid4().hex[:8]}.partial")  # short: names may be at their limit

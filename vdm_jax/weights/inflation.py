@@ -1,11 +1,11 @@
 """Inflation: a video network that begins as a trained image network.
 
-What both networks have is copied; convolutions over frames begin as the identity and further mixers with a zero output
+What both networks have is copied; temporal convolutions begin as the identity and further mixers with a zero output
 projection, so that at first every frame of a video gets exactly what the image network gives it (Make-A-Video: Singer
 et al. 2022, arXiv 2209.14792, section 3.2); where levels shrink clips in time, every N-th frame does (Lumiere: Bar-Tal
-et al. 2024, arXiv 2401.12945). Inputs that only the video network takes (known frames, a frame rate, a low-resolution
-video) begin with zero weights; how Make-A-Video begins them is not published. The same makes a network for
-interpolation from one that takes no known frames.
+et al. 2024, arXiv 2401.12945). Inputs that only the video network takes (conditioning frames, a frame rate, a
+low-resolution video) begin with zero weights; how Make-A-Video begins them is not published. The same makes a network
+for interpolation from one that takes no conditioning frames.
 
 Of a network with `position_period` the frames begin with codes of their own, and differ by these alone; without "frame"
 among its `position_axes` they do not differ.
@@ -30,7 +30,7 @@ from vdm_jax.parallel.rules import path_name
 SAME = ("patch", "out_channels", "modulation", "level_encoding", "resample", "resample_order", "skip_scale", "groups",
         "residual", "position_period", "position_axes")
 STEM = "/stem/kernel"
-_OVER_TIME = r"/temporal/|^/temporal_(down|up)sample_\d+/"  # beside the spatial layers
+_OVER_TIME = r"/temporal/|^/temporal_(down|up)sample_\d+/"  # next to the spatial layers
 _MIXER = re.compile(r"(.*/mixers)/(\w+)_(\d+)(/.*)")
 
 
@@ -39,15 +39,15 @@ class Inflation:
     """What each tensor of a network begins as, by path."""
 
     copied: dict[str, str]  # as that tensor of the other network
-    silent: tuple[str, ...]  # zero: projections of inputs that the other network does not take
-    fresh: tuple[str, ...]  # as initialised: layers that begin as the identity
+    zero_initialised: tuple[str, ...]  # zero: projections of inputs that the other network does not take
+    new: tuple[str, ...]  # as initialised: layers that begin as the identity
     stem: tuple[int, ...] | None  # places of the other network's channels in its first kernel; None: the same channels
     patch: int
 
     def __str__(self) -> str:
         wider = f"; {len(self.stem)} input channels are joined by new ones that begin at zero" if self.stem else ""
-        return (f"{len(self.copied)} tensors copied, {len(self.fresh)} of layers that begin as the identity, "
-                f"{len(self.silent)} of new inputs that begin at zero{wider}")
+        return (f"{len(self.copied)} tensors copied, {len(self.new)} of layers that begin as the identity, "
+                f"{len(self.zero_initialised)} of new inputs that begin at zero{wider}")
 
     def apply(self, params: Any, source: Any) -> Any:
         """Initial parameters `params` with what `source`, those of the other network, decides. Jittable."""
@@ -55,7 +55,7 @@ class Inflation:
 
         def begin(path: tuple, leaf: Array) -> Array:
             name = path_name(path)
-            if name in self.silent:
+            if name in self.zero_initialised:
                 return jnp.zeros_like(leaf)
             if name not in self.copied:
                 return leaf
@@ -91,7 +91,7 @@ def plan_inflation(network: UNet, shapes: Any, source: UNet, source_shapes: Any)
     ours, theirs = ({_canonical(name, tree): (name, leaf.shape) for name, leaf in tree.items()}
                     for tree in (_by_path(shapes), _by_path(source_shapes)))
     mixers = {_mixer(name) for name in theirs}
-    copied, silent, fresh, wrong = {}, [], [], []
+    copied, zero_initialised, new, wrong = {}, [], [], []
     for key, (name, shape) in ours.items():
         if key in theirs:
             expected = theirs[key][1]
@@ -101,16 +101,16 @@ def plan_inflation(network: UNet, shapes: Any, source: UNet, source_shapes: Any)
                 wrong.append(f"{name} {list(shape)} from {list(theirs[key][1])}")
             copied[name] = theirs[key][0]
         elif re.search(_OVER_TIME, name) or (_mixer(key) and _mixer(key) not in mixers):
-            fresh.append(name)
+            new.append(name)
         elif name.split("/")[1:3] in [["embedding", new] for new in _new_scalars(network, source)]:
-            silent.append(name)
+            zero_initialised.append(name)
         else:
             wrong.append(f"{name} from nothing")
     wrong += [f"nothing from {name}" for key, (name, _) in theirs.items() if key not in ours]
     if wrong:
         raise UserError(f"the network cannot begin as the other one: {'; '.join(wrong)}; permitted: networks that "
-                        "differ by layers over frames, mixers, scalars, and low-resolution or observed inputs")
-    return Inflation(copied, tuple(silent), tuple(fresh), stem, network.patch)
+                        "differ by temporal layers, mixers, scalars, and low-resolution or observed inputs")
+    return Inflation(copied, tuple(zero_initialised), tuple(new), stem, network.patch)
 
 
 def _by_path(tree: Any) -> dict[str, Any]:

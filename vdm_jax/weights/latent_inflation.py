@@ -1,10 +1,10 @@
 """A video U-Net of an open latent model that begins as an image one, frame by frame exactly.
 
-What both have is copied. Each layer over frames ends in a projection that is set to zero here, so that what is mixed
+What both have is copied. Each temporal layer ends in a projection that is set to zero here, so that what is mixed
 with its input is that input, whatever the share: how Stable Video Diffusion (Blattmann et al. 2023, arXiv 2311.15127)
 begins them is not published. Norms over the clip (`norm_over`) see all frames from the start: what begins with them is
 exact for a clip of one frame. New input channels (the latents of a picture) and numbers that only the video network is
-told begin with zero weights.
+see begin with zero weights.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vdm_jax.weights.inflation import STEM, Inflation
 
 # Fields that decide what a network computes from tensors of the same shapes. Epsilons of norms are not among them: the
 # authors' code of Stable Video Diffusion and diffusers have different ones for the same weights.
-SAME = ("heads", "only_context", "convolve_tokens", "groups", "classes", "film")
+SAME = ("heads", "only_cross_attention", "use_linear_projection", "groups", "classes", "scale_shift_norm")
 _OVER_FRAMES = (r"/temporal_residual/|/time/|/mix/|/places_(in|out)/|/\w+_(frames|motion)/|/known(_\d+)?/"
                 r"|/(norm_)?time_attention_\d+/")
 # The last layers of these: what they add is zero at first.
@@ -45,7 +45,7 @@ def plan_latent_inflation(network: LatentUNet, shapes: Any, source: LatentUNet, 
                     for tree in (shapes, source_shapes))
     wider = network.in_channels > source.in_channels
     new_numbers = network.scalars > 0 and source.scalars == 0
-    copied, silent, fresh, wrong = {}, [], [], []
+    copied, zero_initialised, new, wrong = {}, [], [], []
     for name, shape in ours.items():
         if name in theirs:
             expected = theirs[name]
@@ -55,14 +55,14 @@ def plan_latent_inflation(network: LatentUNet, shapes: Any, source: LatentUNet, 
                 wrong.append(f"{name} {list(shape)} from {list(theirs[name])}")
             copied[name] = name
         elif re.search(_OVER_FRAMES, name):
-            (silent if re.search(_LAST, name) else fresh).append(name)
+            (zero_initialised if re.search(_LAST, name) else new).append(name)
         elif new_numbers and name.startswith("/scalars_"):
-            (silent if name.startswith(_NUMBERS) else fresh).append(name)
+            (zero_initialised if name.startswith(_NUMBERS) else new).append(name)
         else:
             wrong.append(f"{name} from nothing")
     wrong += [f"nothing from {name}" for name in theirs if name not in ours]
     if wrong:
         raise UserError(f"the network cannot begin as the other one: {'; '.join(wrong)}; permitted: networks that "
-                        "differ by layers over frames, scalars and further input channels")
+                        "differ by temporal layers, scalars and further input channels")
     places = tuple(range(source.in_channels)) if wider else None
-    return Inflation(copied, tuple(silent), tuple(fresh), places, 1)
+    return Inflation(copied, tuple(zero_initialised), tuple(new), places, 1)

@@ -59,7 +59,7 @@ def names(config: Config) -> tensor_names.Names:
     if isinstance(config, Autoencoder):
         return tensor_names.autoencoder_names(config.decoder == "temporal")
     if isinstance(config, LatentUNet):
-        if config.stack:
+        if config.temporal_conv:
             return video.stack_unet_names()
         return video.motion_unet_names() if config.motion else image.unet_names(config.temporal)
     if isinstance(config, MotionAdapter):
@@ -102,10 +102,12 @@ def _example(config: LatentUNet) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Inputs of a U-Net."""
     side, frames = 2 ** (len(config.widths) - 1), config.mix_frames or 1
     inputs = (jnp.zeros((1, frames, side, side, config.in_channels)), jnp.zeros(1),
-              jnp.zeros((1, 1, 1, config.context_channels)) if config.context_channels else None)
-    known = jnp.zeros((1, frames, side, side, config.known_channels)) if config.known_channels else None
+              jnp.zeros((1, 1, 1, config.token_channels)) if config.token_channels else None)
+    conditioning_latents = jnp.zeros((1, frames, side, side,
+                                      config.conditioning_channels)) if config.conditioning_channels else None
     return inputs, {"scalars": jnp.zeros((1, config.scalars)) if config.scalars else None,
-                    "classes": jnp.zeros(1, int) if config.classes else None, "known": known}
+                    "classes": jnp.zeros(1, int) if config.classes else None,
+                    "conditioning_latents": conditioning_latents}
 
 
 def parameters(config: Config) -> dict[str, tuple[int, ...]]:
@@ -116,7 +118,7 @@ def parameters(config: Config) -> dict[str, tuple[int, ...]]:
 
 
 def constants(config: Config) -> dict[str, np.ndarray]:
-    """Name -> tensors that are stored elsewhere beside the parameters, and computed here."""
+    """Name -> tensors that are stored elsewhere next to the parameters, and computed here."""
     motion = getattr(config, "motion", None)
     return video.frame_codes(motion, parameters(config)) if motion else {}
 
@@ -232,7 +234,7 @@ KINDS = (
     Kind("UNetSpatioTemporalConditionModel", LatentUNet, _DIFFUSERS, image.read_video_unet, image.write_video_unet,
          lambda c: c.temporal),
     Kind("UNet3DConditionModel", LatentUNet, _DIFFUSERS, video.read_stack_unet, video.write_stack_unet,
-         lambda c: c.stack is not None),
+         lambda c: c.temporal_conv is not None),
     Kind("UNetMotionModel", LatentUNet, _DIFFUSERS, video.read_motion_unet, video.write_motion_unet,
          lambda c: c.motion is not None),
     Kind("MotionAdapter", MotionAdapter, _DIFFUSERS, video.read_adapter, video.write_adapter),
@@ -255,7 +257,8 @@ def kind_of(config: Config) -> Kind:
         if isinstance(config, kind.config) and kind.accepts(config):
             return kind
     raise UserError(f"{type(config).__name__} with layers that the other libraries do not have (temporal_kernel, "
-                    "temporal_attention, layout='clip', offsets); permitted: a file in our own layout (.safetensors)")
+                    "temporal_attention, layout='clip', max_relative_position); permitted: a file in our own "
+                    "layout (.safetensors)")
 
 
 def kind_named(name: str, where: str, wanted: type | None = None) -> Kind:

@@ -27,7 +27,7 @@ def is_motion_file(path: str | os.PathLike) -> bool:
 
 
 def motion_config(tensors: Mapping[str, Tensor], where: str, heads: int = HEADS, groups: int = GROUPS) -> MotionAdapter:
-    """Sizes of the motion modules in a file. Raises `UserError` where they cannot be told."""
+    """Sizes of the motion modules in a file. Raises `UserError` where they cannot be determined."""
     named = {name: tensors[stored] for name, stored in canonical(tensors, motion_names()).items()}
     codes = {tensor.shape[-2] for name, tensor in tensors.items() if re.fullmatch(CODES, name)}
     widths, blocks = {}, set()
@@ -48,7 +48,7 @@ def load_motion_file(path: str | os.PathLike, *, heads: int = HEADS, groups: int
 
     Args:
       path: a safetensors file; a `.ckpt` is a pickle and refused.
-      heads, groups: of its attention and norms, which shapes do not tell.
+      heads, groups: of its attention and norms, which shapes do not show.
 
     Raises:
       UserError: another file, or tensors that are missing, unexpected or misshapen, by name.

@@ -239,7 +239,7 @@ def load_imported(path: str | os.PathLike) -> Pretrained:
 def save_imported(
     path: str | os.PathLike, model: Pretrained, metadata: Mapping[str, str] | None = None, *, dtype: str | None = None
 ) -> None:
-    """Writes a model as one file in our layout, which `load_imported` reads; `metadata` is text beside its config.
+    """Writes a model as one file in our layout, which `load_imported` reads; `metadata` is text next to its config.
 
     `dtype` as in `save_params`. Raises `UserError` for parameters that do not match the config, by name, and as
     `save_params` does.

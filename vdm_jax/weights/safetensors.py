@@ -142,7 +142,7 @@ def _stored(name: str, leaf: Any, dtype: str | None) -> np.ndarray:
 def _write(path: pathlib.Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
     import safetensors.numpy
 
-    # Written beside the target, so that the final rename stays within one file system and is atomic.
+    # Written next to the target, so that the final rename stays within one file system and is atomic.
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

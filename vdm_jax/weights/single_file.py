@@ -188,9 +188,9 @@ def _walk_unet(tensors: Tensors) -> tuple[LatentUNet, dict[str, str]]:
     small = scalars is not None and scalars.shape[1] % channels
     config = LatentUNet(
         in_channels=stem.shape[1], out_channels=_at(tensors, "out.2.weight").shape[0], widths=tuple(widths),
-        blocks=each, attention=tuple(attention), context_channels=context, convolve_tokens=convolved,
+        blocks=each, attention=tuple(attention), token_channels=context, use_linear_projection=not convolved,
         heads=tuple(8 if convolved else max(width // HEAD, 1) for width in widths),
-        only_context=(False,) * len(widths), temporal=temporal,
+        only_cross_attention=(False,) * len(widths), temporal=temporal,
         epsilons=VIDEO_EPSILONS if temporal else (1e-5,) * 4,
         scalars=0 if scalars is None else 3 if small else scalars.shape[1] // channels,
         scalar_channels=scalars.shape[1] // 3 if small else channels)

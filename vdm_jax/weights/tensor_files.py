@@ -84,7 +84,7 @@ def _header(path: pathlib.Path) -> tuple[dict[str, Any], int]:
 def _tensor(path: pathlib.Path, name: str, entry: Mapping[str, Any], data: int) -> Tensor:
     """A tensor of a file whose numbers begin at byte `data`.
 
-    It is read and not mapped into memory: pages of the file would stay there beside what they are turned into.
+    It is read and not mapped into memory: pages of the file would stay there next to what they are turned into.
     """
     if entry["dtype"] not in DTYPES:
         raise UserError(f"{path}: tensor {name!r} has type {entry['dtype']}; permitted: {', '.join(DTYPES)}")

@@ -149,7 +149,7 @@ def t5_names(gated: bool) -> Names:
 
 
 def residual_lines(ours: str, theirs: str, over_time: bool) -> Lines:
-    """Of a residual block, alone or with one over frames beside it."""
+    """Of a residual block, alone or with a temporal one next to it."""
     if not over_time:
         return prefixed(f"{ours}/residual", theirs, RESIDUAL)
     return (*prefixed(f"{ours}/residual", f"{theirs}.spatial_res_block", RESIDUAL),

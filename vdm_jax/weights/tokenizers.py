@@ -5,7 +5,7 @@ CLIP (Radford et al. 2021, arXiv 2103.00020) reads byte pairs of lower-case word
 `sentencepiece` do it; they come with the extra `[pretrained]`.
 
 CLIP's only data is the list of merges, which is published twice: as `merges.txt` in folders of transformers, and as
-`bpe_simple_vocab_16e6.txt.gz` beside the original code (and inside the package clip-anytorch), for which there is
+`bpe_simple_vocab_16e6.txt.gz` next to the original code (and inside the package clip-anytorch), for which there is
 `clip_tokenizer`.
 """
 

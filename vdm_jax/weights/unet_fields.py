@@ -32,7 +32,7 @@ def _within(first: str, second: str, feed_forward: str) -> dict[str, str]:
 
 
 def unet_names(temporal: bool) -> Names:
-    """How the tensors of a `LatentUNet` are called, alone or with mixed layers over frames."""
+    """How the tensors of a `LatentUNet` are called, alone or with mixed temporal layers."""
     block = {**_within("self_attention", "cross_attention", "feed_forward_1"),
              "norm_attention": "norm1", "norm_context": "norm2", "norm_feed_forward": "norm3"}
     before = {"norm_in": "norm_in", "feed_forward_0/expand": "ff_in.net.0.proj", "feed_forward_0/out": "ff_in.net.2"}
@@ -59,7 +59,7 @@ def unet_names(temporal: bool) -> Names:
 
 
 def motion_lines(ours: str, theirs: str) -> Lines:
-    """Of a transformer over frames."""
+    """Of a temporal transformer."""
     block = {**_within("self_attention_0", "self_attention_1", "feed_forward"),
              "norm_attention_0": "norm1", "norm_attention_1": "norm2", "norm_feed_forward": "norm3"}
     return prefixed(ours, theirs, {"norm": "norm", "in": "proj_in", "out": "proj_out",
@@ -109,9 +109,9 @@ def read_image_unet(fields: Fields, both_ways: bool = True) -> LatentUNet:
         in_channels=fields.get("in_channels", 4), out_channels=fields.get("out_channels", 4), widths=widths,
         blocks=fields.get("layers_per_block", 2), attention=attention,
         heads=read_each(fields, "attention_head_dim", 8, len(widths)),
-        only_context=read_each(fields, "only_cross_attention", False, len(widths)),
-        context_channels=fields.get("cross_attention_dim", 1280),
-        convolve_tokens=not fields.get("use_linear_projection", False),
+        only_cross_attention=read_each(fields, "only_cross_attention", False, len(widths)),
+        token_channels=fields.get("cross_attention_dim", 1280),
+        use_linear_projection=fields.get("use_linear_projection", False),
         classes=fields.data.get("num_class_embeds") or 0, groups=fields.get("norm_num_groups", 32))
 
 
@@ -122,20 +122,22 @@ def image_fields(config: LatentUNet) -> dict[str, Any]:
                         f"UNet2DConditionModel; permitted: 0, {(EPSILON,) * 4}")
     return {
         **shared_fields(config, *IMAGE_TYPES), "attention_head_dim": list(config.heads),
-        "only_cross_attention": list(config.only_context), "use_linear_projection": not config.convolve_tokens,
+        "only_cross_attention": list(config.only_cross_attention),
+        "use_linear_projection": config.use_linear_projection,
         "num_class_embeds": config.classes or None, "norm_num_groups": config.groups, "norm_eps": EPSILON}
 
 
 def shared_fields(config: LatentUNet, attending: str, plain: str) -> dict[str, Any]:
     """Fields that all classes of U-Nets have. Raises `UserError` for what none has."""
-    own = {name: getattr(config, name) for name in ("norm_over", "film", "mix_frames", "known_channels")}
-    if own != {"norm_over": "frame", "film": False, "mix_frames": 0, "known_channels": 0}:
+    own = {name: getattr(config, name)
+           for name in ("norm_over", "scale_shift_norm", "mix_frames", "conditioning_channels")}
+    if own != {"norm_over": "frame", "scale_shift_norm": False, "mix_frames": 0, "conditioning_channels": 0}:
         raise UserError(f"LatentUNet with {own} is in no class elsewhere; permitted: 'frame', False, 0, 0")
     kinds = [attending if attention else plain for attention in config.attention]
     return {
         "in_channels": config.in_channels, "out_channels": config.out_channels,
         "block_out_channels": list(config.widths), "layers_per_block": config.blocks,
-        "cross_attention_dim": config.context_channels, "down_block_types": [kind.format("Down") for kind in kinds],
+        "cross_attention_dim": config.token_channels, "down_block_types": [kind.format("Down") for kind in kinds],
         "up_block_types": [kind.format("Up") for kind in reversed(kinds)]}
 
 
@@ -152,16 +154,16 @@ def read_video_unet(fields: Fields) -> LatentUNet:
         in_channels=fields.get("in_channels", 8), out_channels=fields.get("out_channels", 4), widths=widths,
         blocks=fields.get("layers_per_block", 2), attention=attention,
         heads=read_each(fields, "num_attention_heads", [5, 10, 20, 20], len(widths)),
-        only_context=(False,) * len(widths), context_channels=fields.get("cross_attention_dim", 1024),
-        convolve_tokens=False, scalars=scalars, scalar_channels=channels, temporal=True, epsilons=VIDEO_EPSILONS)
+        only_cross_attention=(False,) * len(widths), token_channels=fields.get("cross_attention_dim", 1024),
+        use_linear_projection=True, scalars=scalars, scalar_channels=channels, temporal=True, epsilons=VIDEO_EPSILONS)
 
 
 def write_video_unet(config: LatentUNet) -> dict[str, Any]:
     """Fields of a `UNetSpatioTemporalConditionModel`. Raises `UserError` for what the class does not have."""
-    if config.classes or config.groups != 32 or config.convolve_tokens or any(config.only_context) or (
-            not config.scalars or config.epsilons != VIDEO_EPSILONS):
+    if config.classes or config.groups != 32 or not config.use_linear_projection or (
+            any(config.only_cross_attention) or not config.scalars or config.epsilons != VIDEO_EPSILONS):
         raise UserError(f"{config} is no UNetSpatioTemporalConditionModel; permitted: scalars, no classes, groups=32, "
-                        f"epsilons={VIDEO_EPSILONS}, no level with only_context, convolve_tokens=False")
+                        f"epsilons={VIDEO_EPSILONS}, no level with only_cross_attention, use_linear_projection=True")
     return {
         **shared_fields(config, "CrossAttn{}BlockSpatioTemporal", "{}BlockSpatioTemporal"),
         "num_attention_heads": list(config.heads), "addition_time_embed_dim": config.scalar_channels,

@@ -1,4 +1,4 @@
-"""U-Nets with layers over frames after those within, motion modules, and ControlNets in the layout of diffusers.
+"""U-Nets with temporal layers after those within, motion modules, and ControlNets in the layout of diffusers.
 
 A trap of these fields: `attention_head_dim` of `UNet3DConditionModel` is the channels of a head, while it is the number
 of heads in `ControlNetModel`, as in `UNet2DConditionModel`.
@@ -16,7 +16,7 @@ import numpy as np
 from vdm_jax.errors import UserError
 from vdm_jax.networks.blocks.sinusoids import frame_code
 from vdm_jax.networks.control_net import ControlNet
-from vdm_jax.networks.latent_frames import Motion, Stack
+from vdm_jax.networks.latent_frames import Motion, TemporalConv
 from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.networks.motion_adapter import MotionAdapter
 from vdm_jax.weights.fields import Fields
@@ -40,7 +40,7 @@ ORIGINAL: Lines = (
     (r"module\.", ""), (r"(.*\.motion_modules\.\d+)\.temporal_transformer\.", r"\1."),
     (r"(.*)\.attention_blocks\.0\.", r"\1.attn1."), (r"(.*)\.attention_blocks\.1\.", r"\1.attn2."),
     (r"(.*)\.norms\.0\.", r"\1.norm1."), (r"(.*)\.norms\.1\.", r"\1.norm2."), (r"(.*)\.ff_norm\.", r"\1.norm3."))
-CODES = r".*\.(pos_embed|pos_encoder)\.pe"  # of the frames' numbers, stored beside the weights
+CODES = r".*\.(pos_embed|pos_encoder)\.pe"  # of the frames' numbers, stored next to the weights
 
 
 def stack_unet_names() -> Names:
@@ -118,18 +118,20 @@ def read_stack_unet(fields: Fields) -> LatentUNet:
     return LatentUNet(
         in_channels=fields.get("in_channels", 4), out_channels=fields.get("out_channels", 4), widths=widths,
         blocks=fields.get("layers_per_block", 2), attention=attention,
-        heads=tuple(width // head_dim for width in widths), only_context=(False,) * len(widths),
-        context_channels=fields.get("cross_attention_dim", 1024), convolve_tokens=False, stack=Stack(),
-        groups=fields.get("norm_num_groups", 32))
+        heads=tuple(width // head_dim for width in widths), only_cross_attention=(False,) * len(widths),
+        token_channels=fields.get("cross_attention_dim", 1024), use_linear_projection=True,
+        temporal_conv=TemporalConv(), groups=fields.get("norm_num_groups", 32))
 
 
 def write_stack_unet(config: LatentUNet) -> dict[str, Any]:
     """Fields of a `UNet3DConditionModel`. Raises `UserError` for what the class does not have."""
     head_dims = {width // heads for width, heads in zip(config.widths, config.heads, strict=True)}
-    if (config.classes or config.scalars or config.convolve_tokens or any(config.only_context) or len(head_dims) > 1
-            or config.epsilons != (EPSILON,) * 4 or config.stack != Stack()):
+    if (config.classes or config.scalars or not config.use_linear_projection or any(config.only_cross_attention)
+        or len(head_dims) > 1
+            or config.epsilons != (EPSILON,) * 4 or config.temporal_conv != TemporalConv()):
         raise UserError(f"{config} is no UNet3DConditionModel; permitted: no classes, no scalars, heads of one size, "
-                        f"epsilons={(EPSILON,) * 4}, {Stack()}, no level with only_context, convolve_tokens=False")
+                        f"epsilons={(EPSILON,) * 4}, {TemporalConv()}, no level with only_cross_attention, "
+                        "use_linear_projection=True")
     return {**shared_fields(config, *STACK_TYPES), "attention_head_dim": head_dims.pop(),
             "norm_num_groups": config.groups, "norm_eps": EPSILON}
 
@@ -148,9 +150,9 @@ def read_motion_unet(fields: Fields) -> LatentUNet:
     return LatentUNet(
         in_channels=fields.get("in_channels", 4), out_channels=fields.get("out_channels", 4), widths=widths,
         blocks=_same(fields, "layers_per_block", 2), attention=attention,
-        heads=read_each(fields, "num_attention_heads", 8, len(widths)), only_context=(False,) * len(widths),
-        context_channels=_same(fields, "cross_attention_dim", 1280),
-        convolve_tokens=not fields.get("use_linear_projection", False), groups=groups,
+        heads=read_each(fields, "num_attention_heads", 8, len(widths)), only_cross_attention=(False,) * len(widths),
+        token_channels=_same(fields, "cross_attention_dim", 1280),
+        use_linear_projection=fields.get("use_linear_projection", False), groups=groups,
         motion=Motion(heads=_same(fields, "motion_num_attention_heads", 8), groups=groups,
                       frames=fields.get("motion_max_seq_length", 32), middle=fields.get("use_motion_mid_block", True)))
 
@@ -158,13 +160,13 @@ def read_motion_unet(fields: Fields) -> LatentUNet:
 def write_motion_unet(config: LatentUNet) -> dict[str, Any]:
     """Fields of a `UNetMotionModel`. Raises `UserError` for what the class does not have."""
     motion = config.motion
-    if config.classes or config.scalars or any(config.only_context) or motion.groups != config.groups or (
+    if config.classes or config.scalars or any(config.only_cross_attention) or motion.groups != config.groups or (
             config.epsilons != (EPSILON,) * 4):
         raise UserError(f"{config} is no UNetMotionModel; permitted: no classes, no scalars, no level with "
-                        f"only_context, the same groups in its motion modules, epsilons={(EPSILON,) * 4}")
+                        f"only_cross_attention, the same groups in its motion modules, epsilons={(EPSILON,) * 4}")
     return {**shared_fields(config, *MOTION_TYPES), "num_attention_heads": list(config.heads),
-            "use_linear_projection": not config.convolve_tokens, "norm_num_groups": config.groups, "norm_eps": EPSILON,
-            "motion_num_attention_heads": motion.heads, "motion_max_seq_length": motion.frames,
+            "use_linear_projection": config.use_linear_projection, "norm_num_groups": config.groups,
+            "norm_eps": EPSILON, "motion_num_attention_heads": motion.heads, "motion_max_seq_length": motion.frames,
             "use_motion_mid_block": motion.middle}
 
 

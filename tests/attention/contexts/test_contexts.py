@@ -15,24 +15,24 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.attention.oracle import PATTERNS, assert_same, bank, name, visible
+from tests.attention.oracle import PATTERNS, assert_same, extra, name, visible
 from vdm_jax.attention import (
-    Bank,
     Causal,
-    External,
+    ExtraKeys,
     Full,
     LocalWindow,
     SparseCausal,
     Spatial,
     Temporal,
     TemporalCausal,
+    WithExtraKeys,
     attend,
 )
+from vdm_jax.attention.block_mask import SequenceLayout
 from vdm_jax.attention.capability import CAPABILITIES, entries_for
 from vdm_jax.attention.contexts.ring import Ring
 from vdm_jax.attention.kernels import chunked
 from vdm_jax.attention.patterns import independent_frames_mask
-from vdm_jax.attention.relation import View
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 
 BATCH, SHAPE, HEADS, DIM = 2, (8, 3, 2), 4, 4
@@ -129,7 +129,7 @@ def test_masks_and_bias_together(context, kernel, pattern):
     (Causal(), 8, False, [0, 1, 2, 3], [0, 1, 2, 3]),
 ])
 def test_a_first_frame_seen_by_all_does_not_go_round(pattern, frames, zigzag, before, after):
-    ring = Ring("xla", View(pattern, (frames, 3, 2)), 4, 1, zigzag)
+    ring = Ring("xla", SequenceLayout(pattern, (frames, 3, 2)), 4, 1, zigzag)
     assert ring.distances() == before
     chosen = ring.with_first_apart()
     assert chosen.distances() == after and chosen.apart == (before != after)
@@ -158,27 +158,27 @@ def test_a_frame_mask_without_formula(context, kernel):
                  marks=() if g > 1 and c in ("halo", "zigzag_ring", "ulysses_ring") else pytest.mark.full)
     for c, k, p in MASKED for g in (1, SHAPE[0])])
 def test_external_tokens(context, kernel, pattern, groups):
-    """Outside tokens beside the own ones, some of them hidden, and missing frames."""
-    valid, outside = valid_frames(), bank(np.random.default_rng(2), BATCH, groups, 3, HEADS, DIM)
+    """Outside tokens next to the own ones, some of them hidden, and missing frames."""
+    valid, outside = valid_frames(), extra(np.random.default_rng(2), BATCH, groups, 3, HEADS, DIM)
     assert_close(
-        lambda q, k, v, bank_k, bank_v: attend(
-            q, k, v, pattern=External(inner=pattern), kernel=kernel, context=context, frame_valid=jnp.asarray(valid),
-            external=Bank(bank_k, bank_v, outside.mask)),
-        inputs() | {"bank_k": outside.k, "bank_v": outside.v}, visible(pattern, SHAPE) & key_mask(valid),
-        bank_mask=outside.mask)
+        lambda q, k, v, extra_k, extra_v: attend(
+            q, k, v, pattern=WithExtraKeys(inner=pattern), kernel=kernel, context=context,
+            frame_valid=jnp.asarray(valid), extra_keys=ExtraKeys(extra_k, extra_v, outside.mask)),
+        inputs() | {"extra_k": outside.k, "extra_v": outside.v}, visible(pattern, SHAPE) & key_mask(valid),
+        extra_mask=outside.mask)
 
 
 def test_outside_tokens_alone():
     """Nothing but outside tokens, different ones for every frame, in all contexts."""
-    outside = bank(np.random.default_rng(2), BATCH, SHAPE[0], 3, HEADS, DIM)
+    outside = extra(np.random.default_rng(2), BATCH, SHAPE[0], 3, HEADS, DIM)
 
-    def run(q, k, v, bank_k, bank_v):
-        outs = [attend(q, k, v, pattern=External(inner=p, mode="replace"), kernel=kernel, context=context,
-                       external=Bank(bank_k, bank_v, outside.mask)) for context, kernel, p in MASKED]
+    def run(q, k, v, extra_k, extra_v):
+        outs = [attend(q, k, v, pattern=WithExtraKeys(inner=p, mode="replace"), kernel=kernel, context=context,
+                       extra_keys=ExtraKeys(extra_k, extra_v, outside.mask)) for context, kernel, p in MASKED]
         return sum(outs) / len(outs)
 
-    assert_close(run, inputs() | {"bank_k": outside.k, "bank_v": outside.v}, np.zeros((TOKENS, TOKENS), bool),
-                 bank_mask=outside.mask)
+    assert_close(run, inputs() | {"extra_k": outside.k, "extra_v": outside.v}, np.zeros((TOKENS, TOKENS), bool),
+                 extra_mask=outside.mask)
 
 
 @pytest.mark.parametrize(("context", "pattern"), [("all_gather", Temporal()), ("ulysses", Temporal()),

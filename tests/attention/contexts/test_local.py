@@ -20,16 +20,16 @@ SPLITS = {"frames": (Spatial(), P("data", "context", None, None, "tensor")),
 
 @pytest.mark.parametrize(("extra", "kernel"), [
     (None, "chunked"), ("bias", "xla"), ("bias per sequence", "xla"), ("frame_mask", "xla"), ("frame_valid", "xla")])
-@pytest.mark.parametrize("split", list(SPLITS))
-def test_local_sequences_give_the_same_and_exchange_nothing(split, extra, kernel):
-    pattern, spec = SPLITS[split]
+@pytest.mark.parametrize("sharded_axis", list(SPLITS))
+def test_local_sequences_give_the_same_and_exchange_nothing(sharded_axis, extra, kernel):
+    pattern, spec = SPLITS[sharded_axis]
     rng = np.random.default_rng(0)
 
     def normal(*shape):
         return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
     q, k, v = normal(3, 4, 4, 4, 2, 2, 8)  # B=4 T=4 H=4 W=2 K=2 D=8
-    length, sequences = (8, 16) if split == "frames" else (4, 32)
+    length, sequences = (8, 16) if sharded_axis == "frames" else (4, 32)
     more = {None: {}, "bias": {"bias": normal(2, length, length)},
             "bias per sequence": {"bias": normal(sequences, 2, length, length)},
             "frame_mask": {"frame_mask": independent_frames_mask(3, 1)},
@@ -37,7 +37,7 @@ def test_local_sequences_give_the_same_and_exchange_nothing(split, extra, kernel
     mesh = make_mesh(MeshSpec(data=2, tensor=2, context=2))
 
     def loss(q, k, v):
-        return jnp.sin(attend(q, k, v, pattern=pattern, kernel=kernel, split=split, **more)).sum()
+        return jnp.sin(attend(q, k, v, pattern=pattern, kernel=kernel, sharded_axis=sharded_axis, **more)).sum()
 
     expected = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(q, k, v)
     with jax.set_mesh(mesh):

@@ -1,4 +1,4 @@
-"""Contexts beside other mesh axes, without a mesh, what they send, and what they refuse."""
+"""Contexts next to other mesh axes, without a mesh, what they send, and what they refuse."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from jax.sharding import PartitionSpec as P
 from tests.attention.oracle import name
 from tests.refusals import refused
 from vdm_jax.attention import Causal, Full, LocalWindow, SparseCausal, Spatial, Temporal, TemporalCausal, attend
+from vdm_jax.attention.block_mask import SequenceLayout
 from vdm_jax.attention.contexts import CONTEXTS, Call
 from vdm_jax.attention.contexts.halo import find_halo
 from vdm_jax.attention.contexts.ring import Ring
 from vdm_jax.attention.patterns import independent_frames_mask
-from vdm_jax.attention.relation import View
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 
 PAIRS = {"all_gather": Causal(), "halo": SparseCausal(), "ulysses": Full(), "ring": Causal(), "zigzag_ring": Causal(),
@@ -132,7 +132,7 @@ def test_the_other_contexts_send_what_they_say():
 
 def halo_of(pattern, frames=16, devices=4, frame_mask=None):
     mask = None if frame_mask is None else frame_mask.tobytes()
-    halo = find_halo(Call("halo", "xla", View(pattern, (frames, 2, 2), mask), devices, True))
+    halo = find_halo(Call("halo", "xla", SequenceLayout(pattern, (frames, 2, 2), mask), devices, True))
     return halo.first, halo.before, halo.after
 
 
@@ -148,7 +148,7 @@ def test_the_halo_is_what_is_seen():
 
 def ring_of(pattern, members=4, zigzag=False, frame_mask=None):
     mask = None if frame_mask is None else frame_mask.tobytes()
-    return Ring("xla", View(pattern, (2 * members, 2, 2), mask), members, 1, zigzag)
+    return Ring("xla", SequenceLayout(pattern, (2 * members, 2, 2), mask), members, 1, zigzag)
 
 
 def test_a_ring_passes_over_distances_that_nobody_needs():
@@ -160,7 +160,7 @@ def test_a_ring_passes_over_distances_that_nobody_needs():
 
 def test_zigzag_gives_every_device_the_same_causal_work():
     def work(ring):
-        table = ring.view.frame_table
+        table = ring.layout.frame_table
         ids = [np.concatenate(ring.ids(m)) for m in range(ring.members)]
         assert sorted(np.concatenate(ids)) == list(range(len(table)))
         return [[int(table[np.ix_(ids[m], ids[(m - d) % ring.members])].sum()) for m in range(ring.members)]
@@ -174,7 +174,7 @@ def test_zigzag_gives_every_device_the_same_causal_work():
 
 
 @pytest.mark.parametrize(("context", "shape", "heads", "message"), [
-    ("ring", (6, 2, 1), 4, ("spread.spread", "context='ring'", "6 frames", "context=4", "multiples of 4")),
+    ("ring", (6, 2, 1), 4, ("sharded.run_sharded", "context='ring'", "6 frames", "context=4", "multiples of 4")),
     ("ulysses", (4, 2, 1), 6, ("ulysses.check", "6 heads", "context=4", "multiples of 4")),
     ("zigzag_ring", (12, 2, 1), 4, ("ring.check_halves", "3 frames", "multiples of 8")),
     ("ulysses_ring", (4, 2, 1), 3, ("ulysses_ring.check", "3 heads", "context=4", "context='ring'")),

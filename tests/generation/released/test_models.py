@@ -1,4 +1,5 @@
-"""Released folders through the generator of runs: the videos of their callables, windows, known frames, cascades."""
+"""Released folders through the generator of runs: the videos of their callables, windows, conditioning frames,
+cascades."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import pytest
 
 import vdm_jax
 from tests.pipelines.folders import write_motion, write_pictures, write_videos
-from vdm_jax.conditions.frame_masks import Known, first_frame_known
+from vdm_jax.conditions.frame_masks import MaskedVideo, masked_first_frame
 from vdm_jax.configuration import from_json, to_json
 from vdm_jax.diffusion.process import Process
 from vdm_jax.errors import UserError
@@ -78,8 +79,9 @@ def test_a_folder_of_pictures_samples_as_its_callable(videos):
     wanted = pipeline(Image.fromarray(pixels), height=8, width=12, num_inference_steps=2, fps=5, noise_aug_strength=0.0,
                       motion_bucket_id=90, max_guidance_scale=2.0)
     generator = with_size(vdm_jax.load(videos, ONE), height=8, width=12)
-    known = first_frame_known(jnp.asarray(pixels[None] / 127.5 - 1, jnp.float32), 3)
-    found = resampled(generator, last_frame_guidance=1.0)("", known=known, steps=2, fps=5, motion=90, picture_noise=0.0)
+    masked_video = masked_first_frame(jnp.asarray(pixels[None] / 127.5 - 1, jnp.float32), 3)
+    found = resampled(generator, last_frame_guidance=1.0)("", masked_video=masked_video, steps=2, fps=5, motion=90,
+                                                          picture_noise=0.0)
     close(found.videos, wanted.videos)
     with pytest.raises(UserError, match="starts from 1 frames that no stage makes"):
         generator("", steps=2)
@@ -101,7 +103,7 @@ def test_known_frames_longer_videos_and_windows(generator):
     rng = np.random.default_rng(0)
     video = rng.uniform(-1, 1, (1, 4, 16, 16, 3)).astype(np.float32)
     mask = (np.arange(4) < 2).astype(np.float32)[None, :, None, None, None]
-    found = generator("red", steps=2, known=Known(video, mask)).videos
+    found = generator("red", steps=2, masked_video=MaskedVideo(video, mask)).videos
     close(found[:, :2], np.round(127.5 * (video[:, :2] + 1)).astype(np.uint8))
     longer = generator.extend("red", frames=6, overlap=2, steps=2)
     assert longer.videos.shape == (1, 6, 16, 16, 3)
@@ -130,7 +132,7 @@ def test_refusals(generator, pictures):
         with_size(generator, frames=5)("red", steps=2)
     with pytest.raises(UserError, match="negative has 3 captions for 2"):
         generator(PROMPTS, negative=["a"] * 3, steps=2)
-    with pytest.raises(UserError, match="negative is given beside embeddings"):
+    with pytest.raises(UserError, match="negative is given with embeddings"):
         generator("red", negative="blue", embeddings=np.zeros((1, 6, 6)), steps=2)
     with pytest.raises(UserError, match="num_inference_steps=1000 of|permitted: up to"):
         load_released(pictures, ONE, scheduler="dpm++")("red", steps=1000)

@@ -244,8 +244,8 @@ def theirs(monkeypatch, name, options, steps, network, z, keys):
     module = __import__(made.__module__, fromlist=["x"])
     monkeypatch.setattr(module, "torch", Double(torch))
     monkeypatch.setattr(module, "np", Double(np), raising=False)
-    known = {k: v for k, v in options.items() if k in OPTIONS[name]}
-    scheduler = made(**known)
+    masked_video = {k: v for k, v in options.items() if k in OPTIONS[name]}
+    scheduler = made(**masked_video)
     scheduler.set_timesteps(steps)
     x, found, told = torch.from_numpy(z) * scheduler.init_noise_sigma, [], []
     noises = iter(range(1, steps + 1))

@@ -93,9 +93,9 @@ def test_convolutions_of_clips(normal):
         plain = {"padding": ((0, 0),) * 3, "dimension_numbers": ("NDHWC", "DHWIO", "NDHWC")}
         shrunk = lax.conv_general_dilated(wide, kernel, strides, **plain)
         np.testing.assert_allclose(convolve_clip(x, kernel, strides), shrunk, atol=2e-5)
-        grown = lax.conv_general_dilated(wide, kernel, (1, 1, 1), lhs_dilation=strides, **plain)
-        np.testing.assert_allclose(grow_clip(x, kernel, strides), grown, atol=2e-5)
-        assert grown.shape[1:4] == tuple(size * s for size, s in zip(x.shape[1:4], strides, strict=True))
+        upsampled = lax.conv_general_dilated(wide, kernel, (1, 1, 1), lhs_dilation=strides, **plain)
+        np.testing.assert_allclose(grow_clip(x, kernel, strides), upsampled, atol=2e-5)
+        assert upsampled.shape[1:4] == tuple(size * s for size, s in zip(x.shape[1:4], strides, strict=True))
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm_jax.attention import External, Spatial, Temporal
+from vdm_jax.attention import Spatial, Temporal, WithExtraKeys
 from vdm_jax.networks.blocks.attention import Attention
 
 
@@ -23,7 +23,7 @@ def heads(x):
 
 def test_reference_tokens_go_through_the_separate_keys_and_values(filled, normal):
     """No further parameters: the weights of an image network attend to references as they are."""
-    module = Attention(heads=2, pattern=External(inner=Spatial()), joint=False)
+    module = Attention(heads=2, pattern=WithExtraKeys(inner=Spatial()), joint=False)
     x, tokens = normal(0, 1, 1, 2, 3, 4), normal(1, 1, 1, 5, 4)
     params = filled(module, x, None, (tokens, None))
     assert params.keys() == {"query", "key", "value", "out"}

@@ -9,7 +9,7 @@ import pytest
 
 from tests.networks.counting import count_parameters
 from tests.refusals import refused
-from vdm_jax.attention import External, Full, SparseCausal, Spatial, Temporal, TemporalCausal
+from vdm_jax.attention import Full, SparseCausal, Spatial, Temporal, TemporalCausal, WithExtraKeys
 from vdm_jax.attention.patterns import independent_frames_mask
 from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.networks.blocks.positions import HeadNorm, frame_numbers
@@ -77,7 +77,7 @@ def test_query_and_key_norm_bounds_the_scores(filled, normal):
 def test_text_joins_self_attention(filled, normal):
     """Text of the clip is seen by all frames, that of a frame by this frame only; hidden tokens by none."""
     x, mask = normal(4, *SHAPE), jnp.asarray([[[True, True, False]] * 4] * 2)
-    module = layer(pattern=External(inner=TemporalCausal(window=2)), position="rotary", qk_norm=True)
+    module = layer(pattern=WithExtraKeys(inner=TemporalCausal(window=2)), position="rotary", qk_norm=True)
     text = normal(5, 2, 4, 3, 6)
     params = filled(module, x, None, (text, mask))
     assert params["external"]["kernel"].shape == (6, 32)
@@ -93,9 +93,9 @@ def test_text_joins_self_attention(filled, normal):
 
 
 def test_a_network_with_text_in_self_attention_needs_text():
-    mixers = (SelfAttention(pattern=External(inner=Spatial()), head_dim=8),)
+    mixers = (SelfAttention(pattern=WithExtraKeys(inner=Spatial()), head_dim=8),)
     levels = (Level(channels=16, blocks=1, mixers=mixers),)
-    with refused("UNet.text", "=None", "bank='text'"):
+    with refused("UNet.text", "=None", "extra_tokens='text'"):
         UNet(levels=levels)
     with_text = UNet(levels=levels, text=EmbeddedText(width=6), groups=4, embedding_channels=16)
     conditioning = Conditioning(embeddings=jnp.zeros((1, 1, 3, 6)), text_mask=jnp.ones((1, 1, 3), bool))

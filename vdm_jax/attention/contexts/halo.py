@@ -16,30 +16,30 @@ from einops import rearrange
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from vdm_jax.attention.contexts.part import Ids, Part, attend_part, make_part
-from vdm_jax.attention.contexts.spread import AXIS, Call
+from vdm_jax.attention.block_mask import ExtraKeys, SequenceLayout
+from vdm_jax.attention.contexts.shard_mask import Ids, ShardMask, attend_shard, make_shard_mask
+from vdm_jax.attention.contexts.sharded import AXIS, Call
 from vdm_jax.attention.kernels.gather import gather_frames
 from vdm_jax.attention.kernels.xla import Keys, dense
-from vdm_jax.attention.patterns import KeyFrames
-from vdm_jax.attention.relation import Bank, View
+from vdm_jax.attention.patterns import VisibleFrames
 
 
-def attention(call: Call, q, k, v, *, bias=None, frame_valid=None, external: Bank | None = None):
+def attention(call: Call, q, k, v, *, bias=None, frame_valid=None, extra_keys: ExtraKeys | None = None):
     """Attention of a device's frames `[B, f, H, W, K, D]` over the frames they see."""
     del bias  # the table lets none through
     device = lax.axis_index(AXIS)
-    if not call.own or call.view.pattern.layout == "frames":
+    if not call.own or call.layout.pattern.layout == "frames":
         mine = None if frame_valid is None else lax.dynamic_slice_in_dim(frame_valid, device * call.frames, call.frames,
                                                                          axis=1)
-        return call.alone(q, k, v, frame_valid=mine, external=external)
+        return call.alone(q, k, v, frame_valid=mine, extra_keys=extra_keys)
     halo = find_halo(call)
     k, v = halo.collect(k), halo.collect(v)
     pairs = [(call.ids(d), halo.ids(d, np)) for d in range(call.devices)]
-    part = make_part(call.view, (call.frames, len(pairs[0][1])), pairs)
+    part = make_shard_mask(call.layout, (call.frames, len(pairs[0][1])), pairs)
     ids = call.ids(device), halo.ids(device, jnp)
     valid = None if frame_valid is None else frame_valid[:, jnp.maximum(ids[1], 0)]
-    function = _gathered if call.kernel == "gather" else functools.partial(attend_part, call.kernel)
-    return function(call.local, part, ids, q, k, v, key_valid=valid, external=external)
+    function = _gathered if call.kernel == "gather" else functools.partial(attend_shard, call.kernel)
+    return function(call.local, part, ids, q, k, v, key_valid=valid, extra_keys=extra_keys)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Halo:
 
 def find_halo(call: Call) -> Halo:
     """The smallest halo with everything that some frame sees."""
-    query, key = np.nonzero(call.view.frame_table)
+    query, key = np.nonzero(call.layout.frame_table)
     start = query // call.frames * call.frames
     behind, ahead = start - key, key - (start + call.frames - 1)
     before = int(behind[key > 0].max(initial=0))
@@ -91,14 +91,15 @@ def find_halo(call: Call) -> Halo:
 
 
 def _gathered(
-    view: View, part: Part, ids: Ids, q, k, v, *, key_valid: Bool[Array, "B G"] | None, external: Bank | None,
+    layout: SequenceLayout, part: ShardMask, ids: Ids, q, k, v, *, key_valid: Bool[Array, "B G"] | None,
+    extra_keys: ExtraKeys | None,
 ) -> Float[Array, "B F H W K D"]:
     """Dense attention of every frame over those of the held frames that it may see.
 
     Which places these are is the same on all devices; which of them hold a frame is not.
     """
-    positions = view.pattern.layout == "positions"
-    places, tokens = (view.tokens, 1) if positions else (1, view.tokens)
+    positions = layout.pattern.layout == "positions"
+    places, tokens = (layout.tokens, 1) if positions else (1, layout.tokens)
     q, k, v = (rearrange(a, "b t h w k d -> b t (h w) k d") for a in (q, k, v))
     q, k, v = (rearrange(a, "b t (p n) k d -> b t p n k d", p=places) for a in (q, k, v))
     table = part.frame_table
@@ -112,10 +113,10 @@ def _gathered(
         place = np.arange(tokens)
         within = part.within.position_visible(place[:, None], place[None, :], part.size)
         mask = mask & jnp.tile(jnp.asarray(within), (1, most))
-    frames = KeyFrames(index, None)
+    frames = VisibleFrames(index, None)
     sets = [Keys(gather_frames(k, frames), gather_frames(v, frames), mask)]
-    if external is not None:
-        valid = None if external.mask is None else external.mask[:, :, None, None, None, :]
-        sets.append(Keys(external.k[:, :, None], external.v[:, :, None], valid))
+    if extra_keys is not None:
+        valid = None if extra_keys.mask is None else extra_keys.mask[:, :, None, None, None, :]
+        sets.append(Keys(extra_keys.k[:, :, None], extra_keys.v[:, :, None], valid))
     out = dense(q, *sets)
-    return out.reshape(*out.shape[:2], *view.shape[1:], *out.shape[4:])
+    return out.reshape(*out.shape[:2], *layout.shape[1:], *out.shape[4:])

@@ -10,22 +10,22 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from vdm_jax.attention.contexts.spread import AXIS, Call
+from vdm_jax.attention.block_mask import ExtraKeys, SequenceLayout
+from vdm_jax.attention.contexts.sharded import AXIS, Call
 from vdm_jax.attention.kernels import KERNELS
-from vdm_jax.attention.relation import Bank, View
 from vdm_jax.errors import UserError
 
 
-def attention(call: Call, q, k, v, *, bias=None, frame_valid=None, external: Bank | None = None):
+def attention(call: Call, q, k, v, *, bias=None, frame_valid=None, extra_keys: ExtraKeys | None = None):
     """Temporal attention of a device's frames `[B, f, H, W, K, D]`; a bias is for all positions or for its own. Raises
     `UserError` for patterns that see other positions, which are on other devices."""
-    if call.view.pattern.layout != "positions":
+    if call.layout.pattern.layout != "positions":
         raise UserError(f"attention context={call.context!r} brings the frames of a position together, and pattern "
-                        f"{call.view.pattern} sees other positions; permitted: patterns along time")
+                        f"{call.layout.pattern} sees other positions; permitted: patterns along time")
     q, k, v = (frames_to_positions(a, call.devices) for a in (q, k, v))
-    view = View(call.view.pattern, q.shape[1:4], call.view.frame_mask)
-    out = KERNELS[call.kernel](q, k, v, view, bias=bias, frame_valid=frame_valid, external=external, own=call.own)
-    return positions_to_frames(out, call.view.shape[1:])
+    layout = SequenceLayout(call.layout.pattern, q.shape[1:4], call.layout.frame_mask)
+    out = KERNELS[call.kernel](q, k, v, layout, bias=bias, frame_valid=frame_valid, extra_keys=extra_keys, own=call.own)
+    return positions_to_frames(out, call.layout.shape[1:])
 
 
 def frames_to_positions(x: Float[Array, "B F H W K D"], devices: int) -> Float[Array, "B T P 1 K D"]:

@@ -25,24 +25,25 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from vdm_jax.attention.contexts.part import asked, check_exchanged, check_kernel, dense_mask, make_part
-from vdm_jax.attention.contexts.spread import AXIS, Call
+from vdm_jax.attention.block_mask import BlockMask, ExtraKeys, SequenceLayout
+from vdm_jax.attention.contexts.shard_mask import asked, check_exchanged, check_kernel, dense_mask, make_shard_mask
+from vdm_jax.attention.contexts.sharded import AXIS, Call
 from vdm_jax.attention.kernels.chunked import blockwise, blockwise_gradients, merge
 from vdm_jax.attention.kernels.xla import MASKED
-from vdm_jax.attention.relation import Bank, Relation, View
 from vdm_jax.errors import UserError
 
 Parts = tuple[Array, ...]  # a device's rows: one run of frames, or two under zigzag
 
 
-def attention(call: Call, q, k, v, *, bias=None, frame_valid=None, external: Bank | None = None, zigzag: bool = False):
+def attention(call: Call, q, k, v, *, bias=None, frame_valid=None, extra_keys: ExtraKeys | None = None,
+              zigzag: bool = False):
     """Attention of a device's frames `[B, f, H, W, K, D]` over all frames."""
     del bias  # the table lets none through
     if not call.own:
-        return call.alone(q, k, v, external=external)
-    check_exchanged(call.view, call.context)
+        return call.alone(q, k, v, extra_keys=extra_keys)
+    check_exchanged(call.layout, call.context)
     check_kernel(call.kernel)
-    return around(Ring(call.kernel, call.view, call.devices, 1, zigzag), q, k, v, frame_valid, external)
+    return around(Ring(call.kernel, call.layout, call.devices, 1, zigzag), q, k, v, frame_valid, extra_keys)
 
 
 def check_halves(call: Call, heads: int) -> None:
@@ -58,7 +59,7 @@ class Ring:
     """Members of a ring along the context axis, `stride` devices apart, and what they compute."""
 
     kernel: str
-    view: View  # of the whole clip
+    layout: SequenceLayout  # of the whole clip
     members: int
     stride: int
     zigzag: bool
@@ -67,18 +68,18 @@ class Ring:
     @property
     def table(self) -> np.ndarray:
         """Which frame of the clip sees which on the way round, bool `[T, T]`."""
-        return self.view.frame_table & ~(self.apart & (np.arange(self.view.shape[0]) == 0))
+        return self.layout.frame_table & ~(self.apart & (np.arange(self.layout.shape[0]) == 0))
 
     @property
-    def local(self) -> View:
+    def local(self) -> SequenceLayout:
         """The view of one run of frames, for layouts only."""
-        frames = self.view.shape[0] // (self.members * (2 if self.zigzag else 1))
-        return View(self.view.pattern, (frames, *self.view.shape[1:]))
+        frames = self.layout.shape[0] // (self.members * (2 if self.zigzag else 1))
+        return SequenceLayout(self.layout.pattern, (frames, *self.layout.shape[1:]))
 
     @property
-    def relation(self) -> Relation:
+    def block_mask(self) -> BlockMask:
         """What a run of queries may see of a run of keys."""
-        part = make_part(self.view, (self.local.shape[0],) * 2)
+        part = make_shard_mask(self.layout, (self.local.shape[0],) * 2)
         return dataclasses.replace(part, rule=None, clip=self.table.tobytes()) if self.apart else part
 
     def member(self) -> Array:
@@ -116,7 +117,7 @@ class Ring:
         """The ring with the first frame apart where that saves more frames on the way than handing it out costs."""
         other = dataclasses.replace(self, apart=True)
         saved = len(self.distances()) - len(other.distances() or [0])
-        frames = self.view.shape[0] // self.members  # of a device; a sum over all devices moves about two
+        frames = self.layout.shape[0] // self.members  # of a device; a sum over all devices moves about two
         # Under Ulysses the devices of the axis hold different heads, which a sum over the axis would mix.
         return other if self.stride == 1 and saved * frames > 2 else self
 
@@ -147,7 +148,7 @@ class Ring:
 
 def around(
     ring: Ring, q: Float[Array, "B F H W K D"], k: Array, v: Array, frame_valid: Bool[Array, "B T"] | None,
-    external: Bank | None,
+    extra_keys: ExtraKeys | None,
 ) -> Float[Array, "B F H W K D"]:
     """Attention of a member's frames over all frames, and over outside tokens."""
     ring = ring.with_first_apart()
@@ -156,28 +157,28 @@ def around(
     outs, lses = _around(ring, *parts, frame_valid)
     runs = [ring.local.video(out) for out in outs]
     out = _from_zigzag(ring, runs) if ring.zigzag else runs[0]
-    if external is None and not ring.apart:
+    if extra_keys is None and not ring.apart:
         return out.astype(v.dtype)
     # Queries may have been exchanged, the first frame and outside tokens not: these join where the queries came from.
-    device = View(ring.view.pattern, q.shape[1:4])
+    device = SequenceLayout(ring.layout.pattern, q.shape[1:4])
     lse = [jnp.swapaxes(a, 1, 2)[..., None] for a in lses]
     runs = [ring.local.video(a) for a in lse]
     lse = device.rows(_from_zigzag(ring, runs) if ring.zigzag else runs[0])
     sets = [(device.rows(out), jnp.swapaxes(lse[..., 0], 1, 2))]
     if ring.apart:
         sets.append(_over_first_frame(ring, device, q, k, v, frame_valid))
-    if external is not None:
-        keys, values, valid, relation = device.bank_rows(external)
-        sets.append(blockwise(device.rows(q), keys, values, relation, key_valid=valid))
+    if extra_keys is not None:
+        keys, values, valid, block_mask = device.extra_rows(extra_keys)
+        sets.append(blockwise(device.rows(q), keys, values, block_mask, key_valid=valid))
     return device.video(merge(*sets)).astype(v.dtype)
 
 
-def _over_first_frame(ring: Ring, device: View, q, k, v, frame_valid) -> tuple[Array, Array]:
+def _over_first_frame(ring: Ring, device: SequenceLayout, q, k, v, frame_valid) -> tuple[Array, Array]:
     """Output and logsumexp of a device's frames, in order, over the first frame of the clip."""
     member, frames = ring.member(), device.shape[0]
     key, value = (device.rows(lax.psum(jnp.where(member == 0, a[:, :1], 0), AXIS)) for a in (k, v))
-    seen = ring.view.frame_table & (np.arange(ring.view.shape[0]) == 0)
-    part = dataclasses.replace(make_part(ring.view, (frames, 1)), rule=None, clip=seen.tobytes())
+    seen = ring.layout.frame_table & (np.arange(ring.layout.shape[0]) == 0)
+    part = dataclasses.replace(make_shard_mask(ring.layout, (frames, 1)), rule=None, clip=seen.tobytes())
     ids = member * frames + np.arange(frames), jnp.zeros(1, jnp.int32)
     valid = None if frame_valid is None else device.key_valid(frame_valid[:, :1])
     return blockwise(device.rows(q), key, value, part, key_valid=valid, ids=ids)
@@ -242,8 +243,9 @@ _around.defvjp(_forward, _backward)
 
 def _if_seen(ring: Ring, ids: tuple[Array, Array], function: Callable, value: Any) -> Any:
     """`function(value)` if some query frame sees some key frame, else `value`."""
-    known = asked(ring.relation, ids)
-    return function(value) if known is None else lax.cond(ring.relation.seen(known).any(), function, lambda x: x, value)
+    known = asked(ring.block_mask, ids)
+    return function(value) if known is None else lax.cond(ring.block_mask.seen(known).any(), function, lambda x: x,
+                                                          value)
 
 
 def _join(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -259,7 +261,7 @@ def _join(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]
 def _forward_part(ring: Ring, q, k, v, ids, valid) -> tuple[Float[Array, "N Q K D"], Float[Array, "N K Q"]]:
     """Output and logsumexp of queries over one run of keys, float32."""
     if ring.kernel == "chunked":
-        return blockwise(q, k, v, ring.relation, key_valid=valid, ids=asked(ring.relation, ids))
+        return blockwise(q, k, v, ring.block_mask, key_valid=valid, ids=asked(ring.block_mask, ids))
     logits = _logits(ring, q, k, ids, valid)
     lse = jax.nn.logsumexp(logits, axis=-1)
     weights = jnp.exp(logits - lse[..., None]).astype(v.dtype)
@@ -269,8 +271,8 @@ def _forward_part(ring: Ring, q, k, v, ids, valid) -> tuple[Float[Array, "N Q K 
 def _gradient_part(ring: Ring, q, k, v, ids, valid, lse, delta, d_out) -> tuple[Array, Array, Array]:
     """What one run of keys adds to the gradients of q, k, v; `lse` is over all keys."""
     if ring.kernel == "chunked":
-        return blockwise_gradients(q, k, v, ring.relation, lse=lse, delta=delta, d_out=d_out, key_valid=valid,
-                                   ids=asked(ring.relation, ids))
+        return blockwise_gradients(q, k, v, ring.block_mask, lse=lse, delta=delta, d_out=d_out, key_valid=valid,
+                                   ids=asked(ring.block_mask, ids))
     weights = jnp.exp(_logits(ring, q, k, ids, valid) - lse[..., None])
     d_out = d_out.astype(v.dtype)
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
@@ -283,7 +285,7 @@ def _gradient_part(ring: Ring, q, k, v, ids, valid, lse, delta, d_out) -> tuple[
 
 def _logits(ring: Ring, q, k, ids, valid) -> Float[Array, "N K Q S"]:
     logits = jnp.einsum("cqkd,cskd->ckqs", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
-    mask = dense_mask(ring.relation, ids)
+    mask = dense_mask(ring.block_mask, ids)
     logits = logits if mask is None else jnp.where(mask, logits, MASKED)
     return logits if valid is None else jnp.where(valid[:, None, None, :], logits, MASKED)
 

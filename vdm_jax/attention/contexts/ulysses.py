@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from jax import lax
 
-from vdm_jax.attention.contexts.spread import AXIS, Call
+from vdm_jax.attention.block_mask import ExtraKeys
+from vdm_jax.attention.contexts.sharded import AXIS, Call
 from vdm_jax.attention.kernels import KERNELS
-from vdm_jax.attention.relation import Bank
 from vdm_jax.errors import UserError
 
 
-def attention(call: Call, q, k, v, *, bias=None, frame_valid=None, external: Bank | None = None):
+def attention(call: Call, q, k, v, *, bias=None, frame_valid=None, extra_keys: ExtraKeys | None = None):
     """Attention of a device's frames `[B, f, H, W, K, D]`; bias and outside tokens have the device's heads."""
     q, k, v = (lax.all_to_all(a, AXIS, split_axis=4, concat_axis=1, tiled=True) for a in (q, k, v))
-    out = KERNELS[call.kernel](q, k, v, call.view, bias=bias, frame_valid=frame_valid, external=external, own=call.own)
+    out = KERNELS[call.kernel](q, k, v, call.layout, bias=bias, frame_valid=frame_valid, extra_keys=extra_keys,
+                               own=call.own)
     return lax.all_to_all(out, AXIS, split_axis=1, concat_axis=4, tiled=True)
 
 

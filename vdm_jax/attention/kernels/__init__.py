@@ -1,8 +1,8 @@
 """Attention kernels: how softmax(q k^T) v is computed for a pattern on a video.
 
-Each takes queries, keys and values `[B, T, H, W, K, D]`, the `View` of the pattern, and what may restrict or widen it:
-a bias `[*, K, Q, S]` in the view's layout, validity of frames `[B, T]`, an outside bank. What a kernel does not take is
-listed in `capability.py` and refused there.
+Each takes queries, keys and values `[B, T, H, W, K, D]`, the `SequenceLayout` of the pattern, and what may restrict or
+widen it: a bias `[*, K, Q, S]` in the view's layout, validity of frames `[B, T]`, extra keys and values. What a kernel
+does not take is listed in `capability.py` and refused there.
 """
 
 from collections.abc import Callable

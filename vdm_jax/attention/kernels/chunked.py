@@ -18,24 +18,25 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
+from vdm_jax.attention.block_mask import FULL, PARTIAL, BlockMask, ExtraKeys, SequenceLayout
 from vdm_jax.attention.kernels.xla import MASKED
-from vdm_jax.attention.relation import FULL, PARTIAL, Bank, Relation, View
 
 Ids = tuple[Int[ArrayLike, " F"], Int[ArrayLike, " G"]]  # numbers of the query frames and of the key frames
 
 BLOCK = 512  # rows of queries and of keys per block
 
 
-def attention(q, k, v, view: View, *, bias=None, frame_valid=None, external: Bank | None = None, own: bool = True):
+def attention(q, k, v, layout: SequenceLayout, *, bias=None, frame_valid=None, extra_keys: ExtraKeys | None = None,
+              own: bool = True):
     """Attention of any pattern in blocks; see `vdm_jax.attention.kernels` for the arguments."""
-    rows, parts = view.rows(q), []
+    rows, parts = layout.rows(q), []
     if own:
-        parts.append(blockwise(rows, view.rows(k), view.rows(v), view.relation(), bias=bias,
-                               key_valid=view.key_valid(frame_valid)))
-    if external is not None:
-        keys, values, valid, relation = view.bank_rows(external)
-        parts.append(blockwise(rows, keys, values, relation, key_valid=valid))
-    return view.video(merge(*parts).astype((v if own else external.v).dtype))
+        parts.append(blockwise(rows, layout.rows(k), layout.rows(v), layout.block_mask(), bias=bias,
+                               key_valid=layout.key_valid(frame_valid)))
+    if extra_keys is not None:
+        keys, values, valid, block_mask = layout.extra_rows(extra_keys)
+        parts.append(blockwise(rows, keys, values, block_mask, key_valid=valid))
+    return layout.video(merge(*parts).astype((v if own else extra_keys.v).dtype))
 
 
 def merge(*parts: tuple[Float[Array, "B Q K D"], Float[Array, "B K Q"]]) -> Float[Array, "B Q K D"]:
@@ -51,7 +52,7 @@ def blockwise(
     q: Float[Array, "B Q K D"],
     k: Float[Array, "B S K D"],
     v: Float[Array, "B S K D"],
-    relation: Relation,
+    block_mask: BlockMask,
     *,
     bias: Float[Array, "*rest K Q S"] | None = None,
     key_valid: Bool[Array, "B S"] | None = None,
@@ -60,28 +61,28 @@ def blockwise(
 ) -> tuple[Float[Array, "B Q K D"], Float[Array, "B K Q"]]:
     """Output (float32) and logsumexp of the logits (float32) of attention between two sequences.
 
-    `ids`: frame numbers that are known only when the program runs, for a relation that asks for them (`Part`).
+    `ids`: frame numbers that are known only when the program runs, for a relation that asks for them (`ShardMask`).
 
     Both outputs have gradients, so that results over several sets of keys can be merged. A bias is read block by block
     but has itself as many entries as the logits of one batch entry, and so has its gradient. Reverse mode only.
     """
-    plan = _plan(relation, block)
+    plan = _plan(block_mask, block)
     sizes = plan.block_q, plan.block_k
     q, k, v, key_valid = _operands(plan, q, k, v, key_valid)
     if bias is not None:
         bias = bias if bias.ndim == 4 else bias[None]
-        bias = jnp.pad(bias, ((0, 0), (0, 0), *((0, -n % size) for n, size in zip(relation.lengths, sizes,
+        bias = jnp.pad(bias, ((0, 0), (0, 0), *((0, -n % size) for n, size in zip(block_mask.lengths, sizes,
                                                                                   strict=True))))
     out, lse = _attend(plan, q, k, v, bias, key_valid, ids)
-    lse = jnp.transpose(lse, (1, 2, 0, 3)).reshape(*lse.shape[1:3], -1)[..., : relation.lengths[0]]
-    return _from_blocks(out, relation.lengths[0]), lse
+    lse = jnp.transpose(lse, (1, 2, 0, 3)).reshape(*lse.shape[1:3], -1)[..., : block_mask.lengths[0]]
+    return _from_blocks(out, block_mask.lengths[0]), lse
 
 
 def blockwise_gradients(
     q: Float[Array, "B Q K D"],
     k: Float[Array, "B S K D"],
     v: Float[Array, "B S K D"],
-    relation: Relation,
+    block_mask: BlockMask,
     *,
     lse: Float[Array, "B K Q"],
     delta: Float[Array, "B K Q"],
@@ -94,7 +95,7 @@ def blockwise_gradients(
     `lse` is the logsumexp over all keys, `delta` the product of output and its cotangent `d_out`, minus the cotangent
     of the logsumexp. Summed over sets of keys this is the whole gradient of q.
     """
-    plan = _plan(relation, None)
+    plan = _plan(block_mask, None)
     q, k, v, key_valid = _operands(plan, q, k, v, key_valid)
     d_out = _to_blocks(d_out, plan.block_q)
 
@@ -103,7 +104,7 @@ def blockwise_gradients(
         return jnp.transpose(x.reshape(*x.shape[:2], -1, plan.block_q), (2, 0, 1, 3))
 
     dq, dk, dv, _ = _gradients(plan, q, k, v, None, key_valid, ids, rows(lse), rows(delta), d_out)
-    queries, keys = relation.lengths
+    queries, keys = block_mask.lengths
     return _from_blocks(dq, queries), _from_blocks(dk, keys), _from_blocks(dv, keys)
 
 
@@ -128,28 +129,28 @@ def _from_blocks(x: Float[Array, "N B K Z D"], length: int) -> Float[Array, "B S
     return jnp.transpose(x, (1, 0, 3, 2, 4)).reshape(x.shape[1], -1, x.shape[2], x.shape[4])[:, :length]
 
 
-def _plan(relation: Relation, block: int | None) -> _Plan:
-    return _Plan(relation, *(min(block or BLOCK, math.ceil(length / 8) * 8) for length in relation.lengths))
+def _plan(block_mask: BlockMask, block: int | None) -> _Plan:
+    return _Plan(block_mask, *(min(block or BLOCK, math.ceil(length / 8) * 8) for length in block_mask.lengths))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
     """Which key blocks each query block goes through: first those without, then those with a mask."""
 
-    relation: Relation
+    block_mask: BlockMask
     block_q: int
     block_k: int
 
     def key_blocks(self, kind: int) -> tuple[np.ndarray, np.ndarray]:
         """Per query block the numbers of its key blocks of a kind, `[blocks, most]`, and how many, `[blocks]`."""
-        chosen = self.relation.blocks(self.block_q, self.block_k) == kind
+        chosen = self.block_mask.blocks(self.block_q, self.block_k) == kind
         counts = chosen.sum(axis=1)
         most = int(counts.max(initial=0))
         return np.argsort(~chosen, axis=1, kind="stable")[:, :most].astype(np.int32), counts.astype(np.int32)
 
     def live(self, ids: Ids | None) -> Bool[Array, "N M"] | None:
         """Which blocks hold a visible pair, where that is known only when the program runs."""
-        return None if ids is None else self.relation.live(self.block_q, self.block_k, ids)
+        return None if ids is None else self.block_mask.live(self.block_q, self.block_k, ids)
 
     def loop(self, i: Array, body, carry, live: Bool[Array, "N M"] | None) -> Any:
         """`body(masked, j, carry)` for every key block `j` of query block `i` that is live."""
@@ -179,7 +180,7 @@ class _Plan:
         if masked:
             rows, columns = i * self.block_q + jnp.arange(self.block_q), j * self.block_k + jnp.arange(self.block_k)
             known = () if ids is None else (ids,)
-            s = jnp.where(self.relation.sees(rows[:, None], columns[None, :], *known), s, MASKED)
+            s = jnp.where(self.block_mask.sees(rows[:, None], columns[None, :], *known), s, MASKED)
         if key_valid is not None:
             s = jnp.where(key_valid[j][:, None, None, :], s, MASKED)
         return s

@@ -13,42 +13,44 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from vdm_jax.attention.block_mask import ExtraKeys, SequenceLayout
 from vdm_jax.attention.kernels.gather import gather_frames
-from vdm_jax.attention.relation import Bank, View
 from vdm_jax.errors import UserError
 
 IMPLEMENTATION = "cudnn"  # the tests of layouts and lengths put "xla" here
 
 
-def attention(q, k, v, view: View, *, bias=None, frame_valid=None, external: Bank | None = None, own: bool = True):
+def attention(q, k, v, layout: SequenceLayout, *, bias=None, frame_valid=None, extra_keys: ExtraKeys | None = None,
+              own: bool = True):
     """Attention within the limits of the table; see `vdm_jax.attention.kernels` for the arguments. Raises `UserError`
     for patterns that none of cuDNN's masks is."""
     del bias, frame_valid  # the table lets none through
-    if external is not None:
-        return _with_outside(q, k, v, view, external, own)
-    relation, table = view.relation(), view.frame_table
-    if relation.everything:
-        return view.video(_fused(view.rows(q), view.rows(k), view.rows(v)))
-    if view.pattern.layout == "positions" and (window := _causal_window(table)):
+    if extra_keys is not None:
+        return _with_outside(q, k, v, layout, extra_keys, own)
+    block_mask, table = layout.block_mask(), layout.frame_table
+    if block_mask.everything:
+        return layout.video(_fused(layout.rows(q), layout.rows(k), layout.rows(v)))
+    if layout.pattern.layout == "positions" and (window := _causal_window(table)):
         last = None if window == len(table) else (window - 1, 0)
-        return view.video(_fused(view.rows(q), view.rows(k), view.rows(v), is_causal=True, local_window_size=last))
-    if view.pattern.layout == "all" and relation.within is None:
+        return layout.video(_fused(layout.rows(q), layout.rows(k), layout.rows(v), is_causal=True,
+                                   local_window_size=last))
+    if layout.pattern.layout == "all" and block_mask.within is None:
         if _causal_window(table) == len(table):
-            return _causal(q, k, v, view)
-        if view.pattern.bounded_frames() and table.any(axis=1).all():
-            return _gathered(q, k, v, view)
-    raise UserError(f"attention kernel='cudnn' has no mask for pattern {view.pattern} on "
-                    f"{'x'.join(map(str, view.shape))} tokens; permitted: sequences without a mask, causal ones, whole "
-                    "frames of which each sees few")
+            return _causal(q, k, v, layout)
+        if layout.pattern.bounded_frames() and table.any(axis=1).all():
+            return _gathered(q, k, v, layout)
+    raise UserError(f"attention kernel='cudnn' has no mask for pattern {layout.pattern} on "
+                    f"{'x'.join(map(str, layout.shape))} tokens; permitted: sequences without a mask, causal ones, "
+                    "whole frames of which each sees few")
 
 
-def _with_outside(q, k, v, view: View, external: Bank, own: bool):
-    """Sequences without a mask that see outside tokens, all of a group, beside their own or alone."""
-    keys, values, _, _ = view.bank_rows(external)
+def _with_outside(q, k, v, layout: SequenceLayout, extra_keys: ExtraKeys, own: bool):
+    """Sequences without a mask that see outside tokens, all of a group, in addition to their own or alone."""
+    keys, values, _, _ = layout.extra_rows(extra_keys)
     if own:
-        keys = jnp.concatenate([view.rows(k), keys], axis=1)
-        values = jnp.concatenate([view.rows(v), values], axis=1)
-    return view.video(_fused(view.rows(q), keys, values))
+        keys = jnp.concatenate([layout.rows(k), keys], axis=1)
+        values = jnp.concatenate([layout.rows(v), values], axis=1)
+    return layout.video(_fused(layout.rows(q), keys, values))
 
 
 def _causal_window(table: np.ndarray) -> int:
@@ -59,26 +61,26 @@ def _causal_window(table: np.ndarray) -> int:
     return window if np.array_equal(table, (back >= 0) & (back < window)) else 0
 
 
-def _gathered(q, k, v, view: View):
+def _gathered(q, k, v, layout: SequenceLayout):
     """The few frames that each sees, packed to the front."""
-    frames = view.key_frames()
+    frames = layout.key_frames()
     merge = "b t p s k d -> (b t p) s k d"
     q, k, v = (rearrange(a, "b t h w k d -> b t 1 (h w) k d") for a in (q, k, v))
     k, v = gather_frames(k, frames), gather_frames(v, frames)
-    counts = jnp.asarray(frames.valid.sum(axis=1) * view.tokens, jnp.int32)
+    counts = jnp.asarray(frames.valid.sum(axis=1) * layout.tokens, jnp.int32)
     lengths = None if frames.valid.all() else jnp.tile(counts, q.shape[0])
     out = _fused(*(rearrange(a, merge) for a in (q, k, v)), key_value_seq_lengths=lengths)
-    batch, (frames, height, width) = q.shape[0], view.shape
+    batch, (frames, height, width) = q.shape[0], layout.shape
     return rearrange(out, "(b t) (h w) k d -> b t h w k d", b=batch, t=frames, h=height, w=width)
 
 
-def _causal(q, k, v, view: View):
+def _causal(q, k, v, layout: SequenceLayout):
     """All earlier frames: one call per frame with as many keys as it sees, so that nothing is computed and masked."""
     q, k, v = (rearrange(a, "b t h w k d -> b t (h w) k d") for a in (q, k, v))
-    prefix = [(t + 1) * view.tokens for t in range(view.shape[0])]
+    prefix = [(t + 1) * layout.tokens for t in range(layout.shape[0])]
     k, v = (rearrange(a, "b t n k d -> b (t n) k d") for a in (k, v))
     outs = [_fused(q[:, t], k[:, :end], v[:, :end]) for t, end in enumerate(prefix)]
-    return jnp.stack(outs, axis=1).reshape(q.shape[0], *view.shape, *q.shape[3:])
+    return jnp.stack(outs, axis=1).reshape(q.shape[0], *layout.shape, *q.shape[3:])
 
 
 def _fused(q, k, v, **options):

@@ -7,37 +7,38 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
+from vdm_jax.attention.block_mask import ExtraKeys, SequenceLayout
 from vdm_jax.attention.kernels.xla import Keys, dense
-from vdm_jax.attention.patterns import KeyFrames
-from vdm_jax.attention.relation import Bank, View
+from vdm_jax.attention.patterns import VisibleFrames
 
 
-def attention(q, k, v, view: View, *, bias=None, frame_valid=None, external: Bank | None = None, own: bool = True):
+def attention(q, k, v, layout: SequenceLayout, *, bias=None, frame_valid=None, extra_keys: ExtraKeys | None = None,
+              own: bool = True):
     """Attention of every frame over its gathered key frames; see `vdm_jax.attention.kernels` for the arguments.
 
     Each frame is a batch entry `[B, T, P, n, K, D]`: P = 1 and n = N for patterns over all tokens, P = N and n = 1 for
     patterns over one position.
     """
     split = "b t (p n) k d -> b t p n k d"
-    places = view.tokens if view.pattern.layout == "positions" else 1
+    places = layout.tokens if layout.pattern.layout == "positions" else 1
 
     def placed(a: Float[Array, "B T H W K D"]) -> Float[Array, "B T P N K D"]:
         return rearrange(a.reshape(*a.shape[:2], -1, *a.shape[4:]), split, p=places)
 
     sets = []
     if own:
-        frames = view.key_frames()
-        mask = _mask(view, frames, frame_valid)
+        frames = layout.key_frames()
+        mask = _mask(layout, frames, frame_valid)
         k, v = (gather_frames(placed(a), frames) for a in (k, v))
-        sets.append(Keys(k, v, mask, _gather_bias(bias, view, frames)))
-    if external is not None:  # group of the frame, seen by all its places
-        valid = None if external.mask is None else external.mask[:, :, None, None, None, :]
-        sets.append(Keys(external.k[:, :, None], external.v[:, :, None], valid))
+        sets.append(Keys(k, v, mask, _gather_bias(bias, layout, frames)))
+    if extra_keys is not None:  # group of the frame, seen by all its places
+        valid = None if extra_keys.mask is None else extra_keys.mask[:, :, None, None, None, :]
+        sets.append(Keys(extra_keys.k[:, :, None], extra_keys.v[:, :, None], valid))
     out = dense(placed(q), *sets)
-    return out.reshape(*out.shape[:2], *view.shape[1:], *out.shape[4:])
+    return out.reshape(*out.shape[:2], *layout.shape[1:], *out.shape[4:])
 
 
-def gather_frames(x: Float[Array, "B T P N K D"], frames: KeyFrames) -> Float[Array, "B F P S K D"]:
+def gather_frames(x: Float[Array, "B T P N K D"], frames: VisibleFrames) -> Float[Array, "B F P S K D"]:
     """The tokens of the key frames of every frame, one after the other (s = M * n).
 
     Slots that hold runs of consecutive frames (the previous frame, the first one) become slices, not gathers: their
@@ -69,14 +70,15 @@ def _run(x: Array, start: int, length: int, step: int) -> Array:
     return jnp.broadcast_to(x[:, start : start + 1], (x.shape[0], length, *x.shape[2:]))
 
 
-def _mask(view: View, frames: KeyFrames, frame_valid: Bool[Array, "B T"] | None) -> Bool[Array, " ..."] | None:
+def _mask(layout: SequenceLayout, frames: VisibleFrames, frame_valid: Bool[Array, "B T"] | None) -> Bool[Array,
+                                                                                                         " ..."] | None:
     """Mask that broadcasts against logits `[B, T, P, K, n, M * n]`."""
-    positions = view.pattern.layout == "positions"
-    tokens = 1 if positions else view.tokens
+    positions = layout.pattern.layout == "positions"
+    tokens = 1 if positions else layout.tokens
     within = None
-    if not positions and not view.pattern.covers_frame(view.shape[1:]):
+    if not positions and not layout.pattern.covers_frame(layout.shape[1:]):
         ids = np.arange(tokens)
-        within = view.pattern.position_visible(ids[:, None], ids[None, :], view.shape[1:])
+        within = layout.pattern.position_visible(ids[:, None], ids[None, :], layout.shape[1:])
     if within is None and frame_valid is None and frames.valid.all():
         return None
     valid = jnp.asarray(frames.valid)[None] if frame_valid is None else frame_valid[:, frames.index] & frames.valid
@@ -88,12 +90,12 @@ def _mask(view: View, frames: KeyFrames, frame_valid: Bool[Array, "B T"] | None)
 
 
 def _gather_bias(
-    bias: Float[Array, "*rest K Q S"] | None, view: View, frames: KeyFrames
+    bias: Float[Array, "*rest K Q S"] | None, layout: SequenceLayout, frames: VisibleFrames
 ) -> Float[Array, " ..."] | None:
     """Bias of every frame to its key frames, `[B or 1, T, P or 1, K, n, M * n]`."""
     if bias is None:
         return None
-    count, places = view.shape[0], view.tokens if view.pattern.layout == "positions" else 1
+    count, places = layout.shape[0], layout.tokens if layout.pattern.layout == "positions" else 1
     bias = bias if bias.ndim == 4 else bias[None]
     split = "c k (t n) (s m) -> c k t n s m"
     bias = rearrange(bias, split, t=count, s=count)

@@ -2,7 +2,7 @@
 
 Splash visits only the blocks named in its block map and evaluates the mask inside them from row and column numbers, so
 no mask is ever stored. Its own constructor finds the map by evaluating the whole mask on the host, up to 20 s at 74k
-tokens; the map of a `Relation` is closed form and takes milliseconds, so the kernel is put together here from its
+tokens; the map of a `BlockMask` is closed form and takes milliseconds, so the kernel is put together here from its
 parts. Tokens of a frame are padded to whole blocks where that costs little, so that no block holds two frames.
 
 The block map sits in scalar memory of 1 MiB, which bounds the number of blocks: long sequences take larger ones, and
@@ -25,7 +25,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
-from vdm_jax.attention.relation import EMPTY, FULL, Bank, Relation, View
+from vdm_jax.attention.block_mask import EMPTY, FULL, BlockMask, ExtraKeys, SequenceLayout
 from vdm_jax.errors import UserError
 from vdm_jax.parallel.rules import spec
 
@@ -37,35 +37,36 @@ MOST_BLOCKS = 512  # per side of a block map of 3 bytes per block, in 1 MiB of s
 PADDING = 1.125  # most that padding the tokens of a frame to whole blocks may cost
 
 
-def attention(q, k, v, view: View, *, bias=None, frame_valid=None, external: Bank | None = None, own: bool = True):
+def attention(q, k, v, layout: SequenceLayout, *, bias=None, frame_valid=None, extra_keys: ExtraKeys | None = None,
+              own: bool = True):
     """Attention of patterns over tokens; see `vdm_jax.attention.kernels` for the arguments. Raises `UserError` for
     sequences along time and for relations between frames without a formula, which a TPU kernel cannot look up."""
-    del bias, external, own  # the table lets none through
-    block, run = layout_of_blocks(view)
-    relation = view.relation(run)
-    if view.pattern.layout == "positions" or (relation.rule is None and not relation.everything):
-        raise UserError(f"attention kernel='splash' cannot compute pattern {view.pattern} with frame mask "
-                        f"{view.mask_kind}; permitted: patterns over the tokens of frames or of the clip, with a "
+    del bias, extra_keys, own  # the table lets none through
+    block, run = layout_of_blocks(layout)
+    block_mask = layout.block_mask(run)
+    if layout.pattern.layout == "positions" or (block_mask.rule is None and not block_mask.everything):
+        raise UserError(f"attention kernel='splash' cannot compute pattern {layout.pattern} with frame mask "
+                        f"{layout.mask_kind}; permitted: patterns over the tokens of frames or of the clip, with a "
                         "formula")
-    valid = view.key_valid(frame_valid)
-    frames = relation.frames[0]
+    valid = layout.key_valid(frame_valid)
+    frames = block_mask.frames[0]
 
     def pad(x, fill=0.0):  # [B*, S, ...] to [B*, padded S, ...], first inside frames, then at the end
-        x = x.reshape(x.shape[0], frames, view.tokens, *x.shape[2:])
+        x = x.reshape(x.shape[0], frames, layout.tokens, *x.shape[2:])
         tail = ((0, 0),) * (x.ndim - 3)
-        x = jnp.pad(x, ((0, 0), (0, 0), (0, run - view.tokens), *tail), constant_values=fill)
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, run - layout.tokens), *tail), constant_values=fill)
         x = x.reshape(x.shape[0], frames * run, *x.shape[3:])
         return jnp.pad(x, ((0, 0), (0, -x.shape[1] % block), *tail), constant_values=fill)
 
-    q, k, v = (pad(view.rows(a)) for a in (q * q.shape[-1] ** -0.5, k, v))
-    out = _sharded(q, k, v, None if valid is None else pad(valid, False), relation, block)
-    out = out[:, : frames * run].reshape(out.shape[0], frames, run, *out.shape[2:])[:, :, : view.tokens]
-    return view.video(out.reshape(out.shape[0], -1, *out.shape[3:]))
+    q, k, v = (pad(layout.rows(a)) for a in (q * q.shape[-1] ** -0.5, k, v))
+    out = _sharded(q, k, v, None if valid is None else pad(valid, False), block_mask, block)
+    out = out[:, : frames * run].reshape(out.shape[0], frames, run, *out.shape[2:])[:, :, : layout.tokens]
+    return layout.video(out.reshape(out.shape[0], -1, *out.shape[3:]))
 
 
-def layout_of_blocks(view: View) -> tuple[int, int]:
+def layout_of_blocks(layout: SequenceLayout) -> tuple[int, int]:
     """Rows per block, and rows that each frame takes with its padding."""
-    tokens, frames = view.tokens, 1 if view.pattern.layout == "frames" else view.shape[0]
+    tokens, frames = layout.tokens, 1 if layout.pattern.layout == "frames" else layout.shape[0]
     large = tokens * frames * PADDING > MOST_BLOCKS * BLOCKS[0]
     for block in (LARGE_BLOCK,) if large else BLOCKS:
         padded = math.ceil(tokens / block) * block
@@ -80,29 +81,29 @@ def layout_of_blocks(view: View) -> tuple[int, int]:
 class _Sees:
     """The mask as a function of row and column numbers, compared by value, as splash's compilation cache needs."""
 
-    relation: Relation
+    block_mask: BlockMask
 
     def __call__(self, query, key):
-        return self.relation.sees(query, key)
+        return self.block_mask.sees(query, key)
 
 
 @functools.lru_cache(maxsize=128)
-def make_kernel(relation: Relation, block: int, interpret: bool) -> splash.SplashAttentionKernel:
+def make_kernel(block_mask: BlockMask, block: int, interpret: bool) -> splash.SplashAttentionKernel:
     """The splash kernel of a relation whose sequences are padded at the end to whole blocks.
 
     Takes scaled queries, keys and values `[K, S, D]` of one sequence.
     """
-    lengths = [math.ceil(n / block) * block for n in relation.lengths]
+    lengths = [math.ceil(n / block) * block for n in block_mask.lengths]
     sizes = splash.BlockSizes(block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block,
                               block_kv_dq=block)
-    blocks = relation.blocks(block, block)
+    blocks = block_mask.blocks(block, block)
     if (blocks == FULL).all():
         forward = backward = MaskInfo(None, None, None, None, None)
         function = None
     else:
         rows = np.arange(lengths[0], dtype=np.int32)
         forward, backward = _mask_info(blocks, rows, queries_inner=False), _mask_info(blocks, rows, queries_inner=True)
-        function = _Sees(relation)
+        function = _Sees(block_mask)
     return splash.SplashAttentionKernel(
         forward, forward, backward, block_sizes=sizes, is_mqa=False, save_residuals=False,
         mask_value=splash.DEFAULT_MASK_VALUE, attn_logits_soft_cap=None, residual_checkpoint_name=None,
@@ -136,11 +137,11 @@ def _small(x: np.ndarray) -> np.ndarray:
 
 
 def _sharded(
-    q: Float[Array, "N S K D"], k: Array, v: Array, valid: Bool[Array, "N S"] | None, relation: Relation, block: int,
+    q: Float[Array, "N S K D"], k: Array, v: Array, valid: Bool[Array, "N S"] | None, block_mask: BlockMask, block: int,
 ) -> Float[Array, "N S K D"]:
     """Splash on every device's own sequences and heads: the compiler cannot split a Pallas kernel by itself."""
     mesh = jax.sharding.get_abstract_mesh()
-    run = functools.partial(_run, relation, block)
+    run = functools.partial(_run, block_mask, block)
     if mesh.empty or mesh.size == 1 or any(t == AxisType.Manual for t in mesh.axis_types):
         return run(q, k, v, valid)
     batch, heads = spec(("batch", "heads"), mesh)
@@ -154,8 +155,8 @@ def _sharded(
     return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)(q, k, v, valid)
 
 
-def _run(relation: Relation, block: int, q, k, v, valid):
-    kernel = make_kernel(relation, block, INTERPRET)
+def _run(block_mask: BlockMask, block: int, q, k, v, valid):
+    kernel = make_kernel(block_mask, block, INTERPRET)
 
     def one(q, k, v, valid):
         segments = None

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from vdm_jax.attention.block_mask import ExtraKeys, SequenceLayout
 from vdm_jax.attention.positions import relative_values
-from vdm_jax.attention.relation import Bank, View
 
 MASKED = -1e30  # finite, so that a fully masked row gives an average instead of NaN; `attend` turns it into zeros
 
@@ -59,22 +59,22 @@ def _heads_first(x: Float[Array, "*batch S K D"]) -> Float[Array, "*batch K S D"
     return jnp.swapaxes(x, -2, -3)
 
 
-def attention(q, k, v, view: View, *, bias=None, frame_valid=None, external: Bank | None = None, own: bool = True,
-              offset_values: dict[str, Array] | None = None):
+def attention(q, k, v, layout: SequenceLayout, *, bias=None, frame_valid=None, extra_keys: ExtraKeys | None = None,
+              own: bool = True, offset_values: dict[str, Array] | None = None):
     """Dense attention for any pattern, alone in taking relative value vectors; see `vdm_jax.attention.kernels` for the
     arguments."""
     sets = []
     if own:
-        mask, valid = view.relation().mask(), view.key_valid(frame_valid)
+        mask, valid = layout.block_mask().mask(), layout.key_valid(frame_valid)
         added = None
         if offset_values is not None:
-            added = functools.partial(relative_values, vectors=offset_values, layout=view.pattern.layout,
-                                      shape=view.shape)
-        sets.append(Keys(view.rows(k), view.rows(v), both(mask, valid), bias, added))
-    if external is not None:
-        keys, values, valid, relation = view.bank_rows(external)
-        sets.append(Keys(keys, values, both(relation.mask(), valid)))
-    return view.video(dense(view.rows(q), *sets))
+            added = functools.partial(relative_values, vectors=offset_values, layout=layout.pattern.layout,
+                                      shape=layout.shape)
+        sets.append(Keys(layout.rows(k), layout.rows(v), both(mask, valid), bias, added))
+    if extra_keys is not None:
+        keys, values, valid, block_mask = layout.extra_rows(extra_keys)
+        sets.append(Keys(keys, values, both(block_mask.mask(), valid)))
+    return layout.video(dense(layout.rows(q), *sets))
 
 
 def both(mask: Bool[Array, "Q S"] | None, valid: Bool[Array, "B S"] | None) -> Bool[Array, " ..."] | None:

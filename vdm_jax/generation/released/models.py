@@ -93,10 +93,10 @@ def _check(folder: Folder, networks: dict[str, Pretrained]) -> None:
     """Raises `UserError` where a U-Net does not fit the other parts: inpainting, depth, another encoder."""
     unet, latents = networks["unet"].config, networks["vae"].config.latent_channels
     if "image_encoder" in networks:
-        wanted = {"in_channels": 2 * latents, "context_channels": networks["image_encoder"].config.project,
+        wanted = {"in_channels": 2 * latents, "token_channels": networks["image_encoder"].config.project,
                   "scalars": len(SCALARS), "temporal": True}
     else:
-        wanted = {"in_channels": latents, "context_channels": networks["text_encoder"].config.width, "classes": 0,
+        wanted = {"in_channels": latents, "token_channels": networks["text_encoder"].config.width, "classes": 0,
                   "scalars": 0, "video": kind_of(folder).stage == "video"}
     for name, value in wanted.items():
         if getattr(unet, name) != value:
@@ -117,7 +117,7 @@ def stage_of(folder: Folder, networks: dict[str, Pretrained], scheduler: Schedul
         frames = min(frames, unet.config.motion.frames)
     first, last = (scale - 1 for scale in kind.guidance_scale)
     network = LatentNetwork(
-        unet=unet.config, timesteps=scheduler.timesteps, text=EmbeddedText(width=unet.config.context_channels),
+        unet=unet.config, timesteps=scheduler.timesteps, text=EmbeddedText(width=unet.config.token_channels),
         scalars=SCALARS if pictured else (), first_frame=pictured)
     return Stage(
         name=kind.stage, video=VideoSpec(frames=frames, height=height, width=width, fps=kind.fps),

@@ -21,10 +21,10 @@ from vdm_jax.diffusion.beta_tables import (
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import (
     DDIM,
+    DDPM,
     DEIS,
     LMS,
     PNDM,
-    Ancestral,
     Consistency,
     DPMSolver,
     Heun,
@@ -155,7 +155,7 @@ def _unipc(scheduler: Scheduler) -> UniPC:
 
 _SAMPLERS: dict[str, Callable[[Scheduler], Sampler]] = {
     "DDIMScheduler": lambda s: DDIM(threshold=s.threshold),
-    "DDPMScheduler": lambda s: Ancestral(gamma=1.0 if s.options["variance_type"] == "fixed_large" else 0.0),
+    "DDPMScheduler": lambda s: DDPM(gamma=1.0 if s.options["variance_type"] == "fixed_large" else 0.0),
     "DEISMultistepScheduler": lambda s: DEIS(order=s.options["solver_order"],
                                              lower_order_final=s.options["lower_order_final"]),
     "DPMSolverMultistepScheduler": _dpm,

@@ -79,7 +79,7 @@ def _between_corners(before: int) -> Float[np.ndarray, "112 before"]:
 def parameters() -> dict[str, Any]:
     """Trained parameters: `network` of `C3D`, `classifier` (kernel, bias) and `mean`.
 
-    The mean is a file beside the weights, or the tensor `mean` of `c3d_ucf101.safetensors`. Raises `UserError` as
+    The mean is a file next to the weights, or the tensor `mean` of `c3d_ucf101.safetensors`. Raises `UserError` as
     `weights.load` does.
     """
     arrays = dict(weights.load(weights.C3D))

@@ -1,8 +1,8 @@
 """Arrays from PyTorch's files without PyTorch: pickles, of which only what describes tensors is understood. The weights
 of the two Inception networks are published in no other form.
 
-A file is a zip archive (`data.pkl` beside a file per storage) or, as PyTorch wrote before version 1.6, a row of pickles
-followed by the storages.
+A file is a zip archive (`data.pkl` next to a file per storage) or, as PyTorch wrote before version 1.6, a row of
+pickles followed by the storages.
 The pickles name functions to call. The few names that describe tensors stand for functions of ours, which only note
 what was asked for; all others are refused.
 """

@@ -21,7 +21,7 @@ TEMPORAL_EPSILON = 1e-5  # of the norms of temporal residual blocks, whatever th
 
 
 class Block(nn.Module):
-    """A residual block within frames and, in a temporal decoder, one over frames of its output, mixed with it.
+    """A spatial residual block and, in a temporal decoder, one over frames of its output, mixed with it.
 
     The temporal block of Stable Video Diffusion's decoder (Blattmann et al. 2023, arXiv 2311.15127) has convolutions
     over three frames and norms over the clip. The learned share is that of the *temporal* path, while in the diffusion

@@ -89,7 +89,7 @@ class ClipResidual(ResidualBlock):
 
     over: str = "clip"
 
-    def _convolve(self, h: Array, name: str, *beside: Any) -> Array:
+    def _convolve(self, h: Array, name: str, *mixer_inputs: Any) -> Array:
         return ClipConvolution(self.features, dtype=self.dtype, name=name)(h)
 
 

@@ -36,7 +36,7 @@ class Autoencoder:
     quant: bool = True  # 1x1 convolution after the encoder
     post_quant: bool = True  # 1x1 convolution before the decoder
     middle_attention: bool = True  # in the middle of encoder and decoder
-    decoder: Literal["frames", "temporal"] = "frames"  # temporal: with layers over frames
+    decoder: Literal["frames", "temporal"] = "frames"  # temporal: with temporal layers
     temporal_kernel: OddSize = 1  # frames of a convolution after every 3x3 one of both halves, the identity at first
     temporal_attention: bool = False  # over frames, after the attention in the middle; adds nothing at first
     layout: Literal["frames", "clip"] = "frames"  # clip: 3-D convolutions and norms over the clip

@@ -32,11 +32,11 @@ def in_chunks(
     Args:
       function: which may change the number of frames, by a whole number or one over one.
       frames: of a piece, as of `video`.
-      overlap: frames on either side that a piece sees besides, where the clip has them. What becomes of them is thrown
+      overlap: frames on either side that a piece also sees, where the clip has them. What becomes of them is thrown
         away, so that the result is that of the whole where no output depends on frames farther off.
 
     The same as the function of the whole also for one that works frame by frame. Otherwise what reaches farther
-    (attention over frames, norms over the clip) sees the ends of what a piece sees as the ends of a clip, as the
+    (temporal attention, norms over the clip) sees the ends of what a piece sees as the ends of a clip, as the
     released decoders do when they decode in pieces. Raises `UserError` for sizes that do not fit.
     """
     length = video.shape[1]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from vdm_jax.attention import AttentionPattern, Bank, External, Spatial, attend, cross_pattern
+from vdm_jax.attention import AttentionPattern, ExtraKeys, Spatial, WithExtraKeys, attend, cross_pattern
 from vdm_jax.attention.positions import LAYOUT_AXES, rotary
 from vdm_jax.networks.blocks.positions import AddedPositions, HeadNorm, RelativeBias, RelativeKeys, RelativeValues
 from vdm_jax.networks.layers import Dense, Initializer, PartedDense, add_residual, fan_in
@@ -23,12 +23,12 @@ INPUTS = "attention_inputs"  # name, among the intermediates, of what a self-att
 class Attention(nn.Module):
     """Multi-head attention of the tokens of a video and an output projection `out`.
 
-    With a pattern it is self-attention; an `External` one also, or only, sees tokens from outside. Without a pattern
-    it is cross-attention to these, in one group for the clip or one per frame.
+    With a pattern it is self-attention; an `WithExtraKeys` one also, or only, sees tokens from outside. Without a
+    pattern it is cross-attention to these, in one group for the clip or one per frame.
 
     Projections are joint or separate, as weights are stored. Joint: `qkv` makes queries, keys and values of the video,
-    `external` (after the norm `external_norm`) keys and values of outside tokens; `query` and `key_value` are those of
-    cross-attention. Separate: `query`, `key` and `value`; outside tokens go through the same `key` and `value`, so
+    `extra_keys` (after the norm `external_norm`) keys and values of outside tokens; `query` and `key_value` are those
+    of cross-attention. Separate: `query`, `key` and `value`; outside tokens go through the same `key` and `value`, so
     that weights need no others (reference features: Hu et al. 2023, arXiv 2311.17117).
 
     Positions are those of `config.SelfAttention`. A sequence `[B, L, C]` is a video of L frames of one token.
@@ -53,7 +53,7 @@ class Attention(nn.Module):
     kernel: str = "auto"  # see `vdm_jax.attention`
     context: str = "none"
     dtype: jnp.dtype = jnp.float32
-    spread: str = "frames"  # what of the video the mesh splits, if it does
+    sharded_axis: str = "frames"  # what of the video the mesh splits, if it does
 
     @nn.compact
     def __call__(
@@ -74,11 +74,11 @@ class Attention(nn.Module):
         h = h[:, :, None, None] if h.ndim == 3 else h
         heads = self.heads or x.shape[-1] // self.head_dim
         shape = (heads, self.head_dim or x.shape[-1] // heads)
-        q, k, v, external = (self._joint if self.joint else self._separate)(h, outside, shape)
+        q, k, v, extra_keys = (self._joint if self.joint else self._separate)(h, outside, shape)
         q = q if self.scaled else q * shape[1] ** 0.5  # `attend` scales
-        options = {"kernel": self.kernel, "external": external, "split": self.spread}
+        options = {"kernel": self.kernel, "extra_keys": extra_keys, "sharded_axis": self.sharded_axis}
         if self.pattern is None:
-            y = attend(q, pattern=cross_pattern(external.k.shape[1]), **options)
+            y = attend(q, pattern=cross_pattern(extra_keys.k.shape[1]), **options)
         else:
             q, k, relative = self._positions(q, k)
             if self.pattern.layout != "frames":
@@ -91,27 +91,27 @@ class Attention(nn.Module):
 
     def _joint(
         self, x: Float[Array, "B T H W C"], outside: Tokens | None, shape: tuple[int, int]
-    ) -> tuple[Array, Array | None, Array | None, Bank | None]:
+    ) -> tuple[Array, Array | None, Array | None, ExtraKeys | None]:
         """Queries, keys, values and those of outside tokens, by joint kernels."""
 
         def project(parts: int, name: str) -> PartedDense:
             return PartedDense(parts, shape, use_bias=False, dtype=self.dtype, name=name)
 
         if self.pattern is None:
-            return *project(1, "query")(x), None, None, Bank(*project(2, "key_value")(outside[0]), outside[1])
+            return *project(1, "query")(x), None, None, ExtraKeys(*project(2, "key_value")(outside[0]), outside[1])
         q, k, v = project(3, "qkv")(x)
         if self.qk_norm:
             q, k = HeadNorm(name="query_norm")(q), HeadNorm(name="key_norm")(k)
-        if not isinstance(self.pattern, External):
+        if not isinstance(self.pattern, WithExtraKeys):
             return q, k, v, None
         tokens = nn.LayerNorm(use_bias=False, dtype=self.dtype, name="external_norm")(outside[0])
         keys, values = project(2, "external")(tokens)
         keys = HeadNorm(name="external_key_norm")(keys) if self.qk_norm else keys
-        return q, k, v, Bank(keys, values, outside[1])
+        return q, k, v, ExtraKeys(keys, values, outside[1])
 
     def _separate(
         self, x: Float[Array, "B T H W C"], outside: Tokens | None, shape: tuple[int, int]
-    ) -> tuple[Array, Array | None, Array | None, Bank | None]:
+    ) -> tuple[Array, Array | None, Array | None, ExtraKeys | None]:
         """The same by a kernel each, which outside tokens share with those of the video."""
 
         def project(name: str) -> Callable[[Array], Float[Array, "*batch K D"]]:
@@ -119,16 +119,16 @@ class Attention(nn.Module):
             return lambda tokens: dense(tokens).reshape(*tokens.shape[:-1], *shape)
 
         query, key, value = project("query"), project("key"), project("value")
-        external = None
-        if self.pattern is None or isinstance(self.pattern, External):
-            external = Bank(key(outside[0]), value(outside[0]), outside[1])
+        extra_keys = None
+        if self.pattern is None or isinstance(self.pattern, WithExtraKeys):
+            extra_keys = ExtraKeys(key(outside[0]), value(outside[0]), outside[1])
         own = (None, None) if self.pattern is None else (key(x), value(x))
-        return query(x), *own, external
+        return query(x), *own, extra_keys
 
     def _positions(
         self, q: Float[Array, "B T H W K D"], k: Float[Array, "B T H W K D"]
     ) -> tuple[Array, Array, dict[str, Any]]:
-        """Queries and keys with their positions, and what `attend` takes of positions besides."""
+        """Queries and keys with their positions, and what `attend` takes of positions in addition."""
         layout, (of_keys, of_values) = self.pattern.layout, self.position_names
         if self.position == "rotary":
             return rotary(q, axes=LAYOUT_AXES[layout]), rotary(k, axes=LAYOUT_AXES[layout]), {}

@@ -15,8 +15,8 @@ from vdm_jax.networks.layers import Convolution, Dense, GroupNorm, Initializer, 
 class ResidualBlock(nn.Module):
     """Norm, SiLU, convolution, twice; a 1x1 convolution as the shortcut where the channels change.
 
-    Where a conditioning vector is given, an affine map of it is added between the convolutions; with `film` it scales
-    and shifts the second norm instead (Perez et al. 2018, arXiv 1709.07871).
+    Where a conditioning vector is given, an affine map of it is added between the convolutions; with
+    `scale_shift_norm` it scales and shifts the second norm instead (Perez et al. 2018, arXiv 1709.07871).
     """
 
     features: int
@@ -25,7 +25,7 @@ class ResidualBlock(nn.Module):
     groups: int = 32
     epsilon: float = 1e-6
     dtype: jnp.dtype = jnp.float32
-    film: bool = False  # how the vector enters
+    scale_shift_norm: bool = False  # how the vector enters
     vector_name: str = "embedding"  # of its map
     vector_dtype: jnp.dtype | None = None  # of its map; None: that of the block
     dropout: float = 0.0  # probability, before the second convolution
@@ -33,7 +33,7 @@ class ResidualBlock(nn.Module):
     shortcut: Literal["match", "always"] = "match"  # a convolution there where channels change, or always
     residual_scale: float = 1.0  # factor on the shortcut
     out_init: Initializer = fan_in
-    spread: str = "frames"  # what of the video the mesh splits, if it does
+    sharded_axis: str = "frames"  # what of the video the mesh splits, if it does
     temporal: int = 1  # frames of a convolution after each of its own, which starts as the identity
     causal: bool = False  # over frames
 
@@ -49,21 +49,23 @@ class ResidualBlock(nn.Module):
             x, h = self.resized(x), self.resized(h)
         h = self._convolve(h, "conv_in", fan_in, images, frame_valid)
         if vector is not None:
-            features, dtype = (1 + self.film) * self.features, self.vector_dtype or self.dtype
+            features, dtype = (1 + self.scale_shift_norm) * self.features, self.vector_dtype or self.dtype
             change = Dense(features, dtype=dtype, name=self.vector_name)(silu(vector))[:, :, None, None]
-            modulation = tuple(jnp.split(change, 2, axis=-1)) if self.film else None
-            h = h if self.film else h + change.astype(h.dtype)
+            modulation = tuple(jnp.split(change, 2, axis=-1)) if self.scale_shift_norm else None
+            h = h if self.scale_shift_norm else h + change.astype(h.dtype)
         h = silu(self._norm("norm_out")(h, modulation))
         if self.dropout:
             h = nn.Dropout(self.dropout, deterministic=not train)(h)
         h = self._convolve(h, "conv_out", self.out_init, images, frame_valid)
         if x.shape[-1] != self.features or self.shortcut == "always":
-            x = Convolution(self.features, (1, 1, 1), dtype=self.dtype, spread=self.spread, name="shortcut")(x)
+            x = Convolution(self.features, (1, 1, 1), dtype=self.dtype, sharded_axis=self.sharded_axis,
+                            name="shortcut")(x)
         return add_residual(x if self.residual_scale == 1 else x * self.residual_scale, h)
 
     def _norm(self, name: str) -> nn.Module:
         return GroupNorm(self.groups, self.over, self.epsilon, name=name)
 
-    def _convolve(self, h: Array, name: str, init: Initializer, *beside: Any) -> Array:
-        options = {"dtype": self.dtype, "spread": self.spread, "temporal": self.temporal, "causal": self.causal}
-        return Convolution(self.features, self.kernel, kernel_init=init, name=name, **options)(h, *beside)
+    def _convolve(self, h: Array, name: str, init: Initializer, *mixer_inputs: Any) -> Array:
+        options = {"dtype": self.dtype, "sharded_axis": self.sharded_axis, "temporal": self.temporal,
+                   "causal": self.causal}
+        return Convolution(self.features, self.kernel, kernel_init=init, name=name, **options)(h, *mixer_inputs)

@@ -58,7 +58,7 @@ class Mix(nn.Module):
 
 
 class TemporalConvolutions(nn.Module):
-    """Norm, SiLU and temporal convolution, once (`norm`, `conv`) or several times (`norm_0`, ...), beside a residual
+    """Norm, SiLU and temporal convolution, once (`norm`, `conv`) or several times (`norm_0`, ...), next to a residual
     connection; the last one starts at zero."""
 
     layers: int = 1
@@ -68,7 +68,7 @@ class TemporalConvolutions(nn.Module):
     groups: int = 32
     norm_over: str = "clip"
     dtype: jnp.dtype = jnp.float32
-    spread: str = "frames"  # what of the video the mesh splits, if it does
+    sharded_axis: str = "frames"  # what of the video the mesh splits, if it does
 
     @nn.compact
     def __call__(
@@ -81,8 +81,8 @@ class TemporalConvolutions(nn.Module):
             h = silu(GroupNorm(self.groups, self.norm_over, name=f"norm{number}")(h))
             h = nn.Dropout(self.dropout, deterministic=not train)(h) if i else clip_of(h, images, frame_valid)
             init = zeros if i == self.layers - 1 else fan_in
-            h = Convolution(x.shape[-1], (self.kernel, 1, 1), kernel_init=init, dtype=self.dtype, spread=self.spread,
-                            causal=self.causal, name=f"conv{number}")(h)
+            h = Convolution(x.shape[-1], (self.kernel, 1, 1), kernel_init=init, dtype=self.dtype,
+                            sharded_axis=self.sharded_axis, causal=self.causal, name=f"conv{number}")(h)
         return add_to_clip(x, h, images)
 
 
@@ -95,13 +95,13 @@ class ConvolutionInflation(nn.Module):
     groups: int = 32
     norm_over: str = "frame"
     dtype: jnp.dtype = jnp.float32
-    spread: str = "frames"
+    sharded_axis: str = "frames"
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "B T H W C"], images: int = 0, frame_valid: Bool[Array, "B T"] | None = None
     ) -> Float[Array, "B T H W C"]:
-        channels, options = x.shape[-1], {"dtype": self.dtype, "spread": self.spread}
+        channels, options = x.shape[-1], {"dtype": self.dtype, "sharded_axis": self.sharded_axis}
         h = clip_of(silu(GroupNorm(self.groups, self.norm_over, name="norm")(x)), images)
         h = silu(Convolution(channels, (1, self.kernel, self.kernel), name="spatial", **options)(h))
         h = Convolution(channels, (self.temporal_kernel, 1, 1), name="temporal", **options)(
@@ -110,7 +110,7 @@ class ConvolutionInflation(nn.Module):
 
 
 class TemporalTransformer(nn.Module):
-    """Norm over the clip, affine map, two temporal self-attentions, feed-forward, affine map, beside a residual
+    """Norm over the clip, affine map, two temporal self-attentions, feed-forward, affine map, next to a residual
     connection. With `code`, each attention's input has the code of the frame's number added.
 
     ModelScope's (Wang et al. 2023, arXiv 2308.06571) and, with the code, the motion module of AnimateDiff (Guo et al.
@@ -125,7 +125,7 @@ class TemporalTransformer(nn.Module):
     kernel: str = "auto"  # of attention
     context: str = "none"
     dtype: jnp.dtype = jnp.float32
-    spread: str = "frames"
+    sharded_axis: str = "frames"
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
@@ -141,6 +141,6 @@ class TemporalTransformer(nn.Module):
             if self.code:
                 seen = seen + jnp.asarray(frame_code(x.shape[1], inner), dtype)[:, None, None]
             h = h + Attention(self.head_dim, self.heads, self.pattern, joint=False, kernel=self.kernel, dtype=dtype,
-                              context=self.context, spread=self.spread, name=f"self_attention_{i}")(seen)
+                              context=self.context, sharded_axis=self.sharded_axis, name=f"self_attention_{i}")(seen)
         h = h + FeedForward(activation="gelu", gate="joint", dtype=dtype, name="feed_forward")(norm("feed_forward")(h))
         return add_residual(x, Dense(x.shape[-1], kernel_init=zeros, dtype=dtype, name="out")(h))

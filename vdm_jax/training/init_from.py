@@ -18,7 +18,7 @@ from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.runs.directory import find_run, load_stage, read_cascade
 from vdm_jax.runs.manifest import Damaged
 from vdm_jax.stages.autoencoding import AnyStage, AutoencoderStage
-from vdm_jax.stages.options import Start, StartFile
+from vdm_jax.stages.options import InitFrom, InitFromFile
 from vdm_jax.stages.parameters import initial_params
 from vdm_jax.stages.stage import Stage
 from vdm_jax.training.trainable import split
@@ -32,17 +32,17 @@ _OVER_TIME = re.compile(r"/temporal/|/temporal_attention/|/temporal_residual/|/m
 
 
 def starting_weights(stage: Stage, run: Path, damaged: Damaged = "refuse") -> tuple[Inflation, Any]:
-    """How a stage of `run` begins as the one, or as the file, that `Training.start` names, and the (averaged)
+    """How a stage of `run` begins as the one, or as the file, that `Training.init_from` names, and the (averaged)
     parameters of that one, on the host.
 
     Raises `UserError` when it is not there or not trained, predicts something else, or its network does not fit.
     """
-    start = stage.training.start
+    start = stage.training.init_from
     shapes = jax.eval_shape(lambda key: initial_params(stage, key), jax.random.key(0))
-    if isinstance(start, StartFile):
+    if isinstance(start, InitFromFile):
         model = load_imported(start.path)
         if not isinstance(model.config, LatentUNet):
-            raise UserError(f"Stage {stage.name!r}: training.start.path={start.path!r} holds a "
+            raise UserError(f"Stage {stage.name!r}: training.init_from.path={start.path!r} holds a "
                             f"{type(model.config).__name__}; permitted: a LatentUNet")
         return plan_latent_inflation(stage.network.unet, shapes, model.config, model.params), model.params
     folder = run if start.run is None else find_run(start.run)
@@ -60,12 +60,12 @@ def starting_weights(stage: Stage, run: Path, damaged: Damaged = "refuse") -> tu
 def check_beginning(stage: AnyStage) -> None:
     """Raise `UserError` for a file or another run that a stage is to begin from and that is not there, and for patterns
     of parameters to train that match none."""
-    start = stage.training.start
-    path = start.path if isinstance(start, StartFile) else start
+    start = stage.training.init_from
+    path = start.path if isinstance(start, InitFromFile) else start
     if isinstance(path, str) and not Path(path).is_file():
-        raise UserError(f"stage {stage.name!r}: training.start={path!r} is not a file; permitted: a .safetensors file "
-                        "that vdm-jax convert wrote")
-    if isinstance(start, Start) and start.run is not None:
+        raise UserError(f"stage {stage.name!r}: training.init_from={path!r} is not a file; permitted: a .safetensors "
+                        "file that vdm-jax convert wrote")
+    if isinstance(start, InitFrom) and start.run is not None:
         read_cascade(find_run(start.run)).stage(start.stage)
     if stage.training.trainable:
         shapes = jax.eval_shape(lambda key: initial_params(stage, key), jax.random.key(0))
@@ -94,14 +94,14 @@ def unlike(stage: Stage, source: Stage) -> Iterator[tuple[str, Any, Any]]:
 
 
 def starting_autoencoder(stage: AutoencoderStage) -> tuple[Inflation, dict[str, Any]]:
-    """How an autoencoder begins as that of the file `AutoencoderTraining.start`, and the parameters of the file.
+    """How an autoencoder begins as that of the file `AutoencoderTraining.init_from`, and the parameters of the file.
 
     Raises `UserError` for a file that is missing or holds something else, and naming every tensor that it lacks, that
     has no place, or whose shape differs.
     """
-    path = stage.training.start
+    path = stage.training.init_from
     model = load_imported(path)
-    where = f"AutoencoderStage {stage.name!r}: training.start={path!r}"
+    where = f"AutoencoderStage {stage.name!r}: training.init_from={path!r}"
     if not isinstance(model.config, Autoencoder):
         raise UserError(f"{where} holds {type(model.config).__name__}; permitted: Autoencoder")
     for name in ("groups", "layout", "time_factor"):  # decide what tensors of the same shapes compute
@@ -110,8 +110,8 @@ def starting_autoencoder(stage: AutoencoderStage) -> tuple[Inflation, dict[str, 
             raise UserError(f"{where} has {name}={theirs!r} and network.{name}={ours!r}; permitted: the same")
     ours = flatten(jax.eval_shape(lambda key: initial_params(stage, key), jax.random.key(0)))
     theirs = flatten(model.params)
-    fresh = [name for name in ours if name not in theirs and _OVER_TIME.search(f"/{name}")]
-    wrong = [f"{name} from nothing" for name in ours if name not in theirs and name not in fresh]
+    new = [name for name in ours if name not in theirs and _OVER_TIME.search(f"/{name}")]
+    wrong = [f"{name} from nothing" for name in ours if name not in theirs and name not in new]
     wrong += [f"nothing from {name}" for name in theirs if name not in ours]
     wrong += [f"{name} {list(ours[name].shape)} from {list(theirs[name].shape)}" for name in ours
               if name in theirs and ours[name].shape != theirs[name].shape]
@@ -120,7 +120,7 @@ def starting_autoencoder(stage: AutoencoderStage) -> tuple[Inflation, dict[str, 
         raise UserError(f"{where} does not fit: {shown}; permitted: an autoencoder of the same sizes, which may lack "
                         "layers over time")
     copied = {f"/{name}": f"/{name}" for name in ours if name in theirs}
-    return Inflation(copied, (), tuple(f"/{name}" for name in fresh), None, 1), model.params
+    return Inflation(copied, (), tuple(f"/{name}" for name in new), None, 1), model.params
 
 
 def planned(network: Network, shapes: Any, source: Network, source_shapes: Any) -> Inflation:

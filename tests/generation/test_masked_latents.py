@@ -1,4 +1,5 @@
-"""Latent stages that take what is known: noise on it, the loss beside it, guidance by it, configs that do not fit."""
+"""Latent stages that take conditioning frames: noise on it, the loss next to it, guidance by it, configs that do not
+fit."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import pytest
 
 from tests.training.latents import random_params
 from vdm_jax.conditions.conditioning import Conditioning, SampledVideos
-from vdm_jax.conditions.frame_masks import FramesKnown, Known, NothingKnown, first_frame_known
+from vdm_jax.conditions.frame_masks import FrameMask, MaskedVideo, NoMask, masked_first_frame
 from vdm_jax.conditions.frames import ConditioningFrames, noised
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.schedules import LinearBetaSchedule
@@ -27,21 +28,22 @@ from vdm_jax.stages.stage import Stage, VideoSpec
 from vdm_jax.training import step
 
 BETAS = LinearBetaSchedule()
-UNET = LatentUNet(in_channels=5, widths=(4, 8), blocks=1, attention=(True, False), heads=(2, 2), groups=2, offsets=2,
-                  only_context=(False, False), context_channels=0, classes=251)
+UNET = LatentUNet(in_channels=5, widths=(4, 8), blocks=1, attention=(True, False), heads=(2, 2), groups=2,
+                  max_relative_position=2, only_cross_attention=(False, False), token_channels=0, classes=251)
 STAGE = Stage(
     name="base", video=VideoSpec(frames=3, height=8, width=8),
-    network=LatentNetwork(unet=UNET, timesteps=BETAS, known="in_place", known_steps=250, known_step=100),
+    network=LatentNetwork(unet=UNET, timesteps=BETAS, frame_conditioning="in_place", frame_noise_steps=250,
+                          frame_noise_step=100),
     process=Process(schedule=BETAS, prediction="eps"),
     latent=Latent(autoencoder=Autoencoder(widths=(4, 4), blocks=1, groups=2)),
-    training=Training(observations=(FramesKnown(first=1), NothingKnown())),
-    sampling=Sampling(threshold=None, guidance=0.1, guided_by="known"))
+    training=Training(masking=(FrameMask(first=1), NoMask())),
+    sampling=Sampling(threshold=None, guidance=0.1, guided_by="frames"))
 
 
 @pytest.fixture
 def conditioning(normal):
     mask = jnp.zeros((2, 3, 4, 4, 1)).at[:, 0].set(1)
-    return Conditioning(observed=mask * normal(0, 2, 3, 4, 4, 4), observed_mask=mask)
+    return Conditioning(conditioning_frames=mask * normal(0, 2, 3, 4, 4, 4), conditioning_mask=mask)
 
 
 @pytest.fixture
@@ -50,25 +52,26 @@ def normal():
 
 
 def test_noise_on_what_is_known_is_that_of_a_timestep_which_the_network_is_told(conditioning):
-    given = {name: getattr(conditioning, name) for name in ("observed", "observed_mask")}
+    given = {name: getattr(conditioning, name) for name in ("conditioning_frames", "conditioning_mask")}
     keys = jax.random.split(jax.random.key(0), 2)
     noisy = noised(given, STAGE, keys, jnp.array([0.0, 249.0]))
-    np.testing.assert_array_equal(noisy["scalars"]["known_step"], [0, 249])
-    np.testing.assert_array_equal(noisy["observed"][:, 1:], 0)
-    added = np.asarray(noisy["observed"] - conditioning.observed)[:, 0]
+    np.testing.assert_array_equal(noisy["scalars"]["frame_noise_step"], [0, 249])
+    np.testing.assert_array_equal(noisy["conditioning_frames"][:, 1:], 0)
+    added = np.asarray(noisy["conditioning_frames"] - conditioning.conditioning_frames)[:, 0]
     alpha = np.sqrt(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)))[[0, 249]]
-    expected = np.asarray(conditioning.observed)[:, 0] * (alpha - 1)[:, None, None, None]
+    expected = np.asarray(conditioning.conditioning_frames)[:, 0] * (alpha - 1)[:, None, None, None]
     noise = (added - expected) / np.sqrt(1 - alpha**2)[:, None, None, None]
     assert 0.7 < noise[0].std() < 1.3 and 0.7 < noise[1].std() < 1.3 and np.abs(noise[0] - noise[1]).max() > 0.5
     alone = noised(jax.tree.map(lambda a: a[1:], given), STAGE, keys[1:], jnp.array([249.0]))
-    np.testing.assert_allclose(alone["observed"][0], noisy["observed"][1], atol=1e-6)
+    np.testing.assert_allclose(alone["conditioning_frames"][0], noisy["conditioning_frames"][1], atol=1e-6)
     clean = dataclasses.replace(STAGE, network=dataclasses.replace(
-        STAGE.network, known_steps=0, unet=dataclasses.replace(UNET, classes=0)))
-    videos = SampledVideos(clean, keys, None, Known(conditioning.observed, conditioning.observed_mask), False, False,
+        STAGE.network, frame_noise_steps=0, unet=dataclasses.replace(UNET, classes=0)))
+    videos = SampledVideos(clean, keys, None,
+                           MaskedVideo(conditioning.conditioning_frames, conditioning.conditioning_mask), False, False,
                            None)
     found = ConditioningFrames().in_sampling(Conditioning(), videos)
     assert "scalars" not in found
-    np.testing.assert_array_equal(found["observed"], conditioning.observed)
+    np.testing.assert_array_equal(found["conditioning_frames"], conditioning.conditioning_frames)
 
 
 def test_training_draws_timesteps_and_learns_from_what_is_not_known(monkeypatch, normal):
@@ -84,22 +87,22 @@ def test_training_draws_timesteps_and_learns_from_what_is_not_known(monkeypatch,
     monkeypatch.setattr(step, "training_inputs", lambda *a: seen.setdefault("inputs", draw(*a)))
     step.stage_loss(STAGE, None, {"video": jnp.zeros((16, 3, 8, 8, 3), jnp.uint8)}, jax.random.key(0))
     conditioning = seen["inputs"][1]
-    steps = np.asarray(conditioning.scalars["known_step"])
+    steps = np.asarray(conditioning.scalars["frame_noise_step"])
     assert steps.min() >= 0 and steps.max() < 250 and len(set(steps)) > 8
-    known = np.asarray(conditioning.observed_mask)[:, :, 0, 0, 0]
-    assert {tuple(row) for row in known} == {(1, 0, 0), (0, 0, 0)}
-    np.testing.assert_array_equal(np.broadcast_to(seen["mask"], (16, 3, 4, 4, 1))[:, :, 0, 0, 0], 1 - known)
+    masked_video = np.asarray(conditioning.conditioning_mask)[:, :, 0, 0, 0]
+    assert {tuple(row) for row in masked_video} == {(1, 0, 0), (0, 0, 0)}
+    np.testing.assert_array_equal(np.broadcast_to(seen["mask"], (16, 3, 4, 4, 1))[:, :, 0, 0, 0], 1 - masked_video)
 
 
 def test_guidance_takes_away_what_is_known(monkeypatch, conditioning, normal):
-    """The estimate is 1 where something is known and 0 else: guidance of w makes it 1 + w."""
+    """The estimate is 1 where something is given and 0 else: guidance of w makes it 1 + w."""
     monkeypatch.setattr(sampling, "network_module", lambda network: None)
     monkeypatch.setattr(Process, "denoiser", lambda self, network: network)
 
     class Denoiser:
         @staticmethod
         def apply(params, z, level, condition):
-            return jnp.ones_like(z) * condition.observed_mask.max((1, 2, 3, 4), keepdims=True)
+            return jnp.ones_like(z) * condition.conditioning_mask.max((1, 2, 3, 4), keepdims=True)
 
     monkeypatch.setattr(sampling, "network_module", lambda network: Denoiser)
     denoise = sampling.stage_denoiser(STAGE, {}, conditioning, STAGE.sampling, np.zeros(1))
@@ -108,7 +111,7 @@ def test_guidance_takes_away_what_is_known(monkeypatch, conditioning, normal):
 
 @pytest.mark.parametrize("change, message", [
     ({"sampling": Sampling(threshold=None, guidance=0.1)}, "by 'prompt' but network.text=None"),
-    ({"training": Training()}, "network.observed=True with 0 training.observations"),
+    ({"training": Training()}, "network.conditioning_frames=True with 0 training.masking"),
     ({"network": dataclasses.replace(STAGE.network, unet=dataclasses.replace(UNET, in_channels=4))},
      "network.unet.in_channels=4; permitted: 5"),
 ])
@@ -118,8 +121,8 @@ def test_refused_stages(change, message):
 
 
 LAYERS = dataclasses.replace(STAGE, network=LatentNetwork(
-    unet=dataclasses.replace(UNET, in_channels=4, context_channels=6, offsets=0, classes=0, temporal=True,
-                             known_channels=5), timesteps=BETAS, known="layers"))
+    unet=dataclasses.replace(UNET, in_channels=4, token_channels=6, max_relative_position=0, classes=0, temporal=True,
+                             conditioning_channels=5), timesteps=BETAS, frame_conditioning="layers"))
 
 
 @pytest.mark.full
@@ -137,7 +140,7 @@ def test_a_stage_learns_and_goes_on_with_what_is_known(stage):
     keys = sampling.sample_keys(0, jnp.arange(2), 0)
     make = jax.jit(lambda pictures: sampling.sample_stage(
         stage, dataclasses.replace(stage.sampling, steps=2), params, keys, Conditioning(), None, weights,
-        known=first_frame_known(pictures, 3)))
+        masked_video=masked_first_frame(pictures, 3)))
     pictures = rng.uniform(-1, 1, (2, 8, 8, 3)).astype(np.float32)
     videos, others = make(pictures), make(-pictures)
     np.testing.assert_allclose(videos[:, 0], pictures, atol=1e-6)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from vdm_jax.stages.stage import FirstFrame, KeyFrames, LowResolution
-from vdm_jax.training import sheets
-from vdm_jax.training.sheets import input_frames, picture_grid, video_grid
-from vdm_jax.video.sheets import text_strip
+from vdm_jax.training import sample_grids
+from vdm_jax.training.sample_grids import input_frames, picture_grid, video_grid
+from vdm_jax.video.grids import text_strip
 
 
 def clips(*shape):
@@ -17,8 +17,8 @@ def clips(*shape):
 def labels(monkeypatch):
     """What is written above rows."""
     found = []
-    original = sheets.sheet
-    monkeypatch.setattr(sheets, "sheet", lambda videos, captions, title: (
+    original = sample_grids.sample_grid
+    monkeypatch.setattr(sample_grids, "sample_grid", lambda videos, captions, title: (
         found.extend([title, *captions]), original(videos, captions, title))[1])
     return found
 

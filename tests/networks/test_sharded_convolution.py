@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from tests.refusals import refused
 from vdm_jax.networks.layers import convolve
-from vdm_jax.networks.spreading import spread_convolve
+from vdm_jax.networks.sharded_convolution import sharded_convolve
 from vdm_jax.parallel.collectives import collectives
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 
@@ -27,7 +27,7 @@ def gradient(kernel, strides, axis):
     video = NamedSharding(mesh, SPECS[axis])
 
     def loss(x, kernel):
-        y = spread_convolve(convolve, x, kernel, strides, axis)
+        y = sharded_convolve(convolve, x, kernel, strides, axis)
         return jnp.sin(jax.lax.with_sharding_constraint(y, video)).sum()
 
     with jax.set_mesh(mesh):
@@ -37,7 +37,7 @@ def gradient(kernel, strides, axis):
 
 def test_a_spread_causal_convolution(normal):
     x, kernel = normal(0, 4, 8, 16, 4, 3), normal(1, 3, 1, 1, 3, 5)
-    function = functools.partial(spread_convolve, convolve, strides=(1, 1), axis="frames", causal=True)
+    function = functools.partial(sharded_convolve, convolve, strides=(1, 1), axis="frames", causal=True)
     mesh = make_mesh(MeshSpec(**SIZES))
     with jax.set_mesh(mesh):
         got = jax.jit(function, in_shardings=(NamedSharding(mesh, SPECS["frames"]), None))(x, kernel)
@@ -73,7 +73,7 @@ def test_channels_stay_with_the_compiler(normal):
     specs = P("data", None, "context"), P(None, None, None, None, "tensor")
     shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
     x, kernel = normal(0, 2, 2, 8, 4, 3), normal(1, 1, 3, 3, 3, 4)
-    function = functools.partial(spread_convolve, convolve, strides=(1, 1), axis="height")
+    function = functools.partial(sharded_convolve, convolve, strides=(1, 1), axis="height")
     with jax.set_mesh(mesh):
         step = jax.jit(function, in_shardings=shardings).lower(x, kernel).compile()
     got = step(*(jax.device_put(a, s) for a, s in zip((x, kernel), shardings, strict=True)))
@@ -90,15 +90,15 @@ def test_channels_stay_with_the_compiler(normal):
 ])
 def test_parts_that_are_too_small(shape, size, strides, message):
     x, kernel = jnp.zeros((*shape, 4, 3)), jnp.zeros((*size, 3, 3))
-    with jax.set_mesh(make_mesh(MeshSpec(**SIZES))), refused("spreading.spread_convolve") as error:
-        jax.eval_shape(lambda x, k: spread_convolve(convolve, x, k, strides, "height"), x, kernel)
+    with jax.set_mesh(make_mesh(MeshSpec(**SIZES))), refused("sharded_convolution.sharded_convolve") as error:
+        jax.eval_shape(lambda x, k: sharded_convolve(convolve, x, k, strides, "height"), x, kernel)
     assert str(error.value).startswith(message)
 
 
 def test_without_a_mesh_and_where_the_axis_does_not_divide_it_is_the_convolution_itself(normal):
     x, kernel = normal(0, 1, 3, 6, 4, 3), normal(1, 3, 3, 3, 3, 2)
     expected = jax.jit(convolve)(x, kernel)
-    function = functools.partial(spread_convolve, convolve, strides=(1, 1), axis="frames")
+    function = functools.partial(sharded_convolve, convolve, strides=(1, 1), axis="frames")
     np.testing.assert_array_equal(jax.jit(function)(x, kernel), expected)
     with jax.set_mesh(make_mesh(MeshSpec(**SIZES))):
         got = jax.jit(function)(x, kernel)

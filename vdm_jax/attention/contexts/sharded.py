@@ -19,8 +19,8 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
+from vdm_jax.attention.block_mask import ExtraKeys, SequenceLayout
 from vdm_jax.attention.kernels import KERNELS
-from vdm_jax.attention.relation import Bank, View
 from vdm_jax.errors import UserError
 from vdm_jax.parallel.rules import AXIS_RULES
 
@@ -33,19 +33,19 @@ class Call:
 
     context: str
     kernel: str
-    view: View  # of the whole clip
+    layout: SequenceLayout  # of the whole clip
     devices: int  # along the context axis
     own: bool  # whether the own tokens are seen at all
 
     @property
     def frames(self) -> int:
         """Frames per device."""
-        return self.view.shape[0] // self.devices
+        return self.layout.shape[0] // self.devices
 
     @property
-    def local(self) -> View:
+    def local(self) -> SequenceLayout:
         """The view of a device's own frames, for layouts only: its relation is not that of the clip."""
-        return View(self.view.pattern, (self.frames, *self.view.shape[1:]))
+        return SequenceLayout(self.layout.pattern, (self.frames, *self.layout.shape[1:]))
 
     def ids(self, device: Any) -> Int[ArrayLike, " ..."]:
         """Numbers in the clip of a device's frames; numpy or jax."""
@@ -58,14 +58,14 @@ class Call:
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """A context's function of one device, `run(call, q, k, v, bias=, frame_valid=, external=)`, and what it is given.
+    """A context's function of one device, `run(call, q, k, v, bias=, frame_valid=, extra_keys=)`, and what it is given.
 
     Queries, keys and values come with the device's frames, frame validity of the whole clip.
     """
 
     run: Callable[..., Array]
     bias: Literal["rows", "heads", "sequences"] | None = None  # how a bias is split over the context axis
-    bank: Literal["frames", "heads", "whole"] = "frames"  # how outside tokens are
+    extra: Literal["frames", "heads", "whole"] = "frames"  # how outside tokens are
     check: Callable[[Call, int], None] | None = None  # refuses what cannot be split, from the heads of a device
 
 
@@ -75,7 +75,7 @@ def context_size() -> int:
     return 1 if mesh.empty else mesh.shape.get(AXIS, 1)
 
 
-def spread(
+def run_sharded(
     context: Context,
     call: Call,
     q: Float[Array, "B T H W K D"],
@@ -84,14 +84,14 @@ def spread(
     *,
     bias: Float[Array, "*rest K Q S"] | None = None,
     frame_valid: Bool[Array, "B T"] | None = None,
-    external: Bank | None = None,
+    extra_keys: ExtraKeys | None = None,
 ) -> Float[Array, "B T H W K D"]:
     """Run a context on the mesh in context.
 
     Raises `UserError` when frames, or heads that the context splits, do not divide. Batch and heads that the other
     axes do not divide are kept whole: every device then computes all of them.
     """
-    frames = call.view.shape[0]
+    frames = call.layout.shape[0]
     if frames % call.devices:
         raise UserError(f"attention context={call.context!r} cannot split {frames} frames over mesh axis "
                         f"{AXIS}={call.devices}; permitted: multiples of {call.devices}")
@@ -104,16 +104,17 @@ def spread(
     if frame_valid is not None:
         arrays["frame_valid"], specs["frame_valid"] = frame_valid, P(batch, None)
     if bias is not None:
-        arrays["bias"] = _sequences_in_front(bias, call.view, q.shape[0])
+        arrays["bias"] = _sequences_in_front(bias, call.layout, q.shape[0])
         if context.bias == "sequences" and arrays["bias"].shape[1] > 1:
-            padding = -call.view.tokens % call.devices
+            padding = -call.layout.tokens % call.devices
             arrays["bias"] = jnp.pad(arrays["bias"], ((0, 0), (0, padding), *((0, 0),) * 3))
         specs["bias"] = _bias_spec(context.bias, arrays["bias"].shape, batch, heads)
-    if external is not None:
-        groups = AXIS if context.bank == "frames" and external.k.shape[1] > 1 else None
-        kept = (*heads, AXIS) if context.bank == "heads" else heads
+    if extra_keys is not None:
+        groups = AXIS if context.extra == "frames" and extra_keys.k.shape[1] > 1 else None
+        kept = (*heads, AXIS) if context.extra == "heads" else heads
         keys = P(batch, groups, None, kept, None)
-        arrays["external"], specs["external"] = external, Bank(keys, keys, None if external.mask is None else
+        arrays["extra_keys"], specs["extra_keys"] = extra_keys, ExtraKeys(keys, keys, None
+                                                                          if extra_keys.mask is None else
                                                                P(batch, groups, None))
 
     def device(arrays):
@@ -133,11 +134,11 @@ def axes_of(name: str, size: int) -> tuple[str, ...]:
     return axes if size % parts == 0 else ()  # axes of size 1 stay: gradients are summed over those left out
 
 
-def _sequences_in_front(bias: Array, view: View, batch: int) -> Float[Array, "B P K Q S"]:
+def _sequences_in_front(bias: Array, layout: SequenceLayout, batch: int) -> Float[Array, "B P K Q S"]:
     """A bias with its samples and places apart: one for all (B = P = 1), one per sample, or one per position."""
     if bias.ndim == 3 or bias.shape[0] == 1:
         return bias.reshape(1, 1, *bias.shape[-3:])
-    places = view.tokens if view.pattern.layout == "positions" else 1
+    places = layout.tokens if layout.pattern.layout == "positions" else 1
     return bias.reshape(batch, places, *bias.shape[1:])
 
 

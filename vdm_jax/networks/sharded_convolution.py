@@ -20,7 +20,7 @@ from vdm_jax.errors import UserError
 from vdm_jax.parallel.rules import AXIS_RULES, VIDEO
 
 
-def spread_convolve(
+def sharded_convolve(
     convolve: Callable[..., Array], x: Float[Array, "B T H W C"], kernel: Float[Array, "kt kh kw C O"],
     strides: tuple[int, int], axis: str, causal: bool = False,
 ) -> Float[Array, "B T H2 W2 O"]:

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 
 from vdm_jax.stages.stage import Experiment, Source, Stage
 from vdm_jax.training.samples import StageSamples
-from vdm_jax.video.sheets import enlarged, sheet, text_strip, tile_videos
+from vdm_jax.video.grids import enlarged, sample_grid, text_strip, tile_videos
 from vdm_jax.video.writing import write_png, write_video
 
 COUNT = 4  # clips per grid
@@ -24,7 +24,7 @@ Videos = UInt8[np.ndarray, "N T H W 3"]
 Inputs = UInt8[np.ndarray, "N T1 H1 W1 3"]
 
 
-class SampleSheets:
+class SampleGrids:
     """Samples of fixed clips with fixed noise, so that grids of different steps compare."""
 
     def __init__(self, experiment: Experiment, stage: Stage, folder: Path, mesh: Mesh, data_dir: Path | None,
@@ -57,7 +57,7 @@ def picture_grid(rows: dict[str, Videos], given: Inputs | None, source: Source |
     videos = np.stack(list(rows.values()), 1).reshape(-1, *next(iter(rows.values())).shape[1:])
     labels = [f"clip {number}: {kind}" + (f', caption "{caption}"' if caption and place == 0 else "")
               for number, caption in enumerate(captions, 1) for place, kind in enumerate(rows)]
-    return sheet(videos, labels, title)
+    return sample_grid(videos, labels, title)
 
 
 def video_grid(rows: dict[str, Videos], given: Inputs | None, source: Source | None, title: str,

@@ -1,7 +1,7 @@
-"""What a kernel is told about a pattern: the video seen as sequences, and which rows of queries see which of keys.
+"""What a kernel receives of a pattern: the video seen as sequences, and which rows of queries see which of keys.
 
-A `View` turns a pattern, a video shape and a frame mask into sequences `[B*, S, K, D]`; a `Relation` is the static,
-value-hashed visibility between two such sequences, with the block map that kernels skip work by.
+A `SequenceLayout` turns a pattern, a video shape and a frame mask into sequences `[B*, S, K, D]`; a `BlockMask` is the
+static, value-hashed visibility between two such sequences, with the block map that kernels skip work by.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from einops import rearrange, repeat
 from jaxtyping import Array, Bool, Float
 
-from vdm_jax.attention.patterns import Full, KeyFrames, Pattern, Shape, independent_frames_mask, split
+from vdm_jax.attention.patterns import Full, Pattern, Shape, VisibleFrames, independent_frames_mask, split
 
 # einops pattern of each layout: tokens of the video to sequences.
 LAYOUTS = {
@@ -26,7 +26,7 @@ LAYOUTS = {
 EMPTY, PARTIAL, FULL = 0, 1, 2  # what a block of a mask holds
 
 
-class Bank(NamedTuple):
+class ExtraKeys(NamedTuple):
     """Outside keys and values in groups: one group for the clip (`g` = 1) or one per frame (`g` = T)."""
 
     k: Float[Array, "B G M K D"]
@@ -35,7 +35,7 @@ class Bank(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Relation:
+class BlockMask:
     """Which of `frames[0] * run[0]` queries see which of `frames[1] * run[1]` keys, numbered frame by frame.
 
     `tokens` of the `run[1]` keys of a frame exist, the rest is padding. `table` holds the frame relation as bytes;
@@ -159,7 +159,7 @@ class FrameRule:
 
 
 @dataclasses.dataclass(frozen=True)
-class View:
+class SequenceLayout:
     """A pattern on a video of one shape, with a frame mask (`bytes` of bool `[T, T]`) or without."""
 
     pattern: Pattern
@@ -197,7 +197,7 @@ class View:
             return None
         return "any" if self.images is None else "independent images"
 
-    def key_frames(self) -> KeyFrames:
+    def key_frames(self) -> VisibleFrames:
         """For each frame the frames it sees."""
         return self.pattern.key_frames(self.shape[0], self.mask)
 
@@ -216,17 +216,17 @@ class View:
         how = {"frames": "b t -> (b t) n", "positions": "b t -> (b n) t", "all": "b t -> b (t n)"}
         return None if frame_valid is None else repeat(frame_valid, how[self.pattern.layout], n=self.tokens)
 
-    def relation(self, run: int | None = None) -> Relation:
+    def block_mask(self, run: int | None = None) -> BlockMask:
         """Visibility among the rows of a sequence; `run` > N leaves room for padding after each frame's tokens."""
         layout, frames = self.pattern.layout, self.shape[0]
         if layout == "positions":
-            return Relation((frames, frames), (1, 1), 1, self.frame_table.tobytes(), self._rule())
+            return BlockMask((frames, frames), (1, 1), 1, self.frame_table.tobytes(), self._rule())
         run = self.tokens if run is None else run
         within = None if self.pattern.covers_frame(self.shape[1:]) else self.pattern
         if layout == "frames":
-            return Relation((1, 1), (run, run), self.tokens, b"\1", FrameRule(None), within, self.shape[1:])
+            return BlockMask((1, 1), (run, run), self.tokens, b"\1", FrameRule(None), within, self.shape[1:])
         table = self.frame_table.tobytes()
-        return Relation((frames, frames), (run, run), self.tokens, table, self._rule(), within, self.shape[1:])
+        return BlockMask((frames, frames), (run, run), self.tokens, table, self._rule(), within, self.shape[1:])
 
     def _rule(self) -> FrameRule | None:
         """The formula of the frame table, where there is one: a frame that pattern and mask leave alone is in none."""
@@ -237,21 +237,21 @@ class View:
         same = np.array_equal(rule(index[:, None], index[None, :]), self.frame_table)
         return rule if same else None
 
-    def bank_rows(self, bank: Bank) -> tuple[Array, Array, Array | None, Relation]:
+    def extra_rows(self, extra: ExtraKeys) -> tuple[Array, Array, Array | None, BlockMask]:
         """Outside keys, values `[B*, E, K, D]` and mask `[B*, E]` of the sequences, and who sees them."""
         frames, layout = self.shape[0], self.pattern.layout
-        groups, count = bank.k.shape[1:3]
+        groups, count = extra.k.shape[1:3]
         if layout == "frames":
-            how, sizes, relation = "b g m ... -> (b g r) m ...", {"r": frames // groups}, (1, 1, self.tokens)
+            how, sizes, block_mask = "b g m ... -> (b g r) m ...", {"r": frames // groups}, (1, 1, self.tokens)
         else:
             copies = self.tokens if layout == "positions" else 1
             how, sizes = "b g m ... -> (b r) (g m) ...", {"r": copies}
-            relation = (frames, groups, 1 if layout == "positions" else self.tokens)
-        q_frames, k_frames, run = relation
+            block_mask = (frames, groups, 1 if layout == "positions" else self.tokens)
+        q_frames, k_frames, run = block_mask
         table = np.eye(frames, dtype=bool) if k_frames > 1 else np.ones((q_frames, 1), bool)
         rule = FrameRule(None) if k_frames > 1 else FrameRule(Full())
-        rows = [None if a is None else repeat(a, how, **sizes) for a in bank]
-        return *rows, Relation((q_frames, k_frames), (run, count), count, table.tobytes(), rule)
+        rows = [None if a is None else repeat(a, how, **sizes) for a in extra]
+        return *rows, BlockMask((q_frames, k_frames), (run, count), count, table.tobytes(), rule)
 
 
 def _spans(length: int, block: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Pictures for people: contact sheets with captions, and grids of videos."""
+"""Pictures for people: sample grids with captions, and grids of videos."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _FONT_PIXELS = 12
 _LINE_PIXELS = 16
 
 
-def sheet(
+def sample_grid(
     videos: UInt8[np.ndarray, "B T H W 3"], captions: Sequence[str] | None = None, title: str = ""
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """A contact sheet: a row per video, a column per frame, the caption above its row, the title above all.
+    """A sample grid: a row per video, a column per frame, the caption above its row, the title above all.
 
     Frames under 64 pixels are enlarged by a whole factor, without smoothing. Long captions are wrapped.
 
     Raises:
       UserError: videos that are not uint8 [B, T, H, W, 3], or another number of captions than of videos.
     """
-    videos = enlarged(_checked("sheet", videos))
+    videos = enlarged(_checked("sample_grid", videos))
     if captions is not None and len(captions) != len(videos):
         raise UserError(f"sheet: {len(captions)} captions for {len(videos)} videos; permitted: one for each")
     rows = [_grid(video, columns=len(video)) for video in videos]

@@ -1,4 +1,4 @@
-"""What a network sees beside the video: frames that do not exist, and reference features."""
+"""What a network sees next to the video: frames that do not exist, and reference features."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.refusals import refused
-from vdm_jax.attention.patterns import Causal, External, Full, SparseCausal, Spatial, Temporal
+from vdm_jax.attention.patterns import Causal, Full, SparseCausal, Spatial, Temporal, WithExtraKeys
 from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.errors import UserError
 from vdm_jax.networks.config import Level, Reference, SelfAttention, TemporalConvolution, UNet
@@ -26,7 +26,7 @@ SPEC = UNet(levels=(Level(channels=8, blocks=1, mixers=MIXERS),), middle=MIXERS[
             position_period=25.0, temporal_kernel=3)
 REFERENCED = UNet(
     levels=(Level(channels=8, blocks=1, mixers=(
-        SelfAttention(pattern=External(inner=Spatial()), head_dim=8, bank="picture"), MIXERS[1])),),
+        SelfAttention(pattern=WithExtraKeys(inner=Spatial()), head_dim=8, extra_tokens="picture"), MIXERS[1])),),
     references=(Reference(name="picture", width=6),), embedding_channels=16, groups=4)
 
 
@@ -90,15 +90,15 @@ def test_validity_that_does_not_fit(normal):
 
 @pytest.mark.parametrize("inner", [Spatial(), Causal()], ids=lambda p: type(p).__name__)
 def test_reference_tokens_are_keys_and_values_appended_by_hand(inner, filled, normal):
-    x, bank = normal(0, 2, 3, 2, 2, 16), normal(1, 2, 1, 5, 6)
+    x, extra = normal(0, 2, 3, 2, 2, 16), normal(1, 2, 1, 5, 6)
     mask = jnp.asarray(np.arange(5) < 4)[None, None].repeat(2, 0)
-    layer = self_attention(SelfAttention(pattern=External(inner=inner), head_dim=8, position="none", kernel="xla",
-                                             bank="picture"), 4, "frame", jnp.float32)
-    params = filled(layer, x, None, (bank, mask))
-    out = layer.apply({"params": params}, x, None, (bank, mask))
+    layer = self_attention(SelfAttention(pattern=WithExtraKeys(inner=inner), head_dim=8, position="none", kernel="xla",
+                                             extra_tokens="picture"), 4, "frame", jnp.float32)
+    params = filled(layer, x, None, (extra, mask))
+    out = layer.apply({"params": params}, x, None, (extra, mask))
     h = GroupNorm(4, "frame").apply({"params": params["norm"]}, x).reshape(2, 12, 16)
     q, k, v = (a.reshape(2, 12, 2, 8) for a in jnp.split(h @ params["qkv"]["kernel"], 3, axis=-1))
-    tokens = bank[:, 0, :4]  # the last token is hidden
+    tokens = extra[:, 0, :4]  # the last token is hidden
     tokens = (tokens - tokens.mean(-1, keepdims=True)) / jnp.sqrt(tokens.var(-1, keepdims=True) + 1e-6)
     tokens = tokens * params["external_norm"]["scale"]
     more_k, more_v = (a.reshape(2, 4, 2, 8) for a in jnp.split(tokens @ params["external"]["kernel"], 2, axis=-1))
@@ -159,8 +159,8 @@ def test_references_that_do_not_fit(conditioning, images, message, normal):
                        normal(0, 1, FRAMES, SIZE, SIZE, 3))
 
 
-def test_banks_and_references_belong_together():
-    with refused("SelfAttention.bank", "='picture'"):
+def test_extra_tokens_and_references_belong_together():
+    with refused("SelfAttention.extra_tokens", "='picture'"):
         dataclasses.replace(REFERENCED, references=(Reference(name="sketch", width=6),))
     with refused("UNet.references"):
         dataclasses.replace(REFERENCED, references=REFERENCED.references * 2)

@@ -12,17 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
+from vdm_jax.attention.block_mask import PARTIAL, BlockMask, ExtraKeys, SequenceLayout
 from vdm_jax.attention.kernels.chunked import blockwise, merge
 from vdm_jax.attention.kernels.xla import Keys, both, dense
 from vdm_jax.attention.patterns import split
-from vdm_jax.attention.relation import PARTIAL, Bank, Relation, View
 from vdm_jax.errors import UserError
 
 Ids = tuple[Int[ArrayLike, " F"], Int[ArrayLike, " G"]]  # of query and key frames; a key frame < 0 is not there
 
 
 @dataclasses.dataclass(frozen=True)
-class Part(Relation):
+class ShardMask(BlockMask):
     """A relation between frames whose numbers come at run time.
 
     `table` is what any device may need, an upper bound by which work is planned; `clip` is the frame relation of the
@@ -77,31 +77,31 @@ class Part(Relation):
         return count[np.ix_(b, d)] - count[np.ix_(a, d)] - count[np.ix_(b, c)] + count[np.ix_(a, c)] > 0
 
 
-def make_part(
-    view: View, frames: tuple[int, int], pairs: list[tuple[np.ndarray, np.ndarray]] | None = None,
-) -> Relation:
+def make_shard_mask(
+    layout: SequenceLayout, frames: tuple[int, int], pairs: list[tuple[np.ndarray, np.ndarray]] | None = None,
+) -> BlockMask:
     """The part of `view` (a whole clip) among `frames` (of queries, of keys).
 
     `pairs`: numbers of query and key frames of every device, from which follows what may be needed; None: any frames.
-    Where everything is visible in any case the result is a plain relation, else a `Part`.
+    Where everything is visible in any case the result is a plain relation, else a `ShardMask`.
     """
-    table, needed, whole = view.frame_table, np.ones(frames, bool), view.relation()
+    table, needed, whole = layout.frame_table, np.ones(frames, bool), layout.block_mask()
     if pairs is not None:
         needed = np.any([table[np.ix_(q, np.maximum(k, 0))] & (k >= 0) for q, k in pairs], axis=0)
     if whole.everything and (pairs is None or all((k >= 0).all() for _, k in pairs)):
         return dataclasses.replace(whole, frames=frames, table=needed.tobytes())
-    return Part(frames, whole.run, whole.tokens, needed.tobytes(), whole.rule, whole.within, whole.size,
-                table.tobytes(), view.shape[0])
+    return ShardMask(frames, whole.run, whole.tokens, needed.tobytes(), whole.rule, whole.within, whole.size,
+                table.tobytes(), layout.shape[0])
 
 
-def asked(part: Relation, ids: Ids) -> Ids | None:
+def asked(part: BlockMask, ids: Ids) -> Ids | None:
     """The frame numbers if the part asks for them."""
-    return ids if isinstance(part, Part) else None
+    return ids if isinstance(part, ShardMask) else None
 
 
-def dense_mask(part: Relation, ids: Ids) -> Bool[Array, "Q S"] | None:
+def dense_mask(part: BlockMask, ids: Ids) -> Bool[Array, "Q S"] | None:
     """The mask of a part; None when everything is visible."""
-    return part.mask(ids) if isinstance(part, Part) else part.mask()
+    return part.mask(ids) if isinstance(part, ShardMask) else part.mask()
 
 
 def check_kernel(kernel: str) -> None:
@@ -110,17 +110,17 @@ def check_kernel(kernel: str) -> None:
         raise UserError(f"attention kernel={kernel!r} does not compute part of a clip; permitted: 'xla', 'chunked'")
 
 
-def check_exchanged(view: View, context: str) -> None:
+def check_exchanged(layout: SequenceLayout, context: str) -> None:
     """Raise `UserError` for a pattern whose sequences are single frames, in a context that exchanges frames."""
-    if view.pattern.layout == "frames":
-        raise UserError(f"attention context={context!r} exchanges frames, which pattern {view.pattern} never leaves; "
+    if layout.pattern.layout == "frames":
+        raise UserError(f"attention context={context!r} exchanges frames, which pattern {layout.pattern} never leaves; "
                         "permitted: 'none', 'halo'")
 
 
-def attend_part(
+def attend_shard(
     kernel: str,
-    view: View,
-    part: Relation,
+    layout: SequenceLayout,
+    part: BlockMask,
     ids: Ids,
     q: Float[Array, "B F H W K D"],
     k: Float[Array, "B G H W K D"],
@@ -128,24 +128,24 @@ def attend_part(
     *,
     bias: Float[Array, "*rest K Q S"] | None = None,
     key_valid: Bool[Array, "B G"] | None = None,
-    external: Bank | None = None,
+    extra_keys: ExtraKeys | None = None,
 ) -> Float[Array, "B F H W K D"]:
     """Attention of a device's frames over the frames it holds, by kernel `xla` or `chunked`.
 
-    `view` is that of the device's own frames and serves for layouts only; `external` has one group or one per own
+    `view` is that of the device's own frames and serves for layouts only; `extra_keys` has one group or one per own
     frame.
     """
-    rows, keys, values, valid = view.rows(q), view.rows(k), view.rows(v), view.key_valid(key_valid)
-    outside = None if external is None else view.bank_rows(external)
+    rows, keys, values, valid = layout.rows(q), layout.rows(k), layout.rows(v), layout.key_valid(key_valid)
+    outside = None if extra_keys is None else layout.extra_rows(extra_keys)
     if kernel == "chunked":
         parts = [blockwise(rows, keys, values, part, bias=bias, key_valid=valid, ids=asked(part, ids))]
         if outside is not None:
-            keys, values, valid, relation = outside
-            parts.append(blockwise(rows, keys, values, relation, key_valid=valid))
-        return view.video(merge(*parts).astype(v.dtype))
+            keys, values, valid, block_mask = outside
+            parts.append(blockwise(rows, keys, values, block_mask, key_valid=valid))
+        return layout.video(merge(*parts).astype(v.dtype))
     check_kernel(kernel)
     sets = [Keys(keys, values, both(dense_mask(part, ids), valid), bias)]
     if outside is not None:
-        keys, values, valid, relation = outside
-        sets.append(Keys(keys, values, both(relation.mask(), valid)))
-    return view.video(dense(rows, *sets))
+        keys, values, valid, block_mask = outside
+        sets.append(Keys(keys, values, both(block_mask.mask(), valid)))
+    return layout.video(dense(rows, *sets))

@@ -14,18 +14,18 @@ from vdm_jax.errors import UserError
 from vdm_jax.networks.config import Level, UNet
 from vdm_jax.runs.directory import open_run
 from vdm_jax.stages.latent import Latent
-from vdm_jax.stages.options import Sampling, Start, Training
+from vdm_jax.stages.options import InitFrom, Sampling, Training
 from vdm_jax.stages.stage import Experiment, Stage, VideoSpec
-from vdm_jax.training.starting import starting_weights, unlike
+from vdm_jax.training.init_from import starting_weights, unlike
 
 NETWORK = UNet(levels=(Level(channels=8, blocks=1),), embedding_channels=8, groups=2)
 EDM = Process(schedule=EDMSchedule(), prediction="edm", sigma_data=0.5)
 
 
-def stage_of(process: Process, latent: Latent | None = None, start: Start | None = None) -> Stage:
+def stage_of(process: Process, latent: Latent | None = None, init_from: InitFrom | None = None) -> Stage:
     network = NETWORK if latent is None else dataclasses.replace(NETWORK, out_channels=4)
     return Stage(name="base", video=VideoSpec(frames=2, height=8, width=8), network=network, process=process,
-                 latent=latent, training=Training(start=start), sampling=Sampling(threshold=None))
+                 latent=latent, training=Training(init_from=init_from), sampling=Sampling(threshold=None))
 
 
 @pytest.mark.parametrize(("ours", "theirs", "message"), [
@@ -38,7 +38,7 @@ def stage_of(process: Process, latent: Latent | None = None, start: Start | None
 def test_weights_of_another_meaning_are_refused_by_the_name_of_the_field(tmp_path, ours, theirs, message):
     data = CaptionedDigits(size=16, frames=2)
     open_run(tmp_path / "source", Experiment(name="source", stages=(stage_of(theirs),), data=data))
-    stage = stage_of(ours, start=Start(stage="base", run=str(tmp_path / "source")))
+    stage = stage_of(ours, init_from=InitFrom(stage="base", run=str(tmp_path / "source")))
     with pytest.raises(UserError, match=f"Stage 'base': {message}.*; permitted: the same"):
         starting_weights(stage, tmp_path / "new")
     same = dataclasses.replace(stage, process=theirs)
