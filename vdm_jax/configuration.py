@@ -342,7 +342,7 @@ RENAMED: dict[str, str] = {
     "LatentUNet.convolve_tokens": "not use_linear_projection", "LatentUNet.known_channels": "conditioning_channels",
 }
 # "Class.field": the value with which a field did nothing before it went. Other values are refused.
-REMOVED: dict[str, Any] = {}
+REMOVED: dict[str, Any] = {"AutoencoderLoss.adaptive": True, "TemporalConv.first_heads": 8}
 
 
 def _todays(kind: type, data: dict[str, Any], where: str) -> dict[str, Any]:

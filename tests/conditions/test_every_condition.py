@@ -10,6 +10,7 @@ import pytest
 
 from vdm_jax.conditions.conditioning import CONDITIONS, Conditioning, claimed, conditions_of
 from vdm_jax.conditions.frame_masks import FrameMask, NoMask
+from vdm_jax.conditions.inputs import Input
 from vdm_jax.diffusion.process import Process
 from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.networks.config import EmbeddedText, Level, Reference, UNet, WordEncoder
@@ -28,6 +29,8 @@ TAKEN = {  # by condition: what a stage has that takes it
     "label": {"classes": 3},
     "reference": {"references": (Reference(name="pose", width=6), Reference(name="picture", width=48, patch=4))},
     "scalars": {"scalars": ("fps",)},
+    "control": {"conditions": (Input(name="control", width=3, enters="channels"),)},
+    "edges": {"conditions": (Input(name="edges", width=1, enters="channels"),)},
     "frames": {"conditioning_frames": True},
     "low_resolution": {"low_resolution": True},
 }

@@ -117,6 +117,8 @@ def test_churn_keeps_the_marginal_and_stays_in_its_interval(family):
     np.testing.assert_allclose(raised, alpha_up * z, rtol=1e-5)
     added = Heun(churn=2.0)._add_noise(0 * z, step, family, noise)[0]
     np.testing.assert_allclose(added**2 + (sigma * alpha_up / alpha) ** 2, sigma_up**2, rtol=1e-5)
+    louder = Heun(churn=2.0, churn_noise=1.003)._add_noise(0 * z, step, family, noise)[0]
+    np.testing.assert_allclose(louder, 1.003 * added, rtol=1e-6)
     for outside in ({"churn_min": 2.0}, {"churn_max": 1.0}):
         np.testing.assert_allclose(
             Heun(churn=2.0, **outside)._add_noise(z, step, family, noise)[0], z, rtol=1e-6

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+from tests.digits import scorer_controls
 from tests.refusals import refused
-from vdm_jax.digits import controls as scorer_controls
 from vdm_jax.digits import drawing as digit_drawing
 from vdm_jax.digits import scorer as scoring
 from vdm_jax.digits.captioned_digits import CaptionedDigits
@@ -219,5 +219,5 @@ def test_bad_input_is_refused(scorer, videos, captions, message):
 
 
 def test_control_table_refuses_what_it_cannot_damage():
-    with refused("controls.control_table", "2", "4"):
+    with refused("scorer_controls.control_table", "2", "4"):
         scorer_controls.control_table(CaptionedDigits(size=62), 10)

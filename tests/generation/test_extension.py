@@ -11,10 +11,10 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from tests.conditions.texts import text_conditioning
 from tests.generation.conftest import base_stage
 from tests.refusals import refused
 from vdm_jax.conditions.frame_masks import MaskedVideo, masked_low_resolution
-from vdm_jax.conditions.text import text_conditioning
 from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.generation.compiled import goes_by_steps, jit_sampling, stepwise_sampling
 from vdm_jax.generation.generator import Generator

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import rich.console
 
+from tests.conditions.texts import text_conditioning
 from tests.generation.tiny_imagen import get_config
-from vdm_jax.conditions.text import text_conditioning
 from vdm_jax.generation.one_stage import sample_stage
 from vdm_jax.runs.directory import export, load, open_run
 from vdm_jax.runs.records import read_records

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.conditions.texts import text_conditioning
 from tests.refusals import refused
 from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.conditions.low_resolution import low_resolution
-from vdm_jax.conditions.text import text_conditioning
 from vdm_jax.diffusion.sampling import sample
 from vdm_jax.generation.one_stage import sample_keys, sample_stage, stage_denoiser, with_overrides
 from vdm_jax.networks.unet import SpaceTimeUNet

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.conditions.texts import text_conditioning
 from tests.generation.conftest import random_params
 from tests.refusals import refused
 from vdm_jax.attention.patterns import Temporal
 from vdm_jax.conditions.conditioning import Conditioning
-from vdm_jax.conditions.text import text_conditioning
 from vdm_jax.configuration import from_json, to_json
 from vdm_jax.diffusion.process import Process
 from vdm_jax.digits.captioned_digits import CaptionedDigits

@@ -7,6 +7,7 @@ import json
 from tests.weights.folders import tensors_of, write
 from tests.weights.test_tokenizers import write_clip
 from vdm_jax.networks.autoencoders.config import Autoencoder
+from vdm_jax.networks.control_net import ControlNet
 from vdm_jax.networks.encoders.clip_text import CLIPText
 from vdm_jax.networks.encoders.clip_vision import CLIPVision
 from vdm_jax.networks.latent_frames import Motion
@@ -47,6 +48,19 @@ def write_pictures(folder, **scheduler):
              "text_encoder": CLIPText(vocabulary=len(vocabulary), length=6, width=8, layers=1, heads=2, hidden=16)}
     return write_pipeline(folder, "StableDiffusionPipeline", parts, {**DDIM, **scheduler},
                           {"unet": {"sample_size": 8}})
+
+
+def write_control(folder):
+    """Like Stable Diffusion with a ControlNet."""
+    write_pictures(folder)
+    unet = LatentUNet(widths=(8, 8), blocks=1, attention=(False, True), heads=(2, 2),
+                      only_cross_attention=(False, False), token_channels=8, groups=2)
+    control = ControlNet(unet=unet, hint_widths=(2, 4))
+    write(folder / "controlnet", control, tensors_of(control, seed=5))
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {"_class_name": "StableDiffusionControlNetPipeline", "controlnet": ["diffusers", "ControlNetModel"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
 
 
 def write_videos(folder):

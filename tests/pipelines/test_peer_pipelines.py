@@ -7,6 +7,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import vdm_jax
 from tests.weights.test_tokenizers import write_clip
@@ -141,6 +142,35 @@ def test_text_to_image(name, options, prediction, guidance, torch, libraries, tm
     np.testing.assert_allclose(np.asarray(latents[-1]), reference, atol=2e-4 * np.abs(reference).max())
     assert np.abs(found.videos - 255 * video_of(torch, wanted["pt"]).astype(np.float64)).max() <= 1
     assert found.videos.shape == (2, 1, 16, 24, 3)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.6])
+def test_control_net(scale, torch, libraries, tmp_path):
+    diffusers, _ = libraries
+    heads = {"attention_head_dim": 4}
+    own = {name: value for name, value in IMAGE_UNET.items() if name not in ("up_block_types", "sample_size")}
+    branch = diffusers.ControlNetModel(**own, **heads, conditioning_embedding_out_channels=(8, 16))
+    for _ in range(2):  # so that maps show
+        branch = shaken(torch, branch)
+    theirs = saved(diffusers.StableDiffusionControlNetPipeline(
+        **text_parts(torch, libraries, tmp_path), controlnet=shaken(torch, branch),
+        unet=shaken(torch, diffusers.UNet2DConditionModel(**IMAGE_UNET, **heads)),
+        scheduler=diffusers.DDIMScheduler(**STABLE, steps_offset=1, set_alpha_to_one=False, clip_sample=False),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False), tmp_path)
+    ours = vdm_jax.from_pretrained(tmp_path / "in")
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(2, 1, 8, 12, 4)).astype(np.float32)
+    maps = [Image.fromarray(rng.integers(0, 256, (20, 30, 3)).astype(np.uint8)) for _ in range(2)]
+    prompts, common = ["a red three", "moving left"], {
+        "height": 16, "width": 24, "num_inference_steps": 4, "guidance_scale": 5.0,
+        "controlnet_conditioning_scale": scale}
+    wanted = theirs(prompts, image=maps, **common, output_type="pt",
+                    latents=torch.from_numpy(noise[:, 0].transpose(0, 3, 1, 2).copy())).images
+    found = ours(prompts, image=maps, **common, latents=noise)
+    assert np.abs(found.videos - 255 * video_of(torch, wanted).astype(np.float64)).max() <= 1
+    assert np.abs(found.videos.astype(int) - ours(prompts, image=maps[::-1], **common, latents=noise).videos).max() > 2
+    ours.save_pretrained(tmp_path / "out")
+    check_folders(tmp_path / "in", tmp_path / "out")
 
 
 def test_the_folder_of_pictures_goes_there_and_back(torch, libraries, tmp_path):

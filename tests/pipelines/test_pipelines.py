@@ -14,7 +14,7 @@ import rich.console
 import safetensors.numpy
 
 import vdm_jax
-from tests.pipelines.folders import write_motion, write_pictures, write_videos
+from tests.pipelines.folders import write_control, write_motion, write_pictures, write_videos
 from tests.refusals import refused
 from vdm_jax.commands.main import main
 from vdm_jax.errors import NotFinite, UserError
@@ -23,6 +23,7 @@ from vdm_jax.generation.released.models import KINDS
 from vdm_jax.generation.released.pictures import for_encoder, open_pictures
 from vdm_jax.parallel.mesh import MeshSpec
 from vdm_jax.video.reading import VideoReader
+from vdm_jax.video.writing import write_png
 
 PROMPTS = ["a red three", "three moving"]
 QUICK = {"num_inference_steps": 2}
@@ -385,3 +386,35 @@ def test_the_command_draws_and_animates(pictures, videos, picture, tmp_path, mon
         videos, "--image", "picture.png", "--fps", "200", "--out", "a.gif")
     assert "20000 pixels; permitted: 1 to 16384" in fails(
         videos, "--image", "picture.png", "--height", "8", "--width", "20000", "--out", "a.mp4")
+
+
+@pytest.fixture(scope="module")
+def controlled(tmp_path_factory):
+    pytest.importorskip("tokenizers", reason="tokenizers come with the extra [pretrained]")
+    return write_control(tmp_path_factory.mktemp("pipelines") / "control")
+
+
+def test_control_maps_of_a_folder(controlled):
+    draw, rng = vdm_jax.from_pretrained(controlled), np.random.default_rng(0)
+    maps = [rng.integers(0, 256, (16, 16, 3)).astype(np.uint8) for _ in PROMPTS]
+    both = draw(PROMPTS, image=maps, **QUICK, seed=1).videos.astype(int)
+    assert both.shape == (2, 1, 16, 16, 3)
+    swapped = draw(PROMPTS, image=[maps[0], maps[0]], **QUICK, seed=1).videos
+    np.testing.assert_array_equal(swapped[0], both[0])
+    assert np.abs(swapped[1] - both[1]).max() > 2
+    off = [draw(PROMPTS, image=m, controlnet_conditioning_scale=0, **QUICK, seed=1).videos for m in (maps, maps[::-1])]
+    np.testing.assert_array_equal(*off)
+    with refused("text_to_image.ControlledTextToImage.__call__", "2 maps", "1 prompts"):
+        draw("red", image=maps)
+
+
+@pytest.mark.full
+def test_control_maps_of_the_commands(controlled, tmp_path, fails):
+    write_png(tmp_path / "map.png", np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8))
+    generate = [str(controlled), "--prompt", *PROMPTS, "--image", str(tmp_path / "map.png")]
+    assert main(["generate", *generate, "--num-inference-steps", "2", "--out", str(tmp_path / "a.png")]) == 0
+    sample = ["sample", str(controlled), *PROMPTS, "--steps", "2", "--control", str(tmp_path / "map.png")]
+    for number, scale in enumerate((0, 1)):
+        assert main([*sample, "--control-scale", str(scale), "--out", str(tmp_path / f"{number}.png")]) == 0
+    assert (tmp_path / "0.png").read_bytes() != (tmp_path / "1.png").read_bytes()
+    assert "--controlnet-conditioning-scale=-1" in fails(*generate, "--controlnet-conditioning-scale", "-1")

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.conditions.texts import text_conditioning
 from tests.refusals import refused
 from vdm_jax.conditions.low_resolution import enlarge
-from vdm_jax.conditions.text import text_conditioning
 from vdm_jax.configuration import from_json, to_json
 from vdm_jax.diffusion.augmentation import BlurAugmentation, NoiseAugmentation, TruncatedConditioningAugmentation
 from vdm_jax.diffusion.schedules import FlowSchedule

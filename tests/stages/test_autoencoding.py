@@ -7,8 +7,10 @@ import pytest
 from tests.refusals import refused
 from vdm_jax.commands.configs import load_cascade, load_config
 from vdm_jax.commands.sizes import parameter_count
+from vdm_jax.configuration import from_data, to_data
 from vdm_jax.networks.autoencoders.config import LVDM_LATENTS
 from vdm_jax.networks.discriminator import Discriminator
+from vdm_jax.stages.autoencoding import AutoencoderLoss
 
 # Parameters, and (frames, height, width, channels) of latents and of the video they are of.
 PUBLISHED = {
@@ -33,9 +35,17 @@ def test_published_autoencoders(name):
     assert loss.discriminators == (Discriminator(frames=1, width=64, layers=3),)
     assert (loss.reconstruction, loss.perceptual, loss.perceptual_weight, loss.discriminator_weight) == (
         "l1", "vgg16", 1.0, 0.5)
-    assert (loss.discriminator_start, loss.adaptive, loss.learned_logvar) == (50_000, True, False)
+    assert (loss.discriminator_start, loss.learned_logvar) == (50_000, False)
     assert loss.kl_weight == (0 if name.endswith("lvdm") else 1e-6)
     assert (stage.training.b1, stage.training.b2) == (0.5, 0.9)
+
+
+def test_losses_of_before_are_read_where_they_mean_the_same():
+    loss = AutoencoderLoss(kl_weight=1e-5)
+    data = to_data(loss) | {"adaptive": True}
+    assert from_data(AutoencoderLoss, data) == loss
+    with refused("AutoencoderLoss.adaptive", "=False", "permitted: True"):
+        from_data(AutoencoderLoss, data | {"adaptive": False})
 
 
 def test_lvdm_has_the_published_latents_of_its_data():

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.conditions.texts import text_conditioning
 from tests.refusals import refused
 from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.conditions.low_resolution import enlarge, low_resolution
-from vdm_jax.conditions.text import text_conditioning
 from vdm_jax.diffusion.augmentation import NoiseAugmentation
 from vdm_jax.networks.config import EmbeddedText
 from vdm_jax.stages.inputs import target_video, training_inputs

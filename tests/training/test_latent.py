@@ -290,6 +290,13 @@ def test_pieces_give_the_whole(weights):
     out = decode(LATENT, weights, latents)
     np.testing.assert_allclose(decode(pieces, weights, latents), out, atol=1e-5)
     assert out.shape == video.shape and np.abs(out).max() <= 1
+    # One with temporal layers gives the whole where pieces see as many frames as it does.
+    temporal = Latent(autoencoder=dataclasses.replace(AUTOENCODER, widths=(8,), decoder="temporal"), decode_frames=1)
+    params, latents_of_frames = random_params(temporal.autoencoder), latents[:, :, :4, :4]
+    whole, apart, seen = (jax.jit(lambda z, c=change: decode(dataclasses.replace(temporal, **c), params, z))(
+        latents_of_frames) for change in ({"decode_frames": None}, {}, {"overlap_frames": 2}))
+    np.testing.assert_allclose(seen, whole, atol=1e-5)
+    assert np.abs(apart - whole).max() > 1e-2
     tiles = dataclasses.replace(LATENT, tile=(8, 12), overlap=4)
     assert encode(tiles, weights, video).shape == latents.shape == (2, 3, 8, 8, 4)
     assert decode(tiles, weights, latents).shape == video.shape

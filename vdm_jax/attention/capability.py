@@ -149,7 +149,6 @@ CAPABILITIES |= {
                                                     offset_values=False)
        for (kernel, _), entry in CAPABILITIES.items() if kernel != "splash"},
 }
-ALL = frozenset().union(*(entry.patterns for entry in CAPABILITIES.values()))  # in some row
 
 
 def require(

@@ -20,8 +20,8 @@ MotionBucket = Annotated[int, Range(least=0, most=255)]
 
 @dataclasses.dataclass(frozen=True)
 class Generate:
-    """Generate with released weights: pictures of texts (Stable Diffusion 1.x and 2.x), videos of texts (ModelScope,
-    AnimateDiff), or videos that begin with a picture (Stable Video Diffusion).
+    """Generate with released weights: pictures of texts (Stable Diffusion 1.x and 2.x) and control maps (ControlNet),
+    videos of texts (ModelScope, AnimateDiff), or videos that begin with a picture (Stable Video Diffusion).
 
     FOLDER is local, in the layout of diffusers (with model_index.json and .safetensors files); nothing is downloaded.
     The scheduler is that of the folder unless --scheduler names another. What is not given is what the model's authors
@@ -39,7 +39,10 @@ class Generate:
     folder: tyro.conf.Positional[Path]  # local folder of a released model
     prompt: tuple[str, ...] = ()  # one or more texts, each in quotes
     negative_prompt: tuple[str, ...] = ()  # what they should not show: one text, or one for each prompt
-    image: tuple[Path, ...] = ()  # one or more pictures that videos begin with, in the aspect of the video
+    # One or more pictures that videos begin with, in the aspect of the video; of a ControlNet the control maps, one or
+    # one for each prompt
+    image: tuple[Path, ...] = ()
+    controlnet_conditioning_scale: NonNegative | None = None  # ControlNet: factor on what it adds, 1 by default
     height: Size | None = None  # pixels; that of the training by default
     width: Size | None = None  # pixels; that of the training by default
     num_frames: Size | None = None  # of a video; the model's by default

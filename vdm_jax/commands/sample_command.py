@@ -35,6 +35,7 @@ class Sample:
       vdm-jax sample captioned_digits "a red 3 bouncing" --last base --frames 32 --out long.gif
       vdm-jax sample captioned_digits "a red 3 bouncing" --image three.png --out animated.gif
       vdm-jax sample my_videos --count 4 --out new.mp4
+      vdm-jax sample edges_run "a dancer of glass" --control dance.mp4 --out glass.mp4
       vdm-jax sample imagen "waves at a cliff" --encoder t5-v1_1-xxl --out waves.mp4
       vdm-jax sample animatediff "waves at a cliff" --frames 32 --overlap 8 --out long.mp4
     """
@@ -55,6 +56,10 @@ class Sample:
     image: tuple[Path, ...] = ()  # pictures that become the first frames: one for all captions, or one for each
     # Reference pictures, for runs whose network takes them: one for all captions, or one for each
     reference: tuple[Path, ...] = ()
+    # Control maps, or videos whose edges are the maps, for runs whose network takes them: a video, a picture for all
+    # frames, or a folder of pictures; one for all captions, or one for each
+    control: tuple[Path, ...] = ()
+    control_scale: NonNegative | None = None  # with --control: factor on what the ControlNet adds; 1 by default
     frames: Count | None = None  # a longer video, extended block by block; needs --last with the first stage
     overlap: CountOrZero | None = None  # with --frames: frames that a block takes from the one before; half by default
     # With --frames: how it takes them over; the config's way by default
@@ -93,6 +98,7 @@ def main(arguments: Sequence[str]) -> int:
               "guidance_scale": options.guidance_scale, "labels": labels, "split_guidance": options.split_guidance,
               "masked_video": pictured(options, generator.experiment), "fps": options.fps,
               "references": referenced(options, generator.experiment),
+              **controlled(options, generator.experiment, video),
               **text_embeddings(generator, captions, options)}
     with sampling_progress() as progress:
         if options.frames is None:
@@ -120,10 +126,10 @@ def captions_for(options: Sample, experiment: Any) -> tuple[str, ...]:
         raise UserError("captions are missing; permitted: one or more, each in quotes")
     if options.captions and not reads:
         logging.getLogger(__name__).warning("no stage of run %s reads captions: they change nothing", options.run)
-    captions = options.captions or ("",) * max(1, len(options.labels), len(options.image))
-    for name in ("image", "reference"):
+    captions = options.captions or ("",) * max(1, len(options.labels), len(options.image), len(options.control))
+    for name, what in (("image", "pictures"), ("reference", "pictures"), ("control", "files")):
         if (given := len(getattr(options, name))) not in (0, 1, len(captions)):
-            raise UserError(f"--{name} has {given} pictures for {len(captions)} captions; permitted: one, or one for "
+            raise UserError(f"--{name} has {given} {what} for {len(captions)} captions; permitted: one, or one for "
                             "each caption")
     return captions
 
@@ -177,19 +183,48 @@ def referenced(options: Sample, experiment: Any) -> Any:
     if not options.reference:
         return None
     stages = [(stage, r) for stage in experiment.stages for r in stage.network.references if r.patch]
-    names = {reference.name for _, reference in stages}
+    stages += [(stage, None) for stage in experiment.stages if stage.network.reference_net]
+    names = {"picture" if reference is None else reference.name for _, reference in stages}
     if len(names) != 1:
         raise UserError(f"--reference={options.reference[0]}: networks of the run take "
                         f"{', '.join(sorted(names)) or 'no reference pictures'}; permitted: it for one reference that "
-                        "is made of pictures (Reference.patch)")
+                        "is made of pictures (Reference.patch, reference_net)")
     return {names.pop(): _pictures("reference", options, stages[-1][0].video)}
+
+
+def controlled(options: Sample, experiment: Any, video: Any) -> dict[str, Any]:
+    """The maps of --control for videos of a size (`VideoSpec`), by the name of the condition that they are. Raises
+    `UserError` for files that cannot be read or are too short, and for runs whose networks take no such maps, or
+    several kinds."""
+    if not options.control:
+        return {}
+    import numpy as np
+
+    from vdm_jax.data.decoding import read_frames
+
+    names = {entry.name for stage in experiment.stages for entry in stage.network.conditions
+             if entry.condition.of_video or (entry.condition.form == "map" and entry.condition.dtype == np.uint8)}
+    if len(names) != 1:
+        raise UserError(f"--control={options.control[0]}: networks of the run take "
+                        f"{', '.join(sorted(names)) or 'no control maps'}; permitted: it for one condition that is a "
+                        "map of pictures, such as control or edges")
+    frames = options.frames or video.frames
+    maps = [read_frames(path, frames, video.height, video.width, video.fps) for path in options.control]
+    name = names.pop()
+    return {name: _for_each(maps, options), f"{name}_scale": options.control_scale}
+
+
+def _for_each(given: list[Any], options: Sample) -> Any:
+    """Arrays, one or one for each caption, as `[B, ...]`, one per video that is asked for."""
+    import numpy as np
+
+    of_captions = given * len(options.captions) if len(given) == 1 else given
+    return np.repeat(np.stack(of_captions), options.count, axis=0)
 
 
 def _pictures(name: str, options: Sample, video: Any) -> Any:
     """The pictures of an option in the size of a video, uint8 `[B, H, W, 3]`, one per video that is asked for. Raises
     `UserError` for a file that is no picture."""
-    import numpy as np
-
     from vdm_jax.data.image_folder import fitted
 
     pictures = []
@@ -198,8 +233,7 @@ def _pictures(name: str, options: Sample, video: Any) -> Any:
             pictures.append(fitted(path, video.height, video.width))
         except UserError as error:
             raise UserError(f"--{name}={path} is not a readable picture ({error})") from error
-    of_captions = pictures * len(options.captions) if len(pictures) == 1 else pictures
-    return np.repeat(np.stack(of_captions), options.count, axis=0)
+    return _for_each(pictures, options)
 
 
 def extended(generator: Any, captions: Sequence[str], options: Sample, **common: Any) -> Any:
@@ -221,9 +255,14 @@ def check(options: Sample) -> None:
     for name, path in [*(("image", p) for p in options.image), *(("reference", p) for p in options.reference)]:
         if not path.is_file():
             raise UserError(f"--{name}={path} is not a file; permitted: a picture")
+    for path in options.control:
+        if not path.exists():
+            raise UserError(f"--control={path} does not exist; permitted: a video, a picture or a folder of pictures")
     guidance_weight(options.guidance, options.guidance_scale)
     if options.style_weight is not None and options.style is None:
         raise UserError(f"--style-weight={options.style_weight} is not valid; permitted: 0 to 1, with --style RUN")
+    if options.control_scale is not None and not options.control:
+        raise UserError(f"--control-scale={options.control_scale} is for --control; permitted: --control FILE with it")
     if options.motion is not None and options.frames is not None:
         raise UserError(f"--motion={options.motion} with --frames={options.frames}; permitted: one of them")
     if options.first is not None and options.frames is not None:

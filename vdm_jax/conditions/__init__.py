@@ -1,16 +1,17 @@
 """What a network is conditioned on, one file per condition. To add one, add it to the list below."""
 
 from vdm_jax.conditions.conditioning import register
+from vdm_jax.conditions.control import ControlMap, Edges
 from vdm_jax.conditions.first_frame import FirstFramePicture
 from vdm_jax.conditions.frames import ConditioningFrames
 from vdm_jax.conditions.label import Label
 from vdm_jax.conditions.low_resolution import LowResolutionVideo
 from vdm_jax.conditions.padding import Padding
-from vdm_jax.conditions.reference import References
+from vdm_jax.conditions.reference import ReferencePicture, References
 from vdm_jax.conditions.scalars import Scalars
 from vdm_jax.conditions.text import Text
 
 # In the order in which they enter a network.
-for _condition in (Text(), Label(), References(), Scalars(), Padding(), ConditioningFrames(), LowResolutionVideo(),
-                   FirstFramePicture()):
+for _condition in (Text(), Label(), References(), ReferencePicture(), Scalars(), Padding(), ConditioningFrames(),
+                   LowResolutionVideo(), FirstFramePicture(), ControlMap(), Edges()):
     register(_condition)

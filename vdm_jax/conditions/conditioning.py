@@ -20,8 +20,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from vdm_jax.errors import UserError
 
 # How a condition enters a network: as channels of the noisy video, in its conditioning vector, as tokens of
-# cross-attention, as further keys and values of self-attention (features), or as the frames that exist.
-Way = Literal["channels", "vector", "tokens", "features", "frames"]
+# cross-attention, as further keys and values of self-attention (features), as residuals of a branch that sees it
+# (ControlNet), or as the frames that exist.
+Way = Literal["channels", "vector", "tokens", "features", "residuals", "frames"]
 Guidance = Literal["prompt", "frames"]  # what guidance leaves out of the unconditional estimate (`Sampling.guided_by`)
 Shapes = dict[str, tuple[tuple[int, ...], Any]]  # shape of one example and dtype, by name
 Stage = Any  # `stages.stage.Stage`, of a room below
@@ -53,7 +54,7 @@ class Conditioning:
     references: dict[str, Float[Array, "B G M C"]] = flax.struct.field(default_factory=dict)
     reference_masks: dict[str, Bool[Array, "B G M"]] = flax.struct.field(default_factory=dict)  # True: may be seen
     scalars: dict[str, Float[Array, " B"]] = flax.struct.field(default_factory=dict)  # e.g. fps
-    # Values of further conditions (`UNet.conditions`), by name: channels [B, T, H, W, C], vectors [B, C] or tokens
+    # Values of further conditions (`Backbone.conditions`), by name: maps [B, T, H, W, C], vectors [B, C] or tokens
     # [B, G, L, C]
     inputs: dict[str, Array] = flax.struct.field(default_factory=dict)
 
@@ -197,6 +198,10 @@ class Condition:
 
     def arguments(self, network: Network) -> tuple[str, ...]:
         """Arguments of a generator that a network with this condition takes."""
+        return ()
+
+    def frame_arguments(self, network: Network) -> tuple[str, ...]:
+        """Of these, those with one entry per frame, along the second axis."""
         return ()
 
     def of_request(self, stage: Stage, request: Request) -> dict[str, Any]:

@@ -8,7 +8,7 @@ take it. Networks need not change.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,12 +25,17 @@ from vdm_jax.conditions.conditioning import (
     Sizes,
     Stage,
     TrainingClips,
+    Way,
     nulled,
 )
 from vdm_jax.conditions.low_resolution import cut_windows, scales_of
 from vdm_jax.configuration import Width, config
 from vdm_jax.errors import UserError
 from vdm_jax.video.arrays import resize, subsample_frames
+
+# What a condition's array is, by the way in which it enters.
+FORMS: dict[Way, str] = {"channels": "map", "residuals": "map", "vector": "vector", "features": "tokens",
+                         "tokens": "tokens"}
 
 
 @config
@@ -39,105 +44,143 @@ class Input:
 
     name: str  # of a registered `InputCondition`
     width: Width  # channels of its array
+    # In which way it enters, of those for an array of its form; None: its own
+    enters: Literal["channels", "residuals", "features", "tokens"] | None = None
 
     def __post_init__(self):
         found = [name for name, condition in CONDITIONS.items() if isinstance(condition, InputCondition)]
         if self.name not in found:
             raise UserError(f"Input.name={self.name!r} is not a registered condition of this kind; permitted: "
                             f"{', '.join(found) or 'none is registered'}")
+        permitted = [way for way, form in FORMS.items() if form == self.condition.form]
+        if self.way not in permitted:
+            raise UserError(f"Input.enters={self.enters!r} of {self.name!r}, a {self.condition.form}; permitted: "
+                            f"{', '.join(permitted)}, None")
 
     @property
     def condition(self) -> InputCondition:
         """What is registered by that name."""
         return CONDITIONS[self.name]
 
+    @property
+    def way(self) -> Way:
+        """In which it enters this network."""
+        return self.enters or self.condition.enters
+
+
+def map_fields() -> tuple[str, ...]:
+    """Fields of clips that are maps of their frames."""
+    return tuple(field for condition in CONDITIONS.values() if isinstance(condition, InputCondition)
+                 for field in condition.frame_fields)
+
 
 class InputCondition(Condition):
-    """One array per clip, a field of a batch and an argument of a generator by its name: channels [T, H, W, C] in the
-    size of the clip, a vector [C] or features [M, C]. Where it is left out it is zero."""
+    """One array per clip, a field of a batch and an argument of a generator by its name: a map [T, H, W, C] in the
+    size of the clip, which enters as channels or residuals, a vector [C], or tokens [M, C], which enter as such or as
+    features. Where it is left out it is zero."""
 
     parts = ("inputs",)
-    entering: ClassVar[tuple[str, ...]] = ("channels", "vector", "features")
+    form: ClassVar[str]  # of its array, by `enters`
+    dtype: ClassVar[Any] = jnp.float32  # of the field of a batch
+    # The array is made of the clips themselves, whose videos are the field and the argument
+    of_video: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
-        if cls.enters not in cls.entering:
-            raise UserError(f"{cls.__name__}.enters={cls.enters!r} is not valid; permitted: {', '.join(cls.entering)}")
-        cls.fields = (cls.name,)
-        cls.frame_fields = cls.fields if cls.enters == "channels" else ()
+        if cls.enters not in FORMS:
+            raise UserError(f"{cls.__name__}.enters={cls.enters!r} is not valid; permitted: {', '.join(FORMS)}")
+        cls.form = FORMS[cls.enters]
+        cls.fields = () if cls.of_video else (cls.name,)
+        cls.frame_fields, cls.frame_parts = (cls.fields, cls.parts) if cls.form == "map" else ((), ())
 
     def taken(self, network: Network) -> bool:
         """Where the network names it."""
         return any(entry.name == self.name for entry in network.conditions)
 
-    def width(self, network: Network) -> int:
-        """Its channels, as the network says."""
-        return next(entry.width for entry in network.conditions if entry.name == self.name)
+    def entry(self, network: Network) -> Input:
+        """What the network says of it."""
+        return next(entry for entry in network.conditions if entry.name == self.name)
 
-    def example(self, network: Network, sizes: Sizes, grid: tuple[int, ...]) -> tuple[tuple[int, ...], Any]:
+    def example(self, network: Network, sizes: Sizes, grid: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of one clip's array, for frames, height and width as in `grid`."""
-        sides = {"channels": grid, "vector": (), "features": (sizes.tokens,)}[self.enters]
-        return (*sides, self.width(network)), jnp.float32
+        sides = {"map": grid, "vector": (), "tokens": (sizes.tokens,)}[self.form]
+        return *sides, self.entry(network).width
 
     def shapes(self, stage: Stage, sizes: Sizes) -> Shapes:
-        """Channels of the size of what the network denoises, features as one group."""
-        shape, kind = self.example(stage.network, sizes, stage.shape[:3])
-        return {f"inputs/{self.name}": ((1, *shape) if self.enters == "features" else shape, kind)}
+        """Channels of the size of what the network denoises, residuals in pixels, tokens as one group."""
+        shape = self.example(stage.network, sizes, self.grid(stage, stage.shape[:3]))
+        return {f"inputs/{self.name}": ((1, *shape) if self.form == "tokens" else shape, jnp.float32)}
+
+    def grid(self, stage: Stage, sides: tuple[int, ...]) -> tuple[int, ...]:
+        """Frames, height and width of its maps, for those of what the network denoises: branches see pixels."""
+        frames, height, width = sides
+        pixels = stage.latent is not None and self.entry(stage.network).way == "residuals"
+        factor = stage.latent.autoencoder.factor if pixels else 1
+        return frames, factor * height, factor * width
 
     def batch_shapes(self, stage: Stage, sizes: Sizes) -> Shapes:
-        """Channels of the size of the data set's clips."""
-        return {self.name: self.example(stage.network, sizes, sizes.clip)}
+        """Maps of the size of the data set's clips."""
+        shape = self.example(stage.network, sizes, sizes.clip)
+        return {} if self.of_video else {self.name: (shape, self.dtype)}
 
     def value(self, stage: Stage, given: Array) -> Array:
-        """What is given of clips `[B, ...]` as the network takes it, channels still in the size of the stage's video.
-        """
+        """What is given of clips `[B, ...]` as the network takes it, maps still in the size of the stage's video."""
         given = jnp.asarray(given, jnp.float32)
-        if self.enters == "channels":
+        if self.form == "map":
             frames = subsample_frames(given, stage.video.frames)
             return resize(frames, stage.video.height, stage.video.width, "area")
-        return given[:, None] if self.enters == "features" else given
+        return given[:, None] if self.form == "tokens" else given
 
     def of_batch(self, stage: Stage, batch: Mapping[str, Array]) -> dict[str, Any]:
         """The field of its name. Raises `UserError` where the batch has none."""
-        if self.name not in batch:
+        field = "video" if self.of_video else self.name
+        if field not in batch:
             raise UserError(f"stage {stage.name!r} takes {self.name!r}, but the batch has none; permitted: a data set "
                             f"whose clips have the field {self.name!r}")
-        return {"inputs": {self.name: self.value(stage, batch[self.name])}}
+        return {"inputs": {self.name: self.value(stage, batch[field])}}
 
     def in_training(self, conditioning: Conditioning, clips: TrainingClips) -> dict[str, Any]:
-        """Channels are cut with the clips' windows; those of appended images are zero."""
+        """Maps are cut with the clips' windows; those of appended images are zero."""
         value = conditioning.inputs[self.name]
-        if self.enters != "channels":
+        if self.form != "map":
             return {}
         if clips.corners is not None:
             scales = jnp.array(scales_of(clips.stage))
             value = cut_windows(value, clips.corners * scales, clips.stage.training.crop)
-        value = _fitted(value, clips.x.shape[1] - clips.images, *clips.x.shape[2:4])
+        frames, *sides = clips.x.shape[1:4]
+        value = _fitted(value, *self.grid(clips.stage, (frames - clips.images, *sides)))
         return {"inputs": {self.name: jnp.pad(value, ((0, 0), (0, clips.images), (0, 0), (0, 0), (0, 0)))}}
 
     def arguments(self, network: Network) -> tuple[str, ...]:
         """One of its name."""
         return (self.name,)
 
+    def frame_arguments(self, network: Network) -> tuple[str, ...]:
+        """A map."""
+        return (self.name,) if self.form == "map" else ()
+
     def of_request(self, stage: Stage, request: Request) -> dict[str, Any]:
         """The array that is given for each caption. Raises `UserError` for another shape."""
         given = request.get(self.name)
-        wanted = {"channels": "[{0}, frames, height, width, {1}]", "vector": "[{0}, {1}]",
-                  "features": "[{0}, tokens, {1}]"}[self.enters]
-        ends, shape = (len(request.captions), self.width(stage.network)), np.shape(given)
+        wanted = {"map": "[{0}, frames, height, width, {1}]", "vector": "[{0}, {1}]",
+                  "tokens": "[{0}, tokens, {1}]"}[self.form]
+        width = 3 if self.of_video else self.entry(stage.network).width
+        ends, shape = (len(request.captions), width), np.shape(given)
         if len(shape) != wanted.count(",") + 1 or (shape[0], shape[-1]) != ends:
             raise UserError(f"{self.name} of shape {list(shape)} given for stage {stage.name!r}; permitted: "
                             f"{wanted.format(*ends)}")
         return {"inputs": {self.name: self.value(stage, given)}}
 
     def request_of(self, network: Network, clips: list[Mapping[str, Any]]) -> dict[str, Any]:
-        """The arrays of the clips."""
-        return {self.name: np.stack([clip[self.name] for clip in clips])} if self.name in clips[0] else {}
+        """The arrays of the clips, or the clips."""
+        field = "video" if self.of_video else self.name
+        return {self.name: np.stack([clip[field] for clip in clips])} if field in clips[0] else {}
 
     def in_sampling(self, conditioning: Conditioning, videos: SampledVideos) -> dict[str, Any]:
-        """Channels in the size of what the network denoises."""
-        if self.enters != "channels":
+        """Maps in the size of what the network, or its branch, sees."""
+        if self.form != "map":
             return {}
-        return {"inputs": {self.name: _fitted(conditioning.inputs[self.name], *videos.shape[1:4])}}
+        grid = self.grid(videos.stage, videos.shape[1:4])
+        return {"inputs": {self.name: _fitted(conditioning.inputs[self.name], *grid)}}
 
     def present(self, conditioning: Conditioning) -> bool:
         """Where there is a value of its name."""
@@ -148,8 +191,8 @@ class InputCondition(Condition):
         return {"inputs": {self.name: nulled(conditioning.inputs[self.name], 0, where)}}
 
     def of_frames(self, conditioning: Conditioning) -> dict[str, Any]:
-        """Channels."""
-        own = self.enters == "channels" and self.present(conditioning)
+        """Maps."""
+        own = self.form == "map" and self.present(conditioning)
         return {"inputs": {self.name: conditioning.inputs[self.name]}} if own else {}
 
 

@@ -1,4 +1,5 @@
-"""References: features made outside the network, of a picture say, as further keys and values of self-attention."""
+"""References: features of pictures, made outside the network or by a second U-Net next to it, as further keys and
+values of self-attention."""
 
 from __future__ import annotations
 
@@ -8,9 +9,21 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from vdm_jax.conditions.conditioning import Condition, Conditioning, Network, Request, Shapes, Sizes, Stage
+from vdm_jax.conditions.conditioning import (
+    Condition,
+    Conditioning,
+    Encode,
+    Network,
+    Request,
+    SampledVideos,
+    Shapes,
+    Sizes,
+    Stage,
+    TrainingClips,
+    nulled,
+)
 from vdm_jax.configuration import SizeOrZero, Width, config
 from vdm_jax.errors import UserError
 from vdm_jax.video.arrays import resize, to_float
@@ -119,3 +132,77 @@ class References(Condition):
     def present(self, conditioning: Conditioning) -> bool:
         """Where there is any."""
         return bool(conditioning.references)
+
+
+class ReferencePicture(Condition):
+    """A picture of what the video shows, or several: a second U-Net sees it, whose features are further keys and values
+    of the first one (ReferenceNet: Hu et al. 2023, arXiv 2311.17117). Where it is left out its latents are zeros."""
+
+    name = "reference_picture"
+    enters = "features"
+    fields = ("reference_picture",)
+    guidance = "prompt"
+
+    def taken(self, network: Network) -> bool:
+        """Where it has such a second U-Net."""
+        return network.reference_net
+
+    def shapes(self, stage: Stage, sizes: Sizes) -> Shapes:
+        """The latents of one picture."""
+        return {f"inputs/{self.name}": ((1, *stage.shape[1:]), jnp.float32)}
+
+    def batch_shapes(self, stage: Stage, sizes: Sizes) -> Shapes:
+        """One picture in the size of the clips."""
+        return {self.name: ((1, *sizes.clip[1:], 3), jnp.uint8)}
+
+    def of_batch(self, stage: Stage, batch: Mapping[str, Array]) -> dict[str, Any]:
+        """The pictures of the batch. Raises `UserError` where there are none."""
+        if self.name not in batch:
+            raise UserError(f"stage {stage.name!r} takes {self.name!r}, but the batch has none; permitted: a data set "
+                            "whose clips have it, such as VideoFolder(references=FOLDER)")
+        return self._of_pictures(stage, batch[self.name])
+
+    def in_training(self, conditioning: Conditioning, clips: TrainingClips) -> dict[str, Any]:
+        """Their latents."""
+        return self._encoded(conditioning, clips.encode)
+
+    def arguments(self, network: Network) -> tuple[str, ...]:
+        """`references`, with the name "picture"."""
+        return ("references",)
+
+    def of_request(self, stage: Stage, request: Request) -> dict[str, Any]:
+        """The pictures that are given, one for a video where they have no axis of several. Raises `UserError` for
+        another shape."""
+        given, count = jnp.asarray((request.get("references") or {}).get("picture", ())), len(request.captions)
+        if given.ndim not in (4, 5) or (given.shape[0], given.shape[-1]) != (count, 3):
+            raise UserError(f"references['picture'] of shape {list(given.shape)} given for stage {stage.name!r}; "
+                            f"permitted: pictures [{count}, height, width, 3], or several [{count}, n, height, width, "
+                            "3]")
+        return self._of_pictures(stage, given[:, None] if given.ndim == 4 else given)
+
+    def request_of(self, network: Network, clips: list[Mapping[str, Any]]) -> dict[str, Any]:
+        """The pictures of the clips."""
+        if self.name not in clips[0]:
+            return {}
+        return {"references": {"picture": np.stack([clip[self.name] for clip in clips])}}
+
+    def in_sampling(self, conditioning: Conditioning, videos: SampledVideos) -> dict[str, Any]:
+        """Their latents."""
+        return self._encoded(conditioning, videos.encode)
+
+    def present(self, conditioning: Conditioning) -> bool:
+        """Where there is a picture."""
+        return self.name in conditioning.inputs
+
+    def null(self, conditioning: Conditioning, where: Bool[Array, " B"] | None) -> dict[str, Any]:
+        """Zeros."""
+        return {"inputs": {self.name: nulled(conditioning.inputs[self.name], 0, where)}}
+
+    def _of_pictures(self, stage: Stage, given: Array) -> dict[str, Any]:
+        """Pictures `[B, n, H, W, 3]`, uint8 or in [-1, 1], in the size of the video."""
+        given = to_float(given) if given.dtype == jnp.uint8 else given
+        return {"inputs": {self.name: resize(given, stage.video.height, stage.video.width, "area")}}
+
+    def _encoded(self, conditioning: Conditioning, encode: Encode | None) -> dict[str, Any]:
+        pictures = conditioning.inputs[self.name]
+        return {} if encode is None else {"inputs": {self.name: encode(pictures)}}

@@ -126,11 +126,6 @@ def of_tokens(tokens: Int[Array, "B G L"]) -> dict[str, Array]:
     return {"tokens": tokens, "text_mask": tokens != PADDING}
 
 
-def text_conditioning(tokens: Int[Array, "B G L"]) -> Conditioning:
-    """Conditioning on word ids alone; padding is masked."""
-    return Conditioning(**of_tokens(tokens))
-
-
 class Text(Condition):
     """Captions of clips and of appended images."""
 

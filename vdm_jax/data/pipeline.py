@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from vdm_jax.conditions.inputs import map_fields
 from vdm_jax.configuration import (
     Count,
     CountOrZero,
@@ -38,7 +39,7 @@ _START, _AUGMENT, _IMAGES, _RATE = range(4)
 
 @config
 class FlipAugmentation:
-    """Mirrors clips left to right, but never one whose caption contains a word that would then be wrong.
+    """Mirrors clips and their maps left to right, but never one whose caption contains a word that would then be wrong.
 
     Writing and digits in the picture are mirrored like the rest: not for data that is about them.
     """
@@ -52,7 +53,7 @@ class FlipAugmentation:
         said = re.findall(r"[^\W_]+", clip["caption"].lower())
         if not drawn or any(word.startswith(self.words) for word in said):
             return clip
-        return clip | {"video": clip["video"][:, :, ::-1]}
+        return clip | {name: clip[name][:, :, ::-1] for name in ("video", *map_fields()) if name in clip}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,8 @@ import numpy as np
 
 from vdm_jax.configuration import Positive, Share, Size, config
 from vdm_jax.data.captions import read_captions
-from vdm_jax.data.crops import Crop, crop_frames
+from vdm_jax.data.crops import Crop
+from vdm_jax.data.decoding import MapFolder, decode_frames, stem
 from vdm_jax.data.folder import SkippedFiles, check_fractions, files_of_split, in_range, list_files
 from vdm_jax.data.image_folder import fitted
 from vdm_jax.data.source import RandomAccessSource, ReadAsIs
@@ -25,8 +26,6 @@ SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".m
             ".ts")
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-
-_WHOLE_FRAMES = 8  # of the file's own size that are in memory at once
 
 
 @config
@@ -46,6 +45,9 @@ class VideoFolder(ReadAsIs):
     short: Literal["skip", "pad"] = "skip"
     # Folder with a picture for each file, of the same name but for its ending: the clip's `reference_picture`
     references: str | None = None
+    # Folder with a control map for each file, of the same name but for its ending, a video of as many frames or a
+    # picture: the clip's `control`
+    controls: str | None = None
     fractions: tuple[Share, Share, Share] = (0.9, 0.05, 0.05)  # of the files: train, validation, test
     cache: str | None = None  # folder for frame indexes; None: ~/.cache/vdm_jax/video_index
 
@@ -66,11 +68,11 @@ class VideoFolder(ReadAsIs):
 
 class VideoFolderSource:
     """Random access to the clips of one split; splits share no file. With `short="pad"` clips have `frame_valid` bool
-    [T], and with `references` `reference_picture` uint8 [1, H, W, 3].
+    [T], with `references` `reference_picture` uint8 [1, H, W, 3], and with `controls` `control` uint8 [T, H, W, 3].
 
-    Files that do not open, have no reference picture, or are shorter than a clip (unless padded), are left out,
-    logged once and listed with the reason in `skipped`. Without `clip`'s random start, clip i of a file begins
-    where clip i - 1 ended.
+    Files that do not open, have no reference picture or control map, or are shorter than a clip (unless padded), are
+    left out, logged once and listed with the reason in `skipped`. Without `clip`'s random start, clip i of a file
+    begins where clip i - 1 ended.
 
     Args:
       files: what the clips of each file hold other than video and fps, by name, for sets that come with their own
@@ -99,6 +101,7 @@ class VideoFolderSource:
         indexes = index_files([self._folder / name for name in names], cache / f"{digest}-{split}.json")
         self._files, self._timelines = [], []
         self._pictures = None if spec.references is None else reference_pictures(spec.references)
+        self._maps = None if spec.controls is None else MapFolder(spec.controls, SUFFIXES, cache)
         for name, index in zip(names, indexes, strict=True):
             if isinstance(index, str):
                 self.skipped.add(name, index)
@@ -108,8 +111,11 @@ class VideoFolderSource:
             except (ArithmeticError, ValueError) as error:  # time stamps that say nothing
                 self.skipped.add(name, f"time stamps without sense ({error})")
                 continue
-            if self._pictures is not None and _stem(name) not in self._pictures:
-                self.skipped.add(name, f"no picture {_stem(name)}.* in {spec.references}")
+            if self._pictures is not None and stem(name) not in self._pictures:
+                self.skipped.add(name, f"no picture {stem(name)}.* in {spec.references}")
+                continue
+            if self._maps is not None and (problem := self._maps.problem(name, len(index))):
+                self.skipped.add(name, problem)
                 continue
             if not timeline.clips:
                 self.skipped.add(name, f"too short for a clip: {len(index)} frames, {index.duration:.2f} s")
@@ -187,20 +193,23 @@ class VideoFolderSource:
         numbers, valid = self._timelines[file].existing(numbers)
         seed = hashlib.sha256(f"{self._files[file]}\0{index}\0{numbers[0]}".encode()).digest()
         place = tuple(int.from_bytes(seed[k : k + 4], "big") / (2**32 - 1) for k in (0, 4))
-        video = self._timelines[file].decode(self._folder / self._files[file], numbers, self.spec, place)
-        clip = {"video": video, **self._facts[file], "fps": self._timelines[file].fps}
+        name, timeline = self._files[file], self._timelines[file]
+        video = decode_frames(self._folder / name, timeline.index, numbers, self.spec, place)
+        clip = {"video": video, **self._facts[file], "fps": timeline.fps}
         if self.spec.short == "pad":
             clip["frame_valid"] = valid
         if self._pictures is not None:
-            picture = fitted(self._pictures[_stem(self._files[file])], self.spec.height, self.spec.width)
+            picture = fitted(self._pictures[stem(name)], self.spec.height, self.spec.width)
             clip["reference_picture"] = picture[None]
+        if self._maps is not None:
+            clip["control"] = self._maps.frames(name, numbers, self.spec, place)
         return clip
 
 
 def reference_pictures(folder: str) -> dict[str, Path]:
     """The pictures below a folder by their names without endings. Raises `UserError` where there are none."""
     root = Path(folder).expanduser()
-    found = {_stem(path.relative_to(root).as_posix()): path for path in sorted(root.rglob("*"))
+    found = {stem(path.relative_to(root).as_posix()): path for path in sorted(root.rglob("*"))
              if path.suffix.lower() in PICTURES}
     if not found:
         raise UserError(f"VideoFolder.references={folder!r} has no pictures; permitted: a folder with "
@@ -208,15 +217,11 @@ def reference_pictures(folder: str) -> dict[str, Path]:
     return found
 
 
-def _stem(name: str) -> str:
-    return str(Path(name).with_suffix(""))
-
-
 class _Timeline:
     """Which frames of one file the clips take."""
 
     def __init__(self, index, spec: VideoFolder):
-        self._index, self._length, self._stride, self._rate = index, spec.frames, spec.frame_stride, spec.fps
+        self.index, self._length, self._stride, self._rate = index, spec.frames, spec.frame_stride, spec.fps
         if spec.fps is None:
             self.fps = index.fps / spec.frame_stride
             self._step = spec.frames * spec.frame_stride  # between clips, in frames of the file
@@ -247,27 +252,11 @@ class _Timeline:
         start = clip * self._step
         start += int(shift * min(self._step, self._last - start + 1))
         numbers = start + np.arange(self._length) * self._stride
-        found = numbers if self._rate is None else self._index.at(numbers / self._rate)
+        found = numbers if self._rate is None else self.index.at(numbers / self._rate)
         return np.where(numbers < self._there, found, -1)
 
     def at(self, fps: float, frames: int, shift: float) -> tuple[np.ndarray, float]:
         """Frame numbers of a clip at a rate, begun at a share of the room there is, and the rate."""
-        duration = self._index.duration
+        duration = self.index.duration
         rate = max(fps, frames / duration)
-        return self._index.at(shift * max(duration - frames / rate, 0.0) + np.arange(frames) / rate), float(rate)
-
-    def decode(self, path: Path, numbers: np.ndarray, spec: VideoFolder, place: tuple[float, float]) -> np.ndarray:
-        """The frames with these numbers, cut as the config says. Raises `UserError` where they do not decode."""
-        from vdm_jax.video.reading import VideoReader
-
-        try:
-            with VideoReader(path, self._index) as reader:
-                if spec.crop == "center":
-                    return reader.frames(numbers, spec.height, spec.width)
-                parts = np.array_split(numbers, -(-len(numbers) // _WHOLE_FRAMES))  # whole frames are large
-                return np.concatenate([crop_frames(reader.frames(part), spec.height, spec.width, spec.crop, place)
-                                       for part in parts])
-        except UserError:
-            raise
-        except Exception as error:  # a damaged file can fail in any way, and there are many formats
-            raise UserError(f"{path}: does not decode ({type(error).__name__}: {error})") from error
+        return self.index.at(shift * max(duration - frames / rate, 0.0) + np.arange(frames) / rate), float(rate)

@@ -2,7 +2,7 @@
 
 Colour finds the objects, the track of each centroid tells its motion, and a support vector machine trained
 on the handwriting of the training split reads the digit. No learned judge of video is involved, so scores
-compare across runs, and floor and ceiling are known: `vdm_jax.digits.controls` measures both.
+compare across runs, and floor and ceiling are known: its tests measure both.
 
 The attributes fail separately: shuffled frames break the motion and keep the digit, blur breaks the digit
 and keeps the motion. Lengths below are in frame sides and times in clip durations, so any frame size and

@@ -35,7 +35,7 @@ from vdm_jax.generation.compiled import (
     truncation,
 )
 from vdm_jax.generation.one_stage import inpainting_method, sample_keys, sampling_parts, with_overrides
-from vdm_jax.generation.prompts import checked_request, requested_conditioning
+from vdm_jax.generation.prompts import checked_request, of_frames, requested_conditioning
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.rules import parameter_shardings
 from vdm_jax.stages.options import Inpainting, Sampling
@@ -254,7 +254,8 @@ class Generator:
           frames: of the videos; the last block is cut.
           overlap: frames that a block knows; half of the stage's frames by default.
           completion: how blocks take over what they know; the stage's own by default.
-          captions, seed, first_index, steps, guidance, guidance_scale, split_guidance, progress, given: as in a call.
+          captions, seed, first_index, steps, guidance, guidance_scale, split_guidance, progress, given: as in a call;
+            maps have `frames` frames.
           masked_video: of the first block, as in a call.
           low: `[B, N, H2, W2, 3]` in [-1, 1], the whole videos with fewer pixels, for reconstruction guidance: they are
             enlarged and extended at once.
@@ -280,11 +281,11 @@ class Generator:
         if low is not None:
             masked_video = masked_low_resolution(low, every, stage.video.shape, masked_video=masked_video)
         _checked_masked_video(masked_video, stage, len(captions))
+        request = self._request(captions, given, (stage,), masked_video=masked_video)
         first = self(captions, seed=seed, first_index=first_index, steps=steps, guidance=guidance,
                      split_guidance=split_guidance, progress=progress, last=stage.name, masked_video=masked_video,
-                     **given)
+                     **of_frames(stage, request, 0, size, frames).given)
         jobs = _Jobs(seed, first_index + np.arange(len(captions)), progress)
-        text = requested_conditioning(stage, self._request(captions, given, (stage,), masked_video=masked_video))
         video = np.asarray(to_float(first.videos))
         mask = np.zeros((len(captions), size, 1, 1, 1), np.float32)
         mask[:, :overlap] = 1
@@ -295,6 +296,8 @@ class Generator:
             if low is not None:
                 masked_video = masked_low_resolution(low, every, stage.video.shape, video.shape[1] - overlap,
                                                      masked_video)
+            text = requested_conditioning(
+                stage, of_frames(stage, request, video.shape[1] - overlap, size, frames))
             block = self._run(stage, 0, sampling, jobs, text, None, masked_video)
             video = np.concatenate([video, block[:, overlap:]], axis=1)
         return Generated(captions, {stage.name: np.asarray(to_uint8(video[:, :frames]))}, first.fps)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from vdm_jax.conditions.conditioning import Conditioning, Request, conditions_of
 from vdm_jax.errors import UserError
 from vdm_jax.stages.stage import Stage
@@ -27,6 +29,20 @@ def checked_request(captions: Sequence[str] | str, given: Mapping[str, Any], sta
 def arguments_of(stage: Stage) -> list[str]:
     """The arguments of a generator that a stage takes, in addition to captions."""
     return [name for condition in conditions_of(stage.network) for name in condition.arguments(stage.network)]
+
+
+def of_frames(stage: Stage, request: Request, first: int, frames: int, total: int) -> Request:
+    """The request for a part of videos of `total` frames: what is asked of each frame is cut, and its last entry held
+    where the part goes on longer. Raises `UserError` for another number of frames."""
+    names = {name for condition in conditions_of(stage.network) for name in condition.frame_arguments(stage.network)}
+    found = dict(request.given)
+    for name in names & found.keys():
+        value = np.asarray(found[name])
+        if value.ndim < 2 or value.shape[1] != total:
+            raise UserError(f"{name} of shape {list(value.shape)} for videos of {total} frames; permitted: "
+                            f"[{len(request.captions)}, {total}, ...]")
+        found[name] = value[:, np.minimum(first + np.arange(frames), total - 1)]
+    return Request(request.captions, found)
 
 
 def requested_conditioning(stage: Stage, request: Request) -> Conditioning:

@@ -16,7 +16,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
-from vdm_jax.conditions.conditioning import conditions_of
+from vdm_jax.conditions.conditioning import Way, conditions_of
 from vdm_jax.conditions.inputs import Input
 from vdm_jax.conditions.reference import Reference
 from vdm_jax.conditions.text import TextInput
@@ -53,6 +53,7 @@ class Backbone(Protocol):
     in_place: bool = False  # conditioning frames take the place of the noisy ones, and have no loss
     frame_noise: FrameNoise | None = None  # on conditioning frames; None: they stay as they are
     references: tuple[Reference, ...] = ()  # features that attention layers also see
+    reference_net: bool = False  # a second network sees a reference picture, whose features attention layers see
     conditions: tuple[Input, ...] = ()  # further conditions
 
     @property
@@ -64,6 +65,10 @@ class Backbone(Protocol):
     def prompted(self) -> bool:
         """Whether it takes what classifier-free guidance can leave out, such as text, a class or the first frame."""
         return any(condition.guidance == "prompt" for condition in conditions_of(self))
+
+    def entering(self, way: Way) -> tuple[Input, ...]:
+        """Its further conditions that enter in this way."""
+        return tuple(entry for entry in self.conditions if entry.way == way)
 
     def check_stage(self, stage: Any) -> None:
         """Raise `UserError` for a stage that asks of it what it cannot do."""

@@ -57,7 +57,7 @@ class SelfAttention:
 
 @config
 class CrossAttention:
-    """Residual attention of every video token to the text tokens."""
+    """Residual attention of every video token to the text tokens, and to those of conditions that enter as tokens."""
 
     head_dim: Size = 32  # channels per head
     kernel: str = "auto"  # or a name of the capability table that takes outside tokens
@@ -176,7 +176,8 @@ class UNet(Backbone):
     conditioning_frames: bool = False
     scalars: tuple[str, ...] = ()  # names of further scalar inputs, e.g. "fps"
     references: tuple[Reference, ...] = ()  # features that attention layers name as their extra tokens
-    conditions: tuple[Input, ...] = ()  # further conditions; `features` are extra tokens like references
+    # Further conditions: features are extra tokens like references, tokens join those of the text
+    conditions: tuple[Input, ...] = ()
     sharded_axis: Literal["frames", "height"] = "frames"  # what of a video is split over the mesh axis `context`
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters stay float32
     remat: Literal["none", "dots", "full", "offload"] = "none"  # what the backward pass recomputes; networks/remat.py
@@ -198,14 +199,22 @@ class UNet(Backbone):
             raise UserError(f"UNet.position_axes={self.position_axes} is not valid; permitted: some of {axes}, in this "
                             "order")
         mixers = [m for level in self.levels for m in level.mixers] + list(self.middle)
-        if self.text is None and any(isinstance(m, CrossAttention) for m in mixers):
-            raise UserError("UNet.text=None but a level has CrossAttention; permitted: WordEncoder or EmbeddedText")
-        check_conditions("UNet", self.conditions, ("channels", "vector", "features"))
+        check_conditions("UNet", self.conditions, ("channels", "vector", "features", "tokens"))
+        joined = self.entering("tokens")
+        if self.text is None and not joined and any(isinstance(m, CrossAttention) for m in mixers):
+            raise UserError("UNet.text=None but a level has CrossAttention; permitted: WordEncoder or EmbeddedText, or "
+                            "conditions that enter as tokens")
         names = [entry.name for entry in (*self.references, *self.entering("features"))]
         if len(set(names)) < len(names):
             raise UserError(f"UNet.references={names} is not valid; permitted: different names")
-        for extra in (m.extra_tokens for m in mixers if isinstance(getattr(m, "pattern", None), WithExtraKeys)):
-            if extra == "text" and self.text is None:
+        extra_keys = [m.extra_tokens for m in mixers if isinstance(getattr(m, "pattern", None), WithExtraKeys)]
+        if joined and "text" not in extra_keys and not any(isinstance(m, CrossAttention) for m in mixers):
+            raise UserError(f"UNet.conditions: {joined[0].name!r} enters as tokens, and no mixer attends to tokens; "
+                            "permitted: a level with CrossAttention, or with a WithExtraKeys pattern of "
+                            "extra_tokens='text'",
+                            "UNet.conditions")
+        for extra in extra_keys:
+            if extra == "text" and self.text is None and not joined:
                 raise UserError("UNet.text=None but a mixer has a WithExtraKeys pattern with extra_tokens='text'; "
                                 "permitted: text=WordEncoder or EmbeddedText, or one of UNet.references")
             if extra not in ("text", *names):
@@ -228,10 +237,6 @@ class UNet(Backbone):
     def frame_reduction(self) -> int:
         """What the number of frames must be a multiple of."""
         return math.prod(level.temporal_stride for level in self._reducing)
-
-    def entering(self, way: Way) -> tuple[Input, ...]:
-        """Its further conditions that enter in this way."""
-        return tuple(entry for entry in self.conditions if entry.condition.enters == way)
 
     @property
     def stacked(self) -> dict[str, int]:
@@ -296,6 +301,6 @@ def check_conditions(kind: str, conditions: tuple[Input, ...], ways: tuple[Way, 
     """Raise `UserError` for a further condition that is there twice, or enters in a way that a network has not."""
     names = [entry.name for entry in conditions]
     for entry in conditions:
-        if names.count(entry.name) > 1 or entry.condition.enters not in ways:
-            raise UserError(f"{kind}.conditions={names}: {entry.name!r} enters as {entry.condition.enters}; permitted: "
-                            f"different conditions that enter as {', '.join(ways)}")
+        if names.count(entry.name) > 1 or entry.way not in ways:
+            raise UserError(f"{kind}.conditions={names}: {entry.name!r} enters as {entry.way}; permitted: different "
+                            f"conditions that enter as {', '.join(ways)} (Input.enters)")

@@ -4,12 +4,14 @@ what the frame should show, and adds to the features of the network it is a copy
     control = ControlNetNetwork(config).apply({"params": params}, x, level, context, hint)
     prediction = LatentUNetNetwork(unet).apply({"params": unet_params}, x, level, context, control=control)
 
-Several are added up: `jax.tree.map(jnp.add, first, second)`.
+Several are added up. `LatentNetwork.control_nets` has them in stages, for conditions that enter as residuals. That of a
+video network sees each frame by itself, as its image layers do.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+import dataclasses
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from vdm_jax.configuration import Length, Width, config
 from vdm_jax.errors import UserError
-from vdm_jax.networks.latent_unet import LATENT_UNET_SD1, LatentUNet, check, embed, middle, way_down
+from vdm_jax.networks.latent_unet import LATENT_UNET_SD1, LatentUNet, check, embed, image_unet, middle, way_down
 from vdm_jax.networks.latent_unet_blocks import BlockInputs, Control
 from vdm_jax.networks.layers import Convolution, silu, zeros
 
@@ -45,6 +47,12 @@ class ControlNet:
 CONTROL_NET_SD1 = ControlNet()
 
 
+def control_net_of(unet: LatentUNet, **options: Any) -> ControlNet:
+    """The sizes of a ControlNet of a U-Net: its image layers, without scalars. `options` are fields of
+    `ControlNet`. Raises `UserError` for a U-Net that attends to no tokens."""
+    return ControlNet(unet=dataclasses.replace(image_unet(unet), scalars=0), **options)
+
+
 class ControlNetNetwork(nn.Module):
     """Noisy latents `[B, T, H, W, C]` and maps in [0, 1] of each frame to what is added to the U-Net's features.
 
@@ -55,7 +63,8 @@ class ControlNetNetwork(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T H W C"], level: Float[Array, " B"], tokens: Float[Array, "B G L E"],
+        self, x: Float[Array, "B T H W C"], level: Float[Array, " B"] | Float[Array, "B T"],
+        tokens: Float[Array, "B G L E"],
         hint: Float[Array, "B T H2 W2 D"], *, scale: float | Float[Array, " B"] = 1.0,
         classes: Int[Array, " B"] | None = None,
     ) -> Control:

@@ -12,13 +12,14 @@ from vdm_jax.configuration import Count, ShareBelowOne, Size, config
 from vdm_jax.networks.blocks.temporal import TemporalConvolutions, TemporalTransformer
 from vdm_jax.networks.latent_unet_blocks import Sizes
 
+FIRST_HEADS = 8  # of ModelScope's transformer after the first convolution, whose heads are those of the first level
+
 
 @config
 class TemporalConv:
     """ModelScope: four temporal convolutions after each residual block, two temporal self-attentions after each
     transformer, and such a transformer after the first convolution."""
 
-    first_heads: Size = 8  # of the transformer after the first convolution, as large as the first level's
     dropout: ShareBelowOne = 0.1  # probability, in training, before all but the first of the convolutions
 
 

@@ -1,6 +1,8 @@
 """The open latent U-Nets as networks of stages: what they take, made of log-SNR and `Conditioning`.
 
-Parameters are those of the U-Net by the same names, so that weights of `vdm-jax convert` are weights of a stage.
+Parameters are those of the U-Net by the same names, so that weights of `vdm-jax convert` are weights of a stage. Those
+of a ControlNet stand next to them as `control_net_NAME`, by the name of its condition, the projection of a condition
+that enters as tokens as `condition_NAME`, and the network that sees a reference picture as `reference_net`.
 """
 
 from __future__ import annotations
@@ -10,10 +12,11 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vdm_jax.attention import Spatial, Temporal, WithExtraKeys
+from vdm_jax.attention import WithExtraKeys
 from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.conditions.inputs import Input
 from vdm_jax.conditions.reference import Reference
@@ -27,7 +30,16 @@ from vdm_jax.diffusion.beta_tables import (
 from vdm_jax.errors import UserError
 from vdm_jax.networks.backbone import Backbone, FrameNoise
 from vdm_jax.networks.config import EmbeddedText, check_conditions
-from vdm_jax.networks.latent_unet import LatentUNet, LatentUNetNetwork
+from vdm_jax.networks.control_net import ControlNet, ControlNetNetwork
+from vdm_jax.networks.latent_unet import (
+    LatentUNet,
+    LatentUNetNetwork,
+    image_unet,
+    reference_net_of,
+    reference_tokens,
+)
+from vdm_jax.networks.latent_unet_blocks import Control
+from vdm_jax.networks.layers import Dense
 from vdm_jax.networks.unet import check_entries
 
 SCALARS = ("fps", "motion", "noise")
@@ -61,7 +73,12 @@ class LatentNetwork(Backbone):
     # rate. 0: they stay as they are
     frame_noise_steps: CountOrZero = 0
     frame_noise_step: CountOrZero = 100
-    conditions: tuple[Input, ...] = ()  # further conditions, as further channels
+    # Further conditions, as further channels, as tokens after those of the text, or as residuals
+    conditions: tuple[Input, ...] = ()
+    # One for each of these that enters as residuals, in their order; `control_net_of(unet)` has the sizes
+    control_nets: tuple[ControlNet, ...] = ()
+    # A second U-Net of its image layers sees a reference picture, whose features a `WithExtraKeys` spatial pattern sees
+    reference_net: bool = False
     # Class of the U-Net that says which of several frame rates it makes; None: no such classes
     rate: WidthOrZero | None = None
 
@@ -76,7 +93,8 @@ class LatentNetwork(Backbone):
         if "noise" in self.scalars and not self.first_frame:
             raise UserError("LatentNetwork.scalars has 'noise', that on the first frame, with first_frame=False; "
                             "permitted: first_frame=True")
-        check_conditions("LatentNetwork", self.conditions, ("channels",))
+        check_conditions("LatentNetwork", self.conditions, ("channels", "tokens", "residuals"))
+        self._check_branches()
         self._check_frames()
         classes = 0 if self.low_resolution_steps is None else self.low_resolution_steps.steps
         own = bool(self.frame_noise_steps) or self.rate is not None
@@ -84,6 +102,30 @@ class LatentNetwork(Backbone):
             raise UserError(f"LatentNetwork.low_resolution_steps={self.low_resolution_steps} with low_resolution="
                             f"{self.low_resolution} for a U-Net of {unet.classes} classes; permitted: a table of as "
                             "many steps for a network that takes a low-resolution video")
+
+    def _check_branches(self) -> None:
+        """Raise `UserError` for tokens that nothing attends to, and ControlNets of other sizes than the U-Net or for
+        other conditions than there are."""
+        unet, entries = self.unet, self.entering("residuals")
+        if self.entering("tokens") and not unet.token_channels:
+            raise UserError(f"LatentNetwork.conditions={[entry.name for entry in self.entering('tokens')]} as tokens "
+                            "for a U-Net of token_channels=0, which attends to none; permitted: channels, residuals")
+        widths, found = [e.width for e in entries], [net.hint_channels for net in self.control_nets]
+        if widths != found:
+            raise UserError(f"LatentNetwork.control_nets of hint_channels={found} for conditions that enter as "
+                            f"residuals, {[entry.name for entry in entries]} of width={widths}; permitted: one for "
+                            "each, of its width", "LatentNetwork.control_nets")
+        for name in ("in_channels", "widths", "blocks", "token_channels", "classes"):
+            for net in self.control_nets:
+                if getattr(net.unet, name) != getattr(unet, name):
+                    raise UserError(f"LatentNetwork.control_nets: unet.{name}={getattr(net.unet, name)} for a U-Net of "
+                                    f"{getattr(unet, name)}; permitted: the same, as control_net_of(unet) has it",
+                                    "LatentNetwork.control_nets")
+
+        if self.reference_net and not (unet.referenced and unet.in_channels == unet.out_channels):
+            raise UserError(f"LatentNetwork.reference_net=True for a U-Net of in_channels={unet.in_channels}, "
+                            f"out_channels={unet.out_channels}, spatial_pattern={unet.spatial_pattern}; permitted: as "
+                            "many in as out, and WithExtraKeys(inner=Spatial())")
 
     def _check_frames(self) -> None:
         """Raise `UserError` where the U-Net does not take conditioning frames in this way."""
@@ -151,16 +193,23 @@ class LatentNetwork(Backbone):
 
     @property
     def references(self) -> tuple[Reference, ...]:
-        """With an `WithExtraKeys` spatial pattern, the features that the spatial attention of every transformer
-        sees."""
-        return tuple(Reference(name=name, width=width) for name, width in self.unet.referenced.items())
+        """With a `WithExtraKeys` spatial pattern, the features that the spatial attention of every transformer sees,
+        where they come from outside."""
+        given = {} if self.reference_net else self.unet.referenced
+        return tuple(Reference(name=name, width=width) for name, width in given.items())
 
     def check_stage(self, stage: Any) -> None:
         """Raise `UserError` where the U-Net has other input channels than what is stacked for it."""
         latent, channels = stage.latent, self.out_channels
         low = (3 if latent is None or latent.low_resolution == "pixels" else channels) * self.low_resolution
         wanted = channels + low + channels * self.first_frame + self.in_place
-        wanted += sum(entry.width for entry in self.conditions)
+        wanted += sum(entry.width for entry in self.entering("channels"))
+        factor = 1 if latent is None else latent.autoencoder.factor
+        for net in self.control_nets:
+            if net.factor != factor:
+                raise UserError(f"Stage {stage.name!r}: network.control_nets of {len(net.hint_widths)} hint_widths, "
+                                f"which reduce maps by {net.factor}, for latents of {factor} pixels a side; permitted: "
+                                f"as many hint_widths as reduce by {factor}, each but the first by 2")
         if self.unet.in_channels != wanted:
             raise UserError(f"Stage {stage.name!r}: network.unet.in_channels={self.unet.in_channels}; permitted: "
                             f"{wanted}, for the noisy latents and what is joined to them")
@@ -177,15 +226,9 @@ class LatentNetwork(Backbone):
 
     def rematerialised(self, remat: str) -> LatentNetwork:
         """The same with another rematerialisation."""
-        return dataclasses.replace(self, unet=dataclasses.replace(self.unet, remat=remat))
-
-
-def image_unet(unet: LatentUNet) -> LatentUNet:
-    """The image network that a video network is without its temporal layers, norms per frame. Raises `UserError`
-    where it has no other attention."""
-    return dataclasses.replace(unet, temporal=False, temporal_conv=None, motion=None, max_relative_position=0,
-                               mix_frames=0, conditioning_channels=0,
-                               norm_over="frame", spatial_pattern=Spatial(), temporal_pattern=Temporal())
+        nets = tuple(dataclasses.replace(net, unet=dataclasses.replace(net.unet, remat=remat))
+                     for net in self.control_nets)
+        return dataclasses.replace(self, unet=dataclasses.replace(self.unet, remat=remat), control_nets=nets)
 
 
 class LatentNetworkModule(nn.Module):
@@ -198,7 +241,14 @@ class LatentNetworkModule(nn.Module):
     config: LatentNetwork
 
     def setup(self):
-        self.unet = LatentUNetNetwork(self.config.unet)
+        spec = self.config
+        self.unet = LatentUNetNetwork(spec.unet)
+        self.control_net = {entry.name: ControlNetNetwork(net) for entry, net in zip(
+            spec.entering("residuals"), spec.control_nets, strict=True)}
+        self.condition = {entry.name: Dense(spec.unet.token_channels, use_bias=False, dtype=jnp.dtype(spec.dtype))
+                          for entry in spec.entering("tokens")}
+        if spec.reference_net:
+            self.reference_net = LatentUNetNetwork(reference_net_of(spec.unet))
         nn.share_scope(self, self.unet)
 
     def __call__(
@@ -216,21 +266,60 @@ class LatentNetworkModule(nn.Module):
             raise UserError(f"{images} independent images for a U-Net of token_channels=0, which has no attention of "
                             "its own within them; permitted: 0")
         conditioning_latents = _conditioning_latents(spec, conditioning)
-        x, tokens = _stacked(spec, z, conditioning, conditioning_latents), _tokens(spec, len(z), conditioning)
+        x, tokens = _stacked(spec, z, conditioning, conditioning_latents), self._tokens(len(z), conditioning)
         level = -logsnr / 8 if spec.timesteps is None else spec.timesteps.timestep(logsnr)
         told = {"scalars": _scalars(spec, conditioning), "classes": _classes(spec, conditioning, len(z))}
+        control = self._control(x, level, tokens, conditioning, told["classes"])
         clip = x.shape[1] - images
         of_clip = conditioning_latents[:, :clip] if spec.frame_conditioning == "layers" else None
-        references = conditioning.references or None
+        references = self._references(tokens, conditioning)
         of_frames = level.ndim == 2
         y = self.unet(x[:, :clip], level[:, :clip] if of_frames else level, tokens[:, :1] if images else tokens,
-                      conditioning_latents=of_clip, references=references, train=train, **told)
+                      conditioning_latents=of_clip, references=references, control=control, train=train, **told)
         if not images:
             return y
         alone = LatentUNetNetwork(image_unet(spec.unet), parent=None).apply(
             {"params": self.variables["params"]}, x[:, clip:], level[:, clip:] if of_frames else level,
             tokens[:, 1:] if spec.text is not None else tokens, **told)
         return jnp.concatenate([y, alone], axis=1)
+
+    def _tokens(self, batch: int, conditioning: Conditioning) -> Float[Array, "B G L E"] | None:
+        """Tokens of the text and of conditions; where there are none, one of zeros."""
+        spec, parts = self.config, []
+        if not spec.unet.token_channels:
+            return None
+        if spec.text is not None:
+            parts.append(jnp.where(conditioning.text_mask[..., None], conditioning.embeddings, 0))
+        for entry in spec.entering("tokens"):
+            parts.append(self.condition[entry.name](conditioning.inputs[entry.name]))
+        if not parts:
+            return jnp.zeros((batch, 1, 1, spec.unet.token_channels))
+        return jnp.concatenate(parts, axis=2)
+
+    def _references(
+        self, tokens: Float[Array, "B G L E"] | None, conditioning: Conditioning
+    ) -> dict[str, Float[Array, "B _ _ _"]] | None:
+        """What the reference network attends from at timestep 0, of all pictures as one group, or what is given."""
+        spec = self.config
+        if not spec.reference_net:
+            return conditioning.references or None
+        picture = conditioning.inputs["reference_picture"]
+        inputs = picture, jnp.zeros(len(picture)), None if tokens is None else tokens[:, :1]
+        if self.is_initializing():
+            self.reference_net(*inputs)
+        _, state = LatentUNetNetwork(reference_net_of(spec.unet), parent=None).apply(
+            {"params": self.variables["params"]["reference_net"]}, *inputs, mutable=["intermediates"])
+        tokens = reference_tokens(state["intermediates"])
+        return {name: tokens[name].reshape(len(picture), 1, -1, width) for name, width in spec.unet.referenced.items()}
+
+    def _control(
+        self, x: Float[Array, "B T H W C"], level: Float[Array, " B"] | Float[Array, "B T"],
+        tokens: Float[Array, "B G L E"] | None, conditioning: Conditioning, classes: Int[Array, " B"] | None,
+    ) -> Control | None:
+        """The sum of what ControlNets make of their conditions, each by a factor where one is asked for."""
+        found = [net(x, level, tokens, conditioning.inputs[name], classes=classes,
+                     scale=conditioning.scalars.get(f"{name}_scale", 1.0)) for name, net in self.control_net.items()]
+        return jax.tree.map(lambda *parts: sum(parts), *found) if found else None
 
 
 def check_inputs(
@@ -275,16 +364,8 @@ def _stacked(spec: LatentNetwork, z: Array, conditioning: Conditioning, conditio
         parts.append(conditioning.low_resolution)
     if spec.first_frame:
         parts.append(jnp.broadcast_to(conditioning.image, (*z.shape[:4], conditioning.image.shape[-1])))
-    parts += [conditioning.inputs[entry.name] for entry in spec.conditions]
+    parts += [conditioning.inputs[entry.name] for entry in spec.entering("channels")]
     return jnp.concatenate(parts, axis=-1)
-
-
-def _tokens(spec: LatentNetwork, batch: int, conditioning: Conditioning) -> Float[Array, "B G L E"] | None:
-    if not spec.unet.token_channels:
-        return None
-    if spec.text is None:
-        return jnp.zeros((batch, 1, 1, spec.unet.token_channels))
-    return jnp.where(conditioning.text_mask[..., None], conditioning.embeddings, 0)
 
 
 def _scalars(spec: LatentNetwork, conditioning: Conditioning) -> Float[Array, "B N"] | None:

@@ -23,6 +23,7 @@ from vdm_jax.errors import UserError
 from vdm_jax.networks.autoencoders.blocks import Double
 from vdm_jax.networks.blocks.attention import INPUTS
 from vdm_jax.networks.latent_frames import (
+    FIRST_HEADS,
     MOTION_V1,
     MOTION_V2,
     MOTION_V3,
@@ -206,8 +207,8 @@ class LatentUNetNetwork(nn.Module):
         x = Convolution(spec.widths[0], dtype=dtype, sharded_axis=spec.sharded_axis, name="stem")(x)
         x = shard_along(x, spec.sharded_axis, must=False)
         if spec.temporal_conv:
-            head_dim, heads = spec.widths[0] // spec.heads[0], spec.temporal_conv.first_heads
-            x = sizes_of(spec).temporal_transformer(heads, heads * head_dim, "stem_motion")(x)
+            channels = FIRST_HEADS * (spec.widths[0] // spec.heads[0])
+            x = sizes_of(spec).temporal_transformer(FIRST_HEADS, channels, "stem_motion")(x)
         x, skips = way_down(self, spec, x, block_inputs)
         x = middle(self, spec, x, block_inputs)
         if control is not None:
@@ -236,6 +237,20 @@ def reference_tokens(intermediates: dict[str, Any]) -> dict[str, Float[Array, "_
                 (x,) = inside[INPUTS]
                 found[name] = x.reshape(*x.shape[:2], -1, x.shape[-1])
     return found
+
+
+def image_unet(unet: LatentUNet) -> LatentUNet:
+    """The image network that a video network is without its temporal layers, norms per frame. Raises `UserError`
+    where it has no other attention."""
+    return dataclasses.replace(unet, temporal=False, temporal_conv=None, motion=None, max_relative_position=0,
+                               mix_frames=0, conditioning_channels=0,
+                               norm_over="frame", spatial_pattern=Spatial(), temporal_pattern=Temporal())
+
+
+def reference_net_of(unet: LatentUNet) -> LatentUNet:
+    """The sizes of the network that a U-Net takes reference tokens from: its image layers, without scalars or a
+    class (ReferenceNet: Hu et al. 2023, arXiv 2311.17117)."""
+    return dataclasses.replace(image_unet(unet), scalars=0, classes=0)
 
 
 # ------------------------------------------------ parts, which make their layers in the network that calls them

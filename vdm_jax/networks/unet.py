@@ -9,11 +9,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.errors import UserError
 from vdm_jax.networks import config as cfg
+from vdm_jax.networks.blocks.attention import Tokens
 from vdm_jax.networks.blocks.residual import ResidualBlock
 from vdm_jax.networks.blocks.sinusoids import sinusoids
 from vdm_jax.networks.layers import (
@@ -207,9 +208,24 @@ class Embedding(nn.Module):
                 tokens, mask, pooled = (jnp.repeat(a, repeats, axis=1, total_repeat_length=frames)
                                         for a in (tokens, mask, pooled))
             vector, extra_keys["text"] = vector + pooled, (tokens, mask)
+        for entry in spec.entering("tokens"):
+            extra_keys["text"] = self._joined(extra_keys.get("text"), entry.name, conditioning.inputs[entry.name])
         for i in range(spec.embedding_layers - 1):
             vector = Dense(width, name=f"hidden_{i}")(silu(vector))
         return vector, MixerInputs(extra_keys, conditioning.frame_valid)
+
+    def _joined(
+        self, text: Tokens | None, name: str, value: Float[Array, "B 1 M D"]
+    ) -> tuple[Float[Array, "B _ _ _"], Bool[Array, "B _ _"]]:
+        """Tokens of the text, if there are any, and after them those of a condition in their width; the null value is
+        tokens of zeros."""
+        width = self.config.embedding_channels if text is None else text[0].shape[-1]
+        value = Dense(width, use_bias=False, dtype=jnp.dtype(self.config.dtype), name=f"condition_{name}")(value)
+        seen = jnp.ones(value.shape[:3], bool)
+        if text is None:
+            return value, seen
+        value, seen = (jnp.repeat(a, text[0].shape[1], axis=1) for a in (value, seen))
+        return jnp.concatenate([text[0], value], axis=2), jnp.concatenate([text[1], seen], axis=2)
 
 
 class ClassEmbedding(nn.Module):
@@ -327,9 +343,11 @@ def check_entries(spec: cfg.UNet | Any, z: Array, conditioning: Conditioning) ->
         if entry.name not in conditioning.inputs:
             raise UserError(f"Conditioning.inputs has no {entry.name!r}; given: "
                             f"{', '.join(conditioning.inputs) or 'none'}")
-        shape, way = conditioning.inputs[entry.name].shape, entry.condition.enters
-        wanted = {"channels": z.shape[:4], "vector": z.shape[:1], "features": (*z.shape[:1], 1, "tokens")}[way]
-        sizes = shape if way != "features" or len(shape) != 4 else (*shape[:2], "tokens", shape[3])
+        shape, form = conditioning.inputs[entry.name].shape, entry.condition.form
+        wanted = {"map": z.shape[:4], "vector": z.shape[:1], "tokens": (*z.shape[:1], 1, "tokens")}[form]
+        sizes = (*shape[:2], "tokens", shape[3]) if form == "tokens" and len(shape) == 4 else shape
+        if entry.way == "residuals" and len(shape) == 5:  # branches say which sizes of maps they take
+            wanted, sizes = (*z.shape[:2], "height", "width"), (*shape[:2], "height", "width", shape[4])
         if sizes != (*wanted, entry.width):
             raise UserError(f"Conditioning.inputs[{entry.name!r}] has shape {shape}; permitted: "
                             f"{(*wanted, entry.width)}")

@@ -15,7 +15,14 @@ from vdm_jax.errors import UserError
 from vdm_jax.generation.compiled import Noise, Watch
 from vdm_jax.generation.generator import Generated, Progress
 from vdm_jax.generation.released.folder import Folder, save_folder
-from vdm_jax.generation.released.models import experiment_of, generator_of, kind_of, networks_of, stage_of
+from vdm_jax.generation.released.models import (
+    experiment_of,
+    generator_of,
+    kind_of,
+    networks_of,
+    parameters_of,
+    stage_of,
+)
 from vdm_jax.parallel.rules import batch_parts
 from vdm_jax.pipelines import arguments
 from vdm_jax.pipelines.progress import shown
@@ -100,7 +107,7 @@ class LatentPipeline:
         stage = dataclasses.replace(stage, sampling=sampling)
         generator = self.generator.of(
             dataclasses.replace(self.generator.experiment, stages=(stage,)),
-            {stage.name: self.models["unet"].params}, {stage.name: self.models["vae"].params})
+            {stage.name: parameters_of(self.models)}, {stage.name: self.models["vae"].params})
         with shown(progress) as show:
             def watch(step: int, z: jax.Array) -> None:
                 if self.watch is not None:
@@ -128,10 +135,10 @@ class FromText(LatentPipeline):
     def sample(
         self, prompt: Any, negative_prompt: Any, count: int, size: tuple[int, int | None, int | None], steps: int,
         guidance: tuple[float | None, float | None], seed: int, latents: Float[np.ndarray, "B T H W C"] | None,
-        progress: Progress | bool | None, *, fps: int = 1, chunk: int | None = None,
+        progress: Progress | bool | None, *, fps: int = 1, chunk: int | None = None, **given: Any,
     ) -> Generated:
         """Videos, `count` of each prompt; `size` is frames, height and width in pixels, None for those of the training;
-        `guidance` is weight and scale, of which one may be given.
+        `guidance` is weight and scale, of which one may be given, and `given` are further arguments of the generator.
 
         Raises `UserError` for sizes that the model cannot take and for numbers of texts that do not fit.
         """
@@ -147,7 +154,7 @@ class FromText(LatentPipeline):
                            chunk)
         noise = Noise(self.checked_noise(stage, len(prompts), steps, latents))
         return self.generate(stage, prompts, (weight, None) if weight > 0 else None, steps, progress, fps=fps,
-                             noise=noise, seed=int(seed), **self.encoded(prompts, negative))
+                             noise=noise, seed=int(seed), **self.encoded(prompts, negative), **given)
 
     def _weight(self, guidance: Any, guidance_scale: Any) -> float:
         """w in cond + w (cond - uncond), of either way to write it; scales up to 1 are off."""

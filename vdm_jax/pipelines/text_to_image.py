@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x: pictures of texts (Rombach et al. 2022, arXiv 2112.10752)."""
+"""Stable Diffusion 1.x and 2.x: pictures of texts (Rombach et al. 2022, arXiv 2112.10752), and of control maps."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from vdm_jax.errors import UserError
 from vdm_jax.generation.generator import Generated, Progress
 from vdm_jax.generation.released.folder import Folder
+from vdm_jax.generation.released.pictures import Picture, open_pictures, resized
+from vdm_jax.pipelines import arguments
 from vdm_jax.pipelines.base import FromText
 
 log = logging.getLogger(__name__)
@@ -67,4 +70,47 @@ class TextToImage(FromText):
         found = self.sample(
             prompt, negative_prompt, num_per_prompt, (1, height, width), num_inference_steps,
             (guidance, guidance_scale), seed, latents, progress)
+        return Pictures(found.captions, found.stages, found.fps)
+
+
+class ControlledTextToImage(TextToImage):
+    """Pictures of texts and of control maps, by a U-Net with a ControlNet (Zhang et al. 2023, arXiv 2302.05543).
+
+        pipeline = vdm_jax.from_pretrained("sd-controlnet-canny", dtype="bfloat16")
+        pipeline("a watercolour of a lighthouse", image="edges.png", seed=3).save("lighthouse.png")
+    """
+
+    def __call__(
+        self, prompt: str | Sequence[str], *, image: Picture | Sequence[Picture],
+        controlnet_conditioning_scale: float = 1.0, negative_prompt: str | Sequence[str] | None = None,
+        height: int | None = None, width: int | None = None, num_inference_steps: int = 50,
+        guidance: float | None = None, guidance_scale: float | None = None, num_per_prompt: int = 1, seed: int = 0,
+        latents: Float[np.ndarray, "B T H W C"] | None = None, progress: Progress | bool | None = None,
+    ) -> Pictures:
+        """Generate pictures, one per prompt or `num_per_prompt`.
+
+        Args:
+          image: the control map of all prompts, or one for each: files, Pillow images or arrays `[H, W, 3]`, see
+            `open_pictures`; they are resized to the picture, so cut them to its aspect first.
+          controlnet_conditioning_scale: factor on what the ControlNet adds; 0: nothing.
+          height, width: pixels; those of the first map by default, down to multiples of 8.
+          prompt, negative_prompt, num_inference_steps, guidance, guidance_scale, num_per_prompt, seed, latents,
+            progress: as in `TextToImage`.
+
+        Raises `UserError` for what is no picture, for sizes that the model cannot take and for numbers of texts and
+        maps that do not fit.
+        """
+        scale = arguments.number("controlnet_conditioning_scale", controlnet_conditioning_scale)
+        maps, count = open_pictures(image), arguments.whole("num_per_prompt", num_per_prompt, 1, arguments.COPIES)
+        prompts = arguments.texts("prompt", prompt)
+        if len(maps) not in (1, len(prompts)):
+            raise UserError(f"{len(maps)} maps for {len(prompts)} prompts; permitted: one, or one for each")
+        factor = self.models["vae"].config.factor
+        height = maps[0].height // factor * factor if height is None else height
+        width = maps[0].width // factor * factor if width is None else width
+        arguments.shared(height=height, width=width, steps=num_inference_steps, seed=seed, progress=progress)
+        pixels = resized(maps * (len(prompts) // len(maps)), height, width) / 2 + 0.5
+        found = self.sample(
+            prompt, negative_prompt, count, (1, height, width), num_inference_steps, (guidance, guidance_scale), seed,
+            latents, progress, control=np.repeat(np.clip(pixels, 0, 1)[:, None], count, axis=0), control_scale=scale)
         return Pictures(found.captions, found.stages, found.fps)

@@ -44,7 +44,6 @@ class AutoencoderLoss:
     perceptual: Literal["alexnet", "vgg16"] = "vgg16"  # network of LPIPS
     discriminators: tuple[Discriminator, ...] = ()  # each weighs the same; (): no adversarial loss
     discriminator_weight: NonNegative = 0.5  # next to the adaptive one
-    adaptive: bool = True  # False: the adversarial loss has `discriminator_weight` alone
     discriminator_start: CountOrZero = 50_000  # steps without adversarial loss; discriminators stay as they are
 
 
@@ -88,10 +87,9 @@ class AutoencoderStage:
                             "as clips have")
         last, patterns = "/" + "/".join(self.network.last_kernel), self.training.trainable
         loss = self.training.loss
-        if patterns and loss.discriminators and loss.adaptive and not any(re.search(p, last) for p in patterns):
+        if patterns and loss.discriminators and not any(re.search(p, last) for p in patterns):
             raise UserError(f"AutoencoderStage {self.name!r}: training.trainable={patterns} leaves out {last}, whose "
-                            "gradients weigh the adversarial loss; permitted: patterns that match it, or "
-                            "adaptive=False")
+                            "gradients weigh the adversarial loss; permitted: patterns that match it")
 
 
 @config

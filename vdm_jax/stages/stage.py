@@ -95,7 +95,7 @@ class Stage:
             raise UserError(f"Stage {self.name!r}: training.images_per_clip={self.training.images_per_clip} with "
                             f"network.classes={self.network.classes}, one class for the clip and all images; "
                             "permitted: 0")
-        shared = [entry.name for entry in self.network.conditions if entry.condition.enters != "channels"]
+        shared = [entry.name for entry in self.network.conditions if entry.way != "channels"]
         if self.training.images_per_clip and shared:
             raise UserError(f"Stage {self.name!r}: training.images_per_clip={self.training.images_per_clip} with "
                             f"network.conditions {shared}, of the clip and all images alike; permitted: 0")

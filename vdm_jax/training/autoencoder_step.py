@@ -109,11 +109,9 @@ def autoencoder_gradients(
     judge_gradients = jax.tree.map(jnp.zeros_like, params["discriminators"])
     if adversarial:
         generator, wanted = jax.value_and_grad(lambda y: adversarial_loss(spec, params["discriminators"], y))(y)
-        weight = jnp.float32(spec.discriminator_weight)
-        if spec.adaptive:
-            at_last = (reduce(lambda tree, name: tree[name], stage.network.last_kernel, pull((c, none))[0])
-                       for c in (change, wanted))
-            weight = weight * adaptive_weight(*at_last)
+        at_last = (reduce(lambda tree, name: tree[name], stage.network.last_kernel, pull((c, none))[0])
+                   for c in (change, wanted))
+        weight = spec.discriminator_weight * adaptive_weight(*at_last)
         change = change + weight * wanted
         judges, judge_gradients = jax.value_and_grad(
             lambda d: discriminator_loss(spec, d, x, jax.lax.stop_gradient(y)))(params["discriminators"])

@@ -60,7 +60,7 @@ class Inflation:
             if name not in self.copied:
                 return leaf
             value = given[self.copied[name]].astype(leaf.dtype)
-            return self._widened(value, leaf.shape) if name == STEM and self.stem else value
+            return self._widened(value, leaf.shape) if self.copied[name] == STEM and self.stem else value
 
         return jax.tree_util.tree_map_with_path(begin, params)
 
@@ -138,7 +138,8 @@ def _mixer(name: str) -> str | None:
 def _new_scalars(network: UNet, source: UNet) -> list[str]:
     """Scalar inputs of the first network alone."""
     given = [name for name in network.scalars if name not in source.scalars]
-    given += [f"condition_{entry.name}" for entry in network.entering("vector") if entry not in source.conditions]
+    given += [f"condition_{entry.name}" for way in ("vector", "tokens") for entry in network.entering(way)
+              if entry not in source.conditions]
     return given + (["augmentation"] if network.low_resolution and not source.low_resolution else [])
 
 

@@ -4,7 +4,9 @@ What both have is copied. Each temporal layer ends in a projection that is set t
 with its input is that input, whatever the share: how Stable Video Diffusion (Blattmann et al. 2023, arXiv 2311.15127)
 begins them is not published. Norms over the clip (`norm_over`) see all frames from the start: what begins with them is
 exact for a clip of one frame. New input channels (the latents of a picture) and numbers that only the video network is
-see begin with zero weights.
+see begin with zero weights. A ControlNet begins as a copy of the image layers, which adds zeros at first (Zhang et al.
+2023, arXiv 2302.05543), and a network for reference pictures as one (Hu et al. 2023, arXiv 2311.17117). Tokens of a new
+condition begin as zeros, which share the attention with those of the text.
 """
 
 from __future__ import annotations
@@ -28,6 +30,9 @@ _OVER_FRAMES = (r"/temporal_residual/|/time/|/mix/|/places_(in|out)/|/\w+_(frame
 _LAST = (r"/temporal_residual/conv_out/|/time/\w+/out/|/places_out/|/\w+_frames/conv_3/|/\w+_motion/out/|/known/"
          r"|/time_attention_\d+/out/")
 _NUMBERS = "/scalars_out/"
+_COPY = re.compile(r"/(?:control_net_\w+?|reference_net)(/.*)")  # of the image layers, next to the U-Net
+_MAPS = re.compile(r"/hint/|/control_(\d+|middle)/")  # its own layers, which end in zeros
+_TOKENS = re.compile(r"/condition_\w+/kernel")
 
 
 def plan_latent_inflation(network: LatentUNet, shapes: Any, source: LatentUNet, source_shapes: Any) -> Inflation:
@@ -47,13 +52,19 @@ def plan_latent_inflation(network: LatentUNet, shapes: Any, source: LatentUNet, 
     new_numbers = network.scalars > 0 and source.scalars == 0
     copied, zero_initialised, new, wrong = {}, [], [], []
     for name, shape in ours.items():
-        if name in theirs:
-            expected = theirs[name]
-            if name == STEM and wider:
+        inside = None if name in theirs else _COPY.fullmatch(name)
+        of = inside[1] if inside else name
+        if of in theirs:
+            expected = theirs[of]
+            if of == STEM and wider:
                 expected = (*expected[:3], shape[3], expected[4])
             if shape != expected:
-                wrong.append(f"{name} {list(shape)} from {list(theirs[name])}")
-            copied[name] = name
+                wrong.append(f"{name} {list(shape)} from {list(theirs[of])}")
+            copied[name] = of
+        elif inside and _MAPS.match(of):
+            new.append(name)
+        elif _TOKENS.fullmatch(name):
+            zero_initialised.append(name)
         elif re.search(_OVER_FRAMES, name):
             (zero_initialised if re.search(_LAST, name) else new).append(name)
         elif new_numbers and name.startswith("/scalars_"):
@@ -63,6 +74,6 @@ def plan_latent_inflation(network: LatentUNet, shapes: Any, source: LatentUNet, 
     wrong += [f"nothing from {name}" for name in theirs if name not in ours]
     if wrong:
         raise UserError(f"the network cannot begin as the other one: {'; '.join(wrong)}; permitted: networks that "
-                        "differ by temporal layers, scalars and further input channels")
+                        "differ by temporal layers, scalars, further input channels, ControlNets and tokens")
     places = tuple(range(source.in_channels)) if wider else None
     return Inflation(copied, tuple(zero_initialised), tuple(new), places, 1)

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from vdm_jax.errors import UserError
 from vdm_jax.generation.released.scheduler_options import class_named
 from vdm_jax.generation.released.schedulers import Scheduler, read_scheduler
+from vdm_jax.networks.control_net import ControlNet
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.weights.model_kinds import kind_of
 from vdm_jax.weights.pretrained import Pretrained, load_pretrained, open_pretrained, save_pretrained
@@ -65,7 +66,7 @@ class Folder:
             config, tensors, fields = open_pretrained(*where, self._variant(part))
             found, stored = Pretrained(config, {}, fields), {np.dtype(t.dtype).name for t in tensors.values()}
         activations = dtype or ("bfloat16" if stored == {"bfloat16"} else "float32")
-        return dataclasses.replace(found, config=dataclasses.replace(found.config, dtype=activations))
+        return dataclasses.replace(found, config=_with_dtype(found.config, activations))
 
     def scheduler(self) -> Scheduler:
         """The scheduler, read. Raises `UserError` for what we do not have."""
@@ -91,6 +92,13 @@ class Folder:
         if self.variant is None or not any((self.path / part).glob(f"*.{self.variant}.*")):
             return None
         return self.variant
+
+
+def _with_dtype(config: Any, dtype: str) -> Any:
+    """A network's config with other activations; of a ControlNet, those of the U-Net that it is a half of."""
+    if isinstance(config, ControlNet):
+        return dataclasses.replace(config, unet=_with_dtype(config.unet, dtype))
+    return dataclasses.replace(config, dtype=dtype)
 
 
 def open_folder(

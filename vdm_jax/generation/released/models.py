@@ -15,6 +15,8 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
+from vdm_jax.conditions.control import ControlMap
+from vdm_jax.conditions.inputs import Input
 from vdm_jax.data.embeddings import EncoderFolder
 from vdm_jax.errors import UserError
 from vdm_jax.generation.generator import Generator
@@ -24,6 +26,7 @@ from vdm_jax.generation.released.schedulers import Scheduler
 from vdm_jax.networks import motion_adapter
 from vdm_jax.networks.autoencoders.config import Autoencoder
 from vdm_jax.networks.config import EmbeddedText
+from vdm_jax.networks.control_net import ControlNet
 from vdm_jax.networks.encoders.clip_text import CLIPText
 from vdm_jax.networks.encoders.clip_vision import CLIPVision
 from vdm_jax.networks.latent_network import LatentNetwork
@@ -54,6 +57,7 @@ class Kind(NamedTuple):
 # pictures.
 KINDS = {
     "AnimateDiffPipeline": Kind("video", 16, 8, 50, (7.5, 7.5)),
+    "StableDiffusionControlNetPipeline": Kind("image", 1, 1, 50, (7.5, 7.5)),
     "StableDiffusionPipeline": Kind("image", 1, 1, 50, (7.5, 7.5)),
     "StableVideoDiffusionPipeline": Kind("video", 14, 7, 25, (1.0, 3.0), (576, 1024)),
     "TextToVideoSDPipeline": Kind("video", 16, 8, 50, (9.0, 9.0), threshold_per="frame"),
@@ -85,6 +89,8 @@ def networks_of(folder: Folder, weights: bool = True) -> dict[str, Pretrained]:
         found = {"unet": unet, "vae": vae, "image_encoder": folder.model("image_encoder", CLIPVision, weights)}
     else:
         found = {"unet": unet, "vae": vae, "text_encoder": folder.model("text_encoder", CLIPText, weights)}
+    if folder.kind == "StableDiffusionControlNetPipeline":
+        found["controlnet"] = folder.model("controlnet", ControlNet, weights)
     _check(folder, found)
     return found
 
@@ -104,6 +110,12 @@ def _check(folder: Folder, networks: dict[str, Pretrained]) -> None:
                             f"{folder.kind}: {value}")
 
 
+def parameters_of(networks: dict[str, Pretrained]) -> dict[str, Any]:
+    """Of a stage's network: the U-Net's, and those of a ControlNet next to them."""
+    control = networks.get("controlnet")
+    return networks["unet"].params | ({} if control is None else {f"control_net_{ControlMap.name}": control.params})
+
+
 def stage_of(folder: Folder, networks: dict[str, Pretrained], scheduler: Scheduler | None = None) -> Stage:
     """The stage that a pipeline is, sampled as its authors do."""
     kind, unet, vae = kind_of(folder), networks["unet"], networks["vae"].config
@@ -116,9 +128,11 @@ def stage_of(folder: Folder, networks: dict[str, Pretrained], scheduler: Schedul
     if unet.config.motion is not None:
         frames = min(frames, unet.config.motion.frames)
     first, last = (scale - 1 for scale in kind.guidance_scale)
+    nets = [networks[part].config for part in ("controlnet",) if part in networks]
     network = LatentNetwork(
         unet=unet.config, timesteps=scheduler.timesteps, text=EmbeddedText(width=unet.config.token_channels),
-        scalars=SCALARS if pictured else (), first_frame=pictured)
+        scalars=SCALARS if pictured else (), first_frame=pictured, control_nets=tuple(nets),
+        conditions=tuple(Input(name=ControlMap.name, width=net.hint_channels) for net in nets))
     return Stage(
         name=kind.stage, video=VideoSpec(frames=frames, height=height, width=width, fps=kind.fps),
         source=FirstFrame() if pictured else None, latent=Latent(autoencoder=vae), network=network,
@@ -172,5 +186,5 @@ def generator_of(folder: Folder, experiment: Experiment, networks: dict[str, Pre
     """The generator of an experiment with the networks of a folder."""
     name = experiment.stages[0].name
     experiment = dataclasses.replace(experiment, mesh=folder.spec)
-    return Generator(experiment, {name: networks["unet"].params}, list(folder.mesh.devices.flat),
+    return Generator(experiment, {name: parameters_of(networks)}, list(folder.mesh.devices.flat),
                      {name: networks["vae"].params}, ReleasedEncoder(folder, networks))
