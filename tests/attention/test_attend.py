@@ -30,7 +30,7 @@ from vdm_jax.attention import (
     cross_pattern,
 )
 from vdm_jax.attention.capability import CAPABILITIES, entries_for
-from vdm_jax.attention.kernels import chunked
+from vdm_jax.attention.kernels import chunked, tiles
 from vdm_jax.attention.patterns import independent_frames_mask
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 
@@ -48,8 +48,10 @@ def pairs(*patterns):
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    """Blocks of 8 rows, so that thirty tokens are several blocks."""
+    """Blocks of 8 rows and tiles of 64 logits, so that thirty tokens are several of them."""
     monkeypatch.setattr(chunked, "BLOCK", 8)
+    monkeypatch.setattr(tiles, "TILE", 64)
+    monkeypatch.setattr(tiles, "FEWEST", 2)
 
 
 def inputs(seed=0, shape=SHAPE, batch=BATCH, heads=HEADS, dim=DIM):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,9 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from vdm_jax.attention.block_mask import ExtraKeys, SequenceLayout
+from vdm_jax.attention.kernels import tiles
+from vdm_jax.attention.kernels.tiles import MASKED
 from vdm_jax.attention.positions import relative_values
-
-MASKED = -1e30  # finite, so that a fully masked row gives an average instead of NaN; `attend` turns it into zeros
 
 
 class Keys(NamedTuple):
@@ -32,7 +33,12 @@ def dense(q: Float[Array, "*batch Q K D"], *sets: Keys) -> Float[Array, "*batch 
     Leading dimensions of a set broadcast against those of `q`. Heads stand in front of the tokens while it computes,
     and outputs are divided by the sum of the weights, not the weights themselves: on a CPU this is several times
     faster for many short sequences, since products then need no other layout and weights are passed over once less.
+    Many logits are computed tile by tile there.
     """
+    if all(keys.added is None for keys in sets):
+        batch, (queries, heads), count = math.prod(q.shape[:-3]), q.shape[-3:-1], sum(s.k.shape[-3] for s in sets)
+        if tiles.worthwhile(batch, heads, queries, count):
+            return _tiled(q, *sets)
     q, logits = _heads_first(q * q.shape[-1] ** -0.5), []
     for keys in sets:
         part = jnp.einsum("...kqd,...ksd->...kqs", q, _heads_first(keys.k), preferred_element_type=jnp.float32)
@@ -52,6 +58,32 @@ def dense(q: Float[Array, "*batch Q K D"], *sets: Keys) -> Float[Array, "*batch 
             out += _heads_first(keys.added(part))
         start += keys.k.shape[-3]
     return _heads_first(out / total).astype(dtype)
+
+
+def _tiled(q: Float[Array, "*batch Q K D"], *sets: Keys) -> Float[Array, "*batch Q K D"]:
+    """`dense` by `tiles`, whose arrays have one dimension of sequences and one set of keys."""
+    shape = q.shape[:-3]
+
+    def rows(x: Array) -> Float[Array, "B S K D"]:
+        return jnp.broadcast_to(x, (*shape, *x.shape[-3:])).reshape(-1, *x.shape[-3:])
+
+    def joined(parts: list[Array | None], absent: bool | float) -> Array | None:
+        """Masks or biases of all sets, their sequences in one dimension; what holds for all keeps its dimensions of 1."""
+        if all(part is None for part in parts):
+            return None
+        parts = [jnp.full(1, absent) if part is None else part for part in parts]
+        parts = [part.reshape((1,) * (len(shape) + 3 - part.ndim) + part.shape) for part in parts]
+        common = jnp.broadcast_shapes(*((*part.shape[:-1], 1) for part in parts))[:-1]
+        parts = [jnp.broadcast_to(p, (*common, s.k.shape[-3])) for p, s in zip(parts, sets, strict=True)]
+        out = jnp.concatenate(parts, axis=-1)
+        if math.prod(out.shape[: len(shape)]) > 1:
+            out = jnp.broadcast_to(out, (*shape, *out.shape[-3:]))
+        return out.reshape(-1, *out.shape[-3:])
+
+    k, v = (jnp.concatenate([rows(x) for x in same], axis=1) for same in zip(*((s.k, s.v) for s in sets), strict=True))
+    out = tiles.attention(rows(q * q.shape[-1] ** -0.5), k, v, joined([s.mask for s in sets], True),
+                          joined([s.bias for s in sets], 0.0))
+    return out.reshape(q.shape).astype(sets[0].v.dtype)
 
 
 def _heads_first(x: Float[Array, "*batch S K D"]) -> Float[Array, "*batch K S D"]:
