@@ -10,7 +10,7 @@ from vdm_jax.attention import counting
 from vdm_jax.attention.block_mask import ExtraKeys, SequenceLayout
 from vdm_jax.attention.capability import Request, resolve
 from vdm_jax.attention.contexts import CONTEXTS, Call, context_size, local, run_sharded
-from vdm_jax.attention.kernels import KERNELS
+from vdm_jax.attention.kernels import KERNELS, tiles
 from vdm_jax.attention.patterns import AttentionPattern, Full, Pattern, Spatial, WithExtraKeys, check_layout
 from vdm_jax.errors import UserError
 from vdm_jax.parallel.compiling import target_platform
@@ -76,7 +76,7 @@ def attend(
                       extra_keys=extra_keys is not None,
                       external_tokens=0 if extra_keys is None else extra_keys.k.shape[2],
                       external_hidden=extra_keys is not None and _hides(inner, extra_keys),
-                      offset_values=offset_values is not None)
+                      offset_values=offset_values is not None, tiled=tiles.available() and platform in (None, "cpu"))
     kernel, devices = resolve(request, kernel, context), context_size()
     if (calls := counting.calls()) is not None:
         calls.append(counting.AttentionCall(

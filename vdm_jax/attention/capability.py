@@ -14,8 +14,10 @@ from vdm_jax.attention.patterns import Full, Pattern, Shape, Spatial, Temporal
 from vdm_jax.errors import UserError
 from vdm_jax.parallel.compiling import PLATFORMS
 
-# From where on `auto` computes in blocks. On a CPU blocks that stay in the cache are 2-3 times faster than dense from
-# 512 rows on; elsewhere dense is fused and the memory of the logits decides.
+# From where on `auto` computes in blocks. One CPU computes dense attention in tiles of whole rows of logits, until rows
+# are long; without tiles blocks that stay in the cache are faster than dense from 512 rows on. Elsewhere dense is fused
+# and the memory of the logits decides.
+TILED_KEYS = 16_384
 CHUNKED_ROWS_CPU = 512
 DENSE_BYTES = 2**30
 
@@ -85,6 +87,7 @@ class Request:
     external_tokens: int = 0  # that every query may see
     external_hidden: bool = False  # some of them from some queries of a sequence
     offset_values: bool = False
+    tiled: bool = False  # `kernels.tiles` computes dense attention
 
     @property
     def rows(self) -> int:
@@ -217,10 +220,11 @@ def _preference(request: Request) -> list[str]:
     order = []
     if request.rows * request.keys >= 1024**2:
         order += {"tpu": ["splash"], "gpu": ["cudnn"]}.get(request.platform, [])
-    if request.logits_bytes * (share if sparse else 1.0) > DENSE_BYTES:
+    tiled = request.tiled and request.keys * (share if sparse else 1.0) <= TILED_KEYS
+    if not tiled and request.logits_bytes * (share if sparse else 1.0) > DENSE_BYTES:
         order += ["chunked"]
     order += ["gather"] if sparse else []
-    if request.platform == "cpu" and min(request.rows, request.keys) >= CHUNKED_ROWS_CPU:
+    if not tiled and request.platform == "cpu" and min(request.rows, request.keys) >= CHUNKED_ROWS_CPU:
         order += ["chunked"]
     return [*order, "xla", "chunked"]
 

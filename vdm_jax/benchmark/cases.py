@@ -107,7 +107,8 @@ class Case:
     def request(self, platform: str) -> Request:
         """The call as the capability table sees it."""
         return Request(pattern=self.pattern, shape=self.shape, batch=self.batch, heads=self.heads,
-                       head_dim=self.head_dim, dtype=self.dtype, platform=platform)
+                       head_dim=self.head_dim, dtype=self.dtype, platform=platform,
+                       tiled=platform == "cpu" and self.context == "none")
 
     def least_bytes(self, kernel: str, platform: str) -> int:
         """Memory that the call needs at least: inputs, outputs, and the float32 logits where a kernel keeps them.

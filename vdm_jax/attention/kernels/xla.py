@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from vdm_jax.attention.block_mask import ExtraKeys, SequenceLayout
+from vdm_jax.attention.block_mask import BlockMask, ExtraKeys, SequenceLayout
 from vdm_jax.attention.kernels import tiles
 from vdm_jax.attention.kernels.tiles import MASKED
 from vdm_jax.attention.positions import relative_values
@@ -25,6 +25,11 @@ class Keys(NamedTuple):
     mask: Bool[Array, " ..."] | None = None
     bias: Float[Array, " ..."] | None = None
     added: Callable[[Array], Array] | None = None  # from the weights `[*b, K, Q, S]`: added to the output
+    block_mask: BlockMask | None = None  # hides keys next to the mask, the same for all sequences
+
+    def seen(self) -> Bool[Array, " ..."] | None:
+        """The mask and what the relation hides."""
+        return self.mask if self.block_mask is None else joint(self.block_mask.mask(), self.mask)
 
 
 def dense(q: Float[Array, "*batch Q K D"], *sets: Keys) -> Float[Array, "*batch Q K D"]:
@@ -44,8 +49,8 @@ def dense(q: Float[Array, "*batch Q K D"], *sets: Keys) -> Float[Array, "*batch 
         part = jnp.einsum("...kqd,...ksd->...kqs", q, _heads_first(keys.k), preferred_element_type=jnp.float32)
         if keys.bias is not None:
             part = part + keys.bias
-        if keys.mask is not None:
-            part = jnp.where(keys.mask, part, MASKED)
+        if (seen := keys.seen()) is not None:
+            part = jnp.where(seen, part, MASKED)
         logits.append(part)
     logits = jnp.concatenate(logits, axis=-1) if len(logits) > 1 else logits[0]
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
@@ -68,7 +73,7 @@ def _tiled(q: Float[Array, "*batch Q K D"], *sets: Keys) -> Float[Array, "*batch
         return jnp.broadcast_to(x, (*shape, *x.shape[-3:])).reshape(-1, *x.shape[-3:])
 
     def joined(parts: list[Array | None], absent: bool | float) -> Array | None:
-        """Masks or biases of all sets, their sequences in one dimension; what holds for all keeps its dimensions of 1."""
+        """Masks or biases of all sets, their sequences in one dimension; what holds for all keeps dimensions of 1."""
         if all(part is None for part in parts):
             return None
         parts = [jnp.full(1, absent) if part is None else part for part in parts]
@@ -81,8 +86,10 @@ def _tiled(q: Float[Array, "*batch Q K D"], *sets: Keys) -> Float[Array, "*batch
         return out.reshape(-1, *out.shape[-3:])
 
     k, v = (jnp.concatenate([rows(x) for x in same], axis=1) for same in zip(*((s.k, s.v) for s in sets), strict=True))
-    out = tiles.attention(rows(q * q.shape[-1] ** -0.5), k, v, joined([s.mask for s in sets], True),
-                          joined([s.bias for s in sets], 0.0))
+    alone = len(sets) == 1
+    mask = joined([s.mask if alone else s.seen() for s in sets], True)
+    out = tiles.attention(rows(q), k, v, mask, joined([s.bias for s in sets], 0.0),
+                          sets[0].block_mask if alone else None)
     return out.reshape(q.shape).astype(sets[0].v.dtype)
 
 
@@ -97,12 +104,12 @@ def attention(q, k, v, layout: SequenceLayout, *, bias=None, frame_valid=None, e
     arguments."""
     sets = []
     if own:
-        mask, valid = layout.block_mask().mask(), layout.key_valid(frame_valid)
+        valid = layout.key_valid(frame_valid)
         added = None
         if offset_values is not None:
             added = functools.partial(relative_values, vectors=offset_values, layout=layout.pattern.layout,
                                       shape=layout.shape)
-        sets.append(Keys(layout.rows(k), layout.rows(v), both(mask, valid), bias, added))
+        sets.append(Keys(layout.rows(k), layout.rows(v), both(None, valid), bias, added, layout.block_mask()))
     if extra_keys is not None:
         keys, values, valid, block_mask = layout.extra_rows(extra_keys)
         sets.append(Keys(keys, values, both(block_mask.mask(), valid)))
@@ -113,5 +120,10 @@ def both(mask: Bool[Array, "Q S"] | None, valid: Bool[Array, "B S"] | None) -> B
     """A static mask and the validity of keys as one mask that broadcasts against logits `[B, K, Q, S]`."""
     if valid is None:
         return mask
-    valid = valid[:, None, None, :]
-    return valid if mask is None else mask & valid
+    return joint(mask, valid[:, None, None, :])
+
+
+def joint(*masks: Bool[Array, " ..."] | None) -> Bool[Array, " ..."] | None:
+    """What all masks show; None when there are none."""
+    masks = [mask for mask in masks if mask is not None]
+    return functools.reduce(jnp.logical_and, masks) if masks else None
