@@ -1,14 +1,17 @@
 """Our attention with kernel `auto` next to PyTorch's `scaled_dot_product_attention`: the same shapes, in one run.
 
-Full attention among all tokens of a clip, forward and forward with gradients. Each library runs in a process of its
-own, so that neither holds the other's memory; they are timed in turns, round by round, and each is also asked for the
-fastest bfloat16 matrix product it reaches on the device.
+Every pattern on a CPU, full attention on a GPU, forward and forward with gradients. Each library runs in a process of
+its own, so that neither holds the other's memory; they are timed in turns, round by round, and each is also asked for
+the fastest matrix product it reaches on the device. On a CPU that other work shares, --one-core compares processor
+seconds of one core each: they do not depend on who else computes, but say nothing of how well threads are used.
 
 Run:   python -m experiments.attention_benchmark.peer_sdpa            in the root of the repository
        python -m experiments.attention_benchmark.peer_sdpa --report   only write the tables from the records
+       python -m experiments.attention_benchmark.peer_sdpa --one-core on a CPU that others use
 Needs: torch (`pip install --requirement requirements/peers.txt` has a CPU build's version), in this Python or in the
        one named by --torch-python
-The device should be idle. The GPU cases were reckoned at five minutes on an H100, not measured.
+Without --one-core the device should be idle: the record says what share of the machine other processes took. The GPU
+cases were reckoned at five minutes on an H100, not measured.
 """
 
 from __future__ import annotations
@@ -18,16 +21,20 @@ import dataclasses
 import datetime
 import itertools
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
-from experiments.baselines.measuring import save
+from experiments.baselines.measuring import busy_seconds, save
 from experiments.readme_tables import insert
+from vdm_jax.attention.patterns import attention_flops
+from vdm_jax.benchmark.cases import parse_pattern
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -36,21 +43,26 @@ TOLERANCE = {"bfloat16": 0.03, "float16": 0.01, "float32": 1e-3}  # largest diff
 # Contender -> library, and the backend that torch is held to (None: its own choice).
 CONTENDERS: dict[str, tuple[str, str | None]] = {
     "vdm_jax": ("vdm_jax", None), "torch": ("torch", None),
-    "torch_flash": ("torch", "FLASH_ATTENTION"), "torch_cudnn": ("torch", "CUDNN_ATTENTION")}
-PLATFORM_CONTENDERS = {"gpu": tuple(CONTENDERS), "cpu": ("vdm_jax", "torch")}
+    "torch_flash": ("torch", "FLASH_ATTENTION"), "torch_cudnn": ("torch", "CUDNN_ATTENTION"),
+    "torch_frames": ("torch", "frames")}  # causal attention frame by frame, each over its past, without a mask
+PLATFORM_CONTENDERS = {"gpu": ("vdm_jax", "torch", "torch_flash", "torch_cudnn"), "cpu": ("vdm_jax", "torch")}
 PROTOCOL = {
-    "work": "full attention, batch 1; backward: gradients of queries, keys and values for a given cotangent",
-    "input": "standard normal, the same for both; ours [1, T, H, W, K, D], torch [1, K, S, D], each as it comes",
+    "work": "one clip; backward: gradients of queries, keys and values for a given cotangent",
+    "input": "standard normal, the same for both; ours [1, T, H, W, K, D], whose sequences it makes within the call; "
+             "torch [sequences, K, S, D] in one piece, made before",
+    "torch": "sparse-causal: keys and values of first, previous and own frame joined within the call; causal: a mask, "
+             "and as torch_frames one call per frame without a mask",
     "processes": "one per library, timed in turns within one run, after two warm-up calls each",
-    "statistic": "median over rounds of wall seconds per call, calls in a row for about --seconds, range next to it",
-    "flops": "4 S^2 K D forward, 3.5 times that with gradients",
-    "peak": "fastest product of two square bfloat16 matrices, by each library in its own process",
+    "statistic": "median over rounds of wall seconds per call, calls in a row for about --seconds, range next to it; "
+                 "times faster: median over rounds of the ratio to the best torch of that round",
+    "flops": "4 K D per visible pair of tokens forward, 3.5 times that with gradients",
+    "peak": "fastest product of two square matrices of the same kind of numbers, by each library in its own process",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One attention call on `frames` of `side` x `side` tokens."""
+    """One attention call on `frames` of `side` x `width` tokens."""
 
     frames: int
     side: int
@@ -58,21 +70,60 @@ class Case:
     head_dim: int
     dtype: str
     mode: str
+    pattern: str = "full"  # as `vdm_jax.benchmark.cases.parse_pattern` reads it, or cross
+    width: int = 0  # tokens; 0: as many as `side`
+    extra_keys: int = 0  # outside tokens of cross-attention
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Frames, height and width in tokens."""
+        return self.frames, self.side, self.width or self.side
 
     @property
     def tokens(self) -> int:
-        """Length of the sequence."""
-        return self.frames * self.side**2
+        """Tokens of the clip."""
+        return math.prod(self.size)
+
+    @property
+    def name(self) -> str:
+        """The pattern, and the outside tokens it sees."""
+        return f"{self.pattern} to {self.extra_keys}" if self.extra_keys else self.pattern
 
     @property
     def flops(self) -> float:
         """Of the products of attention (2 per multiply-add)."""
         factor = 1.0 if self.mode == "forward" else 3.5
-        return factor * 4 * self.tokens**2 * self.heads * self.head_dim
+        if self.pattern == "cross":
+            return factor * 4 * self.tokens * self.extra_keys * self.heads * self.head_dim
+        return factor * attention_flops(parse_pattern(self.pattern), self.size, heads=self.heads,
+                                        head_dim=self.head_dim)
+
+    @property
+    def contenders(self) -> tuple[str, ...]:
+        """Contenders of this case alone."""
+        return ("torch_frames",) if self.pattern == "causal" else ()
 
 
 # Defaults per platform: frames, tokens per side, heads, head dims, dtype, rows of the matrices of the peak.
-SHAPES = {"gpu": ((16, 32, 64), 32, 16, (64, 128), "bfloat16", 8192), "cpu": ((4, 8), 16, 4, (64,), "float32", 1024)}
+SHAPES = {"gpu": ((16, 32, 64), 32, 16, (64, 128), "bfloat16", 8192), "cpu": ((16,), 16, 8, (64,), "float32", 2048)}
+# What a CPU computes when neither frames nor sides are given: pattern, frames, height, width, outside tokens.
+CPU_CASES = (
+    ("spatial", 64, 8, 8, 0), ("spatial", 28, 12, 12, 0), ("spatial", 16, 16, 16, 0), ("spatial", 4, 24, 40, 0),
+    ("spatial", 4, 32, 32, 0), ("temporal", 4, 16, 16, 0), ("temporal", 16, 16, 16, 0), ("temporal", 64, 16, 16, 0),
+    ("cross", 16, 16, 16, 16), ("cross", 16, 16, 16, 77), ("cross", 16, 16, 16, 256), ("cross", 16, 16, 16, 512),
+    ("SparseCausal(own=True)", 16, 16, 16, 0), ("SparseCausal(own=True)", 32, 16, 16, 0), ("causal", 16, 16, 16, 0),
+    ("full", 16, 16, 16, 0))
+
+
+def cases_of(args: argparse.Namespace, platform: str) -> list[Case]:
+    """The cases that arguments ask for."""
+    frames, side, heads, dims, dtype, _ = SHAPES[platform]
+    heads, dims, dtype = args.heads or heads, args.head_dims or dims, args.dtype or dtype
+    sizes = [("full", t, args.side or side, 0, 0) for t in args.frames or frames]
+    if platform == "cpu" and not (args.frames or args.side):
+        sizes = list(CPU_CASES)
+    return [Case(t, height, heads, dim, dtype, mode, pattern, width, extra_keys) for mode, dim, (
+        pattern, t, height, width, extra_keys) in itertools.product(("forward", "forward+backward"), dims, sizes)]
 
 
 class Worker:
@@ -113,7 +164,19 @@ class WorkerStopped(Exception):
     """A worker ended before its answer; the message is the end of what it printed."""
 
 
-def measure(case: Case, contenders: tuple[str, ...], workers: dict[str, Worker], seconds: float) -> dict[str, Any]:
+def idle(patience: float) -> None:
+    """Wait until other processes leave the machine alone, at most so many seconds."""
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        before = busy_seconds()
+        time.sleep(0.1)
+        if busy_seconds() - before <= 0.02:
+            return
+
+
+def measure(
+    case: Case, contenders: tuple[str, ...], workers: dict[str, Worker], seconds: float, patience: float = 0.0,
+) -> dict[str, Any]:
     """One case: every contender in turn, round by round."""
     found: dict[str, dict[str, Any]] = {}
     taken: dict[str, list[float]] = {}  # seconds
@@ -123,7 +186,10 @@ def measure(case: Case, contenders: tuple[str, ...], workers: dict[str, Worker],
         library, backend = CONTENDERS[name]
         found[name] = workers[library].ask(name=name, build={**dataclasses.asdict(case), "backend": backend})
         taken[name] = []
-    for name in list(contenders) * ROUNDS:
+    others: list[float] = []  # share of the machine that others took
+    for place, name in enumerate(list(contenders) * ROUNDS):
+        if place % len(contenders) == 0:
+            idle(patience)
         if "error" in found[name]:
             continue
         answer = workers[CONTENDERS[name][0]].ask(name=name, time=seconds)
@@ -131,6 +197,7 @@ def measure(case: Case, contenders: tuple[str, ...], workers: dict[str, Worker],
             found[name] = answer
         else:
             taken[name].append(answer["seconds"])
+            others.append(answer["others"])
     reference = found["vdm_jax"].get("sample")
     for name, row in found.items():
         sample = row.pop("sample", None)
@@ -141,33 +208,40 @@ def measure(case: Case, contenders: tuple[str, ...], workers: dict[str, Worker],
         if reference is not None:
             row["largest_difference"] = max(abs(a - b) for a, b in zip(sample, reference, strict=True))
             row["agrees"] = row["largest_difference"] <= TOLERANCE[case.dtype]
-    return {**dataclasses.asdict(case), "tokens": case.tokens, "contenders": found}
+    row = {**dataclasses.asdict(case), "tokens": case.tokens, "name": case.name, "contenders": found}
+    theirs = [times for name, times in taken.items() if name != "vdm_jax" and len(times) == ROUNDS]
+    if theirs and len(taken["vdm_jax"]) == ROUNDS:
+        pairs = zip(taken["vdm_jax"], zip(*theirs, strict=True), strict=True)
+        row["times_faster"] = statistics.median(min(best) / ours for ours, best in pairs)
+    return row | {"others": statistics.median(others)} if others else row
 
 
 def run(args: argparse.Namespace) -> Path:
     """Measure all cases; the record is written after every one. Returns its path."""
     workers: dict[str, Worker] = {}
     try:
-        workers["vdm_jax"] = Worker(sys.executable, "--library", "vdm_jax")
+        more = ["--one-core"] if args.one_core else []
+        workers["vdm_jax"] = Worker(sys.executable, "--library", "vdm_jax", *more)
         platform = workers["vdm_jax"].about["platform"]
         if platform not in SHAPES:
             fail(f"jax runs on {platform!r}; permitted: {', '.join(SHAPES)} (JAX_PLATFORMS)")
-        workers["torch"] = Worker(args.torch_python, "--library", "torch", "--platform", platform)
-        frames, side, heads, dims, dtype, size = SHAPES[platform]
-        peaks = {name: worker.ask(peak=args.matmul_size or size) for name, worker in workers.items()}
-        record = {"protocol": PROTOCOL, "date": datetime.date.today().isoformat(), "peaks": peaks,
+        workers["torch"] = Worker(args.torch_python, "--library", "torch", "--platform", platform, *more)
+        dtype, size = SHAPES[platform][-2:]
+        peaks = {name: worker.ask(peak=args.matmul_size or size, dtype=args.dtype or dtype)
+                 for name, worker in workers.items()}
+        clock = {"clock": "processor seconds, one core for each library"} if args.one_core else {}
+        record = {"protocol": PROTOCOL | clock, "date": datetime.date.today().isoformat(), "peaks": peaks,
                   **{name: worker.about for name, worker in workers.items()}, "rows": []}
-        path = args.out / f"peer_sdpa_{platform}.json"
-        cases = [Case(t, args.side or side, args.heads or heads, d, args.dtype or dtype, mode) for mode, d, t in
-                 itertools.product(("forward", "forward+backward"), args.head_dims or dims, args.frames or frames)]
+        path = args.out / f"peer_sdpa_{platform}{'_one_core' * args.one_core}.json"
+        cases = cases_of(args, platform)
         for i, case in enumerate(cases):
-            row = measure(case, PLATFORM_CONTENDERS[platform], workers, args.seconds)
+            row = measure(case, PLATFORM_CONTENDERS[platform] + case.contenders, workers, args.seconds, args.patience)
             record["rows"].append(row)
             save(path, record)
             said = ", ".join(f"{name} {1000 * c['median']:.1f} ms" if "median" in c else f"{name} {c['error'][:60]}"
                              for name, c in row["contenders"].items())
-            print(f"[{datetime.datetime.now():%H:%M:%S}] {i + 1}/{len(cases)} {case.mode} {case.tokens} tokens of "
-                  f"{case.heads}x{case.head_dim}: {said}", flush=True)
+            print(f"[{datetime.datetime.now():%H:%M:%S}] {i + 1}/{len(cases)} {case.name} {case.mode} "
+                  f"{case.tokens} tokens of {case.heads}x{case.head_dim}: {said}", flush=True)
         return path
     finally:
         for worker in workers.values():
@@ -178,22 +252,33 @@ def run(args: argparse.Namespace) -> Path:
 
 
 def table(record: dict[str, Any]) -> str:
-    """Markdown: milliseconds and TFLOP/s of every contender, and how many times faster ours is than torch at its
-    best."""
+    """Markdown: milliseconds and rate of every contender, and how many times faster ours is than torch at its best."""
     names = list(dict.fromkeys(name for row in record["rows"] for name in row["contenders"]))
-    lines = ["| call | tokens | heads | " + " | ".join(f"{name}, ms | TFLOP/s" for name in names)
+    lines = ["| pattern | call | size | heads | " + " | ".join(f"{name}, ms | TFLOP/s" for name in names)
              + " | our kernel | times faster than the best torch |",
-             "|---|---:|---:|" + "---:|---:|" * len(names) + "---|---:|"]
+             "|---|---|---:|---:|" + "---:|---:|" * len(names) + "---|---:|"]
     for row in record["rows"]:
-        cells = [row["mode"], f"{row['tokens']:,}", f"{row['heads']}x{row['head_dim']} {row['dtype']}"]
+        size = f"{row['frames']} x {row['side']}x{row.get('width') or row['side']}"
+        cells = [row.get("name", "full"), row["mode"], size, f"{row['heads']}x{row['head_dim']} {row['dtype']}"]
         for name in names:
-            found = row["contenders"].get(name, {"error": "not measured"})
+            found = row["contenders"].get(name, {"error": "-"})
             cells += _cells(found, record["peaks"][CONTENDERS[name][0]])
         ours = row["contenders"]["vdm_jax"]
-        theirs = [c["median"] for n, c in row["contenders"].items() if n != "vdm_jax" and "median" in c]
-        ratio = f"{min(theirs) / ours['median']:.2f}" if theirs and "median" in ours else "-"
+        ratio = f"{row['times_faster']:.2f}" if "times_faster" in row else "-"
         lines.append("| " + " | ".join([*cells, ours.get("kernel", "-"), ratio]) + " |")
-    return "\n".join([*lines, "", *_notes(record)])
+    return "\n".join([*lines, "", *_summary(record), *_notes(record)])
+
+
+def _summary(record: dict[str, Any]) -> list[str]:
+    """Least and median of the ratios, by kind of call."""
+    said = []
+    for mode in dict.fromkeys(row["mode"] for row in record["rows"]):
+        ratios = [row["times_faster"] for row in record["rows"] if row["mode"] == mode and "times_faster" in row]
+        if ratios:
+            said.append(f"{mode} {statistics.median(ratios):.2f} in the median, {min(ratios):.2f} at least")
+    others = [row["others"] for row in record["rows"] if "others" in row]
+    busy = f" Other processes took {statistics.median(others):.0%} of the machine in the median row." if others else ""
+    return [f"Times faster than the best torch: {'; '.join(said)}.{busy}"] if said else []
 
 
 def _cells(found: dict[str, Any], peak: dict[str, Any]) -> list[str]:
@@ -213,23 +298,23 @@ def _notes(record: dict[str, Any]) -> list[str]:
                       record["peaks"].items() if "flops_per_second" in peak)
     versions = {**record["vdm_jax"]["versions"], **record["torch"]["versions"]}
     return [f"Device: {record['vdm_jax']['device']['kind']} (torch: {record['torch']['device']}), {record['date']}. "
-            f"bfloat16 matrix product: {peaks}; the share of a library's own in brackets.",
+            f"Matrix product: {peaks}; the share of a library's own in brackets.",
             f"Versions: {', '.join(f'{name} {version}' for name, version in versions.items())}.",
             f"Protocol: {'; '.join(f'{name}: {text}' for name, text in record['protocol'].items())}."]
 
 
-def write_report(out: Path, readme: Path | None = None) -> list[Path]:
-    """A Markdown table next to every record in `out`; with `readme` also between its markers. Returns what was
-    written."""
+def write_report(out: Path, *pages: Path) -> list[Path]:
+    """A Markdown table next to every record in `out`, and in pages between their markers. Returns what was written."""
     written, parts = [], []
     for path in sorted(out.glob("peer_sdpa_*.json")):
         text = table(json.loads(path.read_text()))
         path.with_suffix(".md").write_text(text + "\n")
-        parts += [f"### {path.stem.removeprefix('peer_sdpa_').upper()}", "", text, ""]
+        title = path.stem.removeprefix("peer_sdpa_").replace("_", ", ", 1).replace("_", " ")
+        parts += [f"### {title.replace('cpu', 'CPU').replace('gpu', 'GPU')}", "", text, ""]
         written.append(path.with_suffix(".md"))
-    if readme is not None and parts:
-        readme.write_text(insert(readme.read_text(), "peer_sdpa", "\n".join(parts).rstrip()))
-        written.append(readme)
+    for page in pages if parts else ():
+        page.write_text(insert(page.read_text(), "peer_sdpa", "\n".join(parts).rstrip()))
+        written.append(page)
     return written
 
 
@@ -248,6 +333,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--head-dims", type=int, nargs="+")
     parser.add_argument("--dtype", choices=tuple(TOLERANCE))
     parser.add_argument("--seconds", type=float, default=0.2, help="of one round of one contender")
+    parser.add_argument("--one-core", action="store_true", help="processor seconds of one core for each library")
+    parser.add_argument("--patience", type=float, default=3.0,
+                        help="seconds to wait before a round until other processes leave the machine alone")
     parser.add_argument("--matmul-size", type=int, help="rows of the matrices of the peak")
     parser.add_argument("--torch-python", default=sys.executable, help="interpreter that has torch")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the records")
@@ -257,14 +345,14 @@ def main(arguments: list[str] | None = None) -> int:
         values = getattr(args, name)
         if values is not None and min(values if isinstance(values, list) else [values]) <= 0:
             parser.error(f"--{name.replace('_', '-')}={values} is not valid; permitted: > 0")
-    readme = HERE / "README.md" if args.out == HERE / "results" else None
+    pages = (HERE / "README.md", ROOT / "docs" / "performance.md") if args.out == HERE / "results" else ()
     rows: list[dict[str, Any]] = []
     if not args.report:
         try:
             rows = json.loads(run(args).read_text())["rows"]
         except WorkerStopped as stop:
             fail(f"a worker stopped: {stop}; permitted: torch in this Python, or --torch-python")
-    for path in write_report(args.out, readme):
+    for path in write_report(args.out, *pages):
         print(path)
     bad = [c for row in rows for n, c in row["contenders"].items()
            if not c.get("agrees", True) or (n in ("vdm_jax", "torch") and "error" in c)]

@@ -2,9 +2,9 @@
 
 Started by `peer_sdpa.py`. Requests and answers are lines of JSON on standard input and output:
     (start)                  -> {"library", "version", "platform", "device", ...}
-    {"peak": size}           -> {"flops_per_second", "size"}
+    {"peak": size, "dtype"}  -> {"flops_per_second", "size"}
     {"build": case, "name"}  -> {"kernel", "compile_seconds", "first_seconds", "sample"}
-    {"time": s, "name"}      -> {"seconds": per call, "calls": how many in a row}
+    {"time": s, "name"}      -> {"seconds": per call, "calls": how many in a row, "others": share of the machine}
     {"forget": true}         -> {}; frees the calls that were built
 A request that fails is answered with {"error": text}; the worker lives on.
 """
@@ -18,10 +18,12 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+
+from experiments.baselines.measuring import busy_seconds
 
 BLOCK = 1024  # random tokens; longer sequences repeat them, so that making them takes no time
 SAMPLE = 64  # output features that the two libraries compare
@@ -32,6 +34,34 @@ def block(number: int, tokens: int, heads: int, head_dim: int) -> np.ndarray:
     rng = np.random.default_rng(number)
     part = rng.standard_normal((min(tokens, BLOCK), heads, head_dim), np.float32)
     return np.tile(part, (-(-tokens // len(part)), 1, 1))[:tokens]
+
+
+def size_of(case: dict[str, Any]) -> tuple[int, int, int]:
+    """Frames, height and width of a case in tokens."""
+    return case["frames"], case["side"], case["width"] or case["side"]
+
+
+@contextlib.contextmanager
+def chosen_kernels() -> Iterator[list[str]]:
+    """The kernels that `attend` computes with meanwhile, once each."""
+    from vdm_jax.attention.kernels import KERNELS
+
+    found: list[str] = []
+
+    def noted(name: str, kernel: Callable) -> Callable:
+        def call(*arguments, **options):
+            if name not in found:
+                found.append(name)
+            return kernel(*arguments, **options)
+
+        return call
+
+    before = dict(KERNELS)
+    KERNELS.update({name: noted(name, kernel) for name, kernel in before.items()})
+    try:
+        yield found
+    finally:
+        KERNELS.update(before)
 
 
 class Ours:
@@ -46,40 +76,65 @@ class Ours:
         self.about = {"library": "vdm_jax", "platform": platform_of(self._device), "versions": versions(),
                       "device": describe(self._device, 1)}
 
-    def peak(self, size: int) -> dict[str, Any]:
-        from vdm_jax.benchmark.machine import matmul_peak
+    def product(self, size: int, dtype: str) -> tuple[Callable[[], Any], Callable[[], None]]:
+        """A product of two square matrices, and what waits for its end."""
+        import jax
+        import jax.numpy as jnp
 
-        return matmul_peak(self._device, "bfloat16", 1.0, size)
+        a, b = (jax.device_put(jax.random.normal(jax.random.key(i), (size, size), jnp.dtype(dtype)), self._device)
+                for i in range(2))
+        multiply, held = jax.jit(jnp.matmul), []
+
+        def call() -> None:
+            held[:] = [multiply(a, b)]
+
+        return call, lambda: jax.block_until_ready(held)
 
     def build(self, case: dict[str, Any]) -> tuple[Callable[[], Any], Callable[[], None], dict[str, Any]]:
         """The call, what waits for its end, and what is known about it."""
         import jax
         import jax.numpy as jnp
 
-        from vdm_jax.attention import Full
-        from vdm_jax.benchmark.cases import Case
-        from vdm_jax.benchmark.program import build
-        from vdm_jax.parallel.compiling import no_compilation_cache
+        from vdm_jax.attention import ExtraKeys, attend, cross_pattern
+        from vdm_jax.benchmark.cases import parse_pattern
+        from vdm_jax.parallel.compiling import compiler_options, no_compilation_cache
         from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 
-        case = Case(pattern=Full(), frames=case["frames"], height=case["side"], width=case["side"],
-                    heads=case["heads"], head_dim=case["head_dim"], dtype=case["dtype"], mode=case["mode"])
-        with no_compilation_cache():
-            program = build(case, make_mesh(MeshSpec(data=1), [self._device]))
-        count = 3 if case.mode == "forward" else 4
-        inputs = [jax.device_put(jnp.asarray(block(i, case.tokens, case.heads, case.head_dim), jnp.dtype(case.dtype))
-                                 .reshape(case.array_shape), program.sharding) for i in range(count)]
+        size, outside = (1, *size_of(case)), case["extra_keys"]
+
+        def forward(q, k, v):
+            if outside:
+                return attend(q, pattern=cross_pattern(1), extra_keys=ExtraKeys(k, v))
+            return attend(q, k, v, pattern=parse_pattern(case["pattern"]))
+
+        def both(q, k, v, cotangent):
+            out, pull = jax.vjp(forward, q, k, v)
+            return out, pull(cotangent)
+
+        def array(number: int) -> jax.Array:
+            tokens, shape = (outside, (1, 1, outside)) if outside and number in (1, 2) else (math.prod(size), size)
+            values = block(number, tokens, case["heads"], case["head_dim"])
+            return jax.device_put(jnp.asarray(values, jnp.dtype(case["dtype"])).reshape(*shape, *values.shape[1:]),
+                                  self._device)
+
+        backward = case["mode"] != "forward"
+        inputs, mesh = [array(i) for i in range(4 if backward else 3)], make_mesh(MeshSpec(data=1), [self._device])
+        with no_compilation_cache(), jax.set_mesh(mesh), chosen_kernels() as kernels:
+            start = time.perf_counter()
+            compiled = jax.jit(both if backward else forward,
+                               compiler_options=compiler_options(mesh)).lower(*inputs).compile()
+            seconds = time.perf_counter() - start
         held: list[Any] = []
 
         def call() -> Any:
-            held[:] = [program.compiled(*inputs)]
+            held[:] = [compiled(*inputs)]
             return held[0]
 
         def sample() -> list[float]:
-            out = held[0] if case.mode == "forward" else held[0][0]
+            out = held[0][0] if backward else held[0]
             return np.asarray(out.reshape(-1)[:SAMPLE], np.float32).tolist()
 
-        about = {"kernel": program.kernel, "compile_seconds": round(program.compile_seconds, 2)}
+        about = {"kernel": " ".join(kernels), "compile_seconds": round(seconds, 2)}
         return call, lambda: jax.block_until_ready(held), {"about": about, "sample": sample}
 
 
@@ -104,80 +159,135 @@ class Torch:
         if self._device == "cuda":
             torch.cuda.synchronize()
 
-    def peak(self, size: int) -> dict[str, Any]:
-        """As `matmul_peak` measures ours: the fastest product of two square bfloat16 matrices within a second."""
+    def product(self, size: int, dtype: str) -> tuple[Callable[[], Any], Callable[[], None]]:
+        """A product of two square matrices, and what waits for its end."""
         import torch
 
-        a, b = (torch.randn(size, size, device=self._device, dtype=torch.bfloat16) for _ in range(2))
-        torch.matmul(a, b)
-        self._wait()
-        taken, start = [], time.perf_counter()
-        while len(taken) < 3 or (time.perf_counter() - start < 1.0 and len(taken) < 200):
-            begin = time.perf_counter()
-            torch.matmul(a, b)
-            self._wait()
-            taken.append(time.perf_counter() - begin)
-        return {"flops_per_second": 2 * size**3 / min(taken), "size": size, "repetitions": len(taken)}
+        a, b = (torch.randn(size, size, device=self._device, dtype=getattr(torch, dtype)) for _ in range(2))
+        return lambda: torch.matmul(a, b), self._wait
 
     def build(self, case: dict[str, Any]) -> tuple[Callable[[], Any], Callable[[], None], dict[str, Any]]:
         """The call, what waits for its end, and what is known about it."""
         import torch
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
-        tokens, backend = case["frames"] * case["side"] ** 2, case["backend"]
-        arrays = [torch.from_numpy(block(i, tokens, case["heads"], case["head_dim"]).transpose(1, 0, 2)[None].copy())
-                  .to(self._device, getattr(torch, case["dtype"])) for i in range(4)]
+        size, backend, outside = size_of(case), case["backend"], case["extra_keys"]
+        layout = "all" if case["pattern"] == "cross" else LAYOUTS[case["pattern"].split("(")[0].lower()]
+
+        def array(number: int) -> Any:
+            """`[sequences, K, S, D]` in one piece."""
+            few = outside and number in (1, 2)
+            values = torch.from_numpy(block(number, outside if few else math.prod(size), case["heads"],
+                                            case["head_dim"]))
+            values = values[None] if few else sequences(values, size, layout)
+            return values.transpose(1, 2).contiguous().to(self._device, getattr(torch, case["dtype"]))
+
         backward = case["mode"] != "forward"
+        arrays = [array(i) for i in range(4)]
         q, k, v = (a.requires_grad_(backward) for a in arrays[:3])
-        held: list[Any] = []
+        attention, held = _attention(case, size, self._device), []
 
         def call() -> Any:
-            chosen = sdpa_kernel(SDPBackend[backend]) if backend else contextlib.nullcontext()
+            named = backend is not None and backend.isupper()
+            chosen = sdpa_kernel(SDPBackend[backend]) if named else contextlib.nullcontext()
             with chosen, torch.set_grad_enabled(backward):
-                out = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+                out = attention(q, k, v)
                 grads = torch.autograd.grad(out, (q, k, v), arrays[3]) if backward else ()
             held[:] = [out, *grads]
             return held
 
         def sample() -> list[float]:
-            out = held[0].detach().transpose(1, 2).reshape(-1)[:SAMPLE]  # in our order: tokens, heads, features
-            return out.float().cpu().tolist()
+            out = held[0].detach().transpose(1, 2)  # in our order: tokens, heads, features
+            if layout == "positions":
+                out = out.transpose(0, 1)
+            return out.reshape(-1)[:SAMPLE].float().cpu().tolist()
 
         return call, self._wait, {"about": {"kernel": backend or "its own choice"}, "sample": sample}
 
 
-def seconds_of(call: Callable[[], Any], wait: Callable[[], None], calls: int) -> float:
-    """Wall seconds of one of several calls in a row."""
-    start = time.perf_counter()
-    for _ in range(calls):
-        call()
-    wait()
-    return (time.perf_counter() - start) / calls
+# How torch gets the tokens of a clip, by pattern: each frame, each position or the whole clip is a sequence.
+# Sparse-causal attention is among frames, its keys those of several.
+LAYOUTS = {"spatial": "frames", "temporal": "positions", "full": "all", "causal": "all", "sparsecausal": "frames"}
+
+
+def sequences(x: Any, size: tuple[int, int, int], layout: str) -> Any:
+    """Tokens `[T * N, K, D]` as sequences `[sequences, S, K, D]`."""
+    frames = x.reshape(size[0], size[1] * size[2], *x.shape[1:])
+    return {"frames": frames, "positions": frames.transpose(0, 1), "all": x[None]}[layout]
+
+
+def _attention(case: dict[str, Any], size: tuple[int, int, int], device: str) -> Callable[[Any, Any, Any], Any]:
+    """The pattern by `scaled_dot_product_attention`."""
+    import torch
+
+    sdpa, tokens = torch.nn.functional.scaled_dot_product_attention, size[1] * size[2]
+    if case["pattern"].startswith("SparseCausal"):
+        def sparse(q, k, v):
+            """First, previous and own frame; the first two frames, which see fewer, in calls of their own."""
+            def keys(x):
+                first = x[:1].expand(len(x) - 2, *x.shape[1:])
+                return torch.cat([first, x[1:-1], x[2:]], dim=2)
+
+            start = sdpa(q[:1], k[:1], v[:1])
+            second = sdpa(q[1:2], *(torch.cat([x[:1], x[1:2]], dim=2) for x in (k, v)))
+            return torch.cat([start, second, sdpa(q[2:], keys(k), keys(v))])
+
+        return sparse
+    if case["pattern"] == "causal" and case["backend"] == "frames":
+        def frames(q, k, v):
+            ends = range(tokens, q.shape[2] + 1, tokens)
+            return torch.cat([sdpa(q[:, :, end - tokens : end], k[:, :, :end], v[:, :, :end]) for end in ends], dim=2)
+
+        return frames
+    if case["pattern"] == "causal":
+        frame = torch.arange(size[0] * tokens, device=device) // tokens
+        mask = frame[:, None] >= frame[None, :]
+        return lambda q, k, v: sdpa(q, k, v, attn_mask=mask)
+    return sdpa
 
 
 class Worker:
     """Answers requests about one library."""
 
-    def __init__(self, library: Ours | Torch):
-        self._library = library
+    def __init__(self, library: Ours | Torch, clock: Callable[[], float]):
+        self._library, self._clock = library, clock
         self._calls: dict[str, tuple[Callable[[], Any], Callable[[], None], float]] = {}  # with seconds of one
+
+    def _seconds(self, call: Callable[[], Any], wait: Callable[[], None], calls: int) -> float:
+        """Seconds of one of several calls in a row."""
+        start = self._clock()
+        for _ in range(calls):
+            call()
+        wait()
+        return (self._clock() - start) / calls
+
+    def _peak(self, size: int, dtype: str) -> dict[str, Any]:
+        """FLOP/s of the fastest of the products of a second."""
+        call, wait = self._library.product(size, dtype)
+        taken, start = [self._seconds(call, wait, 1)], time.perf_counter()
+        while len(taken) < 4 or (time.perf_counter() - start < 1.0 and len(taken) < 200):
+            taken.append(self._seconds(call, wait, 1))
+        return {"flops_per_second": 2 * size**3 / min(taken), "size": size, "repetitions": len(taken)}
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """What a request asks for."""
         if "peak" in request:
-            return self._library.peak(request["peak"])
+            return self._peak(request["peak"], request["dtype"])
         if "forget" in request:
             self._calls.clear()
             return {}
         if "build" in request:
             call, wait, known = self._library.build(request["build"])
-            first = seconds_of(call, wait, 1)
+            first = self._seconds(call, wait, 1)
             # The first call may hold the library's set-up; the second says how many fill a round.
-            self._calls[request["name"]] = call, wait, seconds_of(call, wait, 1)
+            self._calls[request["name"]] = call, wait, self._seconds(call, wait, 1)
             return {**known["about"], "first_seconds": round(first, 4), "sample": known["sample"]()}
         call, wait, once = self._calls[request["name"]]
         calls = max(1, math.ceil(request["time"] / max(once, 1e-6)))
-        return {"seconds": seconds_of(call, wait, calls), "calls": calls}
+        busy, own, wall = busy_seconds(), time.process_time(), time.perf_counter()
+        seconds = self._seconds(call, wait, calls)
+        busy, own, wall = busy_seconds() - busy, time.process_time() - own, time.perf_counter() - wall
+        return {"seconds": seconds, "calls": calls, "others": round(max(0.0, busy - own) / (wall * os.cpu_count()), 3)}
 
 
 def main() -> None:
@@ -185,11 +295,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--library", choices=("vdm_jax", "torch"), required=True)
     parser.add_argument("--platform", choices=("cpu", "gpu"), default="cpu", help="where torch runs")
+    parser.add_argument("--one-core", action="store_true",
+                        help="one core, and processor seconds in place of wall seconds")
     args = parser.parse_args()
+    if args.one_core:  # before a library counts the cores
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     library = Ours() if args.library == "vdm_jax" else Torch(args.platform)
-    worker = Worker(library)
+    worker = Worker(library, time.process_time if args.one_core else time.perf_counter)
     print(json.dumps(library.about), file=answers)
     for line in sys.stdin:
         try:

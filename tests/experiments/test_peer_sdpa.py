@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import sys
@@ -23,8 +24,10 @@ def found(milliseconds: float, **more) -> dict:
 
 
 def record(**contenders) -> dict:
-    row = {"frames": 16, "side": 32, "heads": 16, "head_dim": 64, "dtype": "bfloat16", "mode": "forward",
-           "tokens": 16384, "contenders": contenders}
+    row = {"frames": 16, "side": 32, "width": 0, "heads": 16, "head_dim": 64, "dtype": "bfloat16", "mode": "forward",
+           "tokens": 16384, "name": "full", "contenders": contenders}
+    if all("median" in contenders.get(name, ()) for name in ("vdm_jax", "torch")):
+        row |= {"times_faster": 1.5, "others": 0.25}
     peak = {"flops_per_second": 4e12, "size": 8192}
     return {"protocol": PROTOCOL, "date": "2026-01-02", "peaks": {"vdm_jax": peak, "torch": peak}, "rows": [row],
             "vdm_jax": {"versions": {"jax": "1.0"}, "device": {"kind": "a device"}},
@@ -39,12 +42,41 @@ def test_flops_of_a_case_are_those_of_our_benchmark():
     assert CASE.flops == ours.flops and CASE.tokens == ours.tokens == 32
 
 
+@pytest.mark.parametrize(("pattern", "size", "external"), [
+    ("spatial", (2, 3, 4), 0), ("temporal", (3, 2, 2), 0), ("SparseCausal(own=True)", (4, 2, 2), 0),
+    ("causal", (3, 2, 2), 0), ("cross", (2, 2, 3), 5)])
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch (requirements/peers.txt)")
+@pytest.mark.full
+def test_torch_computes_the_pattern(pattern, size, external):
+    case = {"frames": size[0], "side": size[1], "width": size[2], "heads": 2, "head_dim": 4, "dtype": "float32",
+            "mode": "forward", "pattern": pattern, "external": external}
+    contenders = [None, "frames"] if pattern == "causal" else [None]
+    samples = []
+    for library, backend in [(sdpa_workers.Ours(), None), *((sdpa_workers.Torch("cpu"), b) for b in contenders)]:
+        call, wait, known = library.build(case | {"backend": backend})
+        call()
+        wait()
+        samples.append(known["sample"]())
+    for sample in samples[1:]:
+        np.testing.assert_allclose(sample, samples[0], atol=1e-5)
+
+
+def test_a_cpu_compares_every_pattern():
+    args = argparse.Namespace(frames=None, side=None, heads=None, head_dims=None, dtype=None)
+    names = {case.name for case in peer_sdpa.cases_of(args, "cpu")}
+    assert names >= {"spatial", "temporal", "causal", "full", "SparseCausal(own=True)", "cross to 77"}
+    assert {case.name for case in peer_sdpa.cases_of(args, "gpu")} == {"full"}
+    cross = Case(2, 2, 1, 4, "float32", "forward", "cross", 3, 5)
+    assert cross.flops == 4 * 12 * 5 * 4 and Case(2, 2, 1, 4, "float32", "forward", "spatial", 3).flops == 4 * 72 * 4
+
+
 def test_the_table_compares_with_the_best_of_torch():
     text = table(record(vdm_jax=found(2.0, kernel="cudnn"), torch=found(4.0), torch_flash=found(3.0, agrees=False),
                         torch_cudnn={"error": "RuntimeError: no | kernel"}))
-    row = next(line for line in text.splitlines() if line.startswith("| forward"))
+    row = next(line for line in text.splitlines() if line.startswith("| full | forward | 16 x 32x32 |"))
     assert "| 2.00 (2.00-4.00) | 1 (25%) |" in row and "3.00 (3.00-6.00) (differs)" in row
     assert "RuntimeError: no / kernel" in row and row.endswith("| cudnn | 1.50 |")
+    assert "forward 1.50 in the median, 1.50 at least. Other processes took 25% of the machine" in text
     assert "torch 2.0" in text and "a device" in text and PROTOCOL["statistic"] in text
 
 
@@ -58,7 +90,7 @@ def test_the_report_stands_beside_the_record_and_in_the_readme(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(README.read_text())
     peer_sdpa.write_report(tmp_path, readme)
-    assert "| 2.00 |" in (tmp_path / "peer_sdpa_cpu.md").read_text() and "### CPU\n\n| call |" in readme.read_text()
+    assert "| 1.50 |" in (tmp_path / "peer_sdpa_cpu.md").read_text() and "### CPU\n\n| pattern |" in readme.read_text()
     assert main(["--report", "--out", str(tmp_path)]) == 0
 
 
@@ -74,7 +106,7 @@ def test_our_worker_measures_and_survives_a_bad_case(monkeypatch):
     worker = Worker(sys.executable, "--library", "vdm_jax")
     try:
         assert worker.about["platform"] == "cpu" and "jax" in worker.about["versions"]
-        assert worker.ask(peak=64)["flops_per_second"] > 0
+        assert worker.ask(peak=64, dtype="float32")["flops_per_second"] > 0
         row = measure(CASE, ("vdm_jax",), {"vdm_jax": worker}, 0.001)
         ours = row["contenders"]["vdm_jax"]
         assert ours["kernel"] in ("xla", "chunked") and 0 < ours["low"] <= ours["median"] <= ours["high"]
@@ -116,5 +148,5 @@ def test_a_tiny_run_of_both(tmp_path, monkeypatch, capsys):
         assert row["tokens"] == 72 and set(row["contenders"]) == {"vdm_jax", "torch"}
         assert all(c["agrees"] and c["median"] > 0 for c in row["contenders"].values())
     assert "torch" in found["torch"]["versions"] and found["peaks"]["torch"]["flops_per_second"] > 0
-    assert (tmp_path / "peer_sdpa_cpu.md").read_text().count("| forward") == 4
-    assert "4/4 forward+backward 72 tokens" in capsys.readouterr().out
+    assert (tmp_path / "peer_sdpa_cpu.md").read_text().count("| full | forward") == 4
+    assert "4/4 full forward+backward 72 tokens" in capsys.readouterr().out

@@ -25,7 +25,7 @@ from vdm_jax.parallel.compiling import target_platform
 MASKED = -1e30  # finite, so that a fully masked row gives an average instead of NaN; `attend` turns it into zeros
 TILE = 2**19  # logits
 QUERIES = 512  # most in a tile
-FEWEST = 32  # queries of a sequence from which on tiles are worth their copies
+FEWEST = 64  # queries of a sequence from which on tiles are worth their copies
 RUNS = 16  # most runs of tiles that see different keys; each is compiled
 
 
