@@ -9,9 +9,9 @@ from jax.sharding import AxisType
 
 from tests.attention.oracle import PATTERNS, name
 from vdm_jax.attention import Causal, Full, Spatial
+from vdm_jax.attention.block_mask import SequenceLayout
 from vdm_jax.attention.capability import Request, resolve
 from vdm_jax.attention.kernels import tiles
-from vdm_jax.attention.block_mask import SequenceLayout
 
 
 def plan(pattern, shape, heads=2):

@@ -42,14 +42,14 @@ def test_flops_of_a_case_are_those_of_our_benchmark():
     assert CASE.flops == ours.flops and CASE.tokens == ours.tokens == 32
 
 
-@pytest.mark.parametrize(("pattern", "size", "external"), [
+@pytest.mark.parametrize(("pattern", "size", "extra_keys"), [
     ("spatial", (2, 3, 4), 0), ("temporal", (3, 2, 2), 0), ("SparseCausal(own=True)", (4, 2, 2), 0),
     ("causal", (3, 2, 2), 0), ("cross", (2, 2, 3), 5)])
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch (requirements/peers.txt)")
 @pytest.mark.full
-def test_torch_computes_the_pattern(pattern, size, external):
+def test_torch_computes_the_pattern(pattern, size, extra_keys):
     case = {"frames": size[0], "side": size[1], "width": size[2], "heads": 2, "head_dim": 4, "dtype": "float32",
-            "mode": "forward", "pattern": pattern, "external": external}
+            "mode": "forward", "pattern": pattern, "extra_keys": extra_keys}
     contenders = [None, "frames"] if pattern == "causal" else [None]
     samples = []
     for library, backend in [(sdpa_workers.Ours(), None), *((sdpa_workers.Torch("cpu"), b) for b in contenders)]:
