@@ -366,6 +366,22 @@ def test_a_config_file_of_before_is_refused_with_the_name_of_today(renames, tmp_
         load_config(str(tmp_path / "mine.py"))
 
 
+def test_a_config_stored_before_a_field_was_there_keeps_what_it_had():
+    today = small_experiment()
+    data = to_data(today)
+    assert from_data(Experiment, data) == today and today.data.digit_side == 0.5
+    for field in ("digit_side", "track_draws"):
+        del data["data"][field]
+    assert from_data(Experiment, data).data == dataclasses.replace(today.data, digit_side=20 / 64, track_draws=1)
+
+
+def test_what_was_added_is_a_field_of_today():
+    classes = {owner.__name__: owner for owner, _, _ in fields_of(AnyExperiment)}
+    for name, before in configuration.ADDED.items():
+        owner, _, field = name.partition(".")
+        from_data(configuration._hints(classes[owner])[field], before)  # which it permits
+
+
 def test_names_of_before_are_not_those_of_today():
     """Every entry of the table leads to a class or field that there is."""
     classes = {owner.__name__: owner for owner, _, _ in fields_of(AnyExperiment)}

@@ -240,7 +240,8 @@ def from_json(kind: type[T], text: str, where: str = "config") -> T:
 
 
 def from_data(hint: Any, data: Any, where: str = "config", code: str | None = None) -> Any:
-    """Build a value of type hint `hint` from plain data, under today's names (`RENAMED`, `REMOVED`).
+    """Build a value of type hint `hint` from plain data, under today's names (`RENAMED`, `REMOVED`) and with
+    the fields that came later (`ADDED`).
 
     `where` names the field in error messages, `code` in the `UserError` that is raised, in place of `where`.
     """
@@ -275,8 +276,9 @@ def _from_object(kind: type, data: Any, where: str, code: str | None) -> Any:
     name = RENAMED.get(data.get("kind"), data.get("kind", kind.__name__))
     if name != kind.__name__:
         raise _mismatch(f"{where}.kind", name, kind.__name__, code)
+    before = {field: ADDED[f"{kind.__name__}.{field}"] for field in _hints(kind) if f"{kind.__name__}.{field}" in ADDED}
     values = {}
-    for key, value in _todays(kind, data, where).items():
+    for key, value in (before | _todays(kind, data, where)).items():
         if key not in _hints(kind):
             close = difflib.get_close_matches(key, _hints(kind), n=1)
             meant = f" (did you mean {close[0]!r}?)" if close else ""
@@ -343,6 +345,8 @@ RENAMED: dict[str, str] = {
 }
 # "Class.field": the value with which a field did nothing before it went. Other values are refused.
 REMOVED: dict[str, Any] = {"AutoencoderLoss.adaptive": True, "TemporalConv.first_heads": 8}
+# "Class.field": what objects stored before the field were made with, where its default is another now.
+ADDED: dict[str, Any] = {"CaptionedDigits.digit_side": 20 / 64, "CaptionedDigits.track_draws": 1}
 
 
 def _todays(kind: type, data: dict[str, Any], where: str) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def compare(generator: Generator, *, clips: int, frames: int, results: Path) -> 
         videos = generator.extend(captions, frames=frames, inpainting=inpainting).videos
         seconds = round(time.perf_counter() - start, 1)
         change = np.abs(np.diff(videos.astype(np.float32), axis=1)).mean((0, 2, 3, 4))
-        scores = DigitScorer().score(videos[:, -size:], captions).summary()
+        scores = DigitScorer(generator.experiment.data).score(videos[:, -size:], captions).summary()
         windows = features([video[i : i + size] for video in videos for i in starts], name)
         rows[name] = {"change at seams": float(change[seams].mean() / np.delete(change, seams).mean()),
                       "fvd": fvd(real, windows, PROTOCOL).to_dict(),

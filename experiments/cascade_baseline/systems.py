@@ -39,7 +39,7 @@ CROSS, CONVOLUTION = CrossAttention(), TemporalConvolution()
 BASE = Process(schedule=CosineSchedule(shift=-3.0), prediction="x")
 DETAIL = Process(schedule=CosineSchedule(shift=-1.0), prediction="x")
 AUGMENTATION = NoiseAugmentation(training_logsnr=(2.0, 9.0), sampling_logsnr=7.5)
-DATA = CaptionedDigits(train_clips=10_000, single_object_fraction=0.85)
+DATA = CaptionedDigits(train_clips=10_000, single_object_fraction=0.85, digit_side=20 / 64, track_draws=1)
 TEXT = WordEncoder(words=caption_words(), length=16, width=64, layers=1)
 # What a caption decides at high noise is a product of words and places, as in the demo; frames are distinguished by
 # attention alone, so that an image network becomes a video network exactly.

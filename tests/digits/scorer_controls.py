@@ -76,7 +76,7 @@ def control_table(spec: DigitClips, count: int, split: str = "test") -> dict[str
         )
     clips = [generate_clip(spec, split, index) for index in range(count)]
     videos, captions = np.stack([clip.video for clip in clips]), [clip.caption for clip in clips]
-    scorer = DigitScorer()
+    scorer = DigitScorer(spec)
     table = {
         "true clips": scorer.score(videos, captions).summary(),
         "caption of the next clip": scorer.score(videos, captions[1:] + captions[:1]).summary(),

@@ -50,6 +50,11 @@ class DigitClips:
     seed: Seed = 0  # of every split
     frames: Annotated[int, Range(least=2, cap=2**16)] = 16  # frames of a clip
     size: Annotated[int, Range(least=16, cap=2**16)] = 64  # pixels, height and width
+    # Side of a digit's square, in frame sides. 32 of 64 pixels as in Moving MNIST; 20 of 64 is too small to be read in
+    # frames of 16 or 32 pixels
+    digit_side: Annotated[float, Range(least=0.2, most=0.75)] = 0.5
+    # Of two digits so many pairs of tracks are drawn, and the pair that covers the first digit least is taken
+    track_draws: Annotated[int, Range(least=1, cap=1000)] = 16
     fps: Positive = 8.0  # frames per second that a clip claims; a clip holds the same motion whatever it is
     objects: tuple[SizeOrZero, SizeOrZero] = (1, 2)  # fewest and most digits in a clip
     single_object_fraction: Share = 0.5  # of the clips, where `objects` permits both one and two
@@ -96,11 +101,21 @@ class DigitClip:
 def generate_clip(spec: DigitClips, split: str, index: int) -> DigitClip:
     """Clip `index` of `split`: a pure function of its arguments, for any `index` from 0 on."""
     rng, objects, caption = _plan(spec, split, index)
-    video = np.zeros((spec.frames, spec.size, spec.size, 3), np.uint8)
-    stamps = digit_drawing.digit_stamps(split, digit_drawing.digit_side(spec.size))
+    side = digit_drawing.stamp_side(spec.size, spec.digit_side)
+    of_class = digit_drawing.digit_stamps(split, side)
+
+    def draw_track(item):
+        return digit_drawing.draw_track(rng, item.motion, spec.frames, spec.size, spec.digit_side)
+
+    stamps, tracks = [], []
     for item in objects:
-        stamp = stamps[item.digit][rng.integers(len(stamps[item.digit]))]
-        track = digit_drawing.draw_track(rng, item.motion, spec.frames, spec.size)
+        stamps.append(of_class[item.digit][rng.integers(len(of_class[item.digit]))])
+        tracks.append(draw_track(item))
+    if len(objects) == 2:
+        others = ([draw_track(item) for item in objects] for _ in range(spec.track_draws - 1))
+        tracks = min([tracks, *others], key=lambda pair: digit_drawing.covered(*pair, side))
+    video = np.zeros((spec.frames, spec.size, spec.size, 3), np.uint8)
+    for item, stamp, track in zip(objects, stamps, tracks, strict=True):
         digit_drawing.paint(video, stamp, track, COLOURS[item.colour])
     return DigitClip(video, caption, objects)
 

@@ -1,8 +1,8 @@
 """Drawing moving handwritten digits: which digits a split may use, where they go, and how they become pixels.
 
 The digits are the 1,797 real 8x8 scans of scikit-learn (optical recognition of handwritten digits; E.
-Alpaydin and C. Kaynak, UCI repository, 1998). Lengths are in pixels of the frame and scale with its side: a
-digit is 20 px wide in a frame of 64. Time runs over the clip, so a clip of any frame count holds the same
+Alpaydin and C. Kaynak, UCI repository, 1998). A digit's square has a stated share of the frame's side, `digit_side`;
+paths scale with the room that it leaves. Time runs over the clip, so a clip of any frame count holds the same
 motion: `tau` is 0 in the first frame and 1 in the last.
 """
 
@@ -26,10 +26,9 @@ COLOURS = {
     "orange": (250, 140, 30),
 }
 
-DIGIT_SIDE = 20 / 64  # side of a digit's square, in frame sides
-STRAIGHT_TRAVEL = (18 / 64, 39 / 64)  # path length of left, right, up and down over the clip, in frame sides
-# Longer than the room even along a diagonal (0.75 of 44 px per axis), so a bounce always meets a wall.
-BOUNCE_TRAVEL = (67.5 / 64, 97.5 / 64)
+# Path lengths over the clip, in units of the room: the frame's side less the digit's.
+STRAIGHT_TRAVEL = (18 / 44, 39 / 44)  # of left, right, up and down
+BOUNCE_TRAVEL = (67.5 / 44, 97.5 / 44)  # longer than the room even along a diagonal, so a bounce always meets a wall
 
 _DIRECTION = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}  # (y, x)
 _INSTANCES = {"train": (0, 1200), "validation": (1200, 1400), "test": (1400, 1797)}  # of the shuffled scans
@@ -52,9 +51,9 @@ def digit_scans(split: str) -> tuple[Float[np.ndarray, "N 8 8"], np.ndarray]:
     return (scans.images[chosen] / 16).astype(np.float32), scans.target[chosen]
 
 
-def digit_side(size: int) -> int:
-    """Side of a digit's square in pixels, in a frame of `size` pixels."""
-    return round(DIGIT_SIDE * size)
+def stamp_side(size: int, digit_side: float) -> int:
+    """Side of a digit's square in pixels, in a frame of `size` pixels; `digit_side` is in frame sides."""
+    return round(digit_side * size)
 
 
 def upsample(scans: Float[np.ndarray, "N 8 8"], side: int) -> Float[np.ndarray, "N side side"]:
@@ -73,26 +72,32 @@ def digit_stamps(split: str, side: int) -> tuple[Float[np.ndarray, "_ side side"
 
 
 def draw_track(
-    rng: np.random.Generator, motion: str, frames: int, size: int
+    rng: np.random.Generator, motion: str, frames: int, size: int, digit_side: float
 ) -> Float[np.ndarray, "frames 2"]:
     """Top-left corner (y, x) of the digit's square in each frame, in pixels. The square never leaves the
     frame.
 
     A straight motion starts where its whole path fits, so it never contradicts its caption at a wall.
     """
-    room = size - digit_side(size)
+    room = size - stamp_side(size, digit_side)
+    unit = size * (1 - digit_side)
     tau = np.linspace(0, 1, frames)[:, None]
     start = rng.uniform(0, room, 2)
     if motion == "still":
         return np.broadcast_to(start, (frames, 2))
     if motion == "bounce":
         angle = rng.uniform(0, 2 * np.pi)
-        path = np.array([np.sin(angle), np.cos(angle)]) * rng.uniform(*BOUNCE_TRAVEL) * size
+        path = np.array([np.sin(angle), np.cos(angle)]) * rng.uniform(*BOUNCE_TRAVEL) * unit
         return room - np.abs((start + tau * path) % (2 * room) - room)  # reflected at 0 and at `room`
-    path = np.array(_DIRECTION[motion]) * rng.uniform(*STRAIGHT_TRAVEL) * size
+    path = np.array(_DIRECTION[motion]) * rng.uniform(*STRAIGHT_TRAVEL) * unit
     free = room - np.abs(path)  # what is left of the room along each axis
     start = start / room * free + np.maximum(0, -path)
     return start + tau * path
+
+
+def covered(track: Float[np.ndarray, "T 2"], other: Float[np.ndarray, "T 2"], side: int) -> float:
+    """Share of a digit's square, of `side` pixels, that another digit's square lies on, over all frames."""
+    return float(np.maximum(0, 1 - np.abs(track - other) / side).prod(-1).mean())
 
 
 def paint(

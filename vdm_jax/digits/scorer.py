@@ -5,9 +5,9 @@ on the handwriting of the training split reads the digit. No learned judge of vi
 compare across runs, and floor and ceiling are known: its tests measure both.
 
 The attributes fail separately: shuffled frames break the motion and keep the digit, blur breaks the digit
-and keeps the motion. Lengths below are in frame sides and times in clip durations, so any frame size and
-frame count is scored by the same rules; a stroke is about a pixel wide in a frame of 32, which is the
-smallest that makes sense.
+and keeps the motion. Times are in clip durations, lengths in frame sides and relative to the side of a digit or to
+the room that it leaves, so any frame size, frame count and `DigitClips.digit_side` is scored by the same rules. A
+stroke should be a pixel wide at least: frames of 16 are the smallest for digits of half the frame.
 """
 
 import dataclasses
@@ -21,26 +21,24 @@ from vdm_jax.digits import drawing as digit_drawing
 from vdm_jax.digits.clips import COLOURS, CaptionedDigitsSource, DigitClips, DigitObject, parse_caption
 from vdm_jax.errors import UserError
 
-_PIXEL = 1 / 64  # the unit the thresholds were measured in: a pixel of a 64 px frame, in frame sides
+_PIXEL = 1 / 64  # a pixel of a 64 px frame, in frame sides
+# Thresholds were measured with digits of 20 px in frames of 64, which leave a room of 44 px. Those of a digit are in
+# 20ths of its side, those of its path in 44ths of the room (`_Units`).
 _FOREGROUND = 0.25  # of full brightness, in the brightest channel
 _COLOUR_COSINE = 0.97  # least cosine between a pixel and the nearest palette colour
-_WINDOW = 26 * _PIXEL  # side of the square within which pixels of one colour are one object
-_AREA = (18 * _PIXEL**2, 340 * _PIXEL**2)  # median area of an object over the clip; digits have 50 to 260
-_COMPACT = (
-    0.3  # least share of its colour's pixels in an object: below, the colour is a texture and no object
-)
-_FRAME_AREA = 12 * _PIXEL**2  # least area in a frame for the object to be there
+_WINDOW = 26  # side of the square within which pixels of one colour are one object
+_AREA = (18, 340)  # median area of an object over the clip; digits have 50 to 260
+_COMPACT = 0.3  # least share of its colour's pixels in an object: below, the colour is a texture and no object
+_FRAME_AREA = 12  # least area in a frame for the object to be there
 _PRESENCE = 0.6  # least share of frames in which it is there
 _WHOLE = 0.75  # of its usual area: below, a frame shows the object partly covered, and its centroid is off
-_STILL = 6 * _PIXEL  # most travel over the clip of an object at rest
-_STRAIGHT_RESIDUAL = 1.6 * _PIXEL  # most RMS distance from a straight line, on the worse axis
-_STRAIGHT_TRAVEL = 54 * _PIXEL  # most travel over the clip of a straight motion
-_STRAIGHT_DRIFT = 7.5 * _PIXEL  # most travel over the clip across a straight motion
-_BOUNCE_PATH = (36 * _PIXEL, 140 * _PIXEL)  # path length over the clip; shuffled frames make a far longer one
-_PATH_POINTS = (
-    16  # most points of a track that its path length is measured on, so that jitter does not add up
-)
-_CROP = 20  # samples a side of a digit as the classifier sees it, one pixel of a 64 px frame apart
+_STILL = 6  # most travel over the clip of an object at rest
+_STRAIGHT_RESIDUAL = 1.6 * _PIXEL  # most RMS distance from a straight line, on the worse axis, in frame sides
+_STRAIGHT_TRAVEL = 54  # most travel over the clip of a straight motion
+_STRAIGHT_DRIFT = 7.5  # most travel over the clip across a straight motion
+_BOUNCE_PATH = (36, 140)  # path length over the clip; shuffled frames make a far longer one
+_PATH_POINTS = 16  # most points of a track that its path length is measured on, so that jitter does not add up
+_CROP = 20  # samples a side of a digit as the classifier sees it
 
 UNCLEAR = "unclear"  # the motion of an object that jumps, or wanders in a way no caption describes
 ATTRIBUTES = ("colour", "digit", "motion")  # of each object
@@ -123,7 +121,7 @@ class DigitScorer:
     """Looks at clips and compares them with their captions. The first look trains the classifier (2 s).
 
     Args:
-      spec: what `examples` are of.
+      spec: what `examples` are of; its `digit_side` is that of the clips to look at.
 
     Raises:
       UserError: scikit-learn is not installed.
@@ -168,9 +166,10 @@ class DigitScorer:
                 f"videos are {videos.dtype} {list(videos.shape)}; "
                 "permitted: uint8 [B, T, H, W, 3] with H = W and T >= 2"
             )
-        found = [_find_objects(video) for video in videos]
+        units = _Units(self.spec.digit_side)
+        found = [_find_objects(video, units) for video in videos]
         crops = [item.crop.ravel() for objects in found for item in objects]
-        digits = iter(_classifier().predict(np.stack(crops)).tolist() if crops else ())
+        digits = iter(_classifier(units).predict(np.stack(crops)).tolist() if crops else ())
         return [
             tuple(
                 seen
@@ -182,6 +181,23 @@ class DigitScorer:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Units:
+    """What the thresholds are multiples of, in frame sides."""
+
+    digit_side: float  # in frame sides
+
+    @property
+    def digit(self) -> float:
+        """Of lengths of digits."""
+        return self.digit_side / 20
+
+    @property
+    def path(self) -> float:
+        """Of lengths of paths."""
+        return (1 - self.digit_side) / 44
+
+
+@dataclasses.dataclass(frozen=True)
 class _Found:
     colour: str
     copies: int  # how many objects of this colour
@@ -189,12 +205,12 @@ class _Found:
     crop: np.ndarray  # opacity [_CROP, _CROP]
 
 
-def _find_objects(video: UInt8[np.ndarray, "T H W 3"]) -> list[_Found]:
+def _find_objects(video: UInt8[np.ndarray, "T H W 3"], units: _Units) -> list[_Found]:
     pixels = video.astype(np.float32) / 255
     labels = _colour_labels(pixels)
     counts = np.bincount(labels.ravel(), minlength=len(COLOURS) + 1)[1:]
-    enough = _FRAME_AREA * _PRESENCE * labels.size
-    found = [_find_object(pixels, labels, index) for index in np.flatnonzero(counts >= enough)]
+    enough = _FRAME_AREA * units.digit**2 * _PRESENCE * labels.size
+    found = [_find_object(pixels, labels, index, units) for index in np.flatnonzero(counts >= enough)]
     return [item for item in found if item is not None]
 
 
@@ -217,22 +233,22 @@ def _smoothing(size: int) -> float:
     return max(0.5, 0.7 * _PIXEL * size)
 
 
-def _find_object(pixels, labels, index) -> _Found | None:
+def _find_object(pixels, labels, index, units) -> _Found | None:
     """The object of palette colour `index`, if there is one."""
     from scipy.ndimage import uniform_filter
 
     size = pixels.shape[1]
     mask = (labels == index + 1).astype(np.float32)
     # The densest window is the object: stray pixels elsewhere neither move its centroid nor hide it.
-    side = 2 * round(_WINDOW * size / 2) + 1
+    side = 2 * round(_WINDOW * units.digit * size / 2) + 1
     density = uniform_filter(mask, (0, side, side), mode="constant")
     peak = density.reshape(len(mask), -1).argmax(-1)
     grid = np.arange(size)
     inside = [np.abs(grid - at[:, None]) <= side // 2 for at in np.unravel_index(peak, (size, size))]
     window = mask * inside[0][:, :, None] * inside[1][:, None, :]
     area, everywhere = window.sum((1, 2)), mask.sum((1, 2))
-    there = (area > _FRAME_AREA * size**2) & (area >= _COMPACT * everywhere)
-    least, most = np.array(_AREA) * size**2
+    there = (area > _FRAME_AREA * (units.digit * size) ** 2) & (area >= _COMPACT * everywhere)
+    least, most = np.array(_AREA) * (units.digit * size) ** 2
     if there.mean() < _PRESENCE or not least <= np.median(area) <= most:
         return None
     centroid = _centroids(window)
@@ -244,8 +260,8 @@ def _find_object(pixels, labels, index) -> _Found | None:
     return _Found(
         colour=tuple(COLOURS)[index],
         copies=2 if np.median(everywhere - area) >= least else 1,
-        motion=_motion(centroid[clear] / size, np.linspace(0, 1, len(area))[clear]),
-        crop=np.median(_crops(opacity, centroid[clear]), 0),
+        motion=_motion(centroid[clear] / size, np.linspace(0, 1, len(area))[clear], units.path),
+        crop=np.median(_crops(opacity, centroid[clear], units), 0),
     )
 
 
@@ -256,8 +272,9 @@ def _centroids(mask: Float[np.ndarray, "N H W"]) -> Float[np.ndarray, "N 2"]:
     return np.stack([mask.sum(2) @ grid, mask.sum(1) @ grid], -1) / area[:, None]
 
 
-def _motion(track: Float[np.ndarray, "N 2"], tau: Float[np.ndarray, " N"]) -> str:
-    """The motion that a track (y, x), in frame sides, at times `tau`, in clip durations, shows, or `UNCLEAR`.
+def _motion(track: Float[np.ndarray, "N 2"], tau: Float[np.ndarray, " N"], unit: float) -> str:
+    """The motion that a track (y, x), in frame sides, at times `tau`, in clip durations, shows, or `UNCLEAR`. `unit` is
+    that of the thresholds.
 
     A least-squares line, not differences of neighbouring frames: those fail on repeated frames.
     """
@@ -266,20 +283,20 @@ def _motion(track: Float[np.ndarray, "N 2"], tau: Float[np.ndarray, " N"]) -> st
     residual = np.sqrt(np.mean((track - design @ line) ** 2, 0)).max()
     travel = np.abs(line[1])
     if residual <= _STRAIGHT_RESIDUAL:
-        if travel.max() < _STILL:
+        if travel.max() < _STILL * unit:
             return "still"
-        if travel.max() <= _STRAIGHT_TRAVEL and travel.min() <= _STRAIGHT_DRIFT:
+        if travel.max() <= _STRAIGHT_TRAVEL * unit and travel.min() <= _STRAIGHT_DRIFT * unit:
             axis = int(travel.argmax())
             return (("up", "down"), ("left", "right"))[axis][int(line[1, axis] > 0)]
     corners = track[:: -(-len(track) // _PATH_POINTS)]
-    path = np.linalg.norm(np.diff(corners, axis=0), axis=-1).sum()
+    path = np.linalg.norm(np.diff(corners, axis=0), axis=-1).sum() / unit
     return "bounce" if _BOUNCE_PATH[0] <= path <= _BOUNCE_PATH[1] else UNCLEAR
 
 
-def _crops(opacity: Float[np.ndarray, "N H W"], centre: Float[np.ndarray, "N 2"]) -> np.ndarray:
-    """`_CROP` x `_CROP` samples around each centre (y, x), bilinear: `[n, _CROP, _CROP]` in [0, 1]."""
+def _crops(opacity: Float[np.ndarray, "N H W"], centre: Float[np.ndarray, "N 2"], units: _Units) -> np.ndarray:
+    """`_CROP` x `_CROP` samples around each centre (y, x), bilinear: `[N, _CROP, _CROP]` in [0, 1]."""
     size = opacity.shape[1]
-    offsets = (np.arange(_CROP) - (_CROP - 1) / 2) * _PIXEL * size
+    offsets = (np.arange(_CROP) - (_CROP - 1) / 2) * units.digit * size
     position = centre[:, :, None] + offsets  # [n, 2, crop]
     weights = np.maximum(0, 1 - np.abs(position[..., None] - np.arange(size))).astype(np.float32)
     return np.clip(weights[:, 0] @ opacity @ weights[:, 1].transpose(0, 2, 1), 0, 1)
@@ -296,7 +313,7 @@ def _directions() -> Float[np.ndarray, "8 3"]:
 
 
 @functools.cache
-def _classifier():
+def _classifier(units: _Units):
     """A support vector machine for centred crops, trained on the digits of the training split.
 
     It sees coarse, blurred and noisy copies too, because generated strokes are never as clean as drawn ones.
@@ -304,7 +321,7 @@ def _classifier():
     from scipy.ndimage import gaussian_filter
     from sklearn.svm import SVC
 
-    size, side, sigma = 64, digit_drawing.digit_side(64), _smoothing(64)
+    size, side, sigma = 64, digit_drawing.stamp_side(64, units.digit_side), _smoothing(64)
     scans, classes = digit_drawing.digit_scans("train")
     rng = np.random.default_rng(0)
     clean = np.zeros((len(scans), size, size), np.float32)
@@ -324,5 +341,5 @@ def _classifier():
         mask = (gaussian_filter(frames, (0, sigma, sigma)) > _FOREGROUND).astype(np.float32)
         centre = _centroids(mask) + rng.uniform(-shift, shift, (len(scans), 2))
         noisy = frames + noise * rng.standard_normal(frames.shape, np.float32)
-        crops.append(_crops(noisy, centre).reshape(len(scans), -1))
+        crops.append(_crops(noisy, centre, units).reshape(len(scans), -1))
     return SVC(C=10, gamma="scale").fit(np.concatenate(crops), np.tile(classes, len(crops)))
