@@ -16,6 +16,7 @@ from vdm_jax.attention.patterns import Spatial, Temporal, WithExtraKeys
 from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.diffusion.process import Process
 from vdm_jax.networks.config import Level, Reference, SelfAttention, TemporalConvolution, UNet
+from vdm_jax.networks.layers import depth_to_time, time_to_depth
 from vdm_jax.networks.mixers import MixerInputs
 from vdm_jax.networks.resampling import TemporalDownsample, TemporalUpsample
 from vdm_jax.networks.unet import SpaceTimeUNet
@@ -26,6 +27,8 @@ from vdm_jax.stages.stage import Stage, VideoSpec
 ATTENTION = SelfAttention(pattern=Spatial(), head_dim=8, position="none")
 TEMPORAL = SelfAttention(pattern=Temporal(), head_dim=8, position="none")
 # 3 x 2 frames become one; the same in both orders of the levels.
+TUBELETS = UNet(levels=(Level(channels=8, blocks=1, mixers=(TemporalConvolution(),)),), embedding_channels=16, groups=4,
+                temporal_patch=2)
 USUAL = UNet(levels=(Level(channels=8, blocks=1, temporal_stride=3), Level(channels=8, blocks=1, temporal_stride=2),
                      Level(channels=16, blocks=1, mixers=(ATTENTION, TEMPORAL))),
              middle=(ATTENTION, TEMPORAL), embedding_channels=16, groups=4)
@@ -125,6 +128,30 @@ def test_references_of_single_frames(filled, normal):
     assert (changed[:2] > 1e-3).all()
 
 
+def test_frames_of_a_temporal_patch_are_channels_of_one_frame(filled, normal):
+    inner = dataclasses.replace(TUBELETS, temporal_patch=1, out_channels=2 * TUBELETS.out_channels)
+    z, level = normal(0, 2, 4, SIZE, SIZE, 3), jnp.array([0.5, -1.0])
+    params = filled(SpaceTimeUNet(TUBELETS), z, level)
+    expected = depth_to_time(SpaceTimeUNet(inner).apply({"params": params}, time_to_depth(z, 2), level), 2)
+    np.testing.assert_allclose(SpaceTimeUNet(TUBELETS).apply({"params": params}, z, level), expected, atol=1e-5)
+    assert TUBELETS.frame_reduction == 2 and inner.frame_reduction == 1
+
+
+def test_a_temporal_patch_exists_if_a_frame_of_it_does(filled, normal):
+    z, level, other = normal(0, 2, 6, SIZE, SIZE, 3), jnp.array([0.5, -1.0]), normal(1, 2, 6, SIZE, SIZE, 3)
+    valid = jnp.arange(6) < jnp.array([[3], [6]])  # of the first clip, patches of frames 0 to 3
+    params = filled(SpaceTimeUNet(TUBELETS), z, level)
+
+    def run(z):
+        return SpaceTimeUNet(TUBELETS).apply({"params": params}, z, level, Conditioning(frame_valid=valid))
+
+    before, after = run(z), run(z.at[0, 4:].set(other[0, 4:]))
+    np.testing.assert_allclose(after[0, :4], before[0, :4], atol=1e-5)
+    np.testing.assert_array_equal(after[1], before[1])
+    changed = run(z.at[0, 3].set(other[0, 3]))
+    assert np.abs(changed[0, 0] - before[0, 0]).max() > 1e-3
+
+
 @pytest.mark.parametrize("sharded_axis", ["frames", "height"])
 def test_a_spread_clip_is_the_clip(sharded_axis, filled, normal):
     spec = UNet(levels=(Level(channels=8, blocks=1, temporal_stride=2, mixers=(TemporalConvolution(),)),
@@ -148,6 +175,11 @@ def test_a_spread_clip_is_the_clip(sharded_axis, filled, normal):
     (lambda: trace(USUAL, 8), ("unet.check_inputs", "frames=8", "6", "12", "18")),
     (lambda: trace(USUAL, 12, images=6), ("images", "=6", "Level.temporal_stride", "> 1")),
     (lambda: stage(frames=8), ("Stage.video.frames", "=8")),
+    (lambda: trace(TUBELETS, 3), ("unet.check_inputs", "frames=3", "2", "4", "6")),
+    (lambda: stage(network=TUBELETS, training=Training(images_per_clip=2)),
+     ("Stage.training.images_per_clip", "=2", "temporal_patch")),
+    (lambda: stage(network=TUBELETS, process=Process(frame_levels=True)),
+     ("Stage.process.frame_levels", "=True", "temporal_patch=1")),
     (lambda: stage(training=Training(images_per_clip=2)),
      ("Stage.training.images_per_clip", "=2", "Level.temporal_stride", "> 1")),
 ])
@@ -162,5 +194,5 @@ def trace(spec, frames, **options):
 
 
 def stage(frames=12, **options):
-    return Stage(name="base", video=VideoSpec(frames=frames, height=SIZE, width=SIZE), network=USUAL, process=Process(),
-                 **options)
+    options = {"network": USUAL, "process": Process(), **options}
+    return Stage(name="base", video=VideoSpec(frames=frames, height=SIZE, width=SIZE), **options)

@@ -149,6 +149,9 @@ class UNet(Backbone):
     modulation: Literal["scale_shift", "add"] = "scale_shift"  # how the vector enters a residual block
     level_encoding: Literal["inv_cos", "linear", "edm"] = "inv_cos"  # log-SNR -> scalar before the sinusoids
     patch: Size = 1  # space-to-depth factor at the input, undone at the output
+    # Frames that become the channels of one, undone at the output; with `patch` these are tubelets (Arnab et al. 2021,
+    # arXiv 2103.15691, section 3.2)
+    temporal_patch: Size = 1
     stem_kernel: Size = 3  # spatial size of the first convolution, in patches
     out_kernel: Size = 3  # spatial size of the last convolution, in patches
     # Frames of a temporal convolution after every spatial one, which starts as the identity (pseudo-3D convolution:
@@ -236,7 +239,7 @@ class UNet(Backbone):
     @property
     def frame_reduction(self) -> int:
         """What the number of frames must be a multiple of."""
-        return math.prod(level.temporal_stride for level in self._reducing)
+        return self.temporal_patch * math.prod(level.temporal_stride for level in self._reducing)
 
     @property
     def stacked(self) -> dict[str, int]:
@@ -257,8 +260,11 @@ class UNet(Backbone):
             raise UserError(f"{where}: network.residual=True with latent.low_resolution='pixels', to which no change "
                             "of latents can be added; permitted: 'latents'")
         if images and self.frame_reduction > 1:
-            raise UserError(f"{where}: training.images_per_clip={images} with Level.temporal_stride > 1, which mixes "
-                            "the images with the clip; permitted: 0, or temporal_stride=1 at all levels")
+            raise UserError(f"{where}: training.images_per_clip={images} with temporal_patch or "
+                            "Level.temporal_stride > 1, which mix the images with the clip; permitted: 0, or 1 of both")
+        if self.temporal_patch > 1 and stage.process.frame_levels:
+            raise UserError(f"{where}: process.frame_levels=True with network.temporal_patch={self.temporal_patch}, "
+                            "whose frames have one level; permitted: temporal_patch=1")
         if images and self.norm_over == "clip":
             raise UserError(f"{where}: training.images_per_clip={images} with network.norm_over='clip', whose "
                             "statistics mix the images with the clip; permitted: norm_over='frame'")
@@ -270,7 +276,7 @@ class UNet(Backbone):
 
     def attended(self, frames: int, height: int, width: int) -> Iterator[int]:
         """Tokens of the sequences over which its layers attend, but for those of one position over frames."""
-        height, width = height // self.patch, width // self.patch
+        frames, height, width = frames // self.temporal_patch, height // self.patch, width // self.patch
         for level in self.levels:
             smaller = frames // level.temporal_stride, height // level.stride[0], width // level.stride[1]
             if self.resample_order == "before":

@@ -256,6 +256,16 @@ def depth_to_space(x: Float[Array, "B T H W C"], patch: int) -> Float[Array, "B 
     return rearrange(x, "b t h w (p q c) -> b t (h p) (w q) c", p=patch, q=patch)
 
 
+def time_to_depth(x: Float[Array, "B T H W C"], frames: int) -> Float[Array, "B T2 H W C2"]:
+    """Fold every `frames` frames into channels."""
+    return rearrange(x, "b (t p) h w c -> b t h w (p c)", p=frames)
+
+
+def depth_to_time(x: Float[Array, "B T H W C"], frames: int) -> Float[Array, "B T2 H W C2"]:
+    """Inverse of `time_to_depth`."""
+    return rearrange(x, "b t h w (p c) -> b (t p) h w c", p=frames)
+
+
 def mean_pool(x: Float[Array, "B T H W C"], stride: tuple[int, int]) -> Float[Array, "B T H2 W2 C"]:
     """Mean over blocks of `stride` pixels."""
     return rearrange(x, "b t (h p) (w q) c -> b t h p w q c", p=stride[0], q=stride[1]).mean((3, 5))

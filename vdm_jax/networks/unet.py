@@ -22,8 +22,10 @@ from vdm_jax.networks.layers import (
     Dense,
     GroupNorm,
     depth_to_space,
+    depth_to_time,
     silu,
     space_to_depth,
+    time_to_depth,
     zeros,
 )
 from vdm_jax.networks.mixers import MixerInputs, Mixers
@@ -98,9 +100,10 @@ class SpaceTimeUNet(nn.Module):
         conditioning = Conditioning() if conditioning is None else conditioning
         check_inputs(spec, z, conditioning, images)
         vector, mixer_inputs = Embedding(spec, name="embedding")(z.shape[1], logsnr, conditioning, images)
-        x = space_to_depth(stack_inputs(spec, z, conditioning), spec.patch).astype(options["dtype"])
-        kernel = (1, spec.stem_kernel, spec.stem_kernel)
-        x = Convolution(spec.levels[0].channels, kernel, name="stem", **options)(x, images, mixer_inputs.frame_valid)
+        x = time_to_depth(space_to_depth(stack_inputs(spec, z, conditioning), spec.patch), spec.temporal_patch)
+        kernel, valid = (1, spec.stem_kernel, spec.stem_kernel), mixer_inputs.every(spec.temporal_patch).frame_valid
+        x = x.astype(options["dtype"])
+        x = Convolution(spec.levels[0].channels, kernel, name="stem", **options)(x, images, valid)
         x = shard_along(x, spec.sharded_axis)
         if spec.position_period:
             x = PositionEmbedding(spec.position_period, spec.position_axes, name="positions")(x, images)
@@ -113,13 +116,14 @@ class SpaceTimeUNet(nn.Module):
                 x, every(vector, stride), mixer_inputs.every(stride), train, images)
 
         down_up = down_and_up if spec.resample_order == "after" else efficient_down_and_up
-        x = down_up(spec, run, x, images, conditioning.frame_valid)
+        x = down_up(spec, run, x, images, valid)
         x = silu(GroupNorm(spec.groups, spec.norm_over, name="norm")(x))
         kernel = (1, spec.out_kernel, spec.out_kernel)
-        features = spec.out_channels * spec.patch**2
+        features = spec.out_channels * spec.patch**2 * spec.temporal_patch
         options["dtype"] = jnp.dtype("float32")
         convolution = Convolution(features, kernel, kernel_init=zeros, name="out", **options)
-        change = depth_to_space(convolution(x.astype(jnp.float32), images, mixer_inputs.frame_valid), spec.patch)
+        change = depth_to_time(convolution(x.astype(jnp.float32), images, valid), spec.temporal_patch)
+        change = depth_to_space(change, spec.patch)
         return change + conditioning.low_resolution if spec.residual else change
 
 
@@ -309,8 +313,8 @@ def check_inputs(spec: cfg.UNet, z: Array, conditioning: Conditioning, images: i
         raise UserError("Conditioning.frame_valid with UNet.norm_over='clip', whose statistics mix padded frames with "
                         "the clip; permitted: norm_over='frame'")
     if images and spec.frame_reduction > 1:
-        raise UserError(f"images={images} with Level.temporal_stride > 1, which mixes images with the clip; permitted: "
-                        "images=0, or temporal_stride=1 at all levels")
+        raise UserError(f"images={images} with temporal_patch or Level.temporal_stride > 1, which mix images with the "
+                        "clip; permitted: images=0, or 1 of both")
     if images and spec.norm_over == "clip":
         raise UserError(f"images={images} with UNet.norm_over='clip', whose statistics mix the images with the clip; "
                         "permitted: norm_over='frame'")

@@ -27,8 +27,8 @@ from vdm_jax.networks.config import UNet
 from vdm_jax.parallel.rules import path_name
 
 # Fields that decide what a network computes from tensors of the same shapes.
-SAME = ("patch", "out_channels", "modulation", "level_encoding", "resample", "resample_order", "skip_scale", "groups",
-        "residual", "position_period", "position_axes")
+SAME = ("patch", "temporal_patch", "out_channels", "modulation", "level_encoding", "resample", "resample_order",
+        "skip_scale", "groups", "residual", "position_period", "position_axes")
 STEM = "/stem/kernel"
 _OVER_TIME = r"/temporal/|^/temporal_(down|up)sample_\d+/"  # next to the spatial layers
 _MIXER = re.compile(r"(.*/mixers)/(\w+)_(\d+)(/.*)")
