@@ -19,7 +19,7 @@ setup(
     # The configs live at the top level of a checkout and are installed as a package of their own.
     packages=[*find_packages(include=["vdm_jax", "vdm_jax.*"]), "vdm_jax_configs"],
     package_dir={"vdm_jax_configs": "configs"},
-    package_data={"vdm_jax": ["planning/flags/*.txt", "reports/*.html"],
+    package_data={"vdm_jax": ["planning/flags/*.txt", "reports/*.html", "shipped/**/*"],
                   "vdm_jax_configs": ["**/*.py", "*.json"]},
     entry_points={"console_scripts": ["vdm-jax = vdm_jax.commands.main:main"]},
     install_requires=[

@@ -28,6 +28,7 @@ from vdm_jax.metrics.scores import require_finite
 from vdm_jax.runs.directory import find_run, load, read_config
 from vdm_jax.runs.manifest import Damaged
 from vdm_jax.runs.records import json_ready
+from vdm_jax.runs.shipped import SHIPPED
 from vdm_jax.stages.autoencoding import AutoencoderExperiment
 from vdm_jax.training.report import log_console
 
@@ -113,6 +114,9 @@ def main(arguments: Sequence[str]) -> int:
     if options.share and (options.checkpoints or not options.metrics):
         raise UserError(f"--share={options.share} without --metrics, or with --checkpoints; permitted: --metrics alone")
     run = find_run(options.run)
+    if run.parent == SHIPPED and options.out is None:
+        raise UserError(f"--out is missing for {options.run}, whose folder is the package's; permitted: a folder for "
+                        "the results")
     out = options.out or run
     if not out.is_dir():
         raise UserError(f"--out={out} is not a folder; permitted: an existing folder")

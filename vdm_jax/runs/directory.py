@@ -35,6 +35,7 @@ from vdm_jax.runs.failures import write_failure
 from vdm_jax.runs.identity import IDENTITY, check_config, is_lock, owner, write_identity
 from vdm_jax.runs.listing import CARD, CONFIG, WEIGHTS, checkpoints_path
 from vdm_jax.runs.manifest import Damaged
+from vdm_jax.runs.shipped import find_shipped, shipped_names
 from vdm_jax.stages.autoencoding import AnyExperiment, AnyStage
 from vdm_jax.stages.parameters import initial_params
 from vdm_jax.stages.stage import Experiment, Stage
@@ -173,12 +174,14 @@ def differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any,
 
 
 def find_run(name: str | os.PathLike) -> Path:
-    """The directory of a run, an exported run or a released model, given as a path or as a name under `runs/`. Raises
-    `UserError` listing what there is."""
+    """The directory of a run, an exported run or a released model, given as a path or as a name under `runs/` or, where
+    there is none, of weights that come with the package. Raises `UserError` listing what there is."""
     for path in (Path(name), Path("runs") / name):
         if (path / CONFIG).exists() or is_released(path):
             return path
-    known = [str(p.parent) for p in sorted(Path("runs").glob(f"*/{CONFIG}"))]
+    if (shipped := find_shipped(name)) is not None:
+        return shipped
+    known = [str(p.parent) for p in sorted(Path("runs").glob(f"*/{CONFIG}"))] + list(shipped_names())
     raise UserError(f"run {str(name)!r} was not found; permitted: a run directory, a folder of diffusers, or one of: "
                     f"{', '.join(known) or 'none yet (train one first)'}")
 
