@@ -27,6 +27,7 @@ SIGMA_VE = SNR**-0.5
         (SpaceWeighting(space="flow"), (1 + np.sqrt(SNR)) ** 2),
         (SpaceWeighting(space="edm", sigma_data=0.5), (SIGMA_VE**2 + 0.25) / (SIGMA_VE * 0.5) ** 2),
         (TruncatedSNRWeighting(), np.maximum(SNR, 1)),
+        (TruncatedSNRWeighting(gamma=5.0), np.clip(SNR, 1, 5)),
         (MinSNRWeighting(), np.minimum(SNR, 5)),
         (MinSNRWeighting(gamma=2.0), np.minimum(SNR, 2)),
         (SigmoidWeighting(bias=-1.0), SNR / (1 + np.exp(LOGSNR.astype(np.float64) + 1))),

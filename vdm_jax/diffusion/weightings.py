@@ -49,11 +49,17 @@ class SpaceWeighting:
 
 @config
 class TruncatedSNRWeighting:
-    """max(SNR, 1): the larger of the x and eps errors (Salimans & Ho 2022, arXiv 2202.00512, section 4)."""
+    """max(SNR, 1): the larger of the x and eps errors (Salimans & Ho 2022, arXiv 2202.00512, section 4).
+
+    With `gamma` it is min(max(SNR, 1), gamma), the x error at both ends.
+    """
+
+    # The SNR above which the x error counts equally, as with `MinSNRWeighting`; None: there is none
+    gamma: Annotated[float, Range(least=1, cap=1e12)] | None = None
 
     def log_weight(self, logsnr: Level, own: Level) -> Level:
         """Log-weight on the x error; `own` is that of the plain error of the network's own prediction."""
-        return jnp.maximum(logsnr, 0)
+        return jnp.clip(logsnr, 0, None if self.gamma is None else math.log(self.gamma))
 
 
 @config
