@@ -54,7 +54,7 @@ HERE = Path(__file__).parent
 class Preset:
     """How much is trained and looked at."""
 
-    config: str = "captioned_digits"
+    config: str = "attention_digits"
     stage: str = "base"
     variants: tuple[str, ...] = tuple(VARIANTS)
     steps: int = 500  # of full attention; its FLOPs are everybody's budget

@@ -19,7 +19,7 @@ RECORD = HERE / "results" / "cpu.json"
 DEVICES, STRONG_BATCH, WEAK_CLIPS, SECONDS = (1, 2, 4, 8), 16, 4, 20.0
 # Data parallel, parameters split, and frames split, at the largest number of devices.
 MESHES = {1: ("data=1",), 2: ("data=2",), 4: ("data=4",), 8: ("data=8", "data=2,fsdp=4", "data=4,context=2")}
-PROTOCOL = ("The base of captioned_digits (8 frames of 32x32, float32) in processes of their own, one after another; "
+PROTOCOL = ("The base of attention_digits (8 frames of 32x32, float32) in processes of their own, one after another; "
             f"median of the steps of {SECONDS:.0f} s after two that are not counted.")
 
 
@@ -40,7 +40,7 @@ def measure(mesh: str, batch: int) -> dict:
     from vdm_jax.training.step import compile_train_step
     from vdm_jax.versions import versions
 
-    experiment = with_known_vocabulary(load_config("captioned_digits"))
+    experiment = with_known_vocabulary(load_config("attention_digits"))
     stage = experiment.stages[0]
     stage = dataclasses.replace(stage, training=dataclasses.replace(stage.training, batch_size=batch))
     devices = make_mesh(parse_mesh(mesh))

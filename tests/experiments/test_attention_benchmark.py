@@ -95,7 +95,7 @@ def test_the_report_replaces_what_stands_between_the_markers(tmp_path):
 
 @pytest.fixture(scope="module")
 def base():
-    return load_config("captioned_digits").stage("base")
+    return load_config("attention_digits").stage("base")
 
 
 class TestCost:

@@ -101,7 +101,7 @@ def overview() -> str:
     return "\n".join([
         "usage: vdm-jax COMMAND ...", "", "Video diffusion cascades in JAX: train, sample, evaluate.", "",
         *lines, "", "A first session:", "",
-        "  vdm-jax train captioned_digits                        # trains three stages into runs/captioned_digits",
+        "  vdm-jax train captioned_digits                        # trains two stages into runs/captioned_digits",
         '  vdm-jax sample captioned_digits "a red 3 moving left" --out three.gif',
         "  vdm-jax evaluate captioned_digits", "",
         "'vdm-jax COMMAND --help' explains a command."])
