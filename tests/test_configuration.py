@@ -10,6 +10,7 @@ import subprocess
 import sys
 import types
 import typing
+from pathlib import Path
 
 import pytest
 
@@ -46,6 +47,8 @@ from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.stages.autoencoding import AnyExperiment
 from vdm_jax.stages.options import Training
 from vdm_jax.stages.stage import Experiment, Stage, VideoSpec
+
+STORED = Path(__file__).with_name("stored_configs.json")
 
 
 def small_experiment(**changes) -> Experiment:
@@ -380,6 +383,21 @@ def test_what_was_added_is_a_field_of_today():
     for name, before in configuration.ADDED.items():
         owner, _, field = name.partition(".")
         from_data(configuration._hints(classes[owner])[field], before)  # which it permits
+
+
+@pytest.mark.parametrize(("name", "before"), [
+    ("lvdm/sky_interpolation", ("known_steps", "FramesKnown", "offsets")), ("video_ldm/prediction", ("StartFile",)),
+    ("lumiere/conditioned", ("observed", "StillKnown", "spread")),
+    ("modelscope/text_to_video", ("Stack", "only_context")), ("make_a_video/cascade", ("observations", "Start"))])
+def test_shipped_configs_that_runs_stored_under_names_of_before_load(name, before):
+    """`stored_configs.json` holds them as runs stored them; what they mean has not changed."""
+    stored = json.loads(STORED.read_text())[name]
+    assert all(f'"{word}"' in json.dumps(stored) for word in before)
+    loaded = from_data(Experiment, stored)
+    today = load_config(name)
+    assert [stage.network for stage in loaded.stages] == [stage.network for stage in today.stages]
+    assert [stage.training for stage in loaded.stages] == [stage.training for stage in today.stages]
+    assert not any(f'"{word}"' in to_json(loaded) for word in before)
 
 
 def test_names_of_before_are_not_those_of_today():

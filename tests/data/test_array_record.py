@@ -121,7 +121,7 @@ def test_missing_truncated_and_foreign_sets(tmp_path):
     records = folder / "clips.array_record"
     whole = records.read_bytes()
     records.write_bytes(whole[:-10])
-    with pytest.raises(UserError, match=f"has {len(whole) - 10} bytes instead of {len(whole)}"):
+    with refused("array_record.PreparedClipsSource.__init__", f"{len(whole) - 10}", f"{len(whole)}"):
         open_set(tmp_path)
     records.unlink()
     with refused("array_record.PreparedClipsSource.__init__", "0"):

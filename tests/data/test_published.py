@@ -17,7 +17,6 @@ from vdm_jax.data.pipeline import Pipeline
 from vdm_jax.data.published import UCF101, BAIRRobotPushing, Kinetics600, MovingMNIST
 from vdm_jax.data.tfds_video import _import_tfds
 from vdm_jax.data.tfrecord import record_places
-from vdm_jax.errors import UserError
 from vdm_jax.video.writing import write_png, write_video
 
 SMALL = {"frames": 4, "height": 8, "width": 8}
@@ -302,7 +301,7 @@ def test_moving_mnist_training_videos_are_generated(mnist):
     assert not np.array_equal(*fresh) and not np.array_equal(fresh[0], source[0]["video"])
     for name in ("mnist_test_seq.npy", "train-images-idx3-ubyte.gz"):
         (mnist / name).unlink()
-        with pytest.raises(UserError, match=f"{name} is missing; .*www.cs.toronto.edu/~nitish"):
+        with refused("MovingMNIST.path", f"{name}"):
             open_source(MovingMNIST(path=str(mnist)), "test" if name.endswith("npy") else "train")
 
 

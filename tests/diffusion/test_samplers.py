@@ -10,7 +10,7 @@ from vdm_jax.diffusion.arrays import noise_from_keys
 from vdm_jax.diffusion.families import FLOW, VE, VP
 from vdm_jax.diffusion.grids import KarrasGrid, LogSNRGrid, TimeGrid
 from vdm_jax.diffusion.process import Process
-from vdm_jax.diffusion.samplers import DDIM, DDPM, DDPMLangevin, DPMSolver, Heun, Step
+from vdm_jax.diffusion.samplers import DDIM, DDPM, DDPMLangevin, DPMSolver, Euler, Heun, Step
 from vdm_jax.diffusion.sampling import sample, sampling_levels
 from vdm_jax.diffusion.schedules import CosineSchedule, EDMSchedule, FlowSchedule, LinearBetaSchedule
 from vdm_jax.diffusion.steps import OnGrid
@@ -336,6 +336,20 @@ def test_grids():
     np.testing.assert_allclose(np.exp(-sampling_levels(Heun(), edm, 5) / 2), ramp, rtol=1e-4)
     limited = sampling_levels(Heun(grid=KarrasGrid(sigma_min=0.002, sigma_max=80.0)), cosine, 5)
     np.testing.assert_allclose(np.exp(-limited / 2), ramp, rtol=1e-4)
+
+
+def test_euler_goes_straight_in_sigma_over_alpha_on_the_karras_grid():
+    """`z / alpha` moves by d = (z - alpha x_hat) / sigma times the change of `sigma / alpha` (Karras et al. 2022,
+    algorithm 1 without its correction), on the ramp of equation 5."""
+    schedule = CosineSchedule()
+    levels = np.asarray(sampling_levels(Euler(), schedule, 5))
+    ramp = np.exp(-levels / 2) ** (1 / 7)
+    np.testing.assert_allclose(np.diff(ramp), np.diff(ramp)[0], rtol=1e-3)
+    z, x_hat = (np.random.default_rng(i).normal(size=(2, *SHAPE)).astype(np.float32) for i in range(2))
+    (alpha, sigma), (alpha_s, sigma_s) = (VP.alpha_sigma(jnp.asarray(v)) for v in levels[1:3])
+    moved = alpha_s * (z / alpha + (z - alpha * x_hat) / sigma * (sigma_s / alpha_s - sigma / alpha))
+    found = one_step(Euler(), VP, z, x_hat, jnp.zeros_like(z), levels[1], levels[2])
+    np.testing.assert_allclose(found, moved, rtol=1e-3, atol=1e-3)
 
 
 def test_levels_are_constants_under_jit():

@@ -13,11 +13,11 @@ from experiments.attention_benchmark import run, targets, which_pattern, which_p
 from experiments.attention_benchmark.presets import PRESETS
 from experiments.attention_benchmark.variants import VARIANTS, cost, logits, tokens, with_patterns
 from tests.benchmark.record import measured, record, skipped
+from tests.refusals import refused
 from vdm_jax.attention import Full, Spatial, Temporal, attend
 from vdm_jax.attention.patterns import attention_flops
 from vdm_jax.benchmark.cases import Case
 from vdm_jax.commands.configs import load_config
-from vdm_jax.errors import UserError
 from vdm_jax.networks.config import SelfAttention
 
 TINY = str(Path(__file__).parent / "tiny_base.py")
@@ -170,7 +170,7 @@ class TestWhichPattern:
         assert list(json.loads(path.read_text())["rows"]) == ["full"]
         which_pattern.record(self.PRESET, path, tmp_path, quiet=True)
         assert trained == ["full", "stop", "spatial"]
-        with pytest.raises(UserError, match="another protocol: steps is 3 there and 4 now"):
+        with refused("record.open_record", "steps"):
             which_pattern.record(dataclasses.replace(self.PRESET, steps=4), path, tmp_path, quiet=True)
 
     def test_table(self):

@@ -38,7 +38,7 @@ def test_foreign_directory_is_refused_and_untouched(tmp_path, content):
     path = tmp_path / content
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("x")
-    with pytest.raises(UserError, match=f"is not a directory of vdm_jax checkpoints: it holds '{content[0]}"):
+    with refused("checkpoints._refuse_foreign", f"{content[0]}"):
         Checkpoints(tmp_path)
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == [path]
 

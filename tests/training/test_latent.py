@@ -277,7 +277,7 @@ def test_files_that_a_network_cannot_begin_as(change, message, tmp_path):
 
 def test_a_file_of_something_else(tmp_path):
     write_model(tmp_path / "vae.safetensors", AUTOENCODER)
-    with pytest.raises(UserError, match="holds a Autoencoder; permitted: a LatentUNet"):
+    with refused("Stage.training.init_from.path", "Autoencoder", "LatentUNet"):
         starting_weights(stage_of(init_from=InitFromFile(path=str(tmp_path / "vae.safetensors"))), tmp_path)
 
 

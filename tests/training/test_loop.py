@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import rich.console
 
+from tests.refusals import refused
 from vdm_jax.attention.patterns import Full
 from vdm_jax.diffusion.process import Process
 from vdm_jax.digits.captioned_digits import CaptionedDigits
@@ -203,7 +204,7 @@ def test_a_crashed_run_resumes_from_its_last_checkpoint_to_the_same_bits(uninter
 
 
 def test_another_config_cannot_resume(uninterrupted, train):
-    with pytest.raises(UserError, match="belongs to another config: stages.base.training.learning_rate is 0.005 there"):
+    with refused("directory.check_run", "stages.base.training.learning_rate", "0.005"):
         train(uninterrupted[0], experiment_of(learning_rate=1e-3))
 
 
@@ -211,7 +212,7 @@ def test_a_checkpoint_of_another_network_is_refused(uninterrupted, data_dir):
     experiment = experiment_of()
     stage = experiment.stages[0]
     wider = dataclasses.replace(stage, network=dataclasses.replace(stage.network, embedding_channels=24))
-    with pytest.raises(UserError, match="embedding"):
+    with refused("checkpoints.Checkpoints._check_match", "embedding"):
         Trainer(dataclasses.replace(experiment, stages=(wider,)), wider, uninterrupted[0], Recorder(), data_dir).train()
 
 
@@ -349,7 +350,7 @@ def test_a_run_is_evaluated_and_goes_on_where_it_was_stopped(fake_steps, train, 
 
 
 def test_an_evaluation_that_nobody_makes_is_refused(train, tmp_path):
-    with pytest.raises(UserError, match="training.evaluation.every=2 with Trainer.evaluation=None"):
+    with refused("Stage.training.evaluation.every", "training.evaluation.every=2", "Trainer.evaluation=None"):
         train(tmp_path / "run", experiment_of(evaluation=Evaluation(every=2)))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import vdm_jax
+from tests.refusals import refused
 from vdm_jax.commands.arguments import override
 from vdm_jax.commands.configs import config_folder, load_config, load_module
 from vdm_jax.commands.train_command import train
@@ -99,13 +100,13 @@ def test_a_stage_begins_as_a_trained_one_of_its_own_run_or_of_another(tmp_path):
     with pytest.raises(UserError,
                        match="'interpolation': training.init_from.stage='decoder' with run=None; permitted: a "):
         Experiment(name="x", stages=stages[1:2], data=DATA)
-    with pytest.raises(UserError, match="run '.*' was not found"):
+    with refused("directory.find_run"):
         starting_weights(decoder, tmp_path)
     open_run(tmp_path, images())
-    with pytest.raises(UserError, match="stage 'image' of .*, which is not trained; permitted: train that first"):
+    with refused("init_from.starting_weights", "'image'"):
         starting_weights(decoder, tmp_path)
     other = dataclasses.replace(decoder, process=dataclasses.replace(decoder.process, prediction="eps"))
-    with pytest.raises(UserError, match="prediction='eps', but it is to begin as stage 'image' of .*prediction is 'v'"):
+    with refused("Stage.process.prediction", "prediction='eps'", "'image'", "'v'"):
         starting_weights(other, tmp_path)
 
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.refusals import refused
 from vdm_jax.attention.patterns import Spatial, Temporal, WithExtraKeys
 from vdm_jax.diffusion.process import Process
-from vdm_jax.errors import UserError
 from vdm_jax.networks.config import Level, Reference, SelfAttention, UNet
 from vdm_jax.stages.inputs import hold_valid, training_inputs
 from vdm_jax.stages.options import Training
@@ -79,5 +79,5 @@ def test_references_of_a_batch_reach_the_network(batch):
     _, conditioning, _ = training_inputs(stage, {**batch, "reference_picture": picture}, jax.random.key(2))
     np.testing.assert_array_equal(conditioning.references["picture"], picture)
     params = jax.eval_shape(lambda: initial_params(stage, jax.random.key(0)))
-    with pytest.raises(UserError, match="Conditioning.references has no 'picture'"):
+    with refused("unet.check_references", "'picture'"):
         jax.eval_shape(lambda p: stage_loss(stage, p, batch, jax.random.key(1)), params)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from vdm_jax.errors import UserError
+from tests.refusals import refused
 from vdm_jax.training.report import shown_speed
 from vdm_jax.training.throughput import Throughput
 
@@ -87,5 +87,5 @@ def test_waiting_for_data_is_shown_apart_and_use_of_the_devices_where_it_is_know
 
 @pytest.mark.parametrize("window", [0, -1.0, math.nan])
 def test_window_is_checked(window):
-    with pytest.raises(UserError, match=f"window={window}"):
+    with refused("Throughput.window", f"window={window}"):
         Throughput(1, 1, window=window)

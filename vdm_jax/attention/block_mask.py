@@ -38,7 +38,7 @@ class ExtraKeys(NamedTuple):
 class BlockMask:
     """Which of `frames[0] * run[0]` queries see which of `frames[1] * run[1]` keys, numbered frame by frame.
 
-    `tokens` of the `run[1]` keys of a frame exist, the rest is padding. `table` holds the frame relation as bytes;
+    `tokens` of the `run[1]` keys of a frame exist, the rest is padding. `table` holds the frame mask as bytes;
     `rule` is the same as a formula (see `FrameRule`) where there is one. `within` is a pattern that restricts
     positions inside frames of `size` (H, W), or None.
     """
@@ -93,7 +93,7 @@ class BlockMask:
             mask = mask & jnp.asarray(self.within.position_visible(*tokens, self.size))[None, :, None, :]
         return jnp.broadcast_to(mask, (q_frames, q_run, k_frames, k_run)).reshape(self.lengths)
 
-    @functools.lru_cache(maxsize=256)  # noqa: B019  (relations are small values; block maps are worth keeping)
+    @functools.lru_cache(maxsize=256)  # noqa: B019  (block masks are small values; block maps are worth keeping)
     def blocks(self, block_q: int, block_k: int) -> np.ndarray:
         """EMPTY, PARTIAL or FULL per block, int8 `[query blocks, key blocks]`, in closed form.
 

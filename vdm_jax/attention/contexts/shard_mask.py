@@ -23,9 +23,9 @@ Ids = tuple[Int[ArrayLike, " F"], Int[ArrayLike, " G"]]  # of query and key fram
 
 @dataclasses.dataclass(frozen=True)
 class ShardMask(BlockMask):
-    """A relation between frames whose numbers come at run time.
+    """A block mask over frames whose numbers come at run time.
 
-    `table` is what any device may need, an upper bound by which work is planned; `clip` is the frame relation of the
+    `table` is what any device may need, an upper bound by which work is planned; `clip` is the frame mask of the
     `total` frames of the clip, `rule` the same as a formula where there is one.
     """
 
@@ -83,7 +83,7 @@ def make_shard_mask(
     """The part of `view` (a whole clip) among `frames` (of queries, of keys).
 
     `pairs`: numbers of query and key frames of every device, from which follows what may be needed; None: any frames.
-    Where everything is visible in any case the result is a plain relation, else a `ShardMask`.
+    Where everything is visible in any case the result is a plain block mask, else a `ShardMask`.
     """
     table, needed, whole = layout.frame_table, np.ones(frames, bool), layout.block_mask()
     if pairs is not None:

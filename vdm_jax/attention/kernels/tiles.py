@@ -52,7 +52,7 @@ def attention(
 ) -> Float[Array, "B Q K D"]:
     """Softmax attention (float32); mask and bias broadcast against the logits `[B, K, Q, S]`.
 
-    `relation` hides keys next to the mask, the same for all sequences and heads.
+    `block_mask` hides keys next to the mask, the same for all sequences and heads.
     """
     queries = q.shape[1]
     block_mask = None if block_mask is not None and block_mask.everything else block_mask
