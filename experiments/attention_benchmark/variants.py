@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.baselines.speed_networks import equations, operations
 from vdm_jax.attention.patterns import (
     Causal,
     Full,
@@ -24,6 +23,7 @@ from vdm_jax.attention.patterns import (
 from vdm_jax.benchmark.cases import FLOP_FACTOR
 from vdm_jax.networks.config import Mixer, SelfAttention
 from vdm_jax.networks.unet import SpaceTimeUNet
+from vdm_jax.planning.flops import count
 from vdm_jax.stages.parameters import example_conditioning, initial_params
 from vdm_jax.stages.stage import Stage
 
@@ -91,7 +91,7 @@ def cost(stage: Stage, patterns: tuple[OwnPattern, ...]) -> Cost:
     level = jax.ShapeDtypeStruct((1,), jnp.float32)
     network = SpaceTimeUNet(dense.network)
     traced = jax.make_jaxpr(lambda p, z, logsnr: network.apply({"params": p}, z, logsnr, example_conditioning(dense)))
-    total = sum(operations(equation) for equation in equations(traced(params, video, level).jaxpr))
+    total = sum(count(traced(params, video, level).jaxpr))
     channels, shape = dense.network.levels[0].channels, tokens(stage)
     each = attention_layers(params) // len(patterns)
     hidden = sum(4 * each * channels * logits(pattern, shape) for pattern in patterns)

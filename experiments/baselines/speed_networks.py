@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from vdm_jax.attention.patterns import Spatial, Temporal
 from vdm_jax.networks.config import Level, SelfAttention, UNet
 from vdm_jax.networks.unet import SpaceTimeUNet
+from vdm_jax.planning.flops import count
 
 FRAMES, CHANNELS = 10, 3
 THEIRS = {"dim": 64, "dim_mults": (1, 2, 4, 8), "channels": CHANNELS}  # of Unet3D in video-diffusion-pytorch
@@ -47,25 +46,4 @@ def forward_operations(batch: int, size: int) -> int:
     params, video, logsnr = abstract_inputs(batch, size)
     network = SpaceTimeUNet(our_network())
     closed = jax.make_jaxpr(lambda p, z, level: network.apply({"params": p}, z, level))(params, video, logsnr)
-    return sum(operations(equation) for equation in equations(closed.jaxpr))
-
-
-def equations(jaxpr: Any) -> Iterator[Any]:
-    """Equations of a jaxpr and of those inside it (the network has no loops)."""
-    for equation in jaxpr.eqns:
-        yield equation
-        for parameter in equation.params.values():
-            inner = getattr(parameter, "jaxpr", parameter)
-            if hasattr(inner, "eqns"):
-                yield from equations(inner)
-
-
-def operations(equation: Any) -> int:
-    """Floating-point operations of a convolution or matrix product, 2 per multiply-add; 0 for anything else."""
-    out = equation.outvars[0].aval
-    if equation.primitive.name == "conv_general_dilated":
-        return 2 * out.size * int(np.prod(equation.invars[1].aval.shape[:-1]))  # kernels are (..., Cin, Cout)
-    if equation.primitive.name == "dot_general":
-        (contracted, _), _ = equation.params["dimension_numbers"]
-        return 2 * out.size * int(np.prod([equation.invars[0].aval.shape[axis] for axis in contracted]))
-    return 0
+    return sum(count(closed.jaxpr))

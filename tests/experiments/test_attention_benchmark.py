@@ -201,8 +201,8 @@ class TestWhichPattern:
 
 def test_the_operations_of_attention_are_all_that_dense_counts_too_many():
     """The counter of operations sees the two products of dense attention, and nothing else in it."""
-    from experiments.baselines.speed_networks import equations, operations
+    from vdm_jax.planning.flops import count
 
     x = jax.ShapeDtypeStruct((1, 2, 2, 2, 3, 8), "float32")
     traced = jax.make_jaxpr(lambda q, k, v: attend(q, k, v, pattern=Full(), kernel="xla"))(x, x, x)
-    assert sum(map(operations, equations(traced.jaxpr))) == attention_flops(Full(), (2, 2, 2), heads=3, head_dim=8)
+    assert sum(count(traced.jaxpr)) == attention_flops(Full(), (2, 2, 2), heads=3, head_dim=8)
