@@ -64,20 +64,20 @@ def test_eight_four_two_one_and_eight_devices_again(tmp_path, data):
 
 
 @pytest.fixture(scope="module")
-def shard_along(tmp_path_factory, data):
+def sharded(tmp_path_factory, data):
     """A run whose parameters are split over eight devices."""
     run = tmp_path_factory.mktemp("runs") / "spread"
     train_here(run, data, mesh=LEGS[0][1], devices=8, **QUIET)
     return run
 
 
-def test_sharded_parameters_become_safetensors(sharded_axis, tmp_path):
+def test_sharded_parameters_become_safetensors(sharded, tmp_path):
     """From the devices directly, and by the export of a run that was trained sharded."""
-    state = restored(sharded_axis, make_mesh(LEGS[0][1]))
+    state = restored(sharded, make_mesh(LEGS[0][1]))
     split = [leaf for leaf in jax.tree.leaves(state.ema) if not leaf.sharding.is_fully_replicated]
     assert split
     save_params(tmp_path / "direct.safetensors", state.ema, {})
-    export(vdm_jax.load(sharded_axis), tmp_path / "exported")
+    export(vdm_jax.load(sharded), tmp_path / "exported")
     shapes = jax.eval_shape(lambda: state.ema)
     direct, exported = (load_params(path, shapes)[0] for path in (
         tmp_path / "direct.safetensors", tmp_path / "exported" / "base" / "params.safetensors"))
@@ -86,10 +86,10 @@ def test_sharded_parameters_become_safetensors(sharded_axis, tmp_path):
         assert np.asarray(ours).tobytes() == np.asarray(one).tobytes() == np.asarray(two).tobytes()
 
 
-def test_a_damaged_checkpoint_is_skipped_when_asked_for(sharded_axis, tmp_path, data, caplog):
+def test_a_damaged_checkpoint_is_skipped_when_asked_for(sharded, tmp_path, data, caplog):
     """By who samples and by who trains; without being asked it is refused, with the reason and the way on."""
     run = tmp_path / "run"
-    shutil.copytree(sharded_axis, run)
+    shutil.copytree(sharded, run)
     checkpoints, stage = Checkpoints(checkpoints_path(run, "base")), read_config(run).stage("base")
     assert checkpoints.steps() == [2, 4] and checkpoints.newest_intact() == 4
     (checkpoints.directory / "4" / "meta" / "metadata").unlink()
@@ -112,9 +112,9 @@ def assert_equal_leaves(tree, other):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_nothing_is_set_aside_where_nothing_is_intact(sharded_axis, tmp_path, data):
+def test_nothing_is_set_aside_where_nothing_is_intact(sharded, tmp_path, data):
     run = tmp_path / "run"
-    shutil.copytree(sharded_axis, run)
+    shutil.copytree(sharded, run)
     checkpoints = Checkpoints(checkpoints_path(run, "base"))
     for step in (2, 4):
         (checkpoints.directory / str(step) / "meta" / "metadata").unlink()

@@ -102,7 +102,8 @@ class _Plan:
         part = lax.dynamic_slice(x, (batch, row, head, 0), sizes)
         return jnp.transpose(part, ["bnkd".index(axis) for axis in order])
 
-    def write(self, x: Float[Array, "B N K D"], part: Array, group: Array, tile: Array | None, order: str = "bknd"):
+    def write(self, x: Float[Array, "B N K D"], part: Array, group: Array, tile: Array | None, order: str = "bknd"
+              ) -> Float[Array, "B N K D"]:
         """The inverse of `rows`."""
         batch, head, row = self.start(group, 0 if tile is None else tile)
         part = jnp.transpose(part, [order.index(axis) for axis in "bnkd"])
@@ -180,8 +181,8 @@ def _divisor(number: int, most: int) -> int:
     return next(d for d in range(max(min(number, most), 1), 0, -1) if number % d == 0)
 
 
-def _logits(plan: _Plan, run: _Run, q, k, mask, bias, group, tile, turned: bool = False) -> Float[Array, "b K _ _"]:
-    """Masked float32 logits of a tile, `[b, K, q, S]` or, turned, `[b, K, S, q]`."""
+def _logits(plan: _Plan, run: _Run, q, k, mask, bias, group, tile, turned: bool = False) -> Float[Array, "N K _ _"]:
+    """Masked float32 logits of a tile, `[N, K, Q, S]` or, turned, `[N, K, S, Q]`."""
     logits = _product("bksd,bkqd->bksq" if turned else "bkqd,bksd->bkqs", *((k, q) if turned else (q, k)))
     mask, bias = (None if x is None else plan.part(x, run, group, tile) for x in (mask, bias))
     if run.masked:
@@ -266,7 +267,7 @@ def _backward(plan, saved, cotangents):
     return dq, dk, dv, None, None if bias is None else d_bias.astype(bias.dtype)
 
 
-def _add(plan: _Plan, run: _Run, d_bias: Array, d_logits: Float[Array, "b K q S"], group, tile) -> Array:
+def _add(plan: _Plan, run: _Run, d_bias: Array, d_logits: Float[Array, "N K Q S"], group, tile) -> Array:
     """The gradient of the bias with that of a tile."""
     shared = tuple(i for i, size in enumerate(d_bias.shape) if size == 1)
     part = plan.part(d_bias, run, group, tile) + d_logits.sum(axis=shared, keepdims=True)
