@@ -31,7 +31,7 @@ class ImageToVideo(LatentPipeline):
         self, image: Picture | Sequence[Picture], *, height: int = 576, width: int = 1024,
         num_frames: int | None = None, num_inference_steps: int = 25, min_guidance_scale: float = 1.0,
         max_guidance_scale: float = 3.0, fps: int = 7, motion_bucket_id: int = 127, noise_aug_strength: float = 0.02,
-        decode_chunk_size: int | None = None, seed: int = 0, latents: Float[np.ndarray, "B T H W C"] | None = None,
+        decode_chunk_size: int | None = None, seed: int = 0, latents: Float[np.ndarray, "B T H2 W2 C"] | None = None,
         image_noise: Float[np.ndarray, "B H W 3"] | None = None, progress: Progress | bool | None = None,
     ) -> Generated:
         """Generate a video per picture.
