@@ -220,7 +220,7 @@ def ours(scheduler, steps, z, keys, monkeypatch):
     @jax.jit
     def run(z):
         walk = Walk(sampling.sampler, stage.process, z.shape, steps)
-        carry = walk.begin(keys, found.steps.level[0], noise=z, std=found.initial_std)
+        carry = walk.begin(keys, jnp.asarray(found.steps.level[0]), noise=z, std=found.initial_std)
         return jax.lax.scan(lambda carry, step: (new := walk.advance(denoise, keys, carry, step)[0], new[0]), carry,
                             jax.tree.map(jnp.asarray, found.steps))[1]
 
