@@ -80,7 +80,7 @@ def test_a_config_with_an_unsupported_pair_cannot_be_made():
     ("splash", {"platform": "tpu", "extra_keys": True}, "takes no extra_keys"),
     ("cudnn", {"platform": "gpu", "dtype": "bfloat16", "extra_keys": True, "pattern": WithExtraKeys(inner=Causal())},
      "takes no extra_keys tokens with Causal"),
-    ("cudnn", {"platform": "gpu", "dtype": "bfloat16", "extra_keys": True, "external_hidden": True,
+    ("cudnn", {"platform": "gpu", "dtype": "bfloat16", "extra_keys": True, "extra_hidden": True,
                "pattern": WithExtraKeys(inner=Full())}, "takes no extra_keys tokens that some queries do not see"),
     ("splash", {"platform": "tpu", "pattern": Causal(), "shape": (128, 64, 128)},
      "takes sequences of Causal(window=None) up to 450000 tokens, not 1048576; permitted here: 'chunked', 'xla'"),
@@ -117,9 +117,9 @@ def test_auto_on_a_tpu_and_on_a_gpu():
     for pattern in (Full(), Spatial(), SparseCausal()):
         assert resolve(request(pattern, (16, 32, 32), **gpu), "auto", "none") == "cudnn"
     assert resolve(request(LocalWindow(), (16, 16, 16), **gpu), "auto", "none") == "gather"
-    cross = {"pattern": cross_pattern(1), "shape": (16, 32, 32), "extra_keys": True, "external_tokens": 77}
+    cross = {"pattern": cross_pattern(1), "shape": (16, 32, 32), "extra_keys": True, "extra_tokens": 77}
     assert resolve(request(**cross, **gpu), "auto", "none") == "cudnn"
-    assert resolve(request(**cross, **gpu, external_hidden=True), "auto", "none") == "xla"
+    assert resolve(request(**cross, **gpu, extra_hidden=True), "auto", "none") == "xla"
     assert resolve(request(**cross, **tpu), "auto", "none") == "xla"
     assert resolve(request(Full(), (16, 32, 32), platform="gpu"), "auto", "none") == "chunked"  # float32
 

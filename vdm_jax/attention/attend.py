@@ -74,8 +74,8 @@ def attend(
                       dtype=q.dtype.name, platform=target_platform(platform), bias=bias is not None,
                       frame_mask=layout.mask_kind, frame_valid=frame_valid is not None,
                       extra_keys=extra_keys is not None,
-                      external_tokens=0 if extra_keys is None else extra_keys.k.shape[2],
-                      external_hidden=extra_keys is not None and _hides(inner, extra_keys),
+                      extra_tokens=0 if extra_keys is None else extra_keys.k.shape[2],
+                      extra_hidden=extra_keys is not None and _hides(inner, extra_keys),
                       offset_values=offset_values is not None, tiled=tiles.available() and platform in (None, "cpu"))
     kernel, devices = resolve(request, kernel, context), context_size()
     if (calls := counting.calls()) is not None:

@@ -34,7 +34,7 @@ class Entry:
     frame_masks: tuple[str, ...] = ("independent images", "any")
     frame_valid: bool = True
     extra_keys: frozenset[str] | None = None  # patterns that take outside tokens; None: all
-    external_hidden: bool = True  # takes outside tokens that some queries do not see
+    extra_hidden: bool = True  # takes outside tokens that some queries do not see
     offset_values: bool = False
     dtypes: tuple[str, ...] | None = None  # None: any float
     head_dim: tuple[int, int] | None = None  # (multiple of, at most)
@@ -48,7 +48,7 @@ class Entry:
                 return f"takes no {name}"
         if request.extra_keys and not self.takes_external(request.pattern):
             return f"takes no extra_keys tokens with {_name(request.pattern)}"
-        if request.external_hidden and not self.external_hidden:
+        if request.extra_hidden and not self.extra_hidden:
             return "takes no extra_keys tokens that some queries do not see"
         if request.frame_mask is not None and request.frame_mask not in self.frame_masks:
             return f"takes no frame_mask{''.join(f' but that of {m}' for m in self.frame_masks)}"
@@ -84,8 +84,8 @@ class Request:
     frame_mask: str | None = None  # "independent images" (`independent_frames_mask`) or "any"
     frame_valid: bool = False
     extra_keys: bool = False
-    external_tokens: int = 0  # that every query may see
-    external_hidden: bool = False  # some of them from some queries of a sequence
+    extra_tokens: int = 0  # that every query may see
+    extra_hidden: bool = False  # some of them from some queries of a sequence
     offset_values: bool = False
     tiled: bool = False  # `kernels.tiles` computes dense attention
 
@@ -103,7 +103,7 @@ class Request:
     @property
     def keys(self) -> int:
         """Keys that a query of one sequence may see, the outside ones included."""
-        return (self.rows if self.own else 0) + self.external_tokens
+        return (self.rows if self.own else 0) + self.extra_tokens
 
     @property
     def unmasked(self) -> bool:
@@ -130,7 +130,7 @@ CAPABILITIES: dict[tuple[str, str], Entry] = {
     # cuDNN itself permits head_dim up to 256 from Hopper on; 128 is what every generation takes.
     ("cudnn", "none"): Entry(_named("Spatial Temporal TemporalCausal Full Causal SparseCausal"), platforms=("gpu",),
                              bias=False, frame_masks=(), frame_valid=False, extra_keys=_named("Spatial Full"),
-                             external_hidden=False, dtypes=("bfloat16", "float16"), head_dim=(8, 128)),
+                             extra_hidden=False, dtypes=("bfloat16", "float16"), head_dim=(8, 128)),
     ("splash", "none"): Entry(_named("Spatial Full Causal SparseCausal LocalWindow"), platforms=("tpu",), bias=False,
                               frame_masks=("independent images",), extra_keys=frozenset(),
                               dtypes=("bfloat16", "float32"), head_dim=(8, 256), most_rows=450_000),

@@ -206,8 +206,8 @@ def controlled(options: Sample, experiment: Any, video: Any) -> dict[str, Any]:
              if entry.condition.of_video or (entry.condition.form == "map" and entry.condition.dtype == np.uint8)}
     if len(names) != 1:
         raise UserError(f"--control={options.control[0]}: networks of the run take "
-                        f"{', '.join(sorted(names)) or 'no control maps'}; permitted: it for one condition that is a "
-                        "map of pictures, such as control or edges")
+                        f"{', '.join(sorted(names)) or 'no control maps'}; permitted: runs that take one map of "
+                        "pictures, such as control or edges")
     frames = options.frames or video.frames
     maps = [read_frames(path, frames, video.height, video.width, video.fps) for path in options.control]
     name = names.pop()

@@ -46,7 +46,7 @@ class Conditioning:
     low_resolution: Float[Array, "B T H W C"] | None = None  # already at the size of the video, in [-1, 1]
     augmentation: Float[Array, " B"] | None = None  # log-SNR of the noise added to low_resolution
     conditioning_frames: Float[Array, "B T H W C"] | None = None  # conditioning frames, zero elsewhere
-    conditioning_mask: Float[Array, "B T H W 1"] | None = None  # 1 where observed
+    conditioning_mask: Float[Array, "B T H W 1"] | None = None  # 1 where given
     image: Float[Array, "B 1 H W C"] | None = None  # latents of the first frame; zeros: none
     # True where a frame exists; a padded one is seen by none and has no loss. Absent: all exist.
     frame_valid: Bool[Array, "B T"] | None = None

@@ -78,7 +78,7 @@ class TimestepGrid:
     consistency model was trained (Luo et al. 2023, arXiv 2310.04378). Sampling from an earlier `start` takes that share
     of T, and of the original parts.
 
-    Where the released model ends on the alpha of timestep 0 and not on its estimate, `sample` is told so by
+    Where the released model ends on the alpha of timestep 0 and not on its estimate, `sample` takes
     `stop=schedule.table()[0]`.
     """
 

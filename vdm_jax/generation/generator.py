@@ -64,7 +64,7 @@ class Generated:
         return list(self.stages.values())[-1]
 
     def save(self, path: str | os.PathLike) -> Path:
-        """Write the videos to one .mp4 or .gif (side by side), or to a .png sheet of frames with captions."""
+        """Write the videos to one .mp4 or .gif (side by side), or to a .png grid of frames with captions."""
         from vdm_jax.video.grids import sample_grid, tile_videos
         from vdm_jax.video.writing import write_png, write_video
 

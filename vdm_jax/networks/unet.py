@@ -273,8 +273,8 @@ class PositionEmbedding(nn.Module):
 
 
 def stack_inputs(spec: cfg.UNet, z: Array, conditioning: Conditioning) -> Array:
-    """Noisy video, low-resolution video, observed frames and their mask, and further conditions along the channels, in
-    the order of `UNet.stacked`."""
+    """Noisy video, low-resolution video, conditioning frames and their mask, and further conditions along the channels,
+    in the order of `UNet.stacked`."""
     parts = [z]
     if spec.low_resolution:
         parts.append(conditioning.low_resolution)

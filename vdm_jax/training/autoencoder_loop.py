@@ -85,7 +85,7 @@ class AutoencoderTrainer(Trainer):
 
 @dataclasses.dataclass
 class ReconstructionSheets:
-    """Fixed validation clips, each above its reconstruction (in films: next to it)."""
+    """Fixed validation clips, each above its reconstruction (in videos: next to it)."""
 
     reconstruct: Reconstruct
     clips: np.ndarray  # uint8, the same in every process

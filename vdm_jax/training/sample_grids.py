@@ -67,9 +67,9 @@ def video_grid(rows: dict[str, Videos], given: Inputs | None, source: Source | N
     if given is not None:
         rows = {_input(source): input_frames(given, next(iter(rows.values())).shape, source, None), **rows}
     videos = np.stack(list(rows.values()), 1).reshape(-1, *next(iter(rows.values())).shape[1:])
-    film = tile_videos(enlarged(videos), columns=len(rows))
-    strip = text_strip(f"{title}. Left to right: {', '.join(rows)}", film.shape[2])
-    return np.concatenate([np.broadcast_to(strip, (len(film), *strip.shape)), film], axis=1)
+    tiled = tile_videos(enlarged(videos), columns=len(rows))
+    strip = text_strip(f"{title}. Left to right: {', '.join(rows)}", tiled.shape[2])
+    return np.concatenate([np.broadcast_to(strip, (len(tiled), *strip.shape)), tiled], axis=1)
 
 
 def _input(source: Source) -> str:

@@ -31,7 +31,7 @@ def sample_grid(
     """
     videos = enlarged(_checked("sample_grid", videos))
     if captions is not None and len(captions) != len(videos):
-        raise UserError(f"sheet: {len(captions)} captions for {len(videos)} videos; permitted: one for each")
+        raise UserError(f"sample_grid: {len(captions)} captions for {len(videos)} videos; permitted: one for each")
     rows = [_grid(video, columns=len(video)) for video in videos]
     if captions is not None:
         strips = [text_strip(caption, rows[0].shape[1]) for caption in captions]

@@ -109,7 +109,7 @@ def plan_inflation(network: UNet, shapes: Any, source: UNet, source_shapes: Any)
     wrong += [f"nothing from {name}" for key, (name, _) in theirs.items() if key not in ours]
     if wrong:
         raise UserError(f"the network cannot begin as the other one: {'; '.join(wrong)}; permitted: networks that "
-                        "differ by temporal layers, mixers, scalars, and low-resolution or observed inputs")
+                        "differ by temporal layers, mixers, scalars, and low-resolution inputs or conditioning frames")
     return Inflation(copied, tuple(zero_initialised), tuple(new), stem, network.patch)
 
 
