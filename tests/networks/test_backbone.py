@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from jaxtyping import Array
 
+from vdm_jax.conditions.conditioned import Conditioned, FrameNoise
 from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.configuration import Size, config
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.sampling import sampling_levels
 from vdm_jax.generation.one_stage import sample_stage
 from vdm_jax.networks import kinds
-from vdm_jax.networks.backbone import Backbone, FrameNoise
+from vdm_jax.networks.backbone import Backbone
 from vdm_jax.networks.config import EmbeddedText, Level, UNet
 from vdm_jax.networks.latent_network import LatentNetwork
 from vdm_jax.networks.latent_unet import LATENT_UNET_LVDM_PREDICTION, LATENT_UNET_SD1, LATENT_UNET_SVD
@@ -28,7 +29,8 @@ from vdm_jax.stages.stage import Stage, VideoSpec
 from vdm_jax.training.step import stage_loss
 
 PIXELS = UNet(levels=(Level(channels=8, blocks=1), Level(channels=8, blocks=1)))
-MEMBERS = {name for name in (*inspect.get_annotations(Backbone), *vars(Backbone)) if not name.startswith("_")}
+MEMBERS = {name for protocol in (Backbone, Conditioned)
+           for name in (*inspect.get_annotations(protocol), *vars(protocol)) if not name.startswith("_")}
 
 
 @config

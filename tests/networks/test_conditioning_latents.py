@@ -153,10 +153,10 @@ def test_networks_take_their_inputs(kind):
     assert y.shape == Z.shape
     paths = {"/".join(k.key for k in path) for path, _ in jax.tree_util.tree_leaves_with_path(variables["params"])}
     assert paths == model_kinds.shapes(spec.unet).keys()
-    with refused("latent_network.check_inputs", "Conditioning.conditioning_frames"):
+    with refused("conditioning.check_parts", "Conditioning.conditioning_frames"):
         run(KNOWN.replace(conditioning_frames=None))
     if kind == "in_place":
-        with refused("latent_network.check_inputs", "frame_noise_step"):
+        with refused("conditioning.check_parts", "frame_noise_step"):
             run(KNOWN.replace(scalars={}))
 
 

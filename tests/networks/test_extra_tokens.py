@@ -142,7 +142,7 @@ def test_one_reference_for_the_clip_is_the_same_for_every_frame(referenced, norm
 
 
 @pytest.mark.parametrize(("conditioning", "images", "message"), [
-    (Conditioning(), 0, ("unet.check_references", "Conditioning.references", "'picture'")),
+    (Conditioning(), 0, ("conditioning.check_parts", "Conditioning.references", "'picture'")),
     (Conditioning(references={"picture": jnp.zeros((1, 1, 3, 6)), "sketch": jnp.zeros((1, 1, 3, 6))}), 0,
      ("unet.check_references", "'sketch'")),
     (Conditioning(references={"picture": jnp.zeros((1, 1, 3, 5))}), 0,

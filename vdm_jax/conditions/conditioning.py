@@ -220,6 +220,10 @@ class Condition:
         """Whether the conditioning has it."""
         return all(getattr(conditioning, name) is not None for name in self.parts)
 
+    def needed(self, network: Network) -> tuple[str, ...]:
+        """Parts without which a network that takes it cannot be called. Parts of a dict are named `part/key`."""
+        return self.parts
+
     def null(self, conditioning: Conditioning, where: Bool[Array, " B"] | None) -> dict[str, Any]:
         """Parts without it, for all samples or for those where `where` is True: zeros."""
         return {name: nulled(getattr(conditioning, name), 0, where) for name in self.parts}
@@ -253,6 +257,18 @@ def register(condition: Condition) -> None:
 def conditions_of(network: Network) -> list[Condition]:
     """The conditions that a network takes."""
     return [condition for condition in CONDITIONS.values() if condition.taken(network)]
+
+
+def check_parts(network: Network, conditioning: Conditioning) -> None:
+    """Raise `UserError` for a part that a condition of the network needs and that is absent (at trace time)."""
+    for part in (part for condition in conditions_of(network) for part in condition.needed(network)):
+        name, _, key = part.partition("/")
+        value = getattr(conditioning, name)
+        if value is None:
+            raise UserError(f"Conditioning.{name} is None, but the network takes it")
+        if key and key not in value:
+            raise UserError(f"Conditioning.{name} has no {key!r}, which the network takes; given: "
+                            f"{', '.join(value) or 'none'}")
 
 
 def claimed(name: str, what: Literal["fields", "host_fields", "frame_fields"]) -> bool:

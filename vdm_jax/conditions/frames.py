@@ -91,6 +91,11 @@ class ConditioningFrames(Condition):
         """Where the network takes them."""
         return network.conditioning_frames
 
+    def needed(self, network: Network) -> tuple[str, ...]:
+        """Frames and mask, and the timestep of the noise on them, where the network takes it."""
+        told = network.frame_noise is not None and network.frame_noise.told
+        return self.parts + (("scalars/frame_noise_step",) if told else ())
+
     def shapes(self, stage: Stage, sizes: Sizes) -> Shapes:
         """Those of what the network denoises, one channel for the mask."""
         noisy = {"scalars/frame_noise_step": ((), jnp.float32)} if stage.network.frame_noise else {}

@@ -96,6 +96,10 @@ class InputCondition(Condition):
         """Where the network names it."""
         return any(entry.name == self.name for entry in network.conditions)
 
+    def needed(self, network: Network) -> tuple[str, ...]:
+        """The array of its name."""
+        return (f"inputs/{self.name}",)
+
     def entry(self, network: Network) -> Input:
         """What the network says of it."""
         return next(entry for entry in network.conditions if entry.name == self.name)
@@ -198,3 +202,25 @@ class InputCondition(Condition):
 
 def _fitted(value: Array, frames: int, height: int, width: int) -> Array:
     return resize(subsample_frames(value, frames), height, width, "area")
+
+
+def check_conditions(kind: str, conditions: tuple[Input, ...], ways: tuple[Way, ...]) -> None:
+    """Raise `UserError` for a further condition that is there twice, or enters in a way that a network has not."""
+    names = [entry.name for entry in conditions]
+    for entry in conditions:
+        if names.count(entry.name) > 1 or entry.way not in ways:
+            raise UserError(f"{kind}.conditions={names}: {entry.name!r} enters as {entry.way}; permitted: different "
+                            f"conditions that enter as {', '.join(ways)} (Input.enters)")
+
+
+def check_entries(entries: tuple[Input, ...], z: Array, conditioning: Conditioning) -> None:
+    """Raise `UserError` when a further condition is of another shape than it enters with."""
+    for entry in entries:
+        shape, form = conditioning.inputs[entry.name].shape, entry.condition.form
+        wanted = {"map": z.shape[:4], "vector": z.shape[:1], "tokens": (*z.shape[:1], 1, "tokens")}[form]
+        sizes = (*shape[:2], "tokens", shape[3]) if form == "tokens" and len(shape) == 4 else shape
+        if entry.way == "residuals" and len(shape) == 5:  # branches say which sizes of maps they take
+            wanted, sizes = (*z.shape[:2], "height", "width"), (*shape[:2], "height", "width", shape[4])
+        if sizes != (*wanted, entry.width):
+            raise UserError(f"Conditioning.inputs[{entry.name!r}] has shape {shape}; permitted: "
+                            f"{(*wanted, entry.width)}")

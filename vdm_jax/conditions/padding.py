@@ -25,6 +25,10 @@ class Padding(Condition):
         """Always, where the data has it; networks refuse what they cannot hide."""
         return True
 
+    def needed(self, network: Network) -> tuple[str, ...]:
+        """Nothing: without it all frames exist."""
+        return ()
+
     def shapes(self, stage: Stage, sizes: Sizes) -> Shapes:
         """One entry a frame, where clips are padded."""
         return {"frame_valid": ((stage.shape[0],), jnp.bool_)} if sizes.padded else {}

@@ -78,6 +78,10 @@ class References(Condition):
         """Where the network names references."""
         return bool(network.references)
 
+    def needed(self, network: Network) -> tuple[str, ...]:
+        """The features of each name."""
+        return tuple(f"references/{reference.name}" for reference in network.references)
+
     def shapes(self, stage: Stage, sizes: Sizes) -> Shapes:
         """One group of tokens for each."""
         return {f"references/{r.name}": ((1, r.tokens(stage.video, sizes), r.width), jnp.float32)
@@ -146,6 +150,10 @@ class ReferencePicture(Condition):
     def taken(self, network: Network) -> bool:
         """Where it has such a second U-Net."""
         return network.reference_net
+
+    def needed(self, network: Network) -> tuple[str, ...]:
+        """The picture."""
+        return (f"inputs/{self.name}",)
 
     def shapes(self, stage: Stage, sizes: Sizes) -> Shapes:
         """The latents of one picture."""

@@ -36,6 +36,10 @@ class Scalars(Condition):
         """Where the network names scalars."""
         return bool(network.scalars)
 
+    def needed(self, network: Network) -> tuple[str, ...]:
+        """All that it names."""
+        return tuple(f"scalars/{name}" for name in network.scalars)
+
     def shapes(self, stage: Stage, sizes: Sizes) -> Shapes:
         """A number each."""
         return {f"scalars/{name}": ((), jnp.float32) for name in stage.network.scalars}

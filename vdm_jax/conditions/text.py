@@ -142,6 +142,10 @@ class Text(Condition):
         """Where the network reads text."""
         return network.text is not None
 
+    def needed(self, network: Network) -> tuple[str, ...]:
+        """What it reads of texts."""
+        return network.text.reads
+
     def shapes(self, stage: Stage, sizes: Sizes) -> Shapes:
         """One text of each clip."""
         return {name: ((1, *shape), kind) for name, (shape, kind) in stage.network.text.shapes(sizes).items()}

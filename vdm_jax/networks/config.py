@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal
 from vdm_jax.attention import cross_pattern
 from vdm_jax.attention.capability import require
 from vdm_jax.attention.patterns import AttentionPattern, Spatial, Temporal, WithExtraKeys
-from vdm_jax.conditions.conditioning import Way
-from vdm_jax.conditions.inputs import Input
+from vdm_jax.conditions.inputs import Input, check_conditions
 from vdm_jax.conditions.reference import Reference
 from vdm_jax.conditions.text import EmbeddedText, TextInput, WordEncoder  # noqa: F401 what configs are made of
 from vdm_jax.configuration import (
@@ -301,12 +300,3 @@ class UNet(Backbone):
     @property
     def _reducing(self) -> tuple[Level, ...]:
         return self.levels[:-1] if self.resample_order == "after" else self.levels
-
-
-def check_conditions(kind: str, conditions: tuple[Input, ...], ways: tuple[Way, ...]) -> None:
-    """Raise `UserError` for a further condition that is there twice, or enters in a way that a network has not."""
-    names = [entry.name for entry in conditions]
-    for entry in conditions:
-        if names.count(entry.name) > 1 or entry.way not in ways:
-            raise UserError(f"{kind}.conditions={names}: {entry.name!r} enters as {entry.way}; permitted: different "
-                            f"conditions that enter as {', '.join(ways)} (Input.enters)")

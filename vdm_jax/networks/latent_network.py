@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vdm_jax.attention import WithExtraKeys
-from vdm_jax.conditions.conditioning import Conditioning
-from vdm_jax.conditions.inputs import Input
+from vdm_jax.conditions.conditioned import FrameNoise
+from vdm_jax.conditions.conditioning import Conditioning, check_parts
+from vdm_jax.conditions.inputs import Input, check_conditions, check_entries
 from vdm_jax.conditions.reference import Reference
 from vdm_jax.configuration import CountOrZero, NonNegative, WidthOrZero, config
 from vdm_jax.diffusion.beta_tables import (
@@ -28,8 +29,8 @@ from vdm_jax.diffusion.beta_tables import (
     SquaredCosineBetaSchedule,
 )
 from vdm_jax.errors import UserError
-from vdm_jax.networks.backbone import Backbone, FrameNoise
-from vdm_jax.networks.config import EmbeddedText, check_conditions
+from vdm_jax.networks.backbone import Backbone
+from vdm_jax.networks.config import EmbeddedText
 from vdm_jax.networks.control_net import ControlNet, ControlNetNetwork
 from vdm_jax.networks.latent_unet import (
     LatentUNet,
@@ -40,7 +41,6 @@ from vdm_jax.networks.latent_unet import (
 )
 from vdm_jax.networks.latent_unet_blocks import Control
 from vdm_jax.networks.layers import Dense
-from vdm_jax.networks.unet import check_entries
 
 SCALARS = ("fps", "motion", "noise")
 Timesteps = LinearBetaSchedule | ScaledLinearBetaSchedule | SquaredCosineBetaSchedule | ListedBetaSchedule
@@ -188,8 +188,8 @@ class LatentNetwork(Backbone):
     @property
     def frame_noise(self) -> FrameNoise | None:
         """How conditioning frames are noised."""
-        return FrameNoise(self.frame_noise_steps, self.frame_noise_step,
-                          self.timesteps) if self.frame_noise_steps else None
+        steps, step = self.frame_noise_steps, self.frame_noise_step
+        return FrameNoise(steps, step, self.timesteps, told=self.rate is None) if steps else None
 
     @property
     def references(self) -> tuple[Reference, ...]:
@@ -325,19 +325,9 @@ class LatentNetworkModule(nn.Module):
 def check_inputs(
     spec: LatentNetwork, z: Float[Array, "B T H W C"], logsnr: Float[Array, " ..."], conditioning: Conditioning
 ) -> None:
-    """Raise `UserError` for a part that the network needs and that is absent, and for what it cannot take."""
-    needed = {"embeddings": spec.text is not None, "text_mask": spec.text is not None, "image": spec.first_frame,
-              "low_resolution": spec.low_resolution, "augmentation": spec.low_resolution_steps is not None,
-              "conditioning_frames": spec.conditioning_frames, "conditioning_mask": spec.conditioning_frames}
-    for name, is_needed in needed.items():
-        if is_needed and getattr(conditioning, name) is None:
-            raise UserError(f"the network needs Conditioning.{name}, which is absent")
-    wanted = (*spec.scalars, *(("frame_noise_step",) if spec.frame_noise_steps and spec.rate is None else ()))
-    absent = [name for name in wanted if name not in conditioning.scalars]
-    if absent:
-        raise UserError(f"the network needs Conditioning.scalars[{absent[0]!r}]; given: "
-                        f"{', '.join(conditioning.scalars) or 'none'}")
-    check_entries(spec, z, conditioning)
+    """Raise `UserError` for a condition that is absent, and for what the network cannot take."""
+    check_parts(spec, conditioning)
+    check_entries(spec.conditions, z, conditioning)
     if conditioning.frame_valid is not None:
         raise UserError("clips with padded frames for a LatentNetwork, whose temporal layers would see them; "
                         "permitted: clips of one length, or a UNet")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from vdm_jax.conditions.conditioning import Conditioning
+from vdm_jax.conditions.conditioning import Conditioning, check_parts
+from vdm_jax.conditions.inputs import check_entries
 from vdm_jax.errors import UserError
 from vdm_jax.networks import config as cfg
 from vdm_jax.networks.blocks.attention import Tokens
@@ -292,20 +292,12 @@ def check_inputs(spec: cfg.UNet, z: Array, conditioning: Conditioning, images: i
         if size % multiple:
             raise UserError(f"video {name}={size} is not a multiple of the U-Net's reduction {multiple}; "
                             f"permitted: {multiple}, {2 * multiple}, {3 * multiple}, ...")
-    needed = {"low_resolution": spec.low_resolution, "augmentation": spec.low_resolution, "labels": spec.classes > 0,
-              "conditioning_frames": spec.conditioning_frames, "conditioning_mask": spec.conditioning_frames,
-              **({} if spec.text is None else dict.fromkeys(spec.text.reads, True))}
-    for name, is_needed in needed.items():
-        if is_needed and getattr(conditioning, name) is None:
-            raise UserError(f"Conditioning.{name} is None, but the network was configured to take it")
-    for name in spec.scalars:
-        if name not in conditioning.scalars:
-            raise UserError(f"Conditioning.scalars has no {name!r}; given: {', '.join(conditioning.scalars) or 'none'}")
+    check_parts(spec, conditioning)
     if spec.text is not None and conditioning.text_mask.shape[1] != 1 + images:
         raise UserError(f"Conditioning has {conditioning.text_mask.shape[1]} captions per clip; "
                         f"permitted: {1 + images}, one for the clip and one for each appended image")
     check_references(spec, z, conditioning, images)
-    check_entries(spec, z, conditioning)
+    check_entries(spec.conditions, z, conditioning)
     valid = conditioning.frame_valid
     if valid is not None and valid.shape != z.shape[:2]:
         raise UserError(f"Conditioning.frame_valid has shape {valid.shape}; permitted: {z.shape[:2]}, batch and frames")
@@ -330,28 +322,9 @@ def check_references(spec: cfg.UNet, z: Array, conditioning: Conditioning, image
     # One group for all would let appended images see what belongs to the clip.
     groups = [frames] if images else sorted({1, frames})
     for name, width in widths.items():
-        if name not in conditioning.references:
-            raise UserError(f"Conditioning.references has no {name!r}; given: "
-                            f"{', '.join(conditioning.references) or 'none'}")
         shape, mask = conditioning.references[name].shape, conditioning.reference_masks.get(name)
         if len(shape) != 4 or shape[0] != batch or shape[1] not in groups or shape[3] != width:
             raise UserError(f"Conditioning.references[{name!r}] has shape {shape}; permitted: [{batch}, "
                             f"{' or '.join(map(str, groups))}, tokens, {width}]")
         if mask is not None and mask.shape != shape[:3]:
             raise UserError(f"Conditioning.reference_masks[{name!r}] has shape {mask.shape}; permitted: {shape[:3]}")
-
-
-def check_entries(spec: cfg.UNet | Any, z: Array, conditioning: Conditioning) -> None:
-    """Raise `UserError` when a further condition is absent, or of another shape than it enters with."""
-    for entry in spec.conditions:
-        if entry.name not in conditioning.inputs:
-            raise UserError(f"Conditioning.inputs has no {entry.name!r}; given: "
-                            f"{', '.join(conditioning.inputs) or 'none'}")
-        shape, form = conditioning.inputs[entry.name].shape, entry.condition.form
-        wanted = {"map": z.shape[:4], "vector": z.shape[:1], "tokens": (*z.shape[:1], 1, "tokens")}[form]
-        sizes = (*shape[:2], "tokens", shape[3]) if form == "tokens" and len(shape) == 4 else shape
-        if entry.way == "residuals" and len(shape) == 5:  # branches say which sizes of maps they take
-            wanted, sizes = (*z.shape[:2], "height", "width"), (*shape[:2], "height", "width", shape[4])
-        if sizes != (*wanted, entry.width):
-            raise UserError(f"Conditioning.inputs[{entry.name!r}] has shape {shape}; permitted: "
-                            f"{(*wanted, entry.width)}")
