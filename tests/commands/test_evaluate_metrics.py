@@ -120,3 +120,22 @@ def test_fvd_of_a_run(tmp_path, data_dir):
     assert [score["metric"] for score in record["scores"]][-1] == "frame_lpips"  # which nobody asked for
     assert main(["report", str(tmp_path / "run")]) == 0
     assert "hardly notices" not in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_bits_per_dimension_of_each_stage(run, capfd, fails):
+    command = ["evaluate", str(run), "--metrics", "bits_per_dim", "--count", "6", "--steps", "3"]
+    assert main(command) == 0
+    shown = capfd.readouterr().out
+    base, spatial = json.loads((run / "bits_per_dim.json").read_text())["scores"]
+    assert (base["metric"], spatial["metric"]) == ("bits_per_dim of base", "bits_per_dim of spatial")
+    assert "| bits_per_dim of base |" in shown and "| bits_per_dim of base |" in (run / "bits_per_dim.md").read_text()
+    assert base["conditions"]["conditional on"] == "text"
+    assert spatial["conditions"]["conditional on"] == "low_resolution" and spatial["conditions"]["height"] == 16
+    assert base["interval"]["low"] < base["value"] < base["interval"]["high"]
+    assert main([*command, "--stage", "base"]) == 0
+    assert json.loads((run / "bits_per_dim.json").read_text())["scores"] == [base]  # the same seed, the same number
+    assert main([*command, "--stage", "base", "--seed", "1"]) == 0
+    assert json.loads((run / "bits_per_dim.json").read_text())["scores"][0]["value"] != base["value"]
+    assert "motion" in fails("evaluate", run, "--metrics", "bits_per_dim", "motion")
+    assert "--given-frames=1" in fails(*command, "--given-frames", "1")
+    assert "permitted: up to 8" in fails("evaluate", run, "--metrics", "bits_per_dim", "--count", "9")

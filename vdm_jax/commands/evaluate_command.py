@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import rich.console
 import tyro
@@ -18,13 +18,14 @@ from vdm_jax.commands.outputs import check_folder
 from vdm_jax.configuration import Count, CountOrZero, LogSNR, Range, SamplingSteps, Seed, Size, Split
 from vdm_jax.diffusion.guidance import guidance_weight
 from vdm_jax.errors import UserError
+from vdm_jax.evaluation.likelihood import BITS, measure_bits
 from vdm_jax.evaluation.run_metrics import RunMetrics, evaluate_run
 from vdm_jax.evaluation.settings import MetricSettings
 from vdm_jax.generation.released.models import with_size
 from vdm_jax.metrics.detectors.clip import ModelName
 from vdm_jax.metrics.feature_scores import READERS
 from vdm_jax.metrics.measures import RunMetric, accompanied
-from vdm_jax.metrics.scores import require_finite
+from vdm_jax.metrics.scores import require_finite, table
 from vdm_jax.runs.directory import find_run, load, read_config
 from vdm_jax.runs.manifest import Damaged
 from vdm_jax.runs.records import json_ready
@@ -51,6 +52,9 @@ class Evaluate:
 
     fid, is, fvd_c3d, clipsim and their like need weights that no package carries: the error names file, hash and where
     it is published. With --reference-statistics the real side of distances is written to a file once and then read.
+    bits_per_dim, alone, says how many bits a value of held-back clips takes under the density of each pixel stage (or
+    --stage), by its probability-flow ODE in --steps steps (64 by default).
+
     With --share machines with a common folder each make a part of the videos. docs/metrics.md explains all of it.
 
     With --checkpoints every kept checkpoint (all), or those of some steps, is evaluated instead of the newest weights,
@@ -67,6 +71,7 @@ class Evaluate:
       vdm-jax evaluate captioned_digits --count 256
       vdm-jax evaluate captioned_digits --metrics fvd frame_consistency motion --count 256
       vdm-jax evaluate captioned_digits --metrics psnr ssim lpips --given-frames 1
+      vdm-jax evaluate captioned_digits --metrics bits_per_dim --stage base
       vdm-jax evaluate captioned_digits --metrics fid is clipsim --reference-statistics real.safetensors
       vdm-jax evaluate captioned_digits --metrics fvd --checkpoints all --stage base
       vdm-jax evaluate captioned_digits --augmentation-levels 0 1.1 2.2 4
@@ -80,7 +85,7 @@ class Evaluate:
     guidance: GUIDANCE = None
     guidance_scale: GUIDANCE_SCALE = None
     damaged: Damaged = "refuse"  # a damaged newest checkpoint: refuse, or skip it and use the newest intact one
-    metrics: tuple[RunMetric, ...] = ()  # what to measure instead
+    metrics: tuple[Literal[RunMetric, "bits_per_dim"], ...] = ()  # what to measure instead
     protocol: str = "original"  # how fvd, kvd and b_fvd are made: original, fvd2048_16f, fvd2048_128f, vdm_bair, ...
     fid_protocol: str = "fid_tensorflow"  # how fid* and is* are made: fid_tensorflow, fid_pytorch, fid50k_full, ...
     c3d_protocol: str = "tganv2_ucf"  # how fvd_c3d and is_c3d are made: tganv2_ucf, isv2048_ucf, vdm_ucf
@@ -124,6 +129,8 @@ def main(arguments: Sequence[str]) -> int:
     experiment = read_config(run)
     if isinstance(experiment, AutoencoderExperiment):
         return reconstruct(run, experiment, options, out)
+    if BITS in options.metrics:
+        return measure_likelihood(run, options, out)
     released = experiment.data is None  # a folder of diffusers, or one exported from it
     if not released:
         refuse_unused(options, OF_RELEASED, f"with run {run}, which has data and sizes of its own,", "none of them")
@@ -134,7 +141,7 @@ def main(arguments: Sequence[str]) -> int:
     from vdm_jax.commands.progress import sampling_progress
     from vdm_jax.evaluation.digits import evaluate_digits, scorer_of
     from vdm_jax.video.grids import sample_grid
-    from vdm_jax.video.writing import atomic_path, write_png
+    from vdm_jax.video.writing import write_png
 
     console = log_console()
     if released:
@@ -156,13 +163,8 @@ def main(arguments: Sequence[str]) -> int:
     with sampling_progress() as progress:
         result = evaluate_digits(generator, count=options.count, seed=options.seed, steps=options.steps,
                                  guidance=options.guidance, progress=progress, note=console.print)
-    for name, text in (("evaluation.json", json.dumps(result.to_dict(), indent=1) + "\n"),
-                       ("evaluation.md", result.table())):
-        with atomic_path(out / name) as temporary:
-            temporary.write_text(text)
     write_png(out / "evaluation.png", sample_grid(result.videos[:8], result.captions[:8]))
-    print(result.table())
-    print(out / "evaluation.json")
+    write_texts(out, "evaluation.json", json.dumps(result.to_dict(), indent=1) + "\n", "evaluation.md", result.table())
     return 0
 
 
@@ -170,6 +172,8 @@ def main(arguments: Sequence[str]) -> int:
 OF_METRICS = ("protocol", "fid_protocol", "c3d_protocol", "block_frames", "clip", "split", "given_frames",
               "samples_per_clip", "resamples", "reference_statistics", "data_dir")
 OF_RELEASED = ("data", "num_frames", "height", "width")  # that only a released model reads
+# Options that bits_per_dim reads.
+OF_BITS = ("run", "count", "seed", "steps", "damaged", "metrics", "split", "stage", "data_dir", "out")
 # Options that a run of autoencoders reads.
 OF_AUTOENCODERS = ("run", "damaged", "data_dir", "out")
 
@@ -210,6 +214,42 @@ def reconstruct(run: Path, experiment: AutoencoderExperiment, options: Evaluate,
     return 0
 
 
+def measure_likelihood(run: Path, options: Evaluate, out: Path) -> int:
+    """Measure the bits per dimension of a run's stages. Raises `UserError` for other metrics next to them."""
+    from vdm_jax.commands.progress import counting_progress
+    from vdm_jax.data.opening import open_source
+
+    refuse_unused(options, [name for name in given(options) if name not in OF_BITS], f"with --metrics {BITS}",
+                  "--count, --seed, --steps, --damaged, --split, --stage, --data-dir, --out")
+    if options.metrics != (BITS,):
+        raise UserError(f"--metrics {' '.join(options.metrics)}: {BITS} is of real clips and stands alone; permitted: "
+                        f"--metrics {BITS}")
+    generator = load(run, damaged=options.damaged)
+    if generator.experiment.data is None:
+        raise UserError(f"--metrics {BITS} of {run}, a released model, which works in latents; permitted: runs with "
+                        "stages of pixels")
+    source = open_source(generator.experiment.data, options.split, options.data_dir)
+    with counting_progress() as show:
+        scores = measure_bits(generator, source, options.stage, count=options.count, seed=options.seed,
+                              steps=options.steps, progress=show)
+    record = {"scores": [score.to_dict() for score in scores], "split": options.split}
+    write_texts(out, f"{BITS}.json", json.dumps(json_ready(record), indent=1, allow_nan=False) + "\n",
+                f"{BITS}.md", table(scores))
+    require_finite({score.label: score.value for score in scores}, str(out / f"{BITS}.json"))
+    return 0
+
+
+def write_texts(out: Path, json_name: str, json_text: str, table_name: str, table_text: str) -> None:
+    """Write a record and its table, show the table, and say where the record is."""
+    from vdm_jax.video.writing import atomic_path
+
+    for name, text in ((json_name, json_text), (table_name, table_text)):
+        with atomic_path(out / name) as temporary:
+            temporary.write_text(text)
+    print(table_text)
+    print(out / json_name)
+
+
 def metric_settings(options: Evaluate) -> MetricSettings:
     """What to measure, by the options. Raises `UserError` for what cannot be measured so."""
     names = (field.name for field in dataclasses.fields(MetricSettings))
@@ -241,19 +281,14 @@ def measured(generator: Any, settings: MetricSettings, data_dir: Path | None, ou
 def measure(generator: Any, settings: MetricSettings, data_dir: Path | None, out: Path) -> int:
     """Measure the run's videos."""
     from vdm_jax.commands.progress import counting_progress
-    from vdm_jax.video.writing import atomic_path
 
     with counting_progress() as show:
         result = measured(generator, settings, data_dir, out, show)
     if settings.share:
         print(f"share {settings.share} is in {out / 'metrics'}; the same command without --share scores all of them")
         return 0
-    for name, text in (("metrics.json", json.dumps(json_ready(result.to_dict()), indent=1, allow_nan=False) + "\n"),
-                       ("metrics.md", result.table())):
-        with atomic_path(out / name) as temporary:
-            temporary.write_text(text)
-    print(result.table())
-    print(out / "metrics.json")
+    write_texts(out, "metrics.json", json.dumps(json_ready(result.to_dict()), indent=1, allow_nan=False) + "\n",
+                "metrics.md", result.table())
     result.require_finite(str(out / "metrics.json"))
     return 0
 
