@@ -9,8 +9,8 @@ REQUIREMENTS := requirements/$(VERSION).txt
 READY := $(VENV)/ready
 RUN := runs/captioned_digits
 # Tests compile more than they compute, which leaves half of a core idle: two processes where there
-# are two cores, each with up to 6 GB.
-PARALLEL := --numprocesses auto --maxprocesses 2 --dist loadgroup
+# are two cores, each with up to 6 GB. A file stays in one process: its tests share what is costly to make.
+PARALLEL := --numprocesses auto --maxprocesses 2 --dist loadfile
 
 export JAX_PLATFORMS ?=
 

@@ -4,6 +4,7 @@ package, and the --full switch."""
 import ctypes
 import gc
 import os
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ import pytest
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # tests compile more than they compute
+if metadata.version("jax").startswith("0.10."):  # its newer way of compiling fusions takes twice as long; 0.12 has one
+    os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
+                               " --xla_cpu_parallel_codegen_split_count=1").strip()
 
 import jax  # noqa: E402  (after the environment)
 from jaxtyping import install_import_hook  # noqa: E402
@@ -54,15 +58,25 @@ def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="also run slow tests and comparisons with other libraries")
 
 
+# Files that take longest start first, so that no process of tests ends long after the others.
+LONGEST = (
+    "test_notebooks.py", "parallel/test_equality.py", "multiprocess/test_training.py", "training/test_loop.py",
+    "commands/test_train.py", "commands/test_sample.py", "commands/test_evaluate_metrics.py", "parallel/test_table.py",
+    "commands/test_released.py", "training/test_step.py", "networks/test_latent_patterns.py",
+    "pipelines/test_pipelines.py", "training/test_meshes.py", "training/test_make_a_video.py",
+    "networks/test_resampling.py", "networks/test_unet.py", "generation/released/test_models.py",
+    "networks/test_remat.py", "generation/test_generator.py", "networks/test_extra_tokens.py")
+
+
 def pytest_configure(config):
     config.addinivalue_line("markers", "full: slow, or needs a peer library; runs with --full (make test-full)")
+    config.option.loadscopereorder = False  # else xdist begins with the files of most tests, which are short
 
 
 def pytest_collection_modifyitems(config, items):
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:  # what shares costly fixtures stays in one process: a file, or all commands
-            folder, *rest = item.path.relative_to(Path(__file__).parent).parts
-            item.add_marker(pytest.mark.xdist_group(folder if folder == "commands" else "/".join([folder, *rest])))
+    if hasattr(config, "workerinput"):  # one of several processes
+        places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
     if config.getoption("--full"):
         return
     for item in items:

@@ -11,7 +11,6 @@ import pytest
 from flax import traverse_util
 
 from tests.refusals import refused
-from vdm_jax.errors import UserError
 from vdm_jax.networks import latent_unet as lu
 from vdm_jax.networks.blocks.feed_forward import FeedForward
 from vdm_jax.networks.blocks.temporal import Mix
@@ -162,9 +161,13 @@ def test_refused_inputs(change, message):
             jax.random.key(0), x, jnp.zeros(2), context, scalars=scalars, classes=classes))
 
 
-@pytest.mark.parametrize("change", [{"heads": (2,)}, {"widths": (4, 9)}, {"heads": (3, 2)}])
-def test_refused_sizes(change):
-    with pytest.raises(UserError, match="permitted"):
+@pytest.mark.parametrize("change, message", [
+    ({"heads": (2,)}, ("LatentUNet.heads", "=(2,)", "2 levels")),
+    ({"widths": (4, 9)}, ("LatentUNet.widths", "=(4, 9)", "heads=(2, 2)", "groups=2")),
+    ({"heads": (3, 2)}, ("LatentUNet.widths", "=(4, 8)", "heads=(3, 2)", "groups=2")),
+])
+def test_refused_sizes(change, message):
+    with refused(*message, "permitted: "):
         lu.LatentUNet(**{**SIZES, **change})
 
 

@@ -6,7 +6,6 @@ import math
 import pytest
 
 from tests.refusals import refused
-from vdm_jax.errors import UserError
 from vdm_jax.planning import topology
 
 NAMES = {"v5p-64": "v5p:2x4x4", "v5p-8": "v5p:2x2x1", "v5p-128": "v5p:4x4x4", "v5p-1024": "v5p:8x8x8",
@@ -26,10 +25,15 @@ def test_v4_v5p_and_tpu7x_count_cores(name, chips):
     assert math.prod(topology.parse(name).sides) == chips
 
 
-@pytest.mark.parametrize("name", ["v5p", "v5p-3", "v5p-96", "v5e-2", "v5e-512", "a100-8", "v5p:4", "v5p:4x4",
-                                  "v5e:4x4x4", "v5p-20000", "0xv5p-8", "v5p:0x4x4", "tpu7x-4x4", ""])
-def test_other_names_are_refused(name):
-    with pytest.raises(UserError, match="topology .* permitted: "):
+@pytest.mark.parametrize(("code", "name", "permitted"), [
+    *(("topology._product", name, f"{name.split('-')[0]}-N") for name in
+      ("v5p-3", "v5p-96", "v5e-2", "v5e-512", "v5p-20000")),
+    *(("topology.parse", name, "v5p-128") for name in ("v5p", "a100-8", "")),
+    *(("topology.parse", name, "3 sides") for name in ("v5p:4", "v5p:4x4", "v5p:0x4x4", "tpu7x-4x4")),
+    ("topology.parse", "v5e:4x4x4", "2 sides"), ("topology.parse", "0xv5p-8", "1 or more"),
+])
+def test_other_names_are_refused(code, name, permitted):
+    with refused(code, f"topology '{name}'", "permitted: ", permitted):
         topology.full_name(name)
 
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from tests.generation.conftest import random_params
+from tests.refusals import refused
 from vdm_jax.attention.patterns import Spatial, Temporal, WithExtraKeys
 from vdm_jax.commands.sample_command import Sample, referenced
 from vdm_jax.data.opening import open_source
 from vdm_jax.data.pipeline import Pipeline
 from vdm_jax.data.video_folder import VideoFolder
 from vdm_jax.diffusion.process import Process
-from vdm_jax.errors import UserError
 from vdm_jax.generation.generator import Generator
 from vdm_jax.networks.config import Level, Reference, SelfAttention, UNet
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
@@ -99,8 +99,8 @@ def test_training_and_sampling_with_both(batch, mesh):
     pictures = np.random.default_rng(3).integers(0, 256, (2, 8, 8, 3)).astype(np.uint8)  # layer norm hides flat ones
     videos, swapped = (generator(["", ""], references={"picture": p}).videos for p in (pictures, pictures[::-1]))
     assert np.abs(videos.astype(int) - swapped).max() > 1
-    with pytest.raises(UserError, match=r"references\['picture'\] of shape \[\] given for stage 'folder'; permitted: "
-                                        r"pictures \[1, height"):
+    with refused("reference.References.of_request", "references['picture']", "[]", "'folder'",
+                 "permitted: ", "[1, height, width, 3]"):
         generator([""])
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import vdm_jax
 from tests.multiprocess.job import train_here
-from vdm_jax.errors import UserError
+from tests.refusals import refused
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.runs.checkpoints import Checkpoints
 from vdm_jax.runs.directory import checkpoints_path, export, load_stage, read_config
@@ -93,14 +93,17 @@ def test_a_damaged_checkpoint_is_skipped_when_asked_for(sharded, tmp_path, data,
     checkpoints, stage = Checkpoints(checkpoints_path(run, "base")), read_config(run).stage("base")
     assert checkpoints.steps() == [2, 4] and checkpoints.newest_intact() == 4
     (checkpoints.directory / "4" / "meta" / "metadata").unlink()
-    message = r"4 is damaged: meta/metadata is missing; permitted: --damaged skip, .*intact earlier steps: 2$"
-    with pytest.raises(UserError, match=message):
+    message = ("checkpoints.Checkpoints._verified", f"{checkpoints.directory / '4'} ", "meta/metadata", "missing",
+               "permitted: --damaged skip")
+    with refused(*message) as error:
         load_stage(run, stage)
+    assert str(error.value).endswith(": 2")  # the intact earlier step
     earlier, _ = checkpoints.restore_subtree("ema", step=2)
     assert_equal_leaves(load_stage(run, stage, "skip"), earlier)
     assert "checkpoint 2 is used, because newer ones are damaged (4: meta/metadata is missing)" in caplog.text
-    with pytest.raises(UserError, match=message):
+    with refused(*message) as error:
         train_here(run, data, steps=6, devices=8, **QUIET)
+    assert str(error.value).endswith(": 2")
     text = train_here(run, data, steps=6, devices=8, damaged="skip", **QUIET)
     assert "checkpoint 4 is damaged and set aside: meta/metadata is missing" in text and "resuming at step 2" in text
     assert checkpoints.steps() == [4, 6] and (checkpoints.directory / "4.damaged").is_dir()
@@ -118,6 +121,8 @@ def test_nothing_is_set_aside_where_nothing_is_intact(sharded, tmp_path, data):
     checkpoints = Checkpoints(checkpoints_path(run, "base"))
     for step in (2, 4):
         (checkpoints.directory / str(step) / "meta" / "metadata").unlink()
-    with pytest.raises(UserError, match="there is no intact earlier step"):
+    message = "checkpoints.Checkpoints._verified", f"{checkpoints.directory / '4'} ", "meta/metadata", "missing"
+    with refused(*message) as error:
         train_here(run, data, steps=6, devices=8, damaged="skip", **QUIET)
+    assert "--damaged" not in str(error.value)  # it has been asked for
     assert checkpoints.steps() == [2, 4]

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.refusals import refused
 from vdm_jax.attention.patterns import Spatial, Temporal, TemporalCausal
 from vdm_jax.conditions.conditioning import Conditioning
-from vdm_jax.errors import UserError
 from vdm_jax.networks.config import CrossAttention, EmbeddedText, Level, SelfAttention, TemporalConvolution, UNet
 from vdm_jax.networks.unet import SpaceTimeUNet
 from vdm_jax.weights.inflation import plan_inflation
@@ -90,21 +90,23 @@ def shapes(spec, normal):
 
 
 def test_what_does_not_fit_is_named(image, normal):
-    def refused(spec, message, source=IMAGE, params=image):
-        with pytest.raises(UserError, match=message):
+    def check(spec, *message, source=IMAGE, params=image):
+        with refused(*message):
             plan_inflation(spec, shapes(spec, normal), source, params)
 
     wide = dataclasses.replace(IMAGE, levels=(Level(channels=12, blocks=1), IMAGE.levels[1]))
-    refused(wide, r"/down_0_0/residual/conv_in/kernel \[1, 3, 3, 12, 12\] from \[1, 3, 3, 8, 8\]; ")
+    plan = "inflation.plan_inflation"
+    check(wide, plan, "/down_0_0/residual/conv_in/kernel [1, 3, 3, 12, 12] from [1, 3, 3, 8, 8]; ")
     deeper = dataclasses.replace(IMAGE, levels=(Level(channels=8, blocks=2), IMAGE.levels[1]))
-    refused(deeper, "/down_0_1/residual/conv_in/kernel from nothing")
+    check(deeper, plan, "/down_0_1/residual/conv_in/kernel from nothing")
     fewer = dataclasses.replace(IMAGE, middle=())
-    refused(fewer, "nothing from /middle_in/mixers/spatial_attention_0/norm/bias")
-    refused(dataclasses.replace(IMAGE, text=EmbeddedText(width=7)), "they would read different words or embeddings")
-    refused(dataclasses.replace(IMAGE, modulation="add"), "UNet.modulation='add' of a network that is to begin as one")
+    check(fewer, plan, "nothing from /middle_in/mixers/spatial_attention_0/norm/bias")
+    check(dataclasses.replace(IMAGE, text=EmbeddedText(width=7)), plan, "UNet.text", "permitted: ")
+    check(dataclasses.replace(IMAGE, modulation="add"), "UNet.modulation", "='add'", f"'{IMAGE.modulation}'",
+          "permitted: ")
     video = VIDEOS["not causal"]
-    refused(IMAGE, "UNet.conditioning_frames=False of a network that is to begin as one with conditioning_frames=True",
-            video, shapes(video, normal))
+    check(IMAGE, "UNet.conditioning_frames", "=False", "conditioning_frames=True", "permitted: True",
+          source=video, params=shapes(video, normal))
 
 
 def test_input_channels_of_the_other_network_keep_their_meaning(normal):

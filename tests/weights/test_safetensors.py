@@ -15,7 +15,6 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tests.refusals import refused
-from vdm_jax.errors import UserError
 from vdm_jax.weights.safetensors import flatten, load_params, save_params
 
 
@@ -98,20 +97,21 @@ def test_values_too_large_for_half_precision_are_named(tmp_path):
     save_params(tmp_path / "m.safetensors", infinite, dtype="float16")
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"extra": jax.ShapeDtypeStruct((1,), jnp.float32)}, "1 missing: extra$"),
+@pytest.mark.parametrize("change, listed", [
+    ({"extra": jax.ShapeDtypeStruct((1,), jnp.float32)}, "1 missing: extra"),
     ({"odd": jax.ShapeDtypeStruct((5,), jnp.float32)},
-     r"1 different: odd \(float32\[4\] instead of float32\[5\]\)$"),
+     "1 different: odd (float32[4] instead of float32[5])"),
     ({"table": jax.ShapeDtypeStruct((4, 3), jnp.float32)},
-     r"1 different: table \(int32\[4,3\] instead of float32\[4,3\]\)$"),
-    ({"down": {"bias": jax.ShapeDtypeStruct((8,), jnp.bfloat16)}}, "1 unexpected: down/0/kernel$"),
+     "1 different: table (int32[4,3] instead of float32[4,3])"),
+    ({"down": {"bias": jax.ShapeDtypeStruct((8,), jnp.bfloat16)}}, "1 unexpected: down/0/kernel"),
     ({"down": {str(i): jax.ShapeDtypeStruct((), jnp.int8) for i in range(5)}},
-     "5 missing: down/0, down/1, down/2, ...; 2 unexpected: down/0/kernel, down/bias$"),
+     "5 missing: down/0, down/1, down/2, ...; 2 unexpected: down/0/kernel, down/bias"),
 ], ids=["missing", "shape", "dtype", "unexpected", "many"])
-def test_mismatch_names_parameters(tmp_path, change, message):
+def test_mismatch_names_parameters(tmp_path, change, listed):
     save_params(tmp_path / "m.safetensors", make_params())
-    with pytest.raises(UserError, match="does not match the parameters asked for: " + message):
+    with refused("safetensors.load_params", str(tmp_path / "m.safetensors")) as error:
         load_params(tmp_path / "m.safetensors", like={**shapes(make_params()), **change})
+    assert str(error.value).endswith(f": {listed}")  # nothing else
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".bin", ".pt", ".pth", ".pkl"])

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from tests.refusals import refused
 from vdm_jax.attention.patterns import Spatial
 from vdm_jax.conditions.conditioning import Conditioning
-from vdm_jax.errors import UserError
 from vdm_jax.networks.config import ConvolutionInflation, Level, SelfAttention, UNet
 from vdm_jax.networks.unet import SpaceTimeUNet
 from vdm_jax.weights.styles import interpolated
@@ -63,9 +63,9 @@ def test_styles_that_do_not_fit(both):
     less = {name: tree for name, tree in style.items() if name != "middle_out"}
     wide = {**style, "norm": {"scale": jnp.ones(6), "bias": style["norm"]["bias"]}}
     for other, weight, message in (
-            (style, 1.5, "weight=1.5 is not valid; permitted: >= 0 and <= 1"),
-            (less, 0.5, "the style does not fit"), (less, 0.5, "/middle_out/residual/conv_in/kernel"),
-            ({**style, "extra": {"kernel": jnp.ones(2)}}, 0.5, "/extra/kernel"),
-            (wide, 0.5, "/norm/scale [8] from [6]")):
-        with pytest.raises(UserError, match=re.escape(message)):
+            (style, 1.5, ("weight", "=1.5", "permitted: >= 0 and <= 1")),
+            (less, 0.5, ("styles.interpolated", "/middle_out/residual/conv_in/kernel")),
+            ({**style, "extra": {"kernel": jnp.ones(2)}}, 0.5, ("styles.interpolated", "/extra/kernel")),
+            (wide, 0.5, ("styles.interpolated", "/norm/scale [8] from [6]"))):
+        with refused(*message):
             interpolated(params, other, weight, VIDEO, IMAGE)

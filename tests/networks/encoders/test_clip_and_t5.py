@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from tests.refusals import refused
-from vdm_jax.errors import UserError
 from vdm_jax.networks.blocks.feed_forward import ACTIVATIONS
 from vdm_jax.networks.encoders import clip_text, clip_vision
 from vdm_jax.networks.encoders import t5 as t5_encoder
@@ -153,14 +152,16 @@ def test_activations_differ_where_models_do():
     assert np.abs(ACTIVATIONS["gelu_new"](x) - ACTIVATIONS["gelu"](x)).max() > 1e-5
 
 
-@pytest.mark.parametrize("make", [
-    lambda: clip_text.CLIPText(width=10, heads=3), lambda: clip_text.CLIPText(activation="swish"),
-    lambda: clip_text.CLIPText(hidden_state=0), lambda: clip_vision.CLIPVision(size=225),
-    lambda: t5_encoder.T5Encoder(layers=0),
+@pytest.mark.parametrize("kind, sizes, message", [
+    (clip_text.CLIPText, {"width": 10, "heads": 3}, ("CLIPText.heads", "=3", "width=10")),
+    (clip_text.CLIPText, {"activation": "swish"}, ("CLIPText.activation", "='swish'", "'gelu'")),
+    (clip_text.CLIPText, {"hidden_state": 0}, ("CLIPText.hidden_state", "=0", "-12 to -1")),
+    (clip_vision.CLIPVision, {"size": 225}, ("CLIPVision.size", "=225", "patch=14")),
+    (t5_encoder.T5Encoder, {"layers": 0}, ("T5Encoder.layers", "=0", ">= 1")),
 ])
-def test_refused_sizes(make):
-    with pytest.raises(UserError, match="permitted"):
-        make()
+def test_refused_sizes(kind, sizes, message):
+    with refused(*message, "permitted: "):
+        kind(**sizes)
 
 
 def test_refused_inputs(filled):
