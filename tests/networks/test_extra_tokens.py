@@ -40,7 +40,7 @@ def padded(z, images=None):
     return jnp.concatenate(parts, axis=1), Conditioning(frame_valid=valid)
 
 
-@pytest.mark.parametrize("images", [0, IMAGES])
+@pytest.mark.parametrize("images", [pytest.param(0, marks=pytest.mark.full), IMAGES])
 def test_a_padded_clip_is_the_clip(images, filled, normal):
     """Outputs of the frames that exist and the gradients of a loss on them are those of the clip without padding."""
     level, z = jnp.array([0.5]), normal(0, 1, FRAMES, SIZE, SIZE, 3)

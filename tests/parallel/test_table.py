@@ -23,12 +23,17 @@ GOLDEN = Path(__file__).parent / "golden"
 MESH = MeshSpec(data=1, fsdp=2, tensor=2, context=2)
 
 
+TRACED = {}  # parameters by network: configs have some in common
+
+
 def tables(name: str) -> str:
     """The tables of all stages of a shipped config."""
     mesh, texts = make_mesh(MESH), []
     for stage in load_config(name).stages:
-        shapes = jax.eval_shape(lambda key, stage=stage: initial_params(stage, key), jax.random.key(0))
-        texts.append(f"stage {stage.name}\n{sharding_table(shapes, mesh)}")
+        network = repr(stage.network)
+        if network not in TRACED:
+            TRACED[network] = jax.eval_shape(lambda key, stage=stage: initial_params(stage, key), jax.random.key(0))
+        texts.append(f"stage {stage.name}\n{sharding_table(TRACED[network], mesh)}")
     return "\n".join(texts)
 
 
