@@ -40,4 +40,4 @@ def test_a_changed_config_is_listed_as_it_is_now(monkeypatch):
     assert set(recorded["configs"]) == set(sizes.config_names())
     recorded["configs"]["captioned_digits"] = {"files": "of before", "stages": [["base", "1x1x1", 1]]}
     monkeypatch.setattr(sizes, "_recorded", lambda: recorded)
-    assert [size.name for size in sizes.stage_sizes("captioned_digits")] == ["base", "spatial"]
+    assert [size.name for size in sizes.stage_sizes("captioned_digits")] == ["base", "spatial_1", "spatial_2"]

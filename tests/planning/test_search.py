@@ -163,3 +163,7 @@ def test_flags_of_the_environment_and_the_clips_on_disk_are_part_of_a_reports_ke
     (tmp_path / "train" / METADATA).write_text('{"frames": 8, "height": 32, "width": 32}')
     keys.append(cache.content_key(fixed, jax.devices()))
     assert len(set(keys)) == 3 and keys[-1] == cache.content_key(fixed, jax.devices())
+
+
+def test_every_room_on_which_reports_depend_exists():
+    assert not [room for room in cache.ROOMS if not list((cache.PACKAGE / room).glob("*.py"))]

@@ -22,8 +22,8 @@ from vdm_jax.video.writing import atomic_path
 
 FORMAT = 2  # of a report; older ones are compiled again
 # Rooms whose code decides about the programs of a stage and about what is read from them.
-ROOMS = ("attention", "cascade", "conditioning", "diffusion", "interop", "networks", "parallel", "planning", "training",
-         "video")
+ROOMS = ("attention", "conditions", "diffusion", "networks", "parallel", "planning", "stages", "training", "video",
+         "weights")
 # What depends on the name alone and not on the program.
 NAMES = ("experiment",)
 # Flags that the compiler reads in addition to those of the plan.
