@@ -4,6 +4,7 @@ one video are. Each returns a value per video; `mean_score` makes a score of the
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, Literal
@@ -164,6 +165,15 @@ def mean_score(metric: str, values: Values, better: str, conditions: Mapping[str
     named = {"detector": detector.name, "detector_sha256": detector.sha256} if detector else {}
     return Score(metric=metric, value=mean, better=better, conditions={"videos": total, **conditions},
                  interval=interval, **named)
+
+
+def best_score(metric: str, values: Float[np.ndarray, "S N"], better: str, conditions: Mapping[str, Any],
+               detector: DetectorFile | None = None) -> Score:
+    """`mean_score` of the best of `S` videos of each clip, with the mean of the first ones alone in the details. More
+    videos have better best ones: scores of different `S` are not comparable."""
+    best = values.max(0) if better == "higher" else values.min(0)
+    score = mean_score(metric, best, better, {**conditions, "best_of": len(values)}, detector)
+    return dataclasses.replace(score, details={"one video a clip": float(values[0].mean())})
 
 
 def _filled(frames: np.ndarray, size: int) -> jax.Array:
