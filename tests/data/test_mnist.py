@@ -31,5 +31,6 @@ def test_the_true_digits():
     assert train.shape == (60_000, 28, 28) and test.shape == (10_000, 28, 28) and train.dtype == np.uint8
     # The published mean and deviation of MNIST's training pixels, and its whole range.
     assert (train.max(), test.max()) == (255, 255)
-    assert train.mean() / 255 == pytest.approx(0.1307, abs=1e-4) and train.std() / 255 == pytest.approx(0.3081, abs=1e-4)
+    assert train.mean() / 255 == pytest.approx(0.1307, abs=1e-4)
+    assert train.std() / 255 == pytest.approx(0.3081, abs=1e-4)
     assert test.mean() / 255 == pytest.approx(0.1325, abs=1e-4)

@@ -1,7 +1,7 @@
 """Stochastic Moving MNIST: two digits that bounce off the walls in random directions, drawn as they are asked for.
 
-Denton and Fergus 2018, "SVG", arXiv 1802.07687, and its published code (edenton/svg, data/moving_mnist.py); MCVD (Voleti
-et al. 2022, arXiv 2205.09853) has the same process and takes its test clips from the first 256 test digits.
+Denton and Fergus 2018, "SVG", arXiv 1802.07687, and its published code (edenton/svg, data/moving_mnist.py). MCVD
+(Voleti et al. 2022, arXiv 2205.09853) has the same process, and test clips of the first 256 test digits.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ class SMMNISTSource:
         return self._clip(rng)
 
     def continued(self, index: int, given: int, rng: np.random.Generator) -> UInt8[np.ndarray, "T 64 64 3"]:
-        """Another video that begins with the first `given` frames of clip `index`, drawn from the process by someone who
-        knows the digits, their places and their speeds: a perfect prediction, which no model can be better than."""
+        """Another video that begins with the first `given` frames of clip `index`: digits, places and speeds are known,
+        and what follows is drawn from the process. No model can predict better."""
         pictures, tracks = self._plan(self._generator(index))
         endings = []
         for track in tracks:
