@@ -13,7 +13,7 @@ from vdm_jax.benchmark.record import load
 from vdm_jax.video.writing import atomic_path
 
 FOLDER = Path(__file__).parent
-README, RECORD = FOLDER / "README.md", FOLDER / "results" / "cpu.json"
+README, RECORD, MODELS = FOLDER / "README.md", FOLDER / "results" / "cpu.json", FOLDER / "results" / "models.json"
 PUBLISHED_BLACK_WHITE = 151.26  # JunyaoHu/common_metrics_on_video_quality, README.md
 
 # Values of others: FVD, PSNR, SSIM, LPIPS, MSE. Nobody here has seen the papers' tables; where a value was read
@@ -39,10 +39,18 @@ OTHERS = (
 def main() -> None:
     """Rewrite what stands between the markers."""
     record, text = load(RECORD), README.read_text()
-    for name, body in (("floor", floor(record)), ("others", others()), ("made", made(record))):
+    trained = load(MODELS) if MODELS.exists() else None
+    if trained is not None:
+        draw(trained, record, MODELS.with_suffix(".png"))
+    for name, body in bodies(record, trained).items():
         text = insert(text, name, body)
     with atomic_path(README) as temporary:
         temporary.write_text(text)
+
+
+def bodies(record: dict[str, Any], trained: dict[str, Any] | None) -> dict[str, str]:
+    """What stands between the markers."""
+    return {"floor": floor(record), "others": others(), "models": models(trained), "made": made(record)}
 
 
 def floor(record: dict[str, Any]) -> str:
@@ -109,6 +117,63 @@ def others() -> str:
         cells = " | ".join("-" if value is None else str(value) for value in values)
         lines.append(f"| {name} | {setting} | {cells} | {source} |")
     return "\n".join(lines)
+
+
+def models(record: dict[str, Any] | None) -> str:
+    """Trained models, in the order in which they were measured."""
+    if record is None:
+        return "None is trained yet."
+    lines = ["| model | trained steps | TFLOP | sampling steps | trajectories | FVD | MSE | SSIM | LPIPS | one sample: "
+             "MSE | SSIM |", "|---|---|---:|---|---:|---:|---:|---:|---:|---:|---:|"]
+    for row in record["rows"].values():
+        scores, steps = row["scores"], ", ".join(f"{name} {count}" for name, count in row["trained_steps"].items())
+        best = [f"{scores[name]['value']:{form}}" for name, form in (("mcvd_mse", ".4f"), ("mcvd_ssim", ".3f"),
+                                                                     ("mcvd_lpips", ".3f"))]
+        one = [f"{scores[name]['details']['one video a clip']:{form}}" for name, form in (("mcvd_mse", ".4f"),
+                                                                                          ("mcvd_ssim", ".3f"))]
+        cells = [row["experiment"], steps, f"{row['train_tflop']:.0f}", row["sampling_steps"], str(row["trajectories"]),
+                 _fvd(scores["fvd"]), *best, *one]
+        lines.append(f"| {' | '.join(cells)} |")
+    device, used = record["device"], ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    return "\n".join([*lines, "", f"Seed 0, one training each; the protocol has 10 trajectories. {device['kind']}, "
+                                  f"{device['cores']} cores; {used}. Recorded {record['date']}."])
+
+
+def draw(trained: dict[str, Any], record: dict[str, Any], path: Path) -> None:
+    """FVD against training FLOPs, and against sampling steps of the longest training, of every model."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    by_work, by_steps = figure.subplots(1, 2)
+    for name, (longest, rows) in _curves(trained).items():
+        usual = [row for row in rows if row["sampling_steps"] == rows[0]["sampling_steps"]]
+        by_work.plot([row["train_tflop"] for row in usual], [row["scores"]["fvd"]["value"] for row in usual], "o-",
+                     label=f"{name}, {usual[0]['sampling_steps']} sampling steps")
+        ends = sorted((row for row in rows if row["train_tflop"] == longest),
+                      key=lambda row: sum(map(int, row["sampling_steps"].split("/"))))
+        by_steps.plot([row["sampling_steps"] for row in ends], [row["scores"]["fvd"]["value"] for row in ends], "o-",
+                      label=f"{name}, {longest:.0f} TFLOP")
+    for axes, label in ((by_work, "training TFLOP"), (by_steps, "sampling steps, by stage")):
+        if "fvd" in record["rows"]["oracle"]:
+            axes.axhline(record["rows"]["oracle"]["fvd"]["score"]["value"], color="#4a5462", linewidth=0.8)
+        axes.set_xlabel(label)
+        axes.set_ylabel("FVD (line: perfect predictions)")
+        axes.set_yscale("log")
+        axes.legend()
+    by_work.set_xscale("log")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def _curves(trained: dict[str, Any]) -> dict[str, tuple[float, list[dict[str, Any]]]]:
+    """Longest training and rows of each model, in the order of their training."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in trained["rows"].values():
+        found.setdefault(row["experiment"], []).append(row)
+    return {name: (max(row["train_tflop"] for row in rows), sorted(rows, key=lambda row: row["train_tflop"]))
+            for name, rows in found.items()}
 
 
 def made(record: dict[str, Any]) -> str:

@@ -61,11 +61,31 @@ def test_values_of_others_say_that_they_are_recalled():
     assert mcvd.endswith("| 5 -> 10, trained on 5 | 25.63 | 17.22 | 0.786 | 0.117 | 0.024 | as recalled |")
 
 
+def test_models_are_drawn_by_training_and_by_sampling(tmp_path):
+    def row(name, tflop, steps, distance):
+        scores = {metric: score(0.03, 2) for metric in ("mcvd_mse", "mcvd_ssim", "mcvd_lpips")}
+        return {"experiment": name, "trained_steps": {"base": 7}, "train_tflop": tflop, "sampling_steps": steps,
+                "trajectories": 2, "scores": scores | {"fvd": {"value": distance, "details": {}}}}
+
+    rows = [row("one", 3.0, "20", 80.0), row("one", 9.0, "20", 60.0), row("one", 9.0, "4", 90.0),
+            row("two", 5.0, "32/8", 70.0)]
+    trained = {"rows": dict(enumerate(rows)), "versions": {"jax": "0"}, "device": {"kind": "x", "cores": 2},
+               "date": "-"}
+    assert report.models(None) == "None is trained yet."
+    assert "| one | base 7 | 9 | 4 | 2 | 90.00 | 0.0300 | 0.030 | 0.030 | 0.0300 | 0.030 |" in report.models(trained)
+    longest, ordered = report._curves(trained)["one"]
+    assert longest == 9.0 and [found["train_tflop"] for found in ordered] == [3.0, 9.0, 9.0]
+    pytest.importorskip("matplotlib")
+    report.draw(trained, {"rows": {"oracle": {}}}, tmp_path / "models.png")
+    assert (tmp_path / "models.png").stat().st_size > 5000
+
+
 def test_the_page_shows_the_record():
     if not report.RECORD.exists():
         pytest.skip("not recorded yet")
     text, record = report.README.read_text(), load(report.RECORD)
-    for name, body in (("floor", report.floor(record)), ("others", report.others()), ("made", report.made(record))):
+    trained = load(report.MODELS) if report.MODELS.exists() else None
+    for name, body in report.bodies(record, trained).items():
         assert insert(text, name, body) == text, "write it anew: python -m experiments.smmnist.report"
     check = record["rows"].get("black against white")
     assert check is None or check["fvd"]["score"]["value"] == pytest.approx(151.26, abs=0.5)
