@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from vdm_jax.metrics import frames
 from vdm_jax.metrics.detectors import weights
 from vdm_jax.metrics.fvd import FeatureSet, fvd, i3d_features, trajectory_fvd
 from vdm_jax.metrics.fvd_protocols import find_protocol
-from vdm_jax.metrics.measures import MEASURES
+from vdm_jax.metrics.measures import MEASURES, Measure
 from vdm_jax.metrics.prediction import video_mse
 from vdm_jax.video.writing import atomic_path
 
@@ -40,7 +40,7 @@ PROTOCOL = find_protocol("mcvd_smmnist")
 PART = 32  # clips whose features are kept together
 # Added to the mean squared error before PSNR, which is infinite for an exact prediction (1 in 20 of the oracle's best)
 ERROR_FLOOR = 0.001
-FRAME_METRICS = ("mcvd_mse", "mcvd_psnr", "mcvd_ssim")
+FRAME_METRICS = ("mcvd_mse", "mcvd_psnr", "mcvd_ssim")  # that need no network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,14 +95,15 @@ def main() -> None:
         print(row, name, entries[name], file=sys.stderr, flush=True)
 
     for one in PREDICTORS:
-        measured(one.name, "frames", lambda one=one: frame_scores(one))
+        of_frames = {name: MEASURES[name] for name in FRAME_METRICS} | {"psnr_floored": FLOORED}
+        measured(one.name, "frames", lambda one=one, of_frames=of_frames: scores(one, of_frames))
     measured("black against white", "fvd", regression)
     real = kept("real", lambda: predictors.real(source), options.work)
     for count in range(1, options.trajectories + 1):
         for one in (one for one in PREDICTORS if one.features and count <= one.trajectories):
             fvd_of(one, count, source, real, options.work, record, options.out)
     for one in (one for one in PREDICTORS if one.features):
-        measured(one.name, "lpips", lambda one=one: scores(one, ("mcvd_lpips",)))
+        measured(one.name, "lpips", lambda one=one: scores(one, {"mcvd_lpips": MEASURES["mcvd_lpips"]}))
 
 
 def fvd_of(one: Predictor, count: int, source: Any, real: FeatureSet, work: Path, record: dict[str, Any], out: Path
@@ -119,30 +120,24 @@ def fvd_of(one: Predictor, count: int, source: Any, real: FeatureSet, work: Path
     print(one.name, found["label"], found["value"], file=sys.stderr, flush=True)
 
 
-def frame_scores(one: Predictor) -> dict[str, Any]:
-    """The frame metrics that need no network, and PSNR with the error floor."""
-    found = scores(one, FRAME_METRICS)
-    errors = _values(one, video_mse)
-    floored = frames.best_score("psnr_floored", -10 * np.log10(errors + ERROR_FLOOR), "higher",
-                                {"error_floor": ERROR_FLOOR})
-    return found | {"psnr_floored": floored.to_dict()}
+def floored_psnr(videos: Videos, real: Videos) -> Float[np.ndarray, " N"]:
+    """PSNR of the whole video, dB, with the error floor."""
+    return -10 * np.log10(video_mse(videos, real) + ERROR_FLOOR)
 
 
-def scores(one: Predictor, names: Sequence[str]) -> dict[str, Any]:
+FLOORED = Measure(values=floored_psnr, better="higher", paired=True, best=True, conditions={"error_floor": ERROR_FLOOR})
+
+
+def scores(one: Predictor, measures: Mapping[str, Measure]) -> dict[str, Any]:
     """Measures of the predicted frames: the best trajectory of each clip, and the first alone."""
-    found = {}
-    for name in names:
-        measure = MEASURES[name]
-        score = frames.best_score(name, _values(one, measure.values), measure.better, measure.conditions,
-                                  measure.detector)
-        found[name] = score.to_dict()
-    return found
-
-
-def _values(one: Predictor, measure: Callable[[Videos, Videos], np.ndarray]) -> Float[np.ndarray, "S N"]:
     source = predictors.test_clips(one.test_digits)
-    real = predictors.real(source)[:, GIVEN:]
-    return np.stack([measure(one.videos(source, k)[:, GIVEN:], real) for k in range(one.trajectories)])
+    real, values = predictors.real(source)[:, GIVEN:], {name: [] for name in measures}
+    for trajectory in range(one.trajectories):
+        videos = one.videos(source, trajectory)[:, GIVEN:]
+        for name, measure in measures.items():
+            values[name].append(measure.values(videos, real))
+    return {name: frames.best_score(name, np.stack(values[name]), measure.better, measure.conditions,
+                                    measure.detector).to_dict() for name, measure in measures.items()}
 
 
 def regression() -> dict[str, Any]:

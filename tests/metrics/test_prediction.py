@@ -56,3 +56,12 @@ def test_the_best_of_several_predictions_counts_each_metric_its_own():
     names = [name for name, measure in MEASURES.items() if measure.best]
     assert names == ["mcvd_mse", "mcvd_psnr", "mcvd_ssim", "mcvd_lpips"]
     assert [MEASURES[name].better for name in names] == ["lower", "higher", "higher", "lower"]
+
+
+def test_grey_frames_are_looked_at_once_with_the_same_result():
+    structural = pytest.importorskip("skimage.metrics").structural_similarity
+    grey, other = (drawn(seed)[..., :1].repeat(3, -1) for seed in (4, 5))
+    options = {"data_range": 255, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    expected = [np.mean([structural(a, b, channel_axis=-1, **options) for a, b in zip(x, y, strict=True)])
+                for x, y in zip(grey.astype(float), other.astype(float), strict=True)]
+    np.testing.assert_allclose(frames.ssim(grey, other), expected, rtol=1e-9)

@@ -58,6 +58,8 @@ def ssim(videos: Videos, real: Videos, window: Window = "gaussian") -> Values:
     videos, real = _pair("ssim", videos, real)
     check_value(window, Window, "window")
     side, options = _WINDOWS[window]
+    if all((part == part[..., :1]).all() for part in (videos, real)):  # grey: one channel is the mean of three
+        videos, real = videos[..., :1], real[..., :1]
     if min(videos.shape[2:4]) < side:
         raise UserError(f"ssim of frames of {videos.shape[2]}x{videos.shape[3]} pixels; permitted: from {side} a side, "
                         f"for the {window} window")
