@@ -1,12 +1,21 @@
 """The floor of Stochastic Moving MNIST: what the predictions are, and that the page shows what is recorded."""
 
+import dataclasses
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from experiments.readme_tables import insert
-from experiments.smmnist import predictors, report
+from experiments.smmnist import models, predictors, report
+from tests.commands import tiny_smmnist
 from vdm_jax.benchmark.record import load
+from vdm_jax.commands.main import main
 from vdm_jax.data import smmnist
+from vdm_jax.metrics import features, frames
+from vdm_jax.metrics.detectors import weights
+from vdm_jax.metrics.prediction import video_mse
 
 
 @pytest.fixture
@@ -59,6 +68,30 @@ def test_values_of_others_say_that_they_are_recalled():
     assert len(rows) == 12 and sum(row.endswith("| as recalled |") for row in rows) == 10
     mcvd = next(row for row in rows if row.startswith("| MCVD concat, 27.9 M |"))
     assert mcvd.endswith("| 5 -> 10, trained on 5 | 25.63 | 17.22 | 0.786 | 0.117 | 0.024 | as recalled |")
+
+
+@pytest.mark.full
+def test_checkpoints_of_a_run_are_measured_once(source, tmp_path, monkeypatch):
+    for package in ("cv2", "skimage"):
+        pytest.importorskip(package, reason="needs the extra [metrics]")
+    monkeypatch.setattr(weights, "find", lambda file: None)
+    monkeypatch.setattr(features, "i3d_features",
+                        lambda clips, resize: np.asarray(clips, float).mean((2, 3, 4))[:, 4:8])
+    monkeypatch.setattr(frames, "lpips", lambda videos, real, *options, **more: video_mse(videos, real))
+    monkeypatch.setattr(models, "PROTOCOL", dataclasses.replace(models.PROTOCOL, real_clips=3))
+    run, out = tmp_path / "run", tmp_path / "models.json"
+    sizes = [f"--{stage}.training.checkpoint-every=1" for stage in ("base", "spatial")]
+    assert main(["train", str(Path(tiny_smmnist.__file__)), "--run", str(run), *sizes]) == 0
+    for trajectories in ("1", "1", "2"):  # the second time everything is there
+        monkeypatch.setattr(sys, "argv", ["models", str(run), "--trajectories", trajectories, "--out", str(out),
+                                          "--checkpoints", "all" if trajectories == "1" else "newest"])
+        models.main()
+    rows = list(load(out)["rows"].values())
+    assert [(row["trained_steps"], row["trajectories"]) for row in rows] == [
+        ({"base": 2, "spatial": 1}, 1), ({"base": 2, "spatial": 2}, 1), ({"base": 2, "spatial": 2}, 2)]
+    assert 0 < rows[0]["train_tflop"] < rows[1]["train_tflop"] == rows[2]["train_tflop"]
+    assert len(rows[2]["scores"]["fvd"]["details"]["trajectories"]) == 2 and rows[0]["sampling_steps"] == "1/1"
+    assert "| tiny_smmnist | base 2, spatial 1 |" in report.models(load(out))
 
 
 def test_models_are_drawn_by_training_and_by_sampling(tmp_path):
