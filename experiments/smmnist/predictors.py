@@ -1,7 +1,8 @@
 """Predictions of Stochastic Moving MNIST that no network makes: what scores are to be read against.
 
-The oracle knows the digits, their places and their speeds, and draws what follows from the true process: no model can
-predict better. Its blurred mean is one prediction, the average of many of its samples. The others know nothing.
+The oracle knows the digits, their places and the speeds that the given frames show, and draws what follows from the
+true process: no model can predict better. Its blurred mean is one prediction, the average of many of its samples. The
+others know nothing.
 """
 
 from __future__ import annotations

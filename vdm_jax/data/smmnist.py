@@ -65,7 +65,7 @@ class StochasticMovingMNIST(ReadAsIs):
 class SMMNISTSource:
     """The clips of one split, from its digits."""
 
-    def __init__(self, spec: StochasticMovingMNIST, split: str, digits: Digits):
+    def __init__(self, spec: StochasticMovingMNIST, split: str, digits: Digits) -> None:
         self.spec, self.split, self._digits = spec, split, digits
 
     def __len__(self) -> int:
@@ -80,14 +80,16 @@ class SMMNISTSource:
         return self._clip(rng)
 
     def continued(self, index: int, given: int, rng: np.random.Generator) -> UInt8[np.ndarray, "T 64 64 3"]:
-        """Another video that begins with the first `given` frames of clip `index`: digits, places and speeds are known,
-        and what follows is drawn from the process. No model can predict better."""
+        """Another video that begins with the first `given` frames of clip `index` (2 or more): the digits, their places
+        and the speeds that these frames show are known, and the rest is drawn from the process. No model can predict
+        better. A speed that a wall draws in the last given frame shows only in the next one, and is drawn again."""
+        check_value(given, Annotated[int, Range(least=2, most=self.spec.frames)], "given")
         pictures, tracks = self._plan(self._generator(index))
         endings = []
         for track in tracks:
-            y, x, dy, dx = (int(value) for value in track[given - 1])
-            endings.append(np.concatenate([
-                track[:given], walk(rng, (y + dy, x + dx, dy, dx), self.spec.frames - given)]))
+            y, x, dy, dx = track[given - 2].tolist()
+            ending = walk(rng, (y + dy, x + dx, dy, dx), self.spec.frames - given + 1)
+            endings.append(np.concatenate([track[: given - 1], ending]))
         return drawn(pictures, np.stack(endings))
 
     def captions(self) -> Iterator[str]:
