@@ -53,14 +53,15 @@ def test_black_and_white_are_as_far_apart_as_published(trained):
 
 @pytest.mark.full
 def test_black_and_white_under_the_port_that_predictions_are_measured_with(trained):
-    """8 clips of 30 frames of zeros and 8 of 255: 151.26, as JunyaoHu/common_metrics_on_video_quality prints."""
+    """8 clips of 30 frames of zeros and 8 of 255. JunyaoHu/common_metrics_on_video_quality prints 151.26 by the port to
+    PyTorch and 151.39 with TensorFlow."""
     trained(weights.I3D)
     clips = [np.full((30, 64, 64, 3), level, np.uint8) for level in (0, 255)]
     made = {"frames": 30, "resize": "bilinear_half_pixel"}
     black, white = (feature_set(np.repeat(row[None], 8, 0), **made)
                     for row in i3d_features(clips, "bilinear_half_pixel", batch_size=2))
     score = fvd(black, white, PROTOCOLS["mcvd_smmnist"], resamples=0)
-    assert score.value == pytest.approx(151.26, abs=0.5)
+    assert score.value == pytest.approx(151.39, abs=0.02) and score.value == pytest.approx(151.26, abs=0.2)
 
 
 def test_the_score_is_that_of_scipy_on_the_same_features():
