@@ -23,7 +23,7 @@ RECALLED = "as recalled"
 OTHERS = (
     ("SVG-LP (via vRNN's paper)", "5 -> 10, trained on 10", 90.81, None, 0.688, 0.153, None, RECALLED),
     ("vRNN, 1 layer", "same", 63.81, None, 0.763, 0.102, None, RECALLED),
-    ("Hier-vRNN", "same", 57.17, None, 0.760, 0.103, None, RECALLED),
+    ("Hier-vRNN", "same", 57.17, None, "0.760", 0.103, None, RECALLED),
     ("MCVD concat, 27.9 M", "5 -> 10, trained on 5", 25.63, 17.22, 0.786, 0.117, 0.024, RECALLED),
     ("MCVD concat, past-future-mask", "same", 20.77, 16.33, 0.753, 0.139, 0.028, RECALLED),
     ("MCVD SPATIN, 53.9 M", "same", 23.86, 17.07, 0.785, 0.129, 0.025, RECALLED),
