@@ -16,6 +16,7 @@ from vdm_jax.evaluation.run_metrics import evaluate_run
 from vdm_jax.evaluation.settings import MetricSettings
 from vdm_jax.metrics import features as features_of
 from vdm_jax.metrics.detectors import i3d, weights
+from vdm_jax.metrics.frechet import Moments, frechet_distance
 from vdm_jax.networks.config import Level, UNet
 from vdm_jax.stages.stage import Experiment, Stage, VideoSpec
 
@@ -194,3 +195,37 @@ def test_a_folder_that_cannot_be_written_is_named(source, tmp_path):
     with refused("run_metrics._kept", "000000-000001.npz", "--out", "--data-dir"):
         run_metrics._kept(tmp_path / "file" / "psnr" / "000000-000001.npz", lambda: np.ones(2))
     assert evaluate_run(Cascade(), source, settings, tmp_path).scores
+
+
+def test_a_protocol_of_trajectories_compares_them_one_by_one(source, tmp_path, features):
+    """Four videos of each of three clips, in parts that hold videos of two trajectories."""
+    settings = MetricSettings(metrics=("fvd", "mcvd_psnr"), count=3, samples_per_clip=4, given_frames=2, part=2,
+                              protocol="mcvd_smmnist", resamples=0)
+
+    class Noisy(Cascade):
+        """Answers with the given frames and noise, whose channels differ."""
+
+        def __call__(self, captions, *, seed, first_index, masked_video, **rest):
+            videos = Cascade.__call__(self, captions, seed=seed, first_index=first_index).videos
+            videos[:, :2] = ((masked_video.video[:, :2] + 1) * 127.5).round()
+            return SimpleNamespace(videos=videos)
+
+    found = evaluate_run(Noisy(), source, settings, tmp_path)
+    score, psnr = found.scores
+    real = np.stack([source[i]["video"][::2] for i in range(3)])
+    noise = [np.random.default_rng([0, i]).integers(0, 256, (4, 32, 32, 3)) for i in range(12)]
+    videos = np.stack(noise).reshape(4, 3, 4, 32, 32, 3).astype(np.uint8)
+    videos[:, :, :2] = real[:, :2]
+    videos = np.round(videos.mean(-1, keepdims=True)).repeat(3, -1)  # grey
+
+    def expected(k):
+        return frechet_distance(*(Moments.of(x.mean((1, 2, 3))) for x in (real, videos[k])))
+
+    np.testing.assert_allclose(score.details["trajectories"], [expected(k) for k in range(4)], rtol=1e-5)
+    assert score.value == pytest.approx(np.mean(score.details["trajectories"]))
+    assert {"real clips 3 instead of 256", "generated clips 3 instead of 256", "trajectories 4 instead of 10",
+            "data set CaptionedDigits instead of StochasticMovingMNIST"} <= set(score.deviations)
+    errors = ((videos[:, :, 2:] - real[:, 2:].astype(float)) ** 2).mean((2, 3, 4, 5)) / 255**2
+    assert psnr.value == pytest.approx((-10 * np.log10(errors)).max(0).mean(), rel=1e-6)
+    assert psnr.details["one video a clip"] == pytest.approx((-10 * np.log10(errors))[0].mean(), rel=1e-6)
+    assert psnr.conditions["best_of"] == 4 and psnr.conditions["videos"] == 3 and psnr.conditions["frames"] == 2

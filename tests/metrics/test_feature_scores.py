@@ -292,7 +292,8 @@ def test_every_protocol_labels_what_departs_from_it(name):
     moments = Moments.of(np.random.default_rng(0).standard_normal((9, 4)))
 
     def made(clips, **changes):
-        about = {"data": "x", "size": "64x64", "resize": protocol.resize, "given_frames": protocol.given_frames or 0}
+        about = {"data": f"{protocol.data_set or 'Clips'} 0a", "size": "64x64", "resize": protocol.resize,
+                 "given_frames": protocol.given_frames or 0}
         return FeatureSet(features=np.ones((2, 4)), clips=clips, moments=moments, **(fixed | about | changes))
 
     real, generated = protocol.real_clips or 9, protocol.generated_clips or 9

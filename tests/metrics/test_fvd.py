@@ -13,7 +13,7 @@ from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.digits.clips import generate_clip
 from vdm_jax.metrics import fvd as video_distance
 from vdm_jax.metrics.detectors import weights
-from vdm_jax.metrics.fvd import FeatureSet, block_fvd, blocks, fvd, i3d_features, kvd
+from vdm_jax.metrics.fvd import FeatureSet, block_fvd, blocks, fvd, i3d_features, kvd, trajectory_fvd
 from vdm_jax.metrics.fvd_protocols import PROTOCOLS, find_protocol
 from vdm_jax.metrics.resizing import interpolation
 from vdm_jax.metrics.scores import require_comparable, table
@@ -49,6 +49,19 @@ def test_black_and_white_are_as_far_apart_as_published(trained):
     assert 131 <= score.value <= 135 and score.value == pytest.approx(133.908, abs=0.01)
     direct = ((black.astype(np.float64).mean(0) - white.astype(np.float64).mean(0)) ** 2).sum()
     assert score.value == pytest.approx(direct, rel=1e-6)
+
+
+@pytest.mark.full
+def test_black_and_white_under_the_port_that_predictions_are_measured_with(trained):
+    """8 clips of 30 frames of zeros and 8 of 255. JunyaoHu/common_metrics_on_video_quality prints 151.26 by the port to
+    PyTorch and 151.39 with TensorFlow."""
+    trained(weights.I3D)
+    clips = [np.full((30, 64, 64, 3), level, np.uint8) for level in (0, 255)]
+    made = {"frames": 30, "resize": "bilinear_half_pixel"}
+    black, white = (feature_set(np.repeat(row[None], 8, 0), **made)
+                    for row in i3d_features(clips, "bilinear_half_pixel", batch_size=2))
+    score = fvd(black, white, PROTOCOLS["mcvd_smmnist"], resamples=0)
+    assert score.value == pytest.approx(151.39, abs=0.02) and score.value == pytest.approx(151.26, abs=0.2)
 
 
 def test_the_score_is_that_of_scipy_on_the_same_features():
@@ -141,6 +154,27 @@ def test_statistics_of_real_clips_are_kept(tmp_path):
     save_params(tmp_path / "other.safetensors", {"features": real.features})
     with refused("fvd.FeatureSet.load", "FeatureSet.save"):
         FeatureSet.load(tmp_path / "other.safetensors")
+
+
+def test_trajectories_are_compared_one_by_one():
+    protocol = PROTOCOLS["mcvd_smmnist"]
+    made = {"frames": 15, "resize": "bilinear_half_pixel", "data": "StochasticMovingMNIST 1f", "given_frames": 5}
+    real = drawn(256, **made)
+    generated = [drawn(256, seed=1 + k, shift=0.1 * k, **made) for k in range(10)]
+    score = trajectory_fvd(real, generated, protocol)
+    each = [textbook(real.features, one.features) for one in generated]
+    assert score.value == pytest.approx(np.mean(each), rel=1e-6) and score.deviations == ()
+    np.testing.assert_allclose(score.details["trajectories"], each, rtol=1e-6)
+    everything = np.concatenate([one.features for one in generated])
+    assert score.details["all together"] == pytest.approx(textbook(real.features, everything), rel=1e-6)
+    margin = 1.96 * np.std(each, ddof=1) / 10**0.5
+    assert score.interval.high - score.value == pytest.approx(margin, rel=1e-6)
+    assert score.conditions["trajectories"] == 10 and score.conditions["generated_clips"] == 256
+    few = trajectory_fvd(real, generated[:1], protocol, resamples=3)
+    assert few.deviations == ("trajectories 1 instead of 10",) and few.interval.resamples == 3
+    assert "all together" not in few.details
+    other = trajectory_fvd(*(dataclasses.replace(real, data="MovingMNIST 2b"), generated[:2]), protocol)
+    assert "data set MovingMNIST instead of StochasticMovingMNIST" in other.deviations
 
 
 def test_block_fvd_is_the_mean_over_blocks():

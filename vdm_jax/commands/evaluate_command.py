@@ -24,6 +24,7 @@ from vdm_jax.evaluation.settings import MetricSettings
 from vdm_jax.generation.released.models import with_size
 from vdm_jax.metrics.detectors.clip import ModelName
 from vdm_jax.metrics.feature_scores import READERS
+from vdm_jax.metrics.fvd_protocols import find_protocol
 from vdm_jax.metrics.measures import RunMetric, accompanied
 from vdm_jax.metrics.scores import require_finite, table
 from vdm_jax.runs.directory import find_run, load, read_config
@@ -72,6 +73,7 @@ class Evaluate:
       vdm-jax evaluate captioned_digits --metrics fvd frame_consistency motion --count 256
       vdm-jax evaluate captioned_digits --metrics psnr ssim lpips --given-frames 1
       vdm-jax evaluate captioned_digits --metrics bits_per_dim --stage base
+      vdm-jax evaluate smmnist_one_stage --protocol mcvd_smmnist
       vdm-jax evaluate captioned_digits --metrics fid is clipsim --reference-statistics real.safetensors
       vdm-jax evaluate captioned_digits --metrics fvd --checkpoints all --stage base
       vdm-jax evaluate captioned_digits --augmentation-levels 0 1.1 2.2 4
@@ -86,7 +88,9 @@ class Evaluate:
     guidance_scale: GUIDANCE_SCALE = None
     damaged: Damaged = "refuse"  # a damaged newest checkpoint: refuse, or skip it and use the newest intact one
     metrics: tuple[Literal[RunMetric, "bits_per_dim"], ...] = ()  # what to measure instead
-    protocol: str = "original"  # how fvd, kvd and b_fvd are made: original, fvd2048_16f, fvd2048_128f, vdm_bair, ...
+    # How fvd, kvd and b_fvd are made: original, fvd2048_16f, fvd2048_128f, vdm_bair, ...; mcvd_smmnist also says what
+    # is measured, and on how many clips
+    protocol: str = "original"
     fid_protocol: str = "fid_tensorflow"  # how fid* and is* are made: fid_tensorflow, fid_pytorch, fid50k_full, ...
     c3d_protocol: str = "tganv2_ucf"  # how fvd_c3d and is_c3d are made: tganv2_ucf, isv2048_ucf, vdm_ucf
     block_frames: Size = 16  # frames of each block that b_fvd compares
@@ -113,7 +117,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parse(Evaluate, arguments, "vdm-jax evaluate")
     # From here on the weight alone, which is also what results record.
     weight = guidance_weight(options.guidance, options.guidance_scale)
-    options = dataclasses.replace(options, guidance=weight, guidance_scale=None)
+    options = by_protocol(dataclasses.replace(options, guidance=weight, guidance_scale=None), arguments)
     if options.metrics and options.augmentation_levels:
         raise UserError("--metrics and --augmentation-levels are given; permitted: one of them")
     if options.share and (options.checkpoints or not options.metrics):
@@ -166,6 +170,18 @@ def main(arguments: Sequence[str]) -> int:
     write_png(out / "evaluation.png", sample_grid(result.videos[:8], result.captions[:8]))
     write_texts(out, "evaluation.json", json.dumps(result.to_dict(), indent=1) + "\n", "evaluation.md", result.table())
     return 0
+
+
+def by_protocol(options: Evaluate, arguments: Sequence[str]) -> Evaluate:
+    """Without --metrics, the options with what a protocol that names metrics measures and fixes, but for those that are
+    given. Raises `UserError` for an unknown protocol."""
+    protocol = find_protocol(options.protocol)
+    if options.metrics or not protocol.metrics:
+        return options
+    named = {argument.partition("=")[0].lstrip("-").replace("-", "_") for argument in arguments}
+    fixed = {"metrics": protocol.metrics, "count": protocol.real_clips, "split": protocol.split,
+             "given_frames": protocol.given_frames, "samples_per_clip": protocol.trajectories}
+    return dataclasses.replace(options, **{name: value for name, value in fixed.items() if name not in named})
 
 
 # Options that only --metrics reads.

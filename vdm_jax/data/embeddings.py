@@ -37,6 +37,7 @@ from vdm_jax.data.captions import warn_once
 from vdm_jax.data.image_folder import ImageFolder
 from vdm_jax.data.image_shards import ImageShards
 from vdm_jax.data.published import PublishedVideo
+from vdm_jax.data.smmnist import StochasticMovingMNIST
 from vdm_jax.data.source import CaptionScorer, RandomAccessSource, random_frame
 from vdm_jax.data.tfds_video import TFDSVideo
 from vdm_jax.data.video_folder import VideoFolder
@@ -58,7 +59,8 @@ class EncoderFolder:
     dtype: Literal["float32", "bfloat16", "float16"] | None = None  # None: as its weights are stored
 
 
-Clips = CaptionedDigits | VideoFolder | ImageFolder | ImageShards | PreparedClips | TFDSVideo | PublishedVideo
+Clips = (CaptionedDigits | VideoFolder | ImageFolder | ImageShards | PreparedClips | TFDSVideo | PublishedVideo
+         | StochasticMovingMNIST)
 
 
 # --- writing --------------------------------------------------------------------------------------------------------

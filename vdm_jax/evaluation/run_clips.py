@@ -17,7 +17,7 @@ from vdm_jax.configuration import digest, to_data
 from vdm_jax.data.source import RandomAccessSource
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.settings import MetricSettings
-from vdm_jax.generation.generator import Generator
+from vdm_jax.generation.generator import Generator, frames_stage
 from vdm_jax.generation.prompts import request_of
 from vdm_jax.metrics.fvd_protocols import find_protocol
 from vdm_jax.seeds import generator_for
@@ -62,12 +62,14 @@ class Clips:
         for stage in self.generator.experiment.stages:
             given |= request_of(stage, items)
         if settings.given_frames:
-            clips = self._fitted(of, self.first.frames, self.first.height, self.first.width)
-            mask = np.zeros((len(clips), self.first.frames, 1, 1, 1), np.float32)
-            mask[:, : settings.given_frames] = 1
+            video = frames_stage(self.generator.experiment.stages).video
+            clips = self._fitted(of, video.frames, video.height, video.width)
+            mask = np.zeros((len(clips), video.frames, 1, 1, 1), np.float32)
+            mask[:, : self._given_until(video.frames)] = 1
             given["masked_video"] = MaskedVideo(to_float(clips), mask)
-        return self.generator([item["caption"] for item in items], seed=settings.seed, first_index=numbers[0],
-                              steps=settings.steps, guidance=settings.guidance, **given).videos
+        videos = self.generator([item["caption"] for item in items], seed=settings.seed, first_index=numbers[0],
+                                steps=settings.steps, guidance=settings.guidance, **given).videos
+        return grey(videos) if find_protocol(settings.protocol).grey else videos
 
     def counterparts(self, numbers: Sequence[int]) -> Videos:
         """The real clip that each of the videos should be."""
@@ -80,9 +82,12 @@ class Clips:
 
     def unknown(self, videos: Shaped[np.ndarray, "N T *rest"]) -> Shaped[np.ndarray, "N M *rest"]:
         """The frames that were not given: at the rate of the last stage, those after the last given one."""
-        rate = self.shape[0] // self.first.frames
-        start = (self.settings.given_frames - 1) * rate + 1 if self.settings.given_frames else 0
-        return videos[:, start:]
+        return videos[:, self._given_until(self.shape[0]) :]
+
+    def _given_until(self, frames: int) -> int:
+        """Of a stage of so many frames, the first one that is not given."""
+        given = self.settings.given_frames
+        return (given - 1) * (frames // self.first.frames) + 1 if given else 0
 
     @property
     def stride(self) -> int:
@@ -113,6 +118,7 @@ class Clips:
         return {"experiment": experiment.name, "stages": digest(experiment.stages), "weights": norms,
                 "seed": settings.seed, "steps": settings.steps, "guidance": settings.guidance,
                 "given_frames": settings.given_frames,
+                **({"grey": True} if find_protocol(settings.protocol).grey else {}),
                 # A video's clip follows from the count, unless each clip has one video.
                 "clips": settings.count if settings.samples_per_clip > 1 else "one a video"}
 
@@ -138,6 +144,12 @@ class Clips:
             return clips
         small = resize(subsample_frames(to_float(jnp.asarray(clips)), count), height, width, "area")
         return np.asarray(to_uint8(small))
+
+
+def grey(videos: Videos) -> Videos:
+    """Videos whose channels are their mean."""
+    mean = np.round(videos.mean(-1, keepdims=True, dtype=np.float32)).astype(np.uint8)
+    return np.repeat(mean, videos.shape[-1], axis=-1)
 
 
 def _short_name(about: Mapping[str, Any]) -> str:

@@ -30,6 +30,7 @@ from vdm_jax.metrics.feature_scores import (
     Gathered,
     class_score,
     distance_score,
+    place_of,
     require_detectors,
     require_sight,
     sets_of,
@@ -119,7 +120,7 @@ def _measured(side: Side, names: Sequence[str], clips: Clips, folder: Path,
     and what was gathered of features, by kind."""
     settings, found = clips.settings, {}
     total = settings.count * (settings.samples_per_clip if side == "generated" else 1)
-    gathered = gathering(names, settings, total)
+    gathered = gathering(names, settings, total, settings.count)
     plain = sorted(name for name in names if name in MEASURES)
     number, shares = parse_share(settings.share)
     starts = range(0, total if names else 0, settings.part)[number::shares]
@@ -144,8 +145,8 @@ def _measured(side: Side, names: Sequence[str], clips: Clips, folder: Path,
     return gathered | {name: np.concatenate(parts) for name, parts in found.items()}
 
 
-def gathering(names: Sequence[str], settings: Any, total: int) -> dict[str, Gathered]:
-    """What will be gathered, by kind of features."""
+def gathering(names: Sequence[str], settings: Any, total: int, clips: int) -> dict[str, Gathered]:
+    """What will be gathered of `total` videos of so many clips, by kind of features."""
     metrics: dict[str, list[str]] = {}
     kinds = {}
     for name in names:
@@ -153,7 +154,7 @@ def gathering(names: Sequence[str], settings: Any, total: int) -> dict[str, Gath
             kind = FEATURE_METRICS[name].kind(settings)
             kinds[kind.name] = kind
             metrics.setdefault(kind.name, []).append(name)
-    return {name: Gathered(kind, metrics[name], settings, total) for name, kind in kinds.items()}
+    return {name: Gathered(kind, metrics[name], settings, total, clips) for name, kind in kinds.items()}
 
 
 def _values(name: str, videos: Callable[[], Videos], clips: Clips, numbers: Sequence[int]) -> np.ndarray:
@@ -190,8 +191,7 @@ def _real_sets(name: str, clips: Clips, real: Mapping[str, Any], reference: Refe
                ) -> list[FeatureSet]:
     if reference.covers(name, clips.settings, about):
         return reference.sets(name, clips.settings)
-    metric = FEATURE_METRICS[name]
-    return sets_of(real[metric.kind(clips.settings).name], metric.place, about)
+    return sets_of(real[FEATURE_METRICS[name].kind(clips.settings).name], place_of(name, clips.settings), about)
 
 
 def _score(name: str, clips: Clips, found: Mapping[str, Any], real: Mapping[str, list[FeatureSet]]) -> Score:
@@ -204,7 +204,7 @@ def _score(name: str, clips: Clips, found: Mapping[str, Any], real: Mapping[str,
         return value_score(name, gathered, about)
     if metric.score == "classes":
         return class_score(name, gathered, about)
-    return distance_score(name, settings, real[name], sets_of(gathered, metric.place, about))
+    return distance_score(name, settings, real[name], sets_of(gathered, place_of(name, settings), about))
 
 
 def _mean(name: str, values: np.ndarray, clips: Clips) -> Score:
@@ -213,6 +213,9 @@ def _mean(name: str, values: np.ndarray, clips: Clips) -> Score:
     conditions = {**measure.conditions, "frames": seen, "size": "{1}x{2}".format(*clips.shape),
                   "stride": clips.stride, "split": settings.split, "given_frames": settings.given_frames,
                   "data": clips.data}
+    if measure.best:
+        samples = values.reshape(settings.samples_per_clip, settings.count)
+        return frames.best_score(name, samples, measure.better, conditions, measure.detector)
     return frames.mean_score(name, values, measure.better, conditions, measure.detector)
 
 
@@ -227,7 +230,7 @@ def require_available(names: Sequence[str], settings: MetricSettings | None = No
             weights.find(file)
         if name in ("motion", "warp_error"):
             flow.require_opencv()
-        if name == "ssim":
+        if name in ("ssim", "mcvd_ssim"):
             frames.require_scikit_image()
 
 

@@ -29,6 +29,7 @@ from vdm_jax.metrics.feature_scores import (
     Gathered,
     class_score,
     distance_score,
+    place_of,
     require_detectors,
     require_sight,
     sets_of,
@@ -157,7 +158,7 @@ class _Files:
                  what: str) -> dict[str, Any]:
         """A number per file of measures, by metric, and what was gathered of features, by kind."""
         values: dict[str, list[np.ndarray]] = {}
-        gathered: dict[str, Gathered] = gathering(names, self.settings, len(self.names))
+        gathered: dict[str, Gathered] = gathering(names, self.settings, len(self.names), len(self.names))
         for start in range(0, len(self.names), _PART):
             numbers = range(start, min(start + _PART, len(self.names)))
             videos = self.videos(numbers)
@@ -264,5 +265,6 @@ def _score(name: str, files: _Files, found: dict[str, Any], real: _Files | None,
         return value_score(name, found[kind], about)
     if metric.score == "classes":
         return class_score(name, found[kind], about)
-    sides = (sets_of(of_real[kind], metric.place, real.about()), sets_of(found[kind], metric.place, about))
+    place = place_of(name, settings)
+    sides = (sets_of(of_real[kind], place, real.about()), sets_of(found[kind], place, about))
     return distance_score(name, settings, *sides)

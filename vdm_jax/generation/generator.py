@@ -129,6 +129,42 @@ def _checked_masked_video(masked_video: MaskedVideo | None, stage: Stage, count:
     return masked_video._replace(video=video, mask=np.broadcast_to(mask, (count, *mask.shape[1:])))
 
 
+def frames_stage(stages: Sequence[Stage]) -> Stage:
+    """The last stage that sees conditioning frames as they are given: one whose network takes them next to a video of
+    all frames; else the first stage."""
+    return next((stage for stage in reversed(stages) if _sees_frames(stage)), stages[0])
+
+
+def _sees_frames(stage: Stage) -> bool:
+    return stage.network.conditioning_frames and (stage.source is None or not stage.source.single_frames)
+
+
+def _frames_by_stage(masked_video: MaskedVideo | None, stages: Sequence[Stage], count: int) -> dict[str, MaskedVideo]:
+    """Conditioning frames of the first stage and of later ones that see them, by name. They are given at the size of
+    one of the stages; the stages before it get them degraded, as they were in its training. Raises `UserError` as
+    `_checked_masked_video`."""
+    if masked_video is None:
+        return {}
+    shape = np.shape(masked_video.video)[1:]
+    place = next((i for i, stage in enumerate(stages) if stage.video.shape == shape and (not i or _sees_frames(stage))),
+                 0)
+    frames, found = _checked_masked_video(masked_video, stages[place], count), {}
+    for i in range(place, -1, -1):
+        if i == 0 or _sees_frames(stages[i]):
+            found[stages[i].name] = frames
+        if i:
+            frames = _degraded(frames, stages[i])
+    return found
+
+
+def _degraded(masked_video: MaskedVideo, stage: Stage) -> MaskedVideo:
+    """Conditioning frames of a stage as its source shows them. Of pixels that are averages, those are given of which
+    all were."""
+    mask = np.broadcast_to(masked_video.mask, masked_video.video.shape)
+    video, mask = (np.asarray(stage.source.degrade(jnp.asarray(part))) for part in (masked_video.video, mask))
+    return MaskedVideo(video, (mask[..., :1] == 1).astype(np.float32))
+
+
 class Generator:
     """A trained cascade, ready to be called with captions.
 
@@ -189,8 +225,9 @@ class Generator:
           last: name of the stage to stop after.
           progress: called with (stage, videos done, videos in all).
           masked_video: a part of the first stage's videos that is given; `frame_masks.masked_first_frame` for their
-          first
-            frames. How it is taken over is the stage's `sampling.inpainting`.
+            first frames. How it is taken over is the stage's `sampling.inpainting`. Or of the videos of a later stage
+            that takes conditioning frames (`frames_stage`): it sees them as they are, and the stages before it
+            degraded.
           first: name of the stage to begin with: the cascade's first, or one that fills in frames or begins with a
             picture and now goes by `masked_video` instead (animates a picture, goes on with a clip).
           negative: captions of what the videos should not show, one or one for each, for guidance of stages whose
@@ -225,15 +262,15 @@ class Generator:
                             "fills in frames or begins with a picture")
         jobs = _Jobs(seed, first_index + np.arange(len(captions)), progress, noise=noise, watch=watch)
         outputs: dict[str, np.ndarray] = {}
-        low = None
+        given_frames, low = _frames_by_stage(masked_video, stages, len(captions)), None
         for stage in stages:
             at_first, place = stage is stages[0], self.experiment.stages.index(stage)
             sampling = with_overrides(stage.sampling, steps=steps, guidance=guidance if at_first else None,
                                       split_guidance=split_guidance)
             dataclasses.replace(stage, sampling=sampling)  # raises where the stage cannot do it
             text = requested_conditioning(stage, _at_rate(request, rates[stage.name]))
-            frames = _checked_masked_video(masked_video, stage, len(captions)) if at_first else None
-            if frames is not None and source is not None:
+            frames = given_frames.get(stage.name)
+            if at_first and frames is not None and source is not None:
                 low, frames = source.given(frames, stage)
             low = self._run(stage, place, sampling, jobs, text, low, frames, truncation(stages, stages.index(stage)))
             outputs[stage.name] = np.asarray(to_uint8(low))

@@ -16,7 +16,7 @@ from vdm_jax.errors import UserError
 from vdm_jax.metrics import frames
 from vdm_jax.metrics.detectors import c3d, clip, i3d, weights
 from vdm_jax.metrics.features import FeatureKind, c3d_kind, clip_kind, i3d_kind, inception_kind
-from vdm_jax.metrics.fvd import FeatureSet, block_fvd, fvd, kvd
+from vdm_jax.metrics.fvd import FeatureSet, block_fvd, fvd, kvd, trajectory_fvd
 from vdm_jax.metrics.fvd_protocols import FVDProtocol, find_protocol
 from vdm_jax.metrics.image_protocols import ImageProtocol, find_c3d_protocol, find_image_protocol
 from vdm_jax.metrics.inception_score import ClassTotals, score_interval, split_of
@@ -25,7 +25,8 @@ from vdm_jax.metrics.statistics import Statistics
 
 FeatureName = Literal["b_fvd", "fvd_c3d", "fid", "fid_first", "fid_average", "is", "is_first", "is_c3d", "is_i3d",
                       "clipsim", "prompt_consistency", "clip_frame_consistency", "clip_frame_consistency_all"]
-Place = Literal["all", "first", "each"]  # vectors of a video that count: all, the first alone, each place for itself
+# Vectors that count: all, the first of a video alone, each place in the video for itself, each trajectory for itself
+Place = Literal["all", "first", "each", "trajectory"]
 CLIPSIM_MODEL = "ViT-B-32"  # of the published CLIPSIM (Wu et al. 2021, GODIVA, arXiv 2104.14806)
 _I3D_SPLITS = 10  # of Inception scores by I3D; the papers that report them do not say
 
@@ -139,6 +140,12 @@ def _clip_name(name: str, settings: Any) -> str:
     return CLIPSIM_MODEL if name == "clipsim" else settings.clip
 
 
+def place_of(name: str, settings: Any) -> Place:
+    """The vectors that count for a metric: under a protocol of several trajectories, FVD is of each for itself."""
+    metric = FEATURE_METRICS[name]
+    return "trajectory" if name == "fvd" and metric.protocol(settings).trajectories else metric.place
+
+
 def _splits(metric: FeatureMetric, settings: Any) -> int:
     return getattr(metric.protocol(settings), "splits", _I3D_SPLITS)
 
@@ -147,26 +154,30 @@ def _splits(metric: FeatureMetric, settings: Any) -> int:
 
 
 class Gathered:
-    """What stays of one side's features of one kind, for the metrics that need it."""
+    """What stays of one side's features of one kind, for the metrics that need it; `clips` videos of `total` are one
+    trajectory."""
 
-    def __init__(self, kind: FeatureKind, metrics: Sequence[str], settings: Any, total: int):
-        self.kind, self.metrics, self.settings, self.total = kind, metrics, settings, total
-        self.statistics: dict[str, list[Statistics]] = {}  # by place; one, or one for each place in the video
+    def __init__(self, kind: FeatureKind, metrics: Sequence[str], settings: Any, total: int, clips: int):
+        self.kind, self.metrics, self.settings, self.total, self.clips = kind, metrics, settings, total, clips
+        # By place: one, or one for each place in the video, or for each trajectory, by its number
+        self.statistics: dict[Place, dict[int, Statistics]] = {}
         self.totals: dict[str, ClassTotals] = {}  # by metric
         self.values: dict[str, list[np.ndarray]] = {}  # by metric
 
     def take(self, features: np.ndarray, numbers: Sequence[int], captions: Callable[[], list[str]]) -> None:
         """Features of the videos of these numbers."""
         features = features[:, None] if features.ndim == 2 else features
-        places = {FEATURE_METRICS[name].place for name in self.metrics if FEATURE_METRICS[name].score != "values"}
-        for place in places:
-            made = [Statistics.of(part, np.asarray(numbers)) for part in placed(features, place)]
-            before = self.statistics.get(place)
-            self.statistics[place] = [a + b for a, b in zip(before, made, strict=True)] if before else made
+        numbers = np.asarray(numbers)
+        of_sets = (name for name in self.metrics if FEATURE_METRICS[name].score != "values")
+        for place in {place_of(name, self.settings) for name in of_sets}:
+            gathered = self.statistics.setdefault(place, {})
+            for key, rows, part in placed(features, place, numbers // self.clips):
+                made = Statistics.of(part, numbers[rows])
+                gathered[key] = gathered[key] + made if key in gathered else made
         for name in self.metrics:
             metric = FEATURE_METRICS[name]
             if metric.score == "classes":
-                self._count(name, metric, features, np.asarray(numbers))
+                self._count(name, metric, features, numbers)
             if metric.score == "values":
                 texts = ()
                 if metric.texts:
@@ -174,18 +185,22 @@ class Gathered:
                 self.values.setdefault(name, []).append(metric.values(features, *texts))
 
     def _count(self, name: str, metric: FeatureMetric, features: np.ndarray, numbers: np.ndarray) -> None:
-        splits, (chosen,) = _splits(metric, self.settings), placed(features, metric.place)
+        splits, ((_, _, chosen),) = _splits(metric, self.settings), placed(features, metric.place)
         probabilities = self.kind.classes(chosen).reshape(len(chosen) * chosen.shape[1], -1)
         split = split_of(numbers, self.total, splits).repeat(chosen.shape[1])
         totals = ClassTotals.of(probabilities, split, splits)
         self.totals[name] = self.totals[name] + totals if name in self.totals else totals
 
 
-def placed(features: np.ndarray, place: Place) -> list[np.ndarray]:
-    """Features [N, V, D] as the sets that a place means."""
+def placed(features: np.ndarray, place: Place, trajectories: np.ndarray | None = None
+           ) -> list[tuple[int, np.ndarray | slice, np.ndarray]]:
+    """Features [N, V, D] as the sets that a place means: number of the set, its videos, its features."""
+    everything = slice(None)
     if place == "each":
-        return [features[:, i : i + 1] for i in range(features.shape[1])]
-    return [features[:, :1] if place == "first" else features]
+        return [(i, everything, features[:, i : i + 1]) for i in range(features.shape[1])]
+    if place == "trajectory":
+        return [(int(key), trajectories == key, features[trajectories == key]) for key in np.unique(trajectories)]
+    return [(0, everything, features[:, :1] if place == "first" else features)]
 
 
 # --- scores ---------------------------------------------------------------------------------------------------------
@@ -197,7 +212,7 @@ def sets_of(gathered: Gathered, place: Place, about: Mapping[str, Any]) -> list[
     shared = {"resize": kind.resize, "layer": kind.layer, "detector": file.name, "detector_sha256": file.sha256}
     if kind.file is weights.I3D and kind.frames:
         shared["frames"] = kind.frames
-    return [FeatureSet.of(one, **{**about, **shared}) for one in gathered.statistics[place]]
+    return [FeatureSet.of(one, **{**about, **shared}) for _, one in sorted(gathered.statistics[place].items())]
 
 
 def distance_score(name: str, settings: Any, real: Sequence[FeatureSet], made: Sequence[FeatureSet]) -> Score:
@@ -206,6 +221,8 @@ def distance_score(name: str, settings: Any, real: Sequence[FeatureSet], made: S
     protocol, how = metric.protocol(settings), {"resamples": settings.resamples, "seed": settings.seed}
     if metric.score == "kernel":
         score = kvd(real[0], made[0], protocol, **how)
+    elif place_of(name, settings) == "trajectory":
+        score = trajectory_fvd(real[0], made, protocol, **how)
     elif metric.place == "each":
         score = block_fvd(list(real), list(made), protocol, metric="" if name == "b_fvd" else name, **how)
     else:
@@ -218,7 +235,7 @@ def class_score(name: str, gathered: Gathered, about: Mapping[str, Any]) -> Scor
     """An Inception score: the mean over splits, whose deviation is what papers give after the sign."""
     metric, settings, kind = FEATURE_METRICS[name], gathered.settings, gathered.kind
     protocol, scores = metric.protocol(settings), gathered.totals[name].scores()
-    value, (statistics,) = float(scores.mean()), gathered.statistics[metric.place]
+    value, statistics = float(scores.mean()), gathered.statistics[metric.place][0]
     interval = None
     if settings.resamples:
         interval = score_interval(kind.classes(statistics.kept), statistics.videos, len(scores), value,

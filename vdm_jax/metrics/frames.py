@@ -4,6 +4,7 @@ one video are. Each returns a value per video; `mean_score` makes a score of the
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, Literal
@@ -57,6 +58,8 @@ def ssim(videos: Videos, real: Videos, window: Window = "gaussian") -> Values:
     videos, real = _pair("ssim", videos, real)
     check_value(window, Window, "window")
     side, options = _WINDOWS[window]
+    if all((part == part[..., :1]).all() for part in (videos, real)):  # grey: one channel is the mean of three
+        videos, real = videos[..., :1], real[..., :1]
     if min(videos.shape[2:4]) < side:
         raise UserError(f"ssim of frames of {videos.shape[2]}x{videos.shape[3]} pixels; permitted: from {side} a side, "
                         f"for the {window} window")
@@ -164,6 +167,15 @@ def mean_score(metric: str, values: Values, better: str, conditions: Mapping[str
     named = {"detector": detector.name, "detector_sha256": detector.sha256} if detector else {}
     return Score(metric=metric, value=mean, better=better, conditions={"videos": total, **conditions},
                  interval=interval, **named)
+
+
+def best_score(metric: str, values: Float[np.ndarray, "S N"], better: str, conditions: Mapping[str, Any],
+               detector: DetectorFile | None = None) -> Score:
+    """`mean_score` of the best of `S` videos of each clip, with the mean of the first ones alone in the details. More
+    videos have better best ones: scores of different `S` are not comparable."""
+    best = values.max(0) if better == "higher" else values.min(0)
+    score = mean_score(metric, best, better, {**conditions, "best_of": len(values)}, detector)
+    return dataclasses.replace(score, details={"one video a clip": float(values[0].mean())})
 
 
 def _filled(frames: np.ndarray, size: int) -> jax.Array:

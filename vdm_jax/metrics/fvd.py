@@ -7,7 +7,9 @@ there are, so scores of different counts are never compared.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -174,6 +176,35 @@ def fvd(
     return _score(metric, value, interval, real, generated, protocol)
 
 
+def trajectory_fvd(
+    real: FeatureSet, generated: Sequence[FeatureSet], protocol: FVDProtocol, *, resamples: int = 100, seed: int = 0,
+) -> Score:
+    """FVD of stochastic prediction: `fvd` of one generated video for each clip, averaged over trajectories (MCVD:
+    Voleti et al. 2022, arXiv 2205.09853). The details have that of each, their deviation, and the distance of all
+    videos together, which is another number.
+
+    The interval is of the mean over other trajectories of the same clips; of a single trajectory, that of `fvd`.
+    Raises `UserError` as `fvd`.
+    """
+    if len(generated) == 1:
+        score = fvd(real, generated[0], protocol, resamples=resamples, seed=seed)
+    else:
+        score = fvd(real, generated[0], protocol, resamples=0)
+    values = np.array([fvd(real, one, protocol, resamples=0).value for one in generated])
+    value, interval, details = float(values.mean()), score.interval, {"trajectories": values.tolist()}
+    if len(values) > 1:
+        deviation = float(values.std(ddof=1))
+        margin = 1.96 * deviation / len(values) ** 0.5
+        interval = Interval(low=value - margin, high=value + margin, level=0.95, resamples=0)
+        everything = functools.reduce(operator.add, (one.all_moments for one in generated))
+        details |= {"deviation": deviation,
+                    "all together": frechet_distance(real.all_moments, everything, protocol.divisor)}
+    made = {"trajectories": len(values)}
+    return dataclasses.replace(
+        score, value=value, interval=interval, conditions={**score.conditions, **made},
+        deviations=score.deviations + protocol.deviations(**made), details={**score.details, **details})
+
+
 def kvd(
     real: FeatureSet, generated: FeatureSet, protocol: FVDProtocol, *, resamples: int = 100, seed: int = 0,
 ) -> Score:
@@ -249,5 +280,6 @@ def _score(metric: str, value: float, interval: Interval | None, real: FeatureSe
         conditions={**made, "generated_stride": generated.stride, "real_data": real.data, "real_size": real.size,
                     "size": generated.size, "resize": protocol.resize, "covariance": protocol.divisor,
                     "layer": real.layer, "source": protocol.source},
-        deviations=protocol.deviations(**made), detector=real.detector, detector_sha256=real.detector_sha256,
-        interval=interval, details={"generated_data": generated.data, "protocol_note": protocol.note})
+        deviations=protocol.deviations(**made, data_set=real.data.partition(" ")[0]),
+        detector=real.detector, detector_sha256=real.detector_sha256, interval=interval,
+        details={"generated_data": generated.data, "protocol_note": protocol.note})

@@ -31,6 +31,11 @@ class FVDProtocol:
     start: str | None = None  # of a real clip in its video
     draw: Draw | None = None  # of the real clips from the split
     given_frames: int | None = None  # of a real clip that a generated one begins with
+    # Videos generated for each clip. FVD is that of one of them for each clip, averaged; generated_clips is of one
+    trajectories: int | None = None
+    data_set: str | None = None  # kind of its config
+    grey: bool = False  # generated videos are made grey first: channels averaged
+    metrics: tuple[str, ...] = ()  # that the paper reports, which are measured where none are named
     note: str = ""  # what else there is to know
 
     def deviations(self, **found: int | str) -> tuple[str, ...]:
@@ -68,6 +73,15 @@ PROTOCOLS = {protocol.name: protocol for protocol in (
                         generated_clips=50_000, split="test", given_frames=5, draw="with replacement",
                         note="completions of other clips than the reference, drawn with another seed",
                         source="Ho et al. 2022, arXiv 2204.03458, table 3"),
+    # voletiv/mcvd-pytorch, runners/ncsn_runner.py and models/fvd: StyleGAN-V's I3D, with a covariance divided by n - 1.
+    # The table's value is the mean over trajectories, as the authors say in issue 25 there.
+    FVDProtocol(name="mcvd_smmnist", resize="bilinear_half_pixel", divisor="n-1", frames=15, stride=1, real_clips=256,
+                generated_clips=256, split="test", given_frames=5, draw="without replacement", trajectories=10,
+                data_set="StochasticMovingMNIST", grey=True,
+                metrics=("fvd", "mcvd_mse", "mcvd_psnr", "mcvd_ssim", "mcvd_lpips"),
+                note="given frames included; the same clips as the reference; digits are the first 256 of MNIST's test "
+                     "part (test_digits=256)",
+                source="Voleti et al. 2022, arXiv 2205.09853, and its published code"),
 )}
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import UInt8
 
-from vdm_jax.metrics import flow, frames
+from vdm_jax.metrics import flow, frames, prediction
 from vdm_jax.metrics.detectors import weights
 from vdm_jax.metrics.detectors.lpips import LEAST_SIDE
 from vdm_jax.metrics.detectors.weights import DetectorFile
@@ -21,7 +21,8 @@ from vdm_jax.metrics.fvd import fvd, kvd
 
 Metric = Literal["fvd", "kvd", "psnr", "ssim", "lpips", "lpips_vgg16", "frame_lpips", "frame_consistency",
                  "frame_consistency_all", "motion", "warp_error"]
-RunMetric = Literal[Metric, FeatureName]
+PredictionName = Literal["mcvd_mse", "mcvd_psnr", "mcvd_ssim", "mcvd_lpips"]
+RunMetric = Literal[Metric, FeatureName, PredictionName]
 
 Videos = UInt8[np.ndarray, "N T H W 3"]
 
@@ -33,6 +34,7 @@ class Measure:
     values: Callable[..., np.ndarray]  # of videos, and of the real ones where it is paired
     better: str = "lower"
     paired: bool = False  # compares a video with the clip it should be
+    best: bool = False  # of several videos of a clip the best one counts
     least_side: int = 1  # pixels of the smallest frame it can see
     least_frames: int = 1
     detector: DetectorFile | None = None
@@ -65,6 +67,13 @@ MEASURES = {
                       conditions={"flow": "DIS", "unit": "pixels a frame"}),
     "warp_error": Measure(values=flow.warp_error, least_side=flow.LEAST_SIDE, least_frames=2,
                           conditions={"flow": "DIS", "range": "[0, 1]"}),
+    "mcvd_mse": Measure(values=prediction.video_mse, paired=True, best=True, conditions={"range": "[0, 1]"}),
+    "mcvd_psnr": Measure(values=prediction.video_psnr, better="higher", paired=True, best=True,
+                         conditions={"of": "the mean squared error of the video"}),
+    "mcvd_ssim": Measure(values=prediction.rounded_ssim, better="higher", paired=True, best=True, least_side=11,
+                         conditions={"window": "gaussian", "pixels": "rounded to black or white"}),
+    "mcvd_lpips": Measure(values=prediction.enlarged_lpips, paired=True, best=True, detector=weights.ALEXNET,
+                          conditions={"pixels": "128x128, bilinear"}),
 }
 DISTANCES = {"fvd": fvd, "kvd": kvd}
 COMPANIONS = ("motion", "frame_lpips")  # always next to these, which hardly notice frozen and shuffled frames

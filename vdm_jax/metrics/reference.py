@@ -12,7 +12,7 @@ from typing import Any
 
 from vdm_jax.errors import UserError
 from vdm_jax.metrics.detectors import weights
-from vdm_jax.metrics.feature_scores import FEATURE_METRICS
+from vdm_jax.metrics.feature_scores import FEATURE_METRICS, place_of
 from vdm_jax.metrics.fvd import FeatureSet
 from vdm_jax.weights.safetensors import load_params, save_params
 
@@ -91,5 +91,4 @@ class Reference:
 
 def _key(name: str, settings: Any) -> str:
     """Features of one kind at one place serve several metrics."""
-    metric = FEATURE_METRICS[name]
-    return f"{metric.kind(settings).name}:{metric.place}"
+    return f"{FEATURE_METRICS[name].kind(settings).name}:{place_of(name, settings)}"
