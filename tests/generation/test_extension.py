@@ -126,7 +126,7 @@ def test_a_low_resolution_video_is_enlarged_and_extended_at_once(longer):
     replacing = dataclasses.replace(longer.experiment.stages[0].sampling, inpainting=Inpainting(method="replacement"))
     stage = dataclasses.replace(longer.experiment.stages[0], sampling=replacing)
     other = Generator(dataclasses.replace(longer.experiment, stages=(stage,)), longer.params, jax.devices()[:1])
-    with refused("generator._checked_masked_video", "'reconstruction'"):
+    with refused("given_frames.checked_frames", "'reconstruction'"):
         other.extend(CAPTIONS, frames=9, low=low, every=2)
 
 

@@ -9,7 +9,8 @@ from tests.generation.conftest import base_stage, random_params, upsampling_stag
 from tests.refusals import refused
 from vdm_jax.conditions.frame_masks import FrameMask, MaskedVideo
 from vdm_jax.digits.captioned_digits import CaptionedDigits
-from vdm_jax.generation.generator import Generator, frames_stage
+from vdm_jax.generation.generator import Generator
+from vdm_jax.generation.given_frames import frames_stage
 from vdm_jax.stages.options import Training
 from vdm_jax.stages.stage import Experiment, KeyFrames
 
@@ -54,7 +55,7 @@ def test_both_stages_begin_with_the_given_frame():
 def test_only_stages_that_take_frames_get_them():
     base, large = base_stage(), upsampling_stage()
     assert frames_stage((base, large)) is base and frames_stage((base, conditioned(large))).name == "large"
-    with refused("generator._checked_masked_video", "[2, 4, 16, 16, 3]", "'base'", "[2, 2, 8, 8, 3]"):
+    with refused("given_frames.checked_frames", "[2, 4, 16, 16, 3]", "'base'", "[2, 2, 8, 8, 3]"):
         cascade(base, large)(CAPTIONS, masked_video=given())
     # Key frames come from the stage before: they are not given.
     between = dataclasses.replace(

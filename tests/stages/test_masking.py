@@ -154,6 +154,6 @@ def test_bad_values(generator, clip):
                 base_stage().sampling, inpainting=Inpainting(method="network"))),
                 ("Stage.sampling.inpainting.method", "='network'")),
             (lambda: generator(CAPTIONS, masked_video=MaskedVideo(clip[None], jnp.zeros((1, 1, 1, 1, 1)))),
-             ("generator._checked_masked_video", "[1, 4, 8, 8, 3]", "[1, 1, 1, 1, 1]", "'base'"))):
+             ("given_frames.checked_frames", "[1, 4, 8, 8, 3]", "[1, 1, 1, 1, 1]", "'base'"))):
         with refused(*message):
             make()

@@ -17,7 +17,8 @@ from vdm_jax.configuration import digest, to_data
 from vdm_jax.data.source import RandomAccessSource
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.settings import MetricSettings
-from vdm_jax.generation.generator import Generator, frames_stage
+from vdm_jax.generation.generator import Generator
+from vdm_jax.generation.given_frames import frames_stage
 from vdm_jax.generation.prompts import request_of
 from vdm_jax.metrics.fvd_protocols import find_protocol
 from vdm_jax.seeds import generator_for
