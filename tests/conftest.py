@@ -17,6 +17,7 @@ if metadata.version("jax").startswith("0.10."):  # its newer way of compiling fu
                                " --xla_cpu_parallel_codegen_split_count=1").strip()
 
 import jax  # noqa: E402  (after the environment)
+import jaxtyping  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 from tests import shapes  # noqa: E402
@@ -31,6 +32,7 @@ PACKAGE = Path(__file__).parent.parent / "vdm_jax"
 # Whole rooms, but for the input pipeline, whose functions worker processes get by pickle.
 CHECKED = [f"vdm_jax.{room.name}" for room in PACKAGE.iterdir() if room.is_dir() and room.name != "data"]
 CHECKED += [f"vdm_jax.data.{file.stem}" for file in (PACKAGE / "data").glob("*.py") if file.stem != "pipeline"]
+jaxtyping.jaxtyped = shapes.jaxtyped_where_arrays_are
 install_import_hook(CHECKED, f"{shapes.__name__}.checked")
 
 
