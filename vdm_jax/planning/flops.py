@@ -119,7 +119,7 @@ def network_forward(stage: Stage, batch: dict[str, Any], params: Any, mesh: Mesh
     """One evaluation of the network for a batch of the data pipeline (shapes), traced for the devices of a mesh."""
     images = batch["images"].shape[1] if "images" in batch else 0
     x, conditioning = jax.eval_shape(lambda b, key, *autoencoder: training_inputs(stage, b, key, *autoencoder)[:2],
-                                     batch, jax.random.key(0), *abstract_weights(stage.latent))
+                                     batch, jax.eval_shape(lambda: jax.random.key(0)), *abstract_weights(stage.latent))
     level = jax.ShapeDtypeStruct(x.shape[:1], "float32")
     module = network_module(stage.network)
 

@@ -96,8 +96,9 @@ def saved_bytes(stage: Stage, batch: dict[str, Any], params: Any, mesh: Mesh) ->
         policy = jax.checkpoint_policies.save_only_these_names(BLOCK_INPUT)
     images = batch["images"].shape[1] if "images" in batch else 0
     with jax.set_mesh(mesh):
+        key = jax.eval_shape(lambda: jax.random.key(0))  # a true one would be computed on devices that may not be there
         x, conditioning = jax.eval_shape(lambda b, key, *weights: training_inputs(stage, b, key, *weights)[:2],
-                                         batch, jax.random.key(0), *abstract_weights(stage.latent))
+                                         batch, key, *abstract_weights(stage.latent))
         level = jax.ShapeDtypeStruct(x.shape[:1], "float32")
         module = network_module(spec)
 
