@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,7 +30,8 @@ def measure_bits(
     generator: Generator, source: RandomAccessSource, stages: Sequence[str] = (), *, count: int, seed: int = 0,
     steps: int | None = None, progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> list[Score]:
-    """A score for each stage, on the first `count` clips of `source` in the size of the stage: a mean over clips.
+    """A score for each stage, on the first `count` clips of `source` in the size of the stage: a mean over clips, whole
+    ones where the stage learns from parts of them.
 
     Each stage's density is conditional on what the stage sees: text, a label, the low-resolution video that is made of
     the clip as in training. Conditioning frames are left out.
@@ -53,7 +55,8 @@ def measure_bits(
         if stage.name not in generator.params:
             raise UserError(f"{BITS} of stage {stage.name!r}, which has no trained weights; permitted: "
                             f"{', '.join(generator.params) or 'none'}", BITS)
-    return [_score(generator, stage, source, count, seed, steps or STEPS, progress) for stage in chosen]
+    whole = map(_of_whole_clips, chosen)
+    return [_score(generator, stage, source, count, seed, steps or STEPS, progress) for stage in whole]
 
 
 def _score(generator: Generator, stage: Stage, source: RandomAccessSource, count: int, seed: int, steps: int,
@@ -80,6 +83,10 @@ def _score(generator: Generator, stage: Stage, source: RandomAccessSource, count
         "density": "probability-flow ODE", "solver": "Heun", "steps": steps, "trace": "1 random sign vector",
         "dequantisation": "uniform", "values": 256, "seed": seed,
         "conditional on": ", ".join(seen) or "nothing"})
+
+
+def _of_whole_clips(stage: Stage) -> Stage:
+    return dataclasses.replace(stage, training=dataclasses.replace(stage.training, crop=None, frames=None))
 
 
 def _bits(stage: Stage, params: Any, batch: dict[str, Any], key: Any, steps: int) -> jax.Array:

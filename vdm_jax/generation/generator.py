@@ -237,7 +237,7 @@ class Generator:
         Args:
           frames: of the videos; the last block is cut.
           overlap: frames that a block knows; half of the stage's frames by default.
-          completion: how blocks take over what they know; the stage's own by default.
+          inpainting: how blocks take over what they know; the stage's own by default.
           captions, seed, first_index, steps, guidance, guidance_scale, split_guidance, progress, given: as in a call;
             maps have `frames` frames.
           masked_video: of the first block, as in a call.

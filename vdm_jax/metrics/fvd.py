@@ -186,11 +186,9 @@ def trajectory_fvd(
     The interval is of the mean over other trajectories of the same clips; of a single trajectory, that of `fvd`.
     Raises `UserError` as `fvd`.
     """
-    if len(generated) == 1:
-        score = fvd(real, generated[0], protocol, resamples=resamples, seed=seed)
-    else:
-        score = fvd(real, generated[0], protocol, resamples=0)
-    values = np.array([fvd(real, one, protocol, resamples=0).value for one in generated])
+    draws = resamples if len(generated) == 1 else 0
+    scores = [fvd(real, one, protocol, resamples=draws, seed=seed) for one in generated]
+    score, values = scores[0], np.array([one.value for one in scores])
     value, interval, details = float(values.mean()), score.interval, {"trajectories": values.tolist()}
     if len(values) > 1:
         deviation = float(values.std(ddof=1))
