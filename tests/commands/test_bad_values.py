@@ -114,7 +114,8 @@ def test_train_refuses_before_a_run_is_made(fails, flag, value):
 
 
 @pytest.mark.parametrize(("flags", "part"), [
-    (("--base.training.batch-size", "64"), "batch_size=64 is larger than the data set; permitted: 1 to 16"),
+    (("--base.training.batch-size", "64"),
+     "Stage 'base': training.batch_size=64 is larger than the data set; permitted: 1 to 16"),
     (("--base.network.classes", "10"), "takes a class, but the batch has no label"),
     (("--data.frames", "6"), "clips of 6 frames for a stage of 4"),
     (("--base.training.evaluation.every", "1", "--base.training.evaluation.clips", "1000000000"),

