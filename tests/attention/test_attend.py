@@ -48,9 +48,10 @@ def pairs(*patterns):
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    """Blocks of 8 rows and tiles of 64 logits, so that thirty tokens are several of them."""
+    """Blocks of 8 rows, tiles of at most 4 rows and 64 logits, so that thirty tokens are several of them."""
     monkeypatch.setattr(chunked, "BLOCK", 8)
     monkeypatch.setattr(tiles, "TILE", 64)
+    monkeypatch.setattr(tiles, "QUERIES", 32)
     monkeypatch.setattr(tiles, "FEWEST", 2)
 
 

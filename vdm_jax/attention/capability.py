@@ -111,6 +111,12 @@ class Request:
         return type(self.pattern) in (Full, Spatial, Temporal) and self.frame_mask is None
 
     @property
+    def whole_frames(self) -> bool:
+        """Whether a sequence is the clip and its tokens see whole frames of it alone: tiles read these in place."""
+        return (self.pattern.layout == "all" and self.pattern.covers_frame(self.shape[1:]) and not self.extra_keys
+                and self.frame_mask != "any")
+
+    @property
     def logits_bytes(self) -> int:
         """Size of the float32 logits of dense attention."""
         frames, height, width = self.shape
@@ -223,7 +229,7 @@ def _preference(request: Request) -> list[str]:
     tiled = request.tiled and request.keys * (share if sparse else 1.0) <= TILED_KEYS
     if not tiled and request.logits_bytes * (share if sparse else 1.0) > DENSE_BYTES:
         order += ["chunked"]
-    order += ["gather"] if sparse else []
+    order += ["gather"] if sparse and not (tiled and request.whole_frames) else []
     if not tiled and request.platform == "cpu" and min(request.rows, request.keys) >= CHUNKED_ROWS_CPU:
         order += ["chunked"]
     return [*order, "xla", "chunked"]

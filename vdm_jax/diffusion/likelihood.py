@@ -50,8 +50,8 @@ def log_density(
         def field(u: Video) -> Video:
             return u / root**2 - denoise(alpha * root * u, logsnr) / root
 
-        value, linear = jax.linearize(field, u)
-        return value, jnp.mean(jax.lax.map(lambda v: (v * linear(v)).sum(axes), signs), axis=0)
+        value, pull = jax.vjp(field, u)  # backwards, as attention kernels have no forward mode
+        return value, jnp.mean(jax.lax.map(lambda v: (v * pull(v)[0]).sum(axes), signs), axis=0)
 
     def step(carry: tuple[Video, Array], ends: tuple[Array, Array]) -> tuple[tuple[Video, Array], None]:
         (u, total), (s, end) = carry, ends

@@ -1,15 +1,16 @@
-"""Dense attention on a CPU, tile by tile: some sequences and heads, some of their queries, all keys of these.
+"""Dense attention on a CPU, tile by tile: some sequences and heads, some of their queries, all keys that these see.
 
-The logits of a tile stay in the cache and in memory that the process already has; the logits of many sequences at once
+The arrays of a tile stay in the cache and in memory that the process already has; the logits of many sequences at once
 are a new piece of memory in every call, and the system clears it page by page. The backward pass recomputes the weights
-of a tile from the saved logsumexp (Dao 2023, 2307.08691). A tile leaves out the keys before the first and after the
-last that it sees, so that causal attention computes what it shows.
+of a tile from the saved logsumexp (Dao 2023, 2307.08691). A tile reads the runs of keys that its queries see, so that
+causal and sparse-causal attention compute what they show.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 
 import jax
@@ -19,14 +20,16 @@ from jax import lax
 from jax.sharding import AxisType
 from jaxtyping import Array, Bool, Float
 
-from vdm_jax.attention.block_mask import FULL, BlockMask
+from vdm_jax.attention.block_mask import EMPTY, FULL, BlockMask
 from vdm_jax.parallel.compiling import target_platform
 
 MASKED = -1e30  # finite, so that a fully masked row gives an average instead of NaN; `attend` turns it into zeros
-TILE = 2**19  # logits
-QUERIES = 512  # most in a tile
-FEWEST = 64  # queries of a sequence from which on tiles are worth their copies
+TILE = 2**16  # logits, or features of the queries where these are more, with several heads; twice as many with one
+QUERIES = 512  # most in a tile; a quarter with few keys, where more heads, which lie side by side in memory, gain more
+FEWEST = 64  # rows of a frame from which on a tile need not span several frames
 RUNS = 16  # most runs of tiles that see different keys; each is compiled
+SHORT = 2  # keys per feature up to which the gradients of the logits are turned for those of the queries
+PIECES = 4  # most runs of neighbouring keys that a tile reads; with more it reads all from the first to the last
 
 
 def available() -> bool:
@@ -37,47 +40,76 @@ def available() -> bool:
     return alone and target_platform() == "cpu"
 
 
-def worthwhile(batch: int, heads: int, queries: int, keys: int) -> bool:
-    """Whether logits of these sizes are better computed in tiles: when they are more than one tile."""
-    return available() and queries >= FEWEST and batch * heads * queries * keys > TILE
+def worthwhile(sequences: int, heads: int, queries: int, keys: int, features: int) -> bool:
+    """Whether attention of these sizes is better computed in tiles: when it is more than one tile."""
+    return available() and sequences * heads * queries * max(keys, features) > TILE
 
 
 def attention(
-    q: Float[Array, "B Q K D"],
-    k: Float[Array, "B S K D"],
-    v: Float[Array, "B S K D"],
+    q: Float[Array, "B Q M D"],
+    k: Float[Array, "B S M D"],
+    v: Float[Array, "B S M D"],
     mask: Bool[Array, "_ _ _ _"] | None = None,
     bias: Float[Array, "_ _ _ _"] | None = None,
     block_mask: BlockMask | None = None,
-) -> Float[Array, "B Q K D"]:
-    """Softmax attention (float32); mask and bias broadcast against the logits `[B, K, Q, S]`.
+    places: int = 1,
+) -> Float[Array, "B Q M D"]:
+    """Softmax attention (float32) of `M` heads, which are those of several `places` side by side: in temporal
+    attention every position has its own, and tokens stay where they are.
 
-    `block_mask` hides keys next to the mask, the same for all sequences and heads.
+    Mask and bias broadcast against the logits `[B, M, Q, S]`, or have the heads of one place. `block_mask` hides keys
+    next to the mask, the same for all sequences and heads.
     """
-    queries = q.shape[1]
     block_mask = None if block_mask is not None and block_mask.everything else block_mask
-    plan = _plan(q.shape[0], q.shape[2], queries, k.shape[1], block_mask)
-    missing = plan.counts[2] * plan.queries - queries
+    plan = _plan(q.shape, k.shape[1], places, block_mask)
+    missing = plan.counts[2] * plan.queries - q.shape[1]
     if missing:  # rows of queries added until tiles are full
-        q = jnp.pad(q, ((0, 0), (0, missing), (0, 0), (0, 0)))
+        q, queries = jnp.pad(q, ((0, 0), (0, missing), (0, 0), (0, 0))), q.shape[1]
         mask, bias = (x if x is None or x.shape[2] == 1 else jnp.pad(x, ((0, 0), (0, 0), (0, missing), (0, 0)))
                       for x in (mask, bias))
-    return _attend(plan, q, k, v, mask, bias)[0][:, :queries]
+        return _attend(plan, q, k, v, mask, bias)[0][:, :queries]
+    return _attend(plan, q, k, v, mask, bias)[0]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """Tiles from `first` to before `last` that see keys from `start` to before `stop`, with holes if `masked`."""
+    """Tiles from `first` to before `last`. Each sees keys in pieces of the same `lengths`, `starts` has where they
+    begin for every tile; with holes if `masked`."""
 
     first: int
     last: int
-    start: int
-    stop: int
+    starts: tuple[tuple[int, ...], ...]
+    lengths: tuple[int, ...]
     masked: bool
 
-    def keys(self, x):
-        """The seen keys of `[b, K, S, D]`, or of its `at`."""
-        return x[:, :, self.start : self.stop]
+    @property
+    def stops(self) -> tuple[tuple[int, ...], ...]:
+        """Where the pieces end."""
+        return tuple(tuple(map(sum, zip(row, self.lengths, strict=True))) for row in self.starts)
+
+    def pieces(self, tile: Array) -> list[tuple[Array | int, int]]:
+        """Start and length of the pieces of a tile; numbers where all tiles have the same."""
+        columns = zip(*self.starts, strict=True)
+        starts = [c[0] if len(set(c)) == 1 else jnp.asarray(c, jnp.int32)[tile - self.first] for c in columns]
+        return list(zip(starts, self.lengths, strict=True))
+
+    def keys(self, x: Array, tile: Array, axis: int = -2) -> Array:
+        """The seen keys of a tile, of an array that has keys along an axis."""
+        parts = [lax.dynamic_slice_in_dim(x, start, length, axis) for start, length in self.pieces(tile)]
+        return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis)
+
+    def add(self, x: Array, part: Array, tile: Array, axis: int = -2) -> Array:
+        """`x` with `part` added to the seen keys of a tile."""
+        at = 0
+        for start, length in self.pieces(tile):
+            piece = lax.slice_in_dim(part, at, at + length, axis=axis)
+            piece = piece + lax.dynamic_slice_in_dim(x, start, length, axis)
+            x, at = lax.dynamic_update_slice_in_dim(x, piece, start, axis), at + length
+        return x
+
+    def columns(self, tile: Array) -> Array:
+        """The numbers of the seen keys of a tile."""
+        return jnp.concatenate([start + jnp.arange(length) for start, length in self.pieces(tile)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,30 +127,32 @@ class _Plan:
         """The first sequence, head and query of a tile."""
         return group // self.counts[1] * self.batch, group % self.counts[1] * self.heads, tile * self.queries
 
-    def rows(self, x: Float[Array, "B N K D"], group: Array, tile: Array | None, order: str = "bknd") -> Array:
-        """The tokens of a tile, `[b, K, n, D]` or in another order; all tokens where no tile is given."""
+    def rows(self, x: Float[Array, "B N M D"], group: Array, tile: Array | None, order: str = "bmnd") -> Array:
+        """The tokens of a tile, `[b, m, n, D]` or in another order; all tokens where no tile is given."""
         batch, head, row = self.start(group, 0 if tile is None else tile)
         sizes = (self.batch, x.shape[1] if tile is None else self.queries, self.heads, x.shape[3])
         part = lax.dynamic_slice(x, (batch, row, head, 0), sizes)
-        return jnp.transpose(part, ["bnkd".index(axis) for axis in order])
+        return jnp.transpose(part, ["bnmd".index(axis) for axis in order])
 
-    def write(self, x: Float[Array, "B N K D"], part: Array, group: Array, tile: Array | None, order: str = "bknd"
-              ) -> Float[Array, "B N K D"]:
+    def write(self, x: Float[Array, "B N M D"], part: Array, group: Array, tile: Array | None, order: str = "bmnd"
+              ) -> Float[Array, "B N M D"]:
         """The inverse of `rows`."""
         batch, head, row = self.start(group, 0 if tile is None else tile)
-        part = jnp.transpose(part, [order.index(axis) for axis in "bnkd"])
+        part = jnp.transpose(part, [order.index(axis) for axis in "bnmd"])
         return lax.dynamic_update_slice(x, part, (batch, row, head, 0))
 
-    def place(self, x: Array, run: _Run, group: Array, tile: Array) -> tuple[Array | int, ...]:
-        """Where the part of a mask or bias for a tile begins; its dimensions of 1 hold for all."""
-        starts = (*self.start(group, tile), run.start)
-        return tuple(start if size > 1 else 0 for start, size in zip(starts, x.shape, strict=True))
+    def place(self, shape: tuple[int, ...], group: Array, tile: Array) -> tuple[Array | int, ...]:
+        """Where the part of a mask or bias `[B, M, Q, S]` for a tile begins, with all keys. Dimensions of 1 hold for
+        all, and heads of one place for every place."""
+        batch, head, row = self.start(group, tile)
+        head = 0 if self.heads > shape[1] else lax.rem(head, shape[1])
+        return tuple(start if size > 1 else 0 for start, size in zip((batch, head, row, 0), shape, strict=True))
 
-    def part(self, x: Array, run: _Run, group: Array, tile: Array) -> Array:
+    def part(self, x: Array, group: Array, tile: Array) -> Array:
         """The part of a mask or bias for a tile."""
-        sizes = (self.batch, self.heads, self.queries, run.stop - run.start)
+        sizes = (self.batch, self.heads, self.queries, x.shape[3])
         sizes = tuple(min(size, whole) for size, whole in zip(sizes, x.shape, strict=True))
-        return lax.dynamic_slice(x, self.place(x, run, group, tile), sizes)
+        return lax.dynamic_slice(x, self.place(x.shape, group, tile), sizes)
 
     def each(self, body, carry):
         """`body(run, carry, tile)` for all tiles of queries in turn."""
@@ -131,44 +165,46 @@ class _Plan:
         return carry
 
 
-def _plan(batch: int, heads: int, queries: int, keys: int, block_mask: BlockMask | None) -> _Plan:
-    """Tiles of at most `TILE` logits: first all queries, then more heads, then more sequences."""
-    most = min(QUERIES, max(TILE // keys, QUERIES // 8))
+def _plan(shape: tuple[int, int, int, int], keys: int, places: int, block_mask: BlockMask | None) -> _Plan:
+    """Tiles of queries `[B, Q, M, D]` with at most `TILE` logits or features: first all queries, then more heads, then
+    more places, then more sequences."""
+    batch, queries, heads, features = shape
+    seen = keys if block_mask is None else int(block_mask.frame_table.sum(axis=1).max()) * block_mask.run[1]
+    width = max(seen, features, 1)
+    most = min(QUERIES if width >= QUERIES // 4 else QUERIES // 4, max(2 * TILE // width, QUERIES // 8))
     if block_mask is not None and block_mask.run[0] > 1:  # tiles that end where frames do need no mask
         run = block_mask.run[0]
         rows = -(-run // -(-run // most))
-        rows *= max(QUERIES // 2 // rows, 1) if rows == run else 1
+        rows *= max(FEWEST // rows, 1) if rows == run else 1
     else:
         rows = -(-queries // -(-queries // most))
-    many_heads = _divisor(heads, TILE // (rows * keys))
-    many = _divisor(batch, TILE // (rows * keys * heads)) if many_heads == heads else 1
+    many, most, alone = 1, TILE // (rows * width), heads // places
+    for count in (alone, places):
+        many *= _divisor(count, most // many) if many in (1, alone) else 1
+    samples = _divisor(batch, most // many) if many == heads else 1
     parts = -(-queries // rows)
-    return _Plan(many, many_heads, rows, (batch // many, heads // many_heads, parts),
-                 _runs(block_mask, parts, rows, keys), block_mask)
+    return _Plan(samples, many, rows, (batch // samples, heads // many, parts), _runs(block_mask, parts, rows, keys),
+                 block_mask)
 
 
 def _runs(block_mask: BlockMask | None, tiles: int, rows: int, keys: int) -> tuple[_Run, ...]:
-    """Runs of tiles that see the same keys; neighbours are joined while there are too many."""
+    """Runs of tiles whose keys are in pieces of the same lengths; neighbours are joined while there are too many."""
     if block_mask is None:
-        return (_Run(0, tiles, 0, keys, False),)
+        return (_Run(0, tiles, ((0,),) * tiles, (keys,), False),)
     width = math.gcd(block_mask.run[1], keys)
-    blocks = block_mask.blocks(rows, width)
-    runs: list[_Run] = []
-    for i, row in enumerate(blocks):
-        seen = np.flatnonzero(row)
-        first, last = (int(seen[0]), int(seen[-1]) + 1) if len(seen) else (0, 1)
-        # Rows past the end are padding, which a block map takes for something partly seen.
-        masked = bool((row[first:last] != FULL).any())
-        runs.append(_Run(i, i + 1, first * width, min(last * width, keys), masked))
+    runs = [_pieces(row, i, width) for i, row in enumerate(block_mask.blocks(rows, width))]
     while True:
         joined = [runs[0]]
         limit = len(runs) > RUNS
         for run in runs[1:]:
             before = joined[-1]
-            same = (run.start, run.stop, run.masked) == (before.start, before.stop, before.masked)
-            if same or (limit and before.last - before.first == run.last - run.first):
-                start, stop = min(run.start, before.start), max(run.stop, before.stop)
-                joined[-1] = _Run(before.first, run.last, start, stop, run.masked or before.masked or not same)
+            if (run.lengths, run.masked) == (before.lengths, before.masked):
+                joined[-1] = dataclasses.replace(before, last=run.last, starts=before.starts + run.starts)
+            elif limit and before.last - before.first == run.last - run.first:
+                start = min(itertools.chain(*before.starts, *run.starts))
+                stop = max(itertools.chain(*before.stops, *run.stops))
+                count = run.last - before.first
+                joined[-1] = _Run(before.first, run.last, ((start,),) * count, (stop - start,), True)
             else:
                 joined.append(run)
         if len(joined) == len(runs) or len(joined) <= RUNS:
@@ -176,17 +212,31 @@ def _runs(block_mask: BlockMask | None, tiles: int, rows: int, keys: int) -> tup
         runs = joined
 
 
+def _pieces(row: np.ndarray, tile: int, width: int) -> _Run:
+    """The run of one tile, from what its blocks of keys hold."""
+    seen = np.concatenate([[False], row != EMPTY, [False]])
+    edges = np.flatnonzero(seen[1:] != seen[:-1]).reshape(-1, 2)  # first block of every piece, and the one after it
+    if not len(edges):
+        edges = np.array([[0, 1]])
+    if len(edges) > PIECES:
+        edges = np.array([[edges[0, 0], edges[-1, 1]]])
+    # Rows past the end are padding, which a block map takes for something partly seen.
+    masked = any((row[first:last] != FULL).any() for first, last in edges)
+    starts, lengths = edges[:, 0] * width, (edges[:, 1] - edges[:, 0]) * width
+    return _Run(tile, tile + 1, (tuple(starts.tolist()),), tuple(lengths.tolist()), masked)
+
+
 def _divisor(number: int, most: int) -> int:
     """The largest divisor of a number that is not above `most`; 1 at least."""
     return next(d for d in range(max(min(number, most), 1), 0, -1) if number % d == 0)
 
 
-def _logits(plan: _Plan, run: _Run, q, k, mask, bias, group, tile, turned: bool = False) -> Float[Array, "N K _ _"]:
-    """Masked float32 logits of a tile, `[N, K, Q, S]` or, turned, `[N, K, S, Q]`."""
-    logits = _product("bksd,bkqd->bksq" if turned else "bkqd,bksd->bkqs", *((k, q) if turned else (q, k)))
-    mask, bias = (None if x is None else plan.part(x, run, group, tile) for x in (mask, bias))
+def _logits(plan: _Plan, run: _Run, q, k, mask, bias, group, tile, turned: bool = False) -> Float[Array, "b m _ _"]:
+    """Masked float32 logits of a tile, `[b, m, Q, S]` or, turned, `[b, m, S, Q]`."""
+    logits = _product("bmsd,bmqd->bmsq" if turned else "bmqd,bmsd->bmqs", *((k, q) if turned else (q, k)))
+    mask, bias = (None if x is None else _seen(plan, run, x, group, tile) for x in (mask, bias))
     if run.masked:
-        rows, columns = tile * plan.queries + jnp.arange(plan.queries), jnp.arange(run.start, run.stop)
+        rows, columns = tile * plan.queries + jnp.arange(plan.queries), run.columns(tile)
         seen = plan.block_mask.sees(rows[:, None], columns[None, :])
         mask = seen[None, None] if mask is None else mask & seen
     if turned:
@@ -196,6 +246,13 @@ def _logits(plan: _Plan, run: _Run, q, k, mask, bias, group, tile, turned: bool 
     return logits if mask is None else jnp.where(mask, logits, MASKED)
 
 
+def _seen(plan: _Plan, run: _Run, x: Array, group: Array, tile: Array) -> Array:
+    """The part of a mask or bias for a tile, with the keys that it sees."""
+    part = plan.part(x, group, tile)
+    part = part if part.shape[1] in (1, plan.heads) else jnp.tile(part, (1, plan.heads // part.shape[1], 1, 1))
+    return part if part.shape[-1] == 1 else run.keys(part, tile, -1)
+
+
 def _product(how: str, a: Array, b: Array) -> Array:
     """A product of matrices in float32."""
     return jnp.einsum(how, a, b, preferred_element_type=jnp.float32)
@@ -203,7 +260,7 @@ def _product(how: str, a: Array, b: Array) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(plan: _Plan, q, k, v, mask, bias):
-    """Output `[B, Q, K, D]` and logsumexp `[B, Q, K, 1]`, both float32."""
+    """Output `[B, Q, M, D]` and logsumexp `[B, M, Q, 1]`, both float32."""
     scale = q.shape[-1] ** -0.5
 
     def group(carry, n):
@@ -211,67 +268,80 @@ def _attend(plan: _Plan, q, k, v, mask, bias):
 
         def tile(run, carry, i):
             out, lse = carry
-            logits = _logits(plan, run, plan.rows(q, n, i) * scale, run.keys(k_n), mask, bias, n, i)
+            logits = _logits(plan, run, plan.rows(q, n, i) * scale, run.keys(k_n, i), mask, bias, n, i)
             top = logits.max(axis=-1, keepdims=True)
             weights = jnp.exp(logits - top)
             total = weights.sum(axis=-1, keepdims=True)
-            part = _product("bkqs,bksd->bkqd", weights.astype(v.dtype), run.keys(v_n)) / total
-            return plan.write(out, part, n, i), plan.write(lse, top + jnp.log(total), n, i)
+            part = _product("bmqs,bmsd->bmqd", weights.astype(v.dtype), run.keys(v_n, i)) / total
+            lse = lax.dynamic_update_slice(lse, top + jnp.log(total), plan.place(lse.shape, n, i))
+            return plan.write(out, part, n, i), lse
 
         return plan.each(tile, carry), None
 
-    start = jnp.zeros(q.shape, jnp.float32), jnp.zeros((*q.shape[:3], 1), jnp.float32)
-    return lax.scan(group, start, jnp.arange(plan.counts[0] * plan.counts[1]))[0]
+    lse = jnp.zeros((q.shape[0], q.shape[2], q.shape[1], 1), jnp.float32)
+    return lax.scan(group, (_unset(q, 0), lse), jnp.arange(plan.counts[0] * plan.counts[1]))[0]
+
+
+def _unset(x: Array, number: int) -> Array:
+    """A float32 array of the shape of `x` that tiles will fill. XLA would make one of a number and copy it."""
+    return jnp.full(x.shape, number, jnp.float32)
 
 
 def _forward(plan, q, k, v, mask, bias):
     out, lse = _attend(plan, q, k, v, mask, bias)
-    return (out, lse), (q, k, v, mask, bias, out, lse)
+    return (out, lse), (q, k, v, mask, bias, lse)
 
 
 def _backward(plan, saved, cotangents):
-    q, k, v, mask, bias, out, lse = saved
+    q, k, v, mask, bias, lse = saved
     d_out, scale = cotangents[0], q.shape[-1] ** -0.5
-    delta = (d_out * out).sum(axis=-1, keepdims=True)
-    d_out = d_out.astype(v.dtype)
 
     def group(carry, n):
         *gradients, d_bias = carry
-        k_n, k_turned, v_n = plan.rows(k, n, None), plan.rows(k, n, None, "bkdn"), plan.rows(v, n, None)
+        k_n, v_n = plan.rows(k, n, None), plan.rows(v, n, None)
+        k_turned = plan.rows(k, n, None, "bmdn")
 
         def tile(run, carry, i):
-            """Weights and gradients of logits are `[b, K, S, q]` here: products with the keys in front need no copies
-            of them in another order."""
+            """Weights and gradients of logits are `[b, m, S, q]` here: products with the keys in front need no
+            copies of them in another order."""
             dq, dk, dv, d_bias = carry
-            q_i, d_out_i, lse_i, delta_i = (plan.rows(x, n, i) for x in (q, d_out, lse, delta))
-            q_i = q_i * scale
-            logits = _logits(plan, run, q_i, run.keys(k_n), mask, bias, n, i, turned=True)
-            weights = jnp.exp(logits - jnp.swapaxes(lse_i, 2, 3))
-            d_logits = weights * (_product("bksd,bkqd->bksq", run.keys(v_n), d_out_i) - jnp.swapaxes(delta_i, 2, 3))
+            q_i, d_out_i = plan.rows(q, n, i) * scale, plan.rows(d_out, n, i)
+            lse_i, d_out_i = jnp.swapaxes(plan.part(lse, n, i), 2, 3), d_out_i.astype(v.dtype)
+            weights = jnp.exp(_logits(plan, run, q_i, run.keys(k_n, i), mask, bias, n, i, turned=True) - lse_i)
+            d_weights = _product("bmsd,bmqd->bmsq", run.keys(v_n, i), d_out_i)
+            # As a product of matrices: XLA is ten times slower with a sum of products whose first dimension is 1.
+            delta = _product("bmsq,bmsq->bmq", weights, d_weights)[:, :, None]
+            d_logits = weights * (d_weights - delta)
             if d_bias is not None:
                 d_bias = _add(plan, run, d_bias, jnp.swapaxes(d_logits, 2, 3), n, i)
             weights, d_logits = weights.astype(v.dtype), d_logits.astype(k.dtype)
-            dk = run.keys(dk.at).add(_product("bksq,bkqd->bksd", d_logits, q_i))
-            dv = run.keys(dv.at).add(_product("bksq,bkqd->bksd", weights, d_out_i))
-            d_q = _product("bkds,bksq->bkdq", k_turned[..., run.start : run.stop], d_logits) * scale
-            return plan.write(dq, d_q, n, i, "bkdn"), dk, dv, d_bias
+            dk = run.add(dk, _product("bmsq,bmqd->bmsd", d_logits, q_i), i)
+            dv = run.add(dv, _product("bmsq,bmqd->bmsd", weights, d_out_i), i)
+            if sum(run.lengths) <= q.shape[-1] * SHORT:
+                d_q = _product("bmqs,bmsd->bmqd", jnp.swapaxes(d_logits, 2, 3), run.keys(k_n, i)) * scale
+                return plan.write(dq, d_q, n, i), dk, dv, d_bias
+            d_q = _product("bmds,bmsq->bmdq", run.keys(k_turned, i, -1), d_logits) * scale
+            return plan.write(dq, d_q, n, i, "bmdn"), dk, dv, d_bias
 
         dq, dk, dv = gradients
         zeros = jnp.zeros(k_n.shape, jnp.float32)
         dq, dk_n, dv_n, d_bias = plan.each(tile, (dq, zeros, zeros, d_bias))
         return (dq, plan.write(dk, dk_n, n, None), plan.write(dv, dv_n, n, None), d_bias), None
 
-    start = [None if x is None else jnp.zeros(x.shape, jnp.float32) for x in (q, k, v, bias)]
-    (*gradients, d_bias), _ = lax.scan(group, tuple(start), jnp.arange(plan.counts[0] * plan.counts[1]))
+    start = [_unset(x, number) for number, x in enumerate((q, k, v), 1)]
+    d_bias = None if bias is None else jnp.zeros(bias.shape, jnp.float32)
+    (*gradients, d_bias), _ = lax.scan(group, (*start, d_bias), jnp.arange(plan.counts[0] * plan.counts[1]))
     dq, dk, dv = (d.astype(x.dtype) for d, x in zip(gradients, (q, k, v), strict=True))
     return dq, dk, dv, None, None if bias is None else d_bias.astype(bias.dtype)
 
 
-def _add(plan: _Plan, run: _Run, d_bias: Array, d_logits: Float[Array, "N K Q S"], group, tile) -> Array:
+def _add(plan: _Plan, run: _Run, d_bias: Array, d_logits: Float[Array, "b m Q S"], group, tile) -> Array:
     """The gradient of the bias with that of a tile."""
-    shared = tuple(i for i, size in enumerate(d_bias.shape) if size == 1)
-    part = plan.part(d_bias, run, group, tile) + d_logits.sum(axis=shared, keepdims=True)
-    return lax.dynamic_update_slice(d_bias, part, plan.place(d_bias, run, group, tile))
+    part = plan.part(d_bias, group, tile)
+    d_logits = d_logits.reshape(d_logits.shape[0], -1, part.shape[1], *d_logits.shape[2:]).sum(axis=1)
+    d_logits = d_logits.sum(axis=[i for i, size in enumerate(d_bias.shape) if size == 1], keepdims=True)
+    part = part + d_logits if d_bias.shape[3] == 1 else run.add(part, d_logits, tile, -1)
+    return lax.dynamic_update_slice(d_bias, part, plan.place(d_bias.shape, group, tile))
 
 
 _attend.defvjp(_forward, _backward)

@@ -41,8 +41,8 @@ def dense(q: Float[Array, "*batch Q K D"], *sets: Keys) -> Float[Array, "*batch 
     Many logits are computed tile by tile there.
     """
     if all(keys.added is None for keys in sets):
-        batch, (queries, heads), count = math.prod(q.shape[:-3]), q.shape[-3:-1], sum(s.k.shape[-3] for s in sets)
-        if tiles.worthwhile(batch, heads, queries, count):
+        (queries, heads, features), count = q.shape[-3:], sum(s.k.shape[-3] for s in sets)
+        if tiles.worthwhile(math.prod(q.shape[:-3]), heads, queries, count, features):
             return _tiled(q, *sets)
     q, logits = _heads_first(q * q.shape[-1] ** -0.5), []
     for keys in sets:
@@ -102,9 +102,12 @@ def attention(q, k, v, layout: SequenceLayout, *, bias=None, frame_valid=None, e
               own: bool = True, offset_values: dict[str, Array] | None = None):
     """Dense attention for any pattern, alone in taking relative value vectors; see `vdm_jax.attention.kernels` for the
     arguments."""
-    sets = []
+    sets, valid = [], layout.key_valid(frame_valid)
+    alone = own and extra_keys is None and offset_values is None
+    if alone and layout.pattern.layout == "positions" and tiles.worthwhile(
+            q.shape[0] * layout.tokens, q.shape[4], layout.shape[0], layout.shape[0], q.shape[5]):
+        return _temporal(q, k, v, layout, bias, frame_valid)
     if own:
-        valid = layout.key_valid(frame_valid)
         added = None
         if offset_values is not None:
             added = functools.partial(relative_values, vectors=offset_values, layout=layout.pattern.layout,
@@ -114,6 +117,16 @@ def attention(q, k, v, layout: SequenceLayout, *, bias=None, frame_valid=None, e
         keys, values, valid, block_mask = layout.extra_rows(extra_keys)
         sets.append(Keys(keys, values, both(block_mask.mask(), valid)))
     return layout.video(dense(layout.rows(q), *sets))
+
+
+def _temporal(q, k, v, layout: SequenceLayout, bias: Array | None, frame_valid: Bool[Array, "B T"] | None):
+    """`attention` of every position by `tiles`, whose tokens stay where they are: positions are more heads."""
+    tokens = [x.reshape(*x.shape[:2], -1, x.shape[5]) for x in (q, k, v)]
+    if bias is not None:  # the same everywhere, or one for every position
+        samples = 1 if bias.ndim == 3 or bias.shape[0] == 1 else q.shape[0]
+        bias = bias.reshape(samples, -1, *bias.shape[-2:])
+    mask = None if frame_valid is None else frame_valid[:, None, None, :]
+    return tiles.attention(*tokens, mask, bias, layout.block_mask(), layout.tokens).reshape(q.shape).astype(v.dtype)
 
 
 def both(mask: Bool[Array, "Q S"] | None, valid: Bool[Array, "B S"] | None) -> Bool[Array, " ..."] | None:
