@@ -45,6 +45,7 @@ from vdm_jax.errors import UserError
 from vdm_jax.networks.config import Level, UNet
 from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.stages.autoencoding import AnyExperiment
+from vdm_jax.stages.distillation import Teacher
 from vdm_jax.stages.options import Training
 from vdm_jax.stages.stage import Experiment, Stage, VideoSpec
 
@@ -106,6 +107,8 @@ UNION_MEMBERS = sorted(
 # What cannot be left out.
 REQUIRED = {"Level": {"channels": 8}, "UNet": {"levels": (Level(channels=8),)},
             "LatentNetwork": {"unet": LatentUNet()},
+            "ProgressiveDistillation": {"teacher": Teacher(run="teacher", stage="base")},
+            "ConsistencyDistillation": {"teacher": Teacher(run="teacher", stage="base")},
             "VideoFolder": {"path": "videos"}, "ImageFolder": {"path": "images"},
             "ImageShards": {"path": "shards"}, "UCF101": {"path": "ucf"}, "BAIRRobotPushing": {"path": "bair"},
             "Kinetics600": {"path": "k600"},

@@ -20,6 +20,7 @@ COMMANDS = {
     "prepare": "prepare a data set: captioned digits, or a folder of videos into one fast file",
     "embed": "encode captions once with a released text encoder, for networks that read embeddings",
     "train": "train the stages of a config into a run directory, resuming where it stopped",
+    "distil": "train students of a run that sample in few steps: progressive, guided, consistency",
     "sample": "generate videos of captions from a run",
     "generate": "generate pictures or videos with released weights, such as Stable Video Diffusion",
     "evaluate": "score a run's videos next to the ceiling of real clips and the floor of wrong captions",

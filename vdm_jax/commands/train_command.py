@@ -23,6 +23,7 @@ from vdm_jax.runs.autoencoders import resolved
 from vdm_jax.runs.directory import await_run, check_run, find_run, open_run, read_cascade, stage_checkpoints
 from vdm_jax.runs.identity import run_locks
 from vdm_jax.runs.manifest import Damaged
+from vdm_jax.runs.teachers import with_teachers
 from vdm_jax.stages.autoencoding import AnyExperiment, AutoencoderExperiment
 from vdm_jax.stages.stage import Experiment, Stage
 from vdm_jax.training.profiling import steps_to_trace
@@ -222,7 +223,7 @@ def check_memory(experiment: AnyExperiment, stages: Sequence[str], run: Path, da
 
 def resolve(experiment: AnyExperiment, run: Path, data_dir: Path | None) -> AnyExperiment:
     """Fill in what depends on data and files: the vocabulary of word encoders that name no words, and what the weights
-    of autoencoders decide.
+    of autoencoders and of teachers decide.
 
     A run that exists keeps the words and the hashes it was made with.
     """
@@ -230,6 +231,7 @@ def resolve(experiment: AnyExperiment, run: Path, data_dir: Path | None) -> AnyE
         return experiment
     stored = read_cascade(find_run(run)) if (run / "config.json").exists() else None
     experiment = with_encoder(resolved(with_hashes(experiment, stored) if stored else experiment), stored)
+    experiment = with_teachers(experiment, stored)
     if not experiment.open_vocabulary:
         return experiment
     if stored is not None:

@@ -73,8 +73,8 @@ class Scalars(Condition):
 
 
 def own_scalars(stage: Stage, count: int) -> dict[str, Array]:
-    """Scalars `[B]` of `count` videos of which nothing else is said: the stage's frames per second, and the network's
-    motion bucket."""
-    values = {"fps": stage.video.fps, **stage.network.scalar_defaults}
+    """Scalars `[B]` of `count` videos of which nothing else is said: the stage's frames per second and weight of the
+    guidance, and the network's motion bucket."""
+    values = {"fps": stage.video.fps, "guidance": stage.sampling.guidance, **stage.network.scalar_defaults}
     return {name: jnp.full((count,), values[name]) for name in stage.network.scalars
             if values.get(name) is not None}

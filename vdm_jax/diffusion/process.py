@@ -127,13 +127,13 @@ class Process:
         # subtract almost equal numbers at one end of the schedule.
         own = predictions.log_precision(self.prediction, logsnr, self.sigma_data)
         log_weight = self.weighting.log_weight(logsnr, own)
-        mse = _masked_mean(jnp.square(error), mask)
+        mse = masked_mean(jnp.square(error), mask)
         if logsnr.ndim == 1:
             loss, x_mse = self._counted(error, mask) * jnp.exp(log_weight - own), mse * jnp.exp(-own)
         else:  # weights of frames go inside the mean over frames
             power = 1.0 if self.error == "absolute" else 0.5
             loss = self._counted(error * expand(jnp.exp(power * (log_weight - own)), error), mask)
-            x_mse = _masked_mean(jnp.square(error * expand(jnp.exp(-own / 2), error)), mask)
+            x_mse = masked_mean(jnp.square(error * expand(jnp.exp(-own / 2), error)), mask)
         weight, logsnr = (a.reshape(len(x), -1).mean(1) for a in (jnp.exp(log_weight), logsnr))
         return loss, {"logsnr": logsnr, "prediction_mse": mse, "x_mse": x_mse, "weight": weight}
 
@@ -141,7 +141,7 @@ class Process:
         """The network's error as it counts, without weights."""
         if self.multiscale:  # errors in x, eps and v differ by a factor per level, so that pooling them is the same
             return multiscale_error(error, self.multiscale, mask)
-        return _masked_mean(jnp.abs(error) if self.error == "absolute" else jnp.square(error), mask)
+        return masked_mean(jnp.abs(error) if self.error == "absolute" else jnp.square(error), mask)
 
 
 def multiscale_error(
@@ -156,7 +156,7 @@ def multiscale_error(
     if mask is not None and any(size > 1 for size in mask.shape[2:4]):
         raise UserError(f"Process.multiscale={smallest} with a mask of shape {mask.shape}; permitted: the same within "
                         "a frame")
-    total = _masked_mean(jnp.square(error), mask) / side
+    total = masked_mean(jnp.square(error), mask) / side
     while side // 2 >= smallest:
         height, width = error.shape[2:4]
         if height % 2 or width % 2:
@@ -164,11 +164,11 @@ def multiscale_error(
                             "even sizes down to it")
         halves = error.reshape(*error.shape[:2], height // 2, 2, width // 2, 2, -1)
         error, side = halves.mean((3, 5)), side // 2
-        total = total + _masked_mean(jnp.square(error), mask) / side
+        total = total + masked_mean(jnp.square(error), mask) / side
     return total
 
 
-def _masked_mean(value: Video, mask: Float[Array, "..."] | None) -> Float[Array, " B"]:
+def masked_mean(value: Video, mask: Float[Array, "..."] | None) -> Float[Array, " B"]:
     """Mean over all but the first dimension of where `mask` is 1; 0 where it is empty."""
     axes = tuple(range(1, value.ndim))
     if mask is None:

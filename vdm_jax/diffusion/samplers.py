@@ -24,7 +24,7 @@ from vdm_jax.diffusion.thresholds import Threshold
 from vdm_jax.errors import UserError
 
 __all__ = ["DDIM", "DDPM", "DEIS", "LMS", "PNDM", "Consistency", "DDPMLangevin", "DPMSolver", "Euler", "Heun",
-           "Sampler", "Step", "UniPC"]
+           "Sampler", "Step", "StochasticDDIM", "UniPC"]
 
 
 @config
@@ -274,8 +274,31 @@ class Consistency(OnGrid):
         return alpha_s * x_hat + sigma_s * noise, x_hat, None
 
 
+@config
+class StochasticDDIM(OnGrid):
+    """A deterministic step of `DDIM` over two steps of the grid, then noise for one step back.
+
+    The N-step stochastic sampler of distilled models (Meng et al. 2022, arXiv 2210.03142; Ho et al. 2022, arXiv
+    2210.02303, section 2.7): from t to s two steps on, `z_s = alpha_s x_hat + sigma_s eps_hat`, then to k between
+    them `z_k = alpha_k / alpha_s z_s + sqrt(1 - e^(lambda_k - lambda_s)) sigma_k noise`. The step before the last goes
+    to the estimate itself and back, the last one ends on its estimate without noise.
+    """
+
+    def step(
+        self, estimate: Estimate, z: Video, memory: None, step: Step, family: Family, noise: Video
+    ) -> Outcome:
+        """z at the next level, given z at this one."""
+        x_hat = estimate(z, step.level)
+        (alpha_t, sigma_t), (alpha_s, sigma_s), (alpha_k, sigma_k) = map(
+            family.alpha_sigma, (step.level, step.after, step.next))
+        far = alpha_s * x_hat + sigma_s / sigma_t * (z - alpha_t * x_hat)
+        drawn = jnp.sqrt(-jnp.expm1(step.next - step.after)) * sigma_k
+        return alpha_k / alpha_s * far + drawn * noise, x_hat, None
+
+
 def _velocity(x_hat: Video, z: Video, level: Scalar, family: Family) -> Video:
     return predictions.convert("x", x_hat, z, *family.alpha_sigma(level))[family.velocity]
 
 
-Sampler = (DDPM | DDPMLangevin | DDIM | Euler | DPMSolver | Heun | PNDM | Consistency | UniPC | DEIS | LMS)
+Sampler = (DDPM | DDPMLangevin | DDIM | Euler | DPMSolver | Heun | PNDM | Consistency | StochasticDDIM | UniPC | DEIS
+           | LMS)

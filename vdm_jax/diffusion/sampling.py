@@ -11,7 +11,7 @@ from vdm_jax.configuration import SamplingSteps, ShareAboveZero, check_value
 from vdm_jax.diffusion.arrays import Denoiser, Hook, Video, noise_from_keys
 from vdm_jax.diffusion.grids import default_grid
 from vdm_jax.diffusion.process import Process
-from vdm_jax.diffusion.samplers import Sampler, Step
+from vdm_jax.diffusion.samplers import Sampler, Step, StochasticDDIM
 from vdm_jax.diffusion.scheduler_steps import Discretisation
 from vdm_jax.diffusion.schedules import Schedule
 from vdm_jax.diffusion.steps import Scalar
@@ -137,7 +137,7 @@ class Walk(NamedTuple):
         """z at the step's next level, or after the last step the estimate there; and the estimate of this step."""
         z, memory = carry
         lagging = step.level.ndim > 0
-        step = Step(*map(_of_frames, step[:-1]), self.count)
+        step = jax.tree.map(_of_frames, step._replace(count=None))._replace(count=self.count)
 
         def estimate(z: Video, level: Scalar) -> Video:
             logsnr = jnp.broadcast_to(level.reshape(-1), self.shape[:2] if lagging else self.shape[:1])
@@ -178,6 +178,9 @@ def check_steps(sampler: Sampler, frame_lag: int, stop: float | None = None, sch
         names = ", ".join(kind.__name__ for kind in get_args(Sampler) if kind.frame_levels)
         raise UserError(f"frame_lag={frame_lag} with {type(sampler).__name__} and stop={stop}; permitted: {names} "
                         "without stop, or frame_lag=0")
+    if scheduled and isinstance(sampler, StochasticDDIM):
+        raise UserError("sampler=StochasticDDIM() with the steps of a released scheduler, which say nothing of the "
+                        "step after the next one; permitted: another sampler, or the sampler's grid")
     if scheduled and (frame_lag or stop is not None):
         raise UserError(f"frame_lag={frame_lag}, stop={stop} with the steps of a released scheduler, which all frames "
                         "take to their end; permitted: frame_lag=0, stop=None")
@@ -190,7 +193,7 @@ def _of_frames(value: Array) -> Array:
 
 def _steps(levels: Float[Array, " steps"]) -> Step:
     """The steps between consecutive levels, stacked; the neighbours missing at both ends are made up."""
-    index = jnp.arange(levels.shape[0])
+    index, nothing = jnp.arange(levels.shape[0]), jnp.full(2, jnp.inf)
     return Step(
         index=index,
         previous=jnp.concatenate([levels[:1] - 1, levels[:-1]]),
@@ -198,6 +201,7 @@ def _steps(levels: Float[Array, " steps"]) -> Step:
         next=jnp.concatenate([levels[1:], levels[-1:] + 1]),
         last=index == levels.shape[0] - 1,
         count=None,
+        after=jnp.concatenate([levels[2:], nothing])[: levels.shape[0]],
     )
 
 
@@ -208,7 +212,8 @@ def _steps_to(levels: Float[np.ndarray, " steps"], stop: float) -> Step:
         raise UserError(f"stop={stop:g} is noisier than where sampling begins; permitted: log-SNRs above "
                         f"{float(levels[0]):g}")
     steps = _steps(jnp.asarray(noisier))
-    return steps._replace(next=steps.next.at[-1].set(stop), last=jnp.zeros(len(noisier), bool))
+    return steps._replace(next=steps.next.at[-1].set(stop), last=jnp.zeros(len(noisier), bool),
+                          after=steps.after.at[-2:].set(stop))
 
 
 def _check(keys: Key[Array, " B"], shape: tuple[int, ...], initial: Video | None, start: float) -> None:

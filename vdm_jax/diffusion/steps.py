@@ -23,6 +23,7 @@ class Step(NamedTuple):
     next: Scalar  # log-SNR to reach; on the last step a made-up higher one
     last: Bool[Array, "..."]  # the result of this step is discarded for its estimate
     count: int  # number of steps
+    after: Scalar | None = None  # log-SNR that the next step reaches; infinity: it is none, or the last
 
 
 @config

@@ -102,8 +102,9 @@ class StepFunctions(NamedTuple):
 
 def of_any_steps(stage: Stage, sampling: Sampling) -> tuple[Stage, Sampling]:
     """Stage and sampling without what `step_functions` do not depend on, by which they are kept."""
-    sampling = dataclasses.replace(sampling, steps=1, guidance=float(is_guided(stage, sampling)), batch_size=1,
-                                   last_frame_guidance=None, scheduler=None)
+    any_weight = stage.training.distillation.guidance[0] if stage.takes_weight else float(is_guided(stage, sampling))
+    sampling = dataclasses.replace(sampling, steps=1, guidance=any_weight, batch_size=1, last_frame_guidance=None,
+                                   scheduler=None)
     latent = None if stage.latent is None else dataclasses.replace(stage.latent, decode_frames=None)
     return dataclasses.replace(stage, sampling=sampling, latent=latent), sampling
 
@@ -166,7 +167,7 @@ def stepwise_sampling(
         levels, ends.stop, sampling.frame_lag, stage.shape[0])
     std = None if released is None else np.float32(released.initial_std)
     count, weight = np.int32(sampling.steps), None
-    if is_guided(stage, sampling):
+    if is_guided(stage, sampling) or stage.takes_weight:
         weight = np.asarray(guidance_of(stage, sampling), np.float32)
 
     def place(carry: Any) -> Any:  # what lives elsewhere would be compiled for anew

@@ -17,7 +17,7 @@ from vdm_jax.conditions.frame_masks import MaskedVideo
 from vdm_jax.configuration import Seed, check_value
 from vdm_jax.diffusion.arrays import Denoiser
 from vdm_jax.diffusion.conditional import reconstruction_guided, replaced
-from vdm_jax.diffusion.consistency import consistent
+from vdm_jax.diffusion.consistency import consistent_estimate
 from vdm_jax.diffusion.guidance import batched, combine, dynamic_threshold, oscillating, static_threshold
 from vdm_jax.diffusion.sampling import sample, sampling_levels
 from vdm_jax.diffusion.scheduler_steps import Discretisation
@@ -26,6 +26,7 @@ from vdm_jax.diffusion.windows import windowed
 from vdm_jax.errors import UserError, unknown_kind
 from vdm_jax.networks.kinds import network_module
 from vdm_jax.parallel.rules import batch_parts, batch_sharding, shard_along
+from vdm_jax.stages.distillation import WEIGHT
 from vdm_jax.stages.inputs import encoder
 from vdm_jax.stages.latent import decode, encode_masked_video
 from vdm_jax.stages.options import DynamicThreshold, Sampling, StaticThreshold
@@ -47,7 +48,7 @@ def sample_keys(seed: int, indices: Int[Array, " B"], stage: int) -> Key[Array, 
 
 def is_guided(stage: Stage, sampling: Sampling) -> bool:
     """Whether every step needs an estimate without the caption (or the class) too."""
-    return sampling.guided and (stage.network.conditioning_frames
+    return sampling.guided and not stage.takes_weight and (stage.network.conditioning_frames
                                 if sampling.guided_by == "frames" else stage.network.prompted)
 
 
@@ -113,19 +114,22 @@ def stage_denoiser(
         frames = stage.shape[0]
         denoise_with = windowed(denoise_with, lambda whole, start, length: whole.window(start, length, frames),
                                 frames=frames, length=windows.frames, overlap=windows.overlap, chunk=windows.chunk)
+    if is_guided(stage, sampling) or stage.takes_weight:
+        weight, swing = guidance_of(stage, sampling) if weight is None else weight, sampling.oscillation
+        if swing is not None:
+            weight = oscillating(weight, swing.low, jnp.asarray(levels), swing.constant_steps)
     if is_guided(stage, sampling):
         def denoise_halves(*stacked: Any) -> Array:  # a sample's estimates are neighbours in the batch
             if sampling.split_guidance:
                 stacked = jax.tree.map(lambda x: shard_along(x, "batch", dim=0), stacked)
             return denoise_with(*stacked)
 
-        by_frames = sampling.guided_by == "frames"
-        lacking = conditioning.without_frames() if by_frames else conditioning.without_text()
-        both = batched(denoise_halves, [conditioning, lacking])
-        weight, swing = guidance_of(stage, sampling) if weight is None else weight, sampling.oscillation
-        if swing is not None:
-            weight = oscillating(weight, swing.low, jnp.asarray(levels), swing.constant_steps)
+        both = batched(denoise_halves, [conditioning, conditioning.without(sampling.guided_by)])
         denoise = combine(both, [(0, 1, weight)])
+    elif stage.takes_weight:
+        def denoise(z: Array, logsnr: Array) -> Array:
+            given = jnp.broadcast_to(weight(logsnr) if callable(weight) else jnp.float32(weight), logsnr.shape[:1])
+            return denoise_with(z, logsnr, conditioning.adding({"scalars": {WEIGHT: given}}))
     else:
         def denoise(z: Array, logsnr: Array) -> Array:
             return denoise_with(z, logsnr, conditioning)
@@ -133,23 +137,25 @@ def stage_denoiser(
     if masked_video is not None and inpainting_method(stage, sampling) == "reconstruction":
         denoise = reconstruction_guided(denoise, masked_video.errors(), sampling.inpainting.weight,
                                         stage.process.schedule.family)
+    denoise = with_threshold(denoise, sampling)
+    if sampling.consistency is not None:
+        denoise = consistent_estimate(denoise, stage.process.schedule, sampling.consistency)
+    return denoise if masked_video is None else replaced(denoise, masked_video.video, masked_video.mask)
+
+
+def with_threshold(denoise: Denoiser, sampling: Sampling) -> Denoiser:
+    """The denoiser with the threshold of the sampling."""
     match sampling.threshold:
         case StaticThreshold():
-            denoise = static_threshold(denoise)
+            return static_threshold(denoise)
         case DynamicThreshold(percentile=percentile, per=per):
-            denoise = dynamic_threshold(denoise, percentile, per)
+            return dynamic_threshold(denoise, percentile, per)
         case Threshold() as threshold:
-            unbounded = denoise
-
-            def denoise(z: Array, logsnr: Array) -> Array:
-                return threshold(unbounded(z, logsnr))
+            return lambda z, logsnr: threshold(denoise(z, logsnr))
         case None:
-            pass
+            return denoise
         case other:
             raise unknown_kind("Sampling.threshold", other, (StaticThreshold, DynamicThreshold, Threshold))
-    if sampling.consistency is not None:
-        denoise = consistent(denoise, stage.process.schedule, scaling=sampling.consistency)
-    return denoise if masked_video is None else replaced(denoise, masked_video.video, masked_video.mask)
 
 
 def masked_pixels(stage: Stage, low: Float[Array, "B T2 H2 W2 3"] | None,

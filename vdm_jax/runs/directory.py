@@ -91,7 +91,7 @@ def may_differ(field: str, old: Any, new: Any, experiment: AnyExperiment) -> boo
     """Whether a run may be taken up with another value of a field, whose name is written as `differences` does."""
     if field.startswith("mesh.") or field == "validation_split":  # any number of devices may go on
         return True
-    if field.endswith(".latent.weights"):  # the hash says whether they are the same
+    if field.endswith((".latent.weights", ".distillation.teacher.run")):  # the hash says whether they are the same
         return True
     if ".training.evaluation" in field or field.split(".")[0] == "encoder":  # which samples and trains nothing
         return True

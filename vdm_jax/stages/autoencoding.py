@@ -52,6 +52,7 @@ class AutoencoderTraining(CommonTraining):
     """How an autoencoder is trained. `sample_every` is of grids of originals next to reconstructions."""
 
     accumulation: ClassVar[int] = 1
+    distillation: ClassVar[None] = None
     evaluation: ClassVar[Evaluation] = Evaluation()  # of videos it would make: never
 
     loss: AutoencoderLoss = AutoencoderLoss()

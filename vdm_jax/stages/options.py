@@ -20,11 +20,13 @@ from vdm_jax.configuration import (
 )
 from vdm_jax.data.embeddings import Clips, WithEmbeddings
 from vdm_jax.data.frame_rates import FrameRates
+from vdm_jax.diffusion.consistency import Boundary
 from vdm_jax.diffusion.samplers import DDIM, Sampler
 from vdm_jax.diffusion.sampling import check_steps
 from vdm_jax.diffusion.scheduler_steps import SchedulerSteps
 from vdm_jax.diffusion.thresholds import Threshold
 from vdm_jax.errors import UserError
+from vdm_jax.stages.distillation import Distillation
 
 DataSet = Clips | WithEmbeddings
 Images = Annotated[int, Range(least=0, cap=1024)]
@@ -123,6 +125,7 @@ class Training(CommonTraining):
     image_data: DataSet | None = None  # where they come from; None: frames of other clips
     evaluation: Evaluation = Evaluation()  # scores of the stage's own videos
     init_from: InitFrom | InitFromFile | None = None  # weights to begin with, rather than random ones
+    distillation: Distillation | None = None  # to few steps, by another loss; a student begins as its teacher
     masking: tuple[MaskingStrategy, ...] = ()  # masking strategies of clips (UNet.conditioning_frames); each draws one
     # at which clips are read, given to the network as scalar "fps"; None: their own
     frame_rates: FrameRates | None = None
@@ -199,8 +202,9 @@ class Sampling:
     threshold: Thresholds | None = StaticThreshold()
     # Noise levels of a scheduler of diffusers, in place of the sampler's grid; None: the grid
     scheduler: SchedulerSteps | None = None
-    # Scaling of the timesteps of a latent consistency model (`diffusion/consistency.py`); None: no such model
-    consistency: Positive | None = None
+    # Condition of a consistency model at the lowest noise (`diffusion/consistency.py`), of a latent one the scaling of
+    # its timesteps; None: no such model
+    consistency: Positive | Boundary | None = None
     inpainting: Inpainting = Inpainting()  # of masked videos
     windows: Windows | None = None  # None: the network sees the whole video
     batch_size: Count = 16  # clips at a time, over all devices

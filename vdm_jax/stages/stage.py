@@ -23,6 +23,7 @@ from vdm_jax.errors import UserError
 from vdm_jax.networks.kinds import Network
 from vdm_jax.networks.latent_network import LatentNetwork
 from vdm_jax.parallel.mesh import MeshSpec
+from vdm_jax.stages.distillation import WEIGHT, check_distillation
 from vdm_jax.stages.latent import Latent
 from vdm_jax.stages.options import DataSet, InitFrom, InitFromFile, Sampling, Training
 
@@ -112,7 +113,9 @@ class Stage:
                             f"{self.sampling.guided_by!r} but network.text=None, network.conditioning_frames="
                             f"{self.network.conditioning_frames}; permitted: 0 for a network without text or "
                             "classes, 'frames' for one with conditioning frames")
-        self._check_dropped()
+        check_distillation(self)
+        if not self.takes_weight:
+            self._check_dropped()
 
     def _check_dropped(self) -> None:
         """Raise `UserError` for guidance away from an input that training never leaves out: the network has not seen
@@ -135,6 +138,11 @@ class Stage:
         if self.latent is None:
             return self.video.shape
         return self.latent.shape(*self.video.shape[:3])
+
+    @property
+    def takes_weight(self) -> bool:
+        """Whether the network takes the weight of the guidance, so that one estimate is guided."""
+        return WEIGHT in self.network.scalars
 
     @property
     def source_shape(self) -> tuple[int, int, int] | None:

@@ -17,7 +17,9 @@ from vdm_jax.networks.latent_network import LatentNetwork
 from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.runs.directory import find_run, load_stage, read_cascade
 from vdm_jax.runs.manifest import Damaged
+from vdm_jax.runs.teachers import teacher_params
 from vdm_jax.stages.autoencoding import AnyStage, AutoencoderStage
+from vdm_jax.stages.distillation import Teacher
 from vdm_jax.stages.options import InitFrom, InitFromFile
 from vdm_jax.stages.parameters import initial_params
 from vdm_jax.stages.stage import Stage
@@ -37,7 +39,7 @@ def starting_weights(stage: Stage, run: Path, damaged: Damaged = "refuse") -> tu
 
     Raises `UserError` when it is not there or not trained, predicts something else, or its network does not fit.
     """
-    start = stage.training.init_from
+    start = beginning(stage)
     shapes = jax.eval_shape(lambda key: initial_params(stage, key), jax.random.key(0))
     if isinstance(start, InitFromFile):
         model = load_imported(start.path)
@@ -50,22 +52,28 @@ def starting_weights(stage: Stage, run: Path, damaged: Damaged = "refuse") -> tu
     for field, ours, theirs in unlike(stage, source):
         raise UserError(f"Stage {stage.name!r}: {field}={ours!r}, but it is to begin as stage {source.name!r} of "
                         f"{folder}, whose {field} is {theirs!r}; permitted: the same")
-    params = load_stage(folder, source, damaged)
+    params = teacher_params(stage, damaged) if isinstance(start, Teacher) else load_stage(folder, source, damaged)
     if params is None:
         raise UserError(f"Stage {stage.name!r} is to begin as stage {source.name!r} of {folder}, which is not trained; "
                         "permitted: train that first")
     return planned(stage.network, shapes, source.network, params), jax.device_get(params)
 
 
+def beginning(stage: AnyStage) -> InitFrom | InitFromFile | Teacher | str | None:
+    """As what the network of a stage begins; a student as its teacher."""
+    distillation = stage.training.distillation
+    return stage.training.init_from if distillation is None or distillation.teacher is None else distillation.teacher
+
+
 def check_beginning(stage: AnyStage) -> None:
     """Raise `UserError` for a file or another run that a stage is to begin from and that is not there, and for patterns
     of parameters to train that match none."""
-    start = stage.training.init_from
+    start = beginning(stage)
     path = start.path if isinstance(start, InitFromFile) else start
     if isinstance(path, str) and not Path(path).is_file():
         raise UserError(f"stage {stage.name!r}: training.init_from={path!r} is not a file; permitted: a .safetensors "
                         "file that vdm-jax convert wrote")
-    if isinstance(start, InitFrom) and start.run is not None:
+    if isinstance(start, InitFrom | Teacher) and start.run is not None:
         read_cascade(find_run(start.run)).stage(start.stage)
     if stage.training.trainable:
         shapes = jax.eval_shape(lambda key: initial_params(stage, key), jax.random.key(0))

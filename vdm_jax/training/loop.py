@@ -30,12 +30,13 @@ from vdm_jax.runs.directory import stage_checkpoints
 from vdm_jax.runs.failures import write_failure
 from vdm_jax.runs.manifest import Damaged
 from vdm_jax.runs.records import EVALUATION, MetricWriter, read_records
+from vdm_jax.runs.teachers import check_teacher
 from vdm_jax.seeds import key_for
 from vdm_jax.stages.inputs import device_fields, training_inputs
 from vdm_jax.stages.latent import abstract_weights
 from vdm_jax.stages.options import DataSet
 from vdm_jax.stages.stage import Experiment, Stage
-from vdm_jax.training.init_from import check_beginning, starting_weights
+from vdm_jax.training.init_from import beginning, check_beginning, starting_weights
 from vdm_jax.training.profiling import FOLDER as PROFILE
 from vdm_jax.training.profiling import Tracer, steps_to_trace
 from vdm_jax.training.report import Report, StageProgress, duration
@@ -168,11 +169,12 @@ class Trainer:
                 self.report.note(f"stage {self.stage.name}: checkpoint {step} is damaged and set aside: {reason}")
         if checkpoints.latest() is None:
             self.report.note(f"stage {self.stage.name}: initialising the network")
-            if self.stage.training.init_from is None:
+            if beginning(self.stage) is None:
                 return create_state(self.stage, self.experiment.seed, mesh), 0
             inflation, source = together(self._starting_weights)
-            self.report.note(f"stage {self.stage.name}: begins as {self.stage.training.init_from}: {inflation}")
+            self.report.note(f"stage {self.stage.name}: begins as {beginning(self.stage)}: {inflation}")
             return create_state(self.stage, self.experiment.seed, mesh, inflation, source), 0
+        together(lambda: check_teacher(self.stage, self.damaged))
         state, meta = together(lambda: checkpoints.restore(abstract_state(self.stage, mesh)))
         self.report.note(f"stage {self.stage.name}: resuming at step {meta['step']}")
         return state, meta["step"]

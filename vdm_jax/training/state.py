@@ -37,9 +37,19 @@ class TrainState:
     key: PRNGKeyArray
 
 
+@flax.struct.dataclass
+class DistillationState(TrainState):
+    """That of a stage that is distilled: also the other networks of its loss, by role (`stages/distillation.py`)."""
+
+    networks: dict[str, Any]
+
+
 def learning_rate(spec: Training | AutoencoderTraining) -> optax.Schedule:
-    """Learning rate of step 1, 2, ...: linear warm-up, then constant or cosine decay to a tenth."""
-    warmup = min(spec.warmup_steps, spec.steps)
+    """Learning rate of step 1, 2, ...: linear warm-up, then constant or cosine decay to a tenth; of progressive
+    distillation, a linear fall to 0 in every round."""
+    warmup, rounds = min(spec.warmup_steps, spec.steps), getattr(spec.distillation, "rounds", None)
+    if rounds is not None:  # updates are counted anew in each
+        return optax.linear_schedule(spec.learning_rate, 0.0, spec.distillation.updates, transition_begin=1)
     if spec.decay:
         return optax.warmup_cosine_decay_schedule(
             0.0, spec.learning_rate, warmup, max(spec.steps, warmup + 1), 0.1 * spec.learning_rate)
@@ -81,14 +91,14 @@ def advanced(
     ema = merged(optax.incremental_update(split(averaged, spec.trainable)[0], old, 1 - decay), frozen)
     params, opt_state, ema = optax.tree.where(
         finite, (params, opt_state, ema), (state.params, state.opt_state, state.ema))
-    return TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema, key=state.key)
+    return state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
 
 
 def initial_state(
     stage: AnyStage, key: PRNGKeyArray, inflation: Inflation | None = None, source: Any = None
 ) -> TrainState:
-    """A fresh state, inflated from the parameters `source` of another network where that is asked for; the EMA starts
-    at the parameters."""
+    """A fresh state, inflated from the parameters `source` of another network where that is asked for; the EMA, and the
+    other networks of a distillation, start at the parameters."""
     init_key, run_key = jax.random.split(key)
     params = initial_params(stage, init_key)
     if inflation is not None:
@@ -97,7 +107,11 @@ def initial_state(
         return _autoencoder_state(stage, params, init_key, run_key)
     opt_state = make_optimizer(stage.training).init(split(params, stage.training.trainable)[0])
     ema = jax.tree.map(jnp.array, params)  # a copy, since the state is donated
-    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=opt_state, ema=ema, key=run_key)
+    state = TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=opt_state, ema=ema, key=run_key)
+    if stage.training.distillation is None:
+        return state
+    networks = {role: jax.tree.map(jnp.array, params) for role in stage.training.distillation.roles}
+    return DistillationState(**vars(state), networks=networks)
 
 
 def _autoencoder_state(

@@ -4,79 +4,48 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
-from vdm_jax.conditions.conditioning import Conditioning, conditions_of, drop_text
-from vdm_jax.diffusion.arrays import Level
-from vdm_jax.networks.kinds import network_module
 from vdm_jax.parallel.compiling import compiler_options
 from vdm_jax.parallel.gathers import check_gathers, split_axes
 from vdm_jax.parallel.rules import batch_sharding, shard
-from vdm_jax.stages.inputs import training_inputs
 from vdm_jax.stages.latent import weight_shardings
 from vdm_jax.stages.stage import Stage
+from vdm_jax.training.distillation import Roles, distillation_loss, in_roles, with_target
+from vdm_jax.training.draws import Batch, bound_network, draw, loss_mask
 from vdm_jax.training.state import TrainState, abstract_state, advanced, make_optimizer, rate_of_update
 from vdm_jax.training.trainable import merged, split
 
 logger = logging.getLogger(__name__)
-Batch = dict[str, Array]
 CompileStep = Callable[[Mesh, Callable[[], jax.stages.Compiled]], jax.stages.Compiled]
 
 
-class Drawn(NamedTuple):
-    """Everything about a batch that does not depend on the network, with all that a step draws except the network's
-    dropout."""
-
-    x: Float[Array, "B T H W C"]  # target videos or latents: windows, parts and samples of moments are drawn
-    conditioning: Conditioning  # augmentation level and noise, frame mask, noise of the first frame; text dropped
-    images: int  # appended to each clip
-    logsnr: Level  # training level of each example, or of each of its frames
-    noise: Float[Array, "B T H W C"]
-    dropout_key: PRNGKeyArray  # of the network's dropout layers
-
-
-def draw(
-    stage: Stage, batch: Batch, key: PRNGKeyArray, autoencoder: Any = None, *, train: bool = True
-) -> Drawn:
-    """The draws of one step, each from a key of its own: no two of them are correlated, within a batch or over
-    steps."""
-    input_key, text_key, loss_key, dropout_key = jax.random.split(key, 4)
-    x, conditioning, images = training_inputs(stage, batch, input_key, autoencoder)
-    if train:
-        conditioning = drop_text(text_key, conditioning, stage.training.text_dropout)
-    return Drawn(x, conditioning, images, *stage.process.draw(loss_key, x.shape), dropout_key)
-
-
 def stage_loss(
-    stage: Stage, params: Any, batch: Batch, key: PRNGKeyArray, autoencoder: Any = None, *, train: bool = True
+    stage: Stage, params: Any, batch: Batch, key: PRNGKeyArray, autoencoder: Any = None, *, train: bool = True,
+    roles: Roles | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """Mean loss of a batch, and scalars to log. The key decides noise levels, noise, augmentation and dropout;
-    `autoencoder` are the weights of a latent stage's, which are not trained."""
+    `autoencoder` are the weights of a latent stage's, which are not trained, `roles` the other networks of a stage that
+    is distilled."""
     batch = {name: shard(x, "batch", *[None] * (x.ndim - 1)) for name, x in batch.items()}
-    x, conditioning, images, levels, noise, dropout_key = draw(stage, batch, key, autoencoder, train=train)
-    module = network_module(stage.network)
-
-    def network(z: Array, logsnr: Array) -> Array:
-        return module.apply({"params": params}, z, logsnr, conditioning, train=train, images=images,
-                            rngs={"dropout": dropout_key})
-
-    mask = None
-    for condition in conditions_of(stage.network):
-        if (part := condition.loss_mask(stage.network, conditioning)) is not None:
-            mask = part if mask is None else mask * part
-    losses, aux = stage.process.loss(network, x, None, mask=mask, logsnr=levels, noise=noise)
+    drawn = draw(stage, batch, key, autoencoder, train=train)
+    if roles is not None:
+        return distillation_loss(stage, params, drawn, roles)
+    losses, aux = stage.process.loss(bound_network(stage, params, drawn, train=train), drawn.x, None,
+                                     mask=loss_mask(stage, drawn.conditioning), logsnr=drawn.logsnr, noise=drawn.noise)
     return losses.mean(), {"x_mse": aux["x_mse"].mean()}
 
 
 def gradients(
-    stage: Stage, params: Any, batch: Batch, key: PRNGKeyArray, autoencoder: Any = None, *, unroll: bool
+    stage: Stage, params: Any, batch: Batch, key: PRNGKeyArray, autoencoder: Any = None, *, unroll: bool,
+    roles: Roles | None = None,
 ) -> tuple[Array, dict[str, Array], Any]:
     """Loss, scalars and gradients of a batch (with respect to what is trained), accumulated over the micro-batches the
     stage asks for.
@@ -85,7 +54,8 @@ def gradients(
     XLA runs gradients of convolutions inside a loop 13-40 times slower.
     """
     params, frozen = split(params, stage.training.trainable)
-    grad = jax.value_and_grad(lambda p, b, k: stage_loss(stage, merged(p, frozen), b, k, autoencoder), has_aux=True)
+    grad = jax.value_and_grad(lambda p, b, k: stage_loss(stage, merged(p, frozen), b, k, autoencoder, roles=roles),
+                              has_aux=True)
     parts = stage.training.accumulation
     if parts == 1:
         (loss, aux), grads = grad(params, batch, key)
@@ -108,8 +78,9 @@ def train_step(
 ) -> tuple[TrainState, dict[str, Array]]:
     """Gradient, clipping, AdamW of what is trained, EMA. A step whose loss or gradient is not finite changes nothing
     but the counter."""
+    state, roles = in_roles(stage, state)
     key = jax.random.fold_in(state.key, state.step)
-    loss, aux, grads = gradients(stage, state.params, batch, key, autoencoder, unroll=unroll)
+    loss, aux, grads = gradients(stage, state.params, batch, key, autoencoder, unroll=unroll, roles=roles)
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     trained, frozen = split(state.params, stage.training.trainable)
@@ -117,7 +88,7 @@ def train_step(
     updates, opt_state = make_optimizer(stage.training).update(grads, state.opt_state, trained)
     params = merged(optax.apply_updates(trained, updates), frozen)
     metrics = {"loss": loss, "gradient_norm": norm, "skipped": 1.0 - finite, "learning_rate": rate, **aux}
-    return advanced(state, stage.training, finite, params, opt_state, params), metrics
+    return with_target(stage, advanced(state, stage.training, finite, params, opt_state, params), finite), metrics
 
 
 def jit_train_step(stage: Stage, mesh: Mesh) -> jax.stages.Wrapped:

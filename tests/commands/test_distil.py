@@ -1,0 +1,115 @@
+"""`vdm-jax distil`: a trained run becomes one that samples in few steps, all by itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from tests.commands.conftest import TINY
+from tests.refusals import refused
+from vdm_jax.commands.configs import load_config
+from vdm_jax.commands.distil_command import Distil, distilled
+from vdm_jax.commands.main import main
+from vdm_jax.diffusion.consistency import Boundary
+from vdm_jax.diffusion.samplers import Consistency, StochasticDDIM
+from vdm_jax.digits.clips import caption_words
+from vdm_jax.networks.config import Level
+from vdm_jax.runs.directory import WEIGHTS, load, open_run, read_cascade
+from vdm_jax.runs.teachers import params_hash
+from vdm_jax.stages.distillation import ProgressiveDistillation
+from vdm_jax.stages.parameters import initial_params
+from vdm_jax.weights.safetensors import save_params
+
+CAPTION = "a red 3 moving left"
+
+
+@pytest.fixture
+def teacher():
+    """The tiny cascade without attention, with random weights: what an exported run is."""
+    experiment = load_config(TINY).with_words(caption_words())
+    experiment = dataclasses.replace(experiment, stages=tuple(
+        dataclasses.replace(stage, network=dataclasses.replace(stage.network, levels=(Level(channels=8, blocks=1),)))
+        for stage in experiment.stages))
+    open_run(Path("teacher"), experiment)
+    for number, stage in enumerate(experiment.stages):
+        rng = np.random.default_rng(number)
+        shapes = jax.eval_shape(lambda key, stage=stage: initial_params(stage, key), jax.random.key(0))
+        (Path("teacher") / stage.name).mkdir()
+        save_params(Path("teacher") / stage.name / WEIGHTS,
+                    jax.tree.map(lambda a, rng=rng: rng.normal(0, 0.3, a.shape).astype(np.float32), shapes), {})
+    return Path("teacher")
+
+
+def test_a_stage_becomes_one_of_a_step_with_the_weight_of_guidance_as_an_input(teacher, fails):
+    arguments = ["distil", "teacher", "--steps", "1", "--updates", "1", "--guidance-range", "0", "2", "--run", "new",
+                 "--stage", "base", "--quiet", "--base.training.checkpoint-every", "1", "--base.training.learning-rate",
+                 "0.05"]
+    assert main(arguments) == 0
+    students = read_cascade(Path("new"))
+    base = students.stages[0]
+    assert base.training.distillation.rounds == (0, 1) and base.takes_weight and base.sampling.steps == 1
+    assert base.training.distillation.teacher.sha256 == params_hash(load(teacher).params["base"])
+    assert students.stages[1] == read_cascade(teacher).stages[1]
+    generate = load("new")
+    assert params_hash(generate.params["spatial"]) == params_hash(load(teacher).params["spatial"])
+    videos = {weight: generate([CAPTION], guidance=weight, last="base").videos for weight in (None, 2.0)}
+    assert (videos[None] != videos[2.0]).any() and base.sampling.guidance == 0  # the teacher's own
+    with refused("Sampling.guidance", "sampling.guidance=5 of a student that has learnt weights from 0 to 2"):
+        generate([CAPTION], guidance=5.0, last="base")
+    assert main(arguments) == 0  # finished: nothing is left to do
+    assert "belongs to another config" in fails(*arguments[:4], "--updates", "3", *arguments[6:-2])
+
+
+@pytest.mark.full
+def test_a_cascade_becomes_a_cascade_of_consistency_models(teacher):
+    assert main(["distil", "teacher", "--method", "consistency", "--steps", "2", "--updates", "2", "--intervals", "4",
+                 "--run", "new", "--quiet"]) == 0
+    for stage in read_cascade(Path("new")).stages:
+        assert stage.sampling.sampler == Consistency() and stage.sampling.consistency == Boundary()
+        assert params_hash(load("new").params[stage.name]) != params_hash(load(teacher).params[stage.name])
+    assert main(["sample", "new", CAPTION, "--out", "x.png"]) == 0
+
+
+def test_rounds_lead_from_the_teachers_steps_to_the_students():
+    experiment = load_config("captioned_digits")
+    names = [stage.name for stage in experiment.stages]
+    found = distilled(experiment, names, Path("digits"), Distil("digits", sampler="stochastic"))
+    for before, stage in zip(experiment.stages, found.stages, strict=True):
+        spec = stage.training.distillation
+        assert isinstance(spec, ProgressiveDistillation) and spec.steps == 4
+        assert spec.start >= before.sampling.steps > spec.start // 2
+        assert isinstance(stage.sampling.sampler, StochasticDDIM) and stage.training.ema_decay == 0
+        if before.sampling.guided:  # its weight is part of the student
+            assert spec.guidance == (before.sampling.guidance,) * 2 and not stage.sampling.guided
+    assert any(stage.sampling.guided for stage in experiment.stages)
+    consistent = distilled(experiment, names[:1], Path("digits"), Distil("digits", method="consistency"))
+    assert consistent.stages[0].sampling.consistency == Boundary() and consistent.stages[1:] == experiment.stages[1:]
+    again = found.stages[0]
+    assert distilled(found, [again.name], Path("digits"), Distil("digits", steps=2)).stages[0].training.steps == 2000
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (("--run", "tiny"), "--run=tiny is the teacher's own"),
+    (("--stage", "none"), "stage 'none' is unknown; permitted: base, spatial"),
+    (("--method", "guided", "--steps", "2"), "--steps=2 with --method guided"),
+    (("--method", "guided"), "--method=guided with stage 'base', which is sampled without two estimates"),
+    (("--sampler", "stochastic", "--method", "consistency"), "--sampler=stochastic with --method consistency"),
+    (("--intervals", "9"), "--intervals=9 with --method progressive"),
+    (("--stage", "spatial", "--guidance-range", "0", "2"), "--guidance-range with stages spatial"),
+    (("--guidance-range", "3", "2"), "guidance"),
+    (("--steps", "0"), "--steps=0"),
+    (("--base.training.steps", "7"), "permitted: 2000"),
+])
+def test_bad_options_are_refused(fails, options, message):
+    open_run(Path("tiny"), load_config(TINY))
+    assert message in fails("distil", "tiny", *options)
+
+
+def test_what_has_no_weights_is_no_teacher(fails):
+    open_run(Path("tiny"), load_config(TINY))
+    assert "run tiny is not trained; permitted: a trained stage" in fails("distil", "tiny", "--quiet")
+    assert "run 'nowhere' was not found" in fails("distil", "nowhere")

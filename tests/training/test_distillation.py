@@ -1,0 +1,303 @@
+"""The losses of few-step students in training: their targets, their rounds, and runs that are interrupted."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import rich.console
+
+from tests.refusals import refused
+from vdm_jax.diffusion.consistency import Boundary
+from vdm_jax.diffusion.distillation import SquaredDistance
+from vdm_jax.diffusion.process import Process
+from vdm_jax.diffusion.samplers import DDIM, Consistency, Heun
+from vdm_jax.digits.captioned_digits import CaptionedDigits
+from vdm_jax.digits.clips import caption_words
+from vdm_jax.networks.config import Level, UNet, WordEncoder
+from vdm_jax.parallel.mesh import MeshSpec, make_mesh
+from vdm_jax.runs.checkpoints import Checkpoints
+from vdm_jax.runs.directory import WEIGHTS, checkpoints_path, open_run
+from vdm_jax.runs.teachers import params_hash, with_teachers
+from vdm_jax.stages.distillation import (
+    ConsistencyDistillation,
+    ConsistencyTraining,
+    ProgressiveDistillation,
+    Teacher,
+)
+from vdm_jax.stages.options import InitFrom, Oscillation, Sampling, Training
+from vdm_jax.stages.parameters import initial_params
+from vdm_jax.stages.stage import Experiment, Stage, VideoSpec
+from vdm_jax.training.distillation import Roles, distillation_loss, in_roles, with_target
+from vdm_jax.training.draws import draw
+from vdm_jax.training.loop import Trainer
+from vdm_jax.training.report import Report
+from vdm_jax.training.state import DistillationState, abstract_state, initial_state, learning_rate
+from vdm_jax.training.step import train_step
+from vdm_jax.weights.safetensors import save_params
+
+NETWORK = UNet(levels=(Level(channels=8, blocks=1),), patch=4, embedding_channels=16, groups=2,
+               text=WordEncoder(words=caption_words(), length=8, width=8, layers=1, head_dim=4))
+SILENT = dataclasses.replace(NETWORK, text=None)  # which compiles in half the time
+DATA = CaptionedDigits(size=16, frames=2, train_clips=16, validation_clips=8, test_clips=1, objects=(1, 1))
+TEACHER = Teacher(run="teacher", stage="base")
+PROGRESSIVE = ProgressiveDistillation(teacher=TEACHER, start=4, steps=1, updates=2, guidance=(0.0, 2.0))
+CONSISTENCY = ConsistencyDistillation(teacher=TEACHER, intervals=4, target_decay=0.5)
+MESH = make_mesh(MeshSpec(data=1), jax.devices()[:1])
+FREE = Sampling(sampler=Consistency(), consistency=Boundary(), steps=2)
+
+
+def stage_of(distillation=None, *, network=NETWORK, sampling=None, **training) -> Stage:
+    if isinstance(distillation, ProgressiveDistillation):
+        training = {"steps": len(distillation.rounds) * distillation.updates, "warmup_steps": 0, "ema_decay": 0.0,
+                    **training}
+        sampling = sampling or Sampling(sampler=DDIM(), steps=distillation.steps)
+    guided = distillation is not None and distillation.guidance is not None
+    if guided and distillation.guidance[0] < distillation.guidance[1] and network is NETWORK:
+        network = dataclasses.replace(NETWORK, scalars=("guidance",))
+    settings = {"batch_size": 8, "learning_rate": 3e-3, "sample_every": 0, "validate_every": 0, "log_every": 1,
+                "text_dropout": 0.0 if guided else 0.1, "distillation": distillation, **training}
+    return Stage(name="base", video=VideoSpec(frames=2, height=16, width=16), network=network, process=Process(),
+                 training=Training(**settings), sampling=sampling or (FREE if distillation else Sampling(steps=2)))
+
+
+def initial(stage):
+    return jax.jit(lambda key: initial_state(stage, key))(jax.random.key(0))
+
+
+def random_params(stage, seed=0):
+    """Parameters of which none is zero, on the host."""
+    shapes = jax.eval_shape(lambda key: initial_params(stage, key), jax.random.key(0))
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: (0.3 * rng.normal(size=leaf.shape)).astype(leaf.dtype), shapes)
+
+
+@pytest.fixture
+def teacher(tmp_path, monkeypatch):
+    """Makes the run of a teacher with random weights, next to which students are trained."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(network):
+        stage = stage_of(network=network)
+        open_run(tmp_path / "teacher", Experiment(name="teacher", stages=(stage,), data=DATA))
+        (tmp_path / "teacher" / "base").mkdir()
+        save_params(tmp_path / "teacher" / "base" / WEIGHTS, random_params(stage), {})
+        return tmp_path / "teacher" / "base" / WEIGHTS
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    return {"video": rng.integers(0, 256, (8, 2, 16, 16, 3)).astype(np.uint8), "tokens": rng.integers(2, 8, (8, 8))}
+
+
+class _Crash(Exception):
+    pass
+
+
+def train(run, stage, data_dir, crash_at=None):
+    """Train a student as the command does, and crash after a step where that is asked for."""
+    experiment = with_teachers(Experiment(name="student", stages=(stage,), data=DATA, mesh=MeshSpec(data=1)), None)
+    experiment = open_run(run, experiment)
+
+    def stop(mesh, compile):
+        compiled = compile()
+
+        def call(state, *arguments):
+            if crash_at is not None and int(state.step) == crash_at:
+                raise _Crash
+            return compiled(state, *arguments)
+
+        call.as_text = compiled.as_text
+        return call
+
+    report = Report(rich.console.Console(file=io.StringIO(), width=200))
+    Trainer(experiment, experiment.stages[0], run, report, data_dir, jax.devices()[:1], compile_step=stop).train()
+    return experiment.stages[0]
+
+
+def final_state(run, stage):
+    state, meta = Checkpoints(checkpoints_path(run, "base")).restore(abstract_state(stage, MESH))
+    leaves = {jax.tree_util.keystr(path): np.asarray(
+        jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+    return meta["step"], leaves
+
+
+# ------------------------------------------------------------------------------------------------------------ runs
+
+
+@pytest.mark.parametrize(("distillation", "crash_at", "roles"), [
+    (PROGRESSIVE, 3, {"teacher"}), (CONSISTENCY, 3, {"teacher", "target"})], ids=["progressive", "consistency"])
+def test_an_interrupted_distillation_resumes_to_the_same_bits(teacher, data_dir, distillation, crash_at, roles):
+    """With teacher, student, target, average and optimizer; the progressive one in its second round, whose teacher no
+    run has."""
+    network = SILENT if distillation is CONSISTENCY else NETWORK
+    teacher = teacher(network)
+    stage = stage_of(distillation, network=network, checkpoint_every=2,
+                     **({} if distillation is PROGRESSIVE else {"steps": 4}))
+    stage = train(teacher.parents[1] / "whole", stage, data_dir)
+    assert stage.training.distillation.teacher.sha256
+    with pytest.raises(_Crash):
+        train(teacher.parents[1] / "cut", stage, data_dir, crash_at)
+    train(teacher.parents[1] / "cut", stage, data_dir)
+    (steps, whole), (other_steps, cut) = (final_state(teacher.parents[1] / run, stage) for run in ("whole", "cut"))
+    assert steps == other_steps == stage.training.steps
+    assert {role for role in ("teacher", "target") if any(f"'{role}'" in name for name in whole)} == roles
+    for name, value in whole.items():
+        assert value.tobytes() == cut[name].tobytes(), name
+    # A teacher that has been trained since is refused, to begin with and to go on with.
+    other = random_params(stage_of(network=network), seed=1)
+    save_params(teacher, other, {})
+    for run in ("cut", "new"):
+        with refused("Stage.training.distillation.teacher.sha256", stage.training.distillation.teacher.sha256,
+                     params_hash(other), "permitted: the teacher that the run was made with"):
+            train(teacher.parents[1] / run, stage, data_dir)
+
+
+# ---------------------------------------------------------------------------------------------------------- rounds
+
+
+def test_each_round_takes_the_student_for_its_teacher_and_begins_anew(batch):
+    stage = stage_of(PROGRESSIVE)
+    assert stage.training.distillation.rounds == (0, 2, 1) and stage.training.steps == 6
+    states = [initial(stage)]
+    assert isinstance(states[0], DistillationState)
+    step = jax.jit(lambda state: train_step(stage, state, batch))
+    metrics = []
+    for _ in range(6):
+        state, scalars = step(states[-1])
+        states.append(state)
+        metrics.append(jax.device_get(scalars))
+    assert [m["student_steps"] for m in metrics] == [0, 0, 2, 2, 1, 1]
+    np.testing.assert_allclose([m["learning_rate"] for m in metrics], [3e-3, 1.5e-3] * 3, rtol=1e-5)
+    assert not any(m["skipped"] for m in metrics)
+
+    def same(a, b):
+        return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+    teachers = [state.networks["teacher"] for state in states]
+    assert same(teachers[0], teachers[2]) and same(teachers[3], states[2].ema) and same(teachers[4], teachers[3])
+    assert same(teachers[5], states[4].ema) and not same(teachers[5], teachers[3])
+    assert same(states[2].ema, states[2].params)  # without an average
+    counts = [int(leaf) for state in states for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state)
+              if path[-1] == jax.tree_util.GetAttrKey("count")]
+    assert set(counts[-2:]) == {2}  # of the last round alone
+
+
+def test_a_target_follows_the_student_but_not_where_a_step_is_skipped(batch):
+    stage = stage_of(CONSISTENCY, network=SILENT, steps=4)
+    state = initial(stage)
+    moved = state.replace(params=jax.tree.map(lambda p: p + 1, state.params))
+    found, stayed = (with_target(stage, moved, jnp.array(finite)).networks["target"] for finite in (True, False))
+    for before, after, kept in zip(*map(jax.tree.leaves, (state.params, found, stayed)), strict=True):
+        np.testing.assert_allclose(after, before + 0.5, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(kept, before)
+    plain = initial(stage_of(network=SILENT))
+    silent = stage_of(network=SILENT)
+    assert in_roles(silent, plain) == (plain, None) and with_target(silent, plain, jnp.array(True)) is plain
+
+
+def test_the_rate_falls_in_every_round_alone():
+    rate = learning_rate(stage_of(dataclasses.replace(PROGRESSIVE, updates=10)).training)
+    np.testing.assert_allclose([rate(n) for n in (1, 6, 10)], [3e-3, 1.5e-3, 3e-4], rtol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------------- losses
+
+
+def losses(stage, params, batch, step, networks=None):
+    """Loss of a student, whose teacher and target are itself by default, at a step."""
+    networks = networks or {role: params for role in ("teacher", "target")}
+
+    @jax.jit
+    def loss(params, networks, step):
+        drawn = draw(stage, batch, jax.random.key(4))
+        return distillation_loss(stage, params, drawn, Roles(networks, step))[0]
+
+    return float(loss(params, networks, jnp.int32(step)))
+
+
+def test_guidance_of_weight_zero_is_learnt_already(batch):
+    """In the first round the teacher's guided estimate of w = 0 is its conditional one, which the student has."""
+    params = random_params(stage_of())
+    found = {weight: losses(stage_of(dataclasses.replace(PROGRESSIVE, guidance=(weight, weight)),
+                                     sampling=Sampling(sampler=DDIM(), threshold=None)), params, batch, 0)
+             for weight in (0.0, 2.0)}
+    assert found[0.0] < 1e-9 < 1e-4 < found[2.0]
+
+
+def test_a_consistency_model_whose_intervals_are_short_is_its_own_target(batch):
+    """Of a smooth network and its own trajectory; the distance falls at least as the squared length of an interval."""
+    params = jax.tree.map(lambda p: 0.3 * p, random_params(stage_of(network=SILENT)))
+    found = [losses(stage_of(dataclasses.replace(CONSISTENCY, intervals=n, distance=SquaredDistance(), solver=DDIM()),
+                             network=SILENT), params, batch, 0) for n in (8, 512)]
+    assert found[1] < found[0] / 20
+
+
+def test_training_from_data_alone_compares_two_levels_of_the_same_noise(batch):
+    stage = stage_of(ConsistencyTraining(first=2, last=2, distance=SquaredDistance()), network=SILENT, steps=4)
+    assert stage.training.distillation.roles == ()
+    params = random_params(stage)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    assert losses(stage, params, batch, 0, {"unused": zero}) > 1e-4
+    grown = stage_of(ConsistencyTraining(first=2, last=8, target_decay=0.9), network=SILENT, steps=4)
+    state = jax.eval_shape(lambda key: initial_state(grown, key), jax.random.key(0))
+    assert set(state.networks) == {"target"}
+    _, metrics = jax.eval_shape(lambda s: train_step(grown, s, batch), state)
+    assert set(metrics) >= {"loss", "x_mse", "intervals"}
+
+
+# ---------------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(("make", "code", "named"), [
+    (lambda: dataclasses.replace(PROGRESSIVE, start=6), "ProgressiveDistillation.start", ("start=6", "steps=1")),
+    (lambda: ProgressiveDistillation(teacher=TEACHER, start=4, steps=4), "ProgressiveDistillation.start",
+     ("permitted: steps times 2",)),
+    (lambda: dataclasses.replace(CONSISTENCY, solver=DDIM(eta=1.0)), "ConsistencyDistillation.solver", ("eta=1.0",)),
+    (lambda: dataclasses.replace(CONSISTENCY, solver=Heun(churn=1.0)), "ConsistencyDistillation.solver", ("churn",)),
+    (lambda: ConsistencyTraining(first=9, last=3), "ConsistencyTraining.first", ("last=3",)),
+    (lambda: stage_of(PROGRESSIVE, steps=5), "Stage.training.steps", ("training.steps=5", "3 rounds", "permitted: 6")),
+    (lambda: stage_of(CONSISTENCY, sampling=Sampling()), "Stage.sampling.consistency", ("permitted: Consistency",)),
+    (lambda: stage_of(CONSISTENCY, validate_every=5), "Stage.training.validate_every", ("permitted: 0",)),
+    (lambda: stage_of(CONSISTENCY, init_from=InitFrom(stage="a", run="b")), "Stage.training.init_from",
+     ("begins as its teacher",)),
+    (lambda: stage_of(network=dataclasses.replace(NETWORK, scalars=("guidance",))), "Stage.network.scalars",
+     ("draws none",)),
+    (lambda: stage_of(PROGRESSIVE, network=dataclasses.replace(NETWORK, scalars=("fps",))),
+     "Stage.training.distillation.guidance", ("permitted: scalars with 'guidance'",)),
+    (lambda: stage_of(PROGRESSIVE, text_dropout=0.1), "Stage.training.text_dropout", ("permitted: 0",)),
+    (lambda: stage_of(PROGRESSIVE, sampling=Sampling(guidance=3.0)), "Sampling.guidance", ("from 0 to 2",)),
+    (lambda: stage_of(PROGRESSIVE, sampling=Sampling(guidance=2.0, oscillation=Oscillation(low=-1.0))),
+     "Sampling.guidance", ("from 0 to 2",)),
+    (lambda: stage_of(dataclasses.replace(PROGRESSIVE, guidance=(2.0, 2.0)), sampling=Sampling(guidance=2.0)),
+     "Sampling.guidance", ("hold the weight 2 already",)),
+    (lambda: stage_of(dataclasses.replace(PROGRESSIVE, guidance=(2.0, 2.0)), network=dataclasses.replace(
+        NETWORK, text=None)), "Stage.training.distillation.guidance", ("takes no such input",)),
+    (lambda: stage_of(dataclasses.replace(CONSISTENCY, teacher_guidance="input")),
+     "Stage.training.distillation.teacher_guidance", ("scalars with 'guidance'",)),
+    (lambda: dataclasses.replace(stage_of(CONSISTENCY), process=Process(frame_levels=True)),
+     "Stage.process.frame_levels", ("permitted: False",)),
+])
+def test_what_does_not_go_together_is_refused_by_its_field(make, code, named):
+    with refused(code, *named, "permitted: "):
+        make()
+
+
+def test_a_teacher_that_is_not_trained_is_refused(teacher, data_dir):
+    teacher = teacher(SILENT)
+    teacher.unlink()
+    with refused("Stage.training.distillation.teacher.stage", "'base'", "teacher", "permitted: a trained stage"):
+        train(teacher.parents[1] / "new", stage_of(CONSISTENCY, network=SILENT), data_dir)

@@ -1,0 +1,198 @@
+"""How a stage is trained to sample in few steps, as data: which networks its loss sees, and what it makes of them.
+
+A distillation is a loss over networks with roles: the student, which is trained; `teacher`, another run's stage; and
+`target`, a moving average of the student. All have the student's shapes. The training state holds them
+(`training/distillation.py`), so that a run is resumed and planned like any other.
+"""
+
+import math
+from typing import Annotated, Any, ClassVar, Literal
+
+from vdm_jax.configuration import Ascending, Count, Guidance, Range, SamplingSteps, ShareBelowOne, config
+from vdm_jax.diffusion.distillation import Distance, PseudoHuber, Solver
+from vdm_jax.diffusion.samplers import Consistency, Heun
+from vdm_jax.diffusion.weightings import TruncatedSNRWeighting, Weighting
+from vdm_jax.errors import UserError
+
+WEIGHT = "guidance"  # the scalar by which a network takes the weight of the guidance
+# Lowest and highest weight w of (1 + w) conditional - w unconditional that training draws. Equal ones: a constant one
+Weights = Annotated[tuple[Guidance, Guidance], Ascending()]
+TeacherGuidance = Literal["two_estimates", "input"]
+Intervals = Annotated[int, Range(least=2, cap=2**20)]
+
+
+@config
+class Teacher:
+    """The trained stage that a student learns from."""
+
+    run: str  # directory or name of its run
+    stage: str  # its name
+    sha256: str = ""  # of its averaged parameters; filled in when the student's run is made
+
+
+@config
+class ProgressiveDistillation:
+    """Halves the steps of DDIM, again and again: each student is the next teacher (Salimans & Ho 2022, arXiv
+    2202.00512), with guided distillation as its first round (Meng et al. 2022, arXiv 2210.03142).
+
+    In that round the student learns the guided estimate of the teacher, at all noise levels, and by the scalar
+    "guidance" for all weights, if its network takes it. Every round begins with a new optimizer; the learning rate
+    falls to 0 in it.
+    """
+
+    teacher: Teacher
+    start: SamplingSteps = 64  # steps of the first teacher; 1024 published
+    steps: SamplingSteps = 4  # of the student at the end: `start` halved some times
+    updates: Count = 10_000  # training steps of a round; 50,000 published
+    guidance: Weights | None = None  # None: of the conditional estimate alone, without a first round
+    # How the teacher is guided; by its input where it was distilled with guidance itself, without a first round
+    teacher_guidance: TeacherGuidance = "two_estimates"
+    weighting: Weighting = TruncatedSNRWeighting()  # of the error, by log-SNR
+
+    roles: ClassVar[tuple[str, ...]] = ("teacher",)
+    dropout: ClassVar[bool] = False
+
+    def __post_init__(self):
+        halvings = math.log2(self.start / self.steps)
+        if halvings != int(halvings) or halvings < 0 or not self.rounds:
+            raise UserError(f"ProgressiveDistillation.start={self.start} with steps={self.steps} and guidance="
+                            f"{self.guidance}; permitted: steps times 2, 4, 8, ... (or 1, with guidance)")
+
+    @property
+    def rounds(self) -> tuple[int, ...]:
+        """Steps of the student by round; 0 for the round that learns guidance."""
+        halvings = int(math.log2(self.start / self.steps))
+        learns = self.guidance is not None and self.teacher_guidance == "two_estimates"
+        return (0,) * learns + tuple(self.start // 2**n for n in range(1, halvings + 1))
+
+    def check_training(self, stage: Any) -> None:
+        """Raise `UserError` for training that does not end with the last round."""
+        where, total = f"Stage {stage.name!r}", len(self.rounds) * self.updates
+        if stage.training.steps != total:
+            raise UserError(f"{where}: training.steps={stage.training.steps} with {len(self.rounds)} rounds of "
+                            f"training.distillation.updates={self.updates}; permitted: {total}")
+
+
+@config
+class ConsistencyDistillation:
+    """Every point of the teacher's trajectory is mapped to its end (Song et al. 2023, arXiv 2303.01469, algorithm 2);
+    in latents with a weight of the guidance, latent consistency distillation (Luo et al. 2023, arXiv 2310.04378)."""
+
+    teacher: Teacher
+    intervals: Intervals = 64  # of the schedule's time; 17 and 39 published for images, 50 for latents
+    solver: Solver = Heun()  # of the teacher's step over an interval
+    distance: Distance = PseudoHuber()
+    target_decay: ShareBelowOne = 0.95  # of the moving average that is the target; 0: the student itself
+    guidance: Weights | None = None  # of the teacher; None: its conditional estimate alone
+    teacher_guidance: TeacherGuidance = "two_estimates"  # as of `ProgressiveDistillation`
+
+    dropout: ClassVar[bool] = True
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Networks next to the student."""
+        return ("teacher", "target") if self.target_decay else ("teacher",)
+
+    def __post_init__(self):
+        if getattr(self.solver, "eta", 0) or getattr(self.solver, "churn", 0) or self.solver.grid is not None:
+            raise UserError(f"ConsistencyDistillation.solver={self.solver}; permitted: DDIM without eta, or Heun "
+                            "without churn, without a grid")
+
+    def check_training(self, stage: Any) -> None:
+        """Raise `UserError` for sampling that is not of this student."""
+        check_consistency(self, stage)
+
+
+@config
+class ConsistencyTraining:
+    """Consistency without a teacher: two points of a trajectory are the video with the same noise at two levels (Song
+    et al. 2023, arXiv 2303.01469, algorithm 3); with `growth="doubling"`, `target_decay=0` and `PseudoHuber` that of
+    Song & Dhariwal 2023, arXiv 2310.14189, but for its distribution of levels."""
+
+    first: Intervals = 10  # intervals of the schedule's time at the first step
+    last: Intervals = 1280  # and at the last one
+    growth: Literal["root", "doubling"] = "doubling"
+    distance: Distance = PseudoHuber()
+    # Of the moving average that is the target, at `first` intervals; it grows with them. 0: the student itself
+    target_decay: ShareBelowOne = 0.0
+
+    dropout: ClassVar[bool] = True
+    teacher: ClassVar[None] = None
+    guidance: ClassVar[None] = None
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Networks next to the student."""
+        return ("target",) if self.target_decay else ()
+
+    def __post_init__(self):
+        if self.first > self.last:
+            raise UserError(f"ConsistencyTraining.first={self.first} with last={self.last}; permitted: first <= last")
+
+    def check_training(self, stage: Any) -> None:
+        """Raise `UserError` for sampling that is not of this student."""
+        check_consistency(self, stage)
+
+
+Distillation = ProgressiveDistillation | ConsistencyDistillation | ConsistencyTraining
+
+
+def check_consistency(spec: Distillation, stage: Any) -> None:
+    """Raise `UserError` for sampling that is not of a consistency model."""
+    sampling = stage.sampling
+    if sampling.consistency is None or not isinstance(sampling.sampler, Consistency):
+        raise UserError(f"Stage {stage.name!r}: sampling.consistency={sampling.consistency} with sampling.sampler="
+                        f"{type(sampling.sampler).__name__} of a {type(spec).__name__}; permitted: Consistency, with "
+                        "consistency=Boundary(), or the scaling of timesteps of a latent one (10)")
+
+
+def check_distillation(stage: Any) -> None:
+    """Raise `UserError` where a stage and what it is distilled by do not go together."""
+    spec, training, where = stage.training.distillation, stage.training, f"Stage {stage.name!r}"
+    takes = WEIGHT in stage.network.scalars
+    weights = None if spec is None else spec.guidance
+    if takes and (weights is None or weights[0] == weights[1]):
+        raise UserError(f"{where}: network.scalars={stage.network.scalars} have {WEIGHT!r}, a weight of guidance, "
+                        f"and training.distillation.guidance={weights} draws none; permitted: two weights, such as "
+                        "(0, 4), or other scalars")
+    if spec is None:
+        return
+    if not takes and weights is not None and weights[0] != weights[1]:
+        raise UserError(f"{where}: training.distillation.guidance={weights} with network.scalars="
+                        f"{stage.network.scalars}; permitted: scalars with {WEIGHT!r}, or two equal weights")
+    if stage.process.frame_levels:
+        raise UserError(f"{where}: process.frame_levels=True with training.distillation; permitted: False")
+    if training.validate_every:
+        raise UserError(f"{where}: training.validate_every={training.validate_every} with training.distillation, whose "
+                        "loss is no error of single estimates; permitted: 0 (training.evaluation scores samples)")
+    if spec.teacher is not None and training.init_from is not None:
+        raise UserError(f"{where}: training.init_from={training.init_from} with training.distillation, whose student "
+                        "begins as its teacher; permitted: None")
+    if not takes and spec.teacher is not None and spec.teacher_guidance == "input":
+        raise UserError(f"{where}: training.distillation.teacher_guidance='input' with network.scalars="
+                        f"{stage.network.scalars}; permitted: 'two_estimates', or scalars with {WEIGHT!r}")
+    if weights is not None:
+        _check_guided(stage, weights, takes)
+    spec.check_training(stage)
+
+
+def _check_guided(stage: Any, weights: tuple[float, float], takes: bool) -> None:
+    """Raise `UserError` for guidance that the student does not learn."""
+    where, sampling = f"Stage {stage.name!r}", stage.sampling
+    if stage.training.text_dropout and sampling.guided_by == "prompt":
+        raise UserError(f"{where}: training.text_dropout={stage.training.text_dropout} with "
+                        f"training.distillation.guidance={weights}, which its estimates hold; permitted: 0")
+    if not (stage.network.conditioning_frames if sampling.guided_by == "frames" else stage.network.prompted):
+        raise UserError(f"{where}: training.distillation.guidance={weights} by {sampling.guided_by!r} of a network "
+                        "that takes no such input; permitted: None")
+    asked = [sampling.guidance] if sampling.oscillation is None else [sampling.guidance, sampling.oscillation.low]
+    if takes and not all(weights[0] <= weight <= weights[1] for weight in asked):
+        raise UserError(f"{where}: sampling.guidance={', '.join(f'{weight:g}' for weight in asked)} of a student that "
+                        f"has learnt weights from {weights[0]:g} to {weights[1]:g}; permitted: these",
+                        "Sampling.guidance")
+    if not takes and sampling.guided:
+        raise UserError(f"{where}: sampling.guidance={sampling.guidance:g} of a student whose estimates hold the "
+                        f"weight {weights[0]:g} already; permitted: 0", "Sampling.guidance")
+    if takes and sampling.last_frame_guidance is not None:
+        raise UserError(f"{where}: sampling.last_frame_guidance={sampling.last_frame_guidance} with network.scalars "
+                        f"that have {WEIGHT!r}, one weight for all frames; permitted: None")

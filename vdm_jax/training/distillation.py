@@ -1,0 +1,178 @@
+"""The losses of few-step students: functions of a batch's draws and of networks with roles.
+
+The student is trained; the `teacher` and the `target` lie in the training state and get no gradient. The trainer knows
+none of this: a step asks for the roles before its loss (`in_roles`), and hands the new state over after it
+(`with_target`). Adding a distillation is a config of `stages/distillation.py` and a function here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from vdm_jax.diffusion.arrays import Denoiser, Level, Video, expand
+from vdm_jax.diffusion.consistency import consistent_estimate
+from vdm_jax.diffusion.distillation import growing_intervals, halving_target, interval_level, solved, target_decay
+from vdm_jax.diffusion.guidance import batched, combine
+from vdm_jax.generation.one_stage import with_threshold
+from vdm_jax.networks.kinds import network_module
+from vdm_jax.stages.distillation import WEIGHT, ConsistencyDistillation, ConsistencyTraining, ProgressiveDistillation
+from vdm_jax.stages.stage import Stage
+from vdm_jax.training.draws import Drawn, bound_network, loss_mask
+from vdm_jax.training.state import DistillationState, TrainState, make_optimizer
+from vdm_jax.training.trainable import split
+
+Loss = tuple[Array, dict[str, Array]]  # and scalars to log
+# Of a draw's dropout key, which networks split further.
+_WEIGHT_STREAM, _INTERVAL_STREAM = 2**31 - 11, 2**31 - 12
+
+
+class Roles(NamedTuple):
+    """What a distillation's loss sees next to the student."""
+
+    networks: dict[str, Any]  # parameters by role
+    step: Int[Array, ""]  # of the training, from 0
+
+
+def in_roles(stage: Stage, state: TrainState) -> tuple[TrainState, Roles | None]:
+    """The state at the beginning of a step, and the other networks of its loss. Where a round of a progressive
+    distillation begins, the averaged student is the teacher, and goes on from there with a new optimizer."""
+    spec = stage.training.distillation
+    if spec is None:
+        return state, None
+    if isinstance(spec, ProgressiveDistillation):
+        begins = (state.step > 0) & (state.step % spec.updates == 0)
+        trained = split(state.ema, stage.training.trainable)[0]
+        fresh = (state.ema, make_optimizer(stage.training).init(trained), {**state.networks, "teacher": state.ema})
+        params, opt_state, networks = optax.tree.where(
+            begins, fresh, (state.params, state.opt_state, state.networks))
+        state = state.replace(params=params, opt_state=opt_state, networks=networks)
+    return state, Roles(state.networks, state.step)
+
+
+def with_target(stage: Stage, state: TrainState, finite: Bool[Array, ""]) -> TrainState:
+    """The state after a step, with the target moved towards the student; not where the step was skipped."""
+    spec = stage.training.distillation
+    if not isinstance(state, DistillationState) or "target" not in spec.roles:
+        return state
+    decay = spec.target_decay
+    if isinstance(spec, ConsistencyTraining):
+        decay = target_decay(_intervals(spec, stage, state.step - 1), spec.first, decay)
+    moved = optax.incremental_update(state.params, state.networks["target"], jnp.where(finite, 1.0 - decay, 0.0))
+    return state.replace(networks={**state.networks, "target": moved})
+
+
+def distillation_loss(stage: Stage, params: Any, drawn: Drawn, roles: Roles) -> Loss:
+    """Mean loss of the student on what was drawn."""
+    spec = stage.training.distillation
+    weight = None
+    if spec.guidance is not None:
+        key = jax.random.fold_in(drawn.dropout_key, _WEIGHT_STREAM)
+        weight = jax.random.uniform(key, drawn.x.shape[:1], minval=spec.guidance[0], maxval=spec.guidance[1])
+        if spec.guidance[0] == spec.guidance[1]:
+            weight = jnp.full_like(weight, spec.guidance[0])
+    if stage.takes_weight:
+        conditioning = drawn.conditioning.adding({"scalars": {WEIGHT: weight}})
+        drawn = drawn._replace(conditioning=conditioning)
+    loss = progressive_loss if isinstance(spec, ProgressiveDistillation) else consistency_loss
+    return loss(stage, params, drawn, weight, roles)
+
+
+def teacher_denoiser(
+    stage: Stage, params: Any, drawn: Drawn, weight: Float[Array, " B"] | None = None
+) -> Denoiser:
+    """The teacher's estimate with the threshold that it is sampled with; with a weight, guided by two estimates."""
+    module = network_module(stage.network)
+
+    def denoise_with(z: Video, logsnr: Level, conditioning: Any) -> Video:
+        def network(x: Array, level: Array) -> Array:
+            return module.apply({"params": params}, x, level, conditioning, images=drawn.images)
+
+        return stage.process.denoiser(network)(z, logsnr)
+
+    if weight is None:
+        def denoise(z: Video, logsnr: Level) -> Video:
+            return denoise_with(z, logsnr, drawn.conditioning)
+    else:
+        lacking = drawn.conditioning.without(stage.sampling.guided_by)
+        denoise = combine(batched(denoise_with, [drawn.conditioning, lacking]), [(0, 1, weight[:, None])])
+    return with_threshold(denoise, stage.sampling)
+
+
+def progressive_loss(
+    stage: Stage, params: Any, drawn: Drawn, weight: Float[Array, " B"] | None, roles: Roles
+) -> Loss:
+    """The stage's own loss with targets of the teacher in place of video and noise: at all levels its guided estimate
+    in the first round of guidance, then at the student's steps the estimate that halves them."""
+    spec, process, teacher = stage.training.distillation, stage.process, roles.networks["teacher"]
+    rounds = jnp.array(spec.rounds)
+    number = jnp.minimum(roles.step // spec.updates, len(rounds) - 1)
+
+    def halved() -> tuple[Level, Video, Video]:
+        steps = rounds[number]
+        key = jax.random.fold_in(drawn.dropout_key, _INTERVAL_STREAM)
+        interval = jax.random.randint(key, drawn.x.shape[:1], 0, jnp.maximum(steps, 1))
+        times = [(interval + share) / steps for share in (1.0, 0.5, 0.0)]
+        levels = tuple(process.schedule.logsnr(time) for time in times)
+        z = process.diffuse(drawn.x, drawn.noise, levels[0])
+        denoise = teacher_denoiser(stage, teacher, drawn)
+        return levels[0], z, halving_target(denoise, z, levels, interval == 0, process.schedule.family)
+
+    def guided() -> tuple[Level, Video, Video]:
+        z = process.diffuse(drawn.x, drawn.noise, drawn.logsnr)
+        return drawn.logsnr, z, teacher_denoiser(stage, teacher, drawn, weight)(z, drawn.logsnr)
+
+    level, z, target = jax.lax.cond(rounds[number] == 0, guided, halved) if spec.rounds[0] == 0 else halved()
+    alpha, sigma = process.schedule.alpha_sigma(level)
+    noise = (z - expand(alpha, z) * target) / expand(sigma, z)
+    process = dataclasses.replace(process, weighting=spec.weighting)
+    losses, aux = process.loss(bound_network(stage, params, drawn, train=spec.dropout), target, None,
+                               mask=loss_mask(stage, drawn.conditioning), logsnr=level, noise=noise)
+    return losses.mean(), {"x_mse": aux["x_mse"].mean(), "student_steps": rounds[number].astype(jnp.float32)}
+
+
+def consistency_loss(
+    stage: Stage, params: Any, drawn: Drawn, weight: Float[Array, " B"] | None, roles: Roles
+) -> Loss:
+    """Distance of the student's estimate to the target's at the cleaner end of an interval, which the teacher's solver
+    reaches, or the same noise where there is no teacher."""
+    spec, process = stage.training.distillation, stage.process
+    count = _intervals(spec, stage, roles.step)
+    interval = jax.random.randint(jax.random.fold_in(drawn.dropout_key, _INTERVAL_STREAM), drawn.x.shape[:1], 0, count)
+    noisy, cleaner = (interval_level(process.schedule, interval + more, count) for more in (1, 0))
+    z = process.diffuse(drawn.x, drawn.noise, noisy)
+    if isinstance(spec, ConsistencyDistillation):
+        two = weight if spec.teacher_guidance == "two_estimates" else None
+        denoise = teacher_denoiser(stage, roles.networks["teacher"], drawn, two)
+        end = solved(spec.solver, denoise, z, noisy, cleaner, process.schedule.family)
+    else:
+        end = process.diffuse(drawn.x, drawn.noise, cleaner)
+
+    def estimate(params: Any, z: Video, level: Level) -> Video:  # with the same dropout for both
+        denoise = process.denoiser(bound_network(stage, params, drawn, train=spec.dropout))
+        return consistent_estimate(denoise, process.schedule, stage.sampling.consistency)(z, level)
+
+    x_hat = estimate(params, z, noisy)
+    target = jax.lax.stop_gradient(estimate(_target(spec, params, roles), jax.lax.stop_gradient(end), cleaner))
+    mask = loss_mask(stage, drawn.conditioning)
+    losses = spec.distance(x_hat - target, mask)
+    return losses.mean(), {"x_mse": jnp.square(x_hat - drawn.x).mean(), "intervals": count.astype(jnp.float32)}
+
+
+def _target(spec: ConsistencyDistillation | ConsistencyTraining, params: Any, roles: Roles) -> Any:
+    """Parameters of the target; without a moving average those of the student itself, trained or not."""
+    return roles.networks["target"] if spec.target_decay else params
+
+
+def _intervals(
+    spec: ConsistencyDistillation | ConsistencyTraining, stage: Stage, step: Int[Array, ""]
+) -> Int[Array, ""]:
+    """Intervals of the schedule's time at a step."""
+    if isinstance(spec, ConsistencyDistillation):
+        return jnp.int32(spec.intervals)
+    return growing_intervals(step, stage.training.steps, spec.first, spec.last, spec.growth)
