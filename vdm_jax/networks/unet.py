@@ -293,9 +293,11 @@ def check_inputs(spec: cfg.UNet, z: Array, conditioning: Conditioning, images: i
             raise UserError(f"video {name}={size} is not a multiple of the U-Net's reduction {multiple}; "
                             f"permitted: {multiple}, {2 * multiple}, {3 * multiple}, ...")
     check_parts(spec, conditioning)
-    if spec.text is not None and conditioning.text_mask.shape[1] != 1 + images:
+    frames = () if images else (z.shape[1],)
+    if spec.text is not None and conditioning.text_mask.shape[1] not in (1 + images, *frames):
         raise UserError(f"Conditioning has {conditioning.text_mask.shape[1]} captions per clip; "
-                        f"permitted: {1 + images}, one for the clip and one for each appended image")
+                        f"permitted: {1 + images}, one for the clip and one for each appended image"
+                        f"{f', or {z.shape[1]}, one for each frame' if frames else ''}")
     check_references(spec, z, conditioning, images)
     check_entries(spec.conditions, z, conditioning)
     valid = conditioning.frame_valid
