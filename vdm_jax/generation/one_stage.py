@@ -16,7 +16,7 @@ from vdm_jax.conditions.conditioning import CONDITIONS, Conditioning, SampledVid
 from vdm_jax.conditions.frame_masks import MaskedVideo
 from vdm_jax.configuration import Seed, check_value
 from vdm_jax.diffusion.arrays import Denoiser
-from vdm_jax.diffusion.conditional import reconstruction_guided, replaced
+from vdm_jax.diffusion.conditional import reconstruction_guided, replaced, shown_clean
 from vdm_jax.diffusion.consistency import consistent
 from vdm_jax.diffusion.guidance import batched, combine, dynamic_threshold, oscillating, static_threshold
 from vdm_jax.diffusion.sampling import sample, sampling_levels
@@ -72,7 +72,8 @@ def sampling_sharding(stage: Stage, sampling: Sampling, mesh: Mesh) -> NamedShar
 
 def inpainting_method(stage: Stage, sampling: Sampling) -> str:
     """How a stage takes conditioning frames."""
-    return sampling.inpainting.method or ("network" if stage.network.conditioning_frames else "reconstruction")
+    otherwise = "levels" if stage.process.frame_levels else "reconstruction"
+    return sampling.inpainting.method or ("network" if stage.network.conditioning_frames else otherwise)
 
 
 def guidance_of(stage: Stage, sampling: Sampling) -> float | Float[Array, " T"]:
@@ -149,7 +150,12 @@ def stage_denoiser(
             raise unknown_kind("Sampling.threshold", other, (StaticThreshold, DynamicThreshold, Threshold))
     if sampling.consistency is not None:
         denoise = consistent(denoise, stage.process.schedule, scaling=sampling.consistency)
-    return denoise if masked_video is None else replaced(denoise, masked_video.video, masked_video.mask)
+    if masked_video is None:
+        return denoise
+    if inpainting_method(stage, sampling) == "levels":
+        level = levels[-1] if sampling.inpainting.level is None else sampling.inpainting.level
+        denoise = shown_clean(denoise, masked_video.video, masked_video.mask, level, stage.process.schedule.family)
+    return replaced(denoise, masked_video.video, masked_video.mask)
 
 
 def masked_pixels(stage: Stage, low: Float[Array, "B T2 H2 W2 3"] | None,
@@ -226,7 +232,8 @@ def sample_stage(
     denoise = stage_denoiser(stage, params, conditioning, sampling, levels, inside, embedded=embedded)
     shape = (keys.shape[0], *stage.shape)
     x = sample(sampling.sampler, denoise, keys, shape, stage.process, sampling.steps, levels=levels,
-               shared_noise=sampling.shared_noise, stop=stop, frame_lag=sampling.frame_lag, discretisation=released)
+               shared_noise=sampling.shared_noise, stop=stop, frame_lag=sampling.frame_lag, discretisation=released,
+               frame_schedule=sampling.frame_schedule)
     return finished(stage, x, low, masked_video, autoencoder) if stop is None else x
 
 

@@ -49,7 +49,8 @@ class MixerInputs:
         extra_keys = {name: (every(tokens, stride), every(mask, stride)) for name,
                       (tokens, mask) in self.extra_keys.items()}
         valid = self.frame_valid
-        return MixerInputs(extra_keys, None if valid is None else existing(valid, valid.shape[1] // stride), self.frames)
+        valid = None if valid is None else existing(valid, valid.shape[1] // stride)
+        return MixerInputs(extra_keys, valid, self.frames)
 
 
 class Mixers(nn.Module):
