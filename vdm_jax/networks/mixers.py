@@ -187,13 +187,14 @@ class FrameInjectionLayer(nn.Module):
 
 class FramePyramid(nn.Module):
     """Conditioning frames and their mask at the size of every level: frames by a cascade of convolutions, of the
-    levels' widths, each with the stride of its level, and the mask averaged over the pixels."""
+    levels' widths, each with the stride of its level, and the mask averaged over the pixels. Frames come as patches,
+    the mask does not."""
 
     config: cfg.UNet
 
     @nn.compact
     def __call__(
-        self, frames: Float[Array, "B T H W C"], mask: Float[Array, "B T H W 1"]
+        self, frames: Float[Array, "B T H W C"], mask: Float[Array, "B T H2 W2 1"]
     ) -> tuple[tuple[Array, Array], ...]:
         spec, found = self.config, []
         before = spec.resample_order == "before"
