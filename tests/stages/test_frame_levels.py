@@ -22,7 +22,7 @@ from vdm_jax.diffusion.sampling import check_steps
 from vdm_jax.diffusion.scheduler_steps import SchedulerSteps
 from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.generation.generator import Generator
-from vdm_jax.generation.long_video.plan import Autoregressive
+from vdm_jax.generation.long_video.plan import Autoregressive, Rolling
 from vdm_jax.generation.one_stage import inpainting_method
 from vdm_jax.networks.config import Level, SelfAttention, UNet
 from vdm_jax.networks.kinds import network_module
@@ -135,3 +135,29 @@ def test_given_frames_of_longer_videos_are_shown_at_their_own_level():
         with refused(f"Stage.sampling.{'inpainting.method' if 'inpainting' in changes else 'frame_schedule'}",
                      "process.frame_levels=False"):
             make(process=Process(prediction="x"), sampling=Sampling(steps=3, **changes))
+
+
+@pytest.mark.parametrize(("pattern", "frames"), [(Spatial(), 7), (Temporal(), 3)], ids=["spatial", "whole"])
+def test_a_queue_of_frames(pattern, frames):
+    """Frames that do not see each other come out as all at once; with a clip as long as the video, by its schedule."""
+    stage = make(pattern, sampling=Sampling(steps=4, threshold=None, batch_size=2))
+    experiment = Experiment(name="x", stages=(stage,), data=CaptionedDigits(size=16, frames=4))
+    generator = Generator(experiment, {"forcing": random_params(stage, 1)}, jax.devices()[:1])
+    rolled = generator.long(["", ""], frames=frames, method=Rolling(overlap=1), seed=1).videos.astype(int)
+    schedule = FrameSchedule(lag=2) if frames == 3 else None
+    whole = dataclasses.replace(stage, video=dataclasses.replace(stage.video, frames=frames),
+                                sampling=dataclasses.replace(stage.sampling, frame_schedule=schedule))
+    plain = generator.of(dataclasses.replace(experiment, stages=(whole,)))(["", ""], seed=1).videos
+    assert np.abs(rolled - plain).max() <= 1 and np.abs(np.diff(rolled, axis=1)).max() > 5
+
+
+def test_what_cannot_roll():
+    stage = make()
+    assert Rolling().sampled_by(stage, 9).sampling.frame_schedule == FrameSchedule(lag=2.0)  # 3 steps, 2 frames at once
+    with refused("overlap", "=3", "1 to 2"):
+        Rolling(overlap=3).check(stage, stage.sampling, 9)
+    with refused("frame_schedule", "Heun"):
+        Rolling().check(stage, Sampling(sampler=Heun()), 9)
+    alike = make(process=Process(prediction="x"), sampling=Sampling())
+    with refused("Stage.process.frame_levels", "=False", "rolling"):
+        Rolling().check(alike, alike.sampling, 9)

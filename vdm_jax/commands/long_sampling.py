@@ -11,7 +11,7 @@ from vdm_jax.errors import UserError
 
 # Options that say something of longer videos, with the methods that read them; (): all
 READ_BY: dict[str, tuple[str, ...]] = {
-    "extend": (), "script": (), "between": (), "overlap": ("autoregressive", "windows"),
+    "extend": (), "script": (), "between": (), "overlap": ("autoregressive", "windows", "rolling"),
     "method": ("autoregressive", "nuwa_xl"), "reschedule_noise": ("windows",)}
 
 

@@ -65,14 +65,14 @@ class Sample:
     # A longer video of the first stage, which --last names where there are more. Ctrl-C ends it at a whole segment, and
     # the same command goes on
     frames: Count | None = None
-    # With --frames: block by block; nuwa_xl: key frames, then clips between them, of (L - 1)^m + 1 frames; or windows
-    # that overlap, all at once
-    extend: Literal["autoregressive", "nuwa_xl", "windows"] | None = None
+    # With --frames: block by block; nuwa_xl: key frames, then clips between them, of (L - 1)^m + 1 frames; windows that
+    # overlap, all at once; or rolling: a queue of frames of rising noise
+    extend: Literal["autoregressive", "nuwa_xl", "windows", "rolling"] | None = None
     # With --frames: files with lines 'FRAME: caption', one for each video, in place of captions
     script: tuple[Path, ...] = ()
     between: Literal["hold", "interpolate"] | None = None  # with --script: what holds between two prompts; the first
-    # With --frames: frames that a block takes from the one before, or that windows share; by default what the network
-    # was trained with, or half
+    # With --frames: frames that a block takes from the one before, that windows share, or finished ones that rolling
+    # sees; by default what the network was trained with, or half
     overlap: CountOrZero | None = None
     reschedule_noise: bool = False  # with --extend windows: further clips reorder the noise of the first (FreeNoise)
     # With --frames: how a segment takes over frames of others; the config's way by default

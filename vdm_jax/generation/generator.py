@@ -219,7 +219,7 @@ class Generator:
           captions: one per video: a caption, or a `Script` of captions by time. `embeddings`, where they are given,
             are of all prompts, one script after another.
           frames: of the videos.
-          method: `Autoregressive`, `NuwaXL` or `Windowed`.
+          method: `Autoregressive`, `NuwaXL`, `Windowed` or `Rolling`.
           folder: where finished frames are kept, so that memory does not grow with the length and the same call goes
             on after an interruption; memory by default.
           inpainting: how segments take over frames of others; the stage's own by default.

@@ -22,7 +22,7 @@ from vdm_jax.diffusion.guidance import batched, combine, dynamic_threshold, osci
 from vdm_jax.diffusion.sampling import sample, sampling_levels
 from vdm_jax.diffusion.scheduler_steps import Discretisation
 from vdm_jax.diffusion.thresholds import Threshold
-from vdm_jax.diffusion.windows import windowed
+from vdm_jax.diffusion.windows import following, windowed
 from vdm_jax.errors import UserError, unknown_kind
 from vdm_jax.networks.kinds import network_module
 from vdm_jax.parallel.rules import batch_parts, batch_sharding, shard_along
@@ -112,8 +112,15 @@ def stage_denoiser(
 
     if (windows := sampling.windows) is not None:
         frames = stage.shape[0]
-        denoise_with = windowed(denoise_with, lambda whole, start, length: whole.window(start, length, frames),
-                                frames=frames, length=windows.frames, overlap=windows.overlap, chunk=windows.chunk)
+
+        def cut(whole: Conditioning, start: Int[Array, ""], length: int) -> Conditioning:
+            return whole.window(start, length, frames)
+
+        sizes = {"frames": frames, "length": windows.frames}
+        if windows.follows:
+            denoise_with = following(denoise_with, cut, **sizes, behind=windows.overlap, clean=levels[-1])
+        else:
+            denoise_with = windowed(denoise_with, cut, **sizes, overlap=windows.overlap, chunk=windows.chunk)
     if is_guided(stage, sampling):
         def denoise_halves(*stacked: Any) -> Array:  # a sample's estimates are neighbours in the batch
             if sampling.split_guidance:

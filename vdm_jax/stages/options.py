@@ -180,6 +180,9 @@ class Windows:
     # Frames that neighbours share at the least; 2 in Lumiere (Bar-Tal et al. 2024, arXiv 2401.12945)
     overlap: SizeOrZero = 2
     chunk: Count = 1  # windows denoised together; memory grows with it
+    # One window, which follows the frames being denoised: for frame schedules that finish frames from the first on.
+    # `overlap` is how many finished frames stay in it
+    follows: bool = False
 
     def __post_init__(self):
         if self.overlap >= self.frames:

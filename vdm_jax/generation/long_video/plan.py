@@ -8,6 +8,7 @@ have been trained for.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any, ClassVar, Self
 
@@ -15,7 +16,9 @@ import numpy as np
 from jaxtyping import Int
 
 from vdm_jax.conditions.frame_masks import FrameMask, NoMask
-from vdm_jax.configuration import SizeOrZero, config
+from vdm_jax.configuration import Size, SizeOrZero, config
+from vdm_jax.diffusion.frame_schedules import FrameSchedule
+from vdm_jax.diffusion.sampling import check_steps
 from vdm_jax.errors import UserError
 from vdm_jax.generation.one_stage import inpainting_method
 from vdm_jax.stages.options import Sampling, Windows
@@ -194,7 +197,48 @@ class Windowed(Method):
         return rescheduled_noise(frames, size, size - self._overlap(size), seed) if self.rescheduled else None
 
 
-METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (Autoregressive, NuwaXL, Windowed)}
+@config
+class Rolling(Method):
+    """A queue of frames of rising noise, for networks whose frames have noise levels of their own: each frame begins
+    some steps after the one before it, and the network sees the clip around those being denoised, with the last
+    finished ones (Rolling Diffusion: Ruhe et al. 2024, arXiv 2402.09470; FIFO-Diffusion: Kim et al. 2024, arXiv
+    2405.11473). Memory grows with the length, a call of the network does not."""
+
+    name = "rolling"
+
+    overlap: Size | None = None  # finished frames that the network sees; half of a clip by default
+
+    def _overlap(self, size: int) -> int:
+        return max(size // 2, 1) if self.overlap is None else self.overlap
+
+    def check(self, stage: Stage, sampling: Sampling, frames: int) -> None:
+        """As for all, and for networks whose frames share a level, samplers likewise, and no frames to denoise."""
+        super().check(stage, sampling, frames)
+        size = stage.video.frames
+        if self._overlap(size) >= size:
+            raise UserError(f"overlap={self.overlap} is not valid; permitted: 1 to {size - 1}, for clips of {size} "
+                            "frames")
+        if not stage.process.frame_levels:
+            raise UserError(f"Stage {stage.name!r}: process.frame_levels=False with rolling; permitted: a stage "
+                            "trained with noise levels of single frames")
+        check_steps(sampling.sampler, 0, scheduled=sampling.scheduler is not None, frame_schedule=FrameSchedule())
+
+    def sampled_by(self, stage: Stage, frames: int) -> Stage:
+        """One of videos of all frames, each so many steps behind the one before that a clip holds all that are
+        begun."""
+        size = stage.video.frames
+        lag = math.ceil(stage.sampling.steps / (size - self._overlap(size)))
+        long = stage_of_windows(stage, frames, self._overlap(size))
+        windows = dataclasses.replace(long.sampling.windows, follows=True)
+        return dataclasses.replace(long, sampling=dataclasses.replace(
+            long.sampling, windows=windows, frame_lag=0, frame_schedule=FrameSchedule(lag=float(lag))))
+
+    def levels(self, frames: int, size: int) -> Iterator[Level]:
+        """One segment."""
+        yield (Segment(0, 0, 1, frames),)
+
+
+METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (Autoregressive, NuwaXL, Windowed, Rolling)}
 
 
 def nuwa_xl_frames(depth: int, size: int) -> int:
