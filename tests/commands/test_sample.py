@@ -33,6 +33,39 @@ def test_a_longer_video_of_the_first_stage(trained, tmp_path, fails):
         *arguments, "--frames", "9")
     assert "--overlap=2 is for --frames" in fails(*arguments, "--overlap", "2")
     assert "overlap=4 is not valid; permitted: 1 to 3" in fails(*longer[:-1], "4")
+    assert not list(tmp_path.glob("*.frames"))
+    assert "--overlap=1 with --extend=nuwa_xl; permitted: --extend autoregressive or windows or rolling" in fails(
+        *longer, "--extend", "nuwa_xl")
+    assert "permitted: 4, 10, ..." in fails(*longer[:-4], "--frames", "9", "--extend", "nuwa_xl")
+    assert "--reschedule-noise=True with --extend=autoregressive" in fails(*longer, "--reschedule-noise")
+
+
+def test_a_script_that_is_interrupted_goes_on(trained, tmp_path, fails, capfd, monkeypatch):
+    """A signal after the first segment: what is finished is written, and the same command makes the rest."""
+    from vdm_jax.training import stopping
+
+    (tmp_path / "story.txt").write_text("0: a red 3 moving left\n6: a blue 7 bouncing\n")
+    command = ["sample", str(trained), "--script", "story.txt", "--last", "base", "--extend", "autoregressive",
+               "--overlap", "1", "--method", "replacement", "--frames", "10", "--out"]
+    assert main([*command, "whole.gif"]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(stopping.StopRequests, "requested", True)
+        assert main([*command, "long.gif"]) == 130
+        said = capfd.readouterr().err
+        assert "stopped; 4 of 10 frames are finished and in long.gif; the same command goes on" in said
+    with VideoReader(tmp_path / "long.gif") as video:
+        assert len(video) == 4
+    assert (tmp_path / "long.gif.frames").is_dir()
+    assert "has frames of another request" in fails(*command, "long.gif", "--seed", "1")
+    assert main([*command, "long.gif"]) == 0
+    assert (tmp_path / "long.gif").read_bytes() == (tmp_path / "whole.gif").read_bytes()
+    assert not list(tmp_path.glob("*.frames"))
+    (tmp_path / "bad.txt").write_text("0: a red 3 rising\n9: a red 3\n4: a blue 7\n")
+    assert "frame 4 after frame 9; permitted: frames in ascending order" in fails(
+        "sample", trained, "--script", "bad.txt", "--frames", "16")
+    assert "--script=bad.txt is for --frames" in fails("sample", trained, "--script", "bad.txt")
+    assert "--script=bad.txt with 1 captions" in fails("sample", trained, "a", "--script", "bad.txt", "--frames", "16")
+    assert "--between=hold is for --script" in fails("sample", trained, "a", "--between", "hold", "--frames", "16")
 
 
 def test_a_weight_of_guidance_is_a_scale_less_one(trained, tmp_path, fails):

@@ -251,7 +251,7 @@ def test_a_picture_is_animated(weights):
         (lambda: generator(["a", "b"], embeddings=text,
                            masked_video=masked_video._replace(mask=jnp.ones((2, 3, 1, 1, 1)))),
          ("first_frame.FirstFrame.given",)),
-        (lambda: generator.extend(["a"], frames=6, embeddings=text[:1]), ("generator.Generator.extend",)),
+        (lambda: generator.extend(["a"], frames=6, embeddings=text[:1]), ("stage", "'animate'", "a picture")),
         (lambda: Generator(experiment, generator.params), ("generator.Generator.__init__",)),
     ):
         with refused(*message):

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from vdm_jax.commands.arguments import GUIDANCE, GUIDANCE_SCALE, check_outputs, parse
+from vdm_jax.commands.long_sampling import check_long, read_scripts, sample_long
 from vdm_jax.commands.outputs import check_videos
 from vdm_jax.configuration import Count, CountOrZero, NonNegative, Positive, Range, SamplingSteps, Seed, Share, Size
 from vdm_jax.errors import UserError
@@ -38,6 +39,7 @@ class Sample:
       vdm-jax sample edges_run "a dancer of glass" --control dance.mp4 --out glass.mp4
       vdm-jax sample imagen "waves at a cliff" --encoder t5-v1_1-xxl --out waves.mp4
       vdm-jax sample animatediff "waves at a cliff" --frames 32 --overlap 8 --out long.mp4
+      vdm-jax sample nuwa_xl_run --script story.txt --frames 226 --extend nuwa_xl --out story.mp4
     """
 
     run: tyro.conf.Positional[str]  # run directory or name, or a released model's folder
@@ -60,10 +62,21 @@ class Sample:
     # frames, or a folder of pictures; one for all captions, or one for each
     control: tuple[Path, ...] = ()
     control_scale: NonNegative | None = None  # with --control: factor on what the ControlNet adds; 1 by default
-    frames: Count | None = None  # a longer video, extended block by block; needs --last with the first stage
-    overlap: CountOrZero | None = None  # with --frames: frames that a block takes from the one before; half by default
-    # With --frames: how it takes them over; the config's way by default
-    method: Literal["network", "reconstruction", "replacement"] | None = None
+    # A longer video of the first stage, which --last names where there are more. Ctrl-C ends it at a whole segment, and
+    # the same command goes on
+    frames: Count | None = None
+    # With --frames: block by block; nuwa_xl: key frames, then clips between them, of (L - 1)^m + 1 frames; windows that
+    # overlap, all at once; or rolling: a queue of frames of rising noise
+    extend: Literal["autoregressive", "nuwa_xl", "windows", "rolling"] | None = None
+    # With --frames: files with lines 'FRAME: caption', one for each video, in place of captions
+    script: tuple[Path, ...] = ()
+    between: Literal["hold", "interpolate"] | None = None  # with --script: what holds between two prompts; the first
+    # With --frames: frames that a block takes from the one before, that windows share, or finished ones that rolling
+    # sees; by default what the network was trained with, or half
+    overlap: CountOrZero | None = None
+    reschedule_noise: bool = False  # with --extend windows: further clips reorder the noise of the first (FreeNoise)
+    # With --frames: how a segment takes over frames of others; the config's way by default
+    method: Literal["network", "reconstruction", "replacement", "levels"] | None = None
     embeddings: Path | None = None  # for runs that read text embeddings: a folder made by write_embeddings
     encoder: Path | None = None  # for the same runs: folder of the text encoder; by default the one that the run names
     num_frames: Size | None = None  # of a released model's videos; the authors' by default
@@ -83,6 +96,9 @@ def main(arguments: Sequence[str]) -> int:
     from vdm_jax.generation.released.models import with_size
     from vdm_jax.runs.directory import find_run, load, read_cascade
 
+    scripts = read_scripts(options)
+    if scripts:
+        options = dataclasses.replace(options, captions=tuple(script.prompts[0][1] for script in scripts))
     options = dataclasses.replace(options, captions=captions_for(options, read_cascade(find_run(options.run))))
     generator = with_size(load(options.run, damaged=options.damaged), options.num_frames, options.height, options.width)
     video = generator.makes(options.first, options.last, options.fps)
@@ -93,21 +109,24 @@ def main(arguments: Sequence[str]) -> int:
         weight = 0.7 if options.style_weight is None else options.style_weight
         generator = stylised(generator, options.style, weight, damaged=options.damaged)
     captions = [caption for caption in options.captions for _ in range(options.count)]
+    scripts = [script for script in scripts for _ in range(options.count)]
+    said = [caption for script in scripts for _, caption in script.prompts] or captions
     labels = [label for label in options.labels for _ in range(options.count)] or None
     common = {"seed": options.seed, "steps": options.steps, "guidance": options.guidance,
               "guidance_scale": options.guidance_scale, "labels": labels, "split_guidance": options.split_guidance,
               "masked_video": pictured(options, generator.experiment), "fps": options.fps,
               "references": referenced(options, generator.experiment),
               **controlled(options, generator.experiment, video),
-              **text_embeddings(generator, captions, options)}
-    with sampling_progress() as progress:
-        if options.frames is None:
-            result = generator(captions, **common, first=options.first,
-                               last=options.last, motion=options.motion, progress=progress)
-        else:
-            result = extended(generator, captions, options, progress=progress, **common)
-    for path in options.out:
-        print(result.save(path))
+              **text_embeddings(generator, said, options)}
+    if options.frames is not None:
+        files = sample_long(generator, scripts or captions, options, **common)
+    else:
+        with sampling_progress() as progress:
+            result = generator(captions, **common, first=options.first, last=options.last, motion=options.motion,
+                               progress=progress)
+        files = map(result.save, options.out)
+    for path in files:
+        print(path)
     return 0
 
 
@@ -236,18 +255,6 @@ def _pictures(name: str, options: Sample, video: Any) -> Any:
     return _for_each(pictures, options)
 
 
-def extended(generator: Any, captions: Sequence[str], options: Sample, **common: Any) -> Any:
-    """Longer videos of the first stage. Raises `UserError` when further stages were not left out."""
-    first, *others = generator.experiment.stages
-    if others and options.last != first.name:
-        raise UserError(f"--frames={options.frames} with --last={options.last}: only the first stage can be extended; "
-                        f"permitted: --last {first.name}")
-    inpainting = first.sampling.inpainting
-    if options.method is not None:
-        inpainting = dataclasses.replace(inpainting, method=options.method)
-    return generator.extend(captions, frames=options.frames, overlap=options.overlap, inpainting=inpainting, **common)
-
-
 def check(options: Sample) -> None:
     """Refuse bad options before anything is loaded. Raises `UserError`."""
     from vdm_jax.diffusion.guidance import guidance_weight
@@ -263,11 +270,5 @@ def check(options: Sample) -> None:
         raise UserError(f"--style-weight={options.style_weight} is not valid; permitted: 0 to 1, with --style RUN")
     if options.control_scale is not None and not options.control:
         raise UserError(f"--control-scale={options.control_scale} is for --control; permitted: --control FILE with it")
-    if options.motion is not None and options.frames is not None:
-        raise UserError(f"--motion={options.motion} with --frames={options.frames}; permitted: one of them")
-    if options.first is not None and options.frames is not None:
-        raise UserError(f"--first={options.first} with --frames={options.frames}; permitted: one of them")
-    for name in ("overlap", "method"):
-        if options.frames is None and getattr(options, name) is not None:
-            raise UserError(f"--{name}={getattr(options, name)} is for --frames; permitted: --frames N with it")
+    check_long(options)
     check_outputs(options.out)

@@ -98,6 +98,7 @@ class Sizes:
 
     tokens: int = 1  # of a text that arrives as embeddings, of a reference
     null_text: bool = False  # embeddings come with those of the empty text
+    frame_prompts: bool = False  # clips have a caption for each frame
     padded: bool = False  # clips of different lengths are padded
     clip: tuple[int, int, int] = (1, 1, 1)  # frames, height and width of a clip of the data set
 

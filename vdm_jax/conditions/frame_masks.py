@@ -176,17 +176,18 @@ def masked_first_frame(pictures: Float[Array, "B H W 3"], frames: int) -> Masked
 
 def masked_low_resolution(
     low: Float[ArrayLike, "B N H2 W2 3"], every: int, shape: tuple[int, int, int, int], start: int = 0,
-    masked_video: MaskedVideo | None = None,
+    masked_video: MaskedVideo | None = None, stride: int = 1,
 ) -> MaskedVideo:
     """What a low-resolution video in [-1, 1], whose frames are every so many frames of a larger one, says of the part
-    of that one that begins at frame `start` and has `shape` (T, H, W, 3); added to what is given of it. Ho et
-    al. 2022, arXiv 2204.03458, section 3.1. Raises `UserError` for pixels that do not divide the video's."""
+    of that one that begins at frame `start`, has `shape` (T, H, W, 3) and every `stride`-th frame; added to what is
+    given of it. Ho et al. 2022, arXiv 2204.03458, section 3.1. Raises `UserError` for pixels that do not divide the
+    video's."""
     low = np.asarray(low, np.float32)
     for name, size, part in zip(("height", "width"), shape[1:3], low.shape[2:4], strict=True):
         if size % part:
             raise UserError(f"low-resolution video of {name} {part} for {name} {size}; permitted: divisors of {size}")
     check_value(every, Count, "every")
-    numbers = start + np.arange(shape[0])
+    numbers = start + stride * np.arange(shape[0])
     there = (numbers % every == 0) & (numbers // every < low.shape[1])
     frames = low[:, np.minimum(numbers // every, low.shape[1] - 1)]
     mask = np.broadcast_to(there.astype(np.float32)[None, :, None, None, None], (len(low), shape[0], 1, 1, 1))

@@ -133,9 +133,10 @@ class Text(Condition):
     enters = "tokens"
     parts = ("tokens", "embeddings", "text_mask", "null_embeddings", "null_mask")
     frame_parts = ("tokens", "embeddings", "text_mask")
-    fields = ("tokens", "embeddings", "text_mask", "null_embeddings", "null_mask", "image_tokens", "image_embeddings",
-              "image_text_mask")
-    host_fields = ("caption", "image_captions")
+    fields = ("tokens", "frame_tokens", "embeddings", "text_mask", "null_embeddings", "null_mask", "image_tokens",
+              "image_embeddings", "image_text_mask")
+    frame_fields = ("frame_tokens",)
+    host_fields = ("caption", "frame_captions", "image_captions")
     guidance = "prompt"
 
     def taken(self, network: Network) -> bool:
@@ -156,7 +157,9 @@ class Text(Condition):
         found = text.batch_shapes(sizes)
         of_images = {f"image_{name}": ((images, *shape), kind) for name, (shape, kind) in found.items()}
         null = {} if not sizes.null_text else {"null_embeddings": found["embeddings"], "null_mask": found["text_mask"]}
-        return found | (of_images if images else {}) | null
+        of_frames = {"frame_tokens": ((sizes.clip[0], *found["tokens"][0]), jnp.int32)} if (
+            sizes.frame_prompts and "tokens" in found) else {}
+        return found | of_frames | (of_images if images else {}) | null
 
     def assumed(self, stage: Stage, sizes: Sizes) -> list[str]:
         """The length of texts, or the missing table of words."""
@@ -164,12 +167,17 @@ class Text(Condition):
         return [] if note is None else [note]
 
     def of_batch(self, stage: Stage, batch: Mapping[str, Array]) -> dict[str, Any]:
-        """Captions as words or embeddings, those of appended images after the clip's. Raises `UserError` when there are
-        none."""
+        """Captions as words or embeddings, one for each frame where there are such, or those of appended images after
+        the clip's. Raises `UserError` when there are none, and for images next to captions of frames."""
         def joined(name: str) -> Array:
             clips = batch[name][:, None]
             return jnp.concatenate([clips, batch[f"image_{name}"]], axis=1) if "images" in batch else clips
 
+        if "frame_tokens" in batch:
+            if "images" in batch:
+                raise UserError(f"stage {stage.name!r}: appended images with a caption for each frame; permitted: "
+                                "images_per_clip=0")
+            return of_tokens(batch["frame_tokens"])
         if "tokens" in batch:
             return of_tokens(joined("tokens"))
         if "embeddings" not in batch:

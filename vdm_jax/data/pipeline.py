@@ -60,13 +60,13 @@ class FlipAugmentation:
 class Pipeline:
     """Shuffled batches of a source, as dicts of numpy arrays with this process's rows of the global batch.
 
-    A batch has `video` uint8 [B, T, H, W, 3] and `caption` str [B]; `tokens` int32 [B, L] if `tokenize` is given; and
-    stacked whatever else the clips have (`label` int32 [B], `fps` float32 [B], embeddings ...). With `images_per_clip`
-    = n also `images` uint8 [B, n, H, W, 3], `image_captions` str [B, n] and `image_tokens` int32 [B, n, L], or where
-    clips bring `embeddings` [B, L, C] with `text_mask` the same of the stills, `image_embeddings` [B, n, L, C] with
-    `image_text_mask`: stills that are trained on together with the clips (joint training: Ho et al. 2022, arXiv
-    2204.03458, section 3.1). With `frame_rates` clips have `frames` frames, at a rate drawn for each, and `frame_rate`
-    float32 [B] next to them.
+    A batch has `video` uint8 [B, T, H, W, 3] and `caption` str [B]; `tokens` int32 [B, L] if `tokenize` is given, and
+    `frame_tokens` int32 [B, T, L] where clips have `frame_captions`, one for each frame; and stacked whatever else the
+    clips have (`label` int32 [B], `fps` float32 [B], embeddings ...). With `images_per_clip` = n also `images` uint8
+    [B, n, H, W, 3], `image_captions` str [B, n] and `image_tokens` int32 [B, n, L], or where clips bring `embeddings`
+    [B, L, C] with `text_mask` the same of the stills, `image_embeddings` [B, n, L, C] with `image_text_mask`: stills
+    that are trained on together with the clips (joint training: Ho et al. 2022, arXiv 2204.03458, section 3.1). With
+    `frame_rates` clips have `frames` frames, at a rate drawn for each, and `frame_rate` float32 [B] next to them.
 
     Raises:
       UserError: sizes that do not fit together, an image source of another size, `random_starts` or `frame_rates` where
@@ -183,6 +183,8 @@ class Pipeline:
             clip = self.augment(clip, self._rng(position, _AUGMENT))
         if self.tokenize is not None:
             clip = clip | {"tokens": np.asarray(self.tokenize(clip["caption"]), np.int32)}
+        if self.tokenize is not None and "frame_captions" in clip:
+            clip["frame_tokens"] = np.stack([np.asarray(self.tokenize(c), np.int32) for c in clip["frame_captions"]])
         return clip | self._images(position, index) if self.images_per_clip else clip
 
     def _images(self, position: int, index: int) -> Clip:

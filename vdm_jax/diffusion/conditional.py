@@ -6,6 +6,7 @@ between (interpolation), a low-resolution version (super-resolution), pixels (in
 
 - `replaced`: the given part of every estimate is set to what is given. A sampler then draws the given part of z from
   `q(z_s | z_t, x_given)`, the replacement method. What is unknown does not learn of it except through the network.
+- `shown_clean`: a network whose frames have noise levels of their own sees the given ones without noise.
 - `reconstruction_guided`: the estimate also moves down the gradient of how badly it reconstructs what is given, through
   the network.
 
@@ -16,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from vdm_jax.diffusion.arrays import Denoiser, Level, Video, expand
 from vdm_jax.diffusion.families import Family
@@ -38,6 +39,23 @@ def low_resolution_error(low: Video, degrade: Callable[[Video], Video]) -> Error
 def replaced(denoise: Denoiser, given: Video, mask: Float[Array, "..."]) -> Denoiser:
     """The denoiser with the given part of its estimate set to what is given: the replacement method."""
     return lambda z, logsnr: jnp.where(mask > 0, given, denoise(z, logsnr))
+
+
+def shown_clean(
+    denoise: Denoiser, given: Video, mask: Float[Array, "..."], level: float | Float[ArrayLike, ""], family: Family
+) -> Denoiser:
+    """The denoiser of a network whose frames have levels of their own, which sees given frames at the log-SNR `level`
+    and without noise: `alpha x_given` in place of z (Diffusion Forcing: Chen et al. 2024, arXiv 2407.01392). Frames of
+    which only some pixels are given stay as they are."""
+    whole = jnp.broadcast_to(mask, given.shape).min(tuple(range(2, given.ndim))) > 0  # [B, T]
+    alpha, _ = family.alpha_sigma(jnp.float32(level))
+
+    def shown(z: Video, logsnr: Level) -> Video:
+        logsnr = jnp.asarray(logsnr)
+        own = jnp.broadcast_to(logsnr if logsnr.ndim == 2 else logsnr[:, None], whole.shape)
+        return denoise(jnp.where(expand(whole, z), alpha * given, z), jnp.where(whole, level, own))
+
+    return shown
 
 
 def reconstruction_guided(denoise: Denoiser, errors: Sequence[Error], weight: float, family: Family) -> Denoiser:

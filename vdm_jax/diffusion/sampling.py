@@ -9,6 +9,7 @@ from jaxtyping import Array, ArrayLike, Float, Key
 
 from vdm_jax.configuration import SamplingSteps, ShareAboveZero, check_value
 from vdm_jax.diffusion.arrays import Denoiser, Hook, Video, noise_from_keys
+from vdm_jax.diffusion.frame_schedules import FrameSchedule, steps_of_matrix
 from vdm_jax.diffusion.grids import default_grid
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import Sampler, Step, StochasticDDIM
@@ -58,6 +59,7 @@ def sample(
     frame_lag: int = 0,
     discretisation: Discretisation | None = None,
     noise: Video | None = None,
+    frame_schedule: FrameSchedule | None = None,
 ) -> Video | tuple[Video, Float[Array, "steps B *rest"]]:
     """Videos of `shape` (B, T, H, W, C) from noise; jittable with sampler, process, shape and steps static.
 
@@ -81,6 +83,7 @@ def sample(
       frame_lag: steps by which every frame is behind the one before it, so that the denoiser gets logsnr [B, T] and
         there are `frame_lag (T - 1)` more steps (pyramid schedule of Diffusion Forcing: Chen et al. 2024, arXiv
         2407.01392). 0: all frames have the same level.
+      frame_schedule: any other scheduling matrix of the frames' levels, in place of a lag.
       discretisation: the steps of a released scheduler, in place of the sampler's grid.
       noise: standard normal noise to begin with, instead of what the keys draw.
 
@@ -90,10 +93,10 @@ def sample(
     """
     _check(keys, shape, initial, start)
     walk = Walk(sampler, process, shape, steps, hook, shared_noise)
-    check_steps(sampler, frame_lag, stop, discretisation is not None)
+    check_steps(sampler, frame_lag, stop, discretisation is not None, frame_schedule)
     if discretisation is None:
         levels = sampling_levels(sampler, process.schedule, steps, start) if levels is None else levels
-        grid_steps, std = steps_between(levels, stop, frame_lag, shape[1]), None
+        grid_steps, std = steps_between(levels, stop, frame_lag, shape[1], frame_schedule), None
     else:
         grid_steps, std = jax.tree.map(jnp.asarray, discretisation.steps), discretisation.initial_std
     carry = walk.begin(keys, grid_steps.level[0], initial, noise=noise, std=std)
@@ -154,36 +157,44 @@ class Walk(NamedTuple):
 
 
 def steps_between(
-    levels: Float[ArrayLike, " steps"], stop: float | None = None, frame_lag: int = 0, frames: int = 1
+    levels: Float[ArrayLike, " steps"], stop: float | None = None, frame_lag: int = 0, frames: int = 1,
+    frame_schedule: FrameSchedule | None = None,
 ) -> Step:
-    """The steps from level to level, stacked; those to `stop`, where that is given; with `frame_lag`, those of `frames`
-    frames each behind the one before, which wait at the first level and stay at the last."""
+    """The steps from level to level, stacked; those to `stop`, where that is given; with a lag or a schedule of frames,
+    those of `frames` frames, which wait at the first level and stay at the last."""
+    frame_schedule = schedule_of(frame_lag, frame_schedule)
     if stop is not None:
         return _steps_to(np.asarray(levels), stop)
-    steps = _steps(jnp.asarray(levels))
-    if not frame_lag:
-        return steps
-    count = len(levels) + frame_lag * (frames - 1)
-    own = jnp.arange(count)[:, None] - frame_lag * jnp.arange(frames)  # the step that each frame is at
-    at = jnp.clip(own, 0, len(levels) - 1)
-    moves = own == at
-    previous, level, following, last = (a[at] for a in (steps.previous, steps.level, steps.next, steps.last))
-    return Step(jnp.arange(count), previous, level, jnp.where(moves, following, level), last & moves, None)
+    if not frame_schedule:
+        return _steps(jnp.asarray(levels))
+    return steps_of_matrix(levels, frame_schedule.matrix(len(levels), frames))
 
 
-def check_steps(sampler: Sampler, frame_lag: int, stop: float | None = None, scheduled: bool = False) -> None:
-    """Raise `UserError` for frames that lag behind where they cannot, and for steps of a released scheduler
-    (`scheduled`) that are to lag or to stop."""
-    if frame_lag and (not sampler.frame_levels or stop is not None):
+def schedule_of(frame_lag: int, frame_schedule: FrameSchedule | None) -> FrameSchedule | None:
+    """The levels of frames: of a lag, the pyramid; None: all frames have the same."""
+    return FrameSchedule(order="pyramid", lag=float(frame_lag)) if frame_lag else frame_schedule
+
+
+def check_steps(
+    sampler: Sampler, frame_lag: int, stop: float | None = None, scheduled: bool = False,
+    frame_schedule: FrameSchedule | None = None,
+) -> None:
+    """Raise `UserError` for frames with levels of their own where they cannot have them, for a lag next to a schedule,
+    and for steps of a released scheduler (`scheduled`) that are to lag or to stop."""
+    own = f"frame_lag={frame_lag}" if frame_schedule is None else f"frame_schedule={frame_schedule.order!r}"
+    lags = bool(frame_lag or frame_schedule)
+    if frame_lag and frame_schedule:
+        raise UserError(f"frame_lag={frame_lag} with frame_schedule={frame_schedule.order!r}; permitted: one of them")
+    if lags and (not sampler.frame_levels or stop is not None):
         names = ", ".join(kind.__name__ for kind in get_args(Sampler) if kind.frame_levels)
-        raise UserError(f"frame_lag={frame_lag} with {type(sampler).__name__} and stop={stop}; permitted: {names} "
-                        "without stop, or frame_lag=0")
+        raise UserError(f"{own} with {type(sampler).__name__} and stop={stop}; permitted: {names} without stop, or "
+                        "frame_lag=0")
     if scheduled and isinstance(sampler, StochasticDDIM):
         raise UserError("sampler=StochasticDDIM() with the steps of a released scheduler, which say nothing of the "
                         "step after the next one; permitted: another sampler, or the sampler's grid")
-    if scheduled and (frame_lag or stop is not None):
-        raise UserError(f"frame_lag={frame_lag}, stop={stop} with the steps of a released scheduler, which all frames "
-                        "take to their end; permitted: frame_lag=0, stop=None")
+    if scheduled and (lags or stop is not None):
+        raise UserError(f"{own}, stop={stop} with the steps of a released scheduler, which all frames take to their "
+                        "end; permitted: frame_lag=0, stop=None")
 
 
 def _of_frames(value: Array) -> Array:

@@ -78,6 +78,34 @@ def windowed(
     return denoise_whole
 
 
+def following(
+    denoise: ConditionalDenoiser, cut: Cut, *, frames: int, length: int, behind: int, clean: Level
+) -> ConditionalDenoiser:
+    """A denoiser of videos of `frames` frames with levels of their own, finished from the first on, from one of
+    `length` frames: one window that follows the frames being denoised (Rolling Diffusion: Ruhe et al. 2024, arXiv
+    2402.09470; FIFO-Diffusion: Kim et al. 2024, arXiv 2405.11473). All videos of a batch have the same levels.
+
+    Args:
+      denoise, cut: as of `windowed`.
+      behind: frames of the window before the first whose log-SNR is below `clean`; the last of them may be at its last
+        step, the others are finished.
+      clean: log-SNR at which finished frames are.
+
+    Estimates outside the window are zeros. Raises `UserError` for windows that do not fit or have no frame behind.
+    """
+    check_value(length, Annotated[int, Range(least=1, most=frames)], "length")
+    check_value(behind, Annotated[int, Range(least=1, most=max(length - 1, 1))], "behind")
+
+    def denoise_whole(z: Video, logsnr: Level, conditioning: Any) -> Video:
+        noisy = jnp.asarray(logsnr)[0] < clean
+        first = jnp.where(noisy.any(), jnp.argmax(noisy), frames)
+        start = jnp.clip(first - behind, 0, frames - length)
+        x = denoise(cut_frames(z, start, length), cut_frames(logsnr, start, length), cut(conditioning, start, length))
+        return jax.lax.dynamic_update_slice_in_dim(jnp.zeros(z.shape, x.dtype), x, start, axis=1)
+
+    return denoise_whole
+
+
 def cut_frames(x: Float[Array, "B T *rest"], start: Int[Array, ""], length: int) -> Float[Array, "B L *rest"]:
     """`length` frames from `start` on, which may be traced."""
     return jax.lax.dynamic_slice_in_dim(x, start, length, axis=1)

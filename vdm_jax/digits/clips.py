@@ -133,10 +133,11 @@ def _plan(spec, split, index):
         DigitObject(digit, _COLOUR_NAMES[colour], motion)
         for (digit, motion), colour in zip(chosen, colours, strict=True)
     )
-    return rng, objects, " and ".join(_describe(item, rng) for item in objects)
+    return rng, objects, " and ".join(describe(item, rng) for item in objects)
 
 
-def _describe(item: DigitObject, rng: np.random.Generator) -> str:
+def describe(item: DigitObject, rng: np.random.Generator) -> str:
+    """A caption of one digit, in words that are drawn."""
     phrase = PHRASES[item.motion][rng.integers(len(PHRASES[item.motion]))]
     digit = DIGIT_WORDS[item.digit] if rng.random() < WORD_SHARE else str(item.digit)
     return f"{_article(item.colour)} {item.colour} {digit} {phrase}"

@@ -30,7 +30,7 @@ COLOURS = {
 STRAIGHT_TRAVEL = (18 / 44, 39 / 44)  # of left, right, up and down
 BOUNCE_TRAVEL = (67.5 / 44, 97.5 / 44)  # longer than the room even along a diagonal, so a bounce always meets a wall
 
-_DIRECTION = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}  # (y, x)
+DIRECTION = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}  # (y, x)
 _INSTANCES = {"train": (0, 1200), "validation": (1200, 1400), "test": (1400, 1797)}  # of the shuffled scans
 
 
@@ -89,7 +89,7 @@ def draw_track(
         angle = rng.uniform(0, 2 * np.pi)
         path = np.array([np.sin(angle), np.cos(angle)]) * rng.uniform(*BOUNCE_TRAVEL) * unit
         return room - np.abs((start + tau * path) % (2 * room) - room)  # reflected at 0 and at `room`
-    path = np.array(_DIRECTION[motion]) * rng.uniform(*STRAIGHT_TRAVEL) * unit
+    path = np.array(DIRECTION[motion]) * rng.uniform(*STRAIGHT_TRAVEL) * unit
     free = room - np.abs(path)  # what is left of the room along each axis
     start = start / room * free + np.maximum(0, -path)
     return start + tau * path

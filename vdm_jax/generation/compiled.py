@@ -162,10 +162,12 @@ def stepwise_sampling(
     finish = finish or jit_finish(stage, sampling, mesh)
     released, embedded = released_steps(stage, sampling)
     levels = stage_levels(stage, sampling)
-    check_steps(sampling.sampler, sampling.frame_lag, ends.stop, released is not None)
+    check_steps(sampling.sampler, sampling.frame_lag, ends.stop, released is not None, sampling.frame_schedule)
     steps = released.steps if released is not None else steps_between(
-        levels, ends.stop, sampling.frame_lag, stage.shape[0])
+        levels, ends.stop, sampling.frame_lag, stage.shape[0], sampling.frame_schedule)
     std = None if released is None else np.float32(released.initial_std)
+    follows = sampling.windows is not None and sampling.windows.follows
+    of_levels = sampling.oscillation or follows or inpainting_method(stage, sampling) == "levels"  # what a step does
     count, weight = np.int32(sampling.steps), None
     if is_guided(stage, sampling) or stage.takes_weight:
         weight = np.asarray(guidance_of(stage, sampling), np.float32)
@@ -184,7 +186,7 @@ def stepwise_sampling(
         for i in range(len(steps.index)):
             step = jax.tree.map(lambda x, i=i: x[i], steps)._replace(count=count)
             carry = place(functions.advance(params, keys, conditioning, inside, carry, step, weight,
-                                            levels if sampling.oscillation else levels[:1], embedded))
+                                            levels if of_levels else levels[:1], embedded))
             watch(i + 1, carry[0])
         return finish(carry[0], low, masked_video, *autoencoder) if ends.stop is None else carry[0]
 

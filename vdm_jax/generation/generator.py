@@ -12,10 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, Shaped, UInt8
+from jaxtyping import Float, Shaped, UInt8
 
 from vdm_jax.conditions.conditioning import Conditioning, Request
-from vdm_jax.conditions.frame_masks import MaskedVideo, masked_low_resolution
+from vdm_jax.conditions.frame_masks import MaskedVideo
 from vdm_jax.conditions.vocabulary import Vocabulary
 from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.diffusion.guidance import guidance_weight
@@ -34,16 +34,20 @@ from vdm_jax.generation.compiled import (
     stepwise_sampling,
     truncation,
 )
-from vdm_jax.generation.given_frames import checked_frames, frames_by_stage
-from vdm_jax.generation.one_stage import sample_keys, sampling_parts, with_overrides
-from vdm_jax.generation.prompts import checked_request, of_frames, requested_conditioning
+from vdm_jax.generation.given_frames import frames_by_stage
+from vdm_jax.generation.jobs import Jobs, Progress
+from vdm_jax.generation.long_video.plan import Autoregressive, Method
+from vdm_jax.generation.long_video.sampling import LongJob, LongVideos, all_captions, first_captions
+from vdm_jax.generation.long_video.script import LongRequest, Script, scripts_of
+from vdm_jax.generation.one_stage import sampling_parts, with_overrides
+from vdm_jax.generation.prompts import checked_request, requested_conditioning
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.rules import parameter_shardings
 from vdm_jax.stages.options import Inpainting, Sampling
 from vdm_jax.stages.stage import Experiment, Stage, VideoSpec, augmentation_of
-from vdm_jax.video.arrays import check_finite, to_float, to_uint8
+from vdm_jax.video.arrays import check_finite, to_uint8
 
-Progress = Callable[[str, int, int], None]  # stage name, videos done, videos in all
+BLOCK_BY_BLOCK = Autoregressive()
 # (captions, negative captions, pictures that videos begin with) -> `embeddings`, `text_mask`, `null_embeddings` and
 # `null_mask` of a call
 Encoder = Callable[[Sequence[str], Sequence[str] | None, Float[np.ndarray, "B H W 3"] | None], dict[str, np.ndarray]]
@@ -73,28 +77,6 @@ class Generated:
         if Path(path).suffix.lower() == ".png":
             return write_png(path, sample_grid(self.videos, self.captions))
         return write_video(path, tile_videos(self.videos), fps)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Jobs:
-    """The videos asked for in one call."""
-
-    seed: int
-    indices: np.ndarray  # one per video
-    progress: Progress | None
-    block: int = 0  # of an extended video
-    noise: Noise = DRAWN  # of the first stage
-    watch: Watch | None = None  # of the first stage's steps
-
-    def keys(self, rows: np.ndarray, place: int) -> Key[Array, " B"]:
-        """Keys of some of the videos for the stage at a place of the cascade."""
-        keys = sample_keys(self.seed, jnp.asarray(self.indices[rows]), place)
-        return jax.vmap(lambda key: jax.random.fold_in(key, self.block))(keys) if self.block else keys
-
-    def tell(self, stage: str, done: int, total: int) -> None:
-        """Report progress to whoever asked for it."""
-        if self.progress is not None:
-            self.progress(f"{stage}, block {self.block + 1}" if self.block else stage, done, total)
 
 
 def _frame_rates(stages: Sequence[Stage], fps: float | None) -> dict[str, float]:
@@ -198,16 +180,13 @@ class Generator:
         rates = _frame_rates(stages, given.get("fps"))
         request = self._request(captions, given, stages, negative, masked_video)
         captions = request.captions
-        absent = [stage.name for stage in stages if stage.name not in self.params]
-        if absent:
-            raise UserError(f"stage {absent[0]!r} has no trained weights; permitted: train it, or stop after one of "
-                            f"{', '.join(self.params) or 'none'}")
+        self._check_trained(stages)
         source = stages[0].source
         if source is not None and not (source.single_frames and masked_video is not None):
             raise UserError(f"stage {stages[0].name!r} starts from {source.frames} frames that no stage makes; "
                             "permitted: a cascade whose first stage has source=None, or given parts of a stage that "
                             "fills in frames or begins with a picture")
-        jobs = _Jobs(seed, first_index + np.arange(len(captions)), progress, noise=noise, watch=watch)
+        jobs = Jobs(seed, first_index + np.arange(len(captions)), progress, noise=noise, watch=watch)
         outputs: dict[str, np.ndarray] = {}
         given_frames, low = frames_by_stage(masked_video, stages, len(captions)), None
         for stage in stages:
@@ -219,72 +198,75 @@ class Generator:
             frames = given_frames.get(stage.name)
             if at_first and frames is not None and source is not None:
                 low, frames = source.given(frames, stage)
-            low = self._run(stage, place, sampling, jobs, text, low, frames, truncation(stages, stages.index(stage)))
+            ends = truncation(stages, stages.index(stage))
+            low = self.run_stage(stage, place, sampling, jobs, text, low, frames, ends)
             outputs[stage.name] = np.asarray(to_uint8(low))
             jobs = dataclasses.replace(jobs, noise=DRAWN, watch=None)
         return Generated(captions, outputs, rates)
 
-    def extend(
-        self, captions: Sequence[str] | str, *, frames: int, overlap: int | None = None,
-        inpainting: Inpainting | None = None, seed: int = 0, first_index: int = 0, steps: int | None = None,
-        guidance: float | None = None, split_guidance: bool | None = None, progress: Progress | None = None,
-        masked_video: MaskedVideo | None = None, low: Float[np.ndarray, "B N H2 W2 3"] | None = None, every: int = 1,
-        guidance_scale: float | None = None, **given: Any,
-    ) -> Generated:
-        """Generate longer videos of the first stage, block by block: each block after the first is sampled with its
-        first frames given, which are the last of the block before (Ho et al. 2022, arXiv 2204.03458, section 3.1).
+    def long(
+        self, captions: Sequence[str | Script] | str | Script, *, frames: int, method: Method = BLOCK_BY_BLOCK,
+        folder: str | os.PathLike | None = None, inpainting: Inpainting | None = None, seed: int = 0,
+        first_index: int = 0, steps: int | None = None, guidance: float | None = None,
+        split_guidance: bool | None = None, at_once: int | None = None, progress: Progress | None = None,
+        stop: Callable[[], bool] = lambda: False, masked_video: MaskedVideo | None = None,
+        low: Float[np.ndarray, "B N H2 W2 3"] | None = None, every: int = 1, guidance_scale: float | None = None,
+        **given: Any,
+    ) -> LongVideos:
+        """Generate longer videos of the first stage, segment by segment (`long_video/plan.py`).
 
         Args:
-          frames: of the videos; the last block is cut.
-          overlap: frames that a block knows; half of the stage's frames by default.
-          inpainting: how blocks take over what they know; the stage's own by default.
-          captions, seed, first_index, steps, guidance, guidance_scale, split_guidance, progress, given: as in a call;
-            maps have `frames` frames.
-          masked_video: of the first block, as in a call.
+          captions: one per video: a caption, or a `Script` of captions by time. `embeddings`, where they are given,
+            are of all prompts, one script after another.
+          frames: of the videos.
+          method: `Autoregressive`, `NuwaXL`, `Windowed` or `Rolling`.
+          folder: where finished frames are kept, so that memory does not grow with the length and the same call goes
+            on after an interruption; memory by default.
+          inpainting: how segments take over frames of others; the stage's own by default.
+          at_once: segments that are sampled together, over all devices; by default as many as are independent, up to
+            the stage's batch size.
+          progress: called with (stage, segments done, segments in all).
+          stop: asked after each batch of segments; True ends the call there, with the videos unfinished.
+          masked_video: of the first segment, as in a call.
           low: `[B, N, H2, W2, 3]` in [-1, 1], the whole videos with fewer pixels, for reconstruction guidance: they are
             enlarged and extended at once.
           every: of how many frames of the videos `low` has one.
+          seed, first_index, steps, guidance, guidance_scale, split_guidance, given: as in a call; maps have `frames`
+            frames.
 
-        Raises `UserError` as a call does, for an overlap that leaves nothing to sample, and for fewer frames than the
-        stage makes.
+        Raises `UserError` as a call does, for lengths that the method cannot make, a stage that was not trained for it,
+        and a folder with frames of something else.
         """
-        guidance, stage = guidance_weight(guidance, guidance_scale), self.experiment.stages[0]
-        if stage.starts_from("first_frame"):
-            raise UserError(f"stage {stage.name!r} begins with a picture and cannot be extended; permitted: a stage "
-                            "that takes conditioning frames")
-        size, overlap = stage.video.frames, stage.video.frames // 2 if overlap is None else overlap
-        if not 0 < overlap < size:
-            raise UserError(f"overlap={overlap} is not valid; permitted: 1 to {size - 1}, for blocks of {size} frames")
-        if frames < size:
-            raise UserError(f"frames={frames} is not valid; permitted: >= {size}, what stage {stage.name!r} makes at "
-                            "once")
+        stage, guidance = self.experiment.stages[0], guidance_weight(guidance, guidance_scale)
+        self._check_trained((stage,))
         sampling = with_overrides(stage.sampling, steps=steps, guidance=guidance, split_guidance=split_guidance,
                                   inpainting=inpainting)
         stage = dataclasses.replace(stage, sampling=sampling)  # raises where the stage cannot do it
-        captions = (captions,) if isinstance(captions, str) else tuple(captions)
-        if low is not None:
-            masked_video = masked_low_resolution(low, every, stage.video.shape, masked_video=masked_video)
-        checked_frames(masked_video, stage, len(captions))
-        request = self._request(captions, given, (stage,), masked_video=masked_video)
-        first = self(captions, seed=seed, first_index=first_index, steps=steps, guidance=guidance,
-                     split_guidance=split_guidance, progress=progress, last=stage.name, masked_video=masked_video,
-                     **of_frames(stage, request, 0, size, frames).given)
-        jobs = _Jobs(seed, first_index + np.arange(len(captions)), progress)
-        video = np.asarray(to_float(first.videos))
-        mask = np.zeros((len(captions), size, 1, 1, 1), np.float32)
-        mask[:, :overlap] = 1
-        while video.shape[1] < frames:
-            jobs = dataclasses.replace(jobs, block=jobs.block + 1)
-            masked_video = MaskedVideo(np.pad(video[:, -overlap:],
-                                              ((0, 0), (0, size - overlap), (0, 0), (0, 0), (0, 0))), mask)
-            if low is not None:
-                masked_video = masked_low_resolution(low, every, stage.video.shape, video.shape[1] - overlap,
-                                                     masked_video)
-            text = requested_conditioning(
-                stage, of_frames(stage, request, video.shape[1] - overlap, size, frames))
-            block = self._run(stage, 0, sampling, jobs, text, None, masked_video)
-            video = np.concatenate([video, block[:, overlap:]], axis=1)
-        return Generated(captions, {stage.name: np.asarray(to_uint8(video[:, :frames]))}, first.fps)
+        method = method.of_stage(stage, sampling)
+        method.check(stage, sampling, frames)
+        scripts, text = scripts_of(captions, frames), stage.network.text
+        names = () if text is None else text.arguments
+        of_texts = {name: value for name, value in given.items() if name in names}
+        texts = self._request(all_captions(scripts), of_texts, (stage,), masked_video=masked_video)
+        rest = {name: value for name, value in given.items() if name not in names}
+        request = LongRequest(method.sampled_by(stage, frames), scripts, texts,
+                              checked_request(first_captions(scripts), rest, (stage,)), frames)
+        rate = _frame_rates((stage,), given.get("fps"))[stage.name]
+        job = LongJob(stage, method, frames, rate, scripts, request, seed, first_index, masked_video, low, every)
+        return job.sample(self, None if folder is None else Path(folder), at_once, progress, stop)
+
+    def extend(self, captions: Sequence[str] | str, *, frames: int, overlap: int | None = None, **options: Any
+               ) -> Generated:
+        """`long` block by block, each block given the last `overlap` frames of the one before (half a clip by default),
+        with all frames in memory."""
+        made = self.long(captions, frames=frames, method=Autoregressive(overlap=overlap), **options)
+        return Generated(made.captions, {made.stage: made.videos}, {made.stage: made.fps})
+
+    def _check_trained(self, stages: Sequence[Stage]) -> None:
+        absent = [stage.name for stage in stages if stage.name not in self.params]
+        if absent:
+            raise UserError(f"stage {absent[0]!r} has no trained weights; permitted: train it, or stop after one of "
+                            f"{', '.join(self.params) or 'none'}")
 
     def with_augmentation_level(self, logsnr: float) -> Generator:
         """The same cascade, with the low-resolution inputs of all its stages augmented at another level, which is
@@ -342,11 +324,14 @@ class Generator:
                             "permitted: with embeddings, TextEmbeddings(...).empty(length)")
         return request
 
-    def _run(self, stage: Stage, place: int, sampling: Sampling, jobs: _Jobs, text: Conditioning,
-             low: np.ndarray | None, masked_video: MaskedVideo | None = None, ends: Truncation = WHOLE) -> np.ndarray:
-        """All videos of one stage, in batches of one size; the last batch is filled up with repeats."""
+    def run_stage(
+        self, stage: Stage, place: int, sampling: Sampling, jobs: Jobs, text: Conditioning, low: np.ndarray | None,
+        masked_video: MaskedVideo | None = None, ends: Truncation = WHOLE, *, at_once: int | None = None,
+    ) -> Float[np.ndarray, "B T H W C"]:
+        """All videos of one stage, in batches of one size (`at_once`, or what fits); the last batch is filled up with
+        repeats. `jobs` has one entry per video, like all arrays."""
         total, parts = len(jobs.indices), sampling_parts(stage, sampling, self.mesh)
-        size = min(sampling.batch_size, total)
+        size = min(sampling.batch_size, total) if at_once is None else at_once
         size = -(-size // parts) * parts  # up to a multiple of the devices
         watch = jobs.watch or (lambda step, z: None)
         given = jobs.watch is not None or any(part is not None for part in jobs.noise)

@@ -16,13 +16,13 @@ from vdm_jax.conditions.conditioning import CONDITIONS, Conditioning, SampledVid
 from vdm_jax.conditions.frame_masks import MaskedVideo
 from vdm_jax.configuration import Seed, check_value
 from vdm_jax.diffusion.arrays import Denoiser
-from vdm_jax.diffusion.conditional import reconstruction_guided, replaced
+from vdm_jax.diffusion.conditional import reconstruction_guided, replaced, shown_clean
 from vdm_jax.diffusion.consistency import consistent_estimate
 from vdm_jax.diffusion.guidance import batched, combine, dynamic_threshold, oscillating, static_threshold
 from vdm_jax.diffusion.sampling import sample, sampling_levels
 from vdm_jax.diffusion.scheduler_steps import Discretisation
 from vdm_jax.diffusion.thresholds import Threshold
-from vdm_jax.diffusion.windows import windowed
+from vdm_jax.diffusion.windows import following, windowed
 from vdm_jax.errors import UserError, unknown_kind
 from vdm_jax.networks.kinds import network_module
 from vdm_jax.parallel.rules import batch_parts, batch_sharding, shard_along
@@ -73,7 +73,8 @@ def sampling_sharding(stage: Stage, sampling: Sampling, mesh: Mesh) -> NamedShar
 
 def inpainting_method(stage: Stage, sampling: Sampling) -> str:
     """How a stage takes conditioning frames."""
-    return sampling.inpainting.method or ("network" if stage.network.conditioning_frames else "reconstruction")
+    otherwise = "levels" if stage.process.frame_levels else "reconstruction"
+    return sampling.inpainting.method or ("network" if stage.network.conditioning_frames else otherwise)
 
 
 def guidance_of(stage: Stage, sampling: Sampling) -> float | Float[Array, " T"]:
@@ -112,8 +113,15 @@ def stage_denoiser(
 
     if (windows := sampling.windows) is not None:
         frames = stage.shape[0]
-        denoise_with = windowed(denoise_with, lambda whole, start, length: whole.window(start, length, frames),
-                                frames=frames, length=windows.frames, overlap=windows.overlap, chunk=windows.chunk)
+
+        def cut(whole: Conditioning, start: Int[Array, ""], length: int) -> Conditioning:
+            return whole.window(start, length, frames)
+
+        sizes = {"frames": frames, "length": windows.frames}
+        if windows.follows:
+            denoise_with = following(denoise_with, cut, **sizes, behind=windows.overlap, clean=levels[-1])
+        else:
+            denoise_with = windowed(denoise_with, cut, **sizes, overlap=windows.overlap, chunk=windows.chunk)
     if is_guided(stage, sampling) or stage.takes_weight:
         weight, swing = guidance_of(stage, sampling) if weight is None else weight, sampling.oscillation
         if swing is not None:
@@ -140,7 +148,12 @@ def stage_denoiser(
     denoise = with_threshold(denoise, sampling)
     if sampling.consistency is not None:
         denoise = consistent_estimate(denoise, stage.process.schedule, sampling.consistency)
-    return denoise if masked_video is None else replaced(denoise, masked_video.video, masked_video.mask)
+    if masked_video is None:
+        return denoise
+    if inpainting_method(stage, sampling) == "levels":
+        level = levels[-1] if sampling.inpainting.level is None else sampling.inpainting.level
+        denoise = shown_clean(denoise, masked_video.video, masked_video.mask, level, stage.process.schedule.family)
+    return replaced(denoise, masked_video.video, masked_video.mask)
 
 
 def with_threshold(denoise: Denoiser, sampling: Sampling) -> Denoiser:
@@ -232,7 +245,8 @@ def sample_stage(
     denoise = stage_denoiser(stage, params, conditioning, sampling, levels, inside, embedded=embedded)
     shape = (keys.shape[0], *stage.shape)
     x = sample(sampling.sampler, denoise, keys, shape, stage.process, sampling.steps, levels=levels,
-               shared_noise=sampling.shared_noise, stop=stop, frame_lag=sampling.frame_lag, discretisation=released)
+               shared_noise=sampling.shared_noise, stop=stop, frame_lag=sampling.frame_lag, discretisation=released,
+               frame_schedule=sampling.frame_schedule)
     return finished(stage, x, low, masked_video, autoencoder) if stop is None else x
 
 

@@ -31,9 +31,10 @@ def arguments_of(stage: Stage) -> list[str]:
     return [name for condition in conditions_of(stage.network) for name in condition.arguments(stage.network)]
 
 
-def of_frames(stage: Stage, request: Request, first: int, frames: int, total: int) -> Request:
-    """The request for a part of videos of `total` frames: what is asked of each frame is cut, and its last entry held
-    where the part goes on longer. Raises `UserError` for another number of frames."""
+def of_frames(stage: Stage, request: Request, first: int, frames: int, total: int, stride: int = 1) -> Request:
+    """The request for a part of videos of `total` frames, of every `stride`-th of them from `first` on: what is asked
+    of each frame is cut, and its last entry held where the part goes on longer. Raises `UserError` for another number
+    of frames."""
     names = {name for condition in conditions_of(stage.network) for name in condition.frame_arguments(stage.network)}
     found = dict(request.given)
     for name in names & found.keys():
@@ -41,7 +42,7 @@ def of_frames(stage: Stage, request: Request, first: int, frames: int, total: in
         if value.ndim < 2 or value.shape[1] != total:
             raise UserError(f"{name} of shape {list(value.shape)} for videos of {total} frames; permitted: "
                             f"[{len(request.captions)}, {total}, ...]")
-        found[name] = value[:, np.minimum(first + np.arange(frames), total - 1)]
+        found[name] = value[:, np.minimum(first + stride * np.arange(frames), total - 1)]
     return Request(request.captions, found)
 
 

@@ -74,6 +74,15 @@ class TemporalConvolution:
 
 
 @config
+class FrameInjection:
+    """Conditioning frames and their mask in a level: `h := w_c h + b_c + h`, then `h := w_m h + b_m + h`, with weights
+    and biases from convolutions of the frames, and of the mask, at the level's size, which start at zero (Mask Temporal
+    Diffusion: Yin et al. 2023, arXiv 2303.12346, section 3.2). Frames then do not enter as channels of the input."""
+
+    kernel: OddSize = 3  # pixels; not published
+
+
+@config
 class FeedForward:
     """Residual two-layer perceptron per token."""
 
@@ -110,7 +119,7 @@ class AttentionInflation:
 
 
 Mixer = (SelfAttention | CrossAttention | TemporalConvolution | FeedForward | ConvolutionInflation
-         | AttentionInflation)
+         | AttentionInflation | FrameInjection)
 
 # ---------------------------------------------------------------------------------------------- the U-Net
 
@@ -174,7 +183,8 @@ class UNet(Backbone):
     classes: WidthOrZero = 0  # of a class label, which enters the conditioning vector; 0: takes none
     low_resolution: bool = False  # takes a low-resolution video and its augmentation level
     residual: bool = False  # the output is a change to the low-resolution video (prediction "x" only)
-    # takes conditioning frames and their mask (out_channels + 1 extra input channels)
+    # takes conditioning frames and their mask: as out_channels + 1 extra input channels, or where a mixer is a
+    # FrameInjection by those
     conditioning_frames: bool = False
     scalars: tuple[str, ...] = ()  # names of further scalar inputs, e.g. "fps"
     references: tuple[Reference, ...] = ()  # features that attention layers name as their extra tokens
@@ -201,6 +211,9 @@ class UNet(Backbone):
             raise UserError(f"UNet.position_axes={self.position_axes} is not valid; permitted: some of {axes}, in this "
                             "order")
         mixers = [m for level in self.levels for m in level.mixers] + list(self.middle)
+        if self.injected and (not self.conditioning_frames or self.frame_reduction > 1):
+            raise UserError(f"UNet.conditioning_frames={self.conditioning_frames} and a reduction of frames by "
+                            f"{self.frame_reduction} with FrameInjection; permitted: True, and no reduction of frames")
         check_conditions("UNet", self.conditions, ("channels", "vector", "features", "tokens"))
         joined = self.entering("tokens")
         if self.text is None and not joined and any(isinstance(m, CrossAttention) for m in mixers):
@@ -241,11 +254,17 @@ class UNet(Backbone):
         return self.temporal_patch * math.prod(level.temporal_stride for level in self._reducing)
 
     @property
+    def injected(self) -> bool:
+        """Whether conditioning frames enter by `FrameInjection`."""
+        mixers = [m for level in self.levels for m in level.mixers] + list(self.middle)
+        return any(isinstance(mixer, FrameInjection) for mixer in mixers)
+
+    @property
     def stacked(self) -> dict[str, int]:
         """Input channels by what they hold, in the order in which they enter."""
         size = self.out_channels  # of the video, or of its latents
         return {"video": size, **({"low_resolution": size} if self.low_resolution else {}),
-                **({"conditioning_frames": size + 1} if self.conditioning_frames else {}),
+                **({"conditioning_frames": size + 1} if self.conditioning_frames and not self.injected else {}),
                 **{entry.name: entry.width for entry in self.entering("channels")}}
 
     def check_stage(self, stage: Any) -> None:

@@ -18,8 +18,19 @@ from vdm_jax.networks import config as cfg
 from vdm_jax.networks.blocks.attention import Attention, Tokens
 from vdm_jax.networks.blocks.feed_forward import FeedForward
 from vdm_jax.networks.blocks.temporal import ConvolutionInflation, TemporalConvolutions
-from vdm_jax.networks.layers import Dense, GroupNorm, Initializer, add_residual, fan_in, zeros
+from vdm_jax.networks.layers import (
+    Convolution,
+    Dense,
+    GroupNorm,
+    Initializer,
+    add_residual,
+    fan_in,
+    mean_pool,
+    silu,
+    zeros,
+)
 from vdm_jax.networks.resampling import every, existing
+from vdm_jax.parallel.rules import shard_along
 
 
 @flax.struct.dataclass
@@ -28,6 +39,8 @@ class MixerInputs:
 
     extra_keys: dict[str, Tokens]  # tokens and their mask: text, references
     frame_valid: Bool[Array, "B T"] | None  # frames that exist; None: all
+    # Conditioning frames (as features) and their mask at the size of each level, for `FrameInjection`
+    frames: tuple[tuple[Array, Array], ...] = ()
 
     def every(self, stride: int) -> MixerInputs:
         """The same for a level that has one frame for `stride` of the clip."""
@@ -36,7 +49,8 @@ class MixerInputs:
         extra_keys = {name: (every(tokens, stride), every(mask, stride)) for name,
                       (tokens, mask) in self.extra_keys.items()}
         valid = self.frame_valid
-        return MixerInputs(extra_keys, None if valid is None else existing(valid, valid.shape[1] // stride))
+        valid = None if valid is None else existing(valid, valid.shape[1] // stride)
+        return MixerInputs(extra_keys, valid, self.frames)
 
 
 class Mixers(nn.Module):
@@ -59,6 +73,8 @@ class Mixers(nn.Module):
                 x = layer(x, frame_mask, mixer_inputs.extra_keys.get(mixer.extra_tokens), mixer_inputs.frame_valid)
             elif isinstance(mixer, cfg.CrossAttention):
                 x = layer(x, None, mixer_inputs.extra_keys["text"])
+            elif isinstance(mixer, cfg.FrameInjection):
+                x = layer(x, mixer_inputs.frames)
             elif isinstance(mixer, cfg.AttentionInflation):
                 x = layer(x, frame_mask, mixer_inputs.frame_valid)
             else:
@@ -146,6 +162,52 @@ class AttentionInflationLayer(nn.Module):
         return add_residual(x, Dense(x.shape[-1], kernel_init=zeros, dtype=self.dtype, name="out")(h))
 
 
+class FrameInjectionLayer(nn.Module):
+    """`h := w h + b + h` with w and b from the conditioning frames, then from their mask."""
+
+    config: cfg.FrameInjection
+    groups: int
+    norm_over: str
+    dtype: jnp.dtype
+    sharded_axis: str = "frames"
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T H W C"], frames: tuple[tuple[Array, Array], ...]
+    ) -> Float[Array, "B T H W C"]:
+        kernel = (1, self.config.kernel, self.config.kernel)
+        here = next(parts for parts in frames if parts[0].shape[2:4] == x.shape[2:4])
+        for name, part in zip(("frames", "mask"), here, strict=True):
+            convolution = Convolution(2 * x.shape[-1], kernel, kernel_init=zeros, dtype=self.dtype,
+                                      sharded_axis=self.sharded_axis, name=name)
+            weight, bias = jnp.split(convolution(part), 2, axis=-1)
+            x = add_residual(x, weight * x + bias)
+        return x
+
+
+class FramePyramid(nn.Module):
+    """Conditioning frames and their mask at the size of every level: frames by a cascade of convolutions, of the
+    levels' widths, each with the stride of its level, and the mask averaged over the pixels. Frames come as patches,
+    the mask does not."""
+
+    config: cfg.UNet
+
+    @nn.compact
+    def __call__(
+        self, frames: Float[Array, "B T H W C"], mask: Float[Array, "B T H2 W2 1"]
+    ) -> tuple[tuple[Array, Array], ...]:
+        spec, found = self.config, []
+        before = spec.resample_order == "before"
+        mask = mean_pool(mask, (spec.patch, spec.patch))
+        for i, level in enumerate(spec.levels):
+            stride = level.stride if before else (1, 1) if i == 0 else spec.levels[i - 1].stride
+            frames = Convolution(level.channels, strides=stride, dtype=jnp.dtype(spec.dtype),
+                                 sharded_axis=spec.sharded_axis, name=f"level_{i}")(frames)
+            frames, mask = shard_along(silu(frames), spec.sharded_axis), mean_pool(mask, stride)
+            found.append((frames, mask))
+        return tuple(found)
+
+
 # Config of a mixer -> what builds its layer, and the layer's name ("": that of the pattern).
 LAYERS: dict[type, tuple[Callable[..., Any], str]] = {
     cfg.SelfAttention: (self_attention, ""),
@@ -154,4 +216,5 @@ LAYERS: dict[type, tuple[Callable[..., Any], str]] = {
     cfg.FeedForward: (feed_forward, "feed_forward"),
     cfg.ConvolutionInflation: (convolution_inflation, "convolution_inflation"),
     cfg.AttentionInflation: (AttentionInflationLayer, "attention_inflation"),
+    cfg.FrameInjection: (FrameInjectionLayer, "frame_injection"),
 }

@@ -28,7 +28,7 @@ from vdm_jax.networks.layers import (
     time_to_depth,
     zeros,
 )
-from vdm_jax.networks.mixers import MixerInputs, Mixers
+from vdm_jax.networks.mixers import FramePyramid, MixerInputs, Mixers
 from vdm_jax.networks.remat import name_input, rematerialised
 from vdm_jax.networks.resampling import convolution_options, downsampled, every, upsampled
 from vdm_jax.networks.text import TextConditioner
@@ -100,6 +100,9 @@ class SpaceTimeUNet(nn.Module):
         conditioning = Conditioning() if conditioning is None else conditioning
         check_inputs(spec, z, conditioning, images)
         vector, mixer_inputs = Embedding(spec, name="embedding")(z.shape[1], logsnr, conditioning, images)
+        if spec.injected:
+            given = space_to_depth(conditioning.conditioning_frames, spec.patch), conditioning.conditioning_mask
+            mixer_inputs = mixer_inputs.replace(frames=FramePyramid(spec, name="frames")(*given))
         x = time_to_depth(space_to_depth(stack_inputs(spec, z, conditioning), spec.patch), spec.temporal_patch)
         kernel, valid = (1, spec.stem_kernel, spec.stem_kernel), mixer_inputs.every(spec.temporal_patch).frame_valid
         x = x.astype(options["dtype"])
@@ -278,7 +281,7 @@ def stack_inputs(spec: cfg.UNet, z: Array, conditioning: Conditioning) -> Array:
     parts = [z]
     if spec.low_resolution:
         parts.append(conditioning.low_resolution)
-    if spec.conditioning_frames:
+    if spec.conditioning_frames and not spec.injected:
         parts += [conditioning.conditioning_frames, conditioning.conditioning_mask]
     parts += [conditioning.inputs[entry.name] for entry in spec.entering("channels")]
     return jnp.concatenate(parts, axis=-1)
@@ -293,9 +296,11 @@ def check_inputs(spec: cfg.UNet, z: Array, conditioning: Conditioning, images: i
             raise UserError(f"video {name}={size} is not a multiple of the U-Net's reduction {multiple}; "
                             f"permitted: {multiple}, {2 * multiple}, {3 * multiple}, ...")
     check_parts(spec, conditioning)
-    if spec.text is not None and conditioning.text_mask.shape[1] != 1 + images:
+    frames = () if images else (z.shape[1],)
+    if spec.text is not None and conditioning.text_mask.shape[1] not in (1 + images, *frames):
         raise UserError(f"Conditioning has {conditioning.text_mask.shape[1]} captions per clip; "
-                        f"permitted: {1 + images}, one for the clip and one for each appended image")
+                        f"permitted: {1 + images}, one for the clip and one for each appended image"
+                        f"{f', or {z.shape[1]}, one for each frame' if frames else ''}")
     check_references(spec, z, conditioning, images)
     check_entries(spec.conditions, z, conditioning)
     valid = conditioning.frame_valid

@@ -39,6 +39,7 @@ def training_batch(
     rates, images = stage.training.frame_rates is not None, stage.training.images_per_clip
     clip = (stage.video.frames, *clip[1:]) if rates else clip
     sizes = Sizes(tokens=text_tokens, clip=clip, padded=data is not None and data.padded,
+                  frame_prompts=getattr(data, "frame_prompts", False),
                   null_text=isinstance(data, WithEmbeddings) and data.empty == "encoded")
     notes, shapes = [note] if note else [], {"video": ((*clip, 3), jnp.uint8)}
     if images:

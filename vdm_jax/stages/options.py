@@ -8,6 +8,7 @@ from vdm_jax.configuration import (
     Count,
     CountOrZero,
     Guidance,
+    LogNoise,
     NonNegative,
     Positive,
     Range,
@@ -21,8 +22,9 @@ from vdm_jax.configuration import (
 from vdm_jax.data.embeddings import Clips, WithEmbeddings
 from vdm_jax.data.frame_rates import FrameRates
 from vdm_jax.diffusion.consistency import Boundary
+from vdm_jax.diffusion.frame_schedules import FrameSchedule
 from vdm_jax.diffusion.samplers import DDIM, Sampler
-from vdm_jax.diffusion.sampling import check_steps
+from vdm_jax.diffusion.sampling import check_steps, schedule_of
 from vdm_jax.diffusion.scheduler_steps import SchedulerSteps
 from vdm_jax.diffusion.thresholds import Threshold
 from vdm_jax.errors import UserError
@@ -162,10 +164,15 @@ class Inpainting:
     """How a masked video is filled in: by the network, which takes it (`conditions/frames.py`), or by
     methods for networks that do not (`diffusion/conditional.py`). What is given comes out as it is."""
 
-    # None: the network, where it takes conditioning frames (UNet.conditioning_frames), else reconstruction guidance. A
-    # network that takes it sees it with the other methods too.
-    method: Literal["network", "reconstruction", "replacement"] | None = None
+    # None: the network, where it takes conditioning frames (UNet.conditioning_frames), else levels, where it was
+    # trained with them, else reconstruction guidance. A network that takes it sees it with the other methods too.
+    # levels: a network trained with `Process.frame_levels` sees given frames without noise, at a level of their own
+    # (Diffusion Forcing: Chen et al. 2024, arXiv 2407.01392)
+    method: Literal["network", "reconstruction", "replacement", "levels"] | None = None
     weight: NonNegative = 1.0  # w_r of reconstruction guidance; 50 and 9 published for single data sets
+    # log-SNR at which given frames are shown by `levels`; None: where the sampler's last step begins. Published is a
+    # small noise level that does not grow with the rollout (timestep 15 of 1000 for videos)
+    level: LogNoise | None = None
 
 
 @config
@@ -176,6 +183,9 @@ class Windows:
     # Frames that neighbours share at the least; 2 in Lumiere (Bar-Tal et al. 2024, arXiv 2401.12945)
     overlap: SizeOrZero = 2
     chunk: Count = 1  # windows denoised together; memory grows with it
+    # One window, which follows the frames being denoised: for frame schedules that finish frames from the first on.
+    # `overlap` is how many finished frames stay in it
+    follows: bool = False
 
     def __post_init__(self):
         if self.overlap >= self.frames:
@@ -211,6 +221,8 @@ class Sampling:
     # Steps by which every frame is behind the one before it, for networks trained with `Process.frame_levels`: the
     # first frames are finished before the last ones begin (Diffusion Forcing: Chen et al. 2024, arXiv 2407.01392)
     frame_lag: CountOrZero = 0
+    # Any other scheduling matrix of the frames' levels, in place of a lag
+    frame_schedule: FrameSchedule | None = None
     # All frames of a video get the same noise, at the start and at every step. A network without temporal layers
     # then makes details that stay where they are (Make-A-Video: Singer et al. 2022, arXiv 2209.14792, section 3.2)
     shared_noise: bool = False
@@ -222,11 +234,14 @@ class Sampling:
         if self.scheduler is not None and self.sampler.grid is not None:
             raise UserError(f"Sampling.scheduler={self.scheduler.scheduler} with sampler.grid={self.sampler.grid}; "
                             "permitted: one of them")
-        check_steps(self.sampler, self.frame_lag, scheduled=self.scheduler is not None)
+        check_steps(self.sampler, self.frame_lag, scheduled=self.scheduler is not None,
+                    frame_schedule=self.frame_schedule)
 
     def evaluations(self, frames: int) -> int:
         """Evaluations of the denoiser of videos (or latents) of so many frames."""
-        return self.sampler.evaluations(self.steps) + self.frame_lag * (frames - 1)
+        schedule = schedule_of(self.frame_lag, self.frame_schedule)
+        return self.sampler.evaluations(self.steps) if schedule is None else len(
+            schedule.matrix(self.steps, frames)) - 1
 
     @property
     def guided(self) -> bool:

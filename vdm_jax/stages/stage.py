@@ -71,10 +71,13 @@ class Stage:
             found = "given" if self.starts_from("low_resolution") else type(source).__name__ if source else "None"
             raise UserError(f"Stage {self.name!r}: network.low_resolution={self.network.low_resolution} but source is "
                             f"{found}; permitted: low_resolution exactly with a source")
-        if self.sampling.frame_lag and not self.process.frame_levels:
-            raise UserError(f"Stage {self.name!r}: sampling.frame_lag={self.sampling.frame_lag} with "
-                            "process.frame_levels=False, so that it never sees frames of different levels; permitted: "
-                            "0, or frame_levels=True")
+        own = {"frame_lag": self.sampling.frame_lag, "frame_schedule": self.sampling.frame_schedule,
+               "inpainting.method": "levels" if self.sampling.inpainting.method == "levels" else None}
+        for name, value in own.items():
+            if value and not self.process.frame_levels:
+                raise UserError(f"Stage {self.name!r}: sampling.{name}={value} with process.frame_levels=False, so "
+                                "that it never sees frames of different levels; permitted: "
+                                f"{0 if name == 'frame_lag' else None}, or frame_levels=True")
         check_space(self)
         self.network.check_stage(self)
         self._check_frames()
@@ -106,7 +109,8 @@ class Stage:
                             "for a network with conditioning frames")
         if self.sampling.inpainting.method == "network" and not self.network.conditioning_frames:
             raise UserError(f"Stage {self.name!r}: sampling.inpainting.method='network' with "
-                            "network.conditioning_frames=False; permitted: 'reconstruction', 'replacement', None")
+                            "network.conditioning_frames=False; permitted: 'reconstruction', 'replacement', 'levels', "
+                            "None")
         if self.sampling.guided and not (
                 self.network.conditioning_frames if self.sampling.guided_by == "frames" else self.network.prompted):
             raise UserError(f"Stage {self.name!r}: sampling.guidance={self.sampling.guidance} by "

@@ -38,14 +38,15 @@ class StopRequests:
 
 
 @contextlib.contextmanager
-def stop_requests() -> Iterator[StopRequests]:
-    """Turn the first SIGINT or SIGTERM into a request to stop after the step; a second SIGINT interrupts at once."""
+def stop_requests(unit: str = "step") -> Iterator[StopRequests]:
+    """Turn the first SIGINT or SIGTERM into a request to stop after the step, or another unit of work; a second SIGINT
+    interrupts at once."""
     requests, previous = StopRequests(), {}
     alone = jax.process_count() == 1
 
     def handle(number: int, frame: Any) -> None:
         requests.requested = True
-        log.warning("stopping after this step and saving (again to stop at once)")
+        log.warning("stopping after this %s and saving (again to stop at once)", unit)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if not alone:
             os.kill(os.getpid(), signal.SIGTERM)  # to the handler of the preemption service, which Python does not see

@@ -4,9 +4,10 @@ renamed."""
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, BinaryIO
@@ -85,6 +86,22 @@ def write_video(
     return path
 
 
+def write_frames(path: str | os.PathLike, frames: Iterable[UInt8[np.ndarray, "H W 3"]], fps: float = 8.0) -> Path:
+    """Writes a video of frames that come one after another; returns the path. An .mp4 keeps few of them in memory, a
+    .gif or .png all. Raises `UserError` as `write_video`, and for no frames."""
+    frames = iter(frames)
+    first = next(frames, None)
+    if first is None:
+        raise UserError(f"write_frames: no frames for {Path(path).name}; permitted: one or more")
+    if Path(path).suffix.lower() != ".mp4":
+        return write_video(path, np.stack([first, *frames]), fps)
+    _checked(first[None], 18)
+    check_output(path, fps, first.shape[:2])
+    with atomic_path(path) as temporary:
+        _encode_frames(temporary, itertools.chain([first], frames), first.shape[:2], fps, crf=18, lossless=False)
+    return Path(path)
+
+
 def write_png(path: str | os.PathLike, image: UInt8[np.ndarray, "H W 3"]) -> Path:
     """Writes one RGB image as PNG; returns the path. Raises `UserError` on another suffix or array."""
     from PIL import Image
@@ -104,24 +121,30 @@ def encode_mp4(
     file: Path | BinaryIO, video: UInt8[np.ndarray, "T H W 3"], fps: float, *, crf: int = 18, lossless: bool = False
 ) -> None:
     """Writes mp4 to a path or a seekable binary file; see `write_video`. The padding of odd sizes stays in the file."""
+    _encode_frames(file, video, video.shape[1:3], fps, crf=crf, lossless=lossless)
+
+
+def _encode_frames(
+    file: Path | BinaryIO, frames: Iterable[np.ndarray], size: tuple[int, ...], fps: float, *, crf: int, lossless: bool
+) -> None:
+    """mp4 of frames of `size` (height, width), one after another."""
     import av
 
     codec, pixels = ("libx264rgb", "rgb24") if lossless else ("libx264", "yuv420p")
     options = {"qp": "0"} if lossless else {"crf": str(crf)}
-    video = video if lossless else _padded_to_even(video)
     rate = _rate(fps)
     # The table of contents goes to the front, for the web; FFmpeg reopens the file by name to do that.
     with _destination(file) as place, av.open(
         place, "w", format="mp4", options={"movflags": "+faststart"} if isinstance(place, str) else {}
     ) as container:
         stream = container.add_stream(codec, rate=rate, options=options)
-        stream.height, stream.width = video.shape[1:3]
+        stream.height, stream.width = size if lossless else (side + side % 2 for side in size)
         stream.pix_fmt = pixels
         stream.codec_context.time_base = 1 / rate
         if not lossless:  # say which matrix was used, or players guess another one for large pictures
             stream.codec_context.colorspace = av.video.reformatter.Colorspace.SMPTE170M
-        for number, frame in enumerate(video):
-            container.mux(stream.encode(_frame(frame, number, rate)))
+        for number, frame in enumerate(frames):
+            container.mux(stream.encode(_frame(frame if lossless else _padded_to_even(frame), number, rate)))
         container.mux(stream.encode())
 
 
@@ -198,10 +221,10 @@ def _frame(pixels: np.ndarray, number: int, rate: Fraction):
     return frame
 
 
-def _padded_to_even(video: np.ndarray) -> np.ndarray:
+def _padded_to_even(frame: np.ndarray) -> np.ndarray:
     """Chroma at half resolution needs even sizes."""
-    height, width = video.shape[1:3]
-    return np.pad(video, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    height, width = frame.shape[:2]
+    return np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
 
 
 def _rate(fps: float) -> Fraction:

@@ -1,0 +1,106 @@
+"""Where the frames of long videos are while they are made: in memory, or in a folder from which sampling goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from vdm_jax.errors import UserError
+
+FRAMES, RECORD = "frames.rgb", "record.json"
+
+
+class Frames:
+    """Frames of videos by number, in memory; frames that nobody wrote are black.
+
+    `done` is how many tasks (a segment of one video) are written, `key` says of what they are.
+    """
+
+    def __init__(self, shape: tuple[int, int, int, int, int], key: str = ""):
+        self.shape, self.key, self.done = shape, key, 0
+        self._video = np.zeros(shape, np.uint8)
+
+    def read(self, video: int, frames: Sequence[int]) -> UInt8[np.ndarray, "N H W 3"]:
+        """Some frames of one video."""
+        return self._video[video, list(frames)]
+
+    def write(self, video: int, frames: Sequence[int], values: UInt8[np.ndarray, "N H W 3"]) -> None:
+        """Set some frames of one video."""
+        self._video[video, list(frames)] = values
+
+    def finish(self, done: int) -> None:
+        """Record that so many tasks are written."""
+        self.done = done
+
+    def remove(self) -> None:
+        """Leave nothing on disk."""
+
+
+class FramesInFolder(Frames):
+    """The same in a file of raw pixels, which is read and written frame by frame, so that memory does not grow with the
+    length. A record next to it is replaced when a batch of tasks is on disk: a process that dies loses no more than the
+    batch it was at.
+
+    Raises `UserError` for a folder that has frames of something else (another `key`).
+    """
+
+    def __init__(self, folder: Path, shape: tuple[int, int, int, int, int], key: str):
+        self.folder, self.shape, self.key, self.done = Path(folder), shape, key, 0
+        record = self.folder / RECORD
+        if record.is_file():
+            self.done = _read_record(record, {"key": key, "shape": list(shape)})
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._file = open(self.folder / FRAMES, "r+b" if self.done else "w+b")  # noqa: SIM115 (held; `close`)
+        self._file.truncate(int(np.prod(shape, dtype=np.int64)))  # sparse until it is written
+
+    def _place(self, video: int, frame: int) -> int:
+        return (video * self.shape[1] + int(frame)) * int(np.prod(self.shape[2:]))
+
+    def read(self, video: int, frames: Sequence[int]) -> UInt8[np.ndarray, "N H W 3"]:
+        """Some frames of one video."""
+        found = np.empty((len(frames), *self.shape[2:]), np.uint8)
+        for i, frame in enumerate(frames):
+            self._file.seek(self._place(video, frame))
+            found[i] = np.frombuffer(self._file.read(found[i].size), np.uint8).reshape(self.shape[2:])
+        return found
+
+    def write(self, video: int, frames: Sequence[int], values: UInt8[np.ndarray, "N H W 3"]) -> None:
+        """Set some frames of one video."""
+        for frame, value in zip(frames, values, strict=True):
+            self._file.seek(self._place(video, frame))
+            self._file.write(np.ascontiguousarray(value).tobytes())
+
+    def finish(self, done: int) -> None:
+        """Record that so many tasks are on disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.done, temporary = done, self.folder / f"{RECORD}.partial"
+        temporary.write_text(json.dumps({"key": self.key, "shape": list(self.shape), "done": done}))
+        os.replace(temporary, self.folder / RECORD)
+
+    def remove(self) -> None:
+        """Delete the folder's files, and the folder where nothing else is in it."""
+        self._file.close()
+        for name in (FRAMES, RECORD):
+            (self.folder / name).unlink(missing_ok=True)
+        if not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+
+def _read_record(path: Path, expected: dict) -> int:
+    """How many tasks are done. Raises `UserError` for a damaged record, and one of something else."""
+    try:
+        found = json.loads(path.read_text())
+        done, same = int(found["done"]), {name: found[name] for name in expected} == expected
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"folder={str(path.parent)!r}: its {RECORD} is damaged ({type(error).__name__}); permitted: "
+                        "delete the folder") from error
+    if not same:
+        raise UserError(f"folder={str(path.parent)!r} has frames of another request; permitted: the same request, "
+                        "which goes on with them, another folder, or delete it")
+    return done
