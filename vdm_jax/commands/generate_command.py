@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from vdm_jax.commands.arguments import GUIDANCE, GUIDANCE_SCALE, check_outputs, parse
+from vdm_jax.commands.arguments import GUIDANCE, GUIDANCE_SCALE, LORA, check_outputs, parse, weighted_files
 from vdm_jax.commands.outputs import check_videos
 from vdm_jax.configuration import Count, Devices, Guidance, NonNegative, Range, SamplingSteps, Seed, Size
 from vdm_jax.errors import UserError
@@ -32,6 +32,7 @@ class Generate:
       vdm-jax generate stable-diffusion-v1-5 --prompt "a watercolour of a lighthouse" --out lighthouse.png
       vdm-jax generate stable-diffusion-2-1 --prompt "a fox" "an owl" --negative-prompt blurry --num-per-prompt 2
       vdm-jax generate animatediff --prompt "waves at a cliff" --num-frames 16 --out waves.gif
+      vdm-jax generate stable-diffusion-v1-5 --prompt "a fox" --lora ink.safetensors=0.7 light.safetensors
       vdm-jax generate stable-video-diffusion-img2vid --image rocket.png --dtype bfloat16 --decode-chunk-size 4
       vdm-jax generate stable-video-diffusion-img2vid --image boat.jpg --motion-bucket-id 60 --fps 10 --out boat.gif
     """
@@ -59,6 +60,7 @@ class Generate:
     motion_bucket_id: MotionBucket | None = None  # picture: how much moves, 1 to 255; 127 by default
     noise_aug_strength: NonNegative | None = None  # picture: noise on it, 0.02 by default; more lets the video leave it
     decode_chunk_size: Size | None = None  # frames decoded at a time; all by default, fewer take less memory
+    lora: LORA = ()
     seed: Seed = 0
     dtype: Literal["float32", "bfloat16", "float16"] | None = None  # of weights and activations; as stored by default
     variant: str | None = None  # part of the weights' file names, such as fp16
@@ -68,7 +70,7 @@ class Generate:
     out: tuple[Path, ...] = ()  # one or more files: .png, .mp4 or .gif; generated.png or generated.mp4 by default
 
 
-LOADING = ("folder", "dtype", "variant", "scheduler", "data", "fsdp", "tensor", "out")
+LOADING = ("folder", "dtype", "variant", "scheduler", "lora", "data", "fsdp", "tensor", "out")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -83,6 +85,8 @@ def main(arguments: Sequence[str]) -> int:
     pipeline = from_pretrained(options.folder, dtype=options.dtype, variant=options.variant, mesh=mesh,
                                        scheduler=options.scheduler)
     given = call_arguments(options, pipeline)
+    if options.lora:
+        pipeline.use_loras(weighted_files("--lora", options.lora))
     result = pipeline(**given)
     default = "generated.png" if "image" in result.stages else "generated.mp4"
     for path in options.out or (Path(default),):
@@ -114,6 +118,7 @@ def check(options: Generate) -> None:
     from vdm_jax.diffusion.guidance import guidance_weight
 
     guidance_weight(options.guidance, options.guidance_scale)
+    weighted_files("--lora", options.lora)
     for path in options.image:
         if not path.is_file():
             raise UserError(f"--image={path} is not a file; permitted: a picture")

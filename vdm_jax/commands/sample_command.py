@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from vdm_jax.commands.arguments import GUIDANCE, GUIDANCE_SCALE, check_outputs, parse
+from vdm_jax.commands.arguments import GUIDANCE, GUIDANCE_SCALE, LORA, check_outputs, parse, weighted_files
 from vdm_jax.commands.outputs import check_videos
 from vdm_jax.configuration import Count, CountOrZero, NonNegative, Positive, Range, SamplingSteps, Seed, Share, Size
 from vdm_jax.errors import UserError
@@ -38,6 +38,7 @@ class Sample:
       vdm-jax sample edges_run "a dancer of glass" --control dance.mp4 --out glass.mp4
       vdm-jax sample imagen "waves at a cliff" --encoder t5-v1_1-xxl --out waves.mp4
       vdm-jax sample animatediff "waves at a cliff" --frames 32 --overlap 8 --out long.mp4
+      vdm-jax sample animatediff "waves at a cliff" --lora zoom_in.safetensors=0.8 --out zoom.mp4
     """
 
     run: tyro.conf.Positional[str]  # run directory or name, or a released model's folder
@@ -71,6 +72,7 @@ class Sample:
     width: Size | None = None  # pixels, likewise
     style: str | None = None  # run of an image network whose style the first stage takes on
     style_weight: Share | None = None  # with --style: share of its weights, 0 to 1; 0.7 by default
+    lora: LORA = ()
     damaged: Damaged = "refuse"  # a damaged newest checkpoint: refuse, or skip it and use the newest intact one
     out: tuple[Path, ...] = (Path("sample.mp4"),)  # one or more files: .mp4, .gif or .png
 
@@ -100,6 +102,10 @@ def main(arguments: Sequence[str]) -> int:
               "references": referenced(options, generator.experiment),
               **controlled(options, generator.experiment, video),
               **text_embeddings(generator, captions, options)}
+    if options.lora:
+        from vdm_jax.generation.loras import with_loras
+
+        generator = with_loras(generator, weighted_files("--lora", options.lora))
     with sampling_progress() as progress:
         if options.frames is None:
             result = generator(captions, **common, first=options.first,
@@ -259,6 +265,7 @@ def check(options: Sample) -> None:
         if not path.exists():
             raise UserError(f"--control={path} does not exist; permitted: a video, a picture or a folder of pictures")
     guidance_weight(options.guidance, options.guidance_scale)
+    weighted_files("--lora", options.lora)
     if options.style_weight is not None and options.style is None:
         raise UserError(f"--style-weight={options.style_weight} is not valid; permitted: 0 to 1, with --style RUN")
     if options.control_scale is not None and not options.control:

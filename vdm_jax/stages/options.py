@@ -25,6 +25,7 @@ from vdm_jax.diffusion.sampling import check_steps
 from vdm_jax.diffusion.scheduler_steps import SchedulerSteps
 from vdm_jax.diffusion.thresholds import Threshold
 from vdm_jax.errors import UserError
+from vdm_jax.networks.lora import FACTORS, LoRA
 
 DataSet = Clips | WithEmbeddings
 Images = Annotated[int, Range(least=0, cap=1024)]
@@ -108,6 +109,11 @@ class CommonTraining:
         if self.optimizer == "adafactor" and self.weight_decay:
             raise UserError(f"{kind}.weight_decay={self.weight_decay} with optimizer='adafactor'; permitted: 0")
 
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Patterns of the parameters that are trained; (): all."""
+        return self.trainable
+
 
 @config
 class Training(CommonTraining):
@@ -123,6 +129,9 @@ class Training(CommonTraining):
     image_data: DataSet | None = None  # where they come from; None: frames of other clips
     evaluation: Evaluation = Evaluation()  # scores of the stage's own videos
     init_from: InitFrom | InitFromFile | None = None  # weights to begin with, rather than random ones
+    # Low-rank factors that are trained in place of the network, which stays as it begins; of several the first whose
+    # pattern matches a kernel decides. (): none
+    lora: tuple[LoRA, ...] = ()
     masking: tuple[MaskingStrategy, ...] = ()  # masking strategies of clips (UNet.conditioning_frames); each draws one
     # at which clips are read, given to the network as scalar "fps"; None: their own
     frame_rates: FrameRates | None = None
@@ -134,6 +143,16 @@ class Training(CommonTraining):
         if self.batch_size % self.accumulation:
             raise UserError(f"Training.accumulation={self.accumulation} does not divide batch_size={self.batch_size}; "
                             f"permitted: divisors of {self.batch_size}")
+        for spec in self.lora:
+            check_patterns("LoRA.patterns", spec.patterns)
+        if self.lora and (self.init_from is None or self.trainable):
+            raise UserError(f"Training.lora with init_from={self.init_from}, trainable={self.trainable}; permitted: a "
+                            "trained network to begin with, of which nothing else is trained")
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Patterns of the parameters that are trained, of a LoRA its factors; (): all."""
+        return (f"^/{FACTORS}/",) if self.lora else self.trainable
 
 
 def check_patterns(where: str, patterns: tuple[str, ...]) -> None:
