@@ -12,7 +12,7 @@ import tyro
 
 from vdm_jax.commands.arguments import GUIDANCE, GUIDANCE_SCALE, LORA, check_outputs, parse, weighted_files
 from vdm_jax.commands.outputs import check_videos
-from vdm_jax.configuration import Count, Devices, Guidance, NonNegative, Range, SamplingSteps, Seed, Size
+from vdm_jax.configuration import Count, Devices, Guidance, NonNegative, Range, SamplingSteps, Seed, Share, Size
 from vdm_jax.errors import UserError
 
 MotionBucket = Annotated[int, Range(least=0, most=255)]
@@ -34,6 +34,7 @@ class Generate:
       vdm-jax generate animatediff --prompt "waves at a cliff" --num-frames 16 --out waves.gif
       vdm-jax generate stable-diffusion-v1-5 --prompt "a fox" --lora ink.safetensors=0.7 light.safetensors
       vdm-jax generate stable-video-diffusion-img2vid --image rocket.png --dtype bfloat16 --decode-chunk-size 4
+      vdm-jax generate animatediff-controlnet --prompt "a dancer of glass" --conditioning-frames poses.mp4
       vdm-jax generate stable-video-diffusion-img2vid --image boat.jpg --motion-bucket-id 60 --fps 10 --out boat.gif
     """
 
@@ -43,7 +44,15 @@ class Generate:
     # One or more pictures that videos begin with, in the aspect of the video; of a ControlNet the control maps, one or
     # one for each prompt
     image: tuple[Path, ...] = ()
-    controlnet_conditioning_scale: NonNegative | None = None  # ControlNet: factor on what it adds, 1 by default
+    # AnimateDiff with ControlNets: the maps of the frames, for each ControlNet a video, a folder of pictures, or a
+    # picture for all frames
+    conditioning_frames: tuple[Path, ...] = ()
+    # ControlNet: factor on what it adds, 1 by default; one for all ControlNets, or one for each, like the next two
+    controlnet_conditioning_scale: tuple[NonNegative, ...] = ()
+    control_guidance_start: tuple[Share, ...] = ()  # ControlNet: share of the steps from which on it adds anything
+    control_guidance_end: tuple[Share, ...] = ()  # ControlNet: share of the steps up to which it does
+    # ControlNet: weights by resolution, in the conditional estimate alone, so that maps show without a prompt
+    guess_mode: bool | None = None
     height: Size | None = None  # pixels; that of the training by default
     width: Size | None = None  # pixels; that of the training by default
     num_frames: Size | None = None  # of a video; the model's by default
@@ -99,17 +108,20 @@ def call_arguments(options: Generate, pipeline: Any) -> dict[str, Any]:
     given = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)
              if field.name not in LOADING}
     given = {name: value for name, value in given.items() if value is not None and value != ()}
-    if len(given.get("negative_prompt", ())) == 1:
-        given["negative_prompt"] = given["negative_prompt"][0]
+    for name in ("negative_prompt", "conditioning_frames", "controlnet_conditioning_scale", "control_guidance_start",
+                 "control_guidance_end"):
+        if len(given.get(name, ())) == 1:
+            given[name] = given[name][0]
     takes = inspect.signature(type(pipeline).__call__).parameters
     permitted = [f"--{name.replace('_', '-')}" for name in takes if hasattr(options, name)]
     for name in given:
         if name not in takes:
             raise UserError(f"--{name.replace('_', '-')} is not for {options.folder}, a {pipeline.folder.kind}; "
                             f"permitted: {', '.join(permitted)}")
-    for name in ("prompt", "image"):
+    for name in ("prompt", "image", "conditioning_frames"):
         if name in takes and name not in given:
-            raise UserError(f"--{name} is missing, which a {pipeline.folder.kind} begins with; permitted: one or more")
+            raise UserError(f"--{name.replace('_', '-')} is missing, which a {pipeline.folder.kind} begins with; "
+                            "permitted: one or more")
     return given
 
 
@@ -122,6 +134,10 @@ def check(options: Generate) -> None:
     for path in options.image:
         if not path.is_file():
             raise UserError(f"--image={path} is not a file; permitted: a picture")
+    for path in options.conditioning_frames:
+        if not path.exists():
+            raise UserError(f"--conditioning-frames={path} does not exist; permitted: a video, a picture or a folder "
+                            "of pictures")
     check_outputs(options.out)
     count = max(len(options.prompt) * (options.num_per_prompt or 1), len(options.image))
     size = (options.height, options.width) if options.height and options.width else None

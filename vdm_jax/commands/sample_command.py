@@ -61,6 +61,10 @@ class Sample:
     # frames, or a folder of pictures; one for all captions, or one for each
     control: tuple[Path, ...] = ()
     control_scale: NonNegative | None = None  # with --control: factor on what the ControlNet adds; 1 by default
+    control_start: Share | None = None  # with --control: share of the steps from which on it adds; 0 by default
+    control_end: Share | None = None  # with --control: share of the steps up to which it does; 1 by default
+    # With --control: residuals weighted by their resolution, in the conditional estimate alone (guess mode)
+    control_guess: bool | None = None
     frames: Count | None = None  # a longer video, extended block by block; needs --last with the first stage
     overlap: CountOrZero | None = None  # with --frames: frames that a block takes from the one before; half by default
     # With --frames: how it takes them over; the config's way by default
@@ -206,6 +210,7 @@ def controlled(options: Sample, experiment: Any, video: Any) -> dict[str, Any]:
         return {}
     import numpy as np
 
+    from vdm_jax.conditions.control import OPTIONS
     from vdm_jax.data.decoding import read_frames
 
     names = {entry.name for stage in experiment.stages for entry in stage.network.conditions
@@ -217,7 +222,8 @@ def controlled(options: Sample, experiment: Any, video: Any) -> dict[str, Any]:
     frames = options.frames or video.frames
     maps = [read_frames(path, frames, video.height, video.width, video.fps) for path in options.control]
     name = names.pop()
-    return {name: _for_each(maps, options), f"{name}_scale": options.control_scale}
+    return {name: _for_each(maps, options), **{f"{name}_{option}": getattr(options, f"control_{option}")
+                                               for option in OPTIONS}}
 
 
 def _for_each(given: list[Any], options: Sample) -> Any:
@@ -268,8 +274,9 @@ def check(options: Sample) -> None:
     weighted_files("--lora", options.lora)
     if options.style_weight is not None and options.style is None:
         raise UserError(f"--style-weight={options.style_weight} is not valid; permitted: 0 to 1, with --style RUN")
-    if options.control_scale is not None and not options.control:
-        raise UserError(f"--control-scale={options.control_scale} is for --control; permitted: --control FILE with it")
+    for name in ("control_scale", "control_start", "control_end", "control_guess"):
+        if (value := getattr(options, name)) is not None and not options.control:
+            raise UserError(f"--{name.replace('_', '-')}={value} is for --control; permitted: --control FILE with it")
     if options.motion is not None and options.frames is not None:
         raise UserError(f"--motion={options.motion} with --frames={options.frames}; permitted: one of them")
     if options.first is not None and options.frames is not None:

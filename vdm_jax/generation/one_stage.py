@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from vdm_jax.conditions.conditioning import CONDITIONS, Conditioning, SampledVideos, conditions_of
+from vdm_jax.conditions.control import at_step, without_guessed
 from vdm_jax.conditions.frame_masks import MaskedVideo
 from vdm_jax.configuration import Seed, check_value
 from vdm_jax.diffusion.arrays import Denoiser
@@ -103,6 +104,8 @@ def stage_denoiser(
     module = network_module(stage.network)
 
     def denoise_with(z: Array, logsnr: Array, condition: Conditioning) -> Array:
+        condition = at_step(condition, logsnr, jnp.asarray(levels))
+
         def network(x: Array, level: Array) -> Array:
             level = level if embedded is None else jnp.interp(level, *embedded)
             return module.apply({"params": params}, x, level, condition)
@@ -121,7 +124,7 @@ def stage_denoiser(
 
         by_frames = sampling.guided_by == "frames"
         lacking = conditioning.without_frames() if by_frames else conditioning.without_text()
-        both = batched(denoise_halves, [conditioning, lacking])
+        both = batched(denoise_halves, [conditioning, without_guessed(lacking)])
         weight, swing = guidance_of(stage, sampling) if weight is None else weight, sampling.oscillation
         if swing is not None:
             weight = oscillating(weight, swing.low, jnp.asarray(levels), swing.constant_steps)
