@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import math
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +29,9 @@ GUIDANCE = Annotated[Guidance | None, tyro.conf.arg(
     help="w in cond + w (cond - uncond), of a cascade's first stage; 0 is off. --guidance-scale is 1 + w: give one")]
 GUIDANCE_SCALE = Annotated[Guidance | None, tyro.conf.arg(
     help="s in uncond + s (cond - uncond), of a cascade's first stage; 1 is off. --guidance is s - 1: give one")]
+LORA = Annotated[tuple[str, ...], tyro.conf.arg(
+    help="LoRA files, each FILE or FILE=WEIGHT (1 by default), in the layout of diffusers (peft), kohya or 'vdm-jax "
+         "export --lora'; several add up")]
 CONFIG = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
 
 
@@ -136,6 +140,27 @@ def override(experiment: AnyExperiment, arguments: Sequence[str], program: str) 
         experiment, stages=tuple(getattr(values, stage.name) for stage in experiment.stages),
         data=getattr(values, "data", None), seed=values.seed, mesh=values.mesh,
         validation_split=values.validation_split)
+
+
+def weighted_files(flag: str, given: Sequence[str]) -> dict[Path, float]:
+    """The files of an option of `FILE` and `FILE=WEIGHT`, with their weights, 1 by default. Raises `UserError` for a
+    file that is not there or given twice, and a weight that is no number."""
+    found: dict[Path, float] = {}
+    for text in given:
+        name, sign, number = text.rpartition("=")
+        if not sign or Path(text).is_file():
+            name, number = text, "1"
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = math.nan
+        if not abs(weight) <= 1e6:
+            raise UserError(f"{flag}={text} has weight {number!r}; permitted: FILE, or FILE=WEIGHT, a finite number")
+        if not Path(name).is_file() or Path(name) in found:
+            raise UserError(f"{flag}={text}: {name} is {'given twice' if Path(name) in found else 'not a file'}; "
+                            "permitted: each .safetensors file of a LoRA once")
+        found[Path(name)] = weight
+    return found
 
 
 def check_outputs(paths: Sequence[Path]) -> None:

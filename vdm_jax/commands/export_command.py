@@ -32,11 +32,15 @@ class Export:
     Examples:
       vdm-jax export captioned_digits weights/my_digits --dtype float16
       vdm-jax export autoencoder_digits weights/my_autoencoder
+      vdm-jax export ink_run weights/ink --lora kohya
     """
 
     run: tyro.conf.Positional[str]  # run directory or name, or a released model's folder
     out: tyro.conf.Positional[Path]  # folder to make
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"  # type of the stored weights
+    # Of stages that train a LoRA write the factors alone, as OUT/STAGE/lora.safetensors: in our layout (plain), which
+    # 'sample --lora' takes for any network, or as other programs read those of open latent U-Nets
+    lora: Literal["plain", "diffusers", "kohya"] | None = None
     damaged: Damaged = "refuse"  # a damaged newest checkpoint: refuse, or skip it and use the newest intact one
     data_dir: Path | None = None  # prepared data sets, for autoencoders; $VDM_JAX_DATA or ~/.cache/vdm_jax/data
     licence: str | None = None  # of the weights, for README.md, such as Apache-2.0; "not stated" without
@@ -55,14 +59,41 @@ def main(arguments: Sequence[str]) -> int:
 
     run = find_run(options.run)
     experiment = read_config(run)
-    if isinstance(experiment, AutoencoderExperiment):
+    if options.lora is not None:
+        export_loras(run, experiment, options)
+    elif isinstance(experiment, AutoencoderExperiment):
         export_autoencoders(run, experiment, options)
     else:
         export_cascade(run, experiment, options)
     for path in sorted(options.out.rglob("*.safetensors")):
         print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
-    print(options.out / CARD)
+    if options.lora is None:
+        print(options.out / CARD)
     return 0
+
+
+def export_loras(run: Path, experiment: Experiment | AutoencoderExperiment, options: Export) -> None:
+    """Write the averaged factors of the stages of a run that train a LoRA. Raises `UserError` where none does, or the
+    layout has no names for a network's modules."""
+    import jax
+
+    from vdm_jax.generation.loras import stage_target
+    from vdm_jax.runs.directory import load_adapter
+    from vdm_jax.stages.parameters import network_shapes
+    from vdm_jax.weights.lora_files import NETWORK, STAGE, write_lora
+
+    stages = [stage for stage in experiment.stages if getattr(stage.training, "lora", ())]
+    if not stages or options.licence is not None:
+        raise UserError(f"--lora={options.lora} of {run}, where {len(stages)} stages train a LoRA, with --licence="
+                        f"{options.licence}; permitted: a run with training.lora, and no --licence, since there is no "
+                        "model card")
+    for stage in stages:
+        target, adapter = stage_target(stage, network_shapes(stage)), load_adapter(run, stage, options.damaged)
+        if options.dtype != "float32":
+            factors = jax.tree.map(lambda a: a.astype(options.dtype), adapter.factors)
+            adapter = dataclasses.replace(adapter, factors=factors)
+        write_lora(options.out / stage.name / "lora.safetensors", {NETWORK: (target, adapter)}, options.lora,
+                   {STAGE: stage.name})
 
 
 def export_cascade(run: Path, experiment: Experiment, options: Export) -> None:

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from vdm_jax.commands.arguments import GUIDANCE, GUIDANCE_SCALE, check_outputs, parse
+from vdm_jax.commands.arguments import GUIDANCE, GUIDANCE_SCALE, LORA, check_outputs, parse, weighted_files
 from vdm_jax.commands.outputs import check_videos
-from vdm_jax.configuration import Count, Devices, Guidance, NonNegative, Range, SamplingSteps, Seed, Size
+from vdm_jax.configuration import Count, Devices, Guidance, NonNegative, Range, SamplingSteps, Seed, Share, Size
 from vdm_jax.errors import UserError
 
 MotionBucket = Annotated[int, Range(least=0, most=255)]
@@ -32,7 +32,9 @@ class Generate:
       vdm-jax generate stable-diffusion-v1-5 --prompt "a watercolour of a lighthouse" --out lighthouse.png
       vdm-jax generate stable-diffusion-2-1 --prompt "a fox" "an owl" --negative-prompt blurry --num-per-prompt 2
       vdm-jax generate animatediff --prompt "waves at a cliff" --num-frames 16 --out waves.gif
+      vdm-jax generate stable-diffusion-v1-5 --prompt "a fox" --lora ink.safetensors=0.7 light.safetensors
       vdm-jax generate stable-video-diffusion-img2vid --image rocket.png --dtype bfloat16 --decode-chunk-size 4
+      vdm-jax generate animatediff-controlnet --prompt "a dancer of glass" --conditioning-frames poses.mp4
       vdm-jax generate stable-video-diffusion-img2vid --image boat.jpg --motion-bucket-id 60 --fps 10 --out boat.gif
     """
 
@@ -42,7 +44,15 @@ class Generate:
     # One or more pictures that videos begin with, in the aspect of the video; of a ControlNet the control maps, one or
     # one for each prompt
     image: tuple[Path, ...] = ()
-    controlnet_conditioning_scale: NonNegative | None = None  # ControlNet: factor on what it adds, 1 by default
+    # AnimateDiff with ControlNets: the maps of the frames, for each ControlNet a video, a folder of pictures, or a
+    # picture for all frames
+    conditioning_frames: tuple[Path, ...] = ()
+    # ControlNet: factor on what it adds, 1 by default; one for all ControlNets, or one for each, like the next two
+    controlnet_conditioning_scale: tuple[NonNegative, ...] = ()
+    control_guidance_start: tuple[Share, ...] = ()  # ControlNet: share of the steps from which on it adds anything
+    control_guidance_end: tuple[Share, ...] = ()  # ControlNet: share of the steps up to which it does
+    # ControlNet: weights by resolution, in the conditional estimate alone, so that maps show without a prompt
+    guess_mode: bool | None = None
     height: Size | None = None  # pixels; that of the training by default
     width: Size | None = None  # pixels; that of the training by default
     num_frames: Size | None = None  # of a video; the model's by default
@@ -59,6 +69,7 @@ class Generate:
     motion_bucket_id: MotionBucket | None = None  # picture: how much moves, 1 to 255; 127 by default
     noise_aug_strength: NonNegative | None = None  # picture: noise on it, 0.02 by default; more lets the video leave it
     decode_chunk_size: Size | None = None  # frames decoded at a time; all by default, fewer take less memory
+    lora: LORA = ()
     seed: Seed = 0
     dtype: Literal["float32", "bfloat16", "float16"] | None = None  # of weights and activations; as stored by default
     variant: str | None = None  # part of the weights' file names, such as fp16
@@ -68,7 +79,7 @@ class Generate:
     out: tuple[Path, ...] = ()  # one or more files: .png, .mp4 or .gif; generated.png or generated.mp4 by default
 
 
-LOADING = ("folder", "dtype", "variant", "scheduler", "data", "fsdp", "tensor", "out")
+LOADING = ("folder", "dtype", "variant", "scheduler", "lora", "data", "fsdp", "tensor", "out")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -83,6 +94,8 @@ def main(arguments: Sequence[str]) -> int:
     pipeline = from_pretrained(options.folder, dtype=options.dtype, variant=options.variant, mesh=mesh,
                                        scheduler=options.scheduler)
     given = call_arguments(options, pipeline)
+    if options.lora:
+        pipeline.use_loras(weighted_files("--lora", options.lora))
     result = pipeline(**given)
     default = "generated.png" if "image" in result.stages else "generated.mp4"
     for path in options.out or (Path(default),):
@@ -95,17 +108,20 @@ def call_arguments(options: Generate, pipeline: Any) -> dict[str, Any]:
     given = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)
              if field.name not in LOADING}
     given = {name: value for name, value in given.items() if value is not None and value != ()}
-    if len(given.get("negative_prompt", ())) == 1:
-        given["negative_prompt"] = given["negative_prompt"][0]
+    for name in ("negative_prompt", "conditioning_frames", "controlnet_conditioning_scale", "control_guidance_start",
+                 "control_guidance_end"):
+        if len(given.get(name, ())) == 1:
+            given[name] = given[name][0]
     takes = inspect.signature(type(pipeline).__call__).parameters
     permitted = [f"--{name.replace('_', '-')}" for name in takes if hasattr(options, name)]
     for name in given:
         if name not in takes:
             raise UserError(f"--{name.replace('_', '-')} is not for {options.folder}, a {pipeline.folder.kind}; "
                             f"permitted: {', '.join(permitted)}")
-    for name in ("prompt", "image"):
+    for name in ("prompt", "image", "conditioning_frames"):
         if name in takes and name not in given:
-            raise UserError(f"--{name} is missing, which a {pipeline.folder.kind} begins with; permitted: one or more")
+            raise UserError(f"--{name.replace('_', '-')} is missing, which a {pipeline.folder.kind} begins with; "
+                            "permitted: one or more")
     return given
 
 
@@ -114,9 +130,14 @@ def check(options: Generate) -> None:
     from vdm_jax.diffusion.guidance import guidance_weight
 
     guidance_weight(options.guidance, options.guidance_scale)
+    weighted_files("--lora", options.lora)
     for path in options.image:
         if not path.is_file():
             raise UserError(f"--image={path} is not a file; permitted: a picture")
+    for path in options.conditioning_frames:
+        if not path.exists():
+            raise UserError(f"--conditioning-frames={path} does not exist; permitted: a video, a picture or a folder "
+                            "of pictures")
     check_outputs(options.out)
     count = max(len(options.prompt) * (options.num_per_prompt or 1), len(options.image))
     size = (options.height, options.width) if options.height and options.width else None

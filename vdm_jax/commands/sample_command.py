@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from vdm_jax.commands.arguments import GUIDANCE, GUIDANCE_SCALE, check_outputs, parse
+from vdm_jax.commands.arguments import GUIDANCE, GUIDANCE_SCALE, LORA, check_outputs, parse, weighted_files
 from vdm_jax.commands.long_sampling import check_long, read_scripts, sample_long
 from vdm_jax.commands.outputs import check_videos
 from vdm_jax.configuration import Count, CountOrZero, NonNegative, Positive, Range, SamplingSteps, Seed, Share, Size
@@ -40,6 +40,7 @@ class Sample:
       vdm-jax sample imagen "waves at a cliff" --encoder t5-v1_1-xxl --out waves.mp4
       vdm-jax sample animatediff "waves at a cliff" --frames 32 --overlap 8 --out long.mp4
       vdm-jax sample nuwa_xl_run --script story.txt --frames 226 --extend nuwa_xl --out story.mp4
+      vdm-jax sample animatediff "waves at a cliff" --lora zoom_in.safetensors=0.8 --out zoom.mp4
     """
 
     run: tyro.conf.Positional[str]  # run directory or name, or a released model's folder
@@ -62,6 +63,10 @@ class Sample:
     # frames, or a folder of pictures; one for all captions, or one for each
     control: tuple[Path, ...] = ()
     control_scale: NonNegative | None = None  # with --control: factor on what the ControlNet adds; 1 by default
+    control_start: Share | None = None  # with --control: share of the steps from which on it adds; 0 by default
+    control_end: Share | None = None  # with --control: share of the steps up to which it does; 1 by default
+    # With --control: residuals weighted by their resolution, in the conditional estimate alone (guess mode)
+    control_guess: bool | None = None
     # A longer video of the first stage, which --last names where there are more. Ctrl-C ends it at a whole segment, and
     # the same command goes on
     frames: Count | None = None
@@ -84,6 +89,7 @@ class Sample:
     width: Size | None = None  # pixels, likewise
     style: str | None = None  # run of an image network whose style the first stage takes on
     style_weight: Share | None = None  # with --style: share of its weights, 0 to 1; 0.7 by default
+    lora: LORA = ()
     damaged: Damaged = "refuse"  # a damaged newest checkpoint: refuse, or skip it and use the newest intact one
     out: tuple[Path, ...] = (Path("sample.mp4"),)  # one or more files: .mp4, .gif or .png
 
@@ -118,6 +124,10 @@ def main(arguments: Sequence[str]) -> int:
               "references": referenced(options, generator.experiment),
               **controlled(options, generator.experiment, video),
               **text_embeddings(generator, said, options)}
+    if options.lora:
+        from vdm_jax.generation.loras import with_loras
+
+        generator = with_loras(generator, weighted_files("--lora", options.lora))
     if options.frames is not None:
         files = sample_long(generator, scripts or captions, options, **common)
     else:
@@ -219,6 +229,7 @@ def controlled(options: Sample, experiment: Any, video: Any) -> dict[str, Any]:
         return {}
     import numpy as np
 
+    from vdm_jax.conditions.control import OPTIONS
     from vdm_jax.data.decoding import read_frames
 
     names = {entry.name for stage in experiment.stages for entry in stage.network.conditions
@@ -230,7 +241,8 @@ def controlled(options: Sample, experiment: Any, video: Any) -> dict[str, Any]:
     frames = options.frames or video.frames
     maps = [read_frames(path, frames, video.height, video.width, video.fps) for path in options.control]
     name = names.pop()
-    return {name: _for_each(maps, options), f"{name}_scale": options.control_scale}
+    return {name: _for_each(maps, options), **{f"{name}_{option}": getattr(options, f"control_{option}")
+                                               for option in OPTIONS}}
 
 
 def _for_each(given: list[Any], options: Sample) -> Any:
@@ -266,9 +278,11 @@ def check(options: Sample) -> None:
         if not path.exists():
             raise UserError(f"--control={path} does not exist; permitted: a video, a picture or a folder of pictures")
     guidance_weight(options.guidance, options.guidance_scale)
+    weighted_files("--lora", options.lora)
     if options.style_weight is not None and options.style is None:
         raise UserError(f"--style-weight={options.style_weight} is not valid; permitted: 0 to 1, with --style RUN")
-    if options.control_scale is not None and not options.control:
-        raise UserError(f"--control-scale={options.control_scale} is for --control; permitted: --control FILE with it")
+    for name in ("control_scale", "control_start", "control_end", "control_guess"):
+        if (value := getattr(options, name)) is not None and not options.control:
+            raise UserError(f"--{name.replace('_', '-')}={value} is for --control; permitted: --control FILE with it")
     check_long(options)
     check_outputs(options.out)

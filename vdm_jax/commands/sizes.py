@@ -41,9 +41,9 @@ def counted(stage: AnyStage) -> int:
     """Parameters of a stage's network by `jax.eval_shape`; seconds for a large one."""
     import jax
 
-    from vdm_jax.stages.parameters import initial_params
+    from vdm_jax.stages.parameters import network_shapes
 
-    shapes = jax.eval_shape(lambda key: initial_params(stage, key), jax.random.key(0))
+    shapes = network_shapes(stage)
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 

@@ -1,7 +1,7 @@
 """What a network is conditioned on, one file per condition. To add one, add it to the list below."""
 
 from vdm_jax.conditions.conditioning import register
-from vdm_jax.conditions.control import ControlMap, Edges
+from vdm_jax.conditions.control import ControlMap, ControlMap1, ControlMap2, ControlMap3, Edges
 from vdm_jax.conditions.first_frame import FirstFramePicture
 from vdm_jax.conditions.frames import ConditioningFrames
 from vdm_jax.conditions.label import Label
@@ -13,5 +13,6 @@ from vdm_jax.conditions.text import Text
 
 # In the order in which they enter a network.
 for _condition in (Text(), Label(), References(), ReferencePicture(), Scalars(), Padding(), ConditioningFrames(),
-                   LowResolutionVideo(), FirstFramePicture(), ControlMap(), Edges()):
+                   LowResolutionVideo(), FirstFramePicture(), ControlMap(), ControlMap1(), ControlMap2(), ControlMap3(),
+                   Edges()):
     register(_condition)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import logging
@@ -69,9 +70,15 @@ class CaptionEncoder:
         found._set(model, tokenizer, mesh)
         return found
 
+    def with_params(self, params: Any) -> CaptionEncoder:
+        """The same encoder with other weights, which shares what is compiled."""
+        found = copy.copy(self)
+        found.params = params
+        return found
+
     def _set(self, model: Pretrained, tokenizer: Tokenizer, mesh: Mesh) -> None:
         self.tokenizer, self.mesh, self.is_clip = tokenizer, mesh, isinstance(model.config, CLIPText)
-        self.width, self.params = model.config.width, model.params
+        self.config, self.width, self.params = model.config, model.config.width, model.params
         # The models of CLIP were trained, and are used, with padding in sight (unless their files say otherwise): it is
         # part of a network's conditioning. T5's padding is hidden, and not kept.
         self.masked = not self.is_clip or bool(model.fields.get("use_attention_mask"))

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from vdm_jax.conditions.conditioning import Conditioning
+from vdm_jax.conditions.control import has_interval
 from vdm_jax.conditions.frame_masks import MaskedVideo
 from vdm_jax.diffusion.augmentation import TruncatedConditioningAugmentation
 from vdm_jax.diffusion.sampling import Walk, check_steps, steps_between
@@ -183,10 +184,11 @@ def stepwise_sampling(
                  noise: Noise = DRAWN) -> jax.Array:
         conditioning, inside = functions.prepare(keys, text, low, masked_video, noise.picture, *autoencoder)
         carry = place(functions.begin(keys, steps.level[0], noise.initial, std))
+        by_level = of_levels or has_interval(conditioning)
         for i in range(len(steps.index)):
             step = jax.tree.map(lambda x, i=i: x[i], steps)._replace(count=count)
             carry = place(functions.advance(params, keys, conditioning, inside, carry, step, weight,
-                                            levels if of_levels else levels[:1], embedded))
+                                            levels if by_level else levels[:1], embedded))
             watch(i + 1, carry[0])
         return finish(carry[0], low, masked_video, *autoencoder) if ends.stop is None else carry[0]
 

@@ -52,7 +52,7 @@ class RunEncoder:
     def _encoded(
         self, texts: Sequence[str], length: int | None = None
     ) -> tuple[Float[np.ndarray, "B L C"], Bool[np.ndarray, "B L"]]:
-        vectors = self._encoder(texts)
+        vectors = self.captions(texts)
         length = self.length or length or max(map(len, vectors))
         out = np.zeros((len(texts), length, vectors[0].shape[1]), np.float16)
         mask = np.zeros(out.shape[:2], bool)
@@ -63,7 +63,8 @@ class RunEncoder:
         return out, mask
 
     @functools.cached_property
-    def _encoder(self) -> CaptionEncoder:
+    def captions(self) -> CaptionEncoder:
+        """The encoder itself, read when it is asked for first."""
         spec = self.spec
         found = CaptionEncoder(spec.path, length=spec.length, dtype=spec.dtype)
         if spec.sha256 not in ("", found.folder.sha256):

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from vdm_jax.conditions.conditioning import CONDITIONS, Conditioning, SampledVideos, conditions_of
+from vdm_jax.conditions.control import at_step, without_guessed
 from vdm_jax.conditions.frame_masks import MaskedVideo
 from vdm_jax.configuration import Seed, check_value
 from vdm_jax.diffusion.arrays import Denoiser
@@ -105,6 +106,8 @@ def stage_denoiser(
     module = network_module(stage.network)
 
     def denoise_with(z: Array, logsnr: Array, condition: Conditioning) -> Array:
+        condition = at_step(condition, logsnr, jnp.asarray(levels))
+
         def network(x: Array, level: Array) -> Array:
             level = level if embedded is None else jnp.interp(level, *embedded)
             return module.apply({"params": params}, x, level, condition)
@@ -132,7 +135,7 @@ def stage_denoiser(
                 stacked = jax.tree.map(lambda x: shard_along(x, "batch", dim=0), stacked)
             return denoise_with(*stacked)
 
-        both = batched(denoise_halves, [conditioning, conditioning.without(sampling.guided_by)])
+        both = batched(denoise_halves, [conditioning, without_guessed(conditioning.without(sampling.guided_by))])
         denoise = combine(both, [(0, 1, weight)])
     elif stage.takes_weight:
         def denoise(z: Array, logsnr: Array) -> Array:

@@ -66,9 +66,10 @@ class ControlNetNetwork(nn.Module):
         self, x: Float[Array, "B T H W C"], level: Float[Array, " B"] | Float[Array, "B T"],
         tokens: Float[Array, "B G L E"],
         hint: Float[Array, "B T H2 W2 D"], *, scale: float | Float[Array, " B"] = 1.0,
-        classes: Int[Array, " B"] | None = None,
+        guess: Float[Array, " B"] | None = None, classes: Int[Array, " B"] | None = None,
     ) -> Control:
-        """`scale` is a factor on everything that is added."""
+        """`scale` is a factor on everything that is added. Where `guess` is 1, residuals count by their resolution:
+        from 0.1 at the first to 1 in the middle, in equal ratios (guess mode, as released)."""
         spec, unet, dtype = self.config, self.config.unet, jnp.dtype(self.config.unet.dtype)
         check(unet, x, tokens, None, classes)
         wanted = (*x.shape[:2], spec.factor * x.shape[2], spec.factor * x.shape[3], spec.hint_channels)
@@ -78,13 +79,15 @@ class ControlNetNetwork(nn.Module):
         x = Convolution(unet.widths[0], dtype=dtype, name="stem")(x) + Hint(spec, unet.widths[0], name="hint")(hint)
         x, skips = way_down(self, unet, x, block_inputs)
         x = middle(self, unet, x, block_inputs)
-        scale = jnp.reshape(jnp.asarray(scale, dtype), (-1, 1, 1, 1, 1))
+        guess = jnp.zeros(1) if guess is None else guess
 
-        def added(features: Array, name: str) -> Array:
+        def added(features: Array, name: str, place: float) -> Array:
             zero = Convolution(features.shape[-1], (1, 1, 1), kernel_init=zeros, dtype=dtype, name=name)
-            return scale * zero(features)
+            factor = scale * jnp.where(guess > 0, 10.0 ** (place - 1), 1.0)
+            return factor.astype(dtype).reshape(-1, 1, 1, 1, 1) * zero(features)
 
-        return Control(tuple(added(skip, f"control_{i}") for i, skip in enumerate(skips)), added(x, "control_middle"))
+        residuals = (added(skip, f"control_{i}", i / len(skips)) for i, skip in enumerate(skips))
+        return Control(tuple(residuals), added(x, "control_middle", 1.0))
 
 
 class Hint(nn.Module):

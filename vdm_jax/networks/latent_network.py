@@ -316,9 +316,11 @@ class LatentNetworkModule(nn.Module):
         self, x: Float[Array, "B T H W C"], level: Float[Array, " B"] | Float[Array, "B T"],
         tokens: Float[Array, "B G L E"] | None, conditioning: Conditioning, classes: Int[Array, " B"] | None,
     ) -> Control | None:
-        """The sum of what ControlNets make of their conditions, each by a factor where one is asked for."""
+        """The sum of what ControlNets make of their conditions, each by a factor and in guess mode where that is asked
+        for."""
         found = [net(x, level, tokens, conditioning.inputs[name], classes=classes,
-                     scale=conditioning.scalars.get(f"{name}_scale", 1.0)) for name, net in self.control_net.items()]
+                     scale=conditioning.scalars.get(f"{name}_scale", 1.0), guess=conditioning.scalars.get(
+                         f"{name}_guess")) for name, net in self.control_net.items()]
         return jax.tree.map(lambda *parts: sum(parts), *found) if found else None
 
 

@@ -14,6 +14,7 @@ from vdm_jax.diffusion.guidance import guidance_weight
 from vdm_jax.errors import UserError
 from vdm_jax.generation.compiled import Noise, Watch
 from vdm_jax.generation.generator import Generated, Progress
+from vdm_jax.generation.loras import TEXT, LoRAs, merged_on
 from vdm_jax.generation.released.folder import Folder, save_folder
 from vdm_jax.generation.released.models import (
     experiment_of,
@@ -27,6 +28,7 @@ from vdm_jax.parallel.rules import batch_parts
 from vdm_jax.pipelines import arguments
 from vdm_jax.pipelines.progress import shown
 from vdm_jax.stages.stage import Stage
+from vdm_jax.weights.lora_files import NETWORK, read_lora, target_of
 from vdm_jax.weights.pretrained import Pretrained
 
 
@@ -44,6 +46,28 @@ class LatentPipeline:
             folder.mesh)
         self.generator = generator_of(folder, experiment_of(folder, self.models), self.models)
         self.encoder, self.generator.encoder = self.generator.encoder, None  # calls bring what they have encoded
+        self._without_loras = dict(self.models), getattr(self.encoder, "captions", None)
+
+    def use_loras(self, loras: LoRAs) -> None:
+        """Merge the LoRAs of some files, each with its weight, into copies of the networks. They take the place of
+        those of the call before: `use_loras({})` gives back what was loaded, to the last bit.
+
+            pipeline.use_loras({"ink.safetensors": 0.7, "light.safetensors": 0.4})
+
+        `save_pretrained` then saves the networks with the LoRAs in them.
+
+        Raises `UserError` as `read_lora` does; nothing has changed then.
+        """
+        before, captions = self._without_loras
+        targets = {name: target_of(before[name].config) for name in (NETWORK, TEXT) if name in before}
+        read = [(read_lora(path, targets), weight) for path, weight in loras.items()]
+        self.models = dict(before)
+        for name, model in before.items():
+            if adapters := [(found[name], weight) for found, weight in read if name in found]:
+                params = merged_on(self.mesh, model.params, adapters)
+                self.models[name] = dataclasses.replace(model, params=params)
+        if captions is not None:
+            self.encoder.captions = captions.with_params(self.models[TEXT].params)
 
     def save_pretrained(self, path: str | os.PathLike) -> None:
         """Writes the pipeline as a folder that diffusers loads: the same tensors where no dtype was asked for.

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from vdm_jax.errors import UserError
 from vdm_jax.generation.generator import Generated, Progress
 from vdm_jax.generation.released.folder import Folder
-from vdm_jax.generation.released.pictures import Picture, open_pictures, resized
-from vdm_jax.pipelines import arguments
+from vdm_jax.generation.released.models import control_nets_of
+from vdm_jax.generation.released.pictures import Picture
+from vdm_jax.pipelines import arguments, control
 from vdm_jax.pipelines.base import FromText
 
 log = logging.getLogger(__name__)
@@ -74,15 +74,18 @@ class TextToImage(FromText):
 
 
 class ControlledTextToImage(TextToImage):
-    """Pictures of texts and of control maps, by a U-Net with a ControlNet (Zhang et al. 2023, arXiv 2302.05543).
+    """Pictures of texts and of control maps, by a U-Net with one or several ControlNets (Zhang et al. 2023, arXiv
+    2302.05543).
 
         pipeline = vdm_jax.from_pretrained("sd-controlnet-canny", dtype="bfloat16")
         pipeline("a watercolour of a lighthouse", image="edges.png", seed=3).save("lighthouse.png")
     """
 
     def __call__(
-        self, prompt: str | Sequence[str], *, image: Picture | Sequence[Picture],
-        controlnet_conditioning_scale: float = 1.0, negative_prompt: str | Sequence[str] | None = None,
+        self, prompt: str | Sequence[str], *, image: Picture | Sequence[Picture | Sequence[Picture]],
+        controlnet_conditioning_scale: float | Sequence[float] = 1.0,
+        control_guidance_start: float | Sequence[float] = 0.0, control_guidance_end: float | Sequence[float] = 1.0,
+        guess_mode: bool = False, negative_prompt: str | Sequence[str] | None = None,
         height: int | None = None, width: int | None = None, num_inference_steps: int = 50,
         guidance: float | None = None, guidance_scale: float | None = None, num_per_prompt: int = 1, seed: int = 0,
         latents: Float[np.ndarray, "B T H W C"] | None = None, progress: Progress | bool | None = None,
@@ -91,8 +94,13 @@ class ControlledTextToImage(TextToImage):
 
         Args:
           image: the control map of all prompts, or one for each: files, Pillow images or arrays `[H, W, 3]`, see
-            `open_pictures`; they are resized to the picture, so cut them to its aspect first.
-          controlnet_conditioning_scale: factor on what the ControlNet adds; 0: nothing.
+            `open_pictures`; they are resized to the picture, so cut them to its aspect first. Of several ControlNets a
+            sequence of these, one for each.
+          controlnet_conditioning_scale: factor on what the ControlNet adds; 0: nothing. This and the interval are one
+            value for all ControlNets, or a sequence with one for each.
+          control_guidance_start, control_guidance_end: shares of the steps between which it adds anything.
+          guess_mode: weights its residuals by their resolution and leaves them out of the unconditional estimate, so
+            that the map shows without a prompt; guidance_scale 3 to 5 is what the authors advise.
           height, width: pixels; those of the first map by default, down to multiples of 8.
           prompt, negative_prompt, num_inference_steps, guidance, guidance_scale, num_per_prompt, seed, latents,
             progress: as in `TextToImage`.
@@ -100,17 +108,18 @@ class ControlledTextToImage(TextToImage):
         Raises `UserError` for what is no picture, for sizes that the model cannot take and for numbers of texts and
         maps that do not fit.
         """
-        scale = arguments.number("controlnet_conditioning_scale", controlnet_conditioning_scale)
-        maps, count = open_pictures(image), arguments.whole("num_per_prompt", num_per_prompt, 1, arguments.COPIES)
-        prompts = arguments.texts("prompt", prompt)
-        if len(maps) not in (1, len(prompts)):
-            raise UserError(f"{len(maps)} maps for {len(prompts)} prompts; permitted: one, or one for each")
+        nets = len(control_nets_of(self.models))
+        options = control.options(nets, controlnet_conditioning_scale, control_guidance_start, control_guidance_end,
+                                  guess_mode)
+        count = arguments.whole("num_per_prompt", num_per_prompt, 1, arguments.COPIES)
+        maps = control.pictures("image", image, nets, len(arguments.texts("prompt", prompt)))
         factor = self.models["vae"].config.factor
-        height = maps[0].height // factor * factor if height is None else height
-        width = maps[0].width // factor * factor if width is None else width
+        height = maps[0][0].height // factor * factor if height is None else height
+        width = maps[0][0].width // factor * factor if width is None else width
         arguments.shared(height=height, width=width, steps=num_inference_steps, seed=seed, progress=progress)
-        pixels = resized(maps * (len(prompts) // len(maps)), height, width) / 2 + 0.5
+        given = {name: np.repeat(control.pixels(pictures, height, width), count, axis=0)
+                 for name, pictures in zip(control.MAPS, maps, strict=False)}
         found = self.sample(
             prompt, negative_prompt, count, (1, height, width), num_inference_steps, (guidance, guidance_scale), seed,
-            latents, progress, control=np.repeat(np.clip(pixels, 0, 1)[:, None], count, axis=0), control_scale=scale)
+            latents, progress, **given, **options)
         return Pictures(found.captions, found.stages, found.fps)

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from vdm_jax.errors import UserError
 from vdm_jax.generation.generator import Generated, Progress
+from vdm_jax.generation.released.models import control_nets_of
 from vdm_jax.networks import motion_adapter
-from vdm_jax.pipelines import arguments
+from vdm_jax.pipelines import arguments, control
 from vdm_jax.pipelines.base import FromText
 from vdm_jax.weights.pretrained import Pretrained
 
@@ -51,12 +53,17 @@ class TextToVideo(FromText):
 
         Raises `UserError` for sizes that the model cannot take and for numbers of texts that do not fit.
         """
-        arguments.video(frames=num_frames, fps=fps, chunk=decode_chunk_size)
-        motion = self.models["unet"].config.motion
-        if num_frames is None or motion is not None and num_frames > motion.frames:
-            raise UserError(f"num_frames={num_frames}; permitted: 1 to {motion.frames if motion else arguments.FRAMES}")
+        num_frames = self.checked_frames(num_frames, fps, decode_chunk_size)
         return self.sample(prompt, negative_prompt, num_per_prompt, (num_frames, height, width), num_inference_steps,
                            (guidance, guidance_scale), seed, latents, progress, fps=fps, chunk=decode_chunk_size)
+
+    def checked_frames(self, frames: int | None, fps: int, chunk: int | None) -> int:
+        """The number of frames. Raises `UserError` for more than motion modules know."""
+        arguments.video(frames=frames, fps=fps, chunk=chunk)
+        motion = self.models["unet"].config.motion
+        if frames is None or motion is not None and frames > motion.frames:
+            raise UserError(f"num_frames={frames}; permitted: 1 to {motion.frames if motion else arguments.FRAMES}")
+        return frames
 
 
 class AnimateDiff(TextToVideo):
@@ -71,3 +78,52 @@ class AnimateDiff(TextToVideo):
         groups = fields.get("motion_norm_num_groups", config.motion.groups)
         config = dataclasses.replace(config, motion=dataclasses.replace(config.motion, groups=groups))
         return {**self.models, "motion_adapter": Pretrained(config, params, fields)}
+
+
+class ControlledAnimateDiff(AnimateDiff):
+    """Videos of texts and of control maps for each frame, by AnimateDiff with one or several ControlNets.
+
+        pipeline = vdm_jax.from_pretrained("animatediff-controlnet", dtype="bfloat16")
+        pipeline("a dancer of glass", conditioning_frames="poses.mp4", seed=3).save("glass.mp4")
+    """
+
+    def __call__(
+        self, prompt: str | Sequence[str], *, conditioning_frames: Any,
+        controlnet_conditioning_scale: float | Sequence[float] = 1.0,
+        control_guidance_start: float | Sequence[float] = 0.0, control_guidance_end: float | Sequence[float] = 1.0,
+        guess_mode: bool = False, negative_prompt: str | Sequence[str] | None = None, height: int | None = None,
+        width: int | None = None, num_frames: int = 16, num_inference_steps: int = 50, guidance: float | None = None,
+        guidance_scale: float | None = None, num_per_prompt: int = 1, fps: int = 8,
+        decode_chunk_size: int | None = None, seed: int = 0, latents: Float[np.ndarray, "B T H W C"] | None = None,
+        progress: Progress | bool | None = None,
+    ) -> Generated:
+        """Generate videos, one per prompt or `num_per_prompt`.
+
+        Args:
+          conditioning_frames: the maps of the frames, the same for all prompts: a video file or a folder of pictures, a
+            picture for all frames, or a sequence of as many pictures or an array `[T, H, W, 3]`. Of several ControlNets
+            a sequence of these, one for each.
+          controlnet_conditioning_scale, control_guidance_start, control_guidance_end, guess_mode: as in
+            `ControlledTextToImage`.
+          prompt, negative_prompt, height, width, num_frames, num_inference_steps, guidance, guidance_scale,
+            num_per_prompt, fps, decode_chunk_size, seed, latents, progress: as in `TextToVideo`.
+
+        Raises `UserError` for sizes that the model cannot take, for numbers of texts that do not fit, and for maps of
+        another number of frames.
+        """
+        nets, frames = len(control_nets_of(self.models)), self.checked_frames(num_frames, fps, decode_chunk_size)
+        options = control.options(nets, controlnet_conditioning_scale, control_guidance_start, control_guidance_end,
+                                  guess_mode)
+        several = nets > 1 and isinstance(conditioning_frames, list | tuple)
+        maps = control.for_each_net("conditioning_frames", conditioning_frames, nets) if several else (
+            [conditioning_frames] * nets)
+        usual = self.generator.experiment.stages[0].video
+        size = frames, height or usual.height, width or usual.width
+        arguments.shared(height=height, width=width, steps=num_inference_steps, seed=seed, progress=progress)
+        videos = len(arguments.texts("prompt", prompt)) * arguments.whole(
+            "num_per_prompt", num_per_prompt, 1, arguments.COPIES)
+        given = {name: np.repeat(control.video("conditioning_frames", each, *size, float(fps))[None], videos, axis=0)
+                 for name, each in zip(control.MAPS, maps, strict=False)}
+        return self.sample(prompt, negative_prompt, num_per_prompt, (frames, height, width), num_inference_steps,
+                           (guidance, guidance_scale), seed, latents, progress, fps=fps, chunk=decode_chunk_size,
+                           **given, **options)

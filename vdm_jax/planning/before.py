@@ -21,6 +21,7 @@ from vdm_jax.stages.autoencoding import AnyExperiment, AnyStage, AutoencoderStag
 from vdm_jax.stages.stage import Stage
 from vdm_jax.training.state import TrainState, abstract_state
 from vdm_jax.training.step import CompileStep
+from vdm_jax.training.trainable import split
 
 ANYWAY = "or --no-plan to try anyway"
 KEPT = 10_000  # no network keeps more bytes for its backward pass per byte of a batch; what is smaller is not traced
@@ -35,7 +36,8 @@ def check_before(experiment: AnyExperiment, stage: AnyStage) -> None:
     if capacity is None:
         return
     state = abstract_state(stage, mesh)
-    needed = device_bytes((state.params, state.opt_state, state.ema, state.params))  # and the gradients
+    gradients = state.params if isinstance(stage, AutoencoderStage) else split(state.params, stage.training.trained)[0]
+    needed = device_bytes((state.params, state.opt_state, state.ema, gradients))
     if needed <= capacity and isinstance(stage, Stage):
         needed += _activations(experiment, stage, state, mesh, capacity - needed)
     if needed > capacity:

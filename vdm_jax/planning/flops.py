@@ -76,7 +76,7 @@ def training_work(stage: Stage, batch: dict[str, Any], params: Any, mesh: Mesh) 
     computed = (1 + again[0]) * products + (1 + again[1]) * forward.attention_computed + BACKWARD * (
         products + forward.attention_computed - forward.attention_recomputed
     ) + ATTENTION_BACKWARD * forward.attention_recomputed
-    least = products + forward.attention_computed if stage.training.trainable else computed
+    least = products + forward.attention_computed if stage.training.trained else computed
     coder = 0
     if stage.latent is not None:
         coder = _flops(lambda b, *weights: training_inputs(stage, b, jax.random.key(0), *weights)[0], mesh, batch,

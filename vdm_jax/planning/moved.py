@@ -31,6 +31,7 @@ from vdm_jax.planning.inputs import device_bytes
 from vdm_jax.stages.inputs import training_inputs
 from vdm_jax.stages.latent import abstract_weights
 from vdm_jax.stages.options import Sampling
+from vdm_jax.stages.parameters import network_params
 from vdm_jax.stages.stage import Stage
 from vdm_jax.training.state import TrainState
 from vdm_jax.training.trainable import merged, split
@@ -63,7 +64,7 @@ def training_bytes(stage: Stage, state: TrainState, batch: dict[str, Any], mesh:
       batch: shapes of the global batch, split over the mesh.
       far: mesh axes that cross slices.
     """
-    trained, frozen = split(state.params, stage.training.trainable)
+    trained, frozen = split(state.params, stage.training.trained)
     saved = saved_bytes(stage, batch, state.params, mesh)
     sent, sent_far = _sent(state.params, trained, mesh, _itemsize(stage), far)
     return Moved(
@@ -103,10 +104,11 @@ def saved_bytes(stage: Stage, batch: dict[str, Any], params: Any, mesh: Mesh) ->
         module = network_module(spec)
 
         def network(trained: Any, frozen: Any, z: Any, logsnr: Any, conditioning: Any) -> Any:
-            return module.apply({"params": merged(trained, frozen)}, z, logsnr, conditioning, images=images)
+            params = network_params(stage, merged(trained, frozen))
+            return module.apply({"params": params}, z, logsnr, conditioning, images=images)
 
         shapes = split(jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), params),
-                       stage.training.trainable)
+                       stage.training.trained)
         return residual_bytes(network, policy, shapes, (x, level, conditioning))
 
 

@@ -108,9 +108,9 @@ def compile_plan(plan: Plan, devices: Sequence[jax.Device]) -> dict[str, Any]:
         raise UserError(f"batch {plan.batch} does not divide over {batch_parts(mesh)} devices"
                         f"{' and the micro-batches' if parts > batch_parts(mesh) else ''}; permitted: multiples of "
                         f"{parts}")
-    state = abstract_state(plan.stage, mesh)
+    state = _state(plan, mesh)
     batch, notes = training_batch(plan.stage, plan.data, plan.batch, plan.text_tokens, mesh)
-    if plan.what == "train" and plan.stage.training.trainable:
+    if plan.what == "train" and plan.stage.training.trained:
         notes.append("FLOPs are counted as if all parameters were trained: an upper bound; the step time at best takes "
                      "the forward pass alone")
     if plan.what == "train" and (thin := thin_shards(state.params, mesh)):
@@ -141,6 +141,14 @@ def compile_plan(plan: Plan, devices: Sequence[jax.Device]) -> dict[str, Any]:
     return report
 
 
+def _state(plan: Plan, mesh: Mesh) -> TrainState:
+    """The training state; what is sampled has no LoRA next to it, but merged into it."""
+    stage = plan.stage
+    if plan.what == "sample":
+        stage = dataclasses.replace(stage, training=dataclasses.replace(stage.training, lora=()))
+    return abstract_state(stage, mesh)
+
+
 def about(plan: Plan, mesh: Mesh) -> dict[str, Any]:
     """What a report is of: stage, batch, mesh, devices, chip, effort, flags."""
     device, chip = mesh.devices.flat[0], chip_of(mesh.devices.flat[0])
@@ -168,7 +176,7 @@ def state_sizes(plan: Plan, state: Any) -> dict[str, Any]:
 def counted_from_shapes(plan: Plan, mesh: Mesh, state: TrainState | None = None) -> dict[str, Any]:
     """`flops`, `moved` and `roofline` (None for devices without published figures) of a plan, without compiling
     anything."""
-    state = abstract_state(plan.stage, mesh) if state is None else state
+    state = _state(plan, mesh) if state is None else state
     work, moved = _work(plan, state.params, mesh), _moved(plan, state, mesh)
     flops = {**work.to_data(), "model_per_device": work.model / mesh.size,
              "computed_per_device": work.computed / mesh.size}

@@ -29,7 +29,9 @@ from vdm_jax.generation.encoding import RunEncoder
 from vdm_jax.generation.generator import Generator
 from vdm_jax.generation.released.models import is_released, load_released, read_released
 from vdm_jax.networks.config import UNet
+from vdm_jax.networks.lora import Adapter
 from vdm_jax.runs.autoencoders import FILE, load_autoencoder, save_autoencoder
+from vdm_jax.runs.averages import restore_factors, restore_network
 from vdm_jax.runs.checkpoints import Checkpoints
 from vdm_jax.runs.failures import write_failure
 from vdm_jax.runs.identity import IDENTITY, check_config, is_lock, owner, write_identity
@@ -37,7 +39,7 @@ from vdm_jax.runs.listing import CARD, CONFIG, WEIGHTS, checkpoints_path
 from vdm_jax.runs.manifest import Damaged
 from vdm_jax.runs.shipped import find_shipped, shipped_names
 from vdm_jax.stages.autoencoding import AnyExperiment, AnyStage
-from vdm_jax.stages.parameters import initial_params
+from vdm_jax.stages.parameters import network_shapes
 from vdm_jax.stages.stage import Experiment, Stage
 from vdm_jax.video.writing import atomic_path
 from vdm_jax.weights.safetensors import load_params, save_params
@@ -196,20 +198,35 @@ def load_stage(run: Path, stage: AnyStage, damaged: Damaged = "refuse", step: in
     """
     if not (run / CONFIG).exists() and is_released(run):
         return load_released(run).params.get(stage.name)
-    expected = jax.eval_shape(lambda key: initial_params(stage, key), jax.random.key(0))
     weights = run / stage.name / WEIGHTS
     if weights.exists():
-        return load_params(weights, expected)[0]
+        return load_params(weights, network_shapes(stage))[0]
     checkpoints = stage_checkpoints(run, stage.name)
     if checkpoints.latest() is None:
         return None
-    if step is not None:
-        return checkpoints.restore_subtree("ema", expected, step)[0]
+    return restore_network(checkpoints, stage, _readable(checkpoints, stage, damaged) if step is None else step)
+
+
+def load_adapter(run: Path, stage: Stage, damaged: Damaged = "refuse") -> Adapter:
+    """The averaged factors of a stage that trains a LoRA, `damaged` as in `load_stage`. Raises `UserError` for another
+    stage, one that is not trained, and an exported run, whose weights have the factors merged."""
+    if not stage.training.lora:
+        raise UserError(f"stage {stage.name!r} of {run} trains no LoRA (training.lora=()); permitted: one that "
+                        "does")
+    checkpoints = stage_checkpoints(run, stage.name)
+    if checkpoints.latest() is None:
+        raise UserError(f"stage {stage.name!r} of {run} has no checkpoint; permitted: a run directory in which it is "
+                        "trained")
+    return restore_factors(checkpoints, stage, _readable(checkpoints, stage, damaged))
+
+
+def _readable(checkpoints: Checkpoints, stage: AnyStage, damaged: Damaged) -> int | None:
+    """The newest step, as None, or where damaged ones are to be skipped the newest intact one, with a warning."""
     step = checkpoints.newest_intact() if damaged == "skip" else None
     if step not in (None, checkpoints.latest()):
         log.warning("stage %s: checkpoint %d is used, because newer ones are damaged (%s)", stage.name, step,
                     ", ".join(f"{number}: {reason}" for number, reason in checkpoints.newest_damages().items()))
-    return checkpoints.restore_subtree("ema", expected, step)[0]
+    return step
 
 
 def load_autoencoders(experiment: Experiment, run: Path, names: Collection[str]) -> dict[str, Any]:

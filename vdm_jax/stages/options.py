@@ -28,6 +28,7 @@ from vdm_jax.diffusion.sampling import check_steps, schedule_of
 from vdm_jax.diffusion.scheduler_steps import SchedulerSteps
 from vdm_jax.diffusion.thresholds import Threshold
 from vdm_jax.errors import UserError
+from vdm_jax.networks.lora import FACTORS, LoRA
 from vdm_jax.stages.distillation import Distillation
 
 DataSet = Clips | WithEmbeddings
@@ -112,6 +113,11 @@ class CommonTraining:
         if self.optimizer == "adafactor" and self.weight_decay:
             raise UserError(f"{kind}.weight_decay={self.weight_decay} with optimizer='adafactor'; permitted: 0")
 
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Patterns of the parameters that are trained; (): all."""
+        return self.trainable
+
 
 @config
 class Training(CommonTraining):
@@ -128,6 +134,9 @@ class Training(CommonTraining):
     evaluation: Evaluation = Evaluation()  # scores of the stage's own videos
     init_from: InitFrom | InitFromFile | None = None  # weights to begin with, rather than random ones
     distillation: Distillation | None = None  # to few steps, by another loss; a student begins as its teacher
+    # Low-rank factors that are trained in place of the network, which stays as it begins; of several the first whose
+    # pattern matches a kernel decides. (): none
+    lora: tuple[LoRA, ...] = ()
     masking: tuple[MaskingStrategy, ...] = ()  # masking strategies of clips (UNet.conditioning_frames); each draws one
     # at which clips are read, given to the network as scalar "fps"; None: their own
     frame_rates: FrameRates | None = None
@@ -139,6 +148,18 @@ class Training(CommonTraining):
         if self.batch_size % self.accumulation:
             raise UserError(f"Training.accumulation={self.accumulation} does not divide batch_size={self.batch_size}; "
                             f"permitted: divisors of {self.batch_size}")
+        for spec in self.lora:
+            check_patterns("LoRA.patterns", spec.patterns)
+        if self.lora and (self.init_from is None or self.trainable):
+            raise UserError(f"Training.lora with init_from={self.init_from}, trainable={self.trainable}; permitted: a "
+                            "trained network to begin with, of which nothing else is trained")
+        if self.lora and self.distillation is not None:
+            raise UserError(f"Training.lora with distillation={self.distillation}; permitted: one of them")
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Patterns of the parameters that are trained, of a LoRA its factors; (): all."""
+        return (f"^/{FACTORS}/",) if self.lora else self.trainable
 
 
 def check_patterns(where: str, patterns: tuple[str, ...]) -> None:

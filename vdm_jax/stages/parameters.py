@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from vdm_jax.conditions.conditioning import Conditioning, Sizes, conditions_of
 from vdm_jax.networks.autoencoders.kl import AutoencoderKL
 from vdm_jax.networks.kinds import network_module
+from vdm_jax.networks.lora import FACTORS, initial_factors, merged, trained_adapter
 from vdm_jax.stages.autoencoding import AnyStage, AutoencoderStage
 from vdm_jax.stages.stage import Stage
 
@@ -43,3 +45,24 @@ def initial_params(stage: AnyStage, key: PRNGKeyArray) -> Any:
         return AutoencoderKL(spec).init(key, jnp.zeros((1, spec.time_factor, spec.factor, spec.factor, 3)))["params"]
     video, level = jnp.zeros((1, *stage.trained().shape)), jnp.zeros((1,))
     return network_module(stage.network).init(key, video, level, example_conditioning(stage))["params"]
+
+
+def network_shapes(stage: AnyStage) -> Any:
+    """Shapes of `initial_params`, without computing anything."""
+    return jax.eval_shape(lambda key: initial_params(stage, key), jax.random.key(0))
+
+
+def with_factors(stage: AnyStage, params: Any, key: PRNGKeyArray) -> Any:
+    """Parameters of the network and, where the stage trains a LoRA, new factors next to them: what is in a training
+    state. Raises `UserError` for patterns that match no kernel."""
+    lora = getattr(stage.training, "lora", ())
+    return {**params, FACTORS: initial_factors(lora, params, key)} if lora else params
+
+
+def network_params(stage: AnyStage, params: Any) -> Any:
+    """Parameters of the network, of those of a training state: with the factors of its LoRA merged into them."""
+    lora = getattr(stage.training, "lora", ())
+    if not lora:
+        return params
+    base = {name: tree for name, tree in params.items() if name != FACTORS}
+    return merged(base, [(trained_adapter(lora, base, params[FACTORS]), 1.0)])

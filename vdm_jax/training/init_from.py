@@ -15,13 +15,14 @@ from vdm_jax.networks.config import UNet
 from vdm_jax.networks.kinds import Network
 from vdm_jax.networks.latent_network import LatentNetwork
 from vdm_jax.networks.latent_unet import LatentUNet
+from vdm_jax.networks.lora import adapted
 from vdm_jax.runs.directory import find_run, load_stage, read_cascade
 from vdm_jax.runs.manifest import Damaged
 from vdm_jax.runs.teachers import teacher_params
 from vdm_jax.stages.autoencoding import AnyStage, AutoencoderStage
 from vdm_jax.stages.distillation import Teacher
 from vdm_jax.stages.options import InitFrom, InitFromFile
-from vdm_jax.stages.parameters import initial_params
+from vdm_jax.stages.parameters import network_shapes
 from vdm_jax.stages.stage import Stage
 from vdm_jax.training.trainable import split
 from vdm_jax.weights.inflation import Inflation, plan_inflation
@@ -40,7 +41,7 @@ def starting_weights(stage: Stage, run: Path, damaged: Damaged = "refuse") -> tu
     Raises `UserError` when it is not there or not trained, predicts something else, or its network does not fit.
     """
     start = beginning(stage)
-    shapes = jax.eval_shape(lambda key: initial_params(stage, key), jax.random.key(0))
+    shapes = network_shapes(stage)
     if isinstance(start, InitFromFile):
         model = load_imported(start.path)
         if not isinstance(model.config, LatentUNet):
@@ -67,7 +68,7 @@ def beginning(stage: AnyStage) -> InitFrom | InitFromFile | Teacher | str | None
 
 def check_beginning(stage: AnyStage) -> None:
     """Raise `UserError` for a file or another run that a stage is to begin from and that is not there, and for patterns
-    of parameters to train that match none."""
+    of parameters to train, or to add a LoRA to, that match none."""
     start = beginning(stage)
     path = start.path if isinstance(start, InitFromFile) else start
     if isinstance(path, str) and not Path(path).is_file():
@@ -76,8 +77,9 @@ def check_beginning(stage: AnyStage) -> None:
     if isinstance(start, InitFrom | Teacher) and start.run is not None:
         read_cascade(find_run(start.run)).stage(start.stage)
     if stage.training.trainable:
-        shapes = jax.eval_shape(lambda key: initial_params(stage, key), jax.random.key(0))
-        split(shapes, stage.training.trainable)
+        split(network_shapes(stage), stage.training.trainable)
+    if getattr(stage.training, "lora", ()):
+        adapted(stage.training.lora, network_shapes(stage))
 
 
 def unlike(stage: Stage, source: Stage) -> Iterator[tuple[str, Any, Any]]:
@@ -97,7 +99,8 @@ def unlike(stage: Stage, source: Stage) -> Iterator[tuple[str, Any, Any]]:
 
     ours, theirs = meanings(stage), meanings(source)
     for name in ours:
-        if name in theirs and ours[name] != theirs[name]:
+        unknown = name == "latent.sha256" and "" in (ours[name], theirs.get(name))  # of a released folder
+        if name in theirs and ours[name] != theirs[name] and not unknown:
             yield name, ours[name], theirs[name]
 
 
@@ -116,7 +119,7 @@ def starting_autoencoder(stage: AutoencoderStage) -> tuple[Inflation, dict[str, 
         ours, theirs = getattr(stage.network, name), getattr(model.config, name)
         if ours != theirs:
             raise UserError(f"{where} has {name}={theirs!r} and network.{name}={ours!r}; permitted: the same")
-    ours = flatten(jax.eval_shape(lambda key: initial_params(stage, key), jax.random.key(0)))
+    ours = flatten(network_shapes(stage))
     theirs = flatten(model.params)
     new = [name for name in ours if name not in theirs and _OVER_TIME.search(f"/{name}")]
     wrong = [f"{name} from nothing" for name in ours if name not in theirs and name not in new]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -41,7 +42,7 @@ from vdm_jax.training.profiling import FOLDER as PROFILE
 from vdm_jax.training.profiling import Tracer, steps_to_trace
 from vdm_jax.training.report import Report, StageProgress, duration
 from vdm_jax.training.sample_grids import SampleGrids
-from vdm_jax.training.state import TrainState, abstract_state, create_state
+from vdm_jax.training.state import TrainState, abstract_state, averaged_network, create_state
 from vdm_jax.training.step import Batch, CompileStep, compile_train_step, compile_validation
 from vdm_jax.training.stopping import StopRequests, stop_requests
 from vdm_jax.training.throughput import Throughput
@@ -256,6 +257,7 @@ class Trainer:
         folder = self.run / self.stage.name / "samples"
         grids = together(lambda: self._grids(folder, mesh))
         evaluate = self._evaluation(mesh, writer)
+        averaged = functools.partial(averaged_network, self.stage, mesh=mesh)
         throughput = Throughput(spec.batch_size, spec.steps)
         pending: list[tuple[int, dict[str, Any]]] = []  # metrics still on the device
         skipped_in_a_row = 0
@@ -264,7 +266,7 @@ class Trainer:
                                         throughput.pause)) as tracer):
             began = time.monotonic()
             if evaluate and start and start % spec.evaluation.every == 0 and self._unevaluated(start):
-                evaluate(state.ema, start, progress)  # it was stopped before it came to this
+                evaluate(averaged(state), start, progress)  # it was stopped before it came to this
             for step in range(start + 1, spec.steps + 1):
                 with tracer.step(step, state):
                     with throughput.waiting():
@@ -294,14 +296,14 @@ class Trainer:
                     if last or stopping or step % spec.checkpoint_every == 0:
                         self._save(checkpoints, step, state)
                     if validate and (step % spec.validate_every == 0 or last):
-                        losses = validate(state.ema)
+                        losses = validate(averaged(state))
                         writer.write(step, losses)
                         progress.note(f"step {step}: " + ", ".join(
                             f"{name.replace('_', ' ')} {value:.4f}" for name, value in losses.items()))
                     if last or (spec.sample_every and step % spec.sample_every == 0):
-                        self._write_grid(grids, state.ema, step, writer, progress)
+                        self._write_grid(grids, averaged(state), step, writer, progress)
                     if evaluate and (step % spec.evaluation.every == 0 or last):
-                        evaluate(state.ema, step, progress)
+                        evaluate(averaged(state), step, progress)
                 if stopping and not last:
                     checkpoints.wait()
                     raise Interrupted(f"stopped at step {step} of stage {self.stage.name!r}; everything is saved")
@@ -338,7 +340,8 @@ class Trainer:
     def _summarise(self, folder: Path, state: TrainState) -> None:
         """Write and show what the run came to: size of the network, clips, files that had to be skipped."""
         skipped = dict(getattr(self.sources["train"], "skipped", {}))
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(state.ema))
+        averaged = {**state.params, **state.ema} if getattr(self.stage.training, "lora", ()) else state.ema
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(averaged))
         summary = {"stage": self.stage.name, "steps": self.stage.training.steps, "parameters": parameters,
                    "training_clips": len(self.sources["train"]), "skipped_files": skipped}
         if jax.process_index() == 0:

@@ -16,7 +16,7 @@ from vdm_jax.networks.discriminator import PatchDiscriminator
 from vdm_jax.parallel.rules import parameter_shardings
 from vdm_jax.stages.autoencoding import AnyStage, AutoencoderStage, AutoencoderTraining
 from vdm_jax.stages.options import Training
-from vdm_jax.stages.parameters import initial_params
+from vdm_jax.stages.parameters import initial_params, network_params, network_shapes, with_factors
 from vdm_jax.training.trainable import merged, split
 from vdm_jax.weights.inflation import Inflation
 
@@ -24,7 +24,8 @@ from vdm_jax.weights.inflation import Inflation
 @flax.struct.dataclass
 class TrainState:
     """Step counter, parameters, optimizer state (of those that are trained), the parameters' exponential moving
-    average, and the key of the whole run.
+    average, and the key of the whole run. Of a LoRA, `params` has its factors next to the network, and the average is
+    of the factors alone.
 
     Of an autoencoder, `params` are `autoencoder`, `logvar` (of its errors) and `discriminators` by number, with two
     optimizer states; the average is of the autoencoder alone.
@@ -87,8 +88,8 @@ def advanced(
     `optax.apply_if_finite` guards gradients alone, lets bad ones pass after some, and keeps counters in the state.
     """
     decay = jnp.minimum(spec.ema_decay, (1.0 + state.step) / (10.0 + state.step))
-    old, frozen = split(state.ema, spec.trainable)  # what is not trained is its own average, to the last bit
-    ema = merged(optax.incremental_update(split(averaged, spec.trainable)[0], old, 1 - decay), frozen)
+    old, frozen = split(state.ema, spec.trained)  # what is not trained is its own average, to the last bit
+    ema = merged(optax.incremental_update(split(averaged, spec.trained)[0], old, 1 - decay), frozen)
     params, opt_state, ema = optax.tree.where(
         finite, (params, opt_state, ema), (state.params, state.opt_state, state.ema))
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
@@ -105,8 +106,10 @@ def initial_state(
         params = inflation.apply(params, source)
     if isinstance(stage, AutoencoderStage):
         return _autoencoder_state(stage, params, init_key, run_key)
-    opt_state = make_optimizer(stage.training).init(split(params, stage.training.trainable)[0])
-    ema = jax.tree.map(jnp.array, params)  # a copy, since the state is donated
+    params = with_factors(stage, params, jax.random.fold_in(init_key, 1))
+    trained = split(params, stage.training.trained)[0]
+    opt_state = make_optimizer(stage.training).init(trained)
+    ema = jax.tree.map(jnp.array, trained if stage.training.lora else params)  # a copy, since the state is donated
     state = TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=opt_state, ema=ema, key=run_key)
     if stage.training.distillation is None:
         return state
@@ -132,7 +135,7 @@ def _autoencoder_state(
 
 def trained_part(stage: AutoencoderStage, params: Any) -> Any:
     """What of an autoencoder's `TrainState.params` the first optimizer trains."""
-    trained = {"autoencoder": split(params["autoencoder"], stage.training.trainable)[0]}
+    trained = {"autoencoder": split(params["autoencoder"], stage.training.trained)[0]}
     return {**trained, "logvar": params["logvar"]} if stage.training.loss.learned_logvar else trained
 
 
@@ -142,6 +145,17 @@ def abstract_state(stage: AnyStage, mesh: Mesh) -> TrainState:
     shardings = parameter_shardings(shapes, mesh).replace(
         step=NamedSharding(mesh, P()), key=NamedSharding(mesh, P()))
     return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, shardings)
+
+
+def averaged_network(stage: AnyStage, state: TrainState, mesh: Mesh) -> Any:
+    """The averaged parameters of a state's network, of an autoencoder of the autoencoder. Of a LoRA they are new
+    arrays, of the network with the averaged factors merged into it."""
+    if not getattr(stage.training, "lora", ()):
+        return state.ema
+    shardings = parameter_shardings(network_shapes(stage), mesh)
+    with jax.set_mesh(mesh):
+        return jax.jit(lambda params: network_params(stage, params), out_shardings=shardings)(
+            {**state.params, **state.ema})
 
 
 def create_state(

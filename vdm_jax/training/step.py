@@ -15,8 +15,9 @@ from jaxtyping import Array, PRNGKeyArray
 
 from vdm_jax.parallel.compiling import compiler_options
 from vdm_jax.parallel.gathers import check_gathers, split_axes
-from vdm_jax.parallel.rules import batch_sharding, shard
+from vdm_jax.parallel.rules import batch_sharding, parameter_shardings, shard
 from vdm_jax.stages.latent import weight_shardings
+from vdm_jax.stages.parameters import network_params, network_shapes
 from vdm_jax.stages.stage import Stage
 from vdm_jax.training.distillation import Roles, distillation_loss, in_roles, with_target
 from vdm_jax.training.draws import Batch, bound_network, draw, loss_mask
@@ -53,9 +54,9 @@ def gradients(
     Micro-batches take every n-th row, so that each keeps its rows spread over the devices. `unroll` is for CPU, where
     XLA runs gradients of convolutions inside a loop 13-40 times slower.
     """
-    params, frozen = split(params, stage.training.trainable)
-    grad = jax.value_and_grad(lambda p, b, k: stage_loss(stage, merged(p, frozen), b, k, autoencoder, roles=roles),
-                              has_aux=True)
+    params, frozen = split(params, stage.training.trained)
+    grad = jax.value_and_grad(lambda p, b, k: stage_loss(
+        stage, network_params(stage, merged(p, frozen)), b, k, autoencoder, roles=roles), has_aux=True)
     parts = stage.training.accumulation
     if parts == 1:
         (loss, aux), grads = grad(params, batch, key)
@@ -83,7 +84,7 @@ def train_step(
     loss, aux, grads = gradients(stage, state.params, batch, key, autoencoder, unroll=unroll, roles=roles)
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-    trained, frozen = split(state.params, stage.training.trainable)
+    trained, frozen = split(state.params, stage.training.trained)
     rate = rate_of_update(stage.training, state.opt_state)
     updates, opt_state = make_optimizer(stage.training).update(grads, state.opt_state, trained)
     params = merged(optax.apply_updates(trained, updates), frozen)
@@ -127,9 +128,9 @@ def compile_train_step(
 def compile_validation(
     stage: Stage, mesh: Mesh, autoencoder: tuple[Any, ...] = ()
 ) -> Callable[[Any, Batch, PRNGKeyArray], Array]:
-    """Loss of given parameters on a batch, with the given key and without dropout, jitted for a mesh; `autoencoder` as
-    in `compile_train_step`."""
-    params = jax.tree.map(lambda a: a.sharding, abstract_state(stage, mesh).params)
+    """Loss of given parameters of the network on a batch, with the given key and without dropout, jitted for a mesh;
+    `autoencoder` as in `compile_train_step`."""
+    params = parameter_shardings(network_shapes(stage), mesh)
     whole = NamedSharding(mesh, P())
     weights = weight_shardings(stage.latent, mesh)
     loss = jax.jit(lambda p, batch, key, *autoencoder: stage_loss(stage, p, batch, key, *autoencoder, train=False)[0],

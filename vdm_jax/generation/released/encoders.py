@@ -24,10 +24,11 @@ class ReleasedEncoder:
     """The encoder of a folder, as the generator takes it (`generator.Encoder`)."""
 
     def __init__(self, folder: Folder, networks: dict[str, Pretrained]):
-        self.mesh, self.image, self.text = folder.mesh, networks.get("image_encoder"), None
+        self.mesh, self.image = folder.mesh, networks.get("image_encoder")
+        self.captions: CaptionEncoder | None = None
         if self.image is None:
             model = networks["text_encoder"]
-            self.text = CaptionEncoder.of(model, folder.tokenizer(model.config.length), folder.mesh)
+            self.captions = CaptionEncoder.of(model, folder.tokenizer(model.config.length), folder.mesh)
             return
         pixels = folder.fields("feature_extractor/preprocessor_config.json")
         self.pixels = pixels.get("image_mean", PIXEL_MEAN), pixels.get("image_std", PIXEL_STD)
@@ -38,7 +39,7 @@ class ReleasedEncoder:
         self, captions: Sequence[str], negative: Sequence[str] | None, pictures: Float[np.ndarray, "B H W 3"] | None
     ) -> dict[str, np.ndarray]:
         """Embeddings of captions, or of pictures in [-1, 1]; nothing where a picture is needed and there is none."""
-        if self.text is not None:
+        if self.captions is not None:
             return self.texts(captions, negative)
         if pictures is None:
             return {}
@@ -47,8 +48,8 @@ class ReleasedEncoder:
     def texts(self, captions: Sequence[str], negative: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """`embeddings` `[B, L, C]`, padding included as the models were trained, and `null_embeddings` of the negative
         captions, or `[L, C]` of the empty text."""
-        null = np.stack(self.text(negative)) if negative is not None else self.text([""])[0]
-        return {"embeddings": np.stack(self.text(captions)), "null_embeddings": null}
+        null = np.stack(self.captions(negative)) if negative is not None else self.captions([""])[0]
+        return {"embeddings": np.stack(self.captions(captions)), "null_embeddings": null}
 
     def pictures(self, images: Sequence[Image.Image]) -> dict[str, Any]:
         """`embeddings` `[B, 1, C]`: each picture as the one token that the network attends to."""

@@ -27,6 +27,7 @@ from vdm_jax.weights.tokenizers import Tokenizer, open_tokenizer
 INDEX = "model_index.json"
 DTYPES = ("float32", "bfloat16", "float16")
 COPIED = ("scheduler", "tokenizer", "feature_extractor")  # folders without weights
+CONTROL, SEVERAL = "controlnet", "MultiControlNetModel"  # folder of a ControlNet, others have a number; their class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +48,10 @@ class Folder:
         return str(self.index.get("_class_name"))
 
     def holds(self, part: str) -> bool:
-        """Whether the pipeline has a part."""
+        """Whether the pipeline has a part. Of several ControlNets the index names the first one's folder."""
         entry = self.index.get(part)
+        if part.startswith(f"{CONTROL}_") and self.index.get(CONTROL, [None])[-1] == SEVERAL:
+            return (self.path / part).is_dir()
         return isinstance(entry, list) and bool(entry) and entry[-1] is not None
 
     def model(self, part: str, wanted: type, weights: bool = True) -> Pretrained:
@@ -138,7 +141,10 @@ def save_folder(
     index = dict(source.index)
     for part, model in models.items():
         save_pretrained(path / part, model)
-        index[part] = [(index.get(part) or [None])[0] or "diffusers", kind_of(model.config).name]
+        numbered = part.startswith(f"{CONTROL}_") or (part == CONTROL and f"{CONTROL}_1" in models)
+        name = SEVERAL if numbered else kind_of(model.config).name
+        if part == CONTROL or not numbered:  # that of the first stands for all
+            index[part] = [(index.get(part) or [None])[0] or "diffusers", name]
     kept = {name: [None, None] if isinstance(value, list) and name not in (*models, *COPIED) else value
             for name, value in index.items()}
     try:

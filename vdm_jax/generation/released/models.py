@@ -15,13 +15,13 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
-from vdm_jax.conditions.control import ControlMap
+from vdm_jax.conditions.control import MAPS
 from vdm_jax.conditions.inputs import Input
 from vdm_jax.data.embeddings import EncoderFolder
 from vdm_jax.errors import UserError
 from vdm_jax.generation.generator import Generator
 from vdm_jax.generation.released.encoders import ReleasedEncoder
-from vdm_jax.generation.released.folder import INDEX, Folder, open_folder
+from vdm_jax.generation.released.folder import CONTROL, INDEX, SEVERAL, Folder, open_folder
 from vdm_jax.generation.released.schedulers import Scheduler
 from vdm_jax.networks import motion_adapter
 from vdm_jax.networks.autoencoders.config import Autoencoder
@@ -56,6 +56,7 @@ class Kind(NamedTuple):
 # Class in `model_index.json` -> its kind. Further ones are added here. The schedulers of ModelScope see frames as
 # pictures.
 KINDS = {
+    "AnimateDiffControlNetPipeline": Kind("video", 16, 8, 50, (7.5, 7.5)),
     "AnimateDiffPipeline": Kind("video", 16, 8, 50, (7.5, 7.5)),
     "StableDiffusionControlNetPipeline": Kind("image", 1, 1, 50, (7.5, 7.5)),
     "StableDiffusionPipeline": Kind("image", 1, 1, 50, (7.5, 7.5)),
@@ -81,7 +82,7 @@ def networks_of(folder: Folder, weights: bool = True) -> dict[str, Pretrained]:
     their configs alone. Raises `UserError` for what is missing or does not fit."""
     kind_of(folder)
     unet, vae = (folder.model(part, wanted, weights) for part, wanted in (("unet", LatentUNet), ("vae", Autoencoder)))
-    if folder.kind == "AnimateDiffPipeline" and unet.config.motion is None:  # the two are in folders of their own
+    if folder.kind.startswith("AnimateDiff") and unet.config.motion is None:  # the two are in folders of their own
         adapter = folder.model("motion_adapter", MotionAdapter, weights)
         config, params = motion_adapter.join(unet.config, unet.params, adapter.config, adapter.params)
         unet = Pretrained(config, params, {"sample_size": unet.fields.get("sample_size")})
@@ -89,10 +90,26 @@ def networks_of(folder: Folder, weights: bool = True) -> dict[str, Pretrained]:
         found = {"unet": unet, "vae": vae, "image_encoder": folder.model("image_encoder", CLIPVision, weights)}
     else:
         found = {"unet": unet, "vae": vae, "text_encoder": folder.model("text_encoder", CLIPText, weights)}
-    if folder.kind == "StableDiffusionControlNetPipeline":
-        found["controlnet"] = folder.model("controlnet", ControlNet, weights)
+    if "ControlNet" in folder.kind:
+        found |= {part: folder.model(part, ControlNet, weights) for part in _control_parts(folder)}
     _check(folder, found)
     return found
+
+
+def _control_parts(folder: Folder) -> list[str]:
+    """Folders of its ControlNets. Raises `UserError` for more than there are maps."""
+    parts = [CONTROL]
+    while folder.index.get(CONTROL, [None])[-1] == SEVERAL and folder.holds(f"{CONTROL}_{len(parts)}"):
+        parts.append(f"{CONTROL}_{len(parts)}")
+    if len(parts) > len(MAPS):
+        raise UserError(f"{folder.path} has {len(parts)} ControlNets; permitted: up to {len(MAPS)}")
+    return parts
+
+
+def control_nets_of(networks: dict[str, Pretrained]) -> dict[str, Pretrained]:
+    """The ControlNets among the networks of a pipeline, by the maps that they see."""
+    parts = [model for part, model in networks.items() if part.startswith(CONTROL)]
+    return dict(zip(MAPS, parts, strict=False))
 
 
 def _check(folder: Folder, networks: dict[str, Pretrained]) -> None:
@@ -111,9 +128,9 @@ def _check(folder: Folder, networks: dict[str, Pretrained]) -> None:
 
 
 def parameters_of(networks: dict[str, Pretrained]) -> dict[str, Any]:
-    """Of a stage's network: the U-Net's, and those of a ControlNet next to them."""
-    control = networks.get("controlnet")
-    return networks["unet"].params | ({} if control is None else {f"control_net_{ControlMap.name}": control.params})
+    """Of a stage's network: the U-Net's, and those of ControlNets next to them."""
+    control = control_nets_of(networks)
+    return networks["unet"].params | {f"control_net_{name}": model.params for name, model in control.items()}
 
 
 def stage_of(folder: Folder, networks: dict[str, Pretrained], scheduler: Scheduler | None = None) -> Stage:
@@ -128,11 +145,11 @@ def stage_of(folder: Folder, networks: dict[str, Pretrained], scheduler: Schedul
     if unet.config.motion is not None:
         frames = min(frames, unet.config.motion.frames)
     first, last = (scale - 1 for scale in kind.guidance_scale)
-    nets = [networks[part].config for part in ("controlnet",) if part in networks]
+    nets = {name: model.config for name, model in control_nets_of(networks).items()}
     network = LatentNetwork(
         unet=unet.config, timesteps=scheduler.timesteps, text=EmbeddedText(width=unet.config.token_channels),
-        scalars=SCALARS if pictured else (), first_frame=pictured, control_nets=tuple(nets),
-        conditions=tuple(Input(name=ControlMap.name, width=net.hint_channels) for net in nets))
+        scalars=SCALARS if pictured else (), first_frame=pictured, control_nets=tuple(nets.values()),
+        conditions=tuple(Input(name=name, width=net.hint_channels) for name, net in nets.items()))
     return Stage(
         name=kind.stage, video=VideoSpec(frames=frames, height=height, width=width, fps=kind.fps),
         source=FirstFrame() if pictured else None, latent=Latent(autoencoder=vae), network=network,

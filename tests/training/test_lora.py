@@ -1,0 +1,137 @@
+"""A LoRA of a trained stage: its factors learn, are saved and resumed, and the network that it began with stays."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import rich.console
+
+import vdm_jax
+from tests.refusals import refused
+from vdm_jax.diffusion.process import Process
+from vdm_jax.digits.captioned_digits import CaptionedDigits
+from vdm_jax.generation.generator import Generator
+from vdm_jax.networks.config import Level, SelfAttention, UNet
+from vdm_jax.networks.lora import FACTORS, LoRA, merged
+from vdm_jax.parallel.mesh import MeshSpec, make_mesh
+from vdm_jax.planning.inputs import device_bytes
+from vdm_jax.planning.program import Plan, state_sizes
+from vdm_jax.runs.checkpoints import Checkpoints
+from vdm_jax.runs.directory import export, load_adapter, load_stage, open_run, read_cascade
+from vdm_jax.runs.listing import checkpoints_path
+from vdm_jax.runs.records import read_records
+from vdm_jax.stages.options import InitFrom, Sampling, Training
+from vdm_jax.stages.parameters import initial_params
+from vdm_jax.stages.stage import Experiment, Stage, VideoSpec
+from vdm_jax.training.loop import Trainer
+from vdm_jax.training.report import Report
+from vdm_jax.training.state import abstract_state
+
+NETWORK = UNet(levels=(Level(channels=8, blocks=1, kernel=3, mixers=(SelfAttention(head_dim=8),)),),
+               embedding_channels=16, groups=4)
+LORA = (LoRA(rank=2, alpha=4.0, patterns=("_attention_",)), LoRA(rank=3, patterns=("^/(stem|out)/", "conv")))
+DATA = CaptionedDigits(size=16, frames=2, train_clips=32, validation_clips=8, test_clips=8)
+BASE = Experiment(name="base", data=DATA, mesh=MeshSpec(data=1, fsdp=2), stages=(Stage(
+    name="base", video=VideoSpec(frames=2, height=8, width=8), network=NETWORK, process=Process(),
+    sampling=Sampling(steps=2, batch_size=8)),))
+
+
+QUIET = Report(rich.console.Console(quiet=True))
+
+
+def experiment_of(base, lora=LORA, steps=12):
+    training = Training(steps=steps, batch_size=8, learning_rate=3e-2, warmup_steps=1, ema_decay=0.5, log_every=1,
+                        checkpoint_every=12, sample_every=0, validate_every=12, lora=lora,
+                        init_from=InitFrom(stage="base", run=str(base)))
+    return dataclasses.replace(BASE, name="lora", stages=(dataclasses.replace(BASE.stages[0], training=training),))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """An exported network, and the run of a LoRA that began with it."""
+    home = tmp_path_factory.mktemp("lora")
+    shapes = jax.eval_shape(lambda: initial_params(BASE.stages[0], jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda a: 0.2 * rng.normal(size=a.shape).astype(np.float32), shapes)
+    export(Generator(BASE, {"base": params}, jax.devices()[:2]), home / "base")
+    trained(home, 12)
+    return home, params
+
+
+def trained(home, steps):
+    """The run of a LoRA, trained to a step, its parameters split over two devices."""
+    experiment = experiment_of(home / "base", steps=steps)
+    open_run(home / "run", experiment)
+    Trainer(experiment, experiment.stages[0], home / "run", QUIET, home / "data", jax.devices()[:2]).train()
+
+
+def stored(run, part):
+    return Checkpoints(checkpoints_path(run, "base")).restore_subtree(part)[0]
+
+
+def test_the_factors_learn_and_the_network_stays(runs):
+    home, params = runs
+    records = read_records(home / "run" / "base")
+    losses = [record["loss"] for record in records if "loss" in record]
+    assert len(losses) == 12 and np.mean(losses[-3:]) < 0.9 * np.mean(losses[:2])
+    assert any("validation_loss" in record for record in records)
+    now = stored(home / "run", "params")
+    factors = now.pop(FACTORS)
+    jax.tree.map(np.testing.assert_array_equal, now, params)
+    assert all(np.abs(leaf).max() > 1e-4 for leaf in jax.tree.leaves(factors))
+    assert set(stored(home / "run", "ema")) == {FACTORS}
+
+
+def test_what_is_sampled_has_the_factors_merged(runs):
+    home, params = runs
+    stage = read_cascade(home / "run").stages[0]
+    adapter = load_adapter(home / "run", stage)
+    assert adapter.scales["stem"] == 1.0 and 2.0 in adapter.scales.values()
+    learned = load_stage(home / "run", stage)
+    jax.tree.map(np.testing.assert_array_equal, learned, merged(params, [(adapter, 1.0)]))
+    two = jax.devices()[:2]
+    videos, plain = (vdm_jax.load(home / name, two)([""] * 2, seed=1).videos for name in ("run", "base"))
+    assert np.abs(videos.astype(int) - plain).max() > 2
+    export(vdm_jax.load(home / "run", two), home / "merged")
+    jax.tree.map(np.testing.assert_array_equal, load_stage(home / "merged", stage), jax.device_get(learned))
+    with refused("directory.load_adapter", "no checkpoint", "permitted: "):
+        load_adapter(home / "merged", stage)
+    with refused("directory.load_adapter", "training.lora=()"):
+        load_adapter(home / "base", read_cascade(home / "base").stages[0])
+
+
+def test_it_goes_on_from_its_checkpoint(runs, capsys):
+    home, params = runs
+    before = stored(home / "run", "ema")
+    trained(home, 13)
+    now = stored(home / "run", "params")
+    change = jax.tree.map(lambda a, b: np.abs(a - b).max(), stored(home / "run", "ema"), before)
+    assert all(0 < leaf < 0.2 for leaf in jax.tree.leaves(change))
+    del now[FACTORS]
+    jax.tree.map(np.testing.assert_array_equal, now, params)
+
+
+def test_the_plan_counts_optimizer_and_average_of_the_factors_alone():
+    stage, mesh = experiment_of("base").stages[0], make_mesh(MeshSpec(data=8))
+    plan = Plan(experiment="lora", stage=stage, data=DATA, mesh=MeshSpec(data=8))
+    state = abstract_state(stage, mesh)
+    sizes = state_sizes(plan, state)["state"]
+    factors = device_bytes(state.params[FACTORS])
+    assert sizes["ema"] == factors and 2 * factors <= sizes["optimizer"] < 2 * factors + 64
+    assert sizes["parameters"] == factors + device_bytes(abstract_state(BASE.stages[0], mesh).params)
+
+
+def test_what_cannot_be(tmp_path):
+    with refused("Training", "init_from=None", "permitted: "):
+        Training(lora=LORA)
+    with refused("Training", "trainable=('out',)", "permitted: "):
+        Training(lora=LORA, trainable=("out",), init_from=InitFrom(stage="base", run="x"))
+    with refused("options.check_patterns", "LoRA.patterns", "'('"):
+        Training(lora=(LoRA(patterns=("(",)),), init_from=InitFrom(stage="base", run="x"))
+    open_run(tmp_path / "base", BASE)
+    experiment = experiment_of(tmp_path / "base", (LoRA(patterns=("cross_attention",)),))
+    with refused("lora.adapted", "'cross_attention'", "permitted: ", "/kernel"):
+        Trainer(experiment, experiment.stages[0], tmp_path / "run", QUIET, tmp_path, jax.devices()[:2]).check()
