@@ -57,7 +57,7 @@ class Sample:
     # Reference pictures, for runs whose network takes them: one for all captions, or one for each
     reference: tuple[Path, ...] = ()
     # Control maps, or videos whose edges are the maps, for runs whose network takes them: a video, a picture for all
-    # frames, or a folder of pictures; one for all captions, or one for each
+    # frames, a folder of pictures, or .json of strokes; one for all captions, or one for each
     control: tuple[Path, ...] = ()
     control_scale: NonNegative | None = None  # with --control: factor on what the ControlNet adds; 1 by default
     frames: Count | None = None  # a longer video, extended block by block; needs --last with the first stage
@@ -257,7 +257,8 @@ def check(options: Sample) -> None:
             raise UserError(f"--{name}={path} is not a file; permitted: a picture")
     for path in options.control:
         if not path.exists():
-            raise UserError(f"--control={path} does not exist; permitted: a video, a picture or a folder of pictures")
+            raise UserError(f"--control={path} does not exist; permitted: a video, a picture, a folder of pictures "
+                            "or .json of strokes")
     guidance_weight(options.guidance, options.guidance_scale)
     if options.style_weight is not None and options.style is None:
         raise UserError(f"--style-weight={options.style_weight} is not valid; permitted: 0 to 1, with --style RUN")

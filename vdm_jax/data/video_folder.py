@@ -68,7 +68,8 @@ class VideoFolder(ReadAsIs):
 
 class VideoFolderSource:
     """Random access to the clips of one split; splits share no file. With `short="pad"` clips have `frame_valid` bool
-    [T], with `references` `reference_picture` uint8 [1, H, W, 3], and with `controls` `control` uint8 [T, H, W, 3].
+    [T], with `references` `reference_picture` uint8 [1, H, W, 3], and with `controls` `control` uint8 [T, H, W, 3] and,
+    where `vdm-jax annotate` made them, `control_kind` str.
 
     Files that do not open, have no reference picture or control map, or are shorter than a clip (unless padded), are
     left out, logged once and listed with the reason in `skipped`. Without `clip`'s random start, clip i of a file
@@ -102,6 +103,8 @@ class VideoFolderSource:
         self._files, self._timelines = [], []
         self._pictures = None if spec.references is None else reference_pictures(spec.references)
         self._maps = None if spec.controls is None else MapFolder(spec.controls, SUFFIXES, cache)
+        if self._maps is not None and spec.fps is None:
+            self._maps.check_stride(spec.frame_stride)
         for name, index in zip(names, indexes, strict=True):
             if isinstance(index, str):
                 self.skipped.add(name, index)
@@ -203,6 +206,8 @@ class VideoFolderSource:
             clip["reference_picture"] = picture[None]
         if self._maps is not None:
             clip["control"] = self._maps.frames(name, numbers, self.spec, place)
+            if self._maps.record is not None:
+                clip["control_kind"] = self._maps.record.kind
         return clip
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, BinaryIO
@@ -100,27 +100,54 @@ def write_png(path: str | os.PathLike, image: UInt8[np.ndarray, "H W 3"]) -> Pat
     return path
 
 
+def write_frames(
+    path: str | os.PathLike, frames: Iterable[UInt8[np.ndarray, "H W 3"]], fps: float, size: tuple[int, int]
+) -> Path:
+    """Writes frames of a size (height, width), as they come, as an .mp4 of their exact RGB values; returns the path.
+    Raises `UserError` as `write_video`, and for a frame of another size."""
+    path = Path(path)
+    check_output(path, fps, size)
+    if path.suffix.lower() != ".mp4":
+        raise UserError(f"write_frames: suffix {path.suffix!r} of {path.name}; permitted: .mp4")
+
+    def checked() -> Iterator[np.ndarray]:
+        for number, frame in enumerate(frames):
+            if frame.dtype != np.uint8 or frame.shape != (*size, 3):
+                raise UserError(f"write_frames: frame {number} is {frame.dtype} {list(frame.shape)}; permitted: uint8 "
+                                f"{[*size, 3]}")
+            yield frame
+
+    with atomic_path(path) as temporary:
+        _encode(temporary, checked(), size, fps, lossless=True)
+    return path
+
+
 def encode_mp4(
     file: Path | BinaryIO, video: UInt8[np.ndarray, "T H W 3"], fps: float, *, crf: int = 18, lossless: bool = False
 ) -> None:
     """Writes mp4 to a path or a seekable binary file; see `write_video`. The padding of odd sizes stays in the file."""
+    video = video if lossless else _padded_to_even(video)
+    _encode(file, video, video.shape[1:3], fps, crf=crf, lossless=lossless)
+
+
+def _encode(file: Path | BinaryIO, frames: Iterable[np.ndarray], size: tuple[int, int], fps: float, *, crf: int = 18,
+            lossless: bool) -> None:
     import av
 
     codec, pixels = ("libx264rgb", "rgb24") if lossless else ("libx264", "yuv420p")
     options = {"qp": "0"} if lossless else {"crf": str(crf)}
-    video = video if lossless else _padded_to_even(video)
     rate = _rate(fps)
     # The table of contents goes to the front, for the web; FFmpeg reopens the file by name to do that.
     with _destination(file) as place, av.open(
         place, "w", format="mp4", options={"movflags": "+faststart"} if isinstance(place, str) else {}
     ) as container:
         stream = container.add_stream(codec, rate=rate, options=options)
-        stream.height, stream.width = video.shape[1:3]
+        stream.height, stream.width = size
         stream.pix_fmt = pixels
         stream.codec_context.time_base = 1 / rate
         if not lossless:  # say which matrix was used, or players guess another one for large pictures
             stream.codec_context.colorspace = av.video.reformatter.Colorspace.SMPTE170M
-        for number, frame in enumerate(video):
+        for number, frame in enumerate(frames):
             container.mux(stream.encode(_frame(frame, number, rate)))
         container.mux(stream.encode())
 
