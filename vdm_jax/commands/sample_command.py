@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -36,6 +37,7 @@ class Sample:
       vdm-jax sample captioned_digits "a red 3 bouncing" --image three.png --out animated.gif
       vdm-jax sample my_videos --count 4 --out new.mp4
       vdm-jax sample edges_run "a dancer of glass" --control dance.mp4 --out glass.mp4
+      vdm-jax sample edges_run "a dancer of glass" --control dance.mp4 --guide text=7.5 edges=3
       vdm-jax sample imagen "waves at a cliff" --encoder t5-v1_1-xxl --out waves.mp4
       vdm-jax sample animatediff "waves at a cliff" --frames 32 --overlap 8 --out long.mp4
     """
@@ -47,6 +49,9 @@ class Sample:
     steps: SamplingSteps | None = None  # sampler steps of every stage; each stage's own by default
     guidance: GUIDANCE = None
     guidance_scale: GUIDANCE_SCALE = None
+    # Instead, NAME=SCALE of conditions that come in one after the other, of the first stage: text=7.5 control=3. 1 is
+    # off; "time" is guidance away from the estimate frame by frame
+    guide: tuple[str, ...] = ()
     labels: tuple[Label, ...] = ()  # class numbers, one per caption, for stages that take a class; -1 is none
     split_guidance: bool | None = None  # a video's two estimates on two halves of the devices; the config's by default
     fps: Positive | None = None  # frames per second that the first stage is conditioned on, where it takes them
@@ -95,7 +100,8 @@ def main(arguments: Sequence[str]) -> int:
     captions = [caption for caption in options.captions for _ in range(options.count)]
     labels = [label for label in options.labels for _ in range(options.count)] or None
     common = {"seed": options.seed, "steps": options.steps, "guidance": options.guidance,
-              "guidance_scale": options.guidance_scale, "labels": labels, "split_guidance": options.split_guidance,
+              "guidance_scale": options.guidance_scale, "guide": guides(options.guide),
+              "labels": labels, "split_guidance": options.split_guidance,
               "masked_video": pictured(options, generator.experiment), "fps": options.fps,
               "references": referenced(options, generator.experiment),
               **controlled(options, generator.experiment, video),
@@ -248,9 +254,26 @@ def extended(generator: Any, captions: Sequence[str], options: Sample, **common:
     return generator.extend(captions, frames=options.frames, overlap=options.overlap, inpainting=inpainting, **common)
 
 
+def guides(terms: Sequence[str]) -> dict[str, float] | None:
+    """Scales by name of `--guide`, None without any. Raises `UserError` for what is not NAME=NUMBER, and a name twice.
+    """
+    found: dict[str, float] = {}
+    for term in terms:
+        name, _, number = term.partition("=")
+        try:
+            scale = float(number)
+        except ValueError:
+            scale = float("nan")
+        if not name or name in found or not math.isfinite(scale):
+            raise UserError(f"--guide={term} is not valid; permitted: NAME=SCALE, each name once, such as text=7.5 "
+                            "control=3")
+        found[name] = scale
+    return found or None
+
+
 def check(options: Sample) -> None:
     """Refuse bad options before anything is loaded. Raises `UserError`."""
-    from vdm_jax.diffusion.guidance import guidance_weight
+    from vdm_jax.generation.one_stage import one_guidance
 
     for name, path in [*(("image", p) for p in options.image), *(("reference", p) for p in options.reference)]:
         if not path.is_file():
@@ -259,7 +282,7 @@ def check(options: Sample) -> None:
         if not path.exists():
             raise UserError(f"--control={path} does not exist; permitted: a video, a picture, a folder of pictures "
                             "or .json of strokes")
-    guidance_weight(options.guidance, options.guidance_scale)
+    one_guidance(options.guidance, options.guidance_scale, guides(options.guide))
     if options.style_weight is not None and options.style is None:
         raise UserError(f"--style-weight={options.style_weight} is not valid; permitted: 0 to 1, with --style RUN")
     if options.control_scale is not None and not options.control:

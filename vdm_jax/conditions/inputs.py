@@ -80,6 +80,7 @@ class InputCondition(Condition):
     features. Where it is left out it is zero."""
 
     parts = ("inputs",)
+    nullable = True
     form: ClassVar[str]  # of its array, by `enters`
     dtype: ClassVar[Any] = jnp.float32  # of the field of a batch
     # The array is made of the clips themselves, whose videos are the field and the argument

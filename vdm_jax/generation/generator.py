@@ -18,7 +18,6 @@ from vdm_jax.conditions.conditioning import Conditioning, Request
 from vdm_jax.conditions.frame_masks import MaskedVideo, masked_low_resolution
 from vdm_jax.conditions.vocabulary import Vocabulary
 from vdm_jax.data.embeddings import WithEmbeddings
-from vdm_jax.diffusion.guidance import guidance_weight
 from vdm_jax.errors import NotFinite, UserError
 from vdm_jax.generation.compiled import (
     DRAWN,
@@ -35,7 +34,7 @@ from vdm_jax.generation.compiled import (
     truncation,
 )
 from vdm_jax.generation.given_frames import checked_frames, frames_by_stage
-from vdm_jax.generation.one_stage import sample_keys, sampling_parts, with_overrides
+from vdm_jax.generation.one_stage import one_guidance, sample_keys, sampling_parts, with_guide, with_overrides
 from vdm_jax.generation.prompts import checked_request, of_frames, requested_conditioning
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.rules import parameter_shardings
@@ -156,8 +155,8 @@ class Generator:
         self, captions: Sequence[str] | str, *, seed: int = 0, first_index: int = 0, steps: int | None = None,
         guidance: float | None = None, split_guidance: bool | None = None, last: str | None = None,
         progress: Progress | None = None, masked_video: MaskedVideo | None = None, first: str | None = None,
-        guidance_scale: float | None = None, negative: Sequence[str] | str | None = None, noise: Noise = DRAWN,
-        watch: Watch | None = None, **given: Any,
+        guidance_scale: float | None = None, guide: Mapping[str, float] | None = None,
+        negative: Sequence[str] | str | None = None, noise: Noise = DRAWN, watch: Watch | None = None, **given: Any,
     ) -> Generated:
         """Generate one video per caption.
 
@@ -168,6 +167,9 @@ class Generator:
           steps: sampler steps, for all stages; each stage's own by default.
           guidance: weight w in cond + w (cond - uncond) of the first stage; 0 is off; its own by default.
           guidance_scale: the same as s = 1 + w; 1 is off. One of the two.
+          guide: instead, scales s by the names of conditions, which come in one after the other: `{"text": 7.5,
+            "control": 3}`, and "time", whose estimate without it is made frame by frame. Which names a stage permits
+            follows from its conditions and what its training left out.
           split_guidance: the two estimates of a guided video on two halves of the devices; each stage's own by default.
           last: name of the stage to stop after.
           progress: called with (stage, videos done, videos in all).
@@ -194,7 +196,7 @@ class Generator:
           UserError: no captions, an unknown stage, a stage that is not trained, a value that no stage takes, one that
             is missing or does not fit, a masked video of another size.
         """
-        stages, guidance = self._stages(first, last), guidance_weight(guidance, guidance_scale)
+        stages, guidance = self._stages(first, last), one_guidance(guidance, guidance_scale, guide)
         rates = _frame_rates(stages, given.get("fps"))
         request = self._request(captions, given, stages, negative, masked_video)
         captions = request.captions
@@ -214,6 +216,7 @@ class Generator:
             at_first, place = stage is stages[0], self.experiment.stages.index(stage)
             sampling = with_overrides(stage.sampling, steps=steps, guidance=guidance if at_first else None,
                                       split_guidance=split_guidance)
+            sampling = with_guide(sampling, guide if at_first else None)
             dataclasses.replace(stage, sampling=sampling)  # raises where the stage cannot do it
             text = requested_conditioning(stage, _at_rate(request, rates[stage.name]))
             frames = given_frames.get(stage.name)
@@ -229,7 +232,7 @@ class Generator:
         inpainting: Inpainting | None = None, seed: int = 0, first_index: int = 0, steps: int | None = None,
         guidance: float | None = None, split_guidance: bool | None = None, progress: Progress | None = None,
         masked_video: MaskedVideo | None = None, low: Float[np.ndarray, "B N H2 W2 3"] | None = None, every: int = 1,
-        guidance_scale: float | None = None, **given: Any,
+        guidance_scale: float | None = None, guide: Mapping[str, float] | None = None, **given: Any,
     ) -> Generated:
         """Generate longer videos of the first stage, block by block: each block after the first is sampled with its
         first frames given, which are the last of the block before (Ho et al. 2022, arXiv 2204.03458, section 3.1).
@@ -238,8 +241,8 @@ class Generator:
           frames: of the videos; the last block is cut.
           overlap: frames that a block knows; half of the stage's frames by default.
           inpainting: how blocks take over what they know; the stage's own by default.
-          captions, seed, first_index, steps, guidance, guidance_scale, split_guidance, progress, given: as in a call;
-            maps have `frames` frames.
+          captions, seed, first_index, steps, guidance, guidance_scale, guide, split_guidance, progress, given: as in a
+            call; maps have `frames` frames.
           masked_video: of the first block, as in a call.
           low: `[B, N, H2, W2, 3]` in [-1, 1], the whole videos with fewer pixels, for reconstruction guidance: they are
             enlarged and extended at once.
@@ -248,7 +251,7 @@ class Generator:
         Raises `UserError` as a call does, for an overlap that leaves nothing to sample, and for fewer frames than the
         stage makes.
         """
-        guidance, stage = guidance_weight(guidance, guidance_scale), self.experiment.stages[0]
+        guidance, stage = one_guidance(guidance, guidance_scale, guide), self.experiment.stages[0]
         if stage.starts_from("first_frame"):
             raise UserError(f"stage {stage.name!r} begins with a picture and cannot be extended; permitted: a stage "
                             "that takes conditioning frames")
@@ -260,6 +263,7 @@ class Generator:
                             "once")
         sampling = with_overrides(stage.sampling, steps=steps, guidance=guidance, split_guidance=split_guidance,
                                   inpainting=inpainting)
+        sampling = with_guide(sampling, guide)
         stage = dataclasses.replace(stage, sampling=sampling)  # raises where the stage cannot do it
         captions = (captions,) if isinstance(captions, str) else tuple(captions)
         if low is not None:
@@ -267,7 +271,8 @@ class Generator:
         checked_frames(masked_video, stage, len(captions))
         request = self._request(captions, given, (stage,), masked_video=masked_video)
         first = self(captions, seed=seed, first_index=first_index, steps=steps, guidance=guidance,
-                     split_guidance=split_guidance, progress=progress, last=stage.name, masked_video=masked_video,
+                     guide=guide, split_guidance=split_guidance, progress=progress, last=stage.name,
+                     masked_video=masked_video,
                      **of_frames(stage, request, 0, size, frames).given)
         jobs = _Jobs(seed, first_index + np.arange(len(captions)), progress)
         video = np.asarray(to_float(first.videos))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,17 +19,26 @@ from vdm_jax.configuration import Seed, check_value
 from vdm_jax.diffusion.arrays import Denoiser
 from vdm_jax.diffusion.conditional import reconstruction_guided, replaced
 from vdm_jax.diffusion.consistency import consistent
-from vdm_jax.diffusion.guidance import batched, combine, dynamic_threshold, oscillating, static_threshold
+from vdm_jax.diffusion.guidance import (
+    Estimates,
+    batched,
+    combine,
+    dynamic_threshold,
+    guidance_weight,
+    in_turn,
+    oscillating,
+    static_threshold,
+)
 from vdm_jax.diffusion.sampling import sample, sampling_levels
 from vdm_jax.diffusion.scheduler_steps import Discretisation
 from vdm_jax.diffusion.thresholds import Threshold
-from vdm_jax.diffusion.windows import windowed
+from vdm_jax.diffusion.windows import ConditionalDenoiser, windowed
 from vdm_jax.errors import UserError, unknown_kind
 from vdm_jax.networks.kinds import network_module
 from vdm_jax.parallel.rules import batch_parts, batch_sharding, shard_along
 from vdm_jax.stages.inputs import encoder
 from vdm_jax.stages.latent import decode, encode_masked_video
-from vdm_jax.stages.options import DynamicThreshold, Sampling, StaticThreshold
+from vdm_jax.stages.options import DynamicThreshold, GuidanceTerm, Sampling, StaticThreshold
 from vdm_jax.stages.stage import Stage
 
 Embedded = tuple[Float[ArrayLike, " N"], Float[ArrayLike, " N"]]  # log-SNRs, and those that the network embeds there
@@ -47,8 +57,15 @@ def sample_keys(seed: int, indices: Int[Array, " B"], stage: int) -> Key[Array, 
 
 def is_guided(stage: Stage, sampling: Sampling) -> bool:
     """Whether every step needs an estimate without the caption (or the class) too."""
-    return sampling.guided and (stage.network.conditioning_frames
-                                if sampling.guided_by == "frames" else stage.network.prompted)
+    return sampling.guided and bool(sampling.terms or (
+        stage.network.conditioning_frames if sampling.guided_by == "frames" else stage.network.prompted))
+
+
+def estimates_of(stage: Stage, sampling: Sampling) -> int:
+    """Estimates of a video that a step combines."""
+    if sampling.terms:
+        return len(in_turn({term.name: term.weight for term in sampling.terms})[0])
+    return 2 if is_guided(stage, sampling) else 1
 
 
 def sampling_parts(stage: Stage, sampling: Sampling, mesh: Mesh) -> int:
@@ -75,8 +92,10 @@ def inpainting_method(stage: Stage, sampling: Sampling) -> str:
     return sampling.inpainting.method or ("network" if stage.network.conditioning_frames else "reconstruction")
 
 
-def guidance_of(stage: Stage, sampling: Sampling) -> float | Float[Array, " T"]:
-    """Weight of the guidance: a number, or one per frame."""
+def guidance_of(stage: Stage, sampling: Sampling) -> float | Float[Array, " N"]:
+    """Weight of the guidance: a number, or one per frame; of guidance by names one for each."""
+    if sampling.terms:
+        return jnp.array([term.weight for term in sampling.terms], jnp.float32)
     if sampling.last_frame_guidance is None:
         return sampling.guidance
     return jnp.linspace(sampling.guidance, sampling.last_frame_guidance, stage.shape[0])
@@ -109,11 +128,23 @@ def stage_denoiser(
 
         return stage.process.denoiser(network)(z, logsnr)
 
+    frames, alone = stage.shape[0], denoise_with
+
+    def cut(whole: Conditioning, start: Any, length: int) -> Conditioning:
+        return whole.window(start, length, frames)
+
     if (windows := sampling.windows) is not None:
-        frames = stage.shape[0]
-        denoise_with = windowed(denoise_with, lambda whole, start, length: whole.window(start, length, frames),
-                                frames=frames, length=windows.frames, overlap=windows.overlap, chunk=windows.chunk)
-    if is_guided(stage, sampling):
+        denoise_with = windowed(denoise_with, cut, frames=frames, length=windows.frames, overlap=windows.overlap,
+                                chunk=windows.chunk)
+    if sampling.terms:
+        def frame_by_frame(z: Array, logsnr: Array, condition: Conditioning) -> Array:
+            return windowed(alone, cut, frames=z.shape[1], length=1, overlap=0, chunk=z.shape[1])(z, logsnr, condition)
+
+        by_name = {term.name: term.weight if weight is None else weight[place]
+                   for place, term in enumerate(sampling.terms)}
+        lacking, terms = in_turn(by_name)
+        denoise = combine(named_estimates(denoise_with, frame_by_frame, conditioning, lacking), terms)
+    elif is_guided(stage, sampling):
         def denoise_halves(*stacked: Any) -> Array:  # a sample's estimates are neighbours in the batch
             if sampling.split_guidance:
                 stacked = jax.tree.map(lambda x: shard_along(x, "batch", dim=0), stacked)
@@ -150,6 +181,25 @@ def stage_denoiser(
     if sampling.consistency is not None:
         denoise = consistent(denoise, stage.process.schedule, scaling=sampling.consistency)
     return denoise if masked_video is None else replaced(denoise, masked_video.video, masked_video.mask)
+
+
+def named_estimates(
+    whole: ConditionalDenoiser, frame_by_frame: ConditionalDenoiser, conditioning: Conditioning,
+    lacking: Sequence[Sequence[str]],
+) -> Estimates:
+    """The estimates that lack the conditions of some names, all in one call of the network; those that lack "time" in
+    one call of `frame_by_frame`."""
+    groups = []
+    for denoise, still in ((whole, False), (frame_by_frame, True)):
+        places = [place for place, names in enumerate(lacking) if ("time" in names) == still]
+        conditionings = [conditioning.without_named([n for n in lacking[place] if n != "time"]) for place in places]
+        groups += [(places, batched(denoise, conditionings))] if places else []
+
+    def estimates(z: Array, logsnr: Array) -> tuple[Array, ...]:
+        found = {place: x for places, some in groups for place, x in zip(places, some(z, logsnr), strict=True)}
+        return tuple(found[place] for place in range(len(lacking)))
+
+    return estimates
 
 
 def masked_pixels(stage: Stage, low: Float[Array, "B T2 H2 W2 3"] | None,
@@ -233,3 +283,21 @@ def sample_stage(
 def with_overrides(sampling: Sampling, **changes: Any) -> Sampling:
     """The stage's sampling with what the user changed; None changes nothing."""
     return dataclasses.replace(sampling, **{name: value for name, value in changes.items() if value is not None})
+
+
+def with_guide(sampling: Sampling, guide: Mapping[str, float] | None) -> Sampling:
+    """The stage's sampling with guidance by these names, in their order, in place of its own; None changes nothing.
+    Raises `UserError` for what are no numbers."""
+    if guide is None:
+        return sampling
+    terms = tuple(GuidanceTerm(name=name, scale=scale) for name, scale in guide.items())
+    return dataclasses.replace(sampling, terms=terms, guidance=0.0, last_frame_guidance=None, oscillation=None)
+
+
+def one_guidance(guidance: float | None, guidance_scale: float | None, guide: Mapping[str, float] | None
+                 ) -> float | None:
+    """The weight w, however it is written; None where none is given, or names are. Raises `UserError` where two are."""
+    weight = guidance_weight(guidance, guidance_scale)
+    if weight is not None and guide is not None:
+        raise UserError(f"guidance={weight} with guide={dict(guide)}; permitted: one of them")
+    return weight
