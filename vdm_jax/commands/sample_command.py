@@ -65,6 +65,9 @@ class Sample:
     # frames, a folder of pictures, or .json of strokes; one for all captions, or one for each
     control: tuple[Path, ...] = ()
     control_scale: NonNegative | None = None  # with --control: factor on what the ControlNet adds; 1 by default
+    # Sound, for runs that hear it: media or .wav files (or names of vectors made beforehand); one for all captions, or
+    # one for each
+    sound: tuple[Path, ...] = ()
     frames: Count | None = None  # a longer video, extended block by block; needs --last with the first stage
     overlap: CountOrZero | None = None  # with --frames: frames that a block takes from the one before; half by default
     # With --frames: how it takes them over; the config's way by default
@@ -104,7 +107,7 @@ def main(arguments: Sequence[str]) -> int:
               "labels": labels, "split_guidance": options.split_guidance,
               "masked_video": pictured(options, generator.experiment), "fps": options.fps,
               "references": referenced(options, generator.experiment),
-              **controlled(options, generator.experiment, video),
+              **controlled(options, generator.experiment, video), **heard(options, generator.experiment),
               **text_embeddings(generator, captions, options)}
     with sampling_progress() as progress:
         if options.frames is None:
@@ -132,8 +135,9 @@ def captions_for(options: Sample, experiment: Any) -> tuple[str, ...]:
         raise UserError("captions are missing; permitted: one or more, each in quotes")
     if options.captions and not reads:
         logging.getLogger(__name__).warning("no stage of run %s reads captions: they change nothing", options.run)
-    captions = options.captions or ("",) * max(1, len(options.labels), len(options.image), len(options.control))
-    for name, what in (("image", "pictures"), ("reference", "pictures"), ("control", "files")):
+    captions = options.captions or ("",) * max(1, len(options.labels), len(options.image), len(options.control),
+                                        len(options.sound))
+    for name, what in (("image", "pictures"), ("reference", "pictures"), ("control", "files"), ("sound", "files")):
         if (given := len(getattr(options, name))) not in (0, 1, len(captions)):
             raise UserError(f"--{name} has {given} {what} for {len(captions)} captions; permitted: one, or one for "
                             "each caption")
@@ -218,6 +222,29 @@ def controlled(options: Sample, experiment: Any, video: Any) -> dict[str, Any]:
     maps = [read_frames(path, frames, video.height, video.width, video.fps) for path in options.control]
     name = names.pop()
     return {name: _for_each(maps, options), f"{name}_scale": options.control_scale}
+
+
+def heard(options: Sample, experiment: Any) -> dict[str, Any]:
+    """The sound of --sound for the frames of the first stage that hears it. Raises `UserError` for files without or
+    with too little of it, and for runs that hear none or whose data does not say how."""
+    stages = [stage for stage in experiment.stages if any(entry.name == "sound" for entry in stage.network.conditions)]
+    if not options.sound and not stages:
+        return {}
+    import numpy as np
+
+    data = getattr(experiment.data, "data", experiment.data)
+    track = getattr(data, "sound", None)
+    if not stages or track is None:
+        raise UserError(f"--sound={options.sound[0] if options.sound else None}: the run "
+                        f"{'hears no sound' if not stages else 'does not say what it hears'}; permitted: a run trained "
+                        "on VideoFolder(sound=...)")
+    if not options.sound:
+        raise UserError("--sound=None: it is missing for a run that hears sound; permitted: a file of it, or one for "
+                        "each caption")
+    video = stages[0].video
+    fps, frames = options.fps or video.fps, options.frames or video.frames
+    return {"sound": _for_each([track.of_frames(path.parent, path.name, np.arange(frames) / fps, fps)
+                                for path in options.sound], options)}
 
 
 def _for_each(given: list[Any], options: Sample) -> Any:

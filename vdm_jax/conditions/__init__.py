@@ -9,9 +9,10 @@ from vdm_jax.conditions.low_resolution import LowResolutionVideo
 from vdm_jax.conditions.padding import Padding
 from vdm_jax.conditions.reference import ReferencePicture, References
 from vdm_jax.conditions.scalars import Scalars
+from vdm_jax.conditions.sound import Sound
 from vdm_jax.conditions.text import Text
 
 # In the order in which they enter a network.
 for _condition in (Text(), Label(), References(), ReferencePicture(), Scalars(), Padding(), ConditioningFrames(),
-                   LowResolutionVideo(), FirstFramePicture(), ControlMap(), Edges()):
+                   LowResolutionVideo(), FirstFramePicture(), ControlMap(), Edges(), Sound()):
     register(_condition)
