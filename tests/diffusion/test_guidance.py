@@ -188,3 +188,43 @@ def test_dynamic_threshold(per):
 def test_errors(make, message):
     with refused(*message):
         make()
+
+
+def chained(weights, values):
+    """In-turn guidance of estimates that are the sum of the values of the names they have, plus their square."""
+    def estimate(lacking):
+        total = sum(value for name, value in values.items() if name not in lacking)
+        return constant(total + total**2)
+
+    lacking, terms = guidance.in_turn(weights)
+    denoise = guidance.combine(separate(*map(estimate, lacking)), terms)
+    return float(denoise(jnp.zeros((1, 1, 1, 1, 1)), LOGSNR[:1])[0, 0, 0, 0, 0]), lacking
+
+
+def test_conditions_come_in_one_after_the_other():
+    values = {"image": 2.0, "text": 3.0, "pose": 5.0}
+
+    def e(*names):
+        total = sum(values[name] for name in names)
+        return total + total**2
+
+    found, lacking = chained({"image": 0.5, "text": 6.5}, values)  # InstructPix2Pix and DreamPose, scales 1.5 and 7.5
+    assert lacking == [(), ("text",), ("image", "text")]  # pose is in all
+    assert found == pytest.approx(e("pose") + 1.5 * (e("pose", "image") - e("pose"))
+                                  + 7.5 * (e("pose", "image", "text") - e("pose", "image")))
+    found, lacking = chained({"text": 6.5, "image": 0.5}, values)  # another order is another guidance
+    assert found == pytest.approx(e("pose") + 7.5 * (e("pose", "text") - e("pose"))
+                                  + 1.5 * (e("pose", "image", "text") - e("pose", "text")))
+    found, lacking = chained({"text": 1.0}, values)
+    assert lacking == [(), ("text",)] and guidance.in_turn({"text": 1.0})[1] == [(0, 1, 1.0)]  # classifier-free
+
+
+def test_what_only_scales_of_one_would_use_is_not_evaluated():
+    values = {"image": 2.0, "text": 3.0, "pose": 5.0}
+    found, lacking = chained({"image": 0.0, "text": 0.0, "pose": 0.0}, values)
+    assert lacking == [()] and found == 110
+    found, lacking = chained({"image": 0.0, "text": 2.0, "pose": 0.0}, values)
+    assert lacking == [(), ("pose",), ("text", "pose")]
+    assert found == pytest.approx(110 + 2 * (30 - 6))
+    found, lacking = chained({"image": 0.0, "text": 2.0}, values)
+    assert lacking == [(), ("text",)]

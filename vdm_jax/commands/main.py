@@ -18,6 +18,7 @@ COMMANDS = {
     "list": "show configs and trained runs",
     "show": "print every value of a config or a run, by the flag that overrides it",
     "prepare": "prepare a data set: captioned digits, or a folder of videos into one fast file",
+    "annotate": "make control maps of videos: edges, poses, depth, optical flow, strokes",
     "embed": "encode captions once with a released text encoder, for networks that read embeddings",
     "train": "train the stages of a config into a run directory, resuming where it stopped",
     "distil": "train students of a run that sample in few steps: progressive, guided, consistency",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -37,6 +38,7 @@ class Sample:
       vdm-jax sample captioned_digits "a red 3 bouncing" --image three.png --out animated.gif
       vdm-jax sample my_videos --count 4 --out new.mp4
       vdm-jax sample edges_run "a dancer of glass" --control dance.mp4 --out glass.mp4
+      vdm-jax sample edges_run "a dancer of glass" --control dance.mp4 --guide text=7.5 edges=3
       vdm-jax sample imagen "waves at a cliff" --encoder t5-v1_1-xxl --out waves.mp4
       vdm-jax sample animatediff "waves at a cliff" --frames 32 --overlap 8 --out long.mp4
       vdm-jax sample nuwa_xl_run --script story.txt --frames 226 --extend nuwa_xl --out story.mp4
@@ -50,6 +52,9 @@ class Sample:
     steps: SamplingSteps | None = None  # sampler steps of every stage; each stage's own by default
     guidance: GUIDANCE = None
     guidance_scale: GUIDANCE_SCALE = None
+    # Instead, NAME=SCALE of conditions that come in one after the other, of the first stage: text=7.5 control=3. 1 is
+    # off; "time" is guidance away from the estimate frame by frame
+    guide: tuple[str, ...] = ()
     labels: tuple[Label, ...] = ()  # class numbers, one per caption, for stages that take a class; -1 is none
     split_guidance: bool | None = None  # a video's two estimates on two halves of the devices; the config's by default
     fps: Positive | None = None  # frames per second that the first stage is conditioned on, where it takes them
@@ -60,13 +65,16 @@ class Sample:
     # Reference pictures, for runs whose network takes them: one for all captions, or one for each
     reference: tuple[Path, ...] = ()
     # Control maps, or videos whose edges are the maps, for runs whose network takes them: a video, a picture for all
-    # frames, or a folder of pictures; one for all captions, or one for each
+    # frames, a folder of pictures, or .json of strokes; one for all captions, or one for each
     control: tuple[Path, ...] = ()
     control_scale: NonNegative | None = None  # with --control: factor on what the ControlNet adds; 1 by default
     control_start: Share | None = None  # with --control: share of the steps from which on it adds; 0 by default
     control_end: Share | None = None  # with --control: share of the steps up to which it does; 1 by default
     # With --control: residuals weighted by their resolution, in the conditional estimate alone (guess mode)
     control_guess: bool | None = None
+    # Sound, for runs that hear it: media or .wav files (or names of vectors made beforehand); one for all captions, or
+    # one for each
+    sound: tuple[Path, ...] = ()
     # A longer video of the first stage, which --last names where there are more. Ctrl-C ends it at a whole segment, and
     # the same command goes on
     frames: Count | None = None
@@ -119,10 +127,11 @@ def main(arguments: Sequence[str]) -> int:
     said = [caption for script in scripts for _, caption in script.prompts] or captions
     labels = [label for label in options.labels for _ in range(options.count)] or None
     common = {"seed": options.seed, "steps": options.steps, "guidance": options.guidance,
-              "guidance_scale": options.guidance_scale, "labels": labels, "split_guidance": options.split_guidance,
+              "guidance_scale": options.guidance_scale, "guide": guides(options.guide),
+              "labels": labels, "split_guidance": options.split_guidance,
               "masked_video": pictured(options, generator.experiment), "fps": options.fps,
               "references": referenced(options, generator.experiment),
-              **controlled(options, generator.experiment, video),
+              **controlled(options, generator.experiment, video), **heard(options, generator.experiment),
               **text_embeddings(generator, said, options)}
     if options.lora:
         from vdm_jax.generation.loras import with_loras
@@ -155,8 +164,9 @@ def captions_for(options: Sample, experiment: Any) -> tuple[str, ...]:
         raise UserError("captions are missing; permitted: one or more, each in quotes")
     if options.captions and not reads:
         logging.getLogger(__name__).warning("no stage of run %s reads captions: they change nothing", options.run)
-    captions = options.captions or ("",) * max(1, len(options.labels), len(options.image), len(options.control))
-    for name, what in (("image", "pictures"), ("reference", "pictures"), ("control", "files")):
+    captions = options.captions or ("",) * max(1, len(options.labels), len(options.image), len(options.control),
+                                        len(options.sound))
+    for name, what in (("image", "pictures"), ("reference", "pictures"), ("control", "files"), ("sound", "files")):
         if (given := len(getattr(options, name))) not in (0, 1, len(captions)):
             raise UserError(f"--{name} has {given} {what} for {len(captions)} captions; permitted: one, or one for "
                             "each caption")
@@ -245,6 +255,29 @@ def controlled(options: Sample, experiment: Any, video: Any) -> dict[str, Any]:
                                                for option in OPTIONS}}
 
 
+def heard(options: Sample, experiment: Any) -> dict[str, Any]:
+    """The sound of --sound for the frames of the first stage that hears it. Raises `UserError` for files without or
+    with too little of it, and for runs that hear none or whose data does not say how."""
+    stages = [stage for stage in experiment.stages if any(entry.name == "sound" for entry in stage.network.conditions)]
+    if not options.sound and not stages:
+        return {}
+    import numpy as np
+
+    data = getattr(experiment.data, "data", experiment.data)
+    track = getattr(data, "sound", None)
+    if not stages or track is None:
+        raise UserError(f"--sound={options.sound[0] if options.sound else None}: the run "
+                        f"{'hears no sound' if not stages else 'does not say what it hears'}; permitted: a run trained "
+                        "on VideoFolder(sound=...)")
+    if not options.sound:
+        raise UserError("--sound=None: it is missing for a run that hears sound; permitted: a file of it, or one for "
+                        "each caption")
+    video = stages[0].video
+    fps, frames = options.fps or video.fps, options.frames or video.frames
+    return {"sound": _for_each([track.of_frames(path.parent, path.name, np.arange(frames) / fps, fps)
+                                for path in options.sound], options)}
+
+
 def _for_each(given: list[Any], options: Sample) -> Any:
     """Arrays, one or one for each caption, as `[B, ...]`, one per video that is asked for."""
     import numpy as np
@@ -267,17 +300,35 @@ def _pictures(name: str, options: Sample, video: Any) -> Any:
     return _for_each(pictures, options)
 
 
+def guides(terms: Sequence[str]) -> dict[str, float] | None:
+    """Scales by name of `--guide`, None without any. Raises `UserError` for what is not NAME=NUMBER, and a name twice.
+    """
+    found: dict[str, float] = {}
+    for term in terms:
+        name, _, number = term.partition("=")
+        try:
+            scale = float(number)
+        except ValueError:
+            scale = float("nan")
+        if not name or name in found or not math.isfinite(scale):
+            raise UserError(f"--guide={term} is not valid; permitted: NAME=SCALE, each name once, such as text=7.5 "
+                            "control=3")
+        found[name] = scale
+    return found or None
+
+
 def check(options: Sample) -> None:
     """Refuse bad options before anything is loaded. Raises `UserError`."""
-    from vdm_jax.diffusion.guidance import guidance_weight
+    from vdm_jax.generation.one_stage import one_guidance
 
     for name, path in [*(("image", p) for p in options.image), *(("reference", p) for p in options.reference)]:
         if not path.is_file():
             raise UserError(f"--{name}={path} is not a file; permitted: a picture")
     for path in options.control:
         if not path.exists():
-            raise UserError(f"--control={path} does not exist; permitted: a video, a picture or a folder of pictures")
-    guidance_weight(options.guidance, options.guidance_scale)
+            raise UserError(f"--control={path} does not exist; permitted: a video, a picture, a folder of pictures "
+                            "or .json of strokes")
+    one_guidance(options.guidance, options.guidance_scale, guides(options.guide))
     weighted_files("--lora", options.lora)
     if options.style_weight is not None and options.style is None:
         raise UserError(f"--style-weight={options.style_weight} is not valid; permitted: 0 to 1, with --style RUN")

@@ -9,10 +9,11 @@ from vdm_jax.conditions.low_resolution import LowResolutionVideo
 from vdm_jax.conditions.padding import Padding
 from vdm_jax.conditions.reference import ReferencePicture, References
 from vdm_jax.conditions.scalars import Scalars
+from vdm_jax.conditions.sound import Sound
 from vdm_jax.conditions.text import Text
 
 # In the order in which they enter a network.
 for _condition in (Text(), Label(), References(), ReferencePicture(), Scalars(), Padding(), ConditioningFrames(),
                    LowResolutionVideo(), FirstFramePicture(), ControlMap(), ControlMap1(), ControlMap2(), ControlMap3(),
-                   Edges()):
+                   Edges(), Sound()):
     register(_condition)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import flax.struct
@@ -69,6 +69,13 @@ class Conditioning:
         for condition in CONDITIONS.values():
             if condition.guidance == guidance and condition.present(self):
                 self = self.adding(condition.null(self, where))
+        return self
+
+    def without_named(self, names: Collection[str], where: Bool[Array, " B"] | None = None) -> Conditioning:
+        """The same with the null values of the conditions of these names, likewise."""
+        for name in names:
+            if CONDITIONS[name].present(self):
+                self = self.adding(CONDITIONS[name].null(self, where))
         return self
 
     def without_text(self, where: Bool[Array, " B"] | None = None) -> Conditioning:
@@ -171,6 +178,7 @@ class Condition:
     host_fields: ClassVar[tuple[str, ...]] = ()  # of a batch that stay on the host
     frame_fields: ClassVar[tuple[str, ...]] = ()  # of `fields`, those that may have one entry per frame
     guidance: ClassVar[Guidance | None] = None  # which guidance leaves it out; dropout follows that of the prompt
+    nullable: ClassVar[bool] = False  # dropout and guidance by name may leave it out too, as all that `guidance` does
     made: ClassVar[bool] = False  # its value is made from the videos, not given
 
     def taken(self, network: Network) -> bool:
@@ -260,6 +268,11 @@ def conditions_of(network: Network) -> list[Condition]:
     return [condition for condition in CONDITIONS.values() if condition.taken(network)]
 
 
+def nullable(network: Network) -> tuple[str, ...]:
+    """Names of the conditions of a network that dropout and guidance by name may leave out."""
+    return tuple(c.name for c in conditions_of(network) if c.nullable or c.guidance is not None)
+
+
 def check_parts(network: Network, conditioning: Conditioning) -> None:
     """Raise `UserError` for a part that a condition of the network needs and that is absent (at trace time)."""
     for part in (part for condition in conditions_of(network) for part in condition.needed(network)):
@@ -285,3 +298,17 @@ def drop_text(key: Array, conditioning: Conditioning, probability: float) -> Con
         return conditioning
     batch = len(jax.tree.leaves(conditioning)[0])
     return conditioning.without_text(jax.random.bernoulli(key, probability, (batch,)))
+
+
+def drop_named(
+    key: Array, conditioning: Conditioning, dropout: Sequence[tuple[Collection[str], float]]
+) -> Conditioning:
+    """Replace the conditions of some names by their null values: of each sample those of at most one entry (names,
+    probability)."""
+    if not dropout:
+        return conditioning
+    drawn, below = jax.random.uniform(key, (len(jax.tree.leaves(conditioning)[0]),)), 0.0
+    for names, probability in dropout:
+        conditioning = conditioning.without_named(names, (drawn >= below) & (drawn < below + probability))
+        below += probability
+    return conditioning

@@ -33,6 +33,7 @@ class ControlMap(InputCondition):
 
     name = "control"
     enters = "residuals"
+    host_fields = ("control_kind",)  # what `vdm-jax annotate` made
     dtype = jnp.uint8
     bounds: ClassVar[tuple[float, float]] = (0, 1)  # of what is given as floats
 
@@ -109,6 +110,7 @@ class Edges(ControlMap):
 
     name = "edges"
     enters = "residuals"
+    host_fields = ()
     of_video = True
     bounds = (-1, 1)
 

@@ -52,7 +52,7 @@ class Input:
         if self.name not in found:
             raise UserError(f"Input.name={self.name!r} is not a registered condition of this kind; permitted: "
                             f"{', '.join(found) or 'none is registered'}")
-        permitted = [way for way, form in FORMS.items() if form == self.condition.form]
+        permitted = [way for way, form in FORMS.items() if form == self.condition.form] or [self.condition.enters]
         if self.way not in permitted:
             raise UserError(f"Input.enters={self.enters!r} of {self.name!r}, a {self.condition.form}; permitted: "
                             f"{', '.join(permitted)}, None")
@@ -77,10 +77,12 @@ def map_fields() -> tuple[str, ...]:
 class InputCondition(Condition):
     """One array per clip, a field of a batch and an argument of a generator by its name: a map [T, H, W, C] in the
     size of the clip, which enters as channels or residuals, a vector [C], or tokens [M, C], which enter as such or as
-    features. Where it is left out it is zero."""
+    features; or, where it says so (`form = "frames"`), a vector of each frame [T, C], of which tokens are made. Where
+    it is left out it is zero."""
 
     parts = ("inputs",)
-    form: ClassVar[str]  # of its array, by `enters`
+    nullable = True
+    form: ClassVar[str]  # of its array, by `enters` unless it is of frames
     dtype: ClassVar[Any] = jnp.float32  # of the field of a batch
     # The array is made of the clips themselves, whose videos are the field and the argument
     of_video: ClassVar[bool] = False
@@ -88,9 +90,10 @@ class InputCondition(Condition):
     def __init_subclass__(cls) -> None:
         if cls.enters not in FORMS:
             raise UserError(f"{cls.__name__}.enters={cls.enters!r} is not valid; permitted: {', '.join(FORMS)}")
-        cls.form = FORMS[cls.enters]
+        cls.form = cls.__dict__.get("form", FORMS[cls.enters])
         cls.fields = () if cls.of_video else (cls.name,)
-        cls.frame_fields, cls.frame_parts = (cls.fields, cls.parts) if cls.form == "map" else ((), ())
+        of_frames = cls.form in ("map", "frames")
+        cls.frame_fields, cls.frame_parts = (cls.fields, cls.parts) if of_frames else ((), ())
 
     def taken(self, network: Network) -> bool:
         """Where the network names it."""
@@ -106,7 +109,7 @@ class InputCondition(Condition):
 
     def example(self, network: Network, sizes: Sizes, grid: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of one clip's array, for frames, height and width as in `grid`."""
-        sides = {"map": grid, "vector": (), "tokens": (sizes.tokens,)}[self.form]
+        sides = {"map": grid, "vector": (), "tokens": (sizes.tokens,), "frames": grid[:1]}[self.form]
         return *sides, self.entry(network).width
 
     def shapes(self, stage: Stage, sizes: Sizes) -> Shapes:
@@ -132,6 +135,8 @@ class InputCondition(Condition):
         if self.form == "map":
             frames = subsample_frames(given, stage.video.frames)
             return resize(frames, stage.video.height, stage.video.width, "area")
+        if self.form == "frames":
+            return _of_frames(given, stage.video.frames)
         return given[:, None] if self.form == "tokens" else given
 
     def of_batch(self, stage: Stage, batch: Mapping[str, Array]) -> dict[str, Any]:
@@ -145,6 +150,8 @@ class InputCondition(Condition):
     def in_training(self, conditioning: Conditioning, clips: TrainingClips) -> dict[str, Any]:
         """Maps are cut with the clips' windows; those of appended images are zero."""
         value = conditioning.inputs[self.name]
+        if self.form == "frames":
+            return {"inputs": {self.name: _of_frames(value, clips.x.shape[1] - clips.images)}}
         if self.form != "map":
             return {}
         if clips.corners is not None:
@@ -159,14 +166,14 @@ class InputCondition(Condition):
         return (self.name,)
 
     def frame_arguments(self, network: Network) -> tuple[str, ...]:
-        """A map."""
-        return (self.name,) if self.form == "map" else ()
+        """A map, or vectors of frames."""
+        return (self.name,) if self.form in ("map", "frames") else ()
 
     def of_request(self, stage: Stage, request: Request) -> dict[str, Any]:
         """The array that is given for each caption. Raises `UserError` for another shape."""
         given = request.get(self.name)
         wanted = {"map": "[{0}, frames, height, width, {1}]", "vector": "[{0}, {1}]",
-                  "tokens": "[{0}, tokens, {1}]"}[self.form]
+                  "tokens": "[{0}, tokens, {1}]", "frames": "[{0}, frames, {1}]"}[self.form]
         width = 3 if self.of_video else self.entry(stage.network).width
         ends, shape = (len(request.captions), width), np.shape(given)
         if len(shape) != wanted.count(",") + 1 or (shape[0], shape[-1]) != ends:
@@ -180,7 +187,9 @@ class InputCondition(Condition):
         return {self.name: np.stack([clip[field] for clip in clips])} if field in clips[0] else {}
 
     def in_sampling(self, conditioning: Conditioning, videos: SampledVideos) -> dict[str, Any]:
-        """Maps in the size of what the network, or its branch, sees."""
+        """Maps in the size of what the network, or its branch, sees; vectors of its frames."""
+        if self.form == "frames":
+            return {"inputs": {self.name: _of_frames(conditioning.inputs[self.name], videos.shape[1])}}
         if self.form != "map":
             return {}
         grid = self.grid(videos.stage, videos.shape[1:4])
@@ -195,9 +204,14 @@ class InputCondition(Condition):
         return {"inputs": {self.name: nulled(conditioning.inputs[self.name], 0, where)}}
 
     def of_frames(self, conditioning: Conditioning) -> dict[str, Any]:
-        """Maps."""
-        own = self.form == "map" and self.present(conditioning)
+        """Maps, and vectors of frames."""
+        own = self.form in ("map", "frames") and self.present(conditioning)
         return {"inputs": {self.name: conditioning.inputs[self.name]}} if own else {}
+
+
+def _of_frames(value: Array, frames: int) -> Array:
+    """The vectors of every k-th frame, as frames of a video are taken. Raises `UserError` for other numbers."""
+    return subsample_frames(value[..., None, None], frames)[..., 0, 0]
 
 
 def _fitted(value: Array, frames: int, height: int, width: int) -> Array:
@@ -217,7 +231,8 @@ def check_entries(entries: tuple[Input, ...], z: Array, conditioning: Conditioni
     """Raise `UserError` when a further condition is of another shape than it enters with."""
     for entry in entries:
         shape, form = conditioning.inputs[entry.name].shape, entry.condition.form
-        wanted = {"map": z.shape[:4], "vector": z.shape[:1], "tokens": (*z.shape[:1], 1, "tokens")}[form]
+        wanted = {"map": z.shape[:4], "frames": z.shape[:2], "vector": z.shape[:1],
+                  "tokens": (*z.shape[:1], 1, "tokens")}[form]
         sizes = (*shape[:2], "tokens", shape[3]) if form == "tokens" and len(shape) == 4 else shape
         if entry.way == "residuals" and len(shape) == 5:  # branches say which sizes of maps they take
             wanted, sizes = (*z.shape[:2], "height", "width"), (*shape[:2], "height", "width", shape[4])

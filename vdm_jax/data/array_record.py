@@ -138,10 +138,10 @@ def _record(source, number: int, format: str) -> tuple[bytes, tuple[int, ...], f
         clip = getattr(source, "exact", source.__getitem__)(number)
     except UserError as error:
         return DamagedClip(str(error))
-    lost = [name for name in clip if name in ("frame_valid", "control") or name.startswith("reference_")]
+    lost = [name for name in clip if name in ("frame_valid", "control", "sound") or name.startswith("reference_")]
     if lost:
         raise UserError(f"prepare_clips: clips have {', '.join(lost)}, which records do not hold; permitted: "
-                        "VideoFolder(short='skip', references=None, controls=None)")
+                        "VideoFolder(short='skip', references=None, controls=None, sound=None)")
     video = np.asarray(clip["video"])
     if video.dtype != np.uint8 or video.ndim != 4:
         raise UserError(f"prepare_clips: clip {number} is {video.dtype} {list(video.shape)}; permitted: uint8 "

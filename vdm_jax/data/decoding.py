@@ -1,9 +1,10 @@
-"""Frames of one file in the size of a clip: of a video by frame numbers, or of a video, a picture or a folder of
-pictures from the beginning on; and the control maps that lie next to the videos of a folder."""
+"""Frames of one file in the size of a clip: of a video by frame numbers, or of a video, a picture, a folder of pictures
+or a file of strokes from the beginning on; and the control maps that lie next to the videos of a folder."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from vdm_jax.data.control_record import read_record
 from vdm_jax.data.crops import crop_frames
 from vdm_jax.data.image_folder import SUFFIXES as PICTURES
 from vdm_jax.data.image_folder import fitted, opened
 from vdm_jax.errors import UserError
+from vdm_jax.video.strokes import read_strokes
 
 _WHOLE_FRAMES = 8  # of the file's own size that are in memory at once
 
@@ -41,11 +44,18 @@ def decode_frames(
 
 
 def read_frames(path: Path, frames: int, height: int, width: int, fps: float) -> UInt8[np.ndarray, "T height width 3"]:
-    """The first `frames` frames of a video at the rate `fps`; a picture for all of them; or the pictures of a folder,
-    one each, by the numbers in their names. They are cut centrally and resized.
+    """The first `frames` frames of a video at the rate `fps`; a picture for all of them; the pictures of a folder,
+    one each, by the numbers in their names; or strokes drawn by hand (`video/strokes.py: read_strokes`) as pictures of
+    their steps. They are cut centrally and resized; strokes are stretched.
 
-    Raises `UserError` for what cannot be read, and a video or folder with too little.
+    Raises `UserError` for what cannot be read, and a video, folder or file of strokes with too little.
     """
+    if path.suffix.lower() == ".json" and not path.is_dir():
+        strokes = read_strokes(path)
+        if strokes.frames < frames:
+            raise UserError(f"{path} has strokes of {strokes.frames} frames; permitted: at least {frames}",
+                            "decoding.frames")
+        return np.stack([*itertools.islice(strokes.pictures(height, width), frames)])
     if not path.is_dir() and path.suffix.lower() in PICTURES:
         return np.repeat(_picture(path, height, width)[None], frames, axis=0)
     if not path.is_dir():
@@ -89,7 +99,8 @@ class MapFolder:
       suffixes: of videos.
       cache: folder for frame indexes.
 
-    Raises `UserError` for a folder without such files.
+    `record` says how they were made, where `vdm-jax annotate` made them. Raises `UserError` for a folder without such
+    files.
     """
 
     def __init__(self, folder: str, suffixes: Sequence[str], cache: Path):
@@ -101,6 +112,7 @@ class MapFolder:
         if not self.files:
             raise UserError(f"VideoFolder.controls={folder!r} has no videos or pictures; permitted: a folder with "
                             "files named like the videos")
+        self.record = read_record(root)
         videos = [path for path in self.files.values() if path.suffix.lower() not in PICTURES]
         digest = hashlib.sha256(str(root.absolute()).encode()).hexdigest()[:16]
         self._indexes = dict(zip(videos, index_files(videos, cache / f"{digest}-controls.json"), strict=True))
@@ -116,6 +128,13 @@ class MapFolder:
         if index is not None and len(index) != frames:
             return f"control map {path} of {len(index)} frames for {frames}"
         return None
+
+    def check_stride(self, stride: int) -> None:
+        """Raise `UserError` for optical flow to another frame than the next one of clips."""
+        flow = self.record is not None and self.record.kind == "flow"
+        if flow and (made := self.record.settings.get("stride")) != stride:
+            raise UserError(f"VideoFolder.frame_stride={stride} with controls of flow with stride {made}; permitted: "
+                            f"{made}, or vdm-jax annotate --kind flow --stride {stride}")
 
     def frames(
         self, name: str, numbers: np.ndarray, spec: Any, place: tuple[float, float]

@@ -30,6 +30,7 @@ from vdm_jax.configuration import (
 from vdm_jax.data.frame_rates import FrameRates
 from vdm_jax.data.source import RandomAccessSource, random_frame
 from vdm_jax.errors import UserError
+from vdm_jax.video.strokes import mirrored
 
 Clip = dict[str, Any]
 
@@ -39,7 +40,9 @@ _START, _AUGMENT, _IMAGES, _RATE = range(4)
 
 @config
 class FlipAugmentation:
-    """Mirrors clips and their maps left to right, but never one whose caption contains a word that would then be wrong.
+    """Mirrors clips and their maps left to right, but never one whose caption contains a word that would then be wrong,
+    or whose control is a pose, whose colours tell left limbs from right ones. Displacements (flow, strokes) are turned
+    round too.
 
     Writing and digits in the picture are mirrored like the rest: not for data that is about them.
     """
@@ -51,9 +54,13 @@ class FlipAugmentation:
     def __call__(self, clip: Clip, rng: np.random.Generator) -> Clip:
         drawn = rng.random() < self.probability
         said = re.findall(r"[^\W_]+", clip["caption"].lower())
-        if not drawn or any(word.startswith(self.words) for word in said):
+        kind = clip.get("control_kind")
+        if not drawn or kind == "pose" or any(word.startswith(self.words) for word in said):
             return clip
-        return clip | {name: clip[name][:, :, ::-1] for name in ("video", *map_fields()) if name in clip}
+        flipped = {name: clip[name][:, :, ::-1] for name in ("video", *map_fields()) if name in clip}
+        if kind in ("flow", "strokes"):
+            flipped["control"] = mirrored(clip["control"])
+        return clip | flipped
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,6 +19,7 @@ from vdm_jax.data.crops import Crop
 from vdm_jax.data.decoding import MapFolder, decode_frames, stem
 from vdm_jax.data.folder import SkippedFiles, check_fractions, files_of_split, in_range, list_files
 from vdm_jax.data.image_folder import fitted
+from vdm_jax.data.sound import SoundTrack
 from vdm_jax.data.source import RandomAccessSource, ReadAsIs
 from vdm_jax.errors import UserError
 
@@ -48,6 +49,8 @@ class VideoFolder(ReadAsIs):
     # Folder with a control map for each file, of the same name but for its ending, a video of as many frames or a
     # picture: the clip's `control`
     controls: str | None = None
+    # What is heard in each frame, of the sound in the files or of vectors made beforehand: the clip's `sound`
+    sound: SoundTrack | None = None
     fractions: tuple[Share, Share, Share] = (0.9, 0.05, 0.05)  # of the files: train, validation, test
     cache: str | None = None  # folder for frame indexes; None: ~/.cache/vdm_jax/video_index
 
@@ -68,7 +71,8 @@ class VideoFolder(ReadAsIs):
 
 class VideoFolderSource:
     """Random access to the clips of one split; splits share no file. With `short="pad"` clips have `frame_valid` bool
-    [T], with `references` `reference_picture` uint8 [1, H, W, 3], and with `controls` `control` uint8 [T, H, W, 3].
+    [T], with `references` `reference_picture` uint8 [1, H, W, 3], and with `controls` `control` uint8 [T, H, W, 3] and,
+    where `vdm-jax annotate` made them, `control_kind` str; with `sound` `sound` float32 [T, F].
 
     Files that do not open, have no reference picture or control map, or are shorter than a clip (unless padded), are
     left out, logged once and listed with the reason in `skipped`. Without `clip`'s random start, clip i of a file
@@ -102,6 +106,8 @@ class VideoFolderSource:
         self._files, self._timelines = [], []
         self._pictures = None if spec.references is None else reference_pictures(spec.references)
         self._maps = None if spec.controls is None else MapFolder(spec.controls, SUFFIXES, cache)
+        if self._maps is not None and spec.fps is None:
+            self._maps.check_stride(spec.frame_stride)
         for name, index in zip(names, indexes, strict=True):
             if isinstance(index, str):
                 self.skipped.add(name, index)
@@ -115,6 +121,9 @@ class VideoFolderSource:
                 self.skipped.add(name, f"no picture {stem(name)}.* in {spec.references}")
                 continue
             if self._maps is not None and (problem := self._maps.problem(name, len(index))):
+                self.skipped.add(name, problem)
+                continue
+            if spec.sound is not None and (problem := self._unheard(name, index.duration)):
                 self.skipped.add(name, problem)
                 continue
             if not timeline.clips:
@@ -165,7 +174,7 @@ class VideoFolderSource:
         def read(number: int) -> dict[str, Any]:
             timeline = self._timelines[number]
             numbers, rate = timeline.at(fps, frames, shift)
-            return self._clip(number, numbers, index) | {"fps": rate}
+            return self._clip(number, numbers, index, rate)
 
         file, _ = self._place(index)
         return self.skipped.first_readable(file, self._files, read)
@@ -188,14 +197,23 @@ class VideoFolderSource:
         file = int(np.searchsorted(self._ends, index, side="right"))
         return file, index - int(self._ends[file]) + self._timelines[file].clips
 
-    def _clip(self, file: int, numbers: np.ndarray, index: int) -> dict[str, Any]:
-        """Frames of a file as a clip. Where they are cut at random, that is a function of clip, start and file name."""
+    def _unheard(self, name: str, duration: float) -> str | None:
+        """Why a video has no sound that is as long as it."""
+        try:
+            return self.spec.sound.check(self._folder, name, duration)
+        except UserError as error:
+            return str(error)
+
+    def _clip(self, file: int, numbers: np.ndarray, index: int, fps: float | None = None) -> dict[str, Any]:
+        """Frames of a file, at a rate that is the timeline's by default, as a clip. Where they are cut at random, that
+        is a function of clip, start and file name."""
         numbers, valid = self._timelines[file].existing(numbers)
         seed = hashlib.sha256(f"{self._files[file]}\0{index}\0{numbers[0]}".encode()).digest()
         place = tuple(int.from_bytes(seed[k : k + 4], "big") / (2**32 - 1) for k in (0, 4))
         name, timeline = self._files[file], self._timelines[file]
         video = decode_frames(self._folder / name, timeline.index, numbers, self.spec, place)
-        clip = {"video": video, **self._facts[file], "fps": timeline.fps}
+        fps = timeline.fps if fps is None else fps
+        clip = {"video": video, **self._facts[file], "fps": fps}
         if self.spec.short == "pad":
             clip["frame_valid"] = valid
         if self._pictures is not None:
@@ -203,6 +221,11 @@ class VideoFolderSource:
             clip["reference_picture"] = picture[None]
         if self._maps is not None:
             clip["control"] = self._maps.frames(name, numbers, self.spec, place)
+            if self._maps.record is not None:
+                clip["control_kind"] = self._maps.record.kind
+        if self.spec.sound is not None:
+            seconds = timeline.index.seconds(numbers)
+            clip["sound"] = self.spec.sound.of_frames(self._folder, name, seconds, fps, timeline.index.duration)
         return clip
 
 

@@ -6,7 +6,7 @@ or of eps with weights that sum to one is the same thing, since both are affine 
 is used throughout.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import jax
@@ -87,6 +87,31 @@ def combine(
         return guided * (1 - rescale + rescale * ratio)
 
     return denoise
+
+
+def in_turn(weights: Mapping[str, Weight]) -> tuple[list[tuple[str, ...]], list[tuple[int, int, Weight]]]:
+    """Guidance by several conditions, which come in one after the other in the order of their names: from the estimate
+    without any of them, `x = x() + s_1 (x(c_1) - x()) + s_2 (x(c_1, c_2) - x(c_1)) + ...`.
+
+    With image, then text it is that of InstructPix2Pix (Brooks et al. 2023, arXiv 2211.09800, eq. 3), with picture,
+    then pose that of DreamPose (Karras et al. 2023, arXiv 2304.06025), and with time, then content that of Gen-1 (Esser
+    et al. 2023, arXiv 2302.03011), whose estimate without time is made frame by frame. With one name it is
+    classifier-free guidance.
+
+    Args:
+      weights: w = s - 1 by name.
+
+    Returns:
+      The estimates needed, each as the names that it lacks, all conditions first; and the terms of `combine`. What only
+      weights of 0 would use is not there.
+    """
+    names = list(weights)
+    active = [place for place in reversed(range(len(names)))
+              if not (isinstance(weights[names[place]], int | float) and weights[names[place]] == 0)]
+    present = sorted({len(names), *active, *(place + 1 for place in active)}, reverse=True)  # how many have come in
+    at = {count: number for number, count in enumerate(present)}
+    terms = [(at[place + 1], at[place], weights[names[place]]) for place in active]
+    return [tuple(names[count:]) for count in present], terms
 
 
 def _weights(weight: Weight, z: Video, logsnr: Level) -> Array:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 
 from vdm_jax.configuration import Count, CountOrZero, Length, NonNegative, Resamples, Seed, Size, config
 from vdm_jax.data.captions import read_caption_files
@@ -40,8 +40,8 @@ from vdm_jax.metrics.image_protocols import C3DProtocolName, ImageProtocolName
 from vdm_jax.metrics.measures import MEASURES, RunMetric
 from vdm_jax.metrics.onsets import RATE, require_librosa
 from vdm_jax.metrics.scores import Score
-from vdm_jax.video.containers import Media, display_name, readable_errors
 from vdm_jax.video.reading import VideoReader
+from vdm_jax.video.sound import read_sound
 
 FileMetric = Literal[RunMetric, "av_align"]
 _PART = 8  # files that are in memory at a time
@@ -179,32 +179,7 @@ class _Files:
         path = self.folder / self.names[number]
         with VideoReader(path) as reader:
             rate = reader.fps
-        return av_align(read_sound(path), video, rate, least_motion=self.settings.least_motion)
-
-
-def read_sound(path: Path) -> Float[np.ndarray, " N"]:
-    """The sound of a file, or of the .wav file of its name next to it, as one channel at `onsets.RATE`.
-
-    Raises `UserError` where there is none.
-    """
-    import av
-
-    for place in (path, path.with_suffix(".wav")):
-        if not place.is_file():
-            continue
-        try:
-            with Media(place) as media:
-                if not media.container.streams.audio:
-                    continue
-                resampler = av.AudioResampler(format="flt", layout="mono", rate=RATE)
-                parts = [part.to_ndarray() for frame in [*media.container.decode(audio=0), None]
-                         for part in resampler.resample(frame)]
-        except readable_errors() as error:
-            raise UserError(f"the sound of {display_name(place)} cannot be read: {error}; "
-                            "permitted: what FFmpeg reads") from error
-        if parts:
-            return np.concatenate(parts, axis=1)[0]
-    raise UserError(f"{path} has no sound; permitted: a stream of sound in it, or a .wav file of its name next to it")
+        return av_align(read_sound(path, RATE), video, rate, least_motion=self.settings.least_motion)
 
 
 def _check(settings: FileSettings, made: _Files, real: _Files | None) -> None:

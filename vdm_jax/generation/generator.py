@@ -18,7 +18,6 @@ from vdm_jax.conditions.conditioning import Conditioning, Request
 from vdm_jax.conditions.frame_masks import MaskedVideo
 from vdm_jax.conditions.vocabulary import Vocabulary
 from vdm_jax.data.embeddings import WithEmbeddings
-from vdm_jax.diffusion.guidance import guidance_weight
 from vdm_jax.errors import NotFinite, UserError
 from vdm_jax.generation.compiled import (
     DRAWN,
@@ -39,7 +38,7 @@ from vdm_jax.generation.jobs import Jobs, Progress
 from vdm_jax.generation.long_video.plan import Autoregressive, Method
 from vdm_jax.generation.long_video.sampling import LongJob, LongVideos, all_captions, first_captions
 from vdm_jax.generation.long_video.script import LongRequest, Script, scripts_of
-from vdm_jax.generation.one_stage import sampling_parts, with_overrides
+from vdm_jax.generation.one_stage import one_guidance, sampling_parts, with_guide, with_overrides
 from vdm_jax.generation.prompts import checked_request, requested_conditioning
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.rules import parameter_shardings
@@ -138,8 +137,8 @@ class Generator:
         self, captions: Sequence[str] | str, *, seed: int = 0, first_index: int = 0, steps: int | None = None,
         guidance: float | None = None, split_guidance: bool | None = None, last: str | None = None,
         progress: Progress | None = None, masked_video: MaskedVideo | None = None, first: str | None = None,
-        guidance_scale: float | None = None, negative: Sequence[str] | str | None = None, noise: Noise = DRAWN,
-        watch: Watch | None = None, **given: Any,
+        guidance_scale: float | None = None, guide: Mapping[str, float] | None = None,
+        negative: Sequence[str] | str | None = None, noise: Noise = DRAWN, watch: Watch | None = None, **given: Any,
     ) -> Generated:
         """Generate one video per caption.
 
@@ -150,6 +149,9 @@ class Generator:
           steps: sampler steps, for all stages; each stage's own by default.
           guidance: weight w in cond + w (cond - uncond) of the first stage; 0 is off; its own by default.
           guidance_scale: the same as s = 1 + w; 1 is off. One of the two.
+          guide: instead, scales s by the names of conditions, which come in one after the other: `{"text": 7.5,
+            "control": 3}`, and "time", whose estimate without it is made frame by frame. Which names a stage permits
+            follows from its conditions and what its training left out.
           split_guidance: the two estimates of a guided video on two halves of the devices; each stage's own by default.
           last: name of the stage to stop after.
           progress: called with (stage, videos done, videos in all).
@@ -176,7 +178,7 @@ class Generator:
           UserError: no captions, an unknown stage, a stage that is not trained, a value that no stage takes, one that
             is missing or does not fit, a masked video of another size.
         """
-        stages, guidance = self._stages(first, last), guidance_weight(guidance, guidance_scale)
+        stages, guidance = self._stages(first, last), one_guidance(guidance, guidance_scale, guide)
         rates = _frame_rates(stages, given.get("fps"))
         request = self._request(captions, given, stages, negative, masked_video)
         captions = request.captions
@@ -193,6 +195,7 @@ class Generator:
             at_first, place = stage is stages[0], self.experiment.stages.index(stage)
             sampling = with_overrides(stage.sampling, steps=steps, guidance=guidance if at_first else None,
                                       split_guidance=split_guidance)
+            sampling = with_guide(sampling, guide if at_first else None)
             dataclasses.replace(stage, sampling=sampling)  # raises where the stage cannot do it
             text = requested_conditioning(stage, _at_rate(request, rates[stage.name]))
             frames = given_frames.get(stage.name)
@@ -211,7 +214,7 @@ class Generator:
         split_guidance: bool | None = None, at_once: int | None = None, progress: Progress | None = None,
         stop: Callable[[], bool] = lambda: False, masked_video: MaskedVideo | None = None,
         low: Float[np.ndarray, "B N H2 W2 3"] | None = None, every: int = 1, guidance_scale: float | None = None,
-        **given: Any,
+        guide: Mapping[str, float] | None = None, **given: Any,
     ) -> LongVideos:
         """Generate longer videos of the first stage, segment by segment (`long_video/plan.py`).
 
@@ -231,16 +234,17 @@ class Generator:
           low: `[B, N, H2, W2, 3]` in [-1, 1], the whole videos with fewer pixels, for reconstruction guidance: they are
             enlarged and extended at once.
           every: of how many frames of the videos `low` has one.
-          seed, first_index, steps, guidance, guidance_scale, split_guidance, given: as in a call; maps have `frames`
-            frames.
+          seed, first_index, steps, guidance, guidance_scale, guide, split_guidance, given: as in a call; maps have
+            `frames` frames.
 
         Raises `UserError` as a call does, for lengths that the method cannot make, a stage that was not trained for it,
         and a folder with frames of something else.
         """
-        stage, guidance = self.experiment.stages[0], guidance_weight(guidance, guidance_scale)
+        stage, guidance = self.experiment.stages[0], one_guidance(guidance, guidance_scale, guide)
         self._check_trained((stage,))
         sampling = with_overrides(stage.sampling, steps=steps, guidance=guidance, split_guidance=split_guidance,
                                   inpainting=inpainting)
+        sampling = with_guide(sampling, guide)
         stage = dataclasses.replace(stage, sampling=sampling)  # raises where the stage cannot do it
         method = method.of_stage(stage, sampling)
         method.check(stage, sampling, frames)

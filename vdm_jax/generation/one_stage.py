@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,18 +20,27 @@ from vdm_jax.configuration import Seed, check_value
 from vdm_jax.diffusion.arrays import Denoiser
 from vdm_jax.diffusion.conditional import reconstruction_guided, replaced, shown_clean
 from vdm_jax.diffusion.consistency import consistent_estimate
-from vdm_jax.diffusion.guidance import batched, combine, dynamic_threshold, oscillating, static_threshold
+from vdm_jax.diffusion.guidance import (
+    Estimates,
+    batched,
+    combine,
+    dynamic_threshold,
+    guidance_weight,
+    in_turn,
+    oscillating,
+    static_threshold,
+)
 from vdm_jax.diffusion.sampling import sample, sampling_levels
 from vdm_jax.diffusion.scheduler_steps import Discretisation
 from vdm_jax.diffusion.thresholds import Threshold
-from vdm_jax.diffusion.windows import following, windowed
+from vdm_jax.diffusion.windows import ConditionalDenoiser, following, windowed
 from vdm_jax.errors import UserError, unknown_kind
 from vdm_jax.networks.kinds import network_module
 from vdm_jax.parallel.rules import batch_parts, batch_sharding, shard_along
 from vdm_jax.stages.distillation import WEIGHT
 from vdm_jax.stages.inputs import encoder
 from vdm_jax.stages.latent import decode, encode_masked_video
-from vdm_jax.stages.options import DynamicThreshold, Sampling, StaticThreshold
+from vdm_jax.stages.options import DynamicThreshold, GuidanceTerm, Sampling, StaticThreshold
 from vdm_jax.stages.stage import Stage
 
 Embedded = tuple[Float[ArrayLike, " N"], Float[ArrayLike, " N"]]  # log-SNRs, and those that the network embeds there
@@ -49,8 +59,15 @@ def sample_keys(seed: int, indices: Int[Array, " B"], stage: int) -> Key[Array, 
 
 def is_guided(stage: Stage, sampling: Sampling) -> bool:
     """Whether every step needs an estimate without the caption (or the class) too."""
-    return sampling.guided and not stage.takes_weight and (stage.network.conditioning_frames
-                                if sampling.guided_by == "frames" else stage.network.prompted)
+    return sampling.guided and not stage.takes_weight and bool(sampling.terms or (
+        stage.network.conditioning_frames if sampling.guided_by == "frames" else stage.network.prompted))
+
+
+def estimates_of(stage: Stage, sampling: Sampling) -> int:
+    """Estimates of a video that a step combines."""
+    if sampling.terms:
+        return len(in_turn({term.name: term.weight for term in sampling.terms})[0])
+    return 2 if is_guided(stage, sampling) else 1
 
 
 def sampling_parts(stage: Stage, sampling: Sampling, mesh: Mesh) -> int:
@@ -78,8 +95,10 @@ def inpainting_method(stage: Stage, sampling: Sampling) -> str:
     return sampling.inpainting.method or ("network" if stage.network.conditioning_frames else otherwise)
 
 
-def guidance_of(stage: Stage, sampling: Sampling) -> float | Float[Array, " T"]:
-    """Weight of the guidance: a number, or one per frame."""
+def guidance_of(stage: Stage, sampling: Sampling) -> float | Float[Array, " N"]:
+    """Weight of the guidance: a number, or one per frame; of guidance by names one for each."""
+    if sampling.terms:
+        return jnp.array([term.weight for term in sampling.terms], jnp.float32)
     if sampling.last_frame_guidance is None:
         return sampling.guidance
     return jnp.linspace(sampling.guidance, sampling.last_frame_guidance, stage.shape[0])
@@ -114,22 +133,30 @@ def stage_denoiser(
 
         return stage.process.denoiser(network)(z, logsnr)
 
+    frames, alone = stage.shape[0], denoise_with
+
+    def cut(whole: Conditioning, start: Any, length: int) -> Conditioning:
+        return whole.window(start, length, frames)
+
     if (windows := sampling.windows) is not None:
-        frames = stage.shape[0]
-
-        def cut(whole: Conditioning, start: Int[Array, ""], length: int) -> Conditioning:
-            return whole.window(start, length, frames)
-
         sizes = {"frames": frames, "length": windows.frames}
         if windows.follows:
             denoise_with = following(denoise_with, cut, **sizes, behind=windows.overlap, clean=levels[-1])
         else:
             denoise_with = windowed(denoise_with, cut, **sizes, overlap=windows.overlap, chunk=windows.chunk)
-    if is_guided(stage, sampling) or stage.takes_weight:
+    if (is_guided(stage, sampling) and not sampling.terms) or stage.takes_weight:
         weight, swing = guidance_of(stage, sampling) if weight is None else weight, sampling.oscillation
         if swing is not None:
             weight = oscillating(weight, swing.low, jnp.asarray(levels), swing.constant_steps)
-    if is_guided(stage, sampling):
+    if sampling.terms:
+        def frame_by_frame(z: Array, logsnr: Array, condition: Conditioning) -> Array:
+            return windowed(alone, cut, frames=z.shape[1], length=1, overlap=0, chunk=z.shape[1])(z, logsnr, condition)
+
+        by_name = {term.name: term.weight if weight is None else weight[place]
+                   for place, term in enumerate(sampling.terms)}
+        lacking, terms = in_turn(by_name)
+        denoise = combine(named_estimates(denoise_with, frame_by_frame, conditioning, lacking), terms)
+    elif is_guided(stage, sampling):
         def denoise_halves(*stacked: Any) -> Array:  # a sample's estimates are neighbours in the batch
             if sampling.split_guidance:
                 stacked = jax.tree.map(lambda x: shard_along(x, "batch", dim=0), stacked)
@@ -172,6 +199,27 @@ def with_threshold(denoise: Denoiser, sampling: Sampling) -> Denoiser:
             return denoise
         case other:
             raise unknown_kind("Sampling.threshold", other, (StaticThreshold, DynamicThreshold, Threshold))
+
+
+def named_estimates(
+    whole: ConditionalDenoiser, frame_by_frame: ConditionalDenoiser, conditioning: Conditioning,
+    lacking: Sequence[Sequence[str]],
+) -> Estimates:
+    """The estimates that lack the conditions of some names, all in one call of the network; those that lack "time" in
+    one call of `frame_by_frame`."""
+    groups = []
+    for denoise, still in ((whole, False), (frame_by_frame, True)):
+        places = [place for place, names in enumerate(lacking) if ("time" in names) == still]
+        conditionings = [conditioning.without_named([n for n in lacking[place] if n != "time"]) for place in places]
+        conditionings = [without_guessed(one) if lacking[place] else one
+                         for place, one in zip(places, conditionings, strict=True)]
+        groups += [(places, batched(denoise, conditionings))] if places else []
+
+    def estimates(z: Array, logsnr: Array) -> tuple[Array, ...]:
+        found = {place: x for places, some in groups for place, x in zip(places, some(z, logsnr), strict=True)}
+        return tuple(found[place] for place in range(len(lacking)))
+
+    return estimates
 
 
 def masked_pixels(stage: Stage, low: Float[Array, "B T2 H2 W2 3"] | None,
@@ -256,3 +304,21 @@ def sample_stage(
 def with_overrides(sampling: Sampling, **changes: Any) -> Sampling:
     """The stage's sampling with what the user changed; None changes nothing."""
     return dataclasses.replace(sampling, **{name: value for name, value in changes.items() if value is not None})
+
+
+def with_guide(sampling: Sampling, guide: Mapping[str, float] | None) -> Sampling:
+    """The stage's sampling with guidance by these names, in their order, in place of its own; None changes nothing.
+    Raises `UserError` for what are no numbers."""
+    if guide is None:
+        return sampling
+    terms = tuple(GuidanceTerm(name=name, scale=scale) for name, scale in guide.items())
+    return dataclasses.replace(sampling, terms=terms, guidance=0.0, last_frame_guidance=None, oscillation=None)
+
+
+def one_guidance(guidance: float | None, guidance_scale: float | None, guide: Mapping[str, float] | None
+                 ) -> float | None:
+    """The weight w, however it is written; None where none is given, or names are. Raises `UserError` where two are."""
+    weight = guidance_weight(guidance, guidance_scale)
+    if weight is not None and guide is not None:
+        raise UserError(f"guidance={weight} with guide={dict(guide)}; permitted: one of them")
+    return weight

@@ -8,6 +8,7 @@ that enters as tokens as `condition_NAME`, and the network that sees a reference
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -41,6 +42,7 @@ from vdm_jax.networks.latent_unet import (
 )
 from vdm_jax.networks.latent_unet_blocks import Control
 from vdm_jax.networks.layers import Dense
+from vdm_jax.networks.sound import SoundTokens, grouped
 
 SCALARS = ("fps", "motion", "noise")
 Timesteps = LinearBetaSchedule | ScaledLinearBetaSchedule | SquaredCosineBetaSchedule | ListedBetaSchedule
@@ -245,8 +247,9 @@ class LatentNetworkModule(nn.Module):
         self.unet = LatentUNetNetwork(spec.unet)
         self.control_net = {entry.name: ControlNetNetwork(net) for entry, net in zip(
             spec.entering("residuals"), spec.control_nets, strict=True)}
-        self.condition = {entry.name: Dense(spec.unet.token_channels, use_bias=False, dtype=jnp.dtype(spec.dtype))
-                          for entry in spec.entering("tokens")}
+        width, dtype = spec.unet.token_channels, jnp.dtype(spec.dtype)
+        self.condition = {entry.name: SoundTokens(width, dtype) if entry.condition.form == "frames" else
+                          Dense(width, use_bias=False, dtype=dtype) for entry in spec.entering("tokens")}
         if spec.reference_net:
             self.reference_net = LatentUNetNetwork(reference_net_of(spec.unet))
         nn.share_scope(self, self.unet)
@@ -294,7 +297,7 @@ class LatentNetworkModule(nn.Module):
             parts.append(self.condition[entry.name](conditioning.inputs[entry.name]))
         if not parts:
             return jnp.zeros((batch, 1, 1, spec.unet.token_channels))
-        return jnp.concatenate(parts, axis=2)
+        return functools.reduce(grouped, parts)
 
     def _references(
         self, tokens: Float[Array, "B G L E"] | None, conditioning: Conditioning

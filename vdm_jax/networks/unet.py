@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from vdm_jax.conditions.conditioning import Conditioning, check_parts
-from vdm_jax.conditions.inputs import check_entries
+from vdm_jax.conditions.inputs import Input, check_entries
 from vdm_jax.errors import UserError
 from vdm_jax.networks import config as cfg
 from vdm_jax.networks.blocks.attention import Tokens
@@ -31,6 +31,7 @@ from vdm_jax.networks.layers import (
 from vdm_jax.networks.mixers import FramePyramid, MixerInputs, Mixers
 from vdm_jax.networks.remat import name_input, rematerialised
 from vdm_jax.networks.resampling import convolution_options, downsampled, every, upsampled
+from vdm_jax.networks.sound import SoundTokens, grouped
 from vdm_jax.networks.text import TextConditioner
 from vdm_jax.parallel.rules import shard_along
 
@@ -216,23 +217,25 @@ class Embedding(nn.Module):
                                         for a in (tokens, mask, pooled))
             vector, extra_keys["text"] = vector + pooled, (tokens, mask)
         for entry in spec.entering("tokens"):
-            extra_keys["text"] = self._joined(extra_keys.get("text"), entry.name, conditioning.inputs[entry.name])
+            extra_keys["text"] = self._joined(extra_keys.get("text"), entry, conditioning.inputs[entry.name])
         for i in range(spec.embedding_layers - 1):
             vector = Dense(width, name=f"hidden_{i}")(silu(vector))
         return vector, MixerInputs(extra_keys, conditioning.frame_valid)
 
     def _joined(
-        self, text: Tokens | None, name: str, value: Float[Array, "B 1 M D"]
+        self, text: Tokens | None, entry: Input, value: Float[Array, "B 1 M D"] | Float[Array, "B T D"]
     ) -> tuple[Float[Array, "B _ _ _"], Bool[Array, "B _ _"]]:
         """Tokens of the text, if there are any, and after them those of a condition in their width; the null value is
-        tokens of zeros."""
+        tokens of zeros, of sound silence."""
         width = self.config.embedding_channels if text is None else text[0].shape[-1]
-        value = Dense(width, use_bias=False, dtype=jnp.dtype(self.config.dtype), name=f"condition_{name}")(value)
+        dtype, name = jnp.dtype(self.config.dtype), f"condition_{entry.name}"
+        of_frames = entry.condition.form == "frames"
+        value = (SoundTokens(width, dtype, name=name) if of_frames else
+                 Dense(width, use_bias=False, dtype=dtype, name=name))(value)
         seen = jnp.ones(value.shape[:3], bool)
         if text is None:
             return value, seen
-        value, seen = (jnp.repeat(a, text[0].shape[1], axis=1) for a in (value, seen))
-        return jnp.concatenate([text[0], value], axis=2), jnp.concatenate([text[1], seen], axis=2)
+        return grouped(text[0], value), grouped(text[1], seen)
 
 
 class ClassEmbedding(nn.Module):

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from vdm_jax.attention.counting import AttentionCall, counted
 from vdm_jax.diffusion.windows import window_starts
-from vdm_jax.generation.one_stage import is_guided
+from vdm_jax.generation.one_stage import estimates_of
 from vdm_jax.networks.config import UNet
 from vdm_jax.networks.kinds import network_module
 from vdm_jax.stages.inputs import training_inputs
@@ -91,8 +91,8 @@ def sampling_work(stage: Stage, sampling: Sampling, batch: dict[str, Any], param
     if stage.latent is not None:
         z = jax.ShapeDtypeStruct((batch["video"].shape[0], *stage.shape), "float32")
         coder = _flops(lambda z, weights: decode(stage.latent, weights, z), mesh, z, *abstract_weights(stage.latent))
-    if is_guided(stage, sampling):  # both halves in one batch
-        batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2 * x.shape[0], *x.shape[1:]), x.dtype), batch)
+    if (count := estimates_of(stage, sampling)) > 1:  # all in one batch
+        batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count * x.shape[0], *x.shape[1:]), x.dtype), batch)
     evaluations, frames = sampling.evaluations(stage.shape[0]), None
     if (windows := sampling.windows) is not None:
         evaluations *= len(window_starts(stage.shape[0], windows.frames, windows.overlap))

@@ -120,12 +120,26 @@ class CommonTraining:
 
 
 @config
+class Dropout:
+    """Conditions that are left out together of some training samples, for guidance by their names."""
+
+    names: tuple[str, ...]  # of conditions
+    probability: ShareBelowOne = 0.05  # DreamPose: 0.05 each for the picture, the pose and both
+
+    def __post_init__(self):
+        if not self.names or len(set(self.names)) < len(self.names):
+            raise UserError(f"Dropout.names={self.names}; permitted: one or more names of conditions, each once")
+
+
+@config
 class Training(CommonTraining):
     """How a diffusion stage is trained."""
 
     clip_norm: Positive = 1.0  # global gradient norm
     accumulation: Count = 1  # micro-batches per step
     text_dropout: ShareBelowOne = 0.1  # share of captions (and class labels) replaced by the null caption (and class)
+    # Conditions that are left out by name, of a sample those of one entry at most, next to `text_dropout`
+    dropout: tuple[Dropout, ...] = ()
     # Height and width, pixels, of the random window of its video that a stage with a source is trained on; it samples
     # whole videos all the same. None: whole videos
     crop: tuple[Size, Size] | None = None
@@ -155,6 +169,9 @@ class Training(CommonTraining):
                             "trained network to begin with, of which nothing else is trained")
         if self.lora and self.distillation is not None:
             raise UserError(f"Training.lora with distillation={self.distillation}; permitted: one of them")
+        if sum(entry.probability for entry in self.dropout) >= 1:
+            raise UserError(f"Training.dropout={[entry.probability for entry in self.dropout]}; "
+                            "permitted: a sum below 1")
 
     @property
     def trained(self) -> tuple[str, ...]:
@@ -178,6 +195,19 @@ class Oscillation:
 
     low: Guidance = 1.0  # weight of every second step; the others have `Sampling.guidance`
     constant_steps: CountOrZero = 0  # first steps without oscillation; how many is not published
+
+
+@config
+class GuidanceTerm:
+    """A condition by which videos are guided, and how strongly (`diffusion/guidance.py: in_turn`)."""
+
+    name: str  # of a condition that training leaves out, or "time": the estimate without it is made frame by frame
+    scale: Guidance  # s; 1 is off
+
+    @property
+    def weight(self) -> float:
+        """w = s - 1."""
+        return float(self.scale) - 1
 
 
 @config
@@ -224,6 +254,8 @@ class Sampling:
     # What the unconditional estimate lacks: captions, class and picture, or conditioning frames (context
     # guidance: Blattmann et al. 2023, arXiv 2304.08818, section 3.2; He et al. 2022, arXiv 2211.13221)
     guided_by: Literal["prompt", "frames"] = "prompt"
+    # Guidance by several conditions, which come in one after the other, in place of `guidance`
+    terms: tuple[GuidanceTerm, ...] = ()
     # w of the last frame, where it changes linearly from that of the first (Stable Video Diffusion, arXiv 2311.15127);
     # None: all frames have the same
     last_frame_guidance: Guidance | None = None
@@ -252,6 +284,14 @@ class Sampling:
         if self.last_frame_guidance is not None and (self.oscillation or self.windows):
             raise UserError(f"Sampling.last_frame_guidance={self.last_frame_guidance} with oscillation or windows; "
                             "permitted: None")
+        names = [term.name for term in self.terms]
+        if len(set(names)) < len(names):
+            raise UserError(f"Sampling.terms={names}; permitted: each name once")
+        others = [name for name in ("guidance", "last_frame_guidance", "oscillation", "split_guidance")
+                  if getattr(self, name)]
+        if names and others:
+            raise UserError(f"Sampling.terms={names} with {others[0]}={getattr(self, others[0])}; permitted: one of "
+                            "them")
         if self.scheduler is not None and self.sampler.grid is not None:
             raise UserError(f"Sampling.scheduler={self.scheduler.scheduler} with sampler.grid={self.sampler.grid}; "
                             "permitted: one of them")
@@ -267,4 +307,4 @@ class Sampling:
     @property
     def guided(self) -> bool:
         """Whether there is guidance at all."""
-        return bool(self.guidance or self.last_frame_guidance)
+        return bool(self.guidance or self.last_frame_guidance or self.terms)

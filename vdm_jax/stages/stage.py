@@ -9,6 +9,7 @@ import dataclasses
 import math
 from typing import Annotated, Literal, Self
 
+from vdm_jax.conditions.conditioning import CONDITIONS, nullable
 from vdm_jax.conditions.first_frame import FirstFrame
 from vdm_jax.conditions.frame_masks import NoMask
 from vdm_jax.conditions.frames import KeyFrames
@@ -111,7 +112,8 @@ class Stage:
             raise UserError(f"Stage {self.name!r}: sampling.inpainting.method='network' with "
                             "network.conditioning_frames=False; permitted: 'reconstruction', 'replacement', 'levels', "
                             "None")
-        if self.sampling.guided and not (
+        self._check_named()
+        if self.sampling.guided and not self.sampling.terms and not (
                 self.network.conditioning_frames if self.sampling.guided_by == "frames" else self.network.prompted):
             raise UserError(f"Stage {self.name!r}: sampling.guidance={self.sampling.guidance} by "
                             f"{self.sampling.guided_by!r} but network.text=None, network.conditioning_frames="
@@ -125,7 +127,7 @@ class Stage:
         """Raise `UserError` for guidance away from an input that training never leaves out: the network has not seen
         what the unconditional estimate is made from."""
         sampling, training, where = self.sampling, self.training, f"Stage {self.name!r}: sampling.guidance"
-        if not sampling.guided:
+        if not sampling.guided or sampling.terms:
             return
         weight = sampling.guidance or sampling.last_frame_guidance
         if sampling.guided_by == "frames" and not any(isinstance(o, NoMask) for o in training.masking):
@@ -135,6 +137,31 @@ class Stage:
         if sampling.guided_by == "prompt" and not training.text_dropout:
             raise UserError(f"{where}={weight} by 'prompt' with training.text_dropout=0, so that it never sees the "
                             "null caption; permitted: text_dropout above 0, or guidance=0")
+
+    def _check_named(self) -> None:
+        """Raise `UserError` for dropout of, or guidance by, what the network has not or may not do without, and for
+        guidance by what training never leaves out."""
+        training, known = self.training, nullable(self.network)
+        permitted = ", ".join(known) or "none: the network has no condition that can be left out"
+        for name in (name for entry in training.dropout for name in entry.names):
+            if name not in known:
+                raise UserError(f"Stage {self.name!r}: training.dropout names {name!r}; permitted: {permitted}")
+        dropped = {name for entry in training.dropout if entry.probability for name in entry.names}
+        dropped |= {name for name in known if CONDITIONS[name].guidance == "prompt" and training.text_dropout}
+        if any(isinstance(masking, NoMask) for masking in training.masking):
+            dropped |= {name for name in known if CONDITIONS[name].guidance == "frames"}
+        for term in self.sampling.terms:
+            where = f"Stage {self.name!r}: sampling.terms has {term.name!r}"
+            if term.name == "time":
+                if not training.images_per_clip:
+                    raise UserError(f"{where} with training.images_per_clip=0, so that it never sees single frames; "
+                                    "permitted: images_per_clip above 0")
+            elif term.name not in known:
+                raise UserError(f"{where}; permitted: {permitted}" + (", time" if training.images_per_clip else ""))
+            elif term.name not in dropped:
+                raise UserError(f"{where}, which training never leaves out; permitted: "
+                                f"{', '.join(sorted(dropped)) or 'none'}, or training.text_dropout, training.masking "
+                                "with NoMask or training.dropout with it")
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from vdm_jax.conditions.conditioning import Conditioning, conditions_of, drop_text
+from vdm_jax.conditions.conditioning import Conditioning, conditions_of, drop_named, drop_text
 from vdm_jax.diffusion.arrays import Level, Network
 from vdm_jax.networks.kinds import network_module
 from vdm_jax.stages.inputs import training_inputs
@@ -37,6 +37,8 @@ def draw(
     x, conditioning, images = training_inputs(stage, batch, input_key, autoencoder)
     if train:
         conditioning = drop_text(text_key, conditioning, stage.training.text_dropout)
+        conditioning = drop_named(jax.random.fold_in(text_key, 1), conditioning,
+                                  [(entry.names, entry.probability) for entry in stage.training.dropout])
     return Drawn(x, conditioning, images, *stage.process.draw(loss_key, x.shape), dropout_key)
 
 

@@ -75,6 +75,10 @@ class FrameIndex:
         """Mean frames per second."""
         return len(self.pts) / self.duration
 
+    def seconds(self, numbers: np.ndarray) -> np.ndarray:
+        """When these frames begin, after the first one."""
+        return (self.pts[numbers] - self.pts[0]) * float(self.time_base)
+
     def at(self, seconds: np.ndarray) -> np.ndarray:
         """Numbers of the frames on screen at these times after the first frame (clamped to the video)."""
         # Stored times are rounded to the time base (Matroska: milliseconds). With a unit of slack, but never more than

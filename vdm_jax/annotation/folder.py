@@ -1,0 +1,98 @@
+"""Control maps of the videos of a folder, written once: a file for each, which appears whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from vdm_jax.annotation.canny import Canny
+from vdm_jax.annotation.depth import Depth
+from vdm_jax.annotation.flow import Flow, StrokesOfVideos
+from vdm_jax.annotation.hed import Hed
+from vdm_jax.annotation.poses import Pose
+from vdm_jax.data.control_record import RECORD, ControlRecord, read_record
+from vdm_jax.data.decoding import stem
+from vdm_jax.data.folder import SkippedFiles, list_files
+from vdm_jax.data.video_folder import SUFFIXES
+from vdm_jax.errors import UserError
+from vdm_jax.video.reading import VideoReader
+from vdm_jax.video.writing import RATES, atomic_path, write_frames
+
+Annotator = Canny | Hed | Pose | Depth | Flow | StrokesOfVideos
+KINDS: dict[str, type[Annotator]] = {
+    "canny": Canny, "hed": Hed, "pose": Pose, "depth": Depth, "flow": Flow, "strokes": StrokesOfVideos}
+
+
+@dataclasses.dataclass
+class Annotated:
+    """What came of the videos of a folder."""
+
+    written: int = 0
+    there: int = 0  # from before
+    skipped: SkippedFiles = dataclasses.field(default_factory=SkippedFiles)  # reasons by name
+
+
+def annotate(
+    source: Path, out: Path, kind: str, annotator: Annotator, progress: Callable[[int, int], None] | None = None
+) -> Annotated:
+    """Writes the maps of a video, or of all videos below a folder, at the same places below `out`, with the name of
+    the video and the ending .mp4, of its size and with its frames. Files that are there are left as they are, so that
+    an interrupted run goes on; videos that do not decode, or have no keypoints or depth, are skipped.
+
+    Raises `UserError` where there are no videos, two would have one name, none could be annotated, something that the
+    annotator needs is not installed, or `out` has maps made otherwise.
+    """
+    annotator.check()
+    found = Annotated()
+    root = source if source.is_dir() else source.parent
+    names = list_files("annotate", str(root), SUFFIXES, found.skipped) if source.is_dir() else [source.name]
+    _check_names(names)
+    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"--out={out} lies in the folder of videos {source}; permitted: a folder outside it")
+    _record(out, ControlRecord(kind=kind, settings=dataclasses.asdict(annotator)))
+    for number, name in enumerate(names):
+        place = out / f"{stem(name)}.mp4"
+        if place.is_file():
+            found.there += 1
+        else:
+            try:
+                found.skipped.noting(name, lambda name=name, place=place: _write(root / name, place, annotator, name))
+                found.written += 1
+            except UserError:
+                pass  # noted
+        if progress is not None:
+            progress(number + 1, len(names))
+    if not found.written and not found.there:
+        name, reason = next(iter(found.skipped.items()))
+        raise UserError(f"none of {len(names)} videos of {source} could be annotated; the first, {name}: {reason}",
+                        "annotate")
+    return found
+
+
+def _write(path: Path, place: Path, annotator: Annotator, name: str) -> None:
+    with VideoReader(path) as video:
+        least, most = RATES[".mp4"]
+        write_frames(place, annotator.frames(video, name), min(max(video.fps, least), most), lossless=True)
+
+
+def _check_names(names: list[str]) -> None:
+    places: dict[str, str] = {}
+    for name in names:
+        other = places.setdefault(stem(name), name)
+        if other != name:
+            raise UserError(f"{other} and {name} would have one file of maps; permitted: videos of different names but "
+                            "for the ending", "annotate")
+
+
+def _record(out: Path, record: ControlRecord) -> None:
+    """Keeps how the maps of a folder are made. Raises `UserError` where those there were made otherwise."""
+    known = read_record(out)
+    if known == record:
+        return
+    if any(out.rglob("*.mp4")):
+        made = "videos that are no maps" if known is None else f"maps of kind {known.kind!r} with {known.settings}"
+        raise UserError(f"--out={out} has {made}; permitted: kind and settings of before, or another folder")
+    with atomic_path(out / RECORD) as temporary:
+        temporary.write_text(json.dumps(dataclasses.asdict(record)) + "\n")

@@ -1,0 +1,36 @@
+"""How the control maps of a folder were made: a small file that `vdm-jax annotate` writes next to them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from vdm_jax.errors import UserError
+
+RECORD = "annotation.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class ControlRecord:
+    """What the maps are, and with which settings."""
+
+    kind: str
+    settings: dict[str, Any]
+
+
+def read_record(folder: Path) -> ControlRecord | None:
+    """The record of a folder; None where there is none. Raises `UserError` for a file that is none."""
+    path = folder / RECORD
+    if not path.is_file():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        record = ControlRecord(**data)
+        if not isinstance(record.kind, str) or not isinstance(record.settings, dict):
+            raise TypeError("kind or settings")
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: not a readable record of maps ({error}); permitted: the file that vdm-jax annotate "
+                        "writes", "control_record") from error
+    return record
