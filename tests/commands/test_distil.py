@@ -14,8 +14,10 @@ from tests.refusals import refused
 from vdm_jax.commands.configs import load_config
 from vdm_jax.commands.distil_command import Distil, distilled
 from vdm_jax.commands.main import main
+from vdm_jax.diffusion.beta_tables import ScaledLinearBetaSchedule
 from vdm_jax.diffusion.consistency import Boundary
-from vdm_jax.diffusion.samplers import Consistency, StochasticDDIM
+from vdm_jax.diffusion.grids import TimestepGrid
+from vdm_jax.diffusion.samplers import DDIM, Consistency, StochasticDDIM
 from vdm_jax.digits.clips import caption_words
 from vdm_jax.networks.config import Level
 from vdm_jax.runs.directory import WEIGHTS, load, open_run, read_cascade
@@ -88,6 +90,11 @@ def test_rounds_lead_from_the_teachers_steps_to_the_students():
     assert any(stage.sampling.guided for stage in experiment.stages)
     consistent = distilled(experiment, names[:1], Path("digits"), Distil("digits", method="consistency"))
     assert consistent.stages[0].sampling.consistency == Boundary() and consistent.stages[1:] == experiment.stages[1:]
+    table = dataclasses.replace(experiment.stages[0].process, schedule=ScaledLinearBetaSchedule())
+    latent = dataclasses.replace(experiment, stages=(dataclasses.replace(experiment.stages[0], process=table),))
+    student = distilled(latent, names[:1], Path("digits"), Distil("digits", method="consistency", steps=4)).stages[0]
+    assert student.training.distillation.solver == DDIM() and student.training.distillation.intervals == 50
+    assert student.sampling.sampler.grid == TimestepGrid(spacing="distilled") and student.sampling.consistency == 10
     again = found.stages[0]
     assert distilled(found, [again.name], Path("digits"), Distil("digits", steps=2)).stages[0].training.steps == 2000
 

@@ -17,6 +17,7 @@ from vdm_jax.pipelines.text_to_video import AnimateDiff, TextToVideo
 PIPELINES: dict[str, Callable[[Folder], LatentPipeline]] = {
     "AnimateDiffPipeline": AnimateDiff,
     "StableDiffusionControlNetPipeline": ControlledTextToImage,
+    "LatentConsistencyModelPipeline": TextToImage,
     "StableDiffusionPipeline": TextToImage,
     "StableVideoDiffusionPipeline": ImageToVideo,
     "TextToVideoSDPipeline": TextToVideo,
