@@ -128,7 +128,9 @@ def sampled(generator: Generator, sampler: Sampler, steps: int) -> Generator:
 def progressive_rows(options: Run, method: str) -> Iterator[Row]:
     """The students of every round of one training, which goes down to the fewest steps: a checkpoint each."""
     least = min(options.steps)
-    arguments = ["--method", "progressive", "--steps", str(least), "--updates", str(options.updates)]
+    most = max(steps for steps in options.steps if steps / least == 2 ** int(math.log2(steps / least)))
+    arguments = ["--method", "progressive", "--steps", str(least), "--start", str(2 * most), "--updates",
+                 str(options.updates)]
     if method == "guided progressive":
         arguments += ["--guidance-range", *map(str, options.guidance_range)]
     folder, experiment = students(options, method, arguments, every=options.updates)

@@ -86,7 +86,7 @@ def test_students_of_several_numbers_of_steps_are_rounds_of_one_training(monkeyp
     assert [(row.steps, row.generator, row.updates) for row in rows] == [
         (1, {"base": ("base", 50), "spatial": ("spatial", 30)}, 80),
         (4, {"base": ("base", 30), "spatial": ("spatial", 10)}, 40)]
-    assert calls[0][2][:4] == ["--method", "progressive", "--steps", "1"]
+    assert calls[0][2][:6] == ["--method", "progressive", "--steps", "1", "--start", "8"]  # 48 is no power of two
 
 
 def test_diversity_is_the_distance_within_a_group():

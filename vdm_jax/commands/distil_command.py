@@ -56,6 +56,9 @@ class Distil:
     stage: tuple[str, ...] = ()  # distil only these stages; all by default
     updates: Count = 2000  # training steps: of each round of 'progressive' and 'guided', of all of 'consistency'
     guidance_range: tuple[Guidance, Guidance] | None = None  # lowest and highest weight that students take as an input
+    # Of 'progressive': steps of DDIM of the first teacher, --steps times 2, 4, ...; by default the fewest of these that
+    # are as many as the teacher is sampled with
+    start: SamplingSteps | None = None
     sampler: Literal["ddim", "stochastic"] = "ddim"  # of 'progressive'; stochastic as in Imagen Video
     intervals: Count | None = None  # of 'consistency': parts of the teacher's trajectory; 64, in latents 50
     data_dir: Path | None = None  # where prepared data sets live; ~/.cache/vdm_jax/data by default
@@ -67,7 +70,8 @@ class Distil:
 def main(arguments: Sequence[str]) -> int:
     """Entry of the command."""
     options, rest = parse_with_rest(Distil, arguments, "vdm-jax distil")
-    unread = {"progressive": ("intervals",), "guided": ("steps", "sampler", "intervals"), "consistency": ("sampler",)}
+    unread = {"progressive": ("intervals",), "guided": ("steps", "start", "sampler", "intervals"),
+              "consistency": ("start", "sampler")}
     refuse_unused(options, unread[options.method], f"with --method {options.method}",
                   f"another --method than {options.method}, or none of it")
     from vdm_jax.commands.train_command import train
@@ -177,8 +181,8 @@ def distillation_of(stage: Stage, folder: Path, options: Distil, weights: tuple[
             raise UserError(f"--method=guided with stage {stage.name!r}, which is sampled without two estimates; "
                             "permitted: stages with guidance (--stage), or --guidance-range")
         return ProgressiveDistillation(start=steps, steps=steps, updates=options.updates, **weighting, **common)
-    start = 2 * steps
-    while start < stage.sampling.steps:
+    start = options.start or 2 * steps
+    while options.start is None and start < stage.sampling.steps:
         start *= 2
     return ProgressiveDistillation(start=start, steps=steps, updates=options.updates, **weighting, **common)
 
