@@ -307,6 +307,7 @@ def test_evaluations_of_teachers_and_targets_are_planned():
     (lambda: dataclasses.replace(CONSISTENCY, solver=Heun(churn=1.0)), "ConsistencyDistillation.solver", ("churn",)),
     (lambda: ConsistencyTraining(first=9, last=3), "ConsistencyTraining.first", ("last=3",)),
     (lambda: stage_of(PROGRESSIVE, steps=5), "Stage.training.steps", ("training.steps=5", "3 rounds", "permitted: 6")),
+    (lambda: stage_of(PROGRESSIVE, warmup_steps=3), "Stage.training.warmup_steps", ("permitted: 0 and False",)),
     (lambda: stage_of(CONSISTENCY, sampling=Sampling()), "Stage.sampling.consistency", ("permitted: Consistency",)),
     (lambda: stage_of(CONSISTENCY, validate_every=5), "Stage.training.validate_every", ("permitted: 0",)),
     (lambda: stage_of(CONSISTENCY, init_from=InitFrom(stage="a", run="b")), "Stage.training.init_from",

@@ -48,8 +48,8 @@ def sample_keys(seed: int, indices: Int[Array, " B"], stage: int) -> Key[Array, 
 
 def is_guided(stage: Stage, sampling: Sampling) -> bool:
     """Whether every step needs an estimate without the caption (or the class) too."""
-    return sampling.guided and not stage.takes_weight and (stage.network.conditioning_frames
-                                if sampling.guided_by == "frames" else stage.network.prompted)
+    by = stage.network.conditioning_frames if sampling.guided_by == "frames" else stage.network.prompted
+    return sampling.guided and not stage.takes_weight and by
 
 
 def sampling_parts(stage: Stage, sampling: Sampling, mesh: Mesh) -> int:

@@ -72,6 +72,10 @@ class ProgressiveDistillation:
         if stage.training.steps != total:
             raise UserError(f"{where}: training.steps={stage.training.steps} with {len(self.rounds)} rounds of "
                             f"training.distillation.updates={self.updates}; permitted: {total}")
+        if stage.training.warmup_steps or stage.training.decay:
+            raise UserError(f"{where}: training.warmup_steps={stage.training.warmup_steps} with training.decay="
+                            f"{stage.training.decay} of a ProgressiveDistillation, whose learning rate falls in every "
+                            "round; permitted: 0 and False")
 
 
 @config
