@@ -14,8 +14,10 @@ from tests.refusals import refused
 from vdm_jax.commands.configs import load_config
 from vdm_jax.commands.distil_command import Distil, distilled
 from vdm_jax.commands.main import main
+from vdm_jax.diffusion.beta_tables import ScaledLinearBetaSchedule
 from vdm_jax.diffusion.consistency import Boundary
-from vdm_jax.diffusion.samplers import Consistency, StochasticDDIM
+from vdm_jax.diffusion.grids import TimestepGrid
+from vdm_jax.diffusion.samplers import DDIM, Consistency, StochasticDDIM
 from vdm_jax.digits.clips import caption_words
 from vdm_jax.networks.config import Level
 from vdm_jax.runs.directory import WEIGHTS, load, open_run, read_cascade
@@ -86,8 +88,15 @@ def test_rounds_lead_from_the_teachers_steps_to_the_students():
         if before.sampling.guided:  # its weight is part of the student
             assert spec.guidance == (before.sampling.guidance,) * 2 and not stage.sampling.guided
     assert any(stage.sampling.guided for stage in experiment.stages)
+    longer = distilled(experiment, names[-1:], Path("digits"), Distil("digits", steps=1, start=32)).stages[-1]
+    assert longer.training.distillation.rounds[-5:] == (16, 8, 4, 2, 1)
     consistent = distilled(experiment, names[:1], Path("digits"), Distil("digits", method="consistency"))
     assert consistent.stages[0].sampling.consistency == Boundary() and consistent.stages[1:] == experiment.stages[1:]
+    table = dataclasses.replace(experiment.stages[0].process, schedule=ScaledLinearBetaSchedule())
+    latent = dataclasses.replace(experiment, stages=(dataclasses.replace(experiment.stages[0], process=table),))
+    student = distilled(latent, names[:1], Path("digits"), Distil("digits", method="consistency", steps=4)).stages[0]
+    assert student.training.distillation.solver == DDIM() and student.training.distillation.intervals == 50
+    assert student.sampling.sampler.grid == TimestepGrid(spacing="distilled") and student.sampling.consistency == 10
     again = found.stages[0]
     assert distilled(found, [again.name], Path("digits"), Distil("digits", steps=2)).stages[0].training.steps == 2000
 
@@ -98,6 +107,8 @@ def test_rounds_lead_from_the_teachers_steps_to_the_students():
     (("--method", "guided", "--steps", "2"), "--steps=2 with --method guided"),
     (("--method", "guided"), "--method=guided with stage 'base', which is sampled without two estimates"),
     (("--sampler", "stochastic", "--method", "consistency"), "--sampler=stochastic with --method consistency"),
+    (("--start", "6"), "start=6 with steps=4"),
+    (("--start", "8", "--method", "guided"), "--start=8 with --method guided"),
     (("--intervals", "9"), "--intervals=9 with --method progressive"),
     (("--stage", "spatial", "--guidance-range", "0", "2"), "--guidance-range with stages spatial"),
     (("--guidance-range", "3", "2"), "guidance"),

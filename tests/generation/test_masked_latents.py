@@ -25,7 +25,7 @@ from vdm_jax.stages import inputs
 from vdm_jax.stages.latent import Latent
 from vdm_jax.stages.options import Sampling, Training
 from vdm_jax.stages.stage import Stage, VideoSpec
-from vdm_jax.training import step
+from vdm_jax.training import draws, step
 
 BETAS = LinearBetaSchedule()
 UNET = LatentUNet(in_channels=5, widths=(4, 8), blocks=1, attention=(True, False), heads=(2, 2), groups=2,
@@ -84,7 +84,7 @@ def test_training_draws_timesteps_and_learns_from_what_is_not_known(monkeypatch,
     monkeypatch.setattr(Process, "loss", loss)
     monkeypatch.setattr(inputs, "_encoded", lambda stage, autoencoder, x, valid, key: normal(0, 16, 3, 4, 4, 4))
     draw = inputs.training_inputs
-    monkeypatch.setattr(step, "training_inputs", lambda *a: seen.setdefault("inputs", draw(*a)))
+    monkeypatch.setattr(draws, "training_inputs", lambda *a: seen.setdefault("inputs", draw(*a)))
     step.stage_loss(STAGE, None, {"video": jnp.zeros((16, 3, 8, 8, 3), jnp.uint8)}, jax.random.key(0))
     conditioning = seen["inputs"][1]
     steps = np.asarray(conditioning.scalars["frame_noise_step"])

@@ -14,9 +14,11 @@ from tests.refusals import refused
 from vdm_jax.networks import latent_unet as lu
 from vdm_jax.networks.blocks.feed_forward import FeedForward
 from vdm_jax.networks.blocks.temporal import Mix
+from vdm_jax.networks.latent_network import LatentNetwork
 from vdm_jax.networks.latent_unet_blocks import BlockInputs, Sizes, TokenTransformer, level_code
 from vdm_jax.parallel.rules import parameter_axes
 from vdm_jax.weights import model_kinds
+from vdm_jax.weights.latent_inflation import plan_latent_inflation
 
 SIZES = {"widths": (4, 8), "blocks": 1, "attention": (True, False), "heads": (2, 2),
          "only_cross_attention": (False, False), "token_channels": 6, "groups": 2, "use_linear_projection": True}
@@ -176,3 +178,26 @@ def test_layers_are_split_in_pairs():
     assert parameter_axes(f"{inside}/cross_attention/out/kernel", 2) == ("heads", "embed")
     assert parameter_axes(f"{inside}/feed_forward_0/out/kernel", 2) == ("mlp", "embed")
     assert parameter_axes("/down_0_0/temporal_residual/conv_out/kernel", 5)[-2:] == ("mlp", "embed")
+
+
+def test_the_weight_of_the_guidance_joins_the_noise_level(inputs):
+    """As in released latent consistency models: 81,920 parameters for the U-Net of Stable Diffusion 1.x, which begin at
+    zero, so that a student begins as its teacher whatever the weight."""
+    taking = dataclasses.replace(IMAGE, weight_channels=8)
+    module, (x, level, context, _) = lu.LatentUNetNetwork(taking), inputs
+    params = jax.jit(lambda: module.init(jax.random.key(0), x, level, context, weight=level)["params"])()
+    kernel = params["weight"]["kernel"]
+    assert kernel.shape == (8, 4) and not kernel.any()
+    assert lu.LATENT_UNET_SD1.widths[0] * 256 == 81_920
+    source = {name: leaf for name, leaf in params.items() if name != "weight"}
+    plan = plan_latent_inflation(taking, params, IMAGE, source)
+    assert plan.zero_initialised == ("/weight/kernel",) and not plan.new
+    with refused("LatentUNet.weight_channels", "weight=None", "weight_channels=8"):
+        module.apply({"params": params}, x, level, context)
+    run = jax.jit(lambda weight, kernel: module.apply(
+        {"params": {**params, "weight": {"kernel": kernel}}}, x, level, context, weight=weight))
+    weights = jnp.array([0.0, 7.5])
+    np.testing.assert_array_equal(run(weights, kernel), run(weights[::-1], kernel))
+    assert np.abs(run(weights, kernel + 0.1) - run(weights[::-1], kernel + 0.1)).max() > 1e-4
+    with refused("LatentNetwork.scalars", "weight_channels=8", "permitted: 'guidance' exactly"):
+        LatentNetwork(unet=dataclasses.replace(taking, token_channels=768))

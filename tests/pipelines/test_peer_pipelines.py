@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import vdm_jax
+from tests.refusals import refused
 from tests.weights.test_tokenizers import write_clip
 from vdm_jax.diffusion.arrays import noise_from_keys
 from vdm_jax.generation.one_stage import sample_keys
@@ -276,17 +277,35 @@ def test_pictures_for_the_encoder(height, width, torch, video):
     np.testing.assert_allclose(found[0], wanted[0].permute(1, 2, 0).numpy(), atol=2e-5)
 
 
-def test_latent_consistency(torch, libraries, tmp_path, monkeypatch):
-    theirs = text_to_image(torch, libraries, tmp_path, "LCMScheduler", {}, attention_head_dim=4)
+def latent_consistency(torch, libraries, folder):
+    """A pipeline like that of released latent consistency models, whose U-Net takes the weight, saved."""
+    diffusers, _ = libraries
+    unet = shaken(torch, diffusers.UNet2DConditionModel(**IMAGE_UNET, attention_head_dim=4, time_cond_proj_dim=16))
+    return saved(diffusers.LatentConsistencyModelPipeline(
+        **text_parts(torch, libraries, folder), unet=unet, scheduler=diffusers.LCMScheduler(**STABLE),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False), folder)
+
+
+@pytest.mark.parametrize("scale", [1.0, 8.5], ids=["any U-Net", "the weight is an input"])
+def test_latent_consistency(scale, torch, libraries, tmp_path, monkeypatch):
+    if scale > 1:
+        theirs = latent_consistency(torch, libraries, tmp_path)
+    else:
+        theirs = text_to_image(torch, libraries, tmp_path, "LCMScheduler", {}, attention_head_dim=4)
     ours = vdm_jax.from_pretrained(tmp_path / "in")
     keys = sample_keys(3, np.arange(1), 0)
     module, drawn = __import__(type(theirs.scheduler).__module__, fromlist=["x"]), iter(range(1, 9))
     monkeypatch.setattr(module, "randn_tensor", lambda shape, **_: torch.from_numpy(np.array(noise_from_keys(
         keys, next(drawn), (1, 1, 8, 8, 4)))[:, 0].transpose(0, 3, 1, 2).copy()))
     noise = np.array(jax.jit(lambda keys: noise_from_keys(keys, 0, (1, 1, 8, 8, 4)))(keys))
-    wanted = theirs("a red three", height=16, width=16, num_inference_steps=3, guidance_scale=1.0, output_type="pt",
+    wanted = theirs("a red three", height=16, width=16, num_inference_steps=3, guidance_scale=scale, output_type="pt",
                     latents=torch.from_numpy(noise[:, 0].transpose(0, 3, 1, 2).copy())).images
-    found = ours("a red three", height=16, width=16, num_inference_steps=3, guidance_scale=1.0, seed=3)
+    found = ours("a red three", height=16, width=16, num_inference_steps=3, guidance_scale=scale, seed=3)
     assert np.abs(found.videos - 255 * video_of(torch, wanted).astype(np.float64)).max() <= 1
+    if scale > 1:
+        other = ours("a red three", height=16, width=16, num_inference_steps=3, guidance_scale=1.0, seed=3)
+        assert (other.videos != found.videos).any()
+        with refused("negative_prompt", "'blue'", "takes the weight of guidance"):
+            ours("a red three", negative_prompt="blue", height=16, width=16)
 
 

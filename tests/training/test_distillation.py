@@ -20,6 +20,7 @@ from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.digits.clips import caption_words
 from vdm_jax.networks.config import Level, UNet, WordEncoder
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
+from vdm_jax.planning.flops import training_work
 from vdm_jax.runs.checkpoints import Checkpoints
 from vdm_jax.runs.directory import WEIGHTS, checkpoints_path, open_run
 from vdm_jax.runs.teachers import params_hash, with_teachers
@@ -32,6 +33,7 @@ from vdm_jax.stages.distillation import (
 from vdm_jax.stages.options import InitFrom, Oscillation, Sampling, Training
 from vdm_jax.stages.parameters import initial_params
 from vdm_jax.stages.stage import Experiment, Stage, VideoSpec
+from vdm_jax.training import loop
 from vdm_jax.training.distillation import Roles, distillation_loss, in_roles, with_target
 from vdm_jax.training.draws import draw
 from vdm_jax.training.loop import Trainer
@@ -80,6 +82,7 @@ def random_params(stage, seed=0):
 def teacher(tmp_path, monkeypatch):
     """Makes the run of a teacher with random weights, next to which students are trained."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loop.SampleGrids, "write", lambda self, params, step: np.zeros((4, 4, 3), np.uint8))
 
     def make(network):
         stage = stage_of(network=network)
@@ -238,6 +241,20 @@ def test_guidance_of_weight_zero_is_learnt_already(batch):
     assert found[0.0] < 1e-9 < 1e-4 < found[2.0]
 
 
+def test_estimates_of_the_teacher_that_agree_are_the_target_of_a_halved_step(batch):
+    """A network of zeros that predicts x has the same estimate in both steps; the error of a student that is off by b
+    is b^2, with the weight max(SNR, 1), which is 1 at the times 1 and 1/2."""
+    process = Process(prediction="x")
+    alone = dataclasses.replace(PROGRESSIVE, guidance=None)
+    stage = dataclasses.replace(stage_of(alone, network=SILENT), process=process)
+    assert stage.training.distillation.rounds == (2, 1)
+    zero = jax.tree.map(np.zeros_like, random_params(stage))
+    off = {**zero, "out": {**zero["out"], "bias": zero["out"]["bias"] + np.float32(0.3)}}
+    for step in (0, 2):
+        assert losses(stage, zero, batch, step, {"teacher": zero}) == 0
+        assert losses(stage, off, batch, step, {"teacher": zero}) == pytest.approx(0.09, rel=1e-4)
+
+
 def test_a_consistency_model_whose_intervals_are_short_is_its_own_target(batch):
     """Of a smooth network and its own trajectory; the distance falls at least as the squared length of an interval."""
     params = jax.tree.map(lambda p: 0.3 * p, random_params(stage_of(network=SILENT)))
@@ -259,6 +276,26 @@ def test_training_from_data_alone_compares_two_levels_of_the_same_noise(batch):
     assert set(metrics) >= {"loss", "x_mse", "intervals"}
 
 
+def test_evaluations_of_teachers_and_targets_are_planned():
+    batch = {"video": jax.ShapeDtypeStruct((8, 2, 16, 16, 3), "uint8")}
+
+    def work(distillation):
+        stage = stage_of(distillation, network=SILENT)
+        params = jax.eval_shape(lambda key: initial_params(stage, key), jax.random.key(0))
+        return training_work(stage, batch, params, MESH)
+
+    plain = work(None)
+    for distillation, evaluations in ((dataclasses.replace(PROGRESSIVE, guidance=None), 2), (CONSISTENCY, 3),
+                                      (ConsistencyTraining(), 1)):
+        found = work(distillation)
+        assert found.model == pytest.approx((3 + evaluations) / 3 * plain.model)
+        assert found.computed - plain.computed == pytest.approx(evaluations / 3 * plain.computed, rel=0.1)
+    sizes = [sum(leaf.size for leaf in jax.tree.leaves(abstract_state(stage_of(distillation, network=SILENT), MESH)))
+             for distillation in (None, CONSISTENCY)]
+    student = sum(leaf.size for leaf in jax.tree.leaves(abstract_state(stage_of(network=SILENT), MESH).params))
+    assert sizes[1] - sizes[0] == 2 * student  # teacher and target once each
+
+
 # ---------------------------------------------------------------------------------------------------------- refusals
 
 
@@ -270,6 +307,7 @@ def test_training_from_data_alone_compares_two_levels_of_the_same_noise(batch):
     (lambda: dataclasses.replace(CONSISTENCY, solver=Heun(churn=1.0)), "ConsistencyDistillation.solver", ("churn",)),
     (lambda: ConsistencyTraining(first=9, last=3), "ConsistencyTraining.first", ("last=3",)),
     (lambda: stage_of(PROGRESSIVE, steps=5), "Stage.training.steps", ("training.steps=5", "3 rounds", "permitted: 6")),
+    (lambda: stage_of(PROGRESSIVE, warmup_steps=3), "Stage.training.warmup_steps", ("permitted: 0 and False",)),
     (lambda: stage_of(CONSISTENCY, sampling=Sampling()), "Stage.sampling.consistency", ("permitted: Consistency",)),
     (lambda: stage_of(CONSISTENCY, validate_every=5), "Stage.training.validate_every", ("permitted: 0",)),
     (lambda: stage_of(CONSISTENCY, init_from=InitFrom(stage="a", run="b")), "Stage.training.init_from",

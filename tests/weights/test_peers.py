@@ -150,7 +150,8 @@ VIDEO_UNET = {**UNET, "in_channels": 8, "addition_time_embed_dim": 16, "projecti
 @pytest.mark.parametrize("more", [
     {"attention_head_dim": 8}, {"use_linear_projection": True, "in_channels": 5},
     {"use_linear_projection": True, "in_channels": 7, "num_class_embeds": 10, "only_cross_attention": (True, False)},
-], ids=["sd1", "sd2_depth", "upscaler"])
+    {"attention_head_dim": 8, "time_cond_proj_dim": 24},
+], ids=["sd1", "sd2_depth", "upscaler", "lcm"])
 def test_image_unets(more, torch, tmp_path):
     model = peer(torch, "diffusers", "UNet2DConditionModel", {**IMAGE_UNET, **more})
     loaded, _ = brought(model, tmp_path / "in")
@@ -158,9 +159,15 @@ def test_image_unets(more, torch, tmp_path):
     x = rng.normal(size=(2, 1, 8, 12, loaded.config.in_channels)).astype(np.float32)
     context, level = rng.normal(size=(2, 1, 5, 24)).astype(np.float32), np.array([981.0, 3.0], np.float32)
     classes = np.array([0, 7]) if loaded.config.classes else None
-    theirs = model(torch.from_numpy(frames(x)), torch.from_numpy(level), torch.from_numpy(context[:, 0]),
+    weight = np.array([7.5, 0.0], np.float32) if loaded.config.weight_channels else None
+    code = {}
+    if weight is not None:  # what their pipeline makes of it
+        angles = 1000 * weight[:, None] * np.exp(np.arange(12) * -np.log(10_000) / 11)
+        code["timestep_cond"] = torch.from_numpy(np.concatenate([np.sin(angles), np.cos(angles)], 1).astype(np.float32))
+    theirs = model(torch.from_numpy(frames(x)), torch.from_numpy(level), torch.from_numpy(context[:, 0]), **code,
                    class_labels=None if classes is None else torch.from_numpy(classes)).sample
-    ours = jax.jit(lambda x: loaded.module.apply({"params": loaded.params}, x, level, context, classes=classes))(x)
+    ours = jax.jit(lambda x: loaded.module.apply({"params": loaded.params}, x, level, context, classes=classes,
+                                                    weight=weight))(x)
     close(frames(np.asarray(ours)), theirs)
     check_way_back(torch, model, loaded, tmp_path / "out")
 

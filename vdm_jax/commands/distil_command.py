@@ -17,6 +17,8 @@ from vdm_jax.runs.manifest import Damaged
 if TYPE_CHECKING:  # JAX is not imported before the options are checked
     from vdm_jax.stages.stage import Experiment, Stage
 
+WEIGHT_CHANNELS = 256  # of the code of the guidance's weight of latent U-Nets, as of released ones
+TIMESTEP_SCALING = 10.0  # of latent consistency models
 LEARNING_RATE = 1e-4  # of Salimans & Ho 2022, table 2; another one by --STAGE.training.learning-rate
 
 
@@ -54,8 +56,11 @@ class Distil:
     stage: tuple[str, ...] = ()  # distil only these stages; all by default
     updates: Count = 2000  # training steps: of each round of 'progressive' and 'guided', of all of 'consistency'
     guidance_range: tuple[Guidance, Guidance] | None = None  # lowest and highest weight that students take as an input
+    # Of 'progressive': steps of DDIM of the first teacher, --steps times 2, 4, ...; by default the fewest of these that
+    # are as many as the teacher is sampled with
+    start: SamplingSteps | None = None
     sampler: Literal["ddim", "stochastic"] = "ddim"  # of 'progressive'; stochastic as in Imagen Video
-    intervals: Count = 64  # of 'consistency': parts of the teacher's trajectory
+    intervals: Count | None = None  # of 'consistency': parts of the teacher's trajectory; 64, in latents 50
     data_dir: Path | None = None  # where prepared data sets live; ~/.cache/vdm_jax/data by default
     damaged: Damaged = "refuse"  # a damaged newest checkpoint: refuse, or set it aside and go on from an intact one
     quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False  # no progress, warnings only
@@ -65,7 +70,8 @@ class Distil:
 def main(arguments: Sequence[str]) -> int:
     """Entry of the command."""
     options, rest = parse_with_rest(Distil, arguments, "vdm-jax distil")
-    unread = {"progressive": ("intervals",), "guided": ("steps", "sampler", "intervals"), "consistency": ("sampler",)}
+    unread = {"progressive": ("intervals",), "guided": ("steps", "start", "sampler", "intervals"),
+              "consistency": ("start", "sampler")}
     refuse_unused(options, unread[options.method], f"with --method {options.method}",
                   f"another --method than {options.method}, or none of it")
     from vdm_jax.commands.train_command import train
@@ -118,7 +124,7 @@ def takers(experiment: Experiment, names: Sequence[str]) -> list[str]:
 
 def student(stage: Stage, folder: Path, options: Distil, ranged: bool) -> Stage:
     """The student of a stage: its network, training and sampling."""
-    from vdm_jax.stages.distillation import WEIGHT
+    from vdm_jax.conditions.scalars import WEIGHT
     from vdm_jax.stages.options import Evaluation
 
     weights, by = guidance_of(stage, options, ranged)
@@ -131,10 +137,11 @@ def student(stage: Stage, folder: Path, options: Distil, ranged: bool) -> Stage:
         text_dropout=0.0 if weights is not None else stage.training.text_dropout)
     network = stage.network
     if weights is not None and weights[0] < weights[1] and WEIGHT not in network.scalars:
-        if "scalars" not in {field.name for field in dataclasses.fields(network)}:
-            raise UserError(f"--guidance-range with stage {stage.name!r}, a {type(network).__name__}, which takes no "
-                            "further numbers; permitted: no --guidance-range, for the stage's own weight")
-        network = dataclasses.replace(network, scalars=(*network.scalars, WEIGHT))
+        if hasattr(network, "unet"):
+            network = dataclasses.replace(network, scalars=(*network.scalars, WEIGHT), unet=dataclasses.replace(
+                network.unet, weight_channels=WEIGHT_CHANNELS))
+        else:
+            network = dataclasses.replace(network, scalars=(*network.scalars, WEIGHT))
     return with_autoencoder(dataclasses.replace(
         stage, network=network, training=training, sampling=sampling_of(stage, options, weights)), folder)
 
@@ -158,12 +165,14 @@ def guidance_of(stage: Stage, options: Distil, ranged: bool) -> tuple[tuple[floa
 
 def distillation_of(stage: Stage, folder: Path, options: Distil, weights: tuple[float, float] | None, by: str):
     """What the student learns."""
+    from vdm_jax.diffusion.samplers import DDIM
     from vdm_jax.diffusion.weightings import TruncatedSNRWeighting
     from vdm_jax.stages.distillation import ConsistencyDistillation, ProgressiveDistillation, Teacher
 
     common = {"teacher": Teacher(run=str(folder), stage=stage.name), "guidance": weights, "teacher_guidance": by}
     if options.method == "consistency":
-        return ConsistencyDistillation(intervals=options.intervals, **common)
+        solver = {"solver": DDIM()} if timesteps(stage) else {}  # as in latent consistency distillation
+        return ConsistencyDistillation(intervals=intervals_of(stage, options), **solver, **common)
     steps = stage.sampling.steps if options.method == "guided" else options.steps
     truncated = isinstance(stage.process.weighting, TruncatedSNRWeighting)  # the teacher's own, which may have a gamma
     weighting = {"weighting": stage.process.weighting} if truncated else {}
@@ -172,17 +181,16 @@ def distillation_of(stage: Stage, folder: Path, options: Distil, weights: tuple[
             raise UserError(f"--method=guided with stage {stage.name!r}, which is sampled without two estimates; "
                             "permitted: stages with guidance (--stage), or --guidance-range")
         return ProgressiveDistillation(start=steps, steps=steps, updates=options.updates, **weighting, **common)
-    start = 2 * steps
-    while start < stage.sampling.steps:
+    start = options.start or 2 * steps
+    while options.start is None and start < stage.sampling.steps:
         start *= 2
     return ProgressiveDistillation(start=start, steps=steps, updates=options.updates, **weighting, **common)
 
 
 def sampling_of(stage: Stage, options: Distil, weights: tuple[float, float] | None):
     """How the student is sampled unless the user says otherwise."""
-    from vdm_jax.diffusion.beta_tables import BetaTable
     from vdm_jax.diffusion.consistency import Boundary
-    from vdm_jax.diffusion.grids import TimeGrid
+    from vdm_jax.diffusion.grids import TimeGrid, TimestepGrid
     from vdm_jax.diffusion.samplers import DDIM, Consistency, StochasticDDIM
 
     sampling = dataclasses.replace(stage.sampling, split_guidance=False, frame_lag=0)
@@ -196,8 +204,22 @@ def sampling_of(stage: Stage, options: Distil, weights: tuple[float, float] | No
     if options.method == "progressive":
         kind = DDIM if options.sampler == "ddim" else StochasticDDIM
         return dataclasses.replace(sampling, sampler=kind(grid=TimeGrid()), consistency=None)
-    latent = isinstance(stage.process.schedule, BetaTable)
-    return dataclasses.replace(sampling, sampler=Consistency(), consistency=10.0 if latent else Boundary())
+    if not timesteps(stage):
+        return dataclasses.replace(sampling, sampler=Consistency(), consistency=Boundary())
+    grid = TimestepGrid(spacing="distilled", original=intervals_of(stage, options))  # the levels of training
+    return dataclasses.replace(sampling, sampler=Consistency(grid=grid), consistency=TIMESTEP_SCALING)
+
+
+def timesteps(stage: Stage) -> bool:
+    """Whether a stage's noise levels are the timesteps of a table, as those of latent models."""
+    from vdm_jax.diffusion.beta_tables import BetaTable
+
+    return isinstance(stage.process.schedule, BetaTable)
+
+
+def intervals_of(stage: Stage, options: Distil) -> int:
+    """Parts of the teacher's trajectory."""
+    return options.intervals or (50 if timesteps(stage) else 64)
 
 
 def with_autoencoder(stage: Stage, folder: Path) -> Stage:

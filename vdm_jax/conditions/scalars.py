@@ -20,6 +20,8 @@ from vdm_jax.conditions.conditioning import (
 )
 from vdm_jax.errors import UserError
 
+WEIGHT = "guidance"  # the scalar by which a network takes the weight of the guidance
+
 
 class Scalars(Condition):
     """Frames per second ("fps"), a motion bucket ("motion"), and others that a network names. What other conditions add
@@ -75,6 +77,6 @@ class Scalars(Condition):
 def own_scalars(stage: Stage, count: int) -> dict[str, Array]:
     """Scalars `[B]` of `count` videos of which nothing else is said: the stage's frames per second and weight of the
     guidance, and the network's motion bucket."""
-    values = {"fps": stage.video.fps, "guidance": stage.sampling.guidance, **stage.network.scalar_defaults}
+    values = {"fps": stage.video.fps, WEIGHT: stage.sampling.guidance, **stage.network.scalar_defaults}
     return {name: jnp.full((count,), values[name]) for name in stage.network.scalars
             if values.get(name) is not None}

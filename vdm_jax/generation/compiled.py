@@ -104,8 +104,9 @@ class StepFunctions(NamedTuple):
 def of_any_steps(stage: Stage, sampling: Sampling) -> tuple[Stage, Sampling]:
     """Stage and sampling without what `step_functions` do not depend on, by which they are kept."""
     terms = tuple(dataclasses.replace(term, scale=2.0) for term in sampling.terms)  # no weight is 0
-    any_weight = (stage.training.distillation.guidance[0] if stage.takes_weight else
-                  float(is_guided(stage, sampling) and not terms))
+    any_weight, distillation = float(is_guided(stage, sampling) and not terms), stage.training.distillation
+    if stage.takes_weight and distillation is not None:  # one that the student has learnt
+        any_weight = distillation.guidance[0]
     sampling = dataclasses.replace(sampling, steps=1, guidance=any_weight, terms=terms, batch_size=1,
                                    last_frame_guidance=None, scheduler=None)
     latent = None if stage.latent is None else dataclasses.replace(stage.latent, decode_frames=None)

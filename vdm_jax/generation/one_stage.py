@@ -16,6 +16,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Key
 from vdm_jax.conditions.conditioning import CONDITIONS, Conditioning, SampledVideos, conditions_of
 from vdm_jax.conditions.control import at_step, without_guessed
 from vdm_jax.conditions.frame_masks import MaskedVideo
+from vdm_jax.conditions.scalars import WEIGHT
 from vdm_jax.configuration import Seed, check_value
 from vdm_jax.diffusion.arrays import Denoiser
 from vdm_jax.diffusion.conditional import reconstruction_guided, replaced, shown_clean
@@ -37,7 +38,6 @@ from vdm_jax.diffusion.windows import ConditionalDenoiser, following, windowed
 from vdm_jax.errors import UserError, unknown_kind
 from vdm_jax.networks.kinds import network_module
 from vdm_jax.parallel.rules import batch_parts, batch_sharding, shard_along
-from vdm_jax.stages.distillation import WEIGHT
 from vdm_jax.stages.inputs import encoder
 from vdm_jax.stages.latent import decode, encode_masked_video
 from vdm_jax.stages.options import DynamicThreshold, GuidanceTerm, Sampling, StaticThreshold

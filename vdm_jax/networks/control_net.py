@@ -50,7 +50,7 @@ CONTROL_NET_SD1 = ControlNet()
 def control_net_of(unet: LatentUNet, **options: Any) -> ControlNet:
     """The sizes of a ControlNet of a U-Net: its image layers, without scalars. `options` are fields of
     `ControlNet`. Raises `UserError` for a U-Net that attends to no tokens."""
-    return ControlNet(unet=dataclasses.replace(image_unet(unet), scalars=0), **options)
+    return ControlNet(unet=dataclasses.replace(image_unet(unet), scalars=0, weight_channels=0), **options)
 
 
 class ControlNetNetwork(nn.Module):

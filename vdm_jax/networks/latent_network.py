@@ -22,6 +22,7 @@ from vdm_jax.conditions.conditioned import FrameNoise
 from vdm_jax.conditions.conditioning import Conditioning, check_parts
 from vdm_jax.conditions.inputs import Input, check_conditions, check_entries
 from vdm_jax.conditions.reference import Reference
+from vdm_jax.conditions.scalars import WEIGHT
 from vdm_jax.configuration import CountOrZero, NonNegative, WidthOrZero, config
 from vdm_jax.diffusion.beta_tables import (
     LinearBetaSchedule,
@@ -59,7 +60,8 @@ class LatentNetwork(Backbone):
     # caption, are zeros: it takes no mask. None: one token of zeros
     text: EmbeddedText | None = None
     # In the order in which they enter: "fps" (it receives one less), "motion" (the bucket of how much moves) and
-    # "noise" (standard deviation of that on the first frame), as in Stable Video Diffusion (2311.15127)
+    # "noise" (standard deviation of that on the first frame), as in Stable Video Diffusion (2311.15127). And
+    # "guidance", the weight of the guidance, of latent consistency models
     scalars: tuple[str, ...] = ()
     # Bucket of clips of which nothing else is said; how motion maps to buckets is not published
     motion: NonNegative = 127.0
@@ -89,9 +91,13 @@ class LatentNetwork(Backbone):
         if text is not None and (text.width != unet.token_channels or text.project):
             raise UserError(f"LatentNetwork.text={text} for a U-Net of token_channels={unet.token_channels}; "
                             "permitted: that width, and project=0")
-        if any(name not in SCALARS for name in self.scalars) or len(set(self.scalars)) != unet.scalars:
+        numbers = [name for name in self.scalars if name != WEIGHT]
+        if any(name not in SCALARS for name in numbers) or len(set(numbers)) != unet.scalars:
             raise UserError(f"LatentNetwork.scalars={self.scalars} for a U-Net of {unet.scalars}; permitted: as many "
                             f"of {', '.join(SCALARS)}")
+        if (WEIGHT in self.scalars) != bool(unet.weight_channels):
+            raise UserError(f"LatentNetwork.scalars={self.scalars} for a U-Net of weight_channels="
+                            f"{unet.weight_channels}; permitted: {WEIGHT!r} exactly with weight_channels")
         if "noise" in self.scalars and not self.first_frame:
             raise UserError("LatentNetwork.scalars has 'noise', that on the first frame, with first_frame=False; "
                             "permitted: first_frame=True")
@@ -271,7 +277,8 @@ class LatentNetworkModule(nn.Module):
         conditioning_latents = _conditioning_latents(spec, conditioning)
         x, tokens = _stacked(spec, z, conditioning, conditioning_latents), self._tokens(len(z), conditioning)
         level = -logsnr / 8 if spec.timesteps is None else spec.timesteps.timestep(logsnr)
-        told = {"scalars": _scalars(spec, conditioning), "classes": _classes(spec, conditioning, len(z))}
+        told = {"scalars": _scalars(spec, conditioning), "classes": _classes(spec, conditioning, len(z)),
+                "weight": conditioning.scalars[WEIGHT] if WEIGHT in spec.scalars else None}
         control = self._control(x, level, tokens, conditioning, told["classes"])
         clip = x.shape[1] - images
         of_clip = conditioning_latents[:, :clip] if spec.frame_conditioning == "layers" else None
@@ -364,9 +371,9 @@ def _stacked(spec: LatentNetwork, z: Array, conditioning: Conditioning, conditio
 
 
 def _scalars(spec: LatentNetwork, conditioning: Conditioning) -> Float[Array, "B N"] | None:
-    if not spec.scalars:
+    if not spec.unet.scalars:
         return None
-    return jnp.stack([conditioning.scalars[name] - (name == "fps") for name in spec.scalars], axis=-1)
+    return jnp.stack([conditioning.scalars[name] - (name == "fps") for name in spec.scalars if name != WEIGHT], axis=-1)
 
 
 def _classes(spec: LatentNetwork, conditioning: Conditioning, batch: int) -> Int[Array, " B"] | None:

@@ -22,6 +22,7 @@ from vdm_jax.configuration import Count, Depth, Positive, Size, SizeOrZero, Widt
 from vdm_jax.errors import UserError
 from vdm_jax.networks.autoencoders.blocks import Double
 from vdm_jax.networks.blocks.attention import INPUTS
+from vdm_jax.networks.blocks.sinusoids import sinusoids
 from vdm_jax.networks.latent_frames import (
     FIRST_HEADS,
     MOTION_V1,
@@ -41,7 +42,7 @@ from vdm_jax.networks.latent_unet_blocks import (
     TokenTransformer,
     level_code,
 )
-from vdm_jax.networks.layers import Convolution, Dense, GroupNorm, silu
+from vdm_jax.networks.layers import Convolution, Dense, GroupNorm, silu, zeros
 from vdm_jax.networks.remat import name_input, rematerialised
 from vdm_jax.parallel.rules import shard_along
 
@@ -63,6 +64,9 @@ class LatentUNet:
     classes: WidthOrZero = 0  # of a table added to the embedding: noise levels of the low-resolution input
     scalars: SizeOrZero = 0  # numbers added to the embedding: frames per second, motion, noise of the image
     scalar_channels: Width = 256  # of the code of each
+    # Of the code of the guidance's weight, which joins that of the noise level (latent consistency models: Luo et al.
+    # 2023, arXiv 2310.04378); 256 published, 0: takes no weight
+    weight_channels: WidthOrZero = 0
     temporal: bool = False  # temporal layers mixed with those within, by learned shares
     temporal_conv: TemporalConv | None = None  # temporal layers after those within
     motion: Motion | None = None  # motion modules after each block
@@ -192,18 +196,24 @@ class LatentUNetNetwork(nn.Module):
         classes: Int[Array, " B"] | None = None, control: Control | None = None,
         conditioning_latents: Float[Array, "B T H W M"] | None = None,
         references: dict[str, Float[Array, "B _ _ _"]] | None = None, train: bool = False,
+        weight: Float[Array, " B"] | None = None,
     ) -> Float[Array, "B T H W O"]:
         """`level` is the timestep, or ln(sigma) / 4 in Stable Video Diffusion, of the clip or of each frame; the
         `tokens` are one group for the clip or one per frame, as do the `references` of an `WithExtraKeys`
         pattern, by transformer (`reference_tokens`). `control` is what a ControlNet made of the same
-        latents; `conditioning_latents` has the latents of conditioning frames, zero elsewhere, and their mask.
+        latents; `conditioning_latents` has the latents of conditioning frames, zero elsewhere, and their mask; `weight`
+        is that of the guidance.
         """
         spec, dtype = self.config, jnp.dtype(self.config.dtype)
         check(spec, x, tokens, scalars, classes, conditioning_latents)
+        if (weight is None) == bool(spec.weight_channels):
+            raise UserError(f"weight={weight} of the guidance for LatentUNet.weight_channels={spec.weight_channels}; "
+                            "permitted: one for each video exactly with weight_channels", "LatentUNet.weight_channels")
         check_references(spec, x, references)
         tokens = None if tokens is None else tokens.astype(dtype)
         levels = None if conditioning_latents is None else conditioning_by_level(spec, conditioning_latents)
-        block_inputs = BlockInputs(embed(self, spec, level, scalars, classes), tokens, levels, train, references)
+        embedding = embed(self, spec, level, scalars, classes, weight)
+        block_inputs = BlockInputs(embedding, tokens, levels, train, references)
         x = Convolution(spec.widths[0], dtype=dtype, sharded_axis=spec.sharded_axis, name="stem")(x)
         x = shard_along(x, spec.sharded_axis, must=False)
         if spec.temporal_conv:
@@ -250,7 +260,7 @@ def image_unet(unet: LatentUNet) -> LatentUNet:
 def reference_net_of(unet: LatentUNet) -> LatentUNet:
     """The sizes of the network that a U-Net takes reference tokens from: its image layers, without scalars or a
     class (ReferenceNet: Hu et al. 2023, arXiv 2311.17117)."""
-    return dataclasses.replace(image_unet(unet), scalars=0, classes=0)
+    return dataclasses.replace(image_unet(unet), scalars=0, classes=0, weight_channels=0)
 
 
 # ------------------------------------------------ parts, which make their layers in the network that calls them
@@ -300,16 +310,21 @@ def sizes_of(spec: LatentUNet) -> Sizes:
 def embed(
     module: nn.Module, spec: LatentUNet, level: Float[Array, " B"] | Float[Array, "B T"],
     scalars: Float[Array, "B N"] | None = None, classes: Int[Array, " B"] | None = None,
+    weight: Float[Array, " B"] | None = None,
 ) -> Float[Array, "B G E"]:
-    """The vector that residual blocks see, of noise level (of the clip or of each frame), scalars and class; its table
-    is a parameter of `module`."""
+    """The vector that residual blocks see, of noise level (of the clip or of each frame), weight of the guidance,
+    scalars and class; its table is a parameter of `module`."""
     dtype, channels = jnp.dtype(spec.dtype), 4 * spec.widths[0]
 
     def hidden(code: Array, name: str) -> Array:
         h = silu(Dense(channels, dtype=dtype, name=f"{name}_in")(code))
         return Dense(channels, dtype=dtype, name=f"{name}_out")(h)
 
-    embedding = hidden(level_code(level if level.ndim == 2 else level[:, None], spec.widths[0]), "level")
+    code = level_code(level if level.ndim == 2 else level[:, None], spec.widths[0])
+    if spec.weight_channels:
+        weights = sinusoids(1000 * weight, spec.weight_channels)[:, None]
+        code = code + Dense(spec.widths[0], use_bias=False, kernel_init=zeros, dtype=dtype, name="weight")(weights)
+    embedding = hidden(code, "level")
     if spec.scalars:
         code = level_code(scalars, spec.scalar_channels)
         embedding = embedding + hidden(code.reshape(len(code), 1, -1), "scalars")

@@ -176,9 +176,13 @@ class FromText(LatentPipeline):
         usual = self.generator.experiment.stages[0].video
         stage = self.stage(frames, usual.height if height is None else height, usual.width if width is None else width,
                            chunk)
+        if stage.takes_weight and any(negative):
+            raise UserError(f"negative_prompt={negative_prompt!r} for a U-Net that takes the weight of guidance and "
+                            "makes no estimate without the prompt; permitted: None", "negative_prompt")
         noise = Noise(self.checked_noise(stage, len(prompts), steps, latents))
-        return self.generate(stage, prompts, (weight, None) if weight > 0 else None, steps, progress, fps=fps,
-                             noise=noise, seed=int(seed), **self.encoded(prompts, negative), **given)
+        guidance = (weight, None) if weight > 0 or stage.takes_weight else None
+        return self.generate(stage, prompts, guidance, steps, progress, fps=fps, noise=noise, seed=int(seed),
+                             **self.encoded(prompts, negative), **given)
 
     def _weight(self, guidance: Any, guidance_scale: Any) -> float:
         """w in cond + w (cond - uncond), of either way to write it; scales up to 1 are off."""

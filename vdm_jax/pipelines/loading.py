@@ -18,6 +18,7 @@ PIPELINES: dict[str, Callable[[Folder], LatentPipeline]] = {
     "AnimateDiffControlNetPipeline": ControlledAnimateDiff,
     "AnimateDiffPipeline": AnimateDiff,
     "StableDiffusionControlNetPipeline": ControlledTextToImage,
+    "LatentConsistencyModelPipeline": TextToImage,
     "StableDiffusionPipeline": TextToImage,
     "StableVideoDiffusionPipeline": ImageToVideo,
     "TextToVideoSDPipeline": TextToVideo,

@@ -8,13 +8,13 @@ A distillation is a loss over networks with roles: the student, which is trained
 import math
 from typing import Annotated, Any, ClassVar, Literal
 
+from vdm_jax.conditions.scalars import WEIGHT
 from vdm_jax.configuration import Ascending, Count, Guidance, Range, SamplingSteps, ShareBelowOne, config
 from vdm_jax.diffusion.distillation import Distance, PseudoHuber, Solver
 from vdm_jax.diffusion.samplers import Consistency, Heun
 from vdm_jax.diffusion.weightings import TruncatedSNRWeighting, Weighting
 from vdm_jax.errors import UserError
 
-WEIGHT = "guidance"  # the scalar by which a network takes the weight of the guidance
 # Lowest and highest weight w of (1 + w) conditional - w unconditional that training draws. Equal ones: a constant one
 Weights = Annotated[tuple[Guidance, Guidance], Ascending()]
 TeacherGuidance = Literal["two_estimates", "input"]
@@ -51,6 +51,7 @@ class ProgressiveDistillation:
 
     roles: ClassVar[tuple[str, ...]] = ("teacher",)
     dropout: ClassVar[bool] = False
+    evaluations: ClassVar[int] = 2  # of networks without gradient, per example
 
     def __post_init__(self):
         halvings = math.log2(self.start / self.steps)
@@ -71,6 +72,10 @@ class ProgressiveDistillation:
         if stage.training.steps != total:
             raise UserError(f"{where}: training.steps={stage.training.steps} with {len(self.rounds)} rounds of "
                             f"training.distillation.updates={self.updates}; permitted: {total}")
+        if stage.training.warmup_steps or stage.training.decay:
+            raise UserError(f"{where}: training.warmup_steps={stage.training.warmup_steps} with training.decay="
+                            f"{stage.training.decay} of a ProgressiveDistillation, whose learning rate falls in every "
+                            "round; permitted: 0 and False")
 
 
 @config
@@ -92,6 +97,12 @@ class ConsistencyDistillation:
     def roles(self) -> tuple[str, ...]:
         """Networks next to the student."""
         return ("teacher", "target") if self.target_decay else ("teacher",)
+
+    @property
+    def evaluations(self) -> int:
+        """Of networks without gradient, per example: the solver's, and the target's."""
+        twice = self.guidance is not None and self.teacher_guidance == "two_estimates"
+        return (1 + isinstance(self.solver, Heun)) * (1 + twice) + 1
 
     def __post_init__(self):
         if getattr(self.solver, "eta", 0) or getattr(self.solver, "churn", 0) or self.solver.grid is not None:
@@ -117,6 +128,7 @@ class ConsistencyTraining:
     target_decay: ShareBelowOne = 0.0
 
     dropout: ClassVar[bool] = True
+    evaluations: ClassVar[int] = 1
     teacher: ClassVar[None] = None
     guidance: ClassVar[None] = None
 
@@ -151,7 +163,8 @@ def check_distillation(stage: Any) -> None:
     spec, training, where = stage.training.distillation, stage.training, f"Stage {stage.name!r}"
     takes = WEIGHT in stage.network.scalars
     weights = None if spec is None else spec.guidance
-    if takes and (weights is None or weights[0] == weights[1]):
+    released = spec is None and hasattr(stage.network, "unet")  # whose weights may have learnt it elsewhere
+    if takes and not released and (weights is None or weights[0] == weights[1]):
         raise UserError(f"{where}: network.scalars={stage.network.scalars} have {WEIGHT!r}, a weight of guidance, "
                         f"and training.distillation.guidance={weights} draws none; permitted: two weights, such as "
                         "(0, 4), or other scalars")

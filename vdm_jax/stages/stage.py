@@ -14,6 +14,7 @@ from vdm_jax.conditions.first_frame import FirstFrame
 from vdm_jax.conditions.frame_masks import NoMask
 from vdm_jax.conditions.frames import KeyFrames
 from vdm_jax.conditions.low_resolution import LowResolution
+from vdm_jax.conditions.scalars import WEIGHT
 from vdm_jax.conditions.text import TextInput
 from vdm_jax.configuration import Range, Seed, Size, config
 from vdm_jax.data.embeddings import EncoderFolder
@@ -24,7 +25,7 @@ from vdm_jax.errors import UserError
 from vdm_jax.networks.kinds import Network
 from vdm_jax.networks.latent_network import LatentNetwork
 from vdm_jax.parallel.mesh import MeshSpec
-from vdm_jax.stages.distillation import WEIGHT, check_distillation
+from vdm_jax.stages.distillation import check_distillation
 from vdm_jax.stages.latent import Latent
 from vdm_jax.stages.options import DataSet, InitFrom, InitFromFile, Sampling, Training
 

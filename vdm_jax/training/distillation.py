@@ -15,13 +15,14 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from vdm_jax.conditions.scalars import WEIGHT
 from vdm_jax.diffusion.arrays import Denoiser, Level, Video, expand
 from vdm_jax.diffusion.consistency import consistent_estimate
 from vdm_jax.diffusion.distillation import growing_intervals, halving_target, interval_level, solved, target_decay
 from vdm_jax.diffusion.guidance import batched, combine
 from vdm_jax.generation.one_stage import with_threshold
 from vdm_jax.networks.kinds import network_module
-from vdm_jax.stages.distillation import WEIGHT, ConsistencyDistillation, ConsistencyTraining, ProgressiveDistillation
+from vdm_jax.stages.distillation import ConsistencyDistillation, ConsistencyTraining, ProgressiveDistillation
 from vdm_jax.stages.stage import Stage
 from vdm_jax.training.draws import Drawn, bound_network, loss_mask
 from vdm_jax.training.state import DistillationState, TrainState, make_optimizer

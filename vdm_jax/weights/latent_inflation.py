@@ -32,6 +32,7 @@ _LAST = (r"/temporal_residual/conv_out/|/time/\w+/out/|/places_out/|/\w+_frames/
 _NUMBERS = "/scalars_out/"
 _COPY = re.compile(r"/(?:control_net_\w+?|reference_net)(/.*)")  # of the image layers, next to the U-Net
 _MAPS = re.compile(r"/hint/|/control_(\d+|middle)/")  # its own layers, which end in zeros
+_WEIGHT = "/weight/kernel"  # of the guidance, as a new input
 _TOKENS = re.compile(r"/condition_\w+/kernel")
 
 
@@ -63,7 +64,7 @@ def plan_latent_inflation(network: LatentUNet, shapes: Any, source: LatentUNet, 
             copied[name] = of
         elif inside and _MAPS.match(of):
             new.append(name)
-        elif _TOKENS.fullmatch(name):
+        elif _TOKENS.fullmatch(name) or name == _WEIGHT:
             zero_initialised.append(name)
         elif re.search(_OVER_FRAMES, name):
             (zero_initialised if re.search(_LAST, name) else new).append(name)

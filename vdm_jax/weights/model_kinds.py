@@ -106,6 +106,7 @@ def _example(config: LatentUNet) -> tuple[tuple[Any, ...], dict[str, Any]]:
     conditioning_latents = jnp.zeros((1, frames, side, side,
                                       config.conditioning_channels)) if config.conditioning_channels else None
     return inputs, {"scalars": jnp.zeros((1, config.scalars)) if config.scalars else None,
+                    "weight": jnp.zeros(1) if config.weight_channels else None,
                     "classes": jnp.zeros(1, int) if config.classes else None,
                     "conditioning_latents": conditioning_latents}
 

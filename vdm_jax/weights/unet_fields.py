@@ -43,6 +43,7 @@ def unet_names(temporal: bool) -> Names:
         **{f"time/{a}": f"temporal_transformer_blocks.0.{b}" for a, b in {**block, **before}.items()}}
     modules: Lines = (
         ("stem", "conv_in"), ("norm", "conv_norm_out"), ("out", "conv_out"),
+        ("weight", "time_embedding.cond_proj"),
         *((f"{a}_{b}", f"{c}_embedding.linear_{d}") for a, c in (("level", "time"), ("scalars", "add"))
           for b, d in (("in", 1), ("out", 2))),
         (r"downsample_(\d+)", r"down_blocks.\1.downsamplers.0.conv"),
@@ -99,7 +100,7 @@ def read_image_unet(fields: Fields, both_ways: bool = True) -> LatentUNet:
         downsample_padding=1, mid_block_scale_factor=1, act_fn="silu", norm_eps=EPSILON, encoder_hid_dim=None,
         transformer_layers_per_block=1, dual_cross_attention=False, num_attention_heads=None, class_embed_type=None,
         addition_embed_type=None, resnet_time_scale_shift="default", time_embedding_type="positional",
-        time_embedding_dim=None, time_embedding_act_fn=None, timestep_post_act=None, time_cond_proj_dim=None,
+        time_embedding_dim=None, time_embedding_act_fn=None, timestep_post_act=None,
         conv_in_kernel=3, conv_out_kernel=3, attention_type="default", class_embeddings_concat=False,
         cross_attention_norm=None, resnet_skip_time_act=False, resnet_out_scale_factor=1.0)
     if fields.data.get("only_cross_attention") is True or fields.data.get("mid_block_only_cross_attention"):
@@ -112,6 +113,7 @@ def read_image_unet(fields: Fields, both_ways: bool = True) -> LatentUNet:
         only_cross_attention=read_each(fields, "only_cross_attention", False, len(widths)),
         token_channels=fields.get("cross_attention_dim", 1280),
         use_linear_projection=fields.get("use_linear_projection", False),
+        weight_channels=fields.data.get("time_cond_proj_dim") or 0,
         classes=fields.data.get("num_class_embeds") or 0, groups=fields.get("norm_num_groups", 32))
 
 
@@ -124,6 +126,7 @@ def image_fields(config: LatentUNet) -> dict[str, Any]:
         **shared_fields(config, *IMAGE_TYPES), "attention_head_dim": list(config.heads),
         "only_cross_attention": list(config.only_cross_attention),
         "use_linear_projection": config.use_linear_projection,
+        "time_cond_proj_dim": config.weight_channels or None,
         "num_class_embeds": config.classes or None, "norm_num_groups": config.groups, "norm_eps": EPSILON}
 
 
@@ -160,7 +163,7 @@ def read_video_unet(fields: Fields) -> LatentUNet:
 
 def write_video_unet(config: LatentUNet) -> dict[str, Any]:
     """Fields of a `UNetSpatioTemporalConditionModel`. Raises `UserError` for what the class does not have."""
-    if config.classes or config.groups != 32 or not config.use_linear_projection or (
+    if config.classes or config.weight_channels or config.groups != 32 or not config.use_linear_projection or (
             any(config.only_cross_attention) or not config.scalars or config.epsilons != VIDEO_EPSILONS):
         raise UserError(f"{config} is no UNetSpatioTemporalConditionModel; permitted: scalars, no classes, groups=32, "
                         f"epsilons={VIDEO_EPSILONS}, no level with only_cross_attention, use_linear_projection=True")

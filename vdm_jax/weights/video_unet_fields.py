@@ -126,8 +126,8 @@ def read_stack_unet(fields: Fields) -> LatentUNet:
 def write_stack_unet(config: LatentUNet) -> dict[str, Any]:
     """Fields of a `UNet3DConditionModel`. Raises `UserError` for what the class does not have."""
     head_dims = {width // heads for width, heads in zip(config.widths, config.heads, strict=True)}
-    if (config.classes or config.scalars or not config.use_linear_projection or any(config.only_cross_attention)
-        or len(head_dims) > 1
+    if (config.classes or config.scalars or config.weight_channels or not config.use_linear_projection
+            or any(config.only_cross_attention) or len(head_dims) > 1
             or config.epsilons != (EPSILON,) * 4 or config.temporal_conv != TemporalConv()):
         raise UserError(f"{config} is no UNet3DConditionModel; permitted: no classes, no scalars, heads of one size, "
                         f"epsilons={(EPSILON,) * 4}, {TemporalConv()}, no level with only_cross_attention, "
@@ -160,8 +160,8 @@ def read_motion_unet(fields: Fields) -> LatentUNet:
 def write_motion_unet(config: LatentUNet) -> dict[str, Any]:
     """Fields of a `UNetMotionModel`. Raises `UserError` for what the class does not have."""
     motion = config.motion
-    if config.classes or config.scalars or any(config.only_cross_attention) or motion.groups != config.groups or (
-            config.epsilons != (EPSILON,) * 4):
+    if config.classes or config.scalars or config.weight_channels or any(config.only_cross_attention) or (
+            motion.groups != config.groups or config.epsilons != (EPSILON,) * 4):
         raise UserError(f"{config} is no UNetMotionModel; permitted: no classes, no scalars, no level with "
                         f"only_cross_attention, the same groups in its motion modules, epsilons={(EPSILON,) * 4}")
     return {**shared_fields(config, *MOTION_TYPES), "num_attention_heads": list(config.heads),
@@ -199,7 +199,8 @@ def read_control(fields: Fields) -> ControlNet:
 def write_control(config: ControlNet) -> dict[str, Any]:
     """Fields of a `ControlNetModel`. Raises `UserError` for what the class does not have."""
     image = image_fields(config.unet)
-    return {**{name: value for name, value in image.items() if name not in ("out_channels", "up_block_types")},
+    others = ("out_channels", "up_block_types", "time_cond_proj_dim")
+    return {**{name: value for name, value in image.items() if name not in others},
             "conditioning_channels": config.hint_channels,
             "conditioning_embedding_out_channels": list(config.hint_widths)}
 

@@ -17,6 +17,7 @@ import jax
 
 from vdm_jax.conditions.control import MAPS
 from vdm_jax.conditions.inputs import Input
+from vdm_jax.conditions.scalars import WEIGHT
 from vdm_jax.data.embeddings import EncoderFolder
 from vdm_jax.errors import UserError
 from vdm_jax.generation.generator import Generator
@@ -58,6 +59,7 @@ class Kind(NamedTuple):
 KINDS = {
     "AnimateDiffControlNetPipeline": Kind("video", 16, 8, 50, (7.5, 7.5)),
     "AnimateDiffPipeline": Kind("video", 16, 8, 50, (7.5, 7.5)),
+    "LatentConsistencyModelPipeline": Kind("image", 1, 1, 4, (8.5, 8.5)),
     "StableDiffusionControlNetPipeline": Kind("image", 1, 1, 50, (7.5, 7.5)),
     "StableDiffusionPipeline": Kind("image", 1, 1, 50, (7.5, 7.5)),
     "StableVideoDiffusionPipeline": Kind("video", 14, 7, 25, (1.0, 3.0), (576, 1024)),
@@ -146,9 +148,10 @@ def stage_of(folder: Folder, networks: dict[str, Pretrained], scheduler: Schedul
         frames = min(frames, unet.config.motion.frames)
     first, last = (scale - 1 for scale in kind.guidance_scale)
     nets = {name: model.config for name, model in control_nets_of(networks).items()}
+    scalars = SCALARS if pictured else (WEIGHT,) * bool(unet.config.weight_channels)
     network = LatentNetwork(
         unet=unet.config, timesteps=scheduler.timesteps, text=EmbeddedText(width=unet.config.token_channels),
-        scalars=SCALARS if pictured else (), first_frame=pictured, control_nets=tuple(nets.values()),
+        scalars=scalars, first_frame=pictured, control_nets=tuple(nets.values()),
         conditions=tuple(Input(name=name, width=net.hint_channels) for name, net in nets.items()))
     return Stage(
         name=kind.stage, video=VideoSpec(frames=frames, height=height, width=width, fps=kind.fps),

@@ -1,0 +1,111 @@
+"""The table of few steps: what a row measures, that a run is taken up row by row, and what the page says of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.few_steps import report, run
+from experiments.readme_tables import insert
+from vdm_jax.diffusion.process import Process
+from vdm_jax.diffusion.samplers import DDIM
+from vdm_jax.digits.captioned_digits import CaptionedDigits
+from vdm_jax.digits.clips import caption_words
+from vdm_jax.networks.config import Level, UNet, WordEncoder
+from vdm_jax.parallel.mesh import MeshSpec
+from vdm_jax.runs.directory import WEIGHTS, open_run
+from vdm_jax.stages.options import Sampling, Training
+from vdm_jax.stages.parameters import initial_params
+from vdm_jax.stages.stage import Experiment, Stage, VideoSpec
+from vdm_jax.weights.safetensors import save_params
+
+NETWORK = UNet(levels=(Level(channels=8, blocks=1),), patch=4, embedding_channels=16, groups=2,
+               text=WordEncoder(words=caption_words(), length=16, width=8, layers=1, head_dim=4))
+
+
+@pytest.fixture
+def teacher(tmp_path, monkeypatch):
+    """A run of random weights, of one stage with guidance."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "set by tests/conftest.py")
+    stage = Stage(name="base", video=VideoSpec(frames=2, height=16, width=16), network=NETWORK, process=Process(),
+                  training=Training(batch_size=8), sampling=Sampling(steps=2, guidance=1.0, batch_size=8))
+    data = CaptionedDigits(size=16, frames=2, train_clips=16, validation_clips=8, test_clips=8, objects=(1, 1))
+    open_run(Path("teacher"), Experiment(name="teacher", stages=(stage,), data=data, mesh=MeshSpec(data=8)))
+    params = jax.tree.map(lambda leaf: np.random.default_rng(0).normal(0, 0.2, leaf.shape).astype(np.float32),
+                          jax.eval_shape(lambda key: initial_params(stage, key), jax.random.key(0)))
+    Path("teacher/base").mkdir()
+    save_params(Path("teacher/base") / WEIGHTS, params, {})
+    return "teacher"
+
+
+@pytest.mark.full  # compiles four samplers and two trainings
+def test_rows_of_a_tiny_run_are_measured_once_and_reported(teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "SAMPLERS", {"DDIM": DDIM()})
+    options = run.Run(teacher, work=Path("work"), out=tmp_path / "out.json", steps=(1,), seeds=(0,), captions=4,
+                      students=("guided progressive",), alike=2, samples=2, updates=1, data_dir=tmp_path / "data")
+    record = run.run(options)
+    assert list(record["rows"]) == [f"{run.TEACHER} | 2 | 0", "DDIM | 1 | 0", "guided progressive | 1 | 0"]
+    of_teacher, ddim, student = record["rows"].values()
+    assert (of_teacher["evaluations"], ddim["evaluations"], student["evaluations"]) == (4, 2, 1)
+    assert (ddim["updates"], student["updates"]) == (0, 2)  # a round of guidance, and one from two steps to one
+    assert student["scores"]["whole"]["clips"] == 4 and student["ms_per_video"] > 0 and student["diversity"] >= 0
+    # Another seed alone is measured; what is there stays.
+    kept = json.dumps(record["rows"])
+    monkeypatch.setattr(run, "measured", lambda *_: {"scores": ddim["scores"], "diversity": 0.1, "ms_per_video": 1.0,
+                                                     "distance_of_captions": 0.2})
+    again = run.run(dataclasses.replace(options, seeds=(0, 1)))
+    assert json.dumps({key: row for key, row in again["rows"].items() if row["seed"] == 0}) == kept
+    assert len(again["rows"]) == 6
+    bodies = report.bodies(json.loads(options.out.read_text()))
+    assert "| guided progressive | 1 | 1 |" in bodies["table"] and "seeds 0, 1" in bodies["made"]
+    text = report.README.read_text()
+    for name, body in bodies.items():
+        assert body in insert(text, name, body)
+    report.draw(report.grouped(again), tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_students_of_several_numbers_of_steps_are_rounds_of_one_training(monkeypatch):
+    """Only rounds that all stages have; their steps of training add up."""
+    calls = []
+    of = {"base": (0, 8, 4, 2, 1), "spatial": (4, 2, 1)}
+    stages = [type("Stage", (), {"name": name, "training": type("T", (), {"distillation": type(
+        "D", (), {"rounds": rounds})})})() for name, rounds in of.items()]
+    experiment = type("E", (), {"stages": stages})()
+    monkeypatch.setattr(run, "students", lambda *arguments, every: calls.append(arguments) or ("run", experiment))
+    monkeypatch.setattr(run, "load_stage", lambda folder, stage, step: (stage.name, step))
+    monkeypatch.setattr(run, "with_steps", lambda experiment, steps: steps)
+    monkeypatch.setattr(run, "Generator", lambda experiment, params: params)
+    rows = list(run.progressive_rows(run.Run("x", steps=(1, 4, 48), updates=10), "progressive"))
+    assert [(row.steps, row.generator, row.updates) for row in rows] == [
+        (1, {"base": ("base", 50), "spatial": ("spatial", 30)}, 80),
+        (4, {"base": ("base", 30), "spatial": ("spatial", 10)}, 40)]
+    assert calls[0][2][:6] == ["--method", "progressive", "--steps", "1", "--start", "8"]  # 48 is no power of two
+
+
+def test_diversity_is_the_distance_within_a_group():
+    videos = np.zeros((2, 2, 1, 2, 2, 3), np.uint8)
+    videos[0, 1] = 255
+    assert run.diversity(videos) == pytest.approx(0.5)  # one pair differs everywhere, the other nowhere
+
+
+def test_intervals_pool_the_clips_of_all_seeds_and_goals_name_the_best():
+    def row(method, steps, mean, milliseconds, seed):
+        scores = {name: {"mean": mean, "variance": mean * (1 - mean), "clips": 50} for name in ("whole", "digit",
+                                                                                              "motion")}
+        return {"method": method, "steps": steps, "seed": seed, "updates": 0, "evaluations": steps, "scores": scores,
+                "diversity": 0.2, "distance_of_captions": 0.3, "ms_per_video": milliseconds}
+
+    rows = {str(i): r for i, r in enumerate([row(run.TEACHER, 32, 0.8, 100.0, 0), row(run.TEACHER, 32, 0.6, 100.0, 1),
+                                             row("DDIM", 4, 0.2, 10.0, 0), row("progressive", 4, 0.63, 10.0, 0)])}
+    found = report.grouped({"rows": rows})
+    mean, margin = report.pooled(found[run.TEACHER, 32], "whole")
+    assert mean == pytest.approx(0.7) and margin == pytest.approx(1.96 * (0.7 * 0.3 / 100) ** 0.5)
+    assert "| 4 | progressive | 0.90 | >= 0.95 | 10.0 | >= 8 |" in report.goals(found)
+    assert "| DDIM | 4 | 4 | 0.200 ±" in report.table(found)
