@@ -5,7 +5,7 @@ Citation: Yin et al. 2023, arXiv 2303.12346, for the hierarchy and the injection
 Hardware: not measured.
 Expected: no result is published for this data. Not trained by us.
 Run:      vdm-jax train nuwa_xl/digits
-          vdm-jax sample digits --script story.txt --frames 344 --extend nuwa_xl --out long.mp4
+          vdm-jax sample nuwa_xl_digits --script story.txt --frames 344 --extend nuwa_xl --out long.mp4
 """
 
 from vdm_jax.attention.patterns import Spatial, Temporal

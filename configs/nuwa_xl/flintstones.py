@@ -11,7 +11,7 @@ Hardware: not published.
 Expected: B-FVD-16 of 580.21, 609.32 and 642.87 at 16, 256 and 1,024 frames of 256x256. Not trained by us.
 Run:      vdm-jax train nuwa_xl/flintstones     (runs/t_klvae by vdm-jax train autoencoder/t_klvae; clips made by
           vdm-jax prepare; last hidden states of CLIP ViT-L/14 for each caption by write_embeddings)
-          vdm-jax sample flintstones --script story.txt --frames 3376 --extend nuwa_xl --out long.mp4
+          vdm-jax sample nuwa_xl_flintstones --script story.txt --frames 3376 --extend nuwa_xl --out long.mp4
 """
 
 from vdm_jax.attention.patterns import Spatial, Temporal

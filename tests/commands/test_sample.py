@@ -34,8 +34,9 @@ def test_a_longer_video_of_the_first_stage(trained, tmp_path, fails):
     assert "--overlap=2 is for --frames" in fails(*arguments, "--overlap", "2")
     assert "overlap=4 is not valid; permitted: 1 to 3" in fails(*longer[:-1], "4")
     assert not list(tmp_path.glob("*.frames"))
-    assert "--overlap=1 with --extend=nuwa_xl; permitted: --extend autoregressive or windows or rolling" in fails(
+    assert "--overlap=1 with --extend=nuwa_xl; permitted: --extend autoregressive or key_frames or" in fails(
         *longer, "--extend", "nuwa_xl")
+    assert "whose second stage does not fill in frames" in fails(*longer, "--extend", "key_frames")
     assert "permitted: 4, 10, ..." in fails(*longer[:-4], "--frames", "9", "--extend", "nuwa_xl")
     assert "--reschedule-noise=True with --extend=autoregressive" in fails(*longer, "--reschedule-noise")
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from experiments.long_video.compare import compare, table
 from experiments.long_video.gaussian import covariance, joint, lasting, memoryless
+from experiments.long_video.measures import ink, script_followed, seam_ratio
+from vdm_jax.digits.stories import StorySpec, make_story
 from vdm_jax.generation.long_video.plan import Autoregressive, NuwaXL
 
 METHODS = [Autoregressive(overlap=1), Autoregressive(overlap=3), NuwaXL()]
@@ -35,3 +38,38 @@ def test_what_a_hierarchy_keeps_and_what_extension_forgets():
     hierarchy, extension = (joint(method, exact, size=16)[0] for method in (NuwaXL(), Autoregressive(overlap=1)))
     np.testing.assert_allclose(hierarchy[0, ::15], exact[0, ::15], atol=1e-10)  # key frames are exact
     assert exact[0, -1] > 0.4 and extension[0, -1] < 0.1
+
+
+def test_measures_of_real_stories_and_of_wrong_ones():
+    pytest.importorskip("sklearn")
+    story = make_story(StorySpec(length=96, act=32, size=32), "test", 2)
+    video, captions = story.draw(range(96)), story.captions(range(96))
+    np.testing.assert_array_equal(script_followed(video, captions, 16), 1)
+    late = story.captions([max(frame - 8, 0) for frame in range(96)])  # the script 8 frames late
+    np.testing.assert_array_equal(script_followed(video, late, 16), [1, 1, 0.5, 1, 0.5, 1])
+    still = video[np.repeat(np.arange(6), 16)]  # nothing changes but at seams
+    assert seam_ratio(video, [15, 47, 79]) < 1.5 and seam_ratio(still, range(15, 95, 16)) > 100
+    other = make_story(StorySpec(length=96, act=32, size=32), "test", 3).draw(range(96))
+    mixed = np.where((np.arange(96) % 2)[:, None, None, None], video, other)
+    assert ink(video, 16).max() < 0.01 < 0.05 < ink(mixed, 16).min()
+
+
+def test_the_comparison_scores_every_plan_by_block():
+    """A generator that shows each story for one clip and then holds its last frame."""
+    pytest.importorskip("sklearn")
+    spec, seen = StorySpec(length=64, act=8, size=16), []
+
+    def generate(method, scripts, frames, seed):
+        seen.append((method.name, frames, seed, [script.prompts[-1][0] for script in scripts]))
+        stories = [make_story(spec, "test", index) for index in range(len(scripts))]
+        return np.stack([story.draw([min(n, 7) for n in range(frames)]) for story in stories])
+
+    rows = compare(generate, spec, 8, [8, 50], count=2, seeds=(0, 1))
+    assert len(rows) == 2 * (1 + 4 * 2) and {name for name, *_ in seen} == {"autoregressive", "nuwa_xl", "windows"}
+    assert all(last == [0 if frames == 8 else 48] * 2 for _, frames, _, last in seen)
+    real, held = (next(row for row in rows if row["method"] == name and row["frames"] == 50)
+                  for name in ("real stories", "NUWA-XL"))
+    assert real["script followed, by block"] == [1] * 6 and held["segments"] == 8
+    assert held["script followed, by block"][0] == 1 and min(held["script followed, by block"]) < 1
+    text = table(rows)
+    assert "| NUWA-XL | 50 | 1.00 ± 0.00 |" in text and text.count("\n") == 1 + 2 * 5

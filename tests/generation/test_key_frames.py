@@ -19,6 +19,7 @@ from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import DDIM
 from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.generation.generator import Generator
+from vdm_jax.generation.long_video.plan import Autoregressive, KeyFramesFirst
 from vdm_jax.networks.config import Level, SelfAttention, UNet
 from vdm_jax.stages.inputs import training_inputs
 from vdm_jax.stages.options import Sampling, Training
@@ -60,6 +61,21 @@ def generator() -> Generator:
 def batch():
     video = np.random.default_rng(0).integers(0, 256, (8, 4, 8, 8, 3))
     return {"video": jnp.asarray(video, jnp.uint8), "tokens": jnp.ones((8, 6), int)}
+
+
+def test_key_frames_block_by_block_and_the_frames_between_them(generator):
+    """Blocks of two key frames; every gap is filled in by the second stage, and leaves them as they are."""
+    generator = Generator(generator.experiment, generator.params, jax.devices()[:1])
+    long = generator.long(CAPTIONS, frames=10, method=KeyFramesFirst(overlap=1), seed=3, at_once=6)
+    assert long.stage == "between" and long.fps == 12 and long.videos.shape == (2, 10, 8, 8, 3) and long.complete
+    keys = generator.long(CAPTIONS, frames=4, method=Autoregressive(overlap=1), seed=3, at_once=6).videos
+    np.testing.assert_array_equal(long.videos[:, ::3], keys)
+    assert all(len(np.unique(long.videos[0, frame])) > 2 for frame in (1, 2, 4, 5, 7, 8))
+    with refused("frames", "=9", "7, 10, ..."):
+        generator.long(CAPTIONS, frames=9, method=KeyFramesFirst(overlap=1))
+    with refused("long_video.stages", "larger", "KeyFrames"):
+        KeyFramesFirst().of_cascade((base_stage(), larger()))
+    assert [len(level) for level in KeyFramesFirst(overlap=1, fills=((2, 4), (3, 4))).levels(49, 2)] == [1] * 3 + [3, 6]
 
 
 def test_frames_are_filled_in_between_key_frames(generator):

@@ -11,8 +11,8 @@ from vdm_jax.errors import UserError
 
 # Options that say something of longer videos, with the methods that read them; (): all
 READ_BY: dict[str, tuple[str, ...]] = {
-    "extend": (), "script": (), "between": (), "overlap": ("autoregressive", "windows", "rolling"),
-    "method": ("autoregressive", "nuwa_xl"), "reschedule_noise": ("windows",)}
+    "extend": (), "script": (), "between": (), "overlap": ("autoregressive", "key_frames", "windows", "rolling"),
+    "method": ("autoregressive", "key_frames", "nuwa_xl"), "reschedule_noise": ("windows",)}
 
 
 def check_long(options: Any) -> None:
@@ -58,16 +58,17 @@ def sample_long(generator: Any, captions: Sequence[Any], options: Any, **common:
     from vdm_jax.generation.long_video.plan import METHODS
     from vdm_jax.training.stopping import stop_requests
 
-    first, *others = generator.experiment.stages
-    if others and options.last != first.name:
+    own = {"overlap": options.overlap} if options.overlap is not None else {}
+    own |= {"rescheduled": True} if options.reschedule_noise else {}
+    stages, out = generator.experiment.stages, options.out[0]
+    method = METHODS[options.extend or "autoregressive"](**own).of_cascade(stages)
+    first, last = stages[0], stages[method.stages - 1]
+    if len(stages) > method.stages and options.last != last.name:
         raise UserError(f"--frames={options.frames} with --last={options.last}: only the first stage can be extended; "
-                        f"permitted: --last {first.name}")
+                        f"permitted: --last {last.name}")
     inpainting = first.sampling.inpainting
     if options.method is not None:
         inpainting = dataclasses.replace(inpainting, method=options.method)
-    own = {"overlap": options.overlap} if options.overlap is not None else {}
-    own |= {"rescheduled": True} if options.reschedule_noise else {}
-    method, out = METHODS[options.extend or "autoregressive"](**own), options.out[0]
     with counting_progress("sampling ", "segments") as progress, stop_requests("batch of segments") as requests:
         made = generator.long(captions, frames=options.frames, method=method, inpainting=inpainting, progress=progress,
                               folder=out.with_name(f"{out.name}.frames"), stop=lambda: requests.requested, **common)

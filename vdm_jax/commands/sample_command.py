@@ -78,9 +78,10 @@ class Sample:
     # A longer video of the first stage, which --last names where there are more. Ctrl-C ends it at a whole segment, and
     # the same command goes on
     frames: Count | None = None
-    # With --frames: block by block; nuwa_xl: key frames, then clips between them, of (L - 1)^m + 1 frames; windows that
-    # overlap, all at once; or rolling: a queue of frames of rising noise
-    extend: Literal["autoregressive", "nuwa_xl", "windows", "rolling"] | None = None
+    # With --frames: block by block; key_frames: so for key frames, between which further stages fill in; nuwa_xl: key
+    # frames, then clips between them, of (L - 1)^m + 1 frames; windows that overlap, all at once; or rolling: a queue
+    # of frames of rising noise
+    extend: Literal["autoregressive", "key_frames", "nuwa_xl", "windows", "rolling"] | None = None
     # With --frames: files with lines 'FRAME: caption', one for each video, in place of captions
     script: tuple[Path, ...] = ()
     between: Literal["hold", "interpolate"] | None = None  # with --script: what holds between two prompts; the first

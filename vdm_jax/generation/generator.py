@@ -39,7 +39,7 @@ from vdm_jax.generation.long_video.plan import Autoregressive, Method
 from vdm_jax.generation.long_video.sampling import LongJob, LongVideos, all_captions, first_captions
 from vdm_jax.generation.long_video.script import LongRequest, Script, scripts_of
 from vdm_jax.generation.one_stage import one_guidance, sampling_parts, with_guide, with_overrides
-from vdm_jax.generation.prompts import checked_request, requested_conditioning
+from vdm_jax.generation.prompts import arguments_of, checked_request, requested_conditioning
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.rules import parameter_shardings
 from vdm_jax.stages.options import Inpainting, Sampling
@@ -222,7 +222,8 @@ class Generator:
           captions: one per video: a caption, or a `Script` of captions by time. `embeddings`, where they are given,
             are of all prompts, one script after another.
           frames: of the videos.
-          method: `Autoregressive`, `NuwaXL`, `Windowed` or `Rolling`.
+          method: `Autoregressive`, `KeyFramesFirst`, which needs further stages, `NuwaXL`, `Windowed` or
+            `Rolling`.
           folder: where finished frames are kept, so that memory does not grow with the length and the same call goes
             on after an interruption; memory by default.
           inpainting: how segments take over frames of others; the stage's own by default.
@@ -240,24 +241,34 @@ class Generator:
         Raises `UserError` as a call does, for lengths that the method cannot make, a stage that was not trained for it,
         and a folder with frames of something else.
         """
-        stage, guidance = self.experiment.stages[0], one_guidance(guidance, guidance_scale, guide)
-        self._check_trained((stage,))
-        sampling = with_overrides(stage.sampling, steps=steps, guidance=guidance, split_guidance=split_guidance,
-                                  inpainting=inpainting)
-        sampling = with_guide(sampling, guide)
-        stage = dataclasses.replace(stage, sampling=sampling)  # raises where the stage cannot do it
-        method = method.of_stage(stage, sampling)
-        method.check(stage, sampling, frames)
-        scripts, text = scripts_of(captions, frames), stage.network.text
-        names = () if text is None else text.arguments
-        of_texts = {name: value for name, value in given.items() if name in names}
-        texts = self._request(all_captions(scripts), of_texts, (stage,), masked_video=masked_video)
-        rest = {name: value for name, value in given.items() if name not in names}
-        request = LongRequest(method.sampled_by(stage, frames), scripts, texts,
-                              checked_request(first_captions(scripts), rest, (stage,)), frames)
-        rate = _frame_rates((stage,), given.get("fps"))[stage.name]
-        job = LongJob(stage, method, frames, rate, scripts, request, seed, first_index, masked_video, low, every)
+        method = method.of_cascade(self.experiment.stages)
+        stages, guidance = self.experiment.stages[: method.stages], one_guidance(guidance, guidance_scale, guide)
+        self._check_trained(stages)
+        stages = tuple(dataclasses.replace(stage, sampling=with_guide(with_overrides(  # raises where it cannot do it
+            stage.sampling, steps=steps, guidance=None if place else guidance, split_guidance=split_guidance,
+            inpainting=None if place else inpainting), None if place else guide)) for place, stage in enumerate(stages))
+        method = method.of_stage(stages[0], stages[0].sampling)
+        method.check(stages[0], stages[0].sampling, frames)
+        scripts, rates = scripts_of(captions, frames), _frame_rates(stages, given.get("fps"))
+        checked_request(first_captions(scripts), given, stages)
+        requests = tuple(self._long_request(
+            method.sampled_by(stage, frames) if stage is stages[0] else stage, scripts, given, frames,
+            rates[stage.name], masked_video) for stage in stages)
+        job = LongJob(stages, method, frames, rates[stages[-1].name], scripts, requests, seed, first_index,
+                      masked_video, low, every)
         return job.sample(self, None if folder is None else Path(folder), at_once, progress, stop)
+
+    def _long_request(
+        self, stage: Stage, scripts: Sequence[Script], given: Mapping[str, Any], frames: int, fps: float,
+        masked_video: MaskedVideo | None,
+    ) -> LongRequest:
+        """What is asked of a stage of long videos: of every prompt its text, of every video the rest."""
+        of_text = set() if stage.network.text is None else set(stage.network.text.arguments)
+        texts = {name: value for name, value in given.items() if name in of_text}
+        rest = {name: given[name] for name in arguments_of(stage) if name in given and name not in of_text}
+        return LongRequest(stage, scripts, self._request(all_captions(scripts), texts, (stage,),
+                                                         masked_video=masked_video),
+                           _at_rate(checked_request(first_captions(scripts), rest, (stage,)), fps), frames)
 
     def extend(self, captions: Sequence[str] | str, *, frames: int, overlap: int | None = None, **options: Any
                ) -> Generated:

@@ -100,6 +100,10 @@ def _read_record(path: Path, expected: dict) -> int:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"folder={str(path.parent)!r}: its {RECORD} is damaged ({type(error).__name__}); permitted: "
                         "delete the folder") from error
+    file, size = path.with_name(FRAMES), int(np.prod(expected["shape"], dtype=np.int64))
+    if same and done and (not file.is_file() or file.stat().st_size != size):
+        raise UserError(f"folder={str(path.parent)!r}: its {FRAMES} is missing or of another size than its record "
+                        "says; permitted: delete the folder")
     if not same:
         raise UserError(f"folder={str(path.parent)!r} has frames of another request; permitted: the same request, "
                         "which goes on with them, another folder, or delete it")

@@ -8,8 +8,9 @@ have been trained for.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -34,6 +35,7 @@ class Segment:
     stride: int
     length: int  # frames of the clip
     given: tuple[int, ...] = ()  # places in the clip of the frames that earlier segments made
+    stage: int = 0  # place in the cascade of the stage that samples it
 
     @property
     def frames(self) -> range:
@@ -50,8 +52,17 @@ class Method:
 
     name: ClassVar[str]
 
+    @property
+    def stages(self) -> int:
+        """How many stages of a cascade sample its segments, from the first on."""
+        return 1
+
+    def of_cascade(self, stages: Sequence[Stage]) -> Self:
+        """The same with what a cascade decides. Raises `UserError` for one that lacks a stage."""
+        return self
+
     def of_stage(self, stage: Stage, sampling: Sampling) -> Self:
-        """The same with what a stage's training decides where it was left open."""
+        """The same with what the first stage's training decides where it was left open."""
         return self
 
     def check(self, stage: Stage, sampling: Sampling, frames: int) -> None:
@@ -65,7 +76,7 @@ class Method:
                             "that takes conditioning frames", "stage")
 
     def sampled_by(self, stage: Stage, frames: int) -> Stage:
-        """The stage that samples its segments."""
+        """The first stage as it samples its segments."""
         return stage
 
     def levels(self, frames: int, size: int) -> Iterator[Level]:
@@ -119,6 +130,67 @@ class Autoregressive(Method):
         overlap = self._overlap(size)
         for number, start in enumerate(range(0, max(frames - overlap, 1), size - overlap)):
             yield (Segment(number, start, 1, size, tuple(range(overlap)) if number else ()),)
+
+
+@config
+class KeyFramesFirst(Autoregressive):
+    """Key frames block by block, far apart, then the frames between them by the stages of the cascade that fill in
+    frames, one level each (`conditions.frames.KeyFrames`): the prediction and interpolation networks of LVDM (He et al.
+    2022, arXiv 2211.13221) and Video LDM (Blattmann et al. 2023, arXiv 2304.08818). Clips of a level are independent.
+    """
+
+    name = "key_frames"
+
+    # Of each stage that fills in frames: key frames in a clip, and frames from one to the next; the cascade's
+    fills: tuple[tuple[Size, Size], ...] = ()
+
+    @property
+    def stages(self) -> int:
+        """The first and those that fill in frames."""
+        return 1 + len(self.fills)
+
+    def of_cascade(self, stages: Sequence[Stage]) -> Self:
+        """With the stages after the first that start from key frames."""
+        sources = [stage.source for stage in itertools.takewhile(lambda s: s.starts_from("frames"), stages[1:])]
+        if not sources:
+            raise UserError(f"key_frames for a cascade of {', '.join(stage.name for stage in stages)}, whose second "
+                            "stage does not fill in frames; permitted: one with source=KeyFrames", "long_video.stages")
+        return dataclasses.replace(self, fills=tuple((source.frames, source.every) for source in sources))
+
+    @property
+    def _stride(self) -> int:
+        return math.prod(every for _, every in self.fills)
+
+    def _unit(self) -> int:
+        """What the number of strides between key frames must be a multiple of, for clips to end at key frames."""
+        unit, factor = 1, 1
+        for count, every in self.fills:
+            unit, factor = math.lcm(unit, (count - 1) // math.gcd(count - 1, factor)), factor * every
+        return unit
+
+    def check(self, stage: Stage, sampling: Sampling, frames: int) -> None:
+        """As block by block of the key frames, and for lengths at which the last clip of a level would not end."""
+        stride, unit = self._stride, self._unit()
+        least = -(-(stage.video.frames - 1) // unit) * unit
+        below = max((frames - 1) // stride // unit * unit, least)
+        if frames != below * stride + 1:
+            near = [n * stride + 1 for n in (below, below + unit)]
+            raise UserError(f"frames={frames} is not valid with key_frames, {stride} frames apart; permitted: "
+                            f"{', '.join(map(str, near))}, ...")
+        super().check(stage, sampling, below + 1)
+
+    def levels(self, frames: int, size: int) -> Iterator[Level]:
+        """Blocks of key frames one after the other, then a level for each stage that fills in frames."""
+        stride, number = self._stride, 0
+        for (segment,) in super().levels((frames - 1) // stride + 1, size):
+            number = segment.number + 1
+            yield (dataclasses.replace(segment, start=segment.start * stride, stride=stride),)
+        for place, (count, every) in enumerate(self.fills, 1):
+            length, starts = (count - 1) * every + 1, range(0, frames - 1, (count - 1) * stride)
+            stride //= every
+            yield tuple(Segment(number + i, start, stride, length, tuple(range(0, length, every)), place)
+                        for i, start in enumerate(starts))
+            number += len(starts)
 
 
 @config
@@ -238,7 +310,8 @@ class Rolling(Method):
         yield (Segment(0, 0, 1, frames),)
 
 
-METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (Autoregressive, NuwaXL, Windowed, Rolling)}
+METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (
+    Autoregressive, KeyFramesFirst, NuwaXL, Windowed, Rolling)}
 
 
 def nuwa_xl_frames(depth: int, size: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -83,14 +84,14 @@ class StageSampler(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class LongJob:
-    """Long videos of a cascade's first stage that are asked for."""
+    """Long videos of a cascade's first stages that are asked for."""
 
-    stage: Stage  # with its sampling as asked for
+    stages: tuple[Stage, ...]  # that the method needs, with their sampling as asked for
     method: Method
     total: int  # frames
     fps: float
     scripts: tuple[Script, ...]
-    request: LongRequest
+    requests: tuple[LongRequest, ...]  # one per stage
     seed: int
     first_index: int
     masked_video: MaskedVideo | None  # of the first segment
@@ -103,24 +104,26 @@ class LongJob:
     ) -> LongVideos:
         """Sample what is not there yet; see `Generator.long`."""
         size, videos = self.stage.video.frames, len(self.scripts)
-        stage = self.method.sampled_by(self.stage, self.total)
+        stages = (self.method.sampled_by(self.stage, self.total), *self.stages[1:])
+        stage = stages[0]
         self._checked()
         widest = max(map(len, self.method.levels(self.total, size)))
-        parts = sampling_parts(stage, stage.sampling, generator.mesh)
+        parts = math.lcm(*(sampling_parts(s, s.sampling, generator.mesh) for s in stages))
         at_once = min(stage.sampling.batch_size, widest * videos) if at_once is None else at_once
         at_once = -(-at_once // parts) * parts
         shape = (videos, self.total, *stage.video.shape[1:])
-        key = self._key(at_once, generator.params[stage.name])
+        key = self._key(at_once, [generator.params[s.name] for s in stages])
         frames = Frames(shape, key) if folder is None else FramesInFolder(folder, shape, key)
         tasks, jobs = self.method.segments(self.total, size) * videos, self._jobs()
 
         def sample(batch: list[Task], given: MaskedVideo | None) -> UInt8[np.ndarray, "N T H W 3"]:
             rows = np.array([task.video for task in batch])
             blocks = np.array([task.segment.number for task in batch])
-            own = dataclasses.replace(jobs, indices=jobs.indices[rows], blocks=blocks, noise=self._noise(stage, rows))
+            place, noise = batch[0].segment.stage, self._noise(stage, rows)
+            own = dataclasses.replace(jobs, indices=jobs.indices[rows], blocks=blocks, noise=noise)
             given = self._given(batch, given, rows)
-            clips = generator.run_stage(stage, 0, stage.sampling, own, self._conditioning(batch), None, given,
-                                        at_once=at_once)
+            clips = generator.run_stage(stages[place], place, stages[place].sampling, own, self._conditioning(batch),
+                                        None, given, at_once=at_once)
             return np.asarray(to_uint8(clips))
 
         def tell(done: int) -> None:
@@ -135,14 +138,19 @@ class LongJob:
                 frames.remove()
             raise
         finished = finished_frames(self.method.levels(self.total, size), frames)
-        return LongVideos(first_captions(self.scripts), stage.name, self.fps, frames, finished)
+        return LongVideos(first_captions(self.scripts), stages[-1].name, self.fps, frames, finished)
+
+    @property
+    def stage(self) -> Stage:
+        """The first."""
+        return self.stages[0]
 
     def _jobs(self) -> Jobs:
         return Jobs(self.seed, self.first_index + np.arange(len(self.scripts)))
 
     def _conditioning(self, batch: list[Task]) -> Conditioning:
         """Of the tasks of a batch, each in its row."""
-        of_segment = {task.segment: self.request.conditioning(task.segment) for task in batch}
+        of_segment = {task.segment: self.requests[task.segment.stage].conditioning(task.segment) for task in batch}
         rows = [jax.tree.map(lambda a, task=task: a[task.video], of_segment[task.segment]) for task in batch]
         return jax.tree.map(lambda *parts: jnp.stack(parts), *rows)
 
@@ -181,10 +189,10 @@ class LongJob:
     def _key(self, at_once: int, params: Any) -> str:
         """Says of frames in a folder that they are of this request and these weights."""
         digest = hashlib.sha256()
-        said = (to_json(self.stage), to_json(self.method), self.total, self.scripts, self.seed, self.first_index,
+        said = (*map(to_json, self.stages), to_json(self.method), self.total, self.scripts, self.seed, self.first_index,
                 self.every, at_once)
         digest.update(repr(said).encode())
-        given = (self.masked_video, self.low, dict(self.request.request.given), self.request.text)
+        given = (self.masked_video, self.low, [(dict(r.request.given), r.text) for r in self.requests])
         for leaf in jax.tree.leaves(given):
             digest.update(np.asarray(leaf).tobytes())
         for leaf in jax.tree.leaves(params):  # a few values of each tell trained weights from others
