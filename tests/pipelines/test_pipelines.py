@@ -185,8 +185,8 @@ def test_motion_modules_of_other_norm_groups_take_those_of_the_image_network(pic
 def test_thresholds_are_per_frame_where_frames_are_pictures():
     assert {name: kind.threshold_per for name, kind in KINDS.items()} == {
         "AnimateDiffControlNetPipeline": "clip", "AnimateDiffPipeline": "clip",
-        "StableDiffusionControlNetPipeline": "clip", "StableDiffusionPipeline": "clip",
-        "StableVideoDiffusionPipeline": "clip", "TextToVideoSDPipeline": "frame"}
+        "StableDiffusionAdapterPipeline": "clip", "StableDiffusionControlNetPipeline": "clip",
+        "StableDiffusionPipeline": "clip", "StableVideoDiffusionPipeline": "clip", "TextToVideoSDPipeline": "frame"}
 
 
 class Console(rich.console.Console):

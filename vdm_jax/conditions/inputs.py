@@ -197,7 +197,8 @@ class InputCondition(Condition):
     def of_frames(self, conditioning: Conditioning) -> dict[str, Any]:
         """Maps."""
         own = self.form == "map" and self.present(conditioning)
-        return {"inputs": {self.name: conditioning.inputs[self.name]}} if own else {}
+        features = {name: made for name, made in conditioning.features.items() if name == self.name}
+        return {"inputs": {self.name: conditioning.inputs[self.name]}, "features": features} if own else {}
 
 
 def _fitted(value: Array, frames: int, height: int, width: int) -> Array:
