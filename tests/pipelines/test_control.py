@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -11,7 +12,9 @@ import safetensors.numpy
 import vdm_jax
 from tests.pipelines.folders import write_adapters, write_controls, write_pictures
 from tests.refusals import refused
+from vdm_jax.commands.generate_command import Generate, call_arguments, check
 from vdm_jax.pipelines import control
+from vdm_jax.video.writing import write_png
 
 RNG = np.random.default_rng(0)
 MAPS = [RNG.integers(0, 256, (16, 16, 3)).astype(np.uint8) for _ in range(4)]
@@ -90,3 +93,18 @@ def test_adapters(home, plain, tmp_path):
     same_files(folder, tmp_path / "out")
     with refused("adapter_conditioning_scale", "3 values for 2 ControlNets"):
         draw("red", image=MAPS[:2], adapter_conditioning_scale=[1.0, 1.0, 1.0])
+
+
+def test_the_command_hands_over_maps_and_options_of_each(home, tmp_path):
+    draw = vdm_jax.from_pretrained(write_controls(home / "command"))
+    files = tuple(write_png(tmp_path / f"{i}.png", picture) for i, picture in enumerate(MAPS[:2]))
+    options = Generate(folder=draw.folder.path, prompt=("a red three",), image=files, guess_mode=True,
+                       controlnet_conditioning_scale=(1.0, 0.5), control_guidance_end=(0.5,))
+    check(options)
+    assert call_arguments(options, draw) == {
+        "prompt": ("a red three",), "image": files, "guess_mode": True, "seed": 0,
+        "controlnet_conditioning_scale": (1.0, 0.5), "control_guidance_end": 0.5}
+    with refused("generate_command.call_arguments", "--adapter-conditioning-scale", "permitted: "):
+        call_arguments(dataclasses.replace(options, adapter_conditioning_scale=(1.0,)), draw)
+    with refused("--conditioning-frames", "none.mp4 does not exist"):
+        check(dataclasses.replace(options, conditioning_frames=(tmp_path / "none.mp4",)))
