@@ -13,6 +13,7 @@ from vdm_jax.networks.encoders.clip_vision import CLIPVision
 from vdm_jax.networks.latent_frames import Motion
 from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.networks.motion_adapter import MotionAdapter
+from vdm_jax.networks.t2i_adapter import T2IAdapter
 from vdm_jax.weights.model_kinds import kind_of
 from vdm_jax.weights.unet_fields import VIDEO_EPSILONS
 
@@ -61,6 +62,31 @@ def write_control(folder):
     index |= {"_class_name": "StableDiffusionControlNetPipeline", "controlnet": ["diffusers", "ControlNetModel"]}
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
+
+
+def write_branches(folder, kind, part, several, configs):
+    """A folder that has a pipeline's networks, with ControlNets or T2I-Adapters of these configs."""
+    for number, config in enumerate(configs):
+        write(folder / (f"{part}_{number}" if number else part), config, tensors_of(config, seed=5 + number))
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {"_class_name": kind, part: ["diffusers", several if len(configs) > 1 else kind_of(configs[0]).name]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+def write_controls(folder, kind="StableDiffusionControlNetPipeline", nets=2):
+    """Like Stable Diffusion or AnimateDiff with ControlNets."""
+    (write_motion if kind.startswith("AnimateDiff") else write_pictures)(folder)
+    unet = LatentUNet(widths=(8, 8), blocks=1, attention=(False, True), heads=(2, 2),
+                      only_cross_attention=(False, False), token_channels=8, groups=2)
+    return write_branches(folder, kind, "controlnet", "MultiControlNetModel",
+                          [ControlNet(unet=unet, hint_widths=(2, 4))] * nets)
+
+
+def write_adapters(folder, nets=1):
+    """Like Stable Diffusion with T2I-Adapters."""
+    return write_branches(write_pictures(folder), "StableDiffusionAdapterPipeline", "adapter", "MultiAdapter",
+                          [T2IAdapter(widths=(8, 8), blocks=1, factor=2)] * nets)
 
 
 def write_videos(folder):

@@ -103,7 +103,8 @@ def test_motion_lora(torch, libraries, tmp_path):  # noqa: F811
     theirs = text_to_video(torch, libraries, tmp_path, "animatediff")
     ours = vdm_jax.from_pretrained(tmp_path / "in")
     target = target_of(ours.models["unet"].config)
-    motion = target._replace(modules={name: path for name, path in target.modules.items() if "motion" in name})
+    motion = target._replace(modules={name: path for name, path in target.modules.items()
+                                      if "motion" in name and "attn" in name})  # as MotionLoRA has them
     save_file(lora_tensors({"unet": motion}, "diffusers", 0), tmp_path / "pan.safetensors")
     theirs.load_lora_weights(tmp_path, weight_name="pan.safetensors", adapter_name="pan")
     theirs.set_adapters(["pan"], [0.8])
@@ -178,5 +179,32 @@ def test_animatediff_with_control_nets(torch, libraries, tmp_path):  # noqa: F81
     assert np.abs(found - 255 * frames_of(torch, wanted).astype(np.float64)).max() <= 1
     other = ours("a red three", conditioning_frames=[maps[0][::-1], maps[1]], **common, latents=noise).videos
     assert np.abs(other.astype(int) - found).max() > 2
+    ours.save_pretrained(tmp_path / "out")
+    check_folders(tmp_path / "in", tmp_path / "out")
+
+
+@pytest.mark.parametrize(("light", "scales"), [(False, 0.8), (True, 1.0), (False, [1.0, 0.3])])
+def test_t2i_adapters(light, scales, torch, libraries, tmp_path):  # noqa: F811
+    diffusers, _ = libraries
+    count = len(scales) if isinstance(scales, list) else 1
+    sizes = {"channels": [32], "adapter_type": "light_adapter"} if light else {"channels": [32, 64]}
+    unet = {**IMAGE_UNET, "block_out_channels": (32, 32)} if light else IMAGE_UNET
+    adapters = [shaken(torch, diffusers.T2IAdapter(**sizes, in_channels=1 if light else 3, downscale_factor=2,
+                                                   num_res_blocks=2)) for _ in range(count)]
+    theirs = saved(diffusers.StableDiffusionAdapterPipeline(
+        **text_parts(torch, libraries, tmp_path), adapter=adapters if count > 1 else adapters[0],
+        unet=shaken(torch, diffusers.UNet2DConditionModel(**unet, attention_head_dim=4)),
+        scheduler=diffusers.DDIMScheduler(**STABLE, **DDIM),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False), tmp_path)
+    ours = vdm_jax.from_pretrained(tmp_path / "in")
+    maps = [Image.fromarray(RNG.integers(0, 256, (16, 24) if light else (16, 24, 3)).astype(np.uint8))
+            for _ in range(count)]
+    image = maps if count > 1 else maps[0]
+    wanted = theirs("a red three", image=image, **COMMON, adapter_conditioning_scale=scales, output_type="np",
+                    latents=their_noise(torch, NOISE[:1])[:, :, 0]).images
+    found = ours("a red three", image=image, **COMMON, adapter_conditioning_scale=scales, latents=NOISE[:1]).videos
+    assert np.abs(found - 255 * wanted[:, None].astype(np.float64)).max() <= 1
+    none = ours("a red three", image=image, **COMMON, adapter_conditioning_scale=0.0, latents=NOISE[:1]).videos
+    assert np.abs(found.astype(int) - none).max() > 2
     ours.save_pretrained(tmp_path / "out")
     check_folders(tmp_path / "in", tmp_path / "out")

@@ -186,8 +186,8 @@ def test_thresholds_are_per_frame_where_frames_are_pictures():
     assert {name: kind.threshold_per for name, kind in KINDS.items()} == {
         "AnimateDiffControlNetPipeline": "clip", "AnimateDiffPipeline": "clip",
         "LatentConsistencyModelPipeline": "clip",
-        "StableDiffusionControlNetPipeline": "clip", "StableDiffusionPipeline": "clip",
-        "StableVideoDiffusionPipeline": "clip", "TextToVideoSDPipeline": "frame"}
+        "StableDiffusionAdapterPipeline": "clip", "StableDiffusionControlNetPipeline": "clip",
+        "StableDiffusionPipeline": "clip", "StableVideoDiffusionPipeline": "clip", "TextToVideoSDPipeline": "frame"}
 
 
 class Console(rich.console.Console):

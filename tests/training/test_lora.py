@@ -10,10 +10,13 @@ import pytest
 import rich.console
 
 import vdm_jax
+from tests.pipelines.folders import write_motion
 from tests.refusals import refused
+from vdm_jax.commands.main import main
 from vdm_jax.diffusion.process import Process
 from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.generation.generator import Generator
+from vdm_jax.generation.loras import with_loras
 from vdm_jax.networks.config import Level, SelfAttention, UNet
 from vdm_jax.networks.lora import FACTORS, LoRA, merged
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
@@ -26,9 +29,10 @@ from vdm_jax.runs.records import read_records
 from vdm_jax.stages.options import InitFrom, Sampling, Training
 from vdm_jax.stages.parameters import initial_params
 from vdm_jax.stages.stage import Experiment, Stage, VideoSpec
+from vdm_jax.training.init_from import starting_weights
 from vdm_jax.training.loop import Trainer
 from vdm_jax.training.report import Report
-from vdm_jax.training.state import abstract_state
+from vdm_jax.training.state import abstract_state, initial_state
 
 NETWORK = UNet(levels=(Level(channels=8, blocks=1, kernel=3, mixers=(SelfAttention(head_dim=8),)),),
                embedding_channels=16, groups=4)
@@ -103,6 +107,19 @@ def test_what_is_sampled_has_the_factors_merged(runs):
         load_adapter(home / "base", read_cascade(home / "base").stages[0])
 
 
+def test_its_file_changes_the_network_that_it_began_with(runs, capfd):
+    home, _ = runs
+    assert main(["export", str(home / "run"), str(home / "file"), "--lora", "plain"]) == 0
+    path, base = home / "file" / "base" / "lora.safetensors", vdm_jax.load(home / "base", jax.devices()[:2])
+    learned = load_stage(home / "run", read_cascade(home / "run").stages[0])
+    jax.tree.map(np.testing.assert_array_equal, with_loras(base, {path: 1.0}).params["base"], jax.device_get(learned))
+    for run, layout, said in (("run", "kohya", "a network that only this package has"),
+                              ("base", "plain", "where 0 stages train a LoRA")):
+        capfd.readouterr()
+        assert main(["export", str(home / run), str(home / "other"), "--lora", layout]) == 2
+        assert said in capfd.readouterr().err
+
+
 def test_it_goes_on_from_its_checkpoint(runs, capsys):
     home, params = runs
     before = stored(home / "run", "ema")
@@ -122,6 +139,20 @@ def test_the_plan_counts_optimizer_and_average_of_the_factors_alone():
     factors = device_bytes(state.params[FACTORS])
     assert sizes["ema"] == factors and 2 * factors <= sizes["optimizer"] < 2 * factors + 64
     assert sizes["parameters"] == factors + device_bytes(abstract_state(BASE.stages[0], mesh).params)
+
+
+def test_it_begins_with_a_released_folder(tmp_path):
+    pytest.importorskip("tokenizers", reason="tokenizers come with the extra [pretrained]")
+    folder = write_motion(tmp_path / "motion")
+    stage, = read_cascade(folder).stages
+    training = Training(init_from=InitFrom(stage="video", run=str(folder)), lora=(LoRA(patterns=("_motion/",)),))
+    stage = dataclasses.replace(stage, name="base", training=training,
+                                latent=dataclasses.replace(stage.latent, sha256="0" * 64))  # a file of its own
+    inflation, params = starting_weights(stage, tmp_path)
+    assert not inflation.new and not inflation.zero_initialised
+    shapes = jax.eval_shape(lambda params: initial_state(stage, jax.random.key(0), inflation, params), params)
+    motion = [name for name, _ in jax.tree_util.tree_leaves_with_path(shapes.ema)]
+    assert motion and all("_motion" in str(name) for name in motion)
 
 
 def test_what_cannot_be(tmp_path):

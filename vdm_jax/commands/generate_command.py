@@ -47,6 +47,7 @@ class Generate:
     # AnimateDiff with ControlNets: the maps of the frames, for each ControlNet a video, a folder of pictures, or a
     # picture for all frames
     conditioning_frames: tuple[Path, ...] = ()
+    adapter_conditioning_scale: tuple[NonNegative, ...] = ()  # T2I-Adapter: factor on its features, as the next one
     # ControlNet: factor on what it adds, 1 by default; one for all ControlNets, or one for each, like the next two
     controlnet_conditioning_scale: tuple[NonNegative, ...] = ()
     control_guidance_start: tuple[Share, ...] = ()  # ControlNet: share of the steps from which on it adds anything
@@ -109,7 +110,7 @@ def call_arguments(options: Generate, pipeline: Any) -> dict[str, Any]:
              if field.name not in LOADING}
     given = {name: value for name, value in given.items() if value is not None and value != ()}
     for name in ("negative_prompt", "conditioning_frames", "controlnet_conditioning_scale", "control_guidance_start",
-                 "control_guidance_end"):
+                 "control_guidance_end", "adapter_conditioning_scale"):
         if len(given.get(name, ())) == 1:
             given[name] = given[name][0]
     takes = inspect.signature(type(pipeline).__call__).parameters

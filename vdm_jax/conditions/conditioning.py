@@ -57,6 +57,8 @@ class Conditioning:
     # Values of further conditions (`Backbone.conditions`), by name: maps [B, T, H, W, C], vectors [B, C] or tokens
     # [B, G, L, C]
     inputs: dict[str, Array] = flax.struct.field(default_factory=dict)
+    # What a network has made of them once per video, by level (`Backbone.precomputes`)
+    features: dict[str, tuple[Float[Array, "B T _ _ _"], ...]] = flax.struct.field(default_factory=dict)
 
     def adding(self, parts: Mapping[str, Any]) -> Conditioning:
         """The same with further parts; those that are dicts are joined."""

@@ -206,7 +206,8 @@ class InputCondition(Condition):
     def of_frames(self, conditioning: Conditioning) -> dict[str, Any]:
         """Maps, and vectors of frames."""
         own = self.form in ("map", "frames") and self.present(conditioning)
-        return {"inputs": {self.name: conditioning.inputs[self.name]}} if own else {}
+        features = {name: made for name, made in conditioning.features.items() if name == self.name}
+        return {"inputs": {self.name: conditioning.inputs[self.name]}, "features": features} if own else {}
 
 
 def _of_frames(value: Array, frames: int) -> Array:

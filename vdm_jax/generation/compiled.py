@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from vdm_jax.generation.one_stage import (
     guidance_of,
     inpainting_method,
     is_guided,
+    precomputed,
     released_steps,
     sample_stage,
     sampling_sharding,
@@ -99,6 +101,7 @@ class StepFunctions(NamedTuple):
     begin: Callable[..., Any]  # (keys, level, noise, standard deviation) -> carry
     # (params, keys, conditioning, masked_video, carry, step, weight, levels, embedded) -> carry
     advance: Callable[..., Any]
+    precompute: Callable[..., Any]  # (params, conditioning) -> conditioning
 
 
 def of_any_steps(stage: Stage, sampling: Sampling) -> tuple[Stage, Sampling]:
@@ -142,6 +145,8 @@ def step_functions(stage: Stage, sampling: Sampling, mesh: Mesh, shardings: Any,
         jax.jit(prepare, in_shardings=(*(batch,) * 5, *weights), out_shardings=batch, compiler_options=options),
         jax.jit(begin, in_shardings=(batch, None, batch, None)),
         jax.jit(advance, in_shardings=(shardings, batch, batch, batch, *(None,) * 5), donate_argnums=4,
+                compiler_options=options),
+        jax.jit(functools.partial(precomputed, stage), in_shardings=(shardings, batch), out_shardings=batch,
                 compiler_options=options))
 
 
@@ -186,6 +191,8 @@ def stepwise_sampling(
     def function(params: Any, keys: Any, text: Any, low: Any, masked_video: Any, *autoencoder: Any,
                  noise: Noise = DRAWN) -> jax.Array:
         conditioning, inside = functions.prepare(keys, text, low, masked_video, noise.picture, *autoencoder)
+        if stage.network.precomputes:
+            conditioning = functions.precompute(params, conditioning)
         carry = place(functions.begin(keys, steps.level[0], noise.initial, std))
         by_level = of_levels or has_interval(conditioning)
         for i in range(len(steps.index)):

@@ -248,6 +248,13 @@ def stage_conditioning(
     return conditioning, masked_video
 
 
+def precomputed(stage: Stage, params: Any, conditioning: Conditioning) -> Conditioning:
+    """The conditioning with what the network makes of it once per video."""
+    if not stage.network.precomputes:
+        return conditioning
+    return network_module(stage.network).apply({"params": params}, conditioning, method="precompute")
+
+
 def finished(
     stage: Stage, x: Float[Array, "B T1 H1 W1 C"], low: Float[Array, "B T2 H2 W2 3"] | None,
     masked_video: MaskedVideo | None, autoencoder: Any = None,
@@ -290,6 +297,7 @@ def sample_stage(
     """
     conditioning, inside = stage_conditioning(stage, sampling, keys, text, low, masked_video, autoencoder,
                                               corrupt=not truncated)
+    conditioning = precomputed(stage, params, conditioning)
     released, embedded = released_steps(stage, sampling)
     if levels is None:
         levels = stage_levels(stage, sampling)

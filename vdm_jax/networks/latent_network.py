@@ -44,6 +44,7 @@ from vdm_jax.networks.latent_unet import (
 from vdm_jax.networks.latent_unet_blocks import Control
 from vdm_jax.networks.layers import Dense
 from vdm_jax.networks.sound import SoundTokens, grouped
+from vdm_jax.networks.t2i_adapter import T2IAdapter, T2IAdapterNetwork
 
 SCALARS = ("fps", "motion", "noise")
 Timesteps = LinearBetaSchedule | ScaledLinearBetaSchedule | SquaredCosineBetaSchedule | ListedBetaSchedule
@@ -79,8 +80,9 @@ class LatentNetwork(Backbone):
     frame_noise_step: CountOrZero = 100
     # Further conditions, as further channels, as tokens after those of the text, or as residuals
     conditions: tuple[Input, ...] = ()
-    # One for each of these that enters as residuals, in their order; `control_net_of(unet)` has the sizes
-    control_nets: tuple[ControlNet, ...] = ()
+    # One for each of these that enters as residuals, in their order; `control_net_of(unet)` has the sizes. A
+    # T2I-Adapter sees the map alone, and gives its features once per video
+    control_nets: tuple[ControlNet | T2IAdapter, ...] = ()
     # A second U-Net of its image layers sees a reference picture, whose features a `WithExtraKeys` spatial pattern sees
     reference_net: bool = False
     # Class of the U-Net that says which of several frame rates it makes; None: no such classes
@@ -123,8 +125,12 @@ class LatentNetwork(Backbone):
             raise UserError(f"LatentNetwork.control_nets of hint_channels={found} for conditions that enter as "
                             f"residuals, {[entry.name for entry in entries]} of width={widths}; permitted: one for "
                             "each, of its width", "LatentNetwork.control_nets")
+        for net in self.adapters:
+            if net.widths != unet.widths:
+                raise UserError(f"LatentNetwork.control_nets: T2IAdapter.widths={net.widths} for a U-Net of "
+                                f"{unet.widths}; permitted: the same", "LatentNetwork.control_nets")
         for name in ("in_channels", "widths", "blocks", "token_channels", "classes"):
-            for net in self.control_nets:
+            for net in (net for net in self.control_nets if isinstance(net, ControlNet)):
                 if getattr(net.unet, name) != getattr(unet, name):
                     raise UserError(f"LatentNetwork.control_nets: unet.{name}={getattr(net.unet, name)} for a U-Net of "
                                     f"{getattr(unet, name)}; permitted: the same, as control_net_of(unet) has it",
@@ -176,6 +182,16 @@ class LatentNetwork(Backbone):
         """Of the computation; parameters stay float32."""
         return self.unet.dtype
 
+    @property
+    def adapters(self) -> tuple[T2IAdapter, ...]:
+        """Those of its `control_nets` that see maps alone."""
+        return tuple(net for net in self.control_nets if isinstance(net, T2IAdapter))
+
+    @property
+    def precomputes(self) -> bool:
+        """Features of T2I-Adapters."""
+        return bool(self.adapters)
+
     remat_field = "unet.remat"
 
     @property
@@ -215,8 +231,9 @@ class LatentNetwork(Backbone):
         factor = 1 if latent is None else latent.autoencoder.factor
         for net in self.control_nets:
             if net.factor != factor:
-                raise UserError(f"Stage {stage.name!r}: network.control_nets of {len(net.hint_widths)} hint_widths, "
-                                f"which reduce maps by {net.factor}, for latents of {factor} pixels a side; permitted: "
+                made = f"factor={net.factor}" if isinstance(net, T2IAdapter) else f"{len(net.hint_widths)} hint_widths"
+                raise UserError(f"Stage {stage.name!r}: network.control_nets of {made}, which reduce maps by "
+                                f"{net.factor}, for latents of {factor} pixels a side; permitted: "
                                 f"as many hint_widths as reduce by {factor}, each but the first by 2")
         if self.unet.in_channels != wanted:
             raise UserError(f"Stage {stage.name!r}: network.unet.in_channels={self.unet.in_channels}; permitted: "
@@ -235,7 +252,7 @@ class LatentNetwork(Backbone):
     def rematerialised(self, remat: str) -> LatentNetwork:
         """The same with another rematerialisation."""
         nets = tuple(dataclasses.replace(net, unet=dataclasses.replace(net.unet, remat=remat))
-                     for net in self.control_nets)
+                     if isinstance(net, ControlNet) else net for net in self.control_nets)
         return dataclasses.replace(self, unet=dataclasses.replace(self.unet, remat=remat), control_nets=nets)
 
 
@@ -251,8 +268,9 @@ class LatentNetworkModule(nn.Module):
     def setup(self):
         spec = self.config
         self.unet = LatentUNetNetwork(spec.unet)
-        self.control_net = {entry.name: ControlNetNetwork(net) for entry, net in zip(
-            spec.entering("residuals"), spec.control_nets, strict=True)}
+        self.control_net = {
+            entry.name: T2IAdapterNetwork(net) if isinstance(net, T2IAdapter) else ControlNetNetwork(net)
+            for entry, net in zip(spec.entering("residuals"), spec.control_nets, strict=True)}
         width, dtype = spec.unet.token_channels, jnp.dtype(spec.dtype)
         self.condition = {entry.name: SoundTokens(width, dtype) if entry.condition.form == "frames" else
                           Dense(width, use_bias=False, dtype=dtype) for entry in spec.entering("tokens")}
@@ -280,12 +298,14 @@ class LatentNetworkModule(nn.Module):
         told = {"scalars": _scalars(spec, conditioning), "classes": _classes(spec, conditioning, len(z)),
                 "weight": conditioning.scalars[WEIGHT] if WEIGHT in spec.scalars else None}
         control = self._control(x, level, tokens, conditioning, told["classes"])
+        features = self._features(conditioning)
         clip = x.shape[1] - images
         of_clip = conditioning_latents[:, :clip] if spec.frame_conditioning == "layers" else None
         references = self._references(tokens, conditioning)
         of_frames = level.ndim == 2
         y = self.unet(x[:, :clip], level[:, :clip] if of_frames else level, tokens[:, :1] if images else tokens,
-                      conditioning_latents=of_clip, references=references, control=control, train=train, **told)
+                      conditioning_latents=of_clip, references=references, control=control, features=features,
+                      train=train, **told)
         if not images:
             return y
         alone = LatentUNetNetwork(image_unet(spec.unet), parent=None).apply(
@@ -330,8 +350,27 @@ class LatentNetworkModule(nn.Module):
         for."""
         found = [net(x, level, tokens, conditioning.inputs[name], classes=classes,
                      scale=conditioning.scalars.get(f"{name}_scale", 1.0), guess=conditioning.scalars.get(
-                         f"{name}_guess")) for name, net in self.control_net.items()]
+                         f"{name}_guess")) for name, net in self.control_net.items()
+                 if isinstance(net, ControlNetNetwork)]
         return jax.tree.map(lambda *parts: sum(parts), *found) if found else None
+
+    def precompute(self, conditioning: Conditioning) -> Conditioning:
+        """The conditioning with the features that T2I-Adapters make of their maps."""
+        return conditioning.adding({"features": {
+            name: net(conditioning.inputs[name]) for name, net in self.control_net.items()
+            if isinstance(net, T2IAdapterNetwork)}})
+
+    def _features(self, conditioning: Conditioning) -> tuple[Float[Array, "B T _ _ _"], ...] | None:
+        """The weighted sum of the features of T2I-Adapters, computed here where they were not before."""
+        if not self.config.adapters:
+            return None
+        if not conditioning.features:
+            conditioning = self.precompute(conditioning)
+        sums: list[Any] = [0.0] * len(self.config.unet.widths)
+        for name, features in conditioning.features.items():
+            scale = jnp.reshape(conditioning.scalars.get(f"{name}_scale", jnp.ones(1)), (-1, 1, 1, 1, 1))
+            sums = [total + scale.astype(x.dtype) * x for total, x in zip(sums, features, strict=True)]
+        return tuple(sums)
 
 
 def check_inputs(

@@ -195,14 +195,16 @@ class LatentUNetNetwork(nn.Module):
         tokens: Float[Array, "B G L E"] | None = None, *, scalars: Float[Array, "B N"] | None = None,
         classes: Int[Array, " B"] | None = None, control: Control | None = None,
         conditioning_latents: Float[Array, "B T H W M"] | None = None,
-        references: dict[str, Float[Array, "B _ _ _"]] | None = None, train: bool = False,
+        references: dict[str, Float[Array, "B _ _ _"]] | None = None,
+        features: tuple[Float[Array, "B T _ _ _"], ...] | None = None, train: bool = False,
         weight: Float[Array, " B"] | None = None,
     ) -> Float[Array, "B T H W O"]:
         """`level` is the timestep, or ln(sigma) / 4 in Stable Video Diffusion, of the clip or of each frame; the
         `tokens` are one group for the clip or one per frame, as do the `references` of an `WithExtraKeys`
         pattern, by transformer (`reference_tokens`). `control` is what a ControlNet made of the same
-        latents; `conditioning_latents` has the latents of conditioning frames, zero elsewhere, and their mask; `weight`
-        is that of the guidance.
+        latents, `features` what a T2I-Adapter adds to the last block of each level on the way down;
+        `conditioning_latents` has the latents of conditioning frames, zero elsewhere, and their mask; `weight` is that
+        of the guidance.
         """
         spec, dtype = self.config, jnp.dtype(self.config.dtype)
         check(spec, x, tokens, scalars, classes, conditioning_latents)
@@ -219,7 +221,7 @@ class LatentUNetNetwork(nn.Module):
         if spec.temporal_conv:
             channels = FIRST_HEADS * (spec.widths[0] // spec.heads[0])
             x = sizes_of(spec).temporal_transformer(FIRST_HEADS, channels, "stem_motion")(x)
-        x, skips = way_down(self, spec, x, block_inputs)
+        x, skips = way_down(self, spec, x, block_inputs, features)
         x = middle(self, spec, x, block_inputs)
         if control is not None:
             skips, x = _controlled(skips, x, control)
@@ -345,15 +347,19 @@ def conditioning_by_level(spec: LatentUNet, conditioning_latents: Float[Array, "
 
 
 def way_down(
-    module: nn.Module, spec: LatentUNet, x: Float[Array, "B T H W C"], block_inputs: BlockInputs
+    module: nn.Module, spec: LatentUNet, x: Float[Array, "B T H W C"], block_inputs: BlockInputs,
+    features: tuple[Float[Array, "B T _ _ _"], ...] | None = None,
 ) -> tuple[Float[Array, "B T H2 W2 C2"], list[Array]]:
-    """The blocks before the middle; returns their output and what the way up sees of them, `x` first."""
+    """The blocks before the middle; returns their output and what the way up sees of them, `x` first. `features` are
+    added to the last block of each level."""
     skips, last, dtype = [x], len(spec.widths) - 1, jnp.dtype(spec.dtype)
     attending, plain = spec.epsilons[:2]
     for i, transform in enumerate(spec.attention):
         for j in range(spec.blocks):
             x = _block(module, spec, x, block_inputs, f"down_{i}_{j}", i, attending if transform else plain)
             skips.append(x)
+        if features is not None:
+            x = skips[-1] = x + features[i].astype(dtype)
         if i < last:
             x = Convolution(spec.widths[i], strides=(2, 2), dtype=dtype, sharded_axis=spec.sharded_axis,
                             name=f"downsample_{i}")(x)

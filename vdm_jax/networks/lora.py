@@ -118,7 +118,8 @@ def merged(params: Any, adapters: Iterable[tuple[Adapter, float]]) -> dict[str, 
         if misfit := misfits(adapter, {name: leaf.shape for name, leaf in flat.items()}):
             raise UserError(f"the LoRA is for another network: {misfit}; permitted: one for this network")
         for module, (down, up) in adapter.pairs.items() if weight else ():
-            product = down.astype(jnp.float32) @ up.reshape(up.shape[-2:]).astype(jnp.float32)
+            down, up = jnp.asarray(down, jnp.float32), jnp.asarray(up, jnp.float32)  # of files too: the same bits
+            product = down @ up.reshape(up.shape[-2:])
             name = f"{module}/{KERNEL}"
             added[name] = added.get(name, 0) + (weight * adapter.scales[module]) * product
     sums = {name: (flat[name].astype(jnp.float32) + part).astype(flat[name].dtype) for name, part in added.items()}

@@ -17,6 +17,8 @@ from vdm_jax.errors import UserError
 from vdm_jax.generation.released.pictures import open_pictures, resized
 from vdm_jax.pipelines import arguments
 
+LUMA = np.array([[0.299], [0.587], [0.114]], np.float32)  # of ITU-R BT.601, as Pillow makes grey pictures
+
 
 def for_each_net(name: str, value: Any, nets: int) -> list[Any]:
     """One value for all ControlNets, or one for each. Raises `UserError` for another number of them."""
@@ -65,9 +67,10 @@ def pictures(name: str, given: Any, nets: int, prompts: int) -> list[list[Any]]:
     return found
 
 
-def pixels(maps: Sequence[Any], height: int, width: int) -> Float[np.ndarray, "B 1 H W 3"]:
-    """Pictures as maps in [0, 1] of videos of one frame."""
-    return np.clip(resized(maps, height, width) / 2 + 0.5, 0, 1)[:, None]
+def pixels(maps: Sequence[Any], height: int, width: int, channels: int = 3) -> Float[np.ndarray, "B 1 H W D"]:
+    """Pictures as maps in [0, 1] of videos of one frame; of one channel their luma."""
+    found = np.clip(resized(maps, height, width) / 2 + 0.5, 0, 1)[:, None]
+    return found if channels == 3 else found @ LUMA
 
 
 def video(name: str, given: Any, frames: int, height: int, width: int, fps: float) -> Float[np.ndarray, "T H W 3"]:

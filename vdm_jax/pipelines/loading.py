@@ -10,13 +10,14 @@ from vdm_jax.generation.released.folder import Folder, open_folder
 from vdm_jax.parallel.mesh import MeshSpec
 from vdm_jax.pipelines.base import LatentPipeline
 from vdm_jax.pipelines.image_to_video import ImageToVideo
-from vdm_jax.pipelines.text_to_image import ControlledTextToImage, TextToImage
+from vdm_jax.pipelines.text_to_image import AdaptedTextToImage, ControlledTextToImage, TextToImage
 from vdm_jax.pipelines.text_to_video import AnimateDiff, ControlledAnimateDiff, TextToVideo
 
 # Class in `model_index.json` -> what makes a pipeline of the folder. Further ones are added here.
 PIPELINES: dict[str, Callable[[Folder], LatentPipeline]] = {
     "AnimateDiffControlNetPipeline": ControlledAnimateDiff,
     "AnimateDiffPipeline": AnimateDiff,
+    "StableDiffusionAdapterPipeline": AdaptedTextToImage,
     "StableDiffusionControlNetPipeline": ControlledTextToImage,
     "LatentConsistencyModelPipeline": TextToImage,
     "StableDiffusionPipeline": TextToImage,

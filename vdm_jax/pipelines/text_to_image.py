@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -109,18 +110,60 @@ class ControlledTextToImage(TextToImage):
         Raises `UserError` for what is no picture, for sizes that the model cannot take and for numbers of texts and
         maps that do not fit.
         """
-        nets = len(control_nets_of(self.models))
-        options = control.options(nets, controlnet_conditioning_scale, control_guidance_start, control_guidance_end,
-                                  guess_mode)
+        options = control.options(len(control_nets_of(self.models)), controlnet_conditioning_scale,
+                                  control_guidance_start, control_guidance_end, guess_mode)
+        return self.of_maps(image, options, prompt, negative_prompt, height, width, num_inference_steps,
+                            (guidance, guidance_scale), num_per_prompt, seed, latents, progress)
+
+    def of_maps(
+        self, image: Any, options: dict[str, Any], prompt: Any, negative_prompt: Any, height: int | None,
+        width: int | None, steps: int, guidance: tuple[float | None, float | None], num_per_prompt: int, seed: int,
+        latents: Float[np.ndarray, "B T H W C"] | None, progress: Progress | bool | None,
+    ) -> Pictures:
+        """Pictures of maps, whose `options` are arguments of the generator."""
         count = arguments.whole("num_per_prompt", num_per_prompt, 1, arguments.COPIES)
-        maps = control.pictures("image", image, nets, len(arguments.texts("prompt", prompt)))
+        nets = control_nets_of(self.models)
+        maps = control.pictures("image", image, len(nets), len(arguments.texts("prompt", prompt)))
         factor = self.models["vae"].config.factor
         height = maps[0][0].height // factor * factor if height is None else height
         width = maps[0][0].width // factor * factor if width is None else width
-        arguments.shared(height=height, width=width, steps=num_inference_steps, seed=seed, progress=progress)
-        given = {name: np.repeat(control.pixels(pictures, height, width), count, axis=0)
-                 for name, pictures in zip(control.MAPS, maps, strict=False)}
+        arguments.shared(height=height, width=width, steps=steps, seed=seed, progress=progress)
+        given = {name: np.repeat(control.pixels(pictures, height, width, model.config.hint_channels), count, axis=0)
+                 for (name, model), pictures in zip(nets.items(), maps, strict=True)}
         found = self.sample(
-            prompt, negative_prompt, count, (1, height, width), num_inference_steps, (guidance, guidance_scale), seed,
-            latents, progress, **given, **options)
+            prompt, negative_prompt, count, (1, height, width), steps, guidance, seed, latents, progress, **given,
+            **options)
         return Pictures(found.captions, found.stages, found.fps)
+
+
+class AdaptedTextToImage(ControlledTextToImage):
+    """Pictures of texts and of control maps, by a U-Net with one or several T2I-Adapters (Mou et al. 2023, arXiv
+    2302.08453).
+
+        pipeline = vdm_jax.from_pretrained("sd-t2iadapter-sketch", dtype="bfloat16")
+        pipeline("a watercolour of a lighthouse", image="sketch.png", seed=3).save("lighthouse.png")
+    """
+
+    def __call__(
+        self, prompt: str | Sequence[str], *, image: Picture | Sequence[Picture | Sequence[Picture]],
+        adapter_conditioning_scale: float | Sequence[float] = 1.0,
+        negative_prompt: str | Sequence[str] | None = None, height: int | None = None, width: int | None = None,
+        num_inference_steps: int = 50, guidance: float | None = None, guidance_scale: float | None = None,
+        num_per_prompt: int = 1, seed: int = 0, latents: Float[np.ndarray, "B T H W C"] | None = None,
+        progress: Progress | bool | None = None,
+    ) -> Pictures:
+        """Generate pictures, one per prompt or `num_per_prompt`.
+
+        Args:
+          adapter_conditioning_scale: factor on the features of the adapter, or one for each of several.
+          prompt, image, negative_prompt, height, width, num_inference_steps, guidance, guidance_scale, num_per_prompt,
+            seed, latents, progress: as in `ControlledTextToImage`.
+
+        Raises `UserError` as that does.
+        """
+        scales = control.for_each_net("adapter_conditioning_scale", adapter_conditioning_scale,
+                                      len(control_nets_of(self.models)))
+        options = {f"{name}_scale": arguments.number("adapter_conditioning_scale", scale)
+                   for name, scale in zip(control.MAPS, scales, strict=False)}
+        return self.of_maps(image, options, prompt, negative_prompt, height, width, num_inference_steps,
+                            (guidance, guidance_scale), num_per_prompt, seed, latents, progress)

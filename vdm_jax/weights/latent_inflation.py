@@ -31,7 +31,7 @@ _LAST = (r"/temporal_residual/conv_out/|/time/\w+/out/|/places_out/|/\w+_frames/
          r"|/time_attention_\d+/out/")
 _NUMBERS = "/scalars_out/"
 _COPY = re.compile(r"/(?:control_net_\w+?|reference_net)(/.*)")  # of the image layers, next to the U-Net
-_MAPS = re.compile(r"/hint/|/control_(\d+|middle)/")  # its own layers, which end in zeros
+_MAPS = re.compile(r"/hint/|/control_(\d+|middle)/|/adapter_")  # its own layers, which end in zeros (not of adapters)
 _WEIGHT = "/weight/kernel"  # of the guidance, as a new input
 _TOKENS = re.compile(r"/condition_\w+/kernel")
 

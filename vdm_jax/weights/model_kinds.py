@@ -21,6 +21,7 @@ from vdm_jax.networks.encoders.clip_vision import CLIPVision, CLIPVisionEncoder
 from vdm_jax.networks.encoders.t5 import T5Encoder, T5TextEncoder
 from vdm_jax.networks.latent_unet import LatentUNet, LatentUNetNetwork
 from vdm_jax.networks.motion_adapter import MotionAdapter, MotionAdapterNetwork
+from vdm_jax.networks.t2i_adapter import T2IAdapter, T2IAdapterNetwork
 from vdm_jax.weights import tensor_names
 from vdm_jax.weights import unet_fields as image
 from vdm_jax.weights import video_unet_fields as video
@@ -28,7 +29,7 @@ from vdm_jax.weights.fields import Fields
 from vdm_jax.weights.safetensors import flatten
 from vdm_jax.weights.tensor_files import Tensor
 
-Config = Autoencoder | CLIPText | CLIPVision | ControlNet | LatentUNet | MotionAdapter | T5Encoder
+Config = Autoencoder | CLIPText | CLIPVision | ControlNet | LatentUNet | MotionAdapter | T2IAdapter | T5Encoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ def module(config: Config) -> nn.Module:
     """The network of a config."""
     networks = {Autoencoder: AutoencoderKL, CLIPText: CLIPTextEncoder, CLIPVision: CLIPVisionEncoder,
                 ControlNet: ControlNetNetwork, LatentUNet: LatentUNetNetwork, MotionAdapter: MotionAdapterNetwork,
-                T5Encoder: T5TextEncoder}
+                T2IAdapter: T2IAdapterNetwork, T5Encoder: T5TextEncoder}
     if type(config) not in networks:
         raise unknown_kind("a model", config, Config)
     return networks[type(config)](config)
@@ -66,6 +67,8 @@ def names(config: Config) -> tensor_names.Names:
         return video.motion_names()
     if isinstance(config, ControlNet):
         return video.control_names()
+    if isinstance(config, T2IAdapter):
+        return video.ADAPTER
     if isinstance(config, T5Encoder):
         return tensor_names.t5_names(config.gated)
     if isinstance(config, CLIPText):
@@ -91,6 +94,8 @@ def shapes(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
         example, more = _example(config.unet)
         side = config.factor * example[0].shape[2]
         example, more = (*example, jnp.zeros((1, 1, side, side, config.hint_channels))), {"classes": more["classes"]}
+    elif isinstance(config, T2IAdapter):
+        example = (jnp.zeros((1, 1, config.factor, config.factor, config.hint_channels)),)
     elif isinstance(config, CLIPText | T5Encoder):
         example = (jnp.zeros((1, 2), int),)
     else:
@@ -240,6 +245,7 @@ KINDS = (
          lambda c: c.motion is not None),
     Kind("MotionAdapter", MotionAdapter, _DIFFUSERS, video.read_adapter, video.write_adapter),
     Kind("ControlNetModel", ControlNet, _DIFFUSERS, video.read_control, video.write_control),
+    Kind("T2IAdapter", T2IAdapter, _DIFFUSERS, video.read_t2i_adapter, video.write_t2i_adapter),
     Kind("CLIPTextModel", CLIPText, _TRANSFORMERS, lambda f: _read_text(f, False), _write_text,
          lambda c: not c.project),
     Kind("CLIPTextModelWithProjection", CLIPText, _TRANSFORMERS, lambda f: _read_text(f, True), _write_text,

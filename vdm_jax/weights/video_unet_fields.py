@@ -1,4 +1,5 @@
-"""U-Nets with temporal layers after those within, motion modules, and ControlNets in the layout of diffusers.
+"""U-Nets with temporal layers after those within, motion modules, ControlNets and T2I-Adapters in the layout of
+diffusers.
 
 A trap of these fields: `attention_head_dim` of `UNet3DConditionModel` is the channels of a head, while it is the number
 of heads in `ControlNetModel`, as in `UNet2DConditionModel`.
@@ -19,6 +20,7 @@ from vdm_jax.networks.control_net import ControlNet
 from vdm_jax.networks.latent_frames import Motion, TemporalConv
 from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.networks.motion_adapter import MotionAdapter
+from vdm_jax.networks.t2i_adapter import T2IAdapter
 from vdm_jax.weights.fields import Fields
 from vdm_jax.weights.tensor_files import Tensor
 from vdm_jax.weights.tensor_names import Lines, Names, prefixed
@@ -79,6 +81,33 @@ def control_names() -> Names:
     modules = (*prefixed("hint", "controlnet_cond_embedding", hint), ("control_middle", "controlnet_mid_block"),
                (r"control_(\d+)", r"controlnet_down_blocks.\1"))
     return dataclasses.replace(image, modules=(*modules, *image.modules))
+
+
+# Of a `T2IAdapter`.
+ADAPTER = Names(modules=(
+    ("adapter_in", "adapter.conv_in"), (r"adapter_(\d+)_in", r"adapter.body.\1.in_conv"),
+    (r"adapter_(\d+)_out", r"adapter.body.\1.out_conv"),
+    (r"adapter_(\d+)_(\d+)_first", r"adapter.body.\1.resnets.\2.block1"),
+    (r"adapter_(\d+)_(\d+)_second", r"adapter.body.\1.resnets.\2.block2")))
+
+
+def read_t2i_adapter(fields: Fields) -> T2IAdapter:
+    """Our config of a `T2IAdapter`. Raises `UserError` for that of Stable Diffusion XL."""
+    kind = fields.get("adapter_type", "full_adapter")
+    if kind not in ("full_adapter", "light_adapter"):
+        raise UserError(f"{fields.where}: adapter_type={kind!r} is not supported; permitted: full_adapter, "
+                        "light_adapter")
+    widths, light = tuple(fields.get("channels", (320, 640, 1280, 1280))), kind == "light_adapter"
+    return T2IAdapter(
+        hint_channels=fields.get("in_channels", 3), widths=(*widths, widths[-1]) if light else widths,
+        blocks=fields.get("num_res_blocks", 2), factor=fields.get("downscale_factor", 8), light=light)
+
+
+def write_t2i_adapter(config: T2IAdapter) -> dict[str, Any]:
+    """Fields of a `T2IAdapter`."""
+    return {"in_channels": config.hint_channels, "num_res_blocks": config.blocks, "downscale_factor": config.factor,
+            "channels": list(config.widths[:-1] if config.light else config.widths),
+            "adapter_type": "light_adapter" if config.light else "full_adapter"}
 
 
 def frame_codes(motion: Motion, inventory: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:

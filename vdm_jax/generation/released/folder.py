@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Sequence
 from typing import Any
@@ -27,7 +28,8 @@ from vdm_jax.weights.tokenizers import Tokenizer, open_tokenizer
 INDEX = "model_index.json"
 DTYPES = ("float32", "bfloat16", "float16")
 COPIED = ("scheduler", "tokenizer", "feature_extractor")  # folders without weights
-CONTROL, SEVERAL = "controlnet", "MultiControlNetModel"  # folder of a ControlNet, others have a number; their class
+SEVERAL = {"controlnet": "MultiControlNetModel", "adapter": "MultiAdapter"}  # parts of which others have a number
+_NUMBERED = re.compile(rf"({'|'.join(SEVERAL)})_[1-9]\d*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +50,11 @@ class Folder:
         return str(self.index.get("_class_name"))
 
     def holds(self, part: str) -> bool:
-        """Whether the pipeline has a part. Of several ControlNets the index names the first one's folder."""
+        """Whether the pipeline has a part. Of several ControlNets or T2I-Adapters the index names the folder of the
+        first one."""
         entry = self.index.get(part)
-        if part.startswith(f"{CONTROL}_") and self.index.get(CONTROL, [None])[-1] == SEVERAL:
-            return (self.path / part).is_dir()
+        if match := _NUMBERED.fullmatch(part):
+            return self.index.get(match[1], [None])[-1] == SEVERAL[match[1]] and (self.path / part).is_dir()
         return isinstance(entry, list) and bool(entry) and entry[-1] is not None
 
     def model(self, part: str, wanted: type, weights: bool = True) -> Pretrained:
@@ -141,9 +144,8 @@ def save_folder(
     index = dict(source.index)
     for part, model in models.items():
         save_pretrained(path / part, model)
-        numbered = part.startswith(f"{CONTROL}_") or (part == CONTROL and f"{CONTROL}_1" in models)
-        name = SEVERAL if numbered else kind_of(model.config).name
-        if part == CONTROL or not numbered:  # that of the first stands for all
+        if not _NUMBERED.fullmatch(part):  # the first one stands for all
+            name = SEVERAL[part] if f"{part}_1" in models else kind_of(model.config).name
             index[part] = [(index.get(part) or [None])[0] or "diffusers", name]
     kept = {name: [None, None] if isinstance(value, list) and name not in (*models, *COPIED) else value
             for name, value in index.items()}

@@ -22,7 +22,7 @@ from vdm_jax.data.embeddings import EncoderFolder
 from vdm_jax.errors import UserError
 from vdm_jax.generation.generator import Generator
 from vdm_jax.generation.released.encoders import ReleasedEncoder
-from vdm_jax.generation.released.folder import CONTROL, INDEX, SEVERAL, Folder, open_folder
+from vdm_jax.generation.released.folder import INDEX, Folder, open_folder
 from vdm_jax.generation.released.schedulers import Scheduler
 from vdm_jax.networks import motion_adapter
 from vdm_jax.networks.autoencoders.config import Autoencoder
@@ -33,6 +33,7 @@ from vdm_jax.networks.encoders.clip_vision import CLIPVision
 from vdm_jax.networks.latent_network import LatentNetwork
 from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.networks.motion_adapter import MotionAdapter
+from vdm_jax.networks.t2i_adapter import T2IAdapter
 from vdm_jax.parallel.mesh import MeshSpec
 from vdm_jax.stages.latent import Latent
 from vdm_jax.stages.stage import Experiment, FirstFrame, Stage, VideoSpec
@@ -60,6 +61,7 @@ KINDS = {
     "AnimateDiffControlNetPipeline": Kind("video", 16, 8, 50, (7.5, 7.5)),
     "AnimateDiffPipeline": Kind("video", 16, 8, 50, (7.5, 7.5)),
     "LatentConsistencyModelPipeline": Kind("image", 1, 1, 4, (8.5, 8.5)),
+    "StableDiffusionAdapterPipeline": Kind("image", 1, 1, 50, (7.5, 7.5)),
     "StableDiffusionControlNetPipeline": Kind("image", 1, 1, 50, (7.5, 7.5)),
     "StableDiffusionPipeline": Kind("image", 1, 1, 50, (7.5, 7.5)),
     "StableVideoDiffusionPipeline": Kind("video", 14, 7, 25, (1.0, 3.0), (576, 1024)),
@@ -92,25 +94,26 @@ def networks_of(folder: Folder, weights: bool = True) -> dict[str, Pretrained]:
         found = {"unet": unet, "vae": vae, "image_encoder": folder.model("image_encoder", CLIPVision, weights)}
     else:
         found = {"unet": unet, "vae": vae, "text_encoder": folder.model("text_encoder", CLIPText, weights)}
-    if "ControlNet" in folder.kind:
-        found |= {part: folder.model(part, ControlNet, weights) for part in _control_parts(folder)}
+    for part, wanted in (("controlnet", ControlNet), ("adapter", T2IAdapter)):
+        if wanted.__name__.removeprefix("T2I") in folder.kind:
+            found |= {name: folder.model(name, wanted, weights) for name in _several(folder, part)}
     _check(folder, found)
     return found
 
 
-def _control_parts(folder: Folder) -> list[str]:
-    """Folders of its ControlNets. Raises `UserError` for more than there are maps."""
-    parts = [CONTROL]
-    while folder.index.get(CONTROL, [None])[-1] == SEVERAL and folder.holds(f"{CONTROL}_{len(parts)}"):
-        parts.append(f"{CONTROL}_{len(parts)}")
+def _several(folder: Folder, part: str) -> list[str]:
+    """Folders of its ControlNets or T2I-Adapters. Raises `UserError` for more than there are maps."""
+    parts = [part]
+    while folder.holds(f"{part}_{len(parts)}"):
+        parts.append(f"{part}_{len(parts)}")
     if len(parts) > len(MAPS):
-        raise UserError(f"{folder.path} has {len(parts)} ControlNets; permitted: up to {len(MAPS)}")
+        raise UserError(f"{folder.path} has {len(parts)} of {part}; permitted: up to {len(MAPS)}")
     return parts
 
 
 def control_nets_of(networks: dict[str, Pretrained]) -> dict[str, Pretrained]:
-    """The ControlNets among the networks of a pipeline, by the maps that they see."""
-    parts = [model for part, model in networks.items() if part.startswith(CONTROL)]
+    """The ControlNets or T2I-Adapters among the networks of a pipeline, by the maps that they see."""
+    parts = [model for model in networks.values() if isinstance(model.config, ControlNet | T2IAdapter)]
     return dict(zip(MAPS, parts, strict=False))
 
 
