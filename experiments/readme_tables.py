@@ -1,5 +1,5 @@
 """Put recorded results into Markdown pages, between markers, so that no number there is typed by hand; `main` those of
-docs/results.md.
+docs/results.md and of the README.
 
 Run:  python experiments/readme_tables.py          (after `make demo` and `make baselines` have written their records)
 """
@@ -62,6 +62,27 @@ def seeds_table(record: dict) -> str:
         f"{record['versions']})."])
 
 
+def attention_table(record: dict) -> str:
+    """Our attention against PyTorch's on one core of a CPU: times faster than its best, by pattern over its sizes."""
+    ratios: dict[str, dict[str, list[float]]] = {}
+    for row in record["rows"]:
+        if "times_faster" in row:
+            name = re.sub("SparseCausal.*", "sparse-causal", row["pattern"]).replace("cross", "cross-attention")
+            for group in (name, "median of all"):
+                ratios.setdefault(group, {}).setdefault(row["mode"], []).append(row["times_faster"])
+    ratios["median of all"] = ratios.pop("median of all")
+    lines = ["| attention | forward | forward and backward |", "|---|---:|---:|"]
+    for name, found in ratios.items():
+        cells = []
+        for mode in ("forward", "forward+backward"):
+            values = found.get(mode, [])
+            ends = [np.median(values)] if name == "median of all" else [min(values), max(values)]
+            cells.append("-".join(dict.fromkeys(f"{value:.2f}" for value in ends)))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"Times faster than PyTorch {record['torch']['versions']['torch']}'s on one CPU core "
+                      f"({record['date']}), the sizes of [performance](docs/performance.md)."])
+
+
 def insert(text: str, name: str, body: str) -> str:
     """`text` with what stands between the markers of `name` replaced."""
     pattern = re.compile(f"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
@@ -84,16 +105,22 @@ def tables() -> dict[str, str]:
         table = re.search(r"<!-- summary:begin -->\n(.*?)<!-- summary:end -->", speed.read_text(), re.DOTALL)
         if table:
             found["speed"] = table[1].rstrip() + "\n\nMore in `experiments/baselines/`."
+    attention = ROOT / "experiments/attention_benchmark/results/peer_sdpa_cpu_one_core.json"
+    if attention.exists():
+        found["attention"] = attention_table(json.loads(attention.read_text()))
     return found
 
 
+def page_of(name: str) -> Path:
+    """The page with the markers of a table."""
+    return ROOT / ("README.md" if name == "attention" else "docs/results.md")
+
+
 def main() -> None:
-    """Rewrite docs/results.md."""
-    path = ROOT / "docs" / "results.md"
-    text = path.read_text()
+    """Rewrite the tables."""
     for name, body in tables().items():
-        text = insert(text, name, body)
-    path.write_text(text)
+        path = page_of(name)
+        path.write_text(insert(path.read_text(), name, body))
 
 
 if __name__ == "__main__":

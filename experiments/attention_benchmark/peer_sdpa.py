@@ -31,6 +31,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from experiments.attention_benchmark.sdpa_goals import goals
 from experiments.baselines.measuring import busy_seconds, save
 from experiments.readme_tables import insert
 from vdm_jax.attention.patterns import attention_flops
@@ -266,7 +267,7 @@ def table(record: dict[str, Any]) -> str:
         ours = row["contenders"]["vdm_jax"]
         ratio = f"{row['times_faster']:.2f}" if "times_faster" in row else "-"
         lines.append("| " + " | ".join([*cells, ours.get("kernel", "-"), ratio]) + " |")
-    return "\n".join([*lines, "", *_summary(record), *_notes(record)])
+    return "\n".join([*lines, "", *goals(record), *_summary(record), *_notes(record)])
 
 
 def _summary(record: dict[str, Any]) -> list[str]:
