@@ -14,6 +14,7 @@ import numpy as np
 from scipy import stats
 
 from vdm_jax.digits.scorer import COLUMNS
+from vdm_jax.runs.shipped import SHIPPED, read_manifest, shipped_names
 
 ROOT = Path(__file__).parent.parent
 DEMO_STAGES = {"spatial_1": "8x16x16, enlarged", "spatial_2": "16x64x64"}
@@ -83,6 +84,23 @@ def attention_table(record: dict) -> str:
                       f"({record['date']}), the sizes of [performance](docs/performance.md)."])
 
 
+def shipped_table(manifests: dict[str, dict]) -> str:
+    """Scores of the weights that ship, with what training they had."""
+    lines = [f"| weights | captions | {' | '.join(COLUMNS)} |", "|---|---|" + "---:|" * len(COLUMNS)]
+    notes = []
+    for name, manifest in manifests.items():
+        for row, scores in manifest["scores"].items():
+            for group, title in (("", "all"), ("single/", "of one digit")):
+                cells = " | ".join(f"{scores[group + column]:.2f}" for column in COLUMNS)
+                lines.append(f"| `{name}`: {row} | {title} | {cells} |")
+        steps = ", ".join(f"`{stage}` {step} of {manifest['planned_steps'][stage]}"
+                          for stage, step in manifest["steps"].items())
+        protocol = ", ".join(f"{key} {value}" for key, value in manifest["protocol"].items())
+        notes.append(f"`{name}`: trained by `{manifest['command']}`; steps: {steps}. Scored on {manifest['date']} "
+                     f"({manifest['machine']}, {manifest['cores']} cores). Protocol: {protocol}.")
+    return "\n".join([*lines, "", *notes])
+
+
 def insert(text: str, name: str, body: str) -> str:
     """`text` with what stands between the markers of `name` replaced."""
     pattern = re.compile(f"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
@@ -97,6 +115,8 @@ def tables() -> dict[str, str]:
     demo = ROOT / "experiments/demo/evaluation.json"
     if demo.exists():
         found["demo"] = demo_table(json.loads(demo.read_text()))
+    if shipped_names():
+        found["shipped"] = shipped_table({name: read_manifest(SHIPPED / name) for name in shipped_names()})
     seeds = ROOT / "experiments/demo/seeds.json"
     if seeds.exists():
         found["seeds"] = seeds_table(json.loads(seeds.read_text()))
