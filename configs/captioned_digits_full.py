@@ -16,9 +16,9 @@ from vdm_jax_configs import captioned_digits_images as images
 
 
 def base() -> Stage:
-    """8 frames of 4x4 from a caption, by more channels than the demo's."""
+    """8 frames of 4x4 from a caption, by more blocks than the demo's."""
     stage = demo.base()
-    level = dataclasses.replace(stage.network.levels[0], channels=160, blocks=2)
+    level = dataclasses.replace(stage.network.levels[0], blocks=2)
     return dataclasses.replace(stage, network=dataclasses.replace(stage.network, levels=(level,)),
                                training=images.training(steps=20_000, batch_size=64, warmup_steps=200))
 
