@@ -228,7 +228,7 @@ def test_overview_and_version(capsys):
 
 class TestErrors:
     def test_unknown_command(self, fails):
-        assert "command 'trian' is unknown; permitted: list, show, prepare, embed, train" in fails("trian")
+        assert "command 'trian' is unknown; permitted: list, show, prepare, annotate, embed, train" in fails("trian")
 
     def test_unknown_run(self, fails):
         assert "run 'nowhere' was not found" in fails("sample", "nowhere", "a red 3")

@@ -10,7 +10,7 @@ import pytest
 
 from vdm_jax.conditions.conditioning import CONDITIONS, Conditioning, claimed, conditions_of
 from vdm_jax.conditions.frame_masks import FrameMask, NoMask
-from vdm_jax.conditions.inputs import Input
+from vdm_jax.conditions.inputs import Input, map_fields
 from vdm_jax.diffusion.process import Process
 from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.networks.config import CrossAttention, EmbeddedText, Level, Reference, UNet, WordEncoder
@@ -82,3 +82,7 @@ def test_every_part_of_a_conditioning_belongs_to_a_condition():
     assert parts == {field.name for field in dataclasses.fields(Conditioning)}
     assert all(set(c.frame_parts) <= set(c.parts) and set(c.frame_fields) <= set(c.fields) for c in CONDITIONS.values())
     assert claimed("reference_pose", "fields") and not claimed("video", "fields") and claimed("caption", "host_fields")
+
+
+def test_what_is_mirrored_with_a_clip_are_maps():
+    assert "control" in map_fields() and "sound" not in map_fields()

@@ -18,7 +18,7 @@ from vdm_jax.networks.kinds import network_module
 from vdm_jax.networks.t2i_adapter import T2I_ADAPTER_SD1, T2IAdapter, T2IAdapterNetwork, halved
 from vdm_jax.parallel.arrays import global_batch
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
-from vdm_jax.stages.options import Training
+from vdm_jax.stages.options import GuidanceTerm, Training
 from vdm_jax.stages.parameters import initial_params
 from vdm_jax.training.init_from import planned
 from vdm_jax.training.state import create_state
@@ -58,7 +58,7 @@ def test_features_made_once_are_those_of_every_step_and_weight_0_is_none():
 
     @jax.jit
     def outputs(params):
-        once = precomputed(ADAPTED, params, maps)
+        once = precomputed(ADAPTED, ADAPTED.sampling, params, maps)
         assert [x.shape for x in once.features["edges"]] == [(2, 2, 4, 4, 8), (2, 2, 2, 2, 8)]
         assert [x.shape[1] for x in once.window(jnp.array(1), 1, 2).features["edges"]] == [1, 1]
         found = [module.apply({"params": params}, z, level, given) for given in (maps, once, scaled)]
@@ -70,7 +70,9 @@ def test_features_made_once_are_those_of_every_step_and_weight_0_is_none():
     np.testing.assert_allclose(some[0], whole[0], atol=1e-5)
     np.testing.assert_allclose(some[1], none[1], atol=1e-6)
     assert np.abs(np.asarray(whole) - none).max() > 0.05
-    assert precomputed(dataclasses.replace(ADAPTED, network=BASE), params, maps) is maps
+    by_name = dataclasses.replace(ADAPTED.sampling, guidance=0.0, terms=(GuidanceTerm(name="edges", scale=3.0),))
+    assert precomputed(ADAPTED, by_name, params, maps) is maps  # estimates without the map make their own
+    assert precomputed(dataclasses.replace(ADAPTED, network=BASE), ADAPTED.sampling, params, maps) is maps
 
 
 def test_it_learns_next_to_a_frozen_network():

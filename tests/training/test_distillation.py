@@ -30,7 +30,7 @@ from vdm_jax.stages.distillation import (
     ProgressiveDistillation,
     Teacher,
 )
-from vdm_jax.stages.options import InitFrom, Oscillation, Sampling, Training
+from vdm_jax.stages.options import Dropout, GuidanceTerm, InitFrom, Oscillation, Sampling, Training
 from vdm_jax.stages.parameters import initial_params
 from vdm_jax.stages.stage import Experiment, Stage, VideoSpec
 from vdm_jax.training import loop
@@ -317,6 +317,9 @@ def test_evaluations_of_teachers_and_targets_are_planned():
     (lambda: stage_of(PROGRESSIVE, network=dataclasses.replace(NETWORK, scalars=("fps",))),
      "Stage.training.distillation.guidance", ("permitted: scalars with 'guidance'",)),
     (lambda: stage_of(PROGRESSIVE, text_dropout=0.1), "Stage.training.text_dropout", ("permitted: 0",)),
+    (lambda: stage_of(PROGRESSIVE, dropout=(Dropout(names=("text",)),)), "Stage.training.dropout", ("text",)),
+    (lambda: stage_of(PROGRESSIVE, sampling=Sampling(terms=(GuidanceTerm(name="text", scale=2.0),))),
+     "Sampling.terms", ("['text']", "'guidance'")),
     (lambda: stage_of(PROGRESSIVE, sampling=Sampling(guidance=3.0)), "Sampling.guidance", ("from 0 to 2",)),
     (lambda: stage_of(PROGRESSIVE, sampling=Sampling(guidance=2.0, oscillation=Oscillation(low=-1.0))),
      "Sampling.guidance", ("from 0 to 2",)),

@@ -125,16 +125,19 @@ def takers(experiment: Experiment, names: Sequence[str]) -> list[str]:
 def student(stage: Stage, folder: Path, options: Distil, ranged: bool) -> Stage:
     """The student of a stage: its network, training and sampling."""
     from vdm_jax.conditions.scalars import WEIGHT
+    from vdm_jax.stages.distillation import guides
     from vdm_jax.stages.options import Evaluation
 
     weights, by = guidance_of(stage, options, ranged)
     spec = distillation_of(stage, folder, options, weights, by)
     rounds = getattr(spec, "rounds", None)
     training = dataclasses.replace(
-        stage.training, distillation=spec, init_from=None, trainable=(), evaluation=Evaluation(),
+        stage.training, distillation=spec, init_from=None, trainable=(), lora=(), evaluation=Evaluation(),
         steps=options.updates * (1 if rounds is None else len(rounds)), learning_rate=LEARNING_RATE, warmup_steps=0,
         decay=False, ema_decay=stage.training.ema_decay if rounds is None else 0.0, sample_every=0, validate_every=0,
-        text_dropout=0.0 if weights is not None else stage.training.text_dropout)
+        text_dropout=0.0 if weights is not None else stage.training.text_dropout,
+        dropout=stage.training.dropout if weights is None else tuple(
+            entry for entry in stage.training.dropout if not guides(entry.names, stage.sampling.guided_by)))
     network = stage.network
     if weights is not None and weights[0] < weights[1] and WEIGHT not in network.scalars:
         if hasattr(network, "unet"):
@@ -150,6 +153,13 @@ def guidance_of(stage: Stage, options: Distil, ranged: bool) -> tuple[tuple[floa
     """The weights that a student learns, and how its teacher is guided. Raises `UserError` for guidance that is no
     number."""
     sampling, own = stage.sampling, stage.training.distillation
+    if sampling.terms:
+        raise UserError(f"stage {stage.name!r} has sampling.terms={[term.name for term in sampling.terms]}, no one "
+                        "weight that a student could hold; permitted: a teacher sampled with sampling.guidance",
+                        "distil.guidance")
+    if stage.takes_weight and (own is None or own.guidance is None):
+        raise UserError(f"stage {stage.name!r} takes the weight of the guidance, and its config says no range of it; "
+                        "permitted: a stage with training.distillation.guidance", "distil.guidance")
     if stage.takes_weight:
         return own.guidance, "input"
     if ranged:

@@ -70,7 +70,8 @@ class Input:
 
 def map_fields() -> tuple[str, ...]:
     """Fields of clips that are maps of their frames."""
-    return tuple(field for condition in CONDITIONS.values() if isinstance(condition, InputCondition)
+    return tuple(field for condition in CONDITIONS.values()
+                 if isinstance(condition, InputCondition) and condition.form == "map"
                  for field in condition.frame_fields)
 
 

@@ -23,6 +23,7 @@ from vdm_jax.generation.one_stage import (
     inpainting_method,
     is_guided,
     precomputed,
+    precomputes,
     released_steps,
     sample_stage,
     sampling_sharding,
@@ -146,7 +147,7 @@ def step_functions(stage: Stage, sampling: Sampling, mesh: Mesh, shardings: Any,
         jax.jit(begin, in_shardings=(batch, None, batch, None)),
         jax.jit(advance, in_shardings=(shardings, batch, batch, batch, *(None,) * 5), donate_argnums=4,
                 compiler_options=options),
-        jax.jit(functools.partial(precomputed, stage), in_shardings=(shardings, batch), out_shardings=batch,
+        jax.jit(functools.partial(precomputed, stage, sampling), in_shardings=(shardings, batch), out_shardings=batch,
                 compiler_options=options))
 
 
@@ -191,7 +192,7 @@ def stepwise_sampling(
     def function(params: Any, keys: Any, text: Any, low: Any, masked_video: Any, *autoencoder: Any,
                  noise: Noise = DRAWN) -> jax.Array:
         conditioning, inside = functions.prepare(keys, text, low, masked_video, noise.picture, *autoencoder)
-        if stage.network.precomputes:
+        if precomputes(stage, sampling):
             conditioning = functions.precompute(params, conditioning)
         carry = place(functions.begin(keys, steps.level[0], noise.initial, std))
         by_level = of_levels or has_interval(conditioning)

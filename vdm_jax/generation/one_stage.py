@@ -248,9 +248,16 @@ def stage_conditioning(
     return conditioning, masked_video
 
 
-def precomputed(stage: Stage, params: Any, conditioning: Conditioning) -> Conditioning:
+def precomputes(stage: Stage, sampling: Sampling) -> bool:
+    """Whether the network makes something of its conditioning once per video. Guidance by a map's name also needs
+    estimates without it, so that it is then made in every call."""
+    maps = {entry.name for entry in stage.network.entering("residuals")}
+    return stage.network.precomputes and not any(term.name in maps for term in sampling.terms)
+
+
+def precomputed(stage: Stage, sampling: Sampling, params: Any, conditioning: Conditioning) -> Conditioning:
     """The conditioning with what the network makes of it once per video."""
-    if not stage.network.precomputes:
+    if not precomputes(stage, sampling):
         return conditioning
     return network_module(stage.network).apply({"params": params}, conditioning, method="precompute")
 
@@ -297,7 +304,7 @@ def sample_stage(
     """
     conditioning, inside = stage_conditioning(stage, sampling, keys, text, low, masked_video, autoencoder,
                                               corrupt=not truncated)
-    conditioning = precomputed(stage, params, conditioning)
+    conditioning = precomputed(stage, sampling, params, conditioning)
     released, embedded = released_steps(stage, sampling)
     if levels is None:
         levels = stage_levels(stage, sampling)

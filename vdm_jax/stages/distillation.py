@@ -8,6 +8,7 @@ A distillation is a loss over networks with roles: the student, which is trained
 import math
 from typing import Annotated, Any, ClassVar, Literal
 
+from vdm_jax.conditions.conditioning import CONDITIONS
 from vdm_jax.conditions.scalars import WEIGHT
 from vdm_jax.configuration import Ascending, Count, Guidance, Range, SamplingSteps, ShareBelowOne, config
 from vdm_jax.diffusion.distillation import Distance, PseudoHuber, Solver
@@ -189,12 +190,22 @@ def check_distillation(stage: Any) -> None:
     spec.check_training(stage)
 
 
+def guides(names: tuple[str, ...], guided_by: str) -> bool:
+    """Whether guidance goes by one of these conditions."""
+    return any(CONDITIONS[name].guidance == guided_by for name in names)
+
+
 def _check_guided(stage: Any, weights: tuple[float, float], takes: bool) -> None:
     """Raise `UserError` for guidance that the student does not learn."""
     where, sampling = f"Stage {stage.name!r}", stage.sampling
     if stage.training.text_dropout and sampling.guided_by == "prompt":
         raise UserError(f"{where}: training.text_dropout={stage.training.text_dropout} with "
                         f"training.distillation.guidance={weights}, which its estimates hold; permitted: 0")
+    for entry in stage.training.dropout:
+        if entry.probability and guides(entry.names, sampling.guided_by):
+            raise UserError(f"{where}: training.dropout of {', '.join(entry.names)} with "
+                            f"training.distillation.guidance={weights}, which its estimates hold; permitted: entries "
+                            "without these")
     if not (stage.network.conditioning_frames if sampling.guided_by == "frames" else stage.network.prompted):
         raise UserError(f"{where}: training.distillation.guidance={weights} by {sampling.guided_by!r} of a network "
                         "that takes no such input; permitted: None")

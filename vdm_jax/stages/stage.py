@@ -113,6 +113,10 @@ class Stage:
             raise UserError(f"Stage {self.name!r}: sampling.inpainting.method='network' with "
                             "network.conditioning_frames=False; permitted: 'reconstruction', 'replacement', 'levels', "
                             "None")
+        if self.sampling.terms and self.takes_weight:
+            raise UserError(f"Stage {self.name!r}: sampling.terms={[term.name for term in self.sampling.terms]} of a "
+                            f"network that takes the weight of the guidance ({WEIGHT!r}); permitted: (), with guidance",
+                            "Sampling.terms")
         self._check_named()
         if self.sampling.guided and not self.sampling.terms and not (
                 self.network.conditioning_frames if self.sampling.guided_by == "frames" else self.network.prompted):
