@@ -15,6 +15,8 @@ CAPTIONS := "a red 3 moving left" "a green seven bouncing" "a blue 0 rising" "a 
 PARALLEL := --numprocesses auto --maxprocesses 2 --dist loadfile
 
 export JAX_PLATFORMS ?=
+# Arrays in huge pages: on a CPU a training step then spends less of its time on page faults (docs/performance.md).
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .PHONY: demo test test-full lint docs notebooks baselines benchmark clean
 
