@@ -25,7 +25,7 @@ def on_files(files, config):
     pages |= {f"notebooks/{path.stem}.md": shown(path) for path in notebooks()}
     for name, content in pages.items():
         files.append(File.generated(config, name, content=content))
-    files.append(File.generated(config, "images/demo.gif", abs_src_path=str(ROOT / "experiments/demo/demo.gif")))
+    files.append(File.generated(config, "images/shipped.gif", abs_src_path=str(ROOT / "experiments/demo/shipped.gif")))
     return files
 
 

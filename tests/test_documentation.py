@@ -21,7 +21,7 @@ from vdm_jax.commands.main import COMMANDS
 ROOT = Path(__file__).parent.parent
 STOPS = ("&&", "|", ";", "&", ">", '"')
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
-GENERATED = ("docs/images/demo.gif",)  # that docs/_site.py adds
+GENERATED = ("docs/images/shipped.gif",)  # that docs/_site.py adds
 
 
 def commands_of(text: str) -> list[list[str]]:

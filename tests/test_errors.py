@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from vdm_jax.conditions.conditioning import Conditioning
@@ -40,7 +41,8 @@ def mixed():
 def thresholded():
     sampling = Sampling(guidance=1.0)
     object.__setattr__(sampling, "threshold", Strange())  # a config of its own would refuse it
-    return stage_denoiser(SimpleNamespace(network=NETWORK, process=None), {}, Conditioning(), sampling, [0.0])
+    stage = SimpleNamespace(network=NETWORK, process=None, takes_weight=False)
+    return stage_denoiser(stage, {}, Conditioning(), sampling, np.zeros(1))
 
 
 @pytest.mark.parametrize(("call", "message"), [

@@ -415,7 +415,7 @@ def test_control_maps_of_a_folder(controlled):
     assert np.abs(swapped[1] - both[1]).max() > 2
     off = [draw(PROMPTS, image=m, controlnet_conditioning_scale=0, **QUICK, seed=1).videos for m in (maps, maps[::-1])]
     np.testing.assert_array_equal(*off)
-    with refused("text_to_image.ControlledTextToImage.__call__", "2 maps", "1 prompts"):
+    with refused("control.pictures", "2 maps", "1 prompts"):
         draw("red", image=maps)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -118,59 +118,12 @@ def stage_denoiser(
     masked_video: MaskedVideo | None = None, *, weight: Float[ArrayLike, " ..."] | None = None,
     embedded: Embedded | None = None,
 ) -> Denoiser:
-    """`(z, logsnr) -> x_hat` with classifier-free guidance (both halves in one batch, which devices share) and
-    thresholding, for masked videos too; `levels` are those of the sampler's steps. `weight` of the
-    guidance is the sampling's own by default; `embedded` is where a released scheduler has its network embed another
-    noise level."""
-    module = network_module(stage.network)
-
-    def denoise_with(z: Array, logsnr: Array, condition: Conditioning) -> Array:
-        condition = at_step(condition, logsnr, jnp.asarray(levels))
-
-        def network(x: Array, level: Array) -> Array:
-            level = level if embedded is None else jnp.interp(level, *embedded)
-            return module.apply({"params": params}, x, level, condition)
-
-        return stage.process.denoiser(network)(z, logsnr)
-
-    frames, alone = stage.shape[0], denoise_with
-
-    def cut(whole: Conditioning, start: Any, length: int) -> Conditioning:
-        return whole.window(start, length, frames)
-
-    if (windows := sampling.windows) is not None:
-        sizes = {"frames": frames, "length": windows.frames}
-        if windows.follows:
-            denoise_with = following(denoise_with, cut, **sizes, behind=windows.overlap, clean=levels[-1])
-        else:
-            denoise_with = windowed(denoise_with, cut, **sizes, overlap=windows.overlap, chunk=windows.chunk)
-    if (is_guided(stage, sampling) and not sampling.terms) or stage.takes_weight:
-        weight, swing = guidance_of(stage, sampling) if weight is None else weight, sampling.oscillation
-        if swing is not None:
-            weight = oscillating(weight, swing.low, jnp.asarray(levels), swing.constant_steps)
-    if sampling.terms:
-        def frame_by_frame(z: Array, logsnr: Array, condition: Conditioning) -> Array:
-            return windowed(alone, cut, frames=z.shape[1], length=1, overlap=0, chunk=z.shape[1])(z, logsnr, condition)
-
-        by_name = {term.name: term.weight if weight is None else weight[place]
-                   for place, term in enumerate(sampling.terms)}
-        lacking, terms = in_turn(by_name)
-        denoise = combine(named_estimates(denoise_with, frame_by_frame, conditioning, lacking), terms)
-    elif is_guided(stage, sampling):
-        def denoise_halves(*stacked: Any) -> Array:  # a sample's estimates are neighbours in the batch
-            if sampling.split_guidance:
-                stacked = jax.tree.map(lambda x: shard_along(x, "batch", dim=0), stacked)
-            return denoise_with(*stacked)
-
-        both = batched(denoise_halves, [conditioning, without_guessed(conditioning.without(sampling.guided_by))])
-        denoise = combine(both, [(0, 1, weight)])
-    elif stage.takes_weight:
-        def denoise(z: Array, logsnr: Array) -> Array:
-            given = jnp.broadcast_to(weight(logsnr) if callable(weight) else jnp.float32(weight), logsnr.shape[:1])
-            return denoise_with(z, logsnr, conditioning.adding({"scalars": {WEIGHT: given}}))
-    else:
-        def denoise(z: Array, logsnr: Array) -> Array:
-            return denoise_with(z, logsnr, conditioning)
+    """`(z, logsnr) -> x_hat` with classifier-free guidance (all estimates in one batch, which devices share) and
+    thresholding, for masked videos too; `levels` are those of the sampler's steps. `weight` of the guidance is the
+    sampling's own by default; `embedded` is where a released scheduler has its network embed another noise level."""
+    denoise_with = _estimate(stage, params, levels, embedded)
+    whole = _in_windows(stage, sampling, denoise_with, levels)
+    denoise = _guided(stage, sampling, whole, denoise_with, conditioning, levels, weight)
     # Before thresholds, which stop gradients.
     if masked_video is not None and inpainting_method(stage, sampling) == "reconstruction":
         denoise = reconstruction_guided(denoise, masked_video.errors(), sampling.inpainting.weight,
@@ -184,6 +137,85 @@ def stage_denoiser(
         level = levels[-1] if sampling.inpainting.level is None else sampling.inpainting.level
         denoise = shown_clean(denoise, masked_video.video, masked_video.mask, level, stage.process.schedule.family)
     return replaced(denoise, masked_video.video, masked_video.mask)
+
+
+def _estimate(
+    stage: Stage, params: Any, levels: Float[ArrayLike, " steps"], embedded: Embedded | None
+) -> ConditionalDenoiser:
+    """`(z, logsnr, conditioning) -> x_hat` by the network."""
+    module = network_module(stage.network)
+
+    def denoise_with(z: Array, logsnr: Array, condition: Conditioning) -> Array:
+        condition = at_step(condition, logsnr, jnp.asarray(levels))
+
+        def network(x: Array, level: Array) -> Array:
+            level = level if embedded is None else jnp.interp(level, *embedded)
+            return module.apply({"params": params}, x, level, condition)
+
+        return stage.process.denoiser(network)(z, logsnr)
+
+    return denoise_with
+
+
+def _in_windows(
+    stage: Stage, sampling: Sampling, denoise_with: ConditionalDenoiser, levels: Float[ArrayLike, " steps"]
+) -> ConditionalDenoiser:
+    """The estimate of all frames, where the sampling says so from windows of them."""
+    windows = sampling.windows
+    if windows is None:
+        return denoise_with
+    cut, sizes = _cut(stage), {"frames": stage.shape[0], "length": windows.frames}
+    if windows.follows:
+        return following(denoise_with, cut, **sizes, behind=windows.overlap, clean=levels[-1])
+    return windowed(denoise_with, cut, **sizes, overlap=windows.overlap, chunk=windows.chunk)
+
+
+def _cut(stage: Stage) -> Callable[[Conditioning, Any, int], Conditioning]:
+    return lambda whole, start, length: whole.window(start, length, stage.shape[0])
+
+
+def _guided(
+    stage: Stage, sampling: Sampling, denoise_with: ConditionalDenoiser, alone: ConditionalDenoiser,
+    conditioning: Conditioning, levels: Float[ArrayLike, " steps"], weight: Float[ArrayLike, " ..."] | None,
+) -> Denoiser:
+    """`denoise_with` the conditioning and with guidance: by names, of two estimates, or by a network that takes the
+    weight. `alone` is for estimates of single frames, without windows."""
+    if sampling.terms:
+        return _guided_by_names(stage, sampling, denoise_with, alone, conditioning, weight)
+    if not is_guided(stage, sampling) and not stage.takes_weight:
+        return lambda z, logsnr: denoise_with(z, logsnr, conditioning)
+    weight, swing = guidance_of(stage, sampling) if weight is None else weight, sampling.oscillation
+    if swing is not None:
+        weight = oscillating(weight, swing.low, jnp.asarray(levels), swing.constant_steps)
+    if stage.takes_weight:
+        def denoise(z: Array, logsnr: Array) -> Array:
+            given = jnp.broadcast_to(weight(logsnr) if callable(weight) else jnp.float32(weight), logsnr.shape[:1])
+            return denoise_with(z, logsnr, conditioning.adding({"scalars": {WEIGHT: given}}))
+
+        return denoise
+
+    def denoise_halves(*stacked: Any) -> Array:  # a sample's estimates are neighbours in the batch
+        if sampling.split_guidance:
+            stacked = jax.tree.map(lambda x: shard_along(x, "batch", dim=0), stacked)
+        return denoise_with(*stacked)
+
+    lacking = without_guessed(conditioning.without(sampling.guided_by))
+    return combine(batched(denoise_halves, [conditioning, lacking]), [(0, 1, weight)])
+
+
+def _guided_by_names(
+    stage: Stage, sampling: Sampling, denoise_with: ConditionalDenoiser, alone: ConditionalDenoiser,
+    conditioning: Conditioning, weight: Float[ArrayLike, " terms"] | None,
+) -> Denoiser:
+    """Guidance by the names of `sampling.terms`, in their order."""
+    def frame_by_frame(z: Array, logsnr: Array, condition: Conditioning) -> Array:
+        frames = z.shape[1]
+        return windowed(alone, _cut(stage), frames=frames, length=1, overlap=0, chunk=frames)(z, logsnr, condition)
+
+    by_name = {term.name: term.weight if weight is None else weight[place]
+               for place, term in enumerate(sampling.terms)}
+    lacking, terms = in_turn(by_name)
+    return combine(named_estimates(denoise_with, frame_by_frame, conditioning, lacking), terms)
 
 
 def with_threshold(denoise: Denoiser, sampling: Sampling) -> Denoiser:
