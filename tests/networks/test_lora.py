@@ -72,6 +72,15 @@ def test_sums_are_made_in_float32_and_kept_as_the_kernel_is():
     np.testing.assert_array_equal(found, wanted.astype(np.float16))
 
 
+def test_products_are_float32_on_devices_that_would_round_them():
+    adapter = filled()
+    program = jax.make_jaxpr(lambda params: merged(params, [(adapter, 1.0)]))(PARAMS)
+    products = [equation for equation in program.jaxpr.eqns if equation.primitive.name == "dot_general"]
+    highest = (jax.lax.Precision.HIGHEST,) * 2
+    assert len(products) == len(adapter.pairs)
+    assert all(product.params["precision"] == highest for product in products)
+
+
 def test_what_cannot_be():
     with refused("LoRA.rank", "LoRA.rank=0", "permitted: >= 1"):
         LoRA(rank=0)

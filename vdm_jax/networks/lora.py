@@ -119,7 +119,7 @@ def merged(params: Any, adapters: Iterable[tuple[Adapter, float]]) -> dict[str, 
             raise UserError(f"the LoRA is for another network: {misfit}; permitted: one for this network")
         for module, (down, up) in adapter.pairs.items() if weight else ():
             down, up = jnp.asarray(down, jnp.float32), jnp.asarray(up, jnp.float32)  # of files too: the same bits
-            product = down @ up.reshape(up.shape[-2:])
+            product = jnp.matmul(down, up.reshape(up.shape[-2:]), precision=jax.lax.Precision.HIGHEST)
             name = f"{module}/{KERNEL}"
             added[name] = added.get(name, 0) + (weight * adapter.scales[module]) * product
     sums = {name: (flat[name].astype(jnp.float32) + part).astype(flat[name].dtype) for name, part in added.items()}
