@@ -96,3 +96,7 @@ def test_what_cannot_be():
     wider = {**PARAMS, "stem": {"kernel": np.zeros((1, 3, 3, 4, 7), np.float32)}}
     with pytest.raises(UserError, match=r"stem has factors \[1, 3, 3, 4, 3\] and \[1, 1, 1, 3, 6\] for a kernel"):
         merged(wider, [(adapter, 1.0)])
+    for shape in ((), (6, 0)):  # no rank at all
+        empty = Adapter({"out": {"down": {"kernel": np.ones(shape)}, "up": {"kernel": np.ones((0, 5))}}}, {"out": 1.0})
+        with refused("lora.merged", "out has factors"):
+            merged({"out": {"kernel": np.ones((6, 5), np.float32)}}, [(empty, 1.0)])

@@ -134,7 +134,7 @@ def misfits(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]]) -> str:
         found = (tuple(down.shape), tuple(up.shape))
         if kernel is None:
             wrong.append(f"{module} is not there")
-        elif found != factor_shapes(kernel, down.shape[-1]):
+        elif not down.shape or not down.shape[-1] or found != factor_shapes(kernel, down.shape[-1]):
             wrong.append(f"{module} has factors {list(found[0])} and {list(found[1])} for a kernel {list(kernel)}")
     more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
     return "; ".join(wrong[:3]) + more
