@@ -72,6 +72,15 @@ def test_sums_are_made_in_float32_and_kept_as_the_kernel_is():
     np.testing.assert_array_equal(found, wanted.astype(np.float16))
 
 
+def test_products_are_float32_on_devices_that_would_round_them():
+    adapter = filled()
+    program = jax.make_jaxpr(lambda params: merged(params, [(adapter, 1.0)]))(PARAMS)
+    products = [equation for equation in program.jaxpr.eqns if equation.primitive.name == "dot_general"]
+    highest = (jax.lax.Precision.HIGHEST,) * 2
+    assert len(products) == len(adapter.pairs)
+    assert all(product.params["precision"] == highest for product in products)
+
+
 def test_what_cannot_be():
     with refused("LoRA.rank", "LoRA.rank=0", "permitted: >= 1"):
         LoRA(rank=0)
@@ -87,3 +96,7 @@ def test_what_cannot_be():
     wider = {**PARAMS, "stem": {"kernel": np.zeros((1, 3, 3, 4, 7), np.float32)}}
     with pytest.raises(UserError, match=r"stem has factors \[1, 3, 3, 4, 3\] and \[1, 1, 1, 3, 6\] for a kernel"):
         merged(wider, [(adapter, 1.0)])
+    for shape in ((), (6, 0)):  # no rank at all
+        empty = Adapter({"out": {"down": {"kernel": np.ones(shape)}, "up": {"kernel": np.ones((0, 5))}}}, {"out": 1.0})
+        with refused("lora.merged", "out has factors"):
+            merged({"out": {"kernel": np.ones((6, 5), np.float32)}}, [(empty, 1.0)])

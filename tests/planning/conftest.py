@@ -5,6 +5,10 @@ import dataclasses
 import pytest
 
 from tests.experiments.tiny_base import get_config
+from vdm_jax.diffusion.consistency import Boundary
+from vdm_jax.diffusion.samplers import Consistency
+from vdm_jax.stages.distillation import ConsistencyDistillation, Teacher
+from vdm_jax.stages.options import Sampling
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +19,13 @@ def tiny():
     words = dataclasses.replace(stage.network.text, words=("a", "red", "digit"))
     stage = dataclasses.replace(stage, network=dataclasses.replace(stage.network, text=words))
     return dataclasses.replace(experiment, stages=(stage,))
+
+
+@pytest.fixture(scope="session")
+def distilled(tiny):
+    """Its stage as a consistency model that learns from a teacher, with a target."""
+    stage = tiny.stages[0]
+    training = dataclasses.replace(stage.training, validate_every=0, distillation=ConsistencyDistillation(
+        teacher=Teacher(run="teacher", stage="base"), intervals=4))
+    return dataclasses.replace(stage, training=training,
+                               sampling=Sampling(sampler=Consistency(), consistency=Boundary(), steps=2))

@@ -44,6 +44,17 @@ def test_a_state_that_does_not_fit_is_refused_from_shapes(tiny, monkeypatch):
         before.check_before(tiny, stage)
 
 
+def test_teacher_and_target_of_a_distillation_count(tiny, distilled, monkeypatch):
+    state = abstract_state(distilled, make_mesh(MeshSpec(), jax.devices()))
+    monkeypatch.setattr(before, "_activations", lambda *arguments: 0)
+    size = device_bytes((state.params, state.opt_state, state.ema, state.networks, state.params))
+    limited(monkeypatch, size)
+    before.check_before(tiny, distilled)
+    limited(monkeypatch, size - 1)
+    with refused("before.check_before", "GiB per device"):
+        before.check_before(tiny, distilled)
+
+
 def test_the_compiled_step_is_judged_by_the_compilers_account(tiny, monkeypatch):
     mesh = make_mesh(MeshSpec(), jax.devices())
     stage = dataclasses.replace(tiny.stages[0], training=dataclasses.replace(tiny.stages[0].training, batch_size=32))

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from vdm_jax.parallel.mesh import AXES, MeshSpec, make_mesh
 from vdm_jax.planning import moved, program
 from vdm_jax.planning.chips import CHIPS
-from vdm_jax.planning.inputs import training_batch
+from vdm_jax.planning.inputs import device_bytes, training_batch
 from vdm_jax.planning.moved import residual_bytes, saved_bytes, training_bytes
 from vdm_jax.planning.program import Plan, compile_plan, counted_from_shapes
 from vdm_jax.training.state import abstract_state
@@ -36,6 +36,16 @@ def test_products_of_matrices_keep_their_inputs():
     keep = moved._keep_products
     assert residual_bytes(network, keep, params, (shape(2, 3),)) == 4 * 2 * (5 + 7)
     assert residual_bytes(network, keep, params, (shape(2, 3, dtype=jnp.bfloat16),)) == 2 * 2 * (5 + 7)
+
+
+def test_teacher_and_target_of_a_distillation_are_read(tiny, distilled, monkeypatch):
+    monkeypatch.setattr(moved, "saved_bytes", lambda *arguments: 0)
+    mesh = make_mesh(MeshSpec(), jax.devices())
+    batch, _ = training_batch(distilled, tiny.data, 8, 128, mesh)
+    state, plain = abstract_state(distilled, mesh), abstract_state(tiny.stages[0], mesh)
+    more = (training_bytes(distilled, state, batch, mesh, ()).state
+            - training_bytes(tiny.stages[0], plain, batch, mesh, ()).state)
+    assert more == device_bytes(state.networks) == 2 * device_bytes(state.params)
 
 
 def with_remat(stage, remat):

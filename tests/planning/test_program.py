@@ -21,7 +21,7 @@ from vdm_jax.planning import topology
 from vdm_jax.planning.advice import judge
 from vdm_jax.planning.chips import GIB
 from vdm_jax.planning.inputs import clip_shape, device_bytes, sampling_inputs, training_batch
-from vdm_jax.planning.program import Plan, compile_plan, counted_from_shapes, far_axes, memory, plan_mesh
+from vdm_jax.planning.program import Plan, compile_plan, counted_from_shapes, far_axes, memory, plan_mesh, state_sizes
 from vdm_jax.stages.stage import LowResolution
 from vdm_jax.training.state import abstract_state, create_state
 
@@ -35,6 +35,14 @@ def test_bytes_per_device_are_those_of_a_real_state(tiny):
     shapes = abstract_state(stage, mesh)
     assert device_bytes((shapes.params, shapes.opt_state, shapes.ema)) == first
     assert device_bytes(shapes.key) == 8  # two words
+
+
+def test_teacher_and_target_of_a_distillation_are_part_of_the_state(tiny, distilled):
+    mesh = make_mesh(MeshSpec(data=2, fsdp=4), jax.devices())
+    plan = Plan(experiment="tiny", stage=distilled, data=tiny.data, mesh=tiny.mesh)
+    sizes = state_sizes(plan, abstract_state(distilled, mesh))["state"]
+    assert sizes["networks"] == 2 * sizes["parameters"] > 0
+    assert "networks" not in state_sizes(plan, abstract_state(tiny.stages[0], mesh))["state"]
 
 
 def test_batches_have_the_shapes_of_the_data(tiny):

@@ -136,6 +136,16 @@ def test_the_header_of_peft_says_alpha_and_a_matrix_stands_for_a_pointwise_convo
         read_lora(tmp_path / "b.safetensors", {"unet": target_of(UNET)})
 
 
+PAIR = {"unet.conv_in.lora_A.weight": (2, 4, 3, 3), "unet.conv_in.lora_B.weight": (8, 2, 1, 1)}
+KOHYA = {"lora_unet_conv_in.lora_down.weight": (2, 4, 3, 3), "lora_unet_conv_in.lora_up.weight": (8, 2, 1, 1)}
+PLAIN = {"stem/down/kernel": (1, 3, 3, 4, 2), "stem/up/kernel": (1, 1, 1, 2, 8)}
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+def with_peft(text):
+    return PAIR | {"header": {"lora_adapter_metadata": text}}
+
+
 @pytest.mark.parametrize(("tensors", "code", "named"), [
     ({"unet.conv_in.lora_A.weight": (2, 4, 3, 3)}, "lora_files.read_lora", ("conv_in is [2, 4, 3, 3] and missing",)),
     ({"unet.conv_in.lora_A.weight": (2, 5, 3, 3), "unet.conv_in.lora_B.weight": (8, 2, 1, 1)},
@@ -149,9 +159,25 @@ def test_the_header_of_peft_says_alpha_and_a_matrix_stands_for_a_pointwise_convo
      ("holds no LoRA", "hada_w1_a", "permitted: ")),
     ({"unet.conv_in.weight": (8, 4, 3, 3)}, "lora_files._by_module", ("holds no LoRA", "unet.conv_in.weight")),
     ({"stem/kernel": (1, 3, 3, 4, 8)}, "lora_files._read_plain", ("holds parameters and no LoRA",)),
+    (with_peft('{"unet.alpha_pattern": {"(\\\\w+)+!": 1}}'), "lora_files._scale",
+     ("alpha_pattern has '(", "permitted: ")),
+    (with_peft('{"unet.alpha_pattern": {"(((": 1}}'), "lora_files._scale", ("alpha_pattern has '((('",)),
+    ({"unet.conv_in.lora_A.weight": (0, 4, 3, 3), "unet.conv_in.lora_B.weight": (8, 0, 1, 1)},
+     "lora_files.read_lora", ("conv_in is [0, 4, 3, 3]",)),
+    (KOHYA | {"lora_unet_conv_in.alpha": np.full((), np.nan, np.float32)}, "lora_files._finite",
+     ("alpha=nan of conv_in",)),
+    (with_peft('{"unet.lora_alpha": Infinity}'), "lora_files._finite", ("alpha=inf of conv_in", "permitted: ")),
+    (with_peft('{"unet.lora_alpha": 1%s}' % ("0" * 400)), "lora_files._scale", ("not readable",)),
+    (with_peft(DEEP), "lora_files._scale", ("lora_adapter_metadata is not readable",)),
+    (PLAIN | {"stem/down/kernel": (), "header": {"scales": '{"stem": 1}'}}, "lora_files._read_plain",
+     ("another network",)),
+    (PLAIN | {"header": {"scales": DEEP}}, "lora_files._read_plain", ("holds parameters and no LoRA",)),
 ])
 def test_files_that_do_not_fit(tmp_path, tensors, code, named):
-    save_file({name: np.ones(shape, np.float32) for name, shape in tensors.items()}, tmp_path / "a.safetensors")
+    header = tensors.get("header")
+    arrays = {name: np.ones(what, np.float32) if isinstance(what, tuple) else what
+              for name, what in tensors.items() if name != "header"}
+    save_file(arrays, tmp_path / "a.safetensors", header)
     code = code if "text_encoder" not in str(tensors) else "lora_files._by_module"
     with refused(code, str(tmp_path / "a.safetensors"), *named):
         read_lora(tmp_path / "a.safetensors", {"unet": target_of(UNET)})

@@ -119,7 +119,7 @@ def merged(params: Any, adapters: Iterable[tuple[Adapter, float]]) -> dict[str, 
             raise UserError(f"the LoRA is for another network: {misfit}; permitted: one for this network")
         for module, (down, up) in adapter.pairs.items() if weight else ():
             down, up = jnp.asarray(down, jnp.float32), jnp.asarray(up, jnp.float32)  # of files too: the same bits
-            product = down @ up.reshape(up.shape[-2:])
+            product = jnp.matmul(down, up.reshape(up.shape[-2:]), precision=jax.lax.Precision.HIGHEST)
             name = f"{module}/{KERNEL}"
             added[name] = added.get(name, 0) + (weight * adapter.scales[module]) * product
     sums = {name: (flat[name].astype(jnp.float32) + part).astype(flat[name].dtype) for name, part in added.items()}
@@ -134,7 +134,7 @@ def misfits(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]]) -> str:
         found = (tuple(down.shape), tuple(up.shape))
         if kernel is None:
             wrong.append(f"{module} is not there")
-        elif found != factor_shapes(kernel, down.shape[-1]):
+        elif not down.shape or not down.shape[-1] or found != factor_shapes(kernel, down.shape[-1]):
             wrong.append(f"{module} has factors {list(found[0])} and {list(found[1])} for a kernel {list(kernel)}")
     more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
     return "; ".join(wrong[:3]) + more

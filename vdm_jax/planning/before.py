@@ -37,7 +37,7 @@ def check_before(experiment: AnyExperiment, stage: AnyStage) -> None:
         return
     state = abstract_state(stage, mesh)
     gradients = state.params if isinstance(stage, AutoencoderStage) else split(state.params, stage.training.trained)[0]
-    needed = device_bytes((state.params, state.opt_state, state.ema, gradients))
+    needed = device_bytes((state.params, state.opt_state, state.ema, getattr(state, "networks", {}), gradients))
     if needed <= capacity and isinstance(stage, Stage):
         needed += _activations(experiment, stage, state, mesh, capacity - needed)
     if needed > capacity:

@@ -81,9 +81,9 @@ def training_work(stage: Stage, batch: dict[str, Any], params: Any, mesh: Mesh) 
     if stage.latent is not None:
         coder = _flops(lambda b, *weights: training_inputs(stage, b, jax.random.key(0), *weights)[0], mesh, batch,
                        *abstract_weights(stage.latent))
-    beside = 0 if stage.training.distillation is None else stage.training.distillation.evaluations
-    others = beside * (products + forward.attention_computed) + coder  # without gradient
-    return Work(forward, 1, (3 + beside) * forward.model + coder, computed + others, least + others, coder)
+    evaluations = 0 if stage.training.distillation is None else stage.training.distillation.evaluations
+    others = evaluations * (products + forward.attention_computed) + coder  # without gradient
+    return Work(forward, 1, (3 + evaluations) * forward.model + coder, computed + others, least + others, coder)
 
 
 def sampling_work(stage: Stage, sampling: Sampling, batch: dict[str, Any], params: Any, mesh: Mesh) -> Work:

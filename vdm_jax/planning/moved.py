@@ -1,11 +1,11 @@
 """Bytes that one call of a stage's program must move at the least, counted from shapes, so that no compiler decides.
 
-Memory, per device. A train step reads and writes parameters, optimizer state and average once, writes and reads each
-gradient once per micro-batch (clipping needs all gradients before the first update), reads its batch once, and writes
-and reads once what the backward pass needs of the forward pass: an even share of the results of products and
-convolutions (of blocks that are recomputed: of their inputs). Sampling reads the parameters once per evaluation of the
-network, in the type of its products, and reads and writes the video once per evaluation. Everything else may stay on
-the chip.
+Memory, per device. A train step reads and writes parameters, optimizer state and average once, reads the other
+networks of a distillation once, writes and reads each gradient once per micro-batch (clipping needs all gradients
+before the first update), reads its batch once, and writes and reads once what the backward pass needs of the forward
+pass: an even share of the results of products and convolutions (of blocks that are recomputed: of their inputs).
+Sampling reads the parameters once per evaluation of the network, in the type of its products, and reads and writes the
+video once per evaluation. Everything else may stay on the chip.
 
 Links, per device. Split parameters are gathered once and gradients are summed over the devices that share the work,
 both in the type of the network's products. What activations exchange over `tensor` and `context` is left out.
@@ -43,7 +43,7 @@ WORK_AXES = ("data", "fsdp", "context")  # devices along these hold different pa
 class Moved:
     """Bytes per device and call, at the least."""
 
-    state: int  # parameters, optimizer, average
+    state: int  # parameters, optimizer, average, other networks of a distillation
     gradients: int
     inputs: int  # the batch, weights of an autoencoder
     activations: int  # training: saved for the backward pass; sampling: the noisy video of every step
@@ -68,7 +68,8 @@ def training_bytes(stage: Stage, state: TrainState, batch: dict[str, Any], mesh:
     saved = saved_bytes(stage, batch, state.params, mesh)
     sent, sent_far = _sent(state.params, trained, mesh, _itemsize(stage), far)
     return Moved(
-        state=2 * device_bytes((trained, state.opt_state, state.ema)) + device_bytes(frozen),
+        state=2 * device_bytes((trained, state.opt_state, state.ema))
+        + device_bytes((frozen, getattr(state, "networks", {}))),
         gradients=2 * stage.training.accumulation * device_bytes(trained),
         inputs=device_bytes((batch, *abstract_weights(stage.latent, mesh))),
         activations=2 * saved // mesh.size, sent=sent, sent_far=sent_far)

@@ -169,6 +169,8 @@ def state_sizes(plan: Plan, state: Any) -> dict[str, Any]:
     parts = {"parameters": state.params}
     if plan.what == "train":
         parts |= {"optimizer": state.opt_state, "ema": state.ema}
+        if networks := getattr(state, "networks", {}):  # the others of a distillation
+            parts["networks"] = networks
     return {"parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
             "state": {name: device_bytes(tree) for name, tree in parts.items()}}
 

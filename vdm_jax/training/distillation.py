@@ -48,7 +48,7 @@ def in_roles(stage: Stage, state: TrainState) -> tuple[TrainState, Roles | None]
         return state, None
     if isinstance(spec, ProgressiveDistillation):
         begins = (state.step > 0) & (state.step % spec.updates == 0)
-        trained = split(state.ema, stage.training.trainable)[0]
+        trained = split(state.ema, stage.training.trained)[0]
         fresh = (state.ema, make_optimizer(stage.training).init(trained), {**state.networks, "teacher": state.ema})
         params, opt_state, networks = optax.tree.where(
             begins, fresh, (state.params, state.opt_state, state.networks))

@@ -147,7 +147,7 @@ def _read_plain(path: str | os.PathLike, target: Target) -> Adapter:
     factors, header = load_params(path)
     try:
         scales = {str(module): float(scale) for module, scale in json.loads(header[SCALES]).items()}
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError):
         raise UserError(f"{path} holds parameters and no LoRA; permitted: a file that 'vdm-jax export --lora' "
                         "wrote") from None
     adapter = Adapter(factors, scales)
@@ -222,7 +222,7 @@ def _module(network: str, name: str, target: Target) -> str | None:
 def _pair(part: Mapping[str, Tensor], kernel: tuple[int, ...]) -> dict[str, np.ndarray] | None:
     """Both factors in our layout; None where one is missing or they do not fit a kernel. A pointwise convolution may be
     stored as a matrix, and the other way round."""
-    if not {"down", "up"} <= set(part) or not part["down"].shape:
+    if not {"down", "up"} <= set(part) or not part["down"].shape or not part["down"].shape[0]:
         return None
     found, rank = {}, part["down"].shape[0]
     for side, shape in zip(("down", "up"), factor_shapes(kernel, rank), strict=True):
@@ -237,22 +237,30 @@ def _scale(
     path: str | os.PathLike, header: Mapping[str, str], network: str, name: str, rank: int, alpha: float | None
 ) -> float:
     """alpha / rank of a module: of its own alpha, or of the config of peft that the header may have. Raises `UserError`
-    for a config that is none, and one with another rule."""
+    for a config that is none, one with another rule, and an alpha that is not finite."""
     if alpha is not None:
-        return alpha / rank
+        return _finite(path, name, alpha) / rank
     try:
         fields = json.loads(header.get(PEFT, "{}"))
         own = {key.removeprefix(PREFIXES[network]): value for key, value in fields.items()
                if key.startswith(PREFIXES[network])}
         alpha = float(own.get("lora_alpha", rank))
         for pattern, value in (own.get("alpha_pattern") or {}).items():
-            if re.fullmatch(rf"(.*\.)?({pattern})", name):
+            # Of peft a regular expression; one of a stranger's file can run for ever, so that names alone are read.
+            if not re.fullmatch(r"[\w.]+", pattern):
+                raise ValueError(f"alpha_pattern has {pattern[:80]!r}, which is no end of a module's name")
+            if f".{name}".endswith(f".{pattern}"):
                 alpha = float(value)
-        power = 0.5 if own.get("use_rslora") else 1.0
-        return alpha / rank**power
-    except (TypeError, ValueError, AttributeError, re.error) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path}: its header's {PEFT} is not readable ({error}); permitted: the config that peft "
                         "writes, or none") from None
+    return _finite(path, name, alpha) / rank ** (0.5 if own.get("use_rslora") else 1.0)
+
+
+def _finite(path: str | os.PathLike, name: str, alpha: float) -> float:
+    if not math.isfinite(alpha):
+        raise UserError(f"{path}: alpha={alpha} of {name}; permitted: a finite number")
+    return alpha
 
 
 def _shape(tensor: Tensor | None) -> str:
