@@ -60,7 +60,7 @@ def joint(method: Method, exact: Float[np.ndarray, "N N"], size: int = SIZE) -> 
     """
     frames = len(exact)
     made, logdet, done = np.zeros_like(exact), 0.0, np.zeros(0, int)
-    for segment in (segment for level in method.levels(frames, size) for segment in level):
+    for segment in (segment for round_ in method.rounds(frames, size) for segment in round_):
         given = np.array([segment.frames[i] for i in segment.given], int)
         new = np.array([n for n in segment.frames if n < frames and n not in set(given.tolist())], int)
         weights = np.linalg.solve(exact[np.ix_(given, given)], exact[np.ix_(given, new)]).T

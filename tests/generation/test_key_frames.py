@@ -75,7 +75,8 @@ def test_key_frames_block_by_block_and_the_frames_between_them(generator):
         generator.long(CAPTIONS, frames=9, method=KeyFramesFirst(overlap=1))
     with refused("long_video.stages", "larger", "KeyFrames"):
         KeyFramesFirst().of_cascade((base_stage(), larger()))
-    assert [len(level) for level in KeyFramesFirst(overlap=1, fills=((2, 4), (3, 4))).levels(49, 2)] == [1] * 3 + [3, 6]
+    rounds = KeyFramesFirst(overlap=1, fills=((2, 4), (3, 4))).rounds(49, 2)
+    assert [len(round_) for round_ in rounds] == [1] * 3 + [3, 6]
 
 
 def test_frames_are_filled_in_between_key_frames(generator):

@@ -35,22 +35,22 @@ def fake(calls=None):
     return sample
 
 
-def made(method, frames, at_once=3, levels=None):
+def made(method, frames, at_once=3, rounds=None):
     found = Frames((2, frames, 2, 2, 3))
-    sample_plan(method.levels(frames, SIZE) if levels is None else levels, found, fake(), at_once=at_once)
+    sample_plan(method.rounds(frames, SIZE) if rounds is None else rounds, found, fake(), at_once=at_once)
     return found
 
 
 def test_parallel_equals_sequential_and_key_frames_do_not_change():
     method, frames = NuwaXL(), 28
     parallel = made(method, frames, at_once=100)
-    one_by_one = [(segment,) for level in method.levels(frames, SIZE) for segment in level]
-    sequential = made(method, frames, at_once=1, levels=one_by_one)
+    one_by_one = [(segment,) for round_ in method.rounds(frames, SIZE) for segment in round_]
+    sequential = made(method, frames, at_once=1, rounds=one_by_one)
     for video in range(2):
         np.testing.assert_array_equal(parallel.read(video, range(frames)), sequential.read(video, range(frames)))
-    for depth, stride in ((1, 9), (2, 3)):  # a clip of every third frame is the video of two levels
-        levels = list(method.levels(frames, SIZE))[:depth]
-        early = made(method, frames, levels=levels)
+    for depth, stride in ((1, 9), (2, 3)):  # a clip of every third frame is the video of two rounds
+        rounds = list(method.rounds(frames, SIZE))[:depth]
+        early = made(method, frames, rounds=rounds)
         for video in range(2):
             keys = range(0, frames, stride)
             np.testing.assert_array_equal(parallel.read(video, keys), early.read(video, keys))
@@ -58,7 +58,7 @@ def test_parallel_equals_sequential_and_key_frames_do_not_change():
 
 def test_independent_segments_share_batches():
     calls = []
-    sample_plan(NuwaXL().levels(10, SIZE), Frames((2, 10, 2, 2, 3)), fake(calls), at_once=4)
+    sample_plan(NuwaXL().rounds(10, SIZE), Frames((2, 10, 2, 2, 3)), fake(calls), at_once=4)
     assert [len(call) for call in calls] == [2, 4, 2]  # both videos' global clips; 3 local ones of each
 
 
@@ -69,9 +69,9 @@ def test_sampling_goes_on_where_it_stopped(method, tmp_path):
     for stop_after in (1, 3, 100):
         there = FramesInFolder(tmp_path, shape, "key")
         calls = []
-        sample_plan(method.levels(frames, SIZE), there, fake(calls), at_once=3,
+        sample_plan(method.rounds(frames, SIZE), there, fake(calls), at_once=3,
                     stop=lambda calls=calls, most=stop_after: len(calls) >= most)
-        finished.append(finished_frames(method.levels(frames, SIZE), there))
+        finished.append(finished_frames(method.rounds(frames, SIZE), there))
         there._file.close()
     assert finished[0] < frames and finished == sorted(finished) and finished[-1] == frames
     for video in range(2):
@@ -82,13 +82,13 @@ def test_sampling_goes_on_where_it_stopped(method, tmp_path):
 
 def test_frames_up_to_the_first_missing_one_are_finished():
     frames = Frames((1, 28, 2, 2, 3))
-    levels = list(NuwaXL().levels(28, SIZE))
+    rounds = list(NuwaXL().rounds(28, SIZE))
     for done, finished in ((0, 0), (1, 1), (4, 1), (5, 4), (6, 7), (13, 28)):  # key frames after a gap are not
         frames.finish(done)
-        assert finished_frames(levels, frames) == finished
+        assert finished_frames(rounds, frames) == finished
     both = Frames((2, 28, 2, 2, 3))
     both.finish(3)  # two videos: the second segment is there for one of them
-    assert finished_frames(Autoregressive(overlap=1).levels(28, SIZE), both) == 4
+    assert finished_frames(Autoregressive(overlap=1).rounds(28, SIZE), both) == 4
 
 
 def test_memory_does_not_grow_with_the_length(tmp_path):
@@ -96,7 +96,7 @@ def test_memory_does_not_grow_with_the_length(tmp_path):
         there = FramesInFolder(tmp_path / str(frames), (1, frames, 32, 32, 3), "")
         gc.collect()
         tracemalloc.start()
-        sample_plan(Autoregressive(overlap=1).levels(frames, SIZE), there,
+        sample_plan(Autoregressive(overlap=1).rounds(frames, SIZE), there,
                     lambda tasks, given: np.ones((len(tasks), SIZE, 32, 32, 3), np.uint8), at_once=2)
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()

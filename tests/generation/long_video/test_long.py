@@ -25,9 +25,9 @@ CAPTIONS = ("a red three moving left", "a blue two")
 class OneByOne(NuwaXL):
     """The same segments, none together with another."""
 
-    def levels(self, frames, size):
-        for level in super().levels(frames, size):
-            yield from ((segment,) for segment in level)
+    def rounds(self, frames, size):
+        for round_ in super().rounds(frames, size):
+            yield from ((segment,) for segment in round_)
 
 
 @pytest.fixture(scope="module")

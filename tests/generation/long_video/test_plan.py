@@ -1,4 +1,4 @@
-"""Plans of segments: lengths, levels, and that every frame is made once, given only what is made before."""
+"""Plans of segments: lengths, rounds, and that every frame is made once, given only what is made before."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ def test_frames_of_depths():
     assert [nuwa_xl_frames(m, 16) for m in (1, 2, 3)] == [16, 226, 3376]
     assert [nuwa_xl_frames(m, 8) for m in (1, 2, 3)] == [8, 50, 344]
     for size, depth in ((16, 3), (8, 3), (3, 6)):
-        levels = list(NuwaXL().levels(nuwa_xl_frames(depth, size), size))
-        assert [len(level) for level in levels] == [(size - 1) ** m for m in range(depth)]
+        rounds = list(NuwaXL().rounds(nuwa_xl_frames(depth, size), size))
+        assert [len(round_) for round_ in rounds] == [(size - 1) ** m for m in range(depth)]
 
 
 @pytest.mark.parametrize(("method", "frames", "size"), [
     (NuwaXL(), 226, 16), (NuwaXL(), 50, 8), (NuwaXL(), 16, 16), (Autoregressive(), 37, 8),
     (Autoregressive(overlap=1), 8, 8), (Autoregressive(overlap=3), 30, 4), (Windowed(), 40, 8),
     (KeyFramesFirst(overlap=1, fills=((2, 4), (3, 2))), 65, 4)])
-def test_every_frame_is_made_once_from_frames_of_levels_before(method, frames, size):
+def test_every_frame_is_made_once_from_frames_of_rounds_before(method, frames, size):
     made, numbers = np.zeros(frames, int), []
-    for level in method.levels(frames, size):
+    for round_ in method.rounds(frames, size):
         before = made.copy()
-        for segment in level:
+        for segment in round_:
             numbers.append(segment.number)
             inside = [n for n in segment.frames if n < frames]
             given = [segment.frames[i] for i in segment.given]

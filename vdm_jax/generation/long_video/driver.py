@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 
 from vdm_jax.conditions.frame_masks import MaskedVideo
 from vdm_jax.generation.long_video.frames import Frames
-from vdm_jax.generation.long_video.plan import Level, Segment
+from vdm_jax.generation.long_video.plan import Round, Segment
 from vdm_jax.video.arrays import to_float
 
 
@@ -22,26 +22,26 @@ class Task(NamedTuple):
     segment: Segment
 
 
-# Clips of some tasks of one level, uint8 [N, T, H, W, 3], from the tasks and what is given of them
+# Clips of some tasks of one round, uint8 [N, T, H, W, 3], from the tasks and what is given of them
 SampleTasks = Callable[[list[Task], MaskedVideo | None], UInt8[np.ndarray, "N T H W 3"]]
 
 
 def sample_plan(
-    levels: Iterable[Level], frames: Frames, sample: SampleTasks, *, at_once: int,
+    rounds: Iterable[Round], frames: Frames, sample: SampleTasks, *, at_once: int,
     tell: Callable[[int], None] = lambda done: None, stop: Callable[[], bool] = lambda: False,
 ) -> None:
     """Sample all segments of all videos, from where `frames` is on.
 
-    Tasks of a level are sampled `at_once` at a time and written as soon as they are there: every frame that is not
+    Tasks of a round are sampled `at_once` at a time and written as soon as they are there: every frame that is not
     given. Segments that reach beyond the end are cut.
 
     Args:
-      levels: of the plan, in order.
+      rounds: of the plan, in order.
       tell: called with the number of tasks that are done.
       stop: asked after each batch; True ends it there, and another call goes on.
     """
     done = 0
-    for batch in _batches(levels, frames.shape[0], at_once):
+    for batch in _batches(rounds, frames.shape[0], at_once):
         if done + len(batch) <= frames.done:
             done += len(batch)
             continue
@@ -57,15 +57,15 @@ def sample_plan(
             return
 
 
-def _batches(levels: Iterable[Level], videos: int, at_once: int) -> Iterator[list[Task]]:
-    for level in levels:
-        tasks = (Task(video, segment) for segment in level for video in range(videos))
+def _batches(rounds: Iterable[Round], videos: int, at_once: int) -> Iterator[list[Task]]:
+    for round_ in rounds:
+        tasks = (Task(video, segment) for segment in round_ for video in range(videos))
         while batch := list(itertools.islice(tasks, at_once)):
             yield batch
 
 
 def given_frames(tasks: list[Task], frames: Frames) -> MaskedVideo | None:
-    """What earlier segments made of the clips of some tasks of one level; None: nothing."""
+    """What earlier segments made of the clips of some tasks of one round; None: nothing."""
     if not tasks[0].segment.given:
         return None
     length = tasks[0].segment.length
@@ -78,9 +78,9 @@ def given_frames(tasks: list[Task], frames: Frames) -> MaskedVideo | None:
     return MaskedVideo(video, mask)
 
 
-def finished_frames(levels: Iterable[Level], frames: Frames) -> int:
+def finished_frames(rounds: Iterable[Round], frames: Frames) -> int:
     """How many frames from the first on will not change any more, in all videos."""
     there, left = np.zeros(frames.shape[1] + 1, bool), frames.done // frames.shape[0]
-    for segment in itertools.islice(itertools.chain.from_iterable(levels), left):
+    for segment in itertools.islice(itertools.chain.from_iterable(rounds), left):
         there[[number for number in segment.frames if number < frames.shape[1]]] = True
     return int(np.argmin(there))

@@ -1,6 +1,6 @@
-"""Plans: a long video as levels of segments, each a clip of the stage with some frames given by earlier segments.
+"""Plans: a long video as rounds of segments, each a clip of the stage with some frames given by earlier segments.
 
-A method is a small config. `levels` is a pure function of the numbers of frames; segments of one level do not depend on
+A method is a small config. `rounds` is a pure function of the numbers of frames; segments of one round do not depend on
 each other, so they are sampled together. A method also says which stage samples its segments, and what that stage must
 have been trained for.
 """
@@ -43,7 +43,7 @@ class Segment:
         return range(self.start, self.start + self.stride * self.length, self.stride)
 
 
-Level = tuple[Segment, ...]
+Round = tuple[Segment, ...]
 
 
 @config
@@ -79,7 +79,7 @@ class Method:
         """The first stage as it samples its segments."""
         return stage
 
-    def levels(self, frames: int, size: int) -> Iterator[Level]:
+    def rounds(self, frames: int, size: int) -> Iterator[Round]:
         """The segments of a video of `frames` frames, by a stage whose clips have `size`."""
         raise NotImplementedError
 
@@ -89,7 +89,7 @@ class Method:
 
     def segments(self, frames: int, size: int) -> int:
         """How many there are."""
-        return sum(map(len, self.levels(frames, size)))
+        return sum(map(len, self.rounds(frames, size)))
 
 
 @config
@@ -108,7 +108,7 @@ class Autoregressive(Method):
 
     def of_stage(self, stage: Stage, sampling: Sampling) -> Self:
         """With the largest overlap that the network saw, where it takes given frames itself."""
-        shown = _contexts(stage)
+        shown = _first_frames_seen(stage)
         if self.overlap is not None or inpainting_method(stage, sampling) != "network" or not shown:
             return self
         return dataclasses.replace(self, overlap=max(shown))
@@ -121,11 +121,11 @@ class Autoregressive(Method):
         if not 0 < overlap < size:
             raise UserError(f"overlap={overlap} is not valid; permitted: 1 to {size - 1}, for blocks of {size} frames")
         if frames > size:
-            shown = _contexts(stage)
+            shown = _first_frames_seen(stage)
             _check_trained(stage, sampling, overlap in shown, f"overlap={overlap}",
                            f"overlap of {', '.join(map(str, sorted(shown)))}" if shown else None)
 
-    def levels(self, frames: int, size: int) -> Iterator[Level]:
+    def rounds(self, frames: int, size: int) -> Iterator[Round]:
         """One segment after the other."""
         overlap = self._overlap(size)
         for number, start in enumerate(range(0, max(frames - overlap, 1), size - overlap)):
@@ -135,8 +135,8 @@ class Autoregressive(Method):
 @config
 class KeyFramesFirst(Autoregressive):
     """Key frames block by block, far apart, then the frames between them by the stages of the cascade that fill in
-    frames, one level each (`conditions.frames.KeyFrames`): the prediction and interpolation networks of LVDM (He et al.
-    2022, arXiv 2211.13221) and Video LDM (Blattmann et al. 2023, arXiv 2304.08818). Clips of a level are independent.
+    frames, one round each (`conditions.frames.KeyFrames`): the prediction and interpolation networks of LVDM (He et al.
+    2022, arXiv 2211.13221) and Video LDM (Blattmann et al. 2023, arXiv 2304.08818). Clips of a round are independent.
     """
 
     name = "key_frames"
@@ -169,7 +169,7 @@ class KeyFramesFirst(Autoregressive):
         return unit
 
     def check(self, stage: Stage, sampling: Sampling, frames: int) -> None:
-        """As block by block of the key frames, and for lengths at which the last clip of a level would not end."""
+        """As block by block of the key frames, and for lengths at which the last clip of a round would not end."""
         stride, unit = self._stride, self._unit()
         least = -(-(stage.video.frames - 1) // unit) * unit
         below = max((frames - 1) // stride // unit * unit, least)
@@ -179,10 +179,10 @@ class KeyFramesFirst(Autoregressive):
                             f"{', '.join(map(str, near))}, ...")
         super().check(stage, sampling, below + 1)
 
-    def levels(self, frames: int, size: int) -> Iterator[Level]:
-        """Blocks of key frames one after the other, then a level for each stage that fills in frames."""
+    def rounds(self, frames: int, size: int) -> Iterator[Round]:
+        """Blocks of key frames one after the other, then a round for each stage that fills in frames."""
         stride, number = self._stride, 0
-        for (segment,) in super().levels((frames - 1) // stride + 1, size):
+        for (segment,) in super().rounds((frames - 1) // stride + 1, size):
             number = segment.number + 1
             yield (dataclasses.replace(segment, start=segment.start * stride, stride=stride),)
         for place, (count, every) in enumerate(self.fills, 1):
@@ -197,7 +197,7 @@ class KeyFramesFirst(Autoregressive):
 class NuwaXL(Method):
     """Diffusion over diffusion: a clip of key frames over the whole length, then clips between neighbouring key frames,
     of which the first and the last frame are given, and so on (Yin et al. 2023, arXiv 2303.12346, section 3.3). Clips
-    of L frames and m levels make `(L - 1)^m + 1` frames. All clips of a level are independent."""
+    of L frames and m rounds make `(L - 1)^m + 1` frames. All clips of a round are independent."""
 
     name = "nuwa_xl"
 
@@ -220,7 +220,7 @@ class NuwaXL(Method):
                    if not there]
         _check_trained(stage, sampling, not lacking, f"frames={frames} with nuwa_xl", " and ".join(lacking))
 
-    def levels(self, frames: int, size: int) -> Iterator[Level]:
+    def rounds(self, frames: int, size: int) -> Iterator[Round]:
         """The global clip, then `L - 1`, `(L - 1)^2`, ... local ones."""
         number, stride = 0, (frames - 1) // (size - 1)
         while stride:
@@ -260,7 +260,7 @@ class Windowed(Method):
         """One of videos of all frames."""
         return stage_of_windows(stage, frames, self._overlap(stage.video.frames))
 
-    def levels(self, frames: int, size: int) -> Iterator[Level]:
+    def rounds(self, frames: int, size: int) -> Iterator[Round]:
         """One segment."""
         yield (Segment(0, 0, 1, frames),)
 
@@ -284,7 +284,8 @@ class Rolling(Method):
         return max(size // 2, 1) if self.overlap is None else self.overlap
 
     def check(self, stage: Stage, sampling: Sampling, frames: int) -> None:
-        """As for all, and for networks whose frames share a level, samplers likewise, and no frames to denoise."""
+        """As for all, and for networks whose frames share a noise level, samplers likewise, and no frames to
+        denoise."""
         super().check(stage, sampling, frames)
         size = stage.video.frames
         if self._overlap(size) >= size:
@@ -305,7 +306,7 @@ class Rolling(Method):
         return dataclasses.replace(long, sampling=dataclasses.replace(
             long.sampling, windows=windows, frame_lag=0, frame_schedule=FrameSchedule(lag=float(lag))))
 
-    def levels(self, frames: int, size: int) -> Iterator[Level]:
+    def rounds(self, frames: int, size: int) -> Iterator[Round]:
         """One segment."""
         yield (Segment(0, 0, 1, frames),)
 
@@ -315,12 +316,12 @@ METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (
 
 
 def nuwa_xl_frames(depth: int, size: int) -> int:
-    """Frames of `depth` levels of clips of `size`: 16, 226, 3376 for 16."""
+    """Frames of `depth` rounds of clips of `size`: 16, 226, 3376 for 16."""
     return (size - 1) ** depth + 1
 
 
 def nuwa_xl_depth(frames: int, size: int) -> int:
-    """Levels of the longest video of at most `frames` frames."""
+    """Rounds of the longest video of at most `frames` frames."""
     depth = 1
     while nuwa_xl_frames(depth + 1, size) <= frames:
         depth += 1
@@ -347,7 +348,7 @@ def rescheduled_noise(frames: int, size: int, unit: int, seed: int) -> Int[np.nd
     return order
 
 
-def _contexts(stage: Stage) -> set[int]:
+def _first_frames_seen(stage: Stage) -> set[int]:
     """How many first frames of clips the network saw as given, and nothing else."""
     return {mask.first for mask in _frame_masks(stage) if mask.first and not (mask.last or mask.every)}
 

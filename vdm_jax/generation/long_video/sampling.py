@@ -107,7 +107,7 @@ class LongJob:
         stages = (self.method.sampled_by(self.stage, self.total), *self.stages[1:])
         stage = stages[0]
         self._checked()
-        widest = max(map(len, self.method.levels(self.total, size)))
+        widest = max(map(len, self.method.rounds(self.total, size)))
         parts = math.lcm(*(sampling_parts(s, s.sampling, generator.mesh) for s in stages))
         at_once = min(stage.sampling.batch_size, widest * videos) if at_once is None else at_once
         at_once = -(-at_once // parts) * parts
@@ -132,12 +132,12 @@ class LongJob:
 
         tell(frames.done)
         try:
-            sample_plan(self.method.levels(self.total, size), frames, sample, at_once=at_once, tell=tell, stop=stop)
+            sample_plan(self.method.rounds(self.total, size), frames, sample, at_once=at_once, tell=tell, stop=stop)
         except BaseException:
             if not frames.done:  # nothing to go on with
                 frames.remove()
             raise
-        finished = finished_frames(self.method.levels(self.total, size), frames)
+        finished = finished_frames(self.method.rounds(self.total, size), frames)
         return LongVideos(first_captions(self.scripts), stages[-1].name, self.fps, frames, finished)
 
     @property
