@@ -176,6 +176,10 @@ def test_depth_comes_from_files_of_any_size(videos, tmp_path):
     np.save(tmp_path / "depth" / "deep" / "b.npy", levels[:3])
     with refused("annotate", "3 maps of depth for 4 frames"):
         annotate(videos / "deep" / "b.mp4", tmp_path / "nan", "depth", Depth(depth=str(tmp_path / "depth" / "deep")))
+    with (tmp_path / "depth" / "deep" / "b.npy").open("wb") as file:
+        np.savez(file, levels[:4])  # several arrays under the ending of one
+    with refused("annotate", "b.npy", "not a readable array"):
+        annotate(videos / "deep" / "b.mp4", tmp_path / "nan", "depth", Depth(depth=str(tmp_path / "depth" / "deep")))
     write_png(tmp_path / "colour" / "b" / "0.png", square()[0])
     for frame in range(1, 4):
         write_png(tmp_path / "colour" / "b" / f"{frame}.png", square()[0])

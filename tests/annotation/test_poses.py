@@ -76,13 +76,18 @@ def test_files_of_a_video_become_frames_and_wrong_ones_are_named(tmp_path):
             list(Pose(keypoints=str(tmp_path / "points")).frames(video, "a.mp4"))
 
 
-@pytest.mark.parametrize("data", [{}, {"people": 3}, {"people": [{"pose_keypoints_2d": None}]}, []])
+@pytest.mark.parametrize("data", [{}, {"people": 3}, {"people": [{"pose_keypoints_2d": None}]}, [],
+                                  {"people": [{"pose_keypoints_2d": [10**400] * 54}]}])
 def test_no_openpose_is_refused(data, tmp_path):
     with refused("annotation.poses", "x.json"):
         openpose_people(tmp_path / "x.json", data)
 
 
-@pytest.mark.parametrize("data", [{}, [{"image_id": 0}], [{"image_id": "x", "keypoints": [0] * 51}], 3])
+@pytest.mark.parametrize("data", [{}, [{"image_id": 0}], [{"image_id": "x", "keypoints": [0] * 51}], 3,
+                                  *({"images": [{"id": 0, "width": width}, {"id": 1}], "annotations": []}
+                                    for width in (1e-300, 0, -8, float("nan"), 10**400, "8")),
+                                  {"images": [{"id": 0, "width": 1}, {"id": 1}],
+                                   "annotations": [{"image_id": 0, "keypoints": [2.0**18] * 51}]}])
 def test_no_coco_is_refused(data, tmp_path):
     with refused("annotation.poses", "x.json"):
         coco_people(tmp_path / "x.json", data, 2, (8, 8))

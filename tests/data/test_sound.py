@@ -79,6 +79,10 @@ def test_vectors_of_any_encoder_are_read_by_their_rate(tmp_path):
     np.save(tmp_path / "vectors" / "a.npy", vectors[:, :2])
     with refused("sound.embeddings", "[50, 2]", "[N, 3]"):
         spec.track(tmp_path, "a.mp4")
+    with (tmp_path / "vectors" / "zip.npy").open("wb") as file:
+        np.savez(file, vectors)  # several arrays under the ending of one
+    with refused("sound.embeddings", "zip.npy", "not a readable array"):
+        spec.track(tmp_path, "zip.mp4")
     with refused("sound.embeddings", "none.npy"):
         spec.track(tmp_path, "none.mp4")
 

@@ -71,3 +71,14 @@ def test_injection_without_frames_or_with_a_reduction_of_them():
     for change in ({"conditioning_frames": False}, {"temporal_patch": 3}):
         with refused("UNet.conditioning_frames", "FrameInjection"):
             dataclasses.replace(UNET, **change)
+
+
+@pytest.mark.parametrize(("order", "same"), [("after", 0), ("before", 1)])
+def test_injection_into_levels_of_one_size_is_refused(order, same):
+    levels = [dataclasses.replace(level, stride=(1, 1) if place == same else (2, 2))
+              for place, level in enumerate(UNET.levels)]
+    with refused("Level.stride", "FrameInjection", "permitted: "):
+        dataclasses.replace(UNET, levels=tuple(levels), resample_order=order)
+    levels[same], levels[1 - same] = (dataclasses.replace(UNET.levels[0], stride=stride)
+                                      for stride in ((2, 2), (1, 1)))  # the other one has no level at its end
+    dataclasses.replace(UNET, levels=tuple(levels), resample_order=order)

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from vdm_jax.configuration import from_data, to_data
+from vdm_jax.diffusion.consistency import Boundary
+from vdm_jax.diffusion.samplers import Consistency
 from vdm_jax.errors import UserError
 from vdm_jax.generation.generator import Generator
 from vdm_jax.runs.checkpoints import Checkpoints
@@ -26,6 +28,8 @@ from vdm_jax.runs.directory import (
     open_run,
     read_config,
 )
+from vdm_jax.stages.distillation import ConsistencyTraining
+from vdm_jax.stages.options import Sampling
 from vdm_jax.stages.stage import Experiment
 from vdm_jax.training.state import TrainState
 
@@ -146,6 +150,17 @@ def test_the_steps_of_a_rate_that_decays_to_their_end_may_not_change(experiment,
     open_run(tmp_path, with_training(experiment, decay=True))
     assert "stages.base.training.steps is 10000 there and 20000 now" in message_of(
         open_run, tmp_path, with_training(experiment, decay=True, steps=20_000))
+
+
+def test_the_steps_of_consistency_training_may_not_change(experiment, tmp_path):
+    stage = dataclasses.replace(experiment.stages[0], sampling=Sampling(
+        sampler=Consistency(), consistency=Boundary(), steps=2), training=dataclasses.replace(
+            experiment.stages[0].training, distillation=ConsistencyTraining(), validate_every=0))
+    experiment = dataclasses.replace(experiment, stages=(stage, *experiment.stages[1:]))
+    open_run(tmp_path, experiment)
+    assert "stages.base.training.steps is 10000 there and 20000 now" in message_of(
+        open_run, tmp_path, with_training(experiment, steps=20_000))
+    open_run(tmp_path, with_training(experiment, keep=9))
 
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(experiment, tmp_path):

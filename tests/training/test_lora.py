@@ -29,10 +29,11 @@ from vdm_jax.runs.records import read_records
 from vdm_jax.stages.options import InitFrom, Sampling, Training
 from vdm_jax.stages.parameters import initial_params
 from vdm_jax.stages.stage import Experiment, Stage, VideoSpec
+from vdm_jax.training import state as state_module
 from vdm_jax.training.init_from import starting_weights
 from vdm_jax.training.loop import Trainer
 from vdm_jax.training.report import Report
-from vdm_jax.training.state import abstract_state, initial_state
+from vdm_jax.training.state import abstract_state, averaging, initial_state
 
 NETWORK = UNet(levels=(Level(channels=8, blocks=1, kernel=3, mixers=(SelfAttention(head_dim=8),)),),
                embedding_channels=16, groups=4)
@@ -105,6 +106,20 @@ def test_what_is_sampled_has_the_factors_merged(runs):
         load_adapter(home / "merged", stage)
     with refused("directory.load_adapter", "training.lora=()"):
         load_adapter(home / "base", read_cascade(home / "base").stages[0])
+
+
+def test_averaged_factors_are_merged_by_one_program(tmp_path, monkeypatch):
+    stage, traced = experiment_of(tmp_path).stages[0], []
+    merge = state_module.network_params
+    monkeypatch.setattr(state_module, "network_params", lambda *parts: traced.append(1) or merge(*parts))
+    shapes = jax.eval_shape(lambda key: initial_state(stage, key), jax.random.key(0))
+    state = shapes.replace(**{part: jax.tree.map(lambda a: np.ones(a.shape, a.dtype), getattr(shapes, part))
+                              for part in ("params", "ema")})
+    averaged = averaging(stage, make_mesh(MeshSpec(data=1), jax.devices()[:1]))
+    for _ in range(2):
+        found = averaged(state)
+    assert len(traced) == 1 and FACTORS not in found
+    assert found["stem"]["kernel"].max() > 1
 
 
 def test_its_file_changes_the_network_that_it_began_with(runs, capfd):

@@ -64,6 +64,7 @@ def test_files_that_are_wrong_are_named(change, named, tmp_path):
     (tmp_path / "s.json").write_text(json.dumps(DRAWN | change))
     with refused("strokes", "s.json", named):
         read_strokes(tmp_path / "s.json")
-    (tmp_path / "s.json").write_text("{")
-    with refused("strokes", "s.json"):
-        read_strokes(tmp_path / "s.json")
+    for text in ("{", "[" * 100_000):
+        (tmp_path / "s.json").write_text(text)
+        with refused("strokes", "s.json"):
+            read_strokes(tmp_path / "s.json")

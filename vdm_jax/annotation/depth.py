@@ -73,7 +73,7 @@ def read_map(path: Path) -> Float[np.ndarray, "H W"]:
 
 def _array(path: Path, axes: int) -> np.ndarray:
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # a damaged file can fail in any way
         raise UserError(f"{path}: not a readable array ({error})", "annotation.depth") from error
     if array.ndim != axes or array.dtype.kind not in "fiu" or 0 in array.shape:

@@ -4,7 +4,6 @@ al. 2019, arXiv 1812.08008), with which the published ControlNet was trained."""
 from __future__ import annotations
 
 import colorsys
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,8 +14,9 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
 
 from vdm_jax.annotation.frames import check_count, numbered_files, place_of
-from vdm_jax.configuration import Share, config
+from vdm_jax.configuration import Share, Size, check_value, config
 from vdm_jax.errors import UserError
+from vdm_jax.video.json_files import read_json
 from vdm_jax.video.reading import VideoReader
 
 # Nose, neck; right shoulder, elbow, wrist; the left ones; right hip, knee, ankle; the left ones; eyes; ears (right,
@@ -30,6 +30,7 @@ _WIDTH = 4 / 512  # half the width of a limb and the radius of a point, of the s
 # Where each point is among the 25 of OpenPose's later model, and among the 17 of COCO, which has no neck.
 _OF_25 = (*range(8), *range(9, 15), 15, 16, 17, 18)
 _OF_COCO = (0, None, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3)
+_FAR = 2**20  # pixels, beyond which no point is one
 _SHOULDERS = (5, 6)  # of COCO, between which the neck is
 
 People = Float[np.ndarray, "P 18 3"]  # x and y, pixels, and confidence; 0: not found
@@ -106,7 +107,8 @@ def coco_people(path: Path, data: Any, frames: int, size: tuple[int, int]) -> li
     annotations = data.get("annotations") if isinstance(data, dict) else data
     try:
         if images is not None:
-            scales = {image["id"]: (size[1] / image.get("width", size[1]), size[0] / image.get("height", size[0]))
+            scales = {image["id"]: tuple(_share(path, image, name, whole)
+                                         for name, whole in (("width", size[1]), ("height", size[0])))
                       for image in images}
             check_count(path, "images", len(scales), frames)
             order = {number: place for place, number in enumerate(sorted(scales))}
@@ -120,8 +122,11 @@ def coco_people(path: Path, data: Any, frames: int, size: tuple[int, int]) -> li
             if entry["image_id"] not in order:
                 raise _wrong(path, f"image_id {entry['image_id']!r} of no frame")
             person = from_coco(_triples(path, entry.get("keypoints"), (17,)))
-            found[order[entry["image_id"]]].append(person * [*scales[entry["image_id"]], 1])
-    except (TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
+            person = person * [*scales[entry["image_id"]], 1]
+            if not np.abs(person).max() < _FAR:
+                raise _wrong(path, f"keypoints of image_id {entry['image_id']!r} far outside of the frame")
+            found[order[entry["image_id"]]].append(person)
+    except (TypeError, KeyError, AttributeError) as error:
         raise _wrong(path, f"{type(error).__name__} {error}") from error
     return [np.stack(people) if people else np.zeros((0, POINTS, 3)) for people in found]
 
@@ -134,19 +139,28 @@ def from_coco(person: Float[np.ndarray, "17 3"]) -> Float[np.ndarray, "18 3"]:
     return np.concatenate([found[:, :2], np.minimum(found[:, 2:], 1)], axis=1)  # 2: visible, 1: hidden
 
 
+def _share(path: Path, image: Mapping[str, Any], name: str, whole: int) -> float:
+    """What keypoints are multiplied with: of a picture of another width or height than the drawing's."""
+    try:
+        check_value(found := image.get(name, whole), Size, name)
+    except UserError as error:
+        raise _wrong(path, str(error)) from error
+    return whole / found
+
+
 def _triples(path: Path, values: Any, counts: tuple[int, ...]) -> Float[np.ndarray, "N 3"]:
     try:
         array = np.array(values, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         array = np.zeros(0)
-    if array.ndim != 1 or len(array) not in [3 * count for count in counts] or not np.abs(array).max() < 2**20:
+    if array.ndim != 1 or len(array) not in [3 * count for count in counts] or not np.abs(array).max() < _FAR:
         raise _wrong(path, f"keypoints of {array.size} numbers")
     return array.reshape(-1, 3)
 
 
 def _read(path: Path) -> Mapping[str, Any] | list[Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except (OSError, ValueError, RecursionError) as error:
         raise _wrong(path, f"{error}") from error
 

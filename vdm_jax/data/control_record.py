@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 from vdm_jax.errors import UserError
+from vdm_jax.video.json_files import read_json
 
 RECORD = "annotation.json"
 
@@ -26,11 +26,10 @@ def read_record(folder: Path) -> ControlRecord | None:
     if not path.is_file():
         return None
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        record = ControlRecord(**data)
+        record = ControlRecord(**read_json(path))
         if not isinstance(record.kind, str) or not isinstance(record.settings, dict):
             raise TypeError("kind or settings")
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: not a readable record of maps ({error}); permitted: the file that vdm-jax annotate "
                         "writes", "control_record") from error
     return record

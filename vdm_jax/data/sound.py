@@ -111,7 +111,7 @@ class SoundEmbeddings(_OfFrames):
         """The vectors of a file."""
         place = (Path(self.path).expanduser() / name).with_suffix(".npy")
         try:
-            array = np.load(place, mmap_mode="r", allow_pickle=False)
+            array = np.lib.format.open_memmap(place, mode="r")
         except Exception as error:  # a damaged file can fail in any way
             raise UserError(f"{place}: not a readable array ({error})", "sound.embeddings") from error
         if array.ndim != 2 or array.shape[1] != self.width_of_vector or array.dtype.kind != "f" or not len(array):

@@ -214,6 +214,10 @@ class UNet(Backbone):
         if self.injected and (not self.conditioning_frames or self.frame_reduction > 1):
             raise UserError(f"UNet.conditioning_frames={self.conditioning_frames} and a reduction of frames by "
                             f"{self.frame_reduction} with FrameInjection; permitted: True, and no reduction of frames")
+        between = self.levels[:-1] if self.resample_order == "after" else self.levels[1:]
+        if self.injected and any(level.stride == (1, 1) for level in between):
+            raise UserError("Level.stride=(1, 1) between levels with FrameInjection, which finds the frames of a level "
+                            "by their size; permitted: strides that change it, such as (2, 2)", "Level.stride")
         check_conditions("UNet", self.conditions, ("channels", "vector", "features", "tokens"))
         joined = self.entering("tokens")
         if self.text is None and not joined and any(isinstance(m, CrossAttention) for m in mixers):

@@ -39,6 +39,7 @@ from vdm_jax.runs.listing import CARD, CONFIG, WEIGHTS, checkpoints_path
 from vdm_jax.runs.manifest import Damaged
 from vdm_jax.runs.shipped import find_shipped, shipped_names
 from vdm_jax.stages.autoencoding import AnyExperiment, AnyStage
+from vdm_jax.stages.distillation import ConsistencyTraining
 from vdm_jax.stages.parameters import network_shapes
 from vdm_jax.stages.stage import Experiment, Stage
 from vdm_jax.video.writing import atomic_path
@@ -99,8 +100,10 @@ def may_differ(field: str, old: Any, new: Any, experiment: AnyExperiment) -> boo
         return True
     name = field.split(".")[-1]
     if ".training." in field:
-        decays = name == "steps" and experiment.stage(field.split(".")[1]).training.decay  # to the end of the steps
-        return name in RESUMABLE and not decays
+        training = experiment.stage(field.split(".")[1]).training
+        # The rate decays, and the intervals of consistency training grow, to the end of the steps.
+        planned = training.decay or isinstance(training.distillation, ConsistencyTraining)
+        return name in RESUMABLE and not (name == "steps" and planned)
     parts = (".network.", ".latent.autoencoder.")
     texts = isinstance(old, str) and isinstance(new, str)
     return name in COMPUTED_HOW and texts and any(part in field for part in parts)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -42,7 +41,7 @@ from vdm_jax.training.profiling import FOLDER as PROFILE
 from vdm_jax.training.profiling import Tracer, steps_to_trace
 from vdm_jax.training.report import Report, StageProgress, duration
 from vdm_jax.training.sample_grids import SampleGrids
-from vdm_jax.training.state import TrainState, abstract_state, averaged_network, create_state
+from vdm_jax.training.state import TrainState, abstract_state, averaging, create_state
 from vdm_jax.training.step import Batch, CompileStep, compile_train_step, compile_validation
 from vdm_jax.training.stopping import StopRequests, stop_requests
 from vdm_jax.training.throughput import Throughput
@@ -257,7 +256,7 @@ class Trainer:
         folder = self.run / self.stage.name / "samples"
         grids = together(lambda: self._grids(folder, mesh))
         evaluate = self._evaluation(mesh, writer)
-        averaged = functools.partial(averaged_network, self.stage, mesh=mesh)
+        averaged = averaging(self.stage, mesh)
         throughput = Throughput(spec.batch_size, spec.steps)
         pending: list[tuple[int, dict[str, Any]]] = []  # metrics still on the device
         skipped_in_a_row = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -147,15 +148,20 @@ def abstract_state(stage: AnyStage, mesh: Mesh) -> TrainState:
     return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, shardings)
 
 
-def averaged_network(stage: AnyStage, state: TrainState, mesh: Mesh) -> Any:
-    """The averaged parameters of a state's network, of an autoencoder of the autoencoder. Of a LoRA they are new
-    arrays, of the network with the averaged factors merged into it."""
+def averaging(stage: AnyStage, mesh: Mesh) -> Callable[[TrainState], Any]:
+    """A function from a state to the averaged parameters of its network, of an autoencoder of the autoencoder. Of a
+    LoRA they are new arrays, of the network with the averaged factors merged into it, by a program that is compiled
+    once."""
     if not getattr(stage.training, "lora", ()):
-        return state.ema
+        return lambda state: state.ema
     shardings = parameter_shardings(network_shapes(stage), mesh)
-    with jax.set_mesh(mesh):
-        return jax.jit(lambda params: network_params(stage, params), out_shardings=shardings)(
-            {**state.params, **state.ema})
+    program = jax.jit(lambda params: network_params(stage, params), out_shardings=shardings)
+
+    def averaged(state: TrainState) -> Any:
+        with jax.set_mesh(mesh):
+            return program({**state.params, **state.ema})
+
+    return averaged
 
 
 def create_state(

@@ -8,7 +8,6 @@ A stroke is cut into one step per frame, and each step is drawn at the place whe
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from jaxtyping import Bool, Float, UInt8
 
 from vdm_jax.configuration import Count, Size, check_value
 from vdm_jax.errors import UserError
+from vdm_jax.video.json_files import read_json
 
 LIMIT = 0.125  # largest displacement that a picture holds, as a share of its height
 RADIUS = 2 / 64  # of the disc of a step, likewise
@@ -108,7 +108,7 @@ def read_strokes(path: Path) -> Strokes:
     `last` (the last one by default). Raises `UserError` naming the file and what in it does not fit.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a readable JSON file ({error})", "strokes") from error
     _check_keys(path, data, _FIELDS, _FIELDS)
