@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +35,16 @@ Generate = Callable[[Method, Sequence[Script], int, int], UInt8[np.ndarray, "B N
 
 
 def compare(generate: Generate, spec: StorySpec, size: int, lengths: Sequence[int], *, count: int = COUNT,
-            seeds: Sequence[int] = SEEDS) -> list[dict[str, Any]]:
-    """A row for each method, length and seed, and one of real stories; `size` is the frames of a clip, and of a
-    block."""
+            seeds: Sequence[int] = SEEDS, methods: Mapping[str, Method] = METHODS) -> list[dict[str, Any]]:
+    """A row for each method (as its stage decides, `Method.of_stage`), length and seed, and one of real stories; `size`
+    is the frames of a clip, and of a block."""
     rows = []
     for frames in lengths:
         stories = [make_story(spec, "test", index) for index in range(count)]
         scripts = [Script(tuple(p for p in story.script() if p[0] < frames)) for story in stories]
         real = np.stack([story.draw(range(frames)) for story in stories])
         rows.append({"method": "real stories", "frames": frames, "seed": 0, **scored(real, stories, size)})
-        for name, method in METHODS.items():
+        for name, method in methods.items():
             for seed in seeds:
                 start = time.perf_counter()
                 videos = generate(method, scripts, frames, seed)
@@ -87,13 +87,15 @@ def main(arguments: Sequence[str]) -> int:
     generator = vdm_jax.load(arguments[0])
     stage, data = generator.experiment.stages[0], generator.experiment.data
     size = stage.video.frames
+    methods = {name: method.of_stage(stage, stage.sampling) for name, method in METHODS.items()}
+    devices = generator.mesh.devices.flatten()
 
     def generate(method: Method, scripts: Sequence[Script], frames: int, seed: int) -> np.ndarray:
         return generator.long(scripts, frames=frames, method=method, seed=seed).videos
 
-    rows = compare(generate, data, size, [(size - 1) ** depth + 1 for depth in DEPTHS])
+    rows = compare(generate, data, size, [(size - 1) ** depth + 1 for depth in DEPTHS], methods=methods)
     RECORD.parent.mkdir(exist_ok=True)
-    save(RECORD, {"run": Path(arguments[0]).name, "machine": describe(), "versions": versions(),
+    save(RECORD, {"run": Path(arguments[0]).name, "machine": describe(devices[0], len(devices)), "versions": versions(),
                   "calls per segment": stage.sampling.evaluations(size), "rows": rows})
     readme = HERE / "README.md"
     readme.write_text(insert(readme.read_text(), "compare", table(rows)))

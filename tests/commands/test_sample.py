@@ -29,13 +29,15 @@ def test_a_longer_video_of_the_first_stage(trained, tmp_path, fails):
     assert main([*longer, "--method", "replacement", "--out", "long.mp4"]) == 0
     with VideoReader(tmp_path / "long.mp4") as video:
         assert len(video) == 9
-    assert "--frames=9 with --last=None: only the first stage can be extended; permitted: --last base" in fails(
+    assert "--frames=9 with --last=None: autoregressive makes videos of stage 'base'; permitted: --last base" in fails(
         *arguments, "--frames", "9")
     assert "--overlap=2 is for --frames" in fails(*arguments, "--overlap", "2")
     assert "overlap=4 is not valid; permitted: 1 to 3" in fails(*longer[:-1], "4")
     assert not list(tmp_path.glob("*.frames"))
     assert "--overlap=1 with --extend=nuwa_xl; permitted: --extend autoregressive or key_frames or" in fails(
         *longer, "--extend", "nuwa_xl")
+    for wrong in (("--extend", "nuwa_xl", "--frames", "10"), ()):  # none at all is a number
+        assert "--overlap=0 " in fails(*arguments, "--last", "base", "--overlap", "0", *wrong)
     assert "whose second stage does not fill in frames" in fails(*longer, "--extend", "key_frames")
     assert "permitted: 4, 10, ..." in fails(*longer[:-4], "--frames", "9", "--extend", "nuwa_xl")
     assert "--reschedule-noise=True with --extend=autoregressive" in fails(*longer, "--reschedule-noise")

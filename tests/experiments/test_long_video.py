@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from experiments.long_video import compare as comparison
 from experiments.long_video.compare import compare, table
 from experiments.long_video.gaussian import covariance, joint, lasting, memoryless
 from experiments.long_video.measures import ink, script_followed, seam_ratio
+from tests.generation.conftest import base_stage
+from vdm_jax.conditions.frame_masks import FrameMask, NoMask
+from vdm_jax.data.digit_stories import DigitStories
 from vdm_jax.digits.stories import StorySpec, make_story
+from vdm_jax.generation.generator import Generator
 from vdm_jax.generation.long_video.plan import Autoregressive, NuwaXL
+from vdm_jax.stages.options import Training
+from vdm_jax.stages.stage import Experiment, VideoSpec
 
 METHODS = [Autoregressive(overlap=1), Autoregressive(overlap=3), NuwaXL()]
 
@@ -73,3 +84,25 @@ def test_the_comparison_scores_every_plan_by_block():
     assert held["script followed, by block"][0] == 1 and min(held["script followed, by block"]) < 1
     text = table(rows)
     assert "| NUWA-XL | 50 | 1.00 ± 0.00 |" in text and text.count("\n") == 1 + 2 * 5
+
+
+def test_a_run_is_compared_with_what_its_training_decides(monkeypatch, tmp_path):
+    """The record has the machine, and the segments of the overlap with which the run was extended."""
+    pytest.importorskip("sklearn")
+    base = base_stage()
+    stage = dataclasses.replace(
+        base, video=VideoSpec(frames=4, height=16, width=16),
+        network=dataclasses.replace(base.network, conditioning_frames=True),
+        training=Training(masking=(NoMask(), FrameMask(first=1), FrameMask(first=1, last=1))))
+    data = DigitStories(length=16, act=4, size=16, frames=4, strides=(1, 3))
+    run = Generator(Experiment(name="one", stages=(stage,), data=data), {})
+    monkeypatch.setattr(run, "long", lambda scripts, frames, **options: SimpleNamespace(
+        videos=np.zeros((len(scripts), frames, 16, 16, 3), np.uint8)), raising=False)
+    monkeypatch.setattr("vdm_jax.load", lambda path: run)
+    for name, value in (("HERE", tmp_path), ("RECORD", tmp_path / "results" / "compare.json"), ("DEPTHS", (2,))):
+        monkeypatch.setattr(comparison, name, value)
+    (tmp_path / "README.md").write_text("<!-- compare:begin -->\n<!-- compare:end -->\n")
+    assert comparison.main(["some/run"]) == 0
+    record = json.loads((tmp_path / "results" / "compare.json").read_text())
+    assert record["machine"]["platform"] == "cpu" and "| windows | 10 |" in (tmp_path / "README.md").read_text()
+    assert {row["segments"] for row in record["rows"] if row["method"] == "autoregressive"} == {3}  # of 4, 4 and 4

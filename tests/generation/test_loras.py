@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -10,12 +11,16 @@ import pytest
 from flax import traverse_util
 
 import vdm_jax
+from tests.generation.conftest import base_stage, random_params
 from tests.pipelines.folders import write_motion, write_pictures
 from tests.refusals import refused
 from vdm_jax.commands.arguments import weighted_files
 from vdm_jax.commands.main import main
+from vdm_jax.digits.captioned_digits import CaptionedDigits
+from vdm_jax.generation.generator import Generator
 from vdm_jax.generation.loras import with_loras
 from vdm_jax.networks.lora import LoRA, initial_factors, merged, trained_adapter
+from vdm_jax.stages.stage import Experiment
 from vdm_jax.weights.lora_files import plain_target, target_of, write_lora
 
 QUICK = {"num_inference_steps": 2, "seed": 1}
@@ -78,6 +83,20 @@ def test_a_file_that_does_not_fit_changes_nothing(draw, files, tmp_path):
     with refused("lora_files.read_lora", "odd.safetensors", "another network", "attn2.to_k is [2, 6]"):
         draw.use_loras({files / "a.safetensors": 1.0, tmp_path / "odd.safetensors": 1.0})
     assert draw.models["unet"] is model
+
+
+def test_a_file_that_fits_several_stages_and_names_none(tmp_path):
+    stages = [dataclasses.replace(base_stage(), name=name) for name in ("low", "high")]
+    params = {stage.name: random_params(stage, 0) for stage in stages}
+    one = Experiment(name="one", stages=tuple(stages[:1]), data=CaptionedDigits(size=16, frames=2))
+    generator = Generator(one, params)
+    generator.experiment = SimpleNamespace(stages=stages)
+    specs, plain = (LoRA(rank=1, patterns=("attention",)),), plain_target(params["low"])
+    adapter = trained_adapter(specs, params["low"], initial_factors(specs, params["low"], jax.random.key(0)))
+    write_lora(tmp_path / "a.safetensors", {"unet": (plain, adapter)})
+    with refused("loras._for_stage", "a.safetensors", "stages low, high",
+                 "'vdm-jax export --lora' wrote, or a run of one stage"):
+        with_loras(generator, {tmp_path / "a.safetensors": 1.0})
 
 
 def test_a_generator_of_a_folder_and_its_command(files, tmp_path, monkeypatch, capfd):

@@ -20,7 +20,7 @@ def check_long(options: Any) -> None:
     do not go with it. Raises `UserError`."""
     for name, methods in READ_BY.items():
         value, flag = getattr(options, name), f"--{name.replace('_', '-')}"
-        if value in (None, (), False):
+        if value is None or value is False or value == ():  # 0 is a value
             continue
         shown = value[0] if isinstance(value, tuple) else value
         if options.frames is None:
@@ -64,8 +64,8 @@ def sample_long(generator: Any, captions: Sequence[Any], options: Any, **common:
     method = METHODS[options.extend or "autoregressive"](**own).of_cascade(stages)
     first, last = stages[0], stages[method.stages - 1]
     if len(stages) > method.stages and options.last != last.name:
-        raise UserError(f"--frames={options.frames} with --last={options.last}: only the first stage can be extended; "
-                        f"permitted: --last {last.name}")
+        raise UserError(f"--frames={options.frames} with --last={options.last}: {method.name} makes videos of stage "
+                        f"{last.name!r}; permitted: --last {last.name}")
     inpainting = first.sampling.inpainting
     if options.method is not None:
         inpainting = dataclasses.replace(inpainting, method=options.method)

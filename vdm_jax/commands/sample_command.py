@@ -132,7 +132,7 @@ def main(arguments: Sequence[str]) -> int:
               "labels": labels, "split_guidance": options.split_guidance,
               "masked_video": pictured(options, generator.experiment), "fps": options.fps,
               "references": referenced(options, generator.experiment),
-              **controlled(options, generator.experiment, video), **heard(options, generator.experiment),
+              **controlled(options, generator.experiment, video), **heard(options, generator, video),
               **text_embeddings(generator, said, options)}
     if options.lora:
         from vdm_jax.generation.loras import with_loras
@@ -256,10 +256,13 @@ def controlled(options: Sample, experiment: Any, video: Any) -> dict[str, Any]:
                                                for option in OPTIONS}}
 
 
-def heard(options: Sample, experiment: Any) -> dict[str, Any]:
-    """The sound of --sound for the frames of the first stage that hears it. Raises `UserError` for files without or
-    with too little of it, and for runs that hear none or whose data does not say how."""
-    stages = [stage for stage in experiment.stages if any(entry.name == "sound" for entry in stage.network.conditions)]
+def heard(options: Sample, generator: Any, video: Any) -> dict[str, Any]:
+    """The sound of --sound for the frames of the last stage that hears it, of which earlier ones take every k-th; with
+    --frames for those of the whole `video` (`VideoSpec`). Raises `UserError` for files without or with too little of
+    it, and for runs that hear none or whose data does not say how."""
+    experiment = generator.experiment
+    stages = [stage for stage in generator.stages(options.first, options.last)
+              if any(entry.name == "sound" for entry in stage.network.conditions)]
     if not options.sound and not stages:
         return {}
     import numpy as np
@@ -273,8 +276,9 @@ def heard(options: Sample, experiment: Any) -> dict[str, Any]:
     if not options.sound:
         raise UserError("--sound=None: it is missing for a run that hears sound; permitted: a file of it, or one for "
                         "each caption")
-    video = stages[0].video
-    fps, frames = options.fps or video.fps, options.frames or video.frames
+    if options.frames is None:
+        video = generator.makes(options.first, stages[-1].name, options.fps)
+    fps, frames = video.fps, options.frames or video.frames
     return {"sound": _for_each([track.of_frames(path.parent, path.name, np.arange(frames) / fps, fps)
                                 for path in options.sound], options)}
 

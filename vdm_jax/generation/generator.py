@@ -178,7 +178,7 @@ class Generator:
           UserError: no captions, an unknown stage, a stage that is not trained, a value that no stage takes, one that
             is missing or does not fit, a masked video of another size.
         """
-        stages, guidance = self._stages(first, last), one_guidance(guidance, guidance_scale, guide)
+        stages, guidance = self.stages(first, last), one_guidance(guidance, guidance_scale, guide)
         rates = _frame_rates(stages, given.get("fps"))
         request = self._request(captions, given, stages, negative, masked_video)
         captions = request.captions
@@ -306,10 +306,10 @@ class Generator:
 
     def makes(self, first: str | None = None, last: str | None = None, fps: float | None = None) -> VideoSpec:
         """Size and rate of the videos that a call with these arguments makes. Raises `UserError` for bad ones."""
-        stages = self._stages(first, last)
+        stages = self.stages(first, last)
         return dataclasses.replace(stages[-1].video, fps=_frame_rates(stages, fps)[stages[-1].name])
 
-    def _stages(self, first: str | None, last: str | None) -> tuple[Stage, ...]:
+    def stages(self, first: str | None = None, last: str | None = None) -> tuple[Stage, ...]:
         """The stages from one to another. Raises `UserError` for unknown names and for none."""
         stages = self.experiment.stages
         start = 0 if first is None else stages.index(self.experiment.stage(first))

@@ -87,8 +87,8 @@ def _for_stage(generator: Generator, path: str | os.PathLike, text: Mapping[str,
             failures.append(error)
     if len(fitting) > 1:
         raise UserError(f"{path} fits the networks of stages {', '.join(name for name, _ in fitting)} and does not say "
-                        "for which it is; permitted: a file that 'vdm-jax export --lora' wrote, or --first and --last "
-                        "of a run of one stage")
+                        "for which it is; permitted: a file that 'vdm-jax export --lora' wrote, or a run of one "
+                        "stage")
     if not fitting:
         raise failures[0]
     return fitting[0]
