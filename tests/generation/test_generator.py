@@ -154,7 +154,8 @@ def test_saving(tmp_path):
 
 def test_videos_are_bytes(experiment, params, monkeypatch):
     monkeypatch.setattr(generator_module, "to_uint8", to_uint8)
-    monkeypatch.setattr(Generator, "_run", lambda self, stage, *rest: np.full((1, *stage.video.shape), 0.2, np.float32))
+    monkeypatch.setattr(Generator, "run_stage", lambda self, stage, *rest, **options: np.full(
+        (1, *stage.video.shape), 0.2, np.float32))
     out = Generator(experiment, params, jax.devices()[:1])("a")
     assert out.videos.dtype == np.uint8 and (out.videos == 153).all()
 
@@ -173,10 +174,10 @@ def test_calls_that_cannot_be(one_device, arguments, message):
 
 def test_stages_without_weights_are_named(experiment, params):
     partial = Generator(experiment, {"base": params["base"]}, jax.devices()[:1])
-    with refused("generator.Generator.__call__") as error:
+    with refused("generator.Generator._check_trained") as error:
         partial("a")
     assert str(error.value) == "stage 'large' has no trained weights; permitted: train it, or stop after one of base"
-    with refused("generator.Generator.__call__", "'base'"):
+    with refused("generator.Generator._check_trained", "'base'"):
         Generator(experiment, {}, jax.devices()[:1])("a")
 
 
