@@ -44,7 +44,7 @@ demo: $(READY)
 	    $(RUN)/demo.mp4 "trained just now" --out $(RUN)/side_by_side.mp4
 	@echo
 	@echo "Look at  $(RUN)/demo.mp4, demo.gif (videos) and demo.png (frames with captions),"
-	@echo "         $(RUN)/side_by_side.mp4 (beside videos of the weights that ship),"
+	@echo "         $(RUN)/side_by_side.mp4 (next to videos of the weights that ship),"
 	@echo "         $(RUN)/*/samples/ (grids made in training), $(RUN)/evaluation.md (scores)."
 	@echo "Try      $(BIN)/vdm-jax sample captioned_digits \"a cyan 5 moving right\" --out five.gif"
 

@@ -52,7 +52,7 @@ def read(path):
         return video.frames(range(len(video)))
 
 
-def test_edges_are_written_once_beside_the_videos(videos, tmp_path, capfd):
+def test_edges_are_written_once_next_to_the_videos(videos, tmp_path, capfd):
     assert main(["annotate", "videos", "--kind", "canny"]) == 0
     out = capfd.readouterr().out
     assert "videos-canny: 2 written, 0 there before, 1 skipped" in out and "bad.mp4" in out

@@ -72,7 +72,7 @@ def test_distances_are_of_the_folders(folders, monkeypatch):
     assert "split not stated instead of test" in off.scores[0].deviations
 
 
-def test_sound_beside_and_in_the_file(tmp_path):
+def test_sound_next_to_and_in_the_file(tmp_path):
     pytest.importorskip("cv2", reason="optical flow needs the extra [metrics]")
     times = np.array([3, 7, 12]) / FPS
     for name, late in (("a", 0), ("b", 2)):

@@ -121,6 +121,14 @@ def test_what_training_never_leaves_out_does_not_guide():
 
     with refused("Stage.sampling.terms", "'control'", "never leaves out", "text, or"):
         guided(stage, control=3)
+    only_apart = dataclasses.replace(stage, sampling=Sampling(), training=Training(
+        text_dropout=0.0, dropout=(Dropout(names=("control",)), Dropout(names=("text",)))))
+    assert guided(only_apart, control=3).sampling.terms and guided(only_apart, text=3).sampling.terms
+    with refused("Stage.sampling.terms", "'text' and 'control'", "never leaves out together",
+                 "without control, text, or"):
+        guided(only_apart, text=3, control=2)
+    with refused("Stage.sampling.terms", "without 'control', which"):  # leaving out both shows neither alone
+        guided(controlled_stage(dropout=(Dropout(names=("text", "control")),)), text=3, control=2)
     with refused("Stage.sampling.terms", "'time'", "images_per_clip above 0"):
         guided(stage, time=1.5)
     with refused("Stage.sampling.terms", "'text'"):

@@ -19,7 +19,7 @@ from vdm_jax.commands.main import main
 from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.generation.generator import Generator
 from vdm_jax.generation.loras import with_loras
-from vdm_jax.networks.lora import LoRA, initial_factors, merged, trained_adapter
+from vdm_jax.networks.lora import LoRA, initial_factors, trained_adapter, with_adapters
 from vdm_jax.stages.stage import Experiment
 from vdm_jax.weights.lora_files import plain_target, target_of, write_lora
 
@@ -56,7 +56,7 @@ def files(draw, tmp_path_factory):
 def test_a_pipeline_adds_several_and_takes_them_out(draw, files):
     base, plain = dict(draw.models), draw("a red three", **QUICK).videos
     draw.use_loras({files / "a.safetensors": 0.5, files / "b.safetensors": -0.3})
-    wanted = merged(base["unet"].params, [(adapter_of(base["unet"], "attention"), 0.5),
+    wanted = with_adapters(base["unet"].params, [(adapter_of(base["unet"], "attention"), 0.5),
                                           (adapter_of(base["unet"], "residual", seed=1), -0.3)])
     jax.tree.map(np.testing.assert_array_equal, draw.models["unet"].params, wanted)
     assert draw.models["unet"].params["stem"] is not None and draw.models["vae"] is base["vae"]

@@ -9,7 +9,7 @@ import pytest
 from tests.refusals import refused
 from vdm_jax.errors import UserError
 from vdm_jax.networks.layers import convolve
-from vdm_jax.networks.lora import Adapter, LoRA, adapted, initial_factors, merged, trained_adapter
+from vdm_jax.networks.lora import Adapter, LoRA, adapted, initial_factors, trained_adapter, with_adapters
 
 RNG = np.random.default_rng(0)
 PARAMS = {"stem": {"kernel": RNG.normal(size=(1, 3, 3, 4, 6)).astype(np.float32), "bias": np.zeros(6, np.float32)},
@@ -34,13 +34,13 @@ def test_new_factors_are_of_matching_kernels_and_change_nothing():
         "block/query": ((6, 2), (2, 8)), "block/out": ((8, 2), (2, 6)),
         "stem": ((1, 3, 3, 4, 3), (1, 1, 1, 3, 6))}
     assert all(np.std(down) > 0.05 and np.abs(down).max() <= 6**-0.5 and not up.any() for down, up in pairs.values())
-    same = merged(PARAMS, [(trained_adapter(SPECS, PARAMS, factors), 1.0)])
+    same = with_adapters(PARAMS, [(trained_adapter(SPECS, PARAMS, factors), 1.0)])
     jax.tree.map(np.testing.assert_array_equal, same, PARAMS)
 
 
 def test_the_products_are_added_with_alpha_over_rank():
     adapter = filled()
-    found, pairs = merged(PARAMS, [(adapter, 0.8)]), adapter.pairs
+    found, pairs = with_adapters(PARAMS, [(adapter, 0.8)]), adapter.pairs
     down, up = pairs["block/query"]
     np.testing.assert_allclose(found["block"]["query"]["kernel"],
                                PARAMS["block"]["query"]["kernel"] + 0.8 * 0.5 * down @ up, rtol=1e-5, atol=1e-5)
@@ -54,27 +54,28 @@ def test_the_products_are_added_with_alpha_over_rank():
 def test_several_add_up_and_are_taken_out_bit_for_bit():
     before = jax.tree.map(np.copy, PARAMS)
     one, other = filled(seed=1), filled(SPECS[1:], seed=2)
-    both = merged(PARAMS, [(one, 0.5), (other, -1.5)])
+    both = with_adapters(PARAMS, [(one, 0.5), (other, -1.5)])
     change = both["stem"]["kernel"] - PARAMS["stem"]["kernel"]
-    parts = [weight * (merged(PARAMS, [(adapter, 1.0)])["stem"]["kernel"] - PARAMS["stem"]["kernel"])
+    parts = [weight * (with_adapters(PARAMS, [(adapter, 1.0)])["stem"]["kernel"] - PARAMS["stem"]["kernel"])
              for adapter, weight in ((one, 0.5), (other, -1.5))]
     np.testing.assert_allclose(change, sum(parts), rtol=1e-4, atol=1e-4)
     jax.tree.map(np.testing.assert_array_equal, PARAMS, before)
-    for taken_out in (merged(PARAMS, []), merged(PARAMS, [(one, 0.0), (other, 0.0)])):
+    for taken_out in (with_adapters(PARAMS, []), with_adapters(PARAMS, [(one, 0.0), (other, 0.0)])):
         jax.tree.map(np.testing.assert_array_equal, taken_out, before)
 
 
 def test_sums_are_made_in_float32_and_kept_as_the_kernel_is():
     half = jax.tree.map(lambda a: a.astype(np.float16), PARAMS)
-    found = merged(half, [(filled(), 1.0)])["block"]["out"]["kernel"]
-    wanted = merged(jax.tree.map(lambda a: a.astype(np.float32), half), [(filled(), 1.0)])["block"]["out"]["kernel"]
+    found = with_adapters(half, [(filled(), 1.0)])["block"]["out"]["kernel"]
+    whole = jax.tree.map(lambda a: a.astype(np.float32), half)
+    wanted = with_adapters(whole, [(filled(), 1.0)])["block"]["out"]["kernel"]
     assert found.dtype == np.float16
     np.testing.assert_array_equal(found, wanted.astype(np.float16))
 
 
 def test_products_are_float32_on_devices_that_would_round_them():
     adapter = filled()
-    program = jax.make_jaxpr(lambda params: merged(params, [(adapter, 1.0)]))(PARAMS)
+    program = jax.make_jaxpr(lambda params: with_adapters(params, [(adapter, 1.0)]))(PARAMS)
     products = [equation for equation in program.jaxpr.eqns if equation.primitive.name == "dot_general"]
     highest = (jax.lax.Precision.HIGHEST,) * 2
     assert len(products) == len(adapter.pairs)
@@ -91,12 +92,12 @@ def test_what_cannot_be():
     with refused("lora.adapted", "'cross'", "no kernel matches", "permitted: ", "/stem/kernel"):
         adapted((LoRA(patterns=("block", "cross")),), PARAMS)
     adapter = filled()
-    with refused("lora.merged", "stem is not there"):
-        merged({"block": PARAMS["block"]}, [(adapter, 1.0)])
+    with refused("lora.with_adapters", "stem is not there"):
+        with_adapters({"block": PARAMS["block"]}, [(adapter, 1.0)])
     wider = {**PARAMS, "stem": {"kernel": np.zeros((1, 3, 3, 4, 7), np.float32)}}
     with pytest.raises(UserError, match=r"stem has factors \[1, 3, 3, 4, 3\] and \[1, 1, 1, 3, 6\] for a kernel"):
-        merged(wider, [(adapter, 1.0)])
+        with_adapters(wider, [(adapter, 1.0)])
     for shape in ((), (6, 0)):  # no rank at all
         empty = Adapter({"out": {"down": {"kernel": np.ones(shape)}, "up": {"kernel": np.ones((0, 5))}}}, {"out": 1.0})
-        with refused("lora.merged", "out has factors"):
-            merged({"out": {"kernel": np.ones((6, 5), np.float32)}}, [(empty, 1.0)])
+        with refused("lora.with_adapters", "out has factors"):
+            with_adapters({"out": {"kernel": np.ones((6, 5), np.float32)}}, [(empty, 1.0)])

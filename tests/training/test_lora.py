@@ -18,7 +18,7 @@ from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.generation.generator import Generator
 from vdm_jax.generation.loras import with_loras
 from vdm_jax.networks.config import Level, SelfAttention, UNet
-from vdm_jax.networks.lora import FACTORS, LoRA, merged
+from vdm_jax.networks.lora import FACTORS, LoRA, with_adapters
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.planning.inputs import device_bytes
 from vdm_jax.planning.program import Plan, state_sizes
@@ -96,7 +96,7 @@ def test_what_is_sampled_has_the_factors_merged(runs):
     adapter = load_adapter(home / "run", stage)
     assert adapter.scales["stem"] == 1.0 and 2.0 in adapter.scales.values()
     learned = load_stage(home / "run", stage)
-    jax.tree.map(np.testing.assert_array_equal, learned, merged(params, [(adapter, 1.0)]))
+    jax.tree.map(np.testing.assert_array_equal, learned, with_adapters(params, [(adapter, 1.0)]))
     two = jax.devices()[:2]
     videos, plain = (vdm_jax.load(home / name, two)([""] * 2, seed=1).videos for name in ("run", "base"))
     assert np.abs(videos.astype(int) - plain).max() > 2

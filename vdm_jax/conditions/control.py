@@ -154,4 +154,3 @@ def without_guessed(conditioning: Conditioning) -> Conditioning:
             name = f"{key.removesuffix('_guess')}_scale"
             found[name] = jnp.where(guess > 0, 0, conditioning.scalars[name])
     return conditioning.adding({"scalars": found}) if found else conditioning
-

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from vdm_jax.configuration import Positive, Size, Width, config
 from vdm_jax.data.names import printable
 from vdm_jax.errors import UserError
-from vdm_jax.video.sound import BESIDE, read_sound, sound_seconds
+from vdm_jax.video.sound import WAV, read_sound, sound_seconds
 
 Track = Float[np.ndarray, "N C"]  # vectors at equal distances in time, from the beginning on
 _SLACK = 0.05  # seconds that a sound may end before its last frame does: encoders cut off parts of a window
@@ -84,8 +84,8 @@ class LogMel(_OfFrames):
     def track(self, folder: Path, name: str) -> tuple[Track, float]:
         """The spectrogram of a file."""
         path = folder / name
-        beside = path.with_suffix(BESIDE)
-        stamps = tuple(place.stat().st_mtime_ns if place.is_file() else 0 for place in (path, beside))
+        wav = path.with_suffix(WAV)
+        stamps = tuple(place.stat().st_mtime_ns if place.is_file() else 0 for place in (path, wav))
         return _spectrogram(path, self.encoder, stamps), 100.0
 
     def seconds(self, folder: Path, name: str) -> float | None:

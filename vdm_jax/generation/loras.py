@@ -18,7 +18,7 @@ from vdm_jax.data.text_encoding import CaptionEncoder
 from vdm_jax.errors import UserError
 from vdm_jax.generation.generator import Generator
 from vdm_jax.networks.latent_network import LatentNetwork
-from vdm_jax.networks.lora import Adapter, merged
+from vdm_jax.networks.lora import Adapter, with_adapters
 from vdm_jax.parallel.rules import parameter_shardings
 from vdm_jax.stages.stage import Stage
 from vdm_jax.weights.lora_files import NETWORK, Target, lora_stage, networks_in, plain_target, read_lora, target_of
@@ -61,8 +61,8 @@ def with_text_loras(encoder: CaptionEncoder, adapters: Weighted) -> CaptionEncod
 
 
 def merged_on(mesh: Mesh, params: Any, adapters: Weighted) -> Any:
-    """`merged`, placed on a mesh as parameters are."""
-    found = merged(params, adapters)
+    """`with_adapters`, placed on a mesh as parameters are."""
+    found = with_adapters(params, adapters)
     return jax.device_put(found, parameter_shardings(found, mesh))
 
 

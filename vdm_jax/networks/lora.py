@@ -1,6 +1,6 @@
 """LoRA (Hu et al. 2021, arXiv 2106.09685): low-rank factors that are added to kernels, W + (alpha / rank) A B.
 
-    adapted = merged(params, [(adapter, 0.8), (another, 0.4)])     # a new tree: `params` stays as it is
+    adapted = with_adapters(params, [(adapter, 0.8), (another, 0.4)])     # a new tree: `params` stays as it is
 
 The factors are a tree of their own: at the path of each module whose kernel they change, `down` (A) and `up` (B), each
 with a `kernel`. Networks need no change, since the sum is a kernel like any other. That of a convolution has the window
@@ -107,7 +107,7 @@ def trained_adapter(specs: Sequence[LoRA], params: Any, factors: Mapping[str, An
     return Adapter(factors, {module: spec.scale for module, spec in adapted(specs, params).items()})
 
 
-def merged(params: Any, adapters: Iterable[tuple[Adapter, float]]) -> dict[str, Any]:
+def with_adapters(params: Any, adapters: Iterable[tuple[Adapter, float]]) -> dict[str, Any]:
     """A new tree: the parameters with the weighted products of all factors added, summed in float32 and in the order
     given. What no factor changes is the same array as before; an adapter of weight 0 changes nothing. Jittable.
 

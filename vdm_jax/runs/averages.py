@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from vdm_jax.networks.lora import FACTORS, Adapter, merged, trained_adapter
+from vdm_jax.networks.lora import FACTORS, Adapter, trained_adapter, with_adapters
 from vdm_jax.runs.checkpoints import Checkpoints
 from vdm_jax.stages.autoencoding import AnyStage
 from vdm_jax.stages.parameters import network_shapes, with_factors
@@ -22,7 +22,7 @@ def restore_network(checkpoints: Checkpoints, stage: AnyStage, step: int | None 
     whole = jax.eval_shape(lambda params: with_factors(stage, params, jax.random.key(0)), shapes)
     params, _ = checkpoints.restore_subtree("params", whole, step)
     del params[FACTORS]  # the average takes their place
-    return merged(params, [(restore_factors(checkpoints, stage, step), 1.0)])
+    return with_adapters(params, [(restore_factors(checkpoints, stage, step), 1.0)])
 
 
 def restore_factors(checkpoints: Checkpoints, stage: AnyStage, step: int | None = None) -> Adapter:

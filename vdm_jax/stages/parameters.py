@@ -12,7 +12,7 @@ from jaxtyping import PRNGKeyArray
 from vdm_jax.conditions.conditioning import Conditioning, Sizes, conditions_of
 from vdm_jax.networks.autoencoders.kl import AutoencoderKL
 from vdm_jax.networks.kinds import network_module
-from vdm_jax.networks.lora import FACTORS, initial_factors, merged, trained_adapter
+from vdm_jax.networks.lora import FACTORS, initial_factors, trained_adapter, with_adapters
 from vdm_jax.stages.autoencoding import AnyStage, AutoencoderStage
 from vdm_jax.stages.stage import Stage
 
@@ -65,4 +65,4 @@ def network_params(stage: AnyStage, params: Any) -> Any:
     if not lora:
         return params
     base = {name: tree for name, tree in params.items() if name != FACTORS}
-    return merged(base, [(trained_adapter(lora, base, params[FACTORS]), 1.0)])
+    return with_adapters(base, [(trained_adapter(lora, base, params[FACTORS]), 1.0)])

@@ -19,6 +19,7 @@ from vdm_jax.conditions.text import TextInput
 from vdm_jax.configuration import Range, Seed, Size, config
 from vdm_jax.data.embeddings import EncoderFolder
 from vdm_jax.diffusion.augmentation import Augmentation, TruncatedConditioningAugmentation
+from vdm_jax.diffusion.guidance import in_turn
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.thresholds import Threshold
 from vdm_jax.errors import UserError
@@ -151,22 +152,35 @@ class Stage:
         for name in (name for entry in training.dropout for name in entry.names):
             if name not in known:
                 raise UserError(f"Stage {self.name!r}: training.dropout names {name!r}; permitted: {permitted}")
-        dropped = {name for entry in training.dropout if entry.probability for name in entry.names}
-        dropped |= {name for name in known if CONDITIONS[name].guidance == "prompt" and training.text_dropout}
-        if any(isinstance(masking, NoMask) for masking in training.masking):
-            dropped |= {name for name in known if CONDITIONS[name].guidance == "frames"}
-        for term in self.sampling.terms:
-            where = f"Stage {self.name!r}: sampling.terms has {term.name!r}"
-            if term.name == "time":
+        where, terms = f"Stage {self.name!r}: sampling.terms", [term.name for term in self.sampling.terms]
+        for name in terms:
+            if name == "time":
                 if not training.images_per_clip:
-                    raise UserError(f"{where} with training.images_per_clip=0, so that it never sees single frames; "
-                                    "permitted: images_per_clip above 0")
-            elif term.name not in known:
-                raise UserError(f"{where}; permitted: {permitted}" + (", time" if training.images_per_clip else ""))
-            elif term.name not in dropped:
-                raise UserError(f"{where}, which training never leaves out; permitted: "
-                                f"{', '.join(sorted(dropped)) or 'none'}, or training.text_dropout, training.masking "
-                                "with NoMask or training.dropout with it")
+                    raise UserError(f"{where} has 'time' with training.images_per_clip=0, so that it never sees single "
+                                    "frames; permitted: images_per_clip above 0")
+            elif name not in known:
+                raise UserError(f"{where} has {name!r}; permitted: {permitted}"
+                                + (", time" if training.images_per_clip else ""))
+        shown = self._left_out()
+        for names in in_turn(dict.fromkeys(terms, 1.0))[0]:  # one program serves all weights
+            lacking = [name for name in names if name != "time"]
+            if set(lacking) not in shown:
+                parts = [" with ".join(name for name in known if name in part) for part in shown if part]
+                raise UserError(f"{where} needs an estimate without {' and '.join(map(repr, lacking))}, which training "
+                                f"never leaves out{' together' * (len(lacking) > 1)}; permitted: estimates without "
+                                f"{', '.join(parts) or 'nothing'}, or training.text_dropout, training.masking with "
+                                "NoMask or training.dropout of these names")
+
+    def _left_out(self) -> list[set[str]]:
+        """The sets of conditions that training leaves out of some samples, each together; the empty one first. Those of
+        the prompt go together, and so do those of the frames; either may meet what an entry of dropout leaves out."""
+        training, names = self.training, nullable(self.network)
+        found = [set(), *(set(entry.names) for entry in training.dropout if entry.probability)]
+        masked = any(isinstance(masking, NoMask) for masking in training.masking)
+        for guidance, drops in (("prompt", training.text_dropout > 0), ("frames", masked)):
+            together = {name for name in names if CONDITIONS[name].guidance == guidance}
+            found += [part | together for part in found if drops and part | together not in found]
+        return found
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from vdm_jax.errors import UserError
 from vdm_jax.video.containers import Media, display_name, readable_errors
 
-BESIDE = ".wav"  # ending of a file of sound of the name of a video, which is read where the video has none
+WAV = ".wav"  # ending of a file of sound of the name of a video, which is read where the video has none
 
 
 def read_sound(path: Path, rate: int) -> Float[np.ndarray, " N"]:
@@ -50,7 +50,7 @@ def sound_seconds(path: Path) -> float | None:
 
 
 def _places(path: Path) -> list[Path]:
-    return [place for place in (path, path.with_suffix(BESIDE)) if place.is_file()]
+    return [place for place in (path, path.with_suffix(WAV)) if place.is_file()]
 
 
 def _unreadable(place: Path, error: Exception) -> UserError:
@@ -61,5 +61,5 @@ def _unreadable(place: Path, error: Exception) -> UserError:
 
 
 def _silent(path: Path) -> UserError:
-    return UserError(f"{display_name(path)} has no sound; permitted: a stream of sound in it, or a {BESIDE} file of "
+    return UserError(f"{display_name(path)} has no sound; permitted: a stream of sound in it, or a {WAV} file of "
                      "its name next to it", "sound")

@@ -145,4 +145,3 @@ def _check_keys(path: Path, data: Any, known: Sequence[str], needed: Sequence[st
         raise UserError(f"{path}: {given}; permitted: an object with {', '.join(needed)}"
                         + (f", and {', '.join(k for k in known if k not in needed)}" if needed != known else ""),
                         "strokes")
-
