@@ -20,7 +20,8 @@ from vdm_jax.diffusion.samplers import DDIM
 from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.generation.generator import Generator
 from vdm_jax.generation.long_video.plan import Autoregressive, KeyFramesFirst
-from vdm_jax.networks.config import Level, SelfAttention, UNet
+from vdm_jax.generation.prompts import encoded
+from vdm_jax.networks.config import EmbeddedText, Level, SelfAttention, UNet
 from vdm_jax.stages.inputs import training_inputs
 from vdm_jax.stages.options import Sampling, Training
 from vdm_jax.stages.stage import Experiment, KeyFrames, LowResolution, Stage, VideoSpec
@@ -73,10 +74,33 @@ def test_key_frames_block_by_block_and_the_frames_between_them(generator):
     assert all(len(np.unique(long.videos[0, frame])) > 2 for frame in (1, 2, 4, 5, 7, 8))
     with refused("frames", "=9", "7, 10, ..."):
         generator.long(CAPTIONS, frames=9, method=KeyFramesFirst(overlap=1))
+    with refused("sampling.LongJob._checked", "'between'", "inpainting.method='network'", "'reconstruction'"):
+        low = np.zeros((2, 10, 4, 4, 3), np.float32)
+        generator.long(CAPTIONS, frames=10, method=KeyFramesFirst(overlap=1), low=low)
     with refused("long_video.stages", "larger", "KeyFrames"):
         KeyFramesFirst().of_cascade((base_stage(), larger()))
     rounds = KeyFramesFirst(overlap=1, fills=((2, 4), (3, 4))).rounds(49, 2)
     assert [len(round_) for round_ in rounds] == [1] * 3 + [3, 6]
+
+
+def test_only_stages_that_read_embeddings_have_captions_encoded():
+    """The stage that fills in frames reads none."""
+    reads = dataclasses.replace(base_stage(), network=dataclasses.replace(base_stage().network,
+                                                                          text=EmbeddedText(width=2)))
+    vectors, said = {"embeddings": np.ones((1, 3, 2), np.float32)}, []
+
+    def encoder(captions, negative, pictures):
+        said.append(captions)
+        return vectors
+
+    for stage, found in ((reads, vectors), (between(), {})):
+        assert encoded(encoder, (stage,), ("a",), None, None) == found
+    assert said == [("a",)] and encoded(None, (reads,), ("a",), None, None) == {}
+    experiment = Experiment(name="two", stages=(reads, between()), data=None)
+    both = Generator(experiment, {}, jax.devices()[:1], encoder=encoder)
+    assert dict(both._request(("a",), {}, (between(),)).given) == {}
+    with refused("prompts.encoded", "negative", "reads embeddings"):
+        encoded(encoder, (between(),), ("a",), "blurred", None)
 
 
 def test_frames_are_filled_in_between_key_frames(generator):

@@ -15,7 +15,7 @@ from vdm_jax.stages.stage import Experiment
 
 
 class RunEncoder:
-    """The text encoder of an experiment, as the generator takes it (`generator.Encoder`). Weights are read with the
+    """The text encoder of an experiment, as the generator takes it (`prompts.Encoder`). Weights are read with the
     first captions.
 
     Gives what the set of embeddings that the stages were trained on would: vectors as float16 holds them, cut or padded

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -36,10 +37,17 @@ from vdm_jax.generation.compiled import (
 from vdm_jax.generation.given_frames import frames_by_stage
 from vdm_jax.generation.jobs import Jobs, Progress
 from vdm_jax.generation.long_video.plan import Autoregressive, Method
-from vdm_jax.generation.long_video.sampling import LongJob, LongVideos, all_captions, first_captions
-from vdm_jax.generation.long_video.script import LongRequest, Script, scripts_of
+from vdm_jax.generation.long_video.sampling import LongJob, LongVideos
+from vdm_jax.generation.long_video.script import Script, long_requests, scripts_of
 from vdm_jax.generation.one_stage import one_guidance, sampling_parts, with_guide, with_overrides
-from vdm_jax.generation.prompts import arguments_of, checked_request, requested_conditioning
+from vdm_jax.generation.prompts import (
+    Encoder,
+    at_rate,
+    checked_request,
+    encoded,
+    frame_rates,
+    requested_conditioning,
+)
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.rules import parameter_shardings
 from vdm_jax.stages.options import Inpainting, Sampling
@@ -47,9 +55,6 @@ from vdm_jax.stages.stage import Experiment, Stage, VideoSpec, augmentation_of
 from vdm_jax.video.arrays import check_finite, to_uint8
 
 BLOCK_BY_BLOCK = Autoregressive()
-# (captions, negative captions, pictures that videos begin with) -> `embeddings`, `text_mask`, `null_embeddings` and
-# `null_mask` of a call
-Encoder = Callable[[Sequence[str], Sequence[str] | None, Float[np.ndarray, "B H W 3"] | None], dict[str, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,21 +81,6 @@ class Generated:
         if Path(path).suffix.lower() == ".png":
             return write_png(path, sample_grid(self.videos, self.captions))
         return write_video(path, tile_videos(self.videos), fps)
-
-
-def _frame_rates(stages: Sequence[Stage], fps: float | None) -> dict[str, float]:
-    """Frames per second by stage, in proportion to `fps` of the first one where it is given. Raises `UserError` for a
-    rate that no stage takes."""
-    if fps is not None and (not fps > 0 or not any("fps" in stage.network.scalars for stage in stages)):
-        raise UserError(f"fps={fps} is not valid; permitted: a rate above 0, for stages whose network takes the scalar "
-                        "'fps'")
-    factor = 1.0 if fps is None else fps / stages[0].video.fps
-    return {stage.name: stage.video.fps * factor for stage in stages}
-
-
-def _at_rate(request: Request, fps: float) -> Request:
-    """The same request of a stage whose videos have this rate, where a rate was asked for."""
-    return request if request.get("fps") is None else Request(request.captions, {**request.given, "fps": fps})
 
 
 class Generator:
@@ -179,7 +169,7 @@ class Generator:
             is missing or does not fit, a masked video of another size.
         """
         stages, guidance = self.stages(first, last), one_guidance(guidance, guidance_scale, guide)
-        rates = _frame_rates(stages, given.get("fps"))
+        rates = frame_rates(stages, given.get("fps"))
         request = self._request(captions, given, stages, negative, masked_video)
         captions = request.captions
         self._check_trained(stages)
@@ -197,7 +187,8 @@ class Generator:
                                       split_guidance=split_guidance)
             sampling = with_guide(sampling, guide if at_first else None)
             dataclasses.replace(stage, sampling=sampling)  # raises where the stage cannot do it
-            text = requested_conditioning(stage, _at_rate(request, rates[stage.name]))
+            asked = request if request.get("fps") is None else at_rate(request, rates[stage.name])
+            text = requested_conditioning(stage, asked)
             frames = given_frames.get(stage.name)
             if at_first and frames is not None and source is not None:
                 low, frames = source.given(frames, stage)
@@ -249,31 +240,17 @@ class Generator:
             inpainting=None if place else inpainting), None if place else guide)) for place, stage in enumerate(stages))
         method = method.of_stage(stages[0], stages[0].sampling)
         method.check(stages[0], stages[0].sampling, frames)
-        scripts, rates = scripts_of(captions, frames), _frame_rates(stages, given.get("fps"))
-        checked_request(first_captions(scripts), given, stages)
-        requests = tuple(self._long_request(
-            method.sampled_by(stage, frames) if stage is stages[0] else stage, scripts, given, frames,
-            rates[stage.name], masked_video) for stage in stages)
+        scripts, rates = scripts_of(captions, frames), frame_rates(stages, given.get("fps"))
+        requests = long_requests(stages, method, scripts, given, frames, rates,
+                                 functools.partial(self._request, masked_video=masked_video))
         job = LongJob(stages, method, frames, rates[stages[-1].name], scripts, requests, seed, first_index,
                       masked_video, low, every)
         return job.sample(self, None if folder is None else Path(folder), at_once, progress, stop)
 
-    def _long_request(
-        self, stage: Stage, scripts: Sequence[Script], given: Mapping[str, Any], frames: int, fps: float,
-        masked_video: MaskedVideo | None,
-    ) -> LongRequest:
-        """What is asked of a stage of long videos: of every prompt its text, of every video the rest."""
-        of_text = set() if stage.network.text is None else set(stage.network.text.arguments)
-        texts = {name: value for name, value in given.items() if name in of_text}
-        rest = {name: given[name] for name in arguments_of(stage) if name in given and name not in of_text}
-        return LongRequest(stage, scripts, self._request(all_captions(scripts), texts, (stage,),
-                                                         masked_video=masked_video),
-                           _at_rate(checked_request(first_captions(scripts), rest, (stage,)), fps), frames)
-
     def extend(self, captions: Sequence[str] | str, *, frames: int, overlap: int | None = None, **options: Any
                ) -> Generated:
-        """`long` block by block, each block given the last `overlap` frames of the one before (half a clip by default),
-        with all frames in memory."""
+        """`long` block by block, each block given the last `overlap` frames of the one before (by default what the
+        network saw in training, or half a clip), with all frames in memory."""
         made = self.long(captions, frames=frames, method=Autoregressive(overlap=overlap), **options)
         return Generated(made.captions, {made.stage: made.videos}, {made.stage: made.fps})
 
@@ -307,7 +284,7 @@ class Generator:
     def makes(self, first: str | None = None, last: str | None = None, fps: float | None = None) -> VideoSpec:
         """Size and rate of the videos that a call with these arguments makes. Raises `UserError` for bad ones."""
         stages = self.stages(first, last)
-        return dataclasses.replace(stages[-1].video, fps=_frame_rates(stages, fps)[stages[-1].name])
+        return dataclasses.replace(stages[-1].video, fps=frame_rates(stages, fps)[stages[-1].name])
 
     def stages(self, first: str | None = None, last: str | None = None) -> tuple[Stage, ...]:
         """The stages from one to another. Raises `UserError` for unknown names and for none."""
@@ -331,7 +308,7 @@ class Generator:
             raise UserError("negative is given with embeddings, which nothing encodes; permitted: one of them, with "
                             "null_embeddings for what the videos should not show")
         if given.get("embeddings") is None:
-            given = {**given, **self._encoded(captions, negative, masked_video)}
+            given = {**given, **encoded(self.encoder, stages, captions, negative, masked_video)}
         request, data = checked_request(captions, given, stages), self.experiment.data
         if isinstance(data, WithEmbeddings) and data.empty == "encoded" and (request.get("embeddings") is None) != (
                 request.get("null_embeddings") is None):
@@ -412,18 +389,3 @@ class Generator:
                 return function(*arguments, **given)
 
         return call
-
-    def _encoded(self, captions: Sequence[str], negative: Sequence[str] | str | None, masked_video: MaskedVideo | None
-                 ) -> dict[str, np.ndarray]:
-        """What the encoder makes of captions or pictures; nothing without one. Raises `UserError` for negative
-        captions without an encoder, and another number of them."""
-        if negative is not None:
-            negative = (negative,) * len(captions) if isinstance(negative, str) else tuple(negative)
-            if self.encoder is None or len(negative) not in (1, len(captions)):
-                raise UserError(f"negative has {len(negative)} captions for {len(captions)}; permitted: one, or one "
-                                "for each, where the encoder of captions is known")
-            negative = negative * (len(captions) // len(negative))
-        if self.encoder is None or not any(text.embedded for text in self.experiment.texts.values()):
-            return {}
-        pictures = None if masked_video is None else np.asarray(masked_video.video[:, 0], np.float32)
-        return self.encoder(captions, negative, pictures)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from vdm_jax.conditions.conditioning import Conditioning, Request, conditions_of
+from vdm_jax.conditions.frame_masks import MaskedVideo
 from vdm_jax.errors import UserError
 from vdm_jax.stages.stage import Stage
+
+# (captions, negative captions, pictures that videos begin with) -> `embeddings`, `text_mask`, `null_embeddings` and
+# `null_mask` of a call
+Encoder = Callable[[Sequence[str], Sequence[str] | None, Float[np.ndarray, "B H W 3"] | None], dict[str, np.ndarray]]
 
 
 def checked_request(captions: Sequence[str] | str, given: Mapping[str, Any], stages: Sequence[Stage]) -> Request:
@@ -24,6 +30,41 @@ def checked_request(captions: Sequence[str] | str, given: Mapping[str, Any], sta
             raise UserError(f"{name}{shown} is given and no stage takes it; permitted: "
                             f"{', '.join(sorted(taken)) or 'no further arguments'}")
     return Request((captions,) if isinstance(captions, str) else tuple(captions), given)
+
+
+def encoded(
+    encoder: Encoder | None, stages: Sequence[Stage], captions: Sequence[str], negative: Sequence[str] | str | None,
+    masked_video: MaskedVideo | None,
+) -> dict[str, np.ndarray]:
+    """What the encoder makes of captions or pictures; nothing without one, and where no stage reads embeddings. Raises
+    `UserError` for negative captions that nothing encodes, and another number of them."""
+    reads = encoder is not None and any(stage.network.text is not None and stage.network.text.embedded
+                                        for stage in stages)
+    if negative is not None:
+        negative = (negative,) * len(captions) if isinstance(negative, str) else tuple(negative)
+        if not reads or len(negative) not in (1, len(captions)):
+            raise UserError(f"negative has {len(negative)} captions for {len(captions)}; permitted: one, or one for "
+                            "each, where a stage reads embeddings and the encoder of captions is known")
+        negative = negative * (len(captions) // len(negative))
+    if not reads:
+        return {}
+    pictures = None if masked_video is None else np.asarray(masked_video.video[:, 0], np.float32)
+    return encoder(captions, negative, pictures)
+
+
+def frame_rates(stages: Sequence[Stage], fps: float | None) -> dict[str, float]:
+    """Frames per second by stage, in proportion to `fps` of the first one where it is given. Raises `UserError` for a
+    rate that no stage takes."""
+    if fps is not None and (not fps > 0 or not any("fps" in stage.network.scalars for stage in stages)):
+        raise UserError(f"fps={fps} is not valid; permitted: a rate above 0, for stages whose network takes the scalar "
+                        "'fps'")
+    factor = 1.0 if fps is None else fps / stages[0].video.fps
+    return {stage.name: stage.video.fps * factor for stage in stages}
+
+
+def at_rate(request: Request, fps: float) -> Request:
+    """The same request of videos with this rate."""
+    return Request(request.captions, {**request.given, "fps": fps})
 
 
 def arguments_of(stage: Stage) -> list[str]:

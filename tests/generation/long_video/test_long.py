@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
 from tests.generation.conftest import base_stage, random_params
+from tests.generation.test_masked_latents import STAGE as LATENT
 from tests.refusals import refused
-from vdm_jax.conditions.frame_masks import FrameMask, NoMask
+from vdm_jax.conditions.conditioning import Request
+from vdm_jax.conditions.frame_masks import FrameMask, MaskedVideo, NoMask
 from vdm_jax.digits.captioned_digits import CaptionedDigits
-from vdm_jax.generation.generator import Generator
-from vdm_jax.generation.long_video.plan import Autoregressive, NuwaXL, Windowed
-from vdm_jax.generation.long_video.script import Script
-from vdm_jax.stages.options import Training
+from vdm_jax.generation.generator import BLOCK_BY_BLOCK, Generator
+from vdm_jax.generation.long_video.driver import Task
+from vdm_jax.generation.long_video.plan import Autoregressive, NuwaXL, Segment, Windowed
+from vdm_jax.generation.long_video.sampling import LongJob
+from vdm_jax.generation.long_video.script import LongRequest, Script, scripts_of
+from vdm_jax.networks.config import Level
+from vdm_jax.stages.options import Sampling, Training
 from vdm_jax.stages.stage import Experiment, VideoSpec
 
 CAPTIONS = ("a red three moving left", "a blue two")
@@ -51,11 +57,11 @@ def generator(experiment, params):
 
 
 def test_a_hierarchy_in_parallel_is_the_one_in_sequence(generator):
-    parallel = generator.long(CAPTIONS, frames=10, method=NuwaXL(), at_once=4)
-    sequential = generator.long(CAPTIONS, frames=10, method=OneByOne(), at_once=4)
+    parallel = generator.long(CAPTIONS, frames=10, method=NuwaXL(), at_once=4, fps=4.0)
+    sequential = generator.long(CAPTIONS, frames=10, method=OneByOne(), at_once=4, fps=4.0)
     assert parallel.complete and parallel.videos.shape == (2, 10, 8, 8, 3)
     np.testing.assert_array_equal(parallel.videos, sequential.videos)
-    keys = generator.long(CAPTIONS, frames=4, method=NuwaXL(), at_once=4)
+    keys = generator.long(CAPTIONS, frames=4, method=NuwaXL(), at_once=4, fps=4.0 / 3)  # a clip of every third frame
     np.testing.assert_array_equal(parallel.videos[:, ::3], keys.videos)  # the local clips leave key frames alone
     changes = np.abs(np.diff(parallel.videos.astype(int), axis=1)).mean((0, 2, 3, 4))
     assert changes.min() > 1  # and make frames of their own
@@ -125,3 +131,41 @@ def test_bad_arguments(generator):
         generator.long(CAPTIONS, frames=9, method=Autoregressive(overlap=2))
     with refused("labels"):
         generator.long(CAPTIONS, frames=9, method=Autoregressive(overlap=1), labels=[1, 2])
+
+
+def job(stage, method=BLOCK_BY_BLOCK, given=None, **changes):
+    requests = (LongRequest(stage, scripts_of(CAPTIONS, 8), Request(CAPTIONS), Request(CAPTIONS, given or {}), 8),)
+    return LongJob(**{"stages": (stage,), "method": method, "total": 8, "fps": 4.0, "scripts": scripts_of(CAPTIONS, 8),
+                      "requests": requests, "seed": 0, "first_index": 0, "masked_video": None, "low": None, "every": 1,
+                      **changes})
+
+
+def test_a_mask_of_all_frames_is_of_those_of_the_first_clip_alone(experiment):
+    """Of videos denoised as a whole, too: what comes after the clip is not given."""
+    masked = MaskedVideo(np.full((2, 4, 8, 8, 3), 0.5, np.float32), np.ones((1, 1, 8, 8, 1), np.float32))
+    found = job(experiment.stages[0], Windowed(), masked_video=masked)._given(
+        [Task(1, Segment(0, 0, 1, 8))], None, np.array([1]))
+    assert found.video.shape == (1, 8, 8, 8, 3) and found.mask.shape == (1, 8, 8, 8, 1)
+    assert found.mask[:, :4].all() and not found.mask[:, 4:].any()
+
+
+def test_frames_in_a_folder_are_of_one_request_and_its_weights(experiment):
+    stage = experiment.stages[0]
+
+    def key(given=None, params=((2, 3), np.float32), autoencoder=0.0, of=stage):
+        weights = SimpleNamespace(params={"base": {"a": np.zeros(*params)}}, mesh=None,
+                                  autoencoders={"base": {"a": np.full(3, autoencoder)}})
+        return job(of, given=given)._key(2, weights)
+
+    keys = [key(), key({"control_start": 0.5}), key({"control_end": 0.5}), key(params=((3, 2), np.float32)),
+            key(params=((2, 3), np.int32)), key(of=LATENT), key(of=LATENT, autoencoder=1.0)]
+    assert len(set(keys)) == len(keys) and key() == keys[0] == key(autoencoder=1.0)
+
+
+def test_prompts_by_time_need_a_stage_that_reads_text(experiment):
+    stage = experiment.stages[0]
+    mute = dataclasses.replace(stage, network=dataclasses.replace(
+        stage.network, text=None, levels=(Level(channels=16, blocks=1),)), sampling=Sampling(steps=2))
+    generator = Generator(dataclasses.replace(experiment, stages=(mute,)), {"base": random_params(mute, 0)})
+    with refused("script.long_requests", "Script.prompts has 2", "read no text"):
+        generator.long(Script(((0, "a"), (4, "b"))), frames=10, method=NuwaXL())

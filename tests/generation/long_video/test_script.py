@@ -10,9 +10,10 @@ import numpy as np
 from tests.generation.conftest import base_stage
 from tests.refusals import refused
 from vdm_jax.conditions.conditioning import Request
-from vdm_jax.generation.long_video.plan import Segment
-from vdm_jax.generation.long_video.script import LongRequest, Script, read_script, scripts_of
+from vdm_jax.generation.long_video.plan import Autoregressive, NuwaXL, Segment
+from vdm_jax.generation.long_video.script import LongRequest, Script, long_requests, read_script, scripts_of
 from vdm_jax.networks.config import EmbeddedText
+from vdm_jax.stages.stage import VideoSpec
 
 RED, BLUE = (0, "a red three"), (4, "a blue two moving left")
 
@@ -73,3 +74,19 @@ def test_embeddings_between_two_prompts():
         np.testing.assert_allclose(found.embeddings[0, frame], (1 - share) * embeddings[0] + share * embeddings[1])
     assert found.text_mask[0, :, 1].tolist() == [False, True, True, True, True, True]
     assert found.null_embeddings.shape == (1, 2, 2)
+
+
+def test_clips_of_frames_far_apart_have_their_own_rate():
+    """Of a hierarchy without a rate asked for, and with one; blocks have the stage's own."""
+    def rates(method, frames, **given):
+        stage = dataclasses.replace(base_stage(), video=VideoSpec(frames=4, height=8, width=8, fps=6))
+        fps = {"base": given.get("fps", 6.0)}
+        request, = long_requests((stage,), method, scripts_of("a red three", frames), given, frames, fps,
+                                 lambda captions, texts, stages: Request(captions, texts))
+        plan = [segment for round_ in method.rounds(frames, 4) for segment in round_]
+        return [request.conditioning(segment).scalars.get("fps") for segment in plan]
+
+    np.testing.assert_allclose(rates(NuwaXL(), 10), [[2]] + [[6]] * 3)
+    np.testing.assert_allclose(rates(NuwaXL(), 10, fps=3.0), [[1]] + [[3]] * 3)
+    assert rates(Autoregressive(), 10) == [None] * 4
+    np.testing.assert_allclose(rates(Autoregressive(), 10, fps=3.0), [[3]] * 4)

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,14 +19,15 @@ from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.conditions.frame_masks import MaskedVideo, masked_low_resolution
 from vdm_jax.configuration import to_json
 from vdm_jax.diffusion.arrays import noise_from_keys
+from vdm_jax.errors import UserError
 from vdm_jax.generation.compiled import DRAWN, Noise
 from vdm_jax.generation.given_frames import checked_frames
 from vdm_jax.generation.jobs import Jobs, Progress
 from vdm_jax.generation.long_video.driver import Task, finished_frames, sample_plan
 from vdm_jax.generation.long_video.frames import Frames, FramesInFolder
 from vdm_jax.generation.long_video.plan import Method
-from vdm_jax.generation.long_video.script import LongRequest, Script
-from vdm_jax.generation.one_stage import sampling_parts
+from vdm_jax.generation.long_video.script import LongRequest, Script, first_captions
+from vdm_jax.generation.one_stage import inpainting_method, sampling_parts
 from vdm_jax.stages.options import Sampling
 from vdm_jax.stages.stage import Stage
 from vdm_jax.video.arrays import to_uint8
@@ -76,6 +77,7 @@ class StageSampler(Protocol):
 
     mesh: Any
     params: Any
+    autoencoders: Any
 
     def run_stage(self, stage: Stage, place: int, sampling: Sampling, jobs: Jobs, text: Conditioning, low: Any,
                   masked_video: MaskedVideo | None = None, *, at_once: int) -> Float[np.ndarray, "N T H W 3"]:
@@ -112,7 +114,7 @@ class LongJob:
         at_once = min(stage.sampling.batch_size, widest * videos) if at_once is None else at_once
         at_once = -(-at_once // parts) * parts
         shape = (videos, self.total, *stage.video.shape[1:])
-        key = self._key(at_once, [generator.params[s.name] for s in stages])
+        key = self._key(at_once, generator)
         frames = Frames(shape, key) if folder is None else FramesInFolder(folder, shape, key)
         tasks, jobs = self.method.segments(self.total, size) * videos, self._jobs()
 
@@ -158,7 +160,8 @@ class LongJob:
         """What is given of the clips of a batch, by earlier segments and by the user."""
         segment = batch[0].segment
         if segment.number == 0 and self.masked_video is not None:
-            given = self._checked()._replace(low=None, low_mask=None)
+            video, mask, *_ = self._checked()  # a mask may have one entry for all frames of the clip
+            given = MaskedVideo(video, np.broadcast_to(mask, (*video.shape[:2], *mask.shape[2:])))
             given = jax.tree.map(lambda a: _extended(np.asarray(a)[rows], segment.length), given)
         if self.low is None:
             return given
@@ -169,9 +172,14 @@ class LongJob:
         return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
 
     def _checked(self) -> MaskedVideo | None:
-        """What is given of the first clips. Raises `UserError` as `checked_frames`."""
+        """What is given of the first clips. Raises `UserError` as `checked_frames`, and for stages that fill in frames
+        and do not go by `low`."""
         given = self.masked_video
         if self.low is not None:
+            for stage in self.stages[1:]:
+                if (method := inpainting_method(stage, stage.sampling)) != "reconstruction":
+                    raise UserError(f"a low-resolution video is given for stage {stage.name!r} with inpainting.method="
+                                    f"{method!r}; permitted: 'reconstruction'")
             given = masked_low_resolution(self.low, self.every, self.stage.video.shape, masked_video=given)
         return checked_frames(given, self.stage, len(self.scripts))
 
@@ -186,31 +194,24 @@ class LongJob:
         base = np.asarray(noise_from_keys(keys, 0, (len(rows), *self.stage.shape)))
         return Noise(initial=np.stack([noise[order] for noise, order in zip(base, orders, strict=True)]))
 
-    def _key(self, at_once: int, params: Any) -> str:
+    def _key(self, at_once: int, generator: StageSampler) -> str:
         """Says of frames in a folder that they are of this request and these weights."""
         digest = hashlib.sha256()
         said = (*map(to_json, self.stages), to_json(self.method), self.total, self.scripts, self.seed, self.first_index,
                 self.every, at_once)
         digest.update(repr(said).encode())
         given = (self.masked_video, self.low, [(dict(r.request.given), r.text) for r in self.requests])
-        for leaf in jax.tree.leaves(given):
-            digest.update(np.asarray(leaf).tobytes())
-        for leaf in jax.tree.leaves(params):  # a few values of each tell trained weights from others
-            digest.update(np.asarray(leaf.reshape(-1)[:16]).tobytes())
+        weights = ([generator.params[stage.name] for stage in self.stages],
+                   [generator.autoencoders[stage.name] for stage in self.stages if stage.latent is not None])
+        for tree, most in ((given, None), (weights, 16)):  # a few values of each tell trained weights from others
+            leaves, structure = jax.tree.flatten(tree)
+            digest.update(str(structure).encode())
+            for leaf in leaves:
+                part = np.asarray(leaf if most is None else jnp.ravel(leaf)[:most])
+                digest.update(f"{part.dtype} {np.shape(leaf)}".encode() + part.tobytes())
         return digest.hexdigest()
 
 
 def _extended(part: np.ndarray, frames: int) -> np.ndarray:
     """A part of masked videos with as many frames; of those beyond its end nothing is given."""
-    missing = 0 if part.shape[1] == 1 else frames - part.shape[1]
-    return np.pad(part, ((0, 0), (0, missing), *[(0, 0)] * (part.ndim - 2)))
-
-
-def first_captions(scripts: Sequence[Script]) -> tuple[str, ...]:
-    """The caption with which each begins."""
-    return tuple(script.prompts[0][1] for script in scripts)
-
-
-def all_captions(scripts: Sequence[Script]) -> tuple[str, ...]:
-    """Those of all prompts, one script after another."""
-    return tuple(caption for script in scripts for _, caption in script.prompts)
+    return np.pad(part, ((0, 0), (0, frames - part.shape[1]), *[(0, 0)] * (part.ndim - 2)))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +16,8 @@ from jaxtyping import Float, Int
 from vdm_jax.conditions.conditioning import CONDITIONS, Conditioning, Request, conditions_of
 from vdm_jax.data.captions import caption_lines
 from vdm_jax.errors import UserError
-from vdm_jax.generation.long_video.plan import Segment
-from vdm_jax.generation.prompts import of_frames
+from vdm_jax.generation.long_video.plan import Method, Segment
+from vdm_jax.generation.prompts import arguments_of, at_rate, checked_request, of_frames
 from vdm_jax.stages.stage import Stage
 
 _LINE = re.compile(r"(\d{1,9})\s*:\s*(.*\S)")
@@ -82,6 +83,16 @@ def scripts_of(captions: Sequence[str | Script] | str | Script, frames: int) -> 
     return scripts
 
 
+def first_captions(scripts: Sequence[Script]) -> tuple[str, ...]:
+    """The caption with which each begins."""
+    return tuple(script.prompts[0][1] for script in scripts)
+
+
+def all_captions(scripts: Sequence[Script]) -> tuple[str, ...]:
+    """Those of all prompts, one script after another."""
+    return tuple(caption for script in scripts for _, caption in script.prompts)
+
+
 class LongRequest:
     """What is asked of long videos, as the conditioning of their segments.
 
@@ -90,13 +101,16 @@ class LongRequest:
       scripts: one per video.
       texts: the request of all prompts of all scripts, one after another.
       request: the rest, of each video; maps have one entry for each of `frames` frames.
+      fps: frames per second of the videos, of which a segment has every `stride`-th; None: of all segments the stage's
+        own.
 
-    Raises `UserError` where prompts change and the network reads no text, or embeddings were to be interpolated where
-    it reads words.
+    Prompts of a stage that reads no text change nothing. Raises `UserError` where embeddings were to be interpolated
+    and the network reads words.
     """
 
-    def __init__(self, stage: Stage, scripts: Sequence[Script], texts: Request, request: Request, frames: int):
-        self.stage, self.scripts, self.request, self.frames = stage, scripts, request, frames
+    def __init__(self, stage: Stage, scripts: Sequence[Script], texts: Request, request: Request, frames: int,
+                 fps: float | None = None):
+        self.stage, self.scripts, self.request, self.frames, self.fps = stage, scripts, request, frames, fps
         text = stage.network.text
         self.changes = text is not None and any(len(script.prompts) > 1 for script in scripts)
         if text is not None and not text.embedded and any(s.between == "interpolate" for s in scripts):
@@ -109,6 +123,8 @@ class LongRequest:
     def conditioning(self, segment: Segment) -> Conditioning:
         """Of one segment of all videos; where prompts change, one for each frame."""
         request = of_frames(self.stage, self.request, segment.start, segment.length, self.frames, segment.stride)
+        if self.fps is not None:
+            request = at_rate(request, self.fps / segment.stride)
         found = Conditioning()
         for condition in conditions_of(self.stage.network):
             own = self._texts(segment) if condition.name == "text" else condition.of_request(self.stage, request)
@@ -129,3 +145,38 @@ class LongRequest:
             parts["embeddings"] = (1 - weight) * parts["embeddings"] + weight * self.text["embeddings"][after, 0]
             parts["text_mask"] = parts["text_mask"] | jnp.where(weight[..., 0] > 0, mask, False)
         return parts | {name: value[self.first] for name, value in self.text.items() if name.startswith("null")}
+
+
+def long_requests(
+    stages: Sequence[Stage], method: Method, scripts: Sequence[Script], given: Mapping[str, Any], frames: int,
+    rates: Mapping[str, float], request_of_texts: Callable[..., Request],
+) -> tuple[LongRequest, ...]:
+    """What is asked of each stage of long videos: of every prompt its text, of every video the rest.
+
+    Args:
+      stages: of the cascade that the method needs.
+      given: as in a call of a generator.
+      rates: frames per second by stage.
+      request_of_texts: the request of captions, of what is given of their texts, and stages.
+
+    Raises `UserError` as `checked_request` does, and for prompts by time where no stage reads text.
+    """
+    captions = first_captions(scripts)
+    changed = next((script for script in scripts if len(script.prompts) > 1), None)
+    if changed is not None and all(stage.network.text is None for stage in stages):
+        raise UserError(f"Script.prompts has {len(changed.prompts)} for stages that read no text; permitted: one")
+    checked_request(captions, given, stages)
+    fps, size = rates[stages[-1].name], stages[0].video.frames
+    strides = {(segment.stage, segment.stride) for round_ in method.rounds(frames, size) for segment in round_}
+    found = []
+    for place, stage in enumerate(stages):
+        of_text = set() if stage.network.text is None else set(stage.network.text.arguments)
+        texts = {name: value for name, value in given.items() if name in of_text}
+        rest = {name: given[name] for name in arguments_of(stage) if name in given and name not in of_text}
+        own = given.get("fps") is None and all(math.isclose(fps / stride, stage.video.fps)
+                                               for at, stride in strides if at == place)
+        found.append(LongRequest(
+            method.sampled_by(stage, frames) if place == 0 else stage, scripts,
+            request_of_texts(all_captions(scripts), texts, (stage,)), checked_request(captions, rest, (stage,)), frames,
+            None if own or "fps" not in stage.network.scalars else fps))
+    return tuple(found)

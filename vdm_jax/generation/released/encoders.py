@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class ReleasedEncoder:
-    """The encoder of a folder, as the generator takes it (`generator.Encoder`)."""
+    """The encoder of a folder, as the generator takes it (`prompts.Encoder`)."""
 
     def __init__(self, folder: Folder, networks: dict[str, Pretrained]):
         self.mesh, self.image = folder.mesh, networks.get("image_encoder")
