@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,3 +99,13 @@ def test_latent_networks_hear_too():
     params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(2), x.shape), params)
     found = [module.apply({"params": params}, z, level, Conditioning(inputs={"sound": s})) for s in (sound, -sound)]
     assert np.abs(found[0] - found[1]).max() > 1e-3
+
+    def exchanging(function, arguments, options, context):  # the tokens of the first and the last frame
+        tokens = function(*arguments, **options)
+        of_sound = isinstance(context.module, SoundTokens) and context.method_name == "__call__"
+        return tokens[:, ::-1] if of_sound else tokens
+
+    with nn.intercept_methods(exchanging):
+        exchanged = module.apply({"params": params}, z, level, Conditioning(inputs={"sound": sound}))
+    assert np.abs(found[0] - found[0][:, ::-1]).max() > 1e-3
+    np.testing.assert_allclose(exchanged, found[0][:, ::-1], atol=1e-5)  # no layer mixes frames
