@@ -119,7 +119,7 @@ def test_given_frames_of_longer_videos_are_shown_at_their_own_level():
     """Block by block, in whole and step by step: what is given comes out, and changes the frames after it."""
     sampling = Sampling(steps=3, threshold=None, frame_schedule=FrameSchedule(order="autoregressive"), batch_size=2)
     stage = make(sampling=sampling)
-    assert inpainting_method(stage, sampling) == "levels" and sampling.evaluations(3) == 9
+    assert inpainting_method(stage, sampling) == "noise_levels" and sampling.evaluations(3) == 9
     experiment = Experiment(name="x", stages=(stage,), data=CaptionedDigits(size=16, frames=4))
     generator = Generator(experiment, {"forcing": random_params(stage, 1)}, jax.devices()[:1])
     long = generator.long(["", ""], frames=5, method=Autoregressive(overlap=1), seed=1).videos
@@ -131,7 +131,7 @@ def test_given_frames_of_longer_videos_are_shown_at_their_own_level():
     assert np.abs(one[:, 1:].astype(int) - other[:, 1:]).max() > 2
     by_steps = generator(["", ""], seed=1, masked_video=given, watch=lambda step, z: None).videos
     assert np.abs(by_steps.astype(int) - one).max() <= 1
-    for changes in ({"frame_schedule": FrameSchedule()}, {"inpainting": Inpainting(method="levels")}):
+    for changes in ({"frame_schedule": FrameSchedule()}, {"inpainting": Inpainting(method="noise_levels")}):
         with refused(f"Stage.sampling.{'inpainting.method' if 'inpainting' in changes else 'frame_schedule'}",
                      "process.frame_levels=False"):
             make(process=Process(prediction="x"), sampling=Sampling(steps=3, **changes))

@@ -90,7 +90,7 @@ class Sample:
     overlap: CountOrZero | None = None
     reschedule_noise: bool = False  # with --extend windows: further clips reorder the noise of the first (FreeNoise)
     # With --frames: how a segment takes over frames of others; the config's way by default
-    method: Literal["network", "reconstruction", "replacement", "levels"] | None = None
+    method: Literal["network", "reconstruction", "replacement", "noise_levels"] | None = None
     embeddings: Path | None = None  # for runs that read text embeddings: a folder made by write_embeddings
     encoder: Path | None = None  # for the same runs: folder of the text encoder; by default the one that the run names
     num_frames: Size | None = None  # of a released model's videos; the authors' by default

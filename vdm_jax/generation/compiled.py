@@ -177,7 +177,8 @@ def stepwise_sampling(
         levels, ends.stop, sampling.frame_lag, stage.shape[0], sampling.frame_schedule)
     std = None if released is None else np.float32(released.initial_std)
     follows = sampling.windows is not None and sampling.windows.follows
-    of_levels = sampling.oscillation or follows or inpainting_method(stage, sampling) == "levels"  # what a step does
+    shown = inpainting_method(stage, sampling) == "noise_levels"
+    of_levels = sampling.oscillation or follows or shown  # what a step does
     count, weight = np.int32(sampling.steps), None
     if is_guided(stage, sampling) or stage.takes_weight:
         weight = np.asarray(guidance_of(stage, sampling), np.float32)

@@ -91,7 +91,7 @@ def sampling_sharding(stage: Stage, sampling: Sampling, mesh: Mesh) -> NamedShar
 
 def inpainting_method(stage: Stage, sampling: Sampling) -> str:
     """How a stage takes conditioning frames."""
-    otherwise = "levels" if stage.process.frame_levels else "reconstruction"
+    otherwise = "noise_levels" if stage.process.frame_levels else "reconstruction"
     return sampling.inpainting.method or ("network" if stage.network.conditioning_frames else otherwise)
 
 
@@ -133,7 +133,7 @@ def stage_denoiser(
         denoise = consistent_estimate(denoise, stage.process.schedule, sampling.consistency)
     if masked_video is None:
         return denoise
-    if inpainting_method(stage, sampling) == "levels":
+    if inpainting_method(stage, sampling) == "noise_levels":
         level = levels[-1] if sampling.inpainting.level is None else sampling.inpainting.level
         denoise = shown_clean(denoise, masked_video.video, masked_video.mask, level, stage.process.schedule.family)
     return replaced(denoise, masked_video.video, masked_video.mask)

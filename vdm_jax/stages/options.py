@@ -215,14 +215,14 @@ class Inpainting:
     """How a masked video is filled in: by the network, which takes it (`conditions/frames.py`), or by
     methods for networks that do not (`diffusion/conditional.py`). What is given comes out as it is."""
 
-    # None: the network, where it takes conditioning frames (UNet.conditioning_frames), else levels, where it was
-    # trained with them, else reconstruction guidance. A network that takes it sees it with the other methods too.
-    # levels: a network trained with `Process.frame_levels` sees given frames without noise, at a level of their own
-    # (Diffusion Forcing: Chen et al. 2024, arXiv 2407.01392)
-    method: Literal["network", "reconstruction", "replacement", "levels"] | None = None
+    # None: the network, where it takes conditioning frames (UNet.conditioning_frames), else noise_levels, where it
+    # was trained with them, else reconstruction guidance. A network that takes it sees it with the other methods too.
+    # noise_levels: a network trained with `Process.frame_levels` sees given frames without noise, at a noise level of
+    # their own (Diffusion Forcing: Chen et al. 2024, arXiv 2407.01392)
+    method: Literal["network", "reconstruction", "replacement", "noise_levels"] | None = None
     weight: NonNegative = 1.0  # w_r of reconstruction guidance; 50 and 9 published for single data sets
-    # log-SNR at which given frames are shown by `levels`; None: where the sampler's last step begins. Published is a
-    # small noise level that does not grow with the rollout (timestep 15 of 1000 for videos)
+    # log-SNR at which given frames are shown by `noise_levels`; None: where the sampler's last step begins. Published
+    # is a small noise level that does not grow with the rollout (timestep 15 of 1000 for videos)
     level: LogNoise | None = None
 
 

@@ -74,8 +74,9 @@ class Stage:
             found = "given" if self.starts_from("low_resolution") else type(source).__name__ if source else "None"
             raise UserError(f"Stage {self.name!r}: network.low_resolution={self.network.low_resolution} but source is "
                             f"{found}; permitted: low_resolution exactly with a source")
+        method = self.sampling.inpainting.method
         own = {"frame_lag": self.sampling.frame_lag, "frame_schedule": self.sampling.frame_schedule,
-               "inpainting.method": "levels" if self.sampling.inpainting.method == "levels" else None}
+               "inpainting.method": method if method == "noise_levels" else None}
         for name, value in own.items():
             if value and not self.process.frame_levels:
                 raise UserError(f"Stage {self.name!r}: sampling.{name}={value} with process.frame_levels=False, so "
@@ -112,8 +113,8 @@ class Stage:
                             "for a network with conditioning frames")
         if self.sampling.inpainting.method == "network" and not self.network.conditioning_frames:
             raise UserError(f"Stage {self.name!r}: sampling.inpainting.method='network' with "
-                            "network.conditioning_frames=False; permitted: 'reconstruction', 'replacement', 'levels', "
-                            "None")
+                            "network.conditioning_frames=False; permitted: 'reconstruction', 'replacement', "
+                            "'noise_levels', None")
         if self.sampling.terms and self.takes_weight:
             raise UserError(f"Stage {self.name!r}: sampling.terms={[term.name for term in self.sampling.terms]} of a "
                             f"network that takes the weight of the guidance ({WEIGHT!r}); permitted: (), with guidance",
