@@ -2,7 +2,8 @@
 
 Citation: images first, then video (Make-A-Video: Singer et al. 2022, arXiv 2209.14792, section 3.2), in miniature.
 Hardware: two CPU cores over a night; training goes on where it stopped.
-Expected: aims at a whole-caption score of 0.9 on captions of one digit and 0.75 on all. Not trained by us.
+Expected: aims at a whole-caption score of 0.9 on captions of one digit and 0.75 on all; docs/results.md has the scores
+          of the weights that come with the package, after a part of these steps. Trained by us.
 Run:      vdm-jax train captioned_digits_images
           vdm-jax train captioned_digits_full
 """

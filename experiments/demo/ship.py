@@ -19,6 +19,7 @@ from experiments.demo.record import processor
 from vdm_jax.commands.main import main as vdm_jax_command
 from vdm_jax.evaluation.digits import evaluate_digits
 from vdm_jax.runs.directory import load, read_cascade
+from vdm_jax.runs.listing import CARD
 from vdm_jax.runs.model_card import exported_steps
 from vdm_jax.runs.shipped import SHIPPED, write_manifest
 
@@ -36,6 +37,8 @@ def ship(run: Path, name: str, command: str, count: int) -> Path:
         vdm_jax_command(["export", str(run), str(made), "--dtype", "float16", "--licence", "Apache-2.0"])
         generator = load(made)
         result = evaluate_digits(generator, count=count, seed=0)
+        card = made / CARD
+        card.write_text(card.read_text().replace(str(made), name).replace("None on record.", result.table().strip()))
         write_manifest(made, {
             "name": name, "command": command, "commit": commit.strip(), "date": datetime.date.today().isoformat(),
             "machine": processor(), "cores": os.cpu_count(), "steps": exported_steps(run, experiment),

@@ -8,7 +8,7 @@ import pytest
 
 from tests.refusals import refused
 from vdm_jax.runs import shipped
-from vdm_jax.runs.directory import find_run
+from vdm_jax.runs.directory import find_run, load
 from vdm_jax.runs.shipped import MANIFEST, check_manifest, find_shipped, read_manifest, shipped_names, write_manifest
 
 
@@ -63,3 +63,11 @@ def test_everything_that_is_shipped_is_intact_and_small():
         found = read_manifest(find_shipped(name))
         assert found["command"] and found["commit"] and found["scores"]
     assert sum(path.stat().st_size for path in shipped.SHIPPED.rglob("*") if path.is_file()) <= 20e6
+
+
+@pytest.mark.full
+def test_the_digits_that_are_shipped_are_those_of_their_captions():
+    captions = ("a red 3 moving left", "a blue 0 rising", "a white seven not moving", "a green 2 going to the right")
+    generator = load(find_shipped("captioned_digits_full"))
+    scores = generator.experiment.data.scorer().score(generator(captions, seed=1).videos, captions).summary()
+    assert scores["whole"] >= 0.75
