@@ -24,7 +24,7 @@ def test_only_a_config_that_says_so_was_trained(tmp_path):
         path.write_text(f'"""A title.\n\nExpected: FVD 1. {said}\n"""\n')
         assert read_header(path).status == status
     assert [name for name, path in config_names().items() if read_header(path).status == "trained"] == [
-        "captioned_digits"]
+        "captioned_digits", "captioned_digits_full", "captioned_digits_images"]
 
 
 def test_a_header_in_parts(tmp_path):
