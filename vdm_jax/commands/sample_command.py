@@ -32,7 +32,7 @@ class Sample:
     videos side by side, .png is a grid with one row of frames per video.
 
     Examples:
-      vdm-jax sample captioned_digits "a red 3 moving left" --out three.gif
+      vdm-jax sample captioned_digits_full "a red 3 moving left" --out three.gif
       vdm-jax sample runs/captioned_digits "a blue 7 bouncing" "a green one rising" --count 4 --seed 7 --out grid.mp4
       vdm-jax sample captioned_digits "a red 3 bouncing" --last base --frames 32 --out long.gif
       vdm-jax sample captioned_digits "a red 3 bouncing" --image three.png --out animated.gif
