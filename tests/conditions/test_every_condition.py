@@ -78,7 +78,8 @@ def test_a_null_value_and_a_window_keep_the_parts(name):
 
 
 def test_every_part_of_a_conditioning_belongs_to_a_condition():
-    parts = {name for condition in CONDITIONS.values() for name in condition.parts} | {"inputs"}
+    parts = {name for condition in CONDITIONS.values() for name in condition.parts} | {
+        "inputs", "features"}  # of input conditions, by their names
     assert parts == {field.name for field in dataclasses.fields(Conditioning)}
     assert all(set(c.frame_parts) <= set(c.parts) and set(c.frame_fields) <= set(c.fields) for c in CONDITIONS.values())
     assert claimed("reference_pose", "fields") and not claimed("video", "fields") and claimed("caption", "host_fields")
