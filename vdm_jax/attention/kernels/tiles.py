@@ -231,7 +231,7 @@ def _divisor(number: int, most: int) -> int:
     return next(d for d in range(max(min(number, most), 1), 0, -1) if number % d == 0)
 
 
-def _logits(plan: _Plan, run: _Run, q, k, mask, bias, group, tile, turned: bool = False) -> Float[Array, "b m _ _"]:
+def _logits(plan: _Plan, run: _Run, q, k, mask, bias, group, tile, turned: bool = False) -> Float[Array, "_ _ _ _"]:
     """Masked float32 logits of a tile, `[b, m, Q, S]` or, turned, `[b, m, S, Q]`."""
     logits = _product("bmsd,bmqd->bmsq" if turned else "bmqd,bmsd->bmqs", *((k, q) if turned else (q, k)))
     mask, bias = (None if x is None else _seen(plan, run, x, group, tile) for x in (mask, bias))
@@ -335,7 +335,7 @@ def _backward(plan, saved, cotangents):
     return dq, dk, dv, None, None if bias is None else d_bias.astype(bias.dtype)
 
 
-def _add(plan: _Plan, run: _Run, d_bias: Array, d_logits: Float[Array, "b m Q S"], group, tile) -> Array:
+def _add(plan: _Plan, run: _Run, d_bias: Array, d_logits: Float[Array, "_ _ Q S"], group, tile) -> Array:
     """The gradient of the bias with that of a tile."""
     part = plan.part(d_bias, group, tile)
     d_logits = d_logits.reshape(d_logits.shape[0], -1, part.shape[1], *d_logits.shape[2:]).sum(axis=1)

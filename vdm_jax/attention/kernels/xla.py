@@ -119,7 +119,8 @@ def attention(q, k, v, layout: SequenceLayout, *, bias=None, frame_valid=None, e
     return layout.video(dense(layout.rows(q), *sets))
 
 
-def _temporal(q, k, v, layout: SequenceLayout, bias: Array | None, frame_valid: Bool[Array, "B T"] | None):
+def _temporal(q, k, v, layout: SequenceLayout, bias: Array | None, frame_valid: Bool[Array, "B T"] | None
+              ) -> Float[Array, "B T H W K D"]:
     """`attention` of every position by `tiles`, whose tokens stay where they are: positions are more heads."""
     tokens = [x.reshape(*x.shape[:2], -1, x.shape[5]) for x in (q, k, v)]
     if bias is not None:  # the same everywhere, or one for every position
