@@ -33,6 +33,7 @@ $(REQUIREMENTS):
 # Two CPU devices: the layers are too small for threads inside them; as data-parallel halves they keep both cores busy.
 demo: export JAX_NUM_CPU_DEVICES ?= 2
 demo: $(READY)
+	mkdir -p $(SHIPPED)
 	$(BIN)/vdm-jax sample captioned_digits_full $(CAPTIONS) --count 2 --out $(SHIPPED)/demo.mp4 $(SHIPPED)/demo.png
 	@echo "Made with the weights that ship: $(SHIPPED)/demo.mp4. Now a smaller cascade is trained from the beginning."
 	$(BIN)/vdm-jax prepare captioned_digits
