@@ -73,7 +73,7 @@ def main(arguments: Sequence[str]) -> int:
     unread = {"progressive": ("intervals",), "guided": ("steps", "start", "sampler", "intervals"),
               "consistency": ("start", "sampler")}
     refuse_unused(options, unread[options.method], f"with --method {options.method}",
-                  f"another --method than {options.method}, or none of it")
+                  f"another --method, or {options.method} without it")
     from vdm_jax.commands.train_command import train
     from vdm_jax.parallel.processes import first, start_processes
     from vdm_jax.runs.directory import find_run, read_cascade
