@@ -17,6 +17,7 @@ from vdm_jax.diffusion.consistency import Boundary
 from vdm_jax.diffusion.samplers import Consistency
 from vdm_jax.errors import UserError
 from vdm_jax.generation.generator import Generator
+from vdm_jax.runs import directory
 from vdm_jax.runs.checkpoints import Checkpoints
 from vdm_jax.runs.directory import (
     checkpoints_path,
@@ -208,6 +209,7 @@ def test_differences(experiment):
 
 def test_finding_by_path_and_by_name(experiment, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(directory, "shipped_names", lambda: ())  # weights that come with the package: test_shipped
     assert message_of(find_run, "tiny") == (
         "run 'tiny' was not found; permitted: a run directory, a folder of diffusers, or one of: none yet (train one "
         "first)")

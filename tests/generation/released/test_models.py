@@ -130,7 +130,7 @@ def test_a_cascade_begins_with_a_folder(generator):
 def test_refusals(generator, pictures):
     with refused("latent_unet.check", "permitted"):
         with_size(generator, frames=5)("red", steps=2)
-    with refused("generator.Generator._encoded", "3 captions", "2"):
+    with refused("prompts.encoded", "3 captions", "2"):
         generator(PROMPTS, negative=["a"] * 3, steps=2)
     with refused("generator.Generator._request"):
         generator("red", negative="blue", embeddings=np.zeros((1, 6, 6)), steps=2)
