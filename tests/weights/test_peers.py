@@ -138,6 +138,30 @@ def test_autoencoders(name, more, torch, tmp_path):
     assert again.config.scaling_factor == model.config.scaling_factor
 
 
+WAN = {"base_dim": 4, "z_dim": 2, "dim_mult": [1, 2, 2], "num_res_blocks": 1, "temperal_downsample": [True, True],
+       "latents_mean": [0.1, -0.2], "latents_std": [0.5, 2.0], "scale_factor_spatial": 4}
+WAN22 = {**WAN, "is_residual": True, "decoder_base_dim": 8, "patch_size": 2, "in_channels": 12, "out_channels": 12,
+         "scale_factor_spatial": 8}
+
+
+@pytest.mark.parametrize("options", [WAN, WAN22], ids=["2.1", "2.2"])
+def test_causal_autoencoders(options, torch, tmp_path):
+    """1, 5 and 9 frames, whole here and in pieces there, means and deviations as stored."""
+    model = peer(torch, "diffusers", "AutoencoderKLWan", options)
+    loaded, run = brought(model, tmp_path / "in")
+    for frames in (1, 5, 9):
+        video = np.random.default_rng(frames).uniform(-1, 1, (2, frames, 16, 24, 3)).astype(np.float32)
+        there = torch.from_numpy(video.transpose(0, 4, 1, 2, 3).copy())
+        theirs, ours = model.encode(there).latent_dist, run(video, method="encode")
+        close(np.asarray(ours.mean).transpose(0, 4, 1, 2, 3), theirs.mean)
+        close(np.asarray(ours.logvar).transpose(0, 4, 1, 2, 3), theirs.logvar)
+        decoded = model.decode(theirs.mean).sample
+        close(np.clip(run(np.asarray(ours.mean), method="decode"), -1, 1).transpose(0, 4, 1, 2, 3), decoded)
+    assert (loaded.config.mean, loaded.config.std) == ((0.1, -0.2), (0.5, 2.0))
+    again = check_way_back(torch, model, loaded, tmp_path / "out")
+    assert torch.equal(again.decode(theirs.mean).sample, decoded)
+
+
 UNET = {"block_out_channels": (32, 64), "layers_per_block": 1, "cross_attention_dim": 24, "sample_size": 8}
 IMAGE_UNET = {**UNET, "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "attention_head_dim": (2, 4),
               "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}

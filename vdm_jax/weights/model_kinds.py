@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax.errors import UserError, unknown_kind
+from vdm_jax.networks.autoencoders.causal import CausalAutoencoderKL
+from vdm_jax.networks.autoencoders.causal_config import CausalAutoencoder
 from vdm_jax.networks.autoencoders.config import Autoencoder
 from vdm_jax.networks.autoencoders.kl import AutoencoderKL
 from vdm_jax.networks.control_net import ControlNet, ControlNetNetwork
@@ -22,6 +24,7 @@ from vdm_jax.networks.encoders.t5 import T5Encoder, T5TextEncoder
 from vdm_jax.networks.latent_unet import LatentUNet, LatentUNetNetwork
 from vdm_jax.networks.motion_adapter import MotionAdapter, MotionAdapterNetwork
 from vdm_jax.networks.t2i_adapter import T2IAdapter, T2IAdapterNetwork
+from vdm_jax.weights import causal_autoencoders as causal
 from vdm_jax.weights import tensor_names
 from vdm_jax.weights import unet_fields as image
 from vdm_jax.weights import video_unet_fields as video
@@ -29,7 +32,8 @@ from vdm_jax.weights.fields import Fields
 from vdm_jax.weights.safetensors import flatten
 from vdm_jax.weights.tensor_files import Tensor
 
-Config = Autoencoder | CLIPText | CLIPVision | ControlNet | LatentUNet | MotionAdapter | T2IAdapter | T5Encoder
+Config = (Autoencoder | CausalAutoencoder | CLIPText | CLIPVision | ControlNet | LatentUNet | MotionAdapter | T2IAdapter
+          | T5Encoder)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +51,9 @@ class Kind:
 
 def module(config: Config) -> nn.Module:
     """The network of a config."""
-    networks = {Autoencoder: AutoencoderKL, CLIPText: CLIPTextEncoder, CLIPVision: CLIPVisionEncoder,
-                ControlNet: ControlNetNetwork, LatentUNet: LatentUNetNetwork, MotionAdapter: MotionAdapterNetwork,
-                T2IAdapter: T2IAdapterNetwork, T5Encoder: T5TextEncoder}
+    networks = {Autoencoder: AutoencoderKL, CausalAutoencoder: CausalAutoencoderKL, CLIPText: CLIPTextEncoder,
+                CLIPVision: CLIPVisionEncoder, ControlNet: ControlNetNetwork, LatentUNet: LatentUNetNetwork,
+                MotionAdapter: MotionAdapterNetwork, T2IAdapter: T2IAdapterNetwork, T5Encoder: T5TextEncoder}
     if type(config) not in networks:
         raise unknown_kind("a model", config, Config)
     return networks[type(config)](config)
@@ -59,6 +63,8 @@ def names(config: Config) -> tensor_names.Names:
     """How the tensors of a config are called elsewhere."""
     if isinstance(config, Autoencoder):
         return tensor_names.autoencoder_names(config.decoder == "temporal")
+    if isinstance(config, CausalAutoencoder):
+        return causal.names(config)
     if isinstance(config, LatentUNet):
         if config.temporal_conv:
             return video.stack_unet_names()
@@ -78,12 +84,23 @@ def names(config: Config) -> tensor_names.Names:
     raise unknown_kind("a model", config, Config)
 
 
+def original_names(config: Config) -> tensor_names.Names:
+    """How its authors call the tensors of a config. Raises `UserError` for models of which only the layout of diffusers
+    and transformers is written."""
+    if isinstance(config, CausalAutoencoder):
+        return causal.original_names(config)
+    raise UserError(f"the authors' names of a {type(config).__name__} are not written; permitted: CausalAutoencoder, "
+                    "or the layout of diffusers and transformers")
+
+
 @functools.lru_cache(maxsize=32)
 def shapes(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
     """Path -> shape of every parameter, without computing anything."""
     more: dict[str, Any] = {}
     if isinstance(config, Autoencoder):
         example = (jnp.zeros((1, config.time_factor, config.factor, config.factor, config.channels)),)
+    elif isinstance(config, CausalAutoencoder):
+        example = (jnp.zeros((1, 1, config.factor, config.factor, config.channels)),)
     elif isinstance(config, CLIPVision):
         example = (jnp.zeros((1, config.size, config.size, config.channels)),)
     elif isinstance(config, LatentUNet):
@@ -119,7 +136,7 @@ def _example(config: LatentUNet) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def parameters(config: Config) -> dict[str, tuple[int, ...]]:
     """Name -> shape of the tensor of every parameter of a config as it is stored elsewhere."""
     table = names(config)
-    return {tensor_names.their_name(path, table): tensor_names.their_shape(path, leaf.shape)
+    return {tensor_names.their_name(path, table): tensor_names.their_shape(path, leaf.shape, table)
             for path, leaf in shapes(config).items()}
 
 
@@ -235,6 +252,7 @@ KINDS = (
          lambda c: c.decoder == "frames" and not c.ours_alone),
     Kind("AutoencoderKLTemporalDecoder", Autoencoder, _DIFFUSERS, lambda f: _read_autoencoder(f, True),
          _write_autoencoder, lambda c: c.decoder == "temporal"),
+    Kind("AutoencoderKLWan", CausalAutoencoder, _DIFFUSERS, causal.read_causal, causal.write_causal, causal.accepts),
     Kind("UNet2DConditionModel", LatentUNet, _DIFFUSERS, image.read_image_unet, image.image_fields,
          lambda c: not c.video),
     Kind("UNetSpatioTemporalConditionModel", LatentUNet, _DIFFUSERS, image.read_video_unet, image.write_video_unet,

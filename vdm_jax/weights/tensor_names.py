@@ -38,6 +38,16 @@ class Names:
     dropped: str = r"(?!)"  # pattern of tensors in files that are no parameters of the model
     # Tensors stored twice: the second name is dropped where the first is there, and stands for it where it is not.
     twice: Lines = ()
+    # Path of a parameter -> dimensions of its tensor, which has more than ours: the last have a size of 1.
+    ranks: tuple[tuple[str, int], ...] = ()
+    scale: str = LEAVES["scale"]  # what scales are called
+
+    def rank(self, path: str) -> int:
+        """Dimensions that the tensor of a parameter has at least."""
+        return next((rank for pattern, rank in self.ranks if re.fullmatch(pattern, path)), 0)
+
+
+PLAIN = Names(modules=())  # of no model: layouts that need no table
 
 
 def their_name(path: str, names: Names) -> str:
@@ -48,24 +58,27 @@ def their_name(path: str, names: Names) -> str:
     module, _, leaf = path.rpartition("/")
     for pattern, template in names.modules:
         if leaf in LEAVES and (match := re.fullmatch(pattern, module)):
-            return f"{match.expand(template)}.{LEAVES[leaf]}"
+            return f"{match.expand(template)}.{names.scale if leaf == 'scale' else LEAVES[leaf]}"
     raise UserError(f"parameter {path!r} has no name in the other layout; permitted: parameters of the model's config")
 
 
-def their_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+def their_shape(path: str, shape: tuple[int, ...], names: Names = PLAIN) -> tuple[int, ...]:
     """Shape of the tensor for our parameter."""
-    return tuple(shape[axis] for axis in _axes(path, shape))
+    found = tuple(shape[axis] for axis in _axes(path, shape))
+    return found + (1,) * (names.rank(path) - len(found))
 
 
-def to_theirs(path: str, array: np.ndarray) -> np.ndarray:
+def to_theirs(path: str, array: np.ndarray, names: Names = PLAIN) -> np.ndarray:
     """Our parameter in the other layout, a view."""
     axes = _axes(path, array.shape)
-    return (array[0] if len(axes) < array.ndim else array).transpose([a - array.ndim + len(axes) for a in axes])
+    turned = (array[0] if len(axes) < array.ndim else array).transpose([a - array.ndim + len(axes) for a in axes])
+    return turned.reshape(turned.shape + (1,) * (names.rank(path) - turned.ndim))
 
 
 def to_ours(path: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Their tensor as our parameter of `shape`, a view."""
     axes = _axes(path, shape)
+    tensor = tensor.reshape(tensor.shape[: len(axes)])  # what is left out has a size of 1
     return tensor.transpose(np.argsort(np.array(axes, int))).reshape(shape)
 
 
