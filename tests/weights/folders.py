@@ -38,6 +38,7 @@ SMALL = {
     "vision": CLIPVision(size=8, patch=4, width=8, layers=1, heads=2, hidden=16, project=6),
     "t5": T5Encoder(vocabulary=20, width=8, layers=2, heads=2, head_dim=6, hidden=16),
     "t5_without_gate": T5Encoder(vocabulary=20, width=8, layers=1, heads=2, hidden=16, gated=False, activation="relu"),
+    "umt5": T5Encoder(vocabulary=20, width=8, layers=2, heads=2, head_dim=6, hidden=16, offsets_per_layer=True),
     "unet": LatentUNet(widths=(4, 8), blocks=1, attention=(True, False), heads=(1, 2),
                        only_cross_attention=(True, False), token_channels=6, groups=2, classes=5),
     "stack_unet": dataclasses.replace(IMAGE_UNET, use_linear_projection=True, temporal_conv=TemporalConv()),

@@ -110,6 +110,18 @@ def test_t5(activation, torch, tmp_path):
     check_way_back(torch, model, loaded, tmp_path / "out")
 
 
+def test_umt5(torch, tmp_path):
+    model = peer(torch, "transformers", "UMT5EncoderModel", {**T5, "feed_forward_proj": "gated-gelu"}, "UMT5Config")
+    loaded, run = brought(model, tmp_path / "in")
+    assert loaded.config.offsets_per_layer
+    tokens, mask = np.random.default_rng(0).integers(1, 64, (2, 150)), np.arange(150)[None] < np.array([[150], [90]])
+    theirs = model(torch.from_numpy(tokens), attention_mask=torch.from_numpy(mask.astype(int))).last_hidden_state
+    ours = run(tokens, mask)
+    close(ours[0], theirs[0])
+    close(ours[1, :90], theirs[1, :90])
+    check_way_back(torch, model, loaded, tmp_path / "out")
+
+
 def frames(video):
     """Videos as their batch of frames, channels first."""
     return video.reshape(-1, *video.shape[2:]).transpose(0, 3, 1, 2).copy()

@@ -268,6 +268,20 @@ def test_wans_autoencoder_in_its_authors_file_and_back(name, tmp_path, capsys):
         split_single_file(file, tmp_path / "other")
 
 
+def test_umt5_in_wans_file_and_back(tmp_path):
+    config, tensors = SMALL["umt5"], tensors_of(SMALL["umt5"])
+    model = load_pretrained(write(tmp_path / "in", config, tensors))
+    save_original(tmp_path / "umt5.safetensors", model)
+    stored = safetensors.numpy.load_file(tmp_path / "umt5.safetensors")
+    assert {name.replace("blocks.1", "blocks.0") for name in stored} == {"token_embedding.weight", "norm.weight", *(
+        f"blocks.0.{name}.weight" for name in ("attn.q", "attn.k", "attn.v", "attn.o", "norm1", "norm2", "ffn.gate.0",
+                                               "ffn.fc1", "ffn.fc2", "pos_embedding.embedding"))}
+    np.testing.assert_array_equal(stored["blocks.1.ffn.gate.0.weight"],
+                                  tensors["encoder.block.1.layer.1.DenseReluDense.wi_0.weight"])
+    assert split_single_file(tmp_path / "umt5.safetensors", tmp_path / "out") == {"text_encoder": config}
+    jax.tree.map(np.testing.assert_array_equal, load_pretrained(tmp_path / "out" / "text_encoder").params, model.params)
+
+
 def test_names_that_are_not_written(tmp_path):
     with refused("model_kinds.original_names", "Autoencoder", "CausalAutoencoder"):
         save_original(tmp_path / "file.safetensors", Pretrained(VAE, random_params(VAE)))

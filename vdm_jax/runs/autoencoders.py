@@ -90,7 +90,7 @@ def _checked(stage: Stage, path: Path, free: Sequence[str]) -> tuple[Pretrained,
     wanted = type(latent.autoencoder)
     if type(model.config) is not wanted:
         raise UserError(f"{where}.weights={latent.weights!r} holds a {type(model.config).__name__}; permitted: "
-                        f"{wanted.__name__}")
+                        f"{'an' if wanted.__name__.startswith('A') else 'a'} {wanted.__name__}")
     for field in dataclasses.fields(wanted):
         ours, theirs = (getattr(spec, field.name) for spec in (latent.autoencoder, model.config))
         if ours != theirs and field.name not in free:

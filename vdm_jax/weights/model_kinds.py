@@ -76,7 +76,7 @@ def names(config: Config) -> tensor_names.Names:
     if isinstance(config, T2IAdapter):
         return video.ADAPTER
     if isinstance(config, T5Encoder):
-        return tensor_names.t5_names(config.gated)
+        return tensor_names.t5_names(config.gated, config.offsets_per_layer)
     if isinstance(config, CLIPText):
         return tensor_names.CLIP_TEXT
     if isinstance(config, CLIPVision):
@@ -89,8 +89,10 @@ def original_names(config: Config) -> tensor_names.Names:
     and transformers is written."""
     if isinstance(config, CausalAutoencoder):
         return causal.original_names(config)
+    if isinstance(config, T5Encoder) and config.offsets_per_layer and config.gated:
+        return tensor_names.UMT5_ORIGINAL
     raise UserError(f"the authors' names of a {type(config).__name__} are not written; permitted: CausalAutoencoder, "
-                    "or the layout of diffusers and transformers")
+                    "UMT5, or the layout of diffusers and transformers")
 
 
 @functools.lru_cache(maxsize=32)
@@ -221,15 +223,23 @@ def _write_vision(config: CLIPVision) -> dict[str, Any]:
             "layer_norm_eps": config.epsilon, "projection_dim": config.project or config.width}
 
 
-def _read_t5(fields: Fields) -> T5Encoder:
-    *gate, activation = fields.get("feed_forward_proj", "relu").split("-")
+# What the classes take where `config.json` says nothing.
+T5_SIZES = {"vocab_size": 32128, "d_model": 512, "num_layers": 6, "num_heads": 8, "d_ff": 2048,
+            "feed_forward_proj": "relu"}
+UMT5_SIZES = {"vocab_size": 250112, "d_model": 512, "num_layers": 8, "num_heads": 6, "d_ff": 1024,
+              "feed_forward_proj": "gated-gelu"}
+
+
+def _read_t5(fields: Fields, umt5: bool) -> T5Encoder:
+    default = UMT5_SIZES if umt5 else T5_SIZES
+    sizes = {name: fields.get(name, value) for name, value in default.items()}
+    *gate, activation = sizes["feed_forward_proj"].split("-")
     if gate not in ([], ["gated"]):
         raise UserError(f"{fields.where}: feed_forward_proj={fields.data['feed_forward_proj']!r} is not supported; "
                         "permitted: an activation, or one after 'gated-'")
     return T5Encoder(
-        vocabulary=fields.get("vocab_size", 32128), width=fields.get("d_model", 512),
-        layers=fields.get("num_layers", 6), heads=fields.get("num_heads", 8), head_dim=fields.get("d_kv", 64),
-        hidden=fields.get("d_ff", 2048), gated=bool(gate),
+        vocabulary=sizes["vocab_size"], width=sizes["d_model"], layers=sizes["num_layers"], heads=sizes["num_heads"],
+        head_dim=fields.get("d_kv", 64), hidden=sizes["d_ff"], gated=bool(gate), offsets_per_layer=umt5,
         # The class reads "gated-gelu" as the tanh form, which the weights were trained with.
         activation="gelu_new" if gate and activation == "gelu" else activation,
         buckets=fields.get("relative_attention_num_buckets", 32),
@@ -239,7 +249,8 @@ def _read_t5(fields: Fields) -> T5Encoder:
 
 def _write_t5(config: T5Encoder) -> dict[str, Any]:
     activation = "gelu" if config.gated and config.activation == "gelu_new" else config.activation
-    return {"model_type": "t5", "vocab_size": config.vocabulary, "d_model": config.width, "num_layers": config.layers,
+    return {"model_type": "umt5" if config.offsets_per_layer else "t5",
+            "vocab_size": config.vocabulary, "d_model": config.width, "num_layers": config.layers,
             "num_heads": config.heads, "d_kv": config.head_dim, "d_ff": config.hidden,
             "feed_forward_proj": f"gated-{activation}" if config.gated else activation,
             "relative_attention_num_buckets": config.buckets, "layer_norm_epsilon": config.epsilon,
@@ -272,7 +283,10 @@ KINDS = (
          lambda c: not c.project),
     Kind("CLIPVisionModelWithProjection", CLIPVision, _TRANSFORMERS, lambda f: _read_vision(f, True), _write_vision,
          lambda c: bool(c.project)),
-    Kind("T5EncoderModel", T5Encoder, _TRANSFORMERS, _read_t5, _write_t5, also=("T5ForConditionalGeneration",)),
+    Kind("T5EncoderModel", T5Encoder, _TRANSFORMERS, lambda f: _read_t5(f, False), _write_t5,
+         lambda c: not c.offsets_per_layer, also=("T5ForConditionalGeneration",)),
+    Kind("UMT5EncoderModel", T5Encoder, _TRANSFORMERS, lambda f: _read_t5(f, True), _write_t5,
+         lambda c: c.offsets_per_layer, also=("UMT5ForConditionalGeneration",)),
 )
 
 

@@ -1,5 +1,5 @@
 """Original checkpoints: of Stable Diffusion 1.x and 2.x and Stable Video Diffusion, one safetensors file of all parts;
-of Wan, that of the autoencoder.
+of Wan, that of the autoencoder and that of the text encoder.
 
 The authors' names become those of the folders of diffusers, tensor by tensor, and from there on a part is read like any
 other (`pretrained.py`). Sizes are read from shapes; what shapes do not show is the released models': 8 attention heads
@@ -19,6 +19,7 @@ from vdm_jax.networks.autoencoders.causal_config import CausalAutoencoder
 from vdm_jax.networks.autoencoders.config import Autoencoder
 from vdm_jax.networks.encoders.clip_text import CLIP_TEXT_H_23, CLIPText
 from vdm_jax.networks.encoders.clip_vision import CLIPVision
+from vdm_jax.networks.encoders.t5 import T5Encoder
 from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.weights import causal_autoencoders, model_kinds, tensor_names
 from vdm_jax.weights.model_kinds import Config
@@ -60,6 +61,9 @@ def open_single_file(path: str | os.PathLike) -> dict[str, Part]:
     if causal_autoencoders.is_original(tensors):
         config = causal_autoencoders.config_of(tensors, str(path))
         return {"vae": Part(config, _of_wan(config, tensors))}
+    if {"token_embedding.weight", "blocks.0.pos_embedding.embedding.weight"} <= set(tensors):
+        config = _umt5(tensors)
+        return {"text_encoder": Part(config, _of_wan(config, tensors))}
     name = system(tensors, str(path))
     parts = {"unet": _unet(_under(tensors, UNET)), "vae": _vae(_under(tensors, VAE))}
     if name == "Stable Video Diffusion":
@@ -85,12 +89,21 @@ def split_single_file(path: str | os.PathLike, out: str | os.PathLike) -> dict[s
     return {name: part.config for name, part in parts.items()}
 
 
-def _of_wan(config: CausalAutoencoder, tensors: Tensors) -> dict[str, Tensor]:
-    """The autoencoder's tensors under the names of diffusers; names that are not the authors' stay."""
+def _of_wan(config: CausalAutoencoder | T5Encoder, tensors: Tensors) -> dict[str, Tensor]:
+    """Tensors under the names of diffusers and transformers; names that are not the authors' stay."""
     theirs, original = model_kinds.names(config), model_kinds.original_names(config)
     table = {tensor_names.their_name(path, original): tensor_names.their_name(path, theirs)
              for path in model_kinds.shapes(config)}
     return {table.get(name, name): tensor for name, tensor in tensors.items()}
+
+
+def _umt5(tensors: Tensors) -> T5Encoder:
+    words, query = _at(tensors, "token_embedding.weight"), _at(tensors, "blocks.0.attn.q.weight")
+    buckets, heads = _at(tensors, "blocks.0.pos_embedding.embedding.weight").shape
+    return T5Encoder(
+        vocabulary=words.shape[0], width=words.shape[1], heads=heads, head_dim=query.shape[0] // heads, buckets=buckets,
+        layers=1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks.")),
+        hidden=_at(tensors, "blocks.0.ffn.fc1.weight").shape[0], offsets_per_layer=True)
 
 
 def _parameters(path: str | os.PathLike, name: str, part: Part) -> dict[str, Tensor]:
@@ -114,7 +127,7 @@ def system(tensors: Tensors, where: str) -> str:
 
 
 PERMITTED = ("Stable Diffusion 1.x, Stable Diffusion 2.x, Stable Video Diffusion, with all parts in one file; the "
-             "autoencoder of Wan")
+             "autoencoder of Wan; the text encoder of Wan")
 
 
 def _under(tensors: Tensors, prefix: str) -> dict[str, Tensor]:

@@ -146,9 +146,10 @@ CLIP_VISION = Names(
     dropped=r"(vision_model\.)?embeddings\.position_ids")
 
 
-def t5_names(gated: bool) -> Names:
-    """Of the encoder of T5; files of the whole model have a decoder too."""
+def t5_names(gated: bool, offsets_per_layer: bool) -> Names:
+    """Of the encoder of T5 or UMT5; files of the whole model have a decoder too."""
     attention, feed_forward = r"encoder.block.\1.layer.0", r"encoder.block.\1.layer.1"
+    offsets = ".SelfAttention.relative_attention_bias.weight"
     within = {"gate": "wi_0", "expand": "wi_1", "out": "wo"} if gated else {"expand": "wi", "out": "wo"}
     return Names(
         modules=(*prefixed(r"layer_(\d+)_self_attention", f"{attention}.SelfAttention", {**HEADS, "out": "o"}),
@@ -157,8 +158,20 @@ def t5_names(gated: bool) -> Names:
                  (r"layer_(\d+)_norm_feed_forward", f"{feed_forward}.layer_norm"),
                  ("norm", "encoder.final_layer_norm")),
         tensors=(("words", "shared.weight"),
-                 ("offsets", "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight")),
+                 (r"layer_(\d+)_offsets", attention + offsets) if offsets_per_layer
+                 else ("offsets", f"encoder.block.0.layer.0{offsets}")),
         dropped=r"decoder\..*|lm_head\..*", twice=(("shared.weight", "encoder.embed_tokens.weight"),))
+
+
+# UMT5 by the names of the code of Wan, which has the encoder alone.
+UMT5_ORIGINAL = Names(
+    modules=(*prefixed(r"layer_(\d+)_self_attention", r"blocks.\1.attn", {**HEADS, "out": "o"}),
+             *prefixed(r"layer_(\d+)_feed_forward", r"blocks.\1.ffn", {"gate": "gate.0", "expand": "fc1",
+                                                                      "out": "fc2"}),
+             (r"layer_(\d+)_norm_attention", r"blocks.\1.norm1"),
+             (r"layer_(\d+)_norm_feed_forward", r"blocks.\1.norm2"), ("norm", "norm")),
+    tensors=(("words", "token_embedding.weight"),
+             (r"layer_(\d+)_offsets", r"blocks.\1.pos_embedding.embedding.weight")))
 
 
 def residual_lines(ours: str, theirs: str, over_time: bool) -> Lines:
