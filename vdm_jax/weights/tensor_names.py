@@ -45,6 +45,9 @@ class Names:
     volumes: str = r"(?!)"  # pattern of convolutions that are 3-D elsewhere though their kernel has one frame
 
 
+PLAIN = Names(modules=())  # of no model: layouts that need no table
+
+
 def their_name(path: str, names: Names) -> str:
     """Name of the tensor for our parameter `a/b/kernel`. Raises `UserError` for a path that the table does not know."""
     for pattern, template in names.tensors:
@@ -70,30 +73,30 @@ def layers(path: str, shape: tuple[int, ...], names: Names) -> list[tuple[str, t
     return [(f"{name}_{i * names.turn + int(place)}/{rest}", shape[1:]) for i in range(shape[0])]
 
 
-def their_shape(path: str, shape: tuple[int, ...], names: Names | None = None) -> tuple[int, ...]:
+def their_shape(path: str, shape: tuple[int, ...], names: Names = PLAIN) -> tuple[int, ...]:
     """Shape of the tensor for our parameter."""
     return tuple(shape[axis] for axis in _axes(path, shape, names))
 
 
-def to_theirs(path: str, array: np.ndarray, names: Names | None = None) -> np.ndarray:
+def to_theirs(path: str, array: np.ndarray, names: Names = PLAIN) -> np.ndarray:
     """Our parameter in the other layout, a view."""
     axes = _axes(path, array.shape, names)
     return (array[0] if len(axes) < array.ndim else array).transpose([a - array.ndim + len(axes) for a in axes])
 
 
-def to_ours(path: str, tensor: np.ndarray, shape: tuple[int, ...], names: Names | None = None) -> np.ndarray:
+def to_ours(path: str, tensor: np.ndarray, shape: tuple[int, ...], names: Names = PLAIN) -> np.ndarray:
     """Their tensor as our parameter of `shape`, a view."""
     axes = _axes(path, shape, names)
     return tensor.transpose(np.argsort(np.array(axes, int))).reshape(shape)
 
 
-def _axes(path: str, shape: tuple[int, ...], names: Names | None = None) -> tuple[int, ...]:
+def _axes(path: str, shape: tuple[int, ...], names: Names = PLAIN) -> tuple[int, ...]:
     """Which of our axes theirs are, in their order; an axis of one frame that a 2-D convolution lacks is not listed."""
     if path.rpartition("/")[2] != "kernel":
         return tuple(range(len(shape)))
     if len(shape) == 2:
         return (1, 0)
-    volume = shape[0] > 1 or (names is not None and re.fullmatch(names.volumes, path.rpartition("/")[0]))
+    volume = shape[0] > 1 or re.fullmatch(names.volumes, path.rpartition("/")[0])
     return (4, 3, 0, 1, 2) if volume else (4, 3, 1, 2)
 
 
