@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
+from vdm_jax.conditions.inputs import Input
+from vdm_jax.conditions.text import EmbeddedText
 from vdm_jax.networks.autoencoders.causal_config import CausalAutoencoder
 from vdm_jax.networks.autoencoders.config import Autoencoder
 from vdm_jax.networks.control_net import ControlNet
@@ -20,6 +22,7 @@ from vdm_jax.networks.encoders.t5 import T5Encoder
 from vdm_jax.networks.latent_frames import Motion, TemporalConv
 from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.networks.motion_adapter import MotionAdapter
+from vdm_jax.networks.transformer.config import wan, wan_image_tokens
 from vdm_jax.weights import model_kinds
 from vdm_jax.weights.unet_fields import VIDEO_EPSILONS
 
@@ -44,6 +47,11 @@ SMALL = {
     "stack_unet": dataclasses.replace(IMAGE_UNET, use_linear_projection=True, temporal_conv=TemporalConv()),
     "motion_unet": dataclasses.replace(IMAGE_UNET, motion=MOTION),
     "motion_adapter": MotionAdapter(widths=(4, 8), blocks=1, motion=dataclasses.replace(MOTION, middle=False)),
+    "transformer": wan(width=16, heads=2, hidden=12, layers=3, text=EmbeddedText(width=6), out_channels=2,
+                       level_channels=8),
+    "image_transformer": wan_image_tokens(
+        width=12, heads=2, hidden=8, layers=2, text=EmbeddedText(width=6), out_channels=2, level_channels=8,
+        conditions=(Input(name="image_tokens", width=5),), image_places=4),
     "control_net": ControlNet(unet=IMAGE_UNET, hint_widths=(2, 4)),
     "video_unet": LatentUNet(in_channels=8, widths=(32, 64), blocks=1, attention=(True, False), heads=(2, 4),
                              only_cross_attention=(False, False), token_channels=6, use_linear_projection=True,

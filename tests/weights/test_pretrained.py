@@ -25,6 +25,7 @@ from vdm_jax.networks.autoencoders.causal_config import AUTOENCODER_WAN21, AUTOE
 from vdm_jax.networks.encoders import clip_text, clip_vision
 from vdm_jax.networks.encoders import t5 as t5_encoder
 from vdm_jax.networks.encoders.clip_text import CLIPText
+from vdm_jax.networks.transformer import config as transformer
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.weights import model_kinds, pretrained
 from vdm_jax.weights.pretrained import load_imported, load_pretrained, save_pretrained
@@ -38,6 +39,12 @@ from vdm_jax.weights.pretrained import load_imported, load_pretrained, save_pret
     ("clip_vision_h", clip_vision.CLIP_VISION_H, 632_076_800),
     ("clip_vision_l", clip_vision.CLIP_VISION_L, 303_966_208),
     ("t5_xxl", t5_encoder.T5_XXL, 4_762_310_656),
+    ("wan_1b", transformer.WAN_1B, 1_418_996_800),
+    ("wan_14b", transformer.WAN_14B, 14_288_491_584),
+    ("wan_14b_image", transformer.WAN_14B_IMAGE, 16_394_878_784),
+    ("wan_14b_first_last", transformer.WAN_14B_FIRST_LAST, 16_395_536_704),
+    ("wan_14b_i2v", transformer.WAN_14B_I2V, 14_288_901_184),
+    ("wan_5b", transformer.WAN_5B, 4_999_787_712),
 ])
 def test_tensors_of_the_released_models(name, config, parameters):
     expected = recorded(name)

@@ -71,3 +71,25 @@ def counted() -> Iterator[list[AttentionCall]]:
 def calls() -> list[AttentionCall] | None:
     """Where to write calls down; None while nobody counts."""
     return _calls.get()
+
+
+@contextlib.contextmanager
+def loop(times: int) -> Iterator[None]:
+    """Calls made inside count `times` as often: those of the layers of a scan, which is traced once for all of them.
+    Its body calls `first_layer`, since a trace may be repeated."""
+    outer = _calls.get()
+    if outer is None:
+        yield
+        return
+    token = _calls.set([])
+    try:
+        yield
+        outer.extend(_calls.get() * times)
+    finally:
+        _calls.reset(token)
+
+
+def first_layer() -> None:
+    """Forgets the calls of an earlier trace of the same body."""
+    if (noted := _calls.get()) is not None:
+        noted.clear()

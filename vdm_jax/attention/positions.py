@@ -12,6 +12,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
+from vdm_jax.configuration import Positive, SizeOrZero, config
 from vdm_jax.errors import UserError
 
 # Axes that one sequence of a layout spans.
@@ -47,6 +48,43 @@ def rotary(x: Float[Array, "B T H W K D"], *, base: float = 100.0, axes: str = "
         cos, sin = (jnp.asarray(f(angle), x.dtype).reshape(shape) for f in (np.cos, np.sin))
         first, second = jnp.split(part, 2, axis=-1)
         parts += [first * cos - second * sin, first * sin + second * cos]
+        start += dim
+    return jnp.concatenate([*parts, x[..., start:]], axis=-1)
+
+
+@config
+class RotaryAxes:
+    """Rotary positions as released video transformers have them: channels of a head and base (theta) of each axis, in
+    the order frames, rows, columns; neighbouring channels are a pair. Channels that are left over are not turned."""
+
+    dims: tuple[SizeOrZero, SizeOrZero, SizeOrZero]
+    bases: tuple[Positive, Positive, Positive] = (10_000.0, 10_000.0, 10_000.0)
+
+    def __post_init__(self):
+        if any(dim % 2 for dim in self.dims) or not any(self.dims):
+            raise UserError(f"RotaryAxes.dims={self.dims} is not valid; permitted: even numbers, not all of them 0")
+
+
+def rotary_pairs(
+    x: Float[Array, "B T H W K D"], axes: RotaryAxes, frames: Int[np.ndarray, " T"] | None = None
+) -> Float[Array, "B T H W K D"]:
+    """Turn neighbouring channels of queries or keys by `axes`, by the number of the frame (`frames`, where it is not
+    its place), row and column. Angles are float64 and turning is float32: products of large positions and small
+    frequencies are wrong in half precision."""
+    parts, start = [], 0
+    for place, (dim, base) in enumerate(zip(axes.dims, axes.bases, strict=True), 1):
+        if not dim:
+            continue
+        numbers = np.arange(x.shape[place]) if frames is None or place > 1 else np.asarray(frames)
+        angle = np.repeat(numbers[:, None] * base ** (-np.arange(0, dim, 2) / dim), 2, axis=-1)
+        shape = [1] * (x.ndim - 1) + [dim]
+        shape[place] = x.shape[place]
+        part = x[..., start : start + dim].astype(jnp.float32)
+        # (a, b) becomes (-b, a) in every pair, without strided access
+        even = np.arange(dim) % 2 == 0
+        turned = jnp.where(even, -jnp.roll(part, -1, axis=-1), jnp.roll(part, 1, axis=-1))
+        cos, sin = (jnp.asarray(f(angle), jnp.float32).reshape(shape) for f in (np.cos, np.sin))
+        parts.append((part * cos + turned * sin).astype(x.dtype))
         start += dim
     return jnp.concatenate([*parts, x[..., start:]], axis=-1)
 

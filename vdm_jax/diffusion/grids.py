@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from vdm_jax.configuration import Count, Positive, SizeOrZero, config
+from vdm_jax.diffusion.flow_sigmas import FlowSigmas
 from vdm_jax.diffusion.schedules import BetaTable, EDMSchedule, Schedule
 from vdm_jax.errors import UserError
 
@@ -117,7 +118,7 @@ class TimestepGrid:
         return jnp.asarray(schedule.table()[self.timesteps(schedule.steps, steps, start)], jnp.float32)
 
 
-Grid = TimeGrid | LogSNRGrid | KarrasGrid | TimestepGrid
+Grid = TimeGrid | LogSNRGrid | KarrasGrid | TimestepGrid | FlowSigmas
 
 
 def default_grid(schedule: Schedule) -> Grid:

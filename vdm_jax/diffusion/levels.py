@@ -7,12 +7,14 @@ would differ by one number for all examples. Each example's level still has the 
 loss is unchanged.
 """
 
+import math
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from vdm_jax.configuration import LogNoise, SpreadAboveZero, config
+from vdm_jax.configuration import LogNoise, Range, SpreadAboveZero, config
 from vdm_jax.diffusion.schedules import BetaTable, Schedule
 from vdm_jax.errors import UserError
 
@@ -87,4 +89,19 @@ class LogitNormalTime:
         return schedule.logsnr(time)
 
 
-LevelSampling = UniformTime | UniformTimestep | LogNormalSigma | LogitNormalTime
+@config
+class ModeTime:
+    """`t = 1 - u - s (cos^2(pi u / 2) - 1 + u)` of a uniform u, favouring mid-path for s above 0 and both ends below
+    (Esser et al. 2024, arXiv 2403.03206, eq. 20)."""
+
+    # s; beyond these t would not be monotonic in u
+    scale: Annotated[float, Range(least=-1, most=2 / (math.pi - 2))] = 1.29
+    stratified: bool = True  # spread the times of one batch evenly over the quantiles
+
+    def draw(self, key: Key[Array, ""], batch: int, schedule: Schedule) -> Float[Array, " B"]:
+        """One log-SNR per example."""
+        u = _quantiles(key, batch, self.stratified)
+        return schedule.logsnr(1 - u - self.scale * (jnp.square(jnp.cos(jnp.pi / 2 * u)) - 1 + u))
+
+
+LevelSampling = UniformTime | UniformTimestep | LogNormalSigma | LogitNormalTime | ModeTime

@@ -15,8 +15,9 @@ from jaxtyping import Float, Int
 
 from vdm_jax.configuration import Count, Positive, SizeOrZero, config
 from vdm_jax.diffusion.beta_tables import BetaTable, SquaredCosineBetaSchedule
+from vdm_jax.diffusion.flow_sigmas import FlowSigmas, log_snr
 from vdm_jax.diffusion.grids import TimestepGrid
-from vdm_jax.diffusion.schedules import Schedule
+from vdm_jax.diffusion.schedules import EDMSchedule, FlowSchedule, Schedule
 from vdm_jax.diffusion.steps import Step
 from vdm_jax.errors import UserError
 
@@ -29,19 +30,23 @@ RHO = 7.0  # of the Karras sigmas; the classes have no option for it
 
 Name = Literal[
     "DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler", "EDMEulerScheduler",
-    "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler", "LCMScheduler",
-    "LMSDiscreteScheduler", "PNDMScheduler", "UniPCMultistepScheduler"]
+    "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler",
+    "HeunDiscreteScheduler", "LCMScheduler", "LMSDiscreteScheduler", "PNDMScheduler", "UniPCMultistepScheduler"]
 
 
 class Timesteps(NamedTuple):
     """What the network embeds as the noise level: a number of its own for each log-SNR, between them interpolated."""
 
     levels: Float[np.ndarray, " N"]  # log-SNRs, increasing
-    numbers: Float[np.ndarray, " N"]  # timesteps, or ln(sigma) / 4
+    numbers: Float[np.ndarray, " N"]  # timesteps, ln(sigma) / 4, or 1000 sigma of a flow
 
-    def log_snrs(self, schedule: BetaTable | None) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:
-        """The levels, and the log-SNR at which a network embeds the number: by the table of its timesteps, or without
-        one by ln(sigma / alpha) / 4."""
+    def log_snrs(
+        self, schedule: BetaTable | FlowSchedule | None
+    ) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:
+        """The levels, and the log-SNR at which a network embeds the number: by the table of its timesteps, by 1000
+        sigma, or without either by ln(sigma / alpha) / 4."""
+        if isinstance(schedule, FlowSchedule):
+            return self.levels, log_snr(self.numbers / 1000).astype(np.float32)
         if schedule is None:
             return self.levels, -8 * self.numbers
         table = np.array(schedule.table())
@@ -82,14 +87,24 @@ class SchedulerSteps:
     log_sigma_embedding: bool = False  # the network embeds ln(sigma) / 4 and not the timestep
     noise_at_end: bool = False  # DDPM draws noise in its last step too
     original_inference_steps: Count = 50  # parts of the table on which a latent consistency model was trained
+    flow: FlowSigmas | None = None  # the sigmas of flow matching, of UniPC and FlowMatchEuler; None: those of a table
 
-    def discretise(self, schedule: Schedule, steps: int) -> Discretisation:
-        """So many steps. Raises `UserError` for numbers of steps that the class cannot take."""
+    def __post_init__(self):
+        euler = self.scheduler == "FlowMatchEulerDiscreteScheduler"
+        if (self.flow is None) if euler else (self.flow and self.scheduler != "UniPCMultistepScheduler"):
+            raise UserError(f"SchedulerSteps.flow={self.flow} of {self.scheduler}; permitted: FlowSigmas(...) for "
+                            "FlowMatchEulerDiscreteScheduler, and that or None for UniPCMultistepScheduler")
+
+    def discretise(self, schedule: Schedule, steps: int, tokens: int | None = None) -> Discretisation:
+        """So many steps, for a video of so many tokens. Raises `UserError` for numbers of steps that the class cannot
+        take."""
         if type(steps) is not int or not 1 <= steps <= MOST_STEPS:
             raise UserError(f"num_inference_steps={steps!r}; permitted: a whole number from 1 to {MOST_STEPS}")
-        if not isinstance(schedule, BetaTable) and self.scheduler != "EDMEulerScheduler":
-            raise UserError(f"{self.scheduler} with {type(schedule).__name__}; permitted: a schedule of betas")
-        walk = _WALKS[self.scheduler](self, schedule, steps)
+        wanted = FlowSchedule if self.flow else EDMSchedule if self.scheduler == "EDMEulerScheduler" else BetaTable
+        if not isinstance(schedule, wanted):
+            raise UserError(f"{self.scheduler} with {type(schedule).__name__}; permitted: "
+                            f"{'a schedule of betas' if wanted is BetaTable else wanted.__name__}")
+        walk = _flow(self, steps, tokens) if self.flow else _WALKS[self.scheduler](self, schedule, steps)
         previous = np.concatenate([walk.levels[:1] - 1, walk.levels[:-1]])
         last = np.zeros(steps, bool)
         last[-1] = walk.estimate
@@ -194,6 +209,15 @@ def _consistency(own: SchedulerSteps, schedule: BetaTable, steps: int) -> _Walk:
     timesteps = grid.timesteps(schedule.steps, steps, 1.0)
     levels = own.table(schedule)[timesteps]
     return _Walk(levels, np.append(levels[1:], CLEAN), timesteps)
+
+
+def _flow(own: SchedulerSteps, steps: int, tokens: int | None) -> _Walk:
+    """Flow matching: UniPC has the network embed whole numbers."""
+    sigmas = own.flow.sigmas(steps, tokens)
+    numbers = 1000 * sigmas
+    levels = log_snr(sigmas)
+    numbers = np.floor(numbers) if own.scheduler == "UniPCMultistepScheduler" else numbers
+    return _Walk(levels, np.append(levels[1:], CLEAN), numbers)
 
 
 def _edm(own: SchedulerSteps, schedule: Schedule, steps: int) -> _Walk:

@@ -109,8 +109,10 @@ def released_steps(stage: Stage, sampling: Sampling) -> tuple[Discretisation | N
     sampler goes by its grid. Raises `UserError` for numbers of steps that it cannot take."""
     if sampling.scheduler is None:
         return None, None
-    found = sampling.scheduler.discretise(stage.process.schedule, sampling.steps)
-    return found, found.timesteps.log_snrs(getattr(stage.network, "timesteps", None))
+    schedule, network = stage.process.schedule, stage.network
+    tokens = max(network.attended(*stage.shape[:3]), default=None) if sampling.scheduler.flow else None
+    found = sampling.scheduler.discretise(schedule, sampling.steps, tokens)
+    return found, found.timesteps.log_snrs(schedule if sampling.scheduler.flow else getattr(network, "timesteps", None))
 
 
 def stage_denoiser(

@@ -10,10 +10,13 @@ from vdm_jax.errors import unknown_kind
 from vdm_jax.networks.backbone import Backbone
 from vdm_jax.networks.config import UNet
 from vdm_jax.networks.latent_network import LatentNetwork, LatentNetworkModule
+from vdm_jax.networks.transformer.config import VideoTransformer
+from vdm_jax.networks.transformer.network import VideoTransformerModule
 from vdm_jax.networks.unet import SpaceTimeUNet
 
-Network = UNet | LatentNetwork
-MODULES: dict[type[Backbone], Callable[..., nn.Module]] = {UNet: SpaceTimeUNet, LatentNetwork: LatentNetworkModule}
+Network = UNet | LatentNetwork | VideoTransformer
+MODULES: dict[type[Backbone], Callable[..., nn.Module]] = {
+    UNet: SpaceTimeUNet, LatentNetwork: LatentNetworkModule, VideoTransformer: VideoTransformerModule}
 
 
 def network_module(network: Backbone) -> nn.Module:

@@ -28,9 +28,10 @@ def keep_dots(primitive: Any, *arguments: Any, **options: Any) -> Any:
     return jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *arguments, **options)
 
 
-def rematerialised(block: Any, remat: str, static_argnums: tuple[int, ...] = ()) -> Any:
+def rematerialised(block: Any, remat: str, static_argnums: tuple[int, ...] = (), *, scanned: bool = False) -> Any:
     """A module class with the chosen policy around its call, or a function of a module, in which it makes its layers;
-    `offload` needs `name_input` inside."""
+    `offload` needs `name_input` inside. The body of a scan (`scanned`) needs no barrier against common
+    subexpressions."""
     if remat == "none":
         return block
     policies = {
@@ -40,7 +41,8 @@ def rematerialised(block: Any, remat: str, static_argnums: tuple[int, ...] = ())
             names_which_can_be_saved=[], names_which_can_be_offloaded=[BLOCK_INPUT], offload_src="device",
             offload_dst="pinned_host"),
     }
-    return nn.remat(block, static_argnums=static_argnums, policy=policies[remat])
+    return nn.remat(block, static_argnums=static_argnums, policy=policies[remat],
+                    prevent_cse=not scanned)
 
 
 def name_input(x: Array, remat: str) -> Array:

@@ -23,7 +23,7 @@ AXIS_RULES: dict[str, tuple[str, ...] | None] = {
     "batch": ("data", "fsdp"),  # samples
     "frames": ("context",),  # of a network whose videos are spread by frames
     "height": ("context",),  # of a network whose videos are spread by rows
-    "width": None,
+    "width": ("context",),  # of a network whose videos are spread by columns
     "channels": None,
     "heads": ("tensor",),  # attention heads
     "embed": ("fsdp", "context"),  # the side of a kernel that faces the residual stream: stored split, used whole
@@ -31,7 +31,7 @@ AXIS_RULES: dict[str, tuple[str, ...] | None] = {
     "vocabulary": None,
 }
 
-VIDEO = {"frames": 1, "height": 2}  # dimensions of a video
+VIDEO = {"frames": 1, "height": 2, "width": 3}  # dimensions of a video
 
 # Path of a parameter -> logical axes of its last dimensions (the ones before are not split). Pairs of layers split
 # their hidden features over `tensor`, so that only the second one's output is summed over devices (Shoeybi et al. 2019,
@@ -45,7 +45,7 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     # So are the maps into and out of an open transformer: split, they would leave the residual stream between them
     # split by channels, and every norm would gather it.
     (r".*_(transformer|motion)/(in|out)/kernel", ("embed", None)),
-    (r".*/(level|scalars|places)_out/kernel", ("mlp", "embed")),
+    (r".*/(level|text|image|scalars|places)_out/kernel", ("mlp", "embed")),
     (r".*_frames/conv_[13]/kernel", ("mlp", "embed")),  # temporal convolutions are two pairs
     (r".*(residual/conv_out|feed_forward(_\d+)?/out|/encoder/contract_\d+)/kernel", ("mlp", "embed")),
     (r".*/kernel", ("embed", "mlp")),  # convolutions (kt, kh, kw, in, out) and dense (in, out)
@@ -95,7 +95,7 @@ def shard_along(x: Array, axis: str, *, dim: int | None = None, must: bool = Tru
     if parts == 1 or (x.shape[dim] % parts and not must):
         return x
     if x.shape[dim] % parts:
-        what = "rows (at a level of the network)" if axis == "height" else axis
+        what = {"height": "rows (at a level of the network)", "width": "columns (of tokens)"}.get(axis, axis)
         raise UserError(f"a video of {x.shape[dim]} {what} does not divide over {parts} devices of mesh axes {names}; "
                         f"permitted: multiples of {parts}")
     free = [P.UNCONSTRAINED] * x.ndim

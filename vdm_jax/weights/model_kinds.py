@@ -24,8 +24,11 @@ from vdm_jax.networks.encoders.t5 import T5Encoder, T5TextEncoder
 from vdm_jax.networks.latent_unet import LatentUNet, LatentUNetNetwork
 from vdm_jax.networks.motion_adapter import MotionAdapter, MotionAdapterNetwork
 from vdm_jax.networks.t2i_adapter import T2IAdapter, T2IAdapterNetwork
+from vdm_jax.networks.transformer.config import VideoTransformer
+from vdm_jax.networks.transformer.network import VideoTransformerModule
 from vdm_jax.weights import causal_autoencoders as causal
 from vdm_jax.weights import tensor_names
+from vdm_jax.weights import transformer_fields as transformer
 from vdm_jax.weights import unet_fields as image
 from vdm_jax.weights import video_unet_fields as video
 from vdm_jax.weights.fields import Fields
@@ -33,7 +36,7 @@ from vdm_jax.weights.safetensors import flatten
 from vdm_jax.weights.tensor_files import Tensor
 
 Config = (Autoencoder | CausalAutoencoder | CLIPText | CLIPVision | ControlNet | LatentUNet | MotionAdapter | T2IAdapter
-          | T5Encoder)
+          | T5Encoder | VideoTransformer)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +56,8 @@ def module(config: Config) -> nn.Module:
     """The network of a config."""
     networks = {Autoencoder: AutoencoderKL, CausalAutoencoder: CausalAutoencoderKL, CLIPText: CLIPTextEncoder,
                 CLIPVision: CLIPVisionEncoder, ControlNet: ControlNetNetwork, LatentUNet: LatentUNetNetwork,
-                MotionAdapter: MotionAdapterNetwork, T2IAdapter: T2IAdapterNetwork, T5Encoder: T5TextEncoder}
+                MotionAdapter: MotionAdapterNetwork, T2IAdapter: T2IAdapterNetwork, T5Encoder: T5TextEncoder,
+                VideoTransformer: VideoTransformerModule}
     if type(config) not in networks:
         raise unknown_kind("a model", config, Config)
     return networks[type(config)](config)
@@ -77,6 +81,8 @@ def names(config: Config) -> tensor_names.Names:
         return video.ADAPTER
     if isinstance(config, T5Encoder):
         return tensor_names.t5_names(config.gated, config.offsets_per_layer)
+    if isinstance(config, VideoTransformer):
+        return transformer.wan_names()
     if isinstance(config, CLIPText):
         return tensor_names.CLIP_TEXT
     if isinstance(config, CLIPVision):
@@ -115,6 +121,8 @@ def shapes(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
         example, more = (*example, jnp.zeros((1, 1, side, side, config.hint_channels))), {"classes": more["classes"]}
     elif isinstance(config, T2IAdapter):
         example = (jnp.zeros((1, 1, config.factor, config.factor, config.hint_channels)),)
+    elif isinstance(config, VideoTransformer):
+        example = transformer.example(config)
     elif isinstance(config, CLIPText | T5Encoder):
         example = (jnp.zeros((1, 2), int),)
     else:
@@ -138,8 +146,8 @@ def _example(config: LatentUNet) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def parameters(config: Config) -> dict[str, tuple[int, ...]]:
     """Name -> shape of the tensor of every parameter of a config as it is stored elsewhere."""
     table = names(config)
-    return {tensor_names.their_name(path, table): tensor_names.their_shape(path, leaf.shape, table)
-            for path, leaf in shapes(config).items()}
+    return {tensor_names.their_name(inner, table): tensor_names.their_shape(inner, shape, table)
+            for path, leaf in shapes(config).items() for inner, shape in tensor_names.layers(path, leaf.shape, table)}
 
 
 def constants(config: Config) -> dict[str, np.ndarray]:
@@ -283,6 +291,8 @@ KINDS = (
          lambda c: not c.project),
     Kind("CLIPVisionModelWithProjection", CLIPVision, _TRANSFORMERS, lambda f: _read_vision(f, True), _write_vision,
          lambda c: bool(c.project)),
+    Kind("WanTransformer3DModel", VideoTransformer, _DIFFUSERS, transformer.read_wan, transformer.write_wan,
+         transformer.is_wan),
     Kind("T5EncoderModel", T5Encoder, _TRANSFORMERS, lambda f: _read_t5(f, False), _write_t5,
          lambda c: not c.offsets_per_layer, also=("T5ForConditionalGeneration",)),
     Kind("UMT5EncoderModel", T5Encoder, _TRANSFORMERS, lambda f: _read_t5(f, True), _write_t5,

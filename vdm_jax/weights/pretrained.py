@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -126,10 +127,18 @@ def parameters_of(config: Config, tensors: Mapping[str, Tensor], failure: str) -
     stored = tensor_names.canonical(tensors, table)
     params = {}
     for path, leaf in model_kinds.shapes(config).items():
-        tensor = tensors[stored[tensor_names.their_name(path, table)]]
-        params[path] = Tensor(leaf.shape, tensor.dtype, lambda path=path, tensor=tensor, shape=leaf.shape:
-                              tensor_names.to_ours(path, tensor.read(), shape))
+        parts = [(inner, shape, tensors[stored[tensor_names.their_name(inner, table)]])
+                 for inner, shape in tensor_names.layers(path, leaf.shape, table)]
+        params[path] = Tensor(leaf.shape, parts[0][2].dtype, functools.partial(_read, parts, leaf.shape, table))
     return params
+
+
+def _read(
+    parts: list[tuple[str, tuple[int, ...], Tensor]], shape: tuple[int, ...], table: tensor_names.Names
+) -> np.ndarray:
+    """A parameter of its tensor, or of those of its layers."""
+    found = [tensor_names.to_ours(path, tensor.read(), inner, table) for path, inner, tensor in parts]
+    return found[0] if found[0].shape == shape else np.stack(found)
 
 
 def load_pretrained(
@@ -212,10 +221,16 @@ def save_original(path: str | os.PathLike, model: Pretrained) -> None:
 
 def _renamed(params: Mapping[str, Tensor], table: tensor_names.Names) -> dict[str, Tensor]:
     """Our parameters by path as tensors of another layout, not read yet."""
-    return {tensor_names.their_name(path, table): Tensor(
-        tensor_names.their_shape(path, tensor.shape, table), tensor.dtype,
-        lambda path=path, tensor=tensor: tensor_names.to_theirs(path, tensor.read(), table))
-        for path, tensor in params.items()}
+    tensors = {}
+    for path, tensor in params.items():
+        for layer, (inner, shape) in enumerate(tensor_names.layers(path, tensor.shape, table)):
+            def read(path: str = inner, tensor: Tensor = tensor, layer: int | None = layer if inner != path else None):
+                array = tensor.read()
+                return tensor_names.to_theirs(path, array if layer is None else array[layer], table)
+
+            tensors[tensor_names.their_name(inner, table)] = Tensor(
+                tensor_names.their_shape(inner, shape, table), tensor.dtype, read)
+    return tensors
 
 
 def _checked(config: Config, params: Mapping[str, Any], what: str) -> dict[str, Any]:

@@ -40,7 +40,12 @@ class Names:
     twice: Lines = ()
     # Path of a parameter -> dimensions of its tensor, which has more than ours: the last have a size of 1.
     ranks: tuple[tuple[str, int], ...] = ()
+    volumes: str = r"(?!)"  # pattern of convolutions that are 3-D elsewhere though their kernel has one frame
     scale: str = LEAVES["scale"]  # what scales are called
+    # Beginning of the paths of parameters whose first axis is the layers of a scan, `blocks/block_0/...`: the tables
+    # have lines for the layers one by one, `block_7/...`; "": there are none
+    stacked: str = ""
+    turn: int = 1  # blocks of a turn of the scan
 
     def rank(self, path: str) -> int:
         """Dimensions that the tensor of a parameter has at least."""
@@ -62,33 +67,47 @@ def their_name(path: str, names: Names) -> str:
     raise UserError(f"parameter {path!r} has no name in the other layout; permitted: parameters of the model's config")
 
 
+def layers(path: str, shape: tuple[int, ...], names: Names) -> list[tuple[str, tuple[int, ...]]]:
+    """Path and shape of each layer of a parameter that a scan stacks, in their order; of another one, its own.
+
+    A turn of the scan may have several blocks, `blocks/block_0/...` and `blocks/block_1/...`, which follow each other:
+    layer i of the second of two is block 2 i + 1.
+    """
+    if not names.stacked or not path.startswith(f"{names.stacked}/"):
+        return [(path, shape)]
+    block, _, rest = path.removeprefix(f"{names.stacked}/").partition("/")
+    name, _, place = block.rpartition("_")
+    return [(f"{name}_{i * names.turn + int(place)}/{rest}", shape[1:]) for i in range(shape[0])]
+
+
 def their_shape(path: str, shape: tuple[int, ...], names: Names = PLAIN) -> tuple[int, ...]:
     """Shape of the tensor for our parameter."""
-    found = tuple(shape[axis] for axis in _axes(path, shape))
+    found = tuple(shape[axis] for axis in _axes(path, shape, names))
     return found + (1,) * (names.rank(path) - len(found))
 
 
 def to_theirs(path: str, array: np.ndarray, names: Names = PLAIN) -> np.ndarray:
     """Our parameter in the other layout, a view."""
-    axes = _axes(path, array.shape)
+    axes = _axes(path, array.shape, names)
     turned = (array[0] if len(axes) < array.ndim else array).transpose([a - array.ndim + len(axes) for a in axes])
     return turned.reshape(turned.shape + (1,) * (names.rank(path) - turned.ndim))
 
 
-def to_ours(path: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def to_ours(path: str, tensor: np.ndarray, shape: tuple[int, ...], names: Names = PLAIN) -> np.ndarray:
     """Their tensor as our parameter of `shape`, a view."""
-    axes = _axes(path, shape)
+    axes = _axes(path, shape, names)
     tensor = tensor.reshape(tensor.shape[: len(axes)])  # what is left out has a size of 1
     return tensor.transpose(np.argsort(np.array(axes, int))).reshape(shape)
 
 
-def _axes(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+def _axes(path: str, shape: tuple[int, ...], names: Names = PLAIN) -> tuple[int, ...]:
     """Which of our axes theirs are, in their order; an axis of one frame that a 2-D convolution lacks is not listed."""
     if path.rpartition("/")[2] != "kernel":
         return tuple(range(len(shape)))
     if len(shape) == 2:
         return (1, 0)
-    return (4, 3, 0, 1, 2) if shape[0] > 1 else (4, 3, 1, 2)
+    volume = shape[0] > 1 or re.fullmatch(names.volumes, path.rpartition("/")[0])
+    return (4, 3, 0, 1, 2) if volume else (4, 3, 1, 2)
 
 
 def canonical(found: Iterable[str], names: Names) -> dict[str, str]:

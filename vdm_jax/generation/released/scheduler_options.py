@@ -14,7 +14,8 @@ BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2")
 # Option, of which one may be true -> spacing of sigmas that it asks for.
 SPREADS = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "exponential", "use_beta_sigmas": "beta",
            "use_lu_lambdas": "lu"}
-PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "v_prediction": "v", "sample": "x"}
+PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "v_prediction": "v", "sample": "x",
+                                      "flow_prediction": "flow"}
 LONGEST = 100_000  # timesteps of a table
 INFINITY = float("-inf")
 
@@ -46,6 +47,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "EulerDiscreteScheduler": {
         **_SHARED, **_SIGMAS, "interpolation_type": "linear", "sigma_min": None, "sigma_max": None,
         "timestep_type": "discrete", "rescale_betas_zero_snr": False, "final_sigmas_type": "zero"},
+    "FlowMatchEulerDiscreteScheduler": {
+        "num_train_timesteps": 1000, "shift": 1.0, "use_dynamic_shifting": False, "base_shift": 0.5, "max_shift": 1.15,
+        "base_image_seq_len": 256, "max_image_seq_len": 4096, "invert_sigmas": False, "shift_terminal": None,
+        "use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False,
+        "time_shift_type": "exponential", "stochastic_sampling": False},
     "HeunDiscreteScheduler": {**_SHARED, **_SIGMAS, **_CLIPS, **_STABLE},
     "LCMScheduler": {**_SHARED, **_THRESHOLDS, **_CLIPS, **_STABLE, "beta_schedule": "scaled_linear",
                      "original_inference_steps": 50, "set_alpha_to_one": True, "timestep_scaling": 10.0,
@@ -67,19 +73,28 @@ NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     "euler_ancestral": ("EulerAncestralDiscreteScheduler", {}), "heun": ("HeunDiscreteScheduler", {}),
     "lcm": ("LCMScheduler", {}), "lms": ("LMSDiscreteScheduler", {}),
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True}), "unipc": ("UniPCMultistepScheduler", {}),
+    "flow_euler": ("FlowMatchEulerDiscreteScheduler", {}),
 }
 
 _PREDICTED = ("epsilon", "v_prediction", "sample")
 # Values that we have; a class of its own stands before the option where classes differ.
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "interpolation_type": ("linear",), "skip_prk_steps": (True,), "use_flow_sigmas": (False,),
-    "use_dynamic_shifting": (False,), "sigma_schedule": ("karras", "exponential"),
-    "solver_p": (None,), "shift_terminal": (None,), "time_shift_type": ("exponential", "linear"),
+    "use_dynamic_shifting": (False,), "invert_sigmas": (False,), "stochastic_sampling": (False,),
+    "sigma_schedule": ("karras", "exponential"), "solver_p": (None,), "UniPCMultistepScheduler.shift_terminal": (None,),
+    "time_shift_type": ("exponential", "linear"),
     "beta_schedule": BETAS, "prediction_type": _PREDICTED,
     "timestep_spacing": ("leading", "trailing", "linspace"), "timestep_type": ("discrete", "continuous"),
     "final_sigmas_type": ("zero",), "lambda_min_clipped": (INFINITY, "-Infinity", None),
     "algorithm_type": ("dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver"),
     "solver_type": ("midpoint", "heun"), "variance_type": (None,),
+    "UniPCMultistepScheduler.use_flow_sigmas": (False, True),
+    "UniPCMultistepScheduler.prediction_type": (*_PREDICTED, "flow_prediction"),
+    **{f"FlowMatchEulerDiscreteScheduler.{option}": (False,) for option in (
+        "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")},
+    "FlowMatchEulerDiscreteScheduler.use_dynamic_shifting": (False, True),
+    "FlowMatchEulerDiscreteScheduler.time_shift_type": ("exponential",),
+    "FlowMatchEulerDiscreteScheduler.num_train_timesteps": (1000,),
     "DPMSolverMultistepScheduler.final_sigmas_type": ("zero", "sigma_min"),
     "UniPCMultistepScheduler.final_sigmas_type": ("zero", "sigma_min"),
     "UniPCMultistepScheduler.solver_type": ("bh1", "bh2"), "DEISMultistepScheduler.solver_type": ("logrho",),
@@ -116,7 +131,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "original_inference_steps": _whole(1, LONGEST), "beta_start": _above(0), "beta_end": _above(0),
     "dynamic_thresholding_ratio": _above(0, 1), "sample_max_value": _above(0), "clip_sample_range": _above(0),
     "sigma_min": _or_none(_above(0)), "sigma_max": _or_none(_above(0)), "sigma_data": _above(0), "rho": _above(0),
-    "timestep_scaling": _above(0), "flow_shift": _above(0),
+    "timestep_scaling": _above(0), "flow_shift": _above(0, 1000), "shift": _above(0, 1000),
+    "base_shift": _above(-40, 40), "max_shift": _above(-40, 40), "base_image_seq_len": _whole(1, 10**9),
+    "max_image_seq_len": _whole(1, 10**9),
+    "FlowMatchEulerDiscreteScheduler.shift_terminal": _or_none(_above(0, 1 - 1e-6)),
     "EDMEulerScheduler.sigma_min": _above(0), "EDMEulerScheduler.sigma_max": _above(0),
     "trained_betas": ((lambda x: x is None or isinstance(x, list) and len(x) > 1 and all(
         type(beta) is float and 0 < beta < 1 for beta in x)), "null, or a list of numbers above 0 and below 1"),
@@ -163,6 +181,16 @@ def _check_together(name: str, own: Mapping[str, Any]) -> None:
     if "beta_start" in own and not own["beta_start"] <= own["beta_end"] < 1:
         raise UserError(f"{name}: beta_start={own['beta_start']!r} with beta_end={own['beta_end']!r}; permitted: "
                         "beta_start <= beta_end < 1")
+    if own.get("use_flow_sigmas", False) != (own.get("prediction_type") == "flow_prediction"):
+        raise UserError(f"{name}: prediction_type={own['prediction_type']!r} with use_flow_sigmas="
+                        f"{own['use_flow_sigmas']!r}; permitted: 'flow_prediction' exactly with true")
+    if own.get("use_flow_sigmas") and (any(own[option] for option in SPREADS if option in own)
+                                       or own["final_sigmas_type"] != "zero"):
+        raise UserError(f"{name}: use_flow_sigmas=true with other sigmas, or final_sigmas_type="
+                        f"{own['final_sigmas_type']!r}; permitted: 'zero', and no other sigmas")
+    if own.get("base_image_seq_len", 0) >= own.get("max_image_seq_len", 1):
+        raise UserError(f"{name}: base_image_seq_len={own['base_image_seq_len']!r} with max_image_seq_len="
+                        f"{own['max_image_seq_len']!r}; permitted: the first below the second")
     spreads = [option for option in SPREADS if own.get(option)]
     if len(spreads) > 1:
         raise UserError(f"{name}: {' and '.join(spreads)} are true; permitted: one of them")

@@ -18,6 +18,7 @@ from vdm_jax.diffusion.beta_tables import (
     ScaledLinearBetaSchedule,
     SquaredCosineBetaSchedule,
 )
+from vdm_jax.diffusion.flow_sigmas import DynamicShift, FlowSigmas
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import (
     DDIM,
@@ -32,7 +33,7 @@ from vdm_jax.diffusion.samplers import (
     UniPC,
 )
 from vdm_jax.diffusion.scheduler_steps import Discretisation, SchedulerSteps
-from vdm_jax.diffusion.schedules import EDMSchedule
+from vdm_jax.diffusion.schedules import EDMSchedule, FlowSchedule
 from vdm_jax.diffusion.thresholds import Threshold
 from vdm_jax.errors import UserError
 from vdm_jax.generation.released.scheduler_options import PREDICTIONS, SPREADS, checked, class_named, taken_over
@@ -55,9 +56,11 @@ class Scheduler:
         self.sampling(), self.process  # noqa: B018  # what does not go together raises here
 
     @property
-    def schedule(self) -> BetaTable | EDMSchedule:
+    def schedule(self) -> BetaTable | EDMSchedule | FlowSchedule:
         """The noise that the network was trained with."""
         own = self.options
+        if self.flow is not None:
+            return FlowSchedule(shift=self.flow.shift)
         if self.name == "EDMEulerScheduler":
             return EDMSchedule(sigma_min=own["sigma_min"], sigma_max=own["sigma_max"], rho=own["rho"])
         shared = {"steps": own["num_train_timesteps"], "zero_terminal_snr": bool(own.get("rescale_betas_zero_snr"))}
@@ -67,6 +70,18 @@ class Scheduler:
             return SquaredCosineBetaSchedule(**shared)
         kind = LinearBetaSchedule if own["beta_schedule"] == "linear" else ScaledLinearBetaSchedule
         return kind(beta_start=own["beta_start"], beta_end=own["beta_end"], **shared)
+
+    @property
+    def flow(self) -> FlowSigmas | None:
+        """The sigmas of flow matching, where it has those. The pipelines of dynamic shifts give their own grid."""
+        own = self.options
+        if self.name == "FlowMatchEulerDiscreteScheduler":
+            if not own["use_dynamic_shifting"]:
+                return FlowSigmas(grid="euler", shift=float(own["shift"]), terminal=own["shift_terminal"])
+            dynamic = DynamicShift(tokens=(own["base_image_seq_len"], own["max_image_seq_len"]),
+                                   log_shifts=(own["base_shift"], own["max_shift"]))
+            return FlowSigmas(dynamic=dynamic, terminal=own["shift_terminal"])
+        return FlowSigmas(grid="unipc", shift=float(own["flow_shift"])) if own.get("use_flow_sigmas") else None
 
     @property
     def threshold(self) -> Threshold | None:
@@ -83,6 +98,8 @@ class Scheduler:
         """The noise and what the network predicts. Raises `UserError` for a prediction that is not defined with the
         schedule."""
         own = self.options
+        if self.flow is not None:
+            return Process(schedule=self.schedule, prediction="flow")
         if self.name == "EDMEulerScheduler":
             return Process(schedule=self.schedule, prediction="edm", sigma_data=own["sigma_data"])
         return Process(schedule=self.schedule, prediction=PREDICTIONS[own["prediction_type"]])
@@ -91,6 +108,8 @@ class Scheduler:
     def steps(self) -> SchedulerSteps:
         """The noise levels that it steps through."""
         own, spaced = self.options, None
+        if self.flow is not None:
+            return SchedulerSteps(scheduler=self.name, flow=self.flow)
         if self.name == "EDMEulerScheduler":
             spaced = own["sigma_schedule"]
         else:
@@ -105,8 +124,8 @@ class Scheduler:
             log_sigma_embedding=continuous or self.name == "EDMEulerScheduler", **same)
 
     @property
-    def timesteps(self) -> BetaTable | None:
-        """The table whose timestep the network embeds; None: ln(sigma / alpha) / 4."""
+    def timesteps(self) -> BetaTable | FlowSchedule | None:
+        """The table whose timestep, or the flow whose 1000 sigma the network embeds; None: ln(sigma / alpha) / 4."""
         return None if self.steps.log_sigma_embedding else self.schedule
 
     def sampling(self, **more: Any) -> Sampling:
@@ -161,6 +180,7 @@ _SAMPLERS: dict[str, Callable[[Scheduler], Sampler]] = {
     "DPMSolverMultistepScheduler": _dpm,
     "EulerAncestralDiscreteScheduler": lambda s: DDIM(eta=1.0),
     "EulerDiscreteScheduler": lambda s: DDIM(),
+    "FlowMatchEulerDiscreteScheduler": lambda s: DDIM(),
     "HeunDiscreteScheduler": lambda s: Heun(along="sigma"),
     "LCMScheduler": lambda s: Consistency(),
     "LMSDiscreteScheduler": lambda s: LMS(),

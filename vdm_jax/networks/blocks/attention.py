@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -12,11 +12,19 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from vdm_jax.attention import AttentionPattern, ExtraKeys, Spatial, WithExtraKeys, attend, cross_pattern
-from vdm_jax.attention.positions import LAYOUT_AXES, rotary
-from vdm_jax.networks.blocks.positions import AddedPositions, HeadNorm, RelativeBias, RelativeKeys, RelativeValues
+from vdm_jax.attention.positions import LAYOUT_AXES, RotaryAxes, rotary, rotary_pairs
+from vdm_jax.networks.blocks.positions import (
+    AddedPositions,
+    HeadNorm,
+    RelativeBias,
+    RelativeKeys,
+    RelativeValues,
+    frame_numbers,
+)
 from vdm_jax.networks.layers import Dense, Initializer, PartedDense, add_residual, fan_in
 
 Tokens = tuple[Float[Array, "B G L E"] | None, Bool[Array, "B G L"] | None]  # from outside, and which may be seen
+ImageTokens = tuple[Float[Array, "B _ M F"], Bool[Array, "B _ M"] | None]  # further ones
 INPUTS = "attention_inputs"  # name, among the intermediates, of what a self-attention projects
 
 
@@ -29,7 +37,9 @@ class Attention(nn.Module):
     Projections are joint or separate, as weights are stored. Joint: `qkv` makes queries, keys and values of the video,
     `extra_keys` (after the norm `external_norm`) keys and values of outside tokens; `query` and `key_value` are those
     of cross-attention. Separate: `query`, `key` and `value`; outside tokens go through the same `key` and `value`, so
-    that weights need no others (reference features: Hu et al. 2023, arXiv 2311.17117).
+    that weights need no others (reference features: Hu et al. 2023, arXiv 2311.17117). `image` are further ones, whose
+    `image_key` and `image_value` are their own, and what cross-attention finds there is added (decoupled
+    cross-attention: Ye et al. 2023, arXiv 2308.06721).
 
     Positions are those of `config.SelfAttention`. A sequence `[B, L, C]` is a video of L frames of one token.
     """
@@ -45,7 +55,8 @@ class Attention(nn.Module):
     position: str = "none"
     position_names: tuple[str, str] = ("position", "value_position")  # of its parameters, of keys and of values
     max_offset: int = 16  # positions; further offsets share one entry
-    qk_norm: bool = False
+    rotary_axes: RotaryAxes | None = None  # of `rotary`; None: an even share of the head for each axis of the layout
+    qk_norm: bool | Literal["width"] = False  # of each head; "width": of all heads together, separate projections only
     scaled: bool = True  # logits, by the root of the head's size
     norm: Callable[[], nn.Module] | None = None  # makes the norm before it
     norm_outside: bool = False  # whether outside tokens go through the same norm
@@ -53,13 +64,14 @@ class Attention(nn.Module):
     kernel: str = "auto"  # see `vdm_jax.attention`
     context: str = "none"
     dtype: jnp.dtype = jnp.float32
-    sharded_axis: str = "frames"  # what of the video the mesh splits, if it does
+    # What of the video the mesh splits, if it does; "width" for patterns that treat frames and columns alike, as `Full`
+    sharded_axis: str = "frames"
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "B *thw C"], frame_mask: Bool[np.ndarray, "T T"] | None = None,
         outside: Tokens | None = None, frame_valid: Bool[Array, "B T"] | None = None,
-        bias: Float[Array, "K Q S"] | None = None,
+        bias: Float[Array, "K Q S"] | None = None, image: ImageTokens | None = None,
     ) -> Float[Array, "B *thw O"]:
         """Frames of a sample that do not exist (`frame_valid`) are not seen; `bias` is added to the logits."""
         h = x
@@ -79,12 +91,20 @@ class Attention(nn.Module):
         options = {"kernel": self.kernel, "extra_keys": extra_keys, "sharded_axis": self.sharded_axis}
         if self.pattern is None:
             y = attend(q, pattern=cross_pattern(extra_keys.k.shape[1]), **options)
+            if image is not None:
+                options["extra_keys"] = ExtraKeys(*(self._projection(name, shape)(image[0]) for name in (
+                    "image_key", "image_value")), image[1])
+                y = y + attend(q, pattern=cross_pattern(image[0].shape[1]), **options)
         else:
-            q, k, relative = self._positions(q, k)
+            q, k, relative = self._positions(q, k, frame_mask)
             if self.pattern.layout != "frames":
                 options |= {"context": self.context, "frame_valid": frame_valid}
             options |= relative if bias is None else {"bias": bias}
-            y = attend(q, k, v, pattern=self.pattern, frame_mask=frame_mask, **options)
+            across = self.sharded_axis == "width"  # contexts split the first axis: columns stand in the place of frames
+            q, k, v = (a.swapaxes(1, 3) for a in (q, k, v)) if across else (q, k, v)
+            y = attend(q, k, v, pattern=self.pattern, frame_mask=frame_mask,
+                       **options | ({"sharded_axis": "frames"} if across else {}))
+            y = y.swapaxes(1, 3) if across else y
         y = y.reshape(*x.shape[:-1], -1)
         y = Dense(self.features or x.shape[-1], self.out_bias, self.out_init, self.dtype, name="out")(y)
         return add_residual(x, y) if self.residual else y
@@ -114,22 +134,30 @@ class Attention(nn.Module):
     ) -> tuple[Array, Array | None, Array | None, ExtraKeys | None]:
         """The same by a kernel each, which outside tokens share with those of the video."""
 
-        def project(name: str) -> Callable[[Array], Float[Array, "*batch K D"]]:
-            dense = Dense(math.prod(shape), use_bias=self.bias, dtype=self.dtype, name=name)
-            return lambda tokens: dense(tokens).reshape(*tokens.shape[:-1], *shape)
-
-        query, key, value = project("query"), project("key"), project("value")
+        query, key, value = (self._projection(name, shape) for name in ("query", "key", "value"))
         extra_keys = None
         if self.pattern is None or isinstance(self.pattern, WithExtraKeys):
             extra_keys = ExtraKeys(key(outside[0]), value(outside[0]), outside[1])
         own = (None, None) if self.pattern is None else (key(x), value(x))
         return query(x), *own, extra_keys
 
+    def _projection(self, name: str, shape: tuple[int, int]) -> Callable[[Array], Float[Array, "*batch K D"]]:
+        """Tokens to queries, keys or values, with their norm."""
+        dense = Dense(math.prod(shape), use_bias=self.bias, dtype=self.dtype, name=name)
+        norm = HeadNorm(name=f"{name}_norm") if self.qk_norm and not name.endswith("value") else lambda x: x
+        if self.qk_norm == "width":
+            return lambda tokens: norm(dense(tokens)).reshape(*tokens.shape[:-1], *shape)
+        return lambda tokens: norm(dense(tokens).reshape(*tokens.shape[:-1], *shape))
+
     def _positions(
-        self, q: Float[Array, "B T H W K D"], k: Float[Array, "B T H W K D"]
+        self, q: Float[Array, "B T H W K D"], k: Float[Array, "B T H W K D"],
+        frame_mask: Bool[np.ndarray, "T T"] | None,
     ) -> tuple[Array, Array, dict[str, Any]]:
         """Queries and keys with their positions, and what `attend` takes of positions in addition."""
         layout, (of_keys, of_values) = self.pattern.layout, self.position_names
+        if self.position == "rotary" and self.rotary_axes is not None:
+            numbers = frame_numbers(q.shape[1], frame_mask)
+            return *(rotary_pairs(a, self.rotary_axes, numbers) for a in (q, k)), {}
         if self.position == "rotary":
             return rotary(q, axes=LAYOUT_AXES[layout]), rotary(k, axes=LAYOUT_AXES[layout]), {}
         if self.position in ("relative", "t5"):

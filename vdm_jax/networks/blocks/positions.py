@@ -94,8 +94,8 @@ class AddedPositions(nn.Module):
 
 
 class HeadNorm(nn.Module):
-    """RMS norm over the features of a head with a learned scale, in float32 (of queries and keys: Esser et al. 2024,
-    2403.03206; keeps logits bounded in low precision)."""
+    """RMS norm over the features of a head, or of all, with a learned scale, in float32 (of queries and keys: Esser et
+    al. 2024, 2403.03206; keeps logits bounded in low precision)."""
 
     epsilon: float = 1e-6
 

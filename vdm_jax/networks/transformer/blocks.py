@@ -1,0 +1,125 @@
+"""The block of a video transformer: self-attention, attention to text and a perceptron, modulated by noise levels."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import flax.linen as nn
+import flax.struct
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from vdm_jax.attention import AttentionPattern, counting
+from vdm_jax.attention.patterns import independent_frames_mask
+from vdm_jax.networks.blocks.attention import Attention, ImageTokens, Tokens
+from vdm_jax.networks.blocks.feed_forward import FeedForward
+from vdm_jax.networks.layers import Dense, fan_in, silu, zeros
+from vdm_jax.networks.remat import name_input
+from vdm_jax.networks.transformer.config import VideoTransformer
+from vdm_jax.parallel.rules import shard_along
+
+BRANCHES = 6  # shift, scale and gate of the attention, and of the perceptron
+
+
+@flax.struct.dataclass
+class BlockInputs:
+    """What all blocks see in addition to the tokens."""
+
+    # Of the noise level of the clip or of each frame and, with conditioning frames in place, after them that of no
+    # noise: `[B, F, C]`, or with a shared projection what it made of them, `[B, F, 6, C]`
+    level: Float[Array, "B F *six C"]
+    clean: Bool[Array, "B T H W"] | None = None  # tokens without noise, with conditioning frames in place
+    text: Tokens | None = None  # outside tokens and their mask
+    image: ImageTokens | None = None  # those with keys and values of their own
+    frame_valid: Bool[Array, "B T"] | None = None
+
+
+def selected(values: Float[Array, "B F C"], clean: Bool[Array, "B T H W"] | None) -> Float[Array, "B _ _ _ C"]:
+    """Values of noise levels for the tokens, to broadcast against `[B, T, H, W, C]`; the last are those of tokens
+    without noise, where there are such."""
+    if clean is None:
+        return values[:, :, None, None]
+    noisy, without = values[:, :-1, None, None], values[:, -1:, None, None]
+    return jnp.where(clean[..., None], without, noisy)
+
+
+def modulated(
+    x: Float[Array, "B T H W C"], shift: Float[Array, "B _ _ _ C"], scale: Float[Array, "B _ _ _ C"], epsilon: float,
+    dtype: jnp.dtype,
+) -> Float[Array, "B T H W C"]:
+    """Layer norm without weights, scale and shift, in float32."""
+    x = x.astype(jnp.float32)
+    mean = x.mean(-1, keepdims=True)
+    x = (x - mean) * jnp.reciprocal(jnp.sqrt(jnp.square(x - mean).mean(-1, keepdims=True) + epsilon))
+    return (x * (1 + scale) + shift).astype(dtype)
+
+
+def gated(x: Float[Array, "B T H W C"], gate: Float[Array, "B _ _ _ C"], y: Array) -> Float[Array, "B T H W C"]:
+    """`x + gate y`, summed in float32."""
+    return (x.astype(jnp.float32) + gate * y.astype(jnp.float32)).astype(x.dtype)
+
+
+class Modulation(nn.Module):
+    """Shifts, scales and gates of a block, or shift and scale of the output: a projection of the noise level that
+    starts at zero, or a table added to a shared projection."""
+
+    config: VideoTransformer
+    parts: int
+
+    @nn.compact
+    def __call__(self, level: Float[Array, "B F *six C"]) -> list[Float[Array, "B F C"]]:
+        spec = self.config
+        if spec.modulation == "block":
+            found = Dense(self.parts * spec.width, kernel_init=zeros, name="modulation")(silu(level))
+            found = found.reshape(*level.shape[:2], self.parts, spec.width)
+        else:
+            table = self.param("table", nn.initializers.normal(spec.width**-0.5), (1, self.parts, spec.width))
+            found = table + (level if level.ndim == 4 else level[:, :, None])
+        return [found[:, :, part] for part in range(self.parts)]
+
+
+class Block(nn.Module):
+    """One block. Norms, modulation and gated sums are float32, products of `config.dtype`."""
+
+    config: VideoTransformer
+    pattern: AttentionPattern
+    images: int = 0  # frames at the end that are independent
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T H W C"], inputs: BlockInputs) -> Float[Array, "B T H W C"]:
+        spec, dtype = self.config, jnp.dtype(self.config.dtype)
+        parts = Modulation(spec, BRANCHES, name="modulated")(inputs.level)
+        shift, scale, gate, shift_2, scale_2, gate_2 = (selected(part, inputs.clean) for part in parts)
+        frame_mask = independent_frames_mask(x.shape[1] - self.images, self.images) if self.images else None
+        common = {"head_dim": spec.head_dim, "joint": False, "bias": True, "kernel": spec.attention_kernel,
+                  "qk_norm": {"none": False, "heads": True, "width": "width"}[spec.qk_norm], "dtype": dtype,
+                  "sharded_axis": spec.sharded_axis}
+        attention = Attention(pattern=self.pattern, position="none" if spec.rotary is None else "rotary",
+                              rotary_axes=spec.rotary, context=spec.context_of(self.pattern), name="self_attention",
+                              **common)
+        h = modulated(x, shift, scale, spec.epsilon, dtype)
+        x = gated(x, gate, attention(h, frame_mask, frame_valid=inputs.frame_valid))
+        if spec.attends_outside:
+            norm = partial(nn.LayerNorm, spec.epsilon, dtype=jnp.float32, name="norm") if spec.cross_norm else None
+            # A block that starts as the identity has zeros here too, since no gate is before the sum.
+            out_init = zeros if spec.modulation == "block" else fan_in
+            cross = Attention(pattern=None, norm=norm, out_init=out_init, name="cross_attention", **common)
+            x = x + cross(x, None, inputs.text, image=inputs.image)
+        perceptron = FeedForward(spec.hidden, activation="gelu_new", dtype=dtype, name="feed_forward")
+        x = gated(x, gate_2, perceptron(modulated(x, shift_2, scale_2, spec.epsilon, dtype)))
+        return shard_along(x, spec.sharded_axis)
+
+
+class Turn(nn.Module):
+    """As many blocks as there are patterns, one of each: the body of the scan over all blocks."""
+
+    config: VideoTransformer
+    images: int = 0
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T H W C"], inputs: BlockInputs) -> tuple[Float[Array, "B T H W C"], None]:
+        counting.first_layer()
+        x = name_input(x, self.config.remat)
+        for place, pattern in enumerate(self.config.patterns):
+            x = Block(self.config, pattern, self.images, name=f"block_{place}")(x, inputs)
+        return x, None

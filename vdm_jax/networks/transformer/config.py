@@ -1,0 +1,228 @@
+"""Configs of the video transformer: data only; nothing is built here.
+
+A video transformer cuts latents into patches, adds or turns in their positions, and passes them through equal blocks of
+self-attention, attention to text and a perceptron, modulated by the noise level (DiT: Peebles & Xie 2022, arXiv
+2212.09748; Latte: Ma et al. 2024, arXiv 2401.03048; Wan: Wan Team 2025, arXiv 2503.20314).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from vdm_jax.attention import AttentionPattern, Full, WithExtraKeys
+from vdm_jax.attention.capability import require
+from vdm_jax.attention.positions import RotaryAxes
+from vdm_jax.conditions.image_tokens import IMAGE_TOKENS
+from vdm_jax.conditions.inputs import Input, check_conditions
+from vdm_jax.conditions.text import EmbeddedText, TextInput
+from vdm_jax.configuration import Count, Depth, Length, Positive, Size, SizeOrZero, Width, WidthOrZero, config
+from vdm_jax.errors import UserError
+from vdm_jax.networks.backbone import Backbone
+
+
+@config
+class VideoTransformer(Backbone):
+    """A video transformer. Published ones are values of this."""
+
+    out_channels: Size = 16  # of the latents (or the video), which it takes and predicts
+    patch: tuple[Size, Size, Size] = (1, 2, 2)  # frames, rows and columns of a token
+    width: Width  # channels of a token
+    heads: Size
+    hidden: Width  # channels inside the perceptron of a block
+    layers: Depth  # blocks
+    # Of the self-attention of the blocks, which take them in turn: (Spatial(), Temporal()) is Latte's
+    patterns: Annotated[tuple[AttentionPattern, ...], Length()] = (Full(),)
+    attention_kernel: str = "auto"  # see `vdm_jax.attention`
+    attention_context: str = "none"  # of patterns that look across frames
+    # Turns queries and keys; None: sinusoids of the place are added to the tokens
+    rotary: RotaryAxes | None = None
+    qk_norm: Literal["none", "heads", "width"] = "none"  # RMS norm of queries and keys: of a head, or of all together
+    # How the noise level enters: a projection in every block that starts at zero (adaLN-Zero: DiT, section 3.2), or one
+    # projection for all blocks and a learned table in each (adaLN-single: PixArt, Chen et al. 2023, 2310.00426; Wan)
+    modulation: Literal["block", "shared"] = "block"
+    level_channels: Width = 256  # sinusoids of the noise level
+    # Its number: that of the cosine schedule, or 1000 sigma of a flow; see `level_number`
+    level_encoding: Literal["inv_cos", "flow"] = "inv_cos"
+    text: TextInput | None = None  # which the blocks attend to
+    # How texts become tokens: a learned null caption and a pooled vector that joins the noise level's ("pooled"), or
+    # as they are, padded with zeros that are seen ("padded": Wan), or without padding ("masked")
+    text_tokens: Literal["pooled", "padded", "masked"] = "pooled"
+    text_length: SizeOrZero = 0  # of a padded text
+    text_perceptron: bool = False  # two layers bring texts to the width of the blocks; else keys and values do
+    cross_norm: bool = True  # a norm with weights before the attention to text
+    classes: WidthOrZero = 0  # of a class label, which joins the noise level; 0: takes none
+    scalars: tuple[str, ...] = ()  # names of numbers that do, e.g. "fps"
+    low_resolution: bool = False  # takes a low-resolution video as further channels, and its augmentation level
+    # Takes conditioning frames and their mask as further channels, or in the place of noisy ones, whose tokens then
+    # have the noise level zero
+    frame_conditioning: Literal["none", "channels", "in_place"] = "none"
+    mask_channels: Count = 1  # of the mask among them, all alike
+    # Further conditions, as channels, as part of the vector or as tokens after those of the text. `image_tokens` have a
+    # perceptron, keys and values of their own
+    conditions: tuple[Input, ...] = ()
+    image_places: SizeOrZero = 0  # learned positions of image tokens; 0: none
+    patch_order: Literal["channels_last", "channels_first"] = "channels_last"  # of the values that a token predicts
+    epsilon: Positive = 1e-6  # of the norms
+    sharded_axis: Literal["frames", "height", "width"] = "frames"  # what of a video the mesh axis `context` splits
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters stay float32
+    remat: Literal["none", "dots", "full", "offload"] = "none"  # what the backward pass recomputes; networks/remat.py
+
+    def __post_init__(self):
+        if self.width % self.heads or self.head_dim % 2:
+            raise UserError(f"VideoTransformer.width={self.width} with heads={self.heads}; permitted: an even number "
+                            "of channels for each head")
+        if self.layers % len(self.patterns):
+            raise UserError(f"VideoTransformer.layers={self.layers} with {len(self.patterns)} patterns; permitted: "
+                            f"multiples of {len(self.patterns)}")
+        if self.rotary is not None and sum(self.rotary.dims) > self.head_dim:
+            raise UserError(f"VideoTransformer.rotary.dims={self.rotary.dims} for heads of {self.head_dim} channels; "
+                            f"permitted: up to {self.head_dim} in all", "VideoTransformer.rotary")
+        if self.rotary is None and self.width < 6:
+            raise UserError(f"VideoTransformer.width={self.width} with rotary=None, whose sinusoids need a pair for "
+                            "each axis; permitted: 6 or more")
+        self._check_patterns()
+        self._check_text()
+        check_conditions("VideoTransformer", self.conditions, ("channels", "vector", "tokens"))
+        if self.mask_channels > 1 and self.frame_conditioning != "channels":
+            raise UserError(f"VideoTransformer.mask_channels={self.mask_channels} with frame_conditioning="
+                            f"{self.frame_conditioning!r}; permitted: 1, or more with 'channels'")
+
+    def _check_patterns(self) -> None:
+        """Raise `UserError` for patterns that the kernel and context cannot compute, or that the split cannot serve."""
+        for pattern in self.patterns:
+            if isinstance(pattern, WithExtraKeys):
+                raise UserError("VideoTransformer.patterns has WithExtraKeys(...); permitted: patterns of the video "
+                                "alone, whose blocks attend to text apart", "VideoTransformer.patterns")
+            if self.sharded_axis == "width" and not isinstance(pattern, Full):
+                raise UserError(f"VideoTransformer.sharded_axis='width' with pattern {pattern}, which tells frames "
+                                "from columns; permitted: Full(), or 'frames', 'height'",
+                                "VideoTransformer.sharded_axis")
+            require(pattern, self.attention_kernel, self.context_of(pattern))
+
+    def _check_text(self) -> None:
+        """Raise `UserError` where texts do not become tokens in the way that is asked for."""
+        released = self.text_tokens != "pooled"
+        if released and self.text is not None and not isinstance(self.text, EmbeddedText):
+            raise UserError(f"VideoTransformer.text_tokens={self.text_tokens!r} with text="
+                            f"{type(self.text).__name__}; permitted: 'pooled', or text=EmbeddedText(...)")
+        if self.image_tokens is not None and self.text is None:
+            raise UserError("VideoTransformer.conditions has 'image_tokens' with text=None, next to whose tokens they "
+                            "are seen; permitted: a text", "VideoTransformer.conditions")
+        if self.image_places and self.image_tokens is None:
+            raise UserError(f"VideoTransformer.image_places={self.image_places} without image tokens; permitted: 0, or "
+                            "conditions with Input(name='image_tokens')")
+        if (self.text_tokens == "padded") != bool(self.text_length):
+            raise UserError(f"VideoTransformer.text_length={self.text_length} with text_tokens={self.text_tokens!r}; "
+                            "permitted: above 0 exactly with 'padded'")
+
+    def context_of(self, pattern: AttentionPattern) -> str:
+        """Where the tokens of a block's self-attention live: spatial attention has nothing to exchange."""
+        return "none" if pattern.layout == "frames" else self.attention_context
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of a head."""
+        return self.width // self.heads
+
+    @property
+    def reduction(self) -> tuple[int, int]:
+        """What height and width must be multiples of."""
+        return self.patch[1:]
+
+    @property
+    def frame_reduction(self) -> int:
+        """What the number of frames must be a multiple of."""
+        return self.patch[0]
+
+    @property
+    def attends_outside(self) -> bool:
+        """Whether the blocks attend to tokens that are none of the video."""
+        return self.text is not None or bool(self.entering("tokens"))
+
+    @property
+    def image_tokens(self) -> Input | None:
+        """Tokens of pictures, if it takes any."""
+        return next((entry for entry in self.conditions if entry.name == IMAGE_TOKENS), None)
+
+    @property
+    def conditioning_frames(self) -> bool:
+        """Whether it takes conditioning frames."""
+        return self.frame_conditioning != "none"
+
+    @property
+    def in_place(self) -> bool:
+        """Whether conditioning frames take the place of noisy ones."""
+        return self.frame_conditioning == "in_place"
+
+    @property
+    def stacked(self) -> dict[str, int]:
+        """Input channels by what they hold, in the order in which they enter."""
+        size, given = self.out_channels, self.frame_conditioning == "channels"
+        return {"video": size, **({"low_resolution": size} if self.low_resolution else {}),
+                **({"mask": self.mask_channels, "conditioning_frames": size} if given else {}),
+                **{entry.name: entry.width for entry in self.entering("channels")}}
+
+    def check_stage(self, stage: Any) -> None:
+        """Raise `UserError` for levels of frames that share a token, images that would be mixed with the clip, crops
+        whose place in the video is added to the tokens, and a low-resolution video in pixels next to latents."""
+        where, training, patch = f"Stage {stage.name!r}", stage.training, self.patch[0]
+        if patch > 1 and stage.process.frame_levels:
+            raise UserError(f"{where}: process.frame_levels=True with network.patch={self.patch}, whose frames share "
+                            "tokens; permitted: patches of 1 frame")
+        if patch > 1 and training.images_per_clip:
+            raise UserError(f"{where}: training.images_per_clip={training.images_per_clip} with network.patch="
+                            f"{self.patch}, which mixes the images with the clip; permitted: 0, or patches of 1 frame")
+        if training.images_per_clip and self.sharded_axis == "width":
+            raise UserError(f"{where}: training.images_per_clip={training.images_per_clip} with network.sharded_axis="
+                            "'width', whose attention tells no frames apart; permitted: 0, or another axis")
+        if training.crop is not None and self.rotary is None:
+            raise UserError(f"{where}: training.crop={training.crop} with network.rotary=None, whose sinusoids tell "
+                            "the network where in the window it is and not where in the video; permitted: "
+                            "rotary=RotaryAxes(...), or none")
+        if self.low_resolution and stage.latent is not None and stage.latent.low_resolution == "pixels":
+            raise UserError(f"{where}: latent.low_resolution='pixels' for a VideoTransformer; permitted: 'latents'")
+        if self.level_encoding == "flow" and stage.process.schedule.family.name != "flow":
+            raise UserError(f"{where}: network.level_encoding='flow' with a schedule of family "
+                            f"{stage.process.schedule.family.name!r}; permitted: 'flow', or level_encoding='inv_cos'")
+
+    def attended(self, frames: int, height: int, width: int) -> Iterator[int]:
+        """Tokens of the sequences over which its blocks attend, but for those of one position over frames."""
+        frames, *sides = (size // patch for size, patch in zip((frames, height, width), self.patch, strict=True))
+        for place in range(self.layers):
+            pattern = self.patterns[place % len(self.patterns)]
+            if pattern.layout != "positions":
+                yield math.prod(sides) * (frames if pattern.layout == "all" else 1)
+
+
+def wan_rotary(head_dim: int) -> RotaryAxes:
+    """The share of each axis in Wan: a third for rows and for columns, the rest for frames."""
+    side = 2 * (head_dim // 6)
+    return RotaryAxes(dims=(head_dim - 2 * side, side, side))
+
+
+def wan(**sizes: Any) -> VideoTransformer:
+    """A transformer of Wan (Wan Team 2025, arXiv 2503.20314): texts of UMT5-XXL, padded to 512 tokens."""
+    return VideoTransformer(**{
+        "rotary": wan_rotary(sizes["width"] // sizes["heads"]), "qk_norm": "width", "modulation": "shared",
+        "level_encoding": "flow", "text": EmbeddedText(width=4096), "text_tokens": "padded", "text_length": 512,
+        "text_perceptron": True, **sizes})
+
+
+def wan_image_tokens(**sizes: Any) -> VideoTransformer:
+    """A transformer of Wan 2.1 that goes on from pictures: their latents with the mask of the four frames of each, and
+    tokens of CLIP ViT-H/14."""
+    return wan(**{"frame_conditioning": "channels", "mask_channels": 4,
+                  "conditions": (Input(name=IMAGE_TOKENS, width=1280),), **sizes})
+
+
+WAN_1B = wan(width=1536, heads=12, hidden=8960, layers=30)  # Wan 2.1 text to video, 1.3B
+WAN_14B = wan(width=5120, heads=40, hidden=13824, layers=40)  # Wan 2.1 text to video, and each expert of 2.2
+WAN_14B_IMAGE = wan_image_tokens(width=5120, heads=40, hidden=13824, layers=40)  # Wan 2.1 image to video
+# Wan 2.1 of first and last frame: 257 tokens of each
+WAN_14B_FIRST_LAST = wan_image_tokens(width=5120, heads=40, hidden=13824, layers=40, image_places=514)
+# Wan 2.2 image to video, each expert: the mask of the four frames of a latent one, and the latents of the picture
+WAN_14B_I2V = wan(width=5120, heads=40, hidden=13824, layers=40, frame_conditioning="channels", mask_channels=4)
+# Wan 2.2 of text and image to video: the first frame of the latents is given in place
+WAN_5B = wan(out_channels=48, width=3072, heads=24, hidden=14336, layers=30, frame_conditioning="in_place")

@@ -1,0 +1,270 @@
+"""The video transformer: one module for all of its configs."""
+
+from __future__ import annotations
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jaxtyping import Array, Bool, Float
+
+from vdm_jax.attention import counting
+from vdm_jax.attention.patterns import independent_frames_mask
+from vdm_jax.conditions.conditioning import Conditioning, check_parts
+from vdm_jax.conditions.image_tokens import IMAGE_TOKENS
+from vdm_jax.conditions.inputs import check_entries
+from vdm_jax.errors import UserError
+from vdm_jax.networks.blocks.attention import Tokens
+from vdm_jax.networks.blocks.feed_forward import ACTIVATIONS
+from vdm_jax.networks.blocks.positions import frame_numbers
+from vdm_jax.networks.blocks.sinusoids import grid_sinusoids, sinusoids
+from vdm_jax.networks.layers import Dense, fan_in, silu, zeros
+from vdm_jax.networks.remat import rematerialised
+from vdm_jax.networks.sound import SoundTokens, grouped
+from vdm_jax.networks.text import TextConditioner
+from vdm_jax.networks.transformer.blocks import BRANCHES, BlockInputs, Modulation, Turn, modulated, selected
+from vdm_jax.networks.transformer.config import VideoTransformer
+from vdm_jax.networks.unet import ClassEmbedding, encode_level
+from vdm_jax.parallel.rules import shard_along
+
+SMALL = nn.initializers.normal(0.02)  # of the perceptrons of noise level and text, as DiT and Wan begin
+
+
+def level_number(logsnr: Float[Array, " ..."], encoding: str) -> Float[Array, " ..."]:
+    """Noise level as a number of order 1000: 1000 sigma of a flow `(1 - sigma) x + sigma eps`, whose log-SNR is
+    `2 ln((1 - sigma) / sigma)`, or as `unet.encode_level` says."""
+    return 1000 * jax.nn.sigmoid(-logsnr / 2) if encoding == "flow" else encode_level(logsnr, encoding)
+
+
+class VideoTransformerModule(nn.Module):
+    """Noisy videos or latents `[B, T, H, W, C]` and their log-SNR, `[B]` or per frame `[B, T]`, to a prediction.
+
+    `images` says how many frames at the end are independent images (joint training): they attend to themselves alone.
+    Raises `UserError` for conditioning that is missing and for sizes that do not divide.
+    """
+
+    config: VideoTransformer
+
+    @nn.compact
+    def __call__(
+        self, z: Float[Array, "B T H W C"], logsnr: Float[Array, " B"] | Float[Array, "B T"],
+        conditioning: Conditioning | None = None, *, train: bool = False, images: int = 0,
+    ) -> Float[Array, "B T H W O"]:
+        spec = self.config
+        conditioning = Conditioning() if conditioning is None else conditioning
+        check_inputs(spec, z, logsnr, conditioning, images)
+        stacked, given = stack_inputs(spec, z, conditioning)
+        x = Patches(spec, name="patches")(stacked)
+        if spec.rotary is None:
+            x = x + positions(x.shape[1:4], spec.width, images).astype(x.dtype)
+        x = shard_along(x, spec.sharded_axis)
+        clean = None if given is None else patches_given(given, spec.patch)
+        vector, text = Embedding(spec, name="embedding")(z.shape[1], logsnr, conditioning, images)
+        image = None
+        if spec.image_tokens is not None:
+            image = ImageEmbedding(spec, name="image")(conditioning.inputs[IMAGE_TOKENS]), None
+        inputs = BlockInputs(vector, clean, text, image, valid_tokens(conditioning.frame_valid, spec.patch[0]))
+        if spec.modulation == "shared":
+            shared = Dense(BRANCHES * spec.width, name="modulation")(silu(vector))
+            inputs = inputs.replace(level=shared.reshape(*vector.shape[:2], BRANCHES, spec.width))
+        x = self._blocks(x, inputs, images)
+        shift, scale = (selected(part, clean) for part in Modulation(spec, 2, name="out_modulated")(vector))
+        x = modulated(x, shift, scale, spec.epsilon, jnp.float32)
+        values = Dense(int(np.prod(spec.patch)) * spec.out_channels, kernel_init=zeros, name="out")(x)
+        p, q, r = spec.patch
+        order = "(p q r c)" if spec.patch_order == "channels_last" else "(c p q r)"
+        return rearrange(values, f"b t h w {order} -> b (t p) (h q) (w r) c", p=p, q=q, r=r)
+
+    def _blocks(self, x: Float[Array, "B T H W C"], inputs: BlockInputs, images: int) -> Float[Array, "B T H W C"]:
+        """All blocks, by a scan over their parameters, which have the blocks as their first axis: the program does not
+        grow with the depth."""
+        spec = self.config
+        turns = spec.layers // len(spec.patterns)
+        body = rematerialised(Turn, spec.remat, scanned=True)
+        scan = nn.scan(body, variable_axes={"params": 0, "intermediates": 0}, split_rngs={"params": True},
+                       in_axes=nn.broadcast, length=turns)
+        with counting.loop(turns):
+            return scan(spec, images, name="blocks")(x, inputs)[0]
+
+
+class Patches(nn.Module):
+    """A token of each patch: a convolution whose strides are its size."""
+
+    config: VideoTransformer
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B t h w O"]:
+        spec, dtype = self.config, jnp.dtype(self.config.dtype)
+        p, q, r = spec.patch
+        kernel = self.param("kernel", fan_in, (p, q, r, x.shape[-1], spec.width)).astype(dtype)
+        bias = self.param("bias", zeros, (spec.width,)).astype(dtype)
+        x = rearrange(x, "b (t p) (h q) (w r) c -> b t h w (p q r c)", p=p, q=q, r=r).astype(dtype)
+        return x @ kernel.reshape(-1, spec.width) + bias
+
+
+class Embedding(nn.Module):
+    """The vector of the noise level, `[B, F, C]` with F = 1, one for each frame or, with conditioning frames in place,
+    one more of no noise, joined by what else enters with it; and the tokens that the blocks attend to."""
+
+    config: VideoTransformer
+
+    @nn.compact
+    def __call__(
+        self, frames: int, logsnr: Array, conditioning: Conditioning, images: int
+    ) -> tuple[Float[Array, "B F C"], Tokens | None]:
+        spec, dtype = self.config, jnp.dtype(self.config.dtype)
+        number = level_number(logsnr, spec.level_encoding)
+        number = number if number.ndim == 2 else number[:, None]
+        if spec.in_place:
+            number = jnp.concatenate([number, jnp.zeros_like(number[:, :1])], axis=1)
+        code = sinusoids(number, spec.level_channels, order="cos_sin", endpoint=False)
+        vector = Dense(spec.width, kernel_init=SMALL, name="level_in")(code)
+        vector = Dense(spec.width, kernel_init=SMALL, name="level_out")(silu(vector))
+        text = None
+        if spec.text is not None:
+            tokens, mask, pooled = self._text(conditioning, dtype)
+            if images:  # the clip's caption for its frames, then one per image
+                repeats = np.array([frames - images] + [1] * images)
+                tokens, mask, pooled = (a if a is None else jnp.repeat(a, repeats, axis=1, total_repeat_length=frames)
+                                        for a in (tokens, mask, pooled))
+            text = tokens, mask
+            vector = vector if pooled is None else self._joined_levels(vector, pooled)
+        if spec.low_resolution:
+            vector = vector + self._number("augmentation", encode_level(conditioning.augmentation, "inv_cos"))
+        for name in spec.scalars:
+            vector = vector + self._number(name, conditioning.scalars[name])
+        if spec.classes:
+            vector = vector + ClassEmbedding(spec.classes, spec.width, name="label")(conditioning.labels)[:, None]
+        for entry in spec.entering("vector"):
+            value = Dense(spec.width, name=f"condition_{entry.name}")(conditioning.inputs[entry.name])
+            vector = vector + value[:, None]
+        for entry in (entry for entry in spec.entering("tokens") if entry.name != IMAGE_TOKENS):
+            build = SoundTokens if entry.condition.form == "frames" else functools.partial(Dense, use_bias=False)
+            width = spec.width if text is None else text[0].shape[-1]
+            value = build(width, dtype=dtype, name=f"condition_{entry.name}")(conditioning.inputs[entry.name])
+            seen = jnp.ones(value.shape[:3], bool)
+            if text is not None:
+                mask = jnp.ones(text[0].shape[:3], bool) if text[1] is None else text[1]
+                value, seen = grouped(text[0], value), grouped(mask, seen)
+            text = value, seen
+        return vector, text
+
+    def _number(self, name: str, value: Float[Array, " B"]) -> Float[Array, "B 1 C"]:
+        return Dense(self.config.width, name=name)(sinusoids(value, self.config.level_channels))[:, None]
+
+    def _joined_levels(self, vector: Array, pooled: Float[Array, "B G C"]) -> Float[Array, "B F C"]:
+        """Captions of frames make the vector one of frames; that of no noise has their mean."""
+        if not self.config.in_place or pooled.shape[1] == 1:
+            return vector + pooled
+        return jnp.concatenate([vector[:, :-1] + pooled, vector[:, -1:] + pooled.mean(1, keepdims=True)], axis=1)
+
+    def _text(self, conditioning: Conditioning, dtype: jnp.dtype) -> tuple[Array, Array | None, Array | None]:
+        """Tokens `[B, G, L, C]`, their mask (None: all are seen) and the pooled vector, where there is one."""
+        spec = self.config
+        if spec.text_tokens == "pooled":
+            tokens, mask, pooled = TextConditioner(spec.text, spec.width, dtype, name="text")(conditioning)
+        else:
+            mask, pooled = conditioning.text_mask, None
+            tokens = jnp.where(mask[..., None], conditioning.embeddings, 0)
+            if spec.text_tokens == "padded":
+                rest = spec.text_length - tokens.shape[2]
+                tokens, mask = jnp.pad(tokens, ((0, 0), (0, 0), (0, rest), (0, 0))), None
+        if spec.text_perceptron:
+            tokens = Dense(spec.width, kernel_init=SMALL, dtype=dtype, name="text_in")(tokens)
+            tokens = ACTIVATIONS["gelu_new"](tokens)
+            tokens = Dense(spec.width, kernel_init=SMALL, dtype=dtype, name="text_out")(tokens)
+        return tokens, mask, pooled
+
+
+class ImageEmbedding(nn.Module):
+    """Tokens of pictures in the width of the blocks: learned positions, norm, perceptron, norm."""
+
+    config: VideoTransformer
+
+    @nn.compact
+    def __call__(self, tokens: Float[Array, "B 1 M E"]) -> Float[Array, "B 1 M C"]:
+        spec, dtype = self.config, jnp.dtype(self.config.dtype)
+        if spec.image_places:
+            shape = (1, spec.image_places, tokens.shape[-1])
+            tokens = tokens + self.param("places", zeros, shape)[:, : tokens.shape[2]]
+        x = nn.LayerNorm(1e-5, dtype=jnp.float32, name="norm_in")(tokens)
+        x = Dense(tokens.shape[-1], dtype=dtype, name="image_in")(x)
+        x = Dense(spec.width, dtype=dtype, name="image_out")(ACTIVATIONS["gelu"](x))
+        return nn.LayerNorm(1e-5, dtype=jnp.float32, name="norm_out")(x).astype(dtype)
+
+
+def positions(shape: tuple[int, int, int], channels: int, images: int) -> Float[Array, "1 T H W C"]:
+    """Sinusoids of frame, row and column, each in a third of the channels; an appended image counts as frame 0."""
+    frames, height, width = shape
+    mask = independent_frames_mask(frames - images, images) if images else None
+    places = frame_numbers(frames, mask), np.arange(height), np.arange(width)
+    return jnp.asarray(grid_sinusoids(places, channels))[None]
+
+
+def stack_inputs(
+    spec: VideoTransformer, z: Float[Array, "B T H W C"], conditioning: Conditioning
+) -> tuple[Float[Array, "B T H W S"], Bool[Array, "B T H W"] | None]:
+    """The noisy video and what is joined to it along the channels, in the order of `VideoTransformer.stacked`; with
+    conditioning frames in place they stand in it, and their mask comes along."""
+    parts, given = [z], None
+    if spec.in_place:
+        mask = conditioning.conditioning_mask
+        parts, given = [jnp.where(mask > 0, conditioning.conditioning_frames, z)], mask[..., 0] > 0
+    if spec.low_resolution:
+        parts.append(conditioning.low_resolution)
+    if spec.frame_conditioning == "channels":
+        parts += [conditioning.conditioning_mask] * spec.mask_channels + [conditioning.conditioning_frames]
+    parts += [conditioning.inputs[entry.name] for entry in spec.entering("channels")]
+    return jnp.concatenate(parts, axis=-1), given
+
+
+def patches_given(given: Bool[Array, "B T H W"], patch: tuple[int, int, int]) -> Bool[Array, "B t h w"]:
+    """Patches all of whose values are given."""
+    p, q, r = patch
+    return rearrange(given, "b (t p) (h q) (w r) -> b t h w (p q r)", p=p, q=q, r=r).all(-1)
+
+
+def valid_tokens(valid: Bool[Array, "B T"] | None, frames: int) -> Bool[Array, "B t"] | None:
+    """Patches of which a frame exists."""
+    return None if valid is None else valid.reshape(len(valid), -1, frames).any(-1)
+
+
+def check_inputs(
+    spec: VideoTransformer, z: Float[Array, "B T H W C"], logsnr: Float[Array, " ..."], conditioning: Conditioning,
+    images: int = 0,
+) -> None:
+    """Raise `UserError` when sizes do not divide, a part the network needs is absent, captions do not fit, or frames
+    are padded or independent where its attention cannot tell them apart (at trace time)."""
+    for name, size, multiple in zip(("frames", "height", "width"), z.shape[1:4], spec.patch, strict=True):
+        if size % multiple:
+            raise UserError(f"video {name}={size} is not a multiple of the patch {multiple}; permitted: {multiple}, "
+                            f"{2 * multiple}, {3 * multiple}, ...")
+    if logsnr.shape not in (z.shape[:1], z.shape[:2]) or (logsnr.ndim == 2 and spec.patch[0] > 1):
+        per_frame = "" if spec.patch[0] > 1 else f", or {z.shape[:2]}, one per frame"
+        raise UserError(f"noise levels of shape {logsnr.shape} for a video of shape {z.shape} in patches of "
+                        f"{spec.patch}; permitted: {z.shape[:1]}, one per clip{per_frame}")
+    check_parts(spec, conditioning)
+    check_entries(spec.conditions, z, conditioning)
+    across = spec.sharded_axis == "width"
+    if images and (spec.patch[0] > 1 or across):
+        raise UserError(f"images={images} with patch={spec.patch}, sharded_axis={spec.sharded_axis!r}; permitted: "
+                        "images=0, or patches of 1 frame and another axis")
+    if conditioning.frame_valid is not None and across:
+        raise UserError("clips with padded frames for a VideoTransformer of sharded_axis='width', whose attention "
+                        "tells no frames apart; permitted: clips of one length, or another axis")
+    if spec.image_places and conditioning.inputs[IMAGE_TOKENS].shape[2] > spec.image_places:
+        raise UserError(f"{conditioning.inputs[IMAGE_TOKENS].shape[2]} image tokens with VideoTransformer.image_places="
+                        f"{spec.image_places}; permitted: up to {spec.image_places}", "VideoTransformer.image_places")
+    if spec.text is None:
+        return
+    groups, length = conditioning.text_mask.shape[1:]
+    frames = () if images else (z.shape[1],) if spec.patch[0] == 1 else ()
+    if groups not in (1 + images, *frames):
+        raise UserError(f"Conditioning has {groups} captions per clip; permitted: {1 + images}, one for the clip and "
+                        f"one for each appended image{f', or {z.shape[1]}, one for each frame' if frames else ''}")
+    if spec.text_tokens == "padded" and length > spec.text_length:
+        raise UserError(f"texts of {length} tokens with VideoTransformer.text_length={spec.text_length}; permitted: up "
+                        f"to {spec.text_length}", "VideoTransformer.text_length")
