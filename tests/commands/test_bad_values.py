@@ -15,6 +15,7 @@ from tests.refusals import refused
 from vdm_jax.commands.benchmark_command import Benchmark
 from vdm_jax.commands.compile_command import Compile
 from vdm_jax.commands.configs import load_config
+from vdm_jax.commands.edit_command import Edit
 from vdm_jax.commands.embed_command import Embed
 from vdm_jax.commands.evaluate_command import Evaluate
 from vdm_jax.commands.generate_command import Generate
@@ -32,7 +33,7 @@ from vdm_jax.stages.stage import Experiment
 TINY = str(Path(__file__).parent / "tiny.py")
 BAD = (math.nan, math.inf, -math.inf, 1e30, 10**23, "a\x00b")
 LARGE = (1000, 2**16, 10**6, 10**9)
-OPTIONS = (Benchmark, Compile, Embed, Evaluate, Generate, Measure, Prepare, Sample, Train)
+OPTIONS = (Benchmark, Compile, Edit, Embed, Evaluate, Generate, Measure, Prepare, Sample, Train)
 VALUES = (*BAD, *LARGE, -1, 0, 10**9, 2**32, "", "(", "é")
 
 

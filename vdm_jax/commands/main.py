@@ -23,6 +23,7 @@ COMMANDS = {
     "train": "train the stages of a config into a run directory, resuming where it stopped",
     "distil": "train students of a run that sample in few steps: progressive, guided, consistency",
     "sample": "generate videos of captions from a run",
+    "edit": "change what a video shows, by a run or released weights, and keep how it moves",
     "generate": "generate pictures or videos with released weights, such as Stable Video Diffusion",
     "evaluate": "score a run's videos next to the ceiling of real clips and the floor of wrong captions",
     "measure": "score folders of video files, whoever made them, with their sound or against real ones",

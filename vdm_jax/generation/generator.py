@@ -170,9 +170,9 @@ class Generator:
         """
         stages, guidance = self.stages(first, last), one_guidance(guidance, guidance_scale, guide)
         rates = frame_rates(stages, given.get("fps"))
-        request = self._request(captions, given, stages, negative, masked_video)
+        request = self.request(captions, given, stages, negative, masked_video)
         captions = request.captions
-        self._check_trained(stages)
+        self.check_trained(stages)
         source = stages[0].source
         if source is not None and not (source.single_frames and masked_video is not None):
             raise UserError(f"stage {stages[0].name!r} starts from {source.frames} frames that no stage makes; "
@@ -234,7 +234,7 @@ class Generator:
         """
         method = method.of_cascade(self.experiment.stages)
         stages, guidance = self.experiment.stages[: method.stages], one_guidance(guidance, guidance_scale, guide)
-        self._check_trained(stages)
+        self.check_trained(stages)
         stages = tuple(dataclasses.replace(stage, sampling=with_guide(with_overrides(  # raises where it cannot do it
             stage.sampling, steps=steps, guidance=None if place else guidance, split_guidance=split_guidance,
             inpainting=None if place else inpainting), None if place else guide)) for place, stage in enumerate(stages))
@@ -242,7 +242,7 @@ class Generator:
         method.check(stages[0], stages[0].sampling, frames)
         scripts, rates = scripts_of(captions, frames), frame_rates(stages, given.get("fps"))
         requests = long_requests(stages, method, scripts, given, frames, rates,
-                                 functools.partial(self._request, masked_video=masked_video))
+                                 functools.partial(self.request, masked_video=masked_video))
         job = LongJob(stages, method, frames, rates[stages[-1].name], scripts, requests, seed, first_index,
                       masked_video, low, every)
         return job.sample(self, None if folder is None else Path(folder), at_once, progress, stop)
@@ -254,7 +254,8 @@ class Generator:
         made = self.long(captions, frames=frames, method=Autoregressive(overlap=overlap), **options)
         return Generated(made.captions, {made.stage: made.videos}, {made.stage: made.fps})
 
-    def _check_trained(self, stages: Sequence[Stage]) -> None:
+    def check_trained(self, stages: Sequence[Stage]) -> None:
+        """Raise `UserError` for a stage without weights."""
         absent = [stage.name for stage in stages if stage.name not in self.params]
         if absent:
             raise UserError(f"stage {absent[0]!r} has no trained weights; permitted: train it, or stop after one of "
@@ -296,7 +297,7 @@ class Generator:
                             f"{', '.join(stage.name for stage in stages[:end])}")
         return stages[start:end]
 
-    def _request(
+    def request(
         self, captions: Sequence[str] | str, given: Mapping[str, Any], stages: Sequence[Stage],
         negative: Sequence[str] | str | None = None, masked_video: MaskedVideo | None = None,
     ) -> Request:
@@ -366,15 +367,15 @@ class Generator:
         return NotFinite(f"{name}: {wrong} of {videos.size} values of the videos are NaN or infinite, {where}; "
                          f"{reason}")
 
+    def kept(self, key: Any, make: Callable, *arguments: Any) -> Any:
+        """`make(*arguments)`, a compiled function, made once for a key."""
+        if key not in self._compiled:
+            self._compiled[key] = make(*arguments)
+        return self._compiled[key]
+
     def _compile(self, stage: Stage, sampling: Sampling, ends: Truncation, watch: Watch | None) -> Callable:
         """The stage's sampling: by one compiled function for all steps, or where steps are watched by one for each."""
-        shardings = jax.tree.map(lambda x: x.sharding, self.params[stage.name])
-
-        def kept(key: Any, make: Callable, *arguments: Any) -> Any:
-            if key not in self._compiled:
-                self._compiled[key] = make(*arguments)
-            return self._compiled[key]
-
+        shardings, kept = jax.tree.map(lambda x: x.sharding, self.params[stage.name]), self.kept
         if watch is None:
             function = kept((stage, sampling, ends), jit_sampling, stage, sampling, self.mesh, shardings, ends)
         else:

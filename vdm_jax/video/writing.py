@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import Annotated, Any, BinaryIO, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -18,12 +19,21 @@ from jaxtyping import UInt8
 from vdm_jax.configuration import Range, check_value
 from vdm_jax.errors import UserError
 from vdm_jax.video.containers import display_name
+from vdm_jax.video.sound import SoundCopy
 
 SUFFIXES = (".mp4", ".gif", ".png")
 # Pixels of a side that the encoders take: H.264 of x264, the 16-bit sizes of GIF, and what viewers open as PNG.
 MOST_PIXELS = {".mp4": 16384, ".gif": 65535, ".png": 65535}
 # GIF counts in hundredths of a second, 655 seconds at most.
 RATES = {".mp4": (0.01, 1000), ".gif": (0.01, 100), ".png": (0.01, 1000)}
+
+
+class Sound(NamedTuple):
+    """The sound that a video is written with."""
+
+    path: Path  # of the file that has it
+    start: float  # seconds of that file at which the video begins
+    seconds: float  # how long the video lasts
 
 
 def check_output(path: str | os.PathLike, fps: float, size: tuple[int, int] | None = None) -> None:
@@ -87,10 +97,12 @@ def write_video(
 
 
 def write_frames(
-    path: str | os.PathLike, frames: Iterable[UInt8[np.ndarray, "H W 3"]], fps: float = 8.0, *, lossless: bool = False
+    path: str | os.PathLike, frames: Iterable[UInt8[np.ndarray, "H W 3"]], fps: float = 8.0, *, lossless: bool = False,
+    sound: Sound | None = None,
 ) -> Path:
     """Writes a video of frames of one size that come one after another; returns the path. An .mp4 keeps few of them in
-    memory, a .gif or .png all. Raises `UserError` as `write_video`, for no frames, and for a frame of another size."""
+    memory, a .gif or .png all; it alone holds `sound`. Raises `UserError` as `write_video`, for no frames, a frame of
+    another size, and sound that cannot be read."""
     frames = iter(frames)
     first = next(frames, None)
     if first is None:
@@ -108,7 +120,7 @@ def write_frames(
             yield frame
 
     with atomic_path(path) as temporary:
-        _encode_frames(temporary, checked(), first.shape[:2], fps, crf=18, lossless=lossless)
+        _encode_frames(temporary, checked(), first.shape[:2], fps, crf=18, lossless=lossless, sound=sound)
     return Path(path)
 
 
@@ -135,7 +147,8 @@ def encode_mp4(
 
 
 def _encode_frames(
-    file: Path | BinaryIO, frames: Iterable[np.ndarray], size: tuple[int, ...], fps: float, *, crf: int, lossless: bool
+    file: Path | BinaryIO, frames: Iterable[np.ndarray], size: tuple[int, ...], fps: float, *, crf: int, lossless: bool,
+    sound: Sound | None = None,
 ) -> None:
     """mp4 of frames of `size` (height, width), one after another."""
     import av
@@ -153,9 +166,25 @@ def _encode_frames(
         stream.codec_context.time_base = 1 / rate
         if not lossless:  # say which matrix was used, or players guess another one for large pictures
             stream.codec_context.colorspace = av.video.reformatter.Colorspace.SMPTE170M
-        for number, frame in enumerate(frames):
-            container.mux(stream.encode(_frame(frame if lossless else _padded_to_even(frame), number, rate)))
-        container.mux(stream.encode())
+        with _sounding(sound, container) as until:
+            for number, frame in enumerate(frames):
+                container.mux(stream.encode(_frame(frame if lossless else _padded_to_even(frame), number, rate)))
+                until(float(number / rate))
+            container.mux(stream.encode())
+            until(math.inf)
+
+
+@contextlib.contextmanager
+def _sounding(sound: Sound | None, container: Any) -> Iterator[Callable[[float], None]]:
+    """What writes the sound up to a time, seconds."""
+    if sound is None:
+        yield lambda seconds: None
+        return
+    copy = SoundCopy(sound.path, container, sound.start, sound.seconds)
+    try:
+        yield copy.until
+    finally:
+        copy.close()
 
 
 def _encode_gif(path: Path, video: np.ndarray, fps: float) -> None:

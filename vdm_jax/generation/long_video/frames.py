@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
@@ -90,6 +94,24 @@ class FramesInFolder(Frames):
             (self.folder / name).unlink(missing_ok=True)
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
+
+
+def request_key(said: Any, given: Any, weights: Any) -> str:
+    """Says of frames in a folder that they are of this request and these weights.
+
+    Args:
+      said: what was asked for, of plain values.
+      given: arrays that were given, in any tree.
+      weights: of networks; a few values of each tell trained weights from others.
+    """
+    digest = hashlib.sha256(repr(said).encode())
+    for tree, most in ((given, None), (weights, 16)):
+        leaves, structure = jax.tree.flatten(tree)
+        digest.update(str(structure).encode())
+        for leaf in leaves:
+            part = np.asarray(leaf if most is None else jnp.ravel(leaf)[:most])
+            digest.update(f"{part.dtype} {np.shape(leaf)}".encode() + part.tobytes())
+    return digest.hexdigest()
 
 
 def _read_record(path: Path, expected: dict) -> int:

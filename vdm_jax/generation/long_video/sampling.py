@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ from vdm_jax.generation.compiled import DRAWN, Noise
 from vdm_jax.generation.given_frames import checked_frames
 from vdm_jax.generation.jobs import Jobs, Progress
 from vdm_jax.generation.long_video.driver import Task, finished_frames, sample_plan
-from vdm_jax.generation.long_video.frames import Frames, FramesInFolder
+from vdm_jax.generation.long_video.frames import Frames, FramesInFolder, request_key
 from vdm_jax.generation.long_video.plan import Method
 from vdm_jax.generation.long_video.script import LongRequest, Script, first_captions
 from vdm_jax.generation.one_stage import inpainting_method, sampling_parts
@@ -196,20 +195,16 @@ class LongJob:
 
     def _key(self, at_once: int, generator: StageSampler) -> str:
         """Says of frames in a folder that they are of this request and these weights."""
-        digest = hashlib.sha256()
         said = (*map(to_json, self.stages), to_json(self.method), self.total, self.scripts, self.seed, self.first_index,
                 self.every, at_once)
-        digest.update(repr(said).encode())
         given = (self.masked_video, self.low, [(dict(r.request.given), r.text) for r in self.requests])
-        weights = ([generator.params[stage.name] for stage in self.stages],
-                   [generator.autoencoders[stage.name] for stage in self.stages if stage.latent is not None])
-        for tree, most in ((given, None), (weights, 16)):  # a few values of each tell trained weights from others
-            leaves, structure = jax.tree.flatten(tree)
-            digest.update(str(structure).encode())
-            for leaf in leaves:
-                part = np.asarray(leaf if most is None else jnp.ravel(leaf)[:most])
-                digest.update(f"{part.dtype} {np.shape(leaf)}".encode() + part.tobytes())
-        return digest.hexdigest()
+        return request_key(said, given, weights_of(generator, self.stages))
+
+
+def weights_of(generator: StageSampler, stages: tuple[Stage, ...]) -> tuple[list[Any], list[Any]]:
+    """The parameters of stages and of their autoencoders."""
+    return ([generator.params[stage.name] for stage in stages],
+            [generator.autoencoders[stage.name] for stage in stages if stage.latent is not None])
 
 
 def _extended(part: np.ndarray, frames: int) -> np.ndarray:

@@ -1,0 +1,98 @@
+"""Editing through a cascade: what stays, what changes, and what a stage sees of the one before."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from tests.refusals import refused
+from vdm_jax.conditions.frames import KeyFrames
+from vdm_jax.diffusion.samplers import DDIM, DDPM
+from vdm_jax.generation.editing.ddim_inversion import DDIMInversion
+from vdm_jax.generation.editing.ddpm_inversion import DDPMInversion
+from vdm_jax.generation.editing.edit import edit
+from vdm_jax.generation.editing.methods import EDIT_METHODS
+from vdm_jax.generation.editing.one_stage import edit_sampling
+from vdm_jax.generation.editing.sdedit import SDEdit
+from vdm_jax.generation.generator import Generator
+from vdm_jax.stages.options import Sampling
+
+SOURCE, TARGET = ["a red three moving left", "a blue two"], ["a blue three moving left", "a red two"]
+VIDEOS = np.random.default_rng(0).integers(0, 256, (2, 4, 16, 16, 3)).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def generator(experiment, params):
+    return Generator(experiment, params, jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def sdedited(generator):
+    return edit(generator, VIDEOS, TARGET, method=SDEdit(strength=0.7), seed=1)
+
+
+@pytest.mark.parametrize("name", EDIT_METHODS)
+def test_no_strength_leaves_the_video_as_it_is(generator, name):
+    made = edit(generator, VIDEOS, TARGET, source_captions=SOURCE, method=EDIT_METHODS[name](strength=0.0))
+    np.testing.assert_array_equal(made.videos, VIDEOS)
+    assert list(made.stages) == ["base", "large"] and made.stages["base"].shape == (2, 2, 8, 8, 3)
+
+
+def test_the_noises_of_ddpm_lead_back_and_another_caption_leads_elsewhere(generator):
+    """Without guidance the same caption gives the video exactly, in the size of every stage."""
+    same = edit(generator, VIDEOS, SOURCE, source_captions=SOURCE, method=DDPMInversion(strength=1.0), guidance=0.0,
+                round_trip=True)
+    for name, source in same.sources.items():
+        assert np.abs(same.stages[name].astype(int) - source).max() <= 1, name
+        assert same.round_trip[name].shape == (2,) and same.round_trip[name].min() > 50
+    np.testing.assert_array_equal(same.sources["large"], VIDEOS)
+    other = edit(generator, VIDEOS, TARGET, source_captions=SOURCE, method=DDPMInversion(strength=1.0), guidance=0.0,
+                 round_trip=True)
+    assert np.abs(other.stages["base"].astype(int) - other.sources["base"]).max() > 5
+
+
+def test_a_stage_sees_what_the_one_before_made(generator, sdedited):
+    """The second stage, which reads no caption, is left alone and differs all the same."""
+    methods = {"base": SDEdit(strength=0.0), "large": SDEdit(strength=0.7)}
+    kept = edit(generator, VIDEOS, TARGET, method=methods, seed=1)
+    np.testing.assert_array_equal(kept.stages["base"], kept.sources["base"])
+    assert (sdedited.stages["base"] != kept.stages["base"]).any()
+    assert (sdedited.stages["large"] != kept.stages["large"]).any()
+
+
+def test_a_video_does_not_depend_on_what_else_is_edited(generator, sdedited):
+    twice = edit(generator, VIDEOS[[1, 1]], [TARGET[1]] * 2, method=SDEdit(strength=0.7), seed=1, first_index=1)
+    assert np.abs(twice.videos[0].astype(int) - sdedited.videos[1]).max() <= 1
+    assert (twice.videos[0] != twice.videos[1]).any()  # other noise
+
+
+def test_methods_choose_samplers(experiment):
+    base, large = experiment.stages
+    ddim = edit_sampling(large, large.sampling, DDIMInversion(), 0.0)
+    assert ddim.target.sampler == DDIM(eta=0.0) and ddim.source.guidance == 0
+    ddpm = edit_sampling(large, large.sampling, DDPMInversion(), 0.0)
+    assert ddpm.target.sampler == large.sampling.sampler == DDIM(eta=0.5)  # which draws noise
+    assert edit_sampling(base, Sampling(), DDPMInversion(), 0.0).target.sampler == DDPM()
+    guided = edit_sampling(base, base.sampling, DDIMInversion(), 2.5)
+    assert (guided.source.guidance, guided.target.guidance) == (2.5, base.sampling.guidance)
+
+
+def test_what_cannot_be_edited(generator, experiment):
+    with refused("edit._in_sizes", "[2, 4, 8, 8, 3]", "permitted: [2, 4, 16, 16, 3]"):
+        edit(generator, VIDEOS[:, :, :8, :8], TARGET)
+    with refused("edit.edit", "source_captions has 1 captions for 2 videos"):
+        edit(generator, VIDEOS, TARGET, source_captions=SOURCE[:1])
+    with refused("source_guidance", "source_guidance=2.0 without source_captions"):
+        edit(generator, VIDEOS, TARGET, source_guidance=2.0)
+    with refused("edit._of_stage", "method is given for base", "base, large"):
+        edit(generator, VIDEOS, TARGET, method={"base": SDEdit()})
+    large = experiment.stages[1]
+    with refused("Stage.sampling.consistency", "method='ddim'", "'sdedit'"):
+        edit_sampling(large, dataclasses.replace(large.sampling, consistency=0.5), DDIMInversion(), 0.0)
+    filling = dataclasses.replace(large, source=None, network=dataclasses.replace(large.network, low_resolution=False))
+    object.__setattr__(filling, "source", KeyFrames(frames=2))
+    with refused("Stage.source", "source=KeyFrames"):
+        edit_sampling(filling, filling.sampling, SDEdit(), 0.0)

@@ -1,0 +1,200 @@
+"""`vdm-jax edit`: change what a video shows."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from vdm_jax.commands.arguments import GUIDANCE, GUIDANCE_SCALE, LORA, check_outputs, parse, weighted_files
+from vdm_jax.commands.outputs import check_videos
+from vdm_jax.commands.sample_command import guides
+from vdm_jax.configuration import Count, Guidance, Positive, Range, SamplingSteps, Seed, Share, Size
+from vdm_jax.errors import UserError
+from vdm_jax.runs.manifest import Damaged
+
+METHOD = Literal["sdedit", "ddim", "ddpm"]
+Refinements = Annotated[int, Range(least=0, most=100)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Edit:
+    """Edit a video by a run or by released weights: keep how it moves and change what --prompt says.
+
+    VIDEO is any file that FFmpeg reads. It is cut to the size of the model's videos and edited clip by clip; its rate
+    and, in an .mp4, its sound are kept. MODEL is a run, a name under runs/, an exported folder or a released model's
+    folder in the layout of diffusers. In a cascade every stage edits the video in its own size, given what the stage
+    before made of it. Next to --out, x.mp4, come x_side_by_side.mp4, with VIDEO on the left, and x.json, a record.
+    Ctrl-C ends it at a whole clip, and the same command goes on.
+
+    Methods: sdedit adds noise and samples with the prompt (Meng et al. 2021). ddim inverts the video to the noise that
+    DDIM makes it of, with --source-prompt, and samples from there with the prompt. ddpm keeps the noise of every step
+    instead (edit-friendly inversion, Huberman-Spiegelglas et al. 2023).
+
+    Examples:
+      vdm-jax edit three.mp4 --model captioned_digits_full --method ddim --source-prompt "a red 3 moving left" \
+        --prompt "a blue 3 moving left" --out blue.mp4
+      vdm-jax edit dance.mp4 --model stable-diffusion-v1-5 --num-frames 8 --method ddim --source-prompt "a dancer" \
+        --prompt "a robot dancing" --out robot.mp4
+      vdm-jax edit waves.mov --model animatediff --method sdedit --strength 0.5 --prompt "waves of milk" --out milk.mp4
+    """
+
+    video: tyro.conf.Positional[Path]
+    model: str  # run directory or name, or a released model's folder
+    prompt: str = ""  # what the video shall show
+    method: METHOD = "ddim"
+    source_prompt: str | None = None  # ddim, ddpm: what it shows; by default nothing is said of it
+    # Share of the steps that are made: one number, or one for each stage. By default 0.6 of sdedit, 1 of ddim, 0.64 of
+    # ddpm; 0 leaves the video as it is
+    strength: tuple[Share, ...] = ()
+    refinements: Refinements | None = None  # ddim: further evaluations of each step of the inversion, 3 by default
+    steps: SamplingSteps | None = None  # of the sampler, of every stage; each stage's own by default
+    guidance: GUIDANCE = None
+    guidance_scale: GUIDANCE_SCALE = None
+    # Instead, NAME=SCALE of conditions that come in one after the other, of the first stage
+    guide: tuple[str, ...] = ()
+    source_guidance: Guidance = 0.0  # ddim, ddpm: weight w of guidance by --source-prompt in the inversion; 0 is off
+    negative_prompt: str | None = None  # what the video should not show, for models that encode captions
+    # Kind of maps to make of VIDEO for networks that take a control map, or a video of such maps, frame for frame
+    control: str | None = None
+    round_trip: bool = False  # also go back to VIDEO with its own prompt, and report the PSNR; twice the time
+    fps: Positive | None = None  # frames per second at which VIDEO is read and written; its own by default
+    frames: Count | None = None  # most frames that are edited, from the first on; all by default
+    at_once: Count = 1  # clips that are edited together
+    num_frames: Size | None = None  # of a released model's clips; the authors' by default
+    height: Size | None = None  # pixels, likewise
+    width: Size | None = None  # pixels, likewise
+    last: str | None = None  # stop after this stage
+    lora: LORA = ()
+    seed: Seed = 0
+    damaged: Damaged = "refuse"  # a damaged newest checkpoint: refuse, or skip it and use the newest intact one
+    out: Path = Path("edited.mp4")  # .mp4, .gif or .png
+
+
+READ_BY = {"refinements": ("ddim",), "source_guidance": ("ddim", "ddpm"), "source_prompt": ("ddim", "ddpm")}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Entry of the command.
+
+    Raises:
+      KeyboardInterrupt: it was asked to stop; finished clips are kept.
+    """
+    options = parse(Edit, arguments, "vdm-jax edit")
+    check(options)
+    from vdm_jax.commands.progress import counting_progress
+    from vdm_jax.generation.editing.files import edit_video
+    from vdm_jax.training.stopping import stop_requests
+
+    began, generator = time.monotonic(), _generator(options)
+    if not options.prompt and any(stage.network.text is not None for stage in generator.stages(None, options.last)):
+        raise UserError("--prompt is missing; permitted: what the video shall show, in quotes")
+    spec, out = generator.makes(last=options.last), options.out
+    check_videos((out,), options.fps or _rate(options.video), 2, (spec.height, spec.width))
+    job = _job(options, generator)
+    with counting_progress("editing ", "clips") as progress, stop_requests("batch of clips") as requests:
+        made = edit_video(generator, job, folder=out.with_name(f"{out.name}.frames"), progress=progress,
+                          stop=lambda: requests.requested)
+    if not made.complete:
+        raise KeyboardInterrupt(f"stopped; {made.finished} of {made.frames.shape[1]} frames are finished; the same "
+                                "command goes on")
+    record = made.record() | {"model": options.model, "seconds": round(time.monotonic() - began, 1)}
+    beside = made.save(out.with_name(f"{out.stem}_side_by_side{out.suffix}"), side_by_side=True)
+    written = out.with_suffix(".json")
+    written.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    for path in (made.save(out), beside, written):
+        print(path)
+    for stage, value in record["round_trip_psnr"].items():
+        print(f"round trip of stage {stage}: {value:.1f} dB")
+    made.frames.remove()
+    shutil.rmtree(_maps_folder(options), ignore_errors=True)
+    return 0
+
+
+def _generator(options: Edit) -> Any:
+    """The model, in the sizes that are asked for."""
+    from vdm_jax.generation.released.models import with_size
+    from vdm_jax.runs.directory import load
+
+    generator = with_size(load(options.model, damaged=options.damaged), options.num_frames, options.height,
+                          options.width)
+    if options.lora:
+        from vdm_jax.generation.loras import with_loras
+
+        generator = with_loras(generator, weighted_files("--lora", options.lora))
+    return generator
+
+
+def _job(options: Edit, generator: Any) -> Any:
+    """What is asked of the video. Raises `UserError` for a strength per stage of another number of stages."""
+    from vdm_jax.generation.editing.files import VideoJob
+    from vdm_jax.generation.editing.methods import EDIT_METHODS
+
+    stages = generator.stages(None, options.last)
+    kind = EDIT_METHODS[options.method]
+    own = {} if options.refinements is None else {"refinements": options.refinements}
+    if len(options.strength) not in (0, 1, len(stages)):
+        raise UserError(f"--strength has {len(options.strength)} numbers for the stages "
+                        f"{', '.join(stage.name for stage in stages)}; permitted: one, or one for each")
+    methods = [kind(strength=strength, **own) for strength in options.strength] or [kind(**own)]
+    method = methods[0] if len(methods) == 1 else dict(zip([s.name for s in stages], methods, strict=True))
+    more = {"steps": options.steps, "guidance": options.guidance, "guidance_scale": options.guidance_scale,
+            "guide": guides(options.guide), "source_guidance": options.source_guidance, "last": options.last,
+            "negative": options.negative_prompt, "round_trip": options.round_trip}
+    return VideoJob(options.video, options.prompt, options.source_prompt, method, options.fps, options.frames,
+                    options.seed, options.at_once, _maps(options), more)
+
+
+def _maps(options: Edit) -> Path | None:
+    """The video of control maps: given, or made of the video next to the result."""
+    from vdm_jax.annotation.folder import KINDS, annotate
+
+    if options.control is None:
+        return None
+    if options.control not in KINDS:
+        return Path(options.control)
+    folder = _maps_folder(options)
+    annotate(options.video.absolute(), folder, options.control, KINDS[options.control]())
+    return folder / f"{options.video.stem}.mp4"
+
+
+def _maps_folder(options: Edit) -> Path:
+    return options.out.with_name(f"{options.out.name}.maps")
+
+
+def _rate(path: Path) -> float:
+    from vdm_jax.video.reading import VideoReader
+
+    with VideoReader(path) as reader:
+        return reader.fps
+
+
+def check(options: Edit) -> None:
+    """Refuse bad options before anything is loaded. Raises `UserError`."""
+    from vdm_jax.annotation.folder import KINDS
+    from vdm_jax.generation.one_stage import one_guidance
+
+    if not options.video.is_file():
+        raise UserError(f"video={options.video} is not a file; permitted: a video")
+    for name, methods in READ_BY.items():
+        value = getattr(options, name)
+        if options.method not in methods and value not in (None, 0.0):
+            raise UserError(f"--{name.replace('_', '-')}={value} with --method={options.method}; permitted: --method "
+                            f"{' or '.join(methods)}")
+    if options.source_guidance and options.source_prompt is None:
+        raise UserError(f"--source-guidance={options.source_guidance} without --source-prompt; permitted: 0, or with "
+                        "--source-prompt TEXT")
+    made = [name for name in KINDS if name in ("canny", "hed", "flow")]  # of the frames alone
+    if options.control is not None and options.control not in made and not Path(options.control).is_file():
+        raise UserError(f"--control={options.control} is no file; permitted: {', '.join(made)}, or a video of maps")
+    one_guidance(options.guidance, options.guidance_scale, guides(options.guide))
+    weighted_files("--lora", options.lora)
+    check_outputs((options.out,))
+    if options.out.absolute() == options.video.absolute():
+        raise UserError(f"--out={options.out} is the video itself; permitted: another file")

@@ -1,0 +1,1 @@
+"""Editing given videos: by the stages of any cascade, one file per method."""

@@ -1,0 +1,159 @@
+"""Editing videos by a cascade: each stage edits the given video in its own size, conditioned on what the stage before
+made of it.
+
+A super-resolution stage inverts the given video conditioned on that video with fewer pixels, and samples conditioned on
+the edited one: what changes is what the captions and the low-resolution videos differ in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from vdm_jax.conditions.conditioning import Conditioning
+from vdm_jax.errors import UserError
+from vdm_jax.generation.editing.methods import EditMethod
+from vdm_jax.generation.editing.one_stage import EditSampling, edit_sampling, jit_edit
+from vdm_jax.generation.editing.sdedit import SDEdit
+from vdm_jax.generation.generator import Generator
+from vdm_jax.generation.jobs import Jobs, Progress
+from vdm_jax.generation.one_stage import one_guidance, sampling_parts, with_guide, with_overrides
+from vdm_jax.generation.prompts import at_rate, frame_rates, requested_conditioning
+from vdm_jax.metrics.frames import psnr
+from vdm_jax.stages.stage import Stage
+from vdm_jax.video.arrays import check_finite, to_float, to_uint8
+
+
+@dataclasses.dataclass(frozen=True)
+class Edited:
+    """Edited videos, and the given ones next to them."""
+
+    captions: tuple[str, ...]
+    stages: dict[str, UInt8[np.ndarray, "B T H W 3"]]  # edited, by stage name, in order
+    sources: dict[str, UInt8[np.ndarray, "B T H W 3"]]  # the given videos in the size of each stage
+    # By stage, PSNR in dB of what the method makes with the given video's own caption and guidance, to the given video;
+    # empty unless asked for
+    round_trip: dict[str, Float[np.ndarray, " B"]]
+
+    @property
+    def videos(self) -> UInt8[np.ndarray, "B T H W 3"]:
+        """The edited videos of the last stage."""
+        return list(self.stages.values())[-1]
+
+
+def edit(
+    generator: Generator, videos: UInt8[np.ndarray, "B T H W 3"], captions: Sequence[str] | str, *,
+    source_captions: Sequence[str] | str | None = None, method: EditMethod | Mapping[str, EditMethod] = SDEdit(),  # noqa: B008
+    seed: int = 0, first_index: int = 0, steps: int | None = None, guidance: float | None = None,
+    guidance_scale: float | None = None, guide: Mapping[str, float] | None = None, source_guidance: float = 0.0,
+    last: str | None = None, negative: Sequence[str] | str | None = None, round_trip: bool = False,
+    progress: Progress | None = None, **given: Any,
+) -> Edited:
+    """Edit videos with the stages of a cascade, or with a released model.
+
+    Args:
+      videos: in the size of the last stage (`generator.makes(last=last)`), uint8 or in [-1, 1].
+      captions: what they shall show, one for each.
+      source_captions: what they show, for methods that invert them; None: the null caption, where a stage has one.
+      method: of all stages, or by stage name.
+      seed, first_index: as in a call of the generator.
+      steps: sampler steps, for all stages; each stage's own by default.
+      guidance, guidance_scale, guide, negative: of the first stage, as in a call.
+      source_guidance: weight w of the guidance by the given videos' captions while they are inverted, of the first
+        stage. 0, the default, is off: guidance leads an inversion to noise that no sample begins with.
+      last: name of the stage to stop after.
+      round_trip: also measure how well the method leads back to the given videos with their own captions, which takes
+        as many steps again.
+      progress: called with (stage, videos done, videos in all).
+      given: values of further conditions, as in a call.
+
+    Raises:
+      UserError: videos of another size or number, captions missing, a stage that is not trained or cannot be edited,
+        guidance by captions that are not given.
+    """
+    stages = generator.stages(None, last)
+    guidance = one_guidance(guidance, guidance_scale, guide)
+    rates = frame_rates(stages, given.get("fps"))
+    generator.check_trained(stages)
+    request = generator.request(captions, given, stages, negative)
+    own = None if source_captions is None else generator.request(source_captions, given, stages)
+    sources = _in_sizes(videos, stages, len(request.captions))
+    if own is not None and len(own.captions) != len(request.captions):
+        raise UserError(f"source_captions has {len(own.captions)} captions for {len(request.captions)} videos; "
+                        "permitted: one for each")
+    if own is None and source_guidance:
+        raise UserError(f"source_guidance={source_guidance} without source_captions; permitted: 0, or captions of the "
+                        "given videos")
+    hows = []
+    for place, stage in enumerate(stages):
+        sampling = with_overrides(stage.sampling, steps=steps, guidance=None if place else guidance)
+        sampling = with_guide(sampling, None if place else guide)
+        chosen = method if not isinstance(method, Mapping) else _of_stage(method, stage, stages)
+        hows.append(edit_sampling(stage, sampling, chosen, 0.0 if place else source_guidance))
+    jobs = Jobs(seed, first_index + np.arange(len(request.captions)), progress)
+    edited: dict[str, np.ndarray] = {}
+    again: dict[str, np.ndarray] = {}
+    low = None
+    for place, (stage, how) in enumerate(zip(stages, hows, strict=True)):
+        asked = [r if r.get("fps") is None else at_rate(r, rates[stage.name]) for r in (own or request, request)]
+        texts = [requested_conditioning(stage, r) for r in asked]
+        if own is None:
+            texts[0] = texts[0].without("prompt")
+        made = _run(generator, stage, place, how, jobs, tuple(texts), low, sources[stage.name], round_trip)
+        low = (sources[stage.name], made[0])
+        edited[stage.name] = np.asarray(to_uint8(made[0]))
+        if round_trip:
+            again[stage.name] = psnr(np.asarray(to_uint8(made[1])), np.asarray(to_uint8(sources[stage.name])))
+    return Edited(request.captions, edited, {name: np.asarray(to_uint8(x)) for name, x in sources.items()}, again)
+
+
+def _run(
+    generator: Generator, stage: Stage, place: int, how: EditSampling, jobs: Jobs,
+    captions: tuple[Conditioning, Conditioning], low: Any, video: Float[np.ndarray, "B T H W 3"], again: bool,
+) -> list[Float[np.ndarray, "B T H W 3"]]:
+    """All videos of one stage, in batches of one size."""
+    total, parts = len(jobs.indices), sampling_parts(stage, how.target, generator.mesh)
+    size = -(-min(how.target.batch_size, total) // parts) * parts
+    shardings = jax.tree.map(lambda x: x.sharding, generator.params[stage.name])
+    function = generator.kept((stage, how, again, "edit"), jit_edit, stage, how, again, generator.mesh, shardings)
+    autoencoder = () if stage.latent is None else (generator.autoencoders[stage.name],)
+    done = []
+    for start in range(0, total, size):
+        rows = np.minimum(np.arange(start, start + size), total - 1)
+        keys = jobs.keys(rows, place)
+        batch = jax.tree.map(lambda x, rows=rows: x[rows], (captions, low, video))
+        with jax.set_mesh(generator.mesh):
+            made = function(generator.params[stage.name], keys, *batch, *autoencoder)
+        done.append([np.asarray(x) for x in made if x is not None])
+        check_finite(done[-1][0], f"stage {stage.name!r}, edited videos")
+        jobs.tell(stage.name, min(start + size, total), total)
+    return [np.concatenate(parts)[:total] for parts in zip(*done, strict=True)]
+
+
+def _in_sizes(videos: Any, stages: Sequence[Stage], count: int) -> dict[str, Float[np.ndarray, "B T H W 3"]]:
+    """The given videos in [-1, 1] in the size of each stage, as its training has them. Raises `UserError` for videos
+    of another shape."""
+    shape = (count, *stages[-1].video.shape)
+    if np.shape(videos) != shape:
+        raise UserError(f"videos of shape {list(np.shape(videos))} for {count} captions and stage "
+                        f"{stages[-1].name!r}; permitted: {list(shape)}")
+    x = np.asarray(to_float(videos) if videos.dtype == np.uint8 else videos, np.float32)
+    found = {stages[-1].name: x}
+    for stage, before in zip(reversed(stages), reversed(stages[:-1]), strict=False):
+        x = np.asarray(stage.source.degrade(jnp.asarray(x)))
+        found[before.name] = x
+    return {stage.name: found[stage.name] for stage in stages}
+
+
+def _of_stage(methods: Mapping[str, EditMethod], stage: Stage, stages: Sequence[Stage]) -> EditMethod:
+    """Raises `UserError` where there is none."""
+    if methods.keys() != {stage.name for stage in stages}:
+        raise UserError(f"method is given for {', '.join(methods) or 'no stage'}; permitted: for each of "
+                        f"{', '.join(stage.name for stage in stages)}")
+    return methods[stage.name]

@@ -1,0 +1,201 @@
+"""Editing a video file of any length: clip by clip, in memory that does not grow with it, and going on after an
+interruption."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from vdm_jax.configuration import to_data, to_json
+from vdm_jax.errors import UserError
+from vdm_jax.generation.editing.edit import edit
+from vdm_jax.generation.editing.methods import EditMethod
+from vdm_jax.generation.generator import Generator
+from vdm_jax.generation.jobs import Progress
+from vdm_jax.generation.long_video.frames import Frames, FramesInFolder, request_key
+from vdm_jax.generation.long_video.sampling import CHUNK, weights_of
+from vdm_jax.metrics.frames import psnr
+from vdm_jax.video.grids import tile_videos
+from vdm_jax.video.reading import VideoReader
+from vdm_jax.video.sound import has_sound
+from vdm_jax.video.writing import Sound, write_frames
+
+EDITED, SOURCE = 0, 1  # places of the two videos in the store
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoJob:
+    """A video file, and how it is cut into the clips that a stage makes.
+
+    The clips follow one another; the last one is filled up with its last frame. `fps` is the rate at which the file is
+    read, by presentation times, and written again; None: its own mean rate.
+    """
+
+    path: Path
+    caption: str
+    source_caption: str | None = None
+    method: EditMethod | Mapping[str, EditMethod] | None = None  # None: `edit`'s
+    fps: float | None = None
+    frames: int | None = None  # that are edited, from the first on; None: all
+    seed: int = 0
+    at_once: int = 1  # clips that are edited together
+    maps: Path | None = None  # video of control maps, frame for frame, for networks that take such
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # further ones of `edit`
+
+
+@dataclasses.dataclass(frozen=True)
+class EditedVideo:
+    """An edited video, finished or not, in memory or in a folder."""
+
+    job: VideoJob
+    fps: float
+    frames: Frames  # the edited video and the given one
+    finished: int  # frames
+    begins: float  # seconds of the file at which its first frame is shown
+    round_trip: dict[str, list[float]]  # PSNR in dB by stage, of the clips of this call; empty unless asked for
+
+    @property
+    def complete(self) -> bool:
+        """Whether all frames are there."""
+        return self.finished == self.frames.shape[1]
+
+    def stream(self) -> Iterator[UInt8[np.ndarray, "2 T H W 3"]]:
+        """The finished frames of both videos in pieces of some frames."""
+        for start in range(0, self.finished, CHUNK):
+            numbers = range(start, min(start + CHUNK, self.finished))
+            yield np.stack([self.frames.read(place, numbers) for place in (EDITED, SOURCE)])
+
+    def save(self, path: Path, side_by_side: bool = False) -> Path:
+        """Write the finished frames to an .mp4, with the file's sound, a .gif or a .png of frames; `side_by_side` next
+        to the given ones."""
+        sound = None
+        if Path(path).suffix.lower() == ".mp4" and has_sound(self.job.path):
+            sound = Sound(self.job.path, self.begins, self.finished / self.fps)
+        frames = (frame for part in self.stream() for frame in (tile_videos(part[::-1]) if side_by_side else part[0]))
+        return write_frames(path, frames, self.fps, sound=sound)
+
+    def record(self) -> dict[str, Any]:
+        """What was done, and how far the result is from the given video, as plain data."""
+        job, found = self.job, [psnr(part[:1], part[1:]) * part.shape[1] for part in self.stream()]
+        methods = job.method if isinstance(job.method, Mapping) else {"all": job.method}
+        return {
+            "video": str(job.path), "caption": job.caption, "source_caption": job.source_caption, "seed": job.seed,
+            "frames": self.finished, "fps": self.fps, "size": list(self.frames.shape[2:4]),
+            "sound": has_sound(job.path), "maps": None if job.maps is None else str(job.maps),
+            "method": {stage: {"name": each.name, **{k: v for k, v in to_data(each).items() if k != "kind"}}
+                       for stage, each in methods.items() if each is not None},
+            "options": {name: value for name, value in job.options.items() if value is not None},
+            "psnr_to_source": float(np.sum(found) / max(self.finished, 1)),
+            "round_trip_psnr": {stage: float(np.mean(values)) for stage, values in self.round_trip.items()},
+        }
+
+
+def edit_video(
+    generator: Generator, job: VideoJob, *, folder: Path | None = None, progress: Progress | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> EditedVideo:
+    """Edit a video file with the stages of a cascade, or with a released model.
+
+    Args:
+      folder: where finished frames are kept, so that the same call goes on after an interruption; memory by default.
+      progress: called with ("clips", clips done, clips in all).
+      stop: asked after each batch of clips; True ends the call there, with the video unfinished.
+
+    Raises `UserError` for a file that cannot be read, maps of another number of frames or that no network takes, and as
+    `edit`.
+    """
+    last = job.options.get("last")
+    stages, spec = generator.stages(None, last), generator.stages(None, last)[-1].video
+    with contextlib.ExitStack() as files:
+        reader = files.enter_context(VideoReader(job.path))
+        maps = None if job.maps is None else files.enter_context(VideoReader(job.maps))
+        name = _map_name(stages, job)
+        if maps is not None and len(maps) != len(reader):
+            raise UserError(f"{job.maps} has {len(maps)} frames for {len(reader)} of {job.path}; permitted: a map for "
+                            "each frame", "edit.maps")
+        fps = reader.fps if job.fps is None else job.fps
+        numbers = reader.index.at(np.arange(_count(reader, fps, job.frames)) / fps)
+        shape = (2, len(numbers), *spec.shape[1:])
+        stat = job.path.stat()
+        said = (*map(to_json, stages), _methods(job), repr(dataclasses.replace(job, method=None)), numbers.tolist(),
+                stat.st_size, stat.st_mtime_ns)
+        key = request_key(said, (), weights_of(generator, stages))
+        frames = Frames(shape, key) if folder is None else FramesInFolder(folder, shape, key)
+        clips, round_trip = -(-len(numbers) // spec.frames), {}
+        begins = float(reader.index.pts[0] * reader.index.time_base)
+
+        def tell() -> None:
+            if progress is not None:
+                progress("clips", frames.done, clips)
+
+        tell()
+        try:
+            while frames.done < clips and not (frames.done and stop()):
+                batch = range(frames.done, min(frames.done + job.at_once, clips))
+                for stage, values in _edit_clips(generator, job, reader, maps, name, numbers, batch, frames).items():
+                    round_trip.setdefault(stage, []).extend(values.tolist())
+                tell()
+        except BaseException:
+            if not frames.done:  # nothing to go on with
+                frames.remove()
+            raise
+    return EditedVideo(job, fps, frames, min(frames.done * spec.frames, len(numbers)), begins, round_trip)
+
+
+def _edit_clips(
+    generator: Generator, job: VideoJob, reader: VideoReader, maps: VideoReader | None, name: str | None,
+    numbers: np.ndarray, batch: range, frames: Frames,
+) -> dict[str, Float[np.ndarray, " B"]]:
+    """Edit some clips and write them; returns their round trips."""
+    spec = generator.stages(None, job.options.get("last"))[-1].video
+    places = np.concatenate([np.arange(clip * spec.frames, (clip + 1) * spec.frames) for clip in batch])
+    shown = numbers[np.minimum(places, len(numbers) - 1)]
+
+    def read(file: VideoReader) -> np.ndarray:
+        return file.frames(shown, spec.height, spec.width).reshape(len(batch), spec.frames, spec.height, spec.width, 3)
+
+    source = read(reader)
+    given = {} if name is None else {name: source if maps is None else read(maps)}
+    captions = None if job.source_caption is None else [job.source_caption] * len(batch)
+    method = {} if job.method is None else {"method": job.method}
+    made = edit(generator, source, [job.caption] * len(batch), source_captions=captions, seed=job.seed,
+                first_index=batch[0], **method, **given, **job.options)
+    within = [place for place in places if place < len(numbers)]
+    for place, videos in ((EDITED, made.videos), (SOURCE, source)):
+        frames.write(place, within, videos.reshape(-1, *videos.shape[2:])[: len(within)])
+    frames.finish(batch[-1] + 1)
+    return made.round_trip
+
+
+def _count(reader: VideoReader, fps: float, most: int | None) -> int:
+    """Frames at a rate."""
+    whole = max(1, math.floor(reader.duration * fps + 0.5))
+    return whole if most is None else min(whole, most)
+
+
+def _methods(job: VideoJob) -> Any:
+    if isinstance(job.method, Mapping):
+        return {name: to_json(method) for name, method in job.method.items()}
+    return None if job.method is None else to_json(job.method)
+
+
+def _map_name(stages: tuple[Any, ...], job: VideoJob) -> str | None:
+    """The condition that is a map of the video: made by the network of the video itself, or given. Raises `UserError`
+    for maps that no network takes, or of which none is given."""
+    entries = {entry.name: entry.condition for stage in stages for entry in stage.network.conditions
+               if entry.condition.form == "map" and (entry.condition.of_video or entry.condition.dtype == np.uint8)}
+    own = [name for name, condition in entries.items() if condition.of_video]
+    given = [name for name in entries if name not in own]
+    if job.maps is None and not given:
+        return own[0] if own else None
+    if (job.maps is None) or len(given) != 1:
+        raise UserError(f"control maps of {job.maps} for networks that take {', '.join(given) or 'none'}; permitted: "
+                        "one file of maps exactly for networks that take one", "edit.maps")
+    return given[0]

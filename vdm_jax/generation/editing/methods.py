@@ -1,0 +1,11 @@
+"""The methods of editing by name."""
+
+from __future__ import annotations
+
+from vdm_jax.generation.editing.ddim_inversion import DDIMInversion
+from vdm_jax.generation.editing.ddpm_inversion import DDPMInversion
+from vdm_jax.generation.editing.sdedit import SDEdit
+
+EditMethod = SDEdit | DDIMInversion | DDPMInversion
+EDIT_METHODS: dict[str, type[EditMethod]] = {
+    kind.name: kind for kind in (SDEdit, DDIMInversion, DDPMInversion)}

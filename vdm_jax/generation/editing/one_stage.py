@@ -1,0 +1,115 @@
+"""Editing videos of one stage: two denoisers, of the given video's caption and of the new one, and a method."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, ArrayLike, Float, Key
+
+from vdm_jax.conditions.conditioning import Conditioning
+from vdm_jax.diffusion.arrays import Denoiser
+from vdm_jax.diffusion.sampling import steps_between
+from vdm_jax.errors import UserError
+from vdm_jax.generation.editing.methods import EditMethod
+from vdm_jax.generation.editing.parts import EditParts
+from vdm_jax.generation.one_stage import (
+    finished,
+    precomputed,
+    released_steps,
+    sampling_sharding,
+    stage_conditioning,
+    stage_denoiser,
+    stage_levels,
+)
+from vdm_jax.parallel.compiling import compiler_options
+from vdm_jax.stages.latent import encode, weight_shardings
+from vdm_jax.stages.options import Sampling
+from vdm_jax.stages.stage import LowResolution, Stage
+
+
+class EditSampling(NamedTuple):
+    """How a stage is edited; static."""
+
+    method: EditMethod
+    target: Sampling  # of the new caption
+    source: Sampling  # of the given video's caption: the same steps, its own guidance
+
+
+class Edits(NamedTuple):
+    """Videos of a stage in [-1, 1]."""
+
+    edited: Float[Array, "B T H W 3"]
+    again: Float[Array, "B T H W 3"] | None  # by the same method with the given video's own caption and guidance
+
+
+def edit_sampling(stage: Stage, sampling: Sampling, method: EditMethod, source_guidance: float) -> EditSampling:
+    """How a stage is edited by a method; all frames are at one noise level. Raises `UserError` for stages that make
+    videos otherwise than from noise or a low-resolution video, and for methods that they cannot be inverted by."""
+    where = f"Stage {stage.name!r}"
+    if not isinstance(stage.source, LowResolution | None):
+        raise UserError(f"{where}: source={type(stage.source).__name__} cannot be edited; permitted: stages that make "
+                        "videos of noise or of a low-resolution video")
+    if sampling.windows is not None and sampling.windows.follows:
+        raise UserError(f"{where}: sampling.windows.follows=True cannot be edited; permitted: False")
+    if method.inverts and sampling.consistency is not None:
+        raise UserError(f"{where}: sampling.consistency={sampling.consistency} with method={method.name!r}, which "
+                        "inverts a diffusion and no consistency model; permitted: 'sdedit'")
+    target = method.sampling(dataclasses.replace(sampling, frame_lag=0, frame_schedule=None))
+    source = dataclasses.replace(target, guidance=source_guidance, terms=(), last_frame_guidance=None,
+                                 oscillation=None)
+    for each in (target, source):
+        dataclasses.replace(stage, sampling=each)  # raises where the stage cannot do it
+    return EditSampling(method, target, source)
+
+
+def edit_stage(
+    stage: Stage, how: EditSampling, params: Any, keys: Key[Array, " B"], captions: tuple[Conditioning, Conditioning],
+    low: tuple[Float[Array, "B T2 H2 W2 3"], Float[Array, "B T2 H2 W2 3"]] | None, video: Float[Array, "B T H W 3"],
+    autoencoder: Any = None, *, levels: Float[ArrayLike, " steps"] | None = None, again: bool = False,
+) -> Edits:
+    """A stage's videos, edited; jittable with stage and `how` static.
+
+    Args:
+      captions: what the given videos show, and what they shall show.
+      low: for a stage with a source, the given videos and the edited ones of the stage before.
+      video: the given videos, in [-1, 1].
+      levels: of the sampler's steps, where they cannot be evaluated here.
+      again: also go back to the given video with its own caption, to see what the way costs.
+    """
+    levels = stage_levels(stage, how.target) if levels is None else levels
+    released, embedded = released_steps(stage, how.target)
+    low = (None, None) if low is None else low
+
+    def denoiser(sampling: Sampling, text: Conditioning, low: Any) -> Denoiser:
+        conditioning, _ = stage_conditioning(stage, sampling, keys, text, low, None, autoencoder)
+        conditioning = precomputed(stage, sampling, params, conditioning)
+        return stage_denoiser(stage, params, conditioning, sampling, levels, embedded=embedded)
+
+    source = denoiser(how.source, captions[0], low[0])
+    parts = EditParts(
+        source, denoiser(how.target, captions[1], low[1]), keys,
+        released.steps if released is not None else steps_between(levels), stage.process, how.target.sampler,
+        how.target.shared_noise)
+    x = video if stage.latent is None else encode(stage.latent, autoencoder, video)
+
+    def made(parts: EditParts, low: Any) -> Array:
+        return finished(stage, how.method.edit(x, parts), low, None, autoencoder)
+
+    return Edits(made(parts, low[1]), made(parts._replace(target=source), low[0]) if again else None)
+
+
+def jit_edit(stage: Stage, how: EditSampling, again: bool, mesh: Mesh, shardings: Any) -> jax.stages.Wrapped:
+    """`edit_stage` as `(params, keys, captions, low, video, *autoencoder) -> Edits`, jitted for a mesh; `shardings` are
+    those of the parameters."""
+    levels = np.asarray(stage_levels(stage, how.target))
+
+    def function(params: Any, keys: Any, captions: Any, low: Any, video: Any, *autoencoder: Any) -> Edits:
+        return edit_stage(stage, how, params, keys, captions, low, video, *autoencoder, levels=levels, again=again)
+
+    batch = sampling_sharding(stage, how.target, mesh)
+    placed = (shardings, batch, batch, batch, batch, *weight_shardings(stage.latent, mesh))
+    return jax.jit(function, in_shardings=placed, out_shardings=batch, compiler_options=compiler_options(mesh))

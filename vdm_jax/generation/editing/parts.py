@@ -1,0 +1,24 @@
+"""What a method of editing sees of a stage."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from jaxtyping import Array, Key
+
+from vdm_jax.diffusion.arrays import Denoiser
+from vdm_jax.diffusion.process import Process
+from vdm_jax.diffusion.samplers import Sampler
+from vdm_jax.diffusion.steps import Step
+
+
+class EditParts(NamedTuple):
+    """A stage as functions: of what the given video shows, and of what it shall show."""
+
+    source: Denoiser  # conditioned on the given video's caption, with the guidance of inversion
+    target: Denoiser  # conditioned on the new caption, with the stage's guidance
+    keys: Key[Array, " B"]
+    steps: Step  # of the sampler, all of them
+    process: Process
+    sampler: Sampler
+    shared_noise: bool = False  # all frames of a video get the same noise
