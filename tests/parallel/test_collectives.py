@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vdm_jax.parallel.collectives import axes_of, collectives, describe, listed, read_groups
+from vdm_jax.planning.traffic import traffic
 
 N, ROWS, COLUMNS = 8, 4, 16
 PART = 4 * ROWS * COLUMNS  # bytes of a device's part
@@ -158,21 +159,68 @@ def test_a_fused_reduce_scatter_has_the_groups_of_its_computation():
     assert (permute.times, permute.groups) == (4, ((0, 1), (1, 0)))
 
 
-def test_an_asynchronous_gather_of_the_tpu_compiler_counts_once():
-    """Its start is a fusion that holds the collective and a call that marks it."""
-    text = """HloModule m
+# A gather that goes on while a product is computed, as the TPU compiler writes it: its start, the fusion that computes
+# and its end all repeat the collective.
+ASYNCHRONOUS = """HloModule m, is_scheduled=true
 
 %fused (p: bf16[16,128]) -> (bf16[16,128], bf16[64,128]) {
   %p = bf16[16,128]{1,0} parameter(0)
-  %all-gather.1 = bf16[64,128]{1,0} all-gather(%p), channel_id=1, replica_groups=mesh['axis_0'=4] {'axis_0'}, dimensions={0}
+  %all-gather.1 = bf16[64,128]{1,0} all-gather(%p), channel_id=4, replica_groups=mesh['axis_0'=4] {'axis_0'}, dimensions={0}
   ROOT %custom-call.4 = (bf16[16,128]{1,0}, bf16[64,128]{1,0}) custom-call(%all-gather.1), custom_call_target="AsyncCollectiveStart"
 }
 
-ENTRY %main (x: bf16[16,128]) -> bf16[64,128] {
+%async_collective_fusion.1 (p: bf16[16,128], w: bf16[32,128]) -> bf16[32,16] {
+  %p = bf16[16,128]{1,0} parameter(0)
+  %w = bf16[32,128]{1,0} parameter(1)
+  %all-gather.2 = bf16[64,128]{1,0} all-gather(%p), channel_id=4, replica_groups=mesh['axis_0'=4] {'axis_0'}, dimensions={0}
+  ROOT %product = bf16[32,16]{1,0} convolution(%w, %p), dim_labels=bf_oi->bf
+}
+
+%waits (p: bf16[16,128]) -> bf16[64,128] {
+  %p = bf16[16,128]{1,0} parameter(0)
+  %all-gather.3 = bf16[64,128]{1,0} all-gather(%p), channel_id=4, replica_groups=mesh['axis_0'=4] {'axis_0'}, dimensions={0}
+  ROOT %custom-call.5 = bf16[64,128]{1,0} custom-call(%p, %all-gather.3), custom_call_target="AsyncCollectiveDone"
+}
+
+ENTRY %main (x: bf16[16,128], w: bf16[32,128]) -> bf16[64,128] {
   %x = bf16[16,128]{1,0} parameter(0)
+  %w = bf16[32,128]{1,0} parameter(1)
+  %before = bf16[32,128]{1,0} fusion(%w), kind=kLoop, calls=%other, backend_config={"estimated_cycles":"7"}
   %async-collective-start = (bf16[16,128]{1,0}, bf16[64,128]{1,0}) fusion(%x), kind=kCustom, calls=%fused
-  ROOT %get = bf16[64,128]{1,0} get-tuple-element(%async-collective-start), index=1
+  %get = bf16[64,128]{1,0} get-tuple-element(%async-collective-start), index=1
+  %fusion.1 = bf16[32,16]{1,0} fusion(%x, %w), kind=kOutput, calls=%async_collective_fusion.1, backend_config={"estimated_cycles":"900"}
+  %fusion.2 = bf16[32,16]{1,0} fusion(%fusion.1), kind=kLoop, calls=%other, backend_config={"estimated_cycles":"80"}
+  ROOT %async-collective-done = bf16[64,128]{1,0} fusion(%x), kind=kCustom, calls=%waits
 }
 """  # noqa: E501
-    (one,) = listed(text)
+
+
+def test_an_asynchronous_gather_of_the_tpu_compiler_counts_once_with_what_hides_it():
+    (one,) = listed(ASYNCHRONOUS)
     assert (one.kind, one.bytes, one.groups) == ("all-gather", 64 * 128 * 2, ((0, 1, 2, 3),))
+    assert (one.distance, one.cycles) == (2, 980)
+    (row,) = traffic([one, one._replace(distance=None, cycles=0)], {"fsdp": 4})
+    assert row == {"kind": "all-gather", "axes": "fsdp", "count": 2, "bytes": 2 * 16384, "sent": 2 * 12288,
+                   "overlapped": 1, "overlapped_bytes": 16384, "distance": 2, "cycles": 980}
+
+
+@pytest.mark.parametrize(("text", "distance"), [
+    (ASYNCHRONOUS.replace("channel_id=4, replica_groups=mesh['axis_0'=4] {'axis_0'}, dimensions={0}\n  ROOT "
+                          "%custom-call.5", "channel_id=5, dimensions={0}\n  ROOT %custom-call.5"), None),  # of another
+    (ASYNCHRONOUS.replace(", is_scheduled=true", ""), None),  # the text is in no order
+    ("\n".join(line for line in ASYNCHRONOUS.splitlines() if "%fusion." not in line), 0),  # nothing is computed
+])
+def test_what_hides_nothing(text, distance):
+    (one,) = listed(text)
+    assert (one.distance, one.cycles) == (distance, 0)
+    assert "overlapped" not in traffic([one], {"fsdp": 4})[0]
+
+
+def test_pairs_of_start_and_done():
+    """In a loop, as often as it runs; the other kinds make the device wait."""
+    text = "HloModule m, is_scheduled=true\n" + TPU.replace("  %done = ", (
+        "  %work = bf16[256,512]{1,0} convolution(%k, %k), backend_config={\"estimated_cycles\":\"50\"}\n  %done = "))
+    assert {one.kind: (one.distance, one.cycles) for one in listed(text)} == {
+        "collective-permute": (1, 50), "all-reduce": (None, 0), "reduce-scatter": (None, 0)}
+    rows = traffic(listed(text), {"fsdp": 2})
+    assert next(row["cycles"] for row in rows if row["kind"] == "collective-permute") == 4 * 50

@@ -86,11 +86,11 @@ def test_recomputation_is_tried_where_it_can_be_better(plan, compiled, tmp_path,
     assert found == ({KEEP: 32, AGAIN: 88} if faster else {KEEP: None, AGAIN: 8})
 
 
-def test_default_meshes_with_thin_shards_are_left_out_once_one_fits(plan, compiled, tmp_path, monkeypatch):
-    monkeypatch.setattr("vdm_jax.planning.search.thin_shards", lambda params, mesh: (
-        "shards of 16 rows" if mesh.shape["fsdp"] == 8 else None))
+def test_default_meshes_with_check_shards_are_left_out_once_one_fits(plan, compiled, tmp_path, monkeypatch):
+    monkeypatch.setattr("vdm_jax.planning.search.check_shards", lambda params, mesh: (
+        "a whole slice" if mesh.shape["fsdp"] == 8 else None))
     rows = search(plan, Reports(tmp_path), jax.devices(), 520, remats=(KEEP,))
-    assert rows[-1].mesh.fsdp == 8 and rows[-1].reason == "not compiled: shards of 16 rows"
+    assert rows[-1].mesh.fsdp == 8 and rows[-1].reason == "not compiled: a whole slice"
     assert {fsdp for fsdp, _, _ in compiled} == {1, 2, 4}
     compiled.clear()
     search(plan, Reports(tmp_path), jax.devices(), 520, meshes=[*MESHES, MeshSpec(data=1, fsdp=8)], remats=(KEEP,))

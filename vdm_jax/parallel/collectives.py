@@ -1,4 +1,5 @@
-"""Collectives of a compiled program, read from its text: which, how often, how many bytes, and among which devices."""
+"""Collectives of a compiled program, read from its text: which, how often, how many bytes, among which devices, and
+what is computed between the start and the end of those that do not make the device wait."""
 
 from __future__ import annotations
 
@@ -24,6 +25,13 @@ _LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\
 _COUNTED = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?"
                     r" \{([^}]*)\}")
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_CHANNEL = re.compile(r"\bchannel_id=(\d+)")
+_SCHEDULED = re.compile(r"^HloModule .*\bis_scheduled=true", re.MULTILINE)
+_COMPUTING = ("fusion", "convolution", "dot", "custom-call", "while", "conditional", "call")
+# How the TPU compiler marks an asynchronous collective: a fusion that starts it, fusions that compute while it goes on,
+# and a fusion that waits for it. All of them repeat the collective.
+_START, _END_OF, _CARRIES = "AsyncCollectiveStart", "AsyncCollectiveDone", "async_collective_fusion"
 
 
 class Instruction(NamedTuple):
@@ -51,6 +59,9 @@ class Collective(NamedTuple):
     times: int  # how often a call of the program runs it
     unknown_loops: int  # of the loops around it, how many have a length that cannot be read (and count once)
     groups: tuple[tuple[int, ...], ...] | None  # devices that exchange, or pairs; () is all together, None unreadable
+    # Instructions that compute between its start and its end; None for one that makes the device wait.
+    distance: int | None = None
+    cycles: int = 0  # of these instructions, as the compiler estimates them
 
 
 def listed(hlo: str) -> list[Collective]:
@@ -59,18 +70,20 @@ def listed(hlo: str) -> list[Collective]:
     Devices are numbered as the program numbers its partitions: in the order of `mesh.devices.flat`.
     """
     computations, entry = parse(hlo)
+    scheduled = _SCHEDULED.search(hlo) is not None  # else the text is in no order
 
     def visit(name: str, times: int, unknown: int) -> Iterator[Collective]:
         computation = computations.get(name, {})
-        for instruction in computation.values():
-            kind = _kind(instruction)
-            if kind is not None:
-                yield Collective(kind, _bytes(instruction, computation), times, unknown,
-                                 _groups_of(instruction, computations))
+        for place, instruction in computation.items():
+            found, inside = _starts(instruction, computation, computations)
+            if found is not None:
+                between = _between(place, found, computation, computations) if scheduled else (None, 0)
+                yield Collective(_kind(found), _bytes(found, inside), times, unknown,
+                                 _groups_of(found, computations), *between)
             elif instruction.operation == "while" and (loop := _LOOP.search(instruction.text)):
                 trips = _trips(instruction, computations.get(loop[1], {}))
                 yield from visit(loop[2], times * (trips or 1), unknown + (trips is None))
-            else:
+            elif not _goes_on(instruction, computations):
                 for called in instruction.called:
                     yield from visit(called, times, unknown)
 
@@ -144,7 +157,59 @@ def _kind(instruction: Instruction) -> str | None:
         return name
     if name == "fusion" and "calls=%all-reduce-scatter" in instruction.text:  # how the TPU compiler writes some of them
         return "reduce-scatter"
-    return None  # also AsyncCollectiveStart, whose collective stands before it in the same computation
+    return None
+
+
+def _starts(instruction: Instruction, computation: Computation, computations: dict[str, Computation]
+            ) -> tuple[Instruction | None, Computation]:
+    """The collective that an instruction is or starts, and the computation in which that stands."""
+    if _kind(instruction) is not None:
+        return instruction, computation
+    for called in instruction.called if instruction.operation in ("fusion", "async-start") else ():
+        inner = computations.get(called, {})
+        if instruction.operation == "async-start" or any(_START in i.text for i in inner.values()):
+            return next((i for i in inner.values() if _kind(i) is not None), None), inner
+    return None, computation
+
+
+def _ends(instruction: Instruction, computations: dict[str, Computation]) -> bool:
+    """Whether an instruction waits for a collective that was started before."""
+    return instruction.operation.endswith("-done") or instruction.operation == "fusion" and any(
+        _END_OF in i.text for called in instruction.called for i in computations.get(called, {}).values())
+
+
+def _goes_on(instruction: Instruction, computations: dict[str, Computation]) -> bool:
+    """Whether the collectives in what an instruction calls were started, and counted, before."""
+    return (_ends(instruction, computations) or instruction.operation == "async-update"
+            or any(called.startswith(_CARRIES) for called in instruction.called))
+
+
+def _between(start: str, collective: Instruction, computation: Computation, computations: dict[str, Computation]
+             ) -> tuple[int | None, int]:
+    """How many instructions compute between the start of a collective and its end, and their estimated cycles; None
+    where it has no end, since the device waits for it."""
+    channel, count, cycles = _CHANNEL.search(collective.text), 0, 0
+    names = list(computation)
+    for name in names[names.index(start) + 1 :]:
+        instruction = computation[name]
+        if _ends(instruction, computations):
+            texts = (i.text for called in instruction.called for i in computations.get(called, {}).values())
+            if start in instruction.operands or channel and any(
+                    (other := _CHANNEL.search(text)) and other[1] == channel[1] for text in texts):
+                return count, cycles
+        elif (instruction.operation in _COMPUTING
+              and _starts(instruction, computation, computations)[0] is None):
+            count, cycles = count + 1, cycles + _cycles(instruction, computations)
+    return None, 0
+
+
+def _cycles(instruction: Instruction, computations: dict[str, Computation]) -> int:
+    """The compiler's estimate of an instruction, of a loop as often as it runs; 0 where there is none."""
+    if instruction.operation == "while" and (loop := _LOOP.search(instruction.text)):
+        body = computations.get(loop[2], {}).values()
+        return (_trips(instruction, computations.get(loop[1], {})) or 1) * sum(_cycles(i, computations) for i in body)
+    found = _CYCLES.search(instruction.text)
+    return int(found[1]) if found else 0
 
 
 def _groups_of(instruction: Instruction, computations: dict[str, Computation]) -> tuple[tuple[int, ...], ...] | None:

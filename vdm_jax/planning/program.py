@@ -19,7 +19,7 @@ from vdm_jax.generation.compiled import jit_sampling
 from vdm_jax.generation.one_stage import sampling_parts
 from vdm_jax.parallel.collectives import listed
 from vdm_jax.parallel.compiling import no_compilation_cache, optimization_level
-from vdm_jax.parallel.gathers import check_gathers, thin_shards
+from vdm_jax.parallel.gathers import check_gathers, check_shards
 from vdm_jax.parallel.mesh import AXES, MeshSpec, make_mesh
 from vdm_jax.parallel.rules import batch_parts
 from vdm_jax.planning.chips import chip_of
@@ -113,8 +113,8 @@ def compile_plan(plan: Plan, devices: Sequence[jax.Device]) -> dict[str, Any]:
     if plan.what == "train" and plan.stage.training.trained:
         notes.append("FLOPs are counted as if all parameters were trained: an upper bound; the step time at best takes "
                      "the forward pass alone")
-    if plan.what == "train" and (thin := thin_shards(state.params, mesh)):
-        notes.append(thin)
+    if plan.what == "train" and (sums := check_shards(state.params, mesh)):
+        notes.append(sums)
     report = {**about(plan, mesh), **state_sizes(plan, state), "notes": notes, "warnings": []}
     start, autoencoder = time.perf_counter(), abstract_weights(plan.stage.latent, mesh)
     if plan.what == "train":

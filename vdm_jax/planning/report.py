@@ -103,11 +103,12 @@ def _memory(report: Mapping[str, Any]) -> str:
 def _collectives(report: Mapping[str, Any]) -> rich.table.Table:
     table = rich.table.Table("collective", "mesh axes", title="Collectives per device and call, as compiled",
                              title_justify="left")
-    for name in ("number", "bytes", "sent at least"):
+    for name in ("number", "bytes", "sent at least", "overlapped"):
         table.add_column(name, justify="right")
     for row in report["collectives"]:
         more = " and more in loops of unknown length" if "unknown_loops" in row else ""
-        table.add_row(row["kind"], row["axes"] + more, str(row["count"]), amount(row["bytes"]), amount(row["sent"]))
+        table.add_row(row["kind"], row["axes"] + more, str(row["count"]), amount(row["bytes"]), amount(row["sent"]),
+                      amount(row.get("overlapped_bytes", 0)))
     return table
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from vdm_jax.errors import UserError
-from vdm_jax.parallel.gathers import thin_shards
+from vdm_jax.parallel.gathers import check_shards
 from vdm_jax.parallel.mesh import MeshSpec
 from vdm_jax.planning.advice import judge
 from vdm_jax.planning.cache import Reports
@@ -103,7 +103,8 @@ def search(
     Best is the most clips per second by the roofline; where the chip has no figures, the largest batch, then the
     setting that recomputes least. A mesh needs no setting that recomputes more once a lighter one fits with the batch
     that is wanted, or when the heavier one cannot reach the rate of the lighter one at the peak of the chip. Of the
-    default meshes, those with thin shards (`gathers.thin_shards`) are left out once another one fits.
+    default meshes, those whose weights or gradients the compiler would sum (`gathers.check_shards`) are left out once
+    another one fits.
 
     Args:
       plan: what is compiled; its mesh, batch and rematerialisation are replaced.
@@ -124,11 +125,11 @@ def search(
     limits = _Limits(plan.batch if batch is None else batch, batch, most, capacity)
     rows = []
     for mesh in chosen:
-        thin = _thin(plan, mesh, devices) if not meshes and any(row.plan for row in rows) else None
-        if thin is None:
+        sums = _sums(plan, mesh, devices) if not meshes and any(row.plan for row in rows) else None
+        if sums is None:
             rows += _one_mesh(plan, mesh, settings, reports, devices, limits, pace)
         else:  # a mesh that nobody named, after one that fits
-            rows.append(Found(mesh, settings[0], None, None, f"not compiled: {thin}"))
+            rows.append(Found(mesh, settings[0], None, None, f"not compiled: {sums}"))
             pace.finish(len(settings))
     order = {remat: i for i, remat in enumerate(settings)}
 
@@ -139,10 +140,10 @@ def search(
     return sorted(rows, key=badness)
 
 
-def _thin(plan: Plan, mesh: MeshSpec, devices: Sequence[jax.Device]) -> str | None:
+def _sums(plan: Plan, mesh: MeshSpec, devices: Sequence[jax.Device]) -> str | None:
     """Why the weights of a train step should not be split over a mesh, if they should not."""
     grid = plan_mesh(mesh, devices)
-    return thin_shards(abstract_state(plan.stage, grid).params, grid) if plan.what == "train" else None
+    return check_shards(abstract_state(plan.stage, grid).params, grid) if plan.what == "train" else None
 
 
 class _Limits(NamedTuple):

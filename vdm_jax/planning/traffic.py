@@ -25,7 +25,9 @@ def traffic(found: Sequence[Collective], shape: Mapping[str, int]) -> list[dict[
 
     Rows have `kind`, `axes` (names joined by +; `none` for groups of one device, `unknown`), `count`, `bytes` (of
     operands or results, whichever are more) and `sent` (bytes that leave a device at the least), all per device and
-    call, and `unknown_loops` where loops of unknown length count once. `shape` is the mesh's.
+    call, and `unknown_loops` where loops of unknown length count once. Of those that are asynchronous and have
+    something to compute between start and end, `overlapped` is the number, `overlapped_bytes` the bytes, `distance` the
+    instructions that compute in between, and `cycles` the compiler's estimate of these. `shape` is the mesh's.
     """
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for one in found:
@@ -36,6 +38,10 @@ def traffic(found: Sequence[Collective], shape: Mapping[str, int]) -> list[dict[
         row["count"] += one.times
         row["bytes"] += one.times * one.bytes
         row["sent"] += 0 if name == "none" else int(one.times * one.bytes * SENT[one.kind](members))
+        if one.distance:
+            for field, value in (("overlapped", 1), ("overlapped_bytes", one.bytes), ("distance", one.distance),
+                                 ("cycles", one.cycles)):
+                row[field] = row.get(field, 0) + one.times * value
         if one.unknown_loops:
             row["unknown_loops"] = row.get("unknown_loops", 0) + 1
     return sorted(rows.values(), key=lambda row: (-row["bytes"], row["kind"], row["axes"]))
