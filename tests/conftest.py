@@ -39,6 +39,14 @@ install_import_hook(CHECKED, f"{shapes.__name__}.checked")
 MOST = float(os.environ.get("VDM_JAX_TEST_GIB", "4")) * 2**30  # bytes that a process of tests keeps from file to file
 
 
+def pytest_collection_finish():
+    """Collect garbage rarely: JAX's caches hold millions of objects that stay, and looking through them again and again
+    takes a tenth of the processor's time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 1000)
+
+
 def pytest_runtest_teardown(item, nextitem):
     """After a file, drop what is compiled where the process has grown large: nothing else frees it."""
     if nextitem is not None and nextitem.path != item.path and resident() > MOST:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import jax
 import pytest
@@ -13,12 +16,25 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-def run(path: Path, folder: str | Path):
-    """The notebook, run in a folder, with the outputs of its cells. Raises for a cell that raises."""
+# What the suite runs in place of a training: that it learns takes minutes (`--full`), and tests/training/test_loop.py
+# has a smaller one that does.
+SHORTER = {"digits": {
+    "steps=320": "steps=4", "checkpoint_every=320": "checkpoint_every=4", "log_every=80": "log_every=1",
+    "warmup_steps=10": "warmup_steps=1", "steps=24": "steps=2",
+    "assert losses[320] < 0.5 * losses[80]": "assert list(losses) == [1, 2, 3, 4]",
+    "assert right < wrong": "assert right > 0 and wrong > 0"}}
+
+
+def run(path: Path, folder: str | Path, changes: Mapping[str, str] = MappingProxyType({})):
+    """The notebook, run in a folder, with the outputs of its cells; `changes` of its code each occur once. Raises for a
+    cell that raises."""
     import nbclient
     import nbformat
 
     notebook = nbformat.read(path, as_version=4)
+    for old, new in changes.items():
+        (cell,) = (cell for cell in notebook.cells if re.search(rf"\b{re.escape(old)}", cell.source))
+        cell.source = re.sub(rf"\b{re.escape(old)}", new, cell.source)
     nbclient.NotebookClient(notebook, timeout=1200, kernel_name="python3", record_timing=False,
                             resources={"metadata": {"path": str(folder)}}).execute()
     return notebook
@@ -32,14 +48,24 @@ def kernel(monkeypatch):
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs(path, kernel, tmp_path, monkeypatch):
-    pytest.importorskip("nbclient", reason="notebooks run with requirements/docs.txt")
-    if path.stem == "digits":  # it computes more than it compiles
-        for name in ("JAX_DISABLE_MOST_OPTIMIZATIONS", "XLA_FLAGS"):
-            monkeypatch.delenv(name, raising=False)
-    code = [cell for cell in run(path, tmp_path).cells if cell.cell_type == "code"]
+def check_ran(notebook):
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert code and all(cell.execution_count for cell in code)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs(path, kernel, tmp_path):
+    pytest.importorskip("nbclient", reason="notebooks run with requirements/docs.txt")
+    check_ran(run(path, tmp_path, SHORTER.get(path.stem, {})))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", SHORTER)
+def test_a_notebook_that_learns(name, kernel, tmp_path, monkeypatch):
+    pytest.importorskip("nbclient", reason="notebooks run with requirements/docs.txt")
+    for variable in ("JAX_DISABLE_MOST_OPTIMIZATIONS", "XLA_FLAGS"):  # it computes more than it compiles
+        monkeypatch.delenv(variable, raising=False)
+    check_ran(run(ROOT / "notebooks" / f"{name}.ipynb", tmp_path))
 
 
 def test_there_are_notebooks():

@@ -55,6 +55,16 @@ def test_remat_changes_neither_parameters_nor_gradients(remat, case, kept):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), kept, recomputed)
 
 
+def test_initial_parameters_are_traced_without_remat(case):
+    """Which takes most of the time of tracing them, and nothing differentiates; a call of the network has it."""
+    module, z, level = SpaceTimeUNet(dataclasses.replace(PLAIN, remat="full")), jnp.zeros((1, 2, 4, 4, 3)), jnp.ones(1)
+    initial = jax.make_jaxpr(lambda key: module.init(key, z, level)["params"], return_shape=True)
+    program, shapes = initial(jax.random.key(0))
+    assert "remat" not in str(program)
+    assert "remat" in str(jax.make_jaxpr(module.apply)({"params": shapes}, z, level))
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, case[0])
+
+
 @pytest.mark.parametrize("remat", [pytest.param("dots", marks=pytest.mark.full),
                                    pytest.param("full", marks=pytest.mark.full), "offload"])
 def test_remat_on_a_mesh_that_spreads_clips(remat, case, kept):

@@ -380,8 +380,8 @@ def middle(
             x = _motion(spec, x, block_inputs, "middle_motion", -1)
         return _residual(spec, x, block_inputs, "middle_out", -1, epsilon)
 
-    return shard_along(rematerialised(layers, spec.remat)(module, x, _at(block_inputs, -1)), spec.sharded_axis,
-                       must=False)
+    return shard_along(rematerialised(module, layers, spec.remat)(module, x, _at(block_inputs, -1)),
+                       spec.sharded_axis, must=False)
 
 
 def _block(
@@ -398,8 +398,8 @@ def _block(
             x = _motion(spec, x, block_inputs, f"{name}_motion", i)
         return x
 
-    return shard_along(rematerialised(layers, spec.remat)(module, x, _at(block_inputs, i)), spec.sharded_axis,
-                       must=False)
+    return shard_along(rematerialised(module, layers, spec.remat)(module, x, _at(block_inputs, i)),
+                       spec.sharded_axis, must=False)
 
 
 def _at(block_inputs: BlockInputs, i: int) -> BlockInputs:

@@ -28,11 +28,14 @@ def keep_dots(primitive: Any, *arguments: Any, **options: Any) -> Any:
     return jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *arguments, **options)
 
 
-def rematerialised(block: Any, remat: str, static_argnums: tuple[int, ...] = (), *, scanned: bool = False) -> Any:
+def rematerialised(
+    module: nn.Module, block: Any, remat: str, static_argnums: tuple[int, ...] = (), *, scanned: bool = False
+) -> Any:
     """A module class with the chosen policy around its call, or a function of a module, in which it makes its layers;
-    `offload` needs `name_input` inside. The body of a scan (`scanned`) needs no barrier against common
-    subexpressions."""
-    if remat == "none":
+    `offload` needs `name_input` inside. `module` is the network that calls it: while its parameters are initialised
+    nothing is differentiated, and tracing without a policy takes less time. The body of a scan (`scanned`) needs no
+    barrier against common subexpressions."""
+    if remat == "none" or module.is_initializing():
         return block
     policies = {
         "dots": keep_dots,

@@ -111,7 +111,7 @@ class SpaceTimeUNet(nn.Module):
         x = shard_along(x, spec.sharded_axis)
         if spec.position_period:
             x = PositionEmbedding(spec.position_period, spec.position_axes, name="positions")(x, images)
-        block = rematerialised(Block, spec.remat, static_argnums=(4, 5))
+        block = rematerialised(self, Block, spec.remat, static_argnums=(4, 5))
 
         def run(x: Array, level: cfg.Level, mixers: tuple[cfg.Mixer, ...], name: str,
                 resized: Callable[[Array], Array] | None = None) -> Array:

@@ -6,6 +6,7 @@ The whole policy is the two tables below. Parameters are sharded by name and sha
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import re
@@ -117,7 +118,12 @@ def parameter_partition(name: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     the largest first, and one dimension may be split over several mesh axes. Only what divides nowhere stays whole, so
     that a device holds its share of a large network whatever the widths of its layers.
     """
-    axes = parameter_axes(name, len(shape))
+    return _partition(parameter_axes(name, len(shape)), shape, mesh)
+
+
+@functools.lru_cache(maxsize=4096)  # a network has hundreds of parameters of a few dozen shapes
+def _partition(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> P:
+    """The best of all ways to split a parameter of these logical axes."""
     wanted = {name: dim for dim, axis in enumerate(axes) for name in _split_axes(axis, mesh)}
     wanted = dict(sorted(wanted.items(), key=lambda item: item[0] != "tensor"))  # gathering the rest leaves its blocks
     largest = sorted(range(len(shape)), key=lambda dim: -shape[dim])

@@ -83,7 +83,7 @@ class VideoTransformerModule(nn.Module):
         grow with the depth."""
         spec = self.config
         turns = spec.layers // len(spec.patterns)
-        body = rematerialised(Turn, spec.remat, scanned=True)
+        body = rematerialised(self, Turn, spec.remat, scanned=True)
         scan = nn.scan(body, variable_axes={"params": 0, "intermediates": 0}, split_rngs={"params": True},
                        in_axes=nn.broadcast, length=turns)
         with counting.loop(turns):
