@@ -1,4 +1,4 @@
-"""The two U-Nets that are timed against each other, and the operations of ours."""
+"""The U-Nets that are timed against each other, and the operations of ours."""
 
 from __future__ import annotations
 
@@ -15,6 +15,22 @@ from vdm_jax.planning.flops import count
 FRAMES, CHANNELS = 10, 3
 THEIRS = {"dim": 64, "dim_mults": (1, 2, 4, 8), "channels": CHANNELS}  # of Unet3D in video-diffusion-pytorch
 THEIR_PARAMETERS = 35_706_259
+IMAGEN = {"dim": 64, "dim_mults": (1, 2, 4, 8), "channels": CHANNELS, "cond_on_text": False, "text_embed_dim": 512}
+# Of Unet3D in imagen-pytorch, without text: class, and the same options as above.
+_LEVELS = {"block_out_channels": (96, 192, 384), "layers_per_block": 1, "cross_attention_dim": 256}
+# Networks of released models, reduced; the same weights on both sides. Class of diffusers, its options.
+RELEASED: dict[str, tuple[str, dict[str, Any]]] = {
+    "svd": ("UNetSpatioTemporalConditionModel", {
+        **_LEVELS, "in_channels": 8, "out_channels": 4, "num_attention_heads": (2, 4, 6), "num_frames": FRAMES,
+        "down_block_types": ("CrossAttnDownBlockSpatioTemporal",) * 2 + ("DownBlockSpatioTemporal",),
+        "up_block_types": ("UpBlockSpatioTemporal",) + ("CrossAttnUpBlockSpatioTemporal",) * 2,
+        "projection_class_embeddings_input_dim": 768, "addition_time_embed_dim": 256}),
+    "modelscope": ("UNet3DConditionModel", {
+        **_LEVELS, "in_channels": 4, "out_channels": 4, "attention_head_dim": 48,
+        "down_block_types": ("CrossAttnDownBlock3D",) * 2 + ("DownBlock3D",),
+        "up_block_types": ("UpBlock3D",) + ("CrossAttnUpBlock3D",) * 2}),
+}
+TOKENS = 77  # of text of modelscope; svd has one token of a picture
 
 
 def our_network() -> UNet:

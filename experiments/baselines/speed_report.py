@@ -11,13 +11,16 @@ README = Path(__file__).parent / "README.md"
 TITLES = {"vdm_jax": "vdm_jax", "vdm_jax_tuned": "vdm_jax, tuned allocator", "torch": "torch, eager",
           "torch_tuned": "torch, eager, tuned allocator", "torch_compiled": "torch, compiled, tuned allocator"}
 MODES = {"train": "train step", "forward": "sampling step"}
+PEERS = {"vdm": "Unet3D, video-diffusion-pytorch", "imagen": "Unet3D, imagen-pytorch",
+         "svd": "UNetSpatioTemporalConditionModel, diffusers", "modelscope": "UNet3DConditionModel, diffusers"}
 
 HEADER = """# Speed of our U-Net on a CPU
 
 Written by `python experiments/baselines/unet_speed.py --report` from the records in `results/`.
 
 Train step and sampling step (one denoiser call) of our space-time U-Net in the manner of VDM (Ho et al. 2022,
-arXiv 2204.03458) and of `Unet3D` in video-diffusion-pytorch, 10 frames, float32.
+arXiv 2204.03458) and of `Unet3D` in video-diffusion-pytorch and in imagen-pytorch, and of reduced networks of Stable
+Video Diffusion and ModelScope and theirs in diffusers, with the same weights; 10 frames, float32.
 """
 
 NETWORKS = """## What is compared
@@ -60,14 +63,22 @@ def speed_up(row: dict[str, Any]) -> float:
     return best(row, "torch") / best(row, "vdm_jax")
 
 
+def other_work(row: dict[str, Any]) -> str:
+    """How many times the operations of ours theirs has, where layers differ."""
+    if row["network"] != "imagen":
+        return ""
+    ours, theirs = (row["contenders"][name]["gflop_forward"] for name in ("vdm_jax", "torch"))
+    return f" (with {theirs / ours:.2f} times our operations)"
+
+
 def summary_table(record: dict[str, Any]) -> str:
     """The table that the main README shows too."""
-    lines = ["| | size | batch | ours at its best, s | torch at its best, s | ratio |",
-             "|---|---:|---:|---:|---:|---:|"]
+    lines = ["| against | | size | batch | ours at its best, s | torch at its best, s | ratio |",
+             "|---|---|---:|---:|---:|---:|---:|"]
     for row in record["rows"].values():
         ours, theirs = best(row, "vdm_jax"), best(row, "torch")
-        lines.append(f"| {MODES[row['mode']]} | {row['size']} | {row['batch']} | {ours:.2f} | {theirs:.2f} | "
-                     f"{speed_up(row):.2f} |")
+        lines.append(f"| {PEERS[row['network']]} | {MODES[row['mode']]} | {row['size']} | {row['batch']} | "
+                     f"{ours:.2f} | {theirs:.2f} | {speed_up(row):.2f}{other_work(row)} |")
     machine = record["device"]
     used = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     return "\n".join([*lines, "", f"Medians of wall seconds on {machine['cpu']}, {machine['threads']} threads of "
@@ -79,7 +90,7 @@ def full_table(record: dict[str, Any]) -> str:
     present = [name for name in TITLES if any(name in row["contenders"] for row in record["rows"].values())]
     lines = ["| case | " + " | ".join(TITLES[name] for name in present) + " |", "|---|" + "---:|" * len(present)]
     for row in record["rows"].values():
-        case = f"{MODES[row['mode']]}, {row['size']}x{row['size']}, batch {row['batch']}"
+        case = f"{row['network']}, {MODES[row['mode']]}, {row['size']}x{row['size']}, batch {row['batch']}"
         entries = [row["contenders"].get(name) for name in present]
         lines.append(f"| {case}: seconds | " + " | ".join(seconds(e) for e in entries) + " |")
         lines.append("| peak memory, MiB | " + " | ".join(f"{e['peak_mib']:.0f}" if e else "" for e in entries) + " |")

@@ -16,10 +16,13 @@ import time
 import types
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import speed_peers
 from measuring import forget_peak, peak_mib, timed
+from speed_networks import RELEASED
 
 LEARNING_RATE = 1e-4
 FRAMES, CHANNELS = 10, 3
@@ -151,15 +154,25 @@ def main() -> None:
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--compiled", action="store_true", help="torch.compile (torch only)")
+    parser.add_argument("--network", choices=("vdm", "imagen", *RELEASED), default="vdm", help="what is timed")
+    parser.add_argument("--folder", type=Path, help="weights of a released network")
+    parser.add_argument("--save", action="store_true", help="only make the weights of a released network")
     args = parser.parse_args()
+    if args.save:
+        return speed_peers.save_folder(args.network, args.folder)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     if hasattr(os, "sched_setaffinity"):  # XLA takes as many threads as it may use cores
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
-    if args.library == "vdm_jax":
+    ours, released = args.library == "vdm_jax", args.network in RELEASED
+    if ours and released:
+        work, about = speed_peers.build_ours(args.network, args.folder, args.batch, args.size, time.perf_counter)
+    elif ours:
         work, about = build_ours(args.mode, args.size, args.batch)
-    else:
+    elif args.network == "vdm":
         work, about = build_theirs(args.mode, args.size, args.batch, args.threads, args.compiled)
+    else:
+        work, about = speed_peers.build_theirs(args.network, args.folder, args.batch, args.size, args.threads)
     forget_peak()
     work()  # warm-up
     print(json.dumps({"ready": about}), file=answers)

@@ -1,8 +1,12 @@
-"""Train step and sampling step of our U-Net against Unet3D of video-diffusion-pytorch, on the CPU of this machine.
+"""Train step and sampling step of our U-Nets against those of other libraries, on the CPU of this machine.
 
-Both have the same parameter count and do the same work: zero the gradients, forward, mean squared error, backward and
-Adam for a train step; one forward pass for a sampling step; float32, 10 frames. Each library runs in a process of its
-own, which stays alive and is asked for one repetition at a time, so that the two alternate within one run.
+`vdm`: our space-time U-Net against Unet3D of video-diffusion-pytorch. `svd`, `modelscope`: a forward pass of the
+networks of Stable Video Diffusion and ModelScope, reduced, against diffusers with the same weights; the outputs are
+compared first. `imagen`: the network of `vdm` against Unet3D of imagen-pytorch, of other layers.
+
+In `vdm` both have the same parameter count and do the same work: zero the gradients, forward, mean squared error,
+backward and Adam for a train step; one forward pass for a sampling step; float32, 10 frames. Each library runs in a
+process of its own, which stays alive and is asked for one repetition at a time, so that the two alternate in one run.
 
 Run:   python experiments/baselines/unet_speed.py              measure what is not recorded yet, then write README.md
        python experiments/baselines/unet_speed.py --quick      smoke run: smallest case, few repetitions, nothing kept
@@ -25,9 +29,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from measuring import RESULTS, device, load, save, summary, versions
+from speed_networks import RELEASED
 
 HERE = Path(__file__).parent
 RECORD = RESULTS / "unet_speed.json"
@@ -46,6 +52,9 @@ CONTENDERS: dict[str, tuple[str, dict[str, str], bool]] = {
     "torch_compiled": ("torch", TUNED, True),
 }
 DEFAULT = ("vdm_jax", "vdm_jax_tuned", "torch", "torch_tuned")
+NETWORKS = ("vdm", "imagen", *RELEASED)
+SIZES = {"vdm": (32, 64), "imagen": (32, 64), "svd": (16, 32), "modelscope": (16, 32)}  # pixels, or latents
+NEEDED = {"vdm": "video_diffusion_pytorch", "imagen": "imagen_pytorch", "svd": "diffusers", "modelscope": "diffusers"}
 PROTOCOL = {
     "work": "train: zero gradients, forward, mean squared error, backward, Adam; forward: one denoiser call",
     "input": "10 RGB frames, float32, random",
@@ -56,13 +65,35 @@ PROTOCOL = {
 }
 
 
+class Case(NamedTuple):
+    """What is timed."""
+
+    network: str
+    mode: str  # train or forward
+    size: int  # height and width, pixels or latents
+    batch: int
+
+    @property
+    def key(self) -> str:
+        """Its name in the record."""
+        return "-".join(map(str, self))
+
+    def __str__(self) -> str:
+        return f"{self.network} {self.mode} {self.size}x{self.size} batch {self.batch}"
+
+    @property
+    def options(self) -> list[str]:
+        """Of the worker's command line."""
+        return [text for name, value in self._asdict().items() for text in (f"--{name}", str(value))]
+
+
 class Worker:
     """A process that holds one library's network for one case."""
 
-    def __init__(self, contender: str, mode: str, size: int, batch: int, threads: int):
+    def __init__(self, contender: str, case: Case, threads: int, folder: Path):
         library, allocator, compiled = CONTENDERS[contender]
-        command = [sys.executable, str(HERE / "speed_workers.py"), "--library", library, "--mode", mode,
-                   "--size", str(size), "--batch", str(batch), "--threads", str(threads)]
+        command = [sys.executable, str(HERE / "speed_workers.py"), "--library", library, *case.options,
+                   "--threads", str(threads), "--folder", str(folder)]
         path = os.pathsep.join(filter(None, (str(HERE.parent.parent), os.environ.get("PYTHONPATH"))))
         environment = {**os.environ, **allocator, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads),
                        "JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false", "TF_CPP_MIN_LOG_LEVEL": "2"}
@@ -102,15 +133,32 @@ class Worker:
         return json.loads(line)
 
 
-def measure(contenders: tuple[str, ...], mode: str, size: int, batch: int, args: argparse.Namespace) -> dict[str, Any]:
+def make_weights(case: Case, folder: Path) -> None:
+    """The weights of a released network, by a process of its own: this one holds no library's memory."""
+    command = [sys.executable, str(HERE / "speed_workers.py"), "--library", "torch", *case.options, "--threads", "1",
+               "--folder", str(folder), "--save"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def check_outputs(workers: list[Worker]) -> None:
+    """Raise where networks with the same weights do not say the same."""
+    outputs = {worker.contender: worker.about.pop("output") for worker in workers if "output" in worker.about}
+    for name, output in outputs.items():
+        np.testing.assert_allclose(output, next(iter(outputs.values())), rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def measure(contenders: tuple[str, ...], case: Case, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """One case: all contenders, alternating, until each has its repetitions or the time is up."""
+    if case.network in RELEASED and not folder.exists():
+        make_weights(case, folder)
     workers: list[Worker] = []
     kept: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
     spare = args.repetitions  # further rounds that may replace spoiled repetitions
     try:
         for name in contenders:
-            say(f"{mode} {size}x{size} batch {batch}: starting {name}")
-            workers.append(Worker(name, mode, size, batch, args.threads))
+            say(f"{case}: starting {name}")
+            workers.append(Worker(name, case, args.threads, folder))
+        check_outputs(workers)
         start, rounds = time.monotonic(), 0
         while rounds < args.repetitions + spare:
             for worker in workers:
@@ -119,7 +167,7 @@ def measure(contenders: tuple[str, ...], mode: str, size: int, batch: int, args:
             rounds += 1
             clean = {name: [r for r in kept[name] if not spoiled(r)] for name in contenders}
             enough = min(len(c) for c in clean.values())
-            say(f"{mode} {size}x{size} batch {batch}: round {rounds}, "
+            say(f"{case}: round {rounds}, "
                 + ", ".join(f"{name} {kept[name][-1]['wall']:.2f} s" for name in contenders))
             late = time.monotonic() - start > args.seconds_per_case and rounds >= 3
             if enough >= args.repetitions or (late and enough >= 3) or (late and rounds >= 2 * 3):
@@ -130,7 +178,7 @@ def measure(contenders: tuple[str, ...], mode: str, size: int, batch: int, args:
             used = clean[name] if len(clean[name]) >= min(3, args.repetitions) else kept[name]
             found[name] = {**summary(used), **worker.about, **worker.finish(),
                            "contended": any(spoiled(r) for r in used)}
-        return {"mode": mode, "size": size, "batch": batch, "contenders": found}
+        return {**case._asdict(), "contenders": found}
     finally:
         for worker in workers:
             worker.stop()
@@ -148,7 +196,7 @@ def say(text: str) -> None:
 
 def run(args: argparse.Namespace, path: Path) -> dict[str, Any]:
     """Measure the cases that the record lacks; every finished case is written at once."""
-    packages = ("jax", "flax", "optax", "torch", "video-diffusion-pytorch")
+    packages = ("jax", "flax", "optax", "torch", "video-diffusion-pytorch", "diffusers", "imagen-pytorch")
     about = {"protocol": PROTOCOL, "device": device(args.threads), "versions": versions(*packages),
              "repetitions": args.repetitions}
     record = None if args.fresh else load(path)
@@ -156,16 +204,18 @@ def run(args: argparse.Namespace, path: Path) -> dict[str, Any]:
         fail(f"{path} was measured on another machine, with other versions or another protocol; permitted: --fresh to "
              "measure everything again")
     record = record or {**about, "rows": {}}
-    cases = [(mode, size, batch) for size in args.sizes for batch in args.batches for mode in ("train", "forward")]
-    for i, (mode, size, batch) in enumerate(cases):
-        key = f"{mode}-{size}-{batch}"
+    cases = [Case(network, mode, size, batch) for network in args.networks for size in args.sizes or SIZES[network]
+             for batch in args.batches for mode in ("train", "forward")[network != "vdm":]]
+    weights = tempfile.TemporaryDirectory()
+    for i, case in enumerate(cases):
         # torch.compile is measured for the sampling step only: compiling the backward pass takes many minutes.
-        contenders = tuple(c for c in args.contenders if mode == "forward" or c != "torch_compiled")
-        if set(contenders) <= set(record["rows"].get(key, {}).get("contenders", {})):
-            say(f"case {i + 1}/{len(cases)} {key}: recorded already")
+        contenders = tuple(c for c in args.contenders
+                           if c != "torch_compiled" or (case.mode == "forward" and case.network == "vdm"))
+        if set(contenders) <= set(record["rows"].get(case.key, {}).get("contenders", {})):
+            say(f"case {i + 1}/{len(cases)} {case.key}: recorded already")
             continue
-        say(f"case {i + 1}/{len(cases)} {key}")
-        record["rows"][key] = measure(contenders, mode, size, batch, args)
+        say(f"case {i + 1}/{len(cases)} {case.key}")
+        record["rows"][case.key] = measure(contenders, case, args, Path(weights.name) / case.network)
         record["date"] = datetime.date.today().isoformat()
         save(path, record)
     return record
@@ -183,14 +233,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="smoke run of 32x32, batch 1; the record is not touched")
     parser.add_argument("--report", action="store_true", help="only write README.md from the records")
     parser.add_argument("--fresh", action="store_true", help="measure everything again")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[32, 64], help="height and width, pixels")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 2], help="clips per step")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="see above")
+    parser.add_argument("--sizes", type=int, nargs="+", help="height and width, pixels or latents; 32 and 64, or 16 "
+                        "and 32 latents")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1], help="clips per step")
     parser.add_argument("--repetitions", type=int, default=7, help="clean repetitions wanted per case and contender")
     parser.add_argument("--seconds-per-case", type=float, default=40.0,
                         help="after this long, 3 clean repetitions are enough")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="threads of each library")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(DEFAULT),
-                        help="torch_compiled (sampling step only) adds about a minute per case")
+                        help="torch_compiled (sampling step of vdm only) adds about a minute per case")
     return parser.parse_args()
 
 
@@ -200,10 +252,11 @@ def main() -> None:
     from speed_report import write_report
 
     if not args.report:
-        for name in ("torch", "video_diffusion_pytorch"):
+        for name in ("torch", *(NEEDED[network] for network in args.networks)):
             if importlib.util.find_spec(name) is None:
                 fail(f"{name} is not installed; permitted: make baselines, or see --help")
         if args.quick:
+            args.networks = ["vdm"]
             args.sizes, args.batches, args.repetitions, args.seconds_per_case = [32], [1], 2, 0.0
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / RECORD.name

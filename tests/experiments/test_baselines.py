@@ -33,9 +33,9 @@ def entry(median: float, *, contended: bool = False) -> dict:
 def record(**changes: object) -> dict:
     """A record with two cases."""
     rows = {
-        "train-32-1": {"mode": "train", "size": 32, "batch": 1, "contenders": {
+        "vdm-train-32-1": {"network": "vdm", "mode": "train", "size": 32, "batch": 1, "contenders": {
             "vdm_jax": entry(1.0), "torch": entry(3.0), "torch_tuned": entry(2.5)}},
-        "forward-64-2": {"mode": "forward", "size": 64, "batch": 2, "contenders": {
+        "imagen-forward-64-2": {"network": "imagen", "mode": "forward", "size": 64, "batch": 2, "contenders": {
             "vdm_jax": entry(2.0), "torch": entry(4.0), "torch_tuned": entry(3.0, contended=True),
             "torch_compiled": entry(1.0)}},
     }
@@ -96,17 +96,17 @@ class TestMeasuring:
 class TestRun:
     @pytest.fixture
     def args(self):
-        return argparse.Namespace(threads=2, repetitions=3, fresh=False, sizes=[32], batches=[1, 2],
-                                  contenders=["vdm_jax", "torch", "torch_compiled"])
+        return argparse.Namespace(threads=2, repetitions=3, fresh=False, networks=["vdm"], sizes=[32],
+                                  batches=[1, 2], contenders=["vdm_jax", "torch", "torch_compiled"])
 
     @pytest.fixture
     def measured(self, monkeypatch):
         """Replaces the measurement; lists the cases that were measured."""
         cases = []
 
-        def measure(contenders, mode, size, batch, args):
-            cases.append((mode, size, batch, contenders))
-            return {"mode": mode, "size": size, "batch": batch, "contenders": {c: entry(1.0) for c in contenders}}
+        def measure(contenders, case, args, folder):
+            cases.append((*case, contenders))
+            return {**case._asdict(), "contenders": {c: entry(1.0) for c in contenders}}
 
         monkeypatch.setattr(unet_speed, "measure", measure)
         return cases
@@ -116,24 +116,40 @@ class TestRun:
         args.batches = [1]
         unet_speed.run(args, path)
         compiled = ("vdm_jax", "torch", "torch_compiled")
-        assert measured == [("train", 32, 1, compiled[:2]), ("forward", 32, 1, compiled)]
+        assert measured == [("vdm", "train", 32, 1, compiled[:2]), ("vdm", "forward", 32, 1, compiled)]
         measured.clear()
         args.batches = [1, 2]
-        assert set(unet_speed.run(args, path)["rows"]) == {"train-32-1", "forward-32-1", "train-32-2", "forward-32-2"}
-        assert [case[2] for case in measured] == [2, 2]
+        assert set(unet_speed.run(args, path)["rows"]) == {
+            f"vdm-{mode}-32-{batch}" for mode in ("train", "forward") for batch in (1, 2)}
+        assert [case[3] for case in measured] == [2, 2]
+
+    def test_other_networks_are_only_sampled_and_not_compiled_by_torch(self, args, measured, tmp_path):
+        args.networks, args.sizes, args.batches = ["imagen", "svd"], None, [1]
+        unet_speed.run(args, tmp_path / "record.json")
+        pair = ("vdm_jax", "torch")
+        assert measured == [("imagen", "forward", 32, 1, pair), ("imagen", "forward", 64, 1, pair),
+                            ("svd", "forward", 16, 1, pair), ("svd", "forward", 32, 1, pair)]
+
+    def test_outputs_of_the_same_weights_must_agree(self):
+        ours, theirs = (argparse.Namespace(contender=name, about={"output": [1.0, 2.0]}) for name in ("a", "b"))
+        unet_speed.check_outputs([ours, theirs])
+        assert "output" not in ours.about  # not part of the record
+        ours.about["output"], theirs.about["output"] = [1.0, 2.0], [1.0, 2.1]
+        with pytest.raises(AssertionError):
+            unet_speed.check_outputs([ours, theirs])
 
     def test_every_finished_case_is_on_disk_when_the_next_is_interrupted(self, args, measured, monkeypatch, tmp_path):
         path, measure = tmp_path / "record.json", unet_speed.measure
 
-        def interrupted(contenders, mode, *rest):
-            if mode == "forward":
+        def interrupted(contenders, case, *rest):
+            if case.mode == "forward":
                 raise KeyboardInterrupt
-            return measure(contenders, mode, *rest)
+            return measure(contenders, case, *rest)
 
         monkeypatch.setattr(unet_speed, "measure", interrupted)
         with pytest.raises(KeyboardInterrupt):
             unet_speed.run(args, path)
-        assert list(measuring.load(path)["rows"]) == ["train-32-1"]
+        assert list(measuring.load(path)["rows"]) == ["vdm-train-32-1"]
 
     def test_a_record_of_another_machine_is_an_error(self, args, measured, tmp_path, capsys):
         path = tmp_path / "record.json"
@@ -150,14 +166,15 @@ class TestRun:
 
     def test_a_worker_that_dies_says_why(self):
         with pytest.raises(RuntimeError, match="worker vdm_jax stopped: .*not a multiple of the U-Net's reduction 8"):
-            unet_speed.Worker("vdm_jax", "forward", 12, 1, 1)
+            unet_speed.Worker("vdm_jax", unet_speed.Case("vdm", "forward", 12, 1), 1, Path("none"))
 
 
 class TestReport:
     def test_ratio_is_to_the_fastest_of_torch(self):
         table = speed_report.summary_table(record())
-        assert "| train step | 32 | 1 | 1.00 | 2.50 | 2.50 |" in table
-        assert "| sampling step | 64 | 2 | 2.00 | 1.00 | 0.50 |" in table  # a loss is shown as one
+        assert "video-diffusion-pytorch | train step | 32 | 1 | 1.00 | 2.50 | 2.50 |" in table
+        # A loss is shown as one, and what layers of another network compute next to it.
+        assert "imagen-pytorch | sampling step | 64 | 2 | 2.00 | 1.00 | 0.50 (with 1.00 times our" in table
 
     def test_every_contender_is_shown_and_interference_is_marked(self):
         table = speed_report.full_table(record())
@@ -202,7 +219,7 @@ class TestReport:
         assert (tmp_path / "README.md").read_text() == speed_report.README.read_text()
         rows = measuring.load(measuring.RESULTS / "unet_speed.json")["rows"]
         assert {"vdm_jax", "torch", "torch_tuned"} <= set.intersection(*(set(r["contenders"]) for r in rows.values()))
-        assert {f"{mode}-{size}-1" for mode in ("train", "forward") for size in (32, 64)} <= set(rows)
+        assert {f"vdm-{mode}-{size}-1" for mode in ("train", "forward") for size in (32, 64)} <= set(rows)
         for row in rows.values():
             counts = [c["parameters"] for c in row["contenders"].values()]
-            assert max(counts) / min(counts) < 1.05
+            assert row["network"] == "imagen" or max(counts) / min(counts) < 1.05
