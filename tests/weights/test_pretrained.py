@@ -219,8 +219,8 @@ def test_the_wrong_model_is_named(tmp_path):
     folder = write(tmp_path / "vae", SMALL["vae"], tensors_of(SMALL["vae"]))
     with refused("model_kinds.kind_named", "AutoencoderKL", "CLIPTextModelWithProjection"):
         load_pretrained(folder, CLIPText)
-    other = write(tmp_path / "other", SMALL["t5"], {}, fields={"architectures": ["UMT5EncoderModel"]})
-    with refused("model_kinds.kind_named", "UMT5EncoderModel", "AutoencoderKL"):
+    other = write(tmp_path / "other", SMALL["t5"], {}, fields={"architectures": ["MT5EncoderModel"]})
+    with refused("model_kinds.kind_named", "MT5EncoderModel", "AutoencoderKL"):
         load_pretrained(other)
     (tmp_path / "model_index.json").write_text("{}")
     with refused("pretrained.describe"):
