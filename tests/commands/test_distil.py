@@ -20,6 +20,7 @@ from vdm_jax.diffusion.grids import TimestepGrid
 from vdm_jax.diffusion.samplers import DDIM, Consistency, StochasticDDIM
 from vdm_jax.digits.clips import caption_words
 from vdm_jax.networks.config import Level
+from vdm_jax.networks.lora import LoRA
 from vdm_jax.runs.directory import WEIGHTS, load, open_run, read_cascade
 from vdm_jax.runs.teachers import params_hash
 from vdm_jax.stages.distillation import ProgressiveDistillation
@@ -92,6 +93,8 @@ def test_rounds_lead_from_the_teachers_steps_to_the_students():
     assert longer.training.distillation.rounds[-5:] == (16, 8, 4, 2, 1)
     consistent = distilled(experiment, names[:1], Path("digits"), Distil("digits", method="consistency"))
     assert consistent.stages[0].sampling.consistency == Boundary() and consistent.stages[1:] == experiment.stages[1:]
+    factors = distilled(experiment, names[:1], Path("digits"), Distil("digits", method="consistency", lora_rank=4))
+    assert factors.stages[0].training.lora == (LoRA(rank=4, patterns=("/",)),)
     table = dataclasses.replace(experiment.stages[0].process, schedule=ScaledLinearBetaSchedule())
     latent = dataclasses.replace(experiment, stages=(dataclasses.replace(experiment.stages[0], process=table),))
     student = distilled(latent, names[:1], Path("digits"), Distil("digits", method="consistency", steps=4)).stages[0]
@@ -110,6 +113,7 @@ def test_rounds_lead_from_the_teachers_steps_to_the_students():
     (("--start", "6"), "start=6 with steps=4"),
     (("--start", "8", "--method", "guided"), "--start=8 with --method guided"),
     (("--intervals", "9"), "--intervals=9 with --method progressive"),
+    (("--lora-rank", "4"), "--lora-rank=4 with --method progressive"),
     (("--stage", "spatial", "--guidance-range", "0", "2"), "--guidance-range with stages spatial"),
     (("--guidance-range", "3", "2"), "guidance"),
     (("--steps", "0"), "--steps=0"),

@@ -19,6 +19,7 @@ from vdm_jax.diffusion.samplers import DDIM, Consistency, Heun
 from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.digits.clips import caption_words
 from vdm_jax.networks.config import Level, UNet, WordEncoder
+from vdm_jax.networks.lora import FACTORS, LoRA
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.planning.flops import training_work
 from vdm_jax.runs.checkpoints import Checkpoints
@@ -141,14 +142,15 @@ def final_state(run, stage):
 # ------------------------------------------------------------------------------------------------------------ runs
 
 
-@pytest.mark.parametrize(("distillation", "crash_at", "roles"), [
-    (PROGRESSIVE, 3, {"teacher"}), (CONSISTENCY, 3, {"teacher", "target"})], ids=["progressive", "consistency"])
-def test_an_interrupted_distillation_resumes_to_the_same_bits(teacher, data_dir, distillation, crash_at, roles):
+@pytest.mark.parametrize(("distillation", "crash_at", "roles", "lora"), [
+    (PROGRESSIVE, 3, {"teacher"}, ()), (CONSISTENCY, 3, {"teacher", "target"}, ()),
+    (CONSISTENCY, 3, {"target"}, (LoRA(rank=2, patterns=("/",)),))], ids=["progressive", "consistency", "lora"])
+def test_an_interrupted_distillation_resumes_to_the_same_bits(teacher, data_dir, distillation, crash_at, roles, lora):
     """With teacher, student, target, average and optimizer; the progressive one in its second round, whose teacher no
     run has."""
     network = SILENT if distillation is CONSISTENCY else NETWORK
     teacher = teacher(network)
-    stage = stage_of(distillation, network=network, checkpoint_every=2,
+    stage = stage_of(distillation, network=network, checkpoint_every=2, lora=lora,
                      **({} if distillation is PROGRESSIVE else {"steps": 4}))
     stage = train(teacher.parents[1] / "whole", stage, data_dir)
     assert stage.training.distillation.teacher.sha256
@@ -210,6 +212,30 @@ def test_a_target_follows_the_student_but_not_where_a_step_is_skipped(batch):
     plain = initial(stage_of(network=SILENT))
     silent = stage_of(network=SILENT)
     assert in_roles(silent, plain) == (plain, None) and with_target(silent, plain, jnp.array(True)) is plain
+
+
+def test_the_factors_of_a_student_learn_from_the_network_that_stays(batch):
+    """The first step's loss is that of a whole student, since factors begin as nothing; then they move alone."""
+    spec = dataclasses.replace(CONSISTENCY, guidance=(1.0, 1.0))
+    whole, factors = (stage_of(spec, lora=lora, network=NETWORK) for lora in ((), (LoRA(rank=2, patterns=("/",)),)))
+    params = random_params(whole)
+    losses = {}
+    for stage in (whole, factors):
+        state = initial(stage)
+        networks = {role: params if stage is whole else tree for role, tree in state.networks.items()}
+        state = state.replace(params={**state.params, **params}, networks=networks)
+        after, metrics = jax.jit(lambda state, stage=stage: train_step(stage, state, batch))(state)
+        losses[stage] = float(metrics["loss"])
+    assert losses[factors] == pytest.approx(losses[whole], rel=1e-4) and losses[whole] > 0
+    assert set(after.networks) == {"target"} and set(after.networks["target"]) == {FACTORS} == set(after.ema)
+    frozen = {name: tree for name, tree in after.params.items() if name != FACTORS}
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(frozen), jax.tree.leaves(params), strict=True))
+    moved = jax.tree.leaves(after.params[FACTORS])
+    started = jax.tree.leaves(state.params[FACTORS])
+    target = jax.tree.leaves(after.networks["target"][FACTORS])
+    for new, old, mean in zip(moved, started, target, strict=True):  # half of the way, by its decay
+        np.testing.assert_allclose(mean, (new + old) / 2, rtol=1e-5, atol=1e-7)
+    assert any(not np.array_equal(new, old) for new, old in zip(moved, started, strict=True))
 
 
 def test_the_rate_falls_in_every_round_alone():
@@ -306,6 +332,8 @@ def test_evaluations_of_teachers_and_targets_are_planned():
     (lambda: dataclasses.replace(CONSISTENCY, solver=DDIM(eta=1.0)), "ConsistencyDistillation.solver", ("eta=1.0",)),
     (lambda: dataclasses.replace(CONSISTENCY, solver=Heun(churn=1.0)), "ConsistencyDistillation.solver", ("churn",)),
     (lambda: ConsistencyTraining(first=9, last=3), "ConsistencyTraining.first", ("last=3",)),
+    (lambda: stage_of(PROGRESSIVE, lora=(LoRA(rank=2),)), "Training.lora", ("become teachers",)),
+    (lambda: stage_of(ConsistencyTraining(), lora=(LoRA(rank=2),)), "Training", ("init_from=None",)),
     (lambda: stage_of(PROGRESSIVE, steps=5), "Stage.training.steps", ("training.steps=5", "3 rounds", "permitted: 6")),
     (lambda: stage_of(PROGRESSIVE, warmup_steps=3), "Stage.training.warmup_steps", ("permitted: 0 and False",)),
     (lambda: stage_of(CONSISTENCY, sampling=Sampling()), "Stage.sampling.consistency", ("permitted: Consistency",)),

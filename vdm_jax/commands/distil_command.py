@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from vdm_jax.commands.arguments import override, parse_with_rest, refuse_unused
-from vdm_jax.configuration import Count, Guidance, SamplingSteps
+from vdm_jax.configuration import Count, Guidance, SamplingSteps, Width
 from vdm_jax.errors import UserError
 from vdm_jax.runs.manifest import Damaged
 
@@ -46,6 +46,7 @@ class Distil:
       vdm-jax distil captioned_digits --method progressive --steps 4 --run runs/digits_4
       vdm-jax distil captioned_digits --method progressive --steps 8 --sampler stochastic --guidance-range 0 4
       vdm-jax distil captioned_digits --method consistency --steps 2 --stage base --updates 20000
+      vdm-jax distil captioned_digits --method consistency --steps 4 --lora-rank 16
       vdm-jax distil captioned_digits --method guided --guidance-range 0 4
     """
 
@@ -61,6 +62,9 @@ class Distil:
     start: SamplingSteps | None = None
     sampler: Literal["ddim", "stochastic"] = "ddim"  # of 'progressive'; stochastic as in Imagen Video
     intervals: Count | None = None  # of 'consistency': parts of the teacher's trajectory; 64, in latents 50
+    # Of 'consistency': rank of low-rank factors of all kernels that are trained in place of the network (LCM-LoRA; 64
+    # published). 'vdm-jax export NEW OUT --lora plain' writes them alone
+    lora_rank: Width | None = None
     data_dir: Path | None = None  # where prepared data sets live; ~/.cache/vdm_jax/data by default
     damaged: Damaged = "refuse"  # a damaged newest checkpoint: refuse, or set it aside and go on from an intact one
     quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False  # no progress, warnings only
@@ -70,7 +74,8 @@ class Distil:
 def main(arguments: Sequence[str]) -> int:
     """Entry of the command."""
     options, rest = parse_with_rest(Distil, arguments, "vdm-jax distil")
-    unread = {"progressive": ("intervals",), "guided": ("steps", "start", "sampler", "intervals"),
+    unread = {"progressive": ("intervals", "lora_rank"),
+              "guided": ("steps", "start", "sampler", "intervals", "lora_rank"),
               "consistency": ("start", "sampler")}
     refuse_unused(options, unread[options.method], f"with --method {options.method}",
                   f"another --method, or {options.method} without it")
@@ -125,6 +130,7 @@ def takers(experiment: Experiment, names: Sequence[str]) -> list[str]:
 def student(stage: Stage, folder: Path, options: Distil, ranged: bool) -> Stage:
     """The student of a stage: its network, training and sampling."""
     from vdm_jax.conditions.scalars import WEIGHT
+    from vdm_jax.networks.lora import LoRA
     from vdm_jax.stages.distillation import guides
     from vdm_jax.stages.options import Evaluation
 
@@ -132,7 +138,8 @@ def student(stage: Stage, folder: Path, options: Distil, ranged: bool) -> Stage:
     spec = distillation_of(stage, folder, options, weights, by)
     rounds = getattr(spec, "rounds", None)
     training = dataclasses.replace(
-        stage.training, distillation=spec, init_from=None, trainable=(), lora=(), evaluation=Evaluation(),
+        stage.training, distillation=spec, init_from=None, trainable=(), evaluation=Evaluation(),
+        lora=() if options.lora_rank is None else (LoRA(rank=options.lora_rank, patterns=("/",)),),
         steps=options.updates * (1 if rounds is None else len(rounds)), learning_rate=LEARNING_RATE, warmup_steps=0,
         decay=False, ema_decay=stage.training.ema_decay if rounds is None else 0.0, sample_every=0, validate_every=0,
         text_dropout=0.0 if weights is not None else stage.training.text_dropout,

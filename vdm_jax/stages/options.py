@@ -29,7 +29,7 @@ from vdm_jax.diffusion.scheduler_steps import SchedulerSteps
 from vdm_jax.diffusion.thresholds import Threshold
 from vdm_jax.errors import UserError
 from vdm_jax.networks.lora import FACTORS, LoRA
-from vdm_jax.stages.distillation import Distillation
+from vdm_jax.stages.distillation import Distillation, ProgressiveDistillation
 
 DataSet = Clips | WithEmbeddings
 Images = Annotated[int, Range(least=0, cap=1024)]
@@ -164,11 +164,13 @@ class Training(CommonTraining):
                             f"permitted: divisors of {self.batch_size}")
         for spec in self.lora:
             check_patterns("LoRA.patterns", spec.patterns)
-        if self.lora and (self.init_from is None or self.trainable):
+        begins = self.init_from or getattr(self.distillation, "teacher", None)
+        if self.lora and (begins is None or self.trainable):
             raise UserError(f"Training.lora with init_from={self.init_from}, trainable={self.trainable}; permitted: a "
-                            "trained network to begin with, of which nothing else is trained")
-        if self.lora and self.distillation is not None:
-            raise UserError(f"Training.lora with distillation={self.distillation}; permitted: one of them")
+                            "trained network to begin with, or a teacher, of which nothing else is trained")
+        if self.lora and isinstance(self.distillation, ProgressiveDistillation):
+            raise UserError(f"Training.lora with distillation={self.distillation}, whose students become teachers; "
+                            "permitted: a ConsistencyDistillation or ConsistencyTraining", "Training.lora")
         if sum(entry.probability for entry in self.dropout) >= 1:
             raise UserError(f"Training.dropout={[entry.probability for entry in self.dropout]}; "
                             "permitted: a sum below 1")

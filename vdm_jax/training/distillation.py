@@ -23,6 +23,7 @@ from vdm_jax.diffusion.guidance import batched, combine
 from vdm_jax.generation.one_stage import with_threshold
 from vdm_jax.networks.kinds import network_module
 from vdm_jax.stages.distillation import ConsistencyDistillation, ConsistencyTraining, ProgressiveDistillation
+from vdm_jax.stages.parameters import network_params
 from vdm_jax.stages.stage import Stage
 from vdm_jax.training.draws import Drawn, bound_network, loss_mask
 from vdm_jax.training.state import DistillationState, TrainState, make_optimizer
@@ -53,7 +54,16 @@ def in_roles(stage: Stage, state: TrainState) -> tuple[TrainState, Roles | None]
         params, opt_state, networks = optax.tree.where(
             begins, fresh, (state.params, state.opt_state, state.networks))
         state = state.replace(params=params, opt_state=opt_state, networks=networks)
-    return state, Roles(state.networks, state.step)
+    return state, Roles(_whole_networks(stage, state), state.step)
+
+
+def _whole_networks(stage: Stage, state: DistillationState) -> dict[str, Any]:
+    """The other networks of the loss; where a LoRA is trained, of the network that stays and the target's factors."""
+    if not stage.training.lora:
+        return state.networks
+    base = split(state.params, stage.training.trained)[1]
+    merged = {role: network_params(stage, {**base, **factors}) for role, factors in state.networks.items()}
+    return {"teacher": base, **merged}
 
 
 def with_target(stage: Stage, state: TrainState, finite: Bool[Array, ""]) -> TrainState:
@@ -64,7 +74,8 @@ def with_target(stage: Stage, state: TrainState, finite: Bool[Array, ""]) -> Tra
     decay = spec.target_decay
     if isinstance(spec, ConsistencyTraining):
         decay = target_decay(_intervals(spec, stage, state.step - 1), spec.first, decay)
-    moved = optax.incremental_update(state.params, state.networks["target"], jnp.where(finite, 1.0 - decay, 0.0))
+    student = split(state.params, stage.training.trained)[0] if stage.training.lora else state.params
+    moved = optax.incremental_update(student, state.networks["target"], jnp.where(finite, 1.0 - decay, 0.0))
     return state.replace(networks={**state.networks, "target": moved})
 
 

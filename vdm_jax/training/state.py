@@ -41,7 +41,8 @@ class TrainState:
 
 @flax.struct.dataclass
 class DistillationState(TrainState):
-    """That of a stage that is distilled: also the other networks of its loss, by role (`stages/distillation.py`)."""
+    """That of a stage that is distilled: also the other networks of its loss, by role (`stages/distillation.py`). Of a
+    LoRA there are the factors of the target alone: the teacher is the network without factors."""
 
     networks: dict[str, Any]
 
@@ -114,7 +115,10 @@ def initial_state(
     state = TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=opt_state, ema=ema, key=run_key)
     if stage.training.distillation is None:
         return state
-    networks = {role: jax.tree.map(jnp.array, params) for role in stage.training.distillation.roles}
+    roles = stage.training.distillation.roles
+    if stage.training.lora:  # the teacher is the network that stays as it is
+        roles, params = [role for role in roles if role == "target"], trained
+    networks = {role: jax.tree.map(jnp.array, params) for role in roles}
     return DistillationState(**vars(state), networks=networks)
 
 
