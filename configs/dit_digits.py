@@ -1,8 +1,8 @@
 """A video transformer on captioned digits: DiT's blocks on patches of space and time, text by cross-attention.
 
 Citation: blocks of DiT (Peebles & Xie 2022, arXiv 2212.09748), patches and full attention over space and time of Wan
-          (Wan Team 2025, arXiv 2503.20314), flow matching with logit-normal times (Esser et al.
-          2024, arXiv 2403.03206).
+          (Wan Team 2025, arXiv 2503.20314), flow matching with logit-normal times (Esser et al. 2024, arXiv
+          2403.03206).
 Hardware: any CPU with two cores and 8 GB.
 Expected: not measured. Not trained by us.
 Run:      vdm-jax train dit_digits

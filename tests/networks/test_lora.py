@@ -38,6 +38,19 @@ def test_new_factors_are_of_matching_kernels_and_change_nothing():
     jax.tree.map(np.testing.assert_array_equal, same, PARAMS)
 
 
+def test_layers_of_a_scan_have_factors_each():
+    params = {"query": {"kernel": RNG.normal(size=(3, 6, 8)).astype(np.float32)}}
+    specs = (LoRA(rank=2, patterns=("query",)),)
+    factors = initial_factors(specs, params, jax.random.key(0))
+    down, up = Adapter(factors, {}).pairs["query"]
+    assert down.shape == (3, 6, 2) and up.shape == (3, 2, 8) and 0.9 * 6**-0.5 < np.abs(down).max() <= 6**-0.5
+    up = RNG.normal(size=up.shape).astype(np.float32)
+    adapter = Adapter({"query": {"down": {"kernel": down}, "up": {"kernel": up}}}, {"query": 0.5})
+    found = with_adapters(params, [(adapter, 2.0)])["query"]["kernel"]
+    for i in range(3):
+        np.testing.assert_allclose(found[i], params["query"]["kernel"][i] + down[i] @ up[i], rtol=1e-5, atol=1e-5)
+
+
 def test_the_products_are_added_with_alpha_over_rank():
     adapter = filled()
     found, pairs = with_adapters(PARAMS, [(adapter, 0.8)]), adapter.pairs

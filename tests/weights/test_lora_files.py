@@ -11,10 +11,12 @@ from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
 from tests.refusals import refused
+from vdm_jax.conditions.text import EmbeddedText
 from vdm_jax.networks.encoders.clip_text import CLIPText
 from vdm_jax.networks.latent_frames import Motion, TemporalConv
 from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.networks.lora import LoRA, initial_factors, trained_adapter
+from vdm_jax.networks.transformer.config import wan
 from vdm_jax.weights import model_kinds
 from vdm_jax.weights.lora_files import plain_target, read_lora, target_of, write_lora
 
@@ -22,6 +24,7 @@ SIZES = {"widths": (8, 8), "blocks": 1, "attention": (False, True), "heads": (2,
          "only_cross_attention": (False, False), "token_channels": 8, "groups": 2}
 UNET, TEXT = LatentUNet(**SIZES), CLIPText(vocabulary=9, length=6, width=8, layers=1, heads=2, hidden=16)
 VIDEO = LatentUNet(**SIZES, motion=Motion(heads=2, groups=2, frames=4))
+WAN = wan(width=8, heads=2, hidden=12, layers=3, text=EmbeddedText(width=6), out_channels=2, level_channels=8)
 ATTENTION = (LoRA(rank=2, alpha=6.0, patterns=("attention", "_transformer/in", "residual/conv_in", "level_in")),)
 
 
@@ -39,6 +42,35 @@ def adapter_of(config, specs=ATTENTION, seed=0):
 def products(adapter):
     return {name: adapter.scales[name] * (down @ up.reshape(up.shape[-2:]))
             for name, (down, up) in adapter.pairs.items()}
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "kohya"])
+def test_layers_of_a_scan_are_single_in_files(tmp_path, layout):
+    """A LoRA of Wan: what is written has a tensor for each layer; some of them, of other ranks and under the authors'
+    names, read as zeros for the others."""
+    target = target_of(WAN)
+    own = adapter_of(WAN, (LoRA(rank=2, alpha=6.0, patterns=("_attention/(query|out)", "feed_forward", "text_in")),))
+    assert own.pairs["blocks/block_0/self_attention/query"][0].shape == (3, 8, 2)
+    write_lora(tmp_path / "a.safetensors", {"unet": (target, own)}, layout)
+    names = set(load_file(tmp_path / "a.safetensors"))
+    wanted = {"diffusers": "transformer.blocks.2.attn1.to_q.lora_A.weight",
+              "kohya": "lora_unet_blocks_2_attn1_to_q.lora_down.weight"}
+    assert wanted[layout] in names
+    found = read_lora(tmp_path / "a.safetensors", {"unet": target})["unet"]
+    assert found.pairs.keys() == own.pairs.keys()
+    for module, (down, up) in own.pairs.items():
+        first, second = found.pairs[module]
+        np.testing.assert_allclose(found.scales[module] * first @ second, own.scales[module] * down @ up, atol=1e-4)
+    rng = np.random.default_rng(1)
+    parts = {f"diffusion_model.blocks.{i}.self_attn.q.lora_{side}.weight": rng.normal(size=shape).astype(np.float32)
+             for i, rank in ((0, 1), (2, 3)) for side, shape in (("A", (rank, 8)), ("B", (8, rank)))}
+    save_file(parts, tmp_path / "b.safetensors")
+    down, up = read_lora(tmp_path / "b.safetensors", {"unet": target})["unet"].pairs[
+        "blocks/block_0/self_attention/query"]
+    assert down.shape == (3, 8, 3) and not down[1].any()
+    for i in (0, 2):
+        a, b = (parts[f"diffusion_model.blocks.{i}.self_attn.q.lora_{side}.weight"] for side in "AB")
+        np.testing.assert_allclose(down[i] @ up[i], (b @ a).T, atol=1e-5)
 
 
 @pytest.mark.parametrize("layout", ["diffusers", "kohya"])

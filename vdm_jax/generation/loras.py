@@ -19,9 +19,11 @@ from vdm_jax.errors import UserError
 from vdm_jax.generation.generator import Generator
 from vdm_jax.networks.latent_network import LatentNetwork
 from vdm_jax.networks.lora import Adapter, with_adapters
+from vdm_jax.networks.transformer.config import VideoTransformer
 from vdm_jax.parallel.rules import parameter_shardings
 from vdm_jax.stages.stage import Stage
 from vdm_jax.weights.lora_files import NETWORK, Target, lora_stage, networks_in, plain_target, read_lora, target_of
+from vdm_jax.weights.transformer_fields import is_wan
 
 LoRAs = Mapping[str | os.PathLike, float]  # file -> weight
 TEXT = "text_encoder"
@@ -70,6 +72,8 @@ def stage_target(stage: Stage, params: Any) -> Target:
     """A stage's network, as LoRAs may be for it."""
     if isinstance(stage.network, LatentNetwork):
         return target_of(stage.network.unet, params)
+    if isinstance(stage.network, VideoTransformer) and is_wan(stage.network):
+        return target_of(stage.network, params)
     return plain_target(params)
 
 

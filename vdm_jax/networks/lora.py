@@ -4,7 +4,7 @@
 
 The factors are a tree of their own: at the path of each module whose kernel they change, `down` (A) and `up` (B), each
 with a `kernel`. Networks need no change, since the sum is a kernel like any other. That of a convolution has the window
-of the kernel in `down`, and 1x1x1 in `up`.
+of the kernel in `down`, and 1x1x1 in `up`; those of layers that a scan stacks have the layers as their first axis.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def adapted(specs: Sequence[LoRA], params: Any) -> dict[str, LoRA]:
     Raises `UserError` for a pattern that is found in the path of no kernel.
     """
     kernels = [name for name, leaf in traverse_util.flatten_dict(params, sep="/").items()
-               if name.endswith(f"/{KERNEL}") and leaf.ndim in (2, 5)]
+               if name.endswith(f"/{KERNEL}") and leaf.ndim in (2, 3, 5)]
     for spec in specs:
         for pattern in spec.patterns:
             if not any(re.search(pattern, f"/{name}") for name in kernels):
@@ -89,7 +89,7 @@ def initial_factors(specs: Sequence[LoRA], params: Any, key: PRNGKeyArray) -> di
     for number, (module, spec) in enumerate(adapted(specs, params).items()):
         kernel = flat[f"{module}/{KERNEL}"]
         down, up = factor_shapes(kernel.shape, spec.rank)
-        bound = 1 / math.sqrt(math.prod(down[:-1]))
+        bound = 1 / math.sqrt(math.prod(down[len(down) == 3 : -1]))
         factors[f"{module}/down/{KERNEL}"] = jax.random.uniform(
             jax.random.fold_in(key, number), down, kernel.dtype, -bound, bound)
         factors[f"{module}/up/{KERNEL}"] = jnp.zeros(up, kernel.dtype)
@@ -97,9 +97,10 @@ def initial_factors(specs: Sequence[LoRA], params: Any, key: PRNGKeyArray) -> di
 
 
 def factor_shapes(kernel: tuple[int, ...], rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shapes of `down` and `up` for that of a kernel."""
+    """Shapes of `down` and `up` for that of a kernel: of a matrix, of matrices of stacked layers, of a convolution."""
     *window, _, _ = kernel
-    return (*kernel[:-1], rank), (*(1 for _ in window), rank, kernel[-1])
+    before = kernel[:1] if len(kernel) == 3 else (1 for _ in window)
+    return (*kernel[:-1], rank), (*before, rank, kernel[-1])
 
 
 def trained_adapter(specs: Sequence[LoRA], params: Any, factors: Mapping[str, Any]) -> Adapter:
@@ -119,7 +120,8 @@ def with_adapters(params: Any, adapters: Iterable[tuple[Adapter, float]]) -> dic
             raise UserError(f"the LoRA is for another network: {misfit}; permitted: one for this network")
         for module, (down, up) in adapter.pairs.items() if weight else ():
             down, up = jnp.asarray(down, jnp.float32), jnp.asarray(up, jnp.float32)  # of files too: the same bits
-            product = jnp.matmul(down, up.reshape(up.shape[-2:]), precision=jax.lax.Precision.HIGHEST)
+            up = up if up.ndim == 3 else up.reshape(up.shape[-2:])
+            product = jnp.matmul(down, up, precision=jax.lax.Precision.HIGHEST)
             name = f"{module}/{KERNEL}"
             added[name] = added.get(name, 0) + (weight * adapter.scales[module]) * product
     sums = {name: (flat[name].astype(jnp.float32) + part).astype(flat[name].dtype) for name, part in added.items()}

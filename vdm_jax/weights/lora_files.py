@@ -34,6 +34,7 @@ from vdm_jax.weights.tensor_files import Tensor, file_metadata, lazy, open_file,
 Layout = Literal["plain", "diffusers", "kohya"]
 NETWORK = "unet"  # the network of a stage; what names without a prefix belong to
 PREFIXES = {"unet": "unet.", "text_encoder": "text_encoder."}
+TRANSFORMER, AUTHORS = "transformer.", "diffusion_model."  # of the network of a stage that is a transformer
 KOHYA = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
 BEGINNINGS = {**{prefix: name for name, prefix in (*PREFIXES.items(), *KOHYA.items())}, "lora_te1_": "text_encoder"}
 SCALES, STAGE, PEFT = "scales", "stage", "lora_adapter_metadata"  # in headers, the last one by diffusers
@@ -47,7 +48,8 @@ _OLD = {"unet": ((r"\.to_out$", ".to_out.0"),),
 class Target(NamedTuple):
     """A network that a LoRA may be for."""
 
-    shapes: dict[str, tuple[int, ...]]  # of its parameters, by path
+    # Of its parameters, by path, and of the layers of those that a scan stacks, which files have one by one
+    shapes: dict[str, tuple[int, ...]]
     modules: dict[str, str]  # names of its modules in the other layouts -> ours; empty for networks that have none
     names: tensor_names.Names | None = None
 
@@ -55,11 +57,12 @@ class Target(NamedTuple):
 def target_of(config: Config, params: Any = None) -> Target:
     """A network of an open model; `params` (or their shapes) are those of a stage, which may have more next to it."""
     table, modules = model_kinds.names(config), {}
-    shapes = {path: leaf.shape for path, leaf in model_kinds.shapes(config).items()}
-    for path in shapes:
+    own = {path: leaf.shape for path, leaf in model_kinds.shapes(config).items()}
+    single = {inner: shape for path, whole in own.items() for inner, shape in tensor_names.layers(path, whole, table)}
+    for path in single:
         if path.endswith(f"/{KERNEL}"):
             modules[tensor_names.their_name(path, table).removesuffix(".weight")] = path.removesuffix(f"/{KERNEL}")
-    return Target(shapes if params is None else plain_target(params).shapes, modules, table)
+    return Target(single | (own if params is None else plain_target(params).shapes), modules, table)
 
 
 def plain_target(params: Any) -> Target:
@@ -92,7 +95,43 @@ def read_lora(path: str | os.PathLike, targets: Mapping[str, Target]) -> dict[st
             more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
             raise UserError(f"{path}: the LoRA is for another network: {'; '.join(wrong[:3])}{more}; permitted: two "
                             f"factors of each module of this {network}, of the shape of its kernel")
-        found[network] = Adapter(traverse_util.unflatten_dict(factors, sep="/"), scales)
+        found[network] = _stacked(Adapter(traverse_util.unflatten_dict(factors, sep="/"), scales), targets[network])
+    return found
+
+
+def _stacked(adapter: Adapter, target: Target) -> Adapter:
+    """An adapter of single layers as one of stacked ones: of one rank, with zeros where a layer has a lower one or
+    none, and with the scales multiplied into `up`."""
+    if target.names is None or not target.names.stacked:
+        return adapter
+    pairs, flat, scales = adapter.pairs, {}, dict(adapter.scales)
+    for path, shape in target.shapes.items():
+        layers = [inner.removesuffix(f"/{KERNEL}") for inner, _ in tensor_names.layers(path, shape, target.names)]
+        there, module = [layer for layer in layers if layer in pairs], path.removesuffix(f"/{KERNEL}")
+        if not path.endswith(f"/{KERNEL}") or layers == [module] or not there:
+            continue
+        rank, dtype = max(pairs[layer][0].shape[-1] for layer in there), pairs[there[0]][0].dtype
+        down, up = (np.zeros(side, dtype) for side in factor_shapes(shape, rank))
+        for place, layer in ((place, layer) for place, layer in enumerate(layers) if layer in pairs):
+            first, second = pairs.pop(layer)
+            down[place, :, : first.shape[-1]] = first
+            up[place, : second.shape[0]] = scales.pop(layer) * second.astype(np.float32)
+        flat |= {f"{module}/down/{KERNEL}": down, f"{module}/up/{KERNEL}": up}
+        scales[module] = 1.0
+    flat |= {f"{module}/{side}/{KERNEL}": factor for module, pair in pairs.items()
+             for side, factor in zip(("down", "up"), pair, strict=True)}
+    return Adapter(traverse_util.unflatten_dict(flat, sep="/"), scales)
+
+
+def _single(adapter: Adapter, target: Target) -> list[tuple[str, np.ndarray, np.ndarray, float]]:
+    """Path, factors and scale of each module, layer by layer where they are stacked."""
+    found = []
+    for module, pair in adapter.pairs.items():
+        path, (down, up) = f"{module}/{KERNEL}", (np.asarray(jax.device_get(x)) for x in pair)
+        for place, (inner, _) in enumerate(tensor_names.layers(path, target.shapes[path], target.names)):
+            whole = inner == path
+            found.append((inner.removesuffix(f"/{KERNEL}"), down if whole else down[place], up if whole else up[place],
+                          adapter.scales[module]))
     return found
 
 
@@ -126,15 +165,14 @@ def write_lora(
     for network, (target, adapter) in adapters.items():
         if target.names is None:
             raise UserError(f"layout={layout!r} for a network that only this package has; permitted: 'plain'")
-        for module, (down, up) in adapter.pairs.items():
+        prefix = TRANSFORMER if target.names.stacked and network == NETWORK else PREFIXES[network]
+        for module, down, up, scale in _single(adapter, target):
             name = tensor_names.their_name(f"{module}/{KERNEL}", target.names).removesuffix(".weight")
-            scale = adapter.scales[module]
-            down, up = (tensor_names.to_theirs(KERNEL, np.asarray(jax.device_get(x))) for x in (down, up))
+            down, up = (tensor_names.to_theirs(KERNEL, x) for x in (down, up))
             up = up.reshape(*up.shape[:2], *(1 for _ in down.shape[2:]))
             if layout == "diffusers":
                 scaled = up if scale == 1 else (scale * up.astype(np.float32)).astype(up.dtype)
-                tensors |= {f"{PREFIXES[network]}{name}.lora_A.weight": down,
-                            f"{PREFIXES[network]}{name}.lora_B.weight": scaled}
+                tensors |= {f"{prefix}{name}.lora_A.weight": down, f"{prefix}{name}.lora_B.weight": scaled}
             else:
                 name = KOHYA[network] + name.replace(".", "_")
                 tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up,
@@ -177,6 +215,9 @@ def _by_module(
             strange.append(stored)
             continue
         network, name = _split(name)
+        own = targets.get(NETWORK)
+        if network not in targets and own is not None and own.names is not None and own.names.stacked:
+            network, name = NETWORK, name.removeprefix(TRANSFORMER).removeprefix(AUTHORS)
         if network not in targets:
             raise UserError(f"{path} has factors of the {network}, such as {stored}; permitted: of "
                             f"{', '.join(targets)} here")
@@ -204,7 +245,7 @@ def _split(name: str) -> tuple[str, str]:
     for prefix, network in BEGINNINGS.items():
         if name.startswith(prefix):
             return network, name.removeprefix(prefix)
-    other = re.match(r"(text_encoder_\w+|transformer)\.|lora_(te\d+|transformer)_", name)
+    other = re.match(r"(text_encoder_\w+|transformer|diffusion_model)\.|lora_(te\d+|transformer)_", name)
     return (other[1] or other[2], name) if other else (NETWORK, name)
 
 
