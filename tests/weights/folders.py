@@ -15,6 +15,7 @@ from vdm_jax.conditions.inputs import Input
 from vdm_jax.conditions.text import EmbeddedText
 from vdm_jax.networks.autoencoders.causal_config import CausalAutoencoder
 from vdm_jax.networks.autoencoders.config import Autoencoder
+from vdm_jax.networks.autoencoders.piecewise import PiecewiseAutoencoder
 from vdm_jax.networks.control_net import ControlNet
 from vdm_jax.networks.encoders.clip_text import CLIPText
 from vdm_jax.networks.encoders.clip_vision import CLIPVision
@@ -36,6 +37,8 @@ SMALL = {
                                     std=(2.0, 1.5)),
     "causal_vae_residual": CausalAutoencoder(widths=(4, 4), decoder_widths=(6, 6), blocks=1, halve_frames=(True,),
                                              latent_channels=1, mean=(0.5,), std=(2.0,), patch=2, shortcuts=True),
+    "piecewise_vae": PiecewiseAutoencoder(widths=(4, 8), blocks=1, groups=2, latent_channels=2, time_factor=2,
+                                          scale=0.7),
     "text": CLIPText(vocabulary=20, length=8, width=8, layers=2, heads=2, hidden=16, end_token=19),
     "text_projected": CLIPText(vocabulary=20, length=8, width=8, layers=1, heads=2, hidden=16, project=6),
     "vision": CLIPVision(size=8, patch=4, width=8, layers=1, heads=2, hidden=16, project=6),

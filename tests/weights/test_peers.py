@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from vdm_jax.stages.latent import Latent, decode, encode
 from vdm_jax.weights.pretrained import load_pretrained, save_pretrained
 
 pytestmark = pytest.mark.full
@@ -172,6 +173,23 @@ def test_causal_autoencoders(options, torch, tmp_path):
     assert (loaded.config.mean, loaded.config.std) == ((0.1, -0.2), (0.5, 2.0))
     again = check_way_back(torch, model, loaded, tmp_path / "out")
     assert torch.equal(again.decode(theirs.mean).sample, decoded)
+
+
+@pytest.mark.parametrize("frames", [1, 9, 17])
+def test_the_autoencoder_of_cogvideox(frames, torch, tmp_path):
+    """In the pieces that their class takes, over which its norms are."""
+    model = peer(torch, "diffusers", "AutoencoderKLCogVideoX", {
+        "block_out_channels": (4, 8, 8), "down_block_types": ("CogVideoXDownBlock3D",) * 3, "layers_per_block": 1,
+        "up_block_types": ("CogVideoXUpBlock3D",) * 3, "latent_channels": 2, "norm_num_groups": 2})
+    loaded, _ = brought(model, tmp_path / "in")
+    latent = Latent(autoencoder=loaded.config, encode="mode")
+    video = np.random.default_rng(0).uniform(-1, 1, (2, frames, 8, 16, 3)).astype(np.float32)
+    theirs = model.encode(torch.from_numpy(video.transpose(0, 4, 1, 2, 3).copy())).latent_dist.mean
+    z = jax.jit(lambda x: encode(latent, loaded.params, x))(video)
+    close(np.asarray(z).transpose(0, 4, 1, 2, 3) / loaded.config.scale, theirs)
+    x = jax.jit(lambda z: decode(latent, loaded.params, z))(z)
+    close(np.asarray(x).transpose(0, 4, 1, 2, 3), model.decode(theirs).sample.clamp(-1, 1))
+    check_way_back(torch, model, loaded, tmp_path / "out")
 
 
 UNET = {"block_out_channels": (32, 64), "layers_per_block": 1, "cross_attention_dim": 24, "sample_size": 8}

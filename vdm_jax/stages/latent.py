@@ -37,9 +37,9 @@ class Latent:
     encode: Literal["sample", "mode"] = "sample"  # of the moments of training clips; what is given is the mode
     # How a low-resolution video enters: enlarged and encoded, or its pixels at the size of the latents
     low_resolution: Literal["latents", "pixels"] = "latents"
-    # See networks/autoencoders/tiling.py for these. Pieces of causal autoencoders give what the whole clip gives.
-    encode_frames: Size | None = None  # encoded at a time; None: all
-    decode_frames: Size | None = None  # of latents, decoded at a time; None: all
+    # See networks/autoencoders/tiling.py for these. Pieces of a CausalAutoencoder give what the whole clip gives.
+    encode_frames: Size | None = None  # encoded at a time; None: all, or as many as the autoencoder's pieces have
+    decode_frames: Size | None = None  # of latents, decoded at a time; None: as for encoding
     overlap_frames: SizeOrZero = 0  # of latents on either side that a piece also sees, with temporal layers
     tile: tuple[Size, Size] | None = None  # height and width of tiles, pixels; None: whole frames
     overlap: SizeOrZero = 0  # of tiles, pixels
@@ -54,13 +54,13 @@ class Latent:
             self._check_stream()
 
     def _check_stream(self) -> None:
-        factor = self.frame_factor
         if self.overlap_frames:
             raise UserError(f"Latent.overlap_frames={self.overlap_frames} of a causal autoencoder, whose pieces follow "
                             "one another; permitted: 0")
-        if (self.encode_frames or 0) % factor:
-            raise UserError(f"Latent.encode_frames={self.encode_frames} of a causal autoencoder; permitted: None, "
-                            f"{factor}, {2 * factor}, ...")
+        for name, multiple in zip(("encode_frames", "decode_frames"), self.autoencoder.multiples, strict=True):
+            if (getattr(self, name) or 0) % multiple:
+                raise UserError(f"Latent.{name}={getattr(self, name)} of a {type(self.autoencoder).__name__}; "
+                                f"permitted: None, {multiple}, {2 * multiple}, ...")
 
     def shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """`(T, H, W, C)` of the latents of a clip. Raises `UserError` where the autoencoder's factors do not divide
@@ -107,7 +107,8 @@ def encode(
       key: for a draw from the moments, where `latent.encode` asks for it; None: their mode.
       scaled: False leaves the latents as the autoencoder has them.
     """
-    pieces = _in_pieces(encoding_step(latent, weights), video, latent, latent.encode_frames,
+    frames = latent.encode_frames or latent.autoencoder.pieces[0]
+    pieces = _in_pieces(encoding_step(latent, weights), video, latent, frames,
                         latent.overlap_frames * latent.frame_factor, 1)
     found = Moments(*jnp.split(pieces, 2, axis=-1))
     drawn = key is not None and latent.encode == "sample"
@@ -117,7 +118,8 @@ def encode(
 
 def decode(latent: Latent, weights: Any, z: Float[Array, "B T H W C"]) -> Float[Array, "B T2 H2 W2 C2"]:
     """The video of latents as diffusion sees them, within [-1, 1]."""
-    return _in_pieces(decoding_step(latent, weights), z, latent, latent.decode_frames, latent.overlap_frames,
+    frames = latent.decode_frames or latent.autoencoder.pieces[1]
+    return _in_pieces(decoding_step(latent, weights), z, latent, frames, latent.overlap_frames,
                       latent.autoencoder.factor)
 
 
@@ -163,7 +165,9 @@ def _in_pieces(step: Step, x: Array, latent: Latent, frames: int | None, seen: i
         return step(piece, None)[0]
 
     def streamed(clip: Array) -> Array:
-        return whole(clip) if frames is None or frames >= clip.shape[1] else in_stream(step, clip, frames)
+        if frames is None or frames >= clip.shape[1]:
+            return whole(clip)
+        return in_stream(step, clip, frames, latent.autoencoder.first_piece(clip.shape[1], frames))
 
     def tiled(function: Function, piece: Array) -> Array:
         if latent.tile is None:

@@ -168,4 +168,6 @@ def test_refused_pieces(model):
     with refused("Latent.overlap_frames", "=1", "permitted: 0"):
         Latent(autoencoder=config, overlap_frames=1)
     with refused("frames", "=0"):
-        in_stream(lambda x, state: (x, state), video, 0)
+        in_stream(lambda x, state: (x, state), video, 0, 1)
+    with refused("frames", "=3", "first 1 of 9"):
+        in_stream(lambda x, state: (x, state), video, 3, 1)

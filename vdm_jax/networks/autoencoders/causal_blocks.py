@@ -49,7 +49,7 @@ class CausalConvolution(nn.Module):
     features: int
     kernel: tuple[int, int, int] = (3, 3, 3)  # frames, rows, columns
     stride: int = 1  # over frames
-    before: Literal["zeros", "nothing"] = "zeros"  # the first frame of a clip
+    before: Literal["zeros", "first", "nothing"] = "zeros"  # the first frame of a clip; first: itself, repeated
     kernel_init: Initializer = fan_in
     dtype: jnp.dtype = jnp.float32
 
@@ -68,6 +68,8 @@ class CausalConvolution(nn.Module):
             x = jnp.concatenate([self.get_variable(CACHE, "frames"), x], axis=1)
         elif self.before == "zeros":
             x = jnp.pad(x, ((0, 0), (past, 0), (0, 0), (0, 0), (0, 0)))
+        elif self.before == "first":
+            x = jnp.pad(x, ((0, 0), (past, 0), (0, 0), (0, 0), (0, 0)), mode="edge")
         if self.is_mutable_collection(CACHE) and not self.is_initializing():
             self.put_variable(CACHE, "frames", x[:, x.shape[1] - past :])
         return x

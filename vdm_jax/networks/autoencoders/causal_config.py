@@ -38,6 +38,7 @@ class CausalAutoencoder:
     dtype: str = "float32"  # of the activations
 
     causal = True  # see `Latent` for what that means for pieces of a clip
+    pieces = (None, None)  # frames encoded and latents decoded at a time where a stage does not say: all
 
     def __post_init__(self):
         for name, widths in (("widths", self.widths), ("decoder_widths", self.decoder_widths or self.widths)):
@@ -80,6 +81,15 @@ class CausalAutoencoder:
     def time_factor(self) -> int:
         """Frames per latent, after the first frame."""
         return 2 ** sum(self.halve_frames)
+
+    @property
+    def multiples(self) -> tuple[int, int]:
+        """What frames encoded and latents decoded at a time are multiples of."""
+        return self.time_factor, 1
+
+    def first_piece(self, length: int, frames: int) -> int:
+        """Frames of the first piece of so many, at `frames` at a time."""
+        return 1 + (length - 1) % frames
 
     def latent_frames(self, frames: int) -> int:
         """Latents of a clip. Raises `UserError` for frames that do not fit."""

@@ -45,6 +45,7 @@ class Autoencoder:
     dtype: str = "float32"  # of the activations; the released weights overflow float16
 
     causal = False  # see `causal_config.py`
+    pieces = (None, None)
 
     def __post_init__(self):
         if any(width % self.groups for width in self.widths):

@@ -73,15 +73,21 @@ def in_chunks(
     return out
 
 
-def in_stream(step: Step, video: Float[Array, "B T H W C"], frames: int) -> Float[Array, "B T2 H2 W2 O"]:
-    """`step` of the first frame with those that make no whole piece, then of `frames` frames at a time.
+def in_stream(
+    step: Step, video: Float[Array, "B T H W C"], frames: int, first_frames: int
+) -> Float[Array, "B T2 H2 W2 O"]:
+    """`step` of the first frames, then of `frames` frames at a time.
 
     The result is that of the whole clip for a `step` that keeps all that later frames depend on. Its state has the same
-    shapes after every piece. Memory is that of one piece, the state and the result.
+    shapes after every piece. Memory is that of one piece, the state and the result. Raises `UserError` where the later
+    frames do not divide.
     """
     check_value(frames, Size, "frames")
-    count, rest = divmod(video.shape[1] - 1, frames)
-    first, state = step(video[:, : 1 + rest], None)
+    count, rest = divmod(video.shape[1] - first_frames, frames)
+    if rest or count < 0:
+        raise UserError(f"frames={frames} at a time after the first {first_frames} of {video.shape[1]}; permitted: "
+                        "divisors of the later frames")
+    first, state = step(video[:, :first_frames], None)
     if not count:
         return first
     piece = jax.ShapeDtypeStruct((len(video), frames, *video.shape[2:]), video.dtype)
@@ -91,7 +97,7 @@ def in_stream(step: Step, video: Float[Array, "B T H W C"], frames: int) -> Floa
 
     def add(carry: tuple[Array, Any], number: Array) -> tuple[tuple[Array, Any], None]:
         out, state = carry
-        y, state = step(lax.dynamic_slice_in_dim(video, 1 + rest + number * frames, frames, axis=1), state)
+        y, state = step(lax.dynamic_slice_in_dim(video, first_frames + number * frames, frames, axis=1), state)
         place = first.shape[1] + number * part.shape[1]
         return (lax.dynamic_update_slice_in_dim(out, y, place, axis=1), state), None
 

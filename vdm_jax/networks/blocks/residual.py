@@ -38,7 +38,7 @@ class ResidualBlock(nn.Module):
     causal: bool = False  # over frames
     # Other norms and convolutions, made by their name and by features, kernel, initial value, dtype and name; None:
     # group norms, and convolutions as the options above say
-    norms: Callable[..., nn.Module] | None = None
+    norms: Callable[..., Callable[..., Array]] | None = None
     convolutions: Callable[..., nn.Module] | None = None
 
     @nn.compact
@@ -66,7 +66,7 @@ class ResidualBlock(nn.Module):
                             name="shortcut")(x)
         return add_residual(x if self.residual_scale == 1 else x * self.residual_scale, h)
 
-    def _norm(self, name: str) -> nn.Module:
+    def _norm(self, name: str) -> Callable[..., Array]:
         if self.norms is not None:
             return self.norms(name=name)
         return GroupNorm(self.groups, self.over, self.epsilon, name=name)
