@@ -40,6 +40,7 @@ from vdm_jax.benchmark.cases import parse_pattern
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 ROUNDS = 5
+TUNABLES = "GLIBC_TUNABLES"  # settings of the allocator in the environment, which both libraries get
 TOLERANCE = {"bfloat16": 0.03, "float16": 0.01, "float32": 1e-3}  # largest difference of two outputs of order 1
 # Contender -> library, and the backend that torch is held to (None: its own choice).
 CONTENDERS: dict[str, tuple[str, str | None]] = {
@@ -221,17 +222,19 @@ def run(args: argparse.Namespace) -> Path:
     """Measure all cases; the record is written after every one. Returns its path."""
     workers: dict[str, Worker] = {}
     try:
-        more = ["--one-core"] if args.one_core else []
-        workers["vdm_jax"] = Worker(sys.executable, "--library", "vdm_jax", *more)
+        options = ["--one-core"] if args.one_core else []
+        workers["vdm_jax"] = Worker(sys.executable, "--library", "vdm_jax", *options)
         platform = workers["vdm_jax"].about["platform"]
         if platform not in SHAPES:
             fail(f"jax runs on {platform!r}; permitted: {', '.join(SHAPES)} (JAX_PLATFORMS)")
-        workers["torch"] = Worker(args.torch_python, "--library", "torch", "--platform", platform, *more)
+        workers["torch"] = Worker(args.torch_python, "--library", "torch", "--platform", platform, *options)
         dtype, size = SHAPES[platform][-2:]
         peaks = {name: worker.ask(peak=args.matmul_size or size, dtype=args.dtype or dtype)
                  for name, worker in workers.items()}
-        clock = {"clock": "processor seconds, one core for each library"} if args.one_core else {}
-        record = {"protocol": PROTOCOL | clock, "date": datetime.date.today().isoformat(), "peaks": peaks,
+        more = {"clock": "processor seconds, one core for each library"} if args.one_core else {}
+        if TUNABLES in os.environ:
+            more["allocator"] = f"{TUNABLES}={os.environ[TUNABLES]} for both"
+        record = {"protocol": PROTOCOL | more, "date": datetime.date.today().isoformat(), "peaks": peaks,
                   **{name: worker.about for name, worker in workers.items()}, "rows": []}
         path = args.out / f"peer_sdpa_{platform}{'_one_core' * args.one_core}.json"
         cases = cases_of(args, platform)

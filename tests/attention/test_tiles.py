@@ -80,14 +80,59 @@ def test_what_a_tile_leaves_out_is_hidden(pattern, size, monkeypatch):
     assert covered == list(range(found.counts[2])) and found.counts[2] * found.queries >= mask.shape[0]
 
 
-def test_a_tile_holds_few_logits():
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_tile_holds_few_logits(threads, monkeypatch):
+    monkeypatch.setattr(tiles, "_threads", lambda: threads)
+    largest, least = (tiles.TILE, tiles.LEAST) if threads > 1 else (tiles.TILE // 2, tiles.LEAST // 2)
     for batch, places, heads, queries, keys in ((16, 1, 8, 256, 256), (4, 1, 8, 1024, 1024), (3, 1, 5, 960, 77),
                                                 (1, 1, 8, 4096, 4096), (2, 256, 8, 16, 16), (8, 9, 6, 16, 16)):
         found = tiles._plan((batch, queries, places * heads, 64), keys, places, None)
         logits, alone = found.batch * found.heads * found.queries * max(keys, 64), found.batch * found.heads == 1
-        assert logits <= tiles.TILE * (2 if alone else 1) or (alone and found.queries == tiles.QUERIES // 8)
+        assert logits <= largest * (2 if alone else 1) or (alone and found.queries == least)
         assert (found.batch * found.counts[0], found.heads * found.counts[1]) == (batch, places * heads)
         assert heads % found.heads == 0 or found.heads % heads == 0  # some heads of a place, or all of some places
+
+
+def test_threads_get_tiles_side_by_side(monkeypatch):
+    """Unless there is one thread, or the products of one tile are large enough to share."""
+    shape, large = (16, 256, 8, 64), (1, 4096, 8, 64)
+    monkeypatch.setattr(tiles, "_threads", lambda: 2)
+    assert tiles._plan(shape, 256, 1, None).abreast == 4 and tiles._plan(large, 4096, 1, None).abreast == 1
+    monkeypatch.setattr(tiles, "_threads", lambda: 1)
+    assert tiles._plan(shape, 256, 1, None).abreast == 1
+
+
+@pytest.mark.parametrize(("batch", "heads", "frames"), [
+    (5, 1, 0),  # all in one body
+    (7, 1, 0),  # some left over
+    (2, 8, 0),  # a part of the heads of a sequence
+    (4, 2, 0),  # several sequences
+    (3, 3, 0),  # neither
+    (1, 1, 5),  # tiles of queries of one head, which see different keys
+    (1, 2, 0),  # two heads, and two tiles of queries of each
+], ids=str)
+def test_tiles_side_by_side_compute_what_each_alone_computes(batch, heads, frames, monkeypatch):
+    """Output and gradients, with a mask and a bias; without frames the last tile of queries is not full."""
+    monkeypatch.setattr(tiles, "_threads", lambda: 2)
+    for constant, value in (("TILE", 2), ("QUERIES", 16), ("LEAST", 4), ("FEWEST", 1)):
+        monkeypatch.setattr(tiles, constant, value)
+    rng, tokens = np.random.default_rng(0), 4 * frames or 15
+    arrays = [jnp.asarray(rng.normal(size=(batch, tokens, heads, 3)), jnp.float32) for _ in range(4)]
+    arrays.append(jnp.asarray(rng.normal(size=(1, heads, 1, tokens)), jnp.float32))
+    mask = jnp.asarray(rng.random((batch, 1, 1, tokens)) > 0.3)
+    block_mask = SequenceLayout(SparseCausal(own=True), (frames, 2, 2)).block_mask() if frames else None
+
+    def both(q, k, v, cotangent, bias):
+        out, pull = jax.vjp(lambda q, k, v, bias: tiles.attention(q, k, v, mask, bias, block_mask), q, k, v, bias)
+        return out, pull(cotangent)
+
+    found, products = {}, {}
+    for abreast in (1, 4):
+        monkeypatch.setattr(tiles, "ABREAST", abreast)
+        lowered = jax.jit(lambda *arrays: both(*arrays)).lower(*arrays)
+        found[abreast], products[abreast] = lowered.compile()(*arrays), lowered.as_text().count("dot_general")
+    assert products[4] > products[1]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found[1], found[4])
 
 
 @pytest.mark.parametrize("pattern", [Temporal(), TemporalCausal()], ids=name)

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import os
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +25,12 @@ from vdm_jax.attention.block_mask import EMPTY, FULL, BlockMask
 from vdm_jax.parallel.compiling import target_platform
 
 MASKED = -1e30  # finite, so that a fully masked row gives an average instead of NaN; `attend` turns it into zeros
-TILE = 2**16  # logits, or features of the queries where these are more, with several heads; twice as many with one
+TILE = 2**17  # logits, or features of the queries where these are more, with several heads; twice as many with one.
+# Half as much with few keys, or for one thread, whose cache should hold it
 QUERIES = 512  # most in a tile; a quarter with few keys, where more heads, which lie side by side in memory, gain more
+LEAST = 128  # queries in a tile, whatever its keys: threads share the rows of a product by 64; one thread needs half
+ABREAST = 4  # tiles in the body of a loop, which threads share; with fewer the compiler leaves all to one thread
+WIDE = 1024  # keys from which on threads share the products of one tile instead
 FEWEST = 64  # rows of a frame from which on a tile need not span several frames
 RUNS = 16  # most runs of tiles that see different keys; each is compiled
 SHORT = 2  # keys per feature up to which the gradients of the logits are turned for those of the queries
@@ -69,6 +74,9 @@ def attention(
                       for x in (mask, bias))
         return _attend(plan, q, k, v, mask, bias)[0][:, :queries]
     return _attend(plan, q, k, v, mask, bias)[0]
+
+
+_Group = tuple["Array | int", "Array | int"]  # the number of some sequences, and that of some of their heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,46 +130,67 @@ class _Plan:
     counts: tuple[int, int, int]
     runs: tuple[_Run, ...]
     block_mask: BlockMask | None = None
+    abreast: int = 1
 
-    def start(self, group: Array, tile: Array | int) -> tuple[Array | int, Array | int, Array | int]:
+    def start(self, group: _Group, tile: Array | int) -> tuple[Array | int, Array | int, Array | int]:
         """The first sequence, head and query of a tile."""
-        return group // self.counts[1] * self.batch, group % self.counts[1] * self.heads, tile * self.queries
+        return group[0] * self.batch, group[1] * self.heads, tile * self.queries
 
-    def rows(self, x: Float[Array, "B N M D"], group: Array, tile: Array | None, order: str = "bmnd") -> Array:
+    def rows(self, x: Float[Array, "B N M D"], group: _Group, tile: Array | None, order: str = "bmnd") -> Array:
         """The tokens of a tile, `[b, m, n, D]` or in another order; all tokens where no tile is given."""
         batch, head, row = self.start(group, 0 if tile is None else tile)
         sizes = (self.batch, x.shape[1] if tile is None else self.queries, self.heads, x.shape[3])
         part = lax.dynamic_slice(x, (batch, row, head, 0), sizes)
         return jnp.transpose(part, ["bnmd".index(axis) for axis in order])
 
-    def write(self, x: Float[Array, "B N M D"], part: Array, group: Array, tile: Array | None, order: str = "bmnd"
+    def write(self, x: Float[Array, "B N M D"], part: Array, group: _Group, tile: Array | None, order: str = "bmnd"
               ) -> Float[Array, "B N M D"]:
         """The inverse of `rows`."""
         batch, head, row = self.start(group, 0 if tile is None else tile)
         part = jnp.transpose(part, [order.index(axis) for axis in "bnmd"])
         return lax.dynamic_update_slice(x, part, (batch, row, head, 0))
 
-    def place(self, shape: tuple[int, ...], group: Array, tile: Array) -> tuple[Array | int, ...]:
+    def place(self, shape: tuple[int, ...], group: _Group, tile: Array) -> tuple[Array | int, ...]:
         """Where the part of a mask or bias `[B, M, Q, S]` for a tile begins, with all keys. Dimensions of 1 hold for
         all, and heads of one place for every place."""
         batch, head, row = self.start(group, tile)
-        head = 0 if self.heads > shape[1] else lax.rem(head, shape[1])
+        head = 0 if self.heads > shape[1] else _divmod(head, shape[1])[1]
         return tuple(start if size > 1 else 0 for start, size in zip((batch, head, row, 0), shape, strict=True))
 
-    def part(self, x: Array, group: Array, tile: Array) -> Array:
+    def part(self, x: Array, group: _Group, tile: Array) -> Array:
         """The part of a mask or bias for a tile."""
         sizes = (self.batch, self.heads, self.queries, x.shape[3])
         sizes = tuple(min(size, whole) for size, whole in zip(sizes, x.shape, strict=True))
         return lax.dynamic_slice(x, self.place(x.shape, group, tile), sizes)
 
-    def each(self, body, carry):
-        """`body(run, carry, tile)` for all tiles of queries in turn."""
+    def groups(self, body, carry):
+        """`body(carry, groups)` for all groups of sequences and heads, some at once."""
+        samples, heads, _ = self.counts
+        together = _together(samples * heads, heads, self.abreast)
+
+        def step(carry, i: Array | int, number: int):
+            """Where groups are, in few steps: all tiles wait for a step that they share."""
+            if samples == 1 or heads == 1:
+                numbers = [i * together + n for n in range(number)]
+                return body(carry, [(0, n) if samples == 1 else (n, 0) for n in numbers])
+            if together % heads == 0:
+                return body(carry, [(i * (together // heads) + n // heads, n % heads) for n in range(number)])
+            if heads % together == 0:
+                sample, part = _divmod(i, heads // together)
+                return body(carry, [(sample, part * together + n) for n in range(number)])
+            return body(carry, [_divmod(i * together + n, heads) for n in range(number)])
+
+        return _loop(step, samples * heads, together, carry)
+
+    def tiles(self, groups: int, body, carry):
+        """`body(run, carry, tiles)` for all tiles of queries of so many groups, some at once."""
         for run in self.runs:
-            step = functools.partial(body, run)
-            if run.last - run.first == 1:
-                carry = step(carry, jnp.int32(run.first))
-            else:
-                carry = lax.scan(lambda c, i, step=step: (step(c, i), None), carry, jnp.arange(run.first, run.last))[0]
+            together = _together(run.last - run.first, 1, -(-self.abreast // groups))
+
+            def step(carry, i: Array | int, number: int, run: _Run = run, together: int = together):
+                return body(run, carry, [run.first + i * together + n for n in range(number)])
+
+            carry = _loop(step, run.last - run.first, together, carry)
         return carry
 
 
@@ -171,20 +200,23 @@ def _plan(shape: tuple[int, int, int, int], keys: int, places: int, block_mask: 
     batch, queries, heads, features = shape
     seen = keys if block_mask is None else int(block_mask.frame_table.sum(axis=1).max()) * block_mask.run[1]
     width = max(seen, features, 1)
-    most = min(QUERIES if width >= QUERIES // 4 else QUERIES // 4, max(2 * TILE // width, QUERIES // 8))
+    many_keys, alone = width >= QUERIES // 4, _threads() == 1
+    size = TILE if many_keys and not alone else TILE // 2
+    most = min(QUERIES if many_keys else QUERIES // 4, max(2 * size // width, LEAST // 2 if alone else LEAST))
     if block_mask is not None and block_mask.run[0] > 1:  # tiles that end where frames do need no mask
         run = block_mask.run[0]
         rows = -(-run // -(-run // most))
         rows *= max(FEWEST // rows, 1) if rows == run else 1
     else:
         rows = -(-queries // -(-queries // most))
-    many, most, alone = 1, TILE // (rows * width), heads // places
-    for count in (alone, places):
-        many *= _divisor(count, most // many) if many in (1, alone) else 1
+    many, most, of_place = 1, size // (rows * width), heads // places
+    for count in (of_place, places):
+        many *= _divisor(count, most // many) if many in (1, of_place) else 1
     samples = _divisor(batch, most // many) if many == heads else 1
     parts = -(-queries // rows)
-    return _Plan(samples, many, rows, (batch // samples, heads // many, parts), _runs(block_mask, parts, rows, keys),
-                 block_mask)
+    runs = _runs(block_mask, parts, rows, keys)
+    abreast = ABREAST if width < WIDE and len(runs) <= ABREAST and not alone else 1
+    return _Plan(samples, many, rows, (batch // samples, heads // many, parts), runs, block_mask, abreast)
 
 
 def _runs(block_mask: BlockMask | None, tiles: int, rows: int, keys: int) -> tuple[_Run, ...]:
@@ -193,9 +225,9 @@ def _runs(block_mask: BlockMask | None, tiles: int, rows: int, keys: int) -> tup
         return (_Run(0, tiles, ((0,),) * tiles, (keys,), False),)
     width = math.gcd(block_mask.run[1], keys)
     runs = [_pieces(row, i, width) for i, row in enumerate(block_mask.blocks(rows, width))]
+    limit = False  # first those that see the same
     while True:
         joined = [runs[0]]
-        limit = len(runs) > RUNS
         for run in runs[1:]:
             before = joined[-1]
             if (run.lengths, run.masked) == (before.lengths, before.masked):
@@ -207,9 +239,9 @@ def _runs(block_mask: BlockMask | None, tiles: int, rows: int, keys: int) -> tup
                 joined[-1] = _Run(before.first, run.last, ((start,),) * count, (stop - start,), True)
             else:
                 joined.append(run)
-        if len(joined) == len(runs) or len(joined) <= RUNS:
+        if len(joined) <= RUNS or (limit and len(joined) == len(runs)):
             return tuple(joined)
-        runs = joined
+        runs, limit = joined, True
 
 
 def _pieces(row: np.ndarray, tile: int, width: int) -> _Run:
@@ -224,6 +256,39 @@ def _pieces(row: np.ndarray, tile: int, width: int) -> _Run:
     masked = any((row[first:last] != FULL).any() for first, last in edges)
     starts, lengths = edges[:, 0] * width, (edges[:, 1] - edges[:, 0]) * width
     return _Run(tile, tile + 1, (tuple(starts.tolist()),), tuple(lengths.tolist()), masked)
+
+
+def _together(count: int, row: int, wanted: int) -> int:
+    """How many of `count` things, in rows of so many, a body holds: about `wanted`, preferably whole rows or a part of
+    one, and so that all bodies are alike."""
+    few = min(count, wanted)
+    fitting = [n for n in range(few, wanted * 3 // 2 + 1) if count % n == 0]
+    return next((n for n in fitting if n % row == 0 or row % n == 0), min([*fitting, few]))
+
+
+def _loop(body, count: int, together: int, carry):
+    """`body(carry, i, number)` for the things from `i * together` on, `number` of them, until all of `count` are done.
+
+    XLA shares what is ready in one body among threads, but computes one pass of a loop after the other.
+    """
+    whole, rest = divmod(count, together)
+    if whole > 1:
+        carry = lax.fori_loop(0, whole, lambda i, carry: body(carry, i, together), carry)
+    elif whole:
+        carry = body(carry, 0, together)
+    return body(carry, whole, rest) if rest else carry
+
+
+def _divmod(number: Array | int, divisor: int) -> tuple[Array | int, Array | int]:
+    """Quotient and remainder of a number that is not negative."""
+    if isinstance(number, int):
+        return divmod(number, divisor)
+    return lax.div(number, jnp.int32(divisor)), lax.rem(number, jnp.int32(divisor))
+
+
+def _threads() -> int:
+    """How many threads XLA computes with: one for every processor that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _divisor(number: int, most: int) -> int:
@@ -246,7 +311,7 @@ def _logits(plan: _Plan, run: _Run, q, k, mask, bias, group, tile, turned: bool 
     return logits if mask is None else jnp.where(mask, logits, MASKED)
 
 
-def _seen(plan: _Plan, run: _Run, x: Array, group: Array, tile: Array) -> Array:
+def _seen(plan: _Plan, run: _Run, x: Array, group: _Group, tile: Array) -> Array:
     """The part of a mask or bias for a tile, with the keys that it sees."""
     part = plan.part(x, group, tile)
     part = part if part.shape[1] in (1, plan.heads) else jnp.tile(part, (1, plan.heads // part.shape[1], 1, 1))
@@ -263,23 +328,28 @@ def _attend(plan: _Plan, q, k, v, mask, bias):
     """Output `[B, Q, M, D]` and logsumexp `[B, M, Q, 1]`, both float32."""
     scale = q.shape[-1] ** -0.5
 
-    def group(carry, n):
-        k_n, v_n = plan.rows(k, n, None), plan.rows(v, n, None)
+    def tile(run, n, i, k_n, v_n):
+        logits = _logits(plan, run, plan.rows(q, n, i) * scale, run.keys(k_n, i), mask, bias, n, i)
+        top = logits.max(axis=-1, keepdims=True)
+        weights = jnp.exp(logits - top)
+        total = weights.sum(axis=-1, keepdims=True)
+        return _product("bmqs,bmsd->bmqd", weights.astype(v.dtype), run.keys(v_n, i)) / total, top + jnp.log(total)
 
-        def tile(run, carry, i):
+    def group(carry, groups):
+        seen = [(n, plan.rows(k, n, None), plan.rows(v, n, None)) for n in groups]
+
+        def step(run, carry, tiles):
             out, lse = carry
-            logits = _logits(plan, run, plan.rows(q, n, i) * scale, run.keys(k_n, i), mask, bias, n, i)
-            top = logits.max(axis=-1, keepdims=True)
-            weights = jnp.exp(logits - top)
-            total = weights.sum(axis=-1, keepdims=True)
-            part = _product("bmqs,bmsd->bmqd", weights.astype(v.dtype), run.keys(v_n, i)) / total
-            lse = lax.dynamic_update_slice(lse, top + jnp.log(total), plan.place(lse.shape, n, i))
-            return plan.write(out, part, n, i), lse
+            for i, (n, *keys) in itertools.product(tiles, seen):
+                part, lse_i = tile(run, n, i, *keys)
+                out = plan.write(out, part, n, i)
+                lse = lax.dynamic_update_slice(lse, lse_i, plan.place(lse.shape, n, i))
+            return out, lse
 
-        return plan.each(tile, carry), None
+        return plan.tiles(len(groups), step, carry)
 
     lse = jnp.zeros((q.shape[0], q.shape[2], q.shape[1], 1), jnp.float32)
-    return lax.scan(group, (_unset(q, 0), lse), jnp.arange(plan.counts[0] * plan.counts[1]))[0]
+    return plan.groups(group, (_unset(q, 0), lse))
 
 
 def _unset(x: Array, number: int) -> Array:
@@ -296,41 +366,49 @@ def _backward(plan, saved, cotangents):
     q, k, v, mask, bias, lse = saved
     d_out, scale = cotangents[0], q.shape[-1] ** -0.5
 
-    def group(carry, n):
-        *gradients, d_bias = carry
-        k_n, v_n = plan.rows(k, n, None), plan.rows(v, n, None)
-        k_turned = plan.rows(k, n, None, "bmdn")
+    def tile(run, n, i, k_n, v_n, k_turned):
+        """Gradients of queries, keys, values and logits.
 
-        def tile(run, carry, i):
-            """Weights and gradients of logits are `[b, m, S, q]` here: products with the keys in front need no
-            copies of them in another order."""
-            dq, dk, dv, d_bias = carry
-            q_i, d_out_i = plan.rows(q, n, i) * scale, plan.rows(d_out, n, i)
-            lse_i, d_out_i = jnp.swapaxes(plan.part(lse, n, i), 2, 3), d_out_i.astype(v.dtype)
-            weights = jnp.exp(_logits(plan, run, q_i, run.keys(k_n, i), mask, bias, n, i, turned=True) - lse_i)
-            d_weights = _product("bmsd,bmqd->bmsq", run.keys(v_n, i), d_out_i)
-            # As a product of matrices: XLA is ten times slower with a sum of products whose first dimension is 1.
-            delta = _product("bmsq,bmsq->bmq", weights, d_weights)[:, :, None]
-            d_logits = weights * (d_weights - delta)
-            if d_bias is not None:
-                d_bias = _add(plan, run, d_bias, jnp.swapaxes(d_logits, 2, 3), n, i)
-            weights, d_logits = weights.astype(v.dtype), d_logits.astype(k.dtype)
-            dk = run.add(dk, _product("bmsq,bmqd->bmsd", d_logits, q_i), i)
-            dv = run.add(dv, _product("bmsq,bmqd->bmsd", weights, d_out_i), i)
-            if sum(run.lengths) <= q.shape[-1] * SHORT:
-                d_q = _product("bmqs,bmsd->bmqd", jnp.swapaxes(d_logits, 2, 3), run.keys(k_n, i)) * scale
-                return plan.write(dq, d_q, n, i), dk, dv, d_bias
-            d_q = _product("bmds,bmsq->bmdq", run.keys(k_turned, i, -1), d_logits) * scale
-            return plan.write(dq, d_q, n, i, "bmdn"), dk, dv, d_bias
+        Weights and gradients of logits are `[b, m, S, q]` here: products with the keys in front need no copies of them
+        in another order.
+        """
+        q_i, d_out_i = plan.rows(q, n, i) * scale, plan.rows(d_out, n, i)
+        lse_i, d_out_i = jnp.swapaxes(plan.part(lse, n, i), 2, 3), d_out_i.astype(v.dtype)
+        weights = jnp.exp(_logits(plan, run, q_i, run.keys(k_n, i), mask, bias, n, i, turned=True) - lse_i)
+        d_weights = _product("bmsd,bmqd->bmsq", run.keys(v_n, i), d_out_i)
+        # As a product of matrices: XLA is ten times slower with a sum of products whose first dimension is 1.
+        delta = _product("bmsq,bmsq->bmq", weights, d_weights)[:, :, None]
+        exact = weights * (d_weights - delta)
+        weights, d_logits = weights.astype(v.dtype), exact.astype(k.dtype)
+        dk, dv = _product("bmsq,bmqd->bmsd", d_logits, q_i), _product("bmsq,bmqd->bmsd", weights, d_out_i)
+        if sum(run.lengths) <= q.shape[-1] * SHORT:
+            dq = _product("bmqs,bmsd->bmqd", jnp.swapaxes(d_logits, 2, 3), run.keys(k_n, i))
+        else:
+            dq = jnp.swapaxes(_product("bmds,bmsq->bmdq", run.keys(k_turned, i, -1), d_logits), 2, 3)
+        return dq * scale, dk, dv, jnp.swapaxes(exact, 2, 3)
 
-        dq, dk, dv = gradients
-        zeros = jnp.zeros(k_n.shape, jnp.float32)
-        dq, dk_n, dv_n, d_bias = plan.each(tile, (dq, zeros, zeros, d_bias))
-        return (dq, plan.write(dk, dk_n, n, None), plan.write(dv, dv_n, n, None), d_bias), None
+    def group(carry, groups):
+        seen = [(n, plan.rows(k, n, None), plan.rows(v, n, None), plan.rows(k, n, None, "bmdn")) for n in groups]
+
+        def step(run, carry, tiles):
+            dq, d_bias, *sums = carry  # the gradients of keys and of values of each group
+            for i, (lane, (n, *keys)) in itertools.product(tiles, enumerate(seen)):
+                dq_i, dk_i, dv_i, d_logits = tile(run, n, i, *keys)
+                dq, (dk_n, dv_n) = plan.write(dq, dq_i, n, i), sums[lane]
+                sums[lane] = run.add(dk_n, dk_i, i), run.add(dv_n, dv_i, i)
+                d_bias = None if d_bias is None else _add(plan, run, d_bias, d_logits, n, i)
+            return dq, d_bias, *sums
+
+        dq, dk, dv, d_bias = carry
+        zeros = [(jnp.zeros(k_n.shape, jnp.float32),) * 2 for _, k_n, *_ in seen]
+        dq, d_bias, *sums = plan.tiles(len(groups), step, (dq, d_bias, *zeros))
+        for n, (dk_n, dv_n) in zip(groups, sums, strict=True):
+            dk, dv = plan.write(dk, dk_n, n, None), plan.write(dv, dv_n, n, None)
+        return dq, dk, dv, d_bias
 
     start = [_unset(x, number) for number, x in enumerate((q, k, v), 1)]
     d_bias = None if bias is None else jnp.zeros(bias.shape, jnp.float32)
-    (*gradients, d_bias), _ = lax.scan(group, (*start, d_bias), jnp.arange(plan.counts[0] * plan.counts[1]))
+    *gradients, d_bias = plan.groups(group, (*start, d_bias))
     dq, dk, dv = (d.astype(x.dtype) for d, x in zip(gradients, (q, k, v), strict=True))
     return dq, dk, dv, None, None if bias is None else d_bias.astype(bias.dtype)
 
