@@ -53,7 +53,7 @@ class Body(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, vector: jax.Array) -> tuple[jax.Array, None]:
-        block = rematerialised(Block, self.config.remat, static_argnums=(4, 5))
+        block = rematerialised(self, Block, self.config.remat, static_argnums=(4, 5))
         return block(self.config, self.level, self.level.mixers, name="block")(
             x, vector, MixerInputs({}, None), True, 0), None
 
