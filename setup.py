@@ -33,6 +33,7 @@ setup(
         "tyro>=1.0",
         "rich>=13",
         "safetensors>=0.5",
+        "flatbuffers>=24",  # of jax.export, which does not declare it
         # Data. TFDS is read without TensorFlow; importlib_resources is a dependency that it does not declare.
         "tensorflow-datasets>=4.9.9",
         "importlib_resources",

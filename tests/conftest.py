@@ -12,6 +12,7 @@ import pytest
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # tests compile more than they compute
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")  # of commands that tests run, too
 if metadata.version("jax").startswith("0.10."):  # its newer way of compiling fusions takes twice as long; 0.12 has one
     os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
                                " --xla_cpu_parallel_codegen_split_count=1").strip()
@@ -25,7 +26,6 @@ from tests import shapes  # noqa: E402
 jax.config.update("jax_num_cpu_devices", 8)
 cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(Path.home() / ".cache" / "vdm_jax" / "compiled_tests")
 jax.config.update("jax_compilation_cache_dir", cache)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 # Every room, before any test imports it; not `vdm_jax.errors`, whose exceptions name the function that raises them.
 PACKAGE = Path(__file__).parent.parent / "vdm_jax"

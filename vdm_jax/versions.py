@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 from pathlib import Path
 
@@ -21,3 +22,14 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+@functools.cache
+def source_digest(rooms: tuple[str, ...] = (".",)) -> str:
+    """Short SHA-256 of the code of some rooms of the package, or of all."""
+    import hashlib
+
+    found = hashlib.sha256()
+    for path in sorted(p for room in rooms for p in (PACKAGE / room).rglob("*.py")):
+        found.update(path.relative_to(PACKAGE).as_posix().encode() + path.read_bytes())
+    return found.hexdigest()[:16]

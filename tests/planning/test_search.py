@@ -13,6 +13,7 @@ from vdm_jax.planning.cache import Reports
 from vdm_jax.planning.flops import remat_choices
 from vdm_jax.planning.program import Plan
 from vdm_jax.planning.search import TRIES, Pace, default_meshes, search
+from vdm_jax.versions import PACKAGE
 
 KEEP, AGAIN = remat_choices()[0], "full" if "full" in remat_choices() else True
 
@@ -166,4 +167,4 @@ def test_flags_of_the_environment_and_the_clips_on_disk_are_part_of_a_reports_ke
 
 
 def test_every_room_on_which_reports_depend_exists():
-    assert not [room for room in cache.ROOMS if not list((cache.PACKAGE / room).glob("*.py"))]
+    assert not [room for room in cache.ROOMS if not list((PACKAGE / room).glob("*.py"))]

@@ -125,14 +125,16 @@ def set_up_home() -> None:
 
 
 def set_up_compilation_cache() -> None:
-    """Keep compiled programs on disk, so that the second run of anything starts at once.
+    """Keep compiled programs on disk, so that the second run of anything starts at once: small ones too, of which a
+    command has dozens.
 
-    `$JAX_COMPILATION_CACHE_DIR` chooses another place.
+    `$JAX_COMPILATION_CACHE_DIR` chooses another place, `$JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS` what is kept.
     """
-    settings = {"jax_persistent_cache_min_compile_time_secs": 0.5}
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        settings["jax_compilation_cache_dir"] = str(Path.home() / ".cache" / "vdm_jax" / "compiled")
+    settings = {"jax_persistent_cache_min_compile_time_secs": 0.0,
+                "jax_compilation_cache_dir": str(Path.home() / ".cache" / "vdm_jax" / "compiled")}
     for name, value in settings.items():
+        if os.environ.get(name.upper()):
+            continue
         if "jax" in sys.modules:
             sys.modules["jax"].config.update(name, value)
         else:  # read when a command imports JAX, which some do without

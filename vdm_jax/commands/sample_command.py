@@ -110,12 +110,14 @@ def main(arguments: Sequence[str]) -> int:
     from vdm_jax.commands.progress import sampling_progress
     from vdm_jax.generation.released.models import with_size
     from vdm_jax.runs.directory import find_run, load, read_cascade
+    from vdm_jax.runs.traced import kept_traces
 
     scripts = read_scripts(options)
     if scripts:
         options = dataclasses.replace(options, captions=tuple(script.prompts[0][1] for script in scripts))
     options = dataclasses.replace(options, captions=captions_for(options, read_cascade(find_run(options.run))))
-    generator = with_size(load(options.run, damaged=options.damaged), options.num_frames, options.height, options.width)
+    generator = load(options.run, damaged=options.damaged, traced=kept_traces())
+    generator = with_size(generator, options.num_frames, options.height, options.width)
     video = generator.makes(options.first, options.last, options.fps)
     check_videos(options.out, video.fps, len(options.captions) * options.count, (video.height, video.width))
     if options.style is not None:

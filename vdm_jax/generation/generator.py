@@ -92,13 +92,14 @@ class Generator:
       devices: to spread the batch over; all devices by default.
       autoencoders: weights per name of a stage that works in latents; stages may share them.
       encoder: of captions (or pictures), where stages read embeddings and a call brings none.
+      keep: `(jitted sampling, what it depends on, mesh) -> function`, which may spare it being traced.
     """
 
     def __init__(
         self, experiment: Experiment, params: Mapping[str, Any], devices: Sequence[jax.Device] | None = None,
-        autoencoders: Mapping[str, Any] | None = None, encoder: Encoder | None = None,
+        autoencoders: Mapping[str, Any] | None = None, encoder: Encoder | None = None, keep: Callable | None = None,
     ):
-        self.experiment, self.encoder = experiment, encoder
+        self.experiment, self.encoder, self.keep = experiment, encoder, keep or (lambda function, about, mesh: function)
         self.mesh = make_mesh(experiment.mesh, devices)
 
         def placed(trees: Mapping[str, Any]) -> dict[str, Any]:
@@ -377,7 +378,11 @@ class Generator:
         """The stage's sampling: by one compiled function for all steps, or where steps are watched by one for each."""
         shardings, kept = jax.tree.map(lambda x: x.sharding, self.params[stage.name]), self.kept
         if watch is None:
-            function = kept((stage, sampling, ends), jit_sampling, stage, sampling, self.mesh, shardings, ends)
+            def sampling_function() -> Callable:
+                function = jit_sampling(stage, sampling, self.mesh, shardings, ends)
+                return self.keep(function, (stage, sampling, ends), self.mesh)
+
+            function = kept((stage, sampling, ends), sampling_function)
         else:
             of = of_any_steps(stage, sampling)
             functions = kept((*of, ends, "step"), step_functions, *of, self.mesh, shardings, ends)

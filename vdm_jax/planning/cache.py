@@ -17,11 +17,12 @@ from vdm_jax.configuration import to_data
 from vdm_jax.planning import topology
 from vdm_jax.planning.inputs import clip_shape
 from vdm_jax.planning.program import Plan, compile_plan, counted_from_shapes, plan_mesh
-from vdm_jax.versions import PACKAGE, versions
+from vdm_jax.versions import source_digest, versions
 from vdm_jax.video.writing import atomic_path
 
 FORMAT = 2  # of a report; older ones are compiled again
-# Rooms whose code decides about the programs of a stage and about what is read from them.
+# Rooms whose code decides about the programs of a stage and about what is read from them: a changed layer makes reports
+# stale, not wrong.
 ROOMS = ("attention", "conditions", "diffusion", "networks", "parallel", "planning", "stages", "training", "video",
          "weights")
 # What depends on the name alone and not on the program.
@@ -35,15 +36,6 @@ def default_folder() -> Path:
     return Path(os.environ.get("VDM_JAX_PLANS") or Path.home() / ".cache" / "vdm_jax" / "plans")
 
 
-@functools.cache
-def source_digest() -> str:
-    """Short SHA-256 of the code that a report depends on: a changed layer makes reports stale, not wrong."""
-    root, found = PACKAGE, hashlib.sha256()
-    for path in sorted(p for room in ROOMS for p in (root / room).rglob("*.py")):
-        found.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
-    return found.hexdigest()[:16]
-
-
 def content_key(plan: Plan, devices: Sequence[jax.Device] | None = None) -> str:
     """Key of a plan's report: config, size of the clips on disk, devices, effort, flags, versions and code. Slices are
     distinguished by name, so that a report can be found without the compiler; devices at hand by kind and number."""
@@ -53,8 +45,9 @@ def content_key(plan: Plan, devices: Sequence[jax.Device] | None = None) -> str:
     else:
         devices = jax.devices() if devices is None else devices
         data["topology"] = f"{len(devices)} {devices[0].device_kind}"
-    about = {"plan": data, "clips": clip_shape(plan.data, plan.stage), "versions": versions(), "code": source_digest(),
-             "format": FORMAT, "environment": {name: os.environ.get(name, "") for name in ENVIRONMENT}}
+    about = {"plan": data, "clips": clip_shape(plan.data, plan.stage), "versions": versions(),
+             "code": source_digest(ROOMS), "format": FORMAT,
+             "environment": {name: os.environ.get(name, "") for name in ENVIRONMENT}}
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:20]
 
 
@@ -94,7 +87,7 @@ class Reports:
         """The report of a plan, compiled where it is not there yet. Raises `UserError` as `compile_plan` does."""
         if (found := self.find(plan)) is not None:
             return found
-        about = {"versions": versions(), "code": source_digest(), "date": datetime.date.today().isoformat()}
+        about = {"versions": versions(), "code": source_digest(ROOMS), "date": datetime.date.today().isoformat()}
         report = {**compile_plan(plan, self._devices(plan)), **about}
         path = self.path(plan)
         _write(path, report)

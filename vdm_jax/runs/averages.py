@@ -13,10 +13,10 @@ from vdm_jax.stages.autoencoding import AnyStage
 from vdm_jax.stages.parameters import network_shapes, with_factors
 
 
-def restore_network(checkpoints: Checkpoints, stage: AnyStage, step: int | None = None) -> Any:
-    """The averaged parameters of the network, those of a LoRA merged into it. Raises `UserError` as
-    `Checkpoints.restore_subtree` does."""
-    shapes = network_shapes(stage)
+def restore_network(checkpoints: Checkpoints, stage: AnyStage, step: int | None = None, shapes: Any = None) -> Any:
+    """The averaged parameters of the network, those of a LoRA merged into it. `shapes` are those of the network, where
+    they are at hand. Raises `UserError` as `Checkpoints.restore_subtree` does."""
+    shapes = network_shapes(stage) if shapes is None else shapes
     if not getattr(stage.training, "lora", ()):
         return checkpoints.restore_subtree("ema", shapes, step)[0]
     whole = jax.eval_shape(lambda params: with_factors(stage, params, jax.random.key(0)), shapes)

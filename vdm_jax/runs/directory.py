@@ -38,6 +38,7 @@ from vdm_jax.runs.identity import IDENTITY, check_config, is_lock, owner, write_
 from vdm_jax.runs.listing import CARD, CONFIG, WEIGHTS, checkpoints_path
 from vdm_jax.runs.manifest import Damaged
 from vdm_jax.runs.shipped import find_shipped, shipped_names
+from vdm_jax.runs.traced import Traced
 from vdm_jax.stages.autoencoding import AnyExperiment, AnyStage
 from vdm_jax.stages.distillation import ConsistencyTraining
 from vdm_jax.stages.parameters import network_shapes
@@ -191,23 +192,25 @@ def find_run(name: str | os.PathLike) -> Path:
                     f"{', '.join(known) or 'none yet (train one first)'}")
 
 
-def load_stage(run: Path, stage: AnyStage, damaged: Damaged = "refuse", step: int | None = None) -> Any | None:
+def load_stage(run: Path, stage: AnyStage, damaged: Damaged = "refuse", step: int | None = None,
+               traced: Traced | None = None) -> Any | None:
     """The averaged (EMA) parameters of a trained stage, or None when it has not been trained.
 
     `damaged="skip"` uses the newest intact checkpoint instead of a damaged newer one, and says so. `step` names another
-    checkpoint than the newest.
+    checkpoint than the newest. `traced` keeps the shapes of networks.
 
     Raises `UserError` naming the first parameter that does not fit the stage's network, or what is damaged.
     """
     if not (run / CONFIG).exists() and is_released(run):
         return load_released(run).params.get(stage.name)
-    weights = run / stage.name / WEIGHTS
+    weights, shapes = run / stage.name / WEIGHTS, network_shapes if traced is None else traced.shapes
     if weights.exists():
-        return load_params(weights, network_shapes(stage))[0]
+        return load_params(weights, shapes(stage))[0]
     checkpoints = stage_checkpoints(run, stage.name)
     if checkpoints.latest() is None:
         return None
-    return restore_network(checkpoints, stage, _readable(checkpoints, stage, damaged) if step is None else step)
+    step = _readable(checkpoints, stage, damaged) if step is None else step
+    return restore_network(checkpoints, stage, step, shapes(stage))
 
 
 def load_adapter(run: Path, stage: Stage, damaged: Damaged = "refuse") -> Adapter:
@@ -243,11 +246,13 @@ def load_autoencoders(experiment: Experiment, run: Path, names: Collection[str])
     return {stage.name: found[stage.latent.sha256] for stage in stages}
 
 
-def load(run: str | os.PathLike, devices: list[jax.Device] | None = None, damaged: Damaged = "refuse") -> Generator:
+def load(run: str | os.PathLike, devices: list[jax.Device] | None = None, damaged: Damaged = "refuse",
+         traced: Traced | None = None) -> Generator:
     """A generator from a run directory, a name under `runs/`, a folder that `export` wrote, or the folder of a released
     model in the layout of diffusers.
 
-    `damaged="skip"` uses the newest intact checkpoint of a stage where a newer one is damaged.
+    `damaged="skip"` uses the newest intact checkpoint of a stage where a newer one is damaged. `traced` keeps what
+    tracing says of a run for the next process (`runs/traced.py`).
 
     >>> generate = vdm_jax.load("runs/captioned_digits")
     >>> generate(["a red three moving left"], seed=0).save("three.mp4")
@@ -258,12 +263,13 @@ def load(run: str | os.PathLike, devices: list[jax.Device] | None = None, damage
     if not (path / CONFIG).exists():
         return load_released(path, devices)
     experiment = read_cascade(path)
-    params = {stage.name: load_stage(path, stage, damaged) for stage in experiment.stages}
+    params = {stage.name: load_stage(path, stage, damaged, traced=traced) for stage in experiment.stages}
     params = {name: tree for name, tree in params.items() if tree is not None}
     if not params:
         raise UserError(f"run {path} has no trained stage yet; permitted: a run with at least one checkpoint")
     encoder = None if experiment.encoder is None else RunEncoder(experiment.encoder, experiment)
-    return Generator(experiment, params, devices, load_autoencoders(experiment, path, params), encoder)
+    return Generator(experiment, params, devices, load_autoencoders(experiment, path, params), encoder,
+                     None if traced is None else traced.function)
 
 
 def stylised(generator: Generator, run: str | os.PathLike, weight: float, damaged: Damaged = "refuse") -> Generator:
