@@ -3,6 +3,7 @@
 Run:   python -m experiments.scaling.run                       everything; hours on two cores, goes on where it stopped
        python -m experiments.scaling.run --only 'full.*v5p'    cases whose name matches
        python -m experiments.scaling.run --minutes 60          stops beginning new ones after an hour
+       python -m experiments.scaling.run --shapes              count what is not compiled from shapes, a minute each
        python -m experiments.scaling.run --report              only rewrite README.md and the plots
 Needs: pip install 'vdm_jax[tpu]' 'vdm_jax[plots]' (no TPU)
 """
@@ -25,8 +26,10 @@ from vdm_jax.commands.progress import sweep_progress
 from vdm_jax.errors import UserError
 from vdm_jax.planning.advice import capacity_of, judge
 from vdm_jax.planning.cache import devices_of
-from vdm_jax.planning.program import compile_plan
+from vdm_jax.planning.moved import least_memory
+from vdm_jax.planning.program import compile_plan, counted_from_shapes, plan_mesh, state_sizes
 from vdm_jax.planning.roofline import METHOD
+from vdm_jax.training.state import abstract_state
 from vdm_jax.versions import versions
 
 HERE = Path(__file__).parent
@@ -55,12 +58,24 @@ def compiled(case: Case) -> dict[str, Any]:
     return {name: report[name] for name in KEPT if name in report}
 
 
+def counted(case: Case) -> dict[str, Any]:
+    """What shapes alone say of a train step: state, roofline, and the least that it keeps in memory and sends."""
+    plan = case.plan()
+    devices = devices_of(plan)
+    mesh = plan_mesh(plan.mesh, devices)
+    state = abstract_state(plan.stage, mesh)
+    found = counted_from_shapes(plan, mesh, state)
+    return {"status": "from shapes", "capacity": capacity_of(devices[0]), **state_sizes(plan, state), **found,
+            "mesh": dict(mesh.shape), "chips": case.chips, "least": least_memory(found["moved"], case.accumulation)}
+
+
 def record(chosen: Sequence[Case], path: Path = RECORD, *, minutes: float | None = None, fresh: bool = False,
-           compile_case: Callable[[Case], dict[str, Any]] = compiled) -> dict[str, Any]:
-    """Compile what the record lacks, saving after every case."""
+           compile_case: Callable[[Case], dict[str, Any]] = compiled, rows: str = "rows") -> dict[str, Any]:
+    """Compile what the record lacks, saving after every case; `rows` is where it keeps them."""
     about = {"device": {"kind": "none: ahead of time"}, "versions": versions(), "protocol": protocol()}
     found, began = open_record(path, about, fresh=fresh), time.monotonic()
-    missing = {case.name: case for case in chosen if case.name not in found["rows"]}
+    missing = {case.name: case for case in chosen
+               if case.name not in found["rows"] and case.name not in found.get(rows, {})}
     with sweep_progress() as progress:
         for done, (name, case) in enumerate(missing.items()):
             spent = time.monotonic() - began
@@ -69,7 +84,7 @@ def record(chosen: Sequence[Case], path: Path = RECORD, *, minutes: float | None
             progress(done, len(missing), name, spent / done * (len(missing) - done) if done else None)
             row = compile_case(case)
             found = open_record(path, about, fresh=fresh and not done)  # with what others have added meanwhile
-            found["rows"][name] = row
+            found.setdefault(rows, {})[name] = row
             save(path, found)
     return found
 
@@ -79,6 +94,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="regular expression; cases whose name it finds")
     parser.add_argument("--minutes", type=float, help="begin no new case after so many")
+    parser.add_argument("--shapes", action="store_true", help="count train steps that are not compiled, from shapes")
     parser.add_argument("--report", action="store_true", help="only write README.md and plots from the record")
     parser.add_argument("--fresh", action="store_true", help="compile again what is recorded")
     args = parser.parse_args()
@@ -89,7 +105,11 @@ def main() -> int:
             if not chosen:
                 raise UserError(f"--only {args.only!r} matches no case; permitted: a part of "
                                 f"{cases()[0].name!r} and the like")
-            record(chosen, minutes=args.minutes, fresh=args.fresh)
+            if args.shapes:
+                record([case for case in chosen if case.what == "train"], minutes=args.minutes, compile_case=counted,
+                       rows="shapes")
+            else:
+                record(chosen, minutes=args.minutes, fresh=args.fresh)
         write_report(RECORD, HERE / "README.md")
     except UserError as error:
         print(f"scaling: {error}", file=sys.stderr)
