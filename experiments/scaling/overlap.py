@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from experiments.scaling.report import write_report
+from experiments.scaling.report import PAGE, write_report
 from vdm_jax.parallel.collectives import listed
 from vdm_jax.parallel.compiling import no_compilation_cache, optimization_level
 from vdm_jax.parallel.mesh import MeshSpec
@@ -82,7 +82,7 @@ def main() -> int:
         print(record["rows"][-1], file=sys.stderr)
         with atomic_path(RECORD) as temporary:
             temporary.write_text(json.dumps(record, indent=1) + "\n")
-    write_report(HERE / "results" / "compiled.json", HERE / "README.md")
+    write_report(HERE / "results" / "compiled.json", HERE / "README.md", PAGE)
     return 0
 
 

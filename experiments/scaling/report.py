@@ -10,19 +10,21 @@ from experiments.readme_tables import insert
 from experiments.scaling.cases import BASES, Case, cases
 from vdm_jax.benchmark.plots import picture
 from vdm_jax.benchmark.record import load
+from vdm_jax.planning.chips import CHIPS
 from vdm_jax.video.writing import atomic_path
 
 GIB = 2**30
 Row = dict[str, Any]
 TITLES = {"weak": "Weak scaling: as many clips for every chip", "strong": "Strong scaling: one batch over more chips"}
 TABLES = ("even", *TITLES)
-NAMES = {"imagen_video/cascade": "factorised", "imagen_video/full_attention": "full attention",
-         "svd/image_to_video_14": "SVD"}
+NAMES = {"imagen_video/cascade": "Imagen Video's base", "imagen_video/full_attention": "its base, full attention",
+         "svd/image_to_video_14": "Stable Video Diffusion"}
+PAGE = Path(__file__).parent.parent.parent / "docs" / "performance.md"
 
 
-def write_report(path: Path, readme: Path) -> None:
-    """Put the tables and plots of the record at `path`, and of cpu.json next to it, between the markers of
-    README.md."""
+def write_report(path: Path, readme: Path, page: Path | None = None) -> None:
+    """Put the tables and plots of the record at `path`, and of the records next to it, between the markers of
+    README.md, and the rows of pods into `page`."""
     text = readme.read_text()
     if path.exists():
         found = load(path)
@@ -34,6 +36,10 @@ def write_report(path: Path, readme: Path) -> None:
                 text = insert(text, f"{study}_plot", f"![{TITLES[study]}]({picture.relative_to(readme.parent)})")
         text = insert(text, "last", last_table(rows))
         text = insert(text, "protocol", protocol(found))
+        if page is not None:
+            table = pods_table(rows, found.get("shapes", {}))
+            with atomic_path(page) as temporary:
+                temporary.write_text(insert(page.read_text(), "pods", f"{table}\n\n{protocol(found).splitlines()[0]}"))
     cpu = path.parent / "cpu.json"
     if cpu.exists():
         text = insert(text, "cpu", cpu_table(json.loads(cpu.read_text())))
@@ -87,6 +93,24 @@ def scaling_tables(study: str, rows: dict[str, Row], shapes: dict[str, Row]) -> 
         said += [f"not counted from shapes either: {', '.join(unknown)}"] if unknown else []
         parts += ["", *([f"{'; '.join(said)}.", ""] if said else [])]
     return "\n".join(parts).rstrip()
+
+
+def pods_table(rows: dict[str, Row], shapes: dict[str, Row]) -> str:
+    """The bases on 256 and 1,024 chips, with the time of the links alone where the traffic is that of a program."""
+    lines = ["| network | chips | clips per step | mesh (data x fsdp) | memory per chip, GiB | step at least, s | "
+             "MFU at most | sent per chip, GiB | links alone, s |", "|---|---|---:|---|---|---:|---:|---:|---:|"]
+    for case, row in recorded("weak", {**shapes, **rows}):
+        if row is None or case.chips < 256 or row["status"] == "refused":
+            continue
+        like = twin(case, rows)
+        memory, _, step, mfu, _, sent = scaling_cells(row, like)
+        links = ""
+        if like is not None:
+            bytes_sent = sum(one["sent"] for one in like["collectives"])
+            links = f"{bytes_sent / CHIPS[case.generation].links:.3f}"
+        lines.append(f"| {NAMES[case.config]} | {case.topology} ({case.chips}) | {case.batch} | {case.mesh[0]} x "
+                     f"{case.mesh[1]} | {memory} | {step} | {mfu} | {sent} | {links} |")
+    return "\n".join(lines)
 
 
 def scaling_cells(row: Row, like: Row | None = None) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from experiments.scaling.cases import Case, cases
 from vdm_jax.benchmark.record import load
 from vdm_jax.commands.compile_command import parse_mesh
 from vdm_jax.planning import topology
+from vdm_jax.planning.chips import CHIPS
 
 TINY = Case(study="last", config=str(Path(__file__).parent / "tiny_base.py"), stage="base", generation="v5p", chips=8,
             batch=8, mesh=(2, 2, 1, 2))
@@ -49,6 +51,23 @@ def test_a_case_is_compiled_for_what_it_says(monkeypatch):
     assert 1 <= float(kept.split("(")[1].rstrip(")")) < 1.5
     refused = run.compiled(Case(**{**vars(TINY), "batch": 3}))
     assert refused["status"] == "refused" and "batch 3 does not divide over 4 devices" in refused["reason"]
+
+
+def test_what_is_counted_from_another_row_is_what_a_trace_counts(monkeypatch):
+    """On four times the chips with twice the clips; but for the roofline, which a CPU does not have."""
+    small = dataclasses.replace(TINY, what="train", mesh=(1, 2, 1, 1), chips=2, batch=8)
+    large = dataclasses.replace(TINY, what="train", mesh=(4, 2, 1, 1), chips=8, batch=16, accumulation=2)
+    monkeypatch.setattr(run, "devices_of", lambda plan: jax.devices()[: plan.mesh.data * plan.mesh.fsdp])
+    monkeypatch.setattr(run, "cases", lambda: [small, large])
+    rows = {small.name: run.counted(small, {})}
+    traced = run.counted(large, {})
+    monkeypatch.setattr(run, "chip_of", lambda device: CHIPS["v5e"])
+    scaled = run.counted(large, rows)
+    assert scaled["moved"] == traced["moved"] and scaled["state"] == traced["state"]
+    assert scaled["least"] == traced["least"] > sum(scaled["state"].values())
+    for name in ("model", "computed"):
+        assert scaled["flops"][name] == pytest.approx(traced["flops"][name], rel=1e-2)
+    assert scaled["roofline"]["chip"] == "v5e" and traced["roofline"] is None
 
 
 def test_an_interrupted_run_goes_on(tmp_path):

@@ -56,16 +56,18 @@ class Moved:
         return self.state + self.gradients + self.inputs + self.activations
 
 
-def training_bytes(stage: Stage, state: TrainState, batch: dict[str, Any], mesh: Mesh, far: tuple[str, ...]) -> Moved:
+def training_bytes(stage: Stage, state: TrainState, batch: dict[str, Any], mesh: Mesh, far: tuple[str, ...],
+                   saved: int | None = None) -> Moved:
     """What a train step moves.
 
     Args:
       state: shapes with shardings, as `abstract_state` gives them.
       batch: shapes of the global batch, split over the mesh.
       far: mesh axes that cross slices.
+      saved: bytes that the backward pass of the whole batch needs; those of `saved_bytes` by default.
     """
     trained, frozen = split(state.params, stage.training.trained)
-    saved = saved_bytes(stage, batch, state.params, mesh)
+    saved = saved_bytes(stage, batch, state.params, mesh) if saved is None else saved
     sent, sent_far = _sent(state.params, trained, mesh, _itemsize(stage), far)
     return Moved(
         state=2 * device_bytes((trained, state.opt_state, state.ema))
