@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from vdm_jax.commands.configs import load_config
 from vdm_jax.parallel.mesh import AXES, MeshSpec
 from vdm_jax.planning.program import Plan
 
-WEAK_CLIPS = 4  # per chip
-STRONG_CLIPS = 1024  # per step
-MOST_FSDP = 16  # chips that share one copy of the state (more of them gather by sums); the others have copies
+FSDP = 16  # chips that share one copy of the state where its memory allows; the others have copies
 LARGEST = {"v5e": 256, "v6e": 256, "v5p": 8960}  # chips of one slice; more chips are several slices
 
 
@@ -29,13 +27,22 @@ class Case:
     mesh: tuple[int, int, int, int]  # data, fsdp, tensor, context
     what: Literal["train", "sample"] = "train"
     spread: Literal["frames", "height"] = "frames"  # what the context axis splits
+    accumulation: int = 1  # micro-batches per step
+    remat: str | None = None  # None: as the config says
 
     @property
     def name(self) -> str:
         """Key in the record: all that decides about the program, so that studies share rows."""
         mesh = "x".join(map(str, self.mesh))
-        return (f"{self.config} {self.stage} {self.what} {self.topology} mesh {mesh} batch {self.batch}"
-                f"{'' if self.spread == 'frames' else ' height'}")
+        more = [f" {self.spread}" * (self.spread != "frames"), f" remat {self.remat}" * (self.remat is not None),
+                f" in {self.accumulation} micro-batches" * (self.accumulation > 1)]
+        return f"{self.config} {self.stage} {self.what} {self.topology} mesh {mesh} batch {self.batch}{''.join(more)}"
+
+    @property
+    def program(self) -> tuple:
+        """What decides about the program of one chip but for the size of its slice and the number of copies."""
+        return (self.config, self.stage, self.what, self.mesh[1:], self.batch / self.chips, self.spread,
+                self.accumulation, self.remat)
 
     @property
     def topology(self) -> str:
@@ -48,35 +55,61 @@ class Case:
         """What is compiled."""
         experiment = load_config(self.config)
         stage = experiment.stage(self.stage)
-        network = dataclasses.replace(stage.network, sharded_axis=self.spread)
-        plan = Plan(experiment=experiment.name, stage=dataclasses.replace(stage, network=network),
+        if self.spread != "frames":
+            network = dataclasses.replace(stage.network, sharded_axis=self.spread)
+            stage = dataclasses.replace(stage, network=network)
+        training = dataclasses.replace(stage.training, batch_size=self.batch, accumulation=self.accumulation)
+        plan = Plan(experiment=experiment.name, stage=dataclasses.replace(stage, training=training),
                     data=experiment.data, mesh=MeshSpec(**dict(zip(AXES, self.mesh, strict=True))), what=self.what,
                     topology=self.topology)
-        return plan.with_batch(self.batch)
+        plan = plan.with_batch(self.batch)
+        return plan if self.remat is None else plan.with_remat(self.remat)
 
 
-def copies(chips: int) -> tuple[int, int, int, int]:
-    """Data parallel over groups of at most 16 chips that share the state."""
-    fsdp = min(chips, MOST_FSDP)
-    return chips // fsdp, fsdp, 1, 1
+class Base(NamedTuple):
+    """A stage that is trained on more and more chips."""
+
+    config: str
+    stage: str
+    weak: int  # clips per chip
+    strong: int  # clips per step
+    remat: str | None = None  # None: as the config says
+    on_v5e: int = FSDP  # chips that share one copy of the state on v5e, which has the least memory
+
+    def mesh(self, generation: str, chips: int) -> tuple[int, int, int, int]:
+        """Data parallel over groups of chips that share the state, at most half of a large slice: the compiler sums
+        weights instead of gathering them where all of one share."""
+        fsdp = min(chips if chips < 64 else chips // 2, self.on_v5e if generation == "v5e" else FSDP)
+        return chips // fsdp, fsdp, 1, 1
 
 
-BASES = (("imagen_video/cascade", "base"), ("imagen_video/full_attention", "base"))
+# Stable Video Diffusion: 3 clips on 256 chips are the batch of the paper; its U-Net fits only when it is recomputed.
+BASES = (Base("imagen_video/cascade", "base", 4, 1024, on_v5e=64),
+         Base("imagen_video/full_attention", "base", 4, 1024, on_v5e=64),
+         Base("svd/image_to_video_14", "base", 3, 768, "full"))
 LAST = ("imagen_video/cascade", "spatial_1280")
-CHIPS = {"v5p": (64, 256, 8, 1024), "v5e": (64, 256), "v6e": (64, 256)}  # the most telling first
+CHIPS = {"v5p": (64, 256, 8, 1024), "v5e": (256, 64, 1024), "v6e": (256, 64, 1024)}  # the most telling first
 
 
 def even() -> list[Case]:
-    """The state split over all chips of a slice: shards as thin as they get."""
-    return [Case(study="even", config=config, stage=stage, generation="v5p", chips=64, batch=256, mesh=(1, 64, 1, 1))
-            for config, stage in BASES]
+    """The state split over all chips of a slice, and over half of them."""
+    return [Case(study="even", config=base.config, stage=base.stage, generation="v5p", chips=64, batch=64 * base.weak,
+                 mesh=(data, 64 // data, 1, 1), remat=base.remat) for data in (1, 2) for base in BASES[:2]]
 
 
 def scaling(generation: str) -> list[Case]:
-    """The 5.6 B base, factorised and with full attention, trained on more and more chips."""
-    return [Case(study=study, config=config, stage=stage, generation=generation, chips=chips, mesh=copies(chips),
-                 batch=WEAK_CLIPS * chips if study == "weak" else STRONG_CLIPS)
-            for study in ("weak", "strong") for chips in CHIPS[generation] for config, stage in BASES]
+    """The bases trained on more and more chips, in micro-batches of what one chip has in weak scaling."""
+    found = []
+    for study in ("weak", "strong"):
+        for chips in CHIPS[generation]:
+            for base in BASES:
+                batch = base.weak * chips if study == "weak" else base.strong
+                if batch % chips == 0:
+                    found.append(Case(
+                        study=study, config=base.config, stage=base.stage, generation=generation, chips=chips,
+                        mesh=base.mesh(generation, chips), batch=batch, remat=base.remat,
+                        accumulation=max(batch // chips // base.weak, 1)))
+    return found
 
 
 def last_stage() -> list[Case]:
@@ -91,4 +124,4 @@ def last_stage() -> list[Case]:
 def cases() -> list[Case]:
     """All, in the order in which they are compiled: what was asked first, then what shows how it grows."""
     last = last_stage()
-    return [*even(), *last[:2], *scaling("v5p"), *last[2:], *scaling("v6e"), *scaling("v5e")]
+    return [*last[:2], *scaling("v6e"), *scaling("v5e"), *scaling("v5p"), *even(), *last[2:]]

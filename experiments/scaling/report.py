@@ -10,34 +10,45 @@ from experiments.readme_tables import insert
 from experiments.scaling.cases import BASES, Case, cases
 from vdm_jax.benchmark.plots import picture
 from vdm_jax.benchmark.record import load
+from vdm_jax.planning.chips import CHIPS
 from vdm_jax.video.writing import atomic_path
 
 GIB = 2**30
 Row = dict[str, Any]
-TITLES = {"weak": "Weak scaling: 4 clips per chip", "strong": "Strong scaling: 1,024 clips per step"}
+TITLES = {"weak": "Weak scaling: as many clips for every chip", "strong": "Strong scaling: one batch over more chips"}
 TABLES = ("even", *TITLES)
+NAMES = {"imagen_video/cascade": "Imagen Video's base", "imagen_video/full_attention": "its base, full attention",
+         "svd/image_to_video_14": "Stable Video Diffusion"}
+PAGE = Path(__file__).parent.parent.parent / "docs" / "performance.md"
 
 
-def write_report(path: Path, readme: Path) -> None:
-    """Put the tables and plots of the record at `path`, and of cpu.json next to it, between the markers of
-    README.md."""
+def write_report(path: Path, readme: Path, page: Path | None = None) -> None:
+    """Put the tables and plots of the record at `path`, and of the records next to it, between the markers of
+    README.md, and the rows of pods into `page`."""
     text = readme.read_text()
     if path.exists():
         found = load(path)
         rows = found["rows"]
         for study in TABLES:
-            text = insert(text, study, scaling_tables(study, rows))
+            text = insert(text, study, scaling_tables(study, rows, found.get("shapes", {})))
         for study in TITLES:
-            if picture := draw(study, rows, path.parent / f"{study}.png"):
+            if picture := draw(study, {**found.get("shapes", {}), **rows}, path.parent / f"{study}.png"):
                 text = insert(text, f"{study}_plot", f"![{TITLES[study]}]({picture.relative_to(readme.parent)})")
         text = insert(text, "last", last_table(rows))
         text = insert(text, "protocol", protocol(found))
+        if page is not None:
+            table = pods_table(rows, found.get("shapes", {}))
+            with atomic_path(page) as temporary:
+                temporary.write_text(insert(page.read_text(), "pods", f"{table}\n\n{protocol(found).splitlines()[0]}"))
     cpu = path.parent / "cpu.json"
     if cpu.exists():
         text = insert(text, "cpu", cpu_table(json.loads(cpu.read_text())))
     scan = path.parent / "scan.json"
     if scan.exists():
         text = insert(text, "scan", scan_table(json.loads(scan.read_text())))
+    overlap = path.parent / "overlap.json"
+    if overlap.exists():
+        text = insert(text, "overlap", overlap_table(json.loads(overlap.read_text())))
     with atomic_path(readme) as temporary:
         temporary.write_text(text)
 
@@ -48,40 +59,86 @@ def recorded(study: str, rows: dict[str, Row]) -> list[tuple[Case, Row | None]]:
     return [(case, rows.get(case.name)) for case in chosen]
 
 
-def scaling_tables(study: str, rows: dict[str, Row]) -> str:
+def twin(case: Case, rows: dict[str, Row]) -> Row | None:
+    """A compiled program that differs in the kind and number of chips alone, not in what one chip does."""
+    same = (rows.get(other.name) for other in cases() if other.program == case.program)
+    return next((row for row in same if row is not None and row["status"] == "compiled"), None)
+
+
+def scaling_tables(study: str, rows: dict[str, Row], shapes: dict[str, Row]) -> str:
     """A table per network: what each slice needs, and its roofline."""
     parts = []
-    for config, stage in BASES:
-        mine = [(case, row) for case, row in recorded(study, rows) if (case.config, case.stage) == (config, stage)]
-        lines = [f"**{config}, {stage}**", "",
+    for base in BASES:
+        mine = [(case, row) for case, row in recorded(study, rows)
+                if (case.config, case.stage) == (base.config, base.stage)]
+        if not mine:
+            continue
+        lines = [f"**{base.config}, {base.stage}**", "",
                  "| chips | batch | mesh (data x fsdp) | memory per chip, GiB | state per chip, GiB (of an "
                  "even share) | step at least, s | MFU at most | limited by | sent per chip and step, GiB |",
                  "|---|---:|---|---|---|---:|---:|---|---:|"]
-        lines += [f"| {case.topology} ({case.chips}) | {case.batch} | {case.mesh[0]} x {case.mesh[1]} | "
-                  + " | ".join(scaling_cells(row)) + " |" for case, row in mine if row is not None]
-        left = [case.topology for case, row in mine if row is None]
-        parts += [*lines, "", *([f"Not compiled yet: {', '.join(left)}.", ""] if left else [])]
+        left, unknown = [], []
+        for case, row in mine:
+            if row is None:
+                left.append(case.topology)
+                row = shapes.get(case.name)
+            if row is None:
+                unknown.append(case.topology)
+                continue
+            parts_of = f" in {case.accumulation}" if case.accumulation > 1 else ""
+            lines.append(f"| {case.topology} ({case.chips}) | {case.batch}{parts_of} | {case.mesh[0]} x {case.mesh[1]} "
+                         "| " + " | ".join(scaling_cells(row, twin(case, rows))) + " |")
+        parts += lines if len(lines) > 4 else lines[:1]
+        said = [f"Not compiled: {', '.join(left)}"] if left else []
+        said += [f"not counted from shapes either: {', '.join(unknown)}"] if unknown else []
+        parts += ["", *([f"{'; '.join(said)}.", ""] if said else [])]
     return "\n".join(parts).rstrip()
 
 
-def scaling_cells(row: Row) -> list[str]:
-    """Memory, state, step time, MFU, limit and traffic."""
+def pods_table(rows: dict[str, Row], shapes: dict[str, Row]) -> str:
+    """The bases on 256 and 1,024 chips, with the time of the links alone where the traffic is that of a program."""
+    lines = ["| network | chips | clips per step | mesh (data x fsdp) | memory per chip, GiB | step at least, s | "
+             "MFU at most | sent per chip, GiB | links alone, s |", "|---|---|---:|---|---|---:|---:|---:|---:|"]
+    for case, row in recorded("weak", {**shapes, **rows}):
+        if row is None or case.chips < 256 or row["status"] == "refused":
+            continue
+        like = twin(case, rows)
+        memory, _, step, mfu, _, sent = scaling_cells(row, like)
+        links = ""
+        if like is not None:
+            bytes_sent = sum(one["sent"] for one in like["collectives"])
+            links = f"{bytes_sent / CHIPS[case.generation].links:.3f}"
+        lines.append(f"| {NAMES[case.config]} | {case.topology} ({case.chips}) | {case.batch} | {case.mesh[0]} x "
+                     f"{case.mesh[1]} | {memory} | {step} | {mfu} | {sent} | {links} |")
+    return "\n".join(lines)
+
+
+def scaling_cells(row: Row, like: Row | None = None) -> list[str]:
+    """Memory, state, step time, MFU, limit and traffic; of a row that was only counted from shapes, memory and traffic
+    of the program `like` it, or the least that they are."""
     if row["status"] == "refused":
         return [row["reason"], "", "", "", "", ""]
     state = sum(row["state"].values())
     holders = row["mesh"]["fsdp"] * row["mesh"]["tensor"] * row["mesh"]["context"]  # chips that share one copy
     share = state / (16 * row["parameters"] / holders)  # float32 parameters, two moments and an average
-    needed = row.get("memory", {}).get("needed")
-    memory = f"{needed / GIB:.1f} of {row['capacity'] / GIB:.1f}" if needed else row["status"]
-    if row["verdict"] != "fits":
+    counted, source = row["status"] == "from shapes", row
+    mark = ""
+    if counted and like is not None:
+        source, mark = like, " ‡"
+    elif counted:
+        source = {"memory": {"needed": row["least"]}, "collectives": [{"sent": row["moved"]["sent"]}]}
+    needed = source.get("memory", {}).get("needed")
+    memory = f"{needed / GIB:.1f} of {row['capacity'] / GIB:.1f}{mark}" if needed else row["status"]
+    if row["verdict"] != "fits" if not counted else needed > row["capacity"]:
         memory += ", does not fit"
-    roof, sent = row["roofline"], sum(c["sent"] for c in row["collectives"])
+    at_least = "at least " if counted and like is None else ""
+    roof, sent = row["roofline"], sum(c["sent"] for c in source["collectives"])
     kept = f"{state / GIB:.2f} ({share:.3f})"
     if roof is None:
-        return [memory, kept, "", "", "", ""]
-    sums = " †" if row.get("warnings") else ""
-    return [memory, kept, f"{roof['step_seconds']:.3f}", f"{roof['mfu']:.0%}", roof["limited_by"],
-            f"{sent / GIB:.1f}{sums}"]
+        return [at_least + memory, kept, "", "", "", ""]
+    sums = " †" if source.get("warnings") else ""
+    return [at_least + memory, kept, f"{roof['step_seconds']:.3f}", f"{roof['mfu']:.0%}", roof["limited_by"],
+            f"{at_least}{sent / GIB:.1f}{sums}{mark}"]
 
 
 def last_table(rows: dict[str, Row]) -> str:
@@ -128,6 +185,23 @@ def scan_table(record: Row) -> str:
                       f"{record['date']}."])
 
 
+def overlap_table(record: Row) -> str:
+    """Gathers that go on while something is computed."""
+    lines = ["| slice | mesh (data x fsdp) | effort | flags | gathers | while something is computed | instructions in "
+             "between | estimated cycles in between |", "|---|---|---|---|---:|---:|---:|---:|"]
+    for row in record["rows"]:
+        found, mesh = row["gathers"], row["mesh"]
+        hidden = found.get("overlapped", 0)
+        between = [f"{found[name] / hidden:,.0f}" if hidden else "" for name in ("distance", "cycles")]
+        lines.append(f"| {row['slice']} | {mesh['data']} x {mesh['fsdp']} | {row['effort']} | "
+                     f"{row['flags'] or 'none'} | {found['count']} | {hidden} | {between[0]} | {between[1]} |")
+    about = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    chain = record["chain"]
+    return "\n".join([*lines, "", f"{chain['layers']} recomputed layers `x + silu(x) W` of {chain['channels']} "
+                      f"channels, {chain['tokens']} tokens, {chain['clips']} clips per chip, and their gradient. "
+                      f"{about}. Recorded {record['date']}."])
+
+
 def protocol(found: dict[str, Any]) -> str:
     """How the record was made."""
     about = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
@@ -136,16 +210,16 @@ def protocol(found: dict[str, Any]) -> str:
 
 
 def draw(study: str, rows: dict[str, Row], path: Path) -> Path | None:
-    """Step time, memory and MFU against chips; None where nothing that fits has two sizes."""
+    """Step time, state and MFU against chips; None where nothing that fits has two sizes."""
     series: dict[str, list[tuple[int, Row]]] = {}
     for case, row in recorded(study, rows):
         if row is not None and row.get("roofline"):
-            kind = "full attention" if "full" in case.config else "factorised"
+            kind = NAMES[case.config]
             series.setdefault(f"{case.generation}, {kind}", []).append((case.chips, row))
     if not any(len(points) > 1 for points in series.values()):
         return None
     panels = {"seconds per step, at least": lambda row: row["roofline"]["step_seconds"],
-              "GiB per chip": lambda row: row["memory"]["needed"] / GIB,
+              "state, GiB per chip": lambda row: sum(row["state"].values()) / GIB,
               "MFU, at most": lambda row: row["roofline"]["mfu"]}
     title = f"{TITLES[study]}, from the compiler and published peaks"
     picture(series, panels, "chips", title, path, linear=("MFU, at most",))

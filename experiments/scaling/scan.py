@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from experiments.scaling.report import write_report
+from experiments.scaling.report import PAGE, write_report
 from vdm_jax.benchmark.machine import describe
 from vdm_jax.networks.config import Level, TemporalConvolution, UNet
 from vdm_jax.networks.mixers import MixerInputs
@@ -133,7 +133,7 @@ def main() -> int:
     RECORD.parent.mkdir(exist_ok=True)
     with atomic_path(RECORD) as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n")
-    write_report(HERE / "results" / "compiled.json", HERE / "README.md")
+    write_report(HERE / "results" / "compiled.json", HERE / "README.md", PAGE)
     return 0
 
 

@@ -100,7 +100,7 @@ def test_default_meshes_with_check_shards_are_left_out_once_one_fits(plan, compi
 
 def test_one_batch_that_is_given(plan, compiled, tmp_path):
     told = []
-    rows = search(plan, Reports(tmp_path), jax.devices(), 200, meshes=[MeshSpec(data=8)], batch=16,
+    rows = search(plan, Reports(tmp_path), jax.devices(), 230, meshes=[MeshSpec(data=8)], batch=16,
                   remats=(KEEP, AGAIN), tell=told.append)
     assert [(row.remat, row.plan and row.plan.batch) for row in rows] == [(AGAIN, 16), (KEEP, None)]
     assert rows[1].reason == "needs 0.00 of 0.00 GiB per device at batch 16"
@@ -109,6 +109,14 @@ def test_one_batch_that_is_given(plan, compiled, tmp_path):
         (f"mesh data=8, remat {KEEP}, batch 16", "does not fit", 1, 2),
         (f"mesh data=8, remat {AGAIN}, batch 16", None, 1, 2), (f"mesh data=8, remat {AGAIN}, batch 16", "fits", 2, 2)]
     assert told[0].left is None and told[2].left >= 0 and told[3].left == 0
+
+
+def test_what_cannot_fit_by_its_shapes_is_not_compiled(plan, compiled, tmp_path):
+    """The state of 80 bytes on one device; on four, what two clips keep without recomputation, but not with it."""
+    rows = search(plan, Reports(tmp_path), jax.devices(), 50, meshes=MESHES, remats=(KEEP, AGAIN), batch=16)
+    assert compiled == [] and all(row.reason.endswith("GiB per device by its shapes: not compiled") for row in rows)
+    rows = search(plan, Reports(tmp_path), jax.devices(), 121, meshes=MESHES, remats=(KEEP, AGAIN), batch=16)
+    assert compiled == [(4, AGAIN, 16)] and rows[0].plan.mesh == MESHES[1]  # 20 + 2 x 67 bytes; 20 + 2 x 27
 
 
 def test_what_is_left_is_at_most():

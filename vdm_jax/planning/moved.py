@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -56,16 +56,18 @@ class Moved:
         return self.state + self.gradients + self.inputs + self.activations
 
 
-def training_bytes(stage: Stage, state: TrainState, batch: dict[str, Any], mesh: Mesh, far: tuple[str, ...]) -> Moved:
+def training_bytes(stage: Stage, state: TrainState, batch: dict[str, Any], mesh: Mesh, far: tuple[str, ...],
+                   saved: int | None = None) -> Moved:
     """What a train step moves.
 
     Args:
       state: shapes with shardings, as `abstract_state` gives them.
       batch: shapes of the global batch, split over the mesh.
       far: mesh axes that cross slices.
+      saved: bytes that the backward pass of the whole batch needs; those of `saved_bytes` by default.
     """
     trained, frozen = split(state.params, stage.training.trained)
-    saved = saved_bytes(stage, batch, state.params, mesh)
+    saved = saved_bytes(stage, batch, state.params, mesh) if saved is None else saved
     sent, sent_far = _sent(state.params, trained, mesh, _itemsize(stage), far)
     return Moved(
         state=2 * device_bytes((trained, state.opt_state, state.ema))
@@ -73,6 +75,13 @@ def training_bytes(stage: Stage, state: TrainState, batch: dict[str, Any], mesh:
         gradients=2 * stage.training.accumulation * device_bytes(trained),
         inputs=device_bytes((batch, *abstract_weights(stage.latent, mesh))),
         activations=2 * saved // mesh.size, sent=sent, sent_far=sent_far)
+
+
+def least_memory(moved: Mapping[str, int], accumulation: int) -> int:
+    """Bytes that a train step of so many micro-batches keeps at a time at the least, per device, from the fields of
+    `Moved`: the state, gradients, and the inputs and saved activations of one micro-batch."""
+    return (moved["state"] // 2 + moved["gradients"] // 2 // accumulation
+            + (moved["activations"] // 2 + moved["inputs"]) // accumulation)
 
 
 def sampling_bytes(stage: Stage, sampling: Sampling, params: Any, inputs: Any, size: int, mesh: Mesh) -> Moved:

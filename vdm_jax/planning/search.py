@@ -14,7 +14,9 @@ from vdm_jax.parallel.gathers import check_shards
 from vdm_jax.parallel.mesh import MeshSpec
 from vdm_jax.planning.advice import judge
 from vdm_jax.planning.cache import Reports
+from vdm_jax.planning.chips import GIB
 from vdm_jax.planning.flops import remat_choices
+from vdm_jax.planning.moved import least_memory
 from vdm_jax.planning.program import Plan, plan_mesh, unit_of_batches
 from vdm_jax.training.state import abstract_state
 
@@ -102,9 +104,9 @@ def search(
 
     Best is the most clips per second by the roofline; where the chip has no figures, the largest batch, then the
     setting that recomputes least. A mesh needs no setting that recomputes more once a lighter one fits with the batch
-    that is wanted, or when the heavier one cannot reach the rate of the lighter one at the peak of the chip. Of the
-    default meshes, those whose weights or gradients the compiler would sum (`gathers.check_shards`) are left out once
-    another one fits.
+    that is wanted, or when the heavier one cannot reach the rate of the lighter one at the peak of the chip. What
+    cannot fit by its shapes alone is not compiled. Of the default meshes, those whose weights or gradients the compiler
+    would sum (`gathers.check_shards`) are left out once another one fits.
 
     Args:
       plan: what is compiled; its mesh, batch and rematerialisation are replaced.
@@ -196,6 +198,10 @@ def _largest(plan: Plan, reports: Reports, devices: Sequence[jax.Device], limits
     best: tuple[Plan, dict[str, Any]] | None = None
     last: dict[str, Any] = {}
     size = limits.batch or min(estimated_units(plan, unit, limits.capacity, reports), high - 1) * unit
+    least = _least(plan, limits.batch or unit, unit, reports)
+    if least > limits.capacity:
+        return Found(plan.mesh, plan.stage.network.remat, None, None, f"needs at least {least / GIB:.2f} of "
+                     f"{limits.capacity / GIB:.2f} GiB per device by its shapes: not compiled")
     while size and (limits.batch is None or not last):
         trial = plan.with_batch(size)
         last = pace.compiled(f"{label(trial)}, batch {size}",
@@ -209,6 +215,15 @@ def _largest(plan: Plan, reports: Reports, devices: Sequence[jax.Device], limits
     if best is None:
         return Found(plan.mesh, plan.stage.network.remat, None, None, _why_not(last, limits.most))
     return Found(plan.mesh, plan.stage.network.remat, *best)
+
+
+def _least(plan: Plan, batch: int, unit: int, reports: Reports) -> int:
+    """Bytes per device that a train step keeps at the least, from its shapes; 0 for a sampler."""
+    if plan.what == "sample":
+        return 0
+    moved = reports.counted(plan.with_batch(unit))["moved"]
+    more = {name: moved[name] * batch // unit for name in ("activations", "inputs")}
+    return least_memory({**moved, **more}, plan.stage.training.accumulation)
 
 
 def _next(low: int, high: int, count: int, last: dict[str, Any], capacity: int, tried: int) -> int:
