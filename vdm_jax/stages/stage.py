@@ -84,7 +84,8 @@ class Stage:
                                 f"{0 if name == 'frame_lag' else None}, or frame_levels=True")
         self._check_blocks()
         if self.sampling.high_noise_guidance is not None and getattr(self.network, "boundary", None) is None:
-            raise UserError(f"Stage {self.name!r}: sampling.high_noise_guidance={self.sampling.high_noise_guidance} for "
+            raise UserError(f"Stage {self.name!r}: sampling.high_noise_guidance="
+                            f"{self.sampling.high_noise_guidance} for "
                             "a network of one expert; permitted: None, or a VideoTransformer with a boundary",
                             "Sampling.high_noise_guidance")
         check_space(self)
