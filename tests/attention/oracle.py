@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax.attention import (
+    BlockCausal,
     Causal,
     ExtraKeys,
     Full,
     LocalWindow,
     SparseCausal,
     Spatial,
+    TeacherForcing,
     Temporal,
     TemporalCausal,
 )
@@ -23,6 +25,7 @@ PATTERNS = (
     Spatial(), Temporal(), Full(), Causal(), Causal(window=2), TemporalCausal(), TemporalCausal(window=3),
     SparseCausal(), SparseCausal(own=True), SparseCausal(previous=False), SparseCausal(first=False),
     LocalWindow(frames=3, height=3, width=3), LocalWindow(frames=1, height=1, width=5),
+    BlockCausal(block=2, window=4, sink=2), TeacherForcing(frames=4, block=2),
 )
 
 

@@ -9,11 +9,13 @@ import pytest
 
 from tests.refusals import refused
 from vdm_jax.attention import (
+    BlockCausal,
     Causal,
     Full,
     LocalWindow,
     SparseCausal,
     Spatial,
+    TeacherForcing,
     Temporal,
     TemporalCausal,
     WithExtraKeys,
@@ -24,7 +26,8 @@ from vdm_jax.attention.kernels import KERNELS
 from vdm_jax.networks.config import SelfAttention
 
 BY_NAME = {type(p).__name__: p for p in (Spatial(), Temporal(), Full(), Causal(window=2), TemporalCausal(window=2),
-                                         SparseCausal(), LocalWindow())}
+                                         SparseCausal(), LocalWindow(), BlockCausal(window=6),
+                                         TeacherForcing(frames=6))}
 FULL = Full()
 
 

@@ -7,15 +7,17 @@ from vdm_jax.attention.attend import attend, cross_pattern
 from vdm_jax.attention.block_mask import ExtraKeys
 from vdm_jax.attention.patterns import (
     AttentionPattern,
+    BlockCausal,
     Causal,
     Full,
     LocalWindow,
     SparseCausal,
     Spatial,
+    TeacherForcing,
     Temporal,
     TemporalCausal,
     WithExtraKeys,
 )
 
-__all__ = ["AttentionPattern", "Causal", "ExtraKeys", "Full", "LocalWindow", "SparseCausal", "Spatial",
-           "Temporal", "TemporalCausal", "WithExtraKeys", "attend", "cross_pattern"]
+__all__ = ["AttentionPattern", "BlockCausal", "Causal", "ExtraKeys", "Full", "LocalWindow", "SparseCausal", "Spatial",
+           "TeacherForcing", "Temporal", "TemporalCausal", "WithExtraKeys", "attend", "cross_pattern"]

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax.configuration import OddSize, Size, config
+from vdm_jax.configuration import OddSize, Size, SizeOrZero, config
 from vdm_jax.errors import UserError
 
 Shape = tuple[int, int, int]  # frames, height, width of the video, in tokens
@@ -178,6 +178,56 @@ class Causal(_PastFrames):
 
 
 @config
+class BlockCausal(Pattern):
+    """Each token sees all tokens of its own block of frames and of earlier ones (CausVid: Yin et al. 2024, 2412.07772).
+
+    With a window, of the blocks before only frames within `window` of the end of its own, and the first `sink` frames
+    of the clip, which stay in sight (Xiao et al. 2023, 2309.17453).
+    """
+
+    block: Size = 3  # frames
+    window: Size | None = None  # frames seen, the own block included; None: all earlier ones
+    sink: SizeOrZero = 0  # first frames of the clip, seen beyond the window
+
+    def __post_init__(self):
+        fits = self.window is None or (self.window % self.block == 0 and self.sink % self.block == 0)
+        if not fits or (self.sink and self.window is None):
+            raise UserError(f"BlockCausal.window={self.window} with sink={self.sink}, block={self.block}; permitted: "
+                            "multiples of the block, and a sink with a window only")
+
+    def frame_visible(self, query, key):
+        end = split(query, self.block)[0] * self.block + self.block
+        visible = key < end
+        if self.window is None:
+            return visible
+        return visible & ((key >= end - self.window) | (key < self.sink))
+
+    def bounded_frames(self):
+        return self.window is not None
+
+
+@config
+class TeacherForcing(Pattern):
+    """A clean clip and after it its noisy copy, in blocks of frames: clean tokens see clean ones up to the end of their
+    block, noisy ones their own block and the clean ones of earlier blocks (Gao et al. 2024, 2411.16375; Self-Forcing:
+    Huang et al. 2025, 2506.08009). With `window` and `sink` as in `BlockCausal`."""
+
+    frames: Size  # of the clip; the sequence has twice as many
+    block: Size = 3
+    window: Size | None = None
+    sink: SizeOrZero = 0
+
+    def frame_visible(self, query, key):
+        noisy_query, noisy_key = query >= self.frames, key >= self.frames
+        query, key = query - noisy_query * self.frames, key - noisy_key * self.frames
+        own, of_key = split(query, self.block)[0], split(key, self.block)[0]
+        past = BlockCausal(block=self.block, window=self.window, sink=self.sink).frame_visible(query, key)
+        from_clean = ~noisy_query & ~noisy_key & past
+        from_noisy = noisy_query & ((noisy_key & (own == of_key)) | (~noisy_key & (of_key < own) & past))
+        return from_clean | from_noisy
+
+
+@config
 class TemporalCausal(_SamePosition, _PastFrames):
     """Each token sees the same position in its own and earlier frames: the directed attention of MagicVideo (Zhou et
     al. 2022, 2211.11018); with `window=16` the causal mask of Make-Your-Video (Xing et al. 2023, 2306.00943)."""
@@ -242,7 +292,8 @@ class LocalWindow(Pattern):
         return _window_pairs(size[0], self.height // 2) * _window_pairs(size[1], self.width // 2)
 
 
-OwnPattern = Spatial | Temporal | Full | Causal | TemporalCausal | SparseCausal | LocalWindow
+OwnPattern = (Spatial | Temporal | Full | Causal | BlockCausal | TeacherForcing | TemporalCausal | SparseCausal
+              | LocalWindow)
 
 
 @config
@@ -285,7 +336,8 @@ class WithExtraKeys(Pattern):
         return self.inner.pairs(shape, frame_mask) if self.mode == "append" else 0
 
 
-AttentionPattern = Spatial | Temporal | Full | Causal | TemporalCausal | SparseCausal | LocalWindow | WithExtraKeys
+AttentionPattern = (Spatial | Temporal | Full | Causal | BlockCausal | TeacherForcing | TemporalCausal | SparseCausal
+                    | LocalWindow | WithExtraKeys)
 
 
 def attention_flops(

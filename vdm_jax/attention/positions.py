@@ -7,6 +7,7 @@ learned tables are in `networks/blocks/positions.py`.
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
@@ -66,24 +67,25 @@ class RotaryAxes:
 
 
 def rotary_pairs(
-    x: Float[Array, "B T H W K D"], axes: RotaryAxes, frames: Int[np.ndarray, " T"] | None = None
+    x: Float[Array, "B T H W K D"], axes: RotaryAxes, frames: Int[np.ndarray | Array, " T"] | None = None
 ) -> Float[Array, "B T H W K D"]:
     """Turn neighbouring channels of queries or keys by `axes`, by the number of the frame (`frames`, where it is not
-    its place), row and column. Angles are float64 and turning is float32: products of large positions and small
-    frequencies are wrong in half precision."""
+    its place; it may be traced), row and column. Angles are float64, of traced numbers float32, and turning is float32:
+    products of large positions and small frequencies are wrong in half precision."""
     parts, start = [], 0
     for place, (dim, base) in enumerate(zip(axes.dims, axes.bases, strict=True), 1):
         if not dim:
             continue
-        numbers = np.arange(x.shape[place]) if frames is None or place > 1 else np.asarray(frames)
-        angle = np.repeat(numbers[:, None] * base ** (-np.arange(0, dim, 2) / dim), 2, axis=-1)
+        numbers = np.arange(x.shape[place]) if frames is None or place > 1 else frames
+        angle = numbers[:, None] * np.repeat(base ** (-np.arange(0, dim, 2) / dim), 2)
+        library = jnp if isinstance(angle, jax.Array) else np
         shape = [1] * (x.ndim - 1) + [dim]
         shape[place] = x.shape[place]
         part = x[..., start : start + dim].astype(jnp.float32)
         # (a, b) becomes (-b, a) in every pair, without strided access
         even = np.arange(dim) % 2 == 0
         turned = jnp.where(even, -jnp.roll(part, -1, axis=-1), jnp.roll(part, 1, axis=-1))
-        cos, sin = (jnp.asarray(f(angle), jnp.float32).reshape(shape) for f in (np.cos, np.sin))
+        cos, sin = (jnp.asarray(f(angle), jnp.float32).reshape(shape) for f in (library.cos, library.sin))
         parts.append((part * cos + turned * sin).astype(x.dtype))
         start += dim
     return jnp.concatenate([*parts, x[..., start:]], axis=-1)

@@ -35,6 +35,7 @@ class Conditioned(Protocol):
     frame_noise: FrameNoise | None = None  # on conditioning frames; None: they stay as they are
     references: tuple[Reference, ...] = ()  # features that attention layers also see
     reference_net: bool = False  # a second network sees a reference picture, whose features attention layers see
+    teacher_forcing: bool = False  # training shows it the clean clip
     conditions: tuple[Input, ...] = ()  # further conditions
 
     @property

@@ -48,6 +48,7 @@ class Conditioning:
     conditioning_frames: Float[Array, "B T H W C"] | None = None  # conditioning frames, zero elsewhere
     conditioning_mask: Float[Array, "B T H W 1"] | None = None  # 1 where given
     image: Float[Array, "B 1 H W C"] | None = None  # latents of the first frame; zeros: none
+    history: Float[Array, "B T H W C"] | None = None  # the clean clip, in training with teacher forcing
     # True where a frame exists; a padded one is seen by none and has no loss. Absent: all exist.
     frame_valid: Bool[Array, "B T"] | None = None
     # Features of outside tokens for `External` attention, by name: one group for the clip (g = 1) or one per frame.
@@ -92,12 +93,17 @@ class Conditioning:
     def window(self, start: int | Int[Array, ""], length: int, frames: int) -> Conditioning:
         """The same for `length` frames from `start` on, which may be traced, of a video of `frames`: what belongs to
         single frames is cut, the rest stays."""
-        def cut(a: Array) -> Array:
-            fits = a.ndim > 1 and a.shape[1] == frames
-            return jax.lax.dynamic_slice_in_dim(a, start, length, axis=1) if fits else a
+        return self._each(lambda a: jax.lax.dynamic_slice_in_dim(a, start, length, axis=1), frames)
 
+    def twice(self, frames: int) -> Conditioning:
+        """The same for a video of `frames` frames twice after each other."""
+        return self._each(lambda a: jnp.concatenate([a, a], axis=1), frames)
+
+    def _each(self, change: Callable[[Array], Array], frames: int) -> Conditioning:
+        """The same with what belongs to single frames of so many changed."""
         for condition in CONDITIONS.values():
-            self = self.adding(jax.tree.map(cut, condition.of_frames(self)))
+            self = self.adding(jax.tree.map(
+                lambda a: change(a) if a.ndim > 1 and a.shape[1] == frames else a, condition.of_frames(self)))
         return self
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from vdm_jax.configuration import Positive, SizeOrZero, config
+from vdm_jax.configuration import Positive, Size, SizeOrZero, config
 from vdm_jax.diffusion import predictions
 from vdm_jax.diffusion.arrays import Denoiser, Level, Network, Video, expand
 from vdm_jax.diffusion.levels import LevelSampling, UniformTime
@@ -31,6 +31,7 @@ class Process:
     level_sampling: LevelSampling = UniformTime()  # distribution of training levels
     # Every frame has a level of its own, drawn independently (Diffusion Forcing: Chen et al. 2024, arXiv 2407.01392)
     frame_levels: bool = False
+    frame_block: Size = 1  # with it: frames that share a level, those of a block
     sigma_data: Positive = 0.5  # standard deviation of the data, for prediction 'edm' only
     # Smallest resolution of a multiscale loss, pixels of the shorter side (32 published): the sum of the errors pooled
     # to s = d, d/2, d/4, ... pixels, each weighted by 1 / s (Hoogeboom et al. 2023, arXiv 2301.11093). 0: plain
@@ -42,6 +43,8 @@ class Process:
         if self.error == "absolute" and self.multiscale:
             raise UserError(f"Process.error={self.error!r} with multiscale={self.multiscale}; permitted: 'squared', or "
                             "'absolute' with multiscale=0")
+        if self.frame_block > 1 and not self.frame_levels:
+            raise UserError(f"Process.frame_block={self.frame_block} with frame_levels=False; permitted: 1")
         family, name = self.schedule.family.name, type(self.schedule).__name__
         permitted = [kind for kind in PREDICTIONS if {"v": "vp", "edm": "ve"}.get(kind, family) == family]
         if getattr(self.schedule, "zero_terminal_snr", False):
@@ -81,8 +84,10 @@ class Process:
         """Training levels of a batch of videos of `shape`, one log-SNR [B] per example or, with `frame_levels`, [B, T]
         per frame, and its noise."""
         level_key, noise_key = jax.random.split(key)
-        leading = shape[:2] if self.frame_levels else shape[:1]
+        leading = (shape[0], -(-shape[1] // self.frame_block)) if self.frame_levels else shape[:1]
         levels = self.level_sampling.draw(level_key, math.prod(leading), self.schedule).reshape(leading)
+        if self.frame_block > 1:
+            levels = jnp.repeat(levels, self.frame_block, axis=1)[:, : shape[1]]
         return levels, jax.random.normal(noise_key, shape)
 
     def loss(

@@ -36,6 +36,7 @@ from vdm_jax.diffusion.scheduler_steps import Discretisation
 from vdm_jax.diffusion.thresholds import Threshold
 from vdm_jax.diffusion.windows import ConditionalDenoiser, following, windowed
 from vdm_jax.errors import UserError, unknown_kind
+from vdm_jax.generation.block_sampling import sample_by_blocks
 from vdm_jax.networks.kinds import network_module
 from vdm_jax.parallel.rules import batch_parts, batch_sharding, shard_along
 from vdm_jax.stages.inputs import encoder
@@ -189,6 +190,8 @@ def _guided(
     weight, swing = guidance_of(stage, sampling) if weight is None else weight, sampling.oscillation
     if swing is not None:
         weight = oscillating(weight, swing.low, jnp.asarray(levels), swing.constant_steps)
+    if sampling.high_noise_guidance is not None:
+        weight = of_experts(weight, sampling.high_noise_guidance, stage.network.boundary)
     if stage.takes_weight:
         def denoise(z: Array, logsnr: Array) -> Array:
             given = jnp.broadcast_to(weight(logsnr) if callable(weight) else jnp.float32(weight), logsnr.shape[:1])
@@ -203,6 +206,13 @@ def _guided(
 
     lacking = without_guessed(conditioning.without(sampling.guided_by))
     return combine(batched(denoise_halves, [conditioning, lacking]), [(0, 1, weight)])
+
+
+def of_experts(
+    low: float | Float[ArrayLike, ""], high: float, boundary: float
+) -> Callable[[Float[Array, " B"]], Float[Array, " B"]]:
+    """The weight of the guidance by the noise level: another from sigma `boundary` of a flow on."""
+    return lambda logsnr: jnp.where(jax.nn.sigmoid(-logsnr / 2) >= boundary, high, low)
 
 
 def _guided_by_names(
@@ -344,6 +354,14 @@ def sample_stage(
         levels = stage_levels(stage, sampling)
     denoise = stage_denoiser(stage, params, conditioning, sampling, levels, inside, embedded=embedded)
     shape = (keys.shape[0], *stage.shape)
+    if sampling.by_blocks:
+        if inside is not None or stop is not None:
+            raise UserError(f"stage {stage.name!r}: sampling.by_blocks=True with parts of the video that are given, or "
+                            "a stage after it that goes on from noise; permitted: neither")
+        lacking = [without_guessed(conditioning.without(sampling.guided_by))] if is_guided(stage, sampling) else []
+        x = sample_by_blocks(stage, sampling, params, keys, [conditioning, *lacking], levels, released,
+                             embedded=embedded, finish=lambda denoise: with_threshold(denoise, sampling))
+        return finished(stage, x, low, masked_video, autoencoder)
     x = sample(sampling.sampler, denoise, keys, shape, stage.process, sampling.steps, levels=levels,
                shared_noise=sampling.shared_noise, stop=stop, frame_lag=sampling.frame_lag, discretisation=released,
                frame_schedule=sampling.frame_schedule)

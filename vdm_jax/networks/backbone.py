@@ -28,6 +28,7 @@ class Backbone(Conditioned, Protocol):
     frame_reduction: int = 1  # what the number of frames must be a multiple of
     dtype: str  # of the computation; parameters stay float32
     remat: str = "none"  # what the backward pass recomputes; `remat.py`
+    block_frames: int | None = None  # of a block that sees no later ones, which it can make with keys that are kept
     # Whether its module has `precompute(conditioning)`, which makes once per video what depends on no noise
     precomputes: bool = False
     remat_field: ClassVar[str] = "remat"  # the field of the config that says so

@@ -261,6 +261,8 @@ class Sampling:
     # w of the last frame, where it changes linearly from that of the first (Stable Video Diffusion, arXiv 2311.15127);
     # None: all frames have the same
     last_frame_guidance: Guidance | None = None
+    # w at noise levels from network.boundary on, where the network has two experts (Wan 2.2); None: the same
+    high_noise_guidance: Guidance | None = None
     oscillation: Oscillation | None = None  # of the guidance; None: the same weight at every step
     # The two estimates of a guided video on two halves of the devices: half the videos at a time, each in half the time
     split_guidance: bool = False
@@ -278,6 +280,8 @@ class Sampling:
     frame_lag: CountOrZero = 0
     # Any other scheduling matrix of the frames' levels, in place of a lag
     frame_schedule: FrameSchedule | None = None
+    # Blocks of frames are made one after the other by a causal network, which keeps keys and values of finished ones
+    by_blocks: bool = False
     # All frames of a video get the same noise, at the start and at every step. A network without temporal layers
     # then makes details that stay where they are (Make-A-Video: Singer et al. 2022, arXiv 2209.14792, section 3.2)
     shared_noise: bool = False
@@ -286,6 +290,10 @@ class Sampling:
         if self.last_frame_guidance is not None and (self.oscillation or self.windows):
             raise UserError(f"Sampling.last_frame_guidance={self.last_frame_guidance} with oscillation or windows; "
                             "permitted: None")
+        if self.high_noise_guidance is not None and (not self.guidance or self.oscillation or self.by_blocks
+                                                     or self.last_frame_guidance is not None):
+            raise UserError(f"Sampling.high_noise_guidance={self.high_noise_guidance} with guidance={self.guidance}, "
+                            "oscillation, by_blocks or last_frame_guidance; permitted: guidance other than 0, alone")
         names = [term.name for term in self.terms]
         if len(set(names)) < len(names):
             raise UserError(f"Sampling.terms={names}; permitted: each name once")
@@ -293,6 +301,11 @@ class Sampling:
                   if getattr(self, name)]
         if names and others:
             raise UserError(f"Sampling.terms={names} with {others[0]}={getattr(self, others[0])}; permitted: one of "
+                            "them")
+        others = [name for name in ("windows", "frame_lag", "frame_schedule", "terms", "last_frame_guidance",
+                                    "oscillation", "split_guidance", "consistency") if getattr(self, name)]
+        if self.by_blocks and others:
+            raise UserError(f"Sampling.by_blocks=True with {others[0]}={getattr(self, others[0])}; permitted: one of "
                             "them")
         if self.scheduler is not None and self.sampler.grid is not None:
             raise UserError(f"Sampling.scheduler={self.scheduler.scheduler} with sampler.grid={self.sampler.grid}; "

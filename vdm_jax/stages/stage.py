@@ -82,6 +82,12 @@ class Stage:
                 raise UserError(f"Stage {self.name!r}: sampling.{name}={value} with process.frame_levels=False, so "
                                 "that it never sees frames of different levels; permitted: "
                                 f"{0 if name == 'frame_lag' else None}, or frame_levels=True")
+        self._check_blocks()
+        if self.sampling.high_noise_guidance is not None and getattr(self.network, "boundary", None) is None:
+            raise UserError(f"Stage {self.name!r}: sampling.high_noise_guidance="
+                            f"{self.sampling.high_noise_guidance} for "
+                            "a network of one expert; permitted: None, or a VideoTransformer with a boundary",
+                            "Sampling.high_noise_guidance")
         check_space(self)
         self.network.check_stage(self)
         self._check_frames()
@@ -129,6 +135,20 @@ class Stage:
         check_distillation(self)
         if not self.takes_weight:
             self._check_dropped()
+
+    def _check_blocks(self) -> None:
+        """Raise `UserError` for sampling by blocks of a network that has none, or was not trained on clean ones."""
+        if not self.sampling.by_blocks:
+            return
+        block, network = self.network.block_frames, self.network
+        if not block or self.shape[0] % block or self.source is not None:
+            raise UserError(f"Stage {self.name!r}: sampling.by_blocks=True for {self.shape[0]} frames, blocks of "
+                            f"{block} and source={self.source}; permitted: a VideoTransformer with BlockCausal "
+                            "patterns whose blocks divide the frames, and no source", "Sampling.by_blocks")
+        if not (self.process.frame_levels or network.teacher_forcing):
+            raise UserError(f"Stage {self.name!r}: sampling.by_blocks=True with process.frame_levels=False and "
+                            "network.teacher_forcing=False, so that it never sees noisy frames after clean ones; "
+                            "permitted: one of them True", "Sampling.by_blocks")
 
     def _check_dropped(self) -> None:
         """Raise `UserError` for guidance away from an input that training never leaves out: the network has not seen

@@ -103,7 +103,8 @@ def write_wan(config: VideoTransformer) -> dict[str, Any]:
 
 def is_wan(config: VideoTransformer) -> bool:
     """Whether a config has the layers of Wan, and no others."""
-    if config.text is None or config.text_tokens != "padded" or config.conditions not in ((), (config.image_tokens,)):
+    if config.text is None or config.text_tokens != "padded" or config.boundary is not None or (
+            config.conditions not in ((), (config.image_tokens,))):
         return False
     own = wan(width=config.width, heads=config.heads, hidden=config.hidden, layers=config.layers)
     fixed = ("patterns", "rotary", "qk_norm", "modulation", "level_encoding", "text_perceptron", "cross_norm",

@@ -17,9 +17,15 @@ from vdm_jax.attention.positions import RotaryAxes, rotary_pairs
 from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.conditions.inputs import Input
 from vdm_jax.configuration import from_json, to_json
+from vdm_jax.diffusion.process import Process
+from vdm_jax.diffusion.schedules import FlowSchedule
+from vdm_jax.generation.one_stage import of_experts
 from vdm_jax.networks.config import EmbeddedText, WordEncoder
-from vdm_jax.networks.transformer.config import WAN_1B, WAN_14B, VideoTransformer, wan
+from vdm_jax.networks.kinds import network_module
+from vdm_jax.networks.transformer.config import WAN_1B, WAN_14B, WAN_A14B, VideoTransformer, wan
 from vdm_jax.networks.transformer.network import VideoTransformerModule, level_number
+from vdm_jax.stages.options import Sampling
+from vdm_jax.stages.stage import Stage, VideoSpec
 
 WORDS = WordEncoder(words=("a", "b"), length=3, width=8, layers=1, head_dim=4)
 SMALL = VideoTransformer(out_channels=2, width=12, heads=2, hidden=16, layers=2, level_channels=8, text=WORDS)
@@ -165,6 +171,31 @@ def test_attention_of_a_scan_counts_for_every_block(normal):
     assert sum(call.flops for call in own) == WAN.layers * 4 * 16**2 * 16
 
 
+def test_experts_have_their_own_noise_levels(filled, normal):
+    """Each sample of a batch is that of its expert; a boundary sample is of the noisy one."""
+    spec = dataclasses.replace(WAN, boundary=0.875)
+    x, logsnr = normal(1, 2, 2, 4, 4, 2), jnp.array([-2 * np.log(7.0) - 1e-4, 1.0])  # sigma 0.875 and 0.378
+    module = network_module(spec)
+    params = filled(module, x, logsnr, EMBEDDED)
+    one = jax.jit(VideoTransformerModule(WAN).apply)
+    high, low = (one({"params": params[name]}, x, logsnr, EMBEDDED) for name in ("high", "low"))
+    found = jax.jit(module.apply)({"params": params}, x, logsnr, EMBEDDED)
+    np.testing.assert_allclose(found, jnp.stack([high[0], low[1]]), atol=1e-5)
+    assert np.abs(high - low).max() > 1e-2
+    assert WAN_A14B.expert == WAN_14B
+
+
+def test_experts_may_be_guided_by_weights_of_their_own():
+    levels = jnp.array([2 * jnp.log(0.12 / 0.88), 2 * jnp.log(0.13 / 0.87)])  # sigma 0.88 and 0.87
+    np.testing.assert_allclose(of_experts(2.0, 3.0, 0.875)(levels), [3.0, 2.0])
+    with refused("Sampling.high_noise_guidance", "=3.0", "one expert"):
+        Stage(name="base", video=VideoSpec(frames=2, height=4, width=4), network=dataclasses.replace(
+            WAN, out_channels=3), process=Process(schedule=FlowSchedule(), prediction="flow"),
+            sampling=Sampling(guidance=2.0, high_noise_guidance=3.0, threshold=None))
+    with refused("Sampling.high_noise_guidance", "guidance=0.0"):
+        Sampling(high_noise_guidance=3.0)
+
+
 def test_level_numbers():
     np.testing.assert_allclose(level_number(2 * jnp.log(jnp.array([3.0, 1 / 3])), "flow"), [250, 750], rtol=1e-6)
 
@@ -180,6 +211,7 @@ def test_level_numbers():
                                                                                     "text_length": 4}),
     ("VideoTransformer.text_length", ("text_length=4", "'padded'"), {"text_length": 4}),
     ("VideoTransformer.mask_channels", ("mask_channels=4", "'channels'"), {"mask_channels": 4}),
+    ("VideoTransformer.boundary", ("0.9", "'inv_cos'", "'flow'"), {"boundary": 0.9}),
     ("VideoTransformer.image_places", ("image_places=4", "image_tokens"), {"image_places": 4}),
     ("VideoTransformer.conditions", ("image_tokens", "text=None"), {
         "text": None, "conditions": (Input(name="image_tokens", width=4),)}),

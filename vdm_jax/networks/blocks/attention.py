@@ -9,9 +9,9 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from vdm_jax.attention import AttentionPattern, ExtraKeys, Spatial, WithExtraKeys, attend, cross_pattern
+from vdm_jax.attention import AttentionPattern, ExtraKeys, Full, Spatial, WithExtraKeys, attend, cross_pattern
 from vdm_jax.attention.positions import LAYOUT_AXES, RotaryAxes, rotary, rotary_pairs
 from vdm_jax.networks.blocks.positions import (
     AddedPositions,
@@ -24,6 +24,9 @@ from vdm_jax.networks.blocks.positions import (
 from vdm_jax.networks.layers import Dense, Initializer, PartedDense, add_residual, fan_in
 
 Tokens = tuple[Float[Array, "B G L E"] | None, Bool[Array, "B G L"] | None]  # from outside, and which may be seen
+# Keys and values of frames before, [B, frames, H W, K, D], and which of these frames are there
+Past = tuple[Float[Array, "B _ _ K D"], Float[Array, "B _ _ K D"], Bool[Array, " _"]]
+KEPT = "keys_values"  # name, in the collection `kept`, of the keys and values of a self-attention
 ImageTokens = tuple[Float[Array, "B _ M F"], Bool[Array, "B _ M"] | None]  # further ones
 INPUTS = "attention_inputs"  # name, among the intermediates, of what a self-attention projects
 
@@ -72,8 +75,11 @@ class Attention(nn.Module):
         self, x: Float[Array, "B *thw C"], frame_mask: Bool[np.ndarray, "T T"] | None = None,
         outside: Tokens | None = None, frame_valid: Bool[Array, "B T"] | None = None,
         bias: Float[Array, "K Q S"] | None = None, image: ImageTokens | None = None,
+        numbers: Int[np.ndarray | Array, " T"] | None = None, past: Past | None = None,
     ) -> Float[Array, "B *thw O"]:
-        """Frames of a sample that do not exist (`frame_valid`) are not seen; `bias` is added to the logits."""
+        """Frames of a sample that do not exist (`frame_valid`) are not seen; `bias` is added to the logits. `numbers`
+        are those of the frames, for rotary positions with axes. With `past` the tokens are one block of frames, all of
+        which see each other and what is kept of frames before; positions are in the keys already."""
         h = x
         if self.norm is not None:
             norm = self.norm()
@@ -96,13 +102,17 @@ class Attention(nn.Module):
                     "image_key", "image_value")), image[1])
                 y = y + attend(q, pattern=cross_pattern(image[0].shape[1]), **options)
         else:
-            q, k, relative = self._positions(q, k, frame_mask)
+            q, k, relative = self._positions(q, k, frame_mask, numbers)
+            self.sow("kept", KEPT, (k, v))
             if self.pattern.layout != "frames":
                 options |= {"context": self.context, "frame_valid": frame_valid}
             options |= relative if bias is None else {"bias": bias}
             across = self.sharded_axis == "width"  # contexts split the first axis: columns stand in the place of frames
             q, k, v = (a.swapaxes(1, 3) for a in (q, k, v)) if across else (q, k, v)
-            y = attend(q, k, v, pattern=self.pattern, frame_mask=frame_mask,
+            pattern = self.pattern
+            if past is not None:
+                pattern, options["extra_keys"] = WithExtraKeys(inner=Full()), _of_past(past)
+            y = attend(q, k, v, pattern=pattern, frame_mask=frame_mask,
                        **options | ({"sharded_axis": "frames"} if across else {}))
             y = y.swapaxes(1, 3) if across else y
         y = y.reshape(*x.shape[:-1], -1)
@@ -151,12 +161,12 @@ class Attention(nn.Module):
 
     def _positions(
         self, q: Float[Array, "B T H W K D"], k: Float[Array, "B T H W K D"],
-        frame_mask: Bool[np.ndarray, "T T"] | None,
+        frame_mask: Bool[np.ndarray, "T T"] | None, numbers: Int[np.ndarray | Array, " T"] | None = None,
     ) -> tuple[Array, Array, dict[str, Any]]:
         """Queries and keys with their positions, and what `attend` takes of positions in addition."""
         layout, (of_keys, of_values) = self.pattern.layout, self.position_names
         if self.position == "rotary" and self.rotary_axes is not None:
-            numbers = frame_numbers(q.shape[1], frame_mask)
+            numbers = frame_numbers(q.shape[1], frame_mask) if numbers is None else numbers
             return *(rotary_pairs(a, self.rotary_axes, numbers) for a in (q, k)), {}
         if self.position == "rotary":
             return rotary(q, axes=LAYOUT_AXES[layout]), rotary(k, axes=LAYOUT_AXES[layout]), {}
@@ -169,3 +179,12 @@ class Attention(nn.Module):
         if self.position == "shaw_key_value":
             relative["offset_values"] = RelativeValues(q.shape[-1], self.max_offset, name=of_values)(layout)
         return q, k, relative
+
+
+def _of_past(past: Past) -> ExtraKeys:
+    """Keys and values of frames before as outside tokens of the whole block."""
+    keys, values, there = past
+    batch, frames, positions = keys.shape[:3]
+    seen = jnp.broadcast_to(jnp.repeat(there, positions, total_repeat_length=frames * positions), (
+        batch, 1, frames * positions))
+    return ExtraKeys(*(a.reshape(batch, 1, -1, *a.shape[3:]) for a in (keys, values)), seen)

@@ -7,9 +7,10 @@ from functools import partial
 import flax.linen as nn
 import flax.struct
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
-from vdm_jax.attention import AttentionPattern, counting
+from vdm_jax.attention import AttentionPattern, BlockCausal, TeacherForcing, counting
 from vdm_jax.attention.patterns import independent_frames_mask
 from vdm_jax.networks.blocks.attention import Attention, ImageTokens, Tokens
 from vdm_jax.networks.blocks.feed_forward import FeedForward
@@ -32,6 +33,8 @@ class BlockInputs:
     text: Tokens | None = None  # outside tokens and their mask
     image: ImageTokens | None = None  # those with keys and values of their own
     frame_valid: Bool[Array, "B T"] | None = None
+    numbers: Int[np.ndarray | Array, " T"] | None = None  # of the frames, where these are not their places
+    there: Bool[Array, " F"] | None = None  # which frames of the past are there, where there is one
 
 
 def selected(values: Float[Array, "B F C"], clean: Bool[Array, "B T H W"] | None) -> Float[Array, "B _ _ _ C"]:
@@ -86,7 +89,10 @@ class Block(nn.Module):
     images: int = 0  # frames at the end that are independent
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T H W C"], inputs: BlockInputs) -> Float[Array, "B T H W C"]:
+    def __call__(
+        self, x: Float[Array, "B T H W C"], inputs: BlockInputs,
+        past: tuple[Float[Array, "B F N K D"], Float[Array, "B F N K D"]] | None = None,
+    ) -> Float[Array, "B T H W C"]:
         spec, dtype = self.config, jnp.dtype(self.config.dtype)
         parts = Modulation(spec, BRANCHES, name="modulated")(inputs.level)
         shift, scale, gate, shift_2, scale_2, gate_2 = (selected(part, inputs.clean) for part in parts)
@@ -98,7 +104,8 @@ class Block(nn.Module):
                               rotary_axes=spec.rotary, context=spec.context_of(self.pattern), name="self_attention",
                               **common)
         h = modulated(x, shift, scale, spec.epsilon, dtype)
-        x = gated(x, gate, attention(h, frame_mask, frame_valid=inputs.frame_valid))
+        past = None if past is None else (*past, inputs.there)
+        x = gated(x, gate, attention(h, frame_mask, frame_valid=inputs.frame_valid, numbers=inputs.numbers, past=past))
         if spec.attends_outside:
             norm = partial(nn.LayerNorm, spec.epsilon, dtype=jnp.float32, name="norm") if spec.cross_norm else None
             # A block that starts as the identity has zeros here too, since no gate is before the sum.
@@ -115,11 +122,18 @@ class Turn(nn.Module):
 
     config: VideoTransformer
     images: int = 0
+    forced: int = 0  # frames of a clean clip that stands before its noisy copy
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T H W C"], inputs: BlockInputs) -> tuple[Float[Array, "B T H W C"], None]:
+    def __call__(
+        self, x: Float[Array, "B T H W C"], inputs: BlockInputs, past: dict[str, tuple[Array, Array]] | None = None
+    ) -> tuple[Float[Array, "B T H W C"], None]:
         counting.first_layer()
         x = name_input(x, self.config.remat)
         for place, pattern in enumerate(self.config.patterns):
-            x = Block(self.config, pattern, self.images, name=f"block_{place}")(x, inputs)
+            if self.forced and isinstance(pattern, BlockCausal):
+                pattern = TeacherForcing(frames=self.forced, block=pattern.block, window=pattern.window,
+                                         sink=pattern.sink)
+            name = f"block_{place}"
+            x = Block(self.config, pattern, self.images, name=name)(x, inputs, None if past is None else past.get(name))
         return x, None

@@ -7,17 +7,29 @@ self-attention, attention to text and a perceptron, modulated by the noise level
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from vdm_jax.attention import AttentionPattern, Full, WithExtraKeys
+from vdm_jax.attention import AttentionPattern, BlockCausal, Full, Spatial, WithExtraKeys
 from vdm_jax.attention.capability import require
 from vdm_jax.attention.positions import RotaryAxes
 from vdm_jax.conditions.image_tokens import IMAGE_TOKENS
 from vdm_jax.conditions.inputs import Input, check_conditions
 from vdm_jax.conditions.text import EmbeddedText, TextInput
-from vdm_jax.configuration import Count, Depth, Length, Positive, Size, SizeOrZero, Width, WidthOrZero, config
+from vdm_jax.configuration import (
+    BetweenZeroAndOne,
+    Count,
+    Depth,
+    Length,
+    Positive,
+    Size,
+    SizeOrZero,
+    Width,
+    WidthOrZero,
+    config,
+)
 from vdm_jax.errors import UserError
 from vdm_jax.networks.backbone import Backbone
 
@@ -63,6 +75,11 @@ class VideoTransformer(Backbone):
     # perceptron, keys and values of their own
     conditions: tuple[Input, ...] = ()
     image_places: SizeOrZero = 0  # learned positions of image tokens; 0: none
+    # Trained with the clean clip in sight: a noisy block of frames sees the clean ones before it (`BlockCausal`)
+    teacher_forcing: bool = False
+    # Sigma from which on an expert of its own denoises, of a flow (Wan 2.2: 0.875 and 0.9); None: one network for all
+    # noise levels. Parameters of both stand under `high` and `low`
+    boundary: BetweenZeroAndOne | None = None
     patch_order: Literal["channels_last", "channels_first"] = "channels_last"  # of the values that a token predicts
     epsilon: Positive = 1e-6  # of the norms
     sharded_axis: Literal["frames", "height", "width"] = "frames"  # what of a video the mesh axis `context` splits
@@ -85,6 +102,10 @@ class VideoTransformer(Backbone):
         self._check_patterns()
         self._check_text()
         check_conditions("VideoTransformer", self.conditions, ("channels", "vector", "tokens"))
+        if self.boundary is not None and (self.level_encoding != "flow" or self.block_frames):
+            raise UserError(f"VideoTransformer.boundary={self.boundary} with level_encoding={self.level_encoding!r}, "
+                            f"patterns={self.patterns}; permitted: 'flow', and no BlockCausal, whose kept keys are of "
+                            "one network")
         if self.mask_channels > 1 and self.frame_conditioning != "channels":
             raise UserError(f"VideoTransformer.mask_channels={self.mask_channels} with frame_conditioning="
                             f"{self.frame_conditioning!r}; permitted: 1, or more with 'channels'")
@@ -100,6 +121,9 @@ class VideoTransformer(Backbone):
                                 "from columns; permitted: Full(), or 'frames', 'height'",
                                 "VideoTransformer.sharded_axis")
             require(pattern, self.attention_kernel, self.context_of(pattern))
+        if self.teacher_forcing and not self.block_frames:
+            raise UserError(f"VideoTransformer.teacher_forcing=True with patterns={self.patterns}; permitted: "
+                            "BlockCausal(...) of one kind, and Spatial()", "VideoTransformer.teacher_forcing")
 
     def _check_text(self) -> None:
         """Raise `UserError` where texts do not become tokens in the way that is asked for."""
@@ -125,6 +149,14 @@ class VideoTransformer(Backbone):
     def head_dim(self) -> int:
         """Channels of a head."""
         return self.width // self.heads
+
+    @property
+    def block_frames(self) -> int | None:
+        """Frames of a block, where no block sees later ones, so that a video can be made block by block; else None."""
+        causal = {pattern for pattern in self.patterns if not isinstance(pattern, Spatial)}
+        if len(causal) != 1 or not isinstance(pattern := causal.pop(), BlockCausal):
+            return None
+        return pattern.block * self.patch[0]
 
     @property
     def reduction(self) -> tuple[int, int]:
@@ -164,10 +196,18 @@ class VideoTransformer(Backbone):
                 **({"mask": self.mask_channels, "conditioning_frames": size} if given else {}),
                 **{entry.name: entry.width for entry in self.entering("channels")}}
 
+    @property
+    def expert(self) -> VideoTransformer:
+        """Each of the two experts."""
+        return dataclasses.replace(self, boundary=None)
+
     def check_stage(self, stage: Any) -> None:
         """Raise `UserError` for levels of frames that share a token, images that would be mixed with the clip, crops
         whose place in the video is added to the tokens, and a low-resolution video in pixels next to latents."""
         where, training, patch = f"Stage {stage.name!r}", stage.training, self.patch[0]
+        if self.boundary is not None and stage.process.frame_levels:
+            raise UserError(f"{where}: process.frame_levels=True with network.boundary={self.boundary}, by which one "
+                            "expert sees all frames; permitted: frame_levels=False, or boundary=None")
         if patch > 1 and stage.process.frame_levels:
             raise UserError(f"{where}: process.frame_levels=True with network.patch={self.patch}, whose frames share "
                             "tokens; permitted: patches of 1 frame")
@@ -183,6 +223,10 @@ class VideoTransformer(Backbone):
                             "rotary=RotaryAxes(...), or none")
         if self.low_resolution and stage.latent is not None and stage.latent.low_resolution == "pixels":
             raise UserError(f"{where}: latent.low_resolution='pixels' for a VideoTransformer; permitted: 'latents'")
+        if self.teacher_forcing and (training.images_per_clip or self.conditioning_frames):
+            raise UserError(f"{where}: network.teacher_forcing=True with training.images_per_clip="
+                            f"{training.images_per_clip}, network.frame_conditioning={self.frame_conditioning!r}; "
+                            "permitted: 0 and 'none': the clean clip is what conditions it")
         if self.level_encoding == "flow" and stage.process.schedule.family.name != "flow":
             raise UserError(f"{where}: network.level_encoding='flow' with a schedule of family "
                             f"{stage.process.schedule.family.name!r}; permitted: 'flow', or level_encoding='inv_cos'")
@@ -224,5 +268,8 @@ WAN_14B_IMAGE = wan_image_tokens(width=5120, heads=40, hidden=13824, layers=40) 
 WAN_14B_FIRST_LAST = wan_image_tokens(width=5120, heads=40, hidden=13824, layers=40, image_places=514)
 # Wan 2.2 image to video, each expert: the mask of the four frames of a latent one, and the latents of the picture
 WAN_14B_I2V = wan(width=5120, heads=40, hidden=13824, layers=40, frame_conditioning="channels", mask_channels=4)
+# Wan 2.2, text to video and image to video: one expert for much noise and one for little
+WAN_A14B = wan(width=5120, heads=40, hidden=13824, layers=40, boundary=0.875)
+WAN_A14B_I2V = dataclasses.replace(WAN_14B_I2V, boundary=0.9)
 # Wan 2.2 of text and image to video: the first frame of the latents is given in place
 WAN_5B = wan(out_channels=48, width=3072, heads=24, hidden=14336, layers=30, frame_conditioning="in_place")

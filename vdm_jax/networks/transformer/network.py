@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from vdm_jax.attention import counting
 from vdm_jax.attention.patterns import independent_frames_mask
@@ -27,9 +27,11 @@ from vdm_jax.networks.sound import SoundTokens, grouped
 from vdm_jax.networks.text import TextConditioner
 from vdm_jax.networks.transformer.blocks import BRANCHES, BlockInputs, Modulation, Turn, modulated, selected
 from vdm_jax.networks.transformer.config import VideoTransformer
+from vdm_jax.networks.transformer.past import Past, past_numbers
 from vdm_jax.networks.unet import ClassEmbedding, encode_level
 from vdm_jax.parallel.rules import shard_along
 
+CLEAN = 20.0  # log-SNR that clean frames have for the network: of the clip in sight, of finished blocks
 SMALL = nn.initializers.normal(0.02)  # of the perceptrons of noise level and text, as DiT and Wan begin
 
 
@@ -51,26 +53,35 @@ class VideoTransformerModule(nn.Module):
     @nn.compact
     def __call__(
         self, z: Float[Array, "B T H W C"], logsnr: Float[Array, " B"] | Float[Array, "B T"],
-        conditioning: Conditioning | None = None, *, train: bool = False, images: int = 0,
+        conditioning: Conditioning | None = None, *, train: bool = False, images: int = 0, past: Past | None = None,
     ) -> Float[Array, "B T H W O"]:
+        """With `past` the video is one block of frames, which sees what is kept of those before (`past.py`)."""
         spec = self.config
         conditioning = Conditioning() if conditioning is None else conditioning
         check_inputs(spec, z, logsnr, conditioning, images)
+        forced = 0
+        if conditioning.history is not None:
+            forced = z.shape[1] // spec.patch[0]
+            z, logsnr, conditioning = with_history(z, logsnr, conditioning, spec.patch[0])
         stacked, given = stack_inputs(spec, z, conditioning)
         x = Patches(spec, name="patches")(stacked)
+        numbers = np.tile(np.arange(forced), 2) if forced else past_numbers(past, x.shape[1])
         if spec.rotary is None:
-            x = x + positions(x.shape[1:4], spec.width, images).astype(x.dtype)
+            x = x + positions(x.shape[1:4], spec.width, images, numbers, past).astype(x.dtype)
         x = shard_along(x, spec.sharded_axis)
         clean = None if given is None else patches_given(given, spec.patch)
         vector, text = Embedding(spec, name="embedding")(z.shape[1], logsnr, conditioning, images)
         image = None
         if spec.image_tokens is not None:
             image = ImageEmbedding(spec, name="image")(conditioning.inputs[IMAGE_TOKENS]), None
-        inputs = BlockInputs(vector, clean, text, image, valid_tokens(conditioning.frame_valid, spec.patch[0]))
+        valid = valid_tokens(conditioning.frame_valid, spec.patch[0])
+        inputs = BlockInputs(vector, clean, text, image, valid, numbers, None if past is None else past.numbers >= 0)
         if spec.modulation == "shared":
             shared = Dense(BRANCHES * spec.width, name="modulation")(silu(vector))
             inputs = inputs.replace(level=shared.reshape(*vector.shape[:2], BRANCHES, spec.width))
-        x = self._blocks(x, inputs, images)
+        x = self._blocks(x, inputs, images, forced, past)
+        if forced:  # the noisy half
+            x, vector = x[:, forced:], vector[:, vector.shape[1] // 2 :] if vector.shape[1] > 1 else vector
         shift, scale = (selected(part, clean) for part in Modulation(spec, 2, name="out_modulated")(vector))
         x = modulated(x, shift, scale, spec.epsilon, jnp.float32)
         values = Dense(int(np.prod(spec.patch)) * spec.out_channels, kernel_init=zeros, name="out")(x)
@@ -78,16 +89,47 @@ class VideoTransformerModule(nn.Module):
         order = "(p q r c)" if spec.patch_order == "channels_last" else "(c p q r)"
         return rearrange(values, f"b t h w {order} -> b (t p) (h q) (w r) c", p=p, q=q, r=r)
 
-    def _blocks(self, x: Float[Array, "B T H W C"], inputs: BlockInputs, images: int) -> Float[Array, "B T H W C"]:
+    def _blocks(
+        self, x: Float[Array, "B T H W C"], inputs: BlockInputs, images: int, forced: int, past: Past | None
+    ) -> Float[Array, "B T H W C"]:
         """All blocks, by a scan over their parameters, which have the blocks as their first axis: the program does not
         grow with the depth."""
         spec = self.config
         turns = spec.layers // len(spec.patterns)
         body = rematerialised(self, Turn, spec.remat, scanned=True)
-        scan = nn.scan(body, variable_axes={"params": 0, "intermediates": 0}, split_rngs={"params": True},
-                       in_axes=nn.broadcast, length=turns)
+        scan = nn.scan(body, variable_axes={"params": 0, "intermediates": 0, "kept": 0}, split_rngs={"params": True},
+                       in_axes=(nn.broadcast, 0), length=turns)
         with counting.loop(turns):
-            return scan(spec, images, name="blocks")(x, inputs)[0]
+            return scan(spec, images, forced, name="blocks")(x, inputs, None if past is None else past.kept)[0]
+
+
+class Experts(nn.Module):
+    """Two video transformers, one for noise levels from a boundary on and one for those below. Of a batch on one side
+    of it, as in sampling, one is computed."""
+
+    config: VideoTransformer
+
+    def setup(self):
+        self.high, self.low = (VideoTransformerModule(self.config.expert) for _ in range(2))
+
+    def __call__(
+        self, z: Float[Array, "B T H W C"], logsnr: Float[Array, " B"], conditioning: Conditioning | None = None, *,
+        train: bool = False, images: int = 0,
+    ) -> Float[Array, "B T H W O"]:
+        noisy = jax.nn.sigmoid(-logsnr / 2) >= self.config.boundary
+        found = []
+        for expert, where in ((self.high, noisy), (self.low, ~noisy)):
+            def run(expert: nn.Module, z: Array, logsnr: Array, conditioning: Conditioning | None) -> Array:
+                return expert(z, logsnr, conditioning, train=train, images=images)
+
+            def skip(expert: nn.Module, z: Array, logsnr: Array, conditioning: Conditioning | None) -> Array:
+                return jnp.zeros(z.shape, jnp.float32)
+
+            if self.is_initializing():
+                found.append(run(expert, z, logsnr, conditioning))
+            else:
+                found.append(nn.cond(where.any(), run, skip, expert, z, logsnr, conditioning))
+        return jnp.where(noisy.reshape(-1, 1, 1, 1, 1), *found)
 
 
 class Patches(nn.Module):
@@ -196,12 +238,29 @@ class ImageEmbedding(nn.Module):
         return nn.LayerNorm(1e-5, dtype=jnp.float32, name="norm_out")(x).astype(dtype)
 
 
-def positions(shape: tuple[int, int, int], channels: int, images: int) -> Float[Array, "1 T H W C"]:
-    """Sinusoids of frame, row and column, each in a third of the channels; an appended image counts as frame 0."""
+def positions(
+    shape: tuple[int, int, int], channels: int, images: int, numbers: Int[np.ndarray | Array, " T"] | None = None,
+    past: Past | None = None,
+) -> Float[Array, "1 T H W C"]:
+    """Sinusoids of frame, row and column, each in a third of the channels; an appended image counts as frame 0, and
+    frames may have `numbers` of their own."""
     frames, height, width = shape
     mask = independent_frames_mask(frames - images, images) if images else None
-    places = frame_numbers(frames, mask), np.arange(height), np.arange(width)
-    return jnp.asarray(grid_sinusoids(places, channels))[None]
+    of_frames = frame_numbers(frames, mask) if numbers is None else numbers if past is None else np.arange(past.total)
+    code = jnp.asarray(grid_sinusoids((of_frames, np.arange(height), np.arange(width)), channels))
+    return (code if past is None else code[numbers])[None]
+
+
+def with_history(
+    z: Float[Array, "B T H W C"], logsnr: Float[Array, " B"] | Float[Array, "B T"], conditioning: Conditioning,
+    patch: int,
+) -> tuple[Float[Array, "B T2 H W C"], Float[Array, "B F"], Conditioning]:
+    """The clean clip and after it the noisy one, a level for each frame of their tokens, and what conditions them."""
+    frames = z.shape[1]
+    level = jnp.broadcast_to(logsnr if logsnr.ndim == 2 else logsnr[:, None], (len(z), frames // patch))
+    both = jnp.concatenate([conditioning.history.astype(z.dtype), z], axis=1)
+    levels = jnp.concatenate([jnp.full_like(level, CLEAN), level], axis=1)
+    return both, levels, conditioning.replace(history=None).twice(frames)
 
 
 def stack_inputs(
@@ -255,6 +314,8 @@ def check_inputs(
     if conditioning.frame_valid is not None and across:
         raise UserError("clips with padded frames for a VideoTransformer of sharded_axis='width', whose attention "
                         "tells no frames apart; permitted: clips of one length, or another axis")
+    if conditioning.history is not None and conditioning.history.shape != z.shape:
+        raise UserError(f"Conditioning.history has shape {conditioning.history.shape}; permitted: {z.shape}")
     if spec.image_places and conditioning.inputs[IMAGE_TOKENS].shape[2] > spec.image_places:
         raise UserError(f"{conditioning.inputs[IMAGE_TOKENS].shape[2]} image tokens with VideoTransformer.image_places="
                         f"{spec.image_places}; permitted: up to {spec.image_places}", "VideoTransformer.image_places")
