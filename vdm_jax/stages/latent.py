@@ -192,7 +192,8 @@ def encode_masked_video(latent: Latent, weights: Any, masked_video: MaskedVideo)
     video, factor = jnp.asarray(masked_video.video), latent.autoencoder.factor
     mask = jnp.broadcast_to(jnp.asarray(masked_video.mask, jnp.float32), (*video.shape[:-1], 1))
     frames, height, width, _ = latent.shape(*video.shape[1:4])
-    if latent.autoencoder.causal:  # the first frame has a latent of its own
-        mask = jnp.pad(mask, ((0, 0), (latent.frame_factor - 1, 0), (0, 0), (0, 0), (0, 0)), mode="edge")
-    blocks = mask.reshape(len(video), frames, -1, height, factor, width, factor, 1)
+    # Of a causal autoencoder the first frame has a latent of its own.
+    before = latent.frame_factor - 1 if latent.autoencoder.causal else 0
+    whole = jnp.pad(mask, ((0, 0), (before, 0), (0, 0), (0, 0), (0, 0)), mode="edge")
+    blocks = whole.reshape(len(video), frames, -1, height, factor, width, factor, 1)
     return MaskedVideo(encode(latent, weights, jnp.where(mask > 0, video, 0)), blocks.min((2, 4, 6)))

@@ -31,6 +31,7 @@ from vdm_jax.networks.autoencoders.causal_blocks import (
 from vdm_jax.networks.autoencoders.causal_config import CausalAutoencoder
 from vdm_jax.networks.autoencoders.kl import Moments
 from vdm_jax.networks.layers import silu
+from vdm_jax.parallel.rules import shard_along
 
 
 class CausalAutoencoderKL(nn.Module):
@@ -38,7 +39,7 @@ class CausalAutoencoderKL(nn.Module):
 
     Latents here are as the weights have them; diffusion sees `config.normalise(latents)`. `encode` raises `UserError`
     for frames that do not fit: 1 + 4n at the beginning of a clip and 4n later, with four frames per latent, of sides
-    that the factor divides.
+    that the factor divides. The mesh axis `context` splits rows, where it divides them.
     """
 
     config: CausalAutoencoder
@@ -61,13 +62,14 @@ class CausalAutoencoderKL(nn.Module):
         if video.shape[2] % spec.factor or video.shape[3] % spec.factor:
             raise UserError(f"video of {video.shape[2]}x{video.shape[3]} for an autoencoder of factor {spec.factor}; "
                             f"permitted: multiples of {spec.factor}")
-        moments = self.quant(self.encoder(fold(video, spec.patch)))
+        moments = self.quant(self.encoder(fold(shard_along(video, "height", must=False), spec.patch)))
         mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
         return Moments(mean, jnp.clip(logvar, -30.0, 20.0))
 
     def decode(self, latents: Float[Array, "B T H W C"]) -> Float[Array, "B T2 H2 W2 O"]:
         """Video of latents, float32, not clipped to [-1, 1]."""
-        return unfold(self.decoder(self.post_quant(latents)).astype(jnp.float32), self.config.patch)
+        latents = self.post_quant(shard_along(latents, "height", must=False))
+        return unfold(self.decoder(latents).astype(jnp.float32), self.config.patch)
 
     def __call__(self, video: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
         """The video of the mean latents."""

@@ -19,6 +19,7 @@ from vdm_jax.networks.autoencoders.blocks import Halve
 from vdm_jax.networks.blocks.attention import Attention
 from vdm_jax.networks.blocks.residual import ResidualBlock
 from vdm_jax.networks.layers import Initializer, convolve_frames, depth_to_time, fan_in, nearest, zeros
+from vdm_jax.networks.sharded_convolution import sharded_convolve
 
 CACHE = "cache"  # collection of what later pieces of a clip need
 LEAST_NORM = 1e-12  # of a position's channels
@@ -57,7 +58,12 @@ class CausalConvolution(nn.Module):
     def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T2 H2 W2 O"]:
         kernel = self.param("kernel", self.kernel_init, (*self.kernel, x.shape[-1], self.features)).astype(self.dtype)
         bias = self.param("bias", zeros, (self.features,)).astype(self.dtype)
-        return convolve_later(self._after_past(x.astype(self.dtype)), kernel, self.stride) + bias
+
+        def convolve(x: Array, kernel: Array, strides: tuple[int, int], causal: bool) -> Array:
+            return convolve_later(x, kernel, self.stride)
+
+        # Frames follow one another, so that a mesh splits rows.
+        return sharded_convolve(convolve, self._after_past(x.astype(self.dtype)), kernel, (1, 1), "height") + bias
 
     def _after_past(self, x: Array) -> Array:
         """The frames after those of before that the kernel reaches to, of which the last are kept."""

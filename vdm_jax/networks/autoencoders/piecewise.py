@@ -25,6 +25,7 @@ from vdm_jax.networks.autoencoders.causal_config import causal_latents
 from vdm_jax.networks.autoencoders.kl import Moments
 from vdm_jax.networks.blocks.residual import ResidualBlock
 from vdm_jax.networks.layers import GroupNorm, silu
+from vdm_jax.parallel.rules import shard_along
 
 EPSILON = 1e-6
 
@@ -113,12 +114,13 @@ class PiecewiseAutoencoderKL(nn.Module):
         if video.shape[2] % factor or video.shape[3] % factor:
             raise UserError(f"video of {video.shape[2]}x{video.shape[3]} for an autoencoder of factor {factor}; "
                             f"permitted: multiples of {factor}")
-        mean, logvar = jnp.split(self.encoder(video).astype(jnp.float32), 2, axis=-1)
+        moments = self.encoder(shard_along(video, "height", must=False)).astype(jnp.float32)
+        mean, logvar = jnp.split(moments, 2, axis=-1)
         return Moments(mean, jnp.clip(logvar, -30.0, 20.0))
 
     def decode(self, latents: Float[Array, "B T H W C"]) -> Float[Array, "B T2 H2 W2 O"]:
         """Video of latents, float32, not clipped to [-1, 1]."""
-        return self.decoder(latents).astype(jnp.float32)
+        return self.decoder(shard_along(latents, "height", must=False)).astype(jnp.float32)
 
     def __call__(self, video: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
         """The video of the mean latents."""
