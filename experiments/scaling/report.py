@@ -61,9 +61,11 @@ def recorded(study: str, rows: dict[str, Row]) -> list[tuple[Case, Row | None]]:
 
 
 def twin(case: Case, rows: dict[str, Row]) -> Row | None:
-    """A compiled program that differs in the kind and number of chips alone, not in what one chip does."""
-    same = (rows.get(other.name) for other in cases() if other.program == case.program)
-    return next((row for row in same if row is not None and row["status"] == "compiled"), None)
+    """A compiled program that differs in the kind and number of chips alone, not in what one chip does: that of the
+    nearest number."""
+    same = [other for other in cases() if other.program == case.program
+            and rows.get(other.name, {}).get("status") == "compiled"]
+    return rows[min(same, key=lambda other: abs(other.chips - case.chips)).name] if same else None
 
 
 def scaling_tables(study: str, rows: dict[str, Row], shapes: dict[str, Row]) -> str:
