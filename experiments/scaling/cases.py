@@ -18,7 +18,7 @@ LARGEST = {"v5e": 256, "v6e": 256, "v5p": 8960}  # chips of one slice; more chip
 class Case:
     """One program."""
 
-    study: Literal["weak", "strong", "even", "last"]
+    study: Literal["weak", "strong", "even", "mesh", "last"]
     config: str
     stage: str
     generation: str
@@ -112,6 +112,14 @@ def scaling(generation: str) -> list[Case]:
     return found
 
 
+def meshes() -> list[Case]:
+    """The batches of weak scaling on 256 chips: with more or fewer copies, with and without recomputation."""
+    return [Case(study="mesh", config=base.config, stage=base.stage, generation=generation, chips=256,
+                 batch=256 * base.weak, mesh=(256 // fsdp, fsdp, 1, 1), remat=remat)
+            for generation in ("v6e", "v5e", "v5p") for base in BASES for remat in (base.remat, "none")
+            for fsdp in (16, 64)]
+
+
 def last_stage() -> list[Case]:
     """One clip of 128 frames of 768 x 1280, sampled on ever larger slices, split by frames or by rows."""
     config, stage = LAST
@@ -124,4 +132,4 @@ def last_stage() -> list[Case]:
 def cases() -> list[Case]:
     """All, in the order in which they are compiled: what was asked first, then what shows how it grows."""
     last = last_stage()
-    return [*last[:2], *scaling("v6e"), *scaling("v5e"), *scaling("v5p"), *even(), *last[2:]]
+    return [*last[:2], *scaling("v6e"), *scaling("v5e"), *meshes(), *scaling("v5p"), *even(), *last[2:]]

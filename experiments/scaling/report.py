@@ -34,6 +34,7 @@ def write_report(path: Path, readme: Path, page: Path | None = None) -> None:
         for study in TITLES:
             if picture := draw(study, {**found.get("shapes", {}), **rows}, path.parent / f"{study}.png"):
                 text = insert(text, f"{study}_plot", f"![{TITLES[study]}]({picture.relative_to(readme.parent)})")
+        text = insert(text, "mesh", mesh_table(rows, found.get("shapes", {})))
         text = insert(text, "last", last_table(rows))
         text = insert(text, "protocol", protocol(found))
         if page is not None:
@@ -60,9 +61,11 @@ def recorded(study: str, rows: dict[str, Row]) -> list[tuple[Case, Row | None]]:
 
 
 def twin(case: Case, rows: dict[str, Row]) -> Row | None:
-    """A compiled program that differs in the kind and number of chips alone, not in what one chip does."""
-    same = (rows.get(other.name) for other in cases() if other.program == case.program)
-    return next((row for row in same if row is not None and row["status"] == "compiled"), None)
+    """A compiled program that differs in the kind and number of chips alone, not in what one chip does: that of the
+    nearest number."""
+    same = [other for other in cases() if other.program == case.program
+            and rows.get(other.name, {}).get("status") == "compiled"]
+    return rows[min(same, key=lambda other: abs(other.chips - case.chips)).name] if same else None
 
 
 def scaling_tables(study: str, rows: dict[str, Row], shapes: dict[str, Row]) -> str:
@@ -93,6 +96,20 @@ def scaling_tables(study: str, rows: dict[str, Row], shapes: dict[str, Row]) -> 
         said += [f"not counted from shapes either: {', '.join(unknown)}"] if unknown else []
         parts += ["", *([f"{'; '.join(said)}.", ""] if said else [])]
     return "\n".join(parts).rstrip()
+
+
+def mesh_table(rows: dict[str, Row], shapes: dict[str, Row]) -> str:
+    """Meshes and recomputation on 256 chips, for each network and slice the fastest by the bound first."""
+    lines = ["| network | slice | mesh (data x fsdp) | remat | memory per chip, GiB | step at least, s | MFU at most | "
+             "sent per chip, GiB |", "|---|---|---|---|---|---:|---:|---:|"]
+    found = [(case, row) for case, row in recorded("mesh", {**shapes, **rows}) if row and row.get("roofline")]
+    names = list(NAMES)
+    for case, row in sorted(found, key=lambda pair: (names.index(pair[0].config), pair[0].generation,
+                                                     pair[1]["roofline"]["step_seconds"], pair[0].mesh[1])):
+        memory, _, step, mfu, _, sent = scaling_cells(row, twin(case, rows))
+        lines.append(f"| {NAMES[case.config]} | {case.topology} | {case.mesh[0]} x {case.mesh[1]} | "
+                     f"{case.remat or 'full'} | {memory} | {step} | {mfu} | {sent} |")
+    return "\n".join(lines)
 
 
 def pods_table(rows: dict[str, Row], shapes: dict[str, Row]) -> str:
