@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vdm_jax.attention import AttentionPattern, Spatial, Temporal, WithExtraKeys
+from vdm_jax.attention import AttentionPattern, SparseCausal, Spatial, Temporal, WithExtraKeys
 from vdm_jax.attention.capability import require
 from vdm_jax.configuration import Count, Depth, Positive, Size, SizeOrZero, Width, WidthOrZero, config
 from vdm_jax.errors import UserError
@@ -41,6 +41,7 @@ from vdm_jax.networks.latent_unet_blocks import (
     Sizes,
     TokenTransformer,
     level_code,
+    residual_norm,
 )
 from vdm_jax.networks.layers import Convolution, Dense, GroupNorm, silu, zeros
 from vdm_jax.networks.remat import name_input, rematerialised
@@ -72,10 +73,13 @@ class LatentUNet:
     motion: Motion | None = None  # motion modules after each block
     # Furthest offset that temporal attention after each spatial attention distinguishes (LVDM); 0: none
     max_relative_position: SizeOrZero = 0
+    # Temporal attention after the feed-forward of each transformer (Tune-A-Video: Wu et al. 2022, arXiv 2212.11565)
+    temporal_attention: bool = False
     mix_frames: SizeOrZero = 0  # that have a learned share each, with `temporal`; 0: all frames have the same
     # Of conditioning frames and their mask, which the temporal layers see, with `temporal`
     conditioning_channels: WidthOrZero = 0
-    norm_over: Literal["frame", "clip"] = "frame"  # statistics of the norms
+    # Statistics of the norms; residual: of the clip, and in transformers of the frame (Tune-A-Video's code)
+    norm_over: Literal["frame", "clip", "residual"] = "frame"
     scale_shift_norm: bool = False  # the embedding scales and shifts norms in residual blocks, and is not added
     groups: Count = 32  # of the norms
     # Of the norms in residual blocks: on the way down with and without attention, in the middle, on the way up.
@@ -91,7 +95,8 @@ class LatentUNet:
     @property
     def video(self) -> bool:
         """Whether there are temporal layers."""
-        return bool(self.temporal or self.temporal_conv or self.motion or self.max_relative_position)
+        return bool(self.temporal or self.temporal_conv or self.motion or self.max_relative_position
+                    or self.temporal_attention)
 
     def __post_init__(self):
         levels = len(self.widths)
@@ -106,10 +111,10 @@ class LatentUNet:
             if self.motion and (width % self.motion.heads or width % self.motion.groups):
                 raise UserError(f"LatentUNet.widths={self.widths} with {self.motion}; permitted: multiples of its "
                                 "heads and groups")
-        kinds = (self.temporal, self.temporal_conv, self.motion, self.max_relative_position)
-        if sum(map(bool, kinds)) > 1:
-            raise UserError(f"LatentUNet: temporal={self.temporal}, temporal_conv={self.temporal_conv}, "
-                            f"motion={self.motion}, max_relative_position={self.max_relative_position}; permitted: "
+        kinds = {name: getattr(self, name) for name in
+                 ("temporal", "temporal_conv", "motion", "max_relative_position", "temporal_attention")}
+        if sum(map(bool, kinds.values())) > 1:
+            raise UserError(f"LatentUNet: {', '.join(f'{name}={value}' for name, value in kinds.items())}; permitted: "
                             "one kind of temporal layers")
         if not self.temporal and (self.mix_frames or self.conditioning_channels):
             raise UserError(f"LatentUNet: mix_frames={self.mix_frames}, "
@@ -177,6 +182,10 @@ LATENT_UNET_LVDM = LatentUNet(
 LATENT_UNET_LVDM_PREDICTION = dataclasses.replace(LATENT_UNET_LVDM, in_channels=5, classes=251)
 LATENT_UNET_LVDM_INTERPOLATION = dataclasses.replace(LATENT_UNET_LVDM_PREDICTION, max_relative_position=5)
 LATENT_UNET_LVDM_TEXT = dataclasses.replace(LATENT_UNET_SD1, max_relative_position=16, norm_over="clip")
+# Tune-A-Video (Wu et al. 2022, arXiv 2212.11565), tuned on one video
+LATENT_UNET_TUNE_A_VIDEO = dataclasses.replace(
+    LATENT_UNET_SD1, temporal_attention=True, norm_over="residual",
+    spatial_pattern=SparseCausal(first=True, previous=True, own=False))
 LATENT_UNET_ANIMATEDIFF_V1, LATENT_UNET_ANIMATEDIFF_V2, LATENT_UNET_ANIMATEDIFF_V3 = (
     dataclasses.replace(LATENT_UNET_SD1, motion=motion) for motion in (MOTION_V1, MOTION_V2, MOTION_V3))
 
@@ -231,7 +240,7 @@ class LatentUNetNetwork(nn.Module):
                 x = _block(self, spec, x, block_inputs, f"up_{k}_{j}", i, spec.epsilons[3])
             if i:  # a side that was odd is one pixel shorter than twice
                 x = Double(dtype, name=f"upsample_{k}", shape=skips[-1].shape[2:4])(x)
-        x = silu(GroupNorm(spec.groups, spec.norm_over, 1e-5, name="norm")(x))
+        x = silu(GroupNorm(spec.groups, residual_norm(spec.norm_over), 1e-5, name="norm")(x))
         # The prediction is not rounded to bfloat16, as in `UNet`: samplers add many of them.
         return Convolution(spec.out_channels, sharded_axis=spec.sharded_axis, name="out")(x.astype(jnp.float32))
 
@@ -255,7 +264,7 @@ def image_unet(unet: LatentUNet) -> LatentUNet:
     """The image network that a video network is without its temporal layers, norms per frame. Raises `UserError`
     where it has no other attention."""
     return dataclasses.replace(unet, temporal=False, temporal_conv=None, motion=None, max_relative_position=0,
-                               mix_frames=0, conditioning_channels=0,
+                               temporal_attention=False, mix_frames=0, conditioning_channels=0,
                                norm_over="frame", spatial_pattern=Spatial(), temporal_pattern=Temporal())
 
 
@@ -306,7 +315,8 @@ def sizes_of(spec: LatentUNet) -> Sizes:
     """What all blocks share."""
     return Sizes(spec.groups, spec.temporal, spec.use_linear_projection, spec.attention_kernel, jnp.dtype(spec.dtype),
                  spec.attention_context, spec.norm_over, spec.scale_shift_norm, spec.mix_frames,
-                 spec.max_relative_position, spec.spatial_pattern, spec.temporal_pattern, spec.sharded_axis)
+                 spec.max_relative_position, spec.spatial_pattern, spec.temporal_pattern, spec.sharded_axis,
+                 spec.temporal_attention)
 
 
 def embed(

@@ -61,6 +61,7 @@ class Sizes(NamedTuple):
     spatial_pattern: AttentionPattern = Spatial()
     temporal_pattern: AttentionPattern = Temporal()
     sharded_axis: str = "frames"  # what of the video the mesh splits, if it does
+    temporal_attention: bool = False  # after the feed-forward of spatial transformers
 
     def attention(self, heads: int, pattern: AttentionPattern | None, name: str, **options: Any) -> Attention:
         """Attention by separate projections, as released weights have them; without a pattern, to the text tokens."""
@@ -81,6 +82,11 @@ class Sizes(NamedTuple):
         """Two temporal self-attentions and a feed-forward."""
         return TemporalTransformer(heads, channels // heads, self.groups, self.temporal_pattern, kernel=self.kernel,
                                    context=self.context, dtype=self.dtype, sharded_axis=self.sharded_axis, name=name)
+
+
+def residual_norm(norm_over: str) -> str:
+    """Statistics of the norms of residual blocks."""
+    return "clip" if norm_over == "residual" else norm_over
 
 
 def with_conditioning(x: Float[Array, "B T H W C"], block_inputs: BlockInputs, dtype: jnp.dtype) -> Float[Array,
@@ -108,8 +114,8 @@ class LatentBlock(nn.Module):
         sizes = self.sizes
         options = {"groups": sizes.groups, "epsilon": self.epsilon, "dtype": sizes.dtype,
                    "sharded_axis": sizes.sharded_axis}
-        residual = ResidualBlock(self.features, over=sizes.norm_over, scale_shift_norm=sizes.scale_shift_norm,
-                                 **options, name="residual")
+        residual = ResidualBlock(self.features, over=residual_norm(sizes.norm_over),
+                                 scale_shift_norm=sizes.scale_shift_norm, **options, name="residual")
         x = residual(x, block_inputs.embedding)
         if not sizes.temporal:
             return x
@@ -120,8 +126,8 @@ class LatentBlock(nn.Module):
 
 class TokenBlock(nn.Module):
     """Self-attention, cross-attention, feed-forward; over frames, a feed-forward before them too. With
-    `Sizes.max_relative_position`, an temporal attention after each spatial attention (LVDM), which starts as
-    the identity."""
+    `Sizes.max_relative_position`, an temporal attention after each spatial attention (LVDM), with
+    `Sizes.temporal_attention` one after the feed-forward (Tune-A-Video); both start as the identity."""
 
     heads: int
     sizes: Sizes
@@ -153,7 +159,11 @@ class TokenBlock(nn.Module):
         x = over_frames(0, x + first(norm("attention")(x), None, None if seen is None else (seen, None)))
         to_tokens = sizes.attention(self.heads, None, "cross_attention")
         x = over_frames(1, x + to_tokens(norm("context")(x), None, (tokens, None)))
-        return x + sizes.feed_forward("feed_forward_1")(norm("feed_forward")(x))
+        x = x + sizes.feed_forward("feed_forward_1")(norm("feed_forward")(x))
+        if self.over_time or not sizes.temporal_attention:
+            return x
+        attention = sizes.attention(self.heads, sizes.temporal_pattern, "temporal_attention", out_init=zeros)
+        return x + attention(norm("temporal_attention")(x))
 
 
 class TokenTransformer(nn.Module):
@@ -176,7 +186,8 @@ class TokenTransformer(nn.Module):
                 return Convolution(channels, (1, 1, 1), dtype=dtype, sharded_axis=sizes.sharded_axis, name=name)
             return Dense(channels, dtype=dtype, name=name)
 
-        h = pointwise("in")(GroupNorm(sizes.groups, sizes.norm_over, TOKEN_EPSILON, name="norm")(x))
+        over = "frame" if sizes.norm_over == "residual" else sizes.norm_over
+        h = pointwise("in")(GroupNorm(sizes.groups, over, TOKEN_EPSILON, name="norm")(x))
         within = TokenBlock(self.heads, sizes, only_cross_attention=self.only_cross_attention, name="space")
         h = within(h, block_inputs.tokens, block_inputs.references)
         if sizes.temporal:

@@ -34,7 +34,9 @@ def _within(first: str, second: str, feed_forward: str) -> dict[str, str]:
 def unet_names(temporal: bool) -> Names:
     """How the tensors of a `LatentUNet` are called, alone or with mixed temporal layers."""
     block = {**_within("self_attention", "cross_attention", "feed_forward_1"),
-             "norm_attention": "norm1", "norm_context": "norm2", "norm_feed_forward": "norm3"}
+             "norm_attention": "norm1", "norm_context": "norm2", "norm_feed_forward": "norm3",
+             **{f"temporal_attention/{a}": f"attn_temp.{b}" for a, b in ATTENTION.items()},
+             "norm_temporal_attention": "norm_temp"}
     before = {"norm_in": "norm_in", "feed_forward_0/expand": "ff_in.net.0.proj", "feed_forward_0/out": "ff_in.net.2"}
     transformer = {
         "norm": "norm", "in": "proj_in", "out": "proj_out",
@@ -134,8 +136,9 @@ def shared_fields(config: LatentUNet, attending: str, plain: str) -> dict[str, A
     """Fields that all classes of U-Nets have. Raises `UserError` for what none has."""
     own = {name: getattr(config, name)
            for name in ("norm_over", "scale_shift_norm", "mix_frames", "conditioning_channels")}
-    if own != {"norm_over": "frame", "scale_shift_norm": False, "mix_frames": 0, "conditioning_channels": 0}:
-        raise UserError(f"LatentUNet with {own} is in no class elsewhere; permitted: 'frame', False, 0, 0")
+    over = "residual" if config.temporal_attention else "frame"
+    if own != {"norm_over": over, "scale_shift_norm": False, "mix_frames": 0, "conditioning_channels": 0}:
+        raise UserError(f"LatentUNet with {own} is in no class elsewhere; permitted: {over!r}, False, 0, 0")
     kinds = [attending if attention else plain for attention in config.attention]
     return {
         "in_channels": config.in_channels, "out_channels": config.out_channels,

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from vdm_jax.attention import SparseCausal
 from vdm_jax.errors import UserError
 from vdm_jax.networks.blocks.sinusoids import frame_code
 from vdm_jax.networks.control_net import ControlNet
@@ -36,6 +37,7 @@ from vdm_jax.weights.unet_fields import (
     unet_names,
 )
 
+TUNED_MIDDLE = ("UNetMidBlock3DCrossAttn", "UNetMidBlock2DCrossAttn")  # in files of Tune-A-Video's class
 STACK_TYPES, MOTION_TYPES = ("CrossAttn{}Block3D", "{}Block3D"), ("CrossAttn{}BlockMotion", "{}BlockMotion")
 # Names of motion modules as their authors store them; each pattern is replaced once, in this order.
 ORIGINAL: Lines = (
@@ -137,7 +139,10 @@ def _same(fields: Fields, name: str, default: int) -> int:
 
 
 def read_stack_unet(fields: Fields) -> LatentUNet:
-    """Our config of a `UNet3DConditionModel`."""
+    """Our config of a `UNet3DConditionModel`, that of diffusers (ModelScope) or that of Tune-A-Video's authors, whose
+    block in the middle has a name."""
+    if fields.data.get("mid_block_type") in TUNED_MIDDLE:
+        return _read_tuned_unet(fields)
     widths, attention = read_levels(fields, *STACK_TYPES)
     fields.require(downsample_padding=1, mid_block_scale_factor=1, act_fn="silu", norm_eps=EPSILON,
                    num_attention_heads=None, time_cond_proj_dim=None)
@@ -153,7 +158,9 @@ def read_stack_unet(fields: Fields) -> LatentUNet:
 
 
 def write_stack_unet(config: LatentUNet) -> dict[str, Any]:
-    """Fields of a `UNet3DConditionModel`. Raises `UserError` for what the class does not have."""
+    """Fields of a `UNet3DConditionModel`, one of the two. Raises `UserError` for what the class does not have."""
+    if config.temporal_attention:
+        return _write_tuned_unet(config)
     head_dims = {width // heads for width, heads in zip(config.widths, config.heads, strict=True)}
     if (config.classes or config.scalars or config.weight_channels or not config.use_linear_projection
             or any(config.only_cross_attention) or len(head_dims) > 1
@@ -163,6 +170,26 @@ def write_stack_unet(config: LatentUNet) -> dict[str, Any]:
                         "use_linear_projection=True")
     return {**shared_fields(config, *STACK_TYPES), "attention_head_dim": head_dims.pop(),
             "norm_num_groups": config.groups, "norm_eps": EPSILON}
+
+
+def _read_tuned_unet(fields: Fields) -> LatentUNet:
+    """Our config of Tune-A-Video's class: an image U-Net's fields with other names of blocks."""
+    data = {name: value for name, value in fields.data.items() if name != "mid_block_type"}
+    for way in ("down_block_types", "up_block_types"):
+        if way in data:
+            data[way] = [str(kind).replace("Block3D", "Block2D") for kind in data[way]]
+    unet = read_image_unet(Fields(data, fields.where))
+    return dataclasses.replace(unet, temporal_attention=True, norm_over="residual",
+                               spatial_pattern=SparseCausal(first=True, previous=True, own=False))
+
+
+def _write_tuned_unet(config: LatentUNet) -> dict[str, Any]:
+    """Fields of Tune-A-Video's class. Raises `UserError` for what it does not have."""
+    fields = image_fields(config)
+    for way in ("down_block_types", "up_block_types"):
+        fields[way] = [kind.replace("Block2D", "Block3D") for kind in fields[way]]
+    del fields["time_cond_proj_dim"]
+    return {**fields, "mid_block_type": TUNED_MIDDLE[0]}
 
 
 def read_motion_unet(fields: Fields) -> LatentUNet:
