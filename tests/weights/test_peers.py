@@ -192,6 +192,45 @@ def test_the_autoencoder_of_cogvideox(frames, torch, tmp_path):
     check_way_back(torch, model, loaded, tmp_path / "out")
 
 
+LTX = {"latent_channels": 2, "patch_size": 2, "block_out_channels": (4, 8, 8), "layers_per_block": (1,) * 4,
+       "down_block_types": ("LTXVideoDownBlock3D",) * 3, "spatio_temporal_scaling": (True, True, False),
+       "downsample_type": ("conv",) * 3, "decoder_block_out_channels": (4, 8, 8), "decoder_layers_per_block": (1,) * 4,
+       "decoder_spatio_temporal_scaling": (True, True, False), "decoder_inject_noise": (False,) * 4,
+       "upsample_residual": (False,) * 3, "upsample_factor": (1,) * 3}
+LTX_TIMED = {"decoder_block_out_channels": (8, 16), "decoder_layers_per_block": (1,) * 3, "timestep_conditioning": True,
+             "decoder_spatio_temporal_scaling": (True,) * 2, "decoder_inject_noise": (True, True, False),
+             "upsample_residual": (True,) * 2, "upsample_factor": (2,) * 2}
+LTX_FOLDED = {"block_out_channels": (4, 8, 16, 16), "down_block_types": ("LTXVideo095DownBlock3D",) * 3,
+              "spatio_temporal_scaling": (True,) * 3, "downsample_type": ("spatial", "temporal", "spatiotemporal")}
+
+
+@pytest.mark.parametrize("more", [{}, LTX_TIMED, {**LTX_TIMED, **LTX_FOLDED}], ids=["0.9.0", "0.9.1", "0.9.5"])
+def test_the_autoencoders_of_ltx(more, torch, tmp_path):
+    """Means and deviations are stored, and latents here are normalised by them. Without noise, which has other numbers
+    there."""
+    model = peer(torch, "diffusers", "AutoencoderKLLTXVideo", {**LTX, **more})
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "per_channel_scale" in name:
+                parameter.zero_()
+    mean, std = torch.tensor([0.3, -0.5]), torch.tensor([1.5, 0.7])
+    model.latents_mean.copy_(mean)
+    model.latents_std.copy_(std)
+    loaded, run = brought(model, tmp_path / "in")
+    for frames in (1, 9):
+        video = np.random.default_rng(frames).uniform(-1, 1, (2, frames, 16, 24, 3)).astype(np.float32)
+        theirs = model.encode(torch.from_numpy(video.transpose(0, 4, 1, 2, 3).copy())).latent_dist
+        ours = run(video, method="encode")
+        shape = (1, 2, 1, 1, 1)
+        close(np.asarray(ours.mean).transpose(0, 4, 1, 2, 3), (theirs.mean - mean.view(shape)) / std.view(shape))
+        deviations = np.exp(np.asarray(ours.logvar) / 2).transpose(0, 4, 1, 2, 3)
+        close(deviations, torch.exp(theirs.logvar / 2) / std.view(shape))
+        time = torch.full((2,), loaded.config.decode_time) if more else None
+        decoded = model.decode(theirs.mean, time).sample
+        close(np.asarray(run(np.asarray(ours.mean), method="decode")).transpose(0, 4, 1, 2, 3), decoded)
+    check_way_back(torch, model, loaded, tmp_path / "out")
+
+
 UNET = {"block_out_channels": (32, 64), "layers_per_block": 1, "cross_attention_dim": 24, "sample_size": 8}
 IMAGE_UNET = {**UNET, "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "attention_head_dim": (2, 4),
               "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}

@@ -16,7 +16,7 @@ from vdm_jax.weights.pretrained import Pretrained, load_imported, save_imported
 
 FILE = "autoencoder.safetensors"  # in the folder of a stage of an exported run, and in that of a trained autoencoder
 # Fields that decide how an autoencoder is computed and not what it is.
-FREE = ("dtype", "attention_kernel")
+FREE = ("dtype", "attention_kernel", "decode_time", "decode_noise")
 
 
 def resolved(experiment: Experiment) -> Experiment:

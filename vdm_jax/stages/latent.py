@@ -21,6 +21,7 @@ from vdm_jax.networks.autoencoders.causal_blocks import CACHE
 from vdm_jax.networks.autoencoders.config import AUTOENCODER_F8
 from vdm_jax.networks.autoencoders.kinds import AnyAutoencoder
 from vdm_jax.networks.autoencoders.kl import Moments
+from vdm_jax.networks.autoencoders.ltx import NOISE
 from vdm_jax.networks.autoencoders.tiling import Function, Step, in_chunks, in_stream, in_tiles
 from vdm_jax.parallel.rules import parameter_shardings
 from vdm_jax.weights import model_kinds
@@ -58,7 +59,10 @@ class Latent:
             raise UserError(f"Latent.overlap_frames={self.overlap_frames} of a causal autoencoder, whose pieces follow "
                             "one another; permitted: 0")
         for name, multiple in zip(("encode_frames", "decode_frames"), self.autoencoder.multiples, strict=True):
-            if (getattr(self, name) or 0) % multiple:
+            if multiple is None and getattr(self, name):
+                raise UserError(f"Latent.{name}={getattr(self, name)} of a {type(self.autoencoder).__name__}, where a "
+                                "frame depends on later ones; permitted: None, with tiles")
+            if multiple is not None and (getattr(self, name) or 0) % multiple:
                 raise UserError(f"Latent.{name}={getattr(self, name)} of a {type(self.autoencoder).__name__}; "
                                 f"permitted: None, {multiple}, {2 * multiple}, ...")
 
@@ -139,7 +143,7 @@ def encoding_step(latent: Latent, weights: Any) -> Step:
 
 def decoding_step(latent: Latent, weights: Any) -> Step:
     """Video in [-1, 1] of some frames of latents as diffusion sees them, as `encoding_step`: frames of a clip can be
-    shown while later latents are still being sampled."""
+    shown while later latents are still being sampled. A decoder that adds noise adds the same each time."""
     return _step(latent, weights, "decode", latent.autoencoder.denormalise, lambda x: jnp.clip(x, -1, 1))
 
 
@@ -149,9 +153,10 @@ def _step(
     module = model_kinds.module(latent.autoencoder)
 
     def step(piece: Array, state: Any) -> tuple[Array, Any]:
+        options = {"method": method, "rngs": {NOISE: jax.random.key(0)}}  # the same noise each time
         if not latent.autoencoder.causal:
-            return after(module.apply({"params": weights}, before(piece), method=method)), state
-        found, state = module.apply({"params": weights, **(state or {})}, before(piece), method=method, mutable=[CACHE])
+            return after(module.apply({"params": weights}, before(piece), **options)), state
+        found, state = module.apply({"params": weights, **(state or {})}, before(piece), mutable=[CACHE], **options)
         return after(found), state
 
     return step

@@ -17,6 +17,8 @@ from vdm_jax.networks.autoencoders.causal import CausalAutoencoderKL
 from vdm_jax.networks.autoencoders.causal_config import CausalAutoencoder
 from vdm_jax.networks.autoencoders.config import Autoencoder
 from vdm_jax.networks.autoencoders.kl import AutoencoderKL
+from vdm_jax.networks.autoencoders.ltx import LTXAutoencoderKL
+from vdm_jax.networks.autoencoders.ltx_config import LTXAutoencoder
 from vdm_jax.networks.autoencoders.piecewise import PiecewiseAutoencoder, PiecewiseAutoencoderKL
 from vdm_jax.networks.control_net import ControlNet, ControlNetNetwork
 from vdm_jax.networks.encoders.clip_text import CLIPText, CLIPTextEncoder
@@ -28,6 +30,7 @@ from vdm_jax.networks.t2i_adapter import T2IAdapter, T2IAdapterNetwork
 from vdm_jax.networks.transformer.config import VideoTransformer
 from vdm_jax.networks.transformer.network import VideoTransformerModule
 from vdm_jax.weights import causal_autoencoders as causal
+from vdm_jax.weights import ltx_autoencoders as ltx
 from vdm_jax.weights import piecewise_autoencoders as piecewise
 from vdm_jax.weights import tensor_names
 from vdm_jax.weights import transformer_fields as transformer
@@ -37,8 +40,8 @@ from vdm_jax.weights.fields import Fields
 from vdm_jax.weights.safetensors import flatten
 from vdm_jax.weights.tensor_files import Tensor
 
-Config = (Autoencoder | CausalAutoencoder | CLIPText | CLIPVision | ControlNet | LatentUNet | MotionAdapter
-          | PiecewiseAutoencoder | T2IAdapter | T5Encoder | VideoTransformer)
+Config = (Autoencoder | CausalAutoencoder | CLIPText | CLIPVision | ControlNet | LatentUNet | LTXAutoencoder
+          | MotionAdapter | PiecewiseAutoencoder | T2IAdapter | T5Encoder | VideoTransformer)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +61,9 @@ def module(config: Config) -> nn.Module:
     """The network of a config."""
     networks = {Autoencoder: AutoencoderKL, CausalAutoencoder: CausalAutoencoderKL, CLIPText: CLIPTextEncoder,
                 CLIPVision: CLIPVisionEncoder, ControlNet: ControlNetNetwork, LatentUNet: LatentUNetNetwork,
-                MotionAdapter: MotionAdapterNetwork, PiecewiseAutoencoder: PiecewiseAutoencoderKL,
-                T2IAdapter: T2IAdapterNetwork, T5Encoder: T5TextEncoder, VideoTransformer: VideoTransformerModule}
+                LTXAutoencoder: LTXAutoencoderKL, MotionAdapter: MotionAdapterNetwork,
+                PiecewiseAutoencoder: PiecewiseAutoencoderKL, T2IAdapter: T2IAdapterNetwork, T5Encoder: T5TextEncoder,
+                VideoTransformer: VideoTransformerModule}
     if type(config) not in networks:
         raise unknown_kind("a model", config, Config)
     return networks[type(config)](config)
@@ -73,6 +77,8 @@ def names(config: Config) -> tensor_names.Names:
         return causal.names(config)
     if isinstance(config, PiecewiseAutoencoder):
         return piecewise.NAMES
+    if isinstance(config, LTXAutoencoder):
+        return ltx.names(config)
     if isinstance(config, LatentUNet):
         if config.temporal_conv:
             return video.stack_unet_names()
@@ -111,7 +117,7 @@ def shapes(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
     more: dict[str, Any] = {}
     if isinstance(config, Autoencoder):
         example = (jnp.zeros((1, config.time_factor, config.factor, config.factor, config.channels)),)
-    elif isinstance(config, CausalAutoencoder | PiecewiseAutoencoder):
+    elif isinstance(config, CausalAutoencoder | LTXAutoencoder | PiecewiseAutoencoder):
         example = (jnp.zeros((1, 1, config.factor, config.factor, config.channels)),)
     elif isinstance(config, CLIPVision):
         example = (jnp.zeros((1, config.size, config.size, config.channels)),)
@@ -278,6 +284,7 @@ KINDS = (
     Kind("AutoencoderKLWan", CausalAutoencoder, _DIFFUSERS, causal.read_causal, causal.write_causal, causal.accepts),
     Kind("AutoencoderKLCogVideoX", PiecewiseAutoencoder, _DIFFUSERS, piecewise.read_piecewise,
          piecewise.write_piecewise, piecewise.accepts),
+    Kind("AutoencoderKLLTXVideo", LTXAutoencoder, _DIFFUSERS, ltx.read_ltx, ltx.write_ltx, ltx.accepts),
     Kind("UNet2DConditionModel", LatentUNet, _DIFFUSERS, image.read_image_unet, image.image_fields,
          lambda c: not c.video),
     Kind("UNetSpatioTemporalConditionModel", LatentUNet, _DIFFUSERS, image.read_video_unet, image.write_video_unet,

@@ -31,16 +31,17 @@ def begins(module: nn.Module) -> bool:
 
 
 def convolve_later(
-    x: Float[Array, "B T H W C"], kernel: Float[Array, "kt kh kw C O"], stride: int = 1
-) -> Float[Array, "B T2 H W O"]:
+    x: Float[Array, "B T H W C"], kernel: Float[Array, "kt kh kw C O"], stride: int = 1,
+    strides: tuple[int, int] = (1, 1),
+) -> Float[Array, "B T2 H2 W2 O"]:
     """Convolution over frames without padding, with the stride, and over rows and columns with 'same' padding."""
     taps = kernel.shape[0]
     frames = max((x.shape[1] - taps) // stride + 1, 0)
     near = jnp.concatenate([x[:, tap : tap + frames * stride : stride] for tap in range(taps)], axis=-1)
     kernel = rearrange(kernel, "kt kh kw c o -> kh kw (kt c) o")
-    if kernel.shape[:2] == (1, 1):
+    if kernel.shape[:2] == strides == (1, 1):
         return near @ kernel[0, 0]
-    y = convolve_frames(rearrange(near, "b t h w c -> (b t) h w c"), kernel, (1, 1))
+    y = convolve_frames(rearrange(near, "b t h w c -> (b t) h w c"), kernel, strides)
     return rearrange(y, "(b t) h w o -> b t h w o", b=len(x))
 
 
@@ -50,6 +51,7 @@ class CausalConvolution(nn.Module):
     features: int
     kernel: tuple[int, int, int] = (3, 3, 3)  # frames, rows, columns
     stride: int = 1  # over frames
+    strides: tuple[int, int] = (1, 1)  # over rows and columns
     before: Literal["zeros", "first", "nothing"] = "zeros"  # the first frame of a clip; first: itself, repeated
     kernel_init: Initializer = fan_in
     dtype: jnp.dtype = jnp.float32
@@ -60,22 +62,22 @@ class CausalConvolution(nn.Module):
         bias = self.param("bias", zeros, (self.features,)).astype(self.dtype)
 
         def convolve(x: Array, kernel: Array, strides: tuple[int, int], causal: bool) -> Array:
-            return convolve_later(x, kernel, self.stride)
+            return convolve_later(x, kernel, self.stride, strides)
 
         # Frames follow one another, so that a mesh splits rows.
-        return sharded_convolve(convolve, self._after_past(x.astype(self.dtype)), kernel, (1, 1), "height") + bias
+        return sharded_convolve(convolve, self._after_past(x.astype(self.dtype)), kernel, self.strides, "height") + bias
 
     def _after_past(self, x: Array) -> Array:
         """The frames after those of before that the kernel reaches to, of which the last are kept."""
-        past = self.kernel[0] - self.stride
+        past, before = self.kernel[0] - self.stride, ((0, 0), (self.kernel[0] - 1, 0), (0, 0), (0, 0), (0, 0))
         if past <= 0:
             return x
         if not begins(self):
             x = jnp.concatenate([self.get_variable(CACHE, "frames"), x], axis=1)
         elif self.before == "zeros":
-            x = jnp.pad(x, ((0, 0), (past, 0), (0, 0), (0, 0), (0, 0)))
+            x = jnp.pad(x, before)
         elif self.before == "first":
-            x = jnp.pad(x, ((0, 0), (past, 0), (0, 0), (0, 0), (0, 0)), mode="edge")
+            x = jnp.pad(x, before, mode="edge")
         if self.is_mutable_collection(CACHE) and not self.is_initializing():
             self.put_variable(CACHE, "frames", x[:, x.shape[1] - past :])
         return x

@@ -8,8 +8,9 @@ is `causal`: then also the `multiples` of pieces and the `first_piece`.
 
 from vdm_jax.networks.autoencoders.causal_config import CausalAutoencoder
 from vdm_jax.networks.autoencoders.config import Autoencoder
+from vdm_jax.networks.autoencoders.ltx_config import LTXAutoencoder
 from vdm_jax.networks.autoencoders.piecewise import PiecewiseAutoencoder
 
-AnyAutoencoder = Autoencoder | CausalAutoencoder | PiecewiseAutoencoder
+AnyAutoencoder = Autoencoder | CausalAutoencoder | LTXAutoencoder | PiecewiseAutoencoder
 # Fields that come with the weights: how diffusion sees the latents.
 NORMALISATION = ("scale", "shift", "mean", "std")
