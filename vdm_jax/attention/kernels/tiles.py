@@ -95,18 +95,18 @@ class _Run:
         """Where the pieces end."""
         return tuple(tuple(map(sum, zip(row, self.lengths, strict=True))) for row in self.starts)
 
-    def pieces(self, tile: Array) -> list[tuple[Array | int, int]]:
+    def pieces(self, tile: Array | int) -> list[tuple[Array | int, int]]:
         """Start and length of the pieces of a tile; numbers where all tiles have the same."""
         columns = zip(*self.starts, strict=True)
         starts = [c[0] if len(set(c)) == 1 else jnp.asarray(c, jnp.int32)[tile - self.first] for c in columns]
         return list(zip(starts, self.lengths, strict=True))
 
-    def keys(self, x: Array, tile: Array, axis: int = -2) -> Array:
+    def keys(self, x: Array, tile: Array | int, axis: int = -2) -> Array:
         """The seen keys of a tile, of an array that has keys along an axis."""
         parts = [lax.dynamic_slice_in_dim(x, start, length, axis) for start, length in self.pieces(tile)]
         return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis)
 
-    def add(self, x: Array, part: Array, tile: Array, axis: int = -2) -> Array:
+    def add(self, x: Array, part: Array, tile: Array | int, axis: int = -2) -> Array:
         """`x` with `part` added to the seen keys of a tile."""
         at = 0
         for start, length in self.pieces(tile):
@@ -115,14 +115,15 @@ class _Run:
             x, at = lax.dynamic_update_slice_in_dim(x, piece, start, axis), at + length
         return x
 
-    def columns(self, tile: Array) -> Array:
+    def columns(self, tile: Array | int) -> Array:
         """The numbers of the seen keys of a tile."""
         return jnp.concatenate([start + jnp.arange(length) for start, length in self.pieces(tile)])
 
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """Sizes of a tile, how many tiles there are of sequences, of heads and of queries, and what the latter see."""
+    """Sizes of a tile, how many tiles there are of sequences, of heads and of queries, what the latter see, and how
+    many the body of a loop holds."""
 
     batch: int
     heads: int
@@ -136,28 +137,28 @@ class _Plan:
         """The first sequence, head and query of a tile."""
         return group[0] * self.batch, group[1] * self.heads, tile * self.queries
 
-    def rows(self, x: Float[Array, "B N M D"], group: _Group, tile: Array | None, order: str = "bmnd") -> Array:
+    def rows(self, x: Float[Array, "B N M D"], group: _Group, tile: Array | int | None, order: str = "bmnd") -> Array:
         """The tokens of a tile, `[b, m, n, D]` or in another order; all tokens where no tile is given."""
         batch, head, row = self.start(group, 0 if tile is None else tile)
         sizes = (self.batch, x.shape[1] if tile is None else self.queries, self.heads, x.shape[3])
         part = lax.dynamic_slice(x, (batch, row, head, 0), sizes)
         return jnp.transpose(part, ["bnmd".index(axis) for axis in order])
 
-    def write(self, x: Float[Array, "B N M D"], part: Array, group: _Group, tile: Array | None, order: str = "bmnd"
-              ) -> Float[Array, "B N M D"]:
+    def write(self, x: Float[Array, "B N M D"], part: Array, group: _Group, tile: Array | int | None,
+              order: str = "bmnd") -> Float[Array, "B N M D"]:
         """The inverse of `rows`."""
         batch, head, row = self.start(group, 0 if tile is None else tile)
         part = jnp.transpose(part, [order.index(axis) for axis in "bnmd"])
         return lax.dynamic_update_slice(x, part, (batch, row, head, 0))
 
-    def place(self, shape: tuple[int, ...], group: _Group, tile: Array) -> tuple[Array | int, ...]:
+    def place(self, shape: tuple[int, ...], group: _Group, tile: Array | int) -> tuple[Array | int, ...]:
         """Where the part of a mask or bias `[B, M, Q, S]` for a tile begins, with all keys. Dimensions of 1 hold for
         all, and heads of one place for every place."""
         batch, head, row = self.start(group, tile)
         head = 0 if self.heads > shape[1] else _divmod(head, shape[1])[1]
         return tuple(start if size > 1 else 0 for start, size in zip((batch, head, row, 0), shape, strict=True))
 
-    def part(self, x: Array, group: _Group, tile: Array) -> Array:
+    def part(self, x: Array, group: _Group, tile: Array | int) -> Array:
         """The part of a mask or bias for a tile."""
         sizes = (self.batch, self.heads, self.queries, x.shape[3])
         sizes = tuple(min(size, whole) for size, whole in zip(sizes, x.shape, strict=True))
@@ -311,7 +312,7 @@ def _logits(plan: _Plan, run: _Run, q, k, mask, bias, group, tile, turned: bool 
     return logits if mask is None else jnp.where(mask, logits, MASKED)
 
 
-def _seen(plan: _Plan, run: _Run, x: Array, group: _Group, tile: Array) -> Array:
+def _seen(plan: _Plan, run: _Run, x: Array, group: _Group, tile: Array | int) -> Array:
     """The part of a mask or bias for a tile, with the keys that it sees."""
     part = plan.part(x, group, tile)
     part = part if part.shape[1] in (1, plan.heads) else jnp.tile(part, (1, plan.heads // part.shape[1], 1, 1))
