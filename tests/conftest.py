@@ -70,12 +70,15 @@ def pytest_addoption(parser):
 
 # Files that take longest start first, so that no process of tests ends long after the others.
 LONGEST = (
-    "test_notebooks.py", "parallel/test_equality.py", "multiprocess/test_training.py", "training/test_loop.py",
-    "commands/test_train.py", "commands/test_sample.py", "commands/test_evaluate_metrics.py", "parallel/test_table.py",
-    "commands/test_released.py", "training/test_step.py", "networks/test_latent_patterns.py",
-    "pipelines/test_pipelines.py", "training/test_meshes.py", "training/test_make_a_video.py",
-    "networks/test_resampling.py", "networks/test_unet.py", "generation/released/test_models.py",
-    "networks/test_remat.py", "generation/test_generator.py", "networks/test_extra_tokens.py")
+    "training/test_loop.py", "multiprocess/test_training.py", "commands/test_train.py",
+    "training/test_distillation.py", "parallel/test_table.py", "parallel/test_equality.py",
+    "commands/test_evaluate_metrics.py", "commands/test_sample.py", "training/test_step.py",
+    "commands/test_released.py", "pipelines/test_pipelines.py", "commands/test_latent.py", "digits/test_scorer.py",
+    "test_notebooks.py", "generation/released/test_models.py", "training/test_make_a_video.py",
+    "networks/test_latent_patterns.py", "training/test_latent.py", "commands/test_distil.py",
+    "attention/test_attend.py", "training/test_meshes.py", "networks/test_resampling.py",
+    "generation/test_extension.py", "networks/test_unet.py", "diffusion/test_samplers.py",
+    "generation/test_generator.py", "attention/contexts/test_contexts.py", "commands/test_embeddings.py")
 
 
 def pytest_configure(config):

@@ -71,8 +71,7 @@ def test_no_files_import_in_a_circle():
         visit(module, ())
 
 
-@pytest.mark.parametrize("module", ["vdm_jax.runs.directory", "vdm_jax.generation.generator"])
-def test_sampling_a_run_needs_no_trainer(module):
-    code = (f"import sys, {module}; "
-            "print([m for m in sys.modules if m == 'optax' or m.startswith('vdm_jax.training')])")
+def test_sampling_an_exported_run_needs_no_trainer_and_reads_no_checkpoints():
+    code = ("import sys, vdm_jax.runs.directory, vdm_jax.generation.generator; "
+            "print([m for m in sys.modules if m in ('optax', 'orbax.checkpoint') or m.startswith('vdm_jax.training')])")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

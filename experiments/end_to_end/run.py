@@ -5,7 +5,7 @@ share of the machine that other processes took meanwhile. The first sample is co
 warm in the one that it leaves.
 
 Run:  python -m experiments.end_to_end.run commands    # a minute or two on an idle machine of two cores
-      python -m experiments.end_to_end.run compile     # minutes
+      python -m experiments.end_to_end.run compile     # minutes; adds the rows that results/compile.json lacks
       python -m experiments.end_to_end.run report      # only rewrite the tables of docs/performance.md
 """
 
@@ -14,12 +14,13 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,10 @@ def measured(command: list[str], **environment: str) -> dict[str, Any]:
     if before is not None and wall > 0.3:  # ticks of the system's counters are 10 ms
         others = max(0.0, busy_seconds() - before - cpu) / ((os.cpu_count() or 1) * wall)
         row["others_share"] = round(others, 2)
-    return {"wall": round(wall, 3), "cpu": round(cpu, 3), "peak_mib": usage.ru_maxrss // 1024, **row}
+    # A process begins as a copy of this one, whose memory counts towards its peak.
+    known = usage.ru_maxrss > resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = usage.ru_maxrss // 1024 if known else None
+    return {"wall": round(wall, 3), "cpu": round(cpu, 3), "peak_mib": peak, **row}
 
 
 def median(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -79,19 +83,20 @@ def commands() -> dict[str, Any]:
     return rows
 
 
-def compilations() -> dict[str, Any]:
-    """Programs of configs, compiled without a cache for one device of this CPU."""
-    rows = {}
+def compilations(rows: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Programs of configs, compiled without a cache for one device of this CPU: `rows` and one more each time, without
+    those that are there."""
     for config, stage, what in PROGRAMS:
+        if f"{config} {stage} {what}" in rows:
+            continue
         with tempfile.TemporaryDirectory() as folder:
             report = Path(folder) / "report.json"
             command = [*VDM_JAX, "compile", config, "--stage", stage, "--what", what, "--out", str(report)]
             row = measured(command, VDM_JAX_PLANS=folder)
             found = json.loads(report.read_text())
-        rows[f"{config} {stage} {what}"] = {
-            **row, **{name: found[name] for name in ("parameters", "batch", "trace_seconds", "compile_seconds")}}
-        print(f"{config} {stage} {what}: {rows[f'{config} {stage} {what}']}", flush=True)
-    return rows
+        about = {name: found[name] for name in ("parameters", "batch", "trace_seconds", "compile_seconds")}
+        rows = {**rows, f"{config} {stage} {what}": {**row, **about}}
+        yield rows
 
 
 def record(name: str, rows: Mapping[str, Any]) -> None:
@@ -116,8 +121,9 @@ def commands_table(found: Mapping[str, Any]) -> str:
     lines = ["| command | processor, s | wall, s | least wall, s | goal, wall s | peak, MiB |",
              "|---|---:|---:|---:|---:|---:|"]
     for name, row in found["rows"].items():
+        peak = "-" if row["peak_mib"] is None else f"{row['peak_mib']:,}"
         lines.append(f"| {name} | {row['cpu']:.2f} | {row['wall']:.2f} | {row['least_wall']:.2f} | "
-                     f"{GOALS.get(name, '-')} | {row['peak_mib']:,} |")
+                     f"{GOALS.get(name, '-')} | {peak} |")
     return "\n".join([*lines, "", made_on(found)])
 
 
@@ -146,11 +152,14 @@ def report() -> None:
 
 
 def main(arguments: list[str]) -> None:
-    made = {"commands": commands, "compile": compilations, "report": None}
-    if len(arguments) != 1 or arguments[0] not in made:
-        raise SystemExit(f"{arguments} is not valid; permitted: one of {', '.join(made)}")
-    if (make := made[arguments[0]]) is not None:
-        record(arguments[0], make())
+    if len(arguments) != 1 or arguments[0] not in (*TABLES, "report"):
+        raise SystemExit(f"{arguments} is not valid; permitted: one of {', '.join(TABLES)}, report")
+    if arguments[0] == "commands":
+        record("commands", commands())
+    elif arguments[0] == "compile":
+        path = RESULTS / "compile.json"
+        for rows in compilations(json.loads(path.read_text())["rows"] if path.exists() else {}):
+            record("compile", rows)
     report()
 
 

@@ -17,7 +17,8 @@ def record(rows):
 
 def test_a_row_is_of_the_whole_process():
     row = run.measured([sys.executable, "-c", "x = bytes(200 * 2**20); sum(range(2 * 10**7))"])
-    assert 0.1 < row["cpu"] < row["wall"] + 1 and 200 <= row["peak_mib"] < 400
+    assert 0.1 < row["cpu"] < row["wall"] + 1
+    assert row["peak_mib"] is None or row["peak_mib"] >= 200  # None: no more than this process takes itself
     with pytest.raises(RuntimeError, match="failed: .*no such thing"):
         run.measured([sys.executable, "-c", "raise SystemExit('no such thing')"])
 

@@ -13,6 +13,7 @@ import pytest
 from vdm_jax.commands.configs import load_config
 from vdm_jax.commands.train_command import resolve
 from vdm_jax.generation.generator import Generator
+from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.runs import traced as module
 from vdm_jax.runs.traced import Traced, kept_traces
 from vdm_jax.stages.parameters import initial_params, network_shapes
@@ -51,6 +52,13 @@ def test_sampling_is_traced_once_and_is_the_same(experiment, params, tmp_path, u
     np.testing.assert_array_equal(videos(experiment, params, Traced(tmp_path).function), plain)
     with pytest.raises(AssertionError, match="a network is traced"):  # other options are another function
         videos(experiment, params, Traced(tmp_path).function, steps=3)
+
+
+def test_several_devices_trace_as_ever(tmp_path):
+    function = jax.jit(lambda x: x)
+    for devices in (1, 2):
+        mesh = make_mesh(MeshSpec(), jax.devices()[:devices])
+        assert (Traced(tmp_path).function(function, (), mesh) is function) == (devices == 2)
 
 
 def test_shapes_are_kept_and_are_those_of_the_network(experiment, tmp_path, untraceable):

@@ -3,14 +3,16 @@ network that they change."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
 from vdm_jax.networks.lora import FACTORS, Adapter, trained_adapter, with_adapters
-from vdm_jax.runs.checkpoints import Checkpoints
 from vdm_jax.stages.autoencoding import AnyStage
 from vdm_jax.stages.parameters import network_shapes, with_factors
+
+if TYPE_CHECKING:
+    from vdm_jax.runs.checkpoints import Checkpoints
 
 
 def restore_network(checkpoints: Checkpoints, stage: AnyStage, step: int | None = None, shapes: Any = None) -> Any:

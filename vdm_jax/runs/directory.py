@@ -19,7 +19,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -32,7 +32,6 @@ from vdm_jax.networks.config import UNet
 from vdm_jax.networks.lora import Adapter
 from vdm_jax.runs.autoencoders import FILE, load_autoencoder, save_autoencoder
 from vdm_jax.runs.averages import restore_factors, restore_network
-from vdm_jax.runs.checkpoints import Checkpoints
 from vdm_jax.runs.failures import write_failure
 from vdm_jax.runs.identity import IDENTITY, check_config, is_lock, owner, write_identity
 from vdm_jax.runs.listing import CARD, CONFIG, WEIGHTS, checkpoints_path
@@ -46,6 +45,9 @@ from vdm_jax.stages.stage import Experiment, Stage
 from vdm_jax.video.writing import atomic_path
 from vdm_jax.weights.safetensors import load_params, save_params
 from vdm_jax.weights.styles import interpolated
+
+if TYPE_CHECKING:
+    from vdm_jax.runs.checkpoints import Checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -153,6 +155,8 @@ def read_config(run: Path) -> AnyExperiment:
 
 def stage_checkpoints(run: Path, stage: str, **options: Any) -> Checkpoints:
     """The checkpoints of a stage of a run; those of other runs and stages are refused. Options as of `Checkpoints`."""
+    from vdm_jax.runs.checkpoints import Checkpoints  # orbax, which exported weights are loaded without
+
     return Checkpoints(checkpoints_path(run, stage), owner=owner(run, stage), **options)
 
 

@@ -56,17 +56,17 @@ class Traced:
 
     def function(self, function: jax.stages.Wrapped, about: tuple[Any, ...], mesh: Mesh) -> Callable[..., Any]:
         """A jitted function of a stage, which is read where it was traced before; `about` is all that it depends on
-        besides its arguments. One that is sharded over several devices is returned as it is."""
-        if mesh.size > 1:
+        besides its arguments. One of several devices, or of another kind than a CPU, is returned as it is."""
+        device = mesh.devices.flat[0]
+        if mesh.size > 1 or device.platform != "cpu":
             return function
         programs: dict[Any, Callable[..., Any]] = {}
-        device = mesh.devices.flat[0]
 
         def call(*arguments: Any) -> Any:
             leaves, tree = jax.tree.flatten(arguments)
             given = str(tree), *(str(jax.typeof(leaf)) for leaf in leaves)
             if given not in programs:
-                path = self._path("function", repr(about), *given, device.platform, device.device_kind)
+                path = self._path("function", repr(about), *given, device.device_kind)
                 exported = self._exported(path, function, tree, leaves)
                 programs[given] = jax.jit(exported.call, compiler_options=compiler_options(mesh))
             return programs[given](*leaves)
