@@ -39,17 +39,22 @@ class Case:
         return f"{self.config} {self.stage} {self.what} {self.topology} mesh {mesh} batch {self.batch}{''.join(more)}"
 
     @property
+    def slices(self) -> int:
+        """Of which the chips are."""
+        return math.ceil(self.chips / LARGEST[self.generation])
+
+    @property
     def program(self) -> tuple:
-        """What decides about the program of one chip but for the size of its slice and the number of copies."""
-        return (self.config, self.stage, self.what, self.mesh[1:], self.batch / self.chips, self.spread,
-                self.accumulation, self.remat)
+        """What decides about the program of one chip but for the kind of its slice and the number of copies. Whether
+        all of a slice share one copy does, since its weights are summed then, and so may several slices."""
+        return (self.config, self.stage, self.what, self.mesh[1:], self.mesh[0] == 1, self.slices > 1,
+                self.batch / self.chips, self.spread, self.accumulation, self.remat)
 
     @property
     def topology(self) -> str:
         """As `vdm-jax compile` takes it."""
-        slices = math.ceil(self.chips / LARGEST[self.generation])
-        product = self.chips // slices * (2 if self.generation == "v5p" else 1)
-        return f"{f'{slices}x' if slices > 1 else ''}{self.generation}-{product}"
+        product = self.chips // self.slices * (2 if self.generation == "v5p" else 1)
+        return f"{f'{self.slices}x' if self.slices > 1 else ''}{self.generation}-{product}"
 
     def plan(self) -> Plan:
         """What is compiled."""

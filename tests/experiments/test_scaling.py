@@ -117,6 +117,15 @@ def test_the_page_shows_what_is_recorded_and_names_what_is_not(tmp_path):
     assert not (path.parent / "strong.png").exists()
 
 
+def test_a_program_that_sums_its_weights_stands_for_no_other():
+    whole = next(case for case in cases() if case.study == "even" and case.mesh[0] == 1)
+    rows = {whole.name: ROW}
+    assert report.twin(whole, rows) is ROW
+    half = next(case for case in cases() if case.mesh[0] > 1 and case.mesh[1:] == whole.mesh[1:]
+                and (case.config, case.batch / case.chips) == (whole.config, whole.batch / whole.chips))
+    assert report.twin(half, rows) is None
+
+
 def test_the_table_of_the_measured_check():
     assert {parse_mesh(mesh).sizes for meshes in cpu.MESHES.values() for mesh in meshes} >= {(8, 1, 1, 1), (2, 4, 1, 1)}
     text = report.cpu_table({"rows": [{"devices": 2, "mesh": "data=2", "batch": 8, "seconds": {
