@@ -68,7 +68,7 @@ def test_bad_input(trained, video, tmp_path, fails):
     assert "video=nowhere.mp4 is not a file; permitted: a video" in fails("edit", "nowhere.mp4", *command[2:])
     (tmp_path / "text.mp4").write_text("no video")
     assert "text.mp4: not a readable video" in fails("edit", "text.mp4", *command[2:])
-    assert "--refinements=2 with --method=sdedit; permitted: --method ddim" in fails(
+    assert "--refinements=2 with --method=sdedit; permitted: --method ddim or" in fails(
         *command, "--method", "sdedit", "--refinements", "2")
     assert "--source-prompt=a 3 with --method=sdedit" in fails(*command, "--method", "sdedit", "--source-prompt", "a 3")
     assert "--source-guidance=1.0 without --source-prompt" in fails(*command, "--source-guidance", "1")
@@ -79,5 +79,6 @@ def test_bad_input(trained, video, tmp_path, fails):
     assert "--prompt is missing" in fails(*command[:4])
     assert "--out=given.mp4 is the video itself" in fails(*command, "--out", "given.mp4")
     assert "permitted: .mp4, .gif, .png" in fails(*command, "--out", "x.avi")
-    assert "permitted: sdedit, ddim, ddpm" in fails(*command, "--method", "magic").replace("'", "")
+    said = fails(*command, "--method", "magic").replace("'", "")
+    assert "permitted: sdedit, ddim, ddpm, tune_a_video, text2video_zero" in said
     assert not list(tmp_path.glob("*.frames"))

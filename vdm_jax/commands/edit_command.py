@@ -19,7 +19,7 @@ from vdm_jax.configuration import Count, Guidance, Positive, Range, SamplingStep
 from vdm_jax.errors import UserError
 from vdm_jax.runs.manifest import Damaged
 
-METHOD = Literal["sdedit", "ddim", "ddpm"]
+METHOD = Literal["sdedit", "ddim", "ddpm", "tune_a_video", "text2video_zero"]
 Refinements = Annotated[int, Range(least=0, most=100)]
 
 
@@ -35,12 +35,16 @@ class Edit:
 
     Methods: sdedit adds noise and samples with the prompt (Meng et al. 2021). ddim inverts the video to the noise that
     DDIM makes it of, with --source-prompt, and samples from there with the prompt. ddpm keeps the noise of every step
-    instead (edit-friendly inversion, Huberman-Spiegelglas et al. 2023).
+    instead (edit-friendly inversion, Huberman-Spiegelglas et al. 2023). tune_a_video inverts without a prompt, with a
+    MODEL trained on VIDEO (configs/tune_a_video, Wu et al. 2022). text2video_zero lets the frames of an image model see
+    the first one (Khachatryan et al. 2023); --control says how they move.
 
     Examples:
       vdm-jax edit three.mp4 --model captioned_digits_full --method ddim --source-prompt "a red 3 moving left" \
         --prompt "a blue 3 moving left" --out blue.mp4
       vdm-jax edit dance.mp4 --model stable-diffusion-v1-5 --num-frames 8 --method ddim --source-prompt "a dancer" \
+        --prompt "a robot dancing" --out robot.mp4
+      vdm-jax edit dance.mp4 --model sd-controlnet-canny --num-frames 8 --method text2video_zero --control canny \
         --prompt "a robot dancing" --out robot.mp4
       vdm-jax edit waves.mov --model animatediff --method sdedit --strength 0.5 --prompt "waves of milk" --out milk.mp4
     """
@@ -50,8 +54,8 @@ class Edit:
     prompt: str = ""  # what the video shall show
     method: METHOD = "ddim"
     source_prompt: str | None = None  # ddim, ddpm: what it shows; by default nothing is said of it
-    # Share of the steps that are made: one number, or one for each stage. By default 0.6 of sdedit, 1 of ddim, 0.64 of
-    # ddpm; 0 leaves the video as it is
+    # Share of the steps that are made: one number, or one for each stage. By default 0.6 of sdedit, 0.64 of ddpm, else
+    # 1, which for text2video_zero is to begin with noise; 0 leaves the video as it is
     strength: tuple[Share, ...] = ()
     refinements: Refinements | None = None  # ddim: further evaluations of each step of the inversion, 3 by default
     steps: SamplingSteps | None = None  # of the sampler, of every stage; each stage's own by default
@@ -77,7 +81,8 @@ class Edit:
     out: Path = Path("edited.mp4")  # .mp4, .gif or .png
 
 
-READ_BY = {"refinements": ("ddim",), "source_guidance": ("ddim", "ddpm"), "source_prompt": ("ddim", "ddpm")}
+READ_BY = {"refinements": ("ddim", "tune_a_video"), "source_guidance": ("ddim", "ddpm"),
+           "source_prompt": ("ddim", "ddpm")}
 
 
 def main(arguments: Sequence[str]) -> int:

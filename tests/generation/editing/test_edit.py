@@ -17,6 +17,7 @@ from vdm_jax.generation.editing.edit import edit
 from vdm_jax.generation.editing.methods import EDIT_METHODS
 from vdm_jax.generation.editing.one_stage import edit_sampling
 from vdm_jax.generation.editing.sdedit import SDEdit
+from vdm_jax.generation.editing.text2video_zero import Text2VideoZero
 from vdm_jax.generation.generator import Generator
 from vdm_jax.stages.options import Sampling
 
@@ -34,7 +35,7 @@ def sdedited(generator):
     return edit(generator, VIDEOS, TARGET, method=SDEdit(strength=0.7), seed=1)
 
 
-@pytest.mark.parametrize("name", EDIT_METHODS)
+@pytest.mark.parametrize("name", [name for name, kind in EDIT_METHODS.items() if kind is not Text2VideoZero])
 def test_no_strength_leaves_the_video_as_it_is(generator, name):
     made = edit(generator, VIDEOS, TARGET, source_captions=SOURCE, method=EDIT_METHODS[name](strength=0.0))
     np.testing.assert_array_equal(made.videos, VIDEOS)
@@ -87,6 +88,8 @@ def test_what_cannot_be_edited(generator, experiment):
         edit(generator, VIDEOS, TARGET, source_captions=SOURCE[:1])
     with refused("source_guidance", "source_guidance=2.0 without source_captions"):
         edit(generator, VIDEOS, TARGET, source_guidance=2.0)
+    with refused("patterns.with_spatial_pattern", "UNet", "permitted: a LatentNetwork"):
+        edit(generator, VIDEOS, TARGET, method=Text2VideoZero())
     with refused("edit._of_stage", "method is given for base", "base, large"):
         edit(generator, VIDEOS, TARGET, method={"base": SDEdit()})
     large = experiment.stages[1]

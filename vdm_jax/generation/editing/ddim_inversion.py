@@ -9,29 +9,26 @@ from vdm_jax.configuration import Range, Share, config
 from vdm_jax.diffusion.arrays import Video
 from vdm_jax.diffusion.inversion import ddim_inverted, sampled_from, steps_from
 from vdm_jax.diffusion.samplers import DDIM
-from vdm_jax.generation.editing.parts import EditParts
+from vdm_jax.generation.editing.parts import EditParts, EditsStage
 from vdm_jax.stages.options import Sampling
+
+Refinements = Annotated[int, Range(least=0, most=100)]
 
 
 @config
-class DDIMInversion:
+class DDIMInversion(EditsStage):
     """The video is inverted along the last `strength` of the steps and sampled again from there, without noise: with
     the caption of the given video and no guidance that leads back to it, with another it changes what the captions
     differ in. Sampling is DDIM, whatever the stage's sampler, on its grid."""
 
     name: ClassVar[str] = "ddim"
-    inverts: ClassVar[bool] = True
 
     strength: Share = 1.0  # share of the steps that are inverted and made again
-    refinements: Annotated[int, Range(least=0, most=100)] = 3  # further evaluations of each step of the inversion
+    refinements: Refinements = 3  # further evaluations of each step of the inversion
 
     def sampling(self, sampling: Sampling) -> Sampling:
-        """How a stage is sampled: by deterministic DDIM, of a released scheduler with the timesteps of diffusers'."""
-        sampler, scheduler = sampling.sampler, sampling.scheduler
-        plain = dataclasses.replace(sampler, eta=0.0) if isinstance(sampler, DDIM) else DDIM(grid=sampler.grid)
-        if scheduler is not None and not scheduler.log_sigma_embedding:
-            scheduler = dataclasses.replace(scheduler, scheduler="DDIMScheduler", sigmas=None)
-        return dataclasses.replace(sampling, sampler=plain, scheduler=scheduler)
+        """How a stage is sampled: by deterministic DDIM."""
+        return deterministic(sampling)
 
     def edit(self, x: Video, parts: EditParts) -> Video:
         """The edited video, or latents."""
@@ -41,3 +38,13 @@ class DDIMInversion:
         held = "v" if process.prediction == "v" else "eps"
         z = ddim_inverted(parts.source, x, steps, process.schedule.family, refinements=self.refinements, held=held)[0]
         return sampled_from(z, parts.sampler, parts.target, parts.keys, steps, process)
+
+
+def deterministic(sampling: Sampling) -> Sampling:
+    """Sampling by DDIM without noise on the sampler's grid, or of a released scheduler on the timesteps of diffusers'
+    DDIM."""
+    sampler, scheduler = sampling.sampler, sampling.scheduler
+    plain = dataclasses.replace(sampler, eta=0.0) if isinstance(sampler, DDIM) else DDIM(grid=sampler.grid)
+    if scheduler is not None and not scheduler.log_sigma_embedding:
+        scheduler = dataclasses.replace(scheduler, scheduler="DDIMScheduler", sigmas=None)
+    return dataclasses.replace(sampling, sampler=plain, scheduler=scheduler)

@@ -9,17 +9,16 @@ from vdm_jax.configuration import Share, config
 from vdm_jax.diffusion.arrays import Video
 from vdm_jax.diffusion.inversion import ddpm_inverted, replayed, steps_from
 from vdm_jax.diffusion.samplers import DDIM, DDPM
-from vdm_jax.generation.editing.parts import EditParts
+from vdm_jax.generation.editing.parts import EditParts, EditsStage
 from vdm_jax.stages.options import Sampling
 
 
 @config
-class DDPMInversion:
+class DDPMInversion(EditsStage):
     """The noises of the last `strength` of the steps that lead to the given video with its own caption, then these
     steps with the new caption and the same noises. With the same caption and guidance the video comes back exactly."""
 
     name: ClassVar[str] = "ddpm"
-    inverts: ClassVar[bool] = True
 
     strength: Share = 0.64  # share of the steps that are inverted and made again; published: all but 36 of 100
 

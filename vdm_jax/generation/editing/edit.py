@@ -53,7 +53,7 @@ def edit(
     seed: int = 0, first_index: int = 0, steps: int | None = None, guidance: float | None = None,
     guidance_scale: float | None = None, guide: Mapping[str, float] | None = None, source_guidance: float = 0.0,
     last: str | None = None, negative: Sequence[str] | str | None = None, round_trip: bool = False,
-    progress: Progress | None = None, **given: Any,
+    same_noise: bool = False, progress: Progress | None = None, **given: Any,
 ) -> Edited:
     """Edit videos with the stages of a cascade, or with a released model.
 
@@ -70,6 +70,7 @@ def edit(
       last: name of the stage to stop after.
       round_trip: also measure how well the method leads back to the given videos with their own captions, which takes
         as many steps again.
+      same_noise: all videos get the noise of the first one, for parts of one video.
       progress: called with (stage, videos done, videos in all).
       given: values of further conditions, as in a call.
 
@@ -78,32 +79,33 @@ def edit(
         guidance by captions that are not given.
     """
     stages = generator.stages(None, last)
+    methods = {stage.name: _of_stage(method, stage, stages) for stage in stages}
+    stages = tuple(methods[stage.name].stage(stage) for stage in stages)
     guidance = one_guidance(guidance, guidance_scale, guide)
     rates = frame_rates(stages, given.get("fps"))
     generator.check_trained(stages)
     request = generator.request(captions, given, stages, negative)
-    own = None if source_captions is None else generator.request(source_captions, given, stages)
+    # Of the given videos: their captions, or none, which is not what a negative caption says
+    own = generator.request(captions if source_captions is None else source_captions, given, stages)
     sources = _in_sizes(videos, stages, len(request.captions))
-    if own is not None and len(own.captions) != len(request.captions):
+    if len(own.captions) != len(request.captions):
         raise UserError(f"source_captions has {len(own.captions)} captions for {len(request.captions)} videos; "
                         "permitted: one for each")
-    if own is None and source_guidance:
+    if source_captions is None and source_guidance:
         raise UserError(f"source_guidance={source_guidance} without source_captions; permitted: 0, or captions of the "
                         "given videos")
-    hows = []
-    for place, stage in enumerate(stages):
-        sampling = with_overrides(stage.sampling, steps=steps, guidance=None if place else guidance)
-        sampling = with_guide(sampling, None if place else guide)
-        chosen = method if not isinstance(method, Mapping) else _of_stage(method, stage, stages)
-        hows.append(edit_sampling(stage, sampling, chosen, 0.0 if place else source_guidance))
-    jobs = Jobs(seed, first_index + np.arange(len(request.captions)), progress)
+    guided = (guidance, guide, source_guidance)
+    hows = [_how(stage, methods[stage.name], steps, *((None, None, 0.0) if place else guided))
+            for place, stage in enumerate(stages)]
+    indices = first_index + (0 if same_noise else 1) * np.arange(len(request.captions))
+    jobs = Jobs(seed, indices, progress)
     edited: dict[str, np.ndarray] = {}
     again: dict[str, np.ndarray] = {}
     low = None
     for place, (stage, how) in enumerate(zip(stages, hows, strict=True)):
-        asked = [r if r.get("fps") is None else at_rate(r, rates[stage.name]) for r in (own or request, request)]
+        asked = [r if r.get("fps") is None else at_rate(r, rates[stage.name]) for r in (own, request)]
         texts = [requested_conditioning(stage, r) for r in asked]
-        if own is None:
+        if source_captions is None:
             texts[0] = texts[0].without("prompt")
         made = _run(generator, stage, place, how, jobs, tuple(texts), low, sources[stage.name], round_trip)
         low = (sources[stage.name], made[0])
@@ -111,6 +113,15 @@ def edit(
         if round_trip:
             again[stage.name] = psnr(np.asarray(to_uint8(made[1])), np.asarray(to_uint8(sources[stage.name])))
     return Edited(request.captions, edited, {name: np.asarray(to_uint8(x)) for name, x in sources.items()}, again)
+
+
+def _how(
+    stage: Stage, method: EditMethod, steps: int | None, guidance: float | None, guide: Mapping[str, float] | None,
+    source_guidance: float,
+) -> EditSampling:
+    """How a stage is edited, with what the user changed."""
+    sampling = with_guide(with_overrides(stage.sampling, steps=steps, guidance=guidance), guide)
+    return edit_sampling(stage, sampling, method, source_guidance)
 
 
 def _run(
@@ -151,8 +162,12 @@ def _in_sizes(videos: Any, stages: Sequence[Stage], count: int) -> dict[str, Flo
     return {stage.name: found[stage.name] for stage in stages}
 
 
-def _of_stage(methods: Mapping[str, EditMethod], stage: Stage, stages: Sequence[Stage]) -> EditMethod:
-    """Raises `UserError` where there is none."""
+def _of_stage(
+    methods: EditMethod | Mapping[str, EditMethod], stage: Stage, stages: Sequence[Stage]
+) -> EditMethod:
+    """Raises `UserError` where some stages have one and others none."""
+    if not isinstance(methods, Mapping):
+        return methods
     if methods.keys() != {stage.name for stage in stages}:
         raise UserError(f"method is given for {', '.join(methods) or 'no stage'}; permitted: for each of "
                         f"{', '.join(stage.name for stage in stages)}")

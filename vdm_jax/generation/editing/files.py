@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from vdm_jax.configuration import to_data, to_json
 from vdm_jax.errors import UserError
@@ -48,6 +48,40 @@ class VideoJob:
     at_once: int = 1  # clips that are edited together
     maps: Path | None = None  # video of control maps, frame for frame, for networks that take such
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # further ones of `edit`
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """How a video is cut into clips: one after another, or each with the video's first frame before its own."""
+
+    frames: int  # of the video
+    size: int  # frames of a clip
+    carries_first: bool = False
+
+    def __post_init__(self):
+        if self.carries_first and self.size < 2:
+            raise UserError(f"clips of {self.size} frame with a method whose clips begin with the video's first frame; "
+                            "permitted: 2 frames or more, such as --num-frames 8 of a released model", "edit.frames")
+
+    @property
+    def step(self) -> int:
+        """Frames of its own that a further clip has."""
+        return self.size - self.carries_first
+
+    @property
+    def clips(self) -> int:
+        """How many there are."""
+        return 1 + max(0, -(-(self.frames - self.size) // self.step))
+
+    def places(self, clip: int) -> Int[np.ndarray, " T"]:
+        """The frames of a clip, which may reach beyond the end."""
+        first = self.carries_first + clip * self.step
+        own = np.arange(first, first + self.step)
+        return np.concatenate([[0], own]) if self.carries_first else own
+
+    def finished(self, clips: int) -> int:
+        """Frames of the first so many clips."""
+        return min(self.carries_first + clips * self.step, self.frames) if clips else 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +162,8 @@ def edit_video(
                 stat.st_size, stat.st_mtime_ns)
         key = request_key(said, (), weights_of(generator, stages))
         frames = Frames(shape, key) if folder is None else FramesInFolder(folder, shape, key)
-        clips, round_trip = -(-len(numbers) // spec.frames), {}
+        cut = Cut(len(numbers), spec.frames, _carries(job))
+        clips, round_trip = cut.clips, {}
         begins = float(reader.index.pts[0] * reader.index.time_base)
 
         def tell() -> None:
@@ -139,23 +174,24 @@ def edit_video(
         try:
             while frames.done < clips and not (frames.done and stop()):
                 batch = range(frames.done, min(frames.done + job.at_once, clips))
-                for stage, values in _edit_clips(generator, job, reader, maps, name, numbers, batch, frames).items():
+                found = _edit_clips(generator, job, reader, maps, name, numbers, batch, frames, cut)
+                for stage, values in found.items():
                     round_trip.setdefault(stage, []).extend(values.tolist())
                 tell()
         except BaseException:
             if not frames.done:  # nothing to go on with
                 frames.remove()
             raise
-    return EditedVideo(job, fps, frames, min(frames.done * spec.frames, len(numbers)), begins, round_trip)
+    return EditedVideo(job, fps, frames, cut.finished(frames.done), begins, round_trip)
 
 
 def _edit_clips(
     generator: Generator, job: VideoJob, reader: VideoReader, maps: VideoReader | None, name: str | None,
-    numbers: np.ndarray, batch: range, frames: Frames,
+    numbers: np.ndarray, batch: range, frames: Frames, cut: Cut,
 ) -> dict[str, Float[np.ndarray, " B"]]:
     """Edit some clips and write them; returns their round trips."""
     spec = generator.stages(None, job.options.get("last"))[-1].video
-    places = np.concatenate([np.arange(clip * spec.frames, (clip + 1) * spec.frames) for clip in batch])
+    places = np.concatenate([cut.places(clip) for clip in batch])
     shown = numbers[np.minimum(places, len(numbers) - 1)]
 
     def read(file: VideoReader) -> np.ndarray:
@@ -166,10 +202,11 @@ def _edit_clips(
     captions = None if job.source_caption is None else [job.source_caption] * len(batch)
     method = {} if job.method is None else {"method": job.method}
     made = edit(generator, source, [job.caption] * len(batch), source_captions=captions, seed=job.seed,
-                first_index=batch[0], **method, **given, **job.options)
-    within = [place for place in places if place < len(numbers)]
+                first_index=0 if cut.carries_first else batch[0], same_noise=cut.carries_first, **method, **given,
+                **job.options)
+    rows = [row for row, place in enumerate(places) if place < len(numbers) and (place or not row)]
     for place, videos in ((EDITED, made.videos), (SOURCE, source)):
-        frames.write(place, within, videos.reshape(-1, *videos.shape[2:])[: len(within)])
+        frames.write(place, places[rows].tolist(), videos.reshape(-1, *videos.shape[2:])[rows])
     frames.finish(batch[-1] + 1)
     return made.round_trip
 
@@ -178,6 +215,12 @@ def _count(reader: VideoReader, fps: float, most: int | None) -> int:
     """Frames at a rate."""
     whole = max(1, math.floor(reader.duration * fps + 0.5))
     return whole if most is None else min(whole, most)
+
+
+def _carries(job: VideoJob) -> bool:
+    """Whether clips begin with the video's first frame."""
+    methods = job.method.values() if isinstance(job.method, Mapping) else [job.method]
+    return any(method is not None and method.carries_first for method in methods)
 
 
 def _methods(job: VideoJob) -> Any:

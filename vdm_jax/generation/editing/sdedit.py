@@ -7,17 +7,17 @@ from typing import ClassVar
 from vdm_jax.configuration import Share, config
 from vdm_jax.diffusion.arrays import Video
 from vdm_jax.diffusion.inversion import diffused, sampled_from, steps_from
-from vdm_jax.generation.editing.parts import EditParts
+from vdm_jax.generation.editing.parts import EditParts, EditsStage
 from vdm_jax.stages.options import Sampling
 
 
 @config
-class SDEdit:
+class SDEdit(EditsStage):
     """The video is diffused to the level at which the last `strength` of the sampler's steps begin, and these are made.
     Any sampler will do. It needs no caption of the given video; what it keeps of it is what the noise leaves."""
 
     name: ClassVar[str] = "sdedit"
-    inverts: ClassVar[bool] = False  # whether it goes by the caption of the given video
+    inverts: ClassVar[bool] = False
 
     strength: Share = 0.6  # share of the steps that are made; 0: the video stays as it is
 
