@@ -48,7 +48,7 @@ def thresholded():
 @pytest.mark.parametrize(("call", "message"), [
     (lambda: open_source(Strange(), "train"), "a data set of kind Strange is unknown; permitted: CaptionedDigits, "),
     (lambda: network_module(Strange()), "a network of kind Strange is unknown; permitted: UNet, LatentNetwork"),
-    (lambda: model_kinds.module(Strange()), "a model of kind Strange is unknown; permitted: Autoencoder, CLIPText, "),
+    (lambda: model_kinds.module(Strange()), "a model of kind Strange is unknown; permitted: Autoencoder, Causal"),
     (lambda: model_kinds.names(Strange()), "a model of kind Strange is unknown"),
     (lambda: model_kinds.shapes(Strange()), "a model of kind Strange is unknown"),
     (lambda: TextConditioner(Strange(), 8).init(jax.random.key(0), Conditioning(text_mask=jnp.ones((1, 1, 2), bool))),

@@ -128,6 +128,11 @@ def test_padding_of_t5_is_not_kept(tmp_path, monkeypatch):
             return ids, mask
 
     monkeypatch.setattr(text_encoding, "open_tokenizer", lambda folder, length: Words(length))
+    write_model(tmp_path / "umt5", SMALL["umt5"])
+    encoder = CaptionEncoder(tmp_path / "umt5", length=8)
+    plain, messy = encoder(["three & me", "  three &amp;amp;\n me "])  # UMT5 reads what is left after cleaning
+    assert len(plain) == 8
+    np.testing.assert_array_equal(plain, messy)
     short, long = (CaptionEncoder(tmp_path / "t5", length=length)(["red", "three"]) for length in (5, 9))
     assert [len(vectors) for vectors in short] == [3, 5]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), short, long)

@@ -13,7 +13,9 @@ import safetensors.numpy
 
 from vdm_jax.conditions.inputs import Input
 from vdm_jax.conditions.text import EmbeddedText
+from vdm_jax.networks.autoencoders.causal_config import CausalAutoencoder
 from vdm_jax.networks.autoencoders.config import Autoencoder
+from vdm_jax.networks.autoencoders.piecewise import PiecewiseAutoencoder
 from vdm_jax.networks.control_net import ControlNet
 from vdm_jax.networks.encoders.clip_text import CLIPText
 from vdm_jax.networks.encoders.clip_vision import CLIPVision
@@ -31,11 +33,18 @@ MOTION = Motion(heads=2, frames=5, groups=2)
 SMALL = {
     "vae": Autoencoder(widths=(4, 8), blocks=1, groups=2, latent_channels=2),
     "video_vae": Autoencoder(widths=(32, 64), blocks=1, decoder="temporal", post_quant=False),
+    "causal_vae": CausalAutoencoder(widths=(4, 8), blocks=1, halve_frames=(True,), latent_channels=2, mean=(0.5, -1.0),
+                                    std=(2.0, 1.5)),
+    "causal_vae_residual": CausalAutoencoder(widths=(4, 4), decoder_widths=(6, 6), blocks=1, halve_frames=(True,),
+                                             latent_channels=1, mean=(0.5,), std=(2.0,), patch=2, shortcuts=True),
+    "piecewise_vae": PiecewiseAutoencoder(widths=(4, 8), blocks=1, groups=2, latent_channels=2, time_factor=2,
+                                          scale=0.7),
     "text": CLIPText(vocabulary=20, length=8, width=8, layers=2, heads=2, hidden=16, end_token=19),
     "text_projected": CLIPText(vocabulary=20, length=8, width=8, layers=1, heads=2, hidden=16, project=6),
     "vision": CLIPVision(size=8, patch=4, width=8, layers=1, heads=2, hidden=16, project=6),
     "t5": T5Encoder(vocabulary=20, width=8, layers=2, heads=2, head_dim=6, hidden=16),
     "t5_without_gate": T5Encoder(vocabulary=20, width=8, layers=1, heads=2, hidden=16, gated=False, activation="relu"),
+    "umt5": T5Encoder(vocabulary=20, width=8, layers=2, heads=2, head_dim=6, hidden=16, offsets_per_layer=True),
     "unet": LatentUNet(widths=(4, 8), blocks=1, attention=(True, False), heads=(1, 2),
                        only_cross_attention=(True, False), token_channels=6, groups=2, classes=5),
     "stack_unet": dataclasses.replace(IMAGE_UNET, use_linear_projection=True, temporal_conv=TemporalConv()),

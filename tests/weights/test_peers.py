@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from vdm_jax.stages.latent import Latent, decode, encode
 from vdm_jax.weights.pretrained import load_pretrained, save_pretrained
 
 pytestmark = pytest.mark.full
@@ -110,6 +111,18 @@ def test_t5(activation, torch, tmp_path):
     check_way_back(torch, model, loaded, tmp_path / "out")
 
 
+def test_umt5(torch, tmp_path):
+    model = peer(torch, "transformers", "UMT5EncoderModel", {**T5, "feed_forward_proj": "gated-gelu"}, "UMT5Config")
+    loaded, run = brought(model, tmp_path / "in")
+    assert loaded.config.offsets_per_layer
+    tokens, mask = np.random.default_rng(0).integers(1, 64, (2, 150)), np.arange(150)[None] < np.array([[150], [90]])
+    theirs = model(torch.from_numpy(tokens), attention_mask=torch.from_numpy(mask.astype(int))).last_hidden_state
+    ours = run(tokens, mask)
+    close(ours[0], theirs[0])
+    close(ours[1, :90], theirs[1, :90])
+    check_way_back(torch, model, loaded, tmp_path / "out")
+
+
 def frames(video):
     """Videos as their batch of frames, channels first."""
     return video.reshape(-1, *video.shape[2:]).transpose(0, 3, 1, 2).copy()
@@ -136,6 +149,47 @@ def test_autoencoders(name, more, torch, tmp_path):
     again = check_way_back(torch, model, loaded, tmp_path / "out")
     assert torch.equal(again.decode(torch.from_numpy(frames(latents)), **options).sample, decoded)
     assert again.config.scaling_factor == model.config.scaling_factor
+
+
+WAN = {"base_dim": 4, "z_dim": 2, "dim_mult": [1, 2, 2], "num_res_blocks": 1, "temperal_downsample": [True, True],
+       "latents_mean": [0.1, -0.2], "latents_std": [0.5, 2.0], "scale_factor_spatial": 4}
+WAN22 = {**WAN, "is_residual": True, "decoder_base_dim": 8, "patch_size": 2, "in_channels": 12, "out_channels": 12,
+         "scale_factor_spatial": 8}
+
+
+@pytest.mark.parametrize("options", [WAN, WAN22], ids=["2.1", "2.2"])
+def test_causal_autoencoders(options, torch, tmp_path):
+    """1, 5 and 9 frames, whole here and in pieces there, means and deviations as stored."""
+    model = peer(torch, "diffusers", "AutoencoderKLWan", options)
+    loaded, run = brought(model, tmp_path / "in")
+    for frames in (1, 5, 9):
+        video = np.random.default_rng(frames).uniform(-1, 1, (2, frames, 16, 24, 3)).astype(np.float32)
+        there = torch.from_numpy(video.transpose(0, 4, 1, 2, 3).copy())
+        theirs, ours = model.encode(there).latent_dist, run(video, method="encode")
+        close(np.asarray(ours.mean).transpose(0, 4, 1, 2, 3), theirs.mean)
+        close(np.asarray(ours.logvar).transpose(0, 4, 1, 2, 3), theirs.logvar)
+        decoded = model.decode(theirs.mean).sample
+        close(np.clip(run(np.asarray(ours.mean), method="decode"), -1, 1).transpose(0, 4, 1, 2, 3), decoded)
+    assert (loaded.config.mean, loaded.config.std) == ((0.1, -0.2), (0.5, 2.0))
+    again = check_way_back(torch, model, loaded, tmp_path / "out")
+    assert torch.equal(again.decode(theirs.mean).sample, decoded)
+
+
+@pytest.mark.parametrize("frames", [1, 9, 17])
+def test_the_autoencoder_of_cogvideox(frames, torch, tmp_path):
+    """In the pieces that their class takes, over which its norms are."""
+    model = peer(torch, "diffusers", "AutoencoderKLCogVideoX", {
+        "block_out_channels": (4, 8, 8), "down_block_types": ("CogVideoXDownBlock3D",) * 3, "layers_per_block": 1,
+        "up_block_types": ("CogVideoXUpBlock3D",) * 3, "latent_channels": 2, "norm_num_groups": 2})
+    loaded, _ = brought(model, tmp_path / "in")
+    latent = Latent(autoencoder=loaded.config, encode="mode")
+    video = np.random.default_rng(0).uniform(-1, 1, (2, frames, 8, 16, 3)).astype(np.float32)
+    theirs = model.encode(torch.from_numpy(video.transpose(0, 4, 1, 2, 3).copy())).latent_dist.mean
+    z = jax.jit(lambda x: encode(latent, loaded.params, x))(video)
+    close(np.asarray(z).transpose(0, 4, 1, 2, 3) / loaded.config.scale, theirs)
+    x = jax.jit(lambda z: decode(latent, loaded.params, z))(z)
+    close(np.asarray(x).transpose(0, 4, 1, 2, 3), model.decode(theirs).sample.clamp(-1, 1))
+    check_way_back(torch, model, loaded, tmp_path / "out")
 
 
 UNET = {"block_out_channels": (32, 64), "layers_per_block": 1, "cross_attention_dim": 24, "sample_size": 8}

@@ -21,6 +21,8 @@ from tests.weights.folders import SMALL, recorded, tensors_of, write
 from vdm_jax.commands.main import main
 from vdm_jax.networks import control_net, latent_unet, motion_adapter
 from vdm_jax.networks.autoencoders import config as autoencoder_config
+from vdm_jax.networks.autoencoders.causal_config import AUTOENCODER_WAN21, AUTOENCODER_WAN22
+from vdm_jax.networks.autoencoders.piecewise import AUTOENCODER_COGVIDEOX
 from vdm_jax.networks.encoders import clip_text, clip_vision
 from vdm_jax.networks.encoders import t5 as t5_encoder
 from vdm_jax.networks.encoders.clip_text import CLIPText
@@ -51,21 +53,25 @@ def test_tensors_of_the_released_models(name, config, parameters):
     assert sum(map(math.prod, expected.values())) == parameters
 
 
-# Number of tensors and SHA-256 of the sorted lines "name<tab>shape" of the U-Nets, whose lists are long.
-UNETS = {
+# Number of tensors and SHA-256 of the sorted lines "name<tab>shape" of models whose lists are long.
+LONG = {
     "sd1": (latent_unet.LATENT_UNET_SD1, 686, "af6e32dd049bb54e579f1a52cb4ed5ab"),
     "sd2": (latent_unet.LATENT_UNET_SD2, 686, "9d4b5eb0a4a9dd7516d2d1ff16899bb4"),
     "svd": (latent_unet.LATENT_UNET_SVD, 1428, "fc687257f1e6d3891057969a8caff8b7"),
     "modelscope": (latent_unet.LATENT_UNET_MODELSCOPE, 1480, "96489e9168dcdacf71a2ebd2b2ad7109"),
     "animatediff_v2": (motion_adapter.MOTION_ADAPTER_V2, 567, "9de2f5efd6ccb9bd6beec9b1f2f23f41"),
+    "wan21_vae": (AUTOENCODER_WAN21, 194, "187107cba26c0f6b0a8e62ee22307109"),
+    "wan22_vae": (AUTOENCODER_WAN22, 196, "8a38755bbcacdecab4f79ad0cbfebf07"),
+    "cogvideox_vae": (AUTOENCODER_COGVIDEOX, 436, "f813f1ceadbb83fc0c0ef016b9116506"),
+    "umt5_xxl": (t5_encoder.UMT5_XXL, 242, "952a171016715f4f94cab74d54dfae8b"),
     "control_net": (control_net.CONTROL_NET_SD1, 340, "efc17bc123f3f5e29d87b4939e5720f8"),
 }
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.full) if name == "modelscope" else name
-                                  for name in UNETS])
-def test_tensors_of_the_released_unets(name):
-    config, count, digest = UNETS[name]
+                                  for name in LONG])
+def test_tensors_of_released_models_of_many_tensors(name):
+    config, count, digest = LONG[name]
     lines = sorted(f"{tensor}\t{shape}" for tensor, shape in model_kinds.inventory(config).items())
     assert len(lines) == count
     assert hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32] == digest

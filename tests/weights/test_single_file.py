@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import pickle
 import re
 
@@ -12,15 +13,17 @@ import pytest
 import safetensors.numpy
 
 from tests.refusals import refused
-from tests.weights.folders import tensors_of, write
+from tests.training.latents import random_params
+from tests.weights.folders import SMALL, tensors_of, write
 from vdm_jax.commands.main import main
 from vdm_jax.networks import latent_unet
+from vdm_jax.networks.autoencoders.causal_config import AUTOENCODER_WAN21, AUTOENCODER_WAN22
 from vdm_jax.networks.autoencoders.config import AUTOENCODER_F8, AUTOENCODER_SVD, Autoencoder
 from vdm_jax.networks.encoders.clip_text import CLIPText
 from vdm_jax.networks.encoders.clip_vision import CLIPVision
 from vdm_jax.networks.latent_unet import LatentUNet
-from vdm_jax.weights import model_kinds
-from vdm_jax.weights.pretrained import load_pretrained
+from vdm_jax.weights import causal_autoencoders, model_kinds, tensor_names
+from vdm_jax.weights.pretrained import Pretrained, load_pretrained, save_original
 from vdm_jax.weights.single_file import open_single_file, split_single_file
 from vdm_jax.weights.tensor_files import Tensor
 from vdm_jax.weights.unet_fields import VIDEO_EPSILONS
@@ -216,6 +219,73 @@ def test_tensors_that_do_not_fit_are_named(tmp_path):
     with refused("pretrained.parameters_of", "conv_norm_out.bias", "extra.weight"):
         split_single_file(tmp_path / "file.safetensors", tmp_path / "split")
     assert not (tmp_path / "split").exists()  # nothing is written unless everything fits
+
+
+# Number of tensors and SHA-256 of the sorted lines "name<tab>shape" of the authors' files.
+WAN = {"wan21": (AUTOENCODER_WAN21, 194, "435aaa828462f9e154337ddc90316ba6"),
+       "wan22": (AUTOENCODER_WAN22, 196, "d5409bb57fafe4858a982c07cc95d512")}
+
+
+@pytest.mark.parametrize("name", WAN)
+def test_tensors_of_wan_by_its_authors_names(name):
+    config, count, digest = WAN[name]
+    table = model_kinds.original_names(config)
+    stored = {tensor_names.their_name(path, table): tensor_names.their_shape(path, leaf.shape, table)
+              for path, leaf in model_kinds.shapes(config).items()}
+    lines = sorted(f"{tensor}\t{shape}" for tensor, shape in stored.items())
+    assert len(lines) == count
+    assert hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32] == digest
+    tensors = {tensor: Tensor(shape, np.dtype("float32"), None) for tensor, shape in sorted(stored.items())}
+    assert causal_autoencoders.is_original(tensors)
+    assert causal_autoencoders.config_of(tensors, "file") == config  # sizes from shapes, whatever their order
+
+
+@pytest.mark.parametrize("name", ["causal_vae", "causal_vae_residual"])
+def test_wans_autoencoder_in_its_authors_file_and_back(name, tmp_path, capsys):
+    config, tensors = SMALL[name], tensors_of(SMALL[name])
+    folder, file = write(tmp_path / "vae", config, tensors), tmp_path / "original.safetensors"
+    assert main(["convert", str(folder), str(file), "--original"]) == 0
+    stored = safetensors.numpy.load_file(file)
+    theirs = "decoder.upsamples.0.upsamples.0" if config.shortcuts else "decoder.upsamples.0"
+    np.testing.assert_array_equal(stored[f"{theirs}.residual.6.weight"],
+                                  tensors["decoder.up_blocks.0.resnets.0.conv2.weight"])
+    assert main(["convert", str(file), str(tmp_path / "back")]) == 0
+    assert "back/vae: CausalAutoencoder" in capsys.readouterr().out
+    again = load_pretrained(tmp_path / "back" / "vae")
+    # Means and deviations are not in the file: those of other sizes than the published ones are not known.
+    numbers = {"mean": (0.0,) * config.latent_channels, "std": (1.0,) * config.latent_channels}
+    assert again.config == dataclasses.replace(config, **numbers)
+    (written,) = (tmp_path / "back" / "vae").glob("*.safetensors")
+    found = safetensors.numpy.load_file(written)
+    assert found.keys() == tensors.keys() and all(np.array_equal(found[key], tensors[key]) for key in tensors)
+    del stored["encoder.head.0.gamma"]
+    safetensors.numpy.save_file(stored, file)
+    with refused("pretrained.parameters_of", "encoder.norm_out.gamma"):
+        split_single_file(file, tmp_path / "other")
+    less = {key: value for key, value in stored.items() if ".residual.6." not in key}
+    safetensors.numpy.save_file(less, file)
+    with refused("causal_autoencoders.config_of", "lacks layers"):
+        split_single_file(file, tmp_path / "other")
+
+
+def test_umt5_in_wans_file_and_back(tmp_path):
+    config, tensors = SMALL["umt5"], tensors_of(SMALL["umt5"])
+    model = load_pretrained(write(tmp_path / "in", config, tensors))
+    save_original(tmp_path / "umt5.safetensors", model)
+    stored = safetensors.numpy.load_file(tmp_path / "umt5.safetensors")
+    assert {name.replace("blocks.1", "blocks.0") for name in stored} == {"token_embedding.weight", "norm.weight", *(
+        f"blocks.0.{name}.weight" for name in ("attn.q", "attn.k", "attn.v", "attn.o", "norm1", "norm2", "ffn.gate.0",
+                                               "ffn.fc1", "ffn.fc2", "pos_embedding.embedding"))}
+    np.testing.assert_array_equal(stored["blocks.1.ffn.gate.0.weight"],
+                                  tensors["encoder.block.1.layer.1.DenseReluDense.wi_0.weight"])
+    assert split_single_file(tmp_path / "umt5.safetensors", tmp_path / "out") == {"text_encoder": config}
+    jax.tree.map(np.testing.assert_array_equal, load_pretrained(tmp_path / "out" / "text_encoder").params, model.params)
+
+
+def test_names_that_are_not_written(tmp_path):
+    with refused("model_kinds.original_names", "Autoencoder", "CausalAutoencoder"):
+        save_original(tmp_path / "file.safetensors", Pretrained(VAE, random_params(VAE)))
+    assert main(["convert", str(tmp_path), str(tmp_path / "out"), "--original"]) == 2
 
 
 @pytest.mark.full

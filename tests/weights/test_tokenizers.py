@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.refusals import refused
-from vdm_jax.weights.tokenizers import open_tokenizer
+from vdm_jax.weights.tokenizers import cleaned, open_tokenizer
 
 WORDS = ["three", "red", "moving"]
 TEXTS = ["a Red  three!", "", "RED three moving red three moving red three moving", "it's 42 ctrl\tö<|endoftext|>z"]
@@ -153,6 +153,33 @@ def test_control_tokens_in_a_text_of_t5(tmp_path, caplog):
     assert found.ids[0][found.mask[0]].tolist() == ids
     open_tokenizer(tmp_path, length=3)("</s> red</s><extra_id_7>")
     assert "cut off: 'red</s><extra_id_7>'" in caplog.text
+
+
+def test_umt5_has_more_control_tokens(tmp_path):
+    write_t5(tmp_path)
+    config = {"tokenizer_class": "T5Tokenizer", "model_max_length": 512, "extra_ids": 300}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    found = open_tokenizer(tmp_path)("<extra_id_0><extra_id_299>")
+    assert found.ids.shape == (1, 512) and found.ids[0, :4].tolist() == [24 + 299, 24, 1, 0]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "extra_ids": "all"}))
+    with refused("tokenizers._sentinels", "'all'"):
+        open_tokenizer(tmp_path)
+
+
+def test_a_class_of_any_tokenizer_is_told_by_its_file(package, tmp_path):
+    """Newer versions of transformers write UMT5's so."""
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "TokenizersBackend", "model_max_length": 6}')
+    model = package.models.Unigram([*T5_PIECES], unk_id=2)
+    package.Tokenizer(model).save(str(tmp_path / "tokenizer.json"))
+    assert open_tokenizer(tmp_path)("abc").ids.tolist() == [[*range(6, 9), 1, 0, 0]]
+    package.Tokenizer(package.models.BPE()).save(str(tmp_path / "tokenizer.json"))
+    with refused("tokenizers._kind", "TokenizersBackend"):
+        open_tokenizer(tmp_path)
+
+
+def test_texts_are_cleaned_as_wan_cleans_prompts():
+    pytest.importorskip("ftfy")
+    assert cleaned(" a\n Red &amp;amp;\t fox\u00a0\u201csays\u201d hi ", "x") == 'a Red & fox "says" hi'
 
 
 @pytest.mark.full

@@ -23,7 +23,7 @@ from vdm_jax.networks.encoders.t5 import T5Encoder
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.parallel.rules import batch_parts, batch_sharding
 from vdm_jax.weights.pretrained import Pretrained, describe, load_pretrained
-from vdm_jax.weights.tokenizers import Tokenizer, open_tokenizer
+from vdm_jax.weights.tokenizers import Tokenizer, cleaned, open_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,8 @@ PART = 4096  # captions that are encoded before they are safe on disk
 
 
 class CaptionEncoder:
-    """The text encoder of a local folder, with its tokenizer, over all devices.
+    """The text encoder of a local folder, with its tokenizer, over all devices. Texts of UMT5 are cleaned first, as Wan
+    cleans its prompts.
 
     Args:
       folder: a pipeline in the layout of diffusers (`text_encoder/` and `tokenizer/`), or a text encoder in that of
@@ -41,7 +42,8 @@ class CaptionEncoder:
       mesh: over which weights and texts are split; None: texts over all devices.
 
     Raises:
-      UserError: what is there is not a text encoder of CLIP or T5 with its tokenizer.
+      UserError: what is there is not a text encoder of CLIP, T5 or UMT5 with its tokenizer; with the call, ftfy is
+        missing, by which UMT5 reads texts with more than visible ASCII.
     """
 
     def __init__(self, folder: str | Path, *, length: int | None = None, dtype: str | None = None,
@@ -81,6 +83,7 @@ class CaptionEncoder:
         self.config, self.width, self.params = model.config, model.config.width, model.params
         # The models of CLIP were trained, and are used, with padding in sight (unless their files say otherwise): it is
         # part of a network's conditioning. T5's padding is hidden, and not kept.
+        self.cleans = getattr(model.config, "offsets_per_layer", False)
         self.masked = not self.is_clip or bool(model.fields.get("use_attention_mask"))
         self.about = f"{type(model.config).__name__} of width {self.width}, {self.tokenizer.length} tokens"
         self._encode = jax.jit(lambda params, ids, mask: getattr(
@@ -90,6 +93,7 @@ class CaptionEncoder:
         """What networks attend to, text by text; `rows` fills the batch up, so that one program serves all batches."""
         parts = batch_parts(self.mesh)
         rows = -(-max(rows or 0, len(texts)) // parts) * parts
+        texts = [cleaned(text, "UMT5's tokenizer") for text in texts] if self.cleans else texts
         ids, mask = self.tokenizer([*texts, *[""] * (rows - len(texts))])
         found = np.asarray(self._run(ids, mask if self.masked else None), np.float32)
         return [vectors if self.is_clip else vectors[seen] for vectors, seen in zip(found, mask, strict=True)

@@ -23,10 +23,11 @@ from vdm_jax.parallel.rules import AXIS_RULES, VIDEO
 def sharded_convolve(
     convolve: Callable[..., Array], x: Float[Array, "B T H W C"], kernel: Float[Array, "kt kh kw C O"],
     strides: tuple[int, int], axis: str, causal: bool = False,
-) -> Float[Array, "B T H2 W2 O"]:
+) -> Float[Array, "B T2 H2 W2 O"]:
     """`convolve(x, kernel, strides, causal)` on the mesh in context, where a video's `frames` or `height` are split.
 
-    `convolve` is a convolution with 'same' padding; strides are spatial, and a causal one sees no later frames.
+    `convolve` is a convolution with 'same' padding of the axis; strides are spatial, and a causal one sees no later
+    frames.
 
     Without a mesh, or where one device has the whole axis, or the axis does not divide, it is left to the compiler.
     Raises `UserError` when a device has fewer frames or rows than the kernel reaches to, or its rows do not divide by

@@ -48,6 +48,7 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r".*/(level|text|image|scalars|places)_out/kernel", ("mlp", "embed")),
     (r".*_frames/conv_[13]/kernel", ("mlp", "embed")),  # temporal convolutions are two pairs
     (r".*(residual/conv_out|feed_forward(_\d+)?/out|/encoder/contract_\d+)/kernel", ("mlp", "embed")),
+    (r"/(encoder|decoder)/((down|up)_\d+_\d+|middle[/_](in|out))/conv_out/kernel", ("mlp", "embed")),
     (r".*/kernel", ("embed", "mlp")),  # convolutions (kt, kh, kw, in, out) and dense (in, out)
     (r".*/(words|label/classes)", ("vocabulary", "embed")),
     (r".*", ()),  # biases, norms, tables: replicated

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vdm_jax.errors import UserError
-from vdm_jax.networks.autoencoders.config import Autoencoder
+from vdm_jax.networks.autoencoders.kinds import NORMALISATION
 from vdm_jax.stages.latent import Latent
 from vdm_jax.stages.stage import Experiment, Stage
 from vdm_jax.weights.pretrained import Pretrained, load_imported, save_imported
@@ -20,7 +20,7 @@ FREE = ("dtype", "attention_kernel")
 
 
 def resolved(experiment: Experiment) -> Experiment:
-    """The experiment with what the weights of its autoencoders decide: their hash, and scale and shift of the latents.
+    """The experiment with what the weights of its autoencoders decide: their hash, and how diffusion sees the latents.
 
     Raises `UserError` for weights that are missing, of another hash or of other sizes than the config says.
     """
@@ -54,8 +54,9 @@ def save_autoencoder(folder: Path, stage: Stage, weights: Any) -> Latent:
 
 
 def _pinned(stage: Stage) -> Latent:
-    model, found = _checked(stage, _file(stage), (*FREE, "scale", "shift"))
-    spec = dataclasses.replace(stage.latent.autoencoder, scale=model.config.scale, shift=model.config.shift)
+    model, found = _checked(stage, _file(stage), (*FREE, *NORMALISATION))
+    known = {name: getattr(model.config, name) for name in NORMALISATION if hasattr(model.config, name)}
+    spec = dataclasses.replace(stage.latent.autoencoder, **known)
     return dataclasses.replace(stage.latent, autoencoder=spec, sha256=found)
 
 
@@ -86,10 +87,11 @@ def _checked(stage: Stage, path: Path, free: Sequence[str]) -> tuple[Pretrained,
         raise UserError(f"{where}.sha256={latent.sha256!r}, but {path} has {found!r}: the latents would be others; "
                         "permitted: the file that the run was made with")
     model = load_imported(path)
-    if not isinstance(model.config, Autoencoder):
-        raise UserError(f"{where}.weights={latent.weights!r} holds a {type(model.config).__name__}; permitted: an "
-                        "Autoencoder")
-    for field in dataclasses.fields(Autoencoder):
+    wanted = type(latent.autoencoder)
+    if type(model.config) is not wanted:
+        raise UserError(f"{where}.weights={latent.weights!r} holds a {type(model.config).__name__}; permitted: "
+                        f"{'an' if wanted.__name__.startswith('A') else 'a'} {wanted.__name__}")
+    for field in dataclasses.fields(wanted):
         ours, theirs = (getattr(spec, field.name) for spec in (latent.autoencoder, model.config))
         if ours != theirs and field.name not in free:
             raise UserError(f"{where}.autoencoder.{field.name}={ours!r}, but {path} has {theirs!r}; permitted: the "

@@ -17,13 +17,13 @@ from jaxtyping import Array, Float
 from vdm_jax.conditions.frame_masks import MaskedVideo
 from vdm_jax.configuration import Size, SizeOrZero, config
 from vdm_jax.errors import UserError
-from vdm_jax.networks.autoencoders.config import AUTOENCODER_F8, Autoencoder
+from vdm_jax.networks.autoencoders.causal_blocks import CACHE
+from vdm_jax.networks.autoencoders.config import AUTOENCODER_F8
+from vdm_jax.networks.autoencoders.kinds import AnyAutoencoder
 from vdm_jax.networks.autoencoders.kl import Moments
-from vdm_jax.networks.autoencoders.tiling import in_chunks, in_tiles
+from vdm_jax.networks.autoencoders.tiling import Function, Step, in_chunks, in_stream, in_tiles
 from vdm_jax.parallel.rules import parameter_shardings
 from vdm_jax.weights import model_kinds
-
-Function = Callable[[Float[Array, "B T H W C"]], Float[Array, "B T H2 W2 O"]]
 
 
 @config
@@ -31,15 +31,15 @@ class Latent:
     """The autoencoder in whose latents a stage works. `Stage.video` stays the size of the video in pixels."""
 
     # Its sizes. Scale and shift of the latents are those that come with the weights, filled in when the run is made.
-    autoencoder: Autoencoder = AUTOENCODER_F8
+    autoencoder: AnyAutoencoder = AUTOENCODER_F8
     weights: str = ""  # .safetensors file that `vdm-jax convert` wrote, or the run directory of a trained autoencoder
     sha256: str = ""  # of the file; "": that of the file found when the run is made
     encode: Literal["sample", "mode"] = "sample"  # of the moments of training clips; what is given is the mode
     # How a low-resolution video enters: enlarged and encoded, or its pixels at the size of the latents
     low_resolution: Literal["latents", "pixels"] = "latents"
-    # See networks/autoencoders/tiling.py for these
-    encode_frames: Size | None = None  # encoded at a time; None: all
-    decode_frames: Size | None = None  # of latents, decoded at a time; None: all
+    # See networks/autoencoders/tiling.py for these. Pieces of a CausalAutoencoder give what the whole clip gives.
+    encode_frames: Size | None = None  # encoded at a time; None: all, or as many as the autoencoder's pieces have
+    decode_frames: Size | None = None  # of latents, decoded at a time; None: as for encoding
     overlap_frames: SizeOrZero = 0  # of latents on either side that a piece also sees, with temporal layers
     tile: tuple[Size, Size] | None = None  # height and width of tiles, pixels; None: whole frames
     overlap: SizeOrZero = 0  # of tiles, pixels
@@ -50,17 +50,28 @@ class Latent:
         if not fits or any(size % factor for size in sizes):
             raise UserError(f"Latent.tile={self.tile} with overlap={self.overlap} is not valid; permitted: multiples "
                             f"of the autoencoder's factor {factor}, with an overlap that is less than a tile")
+        if self.autoencoder.causal:
+            self._check_stream()
+
+    def _check_stream(self) -> None:
+        if self.overlap_frames:
+            raise UserError(f"Latent.overlap_frames={self.overlap_frames} of a causal autoencoder, whose pieces follow "
+                            "one another; permitted: 0")
+        for name, multiple in zip(("encode_frames", "decode_frames"), self.autoencoder.multiples, strict=True):
+            if (getattr(self, name) or 0) % multiple:
+                raise UserError(f"Latent.{name}={getattr(self, name)} of a {type(self.autoencoder).__name__}; "
+                                f"permitted: None, {multiple}, {2 * multiple}, ...")
 
     def shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """`(T, H, W, C)` of the latents of a clip. Raises `UserError` where the autoencoder's factors do not divide
         it."""
-        spec, frame_factor = self.autoencoder, self.frame_factor
-        for name, size, factor in (("frames", frames, frame_factor), ("height", height, spec.factor),
-                                   ("width", width, spec.factor)):
-            if size % factor:
+        spec = self.autoencoder
+        count = spec.latent_frames(frames)
+        for name, size in (("height", height), ("width", width)):
+            if size % spec.factor:
                 raise UserError(f"video.{name}={size} does not divide into latents of an autoencoder of factor "
-                                f"{factor}; permitted: {factor}, {2 * factor}, ...")
-        return frames // frame_factor, height // spec.factor, width // spec.factor, spec.latent_channels
+                                f"{spec.factor}; permitted: {spec.factor}, {2 * spec.factor}, ...")
+        return count, height // spec.factor, width // spec.factor, spec.latent_channels
 
     @property
     def frame_factor(self) -> int:
@@ -96,12 +107,9 @@ def encode(
       key: for a draw from the moments, where `latent.encode` asks for it; None: their mode.
       scaled: False leaves the latents as the autoencoder has them.
     """
-    module = model_kinds.module(latent.autoencoder)
-
-    def moments(piece: Array) -> Array:
-        return jnp.concatenate(module.apply({"params": weights}, piece, method="encode"), axis=-1)
-
-    pieces = _in_pieces(moments, video, latent, latent.encode_frames, latent.overlap_frames * latent.frame_factor, 1)
+    frames = latent.encode_frames or latent.autoencoder.pieces[0]
+    pieces = _in_pieces(encoding_step(latent, weights), video, latent, frames,
+                        latent.overlap_frames * latent.frame_factor, 1)
     found = Moments(*jnp.split(pieces, 2, axis=-1))
     drawn = key is not None and latent.encode == "sample"
     z = found.sample(jax.random.normal(key, found.mean.shape)) if drawn else found.mean
@@ -110,27 +118,67 @@ def encode(
 
 def decode(latent: Latent, weights: Any, z: Float[Array, "B T H W C"]) -> Float[Array, "B T2 H2 W2 C2"]:
     """The video of latents as diffusion sees them, within [-1, 1]."""
+    frames = latent.decode_frames or latent.autoencoder.pieces[1]
+    return _in_pieces(decoding_step(latent, weights), z, latent, frames, latent.overlap_frames,
+                      latent.autoencoder.factor)
+
+
+def encoding_step(latent: Latent, weights: Any) -> Step:
+    """Mean and log-variance, side by side in channels, of a piece of a clip: `step(piece, state) -> (moments, state)`.
+
+    Pieces of a causal autoencoder follow one another, and the state, None at the beginning, holds what it needs of
+    those before. The first has 1 + 4n frames, later ones have 4n, with four frames per latent. Other autoencoders take
+    each piece as a clip of its own and leave the state as it is.
+    """
+
+    def moments(found: Moments) -> Array:
+        return jnp.concatenate(found, axis=-1)
+
+    return _step(latent, weights, "encode", lambda x: x, moments)
+
+
+def decoding_step(latent: Latent, weights: Any) -> Step:
+    """Video in [-1, 1] of some frames of latents as diffusion sees them, as `encoding_step`: frames of a clip can be
+    shown while later latents are still being sampled."""
+    return _step(latent, weights, "decode", latent.autoencoder.denormalise, lambda x: jnp.clip(x, -1, 1))
+
+
+def _step(
+    latent: Latent, weights: Any, method: str, before: Callable[[Array], Array], after: Callable[[Any], Array]
+) -> Step:
     module = model_kinds.module(latent.autoencoder)
 
-    def video(piece: Array) -> Array:
-        return module.apply({"params": weights}, piece, method="decode")
+    def step(piece: Array, state: Any) -> tuple[Array, Any]:
+        if not latent.autoencoder.causal:
+            return after(module.apply({"params": weights}, before(piece), method=method)), state
+        found, state = module.apply({"params": weights, **(state or {})}, before(piece), method=method, mutable=[CACHE])
+        return after(found), state
 
-    x = _in_pieces(video, latent.autoencoder.denormalise(z), latent, latent.decode_frames, latent.overlap_frames,
-                   latent.autoencoder.factor)
-    return jnp.clip(x, -1, 1)
+    return step
 
 
-def _in_pieces(function: Function, x: Array, latent: Latent, frames: int | None, seen: int, factor: int) -> Array:
-    """The function of all of `x`, or of some frames (which see `seen` more) and tiles at a time; `factor` is pixels of
-    a side per entry."""
-    whole = function
-    if latent.tile is not None:
-        tile = tuple(side // factor for side in latent.tile)
+def _in_pieces(step: Step, x: Array, latent: Latent, frames: int | None, seen: int, factor: int) -> Array:
+    """The step of all of `x`, or of some frames (which see `seen` more) and tiles at a time; `factor` is pixels of a
+    side per entry."""
 
-        def whole(piece: Array) -> Array:
-            return in_tiles(function, piece, tile, latent.overlap // factor)
+    def whole(piece: Array) -> Array:
+        return step(piece, None)[0]
 
-    return whole(x) if frames is None or frames >= x.shape[1] else in_chunks(whole, x, frames, seen)
+    def streamed(clip: Array) -> Array:
+        if frames is None or frames >= clip.shape[1]:
+            return whole(clip)
+        return in_stream(step, clip, frames, latent.autoencoder.first_piece(clip.shape[1], frames))
+
+    def tiled(function: Function, piece: Array) -> Array:
+        if latent.tile is None:
+            return function(piece)
+        return in_tiles(function, piece, tuple(side // factor for side in latent.tile), latent.overlap // factor)
+
+    if latent.autoencoder.causal:  # a tile has a state of its own
+        return tiled(streamed, x)
+    if frames is None or frames >= x.shape[1]:
+        return tiled(whole, x)
+    return in_chunks(lambda piece: tiled(whole, piece), x, frames, seen)
 
 
 def encode_masked_video(latent: Latent, weights: Any, masked_video: MaskedVideo) -> MaskedVideo:
@@ -144,5 +192,8 @@ def encode_masked_video(latent: Latent, weights: Any, masked_video: MaskedVideo)
     video, factor = jnp.asarray(masked_video.video), latent.autoencoder.factor
     mask = jnp.broadcast_to(jnp.asarray(masked_video.mask, jnp.float32), (*video.shape[:-1], 1))
     frames, height, width, _ = latent.shape(*video.shape[1:4])
-    blocks = mask.reshape(len(video), frames, -1, height, factor, width, factor, 1)
+    # Of a causal autoencoder the first frame has a latent of its own.
+    before = latent.frame_factor - 1 if latent.autoencoder.causal else 0
+    whole = jnp.pad(mask, ((0, 0), (before, 0), (0, 0), (0, 0), (0, 0)), mode="edge")
+    blocks = whole.reshape(len(video), frames, -1, height, factor, width, factor, 1)
     return MaskedVideo(encode(latent, weights, jnp.where(mask > 0, video, 0)), blocks.min((2, 4, 6)))

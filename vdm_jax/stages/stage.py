@@ -239,9 +239,15 @@ class Stage:
                             f"source.frames={video}")
         seen = {"training.frames": part or video, "sampling.windows.frames": windows.frames if windows else video}
         multiple = self.network.frame_reduction * (self.latent.frame_factor if self.latent else 1)
+        causal = self.latent is not None and self.latent.autoencoder.causal
         for name, frames in seen.items():
-            if frames % multiple:
+            count = self.latent.autoencoder.latent_frames(frames) if causal else frames
+            if count % (self.network.frame_reduction if causal else multiple):
                 name = "video.frames" if frames == video else name
+                if causal:
+                    raise UserError(f"Stage {self.name!r}: {name}={frames} is {count} latents, which the network's "
+                                    f"reduction {self.network.frame_reduction} does not divide; permitted: frames of "
+                                    f"{self.network.frame_reduction}, {2 * self.network.frame_reduction}, ... latents")
                 raise UserError(f"Stage {self.name!r}: {name}={frames} is not a multiple of the network's reduction "
                                 f"{multiple}; permitted: {multiple}, {2 * multiple}, ...")
 

@@ -11,6 +11,7 @@ import jax
 
 from vdm_jax.errors import UserError
 from vdm_jax.networks.autoencoders.config import Autoencoder
+from vdm_jax.networks.autoencoders.kinds import NORMALISATION
 from vdm_jax.networks.config import UNet
 from vdm_jax.networks.kinds import Network
 from vdm_jax.networks.latent_network import LatentNetwork
@@ -93,8 +94,9 @@ def unlike(stage: Stage, source: Stage) -> Iterator[tuple[str, Any, Any]]:
                  "latent": "None" if latent is None else "an autoencoder"}
         if latent is not None:
             coder = latent.autoencoder
-            found |= {"latent.sha256": latent.sha256, "latent.autoencoder.channels": stage.shape[-1],
-                      "latent.autoencoder.scale": coder.scale, "latent.autoencoder.shift": coder.shift}
+            found |= {"latent.sha256": latent.sha256, "latent.autoencoder.channels": stage.shape[-1]}
+            found |= {f"latent.autoencoder.{name}": getattr(coder, name) for name in NORMALISATION
+                      if hasattr(coder, name)}
         return found
 
     ours, theirs = meanings(stage), meanings(source)

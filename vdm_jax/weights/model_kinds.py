@@ -13,8 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax.errors import UserError, unknown_kind
+from vdm_jax.networks.autoencoders.causal import CausalAutoencoderKL
+from vdm_jax.networks.autoencoders.causal_config import CausalAutoencoder
 from vdm_jax.networks.autoencoders.config import Autoencoder
 from vdm_jax.networks.autoencoders.kl import AutoencoderKL
+from vdm_jax.networks.autoencoders.piecewise import PiecewiseAutoencoder, PiecewiseAutoencoderKL
 from vdm_jax.networks.control_net import ControlNet, ControlNetNetwork
 from vdm_jax.networks.encoders.clip_text import CLIPText, CLIPTextEncoder
 from vdm_jax.networks.encoders.clip_vision import CLIPVision, CLIPVisionEncoder
@@ -24,6 +27,8 @@ from vdm_jax.networks.motion_adapter import MotionAdapter, MotionAdapterNetwork
 from vdm_jax.networks.t2i_adapter import T2IAdapter, T2IAdapterNetwork
 from vdm_jax.networks.transformer.config import VideoTransformer
 from vdm_jax.networks.transformer.network import VideoTransformerModule
+from vdm_jax.weights import causal_autoencoders as causal
+from vdm_jax.weights import piecewise_autoencoders as piecewise
 from vdm_jax.weights import tensor_names
 from vdm_jax.weights import transformer_fields as transformer
 from vdm_jax.weights import unet_fields as image
@@ -32,8 +37,8 @@ from vdm_jax.weights.fields import Fields
 from vdm_jax.weights.safetensors import flatten
 from vdm_jax.weights.tensor_files import Tensor
 
-Config = (Autoencoder | CLIPText | CLIPVision | ControlNet | LatentUNet | MotionAdapter | T2IAdapter | T5Encoder
-          | VideoTransformer)
+Config = (Autoencoder | CausalAutoencoder | CLIPText | CLIPVision | ControlNet | LatentUNet | MotionAdapter
+          | PiecewiseAutoencoder | T2IAdapter | T5Encoder | VideoTransformer)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +56,9 @@ class Kind:
 
 def module(config: Config) -> nn.Module:
     """The network of a config."""
-    networks = {Autoencoder: AutoencoderKL, CLIPText: CLIPTextEncoder, CLIPVision: CLIPVisionEncoder,
-                ControlNet: ControlNetNetwork, LatentUNet: LatentUNetNetwork, MotionAdapter: MotionAdapterNetwork,
+    networks = {Autoencoder: AutoencoderKL, CausalAutoencoder: CausalAutoencoderKL, CLIPText: CLIPTextEncoder,
+                CLIPVision: CLIPVisionEncoder, ControlNet: ControlNetNetwork, LatentUNet: LatentUNetNetwork,
+                MotionAdapter: MotionAdapterNetwork, PiecewiseAutoencoder: PiecewiseAutoencoderKL,
                 T2IAdapter: T2IAdapterNetwork, T5Encoder: T5TextEncoder, VideoTransformer: VideoTransformerModule}
     if type(config) not in networks:
         raise unknown_kind("a model", config, Config)
@@ -63,6 +69,10 @@ def names(config: Config) -> tensor_names.Names:
     """How the tensors of a config are called elsewhere."""
     if isinstance(config, Autoencoder):
         return tensor_names.autoencoder_names(config.decoder == "temporal")
+    if isinstance(config, CausalAutoencoder):
+        return causal.names(config)
+    if isinstance(config, PiecewiseAutoencoder):
+        return piecewise.NAMES
     if isinstance(config, LatentUNet):
         if config.temporal_conv:
             return video.stack_unet_names()
@@ -74,7 +84,7 @@ def names(config: Config) -> tensor_names.Names:
     if isinstance(config, T2IAdapter):
         return video.ADAPTER
     if isinstance(config, T5Encoder):
-        return tensor_names.t5_names(config.gated)
+        return tensor_names.t5_names(config.gated, config.offsets_per_layer)
     if isinstance(config, VideoTransformer):
         return transformer.wan_names()
     if isinstance(config, CLIPText):
@@ -84,12 +94,25 @@ def names(config: Config) -> tensor_names.Names:
     raise unknown_kind("a model", config, Config)
 
 
+def original_names(config: Config) -> tensor_names.Names:
+    """How its authors call the tensors of a config. Raises `UserError` for models of which only the layout of diffusers
+    and transformers is written."""
+    if isinstance(config, CausalAutoencoder):
+        return causal.original_names(config)
+    if isinstance(config, T5Encoder) and config.offsets_per_layer and config.gated:
+        return tensor_names.UMT5_ORIGINAL
+    raise UserError(f"the authors' names of a {type(config).__name__} are not written; permitted: CausalAutoencoder, "
+                    "UMT5, or the layout of diffusers and transformers")
+
+
 @functools.lru_cache(maxsize=32)
 def shapes(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
     """Path -> shape of every parameter, without computing anything."""
     more: dict[str, Any] = {}
     if isinstance(config, Autoencoder):
         example = (jnp.zeros((1, config.time_factor, config.factor, config.factor, config.channels)),)
+    elif isinstance(config, CausalAutoencoder | PiecewiseAutoencoder):
+        example = (jnp.zeros((1, 1, config.factor, config.factor, config.channels)),)
     elif isinstance(config, CLIPVision):
         example = (jnp.zeros((1, config.size, config.size, config.channels)),)
     elif isinstance(config, LatentUNet):
@@ -212,15 +235,23 @@ def _write_vision(config: CLIPVision) -> dict[str, Any]:
             "layer_norm_eps": config.epsilon, "projection_dim": config.project or config.width}
 
 
-def _read_t5(fields: Fields) -> T5Encoder:
-    *gate, activation = fields.get("feed_forward_proj", "relu").split("-")
+# What the classes take where `config.json` says nothing.
+T5_SIZES = {"vocab_size": 32128, "d_model": 512, "num_layers": 6, "num_heads": 8, "d_ff": 2048,
+            "feed_forward_proj": "relu"}
+UMT5_SIZES = {"vocab_size": 250112, "d_model": 512, "num_layers": 8, "num_heads": 6, "d_ff": 1024,
+              "feed_forward_proj": "gated-gelu"}
+
+
+def _read_t5(fields: Fields, umt5: bool) -> T5Encoder:
+    default = UMT5_SIZES if umt5 else T5_SIZES
+    sizes = {name: fields.get(name, value) for name, value in default.items()}
+    *gate, activation = sizes["feed_forward_proj"].split("-")
     if gate not in ([], ["gated"]):
         raise UserError(f"{fields.where}: feed_forward_proj={fields.data['feed_forward_proj']!r} is not supported; "
                         "permitted: an activation, or one after 'gated-'")
     return T5Encoder(
-        vocabulary=fields.get("vocab_size", 32128), width=fields.get("d_model", 512),
-        layers=fields.get("num_layers", 6), heads=fields.get("num_heads", 8), head_dim=fields.get("d_kv", 64),
-        hidden=fields.get("d_ff", 2048), gated=bool(gate),
+        vocabulary=sizes["vocab_size"], width=sizes["d_model"], layers=sizes["num_layers"], heads=sizes["num_heads"],
+        head_dim=fields.get("d_kv", 64), hidden=sizes["d_ff"], gated=bool(gate), offsets_per_layer=umt5,
         # The class reads "gated-gelu" as the tanh form, which the weights were trained with.
         activation="gelu_new" if gate and activation == "gelu" else activation,
         buckets=fields.get("relative_attention_num_buckets", 32),
@@ -230,7 +261,8 @@ def _read_t5(fields: Fields) -> T5Encoder:
 
 def _write_t5(config: T5Encoder) -> dict[str, Any]:
     activation = "gelu" if config.gated and config.activation == "gelu_new" else config.activation
-    return {"model_type": "t5", "vocab_size": config.vocabulary, "d_model": config.width, "num_layers": config.layers,
+    return {"model_type": "umt5" if config.offsets_per_layer else "t5",
+            "vocab_size": config.vocabulary, "d_model": config.width, "num_layers": config.layers,
             "num_heads": config.heads, "d_kv": config.head_dim, "d_ff": config.hidden,
             "feed_forward_proj": f"gated-{activation}" if config.gated else activation,
             "relative_attention_num_buckets": config.buckets, "layer_norm_epsilon": config.epsilon,
@@ -243,6 +275,9 @@ KINDS = (
          lambda c: c.decoder == "frames" and not c.ours_alone),
     Kind("AutoencoderKLTemporalDecoder", Autoencoder, _DIFFUSERS, lambda f: _read_autoencoder(f, True),
          _write_autoencoder, lambda c: c.decoder == "temporal"),
+    Kind("AutoencoderKLWan", CausalAutoencoder, _DIFFUSERS, causal.read_causal, causal.write_causal, causal.accepts),
+    Kind("AutoencoderKLCogVideoX", PiecewiseAutoencoder, _DIFFUSERS, piecewise.read_piecewise,
+         piecewise.write_piecewise, piecewise.accepts),
     Kind("UNet2DConditionModel", LatentUNet, _DIFFUSERS, image.read_image_unet, image.image_fields,
          lambda c: not c.video),
     Kind("UNetSpatioTemporalConditionModel", LatentUNet, _DIFFUSERS, image.read_video_unet, image.write_video_unet,
@@ -264,7 +299,10 @@ KINDS = (
          lambda c: bool(c.project)),
     Kind("WanTransformer3DModel", VideoTransformer, _DIFFUSERS, transformer.read_wan, transformer.write_wan,
          transformer.is_wan),
-    Kind("T5EncoderModel", T5Encoder, _TRANSFORMERS, _read_t5, _write_t5, also=("T5ForConditionalGeneration",)),
+    Kind("T5EncoderModel", T5Encoder, _TRANSFORMERS, lambda f: _read_t5(f, False), _write_t5,
+         lambda c: not c.offsets_per_layer, also=("T5ForConditionalGeneration",)),
+    Kind("UMT5EncoderModel", T5Encoder, _TRANSFORMERS, lambda f: _read_t5(f, True), _write_t5,
+         lambda c: c.offsets_per_layer, also=("UMT5ForConditionalGeneration",)),
 )
 
 

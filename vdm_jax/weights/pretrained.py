@@ -196,15 +196,7 @@ def export(
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Writes our parameters by path, tensor by tensor, as `save_pretrained` does."""
-    kind, table, tensors = model_kinds.kind_of(config), model_kinds.names(config), {}
-    for path, tensor in params.items():
-        for layer, (inner, shape) in enumerate(tensor_names.layers(path, tensor.shape, table)):
-            def read(path: str = inner, tensor: Tensor = tensor, layer: int | None = layer if inner != path else None):
-                array = tensor.read()
-                return tensor_names.to_theirs(path, array if layer is None else array[layer], table)
-
-            tensors[tensor_names.their_name(inner, table)] = Tensor(
-                tensor_names.their_shape(inner, shape, table), tensor.dtype, read)
+    kind, tensors = model_kinds.kind_of(config), _renamed(params, model_kinds.names(config))
     dtype = next(iter(tensors.values())).dtype
     constants = {name: value.astype(dtype) for name, value in model_kinds.constants(config).items()}
     write_folder(folder, kind.stem, tensors | lazy(constants.items()), shard_bytes)
@@ -215,6 +207,30 @@ def export(
     same = same_class and kind.write(kind.read(Fields(fields, "config.json"))) == written
     text = json.dumps({**fields, **({} if same else written), **own}, indent=2, sort_keys=True)
     (pathlib.Path(folder) / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def save_original(path: str | os.PathLike, model: Pretrained) -> None:
+    """Writes a model as one safetensors file by the names of its authors; `single_file.py` reads it.
+
+    Raises `UserError` for a model whose authors' names we do not write, parameters that do not match the config, by
+    name, and as `write_file` does.
+    """
+    params = lazy(_checked(model.config, model.params, "parameters").items())
+    write_file(path, _renamed(params, model_kinds.original_names(model.config)), {"format": "pt"})
+
+
+def _renamed(params: Mapping[str, Tensor], table: tensor_names.Names) -> dict[str, Tensor]:
+    """Our parameters by path as tensors of another layout, not read yet."""
+    tensors = {}
+    for path, tensor in params.items():
+        for layer, (inner, shape) in enumerate(tensor_names.layers(path, tensor.shape, table)):
+            def read(path: str = inner, tensor: Tensor = tensor, layer: int | None = layer if inner != path else None):
+                array = tensor.read()
+                return tensor_names.to_theirs(path, array if layer is None else array[layer], table)
+
+            tensors[tensor_names.their_name(inner, table)] = Tensor(
+                tensor_names.their_shape(inner, shape, table), tensor.dtype, read)
+    return tensors
 
 
 def _checked(config: Config, params: Mapping[str, Any], what: str) -> dict[str, Any]:

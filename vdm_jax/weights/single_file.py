@@ -1,4 +1,5 @@
-"""Original checkpoints of Stable Diffusion 1.x and 2.x and Stable Video Diffusion: one safetensors file of all parts.
+"""Original checkpoints: of Stable Diffusion 1.x and 2.x and Stable Video Diffusion, one safetensors file of all parts;
+of Wan, that of the autoencoder and that of the text encoder.
 
 The authors' names become those of the folders of diffusers, tensor by tensor, and from there on a part is read like any
 other (`pretrained.py`). Sizes are read from shapes; what shapes do not show is the released models': 8 attention heads
@@ -14,11 +15,13 @@ import re
 from collections.abc import Callable, Mapping
 
 from vdm_jax.errors import UserError
+from vdm_jax.networks.autoencoders.causal_config import CausalAutoencoder
 from vdm_jax.networks.autoencoders.config import Autoencoder
 from vdm_jax.networks.encoders.clip_text import CLIP_TEXT_H_23, CLIPText
 from vdm_jax.networks.encoders.clip_vision import CLIPVision
+from vdm_jax.networks.encoders.t5 import T5Encoder
 from vdm_jax.networks.latent_unet import LatentUNet
-from vdm_jax.weights import model_kinds
+from vdm_jax.weights import causal_autoencoders, model_kinds, tensor_names
 from vdm_jax.weights.model_kinds import Config
 from vdm_jax.weights.pretrained import export, parameters_of
 from vdm_jax.weights.tensor_files import Tensor, open_file
@@ -55,6 +58,12 @@ def open_single_file(path: str | os.PathLike) -> dict[str, Part]:
     pickles are refused as anywhere.
     """
     tensors = open_file(path)
+    if causal_autoencoders.is_original(tensors):
+        config = causal_autoencoders.config_of(tensors, str(path))
+        return {"vae": Part(config, _of_wan(config, tensors))}
+    if {"token_embedding.weight", "blocks.0.pos_embedding.embedding.weight"} <= set(tensors):
+        config = _umt5(tensors)
+        return {"text_encoder": Part(config, _of_wan(config, tensors))}
     name = system(tensors, str(path))
     parts = {"unet": _unet(_under(tensors, UNET)), "vae": _vae(_under(tensors, VAE))}
     if name == "Stable Video Diffusion":
@@ -80,6 +89,23 @@ def split_single_file(path: str | os.PathLike, out: str | os.PathLike) -> dict[s
     return {name: part.config for name, part in parts.items()}
 
 
+def _of_wan(config: CausalAutoencoder | T5Encoder, tensors: Tensors) -> dict[str, Tensor]:
+    """Tensors under the names of diffusers and transformers; names that are not the authors' stay."""
+    theirs, original = model_kinds.names(config), model_kinds.original_names(config)
+    table = {tensor_names.their_name(path, original): tensor_names.their_name(path, theirs)
+             for path in model_kinds.shapes(config)}
+    return {table.get(name, name): tensor for name, tensor in tensors.items()}
+
+
+def _umt5(tensors: Tensors) -> T5Encoder:
+    words, query = _at(tensors, "token_embedding.weight"), _at(tensors, "blocks.0.attn.q.weight")
+    buckets, heads = _at(tensors, "blocks.0.pos_embedding.embedding.weight").shape
+    return T5Encoder(
+        vocabulary=words.shape[0], width=words.shape[1], heads=heads, head_dim=query.shape[0] // heads, buckets=buckets,
+        layers=1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks.")),
+        hidden=_at(tensors, "blocks.0.ffn.fc1.weight").shape[0], offsets_per_layer=True)
+
+
 def _parameters(path: str | os.PathLike, name: str, part: Part) -> dict[str, Tensor]:
     return parameters_of(part.config, part.tensors, f"{path}: tensors of its {name} are not those of the model")
 
@@ -100,7 +126,8 @@ def system(tensors: Tensors, where: str) -> str:
     raise UserError(f"{where} is no original checkpoint that is known (it has {some}, ...); permitted: {PERMITTED}")
 
 
-PERMITTED = "Stable Diffusion 1.x, Stable Diffusion 2.x, Stable Video Diffusion, with all parts in one file"
+PERMITTED = ("Stable Diffusion 1.x, Stable Diffusion 2.x, Stable Video Diffusion, with all parts in one file; the "
+             "autoencoder of Wan; the text encoder of Wan")
 
 
 def _under(tensors: Tensors, prefix: str) -> dict[str, Tensor]:

@@ -38,11 +38,18 @@ class Names:
     dropped: str = r"(?!)"  # pattern of tensors in files that are no parameters of the model
     # Tensors stored twice: the second name is dropped where the first is there, and stands for it where it is not.
     twice: Lines = ()
+    # Path of a parameter -> dimensions of its tensor, which has more than ours: the last have a size of 1.
+    ranks: tuple[tuple[str, int], ...] = ()
+    volumes: str = r"(?!)"  # pattern of convolutions that are 3-D elsewhere though their kernel has one frame
+    scale: str = LEAVES["scale"]  # what scales are called
     # Beginning of the paths of parameters whose first axis is the layers of a scan, `blocks/block_0/...`: the tables
     # have lines for the layers one by one, `block_7/...`; "": there are none
     stacked: str = ""
     turn: int = 1  # blocks of a turn of the scan
-    volumes: str = r"(?!)"  # pattern of convolutions that are 3-D elsewhere though their kernel has one frame
+
+    def rank(self, path: str) -> int:
+        """Dimensions that the tensor of a parameter has at least."""
+        return next((rank for pattern, rank in self.ranks if re.fullmatch(pattern, path)), 0)
 
 
 PLAIN = Names(modules=())  # of no model: layouts that need no table
@@ -56,7 +63,7 @@ def their_name(path: str, names: Names) -> str:
     module, _, leaf = path.rpartition("/")
     for pattern, template in names.modules:
         if leaf in LEAVES and (match := re.fullmatch(pattern, module)):
-            return f"{match.expand(template)}.{LEAVES[leaf]}"
+            return f"{match.expand(template)}.{names.scale if leaf == 'scale' else LEAVES[leaf]}"
     raise UserError(f"parameter {path!r} has no name in the other layout; permitted: parameters of the model's config")
 
 
@@ -75,18 +82,21 @@ def layers(path: str, shape: tuple[int, ...], names: Names) -> list[tuple[str, t
 
 def their_shape(path: str, shape: tuple[int, ...], names: Names = PLAIN) -> tuple[int, ...]:
     """Shape of the tensor for our parameter."""
-    return tuple(shape[axis] for axis in _axes(path, shape, names))
+    found = tuple(shape[axis] for axis in _axes(path, shape, names))
+    return found + (1,) * (names.rank(path) - len(found))
 
 
 def to_theirs(path: str, array: np.ndarray, names: Names = PLAIN) -> np.ndarray:
     """Our parameter in the other layout, a view."""
     axes = _axes(path, array.shape, names)
-    return (array[0] if len(axes) < array.ndim else array).transpose([a - array.ndim + len(axes) for a in axes])
+    turned = (array[0] if len(axes) < array.ndim else array).transpose([a - array.ndim + len(axes) for a in axes])
+    return turned.reshape(turned.shape + (1,) * (names.rank(path) - turned.ndim))
 
 
 def to_ours(path: str, tensor: np.ndarray, shape: tuple[int, ...], names: Names = PLAIN) -> np.ndarray:
     """Their tensor as our parameter of `shape`, a view."""
     axes = _axes(path, shape, names)
+    tensor = tensor.reshape(tensor.shape[: len(axes)])  # what is left out has a size of 1
     return tensor.transpose(np.argsort(np.array(axes, int))).reshape(shape)
 
 
@@ -155,9 +165,10 @@ CLIP_VISION = Names(
     dropped=r"(vision_model\.)?embeddings\.position_ids")
 
 
-def t5_names(gated: bool) -> Names:
-    """Of the encoder of T5; files of the whole model have a decoder too."""
+def t5_names(gated: bool, offsets_per_layer: bool) -> Names:
+    """Of the encoder of T5 or UMT5; files of the whole model have a decoder too."""
     attention, feed_forward = r"encoder.block.\1.layer.0", r"encoder.block.\1.layer.1"
+    offsets = ".SelfAttention.relative_attention_bias.weight"
     within = {"gate": "wi_0", "expand": "wi_1", "out": "wo"} if gated else {"expand": "wi", "out": "wo"}
     return Names(
         modules=(*prefixed(r"layer_(\d+)_self_attention", f"{attention}.SelfAttention", {**HEADS, "out": "o"}),
@@ -166,8 +177,20 @@ def t5_names(gated: bool) -> Names:
                  (r"layer_(\d+)_norm_feed_forward", f"{feed_forward}.layer_norm"),
                  ("norm", "encoder.final_layer_norm")),
         tensors=(("words", "shared.weight"),
-                 ("offsets", "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight")),
+                 (r"layer_(\d+)_offsets", attention + offsets) if offsets_per_layer
+                 else ("offsets", f"encoder.block.0.layer.0{offsets}")),
         dropped=r"decoder\..*|lm_head\..*", twice=(("shared.weight", "encoder.embed_tokens.weight"),))
+
+
+# UMT5 by the names of the code of Wan, which has the encoder alone.
+UMT5_ORIGINAL = Names(
+    modules=(*prefixed(r"layer_(\d+)_self_attention", r"blocks.\1.attn", {**HEADS, "out": "o"}),
+             *prefixed(r"layer_(\d+)_feed_forward", r"blocks.\1.ffn", {"gate": "gate.0", "expand": "fc1",
+                                                                      "out": "fc2"}),
+             (r"layer_(\d+)_norm_attention", r"blocks.\1.norm1"),
+             (r"layer_(\d+)_norm_feed_forward", r"blocks.\1.norm2"), ("norm", "norm")),
+    tensors=(("words", "token_embedding.weight"),
+             (r"layer_(\d+)_offsets", r"blocks.\1.pos_embedding.embedding.weight")))
 
 
 def residual_lines(ours: str, theirs: str, over_time: bool) -> Lines:

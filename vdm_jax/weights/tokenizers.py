@@ -37,7 +37,7 @@ LONGEST = 10**6  # files say 10^30 where there is no limit
 CLIP_MERGES = 48_894  # that the published models use; the original list has more
 LONGEST_MERGES = 2**24  # characters of their file, unpacked; the authors' has 3 million
 CLIP_ENDS = ("<|startoftext|>", "<|endoftext|>")  # around a text
-SENTINELS = 100  # `<extra_id_0>` ... of T5, after the pieces of its model, the last first
+SENTINELS = 100  # `<extra_id_0>` ... of T5, after the pieces of its model, the last first; UMT5 has 300
 
 
 class Tokens(NamedTuple):
@@ -114,7 +114,7 @@ def open_tokenizer(folder: str | os.PathLike, length: int | None = None) -> Toke
              for name, default in zip(("bos_token", "eos_token", "pad_token"), defaults, strict=True)]
     names[0] = names[0] if kind == "clip" else None
     if kind == "t5" and not (folder / "tokenizer.json").is_file():
-        return _sentencepiece(folder, names, length)
+        return _sentencepiece(folder, names, length, _sentinels(folder, config))
     backend = _backend(folder, kind, [name for name in names if name])
     ids = [None if name is None else backend.token_to_id(name) for name in names]
     for name, number in zip(names, ids, strict=True):
@@ -162,7 +162,7 @@ def clip_tokenizer(path: str | os.PathLike, length: int = 77) -> Tokenizer:
     ends = {name: backend.token_to_id(name) for name in CLIP_ENDS}
 
     def split(text: str) -> Pieces:
-        text, ids, starts = _cleaned(text, path), [], []
+        text, ids, starts = cleaned(text, path).lower(), [], []
         # The pieces are found first, as in the original: "<<|endoftext|>" begins with the piece "<<|", no token.
         for piece, (place, _) in backend.pre_tokenizer.pre_tokenize_str(text):
             found = [ends[piece]] if piece in ends else [token.id for token in backend.model.tokenize(piece)]
@@ -173,11 +173,14 @@ def clip_tokenizer(path: str | os.PathLike, length: int = 77) -> Tokenizer:
     return Tokenizer(split, start=ends[CLIP_ENDS[0]], end=ends[CLIP_ENDS[1]], padding=ends[CLIP_ENDS[1]], length=length)
 
 
-def _cleaned(text: str, path: pathlib.Path) -> str:
-    """The text as the original code of CLIP cleans it before it looks for words."""
+def cleaned(text: str, path: str | os.PathLike) -> str:
+    """The text repaired, without HTML entities and with single spaces, as CLIP and Wan clean theirs.
+
+    Raises `UserError`, which names `path`, where ftfy is needed and missing.
+    """
     if not (text.isascii() and text.replace("\n", " ").replace("\t", " ").isprintable()):
         text = _package("ftfy", path, "metrics").fix_text(text)
-    return " ".join(html.unescape(html.unescape(text)).split()).lower()
+    return " ".join(html.unescape(html.unescape(text)).split())
 
 
 def _framed(backend: Any, start: int | None, end: int, padding: int, length: int) -> Tokenizer:
@@ -192,6 +195,9 @@ def _framed(backend: Any, start: int | None, end: int, padding: int, length: int
 def _kind(folder: pathlib.Path, config: dict[str, Any]) -> str:
     """Whose tokenizer a folder holds."""
     name = config.get("tokenizer_class")
+    if name == "TokenizersBackend":  # of newer versions of transformers, whose file says what it is
+        model = _json(folder / "tokenizer.json").get("model")
+        name = "T5Tokenizer" if isinstance(model, dict) and model.get("type") == "Unigram" else name
     if isinstance(name, str) and name in CLASSES:
         return CLASSES[name]
     if name is not None:
@@ -255,7 +261,15 @@ def _byte_pairs(tokenizers: Any, vocabulary: dict[str, int], merges: Sequence[tu
     return backend
 
 
-def _sentencepiece(folder: pathlib.Path, names: list[str | None], length: int) -> Tokenizer:
+def _sentinels(folder: pathlib.Path, config: dict[str, Any]) -> int:
+    """How many tokens `<extra_id_0>` ... there are. Raises `UserError` for what is no number."""
+    count = config.get("extra_ids", SENTINELS)
+    if type(count) is not int or not 0 <= count <= LONGEST:
+        raise UserError(f"{folder}: tokenizer_config.json has extra_ids={count!r}; permitted: 0 or more")
+    return count
+
+
+def _sentencepiece(folder: pathlib.Path, names: list[str | None], length: int, sentinels: int) -> Tokenizer:
     """T5's tokenizer by the file that it was trained as."""
     package, path = _package("sentencepiece", folder), folder / "spiece.model"
     if not path.is_file():
@@ -267,7 +281,7 @@ def _sentencepiece(folder: pathlib.Path, names: list[str | None], length: int) -
 
     _, end, padding = (None if name is None else model.piece_to_id(name) for name in names)
     count = len(model)
-    special = {f"<extra_id_{i}>": count + SENTINELS - 1 - i for i in range(SENTINELS)}
+    special = {f"<extra_id_{i}>": count + sentinels - 1 - i for i in range(sentinels)}
     special |= {names[1]: end, names[2]: padding, "<unk>": model.unk_id()}
     known = re.compile("(" + "|".join(map(re.escape, special)) + ")")
 
@@ -292,7 +306,7 @@ def _sentencepiece(folder: pathlib.Path, names: list[str | None], length: int) -
     return Tokenizer(split, start=None, end=end, padding=padding, length=length)
 
 
-def _package(name: str, folder: pathlib.Path, extra: str = "pretrained") -> Any:
+def _package(name: str, folder: str | os.PathLike, extra: str = "pretrained") -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:

@@ -43,8 +43,9 @@ def slow(config, parameters):
     slow(clip_vision.CLIP_VISION_H, 632_076_800),  # the image encoder of Stable Video Diffusion
     slow(clip_vision.CLIP_VISION_L, 303_966_208),
     (t5_encoder.T5_SMALL, 35_332_800), (t5_encoder.T5_BASE, 109_628_544), slow(t5_encoder.T5_LARGE, 341_231_104),
-    slow(t5_encoder.T5_XL, 1_223_527_424), slow(t5_encoder.T5_XXL, 4_762_310_656),
-], ids=["text_l", "text_h_23", "text_h", "vision_h", "vision_l", "t5_small", "t5_base", "t5_large", "t5_xl", "t5_xxl"])
+    slow(t5_encoder.T5_XL, 1_223_527_424), slow(t5_encoder.T5_XXL, 4_762_310_656), (t5_encoder.UMT5_XXL, 5_680_910_336),
+], ids=["text_l", "text_h_23", "text_h", "vision_h", "vision_l", "t5_small", "t5_base", "t5_large", "t5_xl", "t5_xxl",
+        "umt5_xxl"])
 def test_published_sizes(config, parameters):
     kind = {clip_text.CLIPText: clip_text.CLIPTextEncoder, clip_vision.CLIPVision: clip_vision.CLIPVisionEncoder,
             t5_encoder.T5Encoder: t5_encoder.T5TextEncoder}[type(config)]
@@ -143,6 +144,18 @@ def test_t5_of_one_layer_is_its_equations(filled):
     gate = np.asarray(ACTIVATIONS["gelu_new"](h @ mlp["gate"]["kernel"]))
     x = x + (gate * (h @ mlp["expand"]["kernel"])) @ mlp["out"]["kernel"]
     np.testing.assert_allclose(run(module, p, tokens)[0], norm(x, p["norm"]["scale"]), atol=1e-4)
+
+
+def test_layers_of_umt5_have_biases_of_their_own(filled):
+    """With the same ones in all layers it is T5."""
+    tokens = jnp.array([[3, 4, 5, 6, 7]])
+    own, shared = (t5_encoder.T5TextEncoder(dataclasses.replace(T5, offsets_per_layer=each)) for each in (True, False))
+    params = filled(own, tokens)
+    alike = {name: value for name, value in params.items() if not name.endswith("_offsets")}
+    both = {**alike, "layer_0_offsets": params["layer_0_offsets"], "layer_1_offsets": params["layer_0_offsets"]}
+    expected = run(shared, {**alike, "offsets": params["layer_0_offsets"]}, tokens)
+    np.testing.assert_allclose(run(own, both, tokens), expected, atol=1e-5)
+    assert np.abs(run(own, params, tokens) - expected).max() > 0.01
 
 
 def test_activations_differ_where_models_do():

@@ -7,17 +7,31 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from vdm_jax.data.text_encoding import CaptionEncoder
 from vdm_jax.generation.released.folder import Folder
 from vdm_jax.generation.released.pictures import for_encoder, open_pictures
+from vdm_jax.networks.encoders.clip_text import CLIPText
 from vdm_jax.networks.encoders.clip_vision import PIXEL_MEAN, PIXEL_STD
 from vdm_jax.parallel.rules import batch_parts, batch_sharding
 from vdm_jax.weights.pretrained import Pretrained
 
 if TYPE_CHECKING:
     from PIL import Image
+
+
+TEXT_LENGTH = 512  # tokens of a text of Wan
+
+
+def padded(
+    vectors: Sequence[Float[np.ndarray, "_ C"]], length: int
+) -> tuple[Float[np.ndarray, "B L C"], Bool[np.ndarray, "B L"]]:
+    """Vectors of texts in one array with zeros after each, and where they are."""
+    mask = np.arange(length)[None] < np.array([[len(text)] for text in vectors])
+    out = np.zeros((*mask.shape, vectors[0].shape[1]), np.float32)
+    out[mask] = np.concatenate(vectors)
+    return out, mask
 
 
 class ReleasedEncoder:
@@ -28,7 +42,8 @@ class ReleasedEncoder:
         self.captions: CaptionEncoder | None = None
         if self.image is None:
             model = networks["text_encoder"]
-            self.captions = CaptionEncoder.of(model, folder.tokenizer(model.config.length), folder.mesh)
+            length = model.config.length if isinstance(model.config, CLIPText) else self._text_length(networks)
+            self.captions = CaptionEncoder.of(model, folder.tokenizer(length), folder.mesh)
             return
         pixels = folder.fields("feature_extractor/preprocessor_config.json")
         self.pixels = pixels.get("image_mean", PIXEL_MEAN), pixels.get("image_std", PIXEL_STD)
@@ -47,9 +62,21 @@ class ReleasedEncoder:
 
     def texts(self, captions: Sequence[str], negative: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """`embeddings` `[B, L, C]`, padding included as the models were trained, and `null_embeddings` of the negative
-        captions, or `[L, C]` of the empty text."""
-        null = np.stack(self.captions(negative)) if negative is not None else self.captions([""])[0]
-        return {"embeddings": np.stack(self.captions(captions)), "null_embeddings": null}
+        captions, or `[L, C]` of the empty text. T5 has zeros after a text, and masks that say where it ends."""
+        found, null = self.captions(captions), self.captions([""] if negative is None else negative)
+        if self.captions.is_clip:
+            return {"embeddings": np.stack(found), "null_embeddings": null[0] if negative is None else np.stack(null)}
+        length = max(map(len, (*found, *null)))
+        (embeddings, mask), (null, null_mask) = padded(found, length), padded(null, length)
+        if negative is None:
+            null, null_mask = null[0], null_mask[0]
+        return {"embeddings": embeddings, "text_mask": mask, "null_embeddings": null, "null_mask": null_mask}
+
+    @staticmethod
+    def _text_length(networks: dict[str, Pretrained]) -> int:
+        """Tokens of a text at most: those that the transformer pads texts to."""
+        transformer = networks.get("transformer")
+        return (transformer and getattr(transformer.config, "text_length", 0)) or TEXT_LENGTH
 
     def pictures(self, images: Sequence[Image.Image]) -> dict[str, Any]:
         """`embeddings` `[B, 1, C]`: each picture as the one token that the network attends to."""

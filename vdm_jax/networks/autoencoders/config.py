@@ -44,6 +44,9 @@ class Autoencoder:
     attention_kernel: str = "auto"  # see `vdm_jax.attention`
     dtype: str = "float32"  # of the activations; the released weights overflow float16
 
+    causal = False  # see `causal_config.py`
+    pieces = (None, None)
+
     def __post_init__(self):
         if any(width % self.groups for width in self.widths):
             raise UserError(f"Autoencoder.widths={self.widths} with groups={self.groups}; permitted: multiples of the "
@@ -73,6 +76,14 @@ class Autoencoder:
     def factor(self) -> int:
         """Pixels of a side per latent."""
         return 2 ** (len(self.widths) - 1)
+
+    def latent_frames(self, frames: int) -> int:
+        """Latents of a clip. Raises `UserError` for frames that do not fit."""
+        factor = self.time_factor
+        if frames % factor:
+            raise UserError(f"video.frames={frames} for an autoencoder of {factor} frames per latent; permitted: "
+                            f"{factor}, {2 * factor}, ...")
+        return frames // factor
 
     @property
     def ours_alone(self) -> bool:

@@ -1,6 +1,7 @@
 """Encoding and decoding of clips too large for memory: some frames at a time, and each frame in tiles.
 
-Both take any function from video to video that changes sizes by constant factors, and go inside each other. Pieces are
+`in_chunks` and `in_tiles` take any function from video to video that changes sizes by constant factors, and go inside
+each other. `in_stream` is for functions that keep what later pieces need of earlier ones, and is exact. Pieces are
 computed one after the other (under `jit` too), so that activations are those of one piece.
 """
 
@@ -22,6 +23,8 @@ from vdm_jax.configuration import Size, SizeOrZero, check_value
 from vdm_jax.errors import UserError
 
 Function = Callable[[Float[Array, "B T H W C"]], Float[Array, "B T2 H2 W2 O"]]
+# A piece of a clip and what the pieces before it left, None at the beginning: its output, and what the next one needs
+Step = Callable[[Float[Array, "B T H W C"], Any], tuple[Float[Array, "B T2 H2 W2 O"], Any]]
 
 
 def in_chunks(
@@ -68,6 +71,37 @@ def in_chunks(
         part = function(video[:, start:])[:, changed(length - rest - start) :]
         out = lax.dynamic_update_slice_in_dim(out, part, changed(length - rest), axis=1)
     return out
+
+
+def in_stream(
+    step: Step, video: Float[Array, "B T H W C"], frames: int, first_frames: int
+) -> Float[Array, "B T2 H2 W2 O"]:
+    """`step` of the first frames, then of `frames` frames at a time.
+
+    The result is that of the whole clip for a `step` that keeps all that later frames depend on. Its state has the same
+    shapes after every piece. Memory is that of one piece, the state and the result. Raises `UserError` where the later
+    frames do not divide.
+    """
+    check_value(frames, Size, "frames")
+    count, rest = divmod(video.shape[1] - first_frames, frames)
+    if rest or count < 0:
+        raise UserError(f"frames={frames} at a time after the first {first_frames} of {video.shape[1]}; permitted: "
+                        "divisors of the later frames")
+    first, state = step(video[:, :first_frames], None)
+    if not count:
+        return first
+    piece = jax.ShapeDtypeStruct((len(video), frames, *video.shape[2:]), video.dtype)
+    part, _ = jax.eval_shape(step, piece, state)
+    out = jnp.zeros((len(video), first.shape[1] + count * part.shape[1], *first.shape[2:]), first.dtype)
+    out = lax.dynamic_update_slice_in_dim(out, first, 0, axis=1)
+
+    def add(carry: tuple[Array, Any], number: Array) -> tuple[tuple[Array, Any], None]:
+        out, state = carry
+        y, state = step(lax.dynamic_slice_in_dim(video, first_frames + number * frames, frames, axis=1), state)
+        place = first.shape[1] + number * part.shape[1]
+        return (lax.dynamic_update_slice_in_dim(out, y, place, axis=1), state), None
+
+    return lax.scan(add, (out, state), jnp.arange(count))[0][0]
 
 
 def in_tiles(

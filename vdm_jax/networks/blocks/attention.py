@@ -52,7 +52,7 @@ class Attention(nn.Module):
     pattern: AttentionPattern | None = Spatial()
     features: int | None = None  # of the output; None: as many as of the input
     joint: bool = True
-    bias: bool = False  # of separate projections
+    bias: bool = False  # of projections
     out_bias: bool = True
     out_init: Initializer = fan_in
     position: str = "none"
@@ -125,7 +125,7 @@ class Attention(nn.Module):
         """Queries, keys, values and those of outside tokens, by joint kernels."""
 
         def project(parts: int, name: str) -> PartedDense:
-            return PartedDense(parts, shape, use_bias=False, dtype=self.dtype, name=name)
+            return PartedDense(parts, shape, use_bias=self.bias, dtype=self.dtype, name=name)
 
         if self.pattern is None:
             return *project(1, "query")(x), None, None, ExtraKeys(*project(2, "key_value")(outside[0]), outside[1])

@@ -36,6 +36,10 @@ class ResidualBlock(nn.Module):
     sharded_axis: str = "frames"  # what of the video the mesh splits, if it does
     temporal: int = 1  # frames of a convolution after each of its own, which starts as the identity
     causal: bool = False  # over frames
+    # Other norms and convolutions, made by their name and by features, kernel, initial value, dtype and name; None:
+    # group norms, and convolutions as the options above say
+    norms: Callable[..., Callable[..., Array]] | None = None
+    convolutions: Callable[..., nn.Module] | None = None
 
     @nn.compact
     def __call__(
@@ -62,10 +66,14 @@ class ResidualBlock(nn.Module):
                             name="shortcut")(x)
         return add_residual(x if self.residual_scale == 1 else x * self.residual_scale, h)
 
-    def _norm(self, name: str) -> nn.Module:
+    def _norm(self, name: str) -> Callable[..., Array]:
+        if self.norms is not None:
+            return self.norms(name=name)
         return GroupNorm(self.groups, self.over, self.epsilon, name=name)
 
     def _convolve(self, h: Array, name: str, init: Initializer, *mixer_inputs: Any) -> Array:
+        if self.convolutions is not None:
+            return self.convolutions(self.features, self.kernel, kernel_init=init, dtype=self.dtype, name=name)(h)
         options = {"dtype": self.dtype, "sharded_axis": self.sharded_axis, "temporal": self.temporal,
                    "causal": self.causal}
         return Convolution(self.features, self.kernel, kernel_init=init, name=name, **options)(h, *mixer_inputs)

@@ -1,7 +1,9 @@
-"""The encoder of T5 version 1.1 (Raffel et al. 2020, arXiv 1910.10683; gated feed-forward: Shazeer 2020, 2002.05202).
+"""The encoder of T5 version 1.1 (Raffel et al. 2020, arXiv 1910.10683; gated feed-forward: Shazeer 2020, 2002.05202)
+and of UMT5 (Chung et al. 2023, arXiv 2304.09151).
 
-The text encoder of Imagen (XXL) and of many video models. No biases, root-mean-square norms, logits that are not
-scaled, and positions as a bias per bucket of offsets that all layers share.
+The text encoder of Imagen (XXL) and of many video models; UMT5-XXL is that of Wan. No biases, root-mean-square norms,
+logits that are not scaled, and positions as a bias per bucket of offsets, which all layers of T5 share and each layer
+of UMT5 has for itself.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ class T5Encoder:
     gated: bool = True  # version 1.1; the first version has no gate
     buckets: Annotated[int, Range(least=4, cap=2**16)] = 32  # of offsets between tokens
     bucket_distance: Count = 128  # tokens; further offsets share the last bucket of their side
+    offsets_per_layer: bool = False  # biases of the buckets in every layer: UMT5
     epsilon: Positive = 1e-6  # of the norms
     dtype: str = "float32"  # of the projections; norms and the residual stream are float32, which the weights need
 
@@ -43,6 +46,7 @@ T5_BASE = T5Encoder()
 T5_LARGE = T5Encoder(width=1024, layers=24, heads=16, hidden=2816)
 T5_XL = T5Encoder(width=2048, layers=24, heads=32, hidden=5120)
 T5_XXL = T5Encoder(width=4096, layers=24, heads=64, hidden=10240)
+UMT5_XXL = T5Encoder(vocabulary=256384, width=4096, layers=24, heads=64, hidden=10240, offsets_per_layer=True)
 
 
 class RMSNorm(nn.Module):
@@ -69,14 +73,19 @@ class T5TextEncoder(nn.Module):
     def __call__(self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"] | None = None) -> Float[Array, "B L C"]:
         spec, dtype = self.config, jnp.dtype(self.config.dtype)
         table = self.param("words", nn.initializers.normal(1.0), (spec.vocabulary, spec.width))
-        offsets = self.param("offsets", nn.initializers.normal(0.02), (spec.buckets, spec.heads))
         index = bucket_index(tokens.shape[1], spec.buckets, spec.bucket_distance)
-        bias = jnp.moveaxis(offsets[index], -1, 0)  # [K, L, L]
+
+        def biases(name: str) -> Float[Array, "K L L"]:
+            offsets = self.param(name, nn.initializers.normal(0.02), (spec.buckets, spec.heads))
+            return jnp.moveaxis(offsets[index], -1, 0)
+
+        shared = None if spec.offsets_per_layer else biases("offsets")
         x = table[tokens].astype(jnp.float32)
         for i in range(spec.layers):
             attention = Attention(spec.head_dim, spec.heads, Temporal(), joint=False, out_bias=False, scaled=False,
                                   dtype=dtype, name=f"layer_{i}_self_attention")  # tokens stand where frames do
             h = RMSNorm(spec.epsilon, name=f"layer_{i}_norm_attention")(x)
+            bias = biases(f"layer_{i}_offsets") if shared is None else shared
             x = x + attention(h, frame_valid=mask, bias=bias)
             h = RMSNorm(spec.epsilon, name=f"layer_{i}_norm_feed_forward")(x)
             x = x + FeedForward(spec.hidden, activation=spec.activation, gate="separate" if spec.gated else "none",
