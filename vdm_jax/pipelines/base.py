@@ -24,6 +24,7 @@ from vdm_jax.generation.released.models import (
     parameters_of,
     stage_of,
 )
+from vdm_jax.generation.released.transformers import FIRST, SECOND
 from vdm_jax.parallel.rules import batch_parts
 from vdm_jax.pipelines import arguments
 from vdm_jax.pipelines.progress import shown
@@ -59,11 +60,18 @@ class LatentPipeline:
         Raises `UserError` as `read_lora` does; nothing has changed then.
         """
         before, captions = self._without_loras
-        targets = {name: target_of(before[name].config) for name in (NETWORK, TEXT) if name in before}
+        if SECOND in before and loras:
+            raise UserError(f"{len(loras)} LoRAs for a model of two experts, of which files do not say which one they "
+                            "are for; permitted: a model of one transformer", "loras")
+        parts = {FIRST if FIRST in before else NETWORK: NETWORK, TEXT: TEXT}
+        parts = {name: network for name, network in parts.items() if name in before and (
+            name != TEXT or FIRST not in before)}
+        targets = {network: target_of(before[name].config) for name, network in parts.items()}
         read = [(read_lora(path, targets), weight) for path, weight in loras.items()]
         self.models = dict(before)
         for name, model in before.items():
-            if adapters := [(found[name], weight) for found, weight in read if name in found]:
+            network = parts.get(name)
+            if adapters := [(found[network], weight) for found, weight in read if network in found]:
                 params = merged_on(self.mesh, model.params, adapters)
                 self.models[name] = dataclasses.replace(model, params=params)
         if captions is not None:
@@ -85,7 +93,7 @@ class LatentPipeline:
             dtypes = " and ".join(sorted({leaf.dtype.name for leaf in leaves}))
             lines.append(f"  {name}: {type(model.config).__name__}, {_counted(count)} parameters, {dtypes}")
         own = self.scheduler.options
-        lines.append(f"  scheduler: {self.scheduler.name}, predicts {own['prediction_type']}, "
+        lines.append(f"  scheduler: {self.scheduler.name}, predicts {own.get('prediction_type', 'flow')}, "
                      f"{own['num_train_timesteps']} timesteps")
         if self.mesh.size > 1:
             axes = (f"{axis}={size}" for axis, size in self.mesh.shape.items() if size > 1)

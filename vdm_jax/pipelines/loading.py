@@ -12,6 +12,7 @@ from vdm_jax.pipelines.base import LatentPipeline
 from vdm_jax.pipelines.image_to_video import ImageToVideo
 from vdm_jax.pipelines.text_to_image import AdaptedTextToImage, ControlledTextToImage, TextToImage
 from vdm_jax.pipelines.text_to_video import AnimateDiff, ControlledAnimateDiff, TextToVideo
+from vdm_jax.pipelines.wan import WanTextToVideo
 
 # Class in `model_index.json` -> what makes a pipeline of the folder. Further ones are added here.
 PIPELINES: dict[str, Callable[[Folder], LatentPipeline]] = {
@@ -23,6 +24,7 @@ PIPELINES: dict[str, Callable[[Folder], LatentPipeline]] = {
     "StableDiffusionPipeline": TextToImage,
     "StableVideoDiffusionPipeline": ImageToVideo,
     "TextToVideoSDPipeline": TextToVideo,
+    "WanPipeline": WanTextToVideo,
 }
 
 
@@ -38,7 +40,8 @@ def from_pretrained(
         stays in float32 where float16 is asked for, which it overflows.
       variant: part of the weights' file names, such as `fp16`; parts of the pipeline without it have plain names.
       scheduler: sampled with instead of the folder's, by the noise that its file states: ddim, ddpm, deis, dpm++,
-        dpm++_3m, dpm++_sde, edm_euler, euler, euler_ancestral, heun, lcm, lms, pndm, unipc, or a class of diffusers.
+        dpm++_3m, dpm++_sde, edm_euler, euler, euler_ancestral, flow_euler, heun, lcm, lms, pndm, unipc, or a class of
+        diffusers.
       mesh: devices per axis, for weights split over several of them; one device by default.
 
     Tensors are read one by one: at no time is there more in memory than the model and its largest tensor.

@@ -62,7 +62,8 @@ class InitFrom:
 
 @config
 class InitFromFile:
-    """Weights of an open latent U-Net, as which or in place of whose image layers a `LatentNetwork` begins."""
+    """Weights of an open latent U-Net, as which or in place of whose image layers a `LatentNetwork` begins, or of a
+    released video transformer, as which a `VideoTransformer` does."""
 
     path: str  # .safetensors file that `vdm-jax convert` wrote
 

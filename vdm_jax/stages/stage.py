@@ -23,8 +23,8 @@ from vdm_jax.diffusion.guidance import in_turn
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.thresholds import Threshold
 from vdm_jax.errors import UserError
+from vdm_jax.networks.config import UNet
 from vdm_jax.networks.kinds import Network
-from vdm_jax.networks.latent_network import LatentNetwork
 from vdm_jax.parallel.mesh import MeshSpec
 from vdm_jax.stages.distillation import check_distillation
 from vdm_jax.stages.latent import Latent
@@ -280,9 +280,9 @@ def check_space(stage: Stage) -> None:
         raise UserError(f"{where}: source={stage.source} with {type(network).__name__}.first_frame="
                         f"{network.first_frame} and latent={'given' if latent else None}; "
                         "permitted: FirstFrame exactly with a LatentNetwork that takes it, in latents")
-    if isinstance(stage.training.init_from, InitFromFile) and not isinstance(network, LatentNetwork):
+    if isinstance(stage.training.init_from, InitFromFile) and isinstance(network, UNet):
         raise UserError(f"{where}: training.init_from={stage.training.init_from} with a UNet; permitted: a "
-                        "LatentNetwork, whose tensors such files have")
+                        "LatentNetwork or a VideoTransformer, whose tensors such files have")
     if latent is not None:
         _check_latent(stage, latent, where)
 

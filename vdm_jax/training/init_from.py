@@ -17,6 +17,7 @@ from vdm_jax.networks.kinds import Network
 from vdm_jax.networks.latent_network import LatentNetwork
 from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.networks.lora import adapted
+from vdm_jax.networks.transformer.config import VideoTransformer
 from vdm_jax.runs.directory import find_run, load_stage, read_cascade
 from vdm_jax.runs.manifest import Damaged
 from vdm_jax.runs.teachers import teacher_params
@@ -30,6 +31,7 @@ from vdm_jax.weights.inflation import Inflation, plan_inflation
 from vdm_jax.weights.latent_inflation import plan_latent_inflation
 from vdm_jax.weights.pretrained import load_imported
 from vdm_jax.weights.safetensors import flatten
+from vdm_jax.weights.signatures import mismatch
 
 # Parameters of an autoencoder that one of images does not have.
 _OVER_TIME = re.compile(r"/temporal/|/temporal_attention/|/temporal_residual/|/mix/|/out_temporal/")
@@ -45,9 +47,13 @@ def starting_weights(stage: Stage, run: Path, damaged: Damaged = "refuse") -> tu
     shapes = network_shapes(stage)
     if isinstance(start, InitFromFile):
         model = load_imported(start.path)
-        if not isinstance(model.config, LatentUNet):
+        if isinstance(stage.network, VideoTransformer) and isinstance(model.config, VideoTransformer):
+            where = f"Stage {stage.name!r}: training.init_from.path={start.path!r}"
+            return plan_transformer(stage.network, shapes, model.config, model.params, where), model.params
+        if not isinstance(model.config, LatentUNet) or isinstance(stage.network, VideoTransformer):
             raise UserError(f"Stage {stage.name!r}: training.init_from.path={start.path!r} holds a "
-                            f"{type(model.config).__name__}; permitted: a LatentUNet")
+                            f"{type(model.config).__name__}; permitted: a "
+                            f"{'VideoTransformer' if isinstance(stage.network, VideoTransformer) else 'LatentUNet'}")
         return plan_latent_inflation(stage.network.unet, shapes, model.config, model.params), model.params
     folder = run if start.run is None else find_run(start.run)
     source = read_cascade(folder).stage(start.stage)
@@ -140,6 +146,8 @@ def planned(network: Network, shapes: Any, source: Network, source_shapes: Any) 
     """How one network begins as another of its kind. Raises `UserError` for two kinds, and as their plans do."""
     if isinstance(network, UNet) and isinstance(source, UNet):
         return plan_inflation(network, shapes, source, source_shapes)
+    if isinstance(network, VideoTransformer) and isinstance(source, VideoTransformer):
+        return plan_transformer(network, shapes, source, source_shapes, "the network")
     if not (isinstance(network, LatentNetwork) and isinstance(source, LatentNetwork)):
         raise UserError(f"a {type(network).__name__} that is to begin as a {type(source).__name__}; permitted: two of "
                         "a kind")
@@ -147,3 +155,25 @@ def planned(network: Network, shapes: Any, source: Network, source_shapes: Any) 
         raise UserError(f"LatentNetwork.text={network.text} of a network that is to begin as one with {source.text}; "
                         "permitted: the same")
     return plan_latent_inflation(network.unet, shapes, source.unet, source_shapes)
+
+
+# Fields of a video transformer that decide what tensors of the same shapes compute.
+MEANING = ("heads", "patch", "rotary", "qk_norm", "modulation", "level_encoding", "text", "text_tokens", "text_length",
+           "cross_norm", "mask_channels", "patch_order", "epsilon", "boundary")
+
+
+def plan_transformer(
+    network: VideoTransformer, shapes: Any, source: VideoTransformer, source_shapes: Any, where: str
+) -> Inflation:
+    """How one video transformer begins as another of the same layers. Patterns may differ: a causal one begins as one
+    that sees all frames. Raises `UserError`, beginning with `where`, for other layers, and fields that differ."""
+    for name in MEANING:
+        if getattr(network, name) != getattr(source, name):
+            raise UserError(f"{where} begins as a VideoTransformer of {name}={getattr(source, name)}, and has {name}="
+                            f"{getattr(network, name)}; permitted: the same", f"VideoTransformer.{name}")
+    ours, theirs = ({name: str(list(leaf.shape)) for name, leaf in flatten(tree).items()}
+                    for tree in (shapes, source_shapes))
+    if text := mismatch(theirs, ours):
+        raise UserError(f"{where} begins as a VideoTransformer of other layers: {text}; permitted: one of the same",
+                        "Training.init_from")
+    return Inflation({f"/{name}": f"/{name}" for name in ours}, (), (), None, 1)

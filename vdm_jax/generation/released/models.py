@@ -21,6 +21,7 @@ from vdm_jax.conditions.scalars import WEIGHT
 from vdm_jax.data.embeddings import EncoderFolder
 from vdm_jax.errors import UserError
 from vdm_jax.generation.generator import Generator
+from vdm_jax.generation.released import transformers
 from vdm_jax.generation.released.encoders import ReleasedEncoder
 from vdm_jax.generation.released.folder import INDEX, Folder, open_folder
 from vdm_jax.generation.released.schedulers import Scheduler
@@ -66,6 +67,7 @@ KINDS = {
     "StableDiffusionPipeline": Kind("image", 1, 1, 50, (7.5, 7.5)),
     "StableVideoDiffusionPipeline": Kind("video", 14, 7, 25, (1.0, 3.0), (576, 1024)),
     "TextToVideoSDPipeline": Kind("video", 16, 8, 50, (9.0, 9.0), threshold_per="frame"),
+    "WanPipeline": Kind("video", 81, 16, 50, (5.0, 5.0), (480, 832)),  # and as `transformers.usual` says
 }
 
 
@@ -85,6 +87,8 @@ def networks_of(folder: Folder, weights: bool = True) -> dict[str, Pretrained]:
     """The networks of a pipeline by the names of their folders, motion modules joined to the U-Net; without `weights`
     their configs alone. Raises `UserError` for what is missing or does not fit."""
     kind_of(folder)
+    if folder.kind in transformers.PIPELINES:
+        return transformers.networks_of(folder, weights)
     unet, vae = (folder.model(part, wanted, weights) for part, wanted in (("unet", LatentUNet), ("vae", Autoencoder)))
     if folder.kind.startswith("AnimateDiff") and unet.config.motion is None:  # the two are in folders of their own
         adapter = folder.model("motion_adapter", MotionAdapter, weights)
@@ -134,12 +138,16 @@ def _check(folder: Folder, networks: dict[str, Pretrained]) -> None:
 
 def parameters_of(networks: dict[str, Pretrained]) -> dict[str, Any]:
     """Of a stage's network: the U-Net's, and those of ControlNets next to them."""
+    if transformers.FIRST in networks:
+        return transformers.parameters_of(networks)
     control = control_nets_of(networks)
     return networks["unet"].params | {f"control_net_{name}": model.params for name, model in control.items()}
 
 
 def stage_of(folder: Folder, networks: dict[str, Pretrained], scheduler: Scheduler | None = None) -> Stage:
     """The stage that a pipeline is, sampled as its authors do."""
+    if folder.kind in transformers.PIPELINES:
+        return transformers.stage_of(folder, networks, scheduler)
     kind, unet, vae = kind_of(folder), networks["unet"], networks["vae"].config
     scheduler = dataclasses.replace(scheduler or folder.scheduler(), threshold_per=kind.threshold_per)
     pictured = "image_encoder" in networks
@@ -166,7 +174,9 @@ def stage_of(folder: Folder, networks: dict[str, Pretrained], scheduler: Schedul
 def experiment_of(folder: Folder, networks: dict[str, Pretrained], mesh: MeshSpec | None = None) -> Experiment:
     """The experiment that a pipeline is: one stage, and no data."""
     text = networks.get("text_encoder")
-    encoder = text and EncoderFolder(path=str(folder.path.absolute()), length=text.config.length)
+    length = networks[transformers.FIRST].config.text_length if transformers.FIRST in networks else (
+        text and text.config.length)
+    encoder = text and EncoderFolder(path=str(folder.path.absolute()), length=length)
     return Experiment(name=folder.path.absolute().name, stages=(stage_of(folder, networks),), encoder=encoder,
                       mesh=mesh or MeshSpec())
 

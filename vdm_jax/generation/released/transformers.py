@@ -1,0 +1,87 @@
+"""Pipelines of Wan as experiments of one stage: a transformer, or two experts by noise level, over causal latents."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from vdm_jax.conditions.frame_masks import FrameMask, NoMask
+from vdm_jax.conditions.text import EmbeddedText
+from vdm_jax.errors import UserError
+from vdm_jax.generation.released.folder import Folder
+from vdm_jax.generation.released.schedulers import Scheduler
+from vdm_jax.networks.autoencoders.causal_config import CausalAutoencoder
+from vdm_jax.networks.encoders.t5 import T5Encoder
+from vdm_jax.networks.transformer.config import VideoTransformer
+from vdm_jax.stages.latent import Latent
+from vdm_jax.stages.options import Training
+from vdm_jax.stages.stage import Stage, VideoSpec
+from vdm_jax.weights.pretrained import Pretrained
+
+PIPELINES = ("WanPipeline",)
+FIRST, SECOND = "transformer", "transformer_2"  # that for much noise, where there are two
+# What the authors sample with: frames, frames per second, height and width, steps, scale s = 1 + w of the guidance, and
+# that of the expert for much noise
+WAN21, WAN22, WAN22_5B = ((81, 16.0, 480, 832, 50, 5.0, None), (81, 16.0, 480, 832, 40, 3.0, 4.0),
+                          (121, 24.0, 704, 1280, 50, 5.0, None))
+CHANNELS_5B = 48  # of latents, by which the 5B model of Wan 2.2 is known
+
+
+def networks_of(folder: Folder, weights: bool = True) -> dict[str, Pretrained]:
+    """The networks by the names of their folders. Raises `UserError` for parts that are missing or do not fit."""
+    found = {part: folder.model(part, wanted, weights) for part, wanted in (
+        (FIRST, VideoTransformer), ("vae", CausalAutoencoder), ("text_encoder", T5Encoder))}
+    if folder.holds(SECOND):
+        found[SECOND] = folder.model(SECOND, VideoTransformer, weights)
+    network, vae, text = (found[part].config for part in (FIRST, "vae", "text_encoder"))
+    wanted = {"out_channels": vae.latent_channels, "text": EmbeddedText(width=text.width), "frame_conditioning": "none",
+              "conditions": ()}
+    for name, value in wanted.items():
+        if getattr(network, name) != value:
+            raise UserError(f"{folder.path / FIRST}: {name}={getattr(network, name)}; permitted with the other parts "
+                            f"of {folder.kind}: {value}")
+    if SECOND in found and found[SECOND].config != network:
+        raise UserError(f"{folder.path / SECOND} is another network than {FIRST}/; permitted: two of the same sizes")
+    return found
+
+
+def network_of(folder: Folder, networks: dict[str, Pretrained]) -> VideoTransformer:
+    """The network of the stage. Raises `UserError` for two experts without a boundary."""
+    network, boundary = networks[FIRST].config, folder.index.get("boundary_ratio")
+    if SECOND in networks:
+        if not isinstance(boundary, float):
+            raise UserError(f"{folder.path}: boundary_ratio={boundary!r} with {SECOND}/; permitted: a number between 0 "
+                            "and 1")
+        return dataclasses.replace(network, boundary=boundary)
+    given = "in_place" if folder.index.get("expand_timesteps") else "none"
+    return dataclasses.replace(network, frame_conditioning=given)
+
+
+def parameters_of(networks: dict[str, Pretrained]) -> dict[str, Any]:
+    """Of the stage's network: the transformer's, or those of both experts."""
+    if SECOND in networks:
+        return {"high": networks[FIRST].params, "low": networks[SECOND].params}
+    return networks[FIRST].params
+
+
+def usual(networks: dict[str, Pretrained]) -> tuple[int, float, int, int, int, float, float | None]:
+    """What the authors of a model sample with, as `WAN21` has it."""
+    if networks["vae"].config.latent_channels == CHANNELS_5B:
+        return WAN22_5B
+    return WAN22 if SECOND in networks else WAN21
+
+
+def stage_of(folder: Folder, networks: dict[str, Pretrained], scheduler: Scheduler | None = None) -> Stage:
+    """The stage that a pipeline is, sampled as its authors do; the shift is that of the scheduler's file."""
+    scheduler, network = scheduler or folder.scheduler(), network_of(folder, networks)
+    if scheduler.flow is None:
+        raise UserError(f"{folder.path}: scheduler={scheduler.name} without flow sigmas; permitted: those of flow "
+                        "matching, UniPCMultistepScheduler with use_flow_sigmas or FlowMatchEulerDiscreteScheduler")
+    frames, fps, height, width, steps, scale, high = usual(networks)
+    training = Training(masking=(FrameMask(first=1), NoMask())) if network.conditioning_frames else Training()
+    return Stage(
+        name="video", video=VideoSpec(frames=frames, height=height, width=width, fps=fps),
+        latent=Latent(autoencoder=networks["vae"].config), network=network, process=scheduler.process,
+        training=training,
+        sampling=scheduler.sampling(steps=steps, guidance=scale - 1,
+                                    high_noise_guidance=None if high is None else high - 1))

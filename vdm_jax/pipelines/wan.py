@@ -1,0 +1,83 @@
+"""Videos of texts by Wan 2.1 and 2.2 (Wan Team 2025, arXiv 2503.20314)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from vdm_jax.errors import UserError
+from vdm_jax.generation.generator import Generated, Progress
+from vdm_jax.generation.released import transformers
+from vdm_jax.pipelines import arguments
+from vdm_jax.pipelines.base import FromText
+from vdm_jax.stages.stage import Stage
+
+
+class WanTextToVideo(FromText):
+    """Videos of texts, by one transformer or by two experts.
+
+        pipeline = vdm_jax.from_pretrained("Wan2.1-T2V-1.3B-Diffusers", dtype="bfloat16")
+        pipeline("a cat on a surfboard", num_frames=33, seed=3).save("cat.mp4")
+    """
+
+    @property
+    def default_scale(self) -> float:
+        """Guidance that the authors sample with, as a scale; of experts, that for little noise."""
+        return transformers.usual(self.models)[5]
+
+    def __call__(
+        self, prompt: str | Sequence[str], *, negative_prompt: str | Sequence[str] | None = None,
+        height: int | None = None, width: int | None = None, num_frames: int | None = None,
+        num_inference_steps: int | None = None, guidance: float | None = None, guidance_scale: float | None = None,
+        high_noise_guidance_scale: float | None = None, num_per_prompt: int = 1, fps: int | None = None,
+        decode_chunk_size: int | None = None, seed: int = 0, latents: Float[np.ndarray, "B T H W C"] | None = None,
+        progress: Progress | bool | None = None,
+    ) -> Generated:
+        """Generate videos, one per prompt or `num_per_prompt`.
+
+        Args:
+          prompt: what the videos should show.
+          negative_prompt: what they should not show; one for all or one for each prompt; None: nothing. The authors
+            sample with a long Chinese one.
+          height, width: pixels, multiples of 16 (of 32 for the 5B model); 480x832 by default (704x1280).
+          num_frames: of a video, 1 + 4n; 81 by default (121).
+          num_inference_steps: of the scheduler; 50 by default, 40 with experts.
+          guidance: w in cond + w (cond - uncond); 0 is off and takes half the time; 4 by default, 2 with experts.
+          guidance_scale: the same as s = 1 + w; up to 1 is off. One of the two.
+          high_noise_guidance_scale: that of the expert for much noise; 4 by default where the other is not given, else
+            the same as that.
+          num_per_prompt: videos of each prompt.
+          fps: frames per second of the file that is written; 16 by default (24).
+          decode_chunk_size: latents decoded at a time; all by default. The result is the same.
+          seed: same seed, same place in the batch, same video.
+          latents: `[B, T, h, w, C]`, standard normal noise to begin with; drawn from the seed by default.
+          progress: called with ("denoising", steps done, steps); a bar on a terminal by default; False: nothing.
+
+        Raises `UserError` for sizes that the model cannot take and for numbers of texts that do not fit.
+        """
+        frames, rate, _, _, steps, _, high = transformers.usual(self.models)
+        frames, steps = num_frames or frames, steps if num_inference_steps is None else num_inference_steps
+        if high_noise_guidance_scale is not None:
+            arguments.number("high_noise_guidance_scale", high_noise_guidance_scale)
+            if high is None:
+                raise UserError(f"high_noise_guidance_scale={high_noise_guidance_scale} for one transformer; "
+                                "permitted: None, or a model of two experts", "high_noise_guidance_scale")
+            high = high_noise_guidance_scale
+        elif guidance is not None or guidance_scale is not None:
+            high = None
+        arguments.video(frames=frames, fps=int(fps or rate), chunk=decode_chunk_size)
+        return self.sample(prompt, negative_prompt, num_per_prompt, (frames, height, width), steps,
+                           (guidance, guidance_scale), seed, latents, progress, fps=int(fps or rate),
+                           chunk=decode_chunk_size, high=None if high is None else float(high) - 1)
+
+    def generate(
+        self, stage: Stage, captions: tuple[str, ...], guidance: Any, *more: Any, high: float | None = None,
+        **given: Any,
+    ) -> Generated:
+        """As of all pipelines, with the weight of the guidance of the expert for much noise."""
+        sampling = dataclasses.replace(stage.sampling, high_noise_guidance=high if guidance else None)
+        return super().generate(dataclasses.replace(stage, sampling=sampling), captions, guidance, *more, **given)
