@@ -92,6 +92,14 @@ def test_guidance_has_the_same_help_everywhere(command, capsys):
     assert "s in uncond + s (cond - uncond), of a cascade's first stage; 1 is off. --guidance is s - 1" in found
 
 
+def test_features_are_kept_where_that_is_asked_for(trained, tmp_path, fails):
+    arguments = ["sample", str(trained), "a red 3 moving left", "--last", "base", "--out", "x.png"]
+    assert main([*arguments, "--cache", "2"]) == 0 and (tmp_path / "x.png").is_file()
+    assert "--cache=1 2 (Cache.steps=(1, 2); permitted: ascending numbers from 0" in fails(
+        *arguments, "--cache", "1", "2")
+    assert "sampling.cache.steps=(0, 900) with" in fails(*arguments, "--cache", "0", "900")
+
+
 def test_a_picture_becomes_the_first_frame(trained, tmp_path, fails):
     from PIL import Image
 

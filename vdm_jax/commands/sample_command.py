@@ -35,6 +35,7 @@ class Sample:
       vdm-jax sample captioned_digits_full "a red 3 moving left" --out three.gif
       vdm-jax sample runs/captioned_digits "a blue 7 bouncing" "a green one rising" --count 4 --seed 7 --out grid.mp4
       vdm-jax sample captioned_digits "a red 3 bouncing" --last base --frames 32 --out long.gif
+      vdm-jax sample captioned_digits "a red 3 bouncing" --cache 3 --out quick.gif
       vdm-jax sample captioned_digits "a red 3 bouncing" --image three.png --out animated.gif
       vdm-jax sample my_videos --count 4 --out new.mp4
       vdm-jax sample edges_run "a dancer of glass" --control dance.mp4 --out glass.mp4
@@ -50,6 +51,9 @@ class Sample:
     seed: Seed = 0
     count: Count = 1  # videos for each caption (or label, or picture)
     steps: SamplingSteps | None = None  # sampler steps of every stage; each stage's own by default
+    # Keep deep features of the network from step to step, of every stage: one number N evaluates the whole network at
+    # every N-th step, several are the numbers of these steps, from 0. The config's plan by default; 1 is off
+    cache: tuple[CountOrZero, ...] = ()
     guidance: GUIDANCE = None
     guidance_scale: GUIDANCE_SCALE = None
     # Instead, NAME=SCALE of conditions that come in one after the other, of the first stage: text=7.5 control=3. 1 is
@@ -129,8 +133,8 @@ def main(arguments: Sequence[str]) -> int:
     scripts = [script for script in scripts for _ in range(options.count)]
     said = [caption for script in scripts for _, caption in script.prompts] or captions
     labels = [label for label in options.labels for _ in range(options.count)] or None
-    common = {"seed": options.seed, "steps": options.steps, "guidance": options.guidance,
-              "guidance_scale": options.guidance_scale, "guide": guides(options.guide),
+    common = {"seed": options.seed, "steps": options.steps, "cache": cache_of(options.cache),
+              "guidance": options.guidance, "guidance_scale": options.guidance_scale, "guide": guides(options.guide),
               "labels": labels, "split_guidance": options.split_guidance,
               "masked_video": pictured(options, generator.experiment), "fps": options.fps,
               "references": referenced(options, generator.experiment),
@@ -307,6 +311,18 @@ def _pictures(name: str, options: Sample, video: Any) -> Any:
     return _for_each(pictures, options)
 
 
+def cache_of(numbers: Sequence[int]) -> Any:
+    """The plan of `--cache`, None without it. Raises `UserError` for numbers that are none."""
+    from vdm_jax.diffusion.caching import Cache
+
+    if not numbers:
+        return None
+    try:
+        return Cache(every=numbers[0]) if len(numbers) == 1 else Cache(steps=tuple(numbers))
+    except UserError as error:
+        raise UserError(f"--cache={' '.join(map(str, numbers))} ({error})") from None
+
+
 def guides(terms: Sequence[str]) -> dict[str, float] | None:
     """Scales by name of `--guide`, None without any. Raises `UserError` for what is not NAME=NUMBER, and a name twice.
     """
@@ -336,6 +352,7 @@ def check(options: Sample) -> None:
             raise UserError(f"--control={path} does not exist; permitted: a video, a picture, a folder of pictures "
                             "or .json of strokes")
     one_guidance(options.guidance, options.guidance_scale, guides(options.guide))
+    cache_of(options.cache)
     weighted_files("--lora", options.lora)
     if options.style_weight is not None and options.style is None:
         raise UserError(f"--style-weight={options.style_weight} is not valid; permitted: 0 to 1, with --style RUN")

@@ -9,6 +9,7 @@ from jaxtyping import Array, ArrayLike, Float, Key
 
 from vdm_jax.configuration import SamplingSteps, ShareAboveZero, check_value
 from vdm_jax.diffusion.arrays import Denoiser, Hook, Video, noise_from_keys
+from vdm_jax.diffusion.caching import CachedDenoiser
 from vdm_jax.diffusion.frame_schedules import FrameSchedule, steps_of_matrix
 from vdm_jax.diffusion.grids import default_grid
 from vdm_jax.diffusion.process import Process
@@ -43,7 +44,7 @@ def sampling_levels(
 
 def sample(
     sampler: Sampler,
-    denoise: Denoiser,
+    denoise: Denoiser | CachedDenoiser,
     keys: Key[Array, " B"],
     shape: tuple[int, ...],
     process: Process,
@@ -65,7 +66,8 @@ def sample(
 
     Args:
       sampler: which step to take and on which grid of levels.
-      denoise: `(z, logsnr [B]) -> x_hat`, guidance and thresholding included.
+      denoise: `(z, logsnr [B]) -> x_hat`, guidance and thresholding included; one that keeps features is given those
+        of the step before.
       keys: one typed threefry key per video. Video b depends on keys[b] and on nothing else in the batch.
       process: its schedule gives levels and family; the denoiser already knows the rest.
       steps: evaluations of the denoiser; `Heun` and `DDPMLangevin` make 2 * steps - 1.
@@ -100,16 +102,17 @@ def sample(
     else:
         grid_steps, std = jax.tree.map(jnp.asarray, discretisation.steps), discretisation.initial_std
     carry = walk.begin(keys, grid_steps.level[0], initial, noise=noise, std=std)
+    carry = walk.with_features(denoise, carry, grid_steps.level[0])
 
     def body(carry: Carry, step: Step) -> tuple[Carry, Video | None]:
         carry, x_hat = walk.advance(denoise, keys, carry, step)
         return carry, (x_hat if trajectory else None)
 
-    (x, _), estimates = jax.lax.scan(body, carry, grid_steps)
+    (x, *_), estimates = jax.lax.scan(body, carry, grid_steps)
     return (x, estimates) if trajectory else x
 
 
-Carry = tuple[Video, Any]  # z, and what the sampler remembers
+Carry = tuple[Video, Any] | tuple[Video, Any, Array]  # z, what the sampler remembers, and features that are kept
 
 
 class Walk(NamedTuple):
@@ -136,14 +139,28 @@ class Walk(NamedTuple):
         initial = initial.astype(jnp.float32)
         return initial, self.sampler.memory(initial)
 
-    def advance(self, denoise: Denoiser, keys: Key[Array, " B"], carry: Carry, step: Step) -> tuple[Carry, Video]:
+    def with_features(self, denoise: Denoiser | CachedDenoiser, carry: Carry, level: Scalar) -> Carry:
+        """A carry at the first level with the features that a denoiser keeps, if it keeps some."""
+        if not isinstance(denoise, CachedDenoiser) or len(carry) == 3:
+            return carry
+        return (*carry, denoise.empty(carry[0], self._log_snr(level)))
+
+    def _log_snr(self, level: Scalar) -> Array:
+        """A level as denoisers take it: one of each video, or of each of its frames."""
+        return jnp.broadcast_to(level.reshape(-1), self.shape[:2] if level.ndim else self.shape[:1])
+
+    def advance(
+        self, denoise: Denoiser | CachedDenoiser, keys: Key[Array, " B"], carry: Carry, step: Step
+    ) -> tuple[Carry, Video]:
         """z at the step's next level, or after the last step the estimate there; and the estimate of this step."""
-        z, memory = carry
+        z, memory, *kept = self.with_features(denoise, carry, step.level)
+        if kept:
+            denoise = denoise.at(step.index, *kept)
         lagging = step.level.ndim > 0
         step = jax.tree.map(_of_frames, step._replace(count=None))._replace(count=self.count)
 
         def estimate(z: Video, level: Scalar) -> Video:
-            logsnr = jnp.broadcast_to(level.reshape(-1), self.shape[:2] if lagging else self.shape[:1])
+            logsnr = self._log_snr(level)
             x_hat = denoise(z, logsnr)
             return x_hat if self.hook is None else self.hook(x_hat, z, logsnr, step.index)
 
@@ -153,7 +170,8 @@ class Walk(NamedTuple):
         before = z
         z, x_hat, memory = self.sampler.step(estimate, z, memory, step, self.process.schedule.family, *noises)
         z = jnp.where(step.last, x_hat, z)
-        return (jnp.where(step.level == step.next, before, z) if lagging else z, memory), x_hat
+        z = jnp.where(step.level == step.next, before, z) if lagging else z
+        return (z, memory, *([denoise.features] if kept else [])), x_hat
 
 
 def steps_between(

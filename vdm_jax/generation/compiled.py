@@ -26,9 +26,9 @@ from vdm_jax.generation.one_stage import (
     precomputes,
     released_steps,
     sample_stage,
+    sampling_denoiser,
     sampling_sharding,
     stage_conditioning,
-    stage_denoiser,
     stage_levels,
 )
 from vdm_jax.parallel.compiling import compiler_options
@@ -114,7 +114,8 @@ def of_any_steps(stage: Stage, sampling: Sampling) -> tuple[Stage, Sampling]:
     sampling = dataclasses.replace(sampling, steps=1, guidance=any_weight, terms=terms, batch_size=1,
                                    last_frame_guidance=None, scheduler=None)
     latent = None if stage.latent is None else dataclasses.replace(stage.latent, decode_frames=None)
-    return dataclasses.replace(stage, sampling=sampling, latent=latent), sampling
+    own = dataclasses.replace(sampling, cache=None)  # whose steps would be more than one
+    return dataclasses.replace(stage, sampling=own, latent=latent), sampling
 
 
 def step_functions(stage: Stage, sampling: Sampling, mesh: Mesh, shardings: Any, ends: Truncation = WHOLE
@@ -134,8 +135,8 @@ def step_functions(stage: Stage, sampling: Sampling, mesh: Mesh, shardings: Any,
 
     def advance(params: Any, keys: Any, conditioning: Conditioning, masked_video: MaskedVideo | None, carry: Any,
                 step: Any, weight: Any, levels: Any, embedded: Any) -> Any:
-        denoise = stage_denoiser(stage, params, conditioning, sampling, levels, masked_video, weight=weight,
-                                 embedded=embedded)
+        denoise = sampling_denoiser(stage, params, conditioning, sampling, levels, masked_video, weight=weight,
+                                    embedded=embedded)
         return walk(keys, step.count).advance(denoise, keys, carry, step)[0]
 
     def begin(keys: Any, level: Any, noise: Any, std: Any) -> Any:
@@ -188,7 +189,7 @@ def stepwise_sampling(
             rows = x.ndim > 0 and x.shape[0] == carry[0].shape[0]
             return jax.device_put(x, batch if rows else NamedSharding(mesh, PartitionSpec()))
 
-        return jax.tree.map(put, carry)
+        return (*jax.tree.map(put, carry[:2]), *carry[2:])  # features stay where they were made
 
     def function(params: Any, keys: Any, text: Any, low: Any, masked_video: Any, *autoencoder: Any,
                  noise: Noise = DRAWN) -> jax.Array:
@@ -199,8 +200,11 @@ def stepwise_sampling(
         by_level = of_levels or has_interval(conditioning)
         for i in range(len(steps.index)):
             step = jax.tree.map(lambda x, i=i: x[i], steps)._replace(count=count)
-            carry = place(functions.advance(params, keys, conditioning, inside, carry, step, weight,
-                                            levels if by_level else levels[:1], embedded))
+            given = step, weight, levels if by_level else levels[:1], embedded
+            if not i and sampling.cache is not None:  # no features yet: without a second compilation
+                shape = functions.advance.eval_shape(params, keys, conditioning, inside, carry, *given)[2]
+                carry = (*carry, jax.device_put(np.zeros(shape.shape, shape.dtype), batch))
+            carry = place(functions.advance(params, keys, conditioning, inside, carry, *given))
             watch(i + 1, carry[0])
         return finish(carry[0], low, masked_video, *autoencoder) if ends.stop is None else carry[0]
 

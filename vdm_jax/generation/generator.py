@@ -19,6 +19,7 @@ from vdm_jax.conditions.conditioning import Conditioning, Request
 from vdm_jax.conditions.frame_masks import MaskedVideo
 from vdm_jax.conditions.vocabulary import Vocabulary
 from vdm_jax.data.embeddings import WithEmbeddings
+from vdm_jax.diffusion.caching import Cache
 from vdm_jax.errors import NotFinite, UserError
 from vdm_jax.generation.compiled import (
     DRAWN,
@@ -129,7 +130,8 @@ class Generator:
         guidance: float | None = None, split_guidance: bool | None = None, last: str | None = None,
         progress: Progress | None = None, masked_video: MaskedVideo | None = None, first: str | None = None,
         guidance_scale: float | None = None, guide: Mapping[str, float] | None = None,
-        negative: Sequence[str] | str | None = None, noise: Noise = DRAWN, watch: Watch | None = None, **given: Any,
+        negative: Sequence[str] | str | None = None, noise: Noise = DRAWN, watch: Watch | None = None,
+        cache: Cache | None = None, **given: Any,
     ) -> Generated:
         """Generate one video per caption.
 
@@ -157,6 +159,7 @@ class Generator:
           noise: of the first stage's videos, given instead of drawn from the seed.
           watch: called with the number and the z of each step of the first stage, which lives until the next step; the
             stage is then sampled step by step.
+          cache: which steps of all stages reuse deep features of the network; each stage's own by default.
           given: values of the stages' conditions, each `[B, ...]`, one per caption, unless it says otherwise:
             `embeddings` `[B, L, C]` with `text_mask` `[B, L]` (all by default) for stages that read text embeddings,
             and `null_embeddings` `[L, C]` with `null_mask` `[L]`, what the encoder makes of the empty text, for those
@@ -185,7 +188,7 @@ class Generator:
         for stage in stages:
             at_first, place = stage is stages[0], self.experiment.stages.index(stage)
             sampling = with_overrides(stage.sampling, steps=steps, guidance=guidance if at_first else None,
-                                      split_guidance=split_guidance)
+                                      split_guidance=split_guidance, cache=cache)
             sampling = with_guide(sampling, guide if at_first else None)
             dataclasses.replace(stage, sampling=sampling)  # raises where the stage cannot do it
             asked = request if request.get("fps") is None else at_rate(request, rates[stage.name])
@@ -206,7 +209,7 @@ class Generator:
         split_guidance: bool | None = None, at_once: int | None = None, progress: Progress | None = None,
         stop: Callable[[], bool] = lambda: False, masked_video: MaskedVideo | None = None,
         low: Float[np.ndarray, "B N H2 W2 3"] | None = None, every: int = 1, guidance_scale: float | None = None,
-        guide: Mapping[str, float] | None = None, **given: Any,
+        guide: Mapping[str, float] | None = None, cache: Cache | None = None, **given: Any,
     ) -> LongVideos:
         """Generate longer videos of the first stage, segment by segment (`long_video/plan.py`).
 
@@ -227,8 +230,8 @@ class Generator:
           low: `[B, N, H2, W2, 3]` in [-1, 1], the whole videos with fewer pixels, for reconstruction guidance: they are
             enlarged and extended at once.
           every: of how many frames of the videos `low` has one.
-          seed, first_index, steps, guidance, guidance_scale, guide, split_guidance, given: as in a call; maps have
-            `frames` frames.
+          seed, first_index, steps, guidance, guidance_scale, guide, split_guidance, cache, given: as in a call; maps
+            have `frames` frames.
 
         Raises `UserError` as a call does, for lengths that the method cannot make, a stage that was not trained for it,
         and a folder with frames of something else.
@@ -238,7 +241,8 @@ class Generator:
         self.check_trained(stages)
         stages = tuple(dataclasses.replace(stage, sampling=with_guide(with_overrides(  # raises where it cannot do it
             stage.sampling, steps=steps, guidance=None if place else guidance, split_guidance=split_guidance,
-            inpainting=None if place else inpainting), None if place else guide)) for place, stage in enumerate(stages))
+            cache=cache, inpainting=None if place else inpainting), None if place else guide))
+            for place, stage in enumerate(stages))
         method = method.of_stage(stages[0], stages[0].sampling)
         method.check(stages[0], stages[0].sampling, frames)
         scripts, rates = scripts_of(captions, frames), frame_rates(stages, given.get("fps"))

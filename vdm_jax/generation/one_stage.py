@@ -19,6 +19,7 @@ from vdm_jax.conditions.frame_masks import MaskedVideo
 from vdm_jax.conditions.scalars import WEIGHT
 from vdm_jax.configuration import Seed, check_value
 from vdm_jax.diffusion.arrays import Denoiser
+from vdm_jax.diffusion.caching import CachedDenoiser, Through
 from vdm_jax.diffusion.conditional import reconstruction_guided, replaced, shown_clean
 from vdm_jax.diffusion.consistency import consistent_estimate
 from vdm_jax.diffusion.guidance import (
@@ -38,6 +39,7 @@ from vdm_jax.diffusion.windows import ConditionalDenoiser, following, windowed
 from vdm_jax.errors import UserError, unknown_kind
 from vdm_jax.generation.block_sampling import sample_by_blocks
 from vdm_jax.networks.kinds import network_module
+from vdm_jax.networks.skips import Deep
 from vdm_jax.parallel.rules import batch_parts, batch_sharding, shard_along
 from vdm_jax.stages.inputs import encoder
 from vdm_jax.stages.latent import decode, encode_masked_video
@@ -119,12 +121,14 @@ def released_steps(stage: Stage, sampling: Sampling) -> tuple[Discretisation | N
 def stage_denoiser(
     stage: Stage, params: Any, conditioning: Conditioning, sampling: Sampling, levels: Float[ArrayLike, " steps"],
     masked_video: MaskedVideo | None = None, *, weight: Float[ArrayLike, " ..."] | None = None,
-    embedded: Embedded | None = None,
+    embedded: Embedded | None = None, through: Through | None = None,
 ) -> Denoiser:
     """`(z, logsnr) -> x_hat` with classifier-free guidance (all estimates in one batch, which devices share) and
     thresholding, for masked videos too; `levels` are those of the sampler's steps. `weight` of the guidance is the
-    sampling's own by default; `embedded` is where a released scheduler has its network embed another noise level."""
-    denoise_with = _estimate(stage, params, levels, embedded)
+    sampling's own by default; `embedded` is where a released scheduler has its network embed another noise level;
+    `through` is where the network's features inside the skip connection of `sampling.cache` come from."""
+    deep = None if through is None else Deep(sampling.cache.branch, through)
+    denoise_with = _estimate(stage, params, levels, embedded, deep)
     whole = _in_windows(stage, sampling, denoise_with, levels)
     denoise = _guided(stage, sampling, whole, denoise_with, conditioning, levels, weight)
     # Before thresholds, which stop gradients.
@@ -142,18 +146,39 @@ def stage_denoiser(
     return replaced(denoise, masked_video.video, masked_video.mask)
 
 
+def sampling_denoiser(
+    stage: Stage, params: Any, conditioning: Conditioning, sampling: Sampling, levels: Float[ArrayLike, " steps"],
+    masked_video: MaskedVideo | None = None, **options: Any,
+) -> Denoiser | CachedDenoiser:
+    """`stage_denoiser`, which keeps features from step to step where the sampling says so. Raises `UserError` for
+    inpainting that differentiates the network as well."""
+    arguments = (stage, params, conditioning, sampling, levels, masked_video)
+    if sampling.cache is None:
+        return stage_denoiser(*arguments, **options)
+    if masked_video is not None and inpainting_method(stage, sampling) == "reconstruction":
+        raise UserError(f"Stage {stage.name!r}: sampling.cache={sampling.cache} with reconstruction guidance, whose "
+                        "gradient is of the whole network; permitted: None, or another inpainting.method",
+                        "Sampling.cache")
+
+    def denoise_of(through: Through) -> Denoiser:
+        return stage_denoiser(*arguments, **options, through=lambda make: shard_along(
+            through(make), "batch", dim=0, must=False))
+
+    return CachedDenoiser(denoise_of, sampling.cache)
+
+
 def _estimate(
-    stage: Stage, params: Any, levels: Float[ArrayLike, " steps"], embedded: Embedded | None
+    stage: Stage, params: Any, levels: Float[ArrayLike, " steps"], embedded: Embedded | None, deep: Deep | None = None
 ) -> ConditionalDenoiser:
     """`(z, logsnr, conditioning) -> x_hat` by the network."""
-    module = network_module(stage.network)
+    module, options = network_module(stage.network), {} if deep is None else {"deep": deep}
 
     def denoise_with(z: Array, logsnr: Array, condition: Conditioning) -> Array:
         condition = at_step(condition, logsnr, jnp.asarray(levels))
 
         def network(x: Array, level: Array) -> Array:
             level = level if embedded is None else jnp.interp(level, *embedded)
-            return module.apply({"params": params}, x, level, condition)
+            return module.apply({"params": params}, x, level, condition, **options)
 
         return stage.process.denoiser(network)(z, logsnr)
 
@@ -352,7 +377,7 @@ def sample_stage(
     released, embedded = released_steps(stage, sampling)
     if levels is None:
         levels = stage_levels(stage, sampling)
-    denoise = stage_denoiser(stage, params, conditioning, sampling, levels, inside, embedded=embedded)
+    denoise = sampling_denoiser(stage, params, conditioning, sampling, levels, inside, embedded=embedded)
     shape = (keys.shape[0], *stage.shape)
     if sampling.by_blocks:
         if inside is not None or stop is not None:

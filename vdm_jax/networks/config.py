@@ -253,6 +253,13 @@ class UNet(Backbone):
         return height, width
 
     @property
+    def skips(self) -> int:
+        """Skip connections."""
+        if self.resample_order == "before":
+            return len(self.levels) - 1
+        return sum(level.blocks + 1 for level in self.levels)
+
+    @property
     def frame_reduction(self) -> int:
         """What the number of frames must be a multiple of."""
         return self.temporal_patch * math.prod(level.temporal_stride for level in self._reducing)

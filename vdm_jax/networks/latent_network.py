@@ -43,6 +43,7 @@ from vdm_jax.networks.latent_unet import (
 )
 from vdm_jax.networks.latent_unet_blocks import Control
 from vdm_jax.networks.layers import Dense
+from vdm_jax.networks.skips import Deep
 from vdm_jax.networks.sound import SoundTokens, grouped
 from vdm_jax.networks.t2i_adapter import T2IAdapter, T2IAdapterNetwork
 
@@ -183,6 +184,11 @@ class LatentNetwork(Backbone):
         return self.unet.dtype
 
     @property
+    def skips(self) -> int:
+        """Skip connections."""
+        return len(self.unet.widths) * (self.unet.blocks + 1)
+
+    @property
     def adapters(self) -> tuple[T2IAdapter, ...]:
         """Those of its `control_nets` that see maps alone."""
         return tuple(net for net in self.control_nets if isinstance(net, T2IAdapter))
@@ -260,7 +266,8 @@ class LatentNetworkModule(nn.Module):
     """Noisy latents `[B, T, H, W, C]` and their log-SNR, `[B]` or per frame `[B, T]`, to a prediction.
 
     `images` says how many frames at the end are independent images (joint training): they go through the network
-    without its temporal layers, and the clip's own frames through all of it.
+    without its temporal layers, and the clip's own frames through all of it. `deep` is where the features inside a skip
+    connection come from.
     """
 
     config: LatentNetwork
@@ -280,7 +287,7 @@ class LatentNetworkModule(nn.Module):
 
     def __call__(
         self, z: Float[Array, "B T H W C"], logsnr: Float[Array, " B"] | Float[Array, "B T"],
-        conditioning: Conditioning | None = None, *, train: bool = False, images: int = 0,
+        conditioning: Conditioning | None = None, *, train: bool = False, images: int = 0, deep: Deep | None = None,
     ) -> Float[Array, "B T H W O"]:
         """Raises `UserError` for conditioning that is missing, and padded frames, which the network cannot hide."""
         spec = self.config
@@ -305,7 +312,7 @@ class LatentNetworkModule(nn.Module):
         of_frames = level.ndim == 2
         y = self.unet(x[:, :clip], level[:, :clip] if of_frames else level, tokens[:, :1] if images else tokens,
                       conditioning_latents=of_clip, references=references, control=control, features=features,
-                      train=train, **told)
+                      train=train, deep=deep, **told)
         if not images:
             return y
         alone = LatentUNetNetwork(image_unet(spec.unet), parent=None).apply(

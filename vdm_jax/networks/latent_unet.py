@@ -10,6 +10,8 @@ network without its temporal layers is the image network (Blattmann et al. 2023,
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -45,6 +47,7 @@ from vdm_jax.networks.latent_unet_blocks import (
 )
 from vdm_jax.networks.layers import Convolution, Dense, GroupNorm, silu, zeros
 from vdm_jax.networks.remat import name_input, rematerialised
+from vdm_jax.networks.skips import Deep, through_skips
 from vdm_jax.parallel.rules import shard_along
 
 
@@ -206,14 +209,14 @@ class LatentUNetNetwork(nn.Module):
         conditioning_latents: Float[Array, "B T H W M"] | None = None,
         references: dict[str, Float[Array, "B _ _ _"]] | None = None,
         features: tuple[Float[Array, "B T _ _ _"], ...] | None = None, train: bool = False,
-        weight: Float[Array, " B"] | None = None,
+        weight: Float[Array, " B"] | None = None, deep: Deep | None = None,
     ) -> Float[Array, "B T H W O"]:
         """`level` is the timestep, or ln(sigma) / 4 in Stable Video Diffusion, of the clip or of each frame; the
         `tokens` are one group for the clip or one per frame, as do the `references` of an `WithExtraKeys`
         pattern, by transformer (`reference_tokens`). `control` is what a ControlNet made of the same
         latents, `features` what a T2I-Adapter adds to the last block of each level on the way down;
         `conditioning_latents` has the latents of conditioning frames, zero elsewhere, and their mask; `weight` is that
-        of the guidance.
+        of the guidance; `deep` is where the features inside a skip connection come from.
         """
         spec, dtype = self.config, jnp.dtype(self.config.dtype)
         check(spec, x, tokens, scalars, classes, conditioning_latents)
@@ -230,16 +233,9 @@ class LatentUNetNetwork(nn.Module):
         if spec.temporal_conv:
             channels = FIRST_HEADS * (spec.widths[0] // spec.heads[0])
             x = sizes_of(spec).temporal_transformer(FIRST_HEADS, channels, "stem_motion")(x)
-        x, skips = way_down(self, spec, x, block_inputs, features)
-        x = middle(self, spec, x, block_inputs)
-        if control is not None:
-            skips, x = _controlled(skips, x, control)
-        for k, i in enumerate(reversed(range(len(spec.widths)))):
-            for j in range(spec.blocks + 1):
-                x = jnp.concatenate([x, skips.pop()], axis=-1)
-                x = _block(self, spec, x, block_inputs, f"up_{k}_{j}", i, spec.epsilons[3])
-            if i:  # a side that was odd is one pixel shorter than twice
-                x = Double(dtype, name=f"upsample_{k}", shape=skips[-1].shape[2:4])(x)
+        x = through_skips(x, steps_down(self, spec, block_inputs, features),
+                          lambda x: _controlled(spec, middle(self, spec, x, block_inputs), control, -1),
+                          _steps_up(self, spec, block_inputs, control), deep)
         x = silu(GroupNorm(spec.groups, residual_norm(spec.norm_over), 1e-5, name="norm")(x))
         # The prediction is not rounded to bfloat16, as in `UNet`: samplers add many of them.
         return Convolution(spec.out_channels, sharded_axis=spec.sharded_axis, name="out")(x.astype(jnp.float32))
@@ -362,19 +358,47 @@ def way_down(
 ) -> tuple[Float[Array, "B T H2 W2 C2"], list[Array]]:
     """The blocks before the middle; returns their output and what the way up sees of them, `x` first. `features` are
     added to the last block of each level."""
-    skips, last, dtype = [x], len(spec.widths) - 1, jnp.dtype(spec.dtype)
-    attending, plain = spec.epsilons[:2]
-    for i, transform in enumerate(spec.attention):
-        for j in range(spec.blocks):
-            x = _block(module, spec, x, block_inputs, f"down_{i}_{j}", i, attending if transform else plain)
-            skips.append(x)
-        if features is not None:
-            x = skips[-1] = x + features[i].astype(dtype)
-        if i < last:
-            x = Convolution(spec.widths[i], strides=(2, 2), dtype=dtype, sharded_axis=spec.sharded_axis,
-                            name=f"downsample_{i}")(x)
-            skips.append(x)
-    return x, skips
+    skips = [x]
+    for step in steps_down(module, spec, block_inputs, features):
+        skips.append(step(skips[-1]))
+    return skips[-1], skips
+
+
+def steps_down(
+    module: nn.Module, spec: LatentUNet, block_inputs: BlockInputs,
+    features: tuple[Float[Array, "B T _ _ _"], ...] | None = None,
+) -> list[Callable[[Array], Array]]:
+    """From each skip connection to the next, as in `way_down`."""
+    steps, last, dtype = [], len(spec.widths) - 1, jnp.dtype(spec.dtype)
+
+    def block(x: Array, i: int, j: int) -> Array:
+        epsilon = spec.epsilons[0 if spec.attention[i] else 1]
+        x = _block(module, spec, x, block_inputs, f"down_{i}_{j}", i, epsilon)
+        return x if features is None or j + 1 < spec.blocks else x + features[i].astype(dtype)
+
+    def halve(x: Array, i: int) -> Array:
+        return Convolution(spec.widths[i], strides=(2, 2), dtype=dtype, sharded_axis=spec.sharded_axis,
+                           name=f"downsample_{i}")(x)
+
+    for i in range(last + 1):
+        steps += [partial(block, i=i, j=j) for j in range(spec.blocks)] + [partial(halve, i=i)] * (i < last)
+    return steps
+
+
+def _steps_up(
+    module: nn.Module, spec: LatentUNet, block_inputs: BlockInputs, control: Control | None
+) -> list[Callable[[Array, Array], Array]]:
+    """`(x, skip) -> x` of each skip connection, the last one first, with what a ControlNet adds to it."""
+    levels, count, dtype = len(spec.widths), spec.blocks + 1, jnp.dtype(spec.dtype)
+
+    def step(x: Array, skip: Array, k: int, j: int) -> Array:
+        if k and not j:  # a side that was odd is one pixel shorter than twice
+            x = Double(dtype, name=f"upsample_{k - 1}", shape=skip.shape[2:4])(x)
+        skip = _controlled(spec, skip, control, (levels - k) * count - 1 - j)
+        x = jnp.concatenate([x, skip], axis=-1)
+        return _block(module, spec, x, block_inputs, f"up_{k}_{j}", levels - 1 - k, spec.epsilons[3])
+
+    return [partial(step, k=k, j=j) for k in range(levels) for j in range(count)]
 
 
 def middle(
@@ -439,10 +463,13 @@ def _motion(spec: LatentUNet, x: Array, block_inputs: BlockInputs, name: str, i:
     return sizes_of(spec).temporal_transformer(spec.heads[i], x.shape[-1], name)(x)
 
 
-def _controlled(skips: list[Array], x: Array, control: Control) -> tuple[list[Array], Array]:
-    """Raises `UserError` for a control that was made by a network of other sizes."""
-    wanted, found = [a.shape for a in (*skips, x)], [a.shape for a in (*control.skips, control.middle)]
-    if wanted != found:
-        raise UserError(f"control of shapes {found}; permitted: {wanted}")
-    added = [a + b.astype(a.dtype) for a, b in zip(skips, control.skips, strict=True)]
-    return added, x + control.middle.astype(x.dtype)
+def _controlled(spec: LatentUNet, x: Array, control: Control | None, number: int) -> Array:
+    """The features of a skip connection by its number, or of the middle (-1), with what a ControlNet adds to them.
+    Raises `UserError` for a control that was made by a network of other sizes."""
+    if control is None:
+        return x
+    parts, count = (*control.skips, control.middle), len(spec.widths) * (spec.blocks + 1) + 1
+    if len(parts) != count or parts[number].shape != x.shape:
+        raise UserError(f"control of shapes {[part.shape for part in parts]}; permitted: {count}, with {x.shape} in "
+                        f"place {number % count}")
+    return x + parts[number].astype(x.dtype)

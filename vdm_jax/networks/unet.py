@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -31,6 +32,7 @@ from vdm_jax.networks.layers import (
 from vdm_jax.networks.mixers import FramePyramid, MixerInputs, Mixers
 from vdm_jax.networks.remat import name_input, rematerialised
 from vdm_jax.networks.resampling import convolution_options, downsampled, every, upsampled
+from vdm_jax.networks.skips import Deep, through_skips
 from vdm_jax.networks.sound import SoundTokens, grouped
 from vdm_jax.networks.text import TextConditioner
 from vdm_jax.parallel.rules import shard_along
@@ -87,7 +89,8 @@ class SpaceTimeUNet(nn.Module):
     `[B, T]`, and the conditioning.
 
     `images` says how many frames at the end are independent images (joint training): they share the spatial layers,
-    and no temporal layer lets them see the clip or each other.
+    and no temporal layer lets them see the clip or each other. `deep` is where the features inside a skip connection
+    come from.
     """
 
     config: cfg.UNet
@@ -95,7 +98,7 @@ class SpaceTimeUNet(nn.Module):
     @nn.compact
     def __call__(
         self, z: Float[Array, "B T H W C"], logsnr: Float[Array, " B"] | Float[Array, "B T"],
-        conditioning: Conditioning | None = None, *, train: bool = False, images: int = 0,
+        conditioning: Conditioning | None = None, *, train: bool = False, images: int = 0, deep: Deep | None = None,
     ) -> Float[Array, "B T H W O"]:
         spec, options = self.config, convolution_options(self.config)
         conditioning = Conditioning() if conditioning is None else conditioning
@@ -120,7 +123,7 @@ class SpaceTimeUNet(nn.Module):
                 x, every(vector, stride), mixer_inputs.every(stride), train, images)
 
         down_up = down_and_up if spec.resample_order == "after" else efficient_down_and_up
-        x = down_up(spec, run, x, images, valid)
+        x = down_up(spec, run, x, images, valid, deep)
         x = silu(GroupNorm(spec.groups, spec.norm_over, name="norm")(x))
         kernel = (1, spec.out_kernel, spec.out_kernel)
         features = spec.out_channels * spec.patch**2 * spec.temporal_patch
@@ -131,25 +134,32 @@ class SpaceTimeUNet(nn.Module):
         return change + conditioning.low_resolution if spec.residual else change
 
 
-def down_and_up(spec: cfg.UNet, run: Run, x: Array, images: int, frame_valid: Array | None) -> Array:
+def down_and_up(
+    spec: cfg.UNet, run: Run, x: Array, images: int, frame_valid: Array | None, deep: Deep | None = None
+) -> Array:
     """The levels in the usual order: blocks, then the reduction; every block and reduction has a long skip."""
-    skips = [x]
+    down, up = [], []
+
+    def reduced(x: Array, i: int) -> Array:
+        return shard_along(downsampled(spec, run, i, x.shape[-1], x, images, frame_valid), spec.sharded_axis)
+
+    def middle(x: Array) -> Array:
+        return run(run(x, spec.levels[-1], spec.middle, "middle_in"), spec.levels[-1], (), "middle_out")
+
+    def back(x: Array, skip: Array, i: int, j: int) -> Array:
+        level = spec.levels[i]
+        x = jnp.concatenate([x, skip * spec.skip_scale], axis=-1)
+        x = run(x, level, mixers_at(level, j, level.blocks + 1), f"up_{i}_{j}")
+        if j < level.blocks or not i:
+            return x
+        return upsampled(spec, run, i, spec.levels[i - 1], x.shape[-1], x, images, frame_valid)
+
     for i, level in enumerate(spec.levels):
-        for j in range(level.blocks):
-            x = run(x, level, mixers_at(level, j, level.blocks), f"down_{i}_{j}")
-            skips.append(x)
-        if i + 1 < len(spec.levels):
-            x = shard_along(downsampled(spec, run, i, x.shape[-1], x, images, frame_valid), spec.sharded_axis)
-            skips.append(x)
-    x = run(x, spec.levels[-1], spec.middle, "middle_in")
-    x = run(x, spec.levels[-1], (), "middle_out")
-    for i, level in reversed(list(enumerate(spec.levels))):
-        for j in range(level.blocks + 1):
-            x = jnp.concatenate([x, skips.pop() * spec.skip_scale], axis=-1)
-            x = run(x, level, mixers_at(level, j, level.blocks + 1), f"up_{i}_{j}")
-        if i:
-            x = upsampled(spec, run, i, spec.levels[i - 1], x.shape[-1], x, images, frame_valid)
-    return x
+        down += [partial(run, level=level, mixers=mixers_at(level, j, level.blocks), name=f"down_{i}_{j}")
+                 for j in range(level.blocks)]
+        down += [partial(reduced, i=i)] * (i + 1 < len(spec.levels))
+        up = [partial(back, i=i, j=j) for j in range(level.blocks + 1)] + up
+    return through_skips(x, down, middle, up, deep)
 
 
 def mixers_at(level: cfg.Level, number: int, blocks: int) -> tuple[cfg.Mixer, ...]:
@@ -157,26 +167,37 @@ def mixers_at(level: cfg.Level, number: int, blocks: int) -> tuple[cfg.Mixer, ..
     return level.mixers if level.mixers_after == "each" or number + 1 == blocks else ()
 
 
-def efficient_down_and_up(spec: cfg.UNet, run: Run, x: Array, images: int, frame_valid: Array | None) -> Array:
+def efficient_down_and_up(
+    spec: cfg.UNet, run: Run, x: Array, images: int, frame_valid: Array | None, deep: Deep | None = None
+) -> Array:
     """The levels of the Efficient U-Net (Saharia et al. 2022, arXiv 2205.11487, figures A.27 to A.30): the reduction
     comes before a level's blocks and the growth after them, so that no block runs at the input's resolution; one long
     skip per level.
 
     The lowest level goes on without a skip, which would be its own output twice.
     """
-    skips, channels = [], [x.shape[-1], *(level.channels for level in spec.levels)]
-    for i, level in enumerate(spec.levels):
+    channels, last = [x.shape[-1], *(level.channels for level in spec.levels)], len(spec.levels) - 1
+
+    def down(x: Array, i: int) -> Array:
+        level = spec.levels[i]
         x = shard_along(downsampled(spec, run, i, level.channels, x, images, frame_valid), spec.sharded_axis)
         for j in range(level.blocks):
             x = run(x, level, mixers_at(level, j, level.blocks), f"down_{i}_{j}")
-        skips.append(x)
-    for i, level in reversed(list(enumerate(spec.levels))):
-        if i + 1 < len(spec.levels):
-            x = jnp.concatenate([x, skips[i] * spec.skip_scale], axis=-1)
+        return x
+
+    def up(x: Array, i: int) -> Array:
+        level = spec.levels[i]
         for j in range(level.blocks):
             x = run(x, level, mixers_at(level, j, level.blocks), f"up_{i}_{j}")
-        x = shard_along(upsampled(spec, run, i, level, channels[i], x, images, frame_valid), spec.sharded_axis)
-    return x
+        return shard_along(upsampled(spec, run, i, level, channels[i], x, images, frame_valid), spec.sharded_axis)
+
+    def back(x: Array, skip: Array, i: int) -> Array:
+        return up(jnp.concatenate([x, skip * spec.skip_scale], axis=-1), i)
+
+    if not last:
+        return up(down(x, 0), 0)
+    return through_skips(down(x, 0), [partial(down, i=i) for i in range(1, last)], lambda x: up(down(x, last), last),
+                         [partial(back, i=i) for i in reversed(range(last))], deep)
 
 
 class Embedding(nn.Module):

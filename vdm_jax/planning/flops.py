@@ -18,10 +18,12 @@ from jax.extend import core
 from jax.sharding import Mesh
 
 from vdm_jax.attention.counting import AttentionCall, counted
+from vdm_jax.diffusion.caching import keeping
 from vdm_jax.diffusion.windows import window_starts
 from vdm_jax.generation.one_stage import estimates_of
 from vdm_jax.networks.config import UNet
 from vdm_jax.networks.kinds import network_module
+from vdm_jax.networks.skips import Deep
 from vdm_jax.stages.inputs import training_inputs
 from vdm_jax.stages.latent import abstract_weights, decode
 from vdm_jax.stages.options import Sampling
@@ -88,7 +90,8 @@ def training_work(stage: Stage, batch: dict[str, Any], params: Any, mesh: Mesh) 
 
 def sampling_work(stage: Stage, sampling: Sampling, batch: dict[str, Any], params: Any, mesh: Mesh) -> Work:
     """Work of sampling a whole batch: every evaluation of the network, both halves of guidance, every window; decoding
-    of latents."""
+    of latents. With a cache the steps that reuse features count as what they compute; a sampler's further evaluations
+    of a step as those of all steps alike."""
     coder = 0
     if stage.latent is not None:
         z = jax.ShapeDtypeStruct((batch["video"].shape[0], *stage.shape), "float32")
@@ -101,9 +104,15 @@ def sampling_work(stage: Stage, sampling: Sampling, batch: dict[str, Any], param
         frames = windows.frames
     seen = dataclasses.replace(stage, training=dataclasses.replace(stage.training, frames=frames, frame_rates=None))
     forward = network_forward(seen, batch, params, mesh)
-    computed = forward.dense + forward.convolution + forward.attention_computed
-    computed = evaluations * computed + coder
-    return Work(forward, evaluations, evaluations * forward.model + coder, computed, computed, coder)
+    parts, steps = [(1.0, forward)], sampling.sampler_steps(stage.shape[0])
+    if sampling.cache is not None:
+        share = sampling.cache.count(steps) / steps
+        reusing = network_forward(seen, batch, params, mesh, branch=sampling.cache.branch)
+        parts = [(share, forward), (1 - share, reusing)]
+    model = evaluations * sum(share * part.model for share, part in parts) + coder
+    computed = evaluations * sum(share * (part.dense + part.convolution + part.attention_computed)
+                                 for share, part in parts) + coder
+    return Work(forward, evaluations, model, computed, computed, coder)
 
 
 def recomputes(remat: Any) -> bool:
@@ -117,19 +126,31 @@ def remat_choices() -> tuple[Any, ...]:
     return (False, True) if hint is bool else typing.get_args(hint)
 
 
-def network_forward(stage: Stage, batch: dict[str, Any], params: Any, mesh: Mesh) -> Forward:
-    """One evaluation of the network for a batch of the data pipeline (shapes), traced for the devices of a mesh."""
+def network_forward(
+    stage: Stage, batch: dict[str, Any], params: Any, mesh: Mesh, *, branch: int | None = None
+) -> Forward:
+    """One evaluation of the network for a batch of the data pipeline (shapes), traced for the devices of a mesh; with a
+    `branch` one that has the features inside that skip connection already."""
     images = batch["images"].shape[1] if "images" in batch else 0
     x, conditioning = jax.eval_shape(lambda b, key, *autoencoder: training_inputs(stage, b, key, *autoencoder)[:2],
                                      batch, jax.eval_shape(lambda: jax.random.key(0)), *abstract_weights(stage.latent))
     level = jax.ShapeDtypeStruct(x.shape[:1], "float32")
     module = network_module(stage.network)
 
-    def network(params: Any, z: Any, logsnr: Any, conditioning: Any) -> Any:
-        return module.apply({"params": params}, z, logsnr, conditioning, images=images)
+    def network(params: Any, z: Any, logsnr: Any, conditioning: Any, through: Any = None) -> Any:
+        deep = {} if through is None else {"deep": Deep(branch, through)}
+        return module.apply({"params": params}, z, logsnr, conditioning, images=images, **deep)
 
+    def reusing(features: Any, *inputs: Any) -> Any:
+        return network(*inputs, through=lambda make: features)
+
+    function, inputs = network, (params, x, level, conditioning)
+    if branch is not None:
+        with jax.set_mesh(mesh):
+            features = jax.eval_shape(lambda *inputs: keeping(lambda through: network(*inputs, through))[1], *inputs)
+        function, inputs = reusing, (features, *inputs)
     with jax.set_mesh(mesh), counted() as calls:
-        traced = jax.make_jaxpr(network)(params, x, level, conditioning)
+        traced = jax.make_jaxpr(function)(*inputs)
     dense, convolution = count(traced.jaxpr)
     return Forward(dense, convolution, *_attention(calls))
 

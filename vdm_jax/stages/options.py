@@ -21,6 +21,7 @@ from vdm_jax.configuration import (
 )
 from vdm_jax.data.embeddings import Clips, WithEmbeddings
 from vdm_jax.data.frame_rates import FrameRates
+from vdm_jax.diffusion.caching import Cache
 from vdm_jax.diffusion.consistency import Boundary
 from vdm_jax.diffusion.frame_schedules import FrameSchedule
 from vdm_jax.diffusion.samplers import DDIM, Sampler
@@ -29,7 +30,7 @@ from vdm_jax.diffusion.scheduler_steps import SchedulerSteps
 from vdm_jax.diffusion.thresholds import Threshold
 from vdm_jax.errors import UserError
 from vdm_jax.networks.lora import FACTORS, LoRA
-from vdm_jax.stages.distillation import Distillation, ProgressiveDistillation
+from vdm_jax.stages.distillation import ConsistencyDistillation, ConsistencyTraining, Distillation
 
 DataSet = Clips | WithEmbeddings
 Images = Annotated[int, Range(least=0, cap=1024)]
@@ -169,9 +170,10 @@ class Training(CommonTraining):
         if self.lora and (begins is None or self.trainable):
             raise UserError(f"Training.lora with init_from={self.init_from}, trainable={self.trainable}; permitted: a "
                             "trained network to begin with, or a teacher, of which nothing else is trained")
-        if self.lora and isinstance(self.distillation, ProgressiveDistillation):
-            raise UserError(f"Training.lora with distillation={self.distillation}, whose students become teachers; "
-                            "permitted: a ConsistencyDistillation or ConsistencyTraining", "Training.lora")
+        if self.lora and not isinstance(self.distillation, ConsistencyDistillation | ConsistencyTraining | None):
+            raise UserError(f"Training.lora with distillation={self.distillation}, whose students become teachers or "
+                            "have a critic; permitted: a ConsistencyDistillation or ConsistencyTraining",
+                            "Training.lora")
         if sum(entry.probability for entry in self.dropout) >= 1:
             raise UserError(f"Training.dropout={[entry.probability for entry in self.dropout]}; "
                             "permitted: a sum below 1")
@@ -273,6 +275,8 @@ class Sampling:
     # Condition of a consistency model at the lowest noise (`diffusion/consistency.py`), of a latent one the scaling of
     # its timesteps; None: no such model
     consistency: Positive | Boundary | None = None
+    # Deep features of the network kept from step to step (`diffusion/caching.py`); None: every step evaluates all of it
+    cache: Cache | None = None
     inpainting: Inpainting = Inpainting()  # of masked videos
     windows: Windows | None = None  # None: the network sees the whole video
     batch_size: Count = 16  # clips at a time, over all devices
@@ -311,14 +315,23 @@ class Sampling:
         if self.scheduler is not None and self.sampler.grid is not None:
             raise UserError(f"Sampling.scheduler={self.scheduler.scheduler} with sampler.grid={self.sampler.grid}; "
                             "permitted: one of them")
+        if self.cache is not None and (self.windows or "time" in names):
+            raise UserError(f"Sampling.cache={self.cache} with windows={self.windows}, terms={names}, which evaluate "
+                            "the network several times a step; permitted: None, or no windows and terms without 'time'",
+                            "Sampling.cache")
         check_steps(self.sampler, self.frame_lag, scheduled=self.scheduler is not None,
                     frame_schedule=self.frame_schedule)
 
     def evaluations(self, frames: int) -> int:
         """Evaluations of the denoiser of videos (or latents) of so many frames."""
+        if schedule_of(self.frame_lag, self.frame_schedule) is not None:
+            return self.sampler_steps(frames)
+        return self.sampler.evaluations(self.steps)
+
+    def sampler_steps(self, frames: int) -> int:
+        """Steps of the sampler of so many frames: more than `steps` where frames go one after the other."""
         schedule = schedule_of(self.frame_lag, self.frame_schedule)
-        return self.sampler.evaluations(self.steps) if schedule is None else len(
-            schedule.matrix(self.steps, frames)) - 1
+        return self.steps if schedule is None else len(schedule.matrix(self.steps, frames)) - 1
 
     @property
     def guided(self) -> bool:

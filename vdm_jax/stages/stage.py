@@ -125,6 +125,7 @@ class Stage:
             raise UserError(f"Stage {self.name!r}: sampling.terms={[term.name for term in self.sampling.terms]} of a "
                             f"network that takes the weight of the guidance ({WEIGHT!r}); permitted: (), with guidance",
                             "Sampling.terms")
+        self._check_cache()
         self._check_named()
         if self.sampling.guided and not self.sampling.terms and not (
                 self.network.conditioning_frames if self.sampling.guided_by == "frames" else self.network.prompted):
@@ -149,6 +150,22 @@ class Stage:
             raise UserError(f"Stage {self.name!r}: sampling.by_blocks=True with process.frame_levels=False and "
                             "network.teacher_forcing=False, so that it never sees noisy frames after clean ones; "
                             "permitted: one of them True", "Sampling.by_blocks")
+
+    def _check_cache(self) -> None:
+        """Raise `UserError` for features that the network has not, and steps that the sampler does not take."""
+        cache, skips = self.sampling.cache, self.network.skips
+        if cache is None:
+            return
+        where, steps = f"Stage {self.name!r}: sampling.cache", self.sampling.sampler_steps(self.shape[0])
+        if not skips:
+            raise UserError(f"{where}={cache} with a {type(self.network).__name__} without skip connections; "
+                            "permitted: None", "Sampling.cache")
+        if cache.branch >= skips:
+            raise UserError(f"{where}.branch={cache.branch} of a network with {skips} skip connections; permitted: 0 "
+                            f"to {skips - 1}", "Cache.branch")
+        if cache.steps and cache.steps[-1] >= steps:
+            raise UserError(f"{where}.steps={cache.steps} with {steps} steps of the sampler; permitted: 0 to "
+                            f"{steps - 1}", "Cache.steps")
 
     def _check_dropped(self) -> None:
         """Raise `UserError` for guidance away from an input that training never leaves out: the network has not seen

@@ -58,7 +58,7 @@ def edit_sampling(stage: Stage, sampling: Sampling, method: EditMethod, source_g
     if method.inverts and sampling.consistency is not None:
         raise UserError(f"{where}: sampling.consistency={sampling.consistency} with method={method.name!r}, which "
                         "inverts a diffusion and no consistency model; permitted: 'sdedit'")
-    target = method.sampling(dataclasses.replace(sampling, frame_lag=0, frame_schedule=None))
+    target = method.sampling(dataclasses.replace(sampling, frame_lag=0, frame_schedule=None, cache=None))
     source = dataclasses.replace(target, guidance=source_guidance, terms=(), last_frame_guidance=None,
                                  oscillation=None)
     for each in (target, source):
