@@ -313,8 +313,10 @@ class Sampling:
                     frame_schedule=self.frame_schedule)
 
     def evaluations(self, frames: int) -> int:
-        """Evaluations of the denoiser of videos (or latents) of so many frames."""
+        """Evaluations of the denoiser of videos (or latents) of so many frames; by blocks, one more of each block."""
         schedule = schedule_of(self.frame_lag, self.frame_schedule)
+        if self.by_blocks:
+            return self.sampler.evaluations(self.steps) + 1
         return self.sampler.evaluations(self.steps) if schedule is None else len(
             schedule.matrix(self.steps, frames)) - 1
 
