@@ -9,6 +9,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import vdm_jax
 from tests.pipelines.folders import write_pipeline
@@ -113,6 +114,39 @@ def test_refusals(pipeline, experts, tmp_path):
     other = write_wan(tmp_path / "other", experts=True)
     with refused("transformers.network_of", "boundary_ratio=None"):
         read_released(other)
+
+
+@pytest.fixture(scope="module")
+def pictured(tmp_path_factory):
+    """Like the 5B model: the first frame may be given."""
+    return write_wan(tmp_path_factory.mktemp("wan") / "pictured", expand_timesteps=True)
+
+
+@pytest.mark.full
+def test_a_video_may_begin_with_a_picture(pictured, pipeline, peers):
+    """The picture is the first frame, and the others are those of diffusers within 1 of 255."""
+    torch, diffusers, transformers = peers
+    picture = np.random.default_rng(0).integers(0, 256, (16, 32, 3), np.uint8)
+    ours, size = vdm_jax.from_pretrained(pictured), {"height": 16, "width": 32, "num_frames": 5}
+    options = {**size, "num_inference_steps": 4, "guidance_scale": 3.0, "negative_prompt": "green"}
+    found = ours("a red three moving left", image=picture, **options, seed=7, progress=False).videos
+    np.testing.assert_array_equal(found[0, 0], picture)
+    theirs = diffusers.WanImageToVideoPipeline(
+        vae=diffusers.AutoencoderKLWan.from_pretrained(pictured / "vae"), expand_timesteps=True,
+        text_encoder=transformers.UMT5EncoderModel.from_pretrained(pictured / "text_encoder"),
+        tokenizer=transformers.T5Tokenizer.from_pretrained(pictured / "tokenizer"),
+        scheduler=diffusers.UniPCMultistepScheduler.from_pretrained(pictured / "scheduler"),
+        transformer=diffusers.WanTransformer3DModel.from_pretrained(pictured / "transformer"))
+    theirs.set_progress_bar_config(disable=True)
+    latents = noise_from_keys(sample_keys(7, np.arange(1), 0), 0, (1, 3, 8, 16, 2))
+    with torch.no_grad():
+        wanted = theirs(Image.fromarray(picture), "a red three moving left", **options, output_type="np",
+                        latents=torch.from_numpy(np.array(latents).transpose(0, 4, 1, 2, 3).copy())).frames
+    assert np.abs(found[:, 1:].astype(float) - 255 * wanted[:, 1:]).max() <= 1.5
+    with refused("image", "texts alone"):
+        pipeline("a", image=picture, **SIZE)
+    with refused("image", "2 pictures for 1 prompts"):
+        ours("a", image=[picture] * 2, **size)
 
 
 @pytest.fixture(scope="module")

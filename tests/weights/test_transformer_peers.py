@@ -7,15 +7,21 @@ import re
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from tests.refusals import refused
+from tests.weights.folders import tensors_of, write
 from tests.weights.test_peers import close, peer
 from tests.weights.test_video_peers import channels_second, check_way_back
 from vdm_jax.conditions.conditioning import Conditioning
+from vdm_jax.conditions.inputs import Input
+from vdm_jax.conditions.text import EmbeddedText
+from vdm_jax.networks.transformer.config import wan_image_tokens
 from vdm_jax.weights import tensor_names
 from vdm_jax.weights.pretrained import load_pretrained
+from vdm_jax.weights.single_file import split_single_file
 from vdm_jax.weights.transformer_fields import wan_names
 
-pytestmark = pytest.mark.full
 OPTIONS = {"num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 4, "out_channels": 4, "text_dim": 12,
            "freq_dim": 32, "ffn_dim": 48, "num_layers": 3}
 SIGMAS = np.array([0.999, 0.31], np.float32)
@@ -51,6 +57,7 @@ def check(torch, folder, options, conditioning, x, more=(), **given):
     return model, loaded, theirs
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("shape", [(3, 8, 12), (1, 4, 4)])
 def test_text_to_video(shape, torch, tmp_path):
     rng = np.random.default_rng(0)
@@ -59,6 +66,7 @@ def test_text_to_video(shape, torch, tmp_path):
     check(torch, tmp_path, OPTIONS, conditioning, x, encoder_hidden_states=torch.from_numpy(padded))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("places", [None, 6])
 def test_image_to_video(places, torch, tmp_path):
     rng = np.random.default_rng(1)
@@ -76,6 +84,7 @@ def test_image_to_video(places, torch, tmp_path):
           encoder_hidden_states=torch.from_numpy(padded), encoder_hidden_states_image=torch.from_numpy(theirs))
 
 
+@pytest.mark.full
 def test_the_first_frame_in_place_has_time_zero(torch, tmp_path):
     import dataclasses
 
@@ -119,6 +128,24 @@ def authors(name: str) -> str:
     return name
 
 
+def test_a_file_of_the_authors_is_read_and_split(tmp_path):
+    """By its names and shapes alone; a tensor that is missing is named."""
+    config = wan_image_tokens(width=128, heads=1, hidden=8, layers=2, text=EmbeddedText(width=6), out_channels=2,
+                              level_channels=8, conditions=(Input(name="image_tokens", width=5),), image_places=4)
+    tensors = tensors_of(config)
+    save_file({authors(name): tensor for name, tensor in tensors.items()}, tmp_path / "wan.safetensors")
+    assert split_single_file(tmp_path / "wan.safetensors", tmp_path / "out") == {"transformer": config}
+    found = load_pretrained(tmp_path / "out" / "transformer")
+    wanted = load_pretrained(write(tmp_path / "same", config, tensors))
+    assert found.config == wanted.config == config
+    jax.tree.map(np.testing.assert_array_equal, found.params, wanted.params)
+    lacking = {authors(name): tensor for name, tensor in tensors.items() if name != "blocks.1.attn1.to_q.bias"}
+    save_file(lacking, tmp_path / "b.safetensors")
+    with refused("pretrained.parameters_of", "blocks.1.attn1.to_q.bias"):
+        split_single_file(tmp_path / "b.safetensors", tmp_path / "b")
+
+
+@pytest.mark.full
 def test_files_of_the_authors_have_the_same_tensors(torch):
     model = peer(torch, "diffusers", "WanTransformer3DModel", {
         **OPTIONS, "image_dim": 20, "added_kv_proj_dim": 32, "pos_embed_seq_len": 6})

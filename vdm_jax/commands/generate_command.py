@@ -21,7 +21,8 @@ MotionBucket = Annotated[int, Range(least=0, most=255)]
 @dataclasses.dataclass(frozen=True)
 class Generate:
     """Generate with released weights: pictures of texts (Stable Diffusion 1.x and 2.x) and control maps (ControlNet),
-    videos of texts (ModelScope, AnimateDiff), or videos that begin with a picture (Stable Video Diffusion).
+    videos of texts (ModelScope, AnimateDiff, Wan), or videos that begin with a picture (Stable Video Diffusion, and
+    Wan's 5B model with a text too).
 
     FOLDER is local, in the layout of diffusers (with model_index.json and .safetensors files); nothing is downloaded.
     The scheduler is that of the folder unless --scheduler names another. What is not given is what the model's authors
@@ -35,6 +36,7 @@ class Generate:
       vdm-jax generate stable-diffusion-v1-5 --prompt "a fox" --lora ink.safetensors=0.7 light.safetensors
       vdm-jax generate stable-video-diffusion-img2vid --image rocket.png --dtype bfloat16 --decode-chunk-size 4
       vdm-jax generate animatediff-controlnet --prompt "a dancer of glass" --conditioning-frames poses.mp4
+      vdm-jax generate Wan2.1-T2V-1.3B-Diffusers --prompt "a cat on a surfboard" --num-frames 33 --dtype bfloat16
       vdm-jax generate stable-video-diffusion-img2vid --image boat.jpg --motion-bucket-id 60 --fps 10 --out boat.gif
     """
 
@@ -64,6 +66,7 @@ class Generate:
     guidance: GUIDANCE = None
     guidance_scale: GUIDANCE_SCALE = None
     min_guidance_scale: Guidance | None = None  # picture: --guidance-scale of the first frame, 1 by default
+    high_noise_guidance_scale: Guidance | None = None  # Wan 2.2 A14B: that of the expert for much noise, 4 by default
     max_guidance_scale: Guidance | None = None  # picture: of the last frame, 3 by default, linear between
     num_per_prompt: Count | None = None  # text: how many of each prompt
     fps: Count | None = None  # frames per second, 7 or 8 by default; with a picture the model is conditioned on it too
@@ -120,7 +123,7 @@ def call_arguments(options: Generate, pipeline: Any) -> dict[str, Any]:
             raise UserError(f"--{name.replace('_', '-')} is not for {options.folder}, a {pipeline.folder.kind}; "
                             f"permitted: {', '.join(permitted)}")
     for name in ("prompt", "image", "conditioning_frames"):
-        if name in takes and name not in given:
+        if name in takes and name not in given and takes[name].default is inspect.Parameter.empty:
             raise UserError(f"--{name.replace('_', '-')} is missing, which a {pipeline.folder.kind} begins with; "
                             "permitted: one or more")
     return given

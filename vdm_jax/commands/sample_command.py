@@ -83,9 +83,9 @@ class Sample:
     # the same command goes on
     frames: Count | None = None
     # With --frames: block by block; key_frames: so for key frames, between which further stages fill in; nuwa_xl: key
-    # frames, then clips between them, of (L - 1)^m + 1 frames; windows that overlap, all at once; or rolling: a queue
-    # of frames of rising noise
-    extend: Literal["autoregressive", "key_frames", "nuwa_xl", "windows", "rolling"] | None = None
+    # frames, then clips between them, of (L - 1)^m + 1 frames; windows that overlap, all at once; rolling: a queue of
+    # frames of rising noise; or blocks: those of a causal network, which keeps keys and values of finished ones
+    extend: Literal["autoregressive", "key_frames", "nuwa_xl", "windows", "rolling", "blocks"] | None = None
     # With --frames: files with lines 'FRAME: caption', one for each video, in place of captions
     script: tuple[Path, ...] = ()
     between: Literal["hold", "interpolate"] | None = None  # with --script: what holds between two prompts; the first

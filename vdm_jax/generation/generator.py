@@ -217,8 +217,8 @@ class Generator:
           captions: one per video: a caption, or a `Script` of captions by time. `embeddings`, where they are given,
             are of all prompts, one script after another.
           frames: of the videos.
-          method: `Autoregressive`, `KeyFramesFirst`, which needs further stages, `NuwaXL`, `Windowed` or
-            `Rolling`.
+          method: `Autoregressive`, `KeyFramesFirst`, which needs further stages, `NuwaXL`, `Windowed`, `Rolling` or
+            `Blocks`.
           folder: where finished frames are kept, so that memory does not grow with the length and the same call goes
             on after an interruption; memory by default.
           inpainting: how segments take over frames of others; the stage's own by default.
@@ -334,6 +334,9 @@ class Generator:
         watch = jobs.watch or (lambda step, z: None)
         given = jobs.watch is not None or any(part is not None for part in jobs.noise)
         stepwise = given or goes_by_steps(stage, sampling, self.mesh, masked_video)
+        if given and sampling.by_blocks:
+            raise UserError(f"stage {stage.name!r}: sampling.by_blocks=True with noise that is given, or with steps "
+                            "that are watched; permitted: neither", "Sampling.by_blocks")
         function = self._compile(stage, sampling, ends, watch if stepwise else None)
         autoencoder = () if stage.latent is None else (self.autoencoders[stage.name],)
         done = []

@@ -75,7 +75,7 @@ class ImageToVideo(LatentPipeline):
         weights = tuple(scale - 1 for scale in scales) if max(scales) > 1 else None
         return self.generate(
             stage, ("",) * len(images), weights, num_inference_steps, progress, fps=fps, seed=int(seed),
-            noise=Noise(latents, image_noise[:, None]), motion=float(motion_bucket_id), masked_video=_first(
+            noise=Noise(latents, image_noise[:, None]), motion=float(motion_bucket_id), masked_video=first_frame(
                 resized(images, height, width), frames), picture_noise=noise_aug_strength, conditioning_fps=float(fps),
             **self.encoded(images))
 
@@ -84,7 +84,7 @@ class ImageToVideo(LatentPipeline):
         return self.encoder.pictures(images)
 
 
-def _first(pixels: Float[np.ndarray, "B H W 3"], frames: int) -> MaskedVideo:
+def first_frame(pixels: Float[np.ndarray, "B H W 3"], frames: int) -> MaskedVideo:
     """Videos of which the first frame is given, in no more memory than that."""
     mask = (np.arange(frames) == 0).astype(np.float32)[None, :, None, None, None]
     shape = (len(pixels), frames, *pixels.shape[1:])

@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from vdm_jax.conditions.frame_masks import MaskedVideo
 from vdm_jax.errors import UserError
 from vdm_jax.generation.generator import Generated, Progress
 from vdm_jax.generation.released import transformers
+from vdm_jax.generation.released.pictures import Picture, open_pictures, resized
 from vdm_jax.pipelines import arguments
 from vdm_jax.pipelines.base import FromText
+from vdm_jax.pipelines.image_to_video import first_frame
 from vdm_jax.stages.stage import Stage
 
 
@@ -34,8 +37,8 @@ class WanTextToVideo(FromText):
         height: int | None = None, width: int | None = None, num_frames: int | None = None,
         num_inference_steps: int | None = None, guidance: float | None = None, guidance_scale: float | None = None,
         high_noise_guidance_scale: float | None = None, num_per_prompt: int = 1, fps: int | None = None,
-        decode_chunk_size: int | None = None, seed: int = 0, latents: Float[np.ndarray, "B T H W C"] | None = None,
-        progress: Progress | bool | None = None,
+        image: Picture | Sequence[Picture] | None = None, decode_chunk_size: int | None = None, seed: int = 0,
+        latents: Float[np.ndarray, "B T H W C"] | None = None, progress: Progress | bool | None = None,
     ) -> Generated:
         """Generate videos, one per prompt or `num_per_prompt`.
 
@@ -52,6 +55,7 @@ class WanTextToVideo(FromText):
             the same as that.
           num_per_prompt: videos of each prompt.
           fps: frames per second of the file that is written; 16 by default (24).
+          image: what the video of each prompt begins with, resized to the frames; of the 5B model alone. None: nothing.
           decode_chunk_size: latents decoded at a time; all by default. The result is the same.
           seed: same seed, same place in the batch, same video.
           latents: `[B, T, h, w, C]`, standard normal noise to begin with; drawn from the seed by default.
@@ -69,10 +73,29 @@ class WanTextToVideo(FromText):
             high = high_noise_guidance_scale
         elif guidance is not None or guidance_scale is not None:
             high = None
+        sides = (frames, height, width)
+        given = {} if image is None else {"masked_video": self._begun(image, prompt, num_per_prompt, *sides)}
         arguments.video(frames=frames, fps=int(fps or rate), chunk=decode_chunk_size)
         return self.sample(prompt, negative_prompt, num_per_prompt, (frames, height, width), steps,
                            (guidance, guidance_scale), seed, latents, progress, fps=int(fps or rate),
-                           chunk=decode_chunk_size, high=None if high is None else float(high) - 1)
+                           chunk=decode_chunk_size, high=None if high is None else float(high) - 1, **given)
+
+    def _begun(
+        self, image: Any, prompt: Any, copies: int, frames: int, height: int | None, width: int | None
+    ) -> MaskedVideo:
+        """Videos of which the first frame is given. Raises `UserError` for other numbers of pictures than of prompts,
+        and models that take none."""
+        network, images = transformers.network_of(self.folder, self.models), open_pictures(image)
+        if not network.in_place:
+            raise UserError("image=... for a model of texts alone; permitted: None, or a folder with expand_timesteps, "
+                            "such as that of the 5B model", "image")
+        count = len(arguments.texts("prompt", prompt))
+        if len(images) not in (1, count):
+            raise UserError(f"image: {len(images)} pictures for {count} prompts; permitted: one, or one for each",
+                            "image")
+        usual = self.generator.experiment.stages[0].video
+        pixels = resized(images * count if len(images) == 1 else images, height or usual.height, width or usual.width)
+        return first_frame(np.repeat(pixels, copies, axis=0), frames)
 
     def generate(
         self, stage: Stage, captions: tuple[str, ...], guidance: Any, *more: Any, high: float | None = None,

@@ -102,7 +102,11 @@ def sampling_work(stage: Stage, sampling: Sampling, batch: dict[str, Any], param
     if (windows := sampling.windows) is not None:
         evaluations *= len(window_starts(stage.shape[0], windows.frames, windows.overlap))
         frames = windows.frames
-    seen = dataclasses.replace(stage, training=dataclasses.replace(stage.training, frames=frames, frame_rates=None))
+    network = stage.network
+    if network.teacher_forcing:  # there is no clean clip
+        network = dataclasses.replace(network, teacher_forcing=False)
+    seen = dataclasses.replace(stage, training=dataclasses.replace(stage.training, frames=frames, frame_rates=None),
+                               sampling=dataclasses.replace(sampling, by_blocks=False), network=network)
     forward = network_forward(seen, batch, params, mesh)
     parts, steps = [(1.0, forward)], sampling.sampler_steps(stage.shape[0])
     if sampling.cache is not None:

@@ -323,10 +323,10 @@ class Sampling:
                     frame_schedule=self.frame_schedule)
 
     def evaluations(self, frames: int) -> int:
-        """Evaluations of the denoiser of videos (or latents) of so many frames."""
-        if schedule_of(self.frame_lag, self.frame_schedule) is not None:
+        """Evaluations of the denoiser of videos (or latents) of so many frames; by blocks, one more of each block."""
+        if schedule_of(self.frame_lag, self.frame_schedule) is not None and not self.by_blocks:
             return self.sampler_steps(frames)
-        return self.sampler.evaluations(self.steps)
+        return self.sampler.evaluations(self.steps) + self.by_blocks
 
     def sampler_steps(self, frames: int) -> int:
         """Steps of the sampler of so many frames: more than `steps` where frames go one after the other."""

@@ -21,7 +21,7 @@ from vdm_jax.networks.encoders.clip_text import CLIP_TEXT_H_23, CLIPText
 from vdm_jax.networks.encoders.clip_vision import CLIPVision
 from vdm_jax.networks.encoders.t5 import T5Encoder
 from vdm_jax.networks.latent_unet import LatentUNet
-from vdm_jax.weights import causal_autoencoders, model_kinds, tensor_names
+from vdm_jax.weights import causal_autoencoders, model_kinds, tensor_names, transformer_fields
 from vdm_jax.weights.model_kinds import Config
 from vdm_jax.weights.pretrained import export, parameters_of
 from vdm_jax.weights.tensor_files import Tensor, open_file
@@ -52,7 +52,7 @@ class Part:
 
 
 def open_single_file(path: str | os.PathLike) -> dict[str, Part]:
-    """Parts of an original checkpoint by the name of their folder: unet, vae, text_encoder, image_encoder.
+    """Parts of an original checkpoint by the name of their folder: unet, transformer, vae, text_encoder, image_encoder.
 
     Nothing is read but the header. Raises `UserError` for a file that is none, or another model's, which it names;
     pickles are refused as anywhere.
@@ -64,6 +64,8 @@ def open_single_file(path: str | os.PathLike) -> dict[str, Part]:
     if {"token_embedding.weight", "blocks.0.pos_embedding.embedding.weight"} <= set(tensors):
         config = _umt5(tensors)
         return {"text_encoder": Part(config, _of_wan(config, tensors))}
+    if transformer_fields.is_original(tensors):
+        return {"transformer": Part(transformer_fields.config_of(tensors, str(path)), dict(tensors))}
     name = system(tensors, str(path))
     parts = {"unet": _unet(_under(tensors, UNET)), "vae": _vae(_under(tensors, VAE))}
     if name == "Stable Video Diffusion":

@@ -6,6 +6,9 @@ these names: `norm2` is the norm before the attention to text, and the authors' 
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,11 +20,13 @@ from vdm_jax.conditions.text import EmbeddedText
 from vdm_jax.errors import UserError
 from vdm_jax.networks.transformer.config import VideoTransformer, wan, wan_rotary
 from vdm_jax.weights.fields import Fields
+from vdm_jax.weights.tensor_files import Tensor
 from vdm_jax.weights.tensor_names import Lines, Names, prefixed
 
 ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "out": "to_out.0", "query_norm": "norm_q",
              "key_norm": "norm_k"}
 PERCEPTRON = {"expand": "ffn.net.0.proj", "out": "ffn.net.2"}
+HEAD = 128  # channels of a head in all sizes of Wan
 PLACES = 1024  # length of the table of positions there, beyond which they have none
 # Names of the authors' files, in the order in which they are replaced: their third norm is before the text
 AUTHORS: Lines = (
@@ -87,6 +92,36 @@ def read_wan(fields: Fields) -> VideoTransformer:
         patch=patch, width=heads * head_dim, heads=heads, hidden=fields.get("ffn_dim", 13824),
         layers=fields.get("num_layers", 40), out_channels=out, text=EmbeddedText(width=fields.get("text_dim", 4096)),
         level_channels=fields.get("freq_dim", 256), epsilon=fields.get("eps", 1e-6), **given)
+
+
+def is_original(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether tensors have the names of a transformer of Wan's authors."""
+    return {"head.modulation", "blocks.0.self_attn.q.weight", "patch_embedding.weight"} <= set(tensors)
+
+
+def config_of(tensors: Mapping[str, Tensor], where: str) -> VideoTransformer:
+    """The config of tensors by their authors' names, from shapes. Heads have 128 channels, as those of all sizes that
+    are released. Raises `UserError` for shapes that are none of Wan's."""
+    def shape(name: str, dimensions: int) -> tuple[int, ...]:
+        found = tuple(tensors[name].shape) if name in tensors else ()
+        if len(found) != dimensions:
+            raise UserError(f"{where}: tensor {name!r} of shape {list(found)}; permitted: {dimensions} dimensions, as "
+                            "in the files of Wan")
+        return found
+
+    width, channels, *patch = shape("patch_embedding.weight", 5)
+    if width % HEAD:
+        raise UserError(f"{where}: {width} channels; permitted: multiples of {HEAD}, the channels of a head of Wan")
+    numbers = [int(name.split(".")[1]) for name in tensors if re.match(r"blocks\.\d+\.", name)]
+    picture = "img_emb.proj.0.weight" in tensors
+    fields = {"patch_size": patch, "num_attention_heads": width // HEAD, "attention_head_dim": HEAD,
+              "in_channels": channels, "out_channels": shape("head.head.weight", 2)[0] // math.prod(patch),
+              "text_dim": shape("text_embedding.0.weight", 2)[1], "freq_dim": shape("time_embedding.0.weight", 2)[1],
+              "ffn_dim": shape("blocks.0.ffn.0.weight", 2)[0], "num_layers": 1 + max(numbers),
+              "image_dim": shape("img_emb.proj.0.weight", 1)[0] if picture else None,
+              "added_kv_proj_dim": width if picture else None,
+              "pos_embed_seq_len": shape("img_emb.emb_pos", 3)[1] if "img_emb.emb_pos" in tensors else None}
+    return read_wan(Fields(fields, where))
 
 
 def write_wan(config: VideoTransformer) -> dict[str, Any]:

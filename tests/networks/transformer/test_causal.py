@@ -10,20 +10,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.parallel.test_equality import random_params
 from tests.refusals import refused
 from vdm_jax.attention import BlockCausal, Full, Spatial, TeacherForcing
 from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import DDIM
 from vdm_jax.diffusion.schedules import FlowSchedule
+from vdm_jax.generation.generator import Generator
+from vdm_jax.generation.long_video.plan import Blocks
 from vdm_jax.generation.one_stage import sample_stage
 from vdm_jax.networks.config import EmbeddedText
 from vdm_jax.networks.transformer.config import VideoTransformer, wan
 from vdm_jax.networks.transformer.network import CLEAN, VideoTransformerModule
 from vdm_jax.networks.transformer.past import empty, following
+from vdm_jax.parallel.mesh import MeshSpec
 from vdm_jax.stages.inputs import training_inputs
 from vdm_jax.stages.options import Sampling
-from vdm_jax.stages.stage import Stage, VideoSpec
+from vdm_jax.stages.stage import Experiment, Stage, VideoSpec
 
 FRAMES = 8
 SIZES = {"out_channels": 3, "heads": 2, "hidden": 12, "layers": 2, "level_channels": 8, "text": EmbeddedText(width=6)}
@@ -131,6 +135,44 @@ def test_sampling_by_blocks_is_recomputation_of_all_frames(made):
             c, u = (np.asarray(apply(jnp.asarray(z), levels, text))[:, own] for text in (TEXT, null))
             z[:, own] += (following_sigma - sigma) * (c + 0.5 * (c - u))
     np.testing.assert_allclose(found, np.clip(z, -1, 1), atol=2e-5)
+
+
+@pytest.mark.full
+def test_sampling_by_blocks_on_a_mesh_is_that_of_one_device():
+    """Caches are split by samples and heads: the same videos on data x fsdp x tensor devices."""
+    stage = stage_of(WAN, guidance=0.5)
+    stage = dataclasses.replace(stage, sampling=dataclasses.replace(stage.sampling, batch_size=4))
+    params = random_params(stage, 1)
+    text = {"embeddings": np.random.default_rng(0).normal(size=(4, 3, 6)).astype(np.float32)}
+    found = []
+    for mesh, devices in ((MeshSpec(), jax.devices()[:1]), (MeshSpec(data=2, fsdp=2, tensor=2), jax.devices())):
+        experiment = Experiment(name="x", stages=(stage,), mesh=mesh)
+        found.append(Generator(experiment, {"base": params}, devices)(["a"] * 4, seed=1, **text).videos.astype(int))
+    assert np.abs(found[0] - found[1]).max() <= 1 and found[0].std() > 1
+    assert stage.sampling.evaluations(FRAMES) == 4
+
+
+@pytest.mark.full
+def test_longer_videos_are_made_block_by_block():
+    """A video of twice the frames of a clip is that of a stage with so many frames."""
+    stage = stage_of(SINK)
+    params, text = random_params(stage, 1), {"embeddings": np.ones((1, 3, 6), np.float32)}
+    video = dataclasses.replace(stage.video, frames=2 * FRAMES)
+    whole = Generator(Experiment(name="x", stages=(dataclasses.replace(stage, video=video),)), {"base": params},
+                      jax.devices()[:1])(["a"], seed=1, **text).videos.astype(int)
+    generator = Generator(Experiment(name="x", stages=(stage,)), {"base": params}, jax.devices()[:1])
+    long = generator.long(["a"], frames=2 * FRAMES, method=Blocks(), **text)
+    found = generator.long(["a"], frames=2 * FRAMES, method=Blocks(), seed=1, **text).videos.astype(int)
+    assert found.shape == whole.shape and found.std() > 1 and (found != long.videos).any()
+
+
+def test_blocks_of_longer_videos_need_a_causal_network():
+    stage = dataclasses.replace(stage_of(WAN), network=dataclasses.replace(WAN, patterns=(Full(),)), sampling=Sampling(
+        threshold=None))
+    with refused("long_video.blocks", "BlockCausal"):
+        Blocks().check(stage, stage.sampling, 2 * FRAMES)
+    made = Blocks().sampled_by(stage_of(WAN), 2 * FRAMES)
+    assert made.video.frames == 2 * FRAMES and made.sampling.by_blocks and made.sampling.windows is None
 
 
 def test_training_shows_the_clean_clip_and_blocks_of_levels():

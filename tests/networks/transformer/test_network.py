@@ -22,7 +22,7 @@ from vdm_jax.diffusion.schedules import FlowSchedule
 from vdm_jax.generation.one_stage import of_experts
 from vdm_jax.networks.config import EmbeddedText, WordEncoder
 from vdm_jax.networks.kinds import network_module
-from vdm_jax.networks.transformer.config import WAN_1B, WAN_14B, WAN_A14B, VideoTransformer, wan
+from vdm_jax.networks.transformer.config import DIT_XL, LATTE_XL, WAN_1B, WAN_14B, WAN_A14B, VideoTransformer, wan
 from vdm_jax.networks.transformer.network import VideoTransformerModule, level_number
 from vdm_jax.stages.options import Sampling
 from vdm_jax.stages.stage import Stage, VideoSpec
@@ -71,6 +71,18 @@ def test_an_untrained_network_predicts_nothing_and_its_blocks_add_nothing(normal
         assert not np.abs(zero["kernel"]).max()
     assert np.abs(block["self_attention"]["out"]["kernel"]).max() > 0
     assert block["feed_forward"]["out"]["kernel"].shape == (2, 16, 12)  # of both blocks
+
+
+@pytest.mark.parametrize("spec, released, classes", [
+    (DIT_XL, 675_129_632 - 256 * 1152, 1001),  # less its fixed table of positions
+    (LATTE_XL, 673_799_072, 102)])
+def test_sizes_of_dit_and_latte(spec, released, classes):
+    """Those of the released networks but for the variances that their outputs have too, and the class of none."""
+    width, values = spec.width, 4 * spec.out_channels  # of a patch
+    latents, label = jnp.zeros((1, 1, 2, 2, 4)), Conditioning(labels=jnp.zeros(1, int))
+    shapes = jax.eval_shape(lambda: VideoTransformerModule(spec).init(jax.random.key(0), latents, jnp.zeros(1), label))
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+    assert count == released - values * (width + 1) - (classes - spec.classes) * width
 
 
 def test_rotary_pairs_turn_neighbours_by_their_own_axis(normal):

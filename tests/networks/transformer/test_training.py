@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.parallel.test_equality import random_params
 from tests.training.test_loop import Recorder
 from vdm_jax.attention.positions import RotaryAxes
 from vdm_jax.commands.configs import load_config
@@ -16,14 +17,16 @@ from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.schedules import FlowSchedule
 from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.digits.clips import caption_words
+from vdm_jax.generation.generator import Generator
 from vdm_jax.networks.config import WordEncoder
+from vdm_jax.networks.lora import LoRA, with_adapters
 from vdm_jax.networks.transformer.config import VideoTransformer
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.planning.flops import training_work
 from vdm_jax.planning.inputs import training_batch
-from vdm_jax.runs.directory import load, open_run
+from vdm_jax.runs.directory import export, load, load_adapter, load_stage, open_run
 from vdm_jax.runs.records import read_records
-from vdm_jax.stages.options import Sampling, Training
+from vdm_jax.stages.options import InitFrom, Sampling, Training
 from vdm_jax.stages.stage import Experiment, Stage, VideoSpec
 from vdm_jax.training.loop import Trainer
 from vdm_jax.training.state import abstract_state
@@ -53,6 +56,28 @@ def test_it_learns_is_saved_and_samples(tmp_path):
     generator = load(tmp_path / "run", devices=jax.devices()[:1])
     videos = generator(["a red 3 moves right"], seed=1).videos
     assert videos.shape == (1, 4, 16, 16, 3) and videos.mean() < 40  # noise is at 127, black at 0
+
+
+@pytest.mark.full
+def test_a_lora_of_it_learns_and_the_network_stays(tmp_path):
+    """Factors of all layers of the scan; what is sampled has them merged."""
+    base = experiment()
+    params = random_params(base.stages[0], 1)
+    export(Generator(base, {"base": params}, jax.devices()[:1]), tmp_path / "base")
+    training = dataclasses.replace(
+        base.stages[0].training, steps=12, checkpoint_every=12, learning_rate=3e-2, warmup_steps=1,
+        lora=(LoRA(rank=2, patterns=("self_attention", "feed_forward")),), init_from=InitFrom(
+            stage="base", run=str(tmp_path / "base")))
+    made = dataclasses.replace(base, name="lora", stages=(dataclasses.replace(base.stages[0], training=training),))
+    made = open_run(tmp_path / "run", made)
+    Trainer(made, made.stages[0], tmp_path / "run", Recorder(), tmp_path / "data").train()
+    loss = [r["loss"] for r in read_records(tmp_path / "run" / "base") if "loss" in r]
+    assert np.mean(loss[-3:]) < 0.9 * np.mean(loss[:2])
+    adapter = load_adapter(tmp_path / "run", made.stages[0])
+    down, up = adapter.pairs["blocks/block_0/self_attention/query"]
+    assert down.shape == (2, 32, 2) and up.shape == (2, 2, 32) and np.abs(up).max((1, 2)).min() > 1e-4  # of each layer
+    learned = load_stage(tmp_path / "run", made.stages[0])
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(learned), with_adapters(params, [(adapter, 1.0)]))
 
 
 def test_the_shipped_config_is_counted_with_all_of_its_blocks():

@@ -311,8 +311,33 @@ class Rolling(Method):
         yield (Segment(0, 0, 1, frames),)
 
 
+@config
+class Blocks(Method):
+    """The whole video block by block, by a causal network that keeps keys and values of finished blocks
+    (`generation/block_sampling.py`). With a window in its pattern, time and memory of a block do not grow."""
+
+    name = "blocks"
+
+    def check(self, stage: Stage, sampling: Sampling, frames: int) -> None:
+        """As for all, and for networks without blocks."""
+        super().check(stage, sampling, frames)
+        if not stage.network.block_frames:
+            raise UserError(f"stage {stage.name!r} has a network whose frames all see each other; permitted with "
+                            "blocks: a VideoTransformer with BlockCausal patterns", "long_video.blocks")
+
+    def sampled_by(self, stage: Stage, frames: int) -> Stage:
+        """One of videos of all frames."""
+        training = dataclasses.replace(stage.training, frames=stage.training.frames or stage.video.frames)
+        return dataclasses.replace(stage, video=dataclasses.replace(stage.video, frames=frames), training=training,
+                                   sampling=dataclasses.replace(stage.sampling, by_blocks=True))
+
+    def rounds(self, frames: int, size: int) -> Iterator[Round]:
+        """One segment."""
+        yield (Segment(0, 0, 1, frames),)
+
+
 METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (
-    Autoregressive, KeyFramesFirst, NuwaXL, Windowed, Rolling)}
+    Autoregressive, KeyFramesFirst, NuwaXL, Windowed, Rolling, Blocks)}
 
 
 def nuwa_xl_frames(depth: int, size: int) -> int:

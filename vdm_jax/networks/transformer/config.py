@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from vdm_jax.attention import AttentionPattern, BlockCausal, Full, Spatial, WithExtraKeys
+from vdm_jax.attention import AttentionPattern, BlockCausal, Full, Spatial, Temporal, WithExtraKeys
 from vdm_jax.attention.capability import require
 from vdm_jax.attention.positions import RotaryAxes
 from vdm_jax.conditions.image_tokens import IMAGE_TOKENS
@@ -238,6 +238,13 @@ class VideoTransformer(Backbone):
             pattern = self.patterns[place % len(self.patterns)]
             if pattern.layout != "positions":
                 yield math.prod(sides) * (frames if pattern.layout == "all" else 1)
+
+
+# DiT-XL/2 of pictures of 1,000 classes in latents of 4 channels, and Latte-XL/2, with spatial and temporal blocks in
+# turn. Released ones also predict a variance, which no process here has, and have a class that stands for none.
+DIT_XL = VideoTransformer(out_channels=4, width=1152, heads=16, hidden=4608, layers=28, patterns=(Spatial(),),
+                          classes=1000)
+LATTE_XL = dataclasses.replace(DIT_XL, patterns=(Spatial(), Temporal()), classes=101)
 
 
 def wan_rotary(head_dim: int) -> RotaryAxes:
