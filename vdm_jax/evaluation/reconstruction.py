@@ -77,7 +77,7 @@ def finish_autoencoder(
         raise UserError(f"stage {stage.name!r} of {run} is not trained; permitted: train it first")
     params = jax.device_get(params)
     found = measure(experiment, stage, params, data_dir, devices)
-    config = dataclasses.replace(stage.network, scale=found.scale, shift=found.shift)
+    config = stage.network.measured(found.scale, found.shift)
     if jax.process_index() == 0:
         folder = out or run / stage.name
         record = json.dumps(found.to_dict(), indent=1)

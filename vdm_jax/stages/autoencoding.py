@@ -25,6 +25,7 @@ from vdm_jax.configuration import (
     config,
 )
 from vdm_jax.errors import UserError
+from vdm_jax.networks.autoencoders.causal_config import CausalAutoencoder
 from vdm_jax.networks.autoencoders.config import Autoencoder
 from vdm_jax.networks.discriminator import Discriminator
 from vdm_jax.parallel.mesh import MeshSpec
@@ -73,12 +74,16 @@ class AutoencoderStage:
 
     name: str
     video: VideoSpec  # the clips it is trained on
-    network: Autoencoder
+    network: Autoencoder | CausalAutoencoder
     training: AutoencoderTraining = AutoencoderTraining()
 
     def __post_init__(self):
-        multiples = (self.network.time_factor, self.network.factor, self.network.factor)
-        for name, multiple in zip(("frames", "height", "width"), multiples, strict=True):
+        multiples = {"height": self.network.factor, "width": self.network.factor}
+        if self.network.causal:
+            self._check_causal()
+        else:
+            multiples["frames"] = self.network.time_factor
+        for name, multiple in multiples.items():
             if getattr(self.video, name) % multiple:
                 raise UserError(f"AutoencoderStage {self.name!r}: video.{name}={getattr(self.video, name)} is not a "
                                 f"multiple of what the network shrinks it by; permitted: {multiple}, {2 * multiple}, "
@@ -91,6 +96,12 @@ class AutoencoderStage:
         if patterns and loss.discriminators and not any(re.search(p, last) for p in patterns):
             raise UserError(f"AutoencoderStage {self.name!r}: training.trainable={patterns} leaves out {last}, whose "
                             "gradients weigh the adversarial loss; permitted: patterns that match it")
+
+    def _check_causal(self) -> None:
+        try:
+            self.network.latent_frames(self.video.frames)
+        except UserError as error:
+            raise UserError(f"AutoencoderStage {self.name!r}: {error}") from None
 
 
 @config

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from vdm_jax.conditions.conditioning import Conditioning, Sizes, conditions_of
-from vdm_jax.networks.autoencoders.kl import AutoencoderKL
 from vdm_jax.networks.kinds import network_module
 from vdm_jax.networks.lora import FACTORS, initial_factors, trained_adapter, with_adapters
 from vdm_jax.stages.autoencoding import AnyStage, AutoencoderStage
 from vdm_jax.stages.stage import Stage
+from vdm_jax.weights import model_kinds
 
 
 def conditioning_of(
@@ -42,7 +42,8 @@ def initial_params(stage: AnyStage, key: PRNGKeyArray) -> Any:
     """Parameters of a stage's network."""
     if isinstance(stage, AutoencoderStage):
         spec = stage.network
-        return AutoencoderKL(spec).init(key, jnp.zeros((1, spec.time_factor, spec.factor, spec.factor, 3)))["params"]
+        frames = 1 if spec.causal else spec.time_factor
+        return model_kinds.module(spec).init(key, jnp.zeros((1, frames, spec.factor, spec.factor, 3)))["params"]
     video, level = jnp.zeros((1, *stage.trained().shape)), jnp.zeros((1,))
     return network_module(stage.network).init(key, video, level, example_conditioning(stage))["params"]
 

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from vdm_jax.metrics.detectors import lpips
-from vdm_jax.networks.autoencoders.kl import AutoencoderKL, Moments
+from vdm_jax.networks.autoencoders.kl import Moments
 from vdm_jax.networks.discriminator import PatchDiscriminator, hinge_loss
 from vdm_jax.parallel.compiling import compiler_options
 from vdm_jax.parallel.rules import batch_sharding, shard
@@ -23,6 +23,7 @@ from vdm_jax.stages.autoencoding import AutoencoderLoss, AutoencoderStage
 from vdm_jax.stages.inputs import target_video
 from vdm_jax.training.state import TrainState, abstract_state, advanced, make_optimizer, rate_of_update, trained_part
 from vdm_jax.training.trainable import merged, split
+from vdm_jax.weights import model_kinds
 
 Video = Float[Array, "B T H W 3"]
 Scalars = dict[str, Array]
@@ -92,7 +93,7 @@ def autoencoder_gradients(
     """
     spec, trained = stage.training.loss, trained_part(stage, params)
     frozen = split(params["autoencoder"], stage.training.trainable)[1]
-    module = AutoencoderKL(stage.network)
+    module = model_kinds.module(stage.network)
 
     def reconstruct(part: Any) -> tuple[Video, Array]:
         variables = {"params": merged(part, frozen)}
@@ -188,7 +189,7 @@ def compile_reconstruction(
     perceptual = jax.device_put(perceptual, whole)
 
     def run(params: Any, video: Array, perceptual: Any) -> dict[str, Array]:
-        x, module = target_video(video, stage.video), AutoencoderKL(stage.network)
+        x, module = target_video(video, stage.video), model_kinds.module(stage.network)
         moments = module.apply({"params": params}, x, method="encode")
         y = module.apply({"params": params}, moments.mean, method="decode")
         spec = stage.training.loss

@@ -121,9 +121,11 @@ def starting_autoencoder(stage: AutoencoderStage) -> tuple[Inflation, dict[str, 
     path = stage.training.init_from
     model = load_imported(path)
     where = f"AutoencoderStage {stage.name!r}: training.init_from={path!r}"
-    if not isinstance(model.config, Autoencoder):
-        raise UserError(f"{where} holds {type(model.config).__name__}; permitted: Autoencoder")
-    for name in ("groups", "layout", "time_factor"):  # decide what tensors of the same shapes compute
+    wanted = type(stage.network)
+    if type(model.config) is not wanted:
+        raise UserError(f"{where} holds {type(model.config).__name__}; permitted: {wanted.__name__}")
+    decide = ("groups", "layout", "time_factor") if wanted is Autoencoder else ("patch", "shortcuts", "halve_frames")
+    for name in decide:  # what tensors of the same shapes compute
         ours, theirs = getattr(stage.network, name), getattr(model.config, name)
         if ours != theirs:
             raise UserError(f"{where} has {name}={theirs!r} and network.{name}={ours!r}; permitted: the same")

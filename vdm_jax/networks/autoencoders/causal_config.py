@@ -7,6 +7,7 @@ models: the code of Wan 2.1 and 2.2 (Wan team 2025, arXiv 2503.20314).
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated
 
 import jax.numpy as jnp
@@ -94,6 +95,16 @@ class CausalAutoencoder:
     def latent_frames(self, frames: int) -> int:
         """Latents of a clip. Raises `UserError` for frames that do not fit."""
         return causal_latents(frames, self.time_factor)
+
+    @property
+    def last_kernel(self) -> tuple[str, ...]:
+        """Where the kernel is that makes the video, in the parameters."""
+        return "decoder", "out", "kernel"
+
+    def measured(self, scale: float, shift: float) -> CausalAutoencoder:
+        """With latents that were measured: their mean and one over their standard deviation, of all channels."""
+        count = self.latent_channels
+        return dataclasses.replace(self, mean=(shift,) * count, std=(1 / scale,) * count)
 
     def normalise(self, latents: Float[Array, "*batch C"]) -> Float[Array, "*batch C"]:
         """Latents as diffusion sees them."""

@@ -13,6 +13,7 @@ fit into memory see `autoencoders/tiling.py`.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated, Literal
 
 from jaxtyping import Array, Float
@@ -96,6 +97,10 @@ class Autoencoder:
         if self.decoder == "temporal":
             return "decoder", "out_temporal", "kernel"
         return ("decoder", "out", "temporal", "kernel") if self.temporal_kernel > 1 else ("decoder", "out", "kernel")
+
+    def measured(self, scale: float, shift: float) -> Autoencoder:
+        """With latents that were measured: their mean and one over their standard deviation."""
+        return dataclasses.replace(self, scale=scale, shift=shift)
 
     def normalise(self, latents: Float[Array, " ..."]) -> Float[Array, " ..."]:
         """Latents as diffusion sees them."""
