@@ -82,6 +82,13 @@ class VideoTransformerModule(nn.Module):
         x = self._blocks(x, inputs, images, forced, past)
         if forced:  # the noisy half
             x, vector = x[:, forced:], vector[:, vector.shape[1] // 2 :] if vector.shape[1] > 1 else vector
+        return self._out(x, vector, clean)
+
+    def _out(
+        self, x: Float[Array, "B T H W C"], vector: Float[Array, "B F C"], clean: Bool[Array, "B T H W"] | None
+    ) -> Float[Array, "B T2 H2 W2 O"]:
+        """What the tokens predict, patch by patch."""
+        spec = self.config
         shift, scale = (selected(part, clean) for part in Modulation(spec, 2, name="out_modulated")(vector))
         x = modulated(x, shift, scale, spec.epsilon, jnp.float32)
         values = Dense(int(np.prod(spec.patch)) * spec.out_channels, kernel_init=zeros, name="out")(x)
@@ -159,7 +166,7 @@ class Embedding(nn.Module):
     def __call__(
         self, frames: int, logsnr: Array, conditioning: Conditioning, images: int
     ) -> tuple[Float[Array, "B F C"], Tokens | None]:
-        spec, dtype = self.config, jnp.dtype(self.config.dtype)
+        spec = self.config
         number = level_number(logsnr, spec.level_encoding)
         number = number if number.ndim == 2 else number[:, None]
         if spec.in_place:
@@ -169,7 +176,7 @@ class Embedding(nn.Module):
         vector = Dense(spec.width, kernel_init=SMALL, name="level_out")(silu(vector))
         text = None
         if spec.text is not None:
-            tokens, mask, pooled = self._text(conditioning, dtype)
+            tokens, mask, pooled = self._text(conditioning)
             if images:  # the clip's caption for its frames, then one per image
                 repeats = np.array([frames - images] + [1] * images)
                 tokens, mask, pooled = (a if a is None else jnp.repeat(a, repeats, axis=1, total_repeat_length=frames)
@@ -185,16 +192,24 @@ class Embedding(nn.Module):
         for entry in spec.entering("vector"):
             value = Dense(spec.width, name=f"condition_{entry.name}")(conditioning.inputs[entry.name])
             vector = vector + value[:, None]
+        return vector, self._with_conditions(text, conditioning)
+
+    def _with_conditions(
+        self, text: Tokens | None, conditioning: Conditioning
+    ) -> tuple[Float[Array, "B G2 L2 E2"], Bool[Array, "B G2 L2"] | None] | None:
+        """Tokens of the text, if there are any, and after them those of conditions."""
+        spec = self.config
         for entry in (entry for entry in spec.entering("tokens") if entry.name != IMAGE_TOKENS):
             build = SoundTokens if entry.condition.form == "frames" else functools.partial(Dense, use_bias=False)
             width = spec.width if text is None else text[0].shape[-1]
-            value = build(width, dtype=dtype, name=f"condition_{entry.name}")(conditioning.inputs[entry.name])
+            value = build(width, dtype=jnp.dtype(spec.dtype), name=f"condition_{entry.name}")(
+                conditioning.inputs[entry.name])
             seen = jnp.ones(value.shape[:3], bool)
             if text is not None:
                 mask = jnp.ones(text[0].shape[:3], bool) if text[1] is None else text[1]
                 value, seen = grouped(text[0], value), grouped(mask, seen)
             text = value, seen
-        return vector, text
+        return text
 
     def _number(self, name: str, value: Float[Array, " B"]) -> Float[Array, "B 1 C"]:
         return Dense(self.config.width, name=name)(sinusoids(value, self.config.level_channels))[:, None]
@@ -205,9 +220,9 @@ class Embedding(nn.Module):
             return vector + pooled
         return jnp.concatenate([vector[:, :-1] + pooled, vector[:, -1:] + pooled.mean(1, keepdims=True)], axis=1)
 
-    def _text(self, conditioning: Conditioning, dtype: jnp.dtype) -> tuple[Array, Array | None, Array | None]:
+    def _text(self, conditioning: Conditioning) -> tuple[Array, Array | None, Array | None]:
         """Tokens `[B, G, L, C]`, their mask (None: all are seen) and the pooled vector, where there is one."""
-        spec = self.config
+        spec, dtype = self.config, jnp.dtype(self.config.dtype)
         if spec.text_tokens == "pooled":
             tokens, mask, pooled = TextConditioner(spec.text, spec.width, dtype, name="text")(conditioning)
         else:
