@@ -23,7 +23,7 @@ from vdm_jax.networks.config import Level
 from vdm_jax.networks.lora import LoRA
 from vdm_jax.runs.directory import WEIGHTS, load, open_run, read_cascade
 from vdm_jax.runs.teachers import params_hash
-from vdm_jax.stages.distillation import ProgressiveDistillation
+from vdm_jax.stages.distillation import DistributionMatching, ProgressiveDistillation
 from vdm_jax.stages.parameters import initial_params
 from vdm_jax.weights.safetensors import save_params
 
@@ -95,11 +95,16 @@ def test_rounds_lead_from_the_teachers_steps_to_the_students():
     assert consistent.stages[0].sampling.consistency == Boundary() and consistent.stages[1:] == experiment.stages[1:]
     factors = distilled(experiment, names[:1], Path("digits"), Distil("digits", method="consistency", lora_rank=4))
     assert factors.stages[0].training.lora == (LoRA(rank=4, patterns=("/",)),)
+    matched = distilled(experiment, names[:1], Path("digits"), Distil("digits", method="dmd", steps=2)).stages[0]
+    assert isinstance(matched.training.distillation, DistributionMatching) and matched.sampling.steps == 2
+    assert matched.training.distillation.steps == 2 and matched.sampling.sampler == Consistency()
     table = dataclasses.replace(experiment.stages[0].process, schedule=ScaledLinearBetaSchedule())
     latent = dataclasses.replace(experiment, stages=(dataclasses.replace(experiment.stages[0], process=table),))
     student = distilled(latent, names[:1], Path("digits"), Distil("digits", method="consistency", steps=4)).stages[0]
     assert student.training.distillation.solver == DDIM() and student.training.distillation.intervals == 50
     assert student.sampling.sampler.grid == TimestepGrid(spacing="distilled") and student.sampling.consistency == 10
+    matched = distilled(latent, names[:1], Path("digits"), Distil("digits", method="dmd")).stages[0]
+    assert matched.sampling.sampler.grid == TimestepGrid(spacing="trailing") and matched.sampling.consistency is None
     again = found.stages[0]
     assert distilled(found, [again.name], Path("digits"), Distil("digits", steps=2)).stages[0].training.steps == 2000
 
@@ -114,6 +119,7 @@ def test_rounds_lead_from_the_teachers_steps_to_the_students():
     (("--start", "8", "--method", "guided"), "--start=8 with --method guided"),
     (("--intervals", "9"), "--intervals=9 with --method progressive"),
     (("--lora-rank", "4"), "--lora-rank=4 with --method progressive"),
+    (("--lora-rank", "4", "--method", "dmd"), "--lora-rank=4 with --method dmd"),
     (("--stage", "spatial", "--guidance-range", "0", "2"), "--guidance-range with stages spatial"),
     (("--guidance-range", "3", "2"), "guidance"),
     (("--steps", "0"), "--steps=0"),

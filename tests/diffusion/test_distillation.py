@@ -13,6 +13,7 @@ from vdm_jax.diffusion.distillation import (
     growing_intervals,
     halving_target,
     interval_level,
+    matching_error,
     solved,
     target_decay,
 )
@@ -198,3 +199,47 @@ def test_pseudo_huber_distances_are_squared_near_zero_and_absolute_far_away():
     mask = jnp.array([1.0, 0.0]).reshape(1, 2, 1, 1, 1)
     half = difference.at[:, 1].set(9.0)
     np.testing.assert_allclose(SquaredDistance()(half, mask), [1e-8, 1e4], rtol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------- distribution matching
+
+
+def gaussian_estimate(z, mean, std, alpha, sigma):
+    return mean + alpha * std**2 / (alpha**2 * std**2 + sigma**2) * (z - alpha * mean)
+
+
+def test_the_gradient_of_matching_is_the_difference_of_two_scores():
+    """Of Gaussian videos whose scores are those of their noisy densities; where the mask is 0 there is none."""
+    rng, (alpha, sigma) = np.random.default_rng(0), (0.8, 0.6)
+    x, noise = jnp.asarray(rng.normal(size=(2, 3, 2, 2, 2, 1)), jnp.float32)
+    z, gaussians = alpha * x + sigma * noise, {"real": (0.5, 0.4), "fake": (-0.2, 0.7)}
+    estimates = {name: gaussian_estimate(z, *of, alpha, sigma) for name, of in gaussians.items()}
+    scores = {name: jax.grad(lambda z, mean=mean, std=std: -0.5 * jnp.sum(jnp.square(z - alpha * mean)) / (
+        alpha**2 * std**2 + sigma**2))(z) for name, (mean, std) in gaussians.items()}
+    mask = jnp.zeros((1, 2, 1, 1, 1)).at[:, 0].set(1.0)
+    for shown, size in ((None, 8), (mask, 4)):
+        counted = jnp.ones_like(x) if shown is None else jnp.broadcast_to(shown, x.shape)
+        found = jax.grad(lambda x, shown=shown: matching_error(x, estimates["real"], estimates["fake"], shown).sum())(x)
+        distance = (jnp.abs(x - estimates["real"]) * counted).sum((1, 2, 3, 4), keepdims=True) / size
+        wanted = sigma**2 / alpha * (scores["fake"] - scores["real"]) / distance / size * counted
+        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-6)
+
+
+def test_a_student_that_descends_it_comes_to_the_teachers_distribution():
+    """Of a student `b + s noise` and the exact critic of its Gaussian."""
+    def step(student, key):
+        video_key, noise_key, level_key = jax.random.split(key, 3)
+        noise, more = (jax.random.normal(k, (64, 1, 4, 4, 1)) for k in (video_key, noise_key))
+        angle = jax.random.uniform(level_key, (64, 1, 1, 1, 1), minval=0.1, maxval=1.4)
+        alpha, sigma = jnp.cos(angle), jnp.sin(angle)
+
+        def error(student):
+            x = student[0] + student[1] * noise
+            z = jax.lax.stop_gradient(alpha * x + sigma * more)
+            fake = gaussian_estimate(z, *jax.lax.stop_gradient(student), alpha, sigma)
+            return matching_error(x, gaussian_estimate(z, 0.5, 0.3, alpha, sigma), fake).mean()
+
+        return student - 0.1 * jax.grad(error)(student), None
+
+    student, _ = jax.jit(lambda: jax.lax.scan(step, jnp.array([-0.4, 1.0]), jax.random.split(jax.random.key(0), 600)))()
+    np.testing.assert_allclose(student, [0.5, 0.3], atol=0.03)

@@ -8,6 +8,7 @@ import io
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import rich.console
 
@@ -28,6 +29,7 @@ from vdm_jax.runs.teachers import params_hash, with_teachers
 from vdm_jax.stages.distillation import (
     ConsistencyDistillation,
     ConsistencyTraining,
+    DistributionMatching,
     ProgressiveDistillation,
     Teacher,
 )
@@ -35,7 +37,7 @@ from vdm_jax.stages.options import Dropout, GuidanceTerm, InitFrom, Oscillation,
 from vdm_jax.stages.parameters import initial_params
 from vdm_jax.stages.stage import Experiment, Stage, VideoSpec
 from vdm_jax.training import loop
-from vdm_jax.training.distillation import Roles, distillation_loss, in_roles, with_target
+from vdm_jax.training.distillation import Roles, distillation_loss, in_roles, simulated, with_target
 from vdm_jax.training.draws import draw
 from vdm_jax.training.loop import Trainer
 from vdm_jax.training.report import Report
@@ -50,8 +52,10 @@ DATA = CaptionedDigits(size=16, frames=2, train_clips=16, validation_clips=8, te
 TEACHER = Teacher(run="teacher", stage="base")
 PROGRESSIVE = ProgressiveDistillation(teacher=TEACHER, start=4, steps=1, updates=2, guidance=(0.0, 2.0))
 CONSISTENCY = ConsistencyDistillation(teacher=TEACHER, intervals=4, target_decay=0.5)
+MATCHING = DistributionMatching(teacher=TEACHER, steps=2, critic_updates=2, critic_rate=0.5)
 MESH = make_mesh(MeshSpec(data=1), jax.devices()[:1])
 FREE = Sampling(sampler=Consistency(), consistency=Boundary(), steps=2)
+RENOISED = Sampling(sampler=Consistency(), steps=2)
 
 
 def stage_of(distillation=None, *, network=NETWORK, sampling=None, **training) -> Stage:
@@ -59,6 +63,8 @@ def stage_of(distillation=None, *, network=NETWORK, sampling=None, **training) -
         training = {"steps": len(distillation.rounds) * distillation.updates, "warmup_steps": 0, "ema_decay": 0.0,
                     **training}
         sampling = sampling or Sampling(sampler=DDIM(), steps=distillation.steps)
+    if isinstance(distillation, DistributionMatching):
+        sampling = sampling or RENOISED
     guided = distillation is not None and distillation.guidance is not None
     if guided and distillation.guidance[0] < distillation.guidance[1] and network is NETWORK:
         network = dataclasses.replace(NETWORK, scalars=("guidance",))
@@ -144,11 +150,12 @@ def final_state(run, stage):
 
 @pytest.mark.parametrize(("distillation", "crash_at", "roles", "lora"), [
     (PROGRESSIVE, 3, {"teacher"}, ()), (CONSISTENCY, 3, {"teacher", "target"}, ()),
-    (CONSISTENCY, 3, {"target"}, (LoRA(rank=2, patterns=("/",)),))], ids=["progressive", "consistency", "lora"])
+    (CONSISTENCY, 3, {"target"}, (LoRA(rank=2, patterns=("/",)),)),
+    (MATCHING, 3, {"teacher", "critic"}, ())], ids=["progressive", "consistency", "lora", "matching"])
 def test_an_interrupted_distillation_resumes_to_the_same_bits(teacher, data_dir, distillation, crash_at, roles, lora):
-    """With teacher, student, target, average and optimizer; the progressive one in its second round, whose teacher no
-    run has."""
-    network = SILENT if distillation is CONSISTENCY else NETWORK
+    """With teacher, student, target, average, critic and both optimizers; the progressive one in its second round,
+    whose teacher no run has."""
+    network = NETWORK if distillation is PROGRESSIVE else SILENT
     teacher = teacher(network)
     stage = stage_of(distillation, network=network, checkpoint_every=2, lora=lora,
                      **({} if distillation is PROGRESSIVE else {"steps": 4}))
@@ -159,7 +166,7 @@ def test_an_interrupted_distillation_resumes_to_the_same_bits(teacher, data_dir,
     train(teacher.parents[1] / "cut", stage, data_dir)
     (steps, whole), (other_steps, cut) = (final_state(teacher.parents[1] / run, stage) for run in ("whole", "cut"))
     assert steps == other_steps == stage.training.steps
-    assert {role for role in ("teacher", "target") if any(f"'{role}'" in name for name in whole)} == roles
+    assert {role for role in ("teacher", "target", "critic") if any(f"'{role}'" in name for name in whole)} == roles
     for name, value in whole.items():
         assert value.tobytes() == cut[name].tobytes(), name
     # A teacher that has been trained since is refused, to begin with and to go on with.
@@ -243,6 +250,38 @@ def test_the_rate_falls_in_every_round_alone():
     np.testing.assert_allclose([rate(n) for n in (1, 6, 10)], [3e-3, 1.5e-3, 3e-4], rtol=1e-5)
 
 
+def test_a_student_learns_at_every_second_step_of_its_critic(batch):
+    """The teacher stays, and so does the critic's optimizer count where the student's does not."""
+    stage = stage_of(MATCHING, network=SILENT, steps=4, ema_decay=0.5, warmup_steps=0)
+    state = initial(stage).replace(params=random_params(stage), ema=random_params(stage))
+    state = state.replace(networks={**state.networks, "teacher": random_params(stage, 1),
+                                    "critic": random_params(stage, 2)})
+    step = jax.jit(lambda state: train_step(stage, state, batch))
+    states, metrics = [state], []
+    for _ in range(4):
+        state, scalars = step(states[-1])
+        states.append(state)
+        metrics.append(jax.device_get(scalars))
+
+    def moved(part):
+        pairs = zip(states, states[1:], strict=False)
+        return [any(not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, map(part, pair)), strict=True))
+                for pair in pairs]
+
+    assert moved(lambda state: state.params) == moved(lambda state: state.ema) == [False, True, False, True]
+    assert moved(lambda state: state.networks["critic"]) == [True] * 4
+    assert moved(lambda state: state.networks["teacher"]) == [False] * 4
+    assert [int(state.step) for state in states] == [0, 1, 2, 3, 4] and not any(m["skipped"] for m in metrics)
+    assert [m["student_loss"] > 0 for m in metrics] == [False, True, False, True]
+    counts = [int(optax.tree_utils.tree_get_all_with_path(tree, "count")[0][1])
+              for tree in (state.opt_state, state.networks["critic_optimizer"])]
+    assert counts == [2, 4]
+    # Half of the student's rate, whatever the gradient: Adam's first step has the length of the rate.
+    lengths = [max(float(np.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, pair), strict=True)) for pair in (
+        (states[0].networks["critic"], states[1].networks["critic"]), (states[1].params, states[2].params))]
+    np.testing.assert_allclose(lengths, [1.5e-3, 3e-3], rtol=1e-2)
+
+
 # ---------------------------------------------------------------------------------------------------------- losses
 
 
@@ -302,6 +341,28 @@ def test_training_from_data_alone_compares_two_levels_of_the_same_noise(batch):
     assert set(metrics) >= {"loss", "x_mse", "intervals"}
 
 
+def test_a_student_of_matching_is_trained_where_its_sampler_leads_it(batch):
+    """A network of zeros that predicts x, off by b: of one step its videos are b, whatever the noise; the regression is
+    the squared distance to the teacher's, which are 0."""
+    process = Process(prediction="x")
+
+    def stage(**changes):
+        spec = dataclasses.replace(MATCHING, **changes)
+        return dataclasses.replace(stage_of(spec, network=SILENT), process=process)
+
+    zero = jax.tree.map(np.zeros_like, random_params(stage()))
+    off = {**zero, "out": {**zero["out"], "bias": zero["out"]["bias"] + np.float32(0.3)}}
+    for steps in (1, 3):
+        student = stage(steps=steps)
+        x = jax.jit(lambda student=student: simulated(student, off, draw(student, batch, jax.random.key(4))))()
+        np.testing.assert_allclose(x, 0.3, rtol=1e-5)
+    # Teacher 0, critic 0.3: the gradient points to the teacher with the size 1, and the error is half of its square.
+    networks = {"teacher": zero, "critic": off}
+    found = [losses(stage(steps=1, regression=weight, regression_steps=2), off, batch, 0, networks)
+             for weight in (0.0, 2.0)]
+    np.testing.assert_allclose(found, [0.5, 0.5 + 2 * 0.09], rtol=1e-4)
+
+
 def test_evaluations_of_teachers_and_targets_are_planned():
     batch = {"video": jax.ShapeDtypeStruct((8, 2, 16, 16, 3), "uint8")}
 
@@ -312,14 +373,16 @@ def test_evaluations_of_teachers_and_targets_are_planned():
 
     plain = work(None)
     for distillation, evaluations in ((dataclasses.replace(PROGRESSIVE, guidance=None), 2), (CONSISTENCY, 3),
-                                      (ConsistencyTraining(), 1)):
+                                      (ConsistencyTraining(), 1), (MATCHING, 1.5 + 5.5 / 2)):
         found = work(distillation)
         assert found.model == pytest.approx((3 + evaluations) / 3 * plain.model)
         assert found.computed - plain.computed == pytest.approx(evaluations / 3 * plain.computed, rel=0.1)
     sizes = [sum(leaf.size for leaf in jax.tree.leaves(abstract_state(stage_of(distillation, network=SILENT), MESH)))
-             for distillation in (None, CONSISTENCY)]
-    student = sum(leaf.size for leaf in jax.tree.leaves(abstract_state(stage_of(network=SILENT), MESH).params))
+             for distillation in (None, CONSISTENCY, MATCHING)]
+    plain = abstract_state(stage_of(network=SILENT), MESH)
+    student, optimizer = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (plain.params, plain.opt_state))
     assert sizes[1] - sizes[0] == 2 * student  # teacher and target once each
+    assert sizes[2] - sizes[0] == 2 * student + optimizer  # and the critic's
 
 
 # ---------------------------------------------------------------------------------------------------------- refusals
@@ -331,6 +394,11 @@ def test_evaluations_of_teachers_and_targets_are_planned():
      ("permitted: steps times 2",)),
     (lambda: dataclasses.replace(CONSISTENCY, solver=DDIM(eta=1.0)), "ConsistencyDistillation.solver", ("eta=1.0",)),
     (lambda: dataclasses.replace(CONSISTENCY, solver=Heun(churn=1.0)), "ConsistencyDistillation.solver", ("churn",)),
+    (lambda: dataclasses.replace(MATCHING, times=(0.9, 0.1)), "DistributionMatching.times", ("0.9",)),
+    (lambda: stage_of(MATCHING, sampling=FREE), "Stage.sampling.sampler", ("Boundary", "permitted: Consistency")),
+    (lambda: stage_of(MATCHING, sampling=Sampling(sampler=DDIM(), steps=2)), "Stage.sampling.sampler", ("DDIM",)),
+    (lambda: stage_of(MATCHING, trainable=("out",)), "Stage.training.trainable", ("'out'", "permitted: ()")),
+    (lambda: stage_of(MATCHING, lora=(LoRA(rank=2),)), "Training.lora", ("have a critic",)),
     (lambda: ConsistencyTraining(first=9, last=3), "ConsistencyTraining.first", ("last=3",)),
     (lambda: stage_of(PROGRESSIVE, lora=(LoRA(rank=2),)), "Training.lora", ("become teachers",)),
     (lambda: stage_of(ConsistencyTraining(), lora=(LoRA(rank=2),)), "Training", ("init_from=None",)),

@@ -36,6 +36,7 @@ class Distil:
                     of 32, 16, 8 and 4 steps. Each student is the next teacher. Guidance is learnt in a round before
       guided        that round alone: one evaluation per step instead of two, with the teacher's own sampler and steps
       consistency   the student maps any point of the teacher's trajectory to its end; --steps draws new noise between
+      dmd           the student's videos come to have the teacher's distribution (DMD2), by a critic that learns them
 
     Guidance. A teacher that is sampled with guidance is distilled with its weight, which is then part of the student.
     --guidance-range 0 4 makes the weight an input: 'vdm-jax sample NEW --guidance 3' still chooses it, for free.
@@ -47,15 +48,18 @@ class Distil:
       vdm-jax distil captioned_digits --method progressive --steps 8 --sampler stochastic --guidance-range 0 4
       vdm-jax distil captioned_digits --method consistency --steps 2 --stage base --updates 20000
       vdm-jax distil captioned_digits --method consistency --steps 4 --lora-rank 16
+      vdm-jax distil captioned_digits --method dmd --steps 4 --updates 20000
       vdm-jax distil captioned_digits --method guided --guidance-range 0 4
     """
 
     teacher: tyro.conf.Positional[str]  # run directory or name
-    method: Literal["progressive", "guided", "consistency"] = "progressive"
+    method: Literal["progressive", "guided", "consistency", "dmd"] = "progressive"
     steps: SamplingSteps = 4  # of the students; of 'guided' the teacher's own
     run: Path | None = None  # directory of the new run; runs/TEACHER_METHOD_STEPS by default
     stage: tuple[str, ...] = ()  # distil only these stages; all by default
-    updates: Count = 2000  # training steps: of each round of 'progressive' and 'guided', of all of 'consistency'
+    # Training steps: of each round of 'progressive' and 'guided', of all of the others; of 'dmd' the critic's, the
+    # student has a fifth of them
+    updates: Count = 2000
     guidance_range: tuple[Guidance, Guidance] | None = None  # lowest and highest weight that students take as an input
     # Of 'progressive': steps of DDIM of the first teacher, --steps times 2, 4, ...; by default the fewest of these that
     # are as many as the teacher is sampled with
@@ -76,7 +80,7 @@ def main(arguments: Sequence[str]) -> int:
     options, rest = parse_with_rest(Distil, arguments, "vdm-jax distil")
     unread = {"progressive": ("intervals", "lora_rank"),
               "guided": ("steps", "start", "sampler", "intervals", "lora_rank"),
-              "consistency": ("start", "sampler")}
+              "consistency": ("start", "sampler"), "dmd": ("start", "sampler", "intervals", "lora_rank")}
     refuse_unused(options, unread[options.method], f"with --method {options.method}",
                   f"another --method, or {options.method} without it")
     from vdm_jax.commands.train_command import train
@@ -184,12 +188,19 @@ def distillation_of(stage: Stage, folder: Path, options: Distil, weights: tuple[
     """What the student learns."""
     from vdm_jax.diffusion.samplers import DDIM
     from vdm_jax.diffusion.weightings import TruncatedSNRWeighting
-    from vdm_jax.stages.distillation import ConsistencyDistillation, ProgressiveDistillation, Teacher
+    from vdm_jax.stages.distillation import (
+        ConsistencyDistillation,
+        DistributionMatching,
+        ProgressiveDistillation,
+        Teacher,
+    )
 
     common = {"teacher": Teacher(run=str(folder), stage=stage.name), "guidance": weights, "teacher_guidance": by}
     if options.method == "consistency":
         solver = {"solver": DDIM()} if timesteps(stage) else {}  # as in latent consistency distillation
         return ConsistencyDistillation(intervals=intervals_of(stage, options), **solver, **common)
+    if options.method == "dmd":
+        return DistributionMatching(steps=options.steps, **common)
     steps = stage.sampling.steps if options.method == "guided" else options.steps
     truncated = isinstance(stage.process.weighting, TruncatedSNRWeighting)  # the teacher's own, which may have a gamma
     weighting = {"weighting": stage.process.weighting} if truncated else {}
@@ -221,6 +232,9 @@ def sampling_of(stage: Stage, options: Distil, weights: tuple[float, float] | No
     if options.method == "progressive":
         kind = DDIM if options.sampler == "ddim" else StochasticDDIM
         return dataclasses.replace(sampling, sampler=kind(grid=TimeGrid()), consistency=None)
+    if options.method == "dmd":  # 4 of 1000 timesteps are 999, 749, 499 and 249
+        grid = TimestepGrid(spacing="trailing") if timesteps(stage) else None
+        return dataclasses.replace(sampling, sampler=Consistency(grid=grid), consistency=None)
     if not timesteps(stage):
         return dataclasses.replace(sampling, sampler=Consistency(), consistency=Boundary())
     grid = TimestepGrid(spacing="distilled", original=intervals_of(stage, options))  # the levels of training

@@ -3,6 +3,7 @@
 import math
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
@@ -52,6 +53,27 @@ def halving_target(
     second = denoise(solved(DDIM(), lambda *_: first, z, level, middle, family), middle)
     share = jnp.exp((middle - end) / 2) * jnp.expm1((level - middle) / 2) / jnp.expm1((level - end) / 2)
     return second + expand(jnp.where(final, 0.0, share), z) * (first - second)
+
+
+def matching_error(
+    x: Video, real: Video, fake: Video, mask: Float[Array, "..."] | None = None
+) -> Float[Array, " B"]:
+    """An error of each video whose gradient is the difference of two scores at a noisy version of it: descending it
+    reduces the KL divergence of the videos' distribution from the teacher's (Yin et al. 2023, arXiv 2311.18828, eq. 7
+    and 8).
+
+    With estimates of the clean video the difference of the scores is `alpha / sigma^2 (real - fake)`. As published, the
+    gradient with respect to x is `(fake - real) / mean |x - real|`, divided by the number of values.
+
+    Args:
+      x: videos of a student.
+      real: the teacher's estimate of them, where noise was added.
+      fake: that of a network that has learnt the student's videos.
+      mask: 1 where the error counts.
+    """
+    size = masked_mean(jnp.abs(x - real), mask)
+    direction = (fake - real) / expand(jnp.maximum(size, 1e-6), x)
+    return masked_mean(jnp.square(x - jax.lax.stop_gradient(x - direction)), mask) / 2
 
 
 def interval_level(schedule: Schedule, number: Int[ArrayLike, " B"], count: Int[ArrayLike, ""]) -> Level:

@@ -1,8 +1,9 @@
 """How a stage is trained to sample in few steps, as data: which networks its loss sees, and what it makes of them.
 
-A distillation is a loss over networks with roles: the student, which is trained; `teacher`, another run's stage; and
-`target`, a moving average of the student. All have the student's shapes. The training state holds them
-(`training/distillation.py`), so that a run is resumed and planned like any other.
+A distillation is a loss over networks with roles: the student, which is trained; `teacher`, another run's stage;
+`target`, a moving average of the student; and `critic`, which is trained on the student's videos. All have the
+student's shapes. The training state holds them (`training/distillation.py`), so that a run is resumed and planned like
+any other.
 """
 
 import math
@@ -10,7 +11,18 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from vdm_jax.conditions.conditioning import CONDITIONS
 from vdm_jax.conditions.scalars import WEIGHT
-from vdm_jax.configuration import Ascending, Count, Guidance, Range, SamplingSteps, ShareBelowOne, config
+from vdm_jax.configuration import (
+    Ascending,
+    Count,
+    Guidance,
+    NonNegative,
+    Positive,
+    Range,
+    SamplingSteps,
+    ShareAboveZero,
+    ShareBelowOne,
+    config,
+)
 from vdm_jax.diffusion.distillation import Distance, PseudoHuber, Solver
 from vdm_jax.diffusion.samplers import Consistency, Heun
 from vdm_jax.diffusion.weightings import TruncatedSNRWeighting, Weighting
@@ -20,6 +32,7 @@ from vdm_jax.errors import UserError
 Weights = Annotated[tuple[Guidance, Guidance], Ascending()]
 TeacherGuidance = Literal["two_estimates", "input"]
 Intervals = Annotated[int, Range(least=2, cap=2**20)]
+Times = Annotated[tuple[ShareAboveZero, ShareAboveZero], Ascending()]
 
 
 @config
@@ -147,7 +160,54 @@ class ConsistencyTraining:
         check_consistency(self, stage)
 
 
-Distillation = ProgressiveDistillation | ConsistencyDistillation | ConsistencyTraining
+@config
+class DistributionMatching:
+    """The student's videos come to have the teacher's distribution (Yin et al. 2024, arXiv 2405.14867, without its
+    GAN): their gradient is the difference of the teacher's score and that of a critic, which learns the student's
+    videos and is trained at every step, the student at every `critic_updates`-th.
+
+    What the student is trained on is what its own sampler comes to (backward simulation, section 4.5). Clips of the
+    data set say what videos are conditioned on, and nothing else is learnt from them.
+    """
+
+    teacher: Teacher
+    steps: SamplingSteps = 4  # of the student's sampler in training; 1 and 4 published
+    critic_updates: Count = 5  # training steps for each of the student's
+    critic_rate: Positive = 1.0  # learning rate of the critic, relative to the student's; 0.2 in Self-Forcing
+    times: Times = (0.02, 0.98)  # earliest and latest of the noise at which scores are compared
+    # Weight of the squared distance to what the teacher makes of the same noise by DDIM, as in the first version
+    # (arXiv 2311.18828; there by LPIPS, 0.25 with guidance); 0: none
+    regression: NonNegative = 0.0
+    regression_steps: SamplingSteps = 16  # of the teacher's DDIM
+    guidance: Weights | None = None  # of the teacher; None: its conditional estimate alone
+    teacher_guidance: TeacherGuidance = "two_estimates"  # as of `ProgressiveDistillation`
+
+    roles: ClassVar[tuple[str, ...]] = ("teacher", "critic")
+    optimized: ClassVar[tuple[str, ...]] = ("critic",)  # next to the student
+    dropout: ClassVar[bool] = True
+
+    @property
+    def evaluations(self) -> float:
+        """Of networks without gradient, per example and step, next to the critic's own; those with gradient as 3."""
+        own = (self.steps - 1) / 2  # of the student on its way, on average
+        teacher = 2 if self.guidance is not None and self.teacher_guidance == "two_estimates" else 1
+        pairs = (self.regression_steps * teacher + 3) * (self.regression > 0)
+        return own + 1 + (3 + own + teacher + 1 + pairs) / self.critic_updates
+
+    def check_training(self, stage: Any) -> None:
+        """Raise `UserError` for sampling that is not of this student, and for training of parts of it."""
+        sampling, where = stage.sampling, f"Stage {stage.name!r}"
+        if not isinstance(sampling.sampler, Consistency) or sampling.consistency is not None or sampling.scheduler:
+            raise UserError(f"{where}: sampling.sampler={type(sampling.sampler).__name__} with consistency="
+                            f"{sampling.consistency}, scheduler={sampling.scheduler} of a DistributionMatching; "
+                            "permitted: Consistency, with consistency=None and scheduler=None",
+                            "Stage.sampling.sampler")
+        if stage.training.trainable:
+            raise UserError(f"{where}: training.trainable={stage.training.trainable} with a DistributionMatching, "
+                            "whose critic is trained as a whole; permitted: ()", "Stage.training.trainable")
+
+
+Distillation = ProgressiveDistillation | ConsistencyDistillation | ConsistencyTraining | DistributionMatching
 
 
 def check_consistency(spec: Distillation, stage: Any) -> None:

@@ -8,30 +8,49 @@ none of this: a step asks for the roles before its loss (`in_roles`), and hands 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from vdm_jax.conditions.scalars import WEIGHT
 from vdm_jax.diffusion.arrays import Denoiser, Level, Video, expand
 from vdm_jax.diffusion.consistency import consistent_estimate
-from vdm_jax.diffusion.distillation import growing_intervals, halving_target, interval_level, solved, target_decay
+from vdm_jax.diffusion.distillation import (
+    growing_intervals,
+    halving_target,
+    interval_level,
+    matching_error,
+    solved,
+    target_decay,
+)
+from vdm_jax.diffusion.grids import TimeGrid, default_grid
 from vdm_jax.diffusion.guidance import batched, combine
+from vdm_jax.diffusion.process import masked_mean
+from vdm_jax.diffusion.samplers import DDIM
+from vdm_jax.diffusion.sampling import Walk
 from vdm_jax.generation.one_stage import with_threshold
 from vdm_jax.networks.kinds import network_module
-from vdm_jax.stages.distillation import ConsistencyDistillation, ConsistencyTraining, ProgressiveDistillation
+from vdm_jax.stages.distillation import (
+    ConsistencyDistillation,
+    ConsistencyTraining,
+    DistributionMatching,
+    ProgressiveDistillation,
+)
 from vdm_jax.stages.parameters import network_params
 from vdm_jax.stages.stage import Stage
 from vdm_jax.training.draws import Drawn, bound_network, loss_mask
-from vdm_jax.training.state import DistillationState, TrainState, make_optimizer
+from vdm_jax.training.state import DistillationState, TrainState, advanced, make_optimizer, optimizer_of
 from vdm_jax.training.trainable import split
 
 Loss = tuple[Array, dict[str, Array]]  # and scalars to log
 # Of a draw's dropout key, which networks split further.
-_WEIGHT_STREAM, _INTERVAL_STREAM = 2**31 - 11, 2**31 - 12
+_WEIGHT_STREAM, _INTERVAL_STREAM, _NOISE_STREAM, _LEVEL_STREAM = (2**31 - n for n in (11, 12, 13, 14))
+# Gradient of given parameters: (parameters, roles, key) -> loss, scalars, gradients
+Gradients = Callable[[Any, "Roles", PRNGKeyArray], tuple[Array, dict[str, Array], Any]]
 
 
 class Roles(NamedTuple):
@@ -39,6 +58,7 @@ class Roles(NamedTuple):
 
     networks: dict[str, Any]  # parameters by role
     step: Int[Array, ""]  # of the training, from 0
+    trained: str = "student"  # whose loss it is; of another one `networks` has the student
 
 
 def in_roles(stage: Stage, state: TrainState) -> tuple[TrainState, Roles | None]:
@@ -91,14 +111,18 @@ def distillation_loss(stage: Stage, params: Any, drawn: Drawn, roles: Roles) -> 
     if stage.takes_weight:
         conditioning = drawn.conditioning.adding({"scalars": {WEIGHT: weight}})
         drawn = drawn._replace(conditioning=conditioning)
-    loss = progressive_loss if isinstance(spec, ProgressiveDistillation) else consistency_loss
+    if roles.trained == "critic":
+        return critic_loss(stage, params, drawn, roles)
+    loss = {ProgressiveDistillation: progressive_loss, DistributionMatching: matching_loss}.get(
+        type(spec), consistency_loss)
     return loss(stage, params, drawn, weight, roles)
 
 
 def teacher_denoiser(
-    stage: Stage, params: Any, drawn: Drawn, weight: Float[Array, " B"] | None = None
+    stage: Stage, params: Any, drawn: Drawn, weight: Float[Array, " B"] | None = None, *, threshold: bool = True
 ) -> Denoiser:
-    """The teacher's estimate with the threshold that it is sampled with; with a weight, guided by two estimates."""
+    """The teacher's estimate with the threshold that it is sampled with, if it is to have one; with a weight, guided by
+    two estimates."""
     module = network_module(stage.network)
 
     def denoise_with(z: Video, logsnr: Level, conditioning: Any) -> Video:
@@ -113,7 +137,7 @@ def teacher_denoiser(
     else:
         lacking = drawn.conditioning.without(stage.sampling.guided_by)
         denoise = combine(batched(denoise_with, [drawn.conditioning, lacking]), [(0, 1, weight[:, None])])
-    return with_threshold(denoise, stage.sampling)
+    return with_threshold(denoise, stage.sampling) if threshold else denoise
 
 
 def progressive_loss(
@@ -174,6 +198,121 @@ def consistency_loss(
     mask = loss_mask(stage, drawn.conditioning)
     losses = spec.distance(x_hat - target, mask)
     return losses.mean(), {"x_mse": jnp.square(x_hat - drawn.x).mean(), "intervals": count.astype(jnp.float32)}
+
+
+def matching_loss(
+    stage: Stage, params: Any, drawn: Drawn, weight: Float[Array, " B"] | None, roles: Roles
+) -> Loss:
+    """What makes the student's videos likelier under the teacher than under the critic, and where that is asked for
+    their distance to the teacher's from the same noise. Scores are of estimates without thresholds."""
+    spec, process = stage.training.distillation, stage.process
+    x = simulated(stage, params, drawn)
+    level_key, noise_key = jax.random.split(jax.random.fold_in(drawn.dropout_key, _LEVEL_STREAM))
+    earliest, latest = spec.times
+    level = process.schedule.logsnr(jax.random.uniform(level_key, x.shape[:1], minval=earliest, maxval=latest))
+    z = process.diffuse(jax.lax.stop_gradient(x), jax.random.normal(noise_key, x.shape), level)
+    two = weight if spec.teacher_guidance == "two_estimates" else None
+    teach = teacher_denoiser(stage, roles.networks["teacher"], drawn, two, threshold=False)
+    fake = process.denoiser(bound_network(stage, roles.networks["critic"], drawn, train=False))(z, level)
+    mask = loss_mask(stage, drawn.conditioning)
+    losses = matching_error(x, teach(z, level), fake, mask)
+    if spec.regression:
+        losses = losses + spec.regression * _regression(stage, params, drawn, teach, mask)
+    return losses.mean(), {"x_mse": jnp.square(x - drawn.x).mean()}
+
+
+def _regression(
+    stage: Stage, params: Any, drawn: Drawn, teach: Denoiser, mask: Array | None
+) -> Float[Array, " B"]:
+    """Squared distance of the student's first estimate to where the teacher's DDIM ends from the same noise."""
+    spec, process, batch = stage.training.distillation, stage.process, drawn.x.shape[:1]
+    levels = TimeGrid().levels(process.schedule, spec.regression_steps, 1.0)
+    student = process.denoiser(bound_network(stage, params, drawn, train=spec.dropout))
+    first, z = _first(stage, drawn)
+    teach = with_threshold(teach, stage.sampling)
+
+    def step(z: Video, ends: tuple[Array, Array]) -> tuple[Video, None]:
+        level, following = (jnp.broadcast_to(end, batch) for end in ends)
+        return solved(DDIM(), teach, z, level, following, process.schedule.family), None
+
+    end, _ = jax.lax.scan(step, z, (levels[:-1], levels[1:]))
+    end = teach(end, jnp.broadcast_to(levels[-1], batch))
+    return masked_mean(jnp.square(student(z, jnp.broadcast_to(first, batch)) - jax.lax.stop_gradient(end)), mask)
+
+
+def critic_loss(stage: Stage, params: Any, drawn: Drawn, roles: Roles) -> Loss:
+    """The stage's own loss on the student's videos in place of clips."""
+    x = jax.lax.stop_gradient(simulated(stage, roles.networks["student"], drawn))
+    noise = jax.random.normal(jax.random.fold_in(drawn.dropout_key, _NOISE_STREAM), x.shape)
+    losses, aux = stage.process.loss(bound_network(stage, params, drawn, train=True), x, None, noise=noise,
+                                     mask=loss_mask(stage, drawn.conditioning), logsnr=drawn.logsnr)
+    return losses.mean(), {"x_mse": aux["x_mse"].mean()}
+
+
+def simulated(stage: Stage, params: Any, drawn: Drawn) -> Video:
+    """The student's estimate at a random one of its steps, the same for all videos, to which it has come by its own
+    sampler from noise, without gradient."""
+    process, batch = stage.process, drawn.x.shape[:1]
+    levels = _levels(stage)
+    key = jax.random.fold_in(drawn.dropout_key, _INTERVAL_STREAM)
+    number = jax.random.randint(key, (), 0, len(levels))
+    fixed = jax.lax.stop_gradient(params)
+    own = with_threshold(process.denoiser(bound_network(stage, fixed, drawn, train=False)), stage.sampling)
+
+    def renoised(step: Int[Array, ""], z: Video) -> Video:
+        x_hat = own(z, jnp.broadcast_to(levels[step], batch))
+        noise = jax.random.normal(jax.random.fold_in(key, step), z.shape)
+        return process.diffuse(x_hat, noise, jnp.broadcast_to(levels[step + 1], batch))
+
+    z = _first(stage, drawn)[1]
+    if len(levels) > 1:
+        z = jax.lax.stop_gradient(jax.lax.fori_loop(0, number, renoised, z))
+    denoise = process.denoiser(bound_network(stage, params, drawn, train=stage.training.distillation.dropout))
+    return denoise(z, jnp.broadcast_to(levels[number], batch))
+
+
+def _levels(stage: Stage) -> Float[Array, " steps"]:
+    """Log-SNRs of the student's steps."""
+    grid = stage.sampling.sampler.grid or default_grid(stage.process.schedule)
+    return jnp.asarray(grid.levels(stage.process.schedule, stage.training.distillation.steps, 1.0))
+
+
+def _first(stage: Stage, drawn: Drawn) -> tuple[Float[Array, ""], Video]:
+    """The level at which sampling begins, and noise there."""
+    level, walk = _levels(stage)[0], Walk(stage.sampling.sampler, stage.process, drawn.x.shape, 1)
+    return level, walk.begin(jax.random.split(drawn.dropout_key, len(drawn.x)), level, noise=drawn.noise)[0]
+
+
+def two_time_scales(
+    stage: Stage, state: DistillationState, roles: Roles, gradients: Gradients, key: PRNGKeyArray
+) -> tuple[DistillationState, dict[str, Array]]:
+    """A step of the critic, and at every `critic_updates`-th one of the student. Scalars are the critic's;
+    `student_loss` counts as many times as it is left out, so that its mean over steps is the student's."""
+    spec, optimizer, place = stage.training.distillation, make_optimizer(stage.training), optimizer_of("critic")
+    critic, critic_state = roles.networks["critic"], roles.networks[place]
+
+    def step(params: Any, opt_state: Any, roles: Roles, key: PRNGKeyArray, rate: float) -> Any:
+        loss, aux, grads = gradients(params, roles, key)
+        norm = optax.tree.norm(grads)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        params = optax.apply_updates(params, optax.tree.scale(rate, updates))
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        return (params, opt_state), finite, {"loss": loss, "gradient_norm": norm, **aux}
+
+    def student() -> tuple[TrainState, Array, Array]:
+        (params, opt_state), finite, found = step(state.params, state.opt_state, roles, key, 1.0)
+        return advanced(state, stage.training, finite, params, opt_state, params), finite, found["loss"]
+
+    def waiting() -> tuple[TrainState, Array, Array]:
+        return state.replace(step=state.step + 1), jnp.array(True), jnp.float32(0)
+
+    seen = Roles({**roles.networks, "student": state.params}, roles.step, "critic")
+    after, finite, metrics = step(critic, critic_state, seen, jax.random.fold_in(key, 1), spec.critic_rate)
+    critic, critic_state = optax.tree.where(finite, after, (critic, critic_state))
+    due = (state.step + 1) % spec.critic_updates == 0
+    state, good, loss = jax.lax.cond(due, student, waiting)
+    state = state.replace(networks={**state.networks, "critic": critic, place: critic_state})
+    return state, {**metrics, "skipped": 1.0 - (finite & good), "student_loss": spec.critic_updates * loss}
 
 
 def _target(spec: ConsistencyDistillation | ConsistencyTraining, params: Any, roles: Roles) -> Any:

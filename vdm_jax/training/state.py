@@ -41,10 +41,16 @@ class TrainState:
 
 @flax.struct.dataclass
 class DistillationState(TrainState):
-    """That of a stage that is distilled: also the other networks of its loss, by role (`stages/distillation.py`). Of a
-    LoRA there are the factors of the target alone: the teacher is the network without factors."""
+    """That of a stage that is distilled: also the other networks of its loss, by role (`stages/distillation.py`), and
+    as `ROLE_optimizer` the optimizer states of those that are trained. Of a LoRA there are the factors of the target
+    alone: the teacher is the network without factors."""
 
     networks: dict[str, Any]
+
+
+def optimizer_of(role: str) -> str:
+    """Where in `DistillationState.networks` the optimizer state of a network is."""
+    return f"{role}_optimizer"
 
 
 def learning_rate(spec: Training | AutoencoderTraining) -> optax.Schedule:
@@ -119,6 +125,8 @@ def initial_state(
     if stage.training.lora:  # the teacher is the network that stays as it is
         roles, params = [role for role in roles if role == "target"], trained
     networks = {role: jax.tree.map(jnp.array, params) for role in roles}
+    networks |= {optimizer_of(role): make_optimizer(stage.training).init(params)
+                 for role in getattr(stage.training.distillation, "optimized", ())}
     return DistillationState(**vars(state), networks=networks)
 
 

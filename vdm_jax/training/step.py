@@ -19,7 +19,7 @@ from vdm_jax.parallel.rules import batch_sharding, parameter_shardings, shard
 from vdm_jax.stages.latent import weight_shardings
 from vdm_jax.stages.parameters import network_params, network_shapes
 from vdm_jax.stages.stage import Stage
-from vdm_jax.training.distillation import Roles, distillation_loss, in_roles, with_target
+from vdm_jax.training.distillation import Roles, distillation_loss, in_roles, two_time_scales, with_target
 from vdm_jax.training.draws import Batch, bound_network, draw, loss_mask
 from vdm_jax.training.state import TrainState, abstract_state, advanced, make_optimizer, rate_of_update
 from vdm_jax.training.trainable import merged, split
@@ -81,11 +81,15 @@ def train_step(
     but the counter."""
     state, roles = in_roles(stage, state)
     key = jax.random.fold_in(state.key, state.step)
+    rate = rate_of_update(stage.training, state.opt_state)
+    if getattr(stage.training.distillation, "optimized", ()):
+        state, metrics = two_time_scales(stage, state, roles, lambda params, roles, key: gradients(
+            stage, params, batch, key, autoencoder, unroll=unroll, roles=roles), key)
+        return state, {**metrics, "learning_rate": rate}
     loss, aux, grads = gradients(stage, state.params, batch, key, autoencoder, unroll=unroll, roles=roles)
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     trained, frozen = split(state.params, stage.training.trained)
-    rate = rate_of_update(stage.training, state.opt_state)
     updates, opt_state = make_optimizer(stage.training).update(grads, state.opt_state, trained)
     params = merged(optax.apply_updates(trained, updates), frozen)
     metrics = {"loss": loss, "gradient_norm": norm, "skipped": 1.0 - finite, "learning_rate": rate, **aux}
