@@ -82,7 +82,7 @@ def test_what_a_tile_leaves_out_is_hidden(pattern, size, monkeypatch):
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_tile_holds_few_logits(threads, monkeypatch):
-    monkeypatch.setattr(tiles, "_threads", lambda: threads)
+    monkeypatch.setattr(tiles, "processors", lambda: threads)
     largest, least = (tiles.TILE, tiles.LEAST) if threads > 1 else (tiles.TILE // 2, tiles.LEAST // 2)
     for batch, places, heads, queries, keys in ((16, 1, 8, 256, 256), (4, 1, 8, 1024, 1024), (3, 1, 5, 960, 77),
                                                 (1, 1, 8, 4096, 4096), (2, 256, 8, 16, 16), (8, 9, 6, 16, 16)):
@@ -96,9 +96,9 @@ def test_a_tile_holds_few_logits(threads, monkeypatch):
 def test_threads_get_tiles_side_by_side(monkeypatch):
     """Unless there is one thread, or the products of one tile are large enough to share."""
     shape, large = (16, 256, 8, 64), (1, 4096, 8, 64)
-    monkeypatch.setattr(tiles, "_threads", lambda: 2)
+    monkeypatch.setattr(tiles, "processors", lambda: 2)
     assert tiles._plan(shape, 256, 1, None).abreast == 4 and tiles._plan(large, 4096, 1, None).abreast == 1
-    monkeypatch.setattr(tiles, "_threads", lambda: 1)
+    monkeypatch.setattr(tiles, "processors", lambda: 1)
     assert tiles._plan(shape, 256, 1, None).abreast == 1
 
 
@@ -113,7 +113,7 @@ def test_threads_get_tiles_side_by_side(monkeypatch):
 ], ids=str)
 def test_tiles_side_by_side_compute_what_each_alone_computes(batch, heads, frames, monkeypatch):
     """Output and gradients, with a mask and a bias; without frames the last tile of queries is not full."""
-    monkeypatch.setattr(tiles, "_threads", lambda: 2)
+    monkeypatch.setattr(tiles, "processors", lambda: 2)
     for constant, value in (("TILE", 2), ("QUERIES", 16), ("LEAST", 4), ("FEWEST", 1)):
         monkeypatch.setattr(tiles, constant, value)
     rng, tokens = np.random.default_rng(0), 4 * frames or 15

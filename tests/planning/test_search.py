@@ -117,6 +117,9 @@ def test_what_cannot_fit_by_its_shapes_is_not_compiled(plan, compiled, tmp_path)
     assert compiled == [] and all(row.reason.endswith("GiB per device by its shapes: not compiled") for row in rows)
     rows = search(plan, Reports(tmp_path), jax.devices(), 121, meshes=MESHES, remats=(KEEP, AGAIN), batch=16)
     assert compiled == [(4, AGAIN, 16)] and rows[0].plan.mesh == MESHES[1]  # 20 + 2 x 67 bytes; 20 + 2 x 27
+    compiled.clear()
+    search(plan, Reports(tmp_path), jax.devices(), 121, meshes=MESHES, remats=("offload",), batch=16)
+    assert (1, "offload", 16) in compiled  # what a block keeps lies in the memory of the host
 
 
 def test_what_is_left_is_at_most():

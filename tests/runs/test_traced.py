@@ -81,12 +81,14 @@ def test_damaged_files_are_traced_anew(experiment, tmp_path):
         assert Traced(tmp_path).shapes(stage) == shapes and file.read_bytes() == content
 
 
-@pytest.mark.parametrize("change", ["code", "setting"])
+@pytest.mark.parametrize("change", ["code", "setting", "processors"])
 def test_what_a_trace_depends_on_is_in_its_name(change, experiment, tmp_path, monkeypatch):
     Traced(tmp_path).shapes(experiment.stages[0])
     if change == "code":
         monkeypatch.setattr(module, "_surroundings", lambda: "another commit")
-    with contextlib.nullcontext() if change == "code" else jax.default_matmul_precision("float32"):
+    if change == "processors":
+        monkeypatch.setattr(module, "processors", lambda: 1000)
+    with contextlib.nullcontext() if change != "setting" else jax.default_matmul_precision("float32"):
         Traced(tmp_path).shapes(experiment.stages[0])
     assert len(list(tmp_path.iterdir())) == 2
 

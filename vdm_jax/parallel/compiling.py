@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 
 import jax
@@ -27,6 +28,11 @@ def target_platform(platform: str | None = None) -> str:
     if platform not in PLATFORMS:
         raise UserError(f"platform={platform!r} is unknown; permitted: {', '.join(PLATFORMS)}")
     return platform
+
+
+def processors() -> int:
+    """How many threads XLA computes with on a CPU: one for every processor that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def compiler_options(mesh: Mesh) -> dict[str, str]:

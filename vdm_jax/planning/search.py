@@ -218,11 +218,14 @@ def _largest(plan: Plan, reports: Reports, devices: Sequence[jax.Device], limits
 
 
 def _least(plan: Plan, batch: int, unit: int, reports: Reports) -> int:
-    """Bytes per device that a train step keeps at the least, from its shapes; 0 for a sampler."""
+    """Bytes per device that a train step keeps at the least, from its shapes; 0 for a sampler. What is offloaded lies in
+    the host's memory."""
     if plan.what == "sample":
         return 0
     moved = reports.counted(plan.with_batch(unit))["moved"]
     more = {name: moved[name] * batch // unit for name in ("activations", "inputs")}
+    if plan.stage.network.remat == "offload":
+        more["activations"] = 0
     return least_memory({**moved, **more}, plan.stage.training.accumulation)
 
 

@@ -2,9 +2,9 @@
 
 A process that begins anew traces a network for seconds before XLA sees it. JAX's compilation cache spares the compiler
 what it has compiled before; files in a folder within that cache spare Python what it has traced before (`jax.export`).
-They are kept by all that a trace depends on: the stage, the arguments' shapes, the code of the package, versions and
-JAX's settings. What else a user registers is not part of that, so that commands keep traces, and calls from Python do
-not.
+They are kept by all that a trace depends on: the stage, the arguments' shapes, the code of the package, versions, JAX's
+settings and the number of processors. What else a user registers is not part of that, so that commands keep traces, and
+calls from Python do not.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import jax
 from flax import traverse_util
 from jax.sharding import Mesh
 
-from vdm_jax.parallel.compiling import compiler_options
+from vdm_jax.parallel.compiling import compiler_options, processors
 from vdm_jax.stages.autoencoding import AnyStage
 from vdm_jax.stages.parameters import network_shapes
 from vdm_jax.versions import source_digest, versions
@@ -29,6 +30,7 @@ from vdm_jax.video.writing import atomic_path
 
 MOST = 200  # files that are kept, the newest; each has up to 1 MB
 FOLDER = "traced"
+log = logging.getLogger(__name__)
 
 
 def kept_traces() -> Traced | None:
@@ -80,10 +82,13 @@ class Traced:
             traced = jax.jit(lambda *leaves: function.__wrapped__(*jax.tree.unflatten(tree, leaves)))
             content = bytes(export.export(traced)(*leaves).serialize())
             self._write(path, content)
+        else:
+            log.info("sampling is read from %s: attention 'auto' chose its kernels when that was traced", path)
         return export.deserialize(bytearray(content))
 
     def _path(self, *about: str) -> Path:
-        text = "\0".join([*about, _surroundings(), repr(sorted(jax.config.values.items()))])
+        settings = repr(sorted(jax.config.values.items()))
+        text = "\0".join([*about, _surroundings(), settings, str(processors())])  # attention's tiles depend on them
         return self.folder / hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def _write(self, path: Path, content: bytes) -> None:

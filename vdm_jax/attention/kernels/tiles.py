@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import itertools
 import math
-import os
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,7 @@ from jax.sharding import AxisType
 from jaxtyping import Array, Bool, Float
 
 from vdm_jax.attention.block_mask import EMPTY, FULL, BlockMask
-from vdm_jax.parallel.compiling import target_platform
+from vdm_jax.parallel.compiling import processors, target_platform
 
 MASKED = -1e30  # finite, so that a fully masked row gives an average instead of NaN; `attend` turns it into zeros
 TILE = 2**17  # logits, or features of the queries where these are more, with several heads; twice as many with one.
@@ -201,7 +200,7 @@ def _plan(shape: tuple[int, int, int, int], keys: int, places: int, block_mask: 
     batch, queries, heads, features = shape
     seen = keys if block_mask is None else int(block_mask.frame_table.sum(axis=1).max()) * block_mask.run[1]
     width = max(seen, features, 1)
-    many_keys, alone = width >= QUERIES // 4, _threads() == 1
+    many_keys, alone = width >= QUERIES // 4, processors() == 1
     size = TILE if many_keys and not alone else TILE // 2
     most = min(QUERIES if many_keys else QUERIES // 4, max(2 * size // width, LEAST // 2 if alone else LEAST))
     if block_mask is not None and block_mask.run[0] > 1:  # tiles that end where frames do need no mask
@@ -285,11 +284,6 @@ def _divmod(number: Array | int, divisor: int) -> tuple[Array | int, Array | int
     if isinstance(number, int):
         return divmod(number, divisor)
     return lax.div(number, jnp.int32(divisor)), lax.rem(number, jnp.int32(divisor))
-
-
-def _threads() -> int:
-    """How many threads XLA computes with: one for every processor that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _divisor(number: int, most: int) -> int:
