@@ -9,6 +9,7 @@ from vdm_jax.commands.configs import load_config
 from vdm_jax.data.video_folder import VideoFolder
 from vdm_jax.networks.latent_network import LatentNetwork
 from vdm_jax.networks.latent_unet import LatentUNet
+from vdm_jax.parallel.mesh import MeshSpec
 from vdm_jax.stages.latent import Latent
 from vdm_jax.stages.options import InitFromFile
 from vdm_jax.stages.stage import Experiment, VideoSpec
@@ -29,4 +30,5 @@ def get_config():
         sampling=dataclasses.replace(stage.sampling, steps=3, guidance=0.0))
     data = VideoFolder(path="videos", frames=4, height=8, width=8, clips="one", fractions=(1.0, 0.0, 0.0),
                        cache="cache")
-    return Experiment(name="tiny_tune", stages=(stage,), data=data, validation_split="train")
+    return Experiment(name="tiny_tune", stages=(stage,), data=data, validation_split="train",
+                      mesh=MeshSpec(data=1, tensor=-1))  # a batch of one

@@ -1,0 +1,36 @@
+"""The record of `run.py` as a table in README.md.
+
+Run:  python -m experiments.editing.report
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from experiments.editing.run import FOLDER, read
+from experiments.readme_tables import insert
+
+COLUMNS = {"whole": "all right", "colour": "colour", "digit": "digit", "motion": "motion",
+           "trajectory_error": "trajectory error, px", "background_change": "background change, %",
+           "warp_error": "warp error x 1000", "frame_change": "change of digit pixels a frame",
+           "cpu_seconds_per_clip": "CPU s a clip"}
+SCALES = {"background_change": 100, "warp_error": 1000}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """A line for each edit and method."""
+    lines = [f"| edit | method | clips | {' | '.join(COLUMNS.values())} |", "|---|---|" + "---:|" * (len(COLUMNS) + 1)]
+    for row in rows:
+        values = [f"{row[name] * SCALES.get(name, 1):.2f}" for name in COLUMNS]
+        lines.append(f"| {row['edit']} | {row['method']} | {row['clips']} | {' | '.join(values)} |")
+    return "\n".join(lines)
+
+
+def main(page: Path = FOLDER / "README.md", record: Path = FOLDER / "results" / "digits.json") -> None:
+    """Put the table into the page."""
+    page.write_text(insert(page.read_text(), "digits", table(read(record))))
+
+
+if __name__ == "__main__":
+    main()

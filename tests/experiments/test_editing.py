@@ -1,0 +1,50 @@
+"""The table of edits: which captions are asked for, what a perfect edit scores, and what the page says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from experiments.editing import report, run
+from vdm_jax.digits.clips import COLOURS, DigitClips, parse_caption
+from vdm_jax.digits.scorer import DigitScorer
+
+SPEC = DigitClips()
+
+
+@pytest.fixture(scope="module")
+def clips():
+    return run.clips_of(SPEC, 3)
+
+
+def test_captions_differ_in_what_is_edited(clips):
+    for kind, same in (("colour", ("digit", "motion")), ("digit", ("colour", "motion")), ("both", ("motion",))):
+        captions = run.edited_captions(clips, kind, 0)
+        assert captions == run.edited_captions(clips, kind, 0)
+        for caption, clip in zip(captions, clips, strict=True):
+            (wanted,), (item,) = parse_caption(caption), clip.objects
+            assert not wanted.held_out
+            for name in ("colour", "digit", "motion"):
+                assert (getattr(wanted, name) == getattr(item, name)) == (name in same), (kind, name)
+
+
+def test_a_recoloured_clip_is_a_perfect_edit(clips):
+    source, captions = np.stack([clip.video for clip in clips]), run.edited_captions(clips, "colour", 0)
+    made = []
+    for clip, caption in zip(clips, captions, strict=True):
+        old, new = (np.array(COLOURS[item.colour]) for item in (clip.objects[0], parse_caption(caption)[0]))
+        made.append((clip.video @ old / (old @ old))[..., None].clip(0, 1) * new)
+    scorer, made = DigitScorer(SPEC), np.round(made).astype(np.uint8)
+    perfect, none = (run.measured(scorer, videos, source, captions) for videos in (made, source))
+    assert perfect["whole"] == 1 and none["whole"] == 0
+    assert perfect["trajectory_error"] < 0.6 and none["trajectory_error"] == 0
+    assert perfect["background_change"] < 0.002 and perfect["lost_frames"] == 0
+    moved = run.measured(scorer, np.roll(made, 5, axis=3), source, captions)
+    assert 4 < moved["trajectory_error"] and moved["colour"] == 1
+    row = {"edit": "colour", "method": "none", "clips": 3, "cpu_seconds_per_clip": 1.0, **none}
+    assert "| colour | none | 3 | 0.00 | 0.00 |" in report.table([row])
+
+
+def test_the_page_is_of_its_record():
+    text = (run.FOLDER / "README.md").read_text()
+    assert report.insert(text, "digits", report.table(run.read(run.FOLDER / "results" / "digits.json"))) == text
