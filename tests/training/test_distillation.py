@@ -42,7 +42,7 @@ from vdm_jax.training.draws import draw
 from vdm_jax.training.loop import Trainer
 from vdm_jax.training.report import Report
 from vdm_jax.training.state import DistillationState, abstract_state, initial_state, learning_rate
-from vdm_jax.training.step import train_step
+from vdm_jax.training.step import gradients, jit_train_step, train_step
 from vdm_jax.weights.safetensors import save_params
 
 NETWORK = UNet(levels=(Level(channels=8, blocks=1),), patch=4, embedding_channels=16, groups=2,
@@ -280,6 +280,43 @@ def test_a_student_learns_at_every_second_step_of_its_critic(batch):
     lengths = [max(float(np.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, pair), strict=True)) for pair in (
         (states[0].networks["critic"], states[1].networks["critic"]), (states[1].params, states[2].params))]
     np.testing.assert_allclose(lengths, [1.5e-3, 3e-3], rtol=1e-2)
+
+
+@pytest.mark.parametrize("spec", [
+    pytest.param(dataclasses.replace(PROGRESSIVE, guidance=None), id="progressive", marks=pytest.mark.full),
+    pytest.param(CONSISTENCY, id="consistency"), pytest.param(MATCHING, id="matching", marks=pytest.mark.full)])
+def test_micro_batches_and_split_parameters_change_no_gradient(spec, batch):
+    """The optimizer's first moment after a step of two micro-batches, on two devices that hold half of the parameters
+    each: a tenth of the mean of the gradients of the micro-batches on one device. Of matching, also the critic's."""
+    stage = stage_of(spec, network=SILENT, accumulation=2, **({} if hasattr(spec, "rounds") else {"steps": 4}))
+    state = initial(stage).replace(params=random_params(stage), step=jnp.int32(1))  # the student of matching learns
+    state = state.replace(networks={**state.networks, **{
+        role: random_params(stage, n + 1) for n, role in enumerate(spec.roles)}})
+
+    @jax.jit
+    def means(state):
+        alone = dataclasses.replace(stage, training=dataclasses.replace(stage.training, accumulation=1))
+        roles, key = in_roles(alone, state)[1], jax.random.fold_in(state.key, state.step)
+        asked = [(state.params, roles, key)]
+        if spec is MATCHING:
+            seen = Roles({**roles.networks, "student": state.params}, roles.step, "critic")
+            asked.append((state.networks["critic"], seen, jax.random.fold_in(key, 1)))
+        found = [[gradients(alone, params, {name: x[i::2] for name, x in batch.items()}, k, unroll=True, roles=of)[2]
+                  for i, k in enumerate(jax.random.split(key, 2))] for params, of, key in asked]
+        return [jax.tree.map(lambda a, b: (a + b) / 2, *pair) for pair in found]
+
+    found, mesh = jax.device_get(means(state)), make_mesh(MeshSpec(fsdp=2), jax.devices()[:2])
+    with jax.set_mesh(mesh):
+        placed = jax.tree.map(lambda leaf, to: jax.device_put(leaf, to.sharding), state, abstract_state(stage, mesh))
+        after, metrics = jit_train_step(stage, mesh)(placed, batch)
+    assert not metrics["skipped"] and metrics["loss"] > 0
+    assert any(leaf.sharding.shard_shape(leaf.shape) != leaf.shape for leaf in jax.tree.leaves(after.networks))
+    trees = [after.opt_state, after.networks.get("critic_optimizer")]
+    for tree, grads in zip(trees, found, strict=False):
+        scale = 0.1 * min(1.0, 1.0 / float(optax.tree.norm(grads)))  # clipped at 1
+        moments = optax.tree_utils.tree_get(tree, "mu")
+        for one, two in zip(*map(jax.tree.leaves, (moments, grads)), strict=True):
+            np.testing.assert_allclose(one, scale * two, rtol=1e-3, atol=1e-6)
 
 
 # ---------------------------------------------------------------------------------------------------------- losses
