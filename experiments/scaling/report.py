@@ -50,6 +50,9 @@ def write_report(path: Path, readme: Path, page: Path | None = None) -> None:
     overlap = path.parent / "overlap.json"
     if overlap.exists():
         text = insert(text, "overlap", overlap_table(json.loads(overlap.read_text())))
+    sums = path.parent / "sums.json"
+    if sums.exists():
+        text = insert(text, "sums", sums_table(json.loads(sums.read_text())))
     with atomic_path(readme) as temporary:
         temporary.write_text(text)
 
@@ -217,6 +220,19 @@ def overlap_table(record: Row) -> str:
     return "\n".join([*lines, "", f"{chain['layers']} recomputed layers `x + silu(x) W` of {chain['channels']} "
                       f"channels, {chain['tokens']} tokens, {chain['clips']} clips per chip, and their gradient. "
                       f"{about}. Recorded {record['date']}."])
+
+
+def sums_table(record: Row) -> str:
+    """How weights are gathered and gradients summed, by slice, share and rows of a shard."""
+    lines = ["| slice | chips that share the weights | rows per chip | weights | gradients |", "|---|---|---:|---|---|"]
+    for row in record["rows"]:
+        sent, whole = row["bytes"], row["weights"]
+        weights = "gathered" if sent.get("all-gather", 0) >= whole else "summed"
+        gradients = "scattered" if sent.get("reduce-scatter", 0) >= whole else "summed whole"
+        all_of = " (all of a slice)" if row["fsdp"] == row["chips"] else ""
+        lines.append(f"| {row['slice']} | {row['fsdp']}{all_of} | {row['rows']} | {weights} | {gradients} |")
+    about = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    return "\n".join([*lines, "", f"{about}. Recorded {record['date']}."])
 
 
 def protocol(found: dict[str, Any]) -> str:

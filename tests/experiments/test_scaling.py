@@ -142,3 +142,12 @@ def test_the_table_of_overlap():
     text = report.overlap_table({"rows": rows, "chain": {"layers": 3, "channels": 64, "tokens": 16, "clips": 4},
                                  "versions": {"jax": "1"}, "date": "today"})
     assert "| v5e-16 | 4 x 4 | full | none | 5 | 4 | 2 | 1,000 |\n| v5e-16 | 4 x 4 | full | v6e | 5 | 0 |  |  |" in text
+
+
+def test_the_table_of_sums():
+    row = {"slice": "v5p-128", "chips": 64, "rows": 16, "weights": 1024}
+    rows = [{**row, "fsdp": 64, "bytes": {"all-reduce": 2048}},
+            {**row, "fsdp": 32, "bytes": {"all-gather": 1024, "reduce-scatter": 1024, "all-reduce": 16}}]
+    text = report.sums_table({"rows": rows, "versions": {"jax": "1"}, "date": "today"})
+    assert ("| v5p-128 | 64 (all of a slice) | 16 | summed | summed whole |\n"
+            "| v5p-128 | 32 | 16 | gathered | scattered |") in text
