@@ -85,6 +85,7 @@ def test_a_stream_shows_frames_before_the_last_latent_is_there(model):
     np.testing.assert_allclose(config.normalise(picture[..., : config.latent_channels]), z[:, :1], atol=2e-5)
 
 
+@pytest.mark.full
 def test_pieces_need_memory_that_does_not_grow_with_the_clip():
     config = dataclasses.replace(TINY, widths=(4, 4), halve_frames=(True,))
     latent = Latent(autoencoder=config, decode_frames=1)
@@ -100,6 +101,7 @@ def test_pieces_need_memory_that_does_not_grow_with_the_clip():
     assert memory(17, dataclasses.replace(latent, decode_frames=None)) > 2 * long
 
 
+@pytest.mark.full
 def test_tiles_keep_a_state_each(model):
     config, params, _, z, _ = model
     side = config.factor

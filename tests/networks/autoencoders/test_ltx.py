@@ -30,7 +30,7 @@ def test_published_sizes():
         assert Latent(autoencoder=config).shape(161, 512, 704) == (21, 16, 22, 128)
 
 
-@pytest.mark.parametrize("config", [STRIDED, FOLDED], ids=["strided", "folded"])
+@pytest.mark.parametrize("config", [pytest.param(STRIDED, marks=pytest.mark.full), FOLDED], ids=["strided", "folded"])
 def test_the_encoder_takes_pieces_and_the_decoder_sees_later_frames(config, normal):
     params, video = random_params(config), normal(0, 1, 7, 4, 8, 3)
     params["std"] = np.abs(params["std"]) + 0.5
