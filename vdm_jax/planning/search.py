@@ -218,8 +218,8 @@ def _largest(plan: Plan, reports: Reports, devices: Sequence[jax.Device], limits
 
 
 def _least(plan: Plan, batch: int, unit: int, reports: Reports) -> int:
-    """Bytes per device that a train step keeps at the least, from its shapes; 0 for a sampler. What is offloaded lies in
-    the host's memory."""
+    """Bytes per device that a train step keeps at the least, from its shapes; 0 for a sampler. What is offloaded lies
+    in the memory of the host."""
     if plan.what == "sample":
         return 0
     moved = reports.counted(plan.with_batch(unit))["moved"]
