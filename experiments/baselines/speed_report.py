@@ -167,7 +167,8 @@ def write_report(folder: Path = RESULTS, readme: Path = README) -> None:
         parts += ["<!-- summary:begin -->\n" + summary_table(speed) + "\n<!-- summary:end -->\n",
                   "\"At its best\" is the fastest of a library's columns below: both are measured with the default and "
                   "with a tuned allocator. A ratio above 1 means that ours is faster.\n",
-                  "## All contenders\n\n" + full_table(speed) + "\n", *[f"{note}\n" for note in [speed.get("note")] if note],
+                  "## All contenders\n\n" + full_table(speed) + "\n",
+                  *[f"{note}\n" for note in [speed.get("note")] if note],
                   "## Protocol\n\n" + protocol_list(speed) + "\n",
                   NETWORKS.format(ours=first["vdm_jax"], theirs=first["torch"])]
     if forms:
