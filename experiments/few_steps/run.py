@@ -27,19 +27,20 @@ from vdm_jax.benchmark.machine import describe, versions
 from vdm_jax.benchmark.record import open_record, save
 from vdm_jax.commands.distil_command import main as distil
 from vdm_jax.configuration import digest
+from vdm_jax.diffusion.caching import Cache
 from vdm_jax.diffusion.samplers import DDIM, DPMSolver, Heun, Sampler, UniPC
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.digits import real_clips, scorer_of
 from vdm_jax.generation.generator import Generator
 from vdm_jax.runs.directory import find_run, load, load_stage, read_cascade
 from vdm_jax.runs.teachers import params_hash
-from vdm_jax.stages.stage import Experiment
+from vdm_jax.stages.stage import Experiment, Stage
 
 FOLDER = Path(__file__).parent
 STEPS = (1, 2, 4, 8, 16, 48)
 SAMPLERS: dict[str, Sampler] = {"DDIM": DDIM(), "DPM-Solver++ 2M": DPMSolver(), "UniPC": UniPC(), "Heun": Heun()}
-Student = Literal["progressive", "guided progressive", "consistency"]
-STUDENTS: tuple[Student, ...] = ("progressive", "guided progressive", "consistency")
+Student = Literal["progressive", "guided progressive", "consistency", "LoRA consistency", "dmd"]
+STUDENTS: tuple[Student, ...] = ("progressive", "guided progressive", "consistency", "LoRA consistency", "dmd")
 TEACHER = "teacher, as it is sampled"
 
 
@@ -51,6 +52,7 @@ class Run:
     work: Path = Path("runs/few_steps")  # where students are trained
     out: Path = FOLDER / "results" / "digits.json"
     steps: tuple[int, ...] = STEPS
+    cached: tuple[int, ...] = (2, 4, 8)  # steps of the teacher's sampler between evaluations of the whole network
     students: tuple[Student, ...] = STUDENTS
     seeds: tuple[int, ...] = (0, 1, 2)  # of sampling; students are trained once
     captions: int = 256  # test captions per seed
@@ -58,6 +60,8 @@ class Run:
     samples: int = 8  # of each of these
     updates: int = 2000  # training steps of a round of progressive students
     consistency_updates: int = 10_000  # and of consistency students
+    dmd_updates: int = 10_000  # of the critics of students by distribution matching, which have a fifth of them
+    lora_rank: int = 16  # of consistency students that are LoRAs
     guidance_range: tuple[float, float] = (0.0, 2.0)  # weights that guided progressive students take
     data_dir: Path | None = None  # where prepared data sets live
     fresh: bool = False  # forget the record; trainings stay
@@ -74,9 +78,9 @@ class Row:
 
     @property
     def evaluations(self) -> int:
-        """Evaluations of the networks for one video; two where a step is guided by two estimates."""
-        return sum(stage.sampling.evaluations(stage.shape[0]) * (2 if stage.sampling.guided and not stage.takes_weight
-                                                                else 1) for stage in self.generator.experiment.stages)
+        """Evaluations of the whole networks for one video; two where a step is guided by two estimates."""
+        return sum(whole_evaluations(stage) * (2 if stage.sampling.guided and not stage.takes_weight else 1)
+                   for stage in self.generator.experiment.stages)
 
 
 def main() -> None:
@@ -93,6 +97,7 @@ def run(options: Run) -> dict[str, Any]:
                      "weights": {name: params_hash(params)[:16] for name, params in teacher.params.items()},
                      "captions": options.captions, "alike": options.alike, "samples": options.samples,
                      "updates": options.updates, "consistency_updates": options.consistency_updates,
+                     "dmd_updates": options.dmd_updates, "lora_rank": options.lora_rank,
                      "guidance_range": list(options.guidance_range)}})
     record["command"] = f"python -m experiments.few_steps.run {options.teacher}"
     for row in rows(options, teacher):
@@ -113,9 +118,26 @@ def rows(options: Run, teacher: Generator) -> Iterator[Row]:
     for name, sampler in SAMPLERS.items():
         for steps in options.steps:
             yield Row(name, steps, sampled(teacher, sampler, steps))
+    for every in options.cached:
+        yield Row(f"teacher, cached for {every} steps", max(
+            stage.sampling.steps for stage in teacher.experiment.stages), cached(teacher, every))
+    makers = {"consistency": consistency_rows, "LoRA consistency": consistency_rows, "dmd": matching_rows}
     for method in options.students:
-        make = consistency_rows if method == "consistency" else progressive_rows
-        yield from make(options, method)
+        yield from makers.get(method, progressive_rows)(options, method)
+
+
+def whole_evaluations(stage: Stage) -> int:
+    """Evaluations of a stage's whole network by its sampler, without those that reuse features."""
+    sampling, steps = stage.sampling, stage.sampling.sampler_steps(stage.shape[0])
+    evaluations = sampling.evaluations(stage.shape[0])
+    return evaluations if sampling.cache is None else round(evaluations * sampling.cache.count(steps) / steps)
+
+
+def cached(generator: Generator, every: int) -> Generator:
+    """The cascade as it is sampled, with the whole networks at every N-th step alone."""
+    stages = tuple(dataclasses.replace(stage, sampling=dataclasses.replace(
+        stage.sampling, cache=Cache(every=every))) for stage in generator.experiment.stages)
+    return generator.of(dataclasses.replace(generator.experiment, stages=stages))
 
 
 def sampled(generator: Generator, sampler: Sampler, steps: int) -> Generator:
@@ -143,12 +165,21 @@ def progressive_rows(options: Run, method: str) -> Iterator[Row]:
 
 
 def consistency_rows(options: Run, method: str) -> Iterator[Row]:
-    """One training, sampled with several numbers of steps."""
+    """One training, of the network or of a LoRA, sampled with several numbers of steps."""
+    lora = ["--lora-rank", str(options.lora_rank)] if method == "LoRA consistency" else []
     folder, experiment = students(options, method, ["--method", "consistency", "--steps", "4", "--updates",
-                                                    str(options.consistency_updates)])
+                                                    str(options.consistency_updates), *lora])
     generator, updates = load(folder), options.consistency_updates * len(experiment.stages)
     for steps in (steps for steps in options.steps if steps <= 8):
         yield Row(method, steps, generator.of(with_steps(experiment, steps)), updates)
+
+
+def matching_rows(options: Run, method: str) -> Iterator[Row]:
+    """A training for each number of steps that is published, at which its students are sampled."""
+    for steps in (steps for steps in options.steps if steps in (1, 4)):
+        folder, experiment = students(options, f"{method} {steps}", ["--method", "dmd", "--steps", str(steps),
+                                                                     "--updates", str(options.dmd_updates)])
+        yield Row(method, steps, load(folder), options.dmd_updates * len(experiment.stages))
 
 
 def with_steps(experiment: Experiment, steps: int) -> Experiment:

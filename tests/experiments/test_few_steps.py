@@ -48,11 +48,14 @@ def teacher(tmp_path, monkeypatch):
 def test_rows_of_a_tiny_run_are_measured_once_and_reported(teacher, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "SAMPLERS", {"DDIM": DDIM()})
     options = run.Run(teacher, work=Path("work"), out=tmp_path / "out.json", steps=(1,), seeds=(0,), captions=4,
-                      students=("guided progressive",), alike=2, samples=2, updates=1, data_dir=tmp_path / "data")
+                      students=("guided progressive", "LoRA consistency", "dmd"), alike=2, samples=2, updates=1,
+                      consistency_updates=1, dmd_updates=1, cached=(2,), data_dir=tmp_path / "data")
     record = run.run(options)
-    assert list(record["rows"]) == [f"{run.TEACHER} | 2 | 0", "DDIM | 1 | 0", "guided progressive | 1 | 0"]
-    of_teacher, ddim, student = record["rows"].values()
-    assert (of_teacher["evaluations"], ddim["evaluations"], student["evaluations"]) == (4, 2, 1)
+    assert list(record["rows"]) == [f"{run.TEACHER} | 2 | 0", "DDIM | 1 | 0", "teacher, cached for 2 steps | 2 | 0",
+                                    "guided progressive | 1 | 0", "LoRA consistency | 1 | 0", "dmd | 1 | 0"]
+    of_teacher, ddim, of_cache, student, lora, matched = record["rows"].values()
+    evaluations = [row["evaluations"] for row in (of_teacher, ddim, of_cache, student, lora, matched)]
+    assert evaluations == [4, 2, 2, 1, 1, 1] and lora["updates"] == matched["updates"] == 1
     assert (ddim["updates"], student["updates"]) == (0, 2)  # a round of guidance, and one from two steps to one
     assert student["scores"]["whole"]["clips"] == 4 and student["ms_per_video"] > 0 and student["diversity"] >= 0
     # Another seed alone is measured; what is there stays.
