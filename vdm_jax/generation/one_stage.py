@@ -40,6 +40,7 @@ from vdm_jax.errors import UserError, unknown_kind
 from vdm_jax.generation.block_sampling import sample_by_blocks
 from vdm_jax.networks.kinds import network_module
 from vdm_jax.networks.skips import Deep
+from vdm_jax.networks.transformer.network import is_noisy
 from vdm_jax.parallel.rules import batch_parts, batch_sharding, shard_along
 from vdm_jax.stages.inputs import encoder
 from vdm_jax.stages.latent import decode, encode_masked_video
@@ -237,7 +238,7 @@ def of_experts(
     low: float | Float[ArrayLike, ""], high: float, boundary: float
 ) -> Callable[[Float[Array, " B"]], Float[Array, " B"]]:
     """The weight of the guidance by the noise level: another from sigma `boundary` of a flow on."""
-    return lambda logsnr: jnp.where(jax.nn.sigmoid(-logsnr / 2) >= boundary, high, low)
+    return lambda logsnr: jnp.where(is_noisy(logsnr, boundary), high, low)
 
 
 def _guided_by_names(
