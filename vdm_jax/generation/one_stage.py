@@ -395,8 +395,12 @@ def sample_stage(
 
 
 def with_overrides(sampling: Sampling, **changes: Any) -> Sampling:
-    """The stage's sampling with what the user changed; None changes nothing."""
-    return dataclasses.replace(sampling, **{name: value for name, value in changes.items() if value is not None})
+    """The stage's sampling with what the user changed; None changes nothing. A weight of the guidance is that of all
+    noise levels, unless one for much noise is given too."""
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if "guidance" in changes:
+        changes = {"high_noise_guidance": None} | changes
+    return dataclasses.replace(sampling, **changes)
 
 
 def with_guide(sampling: Sampling, guide: Mapping[str, float] | None) -> Sampling:
@@ -405,7 +409,8 @@ def with_guide(sampling: Sampling, guide: Mapping[str, float] | None) -> Samplin
     if guide is None:
         return sampling
     terms = tuple(GuidanceTerm(name=name, scale=scale) for name, scale in guide.items())
-    return dataclasses.replace(sampling, terms=terms, guidance=0.0, last_frame_guidance=None, oscillation=None)
+    return dataclasses.replace(sampling, terms=terms, guidance=0.0, last_frame_guidance=None, high_noise_guidance=None,
+                               oscillation=None)
 
 
 def one_guidance(guidance: float | None, guidance_scale: float | None, guide: Mapping[str, float] | None
