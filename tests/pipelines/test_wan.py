@@ -120,8 +120,12 @@ def test_refusals(pipeline, experts, tmp_path):
         pipeline("a", **{**SIZE, "num_frames": 6})
     with refused("high_noise_guidance_scale", "one transformer"):
         pipeline("a", high_noise_guidance_scale=3.0, **SIZE)
+    two = vdm_jax.from_pretrained(experts)
+    for off in ({"guidance": 0.0}, {"guidance_scale": 1.0}):
+        with refused("high_noise_guidance_scale", "=3.0", "without guidance"):
+            two("a", high_noise_guidance_scale=3.0, **off, **SIZE)
     with refused("loras", "two experts"):
-        vdm_jax.from_pretrained(experts).use_loras({"a.safetensors": 1.0})
+        two.use_loras({"a.safetensors": 1.0})
     other = write_wan(tmp_path / "other", experts=True)
     with refused("transformers.network_of", "boundary_ratio=None"):
         read_released(other)
