@@ -55,6 +55,9 @@ def edit_sampling(stage: Stage, sampling: Sampling, method: EditMethod, source_g
                         "videos of noise or of a low-resolution video")
     if sampling.windows is not None and sampling.windows.follows:
         raise UserError(f"{where}: sampling.windows.follows=True cannot be edited; permitted: False")
+    if sampling.by_blocks:
+        raise UserError(f"{where}: sampling.by_blocks=True cannot be edited, which is done to all frames at one noise "
+                        "level; permitted: False", "Sampling.by_blocks")
     if method.inverts and sampling.consistency is not None:
         raise UserError(f"{where}: sampling.consistency={sampling.consistency} with method={method.name!r}, which "
                         "inverts a diffusion and no consistency model; permitted: 'sdedit'")
