@@ -14,7 +14,7 @@ from tests.refusals import refused
 from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.conditions.low_resolution import low_resolution
 from vdm_jax.diffusion.sampling import sample
-from vdm_jax.generation.one_stage import sample_keys, sample_stage, stage_denoiser, with_overrides
+from vdm_jax.generation.one_stage import sample_keys, sample_stage, stage_denoiser, with_guide, with_overrides
 from vdm_jax.networks.unet import SpaceTimeUNet
 from vdm_jax.stages.options import DynamicThreshold, Oscillation, Sampling, StaticThreshold
 
@@ -39,6 +39,16 @@ def test_overrides_change_what_is_given():
     assert with_overrides(sampling, guidance=0.0).guidance == 0.0
     with refused("Sampling.steps", "=0"):
         with_overrides(sampling, steps=0)
+
+
+def test_a_weight_of_the_guidance_is_that_of_both_experts():
+    """Unless one for much noise is given; without guidance there is neither, nor next to names."""
+    experts = Sampling(guidance=2.0, high_noise_guidance=3.0)
+    assert with_overrides(experts, steps=3).high_noise_guidance == 3.0
+    for weight in (0.0, 6.0):
+        assert with_overrides(experts, guidance=weight) == Sampling(guidance=weight)
+    assert with_overrides(experts, guidance=6.0, high_noise_guidance=1.0).high_noise_guidance == 1.0
+    assert with_guide(experts, {"text": 2.0}).high_noise_guidance is None
 
 
 LEVELS = np.array([-6.0, -3.0, -1.0, 2.0])  # of a sampler; the estimates below are made at the third

@@ -18,6 +18,8 @@ from tests.weights.folders import tensors_of, write
 from tests.weights.test_tokenizers import write_t5
 from vdm_jax.conditions.text import EmbeddedText
 from vdm_jax.diffusion.arrays import noise_from_keys
+from vdm_jax.generation.editing.one_stage import edit_sampling
+from vdm_jax.generation.editing.sdedit import SDEdit
 from vdm_jax.generation.one_stage import sample_keys
 from vdm_jax.generation.released.models import load_released, read_released, with_size
 from vdm_jax.networks.autoencoders.causal_config import CausalAutoencoder
@@ -75,6 +77,15 @@ def test_what_the_authors_sample_with(folder, experts):
     assert (two.sampling.steps, two.sampling.guidance, two.sampling.high_noise_guidance) == (40, 2.0, 3.0)
 
 
+def test_two_experts_are_edited(experts):
+    """The given video's caption has a guidance of its own, which may be none."""
+    stage = read_released(experts).stages[0]
+    for weight in (0.0, 1.5):
+        how = edit_sampling(stage, stage.sampling, SDEdit(), weight)
+        assert (how.source.guidance, how.source.high_noise_guidance) == (weight, None)
+        assert (how.target.guidance, how.target.high_noise_guidance) == (2.0, 3.0)
+
+
 def test_a_video_of_a_text(pipeline, folder, tmp_path):
     """The callable and the generator of runs make the same one; what is saved is what was loaded."""
     options = {**SIZE, "num_inference_steps": 2, "seed": 3}
@@ -109,8 +120,12 @@ def test_refusals(pipeline, experts, tmp_path):
         pipeline("a", **{**SIZE, "num_frames": 6})
     with refused("high_noise_guidance_scale", "one transformer"):
         pipeline("a", high_noise_guidance_scale=3.0, **SIZE)
+    two = vdm_jax.from_pretrained(experts)
+    for off in ({"guidance": 0.0}, {"guidance_scale": 1.0}):
+        with refused("high_noise_guidance_scale", "=3.0", "without guidance"):
+            two("a", high_noise_guidance_scale=3.0, **off, **SIZE)
     with refused("loras", "two experts"):
-        vdm_jax.from_pretrained(experts).use_loras({"a.safetensors": 1.0})
+        two.use_loras({"a.safetensors": 1.0})
     other = write_wan(tmp_path / "other", experts=True)
     with refused("transformers.network_of", "boundary_ratio=None"):
         read_released(other)

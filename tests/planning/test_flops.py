@@ -14,7 +14,9 @@ from vdm_jax.attention import Causal, ExtraKeys, Full, SparseCausal, Spatial, Te
 from vdm_jax.attention.counting import counted
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import Heun
+from vdm_jax.diffusion.schedules import FlowSchedule
 from vdm_jax.networks.config import Level, SelfAttention, UNet
+from vdm_jax.networks.transformer.config import VideoTransformer
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.planning.flops import count, network_forward, remat_choices, sampling_work, training_work
 from vdm_jax.stages.options import Sampling
@@ -137,3 +139,22 @@ def test_sampling_counts_every_evaluation_and_both_halves_of_guidance(tiny):
     guided = sampling_work(stage, Sampling(steps=5, guidance=2.0), batch, params, mesh)
     assert guided.model == 2 * plain.model
     assert sampling_work(stage, Sampling(steps=5, sampler=Heun()), batch, params, mesh).evaluations == 9
+
+
+def test_both_experts_count_in_training_and_one_in_sampling():
+    """A batch of training has noise levels of both, one of sampling has one level."""
+    one = VideoTransformer(out_channels=3, width=12, heads=2, hidden=16, layers=1, level_channels=8,
+                           level_encoding="flow")
+    mesh, batch = make_mesh(MeshSpec(), jax.devices()[:1]), {"video": jax.ShapeDtypeStruct((2, 2, 4, 4, 3), jnp.uint8)}
+
+    def works(spec):
+        stage = Stage(name="s", video=VideoSpec(frames=2, height=4, width=4), network=spec,
+                      process=Process(schedule=FlowSchedule(), prediction="flow"), sampling=Sampling(steps=5))
+        params = abstract_state(stage, mesh).params
+        return training_work(stage, batch, params, mesh), sampling_work(stage, stage.sampling, batch, params, mesh)
+
+    (trained, sampled), (both, either) = works(one), works(dataclasses.replace(one, boundary=0.875))
+    assert trained.forward.attention > 0
+    assert (both.forward.dense, both.forward.attention) == (2 * trained.forward.dense, 2 * trained.forward.attention)
+    assert (both.model, both.computed) == (2 * trained.model, 2 * trained.computed)
+    assert (either.model, either.computed) == (sampled.model, sampled.computed)

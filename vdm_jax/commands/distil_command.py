@@ -225,7 +225,7 @@ def sampling_of(stage: Stage, options: Distil, weights: tuple[float, float] | No
     if weights is not None:
         constant = weights[0] == weights[1]
         guidance = 0.0 if constant else min(max(sampling.guidance, weights[0]), weights[1])
-        sampling = dataclasses.replace(sampling, guidance=guidance)
+        sampling = dataclasses.replace(sampling, guidance=guidance, high_noise_guidance=None)
     if options.method == "guided":
         return sampling
     sampling = dataclasses.replace(sampling, steps=options.steps, scheduler=None, oscillation=None)

@@ -40,6 +40,7 @@ from vdm_jax.errors import UserError, unknown_kind
 from vdm_jax.generation.block_sampling import sample_by_blocks
 from vdm_jax.networks.kinds import network_module
 from vdm_jax.networks.skips import Deep
+from vdm_jax.networks.transformer.network import is_noisy
 from vdm_jax.parallel.rules import batch_parts, batch_sharding, shard_along
 from vdm_jax.stages.inputs import encoder
 from vdm_jax.stages.latent import decode, encode_masked_video
@@ -237,7 +238,7 @@ def of_experts(
     low: float | Float[ArrayLike, ""], high: float, boundary: float
 ) -> Callable[[Float[Array, " B"]], Float[Array, " B"]]:
     """The weight of the guidance by the noise level: another from sigma `boundary` of a flow on."""
-    return lambda logsnr: jnp.where(jax.nn.sigmoid(-logsnr / 2) >= boundary, high, low)
+    return lambda logsnr: jnp.where(is_noisy(logsnr, boundary), high, low)
 
 
 def _guided_by_names(
@@ -394,8 +395,12 @@ def sample_stage(
 
 
 def with_overrides(sampling: Sampling, **changes: Any) -> Sampling:
-    """The stage's sampling with what the user changed; None changes nothing."""
-    return dataclasses.replace(sampling, **{name: value for name, value in changes.items() if value is not None})
+    """The stage's sampling with what the user changed; None changes nothing. A weight of the guidance is that of all
+    noise levels, unless one for much noise is given too."""
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if "guidance" in changes:
+        changes = {"high_noise_guidance": None} | changes
+    return dataclasses.replace(sampling, **changes)
 
 
 def with_guide(sampling: Sampling, guide: Mapping[str, float] | None) -> Sampling:
@@ -404,7 +409,8 @@ def with_guide(sampling: Sampling, guide: Mapping[str, float] | None) -> Samplin
     if guide is None:
         return sampling
     terms = tuple(GuidanceTerm(name=name, scale=scale) for name, scale in guide.items())
-    return dataclasses.replace(sampling, terms=terms, guidance=0.0, last_frame_guidance=None, oscillation=None)
+    return dataclasses.replace(sampling, terms=terms, guidance=0.0, last_frame_guidance=None, high_noise_guidance=None,
+                               oscillation=None)
 
 
 def one_guidance(guidance: float | None, guidance_scale: float | None, guide: Mapping[str, float] | None

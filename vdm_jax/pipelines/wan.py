@@ -61,7 +61,8 @@ class WanTextToVideo(FromText):
           latents: `[B, T, h, w, C]`, standard normal noise to begin with; drawn from the seed by default.
           progress: called with ("denoising", steps done, steps); a bar on a terminal by default; False: nothing.
 
-        Raises `UserError` for sizes that the model cannot take and for numbers of texts that do not fit.
+        Raises `UserError` for sizes that the model cannot take, for numbers of texts that do not fit, and for
+        high_noise_guidance_scale of one transformer or without guidance.
         """
         frames, rate, _, _, steps, _, high = transformers.usual(self.models)
         frames, steps = num_frames or frames, steps if num_inference_steps is None else num_inference_steps
@@ -70,6 +71,11 @@ class WanTextToVideo(FromText):
             if high is None:
                 raise UserError(f"high_noise_guidance_scale={high_noise_guidance_scale} for one transformer; "
                                 "permitted: None, or a model of two experts", "high_noise_guidance_scale")
+            if self._weight(guidance, guidance_scale) <= 0:
+                raise UserError(f"high_noise_guidance_scale={high_noise_guidance_scale} without guidance (guidance="
+                                f"{guidance}, guidance_scale={guidance_scale}), which it takes the place of at much "
+                                "noise; permitted: None, or a guidance above 0, a guidance_scale above 1",
+                                "high_noise_guidance_scale")
             high = high_noise_guidance_scale
         elif guidance is not None or guidance_scale is not None:
             high = None

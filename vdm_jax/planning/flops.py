@@ -71,7 +71,8 @@ class Work:
 
 
 def training_work(stage: Stage, batch: dict[str, Any], params: Any, mesh: Mesh) -> Work:
-    """Work of one train step on a global `batch` (shapes)."""
+    """Work of one train step on a global `batch` (shapes). Of two experts both count, as a batch has noise levels of
+    each."""
     forward = network_forward(stage, batch, params, mesh)
     products = forward.dense + forward.convolution
     again = {"none": (0, 0), "dots": (0, 1)}.get(stage.network.remat, (1, 1))  # products with weights, attention
@@ -90,8 +91,8 @@ def training_work(stage: Stage, batch: dict[str, Any], params: Any, mesh: Mesh) 
 
 def sampling_work(stage: Stage, sampling: Sampling, batch: dict[str, Any], params: Any, mesh: Mesh) -> Work:
     """Work of sampling a whole batch: every evaluation of the network, both halves of guidance, every window; decoding
-    of latents. With a cache the steps that reuse features count as what they compute; a sampler's further evaluations
-    of a step as those of all steps alike."""
+    of latents. Of two experts one counts, as all videos are at one noise level. With a cache the steps that reuse
+    features count as what they compute; a sampler's further evaluations of a step as those of all steps alike."""
     coder = 0
     if stage.latent is not None:
         z = jax.ShapeDtypeStruct((batch["video"].shape[0], *stage.shape), "float32")
@@ -105,8 +106,11 @@ def sampling_work(stage: Stage, sampling: Sampling, batch: dict[str, Any], param
     network = stage.network
     if network.teacher_forcing:  # there is no clean clip
         network = dataclasses.replace(network, teacher_forcing=False)
-    seen = dataclasses.replace(stage, training=dataclasses.replace(stage.training, frames=frames, frame_rates=None),
-                               sampling=dataclasses.replace(sampling, by_blocks=False), network=network)
+    if getattr(network, "boundary", None) is not None:
+        network, params = network.expert, params["low"]
+    seen = dataclasses.replace(
+        stage, training=dataclasses.replace(stage.training, frames=frames, frame_rates=None), network=network,
+        sampling=dataclasses.replace(sampling, by_blocks=False, high_noise_guidance=None))
     forward = network_forward(seen, batch, params, mesh)
     parts, steps = [(1.0, forward)], sampling.sampler_steps(stage.shape[0])
     if sampling.cache is not None:

@@ -9,6 +9,8 @@ import dataclasses
 import math
 from typing import Annotated, Literal, Self
 
+from vdm_jax.attention import Full, WithExtraKeys
+from vdm_jax.attention.capability import require
 from vdm_jax.conditions.conditioning import CONDITIONS, nullable
 from vdm_jax.conditions.first_frame import FirstFrame
 from vdm_jax.conditions.frame_masks import NoMask
@@ -138,7 +140,8 @@ class Stage:
             self._check_dropped()
 
     def _check_blocks(self) -> None:
-        """Raise `UserError` for sampling by blocks of a network that has none, or was not trained on clean ones."""
+        """Raise `UserError` for sampling by blocks of a network that has none, was not trained on clean ones, or
+        has an attention kernel that cannot see what is kept."""
         if not self.sampling.by_blocks:
             return
         block, network = self.network.block_frames, self.network
@@ -150,6 +153,11 @@ class Stage:
             raise UserError(f"Stage {self.name!r}: sampling.by_blocks=True with process.frame_levels=False and "
                             "network.teacher_forcing=False, so that it never sees noisy frames after clean ones; "
                             "permitted: one of them True", "Sampling.by_blocks")
+        seen = WithExtraKeys(inner=Full())  # by a block: all of itself, and what is kept of those before it
+        try:
+            require(seen, network.attention_kernel, network.attention_context, extra_keys=True)
+        except UserError as error:
+            raise UserError(f"Stage {self.name!r}: sampling.by_blocks=True: {error}", "Sampling.by_blocks") from None
 
     def _check_cache(self) -> None:
         """Raise `UserError` for features that the network has not, and steps that the sampler does not take."""

@@ -17,6 +17,8 @@ from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import DDIM
 from vdm_jax.diffusion.schedules import FlowSchedule
+from vdm_jax.generation.editing.one_stage import edit_sampling
+from vdm_jax.generation.editing.sdedit import SDEdit
 from vdm_jax.generation.generator import Generator
 from vdm_jax.generation.long_video.plan import Blocks
 from vdm_jax.generation.one_stage import sample_stage
@@ -196,6 +198,12 @@ def test_training_shows_the_clean_clip_and_blocks_of_levels():
     ("Sampling.by_blocks", ("teacher_forcing=False",), lambda: dataclasses.replace(
         stage_of(WAN), process=Process(schedule=FlowSchedule(), prediction="flow"))),
     ("Sampling.by_blocks", ("frame_lag=2",), lambda: Sampling(by_blocks=True, frame_lag=2)),
+    ("Sampling.by_blocks", ("by_blocks=True", "kernel='splash'", "'xla'"), lambda: stage_of(dataclasses.replace(
+        WAN, attention_kernel="splash"))),
+    ("Sampling.by_blocks", ("by_blocks=True", "kernel='gather'", "'xla'"), lambda: stage_of(dataclasses.replace(
+        SINK, attention_kernel="gather"))),
+    ("Sampling.by_blocks", ("by_blocks=True", "edited", "False"), lambda: edit_sampling(
+        stage_of(WAN), stage_of(WAN).sampling, SDEdit(), 0.0)),
     ("Process.frame_block", ("frame_block=2", "frame_levels=False"), lambda: Process(frame_block=2)),
 ])
 def test_refusals(code, named, make):

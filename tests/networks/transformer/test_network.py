@@ -15,16 +15,19 @@ from vdm_jax.attention import Causal, Full, Spatial, Temporal, WithExtraKeys
 from vdm_jax.attention.counting import counted
 from vdm_jax.attention.positions import RotaryAxes, rotary_pairs
 from vdm_jax.conditions.conditioning import Conditioning
+from vdm_jax.conditions.frame_masks import FrameMask
 from vdm_jax.conditions.inputs import Input
 from vdm_jax.configuration import from_json, to_json
+from vdm_jax.diffusion.flow_sigmas import FlowSigmas
 from vdm_jax.diffusion.process import Process
+from vdm_jax.diffusion.scheduler_steps import SchedulerSteps
 from vdm_jax.diffusion.schedules import FlowSchedule
 from vdm_jax.generation.one_stage import of_experts
 from vdm_jax.networks.config import EmbeddedText, WordEncoder
 from vdm_jax.networks.kinds import network_module
 from vdm_jax.networks.transformer.config import DIT_XL, LATTE_XL, WAN_1B, WAN_14B, WAN_A14B, VideoTransformer, wan
-from vdm_jax.networks.transformer.network import VideoTransformerModule, level_number
-from vdm_jax.stages.options import Sampling
+from vdm_jax.networks.transformer.network import VideoTransformerModule, is_noisy, level_number
+from vdm_jax.stages.options import Sampling, Training
 from vdm_jax.stages.stage import Stage, VideoSpec
 
 WORDS = WordEncoder(words=("a", "b"), length=3, width=8, layers=1, head_dim=4)
@@ -184,9 +187,10 @@ def test_attention_of_a_scan_counts_for_every_block(normal):
 
 
 def test_experts_have_their_own_noise_levels(filled, normal):
-    """Each sample of a batch is that of its expert; a boundary sample is of the noisy one."""
+    """Each sample of a batch is that of its expert; a sample at the boundary is of the noisy one, although its sigma in
+    float32 is less."""
     spec = dataclasses.replace(WAN, boundary=0.875)
-    x, logsnr = normal(1, 2, 2, 4, 4, 2), jnp.array([-2 * np.log(7.0) - 1e-4, 1.0])  # sigma 0.875 and 0.378
+    x, logsnr = normal(1, 2, 2, 4, 4, 2), jnp.array([-2 * np.log(7.0), 1.0])  # sigma 0.875 and 0.378
     module = network_module(spec)
     params = filled(module, x, logsnr, EMBEDDED)
     one = jax.jit(VideoTransformerModule(WAN).apply)
@@ -195,6 +199,17 @@ def test_experts_have_their_own_noise_levels(filled, normal):
     np.testing.assert_allclose(found, jnp.stack([high[0], low[1]]), atol=1e-5)
     assert np.abs(high - low).max() > 1e-2
     assert WAN_A14B.expert == WAN_14B
+
+
+def test_expert_and_weight_of_the_guidance_change_at_one_step():
+    """The network embeds whole timesteps, of which one is the boundary's, and the guidance sees what they are of."""
+    found = SchedulerSteps(scheduler="UniPCMultistepScheduler", flow=FlowSigmas(grid="unipc", shift=3.0)).discretise(
+        FlowSchedule(), 40)
+    assert found.timesteps.numbers[12] == 875
+    embedded = jnp.interp(found.steps.level, *found.timesteps.log_snrs(FlowSchedule()))
+    expert, high = is_noisy(embedded, 0.875), of_experts(0.0, 1.0, 0.875)(found.steps.level)
+    np.testing.assert_array_equal(expert, high)
+    assert expert.sum() == 13 and expert[:13].all()
 
 
 def test_experts_may_be_guided_by_weights_of_their_own():
@@ -231,6 +246,17 @@ def test_level_numbers():
 def test_configs_that_do_not_fit(code, named, changes):
     with refused(code, *named):
         dataclasses.replace(SMALL, **changes)
+
+
+def test_a_mask_of_the_frames_of_a_latent_is_none_of_a_stage():
+    """A network has it; what a stage would make of given frames is something else."""
+    network = dataclasses.replace(WAN, out_channels=3, frame_conditioning="channels")
+    stage = Stage(name="base", video=VideoSpec(frames=2, height=4, width=4), network=network,
+                  process=Process(schedule=FlowSchedule(), prediction="flow"), training=Training(
+                      masking=(FrameMask(first=1),)))
+    for mask_channels in (2, 4):
+        with refused("VideoTransformer.mask_channels", f"mask_channels={mask_channels}", "permitted: 1"):
+            dataclasses.replace(stage, network=dataclasses.replace(network, mask_channels=mask_channels))
 
 
 def test_inputs_that_do_not_fit(outputs, normal):

@@ -55,12 +55,15 @@ def edit_sampling(stage: Stage, sampling: Sampling, method: EditMethod, source_g
                         "videos of noise or of a low-resolution video")
     if sampling.windows is not None and sampling.windows.follows:
         raise UserError(f"{where}: sampling.windows.follows=True cannot be edited; permitted: False")
+    if sampling.by_blocks:
+        raise UserError(f"{where}: sampling.by_blocks=True cannot be edited, which is done to all frames at one noise "
+                        "level; permitted: False", "Sampling.by_blocks")
     if method.inverts and sampling.consistency is not None:
         raise UserError(f"{where}: sampling.consistency={sampling.consistency} with method={method.name!r}, which "
                         "inverts a diffusion and no consistency model; permitted: 'sdedit'")
     target = method.sampling(dataclasses.replace(sampling, frame_lag=0, frame_schedule=None, cache=None))
     source = dataclasses.replace(target, guidance=source_guidance, terms=(), last_frame_guidance=None,
-                                 oscillation=None)
+                                 high_noise_guidance=None, oscillation=None)
     for each in (target, source):
         dataclasses.replace(stage, sampling=each)  # raises where the stage cannot do it
     return EditSampling(method, target, source)

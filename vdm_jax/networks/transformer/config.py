@@ -70,7 +70,7 @@ class VideoTransformer(Backbone):
     # Takes conditioning frames and their mask as further channels, or in the place of noisy ones, whose tokens then
     # have the noise level zero
     frame_conditioning: Literal["none", "channels", "in_place"] = "none"
-    mask_channels: Count = 1  # of the mask among them, all alike
+    mask_channels: Count = 1  # of the mask among them; more are of the frames of a latent one, which no stage makes
     # Further conditions, as channels, as part of the vector or as tokens after those of the text. `image_tokens` have a
     # perceptron, keys and values of their own
     conditions: tuple[Input, ...] = ()
@@ -203,8 +203,14 @@ class VideoTransformer(Backbone):
 
     def check_stage(self, stage: Any) -> None:
         """Raise `UserError` for levels of frames that share a token, images that would be mixed with the clip, crops
-        whose place in the video is added to the tokens, and a low-resolution video in pixels next to latents."""
+        whose place in the video is added to the tokens, a low-resolution video in pixels next to latents, and a mask
+        that no stage makes."""
         where, training, patch = f"Stage {stage.name!r}", stage.training, self.patch[0]
+        if self.mask_channels > 1:
+            raise UserError(f"{where}: network.mask_channels={self.mask_channels}, the mask of the frames of each "
+                            "latent one, next to latents of a clip that is grey where nothing is given (Wan, image to "
+                            "video): a stage makes a mask of whole latents, next to latents that are zero there; "
+                            "permitted: 1", "VideoTransformer.mask_channels")
         if self.boundary is not None and stage.process.frame_levels:
             raise UserError(f"{where}: process.frame_levels=True with network.boundary={self.boundary}, by which one "
                             "expert sees all frames; permitted: frame_levels=False, or boundary=None")
@@ -263,7 +269,12 @@ def wan(**sizes: Any) -> VideoTransformer:
 
 def wan_image_tokens(**sizes: Any) -> VideoTransformer:
     """A transformer of Wan 2.1 that goes on from pictures: their latents with the mask of the four frames of each, and
-    tokens of CLIP ViT-H/14."""
+    tokens of CLIP ViT-H/14.
+
+    The latents are those of a clip that is grey but for the pictures, and the mask is of its frames, four to a latent
+    (the first frame counts four times). Stages make other ones, so that they refuse these networks, which are there to
+    be loaded, converted and called.
+    """
     return wan(**{"frame_conditioning": "channels", "mask_channels": 4,
                   "conditions": (Input(name=IMAGE_TOKENS, width=1280),), **sizes})
 
@@ -273,7 +284,8 @@ WAN_14B = wan(width=5120, heads=40, hidden=13824, layers=40)  # Wan 2.1 text to 
 WAN_14B_IMAGE = wan_image_tokens(width=5120, heads=40, hidden=13824, layers=40)  # Wan 2.1 image to video
 # Wan 2.1 of first and last frame: 257 tokens of each
 WAN_14B_FIRST_LAST = wan_image_tokens(width=5120, heads=40, hidden=13824, layers=40, image_places=514)
-# Wan 2.2 image to video, each expert: the mask of the four frames of a latent one, and the latents of the picture
+# Wan 2.2 image to video, each expert: the mask of the four frames of a latent one, and the latents of the picture, as
+# in `wan_image_tokens`
 WAN_14B_I2V = wan(width=5120, heads=40, hidden=13824, layers=40, frame_conditioning="channels", mask_channels=4)
 # Wan 2.2, text to video and image to video: one expert for much noise and one for little
 WAN_A14B = wan(width=5120, heads=40, hidden=13824, layers=40, boundary=0.875)

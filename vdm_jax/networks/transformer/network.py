@@ -32,6 +32,7 @@ from vdm_jax.networks.unet import ClassEmbedding, encode_level
 from vdm_jax.parallel.rules import shard_along
 
 CLEAN = 20.0  # log-SNR that clean frames have for the network: of the clip in sight, of finished blocks
+ROUNDING = 1e-5  # by which the sigma of a log-SNR in float32 may lie below the one that is meant
 SMALL = nn.initializers.normal(0.02)  # of the perceptrons of noise level and text, as DiT and Wan begin
 
 
@@ -39,6 +40,11 @@ def level_number(logsnr: Float[Array, " ..."], encoding: str) -> Float[Array, " 
     """Noise level as a number of order 1000: 1000 sigma of a flow `(1 - sigma) x + sigma eps`, whose log-SNR is
     `2 ln((1 - sigma) / sigma)`, or as `unet.encode_level` says."""
     return 1000 * jax.nn.sigmoid(-logsnr / 2) if encoding == "flow" else encode_level(logsnr, encoding)
+
+
+def is_noisy(logsnr: Float[Array, " ..."], boundary: float) -> Bool[Array, " ..."]:
+    """Which noise levels of a flow are those of the expert for much noise, from sigma `boundary` on."""
+    return jax.nn.sigmoid(-logsnr / 2) >= boundary - ROUNDING
 
 
 class VideoTransformerModule(nn.Module):
@@ -123,9 +129,8 @@ class Experts(nn.Module):
         self, z: Float[Array, "B T H W C"], logsnr: Float[Array, " B"], conditioning: Conditioning | None = None, *,
         train: bool = False, images: int = 0,
     ) -> Float[Array, "B T H W O"]:
-        if counting.calls() is not None:  # of a batch on one side
-            return self.low(z, logsnr, conditioning, train=train, images=images)
-        noisy = jax.nn.sigmoid(-logsnr / 2) >= self.config.boundary
+        noisy = is_noisy(logsnr, self.config.boundary)
+        both = self.is_initializing() or counting.calls() is not None  # counted is a batch on both sides
         found = []
         for expert, where in ((self.high, noisy), (self.low, ~noisy)):
             def run(expert: nn.Module, z: Array, logsnr: Array, conditioning: Conditioning | None) -> Array:
@@ -134,7 +139,7 @@ class Experts(nn.Module):
             def skip(expert: nn.Module, z: Array, logsnr: Array, conditioning: Conditioning | None) -> Array:
                 return jnp.zeros(z.shape, jnp.float32)
 
-            if self.is_initializing():
+            if both:
                 found.append(run(expert, z, logsnr, conditioning))
             else:
                 found.append(nn.cond(where.any(), run, skip, expert, z, logsnr, conditioning))
