@@ -7,6 +7,8 @@ import pytest
 
 from tests.refusals import refused
 from vdm_jax.diffusion.beta_tables import ScaledLinearBetaSchedule
+from vdm_jax.diffusion.families import FLOW
+from vdm_jax.diffusion.flow_sigmas import FlowSigmas
 from vdm_jax.diffusion.inversion import ddim_inverted, ddpm_inverted, diffused, replayed, sampled_from, steps_from
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import DDIM, DDPM, DPMSolver
@@ -82,6 +84,23 @@ def test_ddpm_noises_make_the_video_again_and_another_one_of_another_estimate(ga
     assert float(jnp.abs(other - data).min()) > 0.01
     # Noises of one step differ from those of the next, and from those of the video's own noising.
     assert abs(np.corrcoef(noises[2].ravel(), noises[3].ravel())[0, 1]) < 0.6
+
+
+def test_a_released_flow_is_inverted_from_noise_alone(gaussian, data):
+    """At its first sigma of 1 nothing of the video is left; plain inversion is Euler's step back."""
+    process = PROCESSES["flow"]
+    spec = SchedulerSteps(scheduler="FlowMatchEulerDiscreteScheduler", flow=FlowSigmas(grid="euler", shift=3.0))
+    steps = steps_from(spec.discretise(process.schedule, 6).steps, 1.0)
+    denoise, family = gaussian.denoiser(process), FLOW
+    z, noises = ddpm_inverted(denoise, data, KEYS, steps, process)
+    assert bool(jnp.isfinite(noises).all())
+    np.testing.assert_allclose(replayed(denoise, z, noises, steps, family), data, atol=1e-5)
+    found = ddim_inverted(denoise, data, steps, family, held="flow")
+    x_hat = denoise(found[1], jnp.full(6, steps.level[0]))
+    sigma = float(family.alpha_sigma(jnp.float32(steps.level[1]))[1])
+    np.testing.assert_allclose(found[0], found[1] + (1 - sigma) * (found[1] - x_hat), atol=1e-5)
+    refined = ddim_inverted(denoise, data, steps, family, refinements=40, held="flow")
+    np.testing.assert_allclose(sampled_from(refined[0], DDIM(), denoise, KEYS, steps, process), data, atol=1e-5)
 
 
 def test_the_noise_of_a_step_is_what_its_equation_lacks(gaussian, data):

@@ -23,7 +23,7 @@ from vdm_jax.diffusion.sampling import Walk
 from vdm_jax.diffusion.scheduler_steps import CLEAN
 from vdm_jax.diffusion.steps import Scalar, Step
 
-Held = Literal["eps", "v"]  # what of an estimate is taken to be the same at both ends of a step
+Held = Literal["eps", "v", "flow"]  # what of an estimate is taken to be the same at both ends of a step
 Trajectory = Float[Array, "steps B *rest"]
 
 
@@ -60,8 +60,9 @@ def ddim_inverted(
 
     A step back from z_s to the noisier z_t takes the estimate at level t, but of z_s, for that at z_t (Dhariwal &
     Nichol 2021, arXiv 2105.05233, appendix F; DDIMInverseScheduler of diffusers): `z_t = alpha_t x_hat + sigma_t
-    eps_hat`, where eps_hat is the network's and x_hat follows from it at level s. `held="v"` does that with v_hat, for
-    networks that predict it. `refinements` more evaluations a step repeat it with the estimate at the z_t found, until
+    eps_hat`, where eps_hat is the network's and x_hat follows from it at level s. `held="v"` and
+    `held="flow"` do that with v_hat and the flow's velocity, for networks that predict these; the second is Euler's
+    step back. `refinements` more evaluations a step repeat it with the estimate at the z_t found, until
     DDIM's step from there leads to z_s (fixed-point inversion: Pan et al. 2023, arXiv 2309.04907). They hold v_hat,
     since of all predictions it makes the smallest error at both ends of a schedule: `z_t = ((alpha_t^2 + sigma_t^2)
     z_s - (alpha_t sigma_s - alpha_s sigma_t) v_hat) / (alpha_s alpha_t + sigma_s sigma_t)`.

@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 
+from tests.pipelines.test_wan import write_wan
 from tests.refusals import refused
 from vdm_jax.conditions.frames import KeyFrames
-from vdm_jax.diffusion.samplers import DDIM, DDPM
+from vdm_jax.diffusion.samplers import DDIM, DDPM, UniPC
 from vdm_jax.generation.editing.ddim_inversion import DDIMInversion
 from vdm_jax.generation.editing.ddpm_inversion import DDPMInversion
 from vdm_jax.generation.editing.edit import edit
@@ -19,6 +20,8 @@ from vdm_jax.generation.editing.one_stage import edit_sampling
 from vdm_jax.generation.editing.sdedit import SDEdit
 from vdm_jax.generation.editing.text2video_zero import Text2VideoZero
 from vdm_jax.generation.generator import Generator
+from vdm_jax.generation.one_stage import released_steps
+from vdm_jax.generation.released.models import read_released
 from vdm_jax.stages.options import Sampling
 
 SOURCE, TARGET = ["a red three moving left", "a blue two"], ["a blue three moving left", "a red two"]
@@ -79,6 +82,21 @@ def test_methods_choose_samplers(experiment):
     assert edit_sampling(base, Sampling(), DDPMInversion(), 0.0).target.sampler == DDPM()
     guided = edit_sampling(base, base.sampling, DDIMInversion(), 2.5)
     assert (guided.source.guidance, guided.target.guidance) == (2.5, base.sampling.guidance)
+
+
+def test_methods_take_a_released_flow_on_its_own_sigmas(tmp_path):
+    """One of two experts, whose inversion has no guidance at high noise either; three of the methods go to Euler's
+    sigmas, which begin with noise alone."""
+    stage, = read_released(write_wan(tmp_path / "wan", experts=True, boundary_ratio=0.875)).stages
+    stage = dataclasses.replace(stage, video=dataclasses.replace(stage.video, frames=5, height=8, width=12))
+    own = released_steps(stage, stage.sampling)[0].steps.level
+    for kind in EDIT_METHODS.values():
+        target, source = edit_sampling(stage, stage.sampling, kind(), 0.0)[1:]
+        assert target.scheduler.flow == stage.sampling.scheduler.flow
+        assert source.guidance == 0 and source.high_noise_guidance is None
+        assert target.high_noise_guidance == stage.sampling.high_noise_guidance == 3.0
+        np.testing.assert_array_equal(released_steps(stage, target)[0].steps.level, own)
+        assert isinstance(target.sampler, {"sdedit": UniPC, "ddpm": DDPM}.get(kind.name, DDIM))
 
 
 def test_what_cannot_be_edited(generator, experiment):

@@ -9,6 +9,7 @@ from vdm_jax.configuration import Range, Share, config
 from vdm_jax.diffusion.arrays import Video
 from vdm_jax.diffusion.inversion import ddim_inverted, sampled_from, steps_from
 from vdm_jax.diffusion.samplers import DDIM
+from vdm_jax.diffusion.scheduler_steps import SchedulerSteps
 from vdm_jax.generation.editing.parts import EditParts, EditsStage
 from vdm_jax.stages.options import Sampling
 
@@ -35,16 +36,22 @@ class DDIMInversion(EditsStage):
         steps, process = steps_from(parts.steps, self.strength), parts.process
         if not len(steps.level):
             return x
-        held = "v" if process.prediction == "v" else "eps"
+        held = process.prediction if process.prediction in ("v", "flow") else "eps"
         z = ddim_inverted(parts.source, x, steps, process.schedule.family, refinements=self.refinements, held=held)[0]
         return sampled_from(z, parts.sampler, parts.target, parts.keys, steps, process)
 
 
 def deterministic(sampling: Sampling) -> Sampling:
-    """Sampling by DDIM without noise on the sampler's grid, or of a released scheduler on the timesteps of diffusers'
-    DDIM."""
-    sampler, scheduler = sampling.sampler, sampling.scheduler
+    """Sampling by DDIM without noise on the sampler's grid, or on the steps of `one_step_scheduler`."""
+    sampler = sampling.sampler
     plain = dataclasses.replace(sampler, eta=0.0) if isinstance(sampler, DDIM) else DDIM(grid=sampler.grid)
-    if scheduler is not None and not scheduler.log_sigma_embedding:
-        scheduler = dataclasses.replace(scheduler, scheduler="DDIMScheduler", sigmas=None)
-    return dataclasses.replace(sampling, sampler=plain, scheduler=scheduler)
+    return dataclasses.replace(sampling, sampler=plain, scheduler=one_step_scheduler(sampling.scheduler))
+
+
+def one_step_scheduler(scheduler: SchedulerSteps | None) -> SchedulerSteps | None:
+    """A released scheduler's noise levels for samplers of one evaluation a step: the timesteps of diffusers' DDIM, of
+    flow matching the sigmas of its FlowMatchEuler. Spaced sigmas of a network that embeds them stay as they are."""
+    if scheduler is None or scheduler.log_sigma_embedding:
+        return scheduler
+    name = "DDIMScheduler" if scheduler.flow is None else "FlowMatchEulerDiscreteScheduler"
+    return dataclasses.replace(scheduler, scheduler=name, sigmas=None)

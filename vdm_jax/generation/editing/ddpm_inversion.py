@@ -9,6 +9,7 @@ from vdm_jax.configuration import Share, config
 from vdm_jax.diffusion.arrays import Video
 from vdm_jax.diffusion.inversion import ddpm_inverted, replayed, steps_from
 from vdm_jax.diffusion.samplers import DDIM, DDPM
+from vdm_jax.generation.editing.ddim_inversion import one_step_scheduler
 from vdm_jax.generation.editing.parts import EditParts, EditsStage
 from vdm_jax.stages.options import Sampling
 
@@ -24,12 +25,10 @@ class DDPMInversion(EditsStage):
 
     def sampling(self, sampling: Sampling) -> Sampling:
         """How a stage is sampled: by a sampler that draws noise, its own where it does."""
-        sampler, scheduler = sampling.sampler, sampling.scheduler
+        sampler = sampling.sampler
         draws = type(sampler) is DDPM or (isinstance(sampler, DDIM) and sampler.eta > 0 and sampler.threshold is None)
-        if scheduler is not None and not scheduler.log_sigma_embedding:
-            scheduler = dataclasses.replace(scheduler, scheduler="DDIMScheduler", sigmas=None)
         return dataclasses.replace(sampling, sampler=sampler if draws else DDPM(grid=sampler.grid),
-                                   scheduler=scheduler)
+                                   scheduler=one_step_scheduler(sampling.scheduler))
 
     def edit(self, x: Video, parts: EditParts) -> Video:
         """The edited video, or latents."""
