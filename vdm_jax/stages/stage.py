@@ -11,9 +11,7 @@ from typing import Annotated, Literal, Self
 
 from vdm_jax.attention import Full, WithExtraKeys
 from vdm_jax.attention.capability import require
-from vdm_jax.conditions.conditioning import CONDITIONS, nullable
 from vdm_jax.conditions.first_frame import FirstFrame
-from vdm_jax.conditions.frame_masks import NoMask
 from vdm_jax.conditions.frames import KeyFrames
 from vdm_jax.conditions.low_resolution import LowResolution
 from vdm_jax.conditions.scalars import WEIGHT
@@ -21,7 +19,6 @@ from vdm_jax.conditions.text import TextInput
 from vdm_jax.configuration import Range, Seed, Size, config
 from vdm_jax.data.embeddings import EncoderFolder
 from vdm_jax.diffusion.augmentation import Augmentation, TruncatedConditioningAugmentation
-from vdm_jax.diffusion.guidance import in_turn
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.thresholds import Threshold
 from vdm_jax.errors import UserError
@@ -30,6 +27,7 @@ from vdm_jax.networks.kinds import Network
 from vdm_jax.parallel.mesh import MeshSpec
 from vdm_jax.stages.distillation import check_distillation
 from vdm_jax.stages.latent import Latent
+from vdm_jax.stages.left_out import check_dropped, check_named
 from vdm_jax.stages.options import DataSet, InitFrom, InitFromFile, Sampling, Training
 
 
@@ -128,7 +126,7 @@ class Stage:
                             f"network that takes the weight of the guidance ({WEIGHT!r}); permitted: (), with guidance",
                             "Sampling.terms")
         self._check_cache()
-        self._check_named()
+        check_named(self)
         if self.sampling.guided and not self.sampling.terms and not (
                 self.network.conditioning_frames if self.sampling.guided_by == "frames" else self.network.prompted):
             raise UserError(f"Stage {self.name!r}: sampling.guidance={self.sampling.guidance} by "
@@ -137,7 +135,7 @@ class Stage:
                             "classes, 'frames' for one with conditioning frames")
         check_distillation(self)
         if not self.takes_weight:
-            self._check_dropped()
+            check_dropped(self)
 
     def _check_blocks(self) -> None:
         """Raise `UserError` for sampling by blocks of a network that has none, was not trained on clean ones, or
@@ -174,59 +172,6 @@ class Stage:
         if cache.steps and cache.steps[-1] >= steps:
             raise UserError(f"{where}.steps={cache.steps} with {steps} steps of the sampler; permitted: 0 to "
                             f"{steps - 1}", "Cache.steps")
-
-    def _check_dropped(self) -> None:
-        """Raise `UserError` for guidance away from an input that training never leaves out: the network has not seen
-        what the unconditional estimate is made from."""
-        sampling, training, where = self.sampling, self.training, f"Stage {self.name!r}: sampling.guidance"
-        if not sampling.guided or sampling.terms:
-            return
-        weight = sampling.guidance or sampling.last_frame_guidance
-        if sampling.guided_by == "frames" and not any(isinstance(o, NoMask) for o in training.masking):
-            raise UserError(f"{where}={weight} by 'frames' with training.masking={training.masking}, which "
-                            "never show it a video without conditioning frames; permitted: masking with "
-                            "NoMask, or guidance=0")
-        if sampling.guided_by == "prompt" and not training.text_dropout:
-            raise UserError(f"{where}={weight} by 'prompt' with training.text_dropout=0, so that it never sees the "
-                            "null caption; permitted: text_dropout above 0, or guidance=0")
-
-    def _check_named(self) -> None:
-        """Raise `UserError` for dropout of, or guidance by, what the network has not or may not do without, and for
-        guidance by what training never leaves out."""
-        training, known = self.training, nullable(self.network)
-        permitted = ", ".join(known) or "none: the network has no condition that can be left out"
-        for name in (name for entry in training.dropout for name in entry.names):
-            if name not in known:
-                raise UserError(f"Stage {self.name!r}: training.dropout names {name!r}; permitted: {permitted}")
-        where, terms = f"Stage {self.name!r}: sampling.terms", [term.name for term in self.sampling.terms]
-        for name in terms:
-            if name == "time":
-                if not training.images_per_clip:
-                    raise UserError(f"{where} has 'time' with training.images_per_clip=0, so that it never sees single "
-                                    "frames; permitted: images_per_clip above 0")
-            elif name not in known:
-                raise UserError(f"{where} has {name!r}; permitted: {permitted}"
-                                + (", time" if training.images_per_clip else ""))
-        shown = self._left_out()
-        for names in in_turn(dict.fromkeys(terms, 1.0))[0]:  # one program serves all weights
-            lacking = [name for name in names if name != "time"]
-            if set(lacking) not in shown:
-                parts = [" with ".join(name for name in known if name in part) for part in shown if part]
-                raise UserError(f"{where} needs an estimate without {' and '.join(map(repr, lacking))}, which training "
-                                f"never leaves out{' together' * (len(lacking) > 1)}; permitted: estimates without "
-                                f"{', '.join(parts) or 'nothing'}, or training.text_dropout, training.masking with "
-                                "NoMask or training.dropout of these names")
-
-    def _left_out(self) -> list[set[str]]:
-        """The sets of conditions that training leaves out of some samples, each together; the empty one first. Those of
-        the prompt go together, and so do those of the frames; either may meet what an entry of dropout leaves out."""
-        training, names = self.training, nullable(self.network)
-        found = [set(), *(set(entry.names) for entry in training.dropout if entry.probability)]
-        masked = any(isinstance(masking, NoMask) for masking in training.masking)
-        for guidance, drops in (("prompt", training.text_dropout > 0), ("frames", masked)):
-            together = {name for name in names if CONDITIONS[name].guidance == guidance}
-            found += [part | together for part in found if drops and part | together not in found]
-        return found
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
