@@ -23,7 +23,8 @@ SHOWN = 8  # numbers of an output that are compared
 
 
 def inputs(network: str, batch: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Latents `[B, T, H, W, C]`, text or picture tokens `[B, L, E]`, and the three numbers that SVD is told."""
+    """Latents `[B, T, H, W, C]`, text or picture tokens `[B, L, E]`, and the three numbers that SVD is conditioned
+    on."""
     options, rng = RELEASED[network][1], np.random.default_rng(1)
     tokens = 1 if network == "svd" else TOKENS
     return (rng.standard_normal((batch, FRAMES, size, size, options["in_channels"]), np.float32),

@@ -9,6 +9,8 @@ import pytest
 
 from tests.video.test_sound import write_sounding
 from vdm_jax.commands.main import main
+from vdm_jax.errors import UserError
+from vdm_jax.generation.editing.files import EditedVideo
 from vdm_jax.training import stopping
 from vdm_jax.video.reading import VideoReader
 from vdm_jax.video.sound import read_sound
@@ -26,12 +28,16 @@ def video(tmp_path):
 
 
 def test_a_video_is_edited_clip_by_clip_at_its_own_rate(trained, video, tmp_path, capfd):
+    own = tmp_path / "made.mp4.maps" / "given.mp4"
+    own.parent.mkdir()
+    own.write_text("the user's")
     assert main(["edit", str(video), "--model", str(trained), *SDEDIT, "--round-trip", "--out", "made.mp4"]) == 0
+    assert own.read_text() == "the user's"
     said = capfd.readouterr().out
     assert said.split()[:3] == ["made.mp4", "made_side_by_side.mp4", "made.json"] and "round trip of stage base" in said
-    with VideoReader(tmp_path / "made.mp4") as made, VideoReader(tmp_path / "made_side_by_side.mp4") as beside:
-        assert len(made) == len(beside) == 10 and made.fps == pytest.approx(12.5)
-        assert made.frames([0]).shape == (1, 16, 16, 3) and beside.frames([0]).shape[2] > 32
+    with VideoReader(tmp_path / "made.mp4") as made, VideoReader(tmp_path / "made_side_by_side.mp4") as both:
+        assert len(made) == len(both) == 10 and made.fps == pytest.approx(12.5)
+        assert made.frames([0]).shape == (1, 16, 16, 3) and both.frames([0]).shape[2] > 32
     record = json.loads((tmp_path / "made.json").read_text())
     assert record["method"] == {"all": {"name": "sdedit", "strength": 0.5}} and record["frames"] == 10
     assert record["caption"] == PROMPTS[1] and set(record["round_trip_psnr"]) == {"base", "spatial"}
@@ -39,16 +45,26 @@ def test_a_video_is_edited_clip_by_clip_at_its_own_rate(trained, video, tmp_path
     assert not list(tmp_path.glob("*.frames"))
 
 
+def refuse(*_, **__):
+    raise UserError("no space; permitted: some")
+
+
 def test_an_interrupted_edit_goes_on_with_the_same_command_alone(trained, video, tmp_path, fails, capfd, monkeypatch):
-    command = ["edit", str(video), "--model", str(trained), *SDEDIT, "--fps", "10", "--out"]
+    command = ["edit", str(video), "--model", str(trained), *SDEDIT, "--round-trip", "--fps", "10", "--out"]
     assert main([*command, "whole.gif"]) == 0
     with monkeypatch.context() as patch:
         patch.setattr(stopping.StopRequests, "requested", True)
         assert main([*command, "part.gif"]) == 130
     assert "stopped; 4 of 8 frames are finished; the same command goes on" in capfd.readouterr().err
     assert "has frames of another request" in fails(*command, "part.gif", "--seed", "1")
+    with monkeypatch.context() as patch:
+        patch.setattr(EditedVideo, "save", refuse)
+        assert "no space" in fails(*command, "part.gif")
+    assert not (tmp_path / "part.json").exists()  # a record of nothing
     assert main([*command, "part.gif"]) == 0
     assert (tmp_path / "part.gif").read_bytes() == (tmp_path / "whole.gif").read_bytes()
+    whole, part = (json.loads((tmp_path / name).read_text())["round_trip_psnr"] for name in ("whole.json", "part.json"))
+    assert set(whole) == {"base", "spatial"} and part == pytest.approx(whole)  # of both clips
     assert not list(tmp_path.glob("*.frames"))
 
 
@@ -78,6 +94,20 @@ def test_bad_input(trained, video, tmp_path, fails):
     assert "networks that take none" in fails(*command, "--control", video)
     assert "--prompt is missing" in fails(*command[:4])
     assert "--out=given.mp4 is the video itself" in fails(*command, "--out", "given.mp4")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link.mp4").symlink_to("given.mp4")
+    for path in ("sub/../given.mp4", "link.mp4"):
+        assert f"--out={path} is the video itself; permitted: another file" in fails(*command, "--out", path)
+    video.rename(tmp_path / "x_side_by_side.mp4")
+    video.symlink_to("x_side_by_side.mp4")
+    assert "--out=x.mp4 has x_side_by_side.mp4 written, which is the video itself" in fails(*command, "--out", "x.mp4")
+    (tmp_path / "maps.mp4").write_text("maps")
+    assert "--out=maps.mp4 is the video of control maps itself" in fails(*command, "--control", "maps.mp4", "--out",
+                                                                        "maps.mp4")
+    (tmp_path / "y.mp4.maps").mkdir()
+    (tmp_path / "y.mp4.maps" / "given.mp4").symlink_to(video)
+    assert "has y.mp4.maps/given.mp4 written" in fails(
+        *command, "--control", "canny", "--out", "y.mp4")
     assert "permitted: .mp4, .gif, .png" in fails(*command, "--out", "x.avi")
     said = fails(*command, "--method", "magic").replace("'", "")
     assert "permitted: sdedit, ddim, ddpm, tune_a_video, text2video_zero" in said

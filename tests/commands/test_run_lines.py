@@ -1,7 +1,8 @@
-"""The commands that configs recommend in their headers."""
+"""The commands that configs recommend in their headers, and the README, docs and help in their examples."""
 
 import dataclasses
 import re
+import shlex
 from pathlib import Path
 
 import jax
@@ -9,9 +10,13 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 import vdm_jax
-from vdm_jax.commands.arguments import override, parse_with_rest
+from vdm_jax.commands import edit_command
+from vdm_jax.commands.arguments import override, parse, parse_with_rest
 from vdm_jax.commands.compile_command import Compile
 from vdm_jax.commands.configs import config_names, load_config
+from vdm_jax.commands.distil_command import Distil
+from vdm_jax.commands.edit_command import Edit
+from vdm_jax.commands.embed_command import Embed
 from vdm_jax.commands.train_command import Train
 from vdm_jax.parallel.gathers import check_shards
 from vdm_jax.parallel.mesh import AXES
@@ -52,6 +57,41 @@ def test_commands_are_understood_and_name_what_exists():
         experiment = override(load_config(name), rest, "test")
         for stage in (options.stage or ()) if kind == "train" else filter(None, [options.stage]):
             experiment.stage(stage)
+
+
+OTHERS = {"edit": Edit, "embed": Embed, "distil": Distil}  # commands that read runs, weights or files
+
+
+def examples(text):
+    """`(kind, arguments)` of these commands in a text: lines of a shell, or in the brackets of a header."""
+    text = text.replace("\\\n", " ")
+    lines = re.findall(r"^ *vdm-jax (edit|embed|distil) (.+)$|vdm-jax (edit|embed|distil) (\S+ --[^()\n`]+)\)", text,
+                       re.MULTILINE)
+    return [(line[0] or line[2], shlex.split(line[1] or line[3], comments=True)) for line in lines]
+
+
+HEADERS = {name: examples((ROOT / "configs" / f"{name}.py").read_text().split('"""')[1]) for name in config_names()}
+GUIDES = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+EXAMPLES = [(kind, tuple(arguments)) for found in (
+    *HEADERS.values(), *(examples(path.read_text()) for path in GUIDES),
+    *(examples(kind.__doc__) for kind in OTHERS.values())) for kind, arguments in found]
+
+
+def test_examples_of_editing_embedding_and_distilling_are_understood(tmp_path, monkeypatch):
+    """Without the models, by files that are empty; runs have the names that training gives them."""
+    monkeypatch.chdir(tmp_path)
+    found = {kind: sum(one == kind for one, _ in EXAMPLES) for kind in OTHERS}
+    assert found["edit"] >= 7 and found["embed"] >= 3 and found["distil"] >= 7  # all of them
+    for kind, arguments in EXAMPLES:
+        options = parse(OTHERS[kind], arguments, "test")
+        if kind == "edit":
+            options.video.touch()
+            edit_command.check(options)
+    (kind, (video, *_, prompt)), = HEADERS["tune_a_video/one_shot"]
+    assert (kind, video, prompt) == ("edit", "VIDEO", "TEXT")
+    runs = {name.replace("/", "_") for name in config_names()}
+    for found in HEADERS.values():
+        assert all(parse(Edit, arguments, "test").model in runs for kind, arguments in found if kind == "edit")
 
 
 SPLIT = sorted({(name, *arguments) for kind, name, arguments in RECOMMENDED

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from vdm_jax.commands.arguments import GUIDANCE, GUIDANCE_SCALE, LORA, check_outputs, parse, weighted_files
+from vdm_jax.commands.control_maps import MADE, make_maps, maps_of, remove_maps
 from vdm_jax.commands.outputs import check_videos
 from vdm_jax.commands.sample_command import guides
 from vdm_jax.configuration import Count, Guidance, Positive, Range, SamplingSteps, Seed, Share, Size
@@ -40,11 +40,11 @@ class Edit:
     the first one (Khachatryan et al. 2023); --control says how they move.
 
     Examples:
-      vdm-jax edit three.mp4 --model captioned_digits_full --method ddim --source-prompt "a red 3 moving left" \
+      vdm-jax edit three.mp4 --model captioned_digits_full --method ddim --source-prompt "a red 3 moving left" \\
         --prompt "a blue 3 moving left" --out blue.mp4
-      vdm-jax edit dance.mp4 --model stable-diffusion-v1-5 --num-frames 8 --method ddim --source-prompt "a dancer" \
+      vdm-jax edit dance.mp4 --model stable-diffusion-v1-5 --num-frames 8 --method ddim --source-prompt "a dancer" \\
         --prompt "a robot dancing" --out robot.mp4
-      vdm-jax edit dance.mp4 --model sd-controlnet-canny --num-frames 8 --method text2video_zero --control canny \
+      vdm-jax edit dance.mp4 --model sd-controlnet-canny --num-frames 8 --method text2video_zero --control canny \\
         --prompt "a robot dancing" --out robot.mp4
       vdm-jax edit waves.mov --model animatediff --method sdedit --strength 0.5 --prompt "waves of milk" --out milk.mp4
     """
@@ -109,17 +109,24 @@ def main(arguments: Sequence[str]) -> int:
     if not made.complete:
         raise KeyboardInterrupt(f"stopped; {made.finished} of {made.frames.shape[1]} frames are finished; the same "
                                 "command goes on")
+    paths = _written(out)
+    made.save(out)
+    made.save(paths[1], side_by_side=True)
     record = made.record() | {"model": options.model, "seconds": round(time.monotonic() - began, 1)}
-    beside = made.save(out.with_name(f"{out.stem}_side_by_side{out.suffix}"), side_by_side=True)
-    written = out.with_suffix(".json")
-    written.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    for path in (made.save(out), beside, written):
+    paths[2].write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    for path in paths:
         print(path)
     for stage, value in record["round_trip_psnr"].items():
         print(f"round trip of stage {stage}: {value:.1f} dB")
     made.frames.remove()
-    shutil.rmtree(_maps_folder(options), ignore_errors=True)
+    if options.control in MADE:
+        remove_maps(_maps_folder(options))
     return 0
+
+
+def _written(out: Path) -> tuple[Path, Path, Path]:
+    """The video, the one with the given video on its left, and the record."""
+    return out, out.with_name(f"{out.stem}_side_by_side{out.suffix}"), out.with_suffix(".json")
 
 
 def _generator(options: Edit) -> Any:
@@ -158,15 +165,11 @@ def _job(options: Edit, generator: Any) -> Any:
 
 def _maps(options: Edit) -> Path | None:
     """The video of control maps: given, or made of the video next to the result."""
-    from vdm_jax.annotation.folder import KINDS, annotate
-
     if options.control is None:
         return None
-    if options.control not in KINDS:
+    if options.control not in MADE:
         return Path(options.control)
-    folder = _maps_folder(options)
-    annotate(options.video.absolute(), folder, options.control, KINDS[options.control]())
-    return folder / f"{options.video.stem}.mp4"
+    return make_maps(options.video, _maps_folder(options), options.control)
 
 
 def _maps_folder(options: Edit) -> Path:
@@ -182,7 +185,6 @@ def _rate(path: Path) -> float:
 
 def check(options: Edit) -> None:
     """Refuse bad options before anything is loaded. Raises `UserError`."""
-    from vdm_jax.annotation.folder import KINDS
     from vdm_jax.generation.one_stage import one_guidance
 
     if not options.video.is_file():
@@ -195,11 +197,23 @@ def check(options: Edit) -> None:
     if options.source_guidance and options.source_prompt is None:
         raise UserError(f"--source-guidance={options.source_guidance} without --source-prompt; permitted: 0, or with "
                         "--source-prompt TEXT")
-    made = [name for name in KINDS if name in ("canny", "hed", "flow")]  # of the frames alone
-    if options.control is not None and options.control not in made and not Path(options.control).is_file():
-        raise UserError(f"--control={options.control} is no file; permitted: {', '.join(made)}, or a video of maps")
+    if options.control is not None and options.control not in MADE and not Path(options.control).is_file():
+        raise UserError(f"--control={options.control} is no file; permitted: {', '.join(MADE)}, or a video of maps")
     one_guidance(options.guidance, options.guidance_scale, guides(options.guide))
     weighted_files("--lora", options.lora)
     check_outputs((options.out,))
-    if options.out.absolute() == options.video.absolute():
-        raise UserError(f"--out={options.out} is the video itself; permitted: another file")
+    _check_sources(options)
+
+
+def _check_sources(options: Edit) -> None:
+    """Refuse to write over what is read, whatever the paths look like. Raises `UserError`."""
+    read, written = {"the video": options.video}, [*_written(options.out)]
+    if options.control in MADE:
+        written.append(maps_of(options.video, _maps_folder(options)))
+    elif options.control is not None:
+        read["the video of control maps"] = Path(options.control)
+    for path in written:
+        for what, source in read.items():
+            if path.resolve() == source.resolve():
+                others = "" if path == options.out else f" has {path} written, which"
+                raise UserError(f"--out={options.out}{others} is {what} itself; permitted: another file")

@@ -126,7 +126,7 @@ class LatentBlock(nn.Module):
 
 class TokenBlock(nn.Module):
     """Self-attention, cross-attention, feed-forward; over frames, a feed-forward before them too. With
-    `Sizes.max_relative_position`, an temporal attention after each spatial attention (LVDM), with
+    `Sizes.max_relative_position`, a temporal attention after each spatial attention (LVDM), with
     `Sizes.temporal_attention` one after the feed-forward (Tune-A-Video); both start as the identity."""
 
     heads: int

@@ -38,7 +38,9 @@ class Latent:
     encode: Literal["sample", "mode"] = "sample"  # of the moments of training clips; what is given is the mode
     # How a low-resolution video enters: enlarged and encoded, or its pixels at the size of the latents
     low_resolution: Literal["latents", "pixels"] = "latents"
-    # See networks/autoencoders/tiling.py for these. Pieces of a CausalAutoencoder give what the whole clip gives.
+    # See networks/autoencoders/tiling.py for these. Pieces of a CausalAutoencoder give what the whole clip gives; so do
+    # those that an LTXAutoencoder encodes, and it decodes whole clips alone. Of a PiecewiseAutoencoder (CogVideoX) the
+    # sizes of the pieces change what comes out: its own are part of the model
     encode_frames: Size | None = None  # encoded at a time; None: all, or as many as the autoencoder's pieces have
     decode_frames: Size | None = None  # of latents, decoded at a time; None: as for encoding
     overlap_frames: SizeOrZero = 0  # of latents on either side that a piece also sees, with temporal layers

@@ -5,15 +5,24 @@ from __future__ import annotations
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.pipelines.folders import write_control, write_pictures
 from tests.refusals import refused
 from vdm_jax.commands.main import main
+from vdm_jax.diffusion.families import FLOW, VE, VP
+from vdm_jax.generation.editing import text2video_zero
 from vdm_jax.generation.editing.ddim_inversion import DDIMInversion
 from vdm_jax.generation.editing.edit import edit
-from vdm_jax.generation.editing.text2video_zero import Text2VideoZero, _shifts, text_to_video
+from vdm_jax.generation.editing.text2video_zero import (
+    Text2VideoZero,
+    _make,
+    _renoised,
+    _shifts,
+    text_to_video,
+)
 from vdm_jax.generation.released.models import load_released, with_size
 from vdm_jax.video.reading import VideoReader
 from vdm_jax.video.writing import write_video
@@ -81,6 +90,28 @@ def test_the_command_makes_maps_and_carries_the_first_frame(folders, tmp_path, m
     assert main(command) == 2 and "networks that take control; permitted: one file of maps" in capfd.readouterr().err
     assert main([*command[:-4], "--num-frames", "1", "--control", "canny", "--out", "made.mp4"]) == 2
     assert "clips of 1 frame" in capfd.readouterr().err
+
+
+def test_compiled_functions_see_the_mesh(plain, monkeypatch):
+    seen, (stage,) = [], plain.stages()
+    monkeypatch.setattr(text2video_zero, "_begin", lambda *_: seen.append(jax.sharding.get_abstract_mesh()))
+    _make(plain, stage.sampling, stage, "begin", (0, 3))(None, None, None)
+    assert seen == [plain.mesh.abstract_mesh]
+
+
+@pytest.mark.parametrize("family", [VP, VE, FLOW], ids=lambda family: family.name)
+def test_noise_on_top_leads_to_the_marginals_of_the_noisier_level(family):
+    s, t = jnp.float32(1.5), jnp.float32(-0.5)
+    (alpha_s, sigma_s), (alpha_t, sigma_t) = family.alpha_sigma(s), family.alpha_sigma(t)
+    kept, std = _renoised(family, s, t)
+    np.testing.assert_allclose([kept * alpha_s, jnp.hypot(kept * sigma_s, std)], [alpha_t, sigma_t], rtol=1e-6)
+
+
+@pytest.mark.full
+def test_devices_that_do_not_divide_the_texts_change_nothing(folders, whole):
+    two = load_released(folders[0], jax.devices()[:2])
+    videos = text_to_video(two, "a red three", frames=5, seed=2, **SHORT).videos
+    assert videos.shape == whole.shape and np.abs(videos.astype(int) - whole).max() <= 1
 
 
 def test_ddim_inversion_in_latents(plain):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int, UInt8
 
 from vdm_jax.configuration import to_data, to_json
 from vdm_jax.errors import UserError
@@ -93,7 +93,12 @@ class EditedVideo:
     frames: Frames  # the edited video and the given one
     finished: int  # frames
     begins: float  # seconds of the file at which its first frame is shown
-    round_trip: dict[str, list[float]]  # PSNR in dB by stage, of the clips of this call; empty unless asked for
+
+    @property
+    def round_trip(self) -> dict[str, list[float]]:
+        """PSNR in dB by stage, of every finished clip, those of calls before among them; empty unless asked for."""
+        notes = self.frames.notes
+        return {stage: [value for note in notes for value in note[stage]] for stage in (notes[0] if notes else ())}
 
     @property
     def complete(self) -> bool:
@@ -157,13 +162,13 @@ def edit_video(
         fps = reader.fps if job.fps is None else job.fps
         numbers = reader.index.at(np.arange(_count(reader, fps, job.frames)) / fps)
         shape = (2, len(numbers), *spec.shape[1:])
-        stat = job.path.stat()
+        stats = [path.stat() for path in (job.path, job.maps) if path is not None]
         said = (*map(to_json, stages), _methods(job), repr(dataclasses.replace(job, method=None)), numbers.tolist(),
-                stat.st_size, stat.st_mtime_ns)
+                *((stat.st_size, stat.st_mtime_ns) for stat in stats))
         key = request_key(said, (), weights_of(generator, stages))
         frames = Frames(shape, key) if folder is None else FramesInFolder(folder, shape, key)
         cut = Cut(len(numbers), spec.frames, _carries(job))
-        clips, round_trip = cut.clips, {}
+        clips = cut.clips
         begins = float(reader.index.pts[0] * reader.index.time_base)
 
         def tell() -> None:
@@ -174,22 +179,20 @@ def edit_video(
         try:
             while frames.done < clips and not (frames.done and stop()):
                 batch = range(frames.done, min(frames.done + job.at_once, clips))
-                found = _edit_clips(generator, job, reader, maps, name, numbers, batch, frames, cut)
-                for stage, values in found.items():
-                    round_trip.setdefault(stage, []).extend(values.tolist())
+                _edit_clips(generator, job, reader, maps, name, numbers, batch, frames, cut)
                 tell()
         except BaseException:
             if not frames.done:  # nothing to go on with
                 frames.remove()
             raise
-    return EditedVideo(job, fps, frames, cut.finished(frames.done), begins, round_trip)
+    return EditedVideo(job, fps, frames, cut.finished(frames.done), begins)
 
 
 def _edit_clips(
     generator: Generator, job: VideoJob, reader: VideoReader, maps: VideoReader | None, name: str | None,
     numbers: np.ndarray, batch: range, frames: Frames, cut: Cut,
-) -> dict[str, Float[np.ndarray, " B"]]:
-    """Edit some clips and write them; returns their round trips."""
+) -> None:
+    """Edit some clips, write them, and note their round trips."""
     spec = generator.stages(None, job.options.get("last"))[-1].video
     places = np.concatenate([cut.places(clip) for clip in batch])
     shown = numbers[np.minimum(places, len(numbers) - 1)]
@@ -207,8 +210,7 @@ def _edit_clips(
     rows = [row for row, place in enumerate(places) if place < len(numbers) and (place or not row)]
     for place, videos in ((EDITED, made.videos), (SOURCE, source)):
         frames.write(place, places[rows].tolist(), videos.reshape(-1, *videos.shape[2:])[rows])
-    frames.finish(batch[-1] + 1)
-    return made.round_trip
+    frames.finish(batch[-1] + 1, {stage: values.tolist() for stage, values in made.round_trip.items()} or None)
 
 
 def _count(reader: VideoReader, fps: float, most: int | None) -> int:

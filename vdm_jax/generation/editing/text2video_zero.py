@@ -21,9 +21,10 @@ from jaxtyping import Array, Float, Int
 from vdm_jax.attention import SparseCausal
 from vdm_jax.configuration import Range, Share, config
 from vdm_jax.diffusion.arrays import Denoiser, Video, noise_from_keys
+from vdm_jax.diffusion.families import Family
 from vdm_jax.diffusion.inversion import diffused, sampled_from, steps_from
 from vdm_jax.diffusion.sampling import steps_between
-from vdm_jax.diffusion.steps import Step
+from vdm_jax.diffusion.steps import Scalar, Step
 from vdm_jax.errors import UserError
 from vdm_jax.generation.editing.ddim_inversion import deterministic
 from vdm_jax.generation.editing.parts import EditParts, EditsStage
@@ -35,6 +36,7 @@ from vdm_jax.generation.one_stage import (
     one_guidance,
     precomputed,
     released_steps,
+    sampling_parts,
     stage_conditioning,
     stage_denoiser,
     stage_levels,
@@ -111,9 +113,10 @@ def text_to_video(
         raise UserError(f"frames={frames} with chunk={chunk}; permitted: 2 frames or more, in chunks of 2 to {frames}")
     generator.check_trained((stage,))
     request = generator.request(captions, given, (stage,), negative)
-    text, batch = requested_conditioning(stage, request), len(request.captions)
-    jobs = Jobs(seed, np.arange(batch))
-    keys = jobs.keys(np.arange(batch), 0)
+    parts, batch = sampling_parts(stage, sampling, generator.mesh), len(request.captions)
+    rows = np.minimum(np.arange(-(-batch // parts) * parts), batch - 1)  # devices have equal shares
+    text = jax.tree.map(lambda x: x[rows], requested_conditioning(stage, request))
+    keys, noise = Jobs(seed, np.arange(batch)).keys(rows, 0), None if noise is None else noise[rows]
     one, several = (with_spatial_pattern(_of_frames(stage, count), FIRST_FRAME) for count in (1, chunk))
     make = functools.partial(_make, generator, sampling)
     ends = (t0, t1)
@@ -127,7 +130,7 @@ def text_to_video(
         done.append(clip[:, (0 if start == 1 else 1):])
         if progress is not None:
             progress(stage.name, min(start + chunk - 1, frames), frames)
-    videos = np.asarray(to_uint8(np.concatenate(done, axis=1)[:, :frames]))
+    videos = np.asarray(to_uint8(np.concatenate(done, axis=1)[:batch, :frames]))
     return Generated(request.captions, {stage.name: videos}, {stage.name: stage.video.fps})
 
 
@@ -140,7 +143,12 @@ def _make(generator: Generator, sampling: Sampling, stage: Stage, what: str, end
     function = generator.kept((stage, sampling, what, ends), jax.jit, functools.partial(
         _begin if what == "begin" else _go_on, stage, sampling, *ends))
     params, autoencoder = generator.params[stage.name], generator.autoencoders.get(stage.name)
-    return functools.partial(function, params, autoencoder)
+
+    def call(*arguments: Any) -> Any:
+        with jax.set_mesh(generator.mesh):
+            return function(params, autoencoder, *arguments)
+
+    return call
 
 
 def _denoiser(stage: Stage, sampling: Sampling, params: Any, keys: Array, text: Any) -> tuple[Denoiser, Step, float]:
@@ -179,14 +187,20 @@ def _go_on(
     """A clip of the first frame and further ones of these numbers, from step t1 before the last to its end."""
     denoise, steps, _ = _denoiser(stage, sampling, params, keys, text)
     count, family = len(steps.level), stage.process.schedule.family
-    early, late = (family.alpha_sigma(steps.level[count - t - 1])[0] for t in (t1, t0))
-    kept = early / late  # of the signal, from t0 back to t1
+    kept, std = _renoised(family, *(steps.level[count - t - 1] for t in (t0, t1)))
     moved = jax.vmap(lambda rows, columns: at_t0[:, 0, rows][:, :, columns], out_axes=1)(*shifts)
     drawn = jax.vmap(lambda number: noise_from_keys(keys, number, (len(keys), *at_t0.shape[2:])), out_axes=1)(numbers)
-    z = jnp.concatenate([at_t1, kept * moved + jnp.sqrt(1 - kept**2) * drawn], axis=1)
+    z = jnp.concatenate([at_t1, kept * moved + std * drawn], axis=1)
     part = jax.tree.map(lambda x: x[count - t1 - 1:], steps)
     x = sampled_from(z, sampling.sampler, denoise, keys, part, stage.process)
     return finished(stage, x, None, None, autoencoder)
+
+
+def _renoised(family: Family, level: Scalar, noisier: Scalar) -> tuple[Scalar, Scalar]:
+    """Factor on z and standard deviation of the noise on top with which z goes from level s to a noisier t, of any
+    family: alpha_t / alpha_s and sqrt(sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2)."""
+    alpha, sigma = family.alpha_sigma(noisier)
+    return alpha / family.alpha_sigma(level)[0], sigma * jnp.sqrt(-jnp.expm1(noisier - level))
 
 
 def _shifts(

@@ -22,11 +22,12 @@ FRAMES, RECORD = "frames.rgb", "record.json"
 class Frames:
     """Frames of videos by number, in memory; frames that nobody wrote are black.
 
-    `done` is how many tasks (a segment of one video) are written, `key` says of what they are.
+    `done` is how many tasks (a segment of one video) are written, `key` says of what they are, and `notes` is what was
+    noted of them, plain data.
     """
 
     def __init__(self, shape: tuple[int, int, int, int, int], key: str = ""):
-        self.shape, self.key, self.done = shape, key, 0
+        self.shape, self.key, self.done, self.notes = shape, key, 0, []
         self._video = np.zeros(shape, np.uint8)
 
     def read(self, video: int, frames: Sequence[int]) -> UInt8[np.ndarray, "N H W 3"]:
@@ -37,9 +38,11 @@ class Frames:
         """Set some frames of one video."""
         self._video[video, list(frames)] = values
 
-    def finish(self, done: int) -> None:
-        """Record that so many tasks are written."""
+    def finish(self, done: int, note: Any = None) -> None:
+        """Record that so many tasks are written, and what is noted of the last ones."""
         self.done = done
+        if note is not None:
+            self.notes.append(note)
 
     def remove(self) -> None:
         """Leave nothing on disk."""
@@ -54,10 +57,10 @@ class FramesInFolder(Frames):
     """
 
     def __init__(self, folder: Path, shape: tuple[int, int, int, int, int], key: str):
-        self.folder, self.shape, self.key, self.done = Path(folder), shape, key, 0
+        self.folder, self.shape, self.key, self.done, self.notes = Path(folder), shape, key, 0, []
         record = self.folder / RECORD
         if record.is_file():
-            self.done = _read_record(record, {"key": key, "shape": list(shape)})
+            self.done, self.notes = _read_record(record, {"key": key, "shape": list(shape)})
         self.folder.mkdir(parents=True, exist_ok=True)
         self._file = open(self.folder / FRAMES, "r+b" if self.done else "w+b")  # noqa: SIM115 (held; `close`)
         self._file.truncate(int(np.prod(shape, dtype=np.int64)))  # sparse until it is written
@@ -79,12 +82,14 @@ class FramesInFolder(Frames):
             self._file.seek(self._place(video, frame))
             self._file.write(np.ascontiguousarray(value).tobytes())
 
-    def finish(self, done: int) -> None:
-        """Record that so many tasks are on disk."""
+    def finish(self, done: int, note: Any = None) -> None:
+        """Record that so many tasks are on disk, and what is noted of the last ones."""
         self._file.flush()
         os.fsync(self._file.fileno())
-        self.done, temporary = done, self.folder / f"{RECORD}.partial"
-        temporary.write_text(json.dumps({"key": self.key, "shape": list(self.shape), "done": done}))
+        super().finish(done, note)
+        record = {"key": self.key, "shape": list(self.shape), "done": done, "notes": self.notes}
+        temporary = self.folder / f"{RECORD}.partial"
+        temporary.write_text(json.dumps(record))
         os.replace(temporary, self.folder / RECORD)
 
     def remove(self) -> None:
@@ -114,11 +119,13 @@ def request_key(said: Any, given: Any, weights: Any) -> str:
     return digest.hexdigest()
 
 
-def _read_record(path: Path, expected: dict) -> int:
-    """How many tasks are done. Raises `UserError` for a damaged record, and one of something else."""
+def _read_record(path: Path, expected: dict) -> tuple[int, list[Any]]:
+    """How many tasks are done, and what is noted of them. Raises `UserError` for a damaged record, and one of something
+    else."""
     try:
         found = json.loads(path.read_text())
-        done, same = int(found["done"]), {name: found[name] for name in expected} == expected
+        done, notes = int(found["done"]), list(found.get("notes", []))
+        same = {name: found[name] for name in expected} == expected
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"folder={str(path.parent)!r}: its {RECORD} is damaged ({type(error).__name__}); permitted: "
                         "delete the folder") from error
@@ -129,4 +136,4 @@ def _read_record(path: Path, expected: dict) -> int:
     if not same:
         raise UserError(f"folder={str(path.parent)!r} has frames of another request; permitted: the same request, "
                         "which goes on with them, another folder, or delete it")
-    return done
+    return done, notes

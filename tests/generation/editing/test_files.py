@@ -1,0 +1,49 @@
+"""Editing files: what a folder of finished frames goes on with."""
+
+from __future__ import annotations
+
+import os
+
+import jax
+import numpy as np
+import pytest
+
+from tests.pipelines.folders import write_control
+from tests.refusals import refused
+from vdm_jax.generation.editing import files
+from vdm_jax.generation.editing.files import VideoJob, edit_video
+from vdm_jax.generation.released.models import load_released, with_size
+from vdm_jax.video.writing import write_video
+
+
+@pytest.fixture
+def job(tmp_path):
+    video, maps = (write_video(tmp_path / name, np.zeros((4, 16, 16, 3), np.uint8), 4)
+                   for name in ("given.mp4", "maps.mp4"))
+    return VideoJob(video, "a three", maps=maps)
+
+
+@pytest.mark.parametrize("changed", ["path", "maps"])
+def test_frames_go_on_with_the_files_they_are_of(job, changed, tmp_path, monkeypatch):
+    """Without the network: clips are recorded alone."""
+    monkeypatch.setattr(files, "_edit_clips", lambda *given: given[-2].finish(given[-3][-1] + 1, {"video": [40.0]}))
+    generator = with_size(load_released(write_control(tmp_path / "control"), jax.devices()[:1]), frames=2)
+    folder, stops = tmp_path / "frames", {"stop": lambda: True}
+    assert edit_video(generator, job, folder=folder, **stops).finished == 2
+    os.utime(getattr(job, changed), ns=(0, 0))
+    with refused("folder", "another request"):
+        edit_video(generator, job, folder=folder, **stops)
+    first, second = (edit_video(generator, job, folder=tmp_path / "others", **stops) for _ in range(2))
+    assert (first.finished, second.finished) == (2, 2)
+
+
+def test_round_trips_of_earlier_calls_are_kept(job, tmp_path, monkeypatch):
+    values = iter([40.0, 50.0])
+    monkeypatch.setattr(files, "_edit_clips",
+                        lambda *given: given[-2].finish(given[-3][-1] + 1, {"video": [next(values)]}))
+    generator = with_size(load_released(write_control(tmp_path / "control"), jax.devices()[:1]), frames=2)
+    folder = tmp_path / "frames"
+    assert not edit_video(generator, job, folder=folder, stop=lambda: True).complete
+    made = edit_video(generator, job, folder=folder)
+    assert made.complete and made.round_trip == {"video": [40.0, 50.0]}
+    assert made.record()["round_trip_psnr"] == {"video": 45.0}
