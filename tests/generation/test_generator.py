@@ -174,10 +174,10 @@ def test_calls_that_cannot_be(one_device, arguments, message):
 
 def test_stages_without_weights_are_named(experiment, params):
     partial = Generator(experiment, {"base": params["base"]}, jax.devices()[:1])
-    with refused("generator.Generator._check_trained") as error:
+    with refused("generator.Generator.check_trained") as error:
         partial("a")
     assert str(error.value) == "stage 'large' has no trained weights; permitted: train it, or stop after one of base"
-    with refused("generator.Generator._check_trained", "'base'"):
+    with refused("generator.Generator.check_trained", "'base'"):
         Generator(experiment, {}, jax.devices()[:1])("a")
 
 

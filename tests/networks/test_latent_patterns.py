@@ -52,8 +52,8 @@ def test_stable_diffusion_with_the_spatial_pattern_makes_each_frame_as_the_image
 def test_sparse_causal_attention_in_stable_diffusion_is_dense_attention_to_two_frames(params, inputs):
     """One transformer, written out: queries of frame t, keys and values of frames 0 and t - 1."""
     _, state = jax.jit(lambda params: lu.LatentUNetNetwork(SPARSE).apply(
-        {"params": params}, *inputs, mutable=["intermediates"], capture_intermediates=lambda module, _:
-        module.name == "self_attention"))(params)
+        {"params": params}, *inputs, mutable=["intermediates"], capture_intermediates=lambda module, method:
+        module.name == "self_attention" and method == "__call__"))(params)
     inside = state["intermediates"]["down_0_0_transformer"]["space"]["self_attention"]
     (x,), (found,) = inside["attention_inputs"], inside["__call__"]
     weights = params["down_0_0_transformer"]["space"]["self_attention"]

@@ -187,7 +187,8 @@ def test_thresholds_are_per_frame_where_frames_are_pictures():
         "AnimateDiffControlNetPipeline": "clip", "AnimateDiffPipeline": "clip",
         "LatentConsistencyModelPipeline": "clip",
         "StableDiffusionAdapterPipeline": "clip", "StableDiffusionControlNetPipeline": "clip",
-        "StableDiffusionPipeline": "clip", "StableVideoDiffusionPipeline": "clip", "TextToVideoSDPipeline": "frame"}
+        "StableDiffusionPipeline": "clip", "StableVideoDiffusionPipeline": "clip", "TextToVideoSDPipeline": "frame",
+        "WanPipeline": "clip"}
 
 
 class Console(rich.console.Console):

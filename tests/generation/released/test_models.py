@@ -132,7 +132,7 @@ def test_refusals(generator, pictures):
         with_size(generator, frames=5)("red", steps=2)
     with refused("prompts.encoded", "3 captions", "2"):
         generator(PROMPTS, negative=["a"] * 3, steps=2)
-    with refused("generator.Generator._request"):
+    with refused("generator.Generator.request"):
         generator("red", negative="blue", embeddings=np.zeros((1, 6, 6)), steps=2)
     with refused("num_inference_steps", "permitted"):
         load_released(pictures, ONE, scheduler="dpm++")("red", steps=1000)
