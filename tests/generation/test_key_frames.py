@@ -98,7 +98,7 @@ def test_only_stages_that_read_embeddings_have_captions_encoded():
     assert said == [("a",)] and encoded(None, (reads,), ("a",), None, None) == {}
     experiment = Experiment(name="two", stages=(reads, between()), data=None)
     both = Generator(experiment, {}, jax.devices()[:1], encoder=encoder)
-    assert dict(both._request(("a",), {}, (between(),)).given) == {}
+    assert dict(both.request(("a",), {}, (between(),)).given) == {}
     with refused("prompts.encoded", "negative", "reads embeddings"):
         encoded(encoder, (between(),), ("a",), "blurred", None)
 
