@@ -65,7 +65,7 @@ class CachedDenoiser:
     """A denoiser whose deep features go from step to step; `denoise_of(through)` is the denoiser with its deep features
     from `through`, which it calls once."""
 
-    def __init__(self, denoise_of: Callable[[Through], Denoiser], plan: Cache):
+    def __init__(self, denoise_of: Callable[[Through], Denoiser], plan: Cache) -> None:
         self.denoise_of, self.plan = denoise_of, plan
 
     def empty(self, z: Video, logsnr: Level) -> Array:
@@ -82,7 +82,7 @@ class StepDenoiser:
     """The denoiser of a step; `features` are those to keep after its first estimate. Further estimates of the step
     (of Heun's method, which makes them in branches of their own) go by the same plan and leave them as they are."""
 
-    def __init__(self, cached: CachedDenoiser, whole: bool | Bool[Array, ""], features: Array):
+    def __init__(self, cached: CachedDenoiser, whole: bool | Bool[Array, ""], features: Array) -> None:
         self.denoise_of, self.whole, self.features, self.first = cached.denoise_of, whole, features, True
 
     def __call__(self, z: Video, logsnr: Level) -> Video:

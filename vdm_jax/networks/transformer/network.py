@@ -152,7 +152,7 @@ class Patches(nn.Module):
     config: VideoTransformer
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B t h w O"]:
+    def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T2 H2 W2 O"]:
         spec, dtype = self.config, jnp.dtype(self.config.dtype)
         p, q, r = spec.patch
         kernel = self.param("kernel", fan_in, (p, q, r, x.shape[-1], spec.width)).astype(dtype)
@@ -302,13 +302,13 @@ def stack_inputs(
     return jnp.concatenate(parts, axis=-1), given
 
 
-def patches_given(given: Bool[Array, "B T H W"], patch: tuple[int, int, int]) -> Bool[Array, "B t h w"]:
+def patches_given(given: Bool[Array, "B T H W"], patch: tuple[int, int, int]) -> Bool[Array, "B T2 H2 W2"]:
     """Patches all of whose values are given."""
     p, q, r = patch
     return rearrange(given, "b (t p) (h q) (w r) -> b t h w (p q r)", p=p, q=q, r=r).all(-1)
 
 
-def valid_tokens(valid: Bool[Array, "B T"] | None, frames: int) -> Bool[Array, "B t"] | None:
+def valid_tokens(valid: Bool[Array, "B T"] | None, frames: int) -> Bool[Array, "B T2"] | None:
     """Patches of which a frame exists."""
     return None if valid is None else valid.reshape(len(valid), -1, frames).any(-1)
 
