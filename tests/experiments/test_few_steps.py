@@ -64,7 +64,7 @@ def test_rows_of_a_tiny_run_are_measured_once_and_reported(teacher, tmp_path, mo
                                                      "distance_of_captions": 0.2})
     again = run.run(dataclasses.replace(options, seeds=(0, 1)))
     assert json.dumps({key: row for key, row in again["rows"].items() if row["seed"] == 0}) == kept
-    assert len(again["rows"]) == 6
+    assert len(again["rows"]) == 12
     bodies = report.bodies(json.loads(options.out.read_text()))
     assert "| guided progressive | 1 | 1 |" in bodies["table"] and "seeds 0, 1" in bodies["made"]
     text = report.README.read_text()
