@@ -63,8 +63,19 @@ def seeds_table(record: dict) -> str:
         f"{record['versions']})."])
 
 
-def attention_table(record: dict) -> str:
-    """Our attention against PyTorch's on one core of a CPU: times faster than its best, by pattern over its sizes."""
+def attention_table(one: dict, two: dict) -> str:
+    """Our attention against PyTorch's on one and on two cores of a CPU: times faster than its best, by pattern over its
+    sizes."""
+    columns = [attention_ratios(record) for record in (one, two)]
+    lines = ["| attention | one core: forward | with gradients | two cores: forward | with gradients |",
+             "|---|---:|---:|---:|---:|"]
+    lines += [f"| {name} | {' | '.join(cells + columns[1][name])} |" for name, cells in columns[0].items()]
+    return "\n".join([*lines, "", f"Times faster than PyTorch {one['torch']['versions']['torch']}'s on a CPU "
+                      f"({two['date']}), the sizes of [performance](docs/performance.md)."])
+
+
+def attention_ratios(record: dict) -> dict[str, list[str]]:
+    """Pattern -> how many times faster forward, and with gradients: least to most."""
     ratios: dict[str, dict[str, list[float]]] = {}
     for row in record["rows"]:
         if "times_faster" in row:
@@ -72,16 +83,14 @@ def attention_table(record: dict) -> str:
             for group in (name, "median of all"):
                 ratios.setdefault(group, {}).setdefault(row["mode"], []).append(row["times_faster"])
     ratios["median of all"] = ratios.pop("median of all")
-    lines = ["| attention | forward | forward and backward |", "|---|---:|---:|"]
+    table = {}
     for name, found in ratios.items():
-        cells = []
+        cells = table[name] = []
         for mode in ("forward", "forward+backward"):
             values = found.get(mode, [])
             ends = [np.median(values)] if name == "median of all" else [min(values), max(values)]
             cells.append("-".join(dict.fromkeys(f"{value:.2f}" for value in ends)))
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", f"Times faster than PyTorch {record['torch']['versions']['torch']}'s on one CPU core "
-                      f"({record['date']}), the sizes of [performance](docs/performance.md)."])
+    return table
 
 
 def shipped_table(manifests: dict[str, dict]) -> str:
@@ -125,9 +134,10 @@ def tables() -> dict[str, str]:
         table = re.search(r"<!-- summary:begin -->\n(.*?)<!-- summary:end -->", speed.read_text(), re.DOTALL)
         if table:
             found["speed"] = table[1].rstrip() + "\n\nMore in `experiments/baselines/`."
-    attention = ROOT / "experiments/attention_benchmark/results/peer_sdpa_cpu_one_core.json"
-    if attention.exists():
-        found["attention"] = attention_table(json.loads(attention.read_text()))
+    results = ROOT / "experiments/attention_benchmark/results"
+    records = [results / f"peer_sdpa_{name}.json" for name in ("cpu_one_core", "cpu")]
+    if all(record.exists() for record in records):
+        found["attention"] = attention_table(*(json.loads(record.read_text()) for record in records))
     return found
 
 
