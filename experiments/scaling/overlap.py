@@ -10,8 +10,6 @@ Needs: pip install 'vdm_jax[tpu]' (no TPU)
 
 from __future__ import annotations
 
-import datetime
-import json
 import sys
 import time
 from pathlib import Path
@@ -23,6 +21,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from experiments.scaling.report import PAGE, write_report
+from vdm_jax.benchmark.record import save
 from vdm_jax.parallel.collectives import listed
 from vdm_jax.parallel.compiling import no_compilation_cache, optimization_level
 from vdm_jax.parallel.mesh import MeshSpec
@@ -32,7 +31,6 @@ from vdm_jax.planning.flags import read_flags
 from vdm_jax.planning.program import EFFORTS, plan_mesh
 from vdm_jax.planning.traffic import traffic
 from vdm_jax.versions import versions
-from vdm_jax.video.writing import atomic_path
 
 HERE = Path(__file__).parent
 RECORD = HERE / "results" / "overlap.json"
@@ -76,12 +74,11 @@ def measure(name: str, fsdp: int, effort: str, flags: str | None) -> dict[str, A
 def main() -> int:
     """All cases, written after each."""
     record = {"rows": [], "chain": {"layers": LAYERS, "channels": CHANNELS, "tokens": TOKENS, "clips": CLIPS},
-              "versions": versions(), "date": datetime.date.today().isoformat()}
+              "versions": versions()}
     for case in CASES:
         record["rows"].append(measure(*case))
         print(record["rows"][-1], file=sys.stderr)
-        with atomic_path(RECORD) as temporary:
-            temporary.write_text(json.dumps(record, indent=1) + "\n")
+        save(RECORD, record)
     write_report(HERE / "results" / "compiled.json", HERE / "README.md", PAGE)
     return 0
 

@@ -41,18 +41,9 @@ def write_report(path: Path, readme: Path, page: Path | None = None) -> None:
             table = pods_table(rows, found.get("shapes", {}))
             with atomic_path(page) as temporary:
                 temporary.write_text(insert(page.read_text(), "pods", f"{table}\n\n{protocol(found).splitlines()[0]}"))
-    cpu = path.parent / "cpu.json"
-    if cpu.exists():
-        text = insert(text, "cpu", cpu_table(json.loads(cpu.read_text())))
-    scan = path.parent / "scan.json"
-    if scan.exists():
-        text = insert(text, "scan", scan_table(json.loads(scan.read_text())))
-    overlap = path.parent / "overlap.json"
-    if overlap.exists():
-        text = insert(text, "overlap", overlap_table(json.loads(overlap.read_text())))
-    sums = path.parent / "sums.json"
-    if sums.exists():
-        text = insert(text, "sums", sums_table(json.loads(sums.read_text())))
+    for name, table in {"cpu": cpu_table, "scan": scan_table, "overlap": overlap_table, "sums": sums_table}.items():
+        if (record := path.parent / f"{name}.json").exists():
+            text = insert(text, name, table(json.loads(record.read_text())))
     with atomic_path(readme) as temporary:
         temporary.write_text(text)
 

@@ -9,8 +9,6 @@ Needs: pip install 'vdm_jax[tpu]' (no TPU)
 
 from __future__ import annotations
 
-import datetime
-import json
 import statistics
 import sys
 import time
@@ -25,6 +23,7 @@ from jax.sharding import PartitionSpec as P
 
 from experiments.scaling.report import PAGE, write_report
 from vdm_jax.benchmark.machine import describe
+from vdm_jax.benchmark.record import save
 from vdm_jax.networks.config import Level, TemporalConvolution, UNet
 from vdm_jax.networks.mixers import MixerInputs
 from vdm_jax.networks.remat import rematerialised
@@ -34,7 +33,6 @@ from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.planning import topology
 from vdm_jax.planning.program import EFFORTS, memory
 from vdm_jax.versions import versions
-from vdm_jax.video.writing import atomic_path
 
 HERE = Path(__file__).parent
 RECORD = HERE / "results" / "scan.json"
@@ -128,11 +126,9 @@ def main() -> int:
             rows.append(measure(scanned, remat, mesh))
             print(rows[-1], file=sys.stderr)
     record = {"rows": rows, "blocks": BLOCKS, "sizes": SIZES, "slice": SLICE, "versions": versions(),
-              "device": "{kind}, {cores} cores".format(**describe(jax.devices("cpu")[0], 1)),
-              "date": datetime.date.today().isoformat()}
+              "device": "{kind}, {cores} cores".format(**describe(jax.devices("cpu")[0], 1))}
     RECORD.parent.mkdir(exist_ok=True)
-    with atomic_path(RECORD) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n")
+    save(RECORD, record)
     write_report(HERE / "results" / "compiled.json", HERE / "README.md", PAGE)
     return 0
 

@@ -8,8 +8,6 @@ Needs: pip install 'vdm_jax[tpu]' (no TPU)
 
 from __future__ import annotations
 
-import datetime
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from experiments.scaling.report import PAGE, write_report
+from vdm_jax.benchmark.record import save
 from vdm_jax.parallel.collectives import collectives
 from vdm_jax.parallel.compiling import no_compilation_cache, optimization_level
 from vdm_jax.parallel.mesh import MeshSpec
@@ -27,7 +26,6 @@ from vdm_jax.parallel.rules import batch_sharding
 from vdm_jax.planning import topology
 from vdm_jax.planning.program import EFFORTS, plan_mesh
 from vdm_jax.versions import versions
-from vdm_jax.video.writing import atomic_path
 
 HERE = Path(__file__).parent
 RECORD = HERE / "results" / "sums.json"
@@ -59,10 +57,7 @@ def measure(name: str, fsdp: int, rows: int) -> dict[str, Any]:
 
 def main() -> int:
     """All cases."""
-    record = {"rows": [measure(*case) for case in CASES], "columns": COLUMNS, "versions": versions(),
-              "date": datetime.date.today().isoformat()}
-    with atomic_path(RECORD) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n")
+    save(RECORD, {"rows": [measure(*case) for case in CASES], "columns": COLUMNS, "versions": versions()})
     write_report(HERE / "results" / "compiled.json", HERE / "README.md", PAGE)
     return 0
 
