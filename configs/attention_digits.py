@@ -1,8 +1,8 @@
-"""A base on which attention patterns are compared: captioned moving digits, few tokens, attention in every block.
+"""A base whose cost is measured: captioned moving digits, few tokens, attention in every block.
 
-Citation: none; the base that `experiments/attention_benchmark` and `experiments/scaling` have measured.
+Citation: none; the base that `experiments/scaling` has measured.
 Hardware: any CPU with two cores and 8 GB.
-Expected: no published result; what 500 steps give is in experiments/attention_benchmark/README.md. Not trained by us.
+Expected: no published result; its digits are too small to be read (pattern_digits has larger ones). Not trained by us.
 Run:      vdm-jax train attention_digits
 """
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 from pathlib import Path
 
-import jax
 import pytest
 
 from experiments.attention_benchmark import run, targets, which_pattern, which_pattern_report
 from experiments.attention_benchmark.presets import PRESETS
-from experiments.attention_benchmark.variants import VARIANTS, cost, logits, tokens, with_patterns
+from experiments.attention_benchmark.variants import VARIANTS, cost, tokens, with_patterns
 from tests.benchmark.record import measured, record, skipped
 from tests.refusals import refused
-from vdm_jax.attention import Full, Spatial, Temporal, attend
+from vdm_jax.attention import Full, Spatial, Temporal
 from vdm_jax.attention.patterns import attention_flops
 from vdm_jax.benchmark.cases import Case
 from vdm_jax.commands.configs import load_config
@@ -95,7 +95,7 @@ def test_the_report_replaces_what_stands_between_the_markers(tmp_path):
 
 @pytest.fixture(scope="module")
 def base():
-    return load_config("attention_digits").stage("base")
+    return load_config("pattern_digits").stage("base")
 
 
 class TestCost:
@@ -113,8 +113,10 @@ class TestCost:
         assert len(rests) == 1
         assert cost(base, VARIANTS["spatial + temporal"]).rest > rests.pop()
 
-    def test_dense_logits_are_those_of_the_layout(self):
-        assert [logits(p, (3, 2, 2)) for p in (Full(), Spatial(), Temporal())] == [144, 48, 36]
+    @pytest.mark.parametrize("frames", [8, 16])  # from 16 frames on a masked pattern's products are made tile by tile
+    def test_the_rest_is_the_same_however_a_kernel_makes_its_products(self, base, frames):
+        stage = dataclasses.replace(base, video=dataclasses.replace(base.video, frames=frames))
+        assert len({cost(stage, VARIANTS[name]).rest for name in ("full", "causal", "local window 3x3x3")}) == 1
 
     def test_patterns_stand_where_attention_stood(self, base):
         stage = with_patterns(base, (Spatial(), Temporal()))
@@ -129,80 +131,116 @@ class TestCost:
             cost(stage, (Full(),))
 
 
-def row(loss: float, **changes) -> dict:
+def row(variant: str, seed: int, whole: float, frames: int = 8) -> dict:
     """A row of the comparison of patterns."""
     scores = {name: dict.fromkeys(which_pattern_report.ATTRIBUTES, value)
-              for name, value in (("generated", 0.25), ("real clips (ceiling)", 1.0))}
-    return {"patterns": ["Full"], "steps": 10, "batch": 8, "flops_per_step": 2e9, "forward_flops_per_clip": 1e8,
-            "attention_share": 0.125, "parameters": 100, "train_step_bytes": 2**21, "train_seconds": 5.0,
-            "curve": [{"step": 5, "flops": 1e10, "validation_loss": 1.0},
-                      {"step": 10, "flops": 2e10, "validation_loss": loss}], "scores": scores, **changes}
+              for name, value in (("generated", whole), ("real clips (ceiling)", 1.0))}
+    return {"variant": variant, "frames": frames, "seed": seed, "patterns": ["Full"], "batch": 8,
+            "flops_per_step": 2e9, "forward_flops_per_clip": 1e8, "attention_share": 0.125, "parameters": 100,
+            "train_seconds": 5.0, "device": "a CPU",
+            "curve": [{"step": 5, "validation_loss": 1.0}, {"step": 10, "validation_loss": 0.5}],
+            "budgets": {"FLOPs": {"steps": 10, "scores": scores}, "time": {"steps": 5, "scores": scores}}}
+
+
+def timed(ratio: float) -> dict:
+    """Times of a pattern."""
+    return {"seconds": ratio / 10, "bytes": 2**21, "rounds": 3, "device": "a CPU", "ratio": ratio}
+
+
+def compared(*rows: dict) -> dict:
+    """A record of the comparison of patterns."""
+    times = {name: timed(ratio) for name, ratio in (("full", 1.0), ("spatial", 0.5))}
+    named = {f"{r['variant']} | {r['frames']} frames | seed {r['seed']}": r for r in rows}
+    return {**record(rows=named), "times": {"8": times}}
 
 
 class TestWhichPattern:
-    PRESET = which_pattern.Preset(config=TINY, variants=("full", "spatial"), steps=3, points=2, validation_clips=8,
-                                  scored_clips=2, sampling_steps=1)
+    PRESET = which_pattern.Preset(config=TINY, variants=("full", "spatial"), seeds=(0, 1), frames=(4,), tokens_of=4,
+                                  steps=4, every=2, validation_clips=8, scored_clips=2, sampling_steps=1)
 
-    def test_everybody_gets_the_budget_of_full_attention(self):
+    def test_everybody_gets_the_flops_and_the_time_of_full_attention(self):
         preset = which_pattern.PRESETS["cpu"]
-        budget = None
-        for variant in ("full", "causal", "spatial + temporal"):
-            experiment, about = which_pattern.experiment_of(preset, variant)
-            budget = budget or preset.steps * about["flops_per_step"]
-            assert about["steps"] * about["flops_per_step"] <= budget < (about["steps"] + 1) * about["flops_per_step"]
-            assert experiment.stages[0].training.steps == about["steps"]
-        assert about["patterns"] == ["Spatial", "Temporal"]
+        assert which_pattern.budgets(preset, "full", 8, 1.0) == {"FLOPs": preset.steps, "time": preset.steps}
+        found = which_pattern.budgets(preset, "spatial + temporal", 8, 0.5)
+        stage = load_config(preset.config).stage("base")
+        flops, full = (cost(stage, VARIANTS[name]).training for name in ("spatial + temporal", "full"))
+        assert abs(found["FLOPs"] * flops - preset.steps * full) <= preset.every * flops / 2
+        assert found["time"] == 2 * preset.steps and not any(steps % preset.every for steps in found.values())
 
-    def test_recorded_patterns_are_not_trained_again(self, monkeypatch, tmp_path):
+    def test_longer_clips_last_as_long_and_have_as_many_tokens_in_a_batch(self):
+        found = [which_pattern.experiment_of(which_pattern.PRESETS["frames"], "full", frames) for frames in (8, 32)]
+        (short, long), (base, _) = [e.stage("base") for e in found], [e.data for e in found]
+        assert short.training.batch_size == 4 * long.training.batch_size
+        assert short.video.frames / short.video.fps == long.video.frames / long.video.fps == base.frames / base.fps
+        assert found[1].data.frames == 32 and found[1].data.fps == long.video.fps
+
+    def test_every_seed_is_a_seed_of_the_whole_training(self):
+        rows = self.PRESET.rows()
+        assert [r.seed for r in rows] == [0, 0, 1, 1] and len({r.key for r in rows}) == 4
+        assert which_pattern.experiment_of(self.PRESET, "full", 4, seed=1).seed == 1
+
+    def test_recorded_rows_are_not_trained_again_and_parts_divide_them(self, monkeypatch, tmp_path):
         trained = []
 
-        def measure(preset, variant, run, data_dir=None, *, quiet=False):
-            if len(trained) == 1:
-                trained.append("stop")
+        def measure(preset, one, times, run, data_dir=None, *, quiet=False):
+            trained.append((one.variant, one.seed))
+            if len(trained) == 2:
                 raise KeyboardInterrupt
-            trained.append(variant)
-            return row(0.5)
+            return row(one.variant, one.seed, 0.5)
 
         monkeypatch.setattr(which_pattern, "measure", measure)
+        monkeypatch.setattr(which_pattern, "step_times", lambda experiments, *_, **__: {
+            name: timed(1.0) for name in experiments})
         path = tmp_path / "record.json"
+        which_pattern.record_times(self.PRESET, path)
         with pytest.raises(KeyboardInterrupt):
-            which_pattern.record(self.PRESET, path, tmp_path, quiet=True)
-        assert list(json.loads(path.read_text())["rows"]) == ["full"]
+            which_pattern.record(self.PRESET, path, tmp_path, part=(1, 2), quiet=True)
+        assert list(json.loads(path.read_text())["rows"]) == ["full | 4 frames | seed 0"]
+        which_pattern.record(self.PRESET, path, tmp_path, part=(2, 2), quiet=True)
         which_pattern.record(self.PRESET, path, tmp_path, quiet=True)
-        assert trained == ["full", "stop", "spatial"]
+        assert trained == [("full", 0), ("full", 1), ("spatial", 0), ("spatial", 1), ("full", 1)]
         with refused("record.open_record", "steps"):
-            which_pattern.record(dataclasses.replace(self.PRESET, steps=4), path, tmp_path, quiet=True)
+            which_pattern.record(dataclasses.replace(self.PRESET, steps=8), path, tmp_path, quiet=True)
 
-    def test_table(self):
-        table = which_pattern_report.table(record(rows={"full": row(0.5)}))
-        assert "| full | 10 | 2.0 | 0.125 | 2 | 0.5000 | 0.25 | 0.25 | 0.25 | 0.25 | 0.25 | 5 |" in table
+    def test_parts(self):
+        assert which_pattern.a_part("2/3") == (2, 3)
+        for wrong in ("3/2", "0/2", "a"):
+            with pytest.raises(argparse.ArgumentTypeError, match="permitted: 1/2"):
+                which_pattern.a_part(wrong)
+
+    def test_intervals_are_students(self):
+        mean, half = which_pattern_report.interval([1.0, 2.0, 3.0])
+        assert mean == 2.0 and half == pytest.approx(4.30265 / 3**0.5, rel=1e-5)
+        assert which_pattern_report.shown([0.5]) == "0.50"
+
+    def test_tables(self):
+        found = compared(row("full", 0, 0.5), row("full", 1, 0.7), row("spatial", 0, 0.2))
+        table = which_pattern_report.table(found, 8, "time")
+        line = next(line for line in table.splitlines() if line.startswith("| full"))
+        assert line.startswith("| full | 5 | 1.00 | 2 | 0.12 | 1.0000 ± 0.0000 | 0.60 ± 1.27")
+        assert line.endswith("| 2 |")
+        assert "0.5000 |" in which_pattern_report.table(found, 8, "FLOPs") and "| spatial | 5 | 0.50 |" in table
+        assert "| spatial | 0.50 |" in which_pattern_report.crossings(found)
 
     def test_plot_and_readme(self, tmp_path):
         pytest.importorskip("matplotlib")
         path, readme = tmp_path / "which_pattern.json", tmp_path / "README.md"
-        path.write_text(json.dumps(record(rows={"full": row(0.5), "spatial": row(0.7)})))
+        path.write_text(json.dumps(compared(row("full", 0, 0.5), row("spatial", 0, 0.2), row("full", 1, 0.6))))
         readme.write_text(README.read_text())
         which_pattern_report.write_report(path, readme)
-        assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-        assert "](which_pattern.png)" in readme.read_text() and "real clips (ceiling): count 1.00" in readme.read_text()
+        assert (tmp_path / "which_pattern_8.png").read_bytes().startswith(b"\x89PNG")
+        assert "](which_pattern_8.png)" in readme.read_text() and "whole 1.00" in readme.read_text()
 
     @pytest.mark.full
-    def test_a_tiny_model_is_trained_and_looked_at(self, tmp_path):
-        found = which_pattern.record(dataclasses.replace(self.PRESET, variants=("spatial",)), tmp_path / "record.json",
-                                     tmp_path / "runs", data_dir=tmp_path, quiet=True)
-        spatial = found["rows"]["spatial"]
-        points = spatial["curve"]
-        assert [p["step"] for p in points][-1] == spatial["steps"] >= 3 and len(points) == 2
-        assert points[-1]["flops"] == spatial["steps"] * spatial["flops_per_step"]
-        assert all(p["validation_loss"] > 0 for p in points)
-        assert spatial["train_step_bytes"] > 4 * 4 * spatial["parameters"]  # parameters, EMA and two moments
-        assert set(which_pattern_report.ATTRIBUTES) <= set(spatial["scores"]["generated"])
-
-
-def test_the_operations_of_attention_are_all_that_dense_counts_too_many():
-    """The counter of operations sees the two products of dense attention, and nothing else in it."""
-    from vdm_jax.planning.flops import count
-
-    x = jax.ShapeDtypeStruct((1, 2, 2, 2, 3, 8), "float32")
-    traced = jax.make_jaxpr(lambda q, k, v: attend(q, k, v, pattern=Full(), kernel="xla"))(x, x, x)
-    assert sum(count(traced.jaxpr)) == attention_flops(Full(), (2, 2, 2), heads=3, head_dim=8)
+    def test_a_tiny_model_is_timed_trained_and_looked_at(self, tmp_path):
+        preset = dataclasses.replace(self.PRESET, seeds=(1,))
+        path = tmp_path / "record.json"
+        which_pattern.record_times(preset, path, tmp_path, rounds=2)
+        found = which_pattern.record(preset, path, tmp_path / "runs", data_dir=tmp_path, quiet=True)
+        spatial, times = found["rows"]["spatial | 4 frames | seed 1"], found["times"]["4"]
+        assert times["full"]["ratio"] == 1.0 and times["spatial"]["seconds"] > 0
+        assert spatial["curve"][-1]["step"] == max(b["steps"] for b in spatial["budgets"].values())
+        assert all(point["validation_loss"] > 0 for point in spatial["curve"])
+        assert times["spatial"]["bytes"] > 4 * 4 * spatial["parameters"]  # parameters, EMA and two moments
+        for budget in spatial["budgets"].values():
+            assert set(which_pattern_report.ATTRIBUTES) <= set(budget["scores"]["generated"])
