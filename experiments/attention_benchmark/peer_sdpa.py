@@ -106,6 +106,7 @@ class Case:
         return ("torch_frames",) if self.pattern == "causal" else ()
 
 
+MOVED = 2**28  # bytes of the array that is read and written: more than any cache holds
 # Defaults per platform: frames, tokens per side, heads, head dims, dtype, rows of the matrices of the peak.
 SHAPES = {"gpu": ((16, 32, 64), 32, 16, (64, 128), "bfloat16", 8192), "cpu": ((16,), 16, 8, (64,), "float32", 2048)}
 # What a CPU computes when neither frames nor sides are given: pattern, frames, height, width, outside tokens.
@@ -237,6 +238,11 @@ def run(args: argparse.Namespace) -> Path:
         record = {"protocol": PROTOCOL | more, "date": datetime.date.today().isoformat(), "peaks": peaks,
                   **{name: worker.about for name, worker in workers.items()}, "rows": []}
         path = args.out / f"peer_sdpa_{platform}{'_one_core' * args.one_core}.json"
+        record["moved"] = workers["vdm_jax"].ask(move=MOVED)
+        if args.only_moved:
+            record = json.loads(path.read_text()) | {"moved": record["moved"]}
+            save(path, record)
+            return path
         cases = cases_of(args, platform)
         for i, case in enumerate(cases):
             row = measure(case, PLATFORM_CONTENDERS[platform] + case.contenders, workers, args.seconds, args.patience)
@@ -343,6 +349,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--matmul-size", type=int, help="rows of the matrices of the peak")
     parser.add_argument("--torch-python", default=sys.executable, help="interpreter that has torch")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the records")
+    parser.add_argument("--only-moved", action="store_true", help="only measure how fast arrays are read and written, "
+                                                                  "into the record that is there")
     parser.add_argument("--report", action="store_true", help="only write the tables from the records")
     args = parser.parse_args(arguments)
     for name in ("frames", "side", "heads", "head_dims", "seconds", "matmul_size"):

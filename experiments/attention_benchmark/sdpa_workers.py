@@ -3,6 +3,7 @@
 Started by `peer_sdpa.py`. Requests and answers are lines of JSON on standard input and output:
     (start)                  -> {"library", "version", "platform", "device", ...}
     {"peak": size, "dtype"}  -> {"flops_per_second", "size"}
+    {"move": bytes}          -> {"bytes_per_second", "bytes"}; of vdm_jax alone
     {"build": case, "name"}  -> {"kernel", "compile_seconds", "first_seconds", "sample"}
     {"time": s, "name"}      -> {"seconds": per call, "calls": how many in a row, "others": share of the machine}
     {"forget": true}         -> {}; frees the calls that were built
@@ -87,6 +88,19 @@ class Ours:
 
         def call() -> None:
             held[:] = [multiply(a, b)]
+
+        return call, lambda: jax.block_until_ready(held)
+
+    def movement(self, size: int) -> tuple[Callable[[], Any], Callable[[], None]]:
+        """A sum that reads an array of so many bytes and writes one, and what waits for its end."""
+        import jax
+        import jax.numpy as jnp
+
+        array = jax.device_put(jnp.ones(size // 4, jnp.float32), self._device)
+        add, held = jax.jit(lambda x: x + 1), []
+
+        def call() -> None:
+            held[:] = [add(array)]
 
         return call, lambda: jax.block_until_ready(held)
 
@@ -261,18 +275,29 @@ class Worker:
         wait()
         return (self._clock() - start) / calls
 
-    def _peak(self, size: int, dtype: str) -> dict[str, Any]:
-        """FLOP/s of the fastest of the products of a second."""
-        call, wait = self._library.product(size, dtype)
+    def _fastest(self, call: Callable[[], Any], wait: Callable[[], None]) -> tuple[float, int]:
+        """Seconds of the fastest of the calls of a second, and their number."""
         taken, start = [self._seconds(call, wait, 1)], time.perf_counter()
         while len(taken) < 4 or (time.perf_counter() - start < 1.0 and len(taken) < 200):
             taken.append(self._seconds(call, wait, 1))
-        return {"flops_per_second": 2 * size**3 / min(taken), "size": size, "repetitions": len(taken)}
+        return min(taken), len(taken)
+
+    def _peak(self, size: int, dtype: str) -> dict[str, Any]:
+        """FLOP/s of the fastest of the products of a second."""
+        seconds, repetitions = self._fastest(*self._library.product(size, dtype))
+        return {"flops_per_second": 2 * size**3 / seconds, "size": size, "repetitions": repetitions}
+
+    def _move(self, size: int) -> dict[str, Any]:
+        """Bytes read and written in a second, by the fastest of the sums of a second."""
+        seconds, repetitions = self._fastest(*self._library.movement(size))
+        return {"bytes_per_second": 2 * size / seconds, "bytes": size, "repetitions": repetitions}
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """What a request asks for."""
         if "peak" in request:
             return self._peak(request["peak"], request["dtype"])
+        if "move" in request:
+            return self._move(request["move"])
         if "forget" in request:
             self._calls.clear()
             return {}

@@ -84,11 +84,15 @@ def test_the_table_compares_with_the_best_of_torch():
 def test_goals_are_stated_next_to_what_was_recorded():
     recorded = json.loads((RESULTS / "peer_sdpa_cpu_one_core.json").read_text())
     text = table(recorded)
-    rows = {row["name"] + row["mode"]: row["contenders"]["vdm_jax"]["median"] for row in recorded["rows"]}
+    rows = {row["name"] + row["mode"]: row["contenders"]["vdm_jax"]["median"] for row in recorded["rows"]
+            if row["frames"] == 16}
     causal = rows["causalforward"] / rows["fullforward"]
     reached = "yes" if causal <= 0.6 else "no"
     assert f"| causal over full, 16 frames: seconds | <= 0.6 | {causal:.2f} | {reached} |" in text
     assert "| forward | goal |" not in table(recorded | {"rows": recorded["rows"][:4]})
+    least = 4 * 4 * 16 * 256 * 8 * 64 / 2e10  # four float32 arrays of 16 frames of 16x16 tokens, 8 heads of 64
+    bound = "| temporal, 16 frames: seconds over those of moving its four arrays once | <= 3 | "
+    assert bound + f"{rows['temporalforward'] / least:.2f} |" in table(recorded | {"moved": {"bytes_per_second": 2e10}})
 
 
 def test_a_failure_of_ours_is_shown():
@@ -159,5 +163,9 @@ def test_a_tiny_run_of_both(tmp_path, monkeypatch, capsys):
         assert row["tokens"] == 72 and set(row["contenders"]) == {"vdm_jax", "torch"}
         assert all(c["agrees"] and c["median"] > 0 for c in row["contenders"].values())
     assert "torch" in found["torch"]["versions"] and found["peaks"]["torch"]["flops_per_second"] > 0
+    assert found["moved"]["bytes_per_second"] > 0 and found["moved"]["bytes"] == 2**28
+    assert main(["--only-moved", "--matmul-size", "64", "--out", str(tmp_path)]) == 0
+    again = json.loads((tmp_path / "peer_sdpa_cpu.json").read_text())
+    assert again["rows"] == found["rows"] and again["moved"]["repetitions"] > 0
     assert (tmp_path / "peer_sdpa_cpu.md").read_text().count("| full | forward") == 4
     assert "4/4 full forward+backward 72 tokens" in capsys.readouterr().out
