@@ -29,8 +29,13 @@ RELEASED: dict[str, tuple[str, dict[str, Any]]] = {
         **_LEVELS, "in_channels": 4, "out_channels": 4, "attention_head_dim": 48,
         "down_block_types": ("CrossAttnDownBlock3D",) * 2 + ("DownBlock3D",),
         "up_block_types": ("UpBlock3D",) + ("CrossAttnUpBlock3D",) * 2}),
+    # Two of the 30 blocks of Wan 2.1 1.3B, with its text projection.
+    "wan": ("WanTransformer3DModel", {
+        "num_attention_heads": 12, "attention_head_dim": 128, "in_channels": 16, "out_channels": 16, "text_dim": 4096,
+        "freq_dim": 256, "ffn_dim": 8960, "num_layers": 2}),
 }
-TOKENS = 77  # of text of modelscope; svd has one token of a picture
+TOKENS = {"svd": 1, "modelscope": 77, "wan": 512}  # of text; svd has one of a picture
+TRAINED = ("vdm", "wan")  # networks of which a train step is timed too
 
 
 def our_network() -> UNet:

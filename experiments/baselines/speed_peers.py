@@ -1,4 +1,5 @@
-"""One forward pass of other libraries' U-Nets: networks of released models in diffusers, and imagen-pytorch's.
+"""Other libraries' networks: those of released models in diffusers, a forward pass and for Wan a train step too, and a
+forward pass of imagen-pytorch's.
 
 Of the networks of diffusers ours has the same weights: `save_folder` makes them, both sides read the folder, and the
 first numbers of both outputs are compared before anything is timed. imagen-pytorch's has no counterpart of the same
@@ -20,15 +21,18 @@ from speed_networks import CHANNELS, FRAMES, IMAGEN, RELEASED, TOKENS
 
 Work = Callable[[], Any]
 SHOWN = 8  # numbers of an output that are compared
+LEARNING_RATE = 1e-4
+# Where the frames, height, width and channels of ours are in a video of theirs.
+ORDER = {"svd": (0, 1, 4, 2, 3), "modelscope": (0, 4, 1, 2, 3), "wan": (0, 4, 1, 2, 3)}
 
 
 def inputs(network: str, batch: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Latents `[B, T, H, W, C]`, text or picture tokens `[B, L, E]`, and the three numbers that SVD is conditioned
     on."""
     options, rng = RELEASED[network][1], np.random.default_rng(1)
-    tokens = 1 if network == "svd" else TOKENS
+    width = options.get("cross_attention_dim") or options["text_dim"]
     return (rng.standard_normal((batch, FRAMES, size, size, options["in_channels"]), np.float32),
-            rng.standard_normal((batch, tokens, options["cross_attention_dim"]), np.float32),
+            rng.standard_normal((batch, TOKENS[network], width), np.float32),
             np.array([[6.0, 127.0, 0.02]] * batch, np.float32) if network == "svd" else None)
 
 
@@ -46,30 +50,60 @@ def save_folder(network: str, folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def build_ours(network: str, folder: Path, batch: int, size: int, start: Callable[[], float]) -> tuple[Work, dict]:
-    """Our network of a folder, compiled."""
+def build_ours(network: str, folder: Path, mode: str, batch: int, size: int, start: Callable[[], float]) -> tuple[
+        Work, dict]:
+    """Our network of a folder, compiled: a forward pass, or a train step with Adam against the clip itself."""
     import jax
+    import jax.numpy as jnp
+    import optax
 
+    from vdm_jax.conditions.conditioning import Conditioning
     from vdm_jax.parallel.compiling import compiler_options
     from vdm_jax.parallel.mesh import MeshSpec, make_mesh
     from vdm_jax.weights.pretrained import load_pretrained
 
     loaded = load_pretrained(folder)
     x, tokens, scalars = inputs(network, batch, size)
-    more = {} if scalars is None else {"scalars": scalars}
-    arguments = jax.device_put((loaded.params, x, np.ones(batch, np.float32), tokens[:, None], more))
-    forward = jax.jit(lambda p, x, level, tokens, more: loaded.module.apply({"params": p}, x, level, tokens, **more),
-                      compiler_options=compiler_options(make_mesh(MeshSpec())))
+    if network == "wan":  # half noise, at which their time is 500
+        given = (np.zeros(batch, np.float32), Conditioning(
+            embeddings=tokens[:, None], text_mask=np.ones((batch, 1, tokens.shape[1]), bool)))
+    else:
+        given = (np.ones(batch, np.float32), tokens[:, None], *([] if scalars is None else [scalars]))
+    params, x, given = jax.device_put((loaded.params, x, given))
+    options = compiler_options(make_mesh(MeshSpec()))
+    optimizer = optax.adam(LEARNING_RATE)
+
+    def network_of(params: Any, x: Any, given: Any) -> Any:
+        more = {"scalars": given[2]} if len(given) > 2 else {}
+        return loaded.module.apply({"params": params}, x, *given[:2], **more)
+
+    def train_step(state: Any, x: Any, given: Any) -> Any:
+        params, moments = state
+        grads = jax.grad(lambda p: jnp.mean(jnp.square(network_of(p, x, given) - x)))(params)
+        updates, moments = optimizer.update(grads, moments, params)
+        return optax.apply_updates(params, updates), moments
+
     begin = start()
-    compiled = forward.lower(*arguments).compile()
-    about = {"compile_seconds": round(start() - begin, 1),
-             "parameters": sum(a.size for a in jax.tree.leaves(loaded.params)),
-             "output": np.asarray(compiled(*arguments)).ravel()[:SHOWN].astype(float).tolist()}
-    return lambda: compiled(*arguments).block_until_ready(), about
+    compiled = jax.jit(network_of, compiler_options=options).lower(params, x, given).compile()
+    output = np.asarray(compiled(params, x, given)).ravel()[:SHOWN].astype(float).tolist()
+    if mode == "train":
+        begin = start()
+        held = {"state": (params, optimizer.init(params))}
+        step = jax.jit(train_step, donate_argnums=0, compiler_options=options).lower(held["state"], x, given).compile()
+
+        def work() -> None:
+            held["state"] = jax.block_until_ready(step(held["state"], x, given))
+    else:
+        def work() -> None:
+            compiled(params, x, given).block_until_ready()
+
+    return work, {"compile_seconds": round(start() - begin, 1), "output": output,
+                  "parameters": sum(a.size for a in jax.tree.leaves(loaded.params))}
 
 
-def build_theirs(network: str, folder: Path | None, batch: int, size: int, threads: int) -> tuple[Work, dict]:
-    """The network of diffusers or imagen-pytorch, without gradients."""
+def build_theirs(network: str, folder: Path | None, mode: str, batch: int, size: int, threads: int) -> tuple[
+        Work, dict]:
+    """The network of diffusers or imagen-pytorch: a forward pass without gradients, or a train step as ours."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -84,8 +118,8 @@ def build_theirs(network: str, folder: Path | None, batch: int, size: int, threa
 
         model = getattr(diffusers, RELEASED[network][0]).from_pretrained(folder).eval()
         x, tokens, scalars = inputs(network, batch, size)
-        order = (0, 1, 4, 2, 3) if network == "svd" else (0, 4, 1, 2, 3)  # SVD has frames first
-        arguments = (torch.from_numpy(x.transpose(order).copy()), torch.ones(batch), torch.from_numpy(tokens))
+        time = torch.full((batch,), 500.0 if network == "wan" else 1.0)
+        arguments = (torch.from_numpy(x.transpose(ORDER[network]).copy()), time, torch.from_numpy(tokens))
         named = {} if scalars is None else {"added_time_ids": torch.from_numpy(scalars)}
 
     def forward() -> Any:
@@ -97,9 +131,16 @@ def build_theirs(network: str, folder: Path | None, batch: int, size: int, threa
     about = {"compile_seconds": 0.0, "parameters": sum(p.numel() for p in model.parameters()),
              "gflop_forward": round(counter.get_total_flops() / 1e9, 2)}
     if network != "imagen":
-        back = (0, 1, 3, 4, 2) if network == "svd" else (0, 2, 3, 4, 1)
+        back = np.argsort(ORDER[network]).tolist()
         about["output"] = output.sample.permute(back).numpy().ravel()[:SHOWN].astype(float).tolist()
-    return forward, about
+    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
+
+    def train() -> None:
+        optimizer.zero_grad()
+        (model(*arguments, **named).sample - arguments[0]).square().mean().backward()
+        optimizer.step()
+
+    return train if mode == "train" else forward, about
 
 
 def imagen_network() -> Any:

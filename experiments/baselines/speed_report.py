@@ -12,7 +12,8 @@ TITLES = {"vdm_jax": "vdm_jax", "vdm_jax_tuned": "vdm_jax, tuned allocator", "to
           "torch_tuned": "torch, eager, tuned allocator", "torch_compiled": "torch, compiled, tuned allocator"}
 MODES = {"train": "train step", "forward": "sampling step"}
 PEERS = {"vdm": "Unet3D, video-diffusion-pytorch", "imagen": "Unet3D, imagen-pytorch",
-         "svd": "UNetSpatioTemporalConditionModel, diffusers", "modelscope": "UNet3DConditionModel, diffusers"}
+         "svd": "UNetSpatioTemporalConditionModel, diffusers", "modelscope": "UNet3DConditionModel, diffusers",
+         "wan": "WanTransformer3DModel of two blocks, diffusers"}
 
 HEADER = """# Speed of our U-Net on a CPU
 

@@ -166,13 +166,15 @@ def main() -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
     ours, released = args.library == "vdm_jax", args.network in RELEASED
     if ours and released:
-        work, about = speed_peers.build_ours(args.network, args.folder, args.batch, args.size, time.perf_counter)
+        work, about = speed_peers.build_ours(
+            args.network, args.folder, args.mode, args.batch, args.size, time.perf_counter)
     elif ours:
         work, about = build_ours(args.mode, args.size, args.batch)
     elif args.network == "vdm":
         work, about = build_theirs(args.mode, args.size, args.batch, args.threads, args.compiled)
     else:
-        work, about = speed_peers.build_theirs(args.network, args.folder, args.batch, args.size, args.threads)
+        work, about = speed_peers.build_theirs(
+            args.network, args.folder, args.mode, args.batch, args.size, args.threads)
     forget_peak()
     work()  # warm-up
     print(json.dumps({"ready": about}), file=answers)

@@ -1,8 +1,9 @@
 """Train step and sampling step of our U-Nets against those of other libraries, on the CPU of this machine.
 
 `vdm`: our space-time U-Net against Unet3D of video-diffusion-pytorch. `svd`, `modelscope`: a forward pass of the
-networks of Stable Video Diffusion and ModelScope, reduced, against diffusers with the same weights; the outputs are
-compared first. `imagen`: the network of `vdm` against Unet3D of imagen-pytorch, of other layers.
+networks of Stable Video Diffusion and ModelScope, reduced, against diffusers with the same weights; `wan`: two blocks
+of Wan 2.1 1.3B likewise, and a train step. Outputs of the same weights are compared first. `imagen`: the network of
+`vdm` against Unet3D of imagen-pytorch, of other layers.
 
 In `vdm` both have the same parameter count and do the same work: zero the gradients, forward, mean squared error,
 backward and Adam for a train step; one forward pass for a sampling step; float32, 10 frames. Each library runs in a
@@ -33,7 +34,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from measuring import RESULTS, device, load, save, summary, versions
-from speed_networks import RELEASED
+from speed_networks import RELEASED, TRAINED
 
 HERE = Path(__file__).parent
 RECORD = RESULTS / "unet_speed.json"
@@ -53,8 +54,10 @@ CONTENDERS: dict[str, tuple[str, dict[str, str], bool]] = {
 }
 DEFAULT = ("vdm_jax", "vdm_jax_tuned", "torch", "torch_tuned")
 NETWORKS = ("vdm", "imagen", *RELEASED)
-SIZES = {"vdm": (32, 64), "imagen": (32, 64), "svd": (16, 32), "modelscope": (16, 32)}  # pixels, or latents
-NEEDED = {"vdm": "video_diffusion_pytorch", "imagen": "imagen_pytorch", "svd": "diffusers", "modelscope": "diffusers"}
+SIZES = {"vdm": (32, 64), "imagen": (32, 64), "svd": (16, 32), "modelscope": (16, 32),
+         "wan": (16, 32)}  # pixels, or latents
+NEEDED = {"vdm": "video_diffusion_pytorch", "imagen": "imagen_pytorch", "svd": "diffusers", "modelscope": "diffusers",
+          "wan": "diffusers"}
 PROTOCOL = {
     "work": "train: zero gradients, forward, mean squared error, backward, Adam; forward: one denoiser call",
     "input": "10 RGB frames, float32, random",
@@ -205,7 +208,7 @@ def run(args: argparse.Namespace, path: Path) -> dict[str, Any]:
              "measure everything again")
     record = record or {**about, "rows": {}}
     cases = [Case(network, mode, size, batch) for network in args.networks for size in args.sizes or SIZES[network]
-             for batch in args.batches for mode in ("train", "forward")[network != "vdm":]]
+             for batch in args.batches for mode in ("train", "forward")[network not in TRAINED :]]
     weights = tempfile.TemporaryDirectory()
     for i, case in enumerate(cases):
         # torch.compile is measured for the sampling step only: compiling the backward pass takes many minutes.

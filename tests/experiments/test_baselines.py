@@ -130,6 +130,12 @@ class TestRun:
         assert measured == [("imagen", "forward", 32, 1, pair), ("imagen", "forward", 64, 1, pair),
                             ("svd", "forward", 16, 1, pair), ("svd", "forward", 32, 1, pair)]
 
+    def test_a_transformer_is_trained_too(self, args, measured, tmp_path):
+        args.networks, args.sizes, args.batches = ["wan"], [16], [1]
+        unet_speed.run(args, tmp_path / "record.json")
+        pair = ("vdm_jax", "torch")
+        assert measured == [("wan", "train", 16, 1, pair), ("wan", "forward", 16, 1, pair)]
+
     def test_outputs_of_the_same_weights_must_agree(self):
         ours, theirs = (argparse.Namespace(contender=name, about={"output": [1.0, 2.0]}) for name in ("a", "b"))
         unet_speed.check_outputs([ours, theirs])
