@@ -266,7 +266,7 @@ def main() -> int:
             if not args.times:
                 record(PRESETS[args.preset], path, Path("runs/which_pattern"), part=args.part)
         if load(path)["rows"]:
-            write_report(path, HERE / "README.md")
+            write_report(path, HERE / "README.md", HERE.parent.parent / "docs" / "results.md")
     except UserError as error:
         print(f"which_pattern: {error}", file=sys.stderr)
         return 2

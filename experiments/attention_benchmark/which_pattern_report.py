@@ -133,7 +133,19 @@ def body(record: dict[str, Any], folder: Path, readme: Path) -> str:
     return "\n\n".join([*parts, "Means over seeds; ± is half of the 95 % interval (Student's t).", footer(record)])
 
 
-def write_report(path: Path, readme: Path) -> None:
-    """Draw the record next to itself and put its tables between the markers of README.md."""
-    text = body(load(path), path.parent, readme)
-    readme.write_text(insert(readme.read_text(), "which_pattern", text))
+def summary(record: dict[str, Any]) -> str:
+    """Markdown: the shortest clips at equal time."""
+    frames = lengths(record)[0]
+    seeds = len({row["seed"] for row in record["rows"].values()})
+    return (f"{table(record, frames, 'time')}\n\nClips of {frames} frames, everybody trained for the time of full "
+            f"attention's steps; means over up to {seeds} seeds, ± half of the 95 % interval (Student's t). Recorded "
+            f"{record['date']}; more in `experiments/attention_benchmark/`.")
+
+
+def write_report(path: Path, readme: Path, results: Path | None = None) -> None:
+    """Draw the record next to itself and put its tables between the markers of README.md, and the first into the page
+    of results."""
+    record = load(path)
+    readme.write_text(insert(readme.read_text(), "which_pattern", body(record, path.parent, readme)))
+    if results is not None:
+        results.write_text(insert(results.read_text(), "patterns", summary(record)))

@@ -227,9 +227,17 @@ class TestWhichPattern:
         path, readme = tmp_path / "which_pattern.json", tmp_path / "README.md"
         path.write_text(json.dumps(compared(row("full", 0, 0.5), row("spatial", 0, 0.2), row("full", 1, 0.6))))
         readme.write_text(README.read_text())
-        which_pattern_report.write_report(path, readme)
+        results = tmp_path / "results.md"
+        results.write_text("<!-- patterns:begin -->\n<!-- patterns:end -->\n")
+        which_pattern_report.write_report(path, readme, results)
+        assert "| spatial | 5 | 0.50 |" in results.read_text()
         assert (tmp_path / "which_pattern_8.png").read_bytes().startswith(b"\x89PNG")
         assert "](which_pattern_8.png)" in readme.read_text() and "whole 1.00" in readme.read_text()
+
+    def test_the_page_of_results_is_that_of_the_record(self):
+        found = json.loads((README.parent / "results" / "which_pattern.json").read_text())
+        page = (README.parent.parent.parent / "docs" / "results.md").read_text()
+        assert which_pattern_report.summary(found) in page
 
     @pytest.mark.full
     def test_a_tiny_model_is_timed_trained_and_looked_at(self, tmp_path):
