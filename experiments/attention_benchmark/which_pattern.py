@@ -34,6 +34,7 @@ import numpy as np
 
 from experiments.attention_benchmark.variants import FULL, VARIANTS, Cost, cost, with_patterns
 from experiments.attention_benchmark.which_pattern_report import write_report
+from experiments.attention_benchmark.which_pattern_samples import SHOWN, keep_strip, strip_path
 from experiments.attention_benchmark.which_pattern_times import step_times
 from vdm_jax.benchmark import machine
 from vdm_jax.benchmark.cases import label
@@ -55,6 +56,7 @@ from vdm_jax.training.step import compile_validation
 from vdm_jax.video.arrays import resize, subsample_frames, to_float, to_uint8
 
 HERE = Path(__file__).parent
+RUNS = Path("runs/which_pattern")
 SECONDS = 2.0  # that a clip lasts, whatever its frames
 
 
@@ -96,6 +98,10 @@ class Row:
     def key(self) -> str:
         """Its name in the record."""
         return f"{self.variant} | {self.frames} frames | seed {self.seed}"
+
+    def folder(self, work: Path) -> Path:
+        """Where it is trained."""
+        return work / re.sub(r"[^a-z0-9]+", "_", self.key)
 
 
 def experiment_of(preset: Preset, variant: str, frames: int, seed: int = 0, steps: int | None = None) -> Experiment:
@@ -231,13 +237,30 @@ def record(preset: Preset, path: Path, work: Path, *, part: tuple[int, int] = (1
         if not quiet:
             print(row.key, file=sys.stderr, flush=True)
         times = found["times"][str(row.frames)][row.variant]
-        folder = work / re.sub(r"[^a-z0-9]+", "_", row.key)
-        measured = measure(preset, row, times, folder, data_dir, quiet=quiet)
+        measured = measure(preset, row, times, row.folder(work), data_dir, quiet=quiet)
         with alone(path):
             found = opened(preset, path)
             found["rows"][row.key] = measured
             save(path, found)
     return found
+
+
+def keep_samples(preset: Preset, path: Path, work: Path) -> None:
+    """Keep the first videos of the rows of the first seed that were trained here, at the end of everybody's time."""
+    for row in preset.rows():
+        measured = load(path)["rows"].get(row.key)
+        if row.seed != preset.seeds[0] or measured is None or not row.folder(work).exists():
+            continue
+        if strip_path(path.parent, row.variant, row.frames).exists():
+            continue
+        experiment = read_config(row.folder(work))
+        step = measured["budgets"]["time"]["steps"]
+        params = load_stage(row.folder(work), experiment.stage(preset.stage), step=step)
+        captions = tuple(example["caption"] for example in scorer_of(experiment).examples("test", SHOWN))
+        generator = Generator(experiment, {preset.stage: params})
+        keep_strip(path.parent, row.variant, generator(captions, seed=row.seed, steps=preset.sampling_steps).videos)
+        with alone(path):
+            save(path, load(path) | {"captions": captions})
 
 
 def a_part(text: str) -> tuple[int, int]:
@@ -264,7 +287,8 @@ def main() -> int:
         if args.preset:
             record_times(PRESETS[args.preset], path)
             if not args.times:
-                record(PRESETS[args.preset], path, Path("runs/which_pattern"), part=args.part)
+                record(PRESETS[args.preset], path, RUNS, part=args.part)
+                keep_samples(PRESETS[args.preset], path, RUNS)
         if load(path)["rows"]:
             write_report(path, HERE / "README.md", HERE.parent.parent / "docs" / "results.md")
     except UserError as error:

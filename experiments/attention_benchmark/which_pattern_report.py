@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.attention_benchmark.variants import FULL, VARIANTS
+from experiments.attention_benchmark.which_pattern_samples import draw_strips
 from experiments.readme_tables import insert
 from vdm_jax.benchmark.plots import require_matplotlib
 from vdm_jax.benchmark.record import load
@@ -110,7 +111,8 @@ def draw(record: dict[str, Any], frames: int, path: Path) -> None:
     panels[0, 1].set(xlabel="seconds of training", ylabel="validation loss", yscale="log")
     panels[0, 0].legend(fontsize=8)
     for panel, attribute in zip(panels[1], ("whole caption", "motion"), strict=True):
-        panel.set(ylabel=f"{attribute}: share right (dark: equal FLOPs, light: equal time)", xticks=[], ylim=(0, 1.05))
+        panel.set(ylabel=f"{attribute}: share right", xticks=[], ylim=(0, 1.05))
+        panel.set_title("dark: equal FLOPs, light: equal time", fontsize=9)
     for panel in panels.flat:
         panel.grid(alpha=0.3)
     with atomic_path(path) as temporary:
@@ -125,8 +127,12 @@ def body(record: dict[str, Any], folder: Path, readme: Path) -> str:
         draw(record, frames, picture)
         rows = [row for row in record["rows"].values() if row["frames"] == frames]
         ceiling = rows[0]["budgets"]["time"]["scores"][CEILING]
+        samples = draw_strips(record, frames, folder)
         parts += [f"### Clips of {frames} frames",
                   f"![loss and scores]({picture.relative_to(readme.parent).as_posix()})",
+                  *([] if samples is None else [
+                      "The first videos of the first seed, at equal time:",
+                      f"![first videos of each pattern]({samples.relative_to(readme.parent).as_posix()})"]),
                   *(f"Equal {what}:\n\n{table(record, frames, name)}" for name, what in BUDGETS.items()),
                   "Real clips of this size: " + ", ".join(f"{name} {ceiling[name]:.2f}" for name in ATTRIBUTES) + "."]
     parts += ["### Time of a train step against full attention's", crossings(record)]

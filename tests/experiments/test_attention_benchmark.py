@@ -7,9 +7,10 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from experiments.attention_benchmark import run, targets, which_pattern, which_pattern_report
+from experiments.attention_benchmark import run, targets, which_pattern, which_pattern_report, which_pattern_samples
 from experiments.attention_benchmark.presets import PRESETS
 from experiments.attention_benchmark.variants import VARIANTS, cost, tokens, with_patterns
 from tests.benchmark.record import measured, record, skipped
@@ -234,6 +235,18 @@ class TestWhichPattern:
         assert (tmp_path / "which_pattern_8.png").read_bytes().startswith(b"\x89PNG")
         assert "](which_pattern_8.png)" in readme.read_text() and "whole 1.00" in readme.read_text()
 
+    def test_first_videos_are_drawn_by_pattern(self, tmp_path):
+        imread = pytest.importorskip("matplotlib.image").imread
+        found = {**compared(row("full", 0, 0.5)), "captions": ["a red 3", "a blue 5", "a green 1"]}
+        assert which_pattern_samples.draw_strips(found, 8, tmp_path) is None
+        videos = np.zeros((4, 8, 16, 16, 3), np.uint8)
+        videos[2, 7] = 255
+        which_pattern_samples.keep_strip(tmp_path, "full", videos)
+        strip = imread(which_pattern_samples.strip_path(tmp_path, "full", 8))
+        assert strip.shape == (16, 3 * 8 * 16, 3) and strip[:, -16:].all() and not strip[:, :-16].any()
+        path = which_pattern_samples.draw_strips(found, 8, tmp_path)
+        assert path.read_bytes().startswith(b"\x89PNG")
+
     def test_the_page_of_results_is_that_of_the_record(self):
         found = json.loads((README.parent / "results" / "which_pattern.json").read_text())
         page = (README.parent.parent.parent / "docs" / "results.md").read_text()
@@ -252,3 +265,6 @@ class TestWhichPattern:
         assert times["spatial"]["bytes"] > 4 * 4 * spatial["parameters"]  # parameters, EMA and two moments
         for budget in spatial["budgets"].values():
             assert set(which_pattern_report.ATTRIBUTES) <= set(budget["scores"]["generated"])
+        which_pattern.keep_samples(preset, path, tmp_path / "runs")
+        assert (tmp_path / "which_pattern" / "spatial_4.png").exists()
+        assert len(json.loads(path.read_text())["captions"]) == which_pattern_samples.SHOWN
