@@ -13,6 +13,9 @@ from vdm_jax.attention import (
     Causal,
     Full,
     LocalWindow,
+    Neighbourhood,
+    Radial,
+    SlidingTiles,
     SparseCausal,
     Spatial,
     TeacherForcing,
@@ -27,7 +30,8 @@ from vdm_jax.networks.config import SelfAttention
 
 BY_NAME = {type(p).__name__: p for p in (Spatial(), Temporal(), Full(), Causal(window=2), TemporalCausal(window=2),
                                          SparseCausal(), LocalWindow(), BlockCausal(window=6),
-                                         TeacherForcing(frames=6))}
+                                         TeacherForcing(frames=6), Neighbourhood(frames=2, height=3, width=3),
+                                         SlidingTiles(tile=(1, 2, 2)), Radial())}
 FULL = Full()
 
 

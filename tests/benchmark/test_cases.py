@@ -1,16 +1,33 @@
 """Cases and sweeps: patterns as text, names, FLOPs, errors."""
 
+import dataclasses
 import json
 
 import pytest
 
 from tests.refusals import refused
-from vdm_jax.attention import Causal, Full, LocalWindow, SparseCausal, Spatial, TemporalCausal
+from vdm_jax.attention import (
+    Causal,
+    Full,
+    LocalWindow,
+    Neighbourhood,
+    PerHead,
+    Radial,
+    SlidingTiles,
+    SparseCausal,
+    Spatial,
+    Temporal,
+    TemporalCausal,
+)
 from vdm_jax.benchmark.cases import Case, Sweep, label, parse_pattern
 
 TEXTS = {"Full": Full(), "sparse-causal": SparseCausal(), "SparseCausal(own=True)": SparseCausal(own=True),
          "Causal(window=4)": Causal(window=4), "temporal_causal": TemporalCausal(),
-         " LocalWindow( frames=1, width=3 ) ": LocalWindow(frames=1, width=3)}
+         " LocalWindow( frames=1, width=3 ) ": LocalWindow(frames=1, width=3),
+         "sliding-tiles": SlidingTiles(), "Neighbourhood(stride=(1, 2, 2))": Neighbourhood(stride=(1, 2, 2)),
+         "radial(sink=False)": Radial(sink=False), "per-head": PerHead(),
+         "PerHead(groups=(Temporal(), SlidingTiles(tile=(2, 4, 4), order='frames')))":
+             PerHead(groups=(Temporal(), SlidingTiles(tile=(2, 4, 4), order="frames")))}
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -31,7 +48,9 @@ ERRORS = {"fully": ("cases.parse_pattern", "Spatial, Temporal, Full"),
           "Causal(windw=4)": ("Causal.windw", "did you mean 'window'"), "Causal(window='a')": ("Causal.window", "='a'"),
           "Causal(window=0)": ("Causal.window", "=0", ">= 1, or None"),
           "SparseCausal(first=False, previous=False)": ("SparseCausal", "first=False"),
-          "Causal(window=4": ("cases.parse_pattern", "permitted")}
+          "Causal(window=4": ("cases.parse_pattern", "permitted"),
+          "PerHead(groups=(Full(), f()))": ("cases._options", "f()"),
+          "PerHead(groups=(Full(), Causal(window=0)))": ("Causal.window", ">= 1, or None")}
 
 
 @pytest.mark.parametrize("text", ERRORS)
@@ -47,6 +66,16 @@ def test_flops_count_what_the_mask_shows():
     assert full == 4 * 2 * 5 * 7 * 12**2
     assert causal == full * 6 / 9  # six of the nine pairs of frames
     assert Case(pattern=Full(), mode="forward+backward", **sizes).flops == 3.5 * full
+
+
+def test_a_pattern_per_group_of_heads_is_counted_group_by_group():
+    case = Case(pattern=PerHead(groups=(Full(), SlidingTiles(tile=(2, 2, 2), window=(1, 1, 1)))), kernel="xla",
+                frames=4, height=4, width=4, heads=4, head_dim=8)
+    parts = [dataclasses.replace(case, pattern=one, heads=2) for one in case.pattern.groups]
+    assert case.flops == sum(part.flops for part in parts) == 4 * 2 * 8 * (64**2 + 64 * 8)
+    assert case.least_bytes("xla", "cpu") == sum(part.least_bytes("xla", "cpu") for part in parts)
+    # of the tiles, which gather reads in place, each sees one
+    assert parts[1].least_bytes("gather", "cpu") == 4 * 4 * 64 * 2 * 8 + 4 * 2 * 64 * 8
 
 
 def test_least_memory_is_arrays_and_dense_logits():

@@ -60,6 +60,13 @@ def test_what_the_table_does_not_list_is_a_row_with_the_reason(path):
     assert "runs on gpu, not on cpu" in reasons["cudnn"] and "runs on tpu" in reasons["splash"]
 
 
+def test_a_shape_that_a_pattern_does_not_fit_is_a_row_with_the_reason(path):
+    tiles = ("SlidingTiles(tile=(3, 3, 3))",)
+    sweep.measure(cases(patterns=tiles, kernels=("gather", "xla")), path, **QUICK)
+    for row in load(path)["rows"].values():
+        assert row["status"] == "skipped" and "permitted: sides that divide frames" in row["reason"]
+
+
 def test_what_does_not_fit_is_a_row_with_the_reason(path):
     size = dict(sides=(64,), head_dims=(1,))
     sweep.measure(cases(**size), path, **QUICK, limit=2**20)

@@ -11,6 +11,10 @@ from vdm_jax.attention.patterns import (
     Causal,
     Full,
     LocalWindow,
+    Neighbourhood,
+    PerHead,
+    Radial,
+    SlidingTiles,
     SparseCausal,
     Spatial,
     TeacherForcing,
@@ -19,5 +23,6 @@ from vdm_jax.attention.patterns import (
     WithExtraKeys,
 )
 
-__all__ = ["AttentionPattern", "BlockCausal", "Causal", "ExtraKeys", "Full", "LocalWindow", "SparseCausal", "Spatial",
-           "TeacherForcing", "Temporal", "TemporalCausal", "WithExtraKeys", "attend", "cross_pattern"]
+__all__ = ["AttentionPattern", "BlockCausal", "Causal", "ExtraKeys", "Full", "LocalWindow", "Neighbourhood", "PerHead",
+           "Radial", "SlidingTiles", "SparseCausal", "Spatial", "TeacherForcing", "Temporal", "TemporalCausal",
+           "WithExtraKeys", "attend", "cross_pattern"]

@@ -11,7 +11,17 @@ from vdm_jax.attention.block_mask import ExtraKeys, SequenceLayout
 from vdm_jax.attention.capability import Request, resolve
 from vdm_jax.attention.contexts import CONTEXTS, Call, context_size, local, run_sharded
 from vdm_jax.attention.kernels import KERNELS, tiles
-from vdm_jax.attention.patterns import AttentionPattern, Full, Pattern, Spatial, WithExtraKeys, check_layout
+from vdm_jax.attention.patterns import (
+    AttentionPattern,
+    Full,
+    Spatial,
+    WithExtraKeys,
+    by_heads,
+    check_layout,
+    context_of,
+    heads_of,
+)
+from vdm_jax.attention.products import Pattern, TokenOrder
 from vdm_jax.errors import UserError
 from vdm_jax.parallel.compiling import target_platform
 
@@ -61,6 +71,10 @@ def attend(
 
     Raises `UserError` for what the capability table does not list and for shapes that do not fit.
     """
+    if len(by_heads(pattern)) > 1:
+        return _group_by_group(pattern, q, k, v, bias, extra_keys, offset_values, kernel=kernel, context=context,
+                               frame_mask=frame_mask, frame_valid=frame_valid, platform=platform,
+                               sharded_axis=sharded_axis)
     own = not (isinstance(pattern, WithExtraKeys) and pattern.mode == "replace")
     if (own or context != "none") and (k is None or v is None):
         raise UserError(f"attend: pattern {pattern} in context={context!r} without k and v; permitted: k and v, or "
@@ -78,11 +92,18 @@ def attend(
                       extra_hidden=extra_keys is not None and _hides(inner, extra_keys),
                       offset_values=offset_values is not None, tiled=tiles.available() and platform in (None, "cpu"))
     kernel, devices = resolve(request, kernel, context), context_size()
+    order = inner.token_order(shape) if own else None
+    if order is not None:
+        _check_order(inner, order, devices if context != "none" else 1, frame_mask=layout.frame_mask, bias=bias,
+                     frame_valid=frame_valid, offset_values=offset_values, extra_keys=extra_keys)
     if (calls := counting.calls()) is not None:
         calls.append(counting.AttentionCall(
             inner, shape, q.shape[0], q.shape[4], q.shape[5], kernel, context, own,
             0 if extra_keys is None else extra_keys.k.shape[2], layout.frame_mask))
         return jnp.zeros_like(q, dtype=(v if own else extra_keys.v).dtype)
+    if order is not None:
+        layout = SequenceLayout(order.pattern, order.shape)
+        q, k, v = (None if a is None else order.there(a) for a in (q, k, v))
     more = {"bias": bias, "frame_valid": frame_valid, "extra_keys": extra_keys}
     if offset_values is not None:  # the table lets it through to kernels alone
         more["offset_values"] = offset_values
@@ -95,7 +116,39 @@ def attend(
     else:
         out = run_sharded(CONTEXTS[context], Call(context, kernel, layout, devices, own), q, k, v, **more)
     something = _sees_something(layout, frame_valid, extra_keys, own)
-    return out if something is None else jnp.where(something[..., None, None, None, None], out, 0)
+    out = out if something is None else jnp.where(something[..., None, None, None, None], out, 0)
+    return out if order is None else order.back(out)
+
+
+def _group_by_group(pattern: Pattern, q, k, v, bias, extra_keys: ExtraKeys | None, offset_values, *, context: str,
+                    **options) -> Float[Array, "B T H W K D"]:
+    """Equal groups of heads, each with a pattern of its own."""
+    patterns, count = by_heads(pattern), heads_of(pattern, q.shape[4])
+    layouts = sorted({one.layout for one in patterns})
+    if len(layouts) > 1 and (bias is not None or offset_values is not None):
+        raise UserError(f"attend: bias or offset_values with PerHead patterns of layouts {', '.join(layouts)}; "
+                        "permitted: neither, or one layout for all heads")
+    outs = []
+    for i, one in enumerate(patterns):
+        heads = slice(i * count, (i + 1) * count)
+        tokens = (None if a is None else a[..., heads, :] for a in (q, k, v))
+        extra = extra_keys and ExtraKeys(extra_keys.k[..., heads, :], extra_keys.v[..., heads, :], extra_keys.mask)
+        part = None if bias is None else bias[..., heads, :, :]
+        outs.append(attend(*tokens, pattern=one, bias=part, extra_keys=extra, offset_values=offset_values,
+                           context=context_of(one, context), **options))
+    return jnp.concatenate(outs, axis=4)
+
+
+def _check_order(pattern: Pattern, order: TokenOrder, devices: int, *, extra_keys: ExtraKeys | None, **given) -> None:
+    """Raise `UserError` for what is given frame by frame, and for tiles that devices do not divide."""
+    given["extra_keys of every frame"] = None if extra_keys is None or extra_keys.k.shape[1] == 1 else extra_keys
+    for name, value in given.items():
+        if value is not None:
+            raise UserError(f"attend: {name} with {pattern}, whose tokens are computed tile by tile; permitted: "
+                            "order='frames'")
+    if order.shape[0] % devices:
+        raise UserError(f"attend: {order.shape[0]} tiles of {pattern} over {devices} devices of a context; permitted: "
+                        f"multiples of {devices}, or order='frames'")
 
 
 def _sees_something(

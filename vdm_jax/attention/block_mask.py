@@ -1,21 +1,34 @@
 """What a kernel receives of a pattern: the video seen as sequences, and which rows of queries see which of keys.
 
 A `SequenceLayout` turns a pattern, a video shape and a frame mask into sequences `[B*, S, K, D]`; a `BlockMask` is the
-static, value-hashed visibility between two such sequences, with the block map that kernels skip work by.
+static, value-hashed visibility between two such sequences by one product of a pattern, a `SumMask` by several, with the
+block map that kernels skip work by.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import NamedTuple
+import operator
+from collections.abc import Iterable
+from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, repeat
 from jaxtyping import Array, Bool, Float
 
-from vdm_jax.attention.patterns import Full, Pattern, Shape, VisibleFrames, independent_frames_mask, split
+from vdm_jax.attention.patterns import Full
+from vdm_jax.attention.products import (
+    Pattern,
+    Shape,
+    VisibleFrames,
+    appended_images,
+    frame_table,
+    products,
+    split,
+    visible_frames,
+)
 
 # einops pattern of each layout: tokens of the video to sequences.
 LAYOUTS = {
@@ -50,6 +63,12 @@ class BlockMask:
     rule: FrameRule | None = None
     within: Pattern | None = None
     size: tuple[int, int] = (1, 1)
+    at_run_time: ClassVar[bool] = False  # whether it asks for the numbers of frames when the program runs
+
+    @property
+    def parts(self) -> tuple[BlockMask, ...]:
+        """One for every product."""
+        return (self,)
 
     @property
     def lengths(self) -> tuple[int, int]:
@@ -138,14 +157,92 @@ class BlockMask:
 
 
 @dataclasses.dataclass(frozen=True)
+class SumMask:
+    """What several block masks of the same sequences show together, no pair of tokens twice. Asked like one of them."""
+
+    parts: tuple[BlockMask, ...]
+
+    @property
+    def frames(self) -> tuple[int, int]:
+        """Frames of queries and of keys."""
+        return self.parts[0].frames
+
+    @property
+    def run(self) -> tuple[int, int]:
+        """Tokens of a frame of queries and of one of keys, padding included."""
+        return self.parts[0].run
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Number of queries and keys."""
+        return self.parts[0].lengths
+
+    @property
+    def frame_table(self) -> np.ndarray:
+        """Bool `[query frames, key frames]`: which see each other by any part."""
+        return np.any([part.frame_table for part in self.parts], axis=0)
+
+    @property
+    def everything(self) -> bool:
+        """Whether every query sees every key."""
+        return all(part.within is None and part.tokens == part.run[1] for part in self.parts) and bool(
+            self.frame_table.all())
+
+    @property
+    def rule(self) -> tuple[FrameRule, ...] | None:
+        """The formulas of the parts; None unless all have one."""
+        rules = tuple(part.rule for part in self.parts)
+        return None if any(rule is None for rule in rules) else rules
+
+    @property
+    def within(self) -> Pattern | None:
+        """What restricts positions inside frames in some part."""
+        return next((part.within for part in self.parts if part.within is not None), None)
+
+    @property
+    def at_run_time(self) -> bool:
+        """Whether it asks for the numbers of frames when the program runs."""
+        return self.parts[0].at_run_time
+
+    def sees(self, query, key, *ids):
+        """See `BlockMask.sees`."""
+        return _any(part.sees(query, key, *ids) for part in self.parts)
+
+    def mask(self, *ids) -> Bool[Array, "Q S"] | None:
+        """See `BlockMask.mask`."""
+        return None if self.everything and not ids else _any(part.mask(*ids) for part in self.parts)
+
+    def seen(self, ids: Any) -> Bool[Array, "F G"]:
+        """See `ShardMask.seen`."""
+        return _any(part.seen(ids) for part in self.parts)
+
+    @functools.lru_cache(maxsize=256)  # noqa: B019  (as of a block mask)
+    def blocks(self, block_q: int, block_k: int) -> np.ndarray:
+        """See `BlockMask.blocks`: a block that only several parts fill together is called partial."""
+        return functools.reduce(np.maximum, (part.blocks(block_q, block_k) for part in self.parts))
+
+    def live(self, block_q: int, block_k: int, ids: Any) -> Bool[Array, "N M"]:
+        """See `ShardMask.live`."""
+        return _any(part.live(block_q, block_k, ids) for part in self.parts)
+
+
+AnyMask = BlockMask | SumMask
+
+
+def _any(masks: Iterable[Array]) -> Array:
+    return functools.reduce(operator.or_, masks)
+
+
+@dataclasses.dataclass(frozen=True)
 class FrameRule:
     """Frame visibility as a formula of frame numbers: that of `pattern`, or equality when it is None.
 
-    Frames from `clip` on are independent images that see only themselves.
+    Frames from `clip` on are independent images, which see themselves if `images` and nothing else.
     """
 
     pattern: Pattern | None
     clip: int | None = None
+    images: bool = True
 
     def __call__(self, query, key):
         """Elementwise bool."""
@@ -155,7 +252,8 @@ class FrameRule:
         visible = self.pattern.frame_visible(query, key)
         if self.clip is None:
             return visible
-        return (query < self.clip) & (key < self.clip) & visible | same & (query >= self.clip)
+        visible = (query < self.clip) & (key < self.clip) & visible
+        return visible | same & (query >= self.clip) if self.images else visible
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,16 +277,17 @@ class SequenceLayout:
     @property
     def frame_table(self) -> np.ndarray:
         """Which frame sees which, bool `[T, T]`."""
-        return self.pattern.frame_table(self.shape[0], self.mask)
+        return frame_table(self.pattern, self.shape, self.frame_mask)
+
+    @property
+    def terms(self) -> tuple[tuple[Pattern, np.ndarray], ...]:
+        """The products of the pattern on this video, each with its frame table."""
+        return products(self.pattern, self.shape, self.frame_mask)
 
     @property
     def images(self) -> int | None:
         """Number of appended independent images if the frame mask is that of joint training, 0 without a mask."""
-        if self.mask is None:
-            return 0
-        frames = self.shape[0]
-        images = frames - int(self.mask[0].sum())  # the first frame sees the clip
-        return images if np.array_equal(self.mask, independent_frames_mask(frames - images, images)) else None
+        return appended_images(self.mask)
 
     @property
     def mask_kind(self) -> str | None:
@@ -199,7 +298,7 @@ class SequenceLayout:
 
     def key_frames(self) -> VisibleFrames:
         """For each frame the frames it sees."""
-        return self.pattern.key_frames(self.shape[0], self.mask)
+        return visible_frames(self.frame_table)
 
     def rows(self, x: Float[Array, "B T H W K D"]) -> Float[Array, "N S K D"]:
         """The sequences of the pattern's layout."""
@@ -216,25 +315,30 @@ class SequenceLayout:
         how = {"frames": "b t -> (b t) n", "positions": "b t -> (b n) t", "all": "b t -> b (t n)"}
         return None if frame_valid is None else repeat(frame_valid, how[self.pattern.layout], n=self.tokens)
 
-    def block_mask(self, run: int | None = None) -> BlockMask:
+    def block_mask(self, run: int | None = None) -> AnyMask:
         """Visibility among the rows of a sequence; `run` > N leaves room for padding after each frame's tokens."""
+        parts = tuple(self._part(term, table, run) for term, table in self.terms)
+        return parts[0] if len(parts) == 1 else SumMask(parts)
+
+    def _part(self, term: Pattern, table: np.ndarray, run: int | None) -> BlockMask:
+        """`block_mask` by one product."""
         layout, frames = self.pattern.layout, self.shape[0]
         if layout == "positions":
-            return BlockMask((frames, frames), (1, 1), 1, self.frame_table.tobytes(), self._rule())
+            return BlockMask((frames, frames), (1, 1), 1, table.tobytes(), self._rule(term, table))
         run = self.tokens if run is None else run
-        within = None if self.pattern.covers_frame(self.shape[1:]) else self.pattern
+        within = None if term.covers_frame(self.shape[1:]) else term
         if layout == "frames":
             return BlockMask((1, 1), (run, run), self.tokens, b"\1", FrameRule(None), within, self.shape[1:])
-        table = self.frame_table.tobytes()
-        return BlockMask((frames, frames), (run, run), self.tokens, table, self._rule(), within, self.shape[1:])
+        return BlockMask((frames, frames), (run, run), self.tokens, table.tobytes(), self._rule(term, table), within,
+                         self.shape[1:])
 
-    def _rule(self) -> FrameRule | None:
-        """The formula of the frame table, where there is one: a frame that pattern and mask leave alone is in none."""
+    def _rule(self, term: Pattern, table: np.ndarray) -> FrameRule | None:
+        """The formula of a frame table, where there is one: a frame that pattern and mask leave alone is in none."""
         if self.images is None:
             return None
-        rule, frames = FrameRule(self.pattern, self.shape[0] - self.images if self.images else None), self.shape[0]
-        index = np.arange(frames)
-        same = np.array_equal(rule(index[:, None], index[None, :]), self.frame_table)
+        frames, clip = self.shape[0], self.shape[0] - self.images if self.images else None
+        rule, index = FrameRule(term, clip, clip is None or bool(table[-1, -1])), np.arange(frames)
+        same = np.array_equal(rule(index[:, None], index[None, :]), table)
         return rule if same else None
 
     def extra_rows(self, extra: ExtraKeys) -> tuple[Array, Array, Array | None, BlockMask]:

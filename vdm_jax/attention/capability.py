@@ -10,7 +10,8 @@ import dataclasses
 import functools
 import logging
 
-from vdm_jax.attention.patterns import Full, Pattern, Shape, Spatial, Temporal
+from vdm_jax.attention.patterns import Full, Spatial, Temporal, by_heads, context_of, heads_of
+from vdm_jax.attention.products import Pattern, Shape, frame_table, products
 from vdm_jax.errors import UserError
 from vdm_jax.parallel.compiling import PLATFORMS
 
@@ -113,8 +114,8 @@ class Request:
     @property
     def whole_frames(self) -> bool:
         """Whether a sequence is the clip and its tokens see whole frames of it alone: tiles read these in place."""
-        return (self.pattern.layout == "all" and self.pattern.covers_frame(self.shape[1:]) and not self.extra_keys
-                and self.frame_mask != "any")
+        return (self.pattern.layout == "all" and not self.extra_keys and self.frame_mask != "any"
+                and all(term.covers_frame(self.shape[1:]) for term, _ in products(self.pattern, self.shape)))
 
     @property
     def logits_bytes(self) -> int:
@@ -129,27 +130,28 @@ def _named(patterns: str) -> frozenset[str]:
 
 
 BLOCKS = "BlockCausal TeacherForcing"  # of causal video transformers
+WINDOWS = "LocalWindow Neighbourhood SlidingTiles"  # of few frames
+_ALL = _named(f"Spatial Temporal TemporalCausal Full Causal {BLOCKS} SparseCausal {WINDOWS} Radial")
 CAPABILITIES: dict[tuple[str, str], Entry] = {
-    ("xla", "none"): Entry(_named(f"Spatial Temporal TemporalCausal Full Causal {BLOCKS} SparseCausal LocalWindow"),
-                           offset_values=True),
-    ("chunked", "none"): Entry(_named(
-        f"Spatial Temporal TemporalCausal Full Causal {BLOCKS} SparseCausal LocalWindow")),
-    ("gather", "none"): Entry(_named("TemporalCausal Causal BlockCausal SparseCausal LocalWindow"), bounded=True),
+    ("xla", "none"): Entry(_ALL, offset_values=True),
+    ("chunked", "none"): Entry(_ALL),
+    ("gather", "none"): Entry(_named(f"TemporalCausal Causal BlockCausal SparseCausal {WINDOWS}"), bounded=True),
     # cuDNN itself permits head_dim up to 256 from Hopper on; 128 is what every generation takes.
     ("cudnn", "none"): Entry(_named("Spatial Temporal TemporalCausal Full Causal SparseCausal"), platforms=("gpu",),
                              bias=False, frame_masks=(), frame_valid=False, extra_keys=_named("Spatial Full"),
                              extra_hidden=False, dtypes=("bfloat16", "float16"), head_dim=(8, 128)),
-    ("splash", "none"): Entry(_named(f"Spatial Full Causal {BLOCKS} SparseCausal LocalWindow"), platforms=("tpu",),
-                              bias=False, frame_masks=("independent images",), extra_keys=frozenset(),
+    ("splash", "none"): Entry(_ALL - _named("Temporal TemporalCausal"), platforms=("tpu",), bias=False,
+                              frame_masks=("independent images",), extra_keys=frozenset(),
                               dtypes=("bfloat16", "float32"), head_dim=(8, 256), most_rows=450_000),
 }
 # Spatial attention never leaves a frame, and frames are never split: it has nothing to exchange.
-_EXCHANGED = _named(f"Temporal TemporalCausal Full Causal {BLOCKS} SparseCausal LocalWindow")
+_EXCHANGED = _ALL - _named("Spatial")
 CAPABILITIES |= {
     **{(kernel, "all_gather"): Entry(_EXCHANGED) for kernel in ("xla", "chunked")},
     **{(kernel, context): Entry(_EXCHANGED, bias=False)
        for kernel in ("xla", "chunked") for context in ("ring", "zigzag_ring", "ulysses_ring")},
-    **{(kernel, "halo"): Entry(_named("Spatial TemporalCausal Causal SparseCausal LocalWindow"), bias=False,
+    **{(kernel, "halo"): Entry(_named(f"Spatial TemporalCausal Causal BlockCausal SparseCausal {WINDOWS}"),
+                               bias=False,
                                bounded=True) for kernel in ("xla", "chunked", "gather")},
     **{(kernel, "halo"): dataclasses.replace(CAPABILITIES[kernel, "none"], patterns=_named("Spatial"))
        for kernel in ("cudnn", "splash")},
@@ -169,8 +171,13 @@ def require(
     """Raise `UserError` unless `pattern` can run on `kernel` in `context` at all (on some platform).
 
     `bias` says that logits get a bias, `extra_keys` that there are outside tokens, `offset_values` that values get
-    vectors of their offset.
+    vectors of their offset. A `PerHead` pattern can run where all its groups can.
     """
+    if len(patterns := by_heads(pattern)) > 1:
+        for one in patterns:
+            require(one, kernel, context_of(one, context), bias=bias, extra_keys=extra_keys,
+                    offset_values=offset_values)
+        return
     name = _name(pattern) + (" and a bias" if bias else "") + (" and extra_keys tokens" if extra_keys else "")
     name += " and relative value vectors" if offset_values else ""
     serving = {key: entry for key, entry in entries_for(pattern).items()
@@ -186,14 +193,24 @@ def require(
 
 
 def entries_for(pattern: Pattern) -> dict[tuple[str, str], Entry]:
-    """The rows of the table that list the pattern."""
+    """The rows of the table that list the pattern, or all patterns of its groups of heads."""
+    if len(patterns := by_heads(pattern)) > 1:
+        rows = [(one, entries_for(one)) for one in patterns]
+        return {(kernel, context): entry for (kernel, context), entry in CAPABILITIES.items()
+                if all((kernel, context_of(one, context)) in row for one, row in rows)}
     name = _name(pattern).split("(")[0]
     return {key: entry for key, entry in CAPABILITIES.items()
             if name in entry.patterns and (pattern.bounded_frames() or not entry.bounded)}
 
 
 def resolve(request: Request, kernel: str, context: str) -> str:
-    """The kernel that serves the request. Raises `UserError` naming what is permitted when `kernel` cannot."""
+    """The kernel that serves the request, of a `PerHead` pattern those of its groups joined by plus signs. Raises
+    `UserError` naming what is permitted when `kernel` cannot."""
+    if len(patterns := by_heads(request.pattern)) > 1:
+        heads = heads_of(request.pattern, request.heads)
+        found = [resolve(dataclasses.replace(request, pattern=one, heads=heads), kernel, context_of(one, context))
+                 for one in patterns]
+        return "+".join(dict.fromkeys(found))
     require(request.pattern, kernel, context)
     if kernel == "auto":
         return _choose(request, context)
@@ -223,7 +240,7 @@ def _preference(request: Request) -> list[str]:
     """Kernels from the best down; those that do not fit are skipped by the caller."""
     share = 1.0  # of the frames, that a query sees; a short sequence is done before its frames are gathered
     if request.own and request.pattern.bounded_frames() and request.rows >= 64:
-        share = request.pattern.key_frames(request.shape[0]).index.shape[1] / request.shape[0]
+        share = max(int(frame_table(request.pattern, request.shape).sum(axis=1).max()), 1) / request.shape[0]
     sparse = share <= 0.5
     order = []
     if request.rows * request.keys >= 1024**2:

@@ -1,123 +1,24 @@
 """Attention patterns: which token sees which, as one value-hashed object each.
 
-Tokens of a video `[T, H, W]` are numbered `frame * N + row * W + column` with `N = H * W`. Every pattern is the
-product of a relation between frames and a relation between positions inside a frame; masks, gathered frames, block
-maps and pair counts all follow from these two. A pattern also names the *layout* in which it is computed: `frames`
-(each frame is a sequence of its own), `positions` (each position is) or `all` (the clip is one sequence). Spatial and
-temporal attention are layouts, never masks: masking them out of full attention would do the work of full attention.
+Every pattern is a product of a relation between frames and a relation between positions inside a frame, or a disjoint
+sum of such products (`products.py`). It also names the *layout* in which it is computed: `frames` (each frame is a
+sequence of its own), `positions` (each position is) or `all` (the clip is one sequence). Spatial and temporal attention
+are layouts, never masks: masking them out of full attention would do the work of full attention.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from typing import ClassVar, Literal, NamedTuple
+from typing import Annotated, Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax.configuration import OddSize, Size, SizeOrZero, config
+from vdm_jax.attention.products import Pattern, Shape, Sum, split
+from vdm_jax.attention.products import independent_frames_mask as independent_frames_mask
+from vdm_jax.attention.windows import Neighbourhood, Radial, SlidingTiles
+from vdm_jax.configuration import Length, OddSize, Size, SizeOrZero, config
 from vdm_jax.errors import UserError
-
-Shape = tuple[int, int, int]  # frames, height, width of the video, in tokens
-
-
-def split(number, run: int):
-    """Quotient and remainder of numbers >= 0.
-
-    For jax arrays by `lax.div`, which truncates: floor division would handle signs, which costs operations in a kernel
-    and asks the TPU compiler for a device that is not there when lowering elsewhere.
-    """
-    if isinstance(number, jax.Array):
-        quotient = jax.lax.div(number, jnp.asarray(run, number.dtype))
-        return quotient, number - quotient * run
-    return number // run, number % run
-
-
-class VisibleFrames(NamedTuple):
-    """The frames each query frame sees, packed to the front: `index` int `[T, M]`, `valid` bool `[T, M]`."""
-
-    index: np.ndarray
-    valid: np.ndarray
-
-
-class Pattern:
-    """What all patterns share; a pattern overrides the layout and one or both relations."""
-
-    layout: ClassVar[str] = "all"
-
-    def frame_visible(self, query, key):
-        """Whether frame `query` sees frame `key`: elementwise bool of two broadcastable integer arrays."""
-        return (query == query) & (key == key)
-
-    def position_visible(self, query, key, size: tuple[int, int]):
-        """Whether position `query` (row * W + column) sees position `key` in a frame of `size` (H, W)."""
-        return (query == query) & (key == key)
-
-    def covers_frame(self, size: tuple[int, int]) -> bool:
-        """Whether every position of a frame of `size` sees every other, so that no mask inside a frame is needed. False
-        may also say that a pattern does not know: then the mask is there, and full."""
-        return type(self).position_visible is Pattern.position_visible
-
-    def row_reach(self, size: tuple[int, int]) -> int:
-        """Most rows between two positions of which one may see the other, in a frame of `size`."""
-        return size[0]
-
-    def bounded_frames(self) -> bool:
-        """Whether a query frame sees a number of frames that does not grow with the clip."""
-        return False
-
-    def sees(self, query, key, shape: Shape):
-        """Whether token `query` sees token `key`: elementwise bool for numpy and jax integer arrays alike.
-
-        Made of comparisons and integer arithmetic only, so that a TPU kernel can evaluate it from token numbers.
-        """
-        (query_frame, query), (key_frame, key) = (split(x, shape[1] * shape[2]) for x in (query, key))
-        return self.frame_visible(query_frame, key_frame) & self.position_visible(query, key, shape[1:])
-
-    def visible(self, shape: Shape) -> np.ndarray:
-        """Dense mask `[S, S]`, True where the query (row) sees the key (column): the oracle of the tests."""
-        tokens = np.arange(int(np.prod(shape)))
-        return self.sees(tokens[:, None], tokens[None, :], shape)
-
-    def frame_table(self, frames: int, frame_mask: np.ndarray | None = None) -> np.ndarray:
-        """Which frame sees which, bool `[T, T]`, with an extra `frame_mask` `[T, T]` taken into account.
-
-        A frame that pattern and mask together leave without any other sees itself where the mask permits it: an
-        appended independent image is a clip of one frame (under sparse-causal attention it would see nothing).
-        """
-        table = _frame_table(self, frames)
-        if frame_mask is not None:
-            table = table & frame_mask
-            alone = ~table.any(axis=1) & np.diagonal(frame_mask)
-            table = table | np.diag(alone)
-        return table
-
-    def key_frames(self, frames: int, frame_mask: np.ndarray | None = None) -> VisibleFrames:
-        """For each query frame the frames it sees, for kernels that gather them."""
-        table = self.frame_table(frames, frame_mask)
-        most = max(int(table.sum(axis=1).max()), 1)
-        order = np.argsort(~table, axis=1, kind="stable")[:, :most]  # visible ones first, in order of time
-        valid = np.take_along_axis(table, order, axis=1)
-        return VisibleFrames(np.where(valid, order, order[:, :1]).astype(np.int32), valid)
-
-    def position_pairs(self, size: tuple[int, int]) -> int:
-        """Number of visible (query, key) pairs of positions between two frames that see each other: counted, unless all
-        of them are."""
-        return (size[0] * size[1]) ** 2 if self.covers_frame(size) else _counted_pairs(self, size)
-
-    def pairs(self, shape: Shape, frame_mask: np.ndarray | None = None) -> int:
-        """Number of visible (query, key) pairs of tokens, without building the mask over tokens."""
-        return int(self.frame_table(shape[0], frame_mask).sum()) * self.position_pairs(shape[1:])
-
-
-@functools.lru_cache(maxsize=8)  # asked for many times while a network is traced
-def _frame_table(pattern: Pattern, frames: int) -> np.ndarray:
-    """Which frame sees which by the pattern alone, bool `[T, T]`, read-only."""
-    index = np.arange(frames)
-    table = pattern.frame_visible(index[:, None], index[None, :])
-    table.flags.writeable = False
-    return table
 
 
 class _SamePosition(Pattern):
@@ -292,8 +193,31 @@ class LocalWindow(Pattern):
         return _window_pairs(size[0], self.height // 2) * _window_pairs(size[1], self.width // 2)
 
 
-OwnPattern = (Spatial | Temporal | Full | Causal | BlockCausal | TeacherForcing | TemporalCausal | SparseCausal
-              | LocalWindow)
+OneForAllHeads = (Spatial | Temporal | Full | Causal | BlockCausal | TeacherForcing | TemporalCausal | SparseCausal
+                  | LocalWindow | Neighbourhood | SlidingTiles | Radial)
+
+
+@config
+class PerHead(Sum):
+    """A pattern of their own for equal groups of heads, in order: some heads spatial and some temporal, as Sparse
+    VideoGen finds them to be (Xi et al. 2025, 2502.01776). `attend` computes one group after the other."""
+
+    groups: Annotated[tuple[OneForAllHeads, ...], Length(2)] = (Spatial(), Temporal())
+
+    @property
+    def layout(self) -> str:
+        """Layout of the groups, `all` where they differ."""
+        layouts = {pattern.layout for pattern in self.groups}
+        return layouts.pop() if len(layouts) == 1 else "all"
+
+    def terms(self, shape):
+        raise TypeError("PerHead has no terms: ask those of its groups")
+
+    def bounded_frames(self):
+        return all(pattern.bounded_frames() for pattern in self.groups)
+
+
+OwnPattern = OneForAllHeads | PerHead
 
 
 @config
@@ -313,12 +237,15 @@ class WithExtraKeys(Pattern):
         """Layout of the inner pattern."""
         return self.inner.layout
 
+    def terms(self, shape):
+        return self.inner.terms(shape) if self.mode == "append" else (self,)
+
     def frame_visible(self, query, key):
-        visible = self.inner.frame_visible(query, key)
-        return visible if self.mode == "append" else visible & False
+        return self.inner.frame_visible(query, key) if self.mode == "append" else (query != query) | (key != key)
 
     def position_visible(self, query, key, size):
-        return self.inner.position_visible(query, key, size)
+        of = self.inner if self.mode == "append" else super()
+        return of.position_visible(query, key, size)
 
     def covers_frame(self, size):
         return self.inner.covers_frame(size)
@@ -336,8 +263,28 @@ class WithExtraKeys(Pattern):
         return self.inner.pairs(shape, frame_mask) if self.mode == "append" else 0
 
 
-AttentionPattern = (Spatial | Temporal | Full | Causal | BlockCausal | TeacherForcing | TemporalCausal | SparseCausal
-                    | LocalWindow | WithExtraKeys)
+AttentionPattern = OwnPattern | WithExtraKeys
+
+
+def by_heads(pattern: Pattern) -> tuple[Pattern, ...]:
+    """The patterns of equal groups of heads: the pattern itself where all have the same."""
+    if isinstance(pattern, WithExtraKeys):
+        return tuple(dataclasses.replace(pattern, inner=inner) for inner in by_heads(pattern.inner))
+    return pattern.groups if isinstance(pattern, PerHead) else (pattern,)
+
+
+def heads_of(pattern: Pattern, heads: int) -> int:
+    """Heads of each group of `by_heads`. Raises `UserError` when the groups do not divide them."""
+    groups = len(by_heads(pattern))
+    if heads % groups:
+        raise UserError(f"attention pattern PerHead of {groups} groups with {heads} heads; permitted: multiples of "
+                        f"{groups}")
+    return heads // groups
+
+
+def context_of(pattern: Pattern, context: str) -> str:
+    """Where a group of heads computes when the others do in `context`: spatial attention has nothing to exchange."""
+    return "none" if pattern.layout == "frames" else context
 
 
 def attention_flops(
@@ -352,20 +299,12 @@ def attention_flops(
     """Exact FLOPs (2 per multiply-add) of one clip's forward pass: scores and weighted sum of what the mask shows.
 
     `extra_keys` is the number of outside tokens that each video token sees. A backward pass from saved softmax
-    statistics does 2.5 times as much (five products of this size against two).
+    statistics does 2.5 times as much (five products of this size against two). Raises `UserError` for heads that the
+    groups of a `PerHead` pattern do not divide.
     """
-    pairs = pattern.pairs(shape, frame_mask) + int(np.prod(shape)) * extra_keys
+    heads = heads_of(pattern, heads)
+    pairs = sum(one.pairs(shape, frame_mask) + int(np.prod(shape)) * extra_keys for one in by_heads(pattern))
     return 4 * pairs * heads * head_dim
-
-
-def independent_frames_mask(frames: int, images: int) -> np.ndarray:
-    """Frame mask `[T+n, T+n]` for joint image-video training (Ho et al. 2022, arXiv 2204.03458, section 3).
-
-    The first `frames` frames are a clip and see each other; each of the `images` appended ones sees only itself.
-    """
-    index = np.arange(frames + images)
-    clip = index < frames
-    return (clip[:, None] & clip[None, :]) | (index[:, None] == index[None, :])
 
 
 @functools.lru_cache(maxsize=256)
@@ -376,25 +315,18 @@ def check_layout(pattern: Pattern, shape: Shape) -> None:
     positions = np.arange(corner[0] * corner[1])
     if pattern.layout == "all":
         return
+    term, *more = pattern.terms(shape)
     if pattern.layout == "frames":
-        fits = np.array_equal(pattern.frame_visible(frames[:, None], frames[None, :]), np.eye(shape[0], dtype=bool))
+        fits = np.array_equal(term.frame_visible(frames[:, None], frames[None, :]), np.eye(shape[0], dtype=bool))
     elif pattern.layout == "positions":
-        seen = pattern.position_visible(positions[:, None], positions[None, :], corner)
+        seen = term.position_visible(positions[:, None], positions[None, :], corner)
         fits = np.array_equal(seen, np.eye(len(positions), dtype=bool))
     else:
         raise UserError(f"attention pattern {pattern} has layout={pattern.layout!r}; permitted: 'frames', 'positions', "
                         "'all'")
-    if not fits:
+    if more or not fits:
         raise UserError(f"attention pattern {pattern} has layout={pattern.layout!r}, but sees other {pattern.layout}; "
                         "permitted: layout='all'")
-
-
-@functools.lru_cache(maxsize=256)
-def _counted_pairs(pattern: Pattern, size: tuple[int, int]) -> int:
-    """`position_pairs` by looking at every pair, some rows of queries at a time."""
-    keys = np.arange(size[0] * size[1])
-    return sum(int(np.sum(pattern.position_visible(keys[start : start + 256, None], keys[None, :], size)))
-               for start in range(0, len(keys), 256))
 
 
 def _window_pairs(length: int, reach: int) -> int:

@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal, get_args
 
 import jax.numpy as jnp
 
-from vdm_jax.attention.capability import CAPABILITIES, Request
-from vdm_jax.attention.patterns import OwnPattern, attention_flops
+from vdm_jax.attention.capability import CAPABILITIES, Request, resolve
+from vdm_jax.attention.patterns import OwnPattern, attention_flops, by_heads, context_of
+from vdm_jax.attention.products import frame_table
 from vdm_jax.configuration import Count, Length, Size, config, from_data, to_data
 from vdm_jax.errors import UserError
 
@@ -43,14 +44,26 @@ def parse_pattern(text: str) -> OwnPattern:
 
 
 def _options(text: str, arguments: str | None) -> dict[str, Any]:
-    """Literal keyword arguments of a call."""
+    """Keyword arguments of a call as data."""
     try:
-        call = ast.parse(f"f{arguments or '()'}", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args:
-            raise ValueError("positional")
-        return {keyword.arg or "**": ast.literal_eval(keyword.value) for keyword in call.keywords}
+        return _keywords(ast.parse(f"f{arguments or '()'}", mode="eval").body)
     except (SyntaxError, ValueError):
         raise UserError(f"pattern {text!r} cannot be read; permitted: options as in SparseCausal(own=True)") from None
+
+
+def _keywords(call: ast.expr) -> dict[str, Any]:
+    """Keyword arguments of a call: literals, and calls that make patterns, alone or in a tuple."""
+    if not isinstance(call, ast.Call) or call.args:
+        raise ValueError("positional")
+    return {keyword.arg or "**": _value(keyword.value) for keyword in call.keywords}
+
+
+def _value(node: ast.expr) -> Any:
+    if isinstance(node, ast.Tuple):
+        return [_value(element) for element in node.elts]
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in PATTERNS:
+        return {"kind": node.func.id, **_keywords(node)}
+    return ast.literal_eval(node)
 
 
 def label(pattern: OwnPattern) -> str:
@@ -93,7 +106,8 @@ class Case:
 
     @property
     def flops(self) -> float:
-        """Mask-aware FLOPs of the call (2 per multiply-add): forward as the mask has it, backward 2.5 times as many."""
+        """Mask-aware FLOPs of the call (2 per multiply-add): forward as the mask has it, backward 2.5 times as many.
+        Raises `UserError` for a pattern that is not defined on the shape, or not for so many heads."""
         one = attention_flops(self.pattern, self.shape, heads=self.heads, head_dim=self.head_dim)
         return FLOP_FACTOR[self.mode] * self.batch * one
 
@@ -115,12 +129,18 @@ class Case:
 
         Known before anything is compiled; the backward pass of a dense kernel holds weights and their gradient.
         """
+        if len(groups := by_heads(self.pattern)) > 1:
+            cases = [dataclasses.replace(self, pattern=one, heads=self.heads // len(groups)) for one in groups]
+            return sum(case.least_bytes(resolve(case.request(platform), self.kernel, context_of(one, self.context)),
+                                        platform) for case, one in zip(cases, groups, strict=True))
         array = jnp.dtype(self.dtype).itemsize * self.batch * self.tokens * self.heads * self.head_dim
         request, passes = self.request(platform), 1 if self.mode == "forward" else 2
         arrays = 4 * array * passes
         if kernel == "gather":
-            seen = self.pattern.key_frames(self.frames).index.shape[1]
-            return arrays + passes * request.logits_bytes * seen // self.frames
+            order = self.pattern.token_order(self.shape)
+            pattern, shape = (self.pattern, self.shape) if order is None else (order.pattern, order.shape)
+            seen = max(int(frame_table(pattern, shape).sum(axis=1).max()), 1)
+            return arrays + passes * request.logits_bytes * seen // shape[0]
         return arrays + (passes * request.logits_bytes if kernel == "xla" else 0)
 
     def to_data(self) -> dict[str, Any]:

@@ -78,13 +78,12 @@ def check(case: Case, mesh: Mesh, limit: int | None) -> str:
     platform = platform_of(mesh.devices.flat[0])
     try:
         kernel = resolve(case.request(platform), case.kernel, case.context)
-        sharding = _sharding(case, mesh)
+        sharding, least = _sharding(case, mesh), case.least_bytes(kernel, platform)
     except UserError as error:
         raise Unfit(str(error)) from None
     parts = math.prod(mesh.shape[a] for names in sharding.spec if names for a in names_of(names))
-    least = case.least_bytes(kernel, platform) // parts
-    if limit is not None and least > limit:
-        raise Unfit(f"does not fit: needs at least {least / GIB:.1f} GiB, limit {limit / GIB:.1f} GiB")
+    if limit is not None and least // parts > limit:
+        raise Unfit(f"does not fit: needs at least {least / parts / GIB:.1f} GiB, limit {limit / GIB:.1f} GiB")
     return kernel
 
 

@@ -15,6 +15,7 @@ from vdm_jax.benchmark.cases import FLOP_FACTOR, Case
 from vdm_jax.benchmark.program import Unfit, build, mesh_of
 from vdm_jax.benchmark.record import open_record, save
 from vdm_jax.benchmark.timing import LEAST, LONG, run
+from vdm_jax.errors import UserError
 from vdm_jax.parallel.collectives import collectives
 from vdm_jax.parallel.compiling import no_compilation_cache
 from vdm_jax.parallel.mesh import MeshSpec
@@ -138,5 +139,8 @@ def expected_seconds(case: Case, rows: dict[str, dict[str, Any]], budget: float)
         return statistics.mean(compiles)
     same = [row for row in done if row["case"]["kernel"] == case.kernel] or done
     rate = statistics.median(row["flops_per_second"] for row in same) if same else UNMEASURED_RATE
-    call = case.flops / rate
+    try:
+        call = case.flops / rate
+    except UserError:  # a pattern that the shape does not fit: its row will say so
+        return 0.0
     return statistics.mean(compiles) + call + (max(budget, LEAST * call) if call <= LONG * budget else 0.0)

@@ -1,7 +1,7 @@
-"""Halo exchange: every device gets just the frames its own frames see, the first one and those around them.
+"""Halo exchange: every device gets just the frames its own frames see, the first ones and those around them.
 
 For patterns that see few frames the bytes per device do not grow with the clip: frames before and after come from the
-neighbours by collective permutes, the first frame by a sum in which only its owner takes part. Spatial attention
+neighbours by collective permutes, the first frames by a sum in which only their owners take part. Spatial attention
 exchanges nothing.
 """
 
@@ -16,12 +16,12 @@ from einops import rearrange
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from vdm_jax.attention.block_mask import ExtraKeys, SequenceLayout
+from vdm_jax.attention.block_mask import ExtraKeys, SequenceLayout, SumMask
 from vdm_jax.attention.contexts.shard_mask import Ids, ShardMask, attend_shard, make_shard_mask
 from vdm_jax.attention.contexts.sharded import AXIS, Call
-from vdm_jax.attention.kernels.gather import gather_frames
+from vdm_jax.attention.kernels.gather import gather_frames, slots_mask
 from vdm_jax.attention.kernels.xla import Keys, dense
-from vdm_jax.attention.patterns import VisibleFrames
+from vdm_jax.attention.products import VisibleFrames
 
 
 def attention(call: Call, q, k, v, *, bias=None, frame_valid=None, extra_keys: ExtraKeys | None = None):
@@ -44,9 +44,9 @@ def attention(call: Call, q, k, v, *, bias=None, frame_valid=None, extra_keys: E
 
 @dataclasses.dataclass(frozen=True)
 class Halo:
-    """What a device holds, in this order: the first frame of the clip, frames before its own, its own, frames after."""
+    """What a device holds, in this order: first frames of the clip, frames before its own, its own, frames after."""
 
-    first: bool
+    first: int
     before: int
     after: int
     frames: int  # own ones
@@ -55,24 +55,21 @@ class Halo:
     def ids(self, device, xp) -> Array:
         """Numbers in the clip of the frames a device holds, -1 for what is not there or there twice."""
         number = device * self.frames + np.arange(-self.before, self.frames + self.after)
-        inside = (number >= int(self.first)) & (number < self.frames * self.devices)
+        inside = (number >= self.first) & (number < self.frames * self.devices)
         number = xp.where(inside, number, -1)
-        return xp.concatenate([xp.zeros(1, number.dtype), number]) if self.first else number
+        return xp.concatenate([xp.arange(self.first, dtype=number.dtype), number]) if self.first else number
 
     def collect(self, x: Float[Array, "B F H W K D"]) -> Float[Array, "B G H W K D"]:
         """A device's frames with their halo; places without a frame hold zeros."""
         before = [self._from_device(x, -hop, count) for hop, count in self._hops(self.before)]
         after = [self._from_device(x, hop, count) for hop, count in self._hops(self.after)]
-        first = []
-        if self.first:
-            owner = lax.axis_index(AXIS) == 0
-            first = [lax.psum(jnp.where(owner, x[:, :1], 0), AXIS)]
+        first = [lax.psum(jnp.where(lax.axis_index(AXIS) == owner, x[:, :count], 0), AXIS)
+                 for owner, count in enumerate(_runs_of(self.frames, self.first))]
         return jnp.concatenate([*first, *reversed(before), x, *after], axis=1)
 
     def _hops(self, reach: int) -> list[tuple[int, int]]:
         """How many frames to get from the devices 1, 2, ... away."""
-        hops = range(1, -(-reach // self.frames) + 1)
-        return [(hop, min(self.frames, reach - (hop - 1) * self.frames)) for hop in hops]
+        return list(enumerate(_runs_of(self.frames, reach), 1))
 
     def _from_device(self, x: Array, hop: int, count: int) -> Array:
         """The nearest `count` frames of the device `hop` further on."""
@@ -80,18 +77,31 @@ class Halo:
         return lax.ppermute(x[:, -count:] if hop < 0 else x[:, :count], AXIS, sources)
 
 
+def _runs_of(size: int, total: int) -> list[int]:
+    """A number of frames as those of one device after the other, which have `size` each."""
+    return [min(size, total - start) for start in range(0, total, size)]
+
+
 def find_halo(call: Call) -> Halo:
-    """The smallest halo with everything that some frame sees."""
+    """The smallest halo with everything that some frame sees: of the clip's first frames so many are handed out apart
+    that a device holds the fewest frames."""
     query, key = np.nonzero(call.layout.frame_table)
     start = query // call.frames * call.frames
     behind, ahead = start - key, key - (start + call.frames - 1)
-    before = int(behind[key > 0].max(initial=0))
-    return Halo(first=bool((behind[key == 0] > before).any()), before=max(before, 0),
-                after=int(ahead.max(initial=0)), frames=call.frames, devices=call.devices)
+
+    def before(first: int) -> int:
+        return max(int(behind[key >= first].max(initial=0)), 0)
+
+    first = int((behind[key == 0] > before(1)).any())
+    fewest = min(range(call.layout.shape[0]), key=lambda first: first + before(first))
+    if fewest + before(fewest) < first + before(first):
+        first = fewest
+    return Halo(first=first, before=before(first), after=int(ahead.max(initial=0)), frames=call.frames,
+                devices=call.devices)
 
 
 def _gathered(
-    layout: SequenceLayout, part: ShardMask, ids: Ids, q, k, v, *, key_valid: Bool[Array, "B G"] | None,
+    layout: SequenceLayout, part: ShardMask | SumMask, ids: Ids, q, k, v, *, key_valid: Bool[Array, "B G"] | None,
     extra_keys: ExtraKeys | None,
 ) -> Float[Array, "B F H W K D"]:
     """Dense attention of every frame over those of the held frames that it may see.
@@ -105,14 +115,16 @@ def _gathered(
     table = part.frame_table
     most = max(int(table.sum(axis=1).max()), 1)
     index = np.argsort(~table, axis=1, kind="stable")[:, :most]
-    seen = jnp.take_along_axis(part.seen(ids), jnp.asarray(index), axis=1)[None]
-    if key_valid is not None:
-        seen = seen & key_valid[:, index]
-    mask = jnp.repeat(seen, tokens, axis=2)[:, :, None, None, None, :]  # against [B, f, P, K, n, M * n]
-    if part.within is not None:
-        place = np.arange(tokens)
-        within = part.within.position_visible(place[:, None], place[None, :], part.size)
-        mask = mask & jnp.tile(jnp.asarray(within), (1, most))
+    place, shown = np.arange(tokens), []
+    for one in part.parts:
+        seen = jnp.take_along_axis(one.seen(ids), jnp.asarray(index), axis=1)[None]
+        seen = seen if key_valid is None else seen & key_valid[:, index]
+        if one.within is None:
+            shown.append(jnp.repeat(seen, tokens, axis=2)[:, :, None, None, None, :])  # [B, f, P, K, n, M * n]
+        else:
+            shown.append(slots_mask(seen, np.asarray(one.within.position_visible(place[:, None], place[None, :],
+                                                                                 one.size))))
+    mask = functools.reduce(jnp.logical_or, shown)
     frames = VisibleFrames(index, None)
     sets = [Keys(gather_frames(k, frames), gather_frames(v, frames), mask)]
     if extra_keys is not None:

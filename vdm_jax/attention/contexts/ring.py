@@ -25,8 +25,15 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from vdm_jax.attention.block_mask import BlockMask, ExtraKeys, SequenceLayout
-from vdm_jax.attention.contexts.shard_mask import asked, check_exchanged, check_kernel, dense_mask, make_shard_mask
+from vdm_jax.attention.block_mask import AnyMask, ExtraKeys, SequenceLayout
+from vdm_jax.attention.contexts.shard_mask import (
+    asked,
+    check_exchanged,
+    check_kernel,
+    dense_mask,
+    make_shard_mask,
+    only,
+)
 from vdm_jax.attention.contexts.sharded import AXIS, Call
 from vdm_jax.attention.kernels.chunked import blockwise, blockwise_gradients, merge
 from vdm_jax.attention.kernels.xla import MASKED
@@ -77,10 +84,10 @@ class Ring:
         return SequenceLayout(self.layout.pattern, (frames, *self.layout.shape[1:]))
 
     @property
-    def block_mask(self) -> BlockMask:
+    def block_mask(self) -> AnyMask:
         """What a run of queries may see of a run of keys."""
         part = make_shard_mask(self.layout, (self.local.shape[0],) * 2)
-        return dataclasses.replace(part, rule=None, clip=self.table.tobytes()) if self.apart else part
+        return only(part, np.arange(self.layout.shape[0]) > 0) if self.apart else part
 
     def member(self) -> Array:
         """The member that this device is."""
@@ -177,8 +184,7 @@ def _over_first_frame(ring: Ring, device: SequenceLayout, q, k, v, frame_valid) 
     """Output and logsumexp of a device's frames, in order, over the first frame of the clip."""
     member, frames = ring.member(), device.shape[0]
     key, value = (device.rows(lax.psum(jnp.where(member == 0, a[:, :1], 0), AXIS)) for a in (k, v))
-    seen = ring.layout.frame_table & (np.arange(ring.layout.shape[0]) == 0)
-    part = dataclasses.replace(make_shard_mask(ring.layout, (frames, 1)), rule=None, clip=seen.tobytes())
+    part = only(make_shard_mask(ring.layout, (frames, 1)), np.arange(ring.layout.shape[0]) == 0)
     ids = member * frames + np.arange(frames), jnp.zeros(1, jnp.int32)
     valid = None if frame_valid is None else device.key_valid(frame_valid[:, :1])
     return blockwise(device.rows(q), key, value, part, key_valid=valid, ids=ids)

@@ -7,15 +7,16 @@ by the numbers of the frames in the clip.
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from vdm_jax.attention.block_mask import PARTIAL, BlockMask, ExtraKeys, SequenceLayout
+from vdm_jax.attention.block_mask import PARTIAL, AnyMask, BlockMask, ExtraKeys, SequenceLayout, SumMask
 from vdm_jax.attention.kernels.chunked import blockwise, merge
 from vdm_jax.attention.kernels.xla import Keys, both, dense
-from vdm_jax.attention.patterns import split
+from vdm_jax.attention.products import split
 from vdm_jax.errors import UserError
 
 Ids = tuple[Int[ArrayLike, " F"], Int[ArrayLike, " G"]]  # of query and key frames; a key frame < 0 is not there
@@ -31,6 +32,12 @@ class ShardMask(BlockMask):
 
     clip: bytes = b""
     total: int = 0
+    at_run_time: ClassVar[bool] = True
+
+    def only(self, keys: Bool[np.ndarray, " T"]) -> ShardMask:
+        """The part that sees some frames of the clip alone."""
+        clip = np.frombuffer(self.clip, bool).reshape(self.total, self.total) & keys
+        return dataclasses.replace(self, rule=None, clip=clip.tobytes())
 
     def frames_see(self, query, key):
         """Elementwise: whether frame `query` of the clip sees frame `key`; both integer arrays."""
@@ -79,29 +86,44 @@ class ShardMask(BlockMask):
 
 def make_shard_mask(
     layout: SequenceLayout, frames: tuple[int, int], pairs: list[tuple[np.ndarray, np.ndarray]] | None = None,
-) -> BlockMask:
-    """The part of `view` (a whole clip) among `frames` (of queries, of keys).
+) -> AnyMask:
+    """The part of `layout` (a whole clip) among `frames` (of queries, of keys).
 
     `pairs`: numbers of query and key frames of every device, from which follows what may be needed; None: any frames.
-    Where everything is visible in any case the result is a plain block mask, else a `ShardMask`.
+    Where everything is visible in any case the result is a plain block mask, else a `ShardMask`, or a sum of them.
     """
-    table, needed, whole = layout.frame_table, np.ones(frames, bool), layout.block_mask()
-    if pairs is not None:
-        needed = np.any([table[np.ix_(q, np.maximum(k, 0))] & (k >= 0) for q, k in pairs], axis=0)
+    whole, total = layout.block_mask(), layout.shape[0]
     if whole.everything and (pairs is None or all((k >= 0).all() for _, k in pairs)):
-        return dataclasses.replace(whole, frames=frames, table=needed.tobytes())
-    return ShardMask(frames, whole.run, whole.tokens, needed.tobytes(), whole.rule, whole.within, whole.size,
-                table.tobytes(), layout.shape[0])
+        needed = np.ones(frames, bool) if pairs is None else _needed(layout.frame_table, pairs)
+        rule = whole.rule if isinstance(whole, BlockMask) else None  # the formula of a part is not that of the sum
+        return dataclasses.replace(whole.parts[0], frames=frames, table=needed.tobytes(), rule=rule)
+    parts = []
+    for part in whole.parts:
+        needed = np.ones(frames, bool) if pairs is None else _needed(part.frame_table, pairs)
+        parts.append(ShardMask(frames, part.run, part.tokens, needed.tobytes(), part.rule, part.within, part.size,
+                               part.table, total))
+    return parts[0] if len(parts) == 1 else SumMask(tuple(parts))
 
 
-def asked(part: BlockMask, ids: Ids) -> Ids | None:
+def only(part: ShardMask | SumMask, keys: Bool[np.ndarray, " T"]) -> AnyMask:
+    """What a part shows of some frames of the clip."""
+    parts = tuple(one.only(keys) for one in part.parts)
+    return parts[0] if len(parts) == 1 else SumMask(parts)
+
+
+def _needed(table: np.ndarray, pairs: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Which of the frames that devices hold may see each other, bool `[query frames, key frames]`."""
+    return np.any([table[np.ix_(q, np.maximum(k, 0))] & (k >= 0) for q, k in pairs], axis=0)
+
+
+def asked(part: AnyMask, ids: Ids) -> Ids | None:
     """The frame numbers if the part asks for them."""
-    return ids if isinstance(part, ShardMask) else None
+    return ids if part.at_run_time else None
 
 
-def dense_mask(part: BlockMask, ids: Ids) -> Bool[Array, "Q S"] | None:
+def dense_mask(part: AnyMask, ids: Ids) -> Bool[Array, "Q S"] | None:
     """The mask of a part; None when everything is visible."""
-    return part.mask(ids) if isinstance(part, ShardMask) else part.mask()
+    return part.mask(ids) if part.at_run_time else part.mask()
 
 
 def check_kernel(kernel: str) -> None:
@@ -120,7 +142,7 @@ def check_exchanged(layout: SequenceLayout, context: str) -> None:
 def attend_shard(
     kernel: str,
     layout: SequenceLayout,
-    part: BlockMask,
+    part: AnyMask,
     ids: Ids,
     q: Float[Array, "B F H W K D"],
     k: Float[Array, "B G H W K D"],

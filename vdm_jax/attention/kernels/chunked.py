@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from vdm_jax.attention.block_mask import FULL, PARTIAL, BlockMask, ExtraKeys, SequenceLayout
+from vdm_jax.attention.block_mask import FULL, PARTIAL, AnyMask, ExtraKeys, SequenceLayout
 from vdm_jax.attention.kernels.xla import MASKED
 
 Ids = tuple[Int[ArrayLike, " F"], Int[ArrayLike, " G"]]  # numbers of the query frames and of the key frames
@@ -52,7 +52,7 @@ def blockwise(
     q: Float[Array, "B Q K D"],
     k: Float[Array, "B S K D"],
     v: Float[Array, "B S K D"],
-    block_mask: BlockMask,
+    block_mask: AnyMask,
     *,
     bias: Float[Array, "*rest K Q S"] | None = None,
     key_valid: Bool[Array, "B S"] | None = None,
@@ -82,7 +82,7 @@ def blockwise_gradients(
     q: Float[Array, "B Q K D"],
     k: Float[Array, "B S K D"],
     v: Float[Array, "B S K D"],
-    block_mask: BlockMask,
+    block_mask: AnyMask,
     *,
     lse: Float[Array, "B K Q"],
     delta: Float[Array, "B K Q"],
@@ -129,7 +129,7 @@ def _from_blocks(x: Float[Array, "N B K Z D"], length: int) -> Float[Array, "B S
     return jnp.transpose(x, (1, 0, 3, 2, 4)).reshape(x.shape[1], -1, x.shape[2], x.shape[4])[:, :length]
 
 
-def _plan(block_mask: BlockMask, block: int | None) -> _Plan:
+def _plan(block_mask: AnyMask, block: int | None) -> _Plan:
     return _Plan(block_mask, *(min(block or BLOCK, math.ceil(length / 8) * 8) for length in block_mask.lengths))
 
 
@@ -137,7 +137,7 @@ def _plan(block_mask: BlockMask, block: int | None) -> _Plan:
 class _Plan:
     """Which key blocks each query block goes through: first those without, then those with a mask."""
 
-    block_mask: BlockMask
+    block_mask: AnyMask
     block_q: int
     block_k: int
 

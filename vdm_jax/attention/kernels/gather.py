@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, ArrayLike, Bool, Float
 
 from vdm_jax.attention.block_mask import ExtraKeys, SequenceLayout
 from vdm_jax.attention.kernels.xla import Keys, dense
-from vdm_jax.attention.patterns import VisibleFrames
+from vdm_jax.attention.products import VisibleFrames
 
 
 def attention(q, k, v, layout: SequenceLayout, *, bias=None, frame_valid=None, extra_keys: ExtraKeys | None = None,
@@ -73,20 +75,28 @@ def _run(x: Array, start: int, length: int, step: int) -> Array:
 def _mask(layout: SequenceLayout, frames: VisibleFrames, frame_valid: Bool[Array, "B T"] | None) -> Bool[Array,
                                                                                                          " ..."] | None:
     """Mask that broadcasts against logits `[B, T, P, K, n, M * n]`."""
-    positions = layout.pattern.layout == "positions"
+    positions, size = layout.pattern.layout == "positions", layout.shape[1:]
     tokens = 1 if positions else layout.tokens
-    within = None
-    if not positions and not layout.pattern.covers_frame(layout.shape[1:]):
-        ids = np.arange(tokens)
-        within = layout.pattern.position_visible(ids[:, None], ids[None, :], layout.shape[1:])
-    if within is None and frame_valid is None and frames.valid.all():
+    covered = positions or all(term.covers_frame(size) for term, _ in layout.terms)
+    if covered and frame_valid is None and frames.valid.all():
         return None
-    valid = jnp.asarray(frames.valid)[None] if frame_valid is None else frame_valid[:, frames.index] & frames.valid
-    valid = jnp.broadcast_to(valid[..., None], (*valid.shape, tokens))  # [B or 1, T, M, n]
-    mask = valid.reshape(*valid.shape[:2], 1, 1, 1, -1)
-    if within is not None:
-        mask = mask & jnp.tile(jnp.asarray(within), (1, frames.index.shape[1]))
-    return mask
+    slots = frames.valid[None] if frame_valid is None else frame_valid[:, frames.index] & frames.valid
+    if covered:
+        mask = jnp.broadcast_to(jnp.asarray(slots)[..., None], (*slots.shape, tokens))  # [B or 1, T, M, n]
+        return mask.reshape(*mask.shape[:2], 1, 1, 1, -1)
+    shown = []
+    for term, table in layout.terms:  # what each shows of the positions of the frames that see each other by it
+        place = np.arange(tokens)
+        within = np.asarray(term.position_visible(place[:, None], place[None, :], size))
+        shown.append(slots_mask(slots & np.take_along_axis(table, frames.index, axis=1), within))
+    return functools.reduce(jnp.logical_or, shown)
+
+
+def slots_mask(slots: Bool[ArrayLike, "B T M"], within: Bool[np.ndarray, "N N"]) -> Bool[Array, "B T 1 1 N S"]:
+    """Mask against logits `[B, T, P, K, n, M * n]`: which slots of each frame hold a frame, and which positions see
+    each other."""
+    valid = jnp.broadcast_to(jnp.asarray(slots)[..., None], (*slots.shape, len(within)))
+    return valid.reshape(*valid.shape[:2], 1, 1, 1, -1) & jnp.tile(jnp.asarray(within), (1, slots.shape[2]))
 
 
 def _gather_bias(

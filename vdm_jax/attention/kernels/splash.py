@@ -25,7 +25,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
-from vdm_jax.attention.block_mask import EMPTY, FULL, BlockMask, ExtraKeys, SequenceLayout
+from vdm_jax.attention.block_mask import EMPTY, FULL, AnyMask, ExtraKeys, SequenceLayout
 from vdm_jax.errors import UserError
 from vdm_jax.parallel.rules import spec
 
@@ -81,14 +81,14 @@ def layout_of_blocks(layout: SequenceLayout) -> tuple[int, int]:
 class _Sees:
     """The mask as a function of row and column numbers, compared by value, as splash's compilation cache needs."""
 
-    block_mask: BlockMask
+    block_mask: AnyMask
 
     def __call__(self, query, key):
         return self.block_mask.sees(query, key)
 
 
 @functools.lru_cache(maxsize=128)
-def make_kernel(block_mask: BlockMask, block: int, interpret: bool) -> splash.SplashAttentionKernel:
+def make_kernel(block_mask: AnyMask, block: int, interpret: bool) -> splash.SplashAttentionKernel:
     """The splash kernel of a relation whose sequences are padded at the end to whole blocks.
 
     Takes scaled queries, keys and values `[K, S, D]` of one sequence.
@@ -137,7 +137,7 @@ def _small(x: np.ndarray) -> np.ndarray:
 
 
 def _sharded(
-    q: Float[Array, "N S K D"], k: Array, v: Array, valid: Bool[Array, "N S"] | None, block_mask: BlockMask, block: int,
+    q: Float[Array, "N S K D"], k: Array, v: Array, valid: Bool[Array, "N S"] | None, block_mask: AnyMask, block: int,
 ) -> Float[Array, "N S K D"]:
     """Splash on every device's own sequences and heads: the compiler cannot split a Pallas kernel by itself."""
     mesh = jax.sharding.get_abstract_mesh()
@@ -155,7 +155,7 @@ def _sharded(
     return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)(q, k, v, valid)
 
 
-def _run(block_mask: BlockMask, block: int, q, k, v, valid):
+def _run(block_mask: AnyMask, block: int, q, k, v, valid):
     kernel = make_kernel(block_mask, block, INTERPRET)
 
     def one(q, k, v, valid):

@@ -20,7 +20,7 @@ from jax import lax
 from jax.sharding import AxisType
 from jaxtyping import Array, Bool, Float
 
-from vdm_jax.attention.block_mask import EMPTY, FULL, BlockMask
+from vdm_jax.attention.block_mask import EMPTY, FULL, AnyMask
 from vdm_jax.parallel.compiling import processors, target_platform
 
 MASKED = -1e30  # finite, so that a fully masked row gives an average instead of NaN; `attend` turns it into zeros
@@ -55,7 +55,7 @@ def attention(
     v: Float[Array, "B S M D"],
     mask: Bool[Array, "_ _ _ _"] | None = None,
     bias: Float[Array, "_ _ _ _"] | None = None,
-    block_mask: BlockMask | None = None,
+    block_mask: AnyMask | None = None,
     places: int = 1,
 ) -> Float[Array, "B Q M D"]:
     """Softmax attention (float32) of `M` heads, which are those of several `places` side by side: in temporal
@@ -129,7 +129,7 @@ class _Plan:
     queries: int
     counts: tuple[int, int, int]
     runs: tuple[_Run, ...]
-    block_mask: BlockMask | None = None
+    block_mask: AnyMask | None = None
     abreast: int = 1
 
     def start(self, group: _Group, tile: Array | int) -> tuple[Array | int, Array | int, Array | int]:
@@ -194,7 +194,7 @@ class _Plan:
         return carry
 
 
-def _plan(shape: tuple[int, int, int, int], keys: int, places: int, block_mask: BlockMask | None) -> _Plan:
+def _plan(shape: tuple[int, int, int, int], keys: int, places: int, block_mask: AnyMask | None) -> _Plan:
     """Tiles of queries `[B, Q, M, D]` with at most `TILE` logits or features: first all queries, then more heads, then
     more places, then more sequences."""
     batch, queries, heads, features = shape
@@ -219,7 +219,7 @@ def _plan(shape: tuple[int, int, int, int], keys: int, places: int, block_mask: 
     return _Plan(samples, many, rows, (batch // samples, heads // many, parts), runs, block_mask, abreast)
 
 
-def _runs(block_mask: BlockMask | None, tiles: int, rows: int, keys: int) -> tuple[_Run, ...]:
+def _runs(block_mask: AnyMask | None, tiles: int, rows: int, keys: int) -> tuple[_Run, ...]:
     """Runs of tiles whose keys are in pieces of the same lengths; neighbours are joined while there are too many."""
     if block_mask is None:
         return (_Run(0, tiles, ((0,),) * tiles, (keys,), False),)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from vdm_jax.attention.block_mask import BlockMask, ExtraKeys, SequenceLayout
+from vdm_jax.attention.block_mask import AnyMask, ExtraKeys, SequenceLayout
 from vdm_jax.attention.kernels import tiles
 from vdm_jax.attention.kernels.tiles import MASKED
 from vdm_jax.attention.positions import relative_values
@@ -25,7 +25,7 @@ class Keys(NamedTuple):
     mask: Bool[Array, " ..."] | None = None
     bias: Float[Array, " ..."] | None = None
     added: Callable[[Array], Array] | None = None  # from the weights `[*b, K, Q, S]`: added to the output
-    block_mask: BlockMask | None = None  # hides keys next to the mask, the same for all sequences
+    block_mask: AnyMask | None = None  # hides keys next to the mask, the same for all sequences
 
     def seen(self) -> Bool[Array, " ..."] | None:
         """The mask and what the relation hides."""
