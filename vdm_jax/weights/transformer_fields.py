@@ -155,6 +155,6 @@ def example(config: VideoTransformer) -> tuple[Any, ...]:
     text = {} if config.text is None else {"embeddings": jnp.zeros((1, 1, 1, config.text.width)),
                                            "text_mask": jnp.ones((1, 1, 1), bool)}
     given = {"conditioning_frames": jnp.zeros((*shape, config.out_channels)),
-             "conditioning_mask": jnp.zeros((*shape, 1))} if config.conditioning_frames else {}
+             "conditioning_mask": jnp.zeros((*shape, config.mask_channels))} if config.conditioning_frames else {}
     inputs = {entry.name: jnp.zeros((1, 1, 1, entry.width)) for entry in config.entering("tokens")}
     return jnp.zeros((*shape, config.out_channels)), jnp.zeros(1), Conditioning(**text, **given, inputs=inputs)

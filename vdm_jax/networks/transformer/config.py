@@ -70,7 +70,9 @@ class VideoTransformer(Backbone):
     # Takes conditioning frames and their mask as further channels, or in the place of noisy ones, whose tokens then
     # have the noise level zero
     frame_conditioning: Literal["none", "channels", "in_place"] = "none"
-    mask_channels: Count = 1  # of the mask among them; more are of the frames of a latent one, which no stage makes
+    # Of the mask among them; more are of the frames of a latent one, next to latents of the whole clip, which is grey
+    # where nothing is given: the network then makes all frames itself (Wan, image to video)
+    mask_channels: Count = 1
     # Further conditions, as channels, as part of the vector or as tokens after those of the text. `image_tokens` have a
     # perceptron, keys and values of their own
     conditions: tuple[Input, ...] = ()
@@ -203,14 +205,11 @@ class VideoTransformer(Backbone):
 
     def check_stage(self, stage: Any) -> None:
         """Raise `UserError` for levels of frames that share a token, images that would be mixed with the clip, crops
-        whose place in the video is added to the tokens, a low-resolution video in pixels next to latents, and a mask
-        that no stage makes."""
+        whose place in the video is added to the tokens, a low-resolution video in pixels next to latents, and a mask of
+        other frames than those of a latent one."""
         where, training, patch = f"Stage {stage.name!r}", stage.training, self.patch[0]
-        if self.mask_channels > 1:
-            raise UserError(f"{where}: network.mask_channels={self.mask_channels}, the mask of the frames of each "
-                            "latent one, next to latents of a clip that is grey where nothing is given (Wan, image to "
-                            "video): a stage makes a mask of whole latents, next to latents that are zero there; "
-                            "permitted: 1", "VideoTransformer.mask_channels")
+        if self.masks_frames:
+            self._check_mask(stage, where)
         if self.boundary is not None and stage.process.frame_levels:
             raise UserError(f"{where}: process.frame_levels=True with network.boundary={self.boundary}, by which one "
                             "expert sees all frames; permitted: frame_levels=False, or boundary=None")
@@ -236,6 +235,25 @@ class VideoTransformer(Backbone):
         if self.level_encoding == "flow" and stage.process.schedule.family.name != "flow":
             raise UserError(f"{where}: network.level_encoding='flow' with a schedule of family "
                             f"{stage.process.schedule.family.name!r}; permitted: 'flow', or level_encoding='inv_cos'")
+
+    def _check_mask(self, stage: Any, where: str) -> None:
+        """Raise `UserError` for a mask of the frames of latents in a stage without such, and for what needs the given
+        frames apart from the grey ones."""
+        frames = stage.latent.frame_factor if stage.latent is not None else 1
+        if self.mask_channels != frames:
+            raise UserError(f"{where}: network.mask_channels={self.mask_channels}, the frames of a latent one, with "
+                            f"{'latents' if stage.latent else 'pixels'} of {frames}; permitted: {frames}",
+                            "VideoTransformer.mask_channels")
+        method, guided = stage.sampling.inpainting.method, stage.sampling.guided_by
+        if method not in (None, "network"):
+            raise UserError(f"{where}: sampling.inpainting.method={method!r} with network.mask_channels="
+                            f"{self.mask_channels}, of a network that makes all frames itself; permitted: None, "
+                            "'network'", "VideoTransformer.mask_channels")
+        names = [*(term.name for term in stage.sampling.terms), *(n for d in stage.training.dropout for n in d.names)]
+        if guided == "frames" or "frames" in names:
+            raise UserError(f"{where}: guidance or dropout of 'frames' with network.mask_channels="
+                            f"{self.mask_channels}, which sees a grey clip where nothing is given; permitted: guidance "
+                            "by the prompt or by other names", "VideoTransformer.mask_channels")
 
     def attended(self, frames: int, height: int, width: int) -> Iterator[int]:
         """Tokens of the sequences over which its blocks attend, but for those of one position over frames."""
@@ -268,13 +286,8 @@ def wan(**sizes: Any) -> VideoTransformer:
 
 
 def wan_image_tokens(**sizes: Any) -> VideoTransformer:
-    """A transformer of Wan 2.1 that goes on from pictures: their latents with the mask of the four frames of each, and
-    tokens of CLIP ViT-H/14.
-
-    The latents are those of a clip that is grey but for the pictures, and the mask is of its frames, four to a latent
-    (the first frame counts four times). Stages make other ones, so that they refuse these networks, which are there to
-    be loaded, converted and called.
-    """
+    """A transformer of Wan 2.1 that goes on from pictures: latents of a clip that is grey but for these, the mask of
+    its frames, four to a latent (the first frame counts four times), and tokens of CLIP ViT-H/14."""
     return wan(**{"frame_conditioning": "channels", "mask_channels": 4,
                   "conditions": (Input(name=IMAGE_TOKENS, width=1280),), **sizes})
 

@@ -297,7 +297,7 @@ def stack_inputs(
     if spec.low_resolution:
         parts.append(conditioning.low_resolution)
     if spec.frame_conditioning == "channels":
-        parts += [conditioning.conditioning_mask] * spec.mask_channels + [conditioning.conditioning_frames]
+        parts += [conditioning.conditioning_mask, conditioning.conditioning_frames]
     parts += [conditioning.inputs[entry.name] for entry in spec.entering("channels")]
     return jnp.concatenate(parts, axis=-1), given
 
