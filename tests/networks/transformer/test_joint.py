@@ -123,7 +123,7 @@ def test_configs_that_do_not_fit(code, named, changes):
 
 
 def test_texts_have_the_level_of_the_clip(outputs):
-    with refused("network.check_inputs", "one per clip"):
+    with refused("VideoTransformer.text_stream", "one per clip"):
         outputs(SMALL, logsnr=jnp.zeros((2, 3)))
     with refused("VideoTransformer.text_stream", "frame_levels=True"):
         Stage(name="base", video=VideoSpec(frames=3, height=4, width=4),

@@ -29,6 +29,7 @@ WAN21, WAN22, WAN22_5B = ((81, 16.0, 480, 832, 50, 5.0, None), (81, 16.0, 480, 8
 # From pictures: Wan 2.1 of the first frame, of first and last frame, and Wan 2.2
 WAN21_IMAGE, WAN21_FRAMES, WAN22_IMAGE = (
     (81, 16.0, 480, 832, 40, 5.0, None), (81, 16.0, 720, 1280, 50, 5.0, None), (81, 16.0, 480, 832, 40, 3.5, 3.5))
+ENCODED = 4  # latents of a piece of a clip that is encoded: the same result in less memory
 CHANNELS_5B = 48  # of latents, by which the 5B model of Wan 2.2 is known
 
 
@@ -95,9 +96,11 @@ def stage_of(folder: Folder, networks: dict[str, Pretrained], scheduler: Schedul
     frames, fps, height, width, steps, scale, high = usual(networks)
     shown = (FrameMask(first=1), NoMask()) if network.in_place else (FrameMask(first=1), FrameMask(first=1, last=1))
     training = Training(masking=shown) if network.conditioning_frames else Training()
+    vae = networks["vae"].config
+    pieces = ENCODED * vae.time_factor if network.masks_frames else None  # of the clip that is grey but for pictures
     return Stage(
         name="video", video=VideoSpec(frames=frames, height=height, width=width, fps=fps),
-        latent=Latent(autoencoder=networks["vae"].config), network=network, process=scheduler.process,
+        latent=Latent(autoencoder=vae, encode_frames=pieces), network=network, process=scheduler.process,
         training=training,
         sampling=scheduler.sampling(steps=steps, guidance=scale - 1,
                                     high_noise_guidance=None if high is None else high - 1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vdm_jax.attention import BlockCausal, Full, WithExtraKeys
 from vdm_jax.attention.capability import require
@@ -10,11 +10,9 @@ from vdm_jax.attention.positions import RotaryCoordinates
 from vdm_jax.conditions.text import EmbeddedText
 from vdm_jax.errors import UserError
 
-if TYPE_CHECKING:
-    from vdm_jax.networks.transformer.config import VideoTransformer
+Spec = Any  # a `config.VideoTransformer`, whose file imports this one
 
-
-def check_patterns(spec: VideoTransformer) -> None:
+def check_patterns(spec: Spec) -> None:
     """Raise `UserError` for patterns that the kernel and context cannot compute, or that the split cannot serve."""
     for pattern in spec.patterns:
         if isinstance(pattern, WithExtraKeys):
@@ -32,7 +30,7 @@ def check_patterns(spec: VideoTransformer) -> None:
                         "BlockCausal(...) of one kind, and Spatial()", "VideoTransformer.teacher_forcing")
 
 
-def check_text(spec: VideoTransformer) -> None:
+def check_text(spec: Spec) -> None:
     """Raise `UserError` where texts do not become tokens in the way that is asked for."""
     released = spec.text_tokens != "pooled"
     if released and spec.text is not None and not isinstance(spec.text, EmbeddedText):
@@ -54,7 +52,7 @@ def check_text(spec: VideoTransformer) -> None:
                         "permitted: above 0 exactly with 'padded'")
 
 
-def _check_joint(spec: VideoTransformer) -> None:
+def _check_joint(spec: Spec) -> None:
     """Raise `UserError` for text in the sequence where there is none, and for what gives frames noise levels of
     their own, of which texts would have none."""
     wrong = {"text": spec.text is None, "text_tokens": spec.text_tokens == "pooled",
@@ -71,7 +69,7 @@ def _check_joint(spec: VideoTransformer) -> None:
                         "'affine'", "VideoTransformer.norm")
 
 
-def check_positions(spec: VideoTransformer) -> None:
+def check_positions(spec: Spec) -> None:
     """Raise `UserError` for sinusoids next to rotary positions, coordinates of blocks of frames, and norms that
     cross-attention blocks have not."""
     if spec.rotary is not None and spec.sinusoids is not None:
@@ -85,7 +83,7 @@ def check_positions(spec: VideoTransformer) -> None:
                         "norm, or 'joint'", "VideoTransformer.norm")
 
 
-def check_stage(spec: VideoTransformer, stage: Any) -> None:
+def check_stage(spec: Spec, stage: Any) -> None:
     """Raise `UserError` for levels of frames that share a token, images that would be mixed with the clip, crops
     whose place in the video is added to the tokens, a low-resolution video in pixels next to latents, and a mask of
     other frames than those of a latent one."""
@@ -127,7 +125,7 @@ def check_stage(spec: VideoTransformer, stage: Any) -> None:
                         f"{stage.process.schedule.family.name!r}; permitted: 'flow', or level_encoding='inv_cos'")
 
 
-def _check_mask(spec: VideoTransformer, stage: Any, where: str) -> None:
+def _check_mask(spec: Spec, stage: Any, where: str) -> None:
     """Raise `UserError` for a mask of the frames of latents in a stage without such, and for what needs the given
     frames apart from the grey ones."""
     frames = stage.latent.frame_factor if stage.latent is not None else 1

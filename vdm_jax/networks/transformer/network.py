@@ -374,7 +374,8 @@ def check_inputs(
     if (images or conditioning.history is not None) and (
             spec.sinusoids is not None or isinstance(spec.rotary, RotaryCoordinates)):
         raise UserError(f"images={images} or a clean clip in sight with sinusoids={spec.sinusoids}, rotary="
-                        f"{spec.rotary}, which count frames by their place; permitted: neither")
+                        f"{spec.rotary}, which count frames by their place; permitted: neither",
+                        "VideoTransformer.rotary")
     if images and (spec.patch[0] > 1 or across):
         raise UserError(f"images={images} with patch={spec.patch}, sharded_axis={spec.sharded_axis!r}; permitted: "
                         "images=0, or patches of 1 frame and another axis")
@@ -392,7 +393,8 @@ def check_inputs(
     joint = spec.text_in_sequence
     if joint and (images or logsnr.ndim == 2):
         raise UserError(f"images={images} and noise levels of shape {logsnr.shape} for a VideoTransformer of "
-                        f"text_stream={spec.text_stream!r}; permitted: images=0 and {z.shape[:1]}, one per clip")
+                        f"text_stream={spec.text_stream!r}; permitted: images=0 and {z.shape[:1]}, one per clip",
+                        "VideoTransformer.text_stream")
     frames = () if images or joint or spec.patch[0] > 1 else (z.shape[1],)
     if groups not in (1 + images, *frames):
         raise UserError(f"Conditioning has {groups} captions per clip; permitted: {1 + images}, one for the clip and "
