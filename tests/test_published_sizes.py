@@ -53,6 +53,9 @@ EXACT = {
     ("lvdm/sky", "base"): 548_904_580, ("lvdm/sky_prediction", "base"): 549_163_908,
     ("lvdm/sky_interpolation", "base"): 549_181_060, ("lvdm/text", "base"): 958_924_964,
     ("wan/text_to_video_1b", "base"): 1_418_996_800, ("wan/text_to_video_14b", "base"): 14_288_491_584,
+    ("wan/image_to_video_14b", "base"): 16_394_878_784,
+    ("cogvideox/text_to_video_2b", "base"): 1_693_783_872, ("cogvideox/text_to_video_5b", "base"): 5_570_283_072,
+    ("ltx_video/text_to_video_2b", "base"): 1_923_385_472,
 }
 
 # No count is published; it follows from what is.

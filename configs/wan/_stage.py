@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from vdm_jax.conditions.frame_masks import FrameMask
 from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.diffusion.flow_sigmas import FlowSigmas
@@ -18,7 +19,9 @@ from vdm_jax.stages.stage import Experiment, Stage, VideoSpec
 SHIFT = 5.0  # of noise levels, in training and in sampling
 
 
-def experiment(name: str, network: VideoTransformer, height: int, width: int) -> Experiment:
+def experiment(
+    name: str, network: VideoTransformer, height: int, width: int, shift: float = SHIFT, steps: int = 50
+) -> Experiment:
     """81 frames at 16 per second. Ours, as it is not published: all of training, which is one of finetuning.
 
     Tokens are split by columns, which divide where frames of latents, of which there are 21, do not, and meet by heads.
@@ -29,10 +32,11 @@ def experiment(name: str, network: VideoTransformer, height: int, width: int) ->
         name="base", video=VideoSpec(frames=81, height=height, width=width, fps=16), network=network,
         latent=Latent(autoencoder=AUTOENCODER_WAN21, weights="weights/wan_vae.safetensors", encode_frames=16,
                       decode_frames=4),
-        process=Process(schedule=FlowSchedule(shift=SHIFT), prediction="flow", level_sampling=LogitNormalTime()),
+        process=Process(schedule=FlowSchedule(shift=shift), prediction="flow", level_sampling=LogitNormalTime()),
         training=Training(steps=10_000, batch_size=64, learning_rate=1e-5, weight_decay=1e-3, text_dropout=0.1,
-                          ema_decay=0.9999, random_starts=True, sample_every=0),
-        sampling=Sampling(sampler=UniPC(grid=FlowSigmas(grid="original_unipc", shift=SHIFT)), steps=50, guidance=4.0,
+                          ema_decay=0.9999, random_starts=True, sample_every=0,
+                          masking=(FrameMask(first=1),) if network.conditioning_frames else ()),
+        sampling=Sampling(sampler=UniPC(grid=FlowSigmas(grid="original_unipc", shift=shift)), steps=steps, guidance=4.0,
                           threshold=None, batch_size=1))
     return Experiment(name=name, stages=(stage,), data=WithEmbeddings(
         data=PreparedClips(path="data/clips"), path="data/umt5_xxl", length=512))

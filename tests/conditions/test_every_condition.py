@@ -33,6 +33,7 @@ TAKEN = {  # by condition: what a stage has that takes it
     "edges": {"conditions": (Input(name="edges", width=1, enters="channels"),)},
     "sound": {"conditions": (Input(name="sound", width=5),),
               "levels": (Level(channels=8, blocks=1, mixers=(CrossAttention(head_dim=8),)),)},
+    "pooled_text": {"conditions": (Input(name="pooled_text", width=5),)},
     "frames": {"conditioning_frames": True},
     "low_resolution": {"low_resolution": True},
 }

@@ -72,15 +72,13 @@ def test_image_to_video(places, torch, tmp_path):
     rng = np.random.default_rng(1)
     conditioning, padded = text(rng)
     options = {**OPTIONS, "in_channels": 12, "image_dim": 20, "added_kv_proj_dim": 32, "pos_embed_seq_len": places}
-    x, picture = (rng.normal(size=(2, 3, 4, 8, 4)).astype(np.float32) for _ in range(2))
-    mask = np.zeros((2, 3, 4, 8, 1), np.float32)
-    mask[:, 0] = 1
+    x, picture, mask = (rng.normal(size=(2, 3, 4, 8, 4)).astype(np.float32) for _ in range(3))
     tokens = rng.normal(size=(2, 6, 20)).astype(np.float32)
     conditioning = conditioning.replace(conditioning_frames=picture, conditioning_mask=mask,
                                         inputs={"image_tokens": tokens[:, None]})
     # With positions they take the tokens of both pictures as two samples.
     theirs = tokens if places is None else tokens.reshape(4, 3, 20)
-    check(torch, tmp_path, options, conditioning, x, more=(*[mask] * 4, picture),
+    check(torch, tmp_path, options, conditioning, x, more=(mask, picture),
           encoder_hidden_states=torch.from_numpy(padded), encoder_hidden_states_image=torch.from_numpy(theirs))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
-from vdm_jax.configuration import Positive, SizeOrZero, config
+from vdm_jax.configuration import NonNegative, Positive, Size, SizeOrZero, config
 from vdm_jax.errors import UserError
 
 # Axes that one sequence of a layout spans.
@@ -60,10 +60,76 @@ class RotaryAxes:
 
     dims: tuple[SizeOrZero, SizeOrZero, SizeOrZero]
     bases: tuple[Positive, Positive, Positive] = (10_000.0, 10_000.0, 10_000.0)
+    # Rows and columns of training, into which those of other sizes are fitted: as large as fits, in the middle
+    # (CogVideoX); None: positions are counted
+    grid: tuple[Size, Size] | None = None
 
     def __post_init__(self):
         if any(dim % 2 for dim in self.dims) or not any(self.dims):
             raise UserError(f"RotaryAxes.dims={self.dims} is not valid; permitted: even numbers, not all of them 0")
+
+    def places(self, rows: int, columns: int) -> tuple[Float[np.ndarray, " H"], Float[np.ndarray, " W"]]:
+        """Positions of so many rows and columns."""
+        if self.grid is None:
+            return np.arange(rows).astype(float), np.arange(columns).astype(float)
+        height, width = self.grid
+        by_height = rows * width > height * columns  # what is taller than the grid fills its height
+        sides = (height, round(height / rows * columns)) if by_height else (round(width / columns * rows), width)
+        starts = (round((whole - side) / 2) for whole, side in zip(self.grid, sides, strict=True))
+        return tuple(np.linspace(start, (start + side) * (count - 1) / count, count)
+                     for start, side, count in zip(starts, sides, (rows, columns), strict=True))
+
+
+@config
+class RotaryCoordinates:
+    """Rotary positions by coordinates in time and space, as LTX-Video has them (HaCohen et al. 2024, 2501.00103): the
+    channels of all heads together are pairs, of frame, row and column in turn, with C // 6 frequencies each from pi / 2
+    to `base` pi / 2, which turn by twice the share of the span less one. Leading channels that are left over are not
+    turned."""
+
+    steps: tuple[Positive, Positive, Positive] = (8 / 25, 32.0, 32.0)  # seconds and pixels from token to token
+    spans: tuple[Positive, Positive, Positive] = (20.0, 2048.0, 2048.0)  # seconds and pixels
+    lead: NonNegative = 0.0  # seconds by which the first token is shorter than the others, since it has one frame
+    base: Positive = 10_000.0
+
+    def angles(self, count: int, axis: int, channels: int) -> Float[np.ndarray, "N F"]:
+        """Of so many tokens along an axis (0: time) and each frequency; in float32, in which the weights were
+        trained."""
+        place = np.maximum(np.arange(count, dtype=np.float32) * np.float32(self.steps[axis])
+                           - np.float32(self.lead if axis == 0 else 0), 0)
+        share = place / np.float32(self.spans[axis]) * 2 - 1
+        frequency = np.float32(self.base) ** np.linspace(0, 1, channels // 6, dtype=np.float32)
+        return (frequency * np.float32(np.pi / 2))[None] * share[:, None]
+
+
+Rotary = RotaryAxes | RotaryCoordinates
+
+
+def rotary_coordinates(x: Float[Array, "B T H W K D"], axes: RotaryCoordinates) -> Float[Array, "B T H W K D"]:
+    """Turn neighbouring channels of queries or keys by `axes`, in float32."""
+    shape, channels = x.shape[1:4], x.shape[4] * x.shape[5]
+    frequencies, rest = channels // 6, channels % 6
+    parts = []
+    for axis, count in enumerate(shape):
+        one = [1, 1, 1, frequencies]
+        one[axis] = count
+        angle = axes.angles(count, axis, channels).reshape(one)
+        parts.append((np.cos(angle), np.sin(angle)))
+
+    def table(which: int, still: float) -> Float[Array, "T H W K D"]:
+        found = jnp.stack([jnp.broadcast_to(part[which], (*shape, frequencies)) for part in parts], axis=-1)
+        found = jnp.repeat(found.reshape(*shape, -1), 2, axis=-1)
+        found = jnp.pad(found, ((0, 0),) * 3 + ((rest, 0),), constant_values=still)
+        return found.reshape(*shape, *x.shape[4:])
+
+    wide = x.astype(jnp.float32)
+    return (wide * table(0, 1.0) + turned_pairs(wide) * table(1, 0.0)).astype(x.dtype)
+
+
+def turned_pairs(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    """`(a, b)` becomes `(-b, a)` in every pair of neighbours, without strided access."""
+    even = np.arange(x.shape[-1]) % 2 == 0
+    return jnp.where(even, -jnp.roll(x, -1, axis=-1), jnp.roll(x, 1, axis=-1))
 
 
 def rotary_pairs(
@@ -73,20 +139,18 @@ def rotary_pairs(
     its place; it may be traced), row and column. Angles are float64, of traced numbers float32, and turning is float32:
     products of large positions and small frequencies are wrong in half precision."""
     parts, start = [], 0
+    places = (np.arange(x.shape[1]) if frames is None else frames, *axes.places(*x.shape[2:4]))
     for place, (dim, base) in enumerate(zip(axes.dims, axes.bases, strict=True), 1):
         if not dim:
             continue
-        numbers = np.arange(x.shape[place]) if frames is None or place > 1 else frames
+        numbers = places[place - 1]
         angle = numbers[:, None] * np.repeat(base ** (-np.arange(0, dim, 2) / dim), 2)
         library = jnp if isinstance(angle, jax.Array) else np
         shape = [1] * (x.ndim - 1) + [dim]
         shape[place] = x.shape[place]
         part = x[..., start : start + dim].astype(jnp.float32)
-        # (a, b) becomes (-b, a) in every pair, without strided access
-        even = np.arange(dim) % 2 == 0
-        turned = jnp.where(even, -jnp.roll(part, -1, axis=-1), jnp.roll(part, 1, axis=-1))
         cos, sin = (jnp.asarray(f(angle), jnp.float32).reshape(shape) for f in (library.cos, library.sin))
-        parts.append((part * cos + turned * sin).astype(x.dtype))
+        parts.append((part * cos + turned_pairs(part) * sin).astype(x.dtype))
         start += dim
     return jnp.concatenate([*parts, x[..., start:]], axis=-1)
 

@@ -22,7 +22,7 @@ MotionBucket = Annotated[int, Range(least=0, most=255)]
 class Generate:
     """Generate with released weights: pictures of texts (Stable Diffusion 1.x and 2.x) and control maps (ControlNet),
     videos of texts (ModelScope, AnimateDiff, Wan), or videos that begin with a picture (Stable Video Diffusion, and
-    Wan's 5B model with a text too).
+    Wan's image-to-video models and its 5B model with a text too).
 
     FOLDER is local, in the layout of diffusers (with model_index.json and .safetensors files); nothing is downloaded.
     The scheduler is that of the folder unless --scheduler names another. What is not given is what the model's authors
@@ -37,6 +37,7 @@ class Generate:
       vdm-jax generate stable-video-diffusion-img2vid --image rocket.png --dtype bfloat16 --decode-chunk-size 4
       vdm-jax generate animatediff-controlnet --prompt "a dancer of glass" --conditioning-frames poses.mp4
       vdm-jax generate Wan2.1-T2V-1.3B-Diffusers --prompt "a cat on a surfboard" --num-frames 33 --dtype bfloat16
+      vdm-jax generate Wan2.1-I2V-14B-480P-Diffusers --prompt "the boat leaves" --image boat.jpg --dtype bfloat16
       vdm-jax generate stable-video-diffusion-img2vid --image boat.jpg --motion-bucket-id 60 --fps 10 --out boat.gif
     """
 
@@ -46,6 +47,7 @@ class Generate:
     # One or more pictures that videos begin with, in the aspect of the video; of a ControlNet the control maps, one or
     # one for each prompt
     image: tuple[Path, ...] = ()
+    last_image: tuple[Path, ...] = ()  # Wan: what the videos end with, one or one for each prompt
     # AnimateDiff with ControlNets: the maps of the frames, for each ControlNet a video, a folder of pictures, or a
     # picture for all frames
     conditioning_frames: tuple[Path, ...] = ()
@@ -135,9 +137,10 @@ def check(options: Generate) -> None:
 
     guidance_weight(options.guidance, options.guidance_scale)
     weighted_files("--lora", options.lora)
-    for path in options.image:
-        if not path.is_file():
-            raise UserError(f"--image={path} is not a file; permitted: a picture")
+    for name, paths in (("image", options.image), ("last-image", options.last_image)):
+        for path in paths:
+            if not path.is_file():
+                raise UserError(f"--{name}={path} is not a file; permitted: a picture")
     for path in options.conditioning_frames:
         if not path.exists():
             raise UserError(f"--conditioning-frames={path} does not exist; permitted: a video, a picture or a folder "

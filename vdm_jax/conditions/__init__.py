@@ -9,6 +9,7 @@ from vdm_jax.conditions.image_tokens import ImageTokens
 from vdm_jax.conditions.label import Label
 from vdm_jax.conditions.low_resolution import LowResolutionVideo
 from vdm_jax.conditions.padding import Padding
+from vdm_jax.conditions.pooled_text import PooledText
 from vdm_jax.conditions.reference import ReferencePicture, References
 from vdm_jax.conditions.scalars import Scalars
 from vdm_jax.conditions.sound import Sound
@@ -17,5 +18,5 @@ from vdm_jax.conditions.text import Text
 # In the order in which they enter a network.
 for _condition in (Text(), Label(), References(), ReferencePicture(), Scalars(), Padding(), ConditioningFrames(),
                    LowResolutionVideo(), FirstFramePicture(), ControlMap(), ControlMap1(), ControlMap2(), ControlMap3(),
-                   Edges(), Sound(), ImageTokens(), History()):
+                   Edges(), Sound(), ImageTokens(), PooledText(), History()):
     register(_condition)

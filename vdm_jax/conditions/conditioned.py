@@ -31,6 +31,7 @@ class Conditioned(Protocol):
     low_resolution: bool = False  # a low-resolution video
     first_frame: bool = False  # latents of the first frame
     conditioning_frames: bool = False  # conditioning frames and their mask
+    mask_channels: int = 1  # of that mask; more: see `masks_frames`
     in_place: bool = False  # conditioning frames take the place of the noisy ones, and have no loss
     frame_noise: FrameNoise | None = None  # on conditioning frames; None: they stay as they are
     references: tuple[Reference, ...] = ()  # features that attention layers also see
@@ -42,6 +43,12 @@ class Conditioned(Protocol):
     def scalar_defaults(self) -> dict[str, float]:
         """Scalars of videos of which nothing else is said."""
         return {}
+
+    @property
+    def masks_frames(self) -> bool:
+        """Whether the mask of conditioning frames is of the frames that each latent one stands for, next to latents of
+        the whole clip, grey where nothing is given (Wan, image to video)."""
+        return self.mask_channels > 1
 
     @property
     def prompted(self) -> bool:

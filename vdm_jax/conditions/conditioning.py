@@ -45,8 +45,10 @@ class Conditioning:
     labels: Int[Array, " B"] | None = None  # class numbers; -1 is the null class
     low_resolution: Float[Array, "B T H W C"] | None = None  # already at the size of the video, in [-1, 1]
     augmentation: Float[Array, " B"] | None = None  # log-SNR of the noise added to low_resolution
-    conditioning_frames: Float[Array, "B T H W C"] | None = None  # conditioning frames, zero elsewhere
-    conditioning_mask: Float[Array, "B T H W 1"] | None = None  # 1 where given
+    # Conditioning frames, zero elsewhere, or latents of a clip that is grey elsewhere
+    conditioning_frames: Float[Array, "B T H W C"] | None = None
+    # 1 where given; of latents with a channel for each of their frames (`Conditioned.masks_frames`)
+    conditioning_mask: Float[Array, "B T H W M"] | None = None
     image: Float[Array, "B 1 H W C"] | None = None  # latents of the first frame; zeros: none
     history: Float[Array, "B T H W C"] | None = None  # the clean clip, in training with teacher forcing
     # True where a frame exists; a padded one is seen by none and has no loss. Absent: all exist.
@@ -150,6 +152,7 @@ class TrainingClips:
     key: Key[Array, ""]  # of the batch
     keys: Key[Array, " B"]  # of the samples
     encode: Encode | None  # None: the stage works on pixels
+    video: Float[Array, "B T2 H2 W2 3"] | None = None  # the pixels of which x are latents
 
 
 @dataclasses.dataclass(frozen=True)

@@ -158,6 +158,19 @@ def draw_masked_video(
     return MaskedVideo(x, mask)
 
 
+def mask_of_latents(
+    mask: Float[Array, "B T H W 1"], shape: tuple[int, int, int], factor: int
+) -> Float[Array, "B T2 H2 W2 F"]:
+    """The mask of a clip as that of its latents, of frames, height and width `shape`: a channel for each of the
+    `factor` frames that a latent one stands for, 1 where all pixels are given. Of a causal autoencoder the first frame
+    has a latent of its own, and all channels there."""
+    (frames, height, width), (rows, columns) = shape, mask.shape[2:4]
+    before = frames * factor - mask.shape[1]
+    mask = jnp.pad(mask, ((0, 0), (before, 0), (0, 0), (0, 0), (0, 0)), mode="edge")
+    blocks = mask.reshape(len(mask), frames, factor, height, rows // height, width, columns // width)
+    return jnp.moveaxis(blocks.min((4, 6)), 2, -1)
+
+
 def masked_key_frames(video: Float[Array, "B T H W 3"], every: int) -> MaskedVideo:
     """Videos of which frames 0, every, 2 every, ... are given; the last given one is the last of all."""
     batch, given, height, width, _ = video.shape

@@ -24,7 +24,7 @@ from vdm_jax.conditions.conditioning import (
     Stage,
     TrainingClips,
 )
-from vdm_jax.conditions.frame_masks import MaskedVideo, draw_masked_video, masked_key_frames
+from vdm_jax.conditions.frame_masks import MaskedVideo, draw_masked_video, mask_of_latents, masked_key_frames
 from vdm_jax.conditions.sources import VideoSource
 from vdm_jax.configuration import Range, config
 from vdm_jax.diffusion.arrays import noise_from_keys
@@ -97,16 +97,20 @@ class ConditioningFrames(Condition):
         return self.parts + (("scalars/frame_noise_step",) if told else ())
 
     def shapes(self, stage: Stage, sizes: Sizes) -> Shapes:
-        """Those of what the network denoises, one channel for the mask."""
+        """Those of what the network denoises, and the channels of the mask."""
         noisy = {"scalars/frame_noise_step": ((), jnp.float32)} if stage.network.frame_noise else {}
         return {"conditioning_frames": (stage.shape, jnp.float32),
-                "conditioning_mask": ((*stage.shape[:3], 1), jnp.float32)} | noisy
+                "conditioning_mask": ((*stage.shape[:3], stage.network.mask_channels), jnp.float32)} | noisy
 
     def in_training(self, conditioning: Conditioning, clips: TrainingClips) -> dict[str, Any]:
         """One of the stage's masking strategies for each clip; nothing is given of appended images."""
         stage, count = clips.stage, len(clips.x)
-        videos = clips.x[:, : clips.x.shape[1] - clips.images]
         draws = jax.random.split(jax.random.fold_in(clips.key, _MASK_STREAM), count)
+        if stage.network.masks_frames:
+            video, mask = draw_masked_video(stage.training.masking, clips.video, draws, clips.valid)[:2]
+            return {"conditioning_frames": clips.encode(jnp.where(mask > 0, video, 0)), "conditioning_mask":
+                    mask_of_latents(mask, clips.x.shape[1:4], stage.latent.frame_factor)}
+        videos = clips.x[:, : clips.x.shape[1] - clips.images]
         found = conditioning_frames(videos.shape, draw_masked_video(stage.training.masking, videos, draws, clips.valid),
                          clips.images)
         if stage.network.frame_noise is None:
@@ -117,7 +121,11 @@ class ConditioningFrames(Condition):
 
     def in_sampling(self, conditioning: Conditioning, videos: SampledVideos) -> dict[str, Any]:
         """What is given of the videos, or nothing."""
-        found, network = conditioning_frames(videos.shape, videos.masked_video), videos.stage.network
+        network = videos.stage.network
+        if network.masks_frames:
+            video, mask = videos.masked_video[:2]
+            return {"conditioning_frames": video, "conditioning_mask": mask}
+        found = conditioning_frames(videos.shape, videos.masked_video)
         if network.frame_noise is None:
             return found
         step = jnp.full((videos.shape[0],), network.frame_noise.step, jnp.float32)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Real
 
-from vdm_jax.configuration import BetweenZeroAndOne, Range, ShareBelowOne, config
+from vdm_jax.configuration import BetweenZeroAndOne, Positive, Range, ShareBelowOne, config
 from vdm_jax.diffusion.arrays import Level
 from vdm_jax.diffusion.families import VP, Family, FamilyMember
 from vdm_jax.errors import UserError
@@ -33,6 +33,7 @@ class BetaTable(FamilyMember):
     zero_terminal_snr: bool = False  # rescale the table so that the last timestep is pure noise
 
     family: ClassVar[Family] = VP
+    snr_shift: ClassVar[float] = 1.0  # that SNRs are divided by, before the last one becomes zero
 
     def betas(self) -> Float[np.ndarray, " steps"]:
         """Noise variance added at each timestep, float64, before any rescaling."""
@@ -102,6 +103,15 @@ class ScaledLinearBetaSchedule(LinearBetaSchedule):
 
 
 @config
+class ShiftedBetaSchedule(ScaledLinearBetaSchedule):
+    """The same with the SNR of every timestep divided by `snr_shift` (CogVideoX: Yang et al. 2024, arXiv 2408.06072,
+    whose last timestep has no signal)."""
+
+    zero_terminal_snr: bool = True
+    snr_shift: Positive = 3.0
+
+
+@config
 class SquaredCosineBetaSchedule(BetaTable):
     """Betas of a product `cos^2((t + 0.008) / 1.008 * pi / 2)`, up to 0.999 (Nichol & Dhariwal 2021, arXiv 2102.09672,
     section 3.2)."""
@@ -131,6 +141,7 @@ class ListedBetaSchedule(BetaTable):
 @functools.lru_cache(maxsize=32)
 def _logsnr_table(schedule: BetaTable) -> Float[np.ndarray, " steps"]:
     alpha = np.sqrt(np.cumprod(1 - schedule.betas()))
+    alpha = alpha / np.sqrt(schedule.snr_shift + (1 - schedule.snr_shift) * alpha**2)
     if schedule.zero_terminal_snr:
         alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
     power = alpha[:-1] ** 2 if schedule.zero_terminal_snr else alpha**2

@@ -19,6 +19,7 @@ from vdm_jax.diffusion.beta_tables import (
     LinearBetaSchedule,
     ListedBetaSchedule,
     ScaledLinearBetaSchedule,
+    ShiftedBetaSchedule,
     SquaredCosineBetaSchedule,
 )
 from vdm_jax.diffusion.families import FLOW, VE, VP, Family, FamilyMember
@@ -32,6 +33,7 @@ __all__ = [
     "InterpolatedCosineSchedule",
     "LinearBetaSchedule",
     "ScaledLinearBetaSchedule",
+    "ShiftedBetaSchedule",
     "Schedule",
     "resolution_shift",
 ]
@@ -226,6 +228,7 @@ Schedule = (
     | InterpolatedCosineSchedule
     | LinearBetaSchedule
     | ScaledLinearBetaSchedule
+    | ShiftedBetaSchedule
     | SquaredCosineBetaSchedule
     | ListedBetaSchedule
     | EDMSchedule

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float
 
+from vdm_jax.conditions.frame_masks import MaskedVideo
 from vdm_jax.data.embeddings import EncoderFolder, WithEmbeddings
 from vdm_jax.data.text_encoding import CaptionEncoder
 from vdm_jax.errors import UserError
@@ -30,7 +31,7 @@ class RunEncoder:
         self.empty_encoded = not isinstance(data, WithEmbeddings) or data.empty == "encoded"
 
     def __call__(
-        self, captions: Sequence[str], negative: Sequence[str] | None, pictures: Float[np.ndarray, "B H W 3"] | None
+        self, captions: Sequence[str], negative: Sequence[str] | None, masked_video: MaskedVideo | None
     ) -> dict[str, np.ndarray]:
         """`embeddings` and `text_mask` of captions; where the empty text was encoded in training also
         `null_embeddings` and `null_mask` of the negative captions, or of the empty text.

@@ -307,15 +307,23 @@ def stage_conditioning(
     leaves `low` as it is, and `picture_noise` is that on the first frame, drawn from the keys by default."""
     for other in (condition for condition in CONDITIONS.values() if not condition.taken(stage.network)):
         text = text.replace(**{name: None for name in other.parts if not isinstance(getattr(text, name), dict)})
-    masked_video = masked_pixels(stage, low, masked_video)
+    masked_video, frames_apart = masked_pixels(stage, low, masked_video), stage.network.masks_frames
+    if frames_apart and masked_video is None:
+        masked_video = nothing_given(stage, len(keys))
     if stage.latent is not None and masked_video is not None:
-        masked_video = encode_masked_video(stage.latent, autoencoder, masked_video)
+        masked_video = encode_masked_video(stage.latent, autoencoder, masked_video, frames_apart)
     videos = SampledVideos(stage, keys, low, masked_video, corrupt, sampling.shared_noise, encoder(stage, autoencoder),
                            picture_noise)
     conditioning = text
     for condition in conditions_of(stage.network):
         conditioning = conditioning.adding(condition.in_sampling(conditioning, videos))
-    return conditioning, masked_video
+    return conditioning, None if frames_apart else masked_video  # a latent may be given in part: the network makes it
+
+
+def nothing_given(stage: Stage, count: int) -> MaskedVideo:
+    """A masked video of which nothing is given, in the memory of a pixel."""
+    shape = (count, *stage.video.shape)
+    return MaskedVideo(jnp.broadcast_to(0.0, shape), jnp.broadcast_to(0.0, (*shape[:-1], 1)))
 
 
 def precomputes(stage: Stage, sampling: Sampling) -> bool:
@@ -337,11 +345,12 @@ def finished(
     masked_video: MaskedVideo | None, autoencoder: Any = None,
 ) -> Float[Array, "B T H W 3"]:
     """Videos in [-1, 1] of what a sampler ends with, pixels or latents. Latents do not give back the given
-    pixels, which are therefore set."""
+    pixels, which are therefore set, but for a network that makes all latents itself (`Conditioned.masks_frames`)."""
     if stage.latent is None:
         return jnp.clip(x, -1, 1)
     x, masked_video = decode(stage.latent, autoencoder, x), masked_pixels(stage, low, masked_video)
-    return x if masked_video is None else jnp.where(masked_video.mask > 0, masked_video.video, x)
+    made = masked_video is None or stage.network.masks_frames
+    return x if made else jnp.where(masked_video.mask > 0, masked_video.video, x)
 
 
 def stage_levels(stage: Stage, sampling: Sampling) -> np.ndarray:

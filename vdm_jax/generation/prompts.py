@@ -6,16 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from vdm_jax.conditions.conditioning import Conditioning, Request, conditions_of
 from vdm_jax.conditions.frame_masks import MaskedVideo
 from vdm_jax.errors import UserError
 from vdm_jax.stages.stage import Stage
 
-# (captions, negative captions, pictures that videos begin with) -> `embeddings`, `text_mask`, `null_embeddings` and
-# `null_mask` of a call
-Encoder = Callable[[Sequence[str], Sequence[str] | None, Float[np.ndarray, "B H W 3"] | None], dict[str, np.ndarray]]
+# (captions, negative captions, given frames of the videos) -> `embeddings`, `text_mask`, `null_embeddings`, `null_mask`
+# and `image_tokens` of a call
+Encoder = Callable[[Sequence[str], Sequence[str] | None, MaskedVideo | None], dict[str, np.ndarray]]
 
 
 def checked_request(captions: Sequence[str] | str, given: Mapping[str, Any], stages: Sequence[Stage]) -> Request:
@@ -48,8 +47,7 @@ def encoded(
         negative = negative * (len(captions) // len(negative))
     if not reads:
         return {}
-    pictures = None if masked_video is None else np.asarray(masked_video.video[:, 0], np.float32)
-    return encoder(captions, negative, pictures)
+    return encoder(captions, negative, masked_video)
 
 
 def frame_rates(stages: Sequence[Stage], fps: float | None) -> dict[str, float]:

@@ -38,17 +38,17 @@ VIDEO = {"frames": 1, "height": 2, "width": 3}  # dimensions of a video
 # their hidden features over `tensor`, so that only the second one's output is summed over devices (Shoeybi et al. 2019,
 # arXiv 1909.08053, section 3).
 PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r".*/(qkv|query|key_value|external)(_\d+)?/kernel", ("embed", "heads")),
-    (r".*(_attention(_\d+)?/out|/encoder/out_\d+)/kernel", ("heads", "embed")),
+    (r".*/(qkv|(outside_)?query|key_value|external)(_\d+)?/kernel", ("embed", "heads")),
+    (r".*(_attention(_\d+)?/(outside_)?out|/encoder/out_\d+)/kernel", ("heads", "embed")),
     # Between the convolutions of an inflation block channels are split, and its projection is small: it is used whole.
     (r".*/convolution_inflation_\d+/temporal/kernel", ("mlp", "embed")),
     (r".*_inflation_\d+/out/kernel", ("embed", None)),
     # So are the maps into and out of an open transformer: split, they would leave the residual stream between them
     # split by channels, and every norm would gather it.
     (r".*_(transformer|motion)/(in|out)/kernel", ("embed", None)),
-    (r".*/(level|text|image|scalars|places)_out/kernel", ("mlp", "embed")),
+    (r".*/(level|text|image|scalars|places|pooled|scale)_out/kernel", ("mlp", "embed")),
     (r".*_frames/conv_[13]/kernel", ("mlp", "embed")),  # temporal convolutions are two pairs
-    (r".*(residual/conv_out|feed_forward(_\d+)?/out|/encoder/contract_\d+)/kernel", ("mlp", "embed")),
+    (r".*(residual/conv_out|feed_forward(_\d+)?/out|/encoder/contract_\d+|/single_\d+/out)/kernel", ("mlp", "embed")),
     (r"/(encoder|decoder)/((down|up)_\d+_\d+|middle[/_](in|out))/conv_out/kernel", ("mlp", "embed")),
     (r".*/kernel", ("embed", "mlp")),  # convolutions (kt, kh, kw, in, out) and dense (in, out)
     (r".*/(words|label/classes)", ("vocabulary", "embed")),

@@ -12,7 +12,7 @@ from vdm_jax.pipelines.base import LatentPipeline
 from vdm_jax.pipelines.image_to_video import ImageToVideo
 from vdm_jax.pipelines.text_to_image import AdaptedTextToImage, ControlledTextToImage, TextToImage
 from vdm_jax.pipelines.text_to_video import AnimateDiff, ControlledAnimateDiff, TextToVideo
-from vdm_jax.pipelines.wan import WanTextToVideo
+from vdm_jax.pipelines.wan import WanImageToVideo, WanTextToVideo
 
 # Class in `model_index.json` -> what makes a pipeline of the folder. Further ones are added here.
 PIPELINES: dict[str, Callable[[Folder], LatentPipeline]] = {
@@ -24,6 +24,7 @@ PIPELINES: dict[str, Callable[[Folder], LatentPipeline]] = {
     "StableDiffusionPipeline": TextToImage,
     "StableVideoDiffusionPipeline": ImageToVideo,
     "TextToVideoSDPipeline": TextToVideo,
+    "WanImageToVideoPipeline": WanImageToVideo,
     "WanPipeline": WanTextToVideo,
 }
 

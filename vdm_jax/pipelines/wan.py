@@ -1,4 +1,4 @@
-"""Videos of texts by Wan 2.1 and 2.2 (Wan Team 2025, arXiv 2503.20314)."""
+"""Videos of texts, and of pictures and texts, by Wan 2.1 and 2.2 (Wan Team 2025, arXiv 2503.20314)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from PIL import Image
 
 from vdm_jax.conditions.frame_masks import MaskedVideo
 from vdm_jax.errors import UserError
@@ -20,17 +21,75 @@ from vdm_jax.pipelines.image_to_video import first_frame
 from vdm_jax.stages.stage import Stage
 
 
-class WanTextToVideo(FromText):
-    """Videos of texts, by one transformer or by two experts.
-
-        pipeline = vdm_jax.from_pretrained("Wan2.1-T2V-1.3B-Diffusers", dtype="bfloat16")
-        pipeline("a cat on a surfboard", num_frames=33, seed=3).save("cat.mp4")
-    """
+class Wan(FromText):
+    """What the pipelines of Wan share: one transformer, or an expert for much noise and one for little."""
 
     @property
     def default_scale(self) -> float:
         """Guidance that the authors sample with, as a scale; of experts, that for little noise."""
         return transformers.usual(self.models)[5]
+
+    def videos(
+        self, prompt: Any, negative_prompt: Any, size: tuple[int | None, int | None, int | None], *,
+        steps: int | None, guidance: tuple[float | None, float | None], high: float | None, copies: int,
+        fps: int | None, chunk: int | None, seed: int, latents: Any, progress: Any, **given: Any,
+    ) -> Generated:
+        """Videos of frames, height and width `size`; what is None is as the authors have it. Raises `UserError` as the
+        pipelines do."""
+        frames, rate, _, _, default_steps, _, _ = transformers.usual(self.models)
+        size, fps = (size[0] or frames, *size[1:]), int(fps or rate)
+        high = self._high(high, *guidance)
+        arguments.video(frames=size[0], fps=fps, chunk=chunk)
+        return self.sample(prompt, negative_prompt, copies, size, default_steps if steps is None else steps, guidance,
+                           seed, latents, progress, fps=fps, chunk=chunk, high=None if high is None else high - 1,
+                           **given)
+
+    def _high(self, high: float | None, guidance: float | None, guidance_scale: float | None) -> float | None:
+        """The scale of the expert for much noise: that which is given, or the authors' where no other guidance is.
+        Raises `UserError` where there is none."""
+        usual = transformers.usual(self.models)[6]
+        if high is None:
+            return usual if guidance is guidance_scale is None else None
+        arguments.number("high_noise_guidance_scale", high)
+        if usual is None:
+            raise UserError(f"high_noise_guidance_scale={high} for one transformer; permitted: None, or a model of two "
+                            "experts", "high_noise_guidance_scale")
+        if self._weight(guidance, guidance_scale) <= 0:
+            raise UserError(f"high_noise_guidance_scale={high} without guidance (guidance={guidance}, guidance_scale="
+                            f"{guidance_scale}), which it takes the place of at much noise; permitted: None, or a "
+                            "guidance above 0, a guidance_scale above 1", "high_noise_guidance_scale")
+        return float(high)
+
+    def _pictures(self, name: str, pictures: Any, prompt: Any) -> list[Image.Image]:
+        """A picture for each prompt. Raises `UserError` for other numbers of them."""
+        images, count = open_pictures(pictures), len(arguments.texts("prompt", prompt))
+        if len(images) not in (1, count):
+            raise UserError(f"{name}: {len(images)} pictures for {count} prompts; permitted: one, or one for each",
+                            name)
+        return images * count if len(images) == 1 else images
+
+    def _frames(self, images: Sequence[Image.Image], copies: int, height: int | None, width: int | None
+                ) -> Float[np.ndarray, "B H W 3"]:
+        """The pictures in the size of the videos, for each of these."""
+        arguments.whole("num_per_prompt", copies, 1, arguments.COPIES)
+        usual = self.generator.experiment.stages[0].video
+        return np.repeat(resized(images, height or usual.height, width or usual.width), copies, axis=0)
+
+    def generate(
+        self, stage: Stage, captions: tuple[str, ...], guidance: Any, *more: Any, high: float | None = None,
+        **given: Any,
+    ) -> Generated:
+        """As of all pipelines, with the weight of the guidance of the expert for much noise."""
+        sampling = dataclasses.replace(stage.sampling, high_noise_guidance=high if guidance else None)
+        return super().generate(dataclasses.replace(stage, sampling=sampling), captions, guidance, *more, **given)
+
+
+class WanTextToVideo(Wan):
+    """Videos of texts, by one transformer or by two experts.
+
+        pipeline = vdm_jax.from_pretrained("Wan2.1-T2V-1.3B-Diffusers", dtype="bfloat16")
+        pipeline("a cat on a surfboard", num_frames=33, seed=3).save("cat.mp4")
+    """
 
     def __call__(
         self, prompt: str | Sequence[str], *, negative_prompt: str | Sequence[str] | None = None,
@@ -64,49 +123,89 @@ class WanTextToVideo(FromText):
         Raises `UserError` for sizes that the model cannot take, for numbers of texts that do not fit, and for
         high_noise_guidance_scale of one transformer or without guidance.
         """
-        frames, rate, _, _, steps, _, high = transformers.usual(self.models)
-        frames, steps = num_frames or frames, steps if num_inference_steps is None else num_inference_steps
-        if high_noise_guidance_scale is not None:
-            arguments.number("high_noise_guidance_scale", high_noise_guidance_scale)
-            if high is None:
-                raise UserError(f"high_noise_guidance_scale={high_noise_guidance_scale} for one transformer; "
-                                "permitted: None, or a model of two experts", "high_noise_guidance_scale")
-            if self._weight(guidance, guidance_scale) <= 0:
-                raise UserError(f"high_noise_guidance_scale={high_noise_guidance_scale} without guidance (guidance="
-                                f"{guidance}, guidance_scale={guidance_scale}), which it takes the place of at much "
-                                "noise; permitted: None, or a guidance above 0, a guidance_scale above 1",
-                                "high_noise_guidance_scale")
-            high = high_noise_guidance_scale
-        elif guidance is not None or guidance_scale is not None:
-            high = None
-        sides = (frames, height, width)
-        given = {} if image is None else {"masked_video": self._begun(image, prompt, num_per_prompt, *sides)}
-        arguments.video(frames=frames, fps=int(fps or rate), chunk=decode_chunk_size)
-        return self.sample(prompt, negative_prompt, num_per_prompt, (frames, height, width), steps,
-                           (guidance, guidance_scale), seed, latents, progress, fps=int(fps or rate),
-                           chunk=decode_chunk_size, high=None if high is None else float(high) - 1, **given)
+        given = {} if image is None else {"masked_video": self._begun(
+            image, prompt, num_per_prompt, num_frames or transformers.usual(self.models)[0], height, width)}
+        return self.videos(
+            prompt, negative_prompt, (num_frames, height, width), steps=num_inference_steps, guidance=(
+                guidance, guidance_scale), high=high_noise_guidance_scale, copies=num_per_prompt, fps=fps,
+            chunk=decode_chunk_size, seed=seed, latents=latents, progress=progress, **given)
 
     def _begun(
         self, image: Any, prompt: Any, copies: int, frames: int, height: int | None, width: int | None
     ) -> MaskedVideo:
         """Videos of which the first frame is given. Raises `UserError` for other numbers of pictures than of prompts,
         and models that take none."""
-        network, images = transformers.network_of(self.folder, self.models), open_pictures(image)
-        if not network.in_place:
+        if not transformers.network_of(self.folder, self.models).in_place:
             raise UserError("image=... for a model of texts alone; permitted: None, or a folder with expand_timesteps, "
                             "such as that of the 5B model", "image")
-        count = len(arguments.texts("prompt", prompt))
-        if len(images) not in (1, count):
-            raise UserError(f"image: {len(images)} pictures for {count} prompts; permitted: one, or one for each",
-                            "image")
-        usual = self.generator.experiment.stages[0].video
-        pixels = resized(images * count if len(images) == 1 else images, height or usual.height, width or usual.width)
-        return first_frame(np.repeat(pixels, copies, axis=0), frames)
+        return first_frame(self._frames(self._pictures("image", image, prompt), copies, height, width), frames)
 
-    def generate(
-        self, stage: Stage, captions: tuple[str, ...], guidance: Any, *more: Any, high: float | None = None,
-        **given: Any,
+
+class WanImageToVideo(Wan):
+    """Videos of pictures and texts: of the first frame, or of the first and the last one.
+
+        pipeline = vdm_jax.from_pretrained("Wan2.1-I2V-14B-480P-Diffusers", dtype="bfloat16")
+        pipeline("the boat leaves the harbour", image="boat.jpg", num_frames=33, seed=3).save("boat.mp4")
+    """
+
+    def __call__(
+        self, prompt: str | Sequence[str], image: Picture | Sequence[Picture], *,
+        last_image: Picture | Sequence[Picture] | None = None, negative_prompt: str | Sequence[str] | None = None,
+        height: int | None = None, width: int | None = None, num_frames: int | None = None,
+        num_inference_steps: int | None = None, guidance: float | None = None, guidance_scale: float | None = None,
+        high_noise_guidance_scale: float | None = None, num_per_prompt: int = 1, fps: int | None = None,
+        decode_chunk_size: int | None = None, seed: int = 0, latents: Float[np.ndarray, "B T H W C"] | None = None,
+        progress: Progress | bool | None = None,
     ) -> Generated:
-        """As of all pipelines, with the weight of the guidance of the expert for much noise."""
-        sampling = dataclasses.replace(stage.sampling, high_noise_guidance=high if guidance else None)
-        return super().generate(dataclasses.replace(stage, sampling=sampling), captions, guidance, *more, **given)
+        """Generate videos that begin with pictures, one per prompt or `num_per_prompt`. The first frame is what the
+        model makes of the picture, not the picture itself.
+
+        Args:
+          prompt: what the videos should show.
+          image: what the video of each prompt begins with, one for all or one for each; resized to the frames, so cut
+            it to their aspect first.
+          last_image: what it ends with, likewise: needed by a model of first and last frame, permitted with Wan 2.2,
+            whose models see no tokens of pictures.
+          height, width: pixels, multiples of 16; 480x832 by default, 720x1280 of a model of first and last frame.
+          num_inference_steps: of the scheduler; 40 by default, 50 of a model of first and last frame.
+          guidance, guidance_scale: of the prompt, as of `WanTextToVideo`; s = 5 by default, 3.5 with experts.
+          negative_prompt, num_frames, high_noise_guidance_scale, num_per_prompt, fps, decode_chunk_size, seed, latents,
+            progress: as of `WanTextToVideo`.
+
+        Raises `UserError` for what is no picture, for pictures that the model cannot take or lacks, and as
+        `WanTextToVideo`.
+        """
+        frames, copies = num_frames or transformers.usual(self.models)[0], num_per_prompt
+        pictures = [self._pictures("image", image, prompt)]
+        self._check_last(last_image, frames)
+        if last_image is not None:
+            pictures.append(self._pictures("last_image", last_image, prompt))
+        given = {"masked_video": ends_given([self._frames(one, copies, height, width) for one in pictures], frames)}
+        if self.encoder.image is not None:
+            of_video = [picture for both in zip(*pictures, strict=True) for picture in both]
+            tokens = self.encoder.image_tokens(of_video)
+            given |= {name: np.repeat(value, copies, axis=0) for name, value in tokens.items()}
+        return self.videos(
+            prompt, negative_prompt, (num_frames, height, width), steps=num_inference_steps, guidance=(
+                guidance, guidance_scale), high=high_noise_guidance_scale, copies=copies, fps=fps,
+            chunk=decode_chunk_size, seed=seed, latents=latents, progress=progress, **given)
+
+    def _check_last(self, last_image: Any, frames: int) -> None:
+        """Raise `UserError` for a last picture that the model cannot take, or lacks."""
+        network = transformers.network_of(self.folder, self.models)
+        needed = self.encoder.image is not None and self.encoder.seen > 1
+        taken = not network.in_place and (needed or self.encoder.image is None) and frames > 1
+        if (needed and last_image is None) or (last_image is not None and not taken):
+            raise UserError(f"last_image={'None' if last_image is None else '...'} with {frames} frames and a model of "
+                            f"the {'first and last frame' if needed else 'first frame'}; permitted: "
+                            f"{'a picture' if needed else 'None'}", "last_image")
+
+
+def ends_given(pictures: Sequence[Float[np.ndarray, "B H W 3"]], frames: int) -> MaskedVideo:
+    """Videos of which the first frame is given, or the first and the last one."""
+    if len(pictures) == 1:
+        return first_frame(pictures[0], frames)
+    video = np.zeros((len(pictures[0]), frames, *pictures[0].shape[1:]), np.float32)
+    video[:, 0], video[:, -1] = pictures
+    mask = np.isin(np.arange(frames), (0, frames - 1)).astype(np.float32)[None, :, None, None, None]
+    return MaskedVideo(video, np.broadcast_to(mask, (len(video), *mask.shape[1:])))

@@ -139,9 +139,10 @@ def training_inputs(
     if images:
         pictures = resize(to_float(batch["images"]), stage.video.height, stage.video.width, "area")
         x = jnp.concatenate([x, pictures], axis=1)
+    video = x
     if stage.latent is not None:
         x = _encoded(stage, autoencoder, x, valid, key)
-    clips = TrainingClips(stage, x, images, valid, low, corners, key, keys, encoder(stage, autoencoder))
+    clips = TrainingClips(stage, x, images, valid, low, corners, key, keys, encoder(stage, autoencoder), video)
     conditioning = given_conditioning(stage, batch)
     for condition in conditions_of(stage.network):
         conditioning = conditioning.adding(condition.in_training(conditioning, clips))

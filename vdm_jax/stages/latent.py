@@ -14,7 +14,7 @@ from flax import traverse_util
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from vdm_jax.conditions.frame_masks import MaskedVideo
+from vdm_jax.conditions.frame_masks import MaskedVideo, mask_of_latents
 from vdm_jax.configuration import Size, SizeOrZero, config
 from vdm_jax.errors import UserError
 from vdm_jax.networks.autoencoders.causal_blocks import CACHE
@@ -188,19 +188,19 @@ def _in_pieces(step: Step, x: Array, latent: Latent, frames: int | None, seen: i
     return in_chunks(lambda piece: tiled(whole, piece), x, frames, seen)
 
 
-def encode_masked_video(latent: Latent, weights: Any, masked_video: MaskedVideo) -> MaskedVideo:
-    """A masked video in latents: those of which all pixels are given. The rest of a frame is encoded as grey.
+def encode_masked_video(
+    latent: Latent, weights: Any, masked_video: MaskedVideo, frames_apart: bool = False
+) -> MaskedVideo:
+    """A masked video in latents: those of which all pixels are given, or with `frames_apart` a mask with a channel for
+    each frame of a latent one. The rest of a clip is encoded as grey.
 
     Raises `UserError` for given low-resolution videos, which guide pixels only.
     """
     if masked_video.low is not None:
         raise UserError("a low-resolution video is given for a stage that works in latents; permitted: parts of the "
                         "video itself, or a stage that works on pixels")
-    video, factor = jnp.asarray(masked_video.video), latent.autoencoder.factor
+    video = jnp.asarray(masked_video.video)
     mask = jnp.broadcast_to(jnp.asarray(masked_video.mask, jnp.float32), (*video.shape[:-1], 1))
-    frames, height, width, _ = latent.shape(*video.shape[1:4])
-    # Of a causal autoencoder the first frame has a latent of its own.
-    before = latent.frame_factor - 1 if latent.autoencoder.causal else 0
-    whole = jnp.pad(mask, ((0, 0), (before, 0), (0, 0), (0, 0), (0, 0)), mode="edge")
-    blocks = whole.reshape(len(video), frames, -1, height, factor, width, factor, 1)
-    return MaskedVideo(encode(latent, weights, jnp.where(mask > 0, video, 0)), blocks.min((2, 4, 6)))
+    found = mask_of_latents(mask, latent.shape(*video.shape[1:4])[:3], latent.frame_factor)
+    found = found if frames_apart else found.min(-1, keepdims=True)
+    return MaskedVideo(encode(latent, weights, jnp.where(mask > 0, video, 0)), found)

@@ -160,8 +160,9 @@ def planned(network: Network, shapes: Any, source: Network, source_shapes: Any) 
 
 
 # Fields of a video transformer that decide what tensors of the same shapes compute.
-MEANING = ("heads", "patch", "rotary", "qk_norm", "modulation", "level_encoding", "text", "text_tokens", "text_length",
-           "cross_norm", "mask_channels", "patch_order", "epsilon", "boundary")
+MEANING = ("heads", "patch", "rotary", "qk_norm", "modulation", "level_encoding", "text", "text_tokens",
+           "text_length", "text_stream", "cross_norm", "norm", "guidance_perceptron", "out_scale_first",
+           "sinusoids", "timesteps", "qk_epsilon", "mask_channels", "patch_order", "epsilon", "boundary")
 
 
 def plan_transformer(

@@ -30,7 +30,10 @@ from vdm_jax.networks.t2i_adapter import T2IAdapter, T2IAdapterNetwork
 from vdm_jax.networks.transformer.config import VideoTransformer
 from vdm_jax.networks.transformer.network import VideoTransformerModule
 from vdm_jax.weights import causal_autoencoders as causal
+from vdm_jax.weights import cogvideox_fields as cogvideox
+from vdm_jax.weights import hunyuan_fields as hunyuan
 from vdm_jax.weights import ltx_autoencoders as ltx
+from vdm_jax.weights import ltx_transformer_fields as ltx_transformer
 from vdm_jax.weights import piecewise_autoencoders as piecewise
 from vdm_jax.weights import tensor_names
 from vdm_jax.weights import transformer_fields as transformer
@@ -92,6 +95,12 @@ def names(config: Config) -> tensor_names.Names:
     if isinstance(config, T5Encoder):
         return tensor_names.t5_names(config.gated, config.offsets_per_layer)
     if isinstance(config, VideoTransformer):
+        if cogvideox.is_cogvideox(config):
+            return cogvideox.cogvideox_names(config)
+        if ltx_transformer.is_ltx(config):
+            return ltx_transformer.ltx_names()
+        if hunyuan.is_hunyuan(config):
+            return hunyuan.hunyuan_names()
         return transformer.wan_names()
     if isinstance(config, CLIPText):
         return tensor_names.CLIP_TEXT
@@ -306,6 +315,12 @@ KINDS = (
          lambda c: bool(c.project)),
     Kind("WanTransformer3DModel", VideoTransformer, _DIFFUSERS, transformer.read_wan, transformer.write_wan,
          transformer.is_wan),
+    Kind("CogVideoXTransformer3DModel", VideoTransformer, _DIFFUSERS, cogvideox.read_cogvideox,
+         cogvideox.write_cogvideox, cogvideox.is_cogvideox),
+    Kind("LTXVideoTransformer3DModel", VideoTransformer, _DIFFUSERS, ltx_transformer.read_ltx,
+         ltx_transformer.write_ltx, ltx_transformer.is_ltx),
+    Kind("HunyuanVideoTransformer3DModel", VideoTransformer, _DIFFUSERS, hunyuan.read_hunyuan, hunyuan.write_hunyuan,
+         hunyuan.is_hunyuan),
     Kind("T5EncoderModel", T5Encoder, _TRANSFORMERS, lambda f: _read_t5(f, False), _write_t5,
          lambda c: not c.offsets_per_layer, also=("T5ForConditionalGeneration",)),
     Kind("UMT5EncoderModel", T5Encoder, _TRANSFORMERS, lambda f: _read_t5(f, True), _write_t5,

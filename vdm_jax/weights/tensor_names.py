@@ -13,6 +13,7 @@ tensors within a layer and their layouts are the same for all models:
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable, Mapping
 
@@ -41,9 +42,12 @@ class Names:
     # Path of a parameter -> dimensions of its tensor, which has more than ours: the last have a size of 1.
     ranks: tuple[tuple[str, int], ...] = ()
     volumes: str = r"(?!)"  # pattern of convolutions that are 3-D elsewhere though their kernel has one frame
+    # Pattern of parameters that have fewer axes elsewhere: kernels of patches, which are maps of all values of a patch
+    # (channel slowest), and tables whose first axis has a size of 1
+    flat: str = r"(?!)"
     scale: str = LEAVES["scale"]  # what scales are called
-    # Beginning of the paths of parameters whose first axis is the layers of a scan, `blocks/block_0/...`: the tables
-    # have lines for the layers one by one, `block_7/...`; "": there are none
+    # Pattern of the beginning of paths of parameters whose first axis is the layers of a scan, `blocks/block_0/...`:
+    # the tables have lines for the layers one by one, `block_7/...`; "": there are none
     stacked: str = ""
     turn: int = 1  # blocks of a turn of the scan
 
@@ -73,9 +77,10 @@ def layers(path: str, shape: tuple[int, ...], names: Names) -> list[tuple[str, t
     A turn of the scan may have several blocks, `blocks/block_0/...` and `blocks/block_1/...`, which follow each other:
     layer i of the second of two is block 2 i + 1.
     """
-    if not names.stacked or not path.startswith(f"{names.stacked}/"):
+    scan, _, inside = path.partition("/")
+    if not names.stacked or not re.fullmatch(names.stacked, scan):
         return [(path, shape)]
-    block, _, rest = path.removeprefix(f"{names.stacked}/").partition("/")
+    block, _, rest = inside.partition("/")
     name, _, place = block.rpartition("_")
     return [(f"{name}_{i * names.turn + int(place)}/{rest}", shape[1:]) for i in range(shape[0])]
 
@@ -83,6 +88,8 @@ def layers(path: str, shape: tuple[int, ...], names: Names) -> list[tuple[str, t
 def their_shape(path: str, shape: tuple[int, ...], names: Names = PLAIN) -> tuple[int, ...]:
     """Shape of the tensor for our parameter."""
     found = tuple(shape[axis] for axis in _axes(path, shape, names))
+    if re.fullmatch(names.flat, path):
+        return (found[0], math.prod(found[1:])) if path.endswith("kernel") else found[1:]
     return found + (1,) * (names.rank(path) - len(found))
 
 
@@ -90,13 +97,13 @@ def to_theirs(path: str, array: np.ndarray, names: Names = PLAIN) -> np.ndarray:
     """Our parameter in the other layout, a view."""
     axes = _axes(path, array.shape, names)
     turned = (array[0] if len(axes) < array.ndim else array).transpose([a - array.ndim + len(axes) for a in axes])
-    return turned.reshape(turned.shape + (1,) * (names.rank(path) - turned.ndim))
+    return turned.reshape(their_shape(path, array.shape, names))
 
 
 def to_ours(path: str, tensor: np.ndarray, shape: tuple[int, ...], names: Names = PLAIN) -> np.ndarray:
     """Their tensor as our parameter of `shape`, a view."""
     axes = _axes(path, shape, names)
-    tensor = tensor.reshape(tensor.shape[: len(axes)])  # what is left out has a size of 1
+    tensor = tensor.reshape([shape[axis] for axis in axes])  # what is left out has a size of 1
     return tensor.transpose(np.argsort(np.array(axes, int))).reshape(shape)
 
 

@@ -18,7 +18,7 @@ from vdm_jax.conditions.image_tokens import IMAGE_TOKENS
 from vdm_jax.conditions.inputs import Input
 from vdm_jax.conditions.text import EmbeddedText
 from vdm_jax.errors import UserError
-from vdm_jax.networks.transformer.config import VideoTransformer, wan, wan_rotary
+from vdm_jax.networks.transformer.config import VideoTransformer, wan
 from vdm_jax.weights.fields import Fields
 from vdm_jax.weights.tensor_files import Tensor
 from vdm_jax.weights.tensor_names import Lines, Names, prefixed
@@ -136,16 +136,23 @@ def write_wan(config: VideoTransformer) -> dict[str, Any]:
         "rope_max_seq_len": PLACES, "pos_embed_seq_len": config.image_places or None}
 
 
+# Fields that decide about layers, which members of a family share; further ones are sizes, or how it is computed.
+LAYERS = ("patterns", "rotary", "sinusoids", "qk_norm", "qk_epsilon", "norm", "modulation", "level_encoding",
+          "timesteps", "text_stream", "text_tokens", "text_perceptron", "cross_norm", "classes", "scalars",
+          "low_resolution", "patch_order", "boundary", "guidance_perceptron", "out_scale_first", "single_layers",
+          "text_refiner")
+
+
+def same_layers(config: VideoTransformer, own: VideoTransformer, but: tuple[str, ...] = ()) -> bool:
+    """Whether two configs have the same layers, `but` for some fields."""
+    return all(getattr(config, name) == getattr(own, name) for name in LAYERS if name not in but)
+
+
 def is_wan(config: VideoTransformer) -> bool:
     """Whether a config has the layers of Wan, and no others."""
-    if config.text is None or config.text_tokens != "padded" or config.boundary is not None or (
-            config.conditions not in ((), (config.image_tokens,))):
+    if config.text is None or config.conditions not in ((), (config.image_tokens,)) or config.level_width:
         return False
-    own = wan(width=config.width, heads=config.heads, hidden=config.hidden, layers=config.layers)
-    fixed = ("patterns", "rotary", "qk_norm", "modulation", "level_encoding", "text_perceptron", "cross_norm",
-             "classes", "scalars", "low_resolution", "patch_order")
-    return all(getattr(config, name) == getattr(own, name) for name in fixed) and (
-        config.rotary == wan_rotary(config.head_dim))
+    return same_layers(config, wan(width=config.width, heads=config.heads, hidden=config.hidden, layers=config.layers))
 
 
 def example(config: VideoTransformer) -> tuple[Any, ...]:
@@ -155,6 +162,9 @@ def example(config: VideoTransformer) -> tuple[Any, ...]:
     text = {} if config.text is None else {"embeddings": jnp.zeros((1, 1, 1, config.text.width)),
                                            "text_mask": jnp.ones((1, 1, 1), bool)}
     given = {"conditioning_frames": jnp.zeros((*shape, config.out_channels)),
-             "conditioning_mask": jnp.zeros((*shape, 1))} if config.conditioning_frames else {}
+             "conditioning_mask": jnp.zeros((*shape, config.mask_channels))} if config.conditioning_frames else {}
     inputs = {entry.name: jnp.zeros((1, 1, 1, entry.width)) for entry in config.entering("tokens")}
-    return jnp.zeros((*shape, config.out_channels)), jnp.zeros(1), Conditioning(**text, **given, inputs=inputs)
+    inputs |= {entry.name: jnp.zeros((1, entry.width)) for entry in config.entering("vector")}
+    scalars = {name: jnp.zeros(1) for name in config.scalars}
+    return jnp.zeros((*shape, config.out_channels)), jnp.zeros(1), Conditioning(**text, **given, inputs=inputs,
+                                                                              scalars=scalars)

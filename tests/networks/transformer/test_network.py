@@ -15,7 +15,6 @@ from vdm_jax.attention import Causal, Full, Spatial, Temporal, WithExtraKeys
 from vdm_jax.attention.counting import counted
 from vdm_jax.attention.positions import RotaryAxes, rotary_pairs
 from vdm_jax.conditions.conditioning import Conditioning
-from vdm_jax.conditions.frame_masks import FrameMask
 from vdm_jax.conditions.inputs import Input
 from vdm_jax.configuration import from_json, to_json
 from vdm_jax.diffusion.flow_sigmas import FlowSigmas
@@ -27,7 +26,7 @@ from vdm_jax.networks.config import EmbeddedText, WordEncoder
 from vdm_jax.networks.kinds import network_module
 from vdm_jax.networks.transformer.config import DIT_XL, LATTE_XL, WAN_1B, WAN_14B, WAN_A14B, VideoTransformer, wan
 from vdm_jax.networks.transformer.network import VideoTransformerModule, is_noisy, level_number
-from vdm_jax.stages.options import Sampling, Training
+from vdm_jax.stages.options import Sampling
 from vdm_jax.stages.stage import Stage, VideoSpec
 
 WORDS = WordEncoder(words=("a", "b"), length=3, width=8, layers=1, head_dim=4)
@@ -246,17 +245,6 @@ def test_level_numbers():
 def test_configs_that_do_not_fit(code, named, changes):
     with refused(code, *named):
         dataclasses.replace(SMALL, **changes)
-
-
-def test_a_mask_of_the_frames_of_a_latent_is_none_of_a_stage():
-    """A network has it; what a stage would make of given frames is something else."""
-    network = dataclasses.replace(WAN, out_channels=3, frame_conditioning="channels")
-    stage = Stage(name="base", video=VideoSpec(frames=2, height=4, width=4), network=network,
-                  process=Process(schedule=FlowSchedule(), prediction="flow"), training=Training(
-                      masking=(FrameMask(first=1),)))
-    for mask_channels in (2, 4):
-        with refused("VideoTransformer.mask_channels", f"mask_channels={mask_channels}", "permitted: 1"):
-            dataclasses.replace(stage, network=dataclasses.replace(network, mask_channels=mask_channels))
 
 
 def test_inputs_that_do_not_fit(outputs, normal):

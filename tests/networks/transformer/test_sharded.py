@@ -16,6 +16,7 @@ from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.schedules import FlowSchedule
 from vdm_jax.networks.config import EmbeddedText
 from vdm_jax.networks.transformer.config import VideoTransformer, wan
+from vdm_jax.networks.transformer.members import cogvideox, ltx
 from vdm_jax.parallel.arrays import global_batch
 from vdm_jax.parallel.compiling import compiler_options
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
@@ -28,6 +29,10 @@ SIZES = {"out_channels": 3, "patch": (1, 2, 2), "width": 16, "heads": 4, "hidden
 WAN = wan(**SIZES, layers=2, text=EmbeddedText(width=6), text_length=4)
 LATTE = VideoTransformer(**SIZES, layers=4, patterns=(Spatial(), Temporal()), text=EmbeddedText(width=6),
                          rotary=RotaryAxes(dims=(2, 2, 0)), qk_norm="heads", attention_context="ulysses")
+JOINT = cogvideox(**SIZES, layers=2, text=EmbeddedText(width=6), text_length=4, level_width=12,
+                  rotary=RotaryAxes(dims=(2, 2, 0), grid=(8, 8)))
+COORDINATES = ltx(**SIZES, layers=2, text=EmbeddedText(width=6))
+NETWORKS = {"wan": WAN, "latte": LATTE, "joint text": JOINT, "coordinates": COORDINATES}
 # What splits the network, and how its attention exchanges tokens.
 CASES = {
     "ulysses over columns": (dataclasses.replace(WAN, sharded_axis="width", attention_context="ulysses"),
@@ -36,6 +41,9 @@ CASES = {
     "rows": (dataclasses.replace(WAN, sharded_axis="height"), MeshSpec(data=2, context=2, tensor=2)),
     "fsdp": (dataclasses.replace(WAN, remat="dots"), MeshSpec(data=1, fsdp=8)),
     "latte": (LATTE, MeshSpec(data=1, context=2, fsdp=2, tensor=2)),
+    "joint text": (dataclasses.replace(JOINT, remat="full"), MeshSpec(data=1, context=2, fsdp=2, tensor=2)),
+    "coordinates": (dataclasses.replace(COORDINATES, sharded_axis="width", attention_context="ulysses"),
+                    MeshSpec(data=2, context=2, tensor=2)),
 }
 FAST = ("ulysses over columns",)
 
@@ -63,8 +71,7 @@ def loss_and_gradients(network, mesh, params):
 
 @functools.cache
 def alone(kind):
-    network = LATTE if kind == "latte" else WAN
-    return loss_and_gradients(network, make_mesh(MeshSpec(), jax.devices()[:1]), None)
+    return loss_and_gradients(NETWORKS[kind], make_mesh(MeshSpec(), jax.devices()[:1]), None)
 
 
 @pytest.mark.parametrize("name", [name if name in FAST else pytest.param(name, marks=pytest.mark.full)
@@ -72,7 +79,7 @@ def alone(kind):
 def test_loss_and_every_gradient_are_those_of_one_device(name):
     """To 1e-5 of the norm of each parameter's gradient, in float32."""
     network, spec = CASES[name]
-    expected_loss, expected = alone("latte" if name == "latte" else "wan")
+    expected_loss, expected = alone(name if name in NETWORKS else "wan")
     loss, grads = loss_and_gradients(network, make_mesh(spec), None)
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
     found_leaves = jax.tree_util.tree_leaves_with_path(grads)

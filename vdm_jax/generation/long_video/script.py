@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from vdm_jax.conditions.conditioning import CONDITIONS, Conditioning, Request, conditions_of
+from vdm_jax.conditions.image_tokens import IMAGE_TOKENS
 from vdm_jax.data.captions import caption_lines
 from vdm_jax.errors import UserError
 from vdm_jax.generation.long_video.plan import Method, Segment
@@ -159,8 +160,13 @@ def long_requests(
       rates: frames per second by stage.
       request_of_texts: the request of captions, of what is given of their texts, and stages.
 
-    Raises `UserError` as `checked_request` does, and for prompts by time where no stage reads text.
+    Raises `UserError` as `checked_request` does, for prompts by time where no stage reads text, and for stages that see
+    tokens of pictures.
     """
+    pictured = [stage.name for stage in stages if IMAGE_TOKENS in (entry.name for entry in stage.network.conditions)]
+    if pictured:
+        raise UserError(f"stage {pictured[0]!r} sees tokens of the picture that a video begins with, and segments "
+                        "begin with other frames; permitted: stages without the condition 'image_tokens'")
     captions = first_captions(scripts)
     changed = next((script for script in scripts if len(script.prompts) > 1), None)
     if changed is not None and all(stage.network.text is None for stage in stages):

@@ -1,4 +1,4 @@
-"""What a released model is conditioned on: its texts or pictures, encoded by the folder's own encoder."""
+"""What a released model is conditioned on: its texts and pictures, encoded by the folder's own encoders."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
+from vdm_jax.conditions.frame_masks import MaskedVideo
+from vdm_jax.conditions.image_tokens import IMAGE_TOKENS
 from vdm_jax.data.text_encoding import CaptionEncoder
+from vdm_jax.errors import UserError
 from vdm_jax.generation.released.folder import Folder
-from vdm_jax.generation.released.pictures import for_encoder, open_pictures
+from vdm_jax.generation.released.pictures import for_clip, for_encoder, open_pictures
+from vdm_jax.generation.released.transformers import FIRST
 from vdm_jax.networks.encoders.clip_text import CLIPText
 from vdm_jax.networks.encoders.clip_vision import PIXEL_MEAN, PIXEL_STD
 from vdm_jax.parallel.rules import batch_parts, batch_sharding
@@ -35,30 +39,45 @@ def padded(
 
 
 class ReleasedEncoder:
-    """The encoder of a folder, as the generator takes it (`prompts.Encoder`)."""
+    """The encoders of a folder, as the generator takes them (`prompts.Encoder`): of texts, of pictures (Stable Video
+    Diffusion), or of both (Wan 2.1 from pictures)."""
 
     def __init__(self, folder: Folder, networks: dict[str, Pretrained]):
         self.mesh, self.image = folder.mesh, networks.get("image_encoder")
         self.captions: CaptionEncoder | None = None
-        if self.image is None:
+        if "text_encoder" in networks:
             model = networks["text_encoder"]
             length = model.config.length if isinstance(model.config, CLIPText) else self._text_length(networks)
             self.captions = CaptionEncoder.of(model, folder.tokenizer(length), folder.mesh)
+        if self.image is None:
             return
-        pixels = folder.fields("feature_extractor/preprocessor_config.json")
-        self.pixels = pixels.get("image_mean", PIXEL_MEAN), pixels.get("image_std", PIXEL_STD)
         module = self.image.module
-        self._encode = jax.jit(lambda params, pixels: module.apply({"params": params}, pixels).pooled[:, None])
+        if self.captions is None:
+            pixels = folder.fields("feature_extractor/preprocessor_config.json")
+            self.pixels = pixels.get("image_mean", PIXEL_MEAN), pixels.get("image_std", PIXEL_STD)
+            self._encode = jax.jit(lambda params, pixels: module.apply({"params": params}, pixels).pooled[:, None])
+            return
+        self.processor = folder.fields("image_processor/preprocessor_config.json")
+        self._encode = jax.jit(lambda params, pixels: module.apply({"params": params}, pixels).penultimate)
+        tokens, places = 1 + (self.image.config.size // self.image.config.patch) ** 2, networks[FIRST].config
+        self.seen = max(places.image_places // tokens, 1)  # pictures: the first frame, or the first and the last one
 
     def __call__(
-        self, captions: Sequence[str], negative: Sequence[str] | None, pictures: Float[np.ndarray, "B H W 3"] | None
+        self, captions: Sequence[str], negative: Sequence[str] | None, masked_video: MaskedVideo | None
     ) -> dict[str, np.ndarray]:
-        """Embeddings of captions, or of pictures in [-1, 1]; nothing where a picture is needed and there is none."""
-        if self.captions is not None:
-            return self.texts(captions, negative)
-        if pictures is None:
-            return {}
-        return self.pictures(open_pictures(list(np.clip(pictures / 2 + 0.5, 0, 1))))
+        """Embeddings of captions, and of the pictures among given frames; nothing of pictures where there are none.
+        Raises `UserError` where the last frame is needed too and not given."""
+        found = {} if self.captions is None else self.texts(captions, negative)
+        if self.image is None or masked_video is None:
+            return found
+        places = (0, -1) if self.captions is not None and self.seen > 1 else (0,)
+        for place in places:
+            if not np.asarray(masked_video.mask)[:, place].all():
+                raise UserError("a model of first and last frame is given other frames; permitted: the first and the "
+                                "last one of each video")
+        frames = np.asarray(masked_video.video[:, list(places)], np.float32)
+        images = open_pictures(list(np.clip(frames.reshape(-1, *frames.shape[2:]) / 2 + 0.5, 0, 1)))
+        return found | (self.pictures(images) if self.captions is None else self.image_tokens(images))
 
     def texts(self, captions: Sequence[str], negative: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """`embeddings` `[B, L, C]`, padding included as the models were trained, and `null_embeddings` of the negative
@@ -75,14 +94,21 @@ class ReleasedEncoder:
     @staticmethod
     def _text_length(networks: dict[str, Pretrained]) -> int:
         """Tokens of a text at most: those that the transformer pads texts to."""
-        transformer = networks.get("transformer")
+        transformer = networks.get(FIRST)
         return (transformer and getattr(transformer.config, "text_length", 0)) or TEXT_LENGTH
 
     def pictures(self, images: Sequence[Image.Image]) -> dict[str, Any]:
         """`embeddings` `[B, 1, C]`: each picture as the one token that the network attends to."""
-        pixels = for_encoder(images, self.image.config.size, *self.pixels)
+        return {"embeddings": self._encoded(for_encoder(images, self.image.config.size, *self.pixels))}
+
+    def image_tokens(self, images: Sequence[Image.Image]) -> dict[str, Any]:
+        """`image_tokens` `[B, M, C]` of the pictures of each video, one after the other."""
+        tokens = self._encoded(for_clip(images, self.processor))
+        return {IMAGE_TOKENS: tokens.reshape(len(images) // self.seen, -1, tokens.shape[-1])}
+
+    def _encoded(self, pixels: Float[np.ndarray, "B H W 3"]) -> Float[np.ndarray, "B L C"]:
         rows = -(-len(pixels) // batch_parts(self.mesh)) * batch_parts(self.mesh)
         filled = pixels[np.minimum(np.arange(rows), len(pixels) - 1)]
         with jax.set_mesh(self.mesh):
             found = self._encode(self.image.params, jax.device_put(filled, batch_sharding(self.mesh)))
-        return {"embeddings": np.asarray(found, np.float32)[: len(pixels)]}
+        return np.asarray(found, np.float32)[: len(pixels)]

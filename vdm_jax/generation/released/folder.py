@@ -27,7 +27,7 @@ from vdm_jax.weights.tokenizers import Tokenizer, open_tokenizer
 
 INDEX = "model_index.json"
 DTYPES = ("float32", "bfloat16", "float16")
-COPIED = ("scheduler", "tokenizer", "feature_extractor")  # folders without weights
+COPIED = ("scheduler", "tokenizer", "feature_extractor", "image_processor")  # folders without weights
 SEVERAL = {"controlnet": "MultiControlNetModel", "adapter": "MultiAdapter"}  # parts of which others have a number
 _NUMBERED = re.compile(rf"({'|'.join(SEVERAL)})_[1-9]\d*")
 

@@ -67,6 +67,7 @@ KINDS = {
     "StableDiffusionPipeline": Kind("image", 1, 1, 50, (7.5, 7.5)),
     "StableVideoDiffusionPipeline": Kind("video", 14, 7, 25, (1.0, 3.0), (576, 1024)),
     "TextToVideoSDPipeline": Kind("video", 16, 8, 50, (9.0, 9.0), threshold_per="frame"),
+    "WanImageToVideoPipeline": Kind("video", 81, 16, 40, (5.0, 5.0), (480, 832)),  # likewise
     "WanPipeline": Kind("video", 81, 16, 50, (5.0, 5.0), (480, 832)),  # and as `transformers.usual` says
 }
 

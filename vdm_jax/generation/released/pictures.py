@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from jaxtyping import Float
 from PIL import Image, ImageOps
 
 from vdm_jax.errors import UserError
+from vdm_jax.networks.encoders.clip_vision import PIXEL_MEAN, PIXEL_STD
 
 Picture = Any  # a path, a Pillow image, or an array; see `open_pictures`
 GREYS = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # Pillow's modes of 16-bit pictures
@@ -84,6 +85,34 @@ def resized(images: Sequence[Image.Image], height: int, width: int) -> Float[np.
     """Pictures in [-1, 1] of one size, by Lanczos' filter, whatever their aspect ratio."""
     pixels = [np.asarray(image.resize((width, height), Image.Resampling.LANCZOS)) for image in images]
     return np.stack(pixels).astype(np.float32) / 127.5 - 1
+
+
+def for_clip(images: Sequence[Image.Image], fields: Mapping[str, Any]) -> Float[np.ndarray, "B H W 3"]:
+    """Pictures as CLIP sees them by the fields of a `preprocessor_config.json`: resized with a filter of Pillow so that
+    the shorter side fits (or to a height and a width), cut in the middle, less the mean, over the standard deviation of
+    pixels in [0, 1]. Raises `UserError` for sizes that are no numbers."""
+    size, crop = fields.get("size", {"shortest_edge": 224}), fields.get("crop_size", 224)
+    size = {"shortest_edge": size} if isinstance(size, int) else size
+    crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
+    mean, std = fields.get("image_mean", PIXEL_MEAN), fields.get("image_std", PIXEL_STD)
+    found = []
+    for image in images:
+        try:
+            if "shortest_edge" in size:
+                short, sides = min(image.size), image.size
+                sides = tuple(size["shortest_edge"] * side // short for side in sides)
+            else:
+                sides = size["width"], size["height"]
+            image = image.resize(sides, fields.get("resample", Image.Resampling.BICUBIC))
+            if fields.get("do_center_crop", True):
+                left, top = (sides[0] - crop["width"]) // 2, (sides[1] - crop["height"]) // 2
+                image = image.crop((left, top, left + crop["width"], top + crop["height"]))
+        except (TypeError, KeyError, ValueError) as error:
+            raise UserError(f"preprocessor_config.json has size={size}, crop_size={crop}, resample="
+                            f"{fields.get('resample')}; permitted: a shortest_edge, or height and width, in pixels, "
+                            "and a filter of Pillow") from error
+        found.append(np.asarray(image).astype(np.float32) / 255)
+    return ((np.stack(found) - np.asarray(mean)) / np.asarray(std)).astype(np.float32)
 
 
 def for_encoder(

@@ -11,6 +11,7 @@ from vdm_jax.errors import UserError
 from vdm_jax.generation.released.folder import Folder
 from vdm_jax.generation.released.schedulers import Scheduler
 from vdm_jax.networks.autoencoders.causal_config import CausalAutoencoder
+from vdm_jax.networks.encoders.clip_vision import CLIPVision
 from vdm_jax.networks.encoders.t5 import T5Encoder
 from vdm_jax.networks.transformer.config import VideoTransformer
 from vdm_jax.stages.latent import Latent
@@ -18,12 +19,17 @@ from vdm_jax.stages.options import Training
 from vdm_jax.stages.stage import Stage, VideoSpec
 from vdm_jax.weights.pretrained import Pretrained
 
-PIPELINES = ("WanPipeline",)
+IMAGE_TO_VIDEO = "WanImageToVideoPipeline"
+PIPELINES = ("WanPipeline", IMAGE_TO_VIDEO)
 FIRST, SECOND = "transformer", "transformer_2"  # that for much noise, where there are two
 # What the authors sample with: frames, frames per second, height and width, steps, scale s = 1 + w of the guidance, and
 # that of the expert for much noise
 WAN21, WAN22, WAN22_5B = ((81, 16.0, 480, 832, 50, 5.0, None), (81, 16.0, 480, 832, 40, 3.0, 4.0),
                           (121, 24.0, 704, 1280, 50, 5.0, None))
+# From pictures: Wan 2.1 of the first frame, of first and last frame, and Wan 2.2
+WAN21_IMAGE, WAN21_FRAMES, WAN22_IMAGE = (
+    (81, 16.0, 480, 832, 40, 5.0, None), (81, 16.0, 720, 1280, 50, 5.0, None), (81, 16.0, 480, 832, 40, 3.5, 3.5))
+ENCODED = 4  # latents of a piece of a clip that is encoded: the same result in less memory
 CHANNELS_5B = 48  # of latents, by which the 5B model of Wan 2.2 is known
 
 
@@ -34,8 +40,15 @@ def networks_of(folder: Folder, weights: bool = True) -> dict[str, Pretrained]:
     if folder.holds(SECOND):
         found[SECOND] = folder.model(SECOND, VideoTransformer, weights)
     network, vae, text = (found[part].config for part in (FIRST, "vae", "text_encoder"))
-    wanted = {"out_channels": vae.latent_channels, "text": EmbeddedText(width=text.width), "frame_conditioning": "none",
-              "conditions": ()}
+    wanted = {"out_channels": vae.latent_channels, "text": EmbeddedText(width=text.width), "conditions": ()}
+    if folder.kind == IMAGE_TO_VIDEO and not folder.index.get("expand_timesteps"):
+        wanted |= {"frame_conditioning": "channels", "mask_channels": vae.time_factor}
+        if network.image_tokens is not None:
+            found["image_encoder"] = folder.model("image_encoder", CLIPVision, weights)
+            width = found["image_encoder"].config.width
+            wanted["conditions"] = (dataclasses.replace(network.image_tokens, width=width),)
+    else:
+        wanted["frame_conditioning"] = "none"
     for name, value in wanted.items():
         if getattr(network, name) != value:
             raise UserError(f"{folder.path / FIRST}: {name}={getattr(network, name)}; permitted with the other parts "
@@ -53,8 +66,9 @@ def network_of(folder: Folder, networks: dict[str, Pretrained]) -> VideoTransfor
             raise UserError(f"{folder.path}: boundary_ratio={boundary!r} with {SECOND}/; permitted: a number between 0 "
                             "and 1")
         return dataclasses.replace(network, boundary=boundary)
-    given = "in_place" if folder.index.get("expand_timesteps") else "none"
-    return dataclasses.replace(network, frame_conditioning=given)
+    if folder.index.get("expand_timesteps"):
+        return dataclasses.replace(network, frame_conditioning="in_place")
+    return network
 
 
 def parameters_of(networks: dict[str, Pretrained]) -> dict[str, Any]:
@@ -68,6 +82,8 @@ def usual(networks: dict[str, Pretrained]) -> tuple[int, float, int, int, int, f
     """What the authors of a model sample with, as `WAN21` has it."""
     if networks["vae"].config.latent_channels == CHANNELS_5B:
         return WAN22_5B
+    if (network := networks[FIRST].config).masks_frames:
+        return WAN22_IMAGE if SECOND in networks else WAN21_FRAMES if network.image_places else WAN21_IMAGE
     return WAN22 if SECOND in networks else WAN21
 
 
@@ -78,10 +94,13 @@ def stage_of(folder: Folder, networks: dict[str, Pretrained], scheduler: Schedul
         raise UserError(f"{folder.path}: scheduler={scheduler.name} without flow sigmas; permitted: those of flow "
                         "matching, UniPCMultistepScheduler with use_flow_sigmas or FlowMatchEulerDiscreteScheduler")
     frames, fps, height, width, steps, scale, high = usual(networks)
-    training = Training(masking=(FrameMask(first=1), NoMask())) if network.conditioning_frames else Training()
+    shown = (FrameMask(first=1), NoMask()) if network.in_place else (FrameMask(first=1), FrameMask(first=1, last=1))
+    training = Training(masking=shown) if network.conditioning_frames else Training()
+    vae = networks["vae"].config
+    pieces = ENCODED * vae.time_factor if network.masks_frames else None  # of the clip that is grey but for pictures
     return Stage(
         name="video", video=VideoSpec(frames=frames, height=height, width=width, fps=fps),
-        latent=Latent(autoencoder=networks["vae"].config), network=network, process=scheduler.process,
+        latent=Latent(autoencoder=vae, encode_frames=pieces), network=network, process=scheduler.process,
         training=training,
         sampling=scheduler.sampling(steps=steps, guidance=scale - 1,
                                     high_noise_guidance=None if high is None else high - 1))

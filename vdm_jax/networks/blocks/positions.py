@@ -106,6 +106,20 @@ class HeadNorm(nn.Module):
         return (y * jax.lax.rsqrt((y**2).mean(-1, keepdims=True) + self.epsilon) * scale).astype(x.dtype)
 
 
+class HeadLayerNorm(nn.Module):
+    """Layer norm over the features of a head, with learned scale and bias, in float32."""
+
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        scale, bias = (self.param(name, init, x.shape[-1:]) for name, init in (
+            ("scale", nn.initializers.ones), ("bias", nn.initializers.zeros)))
+        y = x.astype(jnp.float32)
+        y = y - y.mean(-1, keepdims=True)
+        return (y * jax.lax.rsqrt((y**2).mean(-1, keepdims=True) + self.epsilon) * scale + bias).astype(x.dtype)
+
+
 def frame_numbers(frames: int, frame_mask: Bool[np.ndarray, "T T"] | None) -> np.ndarray:
     """Position of every frame: counted on, except that a frame that sees only itself is number 0."""
     numbers = np.arange(frames)

@@ -54,6 +54,22 @@ def grid_sinusoids(places: tuple[Sequence[int], ...], channels: int, base: float
     return code
 
 
+def weighted_sinusoids(
+    lengths: tuple[int, int, int], channels: int, shares: tuple[int, int, int], scales: tuple[float, float, float]
+) -> Float[np.ndarray, "T H W C"]:
+    """Sines and cosines of positions over `scales`, of frames, columns and rows in this order of the channels, in
+    proportion to `shares` (of frames, rows, columns). What is left over is zero."""
+    code, start = np.zeros((*lengths, channels), np.float32), 0
+    for axis in (0, 2, 1):
+        dim = channels * shares[axis] // sum(shares) // 2 * 2
+        shape = [1, 1, 1, dim]
+        shape[axis] = lengths[axis]
+        part = sinusoids(np.arange(lengths[axis]) / scales[axis], dim, endpoint=False)
+        code[..., start : start + dim] = part.reshape(shape)
+        start += dim
+    return code
+
+
 def frame_code(frames: int, channels: int) -> Float[np.ndarray, "T C"]:
     """Sines (even channels) and cosines (odd ones) of the number of each frame: AnimateDiff's."""
     return sinusoids(np.arange(frames), channels, order="interleaved", endpoint=False)

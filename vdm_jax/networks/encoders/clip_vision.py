@@ -1,7 +1,7 @@
 """The image encoder of CLIP, a vision transformer (Radford et al. 2021, arXiv 2103.00020).
 
 Stable Video Diffusion (Blattmann et al. 2023, arXiv 2311.15127) sees its first frame as the projected summary of
-OpenCLIP's ViT-H/14: one token.
+OpenCLIP's ViT-H/14: one token. Wan 2.1 (Wan Team 2025, arXiv 2503.20314) sees all tokens of the layer before the last.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ class ImageFeatures(NamedTuple):
 
     tokens: Float[Array, "B L C"]  # of the last layer, the summary's place first, before the final norm
     pooled: Float[Array, "B C"]  # the summary, after the final norm, projected where asked for
+    penultimate: Float[Array, "B L C"]  # as `tokens`, of the layer before the last
 
 
 class Patches(nn.Module):
@@ -90,9 +91,11 @@ class CLIPVisionEncoder(nn.Module):
         summary = jnp.broadcast_to(summary.astype(dtype), (len(x), 1, spec.width))
         x = jnp.concatenate([summary, x], axis=1) + places.astype(dtype)
         x = nn.LayerNorm(spec.epsilon, dtype=dtype, name="norm_in")(x)
+        penultimate = x
         for i in range(spec.layers):
+            penultimate = x
             x = CLIPLayer(spec.heads, spec.hidden, spec.activation, spec.epsilon, dtype, name=f"layer_{i}")(x)
         pooled = nn.LayerNorm(spec.epsilon, dtype=dtype, name="norm")(x[:, 0])
         if spec.project:
             pooled = Dense(spec.project, use_bias=False, dtype=dtype, name="project")(pooled)
-        return ImageFeatures(x, pooled)
+        return ImageFeatures(x, pooled, penultimate)

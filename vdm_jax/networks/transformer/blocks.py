@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -10,16 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from vdm_jax.attention import AttentionPattern, BlockCausal, TeacherForcing, counting
+from vdm_jax.attention import AttentionPattern
 from vdm_jax.attention.patterns import independent_frames_mask
 from vdm_jax.networks.blocks.attention import Attention, ImageTokens, Tokens
 from vdm_jax.networks.blocks.feed_forward import FeedForward
 from vdm_jax.networks.layers import Dense, fan_in, silu, zeros
-from vdm_jax.networks.remat import name_input
 from vdm_jax.networks.transformer.config import VideoTransformer
 from vdm_jax.parallel.rules import shard_along
 
-BRANCHES = 6  # shift, scale and gate of the attention, and of the perceptron
+# Shift, scale and gate of the attention and of the perceptron, or in one of these of the video and of the text
+BRANCHES = 6
 
 
 @flax.struct.dataclass
@@ -46,18 +47,27 @@ def selected(values: Float[Array, "B F C"], clean: Bool[Array, "B T H W"] | None
     return jnp.where(clean[..., None], without, noisy)
 
 
-def modulated(
-    x: Float[Array, "B T H W C"], shift: Float[Array, "B _ _ _ C"], scale: Float[Array, "B _ _ _ C"], epsilon: float,
-    dtype: jnp.dtype,
-) -> Float[Array, "B T H W C"]:
-    """Layer norm without weights, scale and shift, in float32."""
+def plain_norm(x: Float[Array, "... C"], epsilon: float, centred: bool = True) -> Float[Array, "... C"]:
+    """Layer norm, or RMS norm where it is not centred, without weights, in float32."""
     x = x.astype(jnp.float32)
-    mean = x.mean(-1, keepdims=True)
-    x = (x - mean) * jnp.reciprocal(jnp.sqrt(jnp.square(x - mean).mean(-1, keepdims=True) + epsilon))
+    x = x - x.mean(-1, keepdims=True) if centred else x
+    return x * jnp.reciprocal(jnp.sqrt(jnp.square(x).mean(-1, keepdims=True) + epsilon))
+
+
+def shifted(x: Float[Array, "... C"], shift: Array, scale: Array, dtype: jnp.dtype) -> Float[Array, "... C"]:
+    """Scale and shift of what is normalised, in float32."""
     return (x * (1 + scale) + shift).astype(dtype)
 
 
-def gated(x: Float[Array, "B T H W C"], gate: Float[Array, "B _ _ _ C"], y: Array) -> Float[Array, "B T H W C"]:
+def modulated(
+    x: Float[Array, "B T H W C"], shift: Float[Array, "B _ _ _ C"], scale: Float[Array, "B _ _ _ C"], epsilon: float,
+    dtype: jnp.dtype, centred: bool = True,
+) -> Float[Array, "B T H W C"]:
+    """`plain_norm`, scale and shift."""
+    return shifted(plain_norm(x, epsilon, centred), shift, scale, dtype)
+
+
+def gated(x: Float[Array, "... C"], gate: Float[Array, "... C"], y: Float[Array, "... C"]) -> Float[Array, "... C"]:
     """`x + gate y`, summed in float32."""
     return (x.astype(jnp.float32) + gate * y.astype(jnp.float32)).astype(x.dtype)
 
@@ -70,7 +80,7 @@ class Modulation(nn.Module):
     parts: int
 
     @nn.compact
-    def __call__(self, level: Float[Array, "B F *six C"]) -> list[Float[Array, "B F C"]]:
+    def __call__(self, level: Float[Array, "B F *six C"]) -> list[Float[Array, "B F O"]]:
         spec = self.config
         if spec.modulation == "block":
             found = Dense(self.parts * spec.width, kernel_init=zeros, name="modulation")(silu(level))
@@ -79,6 +89,19 @@ class Modulation(nn.Module):
             table = self.param("table", nn.initializers.normal(spec.width**-0.5), (1, self.parts, spec.width))
             found = table + (level if level.ndim == 4 else level[:, :, None])
         return [found[:, :, part] for part in range(self.parts)]
+
+
+def projections(spec: VideoTransformer) -> dict[str, Any]:
+    """Options that the attentions of a block have in common."""
+    return {"head_dim": spec.head_dim, "joint": False, "bias": True, "kernel": spec.attention_kernel,
+            "qk_norm": {"none": False, "heads": True}.get(spec.qk_norm, spec.qk_norm), "qk_epsilon": spec.qk_epsilon,
+            "dtype": jnp.dtype(spec.dtype), "sharded_axis": spec.sharded_axis}
+
+
+def positioned(spec: VideoTransformer, pattern: AttentionPattern) -> dict[str, Any]:
+    """Options of a self-attention: positions and context."""
+    return {"position": "none" if spec.rotary is None else "rotary", "rotary_axes": spec.rotary,
+            "context": spec.context_of(pattern)}
 
 
 class Block(nn.Module):
@@ -97,13 +120,9 @@ class Block(nn.Module):
         parts = Modulation(spec, BRANCHES, name="modulated")(inputs.level)
         shift, scale, gate, shift_2, scale_2, gate_2 = (selected(part, inputs.clean) for part in parts)
         frame_mask = independent_frames_mask(x.shape[1] - self.images, self.images) if self.images else None
-        common = {"head_dim": spec.head_dim, "joint": False, "bias": True, "kernel": spec.attention_kernel,
-                  "qk_norm": {"none": False, "heads": True, "width": "width"}[spec.qk_norm], "dtype": dtype,
-                  "sharded_axis": spec.sharded_axis}
-        attention = Attention(pattern=self.pattern, position="none" if spec.rotary is None else "rotary",
-                              rotary_axes=spec.rotary, context=spec.context_of(self.pattern), name="self_attention",
-                              **common)
-        h = modulated(x, shift, scale, spec.epsilon, dtype)
+        common, centred = projections(spec), spec.norm != "rms"
+        attention = Attention(pattern=self.pattern, name="self_attention", **positioned(spec, self.pattern), **common)
+        h = modulated(x, shift, scale, spec.epsilon, dtype, centred)
         past = None if past is None else (*past, inputs.there)
         x = gated(x, gate, attention(h, frame_mask, frame_valid=inputs.frame_valid, numbers=inputs.numbers, past=past))
         if spec.attends_outside:
@@ -113,27 +132,5 @@ class Block(nn.Module):
             cross = Attention(pattern=None, norm=norm, out_init=out_init, name="cross_attention", **common)
             x = x + cross(x, None, inputs.text, image=inputs.image)
         perceptron = FeedForward(spec.hidden, activation="gelu_new", dtype=dtype, name="feed_forward")
-        x = gated(x, gate_2, perceptron(modulated(x, shift_2, scale_2, spec.epsilon, dtype)))
+        x = gated(x, gate_2, perceptron(modulated(x, shift_2, scale_2, spec.epsilon, dtype, centred)))
         return shard_along(x, spec.sharded_axis)
-
-
-class Turn(nn.Module):
-    """As many blocks as there are patterns, one of each: the body of the scan over all blocks."""
-
-    config: VideoTransformer
-    images: int = 0
-    forced: int = 0  # frames of a clean clip that stands before its noisy copy
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "B T H W C"], inputs: BlockInputs, past: dict[str, tuple[Array, Array]] | None = None
-    ) -> tuple[Float[Array, "B T H W C"], None]:
-        counting.first_layer()
-        x = name_input(x, self.config.remat)
-        for place, pattern in enumerate(self.config.patterns):
-            if self.forced and isinstance(pattern, BlockCausal):
-                pattern = TeacherForcing(frames=self.forced, block=pattern.block, window=pattern.window,
-                                         sink=pattern.sink)
-            name = f"block_{place}"
-            x = Block(self.config, pattern, self.images, name=name)(x, inputs, None if past is None else past.get(name))
-        return x, None

@@ -12,9 +12,8 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from vdm_jax.attention import AttentionPattern, BlockCausal, Full, Spatial, Temporal, WithExtraKeys
-from vdm_jax.attention.capability import require
-from vdm_jax.attention.positions import RotaryAxes
+from vdm_jax.attention import AttentionPattern, BlockCausal, Full, Spatial, Temporal
+from vdm_jax.attention.positions import Rotary, RotaryAxes
 from vdm_jax.conditions.image_tokens import IMAGE_TOKENS
 from vdm_jax.conditions.inputs import Input, check_conditions
 from vdm_jax.conditions.text import EmbeddedText, TextInput
@@ -30,8 +29,27 @@ from vdm_jax.configuration import (
     WidthOrZero,
     config,
 )
+from vdm_jax.diffusion.beta_tables import (
+    LinearBetaSchedule,
+    ListedBetaSchedule,
+    ScaledLinearBetaSchedule,
+    ShiftedBetaSchedule,
+    SquaredCosineBetaSchedule,
+)
 from vdm_jax.errors import UserError
 from vdm_jax.networks.backbone import Backbone
+from vdm_jax.networks.transformer import checks
+
+BetaTables = (LinearBetaSchedule | ScaledLinearBetaSchedule | ShiftedBetaSchedule | SquaredCosineBetaSchedule
+              | ListedBetaSchedule)
+
+
+@config
+class AddedSinusoids:
+    """Sinusoids of positions that are added to the tokens, in the order of frames, columns and rows."""
+
+    shares: tuple[Size, Size, Size] = (2, 3, 3)  # of the channels: for frames, rows and columns
+    scales: tuple[Positive, Positive, Positive] = (1.0, 1.875, 1.875)  # that positions are divided by
 
 
 @config
@@ -49,28 +67,48 @@ class VideoTransformer(Backbone):
     attention_kernel: str = "auto"  # see `vdm_jax.attention`
     attention_context: str = "none"  # of patterns that look across frames
     # Turns queries and keys; None: sinusoids of the place are added to the tokens
-    rotary: RotaryAxes | None = None
-    qk_norm: Literal["none", "heads", "width"] = "none"  # RMS norm of queries and keys: of a head, or of all together
+    rotary: Rotary | None = None
+    # Of these: shares of frames, rows and columns, and over what their positions are. As many channels for frames, rows
+    # and columns, or in the order frames, columns and rows in proportion to the shares (CogVideoX)
+    sinusoids: AddedSinusoids | None = None
+    # Of queries and keys: RMS norm of a head or of all together ("width"), or layer norm of a head
+    qk_norm: Literal["none", "heads", "width", "layer"] = "none"
+    qk_epsilon: Positive = 1e-6  # of these norms
+    # Before what is modulated: layer norm without weights or with them ("affine": then one more after the last block),
+    # or RMS norm without weights, of blocks alone
+    norm: Literal["layer", "affine", "rms"] = "layer"
     # How the noise level enters: a projection in every block that starts at zero (adaLN-Zero: DiT, section 3.2), or one
     # projection for all blocks and a learned table in each (adaLN-single: PixArt, Chen et al. 2023, 2310.00426; Wan)
     modulation: Literal["block", "shared"] = "block"
     level_channels: Width = 256  # sinusoids of the noise level
-    # Its number: that of the cosine schedule, or 1000 sigma of a flow; see `level_number`
-    level_encoding: Literal["inv_cos", "flow"] = "inv_cos"
+    level_width: WidthOrZero = 0  # channels of what is made of them; 0: those of a token
+    # Its number: that of the cosine schedule, 1000 sigma of a flow, or the timestep of a table; see `level_number`
+    level_encoding: Literal["inv_cos", "flow", "timesteps"] = "inv_cos"
+    timesteps: BetaTables | None = None  # that table
     text: TextInput | None = None  # which the blocks attend to
+    # Text tokens are attended to ("cross"), or are tokens of the sequence, which attend to the video too and change,
+    # with a modulation of their own, through the layers of the video ("joint": CogVideoX) or their own ("separate")
+    text_stream: Literal["cross", "joint", "separate"] = "cross"
+    # Blocks after the others in which video and text are alike, and attention stands next to perceptron (HunyuanVideo)
+    single_layers: SizeOrZero = 0
+    text_refiner: SizeOrZero = 0  # blocks that the text goes through before
     # How texts become tokens: a learned null caption and a pooled vector that joins the noise level's ("pooled"), or
     # as they are, padded with zeros that are seen ("padded": Wan), or without padding ("masked")
     text_tokens: Literal["pooled", "padded", "masked"] = "pooled"
     text_length: SizeOrZero = 0  # of a padded text
-    text_perceptron: bool = False  # two layers bring texts to the width of the blocks; else keys and values do
+    # Two layers bring texts to the width of the blocks; else keys and values do, or one layer where texts are joint
+    text_perceptron: bool = False
     cross_norm: bool = True  # a norm with weights before the attention to text
     classes: WidthOrZero = 0  # of a class label, which joins the noise level; 0: takes none
     scalars: tuple[str, ...] = ()  # names of numbers that do, e.g. "fps"
+    guidance_perceptron: bool = False  # the weight of the guidance enters as 1000 (1 + w), by two layers
     low_resolution: bool = False  # takes a low-resolution video as further channels, and its augmentation level
     # Takes conditioning frames and their mask as further channels, or in the place of noisy ones, whose tokens then
     # have the noise level zero
     frame_conditioning: Literal["none", "channels", "in_place"] = "none"
-    mask_channels: Count = 1  # of the mask among them; more are of the frames of a latent one, which no stage makes
+    # Of the mask among them; more are of the frames of a latent one, next to latents of the whole clip, which is grey
+    # where nothing is given: the network then makes all frames itself (Wan, image to video)
+    mask_channels: Count = 1
     # Further conditions, as channels, as part of the vector or as tokens after those of the text. `image_tokens` have a
     # perceptron, keys and values of their own
     conditions: tuple[Input, ...] = ()
@@ -81,6 +119,7 @@ class VideoTransformer(Backbone):
     # noise levels. Parameters of both stand under `high` and `low`
     boundary: BetweenZeroAndOne | None = None
     patch_order: Literal["channels_last", "channels_first"] = "channels_last"  # of the values that a token predicts
+    out_scale_first: bool = False  # order of the two parts of the output's modulation
     epsilon: Positive = 1e-6  # of the norms
     sharded_axis: Literal["frames", "height", "width"] = "frames"  # what of a video the mesh axis `context` splits
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters stay float32
@@ -90,17 +129,22 @@ class VideoTransformer(Backbone):
         if self.width % self.heads or self.head_dim % 2:
             raise UserError(f"VideoTransformer.width={self.width} with heads={self.heads}; permitted: an even number "
                             "of channels for each head")
-        if self.layers % len(self.patterns):
-            raise UserError(f"VideoTransformer.layers={self.layers} with {len(self.patterns)} patterns; permitted: "
-                            f"multiples of {len(self.patterns)}")
-        if self.rotary is not None and sum(self.rotary.dims) > self.head_dim:
+        for name in ("layers", "single_layers"):
+            if getattr(self, name) % len(self.patterns):
+                raise UserError(f"VideoTransformer.{name}={getattr(self, name)} with {len(self.patterns)} patterns; "
+                                f"permitted: multiples of {len(self.patterns)}")
+        if isinstance(self.rotary, RotaryAxes) and sum(self.rotary.dims) > self.head_dim:
             raise UserError(f"VideoTransformer.rotary.dims={self.rotary.dims} for heads of {self.head_dim} channels; "
                             f"permitted: up to {self.head_dim} in all", "VideoTransformer.rotary")
         if self.rotary is None and self.width < 6:
             raise UserError(f"VideoTransformer.width={self.width} with rotary=None, whose sinusoids need a pair for "
                             "each axis; permitted: 6 or more")
-        self._check_patterns()
-        self._check_text()
+        checks.check_patterns(self)
+        checks.check_text(self)
+        checks.check_positions(self)
+        if (self.level_encoding == "timesteps") != (self.timesteps is not None):
+            raise UserError(f"VideoTransformer.timesteps={self.timesteps} with level_encoding={self.level_encoding!r}; "
+                            "permitted: a table exactly with 'timesteps'")
         check_conditions("VideoTransformer", self.conditions, ("channels", "vector", "tokens"))
         if self.boundary is not None and (self.level_encoding != "flow" or self.block_frames):
             raise UserError(f"VideoTransformer.boundary={self.boundary} with level_encoding={self.level_encoding!r}, "
@@ -109,37 +153,6 @@ class VideoTransformer(Backbone):
         if self.mask_channels > 1 and self.frame_conditioning != "channels":
             raise UserError(f"VideoTransformer.mask_channels={self.mask_channels} with frame_conditioning="
                             f"{self.frame_conditioning!r}; permitted: 1, or more with 'channels'")
-
-    def _check_patterns(self) -> None:
-        """Raise `UserError` for patterns that the kernel and context cannot compute, or that the split cannot serve."""
-        for pattern in self.patterns:
-            if isinstance(pattern, WithExtraKeys):
-                raise UserError("VideoTransformer.patterns has WithExtraKeys(...); permitted: patterns of the video "
-                                "alone, whose blocks attend to text apart", "VideoTransformer.patterns")
-            if self.sharded_axis == "width" and not isinstance(pattern, Full):
-                raise UserError(f"VideoTransformer.sharded_axis='width' with pattern {pattern}, which tells frames "
-                                "from columns; permitted: Full(), or 'frames', 'height'",
-                                "VideoTransformer.sharded_axis")
-            require(pattern, self.attention_kernel, self.context_of(pattern))
-        if self.teacher_forcing and not self.block_frames:
-            raise UserError(f"VideoTransformer.teacher_forcing=True with patterns={self.patterns}; permitted: "
-                            "BlockCausal(...) of one kind, and Spatial()", "VideoTransformer.teacher_forcing")
-
-    def _check_text(self) -> None:
-        """Raise `UserError` where texts do not become tokens in the way that is asked for."""
-        released = self.text_tokens != "pooled"
-        if released and self.text is not None and not isinstance(self.text, EmbeddedText):
-            raise UserError(f"VideoTransformer.text_tokens={self.text_tokens!r} with text="
-                            f"{type(self.text).__name__}; permitted: 'pooled', or text=EmbeddedText(...)")
-        if self.image_tokens is not None and self.text is None:
-            raise UserError("VideoTransformer.conditions has 'image_tokens' with text=None, next to whose tokens they "
-                            "are seen; permitted: a text", "VideoTransformer.conditions")
-        if self.image_places and self.image_tokens is None:
-            raise UserError(f"VideoTransformer.image_places={self.image_places} without image tokens; permitted: 0, or "
-                            "conditions with Input(name='image_tokens')")
-        if (self.text_tokens == "padded") != bool(self.text_length):
-            raise UserError(f"VideoTransformer.text_length={self.text_length} with text_tokens={self.text_tokens!r}; "
-                            "permitted: above 0 exactly with 'padded'")
 
     def context_of(self, pattern: AttentionPattern) -> str:
         """Where the tokens of a block's self-attention live: spatial attention has nothing to exchange."""
@@ -169,9 +182,14 @@ class VideoTransformer(Backbone):
         return self.patch[0]
 
     @property
+    def text_in_sequence(self) -> bool:
+        """Whether text tokens are part of the sequence."""
+        return self.text_stream != "cross"
+
+    @property
     def attends_outside(self) -> bool:
-        """Whether the blocks attend to tokens that are none of the video."""
-        return self.text is not None or bool(self.entering("tokens"))
+        """Whether the blocks have an attention to tokens that are none of the sequence."""
+        return not self.text_in_sequence and (self.text is not None or bool(self.entering("tokens")))
 
     @property
     def image_tokens(self) -> Input | None:
@@ -202,45 +220,13 @@ class VideoTransformer(Backbone):
         return dataclasses.replace(self, boundary=None)
 
     def check_stage(self, stage: Any) -> None:
-        """Raise `UserError` for levels of frames that share a token, images that would be mixed with the clip, crops
-        whose place in the video is added to the tokens, a low-resolution video in pixels next to latents, and a mask
-        that no stage makes."""
-        where, training, patch = f"Stage {stage.name!r}", stage.training, self.patch[0]
-        if self.mask_channels > 1:
-            raise UserError(f"{where}: network.mask_channels={self.mask_channels}, the mask of the frames of each "
-                            "latent one, next to latents of a clip that is grey where nothing is given (Wan, image to "
-                            "video): a stage makes a mask of whole latents, next to latents that are zero there; "
-                            "permitted: 1", "VideoTransformer.mask_channels")
-        if self.boundary is not None and stage.process.frame_levels:
-            raise UserError(f"{where}: process.frame_levels=True with network.boundary={self.boundary}, by which one "
-                            "expert sees all frames; permitted: frame_levels=False, or boundary=None")
-        if patch > 1 and stage.process.frame_levels:
-            raise UserError(f"{where}: process.frame_levels=True with network.patch={self.patch}, whose frames share "
-                            "tokens; permitted: patches of 1 frame")
-        if patch > 1 and training.images_per_clip:
-            raise UserError(f"{where}: training.images_per_clip={training.images_per_clip} with network.patch="
-                            f"{self.patch}, which mixes the images with the clip; permitted: 0, or patches of 1 frame")
-        if training.images_per_clip and self.sharded_axis == "width":
-            raise UserError(f"{where}: training.images_per_clip={training.images_per_clip} with network.sharded_axis="
-                            "'width', whose attention tells no frames apart; permitted: 0, or another axis")
-        if training.crop is not None and self.rotary is None:
-            raise UserError(f"{where}: training.crop={training.crop} with network.rotary=None, whose sinusoids tell "
-                            "the network where in the window it is and not where in the video; permitted: "
-                            "rotary=RotaryAxes(...), or none")
-        if self.low_resolution and stage.latent is not None and stage.latent.low_resolution == "pixels":
-            raise UserError(f"{where}: latent.low_resolution='pixels' for a VideoTransformer; permitted: 'latents'")
-        if self.teacher_forcing and (training.images_per_clip or self.conditioning_frames):
-            raise UserError(f"{where}: network.teacher_forcing=True with training.images_per_clip="
-                            f"{training.images_per_clip}, network.frame_conditioning={self.frame_conditioning!r}; "
-                            "permitted: 0 and 'none': the clean clip is what conditions it")
-        if self.level_encoding == "flow" and stage.process.schedule.family.name != "flow":
-            raise UserError(f"{where}: network.level_encoding='flow' with a schedule of family "
-                            f"{stage.process.schedule.family.name!r}; permitted: 'flow', or level_encoding='inv_cos'")
+        """Raise `UserError` for stages that it cannot serve."""
+        checks.check_stage(self, stage)
 
     def attended(self, frames: int, height: int, width: int) -> Iterator[int]:
         """Tokens of the sequences over which its blocks attend, but for those of one position over frames."""
         frames, *sides = (size // patch for size, patch in zip((frames, height, width), self.patch, strict=True))
-        for place in range(self.layers):
+        for place in range(self.layers + self.single_layers):
             pattern = self.patterns[place % len(self.patterns)]
             if pattern.layout != "positions":
                 yield math.prod(sides) * (frames if pattern.layout == "all" else 1)
@@ -268,13 +254,8 @@ def wan(**sizes: Any) -> VideoTransformer:
 
 
 def wan_image_tokens(**sizes: Any) -> VideoTransformer:
-    """A transformer of Wan 2.1 that goes on from pictures: their latents with the mask of the four frames of each, and
-    tokens of CLIP ViT-H/14.
-
-    The latents are those of a clip that is grey but for the pictures, and the mask is of its frames, four to a latent
-    (the first frame counts four times). Stages make other ones, so that they refuse these networks, which are there to
-    be loaded, converted and called.
-    """
+    """A transformer of Wan 2.1 that goes on from pictures: latents of a clip that is grey but for these, the mask of
+    its frames, four to a latent (the first frame counts four times), and tokens of CLIP ViT-H/14."""
     return wan(**{"frame_conditioning": "channels", "mask_channels": 4,
                   "conditions": (Input(name=IMAGE_TOKENS, width=1280),), **sizes})
 

@@ -13,32 +13,40 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vdm_jax.attention import counting
 from vdm_jax.attention.patterns import independent_frames_mask
+from vdm_jax.attention.positions import RotaryCoordinates
 from vdm_jax.conditions.conditioning import Conditioning, check_parts
 from vdm_jax.conditions.image_tokens import IMAGE_TOKENS
 from vdm_jax.conditions.inputs import check_entries
+from vdm_jax.conditions.pooled_text import POOLED_TEXT
+from vdm_jax.conditions.scalars import WEIGHT
 from vdm_jax.errors import UserError
 from vdm_jax.networks.blocks.attention import Tokens
 from vdm_jax.networks.blocks.feed_forward import ACTIVATIONS
 from vdm_jax.networks.blocks.positions import frame_numbers
-from vdm_jax.networks.blocks.sinusoids import grid_sinusoids, sinusoids
+from vdm_jax.networks.blocks.sinusoids import grid_sinusoids, sinusoids, weighted_sinusoids
 from vdm_jax.networks.layers import Dense, fan_in, silu, zeros
 from vdm_jax.networks.remat import rematerialised
 from vdm_jax.networks.sound import SoundTokens, grouped
 from vdm_jax.networks.text import TextConditioner
-from vdm_jax.networks.transformer.blocks import BRANCHES, BlockInputs, Modulation, Turn, modulated, selected
-from vdm_jax.networks.transformer.config import VideoTransformer
+from vdm_jax.networks.transformer.blocks import BRANCHES, BlockInputs, Modulation, modulated, selected, shifted
+from vdm_jax.networks.transformer.config import AddedSinusoids, BetaTables, VideoTransformer
+from vdm_jax.networks.transformer.joint import SMALL, TextRefiner, norm_of, perceptron
 from vdm_jax.networks.transformer.past import Past, past_numbers
+from vdm_jax.networks.transformer.turns import SingleTurn, Stream, Turn
 from vdm_jax.networks.unet import ClassEmbedding, encode_level
 from vdm_jax.parallel.rules import shard_along
 
 CLEAN = 20.0  # log-SNR that clean frames have for the network: of the clip in sight, of finished blocks
 ROUNDING = 1e-5  # by which the sigma of a log-SNR in float32 may lie below the one that is meant
-SMALL = nn.initializers.normal(0.02)  # of the perceptrons of noise level and text, as DiT and Wan begin
 
 
-def level_number(logsnr: Float[Array, " ..."], encoding: str) -> Float[Array, " ..."]:
+def level_number(
+    logsnr: Float[Array, " ..."], encoding: str, timesteps: BetaTables | None = None
+) -> Float[Array, " ..."]:
     """Noise level as a number of order 1000: 1000 sigma of a flow `(1 - sigma) x + sigma eps`, whose log-SNR is
-    `2 ln((1 - sigma) / sigma)`, or as `unet.encode_level` says."""
+    `2 ln((1 - sigma) / sigma)`, the timestep of a table, or as `unet.encode_level` says."""
+    if timesteps is not None:
+        return timesteps.timestep(logsnr)
     return 1000 * jax.nn.sigmoid(-logsnr / 2) if encoding == "flow" else encode_level(logsnr, encoding)
 
 
@@ -73,7 +81,7 @@ class VideoTransformerModule(nn.Module):
         x = Patches(spec, name="patches")(stacked)
         numbers = np.tile(np.arange(forced), 2) if forced else past_numbers(past, x.shape[1])
         if spec.rotary is None:
-            x = x + positions(x.shape[1:4], spec.width, images, numbers, past).astype(x.dtype)
+            x = x + positions(x.shape[1:4], spec.width, images, numbers, past, spec.sinusoids).astype(x.dtype)
         x = shard_along(x, spec.sharded_axis)
         clean = None if given is None else patches_given(given, spec.patch)
         vector, text = Embedding(spec, name="embedding")(z.shape[1], logsnr, conditioning, images)
@@ -85,26 +93,31 @@ class VideoTransformerModule(nn.Module):
         if spec.modulation == "shared":
             shared = Dense(BRANCHES * spec.width, name="modulation")(silu(vector))
             inputs = inputs.replace(level=shared.reshape(*vector.shape[:2], BRANCHES, spec.width))
-        x = self._blocks(x, inputs, images, forced, past)
+        x, _ = self._blocks(Stream(x, text[0] if spec.text_in_sequence else None), inputs, images, forced, past)
         if forced:  # the noisy half
             x, vector = x[:, forced:], vector[:, vector.shape[1] // 2 :] if vector.shape[1] > 1 else vector
         return self._out(x, vector, clean)
 
     def _out(
-        self, x: Float[Array, "B T H W C"], vector: Float[Array, "B F C"], clean: Bool[Array, "B T H W"] | None
+        self, x: Float[Array, "B T H W C"], vector: Float[Array, "B F E"], clean: Bool[Array, "B T H W"] | None
     ) -> Float[Array, "B T2 H2 W2 O"]:
         """What the tokens predict, patch by patch."""
         spec = self.config
         shift, scale = (selected(part, clean) for part in Modulation(spec, 2, name="out_modulated")(vector))
-        x = modulated(x, shift, scale, spec.epsilon, jnp.float32)
+        shift, scale = (scale, shift) if spec.out_scale_first else (shift, scale)
+        if spec.norm == "affine":
+            x = norm_of(spec, "out_norm")(norm_of(spec, "final_norm")(x))
+            x = shifted(x, shift, scale, jnp.float32)
+        else:
+            x = modulated(x, shift, scale, spec.epsilon, jnp.float32)
         values = Dense(int(np.prod(spec.patch)) * spec.out_channels, kernel_init=zeros, name="out")(x)
         p, q, r = spec.patch
         order = "(p q r c)" if spec.patch_order == "channels_last" else "(c p q r)"
         return rearrange(values, f"b t h w {order} -> b (t p) (h q) (w r) c", p=p, q=q, r=r)
 
     def _blocks(
-        self, x: Float[Array, "B T H W C"], inputs: BlockInputs, images: int, forced: int, past: Past | None
-    ) -> Float[Array, "B T H W C"]:
+        self, tokens: Stream, inputs: BlockInputs, images: int, forced: int, past: Past | None
+    ) -> Stream:
         """All blocks, by a scan over their parameters, which have the blocks as their first axis: the program does not
         grow with the depth."""
         spec = self.config
@@ -113,7 +126,16 @@ class VideoTransformerModule(nn.Module):
         scan = nn.scan(body, variable_axes={"params": 0, "intermediates": 0, "kept": 0}, split_rngs={"params": True},
                        in_axes=(nn.broadcast, 0), length=turns)
         with counting.loop(turns):
-            return scan(spec, images, forced, name="blocks")(x, inputs, None if past is None else past.kept)[0]
+            before = None if past is None else past.kept
+            tokens, _ = scan(spec, images, forced, name="blocks")(tokens, inputs, before)
+        if not spec.single_layers:
+            return tokens
+        body, turns = rematerialised(self, SingleTurn, spec.remat, scanned=True), spec.single_layers // len(
+            spec.patterns)
+        scan = nn.scan(body, variable_axes={"params": 0, "intermediates": 0, "kept": 0}, split_rngs={"params": True},
+                       in_axes=nn.broadcast, length=turns)
+        with counting.loop(turns):
+            return scan(spec, name="single_blocks")(tokens, inputs)[0]
 
 
 class Experts(nn.Module):
@@ -172,16 +194,16 @@ class Embedding(nn.Module):
         self, frames: int, logsnr: Array, conditioning: Conditioning, images: int
     ) -> tuple[Float[Array, "B F C"], Tokens | None]:
         spec = self.config
-        number = level_number(logsnr, spec.level_encoding)
+        number = level_number(logsnr, spec.level_encoding, spec.timesteps)
         number = number if number.ndim == 2 else number[:, None]
         if spec.in_place:
             number = jnp.concatenate([number, jnp.zeros_like(number[:, :1])], axis=1)
         code = sinusoids(number, spec.level_channels, order="cos_sin", endpoint=False)
-        vector = Dense(spec.width, kernel_init=SMALL, name="level_in")(code)
-        vector = Dense(spec.width, kernel_init=SMALL, name="level_out")(silu(vector))
+        vector = Dense(self.channels, kernel_init=SMALL, name="level_in")(code)
+        vector = Dense(self.channels, kernel_init=SMALL, name="level_out")(silu(vector))
         text = None
         if spec.text is not None:
-            tokens, mask, pooled = self._text(conditioning)
+            tokens, mask, pooled = self._text(conditioning, number)
             if images:  # the clip's caption for its frames, then one per image
                 repeats = np.array([frames - images] + [1] * images)
                 tokens, mask, pooled = (a if a is None else jnp.repeat(a, repeats, axis=1, total_repeat_length=frames)
@@ -193,9 +215,13 @@ class Embedding(nn.Module):
         for name in spec.scalars:
             vector = vector + self._number(name, conditioning.scalars[name])
         if spec.classes:
-            vector = vector + ClassEmbedding(spec.classes, spec.width, name="label")(conditioning.labels)[:, None]
+            vector = vector + ClassEmbedding(spec.classes, self.channels, name="label")(conditioning.labels)[:, None]
         for entry in spec.entering("vector"):
-            value = Dense(spec.width, name=f"condition_{entry.name}")(conditioning.inputs[entry.name])
+            value = conditioning.inputs[entry.name]
+            if entry.name == POOLED_TEXT:
+                value = perceptron(self.channels, "pooled", value)
+            else:
+                value = Dense(self.channels, name=f"condition_{entry.name}")(value)
             vector = vector + value[:, None]
         return vector, self._with_conditions(text, conditioning)
 
@@ -216,8 +242,16 @@ class Embedding(nn.Module):
             text = value, seen
         return text
 
+    @property
+    def channels(self) -> int:
+        """Of the vector."""
+        return self.config.level_width or self.config.width
+
     def _number(self, name: str, value: Float[Array, " B"]) -> Float[Array, "B 1 C"]:
-        return Dense(self.config.width, name=name)(sinusoids(value, self.config.level_channels))[:, None]
+        if name == WEIGHT and self.config.guidance_perceptron:
+            code = sinusoids(1000 * (1 + value), self.config.level_channels, order="cos_sin", endpoint=False)
+            return perceptron(self.channels, "scale", code)[:, None]
+        return Dense(self.channels, name=name)(sinusoids(value, self.config.level_channels))[:, None]
 
     def _joined_levels(self, vector: Array, pooled: Float[Array, "B G C"]) -> Float[Array, "B F C"]:
         """Captions of frames make the vector one of frames; that of no noise has their mean."""
@@ -225,7 +259,9 @@ class Embedding(nn.Module):
             return vector + pooled
         return jnp.concatenate([vector[:, :-1] + pooled, vector[:, -1:] + pooled.mean(1, keepdims=True)], axis=1)
 
-    def _text(self, conditioning: Conditioning) -> tuple[Array, Array | None, Array | None]:
+    def _text(
+        self, conditioning: Conditioning, number: Float[Array, "B F"]
+    ) -> tuple[Array, Array | None, Array | None]:
         """Tokens `[B, G, L, C]`, their mask (None: all are seen) and the pooled vector, where there is one."""
         spec, dtype = self.config, jnp.dtype(self.config.dtype)
         if spec.text_tokens == "pooled":
@@ -236,8 +272,11 @@ class Embedding(nn.Module):
             if spec.text_tokens == "padded":
                 rest = spec.text_length - tokens.shape[2]
                 tokens, mask = jnp.pad(tokens, ((0, 0), (0, 0), (0, rest), (0, 0))), None
-        if spec.text_perceptron:
+        if spec.text_refiner:
+            return TextRefiner(spec, name="text_refiner")(tokens, conditioning.text_mask, number), mask, pooled
+        if spec.text_perceptron or spec.text_in_sequence:
             tokens = Dense(spec.width, kernel_init=SMALL, dtype=dtype, name="text_in")(tokens)
+        if spec.text_perceptron:
             tokens = ACTIVATIONS["gelu_new"](tokens)
             tokens = Dense(spec.width, kernel_init=SMALL, dtype=dtype, name="text_out")(tokens)
         return tokens, mask, pooled
@@ -262,10 +301,12 @@ class ImageEmbedding(nn.Module):
 
 def positions(
     shape: tuple[int, int, int], channels: int, images: int, numbers: Int[np.ndarray | Array, " T"] | None = None,
-    past: Past | None = None,
+    past: Past | None = None, added: AddedSinusoids | None = None,
 ) -> Float[Array, "1 T H W C"]:
-    """Sinusoids of frame, row and column, each in a third of the channels; an appended image counts as frame 0, and
-    frames may have `numbers` of their own."""
+    """Sinusoids of frame, row and column, each in a third of the channels or as `added` says; an appended image counts
+    as frame 0, and frames may have `numbers` of their own."""
+    if added is not None:
+        return jnp.asarray(weighted_sinusoids(shape, channels, added.shares, added.scales))[None]
     frames, height, width = shape
     mask = independent_frames_mask(frames - images, images) if images else None
     of_frames = frame_numbers(frames, mask) if numbers is None else numbers if past is None else np.arange(past.total)
@@ -297,7 +338,7 @@ def stack_inputs(
     if spec.low_resolution:
         parts.append(conditioning.low_resolution)
     if spec.frame_conditioning == "channels":
-        parts += [conditioning.conditioning_mask] * spec.mask_channels + [conditioning.conditioning_frames]
+        parts += [conditioning.conditioning_mask, conditioning.conditioning_frames]
     parts += [conditioning.inputs[entry.name] for entry in spec.entering("channels")]
     return jnp.concatenate(parts, axis=-1), given
 
@@ -330,6 +371,11 @@ def check_inputs(
     check_parts(spec, conditioning)
     check_entries(spec.conditions, z, conditioning)
     across = spec.sharded_axis == "width"
+    if (images or conditioning.history is not None) and (
+            spec.sinusoids is not None or isinstance(spec.rotary, RotaryCoordinates)):
+        raise UserError(f"images={images} or a clean clip in sight with sinusoids={spec.sinusoids}, rotary="
+                        f"{spec.rotary}, which count frames by their place; permitted: neither",
+                        "VideoTransformer.rotary")
     if images and (spec.patch[0] > 1 or across):
         raise UserError(f"images={images} with patch={spec.patch}, sharded_axis={spec.sharded_axis!r}; permitted: "
                         "images=0, or patches of 1 frame and another axis")
@@ -344,7 +390,12 @@ def check_inputs(
     if spec.text is None:
         return
     groups, length = conditioning.text_mask.shape[1:]
-    frames = () if images else (z.shape[1],) if spec.patch[0] == 1 else ()
+    joint = spec.text_in_sequence
+    if joint and (images or logsnr.ndim == 2):
+        raise UserError(f"images={images} and noise levels of shape {logsnr.shape} for a VideoTransformer of "
+                        f"text_stream={spec.text_stream!r}; permitted: images=0 and {z.shape[:1]}, one per clip",
+                        "VideoTransformer.text_stream")
+    frames = () if images or joint or spec.patch[0] > 1 else (z.shape[1],)
     if groups not in (1 + images, *frames):
         raise UserError(f"Conditioning has {groups} captions per clip; permitted: {1 + images}, one for the clip and "
                         f"one for each appended image{f', or {z.shape[1]}, one for each frame' if frames else ''}")
