@@ -33,6 +33,8 @@ TAKEN = {  # by condition: what a stage has that takes it
     "edges": {"conditions": (Input(name="edges", width=1, enters="channels"),)},
     "sound": {"conditions": (Input(name="sound", width=5),),
               "levels": (Level(channels=8, blocks=1, mixers=(CrossAttention(head_dim=8),)),)},
+    "image_prompt": {"conditions": (Input(name="image_prompt", width=5),),
+                     "levels": (Level(channels=8, blocks=1, mixers=(CrossAttention(head_dim=8),)),)},
     "frames": {"conditioning_frames": True},
     "low_resolution": {"low_resolution": True},
 }

@@ -5,6 +5,7 @@ from vdm_jax.conditions.control import ControlMap, ControlMap1, ControlMap2, Con
 from vdm_jax.conditions.first_frame import FirstFramePicture
 from vdm_jax.conditions.frames import ConditioningFrames
 from vdm_jax.conditions.history import History
+from vdm_jax.conditions.image_prompt import ImagePromptVectors
 from vdm_jax.conditions.image_tokens import ImageTokens
 from vdm_jax.conditions.label import Label
 from vdm_jax.conditions.low_resolution import LowResolutionVideo
@@ -17,5 +18,5 @@ from vdm_jax.conditions.text import Text
 # In the order in which they enter a network.
 for _condition in (Text(), Label(), References(), ReferencePicture(), Scalars(), Padding(), ConditioningFrames(),
                    LowResolutionVideo(), FirstFramePicture(), ControlMap(), ControlMap1(), ControlMap2(), ControlMap3(),
-                   Edges(), Sound(), ImageTokens(), History()):
+                   Edges(), Sound(), ImageTokens(), ImagePromptVectors(), History()):
     register(_condition)

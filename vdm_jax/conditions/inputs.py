@@ -231,7 +231,7 @@ def check_conditions(kind: str, conditions: tuple[Input, ...], ways: tuple[Way, 
 
 def check_entries(entries: tuple[Input, ...], z: Array, conditioning: Conditioning) -> None:
     """Raise `UserError` when a further condition is of another shape than it enters with."""
-    for entry in entries:
+    for entry in (entry for entry in entries if entry.condition.present(conditioning)):
         shape, form = conditioning.inputs[entry.name].shape, entry.condition.form
         wanted = {"map": z.shape[:4], "frames": z.shape[:2], "vector": z.shape[:1],
                   "tokens": (*z.shape[:1], 1, "tokens")}[form]

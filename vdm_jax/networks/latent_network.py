@@ -2,7 +2,8 @@
 
 Parameters are those of the U-Net by the same names, so that weights of `vdm-jax convert` are weights of a stage. Those
 of a ControlNet stand next to them as `control_net_NAME`, by the name of its condition, the projection of a condition
-that enters as tokens as `condition_NAME`, and the network that sees a reference picture as `reference_net`.
+that enters as tokens as `condition_NAME`, that of image prompts as `image_projection`, and the network that sees a
+reference picture as `reference_net`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from jaxtyping import Array, Float, Int
 from vdm_jax.attention import WithExtraKeys
 from vdm_jax.conditions.conditioned import FrameNoise
 from vdm_jax.conditions.conditioning import Conditioning, check_parts
+from vdm_jax.conditions.image_prompt import IMAGE_PROMPT, SCALE
 from vdm_jax.conditions.inputs import Input, check_conditions, check_entries
 from vdm_jax.conditions.reference import Reference
 from vdm_jax.conditions.scalars import WEIGHT
@@ -34,6 +36,7 @@ from vdm_jax.errors import UserError
 from vdm_jax.networks.backbone import Backbone
 from vdm_jax.networks.config import EmbeddedText
 from vdm_jax.networks.control_net import ControlNet, ControlNetNetwork
+from vdm_jax.networks.image_prompt import ImageProjection, ImageProjectionNetwork
 from vdm_jax.networks.latent_unet import (
     LatentUNet,
     LatentUNetNetwork,
@@ -41,7 +44,7 @@ from vdm_jax.networks.latent_unet import (
     reference_net_of,
     reference_tokens,
 )
-from vdm_jax.networks.latent_unet_blocks import Control
+from vdm_jax.networks.latent_unet_blocks import Control, ImagePrompt
 from vdm_jax.networks.layers import Dense
 from vdm_jax.networks.skips import Deep
 from vdm_jax.networks.sound import SoundTokens, grouped
@@ -84,6 +87,8 @@ class LatentNetwork(Backbone):
     # One for each of these that enters as residuals, in their order; `control_net_of(unet)` has the sizes. A
     # T2I-Adapter sees the map alone, and gives its features once per video
     control_nets: tuple[ControlNet | T2IAdapter, ...] = ()
+    # Of the condition `image_prompt`, for a U-Net with `image_prompt`; None: takes none
+    image_projection: ImageProjection | None = None
     # A second U-Net of its image layers sees a reference picture, whose features a `WithExtraKeys` spatial pattern sees
     reference_net: bool = False
     # Class of the U-Net that says which of several frame rates it makes; None: no such classes
@@ -136,11 +141,23 @@ class LatentNetwork(Backbone):
                     raise UserError(f"LatentNetwork.control_nets: unet.{name}={getattr(net.unet, name)} for a U-Net of "
                                     f"{getattr(unet, name)}; permitted: the same, as control_net_of(unet) has it",
                                     "LatentNetwork.control_nets")
-
+        self._check_image_prompt()
         if self.reference_net and not (unet.referenced and unet.in_channels == unet.out_channels):
             raise UserError(f"LatentNetwork.reference_net=True for a U-Net of in_channels={unet.in_channels}, "
                             f"out_channels={unet.out_channels}, spatial_pattern={unet.spatial_pattern}; permitted: as "
                             "many in as out, and WithExtraKeys(inner=Spatial())")
+
+    def _check_image_prompt(self) -> None:
+        """Raise `UserError` for a projection, a condition and a U-Net of which one knows no image prompt."""
+        entry, spec = next((e for e in self.conditions if e.name == IMAGE_PROMPT), None), self.image_projection
+        wanted = None if spec is None else (spec.width, True, spec.token_channels)
+        found = None if entry is None and not self.unet.image_prompt else (
+            entry and entry.width, self.unet.image_prompt, self.unet.token_channels)
+        if wanted != found:
+            raise UserError(f"LatentNetwork.image_projection={spec} with conditions={[e.name for e in self.conditions]}"
+                            f" and a U-Net of image_prompt={self.unet.image_prompt}, token_channels="
+                            f"{self.unet.token_channels}; permitted: Input(name='image_prompt') of its width and a "
+                            "U-Net of image_prompt=True and its token_channels, or none of them")
 
     def _check_frames(self) -> None:
         """Raise `UserError` where the U-Net does not take conditioning frames in this way."""
@@ -197,6 +214,11 @@ class LatentNetwork(Backbone):
     def precomputes(self) -> bool:
         """Features of T2I-Adapters."""
         return bool(self.adapters)
+
+    @property
+    def token_inputs(self) -> tuple[Input, ...]:
+        """Conditions whose tokens follow those of the text; an image prompt has keys and values of its own."""
+        return tuple(entry for entry in self.entering("tokens") if entry.name != IMAGE_PROMPT)
 
     remat_field = "unet.remat"
 
@@ -280,7 +302,9 @@ class LatentNetworkModule(nn.Module):
             for entry, net in zip(spec.entering("residuals"), spec.control_nets, strict=True)}
         width, dtype = spec.unet.token_channels, jnp.dtype(spec.dtype)
         self.condition = {entry.name: SoundTokens(width, dtype) if entry.condition.form == "frames" else
-                          Dense(width, use_bias=False, dtype=dtype) for entry in spec.entering("tokens")}
+                          Dense(width, use_bias=False, dtype=dtype) for entry in spec.token_inputs}
+        if spec.image_projection is not None:
+            self.image_projection = ImageProjectionNetwork(spec.image_projection, dtype)
         if spec.reference_net:
             self.reference_net = LatentUNetNetwork(reference_net_of(spec.unet))
         nn.share_scope(self, self.unet)
@@ -312,7 +336,7 @@ class LatentNetworkModule(nn.Module):
         of_frames = level.ndim == 2
         y = self.unet(x[:, :clip], level[:, :clip] if of_frames else level, tokens[:, :1] if images else tokens,
                       conditioning_latents=of_clip, references=references, control=control, features=features,
-                      train=train, deep=deep, **told)
+                      train=train, deep=deep, image=self._image(conditioning), **told)
         if not images:
             return y
         alone = LatentUNetNetwork(image_unet(spec.unet), parent=None).apply(
@@ -327,11 +351,19 @@ class LatentNetworkModule(nn.Module):
             return None
         if spec.text is not None:
             parts.append(jnp.where(conditioning.text_mask[..., None], conditioning.embeddings, 0))
-        for entry in spec.entering("tokens"):
+        for entry in spec.token_inputs:
             parts.append(self.condition[entry.name](conditioning.inputs[entry.name]))
         if not parts:
             return jnp.zeros((batch, 1, 1, spec.unet.token_channels))
         return functools.reduce(grouped, parts)
+
+    def _image(self, conditioning: Conditioning) -> ImagePrompt | None:
+        """The image prompt, where there is one."""
+        features = conditioning.inputs.get(IMAGE_PROMPT)
+        if features is None or self.config.image_projection is None:
+            return None
+        scale = conditioning.scalars.get(SCALE, jnp.ones(len(features)))
+        return ImagePrompt(self.image_projection(features), scale)
 
     def _references(
         self, tokens: Float[Array, "B G L E"] | None, conditioning: Conditioning

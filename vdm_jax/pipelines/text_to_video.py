@@ -13,6 +13,7 @@ from jaxtyping import Float
 from vdm_jax.errors import UserError
 from vdm_jax.generation.generator import Generated, Progress
 from vdm_jax.generation.released.models import control_nets_of
+from vdm_jax.generation.released.pictures import Picture
 from vdm_jax.networks import motion_adapter
 from vdm_jax.pipelines import arguments, control
 from vdm_jax.pipelines.base import FromText
@@ -31,7 +32,8 @@ class TextToVideo(FromText):
         height: int | None = None, width: int | None = None, num_frames: int = 16, num_inference_steps: int = 50,
         guidance: float | None = None, guidance_scale: float | None = None, num_per_prompt: int = 1, fps: int = 8,
         decode_chunk_size: int | None = None, seed: int = 0, latents: Float[np.ndarray, "B T H W C"] | None = None,
-        progress: Progress | bool | None = None,
+        progress: Progress | bool | None = None, image_prompt: Picture | Sequence[Picture] | None = None,
+        image_prompt_scale: float | None = None,
     ) -> Generated:
         """Generate videos, one per prompt or `num_per_prompt`.
 
@@ -50,12 +52,16 @@ class TextToVideo(FromText):
           seed: same seed, same place in the batch, same video.
           latents: `[B, T, h, w, C]`, standard normal noise to begin with; drawn from the seed by default.
           progress: called with ("denoising", steps done, steps); a bar on a terminal by default; False: nothing.
+          image_prompt, image_prompt_scale: pictures whose content or style the videos take over, one for all
+            prompts or one for each, and how much they count (1 by default, 0: not at all), once `use_image_prompts` has
+            loaded an adapter.
 
         Raises `UserError` for sizes that the model cannot take and for numbers of texts that do not fit.
         """
         num_frames = self.checked_frames(num_frames, fps, decode_chunk_size)
         return self.sample(prompt, negative_prompt, num_per_prompt, (num_frames, height, width), num_inference_steps,
-                           (guidance, guidance_scale), seed, latents, progress, fps=fps, chunk=decode_chunk_size)
+                           (guidance, guidance_scale), seed, latents, progress, fps=fps, chunk=decode_chunk_size,
+                           image=(image_prompt, image_prompt_scale))
 
     def checked_frames(self, frames: int | None, fps: int, chunk: int | None) -> int:
         """The number of frames. Raises `UserError` for more than motion modules know."""
@@ -95,7 +101,8 @@ class ControlledAnimateDiff(AnimateDiff):
         width: int | None = None, num_frames: int = 16, num_inference_steps: int = 50, guidance: float | None = None,
         guidance_scale: float | None = None, num_per_prompt: int = 1, fps: int = 8,
         decode_chunk_size: int | None = None, seed: int = 0, latents: Float[np.ndarray, "B T H W C"] | None = None,
-        progress: Progress | bool | None = None,
+        progress: Progress | bool | None = None, image_prompt: Picture | Sequence[Picture] | None = None,
+        image_prompt_scale: float | None = None,
     ) -> Generated:
         """Generate videos, one per prompt or `num_per_prompt`.
 
@@ -106,7 +113,8 @@ class ControlledAnimateDiff(AnimateDiff):
           controlnet_conditioning_scale, control_guidance_start, control_guidance_end, guess_mode: as in
             `ControlledTextToImage`.
           prompt, negative_prompt, height, width, num_frames, num_inference_steps, guidance, guidance_scale,
-            num_per_prompt, fps, decode_chunk_size, seed, latents, progress: as in `TextToVideo`.
+            num_per_prompt, fps, decode_chunk_size, seed, latents, progress, image_prompt, image_prompt_scale: as in
+            `TextToVideo`.
 
         Raises `UserError` for sizes that the model cannot take, for numbers of texts that do not fit, and for maps of
         another number of frames.
@@ -126,4 +134,4 @@ class ControlledAnimateDiff(AnimateDiff):
                  for name, each in zip(control.MAPS, maps, strict=False)}
         return self.sample(prompt, negative_prompt, num_per_prompt, (frames, height, width), num_inference_steps,
                            (guidance, guidance_scale), seed, latents, progress, fps=fps, chunk=decode_chunk_size,
-                           **given, **options)
+                           image=(image_prompt, image_prompt_scale), **given, **options)

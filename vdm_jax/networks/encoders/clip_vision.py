@@ -55,6 +55,7 @@ class ImageFeatures(NamedTuple):
 
     tokens: Float[Array, "B L C"]  # of the last layer, the summary's place first, before the final norm
     pooled: Float[Array, "B C"]  # the summary, after the final norm, projected where asked for
+    penultimate: Float[Array, "B L C"]  # tokens before the last layer
 
 
 class Patches(nn.Module):
@@ -91,8 +92,9 @@ class CLIPVisionEncoder(nn.Module):
         x = jnp.concatenate([summary, x], axis=1) + places.astype(dtype)
         x = nn.LayerNorm(spec.epsilon, dtype=dtype, name="norm_in")(x)
         for i in range(spec.layers):
+            penultimate = x
             x = CLIPLayer(spec.heads, spec.hidden, spec.activation, spec.epsilon, dtype, name=f"layer_{i}")(x)
         pooled = nn.LayerNorm(spec.epsilon, dtype=dtype, name="norm")(x[:, 0])
         if spec.project:
             pooled = Dense(spec.project, use_bias=False, dtype=dtype, name="project")(pooled)
-        return ImageFeatures(x, pooled)
+        return ImageFeatures(x, pooled, penultimate)
