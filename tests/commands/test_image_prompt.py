@@ -19,6 +19,7 @@ from vdm_jax.parallel.rules import path_name
 from vdm_jax.video.reading import VideoReader
 from vdm_jax.video.writing import write_png, write_video
 
+pytestmark = pytest.mark.full
 TINY = str(Path(__file__).parent / "tiny_image_prompt.py")
 ENCODER = CLIPVision(size=8, patch=4, width=8, layers=2, heads=2, hidden=16, project=5)
 

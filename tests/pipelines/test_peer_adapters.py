@@ -271,3 +271,39 @@ def test_animatediff_with_an_image_prompt(torch, libraries, tmp_path):  # noqa: 
     found = ours("a red three", image_prompt=picture, image_prompt_scale=0.8, **common, latents=noise).videos
     assert np.abs(found - 255 * frames_of(torch, wanted).astype(np.float64)).max() <= 1
     assert np.abs(found.astype(int) - ours("a red three", **common, latents=noise).videos).max() > 5
+
+
+@pytest.mark.parametrize("of_latents", [True, False])
+def test_animatediff_with_sparse_control(of_latents, torch, libraries, tmp_path):  # noqa: F811
+    diffusers, _ = libraries
+    adapter = shaken(torch, diffusers.MotionAdapter(
+        block_out_channels=(32, 64), motion_layers_per_block=1, motion_num_attention_heads=2, motion_max_seq_length=8))
+    own = {name: value for name, value in IMAGE_UNET.items() if name not in ("up_block_types", "sample_size")}
+    branch = diffusers.SparseControlNetModel(**{
+        **own, "down_block_types": ("CrossAttnDownBlockMotion", "DownBlockMotion")}, attention_head_dim=4,
+        motion_max_seq_length=8, motion_num_attention_heads=2, conditioning_channels=4 if of_latents else 3,
+        use_simplified_condition_embedding=of_latents, conditioning_embedding_out_channels=(8, 16))
+    for _ in range(2):  # so that maps show
+        branch = shaken(torch, branch)
+    parts = text_parts(torch, libraries, tmp_path)
+    with torch.no_grad():  # they draw from what the autoencoder says of a picture: without deviation
+        parts["vae"].quant_conv.weight[4:] = 0
+        parts["vae"].quant_conv.bias[4:] = -60
+    theirs = saved(diffusers.AnimateDiffSparseControlNetPipeline(
+        **parts, motion_adapter=adapter, controlnet=branch,
+        unet=shaken(torch, diffusers.UNet2DConditionModel(**IMAGE_UNET, attention_head_dim=4)),
+        scheduler=diffusers.EulerDiscreteScheduler(**{**STABLE, "beta_schedule": "linear"},
+                                                   timestep_spacing="linspace")), tmp_path)
+    ours = vdm_jax.from_pretrained(tmp_path / "in")
+    maps = [Image.fromarray(RNG.integers(0, 256, (16, 16, 3)).astype(np.uint8)) for _ in range(2)]
+    noise = np.random.default_rng(0).normal(size=(1, 4, 8, 8, 4)).astype(np.float32)
+    common = {"height": 16, "width": 16, "num_inference_steps": 4, "guidance_scale": 4.0, "num_frames": 4,
+              "controlnet_conditioning_scale": 0.9, "controlnet_frame_indices": [0, 2]}
+    wanted = theirs("a red three", conditioning_frames=maps, **common, latents=their_noise(torch, noise),
+                    output_type="pt").frames
+    found = ours("a red three", conditioning_frames=maps, **common, latents=noise).videos
+    assert np.abs(found - 255 * frames_of(torch, wanted).astype(np.float64)).max() <= 1
+    other = ours("a red three", conditioning_frames=maps[::-1], **common, latents=noise).videos
+    assert np.abs(other.astype(int) - found).max() > 2
+    ours.save_pretrained(tmp_path / "out")
+    check_folders(tmp_path / "in", tmp_path / "out")

@@ -13,7 +13,18 @@ import tyro
 from vdm_jax.commands.arguments import GUIDANCE, GUIDANCE_SCALE, LORA, check_outputs, parse, weighted_files
 from vdm_jax.commands.image_prompts import check_image_prompt
 from vdm_jax.commands.outputs import check_videos
-from vdm_jax.configuration import Count, Devices, Guidance, NonNegative, Range, SamplingSteps, Seed, Share, Size
+from vdm_jax.configuration import (
+    Count,
+    CountOrZero,
+    Devices,
+    Guidance,
+    NonNegative,
+    Range,
+    SamplingSteps,
+    Seed,
+    Share,
+    Size,
+)
 from vdm_jax.errors import UserError
 
 MotionBucket = Annotated[int, Range(least=0, most=255)]
@@ -39,6 +50,8 @@ class Generate:
         --image-prompt-adapter IP-Adapter/models/ip-adapter_sd15.safetensors
       vdm-jax generate stable-video-diffusion-img2vid --image rocket.png --dtype bfloat16 --decode-chunk-size 4
       vdm-jax generate animatediff-controlnet --prompt "a dancer of glass" --conditioning-frames poses.mp4
+      vdm-jax generate animatediff-sparsectrl-rgb --prompt "a dancer" --conditioning-frames first.png last.png \
+        --controlnet-frame-indices 0 15
       vdm-jax generate Wan2.1-T2V-1.3B-Diffusers --prompt "a cat on a surfboard" --num-frames 33 --dtype bfloat16
       vdm-jax generate stable-video-diffusion-img2vid --image boat.jpg --motion-bucket-id 60 --fps 10 --out boat.gif
     """
@@ -52,6 +65,8 @@ class Generate:
     # AnimateDiff with ControlNets: the maps of the frames, for each ControlNet a video, a folder of pictures, or a
     # picture for all frames
     conditioning_frames: tuple[Path, ...] = ()
+    # AnimateDiff with SparseCtrl: the frames that --conditioning-frames, pictures, are of, from 0; the first by default
+    controlnet_frame_indices: tuple[CountOrZero, ...] = ()
     adapter_conditioning_scale: tuple[NonNegative, ...] = ()  # T2I-Adapter: factor on its features, as the next one
     # ControlNet: factor on what it adds, 1 by default; one for all ControlNets, or one for each, like the next two
     controlnet_conditioning_scale: tuple[NonNegative, ...] = ()

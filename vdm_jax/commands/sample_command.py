@@ -85,6 +85,8 @@ class Sample:
     control_end: Share | None = None  # with --control: share of the steps up to which it does; 1 by default
     # With --control: residuals weighted by their resolution, in the conditional estimate alone (guess mode)
     control_guess: bool | None = None
+    # With --control of runs with a SparseCtrl: numbers of the frames whose maps count, from 0; the first by default
+    control_at: tuple[CountOrZero, ...] = ()
     # Sound, for runs that hear it: media or .wav files (or names of vectors made beforehand); one for all captions, or
     # one for each
     sound: tuple[Path, ...] = ()
@@ -258,6 +260,7 @@ def controlled(options: Sample, experiment: Any, video: Any) -> dict[str, Any]:
     import numpy as np
 
     from vdm_jax.conditions.control import OPTIONS
+    from vdm_jax.conditions.sparse_control import SPARSE
     from vdm_jax.data.decoding import read_frames
 
     names = {entry.name for stage in experiment.stages for entry in stage.network.conditions
@@ -269,7 +272,15 @@ def controlled(options: Sample, experiment: Any, video: Any) -> dict[str, Any]:
     frames = options.frames or video.frames
     maps = [read_frames(path, frames, video.height, video.width, video.fps) for path in options.control]
     name = names.pop()
-    return {name: _for_each(maps, options), **{f"{name}_{option}": getattr(options, f"control_{option}")
+    sparse = {}
+    if name in SPARSE:
+        mask = np.isin(np.arange(frames), options.control_at or (0,))
+        sparse = {f"{name}_mask": _for_each([mask], options)}
+    if any(place >= frames for place in options.control_at) or options.control_at and not sparse:
+        raise UserError(f"--control-at={' '.join(map(str, options.control_at))} for maps {name!r} of {frames} frames"
+                        f"; permitted: 0 to {frames - 1}, for a run that takes {' or '.join(SPARSE)}",
+                        "Sample.control_at")
+    return {name: _for_each(maps, options), **sparse, **{f"{name}_{option}": getattr(options, f"control_{option}")
                                                for option in OPTIONS}}
 
 
@@ -368,8 +379,8 @@ def check(options: Sample) -> None:
     weighted_files("--lora", options.lora)
     if options.style_weight is not None and options.style is None:
         raise UserError(f"--style-weight={options.style_weight} is not valid; permitted: 0 to 1, with --style RUN")
-    for name in ("control_scale", "control_start", "control_end", "control_guess"):
-        if (value := getattr(options, name)) is not None and not options.control:
+    for name in ("control_scale", "control_start", "control_end", "control_guess", "control_at"):
+        if (value := getattr(options, name)) not in (None, ()) and not options.control:
             raise UserError(f"--{name.replace('_', '-')}={value} is for --control; permitted: --control FILE with it")
     check_long(options)
     check_outputs(options.out)

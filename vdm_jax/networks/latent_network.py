@@ -48,6 +48,7 @@ from vdm_jax.networks.latent_unet_blocks import Control, ImagePrompt
 from vdm_jax.networks.layers import Dense
 from vdm_jax.networks.skips import Deep
 from vdm_jax.networks.sound import SoundTokens, grouped
+from vdm_jax.networks.sparse_control import SparseControlNet, SparseControlNetNetwork
 from vdm_jax.networks.t2i_adapter import T2IAdapter, T2IAdapterNetwork
 
 SCALARS = ("fps", "motion", "noise")
@@ -86,7 +87,7 @@ class LatentNetwork(Backbone):
     conditions: tuple[Input, ...] = ()
     # One for each of these that enters as residuals, in their order; `control_net_of(unet)` has the sizes. A
     # T2I-Adapter sees the map alone, and gives its features once per video
-    control_nets: tuple[ControlNet | T2IAdapter, ...] = ()
+    control_nets: tuple[ControlNet | T2IAdapter | SparseControlNet, ...] = ()
     # Of the condition `image_prompt`, for a U-Net with `image_prompt`; None: takes none
     image_projection: ImageProjection | None = None
     # A second U-Net of its image layers sees a reference picture, whose features a `WithExtraKeys` spatial pattern sees
@@ -136,7 +137,7 @@ class LatentNetwork(Backbone):
                 raise UserError(f"LatentNetwork.control_nets: T2IAdapter.widths={net.widths} for a U-Net of "
                                 f"{unet.widths}; permitted: the same", "LatentNetwork.control_nets")
         for name in ("in_channels", "widths", "blocks", "token_channels", "classes"):
-            for net in (net for net in self.control_nets if isinstance(net, ControlNet)):
+            for net in (net for net in self.control_nets if not isinstance(net, T2IAdapter)):
                 if getattr(net.unet, name) != getattr(unet, name):
                     raise UserError(f"LatentNetwork.control_nets: unet.{name}={getattr(net.unet, name)} for a U-Net of "
                                     f"{getattr(unet, name)}; permitted: the same, as control_net_of(unet) has it",
@@ -258,7 +259,7 @@ class LatentNetwork(Backbone):
         wanted += sum(entry.width for entry in self.entering("channels"))
         factor = 1 if latent is None else latent.autoencoder.factor
         for net in self.control_nets:
-            if net.factor != factor:
+            if net.factor != factor and not (isinstance(net, SparseControlNet) and net.of_latents):
                 made = f"factor={net.factor}" if isinstance(net, T2IAdapter) else f"{len(net.hint_widths)} hint_widths"
                 raise UserError(f"Stage {stage.name!r}: network.control_nets of {made}, which reduce maps by "
                                 f"{net.factor}, for latents of {factor} pixels a side; permitted: "
@@ -280,8 +281,12 @@ class LatentNetwork(Backbone):
     def rematerialised(self, remat: str) -> LatentNetwork:
         """The same with another rematerialisation."""
         nets = tuple(dataclasses.replace(net, unet=dataclasses.replace(net.unet, remat=remat))
-                     if isinstance(net, ControlNet) else net for net in self.control_nets)
+                     if not isinstance(net, T2IAdapter) else net for net in self.control_nets)
         return dataclasses.replace(self, unet=dataclasses.replace(self.unet, remat=remat), control_nets=nets)
+
+
+BRANCHES: dict[type, Any] = {
+    ControlNet: ControlNetNetwork, SparseControlNet: SparseControlNetNetwork, T2IAdapter: T2IAdapterNetwork}
 
 
 class LatentNetworkModule(nn.Module):
@@ -298,7 +303,7 @@ class LatentNetworkModule(nn.Module):
         spec = self.config
         self.unet = LatentUNetNetwork(spec.unet)
         self.control_net = {
-            entry.name: T2IAdapterNetwork(net) if isinstance(net, T2IAdapter) else ControlNetNetwork(net)
+            entry.name: BRANCHES[type(net)](net)
             for entry, net in zip(spec.entering("residuals"), spec.control_nets, strict=True)}
         width, dtype = spec.unet.token_channels, jnp.dtype(spec.dtype)
         self.condition = {entry.name: SoundTokens(width, dtype) if entry.condition.form == "frames" else
@@ -390,7 +395,7 @@ class LatentNetworkModule(nn.Module):
         found = [net(x, level, tokens, conditioning.inputs[name], classes=classes,
                      scale=conditioning.scalars.get(f"{name}_scale", 1.0), guess=conditioning.scalars.get(
                          f"{name}_guess")) for name, net in self.control_net.items()
-                 if isinstance(net, ControlNetNetwork)]
+                 if not isinstance(net, T2IAdapterNetwork)]
         return jax.tree.map(lambda *parts: sum(parts), *found) if found else None
 
     def precompute(self, conditioning: Conditioning) -> Conditioning:

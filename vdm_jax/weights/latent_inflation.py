@@ -31,6 +31,7 @@ _LAST = (r"/temporal_residual/conv_out/|/time/\w+/out/|/places_out/|/\w+_frames/
          r"|/time_attention_\d+/out/|/temporal_attention/out/")
 _NUMBERS = "/scalars_out/"
 _COPY = re.compile(r"/(?:control_net_\w+?|reference_net)(/.*)")  # of the image layers, next to the U-Net
+_MOTION = re.compile(r"/\w+_motion/")
 _MAPS = re.compile(r"/hint/|/control_(\d+|middle)/|/adapter_")  # its own layers, which end in zeros (not of adapters)
 _WEIGHT = "/weight/kernel"  # of the guidance, as a new input
 # Keys and values of an image prompt begin as those of the text (Ye et al. 2023, arXiv 2308.06721, in its code)
@@ -58,6 +59,9 @@ def plan_latent_inflation(network: LatentUNet, shapes: Any, source: LatentUNet, 
     for name, shape in ours.items():
         inside = None if name in theirs else _COPY.fullmatch(name)
         image = None if name in theirs else _IMAGE.fullmatch(name)
+        if inside and _MOTION.search(name):  # of SparseCtrl, which carry what is given, and begin as the identity
+            (zero_initialised if re.search(_LAST, name) else new).append(name)
+            continue
         of = inside[1] if inside else name if image is None else f"{image[1]}/{image[2]}/kernel"
         if of in theirs:
             expected = theirs[of]

@@ -27,6 +27,7 @@ from vdm_jax.networks.encoders.t5 import T5Encoder, T5TextEncoder
 from vdm_jax.networks.image_prompt import ImagePromptAdapter, ImagePromptAdapterNetwork
 from vdm_jax.networks.latent_unet import LatentUNet, LatentUNetNetwork
 from vdm_jax.networks.motion_adapter import MotionAdapter, MotionAdapterNetwork
+from vdm_jax.networks.sparse_control import SparseControlNet, SparseControlNetNetwork
 from vdm_jax.networks.t2i_adapter import T2IAdapter, T2IAdapterNetwork
 from vdm_jax.networks.transformer.config import VideoTransformer
 from vdm_jax.networks.transformer.network import VideoTransformerModule
@@ -43,7 +44,8 @@ from vdm_jax.weights.safetensors import flatten
 from vdm_jax.weights.tensor_files import Tensor
 
 Config = (Autoencoder | CausalAutoencoder | CLIPText | CLIPVision | ControlNet | ImagePromptAdapter | LatentUNet
-          | LTXAutoencoder | MotionAdapter | PiecewiseAutoencoder | T2IAdapter | T5Encoder | VideoTransformer)
+          | LTXAutoencoder | MotionAdapter | PiecewiseAutoencoder | SparseControlNet | T2IAdapter | T5Encoder
+          | VideoTransformer)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +67,8 @@ def module(config: Config) -> nn.Module:
                 CLIPVision: CLIPVisionEncoder, ControlNet: ControlNetNetwork,
                 ImagePromptAdapter: ImagePromptAdapterNetwork, LatentUNet: LatentUNetNetwork,
                 LTXAutoencoder: LTXAutoencoderKL, MotionAdapter: MotionAdapterNetwork,
-                PiecewiseAutoencoder: PiecewiseAutoencoderKL, T2IAdapter: T2IAdapterNetwork, T5Encoder: T5TextEncoder,
-                VideoTransformer: VideoTransformerModule}
+                PiecewiseAutoencoder: PiecewiseAutoencoderKL, SparseControlNet: SparseControlNetNetwork,
+                T2IAdapter: T2IAdapterNetwork, T5Encoder: T5TextEncoder, VideoTransformer: VideoTransformerModule}
     if type(config) not in networks:
         raise unknown_kind("a model", config, Config)
     return networks[type(config)](config)
@@ -90,6 +92,8 @@ def names(config: Config) -> tensor_names.Names:
         return video.motion_names()
     if isinstance(config, ControlNet):
         return video.control_names()
+    if isinstance(config, SparseControlNet):
+        return video.sparse_names(config)
     if isinstance(config, T2IAdapter):
         return video.ADAPTER
     if isinstance(config, ImagePromptAdapter):
@@ -132,7 +136,7 @@ def shapes(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
         example, more = _example(config)
     elif isinstance(config, MotionAdapter):
         example = ({name: jnp.zeros((1, 1, 1, 1, width)) for name, width in config.places.items()},)
-    elif isinstance(config, ControlNet):
+    elif isinstance(config, ControlNet | SparseControlNet):
         example, more = _example(config.unet)
         side = config.factor * example[0].shape[2]
         example, more = (*example, jnp.zeros((1, 1, side, side, config.hint_channels))), {"classes": more["classes"]}
@@ -304,6 +308,7 @@ KINDS = (
          lambda c: c.motion is not None),
     Kind("MotionAdapter", MotionAdapter, _DIFFUSERS, video.read_adapter, video.write_adapter),
     Kind("ControlNetModel", ControlNet, _DIFFUSERS, video.read_control, video.write_control),
+    Kind("SparseControlNetModel", SparseControlNet, _DIFFUSERS, video.read_sparse, video.write_sparse),
     Kind("T2IAdapter", T2IAdapter, _DIFFUSERS, video.read_t2i_adapter, video.write_t2i_adapter),
     Kind("CLIPTextModel", CLIPText, _TRANSFORMERS, lambda f: _read_text(f, False), _write_text,
          lambda c: not c.project),
