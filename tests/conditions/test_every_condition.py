@@ -34,6 +34,8 @@ TAKEN = {  # by condition: what a stage has that takes it
     "sound": {"conditions": (Input(name="sound", width=5),),
               "levels": (Level(channels=8, blocks=1, mixers=(CrossAttention(head_dim=8),)),)},
     "pooled_text": {"conditions": (Input(name="pooled_text", width=5),)},
+    "image_prompt": {"conditions": (Input(name="image_prompt", width=5),),
+                     "levels": (Level(channels=8, blocks=1, mixers=(CrossAttention(head_dim=8),)),)},
     "frames": {"conditioning_frames": True},
     "low_resolution": {"low_resolution": True},
 }

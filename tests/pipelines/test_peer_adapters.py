@@ -1,4 +1,4 @@
-"""LoRAs and ControlNets on small pipelines of diffusers with random weights: the same pictures from the same noise."""
+"""LoRAs, ControlNets, T2I-Adapters and image prompts on small pipelines of diffusers: the same pictures from noise."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ from tests.pipelines.test_peer_pipelines import (
     torch,  # noqa: F401  (a fixture)
     video_of,
 )
+from tests.weights.folders import tensors_of
+from vdm_jax.networks.image_prompt import ImageProjection, ImagePromptAdapter, places
 from vdm_jax.weights.lora_files import read_lora, target_of, write_lora
+from vdm_jax.weights.pretrained import save_original
 
 pytestmark = pytest.mark.full
 COMMON = {"height": 16, "width": 24, "num_inference_steps": 4, "guidance_scale": 5.0}
@@ -206,5 +209,101 @@ def test_t2i_adapters(light, scales, torch, libraries, tmp_path):  # noqa: F811
     assert np.abs(found - 255 * wanted[:, None].astype(np.float64)).max() <= 1
     none = ours("a red three", image=image, **COMMON, adapter_conditioning_scale=0.0, latents=NOISE[:1]).videos
     assert np.abs(found.astype(int) - none).max() > 2
+    ours.save_pretrained(tmp_path / "out")
+    check_folders(tmp_path / "in", tmp_path / "out")
+
+
+def image_prompt_adapter(folder, unet, *, plus):
+    """An adapter's file and its image encoder next to it, with random weights; returns the encoder's folder."""
+    width = 24 if plus else 20
+    projection = ImageProjection(width=width, tokens=4, token_channels=32, layers=4 * plus, hidden=64, heads=1)
+    adapter = ImagePromptAdapter(projection=projection, layers=tuple(places(unet).values()))
+    tensors = {name: 0.3 * tensor for name, tensor in tensors_of(adapter, seed=3).items()}
+    folder.mkdir()
+    save_file(tensors, folder / "ip-adapter.safetensors")
+    return folder / "ip-adapter.safetensors"
+
+
+def image_encoder(torch, transformers, folder):  # noqa: F811
+    shaken(torch, transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(
+        hidden_size=24, intermediate_size=32, num_hidden_layers=3, num_attention_heads=4, image_size=16, patch_size=4,
+        projection_dim=20))).save_pretrained(folder / "image_encoder")
+
+
+@pytest.mark.parametrize("plus", [False, True])
+def test_image_prompts(plus, torch, libraries, tmp_path):  # noqa: F811
+    theirs = text_to_image(torch, libraries, tmp_path, "DDIMScheduler", DDIM, attention_head_dim=4)
+    ours = vdm_jax.from_pretrained(tmp_path / "in")
+    file = image_prompt_adapter(tmp_path / "adapter", ours.models["unet"].config, plus=plus)
+    image_encoder(torch, libraries[1], tmp_path / "adapter")
+    theirs.load_ip_adapter(str(tmp_path / "adapter"), subfolder="", weight_name=file.name)
+    theirs.set_ip_adapter_scale(0.6)
+    picture = Image.fromarray(RNG.integers(0, 256, (16, 16, 3)).astype(np.uint8))
+    given = {"latents": their_noise(torch, NOISE)[:, :, 0], "output_type": "pt"}
+    wanted = theirs(PROMPTS, ip_adapter_image=picture, **COMMON, **given).images
+    plain = ours(PROMPTS, **COMMON, latents=NOISE).videos
+    ours.use_image_prompts(file)
+    found = ours(PROMPTS, image_prompt=picture, image_prompt_scale=0.6, **COMMON, latents=NOISE).videos
+    close(torch, found, wanted)
+    assert np.abs(found.astype(int) - plain).max() > 5
+    for given in ({}, {"image_prompt": picture, "image_prompt_scale": 0}):  # the same bits
+        np.testing.assert_array_equal(ours(PROMPTS, **given, **COMMON, latents=NOISE).videos, plain)
+    save_original(tmp_path / "out.safetensors", ours.image_prompts.adapter)
+    for name, tensor in load_file(tmp_path / "out.safetensors").items():
+        np.testing.assert_array_equal(tensor, load_file(file)[name])
+    ours.save_pretrained(tmp_path / "out")
+    check_folders(tmp_path / "in", tmp_path / "out")
+
+
+def test_animatediff_with_an_image_prompt(torch, libraries, tmp_path):  # noqa: F811
+    theirs = text_to_video(torch, libraries, tmp_path, "animatediff")
+    ours = vdm_jax.from_pretrained(tmp_path / "in")
+    file = image_prompt_adapter(tmp_path / "adapter", ours.models["unet"].config, plus=False)
+    image_encoder(torch, libraries[1], tmp_path / "adapter")
+    theirs.load_ip_adapter(str(tmp_path / "adapter"), subfolder="", weight_name=file.name)
+    theirs.set_ip_adapter_scale(0.8)
+    ours.use_image_prompts(file)
+    picture = Image.fromarray(RNG.integers(0, 256, (16, 16, 3)).astype(np.uint8))
+    noise = np.random.default_rng(0).normal(size=(1, 4, 8, 8, 4)).astype(np.float32)
+    common = {"height": 16, "width": 16, "num_inference_steps": 3, "guidance_scale": 4.0, "num_frames": 4}
+    wanted = theirs("a red three", ip_adapter_image=picture, **common, latents=their_noise(torch, noise),
+                    output_type="pt").frames
+    found = ours("a red three", image_prompt=picture, image_prompt_scale=0.8, **common, latents=noise).videos
+    assert np.abs(found - 255 * frames_of(torch, wanted).astype(np.float64)).max() <= 1
+    assert np.abs(found.astype(int) - ours("a red three", **common, latents=noise).videos).max() > 5
+
+
+@pytest.mark.parametrize("of_latents", [True, False])
+def test_animatediff_with_sparse_control(of_latents, torch, libraries, tmp_path):  # noqa: F811
+    diffusers, _ = libraries
+    adapter = shaken(torch, diffusers.MotionAdapter(
+        block_out_channels=(32, 64), motion_layers_per_block=1, motion_num_attention_heads=2, motion_max_seq_length=8))
+    own = {name: value for name, value in IMAGE_UNET.items() if name not in ("up_block_types", "sample_size")}
+    branch = diffusers.SparseControlNetModel(**{
+        **own, "down_block_types": ("CrossAttnDownBlockMotion", "DownBlockMotion")}, attention_head_dim=4,
+        motion_max_seq_length=8, motion_num_attention_heads=2, conditioning_channels=4 if of_latents else 3,
+        use_simplified_condition_embedding=of_latents, conditioning_embedding_out_channels=(8, 16))
+    for _ in range(2):  # so that maps show
+        branch = shaken(torch, branch)
+    parts = text_parts(torch, libraries, tmp_path)
+    with torch.no_grad():  # they draw from what the autoencoder says of a picture: without deviation
+        parts["vae"].quant_conv.weight[4:] = 0
+        parts["vae"].quant_conv.bias[4:] = -60
+    theirs = saved(diffusers.AnimateDiffSparseControlNetPipeline(
+        **parts, motion_adapter=adapter, controlnet=branch,
+        unet=shaken(torch, diffusers.UNet2DConditionModel(**IMAGE_UNET, attention_head_dim=4)),
+        scheduler=diffusers.EulerDiscreteScheduler(**{**STABLE, "beta_schedule": "linear"},
+                                                   timestep_spacing="linspace")), tmp_path)
+    ours = vdm_jax.from_pretrained(tmp_path / "in")
+    maps = [Image.fromarray(RNG.integers(0, 256, (16, 16, 3)).astype(np.uint8)) for _ in range(2)]
+    noise = np.random.default_rng(0).normal(size=(1, 4, 8, 8, 4)).astype(np.float32)
+    common = {"height": 16, "width": 16, "num_inference_steps": 4, "guidance_scale": 4.0, "num_frames": 4,
+              "controlnet_conditioning_scale": 0.9, "controlnet_frame_indices": [0, 2]}
+    wanted = theirs("a red three", conditioning_frames=maps, **common, latents=their_noise(torch, noise),
+                    output_type="pt").frames
+    found = ours("a red three", conditioning_frames=maps, **common, latents=noise).videos
+    assert np.abs(found - 255 * frames_of(torch, wanted).astype(np.float64)).max() <= 1
+    other = ours("a red three", conditioning_frames=maps[::-1], **common, latents=noise).videos
+    assert np.abs(other.astype(int) - found).max() > 2
     ours.save_pretrained(tmp_path / "out")
     check_folders(tmp_path / "in", tmp_path / "out")

@@ -1,4 +1,4 @@
-"""`vdm-jax embed`: the embeddings of captions by a released text encoder."""
+"""`vdm-jax embed`: embeddings of captions by a released text encoder, or vectors of pictures by an image encoder."""
 
 from __future__ import annotations
 
@@ -26,23 +26,28 @@ from vdm_jax.training.report import log_console
 
 @dataclasses.dataclass(frozen=True)
 class Embed:
-    """Encode captions once with a released text encoder, so that training and sampling do not carry it.
+    """Encode captions or pictures once with a released encoder, so that training does not carry it.
 
     SOURCE is a text file with a caption per line, or a config (its name or file), whose data sets have the captions.
-    The result is a folder that WithEmbeddings(path=...) in a config and `vdm-jax sample --embeddings` read. An
+    The result is a folder that WithEmbeddings(path=...) in a config and `vdm-jax sample --embeddings` read. Or SOURCE
+    is a folder of pictures and the encoder one of images: the result is what VideoFolder(image_prompts=...) reads. An
     interrupted run goes on where it stopped.
 
     Examples:
       vdm-jax embed captions.txt --encoder stable-diffusion-v1-5 --out data/clip
       vdm-jax embed imagen/cascade --encoder t5-v1_1-xxl --length 128 --dtype bfloat16 --mesh.fsdp 8 --out data/t5
+      vdm-jax embed portraits --encoder IP-Adapter/models/image_encoder --out data/portraits
     """
 
-    source: tyro.conf.Positional[str]  # text file with a caption per line, or name or .py file of a config
-    # Folder of a pipeline (text_encoder/ and tokenizer/), or of a text encoder with the files of its tokenizer
+    # Text file with a caption per line, name or .py file of a config, or folder of pictures
+    source: tyro.conf.Positional[str]
+    # Folder of a pipeline (text_encoder/ and tokenizer/), or of a text encoder with the files of its tokenizer; for
+    # pictures that of an image encoder
     encoder: Path
     out: Path | None = None  # a new folder; for configs, by default, the one that the config reads
     length: Size | None = None  # tokens of a text at most; longer ones are cut, with a warning. By default the model's
-    batch_size: Count = 32  # captions at a time
+    hidden: bool = False  # for pictures: hidden states before the last layer, for a resampler, and not the summary
+    batch_size: Count = 32  # captions or pictures at a time
     dtype: Literal["float32", "bfloat16", "float16"] | None = None  # of the encoder; by default as it is stored
     data_dir: Path | None = None  # for configs: where prepared data lives; ~/.cache/vdm_jax/data by default
     mesh: MeshSpec = MeshSpec()  # over which the encoder and the captions are split
@@ -51,6 +56,9 @@ class Embed:
 def main(arguments: Sequence[str]) -> int:
     """Entry of the command."""
     options = parse(Embed, arguments, "vdm-jax embed")
+    if Path(options.source).is_dir():
+        return _pictures(options)
+    refuse_unused(options, ["hidden"], "with captions", "--hidden with a folder of pictures")
     captions, out = read_captions(options)
     check_folder(out.expanduser())
     if out.expanduser().exists():  # before the encoder is loaded
@@ -65,6 +73,25 @@ def main(arguments: Sequence[str]) -> int:
         embed_captions(encoder, captions, out, batch_size=options.batch_size,
                        progress=lambda done: bar.update(task, completed=done))
     print(f"{out}: {len(captions)} captions, {encoder.about}")
+    return 0
+
+
+def _pictures(options: Embed) -> int:
+    """Encode the pictures of a folder. Raises `UserError` for a folder without pictures, and as `embed_pictures`."""
+    from vdm_jax.data.picture_encoding import PictureEncoder, embed_pictures
+    from vdm_jax.data.video_folder import pictures_below
+
+    refuse_unused(options, ["length", "data_dir"], f"with a folder ({options.source}) as source", "them with captions")
+    files = pictures_below(options.source, "source")
+    if options.out is None:
+        raise UserError("--out=None is not valid for a folder of pictures; permitted: a folder", "Embed.out")
+    check_folder(options.out.expanduser())
+    encoder = PictureEncoder(options.encoder, dtype=options.dtype, mesh=options.mesh)
+    with rich.progress.Progress(console=log_console(), disable=not log_console().is_terminal) as bar:
+        task = bar.add_task("encoding pictures", total=len(files))
+        out = embed_pictures(encoder, files, options.out, hidden=options.hidden, batch_size=options.batch_size,
+                             progress=lambda done: bar.update(task, completed=done))
+    print(f"{out}: {len(files)} pictures, {encoder.width(options.hidden)} channels")
     return 0
 
 

@@ -11,8 +11,20 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from vdm_jax.commands.arguments import GUIDANCE, GUIDANCE_SCALE, LORA, check_outputs, parse, weighted_files
+from vdm_jax.commands.image_prompts import check_image_prompt
 from vdm_jax.commands.outputs import check_videos
-from vdm_jax.configuration import Count, Devices, Guidance, NonNegative, Range, SamplingSteps, Seed, Share, Size
+from vdm_jax.configuration import (
+    Count,
+    CountOrZero,
+    Devices,
+    Guidance,
+    NonNegative,
+    Range,
+    SamplingSteps,
+    Seed,
+    Share,
+    Size,
+)
 from vdm_jax.errors import UserError
 
 MotionBucket = Annotated[int, Range(least=0, most=255)]
@@ -34,8 +46,12 @@ class Generate:
       vdm-jax generate stable-diffusion-2-1 --prompt "a fox" "an owl" --negative-prompt blurry --num-per-prompt 2
       vdm-jax generate animatediff --prompt "waves at a cliff" --num-frames 16 --out waves.gif
       vdm-jax generate stable-diffusion-v1-5 --prompt "a fox" --lora ink.safetensors=0.7 light.safetensors
+      vdm-jax generate stable-diffusion-v1-5 --prompt "a fox" --image-prompt ink.png --image-prompt-scale 0.6 \
+        --image-prompt-adapter IP-Adapter/models/ip-adapter_sd15.safetensors
       vdm-jax generate stable-video-diffusion-img2vid --image rocket.png --dtype bfloat16 --decode-chunk-size 4
       vdm-jax generate animatediff-controlnet --prompt "a dancer of glass" --conditioning-frames poses.mp4
+      vdm-jax generate animatediff-sparsectrl-rgb --prompt "a dancer" --conditioning-frames first.png last.png \
+        --controlnet-frame-indices 0 15
       vdm-jax generate Wan2.1-T2V-1.3B-Diffusers --prompt "a cat on a surfboard" --num-frames 33 --dtype bfloat16
       vdm-jax generate Wan2.1-I2V-14B-480P-Diffusers --prompt "the boat leaves" --image boat.jpg --dtype bfloat16
       vdm-jax generate stable-video-diffusion-img2vid --image boat.jpg --motion-bucket-id 60 --fps 10 --out boat.gif
@@ -51,6 +67,8 @@ class Generate:
     # AnimateDiff with ControlNets: the maps of the frames, for each ControlNet a video, a folder of pictures, or a
     # picture for all frames
     conditioning_frames: tuple[Path, ...] = ()
+    # AnimateDiff with SparseCtrl: the frames that --conditioning-frames, pictures, are of, from 0; the first by default
+    controlnet_frame_indices: tuple[CountOrZero, ...] = ()
     adapter_conditioning_scale: tuple[NonNegative, ...] = ()  # T2I-Adapter: factor on its features, as the next one
     # ControlNet: factor on what it adds, 1 by default; one for all ControlNets, or one for each, like the next two
     controlnet_conditioning_scale: tuple[NonNegative, ...] = ()
@@ -58,6 +76,11 @@ class Generate:
     control_guidance_end: tuple[Share, ...] = ()  # ControlNet: share of the steps up to which it does
     # ControlNet: weights by resolution, in the conditional estimate alone, so that maps show without a prompt
     guess_mode: bool | None = None
+    # Pictures whose content or style the result takes over (IP-Adapter): one, or one for each prompt
+    image_prompt: tuple[Path, ...] = ()
+    image_prompt_scale: NonNegative | None = None  # with --image-prompt: how much it counts; 1 by default, 0 is off
+    image_prompt_adapter: Path | None = None  # with --image-prompt: .safetensors file of the adapter
+    image_encoder: Path | None = None  # with --image-prompt: its encoder's folder; image_encoder/ next to the adapter
     height: Size | None = None  # pixels; that of the training by default
     width: Size | None = None  # pixels; that of the training by default
     num_frames: Size | None = None  # of a video; the model's by default
@@ -85,7 +108,8 @@ class Generate:
     out: tuple[Path, ...] = ()  # one or more files: .png, .mp4 or .gif; generated.png or generated.mp4 by default
 
 
-LOADING = ("folder", "dtype", "variant", "scheduler", "lora", "data", "fsdp", "tensor", "out")
+LOADING = ("folder", "image_prompt_adapter", "image_encoder", "dtype", "variant", "scheduler", "lora", "data", "fsdp",
+           "tensor", "out")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -100,6 +124,8 @@ def main(arguments: Sequence[str]) -> int:
     pipeline = from_pretrained(options.folder, dtype=options.dtype, variant=options.variant, mesh=mesh,
                                        scheduler=options.scheduler)
     given = call_arguments(options, pipeline)
+    if options.image_prompt_adapter is not None:
+        pipeline.use_image_prompts(options.image_prompt_adapter, options.image_encoder)
     if options.lora:
         pipeline.use_loras(weighted_files("--lora", options.lora))
     result = pipeline(**given)
@@ -124,6 +150,9 @@ def call_arguments(options: Generate, pipeline: Any) -> dict[str, Any]:
         if name not in takes:
             raise UserError(f"--{name.replace('_', '-')} is not for {options.folder}, a {pipeline.folder.kind}; "
                             f"permitted: {', '.join(permitted)}")
+    if options.image_prompt and options.image_prompt_adapter is None:
+        raise UserError("--image-prompt without --image-prompt-adapter; permitted: the .safetensors file of an adapter "
+                        "for the model", "image_prompt.adapter")
     for name in ("prompt", "image", "conditioning_frames"):
         if name in takes and name not in given and takes[name].default is inspect.Parameter.empty:
             raise UserError(f"--{name.replace('_', '-')} is missing, which a {pipeline.folder.kind} begins with; "
@@ -141,6 +170,7 @@ def check(options: Generate) -> None:
         for path in paths:
             if not path.is_file():
                 raise UserError(f"--{name}={path} is not a file; permitted: a picture")
+    check_image_prompt(options)
     for path in options.conditioning_frames:
         if not path.exists():
             raise UserError(f"--conditioning-frames={path} does not exist; permitted: a video, a picture or a folder "

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from vdm_jax.commands.arguments import GUIDANCE, GUIDANCE_SCALE, LORA, check_outputs, parse, weighted_files
+from vdm_jax.commands.image_prompts import check_image_prompt, image_prompted, with_adapter
 from vdm_jax.commands.long_sampling import check_long, read_scripts, sample_long
 from vdm_jax.commands.outputs import check_videos
 from vdm_jax.configuration import Count, CountOrZero, NonNegative, Positive, Range, SamplingSteps, Seed, Share, Size
@@ -40,6 +41,7 @@ class Sample:
       vdm-jax sample my_videos --count 4 --out new.mp4
       vdm-jax sample edges_run "a dancer of glass" --control dance.mp4 --out glass.mp4
       vdm-jax sample edges_run "a dancer of glass" --control dance.mp4 --guide text=7.5 edges=3
+      vdm-jax sample portraits_run "a fox" --image-prompt ink.png --image-prompt-scale 0.6
       vdm-jax sample imagen "waves at a cliff" --encoder t5-v1_1-xxl --out waves.mp4
       vdm-jax sample animatediff "waves at a cliff" --frames 32 --overlap 8 --out long.mp4
       vdm-jax sample nuwa_xl_run --script story.txt --frames 226 --extend nuwa_xl --out story.mp4
@@ -68,6 +70,13 @@ class Sample:
     image: tuple[Path, ...] = ()  # pictures that become the first frames: one for all captions, or one for each
     # Reference pictures, for runs whose network takes them: one for all captions, or one for each
     reference: tuple[Path, ...] = ()
+    # Pictures whose content or style the videos take over (IP-Adapter), for runs trained with them or with an adapter:
+    # one for all captions, or one for each
+    image_prompt: tuple[Path, ...] = ()
+    image_prompt_scale: NonNegative | None = None  # with --image-prompt: how much it counts; 1 by default, 0 is off
+    image_prompt_adapter: Path | None = None  # with --image-prompt: .safetensors file of an adapter for the network
+    # With --image-prompt: folder of the image encoder; image_encoder/ next to the adapter, or that of the run's data
+    image_encoder: Path | None = None
     # Control maps, or videos whose edges are the maps, for runs whose network takes them: a video, a picture for all
     # frames, a folder of pictures, or .json of strokes; one for all captions, or one for each
     control: tuple[Path, ...] = ()
@@ -76,6 +85,8 @@ class Sample:
     control_end: Share | None = None  # with --control: share of the steps up to which it does; 1 by default
     # With --control: residuals weighted by their resolution, in the conditional estimate alone (guess mode)
     control_guess: bool | None = None
+    # With --control of runs with a SparseCtrl: numbers of the frames whose maps count, from 0; the first by default
+    control_at: tuple[CountOrZero, ...] = ()
     # Sound, for runs that hear it: media or .wav files (or names of vectors made beforehand); one for all captions, or
     # one for each
     sound: tuple[Path, ...] = ()
@@ -122,6 +133,7 @@ def main(arguments: Sequence[str]) -> int:
     options = dataclasses.replace(options, captions=captions_for(options, read_cascade(find_run(options.run))))
     generator = load(options.run, damaged=options.damaged, traced=kept_traces())
     generator = with_size(generator, options.num_frames, options.height, options.width)
+    generator, prompts = with_adapter(options, generator)
     video = generator.makes(options.first, options.last, options.fps)
     check_videos(options.out, video.fps, len(options.captions) * options.count, (video.height, video.width))
     if options.style is not None:
@@ -137,7 +149,7 @@ def main(arguments: Sequence[str]) -> int:
               "guidance": options.guidance, "guidance_scale": options.guidance_scale, "guide": guides(options.guide),
               "labels": labels, "split_guidance": options.split_guidance,
               "masked_video": pictured(options, generator.experiment), "fps": options.fps,
-              "references": referenced(options, generator.experiment),
+              "references": referenced(options, generator.experiment), **image_prompted(options, generator, prompts),
               **controlled(options, generator.experiment, video), **heard(options, generator, video),
               **text_embeddings(generator, said, options)}
     if options.lora:
@@ -172,11 +184,12 @@ def captions_for(options: Sample, experiment: Any) -> tuple[str, ...]:
     if options.captions and not reads:
         logging.getLogger(__name__).warning("no stage of run %s reads captions: they change nothing", options.run)
     captions = options.captions or ("",) * max(1, len(options.labels), len(options.image), len(options.control),
-                                        len(options.sound))
-    for name, what in (("image", "pictures"), ("reference", "pictures"), ("control", "files"), ("sound", "files")):
+                                        len(options.sound), len(options.image_prompt))
+    for name, what in (("image", "pictures"), ("reference", "pictures"), ("image_prompt", "pictures"),
+                       ("control", "files"), ("sound", "files")):
         if (given := len(getattr(options, name))) not in (0, 1, len(captions)):
-            raise UserError(f"--{name} has {given} {what} for {len(captions)} captions; permitted: one, or one for "
-                            "each caption")
+            raise UserError(f"--{name.replace('_', '-')} has {given} {what} for {len(captions)} captions; permitted: "
+                            "one, or one for each caption")
     return captions
 
 
@@ -247,6 +260,7 @@ def controlled(options: Sample, experiment: Any, video: Any) -> dict[str, Any]:
     import numpy as np
 
     from vdm_jax.conditions.control import OPTIONS
+    from vdm_jax.conditions.sparse_control import SPARSE
     from vdm_jax.data.decoding import read_frames
 
     names = {entry.name for stage in experiment.stages for entry in stage.network.conditions
@@ -258,7 +272,15 @@ def controlled(options: Sample, experiment: Any, video: Any) -> dict[str, Any]:
     frames = options.frames or video.frames
     maps = [read_frames(path, frames, video.height, video.width, video.fps) for path in options.control]
     name = names.pop()
-    return {name: _for_each(maps, options), **{f"{name}_{option}": getattr(options, f"control_{option}")
+    sparse = {}
+    if name in SPARSE:
+        mask = np.isin(np.arange(frames), options.control_at or (0,))
+        sparse = {f"{name}_mask": _for_each([mask], options)}
+    if any(place >= frames for place in options.control_at) or options.control_at and not sparse:
+        raise UserError(f"--control-at={' '.join(map(str, options.control_at))} for maps {name!r} of {frames} frames"
+                        f"; permitted: 0 to {frames - 1}, for a run that takes {' or '.join(SPARSE)}",
+                        "Sample.control_at")
+    return {name: _for_each(maps, options), **sparse, **{f"{name}_{option}": getattr(options, f"control_{option}")
                                                for option in OPTIONS}}
 
 
@@ -351,13 +373,14 @@ def check(options: Sample) -> None:
         if not path.exists():
             raise UserError(f"--control={path} does not exist; permitted: a video, a picture, a folder of pictures "
                             "or .json of strokes")
+    check_image_prompt(options)
     one_guidance(options.guidance, options.guidance_scale, guides(options.guide))
     cache_of(options.cache)
     weighted_files("--lora", options.lora)
     if options.style_weight is not None and options.style is None:
         raise UserError(f"--style-weight={options.style_weight} is not valid; permitted: 0 to 1, with --style RUN")
-    for name in ("control_scale", "control_start", "control_end", "control_guess"):
-        if (value := getattr(options, name)) is not None and not options.control:
+    for name in ("control_scale", "control_start", "control_end", "control_guess", "control_at"):
+        if (value := getattr(options, name)) not in (None, ()) and not options.control:
             raise UserError(f"--{name.replace('_', '-')}={value} is for --control; permitted: --control FILE with it")
     check_long(options)
     check_outputs(options.out)

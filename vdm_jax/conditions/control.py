@@ -51,16 +51,20 @@ class ControlMap(InputCondition):
         """The maps that are given for each caption, and the options of their residuals. Raises `UserError` for another
         shape, number of frames or range, and options that cannot be."""
         given = request.get(self.name)
-        if given is not None and np.size(given) and np.asarray(given).dtype != np.uint8:
-            low, high = float(np.min(given)), float(np.max(given))
-            if not self.bounds[0] <= low <= high <= self.bounds[1]:
-                raise UserError(f"{self.name} in [{low:g}, {high:g}] given for stage {stage.name!r}; permitted: values "
-                                f"in {list(self.bounds)}, or uint8")
+        self.check_range(stage, given)
         frames, wanted = np.shape(given)[1:2], stage.video.frames
         if frames and frames[0] % wanted:
             raise UserError(f"{self.name} of {frames[0]} frames given for stage {stage.name!r}; permitted: {wanted}, "
                             f"the frames of its videos, or {2 * wanted}, {3 * wanted}, ...", "control.frames")
         return super().of_request(stage, request) | {"scalars": self._options(request)}
+
+    def check_range(self, stage: Stage, given: Any) -> None:
+        """Raise `UserError` for floats beyond `bounds`."""
+        if given is not None and np.size(given) and np.asarray(given).dtype != np.uint8:
+            low, high = float(np.min(given)), float(np.max(given))
+            if not self.bounds[0] <= low <= high <= self.bounds[1]:
+                raise UserError(f"{self.name} in [{low:g}, {high:g}] given for stage {stage.name!r}; permitted: values "
+                                f"in {list(self.bounds)}, or uint8")
 
     def _options(self, request: Request) -> dict[str, Array]:
         """The options that are given, each `[B]`."""

@@ -159,7 +159,7 @@ class InputCondition(Condition):
             scales = jnp.array(scales_of(clips.stage))
             value = cut_windows(value, clips.corners * scales, clips.stage.training.crop)
         frames, *sides = clips.x.shape[1:4]
-        value = _fitted(value, *self.grid(clips.stage, (frames - clips.images, *sides)))
+        value = fitted(value, *self.grid(clips.stage, (frames - clips.images, *sides)))
         return {"inputs": {self.name: jnp.pad(value, ((0, 0), (0, clips.images), (0, 0), (0, 0), (0, 0)))}}
 
     def arguments(self, network: Network) -> tuple[str, ...]:
@@ -194,7 +194,7 @@ class InputCondition(Condition):
         if self.form != "map":
             return {}
         grid = self.grid(videos.stage, videos.shape[1:4])
-        return {"inputs": {self.name: _fitted(conditioning.inputs[self.name], *grid)}}
+        return {"inputs": {self.name: fitted(conditioning.inputs[self.name], *grid)}}
 
     def present(self, conditioning: Conditioning) -> bool:
         """Where there is a value of its name."""
@@ -216,7 +216,8 @@ def _of_frames(value: Array, frames: int) -> Array:
     return subsample_frames(value[..., None, None], frames)[..., 0, 0]
 
 
-def _fitted(value: Array, frames: int, height: int, width: int) -> Array:
+def fitted(value: Array, frames: int, height: int, width: int) -> Array:
+    """Maps of every k-th frame, in another size."""
     return resize(subsample_frames(value, frames), height, width, "area")
 
 
@@ -231,7 +232,7 @@ def check_conditions(kind: str, conditions: tuple[Input, ...], ways: tuple[Way, 
 
 def check_entries(entries: tuple[Input, ...], z: Array, conditioning: Conditioning) -> None:
     """Raise `UserError` when a further condition is of another shape than it enters with."""
-    for entry in entries:
+    for entry in (entry for entry in entries if entry.condition.present(conditioning)):
         shape, form = conditioning.inputs[entry.name].shape, entry.condition.form
         wanted = {"map": z.shape[:4], "frames": z.shape[:2], "vector": z.shape[:1],
                   "tokens": (*z.shape[:1], 1, "tokens")}[form]

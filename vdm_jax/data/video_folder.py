@@ -19,6 +19,7 @@ from vdm_jax.data.crops import Crop
 from vdm_jax.data.decoding import MapFolder, decode_frames, stem
 from vdm_jax.data.folder import SkippedFiles, check_fractions, files_of_split, in_range, list_files
 from vdm_jax.data.image_folder import fitted
+from vdm_jax.data.image_prompts import VectorFolder
 from vdm_jax.data.sound import SoundTrack
 from vdm_jax.data.source import RandomAccessSource, ReadAsIs
 from vdm_jax.errors import UserError
@@ -46,6 +47,8 @@ class VideoFolder(ReadAsIs):
     short: Literal["skip", "pad"] = "skip"
     # Folder with a picture for each file, of the same name but for its ending: the clip's `reference_picture`
     references: str | None = None
+    # Folder with the vectors of a picture for each file, as 'vdm-jax embed' makes them: the clip's `image_prompt`
+    image_prompts: str | None = None
     # Folder with a control map for each file, of the same name but for its ending, a video of as many frames or a
     # picture: the clip's `control`
     controls: str | None = None
@@ -71,12 +74,13 @@ class VideoFolder(ReadAsIs):
 
 class VideoFolderSource:
     """Random access to the clips of one split; splits share no file. With `short="pad"` clips have `frame_valid` bool
-    [T], with `references` `reference_picture` uint8 [1, H, W, 3], and with `controls` `control` uint8 [T, H, W, 3] and,
-    where `vdm-jax annotate` made them, `control_kind` str; with `sound` `sound` float32 [T, F].
+    [T], with `references` `reference_picture` uint8 [1, H, W, 3], with `image_prompts` `image_prompt` float32 [M, C]
+    and of hidden states `null_image_prompt`, and with `controls` `control` uint8 [T, H, W, 3] and, where `vdm-jax
+    annotate` made them, `control_kind` str; with `sound` `sound` float32 [T, F].
 
-    Files that do not open, have no reference picture or control map, or are shorter than a clip (unless padded), are
-    left out, logged once and listed with the reason in `skipped`. Without `clip`'s random start, clip i of a file
-    begins where clip i - 1 ended.
+    Files that do not open, have no reference picture, image prompt or control map, or are shorter than a clip (unless
+    padded), are left out, logged once and listed with the reason in `skipped`. Without `clip`'s random start, clip i of
+    a file begins where clip i - 1 ended.
 
     Args:
       files: what the clips of each file hold other than video and fps, by name, for sets that come with their own
@@ -104,7 +108,8 @@ class VideoFolderSource:
         digest = hashlib.sha256(str(self._folder.absolute()).encode()).hexdigest()[:16]
         indexes = index_files([self._folder / name for name in names], cache / f"{digest}-{split}.json")
         self._files, self._timelines = [], []
-        self._pictures = None if spec.references is None else reference_pictures(spec.references)
+        self._pictures = None if spec.references is None else pictures_below(spec.references, "VideoFolder.references")
+        self._vectors = None if spec.image_prompts is None else VectorFolder(spec.image_prompts)
         self._maps = None if spec.controls is None else MapFolder(spec.controls, SUFFIXES, cache)
         if self._maps is not None and spec.fps is None:
             self._maps.check_stride(spec.frame_stride)
@@ -119,6 +124,9 @@ class VideoFolderSource:
                 continue
             if self._pictures is not None and stem(name) not in self._pictures:
                 self.skipped.add(name, f"no picture {stem(name)}.* in {spec.references}")
+                continue
+            if self._vectors is not None and (problem := self._vectors.problem(stem(name))):
+                self.skipped.add(name, problem)
                 continue
             if self._maps is not None and (problem := self._maps.problem(name, len(index))):
                 self.skipped.add(name, problem)
@@ -219,6 +227,8 @@ class VideoFolderSource:
         if self._pictures is not None:
             picture = fitted(self._pictures[stem(name)], self.spec.height, self.spec.width)
             clip["reference_picture"] = picture[None]
+        if self._vectors is not None:
+            clip |= self._vectors.fields(stem(name))
         if self._maps is not None:
             clip["control"] = self._maps.frames(name, numbers, self.spec, place)
             if self._maps.record is not None:
@@ -229,14 +239,15 @@ class VideoFolderSource:
         return clip
 
 
-def reference_pictures(folder: str) -> dict[str, Path]:
-    """The pictures below a folder by their names without endings. Raises `UserError` where there are none."""
+def pictures_below(folder: str, field: str) -> dict[str, Path]:
+    """The pictures below a folder, the value of a field, by their names without endings. Raises `UserError` where there
+    are none."""
     root = Path(folder).expanduser()
     found = {stem(path.relative_to(root).as_posix()): path for path in sorted(root.rglob("*"))
              if path.suffix.lower() in PICTURES}
     if not found:
-        raise UserError(f"VideoFolder.references={folder!r} has no pictures; permitted: a folder with "
-                        f"{', '.join(PICTURES)} files named like the videos")
+        raise UserError(f"{field}={folder!r} has no pictures; permitted: a folder with {', '.join(PICTURES)} files "
+                        "named like the videos")
     return found
 
 

@@ -11,6 +11,7 @@ video network sees each frame by itself, as its image layers do.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import flax.linen as nn
@@ -76,29 +77,39 @@ class ControlNetNetwork(nn.Module):
         if hint.shape != wanted:
             raise UserError(f"map of shape {hint.shape}; permitted: {wanted}")
         block_inputs = BlockInputs(embed(self, unet, level, None, classes), tokens.astype(dtype))
-        x = Convolution(unet.widths[0], dtype=dtype, name="stem")(x) + Hint(spec, unet.widths[0], name="hint")(hint)
+        x = Convolution(unet.widths[0], dtype=dtype, name="stem")(x) + Hint(
+            spec.hint_widths, unet.widths[0], dtype, name="hint")(hint)
         x, skips = way_down(self, unet, x, block_inputs)
-        x = middle(self, unet, x, block_inputs)
-        guess = jnp.zeros(1) if guess is None else guess
+        return residuals_of(skips, middle(self, unet, x, block_inputs), scale, guess, dtype)
 
-        def added(features: Array, name: str, place: float) -> Array:
-            zero = Convolution(features.shape[-1], (1, 1, 1), kernel_init=zeros, dtype=dtype, name=name)
-            factor = scale * jnp.where(guess > 0, 10.0 ** (place - 1), 1.0)
-            return factor.astype(dtype).reshape(-1, 1, 1, 1, 1) * zero(features)
 
-        residuals = (added(skip, f"control_{i}", i / len(skips)) for i, skip in enumerate(skips))
-        return Control(tuple(residuals), added(x, "control_middle", 1.0))
+def residuals_of(
+    skips: Sequence[Float[Array, "B T _ _ _"]], x: Float[Array, "B T _ _ _"], scale: float | Float[Array, " B"],
+    guess: Float[Array, " B"] | None, dtype: jnp.dtype,
+) -> Control:
+    """Zero-initialised convolutions of the features of all skip connections and of the middle (`x`), in the network
+    that calls it."""
+    guess = jnp.zeros(1) if guess is None else guess
+
+    def added(features: Array, name: str, place: float) -> Array:
+        zero = Convolution(features.shape[-1], (1, 1, 1), kernel_init=zeros, dtype=dtype, name=name)
+        factor = scale * jnp.where(guess > 0, 10.0 ** (place - 1), 1.0)
+        return factor.astype(dtype).reshape(-1, 1, 1, 1, 1) * zero(features)
+
+    residuals = (added(skip, f"control_{i}", i / len(skips)) for i, skip in enumerate(skips))
+    return Control(tuple(residuals), added(x, "control_middle", 1.0))
 
 
 class Hint(nn.Module):
     """The map, convolved and halved to the size of the latents."""
 
-    config: ControlNet
+    widths: tuple[int, ...]
     features: int
+    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, hint: Float[Array, "B T H W D"]) -> Float[Array, "B T H2 W2 C"]:
-        widths, dtype = self.config.hint_widths, jnp.dtype(self.config.unet.dtype)
+        widths, dtype = self.widths, self.dtype
         x = silu(Convolution(widths[0], dtype=dtype, name="in")(hint))
         for i, (width, following) in enumerate(zip(widths, widths[1:], strict=False)):
             x = silu(Convolution(width, dtype=dtype, name=f"conv_{2 * i}")(x))

@@ -31,6 +31,7 @@ class Motion:
     frames: Size = 32  # of the longest clip; 24 in the first version
     middle: bool = True  # one in the middle too, in the second version only
     groups: Count = 32  # of its norms
+    attentions: Count = 2  # temporal self-attentions; 1 in SparseCtrl
 
 
 MOTION_V1 = Motion(frames=24, middle=False)
@@ -47,5 +48,6 @@ def frame_convolutions(temporal_conv: TemporalConv, sizes: Sizes, name: str | No
 def motion_module(motion: Motion, sizes: Sizes, channels: int, name: str | None = None) -> TemporalTransformer:
     """The motion module of a level with this many channels."""
     return TemporalTransformer(
-        motion.heads, channels // motion.heads, motion.groups, sizes.temporal_pattern, code=True, kernel=sizes.kernel,
-        context=sizes.context, dtype=sizes.dtype, sharded_axis=sizes.sharded_axis, name=name)
+        motion.heads, channels // motion.heads, motion.groups, sizes.temporal_pattern, code=True,
+        attentions=motion.attentions, kernel=sizes.kernel, context=sizes.context, dtype=sizes.dtype,
+        sharded_axis=sizes.sharded_axis, name=name)

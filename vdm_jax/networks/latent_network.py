@@ -2,7 +2,8 @@
 
 Parameters are those of the U-Net by the same names, so that weights of `vdm-jax convert` are weights of a stage. Those
 of a ControlNet stand next to them as `control_net_NAME`, by the name of its condition, the projection of a condition
-that enters as tokens as `condition_NAME`, and the network that sees a reference picture as `reference_net`.
+that enters as tokens as `condition_NAME`, that of image prompts as `image_projection`, and the network that sees a
+reference picture as `reference_net`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from jaxtyping import Array, Float, Int
 from vdm_jax.attention import WithExtraKeys
 from vdm_jax.conditions.conditioned import FrameNoise
 from vdm_jax.conditions.conditioning import Conditioning, check_parts
+from vdm_jax.conditions.image_prompt import IMAGE_PROMPT, SCALE
 from vdm_jax.conditions.inputs import Input, check_conditions, check_entries
 from vdm_jax.conditions.reference import Reference
 from vdm_jax.conditions.scalars import WEIGHT
@@ -34,6 +36,7 @@ from vdm_jax.errors import UserError
 from vdm_jax.networks.backbone import Backbone
 from vdm_jax.networks.config import EmbeddedText
 from vdm_jax.networks.control_net import ControlNet, ControlNetNetwork
+from vdm_jax.networks.image_prompt import ImageProjection, ImageProjectionNetwork
 from vdm_jax.networks.latent_unet import (
     LatentUNet,
     LatentUNetNetwork,
@@ -41,10 +44,11 @@ from vdm_jax.networks.latent_unet import (
     reference_net_of,
     reference_tokens,
 )
-from vdm_jax.networks.latent_unet_blocks import Control
+from vdm_jax.networks.latent_unet_blocks import Control, ImagePrompt
 from vdm_jax.networks.layers import Dense
 from vdm_jax.networks.skips import Deep
 from vdm_jax.networks.sound import SoundTokens, grouped
+from vdm_jax.networks.sparse_control import SparseControlNet, SparseControlNetNetwork
 from vdm_jax.networks.t2i_adapter import T2IAdapter, T2IAdapterNetwork
 
 SCALARS = ("fps", "motion", "noise")
@@ -83,7 +87,9 @@ class LatentNetwork(Backbone):
     conditions: tuple[Input, ...] = ()
     # One for each of these that enters as residuals, in their order; `control_net_of(unet)` has the sizes. A
     # T2I-Adapter sees the map alone, and gives its features once per video
-    control_nets: tuple[ControlNet | T2IAdapter, ...] = ()
+    control_nets: tuple[ControlNet | T2IAdapter | SparseControlNet, ...] = ()
+    # Of the condition `image_prompt`, for a U-Net with `image_prompt`; None: takes none
+    image_projection: ImageProjection | None = None
     # A second U-Net of its image layers sees a reference picture, whose features a `WithExtraKeys` spatial pattern sees
     reference_net: bool = False
     # Class of the U-Net that says which of several frame rates it makes; None: no such classes
@@ -131,16 +137,28 @@ class LatentNetwork(Backbone):
                 raise UserError(f"LatentNetwork.control_nets: T2IAdapter.widths={net.widths} for a U-Net of "
                                 f"{unet.widths}; permitted: the same", "LatentNetwork.control_nets")
         for name in ("in_channels", "widths", "blocks", "token_channels", "classes"):
-            for net in (net for net in self.control_nets if isinstance(net, ControlNet)):
+            for net in (net for net in self.control_nets if not isinstance(net, T2IAdapter)):
                 if getattr(net.unet, name) != getattr(unet, name):
                     raise UserError(f"LatentNetwork.control_nets: unet.{name}={getattr(net.unet, name)} for a U-Net of "
                                     f"{getattr(unet, name)}; permitted: the same, as control_net_of(unet) has it",
                                     "LatentNetwork.control_nets")
-
+        self._check_image_prompt()
         if self.reference_net and not (unet.referenced and unet.in_channels == unet.out_channels):
             raise UserError(f"LatentNetwork.reference_net=True for a U-Net of in_channels={unet.in_channels}, "
                             f"out_channels={unet.out_channels}, spatial_pattern={unet.spatial_pattern}; permitted: as "
                             "many in as out, and WithExtraKeys(inner=Spatial())")
+
+    def _check_image_prompt(self) -> None:
+        """Raise `UserError` for a projection, a condition and a U-Net of which one knows no image prompt."""
+        entry, spec = next((e for e in self.conditions if e.name == IMAGE_PROMPT), None), self.image_projection
+        wanted = None if spec is None else (spec.width, True, spec.token_channels)
+        found = None if entry is None and not self.unet.image_prompt else (
+            entry and entry.width, self.unet.image_prompt, self.unet.token_channels)
+        if wanted != found:
+            raise UserError(f"LatentNetwork.image_projection={spec} with conditions={[e.name for e in self.conditions]}"
+                            f" and a U-Net of image_prompt={self.unet.image_prompt}, token_channels="
+                            f"{self.unet.token_channels}; permitted: Input(name='image_prompt') of its width and a "
+                            "U-Net of image_prompt=True and its token_channels, or none of them")
 
     def _check_frames(self) -> None:
         """Raise `UserError` where the U-Net does not take conditioning frames in this way."""
@@ -198,6 +216,11 @@ class LatentNetwork(Backbone):
         """Features of T2I-Adapters."""
         return bool(self.adapters)
 
+    @property
+    def token_inputs(self) -> tuple[Input, ...]:
+        """Conditions whose tokens follow those of the text; an image prompt has keys and values of its own."""
+        return tuple(entry for entry in self.entering("tokens") if entry.name != IMAGE_PROMPT)
+
     remat_field = "unet.remat"
 
     @property
@@ -236,7 +259,7 @@ class LatentNetwork(Backbone):
         wanted += sum(entry.width for entry in self.entering("channels"))
         factor = 1 if latent is None else latent.autoencoder.factor
         for net in self.control_nets:
-            if net.factor != factor:
+            if net.factor != factor and not (isinstance(net, SparseControlNet) and net.of_latents):
                 made = f"factor={net.factor}" if isinstance(net, T2IAdapter) else f"{len(net.hint_widths)} hint_widths"
                 raise UserError(f"Stage {stage.name!r}: network.control_nets of {made}, which reduce maps by "
                                 f"{net.factor}, for latents of {factor} pixels a side; permitted: "
@@ -258,8 +281,12 @@ class LatentNetwork(Backbone):
     def rematerialised(self, remat: str) -> LatentNetwork:
         """The same with another rematerialisation."""
         nets = tuple(dataclasses.replace(net, unet=dataclasses.replace(net.unet, remat=remat))
-                     if isinstance(net, ControlNet) else net for net in self.control_nets)
+                     if not isinstance(net, T2IAdapter) else net for net in self.control_nets)
         return dataclasses.replace(self, unet=dataclasses.replace(self.unet, remat=remat), control_nets=nets)
+
+
+BRANCHES: dict[type, Any] = {
+    ControlNet: ControlNetNetwork, SparseControlNet: SparseControlNetNetwork, T2IAdapter: T2IAdapterNetwork}
 
 
 class LatentNetworkModule(nn.Module):
@@ -276,11 +303,13 @@ class LatentNetworkModule(nn.Module):
         spec = self.config
         self.unet = LatentUNetNetwork(spec.unet)
         self.control_net = {
-            entry.name: T2IAdapterNetwork(net) if isinstance(net, T2IAdapter) else ControlNetNetwork(net)
+            entry.name: BRANCHES[type(net)](net)
             for entry, net in zip(spec.entering("residuals"), spec.control_nets, strict=True)}
         width, dtype = spec.unet.token_channels, jnp.dtype(spec.dtype)
         self.condition = {entry.name: SoundTokens(width, dtype) if entry.condition.form == "frames" else
-                          Dense(width, use_bias=False, dtype=dtype) for entry in spec.entering("tokens")}
+                          Dense(width, use_bias=False, dtype=dtype) for entry in spec.token_inputs}
+        if spec.image_projection is not None:
+            self.image_projection = ImageProjectionNetwork(spec.image_projection, dtype)
         if spec.reference_net:
             self.reference_net = LatentUNetNetwork(reference_net_of(spec.unet))
         nn.share_scope(self, self.unet)
@@ -312,7 +341,7 @@ class LatentNetworkModule(nn.Module):
         of_frames = level.ndim == 2
         y = self.unet(x[:, :clip], level[:, :clip] if of_frames else level, tokens[:, :1] if images else tokens,
                       conditioning_latents=of_clip, references=references, control=control, features=features,
-                      train=train, deep=deep, **told)
+                      train=train, deep=deep, image=self._image(conditioning), **told)
         if not images:
             return y
         alone = LatentUNetNetwork(image_unet(spec.unet), parent=None).apply(
@@ -327,11 +356,19 @@ class LatentNetworkModule(nn.Module):
             return None
         if spec.text is not None:
             parts.append(jnp.where(conditioning.text_mask[..., None], conditioning.embeddings, 0))
-        for entry in spec.entering("tokens"):
+        for entry in spec.token_inputs:
             parts.append(self.condition[entry.name](conditioning.inputs[entry.name]))
         if not parts:
             return jnp.zeros((batch, 1, 1, spec.unet.token_channels))
         return functools.reduce(grouped, parts)
+
+    def _image(self, conditioning: Conditioning) -> ImagePrompt | None:
+        """The image prompt, where there is one."""
+        features = conditioning.inputs.get(IMAGE_PROMPT)
+        if features is None or self.config.image_projection is None:
+            return None
+        scale = conditioning.scalars.get(SCALE, jnp.ones(len(features)))
+        return ImagePrompt(self.image_projection(features), scale)
 
     def _references(
         self, tokens: Float[Array, "B G L E"] | None, conditioning: Conditioning
@@ -358,7 +395,7 @@ class LatentNetworkModule(nn.Module):
         found = [net(x, level, tokens, conditioning.inputs[name], classes=classes,
                      scale=conditioning.scalars.get(f"{name}_scale", 1.0), guess=conditioning.scalars.get(
                          f"{name}_guess")) for name, net in self.control_net.items()
-                 if isinstance(net, ControlNetNetwork)]
+                 if not isinstance(net, T2IAdapterNetwork)]
         return jax.tree.map(lambda *parts: sum(parts), *found) if found else None
 
     def precompute(self, conditioning: Conditioning) -> Conditioning:

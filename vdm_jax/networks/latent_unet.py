@@ -39,6 +39,7 @@ from vdm_jax.networks.latent_unet_blocks import (
     BlockInputs,
     Control,
     FactorisedAttention,
+    ImagePrompt,
     LatentBlock,
     Sizes,
     TokenTransformer,
@@ -64,6 +65,8 @@ class LatentUNet:
     only_cross_attention: tuple[bool, ...] = (False, False, False, False)  # no attention among tokens
     # Of the text or image tokens; 0: takes none (with `max_relative_position` only)
     token_channels: WidthOrZero = 768
+    # Cross-attention has keys and values of its own for the tokens of a picture (`image_prompt.py`)
+    image_prompt: bool = False
     use_linear_projection: bool = False  # maps around transformers stored as matrices (2.x), else as convolutions (1.x)
     classes: WidthOrZero = 0  # of a table added to the embedding: noise levels of the low-resolution input
     scalars: SizeOrZero = 0  # numbers added to the embedding: frames per second, motion, noise of the image
@@ -123,6 +126,9 @@ class LatentUNet:
             raise UserError(f"LatentUNet: mix_frames={self.mix_frames}, "
                             f"conditioning_channels={self.conditioning_channels} with temporal=False; permitted: 0")
         self._check_attention()
+        if self.image_prompt and not self.token_channels:
+            raise UserError("LatentUNet.image_prompt=True with token_channels=0; permitted: a network that attends to "
+                            "tokens")
         if not self.token_channels and not self.max_relative_position:
             raise UserError("LatentUNet: token_channels=0 with max_relative_position=0; permitted: "
                             "max_relative_position above 0 there")
@@ -209,25 +215,30 @@ class LatentUNetNetwork(nn.Module):
         conditioning_latents: Float[Array, "B T H W M"] | None = None,
         references: dict[str, Float[Array, "B _ _ _"]] | None = None,
         features: tuple[Float[Array, "B T _ _ _"], ...] | None = None, train: bool = False,
-        weight: Float[Array, " B"] | None = None, deep: Deep | None = None,
+        weight: Float[Array, " B"] | None = None, deep: Deep | None = None, image: ImagePrompt | None = None,
     ) -> Float[Array, "B T H W O"]:
         """`level` is the timestep, or ln(sigma) / 4 in Stable Video Diffusion, of the clip or of each frame; the
         `tokens` are one group for the clip or one per frame, as do the `references` of an `WithExtraKeys`
         pattern, by transformer (`reference_tokens`). `control` is what a ControlNet made of the same
         latents, `features` what a T2I-Adapter adds to the last block of each level on the way down;
         `conditioning_latents` has the latents of conditioning frames, zero elsewhere, and their mask; `weight` is that
-        of the guidance; `deep` is where the features inside a skip connection come from.
+        of the guidance; `deep` is where the features inside a skip connection come from; `image` is an image prompt,
+        which a network with `image_prompt` may have.
         """
         spec, dtype = self.config, jnp.dtype(self.config.dtype)
         check(spec, x, tokens, scalars, classes, conditioning_latents)
         if (weight is None) == bool(spec.weight_channels):
             raise UserError(f"weight={weight} of the guidance for LatentUNet.weight_channels={spec.weight_channels}; "
                             "permitted: one for each video exactly with weight_channels", "LatentUNet.weight_channels")
+        if image is not None and not (spec.image_prompt and image.tokens.shape[-1] == spec.token_channels):
+            raise UserError(f"image prompt of shape {image.tokens.shape} for LatentUNet.image_prompt="
+                            f"{spec.image_prompt}, token_channels={spec.token_channels}; permitted: tokens of these "
+                            "channels with image_prompt=True")
         check_references(spec, x, references)
         tokens = None if tokens is None else tokens.astype(dtype)
         levels = None if conditioning_latents is None else conditioning_by_level(spec, conditioning_latents)
         embedding = embed(self, spec, level, scalars, classes, weight)
-        block_inputs = BlockInputs(embedding, tokens, levels, train, references)
+        block_inputs = BlockInputs(embedding, tokens, levels, train, references, image)
         x = Convolution(spec.widths[0], dtype=dtype, sharded_axis=spec.sharded_axis, name="stem")(x)
         x = shard_along(x, spec.sharded_axis, must=False)
         if spec.temporal_conv:
@@ -261,7 +272,8 @@ def image_unet(unet: LatentUNet) -> LatentUNet:
     where it has no other attention."""
     return dataclasses.replace(unet, temporal=False, temporal_conv=None, motion=None, max_relative_position=0,
                                temporal_attention=False, mix_frames=0, conditioning_channels=0,
-                               norm_over="frame", spatial_pattern=Spatial(), temporal_pattern=Temporal())
+                               norm_over="frame", image_prompt=False, spatial_pattern=Spatial(),
+                               temporal_pattern=Temporal())
 
 
 def reference_net_of(unet: LatentUNet) -> LatentUNet:

@@ -36,6 +36,14 @@ class BlockInputs:
     train: bool = flax.struct.field(pytree_node=False, default=False)  # with dropout
     # Reference tokens of every transformer, and in a block those of its own
     references: dict[str, Float[Array, "B _ _ _"]] | Float[Array, "B _ _ _"] | None = None
+    image: ImagePrompt | None = None
+
+
+class ImagePrompt(NamedTuple):
+    """Tokens of a picture, which the spatial transformers attend to by keys and values of their own."""
+
+    tokens: Float[Array, "B 1 N E"]
+    scale: Float[Array, " B"]  # factor on what is found there
 
 
 class Control(NamedTuple):
@@ -137,7 +145,7 @@ class TokenBlock(nn.Module):
     @nn.compact
     def __call__(
         self, x: Float[Array, "B T H W C"], tokens: Float[Array, "B G L E"],
-        references: Float[Array, "B R M C"] | None = None,
+        references: Float[Array, "B R M C"] | None = None, image: ImagePrompt | None = None,
     ) -> Float[Array, "B T H W C"]:
         sizes = self.sizes
 
@@ -158,7 +166,8 @@ class TokenBlock(nn.Module):
         seen = tokens if self.only_cross_attention else references
         x = over_frames(0, x + first(norm("attention")(x), None, None if seen is None else (seen, None)))
         to_tokens = sizes.attention(self.heads, None, "cross_attention")
-        x = over_frames(1, x + to_tokens(norm("context")(x), None, (tokens, None)))
+        decoupled = {} if image is None else {"image": (image.tokens, None), "image_scale": image.scale}
+        x = over_frames(1, x + to_tokens(norm("context")(x), None, (tokens, None), **decoupled))
         x = x + sizes.feed_forward("feed_forward_1")(norm("feed_forward")(x))
         if self.over_time or not sizes.temporal_attention:
             return x
@@ -189,7 +198,7 @@ class TokenTransformer(nn.Module):
         over = "frame" if sizes.norm_over == "residual" else sizes.norm_over
         h = pointwise("in")(GroupNorm(sizes.groups, over, TOKEN_EPSILON, name="norm")(x))
         within = TokenBlock(self.heads, sizes, only_cross_attention=self.only_cross_attention, name="space")
-        h = within(h, block_inputs.tokens, block_inputs.references)
+        h = within(h, block_inputs.tokens, block_inputs.references, block_inputs.image)
         if sizes.temporal:
             places = level_code(jnp.arange(x.shape[1]), channels)
             places = silu(Dense(4 * channels, dtype=dtype, name="places_in")(places))

@@ -14,6 +14,7 @@ from vdm_jax.diffusion.guidance import guidance_weight
 from vdm_jax.errors import UserError
 from vdm_jax.generation.compiled import Noise, Watch
 from vdm_jax.generation.generator import Generated, Progress
+from vdm_jax.generation.image_prompts import ImagePrompts
 from vdm_jax.generation.loras import TEXT, LoRAs, merged_on
 from vdm_jax.generation.released.folder import Folder, save_folder
 from vdm_jax.generation.released.models import (
@@ -24,6 +25,7 @@ from vdm_jax.generation.released.models import (
     parameters_of,
     stage_of,
 )
+from vdm_jax.generation.released.pictures import open_pictures
 from vdm_jax.generation.released.transformers import FIRST, SECOND
 from vdm_jax.parallel.rules import batch_parts
 from vdm_jax.pipelines import arguments
@@ -41,6 +43,7 @@ class LatentPipeline:
     """
 
     watch: Watch | None = None
+    image_prompts: ImagePrompts | None = None
 
     def __init__(self, folder: Folder):
         self.folder, self.models, self.scheduler, self.mesh = folder, networks_of(folder), folder.scheduler(), (
@@ -76,6 +79,19 @@ class LatentPipeline:
                 self.models[name] = dataclasses.replace(model, params=params)
         if captions is not None:
             self.encoder.captions = captions.with_params(self.models[TEXT].params)
+
+    def use_image_prompts(self, adapter: str | os.PathLike, encoder: str | os.PathLike | None = None) -> None:
+        """Take image prompts by an adapter (IP-Adapter: Ye et al. 2023, arXiv 2308.06721), in the place of the one
+        before. Calls without `image_prompt`, and what `save_pretrained` writes, are without it.
+
+            pipeline.use_image_prompts("IP-Adapter/models/ip-adapter_sd15.safetensors")
+            pipeline("a fox in the snow", image_prompt="ink.png", image_prompt_scale=0.6)
+
+        Raises `UserError` as `ImagePrompts` does, and for an adapter for another network; nothing has changed then.
+        """
+        prompts = ImagePrompts(os.fspath(adapter), encoder, self.mesh)
+        prompts.joined_stage(self.generator.experiment.stages[0], parameters_of(self.models))
+        self.image_prompts = prompts
 
     def save_pretrained(self, path: str | os.PathLike) -> None:
         """Writes the pipeline as a folder that diffusers loads: the same tensors where no dtype was asked for.
@@ -137,9 +153,12 @@ class LatentPipeline:
         sampling = dataclasses.replace(stage.sampling, steps=steps, guidance=first, last_frame_guidance=last,
                                        batch_size=len(captions), split_guidance=split)
         stage = dataclasses.replace(stage, sampling=sampling)
+        params = parameters_of(self.models)
+        if given.get("image_prompt") is not None:
+            stage, params = self.image_prompts.joined_stage(stage, params)
         generator = self.generator.of(
-            dataclasses.replace(self.generator.experiment, stages=(stage,)),
-            {stage.name: parameters_of(self.models)}, {stage.name: self.models["vae"].params})
+            dataclasses.replace(self.generator.experiment, stages=(stage,)), {stage.name: params},
+            {stage.name: self.models["vae"].params})
         with shown(progress) as show:
             def watch(step: int, z: jax.Array) -> None:
                 if self.watch is not None:
@@ -167,10 +186,12 @@ class FromText(LatentPipeline):
     def sample(
         self, prompt: Any, negative_prompt: Any, count: int, size: tuple[int, int | None, int | None], steps: int,
         guidance: tuple[float | None, float | None], seed: int, latents: Float[np.ndarray, "B T H W C"] | None,
-        progress: Progress | bool | None, *, fps: int = 1, chunk: int | None = None, **given: Any,
+        progress: Progress | bool | None, *, fps: int = 1, chunk: int | None = None,
+        image: tuple[Any, float | None] = (None, None), **given: Any,
     ) -> Generated:
         """Videos, `count` of each prompt; `size` is frames, height and width in pixels, None for those of the training;
-        `guidance` is weight and scale, of which one may be given, and `given` are further arguments of the generator.
+        `guidance` is weight and scale, of which one may be given, `image` are image prompts and their scale, and
+        `given` are further arguments of the generator.
 
         Raises `UserError` for sizes that the model cannot take and for numbers of texts that do not fit.
         """
@@ -181,6 +202,7 @@ class FromText(LatentPipeline):
         texts = arguments.texts("prompt", prompt)
         negative = arguments.texts("negative_prompt", negative_prompt, len(texts))
         prompts, negative = (tuple(text for text in each for _ in range(count)) for each in (texts, negative))
+        given |= self._pictured(*image, len(texts), count)
         usual = self.generator.experiment.stages[0].video
         stage = self.stage(frames, usual.height if height is None else height, usual.width if width is None else width,
                            chunk)
@@ -191,6 +213,23 @@ class FromText(LatentPipeline):
         guidance = (weight, None) if weight > 0 or stage.takes_weight else None
         return self.generate(stage, prompts, guidance, steps, progress, fps=fps, noise=noise, seed=int(seed),
                              **self.encoded(prompts, negative), **given)
+
+    def _pictured(self, pictures: Any, scale: Any, prompts: int, count: int) -> dict[str, Any]:
+        """Arguments of the generator for image prompts, one for all prompts or one for each. Raises `UserError` for
+        another number of them, and without an adapter."""
+        if pictures is None and scale is None:
+            return {}
+        if self.image_prompts is None or pictures is None:
+            what = "an image_prompt" if pictures is not None else f"image_prompt_scale={scale} alone"
+            raise UserError(f"{what} with {'no' if self.image_prompts is None else 'an'} adapter; permitted: pictures, "
+                            "once use_image_prompts(FILE) has loaded one", "image_prompt")
+        opened = open_pictures(pictures)
+        if len(opened) not in (1, prompts):
+            raise UserError(f"image_prompt has {len(opened)} pictures for {prompts} prompts; permitted: one, or one "
+                            "for each", "image_prompt")
+        scale = 1.0 if scale is None else arguments.number("image_prompt_scale", scale)
+        each = [picture for picture in opened * (prompts // len(opened)) for _ in range(count)]
+        return self.image_prompts.arguments(each, scale) if scale else {}
 
     def _weight(self, guidance: Any, guidance_scale: Any) -> float:
         """w in cond + w (cond - uncond), of either way to write it; scales up to 1 are off."""

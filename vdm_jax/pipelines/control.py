@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from vdm_jax.conditions.control import MAPS
 from vdm_jax.configuration import Share, check_value
@@ -29,7 +29,7 @@ def for_each_net(name: str, value: Any, nets: int) -> list[Any]:
     return list(value)
 
 
-def options(nets: int, scale: Any, start: Any, end: Any, guess: Any) -> dict[str, Any]:
+def options(nets: int, scale: Any, start: Any, end: Any, guess: Any, names: Sequence[str] = MAPS) -> dict[str, Any]:
     """Arguments of the generator: weights, intervals and guess mode of each map. Raises `UserError` for values that
     cannot be, by their names in pipelines."""
     if not isinstance(guess, bool):
@@ -38,7 +38,7 @@ def options(nets: int, scale: Any, start: Any, end: Any, guess: Any) -> dict[str
     starts, ends = (for_each_net(f"control_guidance_{end}", value, nets) for end, value in (("start", start),
                                                                                             ("end", end)))
     found: dict[str, Any] = {}
-    for name, weight, first, last in zip(MAPS, scales, starts, ends, strict=False):
+    for name, weight, first, last in zip(names, scales, starts, ends, strict=False):
         weight = arguments.number("controlnet_conditioning_scale", weight)
         for what, share in (("start", first), ("end", last)):
             check_value(share, Share, f"control_guidance_{what}")
@@ -71,6 +71,23 @@ def pixels(maps: Sequence[Any], height: int, width: int, channels: int = 3) -> F
     """Pictures as maps in [0, 1] of videos of one frame; of one channel their luma."""
     found = np.clip(resized(maps, height, width) / 2 + 0.5, 0, 1)[:, None]
     return found if channels == 3 else found @ LUMA
+
+
+def sparse(
+    given: Any, places: Sequence[int], frames: int, height: int, width: int
+) -> tuple[Float[np.ndarray, "T H W 3"], Bool[np.ndarray, " T"]]:
+    """Pictures of single frames in [0, 1] as maps of a video, black elsewhere, and which frames have one. Raises
+    `UserError` for other numbers of pictures than of places, and places beyond the video."""
+    places = [places] if isinstance(places, int) else list(places)
+    opened, unlike = open_pictures(given), len(set(places)) != len(places)
+    for place in places:
+        arguments.whole("controlnet_frame_indices", place, 0, frames - 1)
+    if len(opened) != len(places) or not places or unlike:
+        raise UserError(f"conditioning_frames has {len(opened)} pictures for controlnet_frame_indices={places}; "
+                        "permitted: a picture for each, each frame once", "controlnet_frame_indices")
+    maps, mask = np.zeros((frames, height, width, 3), np.float32), np.zeros(frames, bool)
+    maps[places], mask[places] = np.clip(resized(opened, height, width) / 2 + 0.5, 0, 1), True
+    return maps, mask
 
 
 def video(name: str, given: Any, frames: int, height: int, width: int, fps: float) -> Float[np.ndarray, "T H W 3"]:

@@ -11,13 +11,14 @@ from vdm_jax.parallel.mesh import MeshSpec
 from vdm_jax.pipelines.base import LatentPipeline
 from vdm_jax.pipelines.image_to_video import ImageToVideo
 from vdm_jax.pipelines.text_to_image import AdaptedTextToImage, ControlledTextToImage, TextToImage
-from vdm_jax.pipelines.text_to_video import AnimateDiff, ControlledAnimateDiff, TextToVideo
+from vdm_jax.pipelines.text_to_video import AnimateDiff, ControlledAnimateDiff, SparseAnimateDiff, TextToVideo
 from vdm_jax.pipelines.wan import WanImageToVideo, WanTextToVideo
 
 # Class in `model_index.json` -> what makes a pipeline of the folder. Further ones are added here.
 PIPELINES: dict[str, Callable[[Folder], LatentPipeline]] = {
     "AnimateDiffControlNetPipeline": ControlledAnimateDiff,
     "AnimateDiffPipeline": AnimateDiff,
+    "AnimateDiffSparseControlNetPipeline": SparseAnimateDiff,
     "StableDiffusionAdapterPipeline": AdaptedTextToImage,
     "StableDiffusionControlNetPipeline": ControlledTextToImage,
     "LatentConsistencyModelPipeline": TextToImage,

@@ -51,6 +51,7 @@ class TextToImage(FromText):
         height: int | None = None, width: int | None = None, num_inference_steps: int | None = None,
         guidance: float | None = None, guidance_scale: float | None = None, num_per_prompt: int = 1, seed: int = 0,
         latents: Float[np.ndarray, "B T H W C"] | None = None, progress: Progress | bool | None = None,
+        image_prompt: Picture | Sequence[Picture] | None = None, image_prompt_scale: float | None = None,
     ) -> Pictures:
         """Generate pictures, one per prompt or `num_per_prompt`.
 
@@ -65,13 +66,16 @@ class TextToImage(FromText):
           seed: same seed, same place in the batch, same picture.
           latents: `[B, 1, h, w, C]`, standard normal noise to begin with; drawn from the seed by default.
           progress: called with ("denoising", steps done, steps); a bar on a terminal by default; False: nothing.
+          image_prompt, image_prompt_scale: pictures whose content or style the generated ones take over, one for all
+            prompts or one for each, and how much they count (1 by default, 0: not at all), once `use_image_prompts` has
+            loaded an adapter.
 
         Raises `UserError` for sizes that the model cannot take and for numbers of texts that do not fit.
         """
         steps = kind_of(self.folder).steps if num_inference_steps is None else num_inference_steps
         found = self.sample(
             prompt, negative_prompt, num_per_prompt, (1, height, width), steps,
-            (guidance, guidance_scale), seed, latents, progress)
+            (guidance, guidance_scale), seed, latents, progress, image=(image_prompt, image_prompt_scale))
         return Pictures(found.captions, found.stages, found.fps)
 
 
@@ -91,6 +95,7 @@ class ControlledTextToImage(TextToImage):
         height: int | None = None, width: int | None = None, num_inference_steps: int = 50,
         guidance: float | None = None, guidance_scale: float | None = None, num_per_prompt: int = 1, seed: int = 0,
         latents: Float[np.ndarray, "B T H W C"] | None = None, progress: Progress | bool | None = None,
+        image_prompt: Picture | Sequence[Picture] | None = None, image_prompt_scale: float | None = None,
     ) -> Pictures:
         """Generate pictures, one per prompt or `num_per_prompt`.
 
@@ -105,7 +110,7 @@ class ControlledTextToImage(TextToImage):
             that the map shows without a prompt; guidance_scale 3 to 5 is what the authors advise.
           height, width: pixels; those of the first map by default, down to multiples of 8.
           prompt, negative_prompt, num_inference_steps, guidance, guidance_scale, num_per_prompt, seed, latents,
-            progress: as in `TextToImage`.
+            progress, image_prompt, image_prompt_scale: as in `TextToImage`.
 
         Raises `UserError` for what is no picture, for sizes that the model cannot take and for numbers of texts and
         maps that do not fit.
@@ -113,14 +118,16 @@ class ControlledTextToImage(TextToImage):
         options = control.options(len(control_nets_of(self.models)), controlnet_conditioning_scale,
                                   control_guidance_start, control_guidance_end, guess_mode)
         return self.of_maps(image, options, prompt, negative_prompt, height, width, num_inference_steps,
-                            (guidance, guidance_scale), num_per_prompt, seed, latents, progress)
+                            (guidance, guidance_scale), num_per_prompt, seed, latents, progress,
+                            (image_prompt, image_prompt_scale))
 
     def of_maps(
         self, image: Any, options: dict[str, Any], prompt: Any, negative_prompt: Any, height: int | None,
         width: int | None, steps: int, guidance: tuple[float | None, float | None], num_per_prompt: int, seed: int,
         latents: Float[np.ndarray, "B T H W C"] | None, progress: Progress | bool | None,
+        prompted: tuple[Any, float | None],
     ) -> Pictures:
-        """Pictures of maps, whose `options` are arguments of the generator."""
+        """Pictures of maps, whose `options` are arguments of the generator; `prompted` are image prompts and scale."""
         count = arguments.whole("num_per_prompt", num_per_prompt, 1, arguments.COPIES)
         nets = control_nets_of(self.models)
         maps = control.pictures("image", image, len(nets), len(arguments.texts("prompt", prompt)))
@@ -131,8 +138,8 @@ class ControlledTextToImage(TextToImage):
         given = {name: np.repeat(control.pixels(pictures, height, width, model.config.hint_channels), count, axis=0)
                  for (name, model), pictures in zip(nets.items(), maps, strict=True)}
         found = self.sample(
-            prompt, negative_prompt, count, (1, height, width), steps, guidance, seed, latents, progress, **given,
-            **options)
+            prompt, negative_prompt, count, (1, height, width), steps, guidance, seed, latents, progress,
+            image=prompted, **given, **options)
         return Pictures(found.captions, found.stages, found.fps)
 
 
@@ -150,14 +157,15 @@ class AdaptedTextToImage(ControlledTextToImage):
         negative_prompt: str | Sequence[str] | None = None, height: int | None = None, width: int | None = None,
         num_inference_steps: int = 50, guidance: float | None = None, guidance_scale: float | None = None,
         num_per_prompt: int = 1, seed: int = 0, latents: Float[np.ndarray, "B T H W C"] | None = None,
-        progress: Progress | bool | None = None,
+        progress: Progress | bool | None = None, image_prompt: Picture | Sequence[Picture] | None = None,
+        image_prompt_scale: float | None = None,
     ) -> Pictures:
         """Generate pictures, one per prompt or `num_per_prompt`.
 
         Args:
           adapter_conditioning_scale: factor on the features of the adapter, or one for each of several.
           prompt, image, negative_prompt, height, width, num_inference_steps, guidance, guidance_scale, num_per_prompt,
-            seed, latents, progress: as in `ControlledTextToImage`.
+            seed, latents, progress, image_prompt, image_prompt_scale: as in `ControlledTextToImage`.
 
         Raises `UserError` as that does.
         """
@@ -166,4 +174,5 @@ class AdaptedTextToImage(ControlledTextToImage):
         options = {f"{name}_scale": arguments.number("adapter_conditioning_scale", scale)
                    for name, scale in zip(control.MAPS, scales, strict=False)}
         return self.of_maps(image, options, prompt, negative_prompt, height, width, num_inference_steps,
-                            (guidance, guidance_scale), num_per_prompt, seed, latents, progress)
+                            (guidance, guidance_scale), num_per_prompt, seed, latents, progress,
+                            (image_prompt, image_prompt_scale))

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from vdm_jax.conditions.sparse_control import SparseControl
 from vdm_jax.errors import UserError
 from vdm_jax.generation.generator import Generated, Progress
 from vdm_jax.generation.released.models import control_nets_of
+from vdm_jax.generation.released.pictures import Picture
 from vdm_jax.networks import motion_adapter
 from vdm_jax.pipelines import arguments, control
 from vdm_jax.pipelines.base import FromText
@@ -31,7 +33,8 @@ class TextToVideo(FromText):
         height: int | None = None, width: int | None = None, num_frames: int = 16, num_inference_steps: int = 50,
         guidance: float | None = None, guidance_scale: float | None = None, num_per_prompt: int = 1, fps: int = 8,
         decode_chunk_size: int | None = None, seed: int = 0, latents: Float[np.ndarray, "B T H W C"] | None = None,
-        progress: Progress | bool | None = None,
+        progress: Progress | bool | None = None, image_prompt: Picture | Sequence[Picture] | None = None,
+        image_prompt_scale: float | None = None,
     ) -> Generated:
         """Generate videos, one per prompt or `num_per_prompt`.
 
@@ -50,12 +53,16 @@ class TextToVideo(FromText):
           seed: same seed, same place in the batch, same video.
           latents: `[B, T, h, w, C]`, standard normal noise to begin with; drawn from the seed by default.
           progress: called with ("denoising", steps done, steps); a bar on a terminal by default; False: nothing.
+          image_prompt, image_prompt_scale: pictures whose content or style the videos take over, one for all
+            prompts or one for each, and how much they count (1 by default, 0: not at all), once `use_image_prompts` has
+            loaded an adapter.
 
         Raises `UserError` for sizes that the model cannot take and for numbers of texts that do not fit.
         """
         num_frames = self.checked_frames(num_frames, fps, decode_chunk_size)
         return self.sample(prompt, negative_prompt, num_per_prompt, (num_frames, height, width), num_inference_steps,
-                           (guidance, guidance_scale), seed, latents, progress, fps=fps, chunk=decode_chunk_size)
+                           (guidance, guidance_scale), seed, latents, progress, fps=fps, chunk=decode_chunk_size,
+                           image=(image_prompt, image_prompt_scale))
 
     def checked_frames(self, frames: int | None, fps: int, chunk: int | None) -> int:
         """The number of frames. Raises `UserError` for more than motion modules know."""
@@ -95,7 +102,8 @@ class ControlledAnimateDiff(AnimateDiff):
         width: int | None = None, num_frames: int = 16, num_inference_steps: int = 50, guidance: float | None = None,
         guidance_scale: float | None = None, num_per_prompt: int = 1, fps: int = 8,
         decode_chunk_size: int | None = None, seed: int = 0, latents: Float[np.ndarray, "B T H W C"] | None = None,
-        progress: Progress | bool | None = None,
+        progress: Progress | bool | None = None, image_prompt: Picture | Sequence[Picture] | None = None,
+        image_prompt_scale: float | None = None,
     ) -> Generated:
         """Generate videos, one per prompt or `num_per_prompt`.
 
@@ -106,7 +114,8 @@ class ControlledAnimateDiff(AnimateDiff):
           controlnet_conditioning_scale, control_guidance_start, control_guidance_end, guess_mode: as in
             `ControlledTextToImage`.
           prompt, negative_prompt, height, width, num_frames, num_inference_steps, guidance, guidance_scale,
-            num_per_prompt, fps, decode_chunk_size, seed, latents, progress: as in `TextToVideo`.
+            num_per_prompt, fps, decode_chunk_size, seed, latents, progress, image_prompt, image_prompt_scale: as in
+            `TextToVideo`.
 
         Raises `UserError` for sizes that the model cannot take, for numbers of texts that do not fit, and for maps of
         another number of frames.
@@ -126,4 +135,49 @@ class ControlledAnimateDiff(AnimateDiff):
                  for name, each in zip(control.MAPS, maps, strict=False)}
         return self.sample(prompt, negative_prompt, num_per_prompt, (frames, height, width), num_inference_steps,
                            (guidance, guidance_scale), seed, latents, progress, fps=fps, chunk=decode_chunk_size,
-                           **given, **options)
+                           image=(image_prompt, image_prompt_scale), **given, **options)
+
+
+class SparseAnimateDiff(AnimateDiff):
+    """Videos of texts and of pictures of single frames, by AnimateDiff with a SparseCtrl (Guo et al. 2023, arXiv
+    2311.16933): its first frame, key frames between which it interpolates, or sketches of them.
+
+        pipeline = vdm_jax.from_pretrained("animatediff-sparsectrl-rgb", dtype="bfloat16")
+        pipeline("a dancer of glass", conditioning_frames="start.png", seed=3).save("glass.mp4")
+    """
+
+    def __call__(
+        self, prompt: str | Sequence[str], *, conditioning_frames: Picture | Sequence[Picture],
+        controlnet_frame_indices: Sequence[int] = (0,), controlnet_conditioning_scale: float = 1.0,
+        guess_mode: bool = False, negative_prompt: str | Sequence[str] | None = None, height: int | None = None,
+        width: int | None = None, num_frames: int = 16, num_inference_steps: int = 50, guidance: float | None = None,
+        guidance_scale: float | None = None, num_per_prompt: int = 1, fps: int = 8,
+        decode_chunk_size: int | None = None, seed: int = 0, latents: Float[np.ndarray, "B T H W C"] | None = None,
+        progress: Progress | bool | None = None, image_prompt: Picture | Sequence[Picture] | None = None,
+        image_prompt_scale: float | None = None,
+    ) -> Generated:
+        """Generate videos, one per prompt or `num_per_prompt`.
+
+        Args:
+          conditioning_frames: pictures of single frames, or sketches of them, the same for all prompts.
+          controlnet_frame_indices: the frames that they are of, from 0.
+          controlnet_conditioning_scale, guess_mode: as in `ControlledTextToImage`.
+          prompt, negative_prompt, height, width, num_frames, num_inference_steps, guidance, guidance_scale,
+            num_per_prompt, fps, decode_chunk_size, seed, latents, progress, image_prompt, image_prompt_scale: as in
+            `TextToVideo`.
+
+        Raises `UserError` for sizes that the model cannot take, for numbers of texts that do not fit, and for another
+        number of pictures than of frames.
+        """
+        name, frames = SparseControl.name, self.checked_frames(num_frames, fps, decode_chunk_size)
+        options = control.options(1, controlnet_conditioning_scale, 0.0, 1.0, guess_mode, (name,))
+        usual = self.generator.experiment.stages[0].video
+        arguments.shared(height=height, width=width, steps=num_inference_steps, seed=seed, progress=progress)
+        maps, mask = control.sparse(conditioning_frames, controlnet_frame_indices, frames, height or usual.height,
+                                    width or usual.width)
+        videos = len(arguments.texts("prompt", prompt)) * arguments.whole(
+            "num_per_prompt", num_per_prompt, 1, arguments.COPIES)
+        given = {name: np.repeat(maps[None], videos, axis=0), f"{name}_mask": np.repeat(mask[None], videos, axis=0)}
+        return self.sample(prompt, negative_prompt, num_per_prompt, (frames, height, width), num_inference_steps,
+                           (guidance, guidance_scale), seed, latents, progress, fps=fps, chunk=decode_chunk_size,
+                           image=(image_prompt, image_prompt_scale), **given, **options)

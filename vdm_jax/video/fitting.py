@@ -1,4 +1,4 @@
-"""Still pictures to a given size: cut centrally to the aspect ratio, then resized."""
+"""Still pictures to a given size: cut centrally to the aspect ratio, and resized."""
 
 from __future__ import annotations
 
@@ -22,3 +22,13 @@ def fit_frame(frame: UInt8[np.ndarray, "H W C"], height: int, width: int) -> UIn
     """`fit_image` of an array with 1 (grey) or 3 channels."""
     frame = np.asarray(frame)
     return fit_image(Image.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame), height, width)
+
+
+def fit_square(image: Image.Image, size: int) -> UInt8[np.ndarray, "size size 3"]:
+    """An RGB picture as CLIP sees it: its shorter side made `size` pixels by Pillow's bicubic filter, which averages
+    where it shrinks, then the middle square."""
+    short = min(image.size)
+    width, height = (int(size * side / short) for side in image.size)
+    picture = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+    top, left = (height - size) // 2, (width - size) // 2
+    return picture[top : top + size, left : left + size]

@@ -31,8 +31,12 @@ _LAST = (r"/temporal_residual/conv_out/|/time/\w+/out/|/places_out/|/\w+_frames/
          r"|/time_attention_\d+/out/|/temporal_attention/out/")
 _NUMBERS = "/scalars_out/"
 _COPY = re.compile(r"/(?:control_net_\w+?|reference_net)(/.*)")  # of the image layers, next to the U-Net
+_MOTION = re.compile(r"/\w+_motion/")
 _MAPS = re.compile(r"/hint/|/control_(\d+|middle)/|/adapter_")  # its own layers, which end in zeros (not of adapters)
 _WEIGHT = "/weight/kernel"  # of the guidance, as a new input
+# Keys and values of an image prompt begin as those of the text (Ye et al. 2023, arXiv 2308.06721, in its code)
+_IMAGE = re.compile(r"(.*/cross_attention)/image_(key|value)/kernel")
+_IMAGE_PROJECTION = "/image_projection/"
 _TOKENS = re.compile(r"/condition_\w+/kernel")
 
 
@@ -54,7 +58,11 @@ def plan_latent_inflation(network: LatentUNet, shapes: Any, source: LatentUNet, 
     copied, zero_initialised, new, wrong = {}, [], [], []
     for name, shape in ours.items():
         inside = None if name in theirs else _COPY.fullmatch(name)
-        of = inside[1] if inside else name
+        image = None if name in theirs else _IMAGE.fullmatch(name)
+        if inside and _MOTION.search(name):  # of SparseCtrl, which carry what is given, and begin as the identity
+            (zero_initialised if re.search(_LAST, name) else new).append(name)
+            continue
+        of = inside[1] if inside else name if image is None else f"{image[1]}/{image[2]}/kernel"
         if of in theirs:
             expected = theirs[of]
             if of == STEM and wider:
@@ -62,7 +70,7 @@ def plan_latent_inflation(network: LatentUNet, shapes: Any, source: LatentUNet, 
             if shape != expected:
                 wrong.append(f"{name} {list(shape)} from {list(theirs[of])}")
             copied[name] = of
-        elif inside and _MAPS.match(of):
+        elif inside and _MAPS.match(of) or name.startswith(_IMAGE_PROJECTION):
             new.append(name)
         elif _TOKENS.fullmatch(name) or name == _WEIGHT:
             zero_initialised.append(name)
@@ -75,6 +83,7 @@ def plan_latent_inflation(network: LatentUNet, shapes: Any, source: LatentUNet, 
     wrong += [f"nothing from {name}" for name in theirs if name not in ours]
     if wrong:
         raise UserError(f"the network cannot begin as the other one: {'; '.join(wrong)}; permitted: networks that "
-                        "differ by temporal layers, scalars, further input channels, ControlNets and tokens")
+                        "differ by temporal layers, scalars, further input channels, ControlNets, image prompts and "
+                        "tokens")
     places = tuple(range(source.in_channels)) if wider else None
     return Inflation(copied, tuple(zero_initialised), tuple(new), places, 1)

@@ -24,8 +24,10 @@ from vdm_jax.networks.control_net import ControlNet, ControlNetNetwork
 from vdm_jax.networks.encoders.clip_text import CLIPText, CLIPTextEncoder
 from vdm_jax.networks.encoders.clip_vision import CLIPVision, CLIPVisionEncoder
 from vdm_jax.networks.encoders.t5 import T5Encoder, T5TextEncoder
+from vdm_jax.networks.image_prompt import ImagePromptAdapter, ImagePromptAdapterNetwork
 from vdm_jax.networks.latent_unet import LatentUNet, LatentUNetNetwork
 from vdm_jax.networks.motion_adapter import MotionAdapter, MotionAdapterNetwork
+from vdm_jax.networks.sparse_control import SparseControlNet, SparseControlNetNetwork
 from vdm_jax.networks.t2i_adapter import T2IAdapter, T2IAdapterNetwork
 from vdm_jax.networks.transformer.config import VideoTransformer
 from vdm_jax.networks.transformer.network import VideoTransformerModule
@@ -40,11 +42,13 @@ from vdm_jax.weights import transformer_fields as transformer
 from vdm_jax.weights import unet_fields as image
 from vdm_jax.weights import video_unet_fields as video
 from vdm_jax.weights.fields import Fields
+from vdm_jax.weights.image_prompt_names import adapter_names
 from vdm_jax.weights.safetensors import flatten
 from vdm_jax.weights.tensor_files import Tensor
 
-Config = (Autoencoder | CausalAutoencoder | CLIPText | CLIPVision | ControlNet | LatentUNet | LTXAutoencoder
-          | MotionAdapter | PiecewiseAutoencoder | T2IAdapter | T5Encoder | VideoTransformer)
+Config = (Autoencoder | CausalAutoencoder | CLIPText | CLIPVision | ControlNet | ImagePromptAdapter | LatentUNet
+          | LTXAutoencoder | MotionAdapter | PiecewiseAutoencoder | SparseControlNet | T2IAdapter | T5Encoder
+          | VideoTransformer)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,10 +67,11 @@ class Kind:
 def module(config: Config) -> nn.Module:
     """The network of a config."""
     networks = {Autoencoder: AutoencoderKL, CausalAutoencoder: CausalAutoencoderKL, CLIPText: CLIPTextEncoder,
-                CLIPVision: CLIPVisionEncoder, ControlNet: ControlNetNetwork, LatentUNet: LatentUNetNetwork,
+                CLIPVision: CLIPVisionEncoder, ControlNet: ControlNetNetwork,
+                ImagePromptAdapter: ImagePromptAdapterNetwork, LatentUNet: LatentUNetNetwork,
                 LTXAutoencoder: LTXAutoencoderKL, MotionAdapter: MotionAdapterNetwork,
-                PiecewiseAutoencoder: PiecewiseAutoencoderKL, T2IAdapter: T2IAdapterNetwork, T5Encoder: T5TextEncoder,
-                VideoTransformer: VideoTransformerModule}
+                PiecewiseAutoencoder: PiecewiseAutoencoderKL, SparseControlNet: SparseControlNetNetwork,
+                T2IAdapter: T2IAdapterNetwork, T5Encoder: T5TextEncoder, VideoTransformer: VideoTransformerModule}
     if type(config) not in networks:
         raise unknown_kind("a model", config, Config)
     return networks[type(config)](config)
@@ -90,8 +95,12 @@ def names(config: Config) -> tensor_names.Names:
         return video.motion_names()
     if isinstance(config, ControlNet):
         return video.control_names()
+    if isinstance(config, SparseControlNet):
+        return video.sparse_names(config)
     if isinstance(config, T2IAdapter):
         return video.ADAPTER
+    if isinstance(config, ImagePromptAdapter):
+        return adapter_names(config)
     if isinstance(config, T5Encoder):
         return tensor_names.t5_names(config.gated, config.offsets_per_layer)
     if isinstance(config, VideoTransformer):
@@ -114,10 +123,12 @@ def original_names(config: Config) -> tensor_names.Names:
     and transformers is written."""
     if isinstance(config, CausalAutoencoder):
         return causal.original_names(config)
+    if isinstance(config, ImagePromptAdapter):
+        return adapter_names(config)
     if isinstance(config, T5Encoder) and config.offsets_per_layer and config.gated:
         return tensor_names.UMT5_ORIGINAL
     raise UserError(f"the authors' names of a {type(config).__name__} are not written; permitted: CausalAutoencoder, "
-                    "UMT5, or the layout of diffusers and transformers")
+                    "ImagePromptAdapter, UMT5, or the layout of diffusers and transformers")
 
 
 @functools.lru_cache(maxsize=32)
@@ -134,10 +145,12 @@ def shapes(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
         example, more = _example(config)
     elif isinstance(config, MotionAdapter):
         example = ({name: jnp.zeros((1, 1, 1, 1, width)) for name, width in config.places.items()},)
-    elif isinstance(config, ControlNet):
+    elif isinstance(config, ControlNet | SparseControlNet):
         example, more = _example(config.unet)
         side = config.factor * example[0].shape[2]
         example, more = (*example, jnp.zeros((1, 1, side, side, config.hint_channels))), {"classes": more["classes"]}
+    elif isinstance(config, ImagePromptAdapter):
+        example = (jnp.zeros((1, 1, 1, config.projection.width)),)
     elif isinstance(config, T2IAdapter):
         example = (jnp.zeros((1, 1, config.factor, config.factor, config.hint_channels)),)
     elif isinstance(config, VideoTransformer):
@@ -304,6 +317,7 @@ KINDS = (
          lambda c: c.motion is not None),
     Kind("MotionAdapter", MotionAdapter, _DIFFUSERS, video.read_adapter, video.write_adapter),
     Kind("ControlNetModel", ControlNet, _DIFFUSERS, video.read_control, video.write_control),
+    Kind("SparseControlNetModel", SparseControlNet, _DIFFUSERS, video.read_sparse, video.write_sparse),
     Kind("T2IAdapter", T2IAdapter, _DIFFUSERS, video.read_t2i_adapter, video.write_t2i_adapter),
     Kind("CLIPTextModel", CLIPText, _TRANSFORMERS, lambda f: _read_text(f, False), _write_text,
          lambda c: not c.project),

@@ -135,10 +135,11 @@ def image_fields(config: LatentUNet) -> dict[str, Any]:
 def shared_fields(config: LatentUNet, attending: str, plain: str) -> dict[str, Any]:
     """Fields that all classes of U-Nets have. Raises `UserError` for what none has."""
     own = {name: getattr(config, name)
-           for name in ("norm_over", "scale_shift_norm", "mix_frames", "conditioning_channels")}
+           for name in ("norm_over", "scale_shift_norm", "mix_frames", "conditioning_channels", "image_prompt")}
     over = "residual" if config.temporal_attention else "frame"
-    if own != {"norm_over": over, "scale_shift_norm": False, "mix_frames": 0, "conditioning_channels": 0}:
-        raise UserError(f"LatentUNet with {own} is in no class elsewhere; permitted: {over!r}, False, 0, 0")
+    if own != {"norm_over": over, "scale_shift_norm": False, "mix_frames": 0, "conditioning_channels": 0,
+               "image_prompt": False}:
+        raise UserError(f"LatentUNet with {own} is in no class elsewhere; permitted: {over!r}, False, 0, 0, False")
     kinds = [attending if attention else plain for attention in config.attention]
     return {
         "in_channels": config.in_channels, "out_channels": config.out_channels,

@@ -1,5 +1,5 @@
-"""U-Nets with temporal layers after those within, motion modules, ControlNets and T2I-Adapters in the layout of
-diffusers.
+"""U-Nets with temporal layers after those within, motion modules, ControlNets, SparseCtrl and T2I-Adapters in the
+layout of diffusers.
 
 A trap of these fields: `attention_head_dim` of `UNet3DConditionModel` is the channels of a head, while it is the number
 of heads in `ControlNetModel`, as in `UNet2DConditionModel`.
@@ -21,6 +21,7 @@ from vdm_jax.networks.control_net import ControlNet
 from vdm_jax.networks.latent_frames import Motion, TemporalConv
 from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.networks.motion_adapter import MotionAdapter
+from vdm_jax.networks.sparse_control import SparseControlNet
 from vdm_jax.networks.t2i_adapter import T2IAdapter
 from vdm_jax.weights.fields import Fields
 from vdm_jax.weights.tensor_files import Tensor
@@ -217,9 +218,10 @@ def write_motion_unet(config: LatentUNet) -> dict[str, Any]:
     """Fields of a `UNetMotionModel`. Raises `UserError` for what the class does not have."""
     motion = config.motion
     if config.classes or config.scalars or config.weight_channels or any(config.only_cross_attention) or (
-            motion.groups != config.groups or config.epsilons != (EPSILON,) * 4):
+            motion.groups != config.groups or motion.attentions != 2 or config.epsilons != (EPSILON,) * 4):
         raise UserError(f"{config} is no UNetMotionModel; permitted: no classes, no scalars, no level with "
-                        f"only_cross_attention, the same groups in its motion modules, epsilons={(EPSILON,) * 4}")
+                        f"only_cross_attention, two attentions and the same groups in its motion modules, "
+                        f"epsilons={(EPSILON,) * 4}")
     return {**shared_fields(config, *MOTION_TYPES), "num_attention_heads": list(config.heads),
             "use_linear_projection": config.use_linear_projection, "norm_num_groups": config.groups,
             "norm_eps": EPSILON, "motion_num_attention_heads": motion.heads, "motion_max_seq_length": motion.frames,
@@ -238,7 +240,9 @@ def read_adapter(fields: Fields) -> MotionAdapter:
 
 
 def write_adapter(config: MotionAdapter) -> dict[str, Any]:
-    """Fields of a `MotionAdapter`."""
+    """Fields of a `MotionAdapter`. Raises `UserError` for modules of another number of attentions than two."""
+    if config.motion.attentions != 2:
+        raise UserError(f"{config.motion} is of no MotionAdapter; permitted: attentions=2", "Motion.attentions")
     return {"block_out_channels": list(config.widths), "motion_layers_per_block": config.blocks,
             "motion_num_attention_heads": config.motion.heads, "motion_norm_num_groups": config.motion.groups,
             "motion_max_seq_length": config.motion.frames, "use_motion_mid_block": config.motion.middle}
@@ -259,6 +263,48 @@ def write_control(config: ControlNet) -> dict[str, Any]:
     return {**{name: value for name, value in image.items() if name not in others},
             "conditioning_channels": config.hint_channels,
             "conditioning_embedding_out_channels": list(config.hint_widths)}
+
+
+def sparse_names(config: SparseControlNet) -> Names:
+    """Of a `SparseControlNetModel`."""
+    control, motion = control_names(), motion_names()
+    single = (("hint", "controlnet_cond_embedding"),) if config.of_latents else ()
+    return dataclasses.replace(control, modules=(*single, *motion.modules, *control.modules), dropped=CODES)
+
+
+def read_sparse(fields: Fields) -> SparseControlNet:
+    """Our config of a `SparseControlNetModel`."""
+    fields.require(controlnet_conditioning_channel_order="rgb", global_pool_conditions=False, upcast_attention=False,
+                   concat_conditioning_mask=True, transformer_layers_per_mid_block=None)
+    _one_layer(fields, "transformer_layers_per_block", "temporal_transformer_layers_per_block")
+    data = {name: value for name, value in fields.data.items() if name != "num_attention_heads"}
+    data = {"cross_attention_dim": 768} | data | {"attention_head_dim": fields.data.get("num_attention_heads")
+                                                  or fields.data.get("attention_head_dim", 8)}
+    if "down_block_types" in data:
+        data["down_block_types"] = [str(kind).replace("BlockMotion", "Block2D") for kind in data["down_block_types"]]
+    unet = read_image_unet(Fields(data, fields.where), both_ways=False)
+    motion = Motion(heads=_same(fields, "motion_num_attention_heads", 8), groups=unet.groups, attentions=1,
+                    frames=fields.get("motion_max_seq_length", 32), middle=False)
+    widths = () if fields.get("use_simplified_condition_embedding", True) else fields.get(
+        "conditioning_embedding_out_channels", (16, 32, 96, 256))
+    return SparseControlNet(unet=dataclasses.replace(unet, motion=motion), hint_widths=widths,
+                            channels=fields.get("conditioning_channels", 4))
+
+
+def write_sparse(config: SparseControlNet) -> dict[str, Any]:
+    """Fields of a `SparseControlNetModel`. Raises `UserError` for what the class does not have."""
+    unet, motion = config.unet, config.motion
+    if motion.attentions != 1 or motion.groups != unet.groups or unet.classes:
+        raise UserError(f"{config} is no SparseControlNetModel; permitted: motion modules of one attention and of the "
+                        "norm groups of the network, no classes", "SparseControlNet.unet")
+    image = image_fields(unet)
+    others = ("out_channels", "up_block_types", "time_cond_proj_dim", "num_class_embeds")
+    widths = {} if config.of_latents else {"conditioning_embedding_out_channels": list(config.hint_widths)}
+    return {**{name: value for name, value in image.items() if name not in others}, **widths,
+            "down_block_types": [kind.replace("Block2D", "BlockMotion") for kind in image["down_block_types"]],
+            "conditioning_channels": config.channels, "use_simplified_condition_embedding": config.of_latents,
+            "concat_conditioning_mask": True, "motion_max_seq_length": motion.frames,
+            "motion_num_attention_heads": motion.heads}
 
 
 def _one_layer(fields: Fields, *names: str) -> None:

@@ -19,6 +19,7 @@ from vdm_jax.errors import UserError
 from vdm_jax.generation.released.scheduler_options import class_named
 from vdm_jax.generation.released.schedulers import Scheduler, read_scheduler
 from vdm_jax.networks.control_net import ControlNet
+from vdm_jax.networks.sparse_control import SparseControlNet
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.weights.model_kinds import kind_of
 from vdm_jax.weights.pretrained import Pretrained, load_pretrained, open_pretrained, save_pretrained
@@ -102,7 +103,7 @@ class Folder:
 
 def _with_dtype(config: Any, dtype: str) -> Any:
     """A network's config with other activations; of a ControlNet, those of the U-Net that it is a half of."""
-    if isinstance(config, ControlNet):
+    if isinstance(config, ControlNet | SparseControlNet):
         return dataclasses.replace(config, unet=_with_dtype(config.unet, dtype))
     return dataclasses.replace(config, dtype=dtype)
 

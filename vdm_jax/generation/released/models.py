@@ -18,6 +18,7 @@ import jax
 from vdm_jax.conditions.control import MAPS
 from vdm_jax.conditions.inputs import Input
 from vdm_jax.conditions.scalars import WEIGHT
+from vdm_jax.conditions.sparse_control import SparseControl
 from vdm_jax.data.embeddings import EncoderFolder
 from vdm_jax.errors import UserError
 from vdm_jax.generation.generator import Generator
@@ -34,6 +35,7 @@ from vdm_jax.networks.encoders.clip_vision import CLIPVision
 from vdm_jax.networks.latent_network import LatentNetwork
 from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.networks.motion_adapter import MotionAdapter
+from vdm_jax.networks.sparse_control import SparseControlNet
 from vdm_jax.networks.t2i_adapter import T2IAdapter
 from vdm_jax.parallel.mesh import MeshSpec
 from vdm_jax.stages.latent import Latent
@@ -60,6 +62,7 @@ class Kind(NamedTuple):
 # pictures.
 KINDS = {
     "AnimateDiffControlNetPipeline": Kind("video", 16, 8, 50, (7.5, 7.5)),
+    "AnimateDiffSparseControlNetPipeline": Kind("video", 16, 8, 50, (7.5, 7.5)),
     "AnimateDiffPipeline": Kind("video", 16, 8, 50, (7.5, 7.5)),
     "LatentConsistencyModelPipeline": Kind("image", 1, 1, 4, (8.5, 8.5)),
     "StableDiffusionAdapterPipeline": Kind("image", 1, 1, 50, (7.5, 7.5)),
@@ -99,9 +102,11 @@ def networks_of(folder: Folder, weights: bool = True) -> dict[str, Pretrained]:
         found = {"unet": unet, "vae": vae, "image_encoder": folder.model("image_encoder", CLIPVision, weights)}
     else:
         found = {"unet": unet, "vae": vae, "text_encoder": folder.model("text_encoder", CLIPText, weights)}
-    for part, wanted in (("controlnet", ControlNet), ("adapter", T2IAdapter)):
-        if wanted.__name__.removeprefix("T2I") in folder.kind:
+    for part, wanted, kind in (("controlnet", SparseControlNet, "SparseControlNet"), (
+            "controlnet", ControlNet, "ControlNet"), ("adapter", T2IAdapter, "Adapter")):
+        if kind in folder.kind:
             found |= {name: folder.model(name, wanted, weights) for name in _several(folder, part)}
+            break
     _check(folder, found)
     return found
 
@@ -117,9 +122,10 @@ def _several(folder: Folder, part: str) -> list[str]:
 
 
 def control_nets_of(networks: dict[str, Pretrained]) -> dict[str, Pretrained]:
-    """The ControlNets or T2I-Adapters among the networks of a pipeline, by the maps that they see."""
+    """The ControlNets, SparseCtrl or T2I-Adapters among the networks of a pipeline, by the maps that they see."""
     parts = [model for model in networks.values() if isinstance(model.config, ControlNet | T2IAdapter)]
-    return dict(zip(MAPS, parts, strict=False))
+    sparse = [model for model in networks.values() if isinstance(model.config, SparseControlNet)]
+    return dict(zip((SparseControl.name,) if sparse else MAPS, sparse or parts, strict=False))
 
 
 def _check(folder: Folder, networks: dict[str, Pretrained]) -> None:

@@ -25,6 +25,7 @@ from vdm_jax.metrics.detectors.weights import DetectorFile
 from vdm_jax.metrics.extraction import Extractor
 from vdm_jax.networks.encoders.clip_text import CLIPText, CLIPTextEncoder
 from vdm_jax.networks.encoders.clip_vision import PIXEL_MEAN, PIXEL_STD, CLIPVision, CLIPVisionEncoder
+from vdm_jax.video.fitting import fit_square
 from vdm_jax.weights import model_kinds, tensor_names
 from vdm_jax.weights.tokenizers import Tokenizer, clip_tokenizer
 
@@ -74,14 +75,8 @@ def text_embeddings(texts: Sequence[str], name: ModelName, *, batch_size: int = 
 
 
 def clip_pixels(frame: UInt8[np.ndarray, "H W 3"], size: int) -> Float[np.ndarray, "size size 3"]:
-    """A frame as CLIP sees it: its shorter side made `size` pixels by Pillow's bicubic filter, which averages where it
-    shrinks, then the middle square, less the mean of CLIP's training pictures, over their deviation."""
-    height, width = frame.shape[:2]
-    short = min(height, width)
-    height, width = int(size * height / short), int(size * width / short)
-    picture = np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
-    top, left = (height - size) // 2, (width - size) // 2
-    square = picture[top : top + size, left : left + size].astype(np.float32)
+    """A frame as CLIP sees it: `fit_square`, less the mean of CLIP's training pictures, over their deviation."""
+    square = fit_square(Image.fromarray(frame), size).astype(np.float32)
     return (square / 255 - PIXEL_MEAN) / PIXEL_STD
 
 

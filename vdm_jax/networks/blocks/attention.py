@@ -92,10 +92,12 @@ class Attention(nn.Module):
         outside: Tokens | None = None, frame_valid: Bool[Array, "B T"] | None = None,
         bias: Float[Array, "K Q S"] | None = None, image: ImageTokens | None = None,
         numbers: Int[np.ndarray | Array, " T"] | None = None, past: Past | None = None,
+        image_scale: Float[Array, " B"] | None = None,
     ) -> Float[Array, "B *thw O"] | tuple[Float[Array, "B *thw O"], Float[Array, "B G L E"]]:
-        """Frames of a sample that do not exist (`frame_valid`) are not seen; `bias` is added to the logits. `numbers`
-        are those of the frames, for rotary positions with axes. With `past` the tokens are one block of frames, all of
-        which see each other and what is kept of frames before; positions are in the keys already."""
+        """Frames of a sample that do not exist (`frame_valid`) are not seen; `bias` is added to the logits. What is
+        found among `image` counts `image_scale` times. `numbers` are those of the frames, for rotary positions with
+        axes. With `past` the tokens are one block of frames, all of which see each other and what is kept of frames
+        before; positions are in the keys already."""
         h = x
         if self.norm is not None:
             norm = self.norm()
@@ -116,7 +118,10 @@ class Attention(nn.Module):
             if image is not None:
                 options["extra_keys"] = ExtraKeys(*(self._projection(name, shape)(image[0]) for name in (
                     "image_key", "image_value")), image[1])
-                y = y + attend(q, pattern=cross_pattern(image[0].shape[1]), **options)
+                found = attend(q, pattern=cross_pattern(image[0].shape[1]), **options)
+                if image_scale is not None:
+                    found = found * image_scale.astype(found.dtype).reshape(-1, *[1] * (found.ndim - 1))
+                y = y + found
         else:
             q, k, relative = self._positions(q, k, frame_mask, numbers)
             self.sow("kept", KEPT, (k, v))

@@ -110,8 +110,8 @@ class ConvolutionInflation(nn.Module):
 
 
 class TemporalTransformer(nn.Module):
-    """Norm over the clip, affine map, two temporal self-attentions, feed-forward, affine map, next to a residual
-    connection. With `code`, each attention's input has the code of the frame's number added.
+    """Norm over the clip, affine map, temporal self-attentions, two or as many as asked for, feed-forward, affine map,
+    next to a residual connection. With `code`, each attention's input has the code of the frame's number added.
 
     ModelScope's (Wang et al. 2023, arXiv 2308.06571) and, with the code, the motion module of AnimateDiff (Guo et al.
     2023, arXiv 2307.04725).
@@ -122,6 +122,7 @@ class TemporalTransformer(nn.Module):
     groups: int
     pattern: AttentionPattern = Temporal()
     code: bool = False
+    attentions: int = 2
     kernel: str = "auto"  # of attention
     context: str = "none"
     dtype: jnp.dtype = jnp.float32
@@ -136,7 +137,7 @@ class TemporalTransformer(nn.Module):
 
         h = GroupNorm(self.groups, "clip", 1e-6, name="norm")(x)
         h = Dense(inner, dtype=dtype, name="in")(h)
-        for i in range(2):
+        for i in range(self.attentions):
             seen = norm(f"attention_{i}")(h)
             if self.code:
                 seen = seen + jnp.asarray(frame_code(x.shape[1], inner), dtype)[:, None, None]

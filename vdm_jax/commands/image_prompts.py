@@ -1,0 +1,68 @@
+"""Image prompts of `vdm-jax sample` and `generate`: their options, checked, and as arguments of a generator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vdm_jax.errors import UserError
+
+if TYPE_CHECKING:  # JAX is not imported before the options are checked
+    from vdm_jax.generation.generator import Generator
+    from vdm_jax.generation.image_prompts import ImagePrompts
+
+OTHERS = ("image_prompt_scale", "image_prompt_adapter", "image_encoder")  # that say how --image-prompt is taken
+
+
+def check_image_prompt(options: Any) -> None:
+    """Refuse files that are not there, and options without pictures, before anything is loaded. Raises `UserError`."""
+    for path in options.image_prompt:
+        if not path.is_file():
+            raise UserError(f"--image-prompt={path} is not a file; permitted: a picture")
+    for name in OTHERS:
+        if (value := getattr(options, name)) is not None and not options.image_prompt:
+            raise UserError(f"--{name.replace('_', '-')}={value} is for --image-prompt; permitted: --image-prompt FILE "
+                            "with it")
+    if options.image_prompt_adapter is not None and not options.image_prompt_adapter.is_file():
+        raise UserError(f"--image-prompt-adapter={options.image_prompt_adapter} is not a file; permitted: the "
+                        ".safetensors file of an adapter")
+
+
+def with_adapter(options: Any, generator: Generator) -> tuple[Generator, ImagePrompts | None]:
+    """The generator with the adapter of the options in its first stage, and the adapter; as it is without one."""
+    if options.image_prompt_adapter is None:
+        return generator, None
+    from vdm_jax.generation.image_prompts import ImagePrompts
+
+    prompts = ImagePrompts(options.image_prompt_adapter, options.image_encoder, generator.mesh)
+    return prompts.joined(generator), prompts
+
+
+def image_prompted(options: Any, generator: Generator, prompts: ImagePrompts | None) -> dict[str, Any]:
+    """The pictures as arguments, one for each video that is asked for. Raises `UserError` for files that are no
+    pictures, and for runs whose networks take no image prompts or whose image encoder is not known."""
+    if not options.image_prompt:
+        return {}
+    from vdm_jax.data.image_prompts import read_made
+    from vdm_jax.generation.image_prompts import open_encoder, picture_arguments
+
+    files = list(options.image_prompt) * (1 if len(options.image_prompt) > 1 else len(options.captions))
+    pictures = [str(path) for path in files for _ in range(options.count)]
+    if prompts is not None:
+        return prompts.arguments(pictures, options.image_prompt_scale)
+    found = [getattr(stage.network, "image_projection", None) for stage in generator.experiment.stages]
+    projections = [projection for projection in found if projection is not None]
+    if len(projections) != 1:
+        raise UserError(f"--image-prompt={options.image_prompt[0]}: {len(projections)} networks of the run take image "
+                        "prompts; permitted: a run of which one does, or --image-prompt-adapter FILE")
+    folder = options.image_encoder
+    if folder is None:
+        data = getattr(generator.experiment.data, "data", generator.experiment.data)
+        where = getattr(data, "image_prompts", None)
+        made = None if where is None else read_made(Path(where).expanduser())
+        if made is None:
+            raise UserError("--image-encoder is missing: the run does not say which encoder its image prompts were "
+                            "made with; permitted: the folder of that")
+        folder = made.encoder
+    encoder = open_encoder(projections[0], folder)
+    return picture_arguments(encoder, projections[0], pictures, options.image_prompt_scale)
