@@ -110,5 +110,5 @@ def test_bad_input(trained, video, tmp_path, fails):
         *command, "--control", "canny", "--out", "y.mp4")
     assert "permitted: .mp4, .gif, .png" in fails(*command, "--out", "x.avi")
     said = fails(*command, "--method", "magic").replace("'", "")
-    assert "permitted: sdedit, ddim, ddpm, tune_a_video, text2video_zero" in said
+    assert "permitted: sdedit, ddim, ddpm, tune_a_video, text2video_zero, controlvideo" in said
     assert not list(tmp_path.glob("*.frames"))

@@ -9,6 +9,7 @@ from vdm_jax.attention.patterns import (
     AttentionPattern,
     BlockCausal,
     Causal,
+    FirstFrames,
     Full,
     LocalWindow,
     SparseCausal,
@@ -19,5 +20,6 @@ from vdm_jax.attention.patterns import (
     WithExtraKeys,
 )
 
-__all__ = ["AttentionPattern", "BlockCausal", "Causal", "ExtraKeys", "Full", "LocalWindow", "SparseCausal", "Spatial",
-           "TeacherForcing", "Temporal", "TemporalCausal", "WithExtraKeys", "attend", "cross_pattern"]
+__all__ = ["AttentionPattern", "BlockCausal", "Causal", "ExtraKeys", "FirstFrames", "Full", "LocalWindow",
+           "SparseCausal", "Spatial", "TeacherForcing", "Temporal", "TemporalCausal", "WithExtraKeys", "attend",
+           "cross_pattern"]

@@ -129,22 +129,23 @@ def _named(patterns: str) -> frozenset[str]:
 
 
 BLOCKS = "BlockCausal TeacherForcing"  # of causal video transformers
+FIRST = "SparseCausal FirstFrames"  # which see the first frames
 CAPABILITIES: dict[tuple[str, str], Entry] = {
-    ("xla", "none"): Entry(_named(f"Spatial Temporal TemporalCausal Full Causal {BLOCKS} SparseCausal LocalWindow"),
+    ("xla", "none"): Entry(_named(f"Spatial Temporal TemporalCausal Full Causal {BLOCKS} {FIRST} LocalWindow"),
                            offset_values=True),
     ("chunked", "none"): Entry(_named(
-        f"Spatial Temporal TemporalCausal Full Causal {BLOCKS} SparseCausal LocalWindow")),
-    ("gather", "none"): Entry(_named("TemporalCausal Causal BlockCausal SparseCausal LocalWindow"), bounded=True),
+        f"Spatial Temporal TemporalCausal Full Causal {BLOCKS} {FIRST} LocalWindow")),
+    ("gather", "none"): Entry(_named(f"TemporalCausal Causal BlockCausal {FIRST} LocalWindow"), bounded=True),
     # cuDNN itself permits head_dim up to 256 from Hopper on; 128 is what every generation takes.
-    ("cudnn", "none"): Entry(_named("Spatial Temporal TemporalCausal Full Causal SparseCausal"), platforms=("gpu",),
+    ("cudnn", "none"): Entry(_named(f"Spatial Temporal TemporalCausal Full Causal {FIRST}"), platforms=("gpu",),
                              bias=False, frame_masks=(), frame_valid=False, extra_keys=_named("Spatial Full"),
                              extra_hidden=False, dtypes=("bfloat16", "float16"), head_dim=(8, 128)),
-    ("splash", "none"): Entry(_named(f"Spatial Full Causal {BLOCKS} SparseCausal LocalWindow"), platforms=("tpu",),
+    ("splash", "none"): Entry(_named(f"Spatial Full Causal {BLOCKS} {FIRST} LocalWindow"), platforms=("tpu",),
                               bias=False, frame_masks=("independent images",), extra_keys=frozenset(),
                               dtypes=("bfloat16", "float32"), head_dim=(8, 256), most_rows=450_000),
 }
 # Spatial attention never leaves a frame, and frames are never split: it has nothing to exchange.
-_EXCHANGED = _named(f"Temporal TemporalCausal Full Causal {BLOCKS} SparseCausal LocalWindow")
+_EXCHANGED = _named(f"Temporal TemporalCausal Full Causal {BLOCKS} {FIRST} LocalWindow")
 CAPABILITIES |= {
     **{(kernel, "all_gather"): Entry(_EXCHANGED) for kernel in ("xla", "chunked")},
     **{(kernel, context): Entry(_EXCHANGED, bias=False)

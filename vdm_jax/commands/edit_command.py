@@ -19,8 +19,9 @@ from vdm_jax.configuration import Count, Guidance, Positive, Range, SamplingStep
 from vdm_jax.errors import UserError
 from vdm_jax.runs.manifest import Damaged
 
-METHOD = Literal["sdedit", "ddim", "ddpm", "tune_a_video", "text2video_zero"]
+METHOD = Literal["sdedit", "ddim", "ddpm", "tune_a_video", "text2video_zero", "controlvideo"]
 Refinements = Annotated[int, Range(least=0, most=100)]
+Window = Annotated[int, Range(least=3)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,8 @@ class Edit:
     DDIM makes it of, with --source-prompt, and samples from there with the prompt. ddpm keeps the noise of every step
     instead (edit-friendly inversion, Huberman-Spiegelglas et al. 2023). tune_a_video inverts without a prompt, with a
     MODEL trained on VIDEO (configs/tune_a_video, Wu et al. 2022). text2video_zero lets the frames of an image model see
-    the first one (Khachatryan et al. 2023); --control says how they move.
+    the first one (Khachatryan et al. 2023); --control says how they move. controlvideo lets them all see each other
+    and smooths them (Zhang et al. 2023); with --hierarchical a long video is made from key frames.
 
     Examples:
       vdm-jax edit three.mp4 --model captioned_digits_full --method ddim --source-prompt "a red 3 moving left" \\
@@ -45,6 +47,8 @@ class Edit:
       vdm-jax edit dance.mp4 --model stable-diffusion-v1-5 --num-frames 8 --method ddim --source-prompt "a dancer" \\
         --prompt "a robot dancing" --out robot.mp4
       vdm-jax edit dance.mp4 --model sd-controlnet-canny --num-frames 8 --method text2video_zero --control canny \\
+        --prompt "a robot dancing" --out robot.mp4
+      vdm-jax edit dance.mp4 --model sd-controlnet-canny --method controlvideo --control canny --hierarchical \
         --prompt "a robot dancing" --out robot.mp4
       vdm-jax edit waves.mov --model animatediff --method sdedit --strength 0.5 --prompt "waves of milk" --out milk.mp4
     """
@@ -55,9 +59,14 @@ class Edit:
     method: METHOD = "ddim"
     source_prompt: str | None = None  # ddim, ddpm: what it shows; by default nothing is said of it
     # Share of the steps that are made: one number, or one for each stage. By default 0.6 of sdedit, 0.64 of ddpm, else
-    # 1, which for text2video_zero is to begin with noise; 0 leaves the video as it is
+    # 1, which for text2video_zero and controlvideo is to begin with noise; 0 leaves the video as it is
     strength: tuple[Share, ...] = ()
     refinements: Refinements | None = None  # ddim: further evaluations of each step of the inversion, 3 by default
+    # controlvideo: steps after which frames are smoothed, counted from the end, 20 19 by default; none: no smoother
+    smooth: tuple[Count, ...] | None = None
+    hierarchical: bool = False  # controlvideo: from key frames, for long videos
+    # controlvideo: frames from one key frame to the next, both included; by default floor(sqrt(frames)), at least 3
+    window: Window | None = None
     steps: SamplingSteps | None = None  # of the sampler, of every stage; each stage's own by default
     guidance: GUIDANCE = None
     guidance_scale: GUIDANCE_SCALE = None
@@ -71,7 +80,8 @@ class Edit:
     fps: Positive | None = None  # frames per second at which VIDEO is read and written; its own by default
     frames: Count | None = None  # most frames that are edited, from the first on; all by default
     at_once: Count = 1  # clips that are edited together
-    num_frames: Size | None = None  # of a released model's clips; the authors' by default
+    # Of a released model's clips: the authors' by default, of controlvideo all of the video
+    num_frames: Size | None = None
     height: Size | None = None  # pixels, likewise
     width: Size | None = None  # pixels, likewise
     last: str | None = None  # stop after this stage
@@ -81,8 +91,12 @@ class Edit:
     out: Path = Path("edited.mp4")  # .mp4, .gif or .png
 
 
-READ_BY = {"refinements": ("ddim", "tune_a_video"), "source_guidance": ("ddim", "ddpm"),
+READ_BY = {"refinements": ("ddim", "tune_a_video"), "smooth": ("controlvideo",), "hierarchical": ("controlvideo",),
+           "window": ("controlvideo",), "source_guidance": ("ddim", "ddpm"),
            "source_prompt": ("ddim", "ddpm")}
+
+
+OF_METHODS = ("refinements", "smooth", "hierarchical", "window")  # fields of methods
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -131,11 +145,15 @@ def _written(out: Path) -> tuple[Path, Path, Path]:
 
 def _generator(options: Edit) -> Any:
     """The model, in the sizes that are asked for."""
+    from vdm_jax.generation.editing.files import frames_of
+    from vdm_jax.generation.editing.methods import EDIT_METHODS
     from vdm_jax.generation.released.models import with_size
     from vdm_jax.runs.directory import load
 
-    generator = with_size(load(options.model, damaged=options.damaged), options.num_frames, options.height,
-                          options.width)
+    generator, frames = load(options.model, damaged=options.damaged), options.num_frames
+    if frames is None and EDIT_METHODS[options.method].whole_video and generator.experiment.data is None:
+        frames = frames_of(options.video, options.fps, options.frames)
+    generator = with_size(generator, frames, options.height, options.width)
     if options.lora:
         from vdm_jax.generation.loras import with_loras
 
@@ -150,7 +168,7 @@ def _job(options: Edit, generator: Any) -> Any:
 
     stages = generator.stages(None, options.last)
     kind = EDIT_METHODS[options.method]
-    own = {} if options.refinements is None else {"refinements": options.refinements}
+    own = {name: getattr(options, name) for name in OF_METHODS if getattr(options, name) not in (None, False)}
     if len(options.strength) not in (0, 1, len(stages)):
         raise UserError(f"--strength has {len(options.strength)} numbers for the stages "
                         f"{', '.join(stage.name for stage in stages)}; permitted: one, or one for each")

@@ -12,6 +12,7 @@ from tests.pipelines.test_wan import write_wan
 from tests.refusals import refused
 from vdm_jax.conditions.frames import KeyFrames
 from vdm_jax.diffusion.samplers import DDIM, DDPM, UniPC
+from vdm_jax.generation.editing.control_video import ControlVideo
 from vdm_jax.generation.editing.ddim_inversion import DDIMInversion
 from vdm_jax.generation.editing.ddpm_inversion import DDPMInversion
 from vdm_jax.generation.editing.edit import edit
@@ -38,7 +39,8 @@ def sdedited(generator):
     return edit(generator, VIDEOS, TARGET, method=SDEdit(strength=0.7), seed=1)
 
 
-@pytest.mark.parametrize("name", [name for name, kind in EDIT_METHODS.items() if kind is not Text2VideoZero])
+@pytest.mark.parametrize("name", [
+    name for name, kind in EDIT_METHODS.items() if kind not in (Text2VideoZero, ControlVideo)])
 def test_no_strength_leaves_the_video_as_it_is(generator, name):
     made = edit(generator, VIDEOS, TARGET, source_captions=SOURCE, method=EDIT_METHODS[name](strength=0.0))
     np.testing.assert_array_equal(made.videos, VIDEOS)

@@ -20,6 +20,7 @@ from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.errors import UserError
 from vdm_jax.generation.editing.methods import EditMethod
 from vdm_jax.generation.editing.one_stage import EditSampling, edit_sampling, jit_edit
+from vdm_jax.generation.editing.paused import edit_with_pauses
 from vdm_jax.generation.editing.sdedit import SDEdit
 from vdm_jax.generation.generator import Generator
 from vdm_jax.generation.jobs import Jobs, Progress
@@ -132,7 +133,8 @@ def _run(
     total, parts = len(jobs.indices), sampling_parts(stage, how.target, generator.mesh)
     size = -(-min(how.target.batch_size, total) // parts) * parts
     shardings = jax.tree.map(lambda x: x.sharding, generator.params[stage.name])
-    function = generator.kept((stage, how, again, "edit"), jit_edit, stage, how, again, generator.mesh, shardings)
+    make = edit_with_pauses if how.method.pauses(how.target.steps) else jit_edit
+    function = generator.kept((stage, how, again, "edit"), make, stage, how, again, generator.mesh, shardings)
     autoencoder = () if stage.latent is None else (generator.autoencoders[stage.name],)
     done = []
     for start in range(0, total, size):

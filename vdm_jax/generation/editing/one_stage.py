@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ from jaxtyping import Array, ArrayLike, Float, Key
 from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.diffusion.arrays import Denoiser
 from vdm_jax.diffusion.sampling import steps_between
+from vdm_jax.diffusion.steps import Step
 from vdm_jax.errors import UserError
 from vdm_jax.generation.editing.methods import EditMethod
 from vdm_jax.generation.editing.parts import EditParts
@@ -83,26 +85,45 @@ def edit_stage(
       levels: of the sampler's steps, where they cannot be evaluated here.
       again: also go back to the given video with its own caption, to see what the way costs.
     """
+    parts = edit_parts(stage, how, params, keys, captions, low, autoencoder, levels)
+    low = (None, None) if low is None else low
+    x = encoded_video(stage, video, autoencoder)
+
+    def made(parts: EditParts, low: Any) -> Array:
+        return finished(stage, how.method.edit(x, parts), low, None, autoencoder)
+
+    return Edits(made(parts, low[1]), made(parts._replace(target=parts.source), low[0]) if again else None)
+
+
+def edit_parts(
+    stage: Stage, how: EditSampling, params: Any, keys: Key[Array, " B"], captions: tuple[Conditioning, Conditioning],
+    low: tuple[Any, Any] | None, autoencoder: Any, levels: Float[ArrayLike, " steps"] | None = None,
+) -> EditParts:
+    """The stage as the functions that a method sees; arguments as of `edit_stage`."""
     levels = stage_levels(stage, how.target) if levels is None else levels
-    released, embedded = released_steps(stage, how.target)
+    _, embedded = released_steps(stage, how.target)
     low = (None, None) if low is None else low
 
     def denoiser(sampling: Sampling, text: Conditioning, low: Any) -> Denoiser:
         conditioning, _ = stage_conditioning(stage, sampling, keys, text, low, None, autoencoder)
         conditioning = precomputed(stage, sampling, params, conditioning)
-        return stage_denoiser(stage, params, conditioning, sampling, levels, embedded=embedded)
+        return stage_denoiser(stage, params, conditioning, sampling, levels, embedded=embedded,
+                              composed=functools.partial(how.method.composed, stage))
 
-    source = denoiser(how.source, captions[0], low[0])
-    parts = EditParts(
-        source, denoiser(how.target, captions[1], low[1]), keys,
-        released.steps if released is not None else steps_between(levels), stage.process, how.target.sampler,
-        how.target.shared_noise)
-    x = video if stage.latent is None else encode(stage.latent, autoencoder, video)
+    return EditParts(
+        denoiser(how.source, captions[0], low[0]), denoiser(how.target, captions[1], low[1]), keys,
+        sampler_steps(stage, how.target, levels), stage.process, how.target.sampler, how.target.shared_noise)
 
-    def made(parts: EditParts, low: Any) -> Array:
-        return finished(stage, how.method.edit(x, parts), low, None, autoencoder)
 
-    return Edits(made(parts, low[1]), made(parts._replace(target=source), low[0]) if again else None)
+def sampler_steps(stage: Stage, sampling: Sampling, levels: Float[ArrayLike, " steps"]) -> Step:
+    """The steps of a stage's sampler, stacked."""
+    released, _ = released_steps(stage, sampling)
+    return steps_between(levels) if released is None else released.steps
+
+
+def encoded_video(stage: Stage, video: Float[Array, "B T H W 3"], autoencoder: Any) -> Float[Array, "B T2 H2 W2 C"]:
+    """A video, or its latents, as the stage denoises it."""
+    return video if stage.latent is None else encode(stage.latent, autoencoder, video)
 
 
 def jit_edit(stage: Stage, how: EditSampling, again: bool, mesh: Mesh, shardings: Any) -> jax.stages.Wrapped:
