@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from vdm_jax.configuration import Count, Guidance, Positive, Range, SamplingStep
 from vdm_jax.errors import UserError
 from vdm_jax.runs.manifest import Damaged
 
-METHOD = Literal["sdedit", "ddim", "ddpm", "tune_a_video", "text2video_zero", "controlvideo"]
+METHOD = Literal["sdedit", "ddim", "null_text", "ddpm", "tune_a_video", "text2video_zero", "controlvideo"]
 Refinements = Annotated[int, Range(least=0, most=100)]
 Window = Annotated[int, Range(least=3)]
 
@@ -35,11 +36,12 @@ class Edit:
     Ctrl-C ends it at a whole clip, and the same command goes on.
 
     Methods: sdedit adds noise and samples with the prompt (Meng et al. 2021). ddim inverts the video to the noise that
-    DDIM makes it of, with --source-prompt, and samples from there with the prompt. ddpm keeps the noise of every step
-    instead (edit-friendly inversion, Huberman-Spiegelglas et al. 2023). tune_a_video inverts without a prompt, with a
-    MODEL trained on VIDEO (configs/tune_a_video, Wu et al. 2022). text2video_zero lets the frames of an image model see
-    the first one (Khachatryan et al. 2023); --control says how they move. controlvideo lets them all see each other
-    and smooths them (Zhang et al. 2023); with --hierarchical a long video is made from key frames.
+    DDIM makes it of, with --source-prompt, and samples from there with the prompt. null_text also optimises the null
+    caption of every step, so that guidance leads back to the video (Mokady et al. 2022). ddpm keeps the noise of every
+    step instead (edit-friendly inversion, Huberman-Spiegelglas et al. 2023). tune_a_video inverts without a prompt,
+    with a MODEL trained on VIDEO (configs/tune_a_video, Wu et al. 2022). text2video_zero lets the frames of an image
+    model see the first one (Khachatryan et al. 2023); --control says how they move. controlvideo lets them all see each
+    other and smooths them (Zhang et al. 2023); with --hierarchical a long video is made from key frames.
 
     Examples:
       vdm-jax edit three.mp4 --model captioned_digits_full --method ddim --source-prompt "a red 3 moving left" \\
@@ -57,11 +59,13 @@ class Edit:
     model: str  # run directory or name, or a released model's folder
     prompt: str = ""  # what the video shall show
     method: METHOD = "ddim"
-    source_prompt: str | None = None  # ddim, ddpm: what it shows; by default nothing is said of it
+    source_prompt: str | None = None  # ddim, ddpm: what it shows, by default not said; null_text needs it
     # Share of the steps that are made: one number, or one for each stage. By default 0.6 of sdedit, 0.64 of ddpm, else
     # 1, which for text2video_zero and controlvideo is to begin with noise; 0 leaves the video as it is
     strength: tuple[Share, ...] = ()
-    refinements: Refinements | None = None  # ddim: further evaluations of each step of the inversion, 3 by default
+    # ddim, null_text: further evaluations of each step of the inversion, 3 and 0 by default
+    refinements: Refinements | None = None
+    iterations: Count | None = None  # null_text: of the optimisation at each step, 10 by default
     # controlvideo: steps after which frames are smoothed, counted from the end, 20 19 by default; none: no smoother
     smooth: tuple[Count, ...] | None = None
     hierarchical: bool = False  # controlvideo: from key frames, for long videos
@@ -91,12 +95,10 @@ class Edit:
     out: Path = Path("edited.mp4")  # .mp4, .gif or .png
 
 
-READ_BY = {"refinements": ("ddim", "tune_a_video"), "smooth": ("controlvideo",), "hierarchical": ("controlvideo",),
-           "window": ("controlvideo",), "source_guidance": ("ddim", "ddpm"),
-           "source_prompt": ("ddim", "ddpm")}
-
-
-OF_METHODS = ("refinements", "smooth", "hierarchical", "window")  # fields of methods
+READ_BY = {"refinements": ("ddim", "null_text", "tune_a_video"), "iterations": ("null_text",),
+           "smooth": ("controlvideo",), "hierarchical": ("controlvideo",), "window": ("controlvideo",),
+           "source_guidance": ("ddim", "ddpm"), "source_prompt": ("ddim", "null_text", "ddpm")}
+OF_METHODS = ("refinements", "iterations", "smooth", "hierarchical", "window")  # fields of methods
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -117,6 +119,7 @@ def main(arguments: Sequence[str]) -> int:
     spec, out = generator.makes(last=options.last), options.out
     check_videos((out,), options.fps or _rate(options.video), 2, (spec.height, spec.width))
     job = _job(options, generator)
+    notes = _notes(generator, job)
     with counting_progress("editing ", "clips") as progress, stop_requests("batch of clips") as requests:
         made = edit_video(generator, job, folder=out.with_name(f"{out.name}.frames"), progress=progress,
                           stop=lambda: requests.requested)
@@ -126,7 +129,7 @@ def main(arguments: Sequence[str]) -> int:
     paths = _written(out)
     made.save(out)
     made.save(paths[1], side_by_side=True)
-    record = made.record() | {"model": options.model, "seconds": round(time.monotonic() - began, 1)}
+    record = made.record() | {"model": options.model, "notes": notes, "seconds": round(time.monotonic() - began, 1)}
     paths[2].write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     for path in paths:
         print(path)
@@ -179,6 +182,16 @@ def _job(options: Edit, generator: Any) -> Any:
             "negative": options.negative_prompt, "round_trip": options.round_trip}
     return VideoJob(options.video, options.prompt, options.source_prompt, method, options.fps, options.frames,
                     options.seed, options.at_once, _maps(options), more)
+
+
+def _notes(generator: Any, job: Any) -> list[str]:
+    """What the user should know before the edit, which is said."""
+    from vdm_jax.generation.editing.edit import notes_on
+
+    notes = notes_on(generator, job.method, job.options["last"])
+    for note in notes:
+        print(f"vdm-jax edit: {note}", file=sys.stderr)
+    return notes
 
 
 def _maps(options: Edit) -> Path | None:

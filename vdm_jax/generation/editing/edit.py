@@ -95,6 +95,9 @@ def edit(
     if source_captions is None and source_guidance:
         raise UserError(f"source_guidance={source_guidance} without source_captions; permitted: 0, or captions of the "
                         "given videos")
+    if source_captions is None and (needy := [m.name for m in methods.values() if m.needs_source]):
+        raise UserError(f"method={needy[0]!r} without source_captions; permitted: captions of the given videos",
+                        "edit.source_captions")
     guided = (guidance, guide, source_guidance)
     hows = [_how(stage, methods[stage.name], steps, *((None, None, 0.0) if place else guided))
             for place, stage in enumerate(stages)]
@@ -114,6 +117,14 @@ def edit(
         if round_trip:
             again[stage.name] = psnr(np.asarray(to_uint8(made[1])), np.asarray(to_uint8(sources[stage.name])))
     return Edited(request.captions, edited, {name: np.asarray(to_uint8(x)) for name, x in sources.items()}, again)
+
+
+def notes_on(generator: Generator, method: EditMethod | Mapping[str, EditMethod], last: str | None = None) -> list[str]:
+    """What the user should know of the stages before they edit by a method, such as that a model was never tuned."""
+    stages = generator.stages(None, last)
+    generator.check_trained(stages)
+    return [note for stage in stages
+            for note in _of_stage(method, stage, stages).notes(stage, generator.params[stage.name])]
 
 
 def _how(

@@ -7,17 +7,19 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float, Key
 
 from vdm_jax.conditions.conditioning import Conditioning
-from vdm_jax.diffusion.arrays import Denoiser
+from vdm_jax.diffusion.arrays import Denoiser, Level, Video
+from vdm_jax.diffusion.null_text import Null, NullDenoiser
 from vdm_jax.diffusion.sampling import steps_between
 from vdm_jax.diffusion.steps import Step
 from vdm_jax.errors import UserError
 from vdm_jax.generation.editing.methods import EditMethod
-from vdm_jax.generation.editing.parts import EditParts
+from vdm_jax.generation.editing.parts import EditParts, NullParts
 from vdm_jax.generation.one_stage import (
     finished,
     precomputed,
@@ -27,6 +29,7 @@ from vdm_jax.generation.one_stage import (
     stage_denoiser,
     stage_levels,
 )
+from vdm_jax.networks.latent_network import LatentNetwork
 from vdm_jax.parallel.compiling import compiler_options
 from vdm_jax.stages.latent import encode, weight_shardings
 from vdm_jax.stages.options import Sampling
@@ -68,6 +71,7 @@ def edit_sampling(stage: Stage, sampling: Sampling, method: EditMethod, source_g
                                  high_noise_guidance=None, oscillation=None)
     for each in (target, source):
         dataclasses.replace(stage, sampling=each)  # raises where the stage cannot do it
+    method.check(stage, target)
     return EditSampling(method, target, source)
 
 
@@ -92,7 +96,7 @@ def edit_stage(
     def made(parts: EditParts, low: Any) -> Array:
         return finished(stage, how.method.edit(x, parts), low, None, autoencoder)
 
-    return Edits(made(parts, low[1]), made(parts._replace(target=parts.source), low[0]) if again else None)
+    return Edits(made(parts, low[1]), made(parts.there_and_back(), low[0]) if again else None)
 
 
 def edit_parts(
@@ -110,9 +114,31 @@ def edit_parts(
         return stage_denoiser(stage, params, conditioning, sampling, levels, embedded=embedded,
                               composed=functools.partial(how.method.composed, stage))
 
+    def with_null(place: int) -> NullDenoiser:
+        def denoise(z: Video, logsnr: Level, null: Null) -> Video:
+            return denoiser(how.target, with_null_embeddings(captions[place], null), low[place])(z, logsnr)
+
+        return denoise
+
+    null = null_embeddings(stage, captions[1])
+    nulls = None if null is None else NullParts(null, with_null(0), with_null(1))
     return EditParts(
         denoiser(how.source, captions[0], low[0]), denoiser(how.target, captions[1], low[1]), keys,
-        sampler_steps(stage, how.target, levels), stage.process, how.target.sampler, how.target.shared_noise)
+        sampler_steps(stage, how.target, levels), stage.process, how.target.sampler, how.target.shared_noise, nulls)
+
+
+def null_embeddings(stage: Stage, text: Conditioning) -> Null | None:
+    """Embeddings of the null caption, as long as the captions', where the stage reads such: those that are given, or of
+    latent networks, which take no mask, zeros."""
+    if text.embeddings is not None and text.null_embeddings is None and isinstance(stage.network, LatentNetwork):
+        return jnp.zeros_like(text.embeddings[:, 0])
+    return text.null_embeddings
+
+
+def with_null_embeddings(text: Conditioning, null: Null) -> Conditioning:
+    """The conditioning with these embeddings of the null caption, all of which are seen where it had none."""
+    mask = jnp.ones(null.shape[:2], bool) if text.null_mask is None else text.null_mask
+    return text.replace(null_embeddings=null, null_mask=mask)
 
 
 def sampler_steps(stage: Stage, sampling: Sampling, levels: Float[ArrayLike, " steps"]) -> Step:
