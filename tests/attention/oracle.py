@@ -12,6 +12,7 @@ from vdm_jax.attention import (
     BlockCausal,
     Causal,
     ExtraKeys,
+    FirstFrames,
     Full,
     LocalWindow,
     SparseCausal,
@@ -23,7 +24,7 @@ from vdm_jax.attention import (
 
 PATTERNS = (
     Spatial(), Temporal(), Full(), Causal(), Causal(window=2), TemporalCausal(), TemporalCausal(window=3),
-    SparseCausal(), SparseCausal(own=True), SparseCausal(previous=False), SparseCausal(first=False),
+    SparseCausal(), SparseCausal(own=True), SparseCausal(previous=False), SparseCausal(first=False), FirstFrames(),
     LocalWindow(frames=3, height=3, width=3), LocalWindow(frames=1, height=1, width=5),
     BlockCausal(block=2, window=4, sink=2), TeacherForcing(frames=4, block=2),
 )

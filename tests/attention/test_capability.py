@@ -11,6 +11,7 @@ from tests.refusals import refused
 from vdm_jax.attention import (
     BlockCausal,
     Causal,
+    FirstFrames,
     Full,
     LocalWindow,
     Neighbourhood,
@@ -29,7 +30,7 @@ from vdm_jax.attention.kernels import KERNELS
 from vdm_jax.networks.config import SelfAttention
 
 BY_NAME = {type(p).__name__: p for p in (Spatial(), Temporal(), Full(), Causal(window=2), TemporalCausal(window=2),
-                                         SparseCausal(), LocalWindow(), BlockCausal(window=6),
+                                         SparseCausal(), FirstFrames(), LocalWindow(), BlockCausal(window=6),
                                          TeacherForcing(frames=6), Neighbourhood(frames=2, height=3, width=3),
                                          SlidingTiles(tile=(1, 2, 2)), Radial())}
 FULL = Full()

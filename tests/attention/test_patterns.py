@@ -10,6 +10,7 @@ from tests.attention.oracle import PATTERNS, name, visible
 from tests.refusals import refused
 from vdm_jax.attention import (
     Causal,
+    FirstFrames,
     Full,
     LocalWindow,
     SparseCausal,
@@ -42,6 +43,7 @@ FRAMES_SEEN = {  # of one-token frames: rows see columns
     SparseCausal(previous=False): rows("1000", "1000", "1000", "1000"),
     SparseCausal(first=False): rows("1000", "1000", "0100", "0010"),
     SparseCausal(first=False, previous=False, own=True): rows("1000", "0100", "0010", "0001"),
+    FirstFrames(): rows("1100", "1100", "1100", "1100"),
     LocalWindow(frames=3): rows("1100", "1110", "0111", "0011"),
     WithExtraKeys(inner=Causal(window=2)): rows("1000", "1100", "0110", "0011"),
     WithExtraKeys(inner=Full(), mode="replace"): rows("0000", "0000", "0000", "0000"),

@@ -13,13 +13,14 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 
 from tests.attention.oracle import assert_same, name, reference, visible
 from tests.refusals import refused
-from vdm_jax.attention import Causal, Full, LocalWindow, SparseCausal, Spatial, attend
+from vdm_jax.attention import Causal, FirstFrames, Full, LocalWindow, SparseCausal, Spatial, attend
 from vdm_jax.attention.block_mask import SequenceLayout
 from vdm_jax.attention.kernels import splash
 from vdm_jax.attention.patterns import independent_frames_mask
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 
-TOKEN_PATTERNS = (Full(), Causal(), Causal(window=2), SparseCausal(), LocalWindow(frames=3, height=3, width=5))
+TOKEN_PATTERNS = (Full(), Causal(), Causal(window=2), SparseCausal(), FirstFrames(),
+                  LocalWindow(frames=3, height=3, width=5))
 
 
 @pytest.fixture

@@ -79,12 +79,19 @@ def test_no_strength_keeps_the_frames_and_the_sound(trained, tmp_path):
     assert 1.1 < len(sound) / 8000 < 1.4 and np.abs(sound).max() > 0.3
 
 
+def test_a_model_that_was_never_tuned_is_named(trained, video, tmp_path, capfd):
+    assert main(["edit", str(video), "--model", str(trained), *PROMPTS, "--method", "tune_a_video", "--strength", "0",
+                 "--out", "made.mp4"]) == 0
+    assert "stage 'base' was never tuned on a video for tune_a_video" in capfd.readouterr().err
+    assert len(json.loads((tmp_path / "made.json").read_text())["notes"]) == 2
+
+
 def test_bad_input(trained, video, tmp_path, fails):
     command = ["edit", video, "--model", trained, *PROMPTS]
     assert "video=nowhere.mp4 is not a file; permitted: a video" in fails("edit", "nowhere.mp4", *command[2:])
     (tmp_path / "text.mp4").write_text("no video")
     assert "text.mp4: not a readable video" in fails("edit", "text.mp4", *command[2:])
-    assert "--refinements=2 with --method=sdedit; permitted: --method ddim or" in fails(
+    assert "--refinements=2 with --method=sdedit; permitted: --method ddim or null_text or" in fails(
         *command, "--method", "sdedit", "--refinements", "2")
     assert "--source-prompt=a 3 with --method=sdedit" in fails(*command, "--method", "sdedit", "--source-prompt", "a 3")
     assert "--source-guidance=1.0 without --source-prompt" in fails(*command, "--source-guidance", "1")
@@ -110,5 +117,5 @@ def test_bad_input(trained, video, tmp_path, fails):
         *command, "--control", "canny", "--out", "y.mp4")
     assert "permitted: .mp4, .gif, .png" in fails(*command, "--out", "x.avi")
     said = fails(*command, "--method", "magic").replace("'", "")
-    assert "permitted: sdedit, ddim, ddpm, tune_a_video, text2video_zero" in said
+    assert "permitted: sdedit, ddim, null_text, ddpm, tune_a_video, text2video_zero, controlvideo" in said
     assert not list(tmp_path.glob("*.frames"))

@@ -42,5 +42,6 @@ def test_one_video_is_tuned_and_edited(tmp_path, monkeypatch):
                  "made.mp4"]) == 0
     record = json.loads((tmp_path / "made.json").read_text())
     assert record["method"]["all"] == {"name": "tune_a_video", "strength": 1.0, "refinements": 0}
+    assert record["notes"] == []  # it was tuned
     with VideoReader("made.mp4") as made:
         assert len(made) == 8

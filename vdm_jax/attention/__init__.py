@@ -9,6 +9,7 @@ from vdm_jax.attention.patterns import (
     AttentionPattern,
     BlockCausal,
     Causal,
+    FirstFrames,
     Full,
     LocalWindow,
     Neighbourhood,
@@ -23,6 +24,6 @@ from vdm_jax.attention.patterns import (
     WithExtraKeys,
 )
 
-__all__ = ["AttentionPattern", "BlockCausal", "Causal", "ExtraKeys", "Full", "LocalWindow", "Neighbourhood", "PerHead",
-           "Radial", "SlidingTiles", "SparseCausal", "Spatial", "TeacherForcing", "Temporal", "TemporalCausal",
-           "WithExtraKeys", "attend", "cross_pattern"]
+__all__ = ["AttentionPattern", "BlockCausal", "Causal", "ExtraKeys", "FirstFrames", "Full", "LocalWindow",
+           "Neighbourhood", "PerHead", "Radial", "SlidingTiles", "SparseCausal", "Spatial", "TeacherForcing", "Temporal",
+           "TemporalCausal", "WithExtraKeys", "attend", "cross_pattern"]

@@ -130,14 +130,15 @@ def _named(patterns: str) -> frozenset[str]:
 
 
 BLOCKS = "BlockCausal TeacherForcing"  # of causal video transformers
+FIRST = "SparseCausal FirstFrames"  # which see the first frames
 WINDOWS = "LocalWindow Neighbourhood SlidingTiles"  # of few frames
-_ALL = _named(f"Spatial Temporal TemporalCausal Full Causal {BLOCKS} SparseCausal {WINDOWS} Radial")
+_ALL = _named(f"Spatial Temporal TemporalCausal Full Causal {BLOCKS} {FIRST} {WINDOWS} Radial")
 CAPABILITIES: dict[tuple[str, str], Entry] = {
     ("xla", "none"): Entry(_ALL, offset_values=True),
     ("chunked", "none"): Entry(_ALL),
-    ("gather", "none"): Entry(_named(f"TemporalCausal Causal BlockCausal SparseCausal {WINDOWS}"), bounded=True),
+    ("gather", "none"): Entry(_named(f"TemporalCausal Causal BlockCausal {FIRST} {WINDOWS}"), bounded=True),
     # cuDNN itself permits head_dim up to 256 from Hopper on; 128 is what every generation takes.
-    ("cudnn", "none"): Entry(_named("Spatial Temporal TemporalCausal Full Causal SparseCausal"), platforms=("gpu",),
+    ("cudnn", "none"): Entry(_named(f"Spatial Temporal TemporalCausal Full Causal {FIRST}"), platforms=("gpu",),
                              bias=False, frame_masks=(), frame_valid=False, extra_keys=_named("Spatial Full"),
                              extra_hidden=False, dtypes=("bfloat16", "float16"), head_dim=(8, 128)),
     ("splash", "none"): Entry(_ALL - _named("Temporal TemporalCausal"), platforms=("tpu",), bias=False,

@@ -163,6 +163,20 @@ class SparseCausal(Pattern):
 
 
 @config
+class FirstFrames(Pattern):
+    """Each token sees all tokens of the first frames of the clip, and no others: a clip that begins with the key frames
+    before and after its other ones, as ControlVideo (Zhang et al. 2023, 2305.13077) samples long videos."""
+
+    count: Size = 2  # frames seen
+
+    def frame_visible(self, query, key):
+        return (key < self.count) & (query == query)
+
+    def bounded_frames(self):
+        return True
+
+
+@config
 class LocalWindow(Pattern):
     """Each token sees a box of tokens centred on it, cut off at the borders of the video."""
 
@@ -194,7 +208,7 @@ class LocalWindow(Pattern):
 
 
 OneForAllHeads = (Spatial | Temporal | Full | Causal | BlockCausal | TeacherForcing | TemporalCausal | SparseCausal
-                  | LocalWindow | Neighbourhood | SlidingTiles | Radial)
+                  | FirstFrames | LocalWindow | Neighbourhood | SlidingTiles | Radial)
 
 
 @config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +20,9 @@ from vdm_jax.configuration import Count, Guidance, Positive, Range, SamplingStep
 from vdm_jax.errors import UserError
 from vdm_jax.runs.manifest import Damaged
 
-METHOD = Literal["sdedit", "ddim", "ddpm", "tune_a_video", "text2video_zero"]
+METHOD = Literal["sdedit", "ddim", "null_text", "ddpm", "tune_a_video", "text2video_zero", "controlvideo"]
 Refinements = Annotated[int, Range(least=0, most=100)]
+Window = Annotated[int, Range(least=3)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +36,12 @@ class Edit:
     Ctrl-C ends it at a whole clip, and the same command goes on.
 
     Methods: sdedit adds noise and samples with the prompt (Meng et al. 2021). ddim inverts the video to the noise that
-    DDIM makes it of, with --source-prompt, and samples from there with the prompt. ddpm keeps the noise of every step
-    instead (edit-friendly inversion, Huberman-Spiegelglas et al. 2023). tune_a_video inverts without a prompt, with a
-    MODEL trained on VIDEO (configs/tune_a_video, Wu et al. 2022). text2video_zero lets the frames of an image model see
-    the first one (Khachatryan et al. 2023); --control says how they move.
+    DDIM makes it of, with --source-prompt, and samples from there with the prompt. null_text also optimises the null
+    caption of every step, so that guidance leads back to the video (Mokady et al. 2022). ddpm keeps the noise of every
+    step instead (edit-friendly inversion, Huberman-Spiegelglas et al. 2023). tune_a_video inverts without a prompt,
+    with a MODEL trained on VIDEO (configs/tune_a_video, Wu et al. 2022). text2video_zero lets the frames of an image
+    model see the first one (Khachatryan et al. 2023); --control says how they move. controlvideo lets them all see each
+    other and smooths them (Zhang et al. 2023); with --hierarchical a long video is made from key frames.
 
     Examples:
       vdm-jax edit three.mp4 --model captioned_digits_full --method ddim --source-prompt "a red 3 moving left" \\
@@ -46,6 +50,8 @@ class Edit:
         --prompt "a robot dancing" --out robot.mp4
       vdm-jax edit dance.mp4 --model sd-controlnet-canny --num-frames 8 --method text2video_zero --control canny \\
         --prompt "a robot dancing" --out robot.mp4
+      vdm-jax edit dance.mp4 --model sd-controlnet-canny --method controlvideo --control canny --hierarchical \
+        --prompt "a robot dancing" --out robot.mp4
       vdm-jax edit waves.mov --model animatediff --method sdedit --strength 0.5 --prompt "waves of milk" --out milk.mp4
     """
 
@@ -53,11 +59,18 @@ class Edit:
     model: str  # run directory or name, or a released model's folder
     prompt: str = ""  # what the video shall show
     method: METHOD = "ddim"
-    source_prompt: str | None = None  # ddim, ddpm: what it shows; by default nothing is said of it
+    source_prompt: str | None = None  # ddim, ddpm: what it shows, by default not said; null_text needs it
     # Share of the steps that are made: one number, or one for each stage. By default 0.6 of sdedit, 0.64 of ddpm, else
-    # 1, which for text2video_zero is to begin with noise; 0 leaves the video as it is
+    # 1, which for text2video_zero and controlvideo is to begin with noise; 0 leaves the video as it is
     strength: tuple[Share, ...] = ()
-    refinements: Refinements | None = None  # ddim: further evaluations of each step of the inversion, 3 by default
+    # ddim, null_text: further evaluations of each step of the inversion, 3 and 0 by default
+    refinements: Refinements | None = None
+    iterations: Count | None = None  # null_text: of the optimisation at each step, 10 by default
+    # controlvideo: steps after which frames are smoothed, counted from the end, 20 19 by default; none: no smoother
+    smooth: tuple[Count, ...] | None = None
+    hierarchical: bool = False  # controlvideo: from key frames, for long videos
+    # controlvideo: frames from one key frame to the next, both included; by default floor(sqrt(frames)), at least 3
+    window: Window | None = None
     steps: SamplingSteps | None = None  # of the sampler, of every stage; each stage's own by default
     guidance: GUIDANCE = None
     guidance_scale: GUIDANCE_SCALE = None
@@ -71,7 +84,8 @@ class Edit:
     fps: Positive | None = None  # frames per second at which VIDEO is read and written; its own by default
     frames: Count | None = None  # most frames that are edited, from the first on; all by default
     at_once: Count = 1  # clips that are edited together
-    num_frames: Size | None = None  # of a released model's clips; the authors' by default
+    # Of a released model's clips: the authors' by default, of controlvideo all of the video
+    num_frames: Size | None = None
     height: Size | None = None  # pixels, likewise
     width: Size | None = None  # pixels, likewise
     last: str | None = None  # stop after this stage
@@ -81,8 +95,10 @@ class Edit:
     out: Path = Path("edited.mp4")  # .mp4, .gif or .png
 
 
-READ_BY = {"refinements": ("ddim", "tune_a_video"), "source_guidance": ("ddim", "ddpm"),
-           "source_prompt": ("ddim", "ddpm")}
+READ_BY = {"refinements": ("ddim", "null_text", "tune_a_video"), "iterations": ("null_text",),
+           "smooth": ("controlvideo",), "hierarchical": ("controlvideo",), "window": ("controlvideo",),
+           "source_guidance": ("ddim", "ddpm"), "source_prompt": ("ddim", "null_text", "ddpm")}
+OF_METHODS = ("refinements", "iterations", "smooth", "hierarchical", "window")  # fields of methods
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -103,6 +119,7 @@ def main(arguments: Sequence[str]) -> int:
     spec, out = generator.makes(last=options.last), options.out
     check_videos((out,), options.fps or _rate(options.video), 2, (spec.height, spec.width))
     job = _job(options, generator)
+    notes = _notes(generator, job)
     with counting_progress("editing ", "clips") as progress, stop_requests("batch of clips") as requests:
         made = edit_video(generator, job, folder=out.with_name(f"{out.name}.frames"), progress=progress,
                           stop=lambda: requests.requested)
@@ -112,7 +129,7 @@ def main(arguments: Sequence[str]) -> int:
     paths = _written(out)
     made.save(out)
     made.save(paths[1], side_by_side=True)
-    record = made.record() | {"model": options.model, "seconds": round(time.monotonic() - began, 1)}
+    record = made.record() | {"model": options.model, "notes": notes, "seconds": round(time.monotonic() - began, 1)}
     paths[2].write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     for path in paths:
         print(path)
@@ -131,11 +148,15 @@ def _written(out: Path) -> tuple[Path, Path, Path]:
 
 def _generator(options: Edit) -> Any:
     """The model, in the sizes that are asked for."""
+    from vdm_jax.generation.editing.files import frames_of
+    from vdm_jax.generation.editing.methods import EDIT_METHODS
     from vdm_jax.generation.released.models import with_size
     from vdm_jax.runs.directory import load
 
-    generator = with_size(load(options.model, damaged=options.damaged), options.num_frames, options.height,
-                          options.width)
+    generator, frames = load(options.model, damaged=options.damaged), options.num_frames
+    if frames is None and EDIT_METHODS[options.method].whole_video and generator.experiment.data is None:
+        frames = frames_of(options.video, options.fps, options.frames)
+    generator = with_size(generator, frames, options.height, options.width)
     if options.lora:
         from vdm_jax.generation.loras import with_loras
 
@@ -150,7 +171,7 @@ def _job(options: Edit, generator: Any) -> Any:
 
     stages = generator.stages(None, options.last)
     kind = EDIT_METHODS[options.method]
-    own = {} if options.refinements is None else {"refinements": options.refinements}
+    own = {name: getattr(options, name) for name in OF_METHODS if getattr(options, name) not in (None, False)}
     if len(options.strength) not in (0, 1, len(stages)):
         raise UserError(f"--strength has {len(options.strength)} numbers for the stages "
                         f"{', '.join(stage.name for stage in stages)}; permitted: one, or one for each")
@@ -161,6 +182,16 @@ def _job(options: Edit, generator: Any) -> Any:
             "negative": options.negative_prompt, "round_trip": options.round_trip}
     return VideoJob(options.video, options.prompt, options.source_prompt, method, options.fps, options.frames,
                     options.seed, options.at_once, _maps(options), more)
+
+
+def _notes(generator: Any, job: Any) -> list[str]:
+    """What the user should know before the edit, which is said."""
+    from vdm_jax.generation.editing.edit import notes_on
+
+    notes = notes_on(generator, job.method, job.options["last"])
+    for note in notes:
+        print(f"vdm-jax edit: {note}", file=sys.stderr)
+    return notes
 
 
 def _maps(options: Edit) -> Path | None:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
 from vdm_jax.errors import UserError
 
@@ -96,6 +96,10 @@ class Conditioning:
         """The same for `length` frames from `start` on, which may be traced, of a video of `frames`: what belongs to
         single frames is cut, the rest stays."""
         return self._each(lambda a: jax.lax.dynamic_slice_in_dim(a, start, length, axis=1), frames)
+
+    def at_frames(self, numbers: Int[ArrayLike, " N"], frames: int) -> Conditioning:
+        """The same for the frames of these numbers, which may be traced, of a video of `frames`."""
+        return self._each(lambda a: jnp.take(a, numbers, axis=1), frames)
 
     def twice(self, frames: int) -> Conditioning:
         """The same for a video of `frames` frames twice after each other."""

@@ -48,6 +48,8 @@ from vdm_jax.stages.options import DynamicThreshold, GuidanceTerm, Sampling, Sta
 from vdm_jax.stages.stage import Stage
 
 Embedded = tuple[Float[ArrayLike, " N"], Float[ArrayLike, " N"]]  # log-SNRs, and those that the network embeds there
+# An estimate made of those of stages whose networks have the same parameters
+Composed = Callable[[Callable[[Stage], ConditionalDenoiser]], ConditionalDenoiser]
 
 
 def sample_keys(seed: int, indices: Int[Array, " B"], stage: int) -> Key[Array, " B"]:
@@ -122,14 +124,19 @@ def released_steps(stage: Stage, sampling: Sampling) -> tuple[Discretisation | N
 def stage_denoiser(
     stage: Stage, params: Any, conditioning: Conditioning, sampling: Sampling, levels: Float[ArrayLike, " steps"],
     masked_video: MaskedVideo | None = None, *, weight: Float[ArrayLike, " ..."] | None = None,
-    embedded: Embedded | None = None, through: Through | None = None,
+    embedded: Embedded | None = None, through: Through | None = None, composed: Composed | None = None,
 ) -> Denoiser:
     """`(z, logsnr) -> x_hat` with classifier-free guidance (all estimates in one batch, which devices share) and
     thresholding, for masked videos too; `levels` are those of the sampler's steps. `weight` of the guidance is the
     sampling's own by default; `embedded` is where a released scheduler has its network embed another noise level;
-    `through` is where the network's features inside the skip connection of `sampling.cache` come from."""
+    `through` is where the network's features inside the skip connection of `sampling.cache` come from; `composed` makes
+    the network's estimate, of those of networks with the same parameters."""
     deep = None if through is None else Deep(sampling.cache.branch, through)
-    denoise_with = _estimate(stage, params, levels, embedded, deep)
+
+    def estimate(stage: Stage) -> ConditionalDenoiser:
+        return _estimate(stage, params, levels, embedded, deep)
+
+    denoise_with = estimate(stage) if composed is None else composed(estimate)
     whole = _in_windows(stage, sampling, denoise_with, levels)
     denoise = _guided(stage, sampling, whole, denoise_with, conditioning, levels, weight)
     # Before thresholds, which stop gradients.

@@ -12,16 +12,20 @@ from tests.pipelines.test_wan import write_wan
 from tests.refusals import refused
 from vdm_jax.conditions.frames import KeyFrames
 from vdm_jax.diffusion.samplers import DDIM, DDPM, UniPC
+from vdm_jax.generation.editing.control_video import ControlVideo
 from vdm_jax.generation.editing.ddim_inversion import DDIMInversion
 from vdm_jax.generation.editing.ddpm_inversion import DDPMInversion
-from vdm_jax.generation.editing.edit import edit
+from vdm_jax.generation.editing.edit import edit, notes_on
 from vdm_jax.generation.editing.methods import EDIT_METHODS
+from vdm_jax.generation.editing.null_text import NullText
 from vdm_jax.generation.editing.one_stage import edit_sampling
 from vdm_jax.generation.editing.sdedit import SDEdit
 from vdm_jax.generation.editing.text2video_zero import Text2VideoZero
+from vdm_jax.generation.editing.tune_a_video import TuneAVideo
 from vdm_jax.generation.generator import Generator
 from vdm_jax.generation.one_stage import released_steps
 from vdm_jax.generation.released.models import read_released
+from vdm_jax.metrics.frames import psnr
 from vdm_jax.stages.options import Sampling
 
 SOURCE, TARGET = ["a red three moving left", "a blue two"], ["a blue three moving left", "a red two"]
@@ -38,7 +42,8 @@ def sdedited(generator):
     return edit(generator, VIDEOS, TARGET, method=SDEdit(strength=0.7), seed=1)
 
 
-@pytest.mark.parametrize("name", [name for name, kind in EDIT_METHODS.items() if kind is not Text2VideoZero])
+@pytest.mark.parametrize("name", [
+    name for name, kind in EDIT_METHODS.items() if kind not in (Text2VideoZero, ControlVideo, NullText)])
 def test_no_strength_leaves_the_video_as_it_is(generator, name):
     made = edit(generator, VIDEOS, TARGET, source_captions=SOURCE, method=EDIT_METHODS[name](strength=0.0))
     np.testing.assert_array_equal(made.videos, VIDEOS)
@@ -56,6 +61,27 @@ def test_the_noises_of_ddpm_lead_back_and_another_caption_leads_elsewhere(genera
     other = edit(generator, VIDEOS, TARGET, source_captions=SOURCE, method=DDPMInversion(strength=1.0), guidance=0.0,
                  round_trip=True)
     assert np.abs(other.stages["base"].astype(int) - other.sources["base"]).max() > 5
+
+
+@pytest.mark.parametrize("method", [DDIMInversion(), DDPMInversion(strength=1.0)], ids=lambda method: method.name)
+def test_the_given_videos_own_captions_lead_back_to_them(generator, method):
+    """As close as the round trip says, to a decibel."""
+    made = edit(generator, VIDEOS, SOURCE, source_captions=SOURCE, method=method, guidance=0.0, round_trip=True)
+    for name, source in made.sources.items():
+        np.testing.assert_allclose(psnr(made.stages[name], source), made.round_trip[name], atol=1)
+
+
+def test_what_is_said_of_a_model_that_was_never_tuned(generator):
+    stage, zeros = generator.stages()[0], np.zeros((2, 2), np.float32)
+
+    def params(kernel):
+        return {"middle_transformer": {"space": {"temporal_attention": {"out": {"kernel": kernel}}}}}
+
+    note, = TuneAVideo().notes(stage, params(zeros))
+    assert note.startswith("stage 'base' was never tuned on a video") and "is as it began" in note
+    assert TuneAVideo().notes(stage, params(zeros + 1e-6)) == [] == DDIMInversion().notes(stage, params(zeros))
+    notes = notes_on(generator, TuneAVideo())
+    assert len(notes) == 2 and all("no temporal attention of it" in note for note in notes)
 
 
 def test_a_stage_sees_what_the_one_before_made(generator, sdedited):

@@ -7,7 +7,8 @@ from typing import Annotated, ClassVar
 
 from vdm_jax.configuration import Range, Share, config
 from vdm_jax.diffusion.arrays import Video
-from vdm_jax.diffusion.inversion import ddim_inverted, sampled_from, steps_from
+from vdm_jax.diffusion.inversion import Held, ddim_inverted, sampled_from, steps_from
+from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import DDIM
 from vdm_jax.diffusion.scheduler_steps import SchedulerSteps
 from vdm_jax.generation.editing.parts import EditParts, EditsStage
@@ -36,9 +37,14 @@ class DDIMInversion(EditsStage):
         steps, process = steps_from(parts.steps, self.strength), parts.process
         if not len(steps.level):
             return x
-        held = process.prediction if process.prediction in ("v", "flow") else "eps"
-        z = ddim_inverted(parts.source, x, steps, process.schedule.family, refinements=self.refinements, held=held)[0]
+        z = ddim_inverted(parts.source, x, steps, process.schedule.family, refinements=self.refinements,
+                          held=held_of(process))[0]
         return sampled_from(z, parts.sampler, parts.target, parts.keys, steps, process)
+
+
+def held_of(process: Process) -> Held:
+    """What DDIM inversion takes to be the same at both ends of a step: what the network predicts, or else the noise."""
+    return process.prediction if process.prediction in ("v", "flow") else "eps"
 
 
 def deterministic(sampling: Sampling) -> Sampling:

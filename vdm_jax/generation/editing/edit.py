@@ -20,6 +20,7 @@ from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.errors import UserError
 from vdm_jax.generation.editing.methods import EditMethod
 from vdm_jax.generation.editing.one_stage import EditSampling, edit_sampling, jit_edit
+from vdm_jax.generation.editing.paused import edit_with_pauses
 from vdm_jax.generation.editing.sdedit import SDEdit
 from vdm_jax.generation.generator import Generator
 from vdm_jax.generation.jobs import Jobs, Progress
@@ -94,6 +95,9 @@ def edit(
     if source_captions is None and source_guidance:
         raise UserError(f"source_guidance={source_guidance} without source_captions; permitted: 0, or captions of the "
                         "given videos")
+    if source_captions is None and (needy := [m.name for m in methods.values() if m.needs_source]):
+        raise UserError(f"method={needy[0]!r} without source_captions; permitted: captions of the given videos",
+                        "edit.source_captions")
     guided = (guidance, guide, source_guidance)
     hows = [_how(stage, methods[stage.name], steps, *((None, None, 0.0) if place else guided))
             for place, stage in enumerate(stages)]
@@ -115,6 +119,14 @@ def edit(
     return Edited(request.captions, edited, {name: np.asarray(to_uint8(x)) for name, x in sources.items()}, again)
 
 
+def notes_on(generator: Generator, method: EditMethod | Mapping[str, EditMethod], last: str | None = None) -> list[str]:
+    """What the user should know of the stages before they edit by a method, such as that a model was never tuned."""
+    stages = generator.stages(None, last)
+    generator.check_trained(stages)
+    return [note for stage in stages
+            for note in _of_stage(method, stage, stages).notes(stage, generator.params[stage.name])]
+
+
 def _how(
     stage: Stage, method: EditMethod, steps: int | None, guidance: float | None, guide: Mapping[str, float] | None,
     source_guidance: float,
@@ -132,7 +144,8 @@ def _run(
     total, parts = len(jobs.indices), sampling_parts(stage, how.target, generator.mesh)
     size = -(-min(how.target.batch_size, total) // parts) * parts
     shardings = jax.tree.map(lambda x: x.sharding, generator.params[stage.name])
-    function = generator.kept((stage, how, again, "edit"), jit_edit, stage, how, again, generator.mesh, shardings)
+    make = edit_with_pauses if how.method.pauses(how.target.steps) else jit_edit
+    function = generator.kept((stage, how, again, "edit"), make, stage, how, again, generator.mesh, shardings)
     autoencoder = () if stage.latent is None else (generator.autoencoders[stage.name],)
     done = []
     for start in range(0, total, size):

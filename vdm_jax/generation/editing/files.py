@@ -213,6 +213,13 @@ def _edit_clips(
     frames.finish(batch[-1] + 1, {stage: values.tolist() for stage, values in made.round_trip.items()} or None)
 
 
+def frames_of(path: Path, fps: float | None = None, most: int | None = None) -> int:
+    """How many frames of a file are edited: all at a rate, its own by default, or as many as there shall be at most.
+    Raises `UserError` for a file that cannot be read."""
+    with VideoReader(path) as reader:
+        return _count(reader, reader.fps if fps is None else fps, most)
+
+
 def _count(reader: VideoReader, fps: float, most: int | None) -> int:
     """Frames at a rate."""
     whole = max(1, math.floor(reader.duration * fps + 0.5))

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float, Key
 
 from vdm_jax.conditions.conditioning import Conditioning
-from vdm_jax.diffusion.arrays import Denoiser
+from vdm_jax.diffusion.arrays import Denoiser, Level, Video
+from vdm_jax.diffusion.null_text import Null, NullDenoiser
 from vdm_jax.diffusion.sampling import steps_between
+from vdm_jax.diffusion.steps import Step
 from vdm_jax.errors import UserError
 from vdm_jax.generation.editing.methods import EditMethod
-from vdm_jax.generation.editing.parts import EditParts
+from vdm_jax.generation.editing.parts import EditParts, NullParts
 from vdm_jax.generation.one_stage import (
     finished,
     precomputed,
@@ -25,6 +29,7 @@ from vdm_jax.generation.one_stage import (
     stage_denoiser,
     stage_levels,
 )
+from vdm_jax.networks.latent_network import LatentNetwork
 from vdm_jax.parallel.compiling import compiler_options
 from vdm_jax.stages.latent import encode, weight_shardings
 from vdm_jax.stages.options import Sampling
@@ -66,6 +71,7 @@ def edit_sampling(stage: Stage, sampling: Sampling, method: EditMethod, source_g
                                  high_noise_guidance=None, oscillation=None)
     for each in (target, source):
         dataclasses.replace(stage, sampling=each)  # raises where the stage cannot do it
+    method.check(stage, target)
     return EditSampling(method, target, source)
 
 
@@ -83,26 +89,67 @@ def edit_stage(
       levels: of the sampler's steps, where they cannot be evaluated here.
       again: also go back to the given video with its own caption, to see what the way costs.
     """
+    parts = edit_parts(stage, how, params, keys, captions, low, autoencoder, levels)
+    low = (None, None) if low is None else low
+    x = encoded_video(stage, video, autoencoder)
+
+    def made(parts: EditParts, low: Any) -> Array:
+        return finished(stage, how.method.edit(x, parts), low, None, autoencoder)
+
+    return Edits(made(parts, low[1]), made(parts.there_and_back(), low[0]) if again else None)
+
+
+def edit_parts(
+    stage: Stage, how: EditSampling, params: Any, keys: Key[Array, " B"], captions: tuple[Conditioning, Conditioning],
+    low: tuple[Any, Any] | None, autoencoder: Any, levels: Float[ArrayLike, " steps"] | None = None,
+) -> EditParts:
+    """The stage as the functions that a method sees; arguments as of `edit_stage`."""
     levels = stage_levels(stage, how.target) if levels is None else levels
-    released, embedded = released_steps(stage, how.target)
+    _, embedded = released_steps(stage, how.target)
     low = (None, None) if low is None else low
 
     def denoiser(sampling: Sampling, text: Conditioning, low: Any) -> Denoiser:
         conditioning, _ = stage_conditioning(stage, sampling, keys, text, low, None, autoencoder)
         conditioning = precomputed(stage, sampling, params, conditioning)
-        return stage_denoiser(stage, params, conditioning, sampling, levels, embedded=embedded)
+        return stage_denoiser(stage, params, conditioning, sampling, levels, embedded=embedded,
+                              composed=functools.partial(how.method.composed, stage))
 
-    source = denoiser(how.source, captions[0], low[0])
-    parts = EditParts(
-        source, denoiser(how.target, captions[1], low[1]), keys,
-        released.steps if released is not None else steps_between(levels), stage.process, how.target.sampler,
-        how.target.shared_noise)
-    x = video if stage.latent is None else encode(stage.latent, autoencoder, video)
+    def with_null(place: int) -> NullDenoiser:
+        def denoise(z: Video, logsnr: Level, null: Null) -> Video:
+            return denoiser(how.target, with_null_embeddings(captions[place], null), low[place])(z, logsnr)
 
-    def made(parts: EditParts, low: Any) -> Array:
-        return finished(stage, how.method.edit(x, parts), low, None, autoencoder)
+        return denoise
 
-    return Edits(made(parts, low[1]), made(parts._replace(target=source), low[0]) if again else None)
+    null = null_embeddings(stage, captions[1])
+    nulls = None if null is None else NullParts(null, with_null(0), with_null(1))
+    return EditParts(
+        denoiser(how.source, captions[0], low[0]), denoiser(how.target, captions[1], low[1]), keys,
+        sampler_steps(stage, how.target, levels), stage.process, how.target.sampler, how.target.shared_noise, nulls)
+
+
+def null_embeddings(stage: Stage, text: Conditioning) -> Null | None:
+    """Embeddings of the null caption, as long as the captions', where the stage reads such: those that are given, or of
+    latent networks, which take no mask, zeros."""
+    if text.embeddings is not None and text.null_embeddings is None and isinstance(stage.network, LatentNetwork):
+        return jnp.zeros_like(text.embeddings[:, 0])
+    return text.null_embeddings
+
+
+def with_null_embeddings(text: Conditioning, null: Null) -> Conditioning:
+    """The conditioning with these embeddings of the null caption, all of which are seen where it had none."""
+    mask = jnp.ones(null.shape[:2], bool) if text.null_mask is None else text.null_mask
+    return text.replace(null_embeddings=null, null_mask=mask)
+
+
+def sampler_steps(stage: Stage, sampling: Sampling, levels: Float[ArrayLike, " steps"]) -> Step:
+    """The steps of a stage's sampler, stacked."""
+    released, _ = released_steps(stage, sampling)
+    return steps_between(levels) if released is None else released.steps
+
+
+def encoded_video(stage: Stage, video: Float[Array, "B T H W 3"], autoencoder: Any) -> Float[Array, "B T2 H2 W2 C"]:
+    """A video, or its latents, as the stage denoises it."""
+    return video if stage.latent is None else encode(stage.latent, autoencoder, video)
 
 
 def jit_edit(stage: Stage, how: EditSampling, again: bool, mesh: Mesh, shardings: Any) -> jax.stages.Wrapped:

@@ -1,16 +1,29 @@
-"""What a method of editing sees of a stage."""
+"""What a method of editing sees of a stage, and what all methods have."""
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
 
 from jaxtyping import Array, Key
 
-from vdm_jax.diffusion.arrays import Denoiser
+from vdm_jax.diffusion.arrays import Denoiser, Video, noise_from_keys
+from vdm_jax.diffusion.inversion import diffused
+from vdm_jax.diffusion.null_text import Null, NullDenoiser
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import Sampler
 from vdm_jax.diffusion.steps import Step
+from vdm_jax.diffusion.windows import ConditionalDenoiser
+from vdm_jax.stages.options import Sampling
 from vdm_jax.stages.stage import Stage
+
+
+class NullParts(NamedTuple):
+    """A stage whose guidance goes by given embeddings of the null caption."""
+
+    null: Null  # of the null caption itself, or of the negative one
+    source: NullDenoiser  # with the given video's caption and the stage's guidance
+    target: NullDenoiser  # with the new caption
 
 
 class EditParts(NamedTuple):
@@ -23,6 +36,12 @@ class EditParts(NamedTuple):
     process: Process
     sampler: Sampler
     shared_noise: bool = False  # all frames of a video get the same noise
+    nulls: NullParts | None = None  # of stages that read embeddings of captions
+
+    def there_and_back(self) -> EditParts:
+        """The same with the given video's caption as the new one, to see what the way costs."""
+        nulls = None if self.nulls is None else self.nulls._replace(target=self.nulls.source)
+        return self._replace(target=self.source, nulls=nulls)
 
 
 class EditsStage:
@@ -30,8 +49,35 @@ class EditsStage:
 
     name: ClassVar[str]
     inverts: ClassVar[bool] = True  # whether it goes by the caption of the given video
+    needs_source: ClassVar[bool] = False  # whether it cannot do without that caption
     carries_first: ClassVar[bool] = False  # whether every clip of a long video begins with the video's first frame
+    whole_video: ClassVar[bool] = False  # whether a clip is the whole video, where the model makes any number of frames
 
     def stage(self, stage: Stage) -> Stage:
         """The stage that edits: as it is."""
         return stage
+
+    def check(self, stage: Stage, sampling: Sampling) -> None:
+        """Raise `UserError` for a stage, or its sampling, that the method cannot edit by."""
+
+    def notes(self, stage: Stage, params: Any) -> list[str]:
+        """What the user should know of a stage with these parameters before it edits: nothing."""
+        return []
+
+    def composed(self, stage: Stage, estimate: Callable[[Stage], ConditionalDenoiser]) -> ConditionalDenoiser:
+        """The estimate of the stage that edits, of those of stages with the same parameters: the network's."""
+        return estimate(stage)
+
+    def pauses(self, steps: int) -> tuple[int, ...]:
+        """Numbers of the steps, of so many, whose estimate the host changes (`at_pause`): none. Methods that have some
+        make all steps by deterministic DDIM and have `begin` in place of `edit`."""
+        return ()
+
+
+def from_one_noise(x: Video, parts: EditParts, steps: Step, strength: float) -> Video:
+    """z at the first of the steps, all frames with the same noise: x diffused, or at strength 1 noise alone."""
+    family = parts.process.schedule.family
+    if strength < 1:
+        return diffused(x, parts.keys, steps, parts.process, True)
+    std = 1.0 if family.name == "vp" else family.alpha_sigma(steps.level[0])[1]
+    return std * noise_from_keys(parts.keys, 0, x.shape, True)

@@ -22,12 +22,12 @@ from vdm_jax.attention import SparseCausal
 from vdm_jax.configuration import Range, Share, config
 from vdm_jax.diffusion.arrays import Denoiser, Video, noise_from_keys
 from vdm_jax.diffusion.families import Family
-from vdm_jax.diffusion.inversion import diffused, sampled_from, steps_from
+from vdm_jax.diffusion.inversion import sampled_from, steps_from
 from vdm_jax.diffusion.sampling import steps_between
 from vdm_jax.diffusion.steps import Scalar, Step
 from vdm_jax.errors import UserError
 from vdm_jax.generation.editing.ddim_inversion import deterministic
-from vdm_jax.generation.editing.parts import EditParts, EditsStage
+from vdm_jax.generation.editing.parts import EditParts, EditsStage, from_one_noise
 from vdm_jax.generation.editing.patterns import with_spatial_pattern
 from vdm_jax.generation.generator import Generated, Generator
 from vdm_jax.generation.jobs import Jobs, Progress
@@ -76,10 +76,7 @@ class Text2VideoZero(EditsStage):
         steps, process = steps_from(parts.steps, self.strength), parts.process
         if not len(steps.level):
             return x
-        family, z = process.schedule.family, diffused(x, parts.keys, steps, process, True)
-        if self.strength == 1:
-            std = 1.0 if family.name == "vp" else family.alpha_sigma(steps.level[0])[1]
-            z = std * noise_from_keys(parts.keys, 0, x.shape, True)
+        z = from_one_noise(x, parts, steps, self.strength)
         return sampled_from(z, parts.sampler, parts.target, parts.keys, steps, process, True)
 
 

@@ -1,0 +1,56 @@
+"""Null-text inversion with a tiny released model: guided sampling leads back to the video, and another caption away."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from tests.pipelines.folders import write_pictures
+from tests.refusals import refused
+from vdm_jax.generation.editing.ddim_inversion import DDIMInversion
+from vdm_jax.generation.editing.edit import edit
+from vdm_jax.generation.editing.null_text import NullText
+from vdm_jax.generation.released.models import load_released
+from vdm_jax.metrics.frames import psnr
+
+OWN, WEIGHT = ["a red three"], 6.0
+
+
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory):
+    """With cross-attention that counts: its random weights, eight times as large."""
+    found = load_released(write_pictures(tmp_path_factory.mktemp("plain") / "folder"), jax.devices()[:1])
+
+    def larger(path, x):
+        name = jax.tree_util.keystr(path)
+        return 8 * x if "norm_context" in name or ("cross_attention" in name and "kernel" in name) else x
+
+    return found.of(found.experiment, jax.tree_util.tree_map_with_path(larger, found.params))
+
+
+VIDEO = np.random.default_rng(0).integers(0, 256, (1, 1, 16, 16, 3)).astype(np.uint8)
+
+
+def test_guidance_leads_back_to_the_video(generator):
+    """Within a decibel of the way there and back without guidance, from which plain inversion is far with guidance."""
+    method = NullText(iterations=10, learning_rate=0.2)
+
+    def made(method, captions=OWN):
+        return edit(generator, VIDEO, captions, source_captions=OWN, method=method, guidance=WEIGHT, steps=2,
+                    round_trip=True)
+
+    found, plain = made(method), made(DDIMInversion(refinements=0))
+    there_and_back, = plain.round_trip.values()  # without guidance
+    back = psnr(found.videos, VIDEO)
+    print(back, there_and_back, psnr(plain.videos, VIDEO), found.round_trip)
+    assert back > there_and_back - 1 and there_and_back > psnr(plain.videos, VIDEO) + 3
+    np.testing.assert_allclose(back, *found.round_trip.values(), atol=1)
+    assert psnr(made(method, ["a blue two"]).videos, found.videos) < 40
+
+
+def test_what_cannot_be(generator):
+    with refused("edit.source_captions", "method='null_text' without source_captions"):
+        edit(generator, VIDEO, OWN, method=NullText())
+    with refused("NullText.check", "sampling.guidance=0.0", "a weight above 0"):
+        edit(generator, VIDEO, OWN, source_captions=OWN, method=NullText(), guidance=0.0)
