@@ -25,5 +25,5 @@ from vdm_jax.attention.patterns import (
 )
 
 __all__ = ["AttentionPattern", "BlockCausal", "Causal", "ExtraKeys", "FirstFrames", "Full", "LocalWindow",
-           "Neighbourhood", "PerHead", "Radial", "SlidingTiles", "SparseCausal", "Spatial", "TeacherForcing", "Temporal",
-           "TemporalCausal", "WithExtraKeys", "attend", "cross_pattern"]
+           "Neighbourhood", "PerHead", "Radial", "SlidingTiles", "SparseCausal", "Spatial", "TeacherForcing",
+           "Temporal", "TemporalCausal", "WithExtraKeys", "attend", "cross_pattern"]
