@@ -3,8 +3,8 @@
 Citation: the mixers are those of the survey's figure on attention (spatial, temporal, full, causal, sparse-causal); the
           network around them is ours: convolutions of one position, as the layers of a transformer.
 Hardware: one CPU core and 2 GB.
-Expected: no published result; what the patterns reach is in experiments/attention_benchmark/README.md. Trained by us
-          there, from three seeds.
+Expected: no published result; what each pattern reaches is in experiments/attention_benchmark/README.md.
+          Trained by us.
 Run:      python -m experiments.attention_benchmark.which_pattern --preset cpu
           vdm-jax train pattern_digits
 """
