@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from vdm_jax.attention.positions import RotaryAxes
 from vdm_jax.conditions.text import EmbeddedText
 from vdm_jax.diffusion.beta_tables import ShiftedBetaSchedule
 from vdm_jax.networks.transformer.config import AddedSinusoids, VideoTransformer
@@ -73,12 +74,12 @@ def write_cogvideox(config: VideoTransformer) -> dict[str, Any]:
 
 def is_cogvideox(config: VideoTransformer) -> bool:
     """Whether a config has the layers of CogVideoX, and no others."""
-    if config.text is None or config.patch[1] != config.patch[2]:
+    if config.text_stream != "joint" or config.patch[1] != config.patch[2]:
         return False
     own = cogvideox(width=config.width, heads=config.heads, layers=config.layers)
     rotary, table = config.rotary, config.timesteps
-    positions = (config.sinusoids is not None) if rotary is None else (
-        config.sinusoids is None and rotary == cogvideox_rotary(config.head_dim, getattr(rotary, "grid", None)))
+    positions = config.sinusoids is not None if rotary is None else isinstance(rotary, RotaryAxes) and (
+        config.head_dim % 16 == 0 and rotary == cogvideox_rotary(config.head_dim, rotary.grid))
     own_table = isinstance(table, ShiftedBetaSchedule) and (
         dataclasses.replace(table, snr_shift=3.0) == ShiftedBetaSchedule())
     return positions and own_table and (config.hidden, config.conditions, config.frame_conditioning) == (

@@ -12,6 +12,7 @@ from vdm_jax.errors import UserError
 
 Spec = Any  # a `config.VideoTransformer`, whose file imports this one
 
+
 def check_patterns(spec: Spec) -> None:
     """Raise `UserError` for patterns that the kernel and context cannot compute, or that the split cannot serve."""
     for pattern in spec.patterns:
