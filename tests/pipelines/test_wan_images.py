@@ -150,7 +150,7 @@ def test_videos_of_diffusers(kind, last, folders):
     torch, diffusers, transformers = (pytest.importorskip(name) for name in ("torch", "diffusers", "transformers"))
     where = folders[kind]
     first, end = pictures(2, 24, 36)
-    frames = 5 if kind != "experts" else 11  # which are encoded in two pieces
+    frames = 5 if kind != "experts" else 9  # which are encoded in two pieces
     size = {"height": 16, "width": 32, "num_frames": frames}
     parts = {"vae": diffusers.AutoencoderKLWan.from_pretrained(where / "vae"),
              "text_encoder": transformers.UMT5EncoderModel.from_pretrained(where / "text_encoder"),
