@@ -34,7 +34,7 @@ VIDEO = np.random.default_rng(0).integers(0, 256, (1, 1, 16, 16, 3)).astype(np.u
 
 @pytest.mark.full  # gradients of a network inside loops, which a CPU computes slowly
 def test_guidance_leads_back_to_the_video(generator):
-    """Within a decibel of the way there and back without guidance, and nearer to what the autoencoder keeps of the video
+    """Within a decibel of the way there and back without guidance, and nearer to what the autoencoder keeps of it
     than plain inversion with guidance."""
 
     def made(method, captions=OWN, **options):

@@ -74,8 +74,9 @@ class PromptToPrompt(DDIMInversion):
     def by_words(
         self, stage: Stage, generator: Generator, captions: Sequence[str], sources: Sequence[str] | None
     ) -> tuple[float, ...] | None:
-        """Weights of the tokens of the new captions. Raises `UserError` for captions of other words than `check`ed, a
-        word that is not there, and several captions with a weighted word at different places."""
+        """Weights of the first tokens of the new captions. Raises `UserError` for captions whose words have other
+        numbers of tokens than the given videos', a word that is not there, and several captions with a weighted word at
+        different places."""
         if stage.network.text is None:
             return None
         found = set()
@@ -93,11 +94,11 @@ class PromptToPrompt(DDIMInversion):
                 for word, places in zip(words.words, words.places, strict=True):
                     if word == each.word.lower():
                         scales[list(places)] = each.weight
-            found.add(tuple(scales.tolist()) if self.weights else ())
+            found.add(tuple(np.trim_zeros(scales - 1, "b") + 1))  # further tokens have weight 1
         if len(found) > 1:
             raise UserError("weights of words at different places of several captions; permitted: one caption, or "
                             "words at the same places", "PromptToPrompt.weights")
-        return found.pop()
+        return tuple(map(float, found.pop()))
 
     def crossed(
         self, stage: Stage, token_weights: tuple[float, ...], levels: Float[np.ndarray, " steps"], estimates: int,
