@@ -117,5 +117,5 @@ def test_bad_input(trained, video, tmp_path, fails):
         *command, "--control", "canny", "--out", "y.mp4")
     assert "permitted: .mp4, .gif, .png" in fails(*command, "--out", "x.avi")
     said = fails(*command, "--method", "magic").replace("'", "")
-    assert "permitted: sdedit, ddim, null_text, ddpm, tune_a_video, text2video_zero, controlvideo" in said
+    assert "permitted: sdedit, ddim, null_text, prompt_to_prompt, ddpm, tune_a_video, text2video_zero, c" in said
     assert not list(tmp_path.glob("*.frames"))

@@ -20,7 +20,8 @@ from vdm_jax.configuration import Count, Guidance, Positive, Range, SamplingStep
 from vdm_jax.errors import UserError
 from vdm_jax.runs.manifest import Damaged
 
-METHOD = Literal["sdedit", "ddim", "null_text", "ddpm", "tune_a_video", "text2video_zero", "controlvideo"]
+METHOD = Literal["sdedit", "ddim", "null_text", "prompt_to_prompt", "ddpm", "tune_a_video", "text2video_zero",
+                 "controlvideo"]
 Refinements = Annotated[int, Range(least=0, most=100)]
 Window = Annotated[int, Range(least=3)]
 
@@ -37,11 +38,12 @@ class Edit:
 
     Methods: sdedit adds noise and samples with the prompt (Meng et al. 2021). ddim inverts the video to the noise that
     DDIM makes it of, with --source-prompt, and samples from there with the prompt. null_text also optimises the null
-    caption of every step, so that guidance leads back to the video (Mokady et al. 2022). ddpm keeps the noise of every
-    step instead (edit-friendly inversion, Huberman-Spiegelglas et al. 2023). tune_a_video inverts without a prompt,
-    with a MODEL trained on VIDEO (configs/tune_a_video, Wu et al. 2022). text2video_zero lets the frames of an image
-    model see the first one (Khachatryan et al. 2023); --control says how they move. controlvideo lets them all see each
-    other and smooths them (Zhang et al. 2023); with --hierarchical a long video is made from key frames.
+    caption of every step, so that guidance leads back to the video (Mokady et al. 2022). prompt_to_prompt is ddim with
+    the cross-attention of --source-prompt in the first steps (Hertz et al. 2022). ddpm keeps the noise of every step
+    instead (edit-friendly inversion, Huberman-Spiegelglas et al. 2023). tune_a_video inverts without a prompt, with a
+    MODEL trained on VIDEO (configs/tune_a_video, Wu et al. 2022). text2video_zero lets the frames of an image model see
+    the first one (Khachatryan et al. 2023); --control says how they move. controlvideo lets them all see each other and
+    smooths them (Zhang et al. 2023); with --hierarchical a long video is made from key frames.
 
     Examples:
       vdm-jax edit three.mp4 --model captioned_digits_full --method ddim --source-prompt "a red 3 moving left" \\
@@ -59,13 +61,17 @@ class Edit:
     model: str  # run directory or name, or a released model's folder
     prompt: str = ""  # what the video shall show
     method: METHOD = "ddim"
-    source_prompt: str | None = None  # ddim, ddpm: what it shows, by default not said; null_text needs it
+    # ddim, ddpm: what it shows, by default not said; null_text and prompt_to_prompt need it
+    source_prompt: str | None = None
     # Share of the steps that are made: one number, or one for each stage. By default 0.6 of sdedit, 0.64 of ddpm, else
     # 1, which for text2video_zero and controlvideo is to begin with noise; 0 leaves the video as it is
     strength: tuple[Share, ...] = ()
     # ddim, null_text: further evaluations of each step of the inversion, 3 and 0 by default
     refinements: Refinements | None = None
     iterations: Count | None = None  # null_text: of the optimisation at each step, 10 by default
+    # prompt_to_prompt: share of the steps, the first ones, with the cross-attention of --source-prompt, 0.8 by default
+    cross_replace: Share | None = None
+    weight: tuple[str, ...] = ()  # prompt_to_prompt: WORD=FACTOR of how much a word of --prompt is attended to
     # controlvideo: steps after which frames are smoothed, counted from the end, 20 19 by default; none: no smoother
     smooth: tuple[Count, ...] | None = None
     hierarchical: bool = False  # controlvideo: from key frames, for long videos
@@ -95,10 +101,12 @@ class Edit:
     out: Path = Path("edited.mp4")  # .mp4, .gif or .png
 
 
-READ_BY = {"refinements": ("ddim", "null_text", "tune_a_video"), "iterations": ("null_text",),
+READ_BY = {"refinements": ("ddim", "null_text", "prompt_to_prompt", "tune_a_video"), "iterations": ("null_text",),
            "smooth": ("controlvideo",), "hierarchical": ("controlvideo",), "window": ("controlvideo",),
-           "source_guidance": ("ddim", "ddpm"), "source_prompt": ("ddim", "null_text", "ddpm")}
-OF_METHODS = ("refinements", "iterations", "smooth", "hierarchical", "window")  # fields of methods
+           "cross_replace": ("prompt_to_prompt",), "weight": ("prompt_to_prompt",),
+           "source_guidance": ("ddim", "prompt_to_prompt", "ddpm"),
+           "source_prompt": ("ddim", "null_text", "prompt_to_prompt", "ddpm")}
+OF_METHODS = ("refinements", "iterations", "cross_replace", "smooth", "hierarchical", "window")  # fields of methods
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -172,6 +180,8 @@ def _job(options: Edit, generator: Any) -> Any:
     stages = generator.stages(None, options.last)
     kind = EDIT_METHODS[options.method]
     own = {name: getattr(options, name) for name in OF_METHODS if getattr(options, name) not in (None, False)}
+    if options.weight:
+        own["weights"] = word_weights(options.weight)
     if len(options.strength) not in (0, 1, len(stages)):
         raise UserError(f"--strength has {len(options.strength)} numbers for the stages "
                         f"{', '.join(stage.name for stage in stages)}; permitted: one, or one for each")
@@ -182,6 +192,22 @@ def _job(options: Edit, generator: Any) -> Any:
             "negative": options.negative_prompt, "round_trip": options.round_trip}
     return VideoJob(options.video, options.prompt, options.source_prompt, method, options.fps, options.frames,
                     options.seed, options.at_once, _maps(options), more)
+
+
+def word_weights(given: Sequence[str]) -> tuple[Any, ...]:
+    """The weights of `--weight WORD=FACTOR ...`. Raises `UserError` for what is none."""
+    from vdm_jax.generation.editing.prompt_to_prompt import WordWeight
+
+    found = []
+    for text in given:
+        word, sign, number = text.rpartition("=")
+        try:
+            found.append(WordWeight(word=word, weight=float(number)))
+        except ValueError:
+            sign = ""
+        if not (sign and word):
+            raise UserError(f"--weight={text}; permitted: WORD=FACTOR, such as robot=2")
+    return tuple(found)
 
 
 def _notes(generator: Any, job: Any) -> list[str]:
@@ -222,7 +248,8 @@ def check(options: Edit) -> None:
         raise UserError(f"video={options.video} is not a file; permitted: a video")
     for name, methods in READ_BY.items():
         value = getattr(options, name)
-        if options.method not in methods and value not in (None, 0.0):
+        given = value != () if name == "weight" else value not in (None, 0.0)
+        if options.method not in methods and given:
             raise UserError(f"--{name.replace('_', '-')}={value} with --method={options.method}; permitted: --method "
                             f"{' or '.join(methods)}")
     if options.source_guidance and options.source_prompt is None:

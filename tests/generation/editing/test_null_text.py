@@ -32,21 +32,20 @@ def generator(tmp_path_factory):
 VIDEO = np.random.default_rng(0).integers(0, 256, (1, 1, 16, 16, 3)).astype(np.uint8)
 
 
+@pytest.mark.full  # gradients of a network inside loops, which a CPU computes slowly
 def test_guidance_leads_back_to_the_video(generator):
-    """Within a decibel of the way there and back without guidance, from which plain inversion is far with guidance."""
-    method = NullText(iterations=10, learning_rate=0.2)
+    """Within a decibel of the way there and back without guidance, and nearer to what the autoencoder keeps of it
+    than plain inversion with guidance."""
 
-    def made(method, captions=OWN):
-        return edit(generator, VIDEO, captions, source_captions=OWN, method=method, guidance=WEIGHT, steps=2,
-                    round_trip=True)
+    def made(method, captions=OWN, **options):
+        return edit(generator, VIDEO, captions, source_captions=OWN, method=method, guidance=WEIGHT, steps=2, **options)
 
-    found, plain = made(method), made(DDIMInversion(refinements=0))
-    there_and_back, = plain.round_trip.values()  # without guidance
-    back = psnr(found.videos, VIDEO)
-    print(back, there_and_back, psnr(plain.videos, VIDEO), found.round_trip)
-    assert back > there_and_back - 1 and there_and_back > psnr(plain.videos, VIDEO) + 3
-    np.testing.assert_allclose(back, *found.round_trip.values(), atol=1)
-    assert psnr(made(method, ["a blue two"]).videos, found.videos) < 40
+    kept = made(DDIMInversion(strength=0.0)).videos.astype(int)
+    found = made(NullText(iterations=10, learning_rate=0.2), round_trip=True)
+    plain = made(DDIMInversion(refinements=0), round_trip=True)  # whose way back has no guidance
+    np.testing.assert_allclose(psnr(found.videos, VIDEO), plain.round_trip["image"], atol=1)
+    np.testing.assert_allclose(psnr(found.videos, VIDEO), found.round_trip["image"], atol=1)
+    assert np.abs(found.videos - kept).mean() < np.abs(plain.videos - kept).mean()
 
 
 def test_what_cannot_be(generator):

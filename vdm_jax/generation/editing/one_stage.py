@@ -19,9 +19,10 @@ from vdm_jax.diffusion.sampling import steps_between
 from vdm_jax.diffusion.steps import Step
 from vdm_jax.errors import UserError
 from vdm_jax.generation.editing.methods import EditMethod
-from vdm_jax.generation.editing.parts import EditParts, NullParts
+from vdm_jax.generation.editing.parts import EditParts, NullParts, PairParts
 from vdm_jax.generation.one_stage import (
     finished,
+    is_guided,
     precomputed,
     released_steps,
     sampling_sharding,
@@ -42,6 +43,7 @@ class EditSampling(NamedTuple):
     method: EditMethod
     target: Sampling  # of the new caption
     source: Sampling  # of the given video's caption: the same steps, its own guidance
+    token_weights: tuple[float, ...] | None = None  # for editing by cross-attention; None: without
 
 
 class Edits(NamedTuple):
@@ -122,9 +124,32 @@ def edit_parts(
 
     null = null_embeddings(stage, captions[1])
     nulls = None if null is None else NullParts(null, with_null(0), with_null(1))
+    given = stage, how, params, keys, captions, low, autoencoder, levels
+    pair = None if how.token_weights is None else pair_parts(*given)
     return EditParts(
         denoiser(how.source, captions[0], low[0]), denoiser(how.target, captions[1], low[1]), keys,
-        sampler_steps(stage, how.target, levels), stage.process, how.target.sampler, how.target.shared_noise, nulls)
+        sampler_steps(stage, how.target, levels), stage.process, how.target.sampler, how.target.shared_noise, nulls,
+        pair)
+
+
+def pair_parts(
+    stage: Stage, how: EditSampling, params: Any, keys: Key[Array, " B"], captions: tuple[Conditioning, Conditioning],
+    low: tuple[Any, Any], autoencoder: Any, levels: Float[ArrayLike, " steps"],
+) -> PairParts:
+    """Each given video with its caption and guidance, and next to it the new one's."""
+
+    def pairs(one: Any, other: Any) -> Any:
+        return jax.tree.map(lambda *two: jnp.stack(two, 1).reshape(-1, *two[0].shape[1:]), one, other)
+
+    keys = keys[np.repeat(np.arange(len(keys)), 2)]
+    conditioning, _ = stage_conditioning(stage, how.target, keys, pairs(*captions), pairs(*low), None, autoencoder)
+    conditioning = precomputed(stage, how.target, params, conditioning)
+    _, embedded = released_steps(stage, how.target)
+    guided = is_guided(stage, how.target)
+    weight = jnp.tile(jnp.array([how.source.guidance, how.target.guidance])[:, None], (len(keys) // 2, 1))
+    composed = functools.partial(how.method.crossed, stage, how.token_weights, np.asarray(levels), 1 + guided)
+    return PairParts(stage_denoiser(stage, params, conditioning, how.target, levels, embedded=embedded,
+                                    weight=weight if guided else None, composed=composed), keys)
 
 
 def null_embeddings(stage: Stage, text: Conditioning) -> Null | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from jaxtyping import Array, Key
@@ -14,6 +14,7 @@ from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import Sampler
 from vdm_jax.diffusion.steps import Step
 from vdm_jax.diffusion.windows import ConditionalDenoiser
+from vdm_jax.generation.generator import Generator
 from vdm_jax.stages.options import Sampling
 from vdm_jax.stages.stage import Stage
 
@@ -24,6 +25,14 @@ class NullParts(NamedTuple):
     null: Null  # of the null caption itself, or of the negative one
     source: NullDenoiser  # with the given video's caption and the stage's guidance
     target: NullDenoiser  # with the new caption
+
+
+class PairParts(NamedTuple):
+    """A stage that denoises each given video and, next to it in the batch, what is made of it, whose cross-attention
+    sees the given video's."""
+
+    denoise: Denoiser  # of `[2 B, ...]`
+    keys: Key[Array, " N"]  # two the same of each video
 
 
 class EditParts(NamedTuple):
@@ -37,11 +46,12 @@ class EditParts(NamedTuple):
     sampler: Sampler
     shared_noise: bool = False  # all frames of a video get the same noise
     nulls: NullParts | None = None  # of stages that read embeddings of captions
+    pair: PairParts | None = None  # of methods that edit by cross-attention, and stages that read captions
 
     def there_and_back(self) -> EditParts:
         """The same with the given video's caption as the new one, to see what the way costs."""
         nulls = None if self.nulls is None else self.nulls._replace(target=self.nulls.source)
-        return self._replace(target=self.source, nulls=nulls)
+        return self._replace(target=self.source, nulls=nulls, pair=None)
 
 
 class EditsStage:
@@ -59,6 +69,13 @@ class EditsStage:
 
     def check(self, stage: Stage, sampling: Sampling) -> None:
         """Raise `UserError` for a stage, or its sampling, that the method cannot edit by."""
+
+    def by_words(
+        self, stage: Stage, generator: Generator, captions: Sequence[str], sources: Sequence[str] | None
+    ) -> tuple[float, ...] | None:
+        """For methods that edit by cross-attention, weights of the new captions' first tokens; None: it is left alone.
+        """
+        return None
 
     def notes(self, stage: Stage, params: Any) -> list[str]:
         """What the user should know of a stage with these parameters before it edits: nothing."""

@@ -114,6 +114,8 @@ class Attention(nn.Module):
         q = q if self.scaled else q * shape[1] ** 0.5  # `attend` scales
         options = {"kernel": self.kernel, "extra_keys": extra_keys, "sharded_axis": self.sharded_axis}
         if self.pattern is None:
+            q, extra_keys = self.crossing(q, extra_keys)
+            options["extra_keys"] = extra_keys
             y = attend(q, pattern=cross_pattern(extra_keys.k.shape[1]), **options)
             if image is not None:
                 options["extra_keys"] = ExtraKeys(*(self._projection(name, shape)(image[0]) for name in (
@@ -147,6 +149,13 @@ class Attention(nn.Module):
             return out(y), (self._out("outside_out", outside[0].shape[-1]) if own else out)(found)
         y = out(y)
         return add_residual(x, y) if self.residual else y
+
+    def crossing(
+        self, q: Float[Array, "B *thw K D"], outside: ExtraKeys
+    ) -> tuple[Float[Array, "B *thw K D"], ExtraKeys]:
+        """Queries of cross-attention and keys and values of the outside tokens as they are: where
+        `flax.linen.intercept_methods` changes them."""
+        return q, outside
 
     def _out(self, name: str, features: int) -> Dense:
         return Dense(self.features or features, self.out_bias, self.out_init, self.dtype, name=name)
