@@ -43,6 +43,10 @@ PUBLISHED = {
     # Blattmann et al. 2023, arXiv 2304.08818, on Stable Diffusion 2 and 1 and on its upscaler.
     ("video_ldm/key_frames", "base"): (1.521e9, 0.001), ("video_ldm/interpolation", "base"): (1.509e9, 0.001),
     ("video_ldm/upscaler", "spatial"): (0.922e9, 0.013),
+    # Hu et al. 2023, arXiv 2311.17117 gives no counts. Twice Stable Diffusion 1.x and a pose guider of 514,896
+    # parameters, and the motion modules of AnimateDiff's second version.
+    ("animate_anyone/images", "base"): (2 * 859_520_964 + 514_896, 0.0),
+    ("animate_anyone/videos", "base"): (2 * 859_520_964 + 514_896 + 453_209_280, 0.0),
 }
 
 # Numbers of parameters of released weights (of released configs for LVDM), which ours have to have exactly.
@@ -56,7 +60,7 @@ EXACT = {
 }
 
 # No count is published; it follows from what is.
-COMPUTED = {config for config, _ in PUBLISHED if config.startswith("vdm/")}
+COMPUTED = {config for config, _ in PUBLISHED if config.startswith(("vdm/", "animate_anyone/"))}
 
 
 def counted(config: str, stage: str) -> int:

@@ -18,6 +18,7 @@ from vdm_jax.networks.encoders.clip_vision import CLIPVision
 from vdm_jax.parallel.rules import path_name
 from vdm_jax.video.reading import VideoReader
 from vdm_jax.video.writing import write_png, write_video
+from vdm_jax.weights.image_prompt_files import load_image_prompt
 
 pytestmark = pytest.mark.full
 TINY = str(Path(__file__).parent / "tiny_image_prompt.py")
@@ -73,6 +74,17 @@ def test_a_picture_changes_the_video_and_scale_0_is_without_it(home, monkeypatch
     assert "no image prompt adapter" in fails(*common, "--image-prompt", "pictures/1.png", "--image-prompt-adapter",
                                               "unet.safetensors")
     assert "has vectors by" in fails("embed", "pictures", "--encoder", "image_encoder", "--out", "vectors", "--hidden")
+
+
+def test_the_adapter_is_exported_as_its_authors_store_it(home, monkeypatch):
+    monkeypatch.chdir(home[0])
+    assert main(["export", "run", "adapter", "--image-prompts"]) == 0
+    model = load_image_prompt("adapter/base/ip-adapter.safetensors")
+    params = vdm_jax.load("run", jax.devices()[:1]).params["base"]
+    np.testing.assert_array_equal(model.params["projection"]["proj"]["kernel"],
+                                  params["image_projection"]["proj"]["kernel"])
+    last = params["middle_transformer"]["space"]["cross_attention"]
+    np.testing.assert_array_equal(model.params["layer_3_image_key"]["kernel"], last["image_key"]["kernel"])
 
 
 def test_hidden_states_have_a_null_value_and_what_is_there_is_not_made_again(home, monkeypatch):

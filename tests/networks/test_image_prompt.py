@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +57,12 @@ def params():
 
 def run(network, params, inputs=None, scale=None):
     given = Conditioning(inputs=inputs or {}, scalars={} if scale is None else {"image_prompt_scale": scale})
-    return jax.jit(lambda p: network_module(network).apply({"params": p}, Z, jnp.zeros(2), given))(params)
+    return applied(network)(params, given)
+
+
+@functools.cache
+def applied(network):
+    return jax.jit(lambda p, given: network_module(network).apply({"params": p}, Z, jnp.zeros(2), given))
 
 
 @pytest.mark.parametrize(("projection", "count"), [

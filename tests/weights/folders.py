@@ -24,6 +24,7 @@ from vdm_jax.networks.encoders.t5 import T5Encoder
 from vdm_jax.networks.latent_frames import Motion, TemporalConv
 from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.networks.motion_adapter import MotionAdapter
+from vdm_jax.networks.sparse_control import SparseControlNet
 from vdm_jax.networks.transformer.config import wan, wan_image_tokens
 from vdm_jax.weights import model_kinds
 from vdm_jax.weights.unet_fields import VIDEO_EPSILONS
@@ -61,6 +62,8 @@ SMALL = {
     "image_transformer": wan_image_tokens(
         width=12, heads=2, hidden=8, layers=2, text=EmbeddedText(width=6), out_channels=2, level_channels=8,
         conditions=(Input(name="image_tokens", width=5),), image_places=4),
+    "sparse_control": SparseControlNet(channels=2, unet=dataclasses.replace(IMAGE_UNET, motion=dataclasses.replace(
+        MOTION, middle=False, attentions=1))),
     "control_net": ControlNet(unet=IMAGE_UNET, hint_widths=(2, 4)),
     "video_unet": LatentUNet(in_channels=8, widths=(32, 64), blocks=1, attention=(True, False), heads=(2, 4),
                              only_cross_attention=(False, False), token_channels=6, use_linear_projection=True,

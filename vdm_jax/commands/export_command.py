@@ -33,6 +33,7 @@ class Export:
       vdm-jax export captioned_digits weights/my_digits --dtype float16
       vdm-jax export autoencoder_digits weights/my_autoencoder
       vdm-jax export ink_run weights/ink --lora kohya
+      vdm-jax export portraits_run weights/portraits --image-prompts
     """
 
     run: tyro.conf.Positional[str]  # run directory or name, or a released model's folder
@@ -41,6 +42,9 @@ class Export:
     # Of stages that train a LoRA write the factors alone, as OUT/STAGE/lora.safetensors: in our layout (plain), which
     # 'sample --lora' takes for any network, or as other programs read those of open latent U-Nets
     lora: Literal["plain", "diffusers", "kohya"] | None = None
+    # Of stages that take image prompts write the adapter alone, as OUT/STAGE/ip-adapter.safetensors in the layout of
+    # IP-Adapter's files
+    image_prompts: bool = False
     damaged: Damaged = "refuse"  # a damaged newest checkpoint: refuse, or skip it and use the newest intact one
     data_dir: Path | None = None  # prepared data sets, for autoencoders; $VDM_JAX_DATA or ~/.cache/vdm_jax/data
     licence: str | None = None  # of the weights, for README.md, such as Apache-2.0; "not stated" without
@@ -61,13 +65,15 @@ def main(arguments: Sequence[str]) -> int:
     experiment = read_config(run)
     if options.lora is not None:
         export_loras(run, experiment, options)
+    elif options.image_prompts:
+        export_image_prompts(run, experiment, options)
     elif isinstance(experiment, AutoencoderExperiment):
         export_autoencoders(run, experiment, options)
     else:
         export_cascade(run, experiment, options)
     for path in sorted(options.out.rglob("*.safetensors")):
         print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
-    if options.lora is None:
+    if options.lora is None and not options.image_prompts:
         print(options.out / CARD)
     return 0
 
@@ -94,6 +100,30 @@ def export_loras(run: Path, experiment: Experiment | AutoencoderExperiment, opti
             adapter = dataclasses.replace(adapter, factors=factors)
         write_lora(options.out / stage.name / "lora.safetensors", {NETWORK: (target, adapter)}, options.lora,
                    {STAGE: stage.name})
+
+
+def export_image_prompts(run: Path, experiment: Experiment | AutoencoderExperiment, options: Export) -> None:
+    """Write the averaged image prompt adapters of the stages of a run that have one. Raises `UserError` where none has,
+    or it is not trained."""
+    import jax
+
+    from vdm_jax.networks.image_prompt import part
+    from vdm_jax.runs.directory import load_stage
+    from vdm_jax.weights.pretrained import Pretrained, save_original
+
+    stages = [stage for stage in experiment.stages if getattr(stage.network, "image_projection", None) is not None]
+    if not stages or options.licence is not None:
+        raise UserError(f"--image-prompts of {run}, where {len(stages)} stages have an adapter, with --licence="
+                        f"{options.licence}; permitted: a run with network.image_projection, and no --licence, since "
+                        "there is no model card", "Export.image_prompts")
+    for stage in stages:
+        params = load_stage(run, stage, options.damaged)
+        if params is None:
+            raise UserError(f"stage {stage.name!r} of run {run} is not trained; permitted: a trained one",
+                            "Export.image_prompts")
+        config, adapter = part(stage.network.unet, stage.network.image_projection, jax.device_get(params))
+        adapter = jax.tree.map(lambda a: a.astype(options.dtype), adapter)
+        save_original(options.out / stage.name / "ip-adapter.safetensors", Pretrained(config, adapter))
 
 
 def export_cascade(run: Path, experiment: Experiment, options: Export) -> None:

@@ -50,11 +50,13 @@ def image_prompted(options: Any, generator: Generator, prompts: ImagePrompts | N
     pictures = [str(path) for path in files for _ in range(options.count)]
     if prompts is not None:
         return prompts.arguments(pictures, options.image_prompt_scale)
-    found = [getattr(stage.network, "image_projection", None) for stage in generator.experiment.stages]
-    projections = [projection for projection in found if projection is not None]
-    if len(projections) != 1:
-        raise UserError(f"--image-prompt={options.image_prompt[0]}: {len(projections)} networks of the run take image "
+    found = [(entry.width, getattr(stage.network, "image_projection", None)) for stage in generator.experiment.stages
+             for entry in stage.network.conditions if entry.name == "image_prompt"]
+    if len(found) != 1:
+        raise UserError(f"--image-prompt={options.image_prompt[0]}: {len(found)} networks of the run take image "
                         "prompts; permitted: a run of which one does, or --image-prompt-adapter FILE")
+    (width, projection), = found
+    hidden = projection is not None and bool(projection.layers)
     folder = options.image_encoder
     if folder is None:
         data = getattr(generator.experiment.data, "data", generator.experiment.data)
@@ -64,5 +66,4 @@ def image_prompted(options: Any, generator: Generator, prompts: ImagePrompts | N
             raise UserError("--image-encoder is missing: the run does not say which encoder its image prompts were "
                             "made with; permitted: the folder of that")
         folder = made.encoder
-    encoder = open_encoder(projections[0], folder)
-    return picture_arguments(encoder, projections[0], pictures, options.image_prompt_scale)
+    return picture_arguments(open_encoder(folder, width, hidden), pictures, options.image_prompt_scale, hidden)

@@ -20,9 +20,9 @@ IMAGE_PROMPT, SCALE, NULL = "image_prompt", "image_prompt_scale", "null_image_pr
 
 class ImagePromptVectors(InputCondition):
     """Vectors of an image encoder `[M, C]`: the projected summary of each picture, or the hidden states of one, the
-    field `image_prompt` of a clip. A request may do without it, or say by a factor how much it counts: 0 is without it,
-    to the last bit. Where guidance or dropout leave it out it is zero or, where `null_image_prompt` came along, what
-    the encoder makes of a grey picture."""
+    field `image_prompt` of a clip. Where a network has keys and values of its own for them, a request may do without,
+    or say by a factor how much they count: 0 is without them, to the last bit. Where guidance or dropout leave them out
+    they are zero or, where `null_image_prompt` came along, what the encoder makes of a grey picture."""
 
     name = IMAGE_PROMPT
     enters = "tokens"
@@ -42,8 +42,8 @@ class ImagePromptVectors(InputCondition):
         return {"inputs": found["inputs"] | null}
 
     def arguments(self, network: Network) -> tuple[str, ...]:
-        """The vectors, the null ones, and the factor."""
-        return IMAGE_PROMPT, NULL, SCALE
+        """The vectors, the null ones, and of those with keys and values of their own the factor."""
+        return (IMAGE_PROMPT, NULL, SCALE) if optional(network) else (IMAGE_PROMPT, NULL)
 
     def of_request(self, stage: Stage, request: Request) -> dict[str, Any]:
         """What is given for each caption, nothing where the factor is 0. Raises `UserError` for another shape, and a
@@ -56,7 +56,7 @@ class ImagePromptVectors(InputCondition):
         if given is None and optional(stage.network):
             return {}
         found = super().of_request(stage, request)
-        if scale == 0 and optional(stage.network):
+        if scale == 0:
             return {}
         if null is not None:
             shape = np.shape(given)
@@ -64,6 +64,8 @@ class ImagePromptVectors(InputCondition):
                 raise UserError(f"{NULL} of shape {list(np.shape(null))} for {IMAGE_PROMPT} of shape {list(shape)}; "
                                 "permitted: the same, or one for all")
             found["inputs"] |= {NULL: self.value(stage, jnp.broadcast_to(jnp.asarray(null), shape))}
+        if not optional(stage.network):
+            return found
         factor = jnp.full(len(request.captions), 1.0 if scale is None else scale, jnp.float32)
         return found | {"scalars": {SCALE: factor}}
 

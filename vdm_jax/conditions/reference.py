@@ -28,6 +28,8 @@ from vdm_jax.configuration import SizeOrZero, Width, config
 from vdm_jax.errors import UserError
 from vdm_jax.video.arrays import resize, to_float
 
+PICTURE, SEEN = "reference_picture", "reference_seen"  # the condition, and whether a sample sees it
+
 
 @config
 class Reference:
@@ -140,9 +142,10 @@ class References(Condition):
 
 class ReferencePicture(Condition):
     """A picture of what the video shows, or several: a second U-Net sees it, whose features are further keys and values
-    of the first one (ReferenceNet: Hu et al. 2023, arXiv 2311.17117). Where it is left out its latents are zeros."""
+    of the first one (ReferenceNet: Hu et al. 2023, arXiv 2311.17117). Where it is left out its latents are zeros, and
+    the first one sees none of the features."""
 
-    name = "reference_picture"
+    name = PICTURE
     enters = "features"
     fields = ("reference_picture",)
     guidance = "prompt"
@@ -157,7 +160,7 @@ class ReferencePicture(Condition):
 
     def shapes(self, stage: Stage, sizes: Sizes) -> Shapes:
         """The latents of one picture."""
-        return {f"inputs/{self.name}": ((1, *stage.shape[1:]), jnp.float32)}
+        return {f"inputs/{self.name}": ((1, *stage.shape[1:]), jnp.float32), f"scalars/{SEEN}": ((), jnp.float32)}
 
     def batch_shapes(self, stage: Stage, sizes: Sizes) -> Shapes:
         """One picture in the size of the clips."""
@@ -203,13 +206,15 @@ class ReferencePicture(Condition):
         return self.name in conditioning.inputs
 
     def null(self, conditioning: Conditioning, where: Bool[Array, " B"] | None) -> dict[str, Any]:
-        """Zeros."""
-        return {"inputs": {self.name: nulled(conditioning.inputs[self.name], 0, where)}}
+        """Zeros, which are not seen."""
+        seen = {SEEN: nulled(conditioning.scalars[SEEN], 0, where)} if SEEN in conditioning.scalars else {}
+        return {"inputs": {self.name: nulled(conditioning.inputs[self.name], 0, where)}, "scalars": seen}
 
     def _of_pictures(self, stage: Stage, given: Array) -> dict[str, Any]:
         """Pictures `[B, n, H, W, 3]`, uint8 or in [-1, 1], in the size of the video."""
         given = to_float(given) if given.dtype == jnp.uint8 else given
-        return {"inputs": {self.name: resize(given, stage.video.height, stage.video.width, "area")}}
+        pictures = resize(given, stage.video.height, stage.video.width, "area")
+        return {"inputs": {self.name: pictures}, "scalars": {SEEN: jnp.ones(len(pictures))}}
 
     def _encoded(self, conditioning: Conditioning, encode: Encode | None) -> dict[str, Any]:
         pictures = conditioning.inputs[self.name]

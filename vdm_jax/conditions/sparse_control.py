@@ -87,10 +87,9 @@ class SparseControl(ControlMap):
             raise UserError(f"{self.name} of shape {list(shape)} given for stage {stage.name!r}; permitted: [{count}, "
                             f"{frames}, height, width, {COLOURS}]", "sparse_control.shape")
         self.check_range(stage, given)
-        if mask is None or np.shape(mask) != shape[:2] or not np.asarray(mask).any(-1).all():
+        if mask is None or np.shape(mask) != shape[:2]:
             raise UserError(f"{self.name}_mask of shape {list(np.shape(mask))} with {self.name} of shape {list(shape)}"
-                            f"; permitted: {list(shape[:2])}, True for one frame or more of each video",
-                            "sparse_control.mask")
+                            f"; permitted: {list(shape[:2])}, True for frames that are given", "sparse_control.mask")
         maps = self.value(stage, jnp.asarray(given))
         kept = jnp.asarray(mask, jnp.float32)[:, :: shape[1] // frames, None, None, None]
         kept = jnp.broadcast_to(kept, (*maps.shape[:-1], 1))

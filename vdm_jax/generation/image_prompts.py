@@ -46,12 +46,17 @@ class ImagePrompts:
         if mesh is not None:
             shardings = parameter_shardings(self.adapter.params, mesh)
             self.adapter = dataclasses.replace(self.adapter, params=jax.device_put(self.adapter.params, shardings))
-        self.encoder = open_encoder(self.projection, encoder or _next_to(Path(adapter)))
+        self.encoder = open_encoder(encoder or _next_to(Path(adapter)), self.projection.width, self.hidden)
 
     @property
     def projection(self) -> ImageProjection:
         """Sizes of the adapter's projection."""
         return self.adapter.config.projection
+
+    @property
+    def hidden(self) -> bool:
+        """Whether it reads hidden states, and not summaries."""
+        return bool(self.projection.layers)
 
     def joined_stage(self, stage: Stage, params: Any) -> tuple[Stage, Any]:
         """A stage and its parameters with the adapter. Raises `UserError` for a stage of another kind of network, or of
@@ -78,24 +83,24 @@ class ImagePrompts:
 
     def arguments(self, pictures: Sequence[Picture], scale: float | None = None) -> dict[str, Any]:
         """What a generator is called with: one picture for each video. Raises `UserError` for what is no picture."""
-        return picture_arguments(self.encoder, self.projection, pictures, scale)
+        return picture_arguments(self.encoder, pictures, scale, self.hidden)
 
 
 def picture_arguments(
-    encoder: PictureEncoder, projection: ImageProjection, pictures: Sequence[Picture], scale: float | None = None
+    encoder: PictureEncoder, pictures: Sequence[Picture], scale: float | None = None, hidden: bool = False
 ) -> dict[str, Any]:
     """The vectors of pictures, one for each video, and how much they count."""
-    made = encoder(open_pictures(list(pictures)), bool(projection.layers))
+    made = encoder(open_pictures(list(pictures)), hidden)
     return {IMAGE_PROMPT: made.vectors, NULL: np.asarray(made.null), SCALE: scale}
 
 
-def open_encoder(projection: ImageProjection, folder: str | Path) -> PictureEncoder:
-    """An image encoder whose vectors a projection can read. Raises `UserError` for another one."""
-    encoder, hidden = PictureEncoder(folder), bool(projection.layers)
-    if encoder.width(hidden) != projection.width:
+def open_encoder(folder: str | Path, width: int, hidden: bool) -> PictureEncoder:
+    """An image encoder whose summaries or hidden states have so many channels. Raises `UserError` for another one."""
+    encoder = PictureEncoder(folder)
+    if encoder.width(hidden) != width:
         what = "hidden states" if hidden else "summaries"
-        raise UserError(f"{encoder.folder} makes {what} of {encoder.width(hidden)} channels; permitted with this image "
-                        f"prompt adapter: {projection.width}", "image_prompt.encoder")
+        raise UserError(f"{encoder.folder} makes {what} of {encoder.width(hidden)} channels; permitted here: {width}",
+                        "image_prompt.encoder")
     return encoder
 
 

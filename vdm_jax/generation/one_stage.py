@@ -319,10 +319,11 @@ def stage_conditioning(
 
 
 def precomputes(stage: Stage, sampling: Sampling) -> bool:
-    """Whether the network makes something of its conditioning once per video. Guidance by a map's name also needs
-    estimates without it, so that it is then made in every call."""
+    """Whether the network makes something of its conditioning once per video. Guidance by names also needs estimates
+    without a map, or without what a reference picture is seen with, so that it is then made in every call."""
     maps = {entry.name for entry in stage.network.entering("residuals")}
-    return stage.network.precomputes and not any(term.name in maps for term in sampling.terms)
+    by_names = any(term.name in maps or stage.network.reference_net for term in sampling.terms)
+    return stage.network.precomputes and not by_names
 
 
 def precomputed(stage: Stage, sampling: Sampling, params: Any, conditioning: Conditioning) -> Conditioning:

@@ -23,7 +23,7 @@ from vdm_jax.conditions.conditioned import FrameNoise
 from vdm_jax.conditions.conditioning import Conditioning, check_parts
 from vdm_jax.conditions.image_prompt import IMAGE_PROMPT, SCALE
 from vdm_jax.conditions.inputs import Input, check_conditions, check_entries
-from vdm_jax.conditions.reference import Reference
+from vdm_jax.conditions.reference import PICTURE, SEEN, Reference
 from vdm_jax.conditions.scalars import WEIGHT
 from vdm_jax.configuration import CountOrZero, NonNegative, WidthOrZero, config
 from vdm_jax.diffusion.beta_tables import (
@@ -46,6 +46,7 @@ from vdm_jax.networks.latent_unet import (
 )
 from vdm_jax.networks.latent_unet_blocks import Control, ImagePrompt
 from vdm_jax.networks.layers import Dense
+from vdm_jax.networks.pose_guider import PoseGuider, PoseGuiderNetwork
 from vdm_jax.networks.skips import Deep
 from vdm_jax.networks.sound import SoundTokens, grouped
 from vdm_jax.networks.sparse_control import SparseControlNet, SparseControlNetNetwork
@@ -86,9 +87,10 @@ class LatentNetwork(Backbone):
     # Further conditions, as further channels, as tokens after those of the text, or as residuals
     conditions: tuple[Input, ...] = ()
     # One for each of these that enters as residuals, in their order; `control_net_of(unet)` has the sizes. A
-    # T2I-Adapter sees the map alone, and gives its features once per video
-    control_nets: tuple[ControlNet | T2IAdapter | SparseControlNet, ...] = ()
-    # Of the condition `image_prompt`, for a U-Net with `image_prompt`; None: takes none
+    # T2I-Adapter or a pose guider sees the map alone, and gives its features once per video
+    control_nets: tuple[ControlNet | T2IAdapter | SparseControlNet | PoseGuider, ...] = ()
+    # Of the condition `image_prompt`, for a U-Net with `image_prompt`; None: takes none, or its vectors as tokens after
+    # those of the text, as they are
     image_projection: ImageProjection | None = None
     # A second U-Net of its image layers sees a reference picture, whose features a `WithExtraKeys` spatial pattern sees
     reference_net: bool = False
@@ -136,8 +138,12 @@ class LatentNetwork(Backbone):
             if net.widths != unet.widths:
                 raise UserError(f"LatentNetwork.control_nets: T2IAdapter.widths={net.widths} for a U-Net of "
                                 f"{unet.widths}; permitted: the same", "LatentNetwork.control_nets")
+        for net in (net for net in self.control_nets if isinstance(net, PoseGuider)):
+            if net.features != unet.widths[0]:
+                raise UserError(f"LatentNetwork.control_nets: PoseGuider.features={net.features} for a U-Net of "
+                                f"{unet.widths}; permitted: {unet.widths[0]}", "LatentNetwork.control_nets")
         for name in ("in_channels", "widths", "blocks", "token_channels", "classes"):
-            for net in (net for net in self.control_nets if not isinstance(net, T2IAdapter)):
+            for net in (net for net in self.control_nets if isinstance(net, ControlNet | SparseControlNet)):
                 if getattr(net.unet, name) != getattr(unet, name):
                     raise UserError(f"LatentNetwork.control_nets: unet.{name}={getattr(net.unet, name)} for a U-Net of "
                                     f"{getattr(unet, name)}; permitted: the same, as control_net_of(unet) has it",
@@ -151,14 +157,14 @@ class LatentNetwork(Backbone):
     def _check_image_prompt(self) -> None:
         """Raise `UserError` for a projection, a condition and a U-Net of which one knows no image prompt."""
         entry, spec = next((e for e in self.conditions if e.name == IMAGE_PROMPT), None), self.image_projection
-        wanted = None if spec is None else (spec.width, True, spec.token_channels)
-        found = None if entry is None and not self.unet.image_prompt else (
-            entry and entry.width, self.unet.image_prompt, self.unet.token_channels)
-        if wanted != found:
+        found = entry and entry.width, self.unet.image_prompt, self.unet.token_channels
+        if found != ((spec.width, True, spec.token_channels) if spec is not None else
+                     (entry and self.unet.token_channels, False, self.unet.token_channels)):
             raise UserError(f"LatentNetwork.image_projection={spec} with conditions={[e.name for e in self.conditions]}"
                             f" and a U-Net of image_prompt={self.unet.image_prompt}, token_channels="
                             f"{self.unet.token_channels}; permitted: Input(name='image_prompt') of its width and a "
-                            "U-Net of image_prompt=True and its token_channels, or none of them")
+                            "U-Net of image_prompt=True and its token_channels; or no projection, image_prompt=False "
+                            "and, where vectors are tokens as they are, the width of token_channels")
 
     def _check_frames(self) -> None:
         """Raise `UserError` where the U-Net does not take conditioning frames in this way."""
@@ -213,13 +219,15 @@ class LatentNetwork(Backbone):
 
     @property
     def precomputes(self) -> bool:
-        """Features of T2I-Adapters."""
-        return bool(self.adapters)
+        """Features of T2I-Adapters and pose guiders, and those of a reference picture."""
+        return bool(self.adapters) or self.reference_net or any(
+            isinstance(net, PoseGuider) for net in self.control_nets)
 
     @property
     def token_inputs(self) -> tuple[Input, ...]:
         """Conditions whose tokens follow those of the text; an image prompt has keys and values of its own."""
-        return tuple(entry for entry in self.entering("tokens") if entry.name != IMAGE_PROMPT)
+        return tuple(entry for entry in self.entering("tokens")
+                     if entry.name != IMAGE_PROMPT or self.image_projection is None)
 
     remat_field = "unet.remat"
 
@@ -281,12 +289,14 @@ class LatentNetwork(Backbone):
     def rematerialised(self, remat: str) -> LatentNetwork:
         """The same with another rematerialisation."""
         nets = tuple(dataclasses.replace(net, unet=dataclasses.replace(net.unet, remat=remat))
-                     if not isinstance(net, T2IAdapter) else net for net in self.control_nets)
+                     if isinstance(net, ControlNet | SparseControlNet) else net for net in self.control_nets)
         return dataclasses.replace(self, unet=dataclasses.replace(self.unet, remat=remat), control_nets=nets)
 
 
 BRANCHES: dict[type, Any] = {
-    ControlNet: ControlNetNetwork, SparseControlNet: SparseControlNetNetwork, T2IAdapter: T2IAdapterNetwork}
+    ControlNet: ControlNetNetwork, PoseGuider: PoseGuiderNetwork, SparseControlNet: SparseControlNetNetwork,
+    T2IAdapter: T2IAdapterNetwork}
+MAPS_ALONE = T2IAdapterNetwork, PoseGuiderNetwork  # branches that see maps alone
 
 
 class LatentNetworkModule(nn.Module):
@@ -307,7 +317,8 @@ class LatentNetworkModule(nn.Module):
             for entry, net in zip(spec.entering("residuals"), spec.control_nets, strict=True)}
         width, dtype = spec.unet.token_channels, jnp.dtype(spec.dtype)
         self.condition = {entry.name: SoundTokens(width, dtype) if entry.condition.form == "frames" else
-                          Dense(width, use_bias=False, dtype=dtype) for entry in spec.token_inputs}
+                          Dense(width, use_bias=False, dtype=dtype) for entry in spec.token_inputs
+                          if entry.name != IMAGE_PROMPT}
         if spec.image_projection is not None:
             self.image_projection = ImageProjectionNetwork(spec.image_projection, dtype)
         if spec.reference_net:
@@ -337,11 +348,12 @@ class LatentNetworkModule(nn.Module):
         features = self._features(conditioning)
         clip = x.shape[1] - images
         of_clip = conditioning_latents[:, :clip] if spec.frame_conditioning == "layers" else None
-        references = self._references(tokens, conditioning)
+        references, seen = self._references(tokens, conditioning), conditioning.scalars.get(SEEN)
         of_frames = level.ndim == 2
         y = self.unet(x[:, :clip], level[:, :clip] if of_frames else level, tokens[:, :1] if images else tokens,
                       conditioning_latents=of_clip, references=references, control=control, features=features,
-                      train=train, deep=deep, image=self._image(conditioning), **told)
+                      train=train, deep=deep, image=self._image(conditioning), guide=self._guide(conditioning),
+                      reference_seen=None if seen is None else seen > 0, **told)
         if not images:
             return y
         alone = LatentUNetNetwork(image_unet(spec.unet), parent=None).apply(
@@ -357,7 +369,8 @@ class LatentNetworkModule(nn.Module):
         if spec.text is not None:
             parts.append(jnp.where(conditioning.text_mask[..., None], conditioning.embeddings, 0))
         for entry in spec.token_inputs:
-            parts.append(self.condition[entry.name](conditioning.inputs[entry.name]))
+            value = conditioning.inputs[entry.name]
+            parts.append(self.condition[entry.name](value) if entry.name in self.condition else value)
         if not parts:
             return jnp.zeros((batch, 1, 1, spec.unet.token_channels))
         return functools.reduce(grouped, parts)
@@ -373,11 +386,12 @@ class LatentNetworkModule(nn.Module):
     def _references(
         self, tokens: Float[Array, "B G L E"] | None, conditioning: Conditioning
     ) -> dict[str, Float[Array, "B _ _ _"]] | None:
-        """What the reference network attends from at timestep 0, of all pictures as one group, or what is given."""
+        """What the reference network attends from at timestep 0, of all pictures as one group, or what is given or was
+        made of them before."""
         spec = self.config
-        if not spec.reference_net:
+        if not spec.reference_net or conditioning.references:
             return conditioning.references or None
-        picture = conditioning.inputs["reference_picture"]
+        picture = conditioning.inputs[PICTURE]
         inputs = picture, jnp.zeros(len(picture)), None if tokens is None else tokens[:, :1]
         if self.is_initializing():
             self.reference_net(*inputs)
@@ -395,23 +409,42 @@ class LatentNetworkModule(nn.Module):
         found = [net(x, level, tokens, conditioning.inputs[name], classes=classes,
                      scale=conditioning.scalars.get(f"{name}_scale", 1.0), guess=conditioning.scalars.get(
                          f"{name}_guess")) for name, net in self.control_net.items()
-                 if not isinstance(net, T2IAdapterNetwork)]
+                 if not isinstance(net, MAPS_ALONE)]
         return jax.tree.map(lambda *parts: sum(parts), *found) if found else None
 
     def precompute(self, conditioning: Conditioning) -> Conditioning:
-        """The conditioning with the features that T2I-Adapters make of their maps."""
-        return conditioning.adding({"features": {
-            name: net(conditioning.inputs[name]) for name, net in self.control_net.items()
-            if isinstance(net, T2IAdapterNetwork)}})
+        """The conditioning with the features that T2I-Adapters and pose guiders make of their maps, and the reference
+        network of its picture."""
+        features = {name: net(conditioning.inputs[name]) for name, net in self.control_net.items()
+                    if isinstance(net, MAPS_ALONE)}
+        references = {}
+        if self.config.reference_net:
+            batch = len(conditioning.inputs[PICTURE])
+            references = self._references(self._tokens(batch, conditioning), conditioning)
+        return conditioning.adding({"features": features, "references": references})
+
+    def _made_of_maps(self, names: list[str], conditioning: Conditioning) -> dict[str, tuple[Array, ...]]:
+        """What branches that see maps alone make of theirs, computed here where it was not before."""
+        return {name: conditioning.features[name] if name in conditioning.features else self.control_net[name](
+            conditioning.inputs[name]) for name in names}
+
+    def _guide(self, conditioning: Conditioning) -> Float[Array, "B T H W C"] | None:
+        """The weighted sum of what pose guiders make of their maps."""
+        names = [name for name, net in self.control_net.items() if isinstance(net, PoseGuiderNetwork)]
+        total: Any = None
+        for name, (features,) in self._made_of_maps(names, conditioning).items():
+            scale = jnp.reshape(conditioning.scalars.get(f"{name}_scale", jnp.ones(1)), (-1, 1, 1, 1, 1))
+            part = scale.astype(features.dtype) * features
+            total = part if total is None else total + part
+        return total
 
     def _features(self, conditioning: Conditioning) -> tuple[Float[Array, "B T _ _ _"], ...] | None:
         """The weighted sum of the features of T2I-Adapters, computed here where they were not before."""
-        if not self.config.adapters:
+        adapters = [name for name, net in self.control_net.items() if isinstance(net, T2IAdapterNetwork)]
+        if not adapters:
             return None
-        if not conditioning.features:
-            conditioning = self.precompute(conditioning)
         sums: list[Any] = [0.0] * len(self.config.unet.widths)
-        for name, features in conditioning.features.items():
+        for name, features in self._made_of_maps(adapters, conditioning).items():
             scale = jnp.reshape(conditioning.scalars.get(f"{name}_scale", jnp.ones(1)), (-1, 1, 1, 1, 1))
             sums = [total + scale.astype(x.dtype) * x for total, x in zip(sums, features, strict=True)]
         return tuple(sums)

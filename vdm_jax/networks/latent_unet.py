@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from vdm_jax.attention import AttentionPattern, SparseCausal, Spatial, Temporal, WithExtraKeys
 from vdm_jax.attention.capability import require
@@ -216,6 +216,7 @@ class LatentUNetNetwork(nn.Module):
         references: dict[str, Float[Array, "B _ _ _"]] | None = None,
         features: tuple[Float[Array, "B T _ _ _"], ...] | None = None, train: bool = False,
         weight: Float[Array, " B"] | None = None, deep: Deep | None = None, image: ImagePrompt | None = None,
+        reference_seen: Bool[Array, " B"] | None = None, guide: Float[Array, "B T H W C2"] | None = None,
     ) -> Float[Array, "B T H W O"]:
         """`level` is the timestep, or ln(sigma) / 4 in Stable Video Diffusion, of the clip or of each frame; the
         `tokens` are one group for the clip or one per frame, as do the `references` of an `WithExtraKeys`
@@ -223,7 +224,8 @@ class LatentUNetNetwork(nn.Module):
         latents, `features` what a T2I-Adapter adds to the last block of each level on the way down;
         `conditioning_latents` has the latents of conditioning frames, zero elsewhere, and their mask; `weight` is that
         of the guidance; `deep` is where the features inside a skip connection come from; `image` is an image prompt,
-        which a network with `image_prompt` may have.
+        which a network with `image_prompt` may have; `reference_seen` says which samples see their references (None:
+        all), `guide` is added to the features of the first convolution.
         """
         spec, dtype = self.config, jnp.dtype(self.config.dtype)
         check(spec, x, tokens, scalars, classes, conditioning_latents)
@@ -238,8 +240,11 @@ class LatentUNetNetwork(nn.Module):
         tokens = None if tokens is None else tokens.astype(dtype)
         levels = None if conditioning_latents is None else conditioning_by_level(spec, conditioning_latents)
         embedding = embed(self, spec, level, scalars, classes, weight)
-        block_inputs = BlockInputs(embedding, tokens, levels, train, references, image)
+        block_inputs = BlockInputs(embedding, tokens, levels, train, references, reference_seen, image)
         x = Convolution(spec.widths[0], dtype=dtype, sharded_axis=spec.sharded_axis, name="stem")(x)
+        if guide is not None and guide.shape != x.shape:
+            raise UserError(f"guide of shape {guide.shape}; permitted: {x.shape}")
+        x = x if guide is None else x + guide.astype(dtype)
         x = shard_along(x, spec.sharded_axis, must=False)
         if spec.temporal_conv:
             channels = FIRST_HEADS * (spec.widths[0] // spec.heads[0])

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import flax.struct
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Bool, Float, Num
 
 from vdm_jax.attention import AttentionPattern, Spatial, Temporal
-from vdm_jax.networks.blocks.attention import Attention
+from vdm_jax.networks.blocks.attention import Attention, Tokens
 from vdm_jax.networks.blocks.feed_forward import FeedForward
 from vdm_jax.networks.blocks.residual import ResidualBlock
 from vdm_jax.networks.blocks.sinusoids import sinusoids
@@ -36,6 +36,7 @@ class BlockInputs:
     train: bool = flax.struct.field(pytree_node=False, default=False)  # with dropout
     # Reference tokens of every transformer, and in a block those of its own
     references: dict[str, Float[Array, "B _ _ _"]] | Float[Array, "B _ _ _"] | None = None
+    reference_seen: Bool[Array, " B"] | None = None  # whether a sample sees its own; None: all do
     image: ImagePrompt | None = None
 
 
@@ -132,6 +133,13 @@ class LatentBlock(nn.Module):
         return Mix("spatial", 0.5, sizes.mix_frames, name="mix")(x, y)
 
 
+def outside_of(references: Float[Array, "B R M C"] | None, seen: Bool[Array, " B"] | None) -> Tokens | None:
+    """Reference tokens of a self-attention, hidden from samples that see none."""
+    if references is None or seen is None:
+        return None if references is None else (references, None)
+    return references, jnp.broadcast_to(seen[:, None, None], references.shape[:3])
+
+
 class TokenBlock(nn.Module):
     """Self-attention, cross-attention, feed-forward; over frames, a feed-forward before them too. With
     `Sizes.max_relative_position`, a temporal attention after each spatial attention (LVDM), with
@@ -146,6 +154,7 @@ class TokenBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "B T H W C"], tokens: Float[Array, "B G L E"],
         references: Float[Array, "B R M C"] | None = None, image: ImagePrompt | None = None,
+        reference_seen: Bool[Array, " B"] | None = None,
     ) -> Float[Array, "B T H W C"]:
         sizes = self.sizes
 
@@ -163,8 +172,8 @@ class TokenBlock(nn.Module):
             x = x + sizes.feed_forward("feed_forward_0")(norm("in")(x))
         pattern = sizes.temporal_pattern if self.over_time else sizes.spatial_pattern
         first = sizes.attention(self.heads, None if self.only_cross_attention else pattern, "self_attention")
-        seen = tokens if self.only_cross_attention else references
-        x = over_frames(0, x + first(norm("attention")(x), None, None if seen is None else (seen, None)))
+        seen = (tokens, None) if self.only_cross_attention else outside_of(references, reference_seen)
+        x = over_frames(0, x + first(norm("attention")(x), None, seen))
         to_tokens = sizes.attention(self.heads, None, "cross_attention")
         decoupled = {} if image is None else {"image": (image.tokens, None), "image_scale": image.scale}
         x = over_frames(1, x + to_tokens(norm("context")(x), None, (tokens, None), **decoupled))
@@ -198,7 +207,7 @@ class TokenTransformer(nn.Module):
         over = "frame" if sizes.norm_over == "residual" else sizes.norm_over
         h = pointwise("in")(GroupNorm(sizes.groups, over, TOKEN_EPSILON, name="norm")(x))
         within = TokenBlock(self.heads, sizes, only_cross_attention=self.only_cross_attention, name="space")
-        h = within(h, block_inputs.tokens, block_inputs.references, block_inputs.image)
+        h = within(h, block_inputs.tokens, block_inputs.references, block_inputs.image, block_inputs.reference_seen)
         if sizes.temporal:
             places = level_code(jnp.arange(x.shape[1]), channels)
             places = silu(Dense(4 * channels, dtype=dtype, name="places_in")(places))
@@ -225,7 +234,7 @@ class FactorisedAttention(nn.Module):
         sizes = self.sizes
         h = GroupNorm(sizes.groups, name="norm_space")(x)
         within = sizes.attention(self.heads, sizes.spatial_pattern, "space_attention", bias=True, out_init=zeros)
-        x = x + within(h, None, None if block_inputs.references is None else (block_inputs.references, None))
+        x = x + within(h, None, outside_of(block_inputs.references, block_inputs.reference_seen))
         h = jnp.moveaxis(x, 1, 3).reshape(-1, frames, 1, 1, channels)
         h = GroupNorm(sizes.groups, "clip", name="norm_time")(h)
         h = jnp.moveaxis(h.reshape(batch, height, width, frames, channels), 3, 1)
