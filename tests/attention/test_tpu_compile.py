@@ -12,7 +12,18 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tests.attention.oracle import name
-from vdm_jax.attention import Causal, Full, LocalWindow, SparseCausal, Spatial, Temporal, attend
+from vdm_jax.attention import (
+    Causal,
+    Full,
+    LocalWindow,
+    Neighbourhood,
+    Radial,
+    SlidingTiles,
+    SparseCausal,
+    Spatial,
+    Temporal,
+    attend,
+)
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 
 pytestmark = [pytest.mark.full, pytest.mark.skipif(importlib.util.find_spec("libtpu") is None,
@@ -59,6 +70,13 @@ def test_frames_that_do_not_fill_blocks_compile(mesh):
 @pytest.mark.parametrize("pattern", [Causal(), SparseCausal()], ids=name)
 def test_the_longest_block_map_fits(pattern, mesh):
     assert compiled(mesh, pattern, shape=(2, 96, 64, 72, 2, 128))[1] >= 3  # 442k tokens, close to the table's limit
+
+
+@pytest.mark.parametrize("pattern", [
+    Neighbourhood(frames=4, height=3, width=7, stride=(2, 1, 3), dilation=(1, 2, 1)), Radial(),
+    SlidingTiles(tile=(2, 8, 8), window=(3, 1, 3)), SlidingTiles(tile=(2, 4, 8), order="frames")], ids=name)
+def test_patterns_that_know_the_shape_compile(pattern, mesh):
+    assert compiled(mesh, pattern)[1] >= 3
 
 
 OTHERS = [(Temporal(), "xla"), (SparseCausal(), "gather"), (Causal(), "chunked")]

@@ -14,7 +14,9 @@ import pytest
 from tests.attention.oracle import assert_same, name
 from tests.attention.window_oracles import MEMBERS, SHAPE, oracle, with_images
 from vdm_jax.attention import BlockCausal, Full, PerHead, Spatial, TeacherForcing, attend, capability
+from vdm_jax.attention.block_mask import SequenceLayout
 from vdm_jax.attention.capability import CAPABILITIES, entries_for
+from vdm_jax.attention.contexts.ring import Ring
 from vdm_jax.attention.kernels import chunked
 from vdm_jax.attention.patterns import independent_frames_mask
 from vdm_jax.attention.products import Pattern, Sum
@@ -83,13 +85,14 @@ def test_groups_of_heads(context):
 
 @dataclasses.dataclass(frozen=True)
 class Term(Pattern):
-    """Frames before the query's, and itself and the next one, or only these; all of a frame, or the same row."""
+    """Which frames see which by name; all of a frame, or the same row."""
 
-    before: bool
+    which: str
     whole: bool
 
     def frame_visible(self, query, key):
-        return (key == query - 1) if self.before else (key >= query) & (key <= query + 1)
+        return {"first": (key == 0) & (query > 1), "before": key == query - 1,
+                "near": (key >= query) & (key <= query + 1)}[self.which]
 
     def position_visible(self, query, key, size):
         return (query == query) & (key == key) if self.whole else query // size[1] == key // size[1]
@@ -103,10 +106,10 @@ class Term(Pattern):
 
 @dataclasses.dataclass(frozen=True)
 class Lopsided(Sum):
-    """The frame before whole, of the own and the next one the row."""
+    """The first frame and the one before whole, of the own and the next one the row."""
 
     def terms(self, shape):
-        return Term(True, True), Term(False, False)
+        return Term("before", True), Term("near", False), Term("first", True)
 
     def bounded_frames(self):
         return True
@@ -116,7 +119,8 @@ def lopsided(shape):
     """By comparing every two tokens."""
     frame, row, _ = (a.ravel() for a in np.indices(shape))
     apart = frame[None, :] - frame[:, None]
-    return (apart == -1) | ((apart == 0) | (apart == 1)) & (row[None, :] == row[:, None])
+    near = ((apart == 0) | (apart == 1)) & (row[None, :] == row[:, None])
+    return (apart == -1) | near | ((frame[None, :] == 0) & (frame[:, None] > 0))
 
 
 @pytest.mark.parametrize(("context", "kernel"), [("none", "xla"), ("none", "chunked"), ("none", "gather"), *[
@@ -126,7 +130,8 @@ def test_any_sum_of_products(context, kernel, monkeypatch):
     names = frozenset({"Lopsided"})
     monkeypatch.setattr(capability, "CAPABILITIES", {
         key: dataclasses.replace(entry, patterns=entry.patterns | names) for key, entry in CAPABILITIES.items()})
-    shape = (8, 2, 3)
+    shape = (16, 2, 2)  # four frames per device: the first one does not go round a ring
+    assert Ring("xla", SequenceLayout(Lopsided(), shape), 4, 1, False).with_first_apart().apart
     assert_close(lambda **a: attend(**a, pattern=Lopsided(), kernel=kernel, context=context), inputs(shape),
                  lopsided(shape))
     assert Lopsided().pairs(shape) == lopsided(shape).sum()
