@@ -33,6 +33,7 @@ class Benchmark:
 
     Examples:
       vdm-jax benchmark attention --patterns full causal "SparseCausal(own=True)" --frames 8 16 32 --sides 8 16
+      vdm-jax benchmark attention --patterns radial sliding-tiles "Neighbourhood(stride=(1, 2, 2))"
       vdm-jax benchmark attention --kernels xla chunked gather --dtypes bfloat16 --heads 16 --head-dims 128
       vdm-jax benchmark attention --topology v5p-64 --frames 128 --sides 64 --dtypes bfloat16 --out benchmarks/v5p
     """
