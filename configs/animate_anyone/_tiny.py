@@ -43,7 +43,7 @@ def images(autoencoder: Autoencoder, steps: int = 40) -> Experiment:
         autoencoder)
 
 
-def videos(autoencoder: Autoencoder, run: str, steps: int = 20) -> Experiment:
+def videos(autoencoder: Autoencoder, run: str, steps: int = 120) -> Experiment:
     """The same with motion modules, which alone are trained."""
     return experiment("tiny_animate_videos", 4, MOTION, Training(
         steps=steps, trainable=_stage.OVER_FRAMES, init_from=InitFrom(stage="base", run=run)), autoencoder)

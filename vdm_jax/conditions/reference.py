@@ -198,7 +198,9 @@ class ReferencePicture(Condition):
         return {"references": {"picture": np.stack([clip[self.name] for clip in clips])}}
 
     def in_sampling(self, conditioning: Conditioning, videos: SampledVideos) -> dict[str, Any]:
-        """Their latents."""
+        """Their latents; what plans give is that already."""
+        if conditioning.inputs[self.name].shape[2:] == videos.shape[2:]:
+            return {}
         return self._encoded(conditioning, videos.encode)
 
     def present(self, conditioning: Conditioning) -> bool:
