@@ -185,10 +185,10 @@ def test_motion_modules_of_other_norm_groups_take_those_of_the_image_network(pic
 def test_thresholds_are_per_frame_where_frames_are_pictures():
     assert {name: kind.threshold_per for name, kind in KINDS.items()} == {
         "AnimateDiffControlNetPipeline": "clip", "AnimateDiffPipeline": "clip",
-        "LatentConsistencyModelPipeline": "clip",
+        "AnimateDiffSparseControlNetPipeline": "clip", "LatentConsistencyModelPipeline": "clip",
         "StableDiffusionAdapterPipeline": "clip", "StableDiffusionControlNetPipeline": "clip",
         "StableDiffusionPipeline": "clip", "StableVideoDiffusionPipeline": "clip", "TextToVideoSDPipeline": "frame",
-        "WanPipeline": "clip"}
+        "WanImageToVideoPipeline": "clip", "WanPipeline": "clip"}
 
 
 class Console(rich.console.Console):
