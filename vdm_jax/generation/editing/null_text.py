@@ -57,5 +57,5 @@ class NullText(DDIMInversion):
         family = process.schedule.family
         trajectory = ddim_inverted(parts.source, x, steps, family, refinements=self.refinements, held=held_of(process))
         found = null_text_optimised(nulls.source, nulls.null, trajectory, x, steps, family, iterations=self.iterations,
-                                    learning_rate=self.learning_rate)
-        return sampled_with_nulls(nulls.target, trajectory[0], found, steps, family)
+                                    learning_rate=self.learning_rate, sampler=parts.sampler)
+        return sampled_with_nulls(nulls.target, trajectory[0], found, steps, family, sampler=parts.sampler)
