@@ -74,7 +74,7 @@ class Edit:
     weight: tuple[str, ...] = ()  # prompt_to_prompt: WORD=FACTOR of how much a word of --prompt is attended to
     # controlvideo: steps after which frames are smoothed, counted from the end, 20 19 by default; none: no smoother
     smooth: tuple[Count, ...] | None = None
-    hierarchical: bool = False  # controlvideo: from key frames, for long videos
+    hierarchical: bool = False  # controlvideo: from key frames, for videos of more than 64 frames
     # controlvideo: frames from one key frame to the next, both included; by default floor(sqrt(frames)), at least 3
     window: Window | None = None
     steps: SamplingSteps | None = None  # of the sampler, of every stage; each stage's own by default
