@@ -22,6 +22,7 @@ from vdm_jax.attention import (
     PerHead,
     Radial,
     SlidingTiles,
+    SparseCausal,
     Spatial,
     Temporal,
     WithExtraKeys,
@@ -30,6 +31,7 @@ from vdm_jax.attention import (
 from vdm_jax.attention.block_mask import FULL, PARTIAL, SequenceLayout, SumMask
 from vdm_jax.attention.capability import CAPABILITIES, entries_for, require
 from vdm_jax.attention.kernels import chunked, splash, tiles
+from vdm_jax.attention.kernels.gather import gather_frames
 from vdm_jax.attention.patterns import AttentionPattern, attention_flops, independent_frames_mask
 from vdm_jax.configuration import from_data, to_data
 
@@ -171,6 +173,17 @@ def test_tiles_in_their_order_leave_nothing_to_mask():
     x = inputs()["q"]
     np.testing.assert_array_equal(order.back(order.there(x)), x)
     assert dataclasses.replace(TILES, order="frames").token_order(SHAPE) is None
+
+
+def test_many_tiles_are_one_gather():
+    """Of 4 x 4 x 6 tiles there are 1296 runs of neighbours, each of which would be compiled as a slice."""
+    order = SlidingTiles(tile=(1, 1, 1)).token_order((4, 4, 6))
+    frames = SequenceLayout(order.pattern, order.shape).key_frames()
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 96, 1, 1, 2, 3)), jnp.float32)
+    assert len(jax.make_jaxpr(lambda x: gather_frames(x, frames))(x).eqns) < 40
+    np.testing.assert_array_equal(gather_frames(x, frames)[:, :, 0], x[:, frames.index, 0, 0])
+    few = SequenceLayout(SparseCausal(), (16, 1, 1)).key_frames()  # of these there are two runs a slot
+    assert "gather" not in str(jax.make_jaxpr(lambda x: gather_frames(x, few))(x[:, :16]))
 
 
 # ------------------------------------------------------------------------------------------------ heads
