@@ -51,9 +51,9 @@ class OnClip(Pattern):
     def covers_frame(self, size):
         return all(_axis_table(self.pattern, axis, length).all() for axis, length in enumerate(size, 1))
 
-    def row_reach(self, size):
-        query, key = np.nonzero(_axis_table(self.pattern, 1, size[0]))
-        return int(np.abs(query - key).max())
+    def row_span(self, size):
+        table = _axis_table(self.pattern, 1, size[0])
+        return table.argmax(axis=1), size[0] - 1 - table[:, ::-1].argmax(axis=1)
 
     def bounded_frames(self):
         return self.pattern.bounded_frames()
