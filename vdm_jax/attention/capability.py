@@ -164,8 +164,7 @@ CAPABILITIES |= {
     **{(kernel, "all_gather"): Entry(_EXCHANGED) for kernel in ("xla", "chunked")},
     **{(kernel, context): Entry(_EXCHANGED, bias=False)
        for kernel in ("xla", "chunked") for context in ("ring", "zigzag_ring", "ulysses_ring")},
-    **{(kernel, "halo"): Entry(_named(f"Spatial TemporalCausal Causal BlockCausal SparseCausal {WINDOWS}"),
-                               bias=False,
+    **{(kernel, "halo"): Entry(_named(f"Spatial TemporalCausal Causal BlockCausal {FIRST} {WINDOWS}"), bias=False,
                                bounded=True) for kernel in ("xla", "chunked", "gather")},
     **{(kernel, "halo"): dataclasses.replace(CAPABILITIES[kernel, "none"], patterns=_named("Spatial"))
        for kernel in ("cudnn", "splash")},
