@@ -60,8 +60,8 @@ def from_key_frames(
         these two does not count. The others must not see each other, nor repeats of a key frame at their end.
       at: gives the part of a conditioning that belongs to some frames; their numbers may be traced.
 
-    A window of all frames is `denoise_keys` alone. Gaps are denoised one after the other, so that the denoisers' memory
-    is that of the key frames or of one gap. Raises `UserError` as `key_frames`.
+    A window of all frames is `denoise_keys` alone. Gaps are denoised one after the other, so that no
+    more than the key frames or one gap is denoised at a time. Raises `UserError` as `key_frames`.
     """
     if window >= frames:
         return denoise_keys

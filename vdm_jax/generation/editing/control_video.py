@@ -47,7 +47,7 @@ class ControlVideo(EditsStage):
     strength: Share = 1.0  # share of the steps that are made; 1: from noise, without the pixels of the given video
     # Steps after which frames are smoothed, counted from the end, where 1 is the last: of 50 these are 30 and 31 from 0
     smooth: tuple[Count, ...] = (20, 19)
-    # Long videos are sampled from key frames, so that nothing grows with the square of their length
+    # Long videos are sampled from key frames, so that the network never sees all frames at once
     hierarchical: bool = False
     window: Window | None = None  # frames from one key frame to the next, both included; None: floor(sqrt(frames))
 
