@@ -26,6 +26,7 @@ from experiments.readme_tables import insert
 from vdm_jax.attention import (
     BlockCausal,
     Causal,
+    FirstFrames,
     Full,
     LocalWindow,
     Neighbourhood,
@@ -59,7 +60,7 @@ PATTERNS: tuple[OwnPattern, ...] = (
     Spatial(), Temporal(), TemporalCausal(), TemporalCausal(window=3), Full(), Causal(), Causal(window=4),
     SparseCausal(own=True), Neighbourhood(frames=4, height=3, width=2, stride=(2, 3, 1), dilation=(2, 1, 2)),
     SlidingTiles(tile=(2, 2, 2)), Radial(), BlockCausal(block=2, window=4, sink=2), TeacherForcing(frames=8, block=2),
-    LocalWindow(frames=3, height=3, width=3))
+    LocalWindow(frames=3, height=3, width=3), FirstFrames())
 PROTOCOL = {
     "work": "output of attention, and gradients of queries, keys and values for a standard normal cotangent",
     "input": f"standard normal float32 times 1.5, [{BATCH}, {', '.join(map(str, SHAPE))}, heads, {HEAD_DIM}], seed 0; "

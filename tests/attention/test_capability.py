@@ -112,6 +112,19 @@ def test_auto_on_a_cpu_is_dense_until_it_does_not_pay():
     assert resolve(request(LocalWindow(), (64, 64, 64)), "auto", "none") == "chunked"
 
 
+def test_auto_asks_what_a_kernel_sees_of_tiles():
+    """In their order, 27 of 64 tiles, which it gathers; frame by frame three quarters of the frames. On a CPU it reads
+    whole tiles in place."""
+    tiles = SlidingTiles(tile=(4, 2, 2))
+    by_frames = dataclasses.replace(tiles, order="frames")
+    assert (request(tiles).frames_share, request(by_frames).frames_share) == (27 / 64, 12 / 16)
+    outside = WithExtraKeys(inner=tiles)
+    for pattern, kernel in ((tiles, "gather"), (outside, "gather"), (by_frames, "xla")):
+        assert resolve(request(pattern, platform="gpu", extra_keys=pattern is outside), "auto", "none") == kernel
+    assert request(tiles).whole_frames and not request(by_frames).whole_frames
+    assert resolve(request(tiles, tiled=True), "auto", "none") == "xla"
+
+
 def test_auto_on_a_tpu_and_on_a_gpu():
     tpu = {"platform": "tpu", "dtype": "bfloat16"}
     for pattern in (Full(), Causal(), SparseCausal(), LocalWindow()):

@@ -22,6 +22,7 @@ from vdm_jax.attention import (
     PerHead,
     Radial,
     SlidingTiles,
+    SparseCausal,
     Spatial,
     Temporal,
     WithExtraKeys,
@@ -30,7 +31,9 @@ from vdm_jax.attention import (
 from vdm_jax.attention.block_mask import FULL, PARTIAL, SequenceLayout, SumMask
 from vdm_jax.attention.capability import CAPABILITIES, entries_for, require
 from vdm_jax.attention.kernels import chunked, splash, tiles
+from vdm_jax.attention.kernels.gather import gather_frames
 from vdm_jax.attention.patterns import AttentionPattern, attention_flops, independent_frames_mask
+from vdm_jax.attention.products import Pattern, Sum
 from vdm_jax.configuration import from_data, to_data
 
 HEADS, DIM = 2, 4
@@ -171,6 +174,70 @@ def test_tiles_in_their_order_leave_nothing_to_mask():
     x = inputs()["q"]
     np.testing.assert_array_equal(order.back(order.there(x)), x)
     assert dataclasses.replace(TILES, order="frames").token_order(SHAPE) is None
+
+
+def test_blocks_of_a_row_near_the_border_make_no_others_wider():
+    """Every row of queries meets as many rows of keys as the window is high, though the window of the first one reaches
+    six rows down and that of the last one six up."""
+    pattern = Neighbourhood(frames=1, height=7, width=7)
+    blocks = SequenceLayout(pattern, (1, 32, 32)).block_mask().blocks(32, 32)
+    assert set((blocks > 0).sum(axis=1)) == {7}
+    assert set((SequenceLayout(pattern, (1, 32, 32)).block_mask().blocks(64, 32) > 0).sum(axis=1)) == {7, 8}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows(Pattern):
+    """Of the next frame of the clip, or beyond its end, the same row."""
+
+    def frame_visible(self, query, key):
+        return key == query + 1
+
+    def position_visible(self, query, key, size):
+        return query // size[1] == key // size[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Own(Pattern):
+    """The own frame whole."""
+
+    def frame_visible(self, query, key):
+        return key == query
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnAndRows(Sum):
+    """Two products, of which the second shows nothing of a clip of one frame."""
+
+    def terms(self, shape):
+        return Own(), Rows()
+
+
+def test_products_that_show_nothing_are_left_out():
+    shape, two = (1, 3, 2), (2, 3, 2)
+    assert [len(SequenceLayout(OwnAndRows(), each).terms) for each in (shape, two)] == [1, 2]
+    assert SequenceLayout(OwnAndRows(), shape).block_mask().mask() is None
+    mask = SequenceLayout(OwnAndRows(), two).block_mask().mask()
+    np.testing.assert_array_equal(mask, OwnAndRows().visible(two))
+    nothing = np.zeros((2, 2), bool).tobytes()
+    assert [term for term, _ in SequenceLayout(OwnAndRows(), two, nothing).terms] == [Own()]
+
+
+@pytest.mark.parametrize("frame_mask", [None, independent_frames_mask(2, 1).tobytes()])
+def test_tables_that_are_kept_cannot_be_written(frame_mask):
+    for _, table in SequenceLayout(Radial(), (3, 2, 2), frame_mask).terms:
+        with pytest.raises(ValueError, match="read-only"):
+            table[0, 0] = False
+
+
+def test_many_tiles_are_one_gather():
+    """Of 4 x 4 x 6 tiles there are 1296 runs of neighbours, each of which would be compiled as a slice."""
+    order = SlidingTiles(tile=(1, 1, 1)).token_order((4, 4, 6))
+    frames = SequenceLayout(order.pattern, order.shape).key_frames()
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 96, 1, 1, 2, 3)), jnp.float32)
+    assert len(jax.make_jaxpr(lambda x: gather_frames(x, frames))(x).eqns) < 40
+    np.testing.assert_array_equal(gather_frames(x, frames)[:, :, 0], x[:, frames.index, 0, 0])
+    few = SequenceLayout(SparseCausal(), (16, 1, 1)).key_frames()  # of these there are two runs a slot
+    assert "gather" not in str(jax.make_jaxpr(lambda x: gather_frames(x, few))(x[:, :16]))
 
 
 # ------------------------------------------------------------------------------------------------ heads

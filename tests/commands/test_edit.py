@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from tests.video.test_sound import write_sounding
+from vdm_jax.commands.arguments import parse
+from vdm_jax.commands.edit_command import Edit, _job, check
 from vdm_jax.commands.main import main
 from vdm_jax.errors import UserError
 from vdm_jax.generation.editing.files import EditedVideo
@@ -79,6 +82,27 @@ def test_no_strength_keeps_the_frames_and_the_sound(trained, tmp_path):
     assert 1.1 < len(sound) / 8000 < 1.4 and np.abs(sound).max() > 0.3
 
 
+@pytest.mark.parametrize(("method", "given", "expected"), [
+    ("ddim", ["--refinements", "0"], {"refinements": 0}), ("ddim", [], {"refinements": 3}),
+    ("prompt_to_prompt", ["--cross-replace", "0"], {"cross_replace": 0.0}),
+    ("controlvideo", ["--smooth"], {"smooth": ()}), ("controlvideo", [], {"smooth": (20, 19), "hierarchical": False}),
+    ("controlvideo", ["--smooth", "3", "2", "--hierarchical"], {"smooth": (3, 2), "hierarchical": True}),
+])
+def test_options_reach_the_method_whatever_their_value(video, method, given, expected):
+    options = parse(Edit, [str(video), "--model", "one", "--method", method, *given], "vdm-jax edit")
+    check(options)
+    one = SimpleNamespace(stages=lambda first, last: [SimpleNamespace(name="video")])
+    found = _job(options, one).method
+    assert found.name == method and {name: getattr(found, name) for name in expected} == expected
+
+
+def test_examples_are_lines_that_go_on():
+    lines = Edit.__doc__.splitlines()
+    going_on = [after for line, after in zip(lines, lines[1:], strict=False) if line.endswith("\\")]
+    assert len(going_on) == 4 and all(line.lstrip().startswith("--prompt") for line in going_on)
+    assert max(map(len, lines)) <= 120
+
+
 def test_a_model_that_was_never_tuned_is_named(trained, video, tmp_path, capfd):
     assert main(["edit", str(video), "--model", str(trained), *PROMPTS, "--method", "tune_a_video", "--strength", "0",
                  "--out", "made.mp4"]) == 0
@@ -93,6 +117,7 @@ def test_bad_input(trained, video, tmp_path, fails):
     assert "text.mp4: not a readable video" in fails("edit", "text.mp4", *command[2:])
     assert "--refinements=2 with --method=sdedit; permitted: --method ddim or null_text or" in fails(
         *command, "--method", "sdedit", "--refinements", "2")
+    assert "--refinements=0 with --method=sdedit" in fails(*command, "--method", "sdedit", "--refinements", "0")
     assert "--source-prompt=a 3 with --method=sdedit" in fails(*command, "--method", "sdedit", "--source-prompt", "a 3")
     assert "--source-guidance=1.0 without --source-prompt" in fails(*command, "--source-guidance", "1")
     assert "--strength has 3 numbers for the stages base, spatial; permitted: one" in fails(

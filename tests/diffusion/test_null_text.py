@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 
 from vdm_jax.diffusion.families import VP
-from vdm_jax.diffusion.inversion import ddim_inverted
+from vdm_jax.diffusion.inversion import ddim_inverted, sampled_from
 from vdm_jax.diffusion.null_text import null_text_optimised, sampled_with_nulls
+from vdm_jax.diffusion.process import Process
+from vdm_jax.diffusion.samplers import DDIM
 from vdm_jax.diffusion.sampling import steps_between
+from vdm_jax.diffusion.schedules import CosineSchedule
+from vdm_jax.diffusion.thresholds import Threshold
 from vdm_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -89,6 +93,22 @@ def test_guided_sampling_leads_back(trajectory):
     back = sampled_with_nulls(free, trajectory[0], found, steps, VP)
     still = sampled_with_nulls(free, trajectory[0], jnp.zeros_like(found), steps, VP)
     assert np.abs(back - X).max() < 1e-2 < np.abs(still - X).max()
+
+
+def test_the_samplers_threshold_counts(trajectory):
+    """With embeddings that are the same at all steps it is the sampler with one denoiser; and other embeddings are
+    found for it than without a threshold."""
+    steps, sampler = steps_between(LEVELS), DDIM(threshold=Threshold(limit=0.1))
+    same = jnp.broadcast_to(jnp.asarray(NULL), (STEPS, *NULL.shape))
+    found = sampled_with_nulls(guided, trajectory[0], same, steps, VP, sampler=sampler)
+    expected = sampled_from(trajectory[0], sampler, lambda z, level: guided(z, level, NULL),
+                            jax.random.split(jax.random.key(0), BATCH), steps, Process(schedule=CosineSchedule()))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert np.abs(found).max() <= 0.1 + 1e-6
+    options = {"iterations": 1, "learning_rate": RATE}
+    with_threshold, without = (null_text_optimised(guided, jnp.asarray(NULL), trajectory, jnp.asarray(X), steps, VP,
+                                                   sampler=each, **options) for each in (sampler, DDIM()))
+    assert np.abs(with_threshold - without).max() > 1e-3
 
 
 @pytest.mark.parametrize(("name", "value"), [("iterations", 0), ("learning_rate", 0.0)])

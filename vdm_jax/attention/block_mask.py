@@ -143,9 +143,9 @@ class BlockMask:
         return frame * self.tokens + np.minimum(place, self.tokens)
 
     def _rows_meet(self, q_first, q_last, k_first, k_last) -> np.ndarray:
-        """Whether some row of the query block is near enough to some row of the key block."""
+        """Whether the key block has rows among those that the rows of the query block may see."""
         height, width = self.size
-        reach = self.within.row_reach(self.size)
+        row, (first_seen, last_seen) = np.arange(height), self.within.row_span(self.size)
 
         def rows(first, last, run):
             one = first // run == last // run  # a block that spans frames holds rows of all heights
@@ -153,7 +153,11 @@ class BlockMask:
             return top, np.where(one, last % run // width, height - 1)
 
         (q_top, q_end), (k_top, k_end) = rows(q_first, q_last, self.run[0]), rows(k_first, k_last, self.run[1])
-        return (q_top[:, None] <= k_end + reach) & (k_top <= q_end[:, None] + reach)
+        q_top, q_end = (np.minimum(a, height - 1)[:, None] for a in (q_top, q_end))  # padding sees as the last row does
+        held = (q_top <= row) & (row <= q_end)
+        start = np.where(held, first_seen, height).min(axis=1, initial=height)
+        end = np.where(held, last_seen, -1).max(axis=1, initial=-1)
+        return (start[:, None] <= k_end) & (k_top <= end[:, None])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -112,10 +112,23 @@ class Request:
         return type(self.pattern) in (Full, Spatial, Temporal) and self.frame_mask is None
 
     @property
+    def computed(self) -> tuple[Pattern, Shape]:
+        """The pattern and the shape that a kernel sees: of tokens in another order, tiles in the place of frames."""
+        order = getattr(self.pattern, "inner", self.pattern).token_order(self.shape) if self.own else None
+        return (self.pattern, self.shape) if order is None else (order.pattern, order.shape)
+
+    @property
+    def frames_share(self) -> float:
+        """Most frames that a query sees, as a share of all."""
+        pattern, shape = self.computed
+        return max(int(frame_table(pattern, shape).sum(axis=1).max()), 1) / shape[0]
+
+    @property
     def whole_frames(self) -> bool:
         """Whether a sequence is the clip and its tokens see whole frames of it alone: tiles read these in place."""
-        return (self.pattern.layout == "all" and not self.extra_keys and self.frame_mask != "any"
-                and all(term.covers_frame(self.shape[1:]) for term, _ in products(self.pattern, self.shape)))
+        pattern, shape = self.computed
+        return (pattern.layout == "all" and not self.extra_keys and self.frame_mask != "any"
+                and all(term.covers_frame(shape[1:]) for term, _ in products(pattern, shape)))
 
     @property
     def logits_bytes(self) -> int:
@@ -151,8 +164,7 @@ CAPABILITIES |= {
     **{(kernel, "all_gather"): Entry(_EXCHANGED) for kernel in ("xla", "chunked")},
     **{(kernel, context): Entry(_EXCHANGED, bias=False)
        for kernel in ("xla", "chunked") for context in ("ring", "zigzag_ring", "ulysses_ring")},
-    **{(kernel, "halo"): Entry(_named(f"Spatial TemporalCausal Causal BlockCausal SparseCausal {WINDOWS}"),
-                               bias=False,
+    **{(kernel, "halo"): Entry(_named(f"Spatial TemporalCausal Causal BlockCausal {FIRST} {WINDOWS}"), bias=False,
                                bounded=True) for kernel in ("xla", "chunked", "gather")},
     **{(kernel, "halo"): dataclasses.replace(CAPABILITIES[kernel, "none"], patterns=_named("Spatial"))
        for kernel in ("cudnn", "splash")},
@@ -241,7 +253,7 @@ def _preference(request: Request) -> list[str]:
     """Kernels from the best down; those that do not fit are skipped by the caller."""
     share = 1.0  # of the frames, that a query sees; a short sequence is done before its frames are gathered
     if request.own and request.pattern.bounded_frames() and request.rows >= 64:
-        share = max(int(frame_table(request.pattern, request.shape).sum(axis=1).max()), 1) / request.shape[0]
+        share = request.frames_share
     sparse = share <= 0.5
     order = []
     if request.rows * request.keys >= 1024**2:

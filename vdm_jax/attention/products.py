@@ -98,6 +98,12 @@ class Pattern:
         """Most rows between two positions of which one may see the other, in a frame of `size`."""
         return size[0]
 
+    def row_span(self, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """The first and the last row that positions of each row may see in a frame of `size`, int `[H]` each; they may
+        lie outside of it."""
+        row, reach = np.arange(size[0]), self.row_reach(size)
+        return row - reach, row + reach
+
     def token_order(self, shape: Shape) -> TokenOrder | None:
         """The order in which the tokens of a video are computed; None: as they are numbered."""
         return None
@@ -162,7 +168,8 @@ class Sum(Pattern):
 
 @functools.lru_cache(maxsize=128)  # asked for many times while a network is traced
 def products(pattern: Pattern, shape: Shape, frame_mask: bytes | None = None) -> tuple[tuple[Pattern, np.ndarray], ...]:
-    """The terms of a pattern on a video, each with the frames that see each other by it, bool `[T, T]`, read-only.
+    """The terms of a pattern on a video, each with the frames that see each other by it, bool `[T, T]`, read-only;
+    terms by which none do are left out, but for one.
 
     With the frame mask of joint training the clip ends where the appended images begin. A frame that terms and mask
     together leave alone sees itself as the first term shows positions.
@@ -170,7 +177,10 @@ def products(pattern: Pattern, shape: Shape, frame_mask: bytes | None = None) ->
     frames = shape[0]
     mask = None if frame_mask is None else np.frombuffer(frame_mask, bool).reshape(frames, frames)
     terms = pattern.terms((frames - (appended_images(mask) or 0), *shape[1:]))
-    return tuple(zip(terms, _masked_tables(terms, frames, mask), strict=True))
+    found = list(zip(terms, _masked_tables(terms, frames, mask), strict=True))
+    for _, table in found:
+        table.setflags(write=False)
+    return tuple(product for product in found if product[1].any()) or (found[0],)
 
 
 def frame_table(pattern: Pattern, shape: Shape, frame_mask: bytes | None = None) -> np.ndarray:

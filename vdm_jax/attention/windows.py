@@ -51,9 +51,9 @@ class OnClip(Pattern):
     def covers_frame(self, size):
         return all(_axis_table(self.pattern, axis, length).all() for axis, length in enumerate(size, 1))
 
-    def row_reach(self, size):
-        query, key = np.nonzero(_axis_table(self.pattern, 1, size[0]))
-        return int(np.abs(query - key).max())
+    def row_span(self, size):
+        table = _axis_table(self.pattern, 1, size[0])
+        return table.argmax(axis=1), size[0] - 1 - table[:, ::-1].argmax(axis=1)
 
     def bounded_frames(self):
         return self.pattern.bounded_frames()
@@ -130,9 +130,10 @@ class SlidingTiles(Axial):
     """Each token sees whole tiles: as many as `window` holds, centred on its own where they fit and moved inwards at
     the borders (sliding tile attention: Zhang et al. 2025, 2502.04507).
 
-    With `order="tiles"` the tokens of a tile lie side by side while attention is computed: a kernel then reads whole
-    tiles and masks nothing, but takes no frame mask, frame validity or bias. Raises `UserError` for videos that are not
-    whole tiles.
+    With `order="tiles"` the tokens of a tile lie side by side while attention is computed: `gather` then reads the
+    tiles that a query sees and masks nothing, nor does `splash` where its blocks divide a tile; other kernels mask
+    blocks that hold several tiles. It takes no frame mask, frame validity or bias. Raises `UserError` for videos that
+    are not whole tiles.
     """
 
     tile: tuple[Size, Size, Size] = (4, 8, 8)  # frames, rows, columns, in tokens
@@ -188,7 +189,7 @@ class TileGrid(Pattern):
 @config
 class Radial(Sum):
     """Each token sees its own and the neighbouring frames whole, and of frames at a distance of 2^r to 2^(r+1) - 1 the
-    positions (row by row) less than N / 2^r away, N of a frame; where that is less than one, its own position in every
+    positions (row by row) less than floor(N / 2^r) away, N of a frame; where that is 0, its own position in every
     ceil(2^r / N)-th frame (radial attention: Li et al. 2025, 2506.19852). With `sink`, the first frame whole too."""
 
     sink: bool = True

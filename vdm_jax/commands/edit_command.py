@@ -52,7 +52,7 @@ class Edit:
         --prompt "a robot dancing" --out robot.mp4
       vdm-jax edit dance.mp4 --model sd-controlnet-canny --num-frames 8 --method text2video_zero --control canny \\
         --prompt "a robot dancing" --out robot.mp4
-      vdm-jax edit dance.mp4 --model sd-controlnet-canny --method controlvideo --control canny --hierarchical \
+      vdm-jax edit dance.mp4 --model sd-controlnet-canny --method controlvideo --control canny --hierarchical \\
         --prompt "a robot dancing" --out robot.mp4
       vdm-jax edit waves.mov --model animatediff --method sdedit --strength 0.5 --prompt "waves of milk" --out milk.mp4
     """
@@ -74,7 +74,7 @@ class Edit:
     weight: tuple[str, ...] = ()  # prompt_to_prompt: WORD=FACTOR of how much a word of --prompt is attended to
     # controlvideo: steps after which frames are smoothed, counted from the end, 20 19 by default; none: no smoother
     smooth: tuple[Count, ...] | None = None
-    hierarchical: bool = False  # controlvideo: from key frames, for long videos
+    hierarchical: bool = False  # controlvideo: from key frames, for videos of more than 64 frames
     # controlvideo: frames from one key frame to the next, both included; by default floor(sqrt(frames)), at least 3
     window: Window | None = None
     steps: SamplingSteps | None = None  # of the sampler, of every stage; each stage's own by default
@@ -179,7 +179,8 @@ def _job(options: Edit, generator: Any) -> Any:
 
     stages = generator.stages(None, options.last)
     kind = EDIT_METHODS[options.method]
-    own = {name: getattr(options, name) for name in OF_METHODS if getattr(options, name) not in (None, False)}
+    own = {name: value for name in OF_METHODS
+           if (value := getattr(options, name)) is not None and value is not False}  # 0 is a value
     if options.weight:
         own["weights"] = word_weights(options.weight)
     if len(options.strength) not in (0, 1, len(stages)):
@@ -248,8 +249,7 @@ def check(options: Edit) -> None:
         raise UserError(f"video={options.video} is not a file; permitted: a video")
     for name, methods in READ_BY.items():
         value = getattr(options, name)
-        given = value != () if name == "weight" else value not in (None, 0.0)
-        if options.method not in methods and given:
+        if options.method not in methods and value != getattr(Edit, name):
             raise UserError(f"--{name.replace('_', '-')}={value} with --method={options.method}; permitted: --method "
                             f"{' or '.join(methods)}")
     if options.source_guidance and options.source_prompt is None:

@@ -28,7 +28,7 @@ NullDenoiser = Callable[[Video, Level, Null], Video]  # (z, log-SNR, null embedd
 
 def null_text_optimised(
     denoise: NullDenoiser, null: Null, trajectory: Trajectory, x: Video, steps: Step, family: Family, *,
-    iterations: int = 10, learning_rate: float = 0.01,
+    iterations: int = 10, learning_rate: float = 0.01, sampler: DDIM = DDIM(),  # noqa: B008 (a frozen config)
 ) -> Nulls:
     """The null embeddings of each step with which deterministic DDIM, guided, goes along a trajectory to x.
 
@@ -43,6 +43,7 @@ def null_text_optimised(
       iterations: Adam's steps at each step of the sampler; published: 10.
       learning_rate: Adam's, of every step. That of the authors' code falls from 0.01 at the first of 50 steps to 0.005,
         and it stops early where the distance is small.
+      sampler: deterministic, with its threshold if it has one.
 
     Raises `UserError` for fewer than one iteration, and a learning rate that is not above 0.
     """
@@ -54,7 +55,7 @@ def null_text_optimised(
         (z, null), (step, target) = carry, given
 
         def distance(null: Null) -> tuple[Float[Array, ""], Video]:
-            z_s = _guided_step(denoise, z, null, step, len(trajectory), family)
+            z_s = _guided_step(denoise, z, null, step, len(trajectory), family, sampler)
             errors = jnp.mean((z_s - target) ** 2, axis=tuple(range(1, z.ndim)))
             return errors.sum(), z_s  # of videos that do not share embeddings: each has its own gradient
 
@@ -71,21 +72,26 @@ def null_text_optimised(
     return jax.lax.scan(advance, (trajectory[0], null), (steps, targets))[1]
 
 
-def sampled_with_nulls(denoise: NullDenoiser, z: Video, nulls: Nulls, steps: Step, family: Family) -> Video:
+def sampled_with_nulls(
+    denoise: NullDenoiser, z: Video, nulls: Nulls, steps: Step, family: Family, *,
+    sampler: DDIM = DDIM(),  # noqa: B008
+) -> Video:
     """What deterministic DDIM makes of z at the first of the steps with the null embeddings of each."""
 
     def advance(z: Video, given: tuple[Step, Null]) -> tuple[Video, None]:
         step, null = given
-        return _guided_step(denoise, z, null, step, len(nulls), family), None
+        return _guided_step(denoise, z, null, step, len(nulls), family, sampler), None
 
     return jax.lax.scan(advance, z, (jax.tree.map(jnp.asarray, steps), nulls))[0]
 
 
-def _guided_step(denoise: NullDenoiser, z: Video, null: Null, step: Step, count: int, family: Family) -> Video:
+def _guided_step(
+    denoise: NullDenoiser, z: Video, null: Null, step: Step, count: int, family: Family, sampler: DDIM
+) -> Video:
     """z at the step's next level, or after the last step the estimate."""
 
     def estimate(z: Video, level: Level) -> Video:
         return denoise(z, jnp.broadcast_to(level, z.shape[:1]), null)
 
-    z_s, x_hat, _ = DDIM().step(estimate, z, None, step._replace(count=count), family, jnp.zeros_like(z))
+    z_s, x_hat, _ = sampler.step(estimate, z, None, step._replace(count=count), family, jnp.zeros_like(z))
     return jnp.where(step.last, x_hat, z_s)

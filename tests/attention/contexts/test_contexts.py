@@ -19,6 +19,7 @@ from tests.attention.oracle import PATTERNS, assert_same, extra, name, visible
 from vdm_jax.attention import (
     Causal,
     ExtraKeys,
+    FirstFrames,
     Full,
     LocalWindow,
     SparseCausal,
@@ -45,7 +46,7 @@ ENTRIES = [(c, k, p) for k, c in CAPABILITIES if c != "none" and "cpu" in CAPABI
 ALWAYS = {
     ("all_gather", "xla"): (Full(), Causal(), SparseCausal(), TemporalCausal(window=3), BOX),
     ("all_gather", "chunked"): (Causal(),),
-    ("halo", "gather"): (SparseCausal(), TemporalCausal(window=3), BOX),
+    ("halo", "gather"): (SparseCausal(), FirstFrames(), TemporalCausal(window=3), BOX),
     ("halo", "xla"): (Spatial(), SparseCausal(own=True)),
     ("halo", "chunked"): (Causal(window=2),),
     ("ulysses", "xla"): (Causal(), Temporal()),

@@ -11,11 +11,22 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tests.attention.oracle import name
+from tests.attention.oracle import PATTERNS, name
 from tests.refusals import refused
-from vdm_jax.attention import Causal, Full, LocalWindow, SparseCausal, Spatial, Temporal, TemporalCausal, attend
+from vdm_jax.attention import (
+    BlockCausal,
+    Causal,
+    FirstFrames,
+    Full,
+    LocalWindow,
+    SparseCausal,
+    Spatial,
+    Temporal,
+    TemporalCausal,
+    attend,
+)
 from vdm_jax.attention.block_mask import SequenceLayout
-from vdm_jax.attention.contexts import CONTEXTS, Call
+from vdm_jax.attention.contexts import CONTEXTS
 from vdm_jax.attention.contexts.halo import find_halo
 from vdm_jax.attention.contexts.ring import Ring
 from vdm_jax.attention.patterns import independent_frames_mask
@@ -132,7 +143,7 @@ def test_the_other_contexts_send_what_they_say():
 
 def halo_of(pattern, frames=16, devices=4, frame_mask=None):
     mask = None if frame_mask is None else frame_mask.tobytes()
-    halo = find_halo(Call("halo", "xla", SequenceLayout(pattern, (frames, 2, 2), mask), devices, True))
+    halo = find_halo(SequenceLayout(pattern, (frames, 2, 2), mask), devices)
     return halo.first, halo.before, halo.after
 
 
@@ -144,6 +155,18 @@ def test_the_halo_is_what_is_seen():
     assert halo_of(LocalWindow(frames=5)) == (False, 2, 2)
     assert halo_of(TemporalCausal(window=1)) == (False, 0, 0)
     assert halo_of(SparseCausal(), frame_mask=np.eye(16, dtype=bool)) == (False, 0, 0)
+    assert halo_of(FirstFrames(count=3)) == (3, 0, 0)
+
+
+@pytest.mark.parametrize("pattern", [*PATTERNS, BlockCausal(block=3, window=6, sink=3)], ids=name)
+def test_the_halo_holds_the_fewest_frames(pattern):
+    """By looking at every number of first frames; and it is found once."""
+    layout, frames = SequenceLayout(pattern, (24, 2, 2)), 6
+    pairs = [(query // frames * frames, key) for query, key in np.argwhere(layout.frame_table)]
+    held = [first + max([start - key for start, key in pairs if key >= first] + [0]) for first in range(24)]
+    halo = find_halo(layout, 4)
+    assert halo.first + halo.before == min(held) and halo.before == held[halo.first] - halo.first
+    assert find_halo(SequenceLayout(pattern, (24, 2, 2)), 4) is halo
 
 
 def ring_of(pattern, members=4, zigzag=False, frame_mask=None):

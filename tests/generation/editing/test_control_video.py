@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import jax
@@ -21,12 +22,16 @@ from vdm_jax.generation.jobs import Jobs
 from vdm_jax.generation.one_stage import with_overrides
 from vdm_jax.generation.prompts import requested_conditioning
 from vdm_jax.generation.released.models import load_released, with_size
+from vdm_jax.networks.latent_frames import Motion
+from vdm_jax.networks.sparse_control import SparseControlNet
 from vdm_jax.stages.latent import decode, encode
+from vdm_jax.stages.options import GuidanceTerm
 from vdm_jax.video.arrays import to_float, to_uint8
 from vdm_jax.video.reading import VideoReader
 from vdm_jax.video.writing import write_video
 
 PLAIN = ControlVideo(smooth=())
+MOTION = Motion(heads=2, groups=2, frames=4, attentions=1, middle=False)
 SHORT = {"steps": 3, "guidance": 1.0, "seed": 4}
 
 
@@ -125,6 +130,15 @@ def test_a_frame_sees_the_key_frames_around_it(generator):
     assert changed(other, before) == list(range(7)) and np.abs(other - before).max((1, 2, 3)).min() > 1e-4
 
 
+def test_no_strength_leaves_what_the_autoencoder_keeps(generator):
+    maps = clip(3)
+    _, sized, stage = text_of(generator, maps)
+    weights = sized.autoencoders[stage.name]
+    kept = decode(stage.latent, weights, encode(stage.latent, weights, jnp.asarray(to_float(maps))))
+    found = made(generator, maps, ControlVideo(strength=0.0, smooth=()))
+    assert np.abs(found - np.asarray(to_uint8(kept))[0].astype(int)).max() <= 1
+
+
 def test_smoothed_steps_are_those_published(generator):
     assert ControlVideo().pauses(50) == (30, 31) and ControlVideo(smooth=()).pauses(50) == ()
     assert ControlVideo(strength=0.4).pauses(50) == (30, 31) and ControlVideo(strength=0.0).pauses(50) == ()
@@ -167,8 +181,12 @@ def test_every_other_frame_is_halfway_between_its_neighbours():
     broken = to_float(video)[None].copy()
     broken[:, 3] = -1
     even, odd = (smoothed(broken, step)[0] for step in (30, 31))
-    assert changed(even, broken[0]) == [1, 3, 5] and changed(odd, broken[0]) == [2, 4]
+    assert changed(even, broken[0]) == [1, 3, 5] and changed(odd, broken[0]) == [0, 2, 4, 6]
     np.testing.assert_allclose(even[3], moved / 127.5 - 1, atol=1e-6)
+    np.testing.assert_allclose(odd[0], halfway(video[0], video[1]) / 127.5 - 1, atol=1e-6)
+    np.testing.assert_allclose(odd[6], halfway(video[5], video[6]) / 127.5 - 1, atol=1e-6)
+    four = [changed(smoothed(broken[:, :4], step)[0], broken[0]) for step in (30, 31)]
+    assert four == [[1], [0, 2]]  # the last of an even number of frames stays
 
 
 def test_a_still_video_stays(generator):
@@ -207,3 +225,35 @@ def test_what_cannot_be(generator, tmp_path):
     pictures = load_released(write_pictures(tmp_path / "plain"), jax.devices()[:1])
     with refused("ControlVideo.stage", "takes no control map", "a lower strength"):
         edit(pictures, clip(1), "a three", method=PLAIN)
+
+
+@pytest.mark.parametrize(("changes", "found"), [
+    ({"motion": MOTION}, "temporal layers or motion modules"), ({"temporal": True}, "temporal layers"),
+    ({"norm_over": "clip"}, "norm_over='clip'"), ({}, "SparseControlNet"), ({}, "sampling.terms of text, time")])
+def test_key_frames_need_an_image_network(generator, changes, found):
+    """Layers that tell frames by their place among those of the clip would take key frames for neighbours."""
+    stage, = generator.stages()
+    network, sampling = stage.network, stage.sampling
+    unet = dataclasses.replace(network.unet, **changes)
+    if found == "SparseControlNet":
+        sparse = SparseControlNet(unet=dataclasses.replace(unet, motion=MOTION), channels=2, hint_widths=(2, 4))
+        network = dataclasses.replace(network, control_nets=(sparse,))
+    if "time" in found:
+        sampling = dataclasses.replace(sampling, guidance=0.0, terms=tuple(
+            GuidanceTerm(name=name, scale=2.0) for name in ("text", "time")))
+    stage = dataclasses.replace(stage, network=dataclasses.replace(network, unet=unet))
+    with refused("ControlVideo.check", found, "permitted: an image network", "hierarchical=False"):
+        ControlVideo(smooth=(), hierarchical=True).check(stage, sampling)
+    PLAIN.check(stage, sampling)
+
+
+def test_only_so_many_frames_see_each_other(generator):
+    """All of them without key frames, and the key frames, of which short windows make many."""
+    def begun(frames, **options):
+        return ControlVideo(smooth=(), **options).stage(with_size(generator, frames, 16, 16).stages()[0])
+
+    begun(64), begun(65, hierarchical=True), begun(900, hierarchical=True), begun(127, hierarchical=True, window=3)
+    with refused("ControlVideo.length", "65 frames that all attend", "up to 64, by hierarchical=True"):
+        begun(65)
+    with refused("ControlVideo.length", "65 key frames of window=3 that all attend", "up to 64, by a longer window"):
+        begun(129, hierarchical=True, window=3)

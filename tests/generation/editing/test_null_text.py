@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.pipelines.folders import write_pictures
 from tests.refusals import refused
+from vdm_jax.generation.editing import one_stage
 from vdm_jax.generation.editing.ddim_inversion import DDIMInversion
 from vdm_jax.generation.editing.edit import edit
 from vdm_jax.generation.editing.null_text import NullText
+from vdm_jax.generation.jobs import Jobs
+from vdm_jax.generation.one_stage import with_overrides
+from vdm_jax.generation.prompts import requested_conditioning
 from vdm_jax.generation.released.models import load_released
 from vdm_jax.metrics.frames import psnr
+from vdm_jax.video.arrays import to_float
 
 OWN, WEIGHT = ["a red three"], 6.0
 
@@ -46,6 +54,27 @@ def test_guidance_leads_back_to_the_video(generator):
     np.testing.assert_allclose(psnr(found.videos, VIDEO), plain.round_trip["image"], atol=1)
     np.testing.assert_allclose(psnr(found.videos, VIDEO), found.round_trip["image"], atol=1)
     assert np.abs(found.videos - kept).mean() < np.abs(plain.videos - kept).mean()
+
+
+def test_no_strength_leaves_what_the_autoencoder_keeps(generator):
+    options = {"source_captions": OWN, "guidance": WEIGHT, "steps": 2}
+    made, plain = (edit(generator, VIDEO, ["a two"], method=kind(strength=0.0), **options).videos
+                   for kind in (NullText, DDIMInversion))
+    np.testing.assert_array_equal(made, plain)
+
+
+def test_loops_condition_nothing_and_gradients_compute_the_network_again(generator, monkeypatch):
+    """The conditioning is made once for the inversion, the edit, and each caption with other null embeddings."""
+    calls, conditioning, method = [], one_stage.stage_conditioning, NullText(iterations=2)
+    monkeypatch.setattr(one_stage, "stage_conditioning", lambda *a: calls.append(a) or conditioning(*a))
+    stage = method.stage(generator.stages()[0])
+    how = one_stage.edit_sampling(stage, with_overrides(stage.sampling, steps=2, guidance=WEIGHT), method, 0.0)
+    text = requested_conditioning(stage, generator.request(OWN, {}, (stage,)))
+    made = jax.make_jaxpr(functools.partial(one_stage.edit_stage, stage, how))(
+        generator.params[stage.name], Jobs(0, np.arange(1)).keys(np.arange(1), 0), (text, text), None,
+        jnp.asarray(to_float(VIDEO)), generator.autoencoders[stage.name])
+    assert len(calls) == 4
+    assert "differentiated=True" in str(made)  # of what is computed again in a backward pass
 
 
 def test_what_cannot_be(generator):

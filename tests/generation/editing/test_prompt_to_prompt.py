@@ -12,7 +12,7 @@ from tests.pipelines.folders import write_pictures
 from tests.refusals import refused
 from vdm_jax.generation.editing.ddim_inversion import DDIMInversion
 from vdm_jax.generation.editing.edit import edit
-from vdm_jax.generation.editing.prompt_to_prompt import PromptToPrompt, WordWeight, in_pairs
+from vdm_jax.generation.editing.prompt_to_prompt import PromptToPrompt, WordWeight, in_pairs, steps_replaced
 from vdm_jax.generation.editing.words import words_of
 from vdm_jax.generation.generator import Generator
 from vdm_jax.generation.released.models import load_released
@@ -91,6 +91,13 @@ def test_replacement_and_weights_change_the_edit(generator):
     assert np.abs(own - made(generator, DDIMInversion(), SOURCE)).max() <= 1
     weighted = PromptToPrompt(cross_replace=1.0, weights=(WordWeight(word="a", weight=20.0),))
     assert np.abs(made(generator, weighted) - replaced).max() > 1
+
+
+@pytest.mark.parametrize(("made", "share", "expected"), [
+    (100, 0.55, 55), (50, 0.14, 7), (50, 0.28, 14), (50, 0.8, 40), (3, 0.5, 2), (10, 0.01, 1), (10, 0.0, 0),
+    (9, 1.0, 9)])
+def test_how_many_steps_are_replaced(made, share, expected):
+    assert steps_replaced(made, share) == expected
 
 
 def test_stages_that_read_no_captions_are_left_to_ddim(generator):

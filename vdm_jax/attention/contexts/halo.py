@@ -32,7 +32,7 @@ def attention(call: Call, q, k, v, *, bias=None, frame_valid=None, extra_keys: E
         mine = None if frame_valid is None else lax.dynamic_slice_in_dim(frame_valid, device * call.frames, call.frames,
                                                                          axis=1)
         return call.alone(q, k, v, frame_valid=mine, extra_keys=extra_keys)
-    halo = find_halo(call)
+    halo = find_halo(call.layout, call.devices)
     k, v = halo.collect(k), halo.collect(v)
     pairs = [(call.ids(d), halo.ids(d, np)) for d in range(call.devices)]
     part = make_shard_mask(call.layout, (call.frames, len(pairs[0][1])), pairs)
@@ -82,22 +82,23 @@ def _runs_of(size: int, total: int) -> list[int]:
     return [min(size, total - start) for start in range(0, total, size)]
 
 
-def find_halo(call: Call) -> Halo:
-    """The smallest halo with everything that some frame sees: of the clip's first frames so many are handed out apart
-    that a device holds the fewest frames."""
-    query, key = np.nonzero(call.layout.frame_table)
-    start = query // call.frames * call.frames
-    behind, ahead = start - key, key - (start + call.frames - 1)
-
-    def before(first: int) -> int:
-        return max(int(behind[key >= first].max(initial=0)), 0)
-
-    first = int((behind[key == 0] > before(1)).any())
-    fewest = min(range(call.layout.shape[0]), key=lambda first: first + before(first))
-    if fewest + before(fewest) < first + before(first):
-        first = fewest
-    return Halo(first=first, before=before(first), after=int(ahead.max(initial=0)), frames=call.frames,
-                devices=call.devices)
+@functools.lru_cache(maxsize=256)  # asked for in every call that is traced
+def find_halo(layout: SequenceLayout, devices: int) -> Halo:
+    """The smallest halo with everything that some frame of a clip over so many devices sees: of the clip's first frames
+    so many are handed out apart that a device holds the fewest frames."""
+    total = layout.shape[0]
+    frames = total // devices
+    query, key = np.nonzero(layout.frame_table)
+    start = query // frames * frames
+    furthest = np.zeros(total + 1, int)  # that a device lies behind each frame that it needs
+    np.maximum.at(furthest, key, start - key)
+    before = np.maximum.accumulate(furthest[::-1])[::-1]  # from which number of first frames on: of those after them
+    held = np.arange(total) + before[:total]
+    first = int(furthest[0] > before[1])
+    if held.min() < first + before[first]:
+        first = int(held.argmin())
+    ahead = key - (start + frames - 1)
+    return Halo(first=first, before=int(before[first]), after=int(ahead.max(initial=0)), frames=frames, devices=devices)
 
 
 def _gathered(

@@ -13,6 +13,8 @@ from vdm_jax.attention.block_mask import ExtraKeys, SequenceLayout
 from vdm_jax.attention.kernels.xla import Keys, dense
 from vdm_jax.attention.products import VisibleFrames
 
+MOST_RUNS = 4  # of a slot on average, up to which slots are slices: each is an operation to compile
+
 
 def attention(q, k, v, layout: SequenceLayout, *, bias=None, frame_valid=None, extra_keys: ExtraKeys | None = None,
               own: bool = True):
@@ -44,9 +46,13 @@ def gather_frames(x: Float[Array, "B T P N K D"], frames: VisibleFrames) -> Floa
     """The tokens of the key frames of every frame, one after the other (s = M * n).
 
     Slots that hold runs of consecutive frames (the previous frame, the first one) become slices, not gathers: their
-    gradients are then pads instead of scatters.
+    gradients are then pads instead of scatters. Where there are many runs, as of tiles in three dimensions, it is one
+    gather.
     """
-    slots = [jnp.concatenate([_run(x, *run) for run in _runs(column)], axis=1) for column in frames.index.T]
+    runs = [_runs(column) for column in frames.index.T]
+    if sum(map(len, runs)) > MOST_RUNS * len(runs):
+        return rearrange(jnp.take(x, frames.index, axis=1), "b t m p n k d -> b t p (m n) k d")
+    slots = [jnp.concatenate([_run(x, *run) for run in some], axis=1) for some in runs]
     return rearrange(jnp.stack(slots, axis=3), "b t p m n k d -> b t p (m n) k d")
 
 

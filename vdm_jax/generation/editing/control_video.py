@@ -19,7 +19,7 @@ from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.configuration import Count, Range, Share, config
 from vdm_jax.diffusion.arrays import Video
 from vdm_jax.diffusion.inversion import sampled_from, steps_from
-from vdm_jax.diffusion.key_frames import from_key_frames, published_window
+from vdm_jax.diffusion.key_frames import from_key_frames, key_frames, published_window
 from vdm_jax.diffusion.windows import ConditionalDenoiser
 from vdm_jax.errors import UserError
 from vdm_jax.generation.editing.ddim_inversion import deterministic
@@ -27,9 +27,11 @@ from vdm_jax.generation.editing.parts import EditParts, EditsStage, from_one_noi
 from vdm_jax.generation.editing.patterns import with_spatial_pattern
 from vdm_jax.generation.editing.smoothing import check_sides, smoothed
 from vdm_jax.metrics.flow import require_opencv
+from vdm_jax.networks.sparse_control import SparseControlNet
 from vdm_jax.stages.options import Sampling
 from vdm_jax.stages.stage import Stage
 
+MOST_TOGETHER = 64  # frames that all see each other, which takes time with the square of their number
 Window = Annotated[int, Range(least=3)]
 
 
@@ -56,8 +58,9 @@ class ControlVideo(EditsStage):
 
     def stage(self, stage: Stage) -> Stage:
         """The stage whose frames see each other. Raises `UserError` as `with_spatial_pattern`, for a network that takes
-        no map of the given video, and for frames that cannot be smoothed."""
+        no map of the given video, for too many frames that see each other, and for frames that cannot be smoothed."""
         found = with_spatial_pattern(stage, Full())
+        self._check_length(stage)
         if self.strength == 1 and not any(entry.condition.form == "map" for entry in stage.network.conditions):
             raise UserError(f"Stage {stage.name!r}: network that takes no control map with strength=1 of method="
                             f"{self.name!r}, which keep nothing of the given video; permitted: a network with a "
@@ -69,6 +72,37 @@ class ControlVideo(EditsStage):
             return found
         return dataclasses.replace(found, latent=dataclasses.replace(
             stage.latent, encode_frames=stage.latent.encode_frames or 1, decode_frames=stage.latent.decode_frames or 1))
+
+    def _check_length(self, stage: Stage) -> None:
+        """Raise `UserError` for more frames that see each other than `MOST_TOGETHER`."""
+        frames = stage.shape[0]
+        window = self.window or published_window(frames)
+        together = len(key_frames(frames, window)) if self.hierarchical else frames
+        if together > MOST_TOGETHER:
+            found = f"{together} key frames of window={window}" if self.hierarchical else f"{frames} frames"
+            other = "a longer window" if self.hierarchical else "hierarchical=True, or fewer frames in a clip"
+            raise UserError(f"Stage {stage.name!r}: {found} that all attend to each other with method={self.name!r}; "
+                            f"permitted: up to {MOST_TOGETHER}, by {other}", "ControlVideo.length")
+
+    def check(self, stage: Stage, sampling: Sampling) -> None:
+        """Raise `UserError` for key frames with a network that tells frames by their place among its own, or whose
+        frames see each other in other ways than by spatial attention."""
+        if not self.hierarchical:
+            return
+        network, terms, found = stage.network, [term.name for term in sampling.terms], None
+        if network.unet.video:
+            found = "a network with temporal layers or motion modules"
+        elif network.unet.norm_over != "frame":
+            found = f"a network with norm_over={network.unet.norm_over!r}"
+        elif any(isinstance(net, SparseControlNet) for net in network.control_nets):
+            found = "a SparseControlNet, which has motion modules,"
+        elif "time" in terms:
+            found = f"sampling.terms of {', '.join(terms)}"
+        if found is not None:
+            raise UserError(f"Stage {stage.name!r}: {found} with ControlVideo.hierarchical=True, by which frames are "
+                            "estimated in parts of the video; permitted: an image network whose frames see each other "
+                            "by spatial attention alone, terms without 'time', or hierarchical=False",
+                            "ControlVideo.check")
 
     def sampling(self, sampling: Sampling) -> Sampling:
         """How a stage is sampled: by deterministic DDIM, all frames from the same noise. Raises `UserError` for key

@@ -1,5 +1,5 @@
 """Editing a video file of any length: clip by clip, in memory that does not grow with it, and going on after an
-interruption."""
+interruption. Methods whose clip is the whole video (`whole_video`) have all of it in memory."""
 
 from __future__ import annotations
 

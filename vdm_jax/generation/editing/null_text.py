@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import ClassVar
 
 from vdm_jax.configuration import Count, Positive, config
@@ -21,14 +22,21 @@ class NullText(DDIMInversion):
     """The video is inverted with its own caption and without guidance; then the embeddings of the null caption are
     optimised at every step, so that sampling with guidance leads back to the video; with these the new caption is
     sampled. For stages that read embeddings of captions and are guided by them. It differentiates the network
-    `iterations` times a step."""
+    `iterations` times a step, which keeps the inputs of its blocks in memory and computes the rest of them again."""
 
     name: ClassVar[str] = "null_text"
     needs_source: ClassVar[bool] = True
+    optimises_null: ClassVar[bool] = True
 
     refinements: Refinements = 0
     iterations: Count = 10  # of Adam, at each step of the sampler
     learning_rate: Positive = 0.01  # of Adam
+
+    def stage(self, stage: Stage) -> Stage:
+        """The stage with a network that its gradient computes again, unless it says itself what it keeps."""
+        if stage.network.remat != "none":
+            return stage
+        return dataclasses.replace(stage, network=stage.network.rematerialised("full"))
 
     def check(self, stage: Stage, sampling: Sampling) -> None:
         """Raise `UserError` for a stage without embeddings of a null caption, and for sampling without guidance by
@@ -57,5 +65,5 @@ class NullText(DDIMInversion):
         family = process.schedule.family
         trajectory = ddim_inverted(parts.source, x, steps, family, refinements=self.refinements, held=held_of(process))
         found = null_text_optimised(nulls.source, nulls.null, trajectory, x, steps, family, iterations=self.iterations,
-                                    learning_rate=self.learning_rate)
-        return sampled_with_nulls(nulls.target, trajectory[0], found, steps, family)
+                                    learning_rate=self.learning_rate, sampler=parts.sampler)
+        return sampled_with_nulls(nulls.target, trajectory[0], found, steps, family, sampler=parts.sampler)

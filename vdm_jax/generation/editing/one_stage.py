@@ -110,26 +110,31 @@ def edit_parts(
     _, embedded = released_steps(stage, how.target)
     low = (None, None) if low is None else low
 
-    def denoiser(sampling: Sampling, text: Conditioning, low: Any) -> Denoiser:
+    def conditioned(sampling: Sampling, text: Conditioning, low: Any) -> Conditioning:
         conditioning, _ = stage_conditioning(stage, sampling, keys, text, low, None, autoencoder)
-        conditioning = precomputed(stage, sampling, params, conditioning)
+        return precomputed(stage, sampling, params, conditioning)
+
+    def denoiser(sampling: Sampling, conditioning: Conditioning) -> Denoiser:
         return stage_denoiser(stage, params, conditioning, sampling, levels, embedded=embedded,
                               composed=functools.partial(how.method.composed, stage))
 
-    def with_null(place: int) -> NullDenoiser:
-        def denoise(z: Video, logsnr: Level, null: Null) -> Video:
-            return denoiser(how.target, with_null_embeddings(captions[place], null), low[place])(z, logsnr)
+    def with_null(place: int, null: Null) -> NullDenoiser:
+        given = conditioned(how.target, with_null_embeddings(captions[place], null), low[place])
+
+        def denoise(z: Video, logsnr: Level, null: Null) -> Video:  # in loops and gradients, which condition nothing
+            return denoiser(how.target, given.replace(null_embeddings=null))(z, logsnr)
 
         return denoise
 
-    null = null_embeddings(stage, captions[1])
-    nulls = None if null is None else NullParts(null, with_null(0), with_null(1))
+    null = null_embeddings(stage, captions[1]) if how.method.optimises_null else None
+    nulls = None if null is None else NullParts(null, with_null(0, null), with_null(1, null))
     given = stage, how, params, keys, captions, low, autoencoder, levels
     pair = None if how.token_weights is None else pair_parts(*given)
+    source, target = (denoiser(sampling, conditioned(sampling, text, before))
+                      for sampling, text, before in zip((how.source, how.target), captions, low, strict=True))
     return EditParts(
-        denoiser(how.source, captions[0], low[0]), denoiser(how.target, captions[1], low[1]), keys,
-        sampler_steps(stage, how.target, levels), stage.process, how.target.sampler, how.target.shared_noise, nulls,
-        pair)
+        source, target, keys, sampler_steps(stage, how.target, levels), stage.process, how.target.sampler,
+        how.target.shared_noise, nulls, pair)
 
 
 def pair_parts(

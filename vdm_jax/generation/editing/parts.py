@@ -45,7 +45,7 @@ class EditParts(NamedTuple):
     process: Process
     sampler: Sampler
     shared_noise: bool = False  # all frames of a video get the same noise
-    nulls: NullParts | None = None  # of stages that read embeddings of captions
+    nulls: NullParts | None = None  # of methods that optimise them, and stages that read embeddings of captions
     pair: PairParts | None = None  # of methods that edit by cross-attention, and stages that read captions
 
     def there_and_back(self) -> EditParts:
@@ -60,6 +60,7 @@ class EditsStage:
     name: ClassVar[str]
     inverts: ClassVar[bool] = True  # whether it goes by the caption of the given video
     needs_source: ClassVar[bool] = False  # whether it cannot do without that caption
+    optimises_null: ClassVar[bool] = False  # whether it goes by `EditParts.nulls`
     carries_first: ClassVar[bool] = False  # whether every clip of a long video begins with the video's first frame
     whole_video: ClassVar[bool] = False  # whether a clip is the whole video, where the model makes any number of frames
 

@@ -105,8 +105,8 @@ class PromptToPrompt(DDIMInversion):
         estimate: Callable[[Stage], ConditionalDenoiser],
     ) -> ConditionalDenoiser:
         """The network's estimate of pairs of videos, of each so many estimates, the first with the caption."""
-        count = len(levels)
-        replaced = count - int(count * self.strength) + math.ceil(int(count * self.strength) * self.cross_replace)
+        count, made = len(levels), int(len(levels) * self.strength)
+        replaced = count - made + steps_replaced(made, self.cross_replace)
         end = np.append(levels, np.inf)[replaced]  # log-SNR of the first step that keeps its own
         before = levels[replaced - 1] if replaced else -np.inf
         end = end if math.isinf(end) or math.isinf(before) else (end + before) / 2
@@ -138,6 +138,11 @@ class PromptToPrompt(DDIMInversion):
         denoise, keys = parts.pair
         both = sampled_from(jnp.repeat(z, 2, axis=0), parts.sampler, denoise, keys, steps, process)
         return both[1::2]
+
+
+def steps_replaced(made: int, share: float) -> int:
+    """The ceiling of a share of the steps that are made, whatever the rounding of the product: 0.55 of 100 is 55."""
+    return math.ceil(round(made * share, 6))
 
 
 def in_pairs(

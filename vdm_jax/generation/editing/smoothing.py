@@ -35,12 +35,13 @@ def halfway(one: UInt8[np.ndarray, "H W 3"], other: UInt8[np.ndarray, "H W 3"]) 
 
 def smoothed(videos: Float[np.ndarray, "B T H W 3"], step: int) -> Float[np.ndarray, "B T H W 3"]:
     """Videos in [-1, 1] with every other frame halfway between its neighbours: after a step of even number the frames
-    of odd number, and the other way round. The first and the last frame, which have one neighbour, stay."""
+    of odd number, and the other way round. As in the authors' code, frames of even number at an end of the video come
+    halfway between themselves and their one neighbour, and one of odd number there stays."""
     check_sides(*videos.shape[2:4])
-    frames, result = np.asarray(to_uint8(videos)), np.array(videos, np.float32)
+    frames, result, count = np.asarray(to_uint8(videos)), np.array(videos, np.float32), videos.shape[1]
     for video in range(len(videos)):
-        for middle in range(1 + step % 2, videos.shape[1] - 1, 2):
-            between = halfway(frames[video, middle - 1], frames[video, middle + 1])
+        for middle in range(0, count, 2) if step % 2 else range(1, count - 1, 2):
+            between = halfway(frames[video, max(middle - 1, 0)], frames[video, min(middle + 1, count - 1)])
             result[video, middle] = between / 127.5 - 1
     return result
 
