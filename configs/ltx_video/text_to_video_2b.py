@@ -3,9 +3,9 @@
 Citation: HaCohen et al. 2024, arXiv 2501.00103; sizes, noise levels, steps and guidance of the released code, version
           0.9. Ours, as it is not published: all of training, which is one of finetuning.
 Hardware: tokens over `context` by columns, heads over `tensor`, weights over `fsdp`: check a mesh with vdm-jax compile.
-Expected: not measured. Not trained by us. Training goes on from released weights with
+Expected: not measured. Training goes on from released weights with
           Training(init_from=InitFromFile(path="transformer.safetensors")), a file of vdm-jax convert FOLDER/transformer
-          transformer.safetensors.
+          transformer.safetensors. Not trained by us.
 Run:      vdm-jax train ltx_video/text_to_video_2b     (weights/ltx_vae.safetensors by vdm-jax convert FOLDER/vae;
           clips made by vdm-jax prepare; T5-v1.1-XXL states of each caption by vdm-jax embed)
 """

@@ -3,9 +3,9 @@
 Citation: Wan Team 2025, arXiv 2503.20314; sizes, shift, steps and guidance of the released code. What is not published
           is marked in _stage.py.
 Hardware: tokens over `context`, heads over `tensor`, weights over `fsdp`: check a mesh with vdm-jax compile.
-Expected: not measured. Not trained by us. Training goes on from released weights with
+Expected: not measured. Training goes on from released weights with
           Training(init_from=InitFromFile(path="transformer.safetensors")), a file of vdm-jax convert FOLDER/transformer
-          transformer.safetensors.
+          transformer.safetensors. Not trained by us.
 Run:      vdm-jax train wan/image_to_video_14b     (as wan/text_to_video_14b; clips also have `image_tokens` float32
           [257, 1280], the penultimate states of CLIP ViT-H/14 of their first frame, which a data set of yours brings:
           those of vdm-jax prepare have none; a run of it is sampled from Python alone, as generator(..., image_tokens=
