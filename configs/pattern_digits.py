@@ -5,8 +5,8 @@ Citation: the mixers are those of the survey's figure on attention (spatial, tem
 Hardware: one CPU core and 2 GB.
 Expected: no published result; what each pattern reaches is in experiments/attention_benchmark/README.md.
           Trained by us.
-Run:      python -m experiments.attention_benchmark.which_pattern --preset cpu
-          vdm-jax train pattern_digits
+Run:      vdm-jax train pattern_digits
+          python -m experiments.attention_benchmark.which_pattern --preset cpu
 """
 
 from vdm_jax.diffusion.samplers import DDIM

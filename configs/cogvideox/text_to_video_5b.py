@@ -6,9 +6,10 @@ Citation: Yang et al. 2024, arXiv 2408.06072; sizes, noise, steps and guidance o
 Hardware: weights over `fsdp`, heads over `tensor`: check a mesh with vdm-jax compile.
 Expected: not measured. Training goes on from released weights with
           Training(init_from=InitFromFile(path="transformer.safetensors")), a file of vdm-jax convert FOLDER/transformer
-          transformer.safetensors.
+          transformer.safetensors. Not trained by us.
 Run:      vdm-jax train cogvideox/text_to_video_5b     (weights/cogvideox_vae.safetensors by vdm-jax convert FOLDER/vae;
-          clips made by vdm-jax prepare; T5-v1.1-XXL states of each caption by vdm-jax embed)
+          clips made by vdm-jax prepare; T5-v1.1-XXL states of each caption by vdm-jax embed;
+          for released weights with those of padding, see _stage.py)
 """
 
 from vdm_jax.networks.transformer.members import COGVIDEOX_5B

@@ -5,7 +5,7 @@ Citation: HaCohen et al. 2024, arXiv 2501.00103; sizes, noise levels, steps and 
 Hardware: tokens over `context` by columns, heads over `tensor`, weights over `fsdp`: check a mesh with vdm-jax compile.
 Expected: not measured. Training goes on from released weights with
           Training(init_from=InitFromFile(path="transformer.safetensors")), a file of vdm-jax convert FOLDER/transformer
-          transformer.safetensors.
+          transformer.safetensors. Not trained by us.
 Run:      vdm-jax train ltx_video/text_to_video_2b     (weights/ltx_vae.safetensors by vdm-jax convert FOLDER/vae;
           clips made by vdm-jax prepare; T5-v1.1-XXL states of each caption by vdm-jax embed)
 """
@@ -43,4 +43,4 @@ def get_config() -> Experiment:
                           random_starts=True, sample_every=0),
         sampling=Sampling(sampler=DDIM(), scheduler=steps, steps=50, guidance=2.0, threshold=None, batch_size=1))
     return Experiment(name="ltx_video_text_to_video_2b", stages=(stage,), data=WithEmbeddings(
-        data=PreparedClips(path="data/clips"), path="data/t5_v11_xxl", length=128))
+        data=PreparedClips(path="data/clips"), path="data/t5_v11_xxl", length=128, empty="encoded"))

@@ -39,4 +39,4 @@ def experiment(
         sampling=Sampling(sampler=UniPC(grid=FlowSigmas(grid="original_unipc", shift=shift)), steps=steps, guidance=4.0,
                           threshold=None, batch_size=1))
     return Experiment(name=name, stages=(stage,), data=WithEmbeddings(
-        data=PreparedClips(path="data/clips"), path="data/umt5_xxl", length=512))
+        data=PreparedClips(path="data/clips"), path="data/umt5_xxl", length=512, empty="encoded"))

@@ -5,10 +5,12 @@ Citation: Wan Team 2025, arXiv 2503.20314; sizes, shift, steps and guidance of t
 Hardware: tokens over `context`, heads over `tensor`, weights over `fsdp`: check a mesh with vdm-jax compile.
 Expected: not measured. Training goes on from released weights with
           Training(init_from=InitFromFile(path="transformer.safetensors")), a file of vdm-jax convert FOLDER/transformer
-          transformer.safetensors.
+          transformer.safetensors. Not trained by us.
 Run:      vdm-jax train wan/image_to_video_14b     (as wan/text_to_video_14b; clips also have `image_tokens` float32
           [257, 1280], the penultimate states of CLIP ViT-H/14 of their first frame, which a data set of yours brings:
-          those of vdm-jax prepare have none)
+          those of vdm-jax prepare have none; a run of it is sampled from Python alone, as generator(..., image_tokens=
+          ARRAY, masked_video=masked_first_frame(...)), since no command encodes pictures for a run. A released folder
+          encodes them itself: vdm-jax generate FOLDER --image FILE)
 """
 
 from vdm_jax.networks.transformer.config import WAN_14B_IMAGE

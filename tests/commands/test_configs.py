@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vdm_jax.commands.configs import STATUS, config_names, read_header
+from vdm_jax.commands.configs import STATUS, config_names, load_config, read_header
+from vdm_jax.diffusion.levels import UniformTimestep
 
 
 @pytest.mark.parametrize("path", config_names().values(), ids=config_names())
@@ -24,7 +25,7 @@ def test_only_a_config_that_says_so_was_trained(tmp_path):
         path.write_text(f'"""A title.\n\nExpected: FVD 1. {said}\n"""\n')
         assert read_header(path).status == status
     assert [name for name, path in config_names().items() if read_header(path).status == "trained"] == [
-        "captioned_digits", "captioned_digits_full", "captioned_digits_images"]
+        "captioned_digits", "captioned_digits_full", "captioned_digits_images", "pattern_digits"]
 
 
 def test_a_header_in_parts(tmp_path):
@@ -33,3 +34,14 @@ def test_a_header_in_parts(tmp_path):
     header = read_header(path)
     assert header.sections == {"Citation": "some: one else.", "Expected": "FVD 1. Not trained by us."}
     assert (header.title, header.published, header.status) == ("A title.", "FVD 1.", "not trained by us")
+
+
+@pytest.mark.parametrize("name", ["cogvideox/text_to_video_2b", "cogvideox/text_to_video_5b",
+                                  "ltx_video/text_to_video_2b", "wan/text_to_video_1b"])
+def test_transformers_are_trained_on_as_they_were_trained(name):
+    """Without a caption they see what their encoder makes of the empty text; those with a table see its timesteps."""
+    experiment = load_config(name)
+    stage, = experiment.stages
+    assert experiment.data.empty == "encoded"
+    if stage.network.timesteps is not None:
+        assert stage.process.level_sampling == UniformTimestep()

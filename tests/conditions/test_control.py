@@ -118,7 +118,7 @@ def test_a_request_is_like_a_batch_and_null_is_black(batch):
     floats = requested_conditioning(stage, Request(("",) * 4, given | {
         "control": given["control"].astype(np.float32) / 255, "edges": given["edges"].astype(np.float32) / 127.5 - 1}))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), floats.inputs, asked.inputs)
-    with refused("control.ControlMap.of_request", "[-1, 0.5]", "'base'", "[0, 1]"):
+    with refused("control.ControlMap.check_range", "[-1, 0.5]", "'base'", "[0, 1]"):
         requested_conditioning(stage, Request(("",), {"control": np.linspace(-1, 0.5, 384).reshape(1, 2, 8, 8, 3)}))
     with refused("inputs.InputCondition.of_request", "control", "[]", "[4, frames, height, width, 3]"):
         requested_conditioning(stage, Request(("",) * 4, {"edges": given["edges"]}))

@@ -94,13 +94,13 @@ def test_only_stages_that_read_embeddings_have_captions_encoded():
         return vectors
 
     for stage, found in ((reads, vectors), (between(), {})):
-        assert encoded(encoder, (stage,), ("a",), None, None) == found
-    assert said == [("a",)] and encoded(None, (reads,), ("a",), None, None) == {}
+        assert encoded(encoder, (stage,), ("a",), None, None, {}) == found
+    assert said == [("a",)] and encoded(None, (reads,), ("a",), None, None, {}) == {}
     experiment = Experiment(name="two", stages=(reads, between()), data=None)
     both = Generator(experiment, {}, jax.devices()[:1], encoder=encoder)
     assert dict(both.request(("a",), {}, (between(),)).given) == {}
     with refused("prompts.encoded", "negative", "reads embeddings"):
-        encoded(encoder, (between(),), ("a",), "blurred", None)
+        encoded(encoder, (between(),), ("a",), "blurred", None, {})
 
 
 def test_frames_are_filled_in_between_key_frames(generator):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,9 @@ import pytest
 
 from tests.refusals import refused
 from tests.training.latents import AUTOENCODER, random_params
-from vdm_jax.conditions.conditioning import CONDITIONS, Conditioning, Request, SampledVideos
+from vdm_jax.conditions.conditioning import CONDITIONS, Conditioning, Request, SampledVideos, TrainingClips
 from vdm_jax.conditions.inputs import Input
+from vdm_jax.conditions.low_resolution import LowResolution
 from vdm_jax.conditions.sparse_control import drawn_frames
 from vdm_jax.diffusion.process import Process
 from vdm_jax.generation.prompts import requested_conditioning
@@ -25,7 +27,7 @@ from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.planning.inputs import training_batch
 from vdm_jax.stages.inputs import training_inputs
 from vdm_jax.stages.latent import Latent
-from vdm_jax.stages.options import Sampling
+from vdm_jax.stages.options import Sampling, Training
 from vdm_jax.stages.parameters import example_conditioning, initial_params
 from vdm_jax.stages.stage import Stage, VideoSpec
 from vdm_jax.training.init_from import planned
@@ -137,6 +139,31 @@ def test_requests(normal):
                          ("shape", {"sparse_frames": maps[:, :3]})):
         with refused(f"sparse_control.{name}", "sparse_frames"):
             requested_conditioning(STAGE, Request(("",), {**given, **change}))
+
+
+def test_a_window_is_encoded_in_its_own_size(normal):
+    """And not stretched to that of the whole video, of which it would be a picture twice as large."""
+    stage = SimpleNamespace(video=STAGE.video, latent=STAGE.latent, network=NETWORK, training=Training(crop=(4, 4)),
+                            source=LowResolution(frames=4, height=4, width=4))
+    keys, maps, seen = jax.random.split(jax.random.key(0), 1), jnp.abs(normal(0, 1, 4, 8, 8, 3)), []
+    clips = TrainingClips(stage, jnp.zeros((1, 4, 2, 2, 4)), 0, None, None, jnp.array([[2, 1]]), keys[0], keys,
+                          lambda x: seen.append(x) or jnp.ones((1, 4, 2, 2, 4)))
+    condition = CONDITIONS["sparse_frames"]
+    found = condition.in_training(Conditioning(inputs={"sparse_frames": maps}), clips)["inputs"]["sparse_frames"]
+    assert found.shape == (1, 4, 2, 2, 5)
+    np.testing.assert_allclose(seen[0], 2 * maps[:, :, 4:8, 2:6] - 1, atol=1e-6)
+
+
+def test_frames_of_a_stage_in_pixels_are_in_the_range_of_the_video():
+    """Maps that need not be resized or encoded too."""
+    spec = sc.sparse_control_of(UNET, channels=3)
+    network = dataclasses.replace(NETWORK, conditions=(Input(name="sparse_frames", width=4),), control_nets=(spec,))
+    stage = SimpleNamespace(video=STAGE.video, latent=None, network=network, shape=(4, 8, 8, 3))
+    maps = jnp.concatenate([jnp.full((1, 4, 8, 8, 3), 0.25), jnp.ones((1, 4, 8, 8, 1))], axis=-1)
+    videos = SampledVideos(stage, jax.random.split(jax.random.key(0), 1), None, None, False, False, None)
+    found = CONDITIONS["sparse_frames"].in_sampling(Conditioning(inputs={"sparse_frames": maps}), videos)
+    value = found["inputs"]["sparse_frames"]
+    assert (value[..., :3] == -0.5).all() and (value[..., 3] == 1).all()
 
 
 def test_sharded_it_is_the_same(normal):

@@ -18,10 +18,11 @@ from tests.refusals import refused
 from tests.weights.folders import tensors_of, write
 from tests.weights.test_tokenizers import write_t5
 from vdm_jax.commands.main import main
-from vdm_jax.conditions.frame_masks import FrameMask, masked_first_frame
+from vdm_jax.conditions.frame_masks import FrameMask, MaskedVideo, masked_first_frame
 from vdm_jax.conditions.inputs import Input
 from vdm_jax.conditions.text import EmbeddedText
 from vdm_jax.diffusion.arrays import noise_from_keys
+from vdm_jax.errors import UserError
 from vdm_jax.generation.one_stage import sample_keys
 from vdm_jax.generation.released.models import load_released, read_released, with_size
 from vdm_jax.networks.encoders.clip_vision import CLIPVision
@@ -126,6 +127,24 @@ def test_the_commands_take_pictures(folders, tmp_path):
                  "--width", "16", "--steps", "1", "--out", str(sampled)]) == 0 and sampled.is_file()
 
 
+@pytest.mark.parametrize("given", [{"height": -8}, {"width": 0}, {"num_frames": -1}, {"num_frames": 0},
+                                   {"num_frames": "9"}, {"fps": 0}, {"height": 2.5}])
+def test_sizes_are_checked_before_pictures_are_brought_to_them(given, pipeline):
+    (name, value), = given.items()
+    with pytest.raises(UserError) as error:
+        pipeline("a", pictures()[0], **{**SIZE, **given})
+    assert f"{name}={value!r}" in str(error.value)
+
+
+def test_tokens_of_pictures_that_are_given_are_kept(pipeline, monkeypatch):
+    """They are not made anew of the frames that are given with them."""
+    tokens, given = np.ones((1, 5, 8), np.float32), masked_first_frame(jnp.zeros((1, 8, 16, 3)), 5)
+    generator = pipeline.generator.of(pipeline.generator.experiment, pipeline.generator.params)
+    monkeypatch.setattr(generator, "encoder", pipeline.encoder)
+    request = generator.request(["a"], {"image_tokens": tokens}, generator.experiment.stages, masked_video=given)
+    np.testing.assert_array_equal(request.get("image_tokens"), tokens)
+
+
 def test_refusals(pipeline, folders, tmp_path):
     picture, other = pictures()
     with refused("last_image", "first frame", "permitted: None"):
@@ -135,6 +154,10 @@ def test_refusals(pipeline, folders, tmp_path):
     both = load_released(folders["both"])
     with refused("encoders.ReleasedEncoder.__call__", "first and the last"):
         with_size(both, 5, 8, 16)(["a"], masked_video=masked_first_frame(jnp.zeros((1, 8, 16, 3)), 5))
+    given = masked_first_frame(jnp.zeros((1, 8, 16, 3)), 5)
+    with refused("encoders.ReleasedEncoder.__call__", "without the first frame") as error:
+        pipeline.encoder(["a"], None, MaskedVideo(given.video, given.mask[:, ::-1]))
+    assert "last" not in str(error.value)
     plain = tmp_path / "plain"
     write_images(plain, "experts")
     fields = json.loads((plain / "model_index.json").read_text())

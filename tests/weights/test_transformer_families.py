@@ -20,9 +20,10 @@ from vdm_jax.networks.transformer.members import (
     COGVIDEOX_15_5B,
     HUNYUAN,
     LTX_2B,
+    LTX_2B_095,
     LTX_13B,
 )
-from vdm_jax.weights import model_kinds
+from vdm_jax.weights import ltx_transformer_fields, model_kinds
 from vdm_jax.weights.fields import Fields
 from vdm_jax.weights.pretrained import load_pretrained
 
@@ -45,7 +46,7 @@ def torch():
 @pytest.mark.parametrize(("name", "config", "count"), [
     ("cogvideox_2b", COGVIDEOX_2B, 1_693_783_872), ("cogvideox_5b", COGVIDEOX_5B, 5_570_283_072),
     ("cogvideox_15_5b", COGVIDEOX_15_5B, 5_570_676_352), ("ltx_2b", LTX_2B, 1_923_385_472),
-    ("ltx_13b", LTX_13B, 13_042_569_344), ("hunyuan", HUNYUAN, 12_821_012_544)])
+    ("ltx_2b", LTX_2B_095, 1_923_385_472), ("ltx_13b", LTX_13B, 13_042_569_344), ("hunyuan", HUNYUAN, 12_821_012_544)])
 def test_tensors_of_the_released_ones(name, config, count):
     found = model_kinds.inventory(config)
     assert found == recorded(name) and sum(int(np.prod(shape)) for shape in found.values()) == count
@@ -59,6 +60,18 @@ def test_models_from_pictures_are_refused():
         kind.read(Fields({**kind.write(COGVIDEOX_5B), "in_channels": 32}, "config.json"))
     with refused("fields.Fields.require", "cross_attention_dim=64", "permitted: 2048"):
         model_kinds.kind_of(LTX_2B).read(Fields({"cross_attention_dim": 64}, "config.json"))
+
+
+def test_which_transformer_of_ltx_has_a_shorter_first_token():
+    """A field says it; the folders of diffusers have none, and then the width tells the 13B model alone."""
+    kind, said = model_kinds.kind_of(LTX_2B), "causal_temporal_positioning"
+    fields, wide = kind.write(LTX_2B), kind.write(LTX_13B)
+    assert said not in fields and said not in wide and kind.write(LTX_2B_095)[said] is True
+    assert kind.read(Fields({**fields, said: True}, "")) == LTX_2B_095
+    assert kind.read(Fields({**wide, said: False}, "")).rotary == RotaryCoordinates()
+    assert LTX_13B.rotary.lead == LTX_2B_095.rotary.lead == 7 / 25 and LTX_2B.rotary.lead == 0
+    for other in (RotaryCoordinates(lead=0.1), RotaryCoordinates(base=100.0)):
+        assert not ltx_transformer_fields.is_ltx(dataclasses.replace(LTX_2B, rotary=other))
 
 
 def ours_of(loaded, x, level, conditioning):

@@ -58,6 +58,9 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"out={options.out} is not empty; permitted: a new or empty folder")
     if options.licence is not None and not (options.licence.strip() and options.licence.isprintable()):
         raise UserError(f"--licence={options.licence!r} is not valid; permitted: a name on one line")
+    if options.lora is not None and options.image_prompts:
+        raise UserError(f"--lora={options.lora} with --image-prompts; permitted: one of them, which each write a part "
+                        "of the weights alone", "Export.image_prompts")
     from vdm_jax.runs.directory import find_run, read_config
     from vdm_jax.stages.autoencoding import AutoencoderExperiment
 

@@ -56,14 +56,18 @@ def image_prompted(options: Any, generator: Generator, prompts: ImagePrompts | N
         raise UserError(f"--image-prompt={options.image_prompt[0]}: {len(found)} networks of the run take image "
                         "prompts; permitted: a run of which one does, or --image-prompt-adapter FILE")
     (width, projection), = found
-    hidden = projection is not None and bool(projection.layers)
-    folder = options.image_encoder
-    if folder is None:
-        data = getattr(generator.experiment.data, "data", generator.experiment.data)
-        where = getattr(data, "image_prompts", None)
-        made = None if where is None else read_made(Path(where).expanduser())
-        if made is None:
-            raise UserError("--image-encoder is missing: the run does not say which encoder its image prompts were "
-                            "made with; permitted: the folder of that")
-        folder = made.encoder
-    return picture_arguments(open_encoder(folder, width, hidden), pictures, options.image_prompt_scale, hidden)
+    data = getattr(generator.experiment.data, "data", generator.experiment.data)
+    where = getattr(data, "image_prompts", None)
+    made = None if where is None else read_made(Path(where).expanduser())
+    if made is None and options.image_encoder is None:
+        raise UserError("--image-encoder is missing: the run does not say which encoder its image prompts were made "
+                        "with; permitted: the folder of that")
+    reads = projection is not None and bool(projection.layers)
+    hidden = reads if made is None else made.hidden
+    if projection is not None and hidden != reads:
+        what = ("a summary of each picture", "hidden states")
+        raise UserError(f"{where} holds {what[hidden]} (hidden={hidden}), and the run's image_projection reads "
+                        f"{what[reads]}; permitted: a folder of vdm-jax embed {'with' if reads else 'without'} "
+                        "--hidden", "image_prompt.record")
+    encoder = open_encoder(options.image_encoder or made.encoder, width, hidden)
+    return picture_arguments(encoder, pictures, options.image_prompt_scale, hidden)

@@ -107,7 +107,9 @@ class SparseControl(ControlMap):
         already."""
         value = conditioning.inputs[self.name]
         wanted = self.grid(videos.stage, videos.shape[1:4])
-        if value.shape[1:] == (*wanted, self.entry(videos.stage.network).width):
+        network = videos.stage.network
+        made = self._of_latents(network) and videos.encode is None  # maps of that size may still be in [0, 1]
+        if value.shape[1:] == (*wanted, self.entry(network).width) and not made:
             return {}
         maps, mask = value[..., :COLOURS], value[:, :, 0, 0, COLOURS]
         return {"inputs": {self.name: self._made(videos.stage, maps, mask, videos.shape[2:4], videos.encode)}}
@@ -128,7 +130,8 @@ class SparseControl(ControlMap):
         """What the branch sees: maps in [0, 1], or their latents, where the mask is 1, zero elsewhere, and the mask."""
         grid = self.grid(stage, (maps.shape[1], *sides))
         if self._of_latents(stage.network) and encode is not None:
-            maps = encode(2 * fitted(maps, maps.shape[1], stage.video.height, stage.video.width) - 1)
+            pixels = (side * stage.latent.autoencoder.factor for side in sides)  # of the window that is trained on
+            maps = encode(2 * fitted(maps, maps.shape[1], *pixels) - 1)
         elif self._of_latents(stage.network):
             maps = 2 * fitted(maps, *grid) - 1
         else:

@@ -314,7 +314,7 @@ class Generator:
             raise UserError("negative is given with embeddings, which nothing encodes; permitted: one of them, with "
                             "null_embeddings for what the videos should not show")
         if given.get("embeddings") is None:
-            given = {**given, **encoded(self.encoder, stages, captions, negative, masked_video)}
+            given = {**given, **encoded(self.encoder, stages, captions, negative, masked_video, given)}
         request, data = checked_request(captions, given, stages), self.experiment.data
         if isinstance(data, WithEmbeddings) and data.empty == "encoded" and (request.get("embeddings") is None) != (
                 request.get("null_embeddings") is None):

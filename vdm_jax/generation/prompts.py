@@ -9,6 +9,7 @@ import numpy as np
 
 from vdm_jax.conditions.conditioning import Conditioning, Request, conditions_of
 from vdm_jax.conditions.frame_masks import MaskedVideo
+from vdm_jax.conditions.image_tokens import IMAGE_TOKENS
 from vdm_jax.errors import UserError
 from vdm_jax.stages.stage import Stage
 
@@ -33,10 +34,11 @@ def checked_request(captions: Sequence[str] | str, given: Mapping[str, Any], sta
 
 def encoded(
     encoder: Encoder | None, stages: Sequence[Stage], captions: Sequence[str], negative: Sequence[str] | str | None,
-    masked_video: MaskedVideo | None,
+    masked_video: MaskedVideo | None, given: Mapping[str, Any],
 ) -> dict[str, np.ndarray]:
-    """What the encoder makes of captions or pictures; nothing without one, and where no stage reads embeddings. Raises
-    `UserError` for negative captions that nothing encodes, and another number of them."""
+    """What the encoder makes of captions or pictures; nothing without one, and where no stage reads embeddings. Image
+    tokens that are given are not made anew. Raises `UserError` for negative captions that nothing encodes, and another
+    number of them."""
     reads = encoder is not None and any(stage.network.text is not None and stage.network.text.embedded
                                         for stage in stages)
     if negative is not None:
@@ -47,7 +49,7 @@ def encoded(
         negative = negative * (len(captions) // len(negative))
     if not reads:
         return {}
-    return encoder(captions, negative, masked_video)
+    return encoder(captions, negative, masked_video if given.get(IMAGE_TOKENS) is None else None)
 
 
 def frame_rates(stages: Sequence[Stage], fps: float | None) -> dict[str, float]:

@@ -36,13 +36,23 @@ class Wan(FromText):
     ) -> Generated:
         """Videos of frames, height and width `size`; what is None is as the authors have it. Raises `UserError` as the
         pipelines do."""
-        frames, rate, _, _, default_steps, _, _ = transformers.usual(self.models)
-        size, fps = (size[0] or frames, *size[1:]), int(fps or rate)
+        _, rate, _, _, default_steps, _, _ = transformers.usual(self.models)
+        size, fps = (self._length(*size), *size[1:]), int(rate) if fps is None else fps
         high = self._high(high, *guidance)
         arguments.video(frames=size[0], fps=fps, chunk=chunk)
         return self.sample(prompt, negative_prompt, copies, size, default_steps if steps is None else steps, guidance,
                            seed, latents, progress, fps=fps, chunk=chunk, high=None if high is None else high - 1,
                            **given)
+
+    def _length(self, frames: Any, height: Any, width: Any) -> int:
+        """Frames of the videos, the model's by default. Raises `UserError` for sizes that are none, to which pictures
+        could not be brought."""
+        limits = {"num_frames": (frames, arguments.FRAMES), "height": (height, arguments.SIDE),
+                  "width": (width, arguments.SIDE)}
+        for name, (value, most) in limits.items():
+            if value is not None:
+                arguments.whole(name, value, 1, most)
+        return transformers.usual(self.models)[0] if frames is None else int(frames)
 
     def _high(self, high: float | None, guidance: float | None, guidance_scale: float | None) -> float | None:
         """The scale of the expert for much noise: that which is given, or the authors' where no other guidance is.
@@ -124,7 +134,7 @@ class WanTextToVideo(Wan):
         high_noise_guidance_scale of one transformer or without guidance.
         """
         given = {} if image is None else {"masked_video": self._begun(
-            image, prompt, num_per_prompt, num_frames or transformers.usual(self.models)[0], height, width)}
+            image, prompt, num_per_prompt, self._length(num_frames, height, width), height, width)}
         return self.videos(
             prompt, negative_prompt, (num_frames, height, width), steps=num_inference_steps, guidance=(
                 guidance, guidance_scale), high=high_noise_guidance_scale, copies=num_per_prompt, fps=fps,
@@ -175,7 +185,7 @@ class WanImageToVideo(Wan):
         Raises `UserError` for what is no picture, for pictures that the model cannot take or lacks, and as
         `WanTextToVideo`.
         """
-        frames, copies = num_frames or transformers.usual(self.models)[0], num_per_prompt
+        frames, copies = self._length(num_frames, height, width), num_per_prompt
         pictures = [self._pictures("image", image, prompt)]
         self._check_last(last_image, frames)
         if last_image is not None:

@@ -20,11 +20,6 @@ _LAYER = re.compile(r"ip_adapter\.(\d+)\.to_k_ip\.weight")
 _RESAMPLED = re.compile(r"image_proj\.layers\.(\d+)\.0\.to_q\.weight")
 
 
-def is_image_prompt_file(path: str | os.PathLike) -> bool:
-    """Whether a safetensors file holds such an adapter. Raises `UserError` for a damaged file or a pickle."""
-    return any(_LAYER.fullmatch(name) for name in open_file(path))
-
-
 def adapter_config(tensors: Mapping[str, Tensor], where: str, head_dim: int = HEAD_DIM) -> ImagePromptAdapter:
     """Sizes of the adapter in a file. Raises `UserError` for files that hold another kind, or none."""
     keys = {int(match[1]): tensor.shape for name, tensor in tensors.items() if (match := _LAYER.fullmatch(name))}

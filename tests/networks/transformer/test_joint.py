@@ -14,13 +14,18 @@ from vdm_jax.attention import BlockCausal
 from vdm_jax.attention.counting import counted
 from vdm_jax.attention.positions import RotaryAxes, RotaryCoordinates, rotary_coordinates
 from vdm_jax.conditions.conditioning import Conditioning
+from vdm_jax.conditions.low_resolution import LowResolution
 from vdm_jax.conditions.text import EmbeddedText
 from vdm_jax.configuration import from_json, to_json
 from vdm_jax.diffusion.process import Process
+from vdm_jax.diffusion.schedules import CosineSchedule, FlowSchedule
+from vdm_jax.networks.autoencoders.ltx_config import AUTOENCODER_LTX_090
 from vdm_jax.networks.blocks.sinusoids import weighted_sinusoids
 from vdm_jax.networks.transformer.config import AddedSinusoids, VideoTransformer
-from vdm_jax.networks.transformer.members import COGVIDEOX_5B, LTX_2B, cogvideox
+from vdm_jax.networks.transformer.members import COGVIDEOX_5B, LTX_2B, cogvideox, ltx
 from vdm_jax.networks.transformer.network import VideoTransformerModule
+from vdm_jax.stages.latent import Latent
+from vdm_jax.stages.options import Sampling, Training
 from vdm_jax.stages.stage import Stage, VideoSpec
 
 SMALL = cogvideox(out_channels=2, width=16, heads=2, layers=2, text=EmbeddedText(width=6), text_length=5, level_width=8,
@@ -116,7 +121,14 @@ def test_coordinates_turn_pairs_across_all_heads(normal):
     ("VideoTransformer.norm", ("'rms'", "'affine'"), {"norm": "rms"}),
     ("VideoTransformer.norm", ("'affine'", "cross"), {"text_stream": "cross"}),
     ("VideoTransformer.timesteps", ("None", "'timesteps'"), {"timesteps": None}),
-    ("VideoTransformer.sinusoids", ("one of them",), {"rotary": RotaryAxes(dims=(4, 2, 2))})])
+    ("VideoTransformer.sinusoids", ("one of them",), {"rotary": RotaryAxes(dims=(4, 2, 2))}),
+    ("VideoTransformer.sinusoids", ("AddedSinusoids", "no BlockCausal"), {
+        "patterns": (BlockCausal(),), "text": None, "text_tokens": "pooled", "text_length": 0, "text_stream": "cross",
+        "norm": "layer"}),
+    ("VideoTransformer.text_refiner", ("text_refiner=1", "'padded'", "'masked'"), {"text_refiner": 1}),
+    ("VideoTransformer.text_refiner", ("text_perceptron=True", "False"), {
+        "text_refiner": 1, "text_tokens": "masked", "text_length": 0, "text_perceptron": True}),
+    ("VideoTransformer.level_width", ("level_width=8", "'shared'", "0, or 16"), {"modulation": "shared"})])
 def test_configs_that_do_not_fit(code, named, changes):
     with refused(code, *named):
         dataclasses.replace(SMALL, **changes)
@@ -129,3 +141,38 @@ def test_texts_have_the_level_of_the_clip(outputs):
         Stage(name="base", video=VideoSpec(frames=3, height=4, width=4),
               network=dataclasses.replace(SMALL, out_channels=3),
               process=Process(schedule=SMALL.timesteps, prediction="v", frame_levels=True))
+
+
+def stage_of(network, schedule, **options):
+    return Stage(name="base", video=VideoSpec(frames=3, height=8, width=8), network=dataclasses.replace(
+        network, out_channels=3), process=Process(schedule=schedule, prediction="v"), **options)
+
+
+def test_the_noise_is_that_of_the_table():
+    with refused("VideoTransformer.timesteps", "CosineSchedule", "the same table"):
+        stage_of(SMALL, CosineSchedule())
+    with refused("VideoTransformer.timesteps", "snr_shift=1.0", "snr_shift=3.0"):
+        stage_of(SMALL, dataclasses.replace(SMALL.timesteps, snr_shift=1.0))
+
+
+def test_windows_are_not_fitted_into_the_grid_of_training():
+    """Their tokens would be where those of whole videos are."""
+    fitted = dataclasses.replace(SMALL, sinusoids=None, low_resolution=True, rotary=RotaryAxes(dims=(2, 2, 2), grid=(
+        4, 4)))
+    options = {"source": LowResolution(frames=3, height=4, width=4), "training": Training(crop=(4, 4))}
+    with refused("Stage.training.crop", "training.crop=(4, 4)", "without a grid"):
+        stage_of(fitted, SMALL.timesteps, **options)
+    stage_of(dataclasses.replace(fitted, rotary=RotaryAxes(dims=(2, 2, 2))), SMALL.timesteps, **options)
+
+
+def test_coordinates_are_those_of_the_videos():
+    network = ltx(width=16, heads=2, layers=1, text=EmbeddedText(width=6), out_channels=3)
+    video, process = VideoSpec(frames=9, height=64, width=64, fps=25), Process(schedule=FlowSchedule(),
+                                                                               prediction="flow")
+    latent = Latent(autoencoder=dataclasses.replace(AUTOENCODER_LTX_090, latent_channels=3), weights="x")
+    made = Stage(name="base", video=video, network=network, process=process, latent=latent,
+                 sampling=Sampling(threshold=None))
+    for changes, named in (({"video": dataclasses.replace(video, fps=8)}, ("(0.32, 32.0, 32.0)", "(1.0, 32, 32)")),
+                           ({"latent": None}, ("tokens of 1 frames", "(0.04, 1, 1)"))):
+        with refused("RotaryCoordinates.steps", *named):
+            dataclasses.replace(made, **changes)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.parallel.test_equality import random_params
 from vdm_jax.attention import Spatial, Temporal
-from vdm_jax.attention.positions import RotaryAxes
+from vdm_jax.attention.positions import RotaryAxes, RotaryCoordinates
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.schedules import FlowSchedule
 from vdm_jax.networks.config import EmbeddedText
@@ -31,7 +31,8 @@ LATTE = VideoTransformer(**SIZES, layers=4, patterns=(Spatial(), Temporal()), te
                          rotary=RotaryAxes(dims=(2, 2, 0)), qk_norm="heads", attention_context="ulysses")
 JOINT = cogvideox(**SIZES, layers=2, text=EmbeddedText(width=6), text_length=4, level_width=12,
                   rotary=RotaryAxes(dims=(2, 2, 0), grid=(8, 8)))
-COORDINATES = ltx(**SIZES, layers=2, text=EmbeddedText(width=6))
+COORDINATES = ltx(**SIZES, layers=2, text=EmbeddedText(width=6),
+                  rotary=RotaryCoordinates(steps=(1 / 8, 2.0, 2.0)))  # of videos in pixels at 8 per second
 NETWORKS = {"wan": WAN, "latte": LATTE, "joint text": JOINT, "coordinates": COORDINATES}
 # What splits the network, and how its attention exchanges tokens.
 CASES = {
@@ -56,7 +57,8 @@ def batch_of_clips():
 
 def loss_and_gradients(network, mesh, params):
     stage = Stage(name="base", video=VideoSpec(frames=4, height=8, width=8), network=network,
-                  process=Process(schedule=FlowSchedule(shift=3.0), prediction="flow"))
+                  process=Process(schedule=FlowSchedule(shift=3.0), prediction="flow") if network.timesteps is None
+                  else Process(schedule=network.timesteps, prediction="v"))
     shapes = jax.eval_shape(lambda key: initial_params(stage, key), jax.random.key(0))
     params = random_params(stage, 1) if params is None else params
     shardings = parameter_shardings(shapes, mesh)

@@ -66,15 +66,16 @@ class ReleasedEncoder:
         self, captions: Sequence[str], negative: Sequence[str] | None, masked_video: MaskedVideo | None
     ) -> dict[str, np.ndarray]:
         """Embeddings of captions, and of the pictures among given frames; nothing of pictures where there are none.
-        Raises `UserError` where the last frame is needed too and not given."""
+        Raises `UserError` where a frame that is needed is not given."""
         found = {} if self.captions is None else self.texts(captions, negative)
         if self.image is None or masked_video is None:
             return found
         places = (0, -1) if self.captions is not None and self.seen > 1 else (0,)
         for place in places:
             if not np.asarray(masked_video.mask)[:, place].all():
-                raise UserError("a model of first and last frame is given other frames; permitted: the first and the "
-                                "last one of each video")
+                needed = "the first and the last frame" if len(places) > 1 else "the first frame"
+                raise UserError(f"masked_video without {needed} of each video, whose pictures the model is conditioned "
+                                f"on; permitted: a mask of 1 on {needed}")
         frames = np.asarray(masked_video.video[:, list(places)], np.float32)
         images = open_pictures(list(np.clip(frames.reshape(-1, *frames.shape[2:]) / 2 + 0.5, 0, 1)))
         return found | (self.pictures(images) if self.captions is None else self.image_tokens(images))

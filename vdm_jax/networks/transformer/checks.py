@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from vdm_jax.attention import BlockCausal, Full, WithExtraKeys
@@ -48,6 +49,10 @@ def check_text(spec: Spec) -> None:
     elif spec.single_layers or spec.text_refiner:
         raise UserError(f"VideoTransformer.text_stream='cross' with single_layers={spec.single_layers}, text_refiner="
                         f"{spec.text_refiner}; permitted: 0, or texts in the sequence", "VideoTransformer.text_stream")
+    if spec.text_refiner and (spec.text_tokens == "padded" or spec.text_perceptron):
+        raise UserError(f"VideoTransformer.text_refiner={spec.text_refiner} with text_tokens={spec.text_tokens!r}, "
+                        f"text_perceptron={spec.text_perceptron}; permitted: 0, or 'masked' and False: it hides their "
+                        "padding, and brings texts to the width of the blocks itself", "VideoTransformer.text_refiner")
     if (spec.text_tokens == "padded") != bool(spec.text_length):
         raise UserError(f"VideoTransformer.text_length={spec.text_length} with text_tokens={spec.text_tokens!r}; "
                         "permitted: above 0 exactly with 'padded'")
@@ -71,12 +76,17 @@ def _check_joint(spec: Spec) -> None:
 
 
 def check_positions(spec: Spec) -> None:
-    """Raise `UserError` for sinusoids next to rotary positions, coordinates of blocks of frames, and norms that
-    cross-attention blocks have not."""
+    """Raise `UserError` for sinusoids next to rotary positions, sinusoids of shares and coordinates of blocks of
+    frames, and norms that cross-attention blocks have not."""
     if spec.rotary is not None and spec.sinusoids is not None:
         raise UserError(f"VideoTransformer.sinusoids={spec.sinusoids} with rotary={spec.rotary}; permitted: one of "
                         "them")
-    if isinstance(spec.rotary, RotaryCoordinates) and any(isinstance(p, BlockCausal) for p in spec.patterns):
+    blocks = any(isinstance(pattern, BlockCausal) for pattern in spec.patterns)
+    if spec.sinusoids is not None and blocks:
+        raise UserError(f"VideoTransformer.sinusoids={spec.sinusoids} with patterns={spec.patterns}, whose blocks "
+                        "count frames; permitted: None, rotary=RotaryAxes(...), or no BlockCausal",
+                        "VideoTransformer.sinusoids")
+    if isinstance(spec.rotary, RotaryCoordinates) and blocks:
         raise UserError(f"VideoTransformer.rotary={spec.rotary} with patterns={spec.patterns}, whose blocks count "
                         "frames; permitted: RotaryAxes(...), or no BlockCausal", "VideoTransformer.rotary")
     if spec.norm == "affine" and spec.text_stream != "joint":
@@ -103,10 +113,10 @@ def check_stage(spec: Spec, stage: Any) -> None:
     if training.images_per_clip and spec.sharded_axis == "width":
         raise UserError(f"{where}: training.images_per_clip={training.images_per_clip} with network.sharded_axis="
                         "'width', whose attention tells no frames apart; permitted: 0, or another axis")
-    if training.crop is not None and spec.rotary is None:
-        raise UserError(f"{where}: training.crop={training.crop} with network.rotary=None, whose sinusoids tell "
-                        "the network where in the window it is and not where in the video; permitted: "
-                        "rotary=RotaryAxes(...), or none")
+    if training.crop is not None and (spec.rotary is None or getattr(spec.rotary, "grid", None) is not None):
+        raise UserError(f"{where}: training.crop={training.crop} with network.rotary={spec.rotary}, by which tokens "
+                        "say where in the window they are and not where in the video; permitted: "
+                        "rotary=RotaryAxes(...) without a grid, or no crop")
     if spec.low_resolution and stage.latent is not None and stage.latent.low_resolution == "pixels":
         raise UserError(f"{where}: latent.low_resolution='pixels' for a VideoTransformer; permitted: 'latents'")
     if spec.teacher_forcing and (training.images_per_clip or spec.conditioning_frames):
@@ -121,9 +131,25 @@ def check_stage(spec: Spec, stage: Any) -> None:
         raise UserError(f"{where}: training.images_per_clip={training.images_per_clip} with network.rotary="
                         f"{spec.rotary}, by which images are later than the clip; permitted: 0",
                         "VideoTransformer.rotary")
+    if isinstance(spec.rotary, RotaryCoordinates):
+        _check_steps(spec, stage, where)
+    if spec.timesteps is not None and stage.process.schedule != spec.timesteps:
+        raise UserError(f"{where}: process.schedule={stage.process.schedule} with network.timesteps={spec.timesteps}; "
+                        "permitted: the same table, whose timesteps the network was made for",
+                        "VideoTransformer.timesteps")
     if spec.level_encoding == "flow" and stage.process.schedule.family.name != "flow":
         raise UserError(f"{where}: network.level_encoding='flow' with a schedule of family "
                         f"{stage.process.schedule.family.name!r}; permitted: 'flow', or level_encoding='inv_cos'")
+
+
+def _check_steps(spec: Spec, stage: Any, where: str) -> None:
+    """Raise `UserError` for coordinates of other seconds and pixels than those from token to token of the videos."""
+    frames, side = (1, 1) if stage.latent is None else (stage.latent.frame_factor, stage.latent.autoencoder.factor)
+    wanted = tuple(patch * size for patch, size in zip(spec.patch, (frames / stage.video.fps, side, side), strict=True))
+    if not all(math.isclose(*pair, rel_tol=1e-6) for pair in zip(spec.rotary.steps, wanted, strict=True)):
+        raise UserError(f"{where}: network.rotary.steps={spec.rotary.steps} with videos of {stage.video.fps} frames "
+                        f"per second and tokens of {spec.patch[0] * frames} frames; permitted: {wanted}, seconds and "
+                        "pixels from token to token", "RotaryCoordinates.steps")
 
 
 def _check_mask(spec: Spec, stage: Any, where: str) -> None:

@@ -139,6 +139,9 @@ class VideoTransformer(Backbone):
         if self.rotary is None and self.width < 6:
             raise UserError(f"VideoTransformer.width={self.width} with rotary=None, whose sinusoids need a pair for "
                             "each axis; permitted: 6 or more")
+        if self.modulation == "shared" and self.level_width not in (0, self.width):
+            raise UserError(f"VideoTransformer.level_width={self.level_width} with modulation='shared', whose tables "
+                            f"are of tokens; permitted: 0, or {self.width}")
         checks.check_patterns(self)
         checks.check_text(self)
         checks.check_positions(self)

@@ -41,6 +41,10 @@ def ltx(**sizes: Any) -> VideoTransformer:
         **sizes})
 
 
+# Of version 0.9.5 on: the first token, of one frame, is shorter by the seven frames that it lacks
+LTX_CAUSAL = RotaryCoordinates(lead=7 / 25)
+
+
 def hunyuan(**sizes: Any) -> VideoTransformer:
     """A transformer of HunyuanVideo: texts of LLaMA without their padding, the pooled text of CLIP, and the weight of
     the guidance, which it was distilled with."""
@@ -58,7 +62,8 @@ COGVIDEOX_5B = cogvideox(width=3072, heads=48, layers=42, rotary=cogvideox_rotar
 # CogVideoX1.5: a token is of two frames of latents, and positions are counted whatever the size
 COGVIDEOX_15_5B = cogvideox(width=3072, heads=48, layers=42, rotary=cogvideox_rotary(64, None), patch=(2, 2, 2),
                             timesteps=ShiftedBetaSchedule(snr_shift=1.0))
-LTX_2B = ltx(width=2048, heads=32, layers=28)  # LTX-Video 0.9 to 0.9.8
+LTX_2B = ltx(width=2048, heads=32, layers=28)  # LTX-Video 0.9 and 0.9.1
+LTX_2B_095 = ltx(width=2048, heads=32, layers=28, rotary=LTX_CAUSAL)  # 0.9.5 to 0.9.8
 HUNYUAN = hunyuan(width=3072, heads=24, layers=20, single_layers=40,
                   rotary=RotaryAxes(dims=(16, 56, 56), bases=(256.0, 256.0, 256.0)))
-LTX_13B = ltx(width=4096, heads=32, layers=48)  # LTX-Video 0.9.7 and 0.9.8
+LTX_13B = ltx(width=4096, heads=32, layers=48, rotary=LTX_CAUSAL)  # LTX-Video 0.9.7 and 0.9.8
