@@ -9,8 +9,8 @@ Hardware: 4 A100.
 Expected: UBC fashion SSIM 0.931, PSNR 38.49, LPIPS 0.044, FVD 81.6 with both stages; FVD 89.3 where these were trained
           as one. Not trained by us.
 Run:      vdm-jax train animate_anyone/images     (weights/sd_vae.safetensors and weights/sd1_unet.safetensors by
-          vdm-jax convert; videos with skeletons by vdm-jax annotate --kind pose, a picture of each and its vectors by
-          vdm-jax embed with CLIP ViT-L/14, such as the folder sd-image-variations-diffusers/image_encoder)
+          vdm-jax convert; videos with skeletons by vdm-jax annotate --kind pose, a picture of each and what the command
+          embed makes of it by a CLIP ViT-L/14, such as the folder sd-image-variations-diffusers/image_encoder)
 """
 
 from dataclasses import replace
