@@ -108,8 +108,8 @@ class SparseControl(ControlMap):
         value = conditioning.inputs[self.name]
         wanted = self.grid(videos.stage, videos.shape[1:4])
         network = videos.stage.network
-        made = self._of_latents(network) and videos.encode is None  # maps of that size may still be in [0, 1]
-        if value.shape[1:] == (*wanted, self.entry(network).width) and not made:
+        in_pixels = self._of_latents(network) and videos.encode is None  # then what is given has that size too
+        if value.shape[1:] == (*wanted, self.entry(network).width) and not in_pixels:
             return {}
         maps, mask = value[..., :COLOURS], value[:, :, 0, 0, COLOURS]
         return {"inputs": {self.name: self._made(videos.stage, maps, mask, videos.shape[2:4], videos.encode)}}

@@ -97,3 +97,9 @@ def test_sampling_shows_what_training_does_and_replaces_nothing(weights, clip):
 def test_stages_that_do_not_fit(named, changes):
     with refused("VideoTransformer.mask_channels", *named):
         dataclasses.replace(STAGE, **changes)
+
+
+def test_images_are_not_appended_to_latents_of_several_frames():
+    """They would have fewer frames than a mask has channels."""
+    with refused("stage._check_latent", "images_per_clip", "latents of 2 frames"):
+        dataclasses.replace(STAGE, training=dataclasses.replace(STAGE.training, images_per_clip=1))
