@@ -60,13 +60,13 @@ def attend(
       frame_mask: which frame may see which, the same for all samples, on top of the pattern (appended independent
         images, see `independent_frames_mask`). A frame left alone by both sees itself.
       frame_valid: which frames of each sample exist; tokens of the others are not seen.
-      extra_keys: outside keys and values `[B, G, M, K, D]` for `WithExtraKeys` patterns. G = 1: seen by all frames; G =
-      T:
-        group t is seen by frame t.
+      extra_keys: extra keys and values `[B, G, M, K, D]` for `WithExtraKeys` patterns. G = 1: seen by all frames;
+        G = T: group t is seen by frame t.
       offset_values: vectors added to the own values by clipped offset, one table per axis of the pattern's layout (see
         `positions.relative_values`).
-      split: what of the video is split over the mesh axis `context`, `frames` or `height`. A context brings frames
-        together first; without one, sequences that lie within a device stay there, and the compiler gathers the others.
+      sharded_axis: what of the video is split over the mesh axis `context`, `frames` or `height`. A context brings
+        frames together first; without one, sequences that lie within a device stay there, and the compiler gathers the
+        others.
       platform: cpu, gpu or tpu; None: that of the mesh in context, else the default backend.
 
     Raises `UserError` for what the capability table does not list and for shapes that do not fit.
@@ -189,8 +189,8 @@ def _mask_bytes(frame_mask: np.ndarray | None, frames: int) -> bytes | None:
 def _check_extra_keys(pattern, extra_keys: ExtraKeys | None, shape: tuple[int, ...], own: bool, bias,
                       offset_values) -> None:
     if isinstance(pattern, WithExtraKeys) != (extra_keys is not None):
-        raise UserError(f"attend: pattern {pattern} with extra_keys={'None' if extra_keys is None else 'a Bank'}; "
-                        "permitted: a WithExtraKeys pattern together with a Bank, or neither")
+        raise UserError(f"attend: pattern {pattern} with extra_keys={'None' if extra_keys is None else 'ExtraKeys'}; "
+                        "permitted: a WithExtraKeys pattern together with ExtraKeys, or neither")
     if extra_keys is not None:
         batch, frames, _, _, heads, dim = shape
         found, groups = extra_keys.k.shape, {1, frames}
