@@ -215,15 +215,18 @@ def opened(preset: Preset, path: Path, *, fresh: bool = False) -> dict[str, Any]
 
 
 def record_times(preset: Preset, path: Path, data_dir: Path | None = None, *, rounds: int = 15) -> None:
-    """Time the train steps of all patterns in turn, for each number of frames that the record has none of."""
+    """Time the train steps of the patterns that the record has no times of, in turn with full attention's. Another
+    process waits meanwhile: all have the same budgets."""
     for frames in preset.frames:
-        if str(frames) in opened(preset, path)["times"]:
-            continue
-        found = step_times({name: experiment_of(preset, name, frames) for name in preset.variants}, preset.stage,
-                           data_dir, rounds=rounds)
         with alone(path):
             record = opened(preset, path)
-            record["times"][str(frames)] = found
+            times = record["times"].setdefault(str(frames), {})
+            missing = [name for name in preset.variants if name not in times]
+            if not missing:
+                continue
+            found = step_times({name: experiment_of(preset, name, frames) for name in dict.fromkeys((FULL, *missing))},
+                               preset.stage, data_dir, rounds=rounds)
+            record["times"][str(frames)] = found | times
             save(path, record)
 
 

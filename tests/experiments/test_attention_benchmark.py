@@ -203,6 +203,17 @@ class TestWhichPattern:
         with refused("record.open_record", "steps"):
             which_pattern.record(dataclasses.replace(self.PRESET, steps=8), path, tmp_path, quiet=True)
 
+    def test_only_patterns_without_times_are_timed_next_to_full_attention(self, monkeypatch, tmp_path):
+        timings = []
+        monkeypatch.setattr(which_pattern, "step_times", lambda experiments, *_, **__: timings.append(
+            list(experiments)) or {name: timed(len(timings)) for name in experiments})
+        path = tmp_path / "record.json"
+        for variants in (("spatial",), ("full", "spatial", "causal"), ("causal",)):
+            which_pattern.record_times(dataclasses.replace(self.PRESET, variants=variants), path)
+        assert timings == [["full", "spatial"], ["full", "causal"]]
+        found = json.loads(path.read_text())["times"]["4"]
+        assert {name: one["ratio"] for name, one in found.items()} == {"full": 1, "spatial": 1, "causal": 2}
+
     def test_parts(self):
         assert which_pattern.a_part("2/3") == (2, 3)
         for wrong in ("3/2", "0/2", "a"):
