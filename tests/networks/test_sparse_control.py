@@ -179,5 +179,5 @@ def test_what_is_refused():
         sc.SparseControlNet(unet=UNET)
     with refused("LatentNetwork.control_nets", "[5]", "[4]"):
         dataclasses.replace(NETWORK, conditions=(Input(name="sparse_frames", width=4),))
-    with refused("sparse_control.SparseControlNetNetwork.__call__", "(1, 4, 4, 4, 5)"):
+    with refused("control_net.check_map", "(1, 4, 4, 4, 5)"):
         run(SPEC, {}, jnp.zeros((1, 4, 4, 4, 4)), jnp.zeros((1, 4, 8, 8, 5)))

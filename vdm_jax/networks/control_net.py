@@ -73,14 +73,19 @@ class ControlNetNetwork(nn.Module):
         from 0.1 at the first to 1 in the middle, in equal ratios (guess mode, as released)."""
         spec, unet, dtype = self.config, self.config.unet, jnp.dtype(self.config.unet.dtype)
         check(unet, x, tokens, None, classes)
-        wanted = (*x.shape[:2], spec.factor * x.shape[2], spec.factor * x.shape[3], spec.hint_channels)
-        if hint.shape != wanted:
-            raise UserError(f"map of shape {hint.shape}; permitted: {wanted}")
+        check_map(spec, x, hint)
         block_inputs = BlockInputs(embed(self, unet, level, None, classes), tokens.astype(dtype))
         x = Convolution(unet.widths[0], dtype=dtype, name="stem")(x) + Hint(
             spec.hint_widths, unet.widths[0], dtype, name="hint")(hint)
         x, skips = way_down(self, unet, x, block_inputs)
         return residuals_of(skips, middle(self, unet, x, block_inputs), scale, guess, dtype)
+
+
+def check_map(spec: Any, x: Float[Array, "B T H W C"], hint: Float[Array, "B T H2 W2 D"]) -> None:
+    """Raise `UserError` for a map that is not `spec.factor` times the size of the latents, of as many frames."""
+    wanted = (*x.shape[:2], spec.factor * x.shape[2], spec.factor * x.shape[3], spec.hint_channels)
+    if hint.shape != wanted:
+        raise UserError(f"map of shape {hint.shape}; permitted: {wanted}")
 
 
 def residuals_of(

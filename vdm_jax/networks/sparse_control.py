@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from vdm_jax.configuration import Width, config
 from vdm_jax.errors import UserError
-from vdm_jax.networks.control_net import Hint, residuals_of
+from vdm_jax.networks.control_net import Hint, check_map, residuals_of
 from vdm_jax.networks.latent_frames import Motion
 from vdm_jax.networks.latent_unet import LATENT_UNET_SD1, LatentUNet, check, embed, image_unet, middle, way_down
 from vdm_jax.networks.latent_unet_blocks import BlockInputs, Control
@@ -93,9 +93,7 @@ class SparseControlNetNetwork(nn.Module):
         as its last channel; `scale` and `guess` are as in `ControlNetNetwork`."""
         spec, unet, dtype = self.config, self.config.unet, jnp.dtype(self.config.unet.dtype)
         check(unet, x, tokens, None, classes)
-        wanted = (*x.shape[:2], spec.factor * x.shape[2], spec.factor * x.shape[3], spec.hint_channels)
-        if hint.shape != wanted:
-            raise UserError(f"map of shape {hint.shape}; permitted: {wanted}")
+        check_map(spec, x, hint)
         block_inputs = BlockInputs(embed(self, unet, level, None, classes), tokens.astype(dtype))
         width = unet.widths[0]
         if spec.of_latents:
