@@ -84,7 +84,7 @@ def test_no_strength_keeps_the_frames_and_the_sound(trained, tmp_path):
 
 @pytest.mark.parametrize(("method", "given", "expected"), [
     ("ddim", ["--refinements", "0"], {"refinements": 0}), ("ddim", [], {"refinements": 3}),
-    ("prompt_to_prompt", ["--cross-replace", "0"], {"cross_replace": 0.0}),
+    ("prompt_to_prompt", ["--cross-replace", "0", "--source-prompt", "a 3"], {"cross_replace": 0.0}),
     ("controlvideo", ["--smooth"], {"smooth": ()}), ("controlvideo", [], {"smooth": (20, 19), "hierarchical": False}),
     ("controlvideo", ["--smooth", "3", "2", "--hierarchical"], {"smooth": (3, 2), "hierarchical": True}),
 ])
@@ -120,6 +120,9 @@ def test_bad_input(trained, video, tmp_path, fails):
     assert "--refinements=0 with --method=sdedit" in fails(*command, "--method", "sdedit", "--refinements", "0")
     assert "--source-prompt=a 3 with --method=sdedit" in fails(*command, "--method", "sdedit", "--source-prompt", "a 3")
     assert "--source-guidance=1.0 without --source-prompt" in fails(*command, "--source-guidance", "1")
+    for method in ("null_text", "prompt_to_prompt"):
+        assert f"--method={method} without --source-prompt; permitted: with --source-prompt TEXT" in fails(
+            *command, "--method", method)
     assert "--strength has 3 numbers for the stages base, spatial; permitted: one" in fails(
         *command, "--strength", "0.1", "0.2", "0.3")
     assert "--control=pose is no file; permitted: canny, hed, flow, or a video" in fails(*command, "--control", "pose")

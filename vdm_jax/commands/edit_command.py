@@ -243,6 +243,7 @@ def _rate(path: Path) -> float:
 
 def check(options: Edit) -> None:
     """Refuse bad options before anything is loaded. Raises `UserError`."""
+    from vdm_jax.generation.editing.methods import EDIT_METHODS
     from vdm_jax.generation.one_stage import one_guidance
 
     if not options.video.is_file():
@@ -252,6 +253,9 @@ def check(options: Edit) -> None:
         if options.method not in methods and value != getattr(Edit, name):
             raise UserError(f"--{name.replace('_', '-')}={value} with --method={options.method}; permitted: --method "
                             f"{' or '.join(methods)}")
+    if EDIT_METHODS[options.method].needs_source and options.source_prompt is None:
+        raise UserError(f"--method={options.method} without --source-prompt; permitted: with --source-prompt TEXT, "
+                        "what the given video shows")
     if options.source_guidance and options.source_prompt is None:
         raise UserError(f"--source-guidance={options.source_guidance} without --source-prompt; permitted: 0, or with "
                         "--source-prompt TEXT")
