@@ -13,6 +13,7 @@ from flax import traverse_util
 from tests.refusals import refused
 from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.diffusion.schedules import LinearBetaSchedule
+from vdm_jax.networks import latent_inputs
 from vdm_jax.networks import latent_network as ln
 from vdm_jax.networks import latent_unet as lu
 from vdm_jax.networks.blocks.residual import ResidualBlock
@@ -117,14 +118,15 @@ def test_known_latents_take_the_place_of_noisy_ones(normal):
     mask = jnp.zeros((2, 3, 2, 2, 1)).at[:, 0].set(1)
     conditioning = Conditioning(conditioning_frames=mask * conditioning_latents, conditioning_mask=mask,
                                 scalars={"frame_noise_step": jnp.array([3.0, 7.0])})
-    x = ln._stacked(spec, z, conditioning, ln._conditioning_latents(spec, conditioning))
+    x = latent_inputs.stacked(spec, z, conditioning, latent_inputs.conditioning_latents(spec, conditioning))
     np.testing.assert_array_equal(x[..., :4], jnp.concatenate([conditioning_latents[:, :1], z[:, 1:]], axis=1))
     np.testing.assert_array_equal(x[..., 4:], mask)
-    np.testing.assert_array_equal(ln._classes(spec, conditioning, 2), [3, 7])
+    np.testing.assert_array_equal(latent_inputs.classes(spec, conditioning, 2), [3, 7])
     nothing = conditioning.without_frames()
-    np.testing.assert_array_equal(ln._stacked(spec, z, nothing, ln._conditioning_latents(spec, nothing))[..., :4], z)
+    given = latent_inputs.conditioning_latents(spec, nothing)
+    np.testing.assert_array_equal(latent_inputs.stacked(spec, z, nothing, given)[..., :4], z)
     rate = network(kind="layers", unet=dataclasses.replace(VIDEO_LDM, classes=2), rate=1)
-    np.testing.assert_array_equal(ln._classes(rate, Conditioning(), 2), [1, 1])
+    np.testing.assert_array_equal(latent_inputs.classes(rate, Conditioning(), 2), [1, 1])
     assert spec.conditioning_frames and not ln.LatentNetwork(unet=IMAGE).conditioning_frames
 
 
@@ -136,8 +138,8 @@ def test_noise_that_the_network_is_not_told():
     """Where classes are frame rates, conditioning frames may be noised all the same."""
     rates = dataclasses.replace(VIDEO_LDM, classes=2)
     spec = network(kind="layers", unet=rates, rate=1, frame_noise_steps=10, frame_noise_step=0)
-    np.testing.assert_array_equal(ln._classes(spec, Conditioning(), 2), [1, 1])
-    ln.check_inputs(spec, Z, jnp.zeros(2), KNOWN.replace(scalars={}))
+    np.testing.assert_array_equal(latent_inputs.classes(spec, Conditioning(), 2), [1, 1])
+    latent_inputs.check_inputs(spec, Z, jnp.zeros(2), KNOWN.replace(scalars={}))
 
 
 @pytest.mark.parametrize("kind", ["layers", "in_place"])

@@ -20,9 +20,9 @@ from jaxtyping import Array, Float, Int
 
 from vdm_jax.attention import WithExtraKeys
 from vdm_jax.conditions.conditioned import FrameNoise
-from vdm_jax.conditions.conditioning import Conditioning, check_parts
+from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.conditions.image_prompt import IMAGE_PROMPT, SCALE
-from vdm_jax.conditions.inputs import Input, check_conditions, check_entries
+from vdm_jax.conditions.inputs import Input, check_conditions
 from vdm_jax.conditions.reference import PICTURE, SEEN, Reference
 from vdm_jax.conditions.scalars import WEIGHT
 from vdm_jax.configuration import CountOrZero, NonNegative, WidthOrZero, config
@@ -33,6 +33,7 @@ from vdm_jax.diffusion.beta_tables import (
     SquaredCosineBetaSchedule,
 )
 from vdm_jax.errors import UserError
+from vdm_jax.networks import latent_inputs
 from vdm_jax.networks.backbone import Backbone
 from vdm_jax.networks.config import EmbeddedText
 from vdm_jax.networks.control_net import ControlNet, ControlNetNetwork
@@ -332,17 +333,19 @@ class LatentNetworkModule(nn.Module):
         """Raises `UserError` for conditioning that is missing, and padded frames, which the network cannot hide."""
         spec = self.config
         conditioning = Conditioning() if conditioning is None else conditioning
-        check_inputs(spec, z, logsnr, conditioning)
+        latent_inputs.check_inputs(spec, z, logsnr, conditioning)
         if images and isinstance(spec.unet.spatial_pattern, WithExtraKeys):
             raise UserError(f"{images} independent images for a U-Net whose spatial_pattern sees references; "
                             "permitted: 0")
         if images and not spec.unet.token_channels:
             raise UserError(f"{images} independent images for a U-Net of token_channels=0, which has no attention of "
                             "its own within them; permitted: 0")
-        conditioning_latents = _conditioning_latents(spec, conditioning)
-        x, tokens = _stacked(spec, z, conditioning, conditioning_latents), self._tokens(len(z), conditioning)
+        conditioning_latents = latent_inputs.conditioning_latents(spec, conditioning)
+        x = latent_inputs.stacked(spec, z, conditioning, conditioning_latents)
+        tokens = self._tokens(len(z), conditioning)
         level = -logsnr / 8 if spec.timesteps is None else spec.timesteps.timestep(logsnr)
-        told = {"scalars": _scalars(spec, conditioning), "classes": _classes(spec, conditioning, len(z)),
+        told = {"scalars": latent_inputs.scalars(spec, conditioning),
+                "classes": latent_inputs.classes(spec, conditioning, len(z)),
                 "weight": conditioning.scalars[WEIGHT] if WEIGHT in spec.scalars else None}
         control = self._control(x, level, tokens, conditioning, told["classes"])
         features = self._features(conditioning)
@@ -448,55 +451,3 @@ class LatentNetworkModule(nn.Module):
             scale = jnp.reshape(conditioning.scalars.get(f"{name}_scale", jnp.ones(1)), (-1, 1, 1, 1, 1))
             sums = [total + scale.astype(x.dtype) * x for total, x in zip(sums, features, strict=True)]
         return tuple(sums)
-
-
-def check_inputs(
-    spec: LatentNetwork, z: Float[Array, "B T H W C"], logsnr: Float[Array, " ..."], conditioning: Conditioning
-) -> None:
-    """Raise `UserError` for a condition that is absent, and for what the network cannot take."""
-    check_parts(spec, conditioning)
-    check_entries(spec.conditions, z, conditioning)
-    if conditioning.frame_valid is not None:
-        raise UserError("clips with padded frames for a LatentNetwork, whose temporal layers would see them; "
-                        "permitted: clips of one length, or a UNet")
-    if logsnr.shape not in (z.shape[:1], z.shape[:2]):
-        raise UserError(f"noise levels of shape {logsnr.shape} for a video of shape {z.shape}; permitted: "
-                        f"{z.shape[:1]}, one per clip, or {z.shape[:2]}, one per frame")
-
-
-def _conditioning_latents(spec: LatentNetwork, conditioning: Conditioning) -> Float[Array, "B T H W M"] | None:
-    """Conditioning latents, zero elsewhere, and their mask along the channels."""
-    if not spec.conditioning_frames:
-        return None
-    return jnp.concatenate([conditioning.conditioning_frames, conditioning.conditioning_mask], axis=-1)
-
-
-def _stacked(spec: LatentNetwork, z: Array, conditioning: Conditioning, conditioning_latents: Array | None) -> Array:
-    """Noisy latents, or conditioning latents in their place and the mask, the low-resolution video and the first frame
-    along the channels."""
-    parts = [z]
-    if spec.frame_conditioning == "in_place":
-        mask = conditioning_latents[..., -1:]
-        parts = [jnp.where(mask > 0, conditioning_latents[..., :-1], z), mask]
-    if spec.low_resolution:
-        parts.append(conditioning.low_resolution)
-    if spec.first_frame:
-        parts.append(jnp.broadcast_to(conditioning.image, (*z.shape[:4], conditioning.image.shape[-1])))
-    parts += [conditioning.inputs[entry.name] for entry in spec.entering("channels")]
-    return jnp.concatenate(parts, axis=-1)
-
-
-def _scalars(spec: LatentNetwork, conditioning: Conditioning) -> Float[Array, "B N"] | None:
-    if not spec.unet.scalars:
-        return None
-    return jnp.stack([conditioning.scalars[name] - (name == "fps") for name in spec.scalars if name != WEIGHT], axis=-1)
-
-
-def _classes(spec: LatentNetwork, conditioning: Conditioning, batch: int) -> Int[Array, " B"] | None:
-    if spec.rate is not None:
-        return jnp.full((batch,), spec.rate, jnp.int32)
-    if spec.frame_noise_steps:
-        return jnp.round(conditioning.scalars["frame_noise_step"]).astype(jnp.int32)
-    if spec.low_resolution_steps is None:
-        return None
-    return jnp.round(spec.low_resolution_steps.timestep(conditioning.augmentation)).astype(jnp.int32)
