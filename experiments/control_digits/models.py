@@ -16,7 +16,7 @@ from vdm_jax.digits.clips import DigitClips
 from vdm_jax.digits.controls import Kind
 from vdm_jax.errors import UserError
 from vdm_jax.generation.generator import Generator
-from vdm_jax.runs.directory import load_stage, read_config
+from vdm_jax.runs.directory import load_stage, read_config, stage_checkpoints
 from vdm_jax.stages.options import InitFrom
 from vdm_jax.stages.stage import Experiment
 
@@ -52,7 +52,9 @@ def with_maps(base: Experiment, count: int) -> Experiment:
 
 def trained(experiment: Experiment, run: Path, data_dir: Path | None, *, quiet: bool) -> tuple[Experiment, Any]:
     """`read` after training the first stage, unless it is trained."""
-    train(experiment, [experiment.stages[0].name], run, data_dir, quiet=quiet)
+    stage = experiment.stages[0]
+    if stage_checkpoints(run, stage.name).latest() != stage.training.steps:
+        train(experiment, [stage.name], run, data_dir, quiet=quiet)
     return read(run)
 
 

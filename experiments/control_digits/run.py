@@ -37,7 +37,8 @@ from vdm_jax.generation.generator import Generator
 
 FOLDER = Path(__file__).parent
 REAL, NONE, SILENT = "real clips", "no control", "no control, caption without the digit"
-WEIGHTS = ((1.0, 1.0), (1.0, 0.5), (0.5, 1.0))  # of edges and track, where both act
+BOTH: tuple[Kind, Kind] = ("edges", "track")  # kinds that also act at once
+WEIGHTS = ((1.0, 1.0), (1.0, 0.5), (0.5, 1.0))  # of these
 GOALS = {"trajectory_error": 2.0, "reference_digit": 0.8}
 
 
@@ -111,7 +112,7 @@ class Bench:
         """Measure the videos that `make` makes, unless the record has them."""
         if name in self.record["rows"]:
             return
-        start = time.perf_counter()
+        start = time.perf_counter()  # of sampling, compilation included, and measuring
         videos = make()
         found = self.measured(videos) | {"seconds": round(time.perf_counter() - start, 1)}
         keep_strips(self.options.out.parent, name, videos[:SHOWN])
@@ -125,12 +126,12 @@ class Bench:
         print(name, means or found, file=sys.stderr, flush=True)
 
 
-def measure_kind(bench: Bench, base: Any, kind: Kind) -> Any:
-    """Train the ControlNet of a kind, and measure it with each clip's own map and with that of another clip; that a
-    weight of 0 is the base to the last bit. Returns its parameters."""
+def measure_kind(bench: Bench, alone: Generator, kind: Kind) -> Any:
+    """Train the ControlNet of a kind, and measure it with each clip's own map and with that of another clip; whether a
+    weight of 0 gives the videos of the base `alone` to the last bit. Returns its parameters."""
     options = bench.options
-    start = time.perf_counter()
-    experiment = models.controlled(base[0], options.base_folder, kind, options.steps, options.seed)
+    start = time.perf_counter()  # of this sitting, compilation included
+    experiment = models.controlled(alone.experiment, options.base_folder, kind, options.steps, options.seed)
     experiment, params = models.trained(experiment, options.work / kind, options.data_dir, quiet=options.quiet)
     if f"{kind}: training" not in bench.record["rows"]:
         bench.write(f"{kind}: training", {"train_seconds": round(time.perf_counter() - start, 1)})
@@ -142,9 +143,9 @@ def measure_kind(bench: Bench, base: Any, kind: Kind) -> Any:
     name = f"{kind}: weight 0 is no control"
     if name not in bench.record["rows"] and kind not in models.TRAINABLE:
         few = slice(0, min(8, options.clips))
-        alone = bench.sampled(models.generator_of(*base), captions[few])
         with_zero = bench.sampled(generator, captions[few], control=bench.maps(kind)[few], control_scale=0.0)
-        bench.write(name, {"equal": bool((alone == with_zero).all()), "clips": len(alone)})
+        equal = bool((bench.sampled(alone, captions[few]) == with_zero).all())
+        bench.write(name, {"equal": equal, "clips": len(with_zero)})
     return params
 
 
@@ -159,14 +160,21 @@ def measure(options: Run) -> dict[str, Any]:
     bench.row(NONE, lambda: bench.sampled(alone, bench.captions))
     if "reference" in options.kinds:
         bench.row(SILENT, lambda: bench.sampled(alone, bench.captions_of(None, silent=True)))
-    found = {kind: measure_kind(bench, base, kind) for kind in options.kinds}
-    if {"edges", "track"} <= set(found):
-        both = models.joined(base[0], [found["edges"], found["track"]])
-        for first, second in WEIGHTS:
-            bench.row(f"edges x {first:g} + track x {second:g}", lambda first=first, second=second: bench.sampled(
-                both, bench.captions, control=bench.maps("edges"), control_scale=first,
-                control_1=bench.maps("track"), control_1_scale=second))
+    found = {}
+    for kind in options.kinds:
+        found[kind] = measure_kind(bench, alone, kind)
+        if kind in BOTH and set(BOTH) <= set(found):
+            measure_both(bench, models.joined(base[0], [found[name] for name in BOTH]))
     return bench.record
+
+
+def measure_both(bench: Bench, both: Generator) -> None:
+    """Two kinds of maps at once, each with its weight; nothing is trained for it."""
+    for weights in WEIGHTS:
+        given = {"control": bench.maps(BOTH[0]), "control_1": bench.maps(BOTH[1]),
+                 "control_scale": weights[0], "control_1_scale": weights[1]}
+        name = " + ".join(f"{kind} x {weight:g}" for kind, weight in zip(BOTH, weights, strict=True))
+        bench.row(name, lambda given=given: bench.sampled(both, bench.captions, **given))
 
 
 def main() -> int:
