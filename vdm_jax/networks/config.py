@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 from vdm_jax.attention import cross_pattern
 from vdm_jax.attention.capability import require
 from vdm_jax.attention.patterns import AttentionPattern, Spatial, Temporal, WithExtraKeys
-from vdm_jax.conditions.control import MAPS
 from vdm_jax.conditions.inputs import Input, check_conditions
 from vdm_jax.conditions.reference import Reference
+from vdm_jax.conditions.sparse_control import SparseControl
 from vdm_jax.conditions.text import EmbeddedText, TextInput, WordEncoder  # noqa: F401 what configs are made of
 from vdm_jax.configuration import (
     Count,
@@ -222,10 +222,10 @@ class UNet(Backbone):
                             "by their size; permitted: strides that change it, such as (2, 2)", "Level.stride")
         check_conditions("UNet", self.conditions, ("channels", "vector", "features", "tokens", "residuals"))
         for entry in self.entering("residuals"):
-            if entry.name not in (*MAPS, "edges") or self.resample_order == "before":
+            if isinstance(entry.condition, SparseControl) or self.resample_order == "before":
                 raise UserError(f"UNet.conditions: {entry.name!r} enters as residuals with resample_order="
-                                f"{self.resample_order!r}; permitted: {', '.join(MAPS)}, edges with 'after', or maps "
-                                "with enters='channels'", "UNet.conditions")
+                                f"{self.resample_order!r}; permitted: maps of all frames with 'after', or "
+                                "Input.enters='channels'", "UNet.conditions")
         joined = self.entering("tokens")
         if self.text is None and not joined and any(isinstance(m, CrossAttention) for m in mixers):
             raise UserError("UNet.text=None but a level has CrossAttention; permitted: WordEncoder or EmbeddedText, or "

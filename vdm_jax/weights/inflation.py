@@ -107,7 +107,7 @@ def plan_inflation(network: UNet, shapes: Any, source: UNet, source_shapes: Any)
             copied[name] = theirs[key][0]
         elif inside and _MAPS.match(key):
             new.append(name)
-        elif re.search(_OVER_TIME, name) or (_mixer(key) and _mixer(key) not in mixers):
+        elif re.search(_OVER_TIME, key) or (_mixer(key) and _mixer(key) not in mixers):
             new.append(name)
         elif name.split("/")[1:3] in [["embedding", new] for new in _new_scalars(network, source)]:
             zero_initialised.append(name)
