@@ -146,7 +146,7 @@ def test_blocks_of_a_longer_video_have_the_maps_of_their_frames():
      ("Stage.network.control_nets", "1 hint_widths", "reduce by 2")),
     (lambda: control_net_of(LATENT_UNET_LVDM), ("LatentUNet", "token_channels=0")),
     (lambda: ControlNet(unet=dataclasses.replace(UNET_CONFIG, temporal=True)), ("ControlNet.unet",)),
-    (lambda: UNet(levels=(Level(channels=8),), conditions=(Input(name="edges", width=3),)),
+    (lambda: UNet(levels=(Level(channels=8),), conditions=(Input(name="edges", width=3),), resample_order="before"),
      ("UNet.conditions", "'edges' enters as residuals", "Input.enters")),
     (lambda: stage_of(training=Training(images_per_clip=1)),
      ("Stage.training.images_per_clip", "['control', 'edges']")),

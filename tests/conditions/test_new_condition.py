@@ -149,10 +149,10 @@ def test_what_does_not_fit_is_refused(trained):
         Input(name="smell", width=1)
     with refused("Input.enters", "='channels'", "'marks'", "features, tokens"):
         Input(name="marks", width=2, enters="channels")
-    for entry, named in ((Input(name="depth", width=1, enters="residuals"), "residuals"),  # it has no branch
+    for entry, named in ((Input(name="depth", width=1, enters="residuals"), "residuals"),  # to which it has no branch
                          (Input(name="marks", width=2), "CrossAttention")):  # nothing attends
         with refused("UNet.conditions", entry.name, named):
-            UNet(levels=(Level(channels=8),), conditions=(entry,))
+            UNet(levels=(Level(channels=8),), conditions=(entry,), resample_order="before")
     with refused("conditioning.register", "'depth'"):
         register(DepthMap())
 

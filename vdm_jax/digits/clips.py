@@ -96,6 +96,8 @@ class DigitClip:
     video: np.ndarray  # uint8 [T, H, W, 3]
     caption: str
     objects: tuple[DigitObject, ...]  # in the order of the caption; later ones are drawn over earlier ones
+    stamps: tuple[np.ndarray, ...]  # of each, the opacity of its handwriting in its square [side, side]
+    tracks: tuple[np.ndarray, ...]  # of each, the top left corner (y, x) of that square in each frame [T, 2], pixels
 
 
 def generate_clip(spec: DigitClips, split: str, index: int) -> DigitClip:
@@ -117,7 +119,7 @@ def generate_clip(spec: DigitClips, split: str, index: int) -> DigitClip:
     video = np.zeros((spec.frames, spec.size, spec.size, 3), np.uint8)
     for item, stamp, track in zip(objects, stamps, tracks, strict=True):
         digit_drawing.paint(video, stamp, track, COLOURS[item.colour])
-    return DigitClip(video, caption, objects)
+    return DigitClip(video, caption, objects, tuple(stamps), tuple(tracks))
 
 
 def _plan(spec, split, index):

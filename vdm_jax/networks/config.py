@@ -9,6 +9,7 @@ from vdm_jax.attention.capability import require
 from vdm_jax.attention.patterns import AttentionPattern, Spatial, Temporal, WithExtraKeys
 from vdm_jax.conditions.inputs import Input, check_conditions
 from vdm_jax.conditions.reference import Reference
+from vdm_jax.conditions.sparse_control import SparseControl
 from vdm_jax.conditions.text import EmbeddedText, TextInput, WordEncoder  # noqa: F401 what configs are made of
 from vdm_jax.configuration import (
     Count,
@@ -188,7 +189,8 @@ class UNet(Backbone):
     conditioning_frames: bool = False
     scalars: tuple[str, ...] = ()  # names of further scalar inputs, e.g. "fps"
     references: tuple[Reference, ...] = ()  # features that attention layers name as their extra tokens
-    # Further conditions: features are extra tokens like references, tokens join those of the text
+    # Further conditions: features are extra tokens like references, tokens join those of the text, and maps that enter
+    # as residuals have a ControlNet each, a copy of the way down and of the middle
     conditions: tuple[Input, ...] = ()
     sharded_axis: Literal["frames", "height"] = "frames"  # what of a video is split over the mesh axis `context`
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters stay float32
@@ -218,7 +220,12 @@ class UNet(Backbone):
         if self.injected and any(level.stride == (1, 1) for level in between):
             raise UserError("Level.stride=(1, 1) between levels with FrameInjection, which finds the frames of a level "
                             "by their size; permitted: strides that change it, such as (2, 2)", "Level.stride")
-        check_conditions("UNet", self.conditions, ("channels", "vector", "features", "tokens"))
+        check_conditions("UNet", self.conditions, ("channels", "vector", "features", "tokens", "residuals"))
+        for entry in self.entering("residuals"):
+            if isinstance(entry.condition, SparseControl) or self.resample_order == "before":
+                raise UserError(f"UNet.conditions: {entry.name!r} enters as residuals with resample_order="
+                                f"{self.resample_order!r}; permitted: maps of all frames with 'after', or "
+                                "Input.enters='channels'", "UNet.conditions")
         joined = self.entering("tokens")
         if self.text is None and not joined and any(isinstance(m, CrossAttention) for m in mixers):
             raise UserError("UNet.text=None but a level has CrossAttention; permitted: WordEncoder or EmbeddedText, or "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -11,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from vdm_jax.conditions.conditioning import Conditioning, check_parts
-from vdm_jax.conditions.inputs import Input, check_entries
-from vdm_jax.errors import UserError
+from vdm_jax.conditions.conditioning import Conditioning
+from vdm_jax.conditions.inputs import Input
 from vdm_jax.networks import config as cfg
 from vdm_jax.networks.blocks.attention import Tokens
 from vdm_jax.networks.blocks.residual import ResidualBlock
 from vdm_jax.networks.blocks.sinusoids import sinusoids
+from vdm_jax.networks.control_net import residuals_of
+from vdm_jax.networks.latent_unet_blocks import Control
 from vdm_jax.networks.layers import (
     Convolution,
     Dense,
@@ -35,6 +37,7 @@ from vdm_jax.networks.resampling import convolution_options, downsampled, every,
 from vdm_jax.networks.skips import Deep, through_skips
 from vdm_jax.networks.sound import SoundTokens, grouped
 from vdm_jax.networks.text import TextConditioner
+from vdm_jax.networks.unet_inputs import check_inputs, stack_inputs
 from vdm_jax.parallel.rules import shard_along
 
 Run = Callable[..., Array]  # a block of the network: `run(x, level, mixers, name, resized=None)`
@@ -84,6 +87,48 @@ class Block(nn.Module):
                            self.config.sharded_axis)
 
 
+class BlockInputs(NamedTuple):
+    """What a network gives its blocks next to their features."""
+
+    vector: Float[Array, "B _ C"]
+    mixer_inputs: MixerInputs
+    train: bool
+    images: int
+
+    def valid(self, spec: cfg.UNet) -> Bool[Array, "B _"] | None:
+        """Which frames exist, of those that the first convolution sees; None: all."""
+        return self.mixer_inputs.every(spec.temporal_patch).frame_valid
+
+
+def pack(spec: cfg.UNet, x: Float[Array, "B T H W C"]) -> Float[Array, "B _ _ _ _"]:
+    """A video as the patches, or tubelets, of the network."""
+    return time_to_depth(space_to_depth(x, spec.patch), spec.temporal_patch)
+
+
+def begin(spec: cfg.UNet, packed: Float[Array, "B T H W C"], given: BlockInputs) -> Float[Array, "B T H W _"]:
+    """The first features: a convolution of the patches and their places, in the module that calls it."""
+    options = convolution_options(spec)
+    stem = Convolution(spec.levels[0].channels, (1, spec.stem_kernel, spec.stem_kernel), name="stem", **options)
+    x = stem(packed.astype(options["dtype"]), given.images, given.valid(spec))
+    x = shard_along(x, spec.sharded_axis)
+    if spec.position_period:
+        x = PositionEmbedding(spec.position_period, spec.position_axes, name="positions")(x, given.images)
+    return x
+
+
+def running(module: nn.Module, spec: cfg.UNet, frames: int, given: BlockInputs) -> Run:
+    """How blocks of `module` run, on features of clips of so many frames."""
+    block = rematerialised(module, Block, spec.remat, static_argnums=(4, 5))
+
+    def run(x: Array, level: cfg.Level, mixers: tuple[cfg.Mixer, ...], name: str,
+            resized: Callable[[Array], Array] | None = None) -> Array:
+        stride = frames // x.shape[1]  # of time, down to this level
+        return block(spec, level, mixers, resized, name=name)(
+            x, every(given.vector, stride), given.mixer_inputs.every(stride), given.train, given.images)
+
+    return run
+
+
 class SpaceTimeUNet(nn.Module):
     """U-Net over `[B, T, H, W, C]`. Call it with the noisy video, its log-SNR, `[B]` or per frame
     `[B, T]`, and the conditioning.
@@ -107,23 +152,14 @@ class SpaceTimeUNet(nn.Module):
         if spec.injected:
             given = space_to_depth(conditioning.conditioning_frames, spec.patch), conditioning.conditioning_mask
             mixer_inputs = mixer_inputs.replace(frames=FramePyramid(spec, name="frames")(*given))
-        x = time_to_depth(space_to_depth(stack_inputs(spec, z, conditioning), spec.patch), spec.temporal_patch)
-        kernel, valid = (1, spec.stem_kernel, spec.stem_kernel), mixer_inputs.every(spec.temporal_patch).frame_valid
-        x = x.astype(options["dtype"])
-        x = Convolution(spec.levels[0].channels, kernel, name="stem", **options)(x, images, valid)
-        x = shard_along(x, spec.sharded_axis)
-        if spec.position_period:
-            x = PositionEmbedding(spec.position_period, spec.position_axes, name="positions")(x, images)
-        block = rematerialised(self, Block, spec.remat, static_argnums=(4, 5))
-
-        def run(x: Array, level: cfg.Level, mixers: tuple[cfg.Mixer, ...], name: str,
-                resized: Callable[[Array], Array] | None = None) -> Array:
-            stride = z.shape[1] // x.shape[1]  # of time, down to this level
-            return block(spec, level, mixers, resized, name=name)(
-                x, every(vector, stride), mixer_inputs.every(stride), train, images)
-
-        down_up = down_and_up if spec.resample_order == "after" else efficient_down_and_up
-        x = down_up(spec, run, x, images, valid, deep)
+        given = BlockInputs(vector, mixer_inputs, train, images)
+        packed = pack(spec, stack_inputs(spec, z, conditioning))
+        control = added_control(spec, packed, conditioning, given)
+        x, run, valid = begin(spec, packed, given), running(self, spec, z.shape[1], given), given.valid(spec)
+        if spec.resample_order == "after":
+            x = down_and_up(spec, run, x, images, valid, deep, control)
+        else:
+            x = efficient_down_and_up(spec, run, x, images, valid, deep)
         x = silu(GroupNorm(spec.groups, spec.norm_over, name="norm")(x))
         kernel = (1, spec.out_kernel, spec.out_kernel)
         features = spec.out_channels * spec.patch**2 * spec.temporal_patch
@@ -134,31 +170,87 @@ class SpaceTimeUNet(nn.Module):
         return change + conditioning.low_resolution if spec.residual else change
 
 
-def down_and_up(
-    spec: cfg.UNet, run: Run, x: Array, images: int, frame_valid: Array | None, deep: Deep | None = None
-) -> Array:
-    """The levels in the usual order: blocks, then the reduction; every block and reduction has a long skip."""
-    down, up = [], []
+class ControlBranch(nn.Module):
+    """A ControlNet (Zhang et al. 2023, arXiv 2302.05543) of the space-time U-Net: a copy of its first convolution, its
+    way down and its middle, temporal layers included, which sees a map of each frame as well. It starts with zeros.
+
+    The map is cut into the patches of the network, convolved twice, the second time by zeros at the start, and added to
+    the first features. Noise level and prompt are embedded once, by the U-Net.
+    """
+
+    config: cfg.UNet
+
+    @nn.compact
+    def __call__(
+        self, packed: Float[Array, "B T H W C"], hint: Float[Array, "B T2 H2 W2 D"], given: BlockInputs,
+        scale: Float[Array, " B"] | float, guess: Float[Array, " B"] | None,
+    ) -> Control:
+        spec, images, valid = self.config, given.images, given.valid(self.config)
+        width, options = spec.levels[0].channels, convolution_options(spec)
+        h = pack(spec, hint).astype(options["dtype"])
+        h = silu(Convolution(width, name="hint_in", **options)(h, images, valid))
+        h = Convolution(width, kernel_init=zeros, name="hint_out", **options)(h, images, valid)
+        run = running(self, spec, hint.shape[1], given)
+        skips = [begin(spec, packed, given) + h]
+        for step in way_down(spec, run, images, valid):
+            skips.append(step(skips[-1]))
+        return residuals_of(skips, middle_of(spec, run, skips[-1]), scale, guess, options["dtype"])
+
+
+def added_control(
+    spec: cfg.UNet, packed: Float[Array, "B T H W C"], conditioning: Conditioning, given: BlockInputs
+) -> Control | None:
+    """The sum of what the branches of all maps add, each by its factor and in guess mode where that is asked for."""
+    found = [ControlBranch(spec, name=f"control_net_{entry.name}")(
+        packed, conditioning.inputs[entry.name], given, conditioning.scalars.get(f"{entry.name}_scale", 1.0),
+        conditioning.scalars.get(f"{entry.name}_guess")) for entry in spec.entering("residuals")]
+    return jax.tree.map(lambda *parts: sum(parts), *found) if found else None
+
+
+def way_down(spec: cfg.UNet, run: Run, images: int, frame_valid: Array | None) -> list[Callable[[Array], Array]]:
+    """From the features of each skip connection to those of the next, in the usual order: blocks, then the
+    reduction."""
+    down = []
 
     def reduced(x: Array, i: int) -> Array:
         return shard_along(downsampled(spec, run, i, x.shape[-1], x, images, frame_valid), spec.sharded_axis)
 
-    def middle(x: Array) -> Array:
-        return run(run(x, spec.levels[-1], spec.middle, "middle_in"), spec.levels[-1], (), "middle_out")
+    for i, level in enumerate(spec.levels):
+        down += [partial(run, level=level, mixers=mixers_at(level, j, level.blocks), name=f"down_{i}_{j}")
+                 for j in range(level.blocks)]
+        down += [partial(reduced, i=i)] * (i + 1 < len(spec.levels))
+    return down
 
-    def back(x: Array, skip: Array, i: int, j: int) -> Array:
+
+def middle_of(spec: cfg.UNet, run: Run, x: Array) -> Array:
+    """The middle of the usual order."""
+    return run(run(x, spec.levels[-1], spec.middle, "middle_in"), spec.levels[-1], (), "middle_out")
+
+
+def down_and_up(
+    spec: cfg.UNet, run: Run, x: Array, images: int, frame_valid: Array | None, deep: Deep | None = None,
+    control: Control | None = None,
+) -> Array:
+    """The levels in the usual order: blocks, then the reduction; every block and reduction has a long skip. `control`
+    is added to the skips and to the middle."""
+    down, up = way_down(spec, run, images, frame_valid), []
+    added = [None] * (len(down) + 1) if control is None else control.skips
+
+    def middle(x: Array) -> Array:
+        x = middle_of(spec, run, x)
+        return x if control is None else x + control.middle
+
+    def back(x: Array, skip: Array, i: int, j: int, number: int) -> Array:
         level = spec.levels[i]
+        skip = skip if added[number] is None else skip + added[number]
         x = jnp.concatenate([x, skip * spec.skip_scale], axis=-1)
         x = run(x, level, mixers_at(level, j, level.blocks + 1), f"up_{i}_{j}")
         if j < level.blocks or not i:
             return x
         return upsampled(spec, run, i, spec.levels[i - 1], x.shape[-1], x, images, frame_valid)
 
-    for i, level in enumerate(spec.levels):
-        down += [partial(run, level=level, mixers=mixers_at(level, j, level.blocks), name=f"down_{i}_{j}")
-                 for j in range(level.blocks)]
-        down += [partial(reduced, i=i)] * (i + 1 < len(spec.levels))
-        up = [partial(back, i=i, j=j) for j in range(level.blocks + 1)] + up
+    for i, level in reversed(list(enumerate(spec.levels))):
+        up += [partial(back, i=i, j=j, number=len(down) - len(up) - j) for j in range(level.blocks + 1)]
     return through_skips(x, down, middle, up, deep)
 
 
@@ -297,63 +389,3 @@ class PositionEmbedding(nn.Module):
             code = self.gain * Dense(channels, use_bias=False, name=name)(code)
             x = x + code.reshape(shape).astype(x.dtype)
         return x
-
-
-def stack_inputs(spec: cfg.UNet, z: Array, conditioning: Conditioning) -> Array:
-    """Noisy video, low-resolution video, conditioning frames and their mask, and further conditions along the channels,
-    in the order of `UNet.stacked`."""
-    parts = [z]
-    if spec.low_resolution:
-        parts.append(conditioning.low_resolution)
-    if spec.conditioning_frames and not spec.injected:
-        parts += [conditioning.conditioning_frames, conditioning.conditioning_mask]
-    parts += [conditioning.inputs[entry.name] for entry in spec.entering("channels")]
-    return jnp.concatenate(parts, axis=-1)
-
-
-def check_inputs(spec: cfg.UNet, z: Array, conditioning: Conditioning, images: int = 0) -> None:
-    """Raise `UserError` when sizes do not divide, a part the network needs is absent, or appended images would see the
-    clip (at trace time)."""
-    multiples = (spec.frame_reduction, *spec.reduction)
-    for name, size, multiple in zip(("frames", "height", "width"), z.shape[1:4], multiples, strict=True):
-        if size % multiple:
-            raise UserError(f"video {name}={size} is not a multiple of the U-Net's reduction {multiple}; "
-                            f"permitted: {multiple}, {2 * multiple}, {3 * multiple}, ...")
-    check_parts(spec, conditioning)
-    frames = () if images else (z.shape[1],)
-    if spec.text is not None and conditioning.text_mask.shape[1] not in (1 + images, *frames):
-        raise UserError(f"Conditioning has {conditioning.text_mask.shape[1]} captions per clip; "
-                        f"permitted: {1 + images}, one for the clip and one for each appended image"
-                        f"{f', or {z.shape[1]}, one for each frame' if frames else ''}")
-    check_references(spec, z, conditioning, images)
-    check_entries(spec.conditions, z, conditioning)
-    valid = conditioning.frame_valid
-    if valid is not None and valid.shape != z.shape[:2]:
-        raise UserError(f"Conditioning.frame_valid has shape {valid.shape}; permitted: {z.shape[:2]}, batch and frames")
-    if valid is not None and spec.norm_over == "clip":
-        raise UserError("Conditioning.frame_valid with UNet.norm_over='clip', whose statistics mix padded frames with "
-                        "the clip; permitted: norm_over='frame'")
-    if images and spec.frame_reduction > 1:
-        raise UserError(f"images={images} with temporal_patch or Level.temporal_stride > 1, which mix images with the "
-                        "clip; permitted: images=0, or 1 of both")
-    if images and spec.norm_over == "clip":
-        raise UserError(f"images={images} with UNet.norm_over='clip', whose statistics mix the images with the clip; "
-                        "permitted: norm_over='frame'")
-
-
-def check_references(spec: cfg.UNet, z: Array, conditioning: Conditioning, images: int) -> None:
-    """Raise `UserError` when reference features or masks are absent, unknown or of shapes that do not fit."""
-    (batch, frames), widths = z.shape[:2], {reference.name: reference.width for reference in spec.references}
-    for name in (*conditioning.references, *conditioning.reference_masks):
-        if name not in widths:
-            raise UserError(f"Conditioning.references has {name!r}, which the network does not take; permitted: "
-                            f"{', '.join(widths) or 'none'}")
-    # One group for all would let appended images see what belongs to the clip.
-    groups = [frames] if images else sorted({1, frames})
-    for name, width in widths.items():
-        shape, mask = conditioning.references[name].shape, conditioning.reference_masks.get(name)
-        if len(shape) != 4 or shape[0] != batch or shape[1] not in groups or shape[3] != width:
-            raise UserError(f"Conditioning.references[{name!r}] has shape {shape}; permitted: [{batch}, "
-                            f"{' or '.join(map(str, groups))}, tokens, {width}]")
-        if mask is not None and mask.shape != shape[:3]:
-            raise UserError(f"Conditioning.reference_masks[{name!r}] has shape {mask.shape}; permitted: {shape[:3]}")

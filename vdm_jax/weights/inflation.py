@@ -5,7 +5,8 @@ projection, so that at first every frame of a video gets exactly what the image 
 et al. 2022, arXiv 2209.14792, section 3.2); where levels shrink clips in time, every N-th frame does (Lumiere: Bar-Tal
 et al. 2024, arXiv 2401.12945). Inputs that only the video network takes (conditioning frames, a frame rate, a
 low-resolution video) begin with zero weights; how Make-A-Video begins them is not published. The same makes a network
-for interpolation from one that takes no conditioning frames.
+for interpolation from one that takes no conditioning frames. A ControlNet begins as a copy of the layers that it is a
+copy of, and adds zeros at first (Zhang et al. 2023, arXiv 2302.05543).
 
 Of a network with `position_period` the frames begin with codes of their own, and differ by these alone; without "frame"
 among its `position_axes` they do not differ.
@@ -31,6 +32,8 @@ SAME = ("patch", "temporal_patch", "out_channels", "modulation", "level_encoding
         "skip_scale", "groups", "residual", "position_period", "position_axes")
 STEM = "/stem/kernel"
 _OVER_TIME = r"/temporal/|^/temporal_(down|up)sample_\d+/"  # next to the spatial layers
+_BRANCH = re.compile(r"/control_net_\w+?(/.*)")  # a ControlNet, and what it is a copy of
+_MAPS = re.compile(r"/hint_(in|out)/|/control_(\d+|middle)/")  # its own layers, which end in zeros
 _MIXER = re.compile(r"(.*/mixers)/(\w+)_(\d+)(/.*)")
 
 
@@ -92,15 +95,19 @@ def plan_inflation(network: UNet, shapes: Any, source: UNet, source_shapes: Any)
                     for tree in (_by_path(shapes), _by_path(source_shapes)))
     mixers = {_mixer(name) for name in theirs}
     copied, zero_initialised, new, wrong = {}, [], [], []
-    for key, (name, shape) in ours.items():
+    for own, (name, shape) in ours.items():
+        inside = None if own in theirs else _BRANCH.fullmatch(own)
+        key = inside[1] if inside else own
         if key in theirs:
             expected = theirs[key][1]
-            if name == STEM and stem is not None:
+            if theirs[key][0] == STEM and stem is not None:
                 expected = (*expected[:3], shape[3], expected[4])
             if shape != expected:
                 wrong.append(f"{name} {list(shape)} from {list(theirs[key][1])}")
             copied[name] = theirs[key][0]
-        elif re.search(_OVER_TIME, name) or (_mixer(key) and _mixer(key) not in mixers):
+        elif inside and _MAPS.match(key):
+            new.append(name)
+        elif re.search(_OVER_TIME, key) or (_mixer(key) and _mixer(key) not in mixers):
             new.append(name)
         elif name.split("/")[1:3] in [["embedding", new] for new in _new_scalars(network, source)]:
             zero_initialised.append(name)
