@@ -76,7 +76,7 @@ def test_validity_that_does_not_fit(normal):
     z = normal(0, 1, FRAMES, SIZE, SIZE, 3)
 
     def check(spec, valid, *named):
-        with refused("unet.check_inputs", "Conditioning.frame_valid", *named):
+        with refused("unet_inputs.check_inputs", "Conditioning.frame_valid", *named):
             conditioning = Conditioning(frame_valid=valid)
             jax.eval_shape(SpaceTimeUNet(spec).init, jax.random.key(0), z, jnp.zeros(1), conditioning)
 
@@ -144,13 +144,13 @@ def test_one_reference_for_the_clip_is_the_same_for_every_frame(referenced, norm
 @pytest.mark.parametrize(("conditioning", "images", "message"), [
     (Conditioning(), 0, ("conditioning.check_parts", "Conditioning.references", "'picture'")),
     (Conditioning(references={"picture": jnp.zeros((1, 1, 3, 6)), "sketch": jnp.zeros((1, 1, 3, 6))}), 0,
-     ("unet.check_references", "'sketch'")),
+     ("unet_inputs.check_references", "'sketch'")),
     (Conditioning(references={"picture": jnp.zeros((1, 1, 3, 5))}), 0,
-     ("unet.check_references", "3", "5", "[1, 1 or 4, tokens, 6]")),
-    (Conditioning(references={"picture": jnp.zeros((1, 1, 3, 6))}), 1, ("unet.check_references", "[1, 4, tokens, 6]")),
+     ("unet_inputs.check_references", "3", "5", "[1, 1 or 4, tokens, 6]")),
+    (Conditioning(references={"picture": jnp.zeros((1, 1, 3, 6))}), 1, ("unet_inputs.check_references", "[1, 4, tokens, 6]")),
     (Conditioning(references={"picture": jnp.zeros((1, 1, 3, 6))},
                   reference_masks={"picture": jnp.ones((1, 1, 2), bool)}), 0,
-     ("unet.check_references", "reference_masks", "['picture']", "1", "2", "3")),
+     ("unet_inputs.check_references", "reference_masks", "['picture']", "1", "2", "3")),
 ])
 def test_references_that_do_not_fit(conditioning, images, message, normal):
     network = SpaceTimeUNet(REFERENCED)

@@ -395,18 +395,18 @@ def test_a_missing_input_is_named(guided, part):
 
 @pytest.mark.parametrize(("spec", "conditioning", "options", "message"), [
     (dataclasses.replace(PLAIN, patch=4), None, {"z_shape": (1, 1, 6, 8, 3)},
-     ("unet.check_inputs", "height=6", "4", "8", "12")),
+     ("unet_inputs.check_inputs", "height=6", "4", "8", "12")),
     (dataclasses.replace(PLAIN, levels=(Level(channels=8, stride=(1, 3)), Level(channels=8))), None,
      {"z_shape": (1, 1, 6, 8, 3)},
-     ("unet.check_inputs", "width=8", "3", "6", "9")),
+     ("unet_inputs.check_inputs", "width=8", "3", "6", "9")),
     (dataclasses.replace(PLAIN, scalars=("fps",)), Conditioning(scalars={"speed": jnp.ones(1)}), {},
      ("conditioning.check_parts", "Conditioning.scalars", "'fps'")),
     (dataclasses.replace(PLAIN, scalars=("fps",)), None, {},
      ("conditioning.check_parts", "Conditioning.scalars", "'fps'")),
     (dataclasses.replace(PLAIN, text=TEXT), captions(3, batch=1), {},
-     ("unet.check_inputs", "3", "1")),
+     ("unet_inputs.check_inputs", "3", "1")),
     (dataclasses.replace(PLAIN, text=TEXT), captions(1, batch=1), {"images": 1},
-     ("unet.check_inputs", "1", "2")),
+     ("unet_inputs.check_inputs", "1", "2")),
     (dataclasses.replace(PLAIN, norm_over="clip"), None, {"images": 1},
      ("images", "=1", "UNet.norm_over='clip'", "norm_over='frame'")),
 ])
