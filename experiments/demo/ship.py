@@ -1,5 +1,7 @@
 """Put the weights of a run into the package: exported in float16, scored as they are there, with a manifest.
 
+A run may go on from what the package has of it (`continued.py`): steps of both trainings count.
+
 Run:  python -m experiments.demo.ship RUN NAME --command "vdm-jax train NAME" [--count 256]
       in the root of the repository; vdm_jax/shipped/NAME is made anew, and shipped.gif next to this file
 """
@@ -7,6 +9,7 @@ Run:  python -m experiments.demo.ship RUN NAME --command "vdm-jax train NAME" [-
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import json
 import os
@@ -15,13 +18,17 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import jax
+
 from experiments.demo.record import processor
-from vdm_jax.commands.main import main as vdm_jax_command
+from vdm_jax.commands.configs import load_config
 from vdm_jax.evaluation.digits import evaluate_digits
-from vdm_jax.runs.directory import load, read_cascade
+from vdm_jax.runs.directory import export, load, read_cascade
 from vdm_jax.runs.listing import CARD
-from vdm_jax.runs.model_card import exported_steps
-from vdm_jax.runs.shipped import SHIPPED, write_manifest
+from vdm_jax.runs.model_card import exported_steps, model_card
+from vdm_jax.runs.shipped import SHIPPED, read_manifest, write_manifest
+from vdm_jax.stages.options import InitFrom
+from vdm_jax.stages.stage import Experiment
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -30,18 +37,21 @@ CAPTIONS = ("a red 3 moving left", "a green seven bouncing", "a blue 0 rising", 
 
 def ship(run: Path, name: str, command: str, count: int) -> Path:
     """Export, score what was exported, and write the manifest; the folder that was there before goes last."""
-    experiment = read_cascade(run)
+    experiment, steps = as_shipped(read_cascade(run), name), all_steps(run, name)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    trained = load(run)
+    parameters = {stage: sum(leaf.size for leaf in jax.tree.leaves(tree)) for stage, tree in trained.params.items()}
+    use = f'vdm-jax sample {name} "a caption" --out video.mp4'
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / name
-        vdm_jax_command(["export", str(run), str(made), "--dtype", "float16", "--licence", "Apache-2.0"])
+        export(trained.of(experiment), made, "float16")
         generator = load(made)
         result = evaluate_digits(generator, count=count, seed=0)
-        card = made / CARD
-        card.write_text(card.read_text().replace(str(made), name).replace("None on record.", result.table().strip()))
+        (made / CARD).write_text(model_card(generator.experiment, parameters, steps, use, {"Digits": result.table()},
+                                            "Apache-2.0"))
         write_manifest(made, {
             "name": name, "command": command, "commit": commit.strip(), "date": datetime.date.today().isoformat(),
-            "machine": processor(), "cores": os.cpu_count(), "steps": exported_steps(run, experiment),
+            "machine": processor(), "cores": os.cpu_count(), "steps": steps,
             "planned_steps": {stage.name: stage.training.steps for stage in experiment.stages},
             "stages_trained": list(generator.params), "dtype": "float16", **result.to_dict()})
         target = SHIPPED / name
@@ -51,6 +61,25 @@ def ship(run: Path, name: str, command: str, count: int) -> Path:
     captions = [caption for caption in CAPTIONS for _ in range(2)]
     load(target)(captions, seed=0).save(HERE / "shipped.gif")
     return target
+
+
+def as_shipped(experiment: Experiment, name: str) -> Experiment:
+    """A run that goes on from the package as the config of that name, whose stages begin as it says."""
+    begins = {stage.name: stage.training.init_from for stage in load_config(name).stages}
+    return dataclasses.replace(experiment, stages=tuple(dataclasses.replace(stage, training=dataclasses.replace(
+        stage.training, init_from=begins[stage.name])) for stage in experiment.stages))
+
+
+def all_steps(run: Path, name: str) -> dict[str, int]:
+    """Steps for which each stage was trained, with those of the weights in the package as which it began, or which it
+    still is."""
+    before = read_manifest(SHIPPED / name)["steps"] if (SHIPPED / name).exists() else {}
+    experiment = read_cascade(run)
+    found = exported_steps(run, experiment)
+    for stage in experiment.stages:
+        if stage.name not in found or stage.training.init_from == InitFrom(stage=stage.name, run=name):
+            found[stage.name] = found.get(stage.name, 0) + before.get(stage.name, 0)
+    return {stage.name: found[stage.name] for stage in experiment.stages}
 
 
 def main() -> None:
