@@ -154,10 +154,10 @@ def made(record: dict[str, Any]) -> str:
     return (f"{protocol['experiment']}, {protocol['captions']} test captions with each of the seeds "
             f"{', '.join(map(str, seeds))}, others for each; means over clips with 95 % intervals. Diversity is the "
             f"root mean squared distance of two of {protocol['samples']} samples of one of {protocol['alike']} "
-            f"captions per seed, pixels in [0, 1]; real clips of different captions are {apart:.3f} apart. Times are of "
-            f"batches of {protocol['batch']} videos: the median over seeds of the median over batches, without compiling."
-            f"{students} `{record['command']}` on {device['kind']}, {device['cores']} cores; {used}. Recorded "
-            f"{record['date']}.")
+            f"captions per seed, pixels in [0, 1]; real clips of different captions are {apart:.3f} apart. Times are "
+            f"of batches of {protocol['batch']} videos: the median over seeds of the median over batches, without "
+            f"compiling.{students} `{record['command']}` on {device['kind']}, {device['cores']} cores; {used}. "
+            f"Recorded {record['date']}.")
 
 
 if __name__ == "__main__":
