@@ -28,11 +28,13 @@ from vdm_jax.benchmark.machine import describe, versions
 from vdm_jax.benchmark.record import difference, open_record, save
 from vdm_jax.commands.distil_command import main as distil
 from vdm_jax.configuration import digest
-from vdm_jax.diffusion.caching import Cache
+from vdm_jax.diffusion.caching import ByChange, Cache
 from vdm_jax.diffusion.samplers import DDIM, DPMSolver, Heun, Sampler, UniPC
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.digits import real_clips, scorer_of
+from vdm_jax.generation.cache_plans import cache_of
 from vdm_jax.generation.generator import Generator
+from vdm_jax.networks.transformer.config import VideoTransformer
 from vdm_jax.runs.directory import find_run, load, load_stage, read_cascade
 from vdm_jax.runs.teachers import params_hash
 from vdm_jax.stages.stage import Experiment, Stage
@@ -54,6 +56,7 @@ class Run:
     out: Path = FOLDER / "results" / "digits.json"
     steps: tuple[int, ...] = STEPS
     cached: tuple[int, ...] = (2, 4, 8)  # steps of the teacher's sampler between evaluations of the whole network
+    thresholds: tuple[float, ...] = (0.1, 0.2, 0.4)  # or of a transformer changes of the noise level's embedding
     students: tuple[Student, ...] = STUDENTS  # '--students' alone measures what needs no training
     seeds: tuple[int, ...] = (0, 1, 2)  # of sampling, each with test captions of its own; students are trained once
     captions: int = 64  # test captions per seed
@@ -156,9 +159,22 @@ def untrained_rows(options: Run, teacher: Generator) -> Iterator[Row]:
     for name, sampler in SAMPLERS.items():
         for steps in options.steps:
             yield Row(name, steps, sampled(teacher, sampler, steps))
-    for every in options.cached:
-        yield Row(f"teacher, cached for {every} steps", max(
-            stage.sampling.steps for stage in teacher.experiment.stages), cached(teacher, every))
+    for name, cache in cache_plans(options, teacher.experiment).items():
+        yield Row(name, max(stage.sampling.steps for stage in teacher.experiment.stages), cached(teacher, cache))
+
+
+def cache_plans(options: Run, experiment: Experiment) -> dict[str, Cache | ByChange]:
+    """Ways to keep features, by the names of their rows; some are for transformers alone."""
+    found: dict[str, Cache | ByChange] = {f"teacher, cached for {every} steps": Cache(every=every)
+                                          for every in options.cached}
+    turns = {len(stage.network.patterns) for stage in experiment.stages if isinstance(stage.network, VideoTransformer)}
+    if len(turns) == len(experiment.stages) == 1:
+        turn, = turns
+        found |= {f"teacher, cached for {every} steps but for the first {turn} blocks": Cache(every=every, branch=turn)
+                  for every in options.cached}
+        found |= {f"teacher, cached up to a change of {threshold}": ByChange(threshold=threshold)
+                  for threshold in options.thresholds}
+    return found
 
 
 def whole_evaluations(stage: Stage) -> int:
@@ -168,10 +184,13 @@ def whole_evaluations(stage: Stage) -> int:
     return evaluations if sampling.cache is None else round(evaluations * sampling.cache.count(steps) / steps)
 
 
-def cached(generator: Generator, every: int) -> Generator:
-    """The cascade as it is sampled, with the whole networks at every N-th step alone."""
-    stages = tuple(dataclasses.replace(stage, sampling=dataclasses.replace(
-        stage.sampling, cache=Cache(every=every))) for stage in generator.experiment.stages)
+def cached(generator: Generator, cache: Cache | ByChange) -> Generator:
+    """The cascade as it is sampled, with the whole networks at the steps of a plan alone."""
+    def plan(stage: Stage) -> Cache | None:
+        return cache_of(stage, stage.sampling, generator.params[stage.name], cache, generator.mesh)
+
+    stages = tuple(dataclasses.replace(stage, sampling=dataclasses.replace(stage.sampling, cache=plan(stage)))
+                   for stage in generator.experiment.stages)
     return generator.of(dataclasses.replace(generator.experiment, stages=stages))
 
 

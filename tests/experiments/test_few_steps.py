@@ -12,12 +12,16 @@ import pytest
 
 from experiments.few_steps import report, run
 from experiments.readme_tables import insert
+from vdm_jax.attention.patterns import Spatial, Temporal
+from vdm_jax.diffusion.caching import Cache
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import DDIM
 from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.digits.clips import caption_words
 from vdm_jax.errors import UserError
+from vdm_jax.generation.generator import Generator
 from vdm_jax.networks.config import Level, UNet, WordEncoder
+from vdm_jax.networks.transformer.config import VideoTransformer
 from vdm_jax.parallel.mesh import MeshSpec
 from vdm_jax.runs.directory import WEIGHTS, open_run
 from vdm_jax.stages.options import Sampling, Training
@@ -104,6 +108,24 @@ def test_stages_of_fewer_steps_than_others_take_no_more_than_their_own():
     assert [stage.sampling.steps for stage in run.sampled(generator, DDIM(), 48).stages] == [48]
     assert [run.steps_of(stage, stages, 48) for stage in stages] == [48, 8]
     assert [run.steps_of(stage, stages, 4) for stage in stages] == [4, 4]
+
+
+def test_a_transformer_is_also_cached_but_for_its_first_blocks_and_by_the_noise_level():
+    network = VideoTransformer(out_channels=3, width=12, heads=2, hidden=8, layers=4, level_channels=8,
+                               patterns=(Spatial(), Temporal()))
+    stage = Stage(name="base", video=VideoSpec(frames=2, height=4, width=4), network=network, process=Process(),
+                  sampling=Sampling(steps=8))
+    experiment = Experiment(name="x", stages=(stage,), data=CaptionedDigits(size=16, frames=2))
+    params = jax.tree.map(lambda leaf: np.random.default_rng(0).normal(0, 0.2, leaf.shape).astype(np.float32),
+                          jax.eval_shape(lambda key: initial_params(stage, key), jax.random.key(0)))
+    plans = run.cache_plans(run.Run("x", cached=(4,), thresholds=(1e9,)), experiment)
+    generator = Generator(experiment, {"base": params})
+    assert [run.cached(generator, plan).experiment.stages[0].sampling.cache for plan in plans.values()] == [
+        Cache(every=4), Cache(every=4, branch=2), Cache(steps=(0, 7))]
+    assert [run.Row(name, 8, run.cached(generator, plan)).evaluations for name, plan in plans.items()] == [2, 2, 2]
+    unet = dataclasses.replace(experiment, stages=(dataclasses.replace(stage, network=NETWORK, video=VideoSpec(
+        frames=2, height=16, width=16)),))
+    assert list(run.cache_plans(run.Run("x", cached=(4,)), unet)) == ["teacher, cached for 4 steps"]
 
 
 def test_diversity_is_the_distance_within_a_group():
