@@ -43,7 +43,6 @@ FOLDER = Path(__file__).parent
 STEPS = (1, 2, 4, 8, 16, 48)
 SAMPLERS: dict[str, Sampler] = {"DDIM": DDIM(), "DPM-Solver++ 2M": DPMSolver(), "UniPC": UniPC(), "Heun": Heun()}
 Student = Literal["progressive", "guided progressive", "consistency", "LoRA consistency", "dmd"]
-STUDENTS: tuple[Student, ...] = ("progressive", "guided progressive", "consistency", "LoRA consistency", "dmd")
 TEACHER = "teacher, as it is sampled"
 
 
@@ -57,16 +56,16 @@ class Run:
     steps: tuple[int, ...] = STEPS
     cached: tuple[int, ...] = (2, 4, 8)  # steps of the teacher's sampler between evaluations of the whole network
     thresholds: tuple[float, ...] = (0.1, 0.2, 0.4)  # or of a transformer changes of the noise level's embedding
-    students: tuple[Student, ...] = STUDENTS  # '--students' alone measures what needs no training
+    students: tuple[Student, ...] = ("progressive", "consistency", "dmd")  # '--students' alone: what needs no training
     seeds: tuple[int, ...] = (0, 1, 2)  # of sampling, each with test captions of its own; students are trained once
     captions: int = 64  # test captions per seed
     alike: int = 8  # captions whose samples are compared with each other
     samples: int = 2  # of each of these
     batch: int = 8  # videos sampled at a time; times are of one batch
     student_steps: tuple[int, ...] = (1, 2, 4)  # of students; rounds of progressive ones begin with twice the most
-    updates: int = 200  # training steps of a round of progressive students
-    consistency_updates: int = 600  # and of consistency students
-    dmd_updates: int = 600  # of the critics of students by distribution matching, which have a fifth of them
+    updates: int = 150  # training steps of a round of progressive students
+    consistency_updates: int = 400  # and of consistency students
+    dmd_updates: int = 300  # of the critics of students by distribution matching, which have a fifth of them
     learning_rate: float = 3e-4  # of students
     lora_rank: int = 16  # of consistency students that are LoRAs
     guidance_range: tuple[float, float] = (0.0, 2.0)  # weights that guided progressive students take
