@@ -23,6 +23,7 @@ from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import DDIM
 from vdm_jax.diffusion.schedules import FlowSchedule
 from vdm_jax.generation.cache_plans import cache_of
+from vdm_jax.generation.compiled import jit_sampling
 from vdm_jax.generation.one_stage import sample_keys, sample_stage, stage_levels
 from vdm_jax.networks.config import Level, UNet
 from vdm_jax.networks.layers import Dense, silu
@@ -33,6 +34,7 @@ from vdm_jax.networks.transformer.config import AddedSinusoids, VideoTransformer
 from vdm_jax.networks.transformer.members import cogvideox, hunyuan
 from vdm_jax.networks.transformer.network import Embedding, Patches, VideoTransformerModule
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
+from vdm_jax.parallel.rules import parameter_shardings
 from vdm_jax.planning.flops import network_forward, sampling_work
 from vdm_jax.stages.options import Sampling
 from vdm_jax.stages.stage import Stage, VideoSpec
@@ -147,6 +149,20 @@ def test_whole_steps_change_no_bit_and_the_error_grows_with_those_that_are_not(v
         np.testing.assert_array_equal(video(whole), plain)
     two, six = (np.sqrt(np.mean((video(Cache(every=n)) - plain) ** 2)) for n in (2, STEPS))
     assert 1e-4 < two < six
+
+
+def test_devices_share_what_is_kept(videos):
+    """Tokens over two devices and weights over two: the videos of one device."""
+    params, video = videos
+    cache, mesh = Cache(steps=(0, 1, 4), branch=1), make_mesh(MeshSpec(data=1, context=2, fsdp=2), jax.devices()[:4])
+    stage = dataclasses.replace(
+        STAGE, network=dataclasses.replace(WAN, sharded_axis="width", attention_context="ulysses"),
+        sampling=dataclasses.replace(STAGE.sampling, cache=cache))
+    shardings = parameter_shardings(params, mesh)
+    with jax.set_mesh(mesh):
+        made = jit_sampling(stage, stage.sampling, mesh, shardings)(
+            jax.device_put(params, shardings), KEYS, CAPTIONS, None, None)
+    np.testing.assert_allclose(made, video(cache), atol=1e-4)
 
 
 def test_flops_are_those_of_the_blocks_that_are_computed(videos):
