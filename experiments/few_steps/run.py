@@ -63,9 +63,9 @@ class Run:
     samples: int = 2  # of each of these
     batch: int = 8  # videos sampled at a time; times are of one batch
     student_steps: tuple[int, ...] = (1, 2, 4)  # of students; rounds of progressive ones begin with twice the most
-    updates: int = 150  # training steps of a round of progressive students
-    consistency_updates: int = 400  # and of consistency students
-    dmd_updates: int = 300  # of the critics of students by distribution matching, which have a fifth of them
+    updates: int = 100  # training steps of a round of progressive students
+    consistency_updates: int = 300  # and of consistency students
+    dmd_updates: int = 200  # of the critics of students by distribution matching, which have a fifth of them
     learning_rate: float = 3e-4  # of students
     lora_rank: int = 16  # of consistency students that are LoRAs
     guidance_range: tuple[float, float] = (0.0, 2.0)  # weights that guided progressive students take
