@@ -1,10 +1,10 @@
 """How many steps a cascade needs, by every way that this package has, on one trained run of captioned digits: samplers
 that need no training, and students.
 
-Run:  python -m experiments.few_steps.run captioned_digits          (a run, or weights that come with the package)
+Run:  python -m experiments.few_steps.run captioned_digits_full     (weights that come with the package, or a run)
 
 A row is written when it is there, and trainings resume, so an interrupted run goes on. results/digits.json is the
-record; `report.py` puts it into README.md.
+record; `report.py` puts it into README.md. README.md has what the defaults cost.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,14 +25,16 @@ import tyro
 from jaxtyping import Float, UInt8
 
 from vdm_jax.benchmark.machine import describe, versions
-from vdm_jax.benchmark.record import open_record, save
+from vdm_jax.benchmark.record import difference, open_record, save
 from vdm_jax.commands.distil_command import main as distil
 from vdm_jax.configuration import digest
-from vdm_jax.diffusion.caching import Cache
+from vdm_jax.diffusion.caching import ByChange, Cache
 from vdm_jax.diffusion.samplers import DDIM, DPMSolver, Heun, Sampler, UniPC
 from vdm_jax.errors import UserError
 from vdm_jax.evaluation.digits import real_clips, scorer_of
+from vdm_jax.generation.cache_plans import cache_of
 from vdm_jax.generation.generator import Generator
+from vdm_jax.networks.transformer.config import VideoTransformer
 from vdm_jax.runs.directory import find_run, load, load_stage, read_cascade
 from vdm_jax.runs.teachers import params_hash
 from vdm_jax.stages.stage import Experiment, Stage
@@ -40,7 +43,6 @@ FOLDER = Path(__file__).parent
 STEPS = (1, 2, 4, 8, 16, 48)
 SAMPLERS: dict[str, Sampler] = {"DDIM": DDIM(), "DPM-Solver++ 2M": DPMSolver(), "UniPC": UniPC(), "Heun": Heun()}
 Student = Literal["progressive", "guided progressive", "consistency", "LoRA consistency", "dmd"]
-STUDENTS: tuple[Student, ...] = ("progressive", "guided progressive", "consistency", "LoRA consistency", "dmd")
 TEACHER = "teacher, as it is sampled"
 
 
@@ -53,18 +55,30 @@ class Run:
     out: Path = FOLDER / "results" / "digits.json"
     steps: tuple[int, ...] = STEPS
     cached: tuple[int, ...] = (2, 4, 8)  # steps of the teacher's sampler between evaluations of the whole network
-    students: tuple[Student, ...] = STUDENTS
-    seeds: tuple[int, ...] = (0, 1, 2)  # of sampling; students are trained once
-    captions: int = 256  # test captions per seed
+    thresholds: tuple[float, ...] = (0.1, 0.2, 0.4)  # or of a transformer changes of the noise level's embedding
+    students: tuple[Student, ...] = ("progressive", "consistency", "dmd")  # '--students' alone: what needs no training
+    seeds: tuple[int, ...] = (0, 1, 2)  # of sampling, each with test captions of its own; students are trained once
+    captions: int = 64  # test captions per seed
     alike: int = 8  # captions whose samples are compared with each other
-    samples: int = 8  # of each of these
-    updates: int = 2000  # training steps of a round of progressive students
-    consistency_updates: int = 10_000  # and of consistency students
-    dmd_updates: int = 10_000  # of the critics of students by distribution matching, which have a fifth of them
+    samples: int = 2  # of each of these
+    batch: int = 8  # videos sampled at a time; times are of one batch
+    student_steps: tuple[int, ...] = (1, 2, 4)  # of students; rounds of progressive ones begin with twice the most
+    updates: int = 100  # training steps of a round of progressive students
+    consistency_updates: int = 300  # and of consistency students
+    dmd_updates: int = 200  # of the critics of students by distribution matching, which have a fifth of them
+    learning_rate: float = 3e-4  # of students
     lora_rank: int = 16  # of consistency students that are LoRAs
     guidance_range: tuple[float, float] = (0.0, 2.0)  # weights that guided progressive students take
     data_dir: Path | None = None  # where prepared data sets live
     fresh: bool = False  # forget the record; trainings stay
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """What students depend on."""
+        return {"student_steps": list(self.student_steps), "updates": self.updates,
+                "consistency_updates": self.consistency_updates, "dmd_updates": self.dmd_updates,
+                "learning_rate": self.learning_rate, "lora_rank": self.lora_rank,
+                "guidance_range": list(self.guidance_range)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +86,7 @@ class Row:
     """A way to sample and what it cost to learn."""
 
     method: str
-    steps: int  # of every stage's sampler
+    steps: int  # of the sampler of the stages that take most
     generator: Generator
     updates: int = 0  # training steps, of all stages together
 
@@ -89,41 +103,77 @@ def main() -> None:
 
 
 def run(options: Run) -> dict[str, Any]:
-    """Measure what is missing; returns the record."""
+    """Measure what is missing; returns the record. Raises `UserError` for sizes that cannot be measured, and for rows
+    of students that were trained otherwise."""
+    check(options)
     teacher = load(options.teacher)
     record = open_record(options.out, fresh=options.fresh, about={
         "device": describe(jax.devices()[0], len(jax.devices())), "versions": versions(),
         "protocol": {"experiment": teacher.experiment.name, "config": digest(teacher.experiment),
                      "weights": {name: params_hash(params)[:16] for name, params in teacher.params.items()},
                      "captions": options.captions, "alike": options.alike, "samples": options.samples,
-                     "updates": options.updates, "consistency_updates": options.consistency_updates,
-                     "dmd_updates": options.dmd_updates, "lora_rank": options.lora_rank,
-                     "guidance_range": list(options.guidance_range)}})
+                     "batch": options.batch}})
     record["command"] = f"python -m experiments.few_steps.run {options.teacher}"
-    for row in rows(options, teacher):
-        for seed in options.seeds:
-            key = f"{row.method} | {row.steps} | {seed}"
-            if key in record["rows"]:
-                continue
-            record["rows"][key] = {"method": row.method, "steps": row.steps, "seed": seed, "updates": row.updates,
-                                   "evaluations": row.evaluations, **measured(row.generator, options, seed)}
-            save(options.out, record)
-            print(key, json.dumps(record["rows"][key]), file=sys.stderr, flush=True)
+    if options.students and record.setdefault("training", options.training) != options.training:
+        raise UserError(f"{options.out} has students of another training: "
+                        f"{difference(record['training'], options.training)}; permitted: the same, another --out with "
+                        "another --work, or --fresh")
+    for row, seed in turns(options, teacher):
+        key = f"{row.method} | {row.steps} | {seed}"
+        if key in record["rows"]:
+            continue
+        record["rows"][key] = {"method": row.method, "steps": row.steps, "seed": seed, "updates": row.updates,
+                               "evaluations": row.evaluations, **measured(row.generator, options, seed)}
+        save(options.out, record)
+        print(key, json.dumps(record["rows"][key]), file=sys.stderr, flush=True)
     return record
 
 
-def rows(options: Run, teacher: Generator) -> Iterator[Row]:
-    """All ways to sample, those without training first."""
+def check(options: Run) -> None:
+    """Raise `UserError` where there is no batch to time after the one that compiles, or nothing to compare."""
+    if options.batch % jax.device_count():
+        raise UserError(f"--batch={options.batch} with {jax.device_count()} devices; permitted: a multiple of them")
+    if options.captions <= options.batch:
+        raise UserError(f"--captions={options.captions} with --batch={options.batch}; permitted: more captions than "
+                        "a batch has, since its first one compiles and is not timed")
+    if options.samples < 2 or not 1 <= options.alike <= options.captions:
+        raise UserError(f"--samples={options.samples} of --alike={options.alike} with --captions={options.captions}; "
+                        "permitted: 2 samples or more of 1 caption or more, up to all")
+
+
+def turns(options: Run, teacher: Generator) -> Iterator[tuple[Row, int]]:
+    """All ways to sample with all seeds: those without training first, where a seed takes all of them in turn, so that
+    each is timed at several moments and compiled once."""
+    untrained = list(untrained_rows(options, teacher))
+    yield from ((row, seed) for seed in options.seeds for row in untrained)
+    makers = {"consistency": consistency_rows, "LoRA consistency": consistency_rows, "dmd": matching_rows}
+    for method in options.students:
+        rows = list(makers.get(method, progressive_rows)(options, method))
+        yield from ((row, seed) for seed in options.seeds for row in rows)
+
+
+def untrained_rows(options: Run, teacher: Generator) -> Iterator[Row]:
+    """The teacher, by its own and by other samplers, and with cached features."""
     yield Row(TEACHER, max(stage.sampling.steps for stage in teacher.experiment.stages), teacher)
     for name, sampler in SAMPLERS.items():
         for steps in options.steps:
             yield Row(name, steps, sampled(teacher, sampler, steps))
-    for every in options.cached:
-        yield Row(f"teacher, cached for {every} steps", max(
-            stage.sampling.steps for stage in teacher.experiment.stages), cached(teacher, every))
-    makers = {"consistency": consistency_rows, "LoRA consistency": consistency_rows, "dmd": matching_rows}
-    for method in options.students:
-        yield from makers.get(method, progressive_rows)(options, method)
+    for name, cache in cache_plans(options, teacher.experiment).items():
+        yield Row(name, max(stage.sampling.steps for stage in teacher.experiment.stages), cached(teacher, cache))
+
+
+def cache_plans(options: Run, experiment: Experiment) -> dict[str, Cache | ByChange]:
+    """Ways to keep features, by the names of their rows; some are for transformers alone."""
+    found: dict[str, Cache | ByChange] = {f"teacher, cached for {every} steps": Cache(every=every)
+                                          for every in options.cached}
+    turns = {len(stage.network.patterns) for stage in experiment.stages if isinstance(stage.network, VideoTransformer)}
+    if len(turns) == len(experiment.stages) == 1:
+        turn, = turns
+        found |= {f"teacher, cached for {every} steps but for the first {turn} blocks": Cache(every=every, branch=turn)
+                  for every in options.cached}
+        found |= {f"teacher, cached up to a change of {threshold}": ByChange(threshold=threshold)
+                  for threshold in options.thresholds}
+    return found
 
 
 def whole_evaluations(stage: Stage) -> int:
@@ -133,24 +183,34 @@ def whole_evaluations(stage: Stage) -> int:
     return evaluations if sampling.cache is None else round(evaluations * sampling.cache.count(steps) / steps)
 
 
-def cached(generator: Generator, every: int) -> Generator:
-    """The cascade as it is sampled, with the whole networks at every N-th step alone."""
-    stages = tuple(dataclasses.replace(stage, sampling=dataclasses.replace(
-        stage.sampling, cache=Cache(every=every))) for stage in generator.experiment.stages)
+def cached(generator: Generator, cache: Cache | ByChange) -> Generator:
+    """The cascade as it is sampled, with the whole networks at the steps of a plan alone."""
+    def plan(stage: Stage) -> Cache | None:
+        return cache_of(stage, stage.sampling, generator.params[stage.name], cache, generator.mesh)
+
+    stages = tuple(dataclasses.replace(stage, sampling=dataclasses.replace(stage.sampling, cache=plan(stage)))
+                   for stage in generator.experiment.stages)
     return generator.of(dataclasses.replace(generator.experiment, stages=stages))
 
 
 def sampled(generator: Generator, sampler: Sampler, steps: int) -> Generator:
     """The cascade with another sampler in all its stages."""
-    stages = tuple(dataclasses.replace(stage, sampling=dataclasses.replace(
-        stage.sampling, sampler=sampler, steps=steps, scheduler=None)) for stage in generator.experiment.stages)
-    return generator.of(dataclasses.replace(generator.experiment, stages=stages))
+    stages = generator.experiment.stages
+    changed = tuple(dataclasses.replace(stage, sampling=dataclasses.replace(
+        stage.sampling, sampler=sampler, steps=steps_of(stage, stages, steps), scheduler=None)) for stage in stages)
+    return generator.of(dataclasses.replace(generator.experiment, stages=changed))
+
+
+def steps_of(stage: Stage, stages: Sequence[Stage], steps: int) -> int:
+    """Steps of a stage: so many, or no more than its own where it is sampled with fewer than others are."""
+    own, most = stage.sampling.steps, max(other.sampling.steps for other in stages)
+    return steps if own == most else min(steps, own)
 
 
 def progressive_rows(options: Run, method: str) -> Iterator[Row]:
     """The students of every round of one training, which goes down to the fewest steps: a checkpoint each."""
-    least = min(options.steps)
-    most = max(steps for steps in options.steps if steps / least == 2 ** int(math.log2(steps / least)))
+    least = min(options.student_steps)
+    most = max(steps for steps in options.student_steps if steps / least == 2 ** int(math.log2(steps / least)))
     arguments = ["--method", "progressive", "--steps", str(least), "--start", str(2 * most), "--updates",
                  str(options.updates)]
     if method == "guided progressive":
@@ -158,7 +218,7 @@ def progressive_rows(options: Run, method: str) -> Iterator[Row]:
     folder, experiment = students(options, method, arguments, every=options.updates)
     rounds = {stage.name: stage.training.distillation.rounds for stage in experiment.stages}
     common = set.intersection(*(set(found) for found in rounds.values()))
-    for steps in (steps for steps in options.steps if steps in common):
+    for steps in (steps for steps in options.student_steps if steps in common):
         ends = {name: (found.index(steps) + 1) * options.updates for name, found in rounds.items()}
         params = {stage.name: load_stage(folder, stage, step=ends[stage.name]) for stage in experiment.stages}
         yield Row(method, steps, Generator(with_steps(experiment, steps), params), sum(ends.values()))
@@ -170,13 +230,13 @@ def consistency_rows(options: Run, method: str) -> Iterator[Row]:
     folder, experiment = students(options, method, ["--method", "consistency", "--steps", "4", "--updates",
                                                     str(options.consistency_updates), *lora])
     generator, updates = load(folder), options.consistency_updates * len(experiment.stages)
-    for steps in (steps for steps in options.steps if steps <= 8):
+    for steps in (steps for steps in options.student_steps if steps <= 8):
         yield Row(method, steps, generator.of(with_steps(experiment, steps)), updates)
 
 
 def matching_rows(options: Run, method: str) -> Iterator[Row]:
     """A training for each number of steps that is published, at which its students are sampled."""
-    for steps in (steps for steps in options.steps if steps in (1, 4)):
+    for steps in (steps for steps in options.student_steps if steps in (1, 4)):
         folder, experiment = students(options, f"{method} {steps}", ["--method", "dmd", "--steps", str(steps),
                                                                      "--updates", str(options.dmd_updates)])
         yield Row(method, steps, load(folder), options.dmd_updates * len(experiment.stages))
@@ -194,8 +254,9 @@ def students(options: Run, method: str, arguments: Sequence[str], every: int | N
     folder = options.work / method.replace(" ", "_")
     arguments = [options.teacher, "--run", str(folder), "--quiet", *arguments]
     arguments += [] if options.data_dir is None else ["--data-dir", str(options.data_dir)]
-    if every is not None:
-        for stage in read_cascade(find_run(options.teacher)).stages:
+    for stage in read_cascade(find_run(options.teacher)).stages:
+        arguments += [f"--{stage.name}.training.learning-rate", str(options.learning_rate)]
+        if every is not None:
             arguments += [f"--{stage.name}.training.checkpoint-every", str(every), f"--{stage.name}.training.keep",
                           "100"]
     if distil(arguments):
@@ -204,21 +265,42 @@ def students(options: Run, method: str, arguments: Sequence[str], every: int | N
 
 
 def measured(generator: Generator, options: Run, seed: int) -> dict[str, Any]:
-    """Scores with their sums over clips, diversity and time of a cascade."""
-    scorer = scorer_of(generator.experiment)
-    examples = scorer.examples("test", options.captions)
+    """Scores with their sums over clips, diversity and time of a cascade. Every seed has test captions of its own."""
+    scorer, count = scorer_of(generator.experiment), options.captions
+    examples = scorer.examples("test", (seed + 1) * count)[seed * count:]
     captions = [example["caption"] for example in examples]
-    generator(captions, seed=seed)  # compiles
-    start = time.perf_counter()
-    videos = generator(captions, seed=seed).videos
-    seconds = time.perf_counter() - start
+    more = [caption for caption in captions[: options.alike] for _ in range(options.samples - 1)]
+    clock = Clock()
+    videos = in_batches(generator, options.batch)([*captions, *more], seed=seed, progress=clock).videos
+    videos, others = videos[:count], videos[count:].reshape(options.alike, -1, *videos.shape[1:])
     table = scorer.score(videos, captions)
     scores = {name: per_clip(getattr(table, name)) for name in ("whole", "digit", "motion")}
-    repeated = [caption for caption in captions[: options.alike] for _ in range(options.samples)]
-    alike = generator(repeated, seed=seed, first_index=options.captions).videos
+    alike = np.concatenate([videos[: options.alike, None], others], axis=1)
     real = real_clips(examples, videos.shape)
-    return {"scores": scores, "diversity": diversity(alike.reshape(-1, options.samples, *alike.shape[1:])),
-            "distance_of_captions": diversity(real[None]), "ms_per_video": 1000 * seconds / len(captions)}
+    return {"scores": scores, "diversity": diversity(alike), "distance_of_captions": diversity(real[None]),
+            "ms_per_video": 1000 * clock.seconds() / options.batch}
+
+
+def in_batches(generator: Generator, size: int) -> Generator:
+    """The cascade with so many videos sampled at a time in all stages."""
+    stages = tuple(dataclasses.replace(stage, sampling=dataclasses.replace(stage.sampling, batch_size=size))
+                   for stage in generator.experiment.stages)
+    return generator.of(dataclasses.replace(generator.experiment, stages=stages))
+
+
+class Clock:
+    """When each batch of each stage was done."""
+
+    def __init__(self) -> None:
+        self.done: dict[str, list[float]] = {}  # stage name -> seconds
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        self.done.setdefault(stage, []).append(time.perf_counter())
+
+    def seconds(self) -> float:
+        """Of a batch by all stages: medians over its batches but the first, which may compile."""
+        return sum(float(np.median([after - before for before, after in pairwise(done)]))
+                   for done in self.done.values())
 
 
 def per_clip(values: np.ndarray) -> dict[str, float]:

@@ -11,13 +11,12 @@ import pytest
 
 from tests.conditions.texts import text_conditioning
 from tests.refusals import refused
-from vdm_jax.commands.sample_command import cache_of
+from vdm_jax.commands.arguments import cache_plan
 from vdm_jax.conditions.frame_masks import MaskedVideo
-from vdm_jax.diffusion.caching import Cache
+from vdm_jax.diffusion.caching import ByChange, Cache
 from vdm_jax.diffusion.samplers import DDIM
 from vdm_jax.generation.compiled import StepFunctions, of_any_steps, step_functions, stepwise_sampling
 from vdm_jax.generation.one_stage import sample_keys, sample_stage
-from vdm_jax.networks.transformer.config import VideoTransformer
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.parallel.rules import parameter_shardings
 from vdm_jax.planning.flops import count, network_forward, sampling_work
@@ -116,18 +115,20 @@ def test_plans_that_do_not_fit_are_refused(guided, change, code, named):
 
 def test_networks_and_inpainting_without_features_to_keep_are_refused(guided, params):
     stage, text, function, _ = guided
-    transformer = VideoTransformer(width=8, heads=2, hidden=16, layers=1, out_channels=3, text=stage.network.text,
-                                   scalars=("fps",))
-    with refused("Sampling.cache", "VideoTransformer without skip connections", "permitted: None"):
-        dataclasses.replace(stage, network=transformer, sampling=dataclasses.replace(stage.sampling, cache=Cache()))
+    flat = dataclasses.replace(stage.network, resample_order="before")
+    with refused("Sampling.cache", "UNet without skip connections", "permitted: None"):
+        dataclasses.replace(stage, network=flat, sampling=dataclasses.replace(stage.sampling, cache=Cache()))
     masked = MaskedVideo(jnp.zeros((2, *stage.video.shape)), jnp.ones((2, 2, 1, 1, 1)))
     sampling = dataclasses.replace(stage.sampling, cache=Cache(), inpainting=Inpainting(method="reconstruction"))
     with refused("Sampling.cache", "reconstruction guidance", "permitted: None"):
         jax.eval_shape(lambda: sample_stage(stage, sampling, params["base"], KEYS, text, masked_video=masked))
 
 
-def test_the_command_takes_one_number_or_the_steps():
-    assert cache_of(()) is None and cache_of((3,)) == Cache(every=3) and cache_of((0, 2)) == Cache(steps=(0, 2))
+def test_the_command_takes_one_number_the_steps_or_a_threshold():
+    assert cache_plan(()) is None and cache_plan((3,)) == Cache(every=3) and cache_plan((0, 2)) == Cache(steps=(0, 2))
+    assert cache_plan((), 0.2) == ByChange(threshold=0.2)
+    with refused("--cache", "--cache=3", "--cache-threshold=0.2", "one of them"):
+        cache_plan((3,), 0.2)
     for numbers, code in (((0,), "0"), ((1, 2), "(1, 2)")):
         with refused("--cache", f"--cache={' '.join(map(str, numbers))}", code, "permitted"):
-            cache_of(numbers)
+            cache_plan(numbers)

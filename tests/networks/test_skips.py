@@ -58,6 +58,6 @@ def test_features_inside_a_skip_connection_are_all_that_is_inside(name):
     assert work[-1] < 0.7 * work[0]
 
 
-def test_networks_without_skip_connections_say_so():
-    assert VideoTransformer(width=8, heads=2, hidden=16, layers=1).skips == 0
+def test_networks_say_how_many_they_have():
+    assert VideoTransformer(width=8, heads=2, hidden=16, layers=3).skips == 3  # blocks
     assert UNet(levels=LEVELS[:1], resample_order="before").skips == 0

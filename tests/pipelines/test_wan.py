@@ -18,6 +18,7 @@ from tests.weights.folders import tensors_of, write
 from tests.weights.test_tokenizers import write_t5
 from vdm_jax.conditions.text import EmbeddedText
 from vdm_jax.diffusion.arrays import noise_from_keys
+from vdm_jax.diffusion.caching import ByChange, Cache
 from vdm_jax.generation.editing.one_stage import edit_sampling
 from vdm_jax.generation.editing.sdedit import SDEdit
 from vdm_jax.generation.one_stage import sample_keys
@@ -98,6 +99,17 @@ def test_a_video_of_a_text(pipeline, folder, tmp_path):
     pipeline.save_pretrained(tmp_path / "out")
     same = vdm_jax.from_pretrained(tmp_path / "out")(["a red three"], guidance_scale=2.0, **options).videos
     np.testing.assert_array_equal(same, found)
+
+
+def test_steps_may_reuse_what_the_blocks_have_added(pipeline, experts):
+    """A plan of whole steps changes nothing; another one the video, and experts take none."""
+    options = {**SIZE, "num_inference_steps": 3, "guidance_scale": 2.0, "seed": 3, "progress": False}
+    plain, whole, reused = (pipeline("a red three", **options, cache=cache).videos
+                            for cache in (None, Cache(steps=(0, 1, 2)), ByChange(threshold=1e9, branch=1)))
+    np.testing.assert_array_equal(whole, plain)
+    assert 0 < np.abs(reused.astype(int) - plain).max()
+    with refused("Sampling.cache", "boundary=0.875"):
+        vdm_jax.from_pretrained(experts)("a", **options, cache=Cache())
 
 
 def test_loras_are_merged(pipeline, tmp_path):

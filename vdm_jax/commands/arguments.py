@@ -220,3 +220,21 @@ def _section(lines: list[str]) -> str:
     text = " ".join(" ".join(lines).split()).removeprefix("Error parsing ")
     choice = re.fullmatch(r"invalid choice (.*) for argument '(.*)'\. Expected one of \((.*?),?\)\.", text)
     return "{1}={0} is not valid; permitted: {2}".format(*choice.groups()) if choice else text
+
+
+def cache_plan(numbers: Sequence[int], threshold: float | None = None) -> Any:
+    """The plan of `--cache` or `--cache-threshold`, None without them. Raises `UserError` for numbers that are none,
+    and for both."""
+    from vdm_jax.diffusion.caching import ByChange, Cache
+
+    if threshold is not None:
+        if numbers:
+            raise UserError(f"--cache={' '.join(map(str, numbers))} with --cache-threshold={threshold}; permitted: one "
+                            "of them")
+        return ByChange(threshold=threshold)
+    if not numbers:
+        return None
+    try:
+        return Cache(every=numbers[0]) if len(numbers) == 1 else Cache(steps=tuple(numbers))
+    except UserError as error:
+        raise UserError(f"--cache={' '.join(map(str, numbers))} ({error})") from None

@@ -10,7 +10,15 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from vdm_jax.commands.arguments import GUIDANCE, GUIDANCE_SCALE, LORA, check_outputs, parse, weighted_files
+from vdm_jax.commands.arguments import (
+    GUIDANCE,
+    GUIDANCE_SCALE,
+    LORA,
+    cache_plan,
+    check_outputs,
+    parse,
+    weighted_files,
+)
 from vdm_jax.commands.image_prompts import check_image_prompt
 from vdm_jax.commands.outputs import check_videos
 from vdm_jax.configuration import (
@@ -19,6 +27,7 @@ from vdm_jax.configuration import (
     Devices,
     Guidance,
     NonNegative,
+    Positive,
     Range,
     SamplingSteps,
     Seed,
@@ -87,6 +96,10 @@ class Generate:
     # ddim, ddpm, deis, dpm++, dpm++_3m, dpm++_sde, euler, euler_ancestral, heun, lms, pndm, unipc, ...; the folder's by
     # default
     scheduler: str | None = None
+    # Wan: keep what the blocks add from step to step. One number N evaluates all of them at every N-th step, several
+    # are the numbers of these steps, from 0
+    cache: tuple[CountOrZero, ...] = ()
+    cache_threshold: Positive | None = None  # or: until the embedding of the noise level has changed so much
     num_inference_steps: SamplingSteps | None = None  # of the scheduler; by default 50 with a text, 25 with a picture
     guidance: GUIDANCE = None
     guidance_scale: GUIDANCE_SCALE = None
@@ -109,7 +122,7 @@ class Generate:
 
 
 LOADING = ("folder", "image_prompt_adapter", "image_encoder", "dtype", "variant", "scheduler", "lora", "data", "fsdp",
-           "tensor", "out")
+           "tensor", "out", "cache_threshold")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -144,6 +157,8 @@ def call_arguments(options: Generate, pipeline: Any) -> dict[str, Any]:
                  "control_guidance_end", "adapter_conditioning_scale"):
         if len(given.get(name, ())) == 1:
             given[name] = given[name][0]
+    if (plan := cache_plan(options.cache, options.cache_threshold)) is not None:
+        given["cache"] = plan
     takes = inspect.signature(type(pipeline).__call__).parameters
     permitted = [f"--{name.replace('_', '-')}" for name in takes if hasattr(options, name)]
     for name in given:
@@ -166,6 +181,7 @@ def check(options: Generate) -> None:
 
     guidance_weight(options.guidance, options.guidance_scale)
     weighted_files("--lora", options.lora)
+    cache_plan(options.cache, options.cache_threshold)
     for name, paths in (("image", options.image), ("last-image", options.last_image)):
         for path in paths:
             if not path.is_file():

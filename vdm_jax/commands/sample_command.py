@@ -11,7 +11,15 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from vdm_jax.commands.arguments import GUIDANCE, GUIDANCE_SCALE, LORA, check_outputs, parse, weighted_files
+from vdm_jax.commands.arguments import (
+    GUIDANCE,
+    GUIDANCE_SCALE,
+    LORA,
+    cache_plan,
+    check_outputs,
+    parse,
+    weighted_files,
+)
 from vdm_jax.commands.image_prompts import check_image_prompt, image_prompted, with_adapter
 from vdm_jax.commands.long_sampling import check_long, read_scripts, sample_long
 from vdm_jax.commands.outputs import check_videos
@@ -56,6 +64,7 @@ class Sample:
     # Keep deep features of the network from step to step, of every stage: one number N evaluates the whole network at
     # every N-th step, several are the numbers of these steps, from 0. The config's plan by default; 1 is off
     cache: tuple[CountOrZero, ...] = ()
+    cache_threshold: Positive | None = None  # or: of transformers, by how much the embedding of the noise level changes
     guidance: GUIDANCE = None
     guidance_scale: GUIDANCE_SCALE = None
     # Instead, NAME=SCALE of conditions that come in one after the other, of the first stage: text=7.5 control=3. 1 is
@@ -145,7 +154,7 @@ def main(arguments: Sequence[str]) -> int:
     scripts = [script for script in scripts for _ in range(options.count)]
     said = [caption for script in scripts for _, caption in script.prompts] or captions
     labels = [label for label in options.labels for _ in range(options.count)] or None
-    common = {"seed": options.seed, "steps": options.steps, "cache": cache_of(options.cache),
+    common = {"seed": options.seed, "steps": options.steps, "cache": cache_plan(options.cache, options.cache_threshold),
               "guidance": options.guidance, "guidance_scale": options.guidance_scale, "guide": guides(options.guide),
               "labels": labels, "split_guidance": options.split_guidance,
               "masked_video": pictured(options, generator.experiment), "fps": options.fps,
@@ -333,18 +342,6 @@ def _pictures(name: str, options: Sample, video: Any) -> Any:
     return _for_each(pictures, options)
 
 
-def cache_of(numbers: Sequence[int]) -> Any:
-    """The plan of `--cache`, None without it. Raises `UserError` for numbers that are none."""
-    from vdm_jax.diffusion.caching import Cache
-
-    if not numbers:
-        return None
-    try:
-        return Cache(every=numbers[0]) if len(numbers) == 1 else Cache(steps=tuple(numbers))
-    except UserError as error:
-        raise UserError(f"--cache={' '.join(map(str, numbers))} ({error})") from None
-
-
 def guides(terms: Sequence[str]) -> dict[str, float] | None:
     """Scales by name of `--guide`, None without any. Raises `UserError` for what is not NAME=NUMBER, and a name twice.
     """
@@ -375,7 +372,7 @@ def check(options: Sample) -> None:
                             "or .json of strokes")
     check_image_prompt(options)
     one_guidance(options.guidance, options.guidance_scale, guides(options.guide))
-    cache_of(options.cache)
+    cache_plan(options.cache, options.cache_threshold)
     weighted_files("--lora", options.lora)
     if options.style_weight is not None and options.style is None:
         raise UserError(f"--style-weight={options.style_weight} is not valid; permitted: 0 to 1, with --style RUN")

@@ -1,20 +1,22 @@
 """Denoisers that keep deep features of the network from step to step (DeepCache: Ma et al. 2023, arXiv 2312.00858).
 
-Features deep inside a U-Net change little between neighbouring steps. A step that the plan names evaluates the whole
-network and keeps them; the others compute what lies outside alone. The plan depends on the number of the step, so that
-it is a branch of the scan over steps and the cheap branch has no deep layers in it.
+Features deep inside a U-Net change little between neighbouring steps, and so does what the blocks of a transformer add
+to its tokens (`networks/transformer/caching.py`). A step that the plan names evaluates the whole network and keeps
+them; the others compute what lies outside alone. The plan depends on the number of the step, so that it is a branch of
+the scan over steps and the cheap branch has no deep layers in it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
-from vdm_jax.configuration import Count, CountOrZero, config
+from vdm_jax.configuration import Count, CountOrZero, Length, Positive, config
 from vdm_jax.diffusion.arrays import Denoiser, Level, Video
 from vdm_jax.errors import UserError
 
@@ -30,8 +32,9 @@ class Cache:
     # Numbers of the steps that do, from 0, in place of every N-th: more of them where estimates change faster. ():
     # every N-th
     steps: tuple[CountOrZero, ...] = ()
-    # Skip connection outside which the other steps compute, 0 the outermost: what it joins is computed, with all before
-    # it on the way down and after it on the way up
+    # Of a U-Net the skip connection outside which the other steps compute, 0 the outermost: what it joins is computed,
+    # with all before it on the way down and after it on the way up. Of a transformer the number of its first blocks
+    # that they compute: 1 as of first-block caches, 0 (none) as of TeaCache
     branch: CountOrZero = 0
 
     def __post_init__(self):
@@ -48,6 +51,36 @@ class Cache:
     def count(self, steps: int) -> int:
         """How many of so many steps evaluate the whole network."""
         return sum(step < steps for step in self.steps) if self.steps else -(-steps // self.every)
+
+
+@config
+class ByChange:
+    """A plan by how much the embedding of the noise level changes (TeaCache: Liu et al. 2024, arXiv 2411.19108): the
+    changes add up from step to step, and a step that they have brought to the threshold is whole. Where the embedding
+    depends on the step alone, the plan is there before sampling begins."""
+
+    threshold: Positive = 0.1
+    # Of the polynomial that makes of the relative change of the embedding that of what the network adds, the highest
+    # power first: fitted for a model, such as `TEACACHE`
+    coefficients: Annotated[tuple[float, ...], Length()] = (1.0, 0.0)
+    branch: CountOrZero = 0  # as of `Cache`
+
+    def plan(self, vectors: Float[np.ndarray, "steps C"]) -> Cache:
+        """The whole steps of a sampler with these embeddings, of which the first and the last always are. The change
+        is the mean absolute difference over the mean absolute value before."""
+        total, whole = 0.0, [0]
+        for step in range(1, len(vectors)):
+            before, now = np.asarray(vectors[step - 1 : step + 1], np.float64)
+            total += float(np.polyval(self.coefficients, np.abs(now - before).mean() / np.abs(before).mean()))
+            if total >= self.threshold or step == len(vectors) - 1:
+                whole.append(step)
+                total = 0.0
+        return Cache(steps=tuple(whole), branch=self.branch)
+
+
+# Coefficients published with TeaCache for Wan 2.1, text to video, by the number of parameters
+TEACACHE = {"wan_1b": (2396.76752, -1311.10545, 201.331979, -8.29855975, 0.137887774),
+            "wan_14b": (-5784.54975374, 5449.50911966, -1811.16591783, 256.27178429, -13.02252404)}
 
 
 def keeping(evaluate: Callable[[Through], T]) -> tuple[T, Array]:

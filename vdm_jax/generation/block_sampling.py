@@ -19,7 +19,7 @@ from vdm_jax.diffusion.guidance import batched, combine
 from vdm_jax.diffusion.sampling import Walk, steps_between
 from vdm_jax.diffusion.scheduler_steps import Discretisation
 from vdm_jax.networks.kinds import network_module
-from vdm_jax.networks.transformer.network import CLEAN
+from vdm_jax.networks.transformer.levels import CLEAN
 from vdm_jax.networks.transformer.past import Past, empty, following
 from vdm_jax.stages.options import Sampling
 from vdm_jax.stages.stage import Stage

@@ -19,8 +19,9 @@ from vdm_jax.conditions.conditioning import Conditioning, Request
 from vdm_jax.conditions.frame_masks import MaskedVideo
 from vdm_jax.conditions.vocabulary import Vocabulary
 from vdm_jax.data.embeddings import WithEmbeddings
-from vdm_jax.diffusion.caching import Cache
+from vdm_jax.diffusion.caching import ByChange, Cache
 from vdm_jax.errors import NotFinite, UserError
+from vdm_jax.generation.cache_plans import cache_of
 from vdm_jax.generation.compiled import (
     DRAWN,
     WHOLE,
@@ -131,7 +132,7 @@ class Generator:
         progress: Progress | None = None, masked_video: MaskedVideo | None = None, first: str | None = None,
         guidance_scale: float | None = None, guide: Mapping[str, float] | None = None,
         negative: Sequence[str] | str | None = None, noise: Noise = DRAWN, watch: Watch | None = None,
-        cache: Cache | None = None, **given: Any,
+        cache: Cache | ByChange | None = None, **given: Any,
     ) -> Generated:
         """Generate one video per caption.
 
@@ -159,7 +160,8 @@ class Generator:
           noise: of the first stage's videos, given instead of drawn from the seed.
           watch: called with the number and the z of each step of the first stage, which lives until the next step; the
             stage is then sampled step by step.
-          cache: which steps of all stages reuse deep features of the network; each stage's own by default.
+          cache: which steps of all stages reuse deep features of the network, by number, or by how much the noise level
+            changes; each stage's own by default.
           given: values of the stages' conditions, each `[B, ...]`, one per caption, unless it says otherwise:
             `embeddings` `[B, L, C]` with `text_mask` `[B, L]` (all by default) for stages that read text embeddings,
             and `null_embeddings` `[L, C]` with `null_mask` `[L]`, what the encoder makes of the empty text, for those
@@ -188,8 +190,8 @@ class Generator:
         for stage in stages:
             at_first, place = stage is stages[0], self.experiment.stages.index(stage)
             sampling = with_overrides(stage.sampling, steps=steps, guidance=guidance if at_first else None,
-                                      split_guidance=split_guidance, cache=cache)
-            sampling = with_guide(sampling, guide if at_first else None)
+                                      split_guidance=split_guidance)
+            sampling = with_guide(self._cached(stage, sampling, cache), guide if at_first else None)
             dataclasses.replace(stage, sampling=sampling)  # raises where the stage cannot do it
             asked = request if request.get("fps") is None else at_rate(request, rates[stage.name])
             text = requested_conditioning(stage, asked)
@@ -209,7 +211,7 @@ class Generator:
         split_guidance: bool | None = None, at_once: int | None = None, progress: Progress | None = None,
         stop: Callable[[], bool] = lambda: False, masked_video: MaskedVideo | None = None,
         low: Float[np.ndarray, "B N H2 W2 3"] | None = None, every: int = 1, guidance_scale: float | None = None,
-        guide: Mapping[str, float] | None = None, cache: Cache | None = None, **given: Any,
+        guide: Mapping[str, float] | None = None, cache: Cache | ByChange | None = None, **given: Any,
     ) -> LongVideos:
         """Generate longer videos of the first stage, segment by segment (`long_video/plan.py`).
 
@@ -239,9 +241,9 @@ class Generator:
         method = method.of_cascade(self.experiment.stages)
         stages, guidance = self.experiment.stages[: method.stages], one_guidance(guidance, guidance_scale, guide)
         self.check_trained(stages)
-        stages = tuple(dataclasses.replace(stage, sampling=with_guide(with_overrides(  # raises where it cannot do it
+        stages = tuple(dataclasses.replace(stage, sampling=with_guide(self._cached(stage, with_overrides(
             stage.sampling, steps=steps, guidance=None if place else guidance, split_guidance=split_guidance,
-            cache=cache, inpainting=None if place else inpainting), None if place else guide))
+            inpainting=None if place else inpainting), cache), None if place else guide))  # raises what it cannot do
             for place, stage in enumerate(stages))
         method = method.of_stage(stages[0], stages[0].sampling)
         method.check(stages[0], stages[0].sampling, frames)
@@ -258,6 +260,10 @@ class Generator:
         network saw in training, or half a clip), with all frames in memory."""
         made = self.long(captions, frames=frames, method=Autoregressive(overlap=overlap), **options)
         return Generated(made.captions, {made.stage: made.videos}, {made.stage: made.fps})
+
+    def _cached(self, stage: Stage, sampling: Sampling, cache: Cache | ByChange | None) -> Sampling:
+        """The sampling with the plan that was asked for."""
+        return with_overrides(sampling, cache=cache_of(stage, sampling, self.params[stage.name], cache, self.mesh))
 
     def check_trained(self, stages: Sequence[Stage]) -> None:
         """Raise `UserError` for a stage without weights."""

@@ -40,7 +40,7 @@ from vdm_jax.errors import UserError, unknown_kind
 from vdm_jax.generation.block_sampling import sample_by_blocks
 from vdm_jax.networks.kinds import network_module
 from vdm_jax.networks.skips import Deep
-from vdm_jax.networks.transformer.network import is_noisy
+from vdm_jax.networks.transformer.levels import is_noisy
 from vdm_jax.parallel.rules import batch_parts, batch_sharding, shard_along
 from vdm_jax.stages.inputs import encoder
 from vdm_jax.stages.latent import decode, encode_masked_video

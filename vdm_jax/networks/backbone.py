@@ -29,8 +29,10 @@ class Backbone(Conditioned, Protocol):
     dtype: str  # of the computation; parameters stay float32
     remat: str = "none"  # what the backward pass recomputes; `remat.py`
     block_frames: int | None = None  # of a block that sees no later ones, which it can make with keys that are kept
-    # Skip connections, from the outermost on: its module takes `deep`, where the features inside one come from
+    # Skip connections, from the outermost on, or blocks one after the other (`skips_are`): its module takes `deep`,
+    # where the features inside one, or what the blocks from one on add, come from
     skips: int = 0
+    skips_are: ClassVar[str] = "skip connections"
     # Whether its module has `precompute(conditioning)`, which makes once per video what depends on no noise
     precomputes: bool = False
     remat_field: ClassVar[str] = "remat"  # the field of the config that says so

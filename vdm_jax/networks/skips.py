@@ -13,7 +13,7 @@ Through = Callable[[Callable[[], Array]], Array]  # makes features by calling it
 class Deep(NamedTuple):
     """Where the features inside a skip connection come from (DeepCache: Ma et al. 2023, arXiv 2312.00858)."""
 
-    branch: int  # number of the skip connection, 0 the outermost
+    branch: int  # number of the skip connection, 0 the outermost; of a transformer, of first blocks that are computed
     features: Through  # called once; what it does not call is not computed
 
 

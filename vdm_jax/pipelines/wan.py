@@ -11,6 +11,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from vdm_jax.conditions.frame_masks import MaskedVideo
+from vdm_jax.diffusion.caching import ByChange, Cache
 from vdm_jax.errors import UserError
 from vdm_jax.generation.generator import Generated, Progress
 from vdm_jax.generation.released import transformers
@@ -108,6 +109,7 @@ class WanTextToVideo(Wan):
         high_noise_guidance_scale: float | None = None, num_per_prompt: int = 1, fps: int | None = None,
         image: Picture | Sequence[Picture] | None = None, decode_chunk_size: int | None = None, seed: int = 0,
         latents: Float[np.ndarray, "B T H W C"] | None = None, progress: Progress | bool | None = None,
+        cache: Cache | ByChange | None = None,
     ) -> Generated:
         """Generate videos, one per prompt or `num_per_prompt`.
 
@@ -129,16 +131,17 @@ class WanTextToVideo(Wan):
           seed: same seed, same place in the batch, same video.
           latents: `[B, T, h, w, C]`, standard normal noise to begin with; drawn from the seed by default.
           progress: called with ("denoising", steps done, steps); a bar on a terminal by default; False: nothing.
+          cache: which steps reuse what the blocks have added in an earlier one, of models of one transformer.
 
-        Raises `UserError` for sizes that the model cannot take, for numbers of texts that do not fit, and for
-        high_noise_guidance_scale of one transformer or without guidance.
+        Raises `UserError` for sizes that the model cannot take, for numbers of texts that do not fit, for
+        high_noise_guidance_scale of one transformer or without guidance, and for a cache of two experts.
         """
         given = {} if image is None else {"masked_video": self._begun(
             image, prompt, num_per_prompt, self._length(num_frames, height, width), height, width)}
         return self.videos(
             prompt, negative_prompt, (num_frames, height, width), steps=num_inference_steps, guidance=(
                 guidance, guidance_scale), high=high_noise_guidance_scale, copies=num_per_prompt, fps=fps,
-            chunk=decode_chunk_size, seed=seed, latents=latents, progress=progress, **given)
+            chunk=decode_chunk_size, seed=seed, latents=latents, progress=progress, cache=cache, **given)
 
     def _begun(
         self, image: Any, prompt: Any, copies: int, frames: int, height: int | None, width: int | None
@@ -166,6 +169,7 @@ class WanImageToVideo(Wan):
         high_noise_guidance_scale: float | None = None, num_per_prompt: int = 1, fps: int | None = None,
         decode_chunk_size: int | None = None, seed: int = 0, latents: Float[np.ndarray, "B T H W C"] | None = None,
         progress: Progress | bool | None = None,
+        cache: Cache | ByChange | None = None,
     ) -> Generated:
         """Generate videos that begin with pictures, one per prompt or `num_per_prompt`. The first frame is what the
         model makes of the picture, not the picture itself.
@@ -180,7 +184,7 @@ class WanImageToVideo(Wan):
           num_inference_steps: of the scheduler; 40 by default, 50 of a model of first and last frame.
           guidance, guidance_scale: of the prompt, as of `WanTextToVideo`; s = 5 by default, 3.5 with experts.
           negative_prompt, num_frames, high_noise_guidance_scale, num_per_prompt, fps, decode_chunk_size, seed, latents,
-            progress: as of `WanTextToVideo`.
+            progress, cache: as of `WanTextToVideo`.
 
         Raises `UserError` for what is no picture, for pictures that the model cannot take or lacks, and as
         `WanTextToVideo`.
@@ -198,7 +202,7 @@ class WanImageToVideo(Wan):
         return self.videos(
             prompt, negative_prompt, (num_frames, height, width), steps=num_inference_steps, guidance=(
                 guidance, guidance_scale), high=high_noise_guidance_scale, copies=copies, fps=fps,
-            chunk=decode_chunk_size, seed=seed, latents=latents, progress=progress, **given)
+            chunk=decode_chunk_size, seed=seed, latents=latents, progress=progress, cache=cache, **given)
 
     def _check_last(self, last_image: Any, frames: int) -> None:
         """Raise `UserError` for a last picture that the model cannot take, or lacks."""

@@ -167,8 +167,8 @@ class Stage:
             raise UserError(f"{where}={cache} with a {type(self.network).__name__} without skip connections; "
                             "permitted: None", "Sampling.cache")
         if cache.branch >= skips:
-            raise UserError(f"{where}.branch={cache.branch} of a network with {skips} skip connections; permitted: 0 "
-                            f"to {skips - 1}", "Cache.branch")
+            raise UserError(f"{where}.branch={cache.branch} of a network with {skips} {self.network.skips_are}; "
+                            f"permitted: 0 to {skips - 1}", "Cache.branch")
         if cache.steps and cache.steps[-1] >= steps:
             raise UserError(f"{where}.steps={cache.steps} with {steps} steps of the sampler; permitted: 0 to "
                             f"{steps - 1}", "Cache.steps")

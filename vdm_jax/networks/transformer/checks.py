@@ -104,6 +104,7 @@ def check_stage(spec: Spec, stage: Any) -> None:
     if spec.boundary is not None and stage.process.frame_levels:
         raise UserError(f"{where}: process.frame_levels=True with network.boundary={spec.boundary}, by which one "
                         "expert sees all frames; permitted: frame_levels=False, or boundary=None")
+    _check_cache(spec, stage, where)
     if patch > 1 and stage.process.frame_levels:
         raise UserError(f"{where}: process.frame_levels=True with network.patch={spec.patch}, whose frames share "
                         "tokens; permitted: patches of 1 frame")
@@ -170,3 +171,18 @@ def _check_mask(spec: Spec, stage: Any, where: str) -> None:
         raise UserError(f"{where}: guidance or dropout of 'frames' with network.mask_channels="
                         f"{spec.mask_channels}, which sees a grey clip where nothing is given; permitted: guidance "
                         "by the prompt or by other names", "VideoTransformer.mask_channels")
+
+
+def _check_cache(spec: Spec, stage: Any, where: str) -> None:
+    """Raise `UserError` for a cache between blocks that are computed together, of two experts, which change with the
+    step, and next to keys that are kept."""
+    cache, turn = stage.sampling.cache, len(spec.patterns)
+    if cache is None:
+        return
+    if spec.boundary is not None or stage.sampling.by_blocks:
+        raise UserError(f"{where}: sampling.cache={cache} with network.boundary={spec.boundary}, sampling.by_blocks="
+                        f"{stage.sampling.by_blocks}, where the network changes with the step or keeps keys and "
+                        "values; permitted: None, or one expert that makes the whole video", "Sampling.cache")
+    if cache.branch % turn:
+        raise UserError(f"{where}: sampling.cache.branch={cache.branch} of a VideoTransformer whose blocks take turns "
+                        f"of {turn} patterns; permitted: multiples of {turn}", "Cache.branch")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from vdm_jax.attention import AttentionPattern, BlockCausal, Full, Spatial, Temporal
 from vdm_jax.attention.positions import Rotary, RotaryAxes
@@ -183,6 +183,13 @@ class VideoTransformer(Backbone):
     def frame_reduction(self) -> int:
         """What the number of frames must be a multiple of."""
         return self.patch[0]
+
+    skips_are: ClassVar[str] = "blocks"
+
+    @property
+    def skips(self) -> int:
+        """Blocks: what all but some of the first ones add can be kept from step to step."""
+        return self.layers
 
     @property
     def text_in_sequence(self) -> bool:

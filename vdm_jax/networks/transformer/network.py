@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
@@ -26,33 +25,18 @@ from vdm_jax.networks.blocks.positions import frame_numbers
 from vdm_jax.networks.blocks.sinusoids import grid_sinusoids, sinusoids, weighted_sinusoids
 from vdm_jax.networks.layers import Dense, fan_in, silu, zeros
 from vdm_jax.networks.remat import rematerialised
+from vdm_jax.networks.skips import Deep
 from vdm_jax.networks.sound import SoundTokens, grouped
 from vdm_jax.networks.text import TextConditioner
 from vdm_jax.networks.transformer.blocks import BRANCHES, BlockInputs, Modulation, modulated, selected, shifted
-from vdm_jax.networks.transformer.config import AddedSinusoids, BetaTables, VideoTransformer
+from vdm_jax.networks.transformer.caching import through_blocks
+from vdm_jax.networks.transformer.config import AddedSinusoids, VideoTransformer
 from vdm_jax.networks.transformer.joint import SMALL, TextRefiner, norm_of, perceptron
+from vdm_jax.networks.transformer.levels import CLEAN, is_noisy, level_number
 from vdm_jax.networks.transformer.past import Past, past_numbers
 from vdm_jax.networks.transformer.turns import SingleTurn, Stream, Turn
 from vdm_jax.networks.unet import ClassEmbedding, encode_level
 from vdm_jax.parallel.rules import shard_along
-
-CLEAN = 20.0  # log-SNR that clean frames have for the network: of the clip in sight, of finished blocks
-ROUNDING = 1e-5  # by which the sigma of a log-SNR in float32 may lie below the one that is meant
-
-
-def level_number(
-    logsnr: Float[Array, " ..."], encoding: str, timesteps: BetaTables | None = None
-) -> Float[Array, " ..."]:
-    """Noise level as a number of order 1000: 1000 sigma of a flow `(1 - sigma) x + sigma eps`, whose log-SNR is
-    `2 ln((1 - sigma) / sigma)`, the timestep of a table, or as `unet.encode_level` says."""
-    if timesteps is not None:
-        return timesteps.timestep(logsnr)
-    return 1000 * jax.nn.sigmoid(-logsnr / 2) if encoding == "flow" else encode_level(logsnr, encoding)
-
-
-def is_noisy(logsnr: Float[Array, " ..."], boundary: float) -> Bool[Array, " ..."]:
-    """Which noise levels of a flow are those of the expert for much noise, from sigma `boundary` on."""
-    return jax.nn.sigmoid(-logsnr / 2) >= boundary - ROUNDING
 
 
 class VideoTransformerModule(nn.Module):
@@ -68,8 +52,10 @@ class VideoTransformerModule(nn.Module):
     def __call__(
         self, z: Float[Array, "B T H W C"], logsnr: Float[Array, " B"] | Float[Array, "B T"],
         conditioning: Conditioning | None = None, *, train: bool = False, images: int = 0, past: Past | None = None,
+        deep: Deep | None = None,
     ) -> Float[Array, "B T H W O"]:
-        """With `past` the video is one block of frames, which sees what is kept of those before (`past.py`)."""
+        """With `past` the video is one block of frames, which sees what is kept of those before (`past.py`). `deep` is
+        where what the blocks but the first `deep.branch` ones add to the tokens comes from (`caching.py`)."""
         spec = self.config
         conditioning = Conditioning() if conditioning is None else conditioning
         check_inputs(spec, z, logsnr, conditioning, images)
@@ -93,7 +79,11 @@ class VideoTransformerModule(nn.Module):
         if spec.modulation == "shared":
             shared = Dense(BRANCHES * spec.width, name="modulation")(silu(vector))
             inputs = inputs.replace(level=shared.reshape(*vector.shape[:2], BRANCHES, spec.width))
-        x, _ = self._blocks(Stream(x, text[0] if spec.text_in_sequence else None), inputs, images, forced, past)
+        tokens = Stream(x, text[0] if spec.text_in_sequence else None)
+        if deep is None:
+            x, _ = self._blocks(tokens, inputs, images, forced, past)
+        else:
+            x = through_blocks(spec, self.variables["params"], tokens, inputs, images, deep)
         if forced:  # the noisy half
             x, vector = x[:, forced:], vector[:, vector.shape[1] // 2 :] if vector.shape[1] > 1 else vector
         return self._out(x, vector, clean)
