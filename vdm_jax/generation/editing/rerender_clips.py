@@ -38,7 +38,7 @@ def edit_by_key_frames(
         count, before = frames.shape[1], 0
         for place in how.method.key_frames(count, how.target.steps):
             if place or carry is None:
-                texts = tuple(text.at_frames(np.array([place]), count) for text in captions)
+                texts = jax.tree.map(np.asarray, tuple(text.at_frames(np.array([place]), count) for text in captions))
                 key = key_frames.make(params, keys, texts, frames[:, place], carry, *autoencoder)
                 carry = Carry(key if carry is None else carry.first, key)
             made[:, place] = carry.previous.made

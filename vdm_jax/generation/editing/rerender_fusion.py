@@ -131,5 +131,5 @@ def steps_of(period: tuple[float, ...], count: int, *, ends: bool) -> tuple[int,
     period has none."""
     if not period:
         return ()
-    first, last = (share * count for share in period)
+    first, last = (round(share * count, 6) for share in period)  # 0.29 of 100 is 29
     return tuple(n for n in range(count) if (first <= n <= last if ends else first < n < last))

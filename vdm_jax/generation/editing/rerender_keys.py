@@ -42,13 +42,13 @@ from vdm_jax.stages.latent import decode, weight_shardings
 from vdm_jax.stages.stage import Stage
 from vdm_jax.video.arrays import to_float
 
-Tokens = dict[str, Float[Array, "N L C"]]  # by layer, of all estimates of all videos
+Tokens = dict[str, Float[Array, "N _ _"]]  # by layer, of all estimates of all videos
 
 
 class Trajectory(NamedTuple):
     """What is kept of the steps of a key frame."""
 
-    tokens: dict[str, Float[Array, "N steps L C"]]  # that self-attention on the way up projects, by layer
+    tokens: dict[str, Float[Array, "N steps _ _"]]  # that self-attention on the way up projects, by layer
     x_hat: Float[Array, "B steps H W C"]  # the network's estimates
 
 
