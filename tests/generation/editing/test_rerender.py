@@ -33,19 +33,21 @@ from vdm_jax.video.reading import VideoReader
 from vdm_jax.video.writing import write_video
 
 SHORT = {"steps": 10, "guidance": 1.0, "seed": 4}
-CLOSE = 5e-4  # in [-1, 1]
+CLOSE = 1e-5  # in [-1, 1]
 OFF = {"cross_frame": False, "shape": (), "pixel": (), "colour": ()}
 
 
 @pytest.fixture(scope="module")
 def generator(tmp_path_factory):
-    """With self-attention that counts: its random weights, eight times as large."""
+    """With self-attention that counts: its random weights, eight times as large, and what transformers on the way up
+    add, ten times."""
     found = load_released(write_control(tmp_path_factory.mktemp("rerender") / "folder"), jax.devices()[:1])
 
     def larger(path, x):
         name = jax.tree_util.keystr(path)
         counts = "norm_attention" in name or ("self_attention" in name and "kernel" in name)
-        return 8 * x if counts and "control_net" not in name else x
+        added = "['up_" in name and "_transformer']['out']['kernel']" in name
+        return x if "control_net" in name else 8 * x if counts else 10 * x if added else x
 
     found = found.of(found.experiment, jax.tree_util.tree_map_with_path(larger, found.params))
     return with_size(found, 1, 32, 48)
@@ -206,7 +208,7 @@ def test_every_piece_counts(generator, clip, three):
     for piece in ("tokens", "shape", "pixels", "colour"):
         oracle = Oracle(generator, clip, SHORT["steps"], without=piece)
         third = [oracle.frame(number) for number in (0, 3, 6)][-1]
-        assert np.abs(third - three.carry.previous.made[0]).max() > 3 * CLOSE, piece
+        assert np.abs(third - three.carry.previous.made[0]).max() > 100 * CLOSE, piece
 
 
 def test_without_its_pieces_each_key_frame_is_the_plain_model_s(generator, clip):
