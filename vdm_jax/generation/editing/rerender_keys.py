@@ -125,6 +125,7 @@ class KeyFrames:
         state = advance(before, held, middle, count)
         made = self._shown(state, autoencoder)
         if pixels:
+            del state  # its tokens take as much memory as those of a key frame
             held = self._drawn(made, others, motions, held, autoencoder)
             state = advance(before, held, middle, count)
             made = self._shown(state, autoencoder)
