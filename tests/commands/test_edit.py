@@ -99,7 +99,7 @@ def test_options_reach_the_method_whatever_their_value(video, method, given, exp
 def test_examples_are_lines_that_go_on():
     lines = Edit.__doc__.splitlines()
     going_on = [after for line, after in zip(lines, lines[1:], strict=False) if line.endswith("\\")]
-    assert len(going_on) == 4 and all(line.lstrip().startswith("--prompt") for line in going_on)
+    assert len(going_on) == 5 and all(line.lstrip().startswith("--prompt") for line in going_on)
     assert max(map(len, lines)) <= 120
 
 

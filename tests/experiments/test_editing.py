@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
-from experiments.editing import report, run
+from experiments.editing import propagation, report, run
 from vdm_jax.digits.clips import COLOURS, DigitClips, parse_caption
 from vdm_jax.digits.scorer import DigitScorer
 
@@ -48,3 +50,20 @@ def test_a_recoloured_clip_is_a_perfect_edit(clips):
 def test_the_page_is_of_its_record():
     text = (run.FOLDER / "README.md").read_text()
     assert report.insert(text, "digits", report.table(run.read(run.FOLDER / "results" / "digits.json"))) == text
+
+
+def test_the_page_has_the_record_of_the_propagation():
+    text, rows = (run.FOLDER / "README.md").read_text(), json.loads(propagation.RECORD.read_text())
+    assert propagation.insert(text, "propagation", propagation.table(rows)) == text
+    for row in rows:
+        values = list(row["psnr"].values())
+        assert list(row["psnr"]) == list(propagation.METHODS) and values == sorted(values)
+
+
+def test_a_still_video_is_found_by_every_method_of_propagation():
+    video = np.repeat(np.random.default_rng(0).integers(0, 256, (1, 8, 10, 3)).astype(np.uint8).repeat(
+        8, 1).repeat(8, 2), 11, axis=0)
+    truth = propagation.edited(video)
+    assert set(np.unique(truth)) <= set(range(16, 256, 32))
+    for name, frames in propagation.others(video).items():
+        assert np.abs(frames.astype(int) - truth[1:-1]).max() <= 1, name

@@ -21,7 +21,7 @@ from vdm_jax.errors import UserError
 from vdm_jax.runs.manifest import Damaged
 
 METHOD = Literal["sdedit", "ddim", "null_text", "prompt_to_prompt", "ddpm", "tune_a_video", "text2video_zero",
-                 "controlvideo"]
+                 "controlvideo", "rerender"]
 Refinements = Annotated[int, Range(least=0, most=100)]
 Window = Annotated[int, Range(least=3)]
 
@@ -43,7 +43,9 @@ class Edit:
     instead (edit-friendly inversion, Huberman-Spiegelglas et al. 2023). tune_a_video inverts without a prompt, with a
     MODEL trained on VIDEO (configs/tune_a_video, Wu et al. 2022). text2video_zero lets the frames of an image model see
     the first one (Khachatryan et al. 2023); --control says how they move. controlvideo lets them all see each other and
-    smooths them (Zhang et al. 2023); with --hierarchical a long video is made from key frames.
+    smooths them (Zhang et al. 2023); with --hierarchical a long video is made from key frames. rerender makes every
+    --interval-th frame, held to the first and the previous of these (Yang et al. 2023), and the others by optical flow
+    and a patch-based propagation of our own in place of EbSynth.
 
     Examples:
       vdm-jax edit three.mp4 --model captioned_digits_full --method ddim --source-prompt "a red 3 moving left" \\
@@ -53,6 +55,8 @@ class Edit:
       vdm-jax edit dance.mp4 --model sd-controlnet-canny --num-frames 8 --method text2video_zero --control canny \\
         --prompt "a robot dancing" --out robot.mp4
       vdm-jax edit dance.mp4 --model sd-controlnet-canny --method controlvideo --control canny --hierarchical \\
+        --prompt "a robot dancing" --out robot.mp4
+      vdm-jax edit dance.mp4 --model sd-controlnet-canny --method rerender --control canny --strength 0.9 \\
         --prompt "a robot dancing" --out robot.mp4
       vdm-jax edit waves.mov --model animatediff --method sdedit --strength 0.5 --prompt "waves of milk" --out milk.mp4
     """
@@ -64,7 +68,7 @@ class Edit:
     # ddim, ddpm: what it shows, by default not said; null_text and prompt_to_prompt need it
     source_prompt: str | None = None
     # Share of the steps that are made: one number, or one for each stage. By default 0.6 of sdedit, 0.64 of ddpm, else
-    # 1, which for text2video_zero and controlvideo is to begin with noise; 0 leaves the video as it is
+    # 1, which for text2video_zero, controlvideo and rerender is to begin with noise; 0 leaves the video as it is
     strength: tuple[Share, ...] = ()
     # ddim, null_text: further evaluations of each step of the inversion, 3 and 0 by default
     refinements: Refinements | None = None
@@ -77,6 +81,12 @@ class Edit:
     hierarchical: bool = False  # controlvideo: from key frames, for videos of more than 64 frames
     # controlvideo: frames from one key frame to the next, both included; by default floor(sqrt(frames)), at least 3
     window: Window | None = None
+    interval: Size | None = None  # rerender: frames from one key frame to the next, 10 by default
+    # rerender: shares of the steps at which something begins and ends, or none to leave it out. Shapes of the first key
+    # frame, 0 0.1 by default; pixels of the first and the previous one, 0.5 0.8; colours of the first one, 0.8 1
+    shape: tuple[Share, ...] | None = None
+    pixel: tuple[Share, ...] | None = None
+    colour: tuple[Share, ...] | None = None
     steps: SamplingSteps | None = None  # of the sampler, of every stage; each stage's own by default
     guidance: GUIDANCE = None
     guidance_scale: GUIDANCE_SCALE = None
@@ -103,10 +113,13 @@ class Edit:
 
 READ_BY = {"refinements": ("ddim", "null_text", "prompt_to_prompt", "tune_a_video"), "iterations": ("null_text",),
            "smooth": ("controlvideo",), "hierarchical": ("controlvideo",), "window": ("controlvideo",),
+           "interval": ("rerender",), "shape": ("rerender",), "pixel": ("rerender",), "colour": ("rerender",),
            "cross_replace": ("prompt_to_prompt",), "weight": ("prompt_to_prompt",),
            "source_guidance": ("ddim", "prompt_to_prompt", "ddpm"),
            "source_prompt": ("ddim", "null_text", "prompt_to_prompt", "ddpm")}
-OF_METHODS = ("refinements", "iterations", "cross_replace", "smooth", "hierarchical", "window")  # fields of methods
+# Fields of methods
+OF_METHODS = ("refinements", "iterations", "cross_replace", "smooth", "hierarchical", "window", "interval", "shape",
+              "pixel", "colour")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -259,6 +272,9 @@ def check(options: Edit) -> None:
     if options.source_guidance and options.source_prompt is None:
         raise UserError(f"--source-guidance={options.source_guidance} without --source-prompt; permitted: 0, or with "
                         "--source-prompt TEXT")
+    if EDIT_METHODS[options.method].by_key_frames and options.num_frames is not None:
+        raise UserError(f"--num-frames={options.num_frames} with --method={options.method}, which makes single frames; "
+                        "permitted: --interval, from one of them to the next")
     if options.control is not None and options.control not in MADE and not Path(options.control).is_file():
         raise UserError(f"--control={options.control} is no file; permitted: {', '.join(MADE)}, or a video of maps")
     one_guidance(options.guidance, options.guidance_scale, guides(options.guide))

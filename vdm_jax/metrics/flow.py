@@ -19,14 +19,14 @@ LEAST_SIDE = 32  # pixels; the coarsest level of smaller frames has no room for 
 
 def flow(one: UInt8[np.ndarray, "H W 3"], other: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W 2"]:
     """Where each pixel of a frame is in another one: displacement (x, y) in pixels."""
-    cv2 = _opencv()
+    cv2 = opencv()
     grey = [cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY) for frame in (one, other)]
     return cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(*grey, None)
 
 
 def farneback(one: UInt8[np.ndarray, "H W 3"], other: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W 2"]:
     """The same by polynomial expansion (Farneback 2003), with the settings of the published AV-Align."""
-    cv2 = _opencv()
+    cv2 = opencv()
     grey = [cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY) for frame in (one, other)]
     return cv2.calcOpticalFlowFarneback(*grey, None, pyr_scale=0.5, levels=3, winsize=15, iterations=3, poly_n=5,
                                         poly_sigma=1.2, flags=0)
@@ -45,7 +45,7 @@ def visible(forward: Float[np.ndarray, "H W 2"], backward: Float[np.ndarray, "H 
 
 def warped(frame: np.ndarray, along: Float[np.ndarray, "H W 2"]) -> Float[np.ndarray, "H W C"]:
     """A frame as seen from where each pixel came from: its value at pixel + flow, between pixels by interpolation."""
-    cv2 = _opencv()
+    cv2 = opencv()
     height, width = along.shape[:2]
     x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
     return cv2.remap(frame.astype(np.float32), x + along[..., 0], y + along[..., 1], cv2.INTER_LINEAR,
@@ -96,7 +96,8 @@ def require_opencv() -> None:
     require_package("optical flow", "cv2", "metrics")
 
 
-def _opencv() -> Any:
+def opencv() -> Any:
+    """OpenCV's module. Raises `UserError` as `require_opencv`."""
     require_opencv()
     import cv2
 

@@ -20,6 +20,7 @@ from vdm_jax.generation.editing.methods import EDIT_METHODS
 from vdm_jax.generation.editing.null_text import NullText
 from vdm_jax.generation.editing.one_stage import edit_sampling
 from vdm_jax.generation.editing.prompt_to_prompt import PromptToPrompt
+from vdm_jax.generation.editing.rerender import Rerender
 from vdm_jax.generation.editing.sdedit import SDEdit
 from vdm_jax.generation.editing.text2video_zero import Text2VideoZero
 from vdm_jax.generation.editing.tune_a_video import TuneAVideo
@@ -44,7 +45,7 @@ def sdedited(generator):
 
 
 @pytest.mark.parametrize("name", [
-    name for name, kind in EDIT_METHODS.items() if kind not in (Text2VideoZero, ControlVideo, NullText)])
+    name for name, kind in EDIT_METHODS.items() if kind not in (Text2VideoZero, ControlVideo, Rerender, NullText)])
 def test_no_strength_leaves_the_video_as_it_is(generator, name):
     made = edit(generator, VIDEOS, TARGET, source_captions=SOURCE, method=EDIT_METHODS[name](strength=0.0))
     np.testing.assert_array_equal(made.videos, VIDEOS)

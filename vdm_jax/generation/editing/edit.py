@@ -21,6 +21,7 @@ from vdm_jax.errors import UserError
 from vdm_jax.generation.editing.methods import EditMethod
 from vdm_jax.generation.editing.one_stage import EditSampling, edit_sampling, jit_edit
 from vdm_jax.generation.editing.paused import edit_with_pauses
+from vdm_jax.generation.editing.rerender_clips import edit_by_key_frames
 from vdm_jax.generation.editing.sdedit import SDEdit
 from vdm_jax.generation.generator import Generator
 from vdm_jax.generation.jobs import Jobs, Progress
@@ -41,6 +42,7 @@ class Edited:
     # By stage, PSNR in dB of what the method makes with the given video's own caption and guidance, to the given video;
     # empty unless asked for
     round_trip: dict[str, Float[np.ndarray, " B"]]
+    carry: Any = None  # of methods by key frames: what the next clips of the same videos are made with
 
     @property
     def videos(self) -> UInt8[np.ndarray, "B T H W 3"]:
@@ -54,12 +56,13 @@ def edit(
     seed: int = 0, first_index: int = 0, steps: int | None = None, guidance: float | None = None,
     guidance_scale: float | None = None, guide: Mapping[str, float] | None = None, source_guidance: float = 0.0,
     last: str | None = None, negative: Sequence[str] | str | None = None, round_trip: bool = False,
-    same_noise: bool = False, progress: Progress | None = None, **given: Any,
+    same_noise: bool = False, carry: Any = None, progress: Progress | None = None, **given: Any,
 ) -> Edited:
     """Edit videos with the stages of a cascade, or with a released model.
 
     Args:
-      videos: in the size of the last stage (`generator.makes(last=last)`), uint8 or in [-1, 1].
+      videos: in the size of the last stage (`generator.makes(last=last)`), uint8 or in [-1, 1]; of methods by key
+        frames any number of frames.
       captions: what they shall show, one for each.
       source_captions: what they show, for methods that invert them; None: the null caption, where a stage has one.
       method: of all stages, or by stage name.
@@ -72,6 +75,8 @@ def edit(
       round_trip: also measure how well the method leads back to the given videos with their own captions, which takes
         as many steps again.
       same_noise: all videos get the noise of the first one, for parts of one video.
+      carry: of methods by key frames, `Edited.carry` of the clips before, whose last frames are the first ones of these
+        and come out as they did there; all of them in one batch.
       progress: called with (stage, videos done, videos in all).
       given: values of further conditions, as in a call.
 
@@ -82,6 +87,11 @@ def edit(
     stages = generator.stages(None, last)
     methods = {stage.name: _of_stage(method, stage, stages) for stage in stages}
     stages = tuple(methods[stage.name].stage(stage) for stage in stages)
+    if any(method.by_key_frames for method in methods.values()):
+        frames = np.shape(videos)[1] if np.ndim(videos) == 5 else 1  # else refused below
+        stages = tuple(with_frames(stage, frames) for stage in stages)
+    elif carry is not None:
+        raise UserError("carry is given; permitted: None, or a method that makes key frames", "edit.carry")
     guidance = one_guidance(guidance, guidance_scale, guide)
     rates = frame_rates(stages, given.get("fps"))
     generator.check_trained(stages)
@@ -114,12 +124,14 @@ def edit(
         texts = [requested_conditioning(stage, r) for r in asked]
         if source_captions is None:
             texts[0] = texts[0].without("prompt")
-        made = _run(generator, stage, place, how, jobs, tuple(texts), low, sources[stage.name], round_trip)
+        made, carry = _run(generator, stage, place, how, jobs, tuple(texts), low, sources[stage.name], round_trip,
+                           carry)
         low = (sources[stage.name], made[0])
         edited[stage.name] = np.asarray(to_uint8(made[0]))
         if round_trip:
             again[stage.name] = psnr(np.asarray(to_uint8(made[1])), np.asarray(to_uint8(sources[stage.name])))
-    return Edited(request.captions, edited, {name: np.asarray(to_uint8(x)) for name, x in sources.items()}, again)
+    given_videos = {name: np.asarray(to_uint8(x)) for name, x in sources.items()}
+    return Edited(request.captions, edited, given_videos, again, carry)
 
 
 def notes_on(generator: Generator, method: EditMethod | Mapping[str, EditMethod], last: str | None = None) -> list[str]:
@@ -142,12 +154,20 @@ def _how(
 def _run(
     generator: Generator, stage: Stage, place: int, how: EditSampling, jobs: Jobs,
     captions: tuple[Conditioning, Conditioning], low: Any, video: Float[np.ndarray, "B T H W 3"], again: bool,
-) -> list[Float[np.ndarray, "B T H W 3"]]:
-    """All videos of one stage, in batches of one size."""
+    carry: Any,
+) -> tuple[list[Float[np.ndarray, "B T H W 3"]], Any]:
+    """All videos of one stage, in batches of one size; and what is carried over, where one batch has all."""
+    by_key_frames = how.method.by_key_frames
+    stage = with_frames(stage, 1) if by_key_frames else stage
     total, parts = len(jobs.indices), sampling_parts(stage, how.target, generator.mesh)
     size = -(-min(how.target.batch_size, total) // parts) * parts
     shardings = jax.tree.map(lambda x: x.sharding, generator.params[stage.name])
     make = edit_with_pauses if how.method.pauses(how.target.steps) else jit_edit
+    if by_key_frames:
+        make = edit_by_key_frames
+        if carry is not None and total > size:
+            raise UserError(f"carry for {total} videos in batches of {size}; permitted: one batch", "edit.carry")
+    over = {} if carry is None else {"carry": carry}
     function = generator.kept((stage, how, again, "edit"), make, stage, how, again, generator.mesh, shardings)
     autoencoder = () if stage.latent is None else (generator.autoencoders[stage.name],)
     done = []
@@ -156,11 +176,16 @@ def _run(
         keys = jobs.keys(rows, place)
         batch = jax.tree.map(lambda x, rows=rows: x[rows], (captions, low, video))
         with jax.set_mesh(generator.mesh):
-            made = function(generator.params[stage.name], keys, *batch, *autoencoder)
-        done.append([np.asarray(x) for x in made if x is not None])
+            made = function(generator.params[stage.name], keys, *batch, *autoencoder, **over)
+        done.append([np.asarray(x) for x in (made.edited, made.again) if x is not None])
         check_finite(done[-1][0], f"stage {stage.name!r}, edited videos")
         jobs.tell(stage.name, min(start + size, total), total)
-    return [np.concatenate(parts)[:total] for parts in zip(*done, strict=True)]
+    return [np.concatenate(parts)[:total] for parts in zip(*done, strict=True)], made.carry if total <= size else None
+
+
+def with_frames(stage: Stage, frames: int) -> Stage:
+    """The stage making videos of so many frames."""
+    return dataclasses.replace(stage, video=dataclasses.replace(stage.video, frames=frames))
 
 
 def _in_sizes(videos: Any, stages: Sequence[Stage], count: int) -> dict[str, Float[np.ndarray, "B T H W 3"]]:

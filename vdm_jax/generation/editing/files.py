@@ -17,6 +17,7 @@ from vdm_jax.configuration import to_data, to_json
 from vdm_jax.errors import UserError
 from vdm_jax.generation.editing.edit import edit
 from vdm_jax.generation.editing.methods import EditMethod
+from vdm_jax.generation.editing.rerender_clips import arrays_of, carry_of
 from vdm_jax.generation.generator import Generator
 from vdm_jax.generation.jobs import Progress
 from vdm_jax.generation.long_video.frames import Frames, FramesInFolder, request_key
@@ -82,6 +83,25 @@ class Cut:
     def finished(self, clips: int) -> int:
         """Frames of the first so many clips."""
         return min(self.carries_first + clips * self.step, self.frames) if clips else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class KeyCut(Cut):
+    """How a video is cut into clips from one key frame to the next, both included; the last one may be shorter."""
+
+    @property
+    def step(self) -> int:
+        """Frames that a further clip adds."""
+        return self.size - 1
+
+    def places(self, clip: int) -> Int[np.ndarray, " T"]:
+        """The frames of a clip."""
+        first = clip * self.step
+        return np.arange(first, min(first + self.size, self.frames))
+
+    def finished(self, clips: int) -> int:
+        """Frames of the first so many clips."""
+        return min(clips * self.step + 1, self.frames) if clips else 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +187,7 @@ def edit_video(
                 *((stat.st_size, stat.st_mtime_ns) for stat in stats))
         key = request_key(said, (), weights_of(generator, stages))
         frames = Frames(shape, key) if folder is None else FramesInFolder(folder, shape, key)
-        cut = Cut(len(numbers), spec.frames, _carries(job))
+        cut = _cut(job, len(numbers), spec.frames)
         clips = cut.clips
         begins = float(reader.index.pts[0] * reader.index.time_base)
 
@@ -198,19 +218,24 @@ def _edit_clips(
     shown = numbers[np.minimum(places, len(numbers) - 1)]
 
     def read(file: VideoReader) -> np.ndarray:
-        return file.frames(shown, spec.height, spec.width).reshape(len(batch), spec.frames, spec.height, spec.width, 3)
+        return file.frames(shown, spec.height, spec.width).reshape(len(batch), -1, spec.height, spec.width, 3)
 
     source = read(reader)
     given = {} if name is None else {name: source if maps is None else read(maps)}
     captions = None if job.source_caption is None else [job.source_caption] * len(batch)
     method = {} if job.method is None else {"method": job.method}
+    state, one_noise = frames.state(), cut.carries_first or isinstance(cut, KeyCut)
+    if isinstance(cut, KeyCut) and state is None and frames.done:
+        raise UserError("what the next clip goes on with is missing next to the finished frames; permitted: delete the "
+                        "folder", "edit.state")
     made = edit(generator, source, [job.caption] * len(batch), source_captions=captions, seed=job.seed,
-                first_index=0 if cut.carries_first else batch[0], same_noise=cut.carries_first, **method, **given,
-                **job.options)
+                first_index=0 if one_noise else batch[0], same_noise=one_noise,
+                carry=None if state is None else carry_of(state), **method, **given, **job.options)
     rows = [row for row, place in enumerate(places) if place < len(numbers) and (place or not row)]
     for place, videos in ((EDITED, made.videos), (SOURCE, source)):
         frames.write(place, places[rows].tolist(), videos.reshape(-1, *videos.shape[2:])[rows])
-    frames.finish(batch[-1] + 1, {stage: values.tolist() for stage, values in made.round_trip.items()} or None)
+    frames.finish(batch[-1] + 1, {stage: values.tolist() for stage, values in made.round_trip.items()} or None,
+                  None if made.carry is None else arrays_of(made.carry))
 
 
 def frames_of(path: Path, fps: float | None = None, most: int | None = None) -> int:
@@ -226,10 +251,18 @@ def _count(reader: VideoReader, fps: float, most: int | None) -> int:
     return whole if most is None else min(whole, most)
 
 
-def _carries(job: VideoJob) -> bool:
-    """Whether clips begin with the video's first frame."""
-    methods = job.method.values() if isinstance(job.method, Mapping) else [job.method]
-    return any(method is not None and method.carries_first for method in methods)
+def _cut(job: VideoJob, frames: int, size: int) -> Cut:
+    """The clips of a video of so many frames, by a stage that makes clips of a size. Raises `UserError` for several
+    clips at once where each goes on from the one before."""
+    given = job.method.values() if isinstance(job.method, Mapping) else [job.method]
+    methods = [method for method in given if method is not None]
+    for method in methods:
+        if method.by_key_frames:
+            if job.at_once > 1:
+                raise UserError(f"at_once={job.at_once} with method={method.name!r}, whose clips go on from one "
+                                "another; permitted: 1", "edit.at_once")
+            return KeyCut(frames, method.interval + 1)
+    return Cut(frames, size, any(method.carries_first for method in methods))
 
 
 def _methods(job: VideoJob) -> Any:

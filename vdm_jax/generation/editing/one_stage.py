@@ -51,6 +51,7 @@ class Edits(NamedTuple):
 
     edited: Float[Array, "B T H W 3"]
     again: Float[Array, "B T H W 3"] | None  # by the same method with the given video's own caption and guidance
+    carry: Any = None  # what the clip after this one is made with, of methods by key frames
 
 
 def edit_sampling(stage: Stage, sampling: Sampling, method: EditMethod, source_guidance: float) -> EditSampling:

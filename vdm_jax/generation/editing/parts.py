@@ -62,6 +62,7 @@ class EditsStage:
     needs_source: ClassVar[bool] = False  # whether it cannot do without that caption
     optimises_null: ClassVar[bool] = False  # whether it goes by `EditParts.nulls`
     carries_first: ClassVar[bool] = False  # whether every clip of a long video begins with the video's first frame
+    by_key_frames: ClassVar[bool] = False  # whether it makes single frames, and clips of any number of them
     whole_video: ClassVar[bool] = False  # whether a clip is the whole video, where the model makes any number of frames
 
     def stage(self, stage: Stage) -> Stage:

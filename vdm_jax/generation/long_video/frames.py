@@ -15,8 +15,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vdm_jax.errors import UserError
+from vdm_jax.weights.safetensors import load_params, save_params
 
-FRAMES, RECORD = "frames.rgb", "record.json"
+FRAMES, RECORD, STATE = "frames.rgb", "record.json", "state_{}.safetensors"
 
 
 class Frames:
@@ -28,6 +29,7 @@ class Frames:
 
     def __init__(self, shape: tuple[int, int, int, int, int], key: str = ""):
         self.shape, self.key, self.done, self.notes = shape, key, 0, []
+        self._state: dict[str, Any] | None = None
         self._video = np.zeros(shape, np.uint8)
 
     def read(self, video: int, frames: Sequence[int]) -> UInt8[np.ndarray, "N H W 3"]:
@@ -38,11 +40,16 @@ class Frames:
         """Set some frames of one video."""
         self._video[video, list(frames)] = values
 
-    def finish(self, done: int, note: Any = None) -> None:
-        """Record that so many tasks are written, and what is noted of the last ones."""
-        self.done = done
+    def finish(self, done: int, note: Any = None, state: dict[str, Any] | None = None) -> None:
+        """Record that so many tasks are written, what is noted of the last ones, and a tree of arrays with which the
+        next one goes on."""
+        self.done, self._state = done, state
         if note is not None:
             self.notes.append(note)
+
+    def state(self) -> dict[str, Any] | None:
+        """What the next task goes on with."""
+        return self._state
 
     def remove(self) -> None:
         """Leave nothing on disk."""
@@ -82,21 +89,34 @@ class FramesInFolder(Frames):
             self._file.seek(self._place(video, frame))
             self._file.write(np.ascontiguousarray(value).tobytes())
 
-    def finish(self, done: int, note: Any = None) -> None:
-        """Record that so many tasks are on disk, and what is noted of the last ones."""
+    def finish(self, done: int, note: Any = None, state: dict[str, Any] | None = None) -> None:
+        """Record that so many tasks are on disk, what is noted of the last ones, and what the next one goes on with."""
         self._file.flush()
         os.fsync(self._file.fileno())
+        if state is not None:
+            save_params(self._state_file(done), state)
         super().finish(done, note)
         record = {"key": self.key, "shape": list(self.shape), "done": done, "notes": self.notes}
         temporary = self.folder / f"{RECORD}.partial"
         temporary.write_text(json.dumps(record))
         os.replace(temporary, self.folder / RECORD)
+        for file in self.folder.glob(STATE.format("*")):  # of tasks before
+            if file != self._state_file(done):
+                file.unlink()
+
+    def state(self) -> dict[str, Any] | None:
+        """What the next task goes on with. Raises `UserError` for a damaged file."""
+        file = self._state_file(self.done)
+        return load_params(file)[0] if file.is_file() else None
+
+    def _state_file(self, done: int) -> Path:
+        return self.folder / STATE.format(done)
 
     def remove(self) -> None:
         """Delete the folder's files, and the folder where nothing else is in it."""
         self._file.close()
-        for name in (FRAMES, RECORD):
-            (self.folder / name).unlink(missing_ok=True)
+        for file in (self.folder / FRAMES, self.folder / RECORD, *self.folder.glob(STATE.format("*"))):
+            file.unlink(missing_ok=True)
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
 

@@ -124,6 +124,8 @@ class Attention(nn.Module):
                 if image_scale is not None:
                     found = found * image_scale.astype(found.dtype).reshape(-1, *[1] * (found.ndim - 1))
                 y = y + found
+        elif k is None:
+            y = attend(q, pattern=cross_pattern(extra_keys.k.shape[1]), **options)
         else:
             q, k, relative = self._positions(q, k, frame_mask, numbers)
             self.sow("kept", KEPT, (k, v))
@@ -156,6 +158,11 @@ class Attention(nn.Module):
         """Queries of cross-attention and keys and values of the outside tokens as they are: where
         `flax.linen.intercept_methods` changes them."""
         return q, outside
+
+    def seen(self, x: Float[Array, "B *thw C"]) -> Float[Array, "B G L C"] | None:
+        """The tokens that self-attention by separate projections sees in place of the video's own, of which `x` are
+        what it projects: None, which are its own, but where `flax.linen.intercept_methods` gives others."""
+        return None
 
     def _out(self, name: str, features: int) -> Dense:
         return Dense(self.features or features, self.out_bias, self.out_init, self.dtype, name=name)
@@ -213,7 +220,11 @@ class Attention(nn.Module):
             extra_keys = ExtraKeys(see(outside[0]), tell(outside[0]), outside[1])
         if self.two_way != "none":
             asking = ask(outside[0])
-        own = (None, None) if self.pattern is None else (key(x), value(x))
+        own, others = (None, None), None if self.pattern is None else self.seen(x)
+        if others is not None:
+            extra_keys = ExtraKeys(key(others), value(others))
+        elif self.pattern is not None:
+            own = (key(x), value(x))
         return query(x), *own, extra_keys, asking
 
     def _projection(self, name: str, shape: tuple[int, int]) -> Callable[[Array], Float[Array, "*batch K D"]]:
