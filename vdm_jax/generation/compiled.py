@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
@@ -32,6 +33,7 @@ from vdm_jax.generation.one_stage import (
     stage_levels,
 )
 from vdm_jax.parallel.compiling import compiler_options
+from vdm_jax.parallel.rules import features_sharding
 from vdm_jax.stages.latent import weight_shardings
 from vdm_jax.stages.options import Sampling
 from vdm_jax.stages.stage import Stage, augmentation_of
@@ -137,7 +139,10 @@ def step_functions(stage: Stage, sampling: Sampling, mesh: Mesh, shardings: Any,
                 step: Any, weight: Any, levels: Any, embedded: Any) -> Any:
         denoise = sampling_denoiser(stage, params, conditioning, sampling, levels, masked_video, weight=weight,
                                     embedded=embedded)
-        return walk(keys, step.count).advance(denoise, keys, carry, step)[0]
+        (z, memory, *kept), _ = walk(keys, step.count).advance(denoise, keys, carry, step)
+        axis = stage.network.sharded_axis
+        kept = [jax.lax.with_sharding_constraint(x, features_sharding(x.shape, axis, mesh)) for x in kept]
+        return z, memory, *kept
 
     def begin(keys: Any, level: Any, noise: Any, std: Any) -> Any:
         return walk(keys, 1).begin(keys, level, noise=noise, std=std)
@@ -184,12 +189,15 @@ def stepwise_sampling(
     if is_guided(stage, sampling) or stage.takes_weight:
         weight = np.asarray(guidance_of(stage, sampling), np.float32)
 
+    def of_features(x: Any) -> NamedSharding:  # as a step leaves them
+        return features_sharding(x.shape, stage.network.sharded_axis, mesh)
+
     def place(carry: Any) -> Any:  # what lives elsewhere would be compiled for anew
         def put(x: jax.Array) -> jax.Array:
             rows = x.ndim > 0 and x.shape[0] == carry[0].shape[0]
             return jax.device_put(x, batch if rows else NamedSharding(mesh, PartitionSpec()))
 
-        return (*jax.tree.map(put, carry[:2]), *carry[2:])  # features stay where they were made
+        return (*jax.tree.map(put, carry[:2]), *(jax.device_put(x, of_features(x)) for x in carry[2:]))
 
     def function(params: Any, keys: Any, text: Any, low: Any, masked_video: Any, *autoencoder: Any,
                  noise: Noise = DRAWN) -> jax.Array:
@@ -203,7 +211,7 @@ def stepwise_sampling(
             given = step, weight, levels if by_level else levels[:1], embedded
             if not i and sampling.cache is not None:  # no features yet: without a second compilation
                 shape = functions.advance.eval_shape(params, keys, conditioning, inside, carry, *given)[2]
-                carry = (*carry, jax.device_put(np.zeros(shape.shape, shape.dtype), batch))
+                carry = (*carry, jnp.zeros(shape.shape, shape.dtype, device=of_features(shape)))
             carry = place(functions.advance(params, keys, conditioning, inside, carry, *given))
             watch(i + 1, carry[0])
         return finish(carry[0], low, masked_video, *autoencoder) if ends.stop is None else carry[0]

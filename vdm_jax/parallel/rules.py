@@ -161,6 +161,15 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, spec(("batch",), mesh))
 
 
+def features_sharding(shape: tuple[int, ...], axis: str, mesh: Mesh) -> NamedSharding:
+    """Where features `[B, T, H, W, C]` of a network live that splits `axis` of its videos: a dimension that the devices
+    do not divide is whole."""
+    split = [_split_axes({0: "batch", VIDEO[axis]: axis}.get(dim), mesh) for dim in range(len(shape))]
+    fits = (names if names and size % _parts(names, mesh) == 0 else None
+            for names, size in zip(split, shape, strict=True))
+    return NamedSharding(mesh, P(*fits))
+
+
 def batch_parts(mesh: Mesh) -> int:
     """How many devices share a batch."""
     return _parts(AXIS_RULES["batch"], mesh)

@@ -23,7 +23,7 @@ from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import DDIM
 from vdm_jax.diffusion.schedules import FlowSchedule
 from vdm_jax.generation.cache_plans import cache_of
-from vdm_jax.generation.compiled import jit_sampling
+from vdm_jax.generation.compiled import jit_sampling, of_any_steps, step_functions, stepwise_sampling
 from vdm_jax.generation.one_stage import sample_keys, sample_stage, stage_levels
 from vdm_jax.networks.config import Level, UNet
 from vdm_jax.networks.layers import Dense, silu
@@ -152,7 +152,8 @@ def test_whole_steps_change_no_bit_and_the_error_grows_with_those_that_are_not(v
 
 
 def test_devices_share_what_is_kept(videos):
-    """Tokens over two devices and weights over two: the videos of one device."""
+    """Tokens over two devices and weights over two: the videos of one device. A step at a time too, by one program, as
+    the first features are split like those that a step leaves."""
     params, video = videos
     cache, mesh = Cache(steps=(0, 1, 4), branch=1), make_mesh(MeshSpec(data=1, context=2, fsdp=2), jax.devices()[:4])
     stage = dataclasses.replace(
@@ -160,9 +161,13 @@ def test_devices_share_what_is_kept(videos):
         sampling=dataclasses.replace(STAGE.sampling, cache=cache))
     shardings = parameter_shardings(params, mesh)
     with jax.set_mesh(mesh):
-        made = jit_sampling(stage, stage.sampling, mesh, shardings)(
-            jax.device_put(params, shardings), KEYS, CAPTIONS, None, None)
+        given = (jax.device_put(params, shardings), KEYS, CAPTIONS, None, None)
+        made = jit_sampling(stage, stage.sampling, mesh, shardings)(*given)
+        functions = step_functions(*of_any_steps(stage, stage.sampling), mesh, shardings)
+        by_steps = stepwise_sampling(stage, stage.sampling, mesh, shardings, functions=functions)(*given)
     np.testing.assert_allclose(made, video(cache), atol=1e-4)
+    np.testing.assert_allclose(by_steps, video(cache), atol=1e-4)
+    assert functions.advance._cache_size() == 1
 
 
 def test_flops_are_those_of_the_blocks_that_are_computed(videos):
