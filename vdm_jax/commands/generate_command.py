@@ -99,7 +99,9 @@ class Generate:
     # Wan: keep what the blocks add from step to step. One number N evaluates all of them at every N-th step, several
     # are the numbers of these steps, from 0
     cache: tuple[CountOrZero, ...] = ()
-    cache_threshold: Positive | None = None  # or: until the embedding of the noise level has changed so much
+    # Or: all of them once the plain relative changes of the noise level's embedding add up to this; thresholds
+    # published with a model's polynomial do not transfer
+    cache_threshold: Positive | None = None
     num_inference_steps: SamplingSteps | None = None  # of the scheduler; by default 50 with a text, 25 with a picture
     guidance: GUIDANCE = None
     guidance_scale: GUIDANCE_SCALE = None

@@ -64,7 +64,9 @@ class Sample:
     # Keep deep features of the network from step to step, of every stage: one number N evaluates the whole network at
     # every N-th step, several are the numbers of these steps, from 0. The config's plan by default; 1 is off
     cache: tuple[CountOrZero, ...] = ()
-    cache_threshold: Positive | None = None  # or: of transformers, by how much the embedding of the noise level changes
+    # Or: of transformers, the whole network once the plain relative changes of the noise level's embedding add up to
+    # this; thresholds published with a model's polynomial do not transfer
+    cache_threshold: Positive | None = None
     guidance: GUIDANCE = None
     guidance_scale: GUIDANCE_SCALE = None
     # Instead, NAME=SCALE of conditions that come in one after the other, of the first stage: text=7.5 control=3. 1 is

@@ -34,7 +34,7 @@ class Cache:
     steps: tuple[CountOrZero, ...] = ()
     # Of a U-Net the skip connection outside which the other steps compute, 0 the outermost: what it joins is computed,
     # with all before it on the way down and after it on the way up. Of a transformer the number of its first blocks
-    # that they compute: 1 as of first-block caches, 0 (none) as of TeaCache
+    # that they compute: 1 computes the first block in every step, 0 none of them
     branch: CountOrZero = 0
 
     def __post_init__(self):
@@ -55,11 +55,13 @@ class Cache:
 
 @config
 class ByChange:
-    """A plan by how much the embedding of the noise level changes (TeaCache: Liu et al. 2024, arXiv 2411.19108): the
-    changes add up from step to step, and a step that they have brought to the threshold is whole. Where the embedding
-    depends on the step alone, the plan is there before sampling begins."""
+    """A plan by how much the embedding of the noise level changes: the changes add up from step to step, and a step
+    that they have brought to the threshold is whole. The embedding depends on the step alone, so the plan is there
+    before sampling begins. With the polynomial of a model it is TeaCache (Liu et al. 2024, arXiv 2411.19108) of Wan
+    with one transformer. Of other models, such as HunyuanVideo, LTX and CogVideoX, TeaCache measures the modulated
+    input of the first block, which depends on the video, and has another plan."""
 
-    threshold: Positive = 0.1
+    threshold: Positive = 0.1  # of the changes after the polynomial: one published for another does not transfer
     # Of the polynomial that makes of the relative change of the embedding that of what the network adds, the highest
     # power first: fitted for a model, such as `TEACACHE`
     coefficients: Annotated[tuple[float, ...], Length()] = (1.0, 0.0)

@@ -1,8 +1,8 @@
 """What a video transformer adds to its tokens, kept from step to step of a sampler.
 
 The blocks add up to a residual, which changes little between neighbouring steps. A step that reuses the one of an
-earlier step computes the first blocks alone (first-block cache of diffusers), or none (TeaCache: Liu et al. 2024, arXiv
-2411.19108). Patches, embeddings and output are computed in every step.
+earlier step computes the first blocks alone, or none. Patches, embeddings and output are computed in every step. Which
+steps reuse it is a plan that is there before sampling (`diffusion/caching.py`): nothing here depends on the tokens.
 """
 
 from __future__ import annotations
