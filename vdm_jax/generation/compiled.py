@@ -120,6 +120,11 @@ def of_any_steps(stage: Stage, sampling: Sampling) -> tuple[Stage, Sampling]:
     return dataclasses.replace(stage, sampling=own, latent=latent), sampling
 
 
+def of_features(stage: Stage, features: Any, mesh: Mesh) -> NamedSharding:
+    """Where features live that go from one call of a step to the next."""
+    return features_sharding(features.shape, getattr(stage.network, "sharded_axis", None), mesh)
+
+
 def step_functions(stage: Stage, sampling: Sampling, mesh: Mesh, shardings: Any, ends: Truncation = WHOLE
                    ) -> StepFunctions:
     """The functions of a stage; `shardings` are those of its parameters."""
@@ -140,9 +145,7 @@ def step_functions(stage: Stage, sampling: Sampling, mesh: Mesh, shardings: Any,
         denoise = sampling_denoiser(stage, params, conditioning, sampling, levels, masked_video, weight=weight,
                                     embedded=embedded)
         (z, memory, *kept), _ = walk(keys, step.count).advance(denoise, keys, carry, step)
-        axis = stage.network.sharded_axis
-        kept = [jax.lax.with_sharding_constraint(x, features_sharding(x.shape, axis, mesh)) for x in kept]
-        return z, memory, *kept
+        return z, memory, *(jax.lax.with_sharding_constraint(x, of_features(stage, x, mesh)) for x in kept)
 
     def begin(keys: Any, level: Any, noise: Any, std: Any) -> Any:
         return walk(keys, 1).begin(keys, level, noise=noise, std=std)
@@ -189,15 +192,12 @@ def stepwise_sampling(
     if is_guided(stage, sampling) or stage.takes_weight:
         weight = np.asarray(guidance_of(stage, sampling), np.float32)
 
-    def of_features(x: Any) -> NamedSharding:  # as a step leaves them
-        return features_sharding(x.shape, stage.network.sharded_axis, mesh)
-
     def place(carry: Any) -> Any:  # what lives elsewhere would be compiled for anew
         def put(x: jax.Array) -> jax.Array:
             rows = x.ndim > 0 and x.shape[0] == carry[0].shape[0]
             return jax.device_put(x, batch if rows else NamedSharding(mesh, PartitionSpec()))
 
-        return (*jax.tree.map(put, carry[:2]), *(jax.device_put(x, of_features(x)) for x in carry[2:]))
+        return (*jax.tree.map(put, carry[:2]), *(jax.device_put(x, of_features(stage, x, mesh)) for x in carry[2:]))
 
     def function(params: Any, keys: Any, text: Any, low: Any, masked_video: Any, *autoencoder: Any,
                  noise: Noise = DRAWN) -> jax.Array:
@@ -211,7 +211,7 @@ def stepwise_sampling(
             given = step, weight, levels if by_level else levels[:1], embedded
             if not i and sampling.cache is not None:  # no features yet: without a second compilation
                 shape = functions.advance.eval_shape(params, keys, conditioning, inside, carry, *given)[2]
-                carry = (*carry, jnp.zeros(shape.shape, shape.dtype, device=of_features(shape)))
+                carry = (*carry, jnp.zeros(shape.shape, shape.dtype, device=of_features(stage, shape, mesh)))
             carry = place(functions.advance(params, keys, conditioning, inside, carry, *given))
             watch(i + 1, carry[0])
         return finish(carry[0], low, masked_video, *autoencoder) if ends.stop is None else carry[0]

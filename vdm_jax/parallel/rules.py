@@ -161,10 +161,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, spec(("batch",), mesh))
 
 
-def features_sharding(shape: tuple[int, ...], axis: str, mesh: Mesh) -> NamedSharding:
-    """Where features `[B, T, H, W, C]` of a network live that splits `axis` of its videos: a dimension that the devices
-    do not divide is whole."""
-    split = [_split_axes({0: "batch", VIDEO[axis]: axis}.get(dim), mesh) for dim in range(len(shape))]
+def features_sharding(shape: tuple[int, ...], axis: str | None, mesh: Mesh) -> NamedSharding:
+    """Where features `[B, T, H, W, C]` of a network live that splits `axis` of its videos, or None of them: a dimension
+    that the devices do not divide is whole."""
+    logical = {0: "batch"} if axis is None else {0: "batch", VIDEO[axis]: axis}
+    split = [_split_axes(logical.get(dim), mesh) for dim in range(len(shape))]
     fits = (names if names and size % _parts(names, mesh) == 0 else None
             for names, size in zip(split, shape, strict=True))
     return NamedSharding(mesh, P(*fits))
