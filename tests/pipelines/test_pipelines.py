@@ -391,6 +391,7 @@ def test_the_command_draws_and_animates(pictures, videos, picture, tmp_path, mon
                  "--num-inference-steps", "2"]) == 0
     assert capfd.readouterr().out.split() == ["generated.mp4"]
     assert "--prompt is not for" in fails(videos, "--image", "picture.png", "--prompt", "a")
+    assert "--cache-threshold is not for" in fails(videos, "--image", "picture.png", "--cache-threshold", "0.1")
     assert "--image is missing, which a StableVideoDiffusionPipeline begins with" in fails(videos)
     assert "--image=none.png is not a file" in fails(videos, "--image", "none.png")
     assert "--out=a.txt has suffix '.txt'" in fails(videos, "--image", "picture.png", "--out", "a.txt")

@@ -16,6 +16,8 @@ from tests.pipelines.folders import write_pipeline
 from tests.refusals import refused
 from tests.weights.folders import tensors_of, write
 from tests.weights.test_tokenizers import write_t5
+from vdm_jax.commands import generate_command
+from vdm_jax.commands.generate_command import Generate
 from vdm_jax.conditions.text import EmbeddedText
 from vdm_jax.diffusion.arrays import noise_from_keys
 from vdm_jax.diffusion.caching import ByChange, Cache
@@ -110,6 +112,19 @@ def test_steps_may_reuse_what_the_blocks_have_added(pipeline, experts):
     assert 0 < np.abs(reused.astype(int) - plain).max()
     with refused("Sampling.cache", "boundary=0.875"):
         vdm_jax.from_pretrained(experts)("a", **options, cache=Cache())
+
+
+def test_the_command_refuses_a_cache_of_two_experts_before_it_loads_them(experts, tmp_path):
+    """By the folder's index, without its weights."""
+    (tmp_path / "model_index.json").write_text((experts / "model_index.json").read_text())
+    for option in (["--cache", "2"], ["--cache-threshold", "2.5"]):
+        with refused("Sampling.cache", "=".join(option), "two experts", "boundary_ratio=0.875"):
+            generate_command.main([str(tmp_path), "--prompt", "a", *option])
+
+
+def test_the_command_lists_the_options_of_a_cache(pipeline, folder):
+    with refused("generate_command.call_arguments", "--motion-bucket-id is not for", "--cache,", "--cache-threshold"):
+        generate_command.call_arguments(Generate(folder, prompt=("a",), motion_bucket_id=3), pipeline)
 
 
 def test_loras_are_merged(pipeline, tmp_path):

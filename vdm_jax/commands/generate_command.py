@@ -131,6 +131,7 @@ def main(arguments: Sequence[str]) -> int:
     """Entry of the command."""
     options = parse(Generate, arguments, "vdm-jax generate")
     check(options)
+    check_experts(options)
     from vdm_jax.parallel.mesh import MeshSpec
     from vdm_jax.pipelines.loading import from_pretrained
 
@@ -163,8 +164,10 @@ def call_arguments(options: Generate, pipeline: Any) -> dict[str, Any]:
         given["cache"] = plan
     takes = inspect.signature(type(pipeline).__call__).parameters
     permitted = [f"--{name.replace('_', '-')}" for name in takes if hasattr(options, name)]
+    permitted += ["--cache-threshold"] if "cache" in takes else []
     for name in given:
         if name not in takes:
+            name = "cache_threshold" if name == "cache" and not options.cache else name
             raise UserError(f"--{name.replace('_', '-')} is not for {options.folder}, a {pipeline.folder.kind}; "
                             f"permitted: {', '.join(permitted)}")
     if options.image_prompt and options.image_prompt_adapter is None:
@@ -175,6 +178,22 @@ def call_arguments(options: Generate, pipeline: Any) -> dict[str, Any]:
             raise UserError(f"--{name.replace('_', '-')} is missing, which a {pipeline.folder.kind} begins with; "
                             "permitted: one or more")
     return given
+
+
+def check_experts(options: Generate) -> None:
+    """Refuse a cache of two experts before their weights are loaded. Raises `UserError`."""
+    if cache_plan(options.cache, options.cache_threshold) is None:
+        return
+    from vdm_jax.generation.released.folder import open_folder
+    from vdm_jax.generation.released.transformers import SECOND
+
+    folder = open_folder(options.folder)
+    if folder.holds(SECOND):
+        given = (f"--cache={' '.join(map(str, options.cache))}" if options.cache
+                 else f"--cache-threshold={options.cache_threshold}")
+        raise UserError(f"{given} with {options.folder}, a model of two experts (boundary_ratio="
+                        f"{folder.index.get('boundary_ratio')}); permitted: neither, or a model of one transformer",
+                        "Sampling.cache")
 
 
 def check(options: Generate) -> None:
