@@ -14,10 +14,11 @@ from typing import Annotated, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from vdm_jax.configuration import Count, CountOrZero, Length, Positive, config
 from vdm_jax.diffusion.arrays import Denoiser, Level, Video
+from vdm_jax.diffusion.steps import Step
 from vdm_jax.errors import UserError
 
 T = TypeVar("T")
@@ -42,11 +43,11 @@ class Cache:
             raise UserError(f"Cache.steps={self.steps}; permitted: ascending numbers from 0, the first step, which has "
                             "no features to reuse", "Cache.steps")
 
-    def whole(self, index: Int[Array, ""]) -> bool | Bool[Array, ""]:
-        """Whether a step evaluates the whole network; a `bool` where all do."""
+    def whole(self, index: Int[ArrayLike, " ..."]) -> bool | Bool[Array, " ..."]:
+        """Whether steps of these numbers evaluate the whole network; a `bool` where all do."""
         if self.steps:
-            return jnp.isin(index, jnp.asarray(self.steps))
-        return True if self.every == 1 else index % self.every == 0
+            return jnp.isin(jnp.asarray(index), jnp.asarray(self.steps))
+        return True if self.every == 1 else jnp.asarray(index) % self.every == 0
 
     def count(self, steps: int) -> int:
         """How many of so many steps evaluate the whole network."""
@@ -108,9 +109,9 @@ class CachedDenoiser:
         shape = jax.eval_shape(lambda: keeping(lambda through: self.denoise_of(through)(z, logsnr))[1])
         return jnp.zeros(shape.shape, shape.dtype)
 
-    def at(self, index: Int[Array, ""], features: Array) -> StepDenoiser:
+    def at(self, step: Step, features: Array) -> StepDenoiser:
         """The denoiser of one step."""
-        return StepDenoiser(self, self.plan.whole(index), features)
+        return StepDenoiser(self, self.plan.whole(step.index) if step.whole is None else step.whole, features)
 
 
 class StepDenoiser:

@@ -155,7 +155,7 @@ class Walk(NamedTuple):
         """z at the step's next level, or after the last step the estimate there; and the estimate of this step."""
         z, memory, *kept = self.with_features(denoise, carry, step.level)
         if kept:
-            denoise = denoise.at(step.index, *kept)
+            denoise = denoise.at(step, *kept)
         lagging = step.level.ndim > 0
         step = jax.tree.map(_of_frames, step._replace(count=None))._replace(count=self.count)
 

@@ -24,6 +24,7 @@ class Step(NamedTuple):
     last: Bool[Array, "..."]  # the result of this step is discarded for its estimate
     count: int  # number of steps
     after: Scalar | None = None  # log-SNR that the next step reaches; infinity: it is none, or the last
+    whole: Bool[Array, ""] | None = None  # the whole network is evaluated; None: the denoiser's own plan says it
 
 
 @config

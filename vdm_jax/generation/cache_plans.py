@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float
 
 from vdm_jax.diffusion.caching import ByChange, Cache
 from vdm_jax.errors import UserError
@@ -38,6 +40,11 @@ def cache_of(stage: Stage, sampling: Sampling, params: Any, cache: Cache | ByCha
     if embedded is not None:
         levels = jnp.interp(levels, *embedded)
     with jax.set_mesh(mesh):
-        vectors = jax.jit(lambda own, levels: level_vectors(network, {"embedding": own}, levels),
-                          out_shardings=NamedSharding(mesh, P()))(params["embedding"], levels)
+        vectors = _whole_vectors(network, {"embedding": params["embedding"]}, levels)
     return cache.plan(np.asarray(vectors))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _whole_vectors(network: VideoTransformer, params: Any, levels: Float[Array, " N"]) -> Float[Array, "N C"]:
+    """`level_vectors`, on all devices of the mesh in context."""
+    return jax.lax.with_sharding_constraint(level_vectors(network, params, levels), P())

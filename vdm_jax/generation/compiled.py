@@ -17,6 +17,7 @@ from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.conditions.control import has_interval
 from vdm_jax.conditions.frame_masks import MaskedVideo
 from vdm_jax.diffusion.augmentation import TruncatedConditioningAugmentation
+from vdm_jax.diffusion.caching import Cache
 from vdm_jax.diffusion.sampling import Walk, check_steps, steps_between
 from vdm_jax.generation.one_stage import (
     finished,
@@ -96,8 +97,8 @@ def goes_by_steps(stage: Stage, sampling: Sampling, mesh: Mesh, masked_video: Ma
 
 
 class StepFunctions(NamedTuple):
-    """Compiled functions that sample a stage step by step. They serve any number of steps, any weight of the guidance
-    and any prompt, so a large network is compiled once per size of video."""
+    """Compiled functions that sample a stage step by step. They serve any number of steps, any plan of the steps that
+    reuse features, any weight of the guidance and any prompt, so a large network is compiled once per size of video."""
 
     # (keys, text, low, masked_video, picture noise, *autoencoder) -> conditioning, masked_video
     prepare: Callable[..., Any]
@@ -113,11 +114,11 @@ def of_any_steps(stage: Stage, sampling: Sampling) -> tuple[Stage, Sampling]:
     any_weight, distillation = float(is_guided(stage, sampling) and not terms), stage.training.distillation
     if stage.takes_weight and distillation is not None:  # one that the student has learnt
         any_weight = distillation.guidance[0]
+    plan = None if sampling.cache is None else Cache(branch=sampling.cache.branch)  # `Step.whole` says the rest
     sampling = dataclasses.replace(sampling, steps=1, guidance=any_weight, terms=terms, batch_size=1,
-                                   last_frame_guidance=None, scheduler=None)
+                                   last_frame_guidance=None, scheduler=None, cache=plan)
     latent = None if stage.latent is None else dataclasses.replace(stage.latent, decode_frames=None)
-    own = dataclasses.replace(sampling, cache=None)  # whose steps would be more than one
-    return dataclasses.replace(stage, sampling=own, latent=latent), sampling
+    return dataclasses.replace(stage, sampling=sampling, latent=latent), sampling
 
 
 def of_features(stage: Stage, features: Any, mesh: Mesh) -> NamedSharding:
@@ -184,6 +185,8 @@ def stepwise_sampling(
     check_steps(sampling.sampler, sampling.frame_lag, ends.stop, released is not None, sampling.frame_schedule)
     steps = released.steps if released is not None else steps_between(
         levels, ends.stop, sampling.frame_lag, stage.shape[0], sampling.frame_schedule)
+    if sampling.cache is not None:
+        steps = steps._replace(whole=np.broadcast_to(sampling.cache.whole(steps.index), steps.index.shape))
     std = None if released is None else np.float32(released.initial_std)
     follows = sampling.windows is not None and sampling.windows.follows
     shown = inpainting_method(stage, sampling) == "noise_levels"

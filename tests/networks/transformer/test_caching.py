@@ -22,6 +22,7 @@ from vdm_jax.diffusion.caching import TEACACHE, ByChange, Cache, keeping
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import DDIM
 from vdm_jax.diffusion.schedules import FlowSchedule
+from vdm_jax.generation import cache_plans
 from vdm_jax.generation.cache_plans import cache_of
 from vdm_jax.generation.compiled import jit_sampling, of_any_steps, step_functions, stepwise_sampling
 from vdm_jax.generation.one_stage import sample_keys, sample_stage, stage_levels
@@ -152,8 +153,8 @@ def test_whole_steps_change_no_bit_and_the_error_grows_with_those_that_are_not(v
 
 
 def test_devices_share_what_is_kept(videos):
-    """Tokens over two devices and weights over two: the videos of one device. A step at a time too, by one program, as
-    the first features are split like those that a step leaves."""
+    """Tokens over two devices and weights over two: the videos of one device. A step at a time too, by one program for
+    all steps and plans, as the first features are split like those that a step leaves."""
     params, video = videos
     cache, mesh = Cache(steps=(0, 1, 4), branch=1), make_mesh(MeshSpec(data=1, context=2, fsdp=2), jax.devices()[:4])
     stage = dataclasses.replace(
@@ -165,8 +166,12 @@ def test_devices_share_what_is_kept(videos):
         made = jit_sampling(stage, stage.sampling, mesh, shardings)(*given)
         functions = step_functions(*of_any_steps(stage, stage.sampling), mesh, shardings)
         by_steps = stepwise_sampling(stage, stage.sampling, mesh, shardings, functions=functions)(*given)
+        every = dataclasses.replace(stage.sampling, cache=Cache(steps=tuple(range(STEPS)), branch=1))
+        assert of_any_steps(stage, every) == of_any_steps(stage, stage.sampling)
+        plain = stepwise_sampling(stage, every, mesh, shardings, functions=functions)(*given)
     np.testing.assert_allclose(made, video(cache), atol=1e-4)
     np.testing.assert_allclose(by_steps, video(cache), atol=1e-4)
+    np.testing.assert_allclose(plain, video(None), atol=1e-4)
     assert functions.advance._cache_size() == 1
 
 
@@ -199,7 +204,10 @@ def test_a_plan_by_change_adds_up_what_the_embedding_of_the_level_changes(videos
         total += change
         if total >= threshold or step == STEPS - 1:
             wanted, total = [*wanted, step], 0.0
+    cache_of(STAGE, STAGE.sampling, params, ByChange(), mesh)
+    compiled = cache_plans._whole_vectors._cache_size()
     found = cache_of(STAGE, STAGE.sampling, params, ByChange(threshold=threshold, branch=1), mesh)
+    assert cache_plans._whole_vectors._cache_size() == compiled  # of any threshold
     assert found == Cache(steps=tuple(wanted), branch=1) and wanted[:2] == [0, 2]
     assert np.isfinite(video(found)).all()
     assert ByChange(threshold=1e-9).plan(vectors).steps == tuple(range(STEPS))
