@@ -282,7 +282,8 @@ def test_files_go_on_after_an_interruption(generator, clip, three, tmp_path, mon
     with refused("edit.state", "missing next to the finished frames"):
         edit_video(generator, job, folder=folder)
     with refused("edit.at_once", "at_once=2"):
-        edit_video(generator, dataclasses.replace(job, at_once=2))
+        edit_video(generator, dataclasses.replace(job, at_once=2), folder=tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
 
 
 def test_the_command(tmp_path, monkeypatch, capfd):
@@ -306,7 +307,11 @@ def test_the_command(tmp_path, monkeypatch, capfd):
     assert method == {"name": "rerender", "interval": 2, "strength": 1.0, "cross_frame": True, "shape": [0.0, 0.1],
                       "shape_from": "first", "pixel": [0.2, 0.9], "pixel_strength": 0.5, "inner_strength": 0.9,
                       "colour": []}
-    assert "Rerender.shape=(0.5,); permitted: two shares" in fails(*command, "--shape", "0.5")
+    unloaded = [*command[:2], "--model", "nowhere", *command[4:]]  # refused before a model is looked for
+    for name in ("shape", "pixel", "colour"):
+        assert f"Rerender.{name}=(0.5,); permitted: two shares" in fails(*unloaded, f"--{name}", "0.5")
+    assert "--at-once=2 with --method=rerender, whose clips go on" in fails(*unloaded, "--at-once", "2")
+    assert not list(tmp_path.glob("*.frames"))
     assert "--interval=3 with --method=ddim; permitted: --method rerender" in fails(
         *command, "--method", "ddim", "--interval", "3")
     assert "--num-frames=4 with --method=rerender" in fails(*command, "--num-frames", "4")

@@ -186,8 +186,8 @@ def edit_video(
         said = (*map(to_json, stages), _methods(job), repr(dataclasses.replace(job, method=None)), numbers.tolist(),
                 *((stat.st_size, stat.st_mtime_ns) for stat in stats))
         key = request_key(said, (), weights_of(generator, stages))
+        cut = _cut(job, len(numbers), spec.frames)  # refused before a folder is there
         frames = Frames(shape, key) if folder is None else FramesInFolder(folder, shape, key)
-        cut = _cut(job, len(numbers), spec.frames)
         clips = cut.clips
         begins = float(reader.index.pts[0] * reader.index.time_base)
 
