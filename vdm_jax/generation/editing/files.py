@@ -234,8 +234,9 @@ def _edit_clips(
     rows = [row for row, place in enumerate(places) if place < len(numbers) and (place or not row)]
     for place, videos in ((EDITED, made.videos), (SOURCE, source)):
         frames.write(place, places[rows].tolist(), videos.reshape(-1, *videos.shape[2:])[rows])
-    frames.finish(batch[-1] + 1, {stage: values.tolist() for stage, values in made.round_trip.items()} or None,
-                  None if made.carry is None else arrays_of(made.carry))
+    done = batch[-1] + 1
+    frames.finish(done, {stage: values.tolist() for stage, values in made.round_trip.items()} or None,
+                  None if made.carry is None or done == cut.clips else arrays_of(made.carry))
 
 
 def frames_of(path: Path, fps: float | None = None, most: int | None = None) -> int:
