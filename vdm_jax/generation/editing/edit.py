@@ -148,7 +148,7 @@ def _check_captions(
     """Raise `UserError` for captions of the given videos that are missing, or too many or few."""
     if len(own) != len(captions):
         raise UserError(f"source_captions has {len(own)} captions for {len(captions)} videos; "
-                        "permitted: one for each")
+                        "permitted: one for each", "edit.edit")
     if not given and source_guidance:
         raise UserError(f"source_guidance={source_guidance} without source_captions; permitted: 0, or captions of the "
                         "given videos")
