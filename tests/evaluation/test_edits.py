@@ -92,6 +92,18 @@ def test_every_edit_counts_once(folders):
     assert found["prompt_consistency"].detector_sha256 == clip.find_model("ViT-L-14").file.sha256
 
 
+def test_an_edit_at_half_the_rate_moves_as_every_second_frame_does(folders):
+    """Frame i of the edit is frame 2 i of the given video, which is on screen then."""
+    given, edited = folders
+    every_second = read(given / "bear.mp4")[::2]
+    write_video(edited / "bear_0.mp4", every_second, 2, lossless=True)
+    (given / "one.json").write_text(json.dumps({"videos": [{"file": "bear.mp4", "prompts": ["a red bear"]}]}))
+    score, = evaluate_edits(edited, given / "one.json", EditSettings(metrics=("warp_error",))).scores
+    video, wrong = read(edited / "bear_0.mp4"), read(given / "bear.mp4")[:3]
+    assert score.value == pytest.approx(warp_error(video[None], every_second[None])[0], rel=1e-6)
+    assert score.value != pytest.approx(warp_error(video[None], wrong[None])[0], rel=1e-3)
+
+
 def test_frames_nearer_to_the_new_prompt():
     frames = np.array([[1, 0.1], [0.1, 1], [0.4, 1]])
     assert frame_accuracy(frames, np.array([0.0, 2.0]), np.array([3.0, 0.0])) == pytest.approx(2 / 3)
@@ -142,7 +154,7 @@ def test_refusals(folders):
     with refused("edits.source_prompt", "without source_prompt of bear.mp4"):
         evaluate_edits(edited, given / "unsaid.json", EditSettings())
     write_video(edited / "car_0.mp4", np.repeat(moving("car_0.mp4"), 2, axis=0), 4, lossless=True)
-    with refused("edits.frames", "8 frames for 4"):
+    with refused("edits.frames", "8 frames at 4 a second, for 4 that"):
         evaluate_edits(edited, given / "edits.json", EditSettings(metrics=("warp_error",)))
 
 

@@ -192,10 +192,7 @@ def _job(options: Edit, generator: Any) -> Any:
 
     stages = generator.stages(None, options.last)
     kind = EDIT_METHODS[options.method]
-    own = {name: value for name in OF_METHODS
-           if (value := getattr(options, name)) is not None and value is not False}  # 0 is a value
-    if options.weight:
-        own["weights"] = word_weights(options.weight)
+    own = _fields(options)
     if len(options.strength) not in (0, 1, len(stages)):
         raise UserError(f"--strength has {len(options.strength)} numbers for the stages "
                         f"{', '.join(stage.name for stage in stages)}; permitted: one, or one for each")
@@ -206,6 +203,13 @@ def _job(options: Edit, generator: Any) -> Any:
             "negative": options.negative_prompt, "round_trip": options.round_trip}
     return VideoJob(options.video, options.prompt, options.source_prompt, method, options.fps, options.frames,
                     options.seed, options.at_once, _maps(options), more)
+
+
+def _fields(options: Edit) -> dict[str, Any]:
+    """The fields of the method that are said."""
+    own = {name: value for name in OF_METHODS
+           if (value := getattr(options, name)) is not None and value is not False}  # 0 is a value
+    return own | ({"weights": word_weights(options.weight)} if options.weight else {})
 
 
 def word_weights(given: Sequence[str]) -> tuple[Any, ...]:
@@ -272,15 +276,25 @@ def check(options: Edit) -> None:
     if options.source_guidance and options.source_prompt is None:
         raise UserError(f"--source-guidance={options.source_guidance} without --source-prompt; permitted: 0, or with "
                         "--source-prompt TEXT")
-    if EDIT_METHODS[options.method].by_key_frames and options.num_frames is not None:
-        raise UserError(f"--num-frames={options.num_frames} with --method={options.method}, which makes single frames; "
-                        "permitted: --interval, from one of them to the next")
+    if EDIT_METHODS[options.method].by_key_frames:
+        _check_key_frames(options)
+    EDIT_METHODS[options.method](**_fields(options))  # refuses values of its own
     if options.control is not None and options.control not in MADE and not Path(options.control).is_file():
         raise UserError(f"--control={options.control} is no file; permitted: {', '.join(MADE)}, or a video of maps")
     one_guidance(options.guidance, options.guidance_scale, guides(options.guide))
     weighted_files("--lora", options.lora)
     check_outputs((options.out,))
     _check_sources(options)
+
+
+def _check_key_frames(options: Edit) -> None:
+    """Refuse what a method that makes key frames does not do. Raises `UserError`."""
+    if options.num_frames is not None:
+        raise UserError(f"--num-frames={options.num_frames} with --method={options.method}, which makes single frames; "
+                        "permitted: --interval, from one of them to the next")
+    if options.at_once > 1:
+        raise UserError(f"--at-once={options.at_once} with --method={options.method}, whose clips go on from one "
+                        "another; permitted: 1")
 
 
 def _check_sources(options: Edit) -> None:

@@ -28,6 +28,7 @@ EditMetric = Literal["clip_frame_consistency", "clip_frame_consistency_all", "pr
                      "warp_error"]
 EDIT_METRICS: tuple[EditMetric, ...] = get_args(EditMetric)
 LISTED = 5  # missing files that an error names
+ROUNDING = 0.75  # frames by which an edit may be longer: half a frame by its whole number of them, and stored times
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,14 +158,15 @@ def _measured(
 ) -> dict[str, float]:
     """The metrics of an edit."""
     with VideoReader(edited) as file:
-        video = np.asarray(file.frames(range(len(file))))
+        video, fps = np.asarray(file.frames(range(len(file)))), file.fps
     if len(video) < 2:
         raise UserError(f"{edited} has {len(video)} frame; permitted: from 2", "edits.frames")
     found: dict[str, float] = {}
     if set(settings.metrics) - {"warp_error"}:
         found = _by_clip(video, given.source_prompt, prompt, settings)
     if "warp_error" in settings.metrics:
-        found["warp_error"] = float(flow.warp_error(video[None], _given_frames(source, edited, video)[None])[0])
+        guide = _given_frames(source, edited, video, fps)
+        found["warp_error"] = float(flow.warp_error(video[None], guide[None])[0])
     return {name: found[name] for name in settings.metrics}
 
 
@@ -192,13 +194,18 @@ def frame_accuracy(
     return float(np.mean(nearer[0] > nearer[1]))
 
 
-def _given_frames(source: Path, edited: Path, video: UInt8[np.ndarray, "T H W 3"]) -> UInt8[np.ndarray, "T H W 3"]:
-    """The frames of the given video that were edited, in the size of the edit."""
+def _given_frames(
+    source: Path, edited: Path, video: UInt8[np.ndarray, "T H W 3"], fps: float
+) -> UInt8[np.ndarray, "T H W 3"]:
+    """The frames of the given video that were edited, in the size of the edit: those on screen at its times, as the
+    edit was read. Raises `UserError` for an edit that goes on after the given video's end."""
     with VideoReader(source) as file:
-        if len(file) < len(video):
-            raise UserError(f"{edited} has {len(video)} frames for {len(file)} of {source}; permitted: as many or "
-                            "fewer", "edits.frames")
-        return np.asarray(file.frames(range(len(video)), *video.shape[1:3]))
+        there = file.duration * fps  # of the edit's frames
+        if len(video) > there + ROUNDING:
+            raise UserError(f"{edited} has {len(video)} frames at {fps:g} a second, for {there:.3g} that {source} "
+                            "lasts; permitted: as long or shorter", "edits.frames")
+        numbers = file.index.at(np.arange(len(video)) / fps)
+        return np.asarray(file.frames(numbers, *video.shape[1:3]))
 
 
 def _score(metric: EditMetric, values: Float[np.ndarray, " N"], listed: EditList, settings: EditSettings) -> Score:

@@ -262,27 +262,33 @@ def test_cuts_share_key_frames():
 
 def test_files_go_on_after_an_interruption(generator, clip, three, tmp_path, monkeypatch):
     """The same frames at once, clip by clip, and in two calls, with what the next clip needs in the folder."""
-    lossless = [write_video(tmp_path / name, clip[0], 4) for name in ("given.mp4", "maps.mp4")]
+    longer = np.concatenate([clip[0], clip[0, :3]])
+    lossless = [write_video(tmp_path / name, longer, 4) for name in ("given.mp4", "maps.mp4")]
     with VideoReader(lossless[0]) as file:
         read = file.frames(range(7), 32, 48)[None]
     whole = made(generator, read, Rerender(interval=3)).videos[0]
     job = VideoJob(lossless[0], "a three", method=Rerender(interval=3), maps=lossless[1], seed=SHORT["seed"],
-                   options={name: SHORT[name] for name in ("steps", "guidance")})
+                   frames=7, options={name: SHORT[name] for name in ("steps", "guidance")})
     folder = tmp_path / "frames"
     part = edit_video(generator, job, folder=folder, stop=lambda: True)
-    assert part.finished == 4 and [path.name for path in folder.glob("state*")] == ["state_1.safetensors"]
+    assert part.finished == 4 and sorted(path.name for path in folder.glob("state*")) == [
+        "state_first_1.safetensors", "state_previous_1.safetensors"]
     done = edit_video(generator, job, folder=folder)
-    assert done.complete
+    assert done.complete and not list(folder.glob("state*"))  # nothing goes on
     np.testing.assert_array_equal(done.frames.read(0, range(7)), whole)
     done.frames.remove()
     assert not folder.exists()
     np.testing.assert_array_equal(edit_video(generator, job).frames.read(0, range(7)), whole)
-    edit_video(generator, job, folder=folder, stop=lambda: True)
+    stops = iter([False, True])
+    edit_video(generator, dataclasses.replace(job, frames=10), folder=folder, stop=lambda: next(stops))
+    assert sorted(path.name for path in folder.glob("state*")) == [
+        "state_first_1.safetensors", "state_previous_2.safetensors"]  # the first key frame's is written once
     next(folder.glob("state*")).unlink()
     with refused("edit.state", "missing next to the finished frames"):
-        edit_video(generator, job, folder=folder)
+        edit_video(generator, dataclasses.replace(job, frames=10), folder=folder)
     with refused("edit.at_once", "at_once=2"):
-        edit_video(generator, dataclasses.replace(job, at_once=2))
+        edit_video(generator, dataclasses.replace(job, at_once=2), folder=tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
 
 
 def test_the_command(tmp_path, monkeypatch, capfd):
@@ -306,7 +312,11 @@ def test_the_command(tmp_path, monkeypatch, capfd):
     assert method == {"name": "rerender", "interval": 2, "strength": 1.0, "cross_frame": True, "shape": [0.0, 0.1],
                       "shape_from": "first", "pixel": [0.2, 0.9], "pixel_strength": 0.5, "inner_strength": 0.9,
                       "colour": []}
-    assert "Rerender.shape=(0.5,); permitted: two shares" in fails(*command, "--shape", "0.5")
+    unloaded = [*command[:2], "--model", "nowhere", *command[4:]]  # refused before a model is looked for
+    for name in ("shape", "pixel", "colour"):
+        assert f"Rerender.{name}=(0.5,); permitted: two shares" in fails(*unloaded, f"--{name}", "0.5")
+    assert "--at-once=2 with --method=rerender, whose clips go on" in fails(*unloaded, "--at-once", "2")
+    assert not list(tmp_path.glob("*.frames"))
     assert "--interval=3 with --method=ddim; permitted: --method rerender" in fails(
         *command, "--method", "ddim", "--interval", "3")
     assert "--num-frames=4 with --method=rerender" in fails(*command, "--num-frames", "4")

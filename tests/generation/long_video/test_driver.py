@@ -80,6 +80,30 @@ def test_sampling_goes_on_where_it_stopped(method, tmp_path):
         there._file.close()
 
 
+def test_what_the_next_task_goes_on_with_is_written_where_it_changed(tmp_path):
+    def open_folder():
+        return FramesInFolder(tmp_path, (1, 4, 2, 2, 3), "key")
+
+    def finish(frames, first, done):
+        frames.finish(done, state={"first": first, "previous": {"x": np.full(2, done)}})
+        return sorted(path.name for path in tmp_path.glob("state*"))
+
+    there, first = open_folder(), {"x": np.arange(3), "y": {"z": np.ones(1)}}
+    for done in (1, 2):
+        assert finish(there, first, done) == ["state_first_1.safetensors", f"state_previous_{done}.safetensors"]
+    assert there.state()["first"] is first  # not read again
+    again = open_folder()
+    for kept in (again.state(), open_folder().state()):
+        np.testing.assert_array_equal(kept["first"]["y"]["z"], 1)
+        np.testing.assert_array_equal(kept["previous"]["x"], 2)
+    assert finish(again, again.state()["first"], 3) == ["state_first_1.safetensors", "state_previous_3.safetensors"]
+    assert finish(again, {"x": np.arange(3)}, 4) == ["state_first_4.safetensors", "state_previous_4.safetensors"]
+    (tmp_path / "state_first_4.safetensors").unlink()
+    assert open_folder().state() is None
+    again.finish(5)
+    assert again.state() is None and not list(tmp_path.glob("state*"))
+
+
 def test_frames_up_to_the_first_missing_one_are_finished():
     frames = Frames((1, 28, 2, 2, 3))
     rounds = list(NuwaXL().rounds(28, SIZE))

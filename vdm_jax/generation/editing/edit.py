@@ -8,7 +8,7 @@ the edited one: what changes is what the captions and the low-resolution videos 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ from jaxtyping import Float, UInt8
 from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.errors import UserError
 from vdm_jax.generation.editing.methods import EditMethod
-from vdm_jax.generation.editing.one_stage import EditSampling, edit_sampling, jit_edit
+from vdm_jax.generation.editing.one_stage import Edits, EditSampling, edit_sampling, jit_edit
 from vdm_jax.generation.editing.paused import edit_with_pauses
 from vdm_jax.generation.editing.rerender_clips import edit_by_key_frames
 from vdm_jax.generation.editing.sdedit import SDEdit
@@ -84,14 +84,7 @@ def edit(
       UserError: videos of another size or number, captions missing, a stage that is not trained or cannot be edited,
         guidance by captions that are not given.
     """
-    stages = generator.stages(None, last)
-    methods = {stage.name: _of_stage(method, stage, stages) for stage in stages}
-    stages = tuple(methods[stage.name].stage(stage) for stage in stages)
-    if any(method.by_key_frames for method in methods.values()):
-        frames = np.shape(videos)[1] if np.ndim(videos) == 5 else 1  # else refused below
-        stages = tuple(with_frames(stage, frames) for stage in stages)
-    elif carry is not None:
-        raise UserError("carry is given; permitted: None, or a method that makes key frames", "edit.carry")
+    stages, methods = _prepared(generator.stages(None, last), method, videos, carry)
     guidance = one_guidance(guidance, guidance_scale, guide)
     rates = frame_rates(stages, given.get("fps"))
     generator.check_trained(stages)
@@ -99,15 +92,7 @@ def edit(
     # Of the given videos: their captions, or none, which is not what a negative caption says
     own = generator.request(captions if source_captions is None else source_captions, given, stages)
     sources = _in_sizes(videos, stages, len(request.captions))
-    if len(own.captions) != len(request.captions):
-        raise UserError(f"source_captions has {len(own.captions)} captions for {len(request.captions)} videos; "
-                        "permitted: one for each")
-    if source_captions is None and source_guidance:
-        raise UserError(f"source_guidance={source_guidance} without source_captions; permitted: 0, or captions of the "
-                        "given videos")
-    if source_captions is None and (needy := [m.name for m in methods.values() if m.needs_source]):
-        raise UserError(f"method={needy[0]!r} without source_captions; permitted: captions of the given videos",
-                        "edit.source_captions")
+    _check_captions(request.captions, own.captions, source_captions is not None, source_guidance, methods)
     guided = (guidance, guide, source_guidance)
     hows = [_how(stage, methods[stage.name], steps, *((None, None, 0.0) if place else guided))
             for place, stage in enumerate(stages)]
@@ -142,6 +127,36 @@ def notes_on(generator: Generator, method: EditMethod | Mapping[str, EditMethod]
             for note in _of_stage(method, stage, stages).notes(stage, generator.params[stage.name])]
 
 
+def _prepared(
+    stages: tuple[Stage, ...], method: EditMethod | Mapping[str, EditMethod], videos: Any, carry: Any
+) -> tuple[tuple[Stage, ...], dict[str, EditMethod]]:
+    """The stages as their methods need them, of methods by key frames with as many frames as the given videos, and the
+    methods by stage. Raises `UserError` for a carry with methods that carry nothing over."""
+    methods = {stage.name: _of_stage(method, stage, stages) for stage in stages}
+    stages = tuple(methods[stage.name].stage(stage) for stage in stages)
+    if any(method.by_key_frames for method in methods.values()):
+        frames = np.shape(videos)[1] if np.ndim(videos) == 5 else 1  # else refused by `_in_sizes`
+        return tuple(with_frames(stage, frames) for stage in stages), methods
+    if carry is not None:
+        raise UserError("carry is given; permitted: None, or a method that makes key frames", "edit.carry")
+    return stages, methods
+
+
+def _check_captions(
+    captions: Sequence[str], own: Sequence[str], given: bool, source_guidance: float, methods: Mapping[str, EditMethod]
+) -> None:
+    """Raise `UserError` for captions of the given videos that are missing, or too many or few."""
+    if len(own) != len(captions):
+        raise UserError(f"source_captions has {len(own)} captions for {len(captions)} videos; "
+                        "permitted: one for each", "edit.edit")
+    if not given and source_guidance:
+        raise UserError(f"source_guidance={source_guidance} without source_captions; permitted: 0, or captions of the "
+                        "given videos")
+    if not given and (needy := [m.name for m in methods.values() if m.needs_source]):
+        raise UserError(f"method={needy[0]!r} without source_captions; permitted: captions of the given videos",
+                        "edit.source_captions")
+
+
 def _how(
     stage: Stage, method: EditMethod, steps: int | None, guidance: float | None, guide: Mapping[str, float] | None,
     source_guidance: float,
@@ -157,18 +172,12 @@ def _run(
     carry: Any,
 ) -> tuple[list[Float[np.ndarray, "B T H W 3"]], Any]:
     """All videos of one stage, in batches of one size; and what is carried over, where one batch has all."""
-    by_key_frames = how.method.by_key_frames
-    stage = with_frames(stage, 1) if by_key_frames else stage
+    stage = with_frames(stage, 1) if how.method.by_key_frames else stage
     total, parts = len(jobs.indices), sampling_parts(stage, how.target, generator.mesh)
     size = -(-min(how.target.batch_size, total) // parts) * parts
-    shardings = jax.tree.map(lambda x: x.sharding, generator.params[stage.name])
-    make = edit_with_pauses if how.method.pauses(how.target.steps) else jit_edit
-    if by_key_frames:
-        make = edit_by_key_frames
-        if carry is not None and total > size:
-            raise UserError(f"carry for {total} videos in batches of {size}; permitted: one batch", "edit.carry")
-    over = {} if carry is None else {"carry": carry}
-    function = generator.kept((stage, how, again, "edit"), make, stage, how, again, generator.mesh, shardings)
+    if carry is not None and total > size:
+        raise UserError(f"carry for {total} videos in batches of {size}; permitted: one batch", "edit.carry")
+    function, over = _function(generator, stage, how, again), {} if carry is None else {"carry": carry}
     autoencoder = () if stage.latent is None else (generator.autoencoders[stage.name],)
     done = []
     for start in range(0, total, size):
@@ -181,6 +190,14 @@ def _run(
         check_finite(done[-1][0], f"stage {stage.name!r}, edited videos")
         jobs.tell(stage.name, min(start + size, total), total)
     return [np.concatenate(parts)[:total] for parts in zip(*done, strict=True)], made.carry if total <= size else None
+
+
+def _function(generator: Generator, stage: Stage, how: EditSampling, again: bool) -> Callable[..., Edits]:
+    """What edits a batch of videos, compiled once."""
+    make = edit_with_pauses if how.method.pauses(how.target.steps) else jit_edit
+    make = edit_by_key_frames if how.method.by_key_frames else make
+    shardings = jax.tree.map(lambda x: x.sharding, generator.params[stage.name])
+    return generator.kept((stage, how, again, "edit"), make, stage, how, again, generator.mesh, shardings)
 
 
 def with_frames(stage: Stage, frames: int) -> Stage:

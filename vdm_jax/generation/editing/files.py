@@ -23,6 +23,7 @@ from vdm_jax.generation.jobs import Progress
 from vdm_jax.generation.long_video.frames import Frames, FramesInFolder, request_key
 from vdm_jax.generation.long_video.sampling import CHUNK, weights_of
 from vdm_jax.metrics.frames import psnr
+from vdm_jax.stages.stage import Stage
 from vdm_jax.video.grids import tile_videos
 from vdm_jax.video.reading import VideoReader
 from vdm_jax.video.sound import has_sound
@@ -181,14 +182,8 @@ def edit_video(
                             "each frame", "edit.maps")
         fps = reader.fps if job.fps is None else job.fps
         numbers = reader.index.at(np.arange(_count(reader, fps, job.frames)) / fps)
-        shape = (2, len(numbers), *spec.shape[1:])
-        stats = [path.stat() for path in (job.path, job.maps) if path is not None]
-        said = (*map(to_json, stages), _methods(job), repr(dataclasses.replace(job, method=None)), numbers.tolist(),
-                *((stat.st_size, stat.st_mtime_ns) for stat in stats))
-        key = request_key(said, (), weights_of(generator, stages))
-        frames = Frames(shape, key) if folder is None else FramesInFolder(folder, shape, key)
-        cut = _cut(job, len(numbers), spec.frames)
-        clips = cut.clips
+        cut = _cut(job, len(numbers), spec.frames)  # refused before a folder is there
+        frames, clips = _frames(generator, job, stages, numbers, folder), cut.clips
         begins = float(reader.index.pts[0] * reader.index.time_base)
 
         def tell() -> None:
@@ -206,6 +201,17 @@ def edit_video(
                 frames.remove()
             raise
     return EditedVideo(job, fps, frames, cut.finished(frames.done), begins)
+
+
+def _frames(
+    generator: Generator, job: VideoJob, stages: tuple[Stage, ...], numbers: Int[np.ndarray, " T"], folder: Path | None
+) -> Frames:
+    """Where the frames are kept. Raises `UserError` for a folder that has those of another request, file or weights."""
+    stats = [path.stat() for path in (job.path, job.maps) if path is not None]
+    said = (*map(to_json, stages), _methods(job), repr(dataclasses.replace(job, method=None)), numbers.tolist(),
+            *((stat.st_size, stat.st_mtime_ns) for stat in stats))
+    key, shape = request_key(said, (), weights_of(generator, stages)), (2, len(numbers), *stages[-1].video.shape[1:])
+    return Frames(shape, key) if folder is None else FramesInFolder(folder, shape, key)
 
 
 def _edit_clips(
@@ -234,8 +240,9 @@ def _edit_clips(
     rows = [row for row, place in enumerate(places) if place < len(numbers) and (place or not row)]
     for place, videos in ((EDITED, made.videos), (SOURCE, source)):
         frames.write(place, places[rows].tolist(), videos.reshape(-1, *videos.shape[2:])[rows])
-    frames.finish(batch[-1] + 1, {stage: values.tolist() for stage, values in made.round_trip.items()} or None,
-                  None if made.carry is None else arrays_of(made.carry))
+    done = batch[-1] + 1
+    frames.finish(done, {stage: values.tolist() for stage, values in made.round_trip.items()} or None,
+                  None if made.carry is None or done == cut.clips else arrays_of(made.carry))
 
 
 def frames_of(path: Path, fps: float | None = None, most: int | None = None) -> int:

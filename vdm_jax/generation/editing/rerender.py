@@ -30,7 +30,13 @@ Period = Annotated[tuple[Share, ...], Ascending()]
 
 @config
 class Rerender(EditsStage):
-    """Key frames by deterministic DDIM, all from the same noise. The defaults are those of the authors' code."""
+    """Key frames by deterministic DDIM, all from the same noise.
+
+    Interval, periods and strengths are by default those of the authors' code, with three differences: `colour` is that
+    of their sample settings (their code's own default, the period (1, 1), leaves it out); noise is made up for wherever
+    z is mixed (by default they do so only where the mask of the pixels is flat, not along its borders); and the target
+    of the pixels is not multiplied by that mask before noise is added to it (theirs is).
+    """
 
     name: ClassVar[str] = "rerender"
     inverts: ClassVar[bool] = False

@@ -1,5 +1,6 @@
 """How a key frame of Rerender-A-Video is held to other ones (Yang et al. 2023, arXiv 2306.07954, section 4.2): pure
-functions, by the equations of the paper and the settings of the authors' code.
+functions, by the equations of the paper and constants of the authors' code, from which they differ in two ways: noise
+is made up for along borders of the mask too, and the target of the pixels is not multiplied by it (`pixel_fused`).
 
 Shape: the estimate x_hat of an early step becomes the warped one of another key frame where that is seen. Pixels: in
 the middle of the steps z is pulled towards the latents of the warped results. Colours: in late steps x_hat has mean and
@@ -92,7 +93,9 @@ def pixel_fused(
 
     With alpha and sigma of z's level: `w (alpha target + sigma noise) + (1 - w) (z - direction) + r direction`, where
     `r = max(1 - w, inner sqrt(1 - w^2))`: two independent noises that are mixed have less than either, which the
-    second term makes up for; `inner` 1 wholly, 0 not at all.
+    second term makes up for; `inner` 1 wholly, 0 not at all. By default r of the authors' code is `1 - w`
+    wherever w differs from its neighbours, and their target is multiplied by the mask (w over its strength)
+    beforehand; here neither is done.
     """
     alpha, sigma = scales
     kept = jnp.maximum(1 - weight, inner * jnp.sqrt(1 - weight**2))

@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from vdm_jax.errors import UserError
 from vdm_jax.weights.safetensors import load_params, save_params
 
-FRAMES, RECORD, STATE = "frames.rgb", "record.json", "state_{}.safetensors"
+FRAMES, RECORD, STATE = "frames.rgb", "record.json", "state_{}_{}.safetensors"
 
 
 class Frames:
@@ -41,8 +41,8 @@ class Frames:
         self._video[video, list(frames)] = values
 
     def finish(self, done: int, note: Any = None, state: dict[str, Any] | None = None) -> None:
-        """Record that so many tasks are written, what is noted of the last ones, and a tree of arrays with which the
-        next one goes on."""
+        """Record that so many tasks are written, what is noted of the last ones, and trees of arrays by name with
+        which the next one goes on."""
         self.done, self._state = done, state
         if note is not None:
             self.notes.append(note)
@@ -58,16 +58,17 @@ class Frames:
 class FramesInFolder(Frames):
     """The same in a file of raw pixels, which is read and written frame by frame, so that memory does not grow with the
     length. A record next to it is replaced when a batch of tasks is on disk: a process that dies loses no more than the
-    batch it was at.
+    batch it was at. What the next task goes on with stays in memory too, and is read by another process alone.
 
     Raises `UserError` for a folder that has frames of something else (another `key`).
     """
 
     def __init__(self, folder: Path, shape: tuple[int, int, int, int, int], key: str):
         self.folder, self.shape, self.key, self.done, self.notes = Path(folder), shape, key, 0, []
+        self._state, self._written = None, {}  # the latter: by name, how many tasks were done when it was written
         record = self.folder / RECORD
         if record.is_file():
-            self.done, self.notes = _read_record(record, {"key": key, "shape": list(shape)})
+            self.done, self.notes, self._written = _read_record(record, {"key": key, "shape": list(shape)})
         self.folder.mkdir(parents=True, exist_ok=True)
         self._file = open(self.folder / FRAMES, "r+b" if self.done else "w+b")  # noqa: SIM115 (held; `close`)
         self._file.truncate(int(np.prod(shape, dtype=np.int64)))  # sparse until it is written
@@ -93,29 +94,34 @@ class FramesInFolder(Frames):
         """Record that so many tasks are on disk, what is noted of the last ones, and what the next one goes on with."""
         self._file.flush()
         os.fsync(self._file.fileno())
-        if state is not None:
-            save_params(self._state_file(done), state)
-        super().finish(done, note)
-        record = {"key": self.key, "shape": list(self.shape), "done": done, "notes": self.notes}
+        for name, tree in (state or {}).items():
+            if name not in self._written or not _same(tree, (self._state or {}).get(name)):
+                save_params(self.folder / STATE.format(name, done), tree)
+                self._written = self._written | {name: done}
+        self._written = {name: self._written[name] for name in state or {}}
+        super().finish(done, note, state)
+        record = {"key": self.key, "shape": list(self.shape), "done": done, "notes": self.notes, "state": self._written}
         temporary = self.folder / f"{RECORD}.partial"
         temporary.write_text(json.dumps(record))
         os.replace(temporary, self.folder / RECORD)
-        for file in self.folder.glob(STATE.format("*")):  # of tasks before
-            if file != self._state_file(done):
+        for file in self.folder.glob(STATE.format("*", "*")):  # of tasks before
+            if file not in self._state_files().values():
                 file.unlink()
 
     def state(self) -> dict[str, Any] | None:
-        """What the next task goes on with. Raises `UserError` for a damaged file."""
-        file = self._state_file(self.done)
-        return load_params(file)[0] if file.is_file() else None
+        """What the next task goes on with; None where a file of it is missing. Raises `UserError` for a damaged one."""
+        files = self._state_files()
+        if self._state is None and files and all(file.is_file() for file in files.values()):
+            self._state = {name: load_params(file)[0] for name, file in files.items()}
+        return self._state
 
-    def _state_file(self, done: int) -> Path:
-        return self.folder / STATE.format(done)
+    def _state_files(self) -> dict[str, Path]:
+        return {name: self.folder / STATE.format(name, done) for name, done in self._written.items()}
 
     def remove(self) -> None:
         """Delete the folder's files, and the folder where nothing else is in it."""
         self._file.close()
-        for file in (self.folder / FRAMES, self.folder / RECORD, *self.folder.glob(STATE.format("*"))):
+        for file in (self.folder / FRAMES, self.folder / RECORD, *self.folder.glob(STATE.format("*", "*"))):
             file.unlink(missing_ok=True)
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
@@ -139,14 +145,21 @@ def request_key(said: Any, given: Any, weights: Any) -> str:
     return digest.hexdigest()
 
 
-def _read_record(path: Path, expected: dict) -> tuple[int, list[Any]]:
-    """How many tasks are done, and what is noted of them. Raises `UserError` for a damaged record, and one of something
-    else."""
+def _same(tree: Any, other: Any) -> bool:
+    """Whether two trees hold the very same arrays."""
+    leaves, others = jax.tree.leaves(tree), jax.tree.leaves(other)
+    return len(leaves) == len(others) and all(a is b for a, b in zip(leaves, others, strict=True))
+
+
+def _read_record(path: Path, expected: dict) -> tuple[int, list[Any], dict[str, int]]:
+    """How many tasks are done, what is noted of them, and when what the next one goes on with was written. Raises
+    `UserError` for a damaged record, and one of something else."""
     try:
         found = json.loads(path.read_text())
         done, notes = int(found["done"]), list(found.get("notes", []))
+        written = {name: int(number) for name, number in found.get("state", {}).items()}
         same = {name: found[name] for name in expected} == expected
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"folder={str(path.parent)!r}: its {RECORD} is damaged ({type(error).__name__}); permitted: "
                         "delete the folder") from error
     file, size = path.with_name(FRAMES), int(np.prod(expected["shape"], dtype=np.int64))
@@ -156,4 +169,4 @@ def _read_record(path: Path, expected: dict) -> tuple[int, list[Any]]:
     if not same:
         raise UserError(f"folder={str(path.parent)!r} has frames of another request; permitted: the same request, "
                         "which goes on with them, another folder, or delete it")
-    return done, notes
+    return done, notes, written
