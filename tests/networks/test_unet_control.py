@@ -10,11 +10,16 @@ import numpy as np
 import pytest
 
 from tests.refusals import refused
+from tests.training.latents import AUTOENCODER
 from vdm_jax.attention.patterns import Full
 from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.conditions.inputs import Input
+from vdm_jax.diffusion.process import Process
 from vdm_jax.networks.config import Level, SelfAttention, UNet
 from vdm_jax.networks.unet import SpaceTimeUNet
+from vdm_jax.stages.latent import Latent
+from vdm_jax.stages.options import Sampling
+from vdm_jax.stages.stage import Stage, VideoSpec
 from vdm_jax.weights.inflation import plan_inflation
 
 MIXERS = (SelfAttention(pattern=Full(), head_dim=8),)
@@ -98,3 +103,15 @@ def test_what_cannot_be(filled, inputs, maps):
         dataclasses.replace(BASE, conditions=(Input(name="sparse_control", width=4),))
     with refused("unet_inputs.check_inputs", "map 'control' of shape (2, 4, 4, 4, 3)", "permitted: (2, 4, 8, 8, 3)"):
         filled(SpaceTimeUNet(ONE), *inputs, Conditioning(inputs={"control": maps["control"][:, :, :4, :4]}))
+
+
+def test_in_latents_a_map_enters_as_channels_only():
+    def stage(enters):
+        network = dataclasses.replace(BASE, out_channels=4, conditions=(Input(name="control", width=3, enters=enters),))
+        return Stage(name="base", video=VideoSpec(frames=4, height=16, width=16), process=Process(), network=network,
+                     latent=Latent(autoencoder=AUTOENCODER), sampling=Sampling(threshold=None))
+
+    assert stage("channels").network.stacked["control"] == 3
+    with refused("Stage.network.conditions", "=['control'] as residuals", "permitted: Input.enters='channels'",
+                 "LatentNetwork"):
+        stage(None)
