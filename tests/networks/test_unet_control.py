@@ -15,8 +15,10 @@ from vdm_jax.attention.patterns import Full
 from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.conditions.inputs import Input
 from vdm_jax.diffusion.process import Process
+from vdm_jax.networks import unet
 from vdm_jax.networks.config import Level, SelfAttention, UNet
 from vdm_jax.networks.unet import SpaceTimeUNet
+from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.stages.latent import Latent
 from vdm_jax.stages.options import Sampling
 from vdm_jax.stages.stage import Stage, VideoSpec
@@ -81,6 +83,22 @@ def test_maps_count_by_their_factors(base, filled, inputs, maps):
     half = call(BOTH, params, inputs, maps, control_scale=[0.0, 1.0], control_1_scale=0.0)
     np.testing.assert_allclose(half[0], plain[0], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(half[1], alone[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("sharded_axis", ["frames", "height"])
+def test_a_spread_clip_has_the_control_of_the_clip(sharded_axis, filled, inputs, maps, monkeypatch):
+    """The branch is spread as the network is, from the patches of its map on."""
+    spec, spread = dataclasses.replace(ONE, sharded_axis=sharded_axis), []
+    given = {"control": maps["control"]}
+    params = filled(SpaceTimeUNet(spec), *inputs, Conditioning(inputs=given))
+    expected = call(spec, params, inputs, given)
+    with monkeypatch.context() as patch:
+        real = unet.shard_along
+        patch.setattr(unet, "shard_along", lambda x, axis: spread.append((x.shape, axis)) or real(x, axis))
+        with jax.set_mesh(make_mesh(MeshSpec(data=2, context=2), jax.devices()[:4])):
+            found = call(spec, params, inputs, given)
+    np.testing.assert_allclose(found, expected, atol=2.5e-5)
+    assert spread[:3] == [((2, 2, 4, 4, channels), sharded_axis) for channels in (24, 8, 8)]  # map, stem, their sum
 
 
 def test_a_map_acts_where_it_is(filled, inputs, maps):
