@@ -9,6 +9,7 @@ import pytest
 
 from experiments.control_digits import measures, report, run
 from experiments.readme_tables import insert
+from tests.refusals import refused
 from vdm_jax.digits.clips import DigitClips, generate_clip
 from vdm_jax.digits.controls import middles
 
@@ -81,6 +82,25 @@ def test_the_whole_experiment(tmp_path, monkeypatch):
     monkeypatch.setattr(run.Bench, "sampled", None)
     assert run.measure(run.dataclasses.replace(options, base_run=options.work / "base"))["rows"] == rows
     assert json.loads(options.out.read_text()) == json.loads(before)
+
+    resumed = run.dataclasses.replace(options, base_run=options.work / "base")
+    with refused("directory.check_run", "seed is 0 there and 1 now"):
+        run.measure(run.dataclasses.replace(options, seed=1, out=tmp_path / "other.json"))
+    record = json.loads(before)
+    assert len(record["base"].pop("weights")) == 16
+    options.out.write_text(json.dumps(record))  # of a time when it did not say
+    assert run.measure(resumed)["base"] == json.loads(before)["base"] == json.loads(options.out.read_text())["base"]
+    options.out.write_text(before.replace(json.loads(before)["base"]["weights"], "0" * 16))
+    with refused("run.Bench.take_base", "another base", "weights is '0000", "--fresh"):
+        run.measure(resumed)
+    options.out.write_text(before)
+    other = tmp_path / "other.py"
+    other.write_text("import dataclasses\nfrom tests.experiments import tiny_one_digit as tiny\n\n\n"
+                     "def get_config():\n    experiment = tiny.get_config()\n"
+                     "    data = dataclasses.replace(experiment.data, seed=5)\n"
+                     "    return dataclasses.replace(experiment, data=data)\n")
+    with refused("run.Bench.take_base", "another data", "seed is 0 there and 5 now", "--base-run"):
+        run.measure(run.dataclasses.replace(resumed, config=str(other), out=tmp_path / "third.json"))
 
     page = tmp_path / "README.md"
     page.write_text("before\n<!-- controls:begin -->\n<!-- controls:end -->\nafter\n")
