@@ -1,5 +1,5 @@
 """Does the control control? Small models on captioned digits, whose truth is known, get maps of what to show where: a
-base that reads captions, and one ControlNet for each kind of maps, trained with the base as it is.
+base that reads captions, and one ControlNet for each kind of maps. The base stays as it is, but for `reference`.
 
 Run:   python -m experiments.control_digits.run                         everything, in the root of the repository
        python -m experiments.control_digits.run --kinds edges track     only these kinds, and what both give together

@@ -108,12 +108,16 @@ def test_the_whole_experiment(tmp_path, monkeypatch):
     text = page.read_text()
     for name in (run.REAL, "edges, of another clip", "edges x 1 + track x 0.5"):
         assert f"\n| {name} | " in text
-    assert "last bit: edges, track." in text and "goal <= 2" in text and text.endswith("after\n")
+    assert "last bit: edges, track." in text and "goal <= 2" in text and "Minutes of training, of the last" in text
+    assert text.endswith("\n\n![control, generated, real](samples.png)\n<!-- controls:end -->\nafter\n")
+    assert "![" not in report.on_page(json.loads(before), page, tmp_path / "none.png")
 
 
 def test_the_page_is_of_its_record():
-    path, text = run.FOLDER / "results" / "cpu.json", (run.FOLDER / "README.md").read_text()
+    path, page = run.FOLDER / "results" / "cpu.json", run.FOLDER / "README.md"
+    text = page.read_text()
     if path.exists():
-        assert insert(text, "controls", report.table(json.loads(path.read_text()))) == text
+        found = report.on_page(json.loads(path.read_text()), page, path.parent / report.PICTURE)
+        assert insert(text, "controls", found) == text
     else:
         assert "<!-- controls:begin -->\nNot measured yet.\n<!-- controls:end -->" in text
