@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vdm_jax.commands.configs import load_config
-from vdm_jax.commands.train_command import train
+from vdm_jax.commands.train_command import resolve, train
 from vdm_jax.conditions.control import MAPS
 from vdm_jax.conditions.inputs import Input
 from vdm_jax.data.controlled_digits import ControlledDigits
@@ -16,7 +16,7 @@ from vdm_jax.digits.clips import DigitClips
 from vdm_jax.digits.controls import Kind
 from vdm_jax.errors import UserError
 from vdm_jax.generation.generator import Generator
-from vdm_jax.runs.directory import load_stage, read_config, stage_checkpoints
+from vdm_jax.runs.directory import check_run, load_stage, read_config, stage_checkpoints
 from vdm_jax.stages.options import InitFrom
 from vdm_jax.stages.stage import Experiment
 
@@ -51,8 +51,10 @@ def with_maps(base: Experiment, count: int) -> Experiment:
 
 
 def trained(experiment: Experiment, run: Path, data_dir: Path | None, *, quiet: bool) -> tuple[Experiment, Any]:
-    """`read` after training the first stage, unless it is trained."""
+    """`read` after training the first stage, unless it is trained. Raises `UserError` where the run is of another
+    config, trained or not."""
     stage = experiment.stages[0]
+    check_run(run, resolve(experiment, run, data_dir))
     if stage_checkpoints(run, stage.name).latest() != stage.training.steps:
         train(experiment, [stage.name], run, data_dir, quiet=quiet)
     return read(run)

@@ -12,6 +12,7 @@ from vdm_jax.benchmark.plots import require_matplotlib
 from vdm_jax.video.writing import atomic_path, write_png
 
 SHOWN = 3  # videos, of the first clips
+PICTURE = "samples.png"  # of all strips, next to the record
 
 
 def strip_path(folder: Path, name: str) -> Path:
@@ -45,7 +46,7 @@ def draw_strips(folder: Path, rows: Sequence[str], captions: Sequence[str]) -> P
         for i in range(1, len(captions)):
             axes.axvline(i * strip.shape[1] / len(captions) - 0.5, color="white", linewidth=2)
     figure.suptitle(" | ".join(captions), fontsize=10)
-    path = folder / "samples.png"
+    path = folder / PICTURE
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=80)
     return path

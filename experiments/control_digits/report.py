@@ -5,11 +5,12 @@ Run:  python -m experiments.control_digits.report
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any, get_args
 
-from experiments.control_digits.pictures import SHOWN, draw_strips
+from experiments.control_digits.pictures import PICTURE, SHOWN, draw_strips
 from experiments.control_digits.run import FOLDER, GOALS, NONE, REAL, SILENT
 from experiments.readme_tables import insert
 from vdm_jax.benchmark.record import load
@@ -68,8 +69,14 @@ def about(record: dict[str, Any]) -> str:
             f"{base['steps']} steps), {protocol['steps']} steps of {protocol['batch']} clips, "
             f"{protocol['sampling_steps']} sampling steps. Edges agree within {protocol['edge_tolerance']:g} pixels of "
             f"64. With a weight of 0 the videos are those without control to the last bit: {', '.join(zero) or 'none'}."
-            f" Minutes of training: {minutes}. {device['kind']}, {device['cores']} cores; jax "
-            f"{record['versions']['jax']}; {record['date']}.")
+            f" Minutes of training, of the last sitting where it was interrupted: {minutes}. {device['kind']}, "
+            f"{device['cores']} cores; jax {record['versions']['jax']}; {record['date']}.")
+
+
+def on_page(record: dict[str, Any], page: Path, picture: Path) -> str:
+    """The tables, and under them the picture where there is one, by its place next to the page."""
+    link = f"\n\n![control, generated, real]({os.path.relpath(picture, page.parent)})"
+    return table(record) + link * picture.exists()
 
 
 def main(page: Path = FOLDER / "README.md", path: Path = FOLDER / "results" / "cpu.json") -> int:
@@ -80,7 +87,7 @@ def main(page: Path = FOLDER / "README.md", path: Path = FOLDER / "results" / "c
         captions = [generate_clip(data, "test", i).caption for i in range(SHOWN)]
         rows = [REAL, NONE, *(name for kind in kinds_of(record) for name in (f"{kind} map", kind))]
         draw_strips(path.parent, rows, captions)
-        page.write_text(insert(page.read_text(), "controls", table(record)))
+        page.write_text(insert(page.read_text(), "controls", on_page(record, page, path.parent / PICTURE)))
     except UserError as error:
         print(f"control_digits: {error}", file=sys.stderr)
         return 2

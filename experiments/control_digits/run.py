@@ -1,5 +1,5 @@
 """Does the control control? Small models on captioned digits, whose truth is known, get maps of what to show where: a
-base that reads captions, and one ControlNet for each kind of maps, trained with the base as it is.
+base that reads captions, and one ControlNet for each kind of maps. The base stays as it is, but for `reference`.
 
 Run:   python -m experiments.control_digits.run                         everything, in the root of the repository
        python -m experiments.control_digits.run --kinds edges track     only these kinds, and what both give together
@@ -27,13 +27,16 @@ from experiments.control_digits import measures, models
 from experiments.control_digits.measures import Videos, with_interval
 from experiments.control_digits.pictures import SHOWN, keep_strips
 from vdm_jax.benchmark.machine import describe, versions
-from vdm_jax.benchmark.record import open_record, save
+from vdm_jax.benchmark.record import difference, open_record, save
+from vdm_jax.configuration import to_data
 from vdm_jax.data.controlled_digits import without_digits
 from vdm_jax.digits.clips import generate_clip
 from vdm_jax.digits.controls import Kind, draw_control
 from vdm_jax.digits.scorer import DigitScorer
 from vdm_jax.errors import UserError
 from vdm_jax.generation.generator import Generator
+from vdm_jax.runs.teachers import params_hash
+from vdm_jax.stages.stage import Experiment
 
 FOLDER = Path(__file__).parent
 REAL, NONE, SILENT = "real clips", "no control", "no control, caption without the digit"
@@ -84,6 +87,23 @@ class Bench:
                 "split": "test", "sampling_steps": options.sampling_steps,
                 "base_steps": self.stage.training.steps, "batch": self.stage.training.batch_size,
                 "edge_tolerance": measures.TOLERANCE, "shuffled": "the control of the next clip, the own caption"}})
+
+    def take_base(self, base: Experiment, params: Any) -> None:
+        """Write the base into the record. Raises `UserError` for one of other clips than the config's, and for another
+        one than the record has; its weights are compared where the record has them."""
+        for name, found, wanted in (("data", base.data, self.data), ("video", base.stages[0].video, self.stage.video)):
+            if found != wanted:
+                raise UserError(f"{self.options.base_folder} has another {name} than config {self.options.config!r}: "
+                                f"{difference(to_data(found), to_data(wanted))}; permitted: a base of the same "
+                                "(--base-run)")
+        found = {"seed": base.seed, "steps": base.stages[0].training.steps, "weights": params_hash(params)[:16]}
+        known = self.record.get("base", {})
+        if known != {name: found.get(name) for name in known}:
+            raise UserError(f"{self.options.out} was recorded with another base: {difference(known, found)}; "
+                            "permitted: the same, another --out, or --fresh to measure everything again")
+        if known != found:
+            self.record["base"] = found
+            save(self.options.out, self.record)
 
     def maps(self, kind: Kind, *, shuffled: bool = False) -> Videos:
         """The maps of all clips, or for each those of the next one."""
@@ -155,7 +175,7 @@ def measure(options: Run) -> dict[str, Any]:
     bench.row(REAL, lambda: bench.real)
     base = models.read(options.base_run) if options.base_run else models.trained(
         models.base_of(options.config, options.seed), options.base_folder, options.data_dir, quiet=options.quiet)
-    bench.record["base"] = {"seed": base[0].seed, "steps": base[0].stages[0].training.steps}
+    bench.take_base(*base)
     alone = models.generator_of(*base)
     bench.row(NONE, lambda: bench.sampled(alone, bench.captions))
     if "reference" in options.kinds:

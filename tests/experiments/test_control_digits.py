@@ -9,6 +9,7 @@ import pytest
 
 from experiments.control_digits import measures, report, run
 from experiments.readme_tables import insert
+from tests.refusals import refused
 from vdm_jax.digits.clips import DigitClips, generate_clip
 from vdm_jax.digits.controls import middles
 
@@ -82,18 +83,41 @@ def test_the_whole_experiment(tmp_path, monkeypatch):
     assert run.measure(run.dataclasses.replace(options, base_run=options.work / "base"))["rows"] == rows
     assert json.loads(options.out.read_text()) == json.loads(before)
 
+    resumed = run.dataclasses.replace(options, base_run=options.work / "base")
+    with refused("directory.check_run", "seed is 0 there and 1 now"):
+        run.measure(run.dataclasses.replace(options, seed=1, out=tmp_path / "other.json"))
+    record = json.loads(before)
+    assert len(record["base"].pop("weights")) == 16
+    options.out.write_text(json.dumps(record))  # of a time when it did not say
+    assert run.measure(resumed)["base"] == json.loads(before)["base"] == json.loads(options.out.read_text())["base"]
+    options.out.write_text(before.replace(json.loads(before)["base"]["weights"], "0" * 16))
+    with refused("run.Bench.take_base", "another base", "weights is '0000", "--fresh"):
+        run.measure(resumed)
+    options.out.write_text(before)
+    other = tmp_path / "other.py"
+    other.write_text("import dataclasses\nfrom tests.experiments import tiny_one_digit as tiny\n\n\n"
+                     "def get_config():\n    experiment = tiny.get_config()\n"
+                     "    data = dataclasses.replace(experiment.data, seed=5)\n"
+                     "    return dataclasses.replace(experiment, data=data)\n")
+    with refused("run.Bench.take_base", "another data", "seed is 0 there and 5 now", "--base-run"):
+        run.measure(run.dataclasses.replace(resumed, config=str(other), out=tmp_path / "third.json"))
+
     page = tmp_path / "README.md"
     page.write_text("before\n<!-- controls:begin -->\n<!-- controls:end -->\nafter\n")
     assert report.main(page, options.out) == 0 and (tmp_path / "samples.png").exists()
     text = page.read_text()
     for name in (run.REAL, "edges, of another clip", "edges x 1 + track x 0.5"):
         assert f"\n| {name} | " in text
-    assert "last bit: edges, track." in text and "goal <= 2" in text and text.endswith("after\n")
+    assert "last bit: edges, track." in text and "goal <= 2" in text and "Minutes of training, of the last" in text
+    assert text.endswith("\n\n![control, generated, real](samples.png)\n<!-- controls:end -->\nafter\n")
+    assert "![" not in report.on_page(json.loads(before), page, tmp_path / "none.png")
 
 
 def test_the_page_is_of_its_record():
-    path, text = run.FOLDER / "results" / "cpu.json", (run.FOLDER / "README.md").read_text()
+    path, page = run.FOLDER / "results" / "cpu.json", run.FOLDER / "README.md"
+    text = page.read_text()
     if path.exists():
-        assert insert(text, "controls", report.table(json.loads(path.read_text()))) == text
+        found = report.on_page(json.loads(path.read_text()), page, path.parent / report.PICTURE)
+        assert insert(text, "controls", found) == text
     else:
         assert "<!-- controls:begin -->\nNot measured yet.\n<!-- controls:end -->" in text

@@ -10,11 +10,18 @@ import numpy as np
 import pytest
 
 from tests.refusals import refused
+from tests.training.latents import AUTOENCODER
 from vdm_jax.attention.patterns import Full
 from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.conditions.inputs import Input
+from vdm_jax.diffusion.process import Process
+from vdm_jax.networks import unet
 from vdm_jax.networks.config import Level, SelfAttention, UNet
 from vdm_jax.networks.unet import SpaceTimeUNet
+from vdm_jax.parallel.mesh import MeshSpec, make_mesh
+from vdm_jax.stages.latent import Latent
+from vdm_jax.stages.options import Sampling
+from vdm_jax.stages.stage import Stage, VideoSpec
 from vdm_jax.weights.inflation import plan_inflation
 
 MIXERS = (SelfAttention(pattern=Full(), head_dim=8),)
@@ -78,6 +85,22 @@ def test_maps_count_by_their_factors(base, filled, inputs, maps):
     np.testing.assert_allclose(half[1], alone[1], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("sharded_axis", ["frames", "height"])
+def test_a_spread_clip_has_the_control_of_the_clip(sharded_axis, filled, inputs, maps, monkeypatch):
+    """The branch is spread as the network is, from the patches of its map on."""
+    spec, spread = dataclasses.replace(ONE, sharded_axis=sharded_axis), []
+    given = {"control": maps["control"]}
+    params = filled(SpaceTimeUNet(spec), *inputs, Conditioning(inputs=given))
+    expected = call(spec, params, inputs, given)
+    with monkeypatch.context() as patch:
+        real = unet.shard_along
+        patch.setattr(unet, "shard_along", lambda x, axis: spread.append((x.shape, axis)) or real(x, axis))
+        with jax.set_mesh(make_mesh(MeshSpec(data=2, context=2), jax.devices()[:4])):
+            found = call(spec, params, inputs, given)
+    np.testing.assert_allclose(found, expected, atol=2.5e-5)
+    assert spread[:3] == [((2, 2, 4, 4, channels), sharded_axis) for channels in (24, 8, 8)]  # map, stem, their sum
+
+
 def test_a_map_acts_where_it_is(filled, inputs, maps):
     """Without attention, and a stem of one patch, a change in one patch of the map changes that one's surroundings."""
     spec = dataclasses.replace(ONE, levels=(Level(channels=8, blocks=1, kernel=1),), middle=(), norm_over="frame",
@@ -98,3 +121,15 @@ def test_what_cannot_be(filled, inputs, maps):
         dataclasses.replace(BASE, conditions=(Input(name="sparse_control", width=4),))
     with refused("unet_inputs.check_inputs", "map 'control' of shape (2, 4, 4, 4, 3)", "permitted: (2, 4, 8, 8, 3)"):
         filled(SpaceTimeUNet(ONE), *inputs, Conditioning(inputs={"control": maps["control"][:, :, :4, :4]}))
+
+
+def test_in_latents_a_map_enters_as_channels_only():
+    def stage(enters):
+        network = dataclasses.replace(BASE, out_channels=4, conditions=(Input(name="control", width=3, enters=enters),))
+        return Stage(name="base", video=VideoSpec(frames=4, height=16, width=16), process=Process(), network=network,
+                     latent=Latent(autoencoder=AUTOENCODER), sampling=Sampling(threshold=None))
+
+    assert stage("channels").network.stacked["control"] == 3
+    with refused("Stage.network.conditions", "=['control'] as residuals", "permitted: Input.enters='channels'",
+                 "LatentNetwork"):
+        stage(None)

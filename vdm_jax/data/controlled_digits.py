@@ -47,7 +47,8 @@ class ControlledDigits(DigitClips, ReadAsIs):
 
 
 class ControlledDigitsSource:
-    """One split: `source[i]` has `video`, `caption`, `fps` and the maps; `source.clip_of(i)` all that is known."""
+    """One split: `source[i]` has `video`, `caption`, `fps` and the maps; `source.clip_of(i)` is the clip with its
+    digits, stamps and tracks."""
 
     def __init__(self, spec: ControlledDigits, split: str):
         self.spec, self.split = spec, split
@@ -62,7 +63,7 @@ class ControlledDigitsSource:
         return {"video": clip.video, "caption": caption, "fps": float(spec.fps)} | maps
 
     def clip_of(self, index: int) -> DigitClip:
-        """Clip `index` with all that is known about it."""
+        """Clip `index` with its digits, stamps and tracks."""
         return generate_clip(self.spec, self.split, in_range(index, len(self)))
 
 

@@ -1,4 +1,4 @@
-"""Control maps of clips of digits, drawn from what is known of them: what a clip shows where, and where it goes.
+"""Control maps of clips of digits, drawn from the strokes and paths of a clip.
 
 | kind | the map of each frame |
 |---|---|

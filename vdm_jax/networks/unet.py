@@ -187,11 +187,11 @@ class ControlBranch(nn.Module):
     ) -> Control:
         spec, images, valid = self.config, given.images, given.valid(self.config)
         width, options = spec.levels[0].channels, convolution_options(spec)
-        h = pack(spec, hint).astype(options["dtype"])
+        h = shard_along(pack(spec, hint).astype(options["dtype"]), spec.sharded_axis)
         h = silu(Convolution(width, name="hint_in", **options)(h, images, valid))
         h = Convolution(width, kernel_init=zeros, name="hint_out", **options)(h, images, valid)
         run = running(self, spec, hint.shape[1], given)
-        skips = [begin(spec, packed, given) + h]
+        skips = [shard_along(begin(spec, packed, given) + h, spec.sharded_axis)]
         for step in way_down(spec, run, images, valid):
             skips.append(step(skips[-1]))
         return residuals_of(skips, middle_of(spec, run, skips[-1]), scale, guess, options["dtype"])

@@ -253,6 +253,11 @@ def check_space(stage: Stage) -> None:
     if isinstance(stage.training.init_from, InitFromFile) and isinstance(network, UNet):
         raise UserError(f"{where}: training.init_from={stage.training.init_from} with a UNet; permitted: a "
                         "LatentNetwork or a VideoTransformer, whose tensors such files have")
+    maps = [entry.name for entry in network.entering("residuals")] if isinstance(network, UNet) else []
+    if latent is not None and maps:
+        raise UserError(f"{where}: network.conditions={maps} as residuals of a UNet in latents, whose branches see "
+                        "maps of the size of what it denoises; permitted: Input.enters='channels', or a LatentNetwork, "
+                        "whose ControlNets see pixels")
     if latent is not None:
         _check_latent(stage, latent, where)
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import re
+from collections.abc import Callable, Set
 from typing import Any
 
 import jax
@@ -93,11 +94,10 @@ def plan_inflation(network: UNet, shapes: Any, source: UNet, source_shapes: Any)
     stem = _stem_places(network, source)
     ours, theirs = ({_canonical(name, tree): (name, leaf.shape) for name, leaf in tree.items()}
                     for tree in (_by_path(shapes), _by_path(source_shapes)))
-    mixers = {_mixer(name) for name in theirs}
+    begins_new = _new_layers(set(theirs))
     copied, zero_initialised, new, wrong = {}, [], [], []
     for own, (name, shape) in ours.items():
-        inside = None if own in theirs else _BRANCH.fullmatch(own)
-        key = inside[1] if inside else own
+        key = own if own in theirs else _copied_from(own)
         if key in theirs:
             expected = theirs[key][1]
             if theirs[key][0] == STEM and stem is not None:
@@ -105,9 +105,7 @@ def plan_inflation(network: UNet, shapes: Any, source: UNet, source_shapes: Any)
             if shape != expected:
                 wrong.append(f"{name} {list(shape)} from {list(theirs[key][1])}")
             copied[name] = theirs[key][0]
-        elif inside and _MAPS.match(key):
-            new.append(name)
-        elif re.search(_OVER_TIME, key) or (_mixer(key) and _mixer(key) not in mixers):
+        elif begins_new(own):
             new.append(name)
         elif name.split("/")[1:3] in [["embedding", new] for new in _new_scalars(network, source)]:
             zero_initialised.append(name)
@@ -118,6 +116,24 @@ def plan_inflation(network: UNet, shapes: Any, source: UNet, source_shapes: Any)
         raise UserError(f"the network cannot begin as the other one: {'; '.join(wrong)}; permitted: networks that "
                         "differ by temporal layers, mixers, scalars, and low-resolution inputs or conditioning frames")
     return Inflation(copied, tuple(zero_initialised), tuple(new), stem, network.patch)
+
+
+def _copied_from(name: str) -> str:
+    """The path in the network whose copy a ControlNet is; others as they are."""
+    inside = _BRANCH.fullmatch(name)
+    return inside[1] if inside else name
+
+
+def _new_layers(theirs: Set[str]) -> Callable[[str], bool]:
+    """Whether a tensor is of layers that a network with these has not: over time, mixers, what reads maps."""
+    mixers = {_mixer(name) for name in theirs}
+
+    def begins_new(name: str) -> bool:
+        key = _copied_from(name)
+        reads_map = key != name and _MAPS.match(key)
+        return bool(reads_map or re.search(_OVER_TIME, key) or (_mixer(key) and _mixer(key) not in mixers))
+
+    return begins_new
 
 
 def _by_path(tree: Any) -> dict[str, Any]:
