@@ -34,7 +34,9 @@ from vdm_jax.stages.stage import Experiment, Stage
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 BEGAN = "shipped_before.json"  # in a run: steps of the weights in the package when it was first shipped
-CAPTIONS = ("a red 3 moving left", "a green seven bouncing", "a blue 0 rising", "a yellow one standing still")
+CAPTIONS = ("a red 3 moving left", "a green seven bouncing", "a blue 0 rising", "a yellow one standing still",
+            "a red five moving right and a cyan 2 falling", "a white 8 bouncing and a blue three rising",
+            "a magenta 6 standing still and a green 4 moving left", "a yellow seven rising and a red 9 standing still")
 
 
 def ship(run: Path, name: str, command: str, count: int) -> Path:
@@ -60,8 +62,7 @@ def ship(run: Path, name: str, command: str, count: int) -> Path:
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(made, target)
     print(result.table())
-    captions = [caption for caption in CAPTIONS for _ in range(2)]
-    load(target)(captions, seed=0).save(HERE / "shipped.gif")
+    load(target)(CAPTIONS, seed=0).save(HERE / "shipped.gif")
     return target
 
 
