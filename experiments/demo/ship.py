@@ -22,17 +22,21 @@ import jax
 
 from experiments.demo.record import processor
 from vdm_jax.commands.configs import load_config
+from vdm_jax.errors import UserError
 from vdm_jax.evaluation.digits import evaluate_digits
 from vdm_jax.runs.directory import export, load, read_cascade
-from vdm_jax.runs.listing import CARD
+from vdm_jax.runs.listing import CARD, WEIGHTS
 from vdm_jax.runs.model_card import exported_steps, model_card
 from vdm_jax.runs.shipped import SHIPPED, read_manifest, write_manifest
 from vdm_jax.stages.options import InitFrom
-from vdm_jax.stages.stage import Experiment
+from vdm_jax.stages.stage import Experiment, Stage
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-CAPTIONS = ("a red 3 moving left", "a green seven bouncing", "a blue 0 rising", "a yellow one standing still")
+BEGAN = "shipped_before.json"  # in a run: steps of the weights in the package when it was first shipped
+CAPTIONS = ("a red 3 moving left", "a green seven bouncing", "a blue 0 rising", "a yellow one standing still",
+            "a red five moving right and a cyan 2 falling", "a white 8 bouncing and a blue three rising",
+            "a magenta 6 standing still and a green 4 moving left", "a yellow seven rising and a red 9 standing still")
 
 
 def ship(run: Path, name: str, command: str, count: int) -> Path:
@@ -58,28 +62,39 @@ def ship(run: Path, name: str, command: str, count: int) -> Path:
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(made, target)
     print(result.table())
-    captions = [caption for caption in CAPTIONS for _ in range(2)]
-    load(target)(captions, seed=0).save(HERE / "shipped.gif")
+    load(target)(CAPTIONS, seed=0).save(HERE / "shipped.gif")
     return target
 
 
 def as_shipped(experiment: Experiment, name: str) -> Experiment:
-    """A run that goes on from the package as the config of that name, whose stages begin as it says."""
-    begins = {stage.name: stage.training.init_from for stage in load_config(name).stages}
+    """A run that goes on from the package as the config of that name: stages that began as what ships begin as the
+    config says. Raises `UserError` where there is no such config."""
+    if not any(goes_on(stage, name) for stage in experiment.stages):
+        return experiment
+    config = load_config(name)
     return dataclasses.replace(experiment, stages=tuple(dataclasses.replace(stage, training=dataclasses.replace(
-        stage.training, init_from=begins[stage.name])) for stage in experiment.stages))
+        stage.training, init_from=config.stage(stage.name).training.init_from)) if goes_on(stage, name) else stage
+        for stage in experiment.stages))
+
+
+def goes_on(stage: Stage, name: str) -> bool:
+    """Whether a stage began as the one that ships under a name."""
+    return stage.training.init_from == InitFrom(stage=stage.name, run=name)
 
 
 def all_steps(run: Path, name: str) -> dict[str, int]:
-    """Steps for which each stage was trained, with those of the weights in the package as which it began, or which it
-    still is."""
-    before = read_manifest(SHIPPED / name)["steps"] if (SHIPPED / name).exists() else {}
-    experiment = read_cascade(run)
-    found = exported_steps(run, experiment)
+    """Steps for which each stage was trained, with those of the weights in the package as which it began, or of which
+    it is a copy. What those had is kept in the run, since the package then has the run's."""
+    experiment, kept = read_cascade(run), run / BEGAN
+    if not kept.exists():
+        before = read_manifest(SHIPPED / name)["steps"] if (SHIPPED / name).exists() else {}
+        kept.write_text(json.dumps(before))
+    before, found = json.loads(kept.read_text()), exported_steps(run, experiment)
     for stage in experiment.stages:
-        if stage.name not in found or stage.training.init_from == InitFrom(stage=stage.name, run=name):
-            found[stage.name] = found.get(stage.name, 0) + before.get(stage.name, 0)
-    return {stage.name: found[stage.name] for stage in experiment.stages}
+        copied = (run / stage.name / WEIGHTS).exists()
+        if stage.name in before and (copied or (stage.name in found and goes_on(stage, name))):
+            found[stage.name] = found.get(stage.name, 0) + before[stage.name]
+    return {stage.name: found[stage.name] for stage in experiment.stages if stage.name in found}
 
 
 def main() -> None:
@@ -90,7 +105,10 @@ def main() -> None:
     parser.add_argument("--command", required=True, help="by which the run was trained")
     parser.add_argument("--count", type=int, default=256, help="test captions to score")
     options = parser.parse_args()
-    print(json.dumps(str(ship(options.run, options.name, options.command, options.count))))
+    try:
+        print(json.dumps(str(ship(options.run, options.name, options.command, options.count))))
+    except UserError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":
