@@ -29,8 +29,8 @@ def cache_of(stage: Stage, sampling: Sampling, params: Any, cache: Cache | ByCha
         return cache
     network, where = stage.network, f"Stage {stage.name!r}: cache={cache}"
     if not isinstance(network, VideoTransformer):
-        raise UserError(f"{where} with a {type(network).__name__}; permitted: Cache(...), or a VideoTransformer",
-                        "Sampling.cache")
+        raise UserError(f"{where} with a {type(network).__name__}; permitted: Cache(...) (--cache 3), or a "
+                        "VideoTransformer", "Sampling.cache")
     if network.boundary is not None:
         raise UserError(f"{where} with network.boundary={network.boundary}; permitted: None, or one expert",
                         "Sampling.cache")

@@ -131,10 +131,14 @@ def _prepared(
     stages: tuple[Stage, ...], method: EditMethod | Mapping[str, EditMethod], videos: Any, carry: Any
 ) -> tuple[tuple[Stage, ...], dict[str, EditMethod]]:
     """The stages as their methods need them, of methods by key frames with as many frames as the given videos, and the
-    methods by stage. Raises `UserError` for a carry with methods that carry nothing over."""
+    methods by stage. Raises `UserError` for key frames of a cascade, and a carry with methods that carry nothing over.
+    """
     methods = {stage.name: _of_stage(method, stage, stages) for stage in stages}
     stages = tuple(methods[stage.name].stage(stage) for stage in stages)
-    if any(method.by_key_frames for method in methods.values()):
+    if named := [method.name for method in methods.values() if method.by_key_frames]:
+        if len(stages) > 1:
+            raise UserError(f"method={named[0]!r} of {len(stages)} stages; permitted: a model of one stage, or last="
+                            f"{stages[0].name!r}", "edit.stages")
         frames = np.shape(videos)[1] if np.ndim(videos) == 5 else 1  # else refused by `_in_sizes`
         return tuple(with_frames(stage, frames) for stage in stages), methods
     if carry is not None:

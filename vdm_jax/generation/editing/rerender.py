@@ -61,8 +61,7 @@ class Rerender(EditsStage):
     def stage(self, stage: Stage) -> Stage:
         """The stage, of which nothing is recomputed. Raises `UserError` as `with_spatial_pattern`, for a network with
         temporal layers or of a cascade, for one that takes no map of the given video where its pixels do not count, and
-        for frames that are too small for optical flow."""
-        require_opencv()
+        for frames that are too small for optical flow; and last where OpenCV, which finds it, is not installed."""
         stage, video = with_spatial_pattern(stage, Spatial()), stage.video
         network, where = stage.network.rematerialised("none"), f"Stage {stage.name!r}"
         if stage.source is not None or network.unet.video:
@@ -76,6 +75,7 @@ class Rerender(EditsStage):
         if min(video.height, video.width) < LEAST_SIDE:
             raise UserError(f"{where}: optical flow of frames of {video.height}x{video.width}; permitted: sides from "
                             f"{LEAST_SIDE} pixels", "Rerender.stage")
+        require_opencv()
         return dataclasses.replace(stage, network=network)
 
     def check(self, stage: Stage, sampling: Sampling) -> None:
