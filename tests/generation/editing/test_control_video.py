@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.generation.editing.given import write_square
 from tests.pipelines.folders import write_control, write_pictures
-from tests.refusals import refused
+from tests.refusals import refusals_of_commands, refused
 from vdm_jax.attention import Full, Spatial
 from vdm_jax.commands.main import main
 from vdm_jax.generation.editing.control_video import ControlVideo
@@ -28,7 +29,6 @@ from vdm_jax.stages.latent import decode, encode
 from vdm_jax.stages.options import GuidanceTerm
 from vdm_jax.video.arrays import to_float, to_uint8
 from vdm_jax.video.reading import VideoReader
-from vdm_jax.video.writing import write_video
 
 PLAIN = ControlVideo(smooth=())
 MOTION = Motion(heads=2, groups=2, frames=4, attentions=1, middle=False)
@@ -195,17 +195,10 @@ def test_a_still_video_stays(generator):
 
 
 def test_the_command_makes_the_whole_video_at_once(tmp_path, monkeypatch, capfd):
-    def fails(*arguments):
-        capfd.readouterr()
-        assert main(list(arguments)) == 2
-        return capfd.readouterr().err
-
+    fails = refusals_of_commands(capfd)
     monkeypatch.chdir(tmp_path)
     folder = write_control(tmp_path / "control")
-    video = np.full((9, 40, 40, 3), 20, np.uint8)
-    for frame in range(9):
-        video[frame, 6:26, 2 * frame:2 * frame + 16] = 230
-    write_video("given.mp4", video, 6)
+    write_square("given.mp4", 9)
     command = ["edit", "given.mp4", "--model", str(folder), "--prompt", "a three", "--method", "controlvideo",
                "--height", "32", "--width", "32", "--steps", "2", "--control", "canny", "--out", "made.mp4"]
     assert main([*command, "--smooth", "1", "--hierarchical", "--window", "4"]) == 0

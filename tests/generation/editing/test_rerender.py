@@ -12,11 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.generation.editing.given import write_square
 from tests.pipelines.folders import write_control, write_motion, write_pictures
-from tests.refusals import refused
+from tests.refusals import refusals_of_commands, refused
 from vdm_jax.commands.main import main
+from vdm_jax.errors import UserError
+from vdm_jax.generation.editing import rerender
 from vdm_jax.generation.editing.control_video import ControlVideo
-from vdm_jax.generation.editing.edit import edit
+from vdm_jax.generation.editing.edit import _prepared, edit
 from vdm_jax.generation.editing.files import KeyCut, VideoJob, edit_video
 from vdm_jax.generation.editing.one_stage import edit_parts, edit_sampling
 from vdm_jax.generation.editing.rerender import Rerender
@@ -292,17 +295,10 @@ def test_files_go_on_after_an_interruption(generator, clip, three, tmp_path, mon
 
 
 def test_the_command(tmp_path, monkeypatch, capfd):
-    def fails(*arguments):
-        capfd.readouterr()
-        assert main(list(arguments)) == 2
-        return capfd.readouterr().err
-
+    fails = refusals_of_commands(capfd)
     monkeypatch.chdir(tmp_path)
     folder = write_control(tmp_path / "control")
-    video = np.full((6, 40, 40, 3), 20, np.uint8)
-    for frame in range(6):
-        video[frame, 6:26, 2 * frame:2 * frame + 16] = 230
-    write_video("given.mp4", video, 6)
+    write_square("given.mp4", 6)
     command = ["edit", "given.mp4", "--model", str(folder), "--prompt", "a three", "--method", "rerender",
                "--height", "32", "--width", "32", "--steps", "4", "--control", "canny", "--out", "made.mp4"]
     assert main([*command, "--interval", "2", "--pixel", "0.2", "0.9", "--colour"]) == 0
@@ -323,8 +319,16 @@ def test_the_command(tmp_path, monkeypatch, capfd):
     assert "round_trip=True with method='rerender'" in fails(*command, "--round-trip")
 
 
-def test_what_cannot_be(generator, clip, tmp_path):
+def test_what_cannot_be(generator, clip, tmp_path, monkeypatch):
     method = Rerender(interval=3)
+    (stage,) = generator.experiment.stages
+    with refused("edit.stages", "of 2 stages", f"last={stage.name!r}"):
+        _prepared((stage, dataclasses.replace(stage, name="next")), {stage.name: method, "next": SDEdit()}, clip, None)
+
+    def absent():
+        raise UserError("no OpenCV")
+
+    monkeypatch.setattr(rerender, "require_opencv", absent)  # told of last: it would not help with these
     pictures = with_size(load_released(write_pictures(tmp_path / "plain"), jax.devices()[:1]), 1, 32, 32)
     with refused("Rerender.stage", "takes no control map", "a lower strength"):
         edit(pictures, clip[:, :, :, :32], "a three", method=method)
@@ -333,5 +337,6 @@ def test_what_cannot_be(generator, clip, tmp_path):
     motion = load_released(write_motion(tmp_path / "motion"), jax.devices()[:1])
     with refused("Rerender.stage", "temporal layers or motion modules", "an image network"):
         edit(with_size(motion, 4, 32, 32), clip[:, :4, :, :32], "a three", method=Rerender(strength=0.5))
+    monkeypatch.undo()
     with refused("edit._in_sizes", "videos of shape [1, 7, 32, 40, 3]"):
         made(generator, clip[:, :, :, :40], method, clip)
