@@ -6,10 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from vdm_jax.attention.patterns import Spatial, Temporal
 from vdm_jax.networks.config import Level, SelfAttention, UNet
 from vdm_jax.networks.unet import SpaceTimeUNet
+from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.planning.flops import count
 
 FRAMES, CHANNELS = 10, 3
@@ -68,3 +71,9 @@ def forward_operations(batch: int, size: int) -> int:
     network = SpaceTimeUNet(our_network())
     closed = jax.make_jaxpr(lambda p, z, level: network.apply({"params": p}, z, level))(params, video, logsnr)
     return sum(count(closed.jaxpr))
+
+
+def over_devices() -> tuple[Mesh, NamedSharding, NamedSharding]:
+    """A mesh whose devices share the frames of a clip, and where arrays are that every device has, and videos."""
+    mesh = make_mesh(MeshSpec(data=1, context=jax.device_count()))
+    return mesh, NamedSharding(mesh, P()), NamedSharding(mesh, P(None, "context"))

@@ -56,10 +56,10 @@ def build_ours(network: str, folder: Path, mode: str, batch: int, size: int, sta
     import jax
     import jax.numpy as jnp
     import optax
+    from speed_networks import over_devices
 
     from vdm_jax.conditions.conditioning import Conditioning
     from vdm_jax.parallel.compiling import compiler_options
-    from vdm_jax.parallel.mesh import MeshSpec, make_mesh
     from vdm_jax.weights.pretrained import load_pretrained
 
     loaded = load_pretrained(folder)
@@ -69,8 +69,9 @@ def build_ours(network: str, folder: Path, mode: str, batch: int, size: int, sta
             embeddings=tokens[:, None], text_mask=np.ones((batch, 1, tokens.shape[1]), bool)))
     else:
         given = (np.ones(batch, np.float32), tokens[:, None], *([] if scalars is None else [scalars]))
-    params, x, given = jax.device_put((loaded.params, x, given))
-    options = compiler_options(make_mesh(MeshSpec()))
+    mesh, whole, by_frames = over_devices()
+    params, x, given = jax.device_put((loaded.params, x, given), (whole, by_frames, whole))
+    options = compiler_options(mesh)
     optimizer = optax.adam(LEARNING_RATE)
 
     def network_of(params: Any, x: Any, given: Any) -> Any:
@@ -84,12 +85,15 @@ def build_ours(network: str, folder: Path, mode: str, batch: int, size: int, sta
         return optax.apply_updates(params, updates), moments
 
     begin = start()
-    compiled = jax.jit(network_of, compiler_options=options).lower(params, x, given).compile()
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(network_of, compiler_options=options).lower(params, x, given).compile()
     output = np.asarray(compiled(params, x, given)).ravel()[:SHOWN].astype(float).tolist()
     if mode == "train":
         begin = start()
-        held = {"state": (params, optimizer.init(params))}
-        step = jax.jit(train_step, donate_argnums=0, compiler_options=options).lower(held["state"], x, given).compile()
+        held = {"state": (params, jax.device_put(optimizer.init(params), whole))}
+        step = jax.jit(train_step, donate_argnums=0, compiler_options=options, out_shardings=whole)
+        with jax.set_mesh(mesh):
+            step = step.lower(held["state"], x, given).compile()
 
         def work() -> None:
             held["state"] = jax.block_until_ready(step(held["state"], x, given))

@@ -40,19 +40,20 @@ def build_ours(mode: str, size: int, batch: int) -> tuple[Work, dict[str, Any]]:
     import jax
     import jax.numpy as jnp
     import optax
-    from speed_networks import abstract_inputs, forward_operations, our_network
+    from speed_networks import abstract_inputs, forward_operations, our_network, over_devices
 
     from vdm_jax.networks.unet import SpaceTimeUNet
     from vdm_jax.parallel.compiling import compiler_options
-    from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 
     network = SpaceTimeUNet(our_network())
     abstract, _, _ = abstract_inputs(batch, size)
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda a: jnp.asarray(0.02 * rng.standard_normal(a.shape, np.float32)), abstract)
-    z, target = (jnp.asarray(random_video(batch, size, seed)) for seed in (1, 2))
-    logsnr = jnp.zeros(batch)
-    options = compiler_options(make_mesh(MeshSpec()))
+    mesh, whole, by_frames = over_devices()
+    params = jax.device_put(
+        jax.tree.map(lambda a: 0.02 * rng.standard_normal(a.shape, np.float32), abstract), whole)
+    z, target = (jax.device_put(random_video(batch, size, seed), by_frames) for seed in (1, 2))
+    logsnr = jax.device_put(jnp.zeros(batch), whole)
+    options = compiler_options(mesh)
     optimizer = optax.adam(LEARNING_RATE)
 
     def train_step(state: Any, z: Any, logsnr: Any, target: Any) -> tuple[Any, Any]:
@@ -64,9 +65,10 @@ def build_ours(mode: str, size: int, batch: int) -> tuple[Work, dict[str, Any]]:
 
     start = time.perf_counter()
     if mode == "train":
-        state = (params, optimizer.init(params))
-        step = jax.jit(train_step, donate_argnums=0, compiler_options=options)
-        compiled = step.lower(state, z, logsnr, target).compile()
+        state = (params, jax.device_put(optimizer.init(params), whole))
+        step = jax.jit(train_step, donate_argnums=0, compiler_options=options, out_shardings=(whole, whole))
+        with jax.set_mesh(mesh):
+            compiled = step.lower(state, z, logsnr, target).compile()
         held = {"state": state}
 
         def work() -> None:
@@ -74,7 +76,8 @@ def build_ours(mode: str, size: int, batch: int) -> tuple[Work, dict[str, Any]]:
             jax.block_until_ready((held["state"], loss))
     else:
         forward = jax.jit(lambda p, z, logsnr: network.apply({"params": p}, z, logsnr), compiler_options=options)
-        compiled = forward.lower(params, z, logsnr).compile()
+        with jax.set_mesh(mesh):
+            compiled = forward.lower(params, z, logsnr).compile()
 
         def work() -> None:
             compiled(params, z, logsnr).block_until_ready()

@@ -44,15 +44,26 @@ SPOILED = 0.1  # share of the machine others may take in a repetition
 # asks for large pages.
 TUNED = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8589934592:"
                            "glibc.malloc.top_pad=268435456"}
-# Contender -> library, allocator settings, torch.compile.
-CONTENDERS: dict[str, tuple[str, dict[str, str], bool]] = {
-    "vdm_jax": ("vdm_jax", {}, False),
-    "vdm_jax_tuned": ("vdm_jax", TUNED, False),
-    "torch": ("torch", {}, False),
-    "torch_tuned": ("torch", TUNED, False),
-    "torch_compiled": ("torch", TUNED, True),
+
+
+class Contender(NamedTuple):
+    """A library and how it is started."""
+
+    library: str
+    allocator: dict[str, str] = {}  # environment  # noqa: RUF012  (a tuple's field, never changed)
+    compiled: bool = False  # torch.compile
+    devices: bool = False  # ours: a device of one thread each, which share the frames, in place of threads
+
+
+CONTENDERS = {
+    "vdm_jax": Contender("vdm_jax"),
+    "vdm_jax_tuned": Contender("vdm_jax", TUNED),
+    "vdm_jax_devices": Contender("vdm_jax", TUNED, devices=True),
+    "torch": Contender("torch"),
+    "torch_tuned": Contender("torch", TUNED),
+    "torch_compiled": Contender("torch", TUNED, compiled=True),
 }
-DEFAULT = ("vdm_jax", "vdm_jax_tuned", "torch", "torch_tuned")
+DEFAULT = ("vdm_jax", "vdm_jax_tuned", "vdm_jax_devices", "torch", "torch_tuned")
 NETWORKS = ("vdm", "imagen", *RELEASED)
 SIZES = {"vdm": (32, 64), "imagen": (32, 64), "svd": (16, 32), "modelscope": (16, 32),
          "wan": (16, 32)}  # pixels, or latents
@@ -64,6 +75,7 @@ PROTOCOL = {
     "processes": "one per library and case, alternating repetition by repetition, after one warm-up each",
     "statistic": "median of wall seconds, range next to it",
     "memory": "peak resident memory during the steps, libraries and weights included, compilation not",
+    "devices": "one of one thread for each core, which share the frames of a clip (mesh axis context); tuned",
     "tuned": "glibc allocator keeps freed memory, in large pages: " + " ".join(f"{k}={v}" for k, v in TUNED.items()),
 }
 
@@ -94,15 +106,16 @@ class Worker:
     """A process that holds one library's network for one case."""
 
     def __init__(self, contender: str, case: Case, threads: int, folder: Path):
-        library, allocator, compiled = CONTENDERS[contender]
-        command = [sys.executable, str(HERE / "speed_workers.py"), "--library", library, *case.options,
+        chosen = CONTENDERS[contender]
+        command = [sys.executable, str(HERE / "speed_workers.py"), "--library", chosen.library, *case.options,
                    "--threads", str(threads), "--folder", str(folder)]
         path = os.pathsep.join(filter(None, (str(HERE.parent.parent), os.environ.get("PYTHONPATH"))))
-        environment = {**os.environ, **allocator, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads),
-                       "JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false", "TF_CPP_MIN_LOG_LEVEL": "2"}
+        environment = {**os.environ, **chosen.allocator, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads),
+                       "JAX_NUM_CPU_DEVICES": str(threads if chosen.devices else 1), "JAX_PLATFORMS": "cpu",
+                       "JAX_ENABLE_COMPILATION_CACHE": "false", "TF_CPP_MIN_LOG_LEVEL": "2"}
         self._log = tempfile.TemporaryFile("w+")
-        self._process = subprocess.Popen(command + ["--compiled"] * compiled, env=environment, text=True, bufsize=1,
-                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log)
+        self._process = subprocess.Popen(command + ["--compiled"] * chosen.compiled, env=environment, text=True,
+                                         bufsize=1, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log)
         self.contender = contender
         self.about = self._read()["ready"]
 
