@@ -42,21 +42,23 @@ ROOT = HERE.parent.parent
 ROUNDS = 5
 TUNABLES = "GLIBC_TUNABLES"  # settings of the allocator in the environment, which both libraries get
 TOLERANCE = {"bfloat16": 0.03, "float16": 0.01, "float32": 1e-3}  # largest difference of two outputs of order 1
-# Contender -> library, and the backend that torch is held to (None: its own choice).
+# Contender -> worker, and the backend that torch is held to (None: its own choice).
 CONTENDERS: dict[str, tuple[str, str | None]] = {
-    "vdm_jax": ("vdm_jax", None), "torch": ("torch", None),
+    "vdm_jax": ("vdm_jax", None), "vdm_jax_devices": ("vdm_jax_devices", None), "torch": ("torch", None),
     "torch_flash": ("torch", "FLASH_ATTENTION"), "torch_cudnn": ("torch", "CUDNN_ATTENTION"),
     "torch_frames": ("torch", "frames")}  # causal attention frame by frame, each over its past, without a mask
-PLATFORM_CONTENDERS = {"gpu": ("vdm_jax", "torch", "torch_flash", "torch_cudnn"), "cpu": ("vdm_jax", "torch")}
+PLATFORM_CONTENDERS = {"gpu": ("vdm_jax", "torch", "torch_flash", "torch_cudnn"),
+                       "cpu": ("vdm_jax", "vdm_jax_devices", "torch")}
 PROTOCOL = {
     "work": "one clip; backward: gradients of queries, keys and values for a given cotangent",
     "input": "standard normal, the same for both; ours [1, T, H, W, K, D], whose sequences it makes within the call; "
              "torch [sequences, K, S, D] in one piece, made before",
+    "vdm_jax_devices": "a device for each core in place of threads; they share the heads (mesh axis tensor)",
     "torch": "sparse-causal: keys and values of first, previous and own frame joined within the call; causal: a mask, "
              "and as torch_frames one call per frame without a mask",
     "processes": "one per library, timed in turns within one run, after two warm-up calls each",
     "statistic": "median over rounds of wall seconds per call, calls in a row for about --seconds, range next to it; "
-                 "times faster: median over rounds of the ratio to the best torch of that round",
+                 "times faster: median over rounds of the best torch of a round to the best of ours",
     "flops": "4 K D per visible pair of tokens forward, 3.5 times that with gradients",
     "peak": "fastest product of two square matrices of the same kind of numbers, by each library in its own process",
 }
@@ -132,10 +134,10 @@ def cases_of(args: argparse.Namespace, platform: str) -> list[Case]:
 class Worker:
     """A process that holds one library."""
 
-    def __init__(self, python: str, *arguments: str):
+    def __init__(self, python: str, *arguments: str, devices: int = 1):
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         environment = {**os.environ, "PYTHONPATH": path, "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-                       "TF_CPP_MIN_LOG_LEVEL": "2"}
+                       "TF_CPP_MIN_LOG_LEVEL": "2", "JAX_NUM_CPU_DEVICES": str(devices)}
         self._log = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen([python, str(HERE / "sdpa_workers.py"), *arguments], env=environment, cwd=ROOT,
                                          text=True, bufsize=1, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -212,10 +214,11 @@ def measure(
             row["largest_difference"] = max(abs(a - b) for a, b in zip(sample, reference, strict=True))
             row["agrees"] = row["largest_difference"] <= TOLERANCE[case.dtype]
     row = {**dataclasses.asdict(case), "tokens": case.tokens, "name": case.name, "contenders": found}
-    theirs = [times for name, times in taken.items() if name != "vdm_jax" and len(times) == ROUNDS]
-    if theirs and len(taken["vdm_jax"]) == ROUNDS:
-        pairs = zip(taken["vdm_jax"], zip(*theirs, strict=True), strict=True)
-        row["times_faster"] = statistics.median(min(best) / ours for ours, best in pairs)
+    ours, theirs = ([times for name, times in taken.items() if name.startswith("vdm_jax") == mine
+                     and len(times) == ROUNDS] for mine in (True, False))
+    if ours and theirs:
+        pairs = zip(zip(*ours, strict=True), zip(*theirs, strict=True), strict=True)
+        row["times_faster"] = statistics.median(min(best) / min(mine) for mine, best in pairs)
     return row | {"others": statistics.median(others)} if others else row
 
 
@@ -228,10 +231,15 @@ def run(args: argparse.Namespace) -> Path:
         platform = workers["vdm_jax"].about["platform"]
         if platform not in SHAPES:
             fail(f"jax runs on {platform!r}; permitted: {', '.join(SHAPES)} (JAX_PLATFORMS)")
+        contenders = PLATFORM_CONTENDERS[platform]
+        if args.one_core or (os.cpu_count() or 1) == 1:
+            contenders = tuple(name for name in contenders if name != "vdm_jax_devices")
+        if "vdm_jax_devices" in contenders:
+            workers["vdm_jax_devices"] = Worker(sys.executable, "--library", "vdm_jax", devices=os.cpu_count())
         workers["torch"] = Worker(args.torch_python, "--library", "torch", "--platform", platform, *options)
         dtype, size = SHAPES[platform][-2:]
         peaks = {name: worker.ask(peak=args.matmul_size or size, dtype=args.dtype or dtype)
-                 for name, worker in workers.items()}
+                 for name, worker in workers.items() if name != "vdm_jax_devices"}
         more = {"clock": "processor seconds, one core for each library"} if args.one_core else {}
         if TUNABLES in os.environ:
             more["allocator"] = f"{TUNABLES}={os.environ[TUNABLES]} for both"
@@ -245,7 +253,7 @@ def run(args: argparse.Namespace) -> Path:
             return path
         cases = cases_of(args, platform)
         for i, case in enumerate(cases):
-            row = measure(case, PLATFORM_CONTENDERS[platform] + case.contenders, workers, args.seconds, args.patience)
+            row = measure(case, contenders + case.contenders, workers, args.seconds, args.patience)
             record["rows"].append(row)
             save(path, record)
             said = ", ".join(f"{name} {1000 * c['median']:.1f} ms" if "median" in c else f"{name} {c['error'][:60]}"
@@ -272,7 +280,7 @@ def table(record: dict[str, Any]) -> str:
         cells = [row.get("name", "full"), row["mode"], size, f"{row['heads']}x{row['head_dim']} {row['dtype']}"]
         for name in names:
             found = row["contenders"].get(name, {"error": "-"})
-            cells += _cells(found, record["peaks"][CONTENDERS[name][0]])
+            cells += _cells(found, record["peaks"][CONTENDERS[name][0].removesuffix("_devices")])
         ours = row["contenders"]["vdm_jax"]
         ratio = f"{row['times_faster']:.2f}" if "times_faster" in row else "-"
         lines.append("| " + " | ".join([*cells, ours.get("kernel", "-"), ratio]) + " |")

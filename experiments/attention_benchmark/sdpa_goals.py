@@ -13,9 +13,15 @@ def _size(row: dict[str, Any]) -> str:
     return f"{row['frames']}x{row['side']}x{row.get('width') or row['side']}"
 
 
+def _best(row: dict[str, Any]) -> dict[str, Any]:
+    """Ours, with threads or with devices, whichever is faster."""
+    ours = [found for name, found in row["contenders"].items() if name.startswith("vdm_jax")]
+    return min(ours, key=lambda found: found.get("median", float("inf")))
+
+
 def goals(record: dict[str, Any]) -> list[str]:
     """Markdown table of goals of forward passes; empty where the record lacks a case of them."""
-    forward = {(row.get("name", "full"), _size(row)): row["contenders"]["vdm_jax"]
+    forward = {(row.get("name", "full"), _size(row)): _best(row)
                for row in record["rows"] if row["mode"] == "forward"}
     peak = record["peaks"].get("vdm_jax", {}).get("flops_per_second")
 

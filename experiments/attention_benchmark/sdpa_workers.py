@@ -66,16 +66,20 @@ def chosen_kernels() -> Iterator[list[str]]:
 
 
 class Ours:
-    """`vdm_jax.attention.attend` with kernel `auto`, jitted; tokens are `[1, T, H, W, K, D]`."""
+    """`vdm_jax.attention.attend` with kernel `auto`, jitted; tokens are `[1, T, H, W, K, D]`. Several CPU devices share
+    the heads."""
 
     def __init__(self):
         import jax
 
         from vdm_jax.benchmark.machine import describe, platform_of, versions
+        from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 
         self._device = jax.devices()[0]
+        devices = jax.devices() if platform_of(self._device) == "cpu" else [self._device]
+        self._mesh = make_mesh(MeshSpec(data=1, tensor=len(devices)), devices)
         self.about = {"library": "vdm_jax", "platform": platform_of(self._device), "versions": versions(),
-                      "device": describe(self._device, 1)}
+                      "device": describe(self._device, len(devices))}
 
     def product(self, size: int, dtype: str) -> tuple[Callable[[], Any], Callable[[], None]]:
         """A product of two square matrices, and what waits for its end."""
@@ -108,11 +112,11 @@ class Ours:
         """The call, what waits for its end, and what is known about it."""
         import jax
         import jax.numpy as jnp
+        from jax.sharding import NamedSharding, PartitionSpec
 
         from vdm_jax.attention import ExtraKeys, attend, cross_pattern
         from vdm_jax.benchmark.cases import parse_pattern
         from vdm_jax.parallel.compiling import compiler_options, no_compilation_cache
-        from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 
         size, outside = (1, *size_of(case)), case["extra_keys"]
 
@@ -128,11 +132,12 @@ class Ours:
         def array(number: int) -> jax.Array:
             tokens, shape = (outside, (1, 1, outside)) if outside and number in (1, 2) else (math.prod(size), size)
             values = block(number, tokens, case["heads"], case["head_dim"])
+            heads = NamedSharding(mesh, PartitionSpec(*[None] * len(shape), "tensor"))
             return jax.device_put(jnp.asarray(values, jnp.dtype(case["dtype"])).reshape(*shape, *values.shape[1:]),
-                                  self._device)
+                                  heads)
 
-        backward = case["mode"] != "forward"
-        inputs, mesh = [array(i) for i in range(4 if backward else 3)], make_mesh(MeshSpec(data=1), [self._device])
+        backward, mesh = case["mode"] != "forward", self._mesh
+        inputs = [array(i) for i in range(4 if backward else 3)]
         with no_compilation_cache(), jax.set_mesh(mesh), chosen_kernels() as kernels:
             start = time.perf_counter()
             compiled = jax.jit(both if backward else forward,

@@ -26,6 +26,7 @@ from vdm_jax.attention import (
 from vdm_jax.attention.block_mask import SequenceLayout
 from vdm_jax.attention.capability import Request, resolve
 from vdm_jax.attention.kernels import tiles
+from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 
 
 def plan(pattern, shape, heads=2):
@@ -100,6 +101,14 @@ def test_threads_get_tiles_side_by_side(monkeypatch):
     assert tiles._plan(shape, 256, 1, None).abreast == 4 and tiles._plan(large, 4096, 1, None).abreast == 1
     monkeypatch.setattr(tiles, "processors", lambda: 1)
     assert tiles._plan(shape, 256, 1, None).abreast == 1
+
+
+def test_devices_share_the_threads(monkeypatch):
+    monkeypatch.setattr(tiles, "processors", lambda: 5)
+    assert tiles.threads() == 5
+    for devices, left in ((2, 2), (8, 1)):
+        with jax.set_mesh(make_mesh(MeshSpec(), jax.devices()[:devices])):
+            assert tiles.threads() == left
 
 
 @pytest.mark.parametrize(("batch", "heads", "frames"), [

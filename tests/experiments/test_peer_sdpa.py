@@ -95,6 +95,14 @@ def test_goals_are_stated_next_to_what_was_recorded():
     assert bound + f"{rows['temporalforward'] / least:.2f} |" in table(recorded | {"moved": {"bytes_per_second": 2e10}})
 
 
+def test_the_faster_of_ours_counts():
+    recorded = json.loads((RESULTS / "peer_sdpa_cpu_one_core.json").read_text())
+    for row in recorded["rows"]:
+        if row["name"] == "causal":
+            row["contenders"]["vdm_jax_devices"] = row["contenders"]["vdm_jax"] | {"median": 1e-9}
+    assert "| causal over full, 16 frames: seconds | <= 0.6 | 0.00 | yes |" in table(recorded)
+
+
 def test_a_failure_of_ours_is_shown():
     row = table(record(vdm_jax={"error": "out of memory"}, torch=found(4.0))).splitlines()[2]
     assert "out of memory" in row and row.endswith("| - | - |")
@@ -127,6 +135,12 @@ def test_our_worker_measures_and_survives_a_bad_case(monkeypatch):
         assert ours["kernel"] in ("xla", "chunked") and 0 < ours["low"] <= ours["median"] <= ours["high"]
         assert "TypeError" in worker.ask(name="bad", build={**row, "dtype": "float7"})["error"]
         assert worker.ask(forget=True) == {}
+        two = Worker(sys.executable, "--library", "vdm_jax", devices=2)
+        try:
+            shared = measure(CASE, ("vdm_jax", "vdm_jax_devices"), {"vdm_jax": worker, "vdm_jax_devices": two}, 0.001)
+            assert shared["contenders"]["vdm_jax_devices"]["agrees"] and "times_faster" not in shared
+        finally:
+            two.stop()
     finally:
         worker.stop()
 
@@ -135,7 +149,7 @@ def test_a_python_without_torch_is_one_line(monkeypatch, capsys, tmp_path):
     class NoTorch:
         about = {"platform": "cpu"}
 
-        def __init__(self, python, *arguments):
+        def __init__(self, python, *arguments, devices=1):
             if "torch" in arguments:
                 raise WorkerStopped("ModuleNotFoundError: No module named 'torch'")
 

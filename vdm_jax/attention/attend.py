@@ -90,7 +90,8 @@ def attend(
                       extra_keys=extra_keys is not None,
                       extra_tokens=0 if extra_keys is None else extra_keys.k.shape[2],
                       extra_hidden=extra_keys is not None and _hides(inner, extra_keys),
-                      offset_values=offset_values is not None, tiled=tiles.available() and platform in (None, "cpu"))
+                      offset_values=offset_values is not None, tiled=platform in (None, "cpu") and (
+                          tiles.available() or (context == "none" and local.whole_clips())))
     kernel, devices = resolve(request, kernel, context), context_size()
     order = inner.token_order(shape) if own else None
     if order is not None:
@@ -109,7 +110,7 @@ def attend(
         more["offset_values"] = offset_values
     alone = context == "none" and offset_values is None
     dim = local.local_dimension(layout, sharded_axis, devices, own) if alone else None
-    if dim is not None:
+    if dim is not None or (alone and kernel == "xla" and local.whole_clips()):
         out = local.attention(kernel, layout, dim, devices, q, k, v, **more, own=own)
     elif context == "none" or devices == 1:
         out = KERNELS[kernel](q, k, v, layout, **more, own=own)

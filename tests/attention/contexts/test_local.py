@@ -9,7 +9,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vdm_jax.attention import Spatial, Temporal, attend
+from vdm_jax.attention import ExtraKeys, Full, Spatial, Temporal, WithExtraKeys, attend
+from vdm_jax.attention.kernels import tiles
 from vdm_jax.attention.patterns import independent_frames_mask
 from vdm_jax.parallel.collectives import collectives
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
@@ -44,6 +45,40 @@ def test_local_sequences_give_the_same_and_exchange_nothing(sharded_axis, extra,
         sharding = NamedSharding(mesh, spec)
         step = jax.jit(jax.grad(loss, argnums=(0, 1, 2)), in_shardings=sharding, out_shardings=sharding)
         step = step.lower(q, k, v).compile()
+    assert collectives(step.as_text()) == {}
+    got = step(*(jax.device_put(a, sharding) for a in (q, k, v)))
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("extra", [None, "bias", "bias per sequence", "frame_mask", "frame_valid", "extra keys"])
+def test_devices_that_share_clips_and_heads_compute_in_tiles_and_exchange_nothing(extra, monkeypatch):
+    monkeypatch.setattr(tiles, "TILE", 2**6)
+    calls, tiled = [], tiles.attention
+    monkeypatch.setattr(tiles, "attention", lambda q, *a, **more: calls.append(q.shape) or tiled(q, *a, **more))
+    rng = np.random.default_rng(0)
+
+    def normal(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    q, k, v = normal(3, 4, 3, 2, 2, 2, 8)  # B=4 T=3 H=2 W=2 K=2 D=8
+    pattern = WithExtraKeys(inner=Spatial()) if extra == "extra keys" else Full() if extra == "frame_mask" else Spatial()
+    more = {None: {}, "bias": {"bias": normal(2, 4, 4)}, "bias per sequence": {"bias": normal(12, 2, 4, 4)},
+            "frame_mask": {"frame_mask": independent_frames_mask(2, 1)},
+            "frame_valid": {"frame_valid": jnp.asarray([[True, True, False]] * 2 + [[True] * 3] * 2)},
+            "extra keys": {"extra_keys": ExtraKeys(normal(4, 3, 2, 2, 8), normal(4, 3, 2, 2, 8), None)}}[extra]
+
+    def loss(q, k, v):
+        return jnp.sin(attend(q, k, v, pattern=pattern, kernel="xla", **more)).sum()
+
+    expected = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(q, k, v)
+    mesh, alone = make_mesh(MeshSpec(data=2, tensor=2, fsdp=2)), len(calls)
+    with jax.set_mesh(mesh):
+        sharding = NamedSharding(mesh, P(("data", "fsdp"), None, None, None, "tensor"))
+        step = jax.jit(jax.grad(loss, argnums=(0, 1, 2)), in_shardings=sharding, out_shardings=sharding)
+        step = step.lower(q, k, v).compile()
+    sizes = {(shape[0], shape[2]) for shape in calls[alone:]}
+    assert len(calls) > alone > 0 and all(heads == 1 and clips <= 3 for clips, heads in sizes)  # those of one device
     assert collectives(step.as_text()) == {}
     got = step(*(jax.device_put(a, sharding) for a in (q, k, v)))
     for a, b in zip(got, expected, strict=True):

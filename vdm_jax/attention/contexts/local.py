@@ -1,8 +1,9 @@
 """Attention whose sequences lie within devices: nothing is exchanged.
 
 Spatial attention needs only the frames a device has, temporal attention only its rows, cross-attention only its own
-queries. The compiler cannot see that
-once frames or positions are folded into the batch, and would gather them.
+queries. The compiler cannot see that once frames or positions are folded into the batch, and would gather them. Where
+devices share clips or heads alone, it can; on CPUs each computes by itself all the same, in tiles, whose loops the
+compiler could not split.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from jaxtyping import Array, Bool, Float
 from vdm_jax.attention.block_mask import ExtraKeys, SequenceLayout
 from vdm_jax.attention.contexts.sharded import AXIS, axes_of
 from vdm_jax.attention.kernels import KERNELS
+from vdm_jax.parallel.compiling import target_platform
 from vdm_jax.parallel.rules import VIDEO
 
 # Layout of the pattern and what is split -> dimension of `[B, T, H, W, K, D]` that is split, and never looked across.
@@ -32,32 +34,40 @@ def local_dimension(layout: SequenceLayout, axis: str, devices: int, own: bool =
     return dim
 
 
+def whole_clips() -> bool:
+    """Whether several CPU devices share clips and heads, and none of them a clip's frames."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return (mesh.size > 1 and mesh.shape.get(AXIS, 1) == 1 and AxisType.Manual not in mesh.axis_types
+            and target_platform() == "cpu")
+
+
 def attention(
-    kernel: str, layout: SequenceLayout, dim: int, devices: int, q: Float[Array, "B T H W K D"], k: Array | None,
+    kernel: str, layout: SequenceLayout, dim: int | None, devices: int, q: Float[Array, "B T H W K D"], k: Array | None,
     v: Array | None, *, bias: Float[Array, "*rest K Q S"] | None = None, frame_valid: Bool[Array, "B T"] | None = None,
     extra_keys: ExtraKeys | None = None, own: bool = True,
 ) -> Float[Array, "B T H W K D"]:
-    """The kernel on every device's own frames (`dim` 1) or rows (`dim` 2)."""
-    shape = tuple(size // devices if i == dim - 1 else size for i, size in enumerate(layout.shape))
+    """The kernel on every device's own frames (`dim` 1), rows (`dim` 2), or clips and heads (None)."""
+    shape = tuple(size // devices if i + 1 == dim else size for i, size in enumerate(layout.shape))
     # a frame mask hides no frame from itself
-    part = SequenceLayout(layout.pattern, shape, layout.frame_mask if dim == 2 else None)
+    part = SequenceLayout(layout.pattern, shape, None if dim == 1 else layout.frame_mask)
     batch, heads = axes_of("batch", q.shape[0]), axes_of("heads", q.shape[4])
-    tokens = P(batch, *(AXIS if d == dim else None for d in range(1, 4)), heads, None)
+    split = dim or 1  # whole clips have an axis of one device there: gradients are summed over axes left out
+    tokens = P(batch, *(AXIS if d == split else None for d in range(1, 4)), heads, None)
     arrays: dict[str, Any] = {"q": q, "k": k, "v": v}
     specs: dict[str, Any] = {"q": tokens, **dict.fromkeys("kv", tokens if own else None)}
     if extra_keys is not None:
-        groups = AXIS if dim == 1 and extra_keys.k.shape[1] > 1 else None
+        groups = AXIS if devices == 1 or (dim == 1 and extra_keys.k.shape[1] > 1) else None
         keys = P(batch, groups, None, heads, None)
         arrays["extra_keys"] = extra_keys
         specs["extra_keys"] = ExtraKeys(keys, keys, None if extra_keys.mask is None else P(batch, groups, None))
     if frame_valid is not None:
-        arrays["frame_valid"], specs["frame_valid"] = frame_valid, P(batch, AXIS if dim == 1 else None)
+        arrays["frame_valid"], specs["frame_valid"] = frame_valid, P(batch, AXIS if split == 1 else None)
     if bias is not None and (bias.ndim == 3 or bias.shape[0] == 1):
         arrays["bias"], specs["bias"] = bias, P(*[None] * (bias.ndim - 3), heads, None, None)
     elif bias is not None:  # one per sequence: sequences as samples and frames, or samples, rows and columns
-        places = layout.shape[:1] if dim == 1 else layout.shape[1:]
+        places = {1: layout.shape[:1], 2: layout.shape[1:], None: (-1,)}[dim]
         arrays["bias"] = bias.reshape(q.shape[0], *places, *bias.shape[1:])
-        specs["bias"] = P(batch, AXIS, *[None] * (len(places) - 1), heads, None, None)
+        specs["bias"] = P(batch, AXIS if dim else None, *[None] * (len(places) - 1), heads, None, None)
 
     def device(arrays: dict[str, Array]) -> Array:
         if "bias" in arrays and arrays["bias"].ndim > 4:

@@ -44,6 +44,12 @@ def available() -> bool:
     return alone and target_platform() == "cpu"
 
 
+def threads() -> int:
+    """Threads that compute for one device: devices that share the work share the processors."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return max(1, processors() // (1 if mesh.empty else mesh.size))
+
+
 def worthwhile(sequences: int, heads: int, queries: int, keys: int, features: int) -> bool:
     """Whether attention of these sizes is better computed in tiles: when it is more than one tile."""
     return available() and sequences * heads * queries * max(keys, features) > TILE
@@ -200,7 +206,7 @@ def _plan(shape: tuple[int, int, int, int], keys: int, places: int, block_mask: 
     batch, queries, heads, features = shape
     seen = keys if block_mask is None else int(block_mask.frame_table.sum(axis=1).max()) * block_mask.run[1]
     width = max(seen, features, 1)
-    many_keys, alone = width >= QUERIES // 4, processors() == 1
+    many_keys, alone = width >= QUERIES // 4, threads() == 1
     size = TILE if many_keys and not alone else TILE // 2
     most = min(QUERIES if many_keys else QUERIES // 4, max(2 * size // width, LEAST // 2 if alone else LEAST))
     if block_mask is not None and block_mask.run[0] > 1:  # tiles that end where frames do need no mask
