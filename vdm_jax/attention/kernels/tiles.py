@@ -25,7 +25,7 @@ from vdm_jax.parallel.compiling import processors, target_platform
 
 MASKED = -1e30  # finite, so that a fully masked row gives an average instead of NaN; `attend` turns it into zeros
 TILE = 2**17  # logits, or features of the queries where these are more, with several heads; twice as many with one.
-# Half as much with few keys, or for one thread, whose cache should hold it
+# Half as much with few keys, or for one thread, whose cache should hold it; a quarter for both
 QUERIES = 512  # most in a tile; a quarter with few keys, where more heads, which lie side by side in memory, gain more
 LEAST = 128  # queries in a tile, whatever its keys: threads share the rows of a product by 64; one thread needs half
 ABREAST = 4  # tiles in the body of a loop, which threads share; with fewer the compiler leaves all to one thread
@@ -207,7 +207,7 @@ def _plan(shape: tuple[int, int, int, int], keys: int, places: int, block_mask: 
     seen = keys if block_mask is None else int(block_mask.frame_table.sum(axis=1).max()) * block_mask.run[1]
     width = max(seen, features, 1)
     many_keys, alone = width >= QUERIES // 4, threads() == 1
-    size = TILE if many_keys and not alone else TILE // 2
+    size = TILE // (1 if many_keys else 2) // (2 if alone else 1)
     most = min(QUERIES if many_keys else QUERIES // 4, max(2 * size // width, LEAST // 2 if alone else LEAST))
     if block_mask is not None and block_mask.run[0] > 1:  # tiles that end where frames do need no mask
         run = block_mask.run[0]
