@@ -84,14 +84,16 @@ def attend(
     shape = q.shape[1:4]
     check_layout(inner, shape)
     layout = SequenceLayout(inner, shape, _mask_bytes(frame_mask, shape[0]))
+    alone = context == "none" and offset_values is None
+    clips_apart = alone and platform in (None, "cpu") and local.whole_clips(q.shape[0], q.shape[4])
     request = Request(pattern=pattern, shape=shape, batch=q.shape[0], heads=q.shape[4], head_dim=q.shape[5],
                       dtype=q.dtype.name, platform=target_platform(platform), bias=bias is not None,
                       frame_mask=layout.mask_kind, frame_valid=frame_valid is not None,
                       extra_keys=extra_keys is not None,
                       extra_tokens=0 if extra_keys is None else extra_keys.k.shape[2],
                       extra_hidden=extra_keys is not None and _hides(inner, extra_keys),
-                      offset_values=offset_values is not None, tiled=platform in (None, "cpu") and (
-                          tiles.available() or (context == "none" and local.whole_clips())))
+                      offset_values=offset_values is not None,
+                      tiled=clips_apart or (tiles.available() and platform in (None, "cpu")))
     kernel, devices = resolve(request, kernel, context), context_size()
     order = inner.token_order(shape) if own else None
     if order is not None:
@@ -108,9 +110,8 @@ def attend(
     more = {"bias": bias, "frame_valid": frame_valid, "extra_keys": extra_keys}
     if offset_values is not None:  # the table lets it through to kernels alone
         more["offset_values"] = offset_values
-    alone = context == "none" and offset_values is None
     dim = local.local_dimension(layout, sharded_axis, devices, own) if alone else None
-    if dim is not None or (alone and kernel == "xla" and local.whole_clips()):
+    if dim is not None or (clips_apart and kernel == "xla"):
         out = local.attention(kernel, layout, dim, devices, q, k, v, **more, own=own)
     elif context == "none" or devices == 1:
         out = KERNELS[kernel](q, k, v, layout, **more, own=own)

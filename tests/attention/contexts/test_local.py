@@ -62,7 +62,7 @@ def test_devices_that_share_clips_and_heads_compute_in_tiles_and_exchange_nothin
         return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
     q, k, v = normal(3, 4, 3, 2, 2, 2, 8)  # B=4 T=3 H=2 W=2 K=2 D=8
-    pattern = WithExtraKeys(inner=Spatial()) if extra == "extra keys" else Full() if extra == "frame_mask" else Spatial()
+    pattern = {"extra keys": WithExtraKeys(inner=Spatial()), "frame_mask": Full()}.get(extra, Spatial())
     more = {None: {}, "bias": {"bias": normal(2, 4, 4)}, "bias per sequence": {"bias": normal(12, 2, 4, 4)},
             "frame_mask": {"frame_mask": independent_frames_mask(2, 1)},
             "frame_valid": {"frame_valid": jnp.asarray([[True, True, False]] * 2 + [[True] * 3] * 2)},

@@ -8,6 +8,7 @@ compiler could not split.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -34,11 +35,12 @@ def local_dimension(layout: SequenceLayout, axis: str, devices: int, own: bool =
     return dim
 
 
-def whole_clips() -> bool:
-    """Whether several CPU devices share clips and heads, and none of them a clip's frames."""
+def whole_clips(batch: int, heads: int) -> bool:
+    """Whether several CPU devices share these clips and heads, and none of them a clip's frames."""
     mesh = jax.sharding.get_abstract_mesh()
-    return (mesh.size > 1 and mesh.shape.get(AXIS, 1) == 1 and AxisType.Manual not in mesh.axis_types
-            and target_platform() == "cpu")
+    if mesh.empty or mesh.shape.get(AXIS, 1) > 1 or AxisType.Manual in mesh.axis_types or target_platform() != "cpu":
+        return False
+    return math.prod(mesh.shape[axis] for axis in (*axes_of("batch", batch), *axes_of("heads", heads))) > 1
 
 
 def attention(
