@@ -89,8 +89,8 @@ class Base(NamedTuple):
 
 
 # Stable Video Diffusion: 3 clips on 256 chips are the batch of the paper; its U-Net fits only when it is recomputed.
-BASES = (Base("imagen_video/cascade", "base", 4, 1024, on_v5e=64),
-         Base("imagen_video/full_attention", "base", 4, 1024, on_v5e=64),
+BASES = (Base("imagen_video/cascade", "base", 4, 1024, on_v5e=32),
+         Base("imagen_video/full_attention", "base", 4, 1024, on_v5e=32),
          Base("svd/image_to_video_14", "base", 3, 768, "full"))
 LAST = ("imagen_video/cascade", "spatial_1280")
 CHIPS = {"v5p": (64, 256, 8, 1024), "v5e": (256, 64, 1024), "v6e": (256, 64, 1024)}  # the most telling first
