@@ -32,6 +32,7 @@ from vdm_jax.configuration import (
     SamplingSteps,
     Seed,
     Share,
+    ShareBelowOne,
     Size,
 )
 from vdm_jax.errors import UserError
@@ -96,7 +97,7 @@ class Generate:
     # ddim, ddpm, deis, dpm++, dpm++_3m, dpm++_sde, euler, euler_ancestral, heun, lms, pndm, unipc, ...; the folder's by
     # default
     scheduler: str | None = None
-    # Wan: keep what the blocks add from step to step. One number N evaluates all of them at every N-th step, several
+    # Wan and LTX-Video: keep what the blocks add from step to step. One number N evaluates all of them at every N-th step, several
     # are the numbers of these steps, from 0
     cache: tuple[CountOrZero, ...] = ()
     # Or: all of them once the plain relative changes of the noise level's embedding add up to this; thresholds
@@ -113,6 +114,8 @@ class Generate:
     motion_bucket_id: MotionBucket | None = None  # picture: how much moves, 1 to 255; 127 by default
     noise_aug_strength: NonNegative | None = None  # picture: noise on it, 0.02 by default; more lets the video leave it
     decode_chunk_size: Size | None = None  # frames decoded at a time; all by default, fewer take less memory
+    decode_timestep: Share | None = None  # LTX-Video from 0.9.1 on: time of the decoder, 0.05 by default
+    decode_noise_scale: ShareBelowOne | None = None  # and the share of noise in what it decodes, 0.025 by default
     lora: LORA = ()
     seed: Seed = 0
     dtype: Literal["float32", "bfloat16", "float16"] | None = None  # of weights and activations; as stored by default

@@ -22,7 +22,7 @@ from vdm_jax.conditions.sparse_control import SparseControl
 from vdm_jax.data.embeddings import EncoderFolder
 from vdm_jax.errors import UserError
 from vdm_jax.generation.generator import Generator
-from vdm_jax.generation.released import transformers
+from vdm_jax.generation.released import t5_transformers, transformers
 from vdm_jax.generation.released.encoders import ReleasedEncoder
 from vdm_jax.generation.released.folder import INDEX, Folder, open_folder
 from vdm_jax.generation.released.schedulers import Scheduler
@@ -65,6 +65,7 @@ KINDS = {
     "AnimateDiffSparseControlNetPipeline": Kind("video", 16, 8, 50, (7.5, 7.5)),
     "AnimateDiffPipeline": Kind("video", 16, 8, 50, (7.5, 7.5)),
     "LatentConsistencyModelPipeline": Kind("image", 1, 1, 4, (8.5, 8.5)),
+    "LTXPipeline": Kind("video", 161, 25, 50, (3.0, 3.0), (512, 704)),
     "StableDiffusionAdapterPipeline": Kind("image", 1, 1, 50, (7.5, 7.5)),
     "StableDiffusionControlNetPipeline": Kind("image", 1, 1, 50, (7.5, 7.5)),
     "StableDiffusionPipeline": Kind("image", 1, 1, 50, (7.5, 7.5)),
@@ -93,6 +94,8 @@ def networks_of(folder: Folder, weights: bool = True) -> dict[str, Pretrained]:
     kind_of(folder)
     if folder.kind in transformers.PIPELINES:
         return transformers.networks_of(folder, weights)
+    if folder.kind in t5_transformers.PIPELINES:
+        return t5_transformers.networks_of(folder, weights)
     unet, vae = (folder.model(part, wanted, weights) for part, wanted in (("unet", LatentUNet), ("vae", Autoencoder)))
     if folder.kind.startswith("AnimateDiff") and unet.config.motion is None:  # the two are in folders of their own
         adapter = folder.model("motion_adapter", MotionAdapter, weights)
@@ -155,6 +158,8 @@ def stage_of(folder: Folder, networks: dict[str, Pretrained], scheduler: Schedul
     """The stage that a pipeline is, sampled as its authors do."""
     if folder.kind in transformers.PIPELINES:
         return transformers.stage_of(folder, networks, scheduler)
+    if folder.kind in t5_transformers.PIPELINES:
+        return t5_transformers.stage_of(folder, networks, scheduler, kind_of(folder))
     kind, unet, vae = kind_of(folder), networks["unet"], networks["vae"].config
     scheduler = dataclasses.replace(scheduler or folder.scheduler(), threshold_per=kind.threshold_per)
     pictured = "image_encoder" in networks
@@ -181,8 +186,7 @@ def stage_of(folder: Folder, networks: dict[str, Pretrained], scheduler: Schedul
 def experiment_of(folder: Folder, networks: dict[str, Pretrained], mesh: MeshSpec | None = None) -> Experiment:
     """The experiment that a pipeline is: one stage, and no data."""
     text = networks.get("text_encoder")
-    length = networks[transformers.FIRST].config.text_length if transformers.FIRST in networks else (
-        text and text.config.length)
+    length = transformers.text_length(networks) if transformers.FIRST in networks else text and text.config.length
     encoder = text and EncoderFolder(path=str(folder.path.absolute()), length=length)
     return Experiment(name=folder.path.absolute().name, stages=(stage_of(folder, networks),), encoder=encoder,
                       mesh=mesh or MeshSpec())
