@@ -80,8 +80,8 @@ class ReleasedEncoder:
 
     def texts(self, captions: Sequence[str], negative: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """`embeddings` `[B, L, C]`, padding included as the models were trained, and `null_embeddings` of the negative
-        captions, or `[L, C]` of the empty text. T5 has zeros after a text, and masks that say where it ends; of CogVideoX
-        these are after all tokens."""
+        captions, or `[L, C]` of the empty text. T5 has zeros after a text, and masks that say where it ends; a text of
+        CogVideoX ends with its padding."""
         found, null = self.captions(captions), self.captions([""] if negative is None else negative)
         if self.captions.is_clip:
             return {"embeddings": np.stack(found), "null_embeddings": null[0] if negative is None else np.stack(null)}

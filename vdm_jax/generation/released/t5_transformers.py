@@ -1,17 +1,19 @@
-"""Pipelines of one video transformer and texts of T5 as experiments of one stage: LTX-Video (HaCohen et al. 2024,
-arXiv 2501.00103)."""
+"""Pipelines of one video transformer and texts of T5 as experiments of one stage: CogVideoX (Yang et al. 2024, arXiv
+2408.06072) and LTX-Video (HaCohen et al. 2024, arXiv 2501.00103)."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vdm_jax.conditions.text import EmbeddedText
+from vdm_jax.diffusion.scheduler_steps import COGVIDEOX as COGVIDEOX_SCHEDULERS
 from vdm_jax.errors import UserError
 from vdm_jax.generation.released.folder import Folder
 from vdm_jax.generation.released.schedulers import Scheduler
 from vdm_jax.generation.released.transformers import FIRST
 from vdm_jax.networks.autoencoders.ltx_config import LTXAutoencoder
+from vdm_jax.networks.autoencoders.piecewise import PiecewiseAutoencoder
 from vdm_jax.networks.encoders.t5 import T5Encoder
 from vdm_jax.networks.transformer.config import VideoTransformer
 from vdm_jax.stages.latent import Latent
@@ -23,9 +25,13 @@ from vdm_jax.weights.pretrained import Pretrained
 if TYPE_CHECKING:
     from vdm_jax.generation.released.models import Kind
 
-LTX = "LTXPipeline"
+COGVIDEOX, LTX = "CogVideoXPipeline", "LTXPipeline"
 # Class of a pipeline -> class of its transformer, and its autoencoder
-PIPELINES: dict[str, tuple[str, type]] = {LTX: ("LTXVideoTransformer3DModel", LTXAutoencoder)}
+PIPELINES: dict[str, tuple[str, type]] = {
+    COGVIDEOX: ("CogVideoXTransformer3DModel", PiecewiseAutoencoder),
+    LTX: ("LTXVideoTransformer3DModel", LTXAutoencoder)}
+# CogVideoX1.5
+LARGER: dict[str, Any] = {"frames": 81, "fps": 16.0, "size": (768, 1360)}
 
 
 def networks_of(folder: Folder, weights: bool = True) -> dict[str, Pretrained]:
@@ -46,16 +52,26 @@ def networks_of(folder: Folder, weights: bool = True) -> dict[str, Pretrained]:
 def stage_of(folder: Folder, networks: dict[str, Pretrained], scheduler: Scheduler | None, kind: Kind) -> Stage:
     """The stage that a pipeline is, sampled as its authors do. Raises `UserError` for a scheduler of another noise."""
     scheduler, network = scheduler or folder.scheduler(), networks[FIRST].config
-    height, width = kind.size
-    video, latent = VideoSpec(frames=kind.frames, height=height, width=width, fps=kind.fps), Latent(
-        autoencoder=networks["vae"].config)
-    network = _placed(network, latent, kind.fps)
+    kind = kind._replace(**LARGER) if network.patch[0] > 1 else kind
+    video = VideoSpec(frames=kind.frames, height=kind.size[0], width=kind.size[1], fps=kind.fps)
+    # A token of CogVideoX1.5 is of two latents, whose number is odd
+    latent = Latent(autoencoder=networks["vae"].config, ahead=network.patch[0] - 1)
+    if folder.kind == LTX:
+        network = _placed(network, latent, kind.fps)
+    elif scheduler.name in COGVIDEOX_SCHEDULERS:
+        network = dataclasses.replace(network, timesteps=scheduler.schedule)
     return Stage(name=kind.stage, video=video, latent=latent, network=network, process=scheduler.process,
                  sampling=_sampling(folder, scheduler, kind))
 
 
 def _sampling(folder: Folder, scheduler: Scheduler, kind: Kind) -> Sampling:
-    """How the stage is sampled: LTX-Video's pipeline gives FlowMatchEuler the sigmas 1, 1 - 1/N, ..., 1/N."""
+    """How the stage is sampled: LTX-Video's pipeline gives FlowMatchEuler the sigmas 1, 1 - 1/N, ..., 1/N. Only the
+    schedulers of CogVideoX know of its noise."""
+    if folder.kind == COGVIDEOX:
+        if scheduler.name not in COGVIDEOX_SCHEDULERS:
+            raise UserError(f"{folder.path}: scheduler={scheduler.name} of another noise than CogVideoX was trained "
+                            f"with; permitted: {', '.join(COGVIDEOX_SCHEDULERS)} (cogvideox_ddim, cogvideox_dpm)")
+        return scheduler.sampling(steps=kind.steps, guidance=kind.guidance_scale[0] - 1)
     if scheduler.flow is None:
         raise UserError(f"{folder.path}: scheduler={scheduler.name} without flow sigmas; permitted: those of flow "
                         "matching, FlowMatchEulerDiscreteScheduler or UniPCMultistepScheduler with use_flow_sigmas")
