@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.refusals import refused
+from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.diffusion.arrays import noise_from_keys
 from vdm_jax.diffusion.beta_tables import BetaTable
 from vdm_jax.diffusion.grids import TimestepGrid
@@ -214,12 +215,12 @@ class Embedding(nn.Module):
 
 def ours(scheduler, steps, z, keys, monkeypatch):
     """z after every step, and the result, by the denoiser and the steps of a stage."""
-    stage = SimpleNamespace(process=scheduler.process, shape=z.shape[1:],
+    stage = SimpleNamespace(process=scheduler.process, shape=z.shape[1:], takes_weight=False,
                             network=SimpleNamespace(timesteps=scheduler.timesteps, prompted=False))
     monkeypatch.setattr(one_stage, "network_module", lambda network: Embedding(network.timesteps))
     sampling = scheduler.sampling(steps=steps)
     found, embedded = one_stage.released_steps(stage, sampling)
-    denoise = one_stage.stage_denoiser(stage, {}, None, sampling, found.steps.level, embedded=embedded)
+    denoise = one_stage.stage_denoiser(stage, {}, Conditioning(), sampling, found.steps.level, embedded=embedded)
 
     @jax.jit
     def run(z):
