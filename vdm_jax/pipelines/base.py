@@ -18,10 +18,10 @@ from vdm_jax.generation.image_prompts import ImagePrompts
 from vdm_jax.generation.loras import TEXT, LoRAs, merged_on
 from vdm_jax.generation.one_stage import released_steps
 from vdm_jax.generation.released.folder import Folder, save_folder
+from vdm_jax.generation.released.kinds import kind_of
 from vdm_jax.generation.released.models import (
     experiment_of,
     generator_of,
-    kind_of,
     networks_of,
     parameters_of,
     stage_of,

@@ -69,7 +69,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 # Name for `scheduler=` -> class, and the options that make it what the name says.
 NAMES: dict[str, tuple[str, dict[str, Any]]] = {
-    "cogvideox_ddim": ("CogVideoXDDIMScheduler", {}), "cogvideox_dpm": ("CogVideoXDPMScheduler", {}),
     "ddim": ("DDIMScheduler", {}), "ddpm": ("DDPMScheduler", {}), "deis": ("DEISMultistepScheduler", {}),
     "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
     "dpm++_3m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "solver_order": 3}),
@@ -78,7 +77,8 @@ NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     "euler_ancestral": ("EulerAncestralDiscreteScheduler", {}), "heun": ("HeunDiscreteScheduler", {}),
     "lcm": ("LCMScheduler", {}), "lms": ("LMSDiscreteScheduler", {}),
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True}), "unipc": ("UniPCMultistepScheduler", {}),
-    "flow_euler": ("FlowMatchEulerDiscreteScheduler", {}),
+    "flow_euler": ("FlowMatchEulerDiscreteScheduler", {}), "cogvideox_ddim": ("CogVideoXDDIMScheduler", {}),
+    "cogvideox_dpm": ("CogVideoXDPMScheduler", {}),
 }
 
 _PREDICTED = ("epsilon", "v_prediction", "sample")

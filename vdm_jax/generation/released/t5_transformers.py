@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vdm_jax.conditions.text import EmbeddedText
 from vdm_jax.diffusion.scheduler_steps import COGVIDEOX as COGVIDEOX_SCHEDULERS
 from vdm_jax.errors import UserError
 from vdm_jax.generation.released.folder import Folder
+from vdm_jax.generation.released.kinds import Kind
 from vdm_jax.generation.released.schedulers import Scheduler
 from vdm_jax.generation.released.transformers import FIRST
 from vdm_jax.networks.autoencoders.ltx_config import LTXAutoencoder
@@ -21,9 +22,6 @@ from vdm_jax.stages.options import Sampling
 from vdm_jax.stages.stage import Stage, VideoSpec
 from vdm_jax.weights.model_kinds import kind_of
 from vdm_jax.weights.pretrained import Pretrained
-
-if TYPE_CHECKING:
-    from vdm_jax.generation.released.models import Kind
 
 COGVIDEOX, LTX = "CogVideoXPipeline", "LTXPipeline"
 # Class of a pipeline -> class of its transformer, and its autoencoder
