@@ -23,6 +23,7 @@ from vdm_jax.networks.autoencoders.piecewise import PiecewiseAutoencoder
 from vdm_jax.networks.transformer.config import AddedSinusoids
 from vdm_jax.networks.transformer.members import cogvideox, cogvideox_rotary
 from vdm_jax.stages.latent import Latent, decode, encode, encode_masked_video
+from vdm_jax.stages.options import Oscillation, Sampling
 
 # The file of the 2B model
 SCHEDULER = {"_class_name": "CogVideoXDDIMScheduler", "beta_start": 0.00085, "beta_end": 0.012,
@@ -31,7 +32,7 @@ SCHEDULER = {"_class_name": "CogVideoXDDIMScheduler", "beta_start": 0.00085, "be
              "sample_max_value": 1.0, "set_alpha_to_one": True, "snr_shift_scale": 3.0, "steps_offset": 0,
              "timestep_spacing": "trailing", "trained_betas": None}
 VAE = PiecewiseAutoencoder(widths=(4, 8), blocks=1, groups=2, latent_channels=2, time_factor=2, scale=0.7)
-OWN = {"width": 32, "heads": 2, "layers": 2, "text": EmbeddedText(width=8), "text_length": 9, "level_width": 8,
+OWN = {"width": 32, "heads": 2, "layers": 2, "text": EmbeddedText(width=8), "text_length": 16, "level_width": 8,
        "out_channels": 2}
 SMALL = cogvideox(**OWN, sinusoids=AddedSinusoids())
 LARGE = cogvideox(**OWN, rotary=cogvideox_rotary(16, (4, 6)), timesteps=ShiftedBetaSchedule(snr_shift=1.0))
@@ -114,7 +115,7 @@ def test_a_video_of_a_text(pipeline, folder, tmp_path):
 def test_texts_keep_their_padding(pipeline):
     """All tokens are seen, and what T5 makes of padding is part of them."""
     found = pipeline.encoder.texts(["a red three", "a"])
-    assert found["embeddings"].shape == (2, 9, 8) and found["text_mask"].all() and found["null_mask"].all()
+    assert found["embeddings"].shape == (2, 16, 8) and found["text_mask"].all() and found["null_mask"].all()
     assert np.abs(found["embeddings"][1, -1]).max() > 0
 
 
@@ -128,6 +129,15 @@ def test_guidance_of_each_step(pipeline, folder):
     plain, dynamic = (pipeline("a red three", **options, dynamic_guidance=value).videos.astype(int)
                       for value in (False, True))
     assert np.abs(plain - dynamic).max() > 0
+    generator = with_size(load_released(folder), 5, 8, 12)
+    stage = generator.experiment.stages[0]
+    stage = dataclasses.replace(stage, sampling=dataclasses.replace(stage.sampling, dynamic_guidance=True))
+    generator = generator.of(dataclasses.replace(generator.experiment, stages=(stage,)))
+    whole = generator(["a red three"], seed=3, steps=2).videos  # all steps are one program
+    assert np.abs(whole.astype(int) - dynamic).max() <= 1
+    for sampling in (Sampling(), stage.sampling):
+        with refused("Sampling.dynamic_guidance", "released scheduler"):
+            dataclasses.replace(sampling, dynamic_guidance=True, oscillation=Oscillation())
     with refused("dynamic_guidance", "without guidance"):
         pipeline("a", **options, dynamic_guidance=True, guidance=0.0)
 
@@ -142,7 +152,7 @@ def test_steps_may_reuse_what_the_blocks_have_added(pipeline):
 
 def test_the_command_writes_a_video(folder, tmp_path):
     arguments = ["--height", "8", "--width", "12", "--num-frames", "5", "--num-inference-steps", "2", "--scheduler",
-                 "cogvideox_dpm", "--dynamic-guidance", "--out", str(tmp_path / "a.gif")]
+                 "cogvideox_dpm", "--dynamic-guidance", "--dtype", "bfloat16", "--out", str(tmp_path / "a.gif")]
     assert generate_command.main([str(folder), "--prompt", "a red three", *arguments]) == 0
     assert (tmp_path / "a.gif").stat().st_size > 0
 
@@ -186,7 +196,7 @@ def test_videos_of_diffusers(kind, scheduler, dynamic, folder, large, pairs, mon
     prompts, negative = ["a red three moving left", "a green seven"], ["green", "red"]
     with torch.no_grad():
         wanted = theirs(prompts, negative_prompt=negative, **options, use_dynamic_cfg=dynamic, latents=noise(0),
-                        max_sequence_length=9, output_type="np").frames
+                        max_sequence_length=16, output_type="np").frames
     found = vdm_jax.from_pretrained(where, scheduler=scheduler)(
         prompts, negative_prompt=negative, **options, dynamic_guidance=dynamic, seed=7, progress=False).videos
     assert wanted.std() > 0.02 and np.abs(found.astype(float) - 255 * wanted).max() <= 1.5

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -20,7 +21,9 @@ from vdm_jax.diffusion.caching import Cache
 from vdm_jax.generation.one_stage import released_steps, sample_keys
 from vdm_jax.generation.released.models import load_released, read_released, with_size
 from vdm_jax.networks.autoencoders.ltx_config import LTXAutoencoder
+from vdm_jax.networks.lora import LoRA, initial_factors, trained_adapter
 from vdm_jax.networks.transformer.members import ltx
+from vdm_jax.weights.lora_files import target_of, write_lora
 
 SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True, "base_shift": 0.95,
              "max_shift": 2.05, "base_image_seq_len": 1024, "max_image_seq_len": 4096, "shift_terminal": 0.1,
@@ -95,6 +98,21 @@ def test_steps_may_reuse_what_the_blocks_have_added(pipeline):
     assert 0 < np.abs(reused.astype(int) - plain).max()
 
 
+def test_loras_are_merged(pipeline, tmp_path):
+    options = {**SIZE, "num_inference_steps": 1, "guidance_scale": 1.0, "progress": False}
+    before = pipeline("a red three", **options).videos
+    params = pipeline.models["transformer"].params
+    specs = (LoRA(rank=2, patterns=("self_attention/value",)),)
+    factors = jax.tree.map(lambda a: np.random.default_rng(0).normal(size=a.shape).astype(np.float32),
+                           initial_factors(specs, params, jax.random.key(0)))
+    adapter = target_of(TRANSFORMER), trained_adapter(specs, params, factors)
+    write_lora(tmp_path / "a.safetensors", {"unet": adapter}, "diffusers")
+    pipeline.use_loras({tmp_path / "a.safetensors": 1.0})
+    assert np.abs(pipeline("a red three", **options).videos.astype(int) - before).max() > 1
+    pipeline.use_loras({})
+    np.testing.assert_array_equal(pipeline("a red three", **options).videos, before)
+
+
 def test_the_decoder_is_a_step_of_denoising(timed, pipeline):
     """Its time and noise are the authors' unless given, and refused where the decoder has none."""
     ours = vdm_jax.from_pretrained(timed)
@@ -112,7 +130,8 @@ def test_the_decoder_is_a_step_of_denoising(timed, pipeline):
 
 def test_the_command_writes_a_video(folder, tmp_path):
     size = ["--height", "8", "--width", "16", "--num-frames", "5", "--num-inference-steps", "1"]
-    assert generate_command.main([str(folder), "--prompt", "a red three", *size, "--out", str(tmp_path / "a.gif")]) == 0
+    assert generate_command.main([str(folder), "--prompt", "a red three", *size, "--dtype", "bfloat16", "--out",
+                                  str(tmp_path / "a.gif")]) == 0
     assert (tmp_path / "a.gif").stat().st_size > 0
     with refused("generate_command.call_arguments", "--decode-chunk-size", "--decode-timestep"):
         generate_command.main([str(folder), "--prompt", "a", *size, "--decode-chunk-size", "2"])
