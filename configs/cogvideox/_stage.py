@@ -19,9 +19,9 @@ def experiment(name: str, network: VideoTransformer, scale: float) -> Experiment
     """49 frames of 480x720 at 8 per second; `scale` is that of the latents. Training is the authors' finetuning, with
     the steps and the batch ours.
 
-    Released weights see 226 tokens of each text, those after its end as T5 makes them of padding. Here a text is cut
-    where it ends and followed by zeros, which those weights were not trained with: for them, write all 226 states of
-    each caption, and of the empty text, with `vdm_jax.data.embeddings.write_embeddings`.
+    Released weights see 226 tokens of each text, those after its end as T5 makes them of padding. `vdm-jax embed` with
+    the folder of a released CogVideoX as encoder writes all of them; of another folder with T5, a text is cut where it
+    ends and followed by zeros, which those weights were not trained with.
     """
     stage = Stage(
         name="base", video=VideoSpec(frames=49, height=480, width=720, fps=8),

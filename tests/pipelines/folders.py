@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
+
 from tests.weights.folders import tensors_of, write
-from tests.weights.test_tokenizers import write_clip
+from tests.weights.test_tokenizers import write_clip, write_t5
 from vdm_jax.networks.autoencoders.config import Autoencoder
 from vdm_jax.networks.control_net import ControlNet
 from vdm_jax.networks.encoders.clip_text import CLIPText
 from vdm_jax.networks.encoders.clip_vision import CLIPVision
+from vdm_jax.networks.encoders.t5 import T5Encoder
 from vdm_jax.networks.latent_frames import Motion
 from vdm_jax.networks.latent_unet import LatentUNet
 from vdm_jax.networks.motion_adapter import MotionAdapter
@@ -28,7 +31,7 @@ def write_pipeline(folder, kind, parts, scheduler, fields):
     library = {"text_encoder": "transformers", "image_encoder": "transformers"}
     index = {"_class_name": kind, "scheduler": ["diffusers", scheduler["_class_name"]]}
     for seed, (name, config) in enumerate(parts.items()):
-        tensors = {key: 0.2 * tensor for key, tensor in tensors_of(config, seed=seed).items()}
+        tensors = {key: np.asarray(0.2 * tensor) for key, tensor in tensors_of(config, seed=seed).items()}
         write(folder / name, config, tensors, fields=fields.get(name))
         index[name] = [library.get(name, "diffusers"), kind_of(config).name]
     (folder / "scheduler").mkdir()
@@ -107,5 +110,18 @@ def write_motion(folder, groups=2):
     write(folder / "motion_adapter", adapter, tensors_of(adapter))
     index = json.loads((folder / "model_index.json").read_text())
     index |= {"_class_name": "AnimateDiffPipeline", "motion_adapter": ["diffusers", "MotionAdapter"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+def write_with_t5(folder, kind, transformer, vae, scheduler):
+    """A transformer with texts of T5, whose width is 8, such as LTX-Video."""
+    (folder / "tokenizer").mkdir(parents=True)
+    write_t5(folder / "tokenizer")
+    (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "T5Tokenizer"}))
+    text = T5Encoder(vocabulary=128, width=8, layers=1, heads=2, head_dim=6, hidden=16)
+    write_pipeline(folder, kind, {"transformer": transformer, "vae": vae, "text_encoder": text}, scheduler, {})
+    index = json.loads((folder / "model_index.json").read_text())
+    index["tokenizer"] = ["transformers", "T5TokenizerFast"]
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder

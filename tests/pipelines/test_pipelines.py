@@ -19,7 +19,7 @@ from tests.refusals import refused
 from vdm_jax.commands.main import main
 from vdm_jax.errors import NotFinite, UserError
 from vdm_jax.generation.compiled import StepFunctions
-from vdm_jax.generation.released.models import KINDS
+from vdm_jax.generation.released.kinds import KINDS
 from vdm_jax.generation.released.pictures import for_encoder, open_pictures
 from vdm_jax.parallel.mesh import MeshSpec
 from vdm_jax.video.reading import VideoReader
@@ -185,7 +185,8 @@ def test_motion_modules_of_other_norm_groups_take_those_of_the_image_network(pic
 def test_thresholds_are_per_frame_where_frames_are_pictures():
     assert {name: kind.threshold_per for name, kind in KINDS.items()} == {
         "AnimateDiffControlNetPipeline": "clip", "AnimateDiffPipeline": "clip",
-        "AnimateDiffSparseControlNetPipeline": "clip", "LatentConsistencyModelPipeline": "clip",
+        "AnimateDiffSparseControlNetPipeline": "clip", "CogVideoXPipeline": "clip",
+        "LatentConsistencyModelPipeline": "clip", "LTXPipeline": "clip",
         "StableDiffusionAdapterPipeline": "clip", "StableDiffusionControlNetPipeline": "clip",
         "StableDiffusionPipeline": "clip", "StableVideoDiffusionPipeline": "clip", "TextToVideoSDPipeline": "frame",
         "WanImageToVideoPipeline": "clip", "WanPipeline": "clip"}

@@ -32,6 +32,7 @@ from vdm_jax.configuration import (
     SamplingSteps,
     Seed,
     Share,
+    ShareBelowOne,
     Size,
 )
 from vdm_jax.errors import UserError
@@ -42,8 +43,8 @@ MotionBucket = Annotated[int, Range(least=0, most=255)]
 @dataclasses.dataclass(frozen=True)
 class Generate:
     """Generate with released weights: pictures of texts (Stable Diffusion 1.x and 2.x) and control maps (ControlNet),
-    videos of texts (ModelScope, AnimateDiff, Wan), or videos that begin with a picture (Stable Video Diffusion, and
-    Wan's image-to-video models and its 5B model with a text too).
+    videos of texts (ModelScope, AnimateDiff, Wan, CogVideoX, LTX-Video), or videos that begin with a picture (Stable
+    Video Diffusion, and Wan's image-to-video models and its 5B model with a text too).
 
     FOLDER is local, in the layout of diffusers (with model_index.json and .safetensors files); nothing is downloaded.
     The scheduler is that of the folder unless --scheduler names another. What is not given is what the model's authors
@@ -62,6 +63,8 @@ class Generate:
       vdm-jax generate animatediff-sparsectrl-rgb --prompt "a dancer" --conditioning-frames first.png last.png \
         --controlnet-frame-indices 0 15
       vdm-jax generate Wan2.1-T2V-1.3B-Diffusers --prompt "a cat on a surfboard" --num-frames 33 --dtype bfloat16
+      vdm-jax generate CogVideoX-5b --prompt "a panda plays a guitar" --scheduler cogvideox_dpm --dynamic-guidance
+      vdm-jax generate LTX-Video --prompt "a clownfish between corals" --num-frames 97 --dtype bfloat16
       vdm-jax generate Wan2.1-I2V-14B-480P-Diffusers --prompt "the boat leaves" --image boat.jpg --dtype bfloat16
       vdm-jax generate stable-video-diffusion-img2vid --image boat.jpg --motion-bucket-id 60 --fps 10 --out boat.gif
     """
@@ -93,11 +96,11 @@ class Generate:
     height: Size | None = None  # pixels; that of the training by default
     width: Size | None = None  # pixels; that of the training by default
     num_frames: Size | None = None  # of a video; the model's by default
-    # ddim, ddpm, deis, dpm++, dpm++_3m, dpm++_sde, euler, euler_ancestral, heun, lms, pndm, unipc, ...; the folder's by
-    # default
+    # ddim, ddpm, deis, dpm++, dpm++_3m, dpm++_sde, euler, euler_ancestral, heun, lms, pndm, unipc, cogvideox_dpm, ...;
+    # the folder's by default
     scheduler: str | None = None
-    # Wan: keep what the blocks add from step to step. One number N evaluates all of them at every N-th step, several
-    # are the numbers of these steps, from 0
+    # Wan, CogVideoX and LTX-Video: keep what the blocks add from step to step. One number N evaluates all of them at
+    # every N-th step, several are the numbers of these steps, from 0
     cache: tuple[CountOrZero, ...] = ()
     # Or: all of them once the plain relative changes of the noise level's embedding add up to this; thresholds
     # published with a model's polynomial do not transfer
@@ -105,6 +108,8 @@ class Generate:
     num_inference_steps: SamplingSteps | None = None  # of the scheduler; by default 50 with a text, 25 with a picture
     guidance: GUIDANCE = None
     guidance_scale: GUIDANCE_SCALE = None
+    # CogVideoX: guidance that changes from step to step, as the authors sample the 5B model with cogvideox_dpm
+    dynamic_guidance: bool = False
     min_guidance_scale: Guidance | None = None  # picture: --guidance-scale of the first frame, 1 by default
     high_noise_guidance_scale: Guidance | None = None  # Wan 2.2 A14B: that of the expert for much noise, 4 by default
     max_guidance_scale: Guidance | None = None  # picture: of the last frame, 3 by default, linear between
@@ -113,6 +118,8 @@ class Generate:
     motion_bucket_id: MotionBucket | None = None  # picture: how much moves, 1 to 255; 127 by default
     noise_aug_strength: NonNegative | None = None  # picture: noise on it, 0.02 by default; more lets the video leave it
     decode_chunk_size: Size | None = None  # frames decoded at a time; all by default, fewer take less memory
+    decode_timestep: Share | None = None  # LTX-Video from 0.9.1 on: time of the decoder, 0.05 by default
+    decode_noise_scale: ShareBelowOne | None = None  # and the share of noise in what it decodes, 0.025 by default
     lora: LORA = ()
     seed: Seed = 0
     dtype: Literal["float32", "bfloat16", "float16"] | None = None  # of weights and activations; as stored by default
@@ -155,7 +162,7 @@ def call_arguments(options: Generate, pipeline: Any) -> dict[str, Any]:
     """What a pipeline is called with. Raises `UserError` for what it needs and was not given, or does not take."""
     given = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)
              if field.name not in LOADING}
-    given = {name: value for name, value in given.items() if value is not None and value != ()}
+    given = {name: value for name, value in given.items() if value is not None and value is not False and value != ()}
     for name in ("negative_prompt", "conditioning_frames", "controlnet_conditioning_scale", "control_guidance_start",
                  "control_guidance_end", "adapter_conditioning_scale"):
         if len(given.get(name, ())) == 1:

@@ -9,7 +9,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -23,16 +23,30 @@ from vdm_jax.networks.encoders.t5 import T5Encoder
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.parallel.rules import batch_parts, batch_sharding
 from vdm_jax.weights.pretrained import Pretrained, describe, load_pretrained
+from vdm_jax.weights.tensor_files import read_json
 from vdm_jax.weights.tokenizers import Tokenizer, cleaned, open_tokenizer
 
 log = logging.getLogger(__name__)
 
 PART = 4096  # captions that are encoded before they are safe on disk
+INDEX = "model_index.json"  # of a pipeline's folder
+# What T5 makes of a text's padding. hidden: it is not seen, and not kept. seen: the text sees it, and it is not kept.
+# kept: it is seen, and part of what networks attend to
+Padding = Literal["hidden", "seen", "kept"]
+# Class of a pipeline whose network was trained otherwise -> how
+PADDING: dict[str, Padding] = {"CogVideoXPipeline": "kept", "LTXPipeline": "seen"}
+
+
+def padding_of(folder: Path) -> Padding:
+    """Of the pipeline in a folder; that of T5 where there is none."""
+    index = read_json(folder / INDEX) if (folder / INDEX).is_file() else {}
+    return PADDING.get(str(index.get("_class_name")), "hidden")
 
 
 class CaptionEncoder:
     """The text encoder of a local folder, with its tokenizer, over all devices. Texts of UMT5 are cleaned first, as Wan
-    cleans its prompts.
+    cleans its prompts; T5 sees padding, and keeps it, where the folder is of a pipeline that was trained so
+    (`PADDING`).
 
     Args:
       folder: a pipeline in the layout of diffusers (`text_encoder/` and `tokenizer/`), or a text encoder in that of
@@ -61,15 +75,17 @@ class CaptionEncoder:
         model = load_pretrained(weights, dtype=dtype, mesh=mesh)
         if dtype is not None:
             model = dataclasses.replace(model, config=dataclasses.replace(model.config, dtype=dtype))
-        self._set(model, tokenizer, mesh)
+        self._set(model, tokenizer, mesh, padding_of(folder))
         self.folder = EncoderFolder(path=str(folder.absolute()), sha256=self.fingerprint().hex(), length=length,
                                     dtype=dtype)
 
     @classmethod
-    def of(cls, model: Pretrained, tokenizer: Tokenizer, mesh: Mesh) -> CaptionEncoder:
-        """An encoder that is loaded."""
+    def of(
+        cls, model: Pretrained, tokenizer: Tokenizer, mesh: Mesh, padding: Padding = "hidden"
+    ) -> CaptionEncoder:
+        """An encoder that is loaded; `padding` of T5."""
         found = cls.__new__(cls)
-        found._set(model, tokenizer, mesh)
+        found._set(model, tokenizer, mesh, padding)
         return found
 
     def with_params(self, params: Any) -> CaptionEncoder:
@@ -78,14 +94,16 @@ class CaptionEncoder:
         found.params = params
         return found
 
-    def _set(self, model: Pretrained, tokenizer: Tokenizer, mesh: Mesh) -> None:
+    def _set(self, model: Pretrained, tokenizer: Tokenizer, mesh: Mesh, padding: Padding) -> None:
         self.tokenizer, self.mesh, self.is_clip = tokenizer, mesh, isinstance(model.config, CLIPText)
         self.config, self.width, self.params = model.config, model.config.width, model.params
         # The models of CLIP were trained, and are used, with padding in sight (unless their files say otherwise): it is
-        # part of a network's conditioning. T5's padding is hidden, and not kept.
+        # part of a network's conditioning. T5's padding is hidden, and not kept, unless `padding` says otherwise.
         self.cleans = getattr(model.config, "offsets_per_layer", False)
-        self.masked = not self.is_clip or bool(model.fields.get("use_attention_mask"))
+        self.masked = bool(model.fields.get("use_attention_mask")) if self.is_clip else padding == "hidden"
+        self.keeps = self.is_clip or padding == "kept"
         self.about = f"{type(model.config).__name__} of width {self.width}, {self.tokenizer.length} tokens"
+        self.about += "" if self.is_clip or padding == "hidden" else f", padding {padding}"
         self._encode = jax.jit(lambda params, ids, mask: getattr(
             found := model.module.apply({"params": params}, ids, mask), "tokens", found))
 
@@ -96,7 +114,7 @@ class CaptionEncoder:
         texts = [cleaned(text, "UMT5's tokenizer") for text in texts] if self.cleans else texts
         ids, mask = self.tokenizer([*texts, *[""] * (rows - len(texts))])
         found = np.asarray(self._run(ids, mask if self.masked else None), np.float32)
-        return [vectors if self.is_clip else vectors[seen] for vectors, seen in zip(found, mask, strict=True)
+        return [vectors if self.keeps else vectors[seen] for vectors, seen in zip(found, mask, strict=True)
                 ][: len(texts)]
 
     def fingerprint(self) -> bytes:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from vdm_jax.configuration import CountOrZero, Range, Share, check_value
 from vdm_jax.diffusion.arrays import Denoiser, Level, Video, expand
@@ -144,6 +144,13 @@ def oscillating(
         return jnp.where((step >= constant_steps) & ((step - constant_steps) % 2 == 0), low, high)
 
     return weight
+
+
+def by_step(
+    weights: Float[ArrayLike, " steps"], levels: Float[Array, " steps"]
+) -> Callable[[Level], Level]:
+    """A weight for each step of a sampler with these levels; a log-SNR belongs to the step whose level is nearest."""
+    return lambda logsnr: jnp.asarray(weights)[jnp.argmin(jnp.abs(logsnr[..., None] - levels), axis=-1)]
 
 
 def static_threshold(denoise: Denoiser) -> Denoiser:

@@ -28,8 +28,13 @@ NOTHING = -60.0  # log-SNR where others have an alpha of zero; it is 9e-14 here
 MOST_STEPS = 10_000
 RHO = 7.0  # of the Karras sigmas; the classes have no option for it
 
+# In the place of zero SNR, for a multistep method that is to see no estimate made there: from so far away none counts
+BOTTOM = -1e6
+COGVIDEOX = ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")
+
 Name = Literal[
-    "DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler", "EDMEulerScheduler",
+    "CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler", "EDMEulerScheduler",
     "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler",
     "HeunDiscreteScheduler", "LCMScheduler", "LMSDiscreteScheduler", "PNDMScheduler", "UniPCMultistepScheduler"]
 
@@ -116,7 +121,9 @@ class SchedulerSteps:
         """Log-SNR of every timestep."""
         table = np.array(schedule.table())
         if schedule.zero_terminal_snr:
-            table[-1] = NOTHING if self.scheduler in ("DDIMScheduler", "DDPMScheduler", "LCMScheduler") else SMALLEST
+            single = ("CogVideoXDDIMScheduler", "DDIMScheduler", "DDPMScheduler", "LCMScheduler")
+            table[-1] = NOTHING if self.scheduler in single else SMALLEST
+            table[-1] = BOTTOM if self.scheduler == "CogVideoXDPMScheduler" else table[-1]
         return table
 
     def timesteps(self, total: int, steps: int) -> Int[np.ndarray, " steps"]:
@@ -126,7 +133,7 @@ class SchedulerSteps:
 
 
 def _between_timesteps(own: SchedulerSteps, schedule: BetaTable, steps: int) -> _Walk:
-    """DDIM and PNDM go from timestep n to n - T // steps, whichever comes next in their list."""
+    """DDIM, PNDM and those of CogVideoX go from timestep n to n - T // steps, whichever comes next in their list."""
     table, timesteps = own.table(schedule), own.timesteps(schedule.steps, steps)
     before = timesteps - schedule.steps // steps
     if own.scheduler == "PNDMScheduler" and (before[:-1] != timesteps[1:]).any():
@@ -137,8 +144,8 @@ def _between_timesteps(own: SchedulerSteps, schedule: BetaTable, steps: int) -> 
     following = table[np.maximum(before, 0)]
     if to_one:
         following[-1] = CLEAN
-    # DDIM is then at its estimate, PNDM at what it extrapolates.
-    return _Walk(table[timesteps], following, timesteps, estimate=to_one and own.scheduler == "DDIMScheduler")
+    # Others are then at their estimate, PNDM at what it extrapolates.
+    return _Walk(table[timesteps], following, timesteps, estimate=to_one and own.scheduler != "PNDMScheduler")
 
 
 def _between_sigmas(own: SchedulerSteps, schedule: BetaTable, steps: int) -> _Walk:
@@ -227,6 +234,7 @@ def _edm(own: SchedulerSteps, schedule: Schedule, steps: int) -> _Walk:
 
 
 _WALKS: dict[str, Callable[[SchedulerSteps, Schedule, int], _Walk]] = {
+    **dict.fromkeys(COGVIDEOX, _between_timesteps),
     "DDIMScheduler": _between_timesteps, "DDPMScheduler": _listed, "DEISMultistepScheduler": _multistep,
     "DPMSolverMultistepScheduler": _multistep, "EDMEulerScheduler": _edm,
     "EulerAncestralDiscreteScheduler": _between_sigmas, "EulerDiscreteScheduler": _between_sigmas,

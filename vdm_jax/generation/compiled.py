@@ -20,6 +20,7 @@ from vdm_jax.diffusion.augmentation import TruncatedConditioningAugmentation
 from vdm_jax.diffusion.caching import Cache
 from vdm_jax.diffusion.sampling import Walk, check_steps, steps_between
 from vdm_jax.generation.one_stage import (
+    dynamic_weights,
     finished,
     guidance_of,
     inpainting_method,
@@ -116,7 +117,7 @@ def of_any_steps(stage: Stage, sampling: Sampling) -> tuple[Stage, Sampling]:
         any_weight = distillation.guidance[0]
     plan = None if sampling.cache is None else Cache(branch=sampling.cache.branch)  # `Step.whole` says the rest
     sampling = dataclasses.replace(sampling, steps=1, guidance=any_weight, terms=terms, batch_size=1,
-                                   last_frame_guidance=None, scheduler=None, cache=plan)
+                                   last_frame_guidance=None, scheduler=None, cache=plan, dynamic_guidance=False)
     latent = None if stage.latent is None else dataclasses.replace(stage.latent, decode_frames=None)
     return dataclasses.replace(stage, sampling=sampling, latent=latent), sampling
 
@@ -194,6 +195,8 @@ def stepwise_sampling(
     count, weight = np.int32(sampling.steps), None
     if is_guided(stage, sampling) or stage.takes_weight:
         weight = np.asarray(guidance_of(stage, sampling), np.float32)
+        if sampling.dynamic_guidance:
+            weights = dynamic_weights(stage, sampling)
 
     def place(carry: Any) -> Any:  # what lives elsewhere would be compiled for anew
         def put(x: jax.Array) -> jax.Array:
@@ -211,7 +214,8 @@ def stepwise_sampling(
         by_level = of_levels or has_interval(conditioning)
         for i in range(len(steps.index)):
             step = jax.tree.map(lambda x, i=i: x[i], steps)._replace(count=count)
-            given = step, weight, levels if by_level else levels[:1], embedded
+            of_step = weights[i] if sampling.dynamic_guidance and weight is not None else weight
+            given = step, of_step, levels if by_level else levels[:1], embedded
             if not i and sampling.cache is not None:  # no features yet: without a second compilation
                 shape = functions.advance.eval_shape(params, keys, conditioning, inside, carry, *given)[2]
                 carry = (*carry, jnp.zeros(shape.shape, shape.dtype, device=of_features(stage, shape, mesh)))

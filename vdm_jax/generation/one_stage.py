@@ -25,6 +25,7 @@ from vdm_jax.diffusion.consistency import consistent_estimate
 from vdm_jax.diffusion.guidance import (
     Estimates,
     batched,
+    by_step,
     combine,
     dynamic_threshold,
     guidance_weight,
@@ -108,6 +109,13 @@ def guidance_of(stage: Stage, sampling: Sampling) -> float | Float[Array, " N"]:
     if sampling.last_frame_guidance is None:
         return sampling.guidance
     return jnp.linspace(sampling.guidance, sampling.last_frame_guidance, stage.shape[0])
+
+
+def dynamic_weights(stage: Stage, sampling: Sampling) -> Float[np.ndarray, " steps"]:
+    """Weight of the guidance at each step, of `Sampling.dynamic_guidance`."""
+    steps, scale = sampling.steps, 1 + sampling.guidance
+    timesteps = released_steps(stage, sampling)[0].timesteps.numbers[:steps].astype(np.float64)
+    return (scale / 2 * (1 - np.cos(np.pi * ((steps - timesteps) / steps) ** 5))).astype(np.float32)
 
 
 def released_steps(stage: Stage, sampling: Sampling) -> tuple[Discretisation | None, Embedded | None]:
@@ -220,6 +228,8 @@ def _guided(
         return _guided_by_names(stage, sampling, denoise_with, alone, conditioning, weight)
     if not is_guided(stage, sampling) and not stage.takes_weight:
         return lambda z, logsnr: denoise_with(z, logsnr, conditioning)
+    if weight is None and sampling.dynamic_guidance:
+        weight = by_step(dynamic_weights(stage, sampling), jnp.asarray(levels))
     weight, swing = guidance_of(stage, sampling) if weight is None else weight, sampling.oscillation
     if swing is not None:
         weight = oscillating(weight, swing.low, jnp.asarray(levels), swing.constant_steps)
@@ -427,7 +437,7 @@ def with_guide(sampling: Sampling, guide: Mapping[str, float] | None) -> Samplin
         return sampling
     terms = tuple(GuidanceTerm(name=name, scale=scale) for name, scale in guide.items())
     return dataclasses.replace(sampling, terms=terms, guidance=0.0, last_frame_guidance=None, high_noise_guidance=None,
-                               oscillation=None)
+                               oscillation=None, dynamic_guidance=False)
 
 
 def one_guidance(guidance: float | None, guidance_scale: float | None, guide: Mapping[str, float] | None

@@ -16,11 +16,12 @@ from vdm_jax.generation.compiled import Noise, Watch
 from vdm_jax.generation.generator import Generated, Progress
 from vdm_jax.generation.image_prompts import ImagePrompts
 from vdm_jax.generation.loras import TEXT, LoRAs, merged_on
+from vdm_jax.generation.one_stage import released_steps
 from vdm_jax.generation.released.folder import Folder, save_folder
+from vdm_jax.generation.released.kinds import kind_of
 from vdm_jax.generation.released.models import (
     experiment_of,
     generator_of,
-    kind_of,
     networks_of,
     parameters_of,
     stage_of,
@@ -136,7 +137,7 @@ class LatentPipeline:
     def checked_noise(self, stage: Stage, count: int, steps: int, latents: Any) -> np.ndarray | None:
         """The noise that is given. Raises `UserError` for steps that the scheduler cannot take and noise of another
         shape, before any work."""
-        self.scheduler.discretise(steps)
+        released_steps(stage, dataclasses.replace(stage.sampling, steps=steps))
         return arguments.noise("latents", latents, (count, *stage.shape))
 
     def generate(

@@ -9,7 +9,9 @@ from vdm_jax.errors import UserError
 from vdm_jax.generation.released.folder import Folder, open_folder
 from vdm_jax.parallel.mesh import MeshSpec
 from vdm_jax.pipelines.base import LatentPipeline
+from vdm_jax.pipelines.cogvideox import CogVideoXTextToVideo
 from vdm_jax.pipelines.image_to_video import ImageToVideo
+from vdm_jax.pipelines.ltx import LTXTextToVideo
 from vdm_jax.pipelines.text_to_image import AdaptedTextToImage, ControlledTextToImage, TextToImage
 from vdm_jax.pipelines.text_to_video import AnimateDiff, ControlledAnimateDiff, SparseAnimateDiff, TextToVideo
 from vdm_jax.pipelines.wan import WanImageToVideo, WanTextToVideo
@@ -19,9 +21,11 @@ PIPELINES: dict[str, Callable[[Folder], LatentPipeline]] = {
     "AnimateDiffControlNetPipeline": ControlledAnimateDiff,
     "AnimateDiffPipeline": AnimateDiff,
     "AnimateDiffSparseControlNetPipeline": SparseAnimateDiff,
+    "CogVideoXPipeline": CogVideoXTextToVideo,
     "StableDiffusionAdapterPipeline": AdaptedTextToImage,
     "StableDiffusionControlNetPipeline": ControlledTextToImage,
     "LatentConsistencyModelPipeline": TextToImage,
+    "LTXPipeline": LTXTextToVideo,
     "StableDiffusionPipeline": TextToImage,
     "StableVideoDiffusionPipeline": ImageToVideo,
     "TextToVideoSDPipeline": TextToVideo,
@@ -41,9 +45,9 @@ def from_pretrained(
       dtype: of parameters and activations: float32, bfloat16, float16; None: parameters as stored. The autoencoder
         stays in float32 where float16 is asked for, which it overflows.
       variant: part of the weights' file names, such as `fp16`; parts of the pipeline without it have plain names.
-      scheduler: sampled with instead of the folder's, by the noise that its file states: ddim, ddpm, deis, dpm++,
-        dpm++_3m, dpm++_sde, edm_euler, euler, euler_ancestral, flow_euler, heun, lcm, lms, pndm, unipc, or a class of
-        diffusers.
+      scheduler: sampled with instead of the folder's, by the noise that its file states: cogvideox_ddim,
+        cogvideox_dpm, ddim, ddpm, deis, dpm++, dpm++_3m, dpm++_sde, edm_euler, euler, euler_ancestral, flow_euler,
+        heun, lcm, lms, pndm, unipc, or a class of diffusers.
       mesh: devices per axis, for weights split over several of them; one device by default.
 
     Tensors are read one by one: at no time is there more in memory than the model and its largest tensor.

@@ -13,7 +13,8 @@ from jaxtyping import Float
 
 from vdm_jax.generation.generator import Generated, Progress
 from vdm_jax.generation.released.folder import Folder
-from vdm_jax.generation.released.models import control_nets_of, kind_of
+from vdm_jax.generation.released.kinds import kind_of
+from vdm_jax.generation.released.models import control_nets_of
 from vdm_jax.generation.released.pictures import Picture
 from vdm_jax.pipelines import arguments, control
 from vdm_jax.pipelines.base import FromText

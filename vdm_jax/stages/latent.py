@@ -44,6 +44,9 @@ class Latent:
     encode_frames: Size | None = None  # encoded at a time; None: all, or as many as the autoencoder's pieces have
     decode_frames: Size | None = None  # of latents, decoded at a time; None: as for encoding
     overlap_frames: SizeOrZero = 0  # of latents on either side that a piece also sees, with temporal layers
+    # Latents in front of those of a causal clip, where tokens are of several: they repeat the first one, are sampled
+    # with the others and are not decoded (CogVideoX1.5: 1)
+    ahead: SizeOrZero = 0
     tile: tuple[Size, Size] | None = None  # height and width of tiles, pixels; None: whole frames
     overlap: SizeOrZero = 0  # of tiles, pixels
 
@@ -55,6 +58,9 @@ class Latent:
                             f"of the autoencoder's factor {factor}, with an overlap that is less than a tile")
         if self.autoencoder.causal:
             self._check_stream()
+        elif self.ahead:
+            raise UserError(f"Latent.ahead={self.ahead} of a {type(self.autoencoder).__name__}, whose latents are of "
+                            "equal numbers of frames; permitted: 0, or a causal autoencoder")
 
     def _check_stream(self) -> None:
         if self.overlap_frames:
@@ -72,12 +78,16 @@ class Latent:
         """`(T, H, W, C)` of the latents of a clip. Raises `UserError` where the autoencoder's factors do not divide
         it."""
         spec = self.autoencoder
-        count = spec.latent_frames(frames)
+        count = self.frames(frames)
         for name, size in (("height", height), ("width", width)):
             if size % spec.factor:
                 raise UserError(f"video.{name}={size} does not divide into latents of an autoencoder of factor "
                                 f"{spec.factor}; permitted: {spec.factor}, {2 * spec.factor}, ...")
         return count, height // spec.factor, width // spec.factor, spec.latent_channels
+
+    def frames(self, frames: int) -> int:
+        """Latents of a clip of so many frames. Raises `UserError` for frames that do not fit."""
+        return self.ahead + self.autoencoder.latent_frames(frames)
 
     @property
     def frame_factor(self) -> int:
@@ -116,16 +126,21 @@ def encode(
     frames = latent.encode_frames or latent.autoencoder.pieces[0]
     pieces = _in_pieces(encoding_step(latent, weights), video, latent, frames,
                         latent.overlap_frames * latent.frame_factor, 1)
-    found = Moments(*jnp.split(pieces, 2, axis=-1))
+    found = Moments(*jnp.split(_led(pieces, latent.ahead), 2, axis=-1))
     drawn = key is not None and latent.encode == "sample"
     z = found.sample(jax.random.normal(key, found.mean.shape)) if drawn else found.mean
     return latent.autoencoder.normalise(z) if scaled else z
 
 
+def _led(x: Float[Array, "B T H W C"], count: int) -> Float[Array, "B T2 H W C"]:
+    """The first frame so many times more."""
+    return jnp.concatenate([x[:, :1]] * count + [x], axis=1) if count else x
+
+
 def decode(latent: Latent, weights: Any, z: Float[Array, "B T H W C"]) -> Float[Array, "B T2 H2 W2 C2"]:
     """The video of latents as diffusion sees them, within [-1, 1]."""
     frames = latent.decode_frames or latent.autoencoder.pieces[1]
-    return _in_pieces(decoding_step(latent, weights), z, latent, frames, latent.overlap_frames,
+    return _in_pieces(decoding_step(latent, weights), z[:, latent.ahead :], latent, frames, latent.overlap_frames,
                       latent.autoencoder.factor)
 
 
@@ -201,6 +216,8 @@ def encode_masked_video(
                         "video itself, or a stage that works on pixels")
     video = jnp.asarray(masked_video.video)
     mask = jnp.broadcast_to(jnp.asarray(masked_video.mask, jnp.float32), (*video.shape[:-1], 1))
-    found = mask_of_latents(mask, latent.shape(*video.shape[1:4])[:3], latent.frame_factor)
+    count, height, width, _ = latent.shape(*video.shape[1:4])
+    found = mask_of_latents(mask, (count - latent.ahead, height, width), latent.frame_factor)
+    found = _led(found, latent.ahead)
     found = found if frames_apart else found.min(-1, keepdims=True)
     return MaskedVideo(encode(latent, weights, jnp.where(mask > 0, video, 0)), found)

@@ -267,6 +267,10 @@ class Sampling:
     # w at noise levels from network.boundary on, where the network has two experts (Wan 2.2); None: the same
     high_noise_guidance: Guidance | None = None
     oscillation: Oscillation | None = None  # of the guidance; None: the same weight at every step
+    # w = s / 2 (1 - cos(pi ((N - t) / N)^5)) with s = 1 + guidance, of N steps at the timesteps t of a released
+    # scheduler: what CogVideoX's authors call dynamic guidance. Timesteps go up to 999 and steps to 50, so that it goes
+    # up and down in no simple order
+    dynamic_guidance: bool = False
     # The two estimates of a guided video on two halves of the devices: half the videos at a time, each in half the time
     split_guidance: bool = False
     threshold: Thresholds | None = StaticThreshold()
@@ -299,6 +303,11 @@ class Sampling:
                                                      or self.last_frame_guidance is not None):
             raise UserError(f"Sampling.high_noise_guidance={self.high_noise_guidance} with guidance={self.guidance}, "
                             "oscillation, by_blocks or last_frame_guidance; permitted: guidance other than 0, alone")
+        others = [name for name in ("oscillation", "by_blocks", "last_frame_guidance", "high_noise_guidance", "terms")
+                  if getattr(self, name)]
+        if self.dynamic_guidance and (others or self.scheduler is None or self.scheduler.flow is not None):
+            raise UserError(f"Sampling.dynamic_guidance=True with scheduler={self.scheduler}, {', '.join(others)}; "
+                            "permitted: the steps of a released scheduler that counts timesteps, alone")
         names = [term.name for term in self.terms]
         if len(set(names)) < len(names):
             raise UserError(f"Sampling.terms={names}; permitted: each name once")

@@ -211,7 +211,7 @@ class Stage:
         multiple = self.network.frame_reduction * (self.latent.frame_factor if self.latent else 1)
         causal = self.latent is not None and self.latent.autoencoder.causal
         for name, frames in seen.items():
-            count = self.latent.autoencoder.latent_frames(frames) if causal else frames
+            count = self.latent.frames(frames) if causal else frames
             if count % (self.network.frame_reduction if causal else multiple):
                 name = "video.frames" if frames == video else name
                 if causal:
@@ -268,6 +268,9 @@ def _check_latent(stage: Stage, latent: Latent, where: str) -> None:
         grid = latent.shape(*stage.video.shape[:3])
     except UserError as error:
         raise UserError(f"{where}: {error}", error.code) from None
+    if latent.ahead and stage.network.conditioning_frames:
+        raise UserError(f"{where}: latent.ahead={latent.ahead} with a network that takes conditioning frames, whose "
+                        "mask has none in front; permitted: 0, or another network")
     if latent.autoencoder.channels != 3:
         raise UserError(f"{where}: latent.autoencoder.channels={latent.autoencoder.channels}; permitted: 3, RGB")
     if not isinstance(stage.sampling.threshold, Threshold | None):

@@ -31,12 +31,13 @@ NAMES = _names()
 
 
 def read_piecewise(fields: Fields) -> PiecewiseAutoencoder:
-    """The config of an `AutoencoderKLCogVideoX`."""
+    """The config of an `AutoencoderKLCogVideoX`, whose `invert_scale_latents` is about pictures that videos begin with.
+    """
     default = AUTOENCODER_COGVIDEOX
     widths, channels = fields.get("block_out_channels", default.widths), fields.get("in_channels", 3)
     fields.require(
         act_fn="silu", norm_eps=1e-6, out_channels=channels, shift_factor=None, latents_mean=None, latents_std=None,
-        use_quant_conv=False, use_post_quant_conv=False, invert_scale_latents=False,
+        use_quant_conv=False, use_post_quant_conv=False,
         down_block_types=["CogVideoXDownBlock3D"] * len(widths), up_block_types=["CogVideoXUpBlock3D"] * len(widths))
     return PiecewiseAutoencoder(
         channels=channels, widths=widths, blocks=fields.get("layers_per_block", 3),

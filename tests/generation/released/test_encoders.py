@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 
 from tests.weights.folders import SMALL, tensors_of, write
-from vdm_jax.data.text_encoding import CaptionEncoder
+from vdm_jax.data.text_encoding import CaptionEncoder, padding_of
 from vdm_jax.generation.released.encoders import ReleasedEncoder, padded
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.weights.pretrained import load_pretrained
@@ -36,6 +38,24 @@ def test_texts_of_t5_end_in_zeros(tmp_path):
     both = encoder.texts(["abcd", "a"], ["x", "yz"])
     assert both["null_embeddings"].shape == (2, 5, 8) and both["null_mask"].sum() == 5
     np.testing.assert_allclose(both["embeddings"], found["embeddings"], atol=1e-6)
+
+
+def test_padding_that_t5_sees(tmp_path):
+    """Hidden, seen and dropped, or kept: against the network itself, and as the class of a pipeline says."""
+    model = load_pretrained(write(tmp_path / "t5", SMALL["t5"], tensors_of(SMALL["t5"])))
+    words, mesh = Words(), make_mesh(MeshSpec())
+    ids, mask = words(["ab", "abcd"])
+    hidden, seen = (np.asarray(model.module.apply({"params": model.params}, ids, given)) for given in (mask, None))
+    assert np.abs(hidden - seen)[mask].max() > 1e-3
+    for padding, wanted in (("hidden", [one[m] for one, m in zip(hidden, mask, strict=True)]),
+                            ("seen", [one[m] for one, m in zip(seen, mask, strict=True)]), ("kept", list(seen))):
+        found = CaptionEncoder.of(model, words, mesh, padding)(["ab", "abcd"])
+        for one, other in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-5)
+    assert padding_of(tmp_path) == "hidden"
+    for name, padding in (("WanPipeline", "hidden"), ("LTXPipeline", "seen"), ("CogVideoXPipeline", "kept")):
+        (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
+        assert padding_of(tmp_path) == padding
 
 
 def test_padding_of_vectors():

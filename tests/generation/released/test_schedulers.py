@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.refusals import refused
+from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.diffusion.arrays import noise_from_keys
 from vdm_jax.diffusion.beta_tables import BetaTable
 from vdm_jax.diffusion.grids import TimestepGrid
@@ -39,6 +40,7 @@ SDE = {"algorithm_type": "sde-dpmsolver++"}
 EXPONENTIAL = {"use_exponential_sigmas": True}
 SQUARED = {"beta_schedule": "squaredcos_cap_v2"}
 LISTED = {"trained_betas": np.linspace(0.001, 0.03, 500).tolist(), "num_train_timesteps": 500}
+COGVIDEOX = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, **TRAILING}
 BOUNDED = {"thresholding": True, "dynamic_thresholding_ratio": 0.7, "sample_max_value": 1.4}
 
 
@@ -94,6 +96,9 @@ def test_where_a_scheduler_ends_and_how_it_begins():
     ("PNDMScheduler", {"skip_prk_steps": True, "timestep_spacing": "linspace"}, 4, ("PNDMScheduler",)),
     ("LCMScheduler", {}, 51, ("steps", "50")),
     ("EulerDiscreteScheduler", {}, 0, ("num_inference_steps", "=0")),
+    ("CogVideoXDDIMScheduler", {"beta_schedule": "linear"}, 3, ("CogVideoXDDIMScheduler", "'scaled_linear'")),
+    ("CogVideoXDPMScheduler", {"snr_shift_scale": 0}, 3, ("CogVideoXDPMScheduler", "snr_shift_scale=0")),
+    ("CogVideoXDPMScheduler", {"set_alpha_to_one": False}, 3, ("CogVideoXDPMScheduler", "set_alpha_to_one=False")),
     ("EDMEulerScheduler", {"prediction_type": "v_prediction"}, 3, ("EDMEulerScheduler", "'epsilon'")),
 ])
 def test_refusals(name, options, steps, message):
@@ -210,12 +215,12 @@ class Embedding(nn.Module):
 
 def ours(scheduler, steps, z, keys, monkeypatch):
     """z after every step, and the result, by the denoiser and the steps of a stage."""
-    stage = SimpleNamespace(process=scheduler.process, shape=z.shape[1:],
+    stage = SimpleNamespace(process=scheduler.process, shape=z.shape[1:], takes_weight=False,
                             network=SimpleNamespace(timesteps=scheduler.timesteps, prompted=False))
     monkeypatch.setattr(one_stage, "network_module", lambda network: Embedding(network.timesteps))
     sampling = scheduler.sampling(steps=steps)
     found, embedded = one_stage.released_steps(stage, sampling)
-    denoise = one_stage.stage_denoiser(stage, {}, None, sampling, found.steps.level, embedded=embedded)
+    denoise = one_stage.stage_denoiser(stage, {}, Conditioning(), sampling, found.steps.level, embedded=embedded)
 
     @jax.jit
     def run(z):
@@ -247,18 +252,20 @@ def theirs(monkeypatch, name, options, steps, network, z, keys):
     masked_video = {k: v for k, v in options.items() if k in OPTIONS[name]}
     scheduler = made(**masked_video)
     scheduler.set_timesteps(steps)
-    x, found, told = torch.from_numpy(z) * scheduler.init_noise_sigma, [], []
-    noises = iter(range(1, steps + 1))
+    x, found, told, before = torch.from_numpy(z) * scheduler.init_noise_sigma, [], [], None
     if hasattr(module, "randn_tensor"):
         def draw(shape, **_):
-            return torch.from_numpy(np.array(noise_from_keys(keys, next(noises), shape), np.float64))
+            return torch.from_numpy(np.array(noise_from_keys(keys, len(told), shape), np.float64))
 
         monkeypatch.setattr(module, "randn_tensor", draw)
     for timestep in scheduler.timesteps:
         told.append(float(timestep))
         raw = torch.from_numpy(network(scheduler.scale_model_input(x, timestep).numpy(), float(timestep), np))
-        output = scheduler.step(raw, timestep, x)
-        x = output.prev_sample
+        if name == "CogVideoXDPMScheduler":
+            x, before = scheduler.step(raw, before, timestep, scheduler.timesteps[len(told) - 2] if len(told) > 1 else
+                                       None, x)
+        else:
+            x = scheduler.step(raw, timestep, x).prev_sample
         found.append(x.numpy())
     return found, told, scheduler
 
@@ -276,6 +283,11 @@ PEERS = {
     "ddim to one": ("DDIMScheduler", DDIM, 8),
     "ddim trailing": ("DDIMScheduler", {**DDIM, "timestep_spacing": "trailing"}, 7),
     "ddim linspace": ("DDIMScheduler", {**DDIM, "timestep_spacing": "linspace"}, 6),
+    "cogvideox ddim": ("CogVideoXDDIMScheduler", COGVIDEOX, 7),
+    "cogvideox ddim leading": ("CogVideoXDDIMScheduler", LEADING, 8),
+    "cogvideox dpm": ("CogVideoXDPMScheduler", COGVIDEOX, 8),
+    "cogvideox dpm to the first timestep": ("CogVideoXDPMScheduler", {**COGVIDEOX, "snr_shift_scale": 1.0}, 6),
+    "cogvideox dpm leading": ("CogVideoXDPMScheduler", {"prediction_type": "epsilon", **LEADING}, 8),
     "ddim linear betas": ("DDIMScheduler", {**DDIM, "beta_schedule": "linear"}, 6),
     "ddim zero snr": ("DDIMScheduler", {**DDIM, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}, 8),
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True, "steps_offset": 1}, 9),

@@ -11,11 +11,11 @@ from jaxtyping import Bool, Float
 
 from vdm_jax.conditions.frame_masks import MaskedVideo
 from vdm_jax.conditions.image_tokens import IMAGE_TOKENS
-from vdm_jax.data.text_encoding import CaptionEncoder
+from vdm_jax.data.text_encoding import PADDING, CaptionEncoder
 from vdm_jax.errors import UserError
 from vdm_jax.generation.released.folder import Folder
 from vdm_jax.generation.released.pictures import for_clip, for_encoder, open_pictures
-from vdm_jax.generation.released.transformers import FIRST
+from vdm_jax.generation.released.transformers import FIRST, text_length
 from vdm_jax.networks.encoders.clip_text import CLIPText
 from vdm_jax.networks.encoders.clip_vision import PIXEL_MEAN, PIXEL_STD
 from vdm_jax.parallel.rules import batch_parts, batch_sharding
@@ -23,9 +23,6 @@ from vdm_jax.weights.pretrained import Pretrained
 
 if TYPE_CHECKING:
     from PIL import Image
-
-
-TEXT_LENGTH = 512  # tokens of a text of Wan
 
 
 def padded(
@@ -47,8 +44,9 @@ class ReleasedEncoder:
         self.captions: CaptionEncoder | None = None
         if "text_encoder" in networks:
             model = networks["text_encoder"]
-            length = model.config.length if isinstance(model.config, CLIPText) else self._text_length(networks)
-            self.captions = CaptionEncoder.of(model, folder.tokenizer(length), folder.mesh)
+            length = model.config.length if isinstance(model.config, CLIPText) else text_length(networks)
+            self.captions = CaptionEncoder.of(model, folder.tokenizer(length), folder.mesh,
+                                              PADDING.get(folder.kind, "hidden"))
         if self.image is None:
             return
         module = self.image.module
@@ -82,7 +80,8 @@ class ReleasedEncoder:
 
     def texts(self, captions: Sequence[str], negative: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """`embeddings` `[B, L, C]`, padding included as the models were trained, and `null_embeddings` of the negative
-        captions, or `[L, C]` of the empty text. T5 has zeros after a text, and masks that say where it ends."""
+        captions, or `[L, C]` of the empty text. T5 has zeros after a text, and masks that say where it ends; a text of
+        CogVideoX ends with its padding."""
         found, null = self.captions(captions), self.captions([""] if negative is None else negative)
         if self.captions.is_clip:
             return {"embeddings": np.stack(found), "null_embeddings": null[0] if negative is None else np.stack(null)}
@@ -91,12 +90,6 @@ class ReleasedEncoder:
         if negative is None:
             null, null_mask = null[0], null_mask[0]
         return {"embeddings": embeddings, "text_mask": mask, "null_embeddings": null, "null_mask": null_mask}
-
-    @staticmethod
-    def _text_length(networks: dict[str, Pretrained]) -> int:
-        """Tokens of a text at most: those that the transformer pads texts to."""
-        transformer = networks.get(FIRST)
-        return (transformer and getattr(transformer.config, "text_length", 0)) or TEXT_LENGTH
 
     def pictures(self, images: Sequence[Image.Image]) -> dict[str, Any]:
         """`embeddings` `[B, 1, C]`: each picture as the one token that the network attends to."""

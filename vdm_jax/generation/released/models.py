@@ -11,7 +11,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import jax
 
@@ -22,9 +22,10 @@ from vdm_jax.conditions.sparse_control import SparseControl
 from vdm_jax.data.embeddings import EncoderFolder
 from vdm_jax.errors import UserError
 from vdm_jax.generation.generator import Generator
-from vdm_jax.generation.released import transformers
+from vdm_jax.generation.released import t5_transformers, transformers
 from vdm_jax.generation.released.encoders import ReleasedEncoder
 from vdm_jax.generation.released.folder import INDEX, Folder, open_folder
+from vdm_jax.generation.released.kinds import kind_of
 from vdm_jax.generation.released.schedulers import Scheduler
 from vdm_jax.networks import motion_adapter
 from vdm_jax.networks.autoencoders.config import Autoencoder
@@ -46,45 +47,9 @@ SIDE = 64  # latents of a side where a U-Net's file does not say
 SCALARS = ("fps", "motion", "noise")  # of Stable Video Diffusion, in the order in which they enter
 
 
-class Kind(NamedTuple):
-    """What the authors of a class of pipelines sample with."""
-
-    stage: Literal["image", "video"]
-    frames: int
-    fps: float  # frames per second
-    steps: int  # of the scheduler
-    guidance_scale: tuple[float, float]  # s = 1 + w of the first and of the last frame
-    size: tuple[int, int] | None = None  # height and width, pixels; None: by the U-Net's file
-    threshold_per: Literal["clip", "frame"] = "clip"  # what dynamic thresholding measures
-
-
-# Class in `model_index.json` -> its kind. Further ones are added here. The schedulers of ModelScope see frames as
-# pictures.
-KINDS = {
-    "AnimateDiffControlNetPipeline": Kind("video", 16, 8, 50, (7.5, 7.5)),
-    "AnimateDiffSparseControlNetPipeline": Kind("video", 16, 8, 50, (7.5, 7.5)),
-    "AnimateDiffPipeline": Kind("video", 16, 8, 50, (7.5, 7.5)),
-    "LatentConsistencyModelPipeline": Kind("image", 1, 1, 4, (8.5, 8.5)),
-    "StableDiffusionAdapterPipeline": Kind("image", 1, 1, 50, (7.5, 7.5)),
-    "StableDiffusionControlNetPipeline": Kind("image", 1, 1, 50, (7.5, 7.5)),
-    "StableDiffusionPipeline": Kind("image", 1, 1, 50, (7.5, 7.5)),
-    "StableVideoDiffusionPipeline": Kind("video", 14, 7, 25, (1.0, 3.0), (576, 1024)),
-    "TextToVideoSDPipeline": Kind("video", 16, 8, 50, (9.0, 9.0), threshold_per="frame"),
-    "WanImageToVideoPipeline": Kind("video", 81, 16, 40, (5.0, 5.0), (480, 832)),  # likewise
-    "WanPipeline": Kind("video", 81, 16, 50, (5.0, 5.0), (480, 832)),  # and as `transformers.usual` says
-}
-
-
 def is_released(path: str | os.PathLike) -> bool:
     """Whether there is a folder of a pipeline in the layout of diffusers."""
     return (pathlib.Path(path) / INDEX).is_file()
-
-
-def kind_of(folder: Folder) -> Kind:
-    """Raises `UserError` for a class of pipeline that we do not have."""
-    if folder.kind not in KINDS:
-        raise UserError(f"{folder.path} is a {folder.kind}; permitted: {', '.join(KINDS)}")
-    return KINDS[folder.kind]
 
 
 def networks_of(folder: Folder, weights: bool = True) -> dict[str, Pretrained]:
@@ -93,6 +58,8 @@ def networks_of(folder: Folder, weights: bool = True) -> dict[str, Pretrained]:
     kind_of(folder)
     if folder.kind in transformers.PIPELINES:
         return transformers.networks_of(folder, weights)
+    if folder.kind in t5_transformers.PIPELINES:
+        return t5_transformers.networks_of(folder, weights)
     unet, vae = (folder.model(part, wanted, weights) for part, wanted in (("unet", LatentUNet), ("vae", Autoencoder)))
     if folder.kind.startswith("AnimateDiff") and unet.config.motion is None:  # the two are in folders of their own
         adapter = folder.model("motion_adapter", MotionAdapter, weights)
@@ -155,6 +122,8 @@ def stage_of(folder: Folder, networks: dict[str, Pretrained], scheduler: Schedul
     """The stage that a pipeline is, sampled as its authors do."""
     if folder.kind in transformers.PIPELINES:
         return transformers.stage_of(folder, networks, scheduler)
+    if folder.kind in t5_transformers.PIPELINES:
+        return t5_transformers.stage_of(folder, networks, scheduler, kind_of(folder))
     kind, unet, vae = kind_of(folder), networks["unet"], networks["vae"].config
     scheduler = dataclasses.replace(scheduler or folder.scheduler(), threshold_per=kind.threshold_per)
     pictured = "image_encoder" in networks
@@ -181,8 +150,7 @@ def stage_of(folder: Folder, networks: dict[str, Pretrained], scheduler: Schedul
 def experiment_of(folder: Folder, networks: dict[str, Pretrained], mesh: MeshSpec | None = None) -> Experiment:
     """The experiment that a pipeline is: one stage, and no data."""
     text = networks.get("text_encoder")
-    length = networks[transformers.FIRST].config.text_length if transformers.FIRST in networks else (
-        text and text.config.length)
+    length = transformers.text_length(networks) if transformers.FIRST in networks else text and text.config.length
     encoder = text and EncoderFolder(path=str(folder.path.absolute()), length=length)
     return Experiment(name=folder.path.absolute().name, stages=(stage_of(folder, networks),), encoder=encoder,
                       mesh=mesh or MeshSpec())

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vdm_jax.diffusion.predictions import Prediction
-from vdm_jax.diffusion.scheduler_steps import RHO
+from vdm_jax.diffusion.scheduler_steps import COGVIDEOX, RHO
 from vdm_jax.errors import UserError
 
 BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2")
@@ -27,8 +27,12 @@ _SIGMAS = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_bet
            "timestep_spacing": "linspace"}
 _FLOW = {"use_flow_sigmas": False, "flow_shift": 1.0, "use_dynamic_shifting": False, "time_shift_type": "exponential"}
 _STABLE = {"beta_start": 0.00085, "beta_end": 0.012}
+# Both clip nothing, whatever their files say
+_COGVIDEOX = {**_SHARED, **_STABLE, "beta_schedule": "scaled_linear", "set_alpha_to_one": True,
+              "rescale_betas_zero_snr": False, "snr_shift_scale": 3.0}
 # Class -> its options and what they are where a file does not say.
 OPTIONS: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(COGVIDEOX, _COGVIDEOX),
     "DDIMScheduler": {**_SHARED, **_THRESHOLDS, **_CLIPS, "clip_sample": True, "set_alpha_to_one": True,
                       "rescale_betas_zero_snr": False},
     "DDPMScheduler": {**_SHARED, **_THRESHOLDS, **_CLIPS, "clip_sample": True, "variance_type": "fixed_small",
@@ -73,7 +77,8 @@ NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     "euler_ancestral": ("EulerAncestralDiscreteScheduler", {}), "heun": ("HeunDiscreteScheduler", {}),
     "lcm": ("LCMScheduler", {}), "lms": ("LMSDiscreteScheduler", {}),
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True}), "unipc": ("UniPCMultistepScheduler", {}),
-    "flow_euler": ("FlowMatchEulerDiscreteScheduler", {}),
+    "flow_euler": ("FlowMatchEulerDiscreteScheduler", {}), "cogvideox_ddim": ("CogVideoXDDIMScheduler", {}),
+    "cogvideox_dpm": ("CogVideoXDPMScheduler", {}),
 }
 
 _PREDICTED = ("epsilon", "v_prediction", "sample")
@@ -95,6 +100,9 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "FlowMatchEulerDiscreteScheduler.use_dynamic_shifting": (False, True),
     "FlowMatchEulerDiscreteScheduler.time_shift_type": ("exponential",),
     "FlowMatchEulerDiscreteScheduler.num_train_timesteps": (1000,),
+    **{f"{name}.beta_schedule": ("scaled_linear",) for name in COGVIDEOX},
+    **{f"{name}.trained_betas": (None,) for name in COGVIDEOX},
+    "CogVideoXDPMScheduler.set_alpha_to_one": (True,),
     "DPMSolverMultistepScheduler.final_sigmas_type": ("zero", "sigma_min"),
     "UniPCMultistepScheduler.final_sigmas_type": ("zero", "sigma_min"),
     "UniPCMultistepScheduler.solver_type": ("bh1", "bh2"), "DEISMultistepScheduler.solver_type": ("logrho",),
@@ -131,9 +139,9 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "original_inference_steps": _whole(1, LONGEST), "beta_start": _above(0), "beta_end": _above(0),
     "dynamic_thresholding_ratio": _above(0, 1), "sample_max_value": _above(0), "clip_sample_range": _above(0),
     "sigma_min": _or_none(_above(0)), "sigma_max": _or_none(_above(0)), "sigma_data": _above(0), "rho": _above(0),
-    "timestep_scaling": _above(0), "flow_shift": _above(0, 1000), "shift": _above(0, 1000),
-    "base_shift": _above(-40, 40), "max_shift": _above(-40, 40), "base_image_seq_len": _whole(1, 10**9),
-    "max_image_seq_len": _whole(1, 10**9),
+    "timestep_scaling": _above(0), "snr_shift_scale": _above(0, 1000), "flow_shift": _above(0, 1000),
+    "shift": _above(0, 1000), "base_shift": _above(-40, 40), "max_shift": _above(-40, 40),
+    "base_image_seq_len": _whole(1, 10**9), "max_image_seq_len": _whole(1, 10**9),
     "FlowMatchEulerDiscreteScheduler.shift_terminal": _or_none(_above(0, 1 - 1e-6)),
     "EDMEulerScheduler.sigma_min": _above(0), "EDMEulerScheduler.sigma_max": _above(0),
     "trained_betas": ((lambda x: x is None or isinstance(x, list) and len(x) > 1 and all(

@@ -16,6 +16,7 @@ from vdm_jax.diffusion.beta_tables import (
     LinearBetaSchedule,
     ListedBetaSchedule,
     ScaledLinearBetaSchedule,
+    ShiftedBetaSchedule,
     SquaredCosineBetaSchedule,
 )
 from vdm_jax.diffusion.flow_sigmas import DynamicShift, FlowSigmas
@@ -66,6 +67,9 @@ class Scheduler:
         shared = {"steps": own["num_train_timesteps"], "zero_terminal_snr": bool(own.get("rescale_betas_zero_snr"))}
         if own["trained_betas"] is not None:
             return ListedBetaSchedule(listed=tuple(own["trained_betas"]), **shared)
+        if "snr_shift_scale" in own:
+            return ShiftedBetaSchedule(beta_start=own["beta_start"], beta_end=own["beta_end"],
+                                       snr_shift=float(own["snr_shift_scale"]), **shared)
         if own["beta_schedule"] == "squaredcos_cap_v2":
             return SquaredCosineBetaSchedule(**shared)
         kind = LinearBetaSchedule if own["beta_schedule"] == "linear" else ScaledLinearBetaSchedule
@@ -173,6 +177,8 @@ def _unipc(scheduler: Scheduler) -> UniPC:
 
 
 _SAMPLERS: dict[str, Callable[[Scheduler], Sampler]] = {
+    "CogVideoXDDIMScheduler": lambda s: DDIM(),
+    "CogVideoXDPMScheduler": lambda s: DPMSolver(sde=True, lower_order_final=False),
     "DDIMScheduler": lambda s: DDIM(threshold=s.threshold),
     "DDPMScheduler": lambda s: DDPM(gamma=1.0 if s.options["variance_type"] == "fixed_large" else 0.0),
     "DEISMultistepScheduler": lambda s: DEIS(order=s.options["solver_order"],

@@ -31,6 +31,7 @@ WAN21_IMAGE, WAN21_FRAMES, WAN22_IMAGE = (
     (81, 16.0, 480, 832, 40, 5.0, None), (81, 16.0, 720, 1280, 50, 5.0, None), (81, 16.0, 480, 832, 40, 3.5, 3.5))
 ENCODED = 4  # latents of a piece of a clip that is encoded: the same result in less memory
 CHANNELS_5B = 48  # of latents, by which the 5B model of Wan 2.2 is known
+MASKED_LENGTH = 128  # tokens of a text at most, where the network takes any number of them: those of LTX-Video
 
 
 def networks_of(folder: Folder, weights: bool = True) -> dict[str, Pretrained]:
@@ -56,6 +57,11 @@ def networks_of(folder: Folder, weights: bool = True) -> dict[str, Pretrained]:
     if SECOND in found and found[SECOND].config != network:
         raise UserError(f"{folder.path / SECOND} is another network than {FIRST}/; permitted: two of the same sizes")
     return found
+
+
+def text_length(networks: dict[str, Pretrained]) -> int:
+    """Tokens of a text at most, of a pipeline with a transformer."""
+    return networks[FIRST].config.text_length or MASKED_LENGTH
 
 
 def network_of(folder: Folder, networks: dict[str, Pretrained]) -> VideoTransformer:

@@ -118,8 +118,10 @@ class CausalAutoencoder:
 def causal_latents(frames: int, factor: int) -> int:
     """Latents of a clip whose first frame has one of its own. Raises `UserError` for frames that do not fit."""
     if frames < 1 or (frames - 1) % factor:
+        below = 1 + max(frames - 1, 0) // factor * factor
         raise UserError(f"video.frames={frames} for a causal autoencoder of {factor} frames per latent after the "
-                        f"first; permitted: 1, {1 + factor}, {1 + 2 * factor}, ...")
+                        f"first; permitted: 1, {1 + factor}, {1 + 2 * factor}, ..., of which {below} and "
+                        f"{below + factor} are the nearest")
     return 1 + (frames - 1) // factor
 
 

@@ -1,0 +1,91 @@
+"""Videos of texts by LTX-Video (HaCohen et al. 2024, arXiv 2501.00103)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from vdm_jax.configuration import Share, ShareBelowOne, check_value
+from vdm_jax.diffusion.caching import Cache
+from vdm_jax.errors import UserError
+from vdm_jax.generation.generator import Generated, Progress
+from vdm_jax.generation.released.t5_transformers import at_rate
+from vdm_jax.pipelines import arguments
+from vdm_jax.pipelines.base import FromText
+from vdm_jax.stages.stage import Stage
+
+
+class LTXTextToVideo(FromText):
+    """Videos of texts, by one transformer whose tokens are latents of 8 frames and 32 x 32 pixels.
+
+        pipeline = vdm_jax.from_pretrained("LTX-Video", dtype="bfloat16")
+        pipeline("a clownfish between corals", num_frames=97, seed=3).save("fish.mp4")
+    """
+
+    def __call__(
+        self, prompt: str | Sequence[str], *, negative_prompt: str | Sequence[str] | None = None,
+        height: int | None = None, width: int | None = None, num_frames: int | None = None,
+        num_inference_steps: int | None = None, guidance: float | None = None, guidance_scale: float | None = None,
+        num_per_prompt: int = 1, fps: int | None = None, decode_timestep: float | None = None,
+        decode_noise_scale: float | None = None, seed: int = 0, latents: Float[np.ndarray, "B T H W C"] | None = None,
+        progress: Progress | bool | None = None, cache: Cache | None = None,
+    ) -> Generated:
+        """Generate videos, one per prompt or `num_per_prompt`.
+
+        Args:
+          prompt: what the videos should show; up to 128 tokens.
+          negative_prompt: what they should not show; one for all or one for each prompt; None: nothing.
+          height, width: pixels, multiples of 32; 512x704 by default.
+          num_frames: of a video, 1 + 8n; 161 by default.
+          num_inference_steps: of the scheduler; 50 by default.
+          guidance: w in cond + w (cond - uncond); 0 is off and takes half the time; 2 by default.
+          guidance_scale: the same as s = 1 + w; up to 1 is off. One of the two.
+          num_per_prompt: videos of each prompt.
+          fps: frames per second, which the network is told; 25 by default.
+          decode_timestep, decode_noise_scale: from version 0.9.1 on, whose decoder is a last step of denoising, its
+            time and the share of noise in the latents; 0.05 and 0.025 by default, as the authors have them.
+          seed: same seed, same place in the batch, same video.
+          latents: `[B, T, h, w, C]`, standard normal noise to begin with; drawn from the seed by default.
+          progress: called with ("denoising", steps done, steps); a bar on a terminal by default; False: nothing.
+          cache: which steps reuse what the blocks have added in an earlier one.
+
+        Raises `UserError` for sizes that the model cannot take, for numbers of texts that do not fit, and for
+        decode_timestep and decode_noise_scale of an autoencoder that takes none.
+        """
+        usual, decoding = self.generator.experiment.stages[0], self._decoding(decode_timestep, decode_noise_scale)
+        fps = int(usual.video.fps) if fps is None else fps
+        arguments.video(frames=num_frames, fps=fps, chunk=None)
+        return self.sample(
+            prompt, negative_prompt, num_per_prompt, (num_frames or usual.video.frames, height, width),
+            usual.sampling.steps if num_inference_steps is None else num_inference_steps, (guidance, guidance_scale),
+            seed, latents, progress, fps=fps, decoding=decoding, cache=cache)
+
+    def _decoding(self, time: float | None, noise: float | None) -> dict[str, float]:
+        """Fields of the autoencoder that are not the authors'. Raises `UserError` where it has none, and for values out
+        of range."""
+        given = {"decode_time": ("decode_timestep", time, Share), "decode_noise": (
+            "decode_noise_scale", noise, ShareBelowOne)}
+        found = {}
+        for field, (name, value, permitted) in given.items():
+            if value is None:
+                continue
+            if not self.models["vae"].config.timed:
+                raise UserError(f"{name}={value} for an autoencoder without timestep_conditioning; permitted: None",
+                                name)
+            check_value(value, permitted, name)
+            found[field] = float(value)
+        return found
+
+    def generate(
+        self, stage: Stage, captions: tuple[str, ...], guidance: Any, *more: Any, fps: int,
+        decoding: dict[str, float] | None = None, **given: Any,
+    ) -> Generated:
+        """As of all pipelines, of videos of `fps` frames per second, decoded as asked for."""
+        stage = at_rate(stage, fps)
+        autoencoder = dataclasses.replace(stage.latent.autoencoder, **(decoding or {}))
+        stage = dataclasses.replace(stage, latent=dataclasses.replace(stage.latent, autoencoder=autoencoder))
+        return super().generate(stage, captions, guidance, *more, fps=fps, **given)
