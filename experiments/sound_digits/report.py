@@ -23,8 +23,8 @@ from vdm_jax.benchmark.record import load
 from vdm_jax.digits.beats import BeatClip, make_beat_clip
 from vdm_jax.errors import UserError
 
-COLUMNS = {"av_align": "AV-Align", "followed": "beats followed", "jumps": "jumps a clip", "digit": "digit",
-           "colour": "colour"}
+COLUMNS = {"av_align": "AV-Align", "av_align_jumps": "AV-Align of jumps", "followed": "beats followed",
+           "peaks": "peaks a clip", "jumps": "jumps a clip", "digit": "digit", "colour": "colour"}
 
 
 def rows_of(record: dict[str, Any]) -> list[str]:
@@ -62,15 +62,16 @@ def _reached(yes: bool) -> str:
 
 def about(record: dict[str, Any]) -> str:
     """How the numbers came about."""
-    protocol, device = record["protocol"], record["device"]
+    protocol, device, model = record["protocol"], record["device"], record["model"]
     training = record["rows"].get("training")
     minutes = "" if training is None else (f" Minutes of training, of the last sitting where it was interrupted: "
                                            f"{training['train_seconds'] / 60:.1f}.")
     return (f"Means with 95 % intervals over the first {protocol['clips']} clips of the {protocol['split']} split "
             f"(Student's t); one training (seed {protocol['seed']}), {protocol['steps']} steps of {protocol['batch']} "
-            f"clips from where the base ended, {protocol['sampling_steps']} sampling steps. Peaks of motion have a "
-            f"mean flow of at least {protocol['least_motion']:g} pixels of 64.{minutes} {device['kind']}, "
-            f"{device['cores']} cores; jax {record['versions']['jax']}; {record['date']}.")
+            f"clips from where the base (seed {model['base_seed']}, {model['base_steps']} steps) ended, "
+            f"{protocol['sampling_steps']} sampling steps. Peaks of motion have a "
+            f"mean flow of at least {protocol['least_motion']:g} pixels of 64, jumps of {protocol['half_a_jump']:.2f}."
+            f"{minutes} {device['kind']}, {device['cores']} cores; jax {record['versions']['jax']}; {record['date']}.")
 
 
 def heard(record: dict[str, Any], clips: list[BeatClip]) -> dict[str, Beats]:

@@ -29,13 +29,16 @@ from experiments.control_digits.pictures import SHOWN, keep_strips
 from experiments.sound_digits import models
 from vdm_jax.benchmark.machine import describe, versions
 from vdm_jax.benchmark.record import difference, open_record, save
+from vdm_jax.data.digit_beats import DigitBeats
 from vdm_jax.digits.beats import make_beat_clip
 from vdm_jax.digits.clips import DigitClips
 from vdm_jax.digits.scorer import DigitScorer
 from vdm_jax.errors import UserError
 from vdm_jax.generation.generator import Generator
 from vdm_jax.metrics.av_align import LEAST_MOTION, matched, motion_peaks
+from vdm_jax.metrics.flow import farneback
 from vdm_jax.metrics.onsets import RATE, onsets
+from vdm_jax.runs.directory import read_config
 from vdm_jax.runs.teachers import params_hash
 
 FOLDER = Path(__file__).parent
@@ -54,8 +57,8 @@ class Run:
     batch: int = 16  # clips of a step
     seed: int = 0  # of training and of sampling
     clips: int = 128  # first ones of the test split
-    sampling_steps: int = 16
-    weights: tuple[float, ...] = (2.0, 4.0)  # scales s of guidance by sound; the text has the base's
+    sampling_steps: int = 48
+    weights: tuple[float, ...] = (2.0,)  # scales s of guidance by sound; the text has the base's
     work: Path = Path("runs/sound_digits")
     out: Path = FOLDER / "results" / "cpu.json"
     data_dir: Path | None = None
@@ -78,12 +81,14 @@ class Bench:
         self.captions = [clip.caption for clip in self.clips]
         self.onsets = [onsets(clip.sound(RATE)) for clip in self.clips]
         self.sound = np.stack([self.data.heard(clip) for clip in self.clips])
+        self.jump = half_a_jump(self.data, base.stages[0].video.height)
         self.scorer = DigitScorer(DigitClips(digit_side=self.data.digit_side))
         self.record = open_record(options.out, fresh=options.fresh, about={
             "device": describe(jax.devices()[0], len(jax.devices())), "versions": versions(), "protocol": {
                 "config": options.config, "steps": options.steps, "batch": options.batch, "seed": options.seed,
                 "clips": options.clips, "split": "test", "sampling_steps": options.sampling_steps,
                 "sound_left_out": models.LEFT_OUT, "least_motion": LEAST_MOTION,
+                "half_a_jump": round(self.jump, 4),
                 "shuffled": "the sound of the next clip, the own caption"}})
 
     def measured(self, videos: Videos, *, of_next: bool = False) -> dict[str, Any]:
@@ -91,12 +96,15 @@ class Bench:
         clips or of the next ones."""
         large, fps = enlarged(videos, self.data.size), self.data.fps
         heard = np.roll(np.arange(len(videos)), -of_next)
-        peaks = [motion_peaks(video, fps) for video in large]
-        pairs = [(self.onsets[i], motions) for i, motions in zip(heard, peaks, strict=True)]
+        peaks, jumps = ([motion_peaks(video, fps, least) for video in large] for least in (LEAST_MOTION, self.jump))
+        pairs, with_jumps = ([(self.onsets[i], motions) for i, motions in zip(heard, found, strict=True)]
+                             for found in (peaks, jumps))
         table = self.scorer.score(large, self.captions)
         return {name: with_interval(np.asarray(values, float)) for name, values in {
             "av_align": [matched(*pair, fps) for pair in pairs],
-            "followed": [followed(*pair, fps) for pair in pairs], "jumps": [len(motions) for motions in peaks],
+            "av_align_jumps": [matched(*pair, fps) for pair in with_jumps],
+            "followed": [followed(*pair, fps) for pair in with_jumps],
+            "peaks": [len(motions) for motions in peaks], "jumps": [len(motions) for motions in jumps],
             "digit": table.digit, "colour": table.colour}.items()}
 
     def row(self, name: str, make: Callable[[], Videos], **more: Any) -> None:
@@ -117,13 +125,26 @@ class Bench:
         print(name, means or found, file=sys.stderr, flush=True)
 
     def take(self, params: Any) -> None:
-        """Write the hash of the weights into the record. Raises `UserError` where it has that of others."""
-        found, known = {"weights": params_hash(params)[:16]}, self.record.get("model")
-        if known not in (None, found):
+        """Write the base and the hash of the weights into the record. Raises `UserError` where it has others."""
+        base = read_config(self.options.base_folder)
+        found = {"weights": params_hash(params)[:16], "base_seed": base.seed,
+                 "base_steps": base.stages[0].training.steps}
+        known = self.record.get("model", {})
+        if known != {name: found.get(name) for name in known}:
             raise UserError(f"{self.options.out} was recorded with another model: {difference(known, found)}; "
                             "permitted: the same, another --out, or --fresh to measure everything again")
         self.record["model"] = found
         save(self.options.out, self.record)
+
+
+def half_a_jump(data: DigitBeats, side: int) -> float:
+    """Pixels a frame: half of the mean flow of the weakest jump of the first real training clips in the size of the
+    network. Below is what trembles, above what jumps."""
+    clips = [make_beat_clip(data, "train", i) for i in range(64)]
+    videos = enlarged(as_made(clips, data.frames, side), data.size)
+    found = [np.linalg.norm(farneback(video[beat - 1], video[beat]), axis=-1).mean()
+             for clip, video in zip(clips, videos, strict=True) for beat in clip.beats]
+    return float(min(found)) / 2
 
 
 def followed(sounds: Float[np.ndarray, " N"], motions: Float[np.ndarray, " M"], fps: float) -> float:
