@@ -12,6 +12,7 @@ import pytest
 from tests.refusals import refused
 from vdm_jax.attention.patterns import Spatial, Temporal, TemporalCausal
 from vdm_jax.conditions.conditioning import Conditioning
+from vdm_jax.conditions.inputs import Input
 from vdm_jax.networks.config import CrossAttention, EmbeddedText, Level, SelfAttention, TemporalConvolution, UNet
 from vdm_jax.networks.unet import SpaceTimeUNet
 from vdm_jax.weights.inflation import plan_inflation
@@ -130,3 +131,28 @@ def test_input_channels_of_the_other_network_keep_their_meaning(normal):
         first = 7 * pixel + 1
         expected = [first, first + 1, first + 2, 0, 0, 0, first + 3, first + 4, first + 5, first + 6]
         np.testing.assert_array_equal(kernel[pixel], expected)
+
+
+def test_of_an_input_of_several_layers_only_the_last_begins_at_zero(normal):
+    """Zeros in all of them would have no gradient, and the network would never hear."""
+    sound = Input(name="sound", width=12)
+    source, spec = network(), network(conditions=(sound,))
+    shape = (BATCH, 2, SIZE, SIZE)
+    z, level, text = normal(0, *shape, 3), jnp.array([0.5, -1.0]), Conditioning(
+        embeddings=normal(1, BATCH, 1, 3, 6), text_mask=jnp.ones((BATCH, 1, 3), bool))
+    heard = text.replace(inputs={"sound": normal(2, BATCH, 2, 12)})
+    begun = SpaceTimeUNet(source).init(jax.random.key(0), z, level, text)["params"]
+    params = SpaceTimeUNet(spec).init(jax.random.key(1), z, level, heard)["params"]
+    inflation = plan_inflation(spec, params, source, begun)
+    zero = {name.removeprefix("/embedding/condition_sound/") for name in inflation.zero_initialised}
+    assert zero == {"out/kernel", "out/bias"} and len(inflation.new) == 7
+    params = inflation.apply(params, jax.tree.map(lambda a: a + 0.1, begun))
+
+    def loss(params):
+        return (SpaceTimeUNet(spec).apply({"params": params}, z, level, heard) ** 2).mean()
+
+    found = jax.grad(loss)(params)["embedding"]["condition_sound"]
+    assert np.abs(found["out"]["kernel"]).max() > 0
+    moved = jax.tree.map(lambda a: a, params)
+    moved["embedding"]["condition_sound"]["out"]["kernel"] -= found["out"]["kernel"]
+    assert np.abs(jax.grad(loss)(moved)["embedding"]["condition_sound"]["hidden_0"]["kernel"]).max() > 0

@@ -35,6 +35,7 @@ from vdm_jax.configuration import Size, config, from_data, to_data
 from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.data.captions import warn_once
 from vdm_jax.data.controlled_digits import ControlledDigits
+from vdm_jax.data.digit_beats import DigitBeats
 from vdm_jax.data.digit_stories import DigitStories
 from vdm_jax.data.image_folder import ImageFolder
 from vdm_jax.data.image_shards import ImageShards
@@ -62,7 +63,7 @@ class EncoderFolder:
 
 
 Clips = (CaptionedDigits | VideoFolder | ImageFolder | ImageShards | PreparedClips | TFDSVideo | PublishedVideo
-         | StochasticMovingMNIST | DigitStories | ControlledDigits)
+         | StochasticMovingMNIST | DigitStories | ControlledDigits | DigitBeats)
 
 
 # --- writing --------------------------------------------------------------------------------------------------------

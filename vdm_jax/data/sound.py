@@ -4,6 +4,7 @@ them, or from the vectors that any encoder made of the sound beforehand."""
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,9 @@ from vdm_jax.errors import UserError
 from vdm_jax.video.sound import WAV, read_sound, sound_seconds
 
 Track = Float[np.ndarray, "N C"]  # vectors at equal distances in time, from the beginning on
+Encoder = Literal["beats", "clap"]
+_SAMPLES: dict[Encoder, int] = {"beats": 16_000, "clap": 48_000}  # a second of the sound that it takes
+_SPECTRA = 100.0  # a second
 _SLACK = 0.05  # seconds that a sound may end before its last frame does: encoders cut off parts of a window
 
 
@@ -39,6 +43,10 @@ class _OfFrames:
         track, rate = self.track(folder, name)
         end, lasts = float(seconds[-1]) + 1 / fps, len(track) / rate
         check_length(name, lasts, end if until is None else min(end, until))
+        return self.cut(track, rate, seconds, fps)
+
+    def cut(self, track: Track, rate: float, seconds: Float[np.ndarray, " T"], fps: float) -> Float[np.ndarray, "T F"]:
+        """The `rows` vectors of each frame, of a track of so many a second; the last one stays to the end."""
         times = seconds[:, None] + (np.arange(self.rows) + 0.5) / (self.rows * fps)
         places = np.clip((times * rate).astype(int), 0, len(track) - 1)
         return track[places].reshape(len(seconds), -1).astype(np.float32)
@@ -73,7 +81,7 @@ class LogMel(_OfFrames):
     # As which encoder takes them: BEATs (Chen et al. 2022, arXiv 2212.09058), of TempoTokens, 128 bands a hundred times
     # a second of sound at 16 kHz; or CLAP (Wu et al. 2022, arXiv 2211.06687), 64 bands a hundred times a second at 48
     # kHz
-    encoder: Literal["beats", "clap"] = "beats"
+    encoder: Encoder = "beats"
     rows: Size = 4  # spectra of each frame
 
     @property
@@ -86,7 +94,17 @@ class LogMel(_OfFrames):
         path = folder / name
         wav = path.with_suffix(WAV)
         stamps = tuple(place.stat().st_mtime_ns if place.is_file() else 0 for place in (path, wav))
-        return _spectrogram(path, self.encoder, stamps), 100.0
+        return _spectrogram(path, self.encoder, stamps), _SPECTRA
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples a second of the sound that the encoder takes."""
+        return _SAMPLES[self.encoder]
+
+    def of_sound(self, sound: Float[np.ndarray, " N"], seconds: Float[np.ndarray, " T"], fps: float,
+                 ) -> Float[np.ndarray, "T F"]:
+        """The same as `of_frames` of sound that is in no file, in [-1, 1] at `sample_rate`."""
+        return self.cut(_SPECTROGRAMS[self.encoder](sound), _SPECTRA, seconds, fps)
 
     def seconds(self, folder: Path, name: str) -> float | None:
         """By the header of the file."""
@@ -124,9 +142,8 @@ SoundTrack = LogMel | SoundEmbeddings
 
 
 @functools.lru_cache(maxsize=16)
-def _spectrogram(path: Path, encoder: str, stamps: Any) -> Track:
-    return beats_spectrogram(read_sound(path, 16_000)) if encoder == "beats" else clap_spectrogram(
-        read_sound(path, 48_000))
+def _spectrogram(path: Path, encoder: Encoder, stamps: Any) -> Track:
+    return _SPECTROGRAMS[encoder](read_sound(path, _SAMPLES[encoder]))
 
 
 def beats_spectrogram(sound: Float[np.ndarray, " N"]) -> Float[np.ndarray, "M 128"]:
@@ -157,6 +174,10 @@ def clap_spectrogram(sound: Float[np.ndarray, " N"]) -> Float[np.ndarray, "M 64"
     edges = _slaney_hertz(np.linspace(_slaney_mel(50.0), _slaney_mel(14_000.0), 64 + 2))
     bands = _triangles(np.arange(width // 2 + 1) * 48_000 / width, edges) * (2 / (edges[2:] - edges[:-2]))
     return (10 * np.log10(np.maximum(power @ bands, 1e-10))).astype(np.float32)
+
+
+_SPECTROGRAMS: dict[Encoder, Callable[[Float[np.ndarray, " N"]], Track]] = {
+    "beats": beats_spectrogram, "clap": clap_spectrogram}
 
 
 def _triangles(places: Float[np.ndarray, " F"], edges: Float[np.ndarray, " E"]) -> Float[np.ndarray, "F B"]:

@@ -44,7 +44,7 @@ class Inflation:
 
     copied: dict[str, str]  # as that tensor of the other network
     zero_initialised: tuple[str, ...]  # zero: projections of inputs that the other network does not take
-    new: tuple[str, ...]  # as initialised: layers that begin as the identity
+    new: tuple[str, ...]  # as initialised: layers that begin as the identity, or whose output meets zeros
     stem: tuple[int, ...] | None  # places of the other network's channels in its first kernel; None: the same channels
     patch: int
 
@@ -108,7 +108,7 @@ def plan_inflation(network: UNet, shapes: Any, source: UNet, source_shapes: Any)
         elif begins_new(own):
             new.append(name)
         elif name.split("/")[1:3] in [["embedding", new] for new in _new_scalars(network, source)]:
-            zero_initialised.append(name)
+            (zero_initialised if _ends_input(name) else new).append(name)
         else:
             wrong.append(f"{name} from nothing")
     wrong += [f"nothing from {name}" for key, (name, _) in theirs.items() if key not in ours]
@@ -164,6 +164,13 @@ def _new_scalars(network: UNet, source: UNet) -> list[str]:
     given += [f"condition_{entry.name}" for way in ("vector", "tokens") for entry in network.entering(way)
               if entry not in source.conditions]
     return given + (["augmentation"] if network.low_resolution and not source.low_resolution else [])
+
+
+def _ends_input(name: str) -> bool:
+    """Whether a tensor of a new input is of its only layer, or of the last of several (`out`). Zeros in all of them
+    would have no gradient."""
+    layers = name.split("/")[3:-1]
+    return not layers or layers[0] == "out"
 
 
 def _stem_places(network: UNet, source: UNet) -> tuple[int, ...] | None:

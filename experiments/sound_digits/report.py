@@ -1,0 +1,106 @@
+"""The record of `run.py` as a table in README.md, and a picture of the first clips with their beats.
+
+Run:  python -m experiments.sound_digits.report
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.control_digits import models as control
+from experiments.control_digits.pictures import PICTURE, SHOWN
+from experiments.control_digits.report import cell
+from experiments.readme_tables import insert
+from experiments.sound_digits import models
+from experiments.sound_digits.pictures import Beats, draw_strips
+from experiments.sound_digits.run import FLOOR, FOLDER, GOAL, NONE, OTHER, OWN, REAL
+from vdm_jax.benchmark.record import load
+from vdm_jax.digits.beats import BeatClip, make_beat_clip
+from vdm_jax.errors import UserError
+
+COLUMNS = {"av_align": "AV-Align", "av_align_jumps": "AV-Align of jumps", "followed": "beats followed",
+           "peaks": "peaks a clip", "jumps": "jumps a clip", "digit": "digit", "colour": "colour"}
+
+
+def rows_of(record: dict[str, Any]) -> list[str]:
+    """The rows that were measured, in their order."""
+    rows = record["rows"]
+    return [name for name in (REAL, FLOOR, NONE, OTHER, OWN) if name in rows] + [
+        name for name in rows if name.startswith("sound x ")]
+
+
+def table(record: dict[str, Any]) -> str:
+    """A line for each row: bounds, the model without sound, with that of another clip, with its own."""
+    rows = record["rows"]
+    lines = [f"| videos | {' | '.join(COLUMNS.values())} |", "|---|" + "---:|" * len(COLUMNS)]
+    lines += [f"| {name} | {' | '.join(cell(rows[name][column]) for column in COLUMNS)} |" for name in rows_of(record)]
+    return "\n".join([*lines, "", *goals(record), "", about(record)])
+
+
+def goals(record: dict[str, Any]) -> list[str]:
+    """What was aimed at, and whether it was reached."""
+    rows, found = record["rows"], []
+    for name in (name for name in rows_of(record) if name == OWN or name.startswith("sound x ")):
+        value = rows[name]["av_align"]["mean"]
+        found.append(f"- {name}: AV-Align {value:.2f}, goal >= {GOAL:g}: {_reached(value >= GOAL)}.")
+    if OTHER in rows:
+        other, floor = rows[OTHER]["av_align"], rows[FLOOR]["av_align"]
+        met = abs(other["mean"] - floor["mean"]) <= other["half"] + floor["half"]
+        found.append(f"- {OTHER}: AV-Align {other['mean']:.2f}, floor {floor['mean']:.2f}, goal: intervals that meet: "
+                     f"{_reached(met)}.")
+    return found
+
+
+def _reached(yes: bool) -> str:
+    return "reached" if yes else "not reached"
+
+
+def about(record: dict[str, Any]) -> str:
+    """How the numbers came about."""
+    protocol, device, model = record["protocol"], record["device"], record["model"]
+    training = record["rows"].get("training")
+    minutes = "" if training is None else (f" Minutes of training, of the last sitting where it was interrupted: "
+                                           f"{training['train_seconds'] / 60:.1f}.")
+    return (f"Means with 95 % intervals over the first {protocol['clips']} clips of the {protocol['split']} split "
+            f"(Student's t); one training (seed {protocol['seed']}), {protocol['steps']} steps of {protocol['batch']} "
+            f"clips from where the base (seed {model['base_seed']}, {model['base_steps']} steps) ended, "
+            f"{protocol['sampling_steps']} sampling steps. Peaks of motion have a "
+            f"mean flow of at least {protocol['least_motion']:g} pixels of 64, jumps of {protocol['half_a_jump']:.2f}."
+            f"{minutes} {device['kind']}, {device['cores']} cores; jax {record['versions']['jax']}; {record['date']}.")
+
+
+def heard(record: dict[str, Any], clips: list[BeatClip]) -> dict[str, Beats]:
+    """The beats of the sound that each row heard, of all clips but the last: a row of another clip heard the next."""
+    beats, silent = [clip.beats for clip in clips], np.array([], int)
+    return {name: beats[1:] if name == OTHER else [silent] * SHOWN if name == NONE else beats[:-1]
+            for name in rows_of(record) if name != FLOOR}
+
+
+def on_page(record: dict[str, Any], page: Path, picture: Path) -> str:
+    """The table, and under it the picture where there is one, by its place next to the page."""
+    link = f"\n\n![real and generated clips, beats marked]({os.path.relpath(picture, page.parent)})"
+    return table(record) + link * picture.exists()
+
+
+def main(page: Path = FOLDER / "README.md", path: Path = FOLDER / "results" / "cpu.json") -> int:
+    """Put the table into the page, and draw the picture next to the record."""
+    try:
+        record = load(path)
+        data = models.data_of(control.base_of(record["protocol"]["config"], 0))
+        clips = [make_beat_clip(data, "test", i) for i in range(SHOWN + 1)]
+        captions = [clip.caption for clip in clips[:-1]]
+        draw_strips(path.parent, heard(record, clips), captions, data.frames)
+        page.write_text(insert(page.read_text(), "sound", on_page(record, page, path.parent / PICTURE)))
+    except UserError as error:
+        print(f"sound_digits: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
