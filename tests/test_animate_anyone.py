@@ -46,7 +46,7 @@ IMAGES, VIDEOS = (experiment.stages[0] for experiment in (
 def begun():
     """The first stage begun as a U-Net, with nothing zero in that, and the U-Net's parameters."""
     unet = random_params(TINY.UNET)
-    new = jax.jit(lambda key: initial_params(IMAGES, key))(jax.random.key(0))
+    new = initial_params(IMAGES, jax.random.key(0))  # each draw on its own: one program of all compiles for longer
     plan = plan_latent_inflation(IMAGES.network.unet, new, TINY.UNET, unet)
     return plan.apply(new, unet), unet
 
@@ -74,7 +74,8 @@ def test_without_the_picture_it_is_the_unet_that_it_begins_as(begun):
     conditioning = conditioned(IMAGES, seen=0.0)
     found, z = run(IMAGES, params, conditioning)
     level = IMAGES.network.timesteps.timestep(jnp.zeros(2))
-    plain = LatentUNetNetwork(TINY.UNET).apply({"params": unet}, z, level, conditioning.inputs["image_prompt"])
+    plain = jax.jit(LatentUNetNetwork(TINY.UNET).apply)(
+        {"params": unet}, z, level, conditioning.inputs["image_prompt"])
     np.testing.assert_allclose(found, plain, atol=1e-5)
     poses = {"inputs": {"control": 1 - conditioning.inputs["control"]}}
     np.testing.assert_array_equal(run(IMAGES, params, conditioning.adding(poses))[0], found)
@@ -125,7 +126,7 @@ def test_the_first_stage_trains_all_that_has_a_gradient(begun):
 
 def test_motion_modules_are_all_that_the_second_stage_adds_and_begin_as_the_identity(begun):
     params = begun[0]
-    new = jax.jit(lambda key: initial_params(VIDEOS, key))(jax.random.key(1))
+    new = initial_params(VIDEOS, jax.random.key(1))
     plan = plan_latent_inflation(VIDEOS.network.unet, new, IMAGES.network.unet, params)
     assert all("_motion/" in name for name in (*plan.new, *plan.zero_initialised)) and plan.zero_initialised
     video, conditioning = plan.apply(new, params), conditioned(VIDEOS)

@@ -1,5 +1,7 @@
 """A trained tiny run, shared by the tests of the commands."""
 
+import fcntl
+import os
 import shutil
 from pathlib import Path
 
@@ -27,9 +29,16 @@ def surroundings(tmp_path, data_dir, monkeypatch):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, data_dir):
-    """The tiny run, trained through the command."""
-    run = tmp_path_factory.mktemp("runs") / "tiny"
-    assert main(["train", TINY, "--run", str(run), "--data-dir", str(data_dir), *EVALUATED]) == 0
+    """The tiny run, trained through the command, by the first process of tests that asks for it."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # one of several, each with a folder in the folder of all
+        folder = folder.parent
+    run = folder / "trained" / "tiny"
+    run.parent.mkdir(exist_ok=True)
+    with open(folder / "trained.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (run / "spatial" / "summary.json").exists():  # written last
+            assert main(["train", TINY, "--run", str(run), "--data-dir", str(data_dir), *EVALUATED]) == 0
     return run
 
 

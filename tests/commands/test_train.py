@@ -22,9 +22,10 @@ def test_a_run_holds_config_checkpoints_metrics_and_sheets(trained):
         assert (trained / stage / "samples" / "step_0000004.mp4").stat().st_size > 0
 
 
-def test_training_again_leaves_a_finished_run_alone(run):
+def test_training_again_leaves_a_finished_run_alone(run, capfd):
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     assert main(["train", TINY, "--run", str(run), *EVALUATED]) == 0
+    assert "run directory: " in "".join(capfd.readouterr())
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
 
@@ -43,14 +44,18 @@ def test_a_training_that_runs_already_is_refused_and_leaves_its_config_alone(run
     assert (run / "config.json").read_bytes() == before
 
 
-def test_overrides_are_typed_and_reach_the_run(tmp_path, capfd):
+def test_overrides_are_typed_and_reach_the_run(tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr("vdm_jax.training.loop.Trainer.train", lambda self: trained.append(self))
     arguments = ["train", TINY, "--stage", "base", "--base.training.steps", "1",
                  "--base.network.embedding-channels", "32", "--seed", "3", "--run", "here"]
     assert main(arguments) == 0
     stored = json.loads((tmp_path / "here" / "config.json").read_text())
     assert stored["seed"] == 3
     assert stored["stages"][0]["network"]["embedding_channels"] == 32
-    assert not (tmp_path / "here" / "spatial").exists()
+    (trainer,) = trained  # of one stage
+    assert trainer.stage == trainer.experiment.stage("base") == read_config(tmp_path / "here").stage("base")
+    assert trainer.stage.training.steps == 1 and trainer.run.samefile(tmp_path / "here")
 
 
 def test_help_teaches(capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -50,8 +51,12 @@ def base(filled, inputs):
 
 def call(spec, params, inputs, maps, **scalars):
     given = {name: jnp.full(2, value) if np.ndim(value) == 0 else jnp.asarray(value) for name, value in scalars.items()}
-    conditioning = Conditioning(inputs=maps, scalars=given)
-    return jax.jit(lambda p: SpaceTimeUNet(spec).apply({"params": p}, *inputs, conditioning))(params)
+    return applied(spec)(params, *inputs, Conditioning(inputs=maps, scalars=given))
+
+
+@functools.cache
+def applied(spec):
+    return jax.jit(lambda params, *inputs: SpaceTimeUNet(spec).apply({"params": params}, *inputs))
 
 
 def test_it_begins_as_the_network_it_is_a_copy_of(base, inputs, maps):
@@ -64,18 +69,18 @@ def test_it_begins_as_the_network_it_is_a_copy_of(base, inputs, maps):
             jax.tree.map(np.testing.assert_array_equal, params[f"control_net_{net}"][name], base[name])
     assert {name.split("/")[2].split("_")[0] for name in plan.new} == {"hint", "control"} and not plan.zero_initialised
     assert "up_0_0" not in params["control_net_control"] and "embedding" not in params["control_net_control"]
-    plain = SpaceTimeUNet(BASE).apply({"params": base}, *inputs)
+    plain = applied(BASE)(base, *inputs)
     np.testing.assert_allclose(call(BOTH, params, inputs, maps), plain, rtol=1e-5, atol=1e-6)
 
 
 def test_maps_count_by_their_factors(base, filled, inputs, maps):
     """Of random branches: none with a factor of 0, to the last bit; the other with a factor of 1; both in between."""
     params = filled(SpaceTimeUNet(BOTH), *inputs, Conditioning(inputs=maps)) | base
-    plain = jax.jit(lambda p: SpaceTimeUNet(BASE).apply({"params": p}, *inputs))(base)
+    plain = applied(BASE)(base, *inputs)
     np.testing.assert_array_equal(call(BOTH, params, inputs, maps, control_scale=0.0, control_1_scale=0.0), plain)
     alone = call(ONE, {name: value for name, value in params.items() if name != "control_net_control_1"}, inputs,
                  {"control": maps["control"]})
-    second = call(BOTH, params, inputs, maps, control_1_scale=0.0)
+    second = call(BOTH, params, inputs, maps, control_scale=1.0, control_1_scale=0.0)
     np.testing.assert_allclose(second, alone, rtol=1e-5, atol=1e-6)
     both, other = call(BOTH, params, inputs, maps), call(BOTH, params, inputs, maps | {
         "control": maps["control"][:, ::-1]})

@@ -13,6 +13,7 @@ import pytest
 import rich.console
 
 from tests.refusals import refused
+from tests.training import programs
 from vdm_jax.diffusion.consistency import Boundary
 from vdm_jax.diffusion.distillation import SquaredDistance
 from vdm_jax.diffusion.process import Process
@@ -89,7 +90,7 @@ def random_params(stage, seed=0):
 def teacher(tmp_path, monkeypatch):
     """Makes the run of a teacher with random weights, next to which students are trained."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(loop.SampleGrids, "write", lambda self, params, step: np.zeros((4, 4, 3), np.uint8))
+    programs.leave_out_pictures(monkeypatch)
 
     def make(network):
         stage = stage_of(network=network)
@@ -121,19 +122,20 @@ def train(run, stage, data_dir, crash_at=None):
     experiment = with_teachers(Experiment(name="student", stages=(stage,), data=DATA, mesh=MeshSpec(data=1)), None)
     experiment = open_run(run, experiment)
 
-    def stop(mesh, compile):
-        compiled = compile()
+    def stopping(stage, mesh, *_):
+        program = programs.train_step(stage, mesh)
 
-        def call(state, *arguments):
+        def call(state, batch):
             if crash_at is not None and int(state.step) == crash_at:
                 raise _Crash
-            return compiled(state, *arguments)
+            return program(state, batch)
 
-        call.as_text = compiled.as_text
         return call
 
     report = Report(rich.console.Console(file=io.StringIO(), width=200))
-    Trainer(experiment, experiment.stages[0], run, report, data_dir, jax.devices()[:1], compile_step=stop).train()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "compile_train_step", stopping)
+        Trainer(experiment, experiment.stages[0], run, report, data_dir, jax.devices()[:1]).train()
     return experiment.stages[0]
 
 

@@ -19,6 +19,7 @@ import pytest
 import rich.console
 
 from tests.refusals import refused
+from tests.training import programs
 from vdm_jax.attention.patterns import Full
 from vdm_jax.diffusion.process import Process
 from vdm_jax.digits.captioned_digits import CaptionedDigits
@@ -93,7 +94,14 @@ def train(data_dir):
                 **options).train()
         return report.text
 
-    return train
+    with pytest.MonkeyPatch.context() as patch:
+        programs.share(patch)
+        yield train
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    programs.leave_out_pictures(monkeypatch)
 
 
 @functools.cache
@@ -178,7 +186,7 @@ def test_training_again_changes_nothing(uninterrupted, train):
 # ---------------------------------------------------------------------------------------------- stopping, resuming
 
 
-def test_a_stopped_run_resumes_to_the_same_bits(uninterrupted, train, tmp_path):
+def test_a_stopped_run_resumes_to_the_same_bits(uninterrupted, train, tmp_path, no_pictures):
     """SIGTERM in the middle, between checkpoints; the handlers of before are back afterwards."""
     handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(Interrupted, match="stopped at step 13 of stage 'base'; everything is saved"):
@@ -189,7 +197,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(uninterrupted, train, tmp_path):
     assert_same_run(tmp_path / "run", uninterrupted[0])
 
 
-def test_a_crashed_run_resumes_from_its_last_checkpoint_to_the_same_bits(uninterrupted, train, tmp_path):
+def test_a_crashed_run_resumes_from_its_last_checkpoint_to_the_same_bits(uninterrupted, train, tmp_path, no_pictures):
     """The steps after the checkpoint are done again, and logged once; and more steps may be asked for than before."""
 
     def crash(step):
@@ -251,9 +259,8 @@ def test_a_run_that_is_never_finite_gives_up(fake_steps, train, tmp_path, log_ev
     assert Checkpoints(checkpoints_path(tmp_path / "run", "base")).steps() == []
 
 
-def test_some_skipped_steps_are_counted_and_left_out_of_the_mean(fake_steps, train, tmp_path, monkeypatch):
+def test_some_skipped_steps_are_counted_and_left_out_of_the_mean(fake_steps, train, tmp_path, no_pictures):
     fake_steps({1, 2, 5, 7, 8})
-    monkeypatch.setattr(loop.SampleGrids, "write", lambda self, params, step: np.zeros((4, 4, 3), np.uint8))
     train(tmp_path / "run", experiment_of(steps=8, log_every=4, **QUIET))
     records = read_records(tmp_path / "run" / "base")
     assert [(r["step"], r["loss"], r["skipped"]) for r in records] == [(4, 3.5, 2), (8, 6.0, 3)]
@@ -293,10 +300,9 @@ def test_a_disk_that_can_no_longer_be_written_is_one_line(fake_steps, train, tmp
     assert Checkpoints(checkpoints_path(tmp_path / "run", "base")).newest_intact() == 4
 
 
-def test_asked_steps_are_traced_and_the_run_says_where(fake_steps, train, tmp_path, monkeypatch):
+def test_asked_steps_are_traced_and_the_run_says_where(fake_steps, train, tmp_path, no_pictures):
     """Also where training stops within them, the trace of those that were done is written."""
     fake_steps(set())
-    monkeypatch.setattr(loop.SampleGrids, "write", lambda self, params, step: np.zeros((4, 4, 3), np.uint8))
     text = train(tmp_path / "run", experiment_of(steps=6, **QUIET), profile="3:4")
     folder = tmp_path / "run" / "base" / "profile"
     assert f"steps 3 to 4 are traced in {folder}: open perfetto_trace.json.gz".split() == text[
@@ -324,10 +330,9 @@ def evaluations(run):
     return [(r["step"], r["evaluation/x"]) for r in read_records(run / "base") if "evaluation/x" in r]
 
 
-def test_a_run_is_evaluated_and_goes_on_where_it_was_stopped(fake_steps, train, tmp_path, monkeypatch):
+def test_a_run_is_evaluated_and_goes_on_where_it_was_stopped(fake_steps, train, tmp_path, no_pictures):
     """What cannot be scored is told and costs no run; an evaluation that a stop has cost is made up for."""
     fake_steps(set())
-    monkeypatch.setattr(loop.SampleGrids, "write", lambda self, params, step: np.zeros((4, 4, 3), np.uint8))
     settings = {**QUIET, "checkpoint_every": 4}
 
     def scores(step):
