@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vdm_jax.attention import ExtraKeys, Full, Spatial, Temporal, WithExtraKeys, attend
+from vdm_jax.attention.contexts.local import whole_clips
 from vdm_jax.attention.kernels import tiles
 from vdm_jax.attention.patterns import independent_frames_mask
 from vdm_jax.parallel.collectives import collectives
@@ -82,4 +83,30 @@ def test_devices_that_share_clips_and_heads_compute_in_tiles_and_exchange_nothin
     assert collectives(step.as_text()) == {}
     got = step(*(jax.device_put(a, sharding) for a in (q, k, v)))
     for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize(("batch", "heads", "axes"), [
+    (3, 2, ("data", "tensor")),  # clips that do not divide
+    (4, 3, ("data", "tensor")),  # heads that do not
+    (4, 2, ("data", "tensor")),  # a mesh of the caller's, without an axis `context`
+    (4, 1, ("data",)),
+])
+def test_what_devices_cannot_share_evenly_is_left_to_the_compiler(batch, heads, axes):
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(batch, 2, 2, 2, heads, 8)), jnp.float32) for _ in range(3))
+
+    def loss(q, k, v):
+        return jnp.sin(attend(q, k, v, pattern=Full(), kernel="xla")).sum()
+
+    gradients = jax.grad(loss, argnums=(0, 1, 2))
+    sizes = (2,) * len(axes)
+    mesh = jax.make_mesh(sizes, axes, axis_types=(AxisType.Auto,) * len(axes), devices=jax.devices()[: 2 ** len(axes)])
+    even = batch % 2 == 0 and heads % 2 == 0 if "tensor" in axes else True
+    with jax.set_mesh(mesh):
+        assert whole_clips(batch, heads) == even
+        got = jax.jit(gradients)(q, k, v)
+        found = jax.make_jaxpr(gradients)(q, k, v)
+    assert ("shard_map" in str(found)) == even
+    for a, b in zip(got, jax.jit(gradients)(q, k, v), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)

@@ -45,9 +45,9 @@ def available() -> bool:
 
 
 def threads() -> int:
-    """Threads that compute for one device: devices that share the work share the processors."""
+    """Threads that compute for one device: devices of a process that share the work share its processors."""
     mesh = jax.sharding.get_abstract_mesh()
-    return max(1, processors() // (1 if mesh.empty else mesh.size))
+    return max(1, processors() // (1 if mesh.empty else min(mesh.size, jax.local_device_count("cpu"))))
 
 
 def worthwhile(sequences: int, heads: int, queries: int, keys: int, features: int) -> bool:
