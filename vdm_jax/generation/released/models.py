@@ -20,6 +20,7 @@ from vdm_jax.conditions.inputs import Input
 from vdm_jax.conditions.scalars import WEIGHT
 from vdm_jax.conditions.sparse_control import SparseControl
 from vdm_jax.data.embeddings import EncoderFolder
+from vdm_jax.data.text_encoding import padding_of
 from vdm_jax.errors import UserError
 from vdm_jax.generation.generator import Generator
 from vdm_jax.generation.released import t5_transformers, transformers
@@ -151,7 +152,7 @@ def experiment_of(folder: Folder, networks: dict[str, Pretrained], mesh: MeshSpe
     """The experiment that a pipeline is: one stage, and no data."""
     text = networks.get("text_encoder")
     length = transformers.text_length(networks) if transformers.FIRST in networks else text and text.config.length
-    encoder = text and EncoderFolder(path=str(folder.path.absolute()), length=length)
+    encoder = text and EncoderFolder(path=str(folder.path.absolute()), length=length, padding=padding_of(folder.path))
     return Experiment(name=folder.path.absolute().name, stages=(stage_of(folder, networks),), encoder=encoder,
                       mesh=mesh or MeshSpec())
 
