@@ -11,17 +11,22 @@ import pytest
 import vdm_jax
 from tests.pipelines.folders import write_with_t5
 from tests.refusals import refused
-from vdm_jax.commands import generate_command
+from vdm_jax.commands import distil_command, generate_command
+from vdm_jax.commands.distil_command import Distil
 from vdm_jax.conditions.frame_masks import MaskedVideo
 from vdm_jax.conditions.text import EmbeddedText
 from vdm_jax.diffusion.arrays import noise_from_keys
 from vdm_jax.diffusion.beta_tables import ShiftedBetaSchedule
 from vdm_jax.diffusion.caching import Cache
-from vdm_jax.generation.one_stage import dynamic_weights, sample_keys
+from vdm_jax.generation.editing.ddim_inversion import DDIMInversion
+from vdm_jax.generation.editing.one_stage import edit_sampling
+from vdm_jax.generation.editing.prompt_to_prompt import PromptToPrompt
+from vdm_jax.generation.one_stage import dynamic_weights, sample_keys, with_overrides
 from vdm_jax.generation.released.models import load_released, read_released, with_size
 from vdm_jax.networks.autoencoders.piecewise import PiecewiseAutoencoder
 from vdm_jax.networks.transformer.config import AddedSinusoids
 from vdm_jax.networks.transformer.members import cogvideox, cogvideox_rotary
+from vdm_jax.stages.distillation import _check_guided
 from vdm_jax.stages.latent import Latent, decode, encode, encode_masked_video
 from vdm_jax.stages.options import Oscillation, Sampling
 
@@ -138,8 +143,30 @@ def test_guidance_of_each_step(pipeline, folder):
     for sampling in (Sampling(), stage.sampling):
         with refused("Sampling.dynamic_guidance", "released scheduler"):
             dataclasses.replace(sampling, dynamic_guidance=True, oscillation=Oscillation())
+    assert not with_overrides(dataclasses.replace(stage.sampling, dynamic_guidance=True), guidance=0.0).dynamic_guidance
     with refused("dynamic_guidance", "without guidance"):
         pipeline("a", **options, dynamic_guidance=True, guidance=0.0)
+
+
+def test_editing_and_students_do_not_pass_over_guidance_of_each_step(folder):
+    """The given videos' side of an inversion has one weight; what knows one weight alone refuses others."""
+    stage, = read_released(folder).stages
+    stage = dataclasses.replace(stage, sampling=dataclasses.replace(stage.sampling, dynamic_guidance=True),
+                                video=dataclasses.replace(stage.video, frames=5, height=8, width=12))
+    found = edit_sampling(stage, stage.sampling, DDIMInversion(), 2.0)
+    assert found.target.dynamic_guidance and not found.source.dynamic_guidance and found.source.guidance == 2.0
+    with refused("PromptToPrompt.check", "sampling.dynamic_guidance=True", "guidance by one weight"):
+        edit_sampling(stage, stage.sampling, PromptToPrompt(), 0.0)
+    with refused("distil.guidance", "dynamic_guidance=True", "--guidance-range"):
+        distil_command.guidance_of(stage, Distil("x"), ranged=False)
+    ranged = Distil("x", guidance_range=(0.0, 6.0))
+    student = distil_command.sampling_of(stage, ranged, distil_command.guidance_of(stage, ranged, ranged=True)[0])
+    assert student.guidance == 5.0 and not student.dynamic_guidance
+    taught = dataclasses.replace(stage.training, text_dropout=0.0)
+    object.__setattr__(stage, "training", taught)  # of a student, whose weights would go up to 1 + 5
+    with refused("Sampling.guidance", "=0, 6", "from 0 to 5"):
+        _check_guided(stage, (0.0, 5.0), takes=True)
+    _check_guided(stage, (0.0, 6.0), takes=True)
 
 
 def test_steps_may_reuse_what_the_blocks_have_added(pipeline):
