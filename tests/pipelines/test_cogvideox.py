@@ -18,6 +18,8 @@ from vdm_jax.conditions.text import EmbeddedText
 from vdm_jax.diffusion.arrays import noise_from_keys
 from vdm_jax.diffusion.beta_tables import ShiftedBetaSchedule
 from vdm_jax.diffusion.caching import Cache
+from vdm_jax.diffusion.samplers import Heun
+from vdm_jax.diffusion.scheduler_steps import SchedulerSteps
 from vdm_jax.generation.editing.ddim_inversion import DDIMInversion
 from vdm_jax.generation.editing.one_stage import edit_sampling
 from vdm_jax.generation.editing.prompt_to_prompt import PromptToPrompt
@@ -140,9 +142,17 @@ def test_guidance_of_each_step(pipeline, folder):
     generator = generator.of(dataclasses.replace(generator.experiment, stages=(stage,)))
     whole = generator(["a red three"], seed=3, steps=2).videos  # all steps are one program
     assert np.abs(whole.astype(int) - dynamic).max() <= 1
-    for sampling in (Sampling(), stage.sampling):
-        with refused("Sampling.dynamic_guidance", "released scheduler"):
-            dataclasses.replace(sampling, dynamic_guidance=True, oscillation=Oscillation())
+    own = stage.sampling.scheduler
+    for sampling, more, named in (
+            (Sampling(guidance=1.0), {}, "scheduler=None"),
+            (stage.sampling, {"oscillation": Oscillation(low=0.5)}, "oscillation=Oscillation(low=0.5"),
+            (stage.sampling, {"high_noise_guidance": 0.0}, "high_noise_guidance=0.0"),
+            (stage.sampling, {"guidance": 0.0}, "guidance=0.0; permitted"),
+            (stage.sampling, {"scheduler": SchedulerSteps(scheduler="PNDMScheduler")}, "scheduler=PNDMScheduler"),
+            (stage.sampling, {"scheduler": dataclasses.replace(own, log_sigma_embedding=True)}, "embedding timesteps"),
+            (stage.sampling, {"sampler": Heun()}, "sampler=Heun(")):  # evaluates twice a step
+        with refused("Sampling.dynamic_guidance", named, "CogVideoXDDIMScheduler", "guidance above 0"):
+            dataclasses.replace(sampling, dynamic_guidance=True, **more)
     assert not with_overrides(dataclasses.replace(stage.sampling, dynamic_guidance=True), guidance=0.0).dynamic_guidance
     with refused("dynamic_guidance", "without guidance"):
         pipeline("a", **options, dynamic_guidance=True, guidance=0.0)
