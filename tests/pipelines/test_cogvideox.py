@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -17,7 +18,7 @@ from vdm_jax.conditions.frame_masks import MaskedVideo
 from vdm_jax.conditions.text import EmbeddedText
 from vdm_jax.diffusion.arrays import noise_from_keys
 from vdm_jax.diffusion.beta_tables import ShiftedBetaSchedule
-from vdm_jax.diffusion.caching import Cache
+from vdm_jax.diffusion.caching import ByChange, Cache
 from vdm_jax.diffusion.samplers import Heun
 from vdm_jax.diffusion.scheduler_steps import SchedulerSteps
 from vdm_jax.generation.editing.ddim_inversion import DDIMInversion
@@ -95,10 +96,16 @@ def test_a_latent_in_front(pairs):
     z, usual = (np.asarray(encode(how, weights, video)) for how in (latent, plain))
     np.testing.assert_array_equal(z, np.concatenate([usual[:, :1], usual], axis=1))
     np.testing.assert_array_equal(decode(latent, weights, z), decode(plain, weights, usual))
+    drawn, alone = (np.asarray(encode(how, weights, video, jax.random.key(0))) for how in (latent, plain))
+    np.testing.assert_array_equal(drawn, np.concatenate([alone[:, :1], alone], axis=1))
+    assert np.abs(alone - usual).max() > 0
     mask = np.ones((1, 5, 8, 12, 1)) * (np.arange(5) < 1)[:, None, None, None]
     inside = encode_masked_video(latent, weights, MaskedVideo(video, mask))
     assert inside.video.shape[1] == inside.mask.shape[1] == 4
     assert np.asarray(inside.mask).reshape(4, -1).min(1).tolist() == [1, 1, 0, 0]
+    stage = ours.stage(5, 8, 12)
+    with refused("Stage.latent.ahead", "=1", "conditioning frames"):
+        dataclasses.replace(stage, network=dataclasses.replace(stage.network, frame_conditioning="channels"))
     with refused("Latent.ahead", "=1", "causal"):
         Latent(ahead=1)
 
@@ -140,7 +147,7 @@ def test_guidance_of_each_step(pipeline, folder):
     stage = generator.experiment.stages[0]
     stage = dataclasses.replace(stage, sampling=dataclasses.replace(stage.sampling, dynamic_guidance=True))
     generator = generator.of(dataclasses.replace(generator.experiment, stages=(stage,)))
-    whole = generator(["a red three"], seed=3, steps=2).videos  # all steps are one program
+    whole = generator(["a red three"], seed=3, steps=2).videos  # all steps are one compiled function
     assert np.abs(whole.astype(int) - dynamic).max() <= 1
     own = stage.sampling.scheduler
     for sampling, more, named in (
@@ -180,10 +187,15 @@ def test_editing_and_students_do_not_pass_over_guidance_of_each_step(folder):
 
 
 def test_steps_may_reuse_what_the_blocks_have_added(pipeline):
+    """At steps that are given, or that are chosen by how much the embedding of the noise level changes."""
     options = {**SIZE, "num_inference_steps": 3, "seed": 3, "progress": False}
-    plain, whole, reused = (pipeline("a red three", **options, cache=cache).videos
-                            for cache in (None, Cache(steps=(0, 1, 2)), Cache(every=3)))
+    plain, whole, reused, least = (
+        pipeline("a red three", **options, cache=cache).videos
+        for cache in (None, Cache(steps=(0, 1, 2)), Cache(every=3), ByChange(threshold=1e9)))
     np.testing.assert_array_equal(whole, plain)
+    # However much the embedding changes: the first step and the last
+    np.testing.assert_array_equal(least, pipeline("a red three", **options, cache=Cache(steps=(0, 2))).videos)
+    assert np.abs(least.astype(int) - plain).max() > 0
     assert 0 < np.abs(reused.astype(int) - plain).max()
 
 
@@ -192,6 +204,8 @@ def test_the_command_writes_a_video(folder, tmp_path):
                  "cogvideox_dpm", "--dynamic-guidance", "--dtype", "bfloat16", "--out", str(tmp_path / "a.gif")]
     assert generate_command.main([str(folder), "--prompt", "a red three", *arguments]) == 0
     assert (tmp_path / "a.gif").stat().st_size > 0
+    with refused("generate_command.call_arguments", "--decode-timestep", "CogVideoXPipeline", "--dynamic-guidance"):
+        generate_command.main([str(folder), "--prompt", "a", "--decode-timestep", "0.1"])
 
 
 def test_refusals(pipeline, folder):
