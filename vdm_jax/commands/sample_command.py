@@ -312,7 +312,7 @@ def heard(options: Sample, generator: Any, video: Any) -> dict[str, Any]:
     if not stages or track is None:
         raise UserError(f"--sound={options.sound[0] if options.sound else None}: the run "
                         f"{'hears no sound' if not stages else 'does not say what it hears'}; permitted: a run trained "
-                        "on VideoFolder(sound=...)")
+                        "on VideoFolder(sound=...) or DigitBeats")
     if not options.sound:
         raise UserError("--sound=None: it is missing for a run that hears sound; permitted: a file of it, or one for "
                         "each caption")
