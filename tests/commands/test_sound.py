@@ -69,6 +69,6 @@ def test_runs_that_hear_nothing_refuse_it():
     assert sound_of(Sample(run="deaf"), deaf) == {}
     with refused("--sound", "hears no sound", "a.wav"):
         sound_of(Sample(run="deaf", sound=(Path("a.wav"),)), deaf)
-    with refused("--sound", "does not say what it hears"):
+    with refused("--sound", "does not say what it hears", "DigitBeats"):
         sound_of(Sample(run="x", sound=(Path("a.wav"),)),
                  generator_of(hearing(base_stage()), data=VideoFolder(path="videos")))

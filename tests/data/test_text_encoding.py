@@ -9,13 +9,15 @@ import jax
 import numpy as np
 import pytest
 
+from tests.commands import tiny
 from tests.refusals import refused
 from tests.weights.folders import SMALL, tensors_of, write
-from tests.weights.test_tokenizers import write_clip
+from tests.weights.test_tokenizers import write_clip, write_t5
 from vdm_jax.commands.main import main
 from vdm_jax.data import text_encoding
-from vdm_jax.data.embeddings import TextEmbeddings
+from vdm_jax.data.embeddings import EncoderFolder, TextEmbeddings
 from vdm_jax.data.text_encoding import CaptionEncoder, embed_captions
+from vdm_jax.generation.encoding import RunEncoder
 from vdm_jax.video.writing import write_png
 from vdm_jax.weights.pretrained import load_pretrained
 
@@ -136,3 +138,22 @@ def test_padding_of_t5_is_not_kept(tmp_path, monkeypatch):
     short, long = (CaptionEncoder(tmp_path / "t5", length=length)(["red", "three"]) for length in (5, 9))
     assert [len(vectors) for vectors in short] == [3, 5]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), short, long)
+
+
+def test_an_encoder_that_treats_padding_otherwise_is_refused(tmp_path):
+    """The same weights, outside of the pipeline's folder and in it; sets from before say nothing and hid padding."""
+    write_model(tmp_path / "whole" / "text_encoder", dataclasses.replace(SMALL["t5"], vocabulary=128))
+    (tmp_path / "whole" / "tokenizer").mkdir()
+    write_t5(tmp_path / "whole" / "tokenizer")
+    (tmp_path / "whole" / "tokenizer" / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer"}')
+    alone = shutil.copytree(tmp_path / "whole" / "text_encoder", tmp_path / "alone")
+    shutil.copytree(tmp_path / "whole" / "tokenizer", alone, dirs_exist_ok=True)
+    (tmp_path / "whole" / "model_index.json").write_text('{"_class_name": "CogVideoXPipeline"}')
+    found = CaptionEncoder(tmp_path / "whole", length=8)
+    assert found.folder.padding == "kept" and EncoderFolder(path="x").padding == "hidden"
+    experiment = tiny.get_config()
+    for spec, path, named in ((found.folder, alone, ("'hidden'", "'kept'")),
+                              (dataclasses.replace(found.folder, padding="hidden"), tmp_path / "whole", ("'kept'",))):
+        with refused("RunEncoder.padding", "padding=", *named):
+            _ = RunEncoder(dataclasses.replace(spec, path=str(path)), experiment).captions
+    assert RunEncoder(found.folder, experiment).captions.keeps

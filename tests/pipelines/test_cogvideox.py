@@ -5,23 +5,31 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
 import vdm_jax
 from tests.pipelines.folders import write_with_t5
 from tests.refusals import refused
-from vdm_jax.commands import generate_command
+from vdm_jax.commands import distil_command, generate_command
+from vdm_jax.commands.distil_command import Distil
 from vdm_jax.conditions.frame_masks import MaskedVideo
 from vdm_jax.conditions.text import EmbeddedText
 from vdm_jax.diffusion.arrays import noise_from_keys
 from vdm_jax.diffusion.beta_tables import ShiftedBetaSchedule
-from vdm_jax.diffusion.caching import Cache
-from vdm_jax.generation.one_stage import dynamic_weights, sample_keys
+from vdm_jax.diffusion.caching import ByChange, Cache
+from vdm_jax.diffusion.samplers import Heun
+from vdm_jax.diffusion.scheduler_steps import SchedulerSteps
+from vdm_jax.generation.editing.ddim_inversion import DDIMInversion
+from vdm_jax.generation.editing.one_stage import edit_sampling
+from vdm_jax.generation.editing.prompt_to_prompt import PromptToPrompt
+from vdm_jax.generation.one_stage import dynamic_weights, sample_keys, with_overrides
 from vdm_jax.generation.released.models import load_released, read_released, with_size
 from vdm_jax.networks.autoencoders.piecewise import PiecewiseAutoencoder
 from vdm_jax.networks.transformer.config import AddedSinusoids
 from vdm_jax.networks.transformer.members import cogvideox, cogvideox_rotary
+from vdm_jax.stages.distillation import _check_guided
 from vdm_jax.stages.latent import Latent, decode, encode, encode_masked_video
 from vdm_jax.stages.options import Oscillation, Sampling
 
@@ -88,10 +96,16 @@ def test_a_latent_in_front(pairs):
     z, usual = (np.asarray(encode(how, weights, video)) for how in (latent, plain))
     np.testing.assert_array_equal(z, np.concatenate([usual[:, :1], usual], axis=1))
     np.testing.assert_array_equal(decode(latent, weights, z), decode(plain, weights, usual))
+    drawn, alone = (np.asarray(encode(how, weights, video, jax.random.key(0))) for how in (latent, plain))
+    np.testing.assert_array_equal(drawn, np.concatenate([alone[:, :1], alone], axis=1))
+    assert np.abs(alone - usual).max() > 0
     mask = np.ones((1, 5, 8, 12, 1)) * (np.arange(5) < 1)[:, None, None, None]
     inside = encode_masked_video(latent, weights, MaskedVideo(video, mask))
     assert inside.video.shape[1] == inside.mask.shape[1] == 4
     assert np.asarray(inside.mask).reshape(4, -1).min(1).tolist() == [1, 1, 0, 0]
+    stage = ours.stage(5, 8, 12)
+    with refused("Stage.latent.ahead", "=1", "conditioning frames"):
+        dataclasses.replace(stage, network=dataclasses.replace(stage.network, frame_conditioning="channels"))
     with refused("Latent.ahead", "=1", "causal"):
         Latent(ahead=1)
 
@@ -133,20 +147,55 @@ def test_guidance_of_each_step(pipeline, folder):
     stage = generator.experiment.stages[0]
     stage = dataclasses.replace(stage, sampling=dataclasses.replace(stage.sampling, dynamic_guidance=True))
     generator = generator.of(dataclasses.replace(generator.experiment, stages=(stage,)))
-    whole = generator(["a red three"], seed=3, steps=2).videos  # all steps are one program
+    whole = generator(["a red three"], seed=3, steps=2).videos  # all steps are one compiled function
     assert np.abs(whole.astype(int) - dynamic).max() <= 1
-    for sampling in (Sampling(), stage.sampling):
-        with refused("Sampling.dynamic_guidance", "released scheduler"):
-            dataclasses.replace(sampling, dynamic_guidance=True, oscillation=Oscillation())
+    own = stage.sampling.scheduler
+    for sampling, more, named in (
+            (Sampling(guidance=1.0), {}, "scheduler=None"),
+            (stage.sampling, {"oscillation": Oscillation(low=0.5)}, "oscillation=Oscillation(low=0.5"),
+            (stage.sampling, {"high_noise_guidance": 0.0}, "high_noise_guidance=0.0"),
+            (stage.sampling, {"guidance": 0.0}, "guidance=0.0; permitted"),
+            (stage.sampling, {"scheduler": SchedulerSteps(scheduler="PNDMScheduler")}, "scheduler=PNDMScheduler"),
+            (stage.sampling, {"scheduler": dataclasses.replace(own, log_sigma_embedding=True)}, "embedding timesteps"),
+            (stage.sampling, {"sampler": Heun()}, "sampler=Heun(")):  # evaluates twice a step
+        with refused("Sampling.dynamic_guidance", named, "CogVideoXDDIMScheduler", "guidance above 0"):
+            dataclasses.replace(sampling, dynamic_guidance=True, **more)
+    assert not with_overrides(dataclasses.replace(stage.sampling, dynamic_guidance=True), guidance=0.0).dynamic_guidance
     with refused("dynamic_guidance", "without guidance"):
         pipeline("a", **options, dynamic_guidance=True, guidance=0.0)
 
 
+def test_editing_and_students_do_not_pass_over_guidance_of_each_step(folder):
+    """The given videos' side of an inversion has one weight; what knows one weight alone refuses others."""
+    stage, = read_released(folder).stages
+    stage = dataclasses.replace(stage, sampling=dataclasses.replace(stage.sampling, dynamic_guidance=True),
+                                video=dataclasses.replace(stage.video, frames=5, height=8, width=12))
+    found = edit_sampling(stage, stage.sampling, DDIMInversion(), 2.0)
+    assert found.target.dynamic_guidance and not found.source.dynamic_guidance and found.source.guidance == 2.0
+    with refused("PromptToPrompt.check", "sampling.dynamic_guidance=True", "guidance by one weight"):
+        edit_sampling(stage, stage.sampling, PromptToPrompt(), 0.0)
+    with refused("distil.guidance", "dynamic_guidance=True", "--guidance-range"):
+        distil_command.guidance_of(stage, Distil("x"), ranged=False)
+    ranged = Distil("x", guidance_range=(0.0, 6.0))
+    student = distil_command.sampling_of(stage, ranged, distil_command.guidance_of(stage, ranged, ranged=True)[0])
+    assert student.guidance == 5.0 and not student.dynamic_guidance
+    taught = dataclasses.replace(stage.training, text_dropout=0.0)
+    object.__setattr__(stage, "training", taught)  # of a student, whose weights would go up to 1 + 5
+    with refused("Sampling.guidance", "=0, 6", "from 0 to 5"):
+        _check_guided(stage, (0.0, 5.0), takes=True)
+    _check_guided(stage, (0.0, 6.0), takes=True)
+
+
 def test_steps_may_reuse_what_the_blocks_have_added(pipeline):
+    """At steps that are given, or that are chosen by how much the embedding of the noise level changes."""
     options = {**SIZE, "num_inference_steps": 3, "seed": 3, "progress": False}
-    plain, whole, reused = (pipeline("a red three", **options, cache=cache).videos
-                            for cache in (None, Cache(steps=(0, 1, 2)), Cache(every=3)))
+    plain, whole, reused, least = (
+        pipeline("a red three", **options, cache=cache).videos
+        for cache in (None, Cache(steps=(0, 1, 2)), Cache(every=3), ByChange(threshold=1e9)))
     np.testing.assert_array_equal(whole, plain)
+    # However much the embedding changes: the first step and the last
+    np.testing.assert_array_equal(least, pipeline("a red three", **options, cache=Cache(steps=(0, 2))).videos)
+    assert np.abs(least.astype(int) - plain).max() > 0
     assert 0 < np.abs(reused.astype(int) - plain).max()
 
 
@@ -155,6 +204,8 @@ def test_the_command_writes_a_video(folder, tmp_path):
                  "cogvideox_dpm", "--dynamic-guidance", "--dtype", "bfloat16", "--out", str(tmp_path / "a.gif")]
     assert generate_command.main([str(folder), "--prompt", "a red three", *arguments]) == 0
     assert (tmp_path / "a.gif").stat().st_size > 0
+    with refused("generate_command.call_arguments", "--decode-timestep", "CogVideoXPipeline", "--dynamic-guidance"):
+        generate_command.main([str(folder), "--prompt", "a", "--decode-timestep", "0.1"])
 
 
 def test_refusals(pipeline, folder):

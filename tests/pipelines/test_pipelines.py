@@ -342,6 +342,8 @@ def test_a_scheduler_by_name_and_what_is_printed(pictures, tmp_path):
     assert vdm_jax.from_pretrained(tmp_path / "out").scheduler == other.scheduler
     with refused("scheduler", "='unicorn'"):
         vdm_jax.from_pretrained(pictures, scheduler="unicorn")
+    with refused("models.stage_of", "scheduler=CogVideoXDDIMScheduler with StableDiffusionPipeline", "other noise"):
+        vdm_jax.from_pretrained(pictures, scheduler="cogvideox_ddim")
 
 
 def edit(path, **values):

@@ -177,10 +177,11 @@ def guidance_of(stage: Stage, options: Distil, ranged: bool) -> tuple[tuple[floa
         return options.guidance_range, "two_estimates"
     if not sampling.guided:
         return None, "two_estimates"
-    if sampling.last_frame_guidance is not None or sampling.oscillation is not None:
-        raise UserError(f"stage {stage.name!r} has sampling.last_frame_guidance={sampling.last_frame_guidance} and "
-                        f"oscillation={sampling.oscillation}, no one weight that a student could hold; permitted: "
-                        "--guidance-range, for oscillation", "distil.guidance")
+    if sampling.last_frame_guidance is not None or sampling.oscillation is not None or sampling.dynamic_guidance:
+        raise UserError(f"stage {stage.name!r} has sampling.last_frame_guidance={sampling.last_frame_guidance}, "
+                        f"oscillation={sampling.oscillation} and dynamic_guidance={sampling.dynamic_guidance}, no one "
+                        "weight that a student could hold; permitted: --guidance-range, for the last two",
+                        "distil.guidance")
     return (sampling.guidance, sampling.guidance), "two_estimates"
 
 
@@ -221,7 +222,7 @@ def sampling_of(stage: Stage, options: Distil, weights: tuple[float, float] | No
     from vdm_jax.diffusion.grids import TimeGrid, TimestepGrid
     from vdm_jax.diffusion.samplers import DDIM, Consistency, StochasticDDIM
 
-    sampling = dataclasses.replace(stage.sampling, split_guidance=False, frame_lag=0)
+    sampling = dataclasses.replace(stage.sampling, split_guidance=False, frame_lag=0, dynamic_guidance=False)
     if weights is not None:
         constant = weights[0] == weights[1]
         guidance = 0.0 if constant else min(max(sampling.guidance, weights[0]), weights[1])

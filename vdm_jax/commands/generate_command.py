@@ -114,7 +114,9 @@ class Generate:
     high_noise_guidance_scale: Guidance | None = None  # Wan 2.2 A14B: that of the expert for much noise, 4 by default
     max_guidance_scale: Guidance | None = None  # picture: of the last frame, 3 by default, linear between
     num_per_prompt: Count | None = None  # text: how many of each prompt
-    fps: Count | None = None  # frames per second, 7 or 8 by default; with a picture the model is conditioned on it too
+    # Frames per second; by default 7 (Stable Video Diffusion), 16 (Wan, CogVideoX1.5), 25 (LTX-Video) or 8. LTX-Video
+    # and Stable Video Diffusion are conditioned on it too
+    fps: Count | None = None
     motion_bucket_id: MotionBucket | None = None  # picture: how much moves, 1 to 255; 127 by default
     noise_aug_strength: NonNegative | None = None  # picture: noise on it, 0.02 by default; more lets the video leave it
     decode_chunk_size: Size | None = None  # frames decoded at a time; all by default, fewer take less memory

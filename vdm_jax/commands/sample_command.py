@@ -208,6 +208,7 @@ def text_embeddings(generator: Any, captions: Sequence[str], options: Sample) ->
     """Embeddings and mask of the captions, for a run that reads them and encodes no captions itself, which `--encoder`
     lets it do. Raises `UserError` where they are needed and not given, given and not needed, or lack a caption."""
     from vdm_jax.data.embeddings import EncoderFolder, TextEmbeddings, WithEmbeddings
+    from vdm_jax.data.text_encoding import padding_of
     from vdm_jax.generation.encoding import RunEncoder
 
     experiment = generator.experiment
@@ -218,7 +219,7 @@ def text_embeddings(generator: Any, captions: Sequence[str], options: Sample) ->
         raise UserError(f"--{name}={value} with {'--encoder' if reads else 'stages that read no embeddings'}; "
                         f"permitted: {'one of them' if reads else 'none'}")
     if options.encoder is not None:
-        stored = experiment.encoder or EncoderFolder(path="")
+        stored = experiment.encoder or EncoderFolder(path="", padding=padding_of(options.encoder))
         spec = dataclasses.replace(stored, path=str(options.encoder))
         generator.encoder = RunEncoder(spec, experiment)
     if options.embeddings is None:
@@ -311,7 +312,7 @@ def heard(options: Sample, generator: Any, video: Any) -> dict[str, Any]:
     if not stages or track is None:
         raise UserError(f"--sound={options.sound[0] if options.sound else None}: the run "
                         f"{'hears no sound' if not stages else 'does not say what it hears'}; permitted: a run trained "
-                        "on VideoFolder(sound=...)")
+                        "on VideoFolder(sound=...) or DigitBeats")
     if not options.sound:
         raise UserError("--sound=None: it is missing for a run that hears sound; permitted: a file of it, or one for "
                         "each caption")

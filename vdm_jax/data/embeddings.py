@@ -51,6 +51,10 @@ ROWS, KEYS, PLACES, METADATA = "rows.float16", "keys.npy", "places.npy", "metada
 
 _VERSION = 1  # of the layout above
 
+# What T5 makes of a text's padding. hidden: it is not seen, and not kept. seen: the text sees it, and it is not kept.
+# kept: it is seen, and part of what networks attend to
+Padding = Literal["hidden", "seen", "kept"]
+
 
 @config
 class EncoderFolder:
@@ -60,6 +64,7 @@ class EncoderFolder:
     sha256: str = ""  # of its vectors of weights (`CaptionEncoder.fingerprint`); "": whichever are there
     length: Size | None = None  # tokens of a text at most; None: the model's
     dtype: Literal["float32", "bfloat16", "float16"] | None = None  # None: as its weights are stored
+    padding: Padding = "hidden"  # of T5; CLIP's own files decide
 
 
 Clips = (CaptionedDigits | VideoFolder | ImageFolder | ImageShards | PreparedClips | TFDSVideo | PublishedVideo

@@ -9,14 +9,14 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
-from vdm_jax.data.embeddings import EncoderFolder, TextEmbeddings, write_embeddings
+from vdm_jax.data.embeddings import EncoderFolder, Padding, TextEmbeddings, write_embeddings
 from vdm_jax.errors import UserError
 from vdm_jax.networks.encoders.clip_text import CLIPText
 from vdm_jax.networks.encoders.t5 import T5Encoder
@@ -30,9 +30,6 @@ log = logging.getLogger(__name__)
 
 PART = 4096  # captions that are encoded before they are safe on disk
 INDEX = "model_index.json"  # of a pipeline's folder
-# What T5 makes of a text's padding. hidden: it is not seen, and not kept. seen: the text sees it, and it is not kept.
-# kept: it is seen, and part of what networks attend to
-Padding = Literal["hidden", "seen", "kept"]
 # Class of a pipeline whose network was trained otherwise -> how
 PADDING: dict[str, Padding] = {"CogVideoXPipeline": "kept", "LTXPipeline": "seen"}
 
@@ -75,9 +72,10 @@ class CaptionEncoder:
         model = load_pretrained(weights, dtype=dtype, mesh=mesh)
         if dtype is not None:
             model = dataclasses.replace(model, config=dataclasses.replace(model.config, dtype=dtype))
-        self._set(model, tokenizer, mesh, padding_of(folder))
+        padding = padding_of(folder)
+        self._set(model, tokenizer, mesh, padding)
         self.folder = EncoderFolder(path=str(folder.absolute()), sha256=self.fingerprint().hex(), length=length,
-                                    dtype=dtype)
+                                    dtype=dtype, padding=padding)
 
     @classmethod
     def of(

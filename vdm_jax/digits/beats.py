@@ -69,7 +69,7 @@ class BeatSpec:
 
 @dataclasses.dataclass(frozen=True)
 class BeatClip:
-    """One clip with all that is known about it."""
+    """One clip and what it was made of."""
 
     spec: BeatSpec
     video: UInt8[np.ndarray, "T H W 3"]

@@ -71,6 +71,11 @@ class RunEncoder:
         if spec.sha256 not in ("", found.folder.sha256):
             raise UserError(f"encoder {spec.path} has weights of hash {found.folder.sha256!r}, and the run was trained "
                             f"with {spec.sha256!r}; permitted: that encoder (--encoder FOLDER)")
+        if spec.padding != found.folder.padding:
+            raise UserError(f"encoder {spec.path} gives embeddings of padding={found.folder.padding!r}, and those of "
+                            f"the run are of {spec.padding!r}; permitted: the folder of a pipeline that encodes as the "
+                            "set was made (--encoder FOLDER), or embeddings made again",
+                            "RunEncoder.padding")
         if self.widths and found.width not in self.widths:
             raise UserError(f"encoder {spec.path} has width {found.width}, and the stages read embeddings of "
                             f"{', '.join(map(str, sorted(self.widths)))}; permitted: an encoder of that width")

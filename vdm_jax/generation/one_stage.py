@@ -426,7 +426,7 @@ def with_overrides(sampling: Sampling, **changes: Any) -> Sampling:
     noise levels, unless one for much noise is given too."""
     changes = {name: value for name, value in changes.items() if value is not None}
     if "guidance" in changes:
-        changes = {"high_noise_guidance": None} | changes
+        changes = {"high_noise_guidance": None} | ({} if changes["guidance"] else {"dynamic_guidance": False}) | changes
     return dataclasses.replace(sampling, **changes)
 
 

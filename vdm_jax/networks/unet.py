@@ -339,7 +339,7 @@ class Embedding(nn.Module):
         self, text: Tokens | None, entry: Input, value: Float[Array, "B 1 M D"] | Float[Array, "B T D"]
     ) -> tuple[Float[Array, "B _ _ _"], Bool[Array, "B _ _"]]:
         """Tokens of the text, if there are any, and after them those of a condition in their width; the null value is
-        tokens of zeros, of sound silence."""
+        an input of zeros, which as spectra of a sound is not silence."""
         width = self.config.embedding_channels if text is None else text[0].shape[-1]
         dtype, name = jnp.dtype(self.config.dtype), f"condition_{entry.name}"
         of_frames = entry.condition.form == "frames"

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vdm_jax.configuration import check_value
-from vdm_jax.diffusion.caching import Cache
+from vdm_jax.diffusion.caching import ByChange, Cache
 from vdm_jax.errors import UserError
 from vdm_jax.generation.generator import Generated, Progress
 from vdm_jax.pipelines import arguments
@@ -31,7 +31,7 @@ class CogVideoXTextToVideo(FromText):
         num_inference_steps: int | None = None, guidance: float | None = None, guidance_scale: float | None = None,
         dynamic_guidance: bool = False, num_per_prompt: int = 1, fps: int | None = None, seed: int = 0,
         latents: Float[np.ndarray, "B T H W C"] | None = None, progress: Progress | bool | None = None,
-        cache: Cache | None = None,
+        cache: Cache | ByChange | None = None,
     ) -> Generated:
         """Generate videos, one per prompt or `num_per_prompt`.
 

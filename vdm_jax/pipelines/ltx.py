@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vdm_jax.configuration import Share, ShareBelowOne, check_value
-from vdm_jax.diffusion.caching import Cache
+from vdm_jax.diffusion.caching import ByChange, Cache
 from vdm_jax.errors import UserError
 from vdm_jax.generation.generator import Generated, Progress
 from vdm_jax.generation.released.t5_transformers import at_rate
@@ -32,7 +32,7 @@ class LTXTextToVideo(FromText):
         num_inference_steps: int | None = None, guidance: float | None = None, guidance_scale: float | None = None,
         num_per_prompt: int = 1, fps: int | None = None, decode_timestep: float | None = None,
         decode_noise_scale: float | None = None, seed: int = 0, latents: Float[np.ndarray, "B T H W C"] | None = None,
-        progress: Progress | bool | None = None, cache: Cache | None = None,
+        progress: Progress | bool | None = None, cache: Cache | ByChange | None = None,
     ) -> Generated:
         """Generate videos, one per prompt or `num_per_prompt`.
 
@@ -45,7 +45,7 @@ class LTXTextToVideo(FromText):
           guidance: w in cond + w (cond - uncond); 0 is off and takes half the time; 2 by default.
           guidance_scale: the same as s = 1 + w; up to 1 is off. One of the two.
           num_per_prompt: videos of each prompt.
-          fps: frames per second, which the network is told; 25 by default.
+          fps: frames per second, on which the network is conditioned; 25 by default.
           decode_timestep, decode_noise_scale: from version 0.9.1 on, whose decoder is a last step of denoising, its
             time and the share of noise in the latents; 0.05 and 0.025 by default, as the authors have them.
           seed: same seed, same place in the batch, same video.

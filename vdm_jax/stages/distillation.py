@@ -270,6 +270,7 @@ def _check_guided(stage: Any, weights: tuple[float, float], takes: bool) -> None
         raise UserError(f"{where}: training.distillation.guidance={weights} by {sampling.guided_by!r} of a network "
                         "that takes no such input; permitted: None")
     asked = [sampling.guidance] if sampling.oscillation is None else [sampling.guidance, sampling.oscillation.low]
+    asked = [0.0, 1 + sampling.guidance] if sampling.dynamic_guidance else asked
     if takes and not all(weights[0] <= weight <= weights[1] for weight in asked):
         raise UserError(f"{where}: sampling.guidance={', '.join(f'{weight:g}' for weight in asked)} of a student that "
                         f"has learnt weights from {weights[0]:g} to {weights[1]:g}; permitted: these",

@@ -126,9 +126,10 @@ def encode(
     frames = latent.encode_frames or latent.autoencoder.pieces[0]
     pieces = _in_pieces(encoding_step(latent, weights), video, latent, frames,
                         latent.overlap_frames * latent.frame_factor, 1)
-    found = Moments(*jnp.split(_led(pieces, latent.ahead), 2, axis=-1))
+    found = Moments(*jnp.split(pieces, 2, axis=-1))
     drawn = key is not None and latent.encode == "sample"
     z = found.sample(jax.random.normal(key, found.mean.shape)) if drawn else found.mean
+    z = _led(z, latent.ahead)  # copies, noise included
     return latent.autoencoder.normalise(z) if scaled else z
 
 

@@ -26,13 +26,15 @@ from vdm_jax.diffusion.consistency import Boundary
 from vdm_jax.diffusion.frame_schedules import FrameSchedule
 from vdm_jax.diffusion.samplers import DDIM, Sampler
 from vdm_jax.diffusion.sampling import check_steps, schedule_of
-from vdm_jax.diffusion.scheduler_steps import SchedulerSteps
+from vdm_jax.diffusion.scheduler_steps import COGVIDEOX, SchedulerSteps
 from vdm_jax.diffusion.thresholds import Threshold
 from vdm_jax.errors import UserError
 from vdm_jax.networks.lora import FACTORS, LoRA
 from vdm_jax.stages.distillation import ConsistencyDistillation, ConsistencyTraining, Distillation
 
 DataSet = Clips | WithEmbeddings
+# Schedulers whose timesteps `Sampling.dynamic_guidance` goes by: those of CogVideoX, and that of its inversion
+BY_TIMESTEP = (*COGVIDEOX, "DDIMScheduler")
 Images = Annotated[int, Range(least=0, cap=1024)]
 
 
@@ -267,9 +269,9 @@ class Sampling:
     # w at noise levels from network.boundary on, where the network has two experts (Wan 2.2); None: the same
     high_noise_guidance: Guidance | None = None
     oscillation: Oscillation | None = None  # of the guidance; None: the same weight at every step
-    # w = s / 2 (1 - cos(pi ((N - t) / N)^5)) with s = 1 + guidance, of N steps at the timesteps t of a released
-    # scheduler: what CogVideoX's authors call dynamic guidance. Timesteps go up to 999 and steps to 50, so that it goes
-    # up and down in no simple order
+    # w = s / 2 (1 - cos(pi ((N - t) / N)^5)) with s = 1 + guidance, of N steps at the timesteps t of a scheduler
+    # (`BY_TIMESTEP`): what CogVideoX's authors call dynamic guidance. Timesteps go up to 999 and steps to 50, so that
+    # it goes up and down in no simple order
     dynamic_guidance: bool = False
     # The two estimates of a guided video on two halves of the devices: half the videos at a time, each in half the time
     split_guidance: bool = False
@@ -303,11 +305,8 @@ class Sampling:
                                                      or self.last_frame_guidance is not None):
             raise UserError(f"Sampling.high_noise_guidance={self.high_noise_guidance} with guidance={self.guidance}, "
                             "oscillation, by_blocks or last_frame_guidance; permitted: guidance other than 0, alone")
-        others = [name for name in ("oscillation", "by_blocks", "last_frame_guidance", "high_noise_guidance", "terms")
-                  if getattr(self, name)]
-        if self.dynamic_guidance and (others or self.scheduler is None or self.scheduler.flow is not None):
-            raise UserError(f"Sampling.dynamic_guidance=True with scheduler={self.scheduler}, {', '.join(others)}; "
-                            "permitted: the steps of a released scheduler that counts timesteps, alone")
+        if self.dynamic_guidance:
+            self._check_dynamic()
         names = [term.name for term in self.terms]
         if len(set(names)) < len(names):
             raise UserError(f"Sampling.terms={names}; permitted: each name once")
@@ -330,6 +329,19 @@ class Sampling:
                             "Sampling.cache")
         check_steps(self.sampler, self.frame_lag, scheduled=self.scheduler is not None,
                     frame_schedule=self.frame_schedule)
+
+    def _check_dynamic(self) -> None:
+        kind = None if self.scheduler is None else self.scheduler.scheduler
+        others = {name: getattr(self, name) for name in (
+            "oscillation", "by_blocks", "last_frame_guidance", "high_noise_guidance", "terms")}
+        others = {name: value for name, value in others.items() if not (value is None or value is False or value == ())}
+        once = self.sampler.evaluations(self.steps) == self.steps
+        if kind not in BY_TIMESTEP or self.scheduler.log_sigma_embedding or not once or self.guidance <= 0 or others:
+            given = {"scheduler": kind, "sampler": self.sampler, "guidance": self.guidance, **others}
+            raise UserError("Sampling.dynamic_guidance=True with "
+                            f"{', '.join(f'{name}={value}' for name, value in given.items())}; permitted: "
+                            f"{', '.join(BY_TIMESTEP)}, embedding timesteps, a sampler of one evaluation a step, "
+                            "guidance above 0, and no other kind of guidance", "Sampling.dynamic_guidance")
 
     def evaluations(self, frames: int) -> int:
         """Evaluations of the denoiser of videos (or latents) of so many frames; by blocks, one more of each block."""

@@ -243,7 +243,7 @@ class Double:
 
 
 def theirs(monkeypatch, name, options, steps, network, z, keys):
-    """(x after every step, sigma / alpha there); what the network is told is checked."""
+    """(x after every step, sigma / alpha there); what the network embeds is checked."""
     diffusers, torch = pytest.importorskip("diffusers"), pytest.importorskip("torch")
     made = getattr(diffusers, name)
     module = __import__(made.__module__, fromlist=["x"])
@@ -252,27 +252,27 @@ def theirs(monkeypatch, name, options, steps, network, z, keys):
     masked_video = {k: v for k, v in options.items() if k in OPTIONS[name]}
     scheduler = made(**masked_video)
     scheduler.set_timesteps(steps)
-    x, found, told, before = torch.from_numpy(z) * scheduler.init_noise_sigma, [], [], None
+    x, found, times, before = torch.from_numpy(z) * scheduler.init_noise_sigma, [], [], None
     if hasattr(module, "randn_tensor"):
         def draw(shape, **_):
-            return torch.from_numpy(np.array(noise_from_keys(keys, len(told), shape), np.float64))
+            return torch.from_numpy(np.array(noise_from_keys(keys, len(times), shape), np.float64))
 
         monkeypatch.setattr(module, "randn_tensor", draw)
     for timestep in scheduler.timesteps:
-        told.append(float(timestep))
+        times.append(float(timestep))
         raw = torch.from_numpy(network(scheduler.scale_model_input(x, timestep).numpy(), float(timestep), np))
         if name == "CogVideoXDPMScheduler":
-            x, before = scheduler.step(raw, before, timestep, scheduler.timesteps[len(told) - 2] if len(told) > 1 else
+            x, before = scheduler.step(raw, before, timestep, scheduler.timesteps[len(times) - 2] if len(times) > 1 else
                                        None, x)
         else:
             x = scheduler.step(raw, timestep, x).prev_sample
         found.append(x.numpy())
-    return found, told, scheduler
+    return found, times, scheduler
 
 
-def network(z, told, xp=jnp):
+def network(z, times, xp=jnp):
     """Something that depends on both and is no noise predictor in particular."""
-    return 0.7 * xp.tanh(z) + 0.1 * z + 0.05 * xp.sin(told / 97.0 if xp is np else (told / 97.0)[:, None, None, None,
+    return 0.7 * xp.tanh(z) + 0.1 * z + 0.05 * xp.sin(times / 97.0 if xp is np else (times / 97.0)[:, None, None, None,
                                                                                            None])
 
 
@@ -395,12 +395,12 @@ def test_steps_of_diffusers(case, prediction, monkeypatch):
     keys = jax.random.split(jax.random.key(0), len(z))
     trajectory = scheduler.discretise(steps)
     found = ours(scheduler, steps, z, keys, monkeypatch)
-    wanted, told, peer = theirs(monkeypatch, name, {**options, "prediction_type": prediction}, steps, network, z, keys)
+    wanted, times, peer = theirs(monkeypatch, name, {**options, "prediction_type": prediction}, steps, network, z, keys)
     if name == "HeunDiscreteScheduler":
-        wanted, told = [*wanted[1:-1:2], wanted[-1]], [*told[:1], *told[1::2]]  # after both halves of a step
+        wanted, times = [*wanted[1:-1:2], wanted[-1]], [*times[:1], *times[1::2]]  # after both halves of a step
     elif name == "PNDMScheduler" and steps > 1:
-        wanted, told = wanted[1:], [*told[:1], *told[2:]]
-    np.testing.assert_allclose(trajectory.timesteps.numbers[:steps], told, rtol=1e-5, atol=1e-5)
+        wanted, times = wanted[1:], [*times[:1], *times[2:]]
+    np.testing.assert_allclose(trajectory.timesteps.numbers[:steps], times, rtol=1e-5, atol=1e-5)
     assert len(found) == len(wanted)
     for i, (a, b) in enumerate(zip(found, wanted, strict=True)):
         scaled = hasattr(peer, "sigmas") and name not in (DPM, UNIPC, DEIS, "EDMEulerScheduler")

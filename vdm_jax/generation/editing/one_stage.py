@@ -71,7 +71,7 @@ def edit_sampling(stage: Stage, sampling: Sampling, method: EditMethod, source_g
                         "inverts a diffusion and no consistency model; permitted: 'sdedit'")
     target = method.sampling(dataclasses.replace(sampling, frame_lag=0, frame_schedule=None, cache=None))
     source = dataclasses.replace(target, guidance=source_guidance, terms=(), last_frame_guidance=None,
-                                 high_noise_guidance=None, oscillation=None)
+                                 high_noise_guidance=None, oscillation=None, dynamic_guidance=False)
     for each in (target, source):
         dataclasses.replace(stage, sampling=each)  # raises where the stage cannot do it
     method.check(stage, target)

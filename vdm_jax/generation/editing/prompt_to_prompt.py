@@ -62,7 +62,8 @@ class PromptToPrompt(DDIMInversion):
     def check(self, stage: Stage, sampling: Sampling) -> None:
         """Raise `UserError` for sampling whose estimates are not pairs with and without the caption, of whole
         videos."""
-        for name in ("terms", "oscillation", "high_noise_guidance", "last_frame_guidance", "windows"):
+        for name in ("terms", "oscillation", "dynamic_guidance", "high_noise_guidance", "last_frame_guidance",
+                     "windows"):
             if getattr(sampling, name):
                 raise UserError(f"Stage {stage.name!r}: sampling.{name}={getattr(sampling, name)} with method="
                                 f"{self.name!r}; permitted: guidance by one weight, and no windows",

@@ -20,6 +20,8 @@ from vdm_jax.conditions.inputs import Input
 from vdm_jax.conditions.scalars import WEIGHT
 from vdm_jax.conditions.sparse_control import SparseControl
 from vdm_jax.data.embeddings import EncoderFolder
+from vdm_jax.data.text_encoding import padding_of
+from vdm_jax.diffusion.scheduler_steps import COGVIDEOX
 from vdm_jax.errors import UserError
 from vdm_jax.generation.generator import Generator
 from vdm_jax.generation.released import t5_transformers, transformers
@@ -119,13 +121,16 @@ def parameters_of(networks: dict[str, Pretrained]) -> dict[str, Any]:
 
 
 def stage_of(folder: Folder, networks: dict[str, Pretrained], scheduler: Scheduler | None = None) -> Stage:
-    """The stage that a pipeline is, sampled as its authors do."""
+    """The stage that a pipeline is, sampled as its authors do. Raises `UserError` for a scheduler of another noise."""
     if folder.kind in transformers.PIPELINES:
         return transformers.stage_of(folder, networks, scheduler)
     if folder.kind in t5_transformers.PIPELINES:
         return t5_transformers.stage_of(folder, networks, scheduler, kind_of(folder))
     kind, unet, vae = kind_of(folder), networks["unet"], networks["vae"].config
     scheduler = dataclasses.replace(scheduler or folder.scheduler(), threshold_per=kind.threshold_per)
+    if scheduler.name in COGVIDEOX:
+        raise UserError(f"{folder.path}: scheduler={scheduler.name} with {folder.kind}, whose network was trained with "
+                        f"other noise; permitted: any but {', '.join(COGVIDEOX)}")
     pictured = "image_encoder" in networks
     side = unet.fields.get("sample_size") or SIDE
     sides = [n * vae.factor for n in (side if isinstance(side, list) else (side, side))]
@@ -151,7 +156,7 @@ def experiment_of(folder: Folder, networks: dict[str, Pretrained], mesh: MeshSpe
     """The experiment that a pipeline is: one stage, and no data."""
     text = networks.get("text_encoder")
     length = transformers.text_length(networks) if transformers.FIRST in networks else text and text.config.length
-    encoder = text and EncoderFolder(path=str(folder.path.absolute()), length=length)
+    encoder = text and EncoderFolder(path=str(folder.path.absolute()), length=length, padding=padding_of(folder.path))
     return Experiment(name=folder.path.absolute().name, stages=(stage_of(folder, networks),), encoder=encoder,
                       mesh=mesh or MeshSpec())
 
