@@ -1,6 +1,6 @@
 """Run `make demo` from the beginning in a fresh clone and record its scores and its time.
 
-Run:  python experiments/demo/record.py            (needs Python 3.11, make and git; about 15 minutes)
+Run:  python experiments/demo/record.py            (needs Python 3.11, make and git; 10 to 15 minutes)
 """
 
 from __future__ import annotations

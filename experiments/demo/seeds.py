@@ -1,7 +1,7 @@
 """Train the demo's cascade from several seeds and score what its stages make of 256 captions; write seeds.json and the
 table in docs/results.md. Seeds that are in the record are left alone, and training goes on where it stopped.
 
-Run:  python experiments/demo/seeds.py             (about 12 minutes a seed on two idle cores)
+Run:  python experiments/demo/seeds.py             (8 to 12 minutes a seed on two idle cores)
       python experiments/demo/seeds.py --report    (only rewrites the table)
 """
 
