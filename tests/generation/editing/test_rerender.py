@@ -266,7 +266,7 @@ def test_cuts_share_key_frames():
 def test_files_go_on_after_an_interruption(generator, clip, three, tmp_path, monkeypatch):
     """The same frames at once, clip by clip, and in two calls, with what the next clip needs in the folder."""
     longer = np.concatenate([clip[0], clip[0, :3]])
-    lossless = [write_video(tmp_path / name, longer, 4) for name in ("given.mp4", "maps.mp4")]
+    lossless = [write_video(tmp_path / name, longer, 4, lossless=True) for name in ("given.mp4", "maps.mp4")]
     with VideoReader(lossless[0]) as file:
         read = file.frames(range(7), 32, 48)[None]
     whole = made(generator, read, Rerender(interval=3)).videos[0]
@@ -278,11 +278,10 @@ def test_files_go_on_after_an_interruption(generator, clip, three, tmp_path, mon
         "state_first_1.safetensors", "state_previous_1.safetensors"]
     done = edit_video(generator, job, folder=folder)
     assert done.complete and not list(folder.glob("state*"))  # nothing goes on
-    again = done.frames.read(0, range(7))
-    np.testing.assert_allclose(again.astype(int), whole, atol=1)  # of other shapes, whose sums have another order
+    np.testing.assert_array_equal(done.frames.read(0, range(7)), whole)
     done.frames.remove()
     assert not folder.exists()
-    np.testing.assert_array_equal(edit_video(generator, job).frames.read(0, range(7)), again)
+    np.testing.assert_array_equal(edit_video(generator, job).frames.read(0, range(7)), whole)
     stops = iter([False, True])
     edit_video(generator, dataclasses.replace(job, frames=10), folder=folder, stop=lambda: next(stops))
     assert sorted(path.name for path in folder.glob("state*")) == [
