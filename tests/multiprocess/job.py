@@ -14,10 +14,8 @@ import time
 from collections.abc import Iterator
 
 import jax
-import pytest
 import rich.console
 
-from tests.training import programs
 from vdm_jax.commands.configs import load_config
 from vdm_jax.commands.train_command import resolve
 from vdm_jax.parallel.mesh import MeshSpec
@@ -65,20 +63,20 @@ class Job:
         lines = self.outputs[index].read_text().splitlines()
         return "\n".join(line for line in lines if not line.startswith("[Gloo]"))
 
-    def until(self, text: str) -> None:
-        """Wait until the first process has reported something, "step 3/10" for one (the tiny config reports all)."""
+    def until_step(self, step: int) -> None:
+        """Wait until the first process has reported a step (the tiny config reports all)."""
         for _ in seconds(PATIENCE):
-            if text in self.text():
+            if f"step {step}/" in self.text():
                 return
             codes = [process.poll() for process in self.processes]
-            assert codes == [None] * len(codes), f"ended before {text!r}: {codes}\n{self.text()}"
-        raise AssertionError(f"{text!r} was not reported in {PATIENCE} s\n{self.text()}")
+            assert codes == [None] * len(codes), f"ended before step {step}: {codes}\n{self.text()}"
+        raise AssertionError(f"step {step} was not reached in {PATIENCE} s\n{self.text()}")
 
 
 def train(folder: pathlib.Path, run: pathlib.Path, data: pathlib.Path, *flags, processes: int, devices: int,
-          different: list[str] | None = None, stages: tuple[str, ...] = ("base",)) -> Job:
-    """Start `vdm-jax train` of stages of the tiny config; the last process gets `different` flags too."""
-    common = ["train", TINY, "--stage", *stages, "--run", run, "--data-dir", data, *flags, "--processes", processes,
+          different: list[str] | None = None) -> Job:
+    """Start `vdm-jax train` of the tiny config's base stage; the last process gets `different` flags too."""
+    common = ["train", TINY, "--stage", "base", "--run", run, "--data-dir", data, *flags, "--processes", processes,
               "--coordinator", f"127.0.0.1:{free_port()}", "--heartbeat", 4 * PATIENCE]
     commands = [[*common, "--process-id", index] for index in range(processes)]
     commands[-1] += different or []
@@ -86,17 +84,14 @@ def train(folder: pathlib.Path, run: pathlib.Path, data: pathlib.Path, *flags, p
 
 
 def train_here(run: pathlib.Path, data: pathlib.Path, *, steps: int = 4, mesh: MeshSpec | None = None, devices: int = 4,
-               damaged: str = "refuse", stage: str = "base", **training) -> str:
-    """Train such a stage in this process, on some of its devices, without pictures; returns what was reported."""
+               damaged: str = "refuse", **training) -> str:
+    """Train the same stage in this process, on some of its devices; returns what was reported."""
     experiment = resolve(load_config(str(TINY)), run, data)
-    trained = experiment.stage(stage)
-    trained = dataclasses.replace(trained, training=dataclasses.replace(trained.training, steps=steps, **training))
-    stages = tuple(trained if each.name == stage else each for each in experiment.stages)
-    experiment = dataclasses.replace(experiment, stages=stages, mesh=mesh or MeshSpec())
+    stage = experiment.stage("base")
+    stage = dataclasses.replace(stage, training=dataclasses.replace(stage.training, steps=steps, **training))
+    experiment = dataclasses.replace(experiment, stages=(stage, *experiment.stages[1:]), mesh=mesh or MeshSpec())
     report = Report(rich.console.Console(file=io.StringIO(), width=200))
-    with pytest.MonkeyPatch.context() as patch:
-        programs.leave_out_pictures(patch)
-        Trainer(open_run(run, experiment), trained, run, report, data, jax.devices()[:devices], damaged).train()
+    Trainer(open_run(run, experiment), stage, run, report, data, jax.devices()[:devices], damaged).train()
     return report.console.file.getvalue()
 
 

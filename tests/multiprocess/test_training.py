@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import pathlib
-import shutil
 import signal
 
 import jax
@@ -53,67 +50,29 @@ def check_same(run, alone):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def check_outputs(work, processes, said=("peer ranks",)):
-    """Process 0 reports, the others say nothing but these: what the collectives' library says at times."""
+def check_outputs(work, processes):
+    """Process 0 reports, the others say nothing."""
     assert f"{processes} processes (by flags), 4 devices" in work.text(0)
-    assert "step 4/4" in work.text(0)
+    assert "step 4/4" in work.text(0) and "run directory" in work.text(0)
     for index in range(1, processes):
         lines = work.text(index).splitlines()
-        assert [line for line in lines if not any(part in line for part in said)] == []
+        assert [line for line in lines if "peer ranks" not in line] == []  # what the collectives' library says at times
 
 
-@dataclasses.dataclass
-class Stopped:
-    """What two processes have done that trained the base stage to its end, and the next until a signal to one."""
-
-    run: pathlib.Path
-    work: job.Job
-    codes: list[int]
-    step: int  # after which they stopped
-
-
-@pytest.fixture(scope="module", params=[signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.full)])
-def stopped(request, tmp_path_factory, data):
-    folder = tmp_path_factory.mktemp("stopped")
-    flags = ("--spatial.training.steps", "100000", "--spatial.training.checkpoint-every", "100000",
-             "--spatial.training.validate-every", "0", *MESH, *EVALUATED)
-    with job.train(folder / "out", folder / "run", data, *flags, processes=2, devices=2,
-                   stages=("base", "spatial")) as work:
-        work.until("step 3/100000")
-        work.processes[1].send_signal(request.param)
-        codes = work.wait()
-    step = Checkpoints(checkpoints_path(folder / "run", "spatial")).latest()
-    return Stopped(folder / "run", work, codes, step)
-
-
-def test_two_processes_are_one(stopped, alone):
+def test_two_processes_are_one(tmp_path, data, alone):
     """Scores of what they made included."""
-    text = stopped.work.text(0)
-    check_outputs(stopped.work, 2, said=("peer ranks", "stopping", "stopped"))
-    check_same(stopped.run, alone)
-    stage = stopped.run / "base"
+    with job.train(tmp_path / "out", tmp_path / "run", data, *MESH, *EVALUATED, processes=2, devices=2) as work:
+        assert work.wait() == [0, 0], work.text(0) + work.text(1)
+        check_outputs(work, 2)
+    check_same(tmp_path / "run", alone)
+    stage = tmp_path / "run" / "base"
     (scored,) = [record for record in read_records(stage) if "evaluation/digits/whole" in record]
     assert scored["step"] == 4 and scored["evaluation/real/digits/count"] > 0.5
-    assert (stage / "evaluation" / "training_0000004.json").exists() and "scores of 4 generated videos" in text
+    assert (stage / "evaluation" / "training_0000004.json").exists() and "scores of 4 generated videos" in work.text(0)
     assert len(list(stage.glob("events*"))) == 1 and (stage / "samples" / "step_0000004.png").exists()
-    checkpoints = Checkpoints(checkpoints_path(stopped.run, "base"))
+    checkpoints = Checkpoints(checkpoints_path(tmp_path / "run", "base"))
     assert checkpoints.steps() == [2, 4]
     assert checkpoints.meta()["processes"] == 2 and checkpoints.meta()["mesh"]["fsdp"] == 4
-
-
-def test_a_signal_to_one_process_stops_both_after_the_same_step(stopped, data, tmp_path):
-    """And one process goes on from what the two have saved."""
-    step, texts = stopped.step, [stopped.work.text(index) for index in range(2)]
-    assert stopped.codes == [130, 130], texts
-    for index, text in enumerate(texts):
-        assert f"process {index}: stopped at step {step} of stage 'spatial'; everything is saved" in text
-        assert "Traceback" not in text
-    assert read_records(stopped.run / "spatial")[-1]["step"] == step
-    run = shutil.copytree(stopped.run, tmp_path / "run")
-    text = job.train_here(run, data, steps=step + 2, devices=2, stage="spatial", validate_every=0)
-    assert f"resuming at step {step}" in text
-    records = [record for record in read_records(run / "spatial") if "loss" in record]
-    assert [record["step"] for record in records] == list(range(1, step + 3))
 
 
 @pytest.mark.full
@@ -125,8 +84,27 @@ def test_processes_on_other_meshes_are_one(tmp_path, data, alone, processes, dev
     with job.train(tmp_path / "out", tmp_path / "run", data, *mesh, processes=processes, devices=devices) as work:
         assert work.wait() == [0] * processes, "".join(work.text(i) for i in range(processes))
         check_outputs(work, processes)
-        assert "run directory" in work.text(0)
     check_same(tmp_path / "run", alone)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.full)])
+def test_a_signal_to_one_process_stops_both_after_the_same_step(tmp_path, data, number):
+    """And one process goes on from what the two have saved."""
+    run = tmp_path / "run"
+    flags = ("--base.training.steps", "100000", "--base.training.checkpoint-every", "100000", *MESH)
+    with job.train(tmp_path / "out", run, data, *flags, processes=2, devices=2) as work:
+        work.until_step(3)
+        work.processes[1].send_signal(number)
+        assert work.wait() == [130, 130], work.text(0) + work.text(1)
+        step = Checkpoints(checkpoints_path(run, "base")).latest()
+        for index in range(2):
+            assert f"process {index}: stopped at step {step} of stage 'base'; everything is saved" in work.text(index)
+        assert "Traceback" not in work.text(0) + work.text(1)
+    assert read_records(run / "base")[-1]["step"] == step
+    text = job.train_here(run, data, steps=step + 2, devices=2)
+    assert f"resuming at step {step}" in text
+    records = [record for record in read_records(run / "base") if "loss" in record]
+    assert [record["step"] for record in records] == list(range(1, step + 3))
 
 
 @pytest.mark.full
@@ -135,7 +113,7 @@ def test_a_process_that_dies_ends_the_other_and_the_run_goes_on(tmp_path, data, 
     flags = ("--base.training.checkpoint-every", "2", "--base.training.validate-every", "0", *MESH)
     with job.train(tmp_path / "out", run, data, "--base.training.steps", "100000", *flags, processes=2,
                    devices=2) as work:
-        work.until("step 5/")
+        work.until_step(5)
         work.processes[1].kill()
         assert work.wait()[0] not in (0, None), work.text()
     checkpoints = Checkpoints(checkpoints_path(run, "base"))

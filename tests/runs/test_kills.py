@@ -72,7 +72,7 @@ def killed_again_and_again(folder, data, moments):
         early = moment is not None and moment < 0
         with start(folder / f"out{number}", run, data, 100_000) as work:
             if not early:
-                work.until(f"step {reached + 1 + 2 * EVERY}/")  # so that a save of this process is finished
+                work.until_step(reached + 1 + 2 * EVERY)  # so that a save of this process is finished
             steps = kill(work, checkpoints, abs(moment) if early else moment)
             assert early or (f"resuming at step {reached}" if reached else "initialising") in work.text()
         last = checkpoints.latest() or 0
