@@ -36,6 +36,7 @@ def write_report(path: Path, readme: Path, page: Path | None = None) -> None:
                 text = insert(text, f"{study}_plot", f"![{TITLES[study]}]({picture.relative_to(readme.parent)})")
         text = insert(text, "mesh", mesh_table(rows, found.get("shapes", {})))
         text = insert(text, "last", last_table(rows))
+        text = insert(text, "compiling", compiling_table(rows))
         text = insert(text, "protocol", protocol(found))
         if page is not None:
             table = pods_table(rows, found.get("shapes", {}))
@@ -165,6 +166,19 @@ def last_table(rows: dict[str, Row]) -> str:
         lines.append(f"| {case.topology} ({case.chips}) | {case.spread} | {cells[0]} | {cells[2]} | {cells[4]} |")
     if left:
         lines += ["", f"Not compiled yet: {', '.join(left)}."]
+    return "\n".join(lines)
+
+
+def compiling_table(rows: dict[str, Row]) -> str:
+    """What the compiler itself takes, of the programs whose memory is recorded."""
+    lines = ["| network | chips | batch | mesh (data x fsdp) | remat | tracing, s | compiling, s | memory of the compiler, "
+             "GiB |", "|---|---|---:|---|---|---:|---:|---:|"]
+    shown = {case.name: case for case in cases() if "compiler_gib" in rows.get(case.name, {})}
+    for name, case in sorted(shown.items(), key=lambda pair: -rows[pair[0]]["compiler_gib"]):
+        row, parts = rows[name], f" in {case.accumulation}" if case.accumulation > 1 else ""
+        lines.append(f"| {NAMES[case.config]} | {case.topology} ({case.chips}) | {case.batch}{parts} | {case.mesh[0]} x "
+                     f"{case.mesh[1]} | {row['remat']} | {row['trace_seconds']:.0f} | {row['compile_seconds']:.0f} | "
+                     f"{row['compiler_gib']:.1f} |")
     return "\n".join(lines)
 
 
