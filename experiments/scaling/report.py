@@ -188,8 +188,8 @@ def long_table(rows: dict[str, Row]) -> str:
 
 def compiling_table(rows: dict[str, Row]) -> str:
     """What the compiler itself takes, of the programs whose memory is recorded."""
-    lines = ["| network | chips | batch | data x fsdp x tensor x context | remat | tracing, s | compiling, s | compiler's "
-             "memory, GiB |", "|---|---|---:|---|---|---:|---:|---:|"]
+    lines = ["| network | chips | batch | data x fsdp x tensor x context | remat | tracing, s | compiling, s | memory "
+             "of the compiler, GiB |", "|---|---|---:|---|---|---:|---:|---:|"]
     shown = {case.name: case for case in cases() if "compiler_gib" in rows.get(case.name, {})}
     for name, case in sorted(shown.items(), key=lambda pair: -rows[pair[0]]["compiler_gib"]):
         row, parts = rows[name], f" in {case.accumulation}" if case.accumulation > 1 else ""
