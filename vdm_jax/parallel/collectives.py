@@ -12,12 +12,14 @@ import numpy as np
 
 KINDS = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 
+_METADATA = re.compile(r', metadata=\{(?:[^{}"]|"[^"]*")*\}')  # where an instruction was traced: most of the text
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
 _END = re.compile(r"\}(, .*)?")  # not the second line of a kernel's metadata, which is `}}, ...`
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$")
+_LAYOUT = re.compile(r"\{[^{}]*\([^{}]*\}")  # has brackets of its own
 _OPERATION = re.compile(r"[\s)}]([a-z][\w\-]*)\(([^)]*)\)")  # its name and operands, after the type of the result
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
-_CALLED = re.compile(r"\b(?:calls|to_apply|\w+_computations?)=\{?%?([\w.\-]+)")
+_CALLED = re.compile(r"\b(?:calls|to_apply|\w+_computations?)=\{?%?([\w.\-]+)", re.ASCII)
 _LOOP = re.compile(r"condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _LIMIT = re.compile(r"s32\[\]\S* constant\((\d+)\)")
@@ -41,11 +43,7 @@ class Instruction(NamedTuple):
     operands: tuple[str, ...]
     result: str  # text of its type
     text: str
-
-    @property
-    def called(self) -> list[str]:
-        """Names of the computations it calls."""
-        return _CALLED.findall(self.text)
+    called: tuple[str, ...]  # names of computations
 
 
 Computation = dict[str, Instruction]
@@ -77,7 +75,8 @@ def listed(hlo: str) -> list[Collective]:
         for place, instruction in computation.items():
             found, inside = _starts(instruction, computation, computations)
             if found is not None:
-                between = _between(place, found, computation, computations) if scheduled else (None, 0)
+                may_go_on = scheduled and instruction.operation not in KINDS  # those make the device wait
+                between = _between(place, found, computation, computations) if may_go_on else (None, 0)
                 yield Collective(_kind(found), _bytes(found, inside), times, unknown,
                                  _groups_of(found, computations), *between)
             elif instruction.operation == "while" and (loop := _LOOP.search(instruction.text)):
@@ -135,18 +134,19 @@ def parse(hlo: str) -> tuple[dict[str, Computation], str | None]:
     """Instructions by computation and name, and the name of the entry."""
     found: dict[str, Computation] = {}
     current, entry = None, None
-    for line in hlo.splitlines():
+    for line in _METADATA.sub("", hlo).splitlines():
         if header := _HEADER.match(line):
             current = found.setdefault(header[2], {})
             entry = header[2] if header[1] else entry
         elif _END.fullmatch(line):
             current = None
         elif current is not None and (parsed := _INSTRUCTION.match(line)):
-            text = re.sub(r"\{[^{}]*\([^{}]*\}", "", parsed[2])  # layouts have brackets of their own
+            text = _LAYOUT.sub("", parsed[2])
             operation = _OPERATION.search(text)
             if operation:
                 operands = tuple(re.findall(r"%([\w.\-]+)", operation[2]))
-                current[parsed[1]] = Instruction(operation[1], operands, text[: operation.start()], parsed[2])
+                current[parsed[1]] = Instruction(operation[1], operands, text[: operation.start()], parsed[2],
+                                                 tuple(_CALLED.findall(parsed[2], operation.end())))
     return found, entry
 
 
