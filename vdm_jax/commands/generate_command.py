@@ -44,7 +44,7 @@ MotionBucket = Annotated[int, Range(least=0, most=255)]
 class Generate:
     """Generate with released weights: pictures of texts (Stable Diffusion 1.x and 2.x) and control maps (ControlNet),
     videos of texts (ModelScope, AnimateDiff, Wan, CogVideoX, LTX-Video), or videos that begin with a picture (Stable
-    Video Diffusion, and Wan's image-to-video models and its 5B model with a text too).
+    Video Diffusion, and with a text too LTX-Video, Wan's image-to-video models and its 5B model).
 
     FOLDER is local, in the layout of diffusers (with model_index.json and .safetensors files); nothing is downloaded.
     The scheduler is that of the folder unless --scheduler names another. What is not given is what the model's authors
@@ -65,6 +65,7 @@ class Generate:
       vdm-jax generate Wan2.1-T2V-1.3B-Diffusers --prompt "a cat on a surfboard" --num-frames 33 --dtype bfloat16
       vdm-jax generate CogVideoX-5b --prompt "a panda plays a guitar" --scheduler cogvideox_dpm --dynamic-guidance
       vdm-jax generate LTX-Video --prompt "a clownfish between corals" --num-frames 97 --dtype bfloat16
+      vdm-jax generate LTX-Video --prompt "the boat leaves" --image boat.jpg --num-frames 97 --dtype bfloat16
       vdm-jax generate Wan2.1-I2V-14B-480P-Diffusers --prompt "the boat leaves" --image boat.jpg --dtype bfloat16
       vdm-jax generate stable-video-diffusion-img2vid --image boat.jpg --motion-bucket-id 60 --fps 10 --out boat.gif
     """

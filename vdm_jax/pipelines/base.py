@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Float
+from PIL import Image
 
 from vdm_jax.diffusion.guidance import guidance_weight
 from vdm_jax.errors import UserError
@@ -26,7 +28,7 @@ from vdm_jax.generation.released.models import (
     parameters_of,
     stage_of,
 )
-from vdm_jax.generation.released.pictures import open_pictures
+from vdm_jax.generation.released.pictures import open_pictures, resized
 from vdm_jax.generation.released.transformers import FIRST, SECOND
 from vdm_jax.parallel.rules import batch_parts
 from vdm_jax.pipelines import arguments
@@ -214,6 +216,21 @@ class FromText(LatentPipeline):
         guidance = (weight, None) if weight > 0 or stage.takes_weight else None
         return self.generate(stage, prompts, guidance, steps, progress, fps=fps, noise=noise, seed=int(seed),
                              **self.encoded(prompts, negative), **given)
+
+    def pictures(self, name: str, pictures: Any, prompt: Any) -> list[Image.Image]:
+        """A picture for each prompt. Raises `UserError` for other numbers of them."""
+        images, count = open_pictures(pictures), len(arguments.texts("prompt", prompt))
+        if len(images) not in (1, count):
+            raise UserError(f"{name}: {len(images)} pictures for {count} prompts; permitted: one, or one for each",
+                            name)
+        return images * count if len(images) == 1 else images
+
+    def pixels(self, images: Sequence[Image.Image], copies: int, height: int | None, width: int | None
+               ) -> Float[np.ndarray, "B H W 3"]:
+        """The pictures in the size of the videos, for each of these."""
+        arguments.whole("num_per_prompt", copies, 1, arguments.COPIES)
+        usual = self.generator.experiment.stages[0].video
+        return np.repeat(resized(images, height or usual.height, width or usual.width), copies, axis=0)
 
     def _pictured(self, pictures: Any, scale: Any, prompts: int, count: int) -> dict[str, Any]:
         """Arguments of the generator for image prompts, one for all prompts or one for each. Raises `UserError` for

@@ -11,7 +11,7 @@ from vdm_jax.parallel.mesh import MeshSpec
 from vdm_jax.pipelines.base import LatentPipeline
 from vdm_jax.pipelines.cogvideox import CogVideoXTextToVideo
 from vdm_jax.pipelines.image_to_video import ImageToVideo
-from vdm_jax.pipelines.ltx import LTXTextToVideo
+from vdm_jax.pipelines.ltx import LTXImageToVideo, LTXTextToVideo
 from vdm_jax.pipelines.text_to_image import AdaptedTextToImage, ControlledTextToImage, TextToImage
 from vdm_jax.pipelines.text_to_video import AnimateDiff, ControlledAnimateDiff, SparseAnimateDiff, TextToVideo
 from vdm_jax.pipelines.wan import WanImageToVideo, WanTextToVideo
@@ -25,6 +25,7 @@ PIPELINES: dict[str, Callable[[Folder], LatentPipeline]] = {
     "StableDiffusionAdapterPipeline": AdaptedTextToImage,
     "StableDiffusionControlNetPipeline": ControlledTextToImage,
     "LatentConsistencyModelPipeline": TextToImage,
+    "LTXImageToVideoPipeline": LTXImageToVideo,
     "LTXPipeline": LTXTextToVideo,
     "StableDiffusionPipeline": TextToImage,
     "StableVideoDiffusionPipeline": ImageToVideo,
