@@ -15,6 +15,7 @@ from vdm_jax.conditions.inputs import Input
 from vdm_jax.conditions.text import EmbeddedText
 from vdm_jax.networks.autoencoders.causal_config import CausalAutoencoder
 from vdm_jax.networks.autoencoders.config import Autoencoder
+from vdm_jax.networks.autoencoders.hunyuan import HunyuanAutoencoder
 from vdm_jax.networks.autoencoders.ltx_config import LTXAutoencoder
 from vdm_jax.networks.autoencoders.piecewise import PiecewiseAutoencoder
 from vdm_jax.networks.control_net import ControlNet
@@ -41,6 +42,7 @@ SMALL = {
                                              latent_channels=1, mean=(0.5,), std=(2.0,), patch=2, shortcuts=True),
     "piecewise_vae": PiecewiseAutoencoder(widths=(4, 8), blocks=1, groups=2, latent_channels=2, time_factor=2,
                                           scale=0.7),
+    "hunyuan_vae": HunyuanAutoencoder(widths=(2, 4, 4), blocks=1, groups=2, latent_channels=2),
     "ltx_vae": LTXAutoencoder(widths=(4, 8), out_width=8, blocks=(1,) * 3, shrink=("conv", "none"), latent_channels=2,
                               decoder_widths=(4, 8), decoder_blocks=(1,) * 3, grow=(True, False), noise=(False,) * 3),
     "ltx_vae_timed": LTXAutoencoder(widths=(4,), out_width=8, blocks=(1,) * 2, shrink=("both",), latent_channels=2,

@@ -192,6 +192,24 @@ def test_the_autoencoder_of_cogvideox(frames, torch, tmp_path):
     check_way_back(torch, model, loaded, tmp_path / "out")
 
 
+@pytest.mark.parametrize("frames, attention", [(1, True), (5, False), (17, True), (33, True)])
+def test_the_autoencoder_of_hunyuanvideo(frames, attention, torch, tmp_path):
+    """In the pieces that their class takes: longer clips in several, which are blended."""
+    model = peer(torch, "diffusers", "AutoencoderKLHunyuanVideo", {
+        "block_out_channels": (4, 8, 8), "down_block_types": ("HunyuanVideoDownBlock3D",) * 3, "layers_per_block": 1,
+        "up_block_types": ("HunyuanVideoUpBlock3D",) * 3, "latent_channels": 2, "norm_num_groups": 2,
+        "spatial_compression_ratio": 4, "mid_block_add_attention": attention})
+    loaded, _ = brought(model, tmp_path / "in")
+    latent = Latent(autoencoder=loaded.config, encode="mode")
+    video = np.random.default_rng(0).uniform(-1, 1, (2, frames, 8, 16, 3)).astype(np.float32)
+    theirs = model.encode(torch.from_numpy(video.transpose(0, 4, 1, 2, 3).copy())).latent_dist.mean
+    z = jax.jit(lambda x: encode(latent, loaded.params, x))(video)
+    close(np.asarray(z).transpose(0, 4, 1, 2, 3) / loaded.config.scale, theirs)
+    x = jax.jit(lambda z: decode(latent, loaded.params, z))(z)
+    close(np.asarray(x).transpose(0, 4, 1, 2, 3), model.decode(theirs).sample.clamp(-1, 1))
+    check_way_back(torch, model, loaded, tmp_path / "out")
+
+
 LTX = {"latent_channels": 2, "patch_size": 2, "block_out_channels": (4, 8, 8), "layers_per_block": (1,) * 4,
        "down_block_types": ("LTXVideoDownBlock3D",) * 3, "spatio_temporal_scaling": (True, True, False),
        "downsample_type": ("conv",) * 3, "decoder_block_out_channels": (4, 8, 8), "decoder_layers_per_block": (1,) * 4,

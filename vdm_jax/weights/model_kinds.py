@@ -16,6 +16,7 @@ from vdm_jax.errors import UserError, unknown_kind
 from vdm_jax.networks.autoencoders.causal import CausalAutoencoderKL
 from vdm_jax.networks.autoencoders.causal_config import CausalAutoencoder
 from vdm_jax.networks.autoencoders.config import Autoencoder
+from vdm_jax.networks.autoencoders.hunyuan import HunyuanAutoencoder, HunyuanAutoencoderKL
 from vdm_jax.networks.autoencoders.kl import AutoencoderKL
 from vdm_jax.networks.autoencoders.ltx import LTXAutoencoderKL
 from vdm_jax.networks.autoencoders.ltx_config import LTXAutoencoder
@@ -33,11 +34,11 @@ from vdm_jax.networks.transformer.config import VideoTransformer
 from vdm_jax.networks.transformer.network import VideoTransformerModule
 from vdm_jax.weights import causal_autoencoders as causal
 from vdm_jax.weights import cogvideox_fields as cogvideox
+from vdm_jax.weights import hunyuan_autoencoders, tensor_names
 from vdm_jax.weights import hunyuan_fields as hunyuan
 from vdm_jax.weights import ltx_autoencoders as ltx
 from vdm_jax.weights import ltx_transformer_fields as ltx_transformer
 from vdm_jax.weights import piecewise_autoencoders as piecewise
-from vdm_jax.weights import tensor_names
 from vdm_jax.weights import transformer_fields as transformer
 from vdm_jax.weights import unet_fields as image
 from vdm_jax.weights import video_unet_fields as video
@@ -46,9 +47,9 @@ from vdm_jax.weights.image_prompt_names import adapter_names
 from vdm_jax.weights.safetensors import flatten
 from vdm_jax.weights.tensor_files import Tensor
 
-Config = (Autoencoder | CausalAutoencoder | CLIPText | CLIPVision | ControlNet | ImagePromptAdapter | LatentUNet
-          | LTXAutoencoder | MotionAdapter | PiecewiseAutoencoder | SparseControlNet | T2IAdapter | T5Encoder
-          | VideoTransformer)
+Config = (Autoencoder | CausalAutoencoder | CLIPText | CLIPVision | ControlNet | HunyuanAutoencoder
+          | ImagePromptAdapter | LatentUNet | LTXAutoencoder | MotionAdapter | PiecewiseAutoencoder | SparseControlNet
+          | T2IAdapter | T5Encoder | VideoTransformer)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,8 @@ def module(config: Config) -> nn.Module:
     """The network of a config."""
     networks = {Autoencoder: AutoencoderKL, CausalAutoencoder: CausalAutoencoderKL, CLIPText: CLIPTextEncoder,
                 CLIPVision: CLIPVisionEncoder, ControlNet: ControlNetNetwork,
-                ImagePromptAdapter: ImagePromptAdapterNetwork, LatentUNet: LatentUNetNetwork,
+                HunyuanAutoencoder: HunyuanAutoencoderKL, ImagePromptAdapter: ImagePromptAdapterNetwork,
+                LatentUNet: LatentUNetNetwork,
                 LTXAutoencoder: LTXAutoencoderKL, MotionAdapter: MotionAdapterNetwork,
                 PiecewiseAutoencoder: PiecewiseAutoencoderKL, SparseControlNet: SparseControlNetNetwork,
                 T2IAdapter: T2IAdapterNetwork, T5Encoder: T5TextEncoder, VideoTransformer: VideoTransformerModule}
@@ -85,6 +87,8 @@ def names(config: Config) -> tensor_names.Names:
         return causal.names(config)
     if isinstance(config, PiecewiseAutoencoder):
         return piecewise.NAMES
+    if isinstance(config, HunyuanAutoencoder):
+        return hunyuan_autoencoders.NAMES
     if isinstance(config, LTXAutoencoder):
         return ltx.names(config)
     if isinstance(config, LatentUNet):
@@ -137,7 +141,7 @@ def shapes(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
     more: dict[str, Any] = {}
     if isinstance(config, Autoencoder):
         example = (jnp.zeros((1, config.time_factor, config.factor, config.factor, config.channels)),)
-    elif isinstance(config, CausalAutoencoder | LTXAutoencoder | PiecewiseAutoencoder):
+    elif isinstance(config, CausalAutoencoder | HunyuanAutoencoder | LTXAutoencoder | PiecewiseAutoencoder):
         example = (jnp.zeros((1, 1, config.factor, config.factor, config.channels)),)
     elif isinstance(config, CLIPVision):
         example = (jnp.zeros((1, config.size, config.size, config.channels)),)
@@ -306,6 +310,8 @@ KINDS = (
     Kind("AutoencoderKLWan", CausalAutoencoder, _DIFFUSERS, causal.read_causal, causal.write_causal, causal.accepts),
     Kind("AutoencoderKLCogVideoX", PiecewiseAutoencoder, _DIFFUSERS, piecewise.read_piecewise,
          piecewise.write_piecewise, piecewise.accepts),
+    Kind("AutoencoderKLHunyuanVideo", HunyuanAutoencoder, _DIFFUSERS, hunyuan_autoencoders.read_hunyuan_autoencoder,
+         hunyuan_autoencoders.write_hunyuan_autoencoder, hunyuan_autoencoders.accepts),
     Kind("AutoencoderKLLTXVideo", LTXAutoencoder, _DIFFUSERS, ltx.read_ltx, ltx.write_ltx, ltx.accepts),
     Kind("UNet2DConditionModel", LatentUNet, _DIFFUSERS, image.read_image_unet, image.image_fields,
          lambda c: not c.video),
