@@ -123,6 +123,23 @@ def test_umt5(torch, tmp_path):
     check_way_back(torch, model, loaded, tmp_path / "out")
 
 
+@pytest.mark.parametrize("key_heads", [4, 2])
+def test_llama(key_heads, torch, tmp_path):
+    """The hidden states before the last two layers, of texts of two lengths."""
+    model = peer(torch, "transformers", "LlamaModel", {
+        "vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 4, "rope_theta": 500.0,
+        "num_key_value_heads": key_heads, "head_dim": 6, "intermediate_size": 24}, "LlamaConfig")
+    loaded, run = brought(model, tmp_path / "in")
+    assert loaded.config.base == 500
+    tokens, mask = np.random.default_rng(0).integers(1, 64, (2, 40)), np.arange(40)[None] < np.array([[40], [13]])
+    theirs = model(torch.from_numpy(tokens), attention_mask=torch.from_numpy(mask.astype(int)),
+                   output_hidden_states=True).hidden_states[-3]
+    ours = run(tokens, mask)
+    close(ours[0], theirs[0])
+    close(ours[1, :13], theirs[1, :13])
+    check_way_back(torch, model, loaded, tmp_path / "out")
+
+
 def frames(video):
     """Videos as their batch of frames, channels first."""
     return video.reshape(-1, *video.shape[2:]).transpose(0, 3, 1, 2).copy()

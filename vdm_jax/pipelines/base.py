@@ -210,7 +210,7 @@ class FromText(LatentPipeline):
         stage = self.stage(frames, usual.height if height is None else height, usual.width if width is None else width,
                            chunk)
         if stage.takes_weight and any(negative):
-            raise UserError(f"negative_prompt={negative_prompt!r} for a U-Net that takes the weight of guidance and "
+            raise UserError(f"negative_prompt={negative_prompt!r} for a network that takes the weight of guidance and "
                             "makes no estimate without the prompt; permitted: None", "negative_prompt")
         noise = Noise(self.checked_noise(stage, len(prompts), steps, latents))
         guidance = (weight, None) if weight > 0 or stage.takes_weight else None

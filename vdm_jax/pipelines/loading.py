@@ -10,6 +10,7 @@ from vdm_jax.generation.released.folder import Folder, open_folder
 from vdm_jax.parallel.mesh import MeshSpec
 from vdm_jax.pipelines.base import LatentPipeline
 from vdm_jax.pipelines.cogvideox import CogVideoXTextToVideo
+from vdm_jax.pipelines.hunyuan import HunyuanTextToVideo
 from vdm_jax.pipelines.image_to_video import ImageToVideo
 from vdm_jax.pipelines.ltx import LTXImageToVideo, LTXTextToVideo
 from vdm_jax.pipelines.text_to_image import AdaptedTextToImage, ControlledTextToImage, TextToImage
@@ -22,6 +23,7 @@ PIPELINES: dict[str, Callable[[Folder], LatentPipeline]] = {
     "AnimateDiffPipeline": AnimateDiff,
     "AnimateDiffSparseControlNetPipeline": SparseAnimateDiff,
     "CogVideoXPipeline": CogVideoXTextToVideo,
+    "HunyuanVideoPipeline": HunyuanTextToVideo,
     "StableDiffusionAdapterPipeline": AdaptedTextToImage,
     "StableDiffusionControlNetPipeline": ControlledTextToImage,
     "LatentConsistencyModelPipeline": TextToImage,

@@ -24,6 +24,7 @@ from vdm_jax.networks.autoencoders.piecewise import PiecewiseAutoencoder, Piecew
 from vdm_jax.networks.control_net import ControlNet, ControlNetNetwork
 from vdm_jax.networks.encoders.clip_text import CLIPText, CLIPTextEncoder
 from vdm_jax.networks.encoders.clip_vision import CLIPVision, CLIPVisionEncoder
+from vdm_jax.networks.encoders.llama import LlamaText, LlamaTextEncoder
 from vdm_jax.networks.encoders.t5 import T5Encoder, T5TextEncoder
 from vdm_jax.networks.image_prompt import ImagePromptAdapter, ImagePromptAdapterNetwork
 from vdm_jax.networks.latent_unet import LatentUNet, LatentUNetNetwork
@@ -34,7 +35,7 @@ from vdm_jax.networks.transformer.config import VideoTransformer
 from vdm_jax.networks.transformer.network import VideoTransformerModule
 from vdm_jax.weights import causal_autoencoders as causal
 from vdm_jax.weights import cogvideox_fields as cogvideox
-from vdm_jax.weights import hunyuan_autoencoders, tensor_names
+from vdm_jax.weights import hunyuan_autoencoders, llama_fields, tensor_names
 from vdm_jax.weights import hunyuan_fields as hunyuan
 from vdm_jax.weights import ltx_autoencoders as ltx
 from vdm_jax.weights import ltx_transformer_fields as ltx_transformer
@@ -48,8 +49,8 @@ from vdm_jax.weights.safetensors import flatten
 from vdm_jax.weights.tensor_files import Tensor
 
 Config = (Autoencoder | CausalAutoencoder | CLIPText | CLIPVision | ControlNet | HunyuanAutoencoder
-          | ImagePromptAdapter | LatentUNet | LTXAutoencoder | MotionAdapter | PiecewiseAutoencoder | SparseControlNet
-          | T2IAdapter | T5Encoder | VideoTransformer)
+          | ImagePromptAdapter | LatentUNet | LlamaText | LTXAutoencoder | MotionAdapter | PiecewiseAutoencoder
+          | SparseControlNet | T2IAdapter | T5Encoder | VideoTransformer)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,7 @@ def module(config: Config) -> nn.Module:
     networks = {Autoencoder: AutoencoderKL, CausalAutoencoder: CausalAutoencoderKL, CLIPText: CLIPTextEncoder,
                 CLIPVision: CLIPVisionEncoder, ControlNet: ControlNetNetwork,
                 HunyuanAutoencoder: HunyuanAutoencoderKL, ImagePromptAdapter: ImagePromptAdapterNetwork,
-                LatentUNet: LatentUNetNetwork,
+                LatentUNet: LatentUNetNetwork, LlamaText: LlamaTextEncoder,
                 LTXAutoencoder: LTXAutoencoderKL, MotionAdapter: MotionAdapterNetwork,
                 PiecewiseAutoencoder: PiecewiseAutoencoderKL, SparseControlNet: SparseControlNetNetwork,
                 T2IAdapter: T2IAdapterNetwork, T5Encoder: T5TextEncoder, VideoTransformer: VideoTransformerModule}
@@ -115,6 +116,8 @@ def names(config: Config) -> tensor_names.Names:
         if hunyuan.is_hunyuan(config):
             return hunyuan.hunyuan_names()
         return transformer.wan_names()
+    if isinstance(config, LlamaText):
+        return llama_fields.LLAMA
     if isinstance(config, CLIPText):
         return tensor_names.CLIP_TEXT
     if isinstance(config, CLIPVision):
@@ -159,7 +162,7 @@ def shapes(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
         example = (jnp.zeros((1, 1, config.factor, config.factor, config.hint_channels)),)
     elif isinstance(config, VideoTransformer):
         example = transformer.example(config)
-    elif isinstance(config, CLIPText | T5Encoder):
+    elif isinstance(config, CLIPText | LlamaText | T5Encoder):
         example = (jnp.zeros((1, 2), int),)
     else:
         raise unknown_kind("a model", config, Config)
@@ -329,6 +332,8 @@ KINDS = (
          lambda c: not c.project),
     Kind("CLIPTextModelWithProjection", CLIPText, _TRANSFORMERS, lambda f: _read_text(f, True), _write_text,
          lambda c: bool(c.project)),
+    Kind("LlamaModel", LlamaText, _TRANSFORMERS, llama_fields.read_llama, llama_fields.write_llama,
+         llama_fields.accepts, ("LlamaForCausalLM",)),
     Kind("CLIPVisionModel", CLIPVision, _TRANSFORMERS, lambda f: _read_vision(f, False), _write_vision,
          lambda c: not c.project),
     Kind("CLIPVisionModelWithProjection", CLIPVision, _TRANSFORMERS, lambda f: _read_vision(f, True), _write_vision,

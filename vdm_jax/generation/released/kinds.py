@@ -27,6 +27,7 @@ KINDS = {
     "AnimateDiffSparseControlNetPipeline": Kind("video", 16, 8, 50, (7.5, 7.5)),
     "AnimateDiffPipeline": Kind("video", 16, 8, 50, (7.5, 7.5)),
     "CogVideoXPipeline": Kind("video", 49, 8, 50, (6.0, 6.0), (480, 720)),
+    "HunyuanVideoPipeline": Kind("video", 129, 24, 50, (6.0, 6.0), (720, 1280)),
     "LatentConsistencyModelPipeline": Kind("image", 1, 1, 4, (8.5, 8.5)),
     "LTXImageToVideoPipeline": Kind("video", 161, 25, 50, (3.0, 3.0), (512, 704)),
     "LTXPipeline": Kind("video", 161, 25, 50, (3.0, 3.0), (512, 704)),

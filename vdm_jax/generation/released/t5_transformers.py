@@ -75,13 +75,18 @@ def begun(stage: Stage) -> Stage:
 
 
 def _sampling(folder: Folder, scheduler: Scheduler, kind: Kind) -> Sampling:
-    """How the stage is sampled: LTX-Video's pipeline gives FlowMatchEuler the sigmas 1, 1 - 1/N, ..., 1/N. Only the
-    schedulers of CogVideoX know of its noise."""
-    if folder.kind == COGVIDEOX:
-        if scheduler.name not in COGVIDEOX_SCHEDULERS:
-            raise UserError(f"{folder.path}: scheduler={scheduler.name} of another noise than CogVideoX was trained "
-                            f"with; permitted: {', '.join(COGVIDEOX_SCHEDULERS)} (cogvideox_ddim, cogvideox_dpm)")
-        return scheduler.sampling(steps=kind.steps, guidance=kind.guidance_scale[0] - 1)
+    """How the stage is sampled. Only the schedulers of CogVideoX know of its noise."""
+    if folder.kind != COGVIDEOX:
+        return flow_sampling(folder, scheduler, kind)
+    if scheduler.name not in COGVIDEOX_SCHEDULERS:
+        raise UserError(f"{folder.path}: scheduler={scheduler.name} of another noise than CogVideoX was trained "
+                        f"with; permitted: {', '.join(COGVIDEOX_SCHEDULERS)} (cogvideox_ddim, cogvideox_dpm)")
+    return scheduler.sampling(steps=kind.steps, guidance=kind.guidance_scale[0] - 1)
+
+
+def flow_sampling(folder: Folder, scheduler: Scheduler, kind: Kind) -> Sampling:
+    """How a stage of flow matching is sampled: the pipelines of LTX-Video and HunyuanVideo give FlowMatchEuler the
+    sigmas 1, 1 - 1/N, ..., 1/N. Raises `UserError` for a scheduler without flow sigmas."""
     if scheduler.flow is None:
         raise UserError(f"{folder.path}: scheduler={scheduler.name} without flow sigmas; permitted: those of flow "
                         "matching, FlowMatchEulerDiscreteScheduler or UniPCMultistepScheduler with use_flow_sigmas")
