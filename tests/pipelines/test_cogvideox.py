@@ -192,7 +192,8 @@ def test_steps_may_reuse_what_the_blocks_have_added(pipeline):
 
 def test_the_command_writes_a_video(folder, tmp_path):
     arguments = ["--height", "8", "--width", "12", "--num-frames", "5", "--num-inference-steps", "2", "--scheduler",
-                 "cogvideox_dpm", "--dynamic-guidance", "--dtype", "bfloat16", "--out", str(tmp_path / "a.gif")]
+                 "cogvideox_dpm", "--dynamic-guidance", "--dtype", "bfloat16", "--decode-tile-size", "8", "--out",
+                 str(tmp_path / "a.gif")]
     assert generate_command.main([str(folder), "--prompt", "a red three", *arguments]) == 0
     assert (tmp_path / "a.gif").stat().st_size > 0
     with refused("generate_command.call_arguments", "--decode-timestep", "CogVideoXPipeline", "--dynamic-guidance"):

@@ -30,6 +30,7 @@ from vdm_jax.networks.encoders.clip_text import CLIPText
 from vdm_jax.networks.encoders.llama import LlamaText
 from vdm_jax.networks.kinds import network_module
 from vdm_jax.networks.transformer.members import hunyuan
+from vdm_jax.parallel.mesh import MeshSpec
 from vdm_jax.stages.latent import decode
 
 SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": False, "shift": 7.0,
@@ -138,6 +139,25 @@ def test_the_sampler_written_out(pipeline):
 
 def test_steps_may_reuse_what_the_blocks_have_added(pipeline):
     check_steps_reuse_what_the_blocks_have_added(pipeline, **SIZE)
+
+
+def test_tiles_are_asked_for(pipeline):
+    """One that covers the frame changes nothing, smaller ones what norms and borders see."""
+    options = {**SIZE, "num_inference_steps": 1, "seed": 3, "progress": False}
+    plain, one, several = (pipeline("a red three", **options, decode_tile_size=size).videos.astype(int)
+                           for size in (None, 16, 8))
+    np.testing.assert_array_equal(one, plain)
+    assert 0 < np.abs(several - plain).max()
+    with refused("decode_tile_size", "=6", "multiples of 4"):
+        pipeline("a", **options, decode_tile_size=6)
+
+
+def test_over_several_devices(pipeline, folder):
+    """Encoders, transformer and autoencoder on a mesh."""
+    options = {**SIZE, "num_inference_steps": 1, "seed": 3, "progress": False}
+    shared = vdm_jax.from_pretrained(folder, mesh=MeshSpec(data=2, fsdp=2, tensor=2))
+    found, wanted = (one(list(PROMPTS), **options).videos.astype(int) for one in (shared, pipeline))
+    assert np.abs(found - wanted).max() <= 1
 
 
 def test_the_command_writes_a_video(folder, tmp_path):

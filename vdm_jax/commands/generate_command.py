@@ -124,6 +124,9 @@ class Generate:
     decode_chunk_size: Size | None = None  # frames decoded at a time; all by default, fewer take less memory
     decode_timestep: Share | None = None  # LTX-Video from 0.9.1 on: time of the decoder, 0.05 by default
     decode_noise_scale: ShareBelowOne | None = None  # and the share of noise in what it decodes, 0.025 by default
+    # CogVideoX, LTX-Video and HunyuanVideo: pixels of a side of the tiles that are decoded one by one, and blended over
+    # a quarter of them; whole frames by default, tiles take less memory
+    decode_tile_size: Size | None = None
     lora: LORA = ()
     seed: Seed = 0
     dtype: Literal["float32", "bfloat16", "float16"] | None = None  # of weights and activations; as stored by default

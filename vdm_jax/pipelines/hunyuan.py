@@ -23,9 +23,9 @@ class HunyuanTextToVideo(FromText):
     def __call__(
         self, prompt: str | Sequence[str], *, height: int | None = None, width: int | None = None,
         num_frames: int | None = None, num_inference_steps: int | None = None, guidance: float | None = None,
-        guidance_scale: float | None = None, num_per_prompt: int = 1, fps: int | None = None, seed: int = 0,
-        latents: Float[np.ndarray, "B T H W C"] | None = None, progress: Progress | bool | None = None,
-        cache: Cache | ByChange | None = None,
+        guidance_scale: float | None = None, num_per_prompt: int = 1, fps: int | None = None,
+        decode_tile_size: int | None = None, seed: int = 0, latents: Float[np.ndarray, "B T H W C"] | None = None,
+        progress: Progress | bool | None = None, cache: Cache | ByChange | None = None,
     ) -> Generated:
         """Generate videos, one per prompt or `num_per_prompt`.
 
@@ -38,6 +38,8 @@ class HunyuanTextToVideo(FromText):
           guidance_scale: the same as s = 1 + w. One of the two.
           num_per_prompt: videos of each prompt.
           fps: frames per second of the file that is written; 24 by default.
+          decode_tile_size: pixels of a side of the tiles that are decoded one after the other, and share a quarter of
+            them, over which they are blended; whole frames by default. Tiles take less memory, and norms see a tile.
           seed: same seed, same place in the batch, same video.
           latents: `[B, T, h, w, C]`, standard normal noise to begin with; drawn from the seed by default.
           progress: called with ("denoising", steps done, steps); a bar on a terminal by default; False: nothing.
@@ -54,4 +56,4 @@ class HunyuanTextToVideo(FromText):
         return self.sample(
             prompt, None, num_per_prompt, (num_frames or usual.video.frames, height, width), usual.sampling.steps
             if num_inference_steps is None else num_inference_steps, (guidance, guidance_scale), seed, latents,
-            progress, fps=fps, cache=cache)
+            progress, fps=fps, tile=decode_tile_size, cache=cache)

@@ -34,9 +34,9 @@ class LTXTextToVideo(FromText):
         height: int | None = None, width: int | None = None, num_frames: int | None = None,
         num_inference_steps: int | None = None, guidance: float | None = None, guidance_scale: float | None = None,
         num_per_prompt: int = 1, fps: int | None = None, image: Picture | Sequence[Picture] | None = None,
-        decode_timestep: float | None = None, decode_noise_scale: float | None = None, seed: int = 0,
-        latents: Float[np.ndarray, "B T H W C"] | None = None, progress: Progress | bool | None = None,
-        cache: Cache | ByChange | None = None,
+        decode_timestep: float | None = None, decode_noise_scale: float | None = None,
+        decode_tile_size: int | None = None, seed: int = 0, latents: Float[np.ndarray, "B T H W C"] | None = None,
+        progress: Progress | bool | None = None, cache: Cache | ByChange | None = None,
     ) -> Generated:
         """Generate videos, one per prompt or `num_per_prompt`.
 
@@ -54,6 +54,9 @@ class LTXTextToVideo(FromText):
             it to their aspect first. None: nothing.
           decode_timestep, decode_noise_scale: from version 0.9.1 on, whose decoder is a last step of denoising, its
             time and the share of noise in the latents; 0.05 and 0.025 by default, as the authors have them.
+          decode_tile_size: pixels of a side of the tiles that are decoded one after the other, and share a quarter of
+            them, over which they are blended; whole frames by default. Tiles take less memory. The picture
+            is encoded in them too.
           seed: same seed, same place in the batch, same video.
           latents: `[B, T, h, w, C]`, standard normal noise to begin with; drawn from the seed by default.
           progress: called with ("denoising", steps done, steps); a bar on a terminal by default; False: nothing.
@@ -71,7 +74,7 @@ class LTXTextToVideo(FromText):
         return self.sample(
             prompt, negative_prompt, num_per_prompt, (frames, height, width), usual.sampling.steps
             if num_inference_steps is None else num_inference_steps, (guidance, guidance_scale), seed, latents,
-            progress, fps=fps, decoding=decoding, cache=cache, **given)
+            progress, fps=fps, tile=decode_tile_size, decoding=decoding, cache=cache, **given)
 
     def _begun(
         self, image: Any, prompt: Any, copies: int, size: tuple[int, int | None, int | None]
@@ -120,9 +123,9 @@ class LTXImageToVideo(LTXTextToVideo):
         negative_prompt: str | Sequence[str] | None = None, height: int | None = None, width: int | None = None,
         num_frames: int | None = None, num_inference_steps: int | None = None, guidance: float | None = None,
         guidance_scale: float | None = None, num_per_prompt: int = 1, fps: int | None = None,
-        decode_timestep: float | None = None, decode_noise_scale: float | None = None, seed: int = 0,
-        latents: Float[np.ndarray, "B T H W C"] | None = None, progress: Progress | bool | None = None,
-        cache: Cache | ByChange | None = None,
+        decode_timestep: float | None = None, decode_noise_scale: float | None = None,
+        decode_tile_size: int | None = None, seed: int = 0, latents: Float[np.ndarray, "B T H W C"] | None = None,
+        progress: Progress | bool | None = None, cache: Cache | ByChange | None = None,
     ) -> Generated:
         """Generate videos that begin with pictures, one per prompt or `num_per_prompt`. The arguments and errors are
         those of `LTXTextToVideo`."""
@@ -133,4 +136,5 @@ class LTXImageToVideo(LTXTextToVideo):
             prompt, negative_prompt=negative_prompt, height=height, width=width, num_frames=num_frames,
             num_inference_steps=num_inference_steps, guidance=guidance, guidance_scale=guidance_scale,
             num_per_prompt=num_per_prompt, fps=fps, image=image, decode_timestep=decode_timestep,
-            decode_noise_scale=decode_noise_scale, seed=seed, latents=latents, progress=progress, cache=cache)
+            decode_noise_scale=decode_noise_scale, decode_tile_size=decode_tile_size, seed=seed, latents=latents,
+            progress=progress, cache=cache)
