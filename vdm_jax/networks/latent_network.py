@@ -113,7 +113,7 @@ class LatentNetwork(Backbone):
         if "noise" in self.scalars and not self.first_frame:
             raise UserError("LatentNetwork.scalars has 'noise', that on the first frame, with first_frame=False; "
                             "permitted: first_frame=True")
-        check_conditions("LatentNetwork", self.conditions, ("channels", "tokens", "residuals"))
+        check_conditions("LatentNetwork", self.conditions, ("channels", "tokens", "residuals"), optional=True)
         self._check_branches()
         self._check_frames()
         classes = 0 if self.low_resolution_steps is None else self.low_resolution_steps.steps
@@ -135,6 +135,11 @@ class LatentNetwork(Backbone):
             raise UserError(f"LatentNetwork.control_nets of hint_channels={found} for conditions that enter as "
                             f"residuals, {[entry.name for entry in entries]} of width={widths}; permitted: one for "
                             "each, of its width", "LatentNetwork.control_nets")
+        sparse = [e.name for e, net in zip(entries, self.control_nets, strict=True)
+                  if e.optional and isinstance(net, SparseControlNet)]
+        if sparse:
+            raise UserError(f"LatentNetwork.conditions: {sparse[0]!r} has optional=True with a SparseControlNet, which "
+                            "sees clips of which no frame is given; permitted: False", "Input.optional")
         for net in self.adapters:
             if net.widths != unet.widths:
                 raise UserError(f"LatentNetwork.control_nets: T2IAdapter.widths={net.widths} for a U-Net of "
@@ -412,14 +417,14 @@ class LatentNetworkModule(nn.Module):
         found = [net(x, level, tokens, conditioning.inputs[name], classes=classes,
                      scale=conditioning.scalars.get(f"{name}_scale", 1.0), guess=conditioning.scalars.get(
                          f"{name}_guess")) for name, net in self.control_net.items()
-                 if not isinstance(net, MAPS_ALONE)]
+                 if not isinstance(net, MAPS_ALONE) and name in conditioning.inputs]
         return jax.tree.map(lambda *parts: sum(parts), *found) if found else None
 
     def precompute(self, conditioning: Conditioning) -> Conditioning:
         """The conditioning with the features that T2I-Adapters and pose guiders make of their maps, and the reference
         network of its picture."""
         features = {name: net(conditioning.inputs[name]) for name, net in self.control_net.items()
-                    if isinstance(net, MAPS_ALONE)}
+                    if isinstance(net, MAPS_ALONE) and name in conditioning.inputs}
         references = {}
         if self.config.reference_net:
             batch = len(conditioning.inputs[PICTURE])
@@ -427,9 +432,10 @@ class LatentNetworkModule(nn.Module):
         return conditioning.adding({"features": features, "references": references})
 
     def _made_of_maps(self, names: list[str], conditioning: Conditioning) -> dict[str, tuple[Array, ...]]:
-        """What branches that see maps alone make of theirs, computed here where it was not before."""
+        """What branches that see maps alone make of theirs, computed here where it was not before; nothing of maps that
+        are not there."""
         return {name: conditioning.features[name] if name in conditioning.features else self.control_net[name](
-            conditioning.inputs[name]) for name in names}
+            conditioning.inputs[name]) for name in names if name in conditioning.inputs}
 
     def _guide(self, conditioning: Conditioning) -> Float[Array, "B T H W C"] | None:
         """The weighted sum of what pose guiders make of their maps."""
@@ -444,10 +450,11 @@ class LatentNetworkModule(nn.Module):
     def _features(self, conditioning: Conditioning) -> tuple[Float[Array, "B T _ _ _"], ...] | None:
         """The weighted sum of the features of T2I-Adapters, computed here where they were not before."""
         adapters = [name for name, net in self.control_net.items() if isinstance(net, T2IAdapterNetwork)]
-        if not adapters:
+        made = self._made_of_maps(adapters, conditioning)
+        if not made:
             return None
         sums: list[Any] = [0.0] * len(self.config.unet.widths)
-        for name, features in self._made_of_maps(adapters, conditioning).items():
+        for name, features in made.items():
             scale = jnp.reshape(conditioning.scalars.get(f"{name}_scale", jnp.ones(1)), (-1, 1, 1, 1, 1))
             sums = [total + scale.astype(x.dtype) * x for total, x in zip(sums, features, strict=True)]
         return tuple(sums)
