@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
 from vdm_jax.conditions.conditioning import (
     CONDITIONS,
@@ -29,7 +29,7 @@ from vdm_jax.conditions.conditioning import (
     nulled,
 )
 from vdm_jax.conditions.low_resolution import cut_windows, scales_of
-from vdm_jax.configuration import Width, config
+from vdm_jax.configuration import Size, Width, config
 from vdm_jax.errors import UserError
 from vdm_jax.video.arrays import resize, subsample_frames
 
@@ -48,6 +48,10 @@ class Input:
     enters: Literal["channels", "residuals", "features", "tokens"] | None = None
     # Clips and requests may come without it, and nothing is added then; of residuals only. A plan has clips without it
     optional: bool = False
+    # Maps that enter as channels: those of so many frames around each one, the earliest first; beyond the first and the
+    # last frame its own (DreamPose: Karras et al. 2023, arXiv 2304.06025: 5)
+    window: Size = 1
+    channels: Width | None = None  # of a map that enter so, the first ones; None: all
 
     def __post_init__(self):
         found = [name for name, condition in CONDITIONS.items() if isinstance(condition, InputCondition)]
@@ -60,6 +64,11 @@ class Input:
                             f"{', '.join(permitted)}, None")
         if self.optional and self.way != "residuals":
             raise UserError(f"Input.optional=True of {self.name!r}, which enters as {self.way}; permitted: residuals")
+        if (self.window > 1 or self.channels) and (self.way != "channels" or not self.window % 2
+                                                   or (self.channels or 0) > self.width):
+            raise UserError(f"Input.window={self.window} with channels={self.channels} of {self.name!r} of width="
+                            f"{self.width}, which enters as {self.way}; permitted: with channels, an odd window, and "
+                            "up to the width", "Input.window")
 
     @property
     def condition(self) -> InputCondition:
@@ -70,6 +79,21 @@ class Input:
     def way(self) -> Way:
         """In which it enters this network."""
         return self.enters or self.condition.enters
+
+    @property
+    def stacked(self) -> int:
+        """Channels with which its maps enter."""
+        return self.window * (self.channels or self.width)
+
+    def around(self, maps: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C2"]:
+        """Its maps as they enter along the channels."""
+        maps, frames = maps[..., : self.channels], np.arange(maps.shape[1])
+        parts = []
+        for offset in range(-(self.window // 2), self.window // 2 + 1):
+            place = frames + offset
+            inside = (place >= 0) & (place < len(frames))
+            parts.append(maps[:, np.where(inside, place, frames)] if offset else maps)
+        return jnp.concatenate(parts, axis=-1)
 
 
 def map_fields() -> tuple[str, ...]:
@@ -235,15 +259,16 @@ def fitted(value: Array, frames: int, height: int, width: int) -> Array:
 
 
 def check_conditions(
-    kind: str, conditions: tuple[Input, ...], ways: tuple[Way, ...], optional: bool = False
+    kind: str, conditions: tuple[Input, ...], ways: tuple[Way, ...], latent: bool = False
 ) -> None:
-    """Raise `UserError` for a further condition that is there twice, enters in a way that a network has not, or is
-    optional where a network needs all of them."""
+    """Raise `UserError` for a further condition that is there twice, enters in a way that a network has not, or has an
+    option of a `LatentNetwork` where a network is none (`latent`)."""
     names = [entry.name for entry in conditions]
     for entry in conditions:
-        if entry.optional and not optional:
-            raise UserError(f"{kind}.conditions={names}: {entry.name!r} has optional=True; permitted: False, or a "
-                            "LatentNetwork", "Input.optional")
+        for name, usual in (("optional", False), ("window", 1), ("channels", None)):
+            if getattr(entry, name) != usual and not latent:
+                raise UserError(f"{kind}.conditions={names}: {entry.name!r} has {name}={getattr(entry, name)}; "
+                                f"permitted: {usual}, or a LatentNetwork", f"Input.{name}")
         if names.count(entry.name) > 1 or entry.way not in ways:
             raise UserError(f"{kind}.conditions={names}: {entry.name!r} enters as {entry.way}; permitted: different "
                             f"conditions that enter as {', '.join(ways)} (Input.enters)")

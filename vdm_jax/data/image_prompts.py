@@ -26,6 +26,7 @@ class Made:
 
     encoder: str  # folder of the encoder
     hidden: bool
+    last: bool = False  # hidden states of the last layer, and not of the one before it
 
 
 def read_made(folder: Path) -> Made | None:
@@ -35,8 +36,8 @@ def read_made(folder: Path) -> Made | None:
         return None
     try:
         made = Made(**read_json(path))
-        if not isinstance(made.encoder, str) or not isinstance(made.hidden, bool):
-            raise TypeError("encoder or hidden")
+        if not isinstance(made.encoder, str) or not isinstance(made.hidden, bool) or not isinstance(made.last, bool):
+            raise TypeError("encoder, hidden or last")
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: not a readable record of image prompts ({error}); permitted: the file that vdm-jax "
                         "embed writes", "image_prompt.record") from error

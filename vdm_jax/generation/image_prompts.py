@@ -87,10 +87,11 @@ class ImagePrompts:
 
 
 def picture_arguments(
-    encoder: PictureEncoder, pictures: Sequence[Picture], scale: float | None = None, hidden: bool = False
+    encoder: PictureEncoder, pictures: Sequence[Picture], scale: float | None = None, hidden: bool = False,
+    last: bool = False,
 ) -> dict[str, Any]:
     """The vectors of pictures, one for each video, and how much they count."""
-    made = encoder(open_pictures(list(pictures)), hidden)
+    made = encoder(open_pictures(list(pictures)), hidden, last=last)
     return {IMAGE_PROMPT: made.vectors, NULL: np.asarray(made.null), SCALE: scale}
 
 

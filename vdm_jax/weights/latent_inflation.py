@@ -37,7 +37,7 @@ _MAPS = re.compile(r"/hint/|/control_(\d+|middle)/|/adapter_")  # its own layers
 _WEIGHT = "/weight/kernel"  # of the guidance, as a new input
 # Keys and values of an image prompt begin as those of the text (Ye et al. 2023, arXiv 2308.06721, in its code)
 _IMAGE = re.compile(r"(.*/cross_attention)/image_(key|value)/kernel")
-_IMAGE_PROJECTION = "/image_projection/"
+_PROJECTIONS = "/image_projection/", "/picture_adapter/"
 _TOKENS = re.compile(r"/condition_\w+/kernel")
 
 
@@ -71,7 +71,7 @@ def plan_latent_inflation(network: LatentUNet, shapes: Any, source: LatentUNet, 
             if shape != expected:
                 wrong.append(f"{name} {list(shape)} from {list(theirs[of])}")
             copied[name] = of
-        elif inside and _MAPS.match(of) or name.startswith(_IMAGE_PROJECTION):
+        elif inside and _MAPS.match(of) or name.startswith(_PROJECTIONS):
             new.append(name)
         elif _TOKENS.fullmatch(name) or name == _WEIGHT:
             zero_initialised.append(name)
