@@ -18,7 +18,7 @@ def check_image_prompt(options: Any) -> None:
     """Refuse files that are not there, and options without pictures, before anything is loaded. Raises `UserError`."""
     for path in options.image_prompt:
         if not path.is_file():
-            raise UserError(f"--image-prompt={path} is not a file; permitted: a picture")
+            raise UserError(f"--image-prompt={path} is not a file; permitted: a picture, or a .npy file of faces")
     for name in OTHERS:
         if (value := getattr(options, name)) is not None and not options.image_prompt:
             raise UserError(f"--{name.replace('_', '-')}={value} is for --image-prompt; permitted: --image-prompt FILE "
@@ -63,7 +63,7 @@ def image_prompted(options: Any, generator: Generator, prompts: ImagePrompts | N
     if made is None and options.image_encoder is None:
         raise UserError("--image-encoder is missing: the run does not say which encoder its image prompts were made "
                         "with; permitted: the folder of that")
-    reads = adapter is not None or (projection is not None and bool(projection.layers))
+    reads = adapter is not None or (projection is not None and projection.hidden_states)
     hidden, last = (reads, adapter is not None) if made is None else (made.hidden, made.last)
     if (projection is not None or adapter is not None) and hidden != reads:
         what = ("a summary of each picture", "hidden states")
