@@ -31,7 +31,8 @@ def generator_of(folder, projection, hidden):
 @pytest.mark.parametrize("projection, hidden", [(None, True), (None, False), (PLUS, True)])
 def test_pictures_are_encoded_as_those_of_the_data(projection, hidden, tmp_path, monkeypatch):
     monkeypatch.setattr(image_prompts, "open_encoder", lambda *asked: asked)
-    monkeypatch.setattr(image_prompts, "picture_arguments", lambda encoder, pictures, scale, hidden: (encoder, hidden))
+    monkeypatch.setattr(image_prompts, "picture_arguments",
+                        lambda encoder, pictures, scale, hidden, last: (encoder, hidden))
     found = image_prompted(OPTIONS, generator_of(tmp_path, projection, hidden), None)
     assert found == (("an encoder", 5, hidden), hidden)
 

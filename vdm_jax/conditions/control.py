@@ -56,7 +56,11 @@ class ControlMap(InputCondition):
         if frames and frames[0] % wanted:
             raise UserError(f"{self.name} of {frames[0]} frames given for stage {stage.name!r}; permitted: {wanted}, "
                             f"the frames of its videos, or {2 * wanted}, {3 * wanted}, ...", "control.frames")
-        return super().of_request(stage, request) | {"scalars": self._options(request)}
+        found, options = super().of_request(stage, request), self._options(request)
+        if options and not found:
+            raise UserError(f"{', '.join(options)} given without {self.name} for stage {stage.name!r}; permitted: "
+                            "both, or none")
+        return found | {"scalars": options}
 
     def check_range(self, stage: Stage, given: Any) -> None:
         """Raise `UserError` for floats beyond `bounds`."""

@@ -81,6 +81,8 @@ class LatentUNet:
     max_relative_position: SizeOrZero = 0
     # Temporal attention after the feed-forward of each transformer (Tune-A-Video: Wu et al. 2022, arXiv 2212.11565)
     temporal_attention: bool = False
+    # Channels inside a temporal convolution after that (Follow Your Pose: Ma et al. 2023, arXiv 2304.01186); 0: none
+    temporal_rank: WidthOrZero = 0
     mix_frames: SizeOrZero = 0  # that have a learned share each, with `temporal`; 0: all frames have the same
     # Of conditioning frames and their mask, which the temporal layers see, with `temporal`
     conditioning_channels: WidthOrZero = 0
@@ -122,6 +124,10 @@ class LatentUNet:
         if sum(map(bool, kinds.values())) > 1:
             raise UserError(f"LatentUNet: {', '.join(f'{name}={value}' for name, value in kinds.items())}; permitted: "
                             "one kind of temporal layers")
+        if self.temporal_rank and not (self.temporal_attention and self.temporal_rank <= min(self.widths)):
+            raise UserError(f"LatentUNet.temporal_rank={self.temporal_rank} with temporal_attention="
+                            f"{self.temporal_attention}, widths={self.widths}; permitted: 0, or up to the smallest "
+                            "width with temporal_attention=True")
         if not self.temporal and (self.mix_frames or self.conditioning_channels):
             raise UserError(f"LatentUNet: mix_frames={self.mix_frames}, "
                             f"conditioning_channels={self.conditioning_channels} with temporal=False; permitted: 0")
@@ -195,6 +201,8 @@ LATENT_UNET_LVDM_TEXT = dataclasses.replace(LATENT_UNET_SD1, max_relative_positi
 LATENT_UNET_TUNE_A_VIDEO = dataclasses.replace(
     LATENT_UNET_SD1, temporal_attention=True, norm_over="residual",
     spatial_pattern=SparseCausal(first=True, previous=True, own=False))
+# Follow Your Pose (Ma et al. 2023, arXiv 2304.01186): the same with low-rank temporal convolutions
+LATENT_UNET_FOLLOW_YOUR_POSE = dataclasses.replace(LATENT_UNET_TUNE_A_VIDEO, temporal_rank=160)
 LATENT_UNET_ANIMATEDIFF_V1, LATENT_UNET_ANIMATEDIFF_V2, LATENT_UNET_ANIMATEDIFF_V3 = (
     dataclasses.replace(LATENT_UNET_SD1, motion=motion) for motion in (MOTION_V1, MOTION_V2, MOTION_V3))
 
@@ -276,7 +284,7 @@ def image_unet(unet: LatentUNet) -> LatentUNet:
     """The image network that a video network is without its temporal layers, norms per frame. Raises `UserError`
     where it has no other attention."""
     return dataclasses.replace(unet, temporal=False, temporal_conv=None, motion=None, max_relative_position=0,
-                               temporal_attention=False, mix_frames=0, conditioning_channels=0,
+                               temporal_attention=False, temporal_rank=0, mix_frames=0, conditioning_channels=0,
                                norm_over="frame", image_prompt=False, spatial_pattern=Spatial(),
                                temporal_pattern=Temporal())
 
@@ -329,7 +337,7 @@ def sizes_of(spec: LatentUNet) -> Sizes:
     return Sizes(spec.groups, spec.temporal, spec.use_linear_projection, spec.attention_kernel, jnp.dtype(spec.dtype),
                  spec.attention_context, spec.norm_over, spec.scale_shift_norm, spec.mix_frames,
                  spec.max_relative_position, spec.spatial_pattern, spec.temporal_pattern, spec.sharded_axis,
-                 spec.temporal_attention)
+                 spec.temporal_attention, spec.temporal_rank)
 
 
 def embed(

@@ -249,7 +249,7 @@ class FromText(LatentPipeline):
             what = "an image_prompt" if pictures is not None else f"image_prompt_scale={scale} alone"
             raise UserError(f"{what} with {'no' if self.image_prompts is None else 'an'} adapter; permitted: pictures, "
                             "once use_image_prompts(FILE) has loaded one", "image_prompt")
-        opened = open_pictures(pictures)
+        opened = self.image_prompts.opened(pictures)
         if len(opened) not in (1, prompts):
             raise UserError(f"image_prompt has {len(opened)} pictures for {prompts} prompts; permitted: one, or one "
                             "for each", "image_prompt")

@@ -321,7 +321,7 @@ KINDS = (
     Kind("UNetSpatioTemporalConditionModel", LatentUNet, _DIFFUSERS, image.read_video_unet, image.write_video_unet,
          lambda c: c.temporal),
     Kind("UNet3DConditionModel", LatentUNet, _DIFFUSERS, video.read_stack_unet, video.write_stack_unet,
-         lambda c: c.temporal_conv is not None or c.temporal_attention),
+         lambda c: c.temporal_conv is not None or (c.temporal_attention and not c.temporal_rank)),
     Kind("UNetMotionModel", LatentUNet, _DIFFUSERS, video.read_motion_unet, video.write_motion_unet,
          lambda c: c.motion is not None),
     Kind("MotionAdapter", MotionAdapter, _DIFFUSERS, video.read_adapter, video.write_adapter),
@@ -359,8 +359,8 @@ def kind_of(config: Config) -> Kind:
         if isinstance(config, kind.config) and kind.accepts(config):
             return kind
     raise UserError(f"{type(config).__name__} with layers that the other libraries do not have (temporal_kernel, "
-                    "temporal_attention, layout='clip', max_relative_position); permitted: a file in our own "
-                    "layout (.safetensors)")
+                    "temporal_attention, temporal_rank, layout='clip', max_relative_position); permitted: a file in "
+                    "our own layout (.safetensors)")
 
 
 def kind_named(name: str, where: str, wanted: type | None = None) -> Kind:
