@@ -13,7 +13,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float, Key
 
 from vdm_jax.conditions.conditioning import Conditioning
+from vdm_jax.conditions.control import of_last_steps
 from vdm_jax.diffusion.arrays import Denoiser, Level, Video
+from vdm_jax.diffusion.inversion import skipped_steps
 from vdm_jax.diffusion.null_text import Null, NullDenoiser
 from vdm_jax.diffusion.sampling import steps_between
 from vdm_jax.diffusion.steps import Step
@@ -110,6 +112,8 @@ def edit_parts(
     levels = stage_levels(stage, how.target) if levels is None else levels
     _, embedded = released_steps(stage, how.target)
     low = (None, None) if low is None else low
+    made = len(levels) - skipped_steps(len(levels), how.method.strength)
+    captions = tuple(of_last_steps(text, made, len(levels)) for text in captions)
 
     def conditioned(sampling: Sampling, text: Conditioning, low: Any) -> Conditioning:
         conditioning, _ = stage_conditioning(stage, sampling, keys, text, low, None, autoencoder)

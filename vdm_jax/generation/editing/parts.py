@@ -58,6 +58,7 @@ class EditsStage:
     """What methods of editing have unless they say otherwise."""
 
     name: ClassVar[str]
+    strength: float  # share of the steps that are made, the last ones
     inverts: ClassVar[bool] = True  # whether it goes by the caption of the given video
     needs_source: ClassVar[bool] = False  # whether it cannot do without that caption
     optimises_null: ClassVar[bool] = False  # whether it goes by `EditParts.nulls`
