@@ -87,6 +87,7 @@ def test_no_strength_keeps_the_frames_and_the_sound(trained, tmp_path):
     ("prompt_to_prompt", ["--cross-replace", "0", "--source-prompt", "a 3"], {"cross_replace": 0.0}),
     ("fatezero", ["--self-replace", "0", "--threshold", "0", "--source-prompt", "a 3", "--blend", "a", "3"],
      {"self_replace": 0.0, "threshold": 0.0, "blend": ("a", "3")}),
+    ("rerender", ["--poisson"], {"poisson": True}), ("rerender", [], {"poisson": False}),
     ("controlvideo", ["--smooth"], {"smooth": ()}), ("controlvideo", [], {"smooth": (20, 19), "hierarchical": False}),
     ("controlvideo", ["--smooth", "3", "2", "--hierarchical"], {"smooth": (3, 2), "hierarchical": True}),
 ])

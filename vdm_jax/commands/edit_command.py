@@ -94,6 +94,7 @@ class Edit:
     shape: tuple[Share, ...] | None = None
     pixel: tuple[Share, ...] | None = None
     colour: tuple[Share, ...] | None = None
+    poisson: bool = False  # rerender: blend the frames between key frames by their gradients too
     steps: SamplingSteps | None = None  # of the sampler, of every stage; each stage's own by default
     guidance: GUIDANCE = None
     guidance_scale: GUIDANCE_SCALE = None
@@ -122,13 +123,14 @@ READ_BY = {"refinements": ("ddim", "null_text", "prompt_to_prompt", "fatezero", 
            "iterations": ("null_text",),
            "smooth": ("controlvideo",), "hierarchical": ("controlvideo",), "window": ("controlvideo",),
            "interval": ("rerender",), "shape": ("rerender",), "pixel": ("rerender",), "colour": ("rerender",),
+           "poisson": ("rerender",),
            "cross_replace": ("prompt_to_prompt", "fatezero"), "weight": ("prompt_to_prompt", "fatezero"),
            "self_replace": ("fatezero",), "blend": ("fatezero",), "threshold": ("fatezero",),
            "source_guidance": ("ddim", "prompt_to_prompt", "ddpm"),
            "source_prompt": ("ddim", "null_text", "prompt_to_prompt", "fatezero", "ddpm")}
 # Fields of methods
 OF_METHODS = ("refinements", "iterations", "cross_replace", "self_replace", "blend", "threshold", "smooth",
-              "hierarchical", "window", "interval", "shape", "pixel", "colour")
+              "hierarchical", "window", "interval", "shape", "pixel", "colour", "poisson")
 
 
 def main(arguments: Sequence[str]) -> int:
