@@ -29,6 +29,7 @@ from vdm_jax.generation.editing.prompt_to_prompt import WordWeight
 from vdm_jax.generation.editing.words import WordEdits
 from vdm_jax.generation.generator import Generator
 from vdm_jax.networks.blocks.attention import Attention
+from vdm_jax_configs import dit_digits
 
 SIZE, SMALL, FRAMES, CHANNELS, TOKENS, HEADS, WIDTH = 8, 4, 2, 3, 5, 2, 4
 STEPS, GUIDANCE, EDITED, WEIGHTS = 4, 0.5, (1, 2), (1.0, 1.0, 2.0)
@@ -214,6 +215,8 @@ def test_what_cannot_be(generator):
         made(generator, FateZero(), source_guidance=1.0)
     with refused("FateZero.most_tokens", "most_tokens=1", "self_replace=0"):
         made(generator, FateZero(most_tokens=1))
+    with refused("FateZero.stage", "VideoTransformer with method='fatezero'", "a UNet or a LatentNetwork"):
+        FateZero().stage(dit_digits.base())
 
 
 @pytest.mark.parametrize(("path", "main"), [
