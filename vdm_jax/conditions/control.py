@@ -154,6 +154,16 @@ def at_step(
     return conditioning.adding({"scalars": found})
 
 
+def of_last_steps(conditioning: Conditioning, made: int, steps: int) -> Conditioning:
+    """The conditioning of a sampler of which only the last `made` of so many steps are made (SDEdit): the intervals of
+    its maps, which are shares of the steps that are made, as shares of all of them."""
+    def of_all(share: Array) -> Array:
+        return (steps - made + share * made) / steps
+
+    found = {key: of_all(share) for key, share in conditioning.scalars.items() if key.endswith(("_start", "_end"))}
+    return conditioning.adding({"scalars": found}) if found else conditioning
+
+
 def without_guessed(conditioning: Conditioning) -> Conditioning:
     """The conditioning of the unconditional estimate: maps in guess mode have weight 0 there."""
     found = {}
