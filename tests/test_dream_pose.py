@@ -27,7 +27,7 @@ from vdm_jax.evaluation.reconstruction import finish_autoencoder
 from vdm_jax.generation.one_stage import stage_denoiser
 from vdm_jax.networks.encoders.clip_vision import CLIPVision
 from vdm_jax.networks.kinds import network_module
-from vdm_jax.networks.latent_unet import LatentUNetNetwork
+from vdm_jax.networks.latent_unet_network import LatentUNetNetwork
 from vdm_jax.networks.picture_adapter import PictureAdapter, PictureAdapterNetwork
 from vdm_jax.runs.directory import open_run
 from vdm_jax.runs.records import read_records

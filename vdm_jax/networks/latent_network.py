@@ -39,14 +39,9 @@ from vdm_jax.networks.config import EmbeddedText
 from vdm_jax.networks.control_net import ControlNet, ControlNetNetwork
 from vdm_jax.networks.image_prompt import ImageProjection, ImageProjectionNetwork
 from vdm_jax.networks.latent_checks import check_branches, check_frames
-from vdm_jax.networks.latent_unet import (
-    LatentUNet,
-    LatentUNetNetwork,
-    image_unet,
-    reference_net_of,
-    reference_tokens,
-)
+from vdm_jax.networks.latent_unet import LatentUNet, image_unet, reference_net_of
 from vdm_jax.networks.latent_unet_blocks import Control, ImagePrompt
+from vdm_jax.networks.latent_unet_network import LatentUNetNetwork, reference_tokens
 from vdm_jax.networks.layers import Dense
 from vdm_jax.networks.picture_adapter import PictureAdapter, PictureAdapterNetwork
 from vdm_jax.networks.pose_guider import PoseGuider, PoseGuiderNetwork

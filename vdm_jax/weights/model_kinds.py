@@ -27,7 +27,8 @@ from vdm_jax.networks.encoders.clip_vision import CLIPVision, CLIPVisionEncoder
 from vdm_jax.networks.encoders.llama import LlamaText, LlamaTextEncoder
 from vdm_jax.networks.encoders.t5 import T5Encoder, T5TextEncoder
 from vdm_jax.networks.image_prompt import ImagePromptAdapter, ImagePromptAdapterNetwork
-from vdm_jax.networks.latent_unet import LatentUNet, LatentUNetNetwork
+from vdm_jax.networks.latent_unet import LatentUNet
+from vdm_jax.networks.latent_unet_network import LatentUNetNetwork
 from vdm_jax.networks.motion_adapter import MotionAdapter, MotionAdapterNetwork
 from vdm_jax.networks.sparse_control import SparseControlNet, SparseControlNetNetwork
 from vdm_jax.networks.t2i_adapter import T2IAdapter, T2IAdapterNetwork
