@@ -21,9 +21,10 @@ from tests.training.latents import AUTOENCODER, random_params, write_model
 from tests.weights.folders import tensors_of, write
 from vdm_jax.commands.configs import config_folder, load_config, load_module
 from vdm_jax.commands.main import main
-from vdm_jax.conditions.inputs import Input
+from vdm_jax.conditions.inputs import Input, check_uncut
 from vdm_jax.data.picture_encoding import PictureEncoder
 from vdm_jax.evaluation.reconstruction import finish_autoencoder
+from vdm_jax.generation.long_video.plan import Autoregressive
 from vdm_jax.generation.one_stage import stage_denoiser
 from vdm_jax.networks.encoders.clip_vision import CLIPVision
 from vdm_jax.networks.kinds import network_module
@@ -31,6 +32,7 @@ from vdm_jax.networks.latent_unet_network import LatentUNetNetwork
 from vdm_jax.networks.picture_adapter import PictureAdapter, PictureAdapterNetwork
 from vdm_jax.runs.directory import open_run
 from vdm_jax.runs.records import read_records
+from vdm_jax.stages.options import Windows
 from vdm_jax.stages.parameters import example_conditioning, initial_params
 from vdm_jax.training.autoencoder_loop import AutoencoderTrainer
 from vdm_jax.training.loop import Trainer
@@ -57,6 +59,16 @@ def test_a_window_of_maps_is_those_of_the_frames_around_each():
     for wrong in ({"window": 4}, {"channels": 4}, {"enters": "residuals"}):
         with refused("Input.window", "permitted: "):
             Input(**{"name": "control", "width": 3, "enters": "channels", "window": 5} | wrong)
+
+
+def test_videos_whose_maps_see_their_neighbours_are_made_at_once():
+    with refused("Input.window", "Stage 'base'", "sampling.windows=", "Input.window=5 of 'control'", "Input.window=1"):
+        dataclasses.replace(STAGE, sampling=dataclasses.replace(STAGE.sampling, windows=Windows(frames=2, overlap=1)))
+    with refused("Input.window", "stage 'base': frames=6 in segments of 3", "Input.window=5 of 'control'"):
+        Autoregressive(overlap=1).check(STAGE, STAGE.sampling, 6)
+    near = dataclasses.replace(POSES, window=1)
+    conditions = tuple(near if entry is POSES else entry for entry in STAGE.network.conditions)
+    check_uncut(conditions, "any parts")
 
 
 def test_the_adapter_begins_as_the_states_and_is_two_affine_maps():

@@ -63,13 +63,13 @@ def test_a_convolution_of_low_rank_is_two_after_each_other():
 @pytest.fixture(scope="module")
 def begun():
     """The first stage, none of whose parameters is zero, and the second one begun as that."""
-    drawn = jax.eval_shape(lambda: initial_params(IMAGES, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: initial_params(IMAGES, jax.random.key(0)))
     rng = np.random.default_rng(1)
-    first = jax.tree.map(lambda a: jnp.asarray(0.3 * rng.normal(size=a.shape), a.dtype), drawn)
+    first = jax.tree.map(lambda a: jnp.asarray(0.3 * rng.normal(size=a.shape), a.dtype), shapes)
     new = jax.eval_shape(lambda: initial_params(VIDEOS, jax.random.key(0)))
     plan = plan_latent_inflation(VIDEOS.network.unet, new, IMAGES.network.unet, first)
-    fresh = jax.tree.map(lambda a: jnp.asarray(0.3 * rng.normal(size=a.shape), a.dtype), new)
-    return first, plan.apply(fresh, first), plan
+    drawn = jax.tree.map(lambda a: jnp.asarray(0.3 * rng.normal(size=a.shape), a.dtype), new)
+    return first, plan.apply(drawn, first), plan
 
 
 def conditioned(stage, seed=0):

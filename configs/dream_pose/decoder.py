@@ -3,7 +3,7 @@
 Citation: Karras et al. 2023, arXiv 2304.06025; the authors' code (johannakarras/DreamPose): 1,500 steps of 16 frames at
           rate 5e-5, squared errors alone; the encoder stays, so that latents do too. Ours: no averaged weights.
 Hardware: one A100; about 20 minutes.
-Expected: that of frames.py. Not trained by us.
+Expected: as dream_pose/frames. Not trained by us.
 Run:      vdm-jax train dream_pose/decoder     (weights/sd_vae.safetensors by vdm-jax convert; data/person; docs/how-to/
           control.md says how a run is sampled with it)
 """

@@ -6,7 +6,8 @@ Citation: Karras et al. 2023, arXiv 2304.06025; the authors' code (johannakarras
           PNDM with scales 8 and 3, one noise for all frames. 5 epochs (a review of the paper) are about 38,000 steps of
           339 videos of some 12 s at 30 frames per second. Ours: clips of eight frames, two in a batch; one picture for
           each video; a picture that is left out has latents of zeros; the adapter's map begins without offsets; no
-          averaged weights.
+          averaged weights; beyond the first and the last frame of a clip, in training too, a frame's own pose is
+          repeated.
 Hardware: 2 A100; 18 s per frame to sample.
 Expected: UBC fashion SSIM 0.885, LPIPS 0.068, FVD 238.7 after both phases, in the table of Animate Anyone. Not trained
           by us.

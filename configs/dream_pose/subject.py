@@ -4,7 +4,7 @@ Citation: Karras et al. 2023, arXiv 2304.06025; the authors' code (johannakarras
           random crops. frames.py says more. Ours: dropout as in the first phase, which guidance asks for. decoder.py is
           the other half.
 Hardware: 2 A100; about 10 minutes, and 20 of the decoder.
-Expected: that of frames.py. Not trained by us.
+Expected: as dream_pose/frames. Not trained by us.
 Run:      vdm-jax train dream_pose/subject     (after dream_pose/frames; data/person has what data/fashion has, at least
           eight frames, which may be one picture repeated)
 """

@@ -15,7 +15,7 @@ BETAS = ScaledLinearBetaSchedule()
 PROCESS = Process(schedule=BETAS, prediction="eps", level_sampling=UniformTimestep())
 SAMPLER = DDIM(grid=TimestepGrid(spacing="leading", offset=1))
 POSES = ("^/control_net_control/",)  # what the first stage trains
-# What the second stage trains: queries, and all that joins frames but for the norms
+# What the second stage trains: queries, and all of the temporal layers but the norms
 OVER_FRAMES = ("/self_attention/query/", "/cross_attention/query/", "/temporal_attention/", "/temporal_convolution/")
 
 

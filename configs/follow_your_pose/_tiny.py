@@ -44,7 +44,7 @@ def images(autoencoder: Autoencoder, steps: int = 60) -> Experiment:
 
 
 def videos(autoencoder: Autoencoder, run: str, steps: int = 60) -> Experiment:
-    """What joins frames, on clips without poses."""
+    """Temporal layers, on clips without poses."""
     training = Training(steps=steps, learning_rate=1e-2, trainable=_stage.OVER_FRAMES,
                         init_from=InitFrom(stage="base", run=run))
     return experiment("tiny_pose_videos", VIDEO, training, replace(DATA, frames=3), autoencoder)

@@ -1,4 +1,4 @@
-"""Follow Your Pose, second stage: what joins frames is trained on videos without poses, 12 frames of 512x512.
+"""Follow Your Pose, second stage: temporal layers are trained on videos without poses, 12 frames of 512x512.
 
 Citation: Ma et al. 2023, arXiv 2304.01186; the authors' code and config (mayuelala/FollowYourPose): clips of 12 frames,
           every fourth of the video, one on each of 8 GPUs, 5,000 steps (a review of the paper has 50,000) at rate 3e-5

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 import tyro
 from jaxtyping import Bool, Float, UInt8
 
+from experiments.digit_rows import exit_code
 from vdm_jax.benchmark.machine import describe, versions
 from vdm_jax.digits.clips import COLOURS, DIGIT_WORDS, DigitClip, DigitObject, generate_clip
 from vdm_jax.digits.scorer import DigitScorer
@@ -197,4 +199,4 @@ def main(options: Run) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Run, description=__doc__))
+    sys.exit(exit_code("editing", lambda: main(tyro.cli(Run, description=__doc__))))

@@ -143,13 +143,16 @@ def test_steps_may_reuse_what_the_blocks_have_added(pipeline):
 
 def test_tiles_are_asked_for(pipeline):
     """One that covers the frame changes nothing, smaller ones what norms and borders see."""
-    options = {**SIZE, "num_inference_steps": 1, "seed": 3, "progress": False}
+    options = {**SIZE, "width": 24, "num_inference_steps": 1, "seed": 3, "progress": False}
     plain, one, several = (pipeline("a red three", **options, decode_tile_size=size).videos.astype(int)
-                           for size in (None, 16, 8))
+                           for size in (None, 24, 16))
     np.testing.assert_array_equal(one, plain)
     assert 0 < np.abs(several - plain).max()
-    with refused("decode_tile_size", "=6", "multiples of 4"):
-        pipeline("a", **options, decode_tile_size=6)
+    for size, overlap in ((16, 4), (20, 4), (32, 8)):  # a quarter, in whole latents
+        assert pipeline.stage(5, 8, 24, tile=size).latent.overlap == overlap
+    for size in (18, 12):
+        with refused("decode_tile_size", f"={size}", "multiples of 4 from 16 on"):
+            pipeline("a", **options, decode_tile_size=size)
 
 
 def test_over_several_devices(pipeline, folder):

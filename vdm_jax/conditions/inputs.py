@@ -7,7 +7,7 @@ take it. Networks need not change.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
@@ -94,6 +94,15 @@ class Input:
             inside = (place >= 0) & (place < len(frames))
             parts.append(maps[:, np.where(inside, place, frames)] if offset else maps)
         return jnp.concatenate(parts, axis=-1)
+
+
+def check_uncut(conditions: Sequence[Input], cut: str) -> None:
+    """Raise `UserError` for maps of the frames around each one where a video is made in parts, as `cut` says: a part
+    has no maps of the frames beyond it."""
+    for entry in conditions:
+        if entry.window > 1:
+            raise UserError(f"{cut} with Input.window={entry.window} of {entry.name!r}, which asks for maps of frames "
+                            "beyond each part; permitted: videos made at once, or Input.window=1", "Input.window")
 
 
 def map_fields() -> tuple[str, ...]:

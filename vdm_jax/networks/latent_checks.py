@@ -81,8 +81,8 @@ def _check_image_prompt(spec: Any) -> None:
 
 def check_frames(spec: Any) -> None:
     """Raise `UserError` where the U-Net does not take conditioning frames in this way."""
-    unet, told = spec.unet, spec.frame_conditioning == "layers"
-    if unet.conditioning_channels != told * (unet.out_channels + 1):
+    unet, by_layers = spec.unet, spec.frame_conditioning == "layers"
+    if unet.conditioning_channels != by_layers * (unet.out_channels + 1):
         raise UserError(f"LatentNetwork.frame_conditioning={spec.frame_conditioning!r} for a U-Net of "
                         f"conditioning_channels={unet.conditioning_channels}; permitted: 'layers' "
                         "exactly for one of its latents' channels and 1, else 'none', "

@@ -127,7 +127,8 @@ class LatentPipeline:
         self, frames: int, height: int, width: int, chunk: int | None = None, tile: int | None = None
     ) -> Stage:
         """The stage that makes videos of a size, decoded in chunks of so many frames, or in tiles whose sides have so
-        many pixels and which share a quarter of them. Raises `UserError` for sizes that the networks cannot take."""
+        many pixels and which share a quarter of them, rounded down to whole latents. Raises `UserError` for sizes that
+        the networks cannot take."""
         stage = stage_of(self.folder, self.models, self.scheduler)
         factor = stage.latent.autoencoder.factor
         for name, size in (("height", height), ("width", width)):
@@ -138,9 +139,9 @@ class LatentPipeline:
         chunk = chunk if chunk is not None and chunk < frames else None
         latent = dataclasses.replace(stage.latent, decode_frames=chunk)
         if tile is not None:
-            if arguments.whole("decode_tile_size", tile, 1, arguments.SIDE) % factor:
-                raise UserError(f"decode_tile_size={tile}; permitted: multiples of {factor} for this model",
-                                "decode_tile_size")
+            if arguments.whole("decode_tile_size", tile, 1, arguments.SIDE) % factor or tile < 4 * factor:
+                raise UserError(f"decode_tile_size={tile}; permitted: multiples of {factor} from {4 * factor} on for "
+                                "this model", "decode_tile_size")
             latent = dataclasses.replace(latent, tile=(tile, tile), overlap=tile // 4 // factor * factor)
         return dataclasses.replace(stage, video=video, latent=latent)
 

@@ -164,7 +164,13 @@ def encoding_step(latent: Latent, weights: Any) -> Step:
 
 def decoding_step(latent: Latent, weights: Any) -> Step:
     """Video in [-1, 1] of some frames of latents as diffusion sees them, as `encoding_step`: frames of a clip can be
-    shown while later latents are still being sampled. A decoder that adds noise adds the same each time."""
+    shown while later latents are still being sampled. A decoder that adds noise adds the same each time.
+
+    Raises `UserError` for an autoencoder whose pieces overlap and are blended.
+    """
+    if isinstance(latent.autoencoder, HunyuanAutoencoder):
+        raise UserError(f"{type(latent.autoencoder).__name__}: its pieces overlap and are blended, so that none is "
+                        "decoded on its own; permitted: decode, of all latents", "latent.decoding_step")
     step = _decoding(latent, weights)
 
     def clipped(piece: Array, state: Any) -> tuple[Array, Any]:

@@ -90,13 +90,14 @@ class Tokenizer:
         return Tokens(ids, mask)
 
 
-def open_tokenizer(folder: str | os.PathLike, length: int | None = None) -> Tokenizer:
+def open_tokenizer(folder: str | os.PathLike, length: int | None = None, llama: bool = False) -> Tokenizer:
     """The tokenizer of a folder: `tokenizer.json`, or `vocab.json` with `merges.txt` (CLIP), or `spiece.model` (T5).
     Llama's has the tokens around a text that its file says, and no others.
 
     Args:
       folder: as diffusers and transformers write it.
       length: tokens of a text at most; that of `tokenizer_config.json` by default.
+      llama: whether byte pairs of a class that says nothing (`TokenizersBackend`) are Llama's; refused otherwise.
 
     Raises:
       UserError: a package is missing, a file is missing or damaged, a tokenizer that is none of CLIP, T5 and Llama, or
@@ -106,7 +107,7 @@ def open_tokenizer(folder: str | os.PathLike, length: int | None = None) -> Toke
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; permitted: the tokenizer/ folder of a model")
     config, special = _json(folder / "tokenizer_config.json"), _json(folder / "special_tokens_map.json")
-    kind = _kind(folder, config)
+    kind = _kind(folder, config, llama)
     if kind == "llama" and not (folder / "tokenizer.json").is_file():
         raise UserError(f"{folder} has no tokenizer.json; permitted: that file of Llama's tokenizer")
     if config.get("padding_side", "right") != "right":
@@ -204,12 +205,13 @@ def _framed(
     return Tokenizer(split, start=start, end=end, padding=padding, length=length)
 
 
-def _kind(folder: pathlib.Path, config: dict[str, Any]) -> str:
-    """Whose tokenizer a folder holds."""
+def _kind(folder: pathlib.Path, config: dict[str, Any], llama: bool) -> str:
+    """Whose tokenizer a folder holds; `llama` as in `open_tokenizer`."""
     name = config.get("tokenizer_class")
     if name == "TokenizersBackend":  # of newer versions of transformers, whose file says what it is
         model = _json(folder / "tokenizer.json").get("model")
-        name = "T5Tokenizer" if isinstance(model, dict) and model.get("type") == "Unigram" else name
+        classes = {"Unigram": "T5Tokenizer"} | ({"BPE": "LlamaTokenizer"} if llama else {})
+        name = classes.get(str(model.get("type")), name) if isinstance(model, dict) else name
     if isinstance(name, str) and name in CLASSES:
         return CLASSES[name]
     if name is not None:

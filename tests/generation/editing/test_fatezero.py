@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -204,6 +205,13 @@ def test_words_that_change(generator):
         FateZero(blend=("two",)).by_words(stage, generator, TARGETS[:1], SOURCES[:1])
     with refused("FateZero.blend", "other numbers of words", "such as 'left'"):
         FateZero(cross_replace=0.0).by_words(stage, generator, ["a two"], SOURCES[:1])
+    assert FateZero().by_words(stage, generator, SOURCES, SOURCES) == WordEdits((), ())  # equal: none changes
+    short = dataclasses.replace(stage.network, text=dataclasses.replace(stage.network.text, length=2))
+    short = dataclasses.replace(stage, network=short)
+    assert FateZero().by_words(short, generator, TARGETS, SOURCES) == WordEdits((), (1,))
+    for method, target in ((FateZero(blend=("three",)), TARGETS[0]), (FateZero(), "a red two moving left")):
+        with refused("FateZero.blend", "'three'", "cut off", "reads 2 tokens"):
+            method.by_words(short, generator, [target], SOURCES[:1])
     with refused("FateZero.blend", "different places, [(1,), (2,)]"):
         FateZero().by_words(stage, generator, [TARGETS[0], "a blue three"], SOURCES)
     _, large = generator.stages()

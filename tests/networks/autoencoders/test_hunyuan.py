@@ -13,7 +13,7 @@ from tests.refusals import refused
 from tests.training.latents import random_params
 from vdm_jax.networks.autoencoders import hunyuan as hy
 from vdm_jax.networks.autoencoders.tiling import in_blended_clips
-from vdm_jax.stages.latent import Latent, decode, encode
+from vdm_jax.stages.latent import Latent, decode, decoding_step, encode
 from vdm_jax.weights.model_kinds import shapes
 
 TINY = hy.HunyuanAutoencoder(widths=(2, 4, 4), blocks=1, groups=2, latent_channels=2)
@@ -24,7 +24,7 @@ def test_published_size():
     assert Latent(autoencoder=hy.AUTOENCODER_HUNYUAN).shape(129, 720, 1280) == (33, 90, 160, 16)
 
 
-def grown(x):
+def numbered_frames(x):
     """Latents to frames that say where in their piece they are, 4 for each after the first."""
     first, later = x[:, :1], jnp.repeat(x[:, 1:], 4, axis=1)
     y = jnp.concatenate([first, later], axis=1)
@@ -35,10 +35,10 @@ def grown(x):
 def test_pieces_are_blended(length):
     """Pieces of 5 latents every 3, written out frame by frame; the last ones are shorter."""
     z = np.random.default_rng(0).normal(size=(1, length, 1, 1, 1)).astype(np.float32)
-    found = jax.jit(lambda z: in_blended_clips(grown, z, 4, 3))(z)
+    found = jax.jit(lambda z: in_blended_clips(numbered_frames, z, 4, 3))(z)
     wanted, filled = np.zeros(1 + 4 * (length - 1)), 0
     for start in range(0, length, 3):
-        piece = np.ravel(grown(z[:, start : start + 5]))
+        piece = np.ravel(numbered_frames(z[:, start : start + 5]))
         for place, value in enumerate(piece):
             frame = 4 * start + place
             if place == 0 and start:
@@ -66,8 +66,9 @@ def test_pieces_are_part_of_the_model(normal):
     (lambda: dataclasses.replace(TINY, widths=(2, 4)), ("HunyuanAutoencoder.widths", "(2, 4)", "3 or more")),
     (lambda: dataclasses.replace(TINY, piece_frames=20), ("HunyuanAutoencoder.piece_frames", "=20", "16, 32")),
     (lambda: TINY.latent_frames(7), ("video.frames", "=7", "1, 5, 9")),
+    (lambda: decoding_step(Latent(autoencoder=TINY), {}), ("latent.decoding_step", "HunyuanAutoencoder", "decode")),
     (lambda: Latent(autoencoder=TINY, decode_frames=2), ("Latent.decode_frames", "=2", "None, 4")),
-    (lambda: in_blended_clips(grown, jnp.zeros((1, 9, 1, 1, 1)), 4, 5), ("stride", "=5", "frames=4")),
+    (lambda: in_blended_clips(numbered_frames, jnp.zeros((1, 9, 1, 1, 1)), 4, 5), ("stride", "=5", "frames=4")),
     (lambda: hy.HunyuanAutoencoderKL(TINY).init(jax.random.key(0), jnp.zeros((1, 1, 6, 4, 3))),
      ("hunyuan.HunyuanAutoencoderKL.encode", "6x4")),
 ])

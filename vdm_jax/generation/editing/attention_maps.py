@@ -38,7 +38,7 @@ class Queries(NamedTuple):
 class Kept(NamedTuple):
     """Attention of an estimate, by layer: in the trace where it is made."""
 
-    own: dict[str, tuple[tuple[Array, Array, Array], dict[str, Any]]]  # arguments of self-attention within frames
+    own: dict[str, tuple[tuple[Array, Array, Array], dict[str, Any]]]  # arguments of self-attention other than temporal
     cross: dict[str, Queries]
 
 

@@ -76,7 +76,8 @@ class FateZero(PromptToPrompt):
         self, stage: Stage, generator: Generator, captions: Sequence[str], sources: Sequence[str] | None
     ) -> WordEdits | None:
         """Weights of the first tokens of the new captions, and places of the words that change among those of the given
-        videos' captions. Raises `UserError` as `PromptToPrompt.by_words`, for a word that is not there, captions of
+        videos' captions: none, and all self-attention is the inversion's, where captions are equal and `blend` names
+        no word. Raises `UserError` as `PromptToPrompt.by_words`, for a word that is not there or cut off, captions of
         which nobody can say which words change, and several captions with them at different places."""
         found = super().by_words(stage, generator, captions, sources)
         if found is None:
@@ -99,7 +100,12 @@ class FateZero(PromptToPrompt):
                             f"blend with words of the first, such as {own.words[-1]!r}", "FateZero.blend")
         changes = [word in wanted if wanted else word != other
                    for word, other in zip(own.words, new.words if not wanted else own.words, strict=True)]
-        return tuple(place for change, some in zip(changes, own.places, strict=False) if change for place in some)
+        if cut := [word for word, change, some in zip(own.words, changes, own.places, strict=True)
+                   if change and not some]:
+            raise UserError(f"{cut[0]!r}, a word that changes, is cut off {source!r}, of which the network reads "
+                            f"{sum(own.counts)} tokens; permitted: words before that, or a shorter caption",
+                            "FateZero.blend")
+        return tuple(place for change, some in zip(changes, own.places, strict=True) if change for place in some)
 
     def edit(self, x: Video, parts: EditParts) -> Video:
         """The edited video, or latents."""
@@ -144,8 +150,9 @@ class FateZero(PromptToPrompt):
         """Raise `UserError` where the network has no attention of the kind that is replaced, or the inversion is
         guided."""
         if self.self_replace and not kept.own:
-            raise UserError(f"a network without self-attention within frames of up to most_tokens={self.most_tokens} "
-                            f"tokens with method={self.name!r}; permitted: more most_tokens, or self_replace=0",
+            raise UserError(f"a network without self-attention other than temporal of up to most_tokens="
+                            f"{self.most_tokens} tokens with method={self.name!r}; permitted: more most_tokens, or "
+                            "self_replace=0",
                             "FateZero.most_tokens")
         if not kept.cross:
             raise UserError(f"a network without cross-attention to the caption of up to most_tokens={self.most_tokens} "

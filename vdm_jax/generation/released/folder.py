@@ -80,10 +80,10 @@ class Folder:
         self._check("scheduler")
         return read_scheduler(self.path / "scheduler", self.sampler)
 
-    def tokenizer(self, length: int, part: str = "tokenizer") -> Tokenizer:
-        """A tokenizer, for texts of so many tokens. Raises `UserError` as `open_tokenizer` does."""
+    def tokenizer(self, length: int, part: str = "tokenizer", llama: bool = False) -> Tokenizer:
+        """A tokenizer, for texts of so many tokens; `llama` and errors are those of `open_tokenizer`."""
         self._check(part)
-        return open_tokenizer(self.path / part, length)
+        return open_tokenizer(self.path / part, length, llama)
 
     def fields(self, file: str) -> dict[str, Any]:
         """An object of a file of the folder; empty where there is none."""

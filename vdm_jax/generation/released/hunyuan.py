@@ -80,7 +80,7 @@ class HunyuanEncoder:
 
     def __init__(self, folder: Folder, networks: dict[str, Pretrained]):
         self.mesh, self.llama, self.clip = folder.mesh, networks[LLAMA], networks[CLIP]
-        self.words = folder.tokenizer(CUT + KEPT)
+        self.words = folder.tokenizer(CUT + KEPT, llama=True)
         self.summary = folder.tokenizer(self.clip.config.length, "tokenizer_2")
 
         def vectors(params: Any, ids: Any, mask: Any) -> Any:
