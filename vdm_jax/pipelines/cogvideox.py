@@ -48,7 +48,8 @@ class CogVideoXTextToVideo(FromText):
           num_per_prompt: videos of each prompt.
           fps: frames per second of the file that is written; 8 by default (16).
           decode_tile_size: pixels of a side of the tiles that are decoded one after the other, of four latents or more,
-            and share a quarter of them, in whole latents, over which they are blended; whole frames by default. Tiles take less memory, and norms see a tile.
+            and share a quarter of them, in whole latents, over which they are blended; whole frames by default. Tiles
+            take less memory, and norms see a tile.
           seed: same seed, same place in the batch, same video.
           latents: `[B, T, h, w, C]`, standard normal noise to begin with, of CogVideoX1.5 with one latent in front that
             is not decoded; drawn from the seed by default.

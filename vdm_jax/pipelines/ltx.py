@@ -55,8 +55,8 @@ class LTXTextToVideo(FromText):
           decode_timestep, decode_noise_scale: from version 0.9.1 on, whose decoder is a last step of denoising, its
             time and the share of noise in the latents; 0.05 and 0.025 by default, as the authors have them.
           decode_tile_size: pixels of a side of the tiles that are decoded one after the other, of four latents or more,
-            and share a quarter of them, in whole latents, over which they are blended; whole frames by default. Tiles take less memory. The picture
-            is encoded in them too.
+            and share a quarter of them, in whole latents, over which they are blended; whole frames by default. Tiles
+            take less memory. The picture is encoded in them too.
           seed: same seed, same place in the batch, same video.
           latents: `[B, T, h, w, C]`, standard normal noise to begin with; drawn from the seed by default.
           progress: called with ("denoising", steps done, steps); a bar on a terminal by default; False: nothing.

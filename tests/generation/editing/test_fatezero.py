@@ -212,6 +212,9 @@ def test_words_that_change(generator):
     for method, target in ((FateZero(blend=("three",)), TARGETS[0]), (FateZero(), "a red two moving left")):
         with refused("FateZero.blend", "'three'", "cut off", "reads 2 tokens"):
             method.by_words(short, generator, [target], SOURCES[:1])
+    with refused("PromptToPrompt.weights", "'three'", "cut off", "reads 2 tokens"):
+        weighted = FateZero(weights=(WordWeight(word="three", weight=2.0),))
+        weighted.by_words(short, generator, TARGETS[:1], SOURCES[:1])
     with refused("FateZero.blend", "different places, [(1,), (2,)]"):
         FateZero().by_words(stage, generator, [TARGETS[0], "a blue three"], SOURCES)
     _, large = generator.stages()

@@ -78,8 +78,8 @@ class PromptToPrompt(DDIMInversion):
         self, stage: Stage, generator: Generator, captions: Sequence[str], sources: Sequence[str] | None
     ) -> WordEdits | None:
         """Weights of the first tokens of the new captions. Raises `UserError` for captions whose words have other
-        numbers of tokens than the given videos', a word that is not there, and several captions with a weighted word at
-        different places."""
+        numbers of tokens than the given videos', a word that is not there or cut off, and several captions
+        with a weighted word at different places."""
         if stage.network.text is None:
             return None
         found = set()
@@ -95,6 +95,10 @@ class PromptToPrompt(DDIMInversion):
                     raise UserError(f"weight of {each.word!r}, which is no word of {caption!r}; permitted: "
                                     f"{', '.join(words.words)}", "PromptToPrompt.weights")
                 for word, places in zip(words.words, words.places, strict=True):
+                    if word == each.word.lower() and not places:
+                        raise UserError(f"weight of {each.word!r}, which is cut off {caption!r}, of which the network "
+                                        f"reads {sum(words.counts)} tokens; permitted: words before that, or a shorter "
+                                        "caption", "PromptToPrompt.weights")
                     if word == each.word.lower():
                         scales[list(places)] = each.weight
             found.add(tuple(np.trim_zeros(scales - 1, "b") + 1))  # further tokens have weight 1

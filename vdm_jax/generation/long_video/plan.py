@@ -75,7 +75,8 @@ class Method:
         if stage.starts_from("first_frame"):
             raise UserError(f"stage {stage.name!r} begins with a picture and cannot be extended; permitted: a stage "
                             "that takes conditioning frames", "stage")
-        check_uncut(stage.network.conditions, f"stage {stage.name!r}: frames={frames} in segments of {size}")
+        if frames > size:
+            check_uncut(stage.network.conditions, f"stage {stage.name!r}: frames={frames} in segments of {size}")
 
     def sampled_by(self, stage: Stage, frames: int) -> Stage:
         """The first stage as it samples its segments."""
