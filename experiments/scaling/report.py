@@ -18,7 +18,7 @@ Row = dict[str, Any]
 TITLES = {"weak": "Weak scaling: as many clips for every chip", "strong": "Strong scaling: one batch over more chips"}
 TABLES = ("even", *TITLES)
 NAMES = {"imagen_video/cascade": "Imagen Video's base", "imagen_video/full_attention": "its base, full attention",
-         "svd/image_to_video_14": "Stable Video Diffusion"}
+         "svd/image_to_video_14": "Stable Video Diffusion", "nuwa_xl/flintstones": "NUWA-XL"}
 PAGE = Path(__file__).parent.parent.parent / "docs" / "performance.md"
 
 
@@ -36,6 +36,8 @@ def write_report(path: Path, readme: Path, page: Path | None = None) -> None:
                 text = insert(text, f"{study}_plot", f"![{TITLES[study]}]({picture.relative_to(readme.parent)})")
         text = insert(text, "mesh", mesh_table(rows, found.get("shapes", {})))
         text = insert(text, "last", last_table(rows))
+        text = insert(text, "long", long_table(rows))
+        text = insert(text, "compiling", compiling_table(rows))
         text = insert(text, "protocol", protocol(found))
         if page is not None:
             table = pods_table(rows, found.get("shapes", {}))
@@ -165,6 +167,36 @@ def last_table(rows: dict[str, Row]) -> str:
         lines.append(f"| {case.topology} ({case.chips}) | {case.spread} | {cells[0]} | {cells[2]} | {cells[4]} |")
     if left:
         lines += ["", f"Not compiled yet: {', '.join(left)}."]
+    return "\n".join(lines)
+
+
+def long_table(rows: dict[str, Row]) -> str:
+    """Long videos: segments over chips, and one clip over chips."""
+    lines = ["| network | slice | clips x frames | split | program | memory per chip, GiB | call or step at least, s | "
+             "limited by | sent per chip, GiB |", "|---|---|---|---|---|---|---:|---|---:|"]
+    left = []
+    for case, row in recorded("long", rows):
+        if row is None:
+            left.append(case.name)
+            continue
+        memory, _, seconds, _, limit, sent = scaling_cells(row)
+        frames, split = case.plan().stage.video.frames, "frames" if case.mesh[3] > 1 else "clips"
+        lines.append(f"| {NAMES[case.config]} | {case.topology} ({case.chips}) | {case.batch} x {frames} | {split} | "
+                     f"{case.what} | {memory} | {seconds} | {limit} | {sent} |")
+    return "\n".join([*lines, *(["", f"Not compiled yet: {', '.join(left)}."] if left else [])])
+
+
+def compiling_table(rows: dict[str, Row]) -> str:
+    """What the compiler itself takes, of the programs whose memory is recorded."""
+    lines = ["| network | chips | batch | data x fsdp x tensor x context | remat | tracing, s | compiling, s | memory "
+             "of the compiler, GiB |", "|---|---|---:|---|---|---:|---:|---:|"]
+    shown = {case.name: case for case in cases() if "compiler_gib" in rows.get(case.name, {})}
+    for name, case in sorted(shown.items(), key=lambda pair: -rows[pair[0]]["compiler_gib"]):
+        row, parts = rows[name], f" in {case.accumulation}" if case.accumulation > 1 else ""
+        taken = f"{row['trace_seconds']:.0f} | {row['compile_seconds']:.0f} | {row['compiler_gib']:.1f}"
+        mesh = " x ".join(map(str, case.mesh))
+        lines.append(f"| {NAMES[case.config]} | {case.topology} ({case.chips}) | {case.batch}{parts} | {mesh} | "
+                     f"{row['remat']} | {taken} |")
     return "\n".join(lines)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
+import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -52,13 +53,20 @@ def protocol() -> dict[str, str]:
 
 def compiled(case: Case) -> dict[str, Any]:
     """The report of a case, without what the case itself says; a `UserError` is a row that says why."""
-    plan = case.plan()
+    plan, before = case.plan(), resident()
     try:
         devices = devices_of(plan)
         report = judge(compile_plan(plan, devices), capacity_of(devices[0]))
     except UserError as error:
         return {"status": "refused", "reason": str(error)}
-    return {name: report[name] for name in KEPT if name in report}
+    most = resident()  # of this process until now: of this case where it is more than before
+    return {**{name: report[name] for name in KEPT if name in report},
+            **({"compiler_gib": round(most, 2)} if most > before else {})}
+
+
+def resident() -> float:
+    """The most memory that this process has held, GiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def counted(case: Case, rows: dict[str, Any]) -> dict[str, Any]:
